@@ -1,0 +1,127 @@
+use std::{fmt, pin::Pin, sync::Arc};
+
+use ::axum::{
+    extract::{FromRequest, FromRequestParts, Request},
+    handler::Handler,
+    response::{IntoResponse, Response},
+};
+
+use super::into_response::respond;
+use crate::pool::{Pool, run};
+
+/// An axum handler from a sync function `fn(T1, .., T16) -> impl IntoResponse`.
+///
+/// The extractors run on the event loop, as for any handler: a slow request body holds no thread of the pool. Then the
+/// function and its return value's `into_response` run on the pool. All extractors work, `State` and a last one that
+/// consumes the body included.
+///
+/// If the pool is full or shut down the answer is a 503 with `Retry-After`, after the extractors have run; put an
+/// [`OffloadLayer`](crate::OffloadLayer) around the route instead to refuse before that, or to change the answer.
+///
+/// # Panics
+///
+/// The handler's future resumes a panic of the function.
+///
+/// # Cancel safety
+///
+/// If the client leaves before the function has started, it never runs; if later, it can ask
+/// [`cancelled`](crate::offload::cancelled).
+///
+/// ```compile_fail
+/// use axum::{Router, routing::get};
+/// use tower_offload::{ThreadPool, axum::blocking};
+///
+/// // An async function is no sync one: put an `OffloadLayer` around its route.
+/// let _: Router = Router::new().route("/", get(blocking(ThreadPool::cpu(), async || "no")));
+/// ```
+pub fn blocking<F>(pool: impl Pool, handler: F) -> Blocking<F> {
+    Blocking { pool: pool.into_shared(), handler }
+}
+
+/// Made by [`blocking`].
+#[derive(Clone)]
+pub struct Blocking<F> {
+    pool: Arc<dyn Pool>,
+    handler: F,
+}
+
+impl<F> Blocking<F> {
+    async fn run(pool: Arc<dyn Pool>, work: impl FnOnce() -> Response + Send + 'static) -> Response {
+        match run(pool.clone(), work).await {
+            Ok(response) => response,
+            Err(rejection) => respond(rejection, pool.gate().expected_wait()),
+        }
+    }
+}
+
+impl<F> fmt::Debug for Blocking<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Blocking").field("pool", &self.pool).field("handler", &std::any::type_name::<F>()).finish()
+    }
+}
+
+impl<F, Res, S> Handler<((),), S> for Blocking<F>
+where
+    F: FnOnce() -> Res + Clone + Send + Sync + 'static,
+    Res: IntoResponse,
+{
+    type Future = Pin<Box<dyn Future<Output = Response> + Send>>;
+
+    fn call(self, _: Request, _: S) -> Self::Future {
+        let Self { pool, handler } = self;
+        Box::pin(Self::run(pool, move || handler().into_response()))
+    }
+}
+
+/// The handlers with one to sixteen extractors, as axum's own macro makes them for async functions.
+macro_rules! handler {
+    ([$($part:ident),*], $last:ident) => {
+        #[allow(non_snake_case, unused_mut)]
+        impl<F, Res, S, M, $($part,)* $last> Handler<(M, $($part,)* $last,), S> for Blocking<F>
+        where
+            F: FnOnce($($part,)* $last) -> Res + Clone + Send + Sync + 'static,
+            Res: IntoResponse,
+            S: Send + Sync + 'static,
+            $($part: FromRequestParts<S> + Send + 'static,)*
+            $last: FromRequest<S, M> + Send + 'static,
+        {
+            type Future = Pin<Box<dyn Future<Output = Response> + Send>>;
+
+            fn call(self, request: Request, state: S) -> Self::Future {
+                let Self { pool, handler } = self;
+                Box::pin(async move {
+                    let (mut parts, body) = request.into_parts();
+                    $(
+                        let $part = match $part::from_request_parts(&mut parts, &state).await {
+                            Ok(value) => value,
+                            Err(rejection) => return rejection.into_response(),
+                        };
+                    )*
+                    let request = Request::from_parts(parts, body);
+                    let $last = match $last::from_request(request, &state).await {
+                        Ok(value) => value,
+                        Err(rejection) => return rejection.into_response(),
+                    };
+                    Self::run(pool, move || handler($($part,)* $last).into_response()).await
+                })
+            }
+        }
+    };
+}
+
+handler!([], T1);
+handler!([T1], T2);
+handler!([T1, T2], T3);
+handler!([T1, T2, T3], T4);
+handler!([T1, T2, T3, T4], T5);
+handler!([T1, T2, T3, T4, T5], T6);
+handler!([T1, T2, T3, T4, T5, T6], T7);
+handler!([T1, T2, T3, T4, T5, T6, T7], T8);
+handler!([T1, T2, T3, T4, T5, T6, T7, T8], T9);
+handler!([T1, T2, T3, T4, T5, T6, T7, T8, T9], T10);
+handler!([T1, T2, T3, T4, T5, T6, T7, T8, T9, T10], T11);
+handler!([T1, T2, T3, T4, T5, T6, T7, T8, T9, T10, T11], T12);
+handler!([T1, T2, T3, T4, T5, T6, T7, T8, T9, T10, T11, T12], T13);
+handler!([T1, T2, T3, T4, T5, T6, T7, T8, T9, T10, T11, T12, T13], T14);
+handler!([T1, T2, T3, T4, T5, T6, T7, T8, T9, T10, T11, T12, T13, T14], T15);
+handler!([T1, T2, T3, T4, T5, T6, T7, T8, T9, T10, T11, T12, T13, T14, T15], T16);

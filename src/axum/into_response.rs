@@ -1,0 +1,35 @@
+use std::time::Duration;
+
+use ::axum::response::{IntoResponse, Response};
+use http::Request;
+
+use crate::{
+    offload::{Http, Reject},
+    pool::Rejection,
+};
+
+impl IntoResponse for Rejection {
+    /// As [`Http`] answers a request that is not gRPC, with the smallest `Retry-After`: here no pool is at hand that
+    /// could tell more. So that `?` works in handlers on what [`run`](crate::pool::run()) and
+    /// [`SyncBody`](crate::offload::SyncBody) return.
+    fn into_response(self) -> Response {
+        respond(self, Duration::ZERO)
+    }
+}
+
+pub(super) fn respond(rejection: Rejection, retry_after: Duration) -> Response {
+    let hint = Reject::<_, Response, std::convert::Infallible>::hint(&Http, &Request::new(()));
+    let answer: Result<Response, std::convert::Infallible> =
+        Reject::<Request<()>, _, _>::reject(&Http, hint, rejection, retry_after);
+    match answer {
+        Ok(response) => response,
+        Err(impossible) => match impossible {},
+    }
+}
+
+impl IntoResponse for crate::offload::SyncBody {
+    /// A 200 with this body.
+    fn into_response(self) -> Response {
+        Response::new(::axum::body::Body::new(self))
+    }
+}

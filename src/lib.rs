@@ -1,0 +1,11 @@
+//! x
+#![cfg_attr(docsrs, feature(doc_cfg))]
+#[cfg(feature = "axum")]
+pub mod axum;
+pub mod offload;
+pub mod pool;
+mod sync;
+pub use self::{
+    offload::{Offload, OffloadLayer},
+    pool::{Rejection, ThreadPool},
+};

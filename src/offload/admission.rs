@@ -1,0 +1,176 @@
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    runtime::Handle,
+    sync::{OwnedSemaphorePermit, Semaphore},
+};
+
+use crate::pool::{
+    Pool, Rejection,
+    call::{Admitted, Current, Place},
+};
+
+/// The most calls that wait for a place at once, unless told otherwise; as many as wait in a pool's queue.
+const DEFAULT_MAX_WAITING: usize = 1024;
+
+/// How a layer lets calls in. Lives in the layer, not in its services: axum clones a layer for each route and a service
+/// for each request, and all of them share one bound.
+#[derive(Debug)]
+pub(super) struct Admission {
+    /// `None`: unlimited.
+    places: Option<Arc<Semaphore>>,
+    mode: Mode,
+    max_waiting: usize,
+    /// Calls that wait, in mode `Wait`.
+    waiting: AtomicUsize,
+}
+
+/// What happens when there is no room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mode {
+    /// `poll_ready` is pending until there is.
+    Backpressure,
+    /// The call is refused at once.
+    Reject,
+    /// The call waits for so long, then it is refused.
+    Wait(Duration),
+}
+
+impl Admission {
+    pub(super) fn new() -> Self {
+        Self { places: None, mode: Mode::Reject, max_waiting: DEFAULT_MAX_WAITING, waiting: AtomicUsize::new(0) }
+    }
+
+    pub(super) fn with_mode(&self, mode: Mode) -> Self {
+        Self { places: self.fresh_places(), mode, max_waiting: self.max_waiting, waiting: AtomicUsize::new(0) }
+    }
+
+    pub(super) fn with_max_in_flight(&self, places: usize) -> Self {
+        let places = Some(Arc::new(Semaphore::new(places.min(Semaphore::MAX_PERMITS))));
+        Self { places, mode: self.mode, max_waiting: self.max_waiting, waiting: AtomicUsize::new(0) }
+    }
+
+    pub(super) fn with_max_waiting(&self, max_waiting: usize) -> Self {
+        Self { places: self.fresh_places(), mode: self.mode, max_waiting, waiting: AtomicUsize::new(0) }
+    }
+
+    /// Options are set before the layer is used, so every place is free.
+    fn fresh_places(&self) -> Option<Arc<Semaphore>> {
+        self.places.as_ref().map(|places| Arc::new(Semaphore::new(places.available_permits())))
+    }
+
+    pub(super) fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    pub(super) fn places(&self) -> Option<&Arc<Semaphore>> {
+        self.places.as_ref()
+    }
+
+    /// `true` if a call made here and now is made within a call of this layer: it shares that one's place, else
+    /// `max_in_flight(1)` would deadlock when nested in itself.
+    pub(super) fn is_nested(self: &Arc<Self>, outer: Option<&Arc<dyn Place>>) -> bool {
+        let mut place = outer;
+        while let Some(held) = place {
+            if held.layer() == self.address() {
+                return true;
+            }
+            place = held.outer();
+        }
+        false
+    }
+
+    /// Takes a place and a slot at once or not at all.
+    pub(super) fn admit(self: &Arc<Self>, pool: &dyn Pool) -> Result<Admitted, Rejection> {
+        let outer = Current::place();
+        let place = match &self.places {
+            Some(places) if !self.is_nested(outer.as_ref()) => {
+                // Closed is the better news: a caller that is told to come back later would come in vain.
+                if pool.gate().is_closed() {
+                    return Err(Rejection::Closed);
+                }
+                let permit = places.clone().try_acquire_owned().map_err(|_| Rejection::Overloaded)?;
+                Some(self.hold(permit, outer))
+            }
+            _ => outer,
+        };
+        Ok(Admitted { slot: pool.gate().try_slot()?, place })
+    }
+
+    /// Counts the call among those that wait, if there is room for one more to wait and a timer to end it.
+    pub(super) fn enter_wait(self: &Arc<Self>) -> Result<Waiting, Rejection> {
+        if Handle::try_current().is_err() {
+            return Err(Rejection::NoRuntime);
+        }
+        let more = |waiting| (waiting < self.max_waiting).then_some(waiting + 1);
+        match self.waiting.fetch_update(SeqCst, SeqCst, more) {
+            Ok(_) => Ok(Waiting { admission: self.clone(), outer: Current::place() }),
+            Err(_) => Err(Rejection::Overloaded),
+        }
+    }
+
+    pub(super) fn hold(
+        self: &Arc<Self>,
+        permit: OwnedSemaphorePermit,
+        outer: Option<Arc<dyn Place>>,
+    ) -> Arc<dyn Place> {
+        Arc::new(Held { admission: self.clone(), _permit: permit, outer })
+    }
+
+    fn address(self: &Arc<Self>) -> usize {
+        Arc::as_ptr(self).addr()
+    }
+}
+
+/// A call that waits to be admitted.
+pub(super) struct Waiting {
+    admission: Arc<Admission>,
+    outer: Option<Arc<dyn Place>>,
+}
+
+impl Waiting {
+    /// Waits for a place, then for a slot, in the order of arrival.
+    pub(super) async fn admitted(self, pool: &dyn Pool, at_most: Duration) -> Result<Admitted, Rejection> {
+        let admitted = async {
+            let outer = self.outer.clone();
+            let place = match &self.admission.places {
+                Some(places) if !self.admission.is_nested(outer.as_ref()) => {
+                    let permit = places.clone().acquire_owned().await.map_err(|_| Rejection::Closed)?;
+                    Some(self.admission.hold(permit, outer))
+                }
+                _ => outer,
+            };
+            Ok(Admitted { slot: pool.gate().slot().await?, place })
+        };
+        tokio::time::timeout(at_most, admitted).await.unwrap_or(Err(Rejection::Overloaded))
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.admission.waiting.fetch_sub(1, SeqCst);
+    }
+}
+
+/// A place of a layer. The job holds it, not the response future: a client that hangs up frees no thread that is busy.
+struct Held {
+    admission: Arc<Admission>,
+    _permit: OwnedSemaphorePermit,
+    outer: Option<Arc<dyn Place>>,
+}
+
+impl Place for Held {
+    fn layer(&self) -> usize {
+        self.admission.address()
+    }
+
+    fn outer(&self) -> Option<&Arc<dyn Place>> {
+        self.outer.as_ref()
+    }
+}

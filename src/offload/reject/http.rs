@@ -1,0 +1,113 @@
+use std::time::Duration;
+
+use http::{
+    HeaderMap, HeaderValue, Request, Response, StatusCode,
+    header::{CONTENT_TYPE, RETRY_AFTER},
+};
+
+use super::Reject;
+use crate::pool::Rejection;
+
+/// Answers with a response, on any HTTP stack. The default.
+///
+/// | [`Rejection`] | HTTP | gRPC status |
+/// |---|---|---|
+/// | `Closed` | 503 | 14 `UNAVAILABLE` |
+/// | `Expired`, `Overloaded` | 503 | 8 `RESOURCE_EXHAUSTED` |
+/// | `NoRuntime`, `Panicked` | 500 | 13 `INTERNAL` |
+///
+/// A 503 carries `Retry-After` in whole seconds, at least 1 ([RFC 9110, section 10.2.3]); the body is empty. A request of
+/// content-type `application/grpc*` gets a trailers-only answer ([gRPC over HTTP/2]): status 200, `grpc-status` and
+/// `grpc-message` in the header. Error and body types of the stack stay as they are, so no `HandleErrorLayer` is needed.
+///
+/// [RFC 9110, section 10.2.3]: https://www.rfc-editor.org/rfc/rfc9110#section-10.2.3
+/// [gRPC over HTTP/2]: https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md#responses
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Http;
+
+impl<A, B, E> Reject<Request<A>, Response<B>, E> for Http
+where
+    B: Default,
+{
+    type Error = E;
+    type Hint = Protocol;
+
+    fn hint(&self, request: &Request<A>) -> Protocol {
+        Protocol::of(request.headers())
+    }
+
+    fn map_err(&self, error: E) -> E {
+        error
+    }
+
+    fn reject(&self, protocol: Protocol, rejection: Rejection, retry_after: Duration) -> Result<Response<B>, E> {
+        let mut response = Response::new(B::default());
+        head(protocol, rejection, retry_after, &mut response);
+        Ok(response)
+    }
+}
+
+/// Which protocol the request speaks, and so what shape of answer it understands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Protocol {
+    /// gRPC: the request's content-type starts with `application/grpc`, and is not gRPC-Web.
+    Grpc,
+    /// Anything else.
+    Http,
+}
+
+impl Protocol {
+    fn of(headers: &HeaderMap) -> Self {
+        let content_type = headers.get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
+        match content_type.strip_prefix(b"application/grpc") {
+            // `application/grpc`, `application/grpc+proto`, `application/grpc;..`; but not `application/grpc-web`, whose
+            // trailers stand in the body.
+            Some([] | [b'+' | b';' | b' ', ..]) => Self::Grpc,
+            _ => Self::Http,
+        }
+    }
+}
+
+/// Writes status and header fields of the answer.
+pub(super) fn head<B>(protocol: Protocol, rejection: Rejection, retry_after: Duration, response: &mut Response<B>) {
+    match protocol {
+        Protocol::Grpc => {
+            let (code, message) = grpc(rejection);
+            let headers = response.headers_mut();
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+            headers.insert("grpc-status", HeaderValue::from_static(code));
+            headers.insert("grpc-message", HeaderValue::from_static(message));
+        }
+        Protocol::Http => {
+            let status = status(rejection);
+            *response.status_mut() = status;
+            if status == StatusCode::SERVICE_UNAVAILABLE {
+                response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds(retry_after)));
+            }
+        }
+    }
+}
+
+pub(super) fn status(rejection: Rejection) -> StatusCode {
+    match rejection {
+        Rejection::Closed | Rejection::Expired | Rejection::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
+        Rejection::NoRuntime | Rejection::Panicked => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+/// Code and message; the messages are plain ASCII, as `grpc-message` wants them unless percent-encoded.
+fn grpc(rejection: Rejection) -> (&'static str, &'static str) {
+    match rejection {
+        Rejection::Closed => ("14", "shutting down"),
+        Rejection::Expired => ("8", "waited too long in the queue"),
+        Rejection::Overloaded => ("8", "overloaded"),
+        Rejection::NoRuntime => ("13", "no runtime"),
+        Rejection::Panicked => ("13", "panicked"),
+    }
+}
+
+/// Rounded up: a client that comes back earlier would come in vain.
+fn seconds(wait: Duration) -> u64 {
+    (wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1)
+}

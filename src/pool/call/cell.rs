@@ -1,0 +1,342 @@
+use std::{
+    any::Any,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    task::{self, Poll, Wake, Waker},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::{
+    context::Context,
+    current::{Current, Place},
+    guard::{discard_payload, guarded},
+    handle::{Caller, Failure, Handle},
+    lifecycle::{Leave, Lifecycle, Park},
+    stage::Stage,
+    work::Work,
+};
+use crate::{
+    pool::{Job, Pool, Rejection, Slot},
+    sync::{Mutex, lock},
+};
+
+/// What a call was given before it may enter the queue.
+pub(crate) struct Admitted {
+    pub(crate) slot: Slot,
+    pub(crate) place: Option<Arc<dyn Place>>,
+}
+
+/// Puts a future into the pool's queue. Its place there was taken before, so this cannot fail.
+pub(crate) fn spawn<F>(
+    pool: &Arc<dyn Pool>,
+    admitted: Admitted,
+    context: Context,
+    detached: bool,
+    future: F,
+) -> Handle<F::Output>
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    let call = Arc::new(Call {
+        lifecycle: Lifecycle::scheduled(),
+        pool: pool.clone(),
+        created: Instant::now(),
+        woken: AtomicU64::new(0),
+        started: AtomicBool::new(false),
+        progress: Mutex::new(Progress {
+            stage: Stage::Pending(future),
+            surroundings: Some(Surroundings { context, place: admitted.place }),
+            slot: Some(admitted.slot),
+            ran: Duration::ZERO,
+        }),
+    });
+    pool.gate().admitted();
+    let handle = Handle::new(call.clone(), detached);
+    pool.schedule(Job::new(call));
+    handle
+}
+
+struct Call<F: Future> {
+    lifecycle: Lifecycle,
+    pool: Arc<dyn Pool>,
+    created: Instant,
+    /// When the call was last woken, in nanoseconds after `created`.
+    woken: AtomicU64,
+    /// Set by the thread that takes the first queue entry; read by queues.
+    started: AtomicBool,
+    /// Locked by the thread that owns the future for the whole of a poll, and by nobody else until `finish`. So nobody
+    /// ever waits for this lock; it is there to have the compiler check what `Lifecycle` promises.
+    progress: Mutex<Progress<F>>,
+}
+
+struct Progress<F: Future> {
+    stage: Stage<F>,
+    /// `None` from the moment the future is dropped: a stale waker must not keep a span or a place.
+    surroundings: Option<Surroundings>,
+    /// The place in the queue, until the first poll.
+    slot: Option<Slot>,
+    ran: Duration,
+}
+
+struct Surroundings {
+    context: Context,
+    place: Option<Arc<dyn Place>>,
+}
+
+impl Surroundings {
+    fn enter<T>(&self, work: Arc<dyn Work>, inside: impl FnOnce() -> T) -> T {
+        Current { work, place: self.place.clone() }.scope(|| self.context.enter(inside))
+    }
+}
+
+impl<F> Call<F>
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    /// Puts the call into the queue once more. Whoever calls this was told to by `Lifecycle`.
+    fn schedule(self: Arc<Self>) {
+        let woken = u64::try_from(self.created.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.woken.store(woken, Ordering::Relaxed);
+        self.pool.gate().meter().woken();
+        self.pool.clone().schedule(Job::new(self));
+    }
+
+    fn poll(self: &Arc<Self>, now: Instant) {
+        let waker = Waker::from(self.clone());
+        let polled = {
+            let mut progress = lock(&self.progress);
+            let Progress { stage, surroundings, .. } = &mut *progress;
+            let surroundings = surroundings.as_ref().expect("a call has its surroundings until its future is dropped");
+            let polled =
+                guarded(|| surroundings.enter(self.clone(), || stage.poll(&mut task::Context::from_waker(&waker))));
+            progress.ran += now.elapsed();
+            polled
+        };
+        match polled {
+            Ok(Poll::Ready(output)) => self.finish(Ok(output)),
+            Ok(Poll::Pending) => match self.lifecycle.park() {
+                Park::Parked => {}
+                Park::Schedule => self.clone().schedule(),
+                Park::Cancelled => self.finish(Err(Failure::Refused(Rejection::Closed))),
+            },
+            Err(payload) => self.finish(Err(Failure::Panicked(payload))),
+        }
+    }
+
+    /// Records the end of a wait, and gives the place in the queue to the next call.
+    fn enter_run(&self, now: Instant) {
+        let waited = now.saturating_duration_since(self.created);
+        let gate = self.pool.gate();
+        if self.started.swap(true, Ordering::Relaxed) {
+            let woken = Duration::from_nanos(self.woken.load(Ordering::Relaxed));
+            gate.meter().resumed(waited.saturating_sub(woken));
+        } else {
+            gate.started(waited);
+            drop(lock(&self.progress).slot.take());
+        }
+    }
+
+    /// As `enter_run`, for a call that will not be polled.
+    fn leave_queue(&self) {
+        let meter = self.pool.gate().meter();
+        if self.has_started() {
+            meter.unresumed();
+        } else {
+            meter.unqueued();
+            drop(lock(&self.progress).slot.take());
+        }
+    }
+
+    /// Ends the call: drops the future where it would have run, gives back what the call held, then tells the caller.
+    fn finish(self: &Arc<Self>, result: Result<F::Output, Failure>) {
+        let meter = self.pool.gate().meter();
+        let completed = result.is_ok();
+        let (context, ran) = {
+            let mut progress = lock(&self.progress);
+            let Progress { stage, surroundings, ran, .. } = &mut *progress;
+            let surroundings = surroundings.take().expect("a call is finished once");
+            let dropped = guarded(|| {
+                surroundings.enter(self.clone(), || {
+                    if let Err(Failure::Panicked(payload)) = &result {
+                        meter.panicked(&**payload, !self.lifecycle.is_abandoned());
+                    }
+                    stage.finish(result);
+                });
+            });
+            if let Err(payload) = dropped {
+                self.report(payload);
+            }
+            // The place is free before the caller is woken: its next call must find it so.
+            (surroundings.context, *ran)
+        };
+        if self.has_started() {
+            meter.ran(ran);
+        }
+        if completed {
+            meter.completed();
+        }
+        self.pool.gate().ended();
+        let (gone, caller) = self.lifecycle.finish();
+        if gone {
+            self.dispose(&context, ran);
+        }
+        let told = guarded(|| {
+            drop(context); // closes the span, perhaps: foreign code, as the waker is
+            if let Some(caller) = caller {
+                caller.wake();
+            }
+        });
+        if let Err(payload) = told {
+            self.report(payload);
+        }
+    }
+
+    /// Drops an output that nobody waits for, on the pool, in the context of the work.
+    fn dispose(&self, context: &Context, ran: Duration) {
+        let result = lock(&self.progress).stage.take();
+        let completed = matches!(result, Some(Ok(_)));
+        let dropped = guarded(|| {
+            context.enter(|| {
+                match result {
+                    Some(Err(Failure::Panicked(payload))) => discard_payload(payload),
+                    other => drop(other),
+                }
+                if completed && !self.lifecycle.is_cancelled() {
+                    self.pool.gate().meter().detached_ended(ran);
+                }
+            });
+        });
+        if let Err(payload) = dropped {
+            self.report(payload);
+        }
+    }
+}
+
+impl<F: Future> Call<F> {
+    /// Counts and logs a panic that no caller will see.
+    fn report(&self, payload: Box<dyn Any + Send>) {
+        self.pool.gate().meter().panicked(&*payload, false);
+        discard_payload(payload);
+    }
+}
+
+impl<F> Work for Call<F>
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    fn run(self: Arc<Self>) {
+        let cancelled = self.lifecycle.begin();
+        let gate = self.pool.gate();
+        gate.meter().active();
+        if cancelled || gate.is_halted() {
+            self.leave_queue();
+            if !cancelled {
+                gate.meter().rejected(Rejection::Closed);
+            }
+            self.finish(Err(Failure::Refused(Rejection::Closed)));
+        } else {
+            let now = Instant::now();
+            self.enter_run(now);
+            self.poll(now);
+        }
+        gate.meter().idle();
+    }
+
+    fn refuse(self: Arc<Self>, rejection: Rejection) {
+        let cancelled = self.lifecycle.begin();
+        self.leave_queue();
+        if !cancelled {
+            self.pool.gate().meter().rejected(rejection);
+        }
+        self.finish(Err(Failure::Refused(rejection)));
+    }
+
+    fn has_started(&self) -> bool {
+        self.started.load(Ordering::Relaxed)
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.lifecycle.is_cancelled()
+    }
+
+    fn is_unwanted(&self) -> bool {
+        self.lifecycle.is_cancelled() || self.pool.gate().is_halted()
+    }
+}
+
+impl<F> Caller<F::Output> for Call<F>
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    fn poll_output(&self, cx: &mut task::Context<'_>) -> Poll<Result<F::Output, Failure>> {
+        if !self.lifecycle.poll_finished(cx) {
+            return Poll::Pending;
+        }
+        let result = lock(&self.progress).stage.take();
+        Poll::Ready(result.expect("a finished call holds its output until its one caller takes it"))
+    }
+
+    fn leave(self: Arc<Self>, detached: bool) {
+        match self.lifecycle.leave(detached) {
+            Leave::Finished => {
+                let result = lock(&self.progress).stage.take();
+                if let Err(payload) = guarded(|| drop(result)) {
+                    self.report(payload);
+                }
+            }
+            Leave::Left => self.pool.gate().meter().abandoned(detached),
+            Leave::Schedule => {
+                self.pool.gate().meter().abandoned(detached);
+                self.schedule();
+            }
+        }
+    }
+}
+
+impl<F> Wake for Call<F>
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    fn wake(self: Arc<Self>) {
+        if self.lifecycle.wake() {
+            self.schedule();
+        }
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        if self.lifecycle.wake() {
+            self.clone().schedule();
+        }
+    }
+}
+
+impl<F: Future> Drop for Call<F> {
+    /// Only a detached call can still hold its future here: its caller is gone, and nothing is left that could wake it.
+    fn drop(&mut self) {
+        if self.lifecycle.is_finished() {
+            return;
+        }
+        let dropped = {
+            let mut progress = lock(&self.progress);
+            let Progress { stage, surroundings, .. } = &mut *progress;
+            let surroundings = surroundings.take();
+            guarded(|| match &surroundings {
+                Some(surroundings) => surroundings.context.enter(|| stage.clear()),
+                None => stage.clear(),
+            })
+        };
+        if let Err(payload) = dropped {
+            self.report(payload);
+        }
+        self.pool.gate().ended();
+    }
+}

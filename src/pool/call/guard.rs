@@ -1,0 +1,20 @@
+use std::{
+    any::Any,
+    panic::{AssertUnwindSafe, catch_unwind},
+};
+
+/// Runs foreign code and hands its panic back as a value.
+///
+/// Unwind safety is asserted: whatever the code left half done is dropped by the caller of this function, never used.
+pub(super) fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, Box<dyn Any + Send>> {
+    catch_unwind(AssertUnwindSafe(work))
+}
+
+/// Drops the payload of a panic, which may panic itself. One that panics over and over is leaked.
+pub(crate) fn discard_payload(payload: Box<dyn Any + Send>) {
+    if let Err(second) = guarded(move || drop(payload)) {
+        if let Err(third) = guarded(move || drop(second)) {
+            std::mem::forget(third);
+        }
+    }
+}

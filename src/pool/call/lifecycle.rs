@@ -1,0 +1,131 @@
+use std::task::{Context, Waker};
+
+use crate::sync::{AtomicU8, Mutex, Ordering, lock};
+
+/// An entry for the call stands in a queue, or will be put there by the thread that runs it. Set by whoever schedules,
+/// cleared by the thread that takes the entry: so a call has at most one entry.
+const SCHEDULED: u8 = 1;
+/// A thread polls or drops the future. Set when an entry is taken, cleared when the future is parked.
+const RUNNING: u8 = 1 << 1;
+/// The future is gone and the output stands in the stage. Set once, never cleared; every other bit is meaningless then.
+const FINISHED: u8 = 1 << 2;
+/// The caller left. Set once, by the caller.
+const ABANDONED: u8 = 1 << 3;
+/// The caller left and the work is not wanted any more. Set once, by the caller.
+const CANCELLED: u8 = 1 << 4;
+
+/// Who may touch a call's future, and who has to tell whom that it is done.
+///
+/// Invariants:
+/// * From `begin` to `park` or `finish` one thread owns the future; `begin` is called only for a taken queue entry.
+/// * A wake during `RUNNING` is not lost: `park` sees `SCHEDULED` and the running thread schedules again.
+/// * Of `finish` and `leave` the second one sees the first: exactly one of caller and pool disposes of the output.
+/// * `finish` and `poll_finished` never miss each other: one sets the bit and then takes the waker, the other stores
+///   the waker and then reads the bit.
+#[derive(Debug)]
+pub(crate) struct Lifecycle {
+    bits: AtomicU8,
+    caller: Mutex<Option<Waker>>,
+}
+
+/// What the thread has to do that found its future pending.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Park {
+    /// The caller left meanwhile: drop the future, then `finish`. The future is still this thread's.
+    Cancelled,
+    /// Nothing: a later wake schedules the call.
+    Parked,
+    /// Put the call into the queue: it was woken while it ran.
+    Schedule,
+}
+
+/// What a caller has to do that leaves.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Leave {
+    /// Dispose of the output: it is the caller's.
+    Finished,
+    /// Nothing: the pool disposes of everything.
+    Left,
+    /// Put the call into the queue, so that its future is dropped on the pool.
+    Schedule,
+}
+
+impl Lifecycle {
+    /// A call that is about to be put into a queue for the first time.
+    pub(crate) fn scheduled() -> Self {
+        Self { bits: AtomicU8::new(SCHEDULED), caller: Mutex::new(None) }
+    }
+
+    /// Takes the queue entry. `true` if the future is to be dropped instead of polled.
+    pub(crate) fn begin(&self) -> bool {
+        // One bit falls and one rises, both known: a queue entry exists, and nobody runs while one does.
+        let before = self.bits.fetch_xor(SCHEDULED | RUNNING, Ordering::AcqRel);
+        debug_assert_eq!(before & (SCHEDULED | RUNNING), SCHEDULED, "a job ran twice");
+        before & CANCELLED != 0
+    }
+
+    /// Gives the future back after a `Pending`.
+    pub(crate) fn park(&self) -> Park {
+        let parked = self.bits.fetch_update(Ordering::AcqRel, Ordering::Acquire, |bits| {
+            (bits & CANCELLED == 0).then_some(bits & !RUNNING)
+        });
+        match parked {
+            Err(_) => Park::Cancelled,
+            Ok(before) if before & SCHEDULED != 0 => Park::Schedule,
+            Ok(_) => Park::Parked,
+        }
+    }
+
+    /// Says that the output stands. Returns whether the caller has left, and else whom to wake.
+    pub(crate) fn finish(&self) -> (bool, Option<Waker>) {
+        let before = self.bits.fetch_or(FINISHED, Ordering::AcqRel);
+        (before & ABANDONED != 0, lock(&self.caller).take())
+    }
+
+    /// `true` if the call has to be put into a queue now.
+    pub(crate) fn wake(&self) -> bool {
+        // An unconditional read-modify-write: also a wake that changes nothing must be seen by the poll that follows.
+        self.bits.fetch_or(SCHEDULED, Ordering::AcqRel) & (SCHEDULED | RUNNING | FINISHED) == 0
+    }
+
+    /// The caller goes away. With `detached` the work goes on.
+    pub(crate) fn leave(&self, detached: bool) -> Leave {
+        let bits = if detached { ABANDONED } else { ABANDONED | CANCELLED | SCHEDULED };
+        let before = self.bits.fetch_or(bits, Ordering::AcqRel);
+        if before & FINISHED != 0 {
+            Leave::Finished
+        } else if detached || before & (SCHEDULED | RUNNING) != 0 {
+            Leave::Left
+        } else {
+            Leave::Schedule
+        }
+    }
+
+    /// Whether the output stands; if not, the caller is woken when it does.
+    pub(crate) fn poll_finished(&self, cx: &mut Context<'_>) -> bool {
+        if self.is_finished() {
+            return true;
+        }
+        let replaced = {
+            let mut caller = lock(&self.caller);
+            match &*caller {
+                Some(known) if known.will_wake(cx.waker()) => None,
+                _ => caller.replace(cx.waker().clone()),
+            }
+        };
+        drop(replaced); // a waker is foreign code: not under the lock
+        self.is_finished()
+    }
+
+    pub(crate) fn is_finished(&self) -> bool {
+        self.bits.load(Ordering::Acquire) & FINISHED != 0
+    }
+
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.bits.load(Ordering::Acquire) & ABANDONED != 0
+    }
+
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.bits.load(Ordering::Acquire) & CANCELLED != 0
+    }
+}

@@ -1,0 +1,108 @@
+use std::{fmt, pin::Pin, sync::Arc, time::Duration};
+
+use super::{
+    DEFAULT_QUEUE_CAPACITY, Gate, Job, Left, Pool, Rejection, Stats,
+    workers::{Policy, Worker, Workers},
+};
+
+/// The threads of a rayon pool, with a bounded queue in front.
+///
+/// Work runs inside the rayon pool, so `par_iter` and `join` in it use that pool's threads. A panic of the work never
+/// reaches rayon, which would abort the process. After each job the thread is offered to whatever else the rayon pool has
+/// to do.
+///
+/// While work waits in `join` or `par_iter`, rayon may run another call on the same thread and stack. So never hold a lock
+/// across those that another handler takes too.
+///
+/// A handle: clones are the same pool.
+///
+/// ```
+/// use std::sync::Arc;
+/// use tower_offload::pool::{Pool, Rayon};
+///
+/// # #[tokio::main]
+/// # async fn main() {
+/// let threads = rayon::ThreadPoolBuilder::new().num_threads(2).build().expect("two threads");
+/// let pool = Rayon::new(threads).name("search").queue_capacity(64);
+/// assert_eq!(pool.run(|| rayon::join(|| 2, || 3)).await, Ok((2, 3)));
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Rayon {
+    workers: Arc<Workers>,
+    threads: Option<Arc<rayon_core::ThreadPool>>,
+}
+
+impl Rayon {
+    /// A rayon pool, and room for 1024 calls to wait. Named `rayon`.
+    pub fn new(threads: impl Into<Arc<rayon_core::ThreadPool>>) -> Self {
+        Self::build("rayon", DEFAULT_QUEUE_CAPACITY, Some(threads.into()))
+    }
+
+    /// Rayon's global pool, and room for 1024 calls to wait. Named `rayon`.
+    ///
+    /// # Panics
+    ///
+    /// As rayon itself does where its global pool cannot be started.
+    pub fn global() -> Self {
+        Self::build("rayon", DEFAULT_QUEUE_CAPACITY, None)
+    }
+
+    /// The same with another name, which labels metrics and log lines. A new queue: call it before the first use.
+    pub fn name(self, name: &str) -> Self {
+        Self::build(name, self.gate().queue_capacity(), self.threads)
+    }
+
+    /// The same with room for so many calls to wait, at least 1. A new queue: call it before the first use.
+    ///
+    /// # Panics
+    ///
+    /// If `calls` is 0.
+    pub fn queue_capacity(self, calls: usize) -> Self {
+        Self::build(self.gate().name(), calls, self.threads.clone())
+    }
+
+    /// What the pool has done and is doing.
+    pub fn stats(&self) -> Stats {
+        self.workers.gate().stats()
+    }
+
+    fn build(name: &str, queue_capacity: usize, threads: Option<Arc<rayon_core::ThreadPool>>) -> Self {
+        let policy = Policy {
+            min_threads: 0,
+            max_threads: threads.as_ref().map_or_else(rayon_core::current_num_threads, |it| it.current_num_threads()),
+            keep_alive: Some(Duration::ZERO),
+            borrowed: true,
+            lost: Rejection::Closed,
+        };
+        let spawner = threads.clone();
+        let workers = Workers::new(Gate::new(name, queue_capacity), policy, move |worker: Worker| {
+            match &spawner {
+                Some(threads) => threads.spawn(move || worker.run()),
+                None => rayon_core::spawn(move || worker.run()),
+            }
+            Ok(())
+        });
+        Self { workers, threads }
+    }
+}
+
+impl Pool for Rayon {
+    fn gate(&self) -> &Gate {
+        self.workers.gate()
+    }
+
+    fn schedule(&self, job: Job) {
+        self.workers.schedule(job);
+    }
+
+    fn shutdown(&self, deadline: Duration) -> Pin<Box<dyn Future<Output = Left> + Send + '_>> {
+        Box::pin(self.workers.clone().shutdown(deadline))
+    }
+}
+
+impl fmt::Debug for Rayon {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Rayon").field("workers", &self.workers).finish_non_exhaustive()
+    }
+}

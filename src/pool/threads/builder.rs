@@ -1,0 +1,147 @@
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+    time::Duration,
+};
+
+use super::{BuildError, ThreadPool, error::Kind};
+use crate::pool::{
+    DEFAULT_QUEUE_CAPACITY, Gate, Rejection,
+    workers::{Policy, Worker, Workers},
+};
+
+/// More threads than this are a mistake: Linux counts them by a 15-bit id unless told otherwise.
+const MAX_THREADS: usize = 32_767;
+
+/// Configures a [`ThreadPool`]. Made by [`ThreadPool::builder`].
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_offload::ThreadPool;
+///
+/// let pool = ThreadPool::builder()
+///     .name("thumbnails")
+///     .min_threads(1)
+///     .max_threads(8)
+///     .queue_capacity(64)
+///     .keep_alive(Duration::from_secs(60))
+///     .build()?;
+/// # let _ = pool;
+/// # Ok::<(), tower_offload::pool::BuildError>(())
+/// ```
+#[derive(Debug, Clone)]
+#[must_use = "a builder does nothing until `build`"]
+pub struct Builder {
+    name: String,
+    min_threads: usize,
+    max_threads: usize,
+    queue_capacity: usize,
+    keep_alive: Duration,
+    stack_size: Option<usize>,
+}
+
+impl Builder {
+    pub(super) fn new() -> Self {
+        let threads = thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            name: "offload".to_owned(),
+            min_threads: threads,
+            max_threads: threads,
+            queue_capacity: DEFAULT_QUEUE_CAPACITY,
+            keep_alive: Duration::from_secs(10),
+            stack_size: None,
+        }
+    }
+
+    /// Names the pool in metrics and log lines, and its threads `name-0`, `name-1` and so on (Linux shows the first 15
+    /// bytes). Default: `offload`. Pools of the same name share their metrics.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// As many threads always, at least 1. Default: as many as the machine runs at once.
+    pub fn threads(mut self, threads: usize) -> Self {
+        self.min_threads = threads;
+        self.max_threads = threads;
+        self
+    }
+
+    /// Threads that stay though they are idle.
+    pub fn min_threads(mut self, threads: usize) -> Self {
+        self.min_threads = threads;
+        self
+    }
+
+    /// The most threads at once, at least 1. Threads over the minimum are started when a call finds none idle.
+    pub fn max_threads(mut self, threads: usize) -> Self {
+        self.max_threads = threads;
+        self
+    }
+
+    /// How many calls may wait to be started, at least 1. Default: 1024, which takes a burst that the machine can work off
+    /// without holding much memory. When latency under overload matters more than taking bursts, choose what the threads
+    /// do within the time a caller is willing to wait.
+    pub fn queue_capacity(mut self, calls: usize) -> Self {
+        self.queue_capacity = calls;
+        self
+    }
+
+    /// How long a thread over the minimum stays idle before it ends. Default: 10 s, as in tokio's blocking pool.
+    pub fn keep_alive(mut self, keep_alive: Duration) -> Self {
+        self.keep_alive = keep_alive;
+        self
+    }
+
+    /// The stack of each thread, in bytes. Default: that of the standard library, 2 MiB unless `RUST_MIN_STACK` says
+    /// otherwise.
+    pub fn stack_size(mut self, bytes: usize) -> Self {
+        self.stack_size = Some(bytes);
+        self
+    }
+
+    /// Starts the minimum of threads, or one to see that it can be had.
+    ///
+    /// # Errors
+    ///
+    /// If an option is out of range ([`BuildError::is_configuration`]), or the system gives no thread
+    /// ([`BuildError::is_spawn`]).
+    pub fn build(self) -> Result<ThreadPool, BuildError> {
+        self.check().map_err(BuildError::new)?;
+        let Self { name, min_threads, max_threads, queue_capacity, keep_alive, stack_size } = self;
+        let gate = Gate::new(name.as_str(), queue_capacity);
+        let keep_alive = (min_threads < max_threads).then_some(keep_alive);
+        let policy = Policy { min_threads, max_threads, keep_alive, borrowed: false, lost: Rejection::Overloaded };
+        let spawned = AtomicUsize::new(0);
+        let workers = Workers::new(gate, policy, move |worker: Worker| {
+            let number = spawned.fetch_add(1, Ordering::Relaxed);
+            let mut thread = thread::Builder::new().name(format!("{name}-{number}"));
+            if let Some(bytes) = stack_size {
+                thread = thread.stack_size(bytes);
+            }
+            thread.spawn(move || worker.run()).map(drop)
+        });
+        let pool = ThreadPool::new(workers);
+        for _ in 0..min_threads.max(1) {
+            pool.workers().hire().map_err(|error| BuildError::new(Kind::Spawn(error)))?;
+        }
+        Ok(pool)
+    }
+
+    fn check(&self) -> Result<(), Kind> {
+        let (min, max) = (self.min_threads, self.max_threads);
+        if max == 0 {
+            Err(Kind::NoThreads)
+        } else if max > MAX_THREADS {
+            Err(Kind::TooManyThreads { max, limit: MAX_THREADS })
+        } else if min > max {
+            Err(Kind::MinOverMax { min, max })
+        } else if self.queue_capacity == 0 {
+            Err(Kind::NoCapacity)
+        } else if self.name.contains('\0') {
+            Err(Kind::NameHasNul)
+        } else {
+            Ok(())
+        }
+    }
+}

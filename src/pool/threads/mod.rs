@@ -1,0 +1,7 @@
+//! A thread pool of our own.
+
+mod builder;
+mod error;
+mod thread_pool;
+
+pub use self::{builder::Builder, error::BuildError, thread_pool::ThreadPool};

@@ -1,0 +1,140 @@
+use std::{
+    fmt, io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::Duration,
+};
+
+use super::{Gate, Job, Left, Rejection, crew::Crew};
+
+/// What `ThreadPool`, `Rayon` and `TokioBlocking` have in common: a gate, a crew and a way to get one more thread.
+pub(super) struct Workers {
+    gate: Gate,
+    crew: Crew<Job>,
+    policy: Policy,
+    spawn: Box<dyn Fn(Worker) -> io::Result<()> + Send + Sync>,
+}
+
+/// How threads come and go.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Policy {
+    pub(super) min_threads: usize,
+    pub(super) max_threads: usize,
+    /// How long a thread over `min_threads` waits for work; `None`: for ever.
+    pub(super) keep_alive: Option<Duration>,
+    /// Whether a thread that has more to do asks for itself again after each job: it is borrowed, and whoever else uses
+    /// it gets a turn.
+    pub(super) borrowed: bool,
+    /// What it means when a thread cannot be had and there is no other.
+    pub(super) lost: Rejection,
+}
+
+/// A thread's part. Dropped without being run, as by a runtime that shuts down, it strikes itself off the crew.
+pub(super) struct Worker {
+    workers: Arc<Workers>,
+    done: bool,
+}
+
+impl Workers {
+    pub(super) fn new(
+        gate: Gate,
+        policy: Policy,
+        spawn: impl Fn(Worker) -> io::Result<()> + Send + Sync + 'static,
+    ) -> Arc<Self> {
+        let crew = Crew::new(policy.min_threads, policy.max_threads);
+        Arc::new(Self { gate, crew, policy, spawn: Box::new(spawn) })
+    }
+
+    pub(super) fn gate(&self) -> &Gate {
+        &self.gate
+    }
+
+    pub(super) fn policy(&self) -> Policy {
+        self.policy
+    }
+
+    pub(super) fn threads(&self) -> usize {
+        self.crew.threads()
+    }
+
+    /// Spawns one thread ahead of any work.
+    pub(super) fn hire(self: &Arc<Self>) -> io::Result<()> {
+        if self.crew.hire() { (self.spawn)(Worker::new(self.clone())) } else { Ok(()) }
+    }
+
+    pub(super) fn schedule(self: &Arc<Self>, job: Job) {
+        let resumed = job.has_started();
+        if self.crew.push(job, resumed) {
+            self.spawn_or_refuse();
+        }
+    }
+
+    /// Stops accepting. Threads finish what is queued and end; nobody waits for them.
+    pub(super) fn close(&self) {
+        self.gate.close();
+        self.crew.close();
+    }
+
+    pub(super) async fn shutdown(self: Arc<Self>, deadline: Duration) -> Left {
+        self.close();
+        let left = self.gate.drain(deadline).await;
+        if self.crew.halt() {
+            self.spawn_or_refuse();
+        }
+        left
+    }
+
+    /// If the thread cannot be had, `Worker::drop` strikes it off; the jobs wait for the other threads, or are answered
+    /// if there are none.
+    fn spawn_or_refuse(self: &Arc<Self>) {
+        if self.gate.is_halted() {
+            // The pool's own threads may be stuck in work that nobody can stop.
+            let worker = Worker::new(self.clone());
+            let name = format!("{}-reaper", self.gate.name());
+            let _ = std::thread::Builder::new().name(name).spawn(move || worker.run());
+        } else {
+            let _ = (self.spawn)(Worker::new(self.clone()));
+        }
+    }
+}
+
+impl Worker {
+    fn new(workers: Arc<Workers>) -> Self {
+        Self { workers, done: false }
+    }
+
+    /// Works until there is nothing left to do. Never unwinds.
+    pub(super) fn run(mut self) {
+        let Policy { keep_alive, borrowed, .. } = self.workers.policy;
+        while let Some(job) = self.workers.crew.next(keep_alive) {
+            // A job catches what it runs. What is left is a recorder or a subscriber that panics: not worth a thread.
+            let _ = catch_unwind(AssertUnwindSafe(|| job.run()));
+            if borrowed && !self.workers.gate.is_halted() && !self.workers.crew.is_empty() {
+                let workers = self.workers.clone();
+                let _ = (workers.spawn)(self);
+                return;
+            }
+        }
+        self.done = true;
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        if !self.done {
+            for job in self.workers.crew.lost() {
+                job.refuse(if self.workers.gate.is_closed() { Rejection::Closed } else { self.workers.policy.lost });
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Workers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Workers")
+            .field("gate", &self.gate)
+            .field("policy", &self.policy)
+            .field("threads", &self.threads())
+            .finish_non_exhaustive()
+    }
+}
