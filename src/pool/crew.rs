@@ -95,3 +95,6 @@ impl<T> Crew<T> {
         ask == Ask::Spawn
     }
 }
+
+#[cfg(all(test, tower_offload_loom))]
+mod loom;

@@ -163,3 +163,6 @@ impl<T> Roster<T> {
         self.threads
     }
 }
+
+#[cfg(all(test, not(tower_offload_loom)))]
+mod tests;

@@ -121,8 +121,11 @@ where
         match polled {
             Ok(Poll::Ready(output)) => self.finish(Ok(output)),
             Ok(Poll::Pending) => match self.lifecycle.park() {
-                Park::Parked => {}
-                Park::Schedule => self.clone().schedule(),
+                Park::Parked => self.pool.gate().meter().idle(),
+                Park::Schedule => {
+                    self.pool.gate().meter().idle();
+                    self.clone().schedule();
+                }
                 Park::Cancelled => self.finish(Err(Failure::Refused(Rejection::Closed))),
             },
             Err(payload) => self.finish(Err(Failure::Panicked(payload))),
@@ -181,6 +184,7 @@ where
         if completed {
             meter.completed();
         }
+        meter.idle();
         self.pool.gate().ended();
         let (gone, caller) = self.lifecycle.finish();
         if gone {
@@ -246,11 +250,11 @@ where
             self.enter_run(now);
             self.poll(now);
         }
-        gate.meter().idle();
     }
 
     fn refuse(self: Arc<Self>, rejection: Rejection) {
         let cancelled = self.lifecycle.begin();
+        self.pool.gate().meter().active();
         self.leave_queue();
         if !cancelled {
             self.pool.gate().meter().rejected(rejection);

@@ -129,3 +129,6 @@ impl Lifecycle {
         self.bits.load(Ordering::Acquire) & CANCELLED != 0
     }
 }
+
+#[cfg(all(test, tower_offload_loom))]
+mod loom;

@@ -1,0 +1,73 @@
+//! Counts heap allocations with an allocator of its own, so it is a program of its own, and holds one test.
+#![allow(clippy::unwrap_used)]
+
+use std::{alloc::System, convert::Infallible};
+
+use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
+use tower::{Layer, Service, ServiceExt, service_fn};
+use tower_offload::{OffloadLayer, ThreadPool, offload::Typed, pool::Pool};
+
+#[global_allocator]
+static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+const CALLS: usize = 1_000;
+
+/// How many allocations a call makes, on all threads, once everything is warm.
+async fn per_call<F: Future>(mut call: impl FnMut() -> F) -> f64 {
+    for _ in 0..CALLS {
+        call().await;
+    }
+    let region = Region::new(ALLOCATOR);
+    for _ in 0..CALLS {
+        call().await;
+    }
+    let change = region.change();
+    (change.allocations + change.reallocations) as f64 / CALLS as f64
+}
+
+/// At most two, the aim is one: around a `service_fn` with a future under 2 KiB.
+#[tokio::test]
+async fn a_call_through_the_layer_adds_one_allocation() {
+    // About 1 KiB of future that awaits in the middle.
+    let work = || {
+        service_fn(async |n: usize| {
+            let data = std::hint::black_box([n; 128]);
+            tokio::task::yield_now().await;
+            Ok::<_, Infallible>(data[n % 128])
+        })
+    };
+    let pool = ThreadPool::builder().threads(1).build().unwrap();
+
+    let bare = per_call(|| work().oneshot(1)).await;
+    println!("allocations a call: {bare} without the layer");
+    let mut added = Vec::new();
+    let layer = || OffloadLayer::new(pool.clone()).reject(Typed);
+    for (name, layer) in [
+        ("default", layer()),
+        ("wait", layer().wait(std::time::Duration::from_secs(1))),
+        ("detached", layer().detached()),
+        ("backpressure", layer().backpressure()),
+    ] {
+        let mut service = layer.layer(work());
+        let mut calls = 0;
+        for _ in 0..CALLS {
+            service.ready().await.unwrap().call(1).await.unwrap();
+        }
+        let region = Region::new(ALLOCATOR);
+        while calls < CALLS {
+            service.ready().await.unwrap().call(1).await.unwrap();
+            calls += 1;
+        }
+        let change = region.change();
+        let allocations = (change.allocations + change.reallocations) as f64 / CALLS as f64 - bare;
+        println!("allocations a call: {allocations} added by the layer ({name})");
+        added.push((name, allocations));
+    }
+    let run = per_call(|| pool.run(|| 1)).await;
+    println!("allocations a call: {run} for `Pool::run`");
+    // A whole number a call, and at most a stray one over all of them (a queue that grows, a runtime's own).
+    for (name, added) in added {
+        assert!(added < 1.01, "{name}: {added}");
+    }
+    assert!(run < 1.01, "{run}");
+}

@@ -1,0 +1,60 @@
+//! Feature `metrics`: names, labels and units. A recorder is global, so this is a program of its own, and holds one test.
+#![cfg(feature = "metrics")]
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+
+use futures_util::FutureExt;
+use metrics_util::debugging::{DebugValue, DebuggingRecorder};
+use tower_offload::{ThreadPool, pool::Pool};
+
+#[tokio::test]
+async fn every_pool_is_measured_under_its_name() {
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    let pool = ThreadPool::builder().name("measured").threads(1).queue_capacity(1).build().unwrap();
+    recorder.install().unwrap(); // after the pool was made, before it is used
+
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    let (entered, inside) = tokio::sync::oneshot::channel();
+    let held = pool.run(move || {
+        entered.send(()).unwrap();
+        let _ = released.recv();
+    });
+    inside.await.unwrap();
+    let queued = pool.run(|| ());
+    let refused = pool.run(|| ()).await;
+    drop(queued);
+    drop(release);
+    held.await.unwrap();
+    while pool.stats().in_flight > 0 {
+        tokio::task::yield_now().await; // the abandoned one is still in the queue
+    }
+    let panicked = std::panic::AssertUnwindSafe(pool.run(|| panic!("measured"))).catch_unwind().await;
+    assert!(refused.is_err() && panicked.is_err());
+    pool.run(|| ()).await.unwrap();
+
+    let mut seen = BTreeMap::new();
+    for (key, _, _, value) in snapshotter.snapshot().into_vec() {
+        let labels: Vec<_> = key.key().labels().map(|label| (label.key().to_owned(), label.value().to_owned())).collect();
+        assert!(labels.contains(&("pool".to_owned(), "measured".to_owned())), "{labels:?}");
+        let reason = labels.iter().find(|(name, _)| name == "reason").map(|(_, reason)| reason.as_str());
+        let value = match value {
+            DebugValue::Counter(value) => value as f64,
+            DebugValue::Gauge(value) => value.0,
+            DebugValue::Histogram(values) => values.len() as f64,
+        };
+        seen.insert(format!("{}{}", key.key().name(), reason.map(|it| format!(" {it}")).unwrap_or_default()), value);
+    }
+    let expected = [
+        ("offload_abandoned_total", 1.0),
+        ("offload_active", 0.0),
+        ("offload_panicked_total", 1.0),
+        ("offload_queue_depth", 0.0),
+        ("offload_queue_wait_seconds", 3.0),
+        ("offload_rejected_total overloaded", 1.0),
+        ("offload_resume_wait_seconds", 0.0),
+        ("offload_run_seconds", 3.0),
+    ];
+    assert_eq!(seen, expected.map(|(name, value)| (name.to_owned(), value)).into());
+}

@@ -1,0 +1,79 @@
+use std::{error::Error, panic::catch_unwind, time::Duration};
+
+use tower_offload::{
+    OffloadLayer, Rejection, ThreadPool,
+    pool::{Gate, Inline, Pool, TokioBlocking},
+};
+
+use crate::support::{runtime, soon};
+
+/// The message of the panic that the closure ends with.
+fn panic_of(work: impl FnOnce() + std::panic::UnwindSafe) -> String {
+    let payload = catch_unwind(work).expect_err("it did not panic");
+    match payload.downcast::<String>() {
+        Ok(message) => *message,
+        Err(payload) => (*payload.downcast::<&str>().expect("a text")).to_owned(),
+    }
+}
+
+#[test]
+fn a_builder_says_which_option_is_out_of_range() {
+    let build = |builder: tower_offload::pool::Builder| {
+        let error = builder.build().unwrap_err();
+        assert!(error.is_configuration() && !error.is_spawn() && error.source().is_none());
+        error.to_string()
+    };
+    assert!(build(ThreadPool::builder().threads(0)).contains("at least 1"));
+    assert!(build(ThreadPool::builder().queue_capacity(0)).contains("`queue_capacity` 0"));
+    assert!(build(ThreadPool::builder().min_threads(4).max_threads(2)).contains("must not exceed"));
+    assert!(build(ThreadPool::builder().threads(usize::MAX)).contains("over the limit of 32767"));
+    assert!(build(ThreadPool::builder().name("a\0b")).contains("NUL"));
+}
+
+#[test]
+fn a_stack_that_the_system_cannot_give_is_an_error_of_the_builder_not_of_the_first_call() {
+    let error = ThreadPool::builder().threads(1).stack_size(1 << 62).build().unwrap_err();
+    assert!(error.is_spawn() && error.source().is_some(), "{error:?}");
+}
+
+#[test]
+fn absurd_but_possible_sizes_work() {
+    runtime().block_on(async {
+        let pool =
+            ThreadPool::builder().threads(1).queue_capacity(usize::MAX).keep_alive(Duration::MAX).build().unwrap();
+        let layer =
+            OffloadLayer::new(pool.clone()).max_in_flight(usize::MAX).wait(Duration::MAX).max_waiting(usize::MAX);
+        drop(layer);
+        assert_eq!(soon(pool.run(|| 1)).await, Ok(1));
+        let growing = ThreadPool::builder().min_threads(0).max_threads(2).keep_alive(Duration::MAX).build().unwrap();
+        assert_eq!(soon(growing.run(|| 1)).await, Ok(1));
+        assert!(soon(growing.shutdown(Duration::MAX)).await.is_empty());
+    });
+}
+
+#[test]
+fn presets_panic_with_a_message_that_names_the_fix() {
+    assert!(panic_of(|| drop(ThreadPool::blocking(0))).contains("give `threads` or `max_threads` at least 1"));
+    assert!(panic_of(|| drop(ThreadPool::blocking(usize::MAX))).contains("over the limit"));
+    assert!(panic_of(|| drop(Gate::new("none", 0))).contains("give it at least 1"));
+    let runtime = runtime();
+    let _entered = runtime.enter();
+    assert!(panic_of(|| drop(TokioBlocking::new(0))).contains("at least 1"));
+    assert!(panic_of(|| drop(OffloadLayer::new(Inline::new()).max_in_flight(0))).contains("at least 1"));
+}
+
+#[test]
+fn a_tokio_pool_outside_a_runtime_is_a_typed_error_or_a_panic_that_names_the_fix() {
+    let error = TokioBlocking::try_new(1).unwrap_err();
+    assert!(error.to_string().contains("inside `#[tokio::main]`"));
+    assert!(panic_of(|| drop(TokioBlocking::new(1))).contains("inside `#[tokio::main]`"));
+}
+
+#[test]
+fn a_pool_that_is_shut_down_already_answers_closed() {
+    runtime().block_on(async {
+        let pool = ThreadPool::cpu();
+        soon(pool.shutdown(Duration::ZERO)).await;
+        assert_eq!(soon(pool.run(|| ())).await, Err(Rejection::Closed));
+    });
+}

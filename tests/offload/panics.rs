@@ -1,0 +1,161 @@
+use std::{
+    panic::AssertUnwindSafe,
+    sync::{
+        Arc, Mutex,
+        mpsc::{self, Receiver},
+    },
+};
+
+use futures_util::FutureExt;
+use tokio::sync::oneshot;
+use tokio_test::{assert_pending, task};
+use tower::{ServiceExt, service_fn};
+use tower_layer::Layer;
+use tower_offload::{
+    OffloadLayer, Rejection, ThreadPool,
+    offload::{Typed, sync_fn},
+    pool::{Pool, Rayon},
+};
+
+use crate::support::{Answer, eventually, one_thread, pools, soon};
+
+#[derive(Debug, PartialEq)]
+struct Payload(u32);
+
+#[tokio::test]
+async fn p6_the_payload_of_a_panic_reaches_the_caller_and_the_pool_keeps_its_threads() {
+    for pool in pools(2, 64) {
+        let service = OffloadLayer::new(pool.clone()).reject(Typed).layer(sync_fn(|n: u32| -> Answer<u32> {
+            if n < 100 { std::panic::panic_any(Payload(n)) } else { Ok(n) }
+        }));
+        for n in 0..20 {
+            let panic = soon(AssertUnwindSafe(service.clone().oneshot(n)).catch_unwind()).await.unwrap_err();
+            assert_eq!(panic.downcast_ref(), Some(&Payload(n)));
+        }
+        // Both threads are alive: two calls that wait for one another are both inside.
+        let barrier = Arc::new(std::sync::Barrier::new(2));
+        let both = [(); 2].map(|()| {
+            let barrier = barrier.clone();
+            pool.run(move || barrier.wait().is_leader())
+        });
+        let [one, other] = both;
+        assert_ne!(soon(one).await.unwrap(), soon(other).await.unwrap());
+        assert_eq!(pool.gate().stats().panicked, 20);
+        assert_eq!(soon(service.oneshot(100)).await.unwrap(), 100);
+    }
+}
+
+#[tokio::test]
+async fn p6_a_panic_after_an_await_is_resumed_as_well() {
+    let service = OffloadLayer::new(one_thread()).reject(Typed).layer(service_fn(async |()| -> Answer<()> {
+        tokio::task::yield_now().await;
+        panic!("late")
+    }));
+    let panic = soon(AssertUnwindSafe(service.oneshot(())).catch_unwind()).await.unwrap_err();
+    assert_eq!(panic.downcast_ref(), Some(&"late"));
+}
+
+#[tokio::test]
+async fn a_panic_can_be_answered_instead() {
+    let layer = OffloadLayer::new(one_thread()).reject(Typed).catch_panics();
+    let service = layer.layer(sync_fn(|()| -> Answer<()> { panic!("caught") }));
+    let error = soon(service.oneshot(())).await.unwrap_err();
+    assert_eq!(error.downcast_ref(), Some(&Rejection::Panicked));
+}
+
+/// `rayon::spawn` aborts the process when its closure panics and no handler is set. This test is over if it does.
+#[tokio::test]
+async fn p7_a_rayon_pool_without_a_panic_handler_survives() {
+    let threads = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+    let pool = Rayon::new(threads);
+    for _ in 0..10 {
+        let panicked = soon(AssertUnwindSafe(pool.run(|| panic!("in rayon"))).catch_unwind()).await;
+        assert!(panicked.is_err());
+    }
+    // In the middle of a parallel iterator too.
+    use rayon::prelude::*;
+    let parallel = pool.run(|| (0..1000).into_par_iter().for_each(|n| assert!(n != 500, "found")));
+    assert!(soon(AssertUnwindSafe(parallel).catch_unwind()).await.is_err());
+    assert_eq!(soon(pool.run(|| 1)).await, Ok(1));
+}
+
+/// Installs a subscriber for this thread that keeps the fields of events, in the order they come.
+fn events() -> (tracing::subscriber::DefaultGuard, Arc<Mutex<Vec<String>>>) {
+    use tracing_subscriber::layer::SubscriberExt;
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<String>>>);
+    impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Lines {
+        fn on_event(&self, event: &tracing::Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
+            struct Fields(String);
+            impl tracing::field::Visit for Fields {
+                fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+                    use std::fmt::Write;
+                    write!(self.0, "{}={value:?} ", field.name()).unwrap();
+                }
+            }
+            let mut fields = Fields(String::new());
+            event.record(&mut fields);
+            self.0.lock().unwrap().push(fields.0);
+        }
+    }
+    let lines = Lines::default();
+    let guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(lines.clone()));
+    (guard, lines.0)
+}
+
+#[tokio::test]
+async fn p20_a_panic_after_the_caller_left_is_counted_and_logged_with_its_message() {
+    let (_guard, lines) = events();
+    let pool = one_thread();
+    let (entered, inside) = oneshot::channel();
+    let (release, released) = mpsc::channel::<()>();
+    let channels = Arc::new(Mutex::new(Some((entered, released))));
+    let service = OffloadLayer::new(pool.clone()).reject(Typed).layer(sync_fn(move |()| -> Answer<()> {
+        let (entered, released): (oneshot::Sender<()>, Receiver<()>) = channels.lock().unwrap().take().unwrap();
+        entered.send(()).unwrap();
+        released.recv().unwrap();
+        panic!("nobody {}", "listens")
+    }));
+    let mut call = task::spawn(service.oneshot(()));
+    assert_pending!(call.poll());
+    soon(inside).await.unwrap();
+    drop(call);
+    release.send(()).unwrap();
+    eventually(|| pool.stats().in_flight == 0).await;
+    assert_eq!(pool.stats().panicked, 1);
+    let lines = lines.lock().unwrap();
+    let told: Vec<_> = lines.iter().filter(|line| line.contains("call panicked")).collect();
+    assert_eq!(told.len(), 1, "{lines:?}");
+    assert!(told[0].contains(r#"message="nobody listens""#) || told[0].contains("nobody listens"), "{told:?}");
+    assert!(told[0].contains("caller_present=false"), "{told:?}");
+}
+
+/// One event for each thing that went wrong, none for what went well.
+#[tokio::test]
+async fn rejected_abandoned_and_panicked_calls_are_one_event_each() {
+    let (_guard, lines) = events();
+    let pool = ThreadPool::builder().name("told").threads(1).queue_capacity(1).build().unwrap();
+    let layer = OffloadLayer::new(pool.clone()).reject(Typed);
+    let service = layer.layer(sync_fn(|fail: bool| if fail { panic!("told") } else { Answer::Ok(()) }));
+    soon(service.clone().oneshot(false)).await.unwrap();
+    assert!(lines.lock().unwrap().is_empty(), "{lines:?}");
+
+    let _ = soon(AssertUnwindSafe(service.clone().oneshot(true)).catch_unwind()).await.unwrap_err();
+    let held = crate::support::hold(&pool).await;
+    let mut queued = task::spawn(service.clone().oneshot(false));
+    assert_pending!(queued.poll());
+    let _ = task::spawn(service.clone().oneshot(false)).poll();
+    drop(queued);
+    held.release().await.unwrap();
+    eventually(|| pool.stats().in_flight == 0).await;
+    let lines = lines.lock().unwrap();
+    for (what, detail) in [
+        ("call panicked", "caller_present=true"),
+        ("call rejected", r#"reason="overloaded""#),
+        ("call abandoned by its caller", "detached=false"),
+    ] {
+        let told: Vec<_> = lines.iter().filter(|line| line.contains(what)).collect();
+        assert_eq!(told.len(), 1, "{what}: {lines:?}");
+        assert!(told[0].contains(detail) && told[0].contains(r#"pool="told""#), "{told:?}");
+    }
+}
