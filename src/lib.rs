@@ -1,10 +1,13 @@
-//! x
+#![doc = include_str!("lib.md")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
+
 #[cfg(feature = "axum")]
+#[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
 pub mod axum;
 pub mod offload;
 pub mod pool;
 mod sync;
+
 pub use self::{
     offload::{Offload, OffloadLayer},
     pool::{Rejection, ThreadPool},

@@ -59,14 +59,17 @@ impl Pool for Inline {
     /// Runs the job, and after it those that came up meanwhile: a call is never polled inside its own poll, and a future
     /// that wakes itself does not grow the stack.
     fn schedule(&self, job: Job) {
-        let nested = PENDING.try_with(|pending| match &mut *pending.borrow_mut() {
-            Some(jobs) => Err(jobs.push_back(job)),
+        let first = PENDING.try_with(|pending| match &mut *pending.borrow_mut() {
+            Some(jobs) => {
+                jobs.push_back(job);
+                None
+            }
             none => {
                 *none = Some(VecDeque::new());
-                Ok(job)
+                Some(job)
             }
         });
-        let Ok(Ok(job)) = nested else { return };
+        let Ok(Some(job)) = first else { return };
         let _end = End;
         job.run();
         while let Some(job) = PENDING.with(|pending| pending.borrow_mut().as_mut().and_then(VecDeque::pop_front)) {
