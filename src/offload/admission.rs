@@ -1,8 +1,11 @@
 use std::{
+    future::poll_fn,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
+    task::Poll,
     time::Duration,
 };
 
@@ -69,13 +72,9 @@ impl Admission {
         self.mode
     }
 
-    pub(super) fn places(&self) -> Option<&Arc<Semaphore>> {
-        self.places.as_ref()
-    }
-
     /// `true` if a call made here and now is made within a call of this layer: it shares that one's place, else
     /// `max_in_flight(1)` would deadlock when nested in itself.
-    pub(super) fn is_nested(self: &Arc<Self>, outer: Option<&Arc<dyn Place>>) -> bool {
+    fn is_nested(self: &Arc<Self>, outer: Option<&Arc<dyn Place>>) -> bool {
         let mut place = outer;
         while let Some(held) = place {
             if held.layer() == self.address() {
@@ -103,7 +102,32 @@ impl Admission {
         Ok(Admitted { slot: pool.gate().try_slot()?, place })
     }
 
-    /// Counts the call among those that wait, if there is room for one more to wait and a timer to end it.
+    /// Waits for a place, then for a slot, each in the order of arrival. A closed pool is known at once.
+    pub(super) async fn admitted(
+        self: Arc<Self>,
+        pool: Arc<dyn Pool>,
+        outer: Option<Arc<dyn Place>>,
+    ) -> Result<Admitted, Rejection> {
+        let gate = pool.gate();
+        let mut closed = pin!(gate.closed());
+        let mut admitted = pin!(async {
+            let place = match &self.places {
+                Some(places) if !self.is_nested(outer.as_ref()) => {
+                    let permit = places.clone().acquire_owned().await.map_err(|_| Rejection::Closed)?;
+                    Some(self.hold(permit, outer.clone()))
+                }
+                _ => outer.clone(),
+            };
+            Ok(Admitted { slot: gate.slot().await?, place })
+        });
+        poll_fn(|cx| match closed.as_mut().poll(cx) {
+            Poll::Ready(()) => Poll::Ready(Err(Rejection::Closed)),
+            Poll::Pending => admitted.as_mut().poll(cx),
+        })
+        .await
+    }
+
+    /// Counts the call among those that wait for a time, if there is room for one more and a timer to end it.
     pub(super) fn enter_wait(self: &Arc<Self>) -> Result<Waiting, Rejection> {
         if Handle::try_current().is_err() {
             return Err(Rejection::NoRuntime);
@@ -115,11 +139,7 @@ impl Admission {
         }
     }
 
-    pub(super) fn hold(
-        self: &Arc<Self>,
-        permit: OwnedSemaphorePermit,
-        outer: Option<Arc<dyn Place>>,
-    ) -> Arc<dyn Place> {
+    fn hold(self: &Arc<Self>, permit: OwnedSemaphorePermit, outer: Option<Arc<dyn Place>>) -> Arc<dyn Place> {
         Arc::new(Held { admission: self.clone(), _permit: permit, outer })
     }
 
@@ -128,26 +148,15 @@ impl Admission {
     }
 }
 
-/// A call that waits to be admitted.
+/// A call that waits to be admitted, counted until it is dropped.
 pub(super) struct Waiting {
     admission: Arc<Admission>,
     outer: Option<Arc<dyn Place>>,
 }
 
 impl Waiting {
-    /// Waits for a place, then for a slot, in the order of arrival.
-    pub(super) async fn admitted(self, pool: &dyn Pool, at_most: Duration) -> Result<Admitted, Rejection> {
-        let admitted = async {
-            let outer = self.outer.clone();
-            let place = match &self.admission.places {
-                Some(places) if !self.admission.is_nested(outer.as_ref()) => {
-                    let permit = places.clone().acquire_owned().await.map_err(|_| Rejection::Closed)?;
-                    Some(self.admission.hold(permit, outer))
-                }
-                _ => outer,
-            };
-            Ok(Admitted { slot: pool.gate().slot().await?, place })
-        };
+    pub(super) async fn admitted(self, pool: Arc<dyn Pool>, at_most: Duration) -> Result<Admitted, Rejection> {
+        let admitted = self.admission.clone().admitted(pool, self.outer.clone());
         tokio::time::timeout(at_most, admitted).await.unwrap_or(Err(Rejection::Overloaded))
     }
 }

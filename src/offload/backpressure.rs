@@ -1,87 +1,77 @@
 use std::{
     fmt,
+    pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
 };
 
-use tokio::sync::OwnedSemaphorePermit;
-use tokio_util::sync::PollSemaphore;
-
 use super::admission::Admission;
 use crate::pool::{
-    Gate, PollSlot, Rejection, Slot,
+    Pool, Rejection,
     call::{Admitted, Current},
 };
+
+type Wait = Pin<Box<dyn Future<Output = Result<Admitted, Rejection>> + Send + Sync>>;
 
 /// What `poll_ready` reserves and `call` spends, in the mode of that name.
 pub(super) struct Backpressure {
     admission: Arc<Admission>,
-    places: Option<PollSemaphore>,
-    slots: PollSlot,
-    permit: Option<OwnedSemaphorePermit>,
-    reserved: Option<Result<Slot, Rejection>>,
+    pool: Arc<dyn Pool>,
+    state: State,
+}
+
+enum State {
+    Idle,
+    /// A place and a slot are held, or the pool is closed: then the call is to be answered, not to hang.
+    Reserved(Result<Admitted, Rejection>),
+    Waiting(Wait),
 }
 
 impl Backpressure {
-    pub(super) fn new(admission: &Arc<Admission>, gate: &Gate) -> Self {
-        Self {
-            admission: admission.clone(),
-            places: admission.places().cloned().map(PollSemaphore::new),
-            slots: gate.slots(),
-            permit: None,
-            reserved: None,
-        }
+    pub(super) fn new(admission: Arc<Admission>, pool: Arc<dyn Pool>) -> Self {
+        Self { admission, pool, state: State::Idle }
     }
 
-    /// Ready once a place and a slot are held, or the pool is closed: then the call is to be answered, not to hang.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.reserved.is_some() {
-            return Poll::Ready(());
+        loop {
+            self.state = match &mut self.state {
+                State::Idle => match self.admission.admit(&*self.pool) {
+                    Err(Rejection::Overloaded) => {
+                        let (admission, pool) = (self.admission.clone(), self.pool.clone());
+                        State::Waiting(Box::pin(admission.admitted(pool, Current::place())))
+                    }
+                    reserved => State::Reserved(reserved),
+                },
+                State::Reserved(_) => return Poll::Ready(()),
+                State::Waiting(wait) => State::Reserved(ready!(wait.as_mut().poll(cx))),
+            };
         }
-        if let (Some(places), None) = (&mut self.places, &self.permit) {
-            if !self.admission.is_nested(Current::place().as_ref()) {
-                self.permit = ready!(places.poll_acquire(cx));
-            }
-        }
-        self.reserved = Some(ready!(self.slots.poll(cx)).ok_or(Rejection::Closed));
-        Poll::Ready(())
     }
 
-    /// What was reserved.
+    /// What was reserved. The next call needs a reservation of its own.
     ///
     /// # Panics
     ///
     /// If nothing was.
-    pub(super) fn spend(&mut self, gate: &Gate) -> Result<Admitted, Rejection> {
-        let (permit, reserved) = (self.permit.take(), self.reserved.take());
-        let slot = reserved.expect("`Offload` with `.backpressure()` was called before `poll_ready` returned ready")?;
-        if gate.is_closed() {
-            return Err(Rejection::Closed);
-        }
-        let outer = Current::place();
-        let place = match permit {
-            Some(permit) => Some(self.admission.hold(permit, outer)),
-            None => outer,
+    pub(super) fn spend(&mut self) -> Result<Admitted, Rejection> {
+        let State::Reserved(reserved) = std::mem::replace(&mut self.state, State::Idle) else {
+            panic!("`Offload` with `.backpressure()` was called before `poll_ready` returned ready");
         };
-        Ok(Admitted { slot, place })
+        // A reservation may be older than the shutdown.
+        if self.pool.gate().is_closed() { Err(Rejection::Closed) } else { reserved }
     }
 }
 
 impl Clone for Backpressure {
     /// A clone holds no reservation: it would be spent twice.
     fn clone(&self) -> Self {
-        Self {
-            admission: self.admission.clone(),
-            places: self.places.clone(),
-            slots: self.slots.clone(),
-            permit: None,
-            reserved: None,
-        }
+        Self::new(self.admission.clone(), self.pool.clone())
     }
 }
 
 impl fmt::Debug for Backpressure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Backpressure").field("reserved", &self.reserved.is_some()).finish_non_exhaustive()
+        let reserved = matches!(self.state, State::Reserved(_));
+        f.debug_struct("Backpressure").field("reserved", &reserved).finish_non_exhaustive()
     }
 }

@@ -42,7 +42,7 @@ pub(super) struct Config<X, A> {
 impl<S, X, A> Offload<S, X, A> {
     pub(super) fn new(inner: S, config: Config<X, A>) -> Self {
         let backpressure = (config.admission.mode() == Mode::Backpressure)
-            .then(|| Backpressure::new(&config.admission, config.pool.gate()));
+            .then(|| Backpressure::new(config.admission.clone(), config.pool.clone()));
         Self { inner, config, backpressure }
     }
 
@@ -91,8 +91,7 @@ where
     ///
     /// With [`backpressure`](super::OffloadLayer::backpressure), if `poll_ready` was not ready.
     fn call(&mut self, request: Req) -> Self::Future {
-        let gate = self.config.pool.gate();
-        let reserved = self.backpressure.as_mut().map(|backpressure| backpressure.spend(gate));
+        let reserved = self.backpressure.as_mut().map(Backpressure::spend);
         let hint = Some(self.config.reject.hint(&request));
         let state = if self.config.inspect.offloads(&request) {
             let admitted = reserved.unwrap_or_else(|| self.config.admission.admit(&*self.config.pool));
@@ -125,7 +124,7 @@ impl<S, X, A> Offload<S, X, A> {
                 Ok(waiting) => {
                     let start = self.start(request);
                     let admitted = async move {
-                        match waiting.admitted(&*start.pool, at_most).await {
+                        match waiting.admitted(start.pool.clone(), at_most).await {
                             Ok(admitted) => Ok(start.now(admitted)),
                             Err(rejection) => Err(start.rejected(rejection)),
                         }

@@ -1,5 +1,5 @@
 use std::{
-    fmt,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering::SeqCst},
@@ -8,7 +8,6 @@ use std::{
 };
 
 use tokio::sync::{AcquireError, Notify, OwnedSemaphorePermit, Semaphore, TryAcquireError};
-use tokio_util::sync::PollSemaphore;
 
 use super::{Left, Rejection, Stats, meter::Meter};
 
@@ -28,8 +27,8 @@ pub struct Gate {
     phase: AtomicU8,
     /// Calls that were admitted and have not ended. Falls before their caller is woken.
     in_flight: AtomicUsize,
-    /// Wakes `drain` when the last call ends after the gate was closed.
-    ended: Notify,
+    /// Wakes `closed` when the gate is closed, and `drain` when the last call ends after that.
+    changed: Notify,
     /// How long the call waited that started last, in nanoseconds: what a new one has to expect.
     last_wait: AtomicU64,
     meter: Meter,
@@ -58,7 +57,7 @@ impl Gate {
             slots: Arc::new(Semaphore::new(capacity)),
             phase: AtomicU8::new(OPEN),
             in_flight: AtomicUsize::new(0),
-            ended: Notify::new(),
+            changed: Notify::new(),
             last_wait: AtomicU64::new(0),
         }
     }
@@ -82,6 +81,7 @@ impl Gate {
     pub fn close(&self) {
         let _ = self.phase.compare_exchange(OPEN, CLOSED, SeqCst, SeqCst);
         self.slots.close();
+        self.changed.notify_waiters();
     }
 
     /// Closes the gate, and from now on a job that is run drops its call, answered [`Rejection::Closed`], instead of
@@ -89,6 +89,7 @@ impl Gate {
     pub fn halt(&self) {
         self.phase.store(HALTED, SeqCst);
         self.slots.close();
+        self.changed.notify_waiters();
     }
 
     /// `true` once [`close`](Self::close) or [`halt`](Self::halt) was called.
@@ -112,17 +113,7 @@ impl Gate {
     /// Dropped early, the gate stays closed and is not halted.
     pub async fn drain(&self, deadline: Duration) -> Left {
         self.close();
-        let ended = async {
-            loop {
-                let notified = self.ended.notified();
-                tokio::pin!(notified);
-                notified.as_mut().enable(); // before the look: an end between the two is not missed
-                if self.in_flight.load(SeqCst) == 0 {
-                    break;
-                }
-                notified.await;
-            }
-        };
+        let ended = self.until(|| self.in_flight.load(SeqCst) == 0);
         let _ = tokio::time::timeout(deadline, ended).await;
         let stats = self.stats();
         self.halt();
@@ -153,9 +144,21 @@ impl Gate {
         permit.map(Slot).map_err(|_: AcquireError| Rejection::Closed)
     }
 
-    /// For waiting in `poll_ready`; `None` from it says that the gate is closed.
-    pub(crate) fn slots(&self) -> PollSlot {
-        PollSlot(PollSemaphore::new(self.slots.clone()))
+    /// Waits until the gate is closed.
+    pub(crate) async fn closed(&self) {
+        self.until(|| self.is_closed()).await;
+    }
+
+    /// Waits for a condition that `changed` tells of.
+    async fn until(&self, condition: impl Fn() -> bool) {
+        loop {
+            let mut changed = pin!(self.changed.notified());
+            changed.as_mut().enable(); // before the look: a change between the two is not missed
+            if condition() {
+                return;
+            }
+            changed.await;
+        }
     }
 
     pub(crate) fn admitted(&self) {
@@ -173,29 +176,7 @@ impl Gate {
     /// one of the two sees the other.
     pub(crate) fn ended(&self) {
         if self.in_flight.fetch_sub(1, SeqCst) == 1 && self.is_closed() {
-            self.ended.notify_waiters();
+            self.changed.notify_waiters();
         }
-    }
-}
-
-/// A [`Slot`] to be waited for poll by poll.
-pub(crate) struct PollSlot(PollSemaphore);
-
-impl PollSlot {
-    pub(crate) fn poll(&mut self, cx: &mut std::task::Context<'_>) -> std::task::Poll<Option<Slot>> {
-        self.0.poll_acquire(cx).map(|permit| permit.map(Slot))
-    }
-}
-
-impl Clone for PollSlot {
-    /// A clone waits for itself.
-    fn clone(&self) -> Self {
-        Self(self.0.clone())
-    }
-}
-
-impl fmt::Debug for PollSlot {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("PollSlot")
     }
 }

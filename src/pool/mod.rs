@@ -61,7 +61,7 @@ mod threads;
 mod tokio_blocking;
 mod workers;
 
-pub(crate) use self::gate::{PollSlot, Slot};
+pub(crate) use self::gate::Slot;
 #[cfg(feature = "rayon")]
 pub use self::rayon::Rayon;
 pub use self::{

@@ -91,6 +91,28 @@ async fn after_the_deadline_what_is_left_is_reported_and_answered_closed() {
     }
 }
 
+/// Whoever waits for a place or a slot is told at once, also if the place is never given back.
+#[tokio::test]
+async fn callers_that_wait_for_room_learn_of_a_shutdown_at_once() {
+    for pool in pools(1, 1) {
+        let layer = OffloadLayer::new(pool.clone()).reject(Typed).max_in_flight(1);
+        let pending = || service_fn(async |()| std::future::pending::<Answer<()>>().await);
+        let waits = layer.clone().wait(LONG).layer(pending());
+        let presses = layer.backpressure().layer(pending());
+        let mut first = task::spawn(waits.clone().oneshot(()));
+        let mut second = task::spawn(presses.clone().oneshot(()));
+        assert_pending!(first.poll());
+        assert_pending!(second.poll());
+        let mut waiting = [task::spawn(waits.oneshot(())), task::spawn(presses.oneshot(()))];
+        waiting.iter_mut().for_each(|call| assert_pending!(call.poll()));
+        pool.gate().close();
+        for call in waiting {
+            assert!(call.is_woken());
+            assert_eq!(soon(call).await.unwrap_err().downcast_ref(), Some(&Rejection::Closed));
+        }
+    }
+}
+
 #[tokio::test]
 async fn work_that_runs_past_the_deadline_can_see_that() {
     for pool in pools(1, 8) {
