@@ -36,7 +36,8 @@ async fn every_pool_is_measured_under_its_name() {
 
     let mut seen = BTreeMap::new();
     for (key, _, _, value) in snapshotter.snapshot().into_vec() {
-        let labels: Vec<_> = key.key().labels().map(|label| (label.key().to_owned(), label.value().to_owned())).collect();
+        let labels: Vec<_> =
+            key.key().labels().map(|label| (label.key().to_owned(), label.value().to_owned())).collect();
         assert!(labels.contains(&("pool".to_owned(), "measured".to_owned())), "{labels:?}");
         let reason = labels.iter().find(|(name, _)| name == "reason").map(|(_, reason)| reason.as_str());
         let value = match value {

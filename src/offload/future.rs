@@ -25,7 +25,7 @@ pin_project! {
     ///
     /// # Cancel safety
     ///
-    /// Dropped early, work that has not started never runs, work that awaits is dropped on the pool, and work that runs
+    /// Dropped early, work that has not started is dropped too and never runs, work that awaits is dropped on the pool, and work that runs
     /// can ask [`cancelled`](super::cancelled); unless the layer is [`detached`](super::OffloadLayer::detached).
     pub struct ResponseFuture<F, Req, X, H>
     where

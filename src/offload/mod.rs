@@ -75,8 +75,8 @@
 //!
 //! # Cancel safety
 //!
-//! Dropping the response future cancels the call. Work that was not started is dropped when its turn comes; until then it
-//! keeps its slot and its request. Work that awaits is dropped on the pool, at once. Work that runs can ask [`cancelled`],
+//! Dropping the response future cancels the call. Work that was not started never is: it is dropped at once, with its
+//! caller, and its request with it; only its slot is taken until its turn would have come. Work that awaits is dropped on the pool, at once. Work that runs can ask [`cancelled`],
 //! or take a [`cancellation`] token to other threads. In any case the place stays taken until the work has ended: a client
 //! that hangs up frees no thread that is still busy. [`detached`](OffloadLayer::detached) lets the work go on.
 //!

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::pool::{
     Pool, Rejection,
-    call::{self, Admitted, Context as CallContext, Handle},
+    call::{self, Admitted, Context as CallContext, Departure, Handle},
 };
 
 /// Runs the inner service's `call`, and its future, on a pool.
@@ -149,7 +149,7 @@ impl<S, X, A> Offload<S, X, A> {
         Start {
             pool: self.config.pool.clone(),
             context: CallContext::capture(),
-            detached: self.config.detached,
+            departure: if self.config.detached { Departure::Detach } else { Departure::Cancel },
             work: Invoke::new(ready, request, self.config.inspect.clone(), carried),
         }
     }
@@ -165,7 +165,7 @@ impl<S, X, A> Offload<S, X, A> {
 struct Start<F> {
     pool: Arc<dyn Pool>,
     context: CallContext,
-    detached: bool,
+    departure: Departure,
     work: F,
 }
 
@@ -175,7 +175,7 @@ where
     F::Output: Send + 'static,
 {
     fn now(self, admitted: Admitted) -> Handle<F::Output> {
-        call::spawn(&self.pool, admitted, self.context, self.detached, self.work)
+        call::spawn(&self.pool, admitted, self.context, self.departure, self.work)
     }
 
     fn rejected(self, rejection: Rejection) -> Rejection {

@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 
 use crate::pool::{
     Pool, Rejection,
-    call::{self, Admitted, Failure, Handle},
+    call::{self, Admitted, Departure, Failure, Handle},
 };
 
 type BoxError = Box<dyn Error + Send + Sync>;
@@ -125,7 +125,7 @@ impl SyncBody {
                 yield_once().await;
             }
         };
-        let source = call::spawn(pool, admitted, call::Context::capture(), false, steps);
+        let source = call::spawn(pool, admitted, call::Context::capture(), Departure::CancelOnPool, steps);
         Self { items, source: Some(source) }
     }
 }

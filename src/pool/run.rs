@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     Pool, Rejection,
-    call::{self, Admitted, Failure, Handle},
+    call::{self, Admitted, Departure, Failure, Handle},
 };
 
 /// Runs a closure on a pool, and gives its value back.
@@ -36,7 +36,7 @@ use super::{
 ///
 /// # Cancel safety
 ///
-/// Dropped before the closure started, the closure never runs; dropped later, [`cancelled`](crate::offload::cancelled)
+/// Dropped before the closure started, the closure is dropped too and never runs; dropped later, [`cancelled`](crate::offload::cancelled)
 /// turns true inside it and its value is dropped on the pool.
 pub fn run<P, W, T>(pool: P, work: W) -> Run<T>
 where
@@ -48,7 +48,7 @@ where
     Run(match pool.gate().try_slot() {
         Ok(slot) => {
             let admitted = Admitted { slot, place: call::Current::place() };
-            Ok(call::spawn(&pool, admitted, call::Context::capture(), false, async move { work() }))
+            Ok(call::spawn(&pool, admitted, call::Context::capture(), Departure::Cancel, async move { work() }))
         }
         Err(rejection) => {
             pool.gate().meter().rejected(rejection);

@@ -35,23 +35,27 @@ async fn e8_p5_a_call_whose_caller_left_in_the_queue_never_runs() {
     }
 }
 
-/// A closure run without any service: cancelled before it starts, it is dropped on the pool.
+/// As without the layer: what never started is still the caller's, and dropped with the caller. So a request's memory and
+/// its connection are free at once (P18), not when a thread comes to it, and so is its place. The slot is not: the entry
+/// is still in the queue, and entries are what the capacity bounds.
 #[tokio::test]
-async fn e8_a_cancelled_closure_is_dropped_on_the_pool() {
-    struct Tell(Option<oneshot::Sender<String>>);
-    impl Drop for Tell {
-        fn drop(&mut self) {
-            let thread = std::thread::current().name().unwrap_or_default().to_owned();
-            let _ = self.0.take().unwrap().send(thread);
-        }
+async fn e8_a_call_that_never_started_is_dropped_at_once_where_its_caller_leaves() {
+    for pool in pools(1, 1) {
+        let (sender, dropped) = oneshot::channel();
+        let layer = OffloadLayer::new(pool.clone()).reject(Typed).max_in_flight(1);
+        let service = layer.layer(sync_fn(|_: OnDrop| Answer::Ok(())));
+        let held = hold(&pool).await;
+        let mut queued = task::spawn(service.clone().oneshot(OnDrop(Some(sender))));
+        assert_pending!(queued.poll());
+        drop(queued);
+        assert_eq!(dropped.await.unwrap(), std::thread::current().id());
+        let stats = pool.gate().stats();
+        assert_eq!((stats.in_flight, stats.queued, stats.abandoned), (1, 1, 1), "the held one is in flight");
+        assert_eq!(soon(pool.run(|| ())).await, Err(Rejection::Overloaded));
+        held.release().await.unwrap();
+        eventually(|| pool.gate().stats().queued == 0).await;
+        soon(service.oneshot(OnDrop(None))).await.unwrap();
     }
-    let pool = one_thread();
-    let held = hold(&pool).await;
-    let (sender, dropped) = oneshot::channel();
-    let tell = Tell(Some(sender));
-    drop(pool.run(move || panic!("it ran, with {:?}", tell.0)));
-    held.release().await.unwrap();
-    assert_eq!(soon(dropped).await.unwrap(), "offload-0");
 }
 
 /// E9, P4: asked for by the work itself, and the place stays taken until the work has really ended.

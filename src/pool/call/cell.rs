@@ -15,7 +15,7 @@ use super::{
     current::{Current, Place},
     guard::{discard_payload, guarded},
     handle::{Caller, Failure, Handle},
-    lifecycle::{Leave, Lifecycle, Park},
+    lifecycle::{Begin, Departure, Leave, Lifecycle, Park},
     stage::Stage,
     work::Work,
 };
@@ -35,7 +35,7 @@ pub(crate) fn spawn<F>(
     pool: &Arc<dyn Pool>,
     admitted: Admitted,
     context: Context,
-    detached: bool,
+    departure: Departure,
     future: F,
 ) -> Handle<F::Output>
 where
@@ -48,15 +48,15 @@ where
         created: Instant::now(),
         woken: AtomicU64::new(0),
         started: AtomicBool::new(false),
+        slot: Mutex::new(Some(admitted.slot)),
         progress: Mutex::new(Progress {
             stage: Stage::Pending(future),
             surroundings: Some(Surroundings { context, place: admitted.place }),
-            slot: Some(admitted.slot),
             ran: Duration::ZERO,
         }),
     });
     pool.gate().admitted();
-    let handle = Handle::new(call.clone(), detached);
+    let handle = Handle::new(call.clone(), departure);
     pool.schedule(Job::new(call));
     handle
 }
@@ -69,8 +69,11 @@ struct Call<F: Future> {
     woken: AtomicU64,
     /// Set by the thread that takes the first queue entry; read by queues.
     started: AtomicBool,
-    /// Locked by the thread that owns the future for the whole of a poll, and by nobody else until `finish`. So nobody
-    /// ever waits for this lock; it is there to have the compiler check what `Lifecycle` promises.
+    /// The place in the queue, until the first entry is taken out of it: also that of a call whose caller left counts,
+    /// else they could pile up.
+    slot: Mutex<Option<Slot>>,
+    /// Locked by whoever owns the future, for as long as that lasts, and by nobody else before the call is finished. So
+    /// nobody ever waits for this lock; it is there to have the compiler check what `Lifecycle` promises.
     progress: Mutex<Progress<F>>,
 }
 
@@ -78,8 +81,6 @@ struct Progress<F: Future> {
     stage: Stage<F>,
     /// `None` from the moment the future is dropped: a stale waker must not keep a span or a place.
     surroundings: Option<Surroundings>,
-    /// The place in the queue, until the first poll.
-    slot: Option<Slot>,
     ran: Duration,
 }
 
@@ -141,7 +142,7 @@ where
             gate.meter().resumed(waited.saturating_sub(woken));
         } else {
             gate.started(waited);
-            drop(lock(&self.progress).slot.take());
+            drop(lock(&self.slot).take());
         }
     }
 
@@ -152,8 +153,15 @@ where
             meter.unresumed();
         } else {
             meter.unqueued();
-            drop(lock(&self.progress).slot.take());
+            drop(lock(&self.slot).take());
         }
+    }
+
+    /// Ends a call that was taken out of the queue and will not be polled.
+    fn end(self: &Arc<Self>, rejection: Rejection) {
+        self.pool.gate().meter().active();
+        self.leave_queue();
+        self.finish(Err(Failure::Refused(rejection)));
     }
 
     /// Ends the call: drops the future where it would have run, gives back what the call held, then tells the caller.
@@ -223,6 +231,23 @@ where
 }
 
 impl<F: Future> Call<F> {
+    /// Drops the future on this thread, which is none of the pool's, and gives back what the call held.
+    fn clear(&self) {
+        let dropped = {
+            let mut progress = lock(&self.progress);
+            let Progress { stage, surroundings, .. } = &mut *progress;
+            let surroundings = surroundings.take();
+            guarded(|| match &surroundings {
+                Some(surroundings) => surroundings.context.enter(|| stage.clear()),
+                None => stage.clear(),
+            })
+        };
+        if let Err(payload) = dropped {
+            self.report(payload);
+        }
+        self.pool.gate().ended();
+    }
+
     /// Counts and logs a panic that no caller will see.
     fn report(&self, payload: Box<dyn Any + Send>) {
         self.pool.gate().meter().panicked(&*payload, false);
@@ -236,30 +261,30 @@ where
     F::Output: Send + 'static,
 {
     fn run(self: Arc<Self>) {
-        let cancelled = self.lifecycle.begin();
-        let gate = self.pool.gate();
-        gate.meter().active();
-        if cancelled || gate.is_halted() {
-            self.leave_queue();
-            if !cancelled {
-                gate.meter().rejected(Rejection::Closed);
+        if self.pool.gate().is_halted() {
+            return self.refuse(Rejection::Closed);
+        }
+        match self.lifecycle.begin() {
+            Begin::Drop => self.end(Rejection::Closed),
+            Begin::Nothing => self.leave_queue(),
+            Begin::Poll => {
+                self.pool.gate().meter().active();
+                let now = Instant::now();
+                self.enter_run(now);
+                self.poll(now);
             }
-            self.finish(Err(Failure::Refused(Rejection::Closed)));
-        } else {
-            let now = Instant::now();
-            self.enter_run(now);
-            self.poll(now);
         }
     }
 
     fn refuse(self: Arc<Self>, rejection: Rejection) {
-        let cancelled = self.lifecycle.begin();
-        self.pool.gate().meter().active();
-        self.leave_queue();
-        if !cancelled {
-            self.pool.gate().meter().rejected(rejection);
+        match self.lifecycle.begin() {
+            Begin::Drop => self.end(rejection),
+            Begin::Nothing => self.leave_queue(),
+            Begin::Poll => {
+                self.pool.gate().meter().rejected(rejection);
+                self.end(rejection);
+            }
         }
-        self.finish(Err(Failure::Refused(rejection)));
     }
 
     fn has_started(&self) -> bool {
@@ -288,19 +313,20 @@ where
         Poll::Ready(result.expect("a finished call holds its output until its one caller takes it"))
     }
 
-    fn leave(self: Arc<Self>, detached: bool) {
-        match self.lifecycle.leave(detached) {
-            Leave::Finished => {
-                let result = lock(&self.progress).stage.take();
-                if let Err(payload) = guarded(|| drop(result)) {
-                    self.report(payload);
-                }
+    fn leave(self: Arc<Self>, departure: Departure) {
+        let leave = self.lifecycle.leave(departure);
+        if leave == Leave::Finished {
+            let result = lock(&self.progress).stage.take();
+            if let Err(payload) = guarded(|| drop(result)) {
+                self.report(payload);
             }
-            Leave::Left => self.pool.gate().meter().abandoned(detached),
-            Leave::Schedule => {
-                self.pool.gate().meter().abandoned(detached);
-                self.schedule();
-            }
+            return;
+        }
+        self.pool.gate().meter().abandoned(departure == Departure::Detach);
+        match leave {
+            Leave::Finished | Leave::Left => {}
+            Leave::Reclaim => self.clear(),
+            Leave::Schedule => self.schedule(),
         }
     }
 }
@@ -326,21 +352,8 @@ where
 impl<F: Future> Drop for Call<F> {
     /// Only a detached call can still hold its future here: its caller is gone, and nothing is left that could wake it.
     fn drop(&mut self) {
-        if self.lifecycle.is_finished() {
-            return;
+        if !self.lifecycle.is_finished() {
+            self.clear();
         }
-        let dropped = {
-            let mut progress = lock(&self.progress);
-            let Progress { stage, surroundings, .. } = &mut *progress;
-            let surroundings = surroundings.take();
-            guarded(|| match &surroundings {
-                Some(surroundings) => surroundings.context.enter(|| stage.clear()),
-                None => stage.clear(),
-            })
-        };
-        if let Err(payload) = dropped {
-            self.report(payload);
-        }
-        self.pool.gate().ended();
     }
 }

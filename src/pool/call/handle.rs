@@ -6,6 +6,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use super::lifecycle::Departure;
 use crate::pool::Rejection;
 
 /// Why a call has no output.
@@ -27,18 +28,18 @@ impl fmt::Debug for Failure {
 pub(crate) struct Handle<T> {
     /// `None` after the output was given out.
     call: Option<Arc<dyn Caller<T>>>,
-    detached: bool,
+    departure: Departure,
 }
 
 /// What a handle needs of its call, whatever future that polls.
 pub(super) trait Caller<T>: Send + Sync {
     fn poll_output(&self, cx: &mut Context<'_>) -> Poll<Result<T, Failure>>;
-    fn leave(self: Arc<Self>, detached: bool);
+    fn leave(self: Arc<Self>, departure: Departure);
 }
 
 impl<T> Handle<T> {
-    pub(super) fn new(call: Arc<dyn Caller<T>>, detached: bool) -> Self {
-        Self { call: Some(call), detached }
+    pub(super) fn new(call: Arc<dyn Caller<T>>, departure: Departure) -> Self {
+        Self { call: Some(call), departure }
     }
 }
 
@@ -56,13 +57,13 @@ impl<T> Future for Handle<T> {
 impl<T> Drop for Handle<T> {
     fn drop(&mut self) {
         if let Some(call) = self.call.take() {
-            call.leave(self.detached);
+            call.leave(self.departure);
         }
     }
 }
 
 impl<T> fmt::Debug for Handle<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Handle").field("detached", &self.detached).finish_non_exhaustive()
+        f.debug_struct("Handle").field("departure", &self.departure).finish_non_exhaustive()
     }
 }

@@ -13,11 +13,15 @@ const FINISHED: u8 = 1 << 2;
 const ABANDONED: u8 = 1 << 3;
 /// The caller left and the work is not wanted any more. Set once, by the caller.
 const CANCELLED: u8 = 1 << 4;
+/// No thread has taken the first queue entry. Set at birth; cleared by the thread that takes it, or by a caller that
+/// leaves before and takes the future back.
+const FRESH: u8 = 1 << 5;
 
 /// Who may touch a call's future, and who has to tell whom that it is done.
 ///
 /// Invariants:
 /// * From `begin` to `park` or `finish` one thread owns the future; `begin` is called only for a taken queue entry.
+/// * A caller that leaves while the call is `FRESH` owns the future instead: `begin` then says that there is nothing to do.
 /// * A wake during `RUNNING` is not lost: `park` sees `SCHEDULED` and the running thread schedules again.
 /// * Of `finish` and `leave` the second one sees the first: exactly one of caller and pool disposes of the output.
 /// * `finish` and `poll_finished` never miss each other: one sets the bit and then takes the waker, the other stores
@@ -26,6 +30,17 @@ const CANCELLED: u8 = 1 << 4;
 pub(crate) struct Lifecycle {
     bits: AtomicU8,
     caller: Mutex<Option<Waker>>,
+}
+
+/// What the thread has to do that took a queue entry.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Begin {
+    /// Drop the future, then `finish`: the caller left.
+    Drop,
+    /// Nothing: the caller left before the call started, and took everything with it.
+    Nothing,
+    /// Poll the future.
+    Poll,
 }
 
 /// What the thread has to do that found its future pending.
@@ -39,6 +54,17 @@ pub(crate) enum Park {
     Schedule,
 }
 
+/// What becomes of a call whose caller leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Departure {
+    /// It is cancelled. If it never started, the caller drops it: what is in it was the caller's a moment ago.
+    Cancel,
+    /// It is cancelled, and dropped on the pool in any case: what is in it may block when it is dropped.
+    CancelOnPool,
+    /// It goes on.
+    Detach,
+}
+
 /// What a caller has to do that leaves.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Leave {
@@ -46,6 +72,8 @@ pub(crate) enum Leave {
     Finished,
     /// Nothing: the pool disposes of everything.
     Left,
+    /// Drop the future: it never started, and no thread will touch it. The call is finished.
+    Reclaim,
     /// Put the call into the queue, so that its future is dropped on the pool.
     Schedule,
 }
@@ -53,15 +81,21 @@ pub(crate) enum Leave {
 impl Lifecycle {
     /// A call that is about to be put into a queue for the first time.
     pub(crate) fn scheduled() -> Self {
-        Self { bits: AtomicU8::new(SCHEDULED), caller: Mutex::new(None) }
+        Self { bits: AtomicU8::new(SCHEDULED | FRESH), caller: Mutex::new(None) }
     }
 
-    /// Takes the queue entry. `true` if the future is to be dropped instead of polled.
-    pub(crate) fn begin(&self) -> bool {
-        // One bit falls and one rises, both known: a queue entry exists, and nobody runs while one does.
-        let before = self.bits.fetch_xor(SCHEDULED | RUNNING, Ordering::AcqRel);
-        debug_assert_eq!(before & (SCHEDULED | RUNNING), SCHEDULED, "a job ran twice");
-        before & CANCELLED != 0
+    /// Takes the queue entry.
+    pub(crate) fn begin(&self) -> Begin {
+        let begun = self.bits.fetch_update(Ordering::AcqRel, Ordering::Acquire, |bits| {
+            (bits & FINISHED == 0).then_some(bits & !(SCHEDULED | FRESH) | RUNNING)
+        });
+        match begun {
+            Err(_) => Begin::Nothing,
+            Ok(before) => {
+                debug_assert_eq!(before & (SCHEDULED | RUNNING), SCHEDULED, "a job ran twice");
+                if before & CANCELLED == 0 { Begin::Poll } else { Begin::Drop }
+            }
+        }
     }
 
     /// Gives the future back after a `Pending`.
@@ -88,16 +122,20 @@ impl Lifecycle {
         self.bits.fetch_or(SCHEDULED, Ordering::AcqRel) & (SCHEDULED | RUNNING | FINISHED) == 0
     }
 
-    /// The caller goes away. With `detached` the work goes on.
-    pub(crate) fn leave(&self, detached: bool) -> Leave {
-        let bits = if detached { ABANDONED } else { ABANDONED | CANCELLED | SCHEDULED };
-        let before = self.bits.fetch_or(bits, Ordering::AcqRel);
-        if before & FINISHED != 0 {
-            Leave::Finished
-        } else if detached || before & (SCHEDULED | RUNNING) != 0 {
-            Leave::Left
-        } else {
-            Leave::Schedule
+    /// The caller goes away.
+    pub(crate) fn leave(&self, departure: Departure) -> Leave {
+        let left = self.bits.fetch_update(Ordering::AcqRel, Ordering::Acquire, |bits| match departure {
+            _ if bits & FINISHED != 0 => None,
+            Departure::Detach => Some(bits | ABANDONED),
+            Departure::Cancel if bits & FRESH != 0 => Some(bits & !FRESH | ABANDONED | CANCELLED | FINISHED),
+            Departure::Cancel | Departure::CancelOnPool => Some(bits | ABANDONED | CANCELLED | SCHEDULED),
+        });
+        match (left, departure) {
+            (Err(_), _) => Leave::Finished,
+            (Ok(_), Departure::Detach) => Leave::Left,
+            (Ok(before), Departure::Cancel) if before & FRESH != 0 => Leave::Reclaim,
+            (Ok(before), _) if before & (SCHEDULED | RUNNING) != 0 => Leave::Left,
+            (Ok(_), _) => Leave::Schedule,
         }
     }
 

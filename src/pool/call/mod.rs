@@ -27,5 +27,6 @@ pub(crate) use self::{
     current::{Current, Place},
     guard::discard_payload,
     handle::{Failure, Handle},
+    lifecycle::Departure,
     work::Work,
 };

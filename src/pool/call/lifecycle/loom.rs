@@ -10,7 +10,7 @@ use std::{
 
 use loom::{cell::UnsafeCell, future::block_on, thread};
 
-use super::{Leave, Lifecycle, Park};
+use super::{Begin, Departure, Leave, Lifecycle, Park};
 
 /// A call around a lifecycle, with loom's cell in place of the stage: a second thread in it is an error of the model.
 struct Model {
@@ -45,7 +45,10 @@ impl Model {
     /// What `Call::run` does.
     fn run(&self) -> Turn {
         assert_eq!(self.entries.fetch_sub(1, SeqCst), 1, "two entries for one call");
-        let cancelled = self.lifecycle.begin();
+        let begin = self.lifecycle.begin();
+        if begin == Begin::Nothing {
+            return Turn::Ended;
+        }
         let ready = self.future.with_mut(|polled| {
             // SAFETY: loom checks that nobody else is in the cell; that nobody is, is what this model shows.
             #[allow(unsafe_code)]
@@ -53,7 +56,7 @@ impl Model {
             *polled += 1;
             *polled >= self.polls
         });
-        if !cancelled && !ready {
+        if begin == Begin::Poll && !ready {
             match self.lifecycle.park() {
                 Park::Parked => return Turn::Parked,
                 Park::Schedule => {
@@ -86,10 +89,16 @@ impl Model {
         }
     }
 
-    fn leave(&self, detached: bool) {
-        match self.lifecycle.leave(detached) {
+    fn leave(&self, departure: Departure) {
+        match self.lifecycle.leave(departure) {
             Leave::Finished => assert_eq!(self.outputs.fetch_sub(1, SeqCst), 1, "the output was disposed of twice"),
             Leave::Left => {}
+            Leave::Reclaim => self.future.with_mut(|polled| {
+                // SAFETY: as in `run`.
+                #[allow(unsafe_code)]
+                let polled = unsafe { &mut *polled };
+                assert_eq!(*polled, 0, "it had started");
+            }),
             Leave::Schedule => {
                 self.entries.fetch_add(1, SeqCst);
                 self.work();
@@ -151,9 +160,8 @@ fn the_caller_is_woken_however_it_meets_the_end() {
     });
 }
 
-#[test]
-fn a_caller_that_leaves_at_any_moment_leaves_nothing_behind() {
-    loom::model(|| {
+fn leave_at_any_moment(departure: Departure) {
+    loom::model(move || {
         let call = Model::new(2);
         let runner = thread::spawn({
             let call = call.clone();
@@ -163,12 +171,22 @@ fn a_caller_that_leaves_at_any_moment_leaves_nothing_behind() {
             let call = call.clone();
             move || call.wake()
         });
-        call.leave(false);
+        call.leave(departure);
         runner.join().unwrap();
         waker.join().unwrap();
         assert!(call.lifecycle.is_finished(), "the future is still there");
         assert_eq!((call.outputs.load(SeqCst), call.entries.load(SeqCst)), (0, 0));
     });
+}
+
+#[test]
+fn a_caller_that_leaves_at_any_moment_leaves_nothing_behind() {
+    leave_at_any_moment(Departure::Cancel);
+}
+
+#[test]
+fn nor_does_one_that_has_everything_dropped_on_the_pool() {
+    leave_at_any_moment(Departure::CancelOnPool);
 }
 
 #[test]
@@ -179,7 +197,7 @@ fn a_detached_call_goes_on_and_its_output_is_disposed_of_once() {
             let call = call.clone();
             move || call.work()
         });
-        call.leave(true);
+        call.leave(Departure::Detach);
         runner.join().unwrap();
         assert!(call.lifecycle.is_finished());
         assert_eq!((call.outputs.load(SeqCst), call.entries.load(SeqCst)), (0, 0));

@@ -1,0 +1,346 @@
+//! A layer that has no room, as its HTTP clients see it.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use axum::{Router, body::Body, http::StatusCode, response::IntoResponse, routing::get};
+use futures_util::future::join_all;
+use http::{Method, header::CONTENT_TYPE};
+use tower_offload::{OffloadLayer, Rejection, offload::Problem, pool::Pool};
+
+use crate::support::{self, Answer, FullPool, Http1, Latch, Spy, count_statuses, pool, request, send, serve, within};
+
+async fn ok() -> &'static str {
+    "ok"
+}
+
+/// A router whose calls block at the latch.
+fn latched(latch: &Latch) -> Router {
+    let latch = latch.clone();
+    Router::new().route(
+        "/",
+        get(async move || {
+            latch.block();
+            "ok"
+        }),
+    )
+}
+
+fn get_as(content_type: &str) -> http::Request<Body> {
+    let mut request = request(Method::GET, "/", Body::empty());
+    request.headers_mut().insert(CONTENT_TYPE, content_type.parse().unwrap());
+    request
+}
+
+#[tokio::test]
+async fn a_full_queue_answers_503_with_retry_after_on_axum() {
+    within(async {
+        let full = FullPool::new().await;
+        let router = Router::new().route("/", get(ok)).layer(OffloadLayer::new(full.pool.clone()));
+        let mut connection = Http1::connect(serve(router).await).await;
+        connection.get("/").await.assert_unavailable();
+        connection.get("/").await.assert_unavailable();
+        full.release().await;
+        connection.get("/").await.assert_ok("ok");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_layer_without_places_answers_503_with_retry_after_on_axum() {
+    within(async {
+        let latch = Latch::new();
+        let address = serve(latched(&latch).layer(OffloadLayer::new(pool(4)).max_in_flight(1))).await;
+        let held = tokio::spawn(support::get(address, "/"));
+        latch.reached().await;
+        support::get(address, "/").await.assert_unavailable();
+        latch.open();
+        held.await.unwrap().assert_ok("ok");
+        support::get(address, "/").await.assert_ok("ok");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn retry_after_is_how_long_a_call_had_to_wait_lately() {
+    within(async {
+        // Waited for 1.1 s, so 2 s in whole seconds, rounded up. The wait is what is measured here, no synchronisation.
+        let (pool, latch) = (support::one_thread(1), Latch::new());
+        let first = pool.run({
+            let latch = latch.clone();
+            move || latch.block()
+        });
+        latch.reached().await;
+        let second = pool.run({
+            let latch = latch.clone();
+            move || latch.block()
+        });
+        tokio::time::sleep(Duration::from_millis(1100)).await;
+        latch.let_one_pass();
+        latch.reached().await;
+        let third = pool.run(|| ());
+        let router = Router::new().route("/", get(ok)).layer(OffloadLayer::new(pool.clone()));
+        let answer = support::get(serve(router).await, "/").await;
+        answer.assert_unavailable();
+        assert!(answer.header("retry-after").parse::<u64>().unwrap() >= 2);
+        latch.open();
+        for held in [first, second, third] {
+            held.await.unwrap();
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_pool_that_is_shut_down_answers_503_with_retry_after() {
+    within(async {
+        let pool = pool(1);
+        let router = Router::new().route("/", get(ok)).layer(OffloadLayer::new(pool.clone()));
+        let address = serve(router).await;
+        assert!(pool.shutdown(Duration::from_secs(5)).await.is_empty());
+        support::get(address, "/").await.assert_unavailable();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_call_that_was_queued_at_the_end_of_a_shutdown_is_answered_503() {
+    within(async {
+        let (pool, latch, spy) = (support::one_thread(1), Latch::new(), Spy::new());
+        let router = latched(&latch).layer(OffloadLayer::new(pool.clone()));
+        let address = serve(spy.around(router)).await;
+        let running = tokio::spawn(support::get(address, "/"));
+        latch.reached().await;
+        let queued = tokio::spawn(support::get(address, "/"));
+        spy.pending(2).await;
+
+        let left = pool.shutdown(Duration::ZERO).await;
+        assert_eq!((left.running, left.queued, left.parked), (1, 1, 0));
+        queued.await.unwrap().assert_unavailable();
+        latch.open();
+        running.await.unwrap().assert_ok("ok");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_wait_that_is_over_answers_503() {
+    within(async {
+        let full = FullPool::new().await;
+        let layer = OffloadLayer::new(full.pool.clone()).wait(Duration::from_millis(20));
+        let address = serve(Router::new().route("/", get(ok)).layer(layer)).await;
+        support::get(address, "/").await.assert_unavailable();
+        full.release().await;
+        support::get(address, "/").await.assert_ok("ok");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn one_more_than_may_wait_is_answered_503_at_once() {
+    within(async {
+        let (full, spy) = (FullPool::new().await, Spy::new());
+        let layer = OffloadLayer::new(full.pool.clone()).wait(Duration::MAX).max_waiting(1);
+        let address = serve(spy.around(Router::new().route("/", get(ok)).layer(layer))).await;
+        let waits = tokio::spawn(support::get(address, "/"));
+        spy.pending(1).await;
+        support::get(address, "/").await.assert_unavailable();
+        full.release().await;
+        waits.await.unwrap().assert_ok("ok");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_caught_panic_is_answered_500() {
+    within(async {
+        let pool = pool(1);
+        let panics = async || -> &'static str { panic!("on purpose") };
+        let router = Router::new().route("/panic", get(panics)).route("/", get(ok));
+        let router = router.layer(OffloadLayer::new(pool.clone()).catch_panics());
+        let mut connection = Http1::connect(serve(router).await).await;
+        let answer = connection.get("/panic").await;
+        assert_eq!((answer.status, answer.text()), (StatusCode::INTERNAL_SERVER_ERROR, ""));
+        assert_eq!(answer.header("retry-after"), "", "to come back later is of no use");
+        connection.get("/").await.assert_ok("ok"); // the same connection, the same thread
+        assert_eq!(pool.stats().panicked, 1);
+    })
+    .await;
+}
+
+/// What a problem+json says, if it is one.
+fn problem(answer: &Answer) -> serde_json::Value {
+    assert_eq!(answer.header("content-type"), "application/problem+json");
+    serde_json::from_slice(&answer.body).unwrap()
+}
+
+#[tokio::test]
+async fn problem_says_in_json_that_the_queue_is_full() {
+    within(async {
+        let full = FullPool::new().await;
+        let layer = OffloadLayer::new(full.pool.clone()).reject(Problem);
+        let address = serve(Router::new().route("/", get(ok)).layer(layer)).await;
+        let answer = support::get(address, "/").await;
+        assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
+        assert!(answer.header("retry-after").parse::<u64>().unwrap() >= 1);
+        let problem = problem(&answer);
+        assert_eq!((&problem["status"], &problem["reason"]), (&503.into(), &"overloaded".into()));
+        assert_eq!((&problem["title"], &problem["type"]), (&"Service Unavailable".into(), &"about:blank".into()));
+        assert_eq!(problem["detail"], Rejection::Overloaded.to_string());
+        full.release().await;
+        support::get(address, "/").await.assert_ok("ok");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn problem_says_in_json_that_the_work_panicked() {
+    within(async {
+        let panics = async || -> &'static str { panic!("on purpose") };
+        let layer = OffloadLayer::new(pool(1)).reject(Problem).catch_panics();
+        let answer = support::get(serve(Router::new().route("/", get(panics)).layer(layer)).await, "/").await;
+        assert_eq!(answer.status, StatusCode::INTERNAL_SERVER_ERROR);
+        let problem = problem(&answer);
+        assert_eq!((&problem["status"], &problem["reason"]), (&500.into(), &"panicked".into()));
+        assert!(!answer.text().contains("on purpose"), "a panic's message is nobody's business");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_closure_answers_as_it_likes() {
+    within(async {
+        let full = FullPool::new().await;
+        let answer = |rejection: Rejection| Ok((StatusCode::TOO_MANY_REQUESTS, rejection.as_str()).into_response());
+        let layer = OffloadLayer::new(full.pool.clone()).reject_with(answer);
+        let answer = support::get(serve(Router::new().route("/", get(ok)).layer(layer)).await, "/").await;
+        assert_eq!((answer.status, answer.text()), (StatusCode::TOO_MANY_REQUESTS, "overloaded"));
+        full.release().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn grpc_gets_a_status_in_the_head_and_grpc_web_is_plain_http() {
+    within(async {
+        let full = FullPool::new().await;
+        let router = Router::new()
+            .route("/", get(ok).layer(OffloadLayer::new(full.pool.clone())))
+            .route("/problem", get(ok).layer(OffloadLayer::new(full.pool.clone()).reject(Problem)));
+        let address = serve(router).await;
+        for grpc in ["application/grpc", "application/grpc+proto", "application/grpc;charset=utf-8"] {
+            let answer = send(address, get_as(grpc)).await;
+            answer.assert_ok("");
+            assert_eq!((answer.header("grpc-status"), answer.header("content-type")), ("8", "application/grpc"));
+        }
+        for plain in ["application/grpc-web", "application/grpc-web+proto", "application/grpc-web-text", "text/plain"] {
+            let answer = send(address, get_as(plain)).await;
+            answer.assert_unavailable();
+            assert_eq!(answer.header("grpc-status"), "");
+        }
+        let problem_as = |content_type| {
+            let mut request = get_as(content_type);
+            *request.uri_mut() = "/problem".parse().unwrap();
+            send(address, request)
+        };
+        assert_eq!(problem(&problem_as("application/grpc-web+proto").await)["reason"], "overloaded");
+        let grpc = problem_as("application/grpc").await;
+        grpc.assert_ok("");
+        assert_eq!((grpc.header("grpc-status"), grpc.header("content-type")), ("8", "application/grpc"));
+        full.release().await;
+    })
+    .await;
+}
+
+/// Two routes, behind one layer, that count how many of them run at once.
+fn two_routes(latch: &Latch, most: &Arc<AtomicUsize>) -> Router {
+    let running = Arc::new(AtomicUsize::new(0));
+    let (latch, most) = (latch.clone(), most.clone());
+    let handler = async move || {
+        most.fetch_max(running.fetch_add(1, SeqCst) + 1, SeqCst);
+        latch.block();
+        running.fetch_sub(1, SeqCst);
+        "ok"
+    };
+    Router::new().route("/a", get(handler.clone())).route("/b", get(handler))
+}
+
+/// P3
+#[tokio::test]
+async fn of_six_waiting_requests_on_two_routes_one_runs_at_a_time() {
+    within(async {
+        let (latch, spy, most) = (Latch::new(), Spy::new(), Arc::new(AtomicUsize::new(0)));
+        let pool = pool(6);
+        let layer = OffloadLayer::new(pool.clone()).max_in_flight(1).wait(Duration::from_secs(60));
+        let address = serve(spy.around(two_routes(&latch, &most).layer(layer))).await;
+
+        let calls: Vec<_> = ["/a", "/b", "/a", "/b", "/a", "/b"]
+            .into_iter()
+            .map(|path| tokio::spawn(async move { support::get(address, path).await }))
+            .collect();
+        spy.pending(6).await;
+        latch.reached().await;
+        assert_eq!((pool.stats().in_flight, pool.stats().rejected), (1, 0), "five are not even in the pool");
+        for ran in 1..=6 {
+            assert_eq!(latch.unseen(), 0, "while one is held no other runs");
+            latch.let_one_pass();
+            if ran < 6 {
+                latch.reached().await;
+            }
+        }
+        for answer in join_all(calls).await {
+            answer.unwrap().assert_ok("ok");
+        }
+        assert_eq!(most.load(SeqCst), 1);
+    })
+    .await;
+}
+
+/// P3
+#[tokio::test]
+async fn of_six_requests_on_two_routes_one_runs_and_five_are_refused() {
+    within(async {
+        let (latch, most) = (Latch::new(), Arc::new(AtomicUsize::new(0)));
+        let layer = OffloadLayer::new(pool(6)).max_in_flight(1);
+        let address = serve(two_routes(&latch, &most).layer(layer)).await;
+        let held = tokio::spawn(support::get(address, "/a"));
+        latch.reached().await;
+        let paths = ["/b", "/a", "/b", "/a", "/b"];
+        let refused = join_all(paths.map(|path| support::get(address, path))).await;
+        assert_eq!(count_statuses(&refused), [(503, 5)].into());
+        latch.open();
+        held.await.unwrap().assert_ok("ok");
+        support::get(address, "/b").await.assert_ok("ok");
+        assert_eq!(most.load(SeqCst), 1);
+    })
+    .await;
+}
+
+/// P17
+#[tokio::test]
+async fn two_layers_on_one_pool_have_places_of_their_own() {
+    within(async {
+        let (first, second, pool) = (Latch::new(), Latch::new(), pool(2));
+        let layer = || OffloadLayer::new(pool.clone()).max_in_flight(1);
+        let router = Router::new()
+            .nest("/first", latched(&first).layer(layer()))
+            .nest("/second", latched(&second).layer(layer()));
+        let address = serve(router).await;
+        let held = [tokio::spawn(support::get(address, "/first")), tokio::spawn(support::get(address, "/second"))];
+        first.reached().await;
+        second.reached().await;
+        support::get(address, "/first").await.assert_unavailable();
+        support::get(address, "/second").await.assert_unavailable();
+        first.open();
+        second.open();
+        for held in held {
+            held.await.unwrap().assert_ok("ok");
+        }
+    })
+    .await;
+}

@@ -1,0 +1,198 @@
+//! What awaits holds no thread of the pool, and what is nested does not wait for itself.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    body::{Body, Bytes},
+    extract::Request,
+    response::Response,
+    routing::{get, post},
+};
+use futures_util::future::join_all;
+use http::Method;
+use tokio::{
+    sync::Barrier,
+    time::{Instant, sleep},
+};
+use tower::{ServiceExt, layer::util::Identity};
+use tower_layer::Layer;
+use tower_offload::{OffloadLayer, ThreadPool};
+
+use crate::support::{self, Http2, Raw, Spy, absolute, one_thread, pool, serve, within};
+
+const REQUESTS: usize = 50;
+
+/// A handler that meets all the others, then takes 200 ms as I/O does. If one of them held the only thread while it
+/// awaits, they would never meet.
+fn meeting_place() -> Router {
+    let barrier = Arc::new(Barrier::new(REQUESTS));
+    let handler = async move || {
+        barrier.wait().await;
+        sleep(Duration::from_millis(200)).await;
+        "met"
+    };
+    Router::new().route("/", get(handler))
+}
+
+async fn fifty_meet(router: Router, what: &str) {
+    let address = serve(router).await;
+    let start = Instant::now();
+    let answers = join_all((0..REQUESTS).map(|_| support::get(address, "/"))).await;
+    let took = start.elapsed();
+    println!("{REQUESTS} requests that await 200 ms, {what}: {took:?}");
+    for answer in answers {
+        answer.assert_ok("met");
+    }
+    assert!(took < Duration::from_secs(5), "took {took:?}");
+}
+
+#[tokio::test]
+async fn fifty_handlers_await_at_once_on_one_thread() {
+    within(fifty_meet(meeting_place().layer(OffloadLayer::new(pool(1))), "one thread")).await;
+}
+
+#[tokio::test]
+async fn fifty_handlers_await_at_once_on_one_of_tokios_threads() {
+    within(async {
+        let pool = tower_offload::pool::TokioBlocking::new(1);
+        fifty_meet(meeting_place().layer(OffloadLayer::new(pool)), "one thread of tokio's").await;
+    })
+    .await;
+}
+
+#[cfg(feature = "rayon")]
+#[tokio::test]
+async fn fifty_handlers_await_at_once_on_one_of_rayons_threads() {
+    let threads = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+    let pool = tower_offload::pool::Rayon::new(threads);
+    within(fifty_meet(meeting_place().layer(OffloadLayer::new(pool)), "one thread of rayon's")).await;
+}
+
+#[tokio::test]
+async fn fifty_handlers_await_at_once_in_two_layers_on_one_thread() {
+    let pool = pool(1);
+    let router = meeting_place().layer(OffloadLayer::new(pool.clone())).layer(OffloadLayer::new(pool));
+    within(fifty_meet(router, "two layers on one thread")).await;
+}
+
+#[tokio::test]
+async fn fifty_http2_streams_await_at_once_on_one_thread() {
+    within(async {
+        let address = serve(meeting_place().layer(OffloadLayer::new(pool(1)))).await;
+        let client = Http2::connect(address).await;
+        let answers = join_all((0..REQUESTS).map(|_| {
+            let mut stream = client.clone();
+            async move { stream.send(absolute(Method::GET, "/", Body::empty())).await }
+        }));
+        for answer in answers.await {
+            answer.assert_ok("met");
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fifty_handlers_await_at_once_on_one_thread_beside_many_workers() {
+    within(fifty_meet(meeting_place().layer(OffloadLayer::new(pool(1))), "one thread, two workers")).await;
+}
+
+/// A layer within itself, and a handler that calls its own router once more.
+async fn nests_in_itself<L>(layer: OffloadLayer, between: L)
+where
+    L: Layer<axum::routing::Route> + Clone + Send + Sync + 'static,
+    L::Service: tower::Service<Request, Response = Response, Error = std::convert::Infallible> + Clone + Send + Sync,
+    L::Service: 'static,
+    <L::Service as tower::Service<Request>>::Future: Send + 'static,
+{
+    let inner = Router::new().route("/inner", get(async || "inner")).layer(layer.clone());
+    let calls_inner = async move || {
+        let request = support::request(Method::GET, "/inner", Body::empty());
+        inner.clone().oneshot(request).await.unwrap()
+    };
+    let router = Router::new()
+        .route("/", get(calls_inner))
+        .layer(layer.clone())
+        .layer(between)
+        .layer(layer.clone())
+        .layer(layer);
+    let address = serve(router).await;
+    for _ in 0..3 {
+        support::get(address, "/").await.assert_ok("inner");
+    }
+}
+
+#[tokio::test]
+async fn one_place_nested_in_itself_does_not_deadlock() {
+    within(nests_in_itself(OffloadLayer::new(pool(1)).max_in_flight(1), Identity::new())).await;
+}
+
+#[tokio::test]
+async fn one_place_nested_in_itself_does_not_deadlock_when_waiting() {
+    let layer = OffloadLayer::new(pool(1)).max_in_flight(1).wait(Duration::MAX);
+    within(nests_in_itself(layer, Identity::new())).await;
+}
+
+/// With another layer between the two, on another pool.
+#[tokio::test]
+async fn one_place_nested_in_itself_through_another_pool_does_not_deadlock() {
+    let between = OffloadLayer::new(pool(1)).max_in_flight(1);
+    within(nests_in_itself(OffloadLayer::new(pool(1)).max_in_flight(1), between)).await;
+}
+
+/// Half of a body is there, and the handler, on which the spy looks, waits for the rest. While it does, the one thread
+/// and the one place in the queue serve others.
+async fn slow_body_holds_nothing(pool: ThreadPool, router: Router, spy: Spy) {
+    let address = serve(router).await;
+    let mut slow = Raw::with(address, "POST /slow HTTP/1.1\r\nhost: test\r\ncontent-length: 10\r\n\r\nhello").await;
+    spy.pending(1).await;
+    for _ in 0..5 {
+        support::get(address, "/").await.assert_ok("quick");
+    }
+    assert_eq!((pool.stats().queued, pool.stats().rejected), (0, 0));
+    slow.write("world").await;
+    let head = slow.read_until("\r\n\r\n").await;
+    assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+    assert_eq!(slow.read_exact(10).await, b"HELLOWORLD");
+}
+
+#[tokio::test]
+async fn a_slow_request_body_holds_no_thread() {
+    within(async {
+        let (pool, spy) = (one_thread(1), Spy::new());
+        let router = Router::new()
+            .route("/slow", post(async |body: String| body.to_uppercase()))
+            .route("/", get(async || "quick"));
+        let router = spy.around(router).layer(OffloadLayer::new(pool.clone()));
+        slow_body_holds_nothing(pool, router, spy).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_slow_request_body_taken_as_bytes_holds_no_thread() {
+    within(async {
+        let (pool, spy) = (one_thread(1), Spy::new());
+        let router = Router::new()
+            .route("/slow", post(async |body: Bytes| body.to_ascii_uppercase()))
+            .route("/", get(async || "quick"));
+        let router = spy.around(router).layer(OffloadLayer::new(pool.clone()));
+        slow_body_holds_nothing(pool, router, spy).await;
+    })
+    .await;
+}
+
+#[cfg(feature = "axum")]
+#[tokio::test]
+async fn a_slow_request_body_of_a_sync_handler_holds_no_thread() {
+    use tower_offload::axum::blocking;
+
+    within(async {
+        let (pool, spy) = (one_thread(1), Spy::new());
+        let router = Router::new()
+            .route("/slow", post(blocking(pool.clone(), |body: String| body.to_uppercase())))
+            .route("/", get(blocking(pool.clone(), || "quick")));
+        slow_body_holds_nothing(pool, spy.around(router), spy).await;
+    })
+    .await;
+}

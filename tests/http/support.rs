@@ -1,0 +1,382 @@
+//! Servers, clients and latches. Nothing in here sleeps.
+
+use std::{
+    collections::HashMap,
+    future::poll_fn,
+    net::SocketAddr,
+    pin::pin,
+    sync::{Arc, Condvar, Mutex},
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::{Request, State},
+    middleware::{Next, from_fn_with_state},
+    response::Response,
+};
+use bytes::Bytes;
+use http::{HeaderMap, Method, StatusCode};
+use http_body_util::BodyExt;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    task::JoinHandle,
+};
+use tower_offload::{
+    ThreadPool,
+    pool::{Pool, Run},
+};
+
+/// Longer than any test takes on a slow machine; a test that hangs fails after it.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Bounds a test.
+pub(crate) async fn within<T>(test: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, test).await.expect("the test hangs")
+}
+
+/// Named after the threads it has: `pool-0`, `pool-1`, ..
+pub(crate) fn pool(threads: usize) -> ThreadPool {
+    ThreadPool::builder().name("pool").threads(threads).build().unwrap()
+}
+
+/// One thread, and room for so many calls to wait.
+pub(crate) fn one_thread(queue_capacity: usize) -> ThreadPool {
+    ThreadPool::builder().name("pool").threads(1).queue_capacity(queue_capacity).build().unwrap()
+}
+
+pub(crate) fn thread_name() -> String {
+    std::thread::current().name().unwrap_or_default().to_owned()
+}
+
+pub(crate) fn is_pool_thread(name: &str) -> bool {
+    name.starts_with("pool-")
+}
+
+/// As many passes as ever come.
+const OPEN: usize = usize::MAX;
+
+/// Holds sync code still until the test lets it go on.
+#[derive(Clone)]
+pub(crate) struct Latch(Arc<LatchState>);
+
+struct LatchState {
+    /// A permit for each that has come and was not yet seen by the test.
+    came: Semaphore,
+    /// How many may go on yet.
+    passes: Mutex<usize>,
+    opened: Condvar,
+}
+
+impl Latch {
+    pub(crate) fn new() -> Self {
+        Self(Arc::new(LatchState { came: Semaphore::new(0), passes: Mutex::new(0), opened: Condvar::new() }))
+    }
+
+    /// For sync code: says that it is here, and blocks.
+    pub(crate) fn block(&self) {
+        self.0.came.add_permits(1);
+        let passes = self.0.passes.lock().unwrap();
+        let (mut passes, waited) = self.0.opened.wait_timeout_while(passes, PATIENCE, |passes| *passes == 0).unwrap();
+        assert!(!waited.timed_out(), "nobody opened the latch");
+        if *passes != OPEN {
+            *passes -= 1;
+        }
+    }
+
+    /// Waits until one more has come.
+    pub(crate) async fn reached(&self) {
+        self.0.came.acquire().await.unwrap().forget();
+    }
+
+    /// How many have come that `reached` was not asked for.
+    pub(crate) fn unseen(&self) -> usize {
+        self.0.came.available_permits()
+    }
+
+    pub(crate) fn let_one_pass(&self) {
+        *self.0.passes.lock().unwrap() += 1;
+        self.0.opened.notify_one();
+    }
+
+    /// For good.
+    pub(crate) fn open(&self) {
+        *self.0.passes.lock().unwrap() = OPEN;
+        self.0.opened.notify_all();
+    }
+}
+
+/// A pool whose one thread is held and whose queue is full.
+pub(crate) struct FullPool {
+    pub(crate) pool: ThreadPool,
+    latch: Latch,
+    held: [Run<()>; 2],
+}
+
+impl FullPool {
+    pub(crate) async fn new() -> Self {
+        let (pool, latch) = (one_thread(1), Latch::new());
+        let running = pool.run({
+            let latch = latch.clone();
+            move || latch.block()
+        });
+        latch.reached().await; // its place in the queue is free again
+        let queued = pool.run(|| ());
+        assert_eq!(pool.stats().queued, 1);
+        Self { pool, latch, held: [running, queued] }
+    }
+
+    /// Makes room.
+    pub(crate) async fn release(self) {
+        self.latch.open();
+        for held in self.held {
+            held.await.unwrap();
+        }
+    }
+}
+
+/// Looks at the calls of a router from outside its layers.
+#[derive(Clone)]
+pub(crate) struct Spy(Arc<SpyState>);
+
+struct SpyState {
+    /// A permit for each call that was pending once and was not yet seen by the test.
+    pending: Semaphore,
+    /// A permit for each call whose future was dropped before its end.
+    left: Semaphore,
+}
+
+impl Spy {
+    pub(crate) fn new() -> Self {
+        Self(Arc::new(SpyState { pending: Semaphore::new(0), left: Semaphore::new(0) }))
+    }
+
+    /// Around all layers that the router has so far.
+    pub(crate) fn around(&self, router: Router) -> Router {
+        async fn spy(State(spy): State<Spy>, request: Request, next: Next) -> Response {
+            struct Left(Option<Spy>);
+            impl Drop for Left {
+                fn drop(&mut self) {
+                    if let Some(spy) = &self.0 {
+                        spy.0.left.add_permits(1);
+                    }
+                }
+            }
+            // Declared before the call, so dropped after it.
+            let mut left = Left(Some(spy.clone()));
+            let mut told = false;
+            let mut call = pin!(next.run(request));
+            let response = poll_fn(|cx| {
+                let polled = call.as_mut().poll(cx);
+                if polled.is_pending() && !told {
+                    told = true;
+                    spy.0.pending.add_permits(1);
+                }
+                polled
+            })
+            .await;
+            left.0 = None;
+            response
+        }
+        router.layer(from_fn_with_state(self.clone(), spy))
+    }
+
+    /// Waits until so many more calls were made and are pending.
+    pub(crate) async fn pending(&self, calls: u32) {
+        self.0.pending.acquire_many(calls).await.unwrap().forget();
+    }
+
+    /// Waits until the server has dropped the future of one more call.
+    pub(crate) async fn left(&self) {
+        self.0.left.acquire().await.unwrap().forget();
+    }
+}
+
+pub(crate) async fn bind() -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    (listener, address)
+}
+
+/// Serves HTTP/1 and HTTP/2 until the test's runtime ends.
+pub(crate) async fn serve(router: Router) -> SocketAddr {
+    let (listener, address) = bind().await;
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    address
+}
+
+/// A response that has arrived in full.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+}
+
+impl Answer {
+    pub(crate) fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).unwrap()
+    }
+
+    pub(crate) fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
+
+    #[track_caller]
+    pub(crate) fn assert_ok(&self, body: &str) {
+        assert_eq!((self.status, self.text()), (StatusCode::OK, body));
+    }
+
+    #[track_caller]
+    pub(crate) fn assert_unavailable(&self) {
+        assert_eq!(self.status, StatusCode::SERVICE_UNAVAILABLE);
+        assert!(self.header("retry-after").parse::<u64>().unwrap() >= 1);
+        assert!(self.body.is_empty());
+    }
+
+    async fn of(response: http::Response<hyper::body::Incoming>) -> hyper::Result<Self> {
+        let (head, body) = response.into_parts();
+        Ok(Self { status: head.status, headers: head.headers, body: body.collect().await?.to_bytes() })
+    }
+}
+
+/// One HTTP/1 connection.
+pub(crate) struct Http1 {
+    sender: http1::SendRequest<Body>,
+    connection: JoinHandle<()>,
+}
+
+impl Http1 {
+    pub(crate) async fn connect(address: SocketAddr) -> Self {
+        let socket = TokioIo::new(TcpStream::connect(address).await.unwrap());
+        let (sender, connection) = http1::handshake(socket).await.unwrap();
+        Self { sender, connection: tokio::spawn(async { drop(connection.await) }) }
+    }
+
+    pub(crate) async fn try_send(&mut self, mut request: http::Request<Body>) -> hyper::Result<Answer> {
+        request.headers_mut().insert("host", "test".parse().unwrap());
+        self.sender.ready().await?;
+        Answer::of(self.sender.send_request(request).await?).await
+    }
+
+    pub(crate) async fn send(&mut self, request: http::Request<Body>) -> Answer {
+        self.try_send(request).await.unwrap()
+    }
+
+    pub(crate) async fn get(&mut self, path: &str) -> Answer {
+        self.send(request(Method::GET, path, Body::empty())).await
+    }
+}
+
+impl Drop for Http1 {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
+}
+
+/// One HTTP/2 connection.
+#[derive(Clone)]
+pub(crate) struct Http2(http2::SendRequest<Body>);
+
+impl Http2 {
+    pub(crate) async fn connect(address: SocketAddr) -> Self {
+        let socket = TokioIo::new(TcpStream::connect(address).await.unwrap());
+        let (sender, connection) = http2::handshake(TokioExecutor::new(), socket).await.unwrap();
+        tokio::spawn(connection);
+        Self(sender)
+    }
+
+    pub(crate) async fn try_send(&mut self, request: http::Request<Body>) -> hyper::Result<Answer> {
+        self.0.ready().await?;
+        Answer::of(self.0.send_request(request).await?).await
+    }
+
+    pub(crate) async fn send(&mut self, request: http::Request<Body>) -> Answer {
+        self.try_send(request).await.unwrap()
+    }
+}
+
+pub(crate) fn request(method: Method, path: &str, body: impl Into<Body>) -> http::Request<Body> {
+    http::Request::builder().method(method).uri(path).body(body.into()).unwrap()
+}
+
+/// For HTTP/2, whose requests name the whole target.
+pub(crate) fn absolute(method: Method, path: &str, body: impl Into<Body>) -> http::Request<Body> {
+    request(method, &format!("http://test{path}"), body)
+}
+
+/// A GET on a connection of its own.
+pub(crate) async fn get(address: SocketAddr, path: &str) -> Answer {
+    Http1::connect(address).await.get(path).await
+}
+
+/// A request on a connection of its own.
+pub(crate) async fn send(address: SocketAddr, request: http::Request<Body>) -> Answer {
+    Http1::connect(address).await.send(request).await
+}
+
+/// A client that writes and reads bytes.
+pub(crate) struct Raw(TcpStream);
+
+impl Raw {
+    pub(crate) async fn connect(address: SocketAddr) -> Self {
+        Self(TcpStream::connect(address).await.unwrap())
+    }
+
+    /// Connects and sends.
+    pub(crate) async fn with(address: SocketAddr, bytes: impl AsRef<[u8]>) -> Self {
+        let mut raw = Self::connect(address).await;
+        raw.write(bytes).await;
+        raw
+    }
+
+    pub(crate) async fn write(&mut self, bytes: impl AsRef<[u8]>) {
+        self.0.write_all(bytes.as_ref()).await.unwrap();
+    }
+
+    /// Up to and with the first such bytes.
+    pub(crate) async fn read_until(&mut self, end: &str) -> String {
+        let mut read = Vec::new();
+        while !read.ends_with(end.as_bytes()) {
+            read.push(self.0.read_u8().await.expect("the server closed early"));
+        }
+        String::from_utf8(read).unwrap()
+    }
+
+    pub(crate) async fn read_exact(&mut self, bytes: usize) -> Vec<u8> {
+        let mut read = vec![0; bytes];
+        self.0.read_exact(&mut read).await.unwrap();
+        read
+    }
+
+    /// What has come after at least something has.
+    pub(crate) async fn read_some(mut self) -> String {
+        let mut buffer = vec![0; 4096];
+        let bytes = self.0.read(&mut buffer).await.unwrap();
+        String::from_utf8_lossy(&buffer[..bytes]).into_owned()
+    }
+
+    /// All there is until the server closes; a reset is an end, too.
+    pub(crate) async fn read_to_end(mut self) -> String {
+        let (mut read, mut buffer) = (Vec::new(), [0; 4096]);
+        while let Ok(bytes @ 1..) = self.0.read(&mut buffer).await {
+            read.extend_from_slice(&buffer[..bytes]);
+        }
+        String::from_utf8(read).unwrap()
+    }
+}
+
+pub(crate) const GET: &str = "GET / HTTP/1.1\r\nhost: test\r\n\r\n";
+
+/// How often each answer came.
+pub(crate) fn count_statuses(answers: &[Answer]) -> HashMap<u16, usize> {
+    answers.iter().fold(HashMap::new(), |mut counts, answer| {
+        *counts.entry(answer.status.as_u16()).or_default() += 1;
+        counts
+    })
+}
