@@ -27,7 +27,7 @@ async fn every_pool_is_measured_under_its_name() {
     drop(queued);
     drop(release);
     held.await.unwrap();
-    while pool.stats().in_flight > 0 {
+    while pool.stats().slots_taken > 0 {
         tokio::task::yield_now().await; // the abandoned one is still in the queue
     }
     let panicked = std::panic::AssertUnwindSafe(pool.run(|| panic!("measured"))).catch_unwind().await;

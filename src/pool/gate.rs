@@ -74,7 +74,8 @@ impl Gate {
 
     /// What the pool has done so far and is doing now.
     pub fn stats(&self) -> Stats {
-        Stats { in_flight: self.in_flight.load(SeqCst), ..self.meter.stats() }
+        let slots_taken = self.capacity.saturating_sub(self.slots.available_permits());
+        Stats { in_flight: self.in_flight.load(SeqCst), slots_taken, ..self.meter.stats() }
     }
 
     /// From now on every new call is answered with [`Rejection::Closed`]. Calls that were admitted go on.

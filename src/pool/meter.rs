@@ -68,7 +68,7 @@ impl Meter {
             abandoned: self.abandoned.load(Relaxed),
             active: self.active.load(Relaxed),
             completed: self.completed.load(Relaxed),
-            in_flight: 0,
+            in_flight: 0, // the gate knows
             panicked: self.panicked.load(Relaxed),
             queued: self.queued.load(Relaxed),
             queue_wait: Duration::from_nanos(self.queue_wait.load(Relaxed)),
@@ -76,6 +76,7 @@ impl Meter {
             resumed: self.resumed.load(Relaxed),
             resume_wait: Duration::from_nanos(self.resume_wait.load(Relaxed)),
             run_time: Duration::from_nanos(self.run_time.load(Relaxed)),
+            slots_taken: 0, // likewise
             started: self.started.load(Relaxed),
         }
     }

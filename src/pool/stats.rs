@@ -29,6 +29,9 @@ pub struct Stats {
     pub resume_wait: Duration,
     /// How long calls ran: the sum of their polls.
     pub run_time: Duration,
+    /// Places in the queue that are taken: by calls that wait for their first poll, by calls whose caller left and whose
+    /// turn has not come yet, and by what [`backpressure`](crate::offload::OffloadLayer::backpressure) has reserved.
+    pub slots_taken: usize,
     /// Calls that were polled for the first time.
     pub started: u64,
 }

@@ -12,9 +12,9 @@ use axum::{Router, body::Body, routing::get};
 use http::Method;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tower_offload::{
-    OffloadLayer,
+    OffloadLayer, ThreadPool,
     offload::{cancellation, cancelled},
-    pool::Pool,
+    pool::{Pool, Run},
 };
 
 use crate::support::{
@@ -34,6 +34,16 @@ fn asks(latch: &Latch, answers: UnboundedSender<bool>) -> Router {
             answers.send(cancelled()).unwrap();
         }),
     )
+}
+
+/// Has the pool's only thread wait at the latch.
+async fn hold(pool: &ThreadPool, latch: &Latch) -> Run<()> {
+    let held = pool.run({
+        let latch = latch.clone();
+        move || latch.block()
+    });
+    latch.reached().await;
+    held
 }
 
 /// E10
@@ -187,12 +197,8 @@ async fn a_panic_after_the_hang_up_is_logged_with_its_message() {
 #[tokio::test]
 async fn a_queued_request_whose_client_hangs_up_never_runs() {
     within(async {
-        let (latch, spy, pool, ran) = (Latch::new(), Spy::new(), one_thread(1), Arc::new(AtomicBool::new(false)));
-        let held = pool.run({
-            let latch = latch.clone();
-            move || latch.block()
-        });
-        latch.reached().await;
+        let (latch, spy, pool, ran) = (Latch::new(), Spy::new(), one_thread(2), Arc::new(AtomicBool::new(false)));
+        let held = hold(&pool, &latch).await;
         let handler = {
             let ran = ran.clone();
             async move || ran.store(true, SeqCst)
@@ -201,17 +207,46 @@ async fn a_queued_request_whose_client_hangs_up_never_runs() {
         let address = serve(spy.around(router)).await;
         let client = Raw::with(address, GET).await;
         spy.pending(1).await;
-        assert_eq!(pool.stats().queued, 1);
+        assert_eq!((pool.stats().queued, pool.stats().in_flight), (1, 2));
         drop(client);
         spy.left().await;
+        assert_eq!((pool.stats().abandoned, pool.stats().in_flight), (1, 1), "gone, though the thread is held");
         latch.open();
         held.await.unwrap();
-        while pool.stats().in_flight > 0 {
-            tokio::task::yield_now().await;
-        }
+        pool.run(|| ()).await.unwrap(); // behind it in the queue
         assert!(!ran.load(SeqCst));
-        assert_eq!((pool.stats().abandoned, pool.stats().started), (1, 1));
-        pool.run(|| ()).await.expect("its place in the queue is free again");
+        assert_eq!((pool.stats().started, pool.stats().queued), (2, 0));
+
+        let latch = Latch::new();
+        let held = hold(&pool, &latch).await;
+        let both = [pool.run(|| ()), pool.run(|| ())];
+        latch.open();
+        for queued in both.into_iter().chain([held]) {
+            queued.await.expect("both places in the queue are free again");
+        }
+    })
+    .await;
+}
+
+/// E15: what a shutdown leaves is named as what it is, though a client of a queued call has left.
+#[tokio::test]
+async fn a_shutdown_does_not_count_a_queued_request_whose_client_hung_up() {
+    within(async {
+        let (latch, inner, outer, pool) = (Latch::new(), Spy::new(), Spy::new(), one_thread(4));
+        let parks = Router::new().route("/park", get(async || pending::<()>().await));
+        let router = inner.around(parks).route("/", get(async || "never")).layer(OffloadLayer::new(pool.clone()));
+        let address = serve(outer.around(router)).await;
+        let _parked = Raw::with(address, GET.replace("GET /", "GET /park")).await;
+        inner.pending(1).await;
+        outer.pending(1).await;
+        let _held = hold(&pool, &latch).await; // so the first call has given the thread back
+        let client = Raw::with(address, GET).await;
+        outer.pending(1).await;
+        drop(client);
+        outer.left().await;
+        let left = pool.shutdown(std::time::Duration::ZERO).await;
+        latch.open();
+        assert_eq!((left.running, left.queued, left.parked), (1, 0, 1));
     })
     .await;
 }
@@ -220,12 +255,8 @@ async fn a_queued_request_whose_client_hangs_up_never_runs() {
 #[tokio::test]
 async fn a_queued_detached_request_runs_though_its_client_hangs_up() {
     within(async {
-        let (hold, latch, spy, pool) = (Latch::new(), Latch::new(), Spy::new(), one_thread(1));
-        let held = pool.run({
-            let hold = hold.clone();
-            move || hold.block()
-        });
-        hold.reached().await;
+        let (first, latch, spy, pool) = (Latch::new(), Latch::new(), Spy::new(), one_thread(1));
+        let held = hold(&pool, &first).await;
         let (answers, mut cancelled) = unbounded_channel();
         let layer = OffloadLayer::new(pool.clone()).detached();
         let address = serve(spy.around(asks(&latch, answers).layer(layer))).await;
@@ -234,7 +265,7 @@ async fn a_queued_detached_request_runs_though_its_client_hangs_up() {
         drop(client);
         spy.left().await;
         latch.open();
-        hold.open();
+        first.open();
         assert_eq!(cancelled.recv().await, Some(false));
         held.await.unwrap();
     })

@@ -173,7 +173,7 @@ async fn p17_one_pool_behind_two_layers_has_one_capacity_and_two_sets_of_places(
         assert_eq!(refused.downcast_ref(), Some(&Rejection::Overloaded));
     }
     drop(calls);
-    eventually(|| (pool.stats().in_flight, pool.stats().queued) == (0, 0)).await;
+    eventually(|| (pool.stats().in_flight, pool.stats().slots_taken) == (0, 0)).await;
 
     // Capacity is the pool's: what one layer put into the queue, the other has not.
     let held = hold(&pool).await;

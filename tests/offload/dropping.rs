@@ -47,7 +47,7 @@ impl Future for Explosive {
 
 async fn survives(pool: &Arc<dyn Pool>, layer: &OffloadLayer<Typed>) {
     let service = layer.layer(sync_fn(|n: u32| Answer::Ok(n)));
-    eventually(|| (pool.gate().stats().in_flight, pool.gate().stats().queued) == (0, 0)).await;
+    eventually(|| (pool.gate().stats().in_flight, pool.gate().stats().slots_taken) == (0, 0)).await;
     // Every place is free and the thread is alive.
     assert_eq!(soon(service.oneshot(7)).await.unwrap(), 7);
     let stats = pool.gate().stats();

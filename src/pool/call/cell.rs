@@ -142,7 +142,7 @@ where
             gate.meter().resumed(waited.saturating_sub(woken));
         } else {
             gate.started(waited);
-            drop(lock(&self.slot).take());
+            self.free_slot();
         }
     }
 
@@ -153,8 +153,12 @@ where
             meter.unresumed();
         } else {
             meter.unqueued();
-            drop(lock(&self.slot).take());
+            self.free_slot();
         }
+    }
+
+    fn free_slot(&self) {
+        drop(lock(&self.slot).take());
     }
 
     /// Ends a call that was taken out of the queue and will not be polled.
@@ -266,7 +270,7 @@ where
         }
         match self.lifecycle.begin() {
             Begin::Drop => self.end(Rejection::Closed),
-            Begin::Nothing => self.leave_queue(),
+            Begin::Nothing => self.free_slot(),
             Begin::Poll => {
                 self.pool.gate().meter().active();
                 let now = Instant::now();
@@ -279,7 +283,7 @@ where
     fn refuse(self: Arc<Self>, rejection: Rejection) {
         match self.lifecycle.begin() {
             Begin::Drop => self.end(rejection),
-            Begin::Nothing => self.leave_queue(),
+            Begin::Nothing => self.free_slot(),
             Begin::Poll => {
                 self.pool.gate().meter().rejected(rejection);
                 self.end(rejection);
@@ -325,7 +329,10 @@ where
         self.pool.gate().meter().abandoned(departure == Departure::Detach);
         match leave {
             Leave::Finished | Leave::Left => {}
-            Leave::Reclaim => self.clear(),
+            Leave::Reclaim => {
+                self.pool.gate().meter().unqueued();
+                self.clear();
+            }
             Leave::Schedule => self.schedule(),
         }
     }
