@@ -10,5 +10,5 @@ mod sync;
 
 pub use self::{
     offload::{Offload, OffloadLayer},
-    pool::{Rejection, ThreadPool},
+    pool::{Pool, Rejection, ThreadPool},
 };

@@ -1,4 +1,4 @@
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 /// What a pool has done and is doing, as [`Gate::stats`](super::Gate::stats) saw it.
 ///
@@ -61,5 +61,16 @@ impl Left {
     /// `true` if every call ended in time.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
+    }
+}
+
+impl fmt::Display for Left {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { parked, queued, running } = self;
+        if self.is_empty() {
+            f.write_str("nothing")
+        } else {
+            write!(f, "{running} running, {queued} queued, {parked} parked")
+        }
     }
 }

@@ -1,0 +1,56 @@
+//! A gRPC service that blocks, on a pool: `cargo run --example tonic`.
+
+use std::{error::Error, fs, io, thread, time::Duration};
+
+use tokio::net::TcpListener;
+use tokio_stream::Pending;
+use tonic::transport::{Endpoint, Server, server::TcpIncoming};
+use tonic::{Request, Response, Status};
+use tonic_health::pb::{
+    HealthCheckRequest, HealthCheckResponse,
+    health_check_response::ServingStatus,
+    health_client::HealthClient,
+    health_server::{Health, HealthServer},
+};
+use tower_offload::{OffloadLayer, ThreadPool, pool::Pool};
+
+/// Healthy while the disk answers.
+struct Disk;
+
+#[tonic::async_trait]
+impl Health for Disk {
+    type WatchStream = Pending<Result<HealthCheckResponse, Status>>;
+
+    async fn check(&self, _: Request<HealthCheckRequest>) -> Result<Response<HealthCheckResponse>, Status> {
+        read_disk().map_err(|error| Status::unavailable(error.to_string()))?; // blocks: on a slow disk, for long
+        println!("checked on {}", thread::current().name().unwrap_or("a thread without a name"));
+        Ok(Response::new(HealthCheckResponse { status: ServingStatus::Serving.into() }))
+    }
+
+    async fn watch(&self, _: Request<HealthCheckRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        Err(Status::unimplemented("only `check`"))
+    }
+}
+
+fn read_disk() -> io::Result<usize> {
+    fs::read_dir(std::env::temp_dir()).map(Iterator::count)
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let pool = ThreadPool::blocking(8);
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?;
+    let server = Server::builder().layer(OffloadLayer::new(pool.clone())).add_service(HealthServer::new(Disk));
+    tokio::spawn(server.serve_with_incoming(TcpIncoming::from(listener)));
+
+    let mut client = HealthClient::new(Endpoint::try_from(format!("http://{address}"))?.connect().await?);
+    let health = client.check(HealthCheckRequest::default()).await?.into_inner();
+    println!("status: {:?}", health.status());
+
+    // A pool that takes no calls answers in gRPC's own way.
+    pool.shutdown(Duration::from_secs(5)).await;
+    let refused = client.check(HealthCheckRequest::default()).await;
+    println!("after shutdown: {:?}", refused.err().map(|status| status.code()));
+    Ok(())
+}

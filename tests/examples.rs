@@ -1,0 +1,431 @@
+//! The examples, run as their readers run them: as programs, over real connections.
+//!
+//! `cargo test` builds the examples first. `cargo test --test examples` does not: precede it with `cargo build --examples`.
+
+#![allow(clippy::unwrap_used)]
+
+use std::{
+    fs,
+    io::Cursor,
+    path::{Path, PathBuf},
+    process::{Output, Stdio},
+    time::Duration,
+};
+
+use argon2::{
+    Argon2,
+    password_hash::{PasswordVerifier, phc::PasswordHash},
+};
+use http_body_util::{BodyExt, Full};
+use hyper::{HeaderMap, Method, Request, StatusCode, body::Bytes, header::CONTENT_TYPE};
+use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+use image::{DynamicImage, GenericImageView, ImageEncoder, ImageFormat, Rgba, RgbaImage, codecs::jpeg::JpegEncoder};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines},
+    net::{TcpListener, TcpStream},
+    process::{Child, ChildStdout, Command},
+    time::timeout,
+};
+
+/// Only so that a program that hangs fails its test; nothing here takes near as long.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+const BODY_LIMIT: usize = 20 * 1024 * 1024;
+
+// ---- quickstart ----
+
+#[tokio::test]
+async fn quickstart_hashes_on_the_pool_and_inline() {
+    let Some(server) = Quickstart::start().await else { return };
+    assert_eq!(server.get("/ping").await.text(), "pong\n");
+    for prefix in ["", "/inline"] {
+        let url = format!("{prefix}/hash");
+        let first = server.post(&url, "correct horse").await;
+        assert_eq!(first.status, StatusCode::OK, "{}", first.text());
+        let hash = PasswordHash::new(first.text().trim_end()).unwrap();
+        assert_eq!(hash.algorithm.as_str(), "argon2id");
+        Argon2::default().verify_password(b"correct horse", &hash).unwrap();
+        Argon2::default().verify_password(b"battery staple", &hash).unwrap_err();
+
+        let second = server.post(&url, "correct horse").await;
+        assert_ne!(first.text(), second.text(), "each hash has a salt of its own");
+
+        server.post(&url, "").await.assert_refused(StatusCode::BAD_REQUEST, "send the password");
+    }
+}
+
+#[tokio::test]
+async fn quickstart_shrinks_pngs_and_jpegs_to_256_pixels_and_enlarges_nothing() {
+    let Some(server) = Quickstart::start().await else { return };
+    let cases = [
+        (png(&gradient(400, 300)), (256, 192)),
+        (jpeg(&gradient(300, 600)), (128, 256)),
+        (png(&gradient(10, 20)), (10, 20)),
+        (png(&gradient(256, 256)), (256, 256)),
+        (png(&gradient(5000, 1)), (256, 1)),
+        (rotated_jpeg(&gradient(400, 200)), (128, 256)),
+    ];
+    for (upload, size) in cases {
+        let answer = server.post("/thumbnail", upload.clone()).await;
+        assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
+        assert_eq!(answer.headers[CONTENT_TYPE], "image/jpeg");
+        let thumbnail = image::load_from_memory_with_format(&answer.body, ImageFormat::Jpeg).unwrap();
+        assert_eq!(thumbnail.dimensions(), size);
+
+        let inline = server.post("/inline/thumbnail", upload).await;
+        assert_eq!((inline.status, inline.body), (answer.status, answer.body));
+    }
+}
+
+#[tokio::test]
+async fn quickstart_shows_white_through_a_transparent_png() {
+    let Some(server) = Quickstart::start().await else { return };
+    let clear = png(&RgbaImage::from_pixel(300, 300, Rgba([0, 0, 0, 0])));
+    let answer = server.post("/thumbnail", clear).await;
+    let thumbnail = image::load_from_memory_with_format(&answer.body, ImageFormat::Jpeg).unwrap();
+    assert!(thumbnail.to_rgb8().pixels().all(|pixel| pixel.0.iter().all(|&channel| channel > 250)));
+}
+
+#[tokio::test]
+async fn quickstart_says_what_is_wrong_with_an_upload() {
+    let Some(server) = Quickstart::start().await else { return };
+    let whole = png(&gradient(400, 300));
+    let cases: [(Bytes, StatusCode, &str); 8] = [
+        (Bytes::new(), StatusCode::BAD_REQUEST, "send a JPEG or PNG"),
+        (whole.slice(..whole.len() / 2), StatusCode::UNPROCESSABLE_ENTITY, "the image is broken"),
+        (whole.slice(..20), StatusCode::UNPROCESSABLE_ENTITY, "the image is broken"),
+        (Bytes::from_static(b"\xff\xd8\xff\xe0 no more"), StatusCode::UNPROCESSABLE_ENTITY, "the image is broken"),
+        (Bytes::from_static(b"just text"), StatusCode::UNSUPPORTED_MEDIA_TYPE, "no JPEG or PNG"),
+        (Bytes::from_static(b"GIF89a\x01\0\x01\0\0\0\0;"), StatusCode::UNSUPPORTED_MEDIA_TYPE, "no JPEG or PNG"),
+        (png(&gradient(12_001, 1)), StatusCode::PAYLOAD_TOO_LARGE, "too many pixels"),
+        (png_that_claims_to_be(12_000, 12_000), StatusCode::PAYLOAD_TOO_LARGE, "too many pixels"),
+    ];
+    for (upload, status, text) in cases {
+        for url in ["/thumbnail", "/inline/thumbnail"] {
+            server.post(url, upload.clone()).await.assert_refused(status, text);
+        }
+    }
+    // One byte over, so that the server has read all of it when it answers, and the client can.
+    for url in ["/thumbnail", "/hash"] {
+        let answer = server.post(url, vec![b'x'; BODY_LIMIT + 1]).await;
+        answer.assert_refused(StatusCode::PAYLOAD_TOO_LARGE, "");
+    }
+    assert_eq!(server.get("/thumbnail").await.status, StatusCode::METHOD_NOT_ALLOWED);
+    assert_eq!(server.get("/ping").await.text(), "pong\n", "and goes on");
+}
+
+#[tokio::test]
+async fn quickstart_has_a_sample_for_those_without_a_picture() {
+    let Some(server) = Quickstart::start().await else { return };
+    let sample = server.get("/sample.png").await;
+    assert_eq!(sample.headers[CONTENT_TYPE], "image/png");
+    assert!(sample.body.len() > 1_000_000, "as large as a photo, not {} bytes", sample.body.len());
+    let answer = server.post("/thumbnail", sample.body).await;
+    let thumbnail = image::load_from_memory_with_format(&answer.body, ImageFormat::Jpeg).unwrap();
+    assert_eq!(thumbnail.dimensions(), (256, 192));
+}
+
+#[tokio::test]
+async fn quickstart_prints_its_own_address_in_what_there_is_to_try() {
+    let Some(mut server) = Quickstart::start().await else { return };
+    let mut lines = Vec::new();
+    while lines.last().is_none_or(|line: &String| line.trim() != "done") {
+        lines.push(server.line().await.expect("the loop to try ends with `done`"));
+    }
+    let curls: Vec<_> = lines.iter().filter(|line| line.contains("curl ")).collect();
+    assert_eq!(curls.len(), 5, "{lines:#?}");
+    assert!(curls.iter().all(|curl| curl.contains(&server.url)), "{curls:#?}");
+    assert!(curls.iter().any(|curl| curl.contains(r"%{time_total} s\n")), "{curls:#?}");
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn quickstart_ends_with_a_report_on_either_signal() {
+    for signal in ["INT", "TERM"] {
+        let Some(server) = Quickstart::start().await else { return };
+        assert_eq!(server.post("/hash", "secret").await.status, StatusCode::OK);
+        assert_eq!(server.post("/inline/hash", "secret").await.status, StatusCode::OK);
+        server.signal(signal).await;
+        let (code, report) = server.end().await;
+        assert_eq!(report, "stopped: connections all closed; the pool did 1 calls and left nothing");
+        assert_eq!(code, Some(0));
+    }
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn quickstart_finishes_a_request_that_came_before_the_signal() {
+    let Some(mut server) = Quickstart::start().await else { return };
+    let mut connection = TcpStream::connect(server.url.trim_start_matches("http://")).await.unwrap();
+    connection
+        .write_all(b"POST /hash HTTP/1.1\r\nhost: localhost\r\nexpect: 100-continue\r\ncontent-length: 6\r\n\r\n")
+        .await
+        .unwrap();
+    // Sent when somebody asks for the body: the handler has begun.
+    let mut go_on = [0; 25];
+    connection.read_exact(&mut go_on).await.unwrap();
+    assert_eq!(&go_on, b"HTTP/1.1 100 Continue\r\n\r\n");
+
+    server.signal("TERM").await;
+    while !server.line().await.expect("a line that says so").starts_with("draining") {}
+    connection.write_all(b"secret").await.unwrap();
+    let mut answer = String::new();
+    timeout(PATIENCE, connection.read_to_string(&mut answer)).await.unwrap().unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.contains("$argon2id$"), "{answer}");
+
+    let (code, report) = server.end().await;
+    assert_eq!(report, "stopped: connections all closed; the pool did 1 calls and left nothing");
+    assert_eq!(code, Some(0));
+}
+
+#[tokio::test]
+async fn quickstart_says_that_the_port_is_taken() {
+    let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let Some(output) = run("quickstart", &["--port", &port.to_string()]).await else { return };
+    assert_eq!(output.status.code(), Some(1));
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(error.starts_with(&format!("error: cannot listen on port {port}: ")), "{error}");
+    assert!(error.contains("--port"), "what to do about it: {error}");
+    assert!(output.stdout.is_empty(), "it must not claim to listen");
+}
+
+#[tokio::test]
+async fn quickstart_explains_its_options_and_refuses_impossible_ones() {
+    let Some(help) = run("quickstart", &["--help"]).await else { return };
+    assert!(help.status.success());
+    let help = String::from_utf8_lossy(&help.stdout).into_owned();
+    assert!(help.contains("--port") && help.contains("--threads") && help.contains("3000"), "{help}");
+
+    let cases = [
+        (["--threads", "0", "--port=0"], "a pool with 0 threads runs no call"),
+        (["--threads", "40000", "--port=0"], "over the limit"),
+        (["--threads", "1", "--port=70000"], "70000"),
+    ];
+    for (arguments, reason) in cases {
+        let refused = run("quickstart", &arguments).await.unwrap();
+        assert!(!refused.status.success());
+        let error = String::from_utf8_lossy(&refused.stderr);
+        assert!(error.contains(reason), "{error}");
+    }
+}
+
+// ---- the examples that end by themselves ----
+
+#[tokio::test]
+async fn axum_answers_on_the_pool_beside_it_and_503() {
+    let Some(lines) = lines_of("axum").await else { return };
+    let answers = |start: &str| lines.iter().filter(|line| line.starts_with(start)).count();
+    let (written, refused) = (answers("POST /report: 200 OK written on reports-0"), answers("POST /report: 503 "));
+    assert_eq!(written + refused, 5, "{lines:#?}");
+    assert!(written >= 3 && refused >= 1, "two of a burst of four have a place: {lines:#?}");
+    assert_eq!(answers("GET /report: 200 OK read on "), 1, "{lines:#?}");
+    assert_eq!(answers("GET /report: 200 OK read on reports"), 0, "{lines:#?}");
+    assert_eq!(answers("GET /ping: 200 OK pong"), 1, "{lines:#?}");
+}
+
+#[tokio::test]
+async fn hyper_answers_from_the_pool() {
+    let Some(lines) = lines_of("hyper").await else { return };
+    assert_eq!(lines.iter().filter(|line| line.starts_with("counting on cpu-")).count(), 3, "{lines:#?}");
+    assert!(lines.contains(&"1000000 bytes: 0.000 bits a byte".to_owned()), "{lines:#?}");
+    assert!(lines.contains(&"256 bytes: 8.000 bits a byte".to_owned()), "{lines:#?}");
+}
+
+#[tokio::test]
+async fn sync_handler_answers_with_state_path_json_and_a_stream() {
+    let Some(lines) = lines_of("sync_handler").await else { return };
+    let expected = [
+        "PUT /notes/7: 201 Created ",
+        r#"GET /notes/7: 200 OK {"text":"milk"}"#,
+        "GET /export/3: 200 OK line 1",
+        "line 2",
+        "line 3",
+    ];
+    assert_eq!(lines, expected);
+}
+
+#[tokio::test]
+async fn tonic_checks_on_the_pool_and_refuses_in_grpc() {
+    let Some(lines) = lines_of("tonic").await else { return };
+    assert_eq!(lines, ["checked on blocking-0", "status: Serving", "after shutdown: Some(Unavailable)"]);
+}
+
+#[tokio::test]
+async fn tower_tells_results_errors_and_refusals_apart() {
+    let Some(lines) = lines_of("tower").await else { return };
+    let (threads, results): (Vec<_>, Vec<_>) = lines.into_iter().partition(|line| line.starts_with("counted on "));
+    assert!(threads.len() == 2 && threads.iter().all(|line| line.starts_with("counted on numbers-")), "{threads:#?}");
+    let expected = [
+        "below 1000: 168",
+        "its own error: 18446744073709551615 is too much, a refusal: false",
+        "meanwhile: the pool has no room for the call (Some(Overloaded))",
+        "below 1000000: 78498",
+        "all done: true",
+    ];
+    assert_eq!(results, expected);
+}
+
+#[test]
+fn examples_are_short_enough_to_paste() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
+    for file in fs::read_dir(directory).unwrap() {
+        let path = file.unwrap().path();
+        let limit = if path.ends_with("quickstart.rs") { 200 } else { 60 };
+        let lines = fs::read_to_string(&path).unwrap().lines().count();
+        assert!(lines <= limit, "{} has {lines} lines", path.display());
+    }
+}
+
+// ---- programs ----
+
+/// Where cargo puts the examples: beside the folder of this test. `None`, and why, if it did not build that one.
+fn example(name: &str) -> Option<PathBuf> {
+    let test = std::env::current_exe().unwrap();
+    let profile = test.parent().and_then(Path::parent).unwrap();
+    let program = profile.join("examples").join(name).with_extension(std::env::consts::EXE_EXTENSION);
+    if !program.exists() {
+        eprintln!(
+            "skipped: the example `{name}` is not built: the feature it needs is off, or only this test was built"
+        );
+        return None;
+    }
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples").join(name).with_extension("rs");
+    let changed = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified()).unwrap();
+    assert!(changed(&program) >= changed(&source), "`{name}` is older than its source: run `cargo build --examples`");
+    Some(program)
+}
+
+async fn run(name: &str, arguments: &[&str]) -> Option<Output> {
+    let mut command = Command::new(example(name)?);
+    let output = command.args(arguments).kill_on_drop(true).output();
+    Some(timeout(PATIENCE, output).await.expect("the example ends").unwrap())
+}
+
+async fn lines_of(name: &str) -> Option<Vec<String>> {
+    let output = run(name, &[]).await?;
+    assert!(output.status.success(), "{output:?}");
+    Some(String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect())
+}
+
+/// The running program. It is killed when its test fails.
+struct Quickstart {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+    url: String,
+}
+
+impl Quickstart {
+    async fn start() -> Option<Self> {
+        let mut command = Command::new(example("quickstart")?);
+        let mut child = command.args(["--port", "0"]).stdout(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut server = Self { child, lines, url: String::new() };
+        let first = server.line().await.expect("a line that says where it listens");
+        let address = first.strip_prefix("listening on http://").and_then(|rest| rest.split(',').next());
+        server.url = format!("http://{}", address.expect(&first));
+        Some(server)
+    }
+
+    async fn line(&mut self) -> Option<String> {
+        timeout(PATIENCE, self.lines.next_line()).await.expect("a line, or the end").unwrap()
+    }
+
+    async fn get(&self, path: &str) -> Answer {
+        self.send(Method::GET, path, Bytes::new()).await
+    }
+
+    async fn post(&self, path: &str, body: impl Into<Bytes>) -> Answer {
+        self.send(Method::POST, path, body.into()).await
+    }
+
+    async fn send(&self, method: Method, path: &str, body: Bytes) -> Answer {
+        let client = Client::builder(TokioExecutor::new()).build_http::<Full<Bytes>>();
+        let request =
+            Request::builder().method(method).uri(format!("{}{path}", self.url)).body(Full::from(body)).unwrap();
+        let answer = async {
+            let (head, body) = client.request(request).await.unwrap().into_parts();
+            Answer { status: head.status, headers: head.headers, body: body.collect().await.unwrap().to_bytes() }
+        };
+        timeout(PATIENCE, answer).await.expect("an answer")
+    }
+
+    #[cfg(unix)]
+    async fn signal(&self, name: &str) {
+        let id = self.child.id().expect("it runs").to_string();
+        assert!(Command::new("kill").args(["-s", name, &id]).status().await.unwrap().success());
+    }
+
+    /// Its exit code, and its last line.
+    async fn end(mut self) -> (Option<i32>, String) {
+        let mut last = String::new();
+        while let Some(line) = self.line().await {
+            last = line;
+        }
+        (timeout(PATIENCE, self.child.wait()).await.expect("it ends").unwrap().code(), last)
+    }
+}
+
+struct Answer {
+    status: StatusCode,
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+impl Answer {
+    fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).unwrap()
+    }
+
+    #[track_caller]
+    fn assert_refused(&self, status: StatusCode, text: &str) {
+        assert_eq!(self.status, status, "{}", self.text());
+        assert_eq!(self.headers[CONTENT_TYPE], "text/plain; charset=utf-8");
+        assert!(!self.body.is_empty() && self.text().contains(text), "{}", self.text());
+    }
+}
+
+// ---- pictures ----
+
+fn gradient(width: u32, height: u32) -> RgbaImage {
+    RgbaImage::from_fn(width, height, |x, y| Rgba([(x % 256) as u8, (y % 256) as u8, 128, 255]))
+}
+
+fn png(image: &RgbaImage) -> Bytes {
+    let mut file = Cursor::new(Vec::new());
+    image.write_to(&mut file, ImageFormat::Png).unwrap();
+    file.into_inner().into()
+}
+
+fn jpeg(image: &RgbaImage) -> Bytes {
+    let mut file = Vec::new();
+    DynamicImage::from(image.clone()).into_rgb8().write_with_encoder(JpegEncoder::new(&mut file)).unwrap();
+    file.into()
+}
+
+/// As a phone stores a photo that was taken upright: lying, with a note to turn it.
+fn rotated_jpeg(image: &RgbaImage) -> Bytes {
+    // A little-endian TIFF header, then a directory of one entry: orientation (0x0112), one short, 6 = a quarter turn.
+    let exif = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";
+    let mut file = Vec::new();
+    let mut encoder = JpegEncoder::new(&mut file);
+    encoder.set_exif_metadata(exif.to_vec()).unwrap();
+    DynamicImage::from(image.clone()).into_rgb8().write_with_encoder(encoder).unwrap();
+    file.into()
+}
+
+/// A few bytes that ask the decoder for `width * height * 4`.
+fn png_that_claims_to_be(width: u32, height: u32) -> Bytes {
+    let size = [width.to_be_bytes(), height.to_be_bytes()].concat();
+    let header = [&size[..], &[8, 6, 0, 0, 0]].concat(); // 8 bits a channel, RGBA
+    [&b"\x89PNG\r\n\x1a\n"[..], &chunk(b"IHDR", &header), &chunk(b"IDAT", &[]), &chunk(b"IEND", &[])].concat().into()
+}
+
+fn chunk(name: &[u8], data: &[u8]) -> Vec<u8> {
+    let named = [name, data].concat();
+    let checksum = !named.iter().fold(u32::MAX, |sum, &byte| {
+        (0..8).fold(sum ^ u32::from(byte), |sum, _| (sum >> 1) ^ (0xEDB8_8320 & (sum & 1).wrapping_neg()))
+    });
+    let length = u32::try_from(data.len()).unwrap();
+    [&length.to_be_bytes()[..], &named, &checksum.to_be_bytes()].concat()
+}
