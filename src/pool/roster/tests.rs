@@ -97,17 +97,11 @@ impl Model {
                 self.busy -= 1;
                 self.next();
             }
-            Step::LookUp if self.waiting > 0 => {
+            Step::LookUp | Step::TimeOut if self.waiting > 0 => {
                 if self.roster.woken() {
                     self.waiting -= 1;
                     self.next();
-                }
-            }
-            Step::TimeOut if self.waiting > 0 => {
-                if self.roster.woken() {
-                    self.waiting -= 1;
-                    self.next();
-                } else if self.roster.timed_out() {
+                } else if matches!(step, Step::TimeOut) && self.roster.timed_out() {
                     self.waiting -= 1;
                 }
             }
@@ -139,8 +133,6 @@ impl Model {
         if !self.roster.is_empty() {
             let coming = self.spawning + self.roster.claimed + self.busy;
             assert!(coming > 0 || (self.closed && self.waiting > 0), "jobs wait and no thread comes");
-            // Not only one: as many as there are jobs for, unless there may be no more. A thread that failed to spawn is
-            // not asked for again before the next push, so this holds without such failures only; see below.
         }
     }
 
