@@ -1,83 +1,147 @@
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use super::roster::{Ask, Next, Roster};
-use crate::sync::{Condvar, Mutex, lock};
+use super::{
+    roster::{Ask, From, Next, Roster},
+    seat::Seat,
+};
+use crate::sync::{AtomicUsize, Mutex, Ordering, lock, spin_loop, thread};
+
+/// How a thread looks for work before it sleeps, in the shape of crossbeam's `Backoff`: some microseconds of spinning, each
+/// round twice as long, then it offers its core to others a few times. Two wake-ups of threads are most of what a hop
+/// costs, and a thread that is still awake needs none.
+const SPINS: u32 = 6;
+const YIELDS: u32 = 8;
 
 /// A [`Roster`] that threads share: the queue of a pool, and the place where its threads wait.
 ///
-/// All of the state is under one lock, nothing foreign runs under it. Jobs are generic, so that loom can drive it with
-/// numbers.
+/// All of the state is under one lock, nothing foreign runs under it, and threads are woken after it is free. Jobs are
+/// generic, so that loom can drive it with numbers.
 #[derive(Debug)]
 pub(super) struct Crew<T> {
-    roster: Mutex<Roster<T>>,
-    wake: Condvar,
+    roster: Mutex<Roster<T, Arc<Seat>>>,
+    /// How many jobs wait, for the thread that searches; the lock has the truth.
+    waiting: AtomicUsize,
+    spins: u32,
+}
+
+/// What a thread of the crew keeps to itself.
+#[derive(Debug)]
+pub(super) struct Hand {
+    from: From,
+    /// Made when the thread first goes to sleep.
+    seat: Option<Arc<Seat>>,
+}
+
+impl Hand {
+    /// A thread that was asked for by `push` or `next`.
+    pub(super) fn coming() -> Self {
+        Self { from: From::Coming, seat: None }
+    }
+
+    /// A thread that was counted by `hire`.
+    pub(super) fn hired() -> Self {
+        Self { from: From::Busy, seat: None }
+    }
 }
 
 impl<T> Crew<T> {
-    pub(super) fn new(min: usize, max: usize) -> Self {
-        Self { roster: Mutex::new(Roster::new(min, max)), wake: Condvar::new() }
+    /// `spin` says whether a thread that looks for work may burn a core meanwhile: not where there is only one.
+    pub(super) fn new(min: usize, max: usize, spin: bool) -> Self {
+        let roster = Mutex::new(Roster::new(min, max));
+        Self { roster, waiting: AtomicUsize::new(0), spins: if spin { SPINS } else { 0 } }
     }
 
-    /// `true` if the caller has to spawn a thread.
+    /// `true` if the caller has to spawn a thread; it comes as `Hand::coming`.
+    #[must_use = "a thread that is asked for has to come"]
     pub(super) fn push(&self, item: T, resumed: bool) -> bool {
-        let ask = lock(&self.roster).push(item, resumed);
-        self.answer(ask)
+        self.change(|roster| ((), roster.push(item, resumed))).1
     }
 
-    /// Counts one more thread ahead of any work; `true` if the caller has to spawn it.
+    /// Counts one more thread ahead of any work; `true` if the caller has to spawn it, as `Hand::hired`.
     pub(super) fn hire(&self) -> bool {
         lock(&self.roster).hire()
     }
 
-    /// The next job for the calling thread, which waits for one for `keep_alive` (`None`: for ever) if need be. `None`
-    /// says that the thread has to end and is not counted any more.
-    pub(super) fn next(&self, keep_alive: Option<Duration>) -> Option<T> {
-        let mut roster = lock(&self.roster);
+    /// The next job for the calling thread, which waits for one for `keep_alive` (`None`: for ever) if need be; and whether
+    /// the thread has to spawn another. `None` says that the thread has to end and is not counted any more.
+    pub(super) fn next(&self, hand: &mut Hand, keep_alive: Option<Duration>) -> Option<(T, bool)> {
+        let stay = keep_alive != Some(Duration::ZERO);
         loop {
-            match roster.next(keep_alive != Some(Duration::ZERO)) {
-                Next::Run(item) => return Some(item),
-                Next::Exit => return None,
-                Next::Wait => {}
-            }
-            while !roster.woken() {
-                let timed_out;
-                (roster, timed_out) = match keep_alive {
-                    Some(keep_alive) => {
-                        let waited = self.wake.wait_timeout(roster, keep_alive);
-                        let (roster, waited) = waited.unwrap_or_else(std::sync::PoisonError::into_inner);
-                        (roster, waited.timed_out())
-                    }
-                    None => (self.wake.wait(roster).unwrap_or_else(std::sync::PoisonError::into_inner), false),
-                };
-                if timed_out {
-                    if roster.woken() {
-                        break;
-                    }
-                    if roster.timed_out() {
-                        return None;
-                    }
+            let Hand { from, seat } = hand;
+            let (next, spawn) =
+                self.change(|roster| roster.next(*from, stay, || seat.get_or_insert_with(Seat::here).clone()));
+            match next {
+                Next::Run(item) => {
+                    hand.from = From::Busy;
+                    return Some((item, spawn));
                 }
+                Next::Exit => return None,
+                Next::Search => {
+                    self.search();
+                    hand.from = From::Searching;
+                }
+                Next::Sleep => hand.from = self.sleep(hand.seat.get_or_insert_with(Seat::here), keep_alive)?,
+            }
+        }
+    }
+
+    /// Looks for work for a moment, without the lock.
+    fn search(&self) {
+        let found = || self.waiting.load(Ordering::Relaxed) > 0;
+        for round in 0..self.spins {
+            for _ in 0..1 << round {
+                spin_loop();
+            }
+            if found() {
+                return;
+            }
+        }
+        for _ in 0..YIELDS {
+            thread::yield_now();
+            if found() {
+                return;
+            }
+        }
+    }
+
+    /// Sleeps in that seat, which is in the stack. `None` says that the thread is not counted any more.
+    fn sleep(&self, seat: &Arc<Seat>, keep_alive: Option<Duration>) -> Option<From> {
+        loop {
+            if let Some(from) = seat.sleep(keep_alive) {
+                return Some(from);
+            }
+            let mut roster = lock(&self.roster);
+            // Promises are made under this lock: there is one now, or there will be none before the seat is gone.
+            if let Some(from) = seat.promised() {
+                return Some(from);
+            }
+            if roster.timed_out(seat) {
+                return None;
             }
         }
     }
 
     /// A thread that was counted could not be spawned or vanished. Returns the jobs that nobody is left to run.
     #[must_use = "these jobs have to be answered"]
-    pub(super) fn lost(&self) -> Vec<T> {
-        lock(&self.roster).lost()
+    pub(super) fn lost(&self, hand: &Hand) -> Vec<T> {
+        lock(&self.roster).lost(hand.from)
     }
 
     /// Threads end when there is nothing to do. Later jobs get threads again.
     pub(super) fn close(&self) {
-        lock(&self.roster).close();
-        self.wake.notify_all();
+        let asleep = {
+            let mut roster = lock(&self.roster);
+            let asleep = roster.close();
+            asleep.iter().for_each(|seat| seat.promise(From::Busy));
+            asleep
+        };
+        asleep.iter().for_each(|seat| seat.wake());
     }
 
-    /// Closes; `true` if the caller has to spawn a thread for what is queued.
+    /// To be called after `close`; `true` if the caller has to spawn a thread for what is queued.
+    #[must_use = "a thread that is asked for has to come"]
     pub(super) fn halt(&self) -> bool {
-        let ask = lock(&self.roster).halt();
-        self.wake.notify_all();
-        self.answer(ask)
+        self.change(|roster| ((), roster.halt())).1
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -88,11 +152,21 @@ impl<T> Crew<T> {
         lock(&self.roster).threads()
     }
 
-    fn answer(&self, ask: Ask) -> bool {
-        if ask == Ask::Wake {
-            self.wake.notify_one();
+    /// Changes the roster and answers what that asks for; `true` if the caller has to spawn a thread.
+    fn change<R>(&self, change: impl FnOnce(&mut Roster<T, Arc<Seat>>) -> (R, Ask<Arc<Seat>>)) -> (R, bool) {
+        let (result, ask) = {
+            let mut roster = lock(&self.roster);
+            let (result, ask) = change(&mut roster);
+            self.waiting.store(roster.len(), Ordering::Relaxed);
+            if let Ask::Wake(seat) = &ask {
+                seat.promise(From::Coming);
+            }
+            (result, ask)
+        };
+        if let Ask::Wake(seat) = &ask {
+            seat.wake();
         }
-        ask == Ask::Spawn
+        (result, ask == Ask::Spawn)
     }
 }
 

@@ -56,6 +56,7 @@ mod recorder;
 mod rejection;
 mod roster;
 mod run;
+mod seat;
 mod stats;
 mod threads;
 mod tokio_blocking;

@@ -73,6 +73,7 @@ impl Rayon {
             max_threads: threads.as_ref().map_or_else(rayon_core::current_num_threads, |it| it.current_num_threads()),
             keep_alive: Some(Duration::ZERO),
             borrowed: true,
+            spin: false,
             lost: Rejection::Closed,
         };
         let spawner = threads.clone();

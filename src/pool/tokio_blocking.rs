@@ -76,6 +76,7 @@ impl TokioBlocking {
             max_threads,
             keep_alive: Some(Duration::ZERO), // tokio keeps the idle thread
             borrowed: false,
+            spin: false,
             lost: Rejection::Closed,
         };
         let spawner = runtime.clone();

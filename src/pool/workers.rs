@@ -5,7 +5,10 @@ use std::{
     time::Duration,
 };
 
-use super::{Gate, Job, Left, Rejection, crew::Crew};
+use super::{
+    Gate, Job, Left, Rejection,
+    crew::{Crew, Hand},
+};
 
 /// What `ThreadPool`, `Rayon` and `TokioBlocking` have in common: a gate, a crew and a way to get one more thread.
 pub(super) struct Workers {
@@ -25,6 +28,8 @@ pub(super) struct Policy {
     /// Whether a thread that has more to do asks for itself again after each job: it is borrowed, and whoever else uses
     /// it gets a turn.
     pub(super) borrowed: bool,
+    /// Whether a thread that looks for work may burn a core for some microseconds.
+    pub(super) spin: bool,
     /// What it means when a thread cannot be had and there is no other.
     pub(super) lost: Rejection,
 }
@@ -32,6 +37,7 @@ pub(super) struct Policy {
 /// A thread's part. Dropped without being run, as by a runtime that shuts down, it strikes itself off the crew.
 pub(super) struct Worker {
     workers: Arc<Workers>,
+    hand: Hand,
     done: bool,
 }
 
@@ -41,7 +47,7 @@ impl Workers {
         policy: Policy,
         spawn: impl Fn(Worker) -> io::Result<()> + Send + Sync + 'static,
     ) -> Arc<Self> {
-        let crew = Crew::new(policy.min_threads, policy.max_threads);
+        let crew = Crew::new(policy.min_threads, policy.max_threads, policy.spin);
         Arc::new(Self { gate, crew, policy, spawn: Box::new(spawn) })
     }
 
@@ -59,7 +65,7 @@ impl Workers {
 
     /// Spawns one thread ahead of any work.
     pub(super) fn hire(self: &Arc<Self>) -> io::Result<()> {
-        if self.crew.hire() { (self.spawn)(Worker::new(self.clone())) } else { Ok(()) }
+        if self.crew.hire() { (self.spawn)(Worker::new(self.clone(), Hand::hired())) } else { Ok(()) }
     }
 
     pub(super) fn schedule(self: &Arc<Self>, job: Job) {
@@ -89,24 +95,27 @@ impl Workers {
     fn spawn_or_refuse(self: &Arc<Self>) {
         if self.gate.is_halted() {
             // The pool's own threads may be stuck in work that nobody can stop.
-            let worker = Worker::new(self.clone());
+            let worker = Worker::new(self.clone(), Hand::coming());
             let name = format!("{}-reaper", self.gate.name());
             let _ = std::thread::Builder::new().name(name).spawn(move || worker.run());
         } else {
-            let _ = (self.spawn)(Worker::new(self.clone()));
+            let _ = (self.spawn)(Worker::new(self.clone(), Hand::coming()));
         }
     }
 }
 
 impl Worker {
-    fn new(workers: Arc<Workers>) -> Self {
-        Self { workers, done: false }
+    fn new(workers: Arc<Workers>, hand: Hand) -> Self {
+        Self { workers, hand, done: false }
     }
 
     /// Works until there is nothing left to do. Never unwinds.
     pub(super) fn run(mut self) {
         let Policy { keep_alive, borrowed, .. } = self.workers.policy;
-        while let Some(job) = self.workers.crew.next(keep_alive) {
+        while let Some((job, spawn)) = self.workers.crew.next(&mut self.hand, keep_alive) {
+            if spawn {
+                self.workers.spawn_or_refuse();
+            }
             // A job catches what it runs. What is left is a recorder or a subscriber that panics: not worth a thread.
             let _ = catch_unwind(AssertUnwindSafe(|| job.run()));
             if borrowed && !self.workers.gate.is_halted() && !self.workers.crew.is_empty() {
@@ -122,7 +131,7 @@ impl Worker {
 impl Drop for Worker {
     fn drop(&mut self) {
         if !self.done {
-            for job in self.workers.crew.lost() {
+            for job in self.workers.crew.lost(&self.hand) {
                 job.refuse(if self.workers.gate.is_closed() { Rejection::Closed } else { self.workers.policy.lost });
             }
         }

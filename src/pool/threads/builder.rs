@@ -110,8 +110,10 @@ impl Builder {
         self.check().map_err(BuildError::new)?;
         let Self { name, min_threads, max_threads, queue_capacity, keep_alive, stack_size } = self;
         let gate = Gate::new(name.as_str(), queue_capacity);
+        let spin = thread::available_parallelism().map_or(1, usize::from) > 1;
         let keep_alive = (min_threads < max_threads).then_some(keep_alive);
-        let policy = Policy { min_threads, max_threads, keep_alive, borrowed: false, lost: Rejection::Overloaded };
+        let policy =
+            Policy { min_threads, max_threads, keep_alive, borrowed: false, spin, lost: Rejection::Overloaded };
         let spawned = AtomicUsize::new(0);
         let workers = Workers::new(gate, policy, move |worker: Worker| {
             let number = spawned.fetch_add(1, Ordering::Relaxed);
