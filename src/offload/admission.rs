@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use crate::pool::{
-    Pool, Rejection,
+    Pool, Rejection, Slot,
     call::{Admitted, Current, Place},
 };
 
@@ -86,7 +86,7 @@ impl Admission {
     }
 
     /// Takes a place and a slot at once or not at all.
-    pub(super) fn admit(self: &Arc<Self>, pool: &dyn Pool) -> Result<Admitted, Rejection> {
+    pub(super) fn admit(self: &Arc<Self>, pool: &Arc<dyn Pool>) -> Result<Admitted, Rejection> {
         let outer = Current::place();
         let place = match &self.places {
             Some(places) if !self.is_nested(outer.as_ref()) => {
@@ -99,7 +99,7 @@ impl Admission {
             }
             _ => outer,
         };
-        Ok(Admitted { slot: pool.gate().try_slot()?, place })
+        Ok(Admitted { slot: Slot::try_take(pool)?, place })
     }
 
     /// Waits for a place, then for a slot, each in the order of arrival. A closed pool is known at once.
@@ -108,8 +108,7 @@ impl Admission {
         pool: Arc<dyn Pool>,
         outer: Option<Arc<dyn Place>>,
     ) -> Result<Admitted, Rejection> {
-        let gate = pool.gate();
-        let mut closed = pin!(gate.closed());
+        let mut closed = pin!(pool.gate().closed());
         let mut admitted = pin!(async {
             let place = match &self.places {
                 Some(places) if !self.is_nested(outer.as_ref()) => {
@@ -118,7 +117,7 @@ impl Admission {
                 }
                 _ => outer.clone(),
             };
-            Ok(Admitted { slot: gate.slot().await?, place })
+            Ok(Admitted { slot: Slot::take(&pool).await?, place })
         });
         poll_fn(|cx| match closed.as_mut().poll(cx) {
             Poll::Ready(()) => Poll::Ready(Err(Rejection::Closed)),

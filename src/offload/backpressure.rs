@@ -35,7 +35,7 @@ impl Backpressure {
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             self.state = match &mut self.state {
-                State::Idle => match self.admission.admit(&*self.pool) {
+                State::Idle => match self.admission.admit(&self.pool) {
                     Err(Rejection::Overloaded) => {
                         let (admission, pool) = (self.admission.clone(), self.pool.clone());
                         State::Waiting(Box::pin(admission.admitted(pool, Current::place())))

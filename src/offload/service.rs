@@ -94,7 +94,7 @@ where
         let reserved = self.backpressure.as_mut().map(Backpressure::spend);
         let hint = Some(self.config.reject.hint(&request));
         let state = if self.config.inspect.offloads(&request) {
-            let admitted = reserved.unwrap_or_else(|| self.config.admission.admit(&*self.config.pool));
+            let admitted = reserved.unwrap_or_else(|| self.config.admission.admit(&self.config.pool));
             self.offload(request, admitted)
         } else {
             State::Direct { future: self.inner.call(request) }
@@ -175,7 +175,7 @@ where
     F::Output: Send + 'static,
 {
     fn now(self, admitted: Admitted) -> Handle<F::Output> {
-        call::spawn(&self.pool, admitted, self.context, self.departure, self.work)
+        call::spawn(admitted, self.context, self.departure, self.work)
     }
 
     fn rejected(self, rejection: Rejection) -> Rejection {

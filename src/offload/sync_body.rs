@@ -5,7 +5,6 @@ use std::{
     io::{self, Read},
     panic::resume_unwind,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -14,7 +13,7 @@ use http_body::{Body, Frame};
 use tokio::sync::mpsc;
 
 use crate::pool::{
-    Pool, Rejection,
+    Pool, Rejection, Slot,
     call::{self, Admitted, Departure, Failure, Handle},
 };
 
@@ -70,8 +69,8 @@ impl SyncBody {
         E: Into<BoxError>,
     {
         let pool = pool.into_shared();
-        let slot = pool.gate().try_slot().inspect_err(|&rejection| pool.gate().meter().rejected(rejection))?;
-        Ok(Self::spawn(&pool, Admitted { slot, place: call::Current::place() }, source.into_iter()))
+        let slot = Slot::try_take(&pool).inspect_err(|&rejection| pool.gate().meter().rejected(rejection))?;
+        Ok(Self::spawn(Admitted { slot, place: call::Current::place() }, source.into_iter()))
     }
 
     /// A body of what the reader reads, in pieces of up to 64 KiB. An interrupted read is tried again; any other error
@@ -102,7 +101,7 @@ impl SyncBody {
         )
     }
 
-    fn spawn<I, E>(pool: &Arc<dyn Pool>, admitted: Admitted, mut source: I) -> Self
+    fn spawn<I, E>(admitted: Admitted, mut source: I) -> Self
     where
         I: Iterator<Item = Result<Bytes, E>> + Send + 'static,
         E: Into<BoxError>,
@@ -125,7 +124,7 @@ impl SyncBody {
                 yield_once().await;
             }
         };
-        let source = call::spawn(pool, admitted, call::Context::capture(), Departure::CancelOnPool, steps);
+        let source = call::spawn(admitted, call::Context::capture(), Departure::CancelOnPool, steps);
         Self { items, source: Some(source) }
     }
 }

@@ -2,14 +2,17 @@ use std::{
     pin::pin,
     sync::{
         Arc,
-        atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering::SeqCst},
+        atomic::{
+            AtomicU8, AtomicU64,
+            Ordering::{Relaxed, SeqCst},
+        },
     },
     time::Duration,
 };
 
-use tokio::sync::{AcquireError, Notify, OwnedSemaphorePermit, Semaphore, TryAcquireError};
+use tokio::sync::{Notify, oneshot};
 
-use super::{Left, Rejection, Stats, meter::Meter};
+use super::{Left, Pool, Rejection, Stats, meter::Meter, slots::Slots};
 
 const OPEN: u8 = 0;
 const CLOSED: u8 = 1;
@@ -23,40 +26,88 @@ const HALTED: u8 = 2;
 pub struct Gate {
     name: Arc<str>,
     capacity: usize,
-    slots: Arc<Semaphore>,
+    slots: Slots,
     phase: AtomicU8,
-    /// Calls that were admitted and have not ended. Falls before their caller is woken.
-    in_flight: AtomicUsize,
     /// Wakes `closed` when the gate is closed, and `drain` when the last call ends after that.
     changed: Notify,
-    /// How long the call waited that started last, in nanoseconds: what a new one has to expect.
+    /// How long the call waited that started last, in whole milliseconds: what a new one has to expect. Written only when
+    /// it changes, so that the threads do not fight over it while nobody waits.
     last_wait: AtomicU64,
     meter: Meter,
 }
 
-/// A place in a pool's queue, held by a call until its first poll.
+/// A place in a pool's queue, not yet taken by a call. Given back when it is dropped.
 #[derive(Debug)]
-pub(crate) struct Slot(#[expect(dead_code, reason = "held for its drop")] OwnedSemaphorePermit);
+pub(crate) struct Slot(Option<Arc<dyn Pool>>);
+
+impl Slot {
+    /// Takes a place at once or not at all.
+    pub(crate) fn try_take(pool: &Arc<dyn Pool>) -> Result<Self, Rejection> {
+        let gate = pool.gate();
+        if gate.is_closed() {
+            Err(Rejection::Closed)
+        } else if gate.slots.try_take() {
+            Ok(Self(Some(pool.clone())))
+        } else {
+            Err(Rejection::Overloaded)
+        }
+    }
+
+    /// Waits for a place, first come first served.
+    pub(crate) async fn take(pool: &Arc<dyn Pool>) -> Result<Self, Rejection> {
+        let mut coming = Coming { gate: pool.gate(), place: pool.gate().slots.wait()? };
+        match (&mut coming.place).await {
+            Ok(()) => Ok(Self(Some(pool.clone()))),
+            Err(_) => Err(Rejection::Closed),
+        }
+    }
+
+    /// The place goes to a call, which says [`Gate::free_slot`] when it leaves the queue.
+    pub(crate) fn into_pool(mut self) -> Arc<dyn Pool> {
+        self.0.take().expect("a slot has its pool until it is spent or dropped")
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        if let Some(pool) = self.0.take() {
+            pool.gate().free_slot();
+        }
+    }
+}
+
+/// A place that is waited for, and may have come when the wait is given up.
+struct Coming<'a> {
+    gate: &'a Gate,
+    place: oneshot::Receiver<()>,
+}
+
+impl Drop for Coming<'_> {
+    fn drop(&mut self) {
+        self.place.close();
+        if self.place.try_recv().is_ok() {
+            self.gate.slots.give();
+        }
+    }
+}
 
 impl Gate {
     /// A gate for a pool of that name which lets `queue_capacity` calls wait to be started.
     ///
-    /// The name labels metrics and log lines. A capacity over 2⁶¹ − 1, the most that tokio's semaphore counts, means that
-    /// much.
+    /// The name labels metrics and log lines.
     ///
     /// # Panics
     ///
     /// If `queue_capacity` is 0: no call could ever pass.
     pub fn new(name: impl Into<Arc<str>>, queue_capacity: usize) -> Self {
         assert!(queue_capacity > 0, "a pool with `queue_capacity` 0 admits no call: give it at least 1");
-        let (name, capacity) = (name.into(), queue_capacity.min(Semaphore::MAX_PERMITS));
+        let (name, capacity) = (name.into(), queue_capacity);
         Self {
             meter: Meter::new(&name),
             name,
             capacity,
-            slots: Arc::new(Semaphore::new(capacity)),
+            slots: Slots::new(capacity),
             phase: AtomicU8::new(OPEN),
-            in_flight: AtomicUsize::new(0),
             changed: Notify::new(),
             last_wait: AtomicU64::new(0),
         }
@@ -74,8 +125,7 @@ impl Gate {
 
     /// What the pool has done so far and is doing now.
     pub fn stats(&self) -> Stats {
-        let slots_taken = self.capacity.saturating_sub(self.slots.available_permits());
-        Stats { in_flight: self.in_flight.load(SeqCst), slots_taken, ..self.meter.stats() }
+        Stats { slots_taken: self.slots.taken(), ..self.meter.stats() }
     }
 
     /// From now on every new call is answered with [`Rejection::Closed`]. Calls that were admitted go on.
@@ -114,7 +164,7 @@ impl Gate {
     /// Dropped early, the gate stays closed and is not halted.
     pub async fn drain(&self, deadline: Duration) -> Left {
         self.close();
-        let ended = self.until(|| self.in_flight.load(SeqCst) == 0);
+        let ended = self.until(|| self.meter.in_flight() == 0);
         let _ = tokio::time::timeout(deadline, ended).await;
         let stats = self.stats();
         self.halt();
@@ -123,26 +173,16 @@ impl Gate {
 
     /// How long a new call has to expect to wait: as long as the one did that started last.
     pub fn expected_wait(&self) -> Duration {
-        Duration::from_nanos(self.last_wait.load(SeqCst))
+        Duration::from_millis(self.last_wait.load(Relaxed))
     }
 
     pub(crate) fn meter(&self) -> &Meter {
         &self.meter
     }
 
-    /// Takes a place at once or not at all.
-    pub(crate) fn try_slot(&self) -> Result<Slot, Rejection> {
-        match self.slots.clone().try_acquire_owned() {
-            Ok(permit) => Ok(Slot(permit)),
-            Err(TryAcquireError::Closed) => Err(Rejection::Closed),
-            Err(TryAcquireError::NoPermits) => Err(Rejection::Overloaded),
-        }
-    }
-
-    /// Waits for a place, first come first served.
-    pub(crate) async fn slot(&self) -> Result<Slot, Rejection> {
-        let permit = self.slots.clone().acquire_owned().await;
-        permit.map(Slot).map_err(|_: AcquireError| Rejection::Closed)
+    /// A call leaves the queue.
+    pub(crate) fn free_slot(&self) {
+        self.slots.give();
     }
 
     /// Waits until the gate is closed.
@@ -163,20 +203,23 @@ impl Gate {
     }
 
     pub(crate) fn admitted(&self) {
-        self.in_flight.fetch_add(1, SeqCst);
-        self.meter.queued();
+        self.meter.admitted();
     }
 
     /// A call is about to be polled for the first time.
     pub(crate) fn started(&self, waited: Duration) {
-        self.last_wait.store(u64::try_from(waited.as_nanos()).unwrap_or(u64::MAX), SeqCst);
+        let milliseconds = u64::try_from(waited.as_millis()).unwrap_or(u64::MAX);
+        if self.last_wait.load(Relaxed) != milliseconds {
+            self.last_wait.store(milliseconds, Relaxed);
+        }
         self.meter.started(waited);
     }
 
     /// An admitted call is over. Decrement, then look at the phase; `drain` sets the phase, then looks at the count: so
     /// one of the two sees the other.
     pub(crate) fn ended(&self) {
-        if self.in_flight.fetch_sub(1, SeqCst) == 1 && self.is_closed() {
+        self.meter.ended();
+        if self.is_closed() && self.meter.in_flight() == 0 {
             self.changed.notify_waiters();
         }
     }

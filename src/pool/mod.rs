@@ -57,6 +57,7 @@ mod rejection;
 mod roster;
 mod run;
 mod seat;
+mod slots;
 mod stats;
 mod threads;
 mod tokio_blocking;

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    Pool, Rejection,
+    Pool, Rejection, Slot,
     call::{self, Admitted, Departure, Failure, Handle},
 };
 
@@ -45,10 +45,10 @@ where
     T: Send + 'static,
 {
     let pool = pool.into_shared();
-    Run(match pool.gate().try_slot() {
+    Run(match Slot::try_take(&pool) {
         Ok(slot) => {
             let admitted = Admitted { slot, place: call::Current::place() };
-            Ok(call::spawn(&pool, admitted, call::Context::capture(), Departure::Cancel, async move { work() }))
+            Ok(call::spawn(admitted, call::Context::capture(), Departure::Cancel, async move { work() }))
         }
         Err(rejection) => {
             pool.gate().meter().rejected(rejection);

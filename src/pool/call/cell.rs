@@ -31,33 +31,28 @@ pub(crate) struct Admitted {
 }
 
 /// Puts a future into the pool's queue. Its place there was taken before, so this cannot fail.
-pub(crate) fn spawn<F>(
-    pool: &Arc<dyn Pool>,
-    admitted: Admitted,
-    context: Context,
-    departure: Departure,
-    future: F,
-) -> Handle<F::Output>
+pub(crate) fn spawn<F>(admitted: Admitted, context: Context, departure: Departure, future: F) -> Handle<F::Output>
 where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
+    let Admitted { slot, place } = admitted;
     let call = Arc::new(Call {
         lifecycle: Lifecycle::scheduled(),
-        pool: pool.clone(),
+        pool: slot.into_pool(),
         created: Instant::now(),
         woken: AtomicU64::new(0),
         started: AtomicBool::new(false),
-        slot: Mutex::new(Some(admitted.slot)),
         progress: Mutex::new(Progress {
             stage: Stage::Pending(future),
-            surroundings: Some(Surroundings { context, place: admitted.place }),
+            surroundings: Some(Surroundings { context, place }),
             ran: Duration::ZERO,
         }),
     });
-    pool.gate().admitted();
+    call.pool.gate().admitted();
     let handle = Handle::new(call.clone(), departure);
-    pool.schedule(Job::new(call));
+    let job = Job::new(call.clone());
+    call.pool.schedule(job);
     handle
 }
 
@@ -67,11 +62,9 @@ struct Call<F: Future> {
     created: Instant,
     /// When the call was last woken, in nanoseconds after `created`.
     woken: AtomicU64,
-    /// Set by the thread that takes the first queue entry; read by queues.
+    /// Set by the thread that takes the first queue entry, which gives the slot back; also that of a call whose caller left
+    /// counts until then, else they could pile up.
     started: AtomicBool,
-    /// The place in the queue, until the first entry is taken out of it: also that of a call whose caller left counts,
-    /// else they could pile up.
-    slot: Mutex<Option<Slot>>,
     /// Locked by whoever owns the future, for as long as that lasts, and by nobody else before the call is finished. So
     /// nobody ever waits for this lock; it is there to have the compiler check what `Lifecycle` promises.
     progress: Mutex<Progress<F>>,
@@ -158,7 +151,7 @@ where
     }
 
     fn free_slot(&self) {
-        drop(lock(&self.slot).take());
+        self.pool.gate().free_slot();
     }
 
     /// Ends a call that was taken out of the queue and will not be polled.
