@@ -101,7 +101,8 @@ where
         self.pool.clone().schedule(Job::new(self));
     }
 
-    fn poll(self: &Arc<Self>, now: Instant) {
+    /// Polls, and returns whom to wake if that was the end.
+    fn poll(self: &Arc<Self>, now: Instant) -> Option<Waker> {
         let waker = Waker::from(self.clone());
         let polled = {
             let mut progress = lock(&self.progress);
@@ -115,10 +116,14 @@ where
         match polled {
             Ok(Poll::Ready(output)) => self.finish(Ok(output)),
             Ok(Poll::Pending) => match self.lifecycle.park() {
-                Park::Parked => self.pool.gate().meter().idle(),
+                Park::Parked => {
+                    self.pool.gate().meter().idle();
+                    None
+                }
                 Park::Schedule => {
                     self.pool.gate().meter().idle();
                     self.clone().schedule();
+                    None
                 }
                 Park::Cancelled => self.finish(Err(Failure::Refused(Rejection::Closed))),
             },
@@ -155,14 +160,15 @@ where
     }
 
     /// Ends a call that was taken out of the queue and will not be polled.
-    fn end(self: &Arc<Self>, rejection: Rejection) {
+    fn end(self: &Arc<Self>, rejection: Rejection) -> Option<Waker> {
         self.pool.gate().meter().active();
         self.leave_queue();
-        self.finish(Err(Failure::Refused(rejection)));
+        self.finish(Err(Failure::Refused(rejection)))
     }
 
-    /// Ends the call: drops the future where it would have run, gives back what the call held, then tells the caller.
-    fn finish(self: &Arc<Self>, result: Result<F::Output, Failure>) {
+    /// Ends the call: drops the future where it would have run, and gives back what the call held. Returns the caller, who
+    /// is to be woken next.
+    fn finish(self: &Arc<Self>, result: Result<F::Output, Failure>) -> Option<Waker> {
         let meter = self.pool.gate().meter();
         let completed = result.is_ok();
         let (context, ran) = {
@@ -195,14 +201,19 @@ where
         if gone {
             self.dispose(&context, ran);
         }
-        let told = guarded(|| {
-            drop(context); // closes the span, perhaps: foreign code, as the waker is
-            if let Some(caller) = caller {
-                caller.wake();
-            }
-        });
-        if let Err(payload) = told {
+        // Closes the span, perhaps: foreign code.
+        if let Err(payload) = guarded(|| drop(context)) {
             self.report(payload);
+        }
+        caller
+    }
+
+    /// Wakes the caller after the last touch of the call on this thread: so the caller frees it, on the thread that
+    /// allocated it. Freed here, every call would have two threads meet at the allocator's lock.
+    fn tell(self: Arc<Self>, caller: Option<Waker>) {
+        drop(self);
+        if let Some(Err(payload)) = caller.map(|caller| guarded(|| caller.wake())) {
+            discard_payload(payload);
         }
     }
 
@@ -261,27 +272,35 @@ where
         if self.pool.gate().is_halted() {
             return self.refuse(Rejection::Closed);
         }
-        match self.lifecycle.begin() {
+        let caller = match self.lifecycle.begin() {
             Begin::Drop => self.end(Rejection::Closed),
-            Begin::Nothing => self.free_slot(),
+            Begin::Nothing => {
+                self.free_slot();
+                None
+            }
             Begin::Poll => {
                 self.pool.gate().meter().active();
                 let now = Instant::now();
                 self.enter_run(now);
-                self.poll(now);
+                self.poll(now)
             }
-        }
+        };
+        self.tell(caller);
     }
 
     fn refuse(self: Arc<Self>, rejection: Rejection) {
-        match self.lifecycle.begin() {
+        let caller = match self.lifecycle.begin() {
             Begin::Drop => self.end(rejection),
-            Begin::Nothing => self.free_slot(),
+            Begin::Nothing => {
+                self.free_slot();
+                None
+            }
             Begin::Poll => {
                 self.pool.gate().meter().rejected(rejection);
-                self.end(rejection);
+                self.end(rejection)
             }
-        }
+        };
+        self.tell(caller);
     }
 
     fn has_started(&self) -> bool {
