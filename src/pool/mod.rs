@@ -54,6 +54,7 @@ mod rayon;
 #[cfg(feature = "metrics")]
 mod recorder;
 mod rejection;
+mod replies;
 mod roster;
 mod run;
 mod seat;

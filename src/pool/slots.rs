@@ -3,7 +3,11 @@ use std::collections::VecDeque;
 use tokio::sync::oneshot;
 
 use super::Rejection;
-use crate::sync::{AtomicUsize, Mutex, Ordering::SeqCst, lock};
+use crate::sync::{
+    AtomicUsize, Mutex,
+    Ordering::{AcqRel, Acquire},
+    lock,
+};
 
 /// A queue's places: a counter, and those who wait for it to fall, in the order of arrival.
 ///
@@ -11,18 +15,18 @@ use crate::sync::{AtomicUsize, Mutex, Ordering::SeqCst, lock};
 /// takes a lock for each release and wants an `Arc` for each permit, which at a million calls a second is a fifth of a
 /// call.
 ///
-/// Invariants:
-/// * `taken` is at most `capacity`, and while somebody waits a place is taken only for the first who waits.
-/// * Whoever gives a place back lowers `taken`, then looks at `waiting`; whoever starts to wait raises `waiting`, then looks
-///   at `taken`. So one sees the other, and no place stays free while somebody waits.
+/// Invariant: while somebody waits, the flag is set, and a place is taken only for the first who waits. Count and flag are
+/// one atomic: whoever gives a place back learns in the same step whether somebody waits for it.
 #[derive(Debug)]
 pub(super) struct Slots {
     capacity: usize,
-    taken: AtomicUsize,
-    /// How many stand in `queue`; changed under its lock.
-    waiting: AtomicUsize,
+    /// `TAKEN` for each place taken, and `WAITING`, which is changed only under the lock of the queue.
+    state: AtomicUsize,
     queue: Mutex<Queue>,
 }
+
+const WAITING: usize = 1;
+const TAKEN: usize = 2;
 
 #[derive(Debug)]
 struct Queue {
@@ -34,47 +38,45 @@ struct Queue {
 impl Slots {
     pub(super) fn new(capacity: usize) -> Self {
         Self {
-            capacity,
-            taken: AtomicUsize::new(0),
-            waiting: AtomicUsize::new(0),
+            capacity: capacity.min(usize::MAX / TAKEN - 1),
+            state: AtomicUsize::new(0),
             queue: Mutex::new(Queue { closed: false, waiters: VecDeque::new() }),
         }
     }
 
     pub(super) fn taken(&self) -> usize {
-        self.taken.load(SeqCst)
+        self.state.load(Acquire) / TAKEN
     }
 
-    /// Takes a place at once or not at all.
+    /// Takes a place at once or not at all. Not past those who wait.
     pub(super) fn try_take(&self) -> bool {
-        self.waiting.load(SeqCst) == 0 && self.take()
+        self.take(|state| state & WAITING == 0)
     }
 
-    fn take(&self) -> bool {
-        self.taken.fetch_update(SeqCst, SeqCst, |taken| (taken < self.capacity).then_some(taken + 1)).is_ok()
+    fn take(&self, allowed: impl Fn(usize) -> bool) -> bool {
+        let more = |state| (state / TAKEN < self.capacity && allowed(state)).then_some(state + TAKEN);
+        self.state.fetch_update(AcqRel, Acquire, more).is_ok()
     }
 
     /// Gives a place back.
     pub(super) fn give(&self) {
         let mut places = 1;
         while places > 0 {
-            self.taken.fetch_sub(places, SeqCst);
-            places = if self.waiting.load(SeqCst) > 0 {
-                let served = self.serve(&mut lock(&self.queue));
-                tell(served)
-            } else {
-                0
-            };
+            let before = self.state.fetch_sub(places * TAKEN, AcqRel);
+            let served = if before & WAITING == 0 { Vec::new() } else { self.serve(&mut lock(&self.queue)) };
+            places = tell(served);
         }
     }
 
     /// Takes a place for each who waits, as long as there are any of either. They are to be told when the lock is free.
     fn serve(&self, queue: &mut Queue) -> Vec<oneshot::Sender<()>> {
         let mut served = Vec::new();
-        while !queue.waiters.is_empty() && self.take() {
+        while !queue.waiters.is_empty() && self.take(|_| true) {
             served.extend(queue.waiters.pop_front());
         }
-        self.waiting.store(queue.waiters.len(), SeqCst);
+        if queue.waiters.is_empty() {
+            self.state.fetch_and(!WAITING, AcqRel);
+        }
         served
     }
 
@@ -87,7 +89,7 @@ impl Slots {
                 return Err(Rejection::Closed);
             }
             queue.waiters.push_back(sender);
-            self.waiting.store(queue.waiters.len(), SeqCst);
+            self.state.fetch_or(WAITING, AcqRel);
             self.serve(&mut queue)
         };
         for _ in 0..tell(served) {
@@ -101,7 +103,7 @@ impl Slots {
         let waiters = {
             let mut queue = lock(&self.queue);
             queue.closed = true;
-            self.waiting.store(0, SeqCst);
+            self.state.fetch_and(!WAITING, AcqRel);
             std::mem::take(&mut queue.waiters)
         };
         drop(waiters); // wakes them: not under the lock

@@ -201,6 +201,10 @@ where
         if gone {
             self.dispose(&context, ran);
         }
+        let caller = caller.and_then(|caller| {
+            let runtime = context.runtime().filter(|_| caller.in_task);
+            self.pool.gate().reply(runtime, caller.waker)
+        });
         // Closes the span, perhaps: foreign code.
         if let Err(payload) = guarded(|| drop(context)) {
             self.report(payload);
