@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use tokio::runtime::Handle;
 use tokio::sync::{AcquireError, Notify, OwnedSemaphorePermit, Semaphore, TryAcquireError};
 
 use super::{Left, Rejection, Stats, meter::Meter};
@@ -114,6 +115,10 @@ impl Gate {
     /// Dropped early, the gate stays closed and is not halted.
     pub async fn drain(&self, deadline: Duration) -> Left {
         self.close();
+        assert!(
+            Handle::try_current().is_ok(),
+            "a pool's shutdown needs tokio's timer: await it inside `#[tokio::main]` or `runtime.block_on(..)`"
+        );
         let ended = self.until(|| self.in_flight.load(SeqCst) == 0);
         let _ = tokio::time::timeout(deadline, ended).await;
         let stats = self.stats();
@@ -178,6 +183,22 @@ impl Gate {
     pub(crate) fn ended(&self) {
         if self.in_flight.fetch_sub(1, SeqCst) == 1 && self.is_closed() {
             self.changed.notify_waiters();
+        }
+    }
+}
+
+#[cfg(all(test, not(tower_offload_loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_call_has_to_expect_the_wait_of_the_one_that_started_last() {
+        let gate = Gate::new("waits", 1);
+        assert_eq!(gate.expected_wait(), Duration::ZERO);
+        for milliseconds in [1100, 20] {
+            gate.admitted();
+            gate.started(Duration::from_millis(milliseconds));
+            assert_eq!(gate.expected_wait(), Duration::from_millis(milliseconds));
         }
     }
 }
