@@ -93,7 +93,7 @@
 //! | metric | kind | what it counts |
 //! |---|---|---|
 //! | `offload_queue_depth` | gauge | calls that wait for their first poll |
-//! | `offload_active` | gauge | threads that poll or drop a call |
+//! | `offload_active` | gauge | threads that poll a call |
 //! | `offload_queue_wait_seconds` | histogram | from `call` to the first poll |
 //! | `offload_run_seconds` | histogram | sum of a call's polls |
 //! | `offload_resume_wait_seconds` | histogram | from a wake to the poll it leads to, one for each |

@@ -119,14 +119,12 @@ where
             progress.ran += now.elapsed();
             polled
         };
+        self.pool.gate().meter().idle(); // before `park`: after it the call is not this thread's any more
         match polled {
             Ok(Poll::Ready(output)) => self.finish(Ok(output)),
             Ok(Poll::Pending) => match self.lifecycle.park() {
-                Park::Parked => self.pool.gate().meter().idle(),
-                Park::Schedule => {
-                    self.pool.gate().meter().idle();
-                    self.clone().schedule();
-                }
+                Park::Parked => {}
+                Park::Schedule => self.clone().schedule(),
                 Park::Cancelled => self.finish(Err(Failure::Refused(Rejection::Closed))),
             },
             Err(payload) => self.finish(Err(Failure::Panicked(payload))),
@@ -161,9 +159,41 @@ where
         drop(lock(&self.slot).take());
     }
 
+    /// Runs a turn, and ends the call if that panics. The work's own panics are caught before: this is a metrics recorder or
+    /// a tracing subscriber that panics between our steps, and nobody may wait for ever because of it.
+    fn rescued(self: &Arc<Self>, turn: impl FnOnce()) {
+        let Err(payload) = guarded(turn) else { return };
+        if self.lifecycle.is_finished() {
+            return discard_payload(payload);
+        }
+        let surroundings = {
+            let mut progress = lock(&self.progress);
+            let dropped = guarded(|| progress.stage.finish(Err(Failure::Panicked(payload))));
+            dropped.unwrap_or_else(discard_payload);
+            progress.surroundings.take()
+        };
+        guarded(|| drop(surroundings)).unwrap_or_else(discard_payload);
+        self.pool.gate().ended();
+        let (gone, caller) = self.lifecycle.finish();
+        let left = if gone { lock(&self.progress).stage.take() } else { None };
+        let told = guarded(|| {
+            drop(left);
+            if let Some(caller) = caller {
+                caller.wake();
+            }
+        });
+        told.unwrap_or_else(discard_payload);
+    }
+
+    /// Ends a call whose caller is there with a rejection.
+    fn turn_down(self: &Arc<Self>, rejection: Rejection) {
+        self.leave_queue();
+        self.pool.gate().meter().rejected(rejection);
+        self.finish(Err(Failure::Refused(rejection)));
+    }
+
     /// Ends a call that was taken out of the queue and will not be polled.
     fn end(self: &Arc<Self>, rejection: Rejection) {
-        self.pool.gate().meter().active();
         self.leave_queue();
         self.finish(Err(Failure::Refused(rejection)));
     }
@@ -196,7 +226,6 @@ where
         if completed {
             meter.completed();
         }
-        meter.idle();
         self.pool.gate().ended();
         let (gone, caller) = self.lifecycle.finish();
         if gone {
@@ -265,30 +294,25 @@ where
     F::Output: Send + 'static,
 {
     fn run(self: Arc<Self>) {
-        if self.pool.gate().is_halted() {
-            return self.refuse(Rejection::Closed);
-        }
-        match self.lifecycle.begin() {
+        self.rescued(|| match self.lifecycle.begin() {
             Begin::Drop => self.end(Rejection::Closed),
             Begin::Nothing => self.free_slot(),
+            Begin::Poll if self.pool.gate().is_halted() => self.turn_down(Rejection::Closed),
             Begin::Poll => {
                 self.pool.gate().meter().active();
                 let now = Instant::now();
                 self.enter_run(now);
                 self.poll(now);
             }
-        }
+        });
     }
 
     fn refuse(self: Arc<Self>, rejection: Rejection) {
-        match self.lifecycle.begin() {
+        self.rescued(|| match self.lifecycle.begin() {
             Begin::Drop => self.end(rejection),
             Begin::Nothing => self.free_slot(),
-            Begin::Poll => {
-                self.pool.gate().meter().rejected(rejection);
-                self.end(rejection);
-            }
-        }
+            Begin::Poll => self.turn_down(rejection),
+        });
     }
 
     fn has_started(&self) -> bool {
@@ -326,15 +350,15 @@ where
             }
             return;
         }
-        self.pool.gate().meter().abandoned(departure == Departure::Detach);
         match leave {
             Leave::Finished | Leave::Left => {}
             Leave::Reclaim => {
-                self.pool.gate().meter().unqueued();
                 self.clear();
+                self.pool.gate().meter().unqueued();
             }
-            Leave::Schedule => self.schedule(),
+            Leave::Schedule => self.clone().schedule(),
         }
+        self.pool.gate().meter().abandoned(departure == Departure::Detach);
     }
 }
 
