@@ -130,7 +130,13 @@ fn encode(image: RgbImage, format: ImageFormat) -> Result<Vec<u8>, ImageError> {
 #[tokio::main]
 async fn main() -> ExitCode {
     let Err(error) = serve(Options::parse()).await else { return ExitCode::SUCCESS };
-    eprintln!("error: {error}");
+    eprint!("error: {error}");
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        eprint!(": {error}");
+        cause = error.source();
+    }
+    eprintln!();
     ExitCode::FAILURE
 }
 
@@ -152,7 +158,12 @@ async fn serve(options: Options) -> Result<(), Box<dyn Error>> {
     print!("{}", try_this(&format!("http://{address}")));
 
     interrupted.await;
-    println!("draining for at most {} s", DRAIN.as_secs());
+    let again = self::interrupted()?;
+    println!("draining for at most {} s; Ctrl-C again ends it at once", DRAIN.as_secs());
+    tokio::spawn(async move {
+        again.await;
+        std::process::exit(130) // what a shell reports for a program that Ctrl-C has ended
+    });
     let deadline = time::Instant::now() + DRAIN;
     drop(stop);
     let connections = if time::timeout_at(deadline, server).await.is_ok() { "all closed" } else { "some cut off" };
@@ -187,10 +198,10 @@ Hash a password, shrink a picture (or any JPEG or PNG of yours):
   curl -s {url}/sample.png -o photo.png
   curl -s --data-binary @photo.png {url}/thumbnail -o small.jpg
 
-Time /ping while 400 hashes run, 64 at once, on the event loop and then on the pool:
+Time /ping while 400 hashes run, 8 at once, on the event loop and then on the pool:
   for path in inline/hash hash; do
-    curl --no-progress-meter -Z --parallel-max 64 -d secret -o /dev/null "{url}/$path?[1-400]" &
-    for i in 1 2 3 4 5; do curl -s -o /dev/null -w "beside $path: %{{time_total}} s\n" {url}/ping; done; wait
+    curl --no-progress-meter -Z --parallel-max 8 -d secret -o /dev/null "{url}/$path?[1-400]" & sleep 0.5
+    for i in 1 2 3 4 5 6 7 8 9 10; do curl -s -o /dev/null -w "beside $path: %{{time_total}} s\n" {url}/ping; done; wait
   done
 "#
     )

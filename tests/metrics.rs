@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use futures_util::FutureExt;
 use metrics_util::debugging::{DebugValue, DebuggingRecorder};
+use tower::{Layer, ServiceExt};
 use tower_offload::{ThreadPool, pool::Pool};
 
 #[tokio::test]
@@ -33,8 +34,21 @@ async fn every_pool_is_measured_under_its_name() {
     let panicked = std::panic::AssertUnwindSafe(pool.run(|| panic!("measured"))).catch_unwind().await;
     assert!(refused.is_err() && panicked.is_err());
     pool.run(|| ()).await.unwrap();
+    // Parked, then woken by itself: one resume.
+    let yielding = tower_offload::OffloadLayer::new(pool.clone()).reject(tower_offload::offload::Typed);
+    let yielding = yielding.layer(tower::service_fn(async |()| {
+        let mut polls = 0;
+        std::future::poll_fn(|cx| {
+            polls += 1;
+            cx.waker().wake_by_ref();
+            if polls == 2 { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+        })
+        .await;
+        Ok::<_, std::convert::Infallible>(())
+    }));
+    yielding.oneshot(()).await.unwrap();
 
-    let mut seen = BTreeMap::new();
+    let (mut seen, mut seconds) = (BTreeMap::new(), BTreeMap::new());
     for (key, _, _, value) in snapshotter.snapshot().into_vec() {
         let labels: Vec<_> =
             key.key().labels().map(|label| (label.key().to_owned(), label.value().to_owned())).collect();
@@ -43,7 +57,10 @@ async fn every_pool_is_measured_under_its_name() {
         let value = match value {
             DebugValue::Counter(value) => value as f64,
             DebugValue::Gauge(value) => value.0,
-            DebugValue::Histogram(values) => values.len() as f64,
+            DebugValue::Histogram(values) => {
+                seconds.insert(key.key().name().to_owned(), values.iter().map(|value| value.0).sum::<f64>());
+                values.len() as f64
+            }
         };
         seen.insert(format!("{}{}", key.key().name(), reason.map(|it| format!(" {it}")).unwrap_or_default()), value);
     }
@@ -52,10 +69,21 @@ async fn every_pool_is_measured_under_its_name() {
         ("offload_active", 0.0),
         ("offload_panicked_total", 1.0),
         ("offload_queue_depth", 0.0),
-        ("offload_queue_wait_seconds", 3.0),
+        ("offload_queue_wait_seconds", 4.0),
         ("offload_rejected_total overloaded", 1.0),
-        ("offload_resume_wait_seconds", 0.0),
-        ("offload_run_seconds", 3.0),
+        ("offload_resume_wait_seconds", 1.0),
+        ("offload_run_seconds", 4.0),
     ];
     assert_eq!(seen, expected.map(|(name, value)| (name.to_owned(), value)).into());
+
+    // And in seconds: the same sums as the pool's own counters have.
+    let stats = pool.stats();
+    for (name, expected) in [
+        ("offload_queue_wait_seconds", stats.queue_wait),
+        ("offload_resume_wait_seconds", stats.resume_wait),
+        ("offload_run_seconds", stats.run_time),
+    ] {
+        assert!(expected.as_nanos() > 0, "{name}");
+        assert!((seconds[name] - expected.as_secs_f64()).abs() < 1e-6, "{name}: {} and {expected:?}", seconds[name]);
+    }
 }

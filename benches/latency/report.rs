@@ -84,6 +84,14 @@ pub(crate) fn table(rows: &[Row], conditions: &Conditions, capacity_after: f64) 
     if rows.iter().any(|row| !row.is_undisturbed()) {
         line(format!("~ disturbed: others had over {TOLERATED_OTHERS:.0} % of the cores in a round."));
     }
+    let drift = (capacity_after / conditions.capacity - 1.0).abs();
+    if drift > TOLERATED_DRIFT {
+        line(format!(
+            "! the capacity moved by {:.0} % while this ran: the loads are not what they say. Measure again when the \
+             machine is quiet.",
+            drift * 100.0
+        ));
+    }
     let highest = LOADS.into_iter().max().unwrap_or_default();
     for other in ["inline", "spawn_blocking", "spawn_blocking/capped", "tower-resilience"] {
         if let Some(ratio) = ratio(rows, highest, "offload/threads", other) {
@@ -95,6 +103,9 @@ pub(crate) fn table(rows: &[Row], conditions: &Conditions, capacity_after: f64) 
     }
     text
 }
+
+/// How far the capacity at the end may be from that at the start, as a share, before the loads are in doubt.
+const TOLERATED_DRIFT: f64 = 0.1;
 
 /// Replaces what is in the file.
 pub(crate) fn write_json(file: &mut File, rows: &[Row], conditions: &Conditions) -> Result<(), BoxError> {
@@ -151,7 +162,7 @@ impl Record {
             capacity_per_second: conditions.capacity,
             rounds: row.runs.len(),
             others_cpu_max_pct: row.others(),
-            reliable: row.is_reliable(),
+            reliable: row.is_reliable() && row.is_undisturbed(),
         }
     }
 }

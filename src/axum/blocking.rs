@@ -27,6 +27,9 @@ use crate::pool::{Pool, run};
 /// If the client leaves before the function has started, it never runs; if later, it can ask
 /// [`cancelled`](crate::offload::cancelled).
 ///
+/// The function is a sync one. Given an `async fn`, or an argument that is no extractor, the compiler says that
+/// `Blocking<..>: Handler<_, _>` is not satisfied:
+///
 /// ```compile_fail
 /// use axum::{Router, routing::get};
 /// use tower_offload::{ThreadPool, axum::blocking};

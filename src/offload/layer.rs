@@ -63,7 +63,7 @@ impl<X, A> OffloadLayer<X, A> {
     }
 
     /// At most so many calls [`wait`](Self::wait) at once; one more is answered [`Rejection::Overloaded`] at once.
-    /// Default: 1024.
+    /// Default: 1024; with 0 nobody waits.
     #[must_use]
     pub fn max_waiting(mut self, calls: usize) -> Self {
         self.config.admission = Arc::new(self.config.admission.with_max_waiting(calls));

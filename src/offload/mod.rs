@@ -73,6 +73,11 @@
 //! );
 //! ```
 //!
+//! A method that needs the service, such as `ready` or `oneshot`, only says that its trait bounds were not satisfied
+//! (E0599). Then it is one of these: the strategy does not fit (`.reject(Typed)` outside of HTTP), a filter looks at a head
+//! where there is none (`.filter_request(..)`), or the inner service is not `Clone`, `Send` and `'static`. Hand the service
+//! to a function like `serve` above, or call `ServiceBuilder::check_service`, to be told which.
+//!
 //! # Cancel safety
 //!
 //! Dropping the response future cancels the call. Work that was not started never is: it is dropped at once, with its
@@ -88,7 +93,7 @@
 //! | metric | kind | what it counts |
 //! |---|---|---|
 //! | `offload_queue_depth` | gauge | calls that wait for their first poll |
-//! | `offload_active` | gauge | threads that poll or drop a call |
+//! | `offload_active` | gauge | threads that poll a call |
 //! | `offload_queue_wait_seconds` | histogram | from `call` to the first poll |
 //! | `offload_run_seconds` | histogram | sum of a call's polls |
 //! | `offload_resume_wait_seconds` | histogram | from a wake to the poll it leads to, one for each |

@@ -32,14 +32,13 @@ const READ_SIZE: usize = 64 * 1024;
 /// head is sent, and its steps are never refused.
 ///
 /// ```
-/// use bytes::Bytes;
 /// use http_body_util::BodyExt;
 /// use tower_offload::{ThreadPool, offload::SyncBody};
 ///
 /// # #[tokio::main]
 /// # async fn main() {
 /// let pool = ThreadPool::blocking(4);
-/// let lines = (0..3).map(|number| Ok::<_, std::io::Error>(Bytes::from(format!("line {number}\n"))));
+/// let lines = (0..3).map(|number| Ok::<_, std::io::Error>(format!("line {number}\n")));
 /// let body = SyncBody::new(pool, lines).expect("room in the queue");
 /// assert_eq!(body.collect().await.unwrap().to_bytes(), "line 0\nline 1\nline 2\n");
 /// # }
@@ -55,17 +54,18 @@ pub struct SyncBody {
 }
 
 impl SyncBody {
-    /// A body of the iterator's items. An error ends the body, and so does a shutdown of the pool, with
+    /// A body of the iterator's items: `Bytes`, `String`, `Vec<u8>`. An error ends the body, and so does a shutdown of the pool, with
     /// [`Rejection::Closed`]: a body that was cut short never looks complete.
     ///
     /// # Errors
     ///
     /// If the pool has no room, or is shut down.
-    pub fn new<P, I, E>(pool: P, source: I) -> Result<Self, Rejection>
+    pub fn new<P, I, T, E>(pool: P, source: I) -> Result<Self, Rejection>
     where
         P: Pool,
-        I: IntoIterator<Item = Result<Bytes, E>>,
+        I: IntoIterator<Item = Result<T, E>>,
         I::IntoIter: Send + 'static,
+        T: Into<Bytes>,
         E: Into<BoxError>,
     {
         let pool = pool.into_shared();
@@ -101,9 +101,10 @@ impl SyncBody {
         )
     }
 
-    fn spawn<I, E>(admitted: Admitted, mut source: I) -> Self
+    fn spawn<I, T, E>(admitted: Admitted, mut source: I) -> Self
     where
-        I: Iterator<Item = Result<Bytes, E>> + Send + 'static,
+        I: Iterator<Item = Result<T, E>> + Send + 'static,
+        T: Into<Bytes>,
         E: Into<BoxError>,
     {
         // One item may wait in the channel: that is the one ahead. The source is not asked before there is room for it.
@@ -113,7 +114,7 @@ impl SyncBody {
                 match source.next() {
                     Some(item) => {
                         let last = item.is_err();
-                        permit.send(item.map_err(Into::into));
+                        permit.send(item.map(Into::into).map_err(Into::into));
                         if last {
                             break;
                         }

@@ -124,7 +124,7 @@ impl<T> Crew<T> {
     /// A thread that was counted could not be spawned or vanished. Returns the jobs that nobody is left to run.
     #[must_use = "these jobs have to be answered"]
     pub(super) fn lost(&self, hand: &Hand) -> Vec<T> {
-        lock(&self.roster).lost(hand.from)
+        self.change(|roster| roster.lost(hand.from)).0
     }
 
     /// Threads end when there is nothing to do. Later jobs get threads again.

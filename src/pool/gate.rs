@@ -174,6 +174,10 @@ impl Gate {
     /// Dropped early, the gate stays closed and is not halted.
     pub async fn drain(&self, deadline: Duration) -> Left {
         self.close();
+        assert!(
+            Handle::try_current().is_ok(),
+            "a pool's shutdown needs tokio's timer: await it inside `#[tokio::main]` or `runtime.block_on(..)`"
+        );
         let ended = self.until(|| self.meter.in_flight() == 0);
         let _ = tokio::time::timeout(deadline, ended).await;
         let stats = self.stats();
@@ -239,6 +243,22 @@ impl Gate {
         self.meter.ended();
         if self.is_closed() && self.meter.in_flight() == 0 {
             self.changed.notify_waiters();
+        }
+    }
+}
+
+#[cfg(all(test, not(tower_offload_loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_call_has_to_expect_the_wait_of_the_one_that_started_last() {
+        let gate = Gate::new("waits", 1);
+        assert_eq!(gate.expected_wait(), Duration::ZERO);
+        for milliseconds in [1100, 20] {
+            gate.admitted();
+            gate.started(Duration::from_millis(milliseconds));
+            assert_eq!(gate.expected_wait(), Duration::from_millis(milliseconds));
         }
     }
 }

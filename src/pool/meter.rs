@@ -101,7 +101,7 @@ impl Meter {
 
     /// Of something that goes up and down: while it does, the sum over the stripes may be caught below zero.
     fn level(&self, counter: impl Fn(&Stripe) -> &AtomicU64) -> usize {
-        usize::try_from(self.sum(counter).cast_signed()).unwrap_or(0)
+        usize::try_from(self.sum(counter) as i64).unwrap_or(0)
     }
 
     fn here(&self) -> &Stripe {

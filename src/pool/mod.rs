@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | [`ThreadPool::cpu`] | as many as cores, always there | work that computes: hashing, images, parsing, models |
 //! | [`ThreadPool::blocking`] | up to `n`, started on demand, reaped when idle | work that waits: disks, sync database drivers |
-//! | [`Rayon`] (feature `rayon`) | those of a rayon pool | handlers that use `par_iter`, programs that have a rayon pool already |
+//! | [`Rayon`](https://docs.rs/tower-offload/latest/tower_offload/pool/struct.Rayon.html) (feature `rayon`) | those of a rayon pool | handlers that use `par_iter`, programs that have a rayon pool already |
 //! | [`TokioBlocking`] | those of the runtime's `spawn_blocking`, capped | no threads beyond tokio's; tests with a paused clock |
 //! | [`Inline`] | none: the caller's | tests and examples |
 //!

@@ -139,18 +139,23 @@ impl<T, S> Roster<T, S> {
         }
     }
 
-    /// A thread that was counted never came or vanished. Returns the jobs that nobody is left to run.
-    pub(super) fn lost(&mut self, from: From) -> Vec<T> {
+    /// A thread that was counted never came or vanished. Returns the jobs that nobody is left to run; or, if a job waits and
+    /// another thread sleeps, asks for that one: while this one was coming, nobody else was asked for.
+    pub(super) fn lost(&mut self, from: From) -> (Vec<T>, Ask<S>) {
         self.threads -= 1;
         match from {
             From::Busy => {}
             From::Coming => self.coming = false,
             From::Searching => self.searching = false,
         }
-        if self.threads > 0 {
-            return Vec::new();
+        if self.threads == 0 {
+            return (self.resumed.drain(..).chain(self.fresh.drain(..)).collect(), Ask::Nothing);
         }
-        self.resumed.drain(..).chain(self.fresh.drain(..)).collect()
+        let ask = match self.idle.is_empty() || self.is_empty() {
+            true => Ask::Nothing, // not one more: there seem to be none to be had
+            false => self.call_for_hands(),
+        };
+        (Vec::new(), ask)
     }
 
     /// Threads end when there is nothing to do. Returns those that sleep: they are to be woken, and come as `Busy`. Later

@@ -9,7 +9,7 @@ use std::{fmt, time::Duration};
 pub struct Stats {
     /// Calls whose caller left before they ended.
     pub abandoned: u64,
-    /// Threads that are polling or dropping a call now.
+    /// Threads that are polling a call now.
     pub active: usize,
     /// Calls that ended with an output.
     pub completed: u64,

@@ -67,36 +67,6 @@ async fn a_layer_without_places_answers_503_with_retry_after_on_axum() {
 }
 
 #[tokio::test]
-async fn retry_after_is_how_long_a_call_had_to_wait_lately() {
-    within(async {
-        // Waited for 1.1 s, so 2 s in whole seconds, rounded up. The wait is what is measured here, no synchronisation.
-        let (pool, latch) = (support::one_thread(1), Latch::new());
-        let first = pool.run({
-            let latch = latch.clone();
-            move || latch.block()
-        });
-        latch.reached().await;
-        let second = pool.run({
-            let latch = latch.clone();
-            move || latch.block()
-        });
-        tokio::time::sleep(Duration::from_millis(1100)).await;
-        latch.let_one_pass();
-        latch.reached().await;
-        let third = pool.run(|| ());
-        let router = Router::new().route("/", get(ok)).layer(OffloadLayer::new(pool.clone()));
-        let answer = support::get(serve(router).await, "/").await;
-        answer.assert_unavailable();
-        assert!(answer.header("retry-after").parse::<u64>().unwrap() >= 2);
-        latch.open();
-        for held in [first, second, third] {
-            held.await.unwrap();
-        }
-    })
-    .await;
-}
-
-#[tokio::test]
 async fn a_pool_that_is_shut_down_answers_503_with_retry_after() {
     within(async {
         let pool = pool(1);

@@ -70,6 +70,12 @@ fn a_tokio_pool_outside_a_runtime_is_a_typed_error_or_a_panic_that_names_the_fix
 }
 
 #[test]
+fn a_shutdown_outside_a_runtime_panics_with_a_message_that_names_the_fix() {
+    let panic = panic_of(|| _ = pollster::block_on(ThreadPool::cpu().shutdown(Duration::ZERO)));
+    assert!(panic.contains("inside `#[tokio::main]`"), "{panic}");
+}
+
+#[test]
 fn a_pool_that_is_shut_down_already_answers_closed() {
     runtime().block_on(async {
         let pool = ThreadPool::cpu();

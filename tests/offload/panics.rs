@@ -159,3 +159,36 @@ async fn rejected_abandoned_and_panicked_calls_are_one_event_each() {
         assert!(told[0].contains(detail) && told[0].contains(r#"pool="told""#), "{told:?}");
     }
 }
+
+/// Foreign code of a third kind: it runs between our own steps. Its panic ends that one call, and reaches its caller.
+#[tokio::test]
+async fn a_subscriber_that_panics_leaves_nobody_waiting() {
+    use tower_offload::pool::{Gate, Job};
+    use tracing_subscriber::layer::SubscriberExt;
+    struct Explosive;
+    impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Explosive {
+        fn on_event(&self, _: &tracing::Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
+            panic!("a subscriber that panics");
+        }
+    }
+    /// Drops its jobs on the caller's thread, where the subscriber is: each is refused, and that is an event.
+    #[derive(Debug)]
+    struct Forgetful(Gate);
+    impl Pool for Forgetful {
+        fn gate(&self) -> &Gate {
+            &self.0
+        }
+
+        fn schedule(&self, job: Job) {
+            drop(job);
+        }
+    }
+    let _guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(Explosive));
+    let pool = Arc::new(Forgetful(Gate::new("forgetful", 1)));
+    for _ in 0..3 {
+        let panic = soon(AssertUnwindSafe(pool.run(|| ())).catch_unwind()).await.unwrap_err();
+        assert_eq!(panic.downcast_ref(), Some(&"a subscriber that panics"));
+        let stats = pool.gate().stats();
+        assert_eq!((stats.in_flight, stats.queued, stats.slots_taken), (0, 0, 0), "{stats:?}");
+    }
+}

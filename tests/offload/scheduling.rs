@@ -111,6 +111,40 @@ async fn stats_keep_queue_wait_and_run_time_apart() {
     assert!(stats.queue_wait > Duration::ZERO && stats.resume_wait == Duration::ZERO, "{stats:?}");
 }
 
+/// A call that was woken waits in the queue while the one thread is held; that is neither queue wait nor run time.
+#[tokio::test]
+async fn stats_keep_the_wait_after_a_wake_apart() {
+    for pool in pools(1, 8) {
+        let wake = Arc::new(tokio::sync::Notify::new());
+        let service = OffloadLayer::new(pool.clone()).reject(Typed).layer(service_fn({
+            let wake = wake.clone();
+            move |()| {
+                let wake = wake.clone();
+                async move {
+                    wake.notified().await;
+                    Answer::Ok(())
+                }
+            }
+        }));
+        let call = tokio::spawn(service.oneshot(()));
+        eventually(|| pool.gate().stats().started == 1 && pool.gate().stats().active == 0).await;
+        let before = pool.gate().stats();
+        assert_eq!((before.resume_wait, before.resumed), (Duration::ZERO, 0));
+        let held = hold(&pool).await;
+        wake.notify_one();
+        eventually(|| pool.gate().stats().resumed == 1).await;
+        let woken = tokio::time::Instant::now();
+        while woken.elapsed() < Duration::from_millis(5) {
+            tokio::task::yield_now().await; // what is measured here has to take some time
+        }
+        held.release().await.unwrap();
+        soon(call).await.unwrap().unwrap();
+        let after = pool.gate().stats();
+        assert!(after.resume_wait >= Duration::from_millis(5), "{after:?}");
+        assert_eq!(after.resumed, 0);
+    }
+}
+
 /// Tokio's own `yield_now` defers the wake to the runtime; this one wakes itself inside its poll.
 fn yield_now() -> impl Future<Output = ()> {
     let mut yielded = false;

@@ -111,3 +111,18 @@ fn grpc(rejection: Rejection) -> (&'static str, &'static str) {
 fn seconds(wait: Duration) -> u64 {
     (wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1)
 }
+
+#[cfg(all(test, not(tower_offload_loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retry_after_is_the_wait_in_whole_seconds_rounded_up_and_at_least_one() {
+        for (milliseconds, expected) in [(0, "1"), (1, "1"), (1000, "1"), (1100, "2"), (59_001, "60")] {
+            let mut response = Response::new(());
+            head(Protocol::Http, Rejection::Overloaded, Duration::from_millis(milliseconds), &mut response);
+            assert_eq!(response.headers()[RETRY_AFTER], expected);
+            assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+        }
+    }
+}

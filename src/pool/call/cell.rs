@@ -113,15 +113,12 @@ where
             progress.ran += now.elapsed();
             polled
         };
+        self.pool.gate().meter().idle(); // before `park`: after it the call is not this thread's any more
         match polled {
             Ok(Poll::Ready(output)) => self.finish(Ok(output)),
             Ok(Poll::Pending) => match self.lifecycle.park() {
-                Park::Parked => {
-                    self.pool.gate().meter().idle();
-                    None
-                }
+                Park::Parked => None,
                 Park::Schedule => {
-                    self.pool.gate().meter().idle();
                     self.clone().schedule();
                     None
                 }
@@ -139,8 +136,8 @@ where
             let woken = Duration::from_nanos(self.woken.load(Ordering::Relaxed));
             gate.meter().resumed(waited.saturating_sub(woken));
         } else {
-            gate.started(waited);
             self.free_slot();
+            gate.started(waited);
         }
     }
 
@@ -150,8 +147,8 @@ where
         if self.has_started() {
             meter.unresumed();
         } else {
-            meter.unqueued();
             self.free_slot();
+            meter.unqueued();
         }
     }
 
@@ -159,9 +156,46 @@ where
         self.pool.gate().free_slot();
     }
 
+    /// Runs a turn, and ends the call if that panics. The work's own panics are caught before: this is a metrics recorder or
+    /// a tracing subscriber that panics between our steps, and nobody may wait for ever because of it.
+    fn rescued(self: &Arc<Self>, turn: impl FnOnce() -> Option<Waker>) -> Option<Waker> {
+        let payload = match guarded(turn) {
+            Ok(caller) => return caller,
+            Err(payload) => payload,
+        };
+        if self.lifecycle.is_finished() {
+            discard_payload(payload);
+            return None;
+        }
+        let surroundings = {
+            let mut progress = lock(&self.progress);
+            let dropped = guarded(|| progress.stage.finish(Err(Failure::Panicked(payload))));
+            dropped.unwrap_or_else(discard_payload);
+            progress.surroundings.take()
+        };
+        guarded(|| drop(surroundings)).unwrap_or_else(discard_payload);
+        self.pool.gate().ended();
+        let (gone, caller) = self.lifecycle.finish();
+        let left = if gone { lock(&self.progress).stage.take() } else { None };
+        guarded(|| drop(left)).unwrap_or_else(discard_payload);
+        caller.map(|caller| caller.waker)
+    }
+
+    /// The entry of a call whose caller took everything along.
+    fn hollow(&self) -> Option<Waker> {
+        self.free_slot();
+        None
+    }
+
+    /// Ends a call whose caller is there with a rejection.
+    fn turn_down(self: &Arc<Self>, rejection: Rejection) -> Option<Waker> {
+        self.leave_queue();
+        self.pool.gate().meter().rejected(rejection);
+        self.finish(Err(Failure::Refused(rejection)))
+    }
+
     /// Ends a call that was taken out of the queue and will not be polled.
     fn end(self: &Arc<Self>, rejection: Rejection) -> Option<Waker> {
-        self.pool.gate().meter().active();
         self.leave_queue();
         self.finish(Err(Failure::Refused(rejection)))
     }
@@ -195,7 +229,6 @@ where
         if completed {
             meter.completed();
         }
-        meter.idle();
         self.pool.gate().ended();
         let (gone, caller) = self.lifecycle.finish();
         if gone {
@@ -273,37 +306,26 @@ where
     F::Output: Send + 'static,
 {
     fn run(self: Arc<Self>) {
-        if self.pool.gate().is_halted() {
-            return self.refuse(Rejection::Closed);
-        }
-        let caller = match self.lifecycle.begin() {
+        let caller = self.rescued(|| match self.lifecycle.begin() {
             Begin::Drop => self.end(Rejection::Closed),
-            Begin::Nothing => {
-                self.free_slot();
-                None
-            }
+            Begin::Nothing => self.hollow(),
+            Begin::Poll if self.pool.gate().is_halted() => self.turn_down(Rejection::Closed),
             Begin::Poll => {
-                self.pool.gate().meter().active();
                 let now = Instant::now();
                 self.enter_run(now);
+                self.pool.gate().meter().active();
                 self.poll(now)
             }
-        };
+        });
         self.tell(caller);
     }
 
     fn refuse(self: Arc<Self>, rejection: Rejection) {
-        let caller = match self.lifecycle.begin() {
+        let caller = self.rescued(|| match self.lifecycle.begin() {
             Begin::Drop => self.end(rejection),
-            Begin::Nothing => {
-                self.free_slot();
-                None
-            }
-            Begin::Poll => {
-                self.pool.gate().meter().rejected(rejection);
-                self.end(rejection)
-            }
-        };
+            Begin::Nothing => self.hollow(),
+            Begin::Poll => self.turn_down(rejection),
+        });
         self.tell(caller);
     }
 
@@ -342,15 +364,15 @@ where
             }
             return;
         }
-        self.pool.gate().meter().abandoned(departure == Departure::Detach);
         match leave {
             Leave::Finished | Leave::Left => {}
             Leave::Reclaim => {
-                self.pool.gate().meter().unqueued();
                 self.clear();
+                self.pool.gate().meter().unqueued();
             }
-            Leave::Schedule => self.schedule(),
+            Leave::Schedule => self.clone().schedule(),
         }
+        self.pool.gate().meter().abandoned(departure == Departure::Detach);
     }
 }
 

@@ -143,9 +143,11 @@ impl Model {
             Step::FailToSpawn if self.spawning > 0 => {
                 self.failed = true;
                 self.spawning -= 1;
-                for item in self.roster.lost(From::Coming) {
+                let (jobs, ask) = self.roster.lost(From::Coming);
+                for item in jobs {
                     self.take(item);
                 }
+                self.obey(ask);
             }
             Step::Close => self.close(),
             Step::Halt => {
@@ -249,4 +251,17 @@ fn the_thread_that_slept_last_is_woken_first() {
     assert_eq!(roster.push("a", false), Ask::Wake(3));
     assert_eq!(roster.push("b", false), Ask::Nothing, "one is coming, and will ask for the next");
     assert_eq!(roster.next(From::Coming, true, || 3), (Next::Run("a"), Ask::Wake(2)));
+}
+
+#[test]
+fn a_thread_that_never_came_is_made_up_for_by_one_that_sleeps() {
+    let mut roster = Roster::new(0, 2);
+    assert_eq!(roster.push("a", false), Ask::Spawn);
+    assert_eq!(roster.next(From::Coming, true, || 1), (Next::Run("a"), Ask::Nothing));
+    assert_eq!(roster.push("b", false), Ask::Spawn);
+    assert_eq!(roster.next(From::Busy, true, || 1), (Next::Run("b"), Ask::Nothing));
+    assert_eq!(roster.next(From::Busy, true, || 1), (Next::Search, Ask::Nothing));
+    assert_eq!(roster.next(From::Searching, true, || 1), (Next::Sleep, Ask::Nothing));
+    assert_eq!(roster.push("c", false), Ask::Nothing, "the second thread is on its way");
+    assert_eq!(roster.lost(From::Coming), (vec![], Ask::Wake(1)));
 }

@@ -25,6 +25,7 @@ impl ThreadPool {
     /// # Panics
     ///
     /// If the system gives no thread. [`builder`](Self::builder) returns that as an error.
+    #[track_caller]
     pub fn cpu() -> Self {
         match Self::builder().name("cpu").build() {
             Ok(pool) => pool,
@@ -39,6 +40,7 @@ impl ThreadPool {
     ///
     /// If `max_threads` is 0 or over 32 767, or if the system gives no thread. [`builder`](Self::builder) returns these as
     /// errors.
+    #[track_caller]
     pub fn blocking(max_threads: usize) -> Self {
         match Self::builder().name("blocking").min_threads(0).max_threads(max_threads).build() {
             Ok(pool) => pool,
