@@ -10,7 +10,7 @@ use crate::sync::{AtomicUsize, Mutex, Ordering, lock, spin_loop, thread};
 /// round twice as long, then it offers its core to others a few times. Two wake-ups of threads are most of what a hop
 /// costs, and a thread that is still awake needs none.
 const SPINS: u32 = 6;
-const YIELDS: u32 = 8;
+const YIELDS: u32 = 64;
 
 /// A [`Roster`] that threads share: the queue of a pool, and the place where its threads wait.
 ///
