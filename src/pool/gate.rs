@@ -7,7 +7,6 @@ use std::{
             Ordering::{Relaxed, SeqCst},
         },
     },
-    task::Waker,
     time::Duration,
 };
 
@@ -16,7 +15,7 @@ use tokio::{
     sync::{Notify, oneshot},
 };
 
-use super::{Left, Pool, Rejection, Stats, meter::Meter, replies::Replies, slots::Slots};
+use super::{Left, Pool, Rejection, Stats, meter::Meter, slots::Slots};
 
 const OPEN: u8 = 0;
 const CLOSED: u8 = 1;
@@ -38,12 +37,7 @@ pub struct Gate {
     /// it changes, so that the threads do not fight over it while nobody waits.
     last_wait: AtomicU64,
     meter: Meter,
-    replies: Replies,
 }
-
-/// From so many waiting calls on callers are woken together: with fewer, the runtime is not busy enough to be awake, and the
-/// detour costs more than it saves.
-const TOGETHER_FROM: usize = 32;
 
 /// A place in a pool's queue, not yet taken by a call. Given back when it is dropped.
 #[derive(Debug)]
@@ -119,7 +113,6 @@ impl Gate {
             phase: AtomicU8::new(OPEN),
             changed: Notify::new(),
             last_wait: AtomicU64::new(0),
-            replies: Replies::default(),
         }
     }
 
@@ -192,14 +185,6 @@ impl Gate {
 
     pub(crate) fn meter(&self) -> &Meter {
         &self.meter
-    }
-
-    /// Takes the waker of a caller whose call has ended, a task of that runtime, and returns whom to wake now.
-    pub(crate) fn reply(&self, runtime: Option<&Handle>, caller: Waker) -> Option<Waker> {
-        match runtime {
-            Some(runtime) if self.slots.taken() >= TOGETHER_FROM => self.replies.send(runtime, caller),
-            _ => Some(caller),
-        }
     }
 
     /// A call leaves the queue.

@@ -54,7 +54,6 @@ mod rayon;
 #[cfg(feature = "metrics")]
 mod recorder;
 mod rejection;
-mod replies;
 mod roster;
 mod run;
 mod seat;

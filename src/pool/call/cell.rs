@@ -49,9 +49,9 @@ where
             ran: Duration::ZERO,
         }),
     });
+    let job = Job::new(call.clone()); // first: if a recorder panics in `admitted`, its drop gives everything back
     call.pool.gate().admitted();
     let handle = Handle::new(call.clone(), departure);
-    let job = Job::new(call.clone());
     call.pool.schedule(job);
     handle
 }
@@ -178,7 +178,7 @@ where
         let (gone, caller) = self.lifecycle.finish();
         let left = if gone { lock(&self.progress).stage.take() } else { None };
         guarded(|| drop(left)).unwrap_or_else(discard_payload);
-        caller.map(|caller| caller.waker)
+        caller
     }
 
     /// The entry of a call whose caller took everything along.
@@ -218,6 +218,11 @@ where
                 });
             });
             if let Err(payload) = dropped {
+                // A subscriber that panics may have kept the stage from being finished: the caller must find an answer.
+                if stage.is_pending() {
+                    let failure = Failure::Refused(Rejection::Panicked);
+                    guarded(|| stage.finish(Err(failure))).unwrap_or_else(discard_payload);
+                }
                 self.report(payload);
             }
             // The place is free before the caller is woken: its next call must find it so.
@@ -234,10 +239,6 @@ where
         if gone {
             self.dispose(&context, ran);
         }
-        let caller = caller.and_then(|caller| {
-            let runtime = context.runtime().filter(|_| caller.in_task);
-            self.pool.gate().reply(runtime, caller.waker)
-        });
         // Closes the span, perhaps: foreign code.
         if let Err(payload) = guarded(|| drop(context)) {
             self.report(payload);
@@ -295,7 +296,9 @@ impl<F: Future> Call<F> {
 
     /// Counts and logs a panic that no caller will see.
     fn report(&self, payload: Box<dyn Any + Send>) {
-        self.pool.gate().meter().panicked(&*payload, false);
+        if let Err(second) = guarded(|| self.pool.gate().meter().panicked(&*payload, false)) {
+            discard_payload(second); // a subscriber's own
+        }
         discard_payload(payload);
     }
 }

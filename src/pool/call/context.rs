@@ -27,10 +27,6 @@ impl Context {
         }
     }
 
-    pub(crate) fn runtime(&self) -> Option<&Handle> {
-        self.runtime.as_ref()
-    }
-
     pub(crate) fn enter<T>(&self, work: impl FnOnce() -> T) -> T {
         let _runtime = self.runtime.as_ref().map(Handle::enter);
         #[cfg(feature = "tracing")]

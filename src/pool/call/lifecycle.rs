@@ -29,15 +29,7 @@ const FRESH: u8 = 1 << 5;
 #[derive(Debug)]
 pub(crate) struct Lifecycle {
     bits: AtomicU8,
-    caller: Mutex<Option<Caller>>,
-}
-
-/// Whom to wake at the end.
-#[derive(Debug)]
-pub(crate) struct Caller {
-    pub(crate) waker: Waker,
-    /// Whether the call is awaited by a task of a tokio runtime: that is being driven, then.
-    pub(crate) in_task: bool,
+    caller: Mutex<Option<Waker>>,
 }
 
 /// What the thread has to do that took a queue entry.
@@ -119,7 +111,7 @@ impl Lifecycle {
     }
 
     /// Says that the output stands. Returns whether the caller has left, and else whom to wake.
-    pub(crate) fn finish(&self) -> (bool, Option<Caller>) {
+    pub(crate) fn finish(&self) -> (bool, Option<Waker>) {
         let before = self.bits.fetch_or(FINISHED, Ordering::AcqRel);
         (before & ABANDONED != 0, lock(&self.caller).take())
     }
@@ -155,11 +147,8 @@ impl Lifecycle {
         let replaced = {
             let mut caller = lock(&self.caller);
             match &*caller {
-                Some(known) if known.waker.will_wake(cx.waker()) => None,
-                _ => {
-                    let in_task = tokio::task::try_id().is_some();
-                    caller.replace(Caller { waker: cx.waker().clone(), in_task })
-                }
+                Some(known) if known.will_wake(cx.waker()) => None,
+                _ => caller.replace(cx.waker().clone()),
             }
         };
         drop(replaced); // a waker is foreign code: not under the lock

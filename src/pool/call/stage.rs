@@ -34,6 +34,10 @@ impl<F: Future> Stage<F> {
         *self = Self::Finished(result);
     }
 
+    pub(super) fn is_pending(&self) -> bool {
+        matches!(self, Self::Pending(_))
+    }
+
     /// Drops whatever there is, in place.
     pub(super) fn clear(&mut self) {
         *self = Self::Taken;

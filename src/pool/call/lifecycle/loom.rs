@@ -72,7 +72,7 @@ impl Model {
             assert_eq!(self.outputs.fetch_sub(1, SeqCst), 1, "the output was disposed of twice");
         }
         if let Some(caller) = caller {
-            caller.waker.wake();
+            caller.wake();
         }
         Turn::Ended
     }
