@@ -5,7 +5,7 @@ pub(crate) use std::{
     hint::spin_loop,
     sync::{
         Mutex, MutexGuard,
-        atomic::{AtomicU8, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering, fence},
     },
     thread,
 };
@@ -15,7 +15,7 @@ pub(crate) use loom::{
     hint::spin_loop,
     sync::{
         Mutex, MutexGuard,
-        atomic::{AtomicU8, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering, fence},
     },
     thread,
 };
@@ -34,4 +34,18 @@ pub(crate) fn park_timeout(at_most: std::time::Duration) {
 #[cfg(tower_offload_loom)]
 pub(crate) fn park_timeout(_: std::time::Duration) {
     thread::park();
+}
+
+/// A value on cache lines of its own: what some threads write all the time must not slow down those who only read what
+/// stands beside it. Two lines of 64 bytes, since processors fetch them in pairs.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub(crate) struct Padded<T>(pub(crate) T);
+
+impl<T> std::ops::Deref for Padded<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.0
+    }
 }

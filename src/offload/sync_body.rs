@@ -68,8 +68,7 @@ impl SyncBody {
         T: Into<Bytes>,
         E: Into<BoxError>,
     {
-        let pool = pool.into_shared();
-        let slot = Slot::try_take(&pool).inspect_err(|&rejection| pool.gate().meter().rejected(rejection))?;
+        let slot = Slot::claim(pool.into_shared())?;
         Ok(Self::spawn(Admitted { slot, place: call::Current::place() }, source.into_iter()))
     }
 

@@ -4,7 +4,7 @@ use super::{
     roster::{Ask, From, Next, Roster},
     seat::Seat,
 };
-use crate::sync::{AtomicUsize, Mutex, Ordering, lock, spin_loop, thread};
+use crate::sync::{AtomicBool, Mutex, Ordering, Padded, lock, spin_loop, thread};
 
 /// How a thread looks for work before it sleeps, in the shape of crossbeam's `Backoff`: some microseconds of spinning, each
 /// round twice as long, then it offers its core to others a few times. Two wake-ups of threads are most of what a hop
@@ -18,9 +18,9 @@ const YIELDS: u32 = 64;
 /// generic, so that loom can drive it with numbers.
 #[derive(Debug)]
 pub(super) struct Crew<T> {
-    roster: Mutex<Roster<T, Arc<Seat>>>,
-    /// How many jobs wait, for the thread that searches; the lock has the truth.
-    waiting: AtomicUsize,
+    roster: Padded<Mutex<Roster<T, Arc<Seat>>>>,
+    /// Whether a job came since the thread that searches began to; the lock has the truth.
+    found: Padded<AtomicBool>,
     spins: u32,
 }
 
@@ -30,6 +30,16 @@ pub(super) struct Hand {
     from: From,
     /// Made when the thread first goes to sleep.
     seat: Option<Arc<Seat>>,
+}
+
+/// A job, for the thread that took it.
+#[derive(Debug)]
+pub(super) struct Taken<T> {
+    pub(super) item: T,
+    /// Whether the thread has to spawn another.
+    pub(super) spawn: bool,
+    /// Whether other jobs wait.
+    pub(super) more: bool,
 }
 
 impl Hand {
@@ -47,8 +57,8 @@ impl Hand {
 impl<T> Crew<T> {
     /// `spin` says whether a thread that looks for work may burn a core meanwhile: not where there is only one.
     pub(super) fn new(min: usize, max: usize, spin: bool) -> Self {
-        let roster = Mutex::new(Roster::new(min, max));
-        Self { roster, waiting: AtomicUsize::new(0), spins: if spin { SPINS } else { 0 } }
+        let roster = Padded(Mutex::new(Roster::new(min, max)));
+        Self { roster, found: Padded(AtomicBool::new(false)), spins: if spin { SPINS } else { 0 } }
     }
 
     /// `true` if the caller has to spawn a thread; it comes as `Hand::coming`.
@@ -62,43 +72,54 @@ impl<T> Crew<T> {
         lock(&self.roster).hire()
     }
 
-    /// The next job for the calling thread, which waits for one for `keep_alive` (`None`: for ever) if need be; and whether
-    /// the thread has to spawn another. `None` says that the thread has to end and is not counted any more.
-    pub(super) fn next(&self, hand: &mut Hand, keep_alive: Option<Duration>) -> Option<(T, bool)> {
+    /// The next job for the calling thread, which waits for one for `keep_alive` (`None`: for ever) if need be. `None` says
+    /// that the thread has to end and is not counted any more.
+    ///
+    /// `before_sleep` runs when the thread is about to sleep, without the lock.
+    pub(super) fn next(
+        &self,
+        hand: &mut Hand,
+        keep_alive: Option<Duration>,
+        mut before_sleep: impl FnMut(),
+    ) -> Option<Taken<T>> {
         let stay = keep_alive != Some(Duration::ZERO);
         loop {
             let Hand { from, seat } = hand;
-            let (next, spawn) =
-                self.change(|roster| roster.next(*from, stay, || seat.get_or_insert_with(Seat::here).clone()));
+            let ((next, more), spawn) = self.change(|roster| {
+                let (next, ask) = roster.next(*from, stay, || seat.get_or_insert_with(Seat::here).clone());
+                ((next, !roster.is_empty()), ask)
+            });
             match next {
                 Next::Run(item) => {
                     hand.from = From::Busy;
-                    return Some((item, spawn));
+                    return Some(Taken { item, spawn, more });
                 }
                 Next::Exit => return None,
                 Next::Search => {
                     self.search();
                     hand.from = From::Searching;
                 }
-                Next::Sleep => hand.from = self.sleep(hand.seat.get_or_insert_with(Seat::here), keep_alive)?,
+                Next::Sleep => {
+                    before_sleep();
+                    hand.from = self.sleep(hand.seat.get_or_insert_with(Seat::here), keep_alive)?;
+                }
             }
         }
     }
 
     /// Looks for work for a moment, without the lock.
     fn search(&self) {
-        let found = || self.waiting.load(Ordering::Relaxed) > 0;
         for round in 0..self.spins {
             for _ in 0..1 << round {
                 spin_loop();
             }
-            if found() {
+            if self.found.load(Ordering::Relaxed) {
                 return;
             }
         }
         for _ in 0..YIELDS {
             thread::yield_now();
-            if found() {
+            if self.found.load(Ordering::Relaxed) {
                 return;
             }
         }
@@ -157,7 +178,9 @@ impl<T> Crew<T> {
         let (result, ask) = {
             let mut roster = lock(&self.roster);
             let (result, ask) = change(&mut roster);
-            self.waiting.store(roster.len(), Ordering::Relaxed);
+            if roster.is_searching() {
+                self.found.store(!roster.is_empty(), Ordering::Relaxed);
+            }
             if let Ask::Wake(seat) = &ask {
                 seat.promise(From::Coming);
             }

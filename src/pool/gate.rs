@@ -15,7 +15,13 @@ use tokio::{
     sync::{Notify, oneshot},
 };
 
-use super::{Left, Pool, Rejection, Stats, meter::Meter, slots::Slots};
+use super::{
+    Left, Pool, Rejection, Stats,
+    call::{discard_payload, guarded},
+    meter::Meter,
+    slots::Slots,
+};
+use crate::sync::Padded;
 
 const OPEN: u8 = 0;
 const CLOSED: u8 = 1;
@@ -35,7 +41,7 @@ pub struct Gate {
     changed: Notify,
     /// How long the call waited that started last, in whole milliseconds: what a new one has to expect. Written only when
     /// it changes, so that the threads do not fight over it while nobody waits.
-    last_wait: AtomicU64,
+    last_wait: Padded<AtomicU64>,
     meter: Meter,
 }
 
@@ -46,13 +52,17 @@ pub(crate) struct Slot(Option<Arc<dyn Pool>>);
 impl Slot {
     /// Takes a place at once or not at all.
     pub(crate) fn try_take(pool: &Arc<dyn Pool>) -> Result<Self, Rejection> {
-        let gate = pool.gate();
-        if gate.is_closed() {
-            Err(Rejection::Closed)
-        } else if gate.slots.try_take() {
-            Ok(Self(Some(pool.clone())))
-        } else {
-            Err(Rejection::Overloaded)
+        pool.gate().try_take_slot().map(|()| Self(Some(pool.clone())))
+    }
+
+    /// As `try_take`, and counts a rejection.
+    pub(crate) fn claim(pool: Arc<dyn Pool>) -> Result<Self, Rejection> {
+        match pool.gate().try_take_slot() {
+            Ok(()) => Ok(Self(Some(pool))),
+            Err(rejection) => {
+                pool.gate().meter().rejected(rejection);
+                Err(rejection)
+            }
         }
     }
 
@@ -112,7 +122,7 @@ impl Gate {
             slots: Slots::new(capacity),
             phase: AtomicU8::new(OPEN),
             changed: Notify::new(),
-            last_wait: AtomicU64::new(0),
+            last_wait: Padded(AtomicU64::new(0)),
         }
     }
 
@@ -183,6 +193,16 @@ impl Gate {
         Duration::from_millis(self.last_wait.load(Relaxed))
     }
 
+    fn try_take_slot(&self) -> Result<(), Rejection> {
+        if self.is_closed() {
+            Err(Rejection::Closed)
+        } else if self.slots.try_take() {
+            Ok(())
+        } else {
+            Err(Rejection::Overloaded)
+        }
+    }
+
     pub(crate) fn meter(&self) -> &Meter {
         &self.meter
     }
@@ -227,7 +247,8 @@ impl Gate {
     pub(crate) fn ended(&self) {
         self.meter.ended();
         if self.is_closed() && self.meter.in_flight() == 0 {
-            self.changed.notify_waiters();
+            // Whoever waits in `drain` is woken by a waker that is foreign, and this is the middle of a call's end.
+            guarded(|| self.changed.notify_waiters()).unwrap_or_else(discard_payload);
         }
     }
 }

@@ -1,6 +1,11 @@
 use std::{fmt, sync::Arc};
 
-use super::{Rejection, call::Work};
+use tokio::runtime::Handle;
+
+use super::{
+    Rejection,
+    call::{Reply, Work},
+};
 
 /// One turn of a call: what a [`Pool`](super::Pool) runs.
 ///
@@ -13,17 +18,23 @@ impl Job {
     }
 
     /// Polls the call once, on this thread; or drops it if its caller left or the gate is halted. Never unwinds.
-    pub fn run(mut self) {
-        if let Some(work) = self.0.take() {
-            work.run();
-        }
+    pub fn run(self) {
+        self.turn().into_iter().for_each(Reply::wake);
     }
 
     /// Drops the call on this thread and answers its caller with `rejection`. Never unwinds.
     pub fn refuse(mut self, rejection: Rejection) {
-        if let Some(work) = self.0.take() {
-            work.refuse(rejection);
-        }
+        self.0.take().and_then(|work| work.refuse(rejection)).into_iter().for_each(Reply::wake);
+    }
+
+    /// As `run`, and leaves it to the pool to wake the caller, if that is to be done now.
+    pub(super) fn turn(mut self) -> Option<Reply> {
+        self.0.take().and_then(|work| work.run())
+    }
+
+    /// The runtime in which the call was made.
+    pub(super) fn runtime(&self) -> Option<&Handle> {
+        self.0.as_ref().and_then(|work| work.runtime())
     }
 
     /// `false` for a call that was never polled: only those may be shed or reordered. A call that has started was
@@ -40,9 +51,7 @@ impl Job {
 
 impl Drop for Job {
     fn drop(&mut self) {
-        if let Some(work) = self.0.take() {
-            work.refuse(Rejection::Closed);
-        }
+        self.0.take().and_then(|work| work.refuse(Rejection::Closed)).into_iter().for_each(Reply::wake);
     }
 }
 

@@ -31,22 +31,33 @@ pub(crate) struct Meter {
 /// As many as keep a handful of busy threads apart. A power of two.
 const STRIPES: usize = 16;
 
-/// Counters of some threads. What goes up and down may go up in one stripe and down in another; the sum is right.
+/// Counters of some threads. They only go up, so what is under way is a difference of two, and each step of a call costs as
+/// few as possible.
 #[derive(Debug, Default)]
 #[repr(align(128))] // two lines: processors fetch them in pairs
 struct Stripe {
     abandoned: AtomicU64,
-    active: AtomicU64,
-    completed: AtomicU64,
-    in_flight: AtomicU64,
+    admitted: AtomicU64,
+    /// Calls that are over.
+    ended: AtomicU64,
+    /// Those of them that have no output.
+    failed: AtomicU64,
     panicked: AtomicU64,
-    queued: AtomicU64,
+    /// Calls that left the queue without having been polled.
+    passed_over: AtomicU64,
+    /// Polls that are over.
+    polled: AtomicU64,
     queue_wait: AtomicU64,
     rejected: AtomicU64,
+    /// Polls after the first.
     resumed: AtomicU64,
     resume_wait: AtomicU64,
     run_time: AtomicU64,
+    /// Woken calls that left the queue without having been polled.
+    skipped: AtomicU64,
+    /// First polls.
     started: AtomicU64,
+    woken: AtomicU64,
 }
 
 /// Feature `metrics` or nothing, in one line a call site.
@@ -70,20 +81,26 @@ impl Meter {
     }
 
     pub(crate) fn stats(&self) -> Stats {
+        // What goes down is read first: a level may be caught too high, never below zero.
+        let (polled, passed_over, skipped) =
+            (self.sum(|it| &it.polled), self.sum(|it| &it.passed_over), self.sum(|it| &it.skipped));
+        let (failed, ended) = (self.sum(|it| &it.failed), self.sum(|it| &it.ended));
+        let (started, resumed) = (self.sum(|it| &it.started), self.sum(|it| &it.resumed));
+        let (admitted, woken) = (self.sum(|it| &it.admitted), self.sum(|it| &it.woken));
         Stats {
             abandoned: self.sum(|it| &it.abandoned),
-            active: self.level(|it| &it.active),
-            completed: self.sum(|it| &it.completed),
-            in_flight: self.in_flight(),
+            active: level(started + resumed, polled),
+            completed: ended.saturating_sub(failed),
+            in_flight: level(admitted, ended),
             panicked: self.sum(|it| &it.panicked),
-            queued: self.level(|it| &it.queued),
+            queued: level(admitted, started + passed_over),
             queue_wait: Duration::from_nanos(self.sum(|it| &it.queue_wait)),
             rejected: self.sum(|it| &it.rejected),
-            resumed: self.level(|it| &it.resumed),
+            resumed: level(woken, resumed + skipped),
             resume_wait: Duration::from_nanos(self.sum(|it| &it.resume_wait)),
             run_time: Duration::from_nanos(self.sum(|it| &it.run_time)),
             slots_taken: 0, // the gate knows
-            started: self.sum(|it| &it.started),
+            started,
         }
     }
 
@@ -92,16 +109,12 @@ impl Meter {
     /// Never too low once no call is admitted any more: then the last one to end sees every other's end, for these
     /// operations have one order.
     pub(crate) fn in_flight(&self) -> usize {
-        self.level(|it| &it.in_flight)
+        let ended = self.sum(|it| &it.ended); // first: see above
+        level(self.sum(|it| &it.admitted), ended)
     }
 
     fn sum(&self, counter: impl Fn(&Stripe) -> &AtomicU64) -> u64 {
         self.stripes.iter().fold(0, |sum, stripe| sum.wrapping_add(counter(stripe).load(SeqCst)))
-    }
-
-    /// Of something that goes up and down: while it does, the sum over the stripes may be caught below zero.
-    fn level(&self, counter: impl Fn(&Stripe) -> &AtomicU64) -> usize {
-        usize::try_from(self.sum(counter) as i64).unwrap_or(0)
     }
 
     fn here(&self) -> &Stripe {
@@ -114,66 +127,64 @@ impl Meter {
 
     /// A call was admitted, and waits for its first poll.
     pub(crate) fn admitted(&self) {
-        self.here().in_flight.fetch_add(1, SeqCst);
-        self.queued();
-    }
-
-    /// An admitted call is over.
-    pub(crate) fn ended(&self) {
-        self.here().in_flight.fetch_sub(1, SeqCst);
-    }
-
-    fn queued(&self) {
-        self.here().queued.fetch_add(1, Relaxed);
+        self.here().admitted.fetch_add(1, SeqCst);
         record!(self, queue_depth.increment(1));
     }
 
     /// A call leaves the queue without having been polled.
-    pub(crate) fn unqueued(&self) {
-        self.here().queued.fetch_sub(1, Relaxed);
+    pub(crate) fn passed_over(&self) {
+        self.here().passed_over.fetch_add(1, Relaxed);
         record!(self, queue_depth.decrement(1));
     }
 
+    /// The first poll begins.
     pub(crate) fn started(&self, waited: Duration) {
-        self.unqueued();
-        self.here().started.fetch_add(1, Relaxed);
-        self.here().queue_wait.fetch_add(nanos(waited), Relaxed);
+        let here = self.here();
+        here.started.fetch_add(1, Relaxed);
+        here.queue_wait.fetch_add(nanos(waited), Relaxed);
+        record!(self, queue_depth.decrement(1));
         record!(self, queue_wait.record(waited));
-    }
-
-    pub(crate) fn woken(&self) {
-        self.here().resumed.fetch_add(1, Relaxed);
-    }
-
-    pub(crate) fn resumed(&self, waited: Duration) {
-        self.here().resumed.fetch_sub(1, Relaxed);
-        self.here().resume_wait.fetch_add(nanos(waited), Relaxed);
-        record!(self, resume_wait.record(waited));
-    }
-
-    /// A woken call leaves the queue without having been polled.
-    pub(crate) fn unresumed(&self) {
-        self.here().resumed.fetch_sub(1, Relaxed);
-    }
-
-    pub(crate) fn active(&self) {
-        self.here().active.fetch_add(1, Relaxed);
         record!(self, active.increment(1));
     }
 
-    pub(crate) fn idle(&self) {
-        self.here().active.fetch_sub(1, Relaxed);
+    pub(crate) fn woken(&self) {
+        self.here().woken.fetch_add(1, Relaxed);
+    }
+
+    /// A later poll begins.
+    pub(crate) fn resumed(&self, waited: Duration) {
+        let here = self.here();
+        here.resumed.fetch_add(1, Relaxed);
+        here.resume_wait.fetch_add(nanos(waited), Relaxed);
+        record!(self, resume_wait.record(waited));
+        record!(self, active.increment(1));
+    }
+
+    /// A woken call leaves the queue without having been polled.
+    pub(crate) fn skipped(&self) {
+        self.here().skipped.fetch_add(1, Relaxed);
+    }
+
+    /// A poll is over.
+    pub(crate) fn polled(&self) {
+        self.here().polled.fetch_add(1, Relaxed);
         record!(self, active.decrement(1));
     }
 
-    /// A call that was started is over, after polls that took `ran` together.
+    /// A call that was started is about to end, after polls that took `ran` together.
     pub(crate) fn ran(&self, ran: Duration) {
         self.here().run_time.fetch_add(nanos(ran), Relaxed);
         record!(self, run.record(ran));
     }
 
-    pub(crate) fn completed(&self) {
-        self.here().completed.fetch_add(1, Relaxed);
+    /// A call is about to end without an output.
+    pub(crate) fn failed(&self) {
+        self.here().failed.fetch_add(1, Relaxed);
+    }
+
+    /// An admitted call is over.
+    pub(crate) fn ended(&self) {
+        self.here().ended.fetch_add(1, SeqCst);
     }
 
     pub(crate) fn rejected(&self, rejection: Rejection) {
@@ -229,6 +240,11 @@ fn message(payload: &(dyn Any + Send)) -> &str {
         .copied()
         .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
         .unwrap_or("Box<dyn Any>")
+}
+
+/// Of two counters that are read while they change.
+fn level(up: u64, down: u64) -> usize {
+    usize::try_from(up.saturating_sub(down)).unwrap_or(usize::MAX)
 }
 
 fn nanos(duration: Duration) -> u64 {

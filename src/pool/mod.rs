@@ -54,11 +54,13 @@ mod rayon;
 #[cfg(feature = "metrics")]
 mod recorder;
 mod rejection;
+mod replies;
 mod roster;
 mod run;
 mod seat;
 mod slots;
 mod stats;
+mod stretch;
 mod threads;
 mod tokio_blocking;
 mod workers;

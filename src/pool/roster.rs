@@ -179,8 +179,8 @@ impl<T, S> Roster<T, S> {
         self.fresh.is_empty() && self.resumed.is_empty()
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.fresh.len() + self.resumed.len()
+    pub(super) fn is_searching(&self) -> bool {
+        self.searching
     }
 
     pub(super) fn threads(&self) -> usize {

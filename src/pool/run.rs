@@ -44,17 +44,10 @@ where
     W: FnOnce() -> T + Send + 'static,
     T: Send + 'static,
 {
-    let pool = pool.into_shared();
-    Run(match Slot::try_take(&pool) {
-        Ok(slot) => {
-            let admitted = Admitted { slot, place: call::Current::place() };
-            Ok(call::spawn(admitted, call::Context::capture(), Departure::Cancel, async move { work() }))
-        }
-        Err(rejection) => {
-            pool.gate().meter().rejected(rejection);
-            Err(rejection)
-        }
-    })
+    Run(Slot::claim(pool.into_shared()).map(|slot| {
+        let admitted = Admitted { slot, place: call::Current::place() };
+        call::spawn(admitted, call::Context::capture(), Departure::Cancel, async move { work() })
+    }))
 }
 
 /// The future of [`run`]: the closure's value, or why it did not run.

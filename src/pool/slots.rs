@@ -4,29 +4,39 @@ use tokio::sync::oneshot;
 
 use super::Rejection;
 use crate::sync::{
-    AtomicUsize, Mutex,
-    Ordering::{AcqRel, Acquire},
-    lock,
+    AtomicBool, AtomicUsize, Mutex,
+    Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst},
+    Padded, fence, lock,
 };
 
-/// A queue's places: a counter, and those who wait for it to fall, in the order of arrival.
+/// A queue's places: two counters, and those who wait for a place, in the order of arrival.
 ///
 /// A semaphore made for one pattern: taken and given back one at a time by different threads, hardly ever waited for. Tokio's
 /// takes a lock for each release and wants an `Arc` for each permit, which at a million calls a second is a fifth of a
-/// call.
+/// call. And one counter for both ends would be passed from core to core twice a call.
 ///
-/// Invariant: while somebody waits, the flag is set, and a place is taken only for the first who waits. Count and flag are
-/// one atomic: whoever gives a place back learns in the same step whether somebody waits for it.
+/// Invariants: `given <= taken <= given + capacity`. While somebody waits, the flag is set, and a place is taken only for the
+/// first who waits. Who gives a place back counts, then looks for the flag; who starts to wait sets the flag, then looks at
+/// the counters: so one of the two sees the other.
 #[derive(Debug)]
 pub(super) struct Slots {
     capacity: usize,
-    /// `TAKEN` for each place taken, and `WAITING`, which is changed only under the lock of the queue.
-    state: AtomicUsize,
+    /// Set and cleared under the lock of the queue.
+    waiting: AtomicBool,
+    takers: Padded<Takers>,
+    /// Places given back so far.
+    given: Padded<AtomicUsize>,
     queue: Mutex<Queue>,
 }
 
-const WAITING: usize = 1;
-const TAKEN: usize = 2;
+/// What only those who take places write.
+#[derive(Debug, Default)]
+struct Takers {
+    /// Places taken so far.
+    taken: AtomicUsize,
+    /// `given`, as somebody saw it: too low at worst. Looked up again only when it says that there is no place.
+    seen: AtomicUsize,
+}
 
 #[derive(Debug)]
 struct Queue {
@@ -38,32 +48,55 @@ struct Queue {
 impl Slots {
     pub(super) fn new(capacity: usize) -> Self {
         Self {
-            capacity: capacity.min(usize::MAX / TAKEN - 1),
-            state: AtomicUsize::new(0),
+            capacity,
+            waiting: AtomicBool::new(false),
+            takers: Padded::default(),
+            given: Padded::default(),
             queue: Mutex::new(Queue { closed: false, waiters: VecDeque::new() }),
         }
     }
 
     pub(super) fn taken(&self) -> usize {
-        self.state.load(Acquire) / TAKEN
+        let given = self.given.load(Acquire); // first: never below zero
+        self.takers.taken.load(Acquire).wrapping_sub(given)
     }
 
     /// Takes a place at once or not at all. Not past those who wait.
     pub(super) fn try_take(&self) -> bool {
-        self.take(|state| state & WAITING == 0)
+        !self.waiting.load(Relaxed) && self.take()
     }
 
-    fn take(&self, allowed: impl Fn(usize) -> bool) -> bool {
-        let more = |state| (state / TAKEN < self.capacity && allowed(state)).then_some(state + TAKEN);
-        self.state.fetch_update(AcqRel, Acquire, more).is_ok()
+    fn take(&self) -> bool {
+        let Takers { taken, seen } = &*self.takers;
+        // In this order, here and below: what is given back was taken before, so the difference is never below zero.
+        let mut given = seen.load(Acquire);
+        let mut before = taken.load(Acquire);
+        loop {
+            if before.wrapping_sub(given) >= self.capacity {
+                given = self.given.load(Acquire);
+                before = taken.load(Acquire);
+                if before.wrapping_sub(given) >= self.capacity {
+                    return false;
+                }
+                seen.store(given, Release);
+            }
+            match taken.compare_exchange_weak(before, before.wrapping_add(1), AcqRel, Acquire) {
+                Ok(_) => return true,
+                Err(now) => before = now,
+            }
+        }
     }
 
     /// Gives a place back.
     pub(super) fn give(&self) {
         let mut places = 1;
         while places > 0 {
-            let before = self.state.fetch_sub(places * TAKEN, AcqRel);
-            let served = if before & WAITING == 0 { Vec::new() } else { self.serve(&mut lock(&self.queue)) };
+            self.given.fetch_add(places, Release);
+            fence(SeqCst);
+            if !self.waiting.load(Relaxed) {
+                return;
+            }
+            let served = self.serve(&mut lock(&self.queue));
             places = tell(served);
         }
     }
@@ -71,11 +104,11 @@ impl Slots {
     /// Takes a place for each who waits, as long as there are any of either. They are to be told when the lock is free.
     fn serve(&self, queue: &mut Queue) -> Vec<oneshot::Sender<()>> {
         let mut served = Vec::new();
-        while !queue.waiters.is_empty() && self.take(|_| true) {
+        while !queue.waiters.is_empty() && self.take() {
             served.extend(queue.waiters.pop_front());
         }
         if queue.waiters.is_empty() {
-            self.state.fetch_and(!WAITING, AcqRel);
+            self.waiting.store(false, Relaxed);
         }
         served
     }
@@ -89,7 +122,8 @@ impl Slots {
                 return Err(Rejection::Closed);
             }
             queue.waiters.push_back(sender);
-            self.state.fetch_or(WAITING, AcqRel);
+            self.waiting.store(true, Relaxed);
+            fence(SeqCst);
             self.serve(&mut queue)
         };
         for _ in 0..tell(served) {
@@ -103,7 +137,7 @@ impl Slots {
         let waiters = {
             let mut queue = lock(&self.queue);
             queue.closed = true;
-            self.state.fetch_and(!WAITING, AcqRel);
+            self.waiting.store(false, Relaxed);
             std::mem::take(&mut queue.waiters)
         };
         drop(waiters); // wakes them: not under the lock

@@ -7,7 +7,9 @@ use std::{
 
 use super::{
     Gate, Job, Left, Rejection,
-    crew::{Crew, Hand},
+    crew::{Crew, Hand, Taken},
+    replies::Replies,
+    stretch::Stretch,
 };
 
 /// What `ThreadPool`, `Rayon` and `TokioBlocking` have in common: a gate, a crew and a way to get one more thread.
@@ -15,6 +17,7 @@ pub(super) struct Workers {
     gate: Gate,
     crew: Crew<Job>,
     policy: Policy,
+    replies: Replies,
     spawn: Box<dyn Fn(Worker) -> io::Result<()> + Send + Sync>,
 }
 
@@ -48,7 +51,7 @@ impl Workers {
         spawn: impl Fn(Worker) -> io::Result<()> + Send + Sync + 'static,
     ) -> Arc<Self> {
         let crew = Crew::new(policy.min_threads, policy.max_threads, policy.spin);
-        Arc::new(Self { gate, crew, policy, spawn: Box::new(spawn) })
+        Arc::new(Self { gate, crew, policy, replies: Replies::default(), spawn: Box::new(spawn) })
     }
 
     pub(super) fn gate(&self) -> &Gate {
@@ -111,18 +114,32 @@ impl Worker {
 
     /// Works until there is nothing left to do. Never unwinds.
     pub(super) fn run(mut self) {
-        let Policy { keep_alive, borrowed, .. } = self.workers.policy;
-        while let Some((job, spawn)) = self.workers.crew.next(&mut self.hand, keep_alive) {
-            if spawn {
-                self.workers.spawn_or_refuse();
-            }
-            // A job catches what it runs. What is left is a recorder or a subscriber that panics: not worth a thread.
-            let _ = catch_unwind(AssertUnwindSafe(|| job.run()));
-            if borrowed && !self.workers.gate.is_halted() && !self.workers.crew.is_empty() {
-                let workers = self.workers.clone();
-                let _ = (workers.spawn)(self);
-                return;
-            }
+        let workers = self.workers.clone();
+        let Workers { crew, policy, replies, .. } = &*workers;
+        let mut next = crew.next(&mut self.hand, policy.keep_alive, || {});
+        while let Some(mut taken) = next {
+            let runtime = taken.item.runtime().filter(|_| !policy.borrowed).cloned();
+            let mut stretch = Some(Stretch::enter(runtime.as_ref(), replies));
+            next = loop {
+                let Taken { item: job, spawn, more } = taken;
+                if spawn {
+                    workers.spawn_or_refuse();
+                }
+                // A job catches what it runs. What is left is a recorder or a subscriber that panics: not worth a thread.
+                let reply = catch_unwind(AssertUnwindSafe(|| job.turn())).unwrap_or_default();
+                if let (Some(reply), Some(stretch)) = (reply, &mut stretch) {
+                    stretch.send(reply, more);
+                }
+                if policy.borrowed && !workers.gate.is_halted() && !crew.is_empty() {
+                    drop(stretch);
+                    let _ = (workers.spawn)(self);
+                    return;
+                }
+                match crew.next(&mut self.hand, policy.keep_alive, || stretch = None) {
+                    Some(same) if stretch.as_ref().is_some_and(|it| it.covers(same.item.runtime())) => taken = same,
+                    other => break other,
+                }
+            };
         }
         self.done = true;
     }

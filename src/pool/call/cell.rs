@@ -8,14 +8,15 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::Instant;
+use tokio::{runtime, task::Id, time::Instant};
 
 use super::{
-    context::Context,
+    context::{Context, Trace},
     current::{Current, Place},
     guard::{discard_payload, guarded},
-    handle::{Caller, Failure, Handle},
-    lifecycle::{Begin, Departure, Leave, Lifecycle, Park},
+    handle::{Answer, Failure, Handle},
+    lifecycle::{Begin, Caller, Departure, Leave, Lifecycle, Park},
+    reply::Reply,
     stage::Stage,
     work::Work,
 };
@@ -37,15 +38,18 @@ where
     F::Output: Send + 'static,
 {
     let Admitted { slot, place } = admitted;
+    let Context { runtime, task, trace } = context;
     let call = Arc::new(Call {
         lifecycle: Lifecycle::scheduled(),
         pool: slot.into_pool(),
+        runtime,
+        task,
         created: Instant::now(),
         woken: AtomicU64::new(0),
         started: AtomicBool::new(false),
         progress: Mutex::new(Progress {
             stage: Stage::Pending(future),
-            surroundings: Some(Surroundings { context, place }),
+            surroundings: Some(Surroundings { trace, place }),
             ran: Duration::ZERO,
         }),
     });
@@ -56,9 +60,17 @@ where
     handle
 }
 
+fn reply(caller: Option<Caller>, ended: Instant) -> Option<Reply> {
+    caller.map(|Caller { waker, is_task }| Reply { waker, is_task, ended })
+}
+
 struct Call<F: Future> {
     lifecycle: Lifecycle,
     pool: Arc<dyn Pool>,
+    /// Kept until the allocation is freed, which is the caller's as a rule: its counter is then not passed between cores.
+    runtime: Option<runtime::Handle>,
+    /// The task in which the call was made, if it was in one.
+    task: Option<Id>,
     created: Instant,
     /// When the call was last woken, in nanoseconds after `created`.
     woken: AtomicU64,
@@ -78,14 +90,15 @@ struct Progress<F: Future> {
 }
 
 struct Surroundings {
-    context: Context,
+    trace: Trace,
     place: Option<Arc<dyn Place>>,
 }
 
-impl Surroundings {
-    fn enter<T>(&self, work: Arc<dyn Work>, inside: impl FnOnce() -> T) -> T {
-        Current { work, place: self.place.clone() }.scope(|| self.context.enter(inside))
-    }
+/// What a poll led to.
+enum Turn {
+    Ended { surroundings: Surroundings, ran: Duration, ended: Instant, dropped: Result<(), Box<dyn Any + Send>> },
+    Panicked(Box<dyn Any + Send>),
+    Pending,
 }
 
 impl<F> Call<F>
@@ -101,30 +114,54 @@ where
         self.pool.clone().schedule(Job::new(self));
     }
 
+    /// Runs `inside` as part of this call, in its context.
+    fn enter<T>(self: &Arc<Self>, surroundings: &Surroundings, inside: impl FnOnce() -> T) -> T {
+        let Surroundings { trace, place } = surroundings;
+        Current { work: self.clone(), place: place.clone() }.scope(|| trace.enter(self.runtime.as_ref(), inside))
+    }
+
     /// Polls, and returns whom to wake if that was the end.
-    fn poll(self: &Arc<Self>, now: Instant) -> Option<Waker> {
+    fn poll(self: &Arc<Self>, now: Instant) -> Option<Reply> {
         let waker = Waker::from(self.clone());
-        let polled = {
+        let turn = {
             let mut progress = lock(&self.progress);
-            let Progress { stage, surroundings, .. } = &mut *progress;
-            let surroundings = surroundings.as_ref().expect("a call has its surroundings until its future is dropped");
-            let polled =
-                guarded(|| surroundings.enter(self.clone(), || stage.poll(&mut task::Context::from_waker(&waker))));
-            progress.ran += now.elapsed();
-            polled
+            let Progress { stage, surroundings, ran } = &mut *progress;
+            let around = surroundings.as_ref().expect("a call has its surroundings until its future is dropped");
+            let polled = guarded(|| {
+                self.enter(around, || match stage.poll(&mut task::Context::from_waker(&waker)) {
+                    // Drops the future where it ran; if that panics, the output stands all the same.
+                    Poll::Ready(output) => Some(guarded(|| stage.finish(Ok(output)))),
+                    Poll::Pending => None,
+                })
+            });
+            let ended = Instant::now();
+            *ran += ended.saturating_duration_since(now);
+            match (polled, surroundings) {
+                (Ok(Some(dropped)), gone) => {
+                    let surroundings = gone.take().expect("a call is finished once");
+                    Turn::Ended { surroundings, ran: *ran, ended, dropped }
+                }
+                (Ok(None), _) => Turn::Pending,
+                (Err(payload), _) => Turn::Panicked(payload),
+            }
         };
-        self.pool.gate().meter().idle(); // before `park`: after it the call is not this thread's any more
-        match polled {
-            Ok(Poll::Ready(output)) => self.finish(Ok(output)),
-            Ok(Poll::Pending) => match self.lifecycle.park() {
+        self.pool.gate().meter().polled(); // before `park`: after it the call is not this thread's any more
+        match turn {
+            Turn::Ended { surroundings, ran, ended, dropped } => {
+                if let Err(payload) = dropped {
+                    self.report(payload);
+                }
+                self.conclude(surroundings, Some(ran), ended)
+            }
+            Turn::Panicked(payload) => self.fail(Failure::Panicked(payload)),
+            Turn::Pending => match self.lifecycle.park() {
                 Park::Parked => None,
                 Park::Schedule => {
                     self.clone().schedule();
                     None
                 }
-                Park::Cancelled => self.finish(Err(Failure::Refused(Rejection::Closed))),
+                Park::Cancelled => self.fail(Failure::Refused(Rejection::Closed)),
             },
-            Err(payload) => self.finish(Err(Failure::Panicked(payload))),
         }
     }
 
@@ -132,11 +169,13 @@ where
     fn enter_run(&self, now: Instant) {
         let waited = now.saturating_duration_since(self.created);
         let gate = self.pool.gate();
-        if self.started.swap(true, Ordering::Relaxed) {
+        // A load and a store: only the thread that has the entry comes here.
+        if self.started.load(Ordering::Relaxed) {
             let woken = Duration::from_nanos(self.woken.load(Ordering::Relaxed));
             gate.meter().resumed(waited.saturating_sub(woken));
         } else {
-            self.free_slot();
+            self.started.store(true, Ordering::Relaxed);
+            gate.free_slot();
             gate.started(waited);
         }
     }
@@ -145,10 +184,10 @@ where
     fn leave_queue(&self) {
         let meter = self.pool.gate().meter();
         if self.has_started() {
-            meter.unresumed();
+            meter.skipped();
         } else {
             self.free_slot();
-            meter.unqueued();
+            meter.passed_over();
         }
     }
 
@@ -158,7 +197,7 @@ where
 
     /// Runs a turn, and ends the call if that panics. The work's own panics are caught before: this is a metrics recorder or
     /// a tracing subscriber that panics between our steps, and nobody may wait for ever because of it.
-    fn rescued(self: &Arc<Self>, turn: impl FnOnce() -> Option<Waker>) -> Option<Waker> {
+    fn rescued(self: &Arc<Self>, turn: impl FnOnce() -> Option<Reply>) -> Option<Reply> {
         let payload = match guarded(turn) {
             Ok(caller) => return caller,
             Err(payload) => payload,
@@ -174,47 +213,47 @@ where
             progress.surroundings.take()
         };
         guarded(|| drop(surroundings)).unwrap_or_else(discard_payload);
+        self.pool.gate().meter().failed();
         self.pool.gate().ended();
         let (gone, caller) = self.lifecycle.finish();
         let left = if gone { lock(&self.progress).stage.take() } else { None };
         guarded(|| drop(left)).unwrap_or_else(discard_payload);
-        caller
+        reply(caller, Instant::now())
     }
 
     /// The entry of a call whose caller took everything along.
-    fn hollow(&self) -> Option<Waker> {
+    fn hollow(&self) -> Option<Reply> {
         self.free_slot();
         None
     }
 
     /// Ends a call whose caller is there with a rejection.
-    fn turn_down(self: &Arc<Self>, rejection: Rejection) -> Option<Waker> {
+    fn turn_down(self: &Arc<Self>, rejection: Rejection) -> Option<Reply> {
         self.leave_queue();
         self.pool.gate().meter().rejected(rejection);
-        self.finish(Err(Failure::Refused(rejection)))
+        self.fail(Failure::Refused(rejection))
     }
 
     /// Ends a call that was taken out of the queue and will not be polled.
-    fn end(self: &Arc<Self>, rejection: Rejection) -> Option<Waker> {
+    fn end(self: &Arc<Self>, rejection: Rejection) -> Option<Reply> {
         self.leave_queue();
-        self.finish(Err(Failure::Refused(rejection)))
+        self.fail(Failure::Refused(rejection))
     }
 
-    /// Ends the call: drops the future where it would have run, and gives back what the call held. Returns the caller, who
-    /// is to be woken next.
-    fn finish(self: &Arc<Self>, result: Result<F::Output, Failure>) -> Option<Waker> {
+    /// Ends the call without an output: drops the future where it would have run. Returns the caller, who is to be woken
+    /// next.
+    fn fail(self: &Arc<Self>, failure: Failure) -> Option<Reply> {
         let meter = self.pool.gate().meter();
-        let completed = result.is_ok();
-        let (context, ran) = {
+        let (surroundings, ran) = {
             let mut progress = lock(&self.progress);
-            let Progress { stage, surroundings, ran, .. } = &mut *progress;
+            let Progress { stage, surroundings, ran } = &mut *progress;
             let surroundings = surroundings.take().expect("a call is finished once");
             let dropped = guarded(|| {
-                surroundings.enter(self.clone(), || {
-                    if let Err(Failure::Panicked(payload)) = &result {
+                self.enter(&surroundings, || {
+                    if let Failure::Panicked(payload) = &failure {
                         meter.panicked(&**payload, !self.lifecycle.is_abandoned());
                     }
-                    stage.finish(result);
+                    stage.finish(Err(failure));
                 });
             });
             if let Err(payload) = dropped {
@@ -225,42 +264,48 @@ where
                 }
                 self.report(payload);
             }
-            // The place is free before the caller is woken: its next call must find it so.
-            (surroundings.context, *ran)
+            (surroundings, *ran)
         };
-        if self.has_started() {
-            meter.ran(ran);
-        }
-        if completed {
-            meter.completed();
-        }
-        self.pool.gate().ended();
-        let (gone, caller) = self.lifecycle.finish();
-        if gone {
-            self.dispose(&context, ran);
-        }
-        // Closes the span, perhaps: foreign code.
-        if let Err(payload) = guarded(|| drop(context)) {
-            self.report(payload);
-        }
-        caller
+        meter.failed();
+        self.conclude(surroundings, self.has_started().then_some(ran), Instant::now())
     }
 
-    /// Wakes the caller after the last touch of the call on this thread: so the caller frees it, on the thread that
-    /// allocated it. Freed here, every call would have two threads meet at the allocator's lock.
-    fn tell(self: Arc<Self>, caller: Option<Waker>) {
-        drop(self);
-        if let Some(Err(payload)) = caller.map(|caller| guarded(|| caller.wake())) {
-            discard_payload(payload);
+    /// The end of a call whose result stands in the stage: gives back what the call held. Returns the caller, who is to be
+    /// woken next.
+    fn conclude(
+        self: &Arc<Self>,
+        surroundings: Surroundings,
+        ran: Option<Duration>,
+        ended: Instant,
+    ) -> Option<Reply> {
+        let Surroundings { trace, place } = surroundings;
+        // The place is free before the caller is woken: its next call must find it so. Whoever waits for it is woken here,
+        // by a waker that is foreign.
+        if let Some(Err(payload)) = place.map(|place| guarded(|| drop(place))) {
+            self.report(payload);
         }
+        let gate = self.pool.gate();
+        if let Some(ran) = ran {
+            gate.meter().ran(ran);
+        }
+        gate.ended();
+        let (gone, caller) = self.lifecycle.finish();
+        if gone {
+            self.dispose(&trace, ran.unwrap_or_default());
+        }
+        // Closes the span, perhaps: foreign code.
+        if let Err(payload) = guarded(|| drop(trace)) {
+            self.report(payload);
+        }
+        reply(caller, ended)
     }
 
     /// Drops an output that nobody waits for, on the pool, in the context of the work.
-    fn dispose(&self, context: &Context, ran: Duration) {
+    fn dispose(&self, trace: &Trace, ran: Duration) {
         let result = lock(&self.progress).stage.take();
         let completed = matches!(result, Some(Ok(_)));
         let dropped = guarded(|| {
-            context.enter(|| {
+            trace.enter(self.runtime.as_ref(), || {
                 match result {
                     Some(Err(Failure::Panicked(payload))) => discard_payload(payload),
                     other => drop(other),
@@ -284,13 +329,14 @@ impl<F: Future> Call<F> {
             let Progress { stage, surroundings, .. } = &mut *progress;
             let surroundings = surroundings.take();
             guarded(|| match &surroundings {
-                Some(surroundings) => surroundings.context.enter(|| stage.clear()),
+                Some(around) => around.trace.enter(self.runtime.as_ref(), || stage.clear()),
                 None => stage.clear(),
             })
         };
         if let Err(payload) = dropped {
             self.report(payload);
         }
+        self.pool.gate().meter().failed();
         self.pool.gate().ended();
     }
 
@@ -308,28 +354,29 @@ where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
-    fn run(self: Arc<Self>) {
-        let caller = self.rescued(|| match self.lifecycle.begin() {
+    fn run(self: Arc<Self>) -> Option<Reply> {
+        self.rescued(|| match self.lifecycle.begin() {
             Begin::Drop => self.end(Rejection::Closed),
             Begin::Nothing => self.hollow(),
             Begin::Poll if self.pool.gate().is_halted() => self.turn_down(Rejection::Closed),
             Begin::Poll => {
                 let now = Instant::now();
                 self.enter_run(now);
-                self.pool.gate().meter().active();
                 self.poll(now)
             }
-        });
-        self.tell(caller);
+        })
     }
 
-    fn refuse(self: Arc<Self>, rejection: Rejection) {
-        let caller = self.rescued(|| match self.lifecycle.begin() {
+    fn refuse(self: Arc<Self>, rejection: Rejection) -> Option<Reply> {
+        self.rescued(|| match self.lifecycle.begin() {
             Begin::Drop => self.end(rejection),
             Begin::Nothing => self.hollow(),
             Begin::Poll => self.turn_down(rejection),
-        });
-        self.tell(caller);
+        })
+    }
+
+    fn runtime(&self) -> Option<&runtime::Handle> {
+        self.runtime.as_ref()
     }
 
     fn has_started(&self) -> bool {
@@ -345,13 +392,13 @@ where
     }
 }
 
-impl<F> Caller<F::Output> for Call<F>
+impl<F> Answer<F::Output> for Call<F>
 where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
     fn poll_output(&self, cx: &mut task::Context<'_>) -> Poll<Result<F::Output, Failure>> {
-        if !self.lifecycle.poll_finished(cx) {
+        if !self.lifecycle.poll_finished(cx, self.task.is_some() && self.task == tokio::task::try_id()) {
             return Poll::Pending;
         }
         let result = lock(&self.progress).stage.take();
@@ -371,7 +418,7 @@ where
             Leave::Finished | Leave::Left => {}
             Leave::Reclaim => {
                 self.clear();
-                self.pool.gate().meter().unqueued();
+                self.pool.gate().meter().passed_over();
             }
             Leave::Schedule => self.clone().schedule(),
         }

@@ -1,4 +1,15 @@
-use tokio::runtime::Handle;
+use std::cell::Cell;
+
+use tokio::{
+    runtime::{EnterGuard, Handle, Id},
+    task,
+};
+
+thread_local! {
+    /// The runtime that the worker on this thread has entered ahead of the call that it is about to run. Taken while a call
+    /// runs: what is run within a call, as rayon and `Inline` do, finds nothing here and enters its own.
+    static AHEAD: Cell<Option<Id>> = const { Cell::new(None) };
+}
 
 /// What surrounded the caller and has to surround the work: the tokio runtime, the tracing span and its dispatcher.
 ///
@@ -6,7 +17,20 @@ use tokio::runtime::Handle;
 /// where a thread may take up a second call in the middle of a first.
 #[derive(Debug)]
 pub(crate) struct Context {
-    runtime: Option<Handle>,
+    pub(super) runtime: Option<Handle>,
+    pub(super) task: Option<task::Id>,
+    pub(super) trace: Trace,
+}
+
+impl Context {
+    pub(crate) fn capture() -> Self {
+        Self { runtime: Handle::try_current().ok(), task: task::try_id(), trace: Trace::capture() }
+    }
+}
+
+/// The part of a context that ends with the future: an open span is a span that is not finished.
+#[derive(Debug)]
+pub(super) struct Trace {
     #[cfg(feature = "tracing")]
     span: tracing::Span,
     /// `None` without any subscriber: setting a scoped dispatcher slows tracing down in the whole process.
@@ -14,10 +38,9 @@ pub(crate) struct Context {
     dispatch: Option<tracing::Dispatch>,
 }
 
-impl Context {
-    pub(crate) fn capture() -> Self {
+impl Trace {
+    fn capture() -> Self {
         Self {
-            runtime: Handle::try_current().ok(),
             #[cfg(feature = "tracing")]
             span: tracing::Span::current(),
             #[cfg(feature = "tracing")]
@@ -27,12 +50,51 @@ impl Context {
         }
     }
 
-    pub(crate) fn enter<T>(&self, work: impl FnOnce() -> T) -> T {
-        let _runtime = self.runtime.as_ref().map(Handle::enter);
+    /// Runs `work` in that runtime and in this span.
+    pub(super) fn enter<T>(&self, runtime: Option<&Handle>, work: impl FnOnce() -> T) -> T {
+        let ahead = AHEAD.take();
+        let _restore = Restore(ahead);
+        let _runtime = runtime.filter(|runtime| ahead != Some(runtime.id())).map(Handle::enter);
         #[cfg(feature = "tracing")]
         let _dispatch = self.dispatch.as_ref().map(tracing::dispatcher::set_default);
         #[cfg(feature = "tracing")]
         let _span = self.span.enter();
         work()
+    }
+}
+
+struct Restore(Option<Id>);
+
+impl Drop for Restore {
+    fn drop(&mut self) {
+        AHEAD.set(self.0);
+    }
+}
+
+/// A runtime that is entered once for many calls in a row. To enter it takes two changes of a counter that all threads of the
+/// runtime share, for each call.
+#[derive(Debug)]
+pub(crate) struct Ahead<'a> {
+    runtime: Option<Id>,
+    _guard: Option<EnterGuard<'a>>,
+}
+
+impl<'a> Ahead<'a> {
+    pub(crate) fn enter(runtime: Option<&'a Handle>) -> Self {
+        let id = runtime.map(Handle::id);
+        let guard = runtime.map(Handle::enter);
+        AHEAD.set(id);
+        Self { runtime: id, _guard: guard }
+    }
+
+    /// Whether the work of that runtime belongs here.
+    pub(crate) fn covers(&self, runtime: Option<&Handle>) -> bool {
+        self.runtime == runtime.map(Handle::id)
+    }
+}
+
+impl Drop for Ahead<'_> {
+    fn drop(&mut self) {
+        AHEAD.set(None);
     }
 }

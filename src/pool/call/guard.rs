@@ -6,7 +6,7 @@ use std::{
 /// Runs foreign code and hands its panic back as a value.
 ///
 /// Unwind safety is asserted: whatever the code left half done is dropped by the caller of this function, never used.
-pub(super) fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, Box<dyn Any + Send>> {
+pub(crate) fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, Box<dyn Any + Send>> {
     catch_unwind(AssertUnwindSafe(work))
 }
 

@@ -27,18 +27,18 @@ impl fmt::Debug for Failure {
 /// The caller's end of a call. Dropped early it cancels the call, unless that is detached.
 pub(crate) struct Handle<T> {
     /// `None` after the output was given out.
-    call: Option<Arc<dyn Caller<T>>>,
+    call: Option<Arc<dyn Answer<T>>>,
     departure: Departure,
 }
 
 /// What a handle needs of its call, whatever future that polls.
-pub(super) trait Caller<T>: Send + Sync {
+pub(super) trait Answer<T>: Send + Sync {
     fn poll_output(&self, cx: &mut Context<'_>) -> Poll<Result<T, Failure>>;
     fn leave(self: Arc<Self>, departure: Departure);
 }
 
 impl<T> Handle<T> {
-    pub(super) fn new(call: Arc<dyn Caller<T>>, departure: Departure) -> Self {
+    pub(super) fn new(call: Arc<dyn Answer<T>>, departure: Departure) -> Self {
         Self { call: Some(call), departure }
     }
 }

@@ -29,7 +29,15 @@ const FRESH: u8 = 1 << 5;
 #[derive(Debug)]
 pub(crate) struct Lifecycle {
     bits: AtomicU8,
-    caller: Mutex<Option<Waker>>,
+    caller: Mutex<Option<Caller>>,
+}
+
+/// Whom to wake.
+#[derive(Debug)]
+pub(crate) struct Caller {
+    pub(crate) waker: Waker,
+    /// Whether it is the task that made the call.
+    pub(crate) is_task: bool,
 }
 
 /// What the thread has to do that took a queue entry.
@@ -111,7 +119,7 @@ impl Lifecycle {
     }
 
     /// Says that the output stands. Returns whether the caller has left, and else whom to wake.
-    pub(crate) fn finish(&self) -> (bool, Option<Waker>) {
+    pub(crate) fn finish(&self) -> (bool, Option<Caller>) {
         let before = self.bits.fetch_or(FINISHED, Ordering::AcqRel);
         (before & ABANDONED != 0, lock(&self.caller).take())
     }
@@ -140,18 +148,14 @@ impl Lifecycle {
     }
 
     /// Whether the output stands; if not, the caller is woken when it does.
-    pub(crate) fn poll_finished(&self, cx: &mut Context<'_>) -> bool {
+    pub(crate) fn poll_finished(&self, cx: &mut Context<'_>, is_task: bool) -> bool {
         if self.is_finished() {
             return true;
         }
-        let replaced = {
-            let mut caller = lock(&self.caller);
-            match &*caller {
-                Some(known) if known.will_wake(cx.waker()) => None,
-                _ => caller.replace(cx.waker().clone()),
-            }
-        };
-        drop(replaced); // a waker is foreign code: not under the lock
+        // A waker is foreign code, its clone and its drop: not under the lock.
+        let caller = Caller { waker: cx.waker().clone(), is_task };
+        let replaced = lock(&self.caller).replace(caller);
+        drop(replaced);
         self.is_finished()
     }
 

@@ -17,16 +17,18 @@ mod current;
 mod guard;
 mod handle;
 mod lifecycle;
+mod reply;
 mod stage;
 mod work;
 
 pub use self::current::{Cancellation, cancellation, cancelled};
 pub(crate) use self::{
     cell::{Admitted, spawn},
-    context::Context,
+    context::{Ahead, Context},
     current::{Current, Place},
-    guard::discard_payload,
+    guard::{discard_payload, guarded},
     handle::{Failure, Handle},
     lifecycle::Departure,
+    reply::Reply,
     work::Work,
 };

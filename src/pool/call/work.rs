@@ -1,11 +1,19 @@
 use std::sync::Arc;
 
+use tokio::runtime::Handle;
+
+use super::reply::Reply;
 use crate::pool::Rejection;
 
 /// A call without the type of its future, as queues and threads know it.
 pub(crate) trait Work: Send + Sync {
-    fn run(self: Arc<Self>);
-    fn refuse(self: Arc<Self>, rejection: Rejection);
+    /// Runs a turn. Whom it returns is to be woken next: the call is let go of by then, so the caller frees it, on the thread
+    /// that allocated it. Freed here, every call would have two threads meet at the allocator's lock.
+    fn run(self: Arc<Self>) -> Option<Reply>;
+    /// As `run`, with that answer.
+    fn refuse(self: Arc<Self>, rejection: Rejection) -> Option<Reply>;
+    /// Where the call was made.
+    fn runtime(&self) -> Option<&Handle>;
     fn has_started(&self) -> bool;
     fn is_cancelled(&self) -> bool;
     /// As `is_cancelled`, or the pool's shutdown deadline has passed.

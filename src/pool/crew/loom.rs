@@ -8,11 +8,11 @@ use std::{
 
 use loom::thread;
 
-use super::{Crew, Hand};
+use super::{Crew, Hand, Taken};
 
 /// What a worker does: runs jobs, and starts the threads it is asked to start.
 fn work(crew: &Arc<Crew<u32>>, mut hand: Hand, keep_alive: Option<Duration>, run: &Arc<dyn Fn(u32) + Send + Sync>) {
-    while let Some((job, spawn)) = crew.next(&mut hand, keep_alive) {
+    while let Some(Taken { item: job, spawn, .. }) = crew.next(&mut hand, keep_alive, || {}) {
         if spawn {
             let (crew, run) = (crew.clone(), run.clone());
             thread::spawn(move || work(&crew, Hand::coming(), keep_alive, &run));

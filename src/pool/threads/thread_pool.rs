@@ -15,6 +15,7 @@ pub struct ThreadPool {
 }
 
 /// What layers and calls hold. Its drop closes the pool.
+#[repr(align(128))]
 struct Handle {
     workers: Arc<Workers>,
 }

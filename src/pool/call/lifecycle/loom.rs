@@ -72,7 +72,7 @@ impl Model {
             assert_eq!(self.outputs.fetch_sub(1, SeqCst), 1, "the output was disposed of twice");
         }
         if let Some(caller) = caller {
-            caller.wake();
+            caller.waker.wake();
         }
         Turn::Ended
     }
@@ -152,7 +152,7 @@ fn the_caller_is_woken_however_it_meets_the_end() {
         // loom reports a `block_on` that is never woken as a deadlock.
         block_on(std::future::poll_fn(
             |cx: &mut Context<'_>| {
-                if call.lifecycle.poll_finished(cx) { Poll::Ready(()) } else { Poll::Pending }
+                if call.lifecycle.poll_finished(cx, true) { Poll::Ready(()) } else { Poll::Pending }
             },
         ));
         assert_eq!(call.outputs.load(SeqCst), 1);

@@ -1,0 +1,21 @@
+use std::task::Waker;
+
+use tokio::time::Instant;
+
+use super::guard::{discard_payload, guarded};
+
+/// Who is to be woken at the end of a call.
+#[derive(Debug)]
+pub(crate) struct Reply {
+    pub(crate) waker: Waker,
+    /// Whether the call was made, and is awaited, in one and the same task.
+    pub(crate) is_task: bool,
+    pub(crate) ended: Instant,
+}
+
+impl Reply {
+    /// Wakes the caller, with a waker that is foreign code.
+    pub(crate) fn wake(self) {
+        guarded(|| self.waker.wake()).unwrap_or_else(discard_payload);
+    }
+}
