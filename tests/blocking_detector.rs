@@ -275,7 +275,7 @@ mod names {
 
     #[cfg(feature = "axum")]
     #[tokio::test(start_paused = true)]
-    async fn in_axum_what_no_route_matched_has_its_path() {
+    async fn in_axum_what_no_route_has_matched_yet_has_its_path() {
         let reports = Reports::default();
         let app = || Router::new().route("/", get(slow)).fallback(slow);
         get_all(app().layer(layer(&reports)), ["/nowhere"]).await;
@@ -286,6 +286,11 @@ mod names {
         let around = layer(&reports).layer(Router::new().route("/users/{id}", get(slow)));
         get_all(around, ["/users/1"]).await;
         assert_eq!(reports.routes(), ["/users/1"]);
+        // Around a router that another one only knows as a service; and inside of it, where all of it has matched.
+        let users = || Router::new().route("/users/{id}", get(slow));
+        get_all(Router::new().nest_service("/api", users()).layer(layer(&reports)), ["/api/users/1"]).await;
+        get_all(Router::new().nest_service("/api", users().layer(layer(&reports))), ["/api/users/1"]).await;
+        assert_eq!(reports.routes(), ["/api/users/1", "/api/users/{id}"]);
     }
 }
 

@@ -72,8 +72,9 @@
 //! | [`named`](BlockingDetectorLayer::named) | that name | the same |
 //!
 //! `Router::layer` and `Router::route_layer` both see the matched path, also that of nested routers, except for requests that
-//! no route matches (only `Router::layer` sees those at all). A layer around the whole router, as in
-//! `ServiceBuilder::new().layer(..).service(router)`, runs before the router has matched, and sees the path.
+//! no route matches (only `Router::layer` sees those at all). A layer around a whole router, as in
+//! `ServiceBuilder::new().layer(..).service(router)` or outside of `nest_service`, runs before that router has matched, and
+//! sees the path.
 //!
 //! # Observability
 //!
