@@ -3,11 +3,14 @@ use std::{fmt, sync::Arc, time::Duration};
 use tower_layer::Layer;
 
 use super::{
-    Carry, CarryRequest, Everything, Filter, FilterRequest, Head, Http, Offload, With,
+    Carry, CarryRequest, Everything, Filter, FilterRequest, Http, Offload, With,
     admission::{Admission, Mode},
     service::Config,
 };
-use crate::pool::{Pool, Rejection};
+use crate::{
+    head::Head,
+    pool::{Pool, Rejection},
+};
 
 /// Runs the services it wraps on a pool.
 ///

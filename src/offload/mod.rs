@@ -109,13 +109,14 @@
 //! | `call abandoned by its caller` | debug | `detached` |
 //! | `call panicked` | error | `message`, `caller_present` |
 //! | `detached call ended` | info | `run_seconds`; only if the caller had left |
+//! | `thread did not get its nice value` | warn | `niceness`, `error`; see [`niceness`](crate::pool::Builder::niceness) |
+//! | `thread hook panicked` | error | |
 //!
 //! [`metrics`]: https://docs.rs/metrics
 
 mod admission;
 mod backpressure;
 mod future;
-mod head;
 mod inspect;
 mod invoke;
 mod layer;
@@ -126,7 +127,6 @@ mod sync_fn;
 
 pub use self::{
     future::ResponseFuture,
-    head::Head,
     inspect::{Carry, CarryRequest, Everything, Filter, FilterRequest, Inspect},
     layer::OffloadLayer,
     reject::{Http, Problem, Protocol, Reject, Typed, With},
@@ -134,7 +134,10 @@ pub use self::{
     sync_body::SyncBody,
     sync_fn::{SyncFn, sync_fn},
 };
-pub use crate::pool::{
-    Rejection,
-    call::{Cancellation, cancellation, cancelled},
+pub use crate::{
+    head::Head,
+    pool::{
+        Rejection,
+        call::{Cancellation, cancellation, cancelled},
+    },
 };
