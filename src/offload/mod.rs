@@ -51,6 +51,9 @@
 //! * held for at most a duration: [`wait`](OffloadLayer::wait);
 //! * not made: [`backpressure`](OffloadLayer::backpressure) reserves in `poll_ready`.
 //!
+//! Which calls wait and for how long is for the pool's [policy](crate::pool#overload) and for
+//! [`priority`](OffloadLayer::priority) to say.
+//!
 //! # Rejection
 //!
 //! A [`Rejection`] is a value; the layer's strategy turns it into an answer. [`Http`], the default, serves every HTTP
@@ -127,7 +130,7 @@ mod sync_fn;
 
 pub use self::{
     future::ResponseFuture,
-    inspect::{Carry, CarryRequest, Everything, Filter, FilterRequest, Inspect},
+    inspect::{Carry, CarryRequest, Everything, Filter, FilterRequest, Inspect, Prioritize, PrioritizeRequest},
     layer::OffloadLayer,
     reject::{Http, Problem, Protocol, Reject, Typed, With},
     service::Offload,
@@ -137,7 +140,7 @@ pub use self::{
 pub use crate::{
     head::Head,
     pool::{
-        Rejection,
+        Priority, Rejection,
         call::{Cancellation, cancellation, cancelled},
     },
 };

@@ -13,7 +13,7 @@ use http_body::{Body, Frame};
 use tokio::sync::mpsc;
 
 use crate::pool::{
-    Pool, Rejection, Slot,
+    Pool, Priority, Rejection, Slot,
     call::{self, Admitted, Departure, Failure, Handle},
 };
 
@@ -68,8 +68,9 @@ impl SyncBody {
         T: Into<Bytes>,
         E: Into<BoxError>,
     {
-        let slot = Slot::claim(pool.into_shared())?;
-        Ok(Self::spawn(Admitted { slot, place: call::Current::place() }, source.into_iter()))
+        let priority = Priority::Normal;
+        let slot = Slot::claim(pool.into_shared(), priority)?;
+        Ok(Self::spawn(Admitted { slot, place: call::Current::place(), priority }, source.into_iter()))
     }
 
     /// A body of what the reader reads, in pieces of up to 64 KiB. An interrupted read is tried again; any other error

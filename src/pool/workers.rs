@@ -5,10 +5,13 @@ use std::{
     time::Duration,
 };
 
+use tokio::runtime::Handle;
+
 use super::{
-    Gate, Job, Left, Rejection,
-    crew::{Crew, Hand, Taken},
+    Gate, Job, Left, QueuePolicy, Rejection,
+    crew::{Crew, Hand, Turn},
     replies::Replies,
+    roster::Limits,
     stretch::Stretch,
 };
 
@@ -24,10 +27,12 @@ pub(super) struct Workers {
 /// How threads come and go.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Policy {
-    pub(super) min_threads: usize,
-    pub(super) max_threads: usize,
-    /// How long a thread over `min_threads` waits for work; `None`: for ever.
+    pub(super) limits: Limits,
+    /// How long a thread over the minimum waits for work; `None`: for ever.
     pub(super) keep_alive: Option<Duration>,
+    /// How long a reserved thread waits for work.
+    pub(super) reserved_keep_alive: Duration,
+    pub(super) queue: QueuePolicy,
     /// Whether a thread that has more to do asks for itself again after each job: it is borrowed, and whoever else uses
     /// it gets a turn.
     pub(super) borrowed: bool,
@@ -40,7 +45,7 @@ pub(super) struct Policy {
 /// A thread's part. Dropped without being run, as by a runtime that shuts down, it strikes itself off the crew.
 pub(super) struct Worker {
     workers: Arc<Workers>,
-    hand: Hand,
+    hand: Hand<Job>,
     done: bool,
 }
 
@@ -50,7 +55,7 @@ impl Workers {
         policy: Policy,
         spawn: impl Fn(Worker) -> io::Result<()> + Send + Sync + 'static,
     ) -> Arc<Self> {
-        let crew = Crew::new(policy.min_threads, policy.max_threads, policy.spin);
+        let crew = Crew::new(policy.limits, policy.queue, policy.spin);
         Arc::new(Self { gate, crew, policy, replies: Replies::default(), spawn: Box::new(spawn) })
     }
 
@@ -72,10 +77,15 @@ impl Workers {
     }
 
     pub(super) fn schedule(self: &Arc<Self>, job: Job) {
-        let resumed = job.has_started();
-        if self.crew.push(job, resumed) {
-            self.spawn_or_refuse();
+        let (priority, resumed) = (job.priority(), job.has_started());
+        if let Some(hand) = self.crew.push(job, priority, resumed) {
+            self.spawn_or_refuse(hand);
         }
+    }
+
+    /// The larger of what the call waited that started last, and of what the oldest has waited that has not started.
+    pub(super) fn expected_wait(&self) -> Duration {
+        self.gate.expected_wait().max(self.crew.longest_wait())
     }
 
     /// Stops accepting. Threads finish what is queued and end; nobody waits for them.
@@ -87,28 +97,28 @@ impl Workers {
     pub(super) async fn shutdown(self: Arc<Self>, deadline: Duration) -> Left {
         self.close();
         let left = self.gate.drain(deadline).await;
-        if self.crew.halt() {
-            self.spawn_or_refuse();
+        if let Some(hand) = self.crew.halt() {
+            self.spawn_or_refuse(hand);
         }
         left
     }
 
     /// If the thread cannot be had, `Worker::drop` strikes it off; the jobs wait for the other threads, or are answered
     /// if there are none.
-    fn spawn_or_refuse(self: &Arc<Self>) {
+    fn spawn_or_refuse(self: &Arc<Self>, hand: Hand<Job>) {
+        let worker = Worker::new(self.clone(), hand);
         if self.gate.is_halted() {
             // The pool's own threads may be stuck in work that nobody can stop.
-            let worker = Worker::new(self.clone(), Hand::coming());
             let name = format!("{}-reaper", self.gate.name());
             let _ = std::thread::Builder::new().name(name).spawn(move || worker.run());
         } else {
-            let _ = (self.spawn)(Worker::new(self.clone(), Hand::coming()));
+            let _ = (self.spawn)(worker);
         }
     }
 }
 
 impl Worker {
-    fn new(workers: Arc<Workers>, hand: Hand) -> Self {
+    fn new(workers: Arc<Workers>, hand: Hand<Job>) -> Self {
         Self { workers, hand, done: false }
     }
 
@@ -116,32 +126,43 @@ impl Worker {
     pub(super) fn run(mut self) {
         let workers = self.workers.clone();
         let Workers { crew, policy, replies, .. } = &*workers;
-        let mut next = crew.next(&mut self.hand, policy.keep_alive, || {});
-        while let Some(mut taken) = next {
-            let runtime = taken.item.runtime().filter(|_| !policy.borrowed).cloned();
+        let Policy { keep_alive, reserved_keep_alive, borrowed, .. } = *policy;
+        let keep_alive = if self.hand.is_reserved() { Some(reserved_keep_alive) } else { keep_alive };
+        let mut next = crew.next(&mut self.hand, keep_alive, || {});
+        while let Some(mut turn) = next {
+            let runtime = turn.runtime().filter(|_| !borrowed).cloned();
             let mut stretch = Some(Stretch::enter(runtime.as_ref(), replies));
             next = loop {
-                let Taken { item: job, spawn, more } = taken;
-                if spawn {
-                    workers.spawn_or_refuse();
+                let Turn { job, spawn, more } = turn;
+                if let Some(hand) = spawn {
+                    workers.spawn_or_refuse(hand);
                 }
                 // A job catches what it runs. What is left is a recorder or a subscriber that panics: not worth a thread.
-                let reply = catch_unwind(AssertUnwindSafe(|| job.turn())).unwrap_or_default();
+                for job in self.hand.shed.drain(..) {
+                    let _ = catch_unwind(AssertUnwindSafe(|| job.refuse(Rejection::Expired)));
+                }
+                let reply = job.and_then(|job| catch_unwind(AssertUnwindSafe(|| job.turn())).unwrap_or_default());
                 if let (Some(reply), Some(stretch)) = (reply, &mut stretch) {
                     stretch.send(reply, more);
                 }
-                if policy.borrowed && !workers.gate.is_halted() && !crew.is_empty() {
+                if borrowed && !workers.gate.is_halted() && !crew.is_empty() {
                     drop(stretch);
                     let _ = (workers.spawn)(self);
                     return;
                 }
-                match crew.next(&mut self.hand, policy.keep_alive, || stretch = None) {
-                    Some(same) if stretch.as_ref().is_some_and(|it| it.covers(same.item.runtime())) => taken = same,
+                match crew.next(&mut self.hand, keep_alive, || stretch = None) {
+                    Some(same) if stretch.as_ref().is_some_and(|it| it.covers(same.runtime())) => turn = same,
                     other => break other,
                 }
             };
         }
         self.done = true;
+    }
+}
+
+impl Turn<Job> {
+    fn runtime(&self) -> Option<&Handle> {
+        self.job.as_ref().and_then(Job::runtime)
     }
 }
 

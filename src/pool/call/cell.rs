@@ -21,7 +21,7 @@ use super::{
     work::Work,
 };
 use crate::{
-    pool::{Job, Pool, Rejection, Slot},
+    pool::{Job, Places, Pool, Priority, Rejection, Slot},
     sync::{Mutex, lock},
 };
 
@@ -29,6 +29,7 @@ use crate::{
 pub(crate) struct Admitted {
     pub(crate) slot: Slot,
     pub(crate) place: Option<Arc<dyn Place>>,
+    pub(crate) priority: Priority,
 }
 
 /// Puts a future into the pool's queue. Its place there was taken before, so this cannot fail.
@@ -37,11 +38,14 @@ where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
-    let Admitted { slot, place } = admitted;
+    let Admitted { slot, place, priority } = admitted;
     let Context { runtime, task, trace } = context;
+    let (pool, places) = slot.spend();
     let call = Arc::new(Call {
         lifecycle: Lifecycle::scheduled(),
-        pool: slot.into_pool(),
+        pool,
+        places,
+        priority,
         runtime,
         task,
         created: Instant::now(),
@@ -67,6 +71,9 @@ fn reply(caller: Option<Caller>, ended: Instant) -> Option<Reply> {
 struct Call<F: Future> {
     lifecycle: Lifecycle,
     pool: Arc<dyn Pool>,
+    /// Where its slot came from and goes back to.
+    places: Places,
+    priority: Priority,
     /// Kept until the allocation is freed, which is the caller's as a rule: its counter is then not passed between cores.
     runtime: Option<runtime::Handle>,
     /// The task in which the call was made, if it was in one.
@@ -175,7 +182,7 @@ where
             gate.meter().resumed(waited.saturating_sub(woken));
         } else {
             self.started.store(true, Ordering::Relaxed);
-            gate.free_slot();
+            gate.free_slot(self.places);
             gate.started(waited);
         }
     }
@@ -192,7 +199,7 @@ where
     }
 
     fn free_slot(&self) {
-        self.pool.gate().free_slot();
+        self.pool.gate().free_slot(self.places);
     }
 
     /// Runs a turn, and ends the call if that panics. The work's own panics are caught before: this is a metrics recorder or
@@ -272,12 +279,7 @@ where
 
     /// The end of a call whose result stands in the stage: gives back what the call held. Returns the caller, who is to be
     /// woken next.
-    fn conclude(
-        self: &Arc<Self>,
-        surroundings: Surroundings,
-        ran: Option<Duration>,
-        ended: Instant,
-    ) -> Option<Reply> {
+    fn conclude(self: &Arc<Self>, surroundings: Surroundings, ran: Option<Duration>, ended: Instant) -> Option<Reply> {
         let Surroundings { trace, place } = surroundings;
         // The place is free before the caller is woken: its next call must find it so. Whoever waits for it is woken here,
         // by a waker that is foreign.
@@ -381,6 +383,14 @@ where
 
     fn has_started(&self) -> bool {
         self.started.load(Ordering::Relaxed)
+    }
+
+    fn created(&self) -> Instant {
+        self.created
+    }
+
+    fn priority(&self) -> Priority {
+        self.priority
     }
 
     fn is_cancelled(&self) -> bool {

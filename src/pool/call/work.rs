@@ -1,9 +1,9 @@
 use std::sync::Arc;
 
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, time::Instant};
 
 use super::reply::Reply;
-use crate::pool::Rejection;
+use crate::pool::{Priority, Rejection};
 
 /// A call without the type of its future, as queues and threads know it.
 pub(crate) trait Work: Send + Sync {
@@ -15,6 +15,9 @@ pub(crate) trait Work: Send + Sync {
     /// Where the call was made.
     fn runtime(&self) -> Option<&Handle>;
     fn has_started(&self) -> bool;
+    /// When it began to wait for its first poll.
+    fn created(&self) -> Instant;
+    fn priority(&self) -> Priority;
     fn is_cancelled(&self) -> bool;
     /// As `is_cancelled`, or the pool's shutdown deadline has passed.
     fn is_unwanted(&self) -> bool;

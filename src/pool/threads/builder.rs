@@ -9,7 +9,8 @@ use std::{
 
 use super::{BuildError, ThreadPool, error::Kind, hooks::Hooks, niceness, setup::Setup};
 use crate::pool::{
-    DEFAULT_QUEUE_CAPACITY, Gate, Rejection,
+    DEFAULT_QUEUE_CAPACITY, Gate, QueuePolicy, Rejection,
+    roster::Limits,
     workers::{Policy, Worker, Workers},
 };
 
@@ -39,6 +40,8 @@ pub struct Builder {
     min_threads: usize,
     max_threads: usize,
     queue_capacity: usize,
+    queue_policy: QueuePolicy,
+    reserved_threads: usize,
     keep_alive: Duration,
     stack_size: Option<usize>,
     niceness: Option<i32>,
@@ -53,6 +56,8 @@ impl Builder {
             min_threads: threads,
             max_threads: threads,
             queue_capacity: DEFAULT_QUEUE_CAPACITY,
+            queue_policy: QueuePolicy::default(),
+            reserved_threads: 1,
             keep_alive: Duration::from_secs(10),
             stack_size: None,
             niceness: None,
@@ -91,6 +96,21 @@ impl Builder {
     /// do within the time a caller is willing to wait.
     pub fn queue_capacity(mut self, calls: usize) -> Self {
         self.queue_capacity = calls;
+        self
+    }
+
+    /// In which order calls are started, and whether one that waited for too long still is. Default:
+    /// [`QueuePolicy::Fifo`], since whatever sheds calls is to be asked for.
+    pub fn queue_policy(mut self, policy: impl Into<QueuePolicy>) -> Self {
+        self.queue_policy = policy.into();
+        self
+    }
+
+    /// So many threads more, started when a [`Release`](crate::pool::Priority::Release) call finds all others busy, which run
+    /// nothing but such calls, and end like those over the minimum. Default: 1, which is enough where these calls do not
+    /// block themselves; none is ever started where there are no such calls.
+    pub fn reserved_threads(mut self, threads: usize) -> Self {
+        self.reserved_threads = threads;
         self
     }
 
@@ -164,12 +184,18 @@ impl Builder {
     /// ([`BuildError::is_spawn`]), or it does not let the threads have their nice value ([`BuildError::is_permission`]).
     pub fn build(self) -> Result<ThreadPool, BuildError> {
         self.check().map_err(BuildError::new)?;
-        let Self { name, min_threads, max_threads, queue_capacity, keep_alive, stack_size, niceness, hooks } = self;
+        let Self { name, min_threads: min, max_threads: max, queue_capacity, stack_size, niceness, hooks, .. } = self;
         let gate = Gate::new(name.as_str(), queue_capacity);
         let spin = thread::available_parallelism().map_or(1, usize::from) > 1;
-        let keep_alive = (min_threads < max_threads).then_some(keep_alive);
-        let policy =
-            Policy { min_threads, max_threads, keep_alive, borrowed: false, spin, lost: Rejection::Overloaded };
+        let policy = Policy {
+            limits: Limits { min, max, reserved: self.reserved_threads },
+            keep_alive: (min < max).then_some(self.keep_alive),
+            reserved_keep_alive: self.keep_alive,
+            queue: self.queue_policy,
+            borrowed: false,
+            spin,
+            lost: Rejection::Overloaded,
+        };
         let spawned = AtomicUsize::new(0);
         let setup = Arc::new(Setup::new(name.as_str().into(), niceness, hooks));
         let of_threads = setup.clone();
@@ -182,7 +208,7 @@ impl Builder {
             thread.spawn(of_threads.wrap(move || worker.run())).map(drop)
         });
         let pool = ThreadPool::new(workers);
-        let start = || (0..min_threads.max(1)).try_for_each(|_| pool.workers().hire().map_err(Kind::Spawn));
+        let start = || (0..min.max(1)).try_for_each(|_| pool.workers().hire().map_err(Kind::Spawn));
         let refused = |error| Kind::NicenessRefused { niceness: niceness.unwrap_or_default(), error };
         setup.checked(start, refused).map_err(BuildError::new)?;
         Ok(pool)
@@ -192,8 +218,8 @@ impl Builder {
         let (min, max) = (self.min_threads, self.max_threads);
         if max == 0 {
             Err(Kind::NoThreads)
-        } else if max > MAX_THREADS {
-            Err(Kind::TooManyThreads { max, limit: MAX_THREADS })
+        } else if max > MAX_THREADS || self.reserved_threads > MAX_THREADS {
+            Err(Kind::TooManyThreads { max: max.max(self.reserved_threads), limit: MAX_THREADS })
         } else if min > max {
             Err(Kind::MinOverMax { min, max })
         } else if self.queue_capacity == 0 {
@@ -203,7 +229,7 @@ impl Builder {
         } else if self.name.contains('\0') {
             Err(Kind::NameHasNul)
         } else {
-            Ok(())
+            self.queue_policy.check().map_err(Kind::Policy)
         }
     }
 }

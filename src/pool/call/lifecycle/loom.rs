@@ -150,11 +150,9 @@ fn the_caller_is_woken_however_it_meets_the_end() {
             move || call.work()
         });
         // loom reports a `block_on` that is never woken as a deadlock.
-        block_on(std::future::poll_fn(
-            |cx: &mut Context<'_>| {
-                if call.lifecycle.poll_finished(cx, true) { Poll::Ready(()) } else { Poll::Pending }
-            },
-        ));
+        block_on(std::future::poll_fn(|cx: &mut Context<'_>| {
+            if call.lifecycle.poll_finished(cx, true) { Poll::Ready(()) } else { Poll::Pending }
+        }));
         assert_eq!(call.outputs.load(SeqCst), 1);
         runner.join().unwrap();
     });
