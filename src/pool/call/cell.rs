@@ -56,6 +56,15 @@ where
     handle
 }
 
+/// Drops what nobody takes. A payload that panics when it is dropped is no second panic of the work; an output that does is
+/// one.
+fn discard_result<T>(result: Option<Result<T, Failure>>) {
+    match result {
+        Some(Err(Failure::Panicked(payload))) => discard_payload(payload),
+        other => drop(other),
+    }
+}
+
 struct Call<F: Future> {
     lifecycle: Lifecycle,
     pool: Arc<dyn Pool>,
@@ -261,10 +270,7 @@ where
         let completed = matches!(result, Some(Ok(_)));
         let dropped = guarded(|| {
             context.enter(|| {
-                match result {
-                    Some(Err(Failure::Panicked(payload))) => discard_payload(payload),
-                    other => drop(other),
-                }
+                discard_result(result);
                 if completed && !self.lifecycle.is_cancelled() {
                     self.pool.gate().meter().detached_ended(ran);
                 }
@@ -362,7 +368,7 @@ where
         let leave = self.lifecycle.leave(departure);
         if leave == Leave::Finished {
             let result = lock(&self.progress).stage.take();
-            if let Err(payload) = guarded(|| drop(result)) {
+            if let Err(payload) = guarded(|| discard_result(result)) {
                 self.report(payload);
             }
             return;
