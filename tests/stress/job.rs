@@ -128,7 +128,12 @@ impl Future for Job {
         self.polls = self.polls.saturating_add(1);
         let first = self.polls == 1;
         match entry.plan {
-            Plan::Never => return Poll::Pending,
+            Plan::Never => {
+                if !first {
+                    start(&entry); // by whom? All that is left to do for it is its drop
+                }
+                return Poll::Pending;
+            }
             Plan::Explode if first => {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
