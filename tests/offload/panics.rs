@@ -45,6 +45,37 @@ async fn p6_the_payload_of_a_panic_reaches_the_caller_and_the_pool_keeps_its_thr
     }
 }
 
+/// Whether the caller leaves before the end or after it: one panic, one count.
+#[tokio::test]
+async fn a_payload_that_panics_when_it_is_dropped_is_no_second_panic_of_the_work() {
+    struct Bomb;
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            std::panic::panic_any("the payload");
+        }
+    }
+    for pool in pools(1, 8) {
+        let panics = || std::panic::panic_any(Bomb);
+        let after = pool.run(panics);
+        eventually(|| pool.gate().stats().in_flight == 0 && pool.gate().stats().panicked == 1).await;
+        soon(pool.run(|| ())).await.unwrap(); // the thread is done with it
+        drop(after);
+        assert_eq!(pool.gate().stats().panicked, 1);
+
+        let (entered, inside) = oneshot::channel();
+        let (go, gone) = mpsc::channel::<()>();
+        let before = pool.run(move || {
+            entered.send(()).unwrap();
+            let _ = gone.recv();
+            panics();
+        });
+        soon(inside).await.unwrap();
+        drop((before, go));
+        soon(pool.run(|| ())).await.unwrap();
+        assert_eq!(pool.gate().stats().panicked, 2);
+    }
+}
+
 #[tokio::test]
 async fn p6_a_panic_after_an_await_is_resumed_as_well() {
     let service = OffloadLayer::new(one_thread()).reject(Typed).layer(service_fn(async |()| -> Answer<()> {

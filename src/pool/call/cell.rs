@@ -68,6 +68,15 @@ fn reply(caller: Option<Caller>, ended: Instant) -> Option<Reply> {
     caller.map(|Caller { waker, is_task }| Reply { waker, is_task, ended })
 }
 
+/// Drops what nobody takes. A payload that panics when it is dropped is no second panic of the work; an output that does is
+/// one.
+fn discard_result<T>(result: Option<Result<T, Failure>>) {
+    match result {
+        Some(Err(Failure::Panicked(payload))) => discard_payload(payload),
+        other => drop(other),
+    }
+}
+
 struct Call<F: Future> {
     lifecycle: Lifecycle,
     pool: Arc<dyn Pool>,
@@ -308,10 +317,7 @@ where
         let completed = matches!(result, Some(Ok(_)));
         let dropped = guarded(|| {
             trace.enter(self.runtime.as_ref(), || {
-                match result {
-                    Some(Err(Failure::Panicked(payload))) => discard_payload(payload),
-                    other => drop(other),
-                }
+                discard_result(result);
                 if completed && !self.lifecycle.is_cancelled() {
                     self.pool.gate().meter().detached_ended(ran);
                 }
@@ -419,7 +425,7 @@ where
         let leave = self.lifecycle.leave(departure);
         if leave == Leave::Finished {
             let result = lock(&self.progress).stage.take();
-            if let Err(payload) = guarded(|| drop(result)) {
+            if let Err(payload) = guarded(|| discard_result(result)) {
                 self.report(payload);
             }
             return;

@@ -79,6 +79,11 @@ impl<T: Waits> Jobs<T> {
         self.fresh.is_empty() && self.resumed.is_empty() && !self.has_release()
     }
 
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.fresh.len() + self.resumed.len() + self.release.len() + self.release_resumed.len()
+    }
+
     /// Since when the oldest new call waits.
     pub(in crate::pool) fn oldest(&self) -> Option<Instant> {
         self.fresh.oldest()

@@ -72,6 +72,11 @@ impl<T: Waits> Lanes<T> {
         self.waiting == 0
     }
 
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.waiting
+    }
+
     /// Since when the oldest one waits.
     pub(super) fn oldest(&self) -> Option<Instant> {
         self.lanes.iter().filter_map(Lane::oldest).min()

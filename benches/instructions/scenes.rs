@@ -1,0 +1,184 @@
+//! What is counted exactly: calls whose every step runs on one thread, in the same order each time.
+
+use std::{
+    convert::Infallible,
+    hint::black_box,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll, Waker},
+};
+
+use tower::{Layer, Service, ServiceExt, service_fn};
+use tower_offload::{
+    OffloadLayer,
+    offload::{Typed, sync_fn},
+    pool::{Inline, Pool, Rayon},
+};
+
+use crate::{BoxError, peers};
+
+/// A way to make calls, by name, so that a process of its own can be told to.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Scene {
+    pub(crate) name: &'static str,
+    /// So many are enough to drown what happens once.
+    pub(crate) calls: u64,
+    pub(crate) make: fn(u64) -> Result<(), BoxError>,
+}
+
+/// Gated by the baseline.
+pub(crate) const EXACT: &[Scene] = &[
+    exact("run, inline", run_inline),
+    exact("offload, inline", offload_inline),
+    exact("offload, inline, one wake", offload_inline_with_a_wake),
+    exact("run, queue and worker", run_queued),
+    exact("offload, queue and worker", offload_queued),
+    exact("run, queue of 256", run_many_queued),
+    exact("refused by a full queue", refused),
+    exact("cancelled in the queue", cancelled),
+];
+
+const fn exact(name: &'static str, make: fn(u64) -> Result<(), BoxError>) -> Scene {
+    Scene { name, calls: 2048, make }
+}
+
+impl Scene {
+    pub(crate) fn named(name: &str) -> Result<&'static Self, BoxError> {
+        let found = EXACT.iter().chain(peers::SCENES).find(|scene| scene.name == name);
+        found.ok_or_else(|| format!("there is no scene `{name}`").into())
+    }
+}
+
+/// Next to nothing.
+pub(crate) fn work(number: u64) -> u64 {
+    black_box(number.wrapping_mul(31).wrapping_add(1))
+}
+
+/// A rayon pool whose one thread is this one: it works when it is told to, between two steps of ours. So the gate, the queue
+/// and the worker's loop of the real pools are counted, and no thread's wake-up.
+#[derive(Debug)]
+struct Stepped {
+    threads: Arc<rayon::ThreadPool>,
+    pool: Rayon,
+}
+
+impl Stepped {
+    fn new(queue_capacity: usize) -> Result<Self, BoxError> {
+        let threads = rayon::ThreadPoolBuilder::new().num_threads(1).use_current_thread().build()?;
+        let threads = Arc::new(threads);
+        Ok(Self { pool: Rayon::new(threads.clone()).queue_capacity(queue_capacity), threads })
+    }
+
+    fn step(&self) {
+        while self.threads.yield_now() == Some(rayon::Yield::Executed) {}
+    }
+
+    /// Polls, works, polls again.
+    fn finish<F: Future>(&self, call: F) -> Result<F::Output, BoxError> {
+        let (mut call, mut cx) = (pin!(call), Context::from_waker(Waker::noop()));
+        if call.as_mut().poll(&mut cx).is_ready() {
+            return Err("the call was ready before anybody worked".into());
+        }
+        self.step();
+        match call.poll(&mut cx) {
+            Poll::Ready(output) => Ok(output),
+            Poll::Pending => Err("the call was not ready after the work".into()),
+        }
+    }
+}
+
+pub(crate) fn now<F: Future>(call: F) -> Result<F::Output, BoxError> {
+    match pin!(call).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(output) => Ok(output),
+        Poll::Pending => Err("the call was not ready at once".into()),
+    }
+}
+
+fn run_inline(calls: u64) -> Result<(), BoxError> {
+    let pool = Inline::new();
+    for number in 0..calls {
+        black_box(now(pool.run(move || work(number)))??);
+    }
+    Ok(())
+}
+
+fn offload_inline(calls: u64) -> Result<(), BoxError> {
+    let mut service = layered(Inline::new());
+    for number in 0..calls {
+        black_box(now(now(service.ready())??.call(number))??);
+    }
+    Ok(())
+}
+
+fn offload_inline_with_a_wake(calls: u64) -> Result<(), BoxError> {
+    let service = service_fn(async |number: u64| {
+        tokio::task::yield_now().await;
+        Ok::<_, Infallible>(work(number))
+    });
+    let mut service = OffloadLayer::new(Inline::new()).reject(Typed).layer(service);
+    for number in 0..calls {
+        black_box(now(now(service.ready())??.call(number))??);
+    }
+    Ok(())
+}
+
+fn run_queued(calls: u64) -> Result<(), BoxError> {
+    let stepped = Stepped::new(8)?;
+    for number in 0..calls {
+        black_box(stepped.finish(stepped.pool.run(move || work(number)))??);
+    }
+    Ok(())
+}
+
+fn offload_queued(calls: u64) -> Result<(), BoxError> {
+    let stepped = Stepped::new(8)?;
+    let mut service = layered(stepped.pool.clone());
+    for number in 0..calls {
+        black_box(stepped.finish(now(service.ready())??.call(number))??);
+    }
+    Ok(())
+}
+
+fn run_many_queued(calls: u64) -> Result<(), BoxError> {
+    let stepped = Stepped::new(256)?;
+    let mut queued = Vec::with_capacity(256);
+    for number in 0..calls {
+        let mut call = stepped.pool.run(move || work(number));
+        let _ = Pin::new(&mut call).poll(&mut Context::from_waker(Waker::noop()));
+        queued.push(call);
+        if queued.len() == 256 {
+            stepped.step();
+            for call in queued.drain(..) {
+                black_box(now(call)??);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn refused(calls: u64) -> Result<(), BoxError> {
+    let stepped = Stepped::new(1)?;
+    let mut service = layered(stepped.pool.clone());
+    let _held = stepped.pool.run(|| ());
+    for number in 0..calls {
+        black_box(now(now(service.ready())??.call(number))?).expect_err("there is no room");
+    }
+    Ok(())
+}
+
+fn cancelled(calls: u64) -> Result<(), BoxError> {
+    let stepped = Stepped::new(8)?;
+    let mut service = layered(stepped.pool.clone());
+    for number in 0..calls {
+        drop(now(service.ready())??.call(number));
+        stepped.step(); // the entry leaves the queue
+    }
+    Ok(())
+}
+
+/// The whole layer around a service that is always ready.
+pub(crate) fn layered(
+    pool: impl Pool,
+) -> impl Service<u64, Response = u64, Error = BoxError, Future: Send> + Clone + Send + 'static {
+    OffloadLayer::new(pool).reject(Typed).layer(sync_fn(|number| Ok::<_, Infallible>(work(number))))
+}

@@ -1,0 +1,144 @@
+//! Counts the bytes that are allocated with an allocator of its own, so it is a program of its own, and holds one test.
+#![allow(clippy::unwrap_used)]
+
+use std::{
+    alloc::System,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+        mpsc,
+    },
+    time::Duration,
+};
+
+use futures_util::FutureExt;
+use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
+use tokio::runtime::Runtime;
+use tower::{Layer, Service};
+use tower_offload::{
+    OffloadLayer, Rejection, ThreadPool,
+    offload::sync_fn,
+    pool::{Pool, Rayon, TokioBlocking},
+};
+
+#[global_allocator]
+static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+const CALLS: usize = 100_000;
+/// What a queue may keep for each call it had room for: it holds pointers of two words, in a power of two of them.
+const KEPT_A_CALL: usize = 2 * size_of::<usize>();
+/// What is nobody's in particular: a runtime's own queues, threads' names and locals.
+const STRAY: isize = 64 * 1024;
+
+/// In bytes. Signed, since a thread may just be freeing what was there before.
+fn live() -> isize {
+    let stats = ALLOCATOR.stats();
+    stats.bytes_allocated as isize - stats.bytes_deallocated as isize
+}
+
+/// Counts its drop.
+struct Request {
+    drops: Arc<AtomicUsize>,
+    _body: [u64; 32],
+}
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        self.drops.fetch_add(1, SeqCst);
+    }
+}
+
+/// Makes the calls while the pool's one thread is held, and cancels them all: `queued` of them in the queue, for the others
+/// there is no room. Returns what is still allocated when the pool is idle again.
+async fn burst(pool: &Arc<dyn Pool>, queued: usize) -> isize {
+    let (ran, drops) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let ran_too = ran.clone();
+    let mut service = OffloadLayer::new(pool.clone()).reject_with(Err).layer(sync_fn(move |request: Request| {
+        ran_too.fetch_add(1, SeqCst);
+        drop(request);
+        Ok::<_, Rejection>(())
+    }));
+    let (entered, inside) = tokio::sync::oneshot::channel();
+    let (release, released) = mpsc::channel::<()>();
+    let held = pool.run(move || {
+        entered.send(()).unwrap();
+        let _ = released.recv();
+    });
+    inside.await.unwrap();
+
+    let before = live();
+    let (mut waiting, mut refused) = (Vec::with_capacity(queued), 0);
+    for number in 0..CALLS {
+        let request = Request { drops: drops.clone(), _body: [0; 32] };
+        let mut call = if number % 2 == 0 {
+            service.call(request).boxed()
+        } else {
+            let ran = ran.clone();
+            pool.run(move || {
+                ran.fetch_add(1, SeqCst);
+                drop(request);
+            })
+            .boxed()
+        };
+        match futures_util::poll!(&mut call) {
+            std::task::Poll::Pending => waiting.push(call),
+            std::task::Poll::Ready(answer) => {
+                assert_eq!(answer, Err(Rejection::Overloaded));
+                refused += 1;
+            }
+        }
+    }
+    assert_eq!((waiting.len(), refused), (queued, CALLS - queued));
+    assert_eq!(drops.load(SeqCst), refused);
+    let full = live() - before;
+    drop(waiting);
+    assert_eq!(drops.load(SeqCst), CALLS, "what never started is dropped with its caller");
+    let cancelled = live() - before;
+
+    drop(release);
+    held.await.unwrap();
+    let stats = || pool.gate().stats();
+    let idle = async {
+        while stats().slots_taken > 0 || stats().active > 0 {
+            tokio::task::yield_now().await;
+        }
+        pool.run(|| ()).await.unwrap(); // what came before is gone for good
+    };
+    tokio::time::timeout(Duration::from_secs(60), idle).await.expect("this hangs");
+    drop(service);
+    assert_eq!((ran.load(SeqCst), drops.load(SeqCst)), (0, CALLS));
+    assert_eq!((stats().in_flight, stats().queued), (0, 0));
+    let kept = live() - before;
+    let name = pool.gate().name();
+    println!("{name}: {full} bytes for {queued} queued calls, {cancelled} when cancelled, {kept} when idle again");
+    kept
+}
+
+/// Each on the one thread of each kind of pool.
+fn pools(runtime: &Runtime, queue_capacity: usize) -> Vec<Arc<dyn Pool>> {
+    let _inside = runtime.enter();
+    let rayon = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+    vec![
+        Arc::new(ThreadPool::builder().threads(1).queue_capacity(queue_capacity).build().unwrap()),
+        Arc::new(Rayon::new(rayon).queue_capacity(queue_capacity)),
+        Arc::new(TokioBlocking::new(1).queue_capacity(queue_capacity)),
+    ]
+}
+
+#[test]
+fn calls_cancelled_in_the_queue_run_nothing_and_free_everything() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    for capacity in [CALLS, 1000] {
+        let pools = pools(&runtime, capacity); // all of them until the end: threads that end free memory when they like
+        for pool in &pools {
+            runtime.block_on(async {
+                let name = pool.gate().name();
+                let first = burst(pool, capacity).await;
+                let allowed = (capacity.next_power_of_two() * KEPT_A_CALL) as isize + STRAY;
+                assert!(first <= allowed, "{name}: {first} bytes are left, {allowed} may be");
+                let second = burst(pool, capacity).await;
+                assert!(second <= STRAY, "{name}: another {second} bytes are left by the second burst");
+            });
+        }
+    }
+}

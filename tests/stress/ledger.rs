@@ -1,0 +1,100 @@
+//! What happened to each call, counted where it happens.
+
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicBool, AtomicU8, Ordering::SeqCst},
+};
+
+use tower_offload::Rejection;
+
+use crate::job::Plan;
+
+/// All calls of a round.
+#[derive(Debug, Default)]
+pub(crate) struct Ledger(Mutex<Vec<Arc<Entry>>>);
+
+impl Ledger {
+    pub(crate) fn enter(&self, plan: Plan) -> Arc<Entry> {
+        let mut entries = self.0.lock().unwrap();
+        let entry = Arc::new(Entry::new(entries.len() as u64, plan));
+        entries.push(entry.clone());
+        entry
+    }
+
+    pub(crate) fn entries(&self) -> Vec<Arc<Entry>> {
+        self.0.lock().unwrap().clone()
+    }
+}
+
+/// One call. Everything is counted, not flagged: twice has to be seen.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) id: u64,
+    pub(crate) plan: Plan,
+    /// First polls, or runs of the closure.
+    pub(crate) started: AtomicU8,
+    /// Outputs that the work returned.
+    pub(crate) ended: AtomicU8,
+    /// Panics out of a poll or out of the closure.
+    pub(crate) panicked: AtomicU8,
+    /// Panics of the future's drop.
+    pub(crate) exploded: AtomicU8,
+    /// Drops of what the call owned: the request, then the future or closure.
+    pub(crate) dropped: AtomicU8,
+    /// Drops of the panic's payload, if that is one that tells.
+    pub(crate) payloads: AtomicU8,
+    /// Answers that the caller got, and times that it went away without one.
+    pub(crate) answered: AtomicU8,
+    pub(crate) left: AtomicU8,
+    pub(crate) answer: Mutex<Option<Answer>>,
+    /// Set before the wake-up that the work waits for.
+    pub(crate) rung: AtomicBool,
+}
+
+/// What a caller got.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Answer {
+    Panicked,
+    Rejected(Rejection),
+    /// The timer of a call that waited for room: its runtime is gone, and then all of tokio's timers panic.
+    RuntimeGone,
+    Value(u64),
+}
+
+impl Entry {
+    fn new(id: u64, plan: Plan) -> Self {
+        Self {
+            id,
+            plan,
+            started: AtomicU8::new(0),
+            ended: AtomicU8::new(0),
+            panicked: AtomicU8::new(0),
+            exploded: AtomicU8::new(0),
+            dropped: AtomicU8::new(0),
+            payloads: AtomicU8::new(0),
+            answered: AtomicU8::new(0),
+            left: AtomicU8::new(0),
+            answer: Mutex::new(None),
+            rung: AtomicBool::new(false),
+        }
+    }
+
+    pub(crate) fn is_dropped(&self) -> bool {
+        self.dropped.load(SeqCst) > 0
+    }
+
+    pub(crate) fn answer(&self, answer: Answer) {
+        *self.answer.lock().unwrap() = Some(answer);
+        self.answered.fetch_add(1, SeqCst);
+    }
+}
+
+/// Goes with the request, then with the future or closure: its one drop is theirs.
+#[derive(Debug)]
+pub(crate) struct Token(pub(crate) Arc<Entry>);
+
+impl Drop for Token {
+    fn drop(&mut self) {
+        self.0.dropped.fetch_add(1, SeqCst);
+    }
+}

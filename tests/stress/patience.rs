@@ -1,0 +1,114 @@
+//! The callers' side of a call: what they see of it, and when they have enough.
+
+use std::{
+    fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::Pin,
+    sync::{Arc, atomic::Ordering::SeqCst},
+    task::{Context, Poll},
+};
+
+use tower_offload::Rejection;
+
+use crate::{
+    ledger::{Answer, Entry},
+    random::Random,
+};
+
+pub(crate) type Response = Pin<Box<dyn Future<Output = Result<u64, Rejection>> + Send>>;
+
+/// Writes down how the call was answered, or that its caller left before. Panics stop here.
+pub(crate) struct Watched {
+    entry: Arc<Entry>,
+    /// `None` after the answer.
+    response: Option<Response>,
+}
+
+impl Watched {
+    pub(crate) fn new(entry: Arc<Entry>, response: Response) -> Self {
+        Self { entry, response: Some(response) }
+    }
+}
+
+impl Future for Watched {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(response) = &mut self.response else { return Poll::Ready(()) };
+        let answer = match catch_unwind(AssertUnwindSafe(|| response.as_mut().poll(cx))) {
+            Ok(Poll::Pending) => return Poll::Pending,
+            Ok(Poll::Ready(Ok(value))) => Answer::Value(value),
+            Ok(Poll::Ready(Err(rejection))) => Answer::Rejected(rejection),
+            Err(payload) => {
+                let gone = payload.downcast_ref::<String>().is_some_and(|text| text.contains("being shutdown"));
+                let _ = catch_unwind(AssertUnwindSafe(|| drop(payload)));
+                if gone { Answer::RuntimeGone } else { Answer::Panicked }
+            }
+        };
+        self.response = None;
+        self.entry.answer(answer);
+        Poll::Ready(())
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        if self.response.take().is_some() {
+            self.entry.left.fetch_add(1, SeqCst);
+        }
+    }
+}
+
+impl fmt::Debug for Watched {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Watched").field("entry", &self.entry).finish_non_exhaustive()
+    }
+}
+
+/// When a caller leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Patience {
+    /// Before the first poll, or after so many.
+    Polls(usize),
+    /// When the work has ended, without taking its output; or after so many looks.
+    UntilEnd(usize),
+    /// Never, and polls only when woken.
+    Unlimited,
+}
+
+impl Patience {
+    pub(crate) fn random(random: &mut Random) -> Self {
+        match random.below(10) {
+            0 => Self::Polls(0),
+            1 | 2 => Self::Polls(1 + random.below(6)),
+            3 => Self::UntilEnd(1000),
+            _ => Self::Unlimited,
+        }
+    }
+}
+
+/// A call and its caller's patience. Ready when the caller is done with it, one way or another.
+#[derive(Debug)]
+pub(crate) struct Visit {
+    pub(crate) watched: Watched,
+    pub(crate) patience: Patience,
+}
+
+impl Future for Visit {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = &mut *self;
+        let left = match &mut this.patience {
+            Patience::Unlimited => return Pin::new(&mut this.watched).poll(cx),
+            Patience::Polls(left) => left,
+            Patience::UntilEnd(_) if this.watched.entry.is_dropped() => return Poll::Ready(()),
+            Patience::UntilEnd(left) => left,
+        };
+        let Some(fewer) = left.checked_sub(1) else { return Poll::Ready(()) };
+        *left = fewer;
+        let only_looks = matches!(this.patience, Patience::UntilEnd(_)) && fewer % 100 != 0;
+        cx.waker().wake_by_ref();
+        if only_looks { Poll::Pending } else { Pin::new(&mut this.watched).poll(cx) }
+    }
+}

@@ -1,0 +1,135 @@
+//! What must hold when a round is over.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering::SeqCst},
+    },
+    thread,
+};
+
+use tower_offload::{
+    Rejection,
+    pool::{Pool, Stats},
+};
+
+use crate::{
+    job::Plan,
+    ledger::{Answer, Entry},
+};
+
+/// How many calls ended in which way.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Verdict {
+    pub(crate) calls: u64,
+    pub(crate) started: u64,
+    pub(crate) values: u64,
+    pub(crate) panics: u64,
+    pub(crate) overloaded: u64,
+    pub(crate) closed: u64,
+    pub(crate) no_runtime: u64,
+    pub(crate) runtime_gone: u64,
+    pub(crate) left: u64,
+}
+
+impl Verdict {
+    pub(crate) fn add(&mut self, other: Self) {
+        self.calls += other.calls;
+        self.started += other.started;
+        self.values += other.values;
+        self.panics += other.panics;
+        self.overloaded += other.overloaded;
+        self.closed += other.closed;
+        self.no_runtime += other.no_runtime;
+        self.runtime_gone += other.runtime_gone;
+        self.left += other.left;
+    }
+}
+
+/// The figures of a pool that has nothing to do any more: the round's watch sees to it that this ends.
+pub(crate) fn settled_stats(pool: &dyn Pool) -> Stats {
+    loop {
+        let stats = pool.gate().stats();
+        let Stats { active, in_flight, queued, resumed, slots_taken, .. } = stats;
+        if (active, in_flight, queued, resumed, slots_taken) == (0, 0, 0, 0, 0) {
+            return stats;
+        }
+        thread::yield_now();
+    }
+}
+
+/// Those that something is still owed to.
+pub(crate) fn unsettled(entries: &[Arc<Entry>]) -> Vec<&Arc<Entry>> {
+    let settled = |it: &Entry| count(&it.dropped) == 1 && count(&it.answered) + count(&it.left) == 1;
+    entries.iter().filter(|it| !settled(it)).take(10).collect()
+}
+
+/// # Panics
+///
+/// If a call was lost, ran twice, or was answered with what did not happen; or if the pool counted something else.
+pub(crate) fn of(name: &str, entries: &[Arc<Entry>], stats: Option<Stats>) -> Verdict {
+    let mut verdict = Verdict::default();
+    let (mut completed, mut panicked) = (0, 0);
+    for entry in entries {
+        if let Err(fault) = check(entry) {
+            panic!("{name}: {fault}: {entry:#?}");
+        }
+        verdict.calls += 1;
+        verdict.started += count(&entry.started);
+        verdict.left += count(&entry.left);
+        match *entry.answer.lock().unwrap() {
+            Some(Answer::Panicked | Answer::Rejected(Rejection::Panicked)) => verdict.panics += 1,
+            Some(Answer::Rejected(Rejection::Closed)) => verdict.closed += 1,
+            Some(Answer::Rejected(Rejection::NoRuntime)) => verdict.no_runtime += 1,
+            Some(Answer::Rejected(_)) => verdict.overloaded += 1,
+            Some(Answer::RuntimeGone) => verdict.runtime_gone += 1,
+            Some(Answer::Value(_)) => verdict.values += 1,
+            None => {}
+        }
+        // A future that explodes does so in its last poll, after its output; or when it is cancelled.
+        let exploded = count(&entry.exploded);
+        completed += count(&entry.ended) * (1 - exploded);
+        panicked += count(&entry.panicked) + exploded;
+    }
+    if let Some(stats) = stats {
+        let refused = verdict.closed + verdict.no_runtime + verdict.overloaded;
+        assert_eq!((stats.started, stats.completed), (verdict.started, completed), "{name}: started, completed");
+        assert_eq!(stats.panicked, panicked, "{name}: panicked");
+        // Some of those who left had been refused before, or had waited outside; nobody saw which.
+        let rejected = refused..=refused + verdict.left;
+        assert!(rejected.contains(&stats.rejected), "{name}: {} rejected, not {rejected:?}", stats.rejected);
+        assert!(stats.abandoned <= verdict.left, "{name}: {} abandoned of {}", stats.abandoned, verdict.left);
+        // Each call that did not end by itself was refused or abandoned, or left before it was admitted.
+        let ended = completed + panicked + stats.rejected + stats.abandoned;
+        let at_least = verdict.calls - verdict.left - verdict.runtime_gone;
+        assert!(ended >= at_least, "{name}: {ended} of {} ended", verdict.calls);
+    }
+    verdict
+}
+
+fn check(entry: &Entry) -> Result<(), &'static str> {
+    let started = count(&entry.started);
+    let failed = count(&entry.panicked) + count(&entry.exploded);
+    let planned_payload = u64::from(entry.plan == Plan::PanicTwice) * count(&entry.panicked);
+    let answer = *entry.answer.lock().unwrap();
+    let fits = match answer {
+        Some(Answer::Value(id)) => id == entry.id && count(&entry.ended) == 1 && failed == 0,
+        Some(Answer::Panicked | Answer::Rejected(Rejection::Panicked)) => started == 1 && failed == 1,
+        Some(Answer::Rejected(Rejection::Closed)) => count(&entry.ended) == 0, // at any time of its life
+        Some(Answer::Rejected(_) | Answer::RuntimeGone) => started == 0,
+        None => true,
+    };
+    let all = [
+        (started <= 1, "started more than once"),
+        (count(&entry.ended) <= started, "ended, and not once after it started"),
+        (count(&entry.dropped) == 1, "not dropped once"),
+        (count(&entry.payloads) == planned_payload, "the panic's payload was not dropped once"),
+        (count(&entry.answered) + count(&entry.left) == 1, "not answered once"),
+        (fits, "the answer is not what happened"),
+    ];
+    all.into_iter().find(|(holds, _)| !holds).map_or(Ok(()), |(_, fault)| Err(fault))
+}
+
+fn count(counter: &AtomicU8) -> u64 {
+    counter.load(SeqCst).into()
+}
