@@ -13,6 +13,7 @@ mod panics;
 mod policy;
 mod priority;
 mod readiness;
+mod replies;
 mod runtimes;
 mod scheduling;
 mod shutdown;
