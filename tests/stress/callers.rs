@@ -119,8 +119,11 @@ impl Caller {
             if visits.is_empty() {
                 return;
             }
+            let before = visits.len();
             visits.retain_mut(|visit| Pin::new(visit).poll(&mut cx).is_pending());
-            thread::yield_now();
+            if visits.len() == before {
+                thread::sleep(Duration::from_micros(50)); // let those have the core who work
+            }
         }
     }
 }

@@ -81,7 +81,7 @@ impl Patience {
         match random.below(10) {
             0 => Self::Polls(0),
             1 | 2 => Self::Polls(1 + random.below(6)),
-            3 => Self::UntilEnd(1000),
+            3 => Self::UntilEnd(200),
             _ => Self::Unlimited,
         }
     }

@@ -130,7 +130,7 @@ impl Round {
             _ => {}
         }
         while tickets.taken() < moment {
-            thread::yield_now();
+            thread::sleep(Duration::from_micros(200));
         }
         match &pool {
             Some(pool) if self.event == Event::Shutdown => {

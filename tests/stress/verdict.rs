@@ -6,6 +6,7 @@ use std::{
         atomic::{AtomicU8, Ordering::SeqCst},
     },
     thread,
+    time::Duration,
 };
 
 use tower_offload::{
@@ -54,7 +55,7 @@ pub(crate) fn settled_stats(pool: &dyn Pool) -> Stats {
         if (active, in_flight, queued, resumed, slots_taken) == (0, 0, 0, 0, 0) {
             return stats;
         }
-        thread::yield_now();
+        thread::sleep(Duration::from_micros(50));
     }
 }
 
