@@ -4,11 +4,12 @@ use tokio::time::Instant;
 
 use super::{
     Priority, QueuePolicy,
+    inbox::Inbox,
     queue::Waits,
     roster::{Ask, From, Limits, Next, Roster},
     seat::Seat,
 };
-use crate::sync::{AtomicBool, Mutex, Ordering, Padded, lock, spin_loop, thread};
+use crate::sync::{AtomicBool, Mutex, Ordering, Padded, fence, lock, spin_loop, thread};
 
 /// How a thread looks for work before it sleeps, in the shape of crossbeam's `Backoff`: some microseconds of spinning, each
 /// round twice as long, then it offers its core to others a few times. Two wake-ups of threads are most of what a hop
@@ -23,6 +24,14 @@ const YIELDS: u32 = 64;
 #[derive(Debug)]
 pub(super) struct Crew<T> {
     roster: Padded<Mutex<Roster<T, Arc<Seat>>>>,
+    /// New calls of normal priority that came while nobody wanted to know, if the policy is first in, first out.
+    inbox: Padded<Inbox<T>>,
+    /// Whether a new call has to be put into the roster at once. Written under its lock, when it changes.
+    ///
+    /// Invariant: while the inbox is not empty, a thread is busy, coming or searching, and looks there before it sleeps or
+    /// ends; or this is set, and whoever filled the inbox is about to look after it. For he puts the call down, then looks
+    /// here; and who sets this, then looks into the inbox: one of the two sees the other.
+    wants_to_know: Padded<AtomicBool>,
     /// Whether a job came since the thread that searches began to; the lock has the truth.
     found: Padded<AtomicBool>,
     /// Whether the policy goes by the clock. First in, first out does not, and no clock is read for it.
@@ -73,13 +82,39 @@ impl<T: Waits> Crew<T> {
     pub(super) fn new(limits: Limits, policy: QueuePolicy, spin: bool) -> Self {
         let roster = Padded(Mutex::new(Roster::new(limits, policy)));
         let timed = policy != QueuePolicy::Fifo;
-        Self { roster, found: Padded(AtomicBool::new(false)), timed, spins: if spin { SPINS } else { 0 } }
+        Self {
+            roster,
+            inbox: Padded(Inbox::new()),
+            wants_to_know: Padded(AtomicBool::new(true)),
+            found: Padded(AtomicBool::new(false)),
+            timed,
+            spins: if spin { SPINS } else { 0 },
+        }
     }
 
     /// Returns the hand of a thread that the caller has to spawn, if it has to.
     #[must_use = "a thread that is asked for has to come"]
     pub(super) fn push(&self, item: T, priority: Priority, resumed: bool) -> Option<Hand<T>> {
-        self.change(|roster| ((), roster.push(item, priority, resumed))).1
+        if resumed || priority != Priority::Normal || self.timed {
+            return self.change(|roster| ((), roster.push(item, priority, resumed))).1;
+        }
+        if !self.wants_to_know.load(Ordering::Relaxed) {
+            self.inbox.push(item);
+            fence(Ordering::SeqCst);
+            if !self.wants_to_know.load(Ordering::Relaxed) {
+                return None;
+            }
+            return self.change(|roster| ((), self.receive(roster).call_if_any_waits())).1;
+        }
+        self.change(|roster| ((), self.receive(roster).push(item, priority, resumed))).1
+    }
+
+    /// Takes over what is in the inbox.
+    fn receive<'a>(&self, roster: &'a mut Roster<T, Arc<Seat>>) -> &'a mut Roster<T, Arc<Seat>> {
+        if self.inbox.has_any() {
+            self.inbox.empty_into(roster.normal());
+        }
+        roster
     }
 
     /// Counts one more thread ahead of any work; `true` if the caller has to spawn it, as `Hand::hired`.
@@ -103,11 +138,14 @@ impl<T: Waits> Crew<T> {
             let seat = || seat.get_or_insert_with(Seat::here).clone();
             let now = self.timed.then(Instant::now); // not under the lock; in a test this clock can be paused and set
             let ((next, more), spawn) = self.change(|roster| {
+                if !self.timed && roster.normal().is_empty() {
+                    self.receive(roster);
+                }
                 let (next, ask) = match *reserved {
                     true => roster.next_reserved(*from, stay, seat),
                     false => roster.next(*from, stay, now, shed, seat),
                 };
-                ((next, !roster.is_empty()), ask)
+                ((next, !roster.is_empty() || self.inbox.has_any()), ask)
             });
             match next {
                 Next::Run(item) => {
@@ -133,17 +171,18 @@ impl<T: Waits> Crew<T> {
 
     /// Looks for work for a moment, without the lock.
     fn search(&self) {
+        let found = || self.found.load(Ordering::Relaxed) || self.inbox.has_any();
         for round in 0..self.spins {
             for _ in 0..1 << round {
                 spin_loop();
             }
-            if self.found.load(Ordering::Relaxed) {
+            if found() {
                 return;
             }
         }
         for _ in 0..YIELDS {
             thread::yield_now();
-            if self.found.load(Ordering::Relaxed) {
+            if found() {
                 return;
             }
         }
@@ -169,11 +208,23 @@ impl<T: Waits> Crew<T> {
     /// A thread that was counted could not be spawned or vanished. Returns the jobs that nobody is left to run.
     #[must_use = "these jobs have to be answered"]
     pub(super) fn lost(&self, hand: &Hand<T>) -> Vec<T> {
-        self.change(|roster| match hand.reserved {
-            true => roster.lost_reserved(hand.from),
-            false => roster.lost(hand.from),
-        })
-        .0
+        let (left, ask) = {
+            let mut roster = lock(&self.roster);
+            match hand.reserved {
+                true => roster.lost_reserved(hand.from),
+                false => roster.lost(hand.from),
+            }
+            // First this, then the inbox; and a new thread is not asked for again and again, if there are none to be had.
+            self.publish(&roster);
+            let (left, ask) = self.receive(&mut roster).make_up();
+            self.publish(&roster);
+            promise(&ask);
+            (left, ask)
+        };
+        if let Ask::Wake(seat) = ask {
+            seat.wake();
+        }
+        left
     }
 
     /// Threads end when there is nothing to do. Later jobs get threads again.
@@ -194,12 +245,12 @@ impl<T: Waits> Crew<T> {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        lock(&self.roster).is_empty()
+        !self.inbox.has_any() && lock(&self.roster).is_empty()
     }
 
     /// For how long the oldest new call has waited.
     pub(super) fn longest_wait(&self) -> Duration {
-        let oldest = lock(&self.roster).oldest();
+        let oldest = self.receive(&mut lock(&self.roster)).oldest();
         oldest.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
@@ -207,17 +258,31 @@ impl<T: Waits> Crew<T> {
         lock(&self.roster).threads()
     }
 
+    /// Says whether new calls are to be put into the roster at once. `true` if that is new: then the inbox is to be looked
+    /// into, for whoever put a call there just now may not have seen it.
+    fn publish(&self, roster: &Roster<T, Arc<Seat>>) -> bool {
+        let wants_to_know = roster.wants_to_know();
+        if self.wants_to_know.load(Ordering::Relaxed) == wants_to_know {
+            return false;
+        }
+        self.wants_to_know.store(wants_to_know, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        wants_to_know
+    }
+
     /// Changes the roster and answers what that asks for. Returns the hand of a thread that the caller has to spawn.
     fn change<R>(&self, change: impl FnOnce(&mut Roster<T, Arc<Seat>>) -> (R, Ask<Arc<Seat>>)) -> (R, Option<Hand<T>>) {
         let (result, ask) = {
             let mut roster = lock(&self.roster);
-            let (result, ask) = change(&mut roster);
+            let (result, mut ask) = change(&mut roster);
             if roster.is_searching() {
                 self.found.store(!roster.is_empty(), Ordering::Relaxed);
             }
-            if let Ask::Wake(seat) = &ask {
-                seat.promise(From::Coming);
+            if self.publish(&roster) && self.inbox.has_any() {
+                ask = self.receive(&mut roster).call_if_any_waits();
+                self.publish(&roster);
             }
+            promise(&ask);
             (result, ask)
         };
         let spawn = match ask {
@@ -230,6 +295,13 @@ impl<T: Waits> Crew<T> {
             }
         };
         (result, spawn)
+    }
+}
+
+/// Before the lock is free.
+fn promise(ask: &Ask<Arc<Seat>>) {
+    if let Ask::Wake(seat) = ask {
+        seat.promise(From::Coming);
     }
 }
 

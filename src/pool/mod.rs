@@ -77,6 +77,7 @@
 pub(crate) mod call;
 mod crew;
 mod gate;
+mod inbox;
 mod inline;
 mod job;
 mod meter;

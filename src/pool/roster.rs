@@ -1,3 +1,5 @@
+use std::collections::VecDeque;
+
 use tokio::time::Instant;
 
 use super::{
@@ -142,7 +144,7 @@ impl<T: Waits, S> Roster<T, S> {
         }
     }
 
-    fn call_if_any_waits(&mut self) -> Ask<S> {
+    pub(super) fn call_if_any_waits(&mut self) -> Ask<S> {
         if self.jobs.is_empty() { Ask::Nothing } else { self.call_for_hands() }
     }
 
@@ -205,28 +207,27 @@ impl<T: Waits, S> Roster<T, S> {
         (next, Ask::Nothing)
     }
 
-    /// A thread that was counted never came or vanished. Returns the jobs that nobody is left to run; or, if a job waits and
-    /// another thread sleeps, asks for that one: while this one was coming, nobody else was asked for.
-    pub(super) fn lost(&mut self, from: From) -> (Vec<T>, Ask<S>) {
+    /// A thread that was counted never came or vanished. To be followed by `make_up`.
+    pub(super) fn lost(&mut self, from: From) {
         self.threads -= 1;
         match from {
             From::Busy => {}
             From::Coming => self.coming = false,
             From::Searching => self.searching = false,
         }
-        self.make_up()
     }
 
     /// As `lost`, for a reserved thread.
-    pub(super) fn lost_reserved(&mut self, from: From) -> (Vec<T>, Ask<S>) {
+    pub(super) fn lost_reserved(&mut self, from: From) {
         self.reserved.threads -= 1;
         if from == From::Coming {
             self.reserved.coming = false;
         }
-        self.make_up()
     }
 
-    fn make_up(&mut self) -> (Vec<T>, Ask<S>) {
+    /// After `lost`: returns the jobs that nobody is left to run; or, if a job waits and another thread sleeps, asks for
+    /// that one: while the lost one was coming, nobody else was asked for.
+    pub(super) fn make_up(&mut self) -> (Vec<T>, Ask<S>) {
         let mut left = Vec::new();
         if self.threads == 0 {
             left.extend(self.jobs.drain());
@@ -268,6 +269,16 @@ impl<T: Waits, S> Roster<T, S> {
 
     pub(super) fn is_empty(&self) -> bool {
         self.jobs.is_empty()
+    }
+
+    /// Where new calls of normal priority wait, first in, first out; for those that come all at once.
+    pub(super) fn normal(&mut self) -> &mut VecDeque<T> {
+        self.jobs.normal()
+    }
+
+    /// Whether a job that comes now leads to more than that it waits: no thread is on its way, and one could be.
+    pub(super) fn wants_to_know(&self) -> bool {
+        !self.coming && !self.searching && (!self.idle.is_empty() || self.threads < self.limits.max)
     }
 
     pub(super) fn is_searching(&self) -> bool {

@@ -103,6 +103,11 @@ impl<T: Waits> Jobs<T> {
         self.len() == 0
     }
 
+    /// New calls of normal priority, first in, first out.
+    pub(in crate::pool) fn normal(&mut self) -> &mut VecDeque<T> {
+        self.fresh.normal().calls()
+    }
+
     pub(super) fn len(&self) -> usize {
         self.fresh.len() + self.resumed.len() + self.releases
     }

@@ -53,6 +53,12 @@ impl<T: Waits> Lane<T> {
         self.calls.pop_back()
     }
 
+    /// The queue itself, for calls that come all at once. Only if it is first in, first out: a policy looks at each.
+    pub(super) fn calls(&mut self) -> &mut VecDeque<T> {
+        debug_assert!(self.overload.is_none());
+        &mut self.calls
+    }
+
     pub(super) fn len(&self) -> usize {
         self.calls.len()
     }

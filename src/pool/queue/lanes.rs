@@ -82,6 +82,11 @@ impl<T: Waits> Lanes<T> {
         self.len() == 0
     }
 
+    /// The normal lane, for calls that come all at once.
+    pub(super) fn normal(&mut self) -> &mut Lane<T> {
+        &mut self.normal
+    }
+
     pub(super) fn len(&self) -> usize {
         self.normal.len() + self.others_waiting
     }
