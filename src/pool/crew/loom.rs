@@ -36,9 +36,9 @@ fn work(
     }
 }
 
-#[test]
-fn jobs_pushed_from_two_threads_all_run_once_though_no_thread_stays() {
-    loom::model(|| {
+/// `resumed` says which of the jobs 1 and 2 go past the inbox.
+fn jobs_pushed_from_two_threads_all_run_once(resumed: fn(u32) -> bool) {
+    loom::model(move || {
         let crew = crew(0, 1, 0);
         let ran = Arc::new(AtomicU32::new(0));
         let run: Arc<dyn Fn(u32) + Send + Sync> = Arc::new({
@@ -49,7 +49,7 @@ fn jobs_pushed_from_two_threads_all_run_once_though_no_thread_stays() {
         let push = |job: u32| {
             let (crew, run) = (crew.clone(), run.clone());
             move || {
-                if let Some(hand) = crew.push(job, Priority::Normal, job == 2) {
+                if let Some(hand) = crew.push(job, Priority::Normal, resumed(job)) {
                     work(&crew, hand, Some(Duration::ZERO), &run);
                 }
             }
@@ -60,6 +60,16 @@ fn jobs_pushed_from_two_threads_all_run_once_though_no_thread_stays() {
         assert_eq!(ran.load(Ordering::SeqCst), 3);
         assert_eq!(crew.threads(), 0);
     });
+}
+
+#[test]
+fn jobs_pushed_from_two_threads_all_run_once_though_no_thread_stays() {
+    jobs_pushed_from_two_threads_all_run_once(|job| job == 2);
+}
+
+#[test]
+fn new_jobs_pushed_from_two_threads_all_run_once_though_no_thread_stays() {
+    jobs_pushed_from_two_threads_all_run_once(|_| false);
 }
 
 /// Nobody closes the crew before the jobs are done: a wake that is lost is a deadlock, and loom reports it.
@@ -87,7 +97,7 @@ fn jobs_are_run_though_nothing_else_wakes_the_threads(threads: usize, jobs: u32)
             })
             .collect();
         for job in 0..jobs {
-            assert!(crew.push(job, Priority::Normal, job % 2 == 1).is_none());
+            assert!(crew.push(job, Priority::Normal, job % 2 == 0).is_none());
         }
         done.wait();
         crew.close();
