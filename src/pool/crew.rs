@@ -156,7 +156,13 @@ impl<T: Waits> Crew<T> {
                     hand.from = From::Busy;
                     return Some(Turn { job: None, spawn, more });
                 }
-                Next::Exit => return None,
+                Next::Exit => match spawn {
+                    // A call came into the inbox at the last moment: the thread that it asks for is at hand.
+                    Some(asked) => {
+                        *hand = Hand { seat: hand.seat.take(), shed: std::mem::take(&mut hand.shed), ..asked }
+                    }
+                    None => return None,
+                },
                 Next::Search => {
                     self.search();
                     hand.from = From::Searching;
@@ -279,6 +285,7 @@ impl<T: Waits> Crew<T> {
                 self.found.store(!roster.is_empty(), Ordering::Relaxed);
             }
             if self.publish(&roster) && self.inbox.has_any() {
+                debug_assert!(matches!(ask, Ask::Nothing), "a thread is asked for, and another one is wanted");
                 ask = self.receive(&mut roster).call_if_any_waits();
                 self.publish(&roster);
             }
