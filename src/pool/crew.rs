@@ -93,8 +93,8 @@ impl<T: Waits> Crew<T> {
         lock(&self.roster).hire()
     }
 
-    /// The next job for the calling thread, which waits for one for `keep_alive` (`None`: for ever) if need be. `None` says
-    /// that the thread has to end and is not counted any more.
+    /// The next job for the calling thread, which waits for one for `keep_alive` (`None`: for ever) if need be. `None`
+    /// says that the thread has to end and is not counted any more.
     pub(super) fn next(&self, hand: &mut Hand<T>, keep_alive: Option<Duration>) -> Option<Turn<T>> {
         let stay = keep_alive != Some(Duration::ZERO);
         loop {

@@ -17,8 +17,8 @@ use tokio::{
 
 use super::{Left, Pool, Priority, Rejection, Stats, meter::Meter, slots::Slots};
 
-/// How many [`Priority::Release`] calls may wait to be started. They give back what others wait for, so there are seldom
-/// more of them at once than threads that hold something.
+/// How many [`Priority::Release`] calls may wait to be started. They give back what others wait for, so there are
+/// seldom more of them at once than threads that hold something.
 const RELEASE_CAPACITY: usize = 64;
 
 const OPEN: u8 = 0;

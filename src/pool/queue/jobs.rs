@@ -16,8 +16,8 @@ const RESUMED_EVERY: u8 = 4;
 
 /// All jobs that wait in a pool: which goes next.
 ///
-/// New release calls go before everything: each is picked once, and their number is bounded. Woken release calls go before
-/// everything but for two picks of eight.
+/// New release calls go before everything: each is picked once, and their number is bounded. Woken release calls go
+/// before everything but for two picks of eight.
 #[derive(Debug)]
 pub(in crate::pool) struct Jobs<T> {
     fresh: Lanes<T>,

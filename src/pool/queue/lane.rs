@@ -17,8 +17,8 @@ pub(in crate::pool) trait Waits {
 #[derive(Debug)]
 pub(super) struct Lane<T> {
     calls: VecDeque<T>,
-    /// `None`: first in, first out. In a box, since the lanes are looked at under the pool's lock, a million times a second,
-    /// and should share few cache lines.
+    /// `None`: first in, first out. In a box, since the lanes are looked at under the pool's lock, a million times a
+    /// second, and should share few cache lines.
     overload: Option<Box<Overload>>,
 }
 

@@ -15,9 +15,9 @@ const CYCLE: [Which; CYCLE_LENGTH] = cycle();
 
 /// New calls by priority.
 ///
-/// A turn of a lane in which nobody waits goes to the next lane in the cycle. A lane in which somebody waits has its turn
-/// after at most 20 picks of others, whichever come and go meanwhile. (Nginx's credits, kept from pick to pick, promise that only
-/// while the same lanes wait: else it may take 32.)
+/// A turn of a lane in which nobody waits goes to the next lane in the cycle. A lane in which somebody waits has its
+/// turn after at most 20 picks of others, whichever come and go meanwhile. (Nginx's credits, kept from pick to pick,
+/// promise that only while the same lanes wait: else it may take 32.)
 #[derive(Debug)]
 pub(super) struct Lanes<T> {
     normal: Lane<T>,
