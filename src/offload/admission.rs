@@ -22,7 +22,8 @@ use crate::pool::{
 /// The most calls that wait for a place at once, unless told otherwise; as many as wait in a pool's queue.
 const DEFAULT_MAX_WAITING: usize = 1024;
 
-/// How many release calls of a layer are in flight at once, if the layer has a limit at all: as many as a pool's queue takes.
+/// How many release calls of a layer are in flight at once, if the layer has a limit at all: as many as a pool's queue
+/// takes.
 const RELEASE_PLACES: usize = 64;
 
 /// How a layer lets calls in. Lives in the layer, not in its services: axum clones a layer for each route and a service

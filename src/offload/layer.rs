@@ -160,8 +160,8 @@ impl<X, A> OffloadLayer<X, A> {
     /// Said twice, the last one counts. [`Low`](Priority::Low) is refused once half of the pool's queue is taken, and
     /// [`Release`](Priority::Release) has places of its own, in the pool and in this layer; but with
     /// [`wait`](Self::wait) a `Low` call waits for a place as any other does, and with
-    /// [`backpressure`](Self::backpressure) the place is reserved before the request is known, so that the priority decides the
-    /// order only.
+    /// [`backpressure`](Self::backpressure) the place is reserved before the request is known, so that the priority
+    /// decides the order only.
     ///
     /// ```
     /// use axum::{Router, routing::get};

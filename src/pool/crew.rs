@@ -43,11 +43,19 @@ pub(super) struct Crew<T> {
 #[derive(Debug)]
 pub(super) struct Hand<T> {
     from: From,
-    reserved: bool,
+    role: Role,
     /// The jobs that the policy gave up when this thread last took one. The thread has to answer them.
     pub(super) shed: Vec<T>,
     /// Made when the thread first goes to sleep.
     seat: Option<Arc<Seat>>,
+}
+
+/// What a thread of the crew is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    Ordinary,
+    /// Runs release calls only.
+    Reserved,
 }
 
 /// What a thread does next.
@@ -55,8 +63,8 @@ pub(super) struct Hand<T> {
 pub(super) struct Turn<T> {
     /// `None` if there was nothing but what stands in [`Hand::shed`].
     pub(super) job: Option<T>,
-    /// The hand of a thread that has to be spawned.
-    pub(super) spawn: Option<Hand<T>>,
+    /// A thread that has to be spawned. It comes as [`Hand::coming`].
+    pub(super) spawn: Option<Role>,
     /// Whether other jobs wait.
     pub(super) more: bool,
 }
@@ -64,16 +72,16 @@ pub(super) struct Turn<T> {
 impl<T> Hand<T> {
     /// A thread that was counted by `hire`.
     pub(super) fn hired() -> Self {
-        Self::new(From::Busy, false)
+        Self { from: From::Busy, ..Self::coming(Role::Ordinary) }
     }
 
-    fn new(from: From, reserved: bool) -> Self {
-        Self { from, reserved, shed: Vec::new(), seat: None }
+    /// A thread that was asked for.
+    pub(super) fn coming(role: Role) -> Self {
+        Self { from: From::Coming, role, shed: Vec::new(), seat: None }
     }
 
-    /// `true` if it runs release calls only.
-    pub(super) fn is_reserved(&self) -> bool {
-        self.reserved
+    pub(super) fn role(&self) -> Role {
+        self.role
     }
 }
 
@@ -92,9 +100,9 @@ impl<T: Waits> Crew<T> {
         }
     }
 
-    /// Returns the hand of a thread that the caller has to spawn, if it has to.
+    /// Returns what thread the caller has to spawn, if it has to.
     #[must_use = "a thread that is asked for has to come"]
-    pub(super) fn push(&self, item: T, priority: Priority, resumed: bool) -> Option<Hand<T>> {
+    pub(super) fn push(&self, item: T, priority: Priority, resumed: bool) -> Option<Role> {
         if resumed || priority != Priority::Normal || self.timed {
             return self.change(|roster| ((), roster.push(item, priority, resumed))).1;
         }
@@ -134,16 +142,16 @@ impl<T: Waits> Crew<T> {
     ) -> Option<Turn<T>> {
         let stay = keep_alive != Some(Duration::ZERO);
         loop {
-            let Hand { from, reserved, shed, seat } = hand;
+            let Hand { from, role, shed, seat } = hand;
             let seat = || seat.get_or_insert_with(Seat::here).clone();
             let now = self.timed.then(Instant::now); // not under the lock; in a test this clock can be paused and set
             let ((next, more), spawn) = self.change(|roster| {
                 if !self.timed && roster.normal().is_empty() {
                     self.receive(roster);
                 }
-                let (next, ask) = match *reserved {
-                    true => roster.next_reserved(*from, stay, seat),
-                    false => roster.next(*from, stay, now, shed, seat),
+                let (next, ask) = match role {
+                    Role::Ordinary => roster.next(*from, stay, now, shed, seat),
+                    Role::Reserved => roster.next_reserved(*from, stay, seat),
                 };
                 ((next, !roster.is_empty() || self.inbox.has_any()), ask)
             });
@@ -158,9 +166,7 @@ impl<T: Waits> Crew<T> {
                 }
                 Next::Exit => match spawn {
                     // A call came into the inbox at the last moment: the thread that it asks for is at hand.
-                    Some(asked) => {
-                        *hand = Hand { seat: hand.seat.take(), shed: std::mem::take(&mut hand.shed), ..asked }
-                    }
+                    Some(role) => (hand.from, hand.role) = (From::Coming, role),
                     None => return None,
                 },
                 Next::Search => {
@@ -216,9 +222,9 @@ impl<T: Waits> Crew<T> {
     pub(super) fn lost(&self, hand: &Hand<T>) -> Vec<T> {
         let (left, ask) = {
             let mut roster = lock(&self.roster);
-            match hand.reserved {
-                true => roster.lost_reserved(hand.from),
-                false => roster.lost(hand.from),
+            match hand.role {
+                Role::Ordinary => roster.lost(hand.from),
+                Role::Reserved => roster.lost_reserved(hand.from),
             }
             // First this, then the inbox; and a new thread is not asked for again and again, if there are none to be had.
             self.publish(&roster);
@@ -244,9 +250,9 @@ impl<T: Waits> Crew<T> {
         asleep.iter().for_each(|seat| seat.wake());
     }
 
-    /// To be called after `close`. Returns the hand of a thread that the caller has to spawn for what is queued, if any is.
+    /// To be called after `close`. Returns what thread the caller has to spawn for what is queued, if any is.
     #[must_use = "a thread that is asked for has to come"]
-    pub(super) fn halt(&self) -> Option<Hand<T>> {
+    pub(super) fn halt(&self) -> Option<Role> {
         self.change(|roster| ((), roster.halt())).1
     }
 
@@ -276,8 +282,8 @@ impl<T: Waits> Crew<T> {
         wants_to_know
     }
 
-    /// Changes the roster and answers what that asks for. Returns the hand of a thread that the caller has to spawn.
-    fn change<R>(&self, change: impl FnOnce(&mut Roster<T, Arc<Seat>>) -> (R, Ask<Arc<Seat>>)) -> (R, Option<Hand<T>>) {
+    /// Changes the roster and answers what that asks for. Returns what thread the caller has to spawn.
+    fn change<R>(&self, change: impl FnOnce(&mut Roster<T, Arc<Seat>>) -> (R, Ask<Arc<Seat>>)) -> (R, Option<Role>) {
         let (result, ask) = {
             let mut roster = lock(&self.roster);
             let (result, mut ask) = change(&mut roster);
@@ -294,8 +300,8 @@ impl<T: Waits> Crew<T> {
         };
         let spawn = match ask {
             Ask::Nothing => None,
-            Ask::Spawn => Some(Hand::new(From::Coming, false)),
-            Ask::SpawnReserved => Some(Hand::new(From::Coming, true)),
+            Ask::Spawn => Some(Role::Ordinary),
+            Ask::SpawnReserved => Some(Role::Reserved),
             Ask::Wake(seat) => {
                 seat.wake();
                 None

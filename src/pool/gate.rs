@@ -23,8 +23,8 @@ use super::{
 };
 use crate::sync::Padded;
 
-/// How many [`Priority::Release`] calls may wait to be started. They give back what others wait for, so there are seldom
-/// more of them at once than threads that hold something.
+/// How many [`Priority::Release`] calls may wait to be started. They give back what others wait for, so there are
+/// seldom more of them at once than threads that hold something.
 const RELEASE_CAPACITY: usize = 64;
 
 const OPEN: u8 = 0;

@@ -43,8 +43,8 @@ pub trait Pool: fmt::Debug + Send + Sync + 'static {
 
     /// How long a new call has to expect to wait: what `Retry-After` tells. Asked only when a call is rejected.
     ///
-    /// Provided: what the call waited that started last. The pools here also look at the call that waits longest now, so
-    /// that a pool whose threads are all stuck does not tell what was true before.
+    /// Provided: what the call waited that started last. The pools here also look at the call that waits longest now,
+    /// so that a pool whose threads are all stuck does not tell what was true before.
     fn expected_wait(&self) -> Duration {
         self.gate().expected_wait()
     }

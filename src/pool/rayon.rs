@@ -15,8 +15,8 @@ use super::{
 /// While work waits in `join` or `par_iter`, rayon may run another call on the same thread and stack. So never hold a lock
 /// across those that another handler takes too.
 ///
-/// [`Priority::Release`](super::Priority::Release) calls go first, but there is no reserved thread for them: where all of
-/// rayon's threads are blocked, they wait.
+/// [`Priority::Release`](super::Priority::Release) calls go first, but there is no reserved thread for them: where all
+/// of rayon's threads are blocked, they wait.
 ///
 /// A handle: clones are the same pool.
 ///

@@ -19,9 +19,10 @@ use super::{
 ///
 /// *Reserved* threads are counted apart, run release calls only, and never search. At most one of them is coming.
 ///
-/// Invariant: while a release call waits, an ordinary thread is coming or searching; or all of these are busy and there may be
-/// no more, and a reserved one is coming, or all of those are busy too and there may be no more. For an ordinary thread is asked
-/// for first, and a reserved one only if there is none; and what a reserved thread does changes nothing for other jobs.
+/// Invariant: while a release call waits, an ordinary thread is coming or searching; or all of these are busy and there
+/// may be no more, and a reserved one is coming, or all of those are busy too and there may be no more. For an ordinary
+/// thread is asked for first, and a reserved one only if there is none; and what a reserved thread does changes nothing
+/// for other jobs.
 #[derive(Debug)]
 pub(super) struct Roster<T, S> {
     jobs: Jobs<T>,
@@ -155,8 +156,8 @@ impl<T: Waits, S> Roster<T, S> {
         room
     }
 
-    /// What the thread does next that was `from`. `stay` says whether it may wait for work. Jobs that the policy gives up
-    /// go into `shed`, whatever comes next; it goes by `now`, and is first in, first out without.
+    /// What the thread does next that was `from`. `stay` says whether it may wait for work. Jobs that the policy gives
+    /// up go into `shed`, whatever comes next; it goes by `now`, and is first in, first out without.
     pub(super) fn next(
         &mut self,
         from: From,

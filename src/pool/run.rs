@@ -28,8 +28,8 @@ use super::{
 /// # Errors
 ///
 /// The future ends with [`Rejection::Overloaded`] if the queue is full, with [`Rejection::Expired`] if the work waited
-/// there for longer than the pool's [policy](super::QueuePolicy) allows, and with [`Rejection::Closed`] if the pool is shut
-/// down.
+/// there for longer than the pool's [policy](super::QueuePolicy) allows, and with [`Rejection::Closed`] if the pool is
+/// shut down.
 ///
 /// # Panics
 ///

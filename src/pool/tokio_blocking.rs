@@ -14,8 +14,8 @@ use super::{
 /// and lets a bounded number of calls wait. Its jobs run on the runtime in which the pool was made, whatever runtime a
 /// call is made from. When that runtime is gone, calls are answered [`Rejection::Closed`].
 ///
-/// [`Priority::Release`](super::Priority::Release) calls go first, but there is no reserved thread for them: where all of
-/// the pool's threads are blocked, they wait.
+/// [`Priority::Release`](super::Priority::Release) calls go first, but there is no reserved thread for them: where all
+/// of the pool's threads are blocked, they wait.
 ///
 /// A handle: clones are the same pool.
 #[derive(Debug, Clone)]

@@ -9,7 +9,7 @@ use tokio::runtime::Handle;
 
 use super::{
     Gate, Job, Left, QueuePolicy, Rejection,
-    crew::{Crew, Hand, Turn},
+    crew::{Crew, Hand, Role, Turn},
     replies::Replies,
     roster::Limits,
     stretch::Stretch,
@@ -78,8 +78,8 @@ impl Workers {
 
     pub(super) fn schedule(self: &Arc<Self>, job: Job) {
         let (priority, resumed) = job.standing();
-        if let Some(hand) = self.crew.push(job, priority, resumed) {
-            self.spawn_or_refuse(hand);
+        if let Some(role) = self.crew.push(job, priority, resumed) {
+            self.spawn_or_refuse(role);
         }
     }
 
@@ -97,16 +97,16 @@ impl Workers {
     pub(super) async fn shutdown(self: Arc<Self>, deadline: Duration) -> Left {
         self.close();
         let left = self.gate.drain(deadline).await;
-        if let Some(hand) = self.crew.halt() {
-            self.spawn_or_refuse(hand);
+        if let Some(role) = self.crew.halt() {
+            self.spawn_or_refuse(role);
         }
         left
     }
 
     /// If the thread cannot be had, `Worker::drop` strikes it off; the jobs wait for the other threads, or are answered
     /// if there are none.
-    fn spawn_or_refuse(self: &Arc<Self>, hand: Hand<Job>) {
-        let worker = Worker::new(self.clone(), hand);
+    fn spawn_or_refuse(self: &Arc<Self>, role: Role) {
+        let worker = Worker::new(self.clone(), Hand::coming(role));
         if self.gate.is_halted() {
             // The pool's own threads may be stuck in work that nobody can stop.
             let name = format!("{}-reaper", self.gate.name());
@@ -127,15 +127,18 @@ impl Worker {
         let workers = self.workers.clone();
         let Workers { crew, policy, replies, .. } = &*workers;
         let Policy { keep_alive, reserved_keep_alive, borrowed, .. } = *policy;
-        let keep_alive = if self.hand.is_reserved() { Some(reserved_keep_alive) } else { keep_alive };
+        let keep_alive = match self.hand.role() {
+            Role::Ordinary => keep_alive,
+            Role::Reserved => Some(reserved_keep_alive),
+        };
         let mut next = crew.next(&mut self.hand, keep_alive, || {});
         while let Some(mut turn) = next {
             let runtime = turn.runtime().filter(|_| !borrowed).cloned();
             let mut stretch = Some(Stretch::enter(runtime.as_ref(), replies));
             next = loop {
                 let Turn { job, spawn, more } = turn;
-                if let Some(hand) = spawn {
-                    workers.spawn_or_refuse(hand);
+                if let Some(role) = spawn {
+                    workers.spawn_or_refuse(role);
                 }
                 // A job catches what it runs. What is left is a recorder or a subscriber that panics: not worth a thread.
                 for job in self.hand.shed.drain(..) {

@@ -5,17 +5,18 @@ use tokio::time::Instant;
 /// Keeps a standing queue short: controlled delay with adaptive LIFO, as in Maurer, "[Fail at Scale]" (ACM Queue, 2015)
 /// and [folly's `Codel`].
 ///
-/// A queue that bursts fill and that empties again does no harm. One that stands does: every call waits, is answered when
-/// its caller has given up, and the pool works for nobody. So a lane is *overloaded* once it was not seen empty, nor with its
-/// oldest call waiting for `target` or less, for as long as `interval`; one such sight makes it normal again.
+/// A queue that bursts fill and that empties again does no harm. One that stands does: every call waits, is answered
+/// when its caller has given up, and the pool works for nobody. So a lane is *overloaded* once it was not seen empty,
+/// nor with its oldest call waiting for `target` or less, for as long as `interval`; one such sight makes it normal
+/// again.
 ///
 /// * Normal: the oldest call first.
-/// * Overloaded: the newest first, whose caller is most likely still there; and calls that have waited for more than twice
-///   the target are answered [`Rejection::Expired`](crate::Rejection::Expired), the oldest first, on the pool, when a thread
-///   takes its next call; at most 64 at a time.
+/// * Overloaded: the newest first, whose caller is most likely still there; and calls that have waited for more than
+///   twice the target are answered [`Rejection::Expired`](crate::Rejection::Expired), the oldest first, on the pool,
+///   when a thread takes its next call; at most 64 at a time.
 ///
-/// A call that has started is never shed. Unlike a small [`queue_capacity`](crate::pool::Builder::queue_capacity) this needs
-/// no tuning to how long calls take.
+/// A call that has started is never shed. Unlike a small [`queue_capacity`](crate::pool::Builder::queue_capacity) this
+/// needs no tuning to how long calls take.
 ///
 /// [Fail at Scale]: https://queue.acm.org/detail.cfm?id=2839461
 /// [folly's `Codel`]: https://github.com/facebook/folly/blob/main/folly/executors/Codel.h
@@ -45,8 +46,8 @@ impl Codel {
 }
 
 impl Default for Codel {
-    /// 10 ms and 100 ms. With these, of calls offered at twice a pool's capacity 49 % were answered within 200 ms, where 50 % is
-    /// the most that is possible, and 99 % of these within 66 ms. The interval is folly's default too.
+    /// 10 ms and 100 ms. With these, of calls offered at twice a pool's capacity 49 % were answered within 200 ms,
+    /// where 50 % is the most that is possible, and 99 % of these within 66 ms. The interval is folly's default too.
     fn default() -> Self {
         Self::new(Duration::from_millis(10), Duration::from_millis(100))
     }

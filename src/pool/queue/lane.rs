@@ -17,8 +17,8 @@ pub(in crate::pool) trait Waits {
 #[derive(Debug)]
 pub(super) struct Lane<T> {
     calls: VecDeque<T>,
-    /// `None`: first in, first out. In a box, since the lanes are looked at under the pool's lock, a million times a second,
-    /// and should share few cache lines.
+    /// `None`: first in, first out. In a box, since the lanes are looked at under the pool's lock, a million times a
+    /// second, and should share few cache lines.
     overload: Option<Box<Overload>>,
 }
 
@@ -31,6 +31,7 @@ impl<T: Waits> Lane<T> {
         Self { calls: VecDeque::new(), overload }
     }
 
+    #[inline]
     pub(super) fn push(&mut self, call: T) {
         if let (Some(overload), true) = (&mut self.overload, self.calls.is_empty()) {
             overload.was_empty(call.since());

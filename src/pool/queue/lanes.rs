@@ -15,9 +15,9 @@ const CYCLE: [Which; CYCLE_LENGTH] = cycle();
 
 /// New calls by priority.
 ///
-/// A turn of a lane in which nobody waits goes to the next lane in the cycle. A lane in which somebody waits has its turn
-/// after at most 20 picks of others, whichever come and go meanwhile. (Nginx's credits, kept from pick to pick, promise that only
-/// while the same lanes wait: else it may take 32.)
+/// A turn of a lane in which nobody waits goes to the next lane in the cycle. A lane in which somebody waits has its
+/// turn after at most 20 picks of others, whichever come and go meanwhile. (Nginx's credits, kept from pick to pick,
+/// promise that only while the same lanes wait: else it may take 32.)
 #[derive(Debug)]
 pub(super) struct Lanes<T> {
     normal: Lane<T>,
@@ -49,6 +49,7 @@ impl<T: Waits> Lanes<T> {
         Self { normal: Lane::new(policy), others: Box::new(others), others_waiting: 0 }
     }
 
+    #[inline]
     pub(super) fn push(&mut self, call: T, which: Which) {
         let lane = match which {
             Which::Normal => return self.normal.push(call),
@@ -60,6 +61,7 @@ impl<T: Waits> Lanes<T> {
     }
 
     /// The call that goes next; see [`Lane::pop`]. `None` only if none is left.
+    #[inline]
     pub(super) fn pop(&mut self, now: Option<Instant>, shed: &mut Vec<T>) -> Option<T> {
         if self.others_waiting == 0 {
             return self.normal.pop(now, shed);

@@ -1,7 +1,7 @@
 use super::Codel;
 
-/// In which order the calls of one [`Priority`](super::Priority) are started, and whether one that waited for too long is
-/// still started at all.
+/// In which order the calls of one [`Priority`](super::Priority) are started, and whether one that waited for too long
+/// is still started at all.
 ///
 /// ```
 /// use tower_offload::{ThreadPool, pool::Codel};
@@ -15,8 +15,8 @@ use super::Codel;
 pub enum QueuePolicy {
     /// Short waits by shedding: see [`Codel`].
     Codel(Codel),
-    /// First in, first out, and every call is started, however long it waited. The default: nothing is refused that found
-    /// a place in the queue.
+    /// First in, first out, and every call is started, however long it waited. The default: nothing is refused that
+    /// found a place in the queue.
     #[default]
     Fifo,
 }

@@ -1,8 +1,11 @@
 /// How a new call stands against others that wait in the same pool.
 ///
 /// Only the order in which calls are started is meant: threads and calls that have started know no priority. `High`,
-/// `Normal` and `Low` share the picks 16 to 4 to 1 while calls of each wait, and no lane is passed over more than 20 times
-/// in a row; so a steady stream of one does not starve another.
+/// `Normal` and `Low` share the picks 16 to 4 to 1 while calls of each wait, and no lane is passed over more than 20
+/// times in a row; so a steady stream of one does not starve another.
+///
+/// [`Inline`](crate::pool::Inline), which has no queue, takes calls as they come; a pool of your own can ask
+/// [`Job::priority`](crate::pool::Job::priority).
 ///
 /// See [`pool`](crate::pool#overload) for how they go together with bounds and policies.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]

@@ -106,9 +106,9 @@ impl Builder {
         self
     }
 
-    /// So many threads more, started when a [`Release`](crate::pool::Priority::Release) call finds all others busy, which run
-    /// nothing but such calls, and end like those over the minimum. Default: 1, which is enough where these calls do not
-    /// block themselves; none is ever started where there are no such calls.
+    /// So many threads more, started when a [`Release`](crate::pool::Priority::Release) call finds all others busy,
+    /// which run nothing but such calls, and end like those over the minimum. Default: 1, which is enough where these
+    /// calls do not block themselves; none is ever started where there are no such calls.
     pub fn reserved_threads(mut self, threads: usize) -> Self {
         self.reserved_threads = threads;
         self
