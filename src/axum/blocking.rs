@@ -52,7 +52,7 @@ impl<F> Blocking<F> {
     async fn run(pool: Arc<dyn Pool>, work: impl FnOnce() -> Response + Send + 'static) -> Response {
         match run(pool.clone(), work).await {
             Ok(response) => response,
-            Err(rejection) => respond(rejection, pool.gate().expected_wait()),
+            Err(rejection) => respond(rejection, pool.expected_wait()),
         }
     }
 }

@@ -15,23 +15,44 @@ use tokio::{
 };
 
 use crate::pool::{
-    Pool, Rejection, Slot,
+    Pool, Priority, Rejection, Slot,
     call::{Admitted, Current, Place},
 };
 
 /// The most calls that wait for a place at once, unless told otherwise; as many as wait in a pool's queue.
 const DEFAULT_MAX_WAITING: usize = 1024;
 
+/// How many release calls of a layer are in flight at once, if the layer has a limit at all: as many as a pool's queue takes.
+const RELEASE_PLACES: usize = 64;
+
 /// How a layer lets calls in. Lives in the layer, not in its services: axum clones a layer for each route and a service
 /// for each request, and all of them share one bound.
 #[derive(Debug)]
 pub(super) struct Admission {
     /// `None`: unlimited.
-    places: Option<Arc<Semaphore>>,
+    places: Option<Places>,
     mode: Mode,
     max_waiting: usize,
     /// Calls that wait, in mode `Wait`.
     waiting: AtomicUsize,
+}
+
+/// Where the calls of a layer stand.
+#[derive(Debug)]
+struct Places {
+    ordinary: Arc<Semaphore>,
+    /// Those of release calls: they must not wait for the calls that wait for them.
+    release: Arc<Semaphore>,
+}
+
+impl Places {
+    fn new(calls: usize) -> Self {
+        Self { ordinary: Arc::new(Semaphore::new(calls)), release: Arc::new(Semaphore::new(RELEASE_PLACES)) }
+    }
+
+    fn of(&self, priority: Priority) -> &Arc<Semaphore> {
+        if priority == Priority::Release { &self.release } else { &self.ordinary }
+    }
 }
 
 /// What happens when there is no room.
@@ -55,7 +76,7 @@ impl Admission {
     }
 
     pub(super) fn with_max_in_flight(&self, places: usize) -> Self {
-        let places = Some(Arc::new(Semaphore::new(places.min(Semaphore::MAX_PERMITS))));
+        let places = Some(Places::new(places.min(Semaphore::MAX_PERMITS)));
         Self { places, mode: self.mode, max_waiting: self.max_waiting, waiting: AtomicUsize::new(0) }
     }
 
@@ -64,8 +85,8 @@ impl Admission {
     }
 
     /// Options are set before the layer is used, so every place is free.
-    fn fresh_places(&self) -> Option<Arc<Semaphore>> {
-        self.places.as_ref().map(|places| Arc::new(Semaphore::new(places.available_permits())))
+    fn fresh_places(&self) -> Option<Places> {
+        self.places.as_ref().map(|places| Places::new(places.ordinary.available_permits()))
     }
 
     pub(super) fn mode(&self) -> Mode {
@@ -86,7 +107,7 @@ impl Admission {
     }
 
     /// Takes a place and a slot at once or not at all.
-    pub(super) fn admit(self: &Arc<Self>, pool: &Arc<dyn Pool>) -> Result<Admitted, Rejection> {
+    pub(super) fn admit(self: &Arc<Self>, pool: &Arc<dyn Pool>, priority: Priority) -> Result<Admitted, Rejection> {
         let outer = Current::place();
         let place = match &self.places {
             Some(places) if !self.is_nested(outer.as_ref()) => {
@@ -94,30 +115,31 @@ impl Admission {
                 if pool.gate().is_closed() {
                     return Err(Rejection::Closed);
                 }
-                let permit = places.clone().try_acquire_owned().map_err(|_| Rejection::Overloaded)?;
+                let permit = places.of(priority).clone().try_acquire_owned().map_err(|_| Rejection::Overloaded)?;
                 Some(self.hold(permit, outer))
             }
             _ => outer,
         };
-        Ok(Admitted { slot: Slot::try_take(pool)?, place })
+        Ok(Admitted { slot: Slot::try_take(pool, priority)?, place, priority })
     }
 
     /// Waits for a place, then for a slot, each in the order of arrival. A closed pool is known at once.
     pub(super) async fn admitted(
         self: Arc<Self>,
         pool: Arc<dyn Pool>,
+        priority: Priority,
         outer: Option<Arc<dyn Place>>,
     ) -> Result<Admitted, Rejection> {
         let mut closed = pin!(pool.gate().closed());
         let mut admitted = pin!(async {
             let place = match &self.places {
                 Some(places) if !self.is_nested(outer.as_ref()) => {
-                    let permit = places.clone().acquire_owned().await.map_err(|_| Rejection::Closed)?;
+                    let permit = places.of(priority).clone().acquire_owned().await.map_err(|_| Rejection::Closed)?;
                     Some(self.hold(permit, outer.clone()))
                 }
                 _ => outer.clone(),
             };
-            Ok(Admitted { slot: Slot::take(&pool).await?, place })
+            Ok(Admitted { slot: Slot::take(&pool, priority).await?, place, priority })
         });
         poll_fn(|cx| match closed.as_mut().poll(cx) {
             Poll::Ready(()) => Poll::Ready(Err(Rejection::Closed)),
@@ -154,8 +176,13 @@ pub(super) struct Waiting {
 }
 
 impl Waiting {
-    pub(super) async fn admitted(self, pool: Arc<dyn Pool>, at_most: Duration) -> Result<Admitted, Rejection> {
-        let admitted = self.admission.clone().admitted(pool, self.outer.clone());
+    pub(super) async fn admitted(
+        self,
+        pool: Arc<dyn Pool>,
+        priority: Priority,
+        at_most: Duration,
+    ) -> Result<Admitted, Rejection> {
+        let admitted = self.admission.clone().admitted(pool, priority, self.outer.clone());
         tokio::time::timeout(at_most, admitted).await.unwrap_or(Err(Rejection::Overloaded))
     }
 }

@@ -7,7 +7,7 @@ use std::{
 
 use super::admission::Admission;
 use crate::pool::{
-    Pool, Rejection,
+    Pool, Priority, Rejection,
     call::{Admitted, Current},
 };
 
@@ -35,10 +35,10 @@ impl Backpressure {
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             self.state = match &mut self.state {
-                State::Idle => match self.admission.admit(&self.pool) {
+                State::Idle => match self.admission.admit(&self.pool, Priority::Normal) {
                     Err(Rejection::Overloaded) => {
                         let (admission, pool) = (self.admission.clone(), self.pool.clone());
-                        State::Waiting(Box::pin(admission.admitted(pool, Current::place())))
+                        State::Waiting(Box::pin(admission.admitted(pool, Priority::Normal, Current::place())))
                     }
                     reserved => State::Reserved(reserved),
                 },

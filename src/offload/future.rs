@@ -93,7 +93,7 @@ where
                 StateProjection::Rejected { rejection } => {
                     let Answer { reject, hint, pool, .. } = this.answer;
                     let hint = hint.take().expect("the future of an offloaded call is not polled after it ended");
-                    return Poll::Ready(reject.reject(hint, *rejection, pool.gate().expected_wait()));
+                    return Poll::Ready(reject.reject(hint, *rejection, pool.expected_wait()));
                 }
                 StateProjection::Waiting { admitted } => match ready!(admitted.as_mut().poll(cx)) {
                     Ok(handle) => this.state.set(State::Offloaded { handle }),

@@ -2,8 +2,8 @@ use std::fmt;
 
 use http::{Extensions, HeaderMap, Method, Request, Uri, Version};
 
-/// All of an HTTP request but its body: what [`filter`](super::OffloadLayer::filter) and
-/// [`carry`](super::OffloadLayer::carry) look at.
+/// All of an HTTP request but its body: what [`filter`](super::OffloadLayer::filter),
+/// [`priority`](super::OffloadLayer::priority) and [`carry`](super::OffloadLayer::carry) look at.
 ///
 /// Not generic over the body, so that a closure's argument needs no type annotation.
 pub struct Head<'a> {

@@ -3,11 +3,11 @@ use std::{fmt, sync::Arc, time::Duration};
 use tower_layer::Layer;
 
 use super::{
-    Carry, CarryRequest, Everything, Filter, FilterRequest, Head, Http, Offload, With,
+    Carry, CarryRequest, Everything, Filter, FilterRequest, Head, Http, Offload, Prioritize, PrioritizeRequest, With,
     admission::{Admission, Mode},
     service::Config,
 };
-use crate::pool::{Pool, Rejection};
+use crate::pool::{Pool, Priority, Rejection};
 
 /// Runs the services it wraps on a pool.
 ///
@@ -150,6 +150,43 @@ impl<X, A> OffloadLayer<X, A> {
         F: Fn(&Req) -> bool + Send + Sync + 'static,
     {
         self.inspect(|inner| FilterRequest::new(inner, predicate))
+    }
+
+    /// Says how urgent each HTTP request is among those that wait for a thread. Default: [`Priority::Normal`].
+    ///
+    /// Said twice, the last one counts. [`Low`](Priority::Low) is refused once half of the pool's queue is taken, and
+    /// [`Release`](Priority::Release) has places of its own, in the pool and in this layer; but with
+    /// [`wait`](Self::wait) a `Low` call waits for a place as any other does, and with
+    /// [`backpressure`](Self::backpressure) the place is reserved before the request is known, so that the priority decides the
+    /// order only.
+    ///
+    /// ```
+    /// use axum::{Router, routing::get};
+    /// use tower_offload::{OffloadLayer, ThreadPool, offload::Priority};
+    ///
+    /// let layer = OffloadLayer::new(ThreadPool::cpu()).priority(|head| match head.uri().path() {
+    ///     "/report" => Priority::Low,
+    ///     "/search" => Priority::High,
+    ///     _ => Priority::Normal,
+    /// });
+    /// let app: Router = Router::new().route("/report", get(async || "rows")).layer(layer);
+    /// # let _ = app;
+    /// ```
+    #[must_use]
+    pub fn priority<F>(self, priority: F) -> OffloadLayer<X, Prioritize<A, F>>
+    where
+        F: Fn(&Head<'_>) -> Priority + Send + Sync + 'static,
+    {
+        self.inspect(|inner| Prioritize::new(inner, priority))
+    }
+
+    /// As [`priority`](Self::priority), for requests that are not HTTP: `.priority_request(|request: &MyRequest| ..)`.
+    #[must_use]
+    pub fn priority_request<F, Req>(self, priority: F) -> OffloadLayer<X, PrioritizeRequest<A, F>>
+    where
+        F: Fn(&Req) -> Priority + Send + Sync + 'static,
+    {
+        self.inspect(|inner| PrioritizeRequest::new(inner, priority))
     }
 
     /// Takes a value along to the pool, such as a task-local of an outer layer.

@@ -127,7 +127,7 @@ mod sync_fn;
 pub use self::{
     future::ResponseFuture,
     head::Head,
-    inspect::{Carry, CarryRequest, Everything, Filter, FilterRequest, Inspect},
+    inspect::{Carry, CarryRequest, Everything, Filter, FilterRequest, Inspect, Prioritize, PrioritizeRequest},
     layer::OffloadLayer,
     reject::{Http, Problem, Protocol, Reject, Typed, With},
     service::Offload,
@@ -135,6 +135,6 @@ pub use self::{
     sync_fn::{SyncFn, sync_fn},
 };
 pub use crate::pool::{
-    Rejection,
+    Priority, Rejection,
     call::{Cancellation, cancellation, cancelled},
 };

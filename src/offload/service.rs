@@ -14,7 +14,7 @@ use super::{
     invoke::Invoke,
 };
 use crate::pool::{
-    Pool, Rejection,
+    Pool, Priority, Rejection,
     call::{self, Admitted, Context as CallContext, Departure, Handle},
 };
 
@@ -94,8 +94,13 @@ where
         let reserved = self.backpressure.as_mut().map(Backpressure::spend);
         let hint = Some(self.config.reject.hint(&request));
         let state = if self.config.inspect.offloads(&request) {
-            let admitted = reserved.unwrap_or_else(|| self.config.admission.admit(&self.config.pool));
-            self.offload(request, admitted)
+            let priority = self.config.inspect.priority(&request);
+            let admitted = match reserved {
+                // Reserved before anybody knew the call: its priority decides its lane only.
+                Some(reserved) => reserved.map(|admitted| Admitted { priority, ..admitted }),
+                None => self.config.admission.admit(&self.config.pool, priority),
+            };
+            self.offload(request, priority, admitted)
         } else {
             State::Direct { future: self.inner.call(request) }
         };
@@ -106,7 +111,12 @@ where
 }
 
 impl<S, X, A> Offload<S, X, A> {
-    fn offload<Req>(&mut self, request: Req, admitted: Result<Admitted, Rejection>) -> State<S::Future>
+    fn offload<Req>(
+        &mut self,
+        request: Req,
+        priority: Priority,
+        admitted: Result<Admitted, Rejection>,
+    ) -> State<S::Future>
     where
         S: Service<Req> + Clone + Send + 'static,
         S::Future: Send + 'static,
@@ -124,7 +134,7 @@ impl<S, X, A> Offload<S, X, A> {
                 Ok(waiting) => {
                     let start = self.start(request);
                     let admitted = async move {
-                        match waiting.admitted(start.pool.clone(), at_most).await {
+                        match waiting.admitted(start.pool.clone(), priority, at_most).await {
                             Ok(admitted) => Ok(start.now(admitted)),
                             Err(rejection) => Err(start.rejected(rejection)),
                         }

@@ -13,7 +13,7 @@ use http_body::{Body, Frame};
 use tokio::sync::mpsc;
 
 use crate::pool::{
-    Pool, Rejection, Slot,
+    Pool, Priority, Rejection, Slot,
     call::{self, Admitted, Departure, Failure, Handle},
 };
 
@@ -69,8 +69,9 @@ impl SyncBody {
         E: Into<BoxError>,
     {
         let pool = pool.into_shared();
-        let slot = Slot::try_take(&pool).inspect_err(|&rejection| pool.gate().meter().rejected(rejection))?;
-        Ok(Self::spawn(Admitted { slot, place: call::Current::place() }, source.into_iter()))
+        let priority = Priority::Normal;
+        let slot = Slot::try_take(&pool, priority).inspect_err(|&rejection| pool.gate().meter().rejected(rejection))?;
+        Ok(Self::spawn(Admitted { slot, place: call::Current::place(), priority }, source.into_iter()))
     }
 
     /// A body of what the reader reads, in pieces of up to 64 KiB. An interrupted read is tried again; any other error

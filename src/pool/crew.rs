@@ -1,7 +1,11 @@
 use std::{sync::Arc, time::Duration};
 
+use tokio::time::Instant;
+
 use super::{
-    roster::{Ask, From, Next, Roster},
+    Priority, QueuePolicy,
+    queue::Waits,
+    roster::{Ask, From, Limits, Next, Roster},
     seat::Seat,
 };
 use crate::sync::{AtomicUsize, Mutex, Ordering, lock, spin_loop, thread};
@@ -21,40 +25,59 @@ pub(super) struct Crew<T> {
     roster: Mutex<Roster<T, Arc<Seat>>>,
     /// How many jobs wait, for the thread that searches; the lock has the truth.
     waiting: AtomicUsize,
+    /// Whether the policy goes by the clock. First in, first out does not, and no clock is read for it.
+    timed: bool,
     spins: u32,
 }
 
 /// What a thread of the crew keeps to itself.
 #[derive(Debug)]
-pub(super) struct Hand {
+pub(super) struct Hand<T> {
     from: From,
+    reserved: bool,
+    /// The jobs that the policy gave up when this thread last took one. The thread has to answer them.
+    pub(super) shed: Vec<T>,
     /// Made when the thread first goes to sleep.
     seat: Option<Arc<Seat>>,
 }
 
-impl Hand {
-    /// A thread that was asked for by `push` or `next`.
-    pub(super) fn coming() -> Self {
-        Self { from: From::Coming, seat: None }
-    }
+/// What a thread does next.
+#[derive(Debug)]
+pub(super) struct Turn<T> {
+    /// `None` if there was nothing but what stands in [`Hand::shed`].
+    pub(super) job: Option<T>,
+    /// The hand of a thread that has to be spawned.
+    pub(super) spawn: Option<Hand<T>>,
+}
 
+impl<T> Hand<T> {
     /// A thread that was counted by `hire`.
     pub(super) fn hired() -> Self {
-        Self { from: From::Busy, seat: None }
+        Self::new(From::Busy, false)
+    }
+
+    fn new(from: From, reserved: bool) -> Self {
+        Self { from, reserved, shed: Vec::new(), seat: None }
+    }
+
+    /// `true` if it runs release calls only.
+    pub(super) fn is_reserved(&self) -> bool {
+        self.reserved
     }
 }
 
-impl<T> Crew<T> {
+impl<T: Waits> Crew<T> {
     /// `spin` says whether a thread that looks for work may burn a core meanwhile: not where there is only one.
-    pub(super) fn new(min: usize, max: usize, spin: bool) -> Self {
-        let roster = Mutex::new(Roster::new(min, max));
-        Self { roster, waiting: AtomicUsize::new(0), spins: if spin { SPINS } else { 0 } }
+    pub(super) fn new(limits: Limits, policy: QueuePolicy, spin: bool) -> Self {
+        let roster = Mutex::new(Roster::new(limits, policy));
+        let timed = policy != QueuePolicy::Fifo;
+        Self { roster, waiting: AtomicUsize::new(0), timed, spins: if spin { SPINS } else { 0 } }
     }
 
-    /// `true` if the caller has to spawn a thread; it comes as `Hand::coming`.
+    /// Returns the hand of a thread that the caller has to spawn, if it has to.
     #[must_use = "a thread that is asked for has to come"]
-    pub(super) fn push(&self, item: T, resumed: bool) -> bool {
-        self.change(|roster| ((), roster.push(item, resumed))).1
+    pub(super) fn push(&self, item: T, priority: Priority, resumed: bool) -> Option<Hand<T>> {
+        self.change(|roster| ((), roster.push(item, priority, resumed))).1
     }
 
     /// Counts one more thread ahead of any work; `true` if the caller has to spawn it, as `Hand::hired`.
@@ -62,18 +85,26 @@ impl<T> Crew<T> {
         lock(&self.roster).hire()
     }
 
-    /// The next job for the calling thread, which waits for one for `keep_alive` (`None`: for ever) if need be; and whether
-    /// the thread has to spawn another. `None` says that the thread has to end and is not counted any more.
-    pub(super) fn next(&self, hand: &mut Hand, keep_alive: Option<Duration>) -> Option<(T, bool)> {
+    /// The next job for the calling thread, which waits for one for `keep_alive` (`None`: for ever) if need be. `None` says
+    /// that the thread has to end and is not counted any more.
+    pub(super) fn next(&self, hand: &mut Hand<T>, keep_alive: Option<Duration>) -> Option<Turn<T>> {
         let stay = keep_alive != Some(Duration::ZERO);
         loop {
-            let Hand { from, seat } = hand;
-            let (next, spawn) =
-                self.change(|roster| roster.next(*from, stay, || seat.get_or_insert_with(Seat::here).clone()));
+            let Hand { from, reserved, shed, seat } = hand;
+            let seat = || seat.get_or_insert_with(Seat::here).clone();
+            let now = self.timed.then(Instant::now); // not under the lock; in a test this clock can be paused and set
+            let (next, spawn) = self.change(|roster| match *reserved {
+                true => roster.next_reserved(*from, stay, seat),
+                false => roster.next(*from, stay, now, shed, seat),
+            });
             match next {
                 Next::Run(item) => {
                     hand.from = From::Busy;
-                    return Some((item, spawn));
+                    return Some(Turn { job: Some(item), spawn });
+                }
+                Next::Shed => {
+                    hand.from = From::Busy;
+                    return Some(Turn { job: None, spawn });
                 }
                 Next::Exit => return None,
                 Next::Search => {
@@ -123,8 +154,12 @@ impl<T> Crew<T> {
 
     /// A thread that was counted could not be spawned or vanished. Returns the jobs that nobody is left to run.
     #[must_use = "these jobs have to be answered"]
-    pub(super) fn lost(&self, hand: &Hand) -> Vec<T> {
-        self.change(|roster| roster.lost(hand.from)).0
+    pub(super) fn lost(&self, hand: &Hand<T>) -> Vec<T> {
+        self.change(|roster| match hand.reserved {
+            true => roster.lost_reserved(hand.from),
+            false => roster.lost(hand.from),
+        })
+        .0
     }
 
     /// Threads end when there is nothing to do. Later jobs get threads again.
@@ -138,9 +173,9 @@ impl<T> Crew<T> {
         asleep.iter().for_each(|seat| seat.wake());
     }
 
-    /// To be called after `close`; `true` if the caller has to spawn a thread for what is queued.
+    /// To be called after `close`. Returns the hand of a thread that the caller has to spawn for what is queued, if any is.
     #[must_use = "a thread that is asked for has to come"]
-    pub(super) fn halt(&self) -> bool {
+    pub(super) fn halt(&self) -> Option<Hand<T>> {
         self.change(|roster| ((), roster.halt())).1
     }
 
@@ -148,12 +183,18 @@ impl<T> Crew<T> {
         lock(&self.roster).is_empty()
     }
 
+    /// For how long the oldest new call has waited.
+    pub(super) fn longest_wait(&self) -> Duration {
+        let oldest = lock(&self.roster).oldest();
+        oldest.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
     pub(super) fn threads(&self) -> usize {
         lock(&self.roster).threads()
     }
 
-    /// Changes the roster and answers what that asks for; `true` if the caller has to spawn a thread.
-    fn change<R>(&self, change: impl FnOnce(&mut Roster<T, Arc<Seat>>) -> (R, Ask<Arc<Seat>>)) -> (R, bool) {
+    /// Changes the roster and answers what that asks for. Returns the hand of a thread that the caller has to spawn.
+    fn change<R>(&self, change: impl FnOnce(&mut Roster<T, Arc<Seat>>) -> (R, Ask<Arc<Seat>>)) -> (R, Option<Hand<T>>) {
         let (result, ask) = {
             let mut roster = lock(&self.roster);
             let (result, ask) = change(&mut roster);
@@ -163,12 +204,20 @@ impl<T> Crew<T> {
             }
             (result, ask)
         };
-        if let Ask::Wake(seat) = &ask {
-            seat.wake();
-        }
-        (result, ask == Ask::Spawn)
+        let spawn = match ask {
+            Ask::Nothing => None,
+            Ask::Spawn => Some(Hand::new(From::Coming, false)),
+            Ask::SpawnReserved => Some(Hand::new(From::Coming, true)),
+            Ask::Wake(seat) => {
+                seat.wake();
+                None
+            }
+        };
+        (result, spawn)
     }
 }
 
 #[cfg(all(test, tower_offload_loom))]
 mod loom;
+#[cfg(all(test, not(tower_offload_loom)))]
+mod tests;

@@ -15,7 +15,11 @@ use tokio::{
     sync::{Notify, oneshot},
 };
 
-use super::{Left, Pool, Rejection, Stats, meter::Meter, slots::Slots};
+use super::{Left, Pool, Priority, Rejection, Stats, meter::Meter, slots::Slots};
+
+/// How many [`Priority::Release`] calls may wait to be started. They give back what others wait for, so there are seldom
+/// more of them at once than threads that hold something.
+const RELEASE_CAPACITY: usize = 64;
 
 const OPEN: u8 = 0;
 const CLOSED: u8 = 1;
@@ -30,6 +34,8 @@ pub struct Gate {
     name: Arc<str>,
     capacity: usize,
     slots: Slots,
+    /// Those of [`Priority::Release`]: they never wait for the others.
+    release_slots: Slots,
     phase: AtomicU8,
     /// Wakes `closed` when the gate is closed, and `drain` when the last call ends after that.
     changed: Notify,
@@ -41,47 +47,70 @@ pub struct Gate {
 
 /// A place in a pool's queue, not yet taken by a call. Given back when it is dropped.
 #[derive(Debug)]
-pub(crate) struct Slot(Option<Arc<dyn Pool>>);
+pub(crate) struct Slot {
+    /// `None` once it is spent.
+    pool: Option<Arc<dyn Pool>>,
+    places: Places,
+}
+
+/// Of which places in the queue a slot is one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Places {
+    Ordinary,
+    Release,
+}
+
+impl Places {
+    fn of(priority: Priority) -> Self {
+        if priority == Priority::Release { Self::Release } else { Self::Ordinary }
+    }
+}
 
 impl Slot {
     /// Takes a place at once or not at all.
-    pub(crate) fn try_take(pool: &Arc<dyn Pool>) -> Result<Self, Rejection> {
-        let gate = pool.gate();
+    ///
+    /// A [`Priority::Low`] call gets none of the second half: so it is refused before others are.
+    pub(crate) fn try_take(pool: &Arc<dyn Pool>, priority: Priority) -> Result<Self, Rejection> {
+        let (gate, places) = (pool.gate(), Places::of(priority));
         if gate.is_closed() {
-            Err(Rejection::Closed)
-        } else if gate.slots.try_take() {
-            Ok(Self(Some(pool.clone())))
+            return Err(Rejection::Closed);
+        }
+        let crowded = priority == Priority::Low && gate.slots.taken() >= gate.capacity.div_ceil(2);
+        if !crowded && gate.slots(places).try_take() {
+            Ok(Self { pool: Some(pool.clone()), places })
         } else {
             Err(Rejection::Overloaded)
         }
     }
 
     /// Waits for a place, first come first served.
-    pub(crate) async fn take(pool: &Arc<dyn Pool>) -> Result<Self, Rejection> {
-        let mut coming = Coming { gate: pool.gate(), place: pool.gate().slots.wait()? };
+    pub(crate) async fn take(pool: &Arc<dyn Pool>, priority: Priority) -> Result<Self, Rejection> {
+        let places = Places::of(priority);
+        let slots = pool.gate().slots(places);
+        let mut coming = Coming { slots, place: slots.wait()? };
         match (&mut coming.place).await {
-            Ok(()) => Ok(Self(Some(pool.clone()))),
+            Ok(()) => Ok(Self { pool: Some(pool.clone()), places }),
             Err(_) => Err(Rejection::Closed),
         }
     }
 
     /// The place goes to a call, which says [`Gate::free_slot`] when it leaves the queue.
-    pub(crate) fn into_pool(mut self) -> Arc<dyn Pool> {
-        self.0.take().expect("a slot has its pool until it is spent or dropped")
+    pub(crate) fn spend(mut self) -> (Arc<dyn Pool>, Places) {
+        (self.pool.take().expect("a slot has its pool until it is spent or dropped"), self.places)
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        if let Some(pool) = self.0.take() {
-            pool.gate().free_slot();
+        if let Some(pool) = self.pool.take() {
+            pool.gate().free_slot(self.places);
         }
     }
 }
 
 /// A place that is waited for, and may have come when the wait is given up.
 struct Coming<'a> {
-    gate: &'a Gate,
+    slots: &'a Slots,
     place: oneshot::Receiver<()>,
 }
 
@@ -89,7 +118,7 @@ impl Drop for Coming<'_> {
     fn drop(&mut self) {
         self.place.close();
         if self.place.try_recv().is_ok() {
-            self.gate.slots.give();
+            self.slots.give();
         }
     }
 }
@@ -110,6 +139,7 @@ impl Gate {
             name,
             capacity,
             slots: Slots::new(capacity),
+            release_slots: Slots::new(RELEASE_CAPACITY),
             phase: AtomicU8::new(OPEN),
             changed: Notify::new(),
             last_wait: AtomicU64::new(0),
@@ -121,20 +151,20 @@ impl Gate {
         &self.name
     }
 
-    /// How many calls may wait to be started.
+    /// How many calls may wait to be started; besides these, 64 of [`Priority::Release`].
     pub fn queue_capacity(&self) -> usize {
         self.capacity
     }
 
     /// What the pool has done so far and is doing now.
     pub fn stats(&self) -> Stats {
-        Stats { slots_taken: self.slots.taken(), ..self.meter.stats() }
+        Stats { slots_taken: self.slots.taken() + self.release_slots.taken(), ..self.meter.stats() }
     }
 
     /// From now on every new call is answered with [`Rejection::Closed`]. Calls that were admitted go on.
     pub fn close(&self) {
         let _ = self.phase.compare_exchange(OPEN, CLOSED, SeqCst, SeqCst);
-        self.slots.close();
+        self.close_slots();
         self.changed.notify_waiters();
     }
 
@@ -142,7 +172,7 @@ impl Gate {
     /// polling it. [`cancelled`](crate::offload::cancelled) turns true for work that is running.
     pub fn halt(&self) {
         self.phase.store(HALTED, SeqCst);
-        self.slots.close();
+        self.close_slots();
         self.changed.notify_waiters();
     }
 
@@ -178,7 +208,7 @@ impl Gate {
         Left::of(&stats)
     }
 
-    /// How long a new call has to expect to wait: as long as the one did that started last.
+    /// How long the call waited that started last. [`Pool::expected_wait`] knows more, where a pool can see its queue.
     pub fn expected_wait(&self) -> Duration {
         Duration::from_millis(self.last_wait.load(Relaxed))
     }
@@ -188,8 +218,20 @@ impl Gate {
     }
 
     /// A call leaves the queue.
-    pub(crate) fn free_slot(&self) {
-        self.slots.give();
+    pub(crate) fn free_slot(&self, places: Places) {
+        self.slots(places).give();
+    }
+
+    fn slots(&self, places: Places) -> &Slots {
+        match places {
+            Places::Ordinary => &self.slots,
+            Places::Release => &self.release_slots,
+        }
+    }
+
+    fn close_slots(&self) {
+        self.slots.close();
+        self.release_slots.close();
     }
 
     /// Waits until the gate is closed.

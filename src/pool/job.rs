@@ -1,6 +1,8 @@
 use std::{fmt, sync::Arc};
 
-use super::{Rejection, call::Work};
+use tokio::time::Instant;
+
+use super::{Priority, Rejection, call::Work, queue::Waits};
 
 /// One turn of a call: what a [`Pool`](super::Pool) runs.
 ///
@@ -32,9 +34,20 @@ impl Job {
         self.0.as_ref().is_some_and(|work| work.has_started())
     }
 
+    /// The priority that the call was made with.
+    pub fn priority(&self) -> Priority {
+        self.0.as_ref().map_or(Priority::Normal, |work| work.priority())
+    }
+
     /// `true` if the caller left: running the job only drops the call.
     pub fn is_cancelled(&self) -> bool {
         self.0.as_ref().is_some_and(|work| work.is_cancelled())
+    }
+}
+
+impl Waits for Job {
+    fn since(&self) -> Instant {
+        self.0.as_ref().map_or_else(Instant::now, |work| work.created())
     }
 }
 

@@ -49,6 +49,7 @@ mod job;
 mod meter;
 #[allow(clippy::module_inception)]
 mod pool;
+mod queue;
 #[cfg(feature = "rayon")]
 mod rayon;
 #[cfg(feature = "metrics")]
@@ -63,7 +64,7 @@ mod threads;
 mod tokio_blocking;
 mod workers;
 
-pub(crate) use self::gate::Slot;
+pub(crate) use self::gate::{Places, Slot};
 #[cfg(feature = "rayon")]
 pub use self::rayon::Rayon;
 pub use self::{
@@ -71,8 +72,9 @@ pub use self::{
     inline::Inline,
     job::Job,
     pool::Pool,
+    queue::{Codel, Priority, QueuePolicy},
     rejection::Rejection,
-    run::{Run, run},
+    run::{Run, run, run_with_priority},
     stats::{Left, Stats},
     threads::{BuildError, Builder, ThreadPool},
     tokio_blocking::{NoRuntime, TokioBlocking},

@@ -1,6 +1,6 @@
 use std::{fmt, pin::Pin, sync::Arc, time::Duration};
 
-use super::{Gate, Job, Left, Run, run};
+use super::{Gate, Job, Left, Priority, Run, run, run_with_priority};
 
 /// Something that runs jobs on threads of its own.
 ///
@@ -41,6 +41,14 @@ pub trait Pool: fmt::Debug + Send + Sync + 'static {
     /// with [`Job::refuse`], best from a thread of the pool.
     fn schedule(&self, job: Job);
 
+    /// How long a new call has to expect to wait: what `Retry-After` tells. Asked only when a call is rejected.
+    ///
+    /// Provided: what the call waited that started last. The pools here also look at the call that waits longest now, so
+    /// that a pool whose threads are all stuck does not tell what was true before.
+    fn expected_wait(&self) -> Duration {
+        self.gate().expected_wait()
+    }
+
     /// Stops accepting calls, finishes what it can until `deadline` has passed, and says what was left.
     ///
     /// After the deadline calls that never started are dropped on the pool and answered
@@ -70,6 +78,18 @@ pub trait Pool: fmt::Debug + Send + Sync + 'static {
         run(self.clone(), work)
     }
 
+    /// Runs a closure on the pool, before or after others.
+    ///
+    /// See [`run_with_priority`](super::run_with_priority()).
+    fn run_with_priority<T, W>(&self, priority: Priority, work: W) -> Run<T>
+    where
+        Self: Clone + Sized,
+        W: FnOnce() -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        run_with_priority(self.clone(), priority, work)
+    }
+
     /// The pool behind a pointer, as layers keep it. For handles that are pointers already.
     #[doc(hidden)]
     fn into_shared(self) -> Arc<dyn Pool>
@@ -89,6 +109,10 @@ impl Pool for Arc<dyn Pool> {
         (**self).schedule(job);
     }
 
+    fn expected_wait(&self) -> Duration {
+        (**self).expected_wait()
+    }
+
     fn shutdown(&self, deadline: Duration) -> Pin<Box<dyn Future<Output = Left> + Send + '_>> {
         (**self).shutdown(deadline)
     }
@@ -105,6 +129,10 @@ impl<P: Pool> Pool for Arc<P> {
 
     fn schedule(&self, job: Job) {
         (**self).schedule(job);
+    }
+
+    fn expected_wait(&self) -> Duration {
+        (**self).expected_wait()
     }
 
     fn shutdown(&self, deadline: Duration) -> Pin<Box<dyn Future<Output = Left> + Send + '_>> {

@@ -1,7 +1,8 @@
 use std::{fmt, pin::Pin, sync::Arc, time::Duration};
 
 use super::{
-    DEFAULT_QUEUE_CAPACITY, Gate, Job, Left, Pool, Rejection, Stats,
+    DEFAULT_QUEUE_CAPACITY, Gate, Job, Left, Pool, QueuePolicy, Rejection, Stats,
+    roster::Limits,
     workers::{Policy, Worker, Workers},
 };
 
@@ -13,6 +14,9 @@ use super::{
 ///
 /// While work waits in `join` or `par_iter`, rayon may run another call on the same thread and stack. So never hold a lock
 /// across those that another handler takes too.
+///
+/// [`Priority::Release`](super::Priority::Release) calls go first, but there is no reserved thread for them: where all of
+/// rayon's threads are blocked, they wait.
 ///
 /// A handle: clones are the same pool.
 ///
@@ -36,7 +40,7 @@ pub struct Rayon {
 impl Rayon {
     /// A rayon pool, and room for 1024 calls to wait. Named `rayon`.
     pub fn new(threads: impl Into<Arc<rayon_core::ThreadPool>>) -> Self {
-        Self::build("rayon", DEFAULT_QUEUE_CAPACITY, Some(threads.into()))
+        Self::build("rayon", DEFAULT_QUEUE_CAPACITY, QueuePolicy::default(), Some(threads.into()))
     }
 
     /// Rayon's global pool, and room for 1024 calls to wait. Named `rayon`.
@@ -45,12 +49,12 @@ impl Rayon {
     ///
     /// As rayon itself does where its global pool cannot be started.
     pub fn global() -> Self {
-        Self::build("rayon", DEFAULT_QUEUE_CAPACITY, None)
+        Self::build("rayon", DEFAULT_QUEUE_CAPACITY, QueuePolicy::default(), None)
     }
 
     /// The same with another name, which labels metrics and log lines. A new queue: call it before the first use.
     pub fn name(self, name: &str) -> Self {
-        Self::build(name, self.gate().queue_capacity(), self.threads)
+        Self::build(name, self.gate().queue_capacity(), self.workers.policy().queue, self.threads)
     }
 
     /// The same with room for so many calls to wait, at least 1. A new queue: call it before the first use.
@@ -59,7 +63,19 @@ impl Rayon {
     ///
     /// If `calls` is 0.
     pub fn queue_capacity(self, calls: usize) -> Self {
-        Self::build(self.gate().name(), calls, self.threads.clone())
+        Self::build(self.gate().name(), calls, self.workers.policy().queue, self.threads.clone())
+    }
+
+    /// The same with another policy; default: first in, first out. A new queue: call it before the first use.
+    ///
+    /// # Panics
+    ///
+    /// If the policy has no use: see [`Codel::new`](super::Codel::new).
+    #[track_caller]
+    pub fn queue_policy(self, policy: impl Into<QueuePolicy>) -> Self {
+        let policy = policy.into();
+        policy.check().unwrap_or_else(|unfit| panic!("{unfit}"));
+        Self::build(self.gate().name(), self.gate().queue_capacity(), policy, self.threads.clone())
     }
 
     /// What the pool has done and is doing.
@@ -67,11 +83,18 @@ impl Rayon {
         self.workers.gate().stats()
     }
 
-    fn build(name: &str, queue_capacity: usize, threads: Option<Arc<rayon_core::ThreadPool>>) -> Self {
+    fn build(
+        name: &str,
+        queue_capacity: usize,
+        queue: QueuePolicy,
+        threads: Option<Arc<rayon_core::ThreadPool>>,
+    ) -> Self {
+        let max = threads.as_ref().map_or_else(rayon_core::current_num_threads, |it| it.current_num_threads());
         let policy = Policy {
-            min_threads: 0,
-            max_threads: threads.as_ref().map_or_else(rayon_core::current_num_threads, |it| it.current_num_threads()),
+            limits: Limits { min: 0, max, reserved: 0 },
             keep_alive: Some(Duration::ZERO),
+            reserved_keep_alive: Duration::ZERO,
+            queue,
             borrowed: true,
             spin: false,
             lost: Rejection::Closed,
@@ -95,6 +118,10 @@ impl Pool for Rayon {
 
     fn schedule(&self, job: Job) {
         self.workers.schedule(job);
+    }
+
+    fn expected_wait(&self) -> Duration {
+        self.workers.expected_wait()
     }
 
     fn shutdown(&self, deadline: Duration) -> Pin<Box<dyn Future<Output = Left> + Send + '_>> {

@@ -9,8 +9,8 @@ use std::fmt;
 pub enum Rejection {
     /// The pool was shut down, or its runtime is gone.
     Closed,
-    /// The call stood in the queue for longer than the queueing policy allows, and never started. No pool here has such a
-    /// policy yet; one of your own may answer this with [`Job::refuse`](super::Job::refuse).
+    /// The call stood in the queue for longer than the queueing policy allows ([`Codel`](super::Codel)), and never started.
+    /// A pool of your own may answer this with [`Job::refuse`](super::Job::refuse).
     Expired,
     /// The call would have had to wait, and waiting needs a timer that only a tokio runtime has.
     NoRuntime,

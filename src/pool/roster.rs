@@ -1,8 +1,9 @@
-use std::collections::VecDeque;
+use tokio::time::Instant;
 
-/// New calls get every eighth pick even if woken calls keep coming: a future that wakes itself for ever starves nobody,
-/// and woken calls, which hold memory and a caller's patience already, still go first.
-const FRESH_EVERY: u8 = 8;
+use super::{
+    Priority, QueuePolicy,
+    queue::{Jobs, Waits},
+};
 
 /// Which jobs wait, which threads there are, and what a change of the one asks of the other. No threads, no locks.
 ///
@@ -13,20 +14,41 @@ const FRESH_EVERY: u8 = 8;
 /// Invariant: while a job waits, a thread is coming or searching, or all threads are busy and there may be no more. For
 /// whoever pushes sees to that, and a thread that takes a job while others wait asks for the next thread (so wake-ups go
 /// from thread to thread, one at a time, and stop as soon as the work does).
+///
+/// *Reserved* threads are counted apart, run release calls only, and never search. At most one of them is coming.
+///
+/// Invariant: while a release call waits, an ordinary thread is coming or searching; or all of these are busy and there may be
+/// no more, and a reserved one is coming, or all of those are busy too and there may be no more. For an ordinary thread is asked
+/// for first, and a reserved one only if there is none; and what a reserved thread does changes nothing for other jobs.
 #[derive(Debug)]
 pub(super) struct Roster<T, S> {
-    fresh: VecDeque<T>,
-    resumed: VecDeque<T>,
-    picks: u8,
-    min: usize,
-    max: usize,
+    jobs: Jobs<T>,
+    limits: Limits,
     threads: usize,
     /// The thread that went to sleep last is woken first: its stack is warm, and the others can be reaped.
     idle: Vec<S>,
     coming: bool,
     searching: bool,
+    reserved: Reserved<S>,
     closing: bool,
     halted: bool,
+}
+
+#[derive(Debug)]
+struct Reserved<S> {
+    threads: usize,
+    idle: Vec<S>,
+    coming: bool,
+}
+
+/// How many threads there may be.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    /// So many stay though they are idle.
+    pub(super) min: usize,
+    pub(super) max: usize,
+    /// The most reserved threads, besides `max`.
+    pub(super) reserved: usize,
 }
 
 /// What a change asks for.
@@ -36,6 +58,8 @@ pub(super) enum Ask<S> {
     Nothing,
     /// One more thread. It is counted already, and comes as `Coming`.
     Spawn,
+    /// One more reserved thread, likewise.
+    SpawnReserved,
     /// Wake this thread. It comes as `Coming`.
     Wake(S),
 }
@@ -56,29 +80,29 @@ pub(super) enum Next<T> {
     Run(T),
     /// Look for work for a moment, then come back as `Searching`.
     Search,
+    /// Answer the jobs that were shed, then come back as `Busy`: there was nothing else.
+    Shed,
     /// Sleep. The seat is in the stack.
     Sleep,
 }
 
-impl<T, S> Roster<T, S> {
-    pub(super) fn new(min: usize, max: usize) -> Self {
+impl<T: Waits, S> Roster<T, S> {
+    pub(super) fn new(limits: Limits, policy: QueuePolicy) -> Self {
         Self {
-            fresh: VecDeque::new(),
-            resumed: VecDeque::new(),
-            picks: 0,
-            min,
-            max,
+            jobs: Jobs::new(policy),
+            limits,
             threads: 0,
             idle: Vec::new(),
             coming: false,
             searching: false,
+            reserved: Reserved { threads: 0, idle: Vec::new(), coming: false },
             closing: false,
             halted: false,
         }
     }
 
-    pub(super) fn push(&mut self, item: T, resumed: bool) -> Ask<S> {
-        if resumed { &mut self.resumed } else { &mut self.fresh }.push_back(item);
+    pub(super) fn push(&mut self, item: T, priority: Priority, resumed: bool) -> Ask<S> {
+        self.jobs.push(item, priority, resumed);
         self.call_for_hands()
     }
 
@@ -90,34 +114,66 @@ impl<T, S> Roster<T, S> {
         if let Some(seat) = self.idle.pop() {
             self.coming = true;
             Ask::Wake(seat)
-        } else if self.threads < self.max {
+        } else if self.threads < self.limits.max {
             self.coming = true;
             self.threads += 1;
             Ask::Spawn
+        } else if self.jobs.has_release() {
+            self.call_for_reserved_hands()
         } else {
             Ask::Nothing
         }
     }
 
+    fn call_for_reserved_hands(&mut self) -> Ask<S> {
+        let reserved = &mut self.reserved;
+        if reserved.coming {
+            return Ask::Nothing;
+        }
+        if let Some(seat) = reserved.idle.pop() {
+            reserved.coming = true;
+            Ask::Wake(seat)
+        } else if reserved.threads < self.limits.reserved {
+            reserved.coming = true;
+            reserved.threads += 1;
+            Ask::SpawnReserved
+        } else {
+            Ask::Nothing
+        }
+    }
+
+    fn call_if_any_waits(&mut self) -> Ask<S> {
+        if self.jobs.is_empty() { Ask::Nothing } else { self.call_for_hands() }
+    }
+
     /// Counts a thread that is about to be spawned ahead of any work. It comes as `Busy`: nobody waits for it.
     pub(super) fn hire(&mut self) -> bool {
-        let room = self.threads < self.max;
+        let room = self.threads < self.limits.max;
         self.threads += usize::from(room);
         room
     }
 
-    /// What the thread does next that was `from`. `stay` says whether it may wait for work.
-    pub(super) fn next(&mut self, from: From, stay: bool, seat: impl FnOnce() -> S) -> (Next<T>, Ask<S>) {
+    /// What the thread does next that was `from`. `stay` says whether it may wait for work. Jobs that the policy gives up
+    /// go into `shed`, whatever comes next; it goes by `now`, and is first in, first out without.
+    pub(super) fn next(
+        &mut self,
+        from: From,
+        stay: bool,
+        now: Option<Instant>,
+        shed: &mut Vec<T>,
+        seat: impl FnOnce() -> S,
+    ) -> (Next<T>, Ask<S>) {
         match from {
             From::Busy => {}
             From::Coming => self.coming = false,
             From::Searching => self.searching = false,
         }
-        if let Some(item) = self.pop() {
-            let ask = if self.is_empty() { Ask::Nothing } else { self.call_for_hands() };
-            return (Next::Run(item), ask);
+        if let Some(item) = self.jobs.pop(now, shed) {
+            return (Next::Run(item), self.call_if_any_waits());
         }
-        let next = if self.closing || !stay && self.threads > self.min {
+        let next = if !shed.is_empty() {
+            Next::Shed
+        } else if self.closing || !stay && self.threads > self.limits.min {
             self.threads -= 1;
             Next::Exit
         } else if from != From::Searching && !self.searching {
@@ -130,13 +186,23 @@ impl<T, S> Roster<T, S> {
         (next, Ask::Nothing)
     }
 
-    fn pop(&mut self) -> Option<T> {
-        self.picks = (self.picks + 1) % FRESH_EVERY;
-        if self.picks == 0 {
-            self.fresh.pop_front().or_else(|| self.resumed.pop_front())
-        } else {
-            self.resumed.pop_front().or_else(|| self.fresh.pop_front())
+    /// As `next`, for a reserved thread.
+    pub(super) fn next_reserved(&mut self, from: From, stay: bool, seat: impl FnOnce() -> S) -> (Next<T>, Ask<S>) {
+        if from == From::Coming {
+            self.reserved.coming = false;
         }
+        if let Some(item) = self.jobs.pop_release() {
+            return (Next::Run(item), self.call_if_any_waits());
+        }
+        // Other jobs may wait, but they never waited for this thread.
+        let next = if self.closing || !stay {
+            self.reserved.threads -= 1;
+            Next::Exit
+        } else {
+            self.reserved.idle.push(seat());
+            Next::Sleep
+        };
+        (next, Ask::Nothing)
     }
 
     /// A thread that was counted never came or vanished. Returns the jobs that nobody is left to run; or, if a job waits and
@@ -148,21 +214,46 @@ impl<T, S> Roster<T, S> {
             From::Coming => self.coming = false,
             From::Searching => self.searching = false,
         }
-        if self.threads == 0 {
-            return (self.resumed.drain(..).chain(self.fresh.drain(..)).collect(), Ask::Nothing);
+        self.make_up()
+    }
+
+    /// As `lost`, for a reserved thread.
+    pub(super) fn lost_reserved(&mut self, from: From) -> (Vec<T>, Ask<S>) {
+        self.reserved.threads -= 1;
+        if from == From::Coming {
+            self.reserved.coming = false;
         }
-        let ask = match self.idle.is_empty() || self.is_empty() {
-            true => Ask::Nothing, // not one more: there seem to be none to be had
-            false => self.call_for_hands(),
+        self.make_up()
+    }
+
+    fn make_up(&mut self) -> (Vec<T>, Ask<S>) {
+        let mut left = Vec::new();
+        if self.threads == 0 {
+            left.extend(self.jobs.drain());
+            if self.reserved.threads == 0 {
+                left.extend(self.jobs.drain_release());
+            }
+        }
+        // Of those that sleep, and not one more: there seem to be none to be had.
+        let ask = if self.jobs.is_empty() || self.coming || self.searching {
+            Ask::Nothing
+        } else if !self.idle.is_empty() {
+            self.call_for_hands()
+        } else if self.jobs.has_release() && !self.reserved.idle.is_empty() {
+            self.call_for_reserved_hands()
+        } else {
+            Ask::Nothing
         };
-        (Vec::new(), ask)
+        (left, ask)
     }
 
     /// Threads end when there is nothing to do. Returns those that sleep: they are to be woken, and come as `Busy`. Later
     /// jobs get threads again.
     pub(super) fn close(&mut self) -> Vec<S> {
         self.closing = true;
-        std::mem::take(&mut self.idle)
+        let mut asleep = std::mem::take(&mut self.idle);
+        asleep.append(&mut self.reserved.idle);
+        asleep
     }
 
     /// From now on there may be one more thread: the others may be stuck in work that nobody can stop, and what is
@@ -170,21 +261,27 @@ impl<T, S> Roster<T, S> {
     pub(super) fn halt(&mut self) -> Ask<S> {
         if !self.halted {
             self.halted = true;
-            self.max = self.max.saturating_add(1);
+            self.limits.max = self.limits.max.saturating_add(1);
         }
-        if self.is_empty() { Ask::Nothing } else { self.call_for_hands() }
+        self.call_if_any_waits()
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.fresh.is_empty() && self.resumed.is_empty()
+        self.jobs.is_empty()
     }
 
     pub(super) fn len(&self) -> usize {
-        self.fresh.len() + self.resumed.len()
+        self.jobs.len()
     }
 
+    /// Since when the oldest new call waits.
+    pub(super) fn oldest(&self) -> Option<Instant> {
+        self.jobs.oldest()
+    }
+
+    /// All of them, reserved ones included.
     pub(super) fn threads(&self) -> usize {
-        self.threads
+        self.threads + self.reserved.threads
     }
 }
 
@@ -192,9 +289,14 @@ impl<T, S: PartialEq> Roster<T, S> {
     /// A thread has slept for its keep-alive. `true` if it is to end; it is not counted any more. `false` if it was woken
     /// at the last moment, or is one of those that stay.
     pub(super) fn timed_out(&mut self, seat: &S) -> bool {
+        if let Some(position) = self.reserved.idle.iter().position(|other| other == seat) {
+            self.reserved.idle.remove(position);
+            self.reserved.threads -= 1;
+            return true;
+        }
         let position = self.idle.iter().position(|other| other == seat);
         match position {
-            Some(position) if self.threads > self.min => {
+            Some(position) if self.threads > self.limits.min => {
                 self.idle.remove(position);
                 self.threads -= 1;
                 true

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    Pool, Rejection, Slot,
+    Pool, Priority, Rejection, Slot,
     call::{self, Admitted, Departure, Failure, Handle},
 };
 
@@ -27,8 +27,9 @@ use super::{
 ///
 /// # Errors
 ///
-/// The future ends with [`Rejection::Overloaded`] if the queue is full, and with [`Rejection::Closed`] if the pool is
-/// shut down.
+/// The future ends with [`Rejection::Overloaded`] if the queue is full, with [`Rejection::Expired`] if the work waited
+/// there for longer than the pool's [policy](super::QueuePolicy) allows, and with [`Rejection::Closed`] if the pool is shut
+/// down.
 ///
 /// # Panics
 ///
@@ -44,10 +45,44 @@ where
     W: FnOnce() -> T + Send + 'static,
     T: Send + 'static,
 {
+    run_with_priority(pool, Priority::Normal, work)
+}
+
+/// As [`run`], for work that goes before or after other work.
+///
+/// ```
+/// use tower_offload::{ThreadPool, pool::{self, Priority}};
+///
+/// # #[tokio::main]
+/// # async fn main() {
+/// let cpu = ThreadPool::cpu();
+/// let report = pool::run_with_priority(cpu, Priority::Low, || "nobody waits for it").await;
+/// assert_eq!(report, Ok("nobody waits for it"));
+/// # }
+/// ```
+///
+/// # Errors
+///
+/// As [`run`]; besides, the future ends with [`Rejection::Overloaded`] if the work is [`Priority::Low`] and half of the
+/// queue is taken.
+///
+/// # Panics
+///
+/// As [`run`].
+///
+/// # Cancel safety
+///
+/// As [`run`].
+pub fn run_with_priority<P, W, T>(pool: P, priority: Priority, work: W) -> Run<T>
+where
+    P: Pool,
+    W: FnOnce() -> T + Send + 'static,
+    T: Send + 'static,
+{
     let pool = pool.into_shared();
-    Run(match Slot::try_take(&pool) {
+    Run(match Slot::try_take(&pool, priority) {
         Ok(slot) => {
-            let admitted = Admitted { slot, place: call::Current::place() };
+            let admitted = Admitted { slot, place: call::Current::place(), priority };
             Ok(call::spawn(admitted, call::Context::capture(), Departure::Cancel, async move { work() }))
         }
         Err(rejection) => {
@@ -57,7 +92,7 @@ where
     })
 }
 
-/// The future of [`run`]: the closure's value, or why it did not run.
+/// The future of [`run`] and [`run_with_priority`]: the closure's value, or why it did not run.
 #[must_use = "dropping it cancels the closure"]
 pub struct Run<T>(Result<Handle<T>, Rejection>);
 

@@ -3,7 +3,8 @@ use std::{error::Error, fmt, io, panic::AssertUnwindSafe, pin::Pin, sync::Arc, t
 use tokio::runtime::Handle;
 
 use super::{
-    DEFAULT_QUEUE_CAPACITY, Gate, Job, Left, Pool, Rejection, Stats,
+    DEFAULT_QUEUE_CAPACITY, Gate, Job, Left, Pool, QueuePolicy, Rejection, Stats,
+    roster::Limits,
     workers::{Policy, Worker, Workers},
 };
 
@@ -12,6 +13,9 @@ use super::{
 /// Tokio starts a thread for each call until there are 512, and bounds nothing; this pool asks for at most `max_threads`
 /// and lets a bounded number of calls wait. Its jobs run on the runtime in which the pool was made, whatever runtime a
 /// call is made from. When that runtime is gone, calls are answered [`Rejection::Closed`].
+///
+/// [`Priority::Release`](super::Priority::Release) calls go first, but there is no reserved thread for them: where all of
+/// the pool's threads are blocked, they wait.
 ///
 /// A handle: clones are the same pool.
 #[derive(Debug, Clone)]
@@ -48,12 +52,18 @@ impl TokioBlocking {
     pub fn try_new(max_threads: usize) -> Result<Self, NoRuntime> {
         assert!(max_threads > 0, "a pool with 0 threads runs no call: give `TokioBlocking` at least 1");
         let runtime = Handle::try_current().map_err(|_| NoRuntime(()))?;
-        Ok(Self::build("tokio", DEFAULT_QUEUE_CAPACITY, max_threads, runtime))
+        Ok(Self::build("tokio", DEFAULT_QUEUE_CAPACITY, QueuePolicy::default(), max_threads, runtime))
     }
 
     /// The same with another name, which labels metrics and log lines. A new pool: call it before the first use.
     pub fn name(self, name: &str) -> Self {
-        Self::build(name, self.gate().queue_capacity(), self.workers.policy().max_threads, self.runtime)
+        Self::build(
+            name,
+            self.gate().queue_capacity(),
+            self.workers.policy().queue,
+            self.max_threads(),
+            self.runtime.clone(),
+        )
     }
 
     /// The same with room for so many calls to wait, at least 1. A new pool: call it before the first use.
@@ -62,7 +72,21 @@ impl TokioBlocking {
     ///
     /// If `calls` is 0.
     pub fn queue_capacity(self, calls: usize) -> Self {
-        Self::build(self.gate().name(), calls, self.workers.policy().max_threads, self.runtime.clone())
+        let policy = self.workers.policy().queue;
+        Self::build(self.gate().name(), calls, policy, self.max_threads(), self.runtime.clone())
+    }
+
+    /// The same with another policy; default: first in, first out. A new pool: call it before the first use.
+    ///
+    /// # Panics
+    ///
+    /// If the policy has no use: see [`Codel::new`](super::Codel::new).
+    #[track_caller]
+    pub fn queue_policy(self, policy: impl Into<QueuePolicy>) -> Self {
+        let policy = policy.into();
+        policy.check().unwrap_or_else(|unfit| panic!("{unfit}"));
+        let (name, capacity) = (self.gate().name(), self.gate().queue_capacity());
+        Self::build(name, capacity, policy, self.max_threads(), self.runtime.clone())
     }
 
     /// What the pool has done and is doing.
@@ -70,11 +94,16 @@ impl TokioBlocking {
         self.workers.gate().stats()
     }
 
-    fn build(name: &str, queue_capacity: usize, max_threads: usize, runtime: Handle) -> Self {
+    fn max_threads(&self) -> usize {
+        self.workers.policy().limits.max
+    }
+
+    fn build(name: &str, queue_capacity: usize, queue: QueuePolicy, max_threads: usize, runtime: Handle) -> Self {
         let policy = Policy {
-            min_threads: 0,
-            max_threads,
+            limits: Limits { min: 0, max: max_threads, reserved: 0 },
             keep_alive: Some(Duration::ZERO), // tokio keeps the idle thread
+            reserved_keep_alive: Duration::ZERO,
+            queue,
             borrowed: false,
             spin: false,
             lost: Rejection::Closed,
@@ -96,6 +125,10 @@ impl Pool for TokioBlocking {
 
     fn schedule(&self, job: Job) {
         self.workers.schedule(job);
+    }
+
+    fn expected_wait(&self) -> Duration {
+        self.workers.expected_wait()
     }
 
     fn shutdown(&self, deadline: Duration) -> Pin<Box<dyn Future<Output = Left> + Send + '_>> {

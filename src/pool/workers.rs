@@ -6,8 +6,9 @@ use std::{
 };
 
 use super::{
-    Gate, Job, Left, Rejection,
+    Gate, Job, Left, QueuePolicy, Rejection,
     crew::{Crew, Hand},
+    roster::Limits,
 };
 
 /// What `ThreadPool`, `Rayon` and `TokioBlocking` have in common: a gate, a crew and a way to get one more thread.
@@ -21,10 +22,12 @@ pub(super) struct Workers {
 /// How threads come and go.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Policy {
-    pub(super) min_threads: usize,
-    pub(super) max_threads: usize,
-    /// How long a thread over `min_threads` waits for work; `None`: for ever.
+    pub(super) limits: Limits,
+    /// How long a thread over the minimum waits for work; `None`: for ever.
     pub(super) keep_alive: Option<Duration>,
+    /// How long a reserved thread waits for work.
+    pub(super) reserved_keep_alive: Duration,
+    pub(super) queue: QueuePolicy,
     /// Whether a thread that has more to do asks for itself again after each job: it is borrowed, and whoever else uses
     /// it gets a turn.
     pub(super) borrowed: bool,
@@ -37,7 +40,7 @@ pub(super) struct Policy {
 /// A thread's part. Dropped without being run, as by a runtime that shuts down, it strikes itself off the crew.
 pub(super) struct Worker {
     workers: Arc<Workers>,
-    hand: Hand,
+    hand: Hand<Job>,
     done: bool,
 }
 
@@ -47,7 +50,7 @@ impl Workers {
         policy: Policy,
         spawn: impl Fn(Worker) -> io::Result<()> + Send + Sync + 'static,
     ) -> Arc<Self> {
-        let crew = Crew::new(policy.min_threads, policy.max_threads, policy.spin);
+        let crew = Crew::new(policy.limits, policy.queue, policy.spin);
         Arc::new(Self { gate, crew, policy, spawn: Box::new(spawn) })
     }
 
@@ -69,10 +72,15 @@ impl Workers {
     }
 
     pub(super) fn schedule(self: &Arc<Self>, job: Job) {
-        let resumed = job.has_started();
-        if self.crew.push(job, resumed) {
-            self.spawn_or_refuse();
+        let (priority, resumed) = (job.priority(), job.has_started());
+        if let Some(hand) = self.crew.push(job, priority, resumed) {
+            self.spawn_or_refuse(hand);
         }
+    }
+
+    /// The larger of what the call waited that started last, and of what the oldest has waited that has not started.
+    pub(super) fn expected_wait(&self) -> Duration {
+        self.gate.expected_wait().max(self.crew.longest_wait())
     }
 
     /// Stops accepting. Threads finish what is queued and end; nobody waits for them.
@@ -84,40 +92,46 @@ impl Workers {
     pub(super) async fn shutdown(self: Arc<Self>, deadline: Duration) -> Left {
         self.close();
         let left = self.gate.drain(deadline).await;
-        if self.crew.halt() {
-            self.spawn_or_refuse();
+        if let Some(hand) = self.crew.halt() {
+            self.spawn_or_refuse(hand);
         }
         left
     }
 
     /// If the thread cannot be had, `Worker::drop` strikes it off; the jobs wait for the other threads, or are answered
     /// if there are none.
-    fn spawn_or_refuse(self: &Arc<Self>) {
+    fn spawn_or_refuse(self: &Arc<Self>, hand: Hand<Job>) {
+        let worker = Worker::new(self.clone(), hand);
         if self.gate.is_halted() {
             // The pool's own threads may be stuck in work that nobody can stop.
-            let worker = Worker::new(self.clone(), Hand::coming());
             let name = format!("{}-reaper", self.gate.name());
             let _ = std::thread::Builder::new().name(name).spawn(move || worker.run());
         } else {
-            let _ = (self.spawn)(Worker::new(self.clone(), Hand::coming()));
+            let _ = (self.spawn)(worker);
         }
     }
 }
 
 impl Worker {
-    fn new(workers: Arc<Workers>, hand: Hand) -> Self {
+    fn new(workers: Arc<Workers>, hand: Hand<Job>) -> Self {
         Self { workers, hand, done: false }
     }
 
     /// Works until there is nothing left to do. Never unwinds.
     pub(super) fn run(mut self) {
-        let Policy { keep_alive, borrowed, .. } = self.workers.policy;
-        while let Some((job, spawn)) = self.workers.crew.next(&mut self.hand, keep_alive) {
-            if spawn {
-                self.workers.spawn_or_refuse();
+        let Policy { keep_alive, reserved_keep_alive, borrowed, .. } = self.workers.policy;
+        let keep_alive = if self.hand.is_reserved() { Some(reserved_keep_alive) } else { keep_alive };
+        while let Some(turn) = self.workers.crew.next(&mut self.hand, keep_alive) {
+            if let Some(hand) = turn.spawn {
+                self.workers.spawn_or_refuse(hand);
             }
             // A job catches what it runs. What is left is a recorder or a subscriber that panics: not worth a thread.
-            let _ = catch_unwind(AssertUnwindSafe(|| job.run()));
+            for job in self.hand.shed.drain(..) {
+                let _ = catch_unwind(AssertUnwindSafe(|| job.refuse(Rejection::Expired)));
+            }
+            if let Some(job) = turn.job {
+                let _ = catch_unwind(AssertUnwindSafe(|| job.run()));
+            }
             if borrowed && !self.workers.gate.is_halted() && !self.workers.crew.is_empty() {
                 let workers = self.workers.clone();
                 let _ = (workers.spawn)(self);

@@ -3,7 +3,7 @@ use std::{fmt, sync::Arc};
 use http::Request;
 
 use super::{Inspect, debug_wrapper};
-use crate::offload::Head;
+use crate::{offload::Head, pool::Priority};
 
 /// Made by [`OffloadLayer::carry`](crate::offload::OffloadLayer::carry).
 pub struct Carry<A, C, P> {
@@ -28,6 +28,10 @@ where
 
     fn offloads(&self, request: &Request<B>) -> bool {
         self.inner.offloads(request)
+    }
+
+    fn priority(&self, request: &Request<B>) -> Priority {
+        self.inner.priority(request)
     }
 
     fn capture(&self, request: &Request<B>) -> Self::Carried {
@@ -74,6 +78,10 @@ where
 
     fn offloads(&self, request: &Req) -> bool {
         self.inner.offloads(request)
+    }
+
+    fn priority(&self, request: &Req) -> Priority {
+        self.inner.priority(request)
     }
 
     fn capture(&self, request: &Req) -> Self::Carried {

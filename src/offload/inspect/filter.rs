@@ -3,7 +3,7 @@ use std::{fmt, sync::Arc};
 use http::Request;
 
 use super::{Inspect, debug_wrapper};
-use crate::offload::Head;
+use crate::{offload::Head, pool::Priority};
 
 /// Made by [`OffloadLayer::filter`](crate::offload::OffloadLayer::filter).
 pub struct Filter<A, F> {
@@ -26,6 +26,10 @@ where
 
     fn offloads(&self, request: &Request<B>) -> bool {
         (self.predicate)(&Head::new(request)) && self.inner.offloads(request)
+    }
+
+    fn priority(&self, request: &Request<B>) -> Priority {
+        self.inner.priority(request)
     }
 
     fn capture(&self, request: &Request<B>) -> Self::Carried {
@@ -70,6 +74,10 @@ where
 
     fn offloads(&self, request: &Req) -> bool {
         (self.predicate)(request) && self.inner.offloads(request)
+    }
+
+    fn priority(&self, request: &Req) -> Priority {
+        self.inner.priority(request)
     }
 
     fn capture(&self, request: &Req) -> Self::Carried {

@@ -2,21 +2,25 @@
 
 mod carry;
 mod filter;
+mod prioritize;
 
 use std::fmt;
+
+use crate::pool::Priority;
 
 pub use self::{
     carry::{Carry, CarryRequest},
     filter::{Filter, FilterRequest},
+    prioritize::{Prioritize, PrioritizeRequest},
 };
 
-/// What a layer reads from a request: whether to offload it, and what to carry along.
+/// What a layer reads from a request: whether to offload it, how urgent it is, and what to carry along.
 ///
 /// Put together by the methods of [`OffloadLayer`](super::OffloadLayer); there is no need to implement it.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot look at requests of type `{Req}`",
-    note = "`.filter(..)` and `.carry(..)` look at the head of an `http::Request`",
-    note = "for other requests use `.filter_request(|request: &MyRequest| ..)` and `.carry_request(..)`"
+    note = "`.filter(..)`, `.priority(..)` and `.carry(..)` look at the head of an `http::Request`",
+    note = "for other requests use `.filter_request(|request: &MyRequest| ..)`, `.priority_request(..)` and `.carry_request(..)`"
 )]
 pub trait Inspect<Req>: Clone + Send + Sync + 'static {
     /// What the request's work takes along.
@@ -24,6 +28,11 @@ pub trait Inspect<Req>: Clone + Send + Sync + 'static {
 
     /// `false` passes the request straight through.
     fn offloads(&self, request: &Req) -> bool;
+
+    /// How the request stands against others that wait.
+    fn priority(&self, _: &Req) -> Priority {
+        Priority::Normal
+    }
 
     /// Reads what the work takes along.
     fn capture(&self, request: &Req) -> Self::Carried;

@@ -20,7 +20,7 @@ use super::{
     work::Work,
 };
 use crate::{
-    pool::{Job, Pool, Rejection, Slot},
+    pool::{Job, Places, Pool, Priority, Rejection, Slot},
     sync::{Mutex, lock},
 };
 
@@ -28,6 +28,7 @@ use crate::{
 pub(crate) struct Admitted {
     pub(crate) slot: Slot,
     pub(crate) place: Option<Arc<dyn Place>>,
+    pub(crate) priority: Priority,
 }
 
 /// Puts a future into the pool's queue. Its place there was taken before, so this cannot fail.
@@ -36,10 +37,13 @@ where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
-    let Admitted { slot, place } = admitted;
+    let Admitted { slot, place, priority } = admitted;
+    let (pool, places) = slot.spend();
     let call = Arc::new(Call {
         lifecycle: Lifecycle::scheduled(),
-        pool: slot.into_pool(),
+        pool,
+        places,
+        priority,
         created: Instant::now(),
         woken: AtomicU64::new(0),
         started: AtomicBool::new(false),
@@ -59,6 +63,9 @@ where
 struct Call<F: Future> {
     lifecycle: Lifecycle,
     pool: Arc<dyn Pool>,
+    /// Where its slot came from and goes back to.
+    places: Places,
+    priority: Priority,
     created: Instant,
     /// When the call was last woken, in nanoseconds after `created`.
     woken: AtomicU64,
@@ -153,7 +160,7 @@ where
     }
 
     fn free_slot(&self) {
-        self.pool.gate().free_slot();
+        self.pool.gate().free_slot(self.places);
     }
 
     /// Runs a turn, and ends the call if that panics. The work's own panics are caught before: this is a metrics recorder or
@@ -334,6 +341,14 @@ where
 
     fn has_started(&self) -> bool {
         self.started.load(Ordering::Relaxed)
+    }
+
+    fn created(&self) -> Instant {
+        self.created
+    }
+
+    fn priority(&self) -> Priority {
+        self.priority
     }
 
     fn is_cancelled(&self) -> bool {

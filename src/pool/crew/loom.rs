@@ -8,23 +8,38 @@ use std::{
 
 use loom::thread;
 
-use super::{Crew, Hand};
+use super::{Crew, Hand, Limits, Priority, QueuePolicy, Turn, Waits};
+
+impl Waits for u32 {
+    fn since(&self) -> tokio::time::Instant {
+        tokio::time::Instant::now()
+    }
+}
+
+fn crew(min: usize, max: usize, reserved: usize) -> Arc<Crew<u32>> {
+    Arc::new(Crew::new(Limits { min, max, reserved }, QueuePolicy::Fifo, false))
+}
 
 /// What a worker does: runs jobs, and starts the threads it is asked to start.
-fn work(crew: &Arc<Crew<u32>>, mut hand: Hand, keep_alive: Option<Duration>, run: &Arc<dyn Fn(u32) + Send + Sync>) {
-    while let Some((job, spawn)) = crew.next(&mut hand, keep_alive) {
-        if spawn {
+fn work(
+    crew: &Arc<Crew<u32>>,
+    mut hand: Hand<u32>,
+    keep_alive: Option<Duration>,
+    run: &Arc<dyn Fn(u32) + Send + Sync>,
+) {
+    while let Some(Turn { job, spawn }) = crew.next(&mut hand, keep_alive) {
+        if let Some(hand) = spawn {
             let (crew, run) = (crew.clone(), run.clone());
-            thread::spawn(move || work(&crew, Hand::coming(), keep_alive, &run));
+            thread::spawn(move || work(&crew, hand, keep_alive, &run));
         }
-        run(job);
+        run(job.expect("first in, first out sheds nothing"));
     }
 }
 
 #[test]
 fn jobs_pushed_from_two_threads_all_run_once_though_no_thread_stays() {
     loom::model(|| {
-        let crew = Arc::new(Crew::new(0, 1, false));
+        let crew = crew(0, 1, 0);
         let ran = Arc::new(AtomicU32::new(0));
         let run: Arc<dyn Fn(u32) + Send + Sync> = Arc::new({
             let ran = ran.clone();
@@ -34,8 +49,8 @@ fn jobs_pushed_from_two_threads_all_run_once_though_no_thread_stays() {
         let push = |job: u32| {
             let (crew, run) = (crew.clone(), run.clone());
             move || {
-                if crew.push(job, job == 2) {
-                    work(&crew, Hand::coming(), Some(Duration::ZERO), &run);
+                if let Some(hand) = crew.push(job, Priority::Normal, job == 2) {
+                    work(&crew, hand, Some(Duration::ZERO), &run);
                 }
             }
         };
@@ -52,7 +67,7 @@ fn jobs_are_run_though_nothing_else_wakes_the_threads(threads: usize, jobs: u32)
     let mut model = loom::model::Builder::new();
     model.preemption_bound = Some(2);
     model.check(move || {
-        let crew = Arc::new(Crew::new(threads, threads, false));
+        let crew = crew(threads, threads, 0);
         let done = Arc::new(loom::sync::Notify::new());
         let left = Arc::new(AtomicU32::new(jobs));
         let run: Arc<dyn Fn(u32) + Send + Sync> = Arc::new({
@@ -72,7 +87,7 @@ fn jobs_are_run_though_nothing_else_wakes_the_threads(threads: usize, jobs: u32)
             })
             .collect();
         for job in 0..jobs {
-            assert!(!crew.push(job, job % 2 == 1));
+            assert!(crew.push(job, Priority::Normal, job % 2 == 1).is_none());
         }
         done.wait();
         crew.close();
@@ -95,7 +110,7 @@ fn two_threads_share_two_jobs_and_a_wake_is_not_lost() {
 #[test]
 fn a_wake_after_the_close_gets_a_thread_again() {
     loom::model(|| {
-        let crew = Arc::new(Crew::new(1, 1, false));
+        let crew = crew(1, 1, 0);
         assert!(crew.hire());
         let ran = Arc::new(AtomicU32::new(0));
         let run: Arc<dyn Fn(u32) + Send + Sync> = Arc::new({
@@ -107,11 +122,51 @@ fn a_wake_after_the_close_gets_a_thread_again() {
             thread::spawn(move || work(&crew, Hand::hired(), None, &run))
         };
         crew.close();
-        let spawn = crew.push(5, true);
+        let spawn = crew.push(5, Priority::Normal, true);
         worker.join().unwrap();
-        if spawn {
-            work(&crew, Hand::coming(), None, &run);
+        if let Some(hand) = spawn {
+            work(&crew, hand, None, &run);
         }
         assert_eq!(ran.load(Ordering::SeqCst), 5);
+    });
+}
+
+/// The only thread blocks in job 1 until job 2, a release call, has run: a wake or a spawn that is lost is a deadlock.
+/// Whatever the only thread is doing when the release call comes.
+#[test]
+fn a_release_call_is_run_though_the_only_thread_waits_for_it() {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(2);
+    model.check(|| {
+        let crew = crew(1, 1, 1);
+        assert!(crew.hire());
+        let released = Arc::new(loom::sync::Notify::new());
+        let ran = Arc::new(AtomicU32::new(0));
+        let run: Arc<dyn Fn(u32) + Send + Sync> = Arc::new({
+            let (released, ran) = (released.clone(), ran.clone());
+            move |job| {
+                match job {
+                    1 => released.wait(),
+                    _ => released.notify(),
+                }
+                ran.fetch_add(job, Ordering::SeqCst);
+            }
+        });
+        let worker = {
+            let (crew, run) = (crew.clone(), run.clone());
+            thread::spawn(move || work(&crew, Hand::hired(), None, &run))
+        };
+        assert!(crew.push(1, Priority::Normal, false).is_none());
+        let reserved = crew.push(2, Priority::Release, false);
+        let reserved = reserved.map(|hand| {
+            let (crew, run) = (crew.clone(), run.clone());
+            thread::spawn(move || work(&crew, hand, Some(Duration::ZERO), &run))
+        });
+        if let Some(reserved) = reserved {
+            reserved.join().unwrap();
+        }
+        crew.close();
+        worker.join().unwrap();
+        assert_eq!((ran.load(Ordering::SeqCst), crew.threads()), (3, 0));
     });
 }

@@ -6,7 +6,8 @@ use std::{
 
 use super::{BuildError, ThreadPool, error::Kind};
 use crate::pool::{
-    DEFAULT_QUEUE_CAPACITY, Gate, Rejection,
+    DEFAULT_QUEUE_CAPACITY, Gate, QueuePolicy, Rejection,
+    roster::Limits,
     workers::{Policy, Worker, Workers},
 };
 
@@ -36,6 +37,8 @@ pub struct Builder {
     min_threads: usize,
     max_threads: usize,
     queue_capacity: usize,
+    queue_policy: QueuePolicy,
+    reserved_threads: usize,
     keep_alive: Duration,
     stack_size: Option<usize>,
 }
@@ -48,6 +51,8 @@ impl Builder {
             min_threads: threads,
             max_threads: threads,
             queue_capacity: DEFAULT_QUEUE_CAPACITY,
+            queue_policy: QueuePolicy::default(),
+            reserved_threads: 1,
             keep_alive: Duration::from_secs(10),
             stack_size: None,
         }
@@ -87,6 +92,21 @@ impl Builder {
         self
     }
 
+    /// In which order calls are started, and whether one that waited for too long still is. Default:
+    /// [`QueuePolicy::Fifo`], since whatever sheds calls is to be asked for.
+    pub fn queue_policy(mut self, policy: impl Into<QueuePolicy>) -> Self {
+        self.queue_policy = policy.into();
+        self
+    }
+
+    /// So many threads more, started when a [`Release`](crate::pool::Priority::Release) call finds all others busy, which run
+    /// nothing but such calls, and end like those over the minimum. Default: 1, which is enough where these calls do not
+    /// block themselves; none is ever started where there are no such calls.
+    pub fn reserved_threads(mut self, threads: usize) -> Self {
+        self.reserved_threads = threads;
+        self
+    }
+
     /// How long a thread over the minimum stays idle before it ends. Default: 10 s, as in tokio's blocking pool.
     pub fn keep_alive(mut self, keep_alive: Duration) -> Self {
         self.keep_alive = keep_alive;
@@ -108,12 +128,18 @@ impl Builder {
     /// ([`BuildError::is_spawn`]).
     pub fn build(self) -> Result<ThreadPool, BuildError> {
         self.check().map_err(BuildError::new)?;
-        let Self { name, min_threads, max_threads, queue_capacity, keep_alive, stack_size } = self;
+        let Self { name, min_threads: min, max_threads: max, queue_capacity, stack_size, .. } = self;
         let gate = Gate::new(name.as_str(), queue_capacity);
         let spin = thread::available_parallelism().map_or(1, usize::from) > 1;
-        let keep_alive = (min_threads < max_threads).then_some(keep_alive);
-        let policy =
-            Policy { min_threads, max_threads, keep_alive, borrowed: false, spin, lost: Rejection::Overloaded };
+        let policy = Policy {
+            limits: Limits { min, max, reserved: self.reserved_threads },
+            keep_alive: (min < max).then_some(self.keep_alive),
+            reserved_keep_alive: self.keep_alive,
+            queue: self.queue_policy,
+            borrowed: false,
+            spin,
+            lost: Rejection::Overloaded,
+        };
         let spawned = AtomicUsize::new(0);
         let workers = Workers::new(gate, policy, move |worker: Worker| {
             let number = spawned.fetch_add(1, Ordering::Relaxed);
@@ -124,7 +150,7 @@ impl Builder {
             thread.spawn(move || worker.run()).map(drop)
         });
         let pool = ThreadPool::new(workers);
-        for _ in 0..min_threads.max(1) {
+        for _ in 0..min.max(1) {
             pool.workers().hire().map_err(|error| BuildError::new(Kind::Spawn(error)))?;
         }
         Ok(pool)
@@ -134,8 +160,8 @@ impl Builder {
         let (min, max) = (self.min_threads, self.max_threads);
         if max == 0 {
             Err(Kind::NoThreads)
-        } else if max > MAX_THREADS {
-            Err(Kind::TooManyThreads { max, limit: MAX_THREADS })
+        } else if max > MAX_THREADS || self.reserved_threads > MAX_THREADS {
+            Err(Kind::TooManyThreads { max: max.max(self.reserved_threads), limit: MAX_THREADS })
         } else if min > max {
             Err(Kind::MinOverMax { min, max })
         } else if self.queue_capacity == 0 {
@@ -143,7 +169,7 @@ impl Builder {
         } else if self.name.contains('\0') {
             Err(Kind::NameHasNul)
         } else {
-            Ok(())
+            self.queue_policy.check().map_err(Kind::Policy)
         }
     }
 }

@@ -1,5 +1,7 @@
 use std::{error::Error, fmt, io};
 
+use crate::pool::queue::Unfit;
+
 /// Why a [`ThreadPool`](super::ThreadPool) could not be built.
 #[derive(Debug)]
 pub struct BuildError(Kind);
@@ -10,6 +12,7 @@ pub(super) enum Kind {
     NameHasNul,
     NoCapacity,
     NoThreads,
+    Policy(Unfit),
     Spawn(io::Error),
     TooManyThreads { max: usize, limit: usize },
 }
@@ -41,6 +44,7 @@ impl fmt::Display for BuildError {
             Kind::NoThreads => {
                 f.write_str("a pool with 0 threads runs no call: give `threads` or `max_threads` at least 1")
             }
+            Kind::Policy(unfit) => unfit.fmt(f),
             Kind::Spawn(_) => f.write_str("the system did not give the pool a thread"),
             Kind::TooManyThreads { max, limit } => write!(f, "a pool of {max} threads is over the limit of {limit}"),
         }

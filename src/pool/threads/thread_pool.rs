@@ -58,7 +58,7 @@ impl ThreadPool {
         self.workers().gate().stats()
     }
 
-    /// How many threads the pool has now.
+    /// How many threads the pool has now, reserved ones included.
     pub fn threads(&self) -> usize {
         self.workers().threads()
     }
@@ -81,6 +81,10 @@ impl Pool for ThreadPool {
         self.handle.schedule(job);
     }
 
+    fn expected_wait(&self) -> Duration {
+        self.handle.expected_wait()
+    }
+
     fn shutdown(&self, deadline: Duration) -> Pin<Box<dyn Future<Output = Left> + Send + '_>> {
         self.handle.shutdown(deadline)
     }
@@ -97,6 +101,10 @@ impl Pool for Handle {
 
     fn schedule(&self, job: Job) {
         self.workers.schedule(job);
+    }
+
+    fn expected_wait(&self) -> Duration {
+        self.workers.expected_wait()
     }
 
     fn shutdown(&self, deadline: Duration) -> Pin<Box<dyn Future<Output = Left> + Send + '_>> {
