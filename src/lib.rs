@@ -4,6 +4,7 @@
 #[cfg(feature = "axum")]
 #[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
 pub mod axum;
+mod head;
 pub mod offload;
 pub mod pool;
 mod sync;

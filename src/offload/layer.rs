@@ -3,11 +3,14 @@ use std::{fmt, sync::Arc, time::Duration};
 use tower_layer::Layer;
 
 use super::{
-    Carry, CarryRequest, Everything, Filter, FilterRequest, Head, Http, Offload, Prioritize, PrioritizeRequest, With,
+    Carry, CarryRequest, Everything, Filter, FilterRequest, Http, Offload, Prioritize, PrioritizeRequest, With,
     admission::{Admission, Mode},
     service::Config,
 };
-use crate::pool::{Pool, Priority, Rejection};
+use crate::{
+    head::Head,
+    pool::{Pool, Priority, Rejection},
+};
 
 /// Runs the services it wraps on a pool.
 ///

@@ -115,7 +115,6 @@
 mod admission;
 mod backpressure;
 mod future;
-mod head;
 mod inspect;
 mod invoke;
 mod layer;
@@ -126,7 +125,6 @@ mod sync_fn;
 
 pub use self::{
     future::ResponseFuture,
-    head::Head,
     inspect::{Carry, CarryRequest, Everything, Filter, FilterRequest, Inspect, Prioritize, PrioritizeRequest},
     layer::OffloadLayer,
     reject::{Http, Problem, Protocol, Reject, Typed, With},
@@ -134,7 +132,10 @@ pub use self::{
     sync_body::SyncBody,
     sync_fn::{SyncFn, sync_fn},
 };
-pub use crate::pool::{
-    Priority, Rejection,
-    call::{Cancellation, cancellation, cancelled},
+pub use crate::{
+    head::Head,
+    pool::{
+        Priority, Rejection,
+        call::{Cancellation, cancellation, cancelled},
+    },
 };

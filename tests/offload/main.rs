@@ -15,3 +15,4 @@ mod runtimes;
 mod scheduling;
 mod shutdown;
 mod support;
+mod threads;

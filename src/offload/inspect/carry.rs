@@ -3,7 +3,7 @@ use std::{fmt, sync::Arc};
 use http::Request;
 
 use super::{Inspect, debug_wrapper};
-use crate::{offload::Head, pool::Priority};
+use crate::{head::Head, pool::Priority};
 
 /// Made by [`OffloadLayer::carry`](crate::offload::OffloadLayer::carry).
 pub struct Carry<A, C, P> {

@@ -1,10 +1,13 @@
 use std::{
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread,
     time::Duration,
 };
 
-use super::{BuildError, ThreadPool, error::Kind};
+use super::{BuildError, ThreadPool, error::Kind, hooks::Hooks, niceness, setup::Setup};
 use crate::pool::{
     DEFAULT_QUEUE_CAPACITY, Gate, QueuePolicy, Rejection,
     roster::Limits,
@@ -41,6 +44,8 @@ pub struct Builder {
     reserved_threads: usize,
     keep_alive: Duration,
     stack_size: Option<usize>,
+    niceness: Option<i32>,
+    hooks: Hooks,
 }
 
 impl Builder {
@@ -55,6 +60,8 @@ impl Builder {
             reserved_threads: 1,
             keep_alive: Duration::from_secs(10),
             stack_size: None,
+            niceness: None,
+            hooks: Hooks::default(),
         }
     }
 
@@ -120,15 +127,64 @@ impl Builder {
         self
     }
 
+    /// The nice value of each thread, from -20 (favoured) to 19 (gives way), as setpriority(2) takes it: a value, not what is
+    /// added to one. Default: none is set.
+    ///
+    /// With a value above the program's own, work of the pool gives way to the event loop when both want a core. A step
+    /// of 1 is a factor of 1.25 in processor time (sched(7)), between threads of one CPU cgroup.
+    ///
+    /// On Linux, where each thread has a nice value of its own; no effect elsewhere. A value below the one that a thread
+    /// starts with needs `CAP_SYS_NICE` or an `RLIMIT_NICE` that allows it. [`build`](Self::build) fails if its threads do
+    /// not get the value. One that is started later and does not get it works all the same, and feature `tracing` tells.
+    ///
+    /// A thread starts with the nice value of the thread that starts it. So what offloaded work starts (a `std::thread`,
+    /// a thread of tokio's blocking pool, one of a second pool that grows on demand) begins with this value, and keeps it
+    /// if nothing sets another.
+    pub fn niceness(mut self, niceness: i32) -> Self {
+        self.niceness = Some(niceness);
+        self
+    }
+
+    /// Runs on each thread before its first job, outside of any runtime. A second one replaces the first.
+    ///
+    /// Its panic is caught, printed by the panic hook and, with feature `tracing`, an event; the thread goes on to its
+    /// work. The thread that may come after a [shutdown](crate::pool::Pool::shutdown)'s deadline, to drop what is left, runs
+    /// no hooks.
+    ///
+    /// ```
+    /// use tower_offload::ThreadPool;
+    ///
+    /// let pool = ThreadPool::builder()
+    ///     .on_thread_start(|| println!("{:?} starts", std::thread::current().name()))
+    ///     .on_thread_stop(|| println!("{:?} stops", std::thread::current().name()))
+    ///     .build()?;
+    /// # let _ = pool;
+    /// # Ok::<(), tower_offload::pool::BuildError>(())
+    /// ```
+    pub fn on_thread_start(mut self, hook: impl Fn() + Send + Sync + 'static) -> Self {
+        self.hooks.start = Some(Arc::new(hook));
+        self
+    }
+
+    /// Runs on each thread after its last job, outside of any runtime. A second one replaces the first. Its panic is
+    /// treated as that of [`on_thread_start`](Self::on_thread_start).
+    ///
+    /// The pool does not count the thread any more by then, and nobody waits for it: a program may end before the hook
+    /// has run, or while it does.
+    pub fn on_thread_stop(mut self, hook: impl Fn() + Send + Sync + 'static) -> Self {
+        self.hooks.stop = Some(Arc::new(hook));
+        self
+    }
+
     /// Starts the minimum of threads, or one to see that it can be had.
     ///
     /// # Errors
     ///
-    /// If an option is out of range ([`BuildError::is_configuration`]), or the system gives no thread
-    /// ([`BuildError::is_spawn`]).
+    /// If an option is out of range ([`BuildError::is_configuration`]), the system gives no thread
+    /// ([`BuildError::is_spawn`]), or it does not let the threads have their nice value ([`BuildError::is_permission`]).
     pub fn build(self) -> Result<ThreadPool, BuildError> {
         self.check().map_err(BuildError::new)?;
-        let Self { name, min_threads: min, max_threads: max, queue_capacity, stack_size, .. } = self;
+        let Self { name, min_threads: min, max_threads: max, queue_capacity, stack_size, niceness, hooks, .. } = self;
         let gate = Gate::new(name.as_str(), queue_capacity);
         let spin = thread::available_parallelism().map_or(1, usize::from) > 1;
         let policy = Policy {
@@ -141,18 +197,20 @@ impl Builder {
             lost: Rejection::Overloaded,
         };
         let spawned = AtomicUsize::new(0);
+        let setup = Arc::new(Setup::new(name.as_str().into(), niceness, hooks));
+        let of_threads = setup.clone();
         let workers = Workers::new(gate, policy, move |worker: Worker| {
             let number = spawned.fetch_add(1, Ordering::Relaxed);
             let mut thread = thread::Builder::new().name(format!("{name}-{number}"));
             if let Some(bytes) = stack_size {
                 thread = thread.stack_size(bytes);
             }
-            thread.spawn(move || worker.run()).map(drop)
+            thread.spawn(of_threads.wrap(move || worker.run())).map(drop)
         });
         let pool = ThreadPool::new(workers);
-        for _ in 0..min.max(1) {
-            pool.workers().hire().map_err(|error| BuildError::new(Kind::Spawn(error)))?;
-        }
+        let start = || (0..min.max(1)).try_for_each(|_| pool.workers().hire().map_err(Kind::Spawn));
+        let refused = |error| Kind::NicenessRefused { niceness: niceness.unwrap_or_default(), error };
+        setup.checked(start, refused).map_err(BuildError::new)?;
         Ok(pool)
     }
 
@@ -166,6 +224,8 @@ impl Builder {
             Err(Kind::MinOverMax { min, max })
         } else if self.queue_capacity == 0 {
             Err(Kind::NoCapacity)
+        } else if let Some(niceness) = self.niceness.filter(|niceness| !niceness::RANGE.contains(niceness)) {
+            Err(Kind::Niceness { niceness, range: niceness::RANGE })
         } else if self.name.contains('\0') {
             Err(Kind::NameHasNul)
         } else {

@@ -1,4 +1,4 @@
-use std::{error::Error, fmt, io};
+use std::{error::Error, fmt, io, ops::RangeInclusive};
 
 use crate::pool::queue::Unfit;
 
@@ -10,6 +10,8 @@ pub struct BuildError(Kind);
 pub(super) enum Kind {
     MinOverMax { min: usize, max: usize },
     NameHasNul,
+    Niceness { niceness: i32, range: RangeInclusive<i32> },
+    NicenessRefused { niceness: i32, error: io::Error },
     NoCapacity,
     NoThreads,
     Policy(Unfit),
@@ -24,7 +26,12 @@ impl BuildError {
 
     /// `true` if an option is out of range: the program's mistake.
     pub fn is_configuration(&self) -> bool {
-        !self.is_spawn()
+        !self.is_permission() && !self.is_spawn()
+    }
+
+    /// `true` if the system does not let the threads have the [`niceness`](super::Builder::niceness) that was asked for.
+    pub fn is_permission(&self) -> bool {
+        matches!(self.0, Kind::NicenessRefused { .. })
     }
 
     /// `true` if the system refused a thread: too many of them, or no memory for a stack of that size.
@@ -40,6 +47,12 @@ impl fmt::Display for BuildError {
                 write!(f, "`min_threads` is {min} and `max_threads` is {max}: the first must not exceed the second")
             }
             Kind::NameHasNul => f.write_str("a pool's name must not contain a NUL byte: it names threads"),
+            Kind::Niceness { niceness, range } => {
+                write!(f, "a thread's nice value is from {} to {}: {niceness} is not", range.start(), range.end())
+            }
+            Kind::NicenessRefused { niceness, .. } => {
+                write!(f, "the system did not let the pool's threads have nice value {niceness}")
+            }
             Kind::NoCapacity => f.write_str("a pool with `queue_capacity` 0 admits no call: give it at least 1"),
             Kind::NoThreads => {
                 f.write_str("a pool with 0 threads runs no call: give `threads` or `max_threads` at least 1")
@@ -54,7 +67,7 @@ impl fmt::Display for BuildError {
 impl Error for BuildError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match &self.0 {
-            Kind::Spawn(error) => Some(error),
+            Kind::NicenessRefused { error, .. } | Kind::Spawn(error) => Some(error),
             _ => None,
         }
     }

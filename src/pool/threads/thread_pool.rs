@@ -27,7 +27,9 @@ impl ThreadPool {
     /// If the system gives no thread. [`builder`](Self::builder) returns that as an error.
     #[track_caller]
     pub fn cpu() -> Self {
-        match Self::builder().name("cpu").build() {
+        let builder = Self::builder().name("cpu");
+        let builder = CPU_NICENESS.into_iter().fold(builder, Builder::niceness);
+        match builder.build() {
             Ok(pool) => pool,
             Err(error) => panic!("{}", Reasons(&error)),
         }
@@ -71,6 +73,10 @@ impl ThreadPool {
         &self.handle.workers
     }
 }
+
+/// The nice value of the threads of [`ThreadPool::cpu`]; `None` sets none, until a measurement says that one pays. Before it
+/// is set: a program that runs nicer than this, as under `nice -n 15`, must not fail for it.
+const CPU_NICENESS: Option<i32> = None;
 
 impl Pool for ThreadPool {
     fn gate(&self) -> &Gate {
