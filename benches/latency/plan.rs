@@ -106,13 +106,31 @@ const ALL: &[&str] = &[
     "offload/rayon",
     "offload/tokio",
     "offload/bounded",
+    "offload/codel",
+    "offload/nice",
 ];
-/// Rayon and tokio lend threads to the same queue that `offload/threads` has: they recover alike.
-const RECOVERING: &[&str] =
-    &["inline", "spawn_blocking", "spawn_blocking/capped", "tower-resilience", "offload/threads", "offload/bounded"];
+/// Rayon and tokio lend threads to the same queue that `offload/threads` has, and niceness does not shorten it: they recover
+/// alike.
+const RECOVERING: &[&str] = &[
+    "inline",
+    "spawn_blocking",
+    "spawn_blocking/capped",
+    "tower-resilience",
+    "offload/threads",
+    "offload/bounded",
+    "offload/codel",
+];
 const SLEEPING: &[&str] = &["inline", "spawn_blocking", "spawn_blocking/capped", "offload/threads", "offload/blocking"];
-const QUICK: &[&str] = &["inline", "spawn_blocking", "spawn_blocking/capped", "offload/threads", "offload/bounded"];
-const QUICK_RECOVERING: &[&str] = &["spawn_blocking", "offload/threads", "offload/bounded"];
+const QUICK: &[&str] = &[
+    "inline",
+    "spawn_blocking",
+    "spawn_blocking/capped",
+    "offload/threads",
+    "offload/bounded",
+    "offload/codel",
+    "offload/nice",
+];
+const QUICK_RECOVERING: &[&str] = &["spawn_blocking", "offload/threads", "offload/bounded", "offload/codel"];
 const QUICK_SLEEPING: &[&str] = &["inline", "offload/threads", "offload/blocking"];
 
 impl Plan {

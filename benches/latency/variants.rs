@@ -10,7 +10,7 @@ use tower::ServiceBuilder;
 use tower_offload::{
     OffloadLayer, ThreadPool,
     offload::Problem,
-    pool::{Pool, Rayon, TokioBlocking},
+    pool::{Codel, Pool, Rayon, TokioBlocking},
 };
 use tower_resilience_executor::{BlockingExecutor, ExecutorError, ExecutorLayer};
 
@@ -37,6 +37,8 @@ const VARIANTS: &[Variant] = &[
     Variant { name: "offload/rayon", capped: false, colour: [0, 158, 115], job: offload_rayon },
     Variant { name: "offload/tokio", capped: false, colour: [86, 180, 233], job: offload_tokio },
     Variant { name: "offload/bounded", capped: false, colour: [140, 86, 20], job: offload_bounded },
+    Variant { name: "offload/codel", capped: false, colour: [110, 50, 160], job: offload_codel },
+    Variant { name: "offload/nice", capped: false, colour: [0, 90, 60], job: offload_nice },
     Variant { name: "offload/blocking", capped: false, colour: [120, 120, 120], job: offload_blocking },
 ];
 
@@ -116,6 +118,16 @@ fn offload_tokio(work: Work) -> Router {
 /// Room for as many calls as take 80 ms on two cores.
 fn offload_bounded(work: Work) -> Router {
     offload(work, built(ThreadPool::builder().queue_capacity(32)))
+}
+
+/// A queue as long as by default, in which no call waits for long.
+fn offload_codel(work: Work) -> Router {
+    offload(work, built(ThreadPool::builder().queue_policy(Codel::default())))
+}
+
+/// Gives way to the event loop, whose threads compute little.
+fn offload_nice(work: Work) -> Router {
+    offload(work, built(ThreadPool::builder().niceness(10)))
 }
 
 /// The preset for work that waits.
