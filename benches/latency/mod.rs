@@ -6,7 +6,7 @@
 // A benchmark measures real time, so the ban on the standard library's clock is not for it.
 #![allow(clippy::disallowed_types)]
 // Each of the three needs another part of it.
-#![allow(dead_code)]
+#![allow(dead_code, unused_imports)]
 
 pub(crate) mod arrivals;
 pub(crate) mod bystanders;

@@ -131,7 +131,7 @@ const QUICK: &[&str] = &[
     "offload/nice",
 ];
 const QUICK_RECOVERING: &[&str] = &["spawn_blocking", "offload/threads", "offload/bounded", "offload/codel"];
-const QUICK_SLEEPING: &[&str] = &["inline", "offload/threads", "offload/blocking"];
+const QUICK_SLEEPING: &[&str] = &["inline", "spawn_blocking", "offload/threads", "offload/blocking"];
 
 impl Plan {
     /// A quarter of an hour.
@@ -153,13 +153,13 @@ impl Plan {
 
     /// Some variants, one short round of everything, in little over a minute with three runs done again.
     pub(crate) fn quick() -> Self {
-        let overload = Overload { after: Duration::from_millis(700), length: Duration::from_millis(2500) };
+        let overload = Overload { after: Duration::from_millis(1000), length: Duration::from_millis(2500) };
         Self {
             jobs: Arrivals::Constant,
             parts: vec![
                 Part::cpu(&[78, 130, 200], QUICK, 1, Phases::of_ms(300, 1200, 250)),
                 Part::sleeping(QUICK_SLEEPING, 1, Phases::of_ms(300, 900, 250)),
-                Part::recovery(QUICK_RECOVERING, 1, overload, Phases::of_ms(300, 4700, 250)),
+                Part::recovery(QUICK_RECOVERING, 1, overload, Phases::of_ms(300, 5000, 250)),
             ],
             capacity: Duration::from_millis(1000),
             repeats: 3,

@@ -12,10 +12,10 @@ use crate::latency::{BoxError, record::Record, variants};
 
 pub(super) type Canvas<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
-pub(super) const WIDTH: u32 = 1000;
+pub(super) const WIDTH: u32 = 1120;
 pub(super) const HEADING: u32 = 56;
 /// Right of each plot, for the names of its curves.
-pub(super) const LABELS: u32 = 372;
+pub(super) const LABELS: u32 = 450;
 pub(super) const FONT: &str = "sans-serif";
 pub(super) const TEXT: u32 = 21;
 const LINE_HEIGHT: i32 = 25;

@@ -34,7 +34,7 @@ const PANELS: [Panel; 2] = [
         note: |record| {
             let watched = record.watched_seconds().unwrap_or_default();
             match record.recovery_ms {
-                Some(milliseconds) => format!("normal after {} ms", number(milliseconds)),
+                Some(milliseconds) => format!("normal: {} ms", number(milliseconds)),
                 None => format!("not in {watched:.1} s"),
             }
         },
