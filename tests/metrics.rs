@@ -7,7 +7,10 @@ use std::collections::BTreeMap;
 use futures_util::FutureExt;
 use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 use tower::{Layer, ServiceExt};
-use tower_offload::{ThreadPool, pool::Pool};
+use tower_offload::{
+    ThreadPool,
+    pool::{Codel, Pool},
+};
 
 #[tokio::test]
 async fn every_pool_is_measured_under_its_name() {
@@ -86,4 +89,26 @@ async fn every_pool_is_measured_under_its_name() {
         assert!(expected.as_nanos() > 0, "{name}");
         assert!((seconds[name] - expected.as_secs_f64()).abs() < 1e-6, "{name}: {} and {expected:?}", seconds[name]);
     }
+
+    // What a policy sheds has a reason of its own.
+    let short = std::time::Duration::from_millis(1);
+    let builder = ThreadPool::builder().name("shedding").threads(1).queue_policy(Codel::new(short, short));
+    let pool = builder.build().unwrap();
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    let held = pool.run(move || {
+        let _ = released.recv();
+    });
+    let queued = pool.run(|| ());
+    tokio::time::sleep(5 * short).await; // longer only makes it surer
+    drop(release);
+    // A slow machine may shed the first as well.
+    let shed = u32::from(held.await.is_err()) + u32::from(queued.await.is_err());
+    let expired = snapshotter.snapshot().into_vec().into_iter().find_map(|(key, _, _, value)| {
+        let labels: Vec<_> = key.key().labels().map(|label| (label.key(), label.value())).collect();
+        let wanted = [("pool", "shedding"), ("reason", "expired")];
+        (key.key().name() == "offload_rejected_total" && labels == wanted).then_some(value)
+    });
+    assert!(shed >= 1);
+    assert_eq!(expired, Some(DebugValue::Counter(u64::from(shed))));
+    assert_eq!(pool.stats().rejected, u64::from(shed));
 }

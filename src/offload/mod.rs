@@ -51,6 +51,9 @@
 //! * held for at most a duration: [`wait`](OffloadLayer::wait);
 //! * not made: [`backpressure`](OffloadLayer::backpressure) reserves in `poll_ready`.
 //!
+//! Which calls wait and for how long is for the pool's [policy](crate::pool#overload) and for
+//! [`priority`](OffloadLayer::priority) to say.
+//!
 //! # Rejection
 //!
 //! A [`Rejection`] is a value; the layer's strategy turns it into an answer. [`Http`], the default, serves every HTTP

@@ -36,7 +36,12 @@ impl Job {
 
     /// The priority that the call was made with.
     pub fn priority(&self) -> Priority {
-        self.0.as_ref().map_or(Priority::Normal, |work| work.priority())
+        self.standing().0
+    }
+
+    /// Both of these.
+    pub(super) fn standing(&self) -> (Priority, bool) {
+        self.0.as_ref().map_or((Priority::Normal, false), |work| work.standing())
     }
 
     /// `true` if the caller left: running the job only drops the call.

@@ -14,10 +14,43 @@
 //!
 //! # Bounds
 //!
-//! Every pool has a [`Gate`]: at most `queue_capacity` calls wait for their first poll there, and one more is refused.
+//! Every pool has a [`Gate`]: at most `queue_capacity` calls wait for their first poll there, and one more is refused;
+//! [`Priority::Release`] has 64 places of its own.
 //! Calls that have started are never refused: their wakes go into a queue of their own, which goes first and holds at most
 //! one entry a call. Every eighth pick is a new call all the same, so that a future which wakes itself for ever starves
 //! nobody.
+//!
+//! # Overload
+//!
+//! While more calls come than the threads can do, something has to give, and what that is can be chosen:
+//!
+//! | what is wanted | take | what becomes of the rest |
+//! |---|---|---|
+//! | every call that found a place is started, however late | [`QueuePolicy::Fifo`], the default | refused when the queue is full |
+//! | callers with a deadline get their answers in time, whatever calls take | [`Codel`] | those that waited too long are answered [`Rejection::Expired`] |
+//! | the same, where calls take about the same time | a small [`queue_capacity`](Builder::queue_capacity) | refused at once |
+//! | some calls before others | [`Priority::High`], [`Priority::Normal`] | they wait longer, each gets a turn |
+//! | some calls only when there is room | [`Priority::Low`] | refused when half of the queue is taken, shed first |
+//! | what gives back a connection or a lock is never stuck behind those that wait for it | [`Priority::Release`] | 64 at a time, then refused |
+//!
+//! Policies and priorities are about calls that have not started. One that has started was promised an answer.
+//!
+//! ```
+//! use std::time::Duration;
+//! use tower_offload::{Rejection, ThreadPool, pool::{Codel, Pool, Priority}};
+//!
+//! # #[tokio::main]
+//! # async fn main() {
+//! let policy = Codel::new(Duration::from_millis(10), Duration::from_millis(100));
+//! let pool = ThreadPool::builder().threads(1).queue_policy(policy).build().expect("one thread");
+//!
+//! match pool.run_with_priority(Priority::Low, || "rows").await {
+//!     Ok(report) => assert_eq!(report, "rows"),
+//!     Err(Rejection::Expired | Rejection::Overloaded) => println!("again in {:?}", pool.expected_wait()),
+//!     Err(other) => panic!("{other}"),
+//! }
+//! # }
+//! ```
 //!
 //! # When not to use one
 //!

@@ -72,7 +72,7 @@ impl Workers {
     }
 
     pub(super) fn schedule(self: &Arc<Self>, job: Job) {
-        let (priority, resumed) = (job.priority(), job.has_started());
+        let (priority, resumed) = job.standing();
         if let Some(hand) = self.crew.push(job, priority, resumed) {
             self.spawn_or_refuse(hand);
         }

@@ -12,6 +12,7 @@ mod disconnect;
 mod filter;
 mod hyper;
 mod no_thread_held;
+mod priority;
 mod support;
 mod sync_body;
 mod tonic;

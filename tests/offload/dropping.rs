@@ -20,7 +20,7 @@ use tower_offload::{
     pool::Pool,
 };
 
-use crate::support::{Answer, eventually, hold, pools, soon};
+use crate::support::{Answer, eventually, hold, hold_at_last, pools, shedding_pools, soon, too_long};
 
 /// Spawns a task as sqlx's connections do, counts, then panics.
 #[derive(Debug)]
@@ -207,5 +207,28 @@ async fn p16_a_panic_payload_that_explodes() {
         assert_eq!(error.downcast_ref(), Some(&Rejection::Panicked));
         assert_eq!(drops.load(SeqCst), 1);
         survives(&pool, &layer).await;
+    }
+}
+
+#[tokio::test]
+async fn p16_a_request_that_explodes_when_its_call_is_shed() {
+    for pool in shedding_pools(8) {
+        let (layer, drops) =
+            (OffloadLayer::new(pool.clone()).reject(Typed).max_in_flight(4), Arc::new(AtomicUsize::new(0)));
+        let service = layer.layer(sync_fn(|_: Bomb| Answer::Ok(())));
+        let held = hold_at_last(&pool).await;
+        let panicked = pool.gate().stats().panicked;
+        let calls: Vec<_> = (0..4).map(|_| tokio::spawn(service.clone().oneshot(Bomb(drops.clone())))).collect();
+        eventually(|| pool.gate().stats().queued == 4).await;
+        too_long().await;
+        held.release().await.unwrap();
+        for call in calls {
+            let error = soon(call).await.unwrap().unwrap_err();
+            assert_eq!(error.downcast_ref(), Some(&Rejection::Expired));
+        }
+        assert_eq!((drops.load(SeqCst), pool.gate().stats().panicked), (4, panicked + 4));
+        let service = layer.layer(sync_fn(|n: u32| Answer::Ok(n)));
+        eventually(|| (pool.gate().stats().in_flight, pool.gate().stats().slots_taken) == (0, 0)).await;
+        while soon(service.clone().oneshot(7)).await.is_err() {} // a slow machine may have more of them shed
     }
 }

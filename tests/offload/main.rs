@@ -10,6 +10,8 @@ mod context;
 mod custom_pool;
 mod dropping;
 mod panics;
+mod policy;
+mod priority;
 mod readiness;
 mod runtimes;
 mod scheduling;

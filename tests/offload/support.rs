@@ -10,7 +10,7 @@ use std::{
 use tokio::sync::oneshot;
 use tower_offload::{
     ThreadPool,
-    pool::{Pool, Rayon, Rejection, Run, TokioBlocking},
+    pool::{Codel, Pool, Rayon, Rejection, Run, TokioBlocking},
 };
 
 /// One pool of each kind, each with so many threads and room for so many calls to wait. Inside a runtime.
@@ -27,6 +27,32 @@ pub(crate) fn pools(threads: usize, queue_capacity: usize) -> Vec<Arc<dyn Pool>>
     ]
 }
 
+/// As `pools`, each with one thread and a policy for which [`too_long`] is too long.
+pub(crate) fn shedding_pools(queue_capacity: usize) -> Vec<Arc<dyn Pool>> {
+    let codel = Codel::new(Duration::from_millis(1), Duration::from_millis(1));
+    let rayon = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+    let builder = ThreadPool::builder().threads(1).queue_capacity(queue_capacity).queue_policy(codel);
+    vec![
+        Arc::new(builder.build().unwrap()),
+        Arc::new(Rayon::new(rayon).queue_policy(codel).queue_capacity(queue_capacity)),
+        Arc::new(TokioBlocking::new(1).queue_policy(codel).queue_capacity(queue_capacity).name("shedding")),
+    ]
+}
+
+/// As `hold`, where a policy may shed the call that is to hold the thread: the machine may be slow.
+pub(crate) async fn hold_at_last(pool: &(impl Pool + Clone)) -> Held {
+    loop {
+        if let Some(held) = try_hold(pool).await {
+            return held;
+        }
+    }
+}
+
+/// Longer only makes it surer.
+pub(crate) async fn too_long() {
+    tokio::time::sleep(Duration::from_millis(5)).await;
+}
+
 pub(crate) fn one_thread() -> ThreadPool {
     ThreadPool::builder().threads(1).build().unwrap()
 }
@@ -39,14 +65,17 @@ pub(crate) struct Held {
 
 /// Holds a thread; returns when a thread is inside.
 pub(crate) async fn hold(pool: &(impl Pool + Clone)) -> Held {
+    try_hold(pool).await.expect("the call is carried out")
+}
+
+async fn try_hold(pool: &(impl Pool + Clone)) -> Option<Held> {
     let (entered, inside) = oneshot::channel();
     let (release, released) = mpsc::channel();
     let run = pool.run(move || {
         entered.send(()).unwrap();
         let _ = released.recv();
     });
-    soon(inside).await.unwrap();
-    Held { release, run }
+    soon(inside).await.ok().map(|()| Held { release, run })
 }
 
 impl Held {

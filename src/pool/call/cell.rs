@@ -347,8 +347,8 @@ where
         self.created
     }
 
-    fn priority(&self) -> Priority {
-        self.priority
+    fn standing(&self) -> (Priority, bool) {
+        (self.priority, self.has_started())
     }
 
     fn is_cancelled(&self) -> bool {

@@ -11,7 +11,8 @@ pub(crate) trait Work: Send + Sync {
     fn has_started(&self) -> bool;
     /// When it began to wait for its first poll.
     fn created(&self) -> Instant;
-    fn priority(&self) -> Priority;
+    /// With what priority it was made, and whether it has started. What a queue asks of each job, in one virtual call.
+    fn standing(&self) -> (Priority, bool);
     fn is_cancelled(&self) -> bool;
     /// As `is_cancelled`, or the pool's shutdown deadline has passed.
     fn is_unwanted(&self) -> bool;

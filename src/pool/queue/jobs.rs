@@ -22,65 +22,89 @@ const RESUMED_EVERY: u8 = 4;
 pub(in crate::pool) struct Jobs<T> {
     fresh: Lanes<T>,
     resumed: VecDeque<T>,
-    release: VecDeque<T>,
-    /// Release calls that were woken.
-    release_resumed: VecDeque<T>,
+    /// In a box, for the same reason as some of the lanes.
+    release: Box<Release<T>>,
+    /// Jobs in there.
+    releases: usize,
     picks: u8,
+}
+
+#[derive(Debug)]
+struct Release<T> {
+    fresh: VecDeque<T>,
+    resumed: VecDeque<T>,
 }
 
 impl<T: Waits> Jobs<T> {
     pub(in crate::pool) fn new(policy: QueuePolicy) -> Self {
-        Self {
-            fresh: Lanes::new(policy),
-            resumed: VecDeque::new(),
-            release: VecDeque::new(),
-            release_resumed: VecDeque::new(),
-            picks: 0,
-        }
+        let release = Box::new(Release { fresh: VecDeque::new(), resumed: VecDeque::new() });
+        Self { fresh: Lanes::new(policy), resumed: VecDeque::new(), release, releases: 0, picks: 0 }
     }
 
     pub(in crate::pool) fn push(&mut self, job: T, priority: Priority, resumed: bool) {
-        let which = match (priority, resumed) {
-            (Priority::Release, false) => return self.release.push_back(job),
-            (Priority::Release, true) => return self.release_resumed.push_back(job),
-            (_, true) => return self.resumed.push_back(job),
-            (Priority::High, false) => Which::High,
-            (Priority::Low, false) => Which::Low,
-            (Priority::Normal, false) => Which::Normal,
-        };
-        self.fresh.push(job, which);
+        match (priority, resumed) {
+            (Priority::Release, _) => {
+                let Release { fresh, resumed: woken } = &mut *self.release;
+                if resumed { woken } else { fresh }.push_back(job);
+                self.releases += 1;
+            }
+            (_, true) => self.resumed.push_back(job),
+            (Priority::High, false) => self.fresh.push(job, Which::High),
+            (Priority::Low, false) => self.fresh.push(job, Which::Low),
+            (Priority::Normal, false) => self.fresh.push(job, Which::Normal),
+        }
     }
 
     /// The job that goes next. New calls that are to be shed instead go into `shed`. `None` only if nothing is left.
     pub(in crate::pool) fn pop(&mut self, now: Option<Instant>, shed: &mut Vec<T>) -> Option<T> {
-        let Self { fresh, resumed, release, release_resumed, picks } = self;
-        if let Some(job) = release.pop_front() {
-            return Some(job);
+        if self.releases > 0 && self.release_is_next() {
+            return self.pop_release();
         }
-        *picks = (*picks + 1) % FRESH_EVERY;
-        let mut fresh = || fresh.pop(now, shed);
-        match *picks {
-            0 => fresh().or_else(|| release_resumed.pop_front()).or_else(|| resumed.pop_front()),
-            RESUMED_EVERY => resumed.pop_front().or_else(|| release_resumed.pop_front()).or_else(fresh),
-            _ => release_resumed.pop_front().or_else(|| resumed.pop_front()).or_else(fresh),
+        self.picks = (self.picks + 1) % FRESH_EVERY;
+        let Self { fresh, resumed, .. } = self;
+        let job = match self.picks {
+            0 => fresh.pop(now, shed).or_else(|| resumed.pop_front()),
+            _ => resumed.pop_front().or_else(|| fresh.pop(now, shed)),
+        };
+        job.or_else(|| self.pop_release())
+    }
+
+    /// Woken release calls leave one pick of eight to new calls, and one to woken ones, if there are any.
+    fn release_is_next(&mut self) -> bool {
+        if !self.release.fresh.is_empty() {
+            return true;
         }
+        let next = (self.picks + 1) % FRESH_EVERY;
+        let first = match next {
+            0 => !self.fresh.is_empty(),
+            RESUMED_EVERY => !self.resumed.is_empty(),
+            _ => false,
+        };
+        if !first {
+            self.picks = next;
+        }
+        !first
     }
 
     /// The release call that goes next.
     pub(in crate::pool) fn pop_release(&mut self) -> Option<T> {
-        self.release.pop_front().or_else(|| self.release_resumed.pop_front())
+        if self.releases == 0 {
+            return None;
+        }
+        self.releases -= 1;
+        self.release.fresh.pop_front().or_else(|| self.release.resumed.pop_front())
     }
 
     pub(in crate::pool) fn has_release(&self) -> bool {
-        !(self.release.is_empty() && self.release_resumed.is_empty())
+        self.releases > 0
     }
 
     pub(in crate::pool) fn is_empty(&self) -> bool {
-        self.fresh.is_empty() && self.resumed.is_empty() && !self.has_release()
+        self.len() == 0
     }
 
     pub(in crate::pool) fn len(&self) -> usize {
-        self.fresh.len() + self.resumed.len() + self.release.len() + self.release_resumed.len()
+        self.fresh.len() + self.resumed.len() + self.releases
     }
 
     /// Since when the oldest new call waits.
@@ -93,6 +117,7 @@ impl<T: Waits> Jobs<T> {
     }
 
     pub(in crate::pool) fn drain_release(&mut self) -> impl Iterator<Item = T> {
-        self.release_resumed.drain(..).chain(self.release.drain(..))
+        self.releases = 0;
+        self.release.resumed.drain(..).chain(self.release.fresh.drain(..))
     }
 }

@@ -17,14 +17,15 @@ pub(in crate::pool) trait Waits {
 #[derive(Debug)]
 pub(super) struct Lane<T> {
     calls: VecDeque<T>,
-    /// `None`: first in, first out.
-    overload: Option<Overload>,
+    /// `None`: first in, first out. In a box, since the lanes are looked at under the pool's lock, a million times a second,
+    /// and should share few cache lines.
+    overload: Option<Box<Overload>>,
 }
 
 impl<T: Waits> Lane<T> {
     pub(super) fn new(policy: QueuePolicy) -> Self {
         let overload = match policy {
-            QueuePolicy::Codel(codel) => Some(Overload::new(codel)),
+            QueuePolicy::Codel(codel) => Some(Box::new(Overload::new(codel))),
             QueuePolicy::Fifo => None,
         };
         Self { calls: VecDeque::new(), overload }

@@ -5,16 +5,13 @@ use super::{
     lane::{Lane, Waits},
 };
 
-/// The lanes, and how many picks of a cycle each has while all of them wait.
-const HIGH: usize = 0;
-const NORMAL: usize = 1;
-const LOW: usize = 2;
-const WEIGHTS: [i32; 3] = [16, 4, 1];
+/// How many picks of a cycle each lane has while calls wait in all of them.
+const LANES: [(Which, i32); 3] = [(Which::High, 16), (Which::Normal, 4), (Which::Low, 1)];
 const CYCLE_LENGTH: usize = 21;
 
 /// Whose turn it is, pick by pick: the sequence of nginx's smooth weighted round robin, which spreads each lane's turns
 /// evenly.
-const CYCLE: [usize; CYCLE_LENGTH] = cycle();
+const CYCLE: [Which; CYCLE_LENGTH] = cycle();
 
 /// New calls by priority.
 ///
@@ -23,86 +20,98 @@ const CYCLE: [usize; CYCLE_LENGTH] = cycle();
 /// while the same lanes wait: else it may take 32.)
 #[derive(Debug)]
 pub(super) struct Lanes<T> {
-    lanes: [Lane<T>; 3],
-    /// Calls in all lanes.
-    waiting: usize,
-    /// The place in the cycle of the last pick.
+    normal: Lane<T>,
+    /// In a box, for most pools never have any: what is under the pool's lock should share few cache lines.
+    others: Box<Others<T>>,
+    /// Calls in these.
+    others_waiting: usize,
+}
+
+#[derive(Debug)]
+struct Others<T> {
+    high: Lane<T>,
+    low: Lane<T>,
+    /// The place in the cycle of the last pick from among several lanes.
     turn: usize,
 }
 
 /// Where new calls wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Which {
-    High = HIGH as isize,
-    Low = LOW as isize,
-    Normal = NORMAL as isize,
+    High,
+    Low,
+    Normal,
 }
 
 impl<T: Waits> Lanes<T> {
     pub(super) fn new(policy: QueuePolicy) -> Self {
-        Self { lanes: std::array::from_fn(|_| Lane::new(policy)), waiting: 0, turn: 0 }
+        let others = Others { high: Lane::new(policy), low: Lane::new(policy), turn: 0 };
+        Self { normal: Lane::new(policy), others: Box::new(others), others_waiting: 0 }
     }
 
     pub(super) fn push(&mut self, call: T, which: Which) {
-        self.lanes[which as usize].push(call);
-        self.waiting += 1;
+        let lane = match which {
+            Which::Normal => return self.normal.push(call),
+            Which::High => &mut self.others.high,
+            Which::Low => &mut self.others.low,
+        };
+        lane.push(call);
+        self.others_waiting += 1;
     }
 
     /// The call that goes next; see [`Lane::pop`]. `None` only if none is left.
     pub(super) fn pop(&mut self, now: Option<Instant>, shed: &mut Vec<T>) -> Option<T> {
-        if self.lanes[NORMAL].len() == self.waiting {
-            let call = self.lanes[NORMAL].pop(now, shed);
-            self.waiting = self.lanes[NORMAL].len();
-            return call;
+        if self.others_waiting == 0 {
+            return self.normal.pop(now, shed);
         }
-        while self.waiting > 0 {
-            self.turn = (self.turn + 1) % CYCLE_LENGTH;
-            let lane = &mut self.lanes[CYCLE[self.turn]];
-            let before = lane.len();
-            let call = lane.pop(now, shed);
-            self.waiting -= before - lane.len();
-            if call.is_some() {
-                return call;
-            }
+        let mut call = None;
+        while call.is_none() && !self.is_empty() {
+            let Self { normal, others, others_waiting } = self;
+            others.turn = (others.turn + 1) % CYCLE_LENGTH;
+            call = match CYCLE[others.turn] {
+                Which::High => others.high.pop(now, shed),
+                Which::Low => others.low.pop(now, shed),
+                Which::Normal => normal.pop(now, shed),
+            };
+            *others_waiting = others.high.len() + others.low.len();
         }
-        None
+        call
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.waiting == 0
+        self.len() == 0
     }
 
     pub(super) fn len(&self) -> usize {
-        self.waiting
+        self.normal.len() + self.others_waiting
     }
 
     /// Since when the oldest one waits.
     pub(super) fn oldest(&self) -> Option<Instant> {
-        self.lanes.iter().filter_map(Lane::oldest).min()
+        [&self.normal, &self.others.high, &self.others.low].into_iter().filter_map(Lane::oldest).min()
     }
 
     pub(super) fn drain(&mut self) -> impl Iterator<Item = T> {
-        self.waiting = 0;
-        self.lanes.iter_mut().flat_map(Lane::drain)
+        self.others_waiting = 0;
+        self.others.high.drain().chain(self.normal.drain()).chain(self.others.low.drain())
     }
 }
 
-const fn cycle() -> [usize; CYCLE_LENGTH] {
-    let mut cycle = [HIGH; CYCLE_LENGTH];
+const fn cycle() -> [Which; CYCLE_LENGTH] {
+    let mut cycle = [Which::High; CYCLE_LENGTH];
     let mut credits = [0; 3];
     let mut pick = 0;
     while pick < CYCLE_LENGTH {
-        let mut best = HIGH;
-        let mut lane = HIGH;
-        while lane <= LOW {
-            credits[lane] += WEIGHTS[lane];
+        let (mut best, mut lane) = (0, 0);
+        while lane < LANES.len() {
+            credits[lane] += LANES[lane].1;
             if credits[lane] > credits[best] {
                 best = lane;
             }
             lane += 1;
         }
         credits[best] -= CYCLE_LENGTH as i32;
-        cycle[pick] = best;
+        cycle[pick] = LANES[best].0;
         pick += 1;
     }
     cycle

@@ -104,7 +104,9 @@ proptest! {
         for (pushes, passing, picks) in steps {
             (0..pushes).for_each(|_| model.push());
             model.now += passing;
-            (0..picks).for_each(|_| drop(model.pick()));
+            for _ in 0..picks {
+                model.pick();
+            }
             prop_assert_eq!(model.left.len() + model.list.len(), model.pushed as usize, "a call is lost");
         }
         // The load ends: whatever was, a few picks later all is as at first.
