@@ -4,6 +4,9 @@
 #[cfg(feature = "axum")]
 #[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
 pub mod axum;
+#[cfg(feature = "blocking-detector")]
+#[cfg_attr(docsrs, doc(cfg(feature = "blocking-detector")))]
+pub mod blocking_detector;
 mod head;
 pub mod offload;
 pub mod pool;

@@ -5,6 +5,8 @@ use std::{alloc::System, convert::Infallible};
 
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use tower::{Layer, Service, ServiceExt, service_fn};
+#[cfg(feature = "blocking-detector")]
+use tower_offload::blocking_detector::BlockingDetectorLayer;
 use tower_offload::{OffloadLayer, ThreadPool, offload::Typed, pool::Pool};
 
 #[global_allocator]
@@ -70,4 +72,42 @@ async fn a_call_through_the_layer_adds_one_allocation() {
         assert!(added < 1.01, "{name}: {added}");
     }
     assert!(run < 1.01, "{run}");
+
+    #[cfg(feature = "blocking-detector")]
+    detected().await;
+}
+
+/// None, while nothing blocks.
+#[cfg(feature = "blocking-detector")]
+async fn detected() {
+    use axum::extract::MatchedPath;
+    use http::Request;
+
+    // As axum hands it to a layer, and as a server without a router does.
+    let uri = "/users/7".parse::<http::Uri>().unwrap();
+    let app: axum::Router = axum::Router::new()
+        .route("/users/{id}", axum::routing::get(async |matched: MatchedPath| axum::Extension(matched)));
+    let request = Request::builder().uri(uri.clone()).body(axum::body::Body::empty()).unwrap();
+    let matched = app.oneshot(request).await.unwrap().extensions_mut().remove::<MatchedPath>().unwrap();
+
+    let service = service_fn(async |request: Request<()>| {
+        tokio::task::yield_now().await;
+        Ok::<_, Infallible>(request)
+    });
+    let layer = BlockingDetectorLayer::new().threshold(std::time::Duration::MAX).on_blocking(|_| unreachable!());
+    let (mut by_path, mut by_head) = (layer.clone().layer(service), layer.clone().route(|_| "static").layer(service));
+    let mut named = layer.named("named").layer(service);
+    let (mut plain, mut routed) = (Request::new(()), Request::new(()));
+    *plain.uri_mut() = uri;
+    routed.extensions_mut().insert(matched);
+    let region = Region::new(ALLOCATOR);
+    for _ in 0..CALLS {
+        plain = by_path.ready().await.unwrap().call(plain).await.unwrap();
+        routed = by_path.ready().await.unwrap().call(routed).await.unwrap();
+        routed = by_head.ready().await.unwrap().call(routed).await.unwrap();
+        routed = named.ready().await.unwrap().call(routed).await.unwrap();
+    }
+    let change = region.change();
+    println!("allocations by the blocking detector in {CALLS} calls of each kind: {}", change.allocations);
+    assert!(change.allocations + change.reallocations < 10, "{change:?}"); // a stray one of the runtime's
 }

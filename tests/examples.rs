@@ -241,6 +241,18 @@ async fn axum_answers_on_the_pool_beside_it_and_503() {
     assert_eq!(answers("GET /ping: 200 OK pong"), 1, "{lines:#?}");
 }
 
+/// That nothing else is reported is not asserted: on a busy machine any thread may be off its core for long.
+#[tokio::test]
+async fn blocking_detector_names_the_route_that_blocks() {
+    let Some(lines) = lines_of("blocking_detector").await else { return };
+    let after = |start: &str| lines.iter().position(|line| line == start).expect(start);
+    let (watched, offloaded) = (after("watched:"), after("offloaded:"));
+    let reported = |line: &String| line.starts_with("PUT /users/{id} held the thread of the event loop for ");
+    assert!(lines[watched..offloaded].iter().any(reported), "{lines:#?}");
+    let answers = lines.iter().filter(|line| *line == "PUT /users/7: 200 OK").count();
+    assert_eq!(answers, 2, "{lines:#?}");
+}
+
 #[tokio::test]
 async fn hyper_answers_from_the_pool() {
     let Some(lines) = lines_of("hyper").await else { return };

@@ -112,6 +112,8 @@
 //! | `call abandoned by its caller` | debug | `detached` |
 //! | `call panicked` | error | `message`, `caller_present` |
 //! | `detached call ended` | info | `run_seconds`; only if the caller had left |
+//! | `thread did not get its nice value` | warn | `niceness`, `error`; see [`niceness`](crate::pool::Builder::niceness) |
+//! | `thread hook panicked` | error | |
 //!
 //! [`metrics`]: https://docs.rs/metrics
 

@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod axum;
+#[cfg(feature = "blocking-detector")]
+mod blocking_detector;
 #[cfg(feature = "axum")]
 mod blocking_handler;
 mod bounded;

@@ -1,0 +1,435 @@
+//! The blocking detector on plain tower and in axum's routers. Time stands still, but for what a service says it takes.
+#![cfg(feature = "blocking-detector")]
+#![allow(clippy::unwrap_used)]
+
+use std::{
+    convert::Infallible,
+    future::poll_fn,
+    panic::{AssertUnwindSafe, panic_any, resume_unwind},
+    sync::{Arc, Mutex},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures_util::FutureExt;
+use http::Method;
+use tokio_test::{assert_pending, assert_ready_ok, task};
+use tower::{Layer, Service, ServiceExt, service_fn};
+use tower_offload::blocking_detector::{Blocked, BlockingDetectorLayer};
+
+const MILLISECOND: Duration = Duration::from_millis(1);
+
+/// Holds the thread for so long, on a clock that stands still otherwise. Its first poll moves the clock.
+fn block(time: Duration) {
+    let _ = tokio::time::advance(time).now_or_never();
+}
+
+/// A report, owned.
+#[derive(Debug, Clone, PartialEq)]
+struct Report {
+    route: String,
+    method: Option<Method>,
+    held: Duration,
+    poll: u64,
+}
+
+#[derive(Clone, Default)]
+struct Reports(Arc<Mutex<Vec<Report>>>);
+
+impl Reports {
+    fn callback(&self) -> impl Fn(&Blocked<'_>) + Send + Sync + 'static {
+        let reports = self.clone();
+        move |blocked| {
+            reports.0.lock().unwrap().push(Report {
+                route: blocked.route().to_owned(),
+                method: blocked.method().cloned(),
+                held: blocked.held(),
+                poll: blocked.poll(),
+            });
+        }
+    }
+
+    fn take(&self) -> Vec<Report> {
+        std::mem::take(&mut self.0.lock().unwrap())
+    }
+
+    fn routes(&self) -> Vec<String> {
+        self.take().into_iter().map(|report| report.route).collect()
+    }
+}
+
+/// Holds the thread for so many milliseconds in `call`, then in each poll of the future.
+fn blocks(
+    times: &'static [u64],
+) -> impl Service<&'static str, Response = &'static str, Error = Infallible, Future: Send> + Clone {
+    service_fn(move |request| {
+        let mut polls = times.iter().map(|&time| MILLISECOND * u32::try_from(time).unwrap());
+        block(polls.next().unwrap());
+        poll_fn(move |cx| {
+            if let Some(time) = polls.next() {
+                block(time);
+            }
+            if polls.len() > 0 {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            Poll::Ready(Ok(request))
+        })
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_and_each_poll_are_measured_alone_and_numbered() {
+    let reports = Reports::default();
+    let layer = BlockingDetectorLayer::new().threshold(5 * MILLISECOND).named("numbered");
+    let service = layer.on_blocking(reports.callback()).layer(blocks(&[6, 5, 0, 7, 4, 4]));
+    assert_eq!(service.oneshot("answer").await, Ok("answer"));
+    let report = |held, poll| Report { route: "numbered".to_owned(), method: None, held: held * MILLISECOND, poll };
+    assert_eq!(reports.take(), [report(6, 0), report(7, 3)], "longer than the threshold, not as long");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_threshold_is_10_ms_unless_told_otherwise() {
+    let reports = Reports::default();
+    let layer = BlockingDetectorLayer::default().named("default").on_blocking(reports.callback());
+    layer.layer(blocks(&[0, 10])).oneshot("").await.unwrap();
+    assert_eq!(reports.take(), []);
+    layer.layer(blocks(&[0, 11])).oneshot("").await.unwrap();
+    assert_eq!(reports.take().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_passes_while_a_future_awaits_is_not_held_against_it() {
+    let reports = Reports::default();
+    let layer = BlockingDetectorLayer::new().named("sleeper").on_blocking(reports.callback());
+    let sleeper = service_fn(async |()| {
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        Ok::<_, Infallible>(())
+    });
+    layer.layer(sleeper).oneshot(()).await.unwrap();
+    assert_eq!(reports.take(), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_or_poll_that_panics_is_reported_and_panics_on() {
+    let reports = Reports::default();
+    let layer = BlockingDetectorLayer::new().named("panics").on_blocking(reports.callback());
+    let in_call = service_fn(|(): ()| -> std::future::Ready<Result<(), Infallible>> {
+        block(20 * MILLISECOND);
+        panic_any(1_u8)
+    });
+    let in_poll = service_fn(async |()| -> Result<(), Infallible> {
+        block(30 * MILLISECOND);
+        panic_any(2_u8)
+    });
+    let in_call = AssertUnwindSafe(layer.layer(in_call).oneshot(())).catch_unwind().await.unwrap_err();
+    let in_poll = AssertUnwindSafe(layer.layer(in_poll).oneshot(())).catch_unwind().await.unwrap_err();
+    assert_eq!((in_call.downcast_ref(), in_poll.downcast_ref()), (Some(&1_u8), Some(&2_u8)));
+    let seen: Vec<_> = reports.take().into_iter().map(|report| (report.poll, report.held)).collect();
+    assert_eq!(seen, [(0, 20 * MILLISECOND), (1, 30 * MILLISECOND)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_callback_that_panics_does_not_break_the_response() {
+    struct Bomb;
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            resume_unwind(Box::new("the payload's drop"));
+        }
+    }
+    let layer = BlockingDetectorLayer::new().named("callback");
+    let panics = layer.clone().on_blocking(|_| resume_unwind(Box::new("the callback")));
+    assert_eq!(panics.layer(blocks(&[20, 20, 20])).oneshot("answer").await, Ok("answer"));
+    let layer = layer.on_blocking(|_| resume_unwind(Box::new(Bomb)));
+    assert_eq!(layer.layer(blocks(&[20, 20, 20])).oneshot("answer").await, Ok("answer"));
+    // Nor does it hide the panic of the work.
+    let panics = service_fn(async |()| -> Result<(), Infallible> {
+        block(20 * MILLISECOND);
+        panic_any("the work's own")
+    });
+    let payload = AssertUnwindSafe(layer.layer(panics).oneshot(())).catch_unwind().await.unwrap_err();
+    assert_eq!(payload.downcast_ref(), Some(&"the work's own"));
+}
+
+/// Neither `Clone` nor `Send`, with an error and a response of its own, and not ready twice in a row.
+struct Fastidious {
+    ready: Poll<()>,
+    called: std::rc::Rc<()>,
+}
+
+impl Service<u8> for Fastidious {
+    type Response = std::rc::Rc<()>;
+    type Error = String;
+    type Future = std::future::Ready<Result<Self::Response, String>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), String>> {
+        let before = std::mem::replace(&mut self.ready, Poll::Ready(()));
+        cx.waker().wake_by_ref();
+        before.map(Ok)
+    }
+
+    fn call(&mut self, request: u8) -> Self::Future {
+        assert!(self.ready.is_ready(), "called before it was ready");
+        self.ready = Poll::Pending;
+        std::future::ready(if request == 0 { Err("zero".to_owned()) } else { Ok(self.called.clone()) })
+    }
+}
+
+#[test]
+fn readiness_types_and_errors_are_those_of_the_inner_service_outside_of_any_runtime() {
+    let inner = Fastidious { ready: Poll::Pending, called: std::rc::Rc::default() };
+    let mut service =
+        task::spawn(BlockingDetectorLayer::new().route_request(|request: &u8| request.to_string()).layer(inner));
+    for _ in 0..2 {
+        assert_pending!(service.enter(|cx, mut service| service.poll_ready(cx)));
+        assert!(service.is_woken());
+        assert_ready_ok!(service.enter(|cx, mut service| service.poll_ready(cx)));
+        assert!(service.call(1).now_or_never().unwrap().is_ok());
+    }
+    service.get_mut().ready = Poll::Ready(());
+    assert_eq!(service.call(0).now_or_never().unwrap(), Err("zero".to_owned()));
+    assert!(service.get_ref().ready.is_pending());
+    assert_eq!(std::rc::Rc::strong_count(&service.into_inner().into_inner().called), 1);
+}
+
+mod names {
+    use ::axum::{Router, body::Body, routing::get};
+    use http::Request;
+
+    use super::*;
+
+    fn request(method: Method, uri: &str) -> Request<Body> {
+        Request::builder().method(method).uri(uri).body(Body::empty()).unwrap()
+    }
+
+    async fn slow() -> &'static str {
+        block(20 * MILLISECOND);
+        "slow"
+    }
+
+    async fn get_all<const N: usize>(
+        app: impl Service<Request<Body>, Response: std::fmt::Debug, Error: std::fmt::Debug> + Clone,
+        uris: [&str; N],
+    ) {
+        for uri in uris {
+            app.clone().oneshot(request(Method::GET, uri)).await.unwrap();
+        }
+    }
+
+    fn layer(reports: &Reports) -> BlockingDetectorLayer {
+        BlockingDetectorLayer::new().on_blocking(reports.callback())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_http_request_is_named_by_method_and_path_without_the_query() {
+        let reports = Reports::default();
+        let inner = service_fn(async |_: Request<Body>| {
+            block(20 * MILLISECOND);
+            Ok::<_, Infallible>(())
+        });
+        let service = layer(&reports).layer(inner);
+        service.clone().oneshot(request(Method::PUT, "http://host/users/7?token=secret")).await.unwrap();
+        service.clone().oneshot(request(Method::OPTIONS, "*")).await.unwrap();
+        service.clone().oneshot(request(Method::CONNECT, "host:443")).await.unwrap();
+        let seen: Vec<_> = reports.take().into_iter().map(|it| (it.method.unwrap(), it.route)).collect();
+        let expected = [(Method::PUT, "/users/7"), (Method::OPTIONS, "*"), (Method::CONNECT, "")];
+        assert_eq!(seen, expected.map(|(method, route)| (method, route.to_owned())));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn closures_name_requests() {
+        let reports = Reports::default();
+        let inner = service_fn(async |_: Request<Body>| {
+            block(20 * MILLISECOND);
+            Ok::<_, Infallible>(())
+        });
+        let borrowed = layer(&reports).route(|head| if head.method() == Method::GET { "read" } else { "write" });
+        let owned = layer(&reports).route(|head| format!("{} {}", head.method(), head.uri().path()));
+        get_all(borrowed.layer(inner), ["/a"]).await;
+        get_all(owned.layer(inner), ["/a"]).await;
+        let seen: Vec<_> = reports.take().into_iter().map(|it| (it.method.unwrap(), it.route)).collect();
+        assert_eq!(seen, [(Method::GET, "read".to_owned()), (Method::GET, "GET /a".to_owned())]);
+        let by_request = BlockingDetectorLayer::new().route_request(|request: &&'static str| *request);
+        by_request.on_blocking(reports.callback()).layer(blocks(&[0, 20])).oneshot("a request").await.unwrap();
+        assert_eq!(reports.routes(), ["a request"]);
+    }
+
+    #[cfg(feature = "axum")]
+    #[tokio::test(start_paused = true)]
+    async fn in_axum_both_kinds_of_layer_see_the_matched_path() {
+        let reports = Reports::default();
+        let users = || Router::new().route("/users/{id}", get(slow).put(slow));
+        get_all(users().layer(layer(&reports)), ["/users/1", "/users/2"]).await;
+        get_all(users().route_layer(layer(&reports)), ["/users/3"]).await;
+        assert_eq!(reports.routes(), ["/users/{id}"; 3]);
+
+        // Nested, with the layer inside, outside, and on the method router.
+        let inside = Router::new().nest("/api", users().layer(layer(&reports)));
+        get_all(inside, ["/api/users/1"]).await;
+        let outside = Router::new().nest("/api", users()).layer(layer(&reports));
+        get_all(outside, ["/api/users/1"]).await;
+        let on_method = Router::new().route("/{name}", get(slow).layer(layer(&reports)));
+        get_all(on_method, ["/users"]).await;
+        assert_eq!(reports.routes(), ["/api/users/{id}", "/api/users/{id}", "/{name}"]);
+    }
+
+    #[cfg(feature = "axum")]
+    #[tokio::test(start_paused = true)]
+    async fn in_axum_what_no_route_has_matched_yet_has_its_path() {
+        let reports = Reports::default();
+        let app = || Router::new().route("/", get(slow)).fallback(slow);
+        get_all(app().layer(layer(&reports)), ["/nowhere"]).await;
+        assert_eq!(reports.routes(), ["/nowhere"]);
+        get_all(app().route_layer(layer(&reports)), ["/nowhere"]).await;
+        assert!(reports.take().is_empty(), "`route_layer` is not around the fallback");
+        // Around the router, before it has matched.
+        let around = layer(&reports).layer(Router::new().route("/users/{id}", get(slow)));
+        get_all(around, ["/users/1"]).await;
+        assert_eq!(reports.routes(), ["/users/1"]);
+        // Around a router that another one only knows as a service; and inside of it, where all of it has matched.
+        let users = || Router::new().route("/users/{id}", get(slow));
+        get_all(Router::new().nest_service("/api", users()).layer(layer(&reports)), ["/api/users/1"]).await;
+        get_all(Router::new().nest_service("/api", users().layer(layer(&reports))), ["/api/users/1"]).await;
+        assert_eq!(reports.routes(), ["/api/users/1", "/api/users/{id}"]);
+    }
+}
+
+#[cfg(feature = "metrics")]
+mod metrics {
+    use std::collections::BTreeMap;
+
+    use ::metrics::set_default_local_recorder;
+    use http::Request;
+    use metrics_util::debugging::{DebugValue, DebuggingRecorder};
+
+    use super::*;
+
+    /// Counts and sums by metric and route.
+    fn measured(recorder: &DebuggingRecorder) -> BTreeMap<(String, String), f64> {
+        let snapshot = recorder.snapshotter().snapshot().into_vec();
+        let value = |value| match value {
+            DebugValue::Counter(value) => value as f64,
+            DebugValue::Gauge(value) => value.0,
+            DebugValue::Histogram(values) => values.iter().map(|value| value.0).sum(),
+        };
+        let entry = |(key, _, _, it): (metrics_util::CompositeKey, _, _, _)| {
+            let labels: Vec<_> = key.key().labels().map(|label| (label.key(), label.value())).collect();
+            assert!(matches!(labels[..], [("route", _)]), "{labels:?}");
+            ((key.key().name().to_owned(), labels[0].1.to_owned()), value(it))
+        };
+        snapshot.into_iter().map(entry).collect()
+    }
+
+    fn path(path: String) -> Request<()> {
+        Request::builder().uri(path).body(()).unwrap()
+    }
+
+    fn slow() -> impl Service<Request<()>, Response = (), Error = Infallible> + Clone {
+        service_fn(async |_| {
+            block(20 * MILLISECOND);
+            Ok(())
+        })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn reports_are_counted_and_measured_in_seconds_by_route() {
+        let recorder = DebuggingRecorder::new();
+        let _here = set_default_local_recorder(&recorder);
+        let layer = BlockingDetectorLayer::new().named("measured");
+        layer.layer(blocks(&[20, 0, 500])).oneshot("").await.unwrap();
+        let expected = [("offload_blocking_seconds", 0.52), ("offload_blocking_total", 2.0)];
+        let key = |name: &str| (name.to_owned(), "measured".to_owned());
+        assert_eq!(measured(&recorder), expected.map(|(name, value)| (key(name), value)).into());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_clients_make_up_becomes_at_most_100_label_values() {
+        let (recorder, reports) = (DebuggingRecorder::new(), Reports::default());
+        let _here = set_default_local_recorder(&recorder);
+        let layer = BlockingDetectorLayer::new().on_blocking(reports.callback());
+        let long = format!("/{}", "x".repeat(256));
+        layer.layer(slow()).oneshot(path(long.clone())).await.unwrap();
+        for number in 0..150 {
+            // A service of its own each, as axum makes one for each route.
+            layer.layer(slow()).oneshot(path(format!("/{number}"))).await.unwrap();
+        }
+        layer.layer(slow()).oneshot(path("/0".to_owned())).await.unwrap();
+        assert_eq!(reports.take().len(), 152, "reports name all of them");
+        let counted = measured(&recorder);
+        let count = |route: &str| counted.get(&("offload_blocking_total".to_owned(), route.to_owned())).copied();
+        let values = (count("/0"), count("/99"), count("/100"), count(&long), count("other"));
+        assert_eq!(values, (Some(2.0), Some(1.0), None, None, Some(51.0)));
+    }
+
+    #[cfg(feature = "axum")]
+    #[tokio::test(start_paused = true)]
+    async fn matched_paths_are_not_counted_against_the_bound() {
+        use ::axum::{Router, body::Body, routing::get};
+        let recorder = DebuggingRecorder::new();
+        let _here = set_default_local_recorder(&recorder);
+        let slow = async || block(20 * MILLISECOND);
+        let app = (0..120).fold(Router::new(), |app, number| app.route(&format!("/{number}/{{id}}"), get(slow)));
+        let app = app.layer(BlockingDetectorLayer::new());
+        for number in 0..120 {
+            app.clone().oneshot(path(format!("/{number}/x")).map(|()| Body::empty())).await.unwrap();
+        }
+        let counted = measured(&recorder);
+        assert_eq!(counted.len(), 240);
+        assert!(counted.keys().all(|(_, route)| route.ends_with("/{id}")), "{counted:?}");
+    }
+}
+
+#[cfg(feature = "tracing")]
+mod events {
+    use std::fmt::Debug;
+
+    use tracing::{Event, Level, Subscriber, field::Field, subscriber::set_default};
+    use tracing_subscriber::{layer::SubscriberExt, registry};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Events(Arc<Mutex<Vec<String>>>);
+
+    impl<S: Subscriber> tracing_subscriber::Layer<S> for Events {
+        fn on_event(&self, event: &Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
+            assert_eq!(*event.metadata().level(), Level::WARN);
+            let mut text = String::new();
+            event.record(&mut |field: &Field, value: &dyn Debug| text += &format!("{}={value:?} ", field.name()));
+            self.0.lock().unwrap().push(text.trim_end().to_owned());
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_report_is_one_warning() {
+        let events = Events::default();
+        let _here = set_default(registry().with(events.clone()));
+        let slow = service_fn(async |_: http::Request<()>| {
+            block(250 * MILLISECOND);
+            Ok::<_, Infallible>(())
+        });
+        let request = http::Request::post("/hash?password=secret").body(()).unwrap();
+        BlockingDetectorLayer::new().layer(slow).oneshot(request).await.unwrap();
+        BlockingDetectorLayer::new().named("job").layer(blocks(&[11, 0])).oneshot("").await.unwrap();
+        let expected = [
+            r#"message=thread blocked route="/hash" method="POST" held_seconds=0.25 poll=1"#,
+            r#"message=thread blocked route="job" held_seconds=0.011 poll=0"#,
+        ];
+        assert_eq!(*events.0.lock().unwrap(), expected);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_subscriber_that_panics_does_not_break_the_response_or_the_callback() {
+        struct Panics;
+        impl<S: Subscriber> tracing_subscriber::Layer<S> for Panics {
+            fn on_event(&self, _: &Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
+                resume_unwind(Box::new("the subscriber"));
+            }
+        }
+        let _here = set_default(registry().with(Panics));
+        let reports = Reports::default();
+        let layer = BlockingDetectorLayer::new().named("job").on_blocking(reports.callback());
+        assert_eq!(layer.layer(blocks(&[20, 0])).oneshot("answer").await, Ok("answer"));
+        assert_eq!(reports.routes(), ["job"]);
+    }
+}
