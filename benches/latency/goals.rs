@@ -101,7 +101,8 @@ impl Goal {
         }
     }
 
-    /// Whether the generator was late, or others had too much of the cores, in a run that it is made of.
+    /// Whether the generator was late, or others had too much of the cores, in a run that it is made of; or whether the loads
+    /// were not what they say.
     pub(crate) fn is_doubtful(&self, records: &[Record]) -> bool {
         let (scene, load) = self.place();
         let (ours, other) = match self.figure {
@@ -111,7 +112,8 @@ impl Goal {
         let concerns = |it: &&Record| {
             it.scene == scene && load.is_none_or(|_| it.load_pct == load) && (it.variant == ours || it.variant == other)
         };
-        records.iter().filter(concerns).any(|record| !record.reliable)
+        let is_doubtful = |it: &Record| !it.reliable || it.conditions.drift_percent().is_some();
+        records.iter().filter(concerns).any(is_doubtful)
     }
 
     /// Whether it is `<=` or `>=` that is wanted.

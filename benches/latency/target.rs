@@ -90,6 +90,11 @@ pub(crate) fn measure(target: &Target, load: &Load, descriptors: usize, stop: &S
             return Err(format!("{name}: {rate} is not a rate from just over 0 to {MAX_RATE} a second").into());
         }
     }
+    for order in [&load.ping, &load.job] {
+        if !order.path.starts_with('/') {
+            return Err(format!("`{}` is no path: it has to begin with /", order.path).into());
+        }
+    }
     check(target, [&load.ping, &load.job], stop)?;
     let phases = Phases { measure: Duration::from_secs(load.seconds), ..Phases::of_ms(1000, 0, 2000) };
     let part = Part { scene: Scene::Target, loads: vec![None], variants: &[], rounds: 1, phases, overload: None };
@@ -107,7 +112,8 @@ pub(crate) fn measure(target: &Target, load: &Load, descriptors: usize, stop: &S
     let run = Run { ping, work, lateness: observation.lateness, others: None };
     let conditions = Conditions::of(&plan, generator::urgently(platform::raise_priority));
     let jobs = [Step { length: Duration::MAX, per_second: load.jobs }];
-    Ok(Record::of(&target.to_string(), None, &part, &jobs, &[run], &conditions).into_iter().collect())
+    let name = format!("{target}{}", load.job.path);
+    Ok(Record::of(&name, None, &part, &jobs, &[run], &conditions).into_iter().collect())
 }
 
 /// That there is such a server, and that it knows these paths: else all the figures would be of its 404.

@@ -25,8 +25,8 @@ pub(crate) fn of(records: &[Record], pictures: &[Picture]) -> String {
         "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<title>{TITLE}</title>\n\
          <style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n<h1>{TITLE}</h1>\n\
-         <p class=\"summary\">{summary}</p>\n<div class=\"facts\">{facts}</div>\n{doubts}{pictures}{tables}\
-         <section>\n<h2>How to read this</h2>\n<div class=\"notes\">{notes}</div>\n</section>\n{goals}\
+         <p class=\"summary\">{summary}</p>\n<div class=\"facts\">{facts}</div>\n{doubts}{pictures}{tables}{goals}\
+         <section>\n<h2>How to read this</h2>\n<div class=\"notes\">{notes}</div>\n</section>\n\
          <section>\n<h2>How it was measured</h2>\n<div class=\"notes\">{method}</div>\n</section>\n</main>\n</body>\n</html>\n",
         summary = escaped(&words::summary(records)),
         facts = paragraphs(&report::facts(records)),

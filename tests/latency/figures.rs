@@ -84,6 +84,10 @@ fn a_goal_in_doubt_is_marked() {
     let records = [record("offload/codel", 200, &[disturbed])];
     assert_eq!(verdict_of("capacity, offload/codel", &records).1, "aim met ~");
     assert!(report::text(&records).contains("~ disturbed"));
+
+    let mut drifted = record("offload/codel", 200, &[run(&[1], &answered(97, 30))]);
+    drifted.conditions.capacity_after_per_second = Some(50.0);
+    assert_eq!(verdict_of("capacity, offload/codel", &[drifted]).1, "aim met ~");
 }
 
 #[test]
