@@ -96,7 +96,7 @@ impl Goal {
                 let rounds = find(ours)?.runs.iter().zip(&find(other)?.runs);
                 Spread::of(rounds.map(|(ours, other)| ours.ping_p99_ms / other.ping_p99_ms))
             }
-            Figure::Recovery(variant) => find(variant)?.over_runs(|run| run.recovery_or_never()),
+            Figure::Recovery(variant) => find(variant)?.over_some(|run| run.recovery_or_never()),
             Figure::Successes(variant) => find(variant)?.over_runs(|run| run.work_ok_p99_ms.unwrap_or(f64::INFINITY)),
         }
     }

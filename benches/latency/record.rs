@@ -6,7 +6,7 @@ use crate::latency::{
     arrivals::Step,
     conditions::Conditions,
     plan::{Overload, Part, Scene, TOLERATED_LATENESS, TOLERATED_OTHERS},
-    recovery::{self, Times},
+    recovery::{self, Recovery, Times},
     rows::Run,
     spread::Spread,
     tally::End,
@@ -36,7 +36,7 @@ pub(crate) struct Record {
     pub(crate) within_deadline_pct: f64,
     pub(crate) within_deadline_of_capacity_pct: Option<f64>,
     pub(crate) work_ok_p99_ms: Option<f64>,
-    /// None if it is no recovery, or if in half of the rounds it did not come.
+    /// None if it is no recovery, or if in half of the rounds that are known it did not come.
     pub(crate) recovery_ms: Option<f64>,
     pub(crate) generator_late_p99_ms: f64,
     pub(crate) rounds: usize,
@@ -67,7 +67,10 @@ pub(crate) struct RunRecord {
     pub(crate) within_deadline_pct: f64,
     pub(crate) within_deadline_of_capacity_pct: Option<f64>,
     pub(crate) work_ok_p99_ms: Option<f64>,
+    /// None if it is no recovery, or nobody can say, or it did not come.
     pub(crate) recovery_ms: Option<f64>,
+    /// Whether it is known whether and when it came.
+    pub(crate) recovery_known: bool,
     pub(crate) generator_late_p99_ms: f64,
     pub(crate) others_cpu_pct: Option<f64>,
 }
@@ -131,8 +134,7 @@ impl Record {
             within_deadline_pct: median(|run| run.within_deadline_pct)?,
             within_deadline_of_capacity_pct: of_some(|run| run.within_deadline_of_capacity_pct),
             work_ok_p99_ms: of_some(|run| run.work_ok_p99_ms),
-            recovery_ms: median(RunRecord::recovery_or_never)
-                .filter(|milliseconds| part.overload.is_some() && milliseconds.is_finite()),
+            recovery_ms: of_some(RunRecord::recovery_or_never).filter(|milliseconds| milliseconds.is_finite()),
             generator_late_p99_ms: late,
             rounds: runs.len(),
             others_cpu_max_pct: others,
@@ -178,7 +180,7 @@ impl RunRecord {
     fn of(run: &Run, part: &Part, capacity: Option<f64>) -> Self {
         let work = &run.work;
         let within = work.within_deadline() as f64;
-        let recovery = part.overload.and_then(|Overload { after, length }| {
+        let recovery = part.overload.map(|Overload { after, length }| {
             let begin = part.phases.warm_up + after;
             recovery::time_until_normal(&work.fates, Times { begin, end: begin + length })
         });
@@ -198,14 +200,19 @@ impl RunRecord {
                 .filter(|_| part.scene == Scene::Cpu)
                 .map(|capacity| 100.0 * within / could_be_done(capacity)),
             work_ok_p99_ms: work.answered_ms(0.99),
-            recovery_ms: recovery.map(|time| time.as_secs_f64() * 1e3),
+            recovery_ms: match recovery {
+                Some(Recovery::After(time)) => Some(time.as_secs_f64() * 1e3),
+                Some(Recovery::Never | Recovery::Unknown) | None => None,
+            },
+            recovery_known: matches!(recovery, Some(Recovery::After(_) | Recovery::Never)),
             generator_late_p99_ms: run.lateness_ms(),
             others_cpu_pct: run.others,
         }
     }
 
-    pub(crate) fn recovery_or_never(&self) -> f64 {
-        self.recovery_ms.unwrap_or(f64::INFINITY)
+    /// Infinity if it did not come, None if that is not known.
+    pub(crate) fn recovery_or_never(&self) -> Option<f64> {
+        self.recovery_known.then(|| self.recovery_ms.unwrap_or(f64::INFINITY))
     }
 }
 

@@ -139,7 +139,7 @@ fn over(record: &Record, figure: fn(&RunRecord) -> Option<f64>) -> String {
 fn recovery(record: &Record) -> String {
     let never =
         record.watched_seconds().map_or_else(|| "never".to_owned(), |watched| format!("over {:.0}", watched * 1e3));
-    record.over_runs(RunRecord::recovery_or_never).map_or_else(|| "-".to_owned(), with_range).replace("never", &never)
+    record.over_some(RunRecord::recovery_or_never).map_or_else(|| "-".to_owned(), with_range).replace("never", &never)
 }
 
 /// With digits enough for goals that are thousandths.

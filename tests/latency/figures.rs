@@ -1,12 +1,14 @@
 use crate::{
     latency::{
         goals::GOALS,
+        plan::{Overload, Scene},
+        record::Record,
         report,
         spread::{Spread, number, with_range},
         table,
         tally::{End, Fate},
     },
-    support::{fate, record, run, tally},
+    support::{conditions, fate, ms, part, record, run, tally},
 };
 
 /// As many jobs, answered so late.
@@ -14,7 +16,7 @@ fn answered(count: usize, latency_ms: u64) -> Vec<Fate> {
     vec![fate(0, latency_ms, End::Answered); count]
 }
 
-fn verdict_of(name: &str, records: &[crate::latency::record::Record]) -> (String, String) {
+fn verdict_of(name: &str, records: &[Record]) -> (String, String) {
     let row = table::of_goals(records).rows.into_iter().find(|row| row[0].contains(name)).expect(name);
     (row[3].clone(), row[4].clone())
 }
@@ -108,4 +110,26 @@ fn tables_keep_every_row_sorted_by_load_and_aligned() {
     let text = tables[0].text();
     let ends: Vec<_> = text.lines().skip(2).map(|line| line.find(" %").or(line.find("load"))).collect();
     assert!(ends.iter().all(Option::is_some), "{text}");
+}
+
+#[test]
+fn a_recovery_that_nobody_can_tell_is_not_judged() {
+    let mut part = part(Scene::Recovery, 1);
+    part.phases.measure = ms(4000);
+    part.overload = Some(Overload { after: ms(1000), length: ms(1000) });
+    let judged = |every_ms: usize, latency: u64| {
+        let jobs: Vec<Fate> = (0..4000)
+            .step_by(every_ms)
+            .map(|due| fate(due, if due < 1000 { 10 } else { latency }, End::Answered))
+            .collect();
+        let rates = part.job_rates(Some(78), 100.0);
+        let record = Record::of("offload/codel", Some(78), &part, &rates, &[run(&[1], &jobs)], &conditions()).unwrap();
+        (
+            table::of_scenes(std::slice::from_ref(&record))[0].rows[0][1].clone(),
+            verdict_of("until normal, offload/codel", &[record]).1,
+        )
+    };
+    assert_eq!(judged(10, 10), ("0.00".to_owned(), "aim met".to_owned()));
+    assert_eq!(judged(10, 40), ("over 2000".to_owned(), "NOT MET".to_owned()));
+    assert_eq!(judged(20, 10), ("-".to_owned(), "not measured".to_owned()));
 }

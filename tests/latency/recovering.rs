@@ -1,6 +1,6 @@
 use crate::{
     latency::{
-        recovery::{Times, WINDOW, time_until_normal},
+        recovery::{Recovery, Times, WINDOW, time_until_normal},
         tally::{End, Fate},
         timeline::{self, Slice},
     },
@@ -26,55 +26,55 @@ fn jobs(after: impl Fn(u64) -> (u64, End)) -> Vec<Fate> {
 
 #[test]
 fn a_server_that_is_never_slow_after_it_recovers_at_once() {
-    assert_eq!(time_until_normal(&jobs(|_| (10, End::Answered)), OVERLOAD), Some(ms(0)));
+    assert_eq!(time_until_normal(&jobs(|_| (10, End::Answered)), OVERLOAD), Recovery::After(ms(0)));
 }
 
 #[test]
 fn three_times_the_usual_is_normal_and_more_is_not() {
-    assert_eq!(time_until_normal(&jobs(|_| (30, End::Answered)), OVERLOAD), Some(ms(0)));
-    assert_eq!(time_until_normal(&jobs(|_| (31, End::Answered)), OVERLOAD), None);
+    assert_eq!(time_until_normal(&jobs(|_| (30, End::Answered)), OVERLOAD), Recovery::After(ms(0)));
+    assert_eq!(time_until_normal(&jobs(|_| (31, End::Answered)), OVERLOAD), Recovery::Never);
 }
 
 #[test]
 fn it_recovers_with_the_first_window_of_which_one_in_a_hundred_is_late() {
     let slow_for = |until: u64| jobs(move |since| (if since < until { 500 } else { 10 }, End::Answered));
     // The last of the slow jobs is the one that a p99 allows.
-    assert_eq!(time_until_normal(&slow_for(500), OVERLOAD), Some(ms(490)));
-    assert_eq!(time_until_normal(&slow_for(10), OVERLOAD), Some(ms(0)));
+    assert_eq!(time_until_normal(&slow_for(500), OVERLOAD), Recovery::After(ms(490)));
+    assert_eq!(time_until_normal(&slow_for(10), OVERLOAD), Recovery::After(ms(0)));
 }
 
 #[test]
 fn what_is_slow_again_has_not_recovered_before() {
     let relapses = jobs(|since| (if (1200..1300).contains(&since) { 500 } else { 10 }, End::Answered));
-    assert_eq!(time_until_normal(&relapses, OVERLOAD), Some(ms(1290)));
+    assert_eq!(time_until_normal(&relapses, OVERLOAD), Recovery::After(ms(1290)));
 }
 
 #[test]
 fn a_quick_refusal_is_not_normal() {
     for end in [End::Refused, End::Expired, End::Failed, End::Open] {
         let refuses = jobs(|since| (1, if since < 800 { end } else { End::Answered }));
-        assert_eq!(time_until_normal(&refuses, OVERLOAD), Some(ms(790)), "{end:?}");
-        assert_eq!(time_until_normal(&jobs(|_| (1, end)), OVERLOAD), None, "{end:?}");
+        assert_eq!(time_until_normal(&refuses, OVERLOAD), Recovery::After(ms(790)), "{end:?}");
+        assert_eq!(time_until_normal(&jobs(|_| (1, end)), OVERLOAD), Recovery::Never, "{end:?}");
     }
 }
 
 #[test]
 fn without_a_usual_there_is_no_normal() {
     let few: Vec<Fate> = jobs(|_| (10, End::Answered)).into_iter().filter(|job| job.due >= ms(1500)).collect();
-    assert_eq!(time_until_normal(&few, OVERLOAD), None);
+    assert_eq!(time_until_normal(&few, OVERLOAD), Recovery::Unknown);
 
     let mut refused_before = jobs(|_| (10, End::Answered));
     refused_before[..10].iter_mut().for_each(|job| job.end = End::Refused);
-    assert_eq!(time_until_normal(&refused_before, OVERLOAD), None);
+    assert_eq!(time_until_normal(&refused_before, OVERLOAD), Recovery::Unknown);
 }
 
 #[test]
 fn it_needs_a_whole_window_after_the_overload() {
     let jobs = jobs(|_| (10, End::Answered));
     let (enough, one_less) = (300 + WINDOW, 300 + WINDOW - 1);
-    assert_eq!(time_until_normal(&jobs[..enough], OVERLOAD), Some(ms(0)));
-    assert_eq!(time_until_normal(&jobs[..one_less], OVERLOAD), None);
-    assert_eq!(time_until_normal(&[], OVERLOAD), None);
+    assert_eq!(time_until_normal(&jobs[..enough], OVERLOAD), Recovery::After(ms(0)));
+    assert_eq!(time_until_normal(&jobs[..one_less], OVERLOAD), Recovery::Unknown);
+    assert_eq!(time_until_normal(&[], OVERLOAD), Recovery::Unknown);
 }
 
 #[test]

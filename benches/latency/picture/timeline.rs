@@ -35,7 +35,8 @@ const PANELS: [Panel; 2] = [
             let watched = record.watched_seconds().unwrap_or_default();
             match record.recovery_ms {
                 Some(milliseconds) => format!("normal: {} ms", number(milliseconds)),
-                None => format!("not in {watched:.1} s"),
+                None if record.runs.iter().any(|run| run.recovery_known) => format!("not in {watched:.1} s"),
+                None => "unknown".to_owned(),
             }
         },
     },
