@@ -34,11 +34,19 @@ pub(super) struct Crew<T> {
 #[derive(Debug)]
 pub(super) struct Hand<T> {
     from: From,
-    reserved: bool,
+    role: Role,
     /// The jobs that the policy gave up when this thread last took one. The thread has to answer them.
     pub(super) shed: Vec<T>,
     /// Made when the thread first goes to sleep.
     seat: Option<Arc<Seat>>,
+}
+
+/// What a thread of the crew is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    Ordinary,
+    /// Runs release calls only.
+    Reserved,
 }
 
 /// What a thread does next.
@@ -46,23 +54,23 @@ pub(super) struct Hand<T> {
 pub(super) struct Turn<T> {
     /// `None` if there was nothing but what stands in [`Hand::shed`].
     pub(super) job: Option<T>,
-    /// The hand of a thread that has to be spawned.
-    pub(super) spawn: Option<Hand<T>>,
+    /// A thread that has to be spawned. It comes as [`Hand::coming`].
+    pub(super) spawn: Option<Role>,
 }
 
 impl<T> Hand<T> {
     /// A thread that was counted by `hire`.
     pub(super) fn hired() -> Self {
-        Self::new(From::Busy, false)
+        Self { from: From::Busy, ..Self::coming(Role::Ordinary) }
     }
 
-    fn new(from: From, reserved: bool) -> Self {
-        Self { from, reserved, shed: Vec::new(), seat: None }
+    /// A thread that was asked for.
+    pub(super) fn coming(role: Role) -> Self {
+        Self { from: From::Coming, role, shed: Vec::new(), seat: None }
     }
 
-    /// `true` if it runs release calls only.
-    pub(super) fn is_reserved(&self) -> bool {
-        self.reserved
+    pub(super) fn role(&self) -> Role {
+        self.role
     }
 }
 
@@ -74,9 +82,9 @@ impl<T: Waits> Crew<T> {
         Self { roster, waiting: AtomicUsize::new(0), timed, spins: if spin { SPINS } else { 0 } }
     }
 
-    /// Returns the hand of a thread that the caller has to spawn, if it has to.
+    /// Returns what thread the caller has to spawn, if it has to.
     #[must_use = "a thread that is asked for has to come"]
-    pub(super) fn push(&self, item: T, priority: Priority, resumed: bool) -> Option<Hand<T>> {
+    pub(super) fn push(&self, item: T, priority: Priority, resumed: bool) -> Option<Role> {
         self.change(|roster| ((), roster.push(item, priority, resumed))).1
     }
 
@@ -90,12 +98,12 @@ impl<T: Waits> Crew<T> {
     pub(super) fn next(&self, hand: &mut Hand<T>, keep_alive: Option<Duration>) -> Option<Turn<T>> {
         let stay = keep_alive != Some(Duration::ZERO);
         loop {
-            let Hand { from, reserved, shed, seat } = hand;
+            let Hand { from, role, shed, seat } = hand;
             let seat = || seat.get_or_insert_with(Seat::here).clone();
             let now = self.timed.then(Instant::now); // not under the lock; in a test this clock can be paused and set
-            let (next, spawn) = self.change(|roster| match *reserved {
-                true => roster.next_reserved(*from, stay, seat),
-                false => roster.next(*from, stay, now, shed, seat),
+            let (next, spawn) = self.change(|roster| match role {
+                Role::Ordinary => roster.next(*from, stay, now, shed, seat),
+                Role::Reserved => roster.next_reserved(*from, stay, seat),
             });
             match next {
                 Next::Run(item) => {
@@ -155,9 +163,9 @@ impl<T: Waits> Crew<T> {
     /// A thread that was counted could not be spawned or vanished. Returns the jobs that nobody is left to run.
     #[must_use = "these jobs have to be answered"]
     pub(super) fn lost(&self, hand: &Hand<T>) -> Vec<T> {
-        self.change(|roster| match hand.reserved {
-            true => roster.lost_reserved(hand.from),
-            false => roster.lost(hand.from),
+        self.change(|roster| match hand.role {
+            Role::Ordinary => roster.lost(hand.from),
+            Role::Reserved => roster.lost_reserved(hand.from),
         })
         .0
     }
@@ -173,9 +181,9 @@ impl<T: Waits> Crew<T> {
         asleep.iter().for_each(|seat| seat.wake());
     }
 
-    /// To be called after `close`. Returns the hand of a thread that the caller has to spawn for what is queued, if any is.
+    /// To be called after `close`. Returns what thread the caller has to spawn for what is queued, if any is.
     #[must_use = "a thread that is asked for has to come"]
-    pub(super) fn halt(&self) -> Option<Hand<T>> {
+    pub(super) fn halt(&self) -> Option<Role> {
         self.change(|roster| ((), roster.halt())).1
     }
 
@@ -193,8 +201,8 @@ impl<T: Waits> Crew<T> {
         lock(&self.roster).threads()
     }
 
-    /// Changes the roster and answers what that asks for. Returns the hand of a thread that the caller has to spawn.
-    fn change<R>(&self, change: impl FnOnce(&mut Roster<T, Arc<Seat>>) -> (R, Ask<Arc<Seat>>)) -> (R, Option<Hand<T>>) {
+    /// Changes the roster and answers what that asks for. Returns what thread the caller has to spawn.
+    fn change<R>(&self, change: impl FnOnce(&mut Roster<T, Arc<Seat>>) -> (R, Ask<Arc<Seat>>)) -> (R, Option<Role>) {
         let (result, ask) = {
             let mut roster = lock(&self.roster);
             let (result, ask) = change(&mut roster);
@@ -206,8 +214,8 @@ impl<T: Waits> Crew<T> {
         };
         let spawn = match ask {
             Ask::Nothing => None,
-            Ask::Spawn => Some(Hand::new(From::Coming, false)),
-            Ask::SpawnReserved => Some(Hand::new(From::Coming, true)),
+            Ask::Spawn => Some(Role::Ordinary),
+            Ask::SpawnReserved => Some(Role::Reserved),
             Ask::Wake(seat) => {
                 seat.wake();
                 None

@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     Gate, Job, Left, QueuePolicy, Rejection,
-    crew::{Crew, Hand},
+    crew::{Crew, Hand, Role},
     roster::Limits,
 };
 
@@ -73,8 +73,8 @@ impl Workers {
 
     pub(super) fn schedule(self: &Arc<Self>, job: Job) {
         let (priority, resumed) = job.standing();
-        if let Some(hand) = self.crew.push(job, priority, resumed) {
-            self.spawn_or_refuse(hand);
+        if let Some(role) = self.crew.push(job, priority, resumed) {
+            self.spawn_or_refuse(role);
         }
     }
 
@@ -92,16 +92,16 @@ impl Workers {
     pub(super) async fn shutdown(self: Arc<Self>, deadline: Duration) -> Left {
         self.close();
         let left = self.gate.drain(deadline).await;
-        if let Some(hand) = self.crew.halt() {
-            self.spawn_or_refuse(hand);
+        if let Some(role) = self.crew.halt() {
+            self.spawn_or_refuse(role);
         }
         left
     }
 
     /// If the thread cannot be had, `Worker::drop` strikes it off; the jobs wait for the other threads, or are answered
     /// if there are none.
-    fn spawn_or_refuse(self: &Arc<Self>, hand: Hand<Job>) {
-        let worker = Worker::new(self.clone(), hand);
+    fn spawn_or_refuse(self: &Arc<Self>, role: Role) {
+        let worker = Worker::new(self.clone(), Hand::coming(role));
         if self.gate.is_halted() {
             // The pool's own threads may be stuck in work that nobody can stop.
             let name = format!("{}-reaper", self.gate.name());
@@ -120,10 +120,13 @@ impl Worker {
     /// Works until there is nothing left to do. Never unwinds.
     pub(super) fn run(mut self) {
         let Policy { keep_alive, reserved_keep_alive, borrowed, .. } = self.workers.policy;
-        let keep_alive = if self.hand.is_reserved() { Some(reserved_keep_alive) } else { keep_alive };
+        let keep_alive = match self.hand.role() {
+            Role::Ordinary => keep_alive,
+            Role::Reserved => Some(reserved_keep_alive),
+        };
         while let Some(turn) = self.workers.crew.next(&mut self.hand, keep_alive) {
-            if let Some(hand) = turn.spawn {
-                self.workers.spawn_or_refuse(hand);
+            if let Some(role) = turn.spawn {
+                self.workers.spawn_or_refuse(role);
             }
             // A job catches what it runs. What is left is a recorder or a subscriber that panics: not worth a thread.
             for job in self.hand.shed.drain(..) {

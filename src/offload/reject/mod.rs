@@ -38,6 +38,7 @@ pub trait Reject<Req, Res, E>: Clone + Send + Sync + 'static {
     /// Turns an error of the inner service into one of the whole service.
     fn map_err(&self, error: E) -> Self::Error;
 
-    /// Answers. `retry_after` is how long a call had to wait lately.
+    /// Answers. `retry_after` is how long a call has to expect to wait:
+    /// [`Pool::expected_wait`](crate::pool::Pool::expected_wait).
     fn reject(&self, hint: Self::Hint, rejection: Rejection, retry_after: Duration) -> Result<Res, Self::Error>;
 }

@@ -28,9 +28,9 @@ fn work(
     run: &Arc<dyn Fn(u32) + Send + Sync>,
 ) {
     while let Some(Turn { job, spawn }) = crew.next(&mut hand, keep_alive) {
-        if let Some(hand) = spawn {
+        if let Some(role) = spawn {
             let (crew, run) = (crew.clone(), run.clone());
-            thread::spawn(move || work(&crew, hand, keep_alive, &run));
+            thread::spawn(move || work(&crew, Hand::coming(role), keep_alive, &run));
         }
         run(job.expect("first in, first out sheds nothing"));
     }
@@ -49,8 +49,8 @@ fn jobs_pushed_from_two_threads_all_run_once_though_no_thread_stays() {
         let push = |job: u32| {
             let (crew, run) = (crew.clone(), run.clone());
             move || {
-                if let Some(hand) = crew.push(job, Priority::Normal, job == 2) {
-                    work(&crew, hand, Some(Duration::ZERO), &run);
+                if let Some(role) = crew.push(job, Priority::Normal, job == 2) {
+                    work(&crew, Hand::coming(role), Some(Duration::ZERO), &run);
                 }
             }
         };
@@ -124,8 +124,8 @@ fn a_wake_after_the_close_gets_a_thread_again() {
         crew.close();
         let spawn = crew.push(5, Priority::Normal, true);
         worker.join().unwrap();
-        if let Some(hand) = spawn {
-            work(&crew, hand, None, &run);
+        if let Some(role) = spawn {
+            work(&crew, Hand::coming(role), None, &run);
         }
         assert_eq!(ran.load(Ordering::SeqCst), 5);
     });
@@ -158,9 +158,9 @@ fn a_release_call_is_run_though_the_only_thread_waits_for_it() {
         };
         assert!(crew.push(1, Priority::Normal, false).is_none());
         let reserved = crew.push(2, Priority::Release, false);
-        let reserved = reserved.map(|hand| {
+        let reserved = reserved.map(|role| {
             let (crew, run) = (crew.clone(), run.clone());
-            thread::spawn(move || work(&crew, hand, Some(Duration::ZERO), &run))
+            thread::spawn(move || work(&crew, Hand::coming(role), Some(Duration::ZERO), &run))
         });
         if let Some(reserved) = reserved {
             reserved.join().unwrap();

@@ -41,6 +41,7 @@ impl<T: Waits> Jobs<T> {
         Self { fresh: Lanes::new(policy), resumed: VecDeque::new(), release, releases: 0, picks: 0 }
     }
 
+    #[inline]
     pub(in crate::pool) fn push(&mut self, job: T, priority: Priority, resumed: bool) {
         match (priority, resumed) {
             (Priority::Release, _) => {
@@ -56,6 +57,7 @@ impl<T: Waits> Jobs<T> {
     }
 
     /// The job that goes next. New calls that are to be shed instead go into `shed`. `None` only if nothing is left.
+    #[inline]
     pub(in crate::pool) fn pop(&mut self, now: Option<Instant>, shed: &mut Vec<T>) -> Option<T> {
         if self.releases > 0 && self.release_is_next() {
             return self.pop_release();

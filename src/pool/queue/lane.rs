@@ -31,6 +31,7 @@ impl<T: Waits> Lane<T> {
         Self { calls: VecDeque::new(), overload }
     }
 
+    #[inline]
     pub(super) fn push(&mut self, call: T) {
         if let (Some(overload), true) = (&mut self.overload, self.calls.is_empty()) {
             overload.was_empty(call.since());

@@ -49,6 +49,7 @@ impl<T: Waits> Lanes<T> {
         Self { normal: Lane::new(policy), others: Box::new(others), others_waiting: 0 }
     }
 
+    #[inline]
     pub(super) fn push(&mut self, call: T, which: Which) {
         let lane = match which {
             Which::Normal => return self.normal.push(call),
@@ -60,6 +61,7 @@ impl<T: Waits> Lanes<T> {
     }
 
     /// The call that goes next; see [`Lane::pop`]. `None` only if none is left.
+    #[inline]
     pub(super) fn pop(&mut self, now: Option<Instant>, shed: &mut Vec<T>) -> Option<T> {
         if self.others_waiting == 0 {
             return self.normal.pop(now, shed);

@@ -4,6 +4,9 @@
 /// `Normal` and `Low` share the picks 16 to 4 to 1 while calls of each wait, and no lane is passed over more than 20 times
 /// in a row; so a steady stream of one does not starve another.
 ///
+/// [`Inline`](crate::pool::Inline), which has no queue, takes calls as they come; a pool of your own can ask
+/// [`Job::priority`](crate::pool::Job::priority).
+///
 /// See [`pool`](crate::pool#overload) for how they go together with bounds and policies.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]

@@ -411,3 +411,21 @@ fn a_thread_that_never_came_is_made_up_for_by_one_that_sleeps() {
     assert_eq!(roster.push("c", Priority::Normal, false), Ask::Nothing, "the second thread is on its way");
     assert_eq!(roster.lost(From::Coming), (vec![], Ask::Wake(1)));
 }
+
+#[test]
+fn a_reserved_thread_that_sleeps_is_woken_again_and_ends_with_the_crew() {
+    let mut roster = Roster::new(limits(1, 1, 1), QueuePolicy::Fifo);
+    assert!(roster.hire());
+    assert_eq!(roster.push("acquire", Priority::Normal, false), Ask::Nothing, "the one thread is on its way");
+    assert_eq!(next(&mut roster, From::Busy, || 1), (Next::Run("acquire"), Ask::Nothing));
+    assert_eq!(roster.push("release", Priority::Release, false), Ask::SpawnReserved);
+    assert_eq!(roster.push("another", Priority::Normal, false), Ask::Nothing);
+    assert_eq!(roster.next_reserved(From::Coming, true, || 2), (Next::Run("release"), Ask::Nothing));
+    assert_eq!(roster.next_reserved(From::Busy, true, || 2), (Next::Sleep, Ask::Nothing));
+    assert_eq!(roster.push("release", Priority::Release, false), Ask::Wake(2));
+    assert_eq!(roster.next_reserved(From::Coming, true, || 2), (Next::Run("release"), Ask::Nothing));
+    assert_eq!(roster.next_reserved(From::Busy, true, || 2), (Next::Sleep, Ask::Nothing));
+    assert_eq!(roster.close(), [2], "the other one is busy");
+    assert_eq!(roster.next_reserved(From::Busy, true, || 2), (Next::Exit, Ask::Nothing));
+    assert_eq!(roster.threads(), 1);
+}
