@@ -65,8 +65,8 @@ pub(crate) fn notes(records: &[Record]) -> Vec<String> {
     if has(Scene::Recovery) {
         notes.push(format!(
             "normal after: from the end of the {OVERLOAD} % to the first job from which on the p99 of every {} jobs in a row is \
-             at most {} times the p99 before the overload. A job without a success counts as infinitely late. -: \
-             too few jobs before or after it to say.",
+             at most {} times the p99 before the overload. A job without a success counts as infinitely late. \
+             A dash: too few were answered before it to say what is normal.",
             recovery::WINDOW,
             recovery::NORMAL
         ));
