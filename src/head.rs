@@ -3,7 +3,8 @@ use std::fmt;
 use http::{Extensions, HeaderMap, Method, Request, Uri, Version};
 
 /// All of an HTTP request but its body: what closures of the layers look at, as those of
-/// [`filter`](crate::OffloadLayer::filter) and [`carry`](crate::OffloadLayer::carry) do.
+/// [`filter`](crate::OffloadLayer::filter), [`priority`](crate::OffloadLayer::priority) and
+/// [`carry`](crate::OffloadLayer::carry) do.
 ///
 /// Not generic over the body, so that a closure's argument needs no type annotation.
 pub struct Head<'a> {

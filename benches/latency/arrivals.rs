@@ -1,9 +1,11 @@
 //! When requests are due.
 
-use std::{fmt, time::Duration};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
 
 /// How the requests of a stream are spread over time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Arrivals {
     /// Evenly. A server that is not saturated hardly ever sees two at once, which is kinder than any real traffic.
     Constant,
@@ -11,20 +13,19 @@ pub(crate) enum Arrivals {
     Poisson,
 }
 
-impl fmt::Display for Arrivals {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Constant => "evenly spaced",
-            Self::Poisson => "Poisson arrivals",
-        })
-    }
+/// A rate, and for how long.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Step {
+    pub(crate) length: Duration,
+    pub(crate) per_second: f64,
 }
 
 /// The due times of one stream, counted from the start.
 #[derive(Debug, Clone)]
 pub(crate) struct Schedule {
     arrivals: Arrivals,
-    per_second: f64,
+    /// One after the other; the last one goes on for ever.
+    steps: Vec<Step>,
     /// The next one, in mean intervals.
     next: f64,
     random: u64,
@@ -32,11 +33,25 @@ pub(crate) struct Schedule {
 
 impl Schedule {
     pub(crate) fn new(arrivals: Arrivals, per_second: f64) -> Self {
-        Self { arrivals, per_second, next: 0.0, random: 0x9E37_79B9_7F4A_7C15 }
+        Self::stepwise(arrivals, vec![Step { length: Duration::MAX, per_second }])
     }
 
+    pub(crate) fn stepwise(arrivals: Arrivals, steps: Vec<Step>) -> Self {
+        Self { arrivals, steps, next: 0.0, random: 0x9E37_79B9_7F4A_7C15 }
+    }
+
+    /// `Duration::MAX` if there is no rate at all.
     pub(crate) fn next(&self) -> Duration {
-        Duration::from_secs_f64(self.next / self.per_second)
+        let (mut due, mut intervals) = (0.0, self.next);
+        for (position, Step { length, per_second }) in self.steps.iter().enumerate() {
+            let of_step = length.as_secs_f64() * per_second;
+            if intervals < of_step || position + 1 == self.steps.len() {
+                return Duration::try_from_secs_f64(due + intervals / per_second).unwrap_or(Duration::MAX);
+            }
+            intervals -= of_step;
+            due += length.as_secs_f64();
+        }
+        Duration::MAX
     }
 
     pub(crate) fn advance(&mut self) {

@@ -9,10 +9,14 @@ use std::{
     time::Duration,
 };
 
-use hyper::StatusCode;
 use tokio::{runtime, task::JoinSet, time};
 
-use crate::{BoxError, client::Client, generator, server, stop::Stop};
+use crate::latency::{
+    BoxError,
+    client::{Answer, Client, Order},
+    generator, server,
+    stop::Stop,
+};
 
 /// Closed loop: some callers who order the next job when the last is done, so that the server always has work and never a
 /// queue. The first fifth of the time warms up.
@@ -37,7 +41,7 @@ async fn count(address: SocketAddr, duration: Duration) -> Result<f64, BoxError>
     for _ in 0..callers {
         let (client, done, counting) = (client.clone(), done.clone(), counting.clone());
         loops.spawn(async move {
-            while let Ok(StatusCode::OK) = client.get("/job").await {
+            while let Ok(Answer::Success) = client.send(&Order::get("/job")).await {
                 done.fetch_add(u64::from(counting.load(Ordering::Relaxed)), Ordering::Relaxed);
             }
         });

@@ -6,14 +6,52 @@ use std::{
 };
 
 use axum::body::Bytes;
-use http_body_util::{BodyExt, Empty};
+use http_body_util::{BodyExt, Full};
 use hyper::{Request, StatusCode, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use tokio::{net::TcpStream, sync::Semaphore};
 
-use crate::BoxError;
+use crate::latency::BoxError;
 
-type Connection = http1::SendRequest<Empty<Bytes>>;
+type Connection = http1::SendRequest<Full<Bytes>>;
+
+/// What is asked for again and again.
+#[derive(Debug, Clone)]
+pub(crate) struct Order {
+    pub(crate) path: String,
+    /// It is a POST if there is one.
+    pub(crate) body: Option<Bytes>,
+}
+
+impl Order {
+    pub(crate) fn get(path: impl Into<String>) -> Self {
+        Self { path: path.into(), body: None }
+    }
+}
+
+/// An answer, complete.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// Any 2xx.
+    Success,
+    /// The server says that the request stood in its queue for too long.
+    Expired,
+    Other(StatusCode),
+}
+
+impl Answer {
+    /// By the reason that the `Problem` strategy of this crate gives; others may give it too.
+    fn of(status: StatusCode, body: &[u8]) -> Self {
+        const EXPIRED: &[u8] = br#""reason":"expired""#;
+        if status.is_success() {
+            Self::Success
+        } else if body.windows(EXPIRED.len()).any(|part| part == EXPIRED) {
+            Self::Expired
+        } else {
+            Self::Other(status)
+        }
+    }
+}
 
 /// Sends each request over an idle connection, or a new one when none is idle, as many browsers would.
 ///
@@ -32,18 +70,23 @@ impl Client {
     }
 
     /// Returns when the whole answer has been read.
-    pub(crate) async fn get(&self, path: &str) -> Result<StatusCode, BoxError> {
+    pub(crate) async fn send(&self, order: &Order) -> Result<Answer, BoxError> {
         let _permit = self.open.acquire().await?;
         let mut connection = match self.take_idle().await {
             Some(connection) => connection,
             None => self.connect().await?,
         };
-        let request = Request::get(path).header("host", "localhost").body(Empty::new())?;
+        let request = match &order.body {
+            None => Request::get(&order.path),
+            Some(_) => Request::post(&order.path).header("content-type", "text/plain"),
+        };
+        let body = order.body.clone().unwrap_or_default();
+        let request = request.header("host", self.address.to_string()).body(Full::new(body))?;
         let response = connection.send_request(request).await?;
         let status = response.status();
-        response.into_body().collect().await?;
+        let body = response.into_body().collect().await?.to_bytes();
         self.lock().push(connection);
-        Ok(status)
+        Ok(Answer::of(status, &body))
     }
 
     async fn take_idle(&self) -> Option<Connection> {

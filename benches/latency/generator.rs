@@ -8,23 +8,22 @@ use std::{
 };
 
 use hdrhistogram::Histogram;
-use hyper::StatusCode;
 use tokio::{runtime, sync::mpsc, task::JoinSet, time};
 
-use crate::{
+use crate::latency::{
     BoxError,
     arrivals::Schedule,
-    client::Client,
+    client::{Answer, Client, Order},
     plan::Phases,
     platform,
     stop::Stop,
     tally::{Tally, microseconds, record},
 };
 
-/// Requests for one path.
+/// One order, given again and again.
 #[derive(Debug, Clone)]
 pub(crate) struct Stream {
-    pub(crate) path: &'static str,
+    pub(crate) order: Order,
     pub(crate) schedule: Schedule,
 }
 
@@ -42,11 +41,12 @@ struct Arrival {
     due: Instant,
 }
 
-struct Answer {
+struct Outcome {
     stream: usize,
-    number: u64,
+    /// None if it was due during the warm-up.
+    number: Option<usize>,
     at: Instant,
-    outcome: Result<StatusCode, BoxError>,
+    answer: Result<Answer, BoxError>,
 }
 
 /// Sends the streams to `address` and ends, whatever the server does, when the phases are over.
@@ -111,32 +111,31 @@ async fn send(
     start: Instant,
     phases: Phases,
 ) -> Observation {
-    let mut tallies = vec![Tally::new(); streams.len()];
+    let mut tallies = vec![Tally::new(start); streams.len()];
     let mut lateness = microseconds();
+    let orders: Vec<Arc<Order>> = streams.iter().map(|stream| Arc::new(stream.order.clone())).collect();
     let mut requests = JoinSet::new();
-    let mut number = 0;
     loop {
         tokio::select! {
             biased;
             arrival = arrivals.recv() => {
                 let Some(Arrival { stream, due }) = arrival else { break };
-                number += 1;
-                if due >= start + phases.warm_up {
-                    tallies[stream].offer(number, due);
+                let number = (due >= start + phases.warm_up).then(|| {
                     record(&mut lateness, due.elapsed());
-                }
-                let (client, path) = (clients[stream].clone(), streams[stream].path);
+                    tallies[stream].offer(due)
+                });
+                let (client, order) = (clients[stream].clone(), orders[stream].clone());
                 requests.spawn(async move {
-                    let outcome = client.get(path).await;
-                    Answer { stream, number, at: Instant::now(), outcome }
+                    let answer = client.send(&order).await;
+                    Outcome { stream, number, at: Instant::now(), answer }
                 });
             }
-            Some(answer) = requests.join_next() => take(&mut tallies, answer),
+            Some(outcome) = requests.join_next() => take(&mut tallies, outcome),
         }
     }
     let drain = async {
-        while let Some(answer) = requests.join_next().await {
-            take(&mut tallies, answer);
+        while let Some(outcome) = requests.join_next().await {
+            take(&mut tallies, outcome);
         }
     };
     // Whoever is late then is counted at its age.
@@ -146,9 +145,9 @@ async fn send(
     Observation { tallies, lateness }
 }
 
-fn take(tallies: &mut [Tally], answer: Result<Answer, tokio::task::JoinError>) {
+fn take(tallies: &mut [Tally], outcome: Result<Outcome, tokio::task::JoinError>) {
     // A task that panicked has no answer, and its request stays open.
-    if let Ok(Answer { stream, number, at, outcome }) = answer {
-        tallies[stream].answer(number, at, &outcome);
+    if let Ok(Outcome { stream, number: Some(number), at, answer }) = outcome {
+        tallies[stream].answer(number, at, &answer);
     }
 }

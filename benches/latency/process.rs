@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{BoxError, variants::Variant, work::Work};
+use crate::latency::{BoxError, variants::Variant, work::Work};
 
 /// How long a server may take to end by itself.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -26,7 +26,7 @@ impl ServerProcess {
         let mut child = Command::new(std::env::current_exe()?)
             .arg("serve")
             .arg(variant.name)
-            .arg(work.iterations().to_string())
+            .arg(work.to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;

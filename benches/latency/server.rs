@@ -9,13 +9,15 @@ use std::{
 use axum::{Router, routing::get, serve::ListenerExt};
 use tokio::{net::TcpSocket, runtime};
 
-use crate::{BoxError, variants::Variant, work::Work};
+use crate::latency::{BoxError, variants, work::Work};
 
 /// With 128, a usual default, a burst of new connections loses SYNs, and the client sees 1 to 4 s of retransmits.
 const BACKLOG: u32 = 4096;
 
 /// Serves until standard input closes, which it does when the parent ends, however it ends.
-pub(crate) fn serve(variant: &Variant, work: Work) -> Result<(), BoxError> {
+pub(crate) fn serve(variant: &str, work: &str) -> Result<(), BoxError> {
+    let variant = variants::named(variant).ok_or_else(|| format!("there is no variant `{variant}`"))?;
+    let work: Work = work.parse()?;
     let mut builder = runtime::Builder::new_multi_thread();
     builder.worker_threads(cores()).enable_all();
     if variant.capped {

@@ -2,17 +2,19 @@
 
 use std::time::Instant;
 
-use crate::{
+use crate::latency::{
     BoxError,
     arrivals::{Arrivals, Schedule},
     bystanders::Usage,
     capacity,
+    client::Order,
+    conditions::Conditions,
     generator::{self, Stream},
-    plan::{JOB, LOADS, PING_RATE, Plan, TOLERATED_LATENESS},
-    platform::{self, Priority},
+    plan::{JOB, PING_RATE, Part, Plan, SLEEPING_JOB, Scene, TOLERATED_LATENESS},
+    platform,
     process::ServerProcess,
+    record::{self, Record},
     rows::{Row, Run},
-    server,
     stop::Stop,
     variants::{self, Variant},
     work::Work,
@@ -21,19 +23,12 @@ use crate::{
 /// The pool whose capacity the loads are percentages of. Every variant then gets the same number of jobs a second.
 const YARDSTICK: &str = "offload/threads";
 
-/// What all figures of a session depend on.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Conditions {
-    pub(crate) plan: Plan,
-    pub(crate) cores: usize,
-    pub(crate) priority: Priority,
-    /// Jobs a second, before the first round.
-    pub(crate) capacity: f64,
-}
-
 pub(crate) struct Session<'a> {
+    plan: Plan,
     conditions: Conditions,
-    work: Work,
+    /// Jobs a second that are 100 %.
+    capacity: f64,
+    computation: Work,
     max_connections: usize,
     stop: &'a Stop,
     begin: Instant,
@@ -43,52 +38,63 @@ impl<'a> Session<'a> {
     /// Calibrates the job and measures the capacity.
     pub(crate) fn start(plan: Plan, descriptors: usize, stop: &'a Stop) -> Result<Self, BoxError> {
         let begin = Instant::now();
-        let work = Work::lasting(JOB);
+        let computation = Work::lasting(JOB);
         let priority = generator::urgently(platform::raise_priority);
-        let conditions = Conditions { plan, cores: server::cores(), priority, capacity: 0.0 };
-        // Some descriptors are for other things than connections.
-        let max_connections = descriptors.saturating_sub(100).max(100);
-        let mut session = Self { conditions, work, max_connections, stop, begin };
-        session.conditions.capacity = session.measure_capacity()?;
+        let conditions = Conditions::of(&plan, priority);
+        let max_connections = max_connections(descriptors);
+        let mut session = Self { plan, conditions, capacity: 0.0, computation, max_connections, stop, begin };
+        session.capacity = session.measure_capacity()?;
+        session.conditions.capacity_per_second = Some(session.capacity);
         eprintln!(
-            "latency: {:.0} jobs a second are 100 %; {} iterations a job; the generator has {priority}",
-            session.conditions.capacity,
-            work.iterations(),
+            "latency: {:.0} jobs a second are 100 %; each is {computation}; the generator has {priority}",
+            session.capacity
         );
         Ok(session)
     }
 
-    pub(crate) fn conditions(&self) -> &Conditions {
-        &self.conditions
-    }
-
-    pub(crate) fn measure_capacity(&self) -> Result<f64, BoxError> {
-        let yardstick = variants::named(YARDSTICK).ok_or("the yardstick is no variant")?;
-        let server = ServerProcess::start(yardstick, self.work)?;
-        capacity::measure(server.address(), self.conditions.plan.capacity, self.stop)
-    }
-
-    /// All variants at all loads, round by round, so that whatever else the machine does meets all of them alike. Each
-    /// round begins with another variant.
-    pub(crate) fn measure_all(&self, variants: &[Variant]) -> Result<Vec<Row>, BoxError> {
-        let plan = self.conditions.plan;
-        let mut rows: Vec<Row> = LOADS
+    /// Everything that the plan says, of these variants.
+    pub(crate) fn measure(mut self, chosen: &[Variant]) -> Result<Vec<Record>, BoxError> {
+        let parts: Vec<Vec<Row>> = self.plan.parts.iter().map(|part| rows(part, chosen)).collect();
+        let total = parts.iter().flatten().map(|row| row.part.rounds).sum();
+        if total == 0 {
+            return Err("none of these variants takes part in these scenes; see benches/README.md".into());
+        }
+        let mut done = 0;
+        let mut measured = Vec::new();
+        for rows in parts {
+            measured.extend(self.measure_rounds(rows, &mut done, total)?);
+        }
+        self.conditions.capacity_after_per_second = Some(self.measure_capacity()?);
+        Ok(measured
             .iter()
-            .flat_map(|load| variants.iter().map(|variant| Row { variant: *variant, load: *load, runs: Vec::new() }))
-            .collect();
-        let (total, first_step) = (plan.rounds * rows.len(), (rows.len() / plan.rounds).max(1));
-        let (mut done, mut repeats) = (0, plan.repeats);
-        for round in 0..plan.rounds {
-            let count = rows.len();
+            .filter_map(|Row { variant, load, part, runs }| {
+                let jobs = part.job_rates(*load, self.capacity);
+                Record::of(variant.name, *load, part, &jobs, runs, &self.conditions)
+            })
+            .collect())
+    }
+
+    fn measure_capacity(&self) -> Result<f64, BoxError> {
+        let yardstick = variants::named(YARDSTICK).ok_or("the yardstick is no variant")?;
+        let server = ServerProcess::start(yardstick, self.computation)?;
+        capacity::measure(server.address(), self.plan.capacity, self.stop)
+    }
+
+    /// All rows of a part, round by round, so that whatever else the machine does meets all of them alike. Each round begins
+    /// with another row.
+    fn measure_rounds(&mut self, mut rows: Vec<Row>, done: &mut usize, total: usize) -> Result<Vec<Row>, BoxError> {
+        let count = rows.len();
+        let rounds = rows.first().map_or(0, |row| row.part.rounds);
+        let first_step = (count / rounds.max(1)).max(1);
+        for round in 0..rounds {
             for position in 0..count {
                 let row = &mut rows[(position + round * first_step) % count];
-                done += 1;
-                let run = self.measure(row, &mut repeats)?;
+                *done += 1;
+                let run = self.measure_reliably(row)?;
                 eprintln!(
-                    "[{done:>2}/{total}, {:>3.0} s] {:<21} at {:>3} %: /ping p99 {:>8.2} ms, generator late by {:.2} ms, others had {:.0} %",
+                    "[{done:>3}/{total}, {:>3.0} s] {}: /ping p99 {:>8.2} ms, generator late by {:.2} ms, others had {:.0} %",
                     self.begin.elapsed().as_secs_f64(),
-                    row.variant.name,
-                    row.load,
+                    name(row),
                     run.ping.latency_ms(0.99),
                     run.lateness_ms(),
                     run.others.unwrap_or(f64::NAN),
@@ -100,16 +106,15 @@ impl<'a> Session<'a> {
     }
 
     /// One run, and one more if the generator was too late to judge by it; then the less late of the two.
-    fn measure(&self, row: &Row, repeats: &mut usize) -> Result<Run, BoxError> {
+    fn measure_reliably(&mut self, row: &Row) -> Result<Run, BoxError> {
         let run = self.measure_once(row)?;
-        if run.is_reliable() || *repeats == 0 {
+        if record::is_reliable(run.lateness_ms()) || self.plan.repeats == 0 {
             return Ok(run);
         }
-        *repeats -= 1;
+        self.plan.repeats -= 1;
         eprintln!(
-            "latency: {} at {} % again: the generator was late by {:.1} ms, {} ms are tolerated",
-            row.variant.name,
-            row.load,
+            "latency: {} again: the generator was late by {:.1} ms, {} ms are tolerated",
+            name(row).trim_end(),
             run.lateness_ms(),
             TOLERATED_LATENESS.as_millis(),
         );
@@ -118,18 +123,40 @@ impl<'a> Session<'a> {
     }
 
     fn measure_once(&self, row: &Row) -> Result<Run, BoxError> {
-        let mut server = ServerProcess::start(&row.variant, self.work)?;
-        let jobs = self.conditions.capacity * f64::from(row.load) / 100.0;
+        let work = match row.part.scene {
+            Scene::Sleeping => Work::Sleep { milliseconds: SLEEPING_JOB.as_millis().try_into()? },
+            Scene::Cpu | Scene::Recovery | Scene::Target => self.computation,
+        };
+        let mut server = ServerProcess::start(&row.variant, work)?;
+        let jobs = row.part.job_rates(row.load, self.capacity);
         let streams = [
-            Stream { path: "/ping", schedule: Schedule::new(Arrivals::Constant, PING_RATE) },
-            Stream { path: "/job", schedule: Schedule::new(self.conditions.plan.jobs, jobs) },
+            Stream { order: Order::get("/ping"), schedule: Schedule::new(Arrivals::Constant, PING_RATE) },
+            Stream { order: Order::get("/job"), schedule: Schedule::stepwise(self.plan.jobs, jobs) },
         ];
-        let phases = self.conditions.plan.phases;
         let before = Usage::now(server.id());
-        let observation = generator::run(server.address(), &streams, phases, self.max_connections, self.stop)?;
+        let observation = generator::run(server.address(), &streams, row.part.phases, self.max_connections, self.stop)?;
         server.check_alive()?;
         let others = before.and_then(|before| Some(Usage::now(server.id())?.others_percent_since(before)));
         let [ping, work] = observation.tallies.try_into().map_err(|_| "two streams have two tallies")?;
         Ok(Run { ping, work, lateness: observation.lateness, others })
     }
+}
+
+/// Some descriptors are for other things than connections.
+pub(crate) fn max_connections(descriptors: usize) -> usize {
+    descriptors.saturating_sub(100).max(100)
+}
+
+fn rows(part: &Part, chosen: &[Variant]) -> Vec<Row> {
+    let takes_part = |variant: &&Variant| part.variants.contains(&variant.name);
+    let variants: Vec<Variant> = chosen.iter().filter(takes_part).copied().collect();
+    let of_load = |load: Option<u32>| {
+        variants.clone().into_iter().map(move |variant| Row { variant, load, part: part.clone(), runs: Vec::new() })
+    };
+    part.loads.iter().copied().flat_map(of_load).collect()
+}
+
+fn name(row: &Row) -> String {
+    let load = row.load.filter(|_| row.part.scene == Scene::Cpu).map_or_else(String::new, |load| format!("{load} %"));
+    format!("{:<8} {load:>5} {:<21}", row.part.scene.to_string(), row.variant.name)
 }

@@ -4,7 +4,7 @@ use std::{sync::Arc, thread};
 
 use tokio::{runtime, sync::watch};
 
-use crate::BoxError;
+use crate::latency::BoxError;
 
 /// Whether the user wants the session to end. Clones are the same wish.
 #[derive(Debug, Clone)]

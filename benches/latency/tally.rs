@@ -1,14 +1,10 @@
-//! The figures of one stream of requests.
+//! What became of one stream of requests.
 
-use std::{
-    collections::HashMap,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
-use hyper::StatusCode;
 
-use crate::{BoxError, plan::DEADLINE};
+use crate::latency::{BoxError, client::Answer, plan::DEADLINE};
 
 /// Three digits, and no latency is too long for it: an hour is more than a run lasts.
 pub(crate) fn microseconds() -> Histogram<u64> {
@@ -19,72 +15,95 @@ pub(crate) fn record(histogram: &mut Histogram<u64>, duration: Duration) {
     histogram.saturating_record(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX));
 }
 
-/// What became of the requests of one stream.
+/// One request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Fate {
+    /// Its intended start, from the start of the generator.
+    pub(crate) due: Duration,
+    /// From the intended start to the answer, or to the end of the run if there was none.
+    pub(crate) latency: Duration,
+    pub(crate) end: End,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    Answered,
+    /// Refused because it had stood in a queue for too long.
+    Expired,
+    /// The connection failed.
+    Failed,
+    /// The run ended first.
+    Open,
+    /// Any other answer that is no success.
+    Refused,
+}
+
+/// The requests of one stream, in the order in which they were due.
 ///
-/// Only a 200 is an answer. Whatever got none counts in `latency` at the age it had when the run ended, so that a server
+/// Only a success is an answer. Whatever got none counts in `latency` at the age it had when the run ended, so that a server
 /// cannot look quick by failing.
 #[derive(Debug, Clone)]
 pub(crate) struct Tally {
+    pub(crate) fates: Vec<Fate>,
+    start: Instant,
+    /// Of all requests, and of those that were answered. Complete once it is closed.
     pub(crate) latency: Histogram<u64>,
-    pub(crate) offered: u64,
-    pub(crate) ok: u64,
-    pub(crate) refused: u64,
-    pub(crate) failed: u64,
-    pub(crate) within_deadline: u64,
-    /// The intended starts of what has not been answered with a 200.
-    open: HashMap<u64, Instant>,
+    pub(crate) answered: Histogram<u64>,
 }
 
 impl Tally {
-    pub(crate) fn new() -> Self {
-        Self {
-            latency: microseconds(),
-            offered: 0,
-            ok: 0,
-            refused: 0,
-            failed: 0,
-            within_deadline: 0,
-            open: HashMap::new(),
-        }
+    pub(crate) fn new(start: Instant) -> Self {
+        Self { fates: Vec::new(), start, latency: microseconds(), answered: microseconds() }
     }
 
-    pub(crate) fn offer(&mut self, number: u64, due: Instant) {
-        self.offered += 1;
-        self.open.insert(number, due);
+    /// Returns the number of the request in this stream.
+    pub(crate) fn offer(&mut self, due: Instant) -> usize {
+        self.fates.push(Fate { due: due.duration_since(self.start), latency: Duration::ZERO, end: End::Open });
+        self.fates.len() - 1
     }
 
-    /// Takes what came of the request with this number, if it is one that counts.
-    pub(crate) fn answer(&mut self, number: u64, at: Instant, outcome: &Result<StatusCode, BoxError>) {
-        let Some(due) = self.open.get(&number) else { return };
-        match outcome {
-            Ok(StatusCode::OK) => {
-                let latency = at.duration_since(*due);
-                self.ok += 1;
-                self.within_deadline += u64::from(latency <= DEADLINE);
-                record(&mut self.latency, latency);
-                self.open.remove(&number);
-            }
-            Ok(_) => self.refused += 1,
-            Err(_) => self.failed += 1,
-        }
+    pub(crate) fn answer(&mut self, number: usize, at: Instant, outcome: &Result<Answer, BoxError>) {
+        let Some(fate) = self.fates.get_mut(number) else { return };
+        fate.end = match outcome {
+            Ok(Answer::Success) => End::Answered,
+            Ok(Answer::Expired) => End::Expired,
+            Ok(Answer::Other(_)) => End::Refused,
+            Err(_) => End::Failed,
+        };
+        fate.latency = at.duration_since(self.start).saturating_sub(fate.due);
     }
 
     /// Counts the rest at its age.
     pub(crate) fn close(&mut self, now: Instant) {
-        for (_, due) in self.open.drain() {
-            record(&mut self.latency, now.duration_since(due));
+        let now = now.duration_since(self.start);
+        for fate in &mut self.fates {
+            if fate.end == End::Answered {
+                record(&mut self.answered, fate.latency);
+            } else {
+                fate.latency = now.saturating_sub(fate.due);
+            }
+            record(&mut self.latency, fate.latency);
         }
     }
 
-    pub(crate) fn unanswered(&self) -> u64 {
-        self.offered - self.ok
+    pub(crate) fn offered(&self) -> u64 {
+        self.fates.len() as u64
+    }
+
+    pub(crate) fn count(&self, end: End) -> u64 {
+        self.fates.iter().filter(|fate| fate.end == end).count() as u64
+    }
+
+    pub(crate) fn within_deadline(&self) -> u64 {
+        self.fates.iter().filter(|fate| fate.end == End::Answered && fate.latency <= DEADLINE).count() as u64
     }
 
     pub(crate) fn latency_ms(&self, quantile: f64) -> f64 {
         self.latency.value_at_quantile(quantile) as f64 / 1e3
     }
 
-    pub(crate) fn within_deadline_percent(&self) -> f64 {
-        100.0 * self.within_deadline as f64 / self.offered.max(1) as f64
+    /// None if nothing was answered.
+    pub(crate) fn answered_ms(&self, quantile: f64) -> Option<f64> {
+        (!self.answered.is_empty()).then(|| self.answered.value_at_quantile(quantile) as f64 / 1e3)
     }
 }

@@ -9,11 +9,12 @@ use axum::{
 use tower::ServiceBuilder;
 use tower_offload::{
     OffloadLayer, ThreadPool,
-    pool::{Rayon, TokioBlocking},
+    offload::Problem,
+    pool::{Codel, Pool, Rayon, TokioBlocking},
 };
 use tower_resilience_executor::{BlockingExecutor, ExecutorError, ExecutorLayer};
 
-use crate::{BoxError, work::Work};
+use crate::latency::{BoxError, work::Work};
 
 /// One way to run a job.
 #[derive(Debug, Clone, Copy)]
@@ -21,7 +22,7 @@ pub(crate) struct Variant {
     pub(crate) name: &'static str,
     /// Whether tokio's blocking threads are as few as the cores, instead of tokio's default of 512.
     pub(crate) capped: bool,
-    /// In the picture, from a palette that is told apart without red and green (Okabe and Ito).
+    /// In the picture, the first ones from a palette that is told apart without red and green (Okabe and Ito).
     pub(crate) colour: [u8; 3],
     /// `/job` in this way. Called inside the server's runtime.
     pub(crate) job: fn(Work) -> Router,
@@ -35,6 +36,10 @@ const VARIANTS: &[Variant] = &[
     Variant { name: "offload/threads", capped: false, colour: [0, 114, 178], job: offload_threads },
     Variant { name: "offload/rayon", capped: false, colour: [0, 158, 115], job: offload_rayon },
     Variant { name: "offload/tokio", capped: false, colour: [86, 180, 233], job: offload_tokio },
+    Variant { name: "offload/bounded", capped: false, colour: [140, 86, 20], job: offload_bounded },
+    Variant { name: "offload/codel", capped: false, colour: [110, 50, 160], job: offload_codel },
+    Variant { name: "offload/nice", capped: false, colour: [0, 90, 60], job: offload_nice },
+    Variant { name: "offload/blocking", capped: false, colour: [120, 120, 120], job: offload_blocking },
 ];
 
 pub(crate) fn named(name: &str) -> Option<&'static Variant> {
@@ -95,19 +100,48 @@ fn tower_resilience(work: Work) -> Router {
 }
 
 fn offload_threads(work: Work) -> Router {
-    inline(work).layer(OffloadLayer::new(ThreadPool::cpu()))
+    offload(work, ThreadPool::cpu())
 }
 
 fn offload_rayon(work: Work) -> Router {
     let threads = rayon::ThreadPoolBuilder::new()
-        .num_threads(crate::server::cores())
+        .num_threads(crate::latency::server::cores())
         .build()
         .expect("a server that just started has threads left");
-    inline(work).layer(OffloadLayer::new(Rayon::new(threads)))
+    offload(work, Rayon::new(threads))
 }
 
 fn offload_tokio(work: Work) -> Router {
-    inline(work).layer(OffloadLayer::new(TokioBlocking::new(crate::server::cores())))
+    offload(work, TokioBlocking::new(crate::latency::server::cores()))
+}
+
+/// Room for as many calls as take 80 ms on two cores.
+fn offload_bounded(work: Work) -> Router {
+    offload(work, built(ThreadPool::builder().queue_capacity(32)))
+}
+
+/// A queue as long as by default, in which no call waits for long.
+fn offload_codel(work: Work) -> Router {
+    offload(work, built(ThreadPool::builder().queue_policy(Codel::default())))
+}
+
+/// Gives way to the event loop, whose threads compute little.
+fn offload_nice(work: Work) -> Router {
+    offload(work, built(ThreadPool::builder().niceness(10)))
+}
+
+/// The preset for work that waits.
+fn offload_blocking(work: Work) -> Router {
+    offload(work, ThreadPool::blocking(64))
+}
+
+fn built(builder: tower_offload::pool::Builder) -> ThreadPool {
+    builder.build().expect("a server that just started has threads left")
+}
+
+/// `Problem`, so that the client can tell calls that expired from those for which there was no room.
+fn offload(work: Work, pool: impl Pool) -> Router {
+    inline(work).layer(OffloadLayer::new(pool).reject(Problem))
 }
 
 fn on_job(handler: MethodRouter) -> Router {

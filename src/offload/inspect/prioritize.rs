@@ -3,7 +3,7 @@ use std::{fmt, sync::Arc};
 use http::Request;
 
 use super::{Inspect, debug_wrapper};
-use crate::{offload::Head, pool::Priority};
+use crate::{head::Head, pool::Priority};
 
 /// Made by [`OffloadLayer::priority`](crate::offload::OffloadLayer::priority).
 pub struct Prioritize<A, F> {

@@ -210,7 +210,8 @@ impl Model {
             Step::FailToSpawnReserved if self.reserved.spawning > 0 => {
                 self.failed = true;
                 self.reserved.spawning -= 1;
-                let (jobs, ask) = self.roster.lost_reserved(From::Coming);
+                self.roster.lost_reserved(From::Coming);
+                let (jobs, ask) = self.roster.make_up();
                 for item in jobs {
                     self.take(item);
                 }
@@ -246,7 +247,8 @@ impl Model {
             Step::FailToSpawn if self.spawning > 0 => {
                 self.failed = true;
                 self.spawning -= 1;
-                let (jobs, ask) = self.roster.lost(From::Coming);
+                self.roster.lost(From::Coming);
+                let (jobs, ask) = self.roster.make_up();
                 for item in jobs {
                     self.take(item);
                 }
@@ -409,7 +411,8 @@ fn a_thread_that_never_came_is_made_up_for_by_one_that_sleeps() {
     assert_eq!(next(&mut roster, From::Busy, || 1), (Next::Search, Ask::Nothing));
     assert_eq!(next(&mut roster, From::Searching, || 1), (Next::Sleep, Ask::Nothing));
     assert_eq!(roster.push("c", Priority::Normal, false), Ask::Nothing, "the second thread is on its way");
-    assert_eq!(roster.lost(From::Coming), (vec![], Ask::Wake(1)));
+    roster.lost(From::Coming);
+    assert_eq!(roster.make_up(), (vec![], Ask::Wake(1)));
 }
 
 #[test]
