@@ -25,8 +25,6 @@ use tower_offload::{
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 const CALLS: usize = 100_000;
-/// What a queue may keep for each call it had room for: it holds pointers of two words, in a power of two of them.
-const KEPT_A_CALL: usize = 2 * size_of::<usize>();
 /// What is nobody's in particular: a runtime's own queues, threads' names and locals.
 const STRAY: isize = 64 * 1024;
 
@@ -49,8 +47,8 @@ impl Drop for Request {
 }
 
 /// Makes the calls while the pool's one thread is held, and cancels them all: `queued` of them in the queue, for the others
-/// there is no room. Returns what is still allocated when the pool is idle again.
-async fn burst(pool: &Arc<dyn Pool>, queued: usize) -> isize {
+/// there is no room. Ends when the pool is idle again and all of that is freed.
+async fn burst(pool: &Arc<dyn Pool>, queued: usize) {
     let (ran, drops) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let ran_too = ran.clone();
     let mut service = OffloadLayer::new(pool.clone()).reject_with(Err).layer(sync_fn(move |request: Request| {
@@ -103,15 +101,17 @@ async fn burst(pool: &Arc<dyn Pool>, queued: usize) -> isize {
             tokio::task::yield_now().await;
         }
         pool.run(|| ()).await.unwrap(); // what came before is gone for good
+        while live() - before > STRAY {
+            tokio::time::sleep(Duration::from_millis(1)).await; // a thread that goes to sleep frees the last of it
+        }
     };
-    tokio::time::timeout(Duration::from_secs(60), idle).await.expect("this hangs");
+    tokio::time::timeout(Duration::from_secs(60), idle).await.expect("memory is kept, or this hangs");
     drop(service);
     assert_eq!((ran.load(SeqCst), drops.load(SeqCst)), (0, CALLS));
     assert_eq!((stats().in_flight, stats().queued), (0, 0));
     let kept = live() - before;
     let name = pool.gate().name();
     println!("{name}: {full} bytes for {queued} queued calls, {cancelled} when cancelled, {kept} when idle again");
-    kept
 }
 
 /// Each on the one thread of each kind of pool.
@@ -132,12 +132,9 @@ fn calls_cancelled_in_the_queue_run_nothing_and_free_everything() {
         let pools = pools(&runtime, capacity); // all of them until the end: threads that end free memory when they like
         for pool in &pools {
             runtime.block_on(async {
-                let name = pool.gate().name();
-                let first = burst(pool, capacity).await;
-                let allowed = (capacity.next_power_of_two() * KEPT_A_CALL) as isize + STRAY;
-                assert!(first <= allowed, "{name}: {first} bytes are left, {allowed} may be");
-                let second = burst(pool, capacity).await;
-                assert!(second <= STRAY, "{name}: another {second} bytes are left by the second burst");
+                for _ in 0..2 {
+                    burst(pool, capacity).await;
+                }
             });
         }
     }

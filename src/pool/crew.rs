@@ -167,13 +167,17 @@ impl<T: Waits> Crew<T> {
                 Next::Exit => match spawn {
                     // A call came into the inbox at the last moment: the thread that it asks for is at hand.
                     Some(role) => (hand.from, hand.role) = (From::Coming, role),
-                    None => return None,
+                    None => {
+                        self.inbox.shrink();
+                        return None;
+                    }
                 },
                 Next::Search => {
                     self.search();
                     hand.from = From::Searching;
                 }
                 Next::Sleep => {
+                    self.inbox.shrink();
                     before_sleep();
                     hand.from = self.sleep(hand.seat.get_or_insert_with(Seat::here), keep_alive)?;
                 }

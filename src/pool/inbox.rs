@@ -1,5 +1,6 @@
 use std::{collections::VecDeque, mem};
 
+use super::queue::shrink;
 use crate::sync::{AtomicBool, Mutex, Ordering::Relaxed, lock};
 
 /// New calls on their way into the queue of a pool whose threads are all busy: put down under a lock of their own, so that
@@ -38,5 +39,10 @@ impl<T> Inbox<T> {
             queue.append(&mut calls);
         }
         self.any.store(false, Relaxed);
+    }
+
+    /// Frees what a burst took.
+    pub(super) fn shrink(&self) {
+        shrink(&mut lock(&self.calls));
     }
 }

@@ -174,6 +174,7 @@ impl<T: Waits, S> Roster<T, S> {
         if let Some(item) = self.jobs.pop(now, shed) {
             return (Next::Run(item), self.call_if_any_waits());
         }
+        self.jobs.shrink();
         let next = if !shed.is_empty() {
             Next::Shed
         } else if self.closing || !stay && self.threads > self.limits.min {

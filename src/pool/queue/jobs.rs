@@ -6,6 +6,7 @@ use super::{
     Priority, QueuePolicy,
     lane::Waits,
     lanes::{Lanes, Which},
+    shrink::shrink,
 };
 
 /// New calls get every eighth pick even if woken calls keep coming: a future that wakes itself for ever starves nobody,
@@ -108,6 +109,12 @@ impl<T: Waits> Jobs<T> {
     /// New calls of normal priority, first in, first out.
     pub(in crate::pool) fn normal(&mut self) -> &mut VecDeque<T> {
         self.fresh.normal().calls()
+    }
+
+    /// Nothing is left: frees what a burst took. Release calls are few.
+    pub(in crate::pool) fn shrink(&mut self) {
+        self.fresh.shrink();
+        shrink(&mut self.resumed);
     }
 
     pub(super) fn len(&self) -> usize {

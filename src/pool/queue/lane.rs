@@ -2,7 +2,7 @@ use std::collections::VecDeque;
 
 use tokio::time::Instant;
 
-use super::{QueuePolicy, codel::Overload};
+use super::{QueuePolicy, codel::Overload, shrink::shrink};
 
 /// How many calls are shed at once, so that the one that is taken starts promptly.
 pub(super) const SHED_AT_MOST: usize = 64;
@@ -52,6 +52,10 @@ impl<T: Waits> Lane<T> {
             shed.extend(self.calls.pop_front());
         }
         self.calls.pop_back()
+    }
+
+    pub(super) fn shrink(&mut self) {
+        shrink(&mut self.calls);
     }
 
     /// The queue itself, for calls that come all at once. Only if it is first in, first out: a policy looks at each.

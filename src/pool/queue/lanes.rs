@@ -84,6 +84,12 @@ impl<T: Waits> Lanes<T> {
         self.len() == 0
     }
 
+    pub(super) fn shrink(&mut self) {
+        self.normal.shrink();
+        self.others.high.shrink();
+        self.others.low.shrink();
+    }
+
     /// The normal lane, for calls that come all at once.
     pub(super) fn normal(&mut self) -> &mut Lane<T> {
         &mut self.normal

@@ -9,9 +9,10 @@ mod lane;
 mod lanes;
 mod policy;
 mod priority;
+mod shrink;
 
 pub use self::{codel::Codel, policy::QueuePolicy, priority::Priority};
-pub(super) use self::{codel::Unfit, jobs::Jobs, lane::Waits};
+pub(super) use self::{codel::Unfit, jobs::Jobs, lane::Waits, shrink::shrink};
 
 #[cfg(all(test, not(tower_offload_loom)))]
 mod tests;
