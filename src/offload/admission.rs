@@ -16,7 +16,7 @@ use tokio::{
 
 use crate::pool::{
     Pool, Priority, Rejection, Slot,
-    call::{Admitted, Current, Place},
+    call::{Admitted, Current, Place, discard_payload, guarded},
 };
 
 /// The most calls that wait for a place at once, unless told otherwise; as many as wait in a pool's queue.
@@ -184,7 +184,16 @@ impl Waiting {
         at_most: Duration,
     ) -> Result<Admitted, Rejection> {
         let admitted = self.admission.clone().admitted(pool, priority, self.outer.clone());
-        tokio::time::timeout(at_most, admitted).await.unwrap_or(Err(Rejection::Overloaded))
+        let mut timed = pin!(async { tokio::time::timeout(at_most, admitted).await });
+        // Tokio's timer panics in a runtime that has none, or that shuts down.
+        poll_fn(|cx| match guarded(|| timed.as_mut().poll(cx)) {
+            Ok(polled) => polled.map(|in_time| in_time.unwrap_or(Err(Rejection::Overloaded))),
+            Err(payload) => {
+                discard_payload(payload);
+                Poll::Ready(Err(Rejection::NoRuntime))
+            }
+        })
+        .await
     }
 }
 

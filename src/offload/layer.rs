@@ -57,8 +57,8 @@ impl<X, A> OffloadLayer<X, A> {
     /// A call that finds no room waits for it, at most for so long, in the order of arrival; then it is answered
     /// [`Rejection::Overloaded`].
     ///
-    /// At most 1024 calls wait ([`max_waiting`](Self::max_waiting)). Waiting needs tokio's timer: outside a runtime such a
-    /// call is answered [`Rejection::NoRuntime`], and a runtime without `enable_time` panics.
+    /// At most 1024 calls wait ([`max_waiting`](Self::max_waiting)). Waiting needs tokio's timer: outside a runtime, in
+    /// one without `enable_time`, and in one that shuts down, such a call is answered [`Rejection::NoRuntime`].
     #[must_use]
     pub fn wait(mut self, at_most: Duration) -> Self {
         self.config.admission = Arc::new(self.config.admission.with_mode(Mode::Wait(at_most)));

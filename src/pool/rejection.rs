@@ -39,7 +39,9 @@ impl fmt::Display for Rejection {
         f.write_str(match self {
             Self::Closed => "the pool is shut down",
             Self::Expired => "the call waited in the queue for too long",
-            Self::NoRuntime => "the call has to wait, which needs a tokio runtime: call it inside one",
+            Self::NoRuntime => {
+                "the call has to wait, which needs a tokio runtime with time enabled: call it inside one"
+            }
             Self::Overloaded => "the pool has no room for the call",
             Self::Panicked => "the work panicked",
         })

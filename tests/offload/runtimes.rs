@@ -47,6 +47,29 @@ async fn p9_block_on_in_a_handler_works() {
     assert_eq!(soon(answer).await, Ok(5));
 }
 
+/// Tokio's timer panics in both cases.
+#[test]
+fn a_call_that_has_to_wait_where_there_is_no_timer_is_answered() {
+    let pool = ThreadPool::builder().threads(1).queue_capacity(1).build().unwrap();
+    let layer = OffloadLayer::new(pool.clone()).reject_with(Err).wait(Duration::from_secs(60));
+    let service = layer.layer(sync_fn(|n: u32| Ok::<_, Rejection>(n)));
+    let without_time = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let shut_down = runtime();
+    let held = shut_down.block_on(hold(&pool));
+    let queued = pool.run(|| ());
+    assert_eq!(without_time.block_on(service.clone().oneshot(1)), Err(Rejection::NoRuntime));
+
+    let mut waiting = {
+        let _inside = shut_down.enter();
+        Box::pin(service.oneshot(2))
+    };
+    shut_down.block_on(async { assert!(futures_util::poll!(&mut waiting).is_pending()) });
+    drop(shut_down);
+    assert_eq!(pollster::block_on(waiting), Err(Rejection::NoRuntime));
+    drop(held);
+    assert_eq!(pollster::block_on(queued), Ok(()));
+}
+
 /// No tokio anywhere: another executor drives the caller.
 #[test]
 fn p9_outside_a_runtime_it_works_if_nothing_inside_needs_tokio() {

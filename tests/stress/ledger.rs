@@ -56,8 +56,6 @@ pub(crate) struct Entry {
 pub(crate) enum Answer {
     Panicked,
     Rejected(Rejection),
-    /// The timer of a call that waited for room: its runtime is gone, and then all of tokio's timers panic.
-    RuntimeGone,
     Value(u64),
 }
 

@@ -40,9 +40,8 @@ impl Future for Watched {
             Ok(Poll::Ready(Ok(value))) => Answer::Value(value),
             Ok(Poll::Ready(Err(rejection))) => Answer::Rejected(rejection),
             Err(payload) => {
-                let gone = payload.downcast_ref::<String>().is_some_and(|text| text.contains("being shutdown"));
                 let _ = catch_unwind(AssertUnwindSafe(|| drop(payload)));
-                if gone { Answer::RuntimeGone } else { Answer::Panicked }
+                Answer::Panicked
             }
         };
         self.response = None;

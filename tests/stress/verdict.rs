@@ -29,7 +29,6 @@ pub(crate) struct Verdict {
     pub(crate) overloaded: u64,
     pub(crate) closed: u64,
     pub(crate) no_runtime: u64,
-    pub(crate) runtime_gone: u64,
     pub(crate) left: u64,
 }
 
@@ -42,7 +41,6 @@ impl Verdict {
         self.overloaded += other.overloaded;
         self.closed += other.closed;
         self.no_runtime += other.no_runtime;
-        self.runtime_gone += other.runtime_gone;
         self.left += other.left;
     }
 }
@@ -83,7 +81,6 @@ pub(crate) fn of(name: &str, entries: &[Arc<Entry>], stats: Option<Stats>) -> Ve
             Some(Answer::Rejected(Rejection::Closed)) => verdict.closed += 1,
             Some(Answer::Rejected(Rejection::NoRuntime)) => verdict.no_runtime += 1,
             Some(Answer::Rejected(_)) => verdict.overloaded += 1,
-            Some(Answer::RuntimeGone) => verdict.runtime_gone += 1,
             Some(Answer::Value(_)) => verdict.values += 1,
             None => {}
         }
@@ -102,7 +99,7 @@ pub(crate) fn of(name: &str, entries: &[Arc<Entry>], stats: Option<Stats>) -> Ve
         assert!(stats.abandoned <= verdict.left, "{name}: {} abandoned of {}", stats.abandoned, verdict.left);
         // Each call that did not end by itself was refused or abandoned, or left before it was admitted.
         let ended = completed + panicked + stats.rejected + stats.abandoned;
-        let at_least = verdict.calls - verdict.left - verdict.runtime_gone;
+        let at_least = verdict.calls - verdict.left;
         assert!(ended >= at_least, "{name}: {ended} of {} ended", verdict.calls);
     }
     verdict
@@ -117,7 +114,7 @@ fn check(entry: &Entry) -> Result<(), &'static str> {
         Some(Answer::Value(id)) => id == entry.id && count(&entry.ended) == 1 && failed == 0,
         Some(Answer::Panicked | Answer::Rejected(Rejection::Panicked)) => started == 1 && failed == 1,
         Some(Answer::Rejected(Rejection::Closed)) => count(&entry.ended) == 0, // at any time of its life
-        Some(Answer::Rejected(_) | Answer::RuntimeGone) => started == 0,
+        Some(Answer::Rejected(_)) => started == 0,
         None => true,
     };
     let all = [
