@@ -91,7 +91,7 @@
 //! # Cost
 //!
 //! Two readings of the clock for `call` and for each poll, and for each request two reference counts (the layer's settings, the
-//! name of the route). No allocation unless there is something to report, but for what a closure of
+//! name of the route). No allocation unless there is something to report, or the method is a long one of the client's own, but for what a closure of
 //! [`route`](BlockingDetectorLayer::route) allocates.
 
 mod blocked;

@@ -15,7 +15,7 @@ use crate::sync::{AtomicBool, Mutex, Ordering, Padded, fence, lock, spin_loop, t
 /// round twice as long, then it offers its core to others a few times. Two wake-ups of threads are most of what a hop
 /// costs, and a thread that is still awake needs none.
 const SPINS: u32 = 6;
-const YIELDS: u32 = 64;
+const YIELDS: u32 = 256;
 
 /// A [`Roster`] that threads share: the queue of a pool, and the place where its threads wait.
 ///
@@ -60,9 +60,18 @@ pub(super) enum Role {
 
 /// What a thread does next.
 #[derive(Debug)]
+pub(super) enum Step<T> {
+    /// End. The thread is not counted any more.
+    End,
+    Run(Turn<T>),
+    /// Put everything down, then [`Crew::sleep`].
+    Sleep,
+}
+
+/// A job, for the thread that took it.
+#[derive(Debug)]
 pub(super) struct Turn<T> {
-    /// `None` if there was nothing but what stands in [`Hand::shed`].
-    pub(super) job: Option<T>,
+    pub(super) job: T,
     /// A thread that has to be spawned. It comes as [`Hand::coming`].
     pub(super) spawn: Option<Role>,
     /// Whether other jobs wait.
@@ -130,17 +139,8 @@ impl<T: Waits> Crew<T> {
         lock(&self.roster).hire()
     }
 
-    /// The next job for the calling thread, which waits for one for `keep_alive` (`None`: for ever) if need be. `None` says
-    /// that the thread has to end and is not counted any more.
-    ///
-    /// `before_sleep` runs when the thread is about to sleep, without the lock.
-    pub(super) fn next(
-        &self,
-        hand: &mut Hand<T>,
-        keep_alive: Option<Duration>,
-        mut before_sleep: impl FnMut(),
-    ) -> Option<Turn<T>> {
-        let stay = keep_alive != Some(Duration::ZERO);
+    /// What the calling thread does next. `stay` says whether it may sleep until there is work.
+    pub(super) fn step(&self, hand: &mut Hand<T>, stay: bool) -> Step<T> {
         loop {
             let Hand { from, role, shed, seat } = hand;
             let seat = || seat.get_or_insert_with(Seat::here).clone();
@@ -156,20 +156,16 @@ impl<T: Waits> Crew<T> {
                 ((next, !roster.is_empty() || self.inbox.has_any()), ask)
             });
             match next {
-                Next::Run(item) => {
+                Next::Run(job) => {
                     hand.from = From::Busy;
-                    return Some(Turn { job: Some(item), spawn, more });
-                }
-                Next::Shed => {
-                    hand.from = From::Busy;
-                    return Some(Turn { job: None, spawn, more });
+                    return Step::Run(Turn { job, spawn, more });
                 }
                 Next::Exit => match spawn {
                     // A call came into the inbox at the last moment: the thread that it asks for is at hand.
                     Some(role) => (hand.from, hand.role) = (From::Coming, role),
                     None => {
                         self.inbox.shrink();
-                        return None;
+                        return Step::End;
                     }
                 },
                 Next::Search => {
@@ -178,11 +174,18 @@ impl<T: Waits> Crew<T> {
                 }
                 Next::Sleep => {
                     self.inbox.shrink();
-                    before_sleep();
-                    hand.from = self.sleep(hand.seat.get_or_insert_with(Seat::here), keep_alive)?;
+                    return Step::Sleep;
                 }
             }
         }
+    }
+
+    /// A thread that was asked for is here, and has something to do before its first step: if a job waits, others may be
+    /// asked for meanwhile. Returns what thread the caller has to spawn.
+    #[must_use = "a thread that is asked for has to come"]
+    pub(super) fn arrive(&self, hand: &mut Hand<T>) -> Option<Role> {
+        let from = std::mem::replace(&mut hand.from, From::Busy);
+        self.change(|roster| ((), roster.arrive(from, hand.role == Role::Reserved))).1
     }
 
     /// Looks for work for a moment, without the lock.
@@ -204,20 +207,26 @@ impl<T: Waits> Crew<T> {
         }
     }
 
-    /// Sleeps in that seat, which is in the stack. `None` says that the thread is not counted any more.
-    fn sleep(&self, seat: &Arc<Seat>, keep_alive: Option<Duration>) -> Option<From> {
+    /// Sleeps until there is work or, for a thread over the minimum, `keep_alive` (`None`: for ever) has passed. `false` says
+    /// that the thread has to end and is not counted any more.
+    pub(super) fn sleep(&self, hand: &mut Hand<T>, keep_alive: Option<Duration>) -> bool {
+        let seat = hand.seat.get_or_insert_with(Seat::here);
+        let mut at_most = keep_alive;
         loop {
-            if let Some(from) = seat.sleep(keep_alive) {
-                return Some(from);
+            if let Some(from) = seat.sleep(at_most) {
+                hand.from = from;
+                return true;
             }
             let mut roster = lock(&self.roster);
             // Promises are made under this lock: there is one now, or there will be none before the seat is gone.
             if let Some(from) = seat.promised() {
-                return Some(from);
+                hand.from = from;
+                return true;
             }
             if roster.timed_out(seat) {
-                return None;
+                return false;
             }
+            at_most = None; // one of those that stay
         }
     }
 
@@ -266,7 +275,7 @@ impl<T: Waits> Crew<T> {
 
     /// For how long the oldest new call has waited.
     pub(super) fn longest_wait(&self) -> Duration {
-        let oldest = self.receive(&mut lock(&self.roster)).oldest();
+        let oldest = [lock(&self.roster).oldest(), self.inbox.oldest()].into_iter().flatten().min();
         oldest.map_or(Duration::ZERO, |since| since.elapsed())
     }
 

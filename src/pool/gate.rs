@@ -95,8 +95,10 @@ impl Slot {
     pub(crate) async fn take(pool: &Arc<dyn Pool>, priority: Priority) -> Result<Self, Rejection> {
         let places = Places::of(priority);
         let slots = pool.gate().slots(places);
-        let mut coming = Coming { slots, place: slots.wait()? };
-        match (&mut coming.place).await {
+        let mut coming = Coming { slots, place: slots.wait()?, over: false };
+        let came = (&mut coming.place).await;
+        coming.over = true;
+        match came {
             Ok(()) => Ok(Self { pool: Some(pool.clone()), places }),
             Err(_) => Err(Rejection::Closed),
         }
@@ -118,15 +120,22 @@ impl Drop for Slot {
 
 /// A place that is waited for, and may have come when the wait is given up.
 struct Coming<'a> {
+    /// The wait ended as it should.
+    over: bool,
     slots: &'a Slots,
     place: oneshot::Receiver<()>,
 }
 
 impl Drop for Coming<'_> {
     fn drop(&mut self) {
+        if self.over {
+            return;
+        }
         self.place.close();
         if self.place.try_recv().is_ok() {
             self.slots.give();
+        } else {
+            self.slots.left();
         }
     }
 }

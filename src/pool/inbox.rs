@@ -1,6 +1,8 @@
 use std::{collections::VecDeque, mem};
 
-use super::queue::shrink;
+use tokio::time::Instant;
+
+use super::queue::{Waits, shrink};
 use crate::sync::{AtomicBool, Mutex, Ordering::Relaxed, lock};
 
 /// New calls on their way into the queue of a pool whose threads are all busy: put down under a lock of their own, so that
@@ -39,6 +41,14 @@ impl<T> Inbox<T> {
             queue.append(&mut calls);
         }
         self.any.store(false, Relaxed);
+    }
+
+    /// Since when the oldest one waits.
+    pub(super) fn oldest(&self) -> Option<Instant>
+    where
+        T: Waits,
+    {
+        lock(&self.calls).front().map(Waits::since)
     }
 
     /// Frees what a burst took.

@@ -52,6 +52,12 @@
 //! # }
 //! ```
 //!
+//! # What it leaves behind
+//!
+//! Callers of a busy [`ThreadPool`] are woken many at a time, by a task that the pool spawns in their runtime, once, at the first
+//! burst; it shows in that runtime's count of alive tasks until the pool is gone. While that goes on, a thread named
+//! `offload-replies` sees to it that nobody waits for that task who cannot.
+//!
 //! # When not to use one
 //!
 //! For work that ends in microseconds: a hop to another thread and back costs tens of them. For work that only awaits: it

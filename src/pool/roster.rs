@@ -83,8 +83,6 @@ pub(super) enum Next<T> {
     Run(T),
     /// Look for work for a moment, then come back as `Searching`.
     Search,
-    /// Answer the jobs that were shed, then come back as `Busy`: there was nothing else.
-    Shed,
     /// Sleep. The seat is in the stack.
     Sleep,
 }
@@ -149,6 +147,17 @@ impl<T: Waits, S> Roster<T, S> {
         if self.jobs.is_empty() { Ask::Nothing } else { self.call_for_hands() }
     }
 
+    /// A thread that was asked for is here, and counts as busy. Whoever asked for it may ask for another, and so does what waits
+    /// already.
+    pub(super) fn arrive(&mut self, from: From, reserved: bool) -> Ask<S> {
+        match from {
+            From::Coming if reserved => self.reserved.coming = false,
+            From::Coming => self.coming = false,
+            From::Busy | From::Searching => {}
+        }
+        self.call_if_any_waits()
+    }
+
     /// Counts a thread that is about to be spawned ahead of any work. It comes as `Busy`: nobody waits for it.
     pub(super) fn hire(&mut self) -> bool {
         let room = self.threads < self.limits.max;
@@ -175,9 +184,7 @@ impl<T: Waits, S> Roster<T, S> {
             return (Next::Run(item), self.call_if_any_waits());
         }
         self.jobs.shrink();
-        let next = if !shed.is_empty() {
-            Next::Shed
-        } else if self.closing || !stay && self.threads > self.limits.min {
+        let next = if self.closing || !stay && self.threads > self.limits.min {
             self.threads -= 1;
             Next::Exit
         } else if from != From::Searching && !self.searching {

@@ -2,7 +2,10 @@ use std::collections::VecDeque;
 
 use tokio::sync::oneshot;
 
-use super::Rejection;
+use super::{
+    Rejection,
+    call::{discard_payload, guarded},
+};
 use crate::sync::{
     AtomicBool, AtomicUsize, Mutex,
     Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst},
@@ -43,6 +46,18 @@ struct Queue {
     closed: bool,
     /// Sent to when a place was taken for the receiver.
     waiters: VecDeque<oneshot::Sender<()>>,
+    /// How many of these have left, at most.
+    left: usize,
+}
+
+impl Queue {
+    /// Removes those at the front who have left.
+    fn forget_first(&mut self) {
+        while self.waiters.front().is_some_and(oneshot::Sender::is_closed) {
+            self.waiters.pop_front();
+            self.left = self.left.saturating_sub(1);
+        }
+    }
 }
 
 impl Slots {
@@ -52,7 +67,7 @@ impl Slots {
             waiting: AtomicBool::new(false),
             takers: Padded::default(),
             given: Padded::default(),
-            queue: Mutex::new(Queue { closed: false, waiters: VecDeque::new() }),
+            queue: Mutex::new(Queue { closed: false, waiters: VecDeque::new(), left: 0 }),
         }
     }
 
@@ -104,8 +119,10 @@ impl Slots {
     /// Takes a place for each who waits, as long as there are any of either. They are to be told when the lock is free.
     fn serve(&self, queue: &mut Queue) -> Vec<oneshot::Sender<()>> {
         let mut served = Vec::new();
+        queue.forget_first();
         while !queue.waiters.is_empty() && self.take() {
             served.extend(queue.waiters.pop_front());
+            queue.forget_first();
         }
         if queue.waiters.is_empty() {
             self.waiting.store(false, Relaxed);
@@ -132,6 +149,20 @@ impl Slots {
         Ok(receiver)
     }
 
+    /// One of those who wait has left, and its receiver is closed.
+    pub(super) fn left(&self) {
+        let mut queue = lock(&self.queue);
+        queue.left += 1;
+        // Not each time: with many who wait, that would take long.
+        if queue.left * 2 > queue.waiters.len() {
+            queue.left = 0;
+            queue.waiters.retain(|waiter| !waiter.is_closed());
+        }
+        if queue.waiters.is_empty() {
+            self.waiting.store(false, Relaxed);
+        }
+    }
+
     /// Nobody waits any more, and nobody will.
     pub(super) fn close(&self) {
         let waiters = {
@@ -146,8 +177,34 @@ impl Slots {
 
 /// Tells them that they have a place, and returns how many of them have left meanwhile.
 fn tell(served: Vec<oneshot::Sender<()>>) -> usize {
-    served.into_iter().filter_map(|waiter| waiter.send(()).err()).count()
+    let told = |waiter: oneshot::Sender<()>| {
+        guarded(|| waiter.send(())).unwrap_or_else(|payload| {
+            discard_payload(payload); // of a foreign waker; the place has arrived all the same
+            Ok(())
+        })
+    };
+    served.into_iter().filter_map(|waiter| told(waiter).err()).count()
 }
 
 #[cfg(all(test, tower_offload_loom))]
 mod loom;
+
+#[cfg(all(test, not(tower_offload_loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_gives_up_waiting_is_forgotten() {
+        let slots = Slots::new(1);
+        assert!(slots.try_take());
+        let patient = slots.wait().expect("it is open");
+        for _ in 0..10_000 {
+            drop(slots.wait().expect("it is open"));
+            slots.left();
+        }
+        assert!(lock(&slots.queue).waiters.len() < 10);
+        slots.give();
+        assert_eq!((patient.blocking_recv(), slots.taken()), (Ok(()), 1));
+        assert!(!slots.waiting.load(Relaxed), "nobody waits any more");
+    }
+}

@@ -35,7 +35,7 @@ impl<'a> Stretch<'a> {
         match self.runtime {
             Some(runtime) if reply.is_task && !first => {
                 let post = self.post.get_or_insert_with(|| self.replies.post(runtime));
-                post.send(reply, !more).wake();
+                self.replies.send(post, reply, !more);
             }
             _ => reply.wake(),
         }

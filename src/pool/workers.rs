@@ -1,15 +1,9 @@
-use std::{
-    fmt, io,
-    panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
-    time::Duration,
-};
-
-use tokio::runtime::Handle;
+use std::{fmt, io, sync::Arc, time::Duration};
 
 use super::{
     Gate, Job, Left, QueuePolicy, Rejection,
-    crew::{Crew, Hand, Role, Turn},
+    call::{discard_payload, guarded},
+    crew::{Crew, Hand, Role, Step, Turn},
     replies::Replies,
     roster::Limits,
     stretch::Stretch,
@@ -56,7 +50,7 @@ impl Workers {
         spawn: impl Fn(Worker) -> io::Result<()> + Send + Sync + 'static,
     ) -> Arc<Self> {
         let crew = Crew::new(policy.limits, policy.queue, policy.spin);
-        Arc::new(Self { gate, crew, policy, replies: Replies::default(), spawn: Box::new(spawn) })
+        Arc::new(Self { gate, crew, policy, replies: Replies::new(), spawn: Box::new(spawn) })
     }
 
     pub(super) fn gate(&self) -> &Gate {
@@ -109,8 +103,7 @@ impl Workers {
         let worker = Worker::new(self.clone(), Hand::coming(role));
         if self.gate.is_halted() {
             // The pool's own threads may be stuck in work that nobody can stop.
-            let name = format!("{}-reaper", self.gate.name());
-            let _ = std::thread::Builder::new().name(name).spawn(move || worker.run());
+            let _ = std::thread::Builder::new().name("offload-reaper".to_owned()).spawn(move || worker.run());
         } else {
             let _ = (self.spawn)(worker);
         }
@@ -122,50 +115,75 @@ impl Worker {
         Self { workers, hand, done: false }
     }
 
+    /// To be called on the thread, if it has something to do before it works.
+    pub(super) fn arrive(&mut self) {
+        if let Some(role) = self.workers.crew.arrive(&mut self.hand) {
+            self.workers.spawn_or_refuse(role);
+        }
+    }
+
     /// Works until there is nothing left to do. Never unwinds.
     pub(super) fn run(mut self) {
-        let workers = self.workers.clone();
-        let Workers { crew, policy, replies, .. } = &*workers;
-        let Policy { keep_alive, reserved_keep_alive, borrowed, .. } = *policy;
+        let Policy { keep_alive, reserved_keep_alive, .. } = self.workers.policy;
         let keep_alive = match self.hand.role() {
             Role::Ordinary => keep_alive,
             Role::Reserved => Some(reserved_keep_alive),
         };
-        let mut next = crew.next(&mut self.hand, keep_alive, || {});
-        while let Some(mut turn) = next {
-            let runtime = turn.runtime().filter(|_| !borrowed).cloned();
-            let mut stretch = Some(Stretch::enter(runtime.as_ref(), replies));
-            next = loop {
-                let Turn { job, spawn, more } = turn;
-                if let Some(role) = spawn {
-                    workers.spawn_or_refuse(role);
-                }
-                // A job catches what it runs. What is left is a recorder or a subscriber that panics: not worth a thread.
-                for job in self.hand.shed.drain(..) {
-                    let _ = catch_unwind(AssertUnwindSafe(|| job.refuse(Rejection::Expired)));
-                }
-                let reply = job.and_then(|job| catch_unwind(AssertUnwindSafe(|| job.turn())).unwrap_or_default());
-                if let (Some(reply), Some(stretch)) = (reply, &mut stretch) {
-                    stretch.send(reply, more);
-                }
-                if borrowed && !workers.gate.is_halted() && !crew.is_empty() {
-                    drop(stretch);
-                    let _ = (workers.spawn)(self);
-                    return;
-                }
-                match crew.next(&mut self.hand, keep_alive, || stretch = None) {
-                    Some(same) if stretch.as_ref().is_some_and(|it| it.covers(same.runtime())) => turn = same,
-                    other => break other,
-                }
+        let stay = keep_alive != Some(Duration::ZERO);
+        let mut step = self.workers.crew.step(&mut self.hand, stay);
+        loop {
+            step = match step {
+                Step::End => break,
+                Step::Run(turn) => match self.stretch(turn, stay) {
+                    Some(step) => step,
+                    None => {
+                        let workers = self.workers.clone();
+                        let _ = (workers.spawn)(self);
+                        return;
+                    }
+                },
+                Step::Sleep if !self.workers.crew.sleep(&mut self.hand, keep_alive) => break,
+                Step::Sleep => self.workers.crew.step(&mut self.hand, stay),
             };
         }
         self.done = true;
     }
-}
 
-impl Turn<Job> {
-    fn runtime(&self) -> Option<&Handle> {
-        self.job.as_ref().and_then(Job::runtime)
+    /// Runs that job and those that come after it, as long as they were made in the same runtime and without sleeping. `None`
+    /// if the thread is to ask for itself again.
+    fn stretch(&mut self, first: Turn<Job>, stay: bool) -> Option<Step<Job>> {
+        let Self { workers, hand, .. } = self;
+        let Workers { gate, crew, policy, replies, .. } = &**workers;
+        let runtime = first.job.runtime().filter(|_| !policy.borrowed).cloned();
+        let mut stretch = Stretch::enter(runtime.as_ref(), replies);
+        let mut turn = first;
+        let step = loop {
+            let Turn { job, spawn, more } = turn;
+            if let Some(role) = spawn {
+                workers.spawn_or_refuse(role);
+            }
+            for job in hand.shed.drain(..) {
+                guarded(|| job.refuse(Rejection::Expired)).unwrap_or_else(discard_payload);
+            }
+            // A job catches what it runs. What is left is a recorder or a subscriber that panics: not worth a thread.
+            let reply = guarded(|| job.turn()).unwrap_or_else(|payload| {
+                discard_payload(payload);
+                None
+            });
+            if let Some(reply) = reply {
+                stretch.send(reply, more);
+            }
+            if policy.borrowed && !gate.is_halted() && !crew.is_empty() {
+                break None;
+            }
+            match crew.step(hand, stay) {
+                Step::Run(same) if stretch.covers(same.job.runtime()) => turn = same,
+                other => break Some(other),
+            }
+        };
+        // A job that leaks a guard of a runtime that it entered makes tokio panic here.
+        guarded(|| drop(stretch)).unwrap_or_else(discard_payload);
+        step
     }
 }
 

@@ -220,6 +220,7 @@ async fn p16_a_request_that_explodes_when_its_call_is_shed() {
         let panicked = pool.gate().stats().panicked;
         let calls: Vec<_> = (0..4).map(|_| tokio::spawn(service.clone().oneshot(Bomb(drops.clone())))).collect();
         eventually(|| pool.gate().stats().queued == 4).await;
+        let _newest = pool.run(|| ());
         too_long().await;
         held.release().await.unwrap();
         for call in calls {

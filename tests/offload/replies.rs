@@ -187,3 +187,42 @@ fn callers_are_answered_when_the_pool_goes_away() {
         });
     });
 }
+
+/// The list is in a runtime that cannot run, its first caller is one of those who wait in it, and the pool's only thread waits
+/// for that caller: nobody of all these can move, but whoever watches.
+#[test]
+fn a_call_that_waits_for_a_caller_in_the_list_does_not_wait_for_ever() {
+    ends(|| {
+        current_thread().block_on(async {
+            let pool = pool();
+            all(busy(&pool)).await; // from here on the runtime is known
+            let blocks_the_runtime = tokio::spawn(async move {
+                let local = task::LocalSet::new();
+                for _ in 0..10 {
+                    let (release, released) = mpsc::channel::<()>();
+                    let held = local.spawn_local({
+                        let pool = pool.clone();
+                        async move {
+                            let while_two_wait = pool.clone();
+                            let held = pool.run(move || while while_two_wait.stats().queued < 2 {});
+                            held.await.unwrap();
+                        }
+                    });
+                    let first = local.spawn_local({
+                        let pool = pool.clone();
+                        async move {
+                            call(&pool).await;
+                            release.send(()).unwrap();
+                        }
+                    });
+                    let second = local.spawn_local({
+                        let pool = pool.clone();
+                        async move { pool.run(move || released.recv().unwrap()).await.unwrap() }
+                    });
+                    pollster::block_on(local.run_until(all(vec![held, first, second])));
+                }
+            });
+            blocks_the_runtime.await.unwrap();
+        });
+    });
+}

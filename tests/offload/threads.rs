@@ -3,6 +3,7 @@
 use std::{
     cell::Cell,
     error::Error,
+    panic::AssertUnwindSafe,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering::SeqCst},
@@ -11,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::FutureExt;
 use tower_offload::{
     ThreadPool,
     pool::{Builder, Pool},
@@ -106,6 +108,78 @@ async fn a_hook_that_panics_costs_no_thread_and_no_call() {
     assert!(soon(pool.shutdown(Duration::from_secs(30))).await.is_empty());
     let calls = called.load(SeqCst);
     assert!(calls >= 9, "{calls}");
+}
+
+/// A hook that attaches a virtual machine, or connects to a database.
+#[tokio::test]
+async fn a_start_hook_that_takes_long_delays_no_call_that_another_thread_can_run() {
+    let (started, (release, released)) = (AtomicUsize::new(0), std::sync::mpsc::channel::<()>());
+    let released = Mutex::new(released);
+    let pool = ThreadPool::builder()
+        .min_threads(0)
+        .max_threads(4)
+        .on_thread_start(move || {
+            if started.fetch_add(1, SeqCst) >= 1 {
+                let _ = released.lock().unwrap().recv(); // all but the first
+            }
+        })
+        .build()
+        .unwrap();
+    let first = hold(&pool).await;
+    let second = pool.run(|| 2); // asks for a second thread, which is in the hook
+    let third = pool.run(|| 3);
+    first.release().await.unwrap();
+    assert_eq!((soon(second).await, soon(third).await), (Ok(2), Ok(3)));
+    assert_eq!(soon(pool.run(|| 4)).await, Ok(4));
+    drop(release);
+}
+
+/// Tokio panics where the guards are dropped in another order than they were made.
+#[tokio::test]
+async fn a_call_that_leaks_the_guard_of_a_runtime_costs_the_pool_no_thread() {
+    let other = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let pool = ThreadPool::builder().threads(1).build().unwrap();
+    for _ in 0..3 {
+        let handle = other.handle().clone();
+        let leaks = pool.run(move || std::mem::forget(handle.enter()));
+        let _ = soon(AssertUnwindSafe(leaks).catch_unwind()).await;
+        assert_eq!(soon(pool.run(|| 1)).await, Ok(1));
+        let (held, queued) = (hold(&pool).await, pool.run(|| 2));
+        held.release().await.unwrap();
+        assert_eq!(soon(queued).await, Ok(2));
+    }
+    assert_eq!(pool.threads(), 1);
+    other.shutdown_background();
+}
+
+/// One of those that stay, with no patience: it sleeps like any other.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_thread_that_stays_sleeps_whatever_the_keep_alive() {
+    let pool = ThreadPool::builder().min_threads(1).max_threads(2).keep_alive(Duration::ZERO).build().unwrap();
+    let stat = loop {
+        let stat = pool.run(|| format!("/proc/self/task/{}/stat", unix_thread_id())).await.unwrap();
+        eventually(|| pool.threads() == 1).await;
+        if std::fs::exists(&stat).unwrap() {
+            break stat; // the call may have been run by the one that does not stay
+        }
+    };
+    // In ticks of 10 ms: all of user and system time. A thread that did not sleep would have some 30.
+    let ticks = || {
+        let stat = std::fs::read_to_string(&stat).unwrap();
+        let after_name: Vec<_> = stat[stat.rfind(')').unwrap()..].split(' ').collect();
+        after_name[12].parse::<u32>().unwrap() + after_name[13].parse::<u32>().unwrap()
+    };
+    let before = ticks();
+    thread::sleep(Duration::from_millis(300));
+    assert!(ticks() - before < 15);
+    assert_eq!(soon(pool.run(|| 1)).await, Ok(1));
+}
+
+#[cfg(target_os = "linux")]
+fn unix_thread_id() -> i32 {
+    let link = std::fs::read_link("/proc/thread-self").unwrap();
+    link.file_name().unwrap().to_str().unwrap().parse().unwrap()
 }
 
 #[test]

@@ -64,8 +64,8 @@ where
     handle
 }
 
-fn reply(caller: Option<Caller>, ended: Instant) -> Option<Reply> {
-    caller.map(|Caller { waker, is_task }| Reply { waker, is_task, ended })
+fn reply(caller: Option<Caller>) -> Option<Reply> {
+    caller.map(|Caller { waker, is_task }| Reply { waker, is_task })
 }
 
 /// Drops what nobody takes. A payload that panics when it is dropped is no second panic of the work; an output that does is
@@ -112,7 +112,7 @@ struct Surroundings {
 
 /// What a poll led to.
 enum Turn {
-    Ended { surroundings: Surroundings, ran: Duration, ended: Instant, dropped: Result<(), Box<dyn Any + Send>> },
+    Ended { surroundings: Surroundings, ran: Duration, dropped: Result<(), Box<dyn Any + Send>> },
     Panicked(Box<dyn Any + Send>),
     Pending,
 }
@@ -150,12 +150,11 @@ where
                     Poll::Pending => None,
                 })
             });
-            let ended = Instant::now();
-            *ran += ended.saturating_duration_since(now);
+            *ran += now.elapsed();
             match (polled, surroundings) {
                 (Ok(Some(dropped)), gone) => {
                     let surroundings = gone.take().expect("a call is finished once");
-                    Turn::Ended { surroundings, ran: *ran, ended, dropped }
+                    Turn::Ended { surroundings, ran: *ran, dropped }
                 }
                 (Ok(None), _) => Turn::Pending,
                 (Err(payload), _) => Turn::Panicked(payload),
@@ -163,11 +162,11 @@ where
         };
         self.pool.gate().meter().polled(); // before `park`: after it the call is not this thread's any more
         match turn {
-            Turn::Ended { surroundings, ran, ended, dropped } => {
+            Turn::Ended { surroundings, ran, dropped } => {
                 if let Err(payload) = dropped {
                     self.report(payload);
                 }
-                self.conclude(surroundings, Some(ran), ended)
+                self.conclude(surroundings, Some(ran))
             }
             Turn::Panicked(payload) => self.fail(Failure::Panicked(payload)),
             Turn::Pending => match self.lifecycle.park() {
@@ -234,7 +233,7 @@ where
         let (gone, caller) = self.lifecycle.finish();
         let left = if gone { lock(&self.progress).stage.take() } else { None };
         guarded(|| drop(left)).unwrap_or_else(discard_payload);
-        reply(caller, Instant::now())
+        reply(caller)
     }
 
     /// The entry of a call whose caller took everything along.
@@ -283,12 +282,12 @@ where
             (surroundings, *ran)
         };
         meter.failed();
-        self.conclude(surroundings, self.has_started().then_some(ran), Instant::now())
+        self.conclude(surroundings, self.has_started().then_some(ran))
     }
 
     /// The end of a call whose result stands in the stage: gives back what the call held. Returns the caller, who is to be
     /// woken next.
-    fn conclude(self: &Arc<Self>, surroundings: Surroundings, ran: Option<Duration>, ended: Instant) -> Option<Reply> {
+    fn conclude(self: &Arc<Self>, surroundings: Surroundings, ran: Option<Duration>) -> Option<Reply> {
         let Surroundings { trace, place } = surroundings;
         // The place is free before the caller is woken: its next call must find it so. Whoever waits for it is woken here,
         // by a waker that is foreign.
@@ -308,7 +307,7 @@ where
         if let Err(payload) = guarded(|| drop(trace)) {
             self.report(payload);
         }
-        reply(caller, ended)
+        reply(caller)
     }
 
     /// Drops an output that nobody waits for, on the pool, in the context of the work.

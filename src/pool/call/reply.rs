@@ -1,7 +1,5 @@
 use std::task::Waker;
 
-use tokio::time::Instant;
-
 use super::guard::{discard_payload, guarded};
 
 /// Who is to be woken at the end of a call.
@@ -10,7 +8,6 @@ pub(crate) struct Reply {
     pub(crate) waker: Waker,
     /// Whether the call was made, and is awaited, in one and the same task.
     pub(crate) is_task: bool,
-    pub(crate) ended: Instant,
 }
 
 impl Reply {

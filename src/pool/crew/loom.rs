@@ -8,7 +8,7 @@ use std::{
 
 use loom::thread;
 
-use super::{Crew, Hand, Limits, Priority, QueuePolicy, Turn, Waits};
+use super::{Crew, Hand, Limits, Priority, QueuePolicy, Step, Turn, Waits};
 
 impl Waits for u32 {
     fn since(&self) -> tokio::time::Instant {
@@ -27,12 +27,18 @@ fn work(
     keep_alive: Option<Duration>,
     run: &Arc<dyn Fn(u32) + Send + Sync>,
 ) {
-    while let Some(Turn { job, spawn, .. }) = crew.next(&mut hand, keep_alive, || {}) {
+    loop {
+        let Turn { job, spawn, .. } = match crew.step(&mut hand, keep_alive != Some(Duration::ZERO)) {
+            Step::End => return,
+            Step::Run(turn) => turn,
+            Step::Sleep if crew.sleep(&mut hand, keep_alive) => continue,
+            Step::Sleep => return,
+        };
         if let Some(role) = spawn {
             let (crew, run) = (crew.clone(), run.clone());
             thread::spawn(move || work(&crew, Hand::coming(role), keep_alive, &run));
         }
-        run(job.expect("first in, first out sheds nothing"));
+        run(job);
     }
 }
 

@@ -11,9 +11,9 @@ use tokio::time::Instant;
 /// again.
 ///
 /// * Normal: the oldest call first.
-/// * Overloaded: the newest first, whose caller is most likely still there; and calls that have waited for more than
-///   twice the target are answered [`Rejection::Expired`](crate::Rejection::Expired), the oldest first, on the pool,
-///   when a thread takes its next call; at most 64 at a time.
+/// * Overloaded: the newest first, whose caller is most likely still there; and of the others, those that have waited for
+///   more than twice the target are answered [`Rejection::Expired`](crate::Rejection::Expired), the oldest first, on the
+///   pool, when a thread takes its next call; at most 64 at a time.
 ///
 /// A call that has started is never shed. Unlike a small [`queue_capacity`](crate::pool::Builder::queue_capacity) this
 /// needs no tuning to how long calls take.

@@ -39,7 +39,7 @@ impl<T: Waits> Lane<T> {
         self.calls.push_back(call);
     }
 
-    /// The call that goes next. What is to be shed instead goes into `shed`; so `None` may mean that all of them were.
+    /// The call that goes next, if there is any. What is to be shed goes into `shed`.
     ///
     /// `now` is not needed for first in, first out.
     pub(super) fn pop(&mut self, now: Option<Instant>, shed: &mut Vec<T>) -> Option<T> {
@@ -47,11 +47,12 @@ impl<T: Waits> Lane<T> {
         if !overload.look(self.calls.front()?.since(), now) {
             return self.calls.pop_front();
         }
+        let newest = self.calls.pop_back(); // first: a thread that is free does not shed the only call
         while shed.len() < SHED_AT_MOST && self.calls.front().is_some_and(|call| overload.is_expired(call.since(), now))
         {
             shed.extend(self.calls.pop_front());
         }
-        self.calls.pop_back()
+        newest
     }
 
     pub(super) fn shrink(&mut self) {

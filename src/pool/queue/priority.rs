@@ -2,7 +2,7 @@
 ///
 /// Only the order in which calls are started is meant: threads and calls that have started know no priority. `High`,
 /// `Normal` and `Low` share the picks 16 to 4 to 1 while calls of each wait, and no lane is passed over more than 20
-/// times in a row; so a steady stream of one does not starve another.
+/// times in a row; so a steady stream of one of these does not starve another.
 ///
 /// [`Inline`](crate::pool::Inline), which has no queue, takes calls as they come; a pool of your own can ask
 /// [`Job::priority`](crate::pool::Job::priority).
@@ -13,7 +13,8 @@
 pub enum Priority {
     /// Sixteen picks of 21. For what somebody looks at while it runs.
     High,
-    /// One pick of 21, and no place in the queue once half of it is taken. For what may come later or not at all.
+    /// One pick of 21, and no place in the queue once half of it is taken (in a layer that waits or exerts backpressure: it
+    /// waits as any other). For what may come later or not at all.
     Low,
     /// Four picks of 21. The default.
     #[default]
@@ -23,6 +24,7 @@ pub enum Priority {
     /// Where calls block in `acquire` on every thread of a pool, and the call that would `release` stands in the queue
     /// behind them, nothing ever moves again. So such a call has places of its own (64), is taken first, is never shed,
     /// and a [`ThreadPool`](crate::ThreadPool) whose threads are all busy runs it on a
-    /// [reserved thread](crate::pool::Builder::reserved_threads). It must not itself wait for what others hold.
+    /// [reserved thread](crate::pool::Builder::reserved_threads). It must not itself wait for what others hold. And it should be
+    /// short: a steady stream of such calls would starve all others.
     Release,
 }

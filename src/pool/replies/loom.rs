@@ -7,9 +7,8 @@ use std::{
 };
 
 use loom::{sync::Notify, thread};
-use tokio::time::Instant;
 
-use super::Post;
+use super::{Post, watch::Watch};
 use crate::pool::call::Reply;
 
 /// The wakers of a runtime's tasks are all of one kind; so here callers and carrier have the same type.
@@ -37,7 +36,7 @@ impl Wake for Task {
 }
 
 fn reply(caller: &Arc<Task>) -> Reply {
-    Reply { waker: Waker::from(caller.clone()), is_task: true, ended: Instant::now() }
+    Reply { waker: Waker::from(caller.clone()), is_task: true }
 }
 
 /// A list whose carrier was polled once.
@@ -113,5 +112,25 @@ fn a_carrier_that_goes_leaves_nobody_behind() {
         post.leave().into_iter().for_each(Waker::wake);
         sender.join().unwrap();
         assert_eq!(caller.woken(), 1);
+    });
+}
+
+/// The carrier never comes: either the watch that is about to end sees the list, or the sender sees that nobody watches.
+#[test]
+fn a_list_that_is_filled_while_the_watch_ends_is_watched() {
+    loom::model(|| {
+        let (carrier, caller) = (Task::new(), Task::new());
+        let (post, watch) = (driven(&carrier), Arc::new(Watch::new()));
+        assert!(watch.is_missing());
+        let sender = thread::spawn({
+            let (post, caller, watch) = (post.clone(), caller.clone(), watch.clone());
+            move || {
+                post.send(reply(&caller), false).wake();
+                watch.is_missing()
+            }
+        });
+        let ended = watch.end(|| post.is_empty());
+        let watches = !ended || sender.join().unwrap();
+        assert!(watches);
     });
 }

@@ -1,19 +1,12 @@
 use std::{
     mem, ptr,
     task::{Context, Poll, Waker},
-    time::Duration,
 };
-
-use tokio::time::Instant;
 
 use crate::{
     pool::call::Reply,
     sync::{Mutex, lock},
 };
-
-/// A waker that stands in a list for longer than this will not be fetched soon: something keeps the runtime. Some ten times
-/// what it takes to wake one that sleeps.
-const STALE: Duration = Duration::from_millis(1);
 
 /// The list of one runtime.
 ///
@@ -27,32 +20,43 @@ pub(in crate::pool) struct Post {
 #[derive(Debug, Default)]
 struct List {
     wakers: Vec<Waker>,
-    /// When the first of them was put in.
-    since: Option<Instant>,
+    /// How often the list was emptied.
+    emptied: u64,
+    /// `emptied` when the watch last looked, if the list was not empty then.
+    seen: Option<u64>,
     /// `None` until the carrier was polled, and after it is gone.
     carrier: Option<Waker>,
     closed: bool,
     gone: bool,
 }
 
+impl List {
+    fn take(&mut self) -> Vec<Waker> {
+        self.emptied += 1;
+        mem::take(&mut self.wakers)
+    }
+}
+
 /// Who is to be woken now.
 #[derive(Debug)]
 #[must_use = "they are to be woken"]
 pub(in crate::pool) enum Sent {
-    /// Everybody in the list, which went stale.
+    /// Everybody in the list.
     All(Vec<Waker>),
+    /// A caller that is not carried.
+    Caller(Waker),
+    /// The carrier: the list is not empty any more.
+    Carrier(Waker),
     /// Nobody: the carrier comes.
     Nobody,
-    /// The carrier, or a caller that is not carried.
-    One(Waker),
 }
 
 impl Sent {
     pub(in crate::pool) fn wake(self) {
         match self {
             Self::All(wakers) => wakers.into_iter().for_each(Waker::wake),
+            Self::Caller(waker) | Self::Carrier(waker) => waker.wake(),
             Self::Nobody => {}
-            Self::One(waker) => waker.wake(),
         }
     }
 }
@@ -61,32 +65,42 @@ impl Post {
     /// Puts the caller into the list, if it may be carried. `alone` says that others are not to be expected soon: then one
     /// that finds the list empty is better off with a wake of its own.
     pub(in crate::pool) fn send(&self, reply: Reply, alone: bool) -> Sent {
-        let Reply { waker, is_task, ended } = reply;
+        let Reply { waker, is_task } = reply;
         let mut list = lock(&self.list);
-        let List { wakers, since, carrier, .. } = &mut *list;
+        let List { wakers, carrier, .. } = &mut *list;
         let carrier = match carrier {
             Some(carrier) if is_task && ptr::eq(carrier.vtable(), waker.vtable()) => carrier,
-            _ => return Sent::One(waker),
+            _ => return Sent::Caller(waker),
         };
-        if wakers.is_empty() {
-            if alone {
-                return Sent::One(waker);
-            }
-            wakers.push(waker);
-            *since = Some(ended);
-            return Sent::One(carrier.clone());
+        if wakers.is_empty() && alone {
+            return Sent::Caller(waker);
         }
         wakers.push(waker);
-        if since.is_some_and(|since| ended.saturating_duration_since(since) > STALE) {
-            return Sent::All(mem::take(wakers));
-        }
-        Sent::Nobody
+        if wakers.len() == 1 { Sent::Carrier(carrier.clone()) } else { Sent::Nobody }
     }
 
     /// Empties the list past the carrier.
     pub(in crate::pool) fn recall(&self) -> Sent {
         let mut list = lock(&self.list);
-        if list.wakers.is_empty() { Sent::Nobody } else { Sent::All(mem::take(&mut list.wakers)) }
+        if list.wakers.is_empty() { Sent::Nobody } else { Sent::All(list.take()) }
+    }
+
+    /// Empties the list past the carrier if it was not empty the last time, either, and nobody came since. Also returns how
+    /// often it was emptied so far.
+    pub(super) fn look(&self) -> (Sent, u64) {
+        let mut list = lock(&self.list);
+        if list.wakers.is_empty() {
+            list.seen = None;
+        } else if list.seen == Some(list.emptied) {
+            return (Sent::All(list.take()), list.emptied);
+        } else {
+            list.seen = Some(list.emptied);
+        }
+        (Sent::Nobody, list.emptied)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        lock(&self.list).wakers.is_empty()
     }
 
     pub(super) fn is_gone(&self) -> bool {
@@ -105,6 +119,7 @@ impl Post {
         let mut list = lock(&self.list);
         mem::swap(&mut list.wakers, wakers);
         if !wakers.is_empty() {
+            list.emptied += 1;
             return Poll::Pending;
         }
         if list.closed {
@@ -121,6 +136,6 @@ impl Post {
         let mut list = lock(&self.list);
         list.gone = true;
         list.carrier = None;
-        mem::take(&mut list.wakers)
+        list.take()
     }
 }

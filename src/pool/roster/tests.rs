@@ -151,7 +151,6 @@ impl Model {
             }
             Next::Search => self.searching += 1,
             Next::Sleep => {}
-            Next::Shed => unreachable!("nothing is shed"),
             Next::Exit => assert!(self.closed, "a thread left though it was to stay"),
         }
         self.obey(ask);
@@ -170,7 +169,7 @@ impl Model {
                 self.take(item);
                 self.reserved.busy += 1;
             }
-            Next::Search | Next::Shed => unreachable!("a reserved thread does neither"),
+            Next::Search => unreachable!("a reserved thread does not"),
             Next::Sleep => {}
             Next::Exit => assert!(self.closed, "a thread left though it was to stay"),
         }

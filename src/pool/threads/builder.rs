@@ -205,7 +205,7 @@ impl Builder {
             if let Some(bytes) = stack_size {
                 thread = thread.stack_size(bytes);
             }
-            thread.spawn(of_threads.wrap(move || worker.run())).map(drop)
+            thread.spawn(of_threads.wrap(worker)).map(drop)
         });
         let pool = ThreadPool::new(workers);
         let start = || (0..min.max(1)).try_for_each(|_| pool.workers().hire().map_err(Kind::Spawn));

@@ -4,7 +4,10 @@ use std::{
 };
 
 use super::{hooks::Hooks, niceness};
-use crate::sync::{Mutex, lock};
+use crate::{
+    pool::workers::Worker,
+    sync::{Mutex, lock},
+};
 
 /// What happens on each thread of a pool around its work.
 #[derive(Debug)]
@@ -40,12 +43,15 @@ impl Setup {
     }
 
     /// To be called where the thread is started: what the thread itself runs.
-    pub(super) fn wrap<F: FnOnce()>(self: &Arc<Self>, work: F) -> impl FnOnce() + use<F> {
+    pub(super) fn wrap(self: &Arc<Self>, mut worker: Worker) -> impl FnOnce() + use<> {
         let (setup, first) = (self.clone(), lock(&self.first).clone());
         move || {
             if setup.prepare(first) {
-                Hooks::call(setup.hooks.start.as_ref(), &setup.pool);
-                work();
+                if setup.hooks.start.is_some() {
+                    worker.arrive(); // a hook that takes long delays this thread, and no other
+                    Hooks::call(setup.hooks.start.as_ref(), &setup.pool);
+                }
+                worker.run();
                 Hooks::call(setup.hooks.stop.as_ref(), &setup.pool);
             }
         }

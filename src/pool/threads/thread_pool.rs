@@ -15,6 +15,8 @@ pub struct ThreadPool {
 }
 
 /// What layers and calls hold. Its drop closes the pool.
+///
+/// On cache lines of its own: it stands behind the counters of an `Arc`, which every call changes.
 #[repr(align(128))]
 struct Handle {
     workers: Arc<Workers>,
