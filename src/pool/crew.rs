@@ -15,7 +15,7 @@ use crate::sync::{AtomicBool, Mutex, Ordering, Padded, fence, lock, spin_loop, t
 /// round twice as long, then it offers its core to others a few times. Two wake-ups of threads are most of what a hop
 /// costs, and a thread that is still awake needs none.
 const SPINS: u32 = 6;
-const YIELDS: u32 = 256;
+const YIELDS: u32 = if cfg!(tower_offload_loom) { 4 } else { 256 }; // loom counts each as a branch
 
 /// A [`Roster`] that threads share: the queue of a pool, and the place where its threads wait.
 ///
