@@ -88,6 +88,12 @@ pub(crate) const LAST_PLACE: i32 = 3000;
 pub(crate) const PLACES_STEP: usize = 50;
 
 impl Record {
+    /// Jobs without any answer when the run ended.
+    pub(crate) fn work_open(&self) -> u64 {
+        self.work_offered
+            - (self.work_ok + self.work_refused + self.work_expired + self.work_failed).min(self.work_offered)
+    }
+
     /// `part` is what all runs were measured by, and `jobs` when how many jobs were due.
     pub(crate) fn of(
         variant: &str,

@@ -47,6 +47,7 @@ pub(crate) fn notes(records: &[Record]) -> Vec<String> {
             DEADLINE.as_millis()
         ),
         "expired: refused because it had waited in the queue for too long; refused: any other answer that is no success.".to_owned(),
+        "jobs open: without any answer when the run ended; they are in no other column.".to_owned(),
         "pings open: without a success when the run ended; they count at the age they had then.".to_owned(),
         "late ms: how late the generator itself was, p99 of its worst round.".to_owned(),
     ];

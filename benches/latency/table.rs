@@ -115,6 +115,7 @@ fn columns(scene: Scene) -> Vec<Column> {
     columns.push(column("refused", |it| it.work_refused.to_string()));
     columns.push(column("expired", |it| it.work_expired.to_string()));
     columns.push(column("failed", |it| it.work_failed.to_string()));
+    columns.push(column("jobs open", |it| it.work_open().to_string()));
     columns.push(column(&format!("% within {} ms", DEADLINE.as_millis()), of_jobs));
     if scene == Scene::Cpu {
         columns.push(column("of capacity", |it| over(it, |run| run.within_deadline_of_capacity_pct)));

@@ -59,7 +59,18 @@ impl FromStr for Target {
             return Err(format!("`{url}` has a path: say --ping-path and --job-path instead").into());
         }
         let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
-        let port = uri.port_u16().unwrap_or(80);
+        let authority = uri.authority().map_or("", |authority| authority.as_str());
+        let port = match (uri.port_u16(), authority.strip_prefix(uri.host().unwrap_or_default())) {
+            (Some(port), _) => port,
+            (None, Some("")) => 80,
+            // A port that is no number, or a user's name: nothing to guess at.
+            (None, _) => {
+                return Err(format!("`{url}`: what stands beside the host has to be a port, as in :3000").into());
+            }
+        };
+        if authority.contains('@') {
+            return Err(format!("`{url}` has a user's name, which nothing here would send").into());
+        }
         let addresses: Vec<SocketAddr> = match host.parse::<IpAddr>() {
             Ok(address) => vec![(address, port).into()],
             // No other name is even looked up.
@@ -70,7 +81,7 @@ impl FromStr for Target {
             Some(address) if addresses.iter().all(|it| it.ip().is_loopback()) => Ok(Self { address: *address }),
             _ => Err(format!(
                 "`{host}` is not this machine: an open-loop load is an attack on whoever did not ask for it, so only \
-                 127.0.0.1, localhost and [::1] are allowed"
+                 addresses of this machine's loopback are allowed, as 127.0.0.1, localhost and [::1]"
             )
             .into()),
         }

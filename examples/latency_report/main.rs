@@ -92,14 +92,21 @@ fn main() -> ExitCode {
 }
 
 fn write(arguments: &Arguments, descriptors: usize, stop: &Stop) -> Result<(), BoxError> {
+    let cannot = |error| format!("cannot write {}: {error}", arguments.output.display());
+    // Before anything is measured: a page that cannot be written is known at once.
+    let is_new = !arguments.output.exists();
+    fs::OpenOptions::new().append(true).create(true).open(&arguments.output).map_err(cannot)?;
     let records = match &arguments.from {
-        Some(file) => json::read(file)?,
-        None => measure(arguments, descriptors, stop)?,
+        Some(file) => json::read(file),
+        None => measure(arguments, descriptors, stop),
     };
+    if records.is_err() && is_new {
+        let _ = fs::remove_file(&arguments.output);
+    }
+    let records = records?;
     print!("{}", report::text(&records));
     let page = page::of(&records, &picture::all(&records)?);
-    fs::write(&arguments.output, page)
-        .map_err(|error| format!("cannot write {}: {error}", arguments.output.display()))?;
+    fs::write(&arguments.output, page).map_err(cannot)?;
     println!("\nwritten to {}", arguments.output.display());
     Ok(())
 }

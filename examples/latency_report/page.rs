@@ -32,26 +32,36 @@ pub(crate) fn of(records: &[Record], pictures: &[Picture]) -> String {
         facts = paragraphs(&report::facts(records)),
         pictures = pictures.iter().map(figure).collect::<String>(),
         notes = paragraphs(&report::notes(records)),
-        method = paragraphs(&method()),
+        method = paragraphs(&method(has_goals)),
     )
 }
 
-fn method() -> [String; 3] {
-    [
+/// `ours` says whether the servers were the benchmark's own.
+fn method(ours: bool) -> [String; 3] {
+    let servers = if ours {
         format!(
             "Each row is a server process of its own: axum on a tokio runtime with as many workers as cores. It answers /ping at \
              once, {PING_RATE:.0} times a second, and does a job for /job. A computing job is a fixed amount of work, {} ms of an \
              idle core.",
             JOB.as_millis()
-        ),
+        )
+    } else {
+        "The server is the user's own, and so are the requests that are called jobs here; the facts above say how many of each \
+         were offered."
+            .to_owned()
+    };
+    let turns = if ours { "Rows of one scene take turns, round by round. " } else { "" };
+    [
+        servers,
         format!(
             "The load is open loop: requests start when they are due, whatever became of those before, and latency counts from \
              then. A job that is not answered within {} ms was of no use to its caller. The generator is a process of its own.",
             DEADLINE.as_millis()
         ),
-        "Rows of one scene take turns, round by round. Nothing is left out: rows that we lose stay in. Measured with \
-         `cargo bench --bench latency` of tower-offload; its benches/README.md lists the traps and what is done about them."
-            .to_owned(),
+        format!(
+            "{turns}Nothing is left out: rows that we lose stay in. Measured with `cargo bench --bench latency` of \
+             tower-offload; its benches/README.md lists the traps and what is done about them."
+        ),
     ]
 }
 

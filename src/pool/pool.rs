@@ -41,7 +41,8 @@ pub trait Pool: fmt::Debug + Send + Sync + 'static {
     /// with [`Job::refuse`], best from a thread of the pool.
     fn schedule(&self, job: Job);
 
-    /// How long a new call has to expect to wait: what `Retry-After` tells. Asked only when a call is rejected.
+    /// How long a new call has to expect to wait, while calls are being rejected: what `Retry-After` tells. A pool that has become
+    /// idle still says what it said last.
     ///
     /// Provided: what the call waited that started last. The pools here also look at the call that waits longest now,
     /// so that a pool whose threads are all stuck does not tell what was true before.

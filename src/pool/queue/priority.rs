@@ -11,7 +11,8 @@
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Priority {
-    /// Sixteen picks of 21. For what somebody looks at while it runs.
+    /// Sixteen picks of 21. For what somebody looks at while it runs. It has no places in the queue of its own: if `Normal` calls
+    /// have filled that, it is refused as they are; only `Low` leaves room for others.
     High,
     /// One pick of 21, and no place in the queue once half of it is taken (in a layer that waits or exerts backpressure: it
     /// waits as any other). For what may come later or not at all.

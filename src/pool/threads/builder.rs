@@ -37,8 +37,8 @@ const MAX_THREADS: usize = 32_767;
 #[must_use = "a builder does nothing until `build`"]
 pub struct Builder {
     name: String,
-    min_threads: usize,
-    max_threads: usize,
+    min_threads: Option<usize>,
+    max_threads: Option<usize>,
     queue_capacity: usize,
     queue_policy: QueuePolicy,
     reserved_threads: usize,
@@ -50,11 +50,10 @@ pub struct Builder {
 
 impl Builder {
     pub(super) fn new() -> Self {
-        let threads = thread::available_parallelism().map_or(1, usize::from);
         Self {
             name: "offload".to_owned(),
-            min_threads: threads,
-            max_threads: threads,
+            min_threads: None,
+            max_threads: None,
             queue_capacity: DEFAULT_QUEUE_CAPACITY,
             queue_policy: QueuePolicy::default(),
             reserved_threads: 1,
@@ -72,23 +71,33 @@ impl Builder {
         self
     }
 
-    /// As many threads always, at least 1. Default: as many as the machine runs at once.
-    pub fn threads(mut self, threads: usize) -> Self {
-        self.min_threads = threads;
-        self.max_threads = threads;
-        self
+    /// As many threads always, at least 1: minimum and maximum in one. Default: as many as the machine runs at once.
+    pub fn threads(self, threads: usize) -> Self {
+        self.min_threads(threads).max_threads(threads)
     }
 
-    /// Threads that stay though they are idle.
+    /// Threads that stay though they are idle. Default: as many as the machine runs at once, or the maximum if that is less.
     pub fn min_threads(mut self, threads: usize) -> Self {
-        self.min_threads = threads;
+        self.min_threads = Some(threads);
         self
     }
 
-    /// The most threads at once, at least 1. Threads over the minimum are started when a call finds none idle.
+    /// The most threads at once, at least 1. Threads over the minimum are started when a call finds none idle. Default: as
+    /// many as the machine runs at once, or the minimum if that is more.
     pub fn max_threads(mut self, threads: usize) -> Self {
-        self.max_threads = threads;
+        self.max_threads = Some(threads);
         self
+    }
+
+    /// The least and the most threads.
+    fn range(&self) -> (usize, usize) {
+        let cores = thread::available_parallelism().map_or(1, usize::from);
+        match (self.min_threads, self.max_threads) {
+            (None, None) => (cores, cores),
+            (None, Some(max)) => (cores.min(max), max),
+            (Some(min), None) => (min, cores.max(min)),
+            (Some(min), Some(max)) => (min, max),
+        }
     }
 
     /// How many calls may wait to be started, at least 1. Default: 1024, which takes a burst that the machine can work off
@@ -139,7 +148,7 @@ impl Builder {
     ///
     /// A thread starts with the nice value of the thread that starts it. So what offloaded work starts (a `std::thread`,
     /// a thread of tokio's blocking pool, one of a second pool that grows on demand) begins with this value, and keeps it
-    /// if nothing sets another.
+    /// if nothing sets another; the pool's own `offload-replies` too.
     pub fn niceness(mut self, niceness: i32) -> Self {
         self.niceness = Some(niceness);
         self
@@ -184,7 +193,8 @@ impl Builder {
     /// ([`BuildError::is_spawn`]), or it does not let the threads have their nice value ([`BuildError::is_permission`]).
     pub fn build(self) -> Result<ThreadPool, BuildError> {
         self.check().map_err(BuildError::new)?;
-        let Self { name, min_threads: min, max_threads: max, queue_capacity, stack_size, niceness, hooks, .. } = self;
+        let (min, max) = self.range();
+        let Self { name, queue_capacity, stack_size, niceness, hooks, .. } = self;
         let gate = Gate::new(name.as_str(), queue_capacity);
         let spin = thread::available_parallelism().map_or(1, usize::from) > 1;
         let policy = Policy {
@@ -215,11 +225,13 @@ impl Builder {
     }
 
     fn check(&self) -> Result<(), Kind> {
-        let (min, max) = (self.min_threads, self.max_threads);
+        let (min, max) = self.range();
         if max == 0 {
             Err(Kind::NoThreads)
-        } else if max > MAX_THREADS || self.reserved_threads > MAX_THREADS {
-            Err(Kind::TooManyThreads { max: max.max(self.reserved_threads), limit: MAX_THREADS })
+        } else if max > MAX_THREADS {
+            Err(Kind::TooManyThreads { what: "threads", max, limit: MAX_THREADS })
+        } else if self.reserved_threads > MAX_THREADS {
+            Err(Kind::TooManyThreads { what: "reserved threads", max: self.reserved_threads, limit: MAX_THREADS })
         } else if min > max {
             Err(Kind::MinOverMax { min, max })
         } else if self.queue_capacity == 0 {

@@ -16,7 +16,7 @@ pub(super) enum Kind {
     NoThreads,
     Policy(Unfit),
     Spawn(io::Error),
-    TooManyThreads { max: usize, limit: usize },
+    TooManyThreads { what: &'static str, max: usize, limit: usize },
 }
 
 impl BuildError {
@@ -59,7 +59,9 @@ impl fmt::Display for BuildError {
             }
             Kind::Policy(unfit) => unfit.fmt(f),
             Kind::Spawn(_) => f.write_str("the system did not give the pool a thread"),
-            Kind::TooManyThreads { max, limit } => write!(f, "a pool of {max} threads is over the limit of {limit}"),
+            Kind::TooManyThreads { what, max, limit } => {
+                write!(f, "a pool of {max} {what} is over the limit of {limit}")
+            }
         }
     }
 }
