@@ -7,6 +7,9 @@ pub mod axum;
 #[cfg(feature = "blocking-detector")]
 #[cfg_attr(docsrs, doc(cfg(feature = "blocking-detector")))]
 pub mod blocking_detector;
+#[cfg(feature = "hyper")]
+#[cfg_attr(not(test), expect(dead_code, reason = "the connection wrapper that uses it is yet to come"))]
+mod flush;
 mod head;
 pub mod offload;
 pub mod pool;
