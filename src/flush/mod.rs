@@ -10,5 +10,16 @@
 //! doubt the parser gives up for good, and all that is still open is only handed over.
 //!
 //! - [`preface`]: HTTP/1 or HTTP/2, by the first bytes that arrive.
+//! - [`frames`]: the frames in a direction of an HTTP/2 connection.
+//! - [`outbound`]: the responses that have ended, been flushed, been reset.
+//! - [`inbound`]: the streams that open, and where to stop reading for each.
 
+mod frames;
+mod inbound;
+mod outbound;
 mod preface;
+
+#[cfg(test)]
+mod generated;
+#[cfg(test)]
+mod properties;

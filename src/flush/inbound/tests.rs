@@ -1,0 +1,64 @@
+use super::*;
+use crate::flush::generated::{data, frame, headers, reset};
+
+/// Offers the bytes until all are delivered: the streams that opened, each with how many bytes had been delivered.
+fn gates(inbound: &mut Inbound, bytes: &[u8]) -> Vec<(usize, u32)> {
+    let (mut at, mut gates) = (0, Vec::new());
+    while at < bytes.len() {
+        let delivery = inbound.deliver(&bytes[at..], |_, _| {});
+        at += delivery.bytes;
+        gates.extend(delivery.opened.map(|stream| (at, stream)));
+    }
+    gates.into_iter().map(|(at, stream)| (at, (1..99).find(|id| StreamId::new(*id) == stream).unwrap_or(0))).collect()
+}
+
+#[test]
+fn delivery_stops_behind_each_block_that_opens_a_stream() {
+    let bytes = [frame(4, 0, 0, b""), headers(1, true), headers(3, false), data(3, 4, true), headers(5, true)].concat();
+    assert_eq!(gates(&mut Inbound::default(), &bytes), [(19, 1), (29, 3), (52, 5)]);
+}
+
+#[test]
+fn the_gate_stands_behind_the_whole_block() {
+    let bytes = [frame(1, 0x1, 1, b"a"), frame(9, 0, 1, b"b"), frame(9, 0x4, 1, b"c"), headers(3, true)].concat();
+    assert_eq!(gates(&mut Inbound::default(), &bytes), [(30, 1), (40, 3)]);
+}
+
+#[test]
+fn trailers_do_not_gate() {
+    let mut inbound = Inbound::default();
+    let bytes = [headers(1, false), headers(3, false), data(1, 9, false), headers(1, true), headers(3, true)].concat();
+    assert_eq!(gates(&mut inbound, &bytes), [(10, 1), (20, 3)]);
+}
+
+#[test]
+fn only_odd_numbers_beyond_all_before_open() {
+    let bytes = [headers(7, true), headers(5, true), headers(8, true), headers(7, true), headers(9, true)].concat();
+    assert_eq!(gates(&mut Inbound::default(), &bytes), [(10, 7), (50, 9)]);
+}
+
+#[test]
+fn resets_are_told_once_they_are_delivered() {
+    let bytes = [reset(1, 8), headers(3, true), reset(3, 5)].concat();
+    let (mut inbound, mut resets) = (Inbound::default(), Vec::new());
+
+    let first = inbound.deliver(&bytes, |stream, error_code| resets.push((stream, error_code)));
+    assert_eq!(first, Delivery { bytes: 23, opened: Some(StreamId::new(3)) });
+    assert_eq!(resets, [(StreamId::new(1), 8)]);
+
+    let second = inbound.deliver(&bytes[23..], |stream, error_code| resets.push((stream, error_code)));
+    assert_eq!(second, Delivery { bytes: 13, opened: None });
+    assert_eq!(resets[1..], [(StreamId::new(3), 5)]);
+}
+
+#[test]
+fn malformed_bytes_are_delivered_and_open_nothing() {
+    let mut inbound = Inbound::default();
+    assert_eq!(gates(&mut inbound, &[headers(1, true), data(0, 1, true), headers(3, true)].concat()), [(10, 1)]);
+    assert!(inbound.gave_up());
+}
+
+#[test]
+fn it_takes_no_memory_but_its_own() {
+    assert!(!std::mem::needs_drop::<Inbound>());
+}

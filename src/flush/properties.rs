@@ -1,0 +1,112 @@
+//! What holds for any bytes at all. A proptest and `fuzz/` run it, so it lives apart from both.
+
+use std::{collections::BTreeMap, io::IoSlice};
+
+use super::{
+    frames::{Event, Frames, StreamId},
+    inbound::Inbound,
+    outbound::Outbound,
+};
+
+/// Any bytes in pieces of any sizes tell the same as in one piece, at the same places; nothing panics, nothing grows.
+///
+/// The sizes are gone through again and again.
+pub(crate) fn a_split_changes_nothing(bytes: &[u8], sizes: &[u8]) {
+    let whole = events([bytes]);
+    assert_eq!(events(pieces(bytes, sizes)), whole, "frames");
+    if let Some(malformed) = whole.iter().position(|(_, event)| *event == Event::Malformed) {
+        assert_eq!(malformed, whole.len() - 1, "nothing is told after it");
+    }
+    assert_eq!(delivered(pieces(bytes, sizes)), delivered([bytes]), "inbound");
+
+    let streams: Vec<_> = whole.iter().filter_map(|(_, event)| stream(*event)).collect();
+    let in_one = accepted(&streams, |outbound, reset| outbound.accepted(bytes, reset));
+    let in_pieces = accepted(&streams, |outbound, mut reset| {
+        pieces(bytes, sizes).for_each(|piece| outbound.accepted(piece, &mut reset));
+    });
+    let by_halves = accepted(&streams, |outbound, mut reset| {
+        let slices: Vec<_> = pieces(bytes, sizes).map(IoSlice::new).collect();
+        let half = bytes.len() / 2;
+        outbound.accepted_vectored(&slices, half, &mut reset);
+        outbound.accepted(&bytes[half..], reset);
+    });
+    assert_eq!((&in_pieces, &by_halves), (&in_one, &in_one), "outbound");
+}
+
+/// The events, each with how many bytes had been read when it was told.
+pub(super) fn events<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Vec<(usize, Event)> {
+    let (mut frames, mut at, mut events) = (Frames::default(), 0, Vec::new());
+    for mut piece in pieces {
+        while !piece.is_empty() {
+            let (read, event) = frames.read(piece);
+            assert!(read > 0, "it gets on");
+            assert!(event.is_some() || read == piece.len(), "it stops for events only");
+            at += read;
+            piece = &piece[read..];
+            events.extend(event.map(|event| (at, event)));
+        }
+    }
+    events
+}
+
+/// What was learnt on the way to h2.
+#[derive(Debug, PartialEq)]
+struct Delivered {
+    /// Each with how many bytes had been delivered.
+    opened: Vec<(usize, StreamId)>,
+    resets: Vec<(StreamId, u32)>,
+    gave_up: bool,
+}
+
+fn delivered<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Delivered {
+    let (mut inbound, mut at, mut opened, mut resets) = (Inbound::default(), 0, Vec::new(), Vec::new());
+    for mut piece in pieces {
+        while !piece.is_empty() {
+            let delivery = inbound.deliver(piece, |stream, error_code| resets.push((stream, error_code)));
+            assert!(delivery.opened.is_some() || delivery.bytes == piece.len(), "only a new stream closes the gate");
+            at += delivery.bytes;
+            piece = &piece[delivery.bytes..];
+            opened.extend(delivery.opened.map(|stream| (at, stream)));
+        }
+    }
+    assert!(opened.is_sorted_by(|(_, one), (_, next)| one < next), "each stream opens once");
+    Delivered { opened, resets, gave_up: inbound.gave_up() }
+}
+
+/// What was learnt on the way to the transport.
+#[derive(Debug, PartialEq)]
+struct Accepted {
+    flushed: BTreeMap<StreamId, u64>,
+    resets: Vec<(StreamId, u32)>,
+    gave_up: bool,
+}
+
+/// What a flush behind all the bytes finds, with the streams open before them.
+fn accepted(streams: &[StreamId], accept: impl FnOnce(&mut Outbound, &mut dyn FnMut(StreamId, u32))) -> Accepted {
+    let (mut outbound, mut resets) = (Outbound::default(), Vec::new());
+    for stream in streams {
+        outbound.open(*stream);
+    }
+    accept(&mut outbound, &mut |stream, error_code| resets.push((stream, error_code)));
+    let flushed = outbound.flushed().collect();
+    assert_eq!(outbound.flushed().next(), None, "a response is flushed once");
+    Accepted { flushed, resets, gave_up: outbound.gave_up() }
+}
+
+fn stream(event: Event) -> Option<StreamId> {
+    match event {
+        Event::Data { stream, .. } | Event::Headers { stream, .. } | Event::Reset { stream, .. } => Some(stream),
+        Event::GoAway { .. } | Event::Malformed | Event::Settings { .. } => None,
+    }
+}
+
+fn pieces<'a>(bytes: &'a [u8], sizes: &[u8]) -> impl Iterator<Item = &'a [u8]> {
+    let sizes = if sizes.is_empty() { &[1] } else { sizes };
+    let mut rest = bytes;
+    let mut sizes = sizes.iter().cycle().map(|size| usize::from(*size).max(1));
+    std::iter::from_fn(move || {
+        let (piece, behind) = rest.split_at(sizes.next()?.min(rest.len()));
+        rest = behind;
+        (!piece.is_empty()).then_some(piece)
+    })
+}
