@@ -20,6 +20,8 @@ mod outbound;
 mod preface;
 
 #[cfg(test)]
+mod against_h2;
+#[cfg(test)]
 mod generated;
 #[cfg(test)]
 mod properties;
