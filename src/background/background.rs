@@ -80,8 +80,8 @@ impl Background {
     ///
     /// mail.run(|| println!("sent"));
     /// drop(other); // skipped
-    /// let report = background.drain(Duration::from_secs(10)).await;
-    /// assert_eq!((report.completed, background.stats().skipped), (1, 1));
+    /// background.drain(Duration::from_secs(10)).await;
+    /// assert_eq!((background.stats().completed, background.stats().skipped), (1, 1));
     /// # Ok(())
     /// # }
     /// ```
@@ -119,7 +119,7 @@ impl Background {
     /// the deadline whatever has not begun is dropped and counted as cancelled; what still runs is told to stop, listed, and not
     /// waited for. An unspent [`Reservation`] is waited for as a task is.
     ///
-    /// The counts are those of the time of this drain. A second one waits for what the first left, with its own deadline.
+    /// The counts are of what ended during this drain; [`stats`](Self::stats) has those since the beginning. A second one waits for what the first left, with its own deadline.
     /// Nothing is logged by it.
     ///
     /// # Panics

@@ -127,8 +127,13 @@ impl Shared {
             state.tally()
         };
         let mut orphaned = Vec::new();
-        if tokio::time::timeout(deadline, self.until_idle()).await.is_err() {
-            let Halt { dropped, unbegun, running } = self.lock().halt();
+        let after = if tokio::time::timeout(deadline, self.until_idle()).await.is_ok() {
+            self.lock().tally()
+        } else {
+            let (Halt { dropped, unbegun, running }, after) = {
+                let mut state = self.lock();
+                (state.halt(), state.tally()) // at once: each task is either an orphan or counted
+            };
             let now = Instant::now();
             for (control, begun) in running {
                 control.cancel();
@@ -137,8 +142,8 @@ impl Shared {
             unbegun.iter().for_each(|control| control.cancel());
             dropped.into_iter().for_each(|work| self.discard(work));
             self.tell(orphaned.is_empty());
-        }
-        let after = self.lock().tally();
+            after
+        };
         DrainReport {
             completed: after.completed - before.completed,
             failed: after.failed - before.failed,
@@ -150,7 +155,7 @@ impl Shared {
     /// Drops work that never had a permit.
     fn discard(&self, work: Work) {
         #[cfg(feature = "metrics")]
-        self.guard(|| super::recorder::ended(&work.control.name, Ended::Cancelled, None));
+        self.guard(|| super::recorder::ended(&work.control, Ended::Cancelled, None));
         self.guard(|| drop(work));
     }
 

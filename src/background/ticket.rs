@@ -44,7 +44,7 @@ impl Ticket {
         });
         self.begun = Some(Begun { at, timer });
         #[cfg(feature = "metrics")]
-        self.shared.guard(|| recorder::began(&self.control.name, at.duration_since(since)));
+        self.shared.guard(|| recorder::began(&self.control, at.duration_since(since)));
         let _ = since;
         true
     }
@@ -90,7 +90,7 @@ impl Ticket {
             }
         };
         #[cfg(feature = "metrics")]
-        self.shared.guard(|| recorder::ended(&self.control.name, ended, ran));
+        self.shared.guard(|| recorder::ended(&self.control, ended, ran));
         self.shared.end(self.control.id, ended);
     }
 }

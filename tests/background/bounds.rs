@@ -5,7 +5,7 @@ use std::sync::{
 
 use tower_offload::{Background, ThreadPool, pool::Pool};
 
-use crate::support::{LONG, Log, hold, on_threads, panics};
+use crate::support::{Log, drained, hold, on_threads, panics};
 
 #[tokio::test]
 async fn never_more_run_than_there_are_permits_sync_and_async_together_e1() {
@@ -32,7 +32,7 @@ async fn never_more_run_than_there_are_permits_sync_and_async_together_e1() {
         }
         .unwrap();
     }
-    assert_eq!(background.drain(LONG).await.completed, 60);
+    assert_eq!(drained(&background).await.completed, 60);
     assert!((1..=3).contains(&most.load(SeqCst)), "{most:?}");
 }
 
@@ -50,7 +50,7 @@ async fn one_too_many_is_refused_at_registration_and_one_that_ended_makes_room_e
     assert!(log.entries().is_empty(), "no permit, not run");
 
     held.release();
-    assert_eq!(background.drain(LONG).await.completed, 2);
+    assert_eq!(drained(&background).await.completed, 2);
     assert_eq!(log.entries(), ["second"]);
 }
 
@@ -60,7 +60,7 @@ async fn a_pending_task_that_is_cancelled_never_runs_and_leaves_its_place_e4_d13
     let held = hold(&background, "first").await;
     let alive = Arc::new(());
     let captured = alive.clone();
-    let by_handle = background.run(move || panics("ran with {captured:?}")).unwrap();
+    let by_handle = background.run(move || panics(&format!("ran with {captured:?}"))).unwrap();
     background.task("by name").run(|| panics("ran")).unwrap();
     assert!(by_handle.cancel() && !by_handle.cancel());
     assert_eq!(Arc::strong_count(&alive), 1, "what it held is dropped at once");
@@ -69,9 +69,8 @@ async fn a_pending_task_that_is_cancelled_never_runs_and_leaves_its_place_e4_d13
     assert!(after.is_ok() && another.is_ok() && background.run(|| ()).is_err());
 
     held.release();
-    let report = background.drain(LONG).await;
-    assert_eq!((report.completed, report.failed), (3, 0));
-    assert_eq!(background.stats().cancelled, 2);
+    let stats = drained(&background).await;
+    assert_eq!((stats.completed, stats.failed, stats.cancelled), (3, 0, 2));
 }
 
 #[tokio::test]
@@ -85,9 +84,8 @@ async fn a_reservation_holds_its_place_and_gives_it_back_as_a_skip() {
     assert_eq!(background.cancel("cancelled"), 1);
     cancelled.run(|| panics("its place was taken away"));
     spent.spawn(async {});
-    let report = background.drain(LONG).await;
-    let stats = background.stats();
-    assert_eq!((report.completed, report.failed, stats.cancelled, stats.skipped, stats.reserved), (1, 0, 1, 1, 0));
+    let stats = drained(&background).await;
+    assert_eq!((stats.completed, stats.failed, stats.cancelled, stats.skipped, stats.reserved), (1, 0, 1, 1, 0));
 }
 
 #[tokio::test]
@@ -103,7 +101,7 @@ async fn tasks_with_one_permit_run_in_order_d1() {
         }
         .unwrap();
     }
-    background.drain(LONG).await;
+    drained(&background).await;
     assert_eq!(log.entries(), (0..20).map(|task| task.to_string()).collect::<Vec<_>>());
 }
 
@@ -117,7 +115,7 @@ async fn the_foreground_pool_is_free_while_every_background_permit_is_taken_e5_e
     }
     assert_eq!(foreground.run(|| 1).await, Ok(1));
     held.into_iter().for_each(crate::support::Held::release);
-    assert_eq!(background.drain(LONG).await.completed, 102);
+    assert_eq!(drained(&background).await.completed, 102);
 }
 
 #[tokio::test]
@@ -127,5 +125,5 @@ async fn permits_never_exceed_what_the_pool_lets_wait() {
     for _ in 0..200 {
         background.run(|| ()).unwrap();
     }
-    assert_eq!(background.drain(LONG).await.completed, 200);
+    assert_eq!(drained(&background).await.completed, 200);
 }

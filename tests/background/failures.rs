@@ -1,6 +1,6 @@
 use tower_offload::{Background, ThreadPool, pool::Pool};
 
-use crate::support::{LONG, Log, logging, on_threads, panics};
+use crate::support::{LONG, Log, drained, logging, on_threads, panics};
 
 #[tokio::test]
 async fn a_task_that_fails_or_panics_is_reported_once_and_the_rest_run_d4_d7() {
@@ -11,9 +11,8 @@ async fn a_task_that_fails_or_panics_is_reported_once_and_the_rest_run_d4_d7() {
     background.task("async panic").spawn(async { panics("in async work") }).unwrap();
     background.run(|| ()).unwrap();
     background.spawn(async { Ok::<(), String>(()) }).unwrap();
-    let report = background.drain(LONG).await;
-    assert_eq!((report.completed, report.failed, report.cancelled), (2, 4, 0));
-    assert!(report.is_clean());
+    let stats = drained(&background).await;
+    assert_eq!((stats.completed, stats.failed, stats.cancelled), (2, 4, 0));
     assert_eq!(
         log.entries(),
         [
@@ -38,8 +37,8 @@ async fn a_sink_that_panics_harms_nobody_d6_d9() {
     background.task("a").run(|| panics("")).unwrap();
     background.task("b").spawn(async { panics("") }).unwrap();
     background.run(|| ()).unwrap();
-    let report = background.drain(LONG).await;
-    assert_eq!((report.completed, report.failed), (1, 2));
+    let stats = drained(&background).await;
+    assert_eq!((stats.completed, stats.failed), (1, 2));
     assert_eq!(log.entries(), ["a", "b"]);
 }
 
@@ -69,8 +68,8 @@ async fn a_panic_in_what_a_task_drops_is_contained() {
     let pending = background.run(move || drop(bomb)).unwrap();
     assert!(pending.cancel());
     held.release();
-    let report = background.drain(LONG).await;
-    assert_eq!((report.completed, report.failed), (1, 2));
+    let stats = drained(&background).await;
+    assert_eq!((stats.completed, stats.failed), (1, 2));
     assert_eq!(log.entries().len(), 2);
 }
 
@@ -81,7 +80,7 @@ async fn a_pool_that_is_shut_down_is_a_reported_failure() {
     pool.shutdown(LONG).await;
     background.task("late").run(|| panics("ran")).unwrap();
     background.spawn(async {}).unwrap();
-    let report = background.drain(LONG).await;
-    assert_eq!((report.completed, report.failed), (1, 1));
+    let stats = drained(&background).await;
+    assert_eq!((stats.completed, stats.failed), (1, 1));
     assert_eq!(log.entries(), ["background task 1 `late` was refused by its pool: the pool is shut down"]);
 }

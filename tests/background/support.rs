@@ -8,7 +8,7 @@ use std::{
 use tokio::sync::oneshot;
 use tower_offload::{
     Background, ThreadPool,
-    background::{Builder, TaskHandle},
+    background::{Builder, Stats, TaskHandle},
 };
 
 /// Longer than any test takes that passes.
@@ -66,4 +66,11 @@ pub(crate) fn logging(builder: Builder) -> (Background, Log) {
 #[track_caller]
 pub(crate) fn panics(with: &str) {
     panic!("{with}");
+}
+
+/// Drains, and tells what was done since the beginning.
+pub(crate) async fn drained(background: &Background) -> Stats {
+    let report = background.drain(LONG).await;
+    assert!(report.orphaned.is_empty(), "{report}");
+    background.stats()
 }

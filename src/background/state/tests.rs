@@ -19,17 +19,17 @@ enum Step {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let any = 0..12_usize;
+    let task = 0..12_usize;
     prop_oneof![
-        6 => any.clone().prop_map(Step::Begin),
-        2 => any.clone().prop_map(Step::Cancel),
+        6 => task.clone().prop_map(Step::Begin),
+        2 => task.clone().prop_map(Step::Cancel),
         1 => Just(Step::Close),
         6 => Just(Step::Dispatch),
-        4 => (any.clone(), any::<bool>()).prop_map(|(task, well)| Step::End(task, well)),
-        6 => any.clone().prop_map(Step::Enqueue),
+        4 => (task.clone(), any::<bool>()).prop_map(|(task, well)| Step::End(task, well)),
+        6 => task.clone().prop_map(Step::Enqueue),
         1 => Just(Step::Halt),
         8 => any::<bool>().prop_map(|inside| Step::Reserve { inside }),
-        1 => any.prop_map(Step::Skip),
+        1 => task.prop_map(Step::Skip),
     ]
 }
 
