@@ -4,6 +4,7 @@
 #[cfg(feature = "axum")]
 #[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
 pub mod axum;
+pub mod background;
 #[cfg(feature = "blocking-detector")]
 #[cfg_attr(docsrs, doc(cfg(feature = "blocking-detector")))]
 pub mod blocking_detector;
@@ -16,6 +17,7 @@ pub mod pool;
 mod sync;
 
 pub use self::{
+    background::Background,
     offload::{Offload, OffloadLayer},
     pool::{Pool, Rejection, ThreadPool},
 };

@@ -26,6 +26,25 @@ impl Context {
     pub(crate) fn capture() -> Self {
         Self { runtime: Handle::try_current().ok(), task: task::try_id(), trace: Trace::capture() }
     }
+
+    /// As `capture`, for work that outlives the task that asks for it and that nobody awaits there.
+    pub(crate) fn capture_for_background() -> Self {
+        Self { task: None, ..Self::capture() }
+    }
+
+    pub(crate) fn runtime(&self) -> Option<&Handle> {
+        self.runtime.as_ref()
+    }
+
+    /// For work whose runtime is gone.
+    pub(crate) fn without_runtime(self) -> Self {
+        Self { runtime: None, ..self }
+    }
+
+    /// Runs `work` in the captured span, on a thread that is in the runtime already.
+    pub(crate) fn enter_trace<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.trace.enter(None, work)
+    }
 }
 
 /// The part of a context that ends with the future: an open span is a span that is not finished.

@@ -1,0 +1,200 @@
+use std::{
+    borrow::Cow,
+    pin::pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use tokio::{sync::Notify, time::Instant};
+
+use super::{
+    DrainReport, Orphan, Rejected, Stats, TaskFailure,
+    control::Control,
+    failure::Cause,
+    state::{Ended, Halt, Met, State},
+    within,
+    work::Work,
+};
+use crate::pool::{
+    Pool,
+    call::{discard_payload, guarded},
+};
+
+/// What gets each failure.
+pub(super) type Sink = Arc<dyn Fn(&TaskFailure) + Send + Sync>;
+
+/// The state, and around it everything that is foreign code: works, sinks, pools. None of it runs under the lock.
+pub(super) struct Shared {
+    pub(super) pool: Arc<dyn Pool>,
+    sink: Option<Sink>,
+    next_id: AtomicU64,
+    state: Mutex<State<Work, Arc<Control>>>,
+    /// Tells that nothing is left.
+    idle: Notify,
+}
+
+impl Shared {
+    pub(super) fn new(pool: Arc<dyn Pool>, sink: Option<Sink>, capacity: usize, max_running: usize) -> Self {
+        let state = Mutex::new(State::new(capacity, max_running));
+        Self { pool, sink, next_id: AtomicU64::new(1), state, idle: Notify::new() }
+    }
+
+    pub(super) fn reserve(&self, name: Cow<'static, str>) -> Result<Arc<Control>, Rejected> {
+        let id = self.next_id.fetch_add(1, Relaxed);
+        let control = Arc::new(Control::new(id, name));
+        let inside = within::is_inside(self);
+        let reserved = self.lock().reserve(id, control.clone(), inside, Instant::now());
+        reserved.map(|()| control).map_err(Rejected::new)
+    }
+
+    pub(super) fn enqueue(self: &Arc<Self>, work: Work) {
+        let id = work.control.id;
+        let enqueued = self.lock().enqueue(id, work, Instant::now());
+        match enqueued {
+            Ok(()) => self.dispatch(),
+            Err(unwanted) => self.guard(|| drop(unwanted)),
+        }
+    }
+
+    /// Starts what there are permits for.
+    fn dispatch(self: &Arc<Self>) {
+        loop {
+            let next = self.lock().dispatch();
+            let Some(work) = next else { return };
+            let control = work.control.clone();
+            // A pool is foreign code. What it drops in a panic ends itself.
+            self.guard(|| work.start(self));
+            drop(control);
+        }
+    }
+
+    pub(super) fn begin(&self, id: u64, now: Instant) -> Option<Instant> {
+        self.lock().begin(id, now)
+    }
+
+    pub(super) fn end(self: &Arc<Self>, id: u64, ended: Ended) {
+        let idle = self.lock().end(id, ended);
+        self.tell(idle);
+        self.dispatch();
+    }
+
+    pub(super) fn skip(&self, id: u64) {
+        let idle = self.lock().skip(id);
+        self.tell(idle);
+    }
+
+    /// `true` unless the task was over.
+    pub(super) fn cancel(&self, id: u64) -> bool {
+        let met = self.lock().cancel(id);
+        match met {
+            Met::Gone => false,
+            Met::Permitted(control) => {
+                control.cancel();
+                true
+            }
+            Met::Pending { work, idle } => {
+                work.into_iter().for_each(|work| self.discard(work));
+                self.tell(idle);
+                true
+            }
+        }
+    }
+
+    pub(super) fn cancel_named(&self, name: &str) -> usize {
+        let ids = self.lock().find(|control| control.name == name);
+        ids.into_iter().filter(|id| self.cancel(*id)).count()
+    }
+
+    pub(super) fn close(&self) {
+        self.lock().close();
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.lock().is_closed()
+    }
+
+    pub(super) fn stats(&self) -> Stats {
+        self.lock().stats()
+    }
+
+    pub(super) async fn drain(&self, deadline: Duration) -> DrainReport {
+        let before = {
+            let mut state = self.lock();
+            state.close();
+            state.tally()
+        };
+        let mut orphaned = Vec::new();
+        let after = if tokio::time::timeout(deadline, self.until_idle()).await.is_ok() {
+            self.lock().tally()
+        } else {
+            let (Halt { dropped, unbegun, running }, after) = {
+                let mut state = self.lock();
+                (state.halt(), state.tally()) // at once: each task is either an orphan or counted
+            };
+            let now = Instant::now();
+            for (control, begun) in running {
+                control.cancel();
+                orphaned.push(Orphan { id: control.id, name: control.name.clone(), age: now - begun });
+            }
+            unbegun.iter().for_each(|control| control.cancel());
+            dropped.into_iter().for_each(|work| self.discard(work));
+            self.tell(orphaned.is_empty());
+            after
+        };
+        DrainReport {
+            completed: after.completed - before.completed,
+            failed: after.failed - before.failed,
+            cancelled: after.cancelled - before.cancelled,
+            orphaned,
+        }
+    }
+
+    /// Drops work that never had a permit.
+    fn discard(&self, work: Work) {
+        #[cfg(feature = "metrics")]
+        self.guard(|| super::recorder::ended(&work.control, Ended::Cancelled, None));
+        self.guard(|| drop(work));
+    }
+
+    async fn until_idle(&self) {
+        loop {
+            let mut idle = pin!(self.idle.notified());
+            idle.as_mut().enable(); // before the look: a change between the two is not missed
+            if self.lock().is_idle() {
+                return;
+            }
+            idle.await;
+        }
+    }
+
+    /// Tells the sink, once for each failure.
+    pub(super) fn report(&self, control: &Control, cause: Cause) {
+        let failure = TaskFailure::new(control.id, control.name.clone(), cause);
+        self.guard(|| match &self.sink {
+            Some(sink) => sink(&failure),
+            None => {
+                #[cfg(feature = "tracing")]
+                tracing::event!(tracing::Level::ERROR, id = failure.id(), name = failure.name(), "{failure}");
+            }
+        });
+    }
+
+    /// Runs foreign code whose panic is nobody's.
+    #[allow(clippy::unused_self)]
+    pub(super) fn guard(&self, foreign: impl FnOnce()) {
+        guarded(foreign).unwrap_or_else(discard_payload);
+    }
+
+    fn tell(&self, idle: bool) {
+        if idle {
+            self.guard(|| self.idle.notify_waiters()); // wakers are foreign
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<Work, Arc<Control>>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

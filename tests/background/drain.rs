@@ -1,0 +1,150 @@
+use std::{sync::mpsc, time::Duration};
+
+use tokio::sync::oneshot;
+use tower_offload::{Background, background::cancelled};
+
+use crate::support::{LONG, Log, hold, logging, on_threads, panics};
+
+#[tokio::test]
+async fn tasks_in_flight_and_pending_ones_finish_within_the_grace_silently_e13_e16_e22() {
+    let (background, failures) = logging(on_threads(1).max_running(1));
+    let held = hold(&background, "held").await;
+    let log = Log::default();
+    let ran = log.clone();
+    background.run(move || ran.add("pending")).unwrap();
+    let mut drain = Box::pin(background.drain(LONG));
+    assert!(futures_util::poll!(&mut drain).is_pending());
+    assert!(background.is_closed());
+    let refused = background.run(|| ()).unwrap_err(); // E14
+    assert!(refused.is_closed() && !refused.is_full());
+    held.release();
+    let report = drain.await;
+    assert_eq!((report.completed, report.failed, report.cancelled), (2, 0, 0));
+    assert!(report.is_clean());
+    assert_eq!(log.entries(), ["pending"]);
+    assert!(failures.entries().is_empty());
+}
+
+#[tokio::test]
+async fn at_the_deadline_pending_ones_are_cancelled_and_running_ones_listed_e14_e15_e19() {
+    let (background, failures) = logging(on_threads(2).max_running(2));
+    let (stopped, stops) = oneshot::channel();
+    let (entered, inside) = oneshot::channel();
+    let told = background.task("told to stop").run(move || {
+        entered.send(()).unwrap();
+        while !cancelled() {
+            std::thread::yield_now();
+        }
+        stopped.send(()).unwrap();
+    });
+    inside.await.unwrap();
+    let held = hold(&background, "stuck").await;
+    background.task("pending").run(|| panics("ran")).unwrap();
+    let reserved = background.reserve("reserved").unwrap();
+
+    let report = background.drain(Duration::from_millis(1)).await;
+    let orphans: Vec<_> = report.orphaned.iter().map(|orphan| (orphan.id, &*orphan.name)).collect();
+    assert_eq!(orphans, [(told.unwrap().id(), "told to stop"), (held.task.id(), "stuck")]);
+    assert_eq!((report.completed, report.failed, report.cancelled), (0, 0, 2));
+    assert!(!report.is_clean());
+    assert!(report.to_string().contains("2 orphaned: 1 `told to stop` for "), "{report}");
+    reserved.run(|| panics("its place is gone"));
+    stops.await.unwrap(); // the token was seen
+
+    held.release();
+    let second = background.drain(LONG).await;
+    assert!(second.orphaned.is_empty());
+    assert_eq!(background.stats().cancelled, 4, "both ended, told to stop");
+    assert!(failures.entries().is_empty(), "{:?}", failures.entries());
+}
+
+#[tokio::test]
+async fn what_has_a_permit_and_no_thread_never_begins_after_the_deadline() {
+    let background = on_threads(1).max_running(2).build();
+    let held = hold(&background, "held").await;
+    background.task("no thread").run(|| panics("ran")).unwrap();
+    assert_eq!(background.stats().running, 2);
+    let report = background.drain(Duration::ZERO).await;
+    assert_eq!((report.cancelled, report.orphaned.len()), (1, 1));
+    held.release();
+    assert_eq!(background.drain(LONG).await.failed, 0);
+}
+
+#[tokio::test]
+async fn an_async_task_that_never_ends_is_listed_and_dropped() {
+    let background = on_threads(1).build();
+    let (dropped, drops) = oneshot::channel::<()>();
+    let (entered, inside) = oneshot::channel();
+    background
+        .task("endless")
+        .spawn(async move {
+            let _dropped = dropped;
+            entered.send(()).unwrap();
+            std::future::pending::<()>().await;
+        })
+        .unwrap();
+    inside.await.unwrap();
+    let report = background.drain(Duration::ZERO).await;
+    assert_eq!(report.orphaned[0].name, "endless");
+    assert!(drops.await.is_err());
+    background.drain(LONG).await;
+    assert_eq!(background.stats().cancelled, 1);
+}
+
+#[tokio::test]
+async fn what_a_running_task_registers_runs_in_the_same_drain_to_depth_5_d15() {
+    fn nest(background: &Background, log: &Log, depth: usize) {
+        let (inner, ran) = (background.clone(), log.clone());
+        let work = move || {
+            ran.add(depth);
+            if depth < 5 {
+                nest(&inner, &ran, depth + 1);
+            }
+        };
+        if depth % 2 == 0 { background.run(work) } else { background.spawn(async move { work() }) }.unwrap();
+    }
+    let background = on_threads(1).max_running(1).build();
+    let held = hold(&background, "held").await;
+    let log = Log::default();
+    nest(&background, &log, 1);
+    let mut drain = Box::pin(background.drain(LONG));
+    assert!(futures_util::poll!(&mut drain).is_pending());
+    assert!(background.run(|| ()).is_err(), "from outside: closed");
+    held.release();
+    assert_eq!(drain.await.completed, 6);
+    assert_eq!(log.entries(), ["1", "2", "3", "4", "5"]);
+}
+
+#[tokio::test]
+async fn a_task_of_another_background_is_outside() {
+    let (closed, other) = (on_threads(1).build(), on_threads(1).build());
+    closed.close();
+    let (tell, told) = mpsc::channel();
+    other.run(move || tell.send(closed.run(|| ()).is_err()).unwrap()).unwrap();
+    other.drain(LONG).await;
+    assert_eq!(told.recv(), Ok(true));
+}
+
+#[tokio::test]
+async fn a_drain_that_is_dropped_leaves_it_closed_and_the_tasks_alone() {
+    let background = on_threads(1).build();
+    let held = hold(&background, "held").await;
+    {
+        let mut drain = Box::pin(background.drain(LONG));
+        assert!(futures_util::poll!(&mut drain).is_pending());
+    }
+    assert!(background.is_closed());
+    held.release();
+    assert!(background.drain(LONG).await.is_clean());
+}
+
+#[tokio::test]
+async fn tasks_go_on_when_every_handle_is_gone() {
+    let background = on_threads(1).max_running(1).build();
+    let held = hold(&background, "held").await;
+    let (ran, runs) = oneshot::channel();
+    background.run(move || ran.send(()).unwrap()).unwrap();
+    drop(background);
+    held.release();
+    runs.await.unwrap();
+}
