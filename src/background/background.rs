@@ -5,7 +5,7 @@ use crate::pool::{Pool, ThreadPool};
 
 /// Runs tasks that nobody waits for. A handle: clones are the same background.
 ///
-/// See the [module docs](self).
+/// See the [module docs](crate::background).
 #[derive(Clone)]
 pub struct Background {
     shared: Arc<Shared>,
