@@ -1,7 +1,7 @@
 use std::{
     borrow::Cow,
     sync::{
-        Arc, Mutex, OnceLock,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering::SeqCst},
     },
     task::{Context, Wake, Waker},
@@ -9,9 +9,12 @@ use std::{
 
 use tokio::task::AbortHandle;
 
-use crate::pool::{
-    Rejection,
-    call::{Handle, discard_payload, guarded},
+use crate::{
+    pool::{
+        Rejection,
+        call::{Handle, discard_payload, guarded},
+    },
+    sync::{Mutex, lock},
 };
 
 /// What others than the task itself need of a task: who it is, and how to stop it.
@@ -68,7 +71,7 @@ impl Control {
         if std::pin::Pin::new(&mut handle).poll(&mut Context::from_waker(&waker)).is_ready() {
             return;
         }
-        *self.lock() = Stop::Pool(handle);
+        *lock(&self.stop) = Stop::Pool(handle);
         if self.is_cancelled() {
             self.apply();
         }
@@ -76,7 +79,7 @@ impl Control {
 
     /// The task is on its runtime, unless that is gone and the pool has the task by now.
     pub(super) fn is_on_runtime(&self, task: AbortHandle) {
-        let mut stop = self.lock();
+        let mut stop = lock(&self.stop);
         if let Stop::Nothing = *stop {
             *stop = Stop::Runtime(task);
         }
@@ -87,7 +90,7 @@ impl Control {
     }
 
     fn apply(&self) {
-        let stop = std::mem::replace(&mut *self.lock(), Stop::Nothing);
+        let stop = std::mem::replace(&mut *lock(&self.stop), Stop::Nothing);
         // May drop the work, which is foreign.
         guarded(|| match stop {
             Stop::Runtime(task) => task.abort(),
@@ -95,16 +98,12 @@ impl Control {
         })
         .unwrap_or_else(discard_payload);
     }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Stop> {
-        self.stop.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
 }
 
 impl Wake for Control {
     /// The call on the pool is over.
     fn wake(self: Arc<Self>) {
-        let stop = std::mem::replace(&mut *self.lock(), Stop::Nothing);
+        let stop = std::mem::replace(&mut *lock(&self.stop), Stop::Nothing);
         drop(stop);
     }
 }

@@ -1,6 +1,6 @@
 use std::{any::Any, borrow::Cow, fmt, time::Duration};
 
-use crate::pool::Rejection;
+use crate::pool::{Rejection, call::panic_text};
 
 /// One task that failed, as the [error sink](super::Builder::on_failure) gets it, once.
 #[derive(Debug)]
@@ -20,11 +20,8 @@ pub(super) enum Cause {
 }
 
 impl Cause {
-    /// The text of a panic, as the standard library's own hook finds it.
     pub(super) fn panicked(payload: &(dyn Any + Send)) -> Self {
-        let text = payload.downcast_ref::<&'static str>().copied();
-        let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
-        Self::Panicked(text.unwrap_or("Box<dyn Any>").to_owned())
+        Self::Panicked(panic_text(payload).to_owned())
     }
 }
 

@@ -5,7 +5,7 @@ use std::{
 };
 
 use super::{control::Control, shared::Shared, span::TaskSpan, ticket::Ticket, within};
-use crate::pool::call::guarded;
+use crate::pool::call::{contained, guarded};
 
 type Work = Pin<Box<dyn Future<Output = Result<(), String>> + Send>>;
 
@@ -56,7 +56,7 @@ impl Future for Running {
                 ticket.end(dropped.map(|()| message));
             }
             Err(payload) => {
-                shared.guard(|| self.span.enter(|| drop(work)));
+                contained(|| self.span.enter(|| drop(work)));
                 self.span = TaskSpan::default();
                 ticket.end(Err(payload));
             }
@@ -67,7 +67,7 @@ impl Future for Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let Some((ticket, work)) = self.parts.take() else { return };
-        ticket.shared.guard(|| self.span.enter(|| drop(work))); // before the ticket: then it is over
+        let Some((_ticket, work)) = self.parts.take() else { return };
+        contained(|| self.span.enter(|| drop(work))); // before the ticket: then it is over
     }
 }

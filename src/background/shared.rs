@@ -2,7 +2,7 @@ use std::{
     borrow::Cow,
     pin::pin,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
@@ -18,9 +18,9 @@ use super::{
     within,
     work::Work,
 };
-use crate::pool::{
-    Pool,
-    call::{discard_payload, guarded},
+use crate::{
+    pool::{Pool, call::contained},
+    sync::{Mutex, lock},
 };
 
 /// What gets each failure.
@@ -46,49 +46,49 @@ impl Shared {
         let id = self.next_id.fetch_add(1, Relaxed);
         let control = Arc::new(Control::new(id, name));
         let inside = within::is_inside(self);
-        let reserved = self.lock().reserve(id, control.clone(), inside, Instant::now());
+        let reserved = lock(&self.state).reserve(id, control.clone(), inside, Instant::now());
         reserved.map(|()| control).map_err(Rejected::new)
     }
 
     pub(super) fn enqueue(self: &Arc<Self>, work: Work) {
         let id = work.control.id;
-        let enqueued = self.lock().enqueue(id, work, Instant::now());
+        let enqueued = lock(&self.state).enqueue(id, work, Instant::now());
         match enqueued {
             Ok(()) => self.dispatch(),
-            Err(unwanted) => self.guard(|| drop(unwanted)),
+            Err(unwanted) => contained(|| drop(unwanted)),
         }
     }
 
     /// Starts what there are permits for.
     fn dispatch(self: &Arc<Self>) {
         loop {
-            let next = self.lock().dispatch();
+            let next = lock(&self.state).dispatch();
             let Some(work) = next else { return };
             let control = work.control.clone();
             // A pool is foreign code. What it drops in a panic ends itself.
-            self.guard(|| work.start(self));
+            contained(|| work.start(self));
             drop(control);
         }
     }
 
     pub(super) fn begin(&self, id: u64, now: Instant) -> Option<Instant> {
-        self.lock().begin(id, now)
+        lock(&self.state).begin(id, now)
     }
 
     pub(super) fn end(self: &Arc<Self>, id: u64, ended: Ended) {
-        let idle = self.lock().end(id, ended);
+        let idle = lock(&self.state).end(id, ended);
         self.tell(idle);
         self.dispatch();
     }
 
     pub(super) fn skip(&self, id: u64) {
-        let idle = self.lock().skip(id);
+        let idle = lock(&self.state).skip(id);
         self.tell(idle);
     }
 
     /// `true` unless the task was over.
     pub(super) fn cancel(&self, id: u64) -> bool {
-        let met = self.lock().cancel(id);
+        let met = lock(&self.state).cancel(id);
         match met {
             Met::Gone => false,
             Met::Permitted(control) => {
@@ -104,34 +104,34 @@ impl Shared {
     }
 
     pub(super) fn cancel_named(&self, name: &str) -> usize {
-        let ids = self.lock().find(|control| control.name == name);
+        let ids = lock(&self.state).find(|control| control.name == name);
         ids.into_iter().filter(|id| self.cancel(*id)).count()
     }
 
     pub(super) fn close(&self) {
-        self.lock().close();
+        lock(&self.state).close();
     }
 
     pub(super) fn is_closed(&self) -> bool {
-        self.lock().is_closed()
+        lock(&self.state).is_closed()
     }
 
     pub(super) fn stats(&self) -> Stats {
-        self.lock().stats()
+        lock(&self.state).stats()
     }
 
     pub(super) async fn drain(&self, deadline: Duration) -> DrainReport {
         let before = {
-            let mut state = self.lock();
+            let mut state = lock(&self.state);
             state.close();
             state.tally()
         };
         let mut orphaned = Vec::new();
         let after = if tokio::time::timeout(deadline, self.until_idle()).await.is_ok() {
-            self.lock().tally()
+            lock(&self.state).tally()
         } else {
             let (Halt { dropped, unbegun, running }, after) = {
-                let mut state = self.lock();
+                let mut state = lock(&self.state);
                 (state.halt(), state.tally()) // at once: each task is either an orphan or counted
             };
             let now = Instant::now();
@@ -155,15 +155,15 @@ impl Shared {
     /// Drops work that never had a permit.
     fn discard(&self, work: Work) {
         #[cfg(feature = "metrics")]
-        self.guard(|| super::recorder::ended(&work.control, Ended::Cancelled, None));
-        self.guard(|| drop(work));
+        contained(|| super::recorder::ended(&work.control, Ended::Cancelled, None));
+        contained(|| drop(work));
     }
 
     async fn until_idle(&self) {
         loop {
             let mut idle = pin!(self.idle.notified());
             idle.as_mut().enable(); // before the look: a change between the two is not missed
-            if self.lock().is_idle() {
+            if lock(&self.state).is_idle() {
                 return;
             }
             idle.await;
@@ -173,7 +173,7 @@ impl Shared {
     /// Tells the sink, once for each failure.
     pub(super) fn report(&self, control: &Control, cause: Cause) {
         let failure = TaskFailure::new(control.id, control.name.clone(), cause);
-        self.guard(|| match &self.sink {
+        contained(|| match &self.sink {
             Some(sink) => sink(&failure),
             None => {
                 #[cfg(feature = "tracing")]
@@ -182,19 +182,9 @@ impl Shared {
         });
     }
 
-    /// Runs foreign code whose panic is nobody's.
-    #[allow(clippy::unused_self)]
-    pub(super) fn guard(&self, foreign: impl FnOnce()) {
-        guarded(foreign).unwrap_or_else(discard_payload);
-    }
-
     fn tell(&self, idle: bool) {
         if idle {
-            self.guard(|| self.idle.notify_waiters()); // wakers are foreign
+            contained(|| self.idle.notify_waiters()); // wakers are foreign
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State<Work, Arc<Control>>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -5,6 +5,8 @@ use tokio::{runtime::Handle, task::AbortHandle, time::Instant};
 #[cfg(feature = "metrics")]
 use super::recorder;
 use super::{control::Control, failure::Cause, shared::Shared, state::Ended};
+#[cfg(feature = "metrics")]
+use crate::pool::call::contained;
 use crate::pool::call::discard_payload;
 
 /// A permit on its way through a task. Whatever happens to the task, the ticket ends it: at the latest when it is dropped.
@@ -44,7 +46,7 @@ impl Ticket {
         });
         self.begun = Some(Begun { at, timer });
         #[cfg(feature = "metrics")]
-        self.shared.guard(|| recorder::began(&self.control, at.duration_since(since)));
+        contained(|| recorder::began(&self.control, at.duration_since(since)));
         let _ = since;
         true
     }
@@ -90,7 +92,7 @@ impl Ticket {
             }
         };
         #[cfg(feature = "metrics")]
-        self.shared.guard(|| recorder::ended(&self.control, ended, ran));
+        contained(|| recorder::ended(&self.control, ended, ran));
         self.shared.end(self.control.id, ended);
     }
 }

@@ -3,7 +3,7 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 use super::{control::Control, output::TaskOutput, running::Running, shared::Shared, ticket::Ticket, within};
 use crate::pool::{
     Priority, Slot,
-    call::{self, Admitted, Context, Departure, guarded},
+    call::{self, Admitted, Context, Departure, contained, guarded},
 };
 
 type Message = Result<(), String>;
@@ -83,7 +83,7 @@ fn on_pool(
         }
         Err(rejection) => {
             let _ = control.refusal.set(rejection);
-            shared.guard(|| drop(future));
+            contained(|| drop(future));
         }
     }
 }

@@ -1,16 +1,11 @@
-use std::{
-    fmt,
-    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
-    sync::Arc,
-    time::Duration,
-};
+use std::{fmt, panic::resume_unwind, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
 #[cfg(feature = "metrics")]
 use super::labels::Labels;
 use super::{Blocked, Name};
-use crate::pool::call::discard_payload;
+use crate::pool::call::{contained, guarded};
 
 /// What a layer hands to each request.
 #[derive(Clone)]
@@ -39,7 +34,7 @@ impl Watch {
     /// Runs `call` or a poll. One that panics is measured too, and its panic goes on.
     pub(super) fn over<T>(&mut self, work: impl FnOnce() -> T) -> T {
         let start = Instant::now();
-        let result = catch_unwind(AssertUnwindSafe(work));
+        let result = guarded(work);
         let held = start.elapsed();
         let poll = self.poll;
         self.poll += 1;
@@ -53,7 +48,7 @@ impl Watch {
     fn report(&self, poll: u64, held: Duration) {
         let blocked = Blocked { route: self.name.route(), method: self.name.method(), held, poll };
         #[cfg(feature = "tracing")]
-        guarded(|| {
+        contained(|| {
             tracing::event!(
                 tracing::Level::WARN,
                 route = blocked.route,
@@ -64,7 +59,7 @@ impl Watch {
             );
         });
         #[cfg(feature = "metrics")]
-        guarded(|| {
+        contained(|| {
             let bounded = self.name.is_bounded();
             let label = if bounded { blocked.route } else { self.settings.labels.bounded(blocked.route) };
             let labels = [("route", label.to_owned())];
@@ -72,15 +67,8 @@ impl Watch {
             metrics::histogram!("offload_blocking_seconds", &labels).record(held);
         });
         if let Some(on_blocking) = &self.settings.on_blocking {
-            guarded(|| on_blocking(&blocked));
+            contained(|| on_blocking(&blocked)); // a response must not depend on any of these
         }
-    }
-}
-
-/// Foreign code that a response must not depend on. The panic hook prints its panic.
-fn guarded(report: impl FnOnce()) {
-    if let Err(payload) = catch_unwind(AssertUnwindSafe(report)) {
-        discard_payload(payload);
     }
 }
 

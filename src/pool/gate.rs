@@ -15,12 +15,7 @@ use tokio::{
     sync::{Notify, oneshot},
 };
 
-use super::{
-    Left, Pool, Priority, Rejection, Stats,
-    call::{discard_payload, guarded},
-    meter::Meter,
-    slots::Slots,
-};
+use super::{Left, Pool, Priority, Rejection, Stats, call::contained, meter::Meter, slots::Slots};
 use crate::sync::Padded;
 
 /// How many [`Priority::Release`] calls may wait to be started. They give back what others wait for, so there are
@@ -296,7 +291,7 @@ impl Gate {
         self.meter.ended();
         if self.is_closed() && self.meter.in_flight() == 0 {
             // Whoever waits in `drain` is woken by a waker that is foreign, and this is the middle of a call's end.
-            guarded(|| self.changed.notify_waiters()).unwrap_or_else(discard_payload);
+            contained(|| self.changed.notify_waiters());
         }
     }
 }

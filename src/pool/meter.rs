@@ -225,21 +225,11 @@ impl Meter {
             tracing::Level::ERROR,
             pool = &*self.pool,
             caller_present = seen,
-            message = message(payload),
+            message = super::call::panic_text(payload),
             "call panicked"
         );
         let _ = (payload, seen);
     }
-}
-
-/// The text of a panic, as the standard library's own hook finds it.
-#[cfg(feature = "tracing")]
-fn message(payload: &(dyn Any + Send)) -> &str {
-    payload
-        .downcast_ref::<&'static str>()
-        .copied()
-        .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("Box<dyn Any>")
 }
 
 /// Of two counters that are read while they change.

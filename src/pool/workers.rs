@@ -2,7 +2,7 @@ use std::{fmt, io, sync::Arc, time::Duration};
 
 use super::{
     Gate, Job, Left, QueuePolicy, Rejection,
-    call::{discard_payload, guarded},
+    call::{contained, discard_payload, guarded},
     crew::{Crew, Hand, Role, Step, Turn},
     replies::Replies,
     roster::Limits,
@@ -163,7 +163,7 @@ impl Worker {
                 workers.spawn_or_refuse(role);
             }
             for job in hand.shed.drain(..) {
-                guarded(|| job.refuse(Rejection::Expired)).unwrap_or_else(discard_payload);
+                contained(|| job.refuse(Rejection::Expired));
             }
             // A job catches what it runs. What is left is a recorder or a subscriber that panics: not worth a thread.
             let reply = guarded(|| job.turn()).unwrap_or_else(|payload| {
@@ -182,7 +182,7 @@ impl Worker {
             }
         };
         // A job that leaks a guard of a runtime that it entered makes tokio panic here.
-        guarded(|| drop(stretch)).unwrap_or_else(discard_payload);
+        contained(|| drop(stretch));
         step
     }
 }

@@ -13,7 +13,7 @@ use tokio::{runtime, task::Id, time::Instant};
 use super::{
     context::{Context, Trace},
     current::{Current, Place},
-    guard::{discard_payload, guarded},
+    guard::{contained, discard_payload, guarded},
     handle::{Answer, Failure, Handle},
     lifecycle::{Begin, Caller, Departure, Leave, Lifecycle, Park},
     reply::Reply,
@@ -223,16 +223,15 @@ where
         }
         let surroundings = {
             let mut progress = lock(&self.progress);
-            let dropped = guarded(|| progress.stage.finish(Err(Failure::Panicked(payload))));
-            dropped.unwrap_or_else(discard_payload);
+            contained(|| progress.stage.finish(Err(Failure::Panicked(payload))));
             progress.surroundings.take()
         };
-        guarded(|| drop(surroundings)).unwrap_or_else(discard_payload);
+        contained(|| drop(surroundings));
         self.pool.gate().meter().failed();
         self.pool.gate().ended();
         let (gone, caller) = self.lifecycle.finish();
         let left = if gone { lock(&self.progress).stage.take() } else { None };
-        guarded(|| drop(left)).unwrap_or_else(discard_payload);
+        contained(|| drop(left));
         reply(caller)
     }
 
@@ -275,7 +274,7 @@ where
                 // A subscriber that panics may have kept the stage from being finished: the caller must find an answer.
                 if stage.is_pending() {
                     let failure = Failure::Refused(Rejection::Panicked);
-                    guarded(|| stage.finish(Err(failure))).unwrap_or_else(discard_payload);
+                    contained(|| stage.finish(Err(failure)));
                 }
                 self.report(payload);
             }

@@ -18,3 +18,17 @@ pub(crate) fn discard_payload(payload: Box<dyn Any + Send>) {
         }
     }
 }
+
+/// Runs foreign code whose panic is nobody's. The panic hook has printed it.
+pub(crate) fn contained(foreign: impl FnOnce()) {
+    guarded(foreign).unwrap_or_else(discard_payload);
+}
+
+/// The text of a panic, as the standard library's own hook finds it.
+pub(crate) fn panic_text(payload: &(dyn Any + Send)) -> &str {
+    payload
+        .downcast_ref::<&'static str>()
+        .copied()
+        .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("Box<dyn Any>")
+}

@@ -26,7 +26,7 @@ pub(crate) use self::{
     cell::{Admitted, spawn},
     context::{Ahead, Context},
     current::{Current, Place},
-    guard::{discard_payload, guarded},
+    guard::{contained, discard_payload, guarded, panic_text},
     handle::{Failure, Handle},
     lifecycle::Departure,
     reply::Reply,

@@ -1,6 +1,6 @@
 use std::task::Waker;
 
-use super::guard::{discard_payload, guarded};
+use super::guard::contained;
 
 /// Who is to be woken at the end of a call.
 #[derive(Debug)]
@@ -13,6 +13,6 @@ pub(crate) struct Reply {
 impl Reply {
     /// Wakes the caller, with a waker that is foreign code.
     pub(crate) fn wake(self) {
-        guarded(|| self.waker.wake()).unwrap_or_else(discard_payload);
+        contained(|| self.waker.wake());
     }
 }

@@ -1,10 +1,6 @@
-use std::{
-    fmt,
-    panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
-};
+use std::{fmt, sync::Arc};
 
-use crate::pool::call::discard_payload;
+use crate::pool::call::{discard_payload, guarded};
 
 type Hook = Arc<dyn Fn() + Send + Sync>;
 
@@ -19,7 +15,7 @@ impl Hooks {
     /// Calls a hook, if there is one. A panic must not cost the pool a thread, and the panic hook has printed it.
     pub(super) fn call(hook: Option<&Hook>, pool: &str) {
         let Some(hook) = hook else { return };
-        if let Err(payload) = catch_unwind(AssertUnwindSafe(|| hook())) {
+        if let Err(payload) = guarded(|| hook()) {
             discard_payload(payload);
             #[cfg(feature = "tracing")]
             tracing::event!(tracing::Level::ERROR, pool, "thread hook panicked");
