@@ -150,12 +150,27 @@ impl<T: Waits, S> Roster<T, S> {
     /// A thread that was asked for is here, and counts as busy. Whoever asked for it may ask for another, and so does what waits
     /// already.
     pub(super) fn arrive(&mut self, from: From, reserved: bool) -> Ask<S> {
-        match from {
-            From::Coming if reserved => self.reserved.coming = false,
-            From::Coming => self.coming = false,
-            From::Busy | From::Searching => {}
+        match reserved {
+            true => self.reserved_was(from),
+            false => self.was(from),
         }
         self.call_if_any_waits()
+    }
+
+    /// A thread is not any more what it was until now.
+    fn was(&mut self, from: From) {
+        match from {
+            From::Busy => {}
+            From::Coming => self.coming = false,
+            From::Searching => self.searching = false,
+        }
+    }
+
+    /// As `was`, for a reserved thread, which never searches.
+    fn reserved_was(&mut self, from: From) {
+        if from == From::Coming {
+            self.reserved.coming = false;
+        }
     }
 
     /// Counts a thread that is about to be spawned ahead of any work. It comes as `Busy`: nobody waits for it.
@@ -175,11 +190,7 @@ impl<T: Waits, S> Roster<T, S> {
         shed: &mut Vec<T>,
         seat: impl FnOnce() -> S,
     ) -> (Next<T>, Ask<S>) {
-        match from {
-            From::Busy => {}
-            From::Coming => self.coming = false,
-            From::Searching => self.searching = false,
-        }
+        self.was(from);
         if let Some(item) = self.jobs.pop(now, shed) {
             return (Next::Run(item), self.call_if_any_waits());
         }
@@ -199,9 +210,7 @@ impl<T: Waits, S> Roster<T, S> {
 
     /// As `next`, for a reserved thread.
     pub(super) fn next_reserved(&mut self, from: From, stay: bool, seat: impl FnOnce() -> S) -> (Next<T>, Ask<S>) {
-        if from == From::Coming {
-            self.reserved.coming = false;
-        }
+        self.reserved_was(from);
         if let Some(item) = self.jobs.pop_release() {
             return (Next::Run(item), self.call_if_any_waits());
         }
@@ -219,19 +228,13 @@ impl<T: Waits, S> Roster<T, S> {
     /// A thread that was counted never came or vanished. To be followed by `make_up`.
     pub(super) fn lost(&mut self, from: From) {
         self.threads -= 1;
-        match from {
-            From::Busy => {}
-            From::Coming => self.coming = false,
-            From::Searching => self.searching = false,
-        }
+        self.was(from);
     }
 
     /// As `lost`, for a reserved thread.
     pub(super) fn lost_reserved(&mut self, from: From) {
         self.reserved.threads -= 1;
-        if from == From::Coming {
-            self.reserved.coming = false;
-        }
+        self.reserved_was(from);
     }
 
     /// After `lost`: returns the jobs that nobody is left to run; or, if a job waits and another thread sleeps, asks for

@@ -60,6 +60,7 @@ async fn a_closure_past_its_deadline_is_reported_as_running_once_and_keeps_its_p
 #[test]
 fn outside_of_any_runtime_a_task_that_took_too_long_is_reported_at_its_end() {
     let (background, failures) = logging(on_threads(1));
+    // The work itself: it has to take some time.
     background.task("late").timeout(Duration::ZERO).run(|| std::thread::sleep(Duration::from_millis(1))).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     runtime.block_on(background.drain(LONG));

@@ -108,7 +108,7 @@ async fn a_multi_threaded_runtime_offloads() {
 /// The same application, a timer in it, on every pool.
 async fn serves_on(pool: impl Pool) {
     let nap = async || {
-        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await; // the handler's own, to use a timer
         tokio::spawn(async { "rested" }).await.unwrap()
     };
     let address = serve(Router::new().route("/", get(nap)).layer(OffloadLayer::new(pool))).await;

@@ -29,7 +29,7 @@ fn meeting_place() -> Router {
     let barrier = Arc::new(Barrier::new(REQUESTS));
     let handler = async move || {
         barrier.wait().await;
-        sleep(Duration::from_millis(200)).await;
+        sleep(Duration::from_millis(200)).await; // the handler's own, to use a timer
         "met"
     };
     Router::new().route("/", get(handler))

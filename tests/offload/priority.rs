@@ -90,7 +90,7 @@ async fn e7_a_release_call_that_awaits_is_resumed_though_all_threads_are_held() 
     let service = layer.layer(tower::service_fn(async |n: u32| {
         for _ in 0..10 {
             tokio::task::yield_now().await;
-            tokio::time::sleep(Duration::from_millis(1)).await;
+            tokio::time::sleep(Duration::from_millis(1)).await; // the work's own, to be woken by a timer
         }
         Answer::Ok(n)
     }));

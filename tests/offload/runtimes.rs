@@ -14,7 +14,7 @@ use crate::support::{Answer, eventually, hold, one_thread, pools, runtime, soon}
 /// Timers and `spawn` inside, then sync work.
 async fn uses_tokio(pool: Arc<dyn Pool>) {
     let service = OffloadLayer::new(pool).reject(Typed).layer(service_fn(async |n: u32| {
-        tokio::time::sleep(Duration::from_millis(1)).await;
+        tokio::time::sleep(Duration::from_millis(1)).await; // the work's own, to use a timer
         let spawned = tokio::spawn(async move { n + 1 }).await.unwrap();
         Answer::Ok(spawned + tokio::task::spawn_blocking(|| 1).await.unwrap())
     }));
@@ -130,7 +130,7 @@ fn p19_a_runtime_that_is_dropped_while_calls_run_and_wait() {
         let (pool, held) = runtime.block_on(async {
             let pool = pools(1, 8).remove(kind);
             let service = OffloadLayer::new(pool.clone()).reject(Typed).layer(service_fn(async |()| {
-                tokio::time::sleep(Duration::from_secs(3600)).await;
+                tokio::time::sleep(Duration::from_secs(3600)).await; // for ever: nobody waits for it
                 Answer::Ok(())
             }));
             tokio::spawn(service.clone().oneshot(())); // parked in a timer of that runtime
@@ -173,7 +173,7 @@ async fn a_paused_clock_works_with_inline_and_tokio_blocking() {
     let pools: [Arc<dyn Pool>; 2] = [Arc::new(Inline::new()), Arc::new(TokioBlocking::new(1))];
     for pool in pools {
         let service = OffloadLayer::new(pool).reject(Typed).layer(service_fn(async |()| {
-            tokio::time::sleep(Duration::from_secs(3600)).await;
+            tokio::time::sleep(Duration::from_secs(3600)).await; // for ever: nobody waits for it
             Answer::Ok(())
         }));
         let started = tokio::time::Instant::now();

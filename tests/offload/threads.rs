@@ -171,7 +171,7 @@ async fn a_thread_that_stays_sleeps_whatever_the_keep_alive() {
         after_name[12].parse::<u32>().unwrap() + after_name[13].parse::<u32>().unwrap()
     };
     let before = ticks();
-    thread::sleep(Duration::from_millis(300));
+    thread::sleep(Duration::from_millis(300)); // nothing tells that a thread goes on sleeping, but time
     assert!(ticks() - before < 15);
     assert_eq!(soon(pool.run(|| 1)).await, Ok(1));
 }

@@ -38,7 +38,7 @@ fn random_calls_are_neither_lost_nor_run_twice() {
 }
 
 #[test]
-#[ignore = "takes minutes: `STRESS_SECONDS`, and three million calls in any case"]
+#[ignore = "takes minutes: `STRESS_SECONDS`, and three million calls in any case; see CONTRIBUTING.md for when"]
 fn random_calls_for_a_long_time() {
     play(3_000_000, Duration::from_secs(number("STRESS_SECONDS").unwrap_or(120)));
 }
