@@ -6,6 +6,7 @@ use std::{
 /// Runs foreign code and hands its panic back as a value.
 ///
 /// Unwind safety is asserted: whatever the code left half done is dropped by the caller of this function, never used.
+#[inline]
 pub(crate) fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, Box<dyn Any + Send>> {
     catch_unwind(AssertUnwindSafe(work))
 }
@@ -20,6 +21,7 @@ pub(crate) fn discard_payload(payload: Box<dyn Any + Send>) {
 }
 
 /// Runs foreign code whose panic is nobody's. The panic hook has printed it.
+#[inline]
 pub(crate) fn contained(foreign: impl FnOnce()) {
     guarded(foreign).unwrap_or_else(discard_payload);
 }
