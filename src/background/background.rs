@@ -98,6 +98,12 @@ impl Background {
         self.shared.cancel_named(name)
     }
 
+    /// As [`TaskHandle::cancel`].
+    #[allow(dead_code, reason = "for those that run tasks in order")]
+    pub(crate) fn cancel_id(&self, id: u64) -> bool {
+        self.shared.cancel(id)
+    }
+
     /// Takes no tasks any more but those that running tasks register. Those that have a place run.
     pub fn close(&self) {
         self.shared.close();

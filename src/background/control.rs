@@ -9,6 +9,7 @@ use std::{
 
 use tokio::task::AbortHandle;
 
+use super::over::{self, Callback, Over};
 use crate::{
     pool::{
         Rejection,
@@ -24,6 +25,7 @@ pub(super) struct Control {
     cancelled: AtomicBool,
     /// Set by whoever says first how the task ended: the task or its timer.
     settled: AtomicBool,
+    on_over: Mutex<Option<Callback>>,
     /// Set if the pool did not take it.
     pub(super) refusal: OnceLock<Rejection>,
     stop: Mutex<Stop>,
@@ -44,6 +46,7 @@ impl Control {
             name,
             cancelled: AtomicBool::new(false),
             settled: AtomicBool::new(false),
+            on_over: Mutex::new(None),
             refusal: OnceLock::new(),
             stop: Mutex::new(Stop::Nothing),
         }
@@ -56,6 +59,24 @@ impl Control {
     /// `true` once: for the one who may say how the task ended.
     pub(super) fn settle(&self) -> bool {
         !self.settled.swap(true, SeqCst)
+    }
+
+    /// Who is to be told by [`over`](Self::over). Set before there is work that could end.
+    pub(super) fn on_over(&self, callback: Callback) {
+        *lock(&self.on_over) = Some(callback);
+    }
+
+    /// Tells it to whoever wants to know, the first time.
+    pub(super) fn over(&self, over: Over) {
+        let callback = lock(&self.on_over).take();
+        if let Some(callback) = callback {
+            over::call(callback, over);
+        }
+    }
+
+    /// The task was not let begin, by somebody who is about to cancel it.
+    pub(super) fn never_begins(&self) {
+        self.cancelled.store(true, SeqCst);
     }
 
     pub(super) fn cancel(&self) {

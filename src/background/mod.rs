@@ -73,6 +73,7 @@ mod error;
 mod failure;
 mod handle;
 mod output;
+mod over;
 #[cfg(feature = "metrics")]
 mod recorder;
 mod report;
@@ -99,4 +100,6 @@ pub use self::{
     stats::Stats,
     task::Task,
 };
+#[allow(unused_imports, reason = "for those that run tasks in order")]
+pub(crate) use self::{over::Over, work::Body};
 pub use crate::pool::call::{Cancellation, cancellation, cancelled};

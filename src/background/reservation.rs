@@ -3,6 +3,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use super::{
     TaskHandle, TaskOutput,
     control::Control,
+    over::{self, Callback, Over},
     shared::Shared,
     work::{Body, Work},
 };
@@ -16,13 +17,14 @@ pub struct Reservation {
     shared: Arc<Shared>,
     control: Arc<Control>,
     limit: Option<Duration>,
+    on_over: Option<Callback>,
     /// `None` once it is spent.
     context: Option<Context>,
 }
 
 impl Reservation {
     pub(super) fn new(shared: Arc<Shared>, control: Arc<Control>) -> Self {
-        Self { shared, control, limit: None, context: Some(Context::capture_for_background()) }
+        Self { shared, control, limit: None, on_over: None, context: Some(Context::capture_for_background()) }
     }
 
     /// The number of the task, unique within its background.
@@ -35,9 +37,28 @@ impl Reservation {
         self.with_limit(Some(limit))
     }
 
-    pub(super) fn with_limit(mut self, limit: Option<Duration>) -> Self {
+    pub(crate) fn with_limit(mut self, limit: Option<Duration>) -> Self {
         self.limit = limit;
         self
+    }
+
+    /// Who is told once when the task is over. Not before the place is spent or dropped, whatever befalls it until then.
+    ///
+    /// Sync work that runs out of its time is over then, and so is whatever still has a permit at a drain's deadline; other work when
+    /// it ended or was dropped. The callback may spend other reservations of the same background: one that is called meanwhile on the
+    /// same thread waits for its return, so chains do not grow the stack. A drain waits for it, unless its deadline has passed. It
+    /// runs under no lock, holds up the permit, and its panic is swallowed.
+    #[allow(dead_code, reason = "for those that run tasks in order")]
+    pub(crate) fn on_over(mut self, callback: impl FnOnce(Over) + Send + 'static) -> Self {
+        self.on_over = Some(Box::new(callback));
+        self
+    }
+
+    /// As what [`run`](Self::run) returns, before there is work. Cancelled with it, the place is free at once, and the work
+    /// is dropped when the place is spent.
+    #[allow(dead_code, reason = "for those that run tasks in order")]
+    pub(crate) fn handle(&self) -> TaskHandle {
+        TaskHandle::new(self.shared.clone(), self.control.id)
     }
 
     /// Spends the place on sync work. If it was cancelled meanwhile, or a drain's deadline has passed, the work is
@@ -59,18 +80,25 @@ impl Reservation {
         self.spend(Body::of_future(work))
     }
 
-    fn spend(mut self, body: Body) -> TaskHandle {
+    /// Spends the place on work of either kind: [`run`](Self::run) or [`spawn`](Self::spawn).
+    pub(crate) fn spend(mut self, body: Body) -> TaskHandle {
         if let Some(context) = self.context.take() {
+            if let Some(callback) = self.on_over.take() {
+                self.control.on_over(callback);
+            }
             self.shared.enqueue(Work { control: self.control.clone(), context, limit: self.limit, body });
         }
-        TaskHandle::new(self.shared.clone(), self.control.id)
+        self.handle()
     }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
         if self.context.take().is_some() {
-            self.shared.skip(self.control.id);
+            let skipped = self.shared.skip(self.control.id);
+            if let Some(callback) = self.on_over.take() {
+                over::call(callback, if skipped { Over::Skipped } else { Over::Cancelled });
+            }
         }
     }
 }

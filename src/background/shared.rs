@@ -14,6 +14,7 @@ use super::{
     DrainReport, Orphan, Rejected, Stats, TaskFailure,
     control::Control,
     failure::Cause,
+    over::Over,
     state::{Ended, Halt, Met, State},
     within,
     work::Work,
@@ -55,12 +56,17 @@ impl Shared {
         let enqueued = lock(&self.state).enqueue(id, work, Instant::now());
         match enqueued {
             Ok(()) => self.dispatch(),
-            Err(unwanted) => contained(|| drop(unwanted)),
+            Err(unwanted) => {
+                let control = unwanted.control.clone();
+                contained(|| drop(unwanted));
+                control.over(Over::Cancelled);
+            }
         }
     }
 
-    /// Starts what there are permits for.
+    /// Starts what there are permits for. What a pool ends on the spot does not start the next one within: the loop does.
     fn dispatch(self: &Arc<Self>) {
+        let Some(_dispatching) = within::dispatching(&**self) else { return };
         loop {
             let next = lock(&self.state).dispatch();
             let Some(work) = next else { return };
@@ -81,9 +87,14 @@ impl Shared {
         self.dispatch();
     }
 
-    pub(super) fn skip(&self, id: u64) {
-        let idle = lock(&self.state).skip(id);
+    /// `true` unless the place was taken away before.
+    pub(super) fn skip(&self, id: u64) -> bool {
+        let (skipped, idle) = {
+            let mut state = lock(&self.state);
+            (state.skip(id), state.is_idle())
+        };
         self.tell(idle);
+        skipped
     }
 
     /// `true` unless the task was over.
@@ -137,9 +148,13 @@ impl Shared {
             let now = Instant::now();
             for (control, begun) in running {
                 control.cancel();
+                control.over(Over::Cancelled);
                 orphaned.push(Orphan { id: control.id, name: control.name.clone(), age: now - begun });
             }
-            unbegun.iter().for_each(|control| control.cancel());
+            for control in unbegun {
+                control.cancel();
+                control.over(Over::Cancelled); // its work is dropped when a thread comes to it
+            }
             dropped.into_iter().for_each(|work| self.discard(work));
             self.tell(orphaned.is_empty());
             after
@@ -152,11 +167,13 @@ impl Shared {
         }
     }
 
-    /// Drops work that never had a permit.
+    /// Drops work that never had a permit, and will have none.
     fn discard(&self, work: Work) {
         #[cfg(feature = "metrics")]
         contained(|| super::recorder::ended(&work.control, Ended::Cancelled, None));
+        let control = work.control.clone();
         contained(|| drop(work));
+        control.over(Over::Cancelled);
     }
 
     async fn until_idle(&self) {

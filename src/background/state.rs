@@ -161,13 +161,14 @@ impl<W, C: Clone> State<W, C> {
         self.is_idle()
     }
 
-    /// Frees a reserved place that got no work. `true` if nothing is left.
+    /// Frees a reserved place that got no work. `false` if it was taken away before.
     pub(super) fn skip(&mut self, id: u64) -> bool {
-        if self.tasks.get(&id).is_some_and(|entry| entry.stage == Stage::Reserved) {
+        let is_reserved = self.tasks.get(&id).is_some_and(|entry| entry.stage == Stage::Reserved);
+        if is_reserved {
             self.tasks.remove(&id);
             self.tally.skipped += 1;
         }
-        self.is_idle()
+        is_reserved
     }
 
     pub(super) fn cancel(&mut self, id: u64) -> Met<W, C> {

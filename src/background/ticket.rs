@@ -4,7 +4,7 @@ use tokio::{runtime::Handle, task::AbortHandle, time::Instant};
 
 #[cfg(feature = "metrics")]
 use super::recorder;
-use super::{control::Control, failure::Cause, shared::Shared, state::Ended};
+use super::{control::Control, failure::Cause, over::Over, shared::Shared, state::Ended};
 #[cfg(feature = "metrics")]
 use crate::pool::call::contained;
 use crate::pool::call::discard_payload;
@@ -32,7 +32,10 @@ impl Ticket {
     /// Says that the task's code is about to run; `false` if it must not. In the runtime that keeps its time, if any.
     pub(super) fn begin(&mut self) -> bool {
         let at = Instant::now();
-        let Some(since) = self.shared.begin(self.control.id, at) else { return false };
+        let Some(since) = self.shared.begin(self.control.id, at) else {
+            self.control.never_begins();
+            return false;
+        };
         let timer = self.limit.zip(Handle::try_current().ok()).map(|(limit, runtime)| {
             let (shared, control, is_blocking) = (self.shared.clone(), self.control.clone(), self.is_blocking);
             let timer = runtime.spawn(async move {
@@ -40,6 +43,9 @@ impl Ticket {
                 if control.settle() {
                     shared.report(&control, Cause::TimedOut { limit, still_running: is_blocking });
                     control.cancel();
+                    if is_blocking {
+                        control.over(Over::Failed); // an async one is over when it is dropped, which is soon
+                    }
                 }
             });
             timer.abort_handle()
@@ -93,6 +99,7 @@ impl Ticket {
         };
         #[cfg(feature = "metrics")]
         contained(|| recorder::ended(&self.control, ended, ran));
+        self.control.over(ended.into()); // before the place is free: a drain waits for it
         self.shared.end(self.control.id, ended);
     }
 }

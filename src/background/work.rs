@@ -16,13 +16,14 @@ pub(super) struct Work {
     pub(super) body: Body,
 }
 
-pub(super) enum Body {
+/// What a task does, of either kind.
+pub(crate) enum Body {
     Async(Pin<Box<dyn Future<Output = Message> + Send>>),
     Sync(Box<dyn FnOnce() -> Message + Send>),
 }
 
 impl Body {
-    pub(super) fn of_closure<F, T>(work: F) -> Self
+    pub(crate) fn of_closure<F, T>(work: F) -> Self
     where
         F: FnOnce() -> T + Send + 'static,
         T: TaskOutput,
@@ -30,7 +31,7 @@ impl Body {
         Self::Sync(Box::new(|| work().into_message()))
     }
 
-    pub(super) fn of_future<F>(work: F) -> Self
+    pub(crate) fn of_future<F>(work: F) -> Self
     where
         F: Future<Output: TaskOutput> + Send + 'static,
     {
