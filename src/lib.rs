@@ -1,6 +1,9 @@
 #![doc = include_str!("lib.md")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+#[cfg(feature = "after-response")]
+#[cfg_attr(docsrs, doc(cfg(feature = "after-response")))]
+pub mod after_response;
 #[cfg(feature = "axum")]
 #[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
 pub mod axum;
@@ -16,6 +19,9 @@ pub mod offload;
 pub mod pool;
 mod sync;
 
+#[cfg(feature = "after-response")]
+#[cfg_attr(docsrs, doc(cfg(feature = "after-response")))]
+pub use self::after_response::{AfterResponse, AfterResponseLayer};
 pub use self::{
     background::Background,
     offload::{Offload, OffloadLayer},

@@ -4,6 +4,7 @@ use ::axum::response::{IntoResponse, Response};
 use http::Request;
 
 use crate::{
+    background,
     offload::{Http, Reject},
     pool::Rejection,
 };
@@ -32,4 +33,16 @@ impl IntoResponse for crate::offload::SyncBody {
     fn into_response(self) -> Response {
         Response::new(::axum::body::Body::new(self))
     }
+}
+
+impl IntoResponse for background::Rejected {
+    /// A 503 with `Retry-After`.
+    fn into_response(self) -> Response {
+        try_later()
+    }
+}
+
+/// Nobody knows how long tasks take; a second is the least that can be said.
+pub(super) fn try_later() -> Response {
+    respond(Rejection::Overloaded, Duration::ZERO)
 }

@@ -24,7 +24,11 @@
 //! To offload many routes, or handlers that are `async`, put an [`OffloadLayer`](crate::OffloadLayer) on the router
 //! instead.
 
+#[cfg(feature = "after-response")]
+mod after_response;
 mod blocking;
 mod into_response;
 
+#[cfg(feature = "after-response")]
+pub use self::after_response::MissingAfterResponseLayer;
 pub use self::blocking::{Blocking, blocking};

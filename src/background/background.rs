@@ -99,9 +99,14 @@ impl Background {
     }
 
     /// As [`TaskHandle::cancel`].
-    #[allow(dead_code, reason = "for those that run tasks in order")]
+    #[cfg_attr(not(feature = "after-response"), allow(dead_code, reason = "for those that run tasks in order"))]
     pub(crate) fn cancel_id(&self, id: u64) -> bool {
         self.shared.cancel(id)
+    }
+
+    #[cfg_attr(not(feature = "after-response"), allow(dead_code, reason = "for those that run tasks in order"))]
+    pub(crate) fn pool(&self) -> Arc<dyn Pool> {
+        self.shared.pool.clone()
     }
 
     /// Takes no tasks any more but those that running tasks register. Those that have a place run.

@@ -48,7 +48,7 @@ impl Reservation {
     /// it ended or was dropped. The callback may spend other reservations of the same background: one that is called meanwhile on the
     /// same thread waits for its return, so chains do not grow the stack. A drain waits for it, unless its deadline has passed. It
     /// runs under no lock, holds up the permit, and its panic is swallowed.
-    #[allow(dead_code, reason = "for those that run tasks in order")]
+    #[cfg_attr(not(feature = "after-response"), allow(dead_code, reason = "for those that run tasks in order"))]
     pub(crate) fn on_over(mut self, callback: impl FnOnce(Over) + Send + 'static) -> Self {
         self.on_over = Some(Box::new(callback));
         self
@@ -56,7 +56,7 @@ impl Reservation {
 
     /// As what [`run`](Self::run) returns, before there is work. Cancelled with it, the place is free at once, and the work
     /// is dropped when the place is spent.
-    #[allow(dead_code, reason = "for those that run tasks in order")]
+    #[cfg_attr(not(feature = "after-response"), allow(dead_code, reason = "for those that run tasks in order"))]
     pub(crate) fn handle(&self) -> TaskHandle {
         TaskHandle::new(self.shared.clone(), self.control.id)
     }

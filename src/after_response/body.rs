@@ -1,0 +1,73 @@
+use std::{
+    fmt,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use http_body::{Body, Frame, SizeHint};
+use pin_project_lite::pin_project;
+
+use super::guard::Guard;
+
+pin_project! {
+    /// The body of a response of [`AfterResponseService`](super::AfterResponseService): the inner one, and a look at how it ends.
+    #[derive(Debug)]
+    pub struct ResponseBody<B> {
+        #[pin]
+        inner: B,
+        // Dropped after the body: what the body holds is given back before anything runs that comes after the response.
+        guard: Option<Guard>,
+    }
+}
+
+impl<B> ResponseBody<B> {
+    /// Without a guard it is but the inner one.
+    pub(crate) fn new(inner: B, guard: Option<Guard>) -> Self {
+        Self { inner, guard }
+    }
+
+    /// The inner body.
+    pub fn get_ref(&self) -> &B {
+        &self.inner
+    }
+}
+
+impl<B> Body for ResponseBody<B>
+where
+    B: Body,
+    B::Error: fmt::Display,
+{
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        let this = self.project();
+        let mut inner = this.inner;
+        let Some(guard) = this.guard else { return inner.poll_frame(cx) };
+        let frame = ready!(guard.inside(|| inner.as_mut().poll_frame(cx)));
+        guard.frame(frame.as_ref(), &*inner, cx);
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+impl<B: Default> Default for ResponseBody<B> {
+    /// A body of nobody's response.
+    fn default() -> Self {
+        Self::new(B::default(), None)
+    }
+}
+
+impl<B: From<bytes::Bytes>> From<bytes::Bytes> for ResponseBody<B> {
+    /// A body of nobody's response.
+    fn from(bytes: bytes::Bytes) -> Self {
+        Self::new(B::from(bytes), None)
+    }
+}

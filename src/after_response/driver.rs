@@ -1,0 +1,114 @@
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    thread,
+};
+
+use tokio::runtime::Handle;
+
+use super::{
+    Outcome,
+    entry::{Hook, Task},
+    exchange::Exchange,
+    pending::{Home, Pending},
+};
+use crate::{
+    background::Over,
+    pool::{
+        Priority, Slot,
+        call::{self, Admitted, Departure, contained},
+    },
+    sync::{Mutex, lock},
+};
+
+/// Runs the hooks of a settled exchange and starts its tasks: in a task of its own, never on the stack of whoever settled it.
+pub(super) struct Driver(Option<Arc<Exchange>>);
+
+impl Driver {
+    /// On the runtime of the first registration; without any, on this thread's; without any, or if it is gone, on the
+    /// background's pool.
+    pub(super) fn start(exchange: Arc<Exchange>) {
+        let runtime = lock(&exchange.pending).home().and_then(|home| home.runtime);
+        let driver = Self(Some(exchange));
+        match runtime.or_else(|| Handle::try_current().ok()) {
+            Some(runtime) => drop(runtime.spawn(driver)),
+            None => drop(driver),
+        }
+    }
+}
+
+impl Future for Driver {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {
+        if let Some(exchange) = self.0.take() {
+            drive(&exchange);
+        }
+        Poll::Ready(())
+    }
+}
+
+impl Drop for Driver {
+    /// Its runtime is gone, or there is none.
+    fn drop(&mut self) {
+        let Some(exchange) = self.0.take() else { return };
+        let Some(Home { background, .. }) = lock(&exchange.pending).home() else { return };
+        // Nobody waits for more than it takes; tasks have places that drains wait for.
+        match Slot::claim(background.pool(), Priority::Release) {
+            Ok(slot) => {
+                let admitted = Admitted { slot, place: None, priority: Priority::Release };
+                let context = call::Context::capture_for_background();
+                drop(call::spawn(admitted, context, Departure::Detach, async move { drive(&exchange) }));
+            }
+            // A pool that is full or shut down. What was promised to run on every path has a thread of its own then.
+            Err(_) => {
+                let name = "after-response".to_owned();
+                let _ = thread::Builder::new().name(name).spawn(move || drive(&exchange));
+            }
+        }
+    }
+}
+
+/// Until nothing new was registered: runs the hooks, and gives the tasks that are wanted to the background.
+fn drive(exchange: &Arc<Exchange>) {
+    let begins = lock(&exchange.pending).begin_driving();
+    if !begins {
+        return;
+    }
+    let outcome = exchange.outcome();
+    loop {
+        let taken = lock(&exchange.pending).take();
+        let Some((hooks, tasks)) = taken else { return };
+        hooks.for_each(|hook| hook.run(outcome));
+        tasks.into_iter().for_each(|task| judge(task, outcome, &exchange.pending));
+        dispatch(exchange);
+    }
+}
+
+fn judge(mut task: Task, outcome: &Outcome, pending: &Mutex<Pending<Hook, Task>>) {
+    let concurrent = task.concurrent;
+    let is_wanted = std::mem::take(&mut task.condition).holds(outcome);
+    let unwanted = if is_wanted { lock(pending).push_ready(task, concurrent) } else { Some(task) };
+    contained(|| drop(unwanted)); // gives its place back, and counts it as skipped
+}
+
+/// Starts the tasks that may.
+fn dispatch(exchange: &Arc<Exchange>) {
+    let begins = lock(&exchange.pending).begin_dispatching();
+    if !begins {
+        return;
+    }
+    loop {
+        let next = lock(&exchange.pending).next();
+        let Some(Task { reservation, body, stop_on_error, .. }) = next else { return };
+        let exchange = exchange.clone();
+        let over = move |over| {
+            let stop = stop_on_error && over == Over::Failed;
+            let never = lock(&exchange.pending).over(stop);
+            contained(|| drop(never));
+            dispatch(&exchange);
+        };
+        reservation.on_over(over).spend(body);
+    }
+}

@@ -1,0 +1,173 @@
+use std::{
+    fmt,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::{
+    Delivery, End, Outcome,
+    driver::Driver,
+    entry::{Hook, Task},
+    facts::Facts,
+    pending::Pending,
+    progress::{Progress, RequestLine},
+    wire::{Verdict, Wire},
+};
+use crate::sync::{Mutex, lock};
+
+/// A request and its response: what is to be run after it, and what is known about its end.
+///
+/// It is settled once the response's own side has let go of it ([`Exchange::released`]) and, if all of the response went out, the
+/// wire has told what became of that ([`Exchange::told`]). Nothing here runs what is not ours: that is the driver's, in a task.
+pub(crate) struct Exchange {
+    began: Instant,
+    is_multiplexed: bool,
+    wire: Option<Arc<dyn Wire>>,
+    facts: Facts,
+    /// Set before `RELEASED`.
+    ending: OnceLock<Outcome>,
+    /// Set before `TOLD`, unless the verdict does not matter.
+    verdict: OnceLock<Verdict>,
+    /// Nanoseconds; set before `SETTLED`.
+    total: AtomicU64,
+    outcome: OnceLock<Outcome>,
+    pub(super) pending: Mutex<Pending<Hook, Task>>,
+}
+
+impl Exchange {
+    /// For a response of which the wire tells nothing, or `wire` does.
+    pub(super) fn new(request: RequestLine, wire: Option<Arc<dyn Wire>>) -> Self {
+        Self {
+            began: Instant::now(),
+            is_multiplexed: request.is_multiplexed(),
+            facts: Facts::new(wire.is_some()),
+            wire,
+            ending: OnceLock::new(),
+            verdict: OnceLock::new(),
+            total: AtomicU64::new(0),
+            outcome: OnceLock::new(),
+            pending: Mutex::new(Pending::default()),
+        }
+    }
+
+    pub(super) fn elapsed(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    /// Whether the wire will tell when this response was flushed, as far as is known yet.
+    pub(super) fn is_tracked(&self) -> bool {
+        self.wire.is_some() && !matches!(self.verdict.get(), Some(Verdict::Unsure))
+    }
+
+    /// Whether anything was registered.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.facts.is_wanted()
+    }
+
+    /// The head is about to be handed over, and opens a tunnel.
+    pub(super) fn opens_tunnel(self: &Arc<Self>) {
+        if let Some(wire) = &self.wire {
+            wire.ends_with_head(self);
+        }
+    }
+
+    /// Whoever held the response has let go of it.
+    pub(super) fn released(self: &Arc<Self>, progress: Progress) {
+        let ending = progress.outcome();
+        let awaits_wire = match ending.end {
+            End::Complete => true,
+            End::BodyTooShort => self.is_multiplexed,
+            _ => false,
+        };
+        if self.ending.set(ending).is_err() {
+            return; // there is one guard
+        }
+        let settles = if awaits_wire { self.facts.released() } else { self.facts.released_for_good() };
+        if settles {
+            self.settle();
+        } else if let (true, false, Some(wire)) = (awaits_wire, self.is_multiplexed, &self.wire) {
+            wire.await_flush(self.clone());
+        }
+    }
+
+    /// The wire has said its word. The first one counts.
+    #[allow(dead_code, reason = "for tracked connections, which come next")]
+    pub(crate) fn told(self: &Arc<Self>, verdict: Verdict) {
+        if self.verdict.set(verdict).is_ok() && self.facts.told() {
+            self.settle();
+        }
+    }
+
+    fn settle(self: &Arc<Self>) {
+        let total = u64::try_from(self.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.total.store(total, Relaxed);
+        if let (Some(wire), Some(ending), Some(Verdict::Flushed { body_bytes: Some(sent) })) =
+            (&self.wire, self.ending.get(), self.verdict.get())
+            && *sent != ending.body_bytes
+        {
+            wire.mismatched();
+        }
+        if self.facts.settled() {
+            Driver::start(self.clone());
+        }
+    }
+
+    pub(super) fn register_hook(self: &Arc<Self>, hook: Hook) {
+        lock(&self.pending).push_hook(hook);
+        self.registered();
+    }
+
+    pub(super) fn register_task(self: &Arc<Self>, task: Task) {
+        lock(&self.pending).push_task(task);
+        self.registered();
+    }
+
+    fn registered(self: &Arc<Self>) {
+        if self.facts.registered() {
+            Driver::start(self.clone());
+        }
+    }
+
+    /// How it ended. Only to be asked once it is settled.
+    pub(super) fn outcome(&self) -> &Outcome {
+        self.outcome.get_or_init(|| {
+            let mut outcome = self.ending.get().expect("settled, so released").clone();
+            outcome.total = Duration::from_nanos(self.total.load(Relaxed));
+            self.deliver(&mut outcome);
+            outcome
+        })
+    }
+
+    fn deliver(&self, outcome: &mut Outcome) {
+        outcome.delivery = match (outcome.end, self.verdict.get()) {
+            (End::BodyTooShort, _) if !self.is_multiplexed => Delivery::None,
+            (End::Complete | End::BodyTooShort, None | Some(Verdict::Unsure)) => Delivery::HandedOver,
+            (End::Complete | End::BodyTooShort, Some(Verdict::Flushed { body_bytes })) => {
+                if body_bytes.is_none_or(|body_bytes| body_bytes == outcome.body_bytes) {
+                    Delivery::Flushed
+                } else {
+                    Delivery::HandedOver
+                }
+            }
+            (End::Complete | End::BodyTooShort, Some(Verdict::Lost)) => {
+                outcome.end = End::Aborted;
+                Delivery::None
+            }
+            _ => Delivery::None,
+        };
+    }
+}
+
+impl fmt::Debug for Exchange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Exchange")
+            .field("facts", &self.facts)
+            .field("is_tracked", &self.is_tracked())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,212 @@
+use std::time::Duration;
+
+use http::{
+    HeaderMap, Method, StatusCode, Version,
+    header::{CONTENT_LENGTH, CONTENT_TYPE, TRANSFER_ENCODING},
+};
+
+use super::{Delivery, End, Outcome};
+
+/// How far a response has got by its own side: the handler, then the body. Pure.
+///
+/// Owned by whoever holds the response at the moment, so that nothing is locked while frames pass.
+#[derive(Debug)]
+pub(super) struct Progress {
+    request: RequestLine,
+    head: Option<Head>,
+    /// Whether the HTTP implementation asked for a frame.
+    polled: bool,
+    /// Whether the body said that it is at its end.
+    ended: bool,
+    failed: bool,
+    error: Option<String>,
+    bytes: u64,
+    trailing_status: Option<i32>,
+}
+
+/// What of the request the ends of responses depend on.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RequestLine {
+    pub(super) is_connect: bool,
+    pub(super) is_head: bool,
+    pub(super) version: Version,
+}
+
+#[derive(Debug)]
+struct Head {
+    status: StatusCode,
+    headers: HeaderMap,
+    at: Duration,
+    /// What `content-length` is or will be.
+    declared: Option<u64>,
+    /// Whether HTTP sends no body whatever there is (RFC 9110, section 6.4.1).
+    without_body: bool,
+    grpc: Option<Option<i32>>,
+}
+
+impl RequestLine {
+    pub(super) fn new<B>(request: &http::Request<B>) -> Self {
+        Self {
+            is_connect: *request.method() == Method::CONNECT,
+            is_head: *request.method() == Method::HEAD,
+            version: request.version(),
+        }
+    }
+
+    /// Whether streams are framed: then `content-length` is not enforced, and a body may end on its own.
+    pub(super) fn is_multiplexed(self) -> bool {
+        self.version >= Version::HTTP_2
+    }
+
+    /// Whether the response is but the opening of a tunnel (RFC 9110, section 9.3.6).
+    pub(super) fn opens_tunnel(self, status: StatusCode) -> bool {
+        self.is_connect && status.is_success()
+    }
+}
+
+impl Progress {
+    pub(super) fn new(request: RequestLine) -> Self {
+        Self {
+            request,
+            head: None,
+            polled: false,
+            ended: false,
+            failed: false,
+            error: None,
+            bytes: 0,
+            trailing_status: None,
+        }
+    }
+
+    pub(super) fn request(&self) -> RequestLine {
+        self.request
+    }
+
+    /// The handler responded. `exact` is the length of the body if that says it.
+    pub(super) fn responded(
+        &mut self,
+        status: StatusCode,
+        headers: &HeaderMap,
+        exact: Option<u64>,
+        is_end_stream: bool,
+        at: Duration,
+    ) {
+        let declared = match headers.get(CONTENT_LENGTH) {
+            Some(length) => length.to_str().ok().and_then(|length| length.parse().ok()),
+            None if headers.contains_key(TRANSFER_ENCODING) => None,
+            None => exact,
+        };
+        let is_grpc = headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
+        self.head = Some(Head {
+            status,
+            headers: HeaderMap::new(),
+            at,
+            declared,
+            without_body: self.request.is_head
+                || self.request.opens_tunnel(status)
+                || status.is_informational()
+                || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED),
+            grpc: is_grpc.then(|| grpc_status(headers)),
+        });
+        self.ended = is_end_stream;
+    }
+
+    /// Keeps the header fields for the outcome, for whoever has registered by now.
+    pub(super) fn keep_headers(&mut self, headers: &HeaderMap) {
+        if let Some(head) = &mut self.head {
+            head.headers.clone_from(headers);
+        }
+    }
+
+    pub(super) fn polled(&mut self) {
+        self.polled = true;
+    }
+
+    pub(super) fn data(&mut self, bytes: u64) {
+        self.bytes += bytes;
+    }
+
+    pub(super) fn trailers(&mut self, trailers: &HeaderMap) {
+        self.trailing_status = grpc_status(trailers);
+        self.ended = true;
+    }
+
+    /// The body said that it is at its end.
+    pub(super) fn ended(&mut self) {
+        self.ended = true;
+    }
+
+    /// The handler or the body failed or panicked.
+    pub(super) fn failed(&mut self, error: Option<String>) {
+        self.failed = true;
+        self.error = error;
+    }
+
+    /// Whether the body may be let go of without being asked for its end, while nothing is left to be written that would make
+    /// the connection flush: when its length is satisfied, and where the end of the connection is the end of the body.
+    pub(super) fn may_end_silently(&self) -> bool {
+        let is_open = !self.ended && !self.request.is_multiplexed();
+        is_open && (self.request.version == Version::HTTP_10 || self.declared().is_some())
+    }
+
+    /// How it ended, if whoever held it has let go of it now. `delivery` is still to be told.
+    pub(super) fn outcome(self) -> Outcome {
+        let end = self.end();
+        let truncated = self.is_truncated();
+        let body_bytes = if truncated { self.declared().unwrap_or(self.bytes) } else { self.bytes };
+        let grpc_status = self.grpc_status();
+        let is_grpc = self.head.as_ref().is_some_and(|head| head.grpc.is_some());
+        let head = self.head;
+        Outcome {
+            end,
+            delivery: Delivery::None,
+            status: head.as_ref().map(|head| head.status),
+            time_to_head: head.as_ref().map(|head| head.at),
+            headers: head.map(|head| head.headers).unwrap_or_default(),
+            grpc_status,
+            body_bytes,
+            truncated,
+            error: self.error,
+            total: Duration::ZERO,
+            is_grpc,
+        }
+    }
+
+    fn end(&self) -> End {
+        let Some(head) = &self.head else {
+            return if self.failed { End::HandlerError } else { End::NoResponse };
+        };
+        let is_satisfied = head.declared.is_some_and(|declared| self.bytes >= declared);
+        if self.failed {
+            End::BodyError
+        } else if self.ended && !head.without_body && head.declared.is_some() && !is_satisfied {
+            End::BodyTooShort
+        } else if self.ended || is_satisfied || head.without_body && !self.polled {
+            End::Complete
+        } else if self.polled {
+            End::Aborted
+        } else {
+            End::NoResponse
+        }
+    }
+
+    fn is_truncated(&self) -> bool {
+        !self.request.is_multiplexed() && self.declared().is_some_and(|declared| self.bytes > declared)
+    }
+
+    fn declared(&self) -> Option<u64> {
+        self.head.as_ref().filter(|head| !head.without_body)?.declared
+    }
+
+    fn grpc_status(&self) -> Option<i32> {
+        self.head.as_ref()?.grpc.map(|leading| leading.or(self.trailing_status))?
+    }
+}
+
+/// Without one, or with one that is no number, the status is unknown (gRPC over HTTP/2, "Responses").
+fn grpc_status(headers: &HeaderMap) -> Option<i32> {
+    headers.get("grpc-status")?.to_str().ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,63 @@
+use std::{convert::Infallible, error::Error, fmt};
+
+use ::axum::{
+    extract::{FromRequestParts, OptionalFromRequestParts},
+    response::{IntoResponse, Response},
+};
+use http::{StatusCode, request::Parts};
+
+use super::into_response::try_later;
+use crate::after_response::{AfterResponse, Rejected};
+
+impl<S: Sync> FromRequestParts<S> for AfterResponse {
+    type Rejection = MissingAfterResponseLayer;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, MissingAfterResponseLayer> {
+        parts.extensions.get::<Self>().cloned().ok_or_else(|| {
+            let missing = MissingAfterResponseLayer(());
+            #[cfg(feature = "tracing")]
+            tracing::event!(tracing::Level::ERROR, uri = %parts.uri, "{missing}");
+            missing
+        })
+    }
+}
+
+impl<S: Sync> OptionalFromRequestParts<S> for AfterResponse {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Option<Self>, Infallible> {
+        Ok(parts.extensions.get::<Self>().cloned())
+    }
+}
+
+/// A handler takes an [`AfterResponse`], and no [`AfterResponseLayer`](crate::AfterResponseLayer) is around it. Answered with
+/// a 500 that says so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MissingAfterResponseLayer(());
+
+impl fmt::Display for MissingAfterResponseLayer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(
+            "the handler takes an `AfterResponse`: add `.layer(AfterResponseLayer::new(background))` to the router",
+        )
+    }
+}
+
+impl Error for MissingAfterResponseLayer {}
+
+impl IntoResponse for MissingAfterResponseLayer {
+    fn into_response(self) -> Response {
+        (StatusCode::INTERNAL_SERVER_ERROR, self.to_string()).into_response()
+    }
+}
+
+impl IntoResponse for Rejected {
+    /// A 503 with `Retry-After`; a 500 if the connection is not tracked, for that is the program's mistake.
+    fn into_response(self) -> Response {
+        if self.is_untracked() {
+            (StatusCode::INTERNAL_SERVER_ERROR, self.to_string()).into_response()
+        } else {
+            try_later()
+        }
+    }
+}
