@@ -83,6 +83,7 @@ mod shared;
 mod span;
 mod state;
 mod stats;
+mod stopping;
 mod task;
 mod ticket;
 mod within;
