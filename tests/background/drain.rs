@@ -58,6 +58,74 @@ async fn at_the_deadline_pending_ones_are_cancelled_and_running_ones_listed_e14_
     assert!(failures.entries().is_empty(), "{:?}", failures.entries());
 }
 
+/// What ignores that it is cancelled is shielded, as other frameworks call it.
+#[tokio::test]
+async fn sync_work_that_ignores_its_cancellation_completes_or_is_listed_e19() {
+    let background = on_threads(1).build();
+    let log = Log::default();
+    let (proceed, proceeds) = mpsc::channel::<()>();
+    let (entered, inside) = oneshot::channel();
+    let effect = log.clone();
+    let shielded = background.task("shielded").run(move || {
+        entered.send(()).unwrap();
+        let _ = proceeds.recv();
+        effect.add(if cancelled() { "told to stop" } else { "not told" });
+    });
+    inside.await.unwrap();
+    let first = background.drain(Duration::from_millis(1)).await;
+    let orphans: Vec<_> = first.orphaned.iter().map(|orphan| (orphan.id, &*orphan.name)).collect();
+    assert_eq!(orphans, [(shielded.unwrap().id(), "shielded")]);
+    assert!(log.entries().is_empty());
+
+    drop(proceed);
+    let second = background.drain(LONG).await;
+    assert!(second.orphaned.is_empty());
+    assert_eq!(log.entries(), ["told to stop"], "it did what it had to do");
+}
+
+#[tokio::test]
+async fn what_is_cancelled_during_the_grace_and_ignores_it_is_waited_for_e19() {
+    let background = on_threads(1).build();
+    let log = Log::default();
+    let effect = log.clone();
+    let held = hold(&background, "held").await;
+    background.run(move || effect.add("after it")).unwrap();
+    let mut drain = Box::pin(background.drain(LONG));
+    assert!(futures_util::poll!(&mut drain).is_pending());
+    assert!(held.task.cancel());
+    assert!(futures_util::poll!(&mut drain).is_pending(), "it still runs");
+    held.release();
+    let report = drain.await;
+    assert_eq!((report.completed, report.cancelled, report.orphaned.len()), (1, 1, 0));
+    assert_eq!(log.entries(), ["after it"]);
+}
+
+#[tokio::test]
+async fn whatever_tasks_do_is_visible_when_a_drain_is_over_e22() {
+    for _ in 0..50 {
+        let (background, failures) = logging(on_threads(2));
+        let log = Log::default();
+        let (sync, later, inner) = (log.clone(), log.clone(), background.clone());
+        background.run(move || sync.add("sync")).unwrap();
+        let work = async move {
+            tokio::task::yield_now().await;
+            let nested = later.clone();
+            later.add("async");
+            inner.run(move || nested.add("nested")).unwrap();
+        };
+        background.spawn(work).unwrap();
+        background.run(|| Err("no")).unwrap();
+        let report = background.drain(LONG).await;
+        let mut entries = log.entries();
+        entries.sort_unstable();
+        assert_eq!(entries, ["async", "nested", "sync"]);
+        assert_eq!(failures.entries().len(), 1);
+        let stats = background.stats();
+        assert!(report.is_clean());
+        assert_eq!((stats.completed, stats.failed, stats.running), (3, 1, 0));
+    }
+}
+
 #[tokio::test]
 async fn what_has_a_permit_and_no_thread_never_begins_after_the_deadline() {
     let background = on_threads(1).max_running(2).build();
