@@ -67,6 +67,11 @@ impl Control {
         }
     }
 
+    /// Whether somebody wants to know and was not told.
+    pub(super) fn is_awaited(&self) -> bool {
+        lock(&self.on_over).is_some()
+    }
+
     /// The task was not let begin, by somebody who is about to cancel it.
     pub(super) fn never_begins(&self) {
         self.stopping.mark();

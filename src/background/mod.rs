@@ -65,6 +65,7 @@
 //!
 //! For work whose result the answer needs ([`pool::run`](crate::pool::run())), and for work that must survive a crash.
 
+mod aside;
 #[allow(clippy::module_inception)]
 mod background;
 mod builder;

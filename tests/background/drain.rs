@@ -126,6 +126,57 @@ async fn whatever_tasks_do_is_visible_when_a_drain_is_over_e22() {
     }
 }
 
+/// Blocks when it is dropped, until it is let go, and says when it is gone.
+struct Clingy {
+    let_go: mpsc::Receiver<()>,
+    _gone: oneshot::Sender<()>,
+}
+
+impl Drop for Clingy {
+    fn drop(&mut self) {
+        let _ = self.let_go.recv();
+    }
+}
+
+fn clingy() -> (Clingy, mpsc::Sender<()>, oneshot::Receiver<()>) {
+    let (let_go, released) = mpsc::channel();
+    let (_gone, gone) = oneshot::channel();
+    (Clingy { let_go: released, _gone }, let_go, gone)
+}
+
+/// If it did, this would hang.
+#[tokio::test]
+async fn pending_work_whose_drop_blocks_does_not_hold_up_a_drain_e15() {
+    let background = on_threads(1).max_running(1).build();
+    let held = hold(&background, "held").await;
+    let (closure, let_go_closure, closure_gone) = clingy();
+    let (future, let_go_future, future_gone) = clingy();
+    background.run(move || drop(closure)).unwrap();
+    background.spawn(async move { drop(future) }).unwrap();
+    let report = background.drain(Duration::ZERO).await;
+    assert_eq!((report.cancelled, report.orphaned.len()), (2, 1));
+    drop((let_go_closure, let_go_future, held));
+    assert!(closure_gone.await.is_err() && future_gone.await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_running_task_whose_drop_blocks_its_runtime_is_an_orphan_e15() {
+    let background = on_threads(1).build();
+    let (future, let_go, gone) = clingy();
+    let (entered, inside) = oneshot::channel();
+    let work = async move {
+        let _future = future;
+        entered.send(()).unwrap();
+        std::future::pending::<()>().await;
+    };
+    background.task("blocks").spawn(work).unwrap();
+    inside.await.unwrap();
+    let report = background.drain(Duration::ZERO).await; // on the test's own thread, not on the runtime's
+    assert_eq!(report.orphaned[0].name, "blocks");
+    drop(let_go);
+    assert!(gone.await.is_err());
+}
+
 #[tokio::test]
 async fn what_has_a_permit_and_no_thread_never_begins_after_the_deadline() {
     let background = on_threads(1).max_running(2).build();

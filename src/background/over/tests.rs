@@ -246,35 +246,6 @@ async fn at_the_deadline_of_a_drain_all_that_is_not_over_is_cancelled() {
     drop(release);
 }
 
-/// Between the deadline and the word to the task there is a moment in which a thread may come to it.
-#[tokio::test]
-async fn what_a_thread_comes_to_at_the_deadline_of_a_drain_is_cancelled_and_no_failure() {
-    let pool = ThreadPool::builder().threads(1).build().unwrap();
-    let (report, reported) = mpsc::channel();
-    let background = Background::builder()
-        .pool(pool)
-        .max_running(2)
-        .on_failure(move |failure| report.send(failure.to_string()).unwrap())
-        .build();
-    let (without_thread, without_thread_told) = reserve(&background);
-    let (body, entered, release) = held();
-    let in_the_drain = move |_| {
-        drop(release);
-        assert_eq!(without_thread_told.once(), Over::Cancelled);
-    };
-    let (tell, told) = mpsc::channel();
-    let holder = background.reserve("").unwrap().on_over(move |over| {
-        in_the_drain(over);
-        tell.send(over).unwrap();
-    });
-    holder.spend(body);
-    entered.await.unwrap();
-    without_thread.spend(Body::of_closure(panics));
-    background.drain(Duration::ZERO).await;
-    assert_eq!(Told(told).once(), Over::Cancelled);
-    assert!(reported.try_recv().is_err());
-}
-
 #[test]
 fn a_callback_that_panics_harms_nobody() {
     let background = on_threads(1);
