@@ -36,7 +36,7 @@ const BODY_LIMIT: usize = 20 * 1024 * 1024;
 
 #[tokio::test]
 async fn quickstart_hashes_on_the_pool_and_inline() {
-    let Some(server) = Quickstart::start().await else { return };
+    let Some(server) = Server::start("quickstart", &[]).await else { return };
     assert_eq!(server.get("/ping").await.text(), "pong\n");
     for prefix in ["", "/inline"] {
         let url = format!("{prefix}/hash");
@@ -56,7 +56,7 @@ async fn quickstart_hashes_on_the_pool_and_inline() {
 
 #[tokio::test]
 async fn quickstart_shrinks_pngs_and_jpegs_to_256_pixels_and_enlarges_nothing() {
-    let Some(server) = Quickstart::start().await else { return };
+    let Some(server) = Server::start("quickstart", &[]).await else { return };
     let cases = [
         (png(&gradient(400, 300)), (256, 192)),
         (jpeg(&gradient(300, 600)), (128, 256)),
@@ -79,7 +79,7 @@ async fn quickstart_shrinks_pngs_and_jpegs_to_256_pixels_and_enlarges_nothing() 
 
 #[tokio::test]
 async fn quickstart_shows_white_through_a_transparent_png() {
-    let Some(server) = Quickstart::start().await else { return };
+    let Some(server) = Server::start("quickstart", &[]).await else { return };
     let clear = png(&RgbaImage::from_pixel(300, 300, Rgba([0, 0, 0, 0])));
     let answer = server.post("/thumbnail", clear).await;
     let thumbnail = image::load_from_memory_with_format(&answer.body, ImageFormat::Jpeg).unwrap();
@@ -88,7 +88,7 @@ async fn quickstart_shows_white_through_a_transparent_png() {
 
 #[tokio::test]
 async fn quickstart_says_what_is_wrong_with_an_upload() {
-    let Some(server) = Quickstart::start().await else { return };
+    let Some(server) = Server::start("quickstart", &[]).await else { return };
     let whole = png(&gradient(400, 300));
     let cases: [(Bytes, StatusCode, &str); 8] = [
         (Bytes::new(), StatusCode::BAD_REQUEST, "send a JPEG or PNG"),
@@ -116,7 +116,7 @@ async fn quickstart_says_what_is_wrong_with_an_upload() {
 
 #[tokio::test]
 async fn quickstart_has_a_sample_for_those_without_a_picture() {
-    let Some(server) = Quickstart::start().await else { return };
+    let Some(server) = Server::start("quickstart", &[]).await else { return };
     let sample = server.get("/sample.png").await;
     assert_eq!(sample.headers[CONTENT_TYPE], "image/png");
     assert!(sample.body.len() > 1_000_000, "as large as a photo, not {} bytes", sample.body.len());
@@ -127,7 +127,7 @@ async fn quickstart_has_a_sample_for_those_without_a_picture() {
 
 #[tokio::test]
 async fn quickstart_prints_its_own_address_in_what_there_is_to_try() {
-    let Some(mut server) = Quickstart::start().await else { return };
+    let Some(mut server) = Server::start("quickstart", &[]).await else { return };
     let mut lines = Vec::new();
     while lines.last().is_none_or(|line: &String| line.trim() != "done") {
         lines.push(server.line().await.expect("the loop to try ends with `done`"));
@@ -142,7 +142,7 @@ async fn quickstart_prints_its_own_address_in_what_there_is_to_try() {
 #[tokio::test]
 async fn quickstart_ends_with_a_report_on_either_signal() {
     for signal in ["INT", "TERM"] {
-        let Some(server) = Quickstart::start().await else { return };
+        let Some(server) = Server::start("quickstart", &[]).await else { return };
         assert_eq!(server.post("/hash", "secret").await.status, StatusCode::OK);
         assert_eq!(server.post("/inline/hash", "secret").await.status, StatusCode::OK);
         server.signal(signal).await;
@@ -155,7 +155,7 @@ async fn quickstart_ends_with_a_report_on_either_signal() {
 #[cfg(unix)]
 #[tokio::test]
 async fn quickstart_finishes_a_request_that_came_before_the_signal() {
-    let Some(mut server) = Quickstart::start().await else { return };
+    let Some(mut server) = Server::start("quickstart", &[]).await else { return };
     let mut connection = TcpStream::connect(server.url.trim_start_matches("http://")).await.unwrap();
     connection
         .write_all(b"POST /hash HTTP/1.1\r\nhost: localhost\r\nexpect: 100-continue\r\ncontent-length: 6\r\n\r\n")
@@ -181,7 +181,7 @@ async fn quickstart_finishes_a_request_that_came_before_the_signal() {
 #[cfg(unix)]
 #[tokio::test]
 async fn quickstart_ends_at_once_when_it_is_told_twice() {
-    let Some(mut server) = Quickstart::start().await else { return };
+    let Some(mut server) = Server::start("quickstart", &[]).await else { return };
     let mut connection = TcpStream::connect(server.url.trim_start_matches("http://")).await.unwrap();
     connection
         .write_all(b"POST /hash HTTP/1.1\r\nhost: localhost\r\nexpect: 100-continue\r\ncontent-length: 6\r\n\r\n")
@@ -225,6 +225,36 @@ async fn quickstart_explains_its_options_and_refuses_impossible_ones() {
         let error = String::from_utf8_lossy(&refused.stderr);
         assert!(error.contains(reason), "{error}");
     }
+}
+
+// ---- graceful_shutdown ----
+
+#[cfg(unix)]
+#[tokio::test]
+async fn graceful_shutdown_finishes_a_task_in_flight_e13() {
+    for signal in ["INT", "TERM"] {
+        let Some(mut server) = Server::start("graceful_shutdown", &["--grace", "60"]).await else { return };
+        assert_eq!(server.post("/mail/1", "").await.status, StatusCode::ACCEPTED);
+        assert_eq!(server.line().await.as_deref(), Some("sending a mail"));
+        server.signal(signal).await;
+        assert_eq!(server.line().await.as_deref(), Some("sent"));
+        let (code, report) = server.end().await;
+        // Whether it ended before the drain began, so that the drain does not count it, is a matter of speed.
+        assert!(report.starts_with("stopped: ") && report.ends_with(" 0 cancelled, 0 orphaned"), "{report}");
+        assert_eq!(code, Some(0));
+    }
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn graceful_shutdown_lists_a_task_that_lasts_too_long_and_ends_e15() {
+    let Some(mut server) = Server::start("graceful_shutdown", &["--grace", "1"]).await else { return };
+    assert_eq!(server.post("/mail/86400", "").await.status, StatusCode::ACCEPTED);
+    assert_eq!(server.line().await.as_deref(), Some("sending a mail"));
+    server.signal("TERM").await;
+    let (code, report) = server.end().await;
+    assert!(report.starts_with("stopped: 0 completed, 0 failed, 0 cancelled, 1 orphaned: 1 `mail` for "), "{report}");
+    assert_eq!(code, Some(0));
 }
 
 // ---- the examples that end by themselves ----
@@ -409,16 +439,17 @@ async fn lines_of(name: &str) -> Option<Vec<String>> {
 }
 
 /// The running program. It is killed when its test fails.
-struct Quickstart {
+struct Server {
     child: Child,
     lines: Lines<BufReader<ChildStdout>>,
     url: String,
 }
 
-impl Quickstart {
-    async fn start() -> Option<Self> {
-        let mut command = Command::new(example("quickstart")?);
-        let mut child = command.args(["--port", "0"]).stdout(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
+impl Server {
+    async fn start(name: &str, arguments: &[&str]) -> Option<Self> {
+        let mut command = Command::new(example(name)?);
+        let mut child =
+            command.args(["--port", "0"]).args(arguments).stdout(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let mut server = Self { child, lines, url: String::new() };
         let first = server.line().await.expect("a line that says where it listens");

@@ -130,6 +130,10 @@ impl Background {
     /// the deadline whatever has not begun is dropped and counted as cancelled; what still runs is told to stop, listed, and not
     /// waited for. An unspent [`Reservation`] is waited for as a task is.
     ///
+    /// Foreign destructors do not hold it up: what waits at the deadline is dropped on a thread of its own, one after the other, and
+    /// perhaps not before this returns. But an async task whose `Drop` blocks holds up the thread of its runtime, and this with it if it
+    /// is polled there.
+    ///
     /// The counts are of what ended during this drain; [`stats`](Self::stats) has those since the beginning. A second one waits for what the first left, with its own deadline.
     /// Nothing is logged by it.
     ///

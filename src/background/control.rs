@@ -9,11 +9,14 @@ use std::{
 
 use tokio::task::AbortHandle;
 
-use super::over::{self, Callback, Over};
+use super::{
+    over::{self, Callback, Over},
+    stopping::Stopping,
+};
 use crate::{
     pool::{
         Rejection,
-        call::{Handle, discard_payload, guarded},
+        call::{Handle, contained},
     },
     sync::{Mutex, lock},
 };
@@ -22,21 +25,12 @@ use crate::{
 pub(super) struct Control {
     pub(super) id: u64,
     pub(super) name: Cow<'static, str>,
-    cancelled: AtomicBool,
+    stopping: Stopping<Stop>,
     /// Set by whoever says first how the task ended: the task or its timer.
     settled: AtomicBool,
     on_over: Mutex<Option<Callback>>,
     /// Set if the pool did not take it.
     pub(super) refusal: OnceLock<Rejection>,
-    stop: Mutex<Stop>,
-}
-
-/// How to stop a task that was handed over.
-enum Stop {
-    Nothing,
-    /// Dropped early, it drops the work on the pool or makes `cancelled()` true inside it.
-    Pool(#[expect(dead_code, reason = "held for its drop")] Handle<()>),
-    Runtime(AbortHandle),
 }
 
 impl Control {
@@ -44,16 +38,15 @@ impl Control {
         Self {
             id,
             name,
-            cancelled: AtomicBool::new(false),
+            stopping: Stopping::new(),
             settled: AtomicBool::new(false),
             on_over: Mutex::new(None),
             refusal: OnceLock::new(),
-            stop: Mutex::new(Stop::Nothing),
         }
     }
 
     pub(super) fn is_cancelled(&self) -> bool {
-        self.cancelled.load(SeqCst)
+        self.stopping.is_wanted()
     }
 
     /// `true` once: for the one who may say how the task ended.
@@ -74,14 +67,18 @@ impl Control {
         }
     }
 
+    /// Whether somebody wants to know and was not told.
+    pub(super) fn is_awaited(&self) -> bool {
+        lock(&self.on_over).is_some()
+    }
+
     /// The task was not let begin, by somebody who is about to cancel it.
     pub(super) fn never_begins(&self) {
-        self.cancelled.store(true, SeqCst);
+        self.stopping.mark();
     }
 
     pub(super) fn cancel(&self) {
-        self.cancelled.store(true, SeqCst);
-        self.apply();
+        apply(self.stopping.want());
     }
 
     /// The task is on the pool; also if a runtime that is gone had it before.
@@ -89,42 +86,35 @@ impl Control {
         // The call holds its waker, and so this control, until it is over; so the handle is not dropped before unless
         // that is to cancel it.
         let waker = Waker::from(self.clone());
-        if std::pin::Pin::new(&mut handle).poll(&mut Context::from_waker(&waker)).is_ready() {
-            return;
-        }
-        *lock(&self.stop) = Stop::Pool(handle);
-        if self.is_cancelled() {
-            self.apply();
+        if std::pin::Pin::new(&mut handle).poll(&mut Context::from_waker(&waker)).is_pending() {
+            apply(self.stopping.replace(Stop::Pool(handle)));
         }
     }
 
     /// The task is on its runtime, unless that is gone and the pool has the task by now.
     pub(super) fn is_on_runtime(&self, task: AbortHandle) {
-        let mut stop = lock(&self.stop);
-        if let Stop::Nothing = *stop {
-            *stop = Stop::Runtime(task);
-        }
-        drop(stop);
-        if self.is_cancelled() {
-            self.apply();
-        }
-    }
-
-    fn apply(&self) {
-        let stop = std::mem::replace(&mut *lock(&self.stop), Stop::Nothing);
-        // May drop the work, which is foreign.
-        guarded(|| match stop {
-            Stop::Runtime(task) => task.abort(),
-            Stop::Nothing | Stop::Pool(_) => {}
-        })
-        .unwrap_or_else(discard_payload);
+        apply(self.stopping.offer(Stop::Runtime(task)));
     }
 }
 
 impl Wake for Control {
     /// The call on the pool is over.
     fn wake(self: Arc<Self>) {
-        let stop = std::mem::replace(&mut *lock(&self.stop), Stop::Nothing);
-        drop(stop);
+        drop(self.stopping.take());
     }
+}
+
+/// How to stop a task that was handed over.
+enum Stop {
+    /// Dropped early, it drops the work on the pool or makes `cancelled()` true inside it.
+    Pool(#[expect(dead_code, reason = "held for its drop")] Handle<()>),
+    Runtime(AbortHandle),
+}
+
+fn apply(stop: Option<Stop>) {
+    // May drop the work, which is foreign.
+    contained(|| match stop {
+        Some(Stop::Runtime(task)) => task.abort(),
+        Some(Stop::Pool(_)) | None => {}
+    });
 }

@@ -21,7 +21,7 @@ impl TaskHandle {
 
     /// Cancels the task; `false` if it was over.
     ///
-    /// One that waits never runs. An async one that runs is dropped at its next `.await`; in sync work
+    /// One that waits never runs, and is dropped before this returns, so that a slow `Drop` holds up the caller. An async one that runs is dropped at its next `.await`; in sync work
     /// [`cancelled`](super::cancelled) turns true. Counted as cancelled, and not reported.
     pub fn cancel(&self) -> bool {
         self.shared.cancel(self.id)

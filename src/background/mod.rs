@@ -65,6 +65,7 @@
 //!
 //! For work whose result the answer needs ([`pool::run`](crate::pool::run())), and for work that must survive a crash.
 
+mod aside;
 #[allow(clippy::module_inception)]
 mod background;
 mod builder;
@@ -83,6 +84,7 @@ mod shared;
 mod span;
 mod state;
 mod stats;
+mod stopping;
 mod task;
 mod ticket;
 mod within;

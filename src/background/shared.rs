@@ -12,6 +12,7 @@ use tokio::{sync::Notify, time::Instant};
 
 use super::{
     DrainReport, Orphan, Rejected, Stats, TaskFailure,
+    aside::aside,
     control::Control,
     failure::Cause,
     over::Over,
@@ -56,11 +57,7 @@ impl Shared {
         let enqueued = lock(&self.state).enqueue(id, work, Instant::now());
         match enqueued {
             Ok(()) => self.dispatch(),
-            Err(unwanted) => {
-                let control = unwanted.control.clone();
-                contained(|| drop(unwanted));
-                control.over(Over::Cancelled);
-            }
+            Err(unwanted) => drop_cancelled(unwanted),
         }
     }
 
@@ -107,7 +104,7 @@ impl Shared {
                 true
             }
             Met::Pending { work, idle } => {
-                work.into_iter().for_each(|work| self.discard(work));
+                work.into_iter().for_each(discard);
                 self.tell(idle);
                 true
             }
@@ -145,17 +142,20 @@ impl Shared {
                 let mut state = lock(&self.state);
                 (state.halt(), state.tally()) // at once: each task is either an orphan or counted
             };
-            let now = Instant::now();
+            let (now, mut left) = (Instant::now(), Vec::new());
             for (control, begun) in running {
                 control.cancel();
-                control.over(Over::Cancelled);
                 orphaned.push(Orphan { id: control.id, name: control.name.clone(), age: now - begun });
+                left.push(control);
             }
             for control in unbegun {
                 control.cancel();
-                control.over(Over::Cancelled); // its work is dropped when a thread comes to it
+                left.push(control);
             }
-            dropped.into_iter().for_each(|work| self.discard(work));
+            left.retain(|control| control.is_awaited());
+            aside(left, |control| control.over(Over::Cancelled));
+            dropped.iter().for_each(record_cancelled);
+            aside(dropped, drop_cancelled);
             self.tell(orphaned.is_empty());
             after
         };
@@ -165,15 +165,6 @@ impl Shared {
             cancelled: after.cancelled - before.cancelled,
             orphaned,
         }
-    }
-
-    /// Drops work that never had a permit, and will have none.
-    fn discard(&self, work: Work) {
-        #[cfg(feature = "metrics")]
-        contained(|| super::recorder::ended(&work.control, Ended::Cancelled, None));
-        let control = work.control.clone();
-        contained(|| drop(work));
-        control.over(Over::Cancelled);
     }
 
     async fn until_idle(&self) {
@@ -204,4 +195,22 @@ impl Shared {
             contained(|| self.idle.notify_waiters()); // wakers are foreign
         }
     }
+}
+
+/// Drops work that was in the queue.
+fn discard(work: Work) {
+    record_cancelled(&work);
+    drop_cancelled(work);
+}
+
+#[cfg_attr(not(feature = "metrics"), expect(unused_variables))]
+fn record_cancelled(work: &Work) {
+    #[cfg(feature = "metrics")]
+    contained(|| super::recorder::ended(&work.control, Ended::Cancelled, None));
+}
+
+fn drop_cancelled(work: Work) {
+    let control = work.control.clone();
+    contained(|| drop(work));
+    control.over(Over::Cancelled);
 }

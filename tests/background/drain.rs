@@ -58,6 +58,125 @@ async fn at_the_deadline_pending_ones_are_cancelled_and_running_ones_listed_e14_
     assert!(failures.entries().is_empty(), "{:?}", failures.entries());
 }
 
+/// What ignores that it is cancelled is shielded, as other frameworks call it.
+#[tokio::test]
+async fn sync_work_that_ignores_its_cancellation_completes_or_is_listed_e19() {
+    let background = on_threads(1).build();
+    let log = Log::default();
+    let (proceed, proceeds) = mpsc::channel::<()>();
+    let (entered, inside) = oneshot::channel();
+    let effect = log.clone();
+    let shielded = background.task("shielded").run(move || {
+        entered.send(()).unwrap();
+        let _ = proceeds.recv();
+        effect.add(if cancelled() { "told to stop" } else { "not told" });
+    });
+    inside.await.unwrap();
+    let first = background.drain(Duration::from_millis(1)).await;
+    let orphans: Vec<_> = first.orphaned.iter().map(|orphan| (orphan.id, &*orphan.name)).collect();
+    assert_eq!(orphans, [(shielded.unwrap().id(), "shielded")]);
+    assert!(log.entries().is_empty());
+
+    drop(proceed);
+    let second = background.drain(LONG).await;
+    assert!(second.orphaned.is_empty());
+    assert_eq!(log.entries(), ["told to stop"], "it did what it had to do");
+}
+
+#[tokio::test]
+async fn what_is_cancelled_during_the_grace_and_ignores_it_is_waited_for_e19() {
+    let background = on_threads(1).build();
+    let log = Log::default();
+    let effect = log.clone();
+    let held = hold(&background, "held").await;
+    background.run(move || effect.add("after it")).unwrap();
+    let mut drain = Box::pin(background.drain(LONG));
+    assert!(futures_util::poll!(&mut drain).is_pending());
+    assert!(held.task.cancel());
+    assert!(futures_util::poll!(&mut drain).is_pending(), "it still runs");
+    held.release();
+    let report = drain.await;
+    assert_eq!((report.completed, report.cancelled, report.orphaned.len()), (1, 1, 0));
+    assert_eq!(log.entries(), ["after it"]);
+}
+
+#[tokio::test]
+async fn whatever_tasks_do_is_visible_when_a_drain_is_over_e22() {
+    for _ in 0..50 {
+        let (background, failures) = logging(on_threads(2));
+        let log = Log::default();
+        let (sync, later, inner) = (log.clone(), log.clone(), background.clone());
+        background.run(move || sync.add("sync")).unwrap();
+        let work = async move {
+            tokio::task::yield_now().await;
+            let nested = later.clone();
+            later.add("async");
+            inner.run(move || nested.add("nested")).unwrap();
+        };
+        background.spawn(work).unwrap();
+        background.run(|| Err("no")).unwrap();
+        let report = background.drain(LONG).await;
+        let mut entries = log.entries();
+        entries.sort_unstable();
+        assert_eq!(entries, ["async", "nested", "sync"]);
+        assert_eq!(failures.entries().len(), 1);
+        let stats = background.stats();
+        assert!(report.is_clean());
+        assert_eq!((stats.completed, stats.failed, stats.running), (3, 1, 0));
+    }
+}
+
+/// Blocks when it is dropped, until it is let go, and says when it is gone.
+struct Clingy {
+    let_go: mpsc::Receiver<()>,
+    _gone: oneshot::Sender<()>,
+}
+
+impl Drop for Clingy {
+    fn drop(&mut self) {
+        let _ = self.let_go.recv();
+    }
+}
+
+fn clingy() -> (Clingy, mpsc::Sender<()>, oneshot::Receiver<()>) {
+    let (let_go, released) = mpsc::channel();
+    let (_gone, gone) = oneshot::channel();
+    (Clingy { let_go: released, _gone }, let_go, gone)
+}
+
+/// If it did, this would hang.
+#[tokio::test]
+async fn pending_work_whose_drop_blocks_does_not_hold_up_a_drain_e15() {
+    let background = on_threads(1).max_running(1).build();
+    let held = hold(&background, "held").await;
+    let (closure, let_go_closure, closure_gone) = clingy();
+    let (future, let_go_future, future_gone) = clingy();
+    background.run(move || drop(closure)).unwrap();
+    background.spawn(async move { drop(future) }).unwrap();
+    let report = background.drain(Duration::ZERO).await;
+    assert_eq!((report.cancelled, report.orphaned.len()), (2, 1));
+    drop((let_go_closure, let_go_future, held));
+    assert!(closure_gone.await.is_err() && future_gone.await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_running_task_whose_drop_blocks_its_runtime_is_an_orphan_e15() {
+    let background = on_threads(1).build();
+    let (future, let_go, gone) = clingy();
+    let (entered, inside) = oneshot::channel();
+    let work = async move {
+        let _future = future;
+        entered.send(()).unwrap();
+        std::future::pending::<()>().await;
+    };
+    background.task("blocks").spawn(work).unwrap();
+    inside.await.unwrap();
+    let report = background.drain(Duration::ZERO).await; // on the test's own thread, not on the runtime's
+    assert_eq!(report.orphaned[0].name, "blocks");
+    drop(let_go);
+    assert!(gone.await.is_err());
+}
+
 #[tokio::test]
 async fn what_has_a_permit_and_no_thread_never_begins_after_the_deadline() {
     let background = on_threads(1).max_running(2).build();

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod bounds;
+mod cancellation;
 mod drain;
 mod failures;
 mod runtimes;

@@ -3,7 +3,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tower_offload::background::cancelled;
 
-use crate::support::{LONG, logging, on_threads};
+use crate::support::{LONG, logging, on_threads, panics};
 
 const LIMIT: Duration = Duration::from_millis(5);
 
@@ -55,6 +55,66 @@ async fn a_closure_past_its_deadline_is_reported_as_running_once_and_keeps_its_p
     let stats = background.stats();
     assert_eq!((stats.completed, stats.failed), (1, 1));
     assert!(reported.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn a_timeout_of_sync_work_leaves_its_siblings_alone_d10() {
+    let (background, failures) = logging(on_threads(2).max_running(2));
+    let (proceed, proceeds) = std::sync::mpsc::channel::<()>();
+    let (saw, seen) = oneshot::channel();
+    background
+        .task("late")
+        .timeout(LIMIT)
+        .run(move || {
+            while !cancelled() {
+                std::thread::yield_now();
+            }
+            saw.send(()).unwrap();
+            let _ = proceeds.recv();
+        })
+        .unwrap();
+    seen.await.unwrap();
+    for _ in 0..3 {
+        let (tell, told) = oneshot::channel();
+        background.task("sibling").timeout(LONG).run(move || tell.send(cancelled()).unwrap()).unwrap();
+        assert!(!told.await.unwrap(), "while the other still runs");
+    }
+    drop(proceed);
+    background.drain(LONG).await;
+    assert_eq!((background.stats().completed, background.stats().failed), (3, 1));
+    assert_eq!(failures.entries(), ["background task 1 `late` still runs after its limit of 5ms"]);
+}
+
+#[tokio::test]
+async fn what_fails_after_its_time_has_run_out_is_reported_once_d7() {
+    let (background, failures) = logging(on_threads(2));
+    let stop = || {
+        while !cancelled() {
+            std::thread::yield_now();
+        }
+    };
+    background
+        .task("errs")
+        .timeout(LIMIT)
+        .run(move || {
+            stop();
+            Err("no")
+        })
+        .unwrap();
+    background
+        .task("panics")
+        .timeout(LIMIT)
+        .run(move || {
+            stop();
+            panics("late");
+        })
+        .unwrap();
+    background.drain(LONG).await;
+    let mut reports = failures.entries();
+    reports.sort_unstable();
+    let expected = ["background task 1 `errs` still", "background task 2 `panics` still"];
+    assert!(reports.len() == 2 && reports.iter().zip(expected).all(|(report, start)| report.starts_with(start)));
+    assert_eq!(background.stats().failed, 2);
 }
 
 #[test]
