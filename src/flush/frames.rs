@@ -28,7 +28,7 @@ const CONTINUATION: u8 = 0x9;
 
 /// A stream's number: 31 bits.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub(super) struct StreamId(u32);
+pub(crate) struct StreamId(u32);
 
 impl StreamId {
     /// The connection itself, which is no stream.
@@ -37,6 +37,10 @@ impl StreamId {
     /// The reserved bit is masked, as a receiver must (RFC 9113, section 4.1).
     pub(super) fn new(bits: u32) -> Self {
         Self(bits & 0x7fff_ffff)
+    }
+
+    pub(super) fn get(self) -> u32 {
+        self.0
     }
 
     /// Whether a client numbers its streams so (RFC 9113, section 5.1.1).

@@ -38,6 +38,8 @@ pub(super) struct Outbound {
 struct Response {
     data: u64,
     ended: bool,
+    /// Set by [`Outbound::ends_with_head`].
+    ends_with_head: bool,
 }
 
 impl Outbound {
@@ -62,6 +64,26 @@ impl Outbound {
         response.is_some()
     }
 
+    /// Whether a stream is followed: opened, and neither flushed nor closed since.
+    pub(super) fn follows(&self, stream: StreamId) -> bool {
+        self.responses.contains_key(&stream)
+    }
+
+    /// The next header block of a stream ends its response, for what follows is not the response's any more: a tunnel, after
+    /// CONNECT was answered with success (RFC 9113, section 8.5). To be said before that block is accepted.
+    ///
+    /// It must be the final one. An interim response that is accepted first would be taken for it; hyper sends none by itself.
+    pub(super) fn ends_with_head(&mut self, stream: StreamId) {
+        if let Some(response) = self.responses.get_mut(&stream) {
+            response.ends_with_head = true;
+        }
+    }
+
+    /// How many responses wait for the next flush.
+    pub(super) fn ended(&self) -> usize {
+        self.ended.len()
+    }
+
     /// The transport accepted these bytes. Streams that were reset in them are told to `reset`, with the error code, and are
     /// not followed any more.
     pub(super) fn accepted(&mut self, bytes: &[u8], mut reset: impl FnMut(StreamId, u32)) {
@@ -71,7 +93,10 @@ impl Outbound {
             rest = &rest[read..];
             match event {
                 Some(Event::Data { stream, data, end_stream }) => self.sent(stream, data, end_stream),
-                Some(Event::Headers { stream, end_stream }) => self.sent(stream, 0, end_stream),
+                Some(Event::Headers { stream, end_stream }) => {
+                    let is_head = self.responses.get(&stream).is_some_and(|it| it.ends_with_head);
+                    self.sent(stream, 0, end_stream || is_head);
+                }
                 Some(Event::Malformed) => self.give_up(),
                 Some(Event::Reset { stream, error_code }) => {
                     let complete = error_code == NO_ERROR && self.responses.get(&stream).is_some_and(|it| it.ended);
@@ -118,9 +143,10 @@ impl Outbound {
     }
 
     fn sent(&mut self, stream: StreamId, data: u32, end_stream: bool) {
-        let Some(response) = self.responses.get_mut(&stream) else { return };
+        // What comes behind the end is a tunnel's.
+        let Some(response) = self.responses.get_mut(&stream).filter(|response| !response.ended) else { return };
         response.data += u64::from(data);
-        if end_stream && !response.ended {
+        if end_stream {
             response.ended = true;
             self.ended.push_back(stream);
         }

@@ -55,6 +55,37 @@ fn trailers_and_a_head_alone_end_a_response_and_an_interim_one_does_not() {
 }
 
 #[test]
+fn a_tunnel_ends_with_its_head_and_what_follows_is_not_counted() {
+    let mut outbound = open([1, 3]);
+    outbound.ends_with_head(StreamId::new(1));
+    accept(&mut outbound, &[headers(3, false), frame(1, 0, 1, b"he")]);
+    assert_eq!((outbound.ended(), flushed(&mut outbound)), (0, vec![]), "a CONTINUATION is to come");
+    accept(&mut outbound, &[frame(9, 0x4, 1, b"ad"), data(1, 7, false)]);
+    assert_eq!(outbound.ended(), 1, "stream 3 is no tunnel");
+    assert!(outbound.follows(StreamId::new(1)));
+    assert_eq!(flushed(&mut outbound), [of(1, 0)]);
+    assert!(!outbound.follows(StreamId::new(1)));
+
+    assert_eq!(
+        accept(&mut outbound, &[data(1, 7, true), reset(1, CANCEL)]),
+        [],
+        "the tunnel's end is not the response's"
+    );
+    assert_eq!(flushed(&mut outbound), []);
+    outbound.ends_with_head(StreamId::new(9));
+    assert!(!outbound.follows(StreamId::new(9)), "it follows nothing that was not opened");
+}
+
+#[test]
+fn a_tunnel_that_is_reset_before_its_flush_is_aborted() {
+    let mut outbound = open([ONE]);
+    outbound.ends_with_head(StreamId::new(ONE));
+    accept(&mut outbound, &[headers(ONE, false)]);
+    assert_eq!(accept(&mut outbound, &[reset(ONE, CANCEL)]), [(StreamId::new(ONE), CANCEL)]);
+    assert_eq!((outbound.ended(), flushed(&mut outbound)), (0, vec![]));
+}
+
+#[test]
 fn a_blocked_stream_waits_alone() {
     let mut outbound = open([1, 3]);
     accept(&mut outbound, &[data(1, 9, false), data(3, 5, true)]);
