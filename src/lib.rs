@@ -11,9 +11,9 @@ pub mod background;
 #[cfg(feature = "blocking-detector")]
 #[cfg_attr(docsrs, doc(cfg(feature = "blocking-detector")))]
 pub mod blocking_detector;
-// The connection wrapper that uses it, behind a feature of its own, is yet to come: until then only its tests do.
-#[cfg(all(test, not(tower_offload_loom)))]
-mod flush;
+#[cfg(feature = "hyper")]
+#[cfg_attr(docsrs, doc(cfg(feature = "hyper")))]
+pub mod flush;
 mod head;
 pub mod offload;
 pub mod pool;

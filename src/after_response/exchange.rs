@@ -28,6 +28,8 @@ pub(crate) struct Exchange {
     began: Instant,
     is_multiplexed: bool,
     wire: Option<Arc<dyn Wire>>,
+    /// The number of its HTTP/2 stream, if the wire knows it.
+    stream: Option<u32>,
     facts: Facts,
     /// Set before `RELEASED`.
     ending: OnceLock<Outcome>,
@@ -40,13 +42,24 @@ pub(crate) struct Exchange {
 }
 
 impl Exchange {
-    /// For a response of which the wire tells nothing, or `wire` does.
-    pub(super) fn new(request: RequestLine, wire: Option<Arc<dyn Wire>>) -> Self {
+    /// Nobody tells what becomes of the response on the wire.
+    pub(super) fn untracked(request: RequestLine) -> Self {
+        Self::new(request, None, None)
+    }
+
+    /// The wire tells.
+    #[cfg(feature = "hyper")]
+    pub(crate) fn tracked(request: RequestLine, wire: Arc<dyn Wire>, stream: Option<u32>) -> Self {
+        Self::new(request, Some(wire), stream)
+    }
+
+    fn new(request: RequestLine, wire: Option<Arc<dyn Wire>>, stream: Option<u32>) -> Self {
         Self {
             began: Instant::now(),
             is_multiplexed: request.is_multiplexed(),
             facts: Facts::new(wire.is_some()),
             wire,
+            stream,
             ending: OnceLock::new(),
             verdict: OnceLock::new(),
             total: AtomicU64::new(0),
@@ -70,9 +83,9 @@ impl Exchange {
     }
 
     /// The head is about to be handed over, and opens a tunnel.
-    pub(super) fn opens_tunnel(self: &Arc<Self>) {
-        if let Some(wire) = &self.wire {
-            wire.ends_with_head(self);
+    pub(super) fn opens_tunnel(&self) {
+        if let (Some(wire), Some(stream)) = (&self.wire, self.stream) {
+            wire.ends_with_head(stream);
         }
     }
 
@@ -96,7 +109,7 @@ impl Exchange {
     }
 
     /// The wire has said its word. The first one counts.
-    #[allow(dead_code, reason = "for tracked connections, which come next")]
+    #[cfg_attr(not(feature = "hyper"), allow(dead_code, reason = "for tracked connections"))]
     pub(crate) fn told(self: &Arc<Self>, verdict: Verdict) {
         if self.verdict.set(verdict).is_ok() && self.facts.told() {
             self.settle();

@@ -35,7 +35,7 @@ impl Facts {
     }
 
     /// `true` if the caller settles.
-    #[allow(dead_code, reason = "for tracked connections, which come next")]
+    #[cfg_attr(not(feature = "hyper"), allow(dead_code, reason = "for tracked connections"))]
     pub(super) fn told(&self) -> bool {
         self.set(TOLD) & (RELEASED | TOLD) == RELEASED
     }

@@ -32,7 +32,7 @@ impl Guard {
     }
 
     /// Runs foreign code that makes the response or a part of it.
-    pub(super) fn inside<T>(&mut self, foreign: impl FnOnce() -> T) -> T {
+    pub(crate) fn inside<T>(&mut self, foreign: impl FnOnce() -> T) -> T {
         self.is_inside = true;
         let value = foreign();
         self.is_inside = false;

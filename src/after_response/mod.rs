@@ -104,3 +104,11 @@ pub use self::{
     service::AfterResponseService,
     task::Task,
 };
+#[cfg(feature = "hyper")]
+pub(crate) use self::{
+    exchange::Exchange,
+    guard::Guard,
+    progress::RequestLine,
+    tracked::Tracked,
+    wire::{Verdict, Wire},
+};

@@ -29,7 +29,7 @@ pub(super) struct Progress {
 pub(crate) struct RequestLine {
     pub(super) is_connect: bool,
     pub(super) is_head: bool,
-    pub(super) version: Version,
+    pub(crate) version: Version,
 }
 
 #[derive(Debug)]
@@ -45,7 +45,7 @@ struct Head {
 }
 
 impl RequestLine {
-    pub(super) fn new<B>(request: &http::Request<B>) -> Self {
+    pub(crate) fn new<B>(request: &http::Request<B>) -> Self {
         Self {
             is_connect: *request.method() == Method::CONNECT,
             is_head: *request.method() == Method::HEAD,

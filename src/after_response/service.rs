@@ -67,7 +67,7 @@ where
             let exchange = match extensions.remove::<Tracked>() {
                 Some(Tracked(exchange)) => exchange,
                 None => {
-                    let exchange = Arc::new(Exchange::new(line, None));
+                    let exchange = Arc::new(Exchange::untracked(line));
                     guard = Some(Guard::new(exchange.clone(), line));
                     exchange
                 }

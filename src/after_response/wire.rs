@@ -7,19 +7,19 @@ use super::exchange::Exchange;
 /// For each exchange that was made with it, it calls [`Exchange::told`] at some time, at the latest when the connection is gone.
 pub(crate) trait Wire: Send + Sync {
     /// The body has ended, complete: from here on every byte of the response is in the hands of the HTTP implementation.
-    /// Not called if the HTTP implementation's bytes say so themselves.
+    /// Called on HTTP/1 only; on HTTP/2 the bytes on the wire say so.
     fn await_flush(&self, exchange: Arc<Exchange>);
 
-    /// The response is but the opening of a tunnel: what follows its head is not its own.
-    fn ends_with_head(&self, exchange: &Arc<Exchange>);
+    /// The response of that HTTP/2 stream is but the opening of a tunnel: what follows its head is not its own.
+    fn ends_with_head(&self, stream: u32);
 
     /// Another number of bytes went over the wire than the body produced.
     fn mismatched(&self);
 }
 
 /// What the wire said of a response, in the end.
-#[allow(dead_code, reason = "for tracked connections, which come next")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(not(feature = "hyper"), allow(dead_code, reason = "for tracked connections"))]
 pub(crate) enum Verdict {
     /// All of it was accepted and flushed, with so many bytes of body if they can be told from the rest.
     Flushed { body_bytes: Option<u64> },

@@ -102,6 +102,6 @@ pub use self::{
     stats::Stats,
     task::Task,
 };
-#[allow(unused_imports, reason = "for those that run tasks in order")]
+#[cfg_attr(not(feature = "after-response"), allow(unused_imports, reason = "for those that run tasks in order"))]
 pub(crate) use self::{over::Over, work::Body};
 pub use crate::pool::call::{Cancellation, cancellation, cancelled};

@@ -1,0 +1,98 @@
+//! What the transport tells its connection. All of it happens behind the transport's `&mut`, one after the other.
+
+use std::io::IoSlice;
+
+use super::{
+    Connection, Protocol,
+    state::{Fate, State},
+};
+use crate::{
+    flush::{frames::StreamId, stats::count},
+    sync::{Ordering, lock},
+};
+
+/// A flush that is about to be asked of the transport: how many responses wait for it.
+#[must_use]
+pub(in crate::flush) struct Flush {
+    waiting: usize,
+}
+
+impl Connection {
+    /// The first bytes have decided, or the client went away before they did. For good.
+    pub(in crate::flush) fn decided(&self, protocol: Protocol) {
+        self.protocol.store(protocol as u8, Ordering::Release);
+    }
+
+    /// A header block that opens a stream was delivered to its end. False if the stream cannot be followed: then there is
+    /// nothing to gate for, and its response is unmapped.
+    pub(in crate::flush) fn opened(&self, stream: StreamId) -> bool {
+        let mut state = lock(&self.state);
+        let followed = !state.lost && !state.gave_up && state.outbound.open(stream);
+        state.opened = followed.then_some(stream);
+        followed
+    }
+
+    /// Whether the service has not taken the stream that was opened last.
+    pub(in crate::flush) fn is_untaken(&self) -> bool {
+        lock(&self.state).opened.is_some()
+    }
+
+    /// The service had its chance: if it has not taken the stream, that one was not passed on to it.
+    pub(in crate::flush) fn take_back(&self) {
+        self.change(|state, _| {
+            if let Some(stream) = state.opened.take() {
+                count(&self.counters.undelivered);
+                state.outbound.close(stream);
+            }
+        });
+    }
+
+    /// The client reset a stream, which may be none of ours.
+    pub(in crate::flush) fn reset(&self, stream: StreamId) {
+        self.change(|state, fates| state.close(stream, Fate::Lost, fates));
+    }
+
+    /// The client's bytes were not understood.
+    pub(in crate::flush) fn give_up(&self) {
+        self.change(State::give_up);
+    }
+
+    /// The transport accepted the first `count` bytes of these slices. On HTTP/1 they do not matter; before it is decided they
+    /// may, for h2 sends its settings before it reads.
+    pub(in crate::flush) fn accepted(&self, slices: &[IoSlice<'_>], count: usize) {
+        if self.protocol() == Protocol::Http1 {
+            return;
+        }
+        self.change(|state, fates| {
+            if state.lost || state.gave_up {
+                return;
+            }
+            let mut reset = Vec::new();
+            state.outbound.accepted_vectored(slices, count, |stream, _| reset.push(stream));
+            for stream in reset {
+                state.decide(stream, Fate::Lost, fates);
+            }
+            if state.outbound.gave_up() {
+                state.give_up(fates);
+            }
+        });
+    }
+
+    /// To be called before each poll of the transport's flush or shutdown, so that nobody is told by a flush that began before
+    /// there was all to flush.
+    pub(in crate::flush) fn before_flush(&self) -> Flush {
+        Flush { waiting: self.awaiting.load(Ordering::Acquire) }
+    }
+
+    /// That poll has succeeded.
+    pub(in crate::flush) fn flushed(&self, flush: Flush) {
+        if flush.waiting > 0 {
+            self.change(|state, fates| state.flushed(flush.waiting, fates));
+        }
+    }
+
+    /// The transport failed, or is gone.
+    pub(in crate::flush) fn lost(&self) {
+        self.change(State::lose);
+    }
+}

@@ -1,0 +1,78 @@
+use std::task::Waker;
+
+use super::*;
+use crate::flush::{
+    generated::{data, headers},
+    scripted::{Read, Script, connection},
+};
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Reads once: how much was delivered. A script is read from without a task.
+fn read(reader: &mut Reader, connection: &Arc<Connection>, script: &mut Script, room: usize) -> Option<usize> {
+    let cx = &mut Context::from_waker(Waker::noop());
+    let outcome = reader.poll_read(connection, cx, room, |_, into| {
+        let Some(Read::Bytes(mut bytes)) = script.reads.pop_front() else { return Poll::Pending };
+        script.rooms.push(into.len());
+        let behind = bytes.split_off(bytes.len().min(into.len()));
+        into[..bytes.len()].copy_from_slice(&bytes);
+        if !behind.is_empty() {
+            script.reads.push_front(Read::Bytes(behind));
+        }
+        Poll::Ready(Ok(bytes.len()))
+    });
+    match outcome {
+        Poll::Ready(bytes) => Some(bytes.unwrap().len()),
+        Poll::Pending => None,
+    }
+}
+
+#[test]
+fn it_reads_ahead_no_more_than_its_buffer() {
+    let (connection, _) = connection();
+    let (mut reader, mut script) = (Reader::default(), Script::default());
+    let mut bytes = PREFACE.to_vec();
+    (0..9_000).for_each(|stream| bytes.extend(headers(2 * stream + 1, true)));
+    let sent = bytes.len();
+    script.reads.push_back(Read::Bytes(bytes));
+
+    let mut delivered = 0;
+    while delivered < sent {
+        // As of a caller with all the room there is.
+        delivered += read(&mut reader, &connection, &mut script, usize::MAX).unwrap_or(0);
+        connection.take_stream();
+        assert!(reader.buffer.len() <= BUFFER && reader.unread.len() < BUFFER);
+    }
+    assert_eq!(script.rooms.iter().max(), Some(&BUFFER));
+}
+
+#[test]
+fn undecided_it_reads_what_the_caller_has_room_for() {
+    let (connection, _) = connection();
+    let (mut reader, mut script) = (Reader::default(), Script::default());
+    script.reads.push_back(Read::Bytes([PREFACE, &headers(1, true), &data(1, 30_000, true)].concat()));
+    for room in [5, 19] {
+        assert_eq!(read(&mut reader, &connection, &mut script, room), Some(room));
+        assert!(reader.unread.is_empty());
+    }
+    assert_eq!(script.rooms, [5, 19]);
+    assert_eq!(reader.buffer.len(), 19, "hyper-util and h2 read the preface alone: no more is allocated for it");
+
+    assert_eq!(connection.protocol(), connection::Protocol::Http2);
+    assert_eq!(read(&mut reader, &connection, &mut script, 3), Some(3));
+    assert_eq!(reader.buffer.len(), BUFFER);
+}
+
+#[test]
+fn the_buffer_is_freed_once_http1_is_spoken() {
+    let (connection, _) = connection();
+    let (mut reader, mut script) = (Reader::default(), Script::default());
+    assert!(!reader.is_done(&connection));
+    for bytes in [&b"P"[..], b"OST / HTTP/1.1\r\n"] {
+        script.reads.push_back(Read::Bytes(bytes.to_vec()));
+        assert!(!reader.is_done(&connection));
+        assert_eq!(read(&mut reader, &connection, &mut script, 8192), Some(bytes.len()));
+    }
+    assert!(reader.is_done(&connection));
+    assert_eq!(reader.buffer.len(), 0);
+}
