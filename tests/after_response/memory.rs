@@ -1,0 +1,69 @@
+//! What holds the handle and is held by it is given back all the same.
+
+use std::sync::{Arc, Weak};
+
+use tower_offload::{AfterResponse, after_response::End};
+
+use crate::support::{drained, exchange, on_no_thread, responded};
+
+/// Something that lives as long as what was registered.
+fn tracer() -> (Arc<()>, Weak<()>) {
+    let held = Arc::new(());
+    let tracer = Arc::downgrade(&held);
+    (held, tracer)
+}
+
+/// Registers work of each kind that holds the handle, through which it holds itself.
+fn register(after: &AfterResponse, held: &Arc<()>) {
+    let own = || (after.clone(), held.clone());
+    let it = own();
+    after.hook(move |_| drop(it));
+    for condition in [true, false] {
+        let (it, also) = (own(), own());
+        let when = move |_: &_| {
+            let _ = &also;
+            condition
+        };
+        after.task("").when(when).run(move || drop(it)).unwrap();
+        let it = own();
+        after.task("").when(move |_| condition).spawn(async move { drop(it) }).unwrap();
+        let it = own();
+        let error = move || {
+            drop(it);
+            Err("no")
+        };
+        after.task("").when(move |_| condition).run(error).unwrap();
+    }
+    let it = own();
+    assert!(after.run(move || drop(it)).unwrap().cancel());
+}
+
+#[tokio::test]
+async fn work_that_holds_the_handle_is_no_leak_at_any_end() {
+    for end in [End::Aborted, End::BodyError, End::BodyTooShort, End::Complete, End::HandlerError, End::NoResponse] {
+        let background = on_no_thread();
+        let (held, tracer) = tracer();
+        exchange(&background, 200, end, |after| register(after, &held)).await;
+        drop(held);
+        drained(&background).await;
+        while tracer.strong_count() > 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_a_failure_stops_is_given_back() {
+    let background = on_no_thread();
+    let (held, tracer) = tracer();
+    let response = responded(&background, |after| {
+        after.task("").stop_on_error().run(|| Err("no")).unwrap();
+        register(after, &held);
+    });
+    drop(response.await);
+    drop(held);
+    drained(&background).await;
+    while tracer.strong_count() > 0 {
+        tokio::task::yield_now().await;
+    }
+}
