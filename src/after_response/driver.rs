@@ -106,7 +106,8 @@ fn dispatch(exchange: &Arc<Exchange>) {
         let over = move |over| {
             let stop = stop_on_error && over == Over::Failed;
             let never = lock(&exchange.pending).over(stop);
-            contained(|| drop(never));
+            // One by one: a second panic while a first one unwinds would abort the process.
+            never.into_iter().for_each(|unwanted| contained(|| drop(unwanted)));
             dispatch(&exchange);
         };
         reservation.on_over(over).spend(body);

@@ -89,3 +89,28 @@ async fn what_is_skipped_or_cancelled_may_panic_in_its_drop_and_frees_its_place(
     assert!(failures.entries().is_empty());
     assert_eq!(log.entries(), ["dropped", "dropped", "dropped", "next"]);
 }
+
+/// More than one at once: a second panic in the unwinding of the first would abort the process.
+#[tokio::test]
+async fn what_a_failure_stops_may_panic_in_its_drop() {
+    struct Always(Log);
+    impl Drop for Always {
+        fn drop(&mut self) {
+            self.0.add("dropped");
+            panic!("in a drop");
+        }
+    }
+    let (background, _) = logging(on_threads(1));
+    let log = Log::default();
+    exchange(&background, 200, End::Complete, |after| {
+        after.task("").stop_on_error().run(|| Err("no")).unwrap();
+        for _ in 0..3 {
+            let bomb = Always(log.clone());
+            after.run(move || panics(&bomb.0.entries().concat())).unwrap();
+        }
+    })
+    .await;
+    let stats = drained(&background).await;
+    assert_eq!((stats.failed, stats.skipped), (1, 3));
+    assert_eq!(log.entries(), ["dropped"; 3]);
+}
