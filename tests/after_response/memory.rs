@@ -4,7 +4,7 @@ use std::sync::{Arc, Weak};
 
 use tower_offload::{AfterResponse, after_response::End};
 
-use crate::support::{drained, exchange, on_no_thread, responded};
+use crate::support::{Log, drained, exchange, on_no_thread, responded};
 
 /// Something that lives as long as what was registered.
 fn tracer() -> (Arc<()>, Weak<()>) {
@@ -66,4 +66,23 @@ async fn what_a_failure_stops_is_given_back() {
     while tracer.strong_count() > 0 {
         tokio::task::yield_now().await;
     }
+}
+
+/// When a drain has said that a task is over, what it held is gone: also of one that never ran.
+#[tokio::test]
+async fn what_a_skipped_task_held_is_gone_before_its_place_is_free() {
+    struct Last(Log, tower_offload::Background);
+    impl Drop for Last {
+        fn drop(&mut self) {
+            self.0.add(self.1.stats().reserved);
+        }
+    }
+    let (background, log) = (on_no_thread(), Log::default());
+    exchange(&background, 404, End::Complete, |after| {
+        let held = Last(log.clone(), background.clone());
+        after.run(move || drop(held)).unwrap();
+    })
+    .await;
+    assert_eq!(drained(&background).await.skipped, 1);
+    assert_eq!(log.entries(), ["1"]);
 }
