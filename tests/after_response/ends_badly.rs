@@ -1,10 +1,16 @@
 //! 5.2: one outcome on every path, where something fails, panics or is dropped.
 
-use std::{convert::Infallible, panic::AssertUnwindSafe};
+use std::{
+    convert::Infallible,
+    panic::AssertUnwindSafe,
+    pin::Pin,
+    task::{Context, Poll},
+};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
 use http::{Request, Response, StatusCode};
+use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 use tokio::sync::oneshot::Receiver;
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
@@ -174,4 +180,44 @@ async fn a_body_that_panics_failed() {
     assert!(std::panic::catch_unwind(AssertUnwindSafe(|| frame(&mut body))).is_err());
     drop(body);
     assert_eq!(ended(outcome).await, (End::BodyError, Some("panicked".to_owned())));
+}
+
+/// Panics when it is asked for its length (`true`), or for its end after a frame (`false`).
+struct Rude(bool);
+
+impl Body for Rude {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        self.get_mut().0 = true;
+        Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b"data")))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        assert!(!self.0, "in is_end_stream");
+        false
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        assert!(!self.0, "in size_hint");
+        SizeHint::default()
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_panics_when_it_is_asked_about_itself_failed() {
+    for (rude, end) in [(true, End::HandlerError), (false, End::BodyError)] {
+        let mut outcome = None;
+        let handler = async |after: AfterResponse| {
+            outcome = Some(told(&after));
+            Ok::<_, Infallible>(Response::new(Rude(rude)))
+        };
+        let layer = AfterResponseLayer::default();
+        if let Ok(response) = AssertUnwindSafe(respond(&layer, Request::new(()), handler)).catch_unwind().await {
+            let mut body = response.unwrap().into_body();
+            assert!(std::panic::catch_unwind(AssertUnwindSafe(|| frame(&mut body))).is_err());
+        }
+        assert_eq!(ended(outcome).await, (end, Some("panicked".to_owned())));
+    }
 }
