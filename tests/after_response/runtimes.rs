@@ -1,6 +1,6 @@
 //! Where hooks run: in the runtime of the registration, and wherever there is a thread if that is gone.
 
-use std::{sync::mpsc, thread};
+use std::{sync::mpsc, thread, time::Duration};
 
 use futures_util::FutureExt;
 use http::Response;
@@ -163,5 +163,17 @@ fn on_a_thread_of_its_own_if_the_pool_is_shut_down() {
     small().block_on(pool.shutdown(LONG));
     let (tell, told) = mpsc::channel();
     hooked(&background, &tell);
+    assert_eq!(told.recv_timeout(LONG).unwrap(), "after-response");
+}
+
+#[test]
+fn on_a_thread_of_its_own_if_the_pool_is_shut_down_before_it_comes_to_it() {
+    let pool = pool();
+    let background = Background::new(pool.clone());
+    let (tell, told) = mpsc::channel();
+    let held = held(&pool);
+    hooked(&background, &tell);
+    small().block_on(pool.shutdown(Duration::ZERO));
+    drop(held);
     assert_eq!(told.recv_timeout(LONG).unwrap(), "after-response");
 }
