@@ -102,7 +102,15 @@ fn judge(mut task: Task, outcome: &Outcome, pending: &Mutex<Pending<Hook, Task>>
     let concurrent = task.concurrent;
     let is_wanted = std::mem::take(&mut task.condition).holds(outcome);
     let unwanted = if is_wanted { lock(pending).push_ready(task, concurrent) } else { Some(task) };
-    contained(|| drop(unwanted)); // gives its place back, and counts it as skipped
+    if let Some(unwanted) = unwanted {
+        skip(unwanted, pending);
+    }
+}
+
+/// Drops it, which gives its place back and counts it as skipped.
+fn skip(task: Task, pending: &Mutex<Pending<Hook, Task>>) {
+    lock(pending).forget(task.reservation.id());
+    contained(|| drop(task));
 }
 
 /// Starts the tasks that may.
@@ -114,12 +122,13 @@ fn dispatch(exchange: &Arc<Exchange>) {
     loop {
         let next = lock(&exchange.pending).next();
         let Some(Task { reservation, body, stop_on_error, .. }) = next else { return };
-        let exchange = exchange.clone();
+        let (exchange, id) = (exchange.clone(), reservation.id());
         let over = move |over| {
             let stop = stop_on_error && over == Over::Failed;
+            lock(&exchange.pending).forget(id);
             let never = lock(&exchange.pending).over(stop);
             // One by one: a second panic while a first one unwinds would abort the process.
-            never.into_iter().for_each(|unwanted| contained(|| drop(unwanted)));
+            never.into_iter().for_each(|(unwanted, _)| skip(unwanted, &exchange.pending));
             dispatch(&exchange);
         };
         reservation.on_over(over).spend(body);

@@ -68,6 +68,39 @@ async fn what_a_failure_stops_is_given_back() {
     }
 }
 
+/// A stream that does so for each of its messages must not grow with their number: places are free, so nothing else bounds it.
+#[tokio::test]
+async fn what_is_replaced_or_cancelled_by_name_is_given_back_at_once() {
+    let background = on_no_thread();
+    let (held, tracer) = tracer();
+    let mut kept = None;
+    let open = responded(&background, |after| kept = Some(after.clone())).await;
+    let after = kept.unwrap();
+    let register = || {
+        let held = held.clone();
+        after.task("save").replace().run(move || drop(held)).unwrap()
+    };
+    for _ in 0..3 {
+        register();
+        assert_eq!(tracer.strong_count(), 2);
+    }
+    assert_eq!((after.cancel("save"), tracer.strong_count()), (1, 1));
+
+    // After the end, behind one that runs.
+    let (proceed, proceeds) = tokio::sync::oneshot::channel::<()>();
+    after.spawn(async { proceeds.await.unwrap() }).unwrap();
+    drop(open);
+    tokio::task::yield_now().await;
+    for _ in 0..3 {
+        register();
+        tokio::task::yield_now().await;
+        assert_eq!(tracer.strong_count(), 2);
+    }
+    proceed.send(()).unwrap();
+    let stats = drained(&background).await;
+    assert_eq!((stats.completed, stats.cancelled, stats.skipped), (2, 5, 0));
+}
+
 /// When a drain has said that a task is over, what it held is gone: also of one that never ran.
 #[tokio::test]
 async fn what_a_skipped_task_held_is_gone_before_its_place_is_free() {
