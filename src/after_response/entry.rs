@@ -26,8 +26,9 @@ impl Hook {
 
 /// A task that has a place and waits for the outcome.
 pub(super) struct Task {
-    pub(super) reservation: Reservation,
+    /// Dropped before the reservation: when a drain has seen the place free, what the task held is gone.
     pub(super) body: Body,
+    pub(super) reservation: Reservation,
     pub(super) condition: Condition,
     /// How many tasks of the request may run at once, this one included, when it starts.
     pub(super) concurrent: usize,

@@ -121,9 +121,10 @@ impl Exchange {
         self.total.store(total, Relaxed);
         if let (Some(wire), Some(ending), Some(Verdict::Flushed { body_bytes: Some(sent) })) =
             (&self.wire, self.ending.get(), self.verdict.get())
-            && *sent != ending.body_bytes
         {
-            wire.mismatched();
+            if *sent != ending.body_bytes {
+                wire.mismatched();
+            }
         }
         if self.facts.settled() {
             Driver::start(self.clone());

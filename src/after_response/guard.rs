@@ -42,9 +42,10 @@ impl Guard {
     /// The handler responded.
     pub(super) fn responded<B: Body>(&mut self, response: &Response<B>) {
         let at = self.exchange.elapsed();
-        let Some(progress) = &mut self.progress else { return };
         let (status, headers, body) = (response.status(), response.headers(), response.body());
-        progress.responded(status, headers, body.size_hint().exact(), body.is_end_stream(), at);
+        let (exact, is_end_stream) = self.inside(|| (body.size_hint().exact(), body.is_end_stream()));
+        let Some(progress) = &mut self.progress else { return };
+        progress.responded(status, headers, exact, is_end_stream, at);
         if self.exchange.is_wanted() {
             progress.keep_headers(headers);
         }
@@ -69,6 +70,7 @@ impl Guard {
         cx: &Context<'_>,
     ) {
         let error = frame.and_then(|frame| frame.as_ref().err()).map(|error| self.text(error));
+        let is_end_stream = matches!(frame, Some(Ok(_))) && self.inside(|| body.is_end_stream());
         let Some(progress) = &mut self.progress else { return };
         progress.polled();
         match frame {
@@ -80,7 +82,7 @@ impl Guard {
                 } else if let Some(trailers) = frame.trailers_ref() {
                     progress.trailers(trailers);
                 }
-                if body.is_end_stream() {
+                if is_end_stream {
                     progress.ended();
                 }
             }

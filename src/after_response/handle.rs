@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     background::{Background, TaskHandle, TaskOutput},
+    pool::call::contained,
     sync::lock,
 };
 
@@ -84,9 +85,13 @@ impl AfterResponse {
     }
 
     /// Cancels every task of that name which this request registered and which is not over. Returns how many these were.
+    ///
+    /// What has not started is dropped here and now; a panic in that is contained.
     pub fn cancel(&self, name: &str) -> usize {
-        let ids = lock(&self.exchange.pending).named(name);
-        ids.into_iter().filter(|id| self.background.cancel_id(*id)).count()
+        let (ids, withdrawn) = lock(&self.exchange.pending).withdraw(name, |task| task.reservation.id());
+        let cancelled = ids.into_iter().filter(|id| self.background.cancel_id(*id)).count();
+        withdrawn.into_iter().for_each(|task| contained(|| drop(task))); // after that, or it would count as skipped
+        cancelled
     }
 
     /// Whether the outcome will tell that the response was flushed, as far as is known.

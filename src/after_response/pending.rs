@@ -24,6 +24,7 @@ pub(super) struct Pending<H, T> {
     driving: bool,
     /// Set while somebody starts tasks: one that is over at once must not start the next on top of its own stack.
     dispatching: bool,
+    /// Of the tasks that have one and are not over.
     names: Vec<(Cow<'static, str>, u64)>,
     home: Option<Home>,
 }
@@ -48,9 +49,22 @@ impl<H, T> Pending<H, T> {
         self.names.push((name, id));
     }
 
-    /// The tasks of that name.
-    pub(super) fn named(&self, name: &str) -> Vec<u64> {
-        self.names.iter().filter(|(other, _)| other == name).map(|(_, id)| *id).collect()
+    /// The tasks of that name, and of these what has not started, which now never will.
+    pub(super) fn withdraw(&mut self, name: &str, id: impl Fn(&T) -> u64) -> (Vec<u64>, Vec<T>) {
+        let ids: Vec<_> = self.names.iter().filter(|(other, _)| other == name).map(|(_, id)| *id).collect();
+        let is_named = |task: &T| ids.contains(&id(task));
+        let (mut withdrawn, tasks): (Vec<_>, _) = std::mem::take(&mut self.tasks).into_iter().partition(is_named);
+        let (waiting, ready): (VecDeque<_>, _) =
+            std::mem::take(&mut self.ready).into_iter().partition(|(task, _)| is_named(task));
+        (self.tasks, self.ready) = (tasks, ready);
+        withdrawn.extend(waiting.into_iter().map(|(task, _)| task));
+        withdrawn.iter().for_each(|task| self.forget(id(task)));
+        (ids, withdrawn)
+    }
+
+    /// The task is over, or never starts: nobody can mean it by its name any more.
+    pub(super) fn forget(&mut self, id: u64) {
+        self.names.retain(|(_, other)| *other != id);
     }
 
     pub(super) fn set_home(&mut self, home: impl FnOnce() -> Home) {

@@ -47,8 +47,23 @@ fn d13_a_name_finds_every_task_that_has_it() {
     for (name, id) in [("mail", 1), ("index", 2), ("mail", 3)] {
         pending.push_name(name.into(), id);
     }
-    assert_eq!(pending.named("mail"), [1, 3]);
-    assert!(pending.named("other").is_empty());
+    pending.push_task(1);
+    pending.push_task(2);
+    assert_eq!(pending.push_ready(3, 1), None);
+    assert_eq!(pending.withdraw("other", |task| u64::from(*task)), (vec![], vec![]));
+    assert_eq!(pending.withdraw("mail", |task| u64::from(*task)), (vec![1, 3], vec![1, 3]));
+    assert_eq!(pending.withdraw("mail", |task| u64::from(*task)), (vec![], vec![]));
+    assert_eq!(pending.next(), None);
+    assert_eq!(taken(&mut pending), Some((vec![], vec![2])));
+}
+
+#[test]
+fn a_task_that_started_is_named_until_it_is_over() {
+    let mut pending = Tasks::default();
+    pending.push_name("mail".into(), 1);
+    assert_eq!(pending.withdraw("mail", |task| u64::from(*task)), (vec![1], vec![]));
+    pending.forget(1);
+    assert_eq!(pending.withdraw("mail", |task| u64::from(*task)), (vec![], vec![]));
 }
 
 #[derive(Debug, Clone)]

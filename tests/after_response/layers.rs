@@ -1,0 +1,129 @@
+//! The layer twice, in routers in routers, and behind others.
+
+use std::convert::Infallible;
+
+use axum::{
+    Router,
+    body::Body,
+    extract::Request,
+    middleware::{Next, from_fn},
+    routing::get,
+};
+use http::{Response, StatusCode};
+use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
+use tower_offload::{AfterResponse, after_response::End};
+
+use crate::support::{Log, Script, drained, handle, layer, on_no_thread, read, told};
+
+fn request(path: &str) -> Request {
+    Request::builder().uri(path).body(Body::empty()).unwrap()
+}
+
+#[tokio::test]
+async fn the_outer_layer_owns_the_response_and_its_background_runs_the_tasks() {
+    let (outer, inner, log) = (on_no_thread(), on_no_thread(), Log::default());
+    let in_handler = log.clone();
+    let handler = service_fn(move |request: http::Request<()>| {
+        let (after, log) = (handle(&request), in_handler.clone());
+        after.run(log.adds("task of the handler")).unwrap();
+        after.hook(move |outcome| log.add(format!("{} {}", outcome.end, outcome.body_bytes)));
+        async { Ok::<_, Infallible>(Response::new(Script::of(3))) }
+    });
+    let between = |mut service: tower_offload::after_response::AfterResponseService<_>, log: Log| {
+        service_fn(move |request: http::Request<()>| {
+            handle(&request).run(log.adds("task of the layer between")).unwrap();
+            service.call(request)
+        })
+    };
+    let service = layer(&outer).layer(between(layer(&inner).layer(handler), log.clone()));
+    let mut response = service.oneshot(http::Request::new(())).await.unwrap();
+    read(response.body_mut());
+    drop(response);
+    assert_eq!((drained(&outer).await.completed, drained(&inner).await.completed), (2, 0));
+    assert_eq!(log.entries(), ["complete 3", "task of the layer between", "task of the handler"]);
+}
+
+#[tokio::test]
+async fn behind_ten_layers_of_any_kind_every_task_runs_though_the_client_leaves_a11() {
+    let (background, log) = (on_no_thread(), Log::default());
+    let mut router = Router::new().route("/", get(async |after: AfterResponse| after.hook(|_| ())));
+    for number in 0..10 {
+        let log = log.clone();
+        let register = move |after: AfterResponse, request: Request, next: Next| {
+            after.run(log.adds(number)).unwrap();
+            next.run(request)
+        };
+        router = router.layer(from_fn(register)).layer(layer(&background));
+    }
+    drop(router.oneshot(request("/")).await.unwrap());
+    assert_eq!(drained(&background).await.completed, 10);
+    assert_eq!(log.entries(), (0..10).rev().map(|number| number.to_string()).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn nested_and_merged_routers_and_fallbacks_are_all_behind_it() {
+    let background = on_no_thread();
+    let register = async |after: AfterResponse| {
+        after.task("").always().run(|| ()).unwrap();
+        StatusCode::IM_A_TEAPOT
+    };
+    let deep = Router::new().route("/leaf", get(register)).layer(layer(&background));
+    let nested = Router::new().nest("/b", deep).route("/leaf", get(register));
+    let service = ServiceBuilder::new().layer(layer(&background)).service_fn(|request: Request| {
+        handle(&request).run(|| ()).unwrap();
+        async { Ok::<_, Infallible>(Response::new(Body::empty())) }
+    });
+    let app = Router::new()
+        .nest("/a", nested)
+        .merge(Router::new().route("/merged", get(register)))
+        .route_service("/service", service)
+        .fallback(register)
+        .layer(layer(&background));
+    for path in ["/a/b/leaf", "/a/leaf", "/merged", "/missing", "/service"] {
+        let expected = if path == "/service" { StatusCode::OK } else { StatusCode::IM_A_TEAPOT };
+        assert_eq!(app.clone().oneshot(request(path)).await.unwrap().status(), expected, "{path}");
+    }
+    assert_eq!(drained(&background).await.completed, 5);
+}
+
+/// A service that makes a request out of another: what it registers is the first one's.
+#[tokio::test]
+async fn a_request_with_the_extensions_of_another_has_its_handle() {
+    let (background, log) = (on_no_thread(), Log::default());
+    let inside = log.clone();
+    let inner = layer(&background).layer(service_fn(move |request: http::Request<()>| {
+        handle(&request).run(inside.adds("of the inner request")).unwrap();
+        async { Ok::<_, Infallible>(Response::new(Script::of(3))) }
+    }));
+    let outer = layer(&background).layer(service_fn(async |request: http::Request<()>| {
+        let mut second = http::Request::new(());
+        *second.extensions_mut() = request.extensions().clone();
+        drop(inner.clone().oneshot(second).await);
+        tokio::task::yield_now().await;
+        log.add("the inner response is over");
+        Ok::<_, Infallible>(Response::new(Script::of(5)))
+    }));
+    drop(outer.oneshot(http::Request::new(())).await);
+    assert_eq!(drained(&background).await.completed, 1);
+    assert_eq!(log.entries(), ["the inner response is over", "of the inner request"]);
+}
+
+/// An outer layer that keeps data back after the inner end is past what this one sees; inside of it is said so.
+#[tokio::test]
+async fn behind_a_layer_that_buffers_the_end_is_that_of_the_inner_body() {
+    let background = on_no_thread();
+    let (tell, outcome) = std::sync::mpsc::channel();
+    let handler = get(async move |after: AfterResponse| {
+        tell.send(told(&after)).unwrap();
+        "12345"
+    });
+    let buffers = axum::middleware::map_response(async |response: Response<Body>| {
+        let bytes = axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap();
+        Response::new(Body::from(bytes))
+    });
+    let app = Router::new().route("/", handler).layer(layer(&background)).layer(buffers);
+    let response = app.oneshot(request("/")).await.unwrap();
+    let outcome = outcome.recv().unwrap().await.unwrap();
+    assert_eq!((outcome.end, outcome.body_bytes), (End::Complete, 5));
+    drop(response);
+}

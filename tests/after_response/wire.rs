@@ -1,0 +1,133 @@
+//! On an HTTP/1 connection in memory: what a client notices of it, which is nothing.
+
+use axum::{Router, body::Body, extract::Request, routing::get};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use http_body_util::BodyExt;
+use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper_util::{rt::TokioIo, service::TowerToHyperService};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tower_offload::{
+    AfterResponse, Background,
+    after_response::{Delivery, End, Outcome},
+};
+
+use crate::support::{Log, drained, hold, layer, logging, on_no_thread, on_threads, panics};
+
+/// A client of that router on a connection that takes so many bytes at a time.
+async fn connect(router: Router, bytes: usize) -> SendRequest<Body> {
+    let (client, server) = tokio::io::duplex(bytes);
+    let service = TowerToHyperService::new(router);
+    let server = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(server), service);
+    tokio::spawn(async { drop(server.await) });
+    let (sender, connection) = handshake(TokioIo::new(client)).await.unwrap();
+    tokio::spawn(async { drop(connection.await) });
+    sender
+}
+
+async fn get_text(client: &mut SendRequest<Body>, path: &str) -> Bytes {
+    client.ready().await.unwrap();
+    let request = Request::builder().uri(path).header("host", "test").body(Body::empty()).unwrap();
+    client.send_request(request).await.unwrap().into_body().collect().await.unwrap().to_bytes()
+}
+
+/// A handler that registers a hook, and this.
+fn telling(
+    background: &Background,
+    register: impl Fn(AfterResponse) + Clone + Send + Sync + 'static,
+    body: impl Fn() -> Body + Clone + Send + Sync + 'static,
+) -> (Router, UnboundedReceiver<Outcome>) {
+    let (tell, told) = unbounded_channel();
+    let handler = async move |after: AfterResponse| {
+        let tell = tell.clone();
+        after.hook(move |outcome| tell.send(outcome.clone()).unwrap());
+        register(after);
+        body()
+    };
+    (Router::new().route("/{*path}", get(handler)).layer(layer(background)), told)
+}
+
+#[tokio::test]
+async fn the_response_does_not_wait_for_its_task_nor_does_the_next_request_a3_a7() {
+    let background = on_threads(1).max_running(1).build();
+    let held = hold(&background).await;
+    let (router, mut told) = telling(&background, |after| drop(after.run(|| ()).unwrap()), || Body::from("body"));
+    let mut client = connect(router, 1024).await;
+    for number in 1..=3 {
+        assert_eq!(get_text(&mut client, "/a").await, "body");
+        let outcome = told.recv().await.unwrap();
+        assert_eq!((outcome.end, outcome.delivery, outcome.body_bytes), (End::Complete, Delivery::HandedOver, 4));
+        assert!(told.try_recv().is_err());
+        assert_eq!(background.stats().completed, 0, "{number} wait");
+    }
+    held.release();
+    assert_eq!(drained(&background).await.completed, 4);
+}
+
+/// The connection takes a few bytes at a time, and the client reads them one by one.
+#[tokio::test]
+async fn not_before_the_last_byte_was_taken_a4() {
+    let (background, log) = (on_no_thread(), Log::default());
+    let (written, ran) = (log.clone(), log.clone());
+    let body = move || {
+        let log = written.clone();
+        Body::from_stream(futures_util::stream::iter(0..4).map(move |chunk| {
+            log.add(format!("chunk {chunk}"));
+            Ok::<_, std::convert::Infallible>(vec![b'.'; 100])
+        }))
+    };
+    let (router, mut told) = telling(&background, move |after| drop(after.run(ran.adds("task")).unwrap()), body);
+    let mut client = connect(router, 16).await;
+    assert_eq!(get_text(&mut client, "/a").await.len(), 400);
+    assert_eq!(told.recv().await.unwrap().body_bytes, 400);
+    drained(&background).await;
+    assert_eq!(log.entries(), ["chunk 0", "chunk 1", "chunk 2", "chunk 3", "task"]);
+}
+
+#[tokio::test]
+async fn a_task_that_panics_leaves_the_connection_open_d5_c12() {
+    let (background, failures) = logging(on_threads(1));
+    let register = |after: AfterResponse| {
+        after.run(|| panics("in a task")).unwrap();
+        after.spawn(async { panics("in an async task") }).unwrap();
+        after.hook(|_| panics("in a hook"));
+    };
+    let (router, mut told) = telling(&background, register, || Body::from("body"));
+    let mut client = connect(router, 1024).await;
+    for _ in 0..3 {
+        assert_eq!(get_text(&mut client, "/a").await, "body");
+        assert_eq!(told.recv().await.unwrap().end, End::Complete);
+    }
+    assert_eq!(drained(&background).await.failed, 6);
+    assert_eq!(failures.entries().len(), 6);
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_after_the_body_cancels_nothing_p12_b7() {
+    let background = on_threads(1).build();
+    let held = hold(&background).await;
+    let (router, mut told) = telling(&background, |after| drop(after.spawn(async {}).unwrap()), || Body::from("body"));
+    let mut client = connect(router, 1024).await;
+    assert_eq!(get_text(&mut client, "/a").await, "body");
+    drop(client);
+    assert_eq!(told.recv().await.unwrap().end, End::Complete);
+    held.release();
+    assert_eq!(drained(&background).await.completed, 2);
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_in_the_middle_aborts_and_its_task_runs_b6() {
+    let background = on_no_thread();
+    let body = || Body::from_stream(futures_util::stream::repeat_with(|| Ok::<_, std::convert::Infallible>("more")));
+    let (router, mut told) = telling(&background, |after| drop(after.run(|| ()).unwrap()), body);
+    let mut client = connect(router, 64).await;
+    client.ready().await.unwrap();
+    let request = Request::builder().uri("/a").header("host", "test").body(Body::empty()).unwrap();
+    let mut response = client.send_request(request).await.unwrap();
+    response.body_mut().frame().await.unwrap().unwrap();
+    drop((response, client));
+    let outcome = told.recv().await.unwrap();
+    assert_eq!((outcome.end, outcome.delivery), (End::Aborted, Delivery::None));
+    assert!(outcome.body_bytes > 0);
+    assert_eq!(drained(&background).await.completed, 1);
+}
