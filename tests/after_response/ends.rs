@@ -69,15 +69,17 @@ async fn where_http_sends_no_body_it_is_complete_though_data_is_left_c3() {
 
 #[tokio::test]
 async fn a_body_that_says_its_end_is_complete_without_being_asked_for_it_c1() {
-    let response = Response::new(Full::new(Bytes::from_static(b"all of it")));
-    let read_once = |mut body: ResponseBody<_>| {
-        assert!(frame(&mut body).is_some());
-        assert!(body.is_end_stream());
-    };
-    assert_eq!(
-        parts(&outcome(request(Method::GET), response, read_once).await),
-        (End::Complete, Delivery::HandedOver, 9)
-    );
+    // Of a chunked one the length says nothing.
+    for (field, value) in [("content-length", "9"), ("transfer-encoding", "chunked"), ("x-neither", "of these")] {
+        let body = Full::new(Bytes::from_static(b"all of it"));
+        let response = Response::builder().header(field, value).body(body).unwrap();
+        let read_once = |mut body: ResponseBody<_>| {
+            assert!(frame(&mut body).is_some());
+            assert!(body.is_end_stream());
+        };
+        let outcome = outcome(request(Method::GET), response, read_once).await;
+        assert_eq!(parts(&outcome), (End::Complete, Delivery::HandedOver, 9), "{field}");
+    }
 }
 
 #[tokio::test]
