@@ -166,3 +166,20 @@ async fn whoever_polls_after_the_end_changes_nothing() {
     let outcome = outcome(request(Method::GET), Response::new(Script::of(6)), polled_on).await;
     assert_eq!(parts(&outcome), (End::Complete, Delivery::HandedOver, 6));
 }
+
+/// 5.10: the time until the hooks get their turn is none of the response's.
+#[tokio::test(start_paused = true)]
+async fn the_total_is_the_time_to_the_end_and_not_to_the_hook() {
+    let (second, mut outcome) = (std::time::Duration::from_secs(1), None);
+    let handler = async |after| {
+        outcome = Some(told(&after));
+        tokio::time::sleep(second).await;
+        Ok::<_, Infallible>(Response::new(Script::of(6)))
+    };
+    let response = respond(&AfterResponseLayer::default(), Request::new(()), handler).await.unwrap();
+    tokio::time::advance(second).await;
+    drop(response);
+    tokio::time::advance(second).await; // before anything else has its turn
+    let outcome = outcome.unwrap().await.unwrap();
+    assert_eq!((outcome.time_to_head, outcome.total), (Some(second), 2 * second));
+}
