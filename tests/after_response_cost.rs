@@ -1,5 +1,5 @@
-//! What a request pays for a handle that it does not use (A14, 5.11). Counts heap allocations with an allocator of its own, so it is
-//! a program of its own, and holds one test.
+//! What a request pays for a handle that it does not use (A14, 5.11), and what a handle keeps. Counts heap allocations with an
+//! allocator of its own, so it is a program of its own, and holds one test.
 //!
 //! Of locks there is nothing to count: the layer's one lock is that of the list of what was registered, which is taken by
 //! whoever registers something and by the driver, and there is no driver without a registration (below: no task).
@@ -13,7 +13,7 @@ use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use tower::{Layer, Service, service_fn};
-use tower_offload::{AfterResponse, AfterResponseLayer};
+use tower_offload::{AfterResponse, AfterResponseLayer, Background, pool::Inline};
 
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
@@ -62,7 +62,7 @@ fn service() -> impl Service<Request<()>, Response = Response<Full<Bytes>>, Erro
 /// One `Arc` and the box of one extension. The extensions of a request that had none also get their map: its box and its
 /// table. A server's requests have some, of the connection or of a router's.
 #[tokio::test]
-async fn whoever_registers_nothing_pays_for_one_arc_and_one_extension_a14() {
+async fn a_handle_costs_one_arc_and_one_extension_and_keeps_nothing_a14() {
     let layer = AfterResponseLayer::default();
     let runtime = tokio::runtime::Handle::current();
     let added = |is_extended| per_call(layer.layer(service()), is_extended) - per_call(service(), is_extended);
@@ -80,4 +80,37 @@ async fn whoever_registers_nothing_pays_for_one_arc_and_one_extension_a14() {
     }));
     drop(hooked.call(Request::new(())).now_or_never());
     assert_eq!(runtime.metrics().num_alive_tasks(), 1);
+
+    keeps_nothing().await;
+}
+
+/// As that of a web socket, which outlives its response and registers a task for each message.
+async fn keeps_nothing() {
+    let background = Background::builder().pool(Inline::new()).build();
+    let layer = AfterResponseLayer::new(background.clone());
+    let mut kept = None;
+    let mut service = layer.layer(service_fn(|request: Request<()>| {
+        kept = request.extensions().get::<AfterResponse>().cloned();
+        std::future::ready(Ok::<_, Infallible>(Response::new(Full::<Bytes>::default())))
+    }));
+    drop(service.call(Request::new(())).now_or_never());
+    let after = kept.unwrap();
+    let round = async || {
+        for is_wanted in [true, false] {
+            after.task("a".repeat(1024)).when(move |_| is_wanted).run(|| ()).unwrap();
+            after.task("b".repeat(1024)).when(move |_| is_wanted).spawn(async {}).unwrap();
+        }
+        while background.stats().running + background.stats().reserved > 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    round().await;
+    let region = Region::new(ALLOCATOR);
+    for _ in 0..CALLS / 10 {
+        round().await;
+    }
+    let change = region.change();
+    let kept = change.bytes_allocated as isize - change.bytes_deallocated as isize;
+    println!("bytes kept of {} tasks: {kept}", CALLS / 10 * 4);
+    assert!(kept < 4096, "{change:?}");
 }

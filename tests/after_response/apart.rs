@@ -1,10 +1,16 @@
 //! 5.4: nothing that was registered runs in a poll or a drop of the connection's.
 
-use std::{future::pending, sync::mpsc, thread};
+use std::{convert::Infallible, future::pending, sync::mpsc, thread};
 
-use tower_offload::after_response::End;
+use http::{Request, Response};
+use http_body::Frame;
+use http_body_util::StreamBody;
+use tower::{Layer, Service, service_fn};
+use tower_offload::{AfterResponse, after_response::End};
 
-use crate::support::{Log, drained, exchange, on_no_thread, on_threads, responded, told};
+use crate::support::{
+    Log, Script, drained, exchange, frame, handle, layer, on_no_thread, on_threads, respond, responded, told,
+};
 
 /// On a runtime with one thread nothing can run until this test yields.
 #[tokio::test]
@@ -61,12 +67,12 @@ async fn nothing_runs_while_the_handler_or_the_body_is_not_over_a5() {
     let handler = tokio::spawn({
         let (background, log) = (background.clone(), log.clone());
         async move {
-            let handler = async |after: tower_offload::AfterResponse| {
+            let handler = async |after: AfterResponse| {
                 after.run(log.adds("task")).unwrap();
                 proceeds.await.unwrap();
-                Ok::<_, std::convert::Infallible>(http::Response::new(crate::support::Script::of(3)))
+                Ok::<_, Infallible>(Response::new(Script::of(3)))
             };
-            crate::support::respond(&crate::support::layer(&background), http::Request::new(()), handler).await
+            respond(&layer(&background), Request::new(()), handler).await
         }
     });
     while background.stats().reserved == 0 {
@@ -82,31 +88,51 @@ async fn nothing_runs_while_the_handler_or_the_body_is_not_over_a5() {
     assert_eq!(drained(&background).await.completed, 1);
 }
 
-/// B12: what a body holds, such as a file, is given back before anything runs.
+/// An open file, say. Where it is closed there is no task yet that could call a hook, not even on another thread.
+struct Open(Log);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        assert_eq!(tokio::runtime::Handle::current().metrics().num_alive_tasks(), 0);
+        self.0.add("closed");
+    }
+}
+
 #[tokio::test]
 async fn what_the_body_holds_is_dropped_before_b12() {
-    struct Open(Log);
-    impl Drop for Open {
-        fn drop(&mut self) {
-            self.0.add("closed");
-        }
-    }
     let (background, log) = (on_no_thread(), Log::default());
-    let handler = async |after: tower_offload::AfterResponse| {
+    let handler = async |after: AfterResponse| {
         let hook = log.adds("hook");
         after.hook(move |_| hook());
         let file = Open(log.clone());
         let frames = futures_util::stream::repeat_with(move || {
             let _ = &file;
-            Ok::<_, std::convert::Infallible>(http_body::Frame::data(bytes::Bytes::from_static(b"part")))
+            Ok::<_, Infallible>(Frame::data(bytes::Bytes::from_static(b"part")))
         });
-        Ok::<_, std::convert::Infallible>(http::Response::new(http_body_util::StreamBody::new(frames)))
+        Ok::<_, Infallible>(Response::new(StreamBody::new(frames)))
     };
-    let mut response =
-        crate::support::respond(&crate::support::layer(&background), http::Request::new(()), handler).await.unwrap();
-    assert!(crate::support::frame(response.body_mut()).is_some());
+    let mut response = respond(&layer(&background), Request::new(()), handler).await.unwrap();
+    assert!(frame(response.body_mut()).is_some());
     let body = response.into_body();
     drop(body);
+    while log.entries().len() < 2 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(log.entries(), ["closed", "hook"]);
+}
+
+#[tokio::test]
+async fn what_the_handler_holds_is_dropped_before_b12() {
+    let (background, log) = (on_no_thread(), Log::default());
+    let service = service_fn(|request: Request<()>| {
+        let (hook, file) = (log.adds("hook"), Open(log.clone()));
+        handle(&request).hook(move |_| hook());
+        async move {
+            let _file = file;
+            pending::<Result<Response<Script>, Infallible>>().await
+        }
+    });
+    drop(layer(&background).layer(service).call(Request::new(())));
     while log.entries().len() < 2 {
         tokio::task::yield_now().await;
     }

@@ -69,15 +69,17 @@ async fn where_http_sends_no_body_it_is_complete_though_data_is_left_c3() {
 
 #[tokio::test]
 async fn a_body_that_says_its_end_is_complete_without_being_asked_for_it_c1() {
-    let response = Response::new(Full::new(Bytes::from_static(b"all of it")));
-    let read_once = |mut body: ResponseBody<_>| {
-        assert!(frame(&mut body).is_some());
-        assert!(body.is_end_stream());
-    };
-    assert_eq!(
-        parts(&outcome(request(Method::GET), response, read_once).await),
-        (End::Complete, Delivery::HandedOver, 9)
-    );
+    // Of a chunked one the length says nothing.
+    for (field, value) in [("content-length", "9"), ("transfer-encoding", "chunked"), ("x-neither", "of these")] {
+        let body = Full::new(Bytes::from_static(b"all of it"));
+        let response = Response::builder().header(field, value).body(body).unwrap();
+        let read_once = |mut body: ResponseBody<_>| {
+            assert!(frame(&mut body).is_some());
+            assert!(body.is_end_stream());
+        };
+        let outcome = outcome(request(Method::GET), response, read_once).await;
+        assert_eq!(parts(&outcome), (End::Complete, Delivery::HandedOver, 9), "{field}");
+    }
 }
 
 #[tokio::test]
@@ -163,4 +165,21 @@ async fn whoever_polls_after_the_end_changes_nothing() {
     };
     let outcome = outcome(request(Method::GET), Response::new(Script::of(6)), polled_on).await;
     assert_eq!(parts(&outcome), (End::Complete, Delivery::HandedOver, 6));
+}
+
+/// 5.10: the time until the hooks get their turn is none of the response's.
+#[tokio::test(start_paused = true)]
+async fn the_total_is_the_time_to_the_end_and_not_to_the_hook() {
+    let (second, mut outcome) = (std::time::Duration::from_secs(1), None);
+    let handler = async |after| {
+        outcome = Some(told(&after));
+        tokio::time::sleep(second).await;
+        Ok::<_, Infallible>(Response::new(Script::of(6)))
+    };
+    let response = respond(&AfterResponseLayer::default(), Request::new(()), handler).await.unwrap();
+    tokio::time::advance(second).await;
+    drop(response);
+    tokio::time::advance(second).await; // before anything else has its turn
+    let outcome = outcome.unwrap().await.unwrap();
+    assert_eq!((outcome.time_to_head, outcome.total), (Some(second), 2 * second));
 }

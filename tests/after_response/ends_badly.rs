@@ -221,3 +221,44 @@ async fn a_body_that_panics_when_it_is_asked_about_itself_failed() {
         assert_eq!(ended(outcome).await, (end, Some("panicked".to_owned())));
     }
 }
+
+/// Panics when it is dropped.
+struct Bomb;
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        panic!("in a drop");
+    }
+}
+
+#[tokio::test]
+async fn what_panics_in_its_drop_keeps_no_hook_from_being_called() {
+    let (mut of_handler, mut of_body) = (None, None);
+    let service = service_fn(|request: Request<()>| {
+        of_handler = Some(told(&handle(&request)));
+        let bomb = Bomb;
+        async move {
+            let _bomb = bomb;
+            std::future::pending::<Answer>().await
+        }
+    });
+    let mut service = AfterResponseLayer::default().layer(service);
+    let call = service.call(Request::new(()));
+    assert!(std::panic::catch_unwind(AssertUnwindSafe(|| drop(call))).is_err());
+    drop(service);
+    assert_eq!(ended(of_handler).await, (End::NoResponse, None));
+
+    let handler = async |after: AfterResponse| {
+        of_body = Some(told(&after));
+        let bomb = Bomb;
+        let frames = futures_util::stream::repeat_with(move || {
+            let _bomb = &bomb;
+            Ok::<_, Infallible>(Frame::data(Bytes::from_static(b"data")))
+        });
+        Ok::<_, Infallible>(Response::new(http_body_util::StreamBody::new(frames)))
+    };
+    let mut response = respond(&AfterResponseLayer::default(), Request::new(()), handler).await.unwrap();
+    assert!(frame(response.body_mut()).is_some());
+    assert!(std::panic::catch_unwind(AssertUnwindSafe(|| drop(response))).is_err());
+    assert_eq!(ended(of_body).await, (End::Aborted, None));
+}

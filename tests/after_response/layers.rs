@@ -1,6 +1,9 @@
 //! The layer twice, in routers in routers, and behind others.
 
-use std::convert::Infallible;
+use std::{
+    convert::Infallible,
+    task::{Context, Poll},
+};
 
 use axum::{
     Router,
@@ -10,8 +13,10 @@ use axum::{
     routing::get,
 };
 use http::{Response, StatusCode};
+use http_body::Body as _;
+use http_body_util::Full;
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
-use tower_offload::{AfterResponse, after_response::End};
+use tower_offload::{AfterResponse, OffloadLayer, ThreadPool, after_response::End, pool::Pool};
 
 use crate::support::{Log, Script, drained, handle, layer, on_no_thread, read, told};
 
@@ -126,4 +131,73 @@ async fn behind_a_layer_that_buffers_the_end_is_that_of_the_inner_body() {
     let outcome = outcome.recv().unwrap().await.unwrap();
     assert_eq!((outcome.end, outcome.body_bytes), (End::Complete, 5));
     drop(response);
+}
+
+/// P1, P2: the instance that was polled ready is the one that is called, and its readiness is the only one.
+#[tokio::test]
+async fn readiness_is_the_inner_services_own() {
+    #[derive(Debug)]
+    struct Probe(bool);
+    impl Clone for Probe {
+        fn clone(&self) -> Self {
+            Self(false)
+        }
+    }
+    impl Service<http::Request<()>> for Probe {
+        type Response = Response<Script>;
+        type Error = &'static str;
+        type Future = std::future::Ready<Result<Response<Script>, &'static str>>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), &'static str>> {
+            if self.0 {
+                return Poll::Ready(Err("ready twice"));
+            }
+            self.0 = true;
+            Poll::Ready(Ok(()))
+        }
+
+        fn call(&mut self, _: http::Request<()>) -> Self::Future {
+            assert!(std::mem::take(&mut self.0), "called before it was ready");
+            std::future::ready(Ok(Response::new(Script::of(3))))
+        }
+    }
+    let mut service = layer(&on_no_thread()).layer(Probe(false));
+    service.ready().await.unwrap().call(http::Request::new(())).await.unwrap();
+    service.ready().await.unwrap();
+    service.clone().oneshot(http::Request::new(())).await.unwrap();
+    assert_eq!(service.ready().await.unwrap_err(), "ready twice");
+    assert!(service.get_ref().0 && service.get_mut().0 && service.into_inner().0);
+}
+
+/// Inside of a layer that offloads: the handler registers on a thread of the pool, and the hook is called in the runtime.
+#[tokio::test]
+async fn an_offloaded_handler_registers_as_any_other() {
+    let background = on_no_thread();
+    let (tell, mut hooked) = tokio::sync::mpsc::unbounded_channel();
+    let pool = ThreadPool::builder().threads(1).build().unwrap();
+    let service = ServiceBuilder::new().layer(OffloadLayer::new(pool.clone())).layer(layer(&background)).service(
+        service_fn(move |request: http::Request<()>| {
+            let (after, tell) = (handle(&request), tell.clone());
+            async move {
+                let there = std::thread::current().id();
+                after.hook(move |outcome| tell.send((there, std::thread::current().id(), outcome.body_bytes)).unwrap());
+                after.run(|| ()).unwrap();
+                Ok::<_, Infallible>(Response::new(Full::new(bytes::Bytes::from_static(b"body"))))
+            }
+        }),
+    );
+    let mut response = service.clone().oneshot(http::Request::new(())).await.unwrap();
+    assert_eq!(response.body().size_hint().exact(), Some(4));
+    read(response.body_mut());
+    drop(response);
+    let (there, here, bytes) = hooked.recv().await.unwrap();
+    assert_eq!((here, bytes), (std::thread::current().id(), 4));
+    assert_ne!(there, here);
+    assert_eq!(drained(&background).await.completed, 1);
+
+    // A refusal of the layer outside has a body that is nobody's response.
+    pool.shutdown(crate::support::LONG).await;
+    let refused = service.oneshot(http::Request::new(())).await.unwrap();
+    assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert!(refused.body().is_end_stream() && refused.body().get_ref().is_end_stream());
 }

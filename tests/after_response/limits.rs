@@ -37,6 +37,19 @@ async fn a_full_background_refuses_before_anything_was_promised() {
     assert_eq!(log.entries(), ["there is room"]);
 }
 
+#[tokio::test]
+async fn what_a_refused_task_would_have_replaced_stays() {
+    let background = on_threads(1).queue_capacity(1).build();
+    let log = Log::default();
+    exchange(&background, 200, End::Complete, |after| {
+        after.task("mail").run(log.adds("first")).unwrap();
+        assert!(after.task("mail").replace().run(|| panics("ran")).unwrap_err().is_full());
+    })
+    .await;
+    assert_eq!(drained(&background).await.completed, 1);
+    assert_eq!(log.entries(), ["first"]);
+}
+
 /// 5.6: places are for what may run; permits only for what does.
 #[tokio::test]
 async fn a_task_has_a_place_from_its_registration_and_gives_it_back_when_it_is_skipped() {

@@ -108,6 +108,22 @@ async fn a_failure_ends_the_rest_if_the_task_says_so_d4() {
 }
 
 #[tokio::test]
+async fn what_is_registered_after_such_a_failure_is_skipped_too() {
+    let background = on_no_thread();
+    let mut kept = None;
+    exchange(&background, 200, End::Complete, |after| {
+        kept = Some(after.clone());
+        after.task("").stop_on_error().run(|| Err("no")).unwrap();
+    })
+    .await;
+    while background.stats().failed == 0 {
+        tokio::task::yield_now().await;
+    }
+    kept.unwrap().task("late").always().run(|| panics("ran")).unwrap();
+    assert_eq!(drained(&background).await.skipped, 1);
+}
+
+#[tokio::test]
 async fn one_that_is_cancelled_or_succeeds_stops_nobody() {
     let (background, log) = (on_no_thread(), Log::default());
     let response = responded(&background, |after| {

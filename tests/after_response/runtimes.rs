@@ -113,6 +113,20 @@ fn on_the_pool_without_any_runtime() {
     expect(told, [("hook", "pool-0"), ("run", "pool-0"), ("spawn", "pool-0")]);
 }
 
+/// Also if nothing but tasks was registered.
+#[test]
+fn tasks_run_on_the_pool_without_any_runtime() {
+    let background = Background::new(pool());
+    let (tell, told) = mpsc::channel();
+    let response = responded(&background, |after: &AfterResponse| {
+        let send = tell.clone();
+        after.run(move || send.send(here()).unwrap()).unwrap();
+        after.spawn(async move { tell.send(here()).unwrap() }).unwrap();
+    });
+    drop(pollster::block_on(response));
+    assert_eq!(told.iter().collect::<Vec<_>>(), ["pool-0", "pool-0"]);
+}
+
 #[test]
 fn on_the_runtime_that_ends_it_if_there_was_none_at_the_registration() {
     let (background, name) = (Background::new(pool()), here());

@@ -117,3 +117,11 @@ async fn a_blocking_task_past_its_time_goes_on_beside_the_next_one_d10() {
     let stats = drained(&background).await;
     assert_eq!((stats.completed, stats.failed), (1, 1));
 }
+
+#[test]
+#[should_panic = "never starts"]
+fn a_task_that_could_never_start_is_a_mistake() {
+    let background = on_no_thread();
+    let registered = responded(&background, |after| drop(after.task("mail").concurrent(0)));
+    drop(pollster::block_on(registered));
+}

@@ -131,3 +131,24 @@ async fn a_client_that_leaves_in_the_middle_aborts_and_its_task_runs_b6() {
     assert!(outcome.body_bytes > 0);
     assert_eq!(drained(&background).await.completed, 1);
 }
+
+/// 5.9: the server stops, then the background is drained.
+#[tokio::test]
+async fn a_graceful_shutdown_and_then_a_drain_lose_nothing_e13_e22() {
+    let background = on_threads(1).build();
+    let (router, mut told) = telling(&background, |after| drop(after.run(|| ()).unwrap()), || Body::from("body"));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let socket = tokio::net::TcpStream::connect(listener.local_addr().unwrap());
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let stopped = async { stopped.await.unwrap() };
+    let server = tokio::spawn(axum::serve(listener, router).with_graceful_shutdown(stopped).into_future());
+    let (mut client, connection) = handshake(TokioIo::new(socket.await.unwrap())).await.unwrap();
+    tokio::spawn(async { drop(connection.await) });
+    assert_eq!(get_text(&mut client, "/a").await, "body");
+    stop.send(()).unwrap();
+    server.await.unwrap().unwrap();
+    let report = background.drain(crate::support::LONG).await;
+    assert!(report.is_clean());
+    assert_eq!(background.stats().completed, 1);
+    assert!(told.recv().await.is_some());
+}
