@@ -1,0 +1,192 @@
+//! How layer, connection and extractor are put together, and what a mistake there looks like.
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+};
+
+use axum::{Router, extract::ConnectInfo, response::Response, routing::get};
+use tokio::{net::TcpListener, sync::mpsc};
+use tower_offload::{
+    Background,
+    after_response::{AfterResponse, AfterResponseLayer, Delivery, End, Outcome},
+    axum::{FlushListener, FlushMakeService},
+};
+
+use crate::support::{ALL, Client, Setup, Stack, drained, on_each, within};
+
+/// The status and the body of a response to `GET /` on a connection of its own.
+async fn answer_of(app: Router, tracked: bool) -> String {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    if tracked {
+        tokio::spawn(axum::serve(FlushListener::new(listener), FlushMakeService::new(app)).into_future());
+    } else {
+        tokio::spawn(axum::serve(listener, app).into_future());
+    }
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: site\r\nconnection: close\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    within(stream.read_to_string(&mut answer)).await.unwrap();
+    answer
+}
+
+#[tokio::test]
+async fn connect_info_is_there_behind_a_flush_listener() {
+    let app = Router::new()
+        .route("/", get(|ConnectInfo(peer): ConnectInfo<SocketAddr>| async move { format!("from {}", peer.ip()) }));
+    let answer = answer_of(app.layer(AfterResponseLayer::default()), true).await;
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("from 127.0.0.1"), "{answer}");
+}
+
+#[tokio::test]
+async fn an_extractor_without_the_layer_is_a_500_that_names_it() {
+    for tracked in [false, true] {
+        let app = Router::new().route("/", get(|_: AfterResponse| async { "unreachable" }));
+        let answer = answer_of(app, tracked).await;
+        assert!(answer.starts_with("HTTP/1.1 500") && answer.contains("AfterResponseLayer"), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_tracked_connection_without_the_layer_serves() {
+    let stacks: Vec<Stack> = ALL.iter().copied().filter(|stack| !stack.is_axum()).collect();
+    on_each(&stacks, |stack| async move {
+        let mut site = Setup::on(stack).layers(0).start();
+        let mut client = Client::connect(&site).await;
+        for size in 1..=3 {
+            assert_eq!(client.get(&format!("/full/{size}")).await, (200, size));
+        }
+        assert_eq!(site.registered(), 0);
+        assert!(site.unasked().is_empty());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_handle_knows_whether_its_connection_is_tracked() {
+    on_each(ALL, |stack| async move {
+        for tracked in [true, false] {
+            let known = Arc::new(Mutex::new(Vec::new()));
+            let seen = known.clone();
+            let setup = Setup::on(stack).registers(move |after, _| seen.lock().unwrap().push(after.is_tracked()));
+            let site = if tracked { setup.start() } else { setup.untracked().start() };
+            let mut client = Client::connect(&site).await;
+            client.get("/full/5").await;
+            client.get("/full/6").await;
+            assert_eq!(*known.lock().unwrap(), [tracked, tracked]);
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_tracker_counts_its_connections_and_what_became_of_their_responses() {
+    on_each(ALL, |stack| async move {
+        let mut site = Setup::on(stack).start();
+        for connection in 1..=2 {
+            let mut client = Client::connect(&site).await;
+            client.get("/full/5").await;
+            site.record("/full/5").await.is_flushed(5);
+            client.get("/full/6").await;
+            site.record("/full/6").await.is_flushed(6);
+            let started = client.start("/hang/7").await;
+            let _kept = client.await_head(started).await;
+            client.hang_up().await;
+            site.record("/hang/7").await.is(End::Aborted, Delivery::None);
+            let stats = site.sure_stats();
+            assert_eq!(
+                (stats.connections, stats.flushed, stats.undelivered),
+                (connection, 2 * connection, 0),
+                "{stats:?}"
+            );
+            // HTTP/1 has no word for a response whose body did not come to its end.
+            assert_eq!(stats.lost, if stack.is_http2() { connection } else { 0 }, "{stats:?}");
+        }
+    })
+    .await;
+}
+
+/// The outermost owns the response, and nothing is told twice.
+#[tokio::test]
+async fn the_layer_twice_tells_each_hook_once() {
+    on_each(ALL, |stack| async move {
+        for (setup, delivery) in
+            [(Setup::on(stack), Delivery::Flushed), (Setup::on(stack).untracked(), Delivery::HandedOver)]
+        {
+            let background = Background::default();
+            let (told, mut hooks) = mpsc::unbounded_channel();
+            let setup = setup.layers(2).background(&background).registers(move |after, _| {
+                let (hook, task) = (told.clone(), told.clone());
+                after.hook(move |outcome| hook.send(("hook", outcome.delivery)).unwrap());
+                after.task("task").always().run(move || _ = task.send(("task", Delivery::None))).unwrap();
+            });
+            let mut site = setup.start();
+            let mut client = Client::connect(&site).await;
+            client.get("/full/5").await;
+            site.record("/full/5").await.is(End::Complete, delivery);
+            assert_eq!(hooks.recv().await, Some(("hook", delivery)));
+            assert_eq!(hooks.recv().await, Some(("task", Delivery::None)));
+            assert_eq!(drained(&background).await.completed, 1);
+            assert!(hooks.try_recv().is_err() && site.unasked().is_empty());
+        }
+    })
+    .await;
+}
+
+/// A layer sees its own end; what is told is that of the one outside.
+async fn outcome_inside_of(tracked: bool, outer: impl Fn(Router) -> Router) -> Outcome {
+    let (told, mut outcomes) = mpsc::unbounded_channel();
+    let app = Router::new().route(
+        "/",
+        get(move |after: AfterResponse| async move {
+            after.hook(move |outcome| told.send(outcome.clone()).unwrap());
+            "0123456789".repeat(10)
+        }),
+    );
+    let answer = answer_of(outer(app.layer(AfterResponseLayer::default())), tracked).await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    within(outcomes.recv()).await.unwrap()
+}
+
+/// The row "other unpolled drop (replaced by an outer layer)".
+#[tokio::test]
+async fn a_response_that_an_outer_layer_replaces_was_never_sent() {
+    let replace = |app: Router| app.layer(axum::middleware::map_response(async |_: Response| "another"));
+    let outcome = outcome_inside_of(false, replace).await;
+    assert_eq!((outcome.end, outcome.delivery), (End::NoResponse, Delivery::None));
+}
+
+/// The row "outer layer keeps data after inner end": the connection is outside of every layer, and tells of what went out.
+#[tokio::test]
+async fn a_tracked_connection_tells_of_the_response_that_outer_layers_made() {
+    let replace = |app: Router| app.layer(axum::middleware::map_response(async |_: Response| "another"));
+    let outcome = outcome_inside_of(true, replace).await;
+    assert_eq!((outcome.end, outcome.delivery, outcome.body_bytes), (End::Complete, Delivery::Flushed, 7));
+}
+
+/// A11: ten layers, and the client leaves.
+#[tokio::test]
+async fn hooks_registered_through_ten_layers_all_run_when_the_client_leaves() {
+    on_each(&[Stack::AxumHttp1, Stack::AxumHttp2], |stack| async move {
+        let (told, mut hooks) = mpsc::unbounded_channel();
+        let setup = Setup::on(stack).layers(10).registers(move |after, _| {
+            for number in 0..10 {
+                let told = told.clone();
+                after.hook(move |outcome| told.send((number, outcome.end)).unwrap());
+            }
+        });
+        let site = setup.start();
+        let mut client = Client::connect(&site).await;
+        let started = client.start("/hang/10").await;
+        let _kept = client.await_head(started).await;
+        client.hang_up().await;
+        // D3: last in, first out.
+        for number in (0..10).rev() {
+            assert_eq!(hooks.recv().await, Some((number, End::Aborted)));
+        }
+    })
+    .await;
+}

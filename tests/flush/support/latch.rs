@@ -1,0 +1,48 @@
+use std::sync::Arc;
+
+use tokio::sync::{Semaphore, watch};
+
+/// Holds whoever stands at one of its doors until it is opened, or dropped: a test that fails holds nobody.
+pub(crate) struct Latch {
+    opened: watch::Sender<bool>,
+    came: Arc<Semaphore>,
+}
+
+/// Where somebody waits for a [`Latch`].
+#[derive(Clone)]
+pub(crate) struct Door {
+    opened: watch::Receiver<bool>,
+    came: Arc<Semaphore>,
+}
+
+impl Latch {
+    pub(crate) fn new() -> Self {
+        Self { opened: watch::Sender::new(false), came: Arc::new(Semaphore::new(0)) }
+    }
+
+    pub(crate) fn door(&self) -> Door {
+        Door { opened: self.opened.subscribe(), came: self.came.clone() }
+    }
+
+    /// For good.
+    pub(crate) fn open(&self) {
+        self.opened.send_replace(true);
+    }
+
+    /// Waits until one more has come.
+    pub(crate) async fn reached(&self) {
+        self.came.acquire().await.unwrap().forget();
+    }
+}
+
+impl Door {
+    pub(crate) async fn pass(mut self) {
+        self.came.add_permits(1);
+        let _ = self.opened.wait_for(|opened| *opened).await;
+    }
+
+    /// For sync code.
+    pub(crate) fn block(self) {
+        pollster::block_on(self.pass());
+    }
+}

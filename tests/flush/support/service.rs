@@ -1,0 +1,104 @@
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+};
+
+use axum::extract::ConnectInfo;
+use http::{Method, Request, Response, StatusCode, header};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tower_offload::after_response::AfterResponse;
+
+use super::{
+    Door, Peer, Record,
+    events::Event,
+    script::{Script, Stage},
+};
+
+/// What a test has the handler do with its handle, before it answers.
+pub(crate) type Registers = Arc<dyn Fn(&AfterResponse, &str) + Send + Sync>;
+
+/// Answers by script, after it has registered a hook.
+#[derive(Clone)]
+pub(crate) struct Scripted {
+    pub(crate) stage: Stage,
+    /// Where handlers wait.
+    pub(crate) handlers: Door,
+    pub(crate) registers: Registers,
+    pub(crate) registered: Arc<AtomicUsize>,
+}
+
+/// What the handler of `/fail` answers.
+#[derive(Debug)]
+pub(crate) struct HandlerFailed;
+
+impl fmt::Display for HandlerFailed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the handler failed")
+    }
+}
+
+impl std::error::Error for HandlerFailed {}
+
+impl Scripted {
+    /// `/wait/..`: waits for the handlers' latch and goes on with the rest. `/fail`, `/panic`: ends without a response.
+    /// `/upgrade` and `CONNECT`: a tunnel that sends back what comes, in capitals. Everything else: see [`Stage::play`].
+    pub(crate) async fn answer<B>(self, mut request: Request<B>) -> Result<Response<Script>, HandlerFailed> {
+        let key = request.uri().path_and_query().map_or("CONNECT", |path| path.as_str()).to_owned();
+        self.register(&key, request.extensions());
+        let mut script = &*key;
+        if let Some(rest) = script.strip_prefix("/wait") {
+            self.handlers.pass().await;
+            script = rest;
+        }
+        if request.method() == Method::CONNECT || script == "/upgrade" {
+            let connect = request.method() == Method::CONNECT;
+            tokio::spawn(tunnel(hyper::upgrade::on(&mut request)));
+            return Ok(self.stage.upgrade(&key, connect));
+        }
+        match script.split('?').next().unwrap() {
+            "/fail" => Err(HandlerFailed),
+            "/panic" => panic!("a handler panics"),
+            _ => Ok(self.stage.play(&key, script)),
+        }
+    }
+
+    pub(crate) fn register(&self, key: &str, extensions: &http::Extensions) {
+        let Some(after) = extensions.get::<AfterResponse>() else { return };
+        let ConnectInfo(peer) =
+            extensions.get::<ConnectInfo<Peer>>().expect("the server tells who is connected").clone();
+        self.registered.fetch_add(1, SeqCst);
+        (self.registers)(after, key);
+        let (key, events) = (key.to_owned(), self.stage.events.clone());
+        after.hook(move |outcome| {
+            let _ = events.send(Event::Hook(Record::new(key, outcome, peer)));
+        });
+    }
+}
+
+impl Stage {
+    fn upgrade(&self, key: &str, connect: bool) -> Response<Script> {
+        let mut response = self.play(key, "/empty");
+        if !connect {
+            *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+            response.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("upgrade"));
+            response.headers_mut().insert(header::UPGRADE, header::HeaderValue::from_static("capitals"));
+        }
+        response
+    }
+}
+
+async fn tunnel(upgrade: hyper::upgrade::OnUpgrade) {
+    let Ok(upgraded) = upgrade.await else { return };
+    let mut upgraded = TokioIo::new(upgraded);
+    let mut buffer = [0; 1024];
+    while let Ok(read @ 1..) = upgraded.read(&mut buffer).await {
+        if upgraded.write_all(&buffer[..read].to_ascii_uppercase()).await.is_err() {
+            return;
+        }
+    }
+    let _ = upgraded.shutdown().await;
+}

@@ -1,0 +1,193 @@
+//! Which tasks run after which responses, and what becomes of them when clients and connections go.
+
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tower_offload::{
+    Background,
+    after_response::{Delivery, End},
+    background::Stats,
+};
+
+use crate::support::{ALL, Client, Latch, PLAIN_HTTP1, PLAIN_HTTP2, Setup, Stack, drained, on_each};
+
+/// A name for each condition.
+const CONDITIONS: [&str; 5] = ["plain", "always", "on_complete", "on_flushed", "when"];
+
+/// The tasks that run after a request to that path, each registered under another condition.
+async fn tasks_after(stack: Stack, tracked: bool, path: &'static str, leave: bool) -> (Vec<&'static str>, Stats) {
+    let background = Background::default();
+    let (told, mut ran) = mpsc::unbounded_channel();
+    let setup = Setup::on(stack).background(&background).registers(move |after, _| {
+        for name in CONDITIONS {
+            let told = told.clone();
+            let work = move || told.send(name).unwrap();
+            let task = after.task(name);
+            let registered = match name {
+                "always" => task.always().run(work),
+                "on_complete" => task.on_complete().run(work),
+                "on_flushed" => task.on_flushed().run(work),
+                "when" => task.when(|outcome| outcome.end == End::Aborted).run(work),
+                _ => task.run(work),
+            };
+            assert_eq!(registered.is_err(), name == "on_flushed" && !after.is_tracked());
+            if let Err(rejected) = registered {
+                assert!(rejected.is_untracked());
+            }
+        }
+    });
+    let mut site = if tracked { setup.start() } else { setup.untracked().start() };
+    let mut client = Client::connect(&site).await;
+    if leave {
+        let started = client.start(path).await;
+        let _kept = client.await_head(started).await;
+        client.hang_up().await;
+    } else {
+        client.get(path).await;
+    }
+    site.record(path).await;
+    let stats = drained(&background).await;
+    let mut names = Vec::new();
+    while let Ok(name) = ran.try_recv() {
+        names.push(name);
+    }
+    (names, stats)
+}
+
+/// B5: the default is success; what is skipped is counted.
+#[tokio::test]
+async fn each_condition_runs_the_tasks_it_says() {
+    on_each(ALL, |stack| async move {
+        for (path, leave, expected) in [
+            ("/full/5", false, &["plain", "always", "on_complete", "on_flushed"] as &[_]),
+            ("/status/302/0", false, &["plain", "always", "on_complete", "on_flushed"]),
+            ("/status/404/5", false, &["always", "on_complete", "on_flushed"]),
+            ("/status/500/5", false, &["always", "on_complete", "on_flushed"]),
+            ("/hang/10", true, &["plain", "always", "when"]),
+        ] {
+            let (ran, stats) = tasks_after(stack, true, path, leave).await;
+            assert_eq!(ran, expected, "{path}");
+            assert_eq!((stats.completed, stats.skipped), (ran.len() as u64, (CONDITIONS.len() - ran.len()) as u64));
+        }
+    })
+    .await;
+}
+
+/// A task that insists on a flush is refused where none is ever told of.
+#[tokio::test]
+async fn on_an_untracked_connection_on_flushed_is_refused_when_it_is_registered() {
+    on_each(ALL, |stack| async move {
+        let (ran, _) = tasks_after(stack, false, "/full/5", false).await;
+        assert_eq!(ran, ["plain", "always", "on_complete"]);
+    })
+    .await;
+}
+
+/// P12, B7: the client is gone before the task has got far.
+#[tokio::test]
+async fn a_task_runs_to_its_end_although_the_client_has_left() {
+    on_each(ALL, |stack| async move {
+        let (background, latch) = (Background::default(), Latch::new());
+        let door = latch.door();
+        let setup = Setup::on(stack).background(&background).registers(move |after, _| {
+            let (sync, later) = (door.clone(), door.clone());
+            after.task("sync").concurrent(2).run(move || sync.block()).unwrap();
+            after.task("async").concurrent(2).spawn(later.pass()).unwrap();
+        });
+        let mut site = setup.start();
+        let mut client = Client::connect(&site).await;
+        client.get("/full/5").await;
+        latch.reached().await;
+        client.hang_up().await;
+        site.shut_down();
+        site.over().await;
+        latch.open();
+        let stats = drained(&background).await;
+        assert_eq!((stats.completed, stats.failed), (2, 0), "{stats:?}");
+    })
+    .await;
+}
+
+/// D4, D7, D10, D13: each failure is its own task's, and is reported once.
+#[tokio::test]
+async fn a_task_that_fails_or_is_late_leaves_the_others_alone() {
+    on_each(&[Stack::AutoHttp1, Stack::AutoHttp2, Stack::AxumHttp1, Stack::AxumHttp2], |stack| async move {
+        let (failed, mut failures) = mpsc::unbounded_channel();
+        let background =
+            Background::builder().on_failure(move |failure| failed.send(failure.to_string()).unwrap()).build();
+        let (told, mut ran) = mpsc::unbounded_channel();
+        let setup = Setup::on(stack).background(&background).registers(move |after, _| {
+            let (before, behind) = (told.clone(), told.clone());
+            after.run(move || before.send("before").unwrap()).unwrap();
+            after.task("fails").run(|| Err::<(), _>("no such address")).unwrap();
+            after.task("late").timeout(Duration::from_millis(1)).spawn(std::future::pending::<()>()).unwrap();
+            after.task("unwanted").spawn(std::future::pending::<()>()).unwrap();
+            assert_eq!(after.cancel("unwanted"), 1);
+            after.run(move || behind.send("behind").unwrap()).unwrap();
+        });
+        let mut site = setup.start();
+        let mut client = Client::connect(&site).await;
+        client.get("/full/5").await;
+        site.record("/full/5").await.is(End::Complete, Delivery::Flushed);
+        let stats = drained(&background).await;
+        assert_eq!((ran.recv().await, ran.recv().await), (Some("before"), Some("behind")));
+        let told = [failures.recv().await.unwrap(), failures.recv().await.unwrap()];
+        assert!(told[0].contains("no such address") && told[1].contains("late"), "{told:?}");
+        assert!(failures.try_recv().is_err());
+        assert_eq!((stats.completed, stats.failed, stats.cancelled), (2, 2, 1), "{stats:?}");
+    })
+    .await;
+}
+
+/// D11: of two handles of one request.
+#[tokio::test]
+async fn clones_of_a_handle_register_into_one_order() {
+    on_each(&[PLAIN_HTTP1, PLAIN_HTTP2].concat(), |stack| async move {
+        let background = Background::default();
+        let (told, mut ran) = mpsc::unbounded_channel();
+        let setup = Setup::on(stack).background(&background).registers(move |after, _| {
+            let other = after.clone();
+            for (number, handle) in [after, &other, after, &other].into_iter().enumerate() {
+                let told = told.clone();
+                handle.run(move || told.send(number).unwrap()).unwrap();
+            }
+        });
+        let site = setup.start();
+        Client::connect(&site).await.get("/full/5").await;
+        for number in 0..4 {
+            assert_eq!(ran.recv().await, Some(number));
+        }
+    })
+    .await;
+}
+
+/// D15: a task may register more, which the same drain waits for.
+#[tokio::test]
+async fn what_tasks_register_runs_in_the_same_drain() {
+    on_each(&[Stack::AutoHttp1, Stack::AutoHttp2], |stack| async move {
+        let background = Background::default();
+        let (told, mut ran) = mpsc::unbounded_channel();
+        let setup = Setup::on(stack).background(&background).registers(move |after, _| {
+            nest(after.clone(), 5, told.clone());
+        });
+        let mut site = setup.start();
+        Client::connect(&site).await.get("/full/5").await;
+        site.record("/full/5").await;
+        for depth in (0..=5).rev() {
+            assert_eq!(ran.recv().await, Some(depth));
+        }
+        assert_eq!(drained(&background).await.completed, 6);
+    })
+    .await;
+}
+
+fn nest(after: tower_offload::after_response::AfterResponse, depth: usize, told: mpsc::UnboundedSender<usize>) {
+    let inner = after.clone();
+    let work = move || {
+        told.send(depth).unwrap();
+        if depth > 0 {
+            nest(inner, depth - 1, told);
+        }
+    };
+    after.run(work).unwrap();
+}

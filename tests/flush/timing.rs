@@ -1,0 +1,190 @@
+//! When hooks and tasks run, and what they never run before.
+
+use std::sync::{Arc, Mutex};
+
+use tokio::sync::{mpsc, oneshot};
+use tower_offload::{
+    Background,
+    after_response::{AfterResponse, Delivery, End},
+};
+
+use crate::support::{ALL, Client, HTTP1, Http1, Latch, Setup, drained, on_each};
+
+/// A1, A2, D1, D3: hooks from the last to the first, then tasks from the first to the last, each once.
+#[tokio::test]
+async fn hooks_run_last_in_first_out_and_then_tasks_in_order() {
+    on_each(ALL, |stack| async move {
+        let background = Background::default();
+        let (told, mut order) = mpsc::unbounded_channel();
+        let setup = Setup::on(stack).background(&background).registers(move |after, _| {
+            for name in ["first", "second", "third"] {
+                let (hook, sync, later) = (told.clone(), told.clone(), told.clone());
+                after.run(move || sync.send(format!("{name} sync task")).unwrap()).unwrap();
+                after.hook(move |_| hook.send(format!("{name} hook")).unwrap());
+                after.spawn(async move { later.send(format!("{name} async task")).unwrap() }).unwrap();
+            }
+        });
+        let site = setup.start();
+        Client::connect(&site).await.get("/full/5").await;
+        let mut expected: Vec<String> = ["third", "second", "first"].map(|name| format!("{name} hook")).into();
+        for name in ["first", "second", "third"] {
+            expected.extend([format!("{name} sync task"), format!("{name} async task")]);
+        }
+        for entry in expected {
+            assert_eq!(order.recv().await, Some(entry));
+        }
+        assert_eq!(drained(&background).await.completed, 6);
+        assert!(order.try_recv().is_err());
+    })
+    .await;
+}
+
+/// A3.
+#[tokio::test]
+async fn the_client_has_the_whole_response_while_a_task_runs() {
+    on_each(ALL, |stack| async move {
+        let (background, latch) = (Background::default(), Latch::new());
+        let door = latch.door();
+        let setup = Setup::on(stack).background(&background).registers(move |after, _| {
+            let door = door.clone();
+            after.spawn(door.pass()).unwrap();
+        });
+        let site = setup.start();
+        let mut client = Client::connect(&site).await;
+        assert_eq!(client.get("/chunks/3/100000").await, (200, 300_000));
+        latch.reached().await;
+        assert_eq!(background.stats().running, 1);
+        latch.open();
+        assert_eq!(drained(&background).await.completed, 1);
+    })
+    .await;
+}
+
+/// A5.
+#[tokio::test]
+async fn nothing_runs_while_the_handler_works() {
+    on_each(ALL, |stack| async move {
+        let background = Background::default();
+        let setup = Setup::on(stack).background(&background).registers(|after, _| {
+            after.run(|| ()).unwrap();
+        });
+        let mut site = setup.start();
+        let mut client = Client::connect(&site).await;
+        let started = client.start("/wait/full/5").await;
+        site.handlers.reached().await;
+        assert!(site.unasked().is_empty());
+        assert_eq!((background.stats().reserved, background.stats().completed), (1, 0));
+        site.handlers.open();
+        assert_eq!(client.finish(started).await, 5);
+        site.record("/wait/full/5").await.is_flushed(5);
+        assert_eq!(drained(&background).await.completed, 1);
+    })
+    .await;
+}
+
+/// Keeps the handles that handlers got.
+fn keeping(setup: Setup) -> (Setup, Arc<Mutex<Vec<AfterResponse>>>) {
+    let handles = Arc::new(Mutex::new(Vec::new()));
+    let kept = handles.clone();
+    (setup.registers(move |after, _| kept.lock().unwrap().push(after.clone())), handles)
+}
+
+/// A6: before the stream and during it.
+#[tokio::test]
+async fn what_is_registered_while_the_body_streams_runs_after_its_last_byte() {
+    on_each(ALL, |stack| async move {
+        let (setup, handles) = keeping(Setup::on(stack));
+        let mut site = setup.start();
+        let mut client = Client::connect(&site).await;
+        let started = client.start("/gated/1000/2000").await;
+        site.gate.reached().await;
+        let (told, outcome) = oneshot::channel();
+        let (ran, task) = oneshot::channel();
+        let after = handles.lock().unwrap()[0].clone();
+        after.hook(move |outcome| told.send((outcome.end, outcome.delivery, outcome.body_bytes)).unwrap());
+        after.run(move || ran.send(()).unwrap()).unwrap();
+        assert!(site.unasked().is_empty());
+        site.gate.open();
+        assert_eq!(client.finish(started).await, 3000);
+        site.record("/gated/1000/2000").await.is_flushed(3000);
+        assert_eq!(outcome.await.unwrap(), (End::Complete, Delivery::Flushed, 3000));
+        task.await.unwrap();
+    })
+    .await;
+}
+
+/// A9.
+#[tokio::test]
+async fn what_is_registered_after_the_outcome_runs_at_once_and_sees_it() {
+    on_each(ALL, |stack| async move {
+        let (setup, handles) = keeping(Setup::on(stack));
+        let mut site = setup.start();
+        let mut client = Client::connect(&site).await;
+        client.get("/full/5").await;
+        site.record("/full/5").await.is_flushed(5);
+        let after = handles.lock().unwrap()[0].clone();
+        for _ in 0..2 {
+            let (told, outcome) = oneshot::channel();
+            let (ran, task) = oneshot::channel();
+            after.hook(move |outcome| told.send((outcome.delivery, outcome.body_bytes)).unwrap());
+            after.run(move || ran.send(()).unwrap()).unwrap();
+            assert_eq!(outcome.await.unwrap(), (Delivery::Flushed, 5));
+            task.await.unwrap();
+        }
+    })
+    .await;
+}
+
+/// The row "registration on a reset id must be decided at once".
+#[tokio::test]
+async fn what_is_registered_after_the_client_left_runs_at_once() {
+    on_each(ALL, |stack| async move {
+        let (setup, handles) = keeping(Setup::on(stack));
+        let mut site = setup.start();
+        let mut client = Client::connect(&site).await;
+        let started = client.start("/wait/full/5").await;
+        site.handlers.reached().await;
+        client.hang_up().await;
+        drop(started);
+        site.record("/wait/full/5").await.is(End::NoResponse, Delivery::None);
+        let (told, outcome) = oneshot::channel();
+        let after = handles.lock().unwrap()[0].clone();
+        after.hook(move |outcome| told.send((outcome.end, outcome.delivery)).unwrap());
+        assert_eq!(outcome.await.unwrap(), (End::NoResponse, Delivery::None));
+    })
+    .await;
+}
+
+/// B12: what a body holds is let go of before its hooks run.
+#[tokio::test]
+async fn a_body_is_dropped_before_its_hooks_run() {
+    on_each(ALL, |stack| async move {
+        let mut site = Setup::on(stack).start();
+        let mut client = Client::connect(&site).await;
+        for path in ["/full/5", "/chunks/3/100", "/error/1/10"] {
+            let _started = client.start(path).await;
+            site.dropped_then_told(path).await;
+            if let Client::Http1(_) = client {
+                client = Client::connect(&site).await;
+            }
+        }
+    })
+    .await;
+}
+
+/// HTTP/1: the outcome comes although nothing else ever happens on the connection, after an end that brings no bytes.
+#[tokio::test]
+async fn an_end_without_bytes_is_told_while_the_connection_is_idle() {
+    on_each(HTTP1, |stack| async move {
+        let mut site = Setup::on(stack).start();
+        let mut client = Http1::connect(&site).await;
+        client.send("GET /gated/1000/0 HTTP/1.0\r\nconnection: keep-alive\r\n\r\n").await;
+        client.head().await;
+        site.gate.reached().await;
+        site.gate.open();
+        let record = site.record("/gated/1000/0").await;
+        record.is_flushed(1000);
+        assert_eq!(client.rest().await, 1000);
+    })
+    .await;
+}
