@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod aborts;
+mod couplings;
 mod endings;
 mod http1;
 mod http2;
