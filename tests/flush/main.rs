@@ -17,6 +17,7 @@ mod refused;
 mod set_up;
 mod shutdown;
 mod stalled;
+mod stress;
 mod support;
 mod tasks;
 mod timing;
