@@ -34,8 +34,8 @@
 //!
 //! # How
 //!
-//! On HTTP/1 a response has been flushed with the first flush that begins after its body has ended, and succeeds: hyper flushes the
-//! transport only once all that it wrote has been accepted (`hyper/proto/h1/io.rs`).
+//! On HTTP/1 a response has been flushed with the first flush that begins after its head was accepted and its body has ended, and succeeds: hyper
+//! flushes the transport only once all that it wrote has been accepted (`hyper/proto/h1/io.rs`).
 //!
 //! On HTTP/2 only the wire can tell. A response has been flushed once its frame with `END_STREAM` has been accepted by the transport and
 //! a later flush has succeeded; nothing of a response follows that flag (RFC 9113, section 5.1). Which request a stream is, is
@@ -57,10 +57,11 @@
 //! Where [`HandedOver`](crate::after_response::Delivery::HandedOver) is enough: it needs nothing but the layer. And
 //! `tonic::transport::Server` has no place for it: serve tonic's `Routes` as above, or with `into_axum_router()`.
 
-// Four parsers, without I/O, locks and tasks. Bytes go in, in any split, and facts come out. Where the bytes are in doubt a
+// Five parsers, without I/O, locks and tasks. Bytes go in, in any split, and facts come out. Where the bytes are in doubt a
 // parser gives up for good, and all that is still open is only handed over.
 //
 // - `preface`: HTTP/1 or HTTP/2, by the first bytes that arrive.
+// - `heads`: whether a response has begun, on HTTP/1.
 // - `frames`: the frames in a direction of an HTTP/2 connection.
 // - `outbound`: the responses that have ended, been flushed, been reset.
 // - `inbound`: the streams that open, and where to stop reading for each.
@@ -75,6 +76,7 @@
 mod connection;
 mod exchange;
 mod frames;
+mod heads;
 mod inbound;
 mod outbound;
 mod preface;

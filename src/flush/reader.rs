@@ -163,7 +163,8 @@ impl Reader {
         if understood && self.inbound.gave_up() {
             connection.give_up();
         }
-        if delivery.opened.is_some_and(|stream| connection.opened(stream)) {
+        if let Some(stream) = delivery.opened {
+            connection.opened(stream);
             self.gate = Gate::Closed;
         }
         frames + delivery.bytes

@@ -4,7 +4,7 @@ use http::{Request, Response};
 use http_body::Body;
 
 use super::{connection::Connection, exchange};
-use crate::after_response::{ResponseBody, ResponseFuture};
+use crate::after_response::{Observer, ResponseBody, ResponseFuture};
 
 /// The service of a tracked connection. Made by [`Tracker::track`](super::Tracker::track).
 ///
@@ -41,7 +41,7 @@ where
         let stream = self.connection.take_stream();
         let mut guard = exchange::begin(&self.connection, stream, &mut request);
         let future = guard.inside(|| self.inner.call(request));
-        ResponseFuture::new(future, Some(guard))
+        ResponseFuture::new(future, Observer::Owner(guard))
     }
 }
 

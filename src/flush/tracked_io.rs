@@ -13,7 +13,8 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    connection::{Connection, Flush},
+    connection::{Connection, Flush, Protocol},
+    heads::Heads,
     reader::Reader,
 };
 
@@ -36,7 +37,10 @@ pub struct TrackedIo<T> {
 }
 
 /// The transport's hold on its connection: with it go all responses that are still open.
-struct Tracked(Arc<Connection>);
+struct Tracked {
+    connection: Arc<Connection>,
+    heads: Heads,
+}
 
 /// What a [`TrackedIo`] was made of; see [`TrackedIo::into_parts`].
 #[derive(Debug)]
@@ -52,7 +56,7 @@ pub struct Parts<T> {
 impl<T> TrackedIo<T> {
     /// Wraps a transport that nobody has read from.
     pub(crate) fn new(io: T, connection: Arc<Connection>) -> Self {
-        Self { io, reader: Reader::default(), tracked: Tracked(connection) }
+        Self { io, reader: Reader::default(), tracked: Tracked { connection, heads: Heads::default() } }
     }
 
     /// The transport: its address, its options. Reading or writing there would be seen by nobody, which is why there is no
@@ -63,7 +67,7 @@ impl<T> TrackedIo<T> {
 
     #[cfg(feature = "axum")]
     pub(crate) fn connection(&self) -> Arc<Connection> {
-        self.tracked.0.clone()
+        self.tracked.connection.clone()
     }
 
     /// Ends tracking and gives the transport back, as after an upgrade to another protocol. That is a choice and not a need:
@@ -79,7 +83,7 @@ impl<T: fmt::Debug> fmt::Debug for TrackedIo<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TrackedIo")
             .field("io", &self.io)
-            .field("protocol", &self.tracked.0.protocol())
+            .field("protocol", &self.tracked.connection.protocol())
             .finish_non_exhaustive()
     }
 }
@@ -91,30 +95,48 @@ impl Tracked {
         outcome
     }
 
-    fn written(&self, slices: &[IoSlice<'_>], outcome: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    fn written(&mut self, slices: &[IoSlice<'_>], outcome: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         self.failed(&outcome);
         let accepted = ready!(outcome)?;
-        self.0.accepted(slices, accepted);
+        self.connection.accepted(slices, accepted);
+        if self.connection.protocol() != Protocol::Http2 {
+            let mut left = accepted;
+            for slice in slices {
+                let accepted = &slice[..slice.len().min(left)];
+                left -= accepted.len();
+                self.heads.accepted(accepted);
+            }
+        }
         Poll::Ready(Ok(accepted))
     }
 
-    fn flushed(&self, flush: Flush, outcome: Poll<io::Result<()>>) -> Poll<io::Result<()>> {
+    fn flushed(&mut self, flush: Flush, outcome: Poll<io::Result<()>>) -> Poll<io::Result<()>> {
         self.failed(&outcome);
         ready!(outcome)?;
-        self.0.flushed(flush);
+        // On HTTP/1 a server flushes also when it had nothing to write.
+        if flush.is_awaited() && (self.connection.protocol() == Protocol::Http2 || self.heads.take_begun()) {
+            self.connection.flushed(flush);
+        }
         Poll::Ready(Ok(()))
+    }
+
+    /// No flush: a server may shut down over bytes that it still holds, as hyper 1.6 does, and 1.12 with `pipeline_flush`. Where
+    /// it holds none, it has flushed before.
+    fn shut_down(&self, outcome: Poll<io::Result<()>>) -> Poll<io::Result<()>> {
+        self.failed(&outcome);
+        outcome
     }
 
     fn failed<U>(&self, outcome: &Poll<io::Result<U>>) {
         if matches!(outcome, Poll::Ready(Err(_))) {
-            self.0.lost();
+            self.connection.lost();
         }
     }
 }
 
 impl Drop for Tracked {
     fn drop(&mut self) {
-        self.0.lost();
+        self.connection.lost();
     }
 }
 

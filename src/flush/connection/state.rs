@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, mem, sync::Arc};
 
-use super::Response;
+use super::{Response, thread::Thread};
 use crate::flush::{frames::StreamId, outbound::Outbound};
 
 /// Who is to be told once the lock is released.
@@ -17,11 +17,19 @@ pub(super) enum Fate {
     Unmapped,
 }
 
+/// A stream whose request is about to be handed over.
+pub(super) struct Opened {
+    /// `None` if it is not followed.
+    pub(super) stream: Option<StreamId>,
+    /// The thread that reads, on which hyper hands over in the same poll.
+    pub(super) thread: Thread,
+}
+
 #[derive(Default)]
 pub(super) struct State {
-    /// HTTP/2: the stream behind whose header block the gate is closed. Set by the transport; taken by the service, or by the
-    /// transport when the service was not called.
-    pub(super) opened: Option<StreamId>,
+    /// HTTP/2: for which stream the gate is closed. Set by the transport; taken by the service, or by the transport when the
+    /// service was not called.
+    pub(super) opened: Option<Opened>,
     pub(super) outbound: Outbound,
     /// HTTP/2: who is to be told of a stream. Each of these streams is followed by `outbound`, and the other way round all that
     /// are followed leave with the stream's end.

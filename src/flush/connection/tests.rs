@@ -31,7 +31,7 @@ fn accept(connection: &Connection, bytes: &[u8]) {
 
 /// A stream that was opened and is being answered.
 fn begun(connection: &Connection, stream: u32) -> Arc<Heard> {
-    assert!(connection.opened(StreamId::new(stream)));
+    connection.opened(StreamId::new(stream));
     let taken = connection.take_stream();
     assert_eq!(taken, Some(StreamId::new(stream)));
     let response = Arc::new(Heard::default());
@@ -100,13 +100,14 @@ fn a_lost_connection_loses_who_waits_and_who_comes_later() {
 
     let (connection, http2) = self::http2();
     let open = begun(&connection, 1);
-    assert!(connection.opened(StreamId::new(3)));
+    connection.opened(StreamId::new(3));
     let taken = connection.take_stream();
     connection.lost();
     let late = Arc::new(Heard::default());
     assert!(connection.begin(Version::HTTP_2, taken, &late));
     assert_eq!((open.verdicts(), late.verdicts()), (vec![Verdict::Lost], vec![Verdict::Lost]));
-    assert!(!connection.opened(StreamId::new(5)));
+    connection.opened(StreamId::new(5));
+    assert!(!lock(&connection.state).outbound.follows(StreamId::new(5)));
     assert_eq!((counters.stats(), http2.stats()), (stats(|stats| stats.lost = 2), stats(|stats| stats.lost = 2)));
 }
 
@@ -167,7 +168,7 @@ fn a_reset_before_the_flush_loses_the_response_and_after_it_changes_nothing() {
 #[test]
 fn a_response_to_a_stream_that_is_reset_already_is_lost_at_once() {
     let (connection, _) = http2();
-    assert!(connection.opened(StreamId::new(1)));
+    connection.opened(StreamId::new(1));
     let stream = connection.take_stream();
     connection.reset(StreamId::new(1));
     let response = Arc::new(Heard::default());
@@ -215,7 +216,8 @@ fn who_gives_up_leaves_all_unsure_once() {
         assert_eq!((ended.verdicts(), open.verdicts()), (vec![Verdict::Unsure], vec![Verdict::Unsure]));
 
         let late = Arc::new(Heard::default());
-        assert!(!connection.opened(StreamId::new(5)));
+        connection.opened(StreamId::new(5));
+        assert!(!lock(&connection.state).outbound.follows(StreamId::new(5)));
         assert!(!connection.begin(Version::HTTP_2, connection.take_stream(), &late));
         assert_eq!(late.verdicts(), [Verdict::Unsure]);
         assert_eq!(counters.stats(), stats(|stats| stats.gave_up = 3));
@@ -233,7 +235,7 @@ fn resets_before_the_doubt_are_sure() {
 #[test]
 fn a_stream_that_nobody_took_is_undelivered_and_taken_by_nobody_later() {
     let (connection, counters) = http2();
-    assert!(connection.opened(StreamId::new(1)));
+    connection.opened(StreamId::new(1));
     assert!(connection.is_untaken());
     connection.take_back();
     connection.take_back();
@@ -294,7 +296,7 @@ fn nobody_is_told_or_dropped_under_the_lock() {
     for (at, event) in events.into_iter().enumerate() {
         let (connection, _) = http2();
         let count = Arc::new(StdMutex::new(0));
-        assert!(connection.opened(StreamId::new(1)));
+        connection.opened(StreamId::new(1));
         let stream = connection.take_stream();
         connection.begin(Version::HTTP_2, stream, &Arc::new(Reentrant(connection.clone(), count.clone())));
         event(&connection);

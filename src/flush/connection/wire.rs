@@ -4,7 +4,8 @@ use std::io::IoSlice;
 
 use super::{
     Connection, Protocol,
-    state::{Fate, State},
+    state::{Fate, Opened, State},
+    thread::Thread,
 };
 use crate::{
     flush::{frames::StreamId, stats::count},
@@ -17,19 +18,33 @@ pub(in crate::flush) struct Flush {
     waiting: usize,
 }
 
+impl Flush {
+    /// Whether there is anybody to tell. Nobody: then the flush costs no more than it took to ask.
+    pub(in crate::flush) fn is_awaited(&self) -> bool {
+        self.waiting > 0
+    }
+}
+
 impl Connection {
     /// The first bytes have decided, or the client went away before they did. For good.
     pub(in crate::flush) fn decided(&self, protocol: Protocol) {
         self.protocol.store(protocol as u8, Ordering::Release);
     }
 
-    /// A header block that opens a stream was delivered to its end. False if the stream cannot be followed: then there is
-    /// nothing to gate for, and its response is unmapped.
-    pub(in crate::flush) fn opened(&self, stream: StreamId) -> bool {
+    /// A header block that opens a stream was delivered to its end. If the stream cannot be followed its response is unmapped;
+    /// the gate is for it all the same, or the next stream would be taken for it.
+    pub(in crate::flush) fn opened(&self, stream: StreamId) {
         let mut state = lock(&self.state);
         let followed = !state.lost && !state.gave_up && state.outbound.open(stream);
-        state.opened = followed.then_some(stream);
-        followed
+        state.opened = Some(Opened { stream: followed.then_some(stream), thread: Thread::current() });
+    }
+
+    /// As if too many were followed already.
+    #[cfg(test)]
+    pub(in crate::flush) fn opened_unfollowed(&self) {
+        if let Some(opened) = &mut lock(&self.state).opened {
+            opened.stream = None;
+        }
     }
 
     /// Whether the service has not taken the stream that was opened last.
@@ -40,9 +55,11 @@ impl Connection {
     /// The service had its chance: if it has not taken the stream, that one was not passed on to it.
     pub(in crate::flush) fn take_back(&self) {
         self.change(|state, _| {
-            if let Some(stream) = state.opened.take() {
+            if let Some(Opened { stream, .. }) = state.opened.take() {
                 count(&self.counters.undelivered);
-                state.outbound.close(stream);
+                if let Some(stream) = stream {
+                    state.outbound.close(stream);
+                }
             }
         });
     }
@@ -78,15 +95,15 @@ impl Connection {
         });
     }
 
-    /// To be called before each poll of the transport's flush or shutdown, so that nobody is told by a flush that began before
+    /// To be called before each poll of the transport's flush, so that nobody is told by a flush that began before
     /// there was all to flush.
     pub(in crate::flush) fn before_flush(&self) -> Flush {
         Flush { waiting: self.awaiting.load(Ordering::Acquire) }
     }
 
-    /// That poll has succeeded.
+    /// That poll has succeeded, and flushed whoever waited.
     pub(in crate::flush) fn flushed(&self, flush: Flush) {
-        if flush.waiting > 0 {
+        if flush.is_awaited() {
             self.change(|state, fates| state.flushed(flush.waiting, fates));
         }
     }

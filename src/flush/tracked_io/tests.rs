@@ -14,12 +14,14 @@ use super::*;
 use crate::flush::{
     Stats,
     connection::{Protocol, Verdict},
+    frames::StreamId,
     generated::{data, frame, headers, reset},
     scripted::{FLUSHED, Heard, Read, Script, Scripted, connection, flushed, poll_read, stats},
     stats::Counters,
 };
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const HEAD: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
 const ROOM: usize = 1 << 20;
 
 trait Io: AsyncRead + AsyncWrite + Unpin {}
@@ -122,6 +124,7 @@ fn on_http1_a_response_is_flushed_with_the_flush_and_not_while_it_is_pending() {
     for mut world in World::both() {
         world.speaks_http1();
         let response = Arc::new(Heard::default());
+        world.write(HEAD, HEAD.len());
         world.connection.await_flush(response.clone());
         assert_pending!(world.polls(|io, cx| io.poll_flush(cx)));
         assert_pending!(world.polls(|io, cx| io.poll_flush(cx)));
@@ -131,17 +134,84 @@ fn on_http1_a_response_is_flushed_with_the_flush_and_not_while_it_is_pending() {
     }
 }
 
+/// hyper takes a head back that it cannot encode, and flushes all the same.
 #[test]
-fn a_shutdown_flushes() {
+fn on_http1_a_flush_says_nothing_of_a_response_that_has_not_begun() {
+    for before in [&b""[..], b"HTTP/1.1 100 Continue\r\n\r\n"] {
+        for mut world in World::both() {
+            world.speaks_http1();
+            let responses: [Arc<Heard>; 2] = Default::default();
+            world.write(HEAD, HEAD.len());
+            world.connection.await_flush(responses[0].clone());
+            world.flush();
+            if !before.is_empty() {
+                world.write(before, before.len());
+            }
+            world.connection.await_flush(responses[1].clone());
+            world.flush();
+            assert_eq!((responses[0].verdicts(), responses[1].verdicts()), (vec![FLUSHED], vec![]));
+            drop(world);
+            assert_eq!(responses[1].verdicts(), [Verdict::Lost]);
+        }
+    }
+}
+
+/// hyper may hand an upgraded connection over with the head still in its own buffer.
+#[test]
+fn the_flush_of_a_tunnel_is_not_the_flush_of_its_head() {
     for mut world in World::both() {
         world.speaks_http1();
         let response = Arc::new(Heard::default());
+        world.connection.await_flush(response.clone());
+        world.write(b"bytes of the application", 24);
+        world.flush();
+        assert_eq!(response.verdicts(), []);
+        drop(world);
+        assert_eq!(response.verdicts(), [Verdict::Lost]);
+    }
+}
+
+/// A service that is called late, from a task of its own, must not find the stream of whoever is handed over by then.
+#[test]
+fn a_stream_is_taken_only_by_the_thread_that_reads() {
+    for mut world in World::both() {
+        world.speaks_http2();
+        world.brings(&[&headers(1, true)]);
+        assert_ready_ok!(world.read(ROOM));
+        let connection = world.connection.clone();
+        let elsewhere = std::thread::spawn(move || connection.take_stream());
+        assert_eq!(elsewhere.join().unwrap(), None);
+        assert_eq!(world.connection.take_stream(), Some(StreamId::new(1)));
+    }
+}
+
+/// Else the stream after it would be taken for it.
+#[test]
+fn the_gate_is_closed_also_for_a_stream_that_cannot_be_followed() {
+    for mut world in World::both() {
+        world.speaks_http2();
+        world.brings(&[&headers(1, true), &headers(3, true)]);
+        assert_eq!(assert_ready_ok!(world.read(ROOM)), headers(1, true));
+        world.connection.opened_unfollowed();
+        assert_pending!(world.read(ROOM));
+        assert_eq!(world.connection.take_stream(), None);
+        assert_eq!(assert_ready_ok!(world.read(ROOM)), headers(3, true));
+        assert_eq!(world.connection.take_stream(), Some(StreamId::new(3)));
+    }
+}
+
+#[test]
+fn a_shutdown_flushes_nothing() {
+    for mut world in World::both() {
+        world.speaks_http1();
+        let response = Arc::new(Heard::default());
+        world.write(HEAD, HEAD.len());
         world.connection.await_flush(response.clone());
         assert_pending!(world.polls(|io, cx| io.poll_shutdown(cx)));
         assert_eq!(response.verdicts(), []);
         world.script.lock().unwrap().flushes.push_back(Ok(()));
         assert_ready_ok!(world.polls(|io, cx| io.poll_shutdown(cx)));
-        assert_eq!(response.verdicts(), [FLUSHED]);
+        assert_eq!(response.verdicts(), [], "whoever shuts down may hold bytes that it never wrote");
     }
 }
 

@@ -13,10 +13,10 @@ use super::TrackedIo;
 impl<T: AsyncRead + Unpin> AsyncRead for TrackedIo<T> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let Self { io, reader, tracked } = self.get_mut();
-        if reader.is_done(&tracked.0) {
+        if reader.is_done(&tracked.connection) {
             return tracked.read(Pin::new(io).poll_read(cx, buffer));
         }
-        let bytes = ready!(reader.poll_read(&tracked.0, cx, buffer.remaining(), |cx, into| {
+        let bytes = ready!(reader.poll_read(&tracked.connection, cx, buffer.remaining(), |cx, into| {
             let mut into = ReadBuf::new(into);
             ready!(Pin::new(io).poll_read(cx, &mut into))?;
             Poll::Ready(Ok(into.filled().len()))
@@ -47,13 +47,12 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for TrackedIo<T> {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Self { io, tracked, .. } = self.get_mut();
-        let flush = tracked.0.before_flush();
+        let flush = tracked.connection.before_flush();
         tracked.flushed(flush, Pin::new(io).poll_flush(cx))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Self { io, tracked, .. } = self.get_mut();
-        let flush = tracked.0.before_flush();
-        tracked.flushed(flush, Pin::new(io).poll_shutdown(cx))
+        tracked.shut_down(Pin::new(io).poll_shutdown(cx))
     }
 }
