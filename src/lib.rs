@@ -14,6 +14,7 @@ pub mod blocking_detector;
 #[cfg(feature = "hyper")]
 #[cfg_attr(docsrs, doc(cfg(feature = "hyper")))]
 pub mod flush;
+mod grpc;
 mod head;
 pub mod offload;
 pub mod pool;

@@ -50,7 +50,11 @@ where
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+        let is_end_stream = self.inner.is_end_stream();
+        if let (true, Some(guard)) = (is_end_stream, &self.guard) {
+            guard.says_end();
+        }
+        is_end_stream
     }
 
     fn size_hint(&self) -> SizeHint {

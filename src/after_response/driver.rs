@@ -11,14 +11,11 @@ use super::{
     Outcome,
     entry::{Hook, Task},
     exchange::Exchange,
-    pending::{Home, Pending},
+    pending::Pending,
 };
 use crate::{
-    background::Over,
-    pool::{
-        Priority, Slot,
-        call::{self, Admitted, Departure, contained},
-    },
+    background::{Hold, Over},
+    pool::call::contained,
     sync::{Mutex, lock},
 };
 
@@ -26,17 +23,19 @@ use crate::{
 pub(super) struct Driver {
     /// `None` once it drives, or another does so in its place.
     exchange: Option<Arc<Exchange>>,
-    is_on_pool: bool,
+    /// A drain waits for it, also if there are but hooks.
+    hold: Option<Hold>,
 }
 
 impl Driver {
-    /// On the runtime of the first registration; without any, on this thread's; without any, or if it is gone, on the
-    /// background's pool; if that is full or gone, on a thread of its own.
+    /// On the runtime of the first registration; without any, on this thread's; without any, or if it is gone, on a thread of its
+    /// own. Not on a pool: this may be the midst of I/O, where no foreign code may run, and a pool may be full or gone.
     pub(super) fn start(exchange: Arc<Exchange>) {
-        let runtime = lock(&exchange.pending).home().and_then(|home| home.runtime);
-        let driver = Self { exchange: Some(exchange), is_on_pool: false };
-        match runtime.or_else(|| Handle::try_current().ok()) {
-            Some(runtime) => drop(runtime.spawn(driver)),
+        let home = lock(&exchange.pending).home();
+        let hold = home.as_ref().map(|home| home.background.hold());
+        let driver = Self { exchange: Some(exchange), hold };
+        match home.and_then(|home| home.runtime).or_else(|| Handle::try_current().ok()) {
+            Some(runtime) => contained(|| drop(runtime.spawn(driver))), // a runtime has hooks, which are foreign
             None => drop(driver),
         }
     }
@@ -47,43 +46,26 @@ impl Future for Driver {
 
     fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {
         if let Some(exchange) = self.exchange.take() {
-            drive(&exchange);
+            drive(&exchange, self.hold.as_ref());
         }
         Poll::Ready(())
     }
 }
 
 impl Drop for Driver {
-    /// It did not get to drive: there is no runtime, or the one it was on is gone, or the pool it was on was shut down.
+    /// It did not get to drive: there is no runtime, or the one it was on is gone.
     fn drop(&mut self) {
         let Some(exchange) = self.exchange.take() else { return };
-        if self.is_on_pool {
-            on_a_thread(exchange);
-            return;
-        }
-        let Some(Home { background, .. }) = lock(&exchange.pending).home() else { return };
-        // Nobody waits for more than it takes; tasks have places that drains wait for.
-        match Slot::claim(background.pool(), Priority::Release) {
-            Ok(slot) => {
-                let driver = Self { exchange: Some(exchange), is_on_pool: true };
-                let admitted = Admitted { slot, place: None, priority: Priority::Release };
-                let context = call::Context::capture_for_background();
-                // A pool is foreign code, and this may be the unwinding of a handler's panic.
-                contained(|| drop(call::spawn(admitted, context, Departure::Detach, driver)));
-            }
-            Err(_) => on_a_thread(exchange),
-        }
+        let hold = self.hold.take();
+        let name = "after-response".to_owned();
+        let _ = thread::Builder::new().name(name).spawn(move || {
+            drive(&exchange, hold.as_ref());
+        });
     }
 }
 
-/// What was promised to run on every path, when no pool takes it.
-fn on_a_thread(exchange: Arc<Exchange>) {
-    let name = "after-response".to_owned();
-    let _ = thread::Builder::new().name(name).spawn(move || drive(&exchange));
-}
-
 /// Until nothing new was registered: runs the hooks, and gives the tasks that are wanted to the background.
-fn drive(exchange: &Arc<Exchange>) {
+fn drive(exchange: &Arc<Exchange>, hold: Option<&Hold>) {
     let begins = lock(&exchange.pending).begin_driving();
     if !begins {
         return;
@@ -92,7 +74,10 @@ fn drive(exchange: &Arc<Exchange>) {
     loop {
         let taken = lock(&exchange.pending).take();
         let Some((hooks, tasks)) = taken else { return };
-        hooks.for_each(|hook| hook.run(outcome));
+        hooks.for_each(|hook| match hold {
+            Some(hold) => hold.scope(|| hook.run(outcome)),
+            None => hook.run(outcome),
+        });
         tasks.into_iter().for_each(|task| judge(task, outcome, &exchange.pending));
         dispatch(exchange);
     }
@@ -100,7 +85,7 @@ fn drive(exchange: &Arc<Exchange>) {
 
 fn judge(mut task: Task, outcome: &Outcome, pending: &Mutex<Pending<Hook, Task>>) {
     let concurrent = task.concurrent;
-    let is_wanted = std::mem::take(&mut task.condition).holds(outcome);
+    let is_wanted = std::mem::take(&mut task.condition).holds(outcome, task.attempt.as_deref());
     let unwanted = if is_wanted { lock(pending).push_ready(task, concurrent) } else { Some(task) };
     if let Some(unwanted) = unwanted {
         skip(unwanted, pending);
@@ -114,7 +99,7 @@ fn skip(task: Task, pending: &Mutex<Pending<Hook, Task>>) {
 }
 
 /// Starts the tasks that may.
-fn dispatch(exchange: &Arc<Exchange>) {
+pub(super) fn dispatch(exchange: &Arc<Exchange>) {
     let begins = lock(&exchange.pending).begin_dispatching();
     if !begins {
         return;

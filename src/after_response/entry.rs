@@ -1,6 +1,6 @@
-use std::fmt;
+use std::{fmt, sync::Arc};
 
-use super::Outcome;
+use super::{Outcome, attempt::Attempt};
 use crate::{
     background::{Body, Reservation},
     pool::call::{Context, contained, guarded},
@@ -30,6 +30,7 @@ pub(super) struct Task {
     pub(super) body: Body,
     pub(super) reservation: Reservation,
     pub(super) condition: Condition,
+    pub(super) attempt: Option<Arc<Attempt>>,
     /// How many tasks of the request may run at once, this one included, when it starts.
     pub(super) concurrent: usize,
     pub(super) stop_on_error: bool,
@@ -48,12 +49,12 @@ pub(super) enum Condition {
 
 impl Condition {
     /// A closure that panics wants nothing.
-    pub(super) fn holds(self, outcome: &Outcome) -> bool {
+    pub(super) fn holds(self, outcome: &Outcome, attempt: Option<&Attempt>) -> bool {
         match self {
             Self::Always => true,
             Self::Complete => outcome.is_complete(),
             Self::Flushed => outcome.is_flushed(),
-            Self::Success => outcome.is_success(),
+            Self::Success => outcome.is_success() && attempt.is_none_or(Attempt::has_succeeded),
             Self::When(wants) => guarded(|| wants(outcome)).unwrap_or_else(|payload| {
                 contained(|| drop(payload));
                 false

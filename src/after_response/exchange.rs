@@ -162,11 +162,8 @@ impl Exchange {
             (End::BodyTooShort, _) if !self.is_multiplexed => Delivery::None,
             (End::Complete | End::BodyTooShort, None | Some(Verdict::Unsure)) => Delivery::HandedOver,
             (End::Complete | End::BodyTooShort, Some(Verdict::Flushed { body_bytes })) => {
-                if body_bytes.is_none_or(|body_bytes| body_bytes == outcome.body_bytes) {
-                    Delivery::Flushed
-                } else {
-                    Delivery::HandedOver
-                }
+                let is_sure = body_bytes.is_none_or(|body_bytes| body_bytes == outcome.body_bytes);
+                if is_sure && !outcome.is_doubtful { Delivery::Flushed } else { Delivery::HandedOver }
             }
             (End::Complete | End::BodyTooShort, Some(Verdict::Lost)) => {
                 outcome.end = End::Aborted;

@@ -8,7 +8,7 @@ use http::Response;
 use http_body::Body;
 use pin_project_lite::pin_project;
 
-use super::{ResponseBody, guard::Guard};
+use super::{ResponseBody, observer::Observer};
 
 pin_project! {
     /// The future of [`AfterResponseService`](super::AfterResponseService).
@@ -21,13 +21,13 @@ pin_project! {
         #[pin]
         inner: F,
         // Dropped after the future: what the handler holds is given back before anything runs that comes after the response.
-        guard: Option<Guard>,
+        observer: Observer,
     }
 }
 
 impl<F> ResponseFuture<F> {
-    pub(crate) fn new(inner: F, guard: Option<Guard>) -> Self {
-        Self { inner, guard }
+    pub(crate) fn new(inner: F, observer: Observer) -> Self {
+        Self { inner, observer }
     }
 }
 
@@ -41,22 +41,14 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let result = match this.guard {
-            Some(guard) => ready!(guard.inside(|| this.inner.poll(cx))),
-            None => ready!(this.inner.poll(cx)),
-        };
-        let mut guard = this.guard.take();
-        Poll::Ready(match result {
+        let observer = this.observer;
+        Poll::Ready(match ready!(observer.inside(|| this.inner.poll(cx))) {
             Ok(response) => {
-                if let Some(guard) = &mut guard {
-                    guard.responded(&response);
-                }
+                let guard = observer.responded(&response);
                 Ok(response.map(|body| ResponseBody::new(body, guard)))
             }
             Err(error) => {
-                if let Some(guard) = &mut guard {
-                    guard.failed(&error);
-                }
+                observer.failed(&error);
                 Err(error)
             }
         })

@@ -1,6 +1,9 @@
 use std::{
     fmt,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     task::{Context, Waker},
 };
 
@@ -22,13 +25,22 @@ pub(crate) struct Guard {
     progress: Option<Progress>,
     /// Set while foreign code runs under this guard. If it is dropped then, that code panicked.
     is_inside: bool,
+    /// Set when whoever holds the body was told that it is at its end. Asked again it may say something else, as a body does that
+    /// another task fills; what counts is what was said.
+    said_end: AtomicBool,
     /// Of the connection's task, for an end that would not make it flush.
     waker: Option<Waker>,
 }
 
 impl Guard {
     pub(crate) fn new(exchange: Arc<Exchange>, request: RequestLine) -> Self {
-        Self { exchange, progress: Some(Progress::new(request)), is_inside: false, waker: None }
+        Self {
+            exchange,
+            progress: Some(Progress::new(request)),
+            is_inside: false,
+            said_end: AtomicBool::new(false),
+            waker: None,
+        }
     }
 
     /// Runs foreign code that makes the response or a part of it.
@@ -60,6 +72,11 @@ impl Guard {
         if let Some(progress) = &mut self.progress {
             progress.failed(error);
         }
+    }
+
+    /// The body was asked whether it is at its end, and said so.
+    pub(super) fn says_end(&self) {
+        self.said_end.store(true, Relaxed);
     }
 
     /// The body gave what it was asked for.
@@ -108,6 +125,9 @@ impl Guard {
 impl Drop for Guard {
     fn drop(&mut self) {
         let Some(mut progress) = self.progress.take() else { return };
+        if *self.said_end.get_mut() {
+            progress.ended();
+        }
         if self.is_inside {
             progress.failed(Some("panicked".to_owned()));
         }

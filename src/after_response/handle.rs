@@ -4,6 +4,8 @@ use tokio::runtime;
 
 use super::{
     Outcome, Rejected, Task,
+    attempt::Attempt,
+    driver::dispatch,
     entry::{self, Hook},
     exchange::Exchange,
     pending::Home,
@@ -24,11 +26,22 @@ use crate::{
 pub struct AfterResponse {
     exchange: Arc<Exchange>,
     background: Background,
+    /// `None` in the layer that owns the response.
+    attempt: Option<Arc<Attempt>>,
 }
 
 impl AfterResponse {
     pub(super) fn new(exchange: Arc<Exchange>, background: Background) -> Self {
-        Self { exchange, background }
+        Self { exchange, background, attempt: None }
+    }
+
+    /// For a pass through a layer that does not own the response.
+    pub(super) fn for_attempt(self, attempt: Arc<Attempt>) -> Self {
+        Self { attempt: Some(attempt), ..self }
+    }
+
+    pub(super) fn attempt(&self) -> Option<Arc<Attempt>> {
+        self.attempt.clone()
     }
 
     /// Registers sync work, to run on the pool of the background if the response is a success: a [task](Self::task) without name
@@ -60,9 +73,9 @@ impl AfterResponse {
 
     /// Calls this when the outcome is known, whatever it is. The last one registered is called first.
     ///
-    /// It runs in a task of the runtime in which the request's first hook or task was registered (on the pool of the background if there is
+    /// It runs in a task of the runtime in which the request's first hook or task was registered (on a thread of its own if there is
     /// none, or it is gone), before the request's tasks start. So it must be short, and must not block: work is for [tasks](Self::task). A
-    /// panic in it is contained. It takes no place, so it is never refused; drains do not wait for it.
+    /// panic in it is contained. It takes no place, so it is never refused; a [drain](crate::Background::drain) waits for those that are due.
     ///
     /// An argument of another kind does not compile:
     ///
@@ -91,6 +104,7 @@ impl AfterResponse {
         let (ids, withdrawn) = lock(&self.exchange.pending).withdraw(name, |task| task.reservation.id());
         let cancelled = ids.into_iter().filter(|id| self.background.cancel_id(*id)).count();
         withdrawn.into_iter().for_each(|task| contained(|| drop(task))); // after that, or it would count as skipped
+        dispatch(&self.exchange); // one that waited behind them may start now
         cancelled
     }
 

@@ -72,10 +72,14 @@
 //! every layer: it then tells the end, and the outermost layer runs the tasks. Outer layers that replace or buffer the response
 //! are past what an untracked layer can see, so put it outside of those.
 //!
+//! Where a response of the layer's own service is replaced further out, as by a retry, hooks see what became of the one that went out;
+//! tasks without a condition of their own are for the response of the handler that registered them, and skipped if that was an error.
+//!
 //! # When not to use it
 //!
 //! For work that must survive a crash, or whose result the client asks for later: nothing is written down.
 
+mod attempt;
 mod body;
 mod driver;
 mod entry;
@@ -86,6 +90,7 @@ mod future;
 mod guard;
 mod handle;
 mod layer;
+mod observer;
 mod outcome;
 mod pending;
 mod progress;
@@ -108,6 +113,7 @@ pub use self::{
 pub(crate) use self::{
     exchange::Exchange,
     guard::Guard,
+    observer::Observer,
     progress::RequestLine,
     tracked::Tracked,
     wire::{Verdict, Wire},

@@ -29,6 +29,8 @@ pub struct Outcome {
     /// From the request to the end.
     pub total: Duration,
     pub(super) is_grpc: bool,
+    /// Whether it may have been refused instead of sent, unknown to anybody.
+    pub(super) is_doubtful: bool,
 }
 
 impl Outcome {
@@ -54,17 +56,19 @@ impl Outcome {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum End {
-    /// It began, and did not get to its end: the client reset the stream or closed the connection, or the server did.
+    /// It began, and did not get to its end, or its end was not flushed: the client reset the stream or closed the connection, or the server did.
     Aborted,
     /// Its body failed.
     BodyError,
-    /// Its body ended before its `content-length`. HTTP/1 closes the connection then.
+    /// Its body ended before its `content-length`. On HTTP/1 the connection is closed then, and nothing that was not written before is.
     BodyTooShort,
-    /// All of it went the way that [`Delivery`] says.
+    /// Nothing of it is missing, and it went the way that [`Delivery`] says.
     Complete,
-    /// The handler failed or panicked, and no response came of it.
+    /// The handler failed or panicked, and no response came of it; or it came with a status that is none of a final response,
+    /// as 102.
     HandlerError,
-    /// The handler was dropped before it responded, as when the client leaves; or its response was dropped unsent.
+    /// The handler was dropped before it responded, as when the client leaves; or its response was dropped unsent. A response without a
+    /// body that an outer layer replaces cannot be told from one that was sent, unless the connection is tracked.
     NoResponse,
 }
 

@@ -2,10 +2,11 @@ use std::time::Duration;
 
 use http::{
     HeaderMap, Method, StatusCode, Version,
-    header::{CONTENT_LENGTH, CONTENT_TYPE, TRANSFER_ENCODING},
+    header::{CONTENT_LENGTH, TRANSFER_ENCODING},
 };
 
 use super::{Delivery, End, Outcome};
+use crate::grpc::is_grpc;
 
 /// How far a response has got by its own side: the handler, then the body. Pure.
 ///
@@ -39,6 +40,9 @@ struct Head {
     at: Duration,
     /// What `content-length` is or will be.
     declared: Option<u64>,
+    /// Whether HTTP/1 may refuse to send it, as hyper does with lengths that contradict each other (`hyper/proto/h1/role.rs`,
+    /// `Server::encode`): then it takes the head back, and nothing tells that from a head that was sent.
+    is_doubtful: bool,
     /// Whether HTTP sends no body whatever there is (RFC 9110, section 6.4.1).
     without_body: bool,
     grpc: Option<Option<i32>>,
@@ -91,22 +95,33 @@ impl Progress {
         is_end_stream: bool,
         at: Duration,
     ) {
-        let declared = match headers.get(CONTENT_LENGTH) {
-            Some(length) => length.to_str().ok().and_then(|length| length.parse().ok()),
-            None if headers.contains_key(TRANSFER_ENCODING) => None,
+        if status.is_informational() && status != StatusCode::SWITCHING_PROTOCOLS {
+            self.failed(Some(format!("{status} is no final response")));
+            return; // hyper answers 500 in its stead
+        }
+        let is_chunked = headers.contains_key(TRANSFER_ENCODING);
+        let length = headers.get(CONTENT_LENGTH).map(|length| length.to_str().ok()?.parse().ok());
+        // HTTP/1 as hyper speaks it goes by what the body says of itself, whatever the field says.
+        let declared = match length {
+            _ if is_chunked => None,
+            Some(length) if self.request.is_multiplexed() => length,
+            Some(length) => exact.or(length),
             None => exact,
         };
-        let is_grpc = headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
+        let has_one_length = headers.get_all(CONTENT_LENGTH).iter().nth(1).is_none();
+        let may_have_length = !is_chunked && !self.request.opens_tunnel(status);
+        let is_length = has_one_length && length != Some(None) && may_have_length;
         self.head = Some(Head {
             status,
             headers: HeaderMap::new(),
             at,
             declared,
+            is_doubtful: length.is_some() && !is_length && !self.request.is_multiplexed(),
             without_body: self.request.is_head
                 || self.request.opens_tunnel(status)
                 || status.is_informational()
                 || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED),
-            grpc: is_grpc.then(|| grpc_status(headers)),
+            grpc: is_grpc(headers).then(|| grpc_status(headers)),
         });
         self.ended = is_end_stream;
     }
@@ -156,6 +171,7 @@ impl Progress {
         let body_bytes = if truncated { self.declared().unwrap_or(self.bytes) } else { self.bytes };
         let grpc_status = self.grpc_status();
         let is_grpc = self.head.as_ref().is_some_and(|head| head.grpc.is_some());
+        let is_doubtful = self.head.as_ref().is_some_and(|head| head.is_doubtful);
         let head = self.head;
         Outcome {
             end,
@@ -169,6 +185,7 @@ impl Progress {
             error: self.error,
             total: Duration::ZERO,
             is_grpc,
+            is_doubtful,
         }
     }
 

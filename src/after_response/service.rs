@@ -9,8 +9,8 @@ use http_body::Body;
 use tower_service::Service;
 
 use super::{
-    AfterResponse, ResponseBody, ResponseFuture, exchange::Exchange, guard::Guard, progress::RequestLine,
-    tracked::Tracked,
+    AfterResponse, ResponseBody, ResponseFuture, attempt::Attempt, exchange::Exchange, guard::Guard,
+    observer::Observer, progress::RequestLine, tracked::Tracked,
 };
 use crate::background::Background;
 
@@ -61,23 +61,24 @@ where
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
         let line = RequestLine::new(&request);
         let extensions = request.extensions_mut();
-        let mut guard = None;
         // The outermost owns the response: what it says of the end is then true of what goes out.
-        if extensions.get::<AfterResponse>().is_none() {
-            let exchange = match extensions.remove::<Tracked>() {
-                Some(Tracked(exchange)) => exchange,
-                None => {
-                    let exchange = Arc::new(Exchange::untracked(line));
-                    guard = Some(Guard::new(exchange.clone(), line));
-                    exchange
-                }
-            };
-            extensions.insert(AfterResponse::new(exchange, self.background.clone()));
-        }
-        let future = match &mut guard {
-            Some(guard) => guard.inside(|| self.inner.call(request)),
-            None => self.inner.call(request),
+        let outer = match extensions.remove::<AfterResponse>() {
+            Some(outer) => Some(outer),
+            None => extensions.remove().map(|Tracked(exchange)| AfterResponse::new(exchange, self.background.clone())),
         };
-        ResponseFuture::new(future, guard)
+        let (after, mut observer) = match outer {
+            Some(outer) => {
+                let attempt = Arc::new(Attempt::default());
+                (outer.for_attempt(attempt.clone()), Observer::Attempt(attempt))
+            }
+            None => {
+                let exchange = Arc::new(Exchange::untracked(line));
+                let guard = Guard::new(exchange.clone(), line);
+                (AfterResponse::new(exchange, self.background.clone()), Observer::Owner(guard))
+            }
+        };
+        extensions.insert(after);
+        let future = observer.inside(|| self.inner.call(request));
+        ResponseFuture::new(future, observer)
     }
 }

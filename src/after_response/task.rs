@@ -121,7 +121,7 @@ impl<'a> Task<'a> {
             after.cancel(&name);
         }
         let handle = reservation.handle();
-        let task = entry::Task { reservation, body, condition, concurrent, stop_on_error };
+        let task = entry::Task { body, reservation, condition, attempt: after.attempt(), concurrent, stop_on_error };
         after.register_task(name, handle.id(), task);
         Ok(handle)
     }

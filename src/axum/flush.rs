@@ -18,7 +18,7 @@ use pin_project_lite::pin_project;
 use tower_service::Service;
 
 use crate::{
-    after_response::ResponseFuture,
+    after_response::{Observer, ResponseFuture},
     flush::{Connection, StreamId, TrackedIo, Tracker, begin},
 };
 
@@ -141,7 +141,7 @@ where
         let mut guard = begin(&self.connection, self.stream.take(), &mut request);
         request.extensions_mut().insert(ConnectInfo(self.address.clone()));
         let inner = guard.inside(|| self.inner.call(request));
-        FlushFuture { inner: ResponseFuture::new(inner, Some(guard)) }
+        FlushFuture { inner: ResponseFuture::new(inner, Observer::Owner(guard)) }
     }
 }
 

@@ -1,6 +1,6 @@
 use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 
-use super::{Builder, DrainReport, Rejected, Reservation, Stats, Task, TaskHandle, TaskOutput, shared::Shared};
+use super::{Builder, DrainReport, Hold, Rejected, Reservation, Stats, Task, TaskHandle, TaskOutput, shared::Shared};
 use crate::pool::{Pool, ThreadPool};
 
 /// Runs tasks that nobody waits for. A handle: clones are the same background.
@@ -105,8 +105,8 @@ impl Background {
     }
 
     #[cfg_attr(not(feature = "after-response"), allow(dead_code, reason = "for those that run tasks in order"))]
-    pub(crate) fn pool(&self) -> Arc<dyn Pool> {
-        self.shared.pool.clone()
+    pub(crate) fn hold(&self) -> Hold {
+        Hold::new(self.shared.clone())
     }
 
     /// Takes no tasks any more but those that running tasks register. Those that have a place run.

@@ -73,6 +73,7 @@ mod control;
 mod error;
 mod failure;
 mod handle;
+mod hold;
 mod output;
 mod over;
 #[cfg(feature = "metrics")]
@@ -103,5 +104,5 @@ pub use self::{
     task::Task,
 };
 #[cfg_attr(not(feature = "after-response"), allow(unused_imports, reason = "for those that run tasks in order"))]
-pub(crate) use self::{over::Over, work::Body};
+pub(crate) use self::{hold::Hold, over::Over, work::Body};
 pub use crate::pool::call::{Cancellation, cancellation, cancelled};

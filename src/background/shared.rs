@@ -85,6 +85,15 @@ impl Shared {
     }
 
     /// `true` unless the place was taken away before.
+    pub(super) fn hold(&self) {
+        lock(&self.state).hold();
+    }
+
+    pub(super) fn release(&self) {
+        let idle = lock(&self.state).release();
+        self.tell(idle);
+    }
+
     pub(super) fn skip(&self, id: u64) -> bool {
         let (skipped, idle) = {
             let mut state = lock(&self.state);

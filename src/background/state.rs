@@ -14,6 +14,8 @@ pub(super) struct State<W, C> {
     /// Work that waits for a permit, oldest first.
     queue: VecDeque<(u64, W)>,
     permits_taken: usize,
+    /// How much else is waited for.
+    held: usize,
     tally: Tally,
 }
 
@@ -93,6 +95,7 @@ impl<W, C: Clone> State<W, C> {
             tasks: BTreeMap::new(),
             queue: VecDeque::new(),
             permits_taken: 0,
+            held: 0,
             tally: Tally::default(),
         }
     }
@@ -161,6 +164,16 @@ impl<W, C: Clone> State<W, C> {
         self.is_idle()
     }
 
+    pub(super) fn hold(&mut self) {
+        self.held += 1;
+    }
+
+    /// `true` if that was the last that is waited for.
+    pub(super) fn release(&mut self) -> bool {
+        self.held -= 1;
+        self.is_idle()
+    }
+
     /// Frees a reserved place that got no work. `false` if it was taken away before.
     pub(super) fn skip(&mut self, id: u64) -> bool {
         let is_reserved = self.tasks.get(&id).is_some_and(|entry| entry.stage == Stage::Reserved);
@@ -215,7 +228,7 @@ impl<W, C: Clone> State<W, C> {
     }
 
     pub(super) fn is_idle(&self) -> bool {
-        self.tasks.is_empty()
+        self.tasks.is_empty() && self.held == 0
     }
 
     pub(super) fn is_closed(&self) -> bool {

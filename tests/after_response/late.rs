@@ -125,24 +125,28 @@ async fn from_inside_a_task_it_runs_after_that_to_depth_5_d15() {
     assert_eq!(log.entries(), ["1", "2", "3", "4", "5"]);
 }
 
-/// 5.8: what a task of the background registers is in the drain that waits for the task; a hook is no task.
+/// 5.8: what a task or a hook registers is in the drain that waits for it.
 #[tokio::test]
-async fn during_a_drain_tasks_may_register_to_depth_5_and_nobody_else_d15_e14() {
+async fn during_a_drain_tasks_and_hooks_may_register_to_depth_5_and_nobody_else_d15_e14() {
     let (background, log) = (on_threads(1).max_running(1).build(), Log::default());
     let held = hold(&background).await;
     let (tell, told) = oneshot::channel();
+    let mut outside = None;
     let response = responded(&background, |after| {
         nest(after, &log, 1);
         let inner = after.clone();
-        after.hook(move |_| tell.send(inner.run(|| ()).unwrap_err().is_closed()).unwrap());
+        let ran = log.clone();
+        after.hook(move |_| tell.send(inner.run(move || ran.add("of the hook")).is_ok()).unwrap());
+        outside = Some(after.clone());
     })
     .await;
     let mut drain = Box::pin(background.drain(crate::support::LONG));
     assert!(futures_util::poll!(&mut drain).is_pending());
+    assert!(outside.unwrap().run(|| ()).unwrap_err().is_closed());
     drop(response);
     held.release();
-    assert_eq!(drain.await.completed, 6);
-    assert_eq!(log.entries(), ["1", "2", "3", "4", "5"]);
+    assert_eq!(drain.await.completed, 7);
+    assert_eq!(log.entries(), ["1", "of the hook", "2", "3", "4", "5"]);
     assert!(told.await.unwrap());
 }
 

@@ -1,6 +1,6 @@
-//! Where hooks run: in the runtime of the registration, and wherever there is a thread if that is gone.
+//! Where hooks run: in the runtime of the registration, and on a thread of their own if that is gone.
 
-use std::{sync::mpsc, thread, time::Duration};
+use std::{sync::mpsc, thread};
 
 use futures_util::FutureExt;
 use http::Response;
@@ -8,7 +8,7 @@ use tokio::runtime;
 use tower_offload::{
     AfterResponse, Background, ThreadPool,
     after_response::{End, ResponseBody},
-    pool::{Pool, Run},
+    pool::Pool,
 };
 
 use crate::support::{LONG, Script, responded};
@@ -75,26 +75,26 @@ fn on_a_runtime_with_many_threads() {
 }
 
 #[test]
-fn on_the_pool_if_the_runtime_went_before_the_body() {
+fn on_a_thread_of_its_own_if_the_runtime_went_before_the_body() {
     let (background, runtime) = (Background::new(pool()), small());
     let (response, told) = runtime.block_on(telling(&background));
     drop(runtime);
     drop(response);
-    expect(told, [("hook", "pool-0"), ("run", "pool-0"), ("spawn", "pool-0")]);
+    expect(told, [("hook", "after-response"), ("run", "pool-0"), ("spawn", "pool-0")]);
 }
 
 #[test]
-fn on_the_pool_if_the_runtime_goes_before_it_comes_to_it() {
+fn on_a_thread_of_its_own_if_the_runtime_goes_before_it_comes_to_it() {
     let (background, runtime) = (Background::new(pool()), small());
     let (response, told) = runtime.block_on(telling(&background));
     drop(response); // nobody drives the runtime any more
     assert_eq!(told.try_recv(), Err(mpsc::TryRecvError::Empty));
     drop(runtime);
-    expect(told, [("hook", "pool-0"), ("run", "pool-0"), ("spawn", "pool-0")]);
+    expect(told, [("hook", "after-response"), ("run", "pool-0"), ("spawn", "pool-0")]);
 }
 
 #[test]
-fn on_the_pool_if_the_runtime_takes_the_connection_along() {
+fn on_a_thread_of_its_own_if_the_runtime_takes_the_connection_along() {
     let (background, runtime) = (Background::new(pool()), small());
     let (response, told) = runtime.block_on(telling(&background));
     drop(runtime.spawn(async move {
@@ -102,15 +102,15 @@ fn on_the_pool_if_the_runtime_takes_the_connection_along() {
         std::future::pending::<()>().await;
     }));
     drop(runtime);
-    expect(told, [("hook", "pool-0"), ("run", "pool-0"), ("spawn", "pool-0")]);
+    expect(told, [("hook", "after-response"), ("run", "pool-0"), ("spawn", "pool-0")]);
 }
 
 #[test]
-fn on_the_pool_without_any_runtime() {
+fn on_a_thread_of_its_own_without_any_runtime() {
     let background = Background::new(pool());
     let (response, told) = pollster::block_on(telling(&background));
     drop(response);
-    expect(told, [("hook", "pool-0"), ("run", "pool-0"), ("spawn", "pool-0")]);
+    expect(told, [("hook", "after-response"), ("run", "pool-0"), ("spawn", "pool-0")]);
 }
 
 /// Also if nothing but tasks was registered.
@@ -145,33 +145,8 @@ fn hooked(background: &Background, tell: &mpsc::Sender<String>) {
     drop(response.now_or_never().unwrap());
 }
 
-/// Holds the pool's one thread until this is dropped.
-fn held(pool: &ThreadPool) -> (mpsc::Sender<()>, Run<()>) {
-    let (release, released) = mpsc::channel::<()>();
-    let (enter, entered) = mpsc::channel();
-    let run = pool.run(move || {
-        enter.send(()).unwrap();
-        let _ = released.recv();
-    });
-    entered.recv().unwrap();
-    (release, run)
-}
-
 #[test]
-fn on_a_thread_of_its_own_if_the_pool_is_full() {
-    let pool = pool();
-    let background = Background::new(pool.clone());
-    let (tell, told) = mpsc::channel();
-    let held = held(&pool);
-    (0..65).for_each(|_| hooked(&background, &tell)); // there are 64 places
-    assert_eq!(told.recv_timeout(LONG).unwrap(), "after-response");
-    assert_eq!(told.try_recv(), Err(mpsc::TryRecvError::Empty), "the others wait");
-    drop(held);
-    (0..64).for_each(|_| assert_eq!(told.recv_timeout(LONG).unwrap(), "pool-0"));
-}
-
-#[test]
-fn on_a_thread_of_its_own_if_the_pool_is_shut_down() {
+fn also_if_the_pool_is_shut_down() {
     let pool = pool();
     let background = Background::new(pool.clone());
     small().block_on(pool.shutdown(LONG));
@@ -180,14 +155,24 @@ fn on_a_thread_of_its_own_if_the_pool_is_shut_down() {
     assert_eq!(told.recv_timeout(LONG).unwrap(), "after-response");
 }
 
+/// A hook is no task, and yet a drain that finds it due waits for it.
 #[test]
-fn on_a_thread_of_its_own_if_the_pool_is_shut_down_before_it_comes_to_it() {
-    let pool = pool();
-    let background = Background::new(pool.clone());
-    let (tell, told) = mpsc::channel();
-    let held = held(&pool);
-    hooked(&background, &tell);
-    small().block_on(pool.shutdown(Duration::ZERO));
-    drop(held);
-    assert_eq!(told.recv_timeout(LONG).unwrap(), "after-response");
+fn a_drain_waits_for_hooks_that_are_due() {
+    let background = Background::new(pool());
+    let (enter, entered) = mpsc::channel();
+    let (release, released) = mpsc::channel::<()>();
+    let response = responded(&background, |after: &AfterResponse| {
+        after.hook(move |_| {
+            enter.send(()).unwrap();
+            released.recv().unwrap();
+        });
+    });
+    drop(response.now_or_never().unwrap());
+    entered.recv().unwrap();
+    small().block_on(async {
+        let mut drain = Box::pin(background.drain(LONG));
+        assert!(futures_util::poll!(&mut drain).is_pending());
+        release.send(()).unwrap();
+        assert!(drain.await.is_clean());
+    });
 }

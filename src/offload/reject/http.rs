@@ -6,7 +6,7 @@ use http::{
 };
 
 use super::Reject;
-use crate::pool::Rejection;
+use crate::{grpc::is_grpc, pool::Rejection};
 
 /// Answers with a response, on any HTTP stack. The default.
 ///
@@ -59,13 +59,7 @@ pub enum Protocol {
 
 impl Protocol {
     fn of(headers: &HeaderMap) -> Self {
-        let content_type = headers.get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
-        match content_type.strip_prefix(b"application/grpc") {
-            // `application/grpc`, `application/grpc+proto`, `application/grpc;..`; but not `application/grpc-web`, whose
-            // trailers stand in the body.
-            Some([] | [b'+' | b';' | b' ', ..]) => Self::Grpc,
-            _ => Self::Http,
-        }
+        if is_grpc(headers) { Self::Grpc } else { Self::Http }
     }
 }
 
