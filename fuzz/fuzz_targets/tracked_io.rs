@@ -1,0 +1,182 @@
+//! Any bytes of a client and of a server, in any split, through a tracked transport: `cargo +nightly fuzz run tracked_io`.
+//!
+//! All bytes arrive as they are; a read waits for nothing but the service, and wakes its task; every response has one fate; and the
+//! split changes nothing of it.
+#![no_main]
+
+use std::{
+    collections::VecDeque,
+    convert::Infallible,
+    future::{Ready, ready},
+    io::{self, IoSlice},
+    pin::{Pin, pin},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+    task::{Context, Poll, Wake, Waker},
+};
+
+use bytes::Bytes;
+use http::{Request, Response, Version};
+use http_body_util::Empty;
+use hyper::service::Service;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tower_offload::flush::{Stats, Tracker};
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Every such stream is malformed: h2 does not pass it on, and the service does not get it.
+const NOT_PASSED_ON: u64 = 5;
+
+// The first byte says how many of the next are sizes of pieces; the next whether there is a preface; the next how much of the rest
+// is the client's.
+libfuzzer_sys::fuzz_target!(|input: &[u8]| {
+    let [count, http2, share, rest @ ..] = input else { return };
+    let (sizes, bytes) = rest.split_at(rest.len().min(usize::from(*count % 8)));
+    let (from, to) = bytes.split_at(bytes.len() * usize::from(*share) / 256);
+    let from = if http2 % 4 > 0 { [PREFACE, from].concat() } else { from.to_vec() };
+
+    let whole = go_through(&from, to, &[usize::MAX]);
+    assert_eq!(whole.delivered, from);
+    let sizes: Vec<usize> = sizes.iter().map(|size| usize::from(*size) + 1).chain([1]).collect();
+    assert_eq!(go_through(&from, to, &sizes), whole);
+});
+
+#[derive(Debug, PartialEq)]
+struct Seen {
+    delivered: Vec<u8>,
+    before_drop: Stats,
+    after_drop: Stats,
+}
+
+/// A client's bytes arrive, and then a server's are accepted and flushed.
+fn go_through(from: &[u8], to: &[u8], sizes: &[usize]) -> Seen {
+    let mut sizes = sizes.iter().copied().cycle();
+    let mut next = move |most: usize| most.min(sizes.next().unwrap_or(1));
+    let mut script = Scripted::default();
+    let mut rest = from;
+    while !rest.is_empty() {
+        let (piece, behind) = rest.split_at(next(rest.len()));
+        script.reads.push_back(piece.to_vec());
+        rest = behind;
+    }
+    let tracker = Tracker::new();
+    let (mut io, service) = tracker.track(script, Answers);
+    let task = Arc::new(Task::default());
+    let waker = Waker::from(task.clone());
+    let mut cx = Context::from_waker(&waker);
+
+    let (mut delivered, mut opened, mut called) = (Vec::new(), 0, 0);
+    let mut room = vec![0; 1 << 14];
+    loop {
+        let length = next(room.len());
+        let mut buffer = ReadBuf::new(&mut room[..length]);
+        match Pin::new(&mut io).poll_read(&mut cx, &mut buffer) {
+            // There is always something to read, so this is the gate.
+            Poll::Pending => {
+                assert!(task.0.swap(false, SeqCst), "forgotten");
+                opened += 1;
+                if opened % NOT_PASSED_ON != 0 {
+                    called += 1;
+                    let mut request = Request::new(());
+                    *request.version_mut() = Version::HTTP_2;
+                    assert!(pin!(service.call(request)).poll(&mut cx).is_ready());
+                }
+            }
+            Poll::Ready(Ok(())) if buffer.filled().is_empty() => break,
+            Poll::Ready(Ok(())) => delivered.extend_from_slice(buffer.filled()),
+            Poll::Ready(Err(error)) => panic!("{error}"),
+        }
+    }
+    let mut rest = to;
+    while !rest.is_empty() {
+        let piece = &rest[..next(rest.len())];
+        let (first, second) = piece.split_at(piece.len() / 2);
+        let slices = [IoSlice::new(first), IoSlice::new(second)];
+        let accepted = Pin::new(&mut io).poll_write_vectored(&mut cx, &slices);
+        let Poll::Ready(Ok(accepted)) = accepted else { panic!("not accepted") };
+        assert_eq!(accepted, piece.len().min(Scripted::MOST));
+        rest = &rest[accepted..];
+    }
+    // Once: a flush amid the bytes may be ahead of a reset.
+    assert!(matches!(Pin::new(&mut io).poll_flush(&mut cx), Poll::Ready(Ok(()))));
+    let before_drop = tracker.stats();
+    drop(io);
+    let after_drop = tracker.stats();
+    let Stats { flushed, gave_up, lost, unmapped, .. } = after_drop;
+    assert_eq!(flushed + gave_up + lost + unmapped, called, "each has one fate: {after_drop:?}");
+    Seen { delivered, before_drop, after_drop }
+}
+
+/// Brings what it is told to, and then the end; takes some of whatever is written.
+#[derive(Debug, Default)]
+struct Scripted {
+    reads: VecDeque<Vec<u8>>,
+}
+
+impl Scripted {
+    const MOST: usize = 1000;
+}
+
+impl AsyncRead for Scripted {
+    fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if let Some(mut piece) = self.reads.pop_front() {
+            let behind = piece.split_off(piece.len().min(buffer.remaining()));
+            buffer.put_slice(&piece);
+            if !behind.is_empty() {
+                self.reads.push_front(behind);
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Scripted {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Poll::Ready(Ok(bytes.len().min(Self::MOST)))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Poll::Ready(Ok(slices.iter().map(|slice| slice.len()).sum::<usize>().min(Self::MOST)))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// Answers at once, without a body.
+struct Answers;
+
+impl Service<Request<()>> for Answers {
+    type Response = Response<Empty<Bytes>>;
+    type Error = Infallible;
+    type Future = Ready<Result<Self::Response, Infallible>>;
+
+    fn call(&self, _: Request<()>) -> Self::Future {
+        ready(Ok(Response::new(Empty::new())))
+    }
+}
+
+/// Whether it was woken.
+#[derive(Default)]
+struct Task(AtomicBool);
+
+impl Wake for Task {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, SeqCst);
+    }
+}
