@@ -75,10 +75,10 @@ fn drive(exchange: &Arc<Exchange>, hold: Option<&Hold>) {
         let taken = lock(&exchange.pending).take();
         let Some((hooks, tasks)) = taken else { return };
         hooks.for_each(|hook| match hold {
-            Some(hold) => hold.scope(|| hook.run(outcome)),
-            None => hook.run(outcome),
+            Some(hold) => hold.scope(|| hook.run(&outcome)),
+            None => hook.run(&outcome),
         });
-        tasks.into_iter().for_each(|task| judge(task, outcome, &exchange.pending));
+        tasks.into_iter().for_each(|task| judge(task, &outcome, &exchange.pending));
         dispatch(exchange);
     }
 }

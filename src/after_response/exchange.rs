@@ -32,12 +32,11 @@ pub(crate) struct Exchange {
     stream: Option<u32>,
     facts: Facts,
     /// Set before `RELEASED`.
-    ending: OnceLock<Outcome>,
+    ending: OnceLock<Progress>,
     /// Set before `TOLD`, unless the verdict does not matter.
     verdict: OnceLock<Verdict>,
     /// Nanoseconds; set before `SETTLED`.
     total: AtomicU64,
-    outcome: OnceLock<Outcome>,
     pub(super) pending: Mutex<Pending<Hook, Task>>,
 }
 
@@ -63,7 +62,6 @@ impl Exchange {
             ending: OnceLock::new(),
             verdict: OnceLock::new(),
             total: AtomicU64::new(0),
-            outcome: OnceLock::new(),
             pending: Mutex::new(Pending::default()),
         }
     }
@@ -91,13 +89,12 @@ impl Exchange {
 
     /// Whoever held the response has let go of it.
     pub(super) fn released(self: &Arc<Self>, progress: Progress) {
-        let ending = progress.outcome();
-        let awaits_wire = match ending.end {
+        let awaits_wire = match progress.end() {
             End::Complete => true,
             End::BodyTooShort => self.is_multiplexed,
             _ => false,
         };
-        if self.ending.set(ending).is_err() {
+        if self.ending.set(progress).is_err() {
             return; // there is one guard
         }
         let settles = if awaits_wire { self.facts.released() } else { self.facts.released_for_good() };
@@ -122,7 +119,7 @@ impl Exchange {
         if let (Some(wire), Some(ending), Some(Verdict::Flushed { body_bytes: Some(sent) })) =
             (&self.wire, self.ending.get(), self.verdict.get())
         {
-            if *sent != ending.body_bytes {
+            if *sent != ending.body_bytes() {
                 wire.mismatched();
             }
         }
@@ -148,29 +145,20 @@ impl Exchange {
     }
 
     /// How it ended. Only to be asked once it is settled.
-    pub(super) fn outcome(&self) -> &Outcome {
-        self.outcome.get_or_init(|| {
-            let mut outcome = self.ending.get().expect("settled, so released").clone();
-            outcome.total = Duration::from_nanos(self.total.load(Relaxed));
-            self.deliver(&mut outcome);
-            outcome
-        })
-    }
-
-    fn deliver(&self, outcome: &mut Outcome) {
-        outcome.delivery = match (outcome.end, self.verdict.get()) {
-            (End::BodyTooShort, _) if !self.is_multiplexed => Delivery::None,
-            (End::Complete | End::BodyTooShort, None | Some(Verdict::Unsure)) => Delivery::HandedOver,
-            (End::Complete | End::BodyTooShort, Some(Verdict::Flushed { body_bytes })) => {
-                let is_sure = body_bytes.is_none_or(|body_bytes| body_bytes == outcome.body_bytes);
-                if is_sure && !outcome.is_doubtful { Delivery::Flushed } else { Delivery::HandedOver }
+    pub(super) fn outcome(&self) -> Outcome {
+        let ending = self.ending.get().expect("settled, so released");
+        let (end, delivery) = match (ending.end(), self.verdict.get()) {
+            (End::BodyTooShort, _) if !self.is_multiplexed => (End::BodyTooShort, Delivery::None),
+            (End::Complete | End::BodyTooShort, Some(Verdict::Lost)) => (End::Aborted, Delivery::None),
+            (end @ (End::Complete | End::BodyTooShort), Some(Verdict::Flushed { body_bytes }))
+                if body_bytes.is_none_or(|sent| sent == ending.body_bytes()) && !ending.is_doubtful() =>
+            {
+                (end, Delivery::Flushed)
             }
-            (End::Complete | End::BodyTooShort, Some(Verdict::Lost)) => {
-                outcome.end = End::Aborted;
-                Delivery::None
-            }
-            _ => Delivery::None,
+            (end @ (End::Complete | End::BodyTooShort), _) => (end, Delivery::HandedOver),
+            (end, _) => (end, Delivery::None),
         };
+        ending.outcome(end, delivery, Duration::from_nanos(self.total.load(Relaxed)))
     }
 }
 

@@ -7,7 +7,6 @@ use super::{attempt::Attempt, guard::Guard};
 
 /// What watches a handler's future.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "a box would be one more allocation for each request")]
 pub(crate) enum Observer {
     /// Further out somebody owns the response.
     Attempt(Arc<Attempt>),

@@ -29,8 +29,6 @@ pub struct Outcome {
     /// From the request to the end.
     pub total: Duration,
     pub(super) is_grpc: bool,
-    /// Whether it may have been refused instead of sent, unknown to anybody.
-    pub(super) is_doubtful: bool,
 }
 
 impl Outcome {

@@ -36,7 +36,8 @@ pub(crate) struct RequestLine {
 #[derive(Debug)]
 struct Head {
     status: StatusCode,
-    headers: HeaderMap,
+    /// For whoever has registered by then. In a box: it is most of the size, and mostly not wanted.
+    headers: Option<Box<HeaderMap>>,
     at: Duration,
     /// What `content-length` is or will be.
     declared: Option<u64>,
@@ -113,7 +114,7 @@ impl Progress {
         let is_length = has_one_length && length != Some(None) && may_have_length;
         self.head = Some(Head {
             status,
-            headers: HeaderMap::new(),
+            headers: None,
             at,
             declared,
             is_doubtful: length.is_some() && !is_length && !self.request.is_multiplexed(),
@@ -129,7 +130,7 @@ impl Progress {
     /// Keeps the header fields for the outcome, for whoever has registered by now.
     pub(super) fn keep_headers(&mut self, headers: &HeaderMap) {
         if let Some(head) = &mut self.head {
-            head.headers.clone_from(headers);
+            head.headers = Some(Box::new(headers.clone()));
         }
     }
 
@@ -164,32 +165,36 @@ impl Progress {
         is_open && (self.request.version == Version::HTTP_10 || self.declared().is_some())
     }
 
-    /// How it ended, if whoever held it has let go of it now. `delivery` is still to be told.
-    pub(super) fn outcome(self) -> Outcome {
-        let end = self.end();
-        let truncated = self.is_truncated();
-        let body_bytes = if truncated { self.declared().unwrap_or(self.bytes) } else { self.bytes };
-        let grpc_status = self.grpc_status();
-        let is_grpc = self.head.as_ref().is_some_and(|head| head.grpc.is_some());
-        let is_doubtful = self.head.as_ref().is_some_and(|head| head.is_doubtful);
-        let head = self.head;
+    /// How it ended, with what the wire said of it.
+    pub(super) fn outcome(&self, end: End, delivery: Delivery, total: Duration) -> Outcome {
+        let head = self.head.as_ref();
         Outcome {
             end,
-            delivery: Delivery::None,
-            status: head.as_ref().map(|head| head.status),
-            time_to_head: head.as_ref().map(|head| head.at),
-            headers: head.map(|head| head.headers).unwrap_or_default(),
-            grpc_status,
-            body_bytes,
-            truncated,
-            error: self.error,
-            total: Duration::ZERO,
-            is_grpc,
-            is_doubtful,
+            delivery,
+            status: head.map(|head| head.status),
+            headers: head.and_then(|head| head.headers.as_deref().cloned()).unwrap_or_default(),
+            grpc_status: self.grpc_status(),
+            body_bytes: self.body_bytes(),
+            truncated: self.is_truncated(),
+            error: self.error.clone(),
+            time_to_head: head.map(|head| head.at),
+            total,
+            is_grpc: head.is_some_and(|head| head.grpc.is_some()),
         }
     }
 
-    fn end(&self) -> End {
+    /// As many as were handed over, or as HTTP/1 sends of them.
+    pub(super) fn body_bytes(&self) -> u64 {
+        self.declared().filter(|_| self.is_truncated()).unwrap_or(self.bytes)
+    }
+
+    /// Whether nothing tells if it was sent at all.
+    pub(super) fn is_doubtful(&self) -> bool {
+        self.head.as_ref().is_some_and(|head| head.is_doubtful)
+    }
+
+    /// How it ended as far as this side knows, if whoever held it has let go of it now.
+    pub(super) fn end(&self) -> End {
         let Some(head) = &self.head else {
             return if self.failed { End::HandlerError } else { End::NoResponse };
         };

@@ -9,6 +9,12 @@ fn request(method: Method, version: Version) -> Progress {
     Progress::new(RequestLine::new(&Request::builder().method(method).version(version).body(()).expect("valid")))
 }
 
+impl Progress {
+    fn outcome_untracked(&self) -> crate::after_response::Outcome {
+        self.outcome(self.end(), crate::after_response::Delivery::HandedOver, Duration::ZERO)
+    }
+}
+
 fn respond(
     progress: &mut Progress,
     status: u16,
@@ -32,10 +38,10 @@ fn frame(progress: &mut Progress, bytes: u64) {
 
 #[test]
 fn without_a_response_it_is_the_handler_that_failed_or_was_dropped() {
-    assert_eq!(get().outcome().end, End::NoResponse);
+    assert_eq!(get().outcome_untracked().end, End::NoResponse);
     let mut progress = get();
     progress.failed(Some("no".to_owned()));
-    let outcome = progress.outcome();
+    let outcome = progress.outcome_untracked();
     assert_eq!((outcome.end, outcome.error.as_deref(), outcome.status), (End::HandlerError, Some("no"), None));
 }
 
@@ -43,10 +49,10 @@ fn without_a_response_it_is_the_handler_that_failed_or_was_dropped() {
 fn c4_an_empty_body_is_complete_unpolled() {
     let mut progress = get();
     respond(&mut progress, 200, &[], Some(0), true);
-    assert_eq!(progress.outcome().end, End::Complete);
+    assert_eq!(progress.outcome_untracked().end, End::Complete);
     let mut progress = get();
     respond(&mut progress, 200, &[("content-length", "0")], None, false);
-    assert_eq!(progress.outcome().end, End::Complete, "nothing is to be asked for");
+    assert_eq!(progress.outcome_untracked().end, End::Complete, "nothing is to be asked for");
 }
 
 #[test]
@@ -56,19 +62,19 @@ fn c3_where_http_sends_no_body_it_is_complete_unpolled() {
     {
         let mut progress = request(method, Version::HTTP_11);
         respond(&mut progress, status, &[("content-length", "100")], Some(100), false);
-        let outcome = progress.outcome();
+        let outcome = progress.outcome_untracked();
         assert_eq!((outcome.end, outcome.body_bytes), (End::Complete, 0), "{status}");
     }
     let mut progress = request(Method::CONNECT, Version::HTTP_11);
     respond(&mut progress, 403, &[], Some(100), false);
-    assert_eq!(progress.outcome().end, End::NoResponse, "a refused CONNECT has a body like any other");
+    assert_eq!(progress.outcome_untracked().end, End::NoResponse, "a refused CONNECT has a body like any other");
 }
 
 #[test]
 fn an_unpolled_body_that_has_something_to_say_is_no_response() {
     let mut progress = get();
     respond(&mut progress, 200, &[], Some(100), false);
-    assert_eq!(progress.outcome().end, End::NoResponse);
+    assert_eq!(progress.outcome_untracked().end, End::NoResponse);
 }
 
 #[test]
@@ -78,7 +84,7 @@ fn c2_a_satisfied_length_is_complete_without_an_end() {
     frame(&mut progress, 9);
     assert!(progress.may_end_silently());
     frame(&mut progress, 1);
-    assert_eq!(progress.outcome().end, End::Complete);
+    assert_eq!(progress.outcome_untracked().end, End::Complete);
 }
 
 #[test]
@@ -87,7 +93,7 @@ fn a_body_longer_than_its_length_is_cut_on_http1_only() {
         let mut progress = request(Method::GET, version);
         respond(&mut progress, 200, &[("content-length", "10")], None, false);
         frame(&mut progress, 25);
-        let outcome = progress.outcome();
+        let outcome = progress.outcome_untracked();
         assert_eq!((outcome.end, outcome.body_bytes, outcome.truncated), (End::Complete, bytes, truncated));
     }
 }
@@ -99,13 +105,13 @@ fn a_body_shorter_than_its_length_is_too_short_also_if_only_its_hint_said_so() {
         respond(&mut progress, 200, headers, Some(10), false);
         frame(&mut progress, 9);
         progress.ended();
-        assert_eq!(progress.outcome().end, End::BodyTooShort);
+        assert_eq!(progress.outcome_untracked().end, End::BodyTooShort);
     }
     let mut progress = get();
     respond(&mut progress, 200, &[("transfer-encoding", "chunked")], Some(10), false);
     frame(&mut progress, 9);
     progress.ended();
-    assert_eq!(progress.outcome().end, End::Complete, "chunks have no length to fall short of");
+    assert_eq!(progress.outcome_untracked().end, End::Complete, "chunks have no length to fall short of");
 }
 
 #[test]
@@ -113,7 +119,7 @@ fn c5_a_body_that_is_dropped_early_is_aborted() {
     let mut progress = get();
     respond(&mut progress, 200, &[], None, false);
     frame(&mut progress, 4_000_000);
-    let outcome = progress.outcome();
+    let outcome = progress.outcome_untracked();
     assert_eq!((outcome.end, outcome.body_bytes), (End::Aborted, 4_000_000));
 }
 
@@ -123,7 +129,7 @@ fn b8_an_error_of_the_body_counts_before_everything() {
     respond(&mut progress, 200, &[("content-length", "10")], None, false);
     frame(&mut progress, 10);
     progress.failed(Some("disk".to_owned()));
-    assert_eq!(progress.outcome().end, End::BodyError);
+    assert_eq!(progress.outcome_untracked().end, End::BodyError);
 }
 
 #[test]
@@ -140,7 +146,7 @@ fn the_status_of_grpc_decides_about_its_success() {
                 HeaderValue::from_static(status),
             )]));
         }
-        progress.outcome()
+        progress.outcome_untracked()
     };
     assert!(outcome(None, Some("0")).is_success());
     assert!(!outcome(None, Some("13")).is_success());
@@ -167,7 +173,7 @@ proptest! {
             progress.polled();
             progress.ended();
         }
-        let outcome = progress.outcome();
+        let outcome = progress.outcome_untracked();
         let satisfied = declared.is_some_and(|declared| sum >= declared);
         let whole = if ended { declared.is_none() || satisfied } else { satisfied };
         prop_assert_eq!(outcome.end == End::Complete, whole);
