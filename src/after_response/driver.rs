@@ -85,7 +85,7 @@ fn drive(exchange: &Arc<Exchange>, hold: Option<&Hold>) {
 
 fn judge(mut task: Task, outcome: &Outcome, pending: &Mutex<Pending<Hook, Task>>) {
     let concurrent = task.concurrent;
-    let is_wanted = std::mem::take(&mut task.condition).holds(outcome, task.attempt.as_deref());
+    let is_wanted = std::mem::take(&mut task.condition).holds(outcome, task.attempt.as_ref());
     let unwanted = if is_wanted { lock(pending).push_ready(task, concurrent) } else { Some(task) };
     if let Some(unwanted) = unwanted {
         skip(unwanted, pending);

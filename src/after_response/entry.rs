@@ -1,4 +1,4 @@
-use std::{fmt, sync::Arc};
+use std::fmt;
 
 use super::{Outcome, attempt::Attempt};
 use crate::{
@@ -30,7 +30,7 @@ pub(super) struct Task {
     pub(super) body: Body,
     pub(super) reservation: Reservation,
     pub(super) condition: Condition,
-    pub(super) attempt: Option<Arc<Attempt>>,
+    pub(super) attempt: Option<Attempt>,
     /// How many tasks of the request may run at once, this one included, when it starts.
     pub(super) concurrent: usize,
     pub(super) stop_on_error: bool,

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::{
     Delivery, End, Outcome,
+    attempt::Passed,
     driver::Driver,
     entry::{Hook, Task},
     facts::Facts,
@@ -37,6 +38,7 @@ pub(crate) struct Exchange {
     verdict: OnceLock<Verdict>,
     /// Nanoseconds; set before `SETTLED`.
     total: AtomicU64,
+    pub(super) passed: Passed,
     pub(super) pending: Mutex<Pending<Hook, Task>>,
 }
 
@@ -62,6 +64,7 @@ impl Exchange {
             ending: OnceLock::new(),
             verdict: OnceLock::new(),
             total: AtomicU64::new(0),
+            passed: Passed::default(),
             pending: Mutex::new(Pending::default()),
         }
     }

@@ -27,7 +27,7 @@ pub struct AfterResponse {
     exchange: Arc<Exchange>,
     background: Background,
     /// `None` in the layer that owns the response.
-    attempt: Option<Arc<Attempt>>,
+    attempt: Option<Attempt>,
 }
 
 impl AfterResponse {
@@ -36,11 +36,12 @@ impl AfterResponse {
     }
 
     /// For a pass through a layer that does not own the response.
-    pub(super) fn for_attempt(self, attempt: Arc<Attempt>) -> Self {
-        Self { attempt: Some(attempt), ..self }
+    pub(super) fn for_attempt(self) -> (Self, Attempt) {
+        let attempt = Attempt::new(&self.exchange);
+        (Self { attempt: Some(attempt.clone()), ..self }, attempt)
     }
 
-    pub(super) fn attempt(&self) -> Option<Arc<Attempt>> {
+    pub(super) fn attempt(&self) -> Option<Attempt> {
         self.attempt.clone()
     }
 

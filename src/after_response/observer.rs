@@ -1,4 +1,4 @@
-use std::{fmt, sync::Arc};
+use std::fmt;
 
 use http::Response;
 use http_body::Body;
@@ -9,7 +9,7 @@ use super::{attempt::Attempt, guard::Guard};
 #[derive(Debug)]
 pub(crate) enum Observer {
     /// Further out somebody owns the response.
-    Attempt(Arc<Attempt>),
+    Attempt(Attempt),
     /// It is over: its guard is the body's, or the response's end is known.
     Done,
     Owner(Guard),

@@ -130,7 +130,7 @@ impl Progress {
     /// Keeps the header fields for the outcome, for whoever has registered by now.
     pub(super) fn keep_headers(&mut self, headers: &HeaderMap) {
         if let Some(head) = &mut self.head {
-            head.headers = Some(Box::new(headers.clone()));
+            head.headers = (!headers.is_empty()).then(|| Box::new(headers.clone()));
         }
     }
 

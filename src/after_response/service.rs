@@ -9,8 +9,8 @@ use http_body::Body;
 use tower_service::Service;
 
 use super::{
-    AfterResponse, ResponseBody, ResponseFuture, attempt::Attempt, exchange::Exchange, guard::Guard,
-    observer::Observer, progress::RequestLine, tracked::Tracked,
+    AfterResponse, ResponseBody, ResponseFuture, exchange::Exchange, guard::Guard, observer::Observer,
+    progress::RequestLine, tracked::Tracked,
 };
 use crate::background::Background;
 
@@ -68,8 +68,8 @@ where
         };
         let (after, mut observer) = match outer {
             Some(outer) => {
-                let attempt = Arc::new(Attempt::default());
-                (outer.for_attempt(attempt.clone()), Observer::Attempt(attempt))
+                let (after, attempt) = outer.for_attempt();
+                (after, Observer::Attempt(attempt))
             }
             None => {
                 let exchange = Arc::new(Exchange::untracked(line));
