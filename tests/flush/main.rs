@@ -21,4 +21,5 @@ mod stress;
 mod support;
 mod tasks;
 mod timing;
+mod unwritten;
 mod upgrades;
