@@ -12,6 +12,7 @@ mod http1;
 mod http2;
 mod isolation;
 mod keep_alive;
+mod late_calls;
 mod pipelining;
 mod refused;
 mod set_up;
