@@ -1,11 +1,14 @@
 //! 5.3: which tasks an outcome is for.
 
+use std::convert::Infallible;
+
+use http::{Request, Response};
 use tower_offload::{
     AfterResponse, Background,
     after_response::{End, Task},
 };
 
-use crate::support::{Log, drained, exchange, logging, on_no_thread, on_threads};
+use crate::support::{Log, Script, drained, exchange, layer, logging, on_no_thread, on_threads, read, respond};
 
 const ENDS: [End; 6] =
     [End::Aborted, End::BodyError, End::BodyTooShort, End::Complete, End::HandlerError, End::NoResponse];
@@ -79,6 +82,28 @@ async fn a_condition_that_panics_ends_its_task_and_no_other() {
     assert_eq!(drained(&background).await.skipped, 1);
     assert_eq!(log.entries(), ["next"]);
     assert!(failures.entries().is_empty());
+}
+
+/// The status of gRPC is in the fields, that of gRPC-Web in the body, where nobody looks.
+#[tokio::test]
+async fn a_response_of_grpc_web_needs_no_status_to_be_a_success() {
+    for (kind, runs) in [
+        ("application/grpc-web", 1),
+        ("application/grpc-web+proto", 1),
+        ("application/grpc-web-text", 1),
+        ("application/grpc", 0),
+        ("application/grpc+proto", 0),
+        ("application/grpc;charset=utf-8", 0),
+    ] {
+        let background = on_no_thread();
+        let handler = async |after: AfterResponse| {
+            after.run(|| ()).unwrap();
+            Ok::<_, Infallible>(Response::builder().header("content-type", kind).body(Script::of(3)).unwrap())
+        };
+        read(respond(&layer(&background), Request::new(()), handler).await.unwrap().body_mut());
+        let stats = drained(&background).await;
+        assert_eq!((stats.completed, stats.skipped), (runs, 1 - runs), "{kind}");
+    }
 }
 
 fn refused(after: &AfterResponse, background: &Background) {

@@ -1,10 +1,18 @@
 //! 5.2: one outcome on every path, for responses that a connection reads as it should. No more is polled than hyper polls.
 
-use std::convert::Infallible;
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+    task::{Context, Poll},
+};
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
-use http_body::Body;
+use http_body::{Body, Frame};
 use http_body_util::{Empty, Full};
 use tower_offload::{
     AfterResponseLayer,
@@ -79,6 +87,36 @@ async fn a_body_that_says_its_end_is_complete_without_being_asked_for_it_c1() {
         };
         let outcome = outcome(request(Method::GET), response, read_once).await;
         assert_eq!(parts(&outcome), (End::Complete, Delivery::HandedOver, 9), "{field}");
+    }
+}
+
+/// As a body does that another task fills: of its end it says one thing, and then another. What the connection was told counts.
+#[tokio::test]
+async fn a_body_that_told_the_connection_its_end_is_complete_whatever_it_says_before_and_after() {
+    struct Changing(Arc<AtomicBool>);
+    impl Body for Changing {
+        type Data = Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b"all")))))
+        }
+
+        fn is_end_stream(&self) -> bool {
+            self.0.load(SeqCst)
+        }
+    }
+
+    for (says_end, end) in [(true, End::Complete), (false, End::Aborted)] {
+        let is_at_end = Arc::new(AtomicBool::new(false));
+        let response = Response::new(Changing(is_at_end.clone()));
+        let connection = |mut body: ResponseBody<_>| {
+            assert!(frame(&mut body).is_some());
+            is_at_end.store(says_end, SeqCst);
+            assert_eq!(body.is_end_stream(), says_end);
+            is_at_end.store(false, SeqCst);
+        };
+        assert_eq!(outcome(request(Method::GET), response, connection).await.end, end);
     }
 }
 

@@ -20,7 +20,7 @@ use tower_offload::{
     after_response::{Delivery, End, Outcome},
 };
 
-use crate::support::{Script, Step, frame, handle, respond, told};
+use crate::support::{Log, Script, Step, drained, frame, handle, layer, on_no_thread, respond, told};
 
 type Answer = Result<Response<Script>, Infallible>;
 
@@ -57,6 +57,26 @@ async fn an_error_that_cannot_be_shown_is_one_without_text() {
     };
     assert!(respond(&AfterResponseLayer::default(), Request::new(()), handler).await.is_err());
     assert_eq!(ended(outcome).await, (End::HandlerError, None));
+}
+
+/// hyper answers 500 in its place.
+#[tokio::test]
+async fn an_interim_status_is_no_response_of_a_handler() {
+    for status in [100, 102, 103, 199] {
+        let (background, log, mut outcome) = (on_no_thread(), Log::default(), None);
+        let handler = async |after: AfterResponse| {
+            outcome = Some(told(&after));
+            after.run(log.adds("default")).unwrap();
+            after.task("always").always().run(log.adds("always")).unwrap();
+            Ok::<_, Infallible>(Response::builder().status(status).body(Script::default()).unwrap())
+        };
+        drop(respond(&layer(&background), Request::new(()), handler).await);
+        let (end, error) = ended(outcome).await;
+        assert_eq!(end, End::HandlerError, "{status}");
+        assert!(error.unwrap().starts_with(&status.to_string()));
+        drained(&background).await;
+        assert_eq!(log.entries(), ["always"]);
+    }
 }
 
 #[tokio::test]

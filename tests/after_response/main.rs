@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod apart;
+mod attempts;
 mod axum;
 mod conditions;
 mod ends;

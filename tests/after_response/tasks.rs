@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use tokio::sync::oneshot;
 use tower_offload::{after_response::End, background::cancelled};
 
 use crate::support::{LONG, Log, drained, exchange, hold, logging, on_no_thread, on_threads, panics, responded};
@@ -58,8 +59,8 @@ async fn what_is_cancelled_before_the_response_never_runs_and_its_place_is_free_
 async fn what_is_cancelled_after_the_response_is_told_or_never_begins_d13() {
     let background = on_threads(1).max_running(1).build();
     let held = hold(&background).await;
-    let (saw, seen) = tokio::sync::oneshot::channel();
-    let (entered, inside) = tokio::sync::oneshot::channel();
+    let (saw, seen) = oneshot::channel();
+    let (entered, inside) = oneshot::channel();
     let mut handle = None;
     let response = responded(&background, |after| {
         let runs = after.task("runs").run(move || {
@@ -84,6 +85,32 @@ async fn what_is_cancelled_after_the_response_is_told_or_never_begins_d13() {
     assert_eq!((after.cancel("runs"), runs.cancel()), (0, false), "over");
 }
 
+/// The one in front wants to be alone, and the one behind does not.
+#[tokio::test]
+async fn cancelling_a_task_that_waits_starts_the_one_behind_it_d13() {
+    let background = on_no_thread();
+    let ((entered, inside), (release, released)) = (oneshot::channel(), oneshot::channel::<()>());
+    let (started, starts) = oneshot::channel();
+    let mut kept = None;
+    let response = responded(&background, |after| {
+        let running = async move {
+            entered.send(()).unwrap();
+            released.await.unwrap();
+        };
+        after.task("running").spawn(running).unwrap();
+        after.task("alone").concurrent(1).spawn(async { panics("ran") }).unwrap();
+        after.task("behind").concurrent(4).spawn(async { started.send(()).unwrap() }).unwrap();
+        kept = Some(after.clone());
+    });
+    drop(response.await);
+    inside.await.unwrap();
+    assert_eq!(kept.unwrap().cancel("alone"), 1);
+    tokio::time::timeout(LONG, starts).await.unwrap().unwrap(); // while the first one runs
+    release.send(()).unwrap();
+    let stats = drained(&background).await;
+    assert_eq!((stats.completed, stats.cancelled), (2, 1));
+}
+
 #[tokio::test]
 async fn a_timeout_ends_that_task_and_the_next_begins_d10() {
     let (background, failures) = logging(on_threads(1));
@@ -104,7 +131,7 @@ async fn a_timeout_ends_that_task_and_the_next_begins_d10() {
 async fn a_blocking_task_past_its_time_goes_on_beside_the_next_one_d10() {
     let (background, failures) = logging(on_threads(2));
     let (proceed, proceeds) = std::sync::mpsc::channel::<()>();
-    let (ran, runs) = tokio::sync::oneshot::channel();
+    let (ran, runs) = oneshot::channel();
     let response = responded(&background, |after| {
         let stuck = after.task("stuck").timeout(Duration::from_millis(1));
         stuck.run(move || proceeds.recv_timeout(LONG).unwrap_or_default()).unwrap();

@@ -145,3 +145,23 @@ async fn expect_100_continue_has_one_outcome_and_it_is_of_the_final_response() {
     })
     .await;
 }
+
+/// The handler asks for the body, so the client is told to go on: a flush of its own, before there is a response.
+#[tokio::test]
+async fn the_final_response_behind_100_continue_is_flushed_with_its_own_bytes() {
+    on_each(HTTP1, |stack| async move {
+        let mut site = Setup::on(stack).start();
+        let mut client = Http1::connect(&site).await;
+        client
+            .send("POST /read/chunks/2/10 HTTP/1.1\r\nhost: site\r\nexpect: 100-continue\r\ncontent-length: 3\r\n\r\n")
+            .await;
+        assert_eq!(client.head().await.status, 100);
+        assert!(site.unasked().is_empty());
+        client.send("abc").await;
+        assert_eq!(client.answer().await.body, 20);
+        let record = site.record("/read/chunks/2/10").await;
+        record.is_flushed(20);
+        assert_eq!(record.taken, client.wire.read());
+    })
+    .await;
+}

@@ -4,7 +4,7 @@ use crate::support::{HTTP1, Http1, PLAIN_HTTP1, Setup, Stack, on_each};
 
 const PATHS: [&str; 3] = ["/full/5", "/chunks/2/10", "/full/7"];
 
-fn together(paths: &[&str]) -> String {
+pub(crate) fn together(paths: &[&str]) -> String {
     paths.iter().map(|path| format!("GET {path} HTTP/1.1\r\nhost: site\r\n\r\n")).collect()
 }
 
@@ -51,7 +51,7 @@ async fn a_pipelined_response_is_flushed_while_the_handler_of_the_next_runs() {
 }
 
 /// hyper's `pipeline_flush` lets responses wait for one flush.
-fn with_one_flush() -> Vec<Stack> {
+pub(crate) fn with_one_flush() -> Vec<Stack> {
     HTTP1.iter().copied().filter(|stack| !stack.is_axum()).collect()
 }
 

@@ -9,7 +9,7 @@ use std::{
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Response, StatusCode,
-    header::{CONTENT_LENGTH, CONTENT_TYPE},
+    header::{CONTENT_LENGTH, CONTENT_TYPE, TRAILER, TRANSFER_ENCODING},
 };
 use http_body::{Body, Frame, SizeHint};
 use tokio::sync::mpsc;
@@ -59,6 +59,8 @@ impl Stage {
     /// | `/short/declared/n`, `/long/declared/n` | n bytes, whatever `content-length` says |
     /// | `/status/code/n` | n bytes under that status |
     /// | `/empty` | no body |
+    /// | `/both/n`, `/two/n` | n bytes, with fields that contradict each other: `content-length` and `transfer-encoding`, or two lengths |
+    /// | `/word/n` | n bytes, of no length that is known before, and a `content-length` that is no number |
     pub(crate) fn play(&self, key: &str, script: &str) -> Response<Script> {
         let mut words = script.split('?').next().unwrap().trim_start_matches('/').split('/');
         let kind = words.next().unwrap();
@@ -69,6 +71,11 @@ impl Stage {
         let mut status = StatusCode::OK;
         let mut knows_its_end = false;
         let steps: VecDeque<Step> = match kind {
+            "both" => {
+                declared = Some(number(0));
+                knows_its_end = true;
+                [Step::Data(number(0))].into()
+            }
             "chunks" => frames().collect(),
             "empty" => {
                 knows_its_end = true;
@@ -100,6 +107,7 @@ impl Stage {
                 [Step::Data(number(1))].into()
             }
             "trailers" => [Step::Data(number(0)), Step::Trailers(trailers("x-after", 1))].into(),
+            "two" | "word" => [Step::Data(number(0))].into(),
             _ => panic!("no script {script}"),
         };
         let body = Script { steps, knows_its_end, path: key.to_owned(), events: self.events.clone() };
@@ -111,8 +119,15 @@ impl Stage {
         if kind == "grpc" {
             response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         }
-        if kind == "trailers" {
-            response.headers_mut().insert("trailer", HeaderValue::from_static("x-after"));
+        let fields: &[(HeaderName, &'static str)] = match kind {
+            "both" => &[(TRANSFER_ENCODING, "chunked")],
+            "trailers" => &[(TRAILER, "x-after")],
+            "two" => &[(CONTENT_LENGTH, "0"), (CONTENT_LENGTH, "7")],
+            "word" => &[(CONTENT_LENGTH, "abc")],
+            _ => &[],
+        };
+        for (name, value) in fields {
+            response.headers_mut().append(name, HeaderValue::from_static(value));
         }
         response
     }

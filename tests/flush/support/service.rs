@@ -8,6 +8,8 @@ use std::{
 
 use axum::extract::ConnectInfo;
 use http::{Method, Request, Response, StatusCode, header};
+use http_body::Body;
+use http_body_util::BodyExt;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tower_offload::after_response::AfterResponse;
@@ -44,14 +46,21 @@ impl fmt::Display for HandlerFailed {
 impl std::error::Error for HandlerFailed {}
 
 impl Scripted {
-    /// `/wait/..`: waits for the handlers' latch and goes on with the rest. `/fail`, `/panic`: ends without a response.
+    /// `/wait/..`: waits for the handlers' latch and goes on with the rest. `/read/..`: reads the request, and goes on. `/fail`, `/panic`: ends without a response.
     /// `/upgrade` and `CONNECT`: a tunnel that sends back what comes, in capitals. Everything else: see [`Stage::play`].
-    pub(crate) async fn answer<B>(self, mut request: Request<B>) -> Result<Response<Script>, HandlerFailed> {
+    pub(crate) async fn answer<B>(self, mut request: Request<B>) -> Result<Response<Script>, HandlerFailed>
+    where
+        B: Body<Error: fmt::Debug> + Unpin,
+    {
         let key = request.uri().path_and_query().map_or("CONNECT", |path| path.as_str()).to_owned();
         self.register(&key, request.extensions());
         let mut script = &*key;
         if let Some(rest) = script.strip_prefix("/wait") {
             self.handlers.pass().await;
+            script = rest;
+        }
+        if let Some(rest) = script.strip_prefix("/read") {
+            request.body_mut().collect().await.unwrap();
             script = rest;
         }
         if request.method() == Method::CONNECT || script == "/upgrade" {
@@ -96,7 +105,7 @@ async fn tunnel(upgrade: hyper::upgrade::OnUpgrade) {
     let mut upgraded = TokioIo::new(upgraded);
     let mut buffer = [0; 1024];
     while let Ok(read @ 1..) = upgraded.read(&mut buffer).await {
-        if upgraded.write_all(&buffer[..read].to_ascii_uppercase()).await.is_err() {
+        if upgraded.write_all(&buffer[..read].to_ascii_uppercase()).await.and(upgraded.flush().await).is_err() {
             return;
         }
     }

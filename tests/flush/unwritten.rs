@@ -1,0 +1,130 @@
+//! HTTP/1 responses that hyper never writes, though it flushes or shuts down, or others write: none of them is flushed.
+
+use http::StatusCode;
+use tower_offload::after_response::{Delivery, End};
+
+use crate::{
+    pipelining::{together, with_one_flush},
+    support::{HTTP1, Http1, Setup, Stack, on_each},
+};
+
+/// Heads that hyper refuses to encode, by request: it takes them back, and closes. By their own side most of these responses are
+/// complete, for nobody asks for their bodies.
+fn refused(stack: Stack) -> impl Iterator<Item = (&'static str, &'static str)> {
+    let refused = [("GET", "/both/5"), ("GET", "/two/5"), ("GET", "/word/5"), ("HEAD", "/both/5"), ("HEAD", "/word/5")];
+    // axum empties the body for HEAD, and then hyper does not mind what the length says.
+    refused.into_iter().filter(move |request| !(stack.is_axum() && *request == ("HEAD", "/word/5")))
+}
+
+fn of(method: &str, path: &str, fields: &str) -> String {
+    format!("{method} {path} HTTP/1.1\r\nhost: site\r\n{fields}\r\n")
+}
+
+/// With `pipeline_flush` hyper shuts down over a response that waits for the one behind it, which the client itself forbade.
+#[tokio::test]
+async fn a_response_over_which_hyper_shuts_down_is_flushed_only_if_the_client_has_it() {
+    on_each(&with_one_flush(), |stack| async move {
+        for (path, length) in [("/full/5", 5), ("/chunks/2/10", 20), ("/empty", 0), ("/length/1/7", 7)] {
+            let mut site = Setup::on(stack).pipeline_flush().start();
+            let mut client = Http1::connect(&site).await;
+            client.send(of("GET", path, "connection: close\r\n") + &of("GET", "/full/9", "")).await;
+            let came = client.rest().await;
+            let record = site.record(path).await;
+            if record.delivery == Delivery::Flushed {
+                assert!(came > length && record.taken >= came, "{came} bytes came: {record:?}");
+            } else {
+                assert_eq!((record.end, came), (End::Aborted, 0), "{record:?}");
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_head_that_hyper_cannot_encode_is_not_flushed() {
+    on_each(HTTP1, |stack| async move {
+        for (method, path) in refused(stack) {
+            let mut site = Setup::on(stack).start();
+            let mut client = Http1::connect(&site).await;
+            let before = client.wire.read();
+            client.send(of(method, path, "")).await;
+            assert_eq!(client.rest().await, 0, "{method} {path}");
+            let record = site.record(path).await;
+            assert_ne!(record.delivery, Delivery::Flushed, "{method} {record:?}");
+            assert!(stack.is_tls() || client.wire.read() == before);
+        }
+    })
+    .await;
+}
+
+/// The interim response is written and flushed, and the final one is not.
+#[tokio::test]
+async fn a_head_that_hyper_cannot_encode_is_not_flushed_behind_100_continue() {
+    on_each(HTTP1, |stack| async move {
+        for (_, path) in refused(stack).filter(|(method, _)| *method == "GET") {
+            let mut site = Setup::on(stack).start();
+            let mut client = Http1::connect(&site).await;
+            let path = format!("/read{path}");
+            client.send(of("POST", &path, "expect: 100-continue\r\ncontent-length: 3\r\n")).await;
+            assert_eq!(client.head().await.status, 100);
+            client.send("abc").await;
+            assert_eq!(client.rest().await, 0, "{path}");
+            let record = site.record(&path).await;
+            assert_ne!(record.delivery, Delivery::Flushed, "{record:?}");
+        }
+    })
+    .await;
+}
+
+/// Both share the flush, and only the first one's bytes are in it.
+#[tokio::test]
+async fn a_head_that_hyper_cannot_encode_is_not_flushed_by_the_flush_of_the_response_before_it() {
+    on_each(&with_one_flush(), |stack| async move {
+        for (method, path) in refused(stack) {
+            let mut site = Setup::on(stack).pipeline_flush().start();
+            let mut client = Http1::connect(&site).await;
+            client.send(of("GET", "/full/3", "") + &of(method, path, "")).await;
+            assert_eq!(client.answer().await.body, 3);
+            assert_eq!(client.rest().await, 0, "{method} {path}");
+            site.record("/full/3").await.is_flushed(3);
+            let record = site.record(path).await;
+            assert_ne!(record.delivery, Delivery::Flushed, "{method} {record:?}");
+        }
+    })
+    .await;
+}
+
+/// hyper answers 500 in its place, which is nobody's response.
+#[tokio::test]
+async fn an_interim_status_of_a_handler_is_its_error_and_not_the_500_that_the_client_gets() {
+    on_each(HTTP1, |stack| async move {
+        for path in ["/status/102/0", "/status/103/0", "/status/103/5"] {
+            let mut site = Setup::on(stack).start();
+            let mut client = Http1::connect(&site).await;
+            client.send(together(&[path])).await;
+            assert_eq!(client.head().await.status, 500);
+            let record = site.record(path).await;
+            record.is(End::HandlerError, Delivery::None);
+            assert_eq!((record.status, record.is_success), (None::<StatusCode>, false), "{record:?}");
+        }
+    })
+    .await;
+}
+
+/// The application's bytes are behind the request, so hyper does not write the head; it hands the connection over without it.
+#[tokio::test]
+async fn the_flush_of_what_an_application_writes_is_not_the_flush_of_the_101_before_it() {
+    on_each(&with_one_flush(), |stack| async move {
+        let mut site = Setup::on(stack).pipeline_flush().start();
+        let mut client = Http1::connect(&site).await;
+        client.send(of("GET", "/upgrade", "connection: upgrade\r\nupgrade: capitals\r\n") + "through the tunnel").await;
+        if client.exactly(18).await == b"THROUGH THE TUNNEL" {
+            client.shut_writing().await;
+            assert_eq!(client.rest().await, 0);
+            site.record("/upgrade").await.is(End::Aborted, Delivery::None);
+        } else {
+            site.record("/upgrade").await.is_flushed(0);
+        }
+    })
+    .await;
+}
