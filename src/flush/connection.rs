@@ -11,8 +11,8 @@
 //! A client's reset is the end of a response that has not been flushed, also of one that was accepted to the last byte: a
 //! client that resets does not have its response. Once flushed was told, nothing changes it.
 
+mod here;
 mod state;
-mod thread;
 mod wire;
 
 use std::sync::Arc;
@@ -20,8 +20,8 @@ use std::sync::Arc;
 use http::Version;
 
 use self::{
+    here::Here,
     state::{Fate, Fates, State},
-    thread::Thread,
 };
 use super::stats::{Counters, count};
 use crate::sync::{AtomicU8, AtomicUsize, Mutex, Ordering, lock};
@@ -79,14 +79,13 @@ impl Connection {
     /// The stream of the request that is being handed over now, once. To be called where hyper hands it over, before the
     /// transport is read again; later it is nobody's. Always `None` on HTTP/1.
     ///
-    /// Only on the thread that reads: a service that calls later, from a task of its own, must not take the stream of the
-    /// request that is handed over at that moment. On one thread it cannot: hyper asks for the next request after it has handed one over, which
-    /// takes back what was not taken, and all that in one poll (`hyper/proto/h2/server.rs`, `poll_server`).
+    /// Only in the task that reads: a service that is called later, in a task of its own, must not take the stream of the request
+    /// that is handed over at that moment.
     pub(crate) fn take_stream(&self) -> Option<StreamId> {
         if self.protocol() != Protocol::Http2 {
             return None;
         }
-        let opened = lock(&self.state).opened.take_if(|opened| opened.thread == Thread::current());
+        let opened = lock(&self.state).opened.take_if(|opened| opened.reader == Here::now());
         opened?.stream
     }
 

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, mem, sync::Arc};
 
-use super::{Response, thread::Thread};
+use super::{Response, here::Here};
 use crate::flush::{frames::StreamId, outbound::Outbound};
 
 /// Who is to be told once the lock is released.
@@ -21,8 +21,8 @@ pub(super) enum Fate {
 pub(super) struct Opened {
     /// `None` if it is not followed.
     pub(super) stream: Option<StreamId>,
-    /// The thread that reads, on which hyper hands over in the same poll.
-    pub(super) thread: Thread,
+    /// Who reads, and hands over in the same poll.
+    pub(super) reader: Here,
 }
 
 #[derive(Default)]

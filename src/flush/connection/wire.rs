@@ -4,8 +4,8 @@ use std::io::IoSlice;
 
 use super::{
     Connection, Protocol,
+    here::Here,
     state::{Fate, Opened, State},
-    thread::Thread,
 };
 use crate::{
     flush::{frames::StreamId, stats::count},
@@ -36,7 +36,7 @@ impl Connection {
     pub(in crate::flush) fn opened(&self, stream: StreamId) {
         let mut state = lock(&self.state);
         let followed = !state.lost && !state.gave_up && state.outbound.open(stream);
-        state.opened = Some(Opened { stream: followed.then_some(stream), thread: Thread::current() });
+        state.opened = Some(Opened { stream: followed.then_some(stream), reader: Here::now() });
     }
 
     /// As if too many were followed already.
