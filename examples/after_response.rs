@@ -31,6 +31,7 @@ use serde_json::json;
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
+    task::JoinSet,
     time,
 };
 use tokio_rustls::{TlsAcceptor, rustls};
@@ -111,7 +112,8 @@ fn pieces(bytes: usize) -> impl Iterator<Item = Bytes> + Send + 'static {
 }
 
 async fn chunks(Path((count, size)): Path<(usize, usize)>) -> Response {
-    limited(count.saturating_mul(size), |_| {
+    // Also empty chunks are work.
+    limited(count.saturating_mul(size.max(1)), |_| {
         let chunk = Bytes::from(vec![b'x'; size]);
         Body::from_stream(stream::iter((0..count).map(move |_| Ok::<_, Infallible>(chunk.clone()))))
     })
@@ -180,6 +182,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     eprintln!("listening on {scheme}://{}; SIGTERM or Ctrl-C ends it", listener.local_addr()?);
 
     let graceful = GracefulShutdown::new();
+    let mut connections = JoinSet::new();
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     loop {
@@ -194,7 +197,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
         };
         let _ = stream.set_nodelay(true);
         let (app, tracker, tls, watcher) = (app.clone(), tracker.clone(), tls.clone(), graceful.watcher());
-        tokio::spawn(async move {
+        while connections.try_join_next().is_some() {}
+        connections.spawn(async move {
             match tls {
                 None => serve(TokioIo::new(stream), app, tracker, watcher).await,
                 Some(tls) => match tls.accept(stream).await {
@@ -209,8 +213,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let deadline = time::Instant::now() + GRACE;
     if time::timeout_at(deadline, graceful.shutdown()).await.is_err() {
         eprintln!("some connections did not end within {} s", GRACE.as_secs());
+        connections.shutdown().await;
     }
-    // Connections first: what they registered until now is drained, too.
+    // Connections first: what they registered until now is drained, too, and each outcome is told before the report.
     let drained = background.drain(deadline.duration_since(time::Instant::now()).max(LEAST_DRAIN)).await;
     let orphaned: Vec<_> = drained
         .orphaned

@@ -5,7 +5,7 @@ use std::{error::Error, io, net::Ipv4Addr, thread, time::Duration};
 use axum::{Router, extract, http::StatusCode, routing};
 use clap::Parser;
 use tokio::{net::TcpListener, signal, sync::oneshot, time};
-use tower_offload::Background;
+use tower_offload::{AfterResponse, AfterResponseLayer, Background, after_response::Rejected, axum as tracked};
 
 #[derive(Parser)]
 struct Options {
@@ -16,31 +16,31 @@ struct Options {
     grace: u64,
 }
 
-async fn mail(background: extract::State<Background>, extract::Path(seconds): extract::Path<u64>) -> StatusCode {
-    let task = background.task("mail").run(move || {
+async fn mail(after: AfterResponse, extract::Path(seconds): extract::Path<u64>) -> Result<StatusCode, Rejected> {
+    after.task("mail").run(move || {
         println!("sending a mail");
         thread::sleep(Duration::from_secs(seconds)); // stands for a mail server that takes its time
         println!("sent");
-    });
-    task.map_or(StatusCode::SERVICE_UNAVAILABLE, |_| StatusCode::ACCEPTED) // full or closed: nothing is promised
+    })?; // full or closed: a 503, before anything was promised
+    Ok(StatusCode::ACCEPTED)
 }
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     let Options { port, grace } = Options::parse();
-    let background = Background::default();
-    let app = Router::new().route("/mail/{seconds}", routing::post(mail)).with_state(background.clone());
+    let tasks = Background::default();
+    let app = Router::new().route("/mail/{seconds}", routing::post(mail)).layer(AfterResponseLayer::new(tasks.clone()));
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await?;
     let interrupted = interrupted()?; // from here on a signal drains
     println!("listening on http://{}", listener.local_addr()?);
     let (stop, stopped) = oneshot::channel::<()>();
-    let server = axum::serve(listener, app).with_graceful_shutdown(async { drop(stopped.await) });
-    let server = tokio::spawn(server.into_future());
+    let server = axum::serve(tracked::FlushListener::new(listener), tracked::FlushMakeService::new(app));
+    let server = tokio::spawn(server.with_graceful_shutdown(async { drop(stopped.await) }).into_future());
     interrupted.await;
     let deadline = time::Instant::now() + Duration::from_secs(grace); // one for both: requests may still register tasks
     drop(stop);
     drop(time::timeout_at(deadline, server).await);
-    let report = background.drain(deadline.saturating_duration_since(time::Instant::now())).await;
+    let report = tasks.drain(deadline.saturating_duration_since(time::Instant::now())).await;
     println!("stopped: {report}");
     Ok(())
 }

@@ -53,6 +53,17 @@ async fn a_server_that_is_told_to_end_sends_what_it_has_begun_and_drains() {
 }
 
 #[tokio::test]
+async fn nobody_gets_a_response_without_end() {
+    let Some(mut server) = Server::start(&[]).await else { return };
+    for path in ["/chunks/18446744073709551615/0", "/chunks/4294967296/4294967296", "/bytes/18446744073709551615"] {
+        let answer = server.get(Method::GET, path, false).await.unwrap();
+        assert!(answer.starts_with(b"at most "), "{answer:?}");
+        server.expect(&json!({"path": path, "status": 413})).await;
+    }
+    server.ends_in_order().await;
+}
+
+#[tokio::test]
 async fn options_that_contradict_each_other_are_refused() {
     let Some(program) = program() else { return };
     let output = Command::new(program).args(["--tracked", "--plain"]).output().await.unwrap();

@@ -42,7 +42,10 @@ impl fmt::Display for Rejected {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             Kind::Background(_) => f.write_str("the task was not registered"),
-            Kind::Untracked => f.write_str("the task is for flushed responses, and the connection is not tracked"),
+            Kind::Untracked => f.write_str(
+                "the task is for flushed responses, and the connection is not tracked: that takes `Tracker::track`, or \
+                 `FlushListener` together with `FlushMakeService`",
+            ),
         }
     }
 }

@@ -62,6 +62,8 @@ impl AfterResponse {
 
     /// Registers async work, to run on the current runtime if the response is a success: a [task](Self::task) without name and options.
     ///
+    /// It must not block: it is a task of the runtime like any other. Work that blocks is for [`run`](Self::run).
+    ///
     /// # Errors
     ///
     /// As [`run`](Self::run).
@@ -76,7 +78,8 @@ impl AfterResponse {
     ///
     /// It runs in a task of the runtime in which the request's first hook or task was registered (on a thread of its own if there is
     /// none, or it is gone), before the request's tasks start. So it must be short, and must not block: work is for [tasks](Self::task). A
-    /// panic in it is contained. It takes no place, so it is never refused; a [drain](crate::Background::drain) waits for those that are due.
+    /// panic in it is contained. It takes no place, so it is never refused; a [drain](crate::Background::drain) waits for those that are due,
+    /// and not for those of a response that is still open: end the connections first.
     ///
     /// An argument of another kind does not compile:
     ///

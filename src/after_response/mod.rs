@@ -58,7 +58,17 @@
 //!
 //! Those of a successful response: below 400, and with a `grpc-status` of 0 if it is gRPC; whatever became of the connection
 //! after that, since a mail must go out although the phone has lost its signal. Others are skipped, and counted by
-//! the background. [`always`](Task::always), [`when`](Task::when), [`on_complete`](Task::on_complete) and
+//! the background.
+//!
+//! | the client leaves, or something fails | [`End`] | a task without condition |
+//! |---|---|---|
+//! | before the handler has responded | `NoResponse` | is skipped |
+//! | the handler fails or panics | `HandlerError` | is skipped |
+//! | after the head of a response below 400 | `Aborted` | runs |
+//! | the body of such a response fails | `BodyError` | runs |
+//! | the same, and it is gRPC whose trailers have not come | either | is skipped |
+//!
+//! [`always`](Task::always), [`when`](Task::when), [`on_complete`](Task::on_complete) and
 //! [`on_flushed`](Task::on_flushed) say otherwise.
 //!
 //! One request's tasks run one after the other, in the order of their registration; a failure ends that task only. Hooks run before
@@ -74,6 +84,18 @@
 //!
 //! Where a response of the layer's own service is replaced further out, as by a retry, hooks see what became of the one that went out;
 //! tasks without a condition of their own are for the response of the handler that registered them, and skipped if that was an error.
+//!
+//! # At shutdown
+//!
+//! End the connections first, with a limit (`with_graceful_shutdown` alone waits for every open request, however long), and then
+//! [drain](crate::Background::drain): see `examples/graceful_shutdown.rs`. A drain waits for tasks that have a place, also of responses that are
+//! still open, and for hooks that are due. Without a drain what still runs at the end of `main` is lost, sync work without a word.
+//!
+//! # In tests
+//!
+//! Read the body of the response to its end, as a client would, and drain the background: then what was registered has run. A drain while
+//! the test still holds the response waits for its tasks until the deadline, and cancels them. With a paused clock, give the background
+//! [`Inline`](crate::pool::Inline) as its pool.
 //!
 //! # When not to use it
 //!

@@ -10,7 +10,7 @@ pub struct Outcome {
     pub end: End,
     /// How far it is known to have got.
     pub delivery: Delivery,
-    /// The status; `None` if there was no response.
+    /// The status; `None` if the handler produced no response.
     pub status: Option<StatusCode>,
     /// The header fields of the response. Empty if there was none, or if nothing had been registered when it began.
     pub headers: HeaderMap,

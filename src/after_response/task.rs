@@ -34,7 +34,8 @@ impl<'a> Task<'a> {
         }
     }
 
-    /// Runs whatever becomes of the response. Of the conditions the last one named counts.
+    /// Runs whatever becomes of the response, also if the client left before there was one. Of the conditions the last one named
+    /// counts. Only a failed task that [stops](Self::stop_on_error) those behind it is stronger.
     pub fn always(self) -> Self {
         Self { condition: Condition::Always, ..self }
     }
@@ -75,7 +76,8 @@ impl<'a> Task<'a> {
         Self { concurrent: tasks, ..self }
     }
 
-    /// If it fails, panics or runs out of time, the request's tasks that have not started by then are skipped. Default: they run.
+    /// If it fails, panics or runs out of time, the request's tasks that have not started by then are skipped, those that are
+    /// [`always`](Self::always) too. Default: they run.
     pub fn stop_on_error(self) -> Self {
         Self { stop_on_error: true, ..self }
     }

@@ -38,7 +38,8 @@ pub struct MissingAfterResponseLayer(());
 impl fmt::Display for MissingAfterResponseLayer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(
-            "the handler takes an `AfterResponse`: add `.layer(AfterResponseLayer::new(background))` to the router",
+            "the handler takes an `AfterResponse`: add `.layer(AfterResponseLayer::new(background))` to the router, after its \
+             routes (it does not reach those that are added later)",
         )
     }
 }

@@ -24,6 +24,9 @@ use crate::{
 
 /// A listener whose connections are tracked, for [`axum::serve`](::axum::serve()), together with [`FlushMakeService`].
 ///
+/// With another service than `FlushMakeService`, as a plain router, it compiles, and every outcome is only handed over. Adapters
+/// such as axum's `tap_io` go inside: `FlushListener::new(listener.tap_io(..))`.
+///
 /// See the [module docs](crate::axum).
 #[derive(Debug)]
 pub struct FlushListener<L> {

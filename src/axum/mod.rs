@@ -48,6 +48,8 @@
 //! # }
 //! ```
 //!
+//! Import from this crate by name: a glob of it beside `use axum::..` makes `axum` ambiguous.
+//!
 //! # When not to use it
 //!
 //! To offload many routes, or handlers that are `async`, put an [`OffloadLayer`](crate::OffloadLayer) on the router

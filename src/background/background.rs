@@ -48,6 +48,8 @@ impl Background {
 
     /// Registers async work, to run on the current runtime: a [task](Self::task) without name and limit.
     ///
+    /// It must not block: it is a task of the runtime like any other. Work that blocks is for [`run`](Self::run).
+    ///
     /// # Errors
     ///
     /// As [`run`](Self::run).

@@ -4,6 +4,10 @@ use std::fmt;
 ///
 /// The error's alternate form (`{:#}`) goes into the [`TaskFailure`](super::TaskFailure); libraries of error reports
 /// show the whole chain of causes with it.
+#[diagnostic::on_unimplemented(
+    message = "a task returns `()` or `Result<(), E>` where `E: Display`, and not `{Self}`",
+    note = "end it with `;`, or map what it returns: `.map(drop)`"
+)]
 pub trait TaskOutput: sealed::Sealed {
     #[doc(hidden)]
     fn into_message(self) -> Result<(), String>;

@@ -20,7 +20,8 @@ pub struct Stats {
     /// Of the `flushed`, those with more or fewer bytes on the wire than their body had. Their outcome does not say flushed. It
     /// should stay at zero.
     pub mismatched: u64,
-    /// HTTP/2 streams that a client opened and the HTTP implementation did not pass on: malformed, refused, too large.
+    /// HTTP/2 streams that a client opened and the HTTP implementation did not pass on: malformed, refused, too large. Also all of
+    /// them, if the service is not the one that belongs to the transport.
     pub undelivered: u64,
     /// Responses that nothing could be told about, because it was not learnt which HTTP/2 stream they are. It should stay at
     /// zero, and grows if the HTTP implementation calls its services in another way than this crate knows.

@@ -110,7 +110,7 @@ fn refused(after: &AfterResponse, background: &Background) {
     let refused = after.task("mail").replace().on_flushed().run(|| ()).unwrap_err();
     assert!(refused.is_untracked() && !refused.is_full() && !refused.is_closed());
     let refused = after.task("mail").on_flushed().spawn(async {}).unwrap_err();
-    assert_eq!(refused.to_string(), "the task is for flushed responses, and the connection is not tracked");
+    assert!(refused.to_string().starts_with("the task is for flushed responses, and the connection is not tracked"));
     let stats = background.stats();
     assert_eq!((stats.reserved, stats.rejected), (1, 0), "nothing was registered");
 }
