@@ -1,0 +1,6 @@
+//! Tasks with an id, from the outside. Numbers such as F8 or P13 are those of the acceptance list (cases taken from other frameworks' own
+//! test suites and from the bugs of peers).
+#![allow(clippy::unwrap_used)]
+
+mod memory_store;
+mod store_suite;
