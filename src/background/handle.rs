@@ -29,7 +29,6 @@ impl TaskHandle {
 
     /// Whether the background takes no tasks any more.
     #[cfg(feature = "tasks")]
-    #[allow(dead_code, reason = "until the next commit")]
     pub(crate) fn is_closed(&self) -> bool {
         self.shared.is_closed()
     }

@@ -1,5 +1,3 @@
-#![allow(dead_code, reason = "until the next commit")]
-
 use std::{borrow::Cow, fmt, time::Duration};
 
 use super::{Background, Body, Over, Rejected, Reservation, TaskHandle};

@@ -2,5 +2,16 @@
 //! test suites and from the bugs of peers).
 #![allow(clippy::unwrap_used)]
 
+mod accepted;
+mod after_response;
+mod cancel;
+mod drain;
+mod ends;
+mod failing_store;
+mod list;
 mod memory_store;
+mod processes;
+mod progress;
 mod store_suite;
+mod support;
+mod together;

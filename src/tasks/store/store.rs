@@ -7,7 +7,8 @@ use crate::tasks::{TaskId, Timestamp};
 pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
 
 /// Keeps the records of tasks. [`Tasks`](crate::tasks::Tasks) writes to it in batches, from one task of the runtime, so one transaction at
-/// a time; reads come from anywhere, at any time.
+/// a time; only requests to cancel a task of another process come beside that, each alone. Reads come from anywhere, at any time. A store
+/// that does not answer holds up whatever is to be accepted: it should give up by itself, as [unavailable](StoreError::unavailable).
 ///
 /// # Who may write
 ///
