@@ -28,11 +28,13 @@ pub(super) struct Ledger {
     /// What was handed out and has not come back.
     in_flight: Vec<TaskId>,
     outage: Option<Outage>,
+    /// What has left. It is dropped outside the lock, for foreign values hang on it: wakers, and perhaps a pool.
+    left: Vec<Entry>,
     pub(super) fenced: u64,
     pub(super) failed_writes: u64,
 }
 
-struct Entry {
+pub(super) struct Entry {
     live: Arc<Live>,
     stage: Stage,
     due: Option<(Instant, u64)>,
@@ -118,7 +120,7 @@ impl Ledger {
             let record = Box::new(entry.live.record());
             let is_left = matches!(entry.stage, Stage::Accepting(_)) && record.state.is_final();
             if is_left && !entry.is_suspect {
-                self.entries.remove(&id); // whoever wanted it has left, and nobody knows of it
+                self.left.extend(self.entries.remove(&id)); // whoever wanted it has left, and nobody knows of it
                 continue;
             }
             if is_left {
@@ -144,29 +146,35 @@ impl Ledger {
     }
 
     fn settle_one(&mut self, op: &Op, written: Written) -> Option<Effect> {
-        let entry = self.entries.get_mut(&op.id())?;
+        let id = op.id();
+        let entry = self.entries.get_mut(&id)?;
         (entry.is_suspect, entry.failures) = (false, 0);
+        let live = entry.live.clone();
         match (op, written) {
             (Op::Update(record), Written::Done) => {
                 if record.state.is_final() {
-                    self.remove(record.id);
+                    self.remove(id);
                 }
                 None
             }
-            (Op::Update(_), Written::Unknown) => self.remove(op.id()).and(None), // it was never accepted
+            (Op::Update(_), Written::Unknown) => {
+                self.remove(id); // it was never accepted
+                None
+            }
             (Op::Update(_), _) => {
                 self.fenced += 1;
-                let lost = Ending::Lost(Reason::ProcessLost);
-                self.remove(op.id()).map(|entry| Effect::Finish(entry.live, lost))
+                self.remove(id);
+                Some(Effect::Finish(live, Ending::Lost(Reason::ProcessLost)))
             }
-            (_, Written::Done) => match std::mem::replace(&mut entry.stage, Stage::Written) {
-                Stage::Accepting(reply) => reply.map(|reply| Effect::Reply(reply, Ok(()))),
-                Stage::Written => None,
-            },
-            (_, written) => match self.remove(op.id())?.stage {
-                Stage::Accepting(reply) => reply.map(|reply| Effect::Reply(reply, Err(refusal(written)))),
-                Stage::Written => None,
-            },
+            (_, Written::Done) => {
+                let reply = entry.accepted()?;
+                Some(Effect::Reply(reply, Ok(())))
+            }
+            (_, written) => {
+                let reply = entry.accepted();
+                self.remove(id);
+                Some(Effect::Reply(reply?, Err(refusal(written))))
+            }
         }
     }
 
@@ -226,11 +234,12 @@ impl Ledger {
         for id in waiting {
             match self.entries.get_mut(&id) {
                 Some(entry) if entry.is_suspect => effects.extend(withdraw(entry, error)),
-                _ => {
-                    if let Some(Entry { stage: Stage::Accepting(Some(reply)), .. }) = self.remove(id) {
-                        effects.push(Effect::Reply(reply, Err(error.again())));
-                    }
+                Some(entry) => {
+                    let reply = entry.accepted();
+                    effects.extend(reply.map(|reply| Effect::Reply(reply, Err(error.again()))));
+                    self.remove(id);
                 }
+                None => {}
             }
         }
         effects
@@ -248,12 +257,26 @@ impl Ledger {
         self.entries.keys().copied().collect()
     }
 
-    fn remove(&mut self, id: TaskId) -> Option<Entry> {
-        let entry = self.entries.remove(&id)?;
+    pub(super) fn take_left(&mut self) -> Vec<Entry> {
+        std::mem::take(&mut self.left)
+    }
+
+    fn remove(&mut self, id: TaskId) {
+        let Some(entry) = self.entries.remove(&id) else { return };
         if let Some((at, number)) = entry.due {
             self.queue.remove(&(at, number, id));
         }
-        Some(entry)
+        self.left.push(entry);
+    }
+}
+
+impl Entry {
+    /// The store has it, or may have it. Who waits for that, if anybody does still.
+    fn accepted(&mut self) -> Option<Reply> {
+        match std::mem::replace(&mut self.stage, Stage::Written) {
+            Stage::Accepting(reply) => reply,
+            Stage::Written => None,
+        }
     }
 }
 

@@ -1,11 +1,11 @@
-use std::{pin::pin, sync::Arc, task::Poll, time::Duration};
+use std::{sync::Arc, task::Poll, time::Duration};
 
 use tokio::time::{Instant, timeout_at};
 
 use super::{
     StoreError, TaskStore as _,
     shared::{Shared, apply, gone},
-    store::{Lease, Process, Written},
+    store::{Lease, Process, StoreFuture, Written},
 };
 use crate::pool::call::{discard_payload, guarded};
 
@@ -70,7 +70,7 @@ impl Recorder {
             return lease;
         }
         let process = Process::new(self.shared.process.clone(), self.shared.now());
-        let lease = contained(self.shared.store.begin(&process)).await;
+        let lease = contained(|| self.shared.store.begin(&process)).await;
         let begun = lease.as_ref().ok().copied();
         if let Some(lease) = begun {
             self.renew_at = lease.renew_every.map(|every| Instant::now() + every);
@@ -87,7 +87,7 @@ impl Recorder {
         let is_due = self.renew_at.is_some_and(|at| at <= Instant::now());
         let Some(every) = lease.renew_every.filter(|_| is_due) else { return true };
         self.renew_at = Some(Instant::now() + every);
-        let is_over = matches!(contained(self.shared.store.renew(lease.epoch)).await, Ok(false));
+        let is_over = matches!(contained(|| self.shared.store.renew(lease.epoch)).await, Ok(false));
         if is_over {
             self.shared.with(|state| state.lease = None);
             self.begin_at = Instant::now();
@@ -104,7 +104,7 @@ impl Recorder {
         if self.shared.with(|state| state.ledger.is_empty()) {
             return;
         }
-        let requests = contained(self.shared.store.cancel_requests(lease.epoch)).await;
+        let requests = contained(|| self.shared.store.cancel_requests(lease.epoch)).await;
         for live in requests.into_iter().flatten().filter_map(|id| self.shared.live(id)) {
             if !live.is_unwanted() {
                 live.cancel();
@@ -118,7 +118,7 @@ impl Recorder {
         if batch.is_empty() {
             return false;
         }
-        let written = contained(self.shared.store.write(lease.epoch, &batch)).await;
+        let written = contained(|| self.shared.store.write(lease.epoch, &batch)).await;
         let written = match written {
             Ok(written) if written.len() != batch.len() => {
                 Err(StoreError::other("it does not say what became of each record"))
@@ -141,7 +141,7 @@ impl Recorder {
             return;
         }
         let (now, retention) = (self.shared.now(), &self.shared.retention);
-        let more = contained(self.shared.store.sweep(now, retention)).await.is_ok_and(|swept| swept.more);
+        let more = contained(|| self.shared.store.sweep(now, retention)).await.is_ok_and(|swept| swept.more);
         self.sweep_at = if more { Instant::now() } else { Instant::now() + SWEEP_EVERY };
     }
 
@@ -152,7 +152,7 @@ impl Recorder {
         });
         if let Some(lease) = lease {
             let now = self.shared.now();
-            let _ = contained(self.shared.store.end(lease.epoch, now)).await;
+            let _ = contained(|| self.shared.store.end(lease.epoch, now)).await;
         }
     }
 }
@@ -164,15 +164,21 @@ impl Drop for Recorder {
     }
 }
 
-/// Waits for the store, which is foreign code.
-async fn contained<T>(answer: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
-    let mut answer = pin!(answer);
-    std::future::poll_fn(|cx| match guarded(|| answer.as_mut().poll(cx)) {
+/// Asks the store, which is foreign code, and waits for its answer.
+async fn contained<'a, T>(ask: impl FnOnce() -> StoreFuture<'a, T>) -> Result<T, StoreError> {
+    let panicked = |payload| {
+        discard_payload(payload);
+        Err(StoreError::other("it panicked"))
+    };
+    let mut answer = match guarded(ask) {
+        Ok(answer) => answer,
+        Err(payload) => return panicked(payload),
+    };
+    let answered = std::future::poll_fn(|cx| match guarded(|| answer.as_mut().poll(cx)) {
         Ok(polled) => polled,
-        Err(payload) => {
-            discard_payload(payload);
-            Poll::Ready(Err(StoreError::other("it panicked")))
-        }
-    })
-    .await
+        Err(payload) => Poll::Ready(panicked(payload)),
+    });
+    let answered = answered.await;
+    guarded(|| drop(answer)).unwrap_or_else(discard_payload);
+    answered
 }

@@ -24,6 +24,10 @@ impl Refused {
         Self(Kind::Closed)
     }
 
+    pub(super) fn random(error: getrandom::Error) -> Self {
+        Self(Kind::Random(error))
+    }
+
     pub(super) fn invalid(why: &'static str) -> Self {
         Self(Kind::Invalid(why))
     }
@@ -82,12 +86,6 @@ impl From<Rejected> for Refused {
 impl From<StoreError> for Refused {
     fn from(error: StoreError) -> Self {
         Self(Kind::Store(error))
-    }
-}
-
-impl From<getrandom::Error> for Refused {
-    fn from(error: getrandom::Error) -> Self {
-        Self(Kind::Random(error))
     }
 }
 

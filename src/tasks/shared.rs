@@ -72,7 +72,12 @@ impl Shared {
     }
 
     pub(super) fn with<T>(&self, look: impl FnOnce(&mut State) -> T) -> T {
-        look(&mut lock(&self.state))
+        let (value, left) = {
+            let mut state = lock(&self.state);
+            (look(&mut state), state.ledger.take_left())
+        };
+        left.into_iter().for_each(|entry| contained(|| drop(entry)));
+        value
     }
 
     pub(super) fn live(&self, id: TaskId) -> Option<Arc<Live>> {

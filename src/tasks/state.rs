@@ -93,7 +93,7 @@ pub enum Reason {
     ProcessLost,
     /// Cancelled: somebody asked for that.
     Requested,
-    /// Cancelled: the response that it was to follow failed.
+    /// Cancelled: the response that it was to follow failed, or a task of the same request that stops those behind it.
     ResponseFailed,
     /// Lost: the runtime that ran it has ended.
     RuntimeLost,

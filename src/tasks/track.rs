@@ -96,7 +96,7 @@ impl<'a> Track<'a> {
     async fn accept(self, place: Place, body: impl FnOnce(Arc<Live>) -> Body + Send) -> Result<Accepted, Refused> {
         let shared = self.tasks.shared();
         let now = shared.now();
-        let mut record = Record::new(TaskId::random(now)?, self.name, now);
+        let mut record = Record::new(TaskId::random(now).map_err(Refused::random)?, self.name, now);
         record.owner = self.owner;
         let status = Status::from(&record);
         let live = Arc::new(Live::new(record, place.handle(), shared.clone()));

@@ -13,7 +13,7 @@ use super::support::{background, done, ended, hold, in_memory};
 #[tokio::test]
 async fn the_answer_is_a_202_that_says_where_to_ask_and_when() {
     let (tasks, background) = (in_memory().mounted_at("/api/tasks/"), background());
-    let accepted = tasks.track("report").owner("ann").run(&background, |_| done()).await.unwrap();
+    let accepted = tasks.track("report").owner("Ann").run(&background, |_| done()).await.unwrap();
     let id = accepted.id();
     assert_eq!(accepted.location().to_str().unwrap(), format!("/api/tasks/{id}"));
 
@@ -26,7 +26,7 @@ async fn the_answer_is_a_202_that_says_where_to_ask_and_when() {
     assert_eq!(header(header::CONTENT_TYPE), "application/json");
     let status: Status = serde_json::from_slice(response.body()).unwrap();
     assert_eq!((status.id, status.state, &*status.name), (id, TaskState::Queued, "report"));
-    assert!(!std::str::from_utf8(response.body()).unwrap().contains("ann"), "the owner is nobody's business");
+    assert!(!std::str::from_utf8(response.body()).unwrap().contains("Ann"), "the owner is nobody's business");
 
     let record = ended(&tasks, id).await;
     assert_eq!(Status::from(&record).retry_after(), None);

@@ -92,6 +92,7 @@ pub(crate) struct Failing {
     pub(crate) inner: MemoryStore,
     mode: Arc<Mutex<Mode>>,
     gate: Arc<Semaphore>,
+    renew_every: Option<Duration>,
     writes: Arc<Mutex<Vec<usize>>>,
 }
 
@@ -101,8 +102,14 @@ impl Failing {
             inner: MemoryStore::new(),
             mode: Arc::new(Mutex::new(Mode::Works)),
             gate: Arc::new(Semaphore::new(1)),
+            renew_every: None,
             writes: Arc::default(),
         }
+    }
+
+    /// With a lease that must be renewed, as a store for many processes has.
+    pub(crate) fn leased(renew_every: Duration) -> Self {
+        Self { renew_every: Some(renew_every), ..Self::new() }
     }
 
     pub(crate) fn set(&self, mode: Mode) {
@@ -139,7 +146,8 @@ impl TaskStore for Failing {
     fn begin<'a>(&'a self, process: &'a Process) -> StoreFuture<'a, Lease> {
         Box::pin(async move {
             self.answer(&[])?;
-            self.inner.begin(process).await
+            let lease = self.inner.begin(process).await?;
+            Ok(self.renew_every.map_or(lease, |every| Lease::renewed_every(lease.epoch, every)))
         })
     }
 
