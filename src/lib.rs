@@ -19,6 +19,9 @@ mod head;
 pub mod offload;
 pub mod pool;
 mod sync;
+#[cfg(feature = "tasks")]
+#[cfg_attr(docsrs, doc(cfg(feature = "tasks")))]
+pub mod tasks;
 
 #[cfg(feature = "after-response")]
 #[cfg_attr(docsrs, doc(cfg(feature = "after-response")))]

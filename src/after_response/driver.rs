@@ -108,8 +108,8 @@ pub(super) fn dispatch(exchange: &Arc<Exchange>) {
         let next = lock(&exchange.pending).next();
         let Some(Task { reservation, body, stop_on_error, .. }) = next else { return };
         let (exchange, id) = (exchange.clone(), reservation.id());
-        let over = move |over| {
-            let stop = stop_on_error && over == Over::Failed;
+        let over = move |over: Over| {
+            let stop = stop_on_error && over.is_failure();
             lock(&exchange.pending).forget(id);
             let never = lock(&exchange.pending).over(stop);
             // One by one: a second panic while a first one unwinds would abort the process.

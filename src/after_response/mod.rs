@@ -116,6 +116,8 @@ mod observer;
 mod outcome;
 mod pending;
 mod progress;
+#[cfg(feature = "tasks")]
+mod register;
 mod service;
 mod task;
 mod tracked;

@@ -61,6 +61,8 @@ mod blocking;
 #[cfg(feature = "hyper")]
 mod flush;
 mod into_response;
+#[cfg(feature = "tasks")]
+mod tasks;
 
 #[cfg(feature = "after-response")]
 pub use self::after_response::MissingAfterResponseLayer;

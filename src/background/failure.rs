@@ -1,5 +1,6 @@
 use std::{any::Any, borrow::Cow, fmt, time::Duration};
 
+use super::over::Over;
 use crate::pool::{Rejection, call::panic_text};
 
 /// One task that failed, as the [error sink](super::Builder::on_failure) gets it, once.
@@ -22,6 +23,15 @@ pub(super) enum Cause {
 impl Cause {
     pub(super) fn panicked(payload: &(dyn Any + Send)) -> Self {
         Self::Panicked(panic_text(payload).to_owned())
+    }
+
+    pub(super) fn over(&self) -> Over {
+        match self {
+            Self::Error(_) | Self::Panicked(_) => Over::Failed,
+            Self::Lost => Over::Lost,
+            Self::Refused(_) => Over::Refused,
+            Self::TimedOut { .. } => Over::TimedOut,
+        }
     }
 }
 

@@ -26,6 +26,12 @@ impl TaskHandle {
     pub fn cancel(&self) -> bool {
         self.shared.cancel(self.id)
     }
+
+    /// Whether the background takes no tasks any more.
+    #[cfg(feature = "tasks")]
+    pub(crate) fn is_closed(&self) -> bool {
+        self.shared.is_closed()
+    }
 }
 
 impl fmt::Debug for TaskHandle {

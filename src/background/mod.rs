@@ -78,6 +78,8 @@ mod output;
 mod over;
 #[cfg(feature = "metrics")]
 mod recorder;
+#[cfg(feature = "tasks")]
+mod register;
 mod report;
 mod reservation;
 mod running;
@@ -91,6 +93,11 @@ mod ticket;
 mod within;
 mod work;
 
+#[cfg(feature = "tasks")]
+pub use self::register::Register;
+#[cfg(feature = "tasks")]
+#[cfg_attr(not(feature = "after-response"), allow(unused_imports, reason = "for who registers elsewhere"))]
+pub(crate) use self::register::{Place, sealed::Sealed};
 pub use self::{
     background::Background,
     builder::Builder,

@@ -2,7 +2,6 @@
 
 use std::{cell::RefCell, collections::VecDeque};
 
-use super::state::Ended;
 use crate::pool::call::contained;
 
 /// What became of a task, for whoever has others wait for it.
@@ -11,19 +10,22 @@ pub(crate) enum Over {
     /// Cancelled, or cut off by a drain's deadline. Sync work that had begun may still run in the latter case.
     Cancelled,
     Completed,
-    /// Sync work that ran out of its time may still run.
+    /// By an error or a panic of its own.
     Failed,
+    /// Its runtime dropped it before it ended.
+    Lost,
+    /// Its pool did not run it.
+    Refused,
     /// Its reservation was dropped without work.
     Skipped,
+    /// Sync work may still run.
+    TimedOut,
 }
 
-impl From<Ended> for Over {
-    fn from(ended: Ended) -> Self {
-        match ended {
-            Ended::Cancelled => Self::Cancelled,
-            Ended::Completed => Self::Completed,
-            Ended::Failed => Self::Failed,
-        }
+impl Over {
+    #[cfg_attr(not(feature = "after-response"), allow(dead_code, reason = "for those that run tasks in order"))]
+    pub(crate) fn is_failure(self) -> bool {
+        matches!(self, Self::Failed | Self::Lost | Self::Refused | Self::TimedOut)
     }
 }
 

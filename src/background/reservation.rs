@@ -7,7 +7,7 @@ use super::{
     shared::Shared,
     work::{Body, Work},
 };
-use crate::pool::call::Context;
+use crate::pool::call::{Context, contained};
 
 /// A place of a task that has no work yet. Made by [`Background::reserve`](super::Background::reserve).
 ///
@@ -42,7 +42,7 @@ impl Reservation {
         self
     }
 
-    /// Who is told once when the task is over. Not before the place is spent or dropped, whatever befalls it until then.
+    /// Who is told once when the task is over, after those who were to be told before. Not before the place is spent or dropped, whatever befalls it until then.
     ///
     /// Sync work that runs out of its time is over then, and so is whatever still has a permit at a drain's deadline; other work when
     /// it ended or was dropped. The callback may spend other reservations of the same background: one that is called meanwhile on the
@@ -50,7 +50,13 @@ impl Reservation {
     /// runs under no lock, holds up the permit, and its panic is swallowed.
     #[cfg_attr(not(feature = "after-response"), allow(dead_code, reason = "for those that run tasks in order"))]
     pub(crate) fn on_over(mut self, callback: impl FnOnce(Over) + Send + 'static) -> Self {
-        self.on_over = Some(Box::new(callback));
+        self.on_over = Some(match self.on_over.take() {
+            Some(first) => Box::new(move |over| {
+                contained(|| first(over));
+                callback(over);
+            }),
+            None => Box::new(callback),
+        });
         self
     }
 

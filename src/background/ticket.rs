@@ -44,7 +44,7 @@ impl Ticket {
                     shared.report(&control, Cause::TimedOut { limit, still_running: is_blocking });
                     control.cancel();
                     if is_blocking {
-                        control.over(Over::Failed); // an async one is over when it is dropped, which is soon
+                        control.over(Over::TimedOut); // an async one is over when it is dropped, which is soon
                     }
                 }
             });
@@ -83,23 +83,24 @@ impl Ticket {
         }
         let late = self.limit.filter(|limit| ran.is_some_and(|ran| ran > *limit));
         let is_panic = matches!(cause, Some(Cause::Panicked(_)));
-        let ended = if !self.control.settle() {
-            Ended::Failed // its timer said so
+        let (ended, over) = if !self.control.settle() {
+            (Ended::Failed, Over::TimedOut) // its timer said so
         } else if self.control.is_cancelled() && !is_panic {
-            Ended::Cancelled
+            (Ended::Cancelled, Over::Cancelled)
         } else {
             let late = late.map(|limit| Cause::TimedOut { limit, still_running: false });
             match cause.or(late) {
-                None => Ended::Completed,
+                None => (Ended::Completed, Over::Completed),
                 Some(cause) => {
+                    let over = cause.over();
                     self.shared.report(&self.control, cause);
-                    Ended::Failed
+                    (Ended::Failed, over)
                 }
             }
         };
         #[cfg(feature = "metrics")]
         contained(|| recorder::ended(&self.control, ended, ran));
-        self.control.over(ended.into()); // before the place is free: a drain waits for it
+        self.control.over(over); // before the place is free: a drain waits for it
         self.shared.end(self.control.id, ended);
     }
 }

@@ -97,6 +97,20 @@ fn work_that_ends_is_completed_or_failed() {
 }
 
 #[test]
+fn two_are_told_in_the_order_in_which_they_asked_though_the_first_panics() {
+    let background = on_threads(1);
+    let (tell, told) = mpsc::channel();
+    let (first, second) = (tell.clone(), tell);
+    let reservation = background.reserve("").unwrap();
+    let reservation = reservation.on_over(move |over| {
+        first.send((1, over)).unwrap();
+        panics();
+    });
+    drop(reservation.on_over(move |over| second.send((2, over)).unwrap()));
+    assert_eq!(told.iter().collect::<Vec<_>>(), [(1, Over::Skipped), (2, Over::Skipped)]);
+}
+
+#[test]
 fn a_reservation_that_is_dropped_is_skipped_and_one_that_was_cancelled_before_is_not() {
     let background = on_threads(1);
     let (skipped, told) = reserve(&background);
@@ -167,25 +181,25 @@ fn work_that_is_cancelled_while_it_runs_is_over_when_it_ends() {
 }
 
 #[test]
-fn a_timeout_is_a_failure_at_once_though_the_closure_goes_on() {
+fn a_timeout_is_told_at_once_though_the_closure_goes_on() {
     let runtime = Runtime::new().unwrap();
     let _inside = runtime.enter();
     let background = on_threads(1);
     let (reservation, told) = reserve(&background);
     let (body, _entered, release) = held();
     reservation.timeout(SHORT).spend(body);
-    assert_eq!(told.once(), Over::Failed);
+    assert_eq!(told.once(), Over::TimedOut);
     assert_eq!(background.stats().running, 1, "it goes on");
 
     let (reservation, told) = reserve(&background);
     let (body, _entered) = endless();
     reservation.timeout(SHORT).spend(body);
-    assert_eq!(told.once(), Over::Failed);
+    assert_eq!(told.once(), Over::TimedOut);
     drop(release);
 }
 
 #[test]
-fn work_whose_runtime_goes_while_it_runs_has_failed() {
+fn work_whose_runtime_goes_while_it_runs_is_lost() {
     let gone = Runtime::new().unwrap();
     let background = on_threads(1);
     let told = gone.block_on(async {
@@ -196,12 +210,12 @@ fn work_whose_runtime_goes_while_it_runs_has_failed() {
         told
     });
     drop(gone);
-    assert_eq!(told.once(), Over::Failed);
+    assert_eq!(told.once(), Over::Lost);
 }
 
 #[test]
 fn work_whose_runtime_is_gone_before_it_begins_ends_on_the_pool_or_is_refused_there() {
-    for (is_shut_down, over) in [(false, Over::Completed), (true, Over::Failed)] {
+    for (is_shut_down, over) in [(false, Over::Completed), (true, Over::Refused)] {
         let gone = Runtime::new().unwrap();
         let pool = ThreadPool::builder().threads(1).build().unwrap();
         let background = Background::builder().pool(pool.clone()).on_failure(|_| ()).build();
@@ -322,7 +336,7 @@ fn a_chain_of_a_thousand_that_a_pool_refuses_does_not_grow_the_stack() {
     Runtime::new().unwrap().block_on(pool.shutdown(LONG));
     let background = Background::builder().pool(pool).on_failure(|_| ()).build();
     let told = Chain::start(&background);
-    assert!(ended(&told, Over::Failed) < SHALLOW);
+    assert!(ended(&told, Over::Refused) < SHALLOW);
 }
 
 #[test]
@@ -360,5 +374,5 @@ fn a_thousand_in_the_queue_of_a_pool_that_refuses_them_do_not_grow_the_stack() {
     drop(tell);
     Runtime::new().unwrap().block_on(pool.shutdown(Duration::ZERO));
     drop(release);
-    assert!(ended(&told, Over::Failed) < SHALLOW);
+    assert!(ended(&told, Over::Refused) < SHALLOW);
 }

@@ -1,0 +1,57 @@
+use std::{fmt, sync::Arc, time::SystemTime};
+
+use super::{
+    Retention, TaskStore, Tasks,
+    shared::{Clock, Shared},
+};
+
+/// Configures [`Tasks`]. Made by [`Tasks::builder`].
+#[must_use = "a builder does nothing until `build`"]
+pub struct Builder {
+    store: Arc<dyn TaskStore>,
+    retention: Retention,
+    process: Option<String>,
+    clock: Clock,
+}
+
+impl Builder {
+    pub(super) fn new(store: impl TaskStore) -> Self {
+        Self {
+            store: Arc::new(store),
+            retention: Retention::default(),
+            process: None,
+            clock: Arc::new(SystemTime::now),
+        }
+    }
+
+    /// How long records of tasks that are over are kept. Default: [`Retention::default`].
+    pub fn retention(self, retention: Retention) -> Self {
+        Self { retention, ..self }
+    }
+
+    /// What this process is called in the store, for people who look into it. Default: `process` and its number.
+    pub fn process(self, name: impl Into<String>) -> Self {
+        Self { process: Some(name.into()), ..self }
+    }
+
+    /// Where the times in records come from; for tests. Default: the system's clock.
+    pub fn clock(self, clock: impl Fn() -> SystemTime + Send + Sync + 'static) -> Self {
+        Self { clock: Arc::new(clock), ..self }
+    }
+
+    /// Nothing is written and no store is asked before the first use, or [`Tasks::start`].
+    pub fn build(self) -> Tasks {
+        let Self { store, retention, process, clock } = self;
+        let process = process.unwrap_or_else(|| format!("process {}", std::process::id()));
+        Tasks::from_shared(Shared::new(store, retention, process, clock))
+    }
+}
+
+impl fmt::Debug for Builder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Builder")
+            .field("retention", &self.retention)
+            .field("process", &self.process)
+            .finish_non_exhaustive()
+    }
+}

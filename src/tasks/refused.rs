@@ -1,0 +1,113 @@
+use std::{error::Error, fmt};
+
+use bytes::Bytes;
+use http::{Response, StatusCode};
+
+use super::{StoreError, problem::Problem};
+use crate::background::Rejected;
+
+/// Why a task was not accepted: nothing of it will run, and nobody will find it.
+#[derive(Debug)]
+pub struct Refused(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    Background(Rejected),
+    Closed,
+    Invalid(&'static str),
+    Random(getrandom::Error),
+    Store(StoreError),
+}
+
+impl Refused {
+    pub(super) fn closed() -> Self {
+        Self(Kind::Closed)
+    }
+
+    pub(super) fn random(error: getrandom::Error) -> Self {
+        Self(Kind::Random(error))
+    }
+
+    pub(super) fn invalid(why: &'static str) -> Self {
+        Self(Kind::Invalid(why))
+    }
+
+    /// `true` if neither the background nor `Tasks` takes any more: the process is about to end.
+    pub fn is_closed(&self) -> bool {
+        match &self.0 {
+            Kind::Background(rejected) => rejected.is_closed(),
+            kind => matches!(kind, Kind::Closed),
+        }
+    }
+
+    /// `true` if there is no room, in the background or in the store. Later there may be.
+    pub fn is_full(&self) -> bool {
+        match &self.0 {
+            Kind::Background(rejected) => rejected.is_full(),
+            Kind::Store(error) => error.is_full(),
+            _ => false,
+        }
+    }
+
+    /// `true` if its name or owner cannot be kept: empty, too long, or with control characters in it.
+    pub fn is_invalid(&self) -> bool {
+        matches!(self.0, Kind::Invalid(_))
+    }
+
+    /// `true` if the store failed, in whatever way. [`source`](Error::source) says in which.
+    pub fn is_store(&self) -> bool {
+        matches!(self.0, Kind::Store(_))
+    }
+
+    fn reason(&self) -> &'static str {
+        match &self.0 {
+            _ if self.is_full() => "full",
+            _ if self.is_closed() => "closed",
+            Kind::Invalid(_) => "invalid",
+            _ => "store",
+        }
+    }
+
+    /// As an answer: 503 with `Retry-After`, or 500 for an [invalid](Self::is_invalid) name or owner, for these are the program's own. The body
+    /// is `application/problem+json` and tells no more than the [`Display`](fmt::Display) of this.
+    pub fn into_response<B: From<Bytes>>(self) -> Response<B> {
+        let status =
+            if self.is_invalid() { StatusCode::INTERNAL_SERVER_ERROR } else { StatusCode::SERVICE_UNAVAILABLE };
+        Problem::new(status, self.to_string()).reason(self.reason()).into_response()
+    }
+}
+
+impl From<Rejected> for Refused {
+    fn from(rejected: Rejected) -> Self {
+        Self(Kind::Background(rejected))
+    }
+}
+
+impl From<StoreError> for Refused {
+    fn from(error: StoreError) -> Self {
+        Self(Kind::Store(error))
+    }
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Kind::Background(_) => f.write_str("there is no place for the task"),
+            Kind::Closed => f.write_str("no tasks are taken any more"),
+            Kind::Invalid(why) => write!(f, "the task cannot be kept: {why}"),
+            Kind::Random(_) => f.write_str("the task got no id"),
+            Kind::Store(_) => f.write_str("the task could not be written down"),
+        }
+    }
+}
+
+impl Error for Refused {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match &self.0 {
+            Kind::Background(rejected) => Some(rejected),
+            Kind::Closed | Kind::Invalid(_) => None,
+            Kind::Random(error) => Some(error),
+            Kind::Store(error) => Some(error),
+        }
+    }
+}

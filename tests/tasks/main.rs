@@ -1,0 +1,17 @@
+//! Tasks with an id, from the outside. Numbers such as F8 or P13 are those of the acceptance list (cases taken from other frameworks' own
+//! test suites and from the bugs of peers).
+#![allow(clippy::unwrap_used)]
+
+mod accepted;
+mod after_response;
+mod cancel;
+mod drain;
+mod ends;
+mod failing_store;
+mod list;
+mod memory_store;
+mod processes;
+mod progress;
+mod store_suite;
+mod support;
+mod together;
