@@ -400,8 +400,15 @@ mod events {
         }
     }
 
+    /// tracing remembers of an event whether anybody wants it. With a subscriber everywhere nobody can remember a no, as another
+    /// test's thread might at the moment at which this one begins to listen.
+    fn somebody_listens_everywhere() {
+        let _ = tracing::subscriber::set_global_default(registry());
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_report_is_one_warning() {
+        somebody_listens_everywhere();
         let events = Events::default();
         let _here = set_default(registry().with(events.clone()));
         let slow = service_fn(async |_: http::Request<()>| {
