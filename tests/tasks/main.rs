@@ -3,4 +3,6 @@
 #![allow(clippy::unwrap_used)]
 
 mod memory_store;
+mod postgres_store;
+mod sqlite_store;
 mod store_suite;
