@@ -9,7 +9,7 @@ use tower_offload::tasks::{
     store::{Epoch, Filter, SqlStore, Written},
 };
 
-use super::store_suite::{Backend, accept, begin, found, now, queued, running, store_suite, update};
+use super::store_suite::{Backend, accept, begin, found, now, queued, running, store_suite, succeeded, update};
 
 /// A database of its own on the server, which goes with it.
 struct OnServer {
@@ -211,4 +211,27 @@ async fn while_the_server_is_gone_the_store_is_unavailable_and_it_works_again_on
     assert_eq!(store.write(epoch, &[accept(&queued(2))]).await.unwrap(), [Written::Done]);
     assert!(found(&store, 1).await.is_some() && found(&store, 2).await.is_some());
     proxy.abort();
+}
+
+/// F7
+#[tokio::test]
+async fn a_sweep_of_many_says_that_there_is_more_and_tombstones_are_bounded() {
+    let Some(backend) = OnServer::fresh().await else { return };
+    let store = backend.open().await;
+    let epoch = begin(&store).await;
+    let ops: Vec<_> = (0..1500).map(|number| accept(&succeeded(number, now()))).collect();
+    store.write(epoch, &ops).await.unwrap();
+    let retention = Retention::default().keep(100);
+    let first = store.sweep(now(), &retention).await.unwrap();
+    assert_eq!((first.evicted, first.more), (1000, true));
+    let second = store.sweep(now(), &retention).await.unwrap();
+    assert_eq!((second.evicted, second.more), (400, false));
+
+    let many = "INSERT INTO tower_offload_tombstone (id, expires_at)
+        SELECT convert_to(to_char(number, 'FM0000000000000000000000'), 'UTF8'), 9000000000000 + number FROM generate_series(1, 80000) AS number";
+    sqlx::query(many).execute(&mut backend.connect().await).await.unwrap();
+    let swept = store.sweep(now(), &retention).await.unwrap();
+    assert_eq!((swept.forgotten, swept.more), (1000, true), "those of the 1400 that expire first");
+    assert_eq!(store.sweep(now(), &retention).await.unwrap().forgotten, 400);
+    assert_eq!(store.sweep(now(), &retention).await.unwrap().forgotten, 0);
 }

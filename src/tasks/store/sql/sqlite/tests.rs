@@ -32,9 +32,9 @@ impl Fixture {
         self.sqlite.write(&[Batch { epoch: self.epoch, ops: vec![Op::Accept(Box::new(record))] }]).await
     }
 
-    async fn pragma(&self, pragma: &'static str) {
+    async fn run(&self, statement: &'static str) {
         let mut writer = self.sqlite.writer.lock().await;
-        sqlx::raw_sql(pragma).execute(writer.connection.as_mut().unwrap()).await.unwrap();
+        sqlx::raw_sql(statement).execute(writer.connection.as_mut().unwrap()).await.unwrap();
     }
 }
 
@@ -54,7 +54,7 @@ fn large(number: u8) -> Record {
 #[tokio::test]
 async fn a_full_disk_is_a_typed_error_and_what_was_accepted_before_stays() {
     let fixture = Fixture::new().await;
-    fixture.pragma("PRAGMA max_page_count = 40").await;
+    fixture.run("PRAGMA max_page_count = 40").await;
     let mut accepted = 0;
     let error = loop {
         match fixture.accept(large(accepted)).await {
@@ -74,7 +74,7 @@ async fn a_full_disk_is_a_typed_error_and_what_was_accepted_before_stays() {
 #[tokio::test]
 async fn a_file_that_became_read_only_is_a_typed_error() {
     let fixture = Fixture::new().await;
-    fixture.pragma("PRAGMA query_only = 1").await;
+    fixture.run("PRAGMA query_only = 1").await;
     assert!(fixture.accept(large(1)).await.unwrap_err().is_unavailable());
     assert_eq!(fixture.sqlite.get(large(1).id).await.unwrap(), Found::Unknown);
 }
@@ -115,4 +115,18 @@ async fn a_sweep_of_many_says_that_there_is_more() {
     assert_eq!((first.evicted, first.more), (1000, true));
     let second = fixture.sqlite.sweep(now, &Retention::default().keep(100)).await.unwrap();
     assert_eq!((second.evicted, second.more), (400, false));
+}
+
+/// F7
+#[tokio::test]
+async fn tombstones_are_bounded_and_the_oldest_go_first() {
+    let fixture = Fixture::new().await;
+    let many = "WITH RECURSIVE numbers(number) AS (SELECT 1 UNION ALL SELECT number + 1 FROM numbers WHERE number < 80010)
+        INSERT INTO tower_offload_tombstone (id, expires_at) SELECT CAST(printf('%022d', number) AS BLOB), number FROM numbers";
+    fixture.run(many).await;
+    let swept = fixture.sqlite.sweep(Timestamp::default(), &Retention::default()).await.unwrap();
+    assert_eq!((swept.forgotten, swept.more), (10, false));
+    let tombstone = |number| TaskId::from_bytes(format!("{number:022}").into_bytes().try_into().unwrap());
+    assert_eq!(fixture.sqlite.get(tombstone(10)).await.unwrap(), Found::Unknown);
+    assert_eq!(fixture.sqlite.get(tombstone(11)).await.unwrap(), Found::Evicted { owner: None });
 }
