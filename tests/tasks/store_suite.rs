@@ -37,6 +37,7 @@ macro_rules! store_suite {
             what_is_too_old_is_swept
             a_list_is_filtered_and_paged_the_newest_first
             a_batch_of_many_is_written_in_one
+            what_was_accepted_is_there_at_once_whoever_else_writes
         );
     };
     ($backend:ty: $($case:ident)+) => {
@@ -305,4 +306,20 @@ pub(crate) async fn a_batch_of_many_is_written_in_one(backend: &impl Backend) {
     assert_eq!(found(&store, 200).await.unwrap().state, TaskState::Queued);
     assert!(found(&store, 2000).await.is_some());
     assert_eq!(store.write(epoch, &[]).await.unwrap(), []);
+}
+
+/// F8
+pub(crate) async fn what_was_accepted_is_there_at_once_whoever_else_writes(backend: &impl Backend) {
+    let store = &backend.open().await;
+    let epoch = begin(store).await;
+    let clients = (0..32).map(|client| async move {
+        for number in (client * 16)..(client * 16 + 16) {
+            let written = store.write(epoch, &[accept(&queued(number))]).await.unwrap();
+            assert_eq!(written, [Written::Done]);
+            assert!(found(store, number).await.is_some());
+            store.write(epoch, &[update(&succeeded(number, now()))]).await.unwrap();
+            assert_eq!(found(store, number).await.unwrap().state, TaskState::Succeeded);
+        }
+    });
+    futures_util::future::join_all(clients).await;
 }
