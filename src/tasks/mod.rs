@@ -121,6 +121,9 @@ mod timestamp;
 mod track;
 mod work;
 
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+#[cfg_attr(docsrs, doc(cfg(any(feature = "postgres", feature = "sqlite"))))]
+pub use self::store::SqlStore;
 pub use self::{
     accepted::Accepted,
     builder::Builder,

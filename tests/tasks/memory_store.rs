@@ -12,8 +12,8 @@ struct InMemory(MemoryStore);
 impl Backend for InMemory {
     type Store = MemoryStore;
 
-    async fn fresh() -> Self {
-        Self(MemoryStore::new())
+    async fn fresh() -> Option<Self> {
+        Some(Self(MemoryStore::new()))
     }
 
     async fn open(&self) -> MemoryStore {

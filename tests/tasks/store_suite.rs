@@ -12,8 +12,8 @@ use tower_offload::tasks::{
 pub(crate) trait Backend: Sized {
     type Store: TaskStore;
 
-    /// A new one, with nothing in it.
-    async fn fresh() -> Self;
+    /// A new one, with nothing in it. `None`, and a line that says why, if there is none to be had here.
+    async fn fresh() -> Option<Self>;
 
     /// As a process does when it starts: what another one has written is there.
     async fn open(&self) -> Self::Store;
@@ -37,13 +37,16 @@ macro_rules! store_suite {
             what_is_too_old_is_swept
             a_list_is_filtered_and_paged_the_newest_first
             a_batch_of_many_is_written_in_one
+            what_was_accepted_is_there_at_once_whoever_else_writes
         );
     };
     ($backend:ty: $($case:ident)+) => {
         $(
             #[tokio::test]
             async fn $case() {
-                $crate::store_suite::$case(&<$backend as $crate::store_suite::Backend>::fresh().await).await;
+                if let Some(backend) = <$backend as $crate::store_suite::Backend>::fresh().await {
+                    $crate::store_suite::$case(&backend).await;
+                }
             }
         )+
     };
@@ -58,40 +61,40 @@ pub(crate) fn id(number: u16) -> TaskId {
 }
 
 /// By the real clock, which a store may compare with its own.
-fn now() -> Timestamp {
+pub(crate) fn now() -> Timestamp {
     Timestamp::from(std::time::SystemTime::now())
 }
 
-fn queued(number: u16) -> Record {
+pub(crate) fn queued(number: u16) -> Record {
     Record::new(id(number), "report", now())
 }
 
-fn running(number: u16) -> Record {
+pub(crate) fn running(number: u16) -> Record {
     let mut record = queued(number);
     (record.state, record.attempt, record.started_at, record.version) = (TaskState::Running, 1, Some(now()), 2);
     record
 }
 
-fn succeeded(number: u16, finished_at: Timestamp) -> Record {
+pub(crate) fn succeeded(number: u16, finished_at: Timestamp) -> Record {
     let mut record = running(number);
     (record.state, record.finished_at, record.version) = (TaskState::Succeeded, Some(finished_at), 3);
     record.result = Some(Json::new(&number).unwrap());
     record
 }
 
-fn accept(record: &Record) -> Op {
+pub(crate) fn accept(record: &Record) -> Op {
     Op::Accept(Box::new(record.clone()))
 }
 
-fn update(record: &Record) -> Op {
+pub(crate) fn update(record: &Record) -> Op {
     Op::Update(Box::new(record.clone()))
 }
 
-async fn begin<S: TaskStore>(store: &S) -> Epoch {
+pub(crate) async fn begin<S: TaskStore>(store: &S) -> Epoch {
     store.begin(&Process::new("suite", now())).await.unwrap().epoch
 }
 
-async fn found<S: TaskStore>(store: &S, number: u16) -> Option<Record> {
+pub(crate) async fn found<S: TaskStore>(store: &S, number: u16) -> Option<Record> {
     store.get(id(number)).await.unwrap().into_record()
 }
 
@@ -303,4 +306,20 @@ pub(crate) async fn a_batch_of_many_is_written_in_one(backend: &impl Backend) {
     assert_eq!(found(&store, 200).await.unwrap().state, TaskState::Queued);
     assert!(found(&store, 2000).await.is_some());
     assert_eq!(store.write(epoch, &[]).await.unwrap(), []);
+}
+
+/// F8
+pub(crate) async fn what_was_accepted_is_there_at_once_whoever_else_writes(backend: &impl Backend) {
+    let store = &backend.open().await;
+    let epoch = begin(store).await;
+    let clients = (0..32).map(|client| async move {
+        for number in (client * 16)..(client * 16 + 16) {
+            let written = store.write(epoch, &[accept(&queued(number))]).await.unwrap();
+            assert_eq!(written, [Written::Done]);
+            assert!(found(store, number).await.is_some());
+            store.write(epoch, &[update(&succeeded(number, now()))]).await.unwrap();
+            assert_eq!(found(store, number).await.unwrap().state, TaskState::Succeeded);
+        }
+    });
+    futures_util::future::join_all(clients).await;
 }

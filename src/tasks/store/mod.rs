@@ -7,9 +7,14 @@ mod memory;
 mod op;
 mod retention;
 mod shelf;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+mod sql;
 #[allow(clippy::module_inception)]
 mod store;
 
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+#[cfg_attr(docsrs, doc(cfg(any(feature = "postgres", feature = "sqlite"))))]
+pub use self::sql::SqlStore;
 pub use self::{
     error::StoreError,
     lease::{Epoch, Lease, Process},

@@ -1,0 +1,153 @@
+use std::{fmt, sync::Arc, time::Duration};
+
+use super::{database::Database, group::Writer};
+use crate::tasks::{
+    StoreError, TaskId, TaskStore, Timestamp,
+    store::{Epoch, Filter, Found, Lease, Listing, Op, Page, Process, Retention, StoreFuture, Swept, Written},
+};
+
+/// Keeps records in a database, so that they outlive the process. A handle: clones are the same store.
+///
+/// What several callers write at once goes into one transaction, and each has its answer after the commit: a commit waits for the disk, and
+/// one for many costs hardly more than one for a single record.
+///
+/// | | SQLite (feature `sqlite`) | Postgres (feature `postgres`) |
+/// |---|---|---|
+/// | who uses it | one process; a second one is told [who has it](StoreError::is_locked) | several |
+/// | a process that died | its records are lost once the next one begins | once its lease ran out, by the server's clock |
+/// | an accepted id outlives | a crash and a power cut (`synchronous=FULL`) | what the server's `synchronous_commit` says |
+///
+/// Tables are made and brought up to date when it is opened. Their names begin with `tower_offload_`; others may be in the same database.
+///
+/// NUL, which Postgres keeps in no text, becomes U+FFFD.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), tower_offload::tasks::StoreError> {
+/// # #[cfg(feature = "sqlite")] {
+/// use tower_offload::tasks::{TaskStore, Timestamp, store::{Process, SqlStore}};
+///
+/// # let file = std::env::temp_dir().join(format!("tower-offload-example-{}.db", std::process::id()));
+/// # let file = file.display();
+/// let store = SqlStore::open(&format!("sqlite:{file}")).await?;
+/// let now = Timestamp::from(std::time::SystemTime::now());
+/// let lease = store.begin(&Process::new("reports", now)).await?;
+/// assert!(store.renew(lease.epoch).await?);
+/// assert!(SqlStore::open(&format!("sqlite:{file}")).await.is_err_and(|error| error.is_locked()));
+/// store.close().await?;
+/// # for suffix in ["", ".tower-offload.lock"] { let _ = std::fs::remove_file(format!("{file}{suffix}")); }
+/// # }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct SqlStore {
+    database: Arc<dyn Database>,
+    writer: Writer,
+}
+
+impl SqlStore {
+    /// Opens the database of that URL: `sqlite:PATH`, also as `sqlite://PATH`, makes the file if there is none; `postgres://..` as
+    /// Postgres' own programs read it. The path is taken as it is, without escapes or parameters.
+    ///
+    /// Without TLS. For Postgres over TLS depend on `sqlx` too, with one of its `tls` features.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::is_locked`] if another process has the file, [`StoreError::is_unavailable`] if it or the server cannot be reached.
+    /// Others: a URL that is not one of these, a database in memory ([`MemoryStore`](crate::tasks::MemoryStore) is for that), or a schema that a newer
+    /// version of this crate has made.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a Tokio runtime. One task of it writes, until the last clone is gone.
+    pub async fn open(url: &str) -> Result<Self, StoreError> {
+        Self::open_with_lease(url, DEFAULT_LEASE).await
+    }
+
+    /// As [`open`](Self::open), but on Postgres a process that is gone is given up after that time. Default: 15 s, which a process survives
+    /// that stands still for a while or has its connection broken. Renewed each third of it. SQLite needs none.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open).
+    ///
+    /// # Panics
+    ///
+    /// As [`open`](Self::open), and if it is 0.
+    pub async fn open_with_lease(url: &str, lease: Duration) -> Result<Self, StoreError> {
+        assert!(!lease.is_zero(), "a lease of no time is over at once: give it some seconds");
+        let database = connect(url, lease).await?;
+        Ok(Self { writer: Writer::spawn(database.clone()), database })
+    }
+
+    /// Closes all connections and lets go of the file, whoever still has a clone: they are told that it is
+    /// [unavailable](StoreError::is_unavailable). Without this that happens soon after the last clone is gone.
+    ///
+    /// # Errors
+    ///
+    /// If SQLite cannot tidy up. It is closed all the same.
+    pub async fn close(&self) -> Result<(), StoreError> {
+        self.database.close().await
+    }
+}
+
+const DEFAULT_LEASE: Duration = Duration::from_secs(15);
+
+async fn connect(url: &str, lease: Duration) -> Result<Arc<dyn Database>, StoreError> {
+    #[cfg(feature = "sqlite")]
+    if let Some(path) = url.strip_prefix("sqlite:") {
+        let path = path.strip_prefix("//").unwrap_or(path);
+        return Ok(Arc::new(super::sqlite::Sqlite::open(path.as_ref()).await?));
+    }
+    #[cfg(feature = "postgres")]
+    if url.starts_with("postgres:") || url.starts_with("postgresql:") {
+        return Ok(Arc::new(super::postgres::Postgres::open(url, lease).await?));
+    }
+    let _ = lease; // only Postgres has one
+    // Not the URL: it may have a password in it.
+    let scheme = url.split(':').next().unwrap_or_default();
+    Err(StoreError::other(format!(
+        "no database for the scheme {scheme:?}: it is sqlite or postgres, each with its feature"
+    )))
+}
+
+impl TaskStore for SqlStore {
+    fn begin<'a>(&'a self, process: &'a Process) -> StoreFuture<'a, Lease> {
+        self.database.begin(process)
+    }
+
+    fn renew(&self, epoch: Epoch) -> StoreFuture<'_, bool> {
+        self.database.renew(epoch)
+    }
+
+    fn end(&self, epoch: Epoch, now: Timestamp) -> StoreFuture<'_, ()> {
+        self.database.end(epoch, now)
+    }
+
+    fn write<'a>(&'a self, epoch: Epoch, batch: &'a [Op]) -> StoreFuture<'a, Vec<Written>> {
+        Box::pin(self.writer.write(epoch, batch.to_vec()))
+    }
+
+    fn get(&self, id: TaskId) -> StoreFuture<'_, Found> {
+        self.database.get(id)
+    }
+
+    fn list<'a>(&'a self, filter: &'a Filter, page: Page) -> StoreFuture<'a, Listing> {
+        self.database.list(filter, page)
+    }
+
+    fn cancel_requests(&self, epoch: Epoch) -> StoreFuture<'_, Vec<TaskId>> {
+        self.database.cancel_requests(epoch)
+    }
+
+    fn sweep<'a>(&'a self, now: Timestamp, retention: &'a Retention) -> StoreFuture<'a, Swept> {
+        self.database.sweep(now, retention)
+    }
+}
+
+impl fmt::Debug for SqlStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SqlStore").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,44 @@
+/// Times are milliseconds since 1970. `AUTOINCREMENT`: the number of an epoch that is over never comes back.
+pub(super) const STEPS: &[&str] = &["
+CREATE TABLE tower_offload_process (
+    epoch INTEGER PRIMARY KEY AUTOINCREMENT,
+    name TEXT NOT NULL,
+    started_at INTEGER NOT NULL
+) STRICT;
+CREATE TABLE tower_offload_task (
+    id BLOB NOT NULL PRIMARY KEY,
+    epoch INTEGER NOT NULL,
+    name TEXT NOT NULL,
+    owner TEXT,
+    state INTEGER NOT NULL,
+    attempt INTEGER NOT NULL,
+    max_attempts INTEGER NOT NULL,
+    progress REAL,
+    message TEXT,
+    version INTEGER NOT NULL,
+    created_at INTEGER NOT NULL,
+    started_at INTEGER,
+    finished_at INTEGER,
+    cancel_requested_at INTEGER,
+    reason TEXT,
+    result TEXT,
+    error_class TEXT,
+    error_message TEXT,
+    error_detail TEXT
+) STRICT;
+CREATE INDEX tower_offload_task_final ON tower_offload_task (finished_at, id) WHERE state >= 10;
+CREATE INDEX tower_offload_task_live ON tower_offload_task (epoch) WHERE state < 10;
+CREATE INDEX tower_offload_task_owner ON tower_offload_task (owner, id) WHERE owner IS NOT NULL;
+CREATE TABLE tower_offload_tombstone (
+    id BLOB NOT NULL PRIMARY KEY,
+    owner TEXT,
+    expires_at INTEGER NOT NULL
+) STRICT;
+CREATE INDEX tower_offload_tombstone_expiry ON tower_offload_tombstone (expires_at, id);
+"];
+
+pub(super) const CREATE_MIGRATION: &str = "
+CREATE TABLE IF NOT EXISTS tower_offload_migration (
+    version INTEGER NOT NULL PRIMARY KEY,
+    applied_at INTEGER NOT NULL
+) STRICT";
