@@ -12,6 +12,7 @@ mod list;
 mod memory_store;
 mod processes;
 mod progress;
+mod service;
 mod store_suite;
 mod support;
 mod together;
