@@ -2,11 +2,13 @@
 #![allow(clippy::unwrap_used)]
 
 mod alias;
+mod browser;
 mod cancel;
 mod events;
 mod hostile;
 mod list;
 mod mounted;
 mod openapi;
+mod page;
 mod rig;
 mod show;
