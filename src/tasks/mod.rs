@@ -108,6 +108,7 @@ mod progress;
 mod record;
 mod recorder;
 mod refused;
+pub mod service;
 mod shared;
 mod state;
 mod stats;
@@ -133,6 +134,7 @@ pub use self::{
     progress::Progress,
     record::Record,
     refused::Refused,
+    service::{StatusAlias, StatusService},
     state::{Reason, TaskState},
     stats::{DrainReport, Stats},
     status::{NoResult, Status},

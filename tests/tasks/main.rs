@@ -13,6 +13,7 @@ mod memory_store;
 mod postgres_store;
 mod processes;
 mod progress;
+mod service;
 mod sqlite_store;
 mod store_suite;
 mod support;

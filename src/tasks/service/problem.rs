@@ -1,0 +1,15 @@
+use http::StatusCode;
+
+use crate::tasks::StoreError;
+pub(super) use crate::tasks::problem::Problem;
+
+pub(super) fn unknown() -> Problem {
+    Problem::new(StatusCode::NOT_FOUND, "there is no such task")
+}
+
+/// Of the error only what it says itself: its source may name files and servers.
+pub(super) fn of_store(error: &StoreError) -> Problem {
+    let is_passing = error.is_unavailable() || error.is_full() || error.is_locked();
+    let status = if is_passing { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::INTERNAL_SERVER_ERROR };
+    Problem::new(status, error.to_string())
+}

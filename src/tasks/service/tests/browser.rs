@@ -1,0 +1,156 @@
+use std::{
+    path::PathBuf,
+    process::Stdio,
+    sync::atomic::{AtomicU32, Ordering::Relaxed},
+};
+
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
+    process::{Child, ChildStdin, ChildStdout, Command},
+};
+
+/// A page in a headless Chromium, spoken to by its own protocol over two pipes: no driver, no port.
+pub(super) struct Browser {
+    child: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+    session: Option<String>,
+    number: u64,
+    profile: PathBuf,
+    /// What the console said and what no script caught.
+    pub(super) complaints: Vec<String>,
+}
+
+static PROFILES: AtomicU32 = AtomicU32::new(0);
+
+impl Browser {
+    /// `None`, and a word on the terminal, if there is no Chromium.
+    pub(super) async fn start() -> Option<Self> {
+        let names = ["chromium", "chromium-browser", "google-chrome"];
+        let folders: Vec<_> = std::env::split_paths(&std::env::var_os("PATH")?).collect();
+        let program = names
+            .iter()
+            .flat_map(|name| folders.iter().map(move |folder| folder.join(name)))
+            .find(|path| path.exists());
+        let Some(program) = program else {
+            eprintln!("skipped: the page is tested in a real browser, and there is no Chromium in PATH");
+            return None;
+        };
+        let number = PROFILES.fetch_add(1, Relaxed);
+        let profile = std::env::temp_dir().join(format!("tower-offload-page-{}-{number}", std::process::id()));
+        // it reads from file descriptor 3 and writes to 4
+        let script = "exec \"$0\" \"$@\" 3<&0 4>&1 0</dev/null 1>/dev/null 2>/dev/null";
+        let mut child = Command::new("sh")
+            .args(["-c", script])
+            .arg(program)
+            .args(["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"])
+            .arg(format!("--user-data-dir={}", profile.display()))
+            .args(["--remote-debugging-pipe", "about:blank"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let (input, output) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
+        let mut browser = Self { child, input, output, session: None, number: 0, profile, complaints: Vec::new() };
+        let target = browser.call("Target.createTarget", json!({"url": "about:blank"})).await["targetId"].clone();
+        let session = browser.call("Target.attachToTarget", json!({"targetId": target, "flatten": true})).await;
+        browser.session = session["sessionId"].as_str().map(str::to_owned);
+        for domain in ["Page", "Runtime", "Log"] {
+            browser.call(&format!("{domain}.enable"), json!({})).await;
+        }
+        Some(browser)
+    }
+
+    pub(super) async fn call(&mut self, method: &str, parameters: Value) -> Value {
+        self.number += 1;
+        let mut message = json!({"id": self.number, "method": method, "params": parameters});
+        if let Some(session) = &self.session {
+            message["sessionId"] = session.as_str().into();
+        }
+        self.input.write_all(format!("{message}\0").as_bytes()).await.unwrap();
+        loop {
+            let mut bytes = Vec::new();
+            self.output.read_until(0, &mut bytes).await.unwrap();
+            assert_eq!(bytes.pop(), Some(0), "the browser has gone at {method}");
+            let mut message: Value = serde_json::from_slice(&bytes).unwrap();
+            if message["id"] == self.number {
+                assert!(message["error"].is_null(), "{method}: {message}");
+                return message["result"].take();
+            }
+            if let Some("Runtime.exceptionThrown" | "Runtime.consoleAPICalled" | "Log.entryAdded") =
+                message["method"].as_str()
+            {
+                self.complaints.push(message["params"].to_string());
+            }
+        }
+    }
+
+    /// The value of an expression, awaited if it is a promise.
+    pub(super) async fn evaluate(&mut self, expression: &str) -> Value {
+        let parameters = json!({"expression": expression, "awaitPromise": true, "returnByValue": true});
+        let mut answer = self.call("Runtime.evaluate", parameters).await;
+        assert!(answer["exceptionDetails"].is_null(), "{expression}: {answer}");
+        answer["result"]["value"].take()
+    }
+
+    /// Waits until an expression is true. The test's own deadline says when it never will be.
+    pub(super) async fn until(&mut self, expression: &str) {
+        let script = format!(
+            "new Promise(done => {{ const look = () => {{ let is = false; try {{ is = {expression}; }} catch {{}} \
+             is ? done(true) : setTimeout(look, 20); }}; look(); }})"
+        );
+        let waited = tokio::time::timeout(std::time::Duration::from_secs(60), self.evaluate(&script)).await;
+        assert!(waited.is_ok(), "never: {expression}");
+    }
+
+    pub(super) async fn open(&mut self, url: &str) {
+        self.call("Page.navigate", json!({"url": url})).await;
+        self.until("document.readyState === 'complete' && location.protocol === 'http:'").await;
+    }
+
+    pub(super) async fn size(&mut self, width: u32, height: u32) {
+        let parameters = json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600});
+        self.call("Emulation.setDeviceMetricsOverride", parameters).await;
+    }
+
+    pub(super) async fn scheme(&mut self, scheme: &str) {
+        let feature = json!({"name": "prefers-color-scheme", "value": scheme});
+        self.call("Emulation.setEmulatedMedia", json!({"features": [feature]})).await;
+    }
+
+    /// Presses one key and lets it go.
+    pub(super) async fn press(&mut self, key: &str) {
+        let (code, text) = match key {
+            "Tab" => (9, ""),
+            "Enter" => (13, "\r"),
+            _ => unreachable!("a key of this test"),
+        };
+        let mut event = json!({"type": "keyDown", "key": key, "code": key, "windowsVirtualKeyCode": code});
+        if !text.is_empty() {
+            event["text"] = text.into();
+        }
+        self.call("Input.dispatchKeyEvent", event).await;
+        let event = json!({"type": "keyUp", "key": key, "code": key, "windowsVirtualKeyCode": code});
+        self.call("Input.dispatchKeyEvent", event).await;
+    }
+
+    /// Of the whole window, for people: kept where `TOWER_OFFLOAD_SCREENSHOTS` says, and otherwise only taken.
+    pub(super) async fn screenshot(&mut self, name: &str) {
+        let mut answer = self.call("Page.captureScreenshot", json!({"format": "png"})).await;
+        let picture = answer["data"].take();
+        let text = picture.as_str().unwrap_or_default();
+        assert!(text.starts_with("iVBOR"), "a picture");
+        if let Some(folder) = std::env::var_os("TOWER_OFFLOAD_SCREENSHOTS") {
+            std::fs::write(PathBuf::from(folder).join(format!("{name}.png.base64")), text).unwrap();
+        }
+    }
+
+    pub(super) async fn close(mut self) {
+        self.session = None;
+        self.call("Browser.close", json!({})).await;
+        self.child.wait().await.unwrap();
+        let _ = std::fs::remove_dir_all(&self.profile);
+    }
+}
