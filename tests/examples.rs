@@ -257,6 +257,38 @@ async fn graceful_shutdown_lists_a_task_that_lasts_too_long_and_ends_e15() {
     assert_eq!(code, Some(0));
 }
 
+// ---- tasks ----
+
+#[cfg(unix)]
+#[tokio::test]
+async fn tasks_are_accepted_followed_and_still_there_after_a_restart() {
+    let folder = std::env::temp_dir().join(format!("tower-offload-tasks-{}", std::process::id()));
+    fs::create_dir_all(&folder).unwrap();
+    let store = format!("sqlite:{}", folder.join("tasks.db").display());
+    let Some(mut server) = Server::start("tasks", &["--store", &store]).await else { return };
+    let mut locations = Vec::new();
+    for (fail, state) in [(0, "succeeded"), (1, "failed")] {
+        let accepted = server.post(&format!("/reports?ms=100&fail={fail}"), "").await;
+        assert_eq!(accepted.status, StatusCode::ACCEPTED, "{}", accepted.text());
+        let location = accepted.headers["location"].to_str().unwrap().to_owned();
+        let events = server.get(&format!("{location}/events")).await; // ends with the task
+        assert!(events.text().contains(&format!("\"state\":\"{state}\"")), "{}", events.text());
+        locations.push((location, state));
+    }
+    server.signal("TERM").await;
+    let (code, last) = server.end().await;
+    assert_eq!((code, last.contains("0 orphaned; 0 records not written")), (Some(0), true), "{last}");
+
+    server = Server::start("tasks", &["--store", &store]).await.unwrap();
+    for (location, state) in locations {
+        let status = server.get(&location).await;
+        assert!(status.text().contains(&format!("\"state\":\"{state}\"")), "{}", status.text());
+    }
+    server.signal("INT").await;
+    assert_eq!(server.end().await.0, Some(0));
+    fs::remove_dir_all(folder).unwrap();
+}
+
 // ---- the examples that end by themselves ----
 
 #[tokio::test]
@@ -399,8 +431,8 @@ fn examples_are_short_enough_to_paste() {
         if path.is_dir() {
             continue; // a program of several files is to be run, not to be pasted
         }
-        // These two are servers to be played with, and not to be pasted.
-        let is_server = path.ends_with("quickstart.rs") || path.ends_with("after_response.rs");
+        // These are servers to be played with, and not to be pasted.
+        let is_server = ["quickstart.rs", "after_response.rs", "tasks.rs"].iter().any(|server| path.ends_with(server));
         let limit = if is_server { 240 } else { 60 };
         let lines = fs::read_to_string(&path).unwrap().lines().count();
         assert!(lines <= limit, "{} has {lines} lines", path.display());
