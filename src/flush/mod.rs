@@ -82,6 +82,7 @@ mod outbound;
 mod preface;
 mod reader;
 mod service;
+mod slices;
 mod stats;
 mod tracked_io;
 mod tracker;

@@ -15,7 +15,10 @@ use std::{
     iter,
 };
 
-use super::frames::{Event, Frames, StreamId};
+use super::{
+    frames::{Event, Frames, StreamId},
+    slices,
+};
 
 /// RFC 9113, section 7.
 const NO_ERROR: u32 = 0;
@@ -116,12 +119,7 @@ impl Outbound {
         count: usize,
         mut reset: impl FnMut(StreamId, u32),
     ) {
-        let mut left = count;
-        for slice in slices {
-            let accepted = &slice[..slice.len().min(left)];
-            left -= accepted.len();
-            self.accepted(accepted, &mut reset);
-        }
+        slices::first(slices, count).for_each(|accepted| self.accepted(accepted, &mut reset));
     }
 
     /// A flush succeeded that began after all that was accepted: the responses flushed with it, in the order they ended, and

@@ -16,6 +16,7 @@ use super::{
     connection::{Connection, Flush, Protocol},
     heads::Heads,
     reader::Reader,
+    slices,
 };
 
 /// A transport whose bytes are watched, to learn which responses have been flushed on it.
@@ -100,12 +101,7 @@ impl Tracked {
         let accepted = ready!(outcome)?;
         self.connection.accepted(slices, accepted);
         if self.connection.protocol() != Protocol::Http2 {
-            let mut left = accepted;
-            for slice in slices {
-                let accepted = &slice[..slice.len().min(left)];
-                left -= accepted.len();
-                self.heads.accepted(accepted);
-            }
+            slices::first(slices, accepted).for_each(|accepted| self.heads.accepted(accepted));
         }
         Poll::Ready(Ok(accepted))
     }
