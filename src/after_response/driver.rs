@@ -11,7 +11,7 @@ use super::{
     Outcome,
     entry::{Hook, Task},
     exchange::Exchange,
-    pending::Pending,
+    pending::{Home, Pending},
 };
 use crate::{
     background::{Hold, Over},
@@ -21,10 +21,8 @@ use crate::{
 
 /// Runs the hooks of a settled exchange and starts its tasks: in a task of its own, never on the stack of whoever settled it.
 pub(super) struct Driver {
-    /// `None` once it drives, or another does so in its place.
-    exchange: Option<Arc<Exchange>>,
-    /// A drain waits for it, also if there are but hooks.
-    hold: Option<Hold>,
+    /// With what makes a drain wait for it, also if there are but hooks. `None` once it drives, or a thread does so in its place.
+    work: Option<(Arc<Exchange>, Hold)>,
 }
 
 impl Driver {
@@ -32,9 +30,9 @@ impl Driver {
     /// own. Not on a pool: this may be the midst of I/O, where no foreign code may run, and a pool may be full or gone.
     pub(super) fn start(exchange: Arc<Exchange>) {
         let home = lock(&exchange.pending).home();
-        let hold = home.as_ref().map(|home| home.background.hold());
-        let driver = Self { exchange: Some(exchange), hold };
-        match home.and_then(|home| home.runtime).or_else(|| Handle::try_current().ok()) {
+        let Some(Home { runtime, background }) = home else { return }; // nobody has registered anything
+        let driver = Self { work: Some((exchange, background.hold())) };
+        match runtime.or_else(|| Handle::try_current().ok()) {
             Some(runtime) => contained(|| drop(runtime.spawn(driver))), // a runtime has hooks, which are foreign
             None => drop(driver),
         }
@@ -45,8 +43,8 @@ impl Future for Driver {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {
-        if let Some(exchange) = self.exchange.take() {
-            drive(&exchange, self.hold.as_ref());
+        if let Some((exchange, hold)) = self.work.take() {
+            drive(&exchange, &hold);
         }
         Poll::Ready(())
     }
@@ -55,17 +53,14 @@ impl Future for Driver {
 impl Drop for Driver {
     /// It did not get to drive: there is no runtime, or the one it was on is gone.
     fn drop(&mut self) {
-        let Some(exchange) = self.exchange.take() else { return };
-        let hold = self.hold.take();
+        let Some((exchange, hold)) = self.work.take() else { return };
         let name = "after-response".to_owned();
-        let _ = thread::Builder::new().name(name).spawn(move || {
-            drive(&exchange, hold.as_ref());
-        });
+        let _ = thread::Builder::new().name(name).spawn(move || drive(&exchange, &hold));
     }
 }
 
 /// Until nothing new was registered: runs the hooks, and gives the tasks that are wanted to the background.
-fn drive(exchange: &Arc<Exchange>, hold: Option<&Hold>) {
+fn drive(exchange: &Arc<Exchange>, hold: &Hold) {
     let begins = lock(&exchange.pending).begin_driving();
     if !begins {
         return;
@@ -74,10 +69,7 @@ fn drive(exchange: &Arc<Exchange>, hold: Option<&Hold>) {
     loop {
         let taken = lock(&exchange.pending).take();
         let Some((hooks, tasks)) = taken else { return };
-        hooks.for_each(|hook| match hold {
-            Some(hold) => hold.scope(|| hook.run(&outcome)),
-            None => hook.run(&outcome),
-        });
+        hooks.for_each(|hook| hold.scope(|| hook.run(&outcome)));
         tasks.into_iter().for_each(|task| judge(task, &outcome, &exchange.pending));
         dispatch(exchange);
     }
@@ -110,8 +102,11 @@ pub(super) fn dispatch(exchange: &Arc<Exchange>) {
         let (exchange, id) = (exchange.clone(), reservation.id());
         let over = move |over: Over| {
             let stop = stop_on_error && over.is_failure();
-            lock(&exchange.pending).forget(id);
-            let never = lock(&exchange.pending).over(stop);
+            let never = {
+                let mut pending = lock(&exchange.pending);
+                pending.forget(id);
+                pending.over(stop)
+            };
             // One by one: a second panic while a first one unwinds would abort the process.
             never.into_iter().for_each(|(unwanted, _)| skip(unwanted, &exchange.pending));
             dispatch(&exchange);

@@ -131,17 +131,9 @@ impl Exchange {
         }
     }
 
-    pub(super) fn register_hook(self: &Arc<Self>, hook: Hook) {
-        lock(&self.pending).push_hook(hook);
-        self.registered();
-    }
-
-    pub(super) fn register_task(self: &Arc<Self>, task: Task) {
-        lock(&self.pending).push_task(task);
-        self.registered();
-    }
-
-    fn registered(self: &Arc<Self>) {
+    /// `add` puts something into the list, which is run at once if the response is over.
+    pub(super) fn register(self: &Arc<Self>, add: impl FnOnce(&mut Pending<Hook, Task>)) {
+        add(&mut lock(&self.pending));
         if self.facts.registered() {
             Driver::start(self.clone());
         }

@@ -20,7 +20,8 @@ pin_project! {
     pub struct ResponseFuture<F> {
         #[pin]
         inner: F,
-        // Dropped after the future: what the handler holds is given back before anything runs that comes after the response.
+        // Dropped after the future: what a handler holds that is dropped early is given back before anything runs that comes after
+        // the response.
         observer: Observer,
     }
 }

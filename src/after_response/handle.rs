@@ -8,7 +8,7 @@ use super::{
     driver::dispatch,
     entry::{self, Hook},
     exchange::Exchange,
-    pending::Home,
+    pending::{Home, Pending},
 };
 use crate::{
     background::{Background, TaskHandle, TaskOutput},
@@ -90,8 +90,8 @@ impl AfterResponse {
     /// }
     /// ```
     pub fn hook(&self, hook: impl FnOnce(&Outcome) + Send + 'static) {
-        self.settle_in();
-        self.exchange.register_hook(Hook::new(hook));
+        let hook = Hook::new(hook);
+        self.register(|pending| pending.push_hook(hook));
     }
 
     /// A task of that name, to be given options and work.
@@ -122,16 +122,20 @@ impl AfterResponse {
     }
 
     pub(super) fn register_task(&self, name: Cow<'static, str>, id: u64, task: entry::Task) {
-        self.settle_in();
-        if !name.is_empty() {
-            lock(&self.exchange.pending).push_name(name, id);
-        }
-        self.exchange.register_task(task);
+        self.register(|pending| {
+            if !name.is_empty() {
+                pending.push_name(name, id);
+            }
+            pending.push_task(task);
+        });
     }
 
-    fn settle_in(&self) {
+    fn register(&self, add: impl FnOnce(&mut Pending<Hook, entry::Task>)) {
         let home = || Home { runtime: runtime::Handle::try_current().ok(), background: self.background.clone() };
-        lock(&self.exchange.pending).set_home(home);
+        self.exchange.register(|pending| {
+            pending.set_home(home);
+            add(pending);
+        });
     }
 }
 

@@ -84,7 +84,6 @@ impl Shared {
         self.dispatch();
     }
 
-    /// `true` unless the place was taken away before.
     pub(super) fn hold(&self) {
         lock(&self.state).hold();
     }
@@ -94,6 +93,7 @@ impl Shared {
         self.tell(idle);
     }
 
+    /// `true` unless the place was taken away before.
     pub(super) fn skip(&self, id: u64) -> bool {
         let (skipped, idle) = {
             let mut state = lock(&self.state);
