@@ -11,6 +11,9 @@ pub mod background;
 #[cfg(feature = "blocking-detector")]
 #[cfg_attr(docsrs, doc(cfg(feature = "blocking-detector")))]
 pub mod blocking_detector;
+#[cfg(feature = "durable")]
+#[cfg_attr(docsrs, doc(cfg(feature = "durable")))]
+pub mod durable;
 #[cfg(feature = "hyper")]
 #[cfg_attr(docsrs, doc(cfg(feature = "hyper")))]
 pub mod flush;

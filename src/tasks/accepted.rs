@@ -17,7 +17,7 @@ pub struct Accepted {
 }
 
 impl Accepted {
-    pub(super) fn new(status: Status, location: HeaderValue) -> Self {
+    pub(crate) fn new(status: Status, location: HeaderValue) -> Self {
         Self { status, location }
     }
 

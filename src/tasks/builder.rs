@@ -1,14 +1,20 @@
+#[cfg(feature = "durable")]
+use std::any::Any;
 use std::{fmt, sync::Arc, time::SystemTime};
 
 use super::{
     Retention, TaskStore, Tasks,
     shared::{Clock, Shared},
 };
+#[cfg(feature = "durable")]
+use super::{SqlStore, store::Engine};
 
 /// Configures [`Tasks`]. Made by [`Tasks::builder`].
 #[must_use = "a builder does nothing until `build`"]
 pub struct Builder {
     store: Arc<dyn TaskStore>,
+    #[cfg(feature = "durable")]
+    engine: Option<Engine>,
     retention: Retention,
     process: Option<String>,
     clock: Clock,
@@ -17,6 +23,8 @@ pub struct Builder {
 impl Builder {
     pub(super) fn new(store: impl TaskStore) -> Self {
         Self {
+            #[cfg(feature = "durable")]
+            engine: (&store as &dyn Any).downcast_ref::<SqlStore>().map(|store| store.engine().clone()),
             store: Arc::new(store),
             retention: Retention::default(),
             process: None,
@@ -41,9 +49,11 @@ impl Builder {
 
     /// Nothing is written and no store is asked before the first use, or [`Tasks::start`].
     pub fn build(self) -> Tasks {
-        let Self { store, retention, process, clock } = self;
-        let process = process.unwrap_or_else(|| format!("process {}", std::process::id()));
-        Tasks::from_shared(Shared::new(store, retention, process, clock))
+        let process = self.process.unwrap_or_else(|| format!("process {}", std::process::id()));
+        let shared = Shared::new(self.store, self.retention, process, self.clock);
+        #[cfg(feature = "durable")]
+        let shared = shared.with_engine(self.engine);
+        Tasks::from_shared(shared)
     }
 }
 

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use super::{Failure, Reason, Record, TaskId, record::Ending, shared::Shared};
+use super::{Failure, Reason, Record, TaskId, progress::Report, record::Ending, shared::Shared};
 use crate::{
     background::{Over, TaskHandle},
     pool::call::contained,
@@ -43,19 +43,9 @@ impl Live {
         self.change(false, |record| record.start(now))
     }
 
-    pub(super) fn advance(&self, progress: Option<f64>, message: Option<String>) {
-        self.change(true, |record| record.advance(progress, message));
-    }
-
     /// How the work itself has ended.
     pub(super) fn conclude(&self, ending: Ending) {
         *lock(&self.outcome) = Some(ending);
-    }
-
-    /// Whether it should stop: somebody asked for that, or what it does is kept no more.
-    pub(super) fn is_unwanted(&self) -> bool {
-        let record = self.record.borrow();
-        record.cancel_requested_at.is_some() || record.state.is_final()
     }
 
     /// One that has not begun never will, and is over. One that runs is told.
@@ -108,5 +98,21 @@ impl Live {
             self.shared.changed(self.id, can_wait);
         }
         changed
+    }
+}
+
+impl Report for Live {
+    fn id(&self) -> TaskId {
+        self.id
+    }
+
+    fn advance(&self, progress: Option<f64>, message: Option<String>) {
+        self.change(true, |record| record.advance(progress, message));
+    }
+
+    /// Somebody asked for that, or what it does is kept no more.
+    fn is_unwanted(&self) -> bool {
+        let record = self.record.borrow();
+        record.cancel_requested_at.is_some() || record.state.is_final()
     }
 }

@@ -104,12 +104,12 @@ mod json;
 mod ledger;
 mod live;
 mod problem;
-mod progress;
-mod record;
+pub(crate) mod progress;
+pub(crate) mod record;
 mod recorder;
 mod refused;
 pub mod service;
-mod shared;
+pub(crate) mod shared;
 mod state;
 mod stats;
 mod status;
@@ -117,10 +117,10 @@ pub mod store;
 mod subscription;
 #[allow(clippy::module_inception)]
 mod tasks;
-mod text;
+pub(crate) mod text;
 mod timestamp;
-mod track;
-mod work;
+pub(crate) mod track;
+pub(crate) mod work;
 
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 #[cfg_attr(docsrs, doc(cfg(any(feature = "postgres", feature = "sqlite"))))]

@@ -4,6 +4,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{
     StoreError, TaskStore as _,
+    progress::Report as _,
     shared::{Shared, apply, gone},
     store::{Lease, Process, StoreFuture, Written},
 };

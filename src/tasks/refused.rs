@@ -1,4 +1,4 @@
-use std::{error::Error, fmt};
+use std::{borrow::Cow, error::Error, fmt};
 
 use bytes::Bytes;
 use http::{Response, StatusCode};
@@ -14,22 +14,36 @@ pub struct Refused(Kind);
 enum Kind {
     Background(Rejected),
     Closed,
-    Invalid(&'static str),
+    #[cfg(feature = "durable")]
+    Duplicate,
+    Invalid(Cow<'static, str>),
     Random(getrandom::Error),
     Store(StoreError),
 }
 
 impl Refused {
-    pub(super) fn closed() -> Self {
+    pub(crate) fn closed() -> Self {
         Self(Kind::Closed)
     }
 
-    pub(super) fn random(error: getrandom::Error) -> Self {
+    pub(crate) fn random(error: getrandom::Error) -> Self {
         Self(Kind::Random(error))
     }
 
-    pub(super) fn invalid(why: &'static str) -> Self {
-        Self(Kind::Invalid(why))
+    pub(crate) fn invalid(why: impl Into<Cow<'static, str>>) -> Self {
+        Self(Kind::Invalid(why.into()))
+    }
+
+    #[cfg(feature = "durable")]
+    pub(crate) fn duplicate() -> Self {
+        Self(Kind::Duplicate)
+    }
+
+    /// `true` if it should be unique, and there is one like it that is somebody else's.
+    #[cfg(feature = "durable")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "durable")))]
+    pub fn is_duplicate(&self) -> bool {
+        matches!(self.0, Kind::Duplicate)
     }
 
     /// `true` if neither the background nor `Tasks` takes any more: the process is about to end.
@@ -64,6 +78,8 @@ impl Refused {
             _ if self.is_full() => "full",
             _ if self.is_closed() => "closed",
             Kind::Invalid(_) => "invalid",
+            #[cfg(feature = "durable")]
+            Kind::Duplicate => "duplicate",
             _ => "store",
         }
     }
@@ -71,8 +87,12 @@ impl Refused {
     /// As an answer: 503 with `Retry-After`, or 500 for an [invalid](Self::is_invalid) name or owner, for these are the program's own. The body
     /// is `application/problem+json` and tells no more than the [`Display`](fmt::Display) of this.
     pub fn into_response<B: From<Bytes>>(self) -> Response<B> {
-        let status =
-            if self.is_invalid() { StatusCode::INTERNAL_SERVER_ERROR } else { StatusCode::SERVICE_UNAVAILABLE };
+        let status = match &self.0 {
+            Kind::Invalid(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            #[cfg(feature = "durable")]
+            Kind::Duplicate => StatusCode::CONFLICT,
+            _ => StatusCode::SERVICE_UNAVAILABLE,
+        };
         Problem::new(status, self.to_string()).reason(self.reason()).into_response()
     }
 }
@@ -95,6 +115,8 @@ impl fmt::Display for Refused {
             Kind::Background(_) => f.write_str("there is no place for the task"),
             Kind::Closed => f.write_str("no tasks are taken any more"),
             Kind::Invalid(why) => write!(f, "the task cannot be kept: {why}"),
+            #[cfg(feature = "durable")]
+            Kind::Duplicate => f.write_str("there is a task like it already"),
             Kind::Random(_) => f.write_str("the task got no id"),
             Kind::Store(_) => f.write_str("the task could not be written down"),
         }
@@ -106,6 +128,8 @@ impl Error for Refused {
         match &self.0 {
             Kind::Background(rejected) => Some(rejected),
             Kind::Closed | Kind::Invalid(_) => None,
+            #[cfg(feature = "durable")]
+            Kind::Duplicate => None,
             Kind::Random(error) => Some(error),
             Kind::Store(error) => Some(error),
         }

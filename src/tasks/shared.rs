@@ -1,3 +1,5 @@
+#[cfg(feature = "durable")]
+use std::sync::Weak;
 use std::{
     sync::Arc,
     time::{Duration, SystemTime},
@@ -9,6 +11,8 @@ use tokio::{
     time::Instant,
 };
 
+#[cfg(feature = "durable")]
+use super::store::{Engine, StoreFuture};
 use super::{
     Retention, StoreError, TaskId, TaskStore, Timestamp,
     ledger::{Effect, Ledger, Reply},
@@ -25,16 +29,33 @@ use crate::{
 pub(super) type Clock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
 
 /// What the handles, the tasks and the recorder have in common.
-pub(super) struct Shared {
+pub(crate) struct Shared {
     pub(super) store: Arc<dyn TaskStore>,
     pub(super) retention: Retention,
-    pub(super) process: String,
+    pub(crate) process: String,
     clock: Clock,
     state: Mutex<State>,
     /// Tells the recorder that there is something for it.
     pub(super) wake: Notify,
     /// Tells that everything is written and the recorder is done.
     pub(super) idle: Notify,
+    #[cfg(feature = "durable")]
+    link: Link,
+}
+
+/// What ties `durable` to the tasks whose records its jobs have.
+#[cfg(feature = "durable")]
+#[derive(Default)]
+struct Link {
+    engine: Option<Engine>,
+    forward: Mutex<Option<Weak<dyn Forward>>>,
+}
+
+/// Hears at once that somebody in this process asks to cancel a job. Of others it hears by looking.
+#[cfg(feature = "durable")]
+pub(crate) trait Forward: Send + Sync {
+    /// Hands all requests on to the queue.
+    fn cancel_requested(&self) -> StoreFuture<'_, ()>;
 }
 
 pub(super) struct State {
@@ -64,10 +85,51 @@ impl Shared {
             waiting: Vec::new(),
         };
         let (state, wake, idle) = (Mutex::new(state), Notify::new(), Notify::new());
-        Self { store, retention, process, clock, state, wake, idle }
+        Self {
+            store,
+            retention,
+            process,
+            clock,
+            state,
+            wake,
+            idle,
+            #[cfg(feature = "durable")]
+            link: Link::default(),
+        }
     }
 
-    pub(super) fn now(&self) -> Timestamp {
+    #[cfg(feature = "durable")]
+    pub(super) fn with_engine(self, engine: Option<Engine>) -> Self {
+        Self { link: Link { engine, ..self.link }, ..self }
+    }
+
+    /// The database, if the records are in one.
+    #[cfg(feature = "durable")]
+    pub(crate) fn engine(&self) -> Option<&Engine> {
+        self.link.engine.as_ref()
+    }
+
+    /// `false` if there is another one that lives.
+    #[cfg(feature = "durable")]
+    pub(crate) fn forward_to(&self, next: Weak<dyn Forward>) -> bool {
+        let mut forward = lock(&self.link.forward);
+        let is_free = forward.as_ref().is_none_or(|forward| forward.strong_count() == 0);
+        if is_free {
+            *forward = Some(next);
+        }
+        is_free
+    }
+
+    #[cfg(feature = "durable")]
+    pub(super) async fn cancel_requested(&self) -> Result<(), StoreError> {
+        let forward = lock(&self.link.forward).as_ref().and_then(Weak::upgrade);
+        match forward {
+            Some(forward) => forward.cancel_requested().await,
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) fn now(&self) -> Timestamp {
         Timestamp::from((self.clock)())
     }
 

@@ -87,6 +87,8 @@ impl fmt::Display for TaskState {
 pub enum Reason {
     /// Cancelled: whoever asked for it was gone before it was accepted.
     Abandoned,
+    /// Lost: somebody deleted its job from the queue.
+    JobDeleted,
     /// Cancelled: the store's answer was lost, so nobody was told that it is accepted.
     NotAccepted,
     /// Lost: the process that had it has ended.
@@ -102,8 +104,9 @@ pub enum Reason {
 }
 
 impl Reason {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Abandoned,
+        Self::JobDeleted,
         Self::NotAccepted,
         Self::ProcessLost,
         Self::Requested,
@@ -116,6 +119,7 @@ impl Reason {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Abandoned => "abandoned",
+            Self::JobDeleted => "job_deleted",
             Self::NotAccepted => "not_accepted",
             Self::ProcessLost => "process_lost",
             Self::Requested => "requested",

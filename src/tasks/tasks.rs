@@ -43,7 +43,7 @@ impl Tasks {
         Self { owner: Arc::new(Owner(Arc::new(shared))), mount: DEFAULT_MOUNT.into() }
     }
 
-    pub(super) fn shared(&self) -> &Arc<Shared> {
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
         &self.owner.0
     }
 
@@ -59,7 +59,7 @@ impl Tasks {
         Self { mount: prefix.trim_end_matches('/').into(), ..self }
     }
 
-    pub(super) fn location(&self, id: TaskId) -> HeaderValue {
+    pub(crate) fn location(&self, id: TaskId) -> HeaderValue {
         HeaderValue::from_str(&format!("{}/{id}", self.mount)).expect("the prefix was looked at, and an id is ASCII")
     }
 
@@ -145,6 +145,8 @@ impl Tasks {
         let Some(lease) = lease else { return Ok(found) };
         let request = Op::RequestCancel { id, now: self.shared().now() };
         self.shared().store.write(lease.epoch, &[request]).await?;
+        #[cfg(feature = "durable")]
+        self.shared().cancel_requested().await?;
         self.get(id).await
     }
 

@@ -1,7 +1,7 @@
 //! What texts of others are made to be before they are kept.
 
 /// At most so many bytes, cut between two characters, and without NUL, which Postgres refuses to keep.
-pub(super) fn clean(text: impl Into<String>, at_most: usize) -> String {
+pub(crate) fn clean(text: impl Into<String>, at_most: usize) -> String {
     let mut text = text.into();
     if text.contains('\0') {
         text = text.replace('\0', "\u{fffd}");

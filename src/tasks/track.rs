@@ -123,16 +123,16 @@ impl Drop for Unfinished {
 }
 
 /// As long as an index of a database allows for both together.
-const MAX_NAME: usize = 200;
-const MAX_OWNER: usize = 500;
+pub(crate) const MAX_NAME: usize = 200;
+pub(crate) const MAX_OWNER: usize = 500;
 
-struct Invalid {
-    of_name: &'static str,
-    of_owner: &'static str,
+pub(crate) struct Invalid {
+    pub(crate) of_name: &'static str,
+    pub(crate) of_owner: &'static str,
 }
 
 /// An owner is never shortened: two might become one.
-fn check(text: &str, at_most: usize) -> Result<(), Invalid> {
+pub(crate) fn check(text: &str, at_most: usize) -> Result<(), Invalid> {
     if text.is_empty() {
         Err(Invalid { of_name: "it has no name", of_owner: "its owner is an empty text" })
     } else if text.len() > at_most {

@@ -1,11 +1,11 @@
-use std::{any::Any, future::poll_fn, panic::resume_unwind, sync::Arc, task::Poll};
+use std::{any::Any, panic::resume_unwind, sync::Arc};
 
 use serde::Serialize;
 
 use super::{Failure, IntoFailure, Json, Progress, live::Live, record::Ending};
 use crate::{
     background::Body,
-    pool::call::{guarded, panic_text},
+    pool::call::{caught, guarded, panic_text},
 };
 
 /// The work of a tracked task, as the background runs it: it says when it begins and how it ends.
@@ -36,23 +36,16 @@ where
             return Ok(());
         }
         let progress = Progress::new(live.clone());
-        let mut future = match guarded(|| Box::pin(work(progress))) {
-            Ok(future) => future,
-            Err(payload) => return conclude(&live, Err(payload)),
+        let ended = match guarded(|| Box::pin(work(progress))) {
+            Ok(future) => caught(future).await.and_then(|result| guarded(|| ending(result))),
+            Err(payload) => Err(payload),
         };
-        let polled = poll_fn(|cx| match guarded(|| future.as_mut().poll(cx).map(ending)) {
-            Ok(Poll::Pending) => Poll::Pending,
-            Ok(Poll::Ready(ending)) => Poll::Ready(Ok(ending)),
-            Err(payload) => Poll::Ready(Err(payload)),
-        });
-        let ended = polled.await;
-        let dropped = guarded(|| drop(future));
-        conclude(&live, ended.and_then(|ending| dropped.map(|()| ending)))
+        conclude(&live, ended)
     })
 }
 
 /// What the work returned; all of this is foreign code: how it is serialised, shown and dropped.
-fn ending<T: Serialize, E: IntoFailure>(result: Result<T, E>) -> Ending {
+pub(crate) fn ending<T: Serialize, E: IntoFailure>(result: Result<T, E>) -> Ending {
     match result {
         Ok(value) => match Json::new(&value) {
             Ok(result) => Ending::Succeeded(result),

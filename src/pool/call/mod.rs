@@ -22,6 +22,8 @@ mod stage;
 mod work;
 
 pub use self::current::{Cancellation, cancellation, cancelled};
+#[cfg(feature = "tasks")]
+pub(crate) use self::guard::caught;
 pub(crate) use self::{
     cell::{Admitted, spawn},
     context::{Ahead, Context},

@@ -5,7 +5,7 @@ use sqlx::error::DatabaseError;
 use crate::tasks::StoreError;
 
 /// What a failure of the database means for who asked.
-pub(super) fn store_error(error: sqlx::Error) -> StoreError {
+pub(crate) fn store_error(error: sqlx::Error) -> StoreError {
     match &error {
         sqlx::Error::Database(database) => match kind(&**database) {
             Kind::Full => StoreError::full(error),

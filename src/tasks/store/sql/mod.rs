@@ -1,6 +1,7 @@
 //! Records in a database: SQLite beside the process, or a Postgres that several processes share. See [`SqlStore`].
 
 mod database;
+mod engine;
 mod error;
 mod group;
 #[cfg(feature = "sqlite")]
@@ -15,3 +16,7 @@ mod sql_store;
 mod sqlite;
 
 pub use self::sql_store::SqlStore;
+#[cfg(feature = "durable")]
+pub(crate) use self::{
+    engine::Engine, error::store_error, postgres::pair as postgres_pair, sqlite::pair as sqlite_pair,
+};

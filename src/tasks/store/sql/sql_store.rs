@@ -1,6 +1,6 @@
 use std::{fmt, sync::Arc, time::Duration};
 
-use super::{database::Database, group::Writer};
+use super::{database::Database, engine::Engine, group::Writer};
 use crate::tasks::{
     StoreError, TaskId, TaskStore, Timestamp,
     store::{Epoch, Filter, Found, Lease, Listing, Op, Page, Process, Retention, StoreFuture, Swept, Written},
@@ -42,6 +42,7 @@ use crate::tasks::{
 /// ```
 #[derive(Clone)]
 pub struct SqlStore {
+    engine: Engine,
     database: Arc<dyn Database>,
     writer: Writer,
 }
@@ -77,8 +78,14 @@ impl SqlStore {
     /// As [`open`](Self::open), and if it is 0.
     pub async fn open_with_lease(url: &str, lease: Duration) -> Result<Self, StoreError> {
         assert!(!lease.is_zero(), "a lease of no time is over at once: give it some seconds");
-        let database = connect(url, lease).await?;
-        Ok(Self { writer: Writer::spawn(database.clone()), database })
+        let engine = Engine::open(url, lease).await?;
+        let database = engine.database();
+        Ok(Self { engine, writer: Writer::spawn(database.clone()), database })
+    }
+
+    #[cfg(feature = "durable")]
+    pub(crate) fn engine(&self) -> &Engine {
+        &self.engine
     }
 
     /// Closes all connections and lets go of the file, whoever still has a clone: they are told that it is
@@ -93,24 +100,6 @@ impl SqlStore {
 }
 
 const DEFAULT_LEASE: Duration = Duration::from_secs(15);
-
-async fn connect(url: &str, lease: Duration) -> Result<Arc<dyn Database>, StoreError> {
-    #[cfg(feature = "sqlite")]
-    if let Some(path) = url.strip_prefix("sqlite:") {
-        let path = path.strip_prefix("//").unwrap_or(path);
-        return Ok(Arc::new(super::sqlite::Sqlite::open(path.as_ref()).await?));
-    }
-    #[cfg(feature = "postgres")]
-    if url.starts_with("postgres:") || url.starts_with("postgresql:") {
-        return Ok(Arc::new(super::postgres::Postgres::open(url, lease).await?));
-    }
-    let _ = lease; // only Postgres has one
-    // Not the URL: it may have a password in it.
-    let scheme = url.split(':').next().unwrap_or_default();
-    Err(StoreError::other(format!(
-        "no database for the scheme {scheme:?}: it is sqlite or postgres, each with its feature"
-    )))
-}
 
 impl TaskStore for SqlStore {
     fn begin<'a>(&'a self, process: &'a Process) -> StoreFuture<'a, Lease> {

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use sqlx::{
-    Connection, PgConnection,
+    Connection, PgConnection, Transaction,
     pool::PoolConnection,
     postgres::{PgConnectOptions, PgPool, PgPoolOptions},
 };
@@ -45,6 +45,14 @@ impl Connections {
         &self,
         change: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
     ) -> Result<Result<T, sqlx::Error>, StoreError> {
+        self.begin(async |transaction| change(&mut **transaction).await).await
+    }
+
+    /// As [`attempt`](Self::attempt), with the transaction itself, and an error of the caller's.
+    pub(super) async fn begin<T, E: From<sqlx::Error>>(
+        &self,
+        change: impl AsyncFnOnce(&mut Transaction<'_, sqlx::Postgres>) -> Result<T, E>,
+    ) -> Result<Result<T, E>, StoreError> {
         let mut connection = self.acquire().await?;
         let work = async {
             let mut transaction = connection.begin().await?;
@@ -74,6 +82,11 @@ impl Connections {
 
     async fn acquire(&self) -> Result<PoolConnection<sqlx::Postgres>, StoreError> {
         self.pool.acquire().await.map_err(store_error)
+    }
+
+    #[cfg(feature = "durable")]
+    pub(super) fn options(&self) -> PgConnectOptions {
+        (*self.pool.connect_options()).clone()
     }
 
     pub(super) async fn close(&self) {

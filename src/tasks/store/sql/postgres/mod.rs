@@ -2,10 +2,12 @@
 
 mod columns;
 mod connection;
+#[cfg(feature = "durable")]
+pub(crate) mod pair;
 #[allow(clippy::module_inception)]
 mod postgres;
 mod schema;
 mod sweep;
 mod write;
 
-pub(super) use self::postgres::Postgres;
+pub(crate) use self::postgres::Postgres;

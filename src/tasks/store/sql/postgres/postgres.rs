@@ -1,6 +1,8 @@
 use std::time::Duration;
 
 use sqlx::Row;
+#[cfg(feature = "durable")]
+use sqlx::{Transaction, postgres::PgConnectOptions};
 
 use super::{
     connection::{Connections, is_conflict},
@@ -22,7 +24,7 @@ use crate::tasks::{
 };
 
 /// A database that several processes use: each has a row with its lease, and whoever sweeps ends those whose lease ran out.
-pub(in crate::tasks::store::sql) struct Postgres {
+pub(crate) struct Postgres {
     connections: Connections,
     lease: Duration,
 }
@@ -30,6 +32,27 @@ pub(in crate::tasks::store::sql) struct Postgres {
 impl Postgres {
     pub(in crate::tasks::store::sql) async fn open(url: &str, lease: Duration) -> Result<Self, StoreError> {
         Ok(Self { connections: Connections::open(url).await?, lease })
+    }
+
+    /// All or nothing of what `change` does. The error within is the caller's.
+    #[cfg(feature = "durable")]
+    pub(crate) async fn begin<T, E: From<sqlx::Error>>(
+        &self,
+        change: impl AsyncFnOnce(&mut Transaction<'_, sqlx::Postgres>) -> Result<T, E>,
+    ) -> Result<Result<T, E>, StoreError> {
+        self.connections.begin(change).await
+    }
+
+    /// How to reach the server once more.
+    #[cfg(feature = "durable")]
+    pub(crate) fn options(&self) -> PgConnectOptions {
+        self.connections.options()
+    }
+
+    /// After how long without a word a process is given up.
+    #[cfg(feature = "durable")]
+    pub(crate) fn lease(&self) -> Duration {
+        Duration::from_millis(self.lease_millis().unsigned_abs())
     }
 
     fn lease_millis(&self) -> i64 {

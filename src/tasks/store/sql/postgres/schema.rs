@@ -1,5 +1,7 @@
-/// Times are milliseconds since 1970, but for those of leases, which only the server's clock writes and reads.
-pub(super) const STEPS: &[&str] = &["
+/// Times are milliseconds since 1970, but for those of leases, which only the server's clock writes and reads. Rows with a `river_id` are
+/// of durable jobs, and of no epoch: theirs is 0, which no process has.
+pub(super) const STEPS: &[&str] = &[
+    "
 CREATE TABLE tower_offload_process (
     epoch bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     name text NOT NULL,
@@ -36,7 +38,19 @@ CREATE TABLE tower_offload_tombstone (
     expires_at bigint NOT NULL
 );
 CREATE INDEX tower_offload_tombstone_expiry ON tower_offload_tombstone (expires_at, id);
-"];
+",
+    "
+ALTER TABLE tower_offload_task ADD COLUMN river_id bigint;
+CREATE UNIQUE INDEX tower_offload_task_river ON tower_offload_task (river_id);
+CREATE INDEX tower_offload_task_cancel ON tower_offload_task (river_id)
+    WHERE river_id IS NOT NULL AND state < 10 AND cancel_requested_at IS NOT NULL;
+CREATE TABLE tower_offload_client (
+    id text NOT NULL PRIMARY KEY,
+    name text NOT NULL,
+    expires_at timestamptz NOT NULL
+);
+",
+];
 
 pub(super) const CREATE_MIGRATION: &str = "
 CREATE TABLE IF NOT EXISTS tower_offload_migration (

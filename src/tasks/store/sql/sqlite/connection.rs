@@ -5,7 +5,7 @@ use std::{
 };
 
 use sqlx::{
-    ConnectOptions, Connection, SqliteConnection,
+    ConnectOptions, Connection, SqliteConnection, Transaction,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous},
 };
 
@@ -23,7 +23,7 @@ use crate::tasks::{
 /// The only connection that writes records. A handler of the application, or River, may write to other tables of the file; they wait for
 /// one another.
 pub(super) struct Writer {
-    path: PathBuf,
+    pub(super) path: PathBuf,
     /// Empty after a failure, and after a caller that went away in the middle: what state it left is not worth finding out.
     pub(super) connection: Option<SqliteConnection>,
     /// Of the file that was opened.
@@ -51,6 +51,14 @@ impl Writer {
         &mut self,
         change: impl AsyncFnOnce(&mut SqliteConnection) -> Result<T, sqlx::Error>,
     ) -> Result<T, StoreError> {
+        self.begin(async |transaction| change(&mut **transaction).await).await?.map_err(store_error)
+    }
+
+    /// As [`transaction`](Self::transaction), with the transaction itself, and an error of the caller's.
+    pub(super) async fn begin<T, E: From<sqlx::Error>>(
+        &mut self,
+        change: impl AsyncFnOnce(&mut Transaction<'_, sqlx::Sqlite>) -> Result<T, E>,
+    ) -> Result<Result<T, E>, StoreError> {
         if self.lock.is_none() {
             return Err(StoreError::unavailable("it is closed"));
         }
@@ -62,8 +70,10 @@ impl Writer {
             Some(connection) => connection,
             None => connect(&self.path, false).await?,
         };
-        let value = transaction(&mut connection, change).await.map_err(store_error)?;
-        self.connection = Some(connection);
+        let value = transaction(&mut connection, change).await;
+        if value.is_ok() {
+            self.connection = Some(connection);
+        }
         Ok(value)
     }
 
@@ -108,10 +118,10 @@ pub(super) fn readers(path: &Path) -> SqlitePool {
 }
 
 /// `IMMEDIATE`: one that begins to read and then wants to write is refused if another has written meanwhile.
-async fn transaction<T>(
+async fn transaction<T, E: From<sqlx::Error>>(
     connection: &mut SqliteConnection,
-    change: impl AsyncFnOnce(&mut SqliteConnection) -> Result<T, sqlx::Error>,
-) -> Result<T, sqlx::Error> {
+    change: impl AsyncFnOnce(&mut Transaction<'_, sqlx::Sqlite>) -> Result<T, E>,
+) -> Result<T, E> {
     let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
     let value = change(&mut transaction).await?;
     transaction.commit().await?;
@@ -120,7 +130,8 @@ async fn transaction<T>(
 
 async fn migrate(connection: &mut SqliteConnection) -> Result<(), StoreError> {
     let applied_at = millis(Timestamp::from(std::time::SystemTime::now()));
-    let migrated = transaction(connection, async |connection| {
+    let migrated = transaction(connection, async |transaction| {
+        let connection = &mut **transaction;
         sqlx::query(CREATE_MIGRATION).execute(&mut *connection).await?;
         let version = sqlx::query_scalar("SELECT coalesce(max(version), 0) FROM tower_offload_migration");
         let steps = match migration::missing(STEPS, version.fetch_one(&mut *connection).await?) {

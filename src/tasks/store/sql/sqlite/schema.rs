@@ -1,5 +1,7 @@
-/// Times are milliseconds since 1970. `AUTOINCREMENT`: the number of an epoch that is over never comes back.
-pub(super) const STEPS: &[&str] = &["
+/// Times are milliseconds since 1970. `AUTOINCREMENT`: the number of an epoch that is over never comes back. Rows with a
+/// `river_id` are of durable jobs, and of no epoch: theirs is 0, which no process has.
+pub(super) const STEPS: &[&str] = &[
+    "
 CREATE TABLE tower_offload_process (
     epoch INTEGER PRIMARY KEY AUTOINCREMENT,
     name TEXT NOT NULL,
@@ -35,7 +37,14 @@ CREATE TABLE tower_offload_tombstone (
     expires_at INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX tower_offload_tombstone_expiry ON tower_offload_tombstone (expires_at, id);
-"];
+",
+    "
+ALTER TABLE tower_offload_task ADD COLUMN river_id INTEGER;
+CREATE UNIQUE INDEX tower_offload_task_river ON tower_offload_task (river_id);
+CREATE INDEX tower_offload_task_cancel ON tower_offload_task (river_id)
+    WHERE river_id IS NOT NULL AND state < 10 AND cancel_requested_at IS NOT NULL;
+",
+];
 
 pub(super) const CREATE_MIGRATION: &str = "
 CREATE TABLE IF NOT EXISTS tower_offload_migration (

@@ -1,5 +1,9 @@
 use std::path::Path;
+#[cfg(feature = "durable")]
+use std::path::PathBuf;
 
+#[cfg(feature = "durable")]
+use sqlx::Transaction;
 use sqlx::{Row, SqliteConnection, sqlite::SqlitePool};
 use tokio::sync::Mutex;
 
@@ -23,7 +27,7 @@ use crate::tasks::{
 };
 
 /// A database of this process alone: who holds the lock has the only epoch.
-pub(in crate::tasks::store::sql) struct Sqlite {
+pub(crate) struct Sqlite {
     readers: SqlitePool,
     pub(super) writer: Mutex<Writer>,
 }
@@ -37,12 +41,33 @@ impl Sqlite {
         let writer = Mutex::new(Writer::open(path).await?);
         Ok(Self { readers: readers(path), writer })
     }
+
+    /// All or nothing of what `change` does, between the writes of records. The error within is the caller's.
+    #[cfg(feature = "durable")]
+    pub(crate) async fn begin<T, E: From<sqlx::Error>>(
+        &self,
+        change: impl AsyncFnOnce(&mut Transaction<'_, sqlx::Sqlite>) -> Result<T, E>,
+    ) -> Result<Result<T, E>, StoreError> {
+        self.writer.lock().await.begin(change).await
+    }
+
+    /// To read without holding up who writes.
+    #[cfg(feature = "durable")]
+    pub(crate) fn readers(&self) -> &SqlitePool {
+        &self.readers
+    }
+
+    /// The file.
+    #[cfg(feature = "durable")]
+    pub(crate) async fn path(&self) -> PathBuf {
+        self.writer.lock().await.path.clone()
+    }
 }
 
 /// Of every epoch: there is no other process.
 const LOSE: &str = "
 UPDATE tower_offload_task SET state = 14, reason = 'process_lost', version = version + 1,
-    finished_at = max($1, coalesce(started_at, created_at)) WHERE state < 10";
+    finished_at = max($1, coalesce(started_at, created_at)) WHERE state < 10 AND river_id IS NULL";
 
 async fn lose_all(connection: &mut SqliteConnection, now: Timestamp) -> Result<(), sqlx::Error> {
     sqlx::query(LOSE).bind(millis(now)).execute(&mut *connection).await?;

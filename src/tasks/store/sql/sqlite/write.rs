@@ -1,4 +1,4 @@
-use sqlx::{Row, SqliteConnection};
+use sqlx::{Row, Sqlite, SqliteConnection, query::Query, sqlite::SqliteArguments};
 
 use crate::tasks::{
     Record, TaskId, Timestamp,
@@ -64,8 +64,16 @@ async fn run(
     record: &Record,
 ) -> Result<u64, sqlx::Error> {
     let values = Values::of(record);
-    let query = sqlx::query(statement)
-        .bind(epoch.as_number())
+    let query = bind(sqlx::query(statement).bind(epoch.as_number()), &values);
+    Ok(query.execute(connection).await?.rows_affected())
+}
+
+/// Binds the columns of a record.
+pub(super) fn bind<'q>(
+    query: Query<'q, Sqlite, SqliteArguments>,
+    values: &'q Values<'q>,
+) -> Query<'q, Sqlite, SqliteArguments> {
+    query
         .bind(values.id)
         .bind(&*values.name)
         .bind(values.owner.as_deref())
@@ -83,8 +91,7 @@ async fn run(
         .bind(values.result)
         .bind(values.error_class.as_deref())
         .bind(values.error_message.as_deref())
-        .bind(values.error_detail);
-    Ok(query.execute(connection).await?.rows_affected())
+        .bind(values.error_detail)
 }
 
 const REQUEST_CANCEL: &str = "

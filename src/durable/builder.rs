@@ -1,0 +1,139 @@
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
+
+use serde::Serialize;
+use tokio::sync::mpsc;
+
+use super::{
+    Backoff, Durable, Job, StartError, group,
+    river::{Database, Plan, keep_lease, keep_records, register},
+    shared::Shared,
+    worker::Worker,
+};
+use crate::{
+    pool::Pool,
+    tasks::{IntoFailure, Progress, Tasks, shared::Forward},
+};
+
+/// Configures [`Durable`]. Made by [`Durable::builder`].
+#[must_use = "a builder does nothing until `start`"]
+pub struct Builder {
+    tasks: Tasks,
+    plan: Plan,
+    kinds: Vec<&'static str>,
+    concurrency: usize,
+}
+
+/// Half of what the blocking pool has threads for.
+const DEFAULT_CONCURRENCY: usize = 32;
+
+impl Builder {
+    pub(super) fn new(tasks: Tasks) -> Self {
+        let plan = Plan { queues: BTreeMap::new(), workers: Vec::new(), backoff: Backoff::default() };
+        Self { tasks, plan, kinds: Vec::new(), concurrency: DEFAULT_CONCURRENCY }
+    }
+
+    /// Jobs of one kind are done by a closure on a pool, each attempt within `timeout` of its beginning.
+    ///
+    /// When that has passed [`Progress::is_cancelled`] turns true, and the attempt has failed: but a closure cannot be ended, so no other attempt
+    /// begins in this process until it has ended by itself. Ask between two steps.
+    pub fn sync_worker<J, P, F, T, E>(mut self, pool: P, timeout: Duration, work: F) -> Self
+    where
+        J: Job,
+        P: Pool,
+        F: Fn(J, Progress) -> Result<T, E> + Send + Sync + 'static,
+        T: Serialize,
+        E: IntoFailure,
+    {
+        self.add(Worker::of_closure(pool, timeout, work));
+        self
+    }
+
+    /// Jobs of one kind are done by a future, each attempt within `timeout`; after that it is dropped.
+    pub fn async_worker<J, F, A, T, E>(mut self, timeout: Duration, work: F) -> Self
+    where
+        J: Job,
+        F: Fn(J, Progress) -> A + Send + Sync + 'static,
+        A: Future<Output = Result<T, E>> + Send + 'static,
+        T: Serialize,
+        E: IntoFailure,
+    {
+        self.add(Worker::of_future(timeout, work));
+        self
+    }
+
+    fn add<J: Job>(&mut self, worker: Worker<J>) {
+        self.kinds.push(J::KIND);
+        self.plan.queues.entry(J::QUEUE.to_owned()).or_default();
+        self.plan.workers.push(register(worker));
+    }
+
+    /// Also takes jobs of this queue, at most so many at the same time. For a queue that jobs are [sent to](super::Enqueue::queue) other than
+    /// by their kind, or that should have another [concurrency](Self::concurrency).
+    pub fn queue(mut self, name: impl Into<String>, concurrency: usize) -> Self {
+        self.plan.queues.insert(name.into(), concurrency);
+        self
+    }
+
+    /// How many jobs of one queue this process runs at the same time, 1 to 10 000. Default 32.
+    pub fn concurrency(self, concurrency: usize) -> Self {
+        Self { concurrency, ..self }
+    }
+
+    /// How long a job waits after an attempt that failed. Default: [`Backoff::default`].
+    pub fn backoff(mut self, backoff: Backoff) -> Self {
+        self.plan.backoff = backoff;
+        self
+    }
+
+    /// Opens the queue beside the records, takes back what processes that are gone have left, and begins to work.
+    ///
+    /// Without workers nothing is worked here, and jobs can be enqueued for other processes.
+    ///
+    /// # Errors
+    ///
+    /// If the records are in no [`SqlStore`](crate::tasks::SqlStore), if there are two workers for one kind, if these tasks have durable jobs
+    /// already, or if the database fails or is of another version.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime with time enabled.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped early, jobs may have begun; they are handed back.
+    pub async fn start(self) -> Result<Durable, StartError> {
+        let Self { tasks, mut plan, mut kinds, concurrency } = self;
+        let engine = tasks.shared().engine().cloned().ok_or(StartError::MEMORY)?;
+        kinds.sort_unstable();
+        if kinds.windows(2).any(|pair| pair[0] == pair[1]) {
+            return Err(StartError::invalid("two workers are for the same kind of job"));
+        }
+        for of_queue in plan.queues.values_mut().filter(|concurrency| **concurrency == 0) {
+            *of_queue = concurrency;
+        }
+        tasks.start().await?;
+        let (inserts, waiting) = mpsc::channel(group::MAX_WAITING);
+        let shared = Arc::new(Shared::new(tasks, Database::new(engine), plan, inserts));
+        let forward = Arc::downgrade(&(shared.clone() as Arc<dyn Forward>));
+        if !shared.tasks.shared().forward_to(forward) {
+            return Err(StartError::TAKEN);
+        }
+        let durable = Durable::new(shared.clone()); // from here on dropping ends what has begun
+        shared.launch().await?;
+        tokio::spawn(group::run(waiting, Arc::downgrade(&shared)));
+        tokio::spawn(keep_lease(shared.clone()));
+        tokio::spawn(keep_records(shared));
+        Ok(durable)
+    }
+}
+
+impl fmt::Debug for Builder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Builder")
+            .field("kinds", &self.kinds)
+            .field("queues", &self.plan.queues)
+            .field("concurrency", &self.concurrency)
+            .field("backoff", &self.plan.backoff)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,198 @@
+use std::{collections::BTreeMap, sync::Weak, time::Duration};
+
+use riverqueue::{
+    Client as River, ClientBuilder, DefaultRetryPolicy, JobRow, QueueConfig, RetryPolicy, RunHandle, Stopper,
+    WorkError, Workers,
+    jiff::Timestamp,
+    migrate::{PostgresMigrator, SqliteMigrator},
+    sqlx::{
+        self,
+        postgres::PgPoolOptions,
+        sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+    },
+};
+use tokio::sync::Mutex;
+
+use super::{Database, adapter::Adapter, arguments::Arguments, database::failure};
+use crate::{
+    durable::{Backoff, Job, shared::Shared, worker::Worker},
+    tasks::{
+        StoreError, TaskId,
+        store::{Engine, store_error},
+    },
+};
+
+/// One client of River's, from its start to its end. A process that has lost its lease goes on with another one: what the first one still
+/// says is not heard.
+pub(in crate::durable) struct Client {
+    pub(in crate::durable) river: River,
+    id: String,
+    /// `None` if there are no workers, and once it has ended.
+    run: Mutex<Option<RunHandle>>,
+    stopper: Option<Stopper>,
+}
+
+/// What it works, and how.
+pub(in crate::durable) struct Plan {
+    pub(in crate::durable) queues: BTreeMap<String, usize>,
+    pub(in crate::durable) workers: Vec<Register>,
+    pub(in crate::durable) backoff: Backoff,
+}
+
+/// Adds the worker of one kind.
+pub(in crate::durable) type Register =
+    Box<dyn Fn(&mut Workers, &Weak<Shared>) -> Result<(), riverqueue::Error> + Send + Sync>;
+
+pub(in crate::durable) fn register<J: Job>(worker: Worker<J>) -> Register {
+    Box::new(move |workers, shared| {
+        let adapter = Adapter { worker: worker.clone(), shared: shared.clone() };
+        workers.add::<Arguments<J>, _>(adapter).map(drop)
+    })
+}
+
+/// For its claims, completions and its listener. Records are written by connections of the store.
+const CONNECTIONS: u32 = 4;
+/// How long one waits for others who write.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// A worker of ours always ends by itself, and until then its job must not be handed out once more.
+const NEVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+/// After a claim the next one comes no sooner. River's own 100 ms would bound how many short jobs a second are done.
+const FETCH_COOLDOWN: Duration = Duration::from_millis(10);
+
+impl Client {
+    /// Connects, brings the tables up to date, takes back what processes that are gone have left, and begins to work.
+    pub(in crate::durable) async fn launch(
+        database: &Database,
+        plan: &Plan,
+        name: &str,
+        shared: &Weak<Shared>,
+    ) -> Result<Self, StoreError> {
+        let id = format!("to-{}", TaskId::random(crate::tasks::Timestamp::default()).map_err(StoreError::other)?);
+        let builder = connect(database, &id).await?;
+        database.install().await?;
+        database.recover(plan.backoff).await?;
+        let river = configure(builder, &id, plan, shared).and_then(ClientBuilder::build).map_err(failure)?;
+        if plan.workers.is_empty() {
+            return Ok(Self { river, id, run: Mutex::new(None), stopper: None });
+        }
+        database.begin_client(&id, name).await?;
+        let mut run = river.start().map_err(failure)?;
+        run.wait_ready().await.map_err(failure)?;
+        let stopper = run.stopper();
+        Ok(Self { river, id, run: Mutex::new(Some(run)), stopper: Some(stopper) })
+    }
+
+    /// As the database knows it; `None` if it works nothing, and so has no lease.
+    pub(super) fn leased_id(&self) -> Option<&str> {
+        self.stopper.as_ref().map(|_| &*self.id)
+    }
+
+    /// Asks to cancel a job. One that is gone, or over, stays so.
+    pub(in crate::durable) async fn cancel(&self, river_id: i64) -> Result<(), StoreError> {
+        match self.river.jobs().cancel(river_id).await {
+            Ok(_) | Err(riverqueue::Error::NotFound(_)) => Ok(()),
+            Err(error) => Err(failure(error)),
+        }
+    }
+
+    /// The lease is over: nothing of this client is open.
+    pub(in crate::durable) async fn leave(&self, database: &Database) -> Result<(), StoreError> {
+        match self.leased_id() {
+            Some(id) => database.end_client(id).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Takes no more jobs.
+    pub(in crate::durable) fn stop(&self) {
+        if let Some(stopper) = &self.stopper {
+            stopper.stop();
+        }
+    }
+
+    /// Also asks those that run to end, and hands them back.
+    pub(in crate::durable) fn stop_and_cancel(&self) {
+        if let Some(stopper) = &self.stopper {
+            stopper.stop_and_cancel();
+        }
+    }
+
+    /// Returns when everything has ended and is written.
+    pub(in crate::durable) async fn ended(&self) -> Result<(), StoreError> {
+        let mut run = self.run.lock().await;
+        let ended = match &mut *run {
+            Some(run) => run.wait().await,
+            None => return Ok(()),
+        };
+        *run = None;
+        ended.map_err(failure)
+    }
+}
+
+async fn connect(database: &Database, id: &str) -> Result<ClientBuilder, StoreError> {
+    let migration = |error: riverqueue::migrate::Error| StoreError::other(error);
+    match &database.engine {
+        Engine::Postgres(postgres) => {
+            let client = id.to_owned();
+            let pool = PgPoolOptions::new().max_connections(2 * CONNECTIONS).after_connect(move |connection, _| {
+                let client = client.clone();
+                Box::pin(async move {
+                    let name = sqlx::query("SELECT set_config('tower_offload.client', $1, false)").bind(client);
+                    name.execute(connection).await.map(drop)
+                })
+            });
+            let pool = pool.connect_with(postgres.options()).await.map_err(store_error)?;
+            PostgresMigrator::new(pool.clone()).migrate_up().await.map_err(migration)?;
+            Ok(River::builder(pool))
+        }
+        Engine::Sqlite(sqlite) => {
+            let options = SqliteConnectOptions::new()
+                .filename(sqlite.path().await)
+                .journal_mode(SqliteJournalMode::Wal)
+                // A power cut may lose what River wrote last, so that a job is done twice, but not that there is one.
+                .synchronous(SqliteSynchronous::Normal)
+                .busy_timeout(BUSY_TIMEOUT);
+            let pool = SqlitePoolOptions::new().max_connections(CONNECTIONS).idle_timeout(None).max_lifetime(None);
+            let pool = pool.connect_with(options).await.map_err(store_error)?;
+            SqliteMigrator::new(pool.clone()).migrate_up().await.map_err(migration)?;
+            Ok(River::builder(pool))
+        }
+    }
+}
+
+fn configure(
+    builder: ClientBuilder,
+    id: &str,
+    plan: &Plan,
+    shared: &Weak<Shared>,
+) -> Result<ClientBuilder, riverqueue::Error> {
+    let mut builder = builder
+        .id(id)
+        .without_job_timeout()
+        .job_stuck_threshold(NEVER)
+        .fetch_cooldown(FETCH_COOLDOWN)
+        // Some kinds are worked elsewhere, perhaps in another language.
+        .allow_unregistered_job_kinds()
+        .fetch_only_known_kinds(true)
+        .retry_policy(Retry(plan.backoff));
+    if plan.workers.is_empty() {
+        return Ok(builder);
+    }
+    let mut workers = Workers::new();
+    for register in &plan.workers {
+        register(&mut workers, shared)?;
+    }
+    for (name, concurrency) in &plan.queues {
+        builder = builder.queue(name, QueueConfig::new(*concurrency));
+    }
+    Ok(builder.workers(workers))
+}
+
+struct Retry(Backoff);
+
+impl RetryPolicy for Retry {
+    fn next_retry(&self, job: &JobRow, error: &WorkError, now: Timestamp) -> Duration {
+        let failures = u32::try_from(job.errors.len()).unwrap_or(u32::MAX).saturating_add(1);
+        self.0.delay(failures).unwrap_or_else(|| DefaultRetryPolicy::default().next_retry(job, error, now))
+    }
+}

@@ -1,0 +1,21 @@
+//! All that knows of River: its client, its tables, and what keeps our records beside them.
+//!
+//! A job has a row in River's `river_job` and one in our `tower_offload_task`, made in one transaction. From then on triggers on River's table
+//! keep ours (`schema`): whoever changes a job, in whatever language, changes its status in the same transaction.
+
+mod adapter;
+mod arguments;
+mod client;
+mod database;
+mod keeper;
+mod recovery;
+mod schema;
+
+pub(super) use riverqueue::{InsertOpts, UniqueOpts, jiff};
+
+pub(super) use self::{
+    arguments::Arguments,
+    client::{Client, Plan, register},
+    database::{Database, Inserted, Prepared, failure, insert_into_postgres, insert_into_sqlite},
+    keeper::{keep_lease, keep_records},
+};

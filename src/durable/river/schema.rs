@@ -1,0 +1,116 @@
+//! Triggers on River's table. Their names carry a number: who changes one gives it the next, and drops the old.
+
+/// River's schema, of which recovery and triggers know every column that they touch.
+pub(super) const RIVER_VERSION: i64 = 8;
+
+pub(super) const IS_INSTALLED_POSTGRES: &str = "SELECT EXISTS (SELECT 1 FROM pg_trigger WHERE tgname = 'tower_offload_deleted_1' AND tgrelid = to_regclass('river_job'))";
+
+/// Whoever may change jobs need not have a right to our table (`SECURITY DEFINER`), nor look for tables where we do (`FROM CURRENT`).
+///
+/// The first one is a fence: a process that stood still for so long that others took its jobs may come back and complete them, though
+/// somebody else has them now. River's connections of each process name it, so that such a late word changes nothing.
+pub(super) const INSTALL_POSTGRES: &str = "
+CREATE FUNCTION tower_offload_fence_1() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    writer text := current_setting('tower_offload.client', true);
+    worker text := OLD.attempted_by[array_upper(OLD.attempted_by, 1)];
+BEGIN
+    IF writer LIKE 'to-%' AND worker LIKE 'to-%' AND writer <> worker AND OLD.state = 'running'
+        AND (NEW.state <> 'running' OR NEW.metadata -> 'output' IS DISTINCT FROM OLD.metadata -> 'output')
+    THEN
+        RETURN NULL;
+    END IF;
+    RETURN NEW;
+END $$;
+CREATE FUNCTION tower_offload_changed_1() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+DECLARE
+    now_millis bigint := (extract(epoch FROM clock_timestamp()) * 1000)::bigint;
+    failure jsonb := NEW.errors[array_upper(NEW.errors, 1)];
+    output text := (NEW.metadata -> 'output')::text;
+    is_final boolean := NEW.state IN ('completed', 'cancelled', 'discarded');
+BEGIN
+    IF failure IS NOT NULL AND (NEW.state = 'completed' OR (failure ->> 'attempt')::bigint <> NEW.attempt) THEN
+        failure := NULL;
+    END IF;
+    UPDATE tower_offload_task AS task SET
+        state = CASE
+            WHEN NEW.state = 'running' THEN 1
+            WHEN NEW.state = 'completed' THEN 10
+            WHEN NEW.state = 'cancelled' THEN 12
+            WHEN NEW.state = 'discarded' AND task.error_class = 'timeout' THEN 13
+            WHEN NEW.state = 'discarded' THEN 11
+            ELSE 0 END,
+        attempt = NEW.attempt,
+        max_attempts = NEW.max_attempts,
+        version = task.version + 1,
+        progress = CASE WHEN NEW.state <> 'running' THEN task.progress END,
+        message = CASE WHEN NEW.state <> 'running' THEN task.message END,
+        started_at = CASE WHEN NEW.state = 'running' THEN greatest(now_millis, task.created_at) ELSE task.started_at END,
+        finished_at = CASE WHEN is_final THEN greatest(now_millis, task.started_at, task.created_at) END,
+        reason = CASE WHEN NEW.state = 'cancelled' THEN 'requested' END,
+        result = CASE WHEN NEW.state = 'completed' AND octet_length(output) <= 131072 THEN output END,
+        error_class = CASE WHEN NEW.state NOT IN ('running', 'completed', 'cancelled')
+            THEN coalesce(task.error_class, CASE WHEN failure IS NOT NULL THEN 'error' END) END,
+        error_message = CASE WHEN NEW.state NOT IN ('running', 'completed', 'cancelled')
+            THEN coalesce(task.error_message, left(failure ->> 'error', 2048)) END,
+        error_detail = CASE WHEN NEW.state NOT IN ('running', 'completed', 'cancelled') THEN task.error_detail END
+    WHERE task.river_id = NEW.id AND task.state < 10;
+    RETURN NULL;
+END $$;
+CREATE FUNCTION tower_offload_deleted_1() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+BEGIN
+    UPDATE tower_offload_task AS task SET state = 14, reason = 'job_deleted', version = task.version + 1,
+        finished_at = greatest((extract(epoch FROM clock_timestamp()) * 1000)::bigint, task.started_at, task.created_at)
+    WHERE task.river_id = OLD.id AND task.state < 10;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER tower_offload_fence_1 BEFORE UPDATE ON river_job FOR EACH ROW EXECUTE FUNCTION tower_offload_fence_1();
+CREATE TRIGGER tower_offload_changed_1 AFTER UPDATE ON river_job FOR EACH ROW
+    WHEN (OLD.state IS DISTINCT FROM NEW.state OR OLD.attempt IS DISTINCT FROM NEW.attempt)
+    EXECUTE FUNCTION tower_offload_changed_1();
+CREATE TRIGGER tower_offload_deleted_1 AFTER DELETE ON river_job FOR EACH ROW EXECUTE FUNCTION tower_offload_deleted_1();
+";
+
+pub(super) const IS_INSTALLED_SQLITE: &str =
+    "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'trigger' AND name = 'tower_offload_deleted_1')";
+
+/// No fence: a file has one process.
+pub(super) const INSTALL_SQLITE: &str = "
+CREATE TRIGGER tower_offload_changed_1 AFTER UPDATE ON river_job
+    WHEN OLD.state IS NOT NEW.state OR OLD.attempt IS NOT NEW.attempt
+BEGIN
+    UPDATE tower_offload_task SET
+        state = CASE
+            WHEN NEW.state = 'running' THEN 1
+            WHEN NEW.state = 'completed' THEN 10
+            WHEN NEW.state = 'cancelled' THEN 12
+            WHEN NEW.state = 'discarded' AND error_class = 'timeout' THEN 13
+            WHEN NEW.state = 'discarded' THEN 11
+            ELSE 0 END,
+        attempt = NEW.attempt,
+        max_attempts = NEW.max_attempts,
+        version = version + 1,
+        progress = CASE WHEN NEW.state <> 'running' THEN progress END,
+        message = CASE WHEN NEW.state <> 'running' THEN message END,
+        started_at = CASE WHEN NEW.state = 'running'
+            THEN max(CAST(unixepoch('subsec') * 1000 AS INTEGER), created_at) ELSE started_at END,
+        finished_at = CASE WHEN NEW.state IN ('completed', 'cancelled', 'discarded')
+            THEN max(CAST(unixepoch('subsec') * 1000 AS INTEGER), coalesce(started_at, created_at)) END,
+        reason = CASE WHEN NEW.state = 'cancelled' THEN 'requested' END,
+        result = CASE WHEN NEW.state = 'completed' AND octet_length(NEW.metadata -> '$.output') <= 131072
+            THEN NEW.metadata -> '$.output' END,
+        error_class = CASE WHEN NEW.state NOT IN ('running', 'completed', 'cancelled')
+            THEN coalesce(error_class, CASE WHEN NEW.errors ->> '$[#-1].attempt' = NEW.attempt THEN 'error' END) END,
+        error_message = CASE WHEN NEW.state NOT IN ('running', 'completed', 'cancelled')
+            THEN coalesce(error_message,
+                CASE WHEN NEW.errors ->> '$[#-1].attempt' = NEW.attempt THEN substr(NEW.errors ->> '$[#-1].error', 1, 2048) END) END,
+        error_detail = CASE WHEN NEW.state NOT IN ('running', 'completed', 'cancelled') THEN error_detail END
+    WHERE river_id = NEW.id AND state < 10;
+END;
+CREATE TRIGGER tower_offload_deleted_1 AFTER DELETE ON river_job
+BEGIN
+    UPDATE tower_offload_task SET state = 14, reason = 'job_deleted', version = version + 1,
+        finished_at = max(CAST(unixepoch('subsec') * 1000 AS INTEGER), coalesce(started_at, created_at))
+    WHERE river_id = OLD.id AND state < 10;
+END;
+";

@@ -1,0 +1,8 @@
+//! Durable jobs, from the outside: each test on SQLite and, if `DATABASE_URL` names one, on Postgres. Numbers such as P14 are those of the
+//! acceptance list.
+#![allow(clippy::unwrap_used)]
+
+#[path = "../databases/mod.rs"]
+mod databases;
+mod jobs;
+mod support;
