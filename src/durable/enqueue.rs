@@ -10,7 +10,7 @@ use super::{
     Durable, Job, Unique,
     group::{Request, nothing},
     kept,
-    river::{Arguments, InsertOpts, Inserted, Prepared, jiff},
+    river::{Arguments, InsertError, InsertOpts, Inserted, Prepared, jiff},
     transaction::Transaction,
 };
 use crate::{
@@ -96,7 +96,7 @@ impl<'a, J: Job> Enqueue<'a, J> {
         let (durable, owner) = (self.durable, self.owner.clone());
         let job = self.prepare()?;
         let client = durable.shared().client().ok_or_else(Refused::closed)?;
-        let inserted = transaction.insert(&client.river, &[&job]).await.map_err(super::river::failure)?.pop();
+        let inserted = transaction.insert(&client.river, &[&job]).await.map_err(InsertError::from)?.pop();
         Ok(admitted(inserted.ok_or_else(nothing)?, owner)?.id)
     }
 

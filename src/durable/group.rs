@@ -3,7 +3,7 @@
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    river::{Inserted, Prepared},
+    river::{InsertError, Inserted, Prepared},
     shared::WeakShared,
 };
 use crate::tasks::StoreError;
@@ -11,7 +11,7 @@ use crate::tasks::StoreError;
 /// A job, and who waits for it to be inserted.
 pub(super) struct Request {
     pub(super) job: Prepared,
-    pub(super) reply: oneshot::Sender<Result<Inserted, StoreError>>,
+    pub(super) reply: oneshot::Sender<Result<Inserted, InsertError>>,
 }
 
 /// Beyond these, callers wait outside.
@@ -35,14 +35,14 @@ pub(super) async fn run(mut waiting: mpsc::Receiver<Request>, shared: WeakShared
             Ok(inserted) => requests.into_iter().zip(inserted).for_each(|(request, inserted)| {
                 let _ = request.reply.send(Ok(inserted));
             }),
-            Err(error) if requests.len() == 1 || error.is_unavailable() || error.is_full() => {
+            Err(error) if requests.len() == 1 || error.is_about_the_database() => {
                 requests.into_iter().for_each(|request| drop(request.reply.send(Err(error.again()))));
             }
             // One of them may be what the database does not like; or two are duplicates of each other.
             Err(_) => {
                 for request in requests {
                     let inserted = shared.database.insert(&client.river, &[&request.job]).await;
-                    let inserted = inserted.and_then(|mut one| one.pop().ok_or_else(nothing));
+                    let inserted = inserted.and_then(|mut one| one.pop().ok_or_else(|| nothing().into()));
                     let _ = request.reply.send(inserted);
                 }
             }

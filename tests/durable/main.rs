@@ -2,7 +2,12 @@
 //! acceptance list.
 #![allow(clippy::unwrap_used)]
 
+mod cancel;
 #[path = "../databases/mod.rs"]
 mod databases;
+mod enqueue;
 mod jobs;
+mod start;
 mod support;
+mod time;
+mod transaction;

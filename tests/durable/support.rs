@@ -91,6 +91,7 @@ pub(crate) enum Act {
     Hold,
     Panic,
     Return(serde_json::Value),
+    UntilCancelled,
 }
 
 impl Job for Act {
@@ -155,6 +156,12 @@ impl Stage {
             }
             Act::Panic => panic!("told to"),
             Act::Return(value) => Ok(value),
+            Act::UntilCancelled => {
+                while !progress.is_cancelled() {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                Err(Failure::new("cancelled", "as was asked"))
+            }
         }
     }
 

@@ -5,6 +5,7 @@ use serde_json::value::RawValue;
 use sqlx::{Postgres, Sqlite, Transaction};
 
 use super::{
+    InsertError,
     recovery::{recover_postgres, recover_sqlite},
     schema,
 };
@@ -156,7 +157,7 @@ impl Database {
         &self,
         client: &Client,
         jobs: &[&Prepared],
-    ) -> Result<Vec<Inserted>, StoreError> {
+    ) -> Result<Vec<Inserted>, InsertError> {
         let inserted = match &self.engine {
             Engine::Postgres(postgres) => {
                 postgres.begin(async |transaction| insert_into_postgres(client, transaction, jobs).await).await
@@ -165,7 +166,7 @@ impl Database {
                 sqlite.begin(async |transaction| insert_into_sqlite(client, transaction, jobs).await).await
             }
         };
-        inserted?.map_err(failure)
+        Ok(inserted??)
     }
 
     /// Installs what keeps records beside jobs, unless it is there.
@@ -329,7 +330,7 @@ fn lease_millis(lease: Duration) -> f64 {
 }
 
 /// What a failure of River's means for who asked.
-pub(in crate::durable) fn failure(error: Error) -> StoreError {
+pub(super) fn failure(error: Error) -> StoreError {
     match error {
         Error::Database(error) => store_error(error),
         error => StoreError::other(error),

@@ -7,6 +7,7 @@ mod adapter;
 mod arguments;
 mod client;
 mod database;
+mod insert_error;
 mod keeper;
 mod recovery;
 mod schema;
@@ -16,6 +17,7 @@ pub(super) use riverqueue::{InsertOpts, UniqueOpts, jiff};
 pub(super) use self::{
     arguments::Arguments,
     client::{Client, Plan, register},
-    database::{Database, Inserted, Prepared, failure, insert_into_postgres, insert_into_sqlite},
+    database::{Database, Inserted, Prepared, insert_into_postgres, insert_into_sqlite},
+    insert_error::InsertError,
     keeper::{keep_lease, keep_records},
 };
