@@ -10,7 +10,6 @@ use crate::{BoxError, plan::Store};
 /// Gone when this is dropped.
 pub(crate) struct Fresh {
     name: String,
-    url: String,
     place: Place,
 }
 
@@ -27,31 +26,43 @@ impl Fresh {
         let mut random = [0; 8];
         getrandom::fill(&mut random)?;
         let name = format!("tower_offload_bench_{:016x}", u64::from_ne_bytes(random));
-        let (url, place) = match store {
-            Store::Memory => (String::new(), Place::Nowhere),
+        let place = match store {
+            Store::Memory => Place::Nowhere,
             Store::Postgres => {
-                let server = server.ok_or("DATABASE_URL names no Postgres")?;
-                let (before, parameters) = server.split_once('?').unwrap_or((server, ""));
-                let (address, _) = before.rsplit_once('/').ok_or("DATABASE_URL names no database")?;
-                let url = format!("{address}/{name}?{parameters}");
+                let server = server.ok_or(NO_SERVER)?;
                 execute(server, format!("CREATE DATABASE {name}"))?;
-                (url, Place::OnServer(server.to_owned()))
+                Place::OnServer(server.to_owned())
             }
             Store::Sqlite => {
                 let directory = std::env::temp_dir().join(&name);
                 fs::create_dir(&directory)?;
-                let url = format!("sqlite:{}", directory.join("tasks.db").display());
-                (url, Place::Directory(directory))
+                Place::Directory(directory)
             }
         };
-        Ok(Self { name, url, place })
+        Ok(Self { name, place })
     }
 
-    /// Empty for the store in memory.
-    pub(crate) fn url(&self) -> &str {
-        &self.url
+    pub(crate) fn name(&self) -> &str {
+        &self.name
     }
 }
+
+/// Of the database with that name, for who has the same environment: a URL may have a password in it, and everybody sees what a
+/// program is started with. Empty for the store in memory.
+pub(crate) fn url(store: Store, name: &str) -> Result<String, BoxError> {
+    match store {
+        Store::Memory => Ok(String::new()),
+        Store::Postgres => {
+            let server = std::env::var("DATABASE_URL").map_err(|_| NO_SERVER)?;
+            let (before, parameters) = server.split_once('?').unwrap_or((&server, ""));
+            let (address, _) = before.rsplit_once('/').ok_or("DATABASE_URL names no database")?;
+            Ok(format!("{address}/{name}?{parameters}"))
+        }
+        Store::Sqlite => Ok(format!("sqlite:{}", std::env::temp_dir().join(name).join("tasks.db").display())),
+    }
+}
+
+const NO_SERVER: &str = "DATABASE_URL names no Postgres";
 
 impl Drop for Fresh {
     fn drop(&mut self) {

@@ -12,7 +12,7 @@ use crate::{
     alarm, child,
     database::Pool,
     durable::{Engine, Enqueue, River},
-    fresh::Fresh,
+    fresh::{self, Fresh},
     load::{Call, Tally, closed_loop},
     plan::{Measure, Phases, Store, THREADS},
     rows::Sample,
@@ -28,7 +28,7 @@ struct Order {
     measure: Measure,
     clients: usize,
     phases: Phases,
-    url: String,
+    database: String,
 }
 
 /// The parent's side. It sleeps meanwhile.
@@ -39,8 +39,8 @@ pub(crate) fn run(
     server: Option<&str>,
 ) -> Result<Sample, BoxError> {
     let fresh = Fresh::new(variant.store, server)?;
-    let (url, name) = (fresh.url().to_owned(), variant.name.to_owned());
-    let order = Order { variant: name, measure, clients, phases, url };
+    let (database, name) = (fresh.name().to_owned(), variant.name.to_owned());
+    let order = Order { variant: name, measure, clients, phases, database };
     child::run(&order, format_args!("{} with {clients} client(s): {measure}", variant.name))
 }
 
@@ -55,15 +55,16 @@ pub(crate) fn obey(order: &str) -> Result<(), BoxError> {
 
 async fn measure(order: &Order) -> Result<Sample, BoxError> {
     let variant = variants::named(&order.variant).ok_or_else(|| format!("there is no variant `{}`", order.variant))?;
+    let url = fresh::url(variant.store, &order.database)?;
     match variant.way {
-        Way::CommitEach { connections } => accept(&CommitEach::new(&order.url, connections).await?, order).await,
-        Way::GroupCommit => accept(&GroupCommit::new(&order.url).await?, order).await,
+        Way::CommitEach { connections } => accept(&CommitEach::new(&url, connections).await?, order).await,
+        Way::GroupCommit => accept(&GroupCommit::new(&url).await?, order).await,
         Way::River { fetch_cooldown } => {
-            let pool = Pool::open(&order.url, connections_of_river(variant.store)).await?;
+            let pool = Pool::open(&url, connections_of_river(variant.store)).await?;
             durable(River::new(pool, fetch_cooldown).await?, order).await
         }
         Way::Tasks if variant.store == Store::Memory => tracked(MemoryStore::new(), order).await,
-        Way::Tasks => tracked(SqlStore::open(&order.url).await?, order).await,
+        Way::Tasks => tracked(SqlStore::open(&url).await?, order).await,
     }
 }
 
