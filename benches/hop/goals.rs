@@ -2,7 +2,8 @@
 
 use crate::{
     plan::{Flavor, Pin, Scene},
-    rows::{Spread, Table},
+    rows::Table,
+    spread::Spread,
 };
 
 /// One figure, in one scene.
@@ -131,7 +132,7 @@ impl Goal {
         match self.figure {
             Figure::AddedAllocations(ours, other) => {
                 let (ours, other) = (table.row(ours)?, table.row(other)?);
-                Some(ours.with(other, |ours, other| ours.allocs_per_op - other.allocs_per_op))
+                ours.with(other, |ours, other| ours.allocs_per_op - other.allocs_per_op)
             }
             Figure::Latency(ours, other) | Figure::Rate(ours, other) => table.ratio(ours, other),
         }

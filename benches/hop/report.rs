@@ -1,18 +1,14 @@
 //! The figures as tables and as JSON.
 
-use std::{
-    fmt::Write as _,
-    fs::File,
-    io::{Seek, Write as _},
-};
+use std::fmt::Write as _;
 
 use serde::Serialize;
 
 use crate::{
-    BoxError,
     goals::GOALS,
     plan::{Mode, Plan, Scene, THREADS, TOLERATED_OTHERS},
-    rows::{Row, Spread, Table},
+    rows::{Row, Table},
+    spread::{Spread, number, with_range},
 };
 
 /// What the rows are compared with.
@@ -71,10 +67,10 @@ fn write_table(text: &mut String, table: &Table) {
         let mut cells = format!(
             "{:<22} {:>20} {:>21} {:>23} {:>7.2}         ",
             row.variant.name,
-            with_range(row.over_samples(|sample| sample.p50_us)),
-            with_range(row.over_samples(|sample| sample.p99_us)),
-            with_range(row.over_samples(|sample| sample.ops_per_s / 1e3)),
-            row.over_samples(|sample| sample.allocs_per_op).median,
+            range(row.over_samples(|sample| sample.p50_us)),
+            range(row.over_samples(|sample| sample.p99_us)),
+            range(row.over_samples(|sample| sample.ops_per_s / 1e3)),
+            median(row.over_samples(|sample| sample.allocs_per_op)),
         );
         for base in BASES {
             let ratio = table.ratio(row.variant.name, base).map_or_else(|| "-".to_owned(), |it| ratio(it.median));
@@ -121,22 +117,14 @@ fn line(text: &mut String, line: &str) {
     text.push('\n');
 }
 
-/// Replaces what is in the file.
-pub(crate) fn write_json(file: &mut File, tables: &[Table]) -> Result<(), BoxError> {
-    file.set_len(0)?;
-    file.rewind()?;
-    for table in tables {
-        for row in &table.rows {
-            serde_json::to_writer(&mut *file, &Record::of(table, row))?;
-            file.write_all(b"\n")?;
-        }
-    }
-    Ok(file.flush()?)
+/// A line of JSON each.
+pub(crate) fn records(tables: &[Table]) -> Vec<Record> {
+    tables.iter().flat_map(|table| table.rows.iter().map(|row| Record::of(table, row))).collect()
 }
 
 /// A line of JSON: medians of the rounds.
 #[derive(Serialize)]
-struct Record {
+pub(crate) struct Record {
     bench: &'static str,
     variant: &'static str,
     #[serde(flatten)]
@@ -161,31 +149,27 @@ impl Record {
             bench: "hop",
             variant: row.variant.name,
             scene: table.scene,
-            p50_us: p50.median,
-            p99_us: row.over_samples(|sample| sample.p99_us).median,
-            ops_per_s: rate.median,
-            allocs_per_op: row.over_samples(|sample| sample.allocs_per_op).median,
-            p50_min_us: p50.min,
-            p50_max_us: p50.max,
-            ops_per_s_min: rate.min,
-            ops_per_s_max: rate.max,
+            p50_us: median(p50),
+            p99_us: median(row.over_samples(|sample| sample.p99_us)),
+            ops_per_s: median(rate),
+            allocs_per_op: median(row.over_samples(|sample| sample.allocs_per_op)),
+            p50_min_us: p50.map_or(f64::NAN, |it| it.min),
+            p50_max_us: p50.map_or(f64::NAN, |it| it.max),
+            ops_per_s_min: rate.map_or(f64::NAN, |it| it.min),
+            ops_per_s_max: rate.map_or(f64::NAN, |it| it.max),
             rounds: row.samples.len(),
             others_cpu_max_pct: table.others(),
         }
     }
 }
 
-fn with_range(spread: Spread) -> String {
-    format!("{} ({}-{})", number(spread.median), number(spread.min), number(spread.max))
+fn range(spread: Option<Spread>) -> String {
+    spread.map_or_else(|| "-".to_owned(), with_range)
 }
 
-/// With three digits or so, as more would claim what was not measured.
-fn number(value: f64) -> String {
-    match value {
-        value if value < 9.995 => format!("{value:.2}"),
-        value if value < 99.95 => format!("{value:.1}"),
-        value => format!("{value:.0}"),
-    }
+/// NaN, which is null in JSON, of nothing.
+fn median(spread: Option<Spread>) -> f64 {
+    spread.map_or(f64::NAN, |spread| spread.median)
 }
 
 /// With one digit more where the goals are close to one another.

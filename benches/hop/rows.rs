@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     plan::{Mode, Scene, TOLERATED_OTHERS},
+    spread::Spread,
     variants::Variant,
 };
 
@@ -24,12 +25,13 @@ pub(crate) struct Row {
 }
 
 impl Row {
-    pub(crate) fn over_samples(&self, figure: impl Fn(&Sample) -> f64) -> Spread {
+    /// None without rounds.
+    pub(crate) fn over_samples(&self, figure: impl Fn(&Sample) -> f64) -> Option<Spread> {
         Spread::of(self.samples.iter().map(figure))
     }
 
     /// Two rows' figures, put together within each round: only there were both under the same conditions.
-    pub(crate) fn with(&self, other: &Row, figure: impl Fn(&Sample, &Sample) -> f64) -> Spread {
+    pub(crate) fn with(&self, other: &Row, figure: impl Fn(&Sample, &Sample) -> f64) -> Option<Spread> {
         Spread::of(self.samples.iter().zip(&other.samples).map(|(ours, other)| figure(ours, other)))
     }
 }
@@ -55,7 +57,7 @@ impl Table {
             Mode::Sequential => sample.p50_us,
             Mode::Throughput => sample.ops_per_s,
         };
-        Some(self.row(ours)?.with(self.row(other)?, |ours, other| figure(ours) / figure(other)))
+        self.row(ours)?.with(self.row(other)?, |ours, other| figure(ours) / figure(other))
     }
 
     /// The worst of the rounds.
@@ -65,26 +67,5 @@ impl Table {
 
     pub(crate) fn is_undisturbed(&self) -> bool {
         self.others().is_none_or(|others| others <= TOLERATED_OTHERS)
-    }
-}
-
-/// A median, and how far the rounds were from it.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Spread {
-    pub(crate) median: f64,
-    pub(crate) min: f64,
-    pub(crate) max: f64,
-}
-
-impl Spread {
-    /// NaN of nothing.
-    pub(crate) fn of(values: impl Iterator<Item = f64>) -> Self {
-        let mut values: Vec<f64> = values.collect();
-        values.sort_by(f64::total_cmp);
-        let (Some(min), Some(max)) = (values.first(), values.last()) else {
-            return Self { median: f64::NAN, min: f64::NAN, max: f64::NAN };
-        };
-        let median = (values[(values.len() - 1) / 2] + values[values.len() / 2]) / 2.0;
-        Self { median, min: *min, max: *max }
     }
 }

@@ -5,10 +5,10 @@ use std::time::Instant;
 use crate::{
     BoxError,
     bystanders::Usage,
-    child,
     plan::{Phases, Pin, Plan, Scene},
     platform,
     rows::{Row, Table},
+    stage,
     variants::Variant,
 };
 
@@ -81,7 +81,7 @@ fn measure_scene(table: &mut Table, round: usize, rounds: usize, phases: Phases)
     let variants = table.rows.len();
     for position in 0..variants {
         let row = &mut table.rows[(position + round * variants / (rounds + 1)) % variants];
-        row.samples.push(child::run(&row.variant, table.scene, phases)?);
+        row.samples.push(stage::run(&row.variant, table.scene, phases)?);
     }
     table.others.extend(before.and_then(|before| Some(Usage::now()?.others_percent_since(before))));
     Ok(())

@@ -1,10 +1,10 @@
 //! The ways that are compared, as data.
 
 use crate::{
-    BoxError,
-    child::Stage,
+    BoxError, filter,
     hops::{self, Bare, CrossbeamOneshot, Inline, RayonOneshot, SecondRuntime, SpawnBlocking, TokioRayon, Unblock},
     rows::Sample,
+    stage::Stage,
 };
 
 /// One way to run a job.
@@ -36,24 +36,7 @@ pub(crate) fn named(name: &str) -> Option<&'static Variant> {
     VARIANTS.iter().find(|variant| variant.name == name)
 }
 
-/// The variants that any of the filters names, by the whole name or else by a part of it. All of them without a filter.
+/// See there.
 pub(crate) fn matching(filters: &[String]) -> Result<Vec<Variant>, BoxError> {
-    if filters.is_empty() {
-        return Ok(VARIANTS.to_vec());
-    }
-    let mut chosen = vec![false; VARIANTS.len()];
-    for filter in filters {
-        let exact = named(filter).is_some();
-        let mut found = false;
-        for (variant, chosen) in VARIANTS.iter().zip(&mut chosen) {
-            if if exact { variant.name == filter } else { variant.name.contains(filter.as_str()) } {
-                (*chosen, found) = (true, true);
-            }
-        }
-        if !found {
-            let names: Vec<_> = VARIANTS.iter().map(|variant| variant.name).collect();
-            return Err(format!("no variant is named like `{filter}`; there are {}", names.join(", ")).into());
-        }
-    }
-    Ok(VARIANTS.iter().zip(chosen).filter(|(_, chosen)| *chosen).map(|(variant, _)| *variant).collect())
+    filter::matching(VARIANTS, |variant| variant.name, filters)
 }

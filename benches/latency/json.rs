@@ -1,33 +1,9 @@
 //! Records as lines of JSON, and back.
 
-use std::{
-    fs::{self, File, OpenOptions},
-    io::{Seek, Write as _},
-    path::Path,
-};
+use std::{fs, path::Path};
 
+pub(crate) use crate::latency::lines::{open_for_writing, write};
 use crate::latency::{BoxError, record::Record};
-
-/// Opens without emptying: an interrupted run leaves the figures of the last one alone.
-pub(crate) fn open_for_writing(path: &Path) -> Result<File, BoxError> {
-    OpenOptions::new()
-        .create(true)
-        .write(true)
-        .truncate(false)
-        .open(path)
-        .map_err(|error| format!("cannot write {}: {error}", path.display()).into())
-}
-
-/// Replaces what is in the file.
-pub(crate) fn write(file: &mut File, records: &[Record]) -> Result<(), BoxError> {
-    file.set_len(0)?;
-    file.rewind()?;
-    for record in records {
-        serde_json::to_writer(&mut *file, record)?;
-        file.write_all(b"\n")?;
-    }
-    Ok(file.flush()?)
-}
 
 /// At least one.
 pub(crate) fn read(path: &Path) -> Result<Vec<Record>, BoxError> {

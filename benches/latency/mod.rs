@@ -11,11 +11,15 @@
 pub(crate) mod arrivals;
 pub(crate) mod bystanders;
 pub(crate) mod capacity;
+#[path = "../common/cells.rs"]
+pub(crate) mod cells;
 pub(crate) mod client;
 pub(crate) mod conditions;
 pub(crate) mod generator;
 pub(crate) mod goals;
 pub(crate) mod json;
+#[path = "../common/json.rs"]
+pub(crate) mod lines;
 pub(crate) mod picture;
 pub(crate) mod plan;
 pub(crate) mod platform;
@@ -26,6 +30,7 @@ pub(crate) mod report;
 pub(crate) mod rows;
 pub(crate) mod server;
 pub(crate) mod session;
+#[path = "../common/spread.rs"]
 pub(crate) mod spread;
 pub(crate) mod stop;
 pub(crate) mod table;

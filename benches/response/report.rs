@@ -1,14 +1,8 @@
 //! The figures as tables and as JSON.
 
-use std::{
-    fs::File,
-    io::{Seek, Write as _},
-};
-
 use serde::Serialize;
 
 use crate::{
-    BoxError,
     goals::GOALS,
     plan::{Plan, Protocol, TOLERATED_OTHERS},
     rows::{Row, Table, cpu_us},
@@ -91,22 +85,14 @@ fn line(text: &mut String, line: &str) {
     text.push('\n');
 }
 
-/// Replaces what is in the file.
-pub(crate) fn write_json(file: &mut File, tables: &[Table]) -> Result<(), BoxError> {
-    file.set_len(0)?;
-    file.rewind()?;
-    for table in tables {
-        for row in &table.rows {
-            serde_json::to_writer(&mut *file, &Record::of(table, row))?;
-            file.write_all(b"\n")?;
-        }
-    }
-    Ok(file.flush()?)
+/// A line of JSON each.
+pub(crate) fn records(tables: &[Table]) -> Vec<Record> {
+    tables.iter().flat_map(|table| table.rows.iter().map(|row| Record::of(table, row))).collect()
 }
 
 /// A line of JSON: medians of the rounds. Times are CPU times where the name does not say otherwise.
 #[derive(Serialize)]
-struct Record {
+pub(crate) struct Record {
     bench: &'static str,
     variant: &'static str,
     protocol: Protocol,

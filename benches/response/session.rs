@@ -5,9 +5,9 @@ use std::time::Instant;
 use crate::{
     BoxError,
     bystanders::Usage,
-    child,
     plan::{Plan, Protocol},
     rows::Table,
+    turns,
     variants::Variant,
 };
 
@@ -26,7 +26,7 @@ pub(crate) fn measure_all(plan: Plan, variants: &[Variant]) -> Result<Vec<Table>
 
 fn measure_round(table: &mut Table, variants: &[Variant], round: usize, plan: Plan) -> Result<(), BoxError> {
     let before = Usage::now();
-    let samples = child::run(variants, table.protocol, plan.phases, round)?;
+    let samples = turns::run(variants, table.protocol, plan.phases, round)?;
     for (row, sample) in table.rows.iter_mut().zip(samples) {
         row.samples.push(sample);
     }

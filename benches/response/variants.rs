@@ -1,6 +1,6 @@
 //! The servers that are compared, as data.
 
-use crate::BoxError;
+use crate::{BoxError, filter};
 
 /// One way to serve.
 #[derive(Debug, Clone, Copy)]
@@ -42,20 +42,11 @@ pub(crate) fn named(name: &str) -> Option<&'static Variant> {
     VARIANTS.iter().find(|variant| variant.name == name)
 }
 
-/// The variants that any of the filters names, by the whole name or else by a part of it; and always the plain one. All of them
-/// without a filter.
+/// See there; and always the plain one.
 pub(crate) fn matching(filters: &[String]) -> Result<Vec<Variant>, BoxError> {
-    let names = |variant: &Variant, filter: &str| {
-        if named(filter).is_some() { variant.name == filter } else { variant.name.contains(filter) }
-    };
-    for filter in filters {
-        if !VARIANTS.iter().any(|variant| names(variant, filter)) {
-            let all: Vec<_> = VARIANTS.iter().map(|variant| variant.name).collect();
-            return Err(format!("no variant is named like `{filter}`; there are {}", all.join(", ")).into());
-        }
+    let mut variants = filter::matching(VARIANTS, |variant| variant.name, filters)?;
+    if !variants.iter().any(|variant| variant.name == PLAIN) {
+        variants.insert(0, VARIANTS[0]);
     }
-    let wanted = |variant: &&Variant| {
-        filters.is_empty() || variant.name == PLAIN || filters.iter().any(|filter| names(variant, filter))
-    };
-    Ok(VARIANTS.iter().filter(wanted).copied().collect())
+    Ok(variants)
 }

@@ -1,18 +1,13 @@
 //! One round of a protocol, in a process of its own: all variants in turns, each with a connection that stays open. Both sides
 //! of it.
 
-use std::{
-    io::{self, Write},
-    process::{Command, Stdio},
-    sync::atomic::Ordering::Relaxed,
-    time::Duration,
-};
+use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use tokio::{io::duplex, runtime};
 
 use crate::{
-    BoxError,
+    BoxError, alarm, child,
     client::Client,
     clock::{Reading, Spent},
     plan::{Phases, Protocol},
@@ -45,30 +40,19 @@ pub(crate) fn run(
     first: usize,
 ) -> Result<Vec<Sample>, BoxError> {
     let variants = variants.iter().map(|variant| variant.name.to_owned()).collect();
-    let order = serde_json::to_string(&Order { protocol, variants, phases, first })?;
-    let child = Command::new(std::env::current_exe()?)
-        .arg("run")
-        .arg(order)
-        .stdin(Stdio::null())
-        .stderr(Stdio::inherit())
-        .output()?;
-    if !child.status.success() {
-        return Err(format!("{protocol} failed ({})", child.status).into());
-    }
-    Ok(serde_json::from_slice(&child.stdout)?)
+    child::run(&Order { protocol, variants, phases, first }, protocol)
 }
 
 /// The child's side.
 pub(crate) fn obey(order: &str) -> Result<(), BoxError> {
     let order: Order = serde_json::from_str(order)?;
-    platform::end_after(PATIENCE_SECONDS);
+    alarm::end_after(PATIENCE_SECONDS);
     if let [core, ..] = platform::cores()[..] {
         platform::pin(core)?; // before any other thread, so that all are there
     }
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
     let samples = runtime.block_on(measure(&order))?;
-    serde_json::to_writer(io::stdout(), &samples)?;
-    Ok(io::stdout().flush()?)
+    child::answer(&samples)
 }
 
 async fn measure(order: &Order) -> Result<Vec<Sample>, BoxError> {

@@ -1,10 +1,5 @@
 //! One run: a variant in a scene, in a process of its own. Both sides of it.
 
-use std::{
-    io::{self, Write},
-    process::{Command, Stdio},
-};
-
 use serde::{Deserialize, Serialize};
 use tokio::{
     runtime::{self, Runtime},
@@ -12,7 +7,7 @@ use tokio::{
 };
 
 use crate::{
-    BoxError,
+    BoxError, alarm, child,
     hops::Hop,
     job, load,
     plan::{Flavor, Phases, Pin, Scene, THREADS},
@@ -33,24 +28,15 @@ struct Order {
 
 /// The parent's side. It sleeps meanwhile.
 pub(crate) fn run(variant: &Variant, scene: Scene, phases: Phases) -> Result<Sample, BoxError> {
-    let order = serde_json::to_string(&Order { variant: variant.name.to_owned(), scene, phases })?;
-    let child = Command::new(std::env::current_exe()?)
-        .arg("run")
-        .arg(order)
-        .stdin(Stdio::null())
-        .stderr(Stdio::inherit())
-        .output()?;
-    if !child.status.success() {
-        return Err(format!("{} failed: {scene} ({})", variant.name, child.status).into());
-    }
-    Ok(serde_json::from_slice(&child.stdout)?)
+    let order = Order { variant: variant.name.to_owned(), scene, phases };
+    child::run(&order, format_args!("{}, {scene},", variant.name))
 }
 
 /// The child's side.
 pub(crate) fn obey(order: &str) -> Result<(), BoxError> {
     let Order { variant, scene, phases } = serde_json::from_str(order)?;
     let variant = variants::named(&variant).ok_or_else(|| format!("there is no variant `{variant}`"))?;
-    platform::end_after(PATIENCE_SECONDS);
+    alarm::end_after(PATIENCE_SECONDS);
     if scene.pin == Pin::One {
         let [core, ..] = platform::cores()[..] else { return Err("threads cannot be pinned here".into()) };
         platform::pin(core)?; // before any other thread, so that all are there
@@ -71,8 +57,7 @@ pub(crate) fn obey(order: &str) -> Result<(), BoxError> {
         let _inside = stage.runtime.enter();
         (variant.measure)(&stage)?
     };
-    serde_json::to_writer(io::stdout(), &sample)?;
-    Ok(io::stdout().flush()?)
+    child::answer(&sample)
 }
 
 /// Where a variant shows what it can do.

@@ -1,4 +1,4 @@
-//! What the operating system has to do for the measurement. The only file with `unsafe` in it: no crate here wraps these.
+//! What the operating system has to do for the measurement. With `unsafe`: no crate here wraps these.
 #![allow(unsafe_code)]
 
 use std::{
@@ -122,13 +122,3 @@ pub(crate) fn cpu_time() -> Option<Duration> {
 pub(crate) fn cpu_time() -> Option<Duration> {
     None
 }
-
-/// Ends this process when so many seconds have passed, by a signal: a thread that waits for it would be one thread more.
-#[cfg(unix)]
-pub(crate) fn end_after(seconds: u32) {
-    // SAFETY: the call touches no memory of ours, and nobody else here uses the alarm.
-    unsafe { libc::alarm(seconds) };
-}
-
-#[cfg(not(unix))]
-pub(crate) fn end_after(_: u32) {}
