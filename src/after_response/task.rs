@@ -4,7 +4,9 @@ use super::{
     AfterResponse, Outcome, Rejected,
     entry::{self, Condition},
 };
-use crate::background::{Body, TaskHandle, TaskOutput};
+#[cfg(feature = "durable")]
+use crate::background::Place;
+use crate::background::{Body, Reservation, TaskHandle, TaskOutput};
 
 /// A task that has a name and no work yet. Made by [`AfterResponse::task`].
 ///
@@ -113,12 +115,33 @@ impl<'a> Task<'a> {
         self.register(Body::of_future(work))
     }
 
-    fn register(self, body: Body) -> Result<TaskHandle, Rejected> {
-        let Self { after, name, condition, limit, concurrent, stop_on_error, replace } = self;
-        if matches!(condition, Condition::Flushed) && !after.is_tracked() {
+    /// Takes its place now; it is registered with the work that it is given later. Its time is this, unless it has a time of its own.
+    #[cfg(feature = "durable")]
+    pub(crate) fn place(self, limit: Duration) -> Result<Place, Rejected> {
+        let reservation = self.reserve()?.with_limit(self.limit.or(Some(limit)));
+        let Self { after, name, condition, concurrent, stop_on_error, replace, .. } = self;
+        let (after, attempt) = (after.clone(), after.attempt());
+        Ok(Place::new(reservation, move |reservation, body| {
+            if replace {
+                after.cancel(&name);
+            }
+            let handle = reservation.handle();
+            let task = entry::Task { body, reservation, condition, attempt, concurrent, stop_on_error };
+            after.register_task(name, handle.id(), task);
+            handle
+        }))
+    }
+
+    fn reserve(&self) -> Result<Reservation, Rejected> {
+        if matches!(self.condition, Condition::Flushed) && !self.after.is_tracked() {
             return Err(Rejected::UNTRACKED);
         }
-        let reservation = after.background().reserve(name.clone())?.with_limit(limit);
+        Ok(self.after.background().reserve(self.name.clone())?)
+    }
+
+    fn register(self, body: Body) -> Result<TaskHandle, Rejected> {
+        let reservation = self.reserve()?.with_limit(self.limit);
+        let Self { after, name, condition, concurrent, stop_on_error, replace, .. } = self;
         if replace {
             after.cancel(&name);
         }

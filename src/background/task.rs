@@ -1,6 +1,8 @@
 use std::{borrow::Cow, time::Duration};
 
-use super::{Background, Rejected, TaskHandle, TaskOutput};
+#[cfg(feature = "durable")]
+use super::Place;
+use super::{Background, Rejected, Reservation, TaskHandle, TaskOutput};
 
 /// A task that has a name and no work yet. Made by [`Background::task`].
 #[derive(Debug)]
@@ -25,6 +27,13 @@ impl<'a> Task<'a> {
     /// took too long is reported when it ends.
     pub fn timeout(self, limit: Duration) -> Self {
         Self { limit: Some(limit), ..self }
+    }
+
+    /// Takes its place now. Its time is this, unless it has a time of its own.
+    #[cfg(feature = "durable")]
+    pub(crate) fn place(self, limit: Duration) -> Result<Place, Rejected> {
+        let Self { background, name, limit: own } = self;
+        Ok(Place::new(background.reserve(name)?.with_limit(own.or(Some(limit))), Reservation::spend))
     }
 
     /// Registers it, with sync work that runs on the pool.

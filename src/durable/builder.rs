@@ -1,11 +1,11 @@
-use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use serde::Serialize;
 use tokio::sync::mpsc;
 
 use super::{
     Backoff, Durable, Job, StartError, group,
-    river::{Database, Plan, keep_lease, keep_records, register},
+    river::{Database, Plan, keep_lease, keep_records},
     shared::Shared,
     worker::Worker,
 };
@@ -28,8 +28,7 @@ const DEFAULT_CONCURRENCY: usize = 32;
 
 impl Builder {
     pub(super) fn new(tasks: Tasks) -> Self {
-        let plan = Plan { queues: BTreeMap::new(), workers: Vec::new(), backoff: Backoff::default() };
-        Self { tasks, plan, kinds: Vec::new(), concurrency: DEFAULT_CONCURRENCY }
+        Self { tasks, plan: Plan::default(), kinds: Vec::new(), concurrency: DEFAULT_CONCURRENCY }
     }
 
     /// Jobs of one kind are done by a closure on a pool, each attempt within `timeout` of its beginning.
@@ -63,8 +62,7 @@ impl Builder {
 
     fn add<J: Job>(&mut self, worker: Worker<J>) {
         self.kinds.push(J::KIND);
-        self.plan.queues.entry(J::QUEUE.to_owned()).or_default();
-        self.plan.workers.push(register(worker));
+        self.plan.add(worker);
     }
 
     /// Also takes jobs of this queue, at most so many at the same time. For a queue that jobs are [sent to](super::Enqueue::queue) other than

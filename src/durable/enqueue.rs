@@ -100,6 +100,20 @@ impl<'a, J: Job> Enqueue<'a, J> {
         Ok(admitted(inserted.ok_or_else(nothing)?, owner)?.id)
     }
 
+    /// How long its worker in this process may take, if that one could as well do it without the queue.
+    #[cfg(feature = "after-response")]
+    pub(super) fn limit_here(&self) -> Option<Duration> {
+        let is_for_the_queue =
+            self.options.unique().is_some() || self.options.scheduled_at() != super::river::ScheduleOverride::Inherit;
+        let worker = self.durable.shared().plan.worker::<J>().filter(|_| !is_for_the_queue);
+        worker.map(|worker| worker.limit)
+    }
+
+    #[cfg(feature = "after-response")]
+    pub(super) fn into_parts(self) -> (&'a Durable, J, Option<String>) {
+        (self.durable, self.job, self.owner)
+    }
+
     fn prepare(self) -> Result<Prepared, Refused> {
         if self.durable.is_closed() {
             return Err(Refused::closed());

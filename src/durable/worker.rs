@@ -14,7 +14,7 @@ use crate::{
 
 /// Does the jobs of one kind.
 pub(super) struct Worker<J> {
-    start: Arc<dyn Fn(J, Progress, Alive) -> Work + Send + Sync>,
+    start: Arc<dyn Fn(J, Progress, Option<Alive>) -> Work + Send + Sync>,
     /// How long one attempt may take, from when its work begins.
     pub(super) limit: Duration,
 }
@@ -43,7 +43,7 @@ impl<J: Job> Worker<J> {
         E: IntoFailure,
     {
         let (pool, work) = (pool.into_shared(), Arc::new(work));
-        let start = move |job, progress: Progress, alive: Alive| {
+        let start = move |job, progress: Progress, alive: Option<Alive>| {
             let (pool, work, begun) = (pool.clone(), work.clone(), Arc::new(Notify::new()));
             let begins = begun.clone();
             let closure = move || {
@@ -67,7 +67,7 @@ impl<J: Job> Worker<J> {
         E: IntoFailure,
     {
         let work = Arc::new(work);
-        let start = move |job, progress, alive: Alive| {
+        let start = move |job, progress, alive: Option<Alive>| {
             let (work, begun) = (work.clone(), Arc::new(Notify::new()));
             begun.notify_one();
             let future = async move {
@@ -82,7 +82,7 @@ impl<J: Job> Worker<J> {
         Self { start: Arc::new(start), limit }
     }
 
-    pub(super) fn start(&self, job: J, progress: Progress, alive: Alive) -> Work {
+    pub(super) fn start(&self, job: J, progress: Progress, alive: Option<Alive>) -> Work {
         (self.start)(job, progress, alive)
     }
 }

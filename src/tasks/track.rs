@@ -18,7 +18,7 @@ pub struct Track<'a> {
 }
 
 impl<'a> Track<'a> {
-    pub(super) fn new(tasks: &'a Tasks, name: Cow<'static, str>) -> Self {
+    pub(crate) fn new(tasks: &'a Tasks, name: Cow<'static, str>) -> Self {
         Self { tasks, name, owner: None, limit: None }
     }
 
@@ -82,6 +82,24 @@ impl<'a> Track<'a> {
     }
 
     fn reserve<R: Register + ?Sized>(&self, register: &R) -> Result<Place, Refused> {
+        self.check()?;
+        Ok(register.place(self.name.clone())?.with_limit(self.limit))
+    }
+
+    /// As [`spawn`](Self::spawn), where there is a place already, with a limit of its own.
+    #[cfg(feature = "durable")]
+    pub(crate) async fn spawn_at<F, A, T, E>(self, place: Place, work: F) -> Result<Accepted, Refused>
+    where
+        F: FnOnce(Progress) -> A + Send + 'static,
+        A: Future<Output = Result<T, E>> + Send + 'static,
+        T: Serialize,
+        E: IntoFailure,
+    {
+        self.check()?;
+        self.accept(place, |live| work::of_future(live, work)).await
+    }
+
+    fn check(&self) -> Result<(), Refused> {
         check(&self.name, MAX_NAME).map_err(|why| Refused::invalid(why.of_name))?;
         self.owner
             .as_ref()
@@ -90,7 +108,7 @@ impl<'a> Track<'a> {
         if self.tasks.is_closed() {
             return Err(Refused::closed());
         }
-        Ok(register.place(self.name.clone())?.with_limit(self.limit))
+        Ok(())
     }
 
     async fn accept(self, place: Place, body: impl FnOnce(Arc<Live>) -> Body + Send) -> Result<Accepted, Refused> {

@@ -48,7 +48,7 @@ impl<J: Job> riverqueue::Worker<Arguments<J>> for Adapter<J> {
         shared.clerk.begins(id, &attempt);
         let verdict = match guarded(|| job.args.decode()) {
             Ok(Ok(value)) => {
-                let work = self.worker.start(value, Progress::new(attempt.clone()), alive);
+                let work = self.worker.start(value, Progress::new(attempt.clone()), Some(alive));
                 attempt.run(work, self.worker.limit, context.cancellation_token().cancelled()).await
             }
             Ok(Err(error)) => {

@@ -1,4 +1,9 @@
-use std::{collections::BTreeMap, sync::Weak, time::Duration};
+use std::{
+    any::{Any, TypeId},
+    collections::{BTreeMap, HashMap},
+    sync::Weak,
+    time::Duration,
+};
 
 use riverqueue::{
     Client as River, ClientBuilder, DefaultRetryPolicy, JobRow, QueueConfig, RetryPolicy, RunHandle, Stopper,
@@ -33,21 +38,31 @@ pub(in crate::durable) struct Client {
 }
 
 /// What it works, and how.
+#[derive(Default)]
 pub(in crate::durable) struct Plan {
     pub(in crate::durable) queues: BTreeMap<String, usize>,
-    pub(in crate::durable) workers: Vec<Register>,
+    workers: Vec<Register>,
+    /// The same workers by the type of their jobs, for jobs that are done without River.
+    here: HashMap<TypeId, Box<dyn Any + Send + Sync>>,
     pub(in crate::durable) backoff: Backoff,
 }
 
 /// Adds the worker of one kind.
-pub(in crate::durable) type Register =
-    Box<dyn Fn(&mut Workers, &Weak<Shared>) -> Result<(), riverqueue::Error> + Send + Sync>;
+type Register = Box<dyn Fn(&mut Workers, &Weak<Shared>) -> Result<(), riverqueue::Error> + Send + Sync>;
 
-pub(in crate::durable) fn register<J: Job>(worker: Worker<J>) -> Register {
-    Box::new(move |workers, shared| {
-        let adapter = Adapter { worker: worker.clone(), shared: shared.clone() };
-        workers.add::<Arguments<J>, _>(adapter).map(drop)
-    })
+impl Plan {
+    pub(in crate::durable) fn add<J: Job>(&mut self, worker: Worker<J>) {
+        self.queues.entry(J::QUEUE.to_owned()).or_default();
+        self.here.insert(TypeId::of::<J>(), Box::new(worker.clone()));
+        self.workers.push(Box::new(move |workers, shared| {
+            let adapter = Adapter { worker: worker.clone(), shared: shared.clone() };
+            workers.add::<Arguments<J>, _>(adapter).map(drop)
+        }));
+    }
+
+    pub(in crate::durable) fn worker<J: Job>(&self) -> Option<&Worker<J>> {
+        self.here.get(&TypeId::of::<J>())?.downcast_ref()
+    }
 }
 
 /// For its claims, completions and its listener. Records are written by connections of the store.

@@ -12,11 +12,13 @@ mod keeper;
 mod recovery;
 mod schema;
 
+#[cfg(feature = "after-response")]
+pub(super) use riverqueue::ScheduleOverride;
 pub(super) use riverqueue::{InsertOpts, UniqueOpts, jiff};
 
 pub(super) use self::{
     arguments::Arguments,
-    client::{Client, Plan, register},
+    client::{Client, Plan},
     database::{Database, Inserted, Prepared, insert_into_postgres, insert_into_sqlite},
     insert_error::InsertError,
     keeper::{keep_lease, keep_records},
