@@ -23,6 +23,7 @@ mod fresh;
 #[path = "../common/json.rs"]
 mod json;
 mod load;
+mod ours;
 mod plan;
 mod report;
 mod rows;

@@ -14,6 +14,7 @@ use crate::{
     durable::{Engine, Enqueue, River},
     fresh::{self, Fresh},
     load::{Call, Tally, closed_loop},
+    ours::Ours,
     plan::{Measure, Phases, Store, THREADS},
     rows::Sample,
     variants::{self, Variant, Way},
@@ -58,6 +59,10 @@ async fn measure(order: &Order) -> Result<Sample, BoxError> {
     let url = fresh::url(variant.store, &order.database)?;
     match variant.way {
         Way::CommitEach { connections } => accept(&CommitEach::new(&url, connections).await?, order).await,
+        Way::Durable => {
+            let pool = Pool::open(&url, 1).await?;
+            durable(Ours::new(&url, pool, order.measure == Measure::Drain).await?, order).await
+        }
         Way::GroupCommit => accept(&GroupCommit::new(&url).await?, order).await,
         Way::River { fetch_cooldown } => {
             let pool = Pool::open(&url, connections_of_river(variant.store)).await?;

@@ -18,6 +18,8 @@ pub(crate) struct Variant {
 pub(crate) enum Way {
     /// An insert of the record in a transaction of its own, on so many connections.
     CommitEach { connections: u32 },
+    /// This crate's queue on River: a job and its record in one transaction.
+    Durable,
     /// The store alone, with whatever waits in one transaction.
     GroupCommit,
     /// River as it is.
@@ -63,8 +65,10 @@ pub(crate) const VARIANTS: &[Variant] = &[
         way: Way::CommitEach { connections: 10 },
         base: COMMIT_EACH_POSTGRES,
     },
+    Variant { name: "durable/sqlite", store: Store::Sqlite, way: Way::Durable, base: RIVER_SQLITE },
     Variant { name: RIVER_SQLITE, store: Store::Sqlite, way: RIVER, base: RIVER_SQLITE },
     Variant { name: "river/sqlite/1ms", store: Store::Sqlite, way: EAGER_RIVER, base: RIVER_SQLITE },
+    Variant { name: "durable/postgres", store: Store::Postgres, way: Way::Durable, base: RIVER_POSTGRES },
     Variant { name: RIVER_POSTGRES, store: Store::Postgres, way: RIVER, base: RIVER_POSTGRES },
     Variant { name: "river/postgres/1ms", store: Store::Postgres, way: EAGER_RIVER, base: RIVER_POSTGRES },
 ];
@@ -84,7 +88,7 @@ impl Variant {
             Way::CommitEach { .. } | Way::GroupCommit | Way::Tasks => Measure::Accept,
             // How often it fetches is nothing to who enqueues.
             Way::River { .. } if self.name != self.base => return vec![(Measure::Drain, 1)],
-            Way::River { .. } => Measure::Enqueue,
+            Way::Durable | Way::River { .. } => Measure::Enqueue,
         };
         let mut scenes: Vec<_> = CLIENTS.map(|clients| (measure, clients)).to_vec();
         if measure == Measure::Enqueue {

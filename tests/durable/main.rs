@@ -7,6 +7,7 @@ mod cancel;
 mod databases;
 mod enqueue;
 mod jobs;
+mod lease;
 mod overflow;
 mod start;
 mod support;

@@ -19,6 +19,8 @@ pub(super) struct Connections {
 }
 
 const CONNECTIONS: u32 = 5;
+/// For so long a connection is taken to work that nobody has used.
+const TRUSTED: Duration = Duration::from_secs(1);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A server that was taken off the network says nothing, and the system gives up only after minutes.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -26,7 +28,19 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 impl Connections {
     pub(super) async fn open(url: &str) -> Result<Self, StoreError> {
         let options: PgConnectOptions = url.parse().map_err(store_error)?;
-        let pool = PgPoolOptions::new().max_connections(CONNECTIONS).acquire_timeout(CONNECT_TIMEOUT);
+        let pool = PgPoolOptions::new()
+            .max_connections(CONNECTIONS)
+            .acquire_timeout(CONNECT_TIMEOUT)
+            .test_before_acquire(false)
+            .before_acquire(|connection, metadata| {
+                Box::pin(async move {
+                    // One that was just used needs no way to the server and back to show that it works.
+                    if metadata.idle_for > TRUSTED {
+                        connection.ping().await?;
+                    }
+                    Ok(true)
+                })
+            });
         let connections = Self { pool: pool.connect_with(options).await.map_err(store_error)? };
         connections.transaction(async |connection| migrate(connection).await).await??;
         Ok(connections)
