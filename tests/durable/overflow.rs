@@ -67,9 +67,7 @@ async fn what_is_enqueued_runs_though_the_response_fails_and_what_is_done_here_d
         let background =
             Background::builder().pool(ThreadPool::blocking(2)).queue_capacity(capacity).max_running(1).build();
         let of_handler = durable.clone();
-        let (held, handler_background) = (tokio::sync::Notify::new(), background.clone());
-        let id = fail_after_registering(handler_background, of_handler, &tasks, capacity == 1).await;
-        drop(held);
+        let id = fail_after_registering(background, of_handler, &tasks, capacity == 1).await;
         let done = ended(&tasks, id).await;
         assert_eq!((done.state, done.reason), (state, reason));
     }

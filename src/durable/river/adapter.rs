@@ -87,15 +87,15 @@ async fn end(
         },
         verdict => (verdict, None),
     };
-    let failed = match &verdict {
-        Verdict::Failed(failure) => Some(failure),
-        _ => None,
-    };
-    let news = shared.clerk.ends(id);
-    if news.is_some() || failed.is_some() {
-        // River's own word of the failure is enough, if this one cannot be written.
-        if let Err(error) = shared.database.settle(id, attempt.number(), news, failed).await {
+    // What cannot be written is no reason to do the work once more: River has a word of its own for a failure.
+    if let Some(news) = shared.clerk.ends(id) {
+        if let Err(error) = shared.database.report(&[news]).await {
             shared.complain("what an attempt said last could not be written", &error);
+        }
+    }
+    if let Verdict::Failed(failure) = &verdict {
+        if let Err(error) = shared.database.fail(id, attempt.number(), failure).await {
+            shared.complain("how an attempt failed could not be written", &error);
         }
     }
     match verdict {

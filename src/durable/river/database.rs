@@ -58,8 +58,8 @@ pub(super) fn noted_id(row: &JobRow) -> Option<TaskId> {
 macro_rules! in_transaction {
     ($database:expr, |$transaction:ident| $work:expr) => {
         match &$database.engine {
-            Engine::Postgres(postgres) => postgres.begin(async |$transaction| $work).await,
-            Engine::Sqlite(sqlite) => sqlite.begin(async |$transaction| $work).await,
+            Engine::Postgres(postgres) => postgres.transact(async |$transaction| $work).await,
+            Engine::Sqlite(sqlite) => sqlite.transact(async |$transaction| $work).await,
         }
     };
 }
@@ -160,10 +160,10 @@ impl Database {
     ) -> Result<Vec<Inserted>, InsertError> {
         let inserted = match &self.engine {
             Engine::Postgres(postgres) => {
-                postgres.begin(async |transaction| insert_into_postgres(client, transaction, jobs).await).await
+                postgres.transact(async |transaction| insert_into_postgres(client, transaction, jobs).await).await
             }
             Engine::Sqlite(sqlite) => {
-                sqlite.begin(async |transaction| insert_into_sqlite(client, transaction, jobs).await).await
+                sqlite.transact(async |transaction| insert_into_sqlite(client, transaction, jobs).await).await
             }
         };
         Ok(inserted??)
@@ -197,10 +197,10 @@ impl Database {
     pub(super) async fn recover(&self, backoff: Backoff) -> Result<u64, StoreError> {
         let recovered = match &self.engine {
             Engine::Postgres(postgres) => {
-                postgres.begin(async |transaction| recover_postgres(transaction, backoff).await).await
+                postgres.transact(async |transaction| recover_postgres(transaction, backoff).await).await
             }
             Engine::Sqlite(sqlite) => {
-                sqlite.begin(async |transaction| recover_sqlite(transaction, backoff).await).await
+                sqlite.transact(async |transaction| recover_sqlite(transaction, backoff).await).await
             }
         };
         recovered?.map_err(failure)
@@ -212,7 +212,7 @@ impl Database {
 INSERT INTO tower_offload_client (id, name, expires_at) VALUES ($1, $2, clock_timestamp() + $3 * interval '1 millisecond')";
         let Engine::Postgres(postgres) = &self.engine else { return Ok(()) };
         let name = name.replace('\0', "\u{fffd}");
-        let begin = postgres.begin(async |transaction| {
+        let begin = postgres.transact(async |transaction| {
             sqlx::query(BEGIN)
                 .bind(id)
                 .bind(name)
@@ -228,7 +228,7 @@ INSERT INTO tower_offload_client (id, name, expires_at) VALUES ($1, $2, clock_ti
         const RENEW: &str = "
 UPDATE tower_offload_client SET expires_at = clock_timestamp() + $2 * interval '1 millisecond' WHERE id = $1";
         let Engine::Postgres(postgres) = &self.engine else { return Ok(true) };
-        let renew = postgres.begin(async |transaction| {
+        let renew = postgres.transact(async |transaction| {
             sqlx::query(RENEW).bind(id).bind(lease_millis(postgres.lease())).execute(&mut **transaction).await
         });
         Ok(renew.await?.map_err(store_error)?.rows_affected() > 0)
@@ -236,7 +236,7 @@ UPDATE tower_offload_client SET expires_at = clock_timestamp() + $2 * interval '
 
     pub(super) async fn end_client(&self, id: &str) -> Result<(), StoreError> {
         let Engine::Postgres(postgres) = &self.engine else { return Ok(()) };
-        let end = postgres.begin(async |transaction| {
+        let end = postgres.transact(async |transaction| {
             sqlx::query("DELETE FROM tower_offload_client WHERE id = $1").bind(id).execute(&mut **transaction).await
         });
         end.await?.map(drop).map_err(store_error)
@@ -259,38 +259,40 @@ SELECT river_id FROM tower_offload_task WHERE river_id IS NOT NULL AND state < 1
     }
 
     /// Writes what attempts say of themselves, if they are those that run.
+    ///
+    /// On Postgres each row by itself: River completes many jobs in one statement, and two that lock the same rows in another order would stop each
+    /// other.
     pub(super) async fn report(&self, news: &[News]) -> Result<(), StoreError> {
-        let reported = in_transaction!(self, |transaction| {
-            for News { id, attempt, progress, message } in news {
-                let report = sqlx::query(REPORT).bind(&id.as_bytes()[..]).bind(attempt).bind(progress).bind(message);
-                report.execute(&mut **transaction).await?;
+        match &self.engine {
+            Engine::Postgres(postgres) => {
+                for News { id, attempt, progress, message } in news {
+                    let report =
+                        sqlx::query(REPORT).bind(&id.as_bytes()[..]).bind(attempt).bind(progress).bind(message);
+                    postgres.run(async |connection| report.execute(connection).await).await?;
+                }
+                Ok(())
             }
-            Ok::<_, Error>(())
-        });
-        reported?.map_err(failure)
+            Engine::Sqlite(sqlite) => {
+                let reported = sqlite.transact(async |transaction| {
+                    for News { id, attempt, progress, message } in news {
+                        let report = sqlx::query(REPORT).bind(&id.as_bytes()[..]).bind(attempt);
+                        report.bind(progress).bind(message).execute(&mut **transaction).await?;
+                    }
+                    Ok(())
+                });
+                reported.await?.map_err(store_error)
+            }
+        }
     }
 
-    /// Writes what an attempt said last, and how it failed, before River hears of its end.
-    pub(super) async fn settle(
-        &self,
-        id: TaskId,
-        attempt: i64,
-        news: Option<News>,
-        failed: Option<&Failure>,
-    ) -> Result<(), StoreError> {
-        let settled = in_transaction!(self, |transaction| {
-            if let Some(News { progress, message, .. }) = &news {
-                let report = sqlx::query(REPORT).bind(&id.as_bytes()[..]).bind(attempt).bind(progress).bind(message);
-                report.execute(&mut **transaction).await?;
-            }
-            if let Some(failed) = failed {
-                let detail = failed.detail.as_ref().map(Json::as_str);
-                let fail = sqlx::query(FAIL).bind(&id.as_bytes()[..]).bind(attempt).bind(&failed.class);
-                fail.bind(&failed.message).bind(detail).execute(&mut **transaction).await?;
-            }
-            Ok::<_, Error>(())
+    /// Writes how an attempt failed, before River hears of it.
+    pub(super) async fn fail(&self, id: TaskId, attempt: i64, failed: &Failure) -> Result<(), StoreError> {
+        let detail = failed.detail.as_ref().map(Json::as_str);
+        let failed = in_transaction!(self, |transaction| {
+            let fail = sqlx::query(FAIL).bind(&id.as_bytes()[..]).bind(attempt).bind(&failed.class);
+            fail.bind(&failed.message).bind(detail).execute(&mut **transaction).await.map(drop)
         });
-        settled?.map_err(failure)
+        failed?.map_err(store_error)
     }
 
     /// The id of a job that a client of another kind has inserted, and that runs now: its record is made here.
@@ -300,14 +302,14 @@ SELECT river_id FROM tower_offload_task WHERE river_id IS NOT NULL AND state < 1
         let pairs = [(row.id, &record)];
         let id = match &self.engine {
             Engine::Postgres(postgres) => {
-                let adopt = postgres.begin(async |transaction| {
+                let adopt = postgres.transact(async |transaction| {
                     postgres_pair::insert(transaction, &pairs).await?;
                     Ok::<_, Error>(found(postgres_pair::find(transaction, row.id).await?)?.id)
                 });
                 adopt.await
             }
             Engine::Sqlite(sqlite) => {
-                let adopt = sqlite.begin(async |transaction| {
+                let adopt = sqlite.transact(async |transaction| {
                     sqlite_pair::insert(transaction, &pairs).await?;
                     Ok::<_, Error>(found(sqlite_pair::find(transaction, row.id).await?)?.id)
                 });

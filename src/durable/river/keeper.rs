@@ -36,7 +36,16 @@ pub(in crate::durable) async fn keep_lease(shared: Arc<Shared>) {
 }
 
 /// Takes back what processes that are gone have left, hands requests to cancel on, and writes progress.
+///
+/// It ends when River has: until then the database is ours.
 pub(in crate::durable) async fn keep_records(shared: Arc<Shared>) {
+    keep_until_finished(&shared).await;
+    if let Some(client) = shared.client() {
+        let _ = client.ended().await; // whoever waits for that is told by `drain`
+    }
+}
+
+async fn keep_until_finished(shared: &Shared) {
     let recover_every =
         shared.database.lease().map(|lease| (lease / RENEWALS).clamp(RECOVER_AT_MOST_EVERY, RECOVER_AT_LEAST_EVERY));
     let mut recovers = interval(recover_every.unwrap_or(RECOVER_AT_LEAST_EVERY));

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use sqlx::Row;
 #[cfg(feature = "durable")]
-use sqlx::{Transaction, postgres::PgConnectOptions};
+use sqlx::{PgConnection, Transaction, postgres::PgConnectOptions};
 
 use super::{
     connection::{Connections, is_conflict},
@@ -36,11 +36,20 @@ impl Postgres {
 
     /// All or nothing of what `change` does. The error within is the caller's.
     #[cfg(feature = "durable")]
-    pub(crate) async fn begin<T, E: From<sqlx::Error>>(
+    pub(crate) async fn transact<T, E: From<sqlx::Error>>(
         &self,
         change: impl AsyncFnOnce(&mut Transaction<'_, sqlx::Postgres>) -> Result<T, E>,
     ) -> Result<Result<T, E>, StoreError> {
         self.connections.begin(change).await
+    }
+
+    /// One statement, in no transaction.
+    #[cfg(feature = "durable")]
+    pub(crate) async fn run<T>(
+        &self,
+        statement: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+    ) -> Result<T, StoreError> {
+        self.connections.read(statement).await
     }
 
     /// How to reach the server once more.

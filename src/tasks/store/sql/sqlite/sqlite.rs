@@ -44,7 +44,7 @@ impl Sqlite {
 
     /// All or nothing of what `change` does, between the writes of records. The error within is the caller's.
     #[cfg(feature = "durable")]
-    pub(crate) async fn begin<T, E: From<sqlx::Error>>(
+    pub(crate) async fn transact<T, E: From<sqlx::Error>>(
         &self,
         change: impl AsyncFnOnce(&mut Transaction<'_, sqlx::Sqlite>) -> Result<T, E>,
     ) -> Result<Result<T, E>, StoreError> {
