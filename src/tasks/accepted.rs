@@ -8,17 +8,52 @@ use super::{Status, TaskId};
 
 /// The answer to whoever asked for a task that was accepted: its record is written by now. Without one there is no way to a 202.
 ///
-/// With feature `axum` a handler returns it as it is.
+/// With feature `axum` a handler returns it as it is: 202 at once. A client may [prefer](crate::tasks::service::StatusService::respond) to wait:
+///
+/// ```
+/// use http::{HeaderMap, Response, StatusCode};
+/// use tower_offload::{Background, tasks::{MemoryStore, Progress, Refused, Tasks}};
+///
+/// async fn report(tasks: &Tasks, background: &Background, headers: &HeaderMap) -> Result<Response<bytes::Bytes>, Refused> {
+///     let accepted = tasks.track("report").run(background, |_: Progress| Ok::<_, String>(3)).await?;
+///     Ok(tasks.respond(accepted, headers).await)
+/// }
+///
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Refused> {
+/// let (tasks, background) = (Tasks::new(MemoryStore::new()), Background::default());
+/// let headers = HeaderMap::from_iter([("prefer".parse().unwrap(), "respond-async".parse().unwrap())]);
+/// let response = report(&tasks, &background, &headers).await?;
+/// assert_eq!((response.status(), &response.headers()["preference-applied"]), (StatusCode::ACCEPTED, "respond-async"));
+///
+/// let headers = HeaderMap::from_iter([("prefer".parse().unwrap(), "wait=10".parse().unwrap())]);
+/// let response = report(&tasks, &background, &headers).await?;
+/// assert_eq!((response.status(), &response.headers()["preference-applied"]), (StatusCode::OK, "wait=10"));
+/// assert_eq!(response.headers()["location"].len(), "/tasks/".len() + 36);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 #[must_use = "whoever asked for the task wants to know its id"]
 pub struct Accepted {
     status: Status,
     location: HeaderValue,
+    awaits_response: bool,
 }
 
 impl Accepted {
-    pub(super) fn new(status: Status, location: HeaderValue) -> Self {
-        Self { status, location }
+    pub(super) fn new(status: Status, location: HeaderValue, awaits_response: bool) -> Self {
+        Self { status, location, awaits_response }
+    }
+
+    /// It does not begin before the response of this request is over.
+    pub(super) fn awaits_response(&self) -> bool {
+        self.awaits_response
+    }
+
+    /// What is known by now.
+    pub(super) fn tell(&mut self, status: Status) {
+        self.status = status;
     }
 
     /// The id of the task.
