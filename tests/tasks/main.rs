@@ -5,6 +5,7 @@
 mod accepted;
 mod after_response;
 mod cancel;
+mod crashes;
 mod drain;
 mod ends;
 mod failing_store;

@@ -12,19 +12,19 @@ use tower_offload::tasks::{
 use super::store_suite::{Backend, accept, begin, found, now, queued, running, store_suite, succeeded, update};
 
 /// A database of its own on the server, which goes with it.
-struct OnServer {
+pub(crate) struct OnServer {
     server: String,
     name: String,
 }
 
 impl OnServer {
-    fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         let (before, parameters) = self.server.split_once('?').unwrap_or((&self.server, ""));
         let (server, _) = before.rsplit_once('/').unwrap();
         format!("{server}/{}?{parameters}", self.name)
     }
 
-    async fn connect(&self) -> PgConnection {
+    pub(crate) async fn connect(&self) -> PgConnection {
         PgConnection::connect(&self.url()).await.unwrap()
     }
 }
