@@ -8,7 +8,8 @@
 //! | `GET /?state=&name=&limit=&after=` | a list, the newest first, with `Link: <..>; rel="next"`; for browsers a page that shows it live |
 //! | `GET /openapi.json` | all of that, for programs |
 //!
-//! Errors are `application/problem+json`. HEAD is GET without a body; another method is 405.
+//! Errors are `application/problem+json`. What they do not tell clients, why the store failed, is an event of level `ERROR` with feature
+//! `tracing`. HEAD is GET without a body; another method is 405.
 //!
 //! ```
 //! use axum::Router;
