@@ -9,7 +9,9 @@ use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
 use hyper_util::{client::legacy, rt::TokioExecutor};
 use serde_json::Value;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, time::timeout};
+
+use super::support::LONG;
 
 /// Serves until the runtime of the test ends.
 pub(crate) async fn serve(app: Router) -> Client {
@@ -88,4 +90,16 @@ impl Reply {
 pub(crate) async fn part(body: &mut Incoming) -> Option<String> {
     let frame = body.frame().await?.unwrap();
     Some(String::from_utf8(frame.into_data().unwrap().to_vec()).unwrap())
+}
+
+/// All that is still to come of a stream, which has to end.
+pub(crate) async fn rest(body: &mut Incoming) -> String {
+    let read = async {
+        let mut rest = String::new();
+        while let Some(part) = part(body).await {
+            rest += &part;
+        }
+        rest
+    };
+    timeout(LONG, read).await.expect("the stream does not end")
 }

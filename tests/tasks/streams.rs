@@ -7,7 +7,7 @@ use tokio::{net::TcpListener, sync::oneshot, time::timeout};
 use tower_offload::tasks::{TaskState, Tasks};
 
 use super::{
-    http::{Client, part},
+    http::{Client, part, rest},
     support::{LONG, SHORT, background, hold, in_memory, record},
 };
 
@@ -38,21 +38,15 @@ async fn a_server_that_stops_does_not_wait_for_streams_that_are_ended() {
 
     drop(server.stop);
     tasks.end_streams();
-    let mut rest = String::new();
-    while let Some(part) = part(&mut stream).await {
-        rest += &part;
-    }
-    assert!(rest.starts_with(": ") && !rest.contains("event:"), "a word to people, and no end of the task: {rest}");
+    let farewell = rest(&mut stream).await;
+    assert!(farewell.starts_with(": ") && !farewell.contains("event:"), "a word to people, and no end: {farewell}");
     timeout(LONG, server.ended).await.expect("it waits for a stream").unwrap();
     assert_eq!(record(&tasks, held.id).await.state, TaskState::Running);
 
     // elsewhere, or here: who comes later is told what there is, and not held up
     let server = serve(&tasks).await;
     let mut stream = server.client.open("GET", &target, &[]).await.unwrap().into_body();
-    let mut story = String::new();
-    while let Some(part) = part(&mut stream).await {
-        story += &part;
-    }
+    let story = rest(&mut stream).await;
     assert!(story.contains("event: started"), "{story}");
     assert!(tasks.track("report").run(&background, |_| super::support::done()).await.is_ok(), "work is still accepted");
 }
@@ -72,13 +66,7 @@ async fn a_drain_ends_streams_of_tasks_that_are_not_over_and_tells_the_end_of_th
     super::support::ended(&tasks, id).await;
     assert!(!tasks.drain(SHORT).await.is_clean());
 
-    let (mut first, mut second) = (String::new(), String::new());
-    while let Some(part) = part(&mut of_held).await {
-        first += &part;
-    }
-    while let Some(part) = part(&mut of_other).await {
-        second += &part;
-    }
+    let (first, second) = (rest(&mut of_held).await, rest(&mut of_other).await);
     assert!(!first.contains("event: finished") && second.contains("event: finished"), "{first}\n{second}");
     drop(server.stop);
     timeout(LONG, server.ended).await.expect("it waits for a stream").unwrap();
