@@ -9,7 +9,7 @@ use tokio::{net::TcpListener, signal, sync::oneshot, time};
 use tower_offload::tasks::{Accepted, MemoryStore, Refused, SqlStore, Tasks, service::Access};
 use tower_offload::{AfterResponse, AfterResponseLayer, Background};
 
-/// How long there is from SIGTERM or Ctrl-C to the end.
+/// How long after SIGTERM or Ctrl-C each step may take: requests, work, records.
 const GRACE: Duration = Duration::from_secs(10);
 
 #[derive(Parser)]
@@ -74,11 +74,10 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let server = axum::serve(listener, app).with_graceful_shutdown(async { drop(stopped.await) });
     let server = tokio::spawn(server.into_future());
     interrupted.await;
-    let deadline = time::Instant::now() + GRACE;
     drop(stop);
-    // Beside the server: whoever watches a task to its end keeps a connection until then.
+    tasks.end_streams(); // whoever watches a task would hold up the server as long as that lasts
+    drop(time::timeout(GRACE, server).await);
     let report = background.drain(GRACE).await;
-    drop(time::timeout_at(deadline, server).await);
     println!("stopped: {report}; {} records not written", tasks.drain(GRACE).await.unwritten.len());
     Ok(())
 }

@@ -14,11 +14,12 @@ impl Sealed for AfterResponse {
     fn place(&self, name: Cow<'static, str>) -> Result<Place, Rejected> {
         let reservation = self.background().reserve(name.clone())?;
         let (after, attempt) = (self.clone(), self.attempt());
-        Ok(Place::new(reservation, move |reservation, body| {
+        let place = Place::new(reservation, move |reservation, body| {
             let (handle, condition) = (reservation.handle(), Condition::default());
             let task = Task { body, reservation, condition, attempt, concurrent: 1, stop_on_error: false };
             after.register_task(name, handle.id(), task);
             handle
-        }))
+        });
+        Ok(place.after_response())
     }
 }

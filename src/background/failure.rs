@@ -66,6 +66,12 @@ impl TaskFailure {
         matches!(self.cause, Cause::TimedOut { still_running: true, .. })
     }
 
+    /// As an event. Nothing without feature `tracing`.
+    pub(super) fn log(&self) {
+        #[cfg(feature = "tracing")]
+        tracing::event!(tracing::Level::ERROR, id = self.id(), name = self.name(), "{self}");
+    }
+
     /// `true` if it could not be run to its end: its pool refused it, or its runtime is gone.
     pub fn is_lost(&self) -> bool {
         matches!(self.cause, Cause::Lost | Cause::Refused(_))

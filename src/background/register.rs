@@ -34,6 +34,7 @@ impl sealed::Sealed for Background {
 pub struct Place {
     reservation: Reservation,
     spend: Box<dyn FnOnce(Reservation, Body) -> TaskHandle + Send>,
+    awaits_response: bool,
 }
 
 impl Place {
@@ -41,7 +42,17 @@ impl Place {
         reservation: Reservation,
         spend: impl FnOnce(Reservation, Body) -> TaskHandle + Send + 'static,
     ) -> Self {
-        Self { reservation, spend: Box::new(spend) }
+        Self { reservation, spend: Box::new(spend), awaits_response: false }
+    }
+
+    /// What is done with it begins only after the response that is being made.
+    #[cfg(feature = "after-response")]
+    pub(crate) fn after_response(self) -> Self {
+        Self { awaits_response: true, ..self }
+    }
+
+    pub(crate) fn awaits_response(&self) -> bool {
+        self.awaits_response
     }
 
     /// As [`Reservation::with_limit`].

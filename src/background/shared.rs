@@ -192,10 +192,7 @@ impl Shared {
         let failure = TaskFailure::new(control.id, control.name.clone(), cause);
         contained(|| match &self.sink {
             Some(sink) => sink(&failure),
-            None => {
-                #[cfg(feature = "tracing")]
-                tracing::event!(tracing::Level::ERROR, id = failure.id(), name = failure.name(), "{failure}");
-            }
+            None => failure.log(),
         });
     }
 

@@ -16,6 +16,9 @@ impl TaskSpan {
         }
     }
 
+    /// Closes it, before what follows.
+    pub(super) fn end(self) {}
+
     pub(super) fn enter<T>(&self, work: impl FnOnce() -> T) -> T {
         #[cfg(feature = "tracing")]
         let _span = self.span.as_ref().map(tracing::Span::enter);

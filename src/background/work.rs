@@ -65,7 +65,7 @@ async fn run(mut ticket: Ticket, work: Box<dyn FnOnce() -> Message + Send>) {
     if ticket.begin() {
         let span = super::span::TaskSpan::begin(&ticket.control);
         let result = guarded(|| within::scope(&*ticket.shared, || span.enter(work)));
-        drop(span);
+        span.end();
         ticket.end(result);
     }
 }

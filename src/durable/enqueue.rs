@@ -145,7 +145,7 @@ impl<'a, J: Job> Enqueue<'a, J> {
         let request = Request { job, reply };
         durable.shared().inserts.send(request).await.map_err(|_| gone())?;
         let record = admitted(answer.await.map_err(|_| gone())??, owner)?;
-        Ok(Accepted::new(Status::from(&record), durable.shared().tasks.location(record.id)))
+        Ok(Accepted::new(Status::from(&record), durable.shared().tasks.location(record.id), false))
     }
 }
 

@@ -8,17 +8,52 @@ use super::{Status, TaskId};
 
 /// The answer to whoever asked for a task that was accepted: its record is written by now. Without one there is no way to a 202.
 ///
-/// With feature `axum` a handler returns it as it is.
+/// With feature `axum` a handler returns it as it is: 202 at once. A client may [prefer](crate::tasks::service::StatusService::respond) to wait:
+///
+/// ```
+/// use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
+/// use tower_offload::{Background, tasks::{MemoryStore, Progress, Refused, Tasks}};
+///
+/// async fn report(tasks: &Tasks, background: &Background, headers: &HeaderMap) -> Result<Response<bytes::Bytes>, Refused> {
+///     let accepted = tasks.track("report").run(background, |_: Progress| Ok::<_, String>(3)).await?;
+///     Ok(tasks.respond(accepted, headers).await)
+/// }
+///
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Refused> {
+/// let (tasks, background) = (Tasks::new(MemoryStore::new()), Background::default());
+/// let prefer = |what| HeaderMap::from_iter([(HeaderName::from_static("prefer"), HeaderValue::from_static(what))]);
+/// let response = report(&tasks, &background, &prefer("respond-async")).await?;
+/// assert_eq!(response.status(), StatusCode::ACCEPTED);
+///
+/// let response = report(&tasks, &background, &prefer("wait=10")).await?;
+/// assert_eq!(response.status(), StatusCode::OK); // with the final status, within 10 seconds
+/// assert_eq!(response.headers()["preference-applied"], "wait=10");
+/// assert!(response.headers().contains_key("location"));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 #[must_use = "whoever asked for the task wants to know its id"]
 pub struct Accepted {
     status: Status,
     location: HeaderValue,
+    awaits_response: bool,
 }
 
 impl Accepted {
-    pub(crate) fn new(status: Status, location: HeaderValue) -> Self {
-        Self { status, location }
+    pub(crate) fn new(status: Status, location: HeaderValue, awaits_response: bool) -> Self {
+        Self { status, location, awaits_response }
+    }
+
+    /// It does not begin before the response of this request is over.
+    pub(super) fn awaits_response(&self) -> bool {
+        self.awaits_response
+    }
+
+    /// What is known by now.
+    pub(super) fn tell(&mut self, status: Status) {
+        self.status = status;
     }
 
     /// The id of the task.

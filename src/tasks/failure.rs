@@ -1,4 +1,4 @@
-use std::fmt::Display;
+use std::{any::type_name, borrow::Cow, error::Error, fmt::Display};
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -11,7 +11,8 @@ use super::{Json, text::clean};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[non_exhaustive]
 pub struct Failure {
-    /// What kind of failure it is. For an error the name of its type, as the compiler has it; `panic` for a panic; `refused` if the
+    /// What kind of failure it is. For an error the name of its type, as the compiler has it, and `error` for a text or a `Box<dyn Error>`,
+    /// whose types say nothing; `panic` for a panic; `refused` if the
     /// pool did not run it; `result` if what it returned cannot be kept.
     pub class: String,
     /// What went wrong.
@@ -51,8 +52,22 @@ pub trait IntoFailure: sealed::Sealed {
 
 impl<E: Display> IntoFailure for E {
     fn into_failure(self) -> Failure {
-        Failure::new(std::any::type_name::<E>(), format!("{self:#}"))
+        Failure::new(class_of::<E>(), format!("{self:#}"))
     }
+}
+
+fn class_of<E>() -> &'static str {
+    let class = type_name::<E>();
+    let says_nothing = [
+        type_name::<&str>(),
+        type_name::<Box<dyn Error + Send + Sync>>(),
+        type_name::<Box<dyn Error + Send>>(),
+        type_name::<Box<dyn Error>>(),
+        type_name::<Box<str>>(),
+        type_name::<Cow<'_, str>>(),
+        type_name::<String>(),
+    ];
+    if says_nothing.contains(&class) { "error" } else { class }
 }
 
 impl IntoFailure for Failure {

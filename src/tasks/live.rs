@@ -2,9 +2,9 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use super::{Failure, Reason, Record, TaskId, progress::Report, record::Ending, shared::Shared};
+use super::{Failure, Reason, Record, TaskId, TaskState, progress::Report, record::Ending, shared::Shared};
 use crate::{
-    background::{Over, TaskHandle},
+    background::{Over, Place, TaskHandle},
     pool::call::contained,
     sync::{Mutex, lock},
 };
@@ -15,14 +15,17 @@ pub(super) struct Live {
     record: watch::Sender<Record>,
     /// Set by the work when it ends; what that comes to is said by `over`.
     outcome: Mutex<Option<Ending>>,
+    /// It begins only after the response of the request that registered it.
+    awaits_response: bool,
     handle: TaskHandle,
     shared: Arc<Shared>,
 }
 
 impl Live {
-    pub(super) fn new(record: Record, handle: TaskHandle, shared: Arc<Shared>) -> Self {
+    pub(super) fn new(record: Record, place: &Place, shared: Arc<Shared>) -> Self {
         let (id, record) = (record.id, watch::Sender::new(record));
-        Self { id, record, outcome: Mutex::new(None), handle, shared }
+        let (awaits_response, handle) = (place.awaits_response(), place.handle());
+        Self { id, record, outcome: Mutex::new(None), awaits_response, handle, shared }
     }
 
     pub(super) fn id(&self) -> TaskId {
@@ -31,6 +34,11 @@ impl Live {
 
     pub(super) fn record(&self) -> Record {
         self.record.borrow().clone()
+    }
+
+    /// It has not begun, and does not as long as the response is not over.
+    pub(super) fn awaits_response(&self) -> bool {
+        self.awaits_response && self.record.borrow().state == TaskState::Queued
     }
 
     pub(super) fn subscribe(&self) -> watch::Receiver<Record> {

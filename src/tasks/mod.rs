@@ -88,7 +88,7 @@
 //! | panic | [failed](TaskState::Failed), class `panic`; nobody else notices |
 //! | cancel | what has not begun never does, async work is dropped, sync work can [ask](Progress::is_cancelled) |
 //! | the caller leaves while the record is written | the work does not run; cancelled, [abandoned](Reason::Abandoned) |
-//! | shutdown | [`Background::drain`](crate::Background::drain), then [`Tasks::drain`] |
+//! | shutdown | [`Tasks::end_streams`] with the signal, once the server has stopped [`Background::drain`](crate::Background::drain), then [`Tasks::drain`] |
 //! | crash of the process | with a store that outlives it: lost, and known to be |
 //!
 //! # When not to use it

@@ -85,8 +85,12 @@ impl Refused {
     }
 
     /// As an answer: 503 with `Retry-After`, or 500 for an [invalid](Self::is_invalid) name or owner, for these are the program's own. The body
-    /// is `application/problem+json` and tells no more than the [`Display`](fmt::Display) of this.
+    /// is `application/problem+json` and tells no more than the [`Display`](fmt::Display) of this. Why the store failed is an event of level
+    /// `ERROR` with feature `tracing`.
     pub fn into_response<B: From<Bytes>>(self) -> Response<B> {
+        if let Kind::Store(error) = &self.0 {
+            error.report();
+        }
         let status = match &self.0 {
             Kind::Invalid(_) => StatusCode::INTERNAL_SERVER_ERROR,
             #[cfg(feature = "durable")]

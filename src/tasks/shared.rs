@@ -7,7 +7,7 @@ use std::{
 
 use tokio::{
     runtime::Handle,
-    sync::{Notify, oneshot},
+    sync::{Notify, Semaphore, oneshot, watch},
     time::Instant,
 };
 
@@ -18,6 +18,7 @@ use super::{
     ledger::{Effect, Ledger, Reply},
     live::Live,
     recorder,
+    service::DEFAULT_MAX_STREAMS,
     store::Lease,
 };
 use crate::{
@@ -39,6 +40,10 @@ pub(crate) struct Shared {
     pub(super) wake: Notify,
     /// Tells that everything is written and the recorder is done.
     pub(super) idle: Notify,
+    /// Set once nobody is told anything any more that is still to come.
+    streams_end: watch::Sender<bool>,
+    /// A place for each stream that is open, and for each that waits.
+    pub(super) streams: Arc<Semaphore>,
     #[cfg(feature = "durable")]
     link: Link,
 }
@@ -85,6 +90,7 @@ impl Shared {
             waiting: Vec::new(),
         };
         let (state, wake, idle) = (Mutex::new(state), Notify::new(), Notify::new());
+        let (streams_end, streams) = (watch::Sender::new(false), Arc::new(Semaphore::new(DEFAULT_MAX_STREAMS)));
         Self {
             store,
             retention,
@@ -93,6 +99,8 @@ impl Shared {
             state,
             wake,
             idle,
+            streams_end,
+            streams,
             #[cfg(feature = "durable")]
             link: Link::default(),
         }
@@ -252,6 +260,16 @@ impl Shared {
             }
         });
         self.rouse();
+    }
+
+    pub(super) fn end_streams(&self) {
+        contained(|| _ = self.streams_end.send_replace(true)); // its wakers are foreign
+    }
+
+    /// Returns once streams are to end.
+    pub(super) fn streams_end(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut streams_end = self.streams_end.subscribe();
+        async move { drop(streams_end.wait_for(|ended| *ended).await) }
     }
 }
 

@@ -58,7 +58,8 @@ impl Subscription {
             Source::Elsewhere(tasks) => loop {
                 sleep(LOOK_EVERY).await;
                 match tasks.get(self.record.id).await?.into_record() {
-                    Some(record) if record.version == self.record.version => {}
+                    // Not by its version alone: a request to cancel adds to it, and the owner, who has not heard of that, comes to the same.
+                    Some(record) if record == self.record => {}
                     Some(record) => {
                         self.record = record;
                         break;

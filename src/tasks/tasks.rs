@@ -169,13 +169,23 @@ impl Tasks {
     ///
     /// As [`get`](Self::get).
     pub async fn accepted(&self, id: TaskId) -> Result<Option<Accepted>, StoreError> {
+        let awaits_response = self.shared().live(id).is_some_and(|live| live.awaits_response());
         let record = self.get(id).await?.into_record();
-        Ok(record.map(|record| Accepted::new(Status::from(&record), self.location(id))))
+        Ok(record.map(|record| Accepted::new(Status::from(&record), self.location(id), awaits_response)))
     }
 
     /// `true` once [`drain`](Self::drain) was called.
     pub fn is_closed(&self) -> bool {
         self.shared().with(|state| state.closed)
+    }
+
+    /// Ends the streams of events, and answers who waits for the end of a task: those there are, and from now on those that come. Work goes on,
+    /// and is accepted as before.
+    ///
+    /// At shutdown, with the signal that stops the server: it would wait for them, and a stream lasts as long as its task. Who followed one
+    /// comes back after a second, to another process or the next one, and goes on where it was. [`drain`](Self::drain) ends them too.
+    pub fn end_streams(&self) {
+        self.shared().end_streams();
     }
 
     /// What it is doing and has met.
@@ -186,7 +196,7 @@ impl Tasks {
         })
     }
 
-    /// Accepts nothing any more, waits until every record is final and written or `deadline` has passed, and gives the store back.
+    /// Accepts nothing any more, [ends the streams](Self::end_streams), waits until every record is final and written or `deadline` has passed, and gives the store back.
     ///
     /// At shutdown, after the [background's](crate::Background::drain): that one ends the tasks, this one writes down how.
     /// What is known can still be asked for.
@@ -200,6 +210,7 @@ impl Tasks {
     /// Dropped early, nothing is accepted any more, and what is open is written as it ends.
     pub async fn drain(&self, deadline: Duration) -> DrainReport {
         self.shared().close();
+        self.end_streams();
         let _ = tokio::time::timeout(deadline, self.until_idle()).await;
         DrainReport { unwritten: self.shared().with(|state| state.ledger.ids()) }
     }

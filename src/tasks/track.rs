@@ -117,15 +117,15 @@ impl<'a> Track<'a> {
         let mut record = Record::new(TaskId::random(now).map_err(Refused::random)?, self.name, now);
         record.owner = self.owner;
         let status = Status::from(&record);
-        let live = Arc::new(Live::new(record, place.handle(), shared.clone()));
-        let over = live.clone();
+        let live = Arc::new(Live::new(record, &place, shared.clone()));
+        let (over, awaits_response) = (live.clone(), place.awaits_response());
         let place = place.on_over(move |ended| over.over(ended));
         let mut unfinished = Unfinished(Some(live.clone())); // after the place, and so dropped before it
         shared.accept(live.clone()).await?;
         unfinished.0 = None;
         place.spend(body(live));
         let location = self.tasks.location(status.id);
-        Ok(Accepted::new(status, location))
+        Ok(Accepted::new(status, location, awaits_response))
     }
 }
 

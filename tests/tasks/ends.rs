@@ -62,6 +62,13 @@ async fn an_error_is_a_failure_with_its_class_and_message() {
     let failure = record.failure.unwrap();
     assert_eq!((&*failure.class, &*failure.message), ("std::io::error::Error", "the disk\u{fffd} is gone"));
 
+    let of_text = of_closure(|| Err::<(), _>("no paper".to_owned())).await;
+    assert_eq!(of_text.failure, Some(Failure::new("error", "no paper")));
+    let of_literal = of_closure(|| Err::<(), _>("no paper")).await;
+    assert_eq!(of_literal.failure, Some(Failure::new("error", "no paper")));
+    let of_any = of_closure(|| Err::<(), Box<dyn std::error::Error + Send + Sync>>("no paper".into())).await;
+    assert_eq!(of_any.failure, Some(Failure::new("error", "no paper")));
+
     let own = || Failure::new("out_of_stock", "there is none left").detail(&Report { rows: 0 });
     let record =
         of_closure(|| Err::<(), _>(Failure::new("out_of_stock", "there is none left").detail(&Report { rows: 0 })))

@@ -4,27 +4,36 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use sqlx::{Connection, PgConnection, postgres::PgConnectOptions};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::watch,
+    task::JoinSet,
+};
 use tower_offload::tasks::{
     Retention, TaskState, TaskStore,
-    store::{Epoch, Filter, SqlStore, Written},
+    store::{Epoch, Filter, Op, SqlStore, Written},
 };
 
-use super::store_suite::{Backend, accept, begin, found, now, queued, running, store_suite, succeeded, update};
+use super::store_suite::{Backend, accept, begin, found, id, now, queued, running, store_suite, succeeded, update};
 
 /// A database of its own on the server, which goes with it.
-struct OnServer {
+pub(crate) struct OnServer {
     server: String,
     name: String,
 }
 
 impl OnServer {
-    fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         let (before, parameters) = self.server.split_once('?').unwrap_or((&self.server, ""));
         let (server, _) = before.rsplit_once('/').unwrap();
         format!("{server}/{}?{parameters}", self.name)
     }
 
-    async fn connect(&self) -> PgConnection {
+    pub(crate) async fn connect(&self) -> PgConnection {
         PgConnection::connect(&self.url()).await.unwrap()
     }
 }
@@ -177,16 +186,27 @@ async fn a_text_with_nul_fails_nobody_and_nothing_is_found_by_one() {
     assert_eq!(store.list(&by_nul, Default::default()).await.unwrap().records, []);
 }
 
-/// Forwards to the server until it is told to be gone.
-async fn forward(listener: tokio::net::TcpListener, server: String) {
-    let mut connections = tokio::task::JoinSet::new();
+/// Forwards to the server until it is aborted; says nothing while it is told so.
+async fn forward(listener: TcpListener, server: String, is_silent: watch::Receiver<bool>) {
+    let mut connections = JoinSet::new();
     loop {
-        let (mut client, _) = listener.accept().await.unwrap();
-        let server = server.clone();
+        let (client, _) = listener.accept().await.unwrap();
+        let (server, is_silent) = (server.clone(), is_silent.clone());
         connections.spawn(async move {
-            let mut server = tokio::net::TcpStream::connect(server).await.unwrap();
-            let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+            let server = TcpStream::connect(server).await.unwrap();
+            let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
+            tokio::join!(pump(from_client, to_server, is_silent.clone()), pump(from_server, to_client, is_silent));
         });
+    }
+}
+
+async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut is_silent: watch::Receiver<bool>) {
+    let mut buffer = [0; 4096];
+    while let Ok(length @ 1..) = from.read(&mut buffer).await {
+        let _ = is_silent.wait_for(|is_silent| !is_silent).await;
+        if to.write_all(&buffer[..length]).await.is_err() {
+            return;
+        }
     }
 }
 
@@ -196,9 +216,10 @@ async fn while_the_server_is_gone_the_store_is_unavailable_and_it_works_again_on
     let options: PgConnectOptions = backend.url().parse().unwrap();
     let server = format!("{}:{}", options.get_host(), options.get_port());
     assert!(backend.url().contains(&server), "DATABASE_URL must name host and port");
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let proxy = tokio::spawn(forward(listener, server.clone()));
+    let is_silent = watch::Sender::new(false);
+    let proxy = tokio::spawn(forward(listener, server.clone(), is_silent.subscribe()));
     let store = SqlStore::open(&backend.url().replace(&server, &address.to_string())).await.unwrap();
     let epoch = begin(&store).await;
     store.write(epoch, &[accept(&queued(1))]).await.unwrap();
@@ -206,11 +227,90 @@ async fn while_the_server_is_gone_the_store_is_unavailable_and_it_works_again_on
     proxy.abort();
     assert!(proxy.await.unwrap_err().is_cancelled());
     assert!(store.write(epoch, &[accept(&queued(2))]).await.unwrap_err().is_unavailable());
-    let listener = tokio::net::TcpListener::bind(address).await.unwrap();
-    let proxy = tokio::spawn(forward(listener, server));
+    let listener = TcpListener::bind(address).await.unwrap();
+    let proxy = tokio::spawn(forward(listener, server, is_silent.subscribe()));
     assert_eq!(store.write(epoch, &[accept(&queued(2))]).await.unwrap(), [Written::Done]);
     assert!(found(&store, 1).await.is_some() && found(&store, 2).await.is_some());
     proxy.abort();
+}
+
+/// Until somebody in this database waits for a lock.
+async fn somebody_waits(backend: &OnServer) {
+    let mut connection = backend.connect().await;
+    let query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
+    while sqlx::query_scalar::<_, i64>(query).fetch_one(&mut connection).await.unwrap() == 0 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Waits for the row of that number, and has it for as long as the transaction lasts. Its version.
+async fn lock_row(connection: &mut PgConnection, number: u16) -> i64 {
+    let lock = sqlx::query_scalar("SELECT version FROM tower_offload_task WHERE id = $1 FOR UPDATE");
+    lock.bind(id(number).as_bytes().to_vec()).fetch_one(connection).await.unwrap()
+}
+
+/// As one that was taken off the network. It takes the ten seconds that a server has to answer.
+#[tokio::test]
+async fn a_server_that_says_nothing_is_given_up_after_a_while_and_used_again_once_it_answers() {
+    let Some(backend) = OnServer::fresh().await else { return };
+    let options: PgConnectOptions = backend.url().parse().unwrap();
+    let server = format!("{}:{}", options.get_host(), options.get_port());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let is_silent = watch::Sender::new(false);
+    let proxy = tokio::spawn(forward(listener, server.clone(), is_silent.subscribe()));
+    let store = SqlStore::open(&backend.url().replace(&server, &address.to_string())).await.unwrap();
+    let epoch = begin(&store).await;
+    store.write(epoch, &[accept(&queued(1))]).await.unwrap();
+
+    let mut connection = backend.connect().await;
+    let mut holding = connection.begin().await.unwrap();
+    lock_row(&mut holding, 1).await;
+    let writing = tokio::spawn({
+        let store = store.clone();
+        async move { store.write(epoch, &[update(&running(1))]).await }
+    });
+    somebody_waits(&backend).await; // in the midst of the transaction
+    is_silent.send_replace(true);
+    holding.commit().await.unwrap();
+    assert!(store.get(id(1)).await.unwrap_err().is_unavailable(), "nor is there a connection that answers");
+    let error = writing.await.unwrap().unwrap_err();
+    let source = std::error::Error::source(&error).unwrap().to_string();
+    assert!(error.is_unavailable() && source.contains("said nothing"), "{source}");
+
+    is_silent.send_replace(false);
+    assert_eq!(store.write(epoch, &[update(&running(1))]).await.unwrap(), [Written::Done]);
+    assert_eq!(found(&store, 1).await.unwrap().state, TaskState::Running);
+    proxy.abort();
+}
+
+/// Two transactions wait for one another; the server ends that of the store. Asks for the right to say which one, a superuser's.
+#[tokio::test]
+async fn a_write_that_the_server_ends_for_a_deadlock_is_done_again() {
+    let Some(backend) = OnServer::fresh().await else { return };
+    let mut other = backend.connect().await;
+    // Whoever looks for a deadlock first is ended: the store after two seconds, in which the other one has closed the circle.
+    let soon = sqlx::AssertSqlSafe(format!("ALTER DATABASE {} SET deadlock_timeout = '2s'", backend.name));
+    sqlx::query(soon).execute(&mut other).await.unwrap();
+    sqlx::query("SET deadlock_timeout = '1h'").execute(&mut other).await.unwrap();
+    let store = backend.open().await;
+    let epoch = begin(&store).await;
+    store.write(epoch, &[accept(&queued(1)), accept(&queued(2))]).await.unwrap();
+
+    let mut transaction = other.begin().await.unwrap();
+    lock_row(&mut transaction, 2).await;
+    let writing = tokio::spawn({
+        let store = store.clone();
+        let first_one_then_two = [update(&running(1)), Op::RequestCancel { id: id(2), now: now() }];
+        async move { store.write(epoch, &first_one_then_two).await }
+    });
+    somebody_waits(&backend).await;
+    let before = queued(1).version;
+    assert_eq!(lock_row(&mut transaction, 1).await as u64, before, "what the store had written is undone");
+    transaction.commit().await.unwrap();
+    assert_eq!(writing.await.unwrap().unwrap(), [Written::Done; 2]);
+    assert_eq!(found(&store, 1).await.unwrap().state, TaskState::Running);
+    assert!(found(&store, 2).await.unwrap().cancel_requested_at.is_some());
 }
 
 /// F7

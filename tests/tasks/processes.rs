@@ -91,6 +91,26 @@ async fn a_lease_that_ran_out_unnoticed_refuses_once_and_begins_again() {
     assert_eq!(ended(&tasks, accepted.id()).await.state, TaskState::Succeeded);
 }
 
+/// The owner has not heard of the request when its task ends, so that its record comes to the version that the request has.
+#[tokio::test(start_paused = true)]
+async fn a_task_of_another_process_that_ends_while_it_is_asked_to_is_seen_to_end() {
+    let store = Failing::leased(Duration::from_secs(5));
+    let tasks = Tasks::new(store.clone());
+    tasks.start().await.unwrap();
+    let epoch = Epoch::from_number(1);
+    let mut theirs = Record::new(id(1), "theirs", Timestamp::default());
+    store.inner.write(epoch, &[Op::Accept(Box::new(theirs.clone()))]).await.unwrap();
+    tasks.cancel(id(1)).await.unwrap();
+    let mut subscription = tasks.subscribe(id(1)).await.unwrap().unwrap();
+    assert_eq!(subscription.record().version, 2);
+
+    (theirs.state, theirs.version) = (TaskState::Failed, 2);
+    theirs.finished_at = Some(Timestamp::default());
+    assert_eq!(store.inner.write(epoch, &[Op::Update(Box::new(theirs))]).await.unwrap(), [Written::Done]);
+    let seen = tokio::time::timeout(LONG, subscription.changed()).await.expect("it is never told").unwrap();
+    assert_eq!(seen.unwrap().state, TaskState::Failed);
+}
+
 /// The task of another process, of which the store is all that is known.
 #[tokio::test(start_paused = true)]
 async fn a_task_of_another_process_is_watched_and_cancelled_through_the_store() {

@@ -16,10 +16,10 @@ use tower_offload::tasks::{
 use super::store_suite::{Backend, accept, begin, found, queued, running, store_suite};
 
 /// A folder that goes with it.
-struct Folder(PathBuf);
+pub(crate) struct Folder(PathBuf);
 
 impl Folder {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut random = [0; 8];
         getrandom::fill(&mut random).unwrap();
         let path = std::env::temp_dir().join(format!("tower-offload-{:016x}", u64::from_ne_bytes(random)));
@@ -27,7 +27,7 @@ impl Folder {
         Self(path)
     }
 
-    fn file(&self) -> PathBuf {
+    pub(crate) fn file(&self) -> PathBuf {
         self.0.join("tasks.db")
     }
 

@@ -218,6 +218,10 @@ pub(crate) async fn a_request_to_cancel_is_kept_and_told_to_the_owner(backend: &
     assert_eq!(store.cancel_requests(epoch).await.unwrap(), [id(1)]);
 
     let mut unaware = running(1);
+    unaware.version = 2; // what it had, and one more; the request has made it as much
+    store.write(epoch, &[update(&unaware)]).await.unwrap();
+    let record = found(&store, 1).await.unwrap();
+    assert_eq!((record.state, record.version, record.cancel_requested_at), (TaskState::Running, 2, Some(at)));
     unaware.version = 100;
     store.write(epoch, &[update(&unaware)]).await.unwrap();
     let record = found(&store, 1).await.unwrap();

@@ -249,7 +249,7 @@ SELECT river_id FROM tower_offload_task WHERE river_id IS NOT NULL AND state < 1
         match &self.engine {
             Engine::Postgres(postgres) => {
                 let requests = postgres
-                    .begin(async |transaction| sqlx::query_scalar(REQUESTS).fetch_all(&mut **transaction).await);
+                    .transact(async |transaction| sqlx::query_scalar(REQUESTS).fetch_all(&mut **transaction).await);
                 requests.await?.map_err(store_error)
             }
             Engine::Sqlite(sqlite) => {

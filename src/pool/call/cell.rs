@@ -302,8 +302,7 @@ where
         if gone {
             self.dispose(&trace, ran.unwrap_or_default());
         }
-        // Closes the span, perhaps: foreign code.
-        if let Err(payload) = guarded(|| drop(trace)) {
+        if let Err(payload) = guarded(|| trace.end()) {
             self.report(payload);
         }
         reply(caller)

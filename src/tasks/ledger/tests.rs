@@ -16,9 +16,11 @@ use tokio::{
 use super::{Effect, Ledger};
 use crate::{
     Background,
+    background::Sealed,
     tasks::{
         Json, MemoryStore, Reason, Record, Retention, StoreError, TaskId, TaskState, TaskStore, Timestamp,
         live::Live,
+        progress::Report as _,
         record::Ending,
         shared::Shared,
         store::{Epoch, Found, Op, Process},
@@ -145,8 +147,8 @@ impl World {
         let mut bytes = [0; TaskId::BYTES];
         bytes[0] = self.tasks.len() as u8;
         let record = Record::new(TaskId::from_bytes(bytes), "", Timestamp::default());
-        let handle = self.background.reserve("").unwrap().handle();
-        let live = Arc::new(Live::new(record, handle, self.shared.clone()));
+        let place = self.background.place("".into()).unwrap();
+        let live = Arc::new(Live::new(record, &place, self.shared.clone()));
         let (reply, answer) = oneshot::channel();
         let accepted = self.ledger.accept(live.clone(), reply, self.now).is_err().then_some(false);
         self.tasks.push(Task { live, answer, accepted });

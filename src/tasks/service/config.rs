@@ -17,7 +17,7 @@ pub(super) struct Config {
     pub(super) streams: Arc<Semaphore>,
 }
 
-pub(super) const DEFAULT_MAX_STREAMS: usize = 1024;
+pub(in crate::tasks) const DEFAULT_MAX_STREAMS: usize = 1024;
 
 impl Config {
     pub(super) fn new(source: Arc<dyn Source>) -> Self {

@@ -34,6 +34,6 @@ async fn open(config: Config, id: TaskId, access: &Access, told: Option<Place>) 
     };
     visible(Ok(Found::Record(Box::new(changes.record().clone()))), access)?;
     let mut answer = text_of("text/event-stream", Default::default());
-    *answer.body_mut() = ResponseBody::of_events(EventStream::new(changes, told, config.keep_alive, permit));
+    *answer.body_mut() = ResponseBody::of_events(EventStream::new(changes, told, &config, permit));
     Ok(answer)
 }

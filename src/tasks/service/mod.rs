@@ -8,7 +8,8 @@
 //! | `GET /?state=&name=&limit=&after=` | a list, the newest first, with `Link: <..>; rel="next"`; for browsers a page that shows it live |
 //! | `GET /openapi.json` | all of that, for programs |
 //!
-//! Errors are `application/problem+json`. HEAD is GET without a body; another method is 405.
+//! Errors are `application/problem+json`. What they do not tell clients, why the store failed, is an event of level `ERROR` with feature
+//! `tracing`. HEAD is GET without a body; another method is 405.
 //!
 //! ```
 //! use axum::Router;
@@ -58,11 +59,18 @@
 //! A stream or a waiting client takes one of [`max_streams`](StatusService::max_streams) places, a list has at most 1000 tasks. A client that
 //! never reads keeps its place until its connection ends: the server's own timeouts are what ends it.
 //!
+//! # Shutdown
+//!
+//! A server that stops gracefully waits for its connections, and a stream lasts as long as its task:
+//! [`Tasks::end_streams`](crate::tasks::Tasks::end_streams), with the signal that stops the server, ends those that there are. Their clients
+//! come back after a second, and go on where they were.
+//!
 //! # When not to use it
 //!
 //! For the status of many thousand tasks at once, to the second: look into the store.
 
 mod accept;
+mod accepted;
 mod access;
 mod alias;
 mod body;
@@ -85,7 +93,9 @@ mod show;
 mod source;
 mod stream;
 mod tasks;
+mod wait;
 
+pub(super) use self::config::DEFAULT_MAX_STREAMS;
 pub use self::{
     access::{Access, Action},
     alias::StatusAlias,

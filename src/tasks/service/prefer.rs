@@ -1,9 +1,9 @@
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName};
+use http::{HeaderMap, HeaderName, HeaderValue};
 
 pub(super) const PREFER: HeaderName = HeaderName::from_static("prefer");
-pub(super) const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
+const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
 
 /// What a client would like, by [RFC 7240](https://www.rfc-editor.org/rfc/rfc7240). What is not understood is left out, as it says.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -30,6 +30,13 @@ impl Prefer {
         }
         prefer
     }
+}
+
+/// Says which preferences were followed, if any.
+pub(super) fn note_applied(headers: &mut HeaderMap, applied: impl IntoIterator<Item = String>) {
+    let applied: Vec<_> = applied.into_iter().collect();
+    let value = HeaderValue::try_from(applied.join(", ")).ok().filter(|value| !value.is_empty());
+    headers.extend(value.map(|value| (PREFERENCE_APPLIED, value)));
 }
 
 /// A number too large is a very long time.
@@ -95,7 +102,6 @@ fn is_token(byte: &u8) -> bool {
 
 #[cfg(all(test, not(tower_offload_loom)))]
 mod tests {
-    use http::HeaderValue;
     use proptest::prelude::*;
 
     use super::*;

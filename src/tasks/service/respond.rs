@@ -70,10 +70,10 @@ pub(super) fn vary_by_accept(answer: &mut Answer) {
     vary(answer, &ACCEPT);
 }
 
-pub(super) fn vary_by_prefer(answer: &mut Answer) {
+pub(super) fn vary_by_prefer<B>(answer: &mut Response<B>) {
     vary(answer, &PREFER);
 }
 
-fn vary(answer: &mut Answer, name: &HeaderName) {
+fn vary<B>(answer: &mut Response<B>, name: &HeaderName) {
     answer.headers_mut().append(VARY, HeaderValue::from_name(name.clone()));
 }

@@ -35,12 +35,18 @@ use crate::{
 /// Tells the status of tasks over HTTP, at paths below where it is mounted. See the [module docs](crate::tasks::service).
 #[derive(Clone)]
 pub struct StatusService {
-    config: Config,
+    pub(super) config: Config,
 }
 
 impl StatusService {
     pub(crate) fn new(source: impl Source) -> Self {
         Self { config: Config::new(Arc::new(source)) }
+    }
+
+    /// With places for streams that others have too.
+    pub(super) fn sharing(mut self, streams: Arc<Semaphore>) -> Self {
+        self.config.streams = streams;
+        self
     }
 
     /// Decides what a request may do; it runs for each, so it should look at what an outer layer has left in the head's extensions rather
@@ -72,8 +78,10 @@ impl StatusService {
         self
     }
 
-    /// How many streams of events may be open, and clients be waiting, at the same time. Default 1024: some kilobytes each. Beyond that a
-    /// stream gets 503, and who would wait is answered at once.
+    /// How many streams of events may be open, and clients be waiting, at the same time. Default 1024: some kilobytes each, and all services
+    /// of the same [`Tasks`](crate::tasks::Tasks) together. Beyond that a stream gets 503, and who would wait is answered at once.
+    ///
+    /// Set here they are of this service and its clones alone.
     pub fn max_streams(mut self, streams: usize) -> Self {
         let streams = streams.min(Semaphore::MAX_PERMITS);
         (self.config.max_streams, self.config.streams) = (streams, Arc::new(Semaphore::new(streams)));

@@ -1,3 +1,5 @@
+use std::pin::Pin;
+
 use crate::tasks::{
     Record, TaskId,
     store::{Filter, Found, Listing, Page, StoreFuture},
@@ -19,7 +21,12 @@ pub(crate) trait Source: Send + Sync + 'static {
 
     /// `true` once nothing can be cancelled any more.
     fn is_closed(&self) -> bool;
+
+    /// Returns once streams are to end although their tasks are not over.
+    fn streams_end(&self) -> StreamsEnd;
 }
+
+pub(crate) type StreamsEnd = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// The changes of one task. Of those that come faster than they are asked for only the newest is told.
 pub(crate) trait Changes: Send {

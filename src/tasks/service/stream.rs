@@ -11,8 +11,9 @@ use tokio::{
 };
 
 use super::{
+    config::Config,
     milestone::{Milestone, Place},
-    source::Changes,
+    source::{Changes, StreamsEnd},
 };
 
 /// The events of one task, up to its final state. Nothing is done unless somebody reads, and no more is held than what the next read gets:
@@ -24,6 +25,7 @@ pub(super) struct EventStream {
     next: Option<Next>,
     keep_alive: Duration,
     silence: Pin<Box<Sleep>>,
+    streams_end: StreamsEnd,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -32,16 +34,20 @@ type Next = Pin<Box<dyn Future<Output = Option<Box<dyn Changes>>> + Send>>;
 
 /// A client that lost the connection comes back after a second, instead of what its browser thinks good.
 const RETRY: &str = "retry: 1000\n\n";
+/// For people who look at the stream.
+const FAREWELL: &str = ": to be continued by another process\n\n";
 
 impl EventStream {
     pub(super) fn new(
         changes: Box<dyn Changes>,
         told: Option<Place>,
-        keep_alive: Duration,
+        config: &Config,
         permit: OwnedSemaphorePermit,
     ) -> Self {
+        let (keep_alive, streams_end) = (config.keep_alive, config.source.streams_end());
         let silence = Box::pin(sleep(keep_alive));
-        let mut stream = Self { text: RETRY.to_owned(), told, next: None, keep_alive, silence, _permit: permit };
+        let text = RETRY.to_owned();
+        let mut stream = Self { text, told, next: None, keep_alive, silence, streams_end, _permit: permit };
         stream.tell(changes);
         stream
     }
@@ -70,6 +76,10 @@ impl EventStream {
                     if let Some(changes) = changes {
                         self.tell(changes);
                     }
+                }
+                Poll::Pending if self.streams_end.as_mut().poll(cx).is_ready() => {
+                    self.next = None;
+                    self.text.push_str(FAREWELL);
                 }
                 Poll::Pending => {
                     std::task::ready!(self.silence.as_mut().poll(cx));

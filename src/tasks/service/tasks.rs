@@ -1,9 +1,12 @@
+use bytes::Bytes;
+use http::{HeaderMap, Response};
+
 use super::{
     StatusAlias, StatusService,
-    source::{Changes, Source},
+    source::{Changes, Source, StreamsEnd},
 };
 use crate::tasks::{
-    Record, Subscription, TaskId, Tasks,
+    Accepted, Record, Subscription, TaskId, Tasks,
     store::{Filter, Found, Listing, Page, StoreFuture},
 };
 
@@ -13,7 +16,21 @@ impl Tasks {
     /// By default who has an id may ask for its status and its events, and nothing else is allowed. See the
     /// [module docs](crate::tasks::service).
     pub fn service(&self) -> StatusService {
-        StatusService::new(self.clone())
+        StatusService::new(self.clone()).sharing(self.shared().streams.clone())
+    }
+
+    /// The answer to who asked for a task, as they prefer it, with the defaults of [`service`](Self::service). See
+    /// [`StatusService::respond`].
+    ///
+    /// # Panics
+    ///
+    /// As [`StatusService::respond`].
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`StatusService::respond`].
+    pub async fn respond<B: From<Bytes>>(&self, accepted: Accepted, headers: &HeaderMap) -> Response<B> {
+        self.service().respond(accepted, headers).await
     }
 
     /// The same as `GET /status?task_id=`, with the default of [`service`](Self::service). For another one there is
@@ -45,6 +62,10 @@ impl Source for Tasks {
 
     fn is_closed(&self) -> bool {
         Tasks::is_closed(self)
+    }
+
+    fn streams_end(&self) -> StreamsEnd {
+        Box::pin(self.shared().streams_end())
     }
 }
 

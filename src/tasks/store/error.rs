@@ -47,6 +47,12 @@ impl StoreError {
         Self { kind: self.kind, source: self.source.as_ref().map(|source| causes(&**source).into()) }
     }
 
+    /// For whoever runs the process, with all the causes, which clients are not told. Nothing without feature `tracing`.
+    pub(crate) fn report(&self) {
+        #[cfg(feature = "tracing")]
+        tracing::event!(tracing::Level::ERROR, "{}", causes(self));
+    }
+
     /// `true` if there is no room in it.
     pub fn is_full(&self) -> bool {
         self.kind == Kind::Full

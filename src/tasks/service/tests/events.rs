@@ -118,6 +118,26 @@ async fn a_stream_that_has_ended_gives_its_place_back_before_the_body_is_dropped
 }
 
 #[tokio::test]
+async fn streams_that_are_ended_tell_what_is_known_and_end_without_an_end_of_the_task() {
+    let rig = Rig::new().await;
+    let (over, pending) = (rig.accept("report").await, rig.accept("report").await);
+    let service = rig.closed_service().max_streams(2);
+    let open_stream = async |id| open(&service, "GET", &format!("/{id}/events"), &[]).await.into_body();
+    let (mut first, mut second) = (open_stream(over).await, open_stream(pending).await);
+    for body in [&mut first, &mut second] {
+        assert_eq!(events(&part(body).await.unwrap()), ["queued"]);
+    }
+    rig.start(over).await;
+    rig.succeed(over).await;
+    rig.end_streams();
+    assert_eq!(events(&part(&mut first).await.unwrap()), ["started", "finished"]);
+    assert!(part(&mut second).await.unwrap().starts_with(": "));
+    assert_eq!((part(&mut first).await, part(&mut second).await), (None, None));
+    let mut later = open_stream(pending).await;
+    assert_eq!(events(&part(&mut later).await.unwrap()), ["queued"], "and places have come back");
+}
+
+#[tokio::test]
 async fn a_stream_whose_task_nobody_watches_any_more_ends_so_that_the_client_comes_back() {
     let rig = Rig::new().await;
     let id = rig.accept("report").await;

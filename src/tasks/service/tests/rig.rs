@@ -20,7 +20,7 @@ use crate::tasks::{
     record::Ending,
     service::{
         Access, ResponseBody,
-        source::{Changes, Source},
+        source::{Changes, Source, StreamsEnd},
     },
     store::{Epoch, Filter, Found, Listing, Op, Page, Process, StoreFuture},
 };
@@ -36,6 +36,7 @@ struct Inner {
     live: Mutex<HashMap<TaskId, watch::Sender<Record>>>,
     is_closed: AtomicBool,
     fault: Mutex<Option<fn() -> StoreError>>,
+    streams_end: watch::Sender<bool>,
 }
 
 impl Rig {
@@ -43,7 +44,8 @@ impl Rig {
         let store = MemoryStore::new();
         let epoch = store.begin(&Process::new("rig", Timestamp::default())).await.unwrap().epoch;
         let (live, is_closed, fault) = (Mutex::default(), AtomicBool::new(false), Mutex::default());
-        Self(Arc::new(Inner { store, epoch, accepted: AtomicU64::new(0), live, is_closed, fault }))
+        let (accepted, streams_end) = (AtomicU64::new(0), watch::Sender::new(false));
+        Self(Arc::new(Inner { store, epoch, accepted, live, is_closed, fault, streams_end }))
     }
 
     /// One that decides nothing: with the defaults.
@@ -98,6 +100,10 @@ impl Rig {
 
     pub(super) fn close(&self) {
         self.0.is_closed.store(true, Relaxed);
+    }
+
+    pub(super) fn end_streams(&self) {
+        self.0.streams_end.send_replace(true);
     }
 
     pub(super) fn fail_with(&self, fault: fn() -> StoreError) {
@@ -169,6 +175,11 @@ impl Source for Rig {
 
     fn is_closed(&self) -> bool {
         self.0.is_closed.load(Relaxed)
+    }
+
+    fn streams_end(&self) -> StreamsEnd {
+        let mut streams_end = self.0.streams_end.subscribe();
+        Box::pin(async move { drop(streams_end.wait_for(|ended| *ended).await) })
     }
 }
 

@@ -1,0 +1,105 @@
+//! Real servers on real sockets, and a client for them.
+
+use std::net::SocketAddr;
+
+use axum::Router;
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Empty};
+use hyper::body::Incoming;
+use hyper_util::{client::legacy, rt::TokioExecutor};
+use serde_json::Value;
+use tokio::{net::TcpListener, time::timeout};
+
+use super::support::LONG;
+
+/// Serves until the runtime of the test ends.
+pub(crate) async fn serve(app: Router) -> Client {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    Client::of(address)
+}
+
+/// Asks one server, over connections that it keeps.
+#[derive(Clone)]
+pub(crate) struct Client {
+    address: SocketAddr,
+    inner: legacy::Client<legacy::connect::HttpConnector, Empty<Bytes>>,
+}
+
+impl Client {
+    pub(crate) fn of(address: SocketAddr) -> Self {
+        Self { address, inner: legacy::Client::builder(TokioExecutor::new()).build_http() }
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The answer, of which the body is not read.
+    pub(crate) async fn open(
+        &self,
+        method: &str,
+        target: &str,
+        headers: &[(&str, &str)],
+    ) -> Result<Response<Incoming>, legacy::Error> {
+        let mut request = Request::builder().method(method).uri(format!("http://{}{target}", self.address));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        self.inner.request(request.body(Empty::new()).unwrap()).await
+    }
+
+    pub(crate) async fn send(&self, method: &str, target: &str, headers: &[(&str, &str)]) -> Reply {
+        let (head, body) = self.open(method, target, headers).await.unwrap().into_parts();
+        let bytes = body.collect().await.unwrap().to_bytes();
+        Reply { status: head.status, headers: head.headers, text: String::from_utf8(bytes.to_vec()).unwrap() }
+    }
+
+    pub(crate) async fn get(&self, target: &str) -> Reply {
+        self.send("GET", target, &[]).await
+    }
+}
+
+pub(crate) struct Reply {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) text: String,
+}
+
+impl Reply {
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap()
+    }
+
+    /// Empty if it is not there.
+    pub(crate) fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
+
+    /// An error that says its status once more in its body.
+    pub(crate) fn is_problem(&self, status: u16) -> bool {
+        self.status == status
+            && self.header("content-type") == "application/problem+json"
+            && self.json()["status"] == status
+    }
+}
+
+/// The next part of a stream of events; `None` at its end.
+pub(crate) async fn part(body: &mut Incoming) -> Option<String> {
+    let frame = body.frame().await?.unwrap();
+    Some(String::from_utf8(frame.into_data().unwrap().to_vec()).unwrap())
+}
+
+/// All that is still to come of a stream, which has to end.
+pub(crate) async fn rest(body: &mut Incoming) -> String {
+    let read = async {
+        let mut rest = String::new();
+        while let Some(part) = part(body).await {
+            rest += &part;
+        }
+        rest
+    };
+    timeout(LONG, read).await.expect("the stream does not end")
+}
