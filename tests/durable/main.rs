@@ -4,5 +4,8 @@
 
 #[path = "../databases/mod.rs"]
 mod databases;
+mod elsewhere;
 mod jobs;
+mod leader;
+mod stranger;
 mod support;
