@@ -227,6 +227,28 @@ async fn an_output_with_a_nul_is_told_from_a_file() {
     stranger.stop().await;
 }
 
+/// So a client there can write no such output, and what it does about it is its own: River's Rust client tries for ever, and completes
+/// nothing else meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_output_that_postgres_does_not_keep_completes_no_job() {
+    let Some(server) = OnServer::fresh().await else { return };
+    let mut connection = server.connect().await;
+    let place = Place::Server(server);
+    let (tasks, durable) = without_workers(&place).await;
+    let id = durable.enqueue(Report { customer: 7 }).await.unwrap().id();
+    place.execute("UPDATE river_job SET state = 'running', attempt = 1, attempted_at = now()").await;
+    for (output, refused) in
+        [("\"\\u0000\"", "unsupported Unicode escape sequence"), ("1e200000", "value overflows numeric format")]
+    {
+        let complete =
+            "UPDATE river_job SET state = 'completed', finalized_at = now(), metadata = metadata || $1::text::jsonb";
+        let complete = sqlx::query(complete).bind(format!("{{\"output\": {output}}}")).execute(&mut connection).await;
+        let error = complete.unwrap_err().to_string();
+        assert!(error.contains(refused), "{error}");
+        assert_eq!(record(&tasks, id).await.state, TaskState::Running);
+    }
+}
+
 /// With the rights that River itself asks for, and none on tables of this crate.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_may_only_use_rivers_tables_completes_jobs_and_their_records_follow() {
