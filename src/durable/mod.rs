@@ -1,4 +1,5 @@
 //! Durable jobs.
+#![doc = include_str!("elsewhere.md")]
 
 mod alive;
 mod attempt;

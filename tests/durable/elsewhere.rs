@@ -16,7 +16,7 @@ use tower_offload::{
 
 use super::{
     stranger::{Answer, Report, Stranger, builder, there_is},
-    support::{LONG, Place, ended, on_each_database, record, until},
+    support::{Act, LONG, Place, ended, on_each_database, record, until},
 };
 use crate::databases::OnServer;
 
@@ -24,9 +24,10 @@ on_each_database! {
     a_job_that_is_worked_elsewhere_tells_what_it_becomes_and_its_output_is_the_result
     what_fails_elsewhere_is_tried_again_and_says_why_in_rivers_words
     what_is_snoozed_elsewhere_waits_and_no_attempt_is_counted
-    what_is_cancelled_elsewhere_is_cancelled_waiting_or_running
+    what_is_cancelled_elsewhere_is_cancelled_whoever_asks
     what_is_deleted_elsewhere_is_lost
     what_is_over_and_worked_once_more_elsewhere_keeps_its_status
+    a_kind_that_a_client_elsewhere_does_not_know_costs_an_attempt_unless_it_fetches_known_kinds_only
     a_job_inserted_elsewhere_gets_a_record_when_it_is_worked_here
     a_duplicate_of_a_job_inserted_elsewhere_is_answered_with_that_jobs_record
     an_output_that_is_too_large_for_a_status_is_left_out_and_the_job_has_succeeded
@@ -102,7 +103,7 @@ async fn what_is_snoozed_elsewhere_waits_and_no_attempt_is_counted(place: Place)
     stranger.stop().await;
 }
 
-async fn what_is_cancelled_elsewhere_is_cancelled_waiting_or_running(place: Place) {
+async fn what_is_cancelled_elsewhere_is_cancelled_whoever_asks(place: Place) {
     let (tasks, durable) = without_workers(&place).await;
     let waits = durable.enqueue(Report { customer: 1 }).await.unwrap().id();
     let client = builder(&place).await.build().unwrap();
@@ -119,6 +120,10 @@ async fn what_is_cancelled_elsewhere_is_cancelled_waiting_or_running(place: Plac
     running(&tasks, asked_here, 1).await;
     tasks.cancel(asked_here).await.unwrap();
     assert_eq!(ended(&tasks, asked_here).await.state, TaskState::Cancelled);
+    let by_its_worker = durable.enqueue(Report { customer: 4 }).await.unwrap().id();
+    stranger.answer(Answer::Cancel);
+    let cancelled = ended(&tasks, by_its_worker).await;
+    assert_eq!((cancelled.state, cancelled.reason), (TaskState::Cancelled, Some(Reason::Requested)));
     stranger.stop().await;
 }
 
@@ -141,6 +146,23 @@ async fn what_is_over_and_worked_once_more_elsewhere_keeps_its_status(place: Pla
     stranger.answer(Answer::Complete(json!(1)));
     there_is(&place, "SELECT count(*) FROM river_job WHERE state = 'completed'").await;
     assert_eq!(record(&tasks, id).await, failed);
+    stranger.stop().await;
+}
+
+async fn a_kind_that_a_client_elsewhere_does_not_know_costs_an_attempt_unless_it_fetches_known_kinds_only(
+    place: Place,
+) {
+    let (tasks, durable) = without_workers(&place).await;
+    let unknown = durable.enqueue(Act::Fail).await.unwrap().id();
+    let stranger = Stranger::start_with(builder(&place).await.fetch_only_known_kinds(true));
+    let known = durable.enqueue(Report { customer: 7 }).await.unwrap().id();
+    stranger.answer(Answer::Complete(json!(1)));
+    ended(&tasks, known).await;
+    assert_eq!((record(&tasks, unknown).await.state, record(&tasks, unknown).await.attempt), (TaskState::Queued, 0));
+    stranger.stop().await;
+    let stranger = Stranger::start(&place).await;
+    let failed = waiting(&tasks, unknown).await;
+    assert_eq!((failed.attempt, &*failed.failure.unwrap().class), (1, "error"));
     stranger.stop().await;
 }
 

@@ -1,9 +1,6 @@
 //! A River client that knows nothing of this crate: it stands in for a worker in another language.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use riverqueue::{
     Client, ClientBuilder, JobArgs, JobRow, MaintenanceConfig, QueueConfig, RetryPolicy, RunHandle, WorkContext,
@@ -34,6 +31,7 @@ impl JobArgs for Report {
 
 /// What an attempt does, once the test says so.
 pub(crate) enum Answer {
+    Cancel,
     Complete(Value),
     Fail(&'static str),
     Snooze,
@@ -87,6 +85,7 @@ impl Worker<Report> for Reporter {
                 context.record_output(output)?;
                 Ok(WorkOutcome::Complete)
             }
+            Some(Answer::Cancel) => Ok(WorkOutcome::Cancel),
             Some(Answer::Fail(message)) => Err(message.into()),
             Some(Answer::Snooze) => Ok(WorkOutcome::Snooze(HOUR)),
             None => Err("cancelled".into()),
@@ -122,9 +121,10 @@ pub(crate) fn eager(builder: ClientBuilder) -> ClientBuilder {
 
 /// Returns when a query counts something.
 pub(crate) async fn there_is(place: &Place, query: &str) {
-    let start = Instant::now();
-    while place.number(query).await == 0 {
-        assert!(start.elapsed() < LONG, "{query}");
-        tokio::time::sleep(SHORT).await;
-    }
+    let look = async {
+        while place.number(query).await == 0 {
+            tokio::time::sleep(SHORT).await;
+        }
+    };
+    tokio::time::timeout(LONG, look).await.expect(query);
 }
