@@ -100,6 +100,7 @@
 //!
 //! For work that may be lost ([`Background`](crate::Background)), or whose loss it is enough to know of ([`tasks`](crate::tasks)). Here each
 //! job costs a commit or two. For what is between the two there is `OrEnqueue`.
+#![doc = include_str!("elsewhere.md")]
 
 mod alive;
 mod attempt;

@@ -5,11 +5,14 @@
 mod cancel;
 #[path = "../databases/mod.rs"]
 mod databases;
+mod elsewhere;
 mod enqueue;
 mod jobs;
+mod leader;
 mod lease;
 mod overflow;
 mod start;
+mod stranger;
 mod support;
 mod time;
 mod transaction;

@@ -140,7 +140,7 @@ async fn processes_that_start_at_once_make_the_tables_once() {
         begin(store).await;
     }
     let query = sqlx::query_scalar::<_, i64>("SELECT count(*) FROM tower_offload_migration");
-    assert_eq!(query.fetch_one(&mut backend.connect().await).await.unwrap(), 1);
+    assert_eq!(query.fetch_one(&mut backend.connect().await).await.unwrap(), 2, "as many as there are steps");
 
     let newer = "INSERT INTO tower_offload_migration (version, applied_at) VALUES (99, 0)";
     sqlx::query(newer).execute(&mut backend.connect().await).await.unwrap();

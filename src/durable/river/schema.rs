@@ -5,20 +5,37 @@ pub(super) const RIVER_VERSION: i64 = 8;
 
 pub(super) const IS_INSTALLED_POSTGRES: &str = "SELECT EXISTS (SELECT 1 FROM pg_trigger WHERE tgname = 'tower_offload_deleted_1' AND tgrelid = to_regclass('river_job'))";
 
-/// Whoever may change jobs need not have a right to our table (`SECURITY DEFINER`), nor look for tables where we do (`FROM CURRENT`).
+/// Whoever may change jobs need not have a right to our tables (`SECURITY DEFINER`), nor look for tables where we do (`FROM CURRENT`).
 ///
-/// The first one is a fence: a process that stood still for so long that others took its jobs may come back and complete them, though
-/// somebody else has them now. River's connections of each process name it, so that such a late word changes nothing.
+/// The first one is a fence around jobs that run here:
+/// 1. A process that stood still for so long that others took its jobs may come back and complete them, though somebody else has them now.
+///    River's connections of each process name it, so that such a late word changes nothing.
+/// 2. River's leader takes back what has run for an hour, and discards it if it does not know the kind. Where a lease lives the process does,
+///    and the job is let alone; a leader of ours has a job of a kind that is worked elsewhere tried again instead.
 pub(super) const INSTALL_POSTGRES: &str = "
-CREATE FUNCTION tower_offload_fence_1() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION tower_offload_fence_1() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
 DECLARE
     writer text := current_setting('tower_offload.client', true);
     worker text := OLD.attempted_by[array_upper(OLD.attempted_by, 1)];
+    is_rescue boolean := NEW.metadata -> 'river:rescue_count' IS DISTINCT FROM OLD.metadata -> 'river:rescue_count';
 BEGIN
-    IF writer LIKE 'to-%' AND worker LIKE 'to-%' AND writer <> worker AND OLD.state = 'running'
+    IF OLD.state <> 'running' THEN
+        RETURN NEW;
+    END IF;
+    IF writer LIKE 'to-%' AND worker LIKE 'to-%' AND writer <> worker
         AND (NEW.state <> 'running' OR NEW.metadata -> 'output' IS DISTINCT FROM OLD.metadata -> 'output')
     THEN
         RETURN NULL;
+    END IF;
+    IF is_rescue AND worker LIKE 'to-%'
+        AND EXISTS (SELECT 1 FROM tower_offload_client WHERE id = worker AND expires_at > clock_timestamp())
+    THEN
+        RETURN NULL;
+    END IF;
+    IF is_rescue AND writer LIKE 'to-%' AND NEW.state = 'discarded' AND NEW.attempt < NEW.max_attempts THEN
+        NEW.state := 'retryable';
+        NEW.finalized_at := NULL;
+        NEW.scheduled_at := clock_timestamp() + least(power(NEW.attempt, 4), 86400) * interval '1 second';
     END IF;
     RETURN NEW;
 END $$;
