@@ -1,8 +1,8 @@
 use std::{borrow::Cow, time::Duration};
 
+use super::{Background, Rejected, TaskHandle, TaskOutput};
 #[cfg(feature = "durable")]
-use super::Place;
-use super::{Background, Rejected, Reservation, TaskHandle, TaskOutput};
+use super::{Place, Reservation};
 
 /// A task that has a name and no work yet. Made by [`Background::task`].
 #[derive(Debug)]

@@ -10,7 +10,7 @@ use super::{
     Durable, Job, Unique,
     group::{Request, nothing},
     kept,
-    river::{Arguments, InsertError, InsertOpts, Inserted, Prepared, jiff},
+    river::{Arguments, InsertError, InsertOpts, Inserted, Prepared, ScheduleOverride, jiff},
     transaction::Transaction,
 };
 use crate::{
@@ -101,15 +101,13 @@ impl<'a, J: Job> Enqueue<'a, J> {
     }
 
     /// How long its worker in this process may take, if that one could as well do it without the queue.
-    #[cfg(feature = "after-response")]
     pub(super) fn limit_here(&self) -> Option<Duration> {
         let is_for_the_queue =
-            self.options.unique().is_some() || self.options.scheduled_at() != super::river::ScheduleOverride::Inherit;
+            self.options.unique().is_some() || self.options.scheduled_at() != ScheduleOverride::Inherit;
         let worker = self.durable.shared().plan.worker::<J>().filter(|_| !is_for_the_queue);
         worker.map(|worker| worker.limit)
     }
 
-    #[cfg(feature = "after-response")]
     pub(super) fn into_parts(self) -> (&'a Durable, J, Option<String>) {
         (self.durable, self.job, self.owner)
     }

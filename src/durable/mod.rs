@@ -99,7 +99,7 @@
 //! # When not to use it
 //!
 //! For work that may be lost ([`Background`](crate::Background)), or whose loss it is enough to know of ([`tasks`](crate::tasks)). Here each
-//! job costs a commit or two. For what is between the two there is `OrEnqueue`.
+//! job costs a commit or two. For what is between the two there is [`OrEnqueue`].
 #![doc = include_str!("elsewhere.md")]
 
 mod alive;
@@ -114,7 +114,6 @@ mod error;
 mod group;
 mod job;
 mod kept;
-#[cfg(feature = "after-response")]
 mod overflow;
 mod report;
 mod river;
@@ -123,10 +122,7 @@ mod transaction;
 mod unique;
 mod worker;
 
-#[cfg(feature = "after-response")]
-#[cfg_attr(docsrs, doc(cfg(feature = "after-response")))]
-pub use self::overflow::OrEnqueue;
 pub use self::{
     backoff::Backoff, builder::Builder, durable::Durable, enqueue::Enqueue, error::StartError, job::Job,
-    report::DrainReport, transaction::Transaction, unique::Unique,
+    overflow::OrEnqueue, report::DrainReport, transaction::Transaction, unique::Unique,
 };

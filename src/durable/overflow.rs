@@ -1,6 +1,8 @@
 use super::{Enqueue, Job};
+#[cfg(feature = "after-response")]
+use crate::after_response;
 use crate::{
-    after_response, background,
+    background,
     background::Place,
     tasks::{Accepted, Failure, Json, Refused, Track, record::Ending},
 };
@@ -33,7 +35,7 @@ pub trait OrEnqueue: sealed::Sealed + Sized {
     /// # Errors
     ///
     /// As [`Track::run`](crate::tasks::Track::run) and [`Durable::enqueue`](super::Durable::enqueue); a full or closed background is none. A task for
-    /// [flushed](after_response::Task::on_flushed) responses is refused where the connection is not tracked.
+    /// [flushed](crate::after_response::Task::on_flushed) responses is refused where the connection is not tracked.
     ///
     /// # Cancel safety
     ///
@@ -41,6 +43,7 @@ pub trait OrEnqueue: sealed::Sealed + Sized {
     fn or_enqueue<J: Job>(self, job: Enqueue<'_, J>) -> impl Future<Output = Result<Accepted, Refused>> + Send;
 }
 
+#[cfg(feature = "after-response")]
 impl OrEnqueue for after_response::Task<'_> {
     fn or_enqueue<J: Job>(self, job: Enqueue<'_, J>) -> impl Future<Output = Result<Accepted, Refused>> + Send {
         let place = match job.limit_here().map(|limit| self.place(limit)) {
@@ -87,9 +90,12 @@ async fn here<J: Job>(place: Place, enqueue: Enqueue<'_, J>) -> Result<Accepted,
 }
 
 mod sealed {
-    use crate::{after_response, background};
+    #[cfg(feature = "after-response")]
+    use crate::after_response;
+    use crate::background;
 
     pub trait Sealed {}
+    #[cfg(feature = "after-response")]
     impl Sealed for after_response::Task<'_> {}
     impl Sealed for background::Task<'_> {}
 }

@@ -12,9 +12,7 @@ mod keeper;
 mod recovery;
 mod schema;
 
-#[cfg(feature = "after-response")]
-pub(super) use riverqueue::ScheduleOverride;
-pub(super) use riverqueue::{InsertOpts, UniqueOpts, jiff};
+pub(super) use riverqueue::{InsertOpts, ScheduleOverride, UniqueOpts, jiff};
 
 pub(super) use self::{
     arguments::Arguments,

@@ -35,12 +35,12 @@ impl Engine {
         )))
     }
 
-    pub(super) fn database(&self) -> Arc<dyn Database> {
+    pub(super) fn database(&self) -> &dyn Database {
         match self {
             #[cfg(feature = "postgres")]
-            Self::Postgres(postgres) => postgres.clone(),
+            Self::Postgres(postgres) => &**postgres,
             #[cfg(feature = "sqlite")]
-            Self::Sqlite(sqlite) => sqlite.clone(),
+            Self::Sqlite(sqlite) => &**sqlite,
         }
     }
 }

@@ -1,10 +1,8 @@
 //! Group commit: a commit waits for the disk, and what arrives meanwhile goes together into the next one.
 
-use std::sync::Arc;
-
 use tokio::sync::{mpsc, oneshot};
 
-use super::database::Database;
+use super::engine::Engine;
 use crate::tasks::{
     StoreError,
     store::{Epoch, Op, Written},
@@ -33,9 +31,9 @@ const MAX_WAITING: usize = 1024;
 const MAX_OPS: usize = 512;
 
 impl Writer {
-    pub(super) fn spawn(database: Arc<dyn Database>) -> Self {
+    pub(super) fn spawn(engine: Engine) -> Self {
         let (requests, waiting) = mpsc::channel(MAX_WAITING);
-        tokio::spawn(run(waiting, database));
+        tokio::spawn(run(waiting, engine));
         Self { requests }
     }
 
@@ -52,7 +50,7 @@ fn gone() -> StoreError {
     StoreError::unavailable("the runtime on which it was opened has ended")
 }
 
-async fn run(mut waiting: mpsc::Receiver<Request>, database: Arc<dyn Database>) {
+async fn run(mut waiting: mpsc::Receiver<Request>, engine: Engine) {
     while let Some(first) = waiting.recv().await {
         let mut replies = vec![first.reply];
         let mut count = first.batch.ops.len();
@@ -64,7 +62,7 @@ async fn run(mut waiting: mpsc::Receiver<Request>, database: Arc<dyn Database>) 
             replies.push(next.reply);
             batches.push(next.batch);
         }
-        match database.write(&batches).await {
+        match engine.database().write(&batches).await {
             Ok(written) => replies.into_iter().zip(written).for_each(|(reply, written)| {
                 let _ = reply.send(Ok(written));
             }),

@@ -1,6 +1,6 @@
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, time::Duration};
 
-use super::{database::Database, engine::Engine, group::Writer};
+use super::{engine::Engine, group::Writer};
 use crate::tasks::{
     StoreError, TaskId, TaskStore, Timestamp,
     store::{Epoch, Filter, Found, Lease, Listing, Op, Page, Process, Retention, StoreFuture, Swept, Written},
@@ -43,7 +43,6 @@ use crate::tasks::{
 #[derive(Clone)]
 pub struct SqlStore {
     engine: Engine,
-    database: Arc<dyn Database>,
     writer: Writer,
 }
 
@@ -79,8 +78,7 @@ impl SqlStore {
     pub async fn open_with_lease(url: &str, lease: Duration) -> Result<Self, StoreError> {
         assert!(!lease.is_zero(), "a lease of no time is over at once: give it some seconds");
         let engine = Engine::open(url, lease).await?;
-        let database = engine.database();
-        Ok(Self { engine, writer: Writer::spawn(database.clone()), database })
+        Ok(Self { writer: Writer::spawn(engine.clone()), engine })
     }
 
     #[cfg(feature = "durable")]
@@ -95,7 +93,7 @@ impl SqlStore {
     ///
     /// If SQLite cannot tidy up. It is closed all the same.
     pub async fn close(&self) -> Result<(), StoreError> {
-        self.database.close().await
+        self.engine.database().close().await
     }
 }
 
@@ -103,15 +101,15 @@ const DEFAULT_LEASE: Duration = Duration::from_secs(15);
 
 impl TaskStore for SqlStore {
     fn begin<'a>(&'a self, process: &'a Process) -> StoreFuture<'a, Lease> {
-        self.database.begin(process)
+        self.engine.database().begin(process)
     }
 
     fn renew(&self, epoch: Epoch) -> StoreFuture<'_, bool> {
-        self.database.renew(epoch)
+        self.engine.database().renew(epoch)
     }
 
     fn end(&self, epoch: Epoch, now: Timestamp) -> StoreFuture<'_, ()> {
-        self.database.end(epoch, now)
+        self.engine.database().end(epoch, now)
     }
 
     fn write<'a>(&'a self, epoch: Epoch, batch: &'a [Op]) -> StoreFuture<'a, Vec<Written>> {
@@ -119,19 +117,19 @@ impl TaskStore for SqlStore {
     }
 
     fn get(&self, id: TaskId) -> StoreFuture<'_, Found> {
-        self.database.get(id)
+        self.engine.database().get(id)
     }
 
     fn list<'a>(&'a self, filter: &'a Filter, page: Page) -> StoreFuture<'a, Listing> {
-        self.database.list(filter, page)
+        self.engine.database().list(filter, page)
     }
 
     fn cancel_requests(&self, epoch: Epoch) -> StoreFuture<'_, Vec<TaskId>> {
-        self.database.cancel_requests(epoch)
+        self.engine.database().cancel_requests(epoch)
     }
 
     fn sweep<'a>(&'a self, now: Timestamp, retention: &'a Retention) -> StoreFuture<'a, Swept> {
-        self.database.sweep(now, retention)
+        self.engine.database().sweep(now, retention)
     }
 }
 
