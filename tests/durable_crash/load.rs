@@ -28,7 +28,8 @@ pub(crate) struct Asked {
 }
 
 const CLIENTS: usize = 4;
-const MOST_PAUSE_MILLIS: usize = 60;
+/// So that fifty rounds make fewer than the ten thousand jobs whose records are kept.
+const MOST_PAUSE_MILLIS: usize = 120;
 /// Longer than most rounds' rest, so that there is always something to interrupt.
 const MOST_WORK_MILLIS: usize = 500;
 

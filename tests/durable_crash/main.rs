@@ -11,6 +11,7 @@
 mod databases;
 mod http;
 mod load;
+mod network;
 mod place;
 mod poison;
 mod program;

@@ -10,13 +10,13 @@ on_each_database! {
 
 async fn p14_the_same_process_begun_again_at_once_recovers_its_job(scene: Scene) {
     let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
-    let (program, url) = scene.start_on(port).await;
+    let (program, url) = scene.start_on(port, &scene.place.url()).await;
     let id = scene.http.enqueue(&url, "interrupted", 1500).await;
     scene.until("SELECT count(*) FROM tower_offload_task WHERE state = 1", 1).await;
     program.kill().await;
     assert!(scene.written().is_empty());
 
-    let (program, url) = scene.start_on(port).await;
+    let (program, url) = scene.start_on(port, &scene.place.url()).await;
     scene.until_all_is_done().await;
     let status = scene.http.status(&url, &id).await;
     assert_eq!((&status["state"], &status["attempt"]), (&"succeeded".into(), &2.into()), "{status}");

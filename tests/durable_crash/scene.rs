@@ -39,35 +39,35 @@ impl Scene {
         let folder = std::env::temp_dir().join(format!("tower-offload-{:016x}", u64::from_ne_bytes(random)));
         fs::create_dir(&folder).unwrap();
         let out = folder.join("out").display().to_string();
-        let (database, lease) = (place.url(), LEASE.as_millis().to_string());
-        let common = ["--database", &database, "--out", &out, "--lease", &lease, "--backoff", "50"];
+        let lease = LEASE.as_millis().to_string();
+        let common = ["--out", &out, "--lease", &lease, "--backoff", "50"];
         let arguments = common.iter().chain(arguments).map(|&argument| argument.to_owned()).collect();
         Self { place, http: Http::new(), program, arguments, folder }
     }
 
-    fn arguments(&self, port: u16) -> Vec<String> {
-        let port = ["--port".to_owned(), port.to_string()];
-        self.arguments.iter().cloned().chain(port).collect()
+    fn arguments(&self, database: &str, port: u16) -> Vec<String> {
+        let own = ["--database", database, "--port", &port.to_string()].map(str::to_owned);
+        self.arguments.iter().cloned().chain(own).collect()
     }
 
     /// A process that has just begun.
     pub(crate) fn begin(&self) -> Program {
-        Program::start(&self.program, &self.arguments(0))
+        Program::start(&self.program, &self.arguments(&self.place.url(), 0))
     }
 
     /// One that listens, and where.
     pub(crate) async fn start(&self) -> (Program, String) {
-        self.start_on(0).await
+        self.start_on(0, &self.place.url()).await
     }
 
-    pub(crate) async fn start_on(&self, port: u16) -> (Program, String) {
-        let mut program = Program::start(&self.program, &self.arguments(port));
+    pub(crate) async fn start_on(&self, port: u16, database: &str) -> (Program, String) {
+        let mut program = Program::start(&self.program, &self.arguments(database, port));
         let url = program.listening().await;
         (program, url)
     }
 
     pub(crate) async fn run(&self) -> std::process::Output {
-        Program::run(&self.program, &self.arguments(0)).await
+        Program::run(&self.program, &self.arguments(&self.place.url(), 0)).await
     }
 
     /// How many times each key is in the file.

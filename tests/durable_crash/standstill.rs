@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
-use super::{program::Program, scene::Scene};
+use super::{network::Network, program::Program, scene::Scene};
 
 /// Its last tenth is long enough to be stopped in.
 const MILLIS: usize = 8000;
@@ -47,6 +47,24 @@ async fn on_postgres_what_a_process_says_after_its_lease_changes_nothing_and_it_
     assert!(!old_clients.contains(&worker), "{worker}");
     assert_eq!(clients(&scene, first.process_id).await, [worker]);
     first.end().await;
+}
+
+/// The server would wait for it for ever, with all that the transaction has locked: its lease, or a job's record.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_postgres_a_process_whose_network_hangs_within_a_transaction_holds_nobody_up() {
+    let Some(scene) = Scene::on_postgres(&[]).await else { return };
+    let network = Network::to(&scene.place.url()).await;
+    let (first, first_url) = scene.start_on(0, &network.url).await;
+    let id = scene.http.enqueue(&first_url, "left", MILLIS).await;
+    scene.until("SELECT count(*) FROM tower_offload_task WHERE state = 1", 1).await;
+    network.hang().await;
+
+    let (second, second_url) = scene.start().await;
+    scene.until_all_is_done().await;
+    let status = scene.http.status(&second_url, &id).await;
+    assert_eq!((&status["state"], &status["attempt"]), (&"succeeded".into(), &2.into()), "{status}");
+    first.kill().await;
+    second.end().await;
 }
 
 /// Key and id of a job of a process that stands still after its work has asked for the last time whether to go on, and before its end.
