@@ -28,6 +28,8 @@ pub(crate) struct Asked {
 }
 
 const CLIENTS: usize = 4;
+/// One in so many jobs is asked for once more though it was accepted.
+const ASK_AGAIN: usize = 10;
 /// So that fifty rounds make fewer than the ten thousand jobs whose records are kept.
 const MOST_PAUSE_MILLIS: usize = 120;
 /// Longer than most rounds' rest, so that there is always something to interrupt.
@@ -78,30 +80,41 @@ impl Client {
             }
             let key = format!("{}-{number}", self.number);
             let millis = self.random.below(MOST_WORK_MILLIS);
-            while !self.ask(&key, millis, &mut asked).await {
-                self.pause().await;
-            }
+            let id = self.ask_until_accepted(&key, millis, &mut asked).await;
             self.pause().await;
+            // Processes seldom die just between commit and answer. Who asks again then has asked twice for the same.
+            if self.random.one_in(ASK_AGAIN) {
+                assert_eq!(self.ask_until_accepted(&key, millis, &mut asked).await, id, "{key}");
+            }
+            asked.accepted.push((key, id));
         }
         asked
     }
 
-    /// `true` if it was accepted.
-    async fn ask(&mut self, key: &str, millis: usize, asked: &mut Asked) -> bool {
+    async fn ask_until_accepted(&mut self, key: &str, millis: usize, asked: &mut Asked) -> String {
+        loop {
+            if let Some(id) = self.ask(key, millis, asked).await {
+                return id;
+            }
+            self.pause().await;
+        }
+    }
+
+    /// Its id, if it was accepted.
+    async fn ask(&mut self, key: &str, millis: usize, asked: &mut Asked) -> Option<String> {
         let url = {
             let site = self.site.wait_for(|site| !site.urls.is_empty()).await.unwrap();
             site.urls[self.random.below(site.urls.len())].clone()
         };
         match self.http.send(Method::POST, &format!("{url}/jobs?ms={millis}&key={key}")).await {
             Ok((StatusCode::ACCEPTED, status)) => {
-                asked.accepted.push((key.to_owned(), status["id"].as_str().unwrap().to_owned()));
-                return true;
+                return Some(status["id"].as_str().unwrap().to_owned());
             }
             Ok((StatusCode::SERVICE_UNAVAILABLE, _)) => asked.refused += 1,
             Ok((code, problem)) => panic!("{code}: {problem}"),
             Err(_) => asked.answers_lost += 1,
         }
-        false
+        None
     }
 
     async fn pause(&mut self) {
