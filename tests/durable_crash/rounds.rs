@@ -1,4 +1,4 @@
-//! Processes that are killed at random moments under load. An accepted job is done at least once, and nothing stays `running`.
+//! P13, and more: processes that are killed at random moments under load. An accepted job is done at least once, and nothing stays `running`.
 
 use std::{collections::HashSet, env, time::Duration};
 
