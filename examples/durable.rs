@@ -14,9 +14,6 @@ use tower_offload::ThreadPool;
 use tower_offload::durable::{Backoff, Durable, Job, Unique};
 use tower_offload::tasks::{Accepted, Progress, Refused, SqlStore, Tasks, service::Access};
 
-/// How long there is from SIGTERM or Ctrl-C to the end.
-const GRACE: Duration = Duration::from_secs(10);
-
 #[derive(Parser)]
 struct Options {
     #[arg(long, default_value_t = 3000)]
@@ -36,6 +33,9 @@ struct Options {
     /// How many times a job may begin
     #[arg(long, default_value_t = 25)]
     attempts: u16,
+    /// How many seconds there are from SIGTERM or Ctrl-C to the end
+    #[arg(long, default_value_t = 10)]
+    grace: u64,
 }
 
 /// Takes that long, and then writes its key.
@@ -99,7 +99,8 @@ fn work(out: &PathBuf, job: &Append, progress: &Progress) -> Result<(), io::Erro
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let Options { port, database, out, lease, backoff, attempts } = Options::parse();
+    let Options { port, database, out, lease, backoff, attempts, grace } = Options::parse();
+    let grace = Duration::from_secs(grace);
     let store = SqlStore::open_with_lease(&database, Duration::from_millis(lease.max(1))).await?;
     let tasks = Tasks::new(store).mounted_at("/tasks");
     let durable = Durable::builder(&tasks)
@@ -127,9 +128,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let server = tokio::spawn(server.into_future());
     interrupted.await;
     drop(stop);
-    let report = durable.drain(GRACE).await; // what has not ended by then begins once more
+    let report = durable.drain(grace).await; // what has not ended by then begins once more
     drop(time::timeout(Duration::from_secs(1), server).await);
-    println!("stopped: {report}; {} records not written", tasks.drain(GRACE).await.unwritten.len());
+    println!("stopped: {report}; {} records not written", tasks.drain(grace).await.unwritten.len());
     Ok(())
 }
 

@@ -432,7 +432,9 @@ fn examples_are_short_enough_to_paste() {
             continue; // a program of several files is to be run, not to be pasted
         }
         // These are servers to be played with, and not to be pasted.
-        let is_server = ["quickstart.rs", "after_response.rs", "tasks.rs"].iter().any(|server| path.ends_with(server));
+        let is_server = ["quickstart.rs", "after_response.rs", "durable.rs", "tasks.rs"]
+            .iter()
+            .any(|server| path.ends_with(server));
         let limit = if is_server { 240 } else { 60 };
         let lines = fs::read_to_string(&path).unwrap().lines().count();
         assert!(lines <= limit, "{} has {lines} lines", path.display());

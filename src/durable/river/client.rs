@@ -144,6 +144,10 @@ impl Client {
     }
 }
 
+/// Who writes, for the fence; and as the store does, a process that hangs within a transaction must not keep what it has locked.
+const PREPARE: &str = "
+SELECT set_config('tower_offload.client', $1, false), set_config('idle_in_transaction_session_timeout', '5s', false)";
+
 async fn connect(database: &Database, id: &str) -> Result<ClientBuilder, StoreError> {
     let migration = |error: riverqueue::migrate::Error| StoreError::other(error);
     match &database.engine {
@@ -151,10 +155,7 @@ async fn connect(database: &Database, id: &str) -> Result<ClientBuilder, StoreEr
             let client = id.to_owned();
             let pool = PgPoolOptions::new().max_connections(2 * CONNECTIONS).after_connect(move |connection, _| {
                 let client = client.clone();
-                Box::pin(async move {
-                    let name = sqlx::query("SELECT set_config('tower_offload.client', $1, false)").bind(client);
-                    name.execute(connection).await.map(drop)
-                })
+                Box::pin(async move { sqlx::query(PREPARE).bind(client).execute(connection).await.map(drop) })
             });
             let pool = pool.connect_with(postgres.options()).await.map_err(store_error)?;
             PostgresMigrator::new(pool.clone()).migrate_up().await.map_err(migration)?;

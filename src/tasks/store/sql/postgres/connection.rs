@@ -24,6 +24,9 @@ const TRUSTED: Duration = Duration::from_secs(1);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A server that was taken off the network says nothing, and the system gives up only after minutes.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// The other way round: a process that was taken off the network within a transaction, or stands still, must not keep what it has locked.
+/// Sooner than who waits for that is out of time. Of this transaction only, for the connection may be shared by a proxy.
+const BEGIN: &str = "BEGIN; SET LOCAL idle_in_transaction_session_timeout = '5s'";
 
 impl Connections {
     pub(super) async fn open(url: &str) -> Result<Self, StoreError> {
@@ -69,7 +72,7 @@ impl Connections {
     ) -> Result<Result<T, E>, StoreError> {
         let mut connection = self.acquire().await?;
         let work = async {
-            let mut transaction = connection.begin().await?;
+            let mut transaction = connection.begin_with(BEGIN).await?;
             let value = change(&mut transaction).await?;
             transaction.commit().await?;
             Ok(value)
