@@ -1,4 +1,5 @@
 //! Databases for tests, each of its own and gone with the test.
+#![allow(dead_code, reason = "no program of tests uses all of it")]
 
 use std::path::PathBuf;
 
@@ -7,7 +8,7 @@ use sqlx::{Connection, PgConnection, SqliteConnection};
 /// A database on the server that `DATABASE_URL` names.
 pub(crate) struct OnServer {
     server: String,
-    name: String,
+    pub(crate) name: String,
 }
 
 impl OnServer {

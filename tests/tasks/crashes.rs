@@ -23,8 +23,8 @@ use tower_offload::{
 };
 
 use super::{
+    databases::OnServer,
     http::{Client, part, rest},
-    postgres_store::OnServer,
     sqlite_store::Folder,
     store_suite::{Backend, now},
 };

@@ -10,10 +10,9 @@ use tokio::{
 use tower_offload::tasks::{SqlStore, TaskId, Tasks, service::Access};
 
 use super::{
+    databases::OnServer,
     http::{Client, Reply, serve},
-    postgres_store::OnServer,
     sqlite_store::Folder,
-    store_suite::Backend,
     support::{background, done, ended, hold, in_memory},
 };
 

@@ -6,6 +6,8 @@ mod accepted;
 mod after_response;
 mod cancel;
 mod crashes;
+#[path = "../databases/mod.rs"]
+mod databases;
 mod drain;
 mod ends;
 mod failing_store;

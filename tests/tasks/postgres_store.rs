@@ -18,54 +18,14 @@ use tower_offload::tasks::{
     store::{Epoch, Filter, Op, SqlStore, Written},
 };
 
+use super::databases::OnServer;
 use super::store_suite::{Backend, accept, begin, found, id, now, queued, running, store_suite, succeeded, update};
-
-/// A database of its own on the server, which goes with it.
-pub(crate) struct OnServer {
-    server: String,
-    name: String,
-}
-
-impl OnServer {
-    pub(crate) fn url(&self) -> String {
-        let (before, parameters) = self.server.split_once('?').unwrap_or((&self.server, ""));
-        let (server, _) = before.rsplit_once('/').unwrap();
-        format!("{server}/{}?{parameters}", self.name)
-    }
-
-    pub(crate) async fn connect(&self) -> PgConnection {
-        PgConnection::connect(&self.url()).await.unwrap()
-    }
-}
-
-impl Drop for OnServer {
-    fn drop(&mut self) {
-        let (server, name) = (self.server.clone(), self.name.clone());
-        let drop = async move {
-            let mut connection = PgConnection::connect(&server).await.unwrap();
-            let drop = sqlx::AssertSqlSafe(format!("DROP DATABASE {name} WITH (FORCE)"));
-            sqlx::query(drop).execute(&mut connection).await.unwrap();
-        };
-        let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        std::thread::spawn(move || runtime().block_on(drop)).join().unwrap();
-    }
-}
 
 impl Backend for OnServer {
     type Store = SqlStore;
 
     async fn fresh() -> Option<Self> {
-        let Ok(server) = std::env::var("DATABASE_URL") else {
-            println!("skipped: DATABASE_URL names no Postgres; .ci/run starts one");
-            return None;
-        };
-        let mut random = [0; 8];
-        getrandom::fill(&mut random).unwrap();
-        let name = format!("tower_offload_{:016x}", u64::from_ne_bytes(random));
-        let mut connection = PgConnection::connect(&server).await.unwrap();
-        let create = sqlx::AssertSqlSafe(format!("CREATE DATABASE {name}"));
-        sqlx::query(create).execute(&mut connection).await.unwrap();
-        Some(Self { server, name })
+        Self::fresh().await
     }
 
     async fn open(&self) -> SqlStore {
