@@ -1,4 +1,4 @@
-use std::{sync::Arc, task::Poll, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use tokio::time::{Instant, timeout_at};
 
@@ -8,7 +8,7 @@ use super::{
     shared::{Shared, apply, gone},
     store::{Lease, Process, StoreFuture, Written},
 };
-use crate::pool::call::{discard_payload, guarded};
+use crate::pool::call::{caught, contained, discard_payload, guarded};
 
 /// The one that writes to the store: it takes all that has become due since it last did, in one batch.
 pub(super) struct Recorder {
@@ -71,7 +71,7 @@ impl Recorder {
             return lease;
         }
         let process = Process::new(self.shared.process.clone(), self.shared.now());
-        let lease = contained(|| self.shared.store.begin(&process)).await;
+        let lease = asked(|| self.shared.store.begin(&process)).await;
         let begun = lease.as_ref().ok().copied();
         if let Some(lease) = begun {
             self.renew_at = lease.renew_every.map(|every| Instant::now() + every);
@@ -88,7 +88,7 @@ impl Recorder {
         let is_due = self.renew_at.is_some_and(|at| at <= Instant::now());
         let Some(every) = lease.renew_every.filter(|_| is_due) else { return true };
         self.renew_at = Some(Instant::now() + every);
-        let is_over = matches!(contained(|| self.shared.store.renew(lease.epoch)).await, Ok(false));
+        let is_over = matches!(asked(|| self.shared.store.renew(lease.epoch)).await, Ok(false));
         if is_over {
             self.shared.with(|state| state.lease = None);
             self.begin_at = Instant::now();
@@ -105,7 +105,7 @@ impl Recorder {
         if self.shared.with(|state| state.ledger.is_empty()) {
             return;
         }
-        let requests = contained(|| self.shared.store.cancel_requests(lease.epoch)).await;
+        let requests = asked(|| self.shared.store.cancel_requests(lease.epoch)).await;
         for live in requests.into_iter().flatten().filter_map(|id| self.shared.live(id)) {
             if !live.is_unwanted() {
                 live.cancel();
@@ -119,7 +119,7 @@ impl Recorder {
         if batch.is_empty() {
             return false;
         }
-        let written = contained(|| self.shared.store.write(lease.epoch, &batch)).await;
+        let written = asked(|| self.shared.store.write(lease.epoch, &batch)).await;
         let written = match written {
             Ok(written) if written.len() != batch.len() => {
                 Err(StoreError::other("it does not say what became of each record"))
@@ -128,6 +128,9 @@ impl Recorder {
         };
         if written.as_ref().is_ok_and(|written| written.contains(&Written::Fenced)) && self.renew_at.is_some() {
             self.renew_at = Some(Instant::now()); // the epoch may be over, and the next can begin at once
+        }
+        if let Err(error) = &written {
+            contained(|| error.report());
         }
         let effects = self.shared.with(|state| match &written {
             Ok(written) => state.ledger.settle(&batch, written),
@@ -142,7 +145,7 @@ impl Recorder {
             return;
         }
         let (now, retention) = (self.shared.now(), &self.shared.retention);
-        let more = contained(|| self.shared.store.sweep(now, retention)).await.is_ok_and(|swept| swept.more);
+        let more = asked(|| self.shared.store.sweep(now, retention)).await.is_ok_and(|swept| swept.more);
         self.sweep_at = if more { Instant::now() } else { Instant::now() + SWEEP_EVERY };
     }
 
@@ -153,7 +156,7 @@ impl Recorder {
         });
         if let Some(lease) = lease {
             let now = self.shared.now();
-            let _ = contained(|| self.shared.store.end(lease.epoch, now)).await;
+            let _ = asked(|| self.shared.store.end(lease.epoch, now)).await;
         }
     }
 }
@@ -166,20 +169,13 @@ impl Drop for Recorder {
 }
 
 /// Asks the store, which is foreign code, and waits for its answer.
-async fn contained<'a, T>(ask: impl FnOnce() -> StoreFuture<'a, T>) -> Result<T, StoreError> {
-    let panicked = |payload| {
+async fn asked<'a, T>(ask: impl FnOnce() -> StoreFuture<'a, T>) -> Result<T, StoreError> {
+    let answered = match guarded(ask) {
+        Ok(answer) => caught(answer).await,
+        Err(payload) => Err(payload),
+    };
+    answered.unwrap_or_else(|payload| {
         discard_payload(payload);
         Err(StoreError::other("it panicked"))
-    };
-    let mut answer = match guarded(ask) {
-        Ok(answer) => answer,
-        Err(payload) => return panicked(payload),
-    };
-    let answered = std::future::poll_fn(|cx| match guarded(|| answer.as_mut().poll(cx)) {
-        Ok(polled) => polled,
-        Err(payload) => Poll::Ready(panicked(payload)),
-    });
-    let answered = answered.await;
-    guarded(|| drop(answer)).unwrap_or_else(discard_payload);
-    answered
+    })
 }

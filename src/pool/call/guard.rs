@@ -15,7 +15,7 @@ pub(crate) fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, Box<dyn Any + Se
 
 /// As [`guarded`], for a future: what it does when it is polled, and when it is dropped in the end.
 #[cfg(feature = "tasks")]
-pub(crate) async fn caught<F: Future>(mut future: Pin<Box<F>>) -> Result<F::Output, Box<dyn Any + Send>> {
+pub(crate) async fn caught<F: Future + ?Sized>(mut future: Pin<Box<F>>) -> Result<F::Output, Box<dyn Any + Send>> {
     let polled = poll_fn(|cx| match guarded(|| future.as_mut().poll(cx)) {
         Ok(Poll::Pending) => Poll::Pending,
         Ok(Poll::Ready(value)) => Poll::Ready(Ok(value)),
