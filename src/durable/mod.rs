@@ -96,6 +96,8 @@
 //! made when it starts, for which the user of the database must own River's tables or have made them.
 //! River looks for work ten times a second at most on SQLite, and is told on Postgres.
 //!
+//! Nothing bounds how many jobs wait but the disk: who lets strangers enqueue bounds that before.
+//!
 //! # When not to use it
 //!
 //! For work that may be lost ([`Background`](crate::Background)), or whose loss it is enough to know of ([`tasks`](crate::tasks)). Here each

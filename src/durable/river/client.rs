@@ -16,7 +16,7 @@ use riverqueue::{
         sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
     },
 };
-use tokio::sync::Mutex;
+use tokio::{sync::Mutex, time::timeout};
 
 use super::{Database, adapter::Adapter, arguments::Arguments, database::failure};
 use crate::{
@@ -69,6 +69,8 @@ impl Plan {
 const CONNECTIONS: u32 = 4;
 /// How long one waits for others who write.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// To listen for jobs, and to find its queues: two ways to the database and back.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// A worker of ours always ends by itself, and until then its job must not be handed out once more.
 const NEVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// After a claim the next one comes no sooner. River's own 100 ms would bound how many short jobs a second are done.
@@ -92,7 +94,10 @@ impl Client {
         }
         database.begin_client(&id, name).await?;
         let mut run = river.start().map_err(failure)?;
-        run.wait_ready().await.map_err(failure)?;
+        let ready = timeout(START_TIMEOUT, run.wait_ready()).await;
+        ready
+            .map_err(|_| StoreError::unavailable(format!("River was not ready after {START_TIMEOUT:?}")))?
+            .map_err(failure)?;
         let stopper = run.stopper();
         Ok(Self { river, id, run: Mutex::new(Some(run)), stopper: Some(stopper) })
     }

@@ -130,3 +130,23 @@ async fn tombstones_are_bounded_and_the_oldest_go_first() {
     assert_eq!(fixture.sqlite.get(tombstone(10)).await.unwrap(), Found::Unknown);
     assert_eq!(fixture.sqlite.get(tombstone(11)).await.unwrap(), Found::Evicted { owner: None });
 }
+
+/// What an older version has made.
+#[tokio::test]
+async fn a_database_that_lacks_steps_gets_them_and_keeps_its_records() {
+    let fixture = Fixture::new().await;
+    let id = large(1).id;
+    fixture.accept(large(1)).await.unwrap();
+    fixture
+        .run(
+            "DROP INDEX tower_offload_task_river; DROP INDEX tower_offload_task_cancel;
+             ALTER TABLE tower_offload_task DROP COLUMN river_id; DELETE FROM tower_offload_migration WHERE version > 1",
+        )
+        .await;
+    fixture.sqlite.close().await.unwrap();
+    let sqlite = Sqlite::open(&fixture.folder.join("tasks.db")).await.unwrap();
+    assert!(matches!(sqlite.get(id).await.unwrap(), Found::Record(_)));
+    let epoch = sqlite.begin(&Process::new("", Timestamp::default())).await.unwrap().epoch;
+    let accept = Batch { epoch, ops: vec![Op::Accept(Box::new(large(2)))] };
+    assert_eq!(sqlite.write(&[accept]).await.unwrap(), [[Written::Done]]);
+}
