@@ -129,7 +129,8 @@ impl<'a> Task<'a> {
             let task = entry::Task { body, reservation, condition, attempt, concurrent, stop_on_error };
             after.register_task(name, handle.id(), task);
             handle
-        }))
+        })
+        .after_response())
     }
 
     fn reserve(&self) -> Result<Reservation, Rejected> {

@@ -1,7 +1,11 @@
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use tokio::sync::Notify;
 
+use super::river::Claim;
 use crate::{
     sync::{Mutex, lock},
     tasks::TaskId,
@@ -16,8 +20,15 @@ pub(super) struct Jobs(Arc<Inner>);
 
 #[derive(Default)]
 struct Inner {
-    alive: Mutex<HashMap<i64, TaskId>>,
+    jobs: Mutex<State>,
     left: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    alive: HashMap<i64, TaskId>,
+    /// Those that have ended, and whose end River may still have to write.
+    settling: HashSet<i64>,
 }
 
 /// One of them, until it is dropped.
@@ -29,20 +40,29 @@ pub(super) struct Alive {
 impl Jobs {
     /// `None` if it is there.
     pub(super) fn enter(&self, river_id: i64, id: TaskId) -> Option<Alive> {
-        let mut alive = lock(&self.0.alive);
-        if alive.contains_key(&river_id) {
+        let mut jobs = lock(&self.0.jobs);
+        if jobs.alive.contains_key(&river_id) {
             return None;
         }
-        alive.insert(river_id, id);
+        jobs.alive.insert(river_id, id);
         Some(Alive { jobs: self.clone(), river_id })
     }
 
+    /// Of those that River's table has running here, the ones that nothing is known of. What has ended is forgotten once it is not among them.
+    pub(super) fn unknown(&self, running: &[Claim]) -> HashSet<Claim> {
+        let mut jobs = lock(&self.0.jobs);
+        let ids: HashSet<_> = running.iter().map(|claim| claim.river_id).collect();
+        jobs.settling.retain(|id| ids.contains(id));
+        let is_known = |id| jobs.alive.contains_key(id) || jobs.settling.contains(id);
+        running.iter().filter(|claim| !is_known(&claim.river_id)).copied().collect()
+    }
+
     pub(super) fn ids(&self) -> Vec<TaskId> {
-        lock(&self.0.alive).values().copied().collect()
+        lock(&self.0.jobs).alive.values().copied().collect()
     }
 
     pub(super) fn len(&self) -> usize {
-        lock(&self.0.alive).len()
+        lock(&self.0.jobs).alive.len()
     }
 
     /// Returns when there is none.
@@ -60,7 +80,11 @@ impl Jobs {
 
 impl Drop for Alive {
     fn drop(&mut self) {
-        lock(&self.jobs.0.alive).remove(&self.river_id);
+        {
+            let mut jobs = lock(&self.jobs.0.jobs);
+            jobs.alive.remove(&self.river_id);
+            jobs.settling.insert(self.river_id);
+        }
         self.jobs.0.left.notify_waiters();
     }
 }

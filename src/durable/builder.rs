@@ -5,12 +5,13 @@ use tokio::sync::mpsc;
 
 use super::{
     Backoff, Durable, Job, StartError, group,
-    river::{Database, Plan, keep_lease, keep_records},
-    shared::Shared,
+    river::{Database, Plan, Steady, keep_client, keep_lease, keep_records},
+    shared::{Lanes, Shared},
     worker::Worker,
 };
 use crate::{
     pool::Pool,
+    sync::Mutex,
     tasks::{IntoFailure, Progress, Tasks, shared::Forward},
 };
 
@@ -65,14 +66,17 @@ impl Builder {
         self.plan.add(worker);
     }
 
-    /// Also takes jobs of this queue, at most so many at the same time. For a queue that jobs are [sent to](super::Enqueue::queue) other than
+    /// Also takes jobs of this queue, at most so many at the same time, 1 to 10 000. For a queue that jobs are [sent to](super::Enqueue::queue) other than
     /// by their kind, or that should have another [concurrency](Self::concurrency).
     pub fn queue(mut self, name: impl Into<String>, concurrency: usize) -> Self {
-        self.plan.queues.insert(name.into(), concurrency);
+        self.plan.queues.insert(name.into(), Some(concurrency));
         self
     }
 
-    /// How many jobs of one queue this process runs at the same time, 1 to 10 000. Default 32.
+    /// How many jobs of one queue this process takes at the same time, 1 to 10 000. Default 32.
+    ///
+    /// Those of a sync worker then wait for a thread of its pool, and no other process can have them: where processes share the work this should
+    /// be no more than the pool has threads.
     pub fn concurrency(self, concurrency: usize) -> Self {
         Self { concurrency, ..self }
     }
@@ -103,24 +107,27 @@ impl Builder {
         let Self { tasks, mut plan, mut kinds, concurrency } = self;
         let engine = tasks.shared().engine().cloned().ok_or(StartError::MEMORY)?;
         kinds.sort_unstable();
-        if kinds.windows(2).any(|pair| pair[0] == pair[1]) {
-            return Err(StartError::invalid("two workers are for the same kind of job"));
+        if let Some(pair) = kinds.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(StartError::invalid(format!("two workers are for jobs of the kind {:?}", pair[0])));
         }
-        for of_queue in plan.queues.values_mut().filter(|concurrency| **concurrency == 0) {
-            *of_queue = concurrency;
-        }
+        plan.check(&kinds, concurrency).map_err(StartError::invalid)?;
         tasks.start().await?;
-        let (inserts, waiting) = mpsc::channel(group::MAX_WAITING);
-        let shared = Arc::new(Shared::new(tasks, Database::new(engine), plan, inserts));
+        let ((plain, of_plain), (unique, of_unique)) =
+            (mpsc::channel(group::MAX_WAITING), mpsc::channel(group::MAX_WAITING));
+        let shared = Arc::new(Shared::new(tasks, Database::new(engine), plan, Lanes { plain, unique }));
+        let steady = Steady::new(shared.database.lease().unwrap_or_default());
+        let steady = Arc::new(Mutex::new(steady));
         let forward = Arc::downgrade(&(shared.clone() as Arc<dyn Forward>));
         if !shared.tasks.shared().forward_to(forward) {
             return Err(StartError::TAKEN);
         }
         let durable = Durable::new(shared.clone()); // from here on dropping ends what has begun
         shared.launch().await?;
-        tokio::spawn(group::run(waiting, Arc::downgrade(&shared)));
-        tokio::spawn(keep_lease(shared.clone()));
-        tokio::spawn(keep_records(shared));
+        tokio::spawn(group::run(of_plain, Arc::downgrade(&shared)));
+        tokio::spawn(group::run(of_unique, Arc::downgrade(&shared)));
+        tokio::spawn(keep_lease(shared.clone(), steady.clone()));
+        tokio::spawn(keep_client(shared.clone()));
+        tokio::spawn(keep_records(shared, steady));
         Ok(durable)
     }
 }

@@ -35,9 +35,10 @@ impl Clerk {
         lock(&self.state).attempts.insert(id, Arc::downgrade(attempt));
     }
 
-    /// It is over. What it said last, if that was not written.
-    pub(super) fn ends(&self, id: TaskId) -> Option<News> {
+    /// It is over. What it said last, if that was not written. Nothing if another attempt of its job has begun.
+    pub(super) fn ends(&self, id: TaskId, attempt: &Arc<Attempt>) -> Option<News> {
         let mut state = lock(&self.state);
+        state.attempts.get(&id).filter(|known| std::ptr::eq(known.as_ptr(), Arc::as_ptr(attempt)))?;
         let attempt = state.attempts.remove(&id);
         if state.news.remove(&id) { news(id, &attempt?) } else { None }
     }

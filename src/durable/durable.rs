@@ -2,7 +2,7 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, timeout_at};
 
-use super::{Builder, DrainReport, Enqueue, Job, shared::Shared};
+use super::{Builder, DrainReport, Enqueue, Job, river::Client, shared::Shared};
 use crate::tasks::Tasks;
 
 /// A queue of durable jobs. A handle: clones are the same queue.
@@ -93,6 +93,7 @@ impl Durable {
         let shared = self.shared();
         shared.close();
         let end = Instant::now() + deadline;
+        let mut is_written = false;
         if let Some(client) = shared.client() {
             client.stop();
             let soft = end - (deadline / 5).min(LAST_WORDS);
@@ -104,18 +105,32 @@ impl Durable {
                 }
             };
             match ended {
-                Ok(Ok(())) if shared.jobs.len() == 0 => {
-                    if let Err(error) = client.leave(&shared.database).await {
-                        shared.complain("the lease could not be given back", &error);
+                Ok(Ok(())) => {
+                    is_written = shared.jobs.len() == 0 && self.leave(&client, end).await;
+                    if is_written {
+                        shared.set_over();
                     }
                 }
-                Ok(Ok(())) => {}
                 Ok(Err(error)) => shared.complain("River has not ended in order", &error),
                 Err(_) => {}
             }
         }
         shared.finish();
-        DrainReport { still_running: shared.jobs.ids() }
+        DrainReport { still_running: shared.jobs.ids(), is_written }
+    }
+
+    /// Gives the lease back, if the database has nothing more of ours that runs: River does not say whether it could write how jobs ended.
+    async fn leave(&self, client: &Client, end: Instant) -> bool {
+        let shared = self.shared();
+        let left = timeout_at(end.max(Instant::now() + LAST_WORDS), client.leave(&shared.database)).await;
+        match left {
+            Ok(Ok(is_written)) => is_written,
+            Ok(Err(error)) => {
+                shared.complain("the lease could not be given back", &error);
+                false
+            }
+            Err(_) => false,
+        }
     }
 }
 

@@ -10,13 +10,13 @@ use super::{
     Durable, Job, Unique,
     group::{Request, nothing},
     kept,
-    river::{Arguments, InsertError, InsertOpts, Inserted, Prepared, ScheduleOverride, jiff},
+    river::{Arguments, InsertError, InsertOpts, Inserted, Prepared, jiff},
     transaction::Transaction,
 };
 use crate::{
     pool::call::guarded,
     tasks::{
-        Accepted, Json, Record, Refused, Status, StoreError, TaskId,
+        Accepted, Json, Record, Refused, Status, StoreError, TaskId, Timestamp,
         track::{MAX_OWNER, check},
     },
 };
@@ -29,6 +29,7 @@ pub struct Enqueue<'a, J> {
     owner: Option<String>,
     queue: &'a str,
     max_attempts: u16,
+    delay: Option<Duration>,
     options: InsertOpts,
 }
 
@@ -40,6 +41,7 @@ impl<'a, J: Job> Enqueue<'a, J> {
             owner: None,
             queue: J::QUEUE,
             max_attempts: J::MAX_ATTEMPTS,
+            delay: None,
             options: InsertOpts::default(),
         }
     }
@@ -64,19 +66,20 @@ impl<'a, J: Job> Enqueue<'a, J> {
         Self { options: self.options.with_priority(priority.into()), ..self }
     }
 
-    /// It begins no sooner than that. Within some seconds: River looks every five.
+    /// It begins no sooner than that; and then within some seconds, for River looks every five for what is due. A time that has come is as none.
     pub fn at(self, time: SystemTime) -> Self {
-        let time = jiff::Timestamp::try_from(time).unwrap_or(jiff::Timestamp::MAX);
-        Self { options: self.options.with_scheduled_at(time), ..self }
+        let now = self.durable.shared().tasks.shared().now();
+        let millis = Timestamp::from(time).as_millis().saturating_sub(now.as_millis());
+        self.delay(Duration::from_millis(millis))
     }
 
     /// As [`at`](Self::at), from now on.
     pub fn delay(self, delay: Duration) -> Self {
-        let now = SystemTime::now();
-        self.at(now.checked_add(delay).unwrap_or(now + FAR))
+        Self { delay: Some(delay).filter(|delay| !delay.is_zero()), ..self }
     }
 
-    /// Not if there is one like it: then that one's status is the answer, whatever became of it.
+    /// Not if there is one like it: then that one's status is the answer, whatever became of it; or [`Refused::is_duplicate`], if that one is
+    /// of another [owner](Self::owner), whose secret it is. The owner is no part of what makes two the same.
     pub fn unique(self, unique: Unique) -> Self {
         Self { options: self.options.with_unique(unique.into_options()), ..self }
     }
@@ -102,8 +105,7 @@ impl<'a, J: Job> Enqueue<'a, J> {
 
     /// How long its worker in this process may take, if that one could as well do it without the queue.
     pub(super) fn limit_here(&self) -> Option<Duration> {
-        let is_for_the_queue =
-            self.options.unique().is_some() || self.options.scheduled_at() != ScheduleOverride::Inherit;
+        let is_for_the_queue = self.options.unique().is_some() || self.delay.is_some();
         let worker = self.durable.shared().plan.worker::<J>().filter(|_| !is_for_the_queue);
         worker.map(|worker| worker.limit)
     }
@@ -121,18 +123,24 @@ impl<'a, J: Job> Enqueue<'a, J> {
         }
         let encoded = guarded(|| Arguments::encode(&self.job)).map_err(|payload| {
             crate::pool::call::discard_payload(payload);
-            Refused::invalid("writing it as JSON panicked")
+            Refused::content("writing it as JSON panicked")
         })?;
-        let arguments = encoded.map_err(|error| Refused::invalid(format!("it cannot be written as JSON: {error}")))?;
+        let arguments = encoded.map_err(|error| Refused::content(format!("it cannot be written as JSON: {error}")))?;
         if arguments.get().len() > Json::MAX_BYTES {
-            return Err(Refused::invalid(format!("its JSON is larger than {} bytes", Json::MAX_BYTES)));
+            return Err(Refused::content(format!("its JSON is larger than {} bytes", Json::MAX_BYTES)));
         }
-        kept::check(arguments.get()).map_err(Refused::invalid)?;
+        kept::check(arguments.get()).map_err(Refused::content)?;
         let now = self.durable.shared().tasks.shared().now();
         let mut record = Record::new(TaskId::random(now).map_err(Refused::random)?, J::KIND, now);
         record.owner = self.owner;
-        let options =
-            self.options.with_queue(self.queue).with_max_attempts(self.max_attempts.clamp(1, MOST_ATTEMPTS).into());
+        if !(1..=MOST_ATTEMPTS).contains(&self.max_attempts) {
+            let why = format!("{} attempts are none or too many: it is 1 to {MOST_ATTEMPTS}", self.max_attempts);
+            return Err(Refused::invalid(why));
+        }
+        let mut options = self.options.with_queue(self.queue).with_max_attempts(self.max_attempts.into());
+        if let Some(delay) = self.delay {
+            options = options.with_scheduled_at(after(now, delay));
+        }
         Ok(Prepared { push: Arguments::<J>::push, arguments, options, record })
     }
 
@@ -141,7 +149,9 @@ impl<'a, J: Job> Enqueue<'a, J> {
         let job = self.prepare()?;
         let (reply, answer) = oneshot::channel();
         let request = Request { job, reply };
-        durable.shared().inserts.send(request).await.map_err(|_| gone())?;
+        let lanes = &durable.shared().inserts;
+        let lane = if request.job.options.unique().is_some() { &lanes.unique } else { &lanes.plain };
+        lane.send(request).await.map_err(|_| gone())?;
         let record = admitted(answer.await.map_err(|_| gone())??, owner)?;
         Ok(Accepted::new(Status::from(&record), durable.shared().tasks.location(record.id), false))
     }
@@ -159,8 +169,13 @@ fn gone() -> StoreError {
 
 /// As many as River's table can count.
 const MOST_ATTEMPTS: u16 = i16::MAX.unsigned_abs();
-/// A century.
-const FAR: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+fn after(now: Timestamp, delay: Duration) -> jiff::Timestamp {
+    let millis = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX).saturating_add(now.as_millis());
+    i64::try_from(millis)
+        .ok()
+        .and_then(|millis| jiff::Timestamp::from_millisecond(millis).ok())
+        .unwrap_or(jiff::Timestamp::MAX)
+}
 
 impl<'a, J: Job> IntoFuture for Enqueue<'a, J> {
     type Output = Result<Accepted, Refused>;

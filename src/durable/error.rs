@@ -1,4 +1,4 @@
-use std::{error::Error, fmt};
+use std::{borrow::Cow, error::Error, fmt};
 
 use crate::tasks::StoreError;
 
@@ -8,19 +8,20 @@ pub struct StartError(Kind);
 
 #[derive(Debug)]
 enum Kind {
-    Invalid(&'static str),
+    Invalid(Cow<'static, str>),
     Store(StoreError),
 }
 
 impl StartError {
-    pub(super) const MEMORY: Self = Self(Kind::Invalid("the records of these tasks are not in an SqlStore"));
-    pub(super) const TAKEN: Self = Self(Kind::Invalid("these tasks have durable jobs already"));
+    pub(super) const MEMORY: Self =
+        Self(Kind::Invalid(Cow::Borrowed("the records of these tasks are not in an SqlStore")));
+    pub(super) const TAKEN: Self = Self(Kind::Invalid(Cow::Borrowed("these tasks have durable jobs already")));
 
-    pub(super) fn invalid(why: &'static str) -> Self {
-        Self(Kind::Invalid(why))
+    pub(super) fn invalid(why: impl Into<Cow<'static, str>>) -> Self {
+        Self(Kind::Invalid(why.into()))
     }
 
-    /// `true` if what was asked for cannot be: it would fail again.
+    /// `true` if what was asked for cannot be, or not beside a queue that still is there: it would fail again, as long as nothing else changes.
     pub fn is_invalid(&self) -> bool {
         matches!(self.0, Kind::Invalid(_))
     }

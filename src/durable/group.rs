@@ -1,10 +1,12 @@
 //! Group commit for jobs: what arrives while a commit waits for the disk goes together into the next one.
 
+use std::sync::Weak;
+
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
     river::{InsertError, Inserted, Prepared},
-    shared::WeakShared,
+    shared::Shared,
 };
 use crate::tasks::StoreError;
 
@@ -19,7 +21,7 @@ pub(super) const MAX_WAITING: usize = 1024;
 /// Enough to share the cost of a commit, and few enough that nobody waits long for one.
 const MAX_JOBS: usize = 256;
 
-pub(super) async fn run(mut waiting: mpsc::Receiver<Request>, shared: WeakShared) {
+pub(super) async fn run(mut waiting: mpsc::Receiver<Request>, shared: Weak<Shared>) {
     while let Some(first) = waiting.recv().await {
         let mut requests = vec![first];
         while requests.len() < MAX_JOBS

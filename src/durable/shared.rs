@@ -1,7 +1,4 @@
-use std::{
-    collections::HashSet,
-    sync::{Arc, Weak},
-};
+use std::{collections::HashSet, sync::Arc};
 
 use tokio::sync::{mpsc, watch};
 
@@ -9,12 +6,15 @@ use super::{
     alive::Jobs,
     clerk::Clerk,
     group::Request,
-    river::{Client, Database, Plan},
+    river::{Claim, Client, Database, Plan},
 };
 use crate::{
     sync::{Mutex, lock},
     tasks::{StoreError, Tasks, shared::Forward, store::StoreFuture},
 };
+
+/// At two looks a second.
+const FORWARD_AGAIN: u32 = 20;
 
 /// What the handles, the workers and the keepers have in common.
 pub(super) struct Shared {
@@ -23,24 +23,48 @@ pub(super) struct Shared {
     pub(super) plan: Plan,
     pub(super) jobs: Jobs,
     pub(super) clerk: Arc<Clerk>,
-    pub(super) inserts: mpsc::Sender<Request>,
+    /// Jobs that may have to wait for a row that somebody else holds go by themselves.
+    pub(super) inserts: Lanes,
+    /// Held while one client takes the place of another.
+    starting: tokio::sync::Mutex<()>,
     state: Mutex<State>,
     /// `true` once no work of this process will begin or goes on.
     finished: watch::Sender<bool>,
+}
+
+pub(super) struct Lanes {
+    pub(super) plain: mpsc::Sender<Request>,
+    pub(super) unique: mpsc::Sender<Request>,
 }
 
 #[derive(Default)]
 struct State {
     client: Option<Arc<Client>>,
     closed: bool,
+    /// River has ended, and nothing of ours goes on: another queue may take its place.
+    is_over: bool,
+    /// How many looks ago requests were handed on from the first again.
+    looks: u32,
+    /// Claims that nobody worked on at the last look.
+    orphans: HashSet<Claim>,
     /// Requests to cancel that River has heard of.
     forwarded: HashSet<i64>,
 }
 
 impl Shared {
-    pub(super) fn new(tasks: Tasks, database: Database, plan: Plan, inserts: mpsc::Sender<Request>) -> Self {
+    pub(super) fn new(tasks: Tasks, database: Database, plan: Plan, inserts: Lanes) -> Self {
         let (jobs, clerk, finished) = (Jobs::default(), Arc::default(), watch::Sender::new(false));
-        Self { tasks, database, plan, jobs, clerk, inserts, state: Mutex::default(), finished }
+        Self {
+            tasks,
+            database,
+            plan,
+            jobs,
+            clerk,
+            inserts,
+            starting: tokio::sync::Mutex::default(),
+            state: Mutex::default(),
+            finished,
+        }
     }
 
     pub(super) async fn launch(self: &Arc<Self>) -> Result<(), StoreError> {
@@ -63,14 +87,17 @@ impl Shared {
         lock(&self.state).client.clone()
     }
 
-    /// Others have taken the jobs of this client. What it still says is not heard, so its work is told to end; another client goes on.
-    pub(super) async fn start_over(self: &Arc<Self>, lost: &Client) {
+    /// Others have taken the jobs of this client, or it has ended: what it still says is not heard, so its work is told to end, and another client
+    /// goes on.
+    pub(super) async fn start_over(self: &Arc<Self>, lost: &Arc<Client>) {
         lost.stop_and_cancel();
-        if self.is_closed() {
+        let _starting = self.starting.lock().await;
+        let is_current = self.client().is_some_and(|client| Arc::ptr_eq(&client, lost));
+        if self.is_closed() || !is_current {
             return;
         }
         if let Err(error) = self.launch().await {
-            self.complain("no new lease could be got", &error);
+            self.complain("no new client could be started", &error);
         }
     }
 
@@ -93,19 +120,40 @@ impl Shared {
         self.jobs.empty().await;
     }
 
+    /// Each request is handed on once, and now and then once more: River's word may have been lost on the way to who works the job.
     pub(super) async fn forward_cancels(&self) -> Result<(), StoreError> {
         let requested = self.database.cancel_requests().await?;
         let Some(client) = self.client() else { return Ok(()) };
         let fresh: Vec<_> = {
             let mut state = lock(&self.state);
+            state.looks += 1;
+            if state.looks >= FORWARD_AGAIN {
+                (state.looks, state.forwarded) = (0, HashSet::new());
+            }
             state.forwarded.retain(|id| requested.contains(id));
             requested.into_iter().filter(|id| !state.forwarded.contains(id)).collect()
         };
+        let mut failed = None;
         for id in fresh {
-            client.cancel(id).await?;
-            lock(&self.state).forwarded.insert(id);
+            match client.cancel(id).await {
+                Ok(()) => drop(lock(&self.state).forwarded.insert(id)),
+                Err(error) => failed = Some(error), // the others can be cancelled all the same
+            }
         }
-        Ok(())
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// Those that were nobody's now and at the last look: their claim was made, and its answer was lost.
+    pub(super) fn orphans(&self, running: &[Claim]) -> Vec<Claim> {
+        let unknown = self.jobs.unknown(running);
+        let mut state = lock(&self.state);
+        let before = std::mem::replace(&mut state.orphans, unknown);
+        before.intersection(&state.orphans).copied().collect()
+    }
+
+    /// Another queue may take its place.
+    pub(super) fn set_over(&self) {
+        lock(&self.state).is_over = true;
     }
 
     /// Tells people, for there is nobody else to be told.
@@ -121,7 +169,8 @@ impl Forward for Shared {
     fn cancel_requested(&self) -> StoreFuture<'_, ()> {
         Box::pin(self.forward_cancels())
     }
-}
 
-/// For what must not keep it alive.
-pub(super) type WeakShared = Weak<Shared>;
+    fn is_over(&self) -> bool {
+        lock(&self.state).is_over && self.jobs.len() == 0
+    }
+}

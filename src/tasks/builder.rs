@@ -2,19 +2,19 @@
 use std::any::Any;
 use std::{fmt, sync::Arc, time::SystemTime};
 
+#[cfg(feature = "durable")]
+use super::SqlStore;
 use super::{
     Retention, TaskStore, Tasks,
     shared::{Clock, Shared},
 };
-#[cfg(feature = "durable")]
-use super::{SqlStore, store::Engine};
 
 /// Configures [`Tasks`]. Made by [`Tasks::builder`].
 #[must_use = "a builder does nothing until `build`"]
 pub struct Builder {
     store: Arc<dyn TaskStore>,
     #[cfg(feature = "durable")]
-    engine: Option<Engine>,
+    engine: Option<SqlStore>,
     retention: Retention,
     process: Option<String>,
     clock: Clock,
@@ -24,7 +24,7 @@ impl Builder {
     pub(super) fn new(store: impl TaskStore) -> Self {
         Self {
             #[cfg(feature = "durable")]
-            engine: (&store as &dyn Any).downcast_ref::<SqlStore>().map(|store| store.engine().clone()),
+            engine: (&store as &dyn Any).downcast_ref::<SqlStore>().cloned(),
             store: Arc::new(store),
             retention: Retention::default(),
             process: None,

@@ -15,6 +15,8 @@ enum Kind {
     Background(Rejected),
     Closed,
     #[cfg(feature = "durable")]
+    Content(Cow<'static, str>),
+    #[cfg(feature = "durable")]
     Duplicate,
     Invalid(Cow<'static, str>),
     Random(getrandom::Error),
@@ -32,6 +34,18 @@ impl Refused {
 
     pub(crate) fn invalid(why: impl Into<Cow<'static, str>>) -> Self {
         Self(Kind::Invalid(why.into()))
+    }
+
+    #[cfg(feature = "durable")]
+    pub(crate) fn content(why: impl Into<Cow<'static, str>>) -> Self {
+        Self(Kind::Content(why.into()))
+    }
+
+    /// `true` if the content of a job cannot be kept: no JSON, too large, or with NUL in it.
+    #[cfg(feature = "durable")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "durable")))]
+    pub fn is_content(&self) -> bool {
+        matches!(self.0, Kind::Content(_))
     }
 
     #[cfg(feature = "durable")]
@@ -63,7 +77,8 @@ impl Refused {
         }
     }
 
-    /// `true` if its name or owner cannot be kept: empty, too long, or with control characters in it.
+    /// `true` if its name or owner cannot be kept: empty, too long, or with control characters in it; of a durable job also if it is to wait in a queue, or
+    /// with a priority, that there cannot be.
     pub fn is_invalid(&self) -> bool {
         matches!(self.0, Kind::Invalid(_))
     }
@@ -79,12 +94,15 @@ impl Refused {
             _ if self.is_closed() => "closed",
             Kind::Invalid(_) => "invalid",
             #[cfg(feature = "durable")]
+            Kind::Content(_) => "content",
+            #[cfg(feature = "durable")]
             Kind::Duplicate => "duplicate",
             _ => "store",
         }
     }
 
-    /// As an answer: 503 with `Retry-After`, or 500 for an [invalid](Self::is_invalid) name or owner, for these are the program's own. The body
+    /// As an answer: 503 with `Retry-After`, or 500 for what is [invalid](Self::is_invalid), for that is the program's own; for a durable
+    /// job 422 for its content, and 409 for a duplicate. The body
     /// is `application/problem+json` and tells no more than the [`Display`](fmt::Display) of this. Why the store failed is an event of level
     /// `ERROR` with feature `tracing`.
     pub fn into_response<B: From<Bytes>>(self) -> Response<B> {
@@ -93,6 +111,8 @@ impl Refused {
         }
         let status = match &self.0 {
             Kind::Invalid(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            #[cfg(feature = "durable")]
+            Kind::Content(_) => StatusCode::UNPROCESSABLE_ENTITY,
             #[cfg(feature = "durable")]
             Kind::Duplicate => StatusCode::CONFLICT,
             _ => StatusCode::SERVICE_UNAVAILABLE,
@@ -118,6 +138,8 @@ impl fmt::Display for Refused {
         match &self.0 {
             Kind::Background(_) => f.write_str("there is no place for the task"),
             Kind::Closed => f.write_str("no tasks are taken any more"),
+            #[cfg(feature = "durable")]
+            Kind::Content(why) => write!(f, "the task cannot be kept: {why}"),
             Kind::Invalid(why) => write!(f, "the task cannot be kept: {why}"),
             #[cfg(feature = "durable")]
             Kind::Duplicate => f.write_str("there is a task like it already"),
@@ -133,7 +155,7 @@ impl Error for Refused {
             Kind::Background(rejected) => Some(rejected),
             Kind::Closed | Kind::Invalid(_) => None,
             #[cfg(feature = "durable")]
-            Kind::Duplicate => None,
+            Kind::Content(_) | Kind::Duplicate => None,
             Kind::Random(error) => Some(error),
             Kind::Store(error) => Some(error),
         }

@@ -11,8 +11,6 @@ use tokio::{
     time::Instant,
 };
 
-#[cfg(feature = "durable")]
-use super::store::{Engine, StoreFuture};
 use super::{
     Retention, StoreError, TaskId, TaskStore, Timestamp,
     ledger::{Effect, Ledger, Reply},
@@ -20,6 +18,11 @@ use super::{
     recorder,
     service::DEFAULT_MAX_STREAMS,
     store::Lease,
+};
+#[cfg(feature = "durable")]
+use super::{
+    SqlStore,
+    store::{Engine, StoreFuture},
 };
 use crate::{
     pool::call::contained,
@@ -53,7 +56,8 @@ pub(crate) struct Shared {
 #[derive(Default)]
 struct Link {
     engine: Option<Engine>,
-    forward: Mutex<Option<Weak<dyn Forward>>>,
+    /// One for all that use the same store: of them only one may have a queue.
+    forward: Arc<Mutex<Option<Weak<dyn Forward>>>>,
 }
 
 /// Hears at once that somebody in this process asks to cancel a job. Of others it hears by looking.
@@ -61,6 +65,9 @@ struct Link {
 pub(crate) trait Forward: Send + Sync {
     /// Hands all requests on to the queue.
     fn cancel_requested(&self) -> StoreFuture<'_, ()>;
+
+    /// Nothing of it goes on.
+    fn is_over(&self) -> bool;
 }
 
 pub(super) struct State {
@@ -107,8 +114,14 @@ impl Shared {
     }
 
     #[cfg(feature = "durable")]
-    pub(super) fn with_engine(self, engine: Option<Engine>) -> Self {
-        Self { link: Link { engine, ..self.link }, ..self }
+    pub(super) fn with_engine(self, store: Option<SqlStore>) -> Self {
+        match store {
+            Some(store) => {
+                let link = Link { engine: Some(store.engine().clone()), forward: store.forward().clone() };
+                Self { link, ..self }
+            }
+            None => self,
+        }
     }
 
     /// The database, if the records are in one.
@@ -121,7 +134,7 @@ impl Shared {
     #[cfg(feature = "durable")]
     pub(crate) fn forward_to(&self, next: Weak<dyn Forward>) -> bool {
         let mut forward = lock(&self.link.forward);
-        let is_free = forward.as_ref().is_none_or(|forward| forward.strong_count() == 0);
+        let is_free = forward.as_ref().and_then(Weak::upgrade).is_none_or(|forward| forward.is_over());
         if is_free {
             *forward = Some(next);
         }

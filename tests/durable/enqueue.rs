@@ -59,15 +59,17 @@ async fn what_cannot_be_kept_is_refused_and_nothing_is_there(place: Place) {
     let tasks = place.tasks().await;
     let durable = Stage::new().start(&tasks).await;
     let large = durable.enqueue(Text("x".repeat(Json::MAX_BYTES))).await.unwrap_err();
-    assert!(large.is_invalid() && large.to_string().contains("larger than 65536 bytes"), "{large}");
+    assert!(large.is_content() && large.to_string().contains("larger than 65536 bytes"), "{large}");
     let nul = durable.enqueue(Text("a\0b".to_owned())).await.unwrap_err();
-    assert!(nul.is_invalid() && nul.to_string().contains("NUL"), "{nul}");
+    assert!(nul.is_content() && nul.to_string().contains("NUL"), "{nul}");
     let mute = durable.enqueue(Mute).await.unwrap_err();
-    assert!(mute.is_invalid() && mute.to_string().contains("there are no words"), "{mute}");
-    assert!(durable.enqueue(Wild).await.unwrap_err().is_invalid());
+    assert!(mute.is_content() && mute.to_string().contains("there are no words"), "{mute}");
+    assert!(durable.enqueue(Wild).await.unwrap_err().is_content());
     assert!(durable.enqueue(Text(String::new())).owner("").await.unwrap_err().is_invalid());
     let queue = durable.enqueue(Text(String::new())).queue("no queue has spaces").await.unwrap_err();
     assert!(queue.is_invalid(), "{queue:?}");
+    assert!(durable.enqueue(Text(String::new())).max_attempts(0).await.unwrap_err().is_invalid());
+    assert_eq!(large.into_response::<bytes::Bytes>().status(), http::StatusCode::UNPROCESSABLE_ENTITY);
     let priority = durable.enqueue(Text(String::new())).priority(9).await.unwrap_err();
     assert!(priority.is_invalid(), "{priority:?}");
     assert_eq!(place.number("SELECT count(*) FROM river_job").await, 0);
@@ -108,6 +110,11 @@ async fn a_job_of_somebody_else_is_no_answer(place: Place) {
     let _of_ann = durable.enqueue(act()).owner("ann").unique(Unique::by_content()).await.unwrap();
     let refused = durable.enqueue(act()).owner("bob").unique(Unique::by_content()).await.unwrap_err();
     assert!(refused.is_duplicate() && !refused.is_store());
+    // Also when the record is gone, and only River knows of the job.
+    place.execute("DELETE FROM tower_offload_task").await;
+    let again = durable.enqueue(act()).owner("bob").unique(Unique::by_content()).await.unwrap_err();
+    assert!(again.is_duplicate());
+    let _of_ann = durable.enqueue(act()).owner("ann").unique(Unique::by_content()).await.unwrap();
     assert_eq!(refused.into_response::<bytes::Bytes>().status(), http::StatusCode::CONFLICT);
     assert!(durable.drain(LONG).await.is_clean());
 }
@@ -116,11 +123,19 @@ async fn a_job_begins_no_sooner_than_it_may(place: Place) {
     let tasks = place.tasks().await;
     let stage = Stage::new();
     let durable = stage.start(&tasks).await;
+    let past = std::time::SystemTime::UNIX_EPOCH;
+    let due = durable.enqueue(Act::Return(json!("due"))).at(past).await.unwrap();
+    ended(&tasks, due.id()).await;
+    assert_eq!(
+        place.number("SELECT count(*) FROM river_job WHERE scheduled_at > created_at").await,
+        0,
+        "as if nothing was said"
+    );
     let later = durable.enqueue(Act::Return(json!("later"))).delay(Duration::from_secs(3600)).await.unwrap();
     let now = durable.enqueue(Act::Return(json!("now"))).await.unwrap();
     ended(&tasks, now.id()).await;
     assert_eq!(record(&tasks, later.id()).await.state, TaskState::Queued);
-    assert_eq!(stage.begun.lock().unwrap().len(), 1);
+    assert_eq!(stage.begun.lock().unwrap().len(), 2);
     assert!(durable.drain(LONG).await.is_clean());
 }
 

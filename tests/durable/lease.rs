@@ -18,6 +18,7 @@ on_each_database! {
     a_job_that_was_running_when_its_process_died_begins_again_at_once_and_the_attempt_counts
     one_whose_process_dies_each_time_ends_at_its_limit
     one_that_was_to_be_cancelled_when_its_process_died_is_cancelled
+    a_claim_whose_answer_was_lost_is_taken_back
 }
 
 /// As it stands in the database when the process that ran it was killed.
@@ -69,7 +70,7 @@ async fn one_whose_process_dies_each_time_ends_at_its_limit(place: Place) {
             tokio::time::sleep(SHORT).await;
         };
         let state = if attempt == 1 { TaskState::Queued } else { TaskState::Failed };
-        assert_eq!(record(&tasks, job.id()).await.state, state);
+        until(&tasks, job.id(), |record| record.state == state).await;
     }
     let failed = record(&tasks, job.id()).await;
     assert_eq!((failed.attempt, failed.failure.unwrap().class.as_str()), (2, "process_lost"));
@@ -89,7 +90,7 @@ async fn one_that_was_to_be_cancelled_when_its_process_died_is_cancelled(place: 
     let tasks = killed(&place, &tasks, enqueuer).await;
     let stage = Stage::new();
     let durable = started(&stage, &tasks).await;
-    assert_eq!(record(&tasks, job.id()).await.state, TaskState::Cancelled);
+    assert_eq!(ended(&tasks, job.id()).await.state, TaskState::Cancelled);
     assert!(stage.begun.lock().unwrap().is_empty());
     assert!(durable.drain(LONG).await.is_clean());
 }
@@ -154,9 +155,45 @@ async fn a_late_completion_changes_nothing_once_another_works_on_the_job() {
     };
     assert_eq!(place.execute(&late("to-late", "completed")).await, 0);
     assert_eq!(record(&tasks, held.id()).await.state, TaskState::Running);
+    place.execute("UPDATE river_job SET attempted_by = array['elsewhere']").await;
+    assert_eq!(place.execute(&late("to-late", "completed")).await, 0, "nor if it is a client of another kind");
+    let back = "UPDATE river_job SET attempted_by = array[(SELECT id FROM tower_offload_client)]";
+    place.execute(back).await;
     let touch = "UPDATE river_job SET metadata = metadata || '{\"cancel_attempted_at\": \"now\"}'";
     assert_eq!(place.execute(touch).await, 1, "anybody may ask to cancel");
     stage.release();
     assert_eq!(ended(&tasks, held.id()).await.state, TaskState::Succeeded);
+    assert!(durable.drain(LONG).await.is_clean());
+}
+
+/// River has claimed a job for this process, and the connection broke before it knew.
+async fn a_claim_whose_answer_was_lost_is_taken_back(place: Place) {
+    let tasks = place.tasks().await;
+    let stage = Stage::new();
+    let durable = stage.start(&tasks).await;
+    let held = durable.enqueue(Act::Hold).await.unwrap();
+    stage.begun(1).await;
+    let lost = durable.enqueue(Act::Return(json!(1))).delay(LONG).await.unwrap();
+    let claim = "UPDATE river_job SET state = 'running', attempt = 1, attempted_at = created_at, attempted_by = \
+                 (SELECT attempted_by FROM river_job WHERE state = 'running') WHERE state = 'scheduled'";
+    assert_eq!(place.execute(claim).await, 1);
+    assert_eq!(record(&tasks, lost.id()).await.state, TaskState::Running);
+    let done = ended(&tasks, lost.id()).await;
+    assert_eq!((done.state, done.attempt), (TaskState::Succeeded, 2));
+    assert_eq!(record(&tasks, held.id()).await.attempt, 1, "what is worked is let alone");
+    stage.release();
+    ended(&tasks, held.id()).await;
+    assert_eq!(stage.begun.lock().unwrap().len(), 2);
+    assert!(durable.drain(LONG).await.is_clean());
+}
+
+#[tokio::test]
+async fn nobody_else_can_use_the_triggers_or_put_a_table_before_ours() {
+    let Some(server) = OnServer::fresh().await else { return };
+    let place = Place::Server(server);
+    let durable = Stage::new().start(&place.tasks().await).await;
+    let safe = "SELECT count(*) FROM pg_proc WHERE proname LIKE 'tower_offload_%' AND array_to_string(proconfig, ',') LIKE '%, pg_temp' \
+                AND NOT has_function_privilege('public', oid, 'execute')";
+    assert_eq!(place.number(safe).await, 3);
     assert!(durable.drain(LONG).await.is_clean());
 }

@@ -24,16 +24,41 @@ async fn records_in_memory_are_no_place_for_jobs() {
 }
 
 async fn of_two_queues_on_the_same_tasks_the_second_is_refused(place: Place) {
-    let tasks = place.tasks().await;
+    let store = SqlStore::open(&place.url()).await.unwrap();
+    let tasks = Tasks::new(store.clone());
     let durable = Stage::new().start(&tasks).await;
     let error = Stage::new().builder(&tasks).start().await.unwrap_err();
     assert!(error.is_invalid(), "{error}");
     let twice = |_: Act, _| Ok::<_, String>(());
     let builder = Durable::builder(&tasks).sync_worker(ThreadPool::blocking(1), LONG, twice);
     let error = builder.sync_worker(ThreadPool::blocking(1), LONG, twice).start().await.unwrap_err();
-    assert!(error.is_invalid() && error.to_string().contains("same kind"), "{error}");
+    assert!(error.is_invalid() && error.to_string().contains("kind \"act\""), "{error}");
+    for builder in [
+        Stage::new().builder(&tasks).concurrency(0),
+        Stage::new().builder(&tasks).queue("no queue has spaces", 1),
+        Stage::new().builder(&tasks).queue("none", 0),
+    ] {
+        let error = builder.start().await.unwrap_err();
+        assert!(error.is_invalid(), "{error}");
+    }
+    let error = Stage::new().builder(&Tasks::new(store)).start().await.unwrap_err();
+    assert!(error.is_invalid(), "other tasks on the same store are no way around it: {error}");
     assert!(durable.drain(LONG).await.is_clean());
-    drop(durable);
+    let next = Stage::new().start(&tasks).await;
+    assert!(next.drain(LONG).await.is_clean(), "one that was drained is in nobody's way");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn processes_that_start_at_once_on_an_empty_database_all_start() {
+    let Some(server) = super::databases::OnServer::fresh().await else { return };
+    let start = async || {
+        let tasks = Tasks::new(SqlStore::open(&server.url()).await.unwrap());
+        Stage::new().start(&tasks).await
+    };
+    let (first, second, third) = tokio::join!(start(), start(), start());
+    for durable in [first, second, third] {
+        assert!(durable.drain(LONG).await.is_clean());
+    }
 }
 
 /// Recovery and triggers are written for one version of River's tables.

@@ -42,7 +42,13 @@ impl<J: Job> riverqueue::Worker<Arguments<J>> for Adapter<J> {
 
     async fn work(&self, context: WorkContext, job: RiverJob<Arguments<J>>) -> Result<WorkOutcome, Self::Error> {
         let shared = self.shared.upgrade().ok_or(WorkCancelled)?;
-        let id = id(&shared, &job.row).await?;
+        let id = match id(&shared, &job.row).await {
+            Ok(id) => id,
+            Err(error) => {
+                shared.complain("a job has no record, and none could be made", &error);
+                return Ok(WorkOutcome::Snooze(LATER));
+            }
+        };
         let Some(alive) = shared.jobs.enter(job.row.id, id) else { return Ok(WorkOutcome::Snooze(LATER)) };
         let attempt = Arc::new(Attempt::new(id, job.row.attempt.into(), shared.clerk.clone()));
         shared.clerk.begins(id, &attempt);
@@ -73,7 +79,7 @@ async fn id(shared: &Shared, row: &JobRow) -> Result<TaskId, StoreError> {
 async fn end(
     shared: &Shared,
     context: &WorkContext,
-    attempt: &Attempt,
+    attempt: &Arc<Attempt>,
     id: TaskId,
     verdict: Verdict,
 ) -> Result<WorkOutcome, Box<dyn Error + Send + Sync>> {
@@ -88,7 +94,7 @@ async fn end(
         verdict => (verdict, None),
     };
     // What cannot be written is no reason to do the work once more: River has a word of its own for a failure.
-    if let Some(news) = shared.clerk.ends(id) {
+    if let Some(news) = shared.clerk.ends(id, attempt) {
         if let Err(error) = shared.database.report(&[news]).await {
             shared.complain("what an attempt said last could not be written", &error);
         }

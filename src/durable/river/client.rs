@@ -9,14 +9,17 @@ use riverqueue::{
     Client as River, ClientBuilder, DefaultRetryPolicy, JobRow, QueueConfig, RetryPolicy, RunHandle, Stopper,
     WorkError, Workers,
     jiff::Timestamp,
-    migrate::{PostgresMigrator, SqliteMigrator},
+    migrate::SqliteMigrator,
     sqlx::{
         self,
         postgres::PgPoolOptions,
         sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
     },
 };
-use tokio::{sync::Mutex, time::timeout};
+use tokio::{
+    sync::Mutex,
+    time::{sleep, timeout},
+};
 
 use super::{Database, adapter::Adapter, arguments::Arguments, database::failure};
 use crate::{
@@ -40,15 +43,15 @@ pub(in crate::durable) struct Client {
 /// What it works, and how.
 #[derive(Default)]
 pub(in crate::durable) struct Plan {
-    pub(in crate::durable) queues: BTreeMap<String, usize>,
-    workers: Vec<Register>,
+    pub(in crate::durable) queues: BTreeMap<String, Option<usize>>,
+    workers: Vec<Add>,
     /// The same workers by the type of their jobs, for jobs that are done without River.
     here: HashMap<TypeId, Box<dyn Any + Send + Sync>>,
     pub(in crate::durable) backoff: Backoff,
 }
 
 /// Adds the worker of one kind.
-type Register = Box<dyn Fn(&mut Workers, &Weak<Shared>) -> Result<(), riverqueue::Error> + Send + Sync>;
+type Add = Box<dyn Fn(&mut Workers, &Weak<Shared>) -> Result<(), riverqueue::Error> + Send + Sync>;
 
 impl Plan {
     pub(in crate::durable) fn add<J: Job>(&mut self, worker: Worker<J>) {
@@ -60,17 +63,51 @@ impl Plan {
         }));
     }
 
+    /// Why River would not have it, if so; with the concurrency of queues that have none of their own.
+    pub(in crate::durable) fn check(&mut self, kinds: &[&str], concurrency: usize) -> Result<(), String> {
+        if let Some(kind) = kinds.iter().find(|kind| !is_name(kind, "-_./:", 128)) {
+            return Err(format!("{kind:?} is no name for a kind of jobs: see `Job::KIND`"));
+        }
+        for (name, of_queue) in &mut self.queues {
+            let concurrency = *of_queue.get_or_insert(concurrency);
+            if !is_name(name, "-_", 64) {
+                return Err(format!(
+                    "{name:?} is no name for a queue: it is up to 64 letters, digits, and - or _ between them"
+                ));
+            }
+            if !(1..=MOST_AT_ONCE).contains(&concurrency) {
+                return Err(format!(
+                    "{concurrency} jobs at the same time are none or too many: it is 1 to {MOST_AT_ONCE}"
+                ));
+            }
+        }
+        Ok(())
+    }
+
     pub(in crate::durable) fn worker<J: Job>(&self) -> Option<&Worker<J>> {
         self.here.get(&TypeId::of::<J>())?.downcast_ref()
     }
 }
 
+/// As River has names: these between letters and digits.
+fn is_name(name: &str, between: &str, at_most: usize) -> bool {
+    let ends_well = |end: Option<char>| end.is_some_and(|end| end.is_ascii_alphanumeric());
+    let is_allowed = |character: char| character.is_ascii_alphanumeric() || between.contains(character);
+    name.len() <= at_most
+        && ends_well(name.chars().next())
+        && ends_well(name.chars().last())
+        && name.chars().all(is_allowed)
+}
+
+const MOST_AT_ONCE: usize = 10_000;
 /// For its claims, completions and its listener. Records are written by connections of the store.
 const CONNECTIONS: u32 = 4;
 /// How long one waits for others who write.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// To listen for jobs, and to find its queues: two ways to the database and back.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
+/// As the store's own leases: two renewals may fail.
+pub(super) const RENEWALS: u32 = 3;
 /// A worker of ours always ends by itself, and until then its job must not be handed out once more.
 const NEVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// After a claim the next one comes no sooner. River's own 100 ms would bound how many short jobs a second are done.
@@ -85,24 +122,31 @@ impl Client {
         shared: &Weak<Shared>,
     ) -> Result<Self, StoreError> {
         let id = format!("to-{}", TaskId::random(crate::tasks::Timestamp::default()).map_err(StoreError::other)?);
-        let builder = connect(database, &id).await?;
-        database.install().await?;
-        database.recover(plan.backoff).await?;
+        let builder = connect(database, &id, plan).await?;
         let river = configure(builder, &id, plan, shared).and_then(ClientBuilder::build).map_err(failure)?;
         if plan.workers.is_empty() {
             return Ok(Self { river, id, run: Mutex::new(None), stopper: None });
         }
         database.begin_client(&id, name).await?;
         let mut run = river.start().map_err(failure)?;
-        let ready = timeout(START_TIMEOUT, run.wait_ready()).await;
-        ready
-            .map_err(|_| StoreError::unavailable(format!("River was not ready after {START_TIMEOUT:?}")))?
-            .map_err(failure)?;
+        // Its jobs may run by now.
+        tokio::select! {
+            ready = timeout(START_TIMEOUT, run.wait_ready()) => {
+                let late = |_| StoreError::unavailable(format!("River was not ready after {START_TIMEOUT:?}"));
+                ready.map_err(late)?.map_err(failure)?;
+            }
+            () = renew(database, &id) => {}
+        }
         let stopper = run.stopper();
         Ok(Self { river, id, run: Mutex::new(Some(run)), stopper: Some(stopper) })
     }
 
-    /// As the database knows it; `None` if it works nothing, and so has no lease.
+    /// As the database knows it.
+    pub(super) fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// As [`id`](Self::id); `None` if it works nothing, and so has no lease.
     pub(super) fn leased_id(&self) -> Option<&str> {
         self.stopper.as_ref().map(|_| &*self.id)
     }
@@ -115,12 +159,14 @@ impl Client {
         }
     }
 
-    /// The lease is over: nothing of this client is open.
-    pub(in crate::durable) async fn leave(&self, database: &Database) -> Result<(), StoreError> {
-        match self.leased_id() {
-            Some(id) => database.end_client(id).await,
-            None => Ok(()),
+    /// Gives the lease back. `false`, and it is kept until it runs out, if jobs stand there as running: how they ended could not be written.
+    pub(in crate::durable) async fn leave(&self, database: &Database) -> Result<bool, StoreError> {
+        let Some(id) = self.leased_id() else { return Ok(true) };
+        let is_written = database.claims(id).await?.is_empty();
+        if is_written {
+            database.end_client(id).await?;
         }
+        Ok(is_written)
     }
 
     /// Takes no more jobs.
@@ -153,8 +199,16 @@ impl Client {
 const PREPARE: &str = "
 SELECT set_config('tower_offload.client', $1, false), set_config('idle_in_transaction_session_timeout', '5s', false)";
 
-async fn connect(database: &Database, id: &str) -> Result<ClientBuilder, StoreError> {
-    let migration = |error: riverqueue::migrate::Error| StoreError::other(error);
+/// Renews the lease, for as long as it is polled.
+async fn renew(database: &Database, id: &str) {
+    let Some(lease) = database.lease() else { return std::future::pending().await };
+    loop {
+        sleep(lease / RENEWALS).await;
+        let _ = database.renew_client(id).await; // whoever waits for the start is told of it then
+    }
+}
+
+async fn connect(database: &Database, id: &str, plan: &Plan) -> Result<ClientBuilder, StoreError> {
     match &database.engine {
         Engine::Postgres(postgres) => {
             let client = id.to_owned();
@@ -163,7 +217,7 @@ async fn connect(database: &Database, id: &str) -> Result<ClientBuilder, StoreEr
                 Box::pin(async move { sqlx::query(PREPARE).bind(client).execute(connection).await.map(drop) })
             });
             let pool = pool.connect_with(postgres.options()).await.map_err(store_error)?;
-            PostgresMigrator::new(pool.clone()).migrate_up().await.map_err(migration)?;
+            database.migrate(&pool).await?;
             Ok(River::builder(pool))
         }
         Engine::Sqlite(sqlite) => {
@@ -175,7 +229,9 @@ async fn connect(database: &Database, id: &str) -> Result<ClientBuilder, StoreEr
                 .busy_timeout(BUSY_TIMEOUT);
             let pool = SqlitePoolOptions::new().max_connections(CONNECTIONS).idle_timeout(None).max_lifetime(None);
             let pool = pool.connect_with(options).await.map_err(store_error)?;
-            SqliteMigrator::new(pool.clone()).migrate_up().await.map_err(migration)?;
+            SqliteMigrator::new(pool.clone()).migrate_up().await.map_err(StoreError::other)?;
+            database.install().await?;
+            database.recover(true, plan.backoff).await?;
             Ok(River::builder(pool))
         }
     }
@@ -200,11 +256,11 @@ fn configure(
         return Ok(builder);
     }
     let mut workers = Workers::new();
-    for register in &plan.workers {
-        register(&mut workers, shared)?;
+    for add in &plan.workers {
+        add(&mut workers, shared)?;
     }
     for (name, concurrency) in &plan.queues {
-        builder = builder.queue(name, QueueConfig::new(*concurrency));
+        builder = builder.queue(name, QueueConfig::new(concurrency.unwrap_or(MOST_AT_ONCE)));
     }
     Ok(builder.workers(workers))
 }

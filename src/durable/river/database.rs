@@ -1,19 +1,25 @@
 use std::time::Duration;
 
-use riverqueue::{Client, Error, InsertBatch, InsertBatchResult, InsertOpts, JobMetadata, JobRow, JobState, sqlx};
+use riverqueue::{
+    Client, Error, InsertBatch, InsertBatchResult, InsertOpts, JobMetadata, JobRow, JobState,
+    migrate::PostgresMigrator, sqlx,
+};
 use serde_json::value::RawValue;
-use sqlx::{Postgres, Sqlite, Transaction};
+use sqlx::{PgPool, Postgres, Sqlite, Transaction};
 
 use super::{
     InsertError,
-    recovery::{recover_postgres, recover_sqlite},
+    recovery::{
+        Claim, claims_postgres, claims_sqlite, recover_postgres, recover_sqlite, take_back_claims_postgres,
+        take_back_claims_sqlite,
+    },
     schema,
 };
 use crate::{
     durable::{Backoff, clerk::News},
     tasks::{
         Failure, Json, Reason, Record, StoreError, TaskId, TaskState, Timestamp,
-        store::{Engine, postgres_pair, sqlite_pair, store_error},
+        store::{Engine, is_conflict, postgres_pair, sqlite_pair, store_error},
     },
 };
 
@@ -40,11 +46,13 @@ pub(in crate::durable) struct Inserted {
 
 /// Under this key River's metadata has the id of the record.
 const TASK: &str = "tower_offload:task";
+/// And here its owner, who is still its owner when the record is gone.
+const OWNER: &str = "tower_offload:owner";
 
 impl Prepared {
     fn options(&self) -> Result<InsertOpts, Error> {
-        let text = format!("{{\"{TASK}\":\"{}\"}}", self.record.id);
-        let metadata: JobMetadata = text.parse().map_err(Error::Json)?;
+        let noted = serde_json::json!({ TASK: self.record.id, OWNER: self.record.owner });
+        let metadata: JobMetadata = noted.to_string().parse().map_err(Error::Json)?;
         Ok(self.options.clone().with_metadata(metadata))
     }
 }
@@ -102,7 +110,9 @@ fn fresh(result: &InsertBatchResult, job: &Prepared) -> Record {
     let mut record = job.record.clone();
     record.max_attempts = u32::try_from(result.job.max_attempts).unwrap_or_default();
     if result.unique_skipped_as_duplicate {
-        record.id = noted_id(&result.job).unwrap_or(record.id);
+        if let Some(id) = noted_id(&result.job) {
+            (record.id, record.owner) = (id, result.job.metadata.get(OWNER).ok().flatten());
+        }
         describe(&mut record, &result.job);
     }
     record
@@ -158,15 +168,38 @@ impl Database {
         client: &Client,
         jobs: &[&Prepared],
     ) -> Result<Vec<Inserted>, InsertError> {
-        let inserted = match &self.engine {
+        for _ in 1..ATTEMPTS {
+            match self.try_insert(client, jobs).await? {
+                Err(Error::Database(error)) if is_conflict(&error) => {}
+                inserted => return Ok(inserted?),
+            }
+        }
+        Ok(self.try_insert(client, jobs).await??)
+    }
+
+    async fn try_insert(
+        &self,
+        client: &Client,
+        jobs: &[&Prepared],
+    ) -> Result<Result<Vec<Inserted>, Error>, StoreError> {
+        match &self.engine {
             Engine::Postgres(postgres) => {
                 postgres.transact(async |transaction| insert_into_postgres(client, transaction, jobs).await).await
             }
             Engine::Sqlite(sqlite) => {
                 sqlite.transact(async |transaction| insert_into_sqlite(client, transaction, jobs).await).await
             }
-        };
-        Ok(inserted??)
+        }
+    }
+
+    /// Two processes that start at once do this one after the other.
+    pub(super) async fn migrate(&self, pool: &PgPool) -> Result<(), StoreError> {
+        const LOCK: &str = "SELECT pg_advisory_lock(8388076842114)";
+        let mut locked = pool.acquire().await.map_err(store_error)?;
+        locked.close_on_drop(); // and the lock goes with it
+        sqlx::query(LOCK).execute(&mut *locked).await.map_err(store_error)?;
+        PostgresMigrator::new(pool.clone()).migrate_up().await.map_err(StoreError::other)?;
+        self.install().await
     }
 
     /// Installs what keeps records beside jobs, unless it is there.
@@ -193,17 +226,51 @@ impl Database {
         }
     }
 
-    /// Hands back the jobs of processes that are gone. How many.
-    pub(super) async fn recover(&self, backoff: Backoff) -> Result<u64, StoreError> {
-        let recovered = match &self.engine {
+    /// Hands back the jobs of processes that are gone; of those whose lease is over only if this one `may_expire` them.
+    pub(super) async fn recover(&self, may_expire: bool, backoff: Backoff) -> Result<(), StoreError> {
+        loop {
+            let recovered = match &self.engine {
+                Engine::Postgres(postgres) => {
+                    postgres
+                        .transact(async |transaction| recover_postgres(transaction, may_expire, backoff).await)
+                        .await
+                }
+                Engine::Sqlite(sqlite) => {
+                    sqlite.transact(async |transaction| recover_sqlite(transaction, backoff).await).await
+                }
+            };
+            if recovered?.map_err(failure)?.is_all {
+                return Ok(());
+            }
+        }
+    }
+
+    /// What a client of River's should be working on.
+    pub(super) async fn claims(&self, client: &str) -> Result<Vec<Claim>, StoreError> {
+        match &self.engine {
             Engine::Postgres(postgres) => {
-                postgres.transact(async |transaction| recover_postgres(transaction, backoff).await).await
+                postgres.run(async |connection| claims_postgres(connection, client).await).await
             }
             Engine::Sqlite(sqlite) => {
-                sqlite.transact(async |transaction| recover_sqlite(transaction, backoff).await).await
+                let mut connection = sqlite.readers().acquire().await.map_err(store_error)?;
+                claims_sqlite(&mut connection, client).await.map_err(store_error)
+            }
+        }
+    }
+
+    /// Hands back what it does not work on all the same.
+    pub(super) async fn take_back(&self, claims: &[Claim], client: &str, backoff: Backoff) -> Result<(), StoreError> {
+        let taken = match &self.engine {
+            Engine::Postgres(postgres) => {
+                postgres
+                    .transact(async |transaction| take_back_claims_postgres(transaction, claims, client, backoff).await)
+                    .await
+            }
+            Engine::Sqlite(sqlite) => {
+                sqlite.transact(async |transaction| take_back_claims_sqlite(transaction, claims, backoff).await).await
             }
         };
-        recovered?.map_err(failure)
+        taken?.map_err(failure)
     }
 
     /// The lease of a client of River's begins.
@@ -319,6 +386,9 @@ SELECT river_id FROM tower_offload_task WHERE river_id IS NOT NULL AND state < 1
         id?.map_err(failure)
     }
 }
+
+/// How often the server may end an insert because of another one before that is an error.
+const ATTEMPTS: usize = 3;
 
 const REPORT: &str = "
 UPDATE tower_offload_task SET progress = $3, message = $4, version = version + 1 WHERE id = $1 AND state = 1 AND attempt = $2";

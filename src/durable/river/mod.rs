@@ -11,13 +11,16 @@ mod insert_error;
 mod keeper;
 mod recovery;
 mod schema;
+mod steady;
 
-pub(super) use riverqueue::{InsertOpts, ScheduleOverride, UniqueOpts, jiff};
+pub(super) use riverqueue::{InsertOpts, UniqueOpts, jiff};
 
 pub(super) use self::{
     arguments::Arguments,
     client::{Client, Plan},
     database::{Database, Inserted, Prepared, insert_into_postgres, insert_into_sqlite},
     insert_error::InsertError,
-    keeper::{keep_lease, keep_records},
+    keeper::{keep_client, keep_lease, keep_records},
+    recovery::Claim,
+    steady::Steady,
 };

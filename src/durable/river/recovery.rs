@@ -15,8 +15,8 @@ use crate::durable::Backoff;
 const CLASS: &str = "process_lost";
 const MESSAGE: &str = "the process that ran it is gone";
 
-/// So many in one transaction.
-const AT_ONCE: i64 = 1000;
+/// So many in one transaction: each of them is some ways to the server and back, and there are seconds for all.
+const AT_ONCE: usize = 200;
 /// As River does: what waits longer is made available by its leader, and there may be none for a while.
 const SOON: Duration = Duration::from_secs(5);
 
@@ -53,26 +53,86 @@ UPDATE river_job SET
     metadata = jsonb_set(metadata, '$.\"tower_offload:lost\"', coalesce(metadata ->> '$.\"tower_offload:lost\"', 0) + 1)
 WHERE id = $2 AND state = 'running' AND attempt = $3";
 
-/// Every running job of the file: whoever holds its lock is the only process. Also nobody leads.
-pub(super) async fn recover_sqlite(transaction: &mut Transaction<'_, Sqlite>, backoff: Backoff) -> Result<u64, Error> {
+/// Some of the jobs that run in the file: whoever holds its lock is the only process. Also nobody leads.
+pub(super) async fn recover_sqlite(
+    transaction: &mut Transaction<'_, Sqlite>,
+    backoff: Backoff,
+) -> Result<Recovered, Error> {
     let connection: &mut SqliteConnection = transaction;
-    let mut recovered = 0;
-    loop {
-        let rows = sqlx::query(FIND_SQLITE).bind(AT_ONCE).fetch_all(&mut *connection).await?;
-        if rows.is_empty() {
-            break;
-        }
-        for row in rows {
-            let lost = Lost { river_id: row.try_get(0)?, attempt: row.try_get(1)?, times: row.try_get(2)? };
-            sqlx::query(EXPLAIN).bind(lost.river_id).bind(CLASS).bind(MESSAGE).execute(&mut *connection).await?;
-            let recover =
-                sqlx::query(RECOVER_SQLITE).bind(lost.delay(backoff).min(MOST)).bind(lost.river_id).bind(lost.attempt);
-            let recover = recover.bind(MESSAGE).bind(millis(SOON));
-            recovered += recover.execute(&mut *connection).await?.rows_affected();
-        }
+    let rows = sqlx::query(FIND_SQLITE).bind(AT_ONCE as i64).fetch_all(&mut *connection).await?;
+    let recovered = Recovered { is_all: rows.len() < AT_ONCE };
+    for row in rows {
+        let lost = Lost { river_id: row.try_get(0)?, attempt: row.try_get(1)?, times: row.try_get(2)? };
+        take_back_sqlite(connection, &lost, backoff).await?;
     }
     sqlx::query("DELETE FROM river_leader").execute(connection).await?;
     Ok(recovered)
+}
+
+async fn take_back_sqlite(connection: &mut SqliteConnection, lost: &Lost, backoff: Backoff) -> Result<(), Error> {
+    sqlx::query(EXPLAIN).bind(lost.river_id).bind(CLASS).bind(MESSAGE).execute(&mut *connection).await?;
+    let recover =
+        sqlx::query(RECOVER_SQLITE).bind(lost.delay(backoff).min(MOST)).bind(lost.river_id).bind(lost.attempt);
+    recover.bind(MESSAGE).bind(millis(SOON)).execute(connection).await?;
+    Ok(())
+}
+
+/// What was done in one transaction.
+pub(super) struct Recovered {
+    /// Whether that was all.
+    pub(super) is_all: bool,
+}
+
+/// A job that this client of ours should be working on, as the table has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(in crate::durable) struct Claim {
+    pub(in crate::durable) river_id: i64,
+    pub(in crate::durable) attempt: i16,
+}
+
+const CLAIMS_SQLITE: &str = "
+SELECT id, attempt FROM river_job WHERE state = 'running' AND attempted_by ->> '$[#-1]' = $1";
+const CLAIMS_POSTGRES: &str = "
+SELECT id, attempt FROM river_job WHERE state = 'running' AND attempted_by[array_upper(attempted_by, 1)] = $1";
+
+macro_rules! claims {
+    ($($name:ident, $query:expr, $connection:ty;)*) => {
+        $(pub(super) async fn $name(connection: &mut $connection, client: &str) -> Result<Vec<Claim>, sqlx::Error> {
+            let rows = sqlx::query($query).bind(client).fetch_all(connection).await?;
+            rows.iter().map(|row| Ok(Claim { river_id: row.try_get(0)?, attempt: row.try_get(1)? })).collect()
+        })*
+    };
+}
+
+claims! {
+    claims_sqlite, CLAIMS_SQLITE, SqliteConnection;
+    claims_postgres, CLAIMS_POSTGRES, PgConnection;
+}
+
+/// Claims that nobody works on. River has made them, and never had the answer.
+pub(super) async fn take_back_claims_sqlite(
+    transaction: &mut Transaction<'_, Sqlite>,
+    claims: &[Claim],
+    backoff: Backoff,
+) -> Result<(), Error> {
+    for Claim { river_id, attempt } in claims {
+        take_back_sqlite(transaction, &Lost { river_id: *river_id, attempt: *attempt, times: 0 }, backoff).await?;
+    }
+    Ok(())
+}
+
+pub(super) async fn take_back_claims_postgres(
+    transaction: &mut Transaction<'_, Postgres>,
+    claims: &[Claim],
+    client: &str,
+    backoff: Backoff,
+) -> Result<(), Error> {
+    for Claim { river_id, attempt } in claims {
+        let lost = Lost { river_id: *river_id, attempt: *attempt, times: 0 };
+        take_back_postgres(transaction, &lost, client, backoff).await?;
+    }
+    sqlx::query(WAKE_ALL).execute(&mut **transaction).await?;
+    Ok(())
 }
 
 /// Some three centuries would be past what SQLite's dates can tell; a year is enough.
@@ -87,7 +147,8 @@ const EXPIRED: &str = "
 SELECT id FROM tower_offload_client WHERE expires_at <= clock_timestamp() ORDER BY id FOR UPDATE SKIP LOCKED";
 /// Also those of clients that are not known at all: a job that was claimed in the moment in which its client was given up.
 const FIND_POSTGRES: &str = "
-SELECT job.id, job.attempt, coalesce((job.metadata ->> 'tower_offload:lost')::bigint, 0), job.queue FROM river_job AS job
+SELECT job.id, job.attempt, coalesce((job.metadata ->> 'tower_offload:lost')::bigint, 0), job.queue,
+    job.attempted_by[array_upper(job.attempted_by, 1)] FROM river_job AS job
 LEFT JOIN tower_offload_client AS client ON client.id = job.attempted_by[array_upper(job.attempted_by, 1)]
 WHERE job.state = 'running' AND job.attempted_by[array_upper(job.attempted_by, 1)] LIKE 'to-%'
     AND (client.id IS NULL OR client.id = ANY($2))
@@ -103,39 +164,54 @@ UPDATE river_job AS job SET
         'at', to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'),
         'attempt', job.attempt, 'error', $4::text, 'trace', '')),
     metadata = job.metadata || jsonb_build_object('tower_offload:lost', coalesce((job.metadata ->> 'tower_offload:lost')::bigint, 0) + 1)
-WHERE job.id = $2 AND job.state = 'running' AND job.attempt = $3";
+WHERE job.id = $2 AND job.state = 'running' AND job.attempt = $3 AND job.attempted_by[array_upper(job.attempted_by, 1)] = $6";
 const WAKE: &str = "
 SELECT pg_notify(concat(current_schema(), '.river_insert'), json_build_object('queue', $1::text)::text)";
 const FORGET: &str = "DELETE FROM tower_offload_client WHERE id = ANY($1)";
 
-/// The jobs of clients whose lease is over, and in the same transaction the clients: one whose row is there has lost nothing.
+const WAKE_ALL: &str = "
+SELECT pg_notify(concat(current_schema(), '.river_insert'), json_build_object('queue', queue)::text)
+FROM (SELECT DISTINCT queue FROM river_job WHERE state = 'available') AS waiting";
+
+/// Some jobs of clients whose lease is over, and with the last of them the clients: one whose row is there has lost nothing.
+///
+/// Unless `may_expire`, only jobs of clients that are not known at all: see [`Steady`](super::steady::Steady).
 pub(super) async fn recover_postgres(
     transaction: &mut Transaction<'_, Postgres>,
+    may_expire: bool,
     backoff: Backoff,
-) -> Result<u64, Error> {
+) -> Result<Recovered, Error> {
     let connection: &mut PgConnection = transaction;
-    let expired: Vec<String> = sqlx::query_scalar(EXPIRED).fetch_all(&mut *connection).await?;
+    let expired: Vec<String> =
+        if may_expire { sqlx::query_scalar(EXPIRED).fetch_all(&mut *connection).await? } else { Vec::new() };
+    let rows = sqlx::query(FIND_POSTGRES).bind(AT_ONCE as i64).bind(&expired).fetch_all(&mut *connection).await?;
+    let recovered = Recovered { is_all: rows.len() < AT_ONCE };
     let mut queues: Vec<String> = Vec::new();
-    let mut recovered = 0;
-    loop {
-        let rows = sqlx::query(FIND_POSTGRES).bind(AT_ONCE).bind(&expired).fetch_all(&mut *connection).await?;
-        if rows.is_empty() {
-            break;
-        }
-        for row in rows {
-            let lost = Lost { river_id: row.try_get(0)?, attempt: row.try_get(1)?, times: row.try_get(2)? };
-            sqlx::query(EXPLAIN).bind(lost.river_id).bind(CLASS).bind(MESSAGE).execute(&mut *connection).await?;
-            let recover = sqlx::query(RECOVER_POSTGRES).bind(lost.delay(backoff).min(MOST)).bind(lost.river_id);
-            let recover = recover.bind(lost.attempt).bind(MESSAGE).bind(millis(SOON));
-            recovered += recover.execute(&mut *connection).await?.rows_affected();
-            queues.push(row.try_get(3)?);
-        }
+    for row in rows {
+        let lost = Lost { river_id: row.try_get(0)?, attempt: row.try_get(1)?, times: row.try_get(2)? };
+        take_back_postgres(connection, &lost, row.try_get(4)?, backoff).await?;
+        queues.push(row.try_get(3)?);
     }
     queues.sort_unstable();
     queues.dedup();
     for queue in queues {
         sqlx::query(WAKE).bind(queue).execute(&mut *connection).await?;
     }
-    sqlx::query(FORGET).bind(&expired).execute(connection).await?;
+    if recovered.is_all {
+        sqlx::query(FORGET).bind(&expired).execute(connection).await?;
+    }
     Ok(recovered)
+}
+
+async fn take_back_postgres(
+    connection: &mut PgConnection,
+    lost: &Lost,
+    client: &str,
+    backoff: Backoff,
+) -> Result<(), Error> {
+    sqlx::query(EXPLAIN).bind(lost.river_id).bind(CLASS).bind(MESSAGE).execute(&mut *connection).await?;
+    let recover = sqlx::query(RECOVER_POSTGRES).bind(lost.delay(backoff).min(MOST)).bind(lost.river_id);
+    let recover = recover.bind(lost.attempt).bind(MESSAGE).bind(millis(SOON)).bind(client);
+    recover.execute(connection).await?;
+    Ok(())
 }

@@ -5,24 +5,28 @@ pub(super) const RIVER_VERSION: i64 = 8;
 
 pub(super) const IS_INSTALLED_POSTGRES: &str = "SELECT EXISTS (SELECT 1 FROM pg_trigger WHERE tgname = 'tower_offload_deleted_1' AND tgrelid = to_regclass('river_job'))";
 
-/// Whoever may change jobs need not have a right to our tables (`SECURITY DEFINER`), nor look for tables where we do (`FROM CURRENT`).
+/// Whoever may change jobs need not have a right to our tables (`SECURITY DEFINER`), nor look for tables where we do: the functions look only where
+/// ours are, and nobody can put a table of the same name before them (`pg_temp` last) or use the functions for a trigger of theirs.
 ///
 /// The first one is a fence around jobs that run here:
 /// 1. A process that stood still for so long that others took its jobs may come back and complete them, though somebody else has them now.
-///    River's connections of each process name it, so that such a late word changes nothing.
+///    River's connections of each process name it, so that such a late word changes nothing; nor does one to a job that waits again.
 /// 2. River's leader takes back what has run for an hour, and discards it if it does not know the kind. Where a lease lives the process does,
 ///    and the job is let alone; a leader of ours has a job of a kind that is worked elsewhere tried again instead.
 pub(super) const INSTALL_POSTGRES: &str = "
-CREATE FUNCTION tower_offload_fence_1() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+CREATE FUNCTION tower_offload_fence_1() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 DECLARE
     writer text := current_setting('tower_offload.client', true);
     worker text := OLD.attempted_by[array_upper(OLD.attempted_by, 1)];
     is_rescue boolean := NEW.metadata -> 'river:rescue_count' IS DISTINCT FROM OLD.metadata -> 'river:rescue_count';
 BEGIN
     IF OLD.state <> 'running' THEN
+        IF writer LIKE 'to-%' AND NEW.state = OLD.state AND NEW.metadata -> 'output' IS DISTINCT FROM OLD.metadata -> 'output' THEN
+            RETURN NULL;
+        END IF;
         RETURN NEW;
     END IF;
-    IF writer LIKE 'to-%' AND worker LIKE 'to-%' AND writer <> worker
+    IF writer LIKE 'to-%' AND worker IS DISTINCT FROM writer AND NOT (is_rescue AND worker NOT LIKE 'to-%')
         AND (NEW.state <> 'running' OR NEW.metadata -> 'output' IS DISTINCT FROM OLD.metadata -> 'output')
     THEN
         RETURN NULL;
@@ -39,14 +43,14 @@ BEGIN
     END IF;
     RETURN NEW;
 END $$;
-CREATE FUNCTION tower_offload_changed_1() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+CREATE FUNCTION tower_offload_changed_1() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 DECLARE
     now_millis bigint := (extract(epoch FROM clock_timestamp()) * 1000)::bigint;
     failure jsonb := NEW.errors[array_upper(NEW.errors, 1)];
     output text := (NEW.metadata -> 'output')::text;
     is_final boolean := NEW.state IN ('completed', 'cancelled', 'discarded');
 BEGIN
-    IF failure IS NOT NULL AND (NEW.state = 'completed' OR (failure ->> 'attempt')::bigint <> NEW.attempt) THEN
+    IF failure IS NOT NULL AND (NEW.state = 'completed' OR failure ->> 'attempt' IS DISTINCT FROM NEW.attempt::text) THEN
         failure := NULL;
     END IF;
     UPDATE tower_offload_task AS task SET
@@ -74,7 +78,7 @@ BEGIN
     WHERE task.river_id = NEW.id AND task.state < 10;
     RETURN NULL;
 END $$;
-CREATE FUNCTION tower_offload_deleted_1() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+CREATE FUNCTION tower_offload_deleted_1() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
     UPDATE tower_offload_task AS task SET state = 14, reason = 'job_deleted', version = task.version + 1,
         finished_at = greatest((extract(epoch FROM clock_timestamp()) * 1000)::bigint, task.started_at, task.created_at)
@@ -86,6 +90,16 @@ CREATE TRIGGER tower_offload_changed_1 AFTER UPDATE ON river_job FOR EACH ROW
     WHEN (OLD.state IS DISTINCT FROM NEW.state OR OLD.attempt IS DISTINCT FROM NEW.attempt)
     EXECUTE FUNCTION tower_offload_changed_1();
 CREATE TRIGGER tower_offload_deleted_1 AFTER DELETE ON river_job FOR EACH ROW EXECUTE FUNCTION tower_offload_deleted_1();
+DO $$
+DECLARE
+    name text;
+    home regnamespace := (SELECT relnamespace FROM pg_class WHERE oid = 'tower_offload_task'::regclass);
+BEGIN
+    FOREACH name IN ARRAY ARRAY['tower_offload_fence_1', 'tower_offload_changed_1', 'tower_offload_deleted_1'] LOOP
+        EXECUTE format('ALTER FUNCTION %I() SET search_path = %s, pg_temp', name, home);
+        EXECUTE format('REVOKE EXECUTE ON FUNCTION %I() FROM PUBLIC', name);
+    END LOOP;
+END $$;
 ";
 
 pub(super) const IS_INSTALLED_SQLITE: &str =

@@ -18,5 +18,6 @@ mod sqlite;
 pub use self::sql_store::SqlStore;
 #[cfg(feature = "durable")]
 pub(crate) use self::{
-    engine::Engine, error::store_error, postgres::pair as postgres_pair, sqlite::pair as sqlite_pair,
+    engine::Engine, error::store_error, postgres::is_conflict, postgres::pair as postgres_pair,
+    sqlite::pair as sqlite_pair,
 };

@@ -1,3 +1,5 @@
+#[cfg(feature = "durable")]
+use std::sync::{Arc, Weak};
 use std::{fmt, time::Duration};
 
 use super::{engine::Engine, group::Writer};
@@ -5,6 +7,8 @@ use crate::tasks::{
     StoreError, TaskId, TaskStore, Timestamp,
     store::{Epoch, Filter, Found, Lease, Listing, Op, Page, Process, Retention, StoreFuture, Swept, Written},
 };
+#[cfg(feature = "durable")]
+use crate::{sync::Mutex, tasks::shared::Forward};
 
 /// Keeps records in a database, so that they outlive the process. A handle: clones are the same store.
 ///
@@ -44,6 +48,8 @@ use crate::tasks::{
 pub struct SqlStore {
     engine: Engine,
     writer: Writer,
+    #[cfg(feature = "durable")]
+    forward: Arc<Mutex<Option<Weak<dyn Forward>>>>,
 }
 
 impl SqlStore {
@@ -78,12 +84,23 @@ impl SqlStore {
     pub async fn open_with_lease(url: &str, lease: Duration) -> Result<Self, StoreError> {
         assert!(!lease.is_zero(), "a lease of no time is over at once: give it some seconds");
         let engine = Engine::open(url, lease).await?;
-        Ok(Self { writer: Writer::spawn(engine.clone()), engine })
+        Ok(Self {
+            writer: Writer::spawn(engine.clone()),
+            engine,
+            #[cfg(feature = "durable")]
+            forward: Arc::default(),
+        })
     }
 
     #[cfg(feature = "durable")]
     pub(crate) fn engine(&self) -> &Engine {
         &self.engine
+    }
+
+    /// The queue beside the records, if there is one.
+    #[cfg(feature = "durable")]
+    pub(crate) fn forward(&self) -> &Arc<Mutex<Option<Weak<dyn Forward>>>> {
+        &self.forward
     }
 
     /// Closes all connections and lets go of the file, whoever still has a clone: they are told that it is

@@ -31,6 +31,10 @@ const BEGIN: &str = "BEGIN; SET LOCAL idle_in_transaction_session_timeout = '5s'
 impl Connections {
     pub(super) async fn open(url: &str) -> Result<Self, StoreError> {
         let options: PgConnectOptions = url.parse().map_err(store_error)?;
+        // A pool would try again and again, and say in the end only that it took too long.
+        let first = timeout(CONNECT_TIMEOUT, PgConnection::connect_with(&options)).await;
+        let first = first.map_err(|_| StoreError::unavailable(format!("no connection within {CONNECT_TIMEOUT:?}")))?;
+        drop(first.map_err(store_error)?.close().await);
         let pool = PgPoolOptions::new()
             .max_connections(CONNECTIONS)
             .acquire_timeout(CONNECT_TIMEOUT)
@@ -116,7 +120,7 @@ fn silent() -> StoreError {
 }
 
 /// Statements waited for one another in a circle and the server has ended this one, or it says that it should be done again.
-pub(super) fn is_conflict(error: &sqlx::Error) -> bool {
+pub(crate) fn is_conflict(error: &sqlx::Error) -> bool {
     let code = error.as_database_error().and_then(|error| error.code());
     code.is_some_and(|code| code == "40P01" || code == "40001")
 }

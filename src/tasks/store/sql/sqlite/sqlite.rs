@@ -34,7 +34,10 @@ pub(crate) struct Sqlite {
 
 impl Sqlite {
     pub(in crate::tasks::store::sql) async fn open(path: &Path) -> Result<Self, StoreError> {
-        if path.as_os_str().is_empty() || path == ":memory:" {
+        if path.as_os_str().is_empty() {
+            return Err(StoreError::other("there is no path behind `sqlite:`"));
+        }
+        if path == ":memory:" {
             let hint = "SQLite's databases in memory are not for a store of tasks: use MemoryStore";
             return Err(StoreError::other(hint));
         }
