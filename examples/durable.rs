@@ -6,7 +6,7 @@ use std::{
     error::Error, fs::OpenOptions, io, io::Write, net::Ipv4Addr, path::PathBuf, process, thread, time::Duration,
 };
 
-use axum::{Router, extract, routing};
+use axum::{Router, extract, http::HeaderMap, response::Response, routing};
 use clap::Parser;
 use serde::{Deserialize, Serialize};
 use tokio::{net::TcpListener, signal, sync::oneshot, time};
@@ -14,6 +14,11 @@ use tower_offload::ThreadPool;
 use tower_offload::durable::{Backoff, Durable, Job, Unique};
 use tower_offload::tasks::{Accepted, Progress, Refused, SqlStore, Tasks, service::Access};
 
+/// Jobs that survive the death of their process
+///
+/// curl -i -X POST 'http://127.0.0.1:3000/jobs?ms=5000&key=first', then `kill -9` and start it again; or -X POST http://127.0.0.1:3000/poison. The
+/// page is http://127.0.0.1:3000/tasks/. Also: /tasks/{id}, /tasks/{id}/events, DELETE /tasks/{id}, /status?task_id={id}. With
+/// -H 'Prefer: wait=10' a POST waits for the end
 #[derive(Parser)]
 struct Options {
     #[arg(long, default_value_t = 3000)]
@@ -75,8 +80,11 @@ struct Site {
 async fn append(
     extract::State(site): extract::State<Site>,
     extract::Query(Query { ms, key }): extract::Query<Query>,
-) -> Result<Accepted, Refused> {
-    site.durable.enqueue(Append { key, ms }).max_attempts(site.attempts).unique(Unique::by_content()).await
+    headers: HeaderMap,
+) -> Result<Response, Refused> {
+    let enqueue = site.durable.enqueue(Append { key, ms }).max_attempts(site.attempts);
+    let accepted = enqueue.unique(Unique::by_content()).await?;
+    Ok(site.durable.tasks().respond(accepted, &headers).await) // with `Prefer: wait=n` at its end, if that comes in time
 }
 
 async fn poison(extract::State(site): extract::State<Site>) -> Result<Accepted, Refused> {
@@ -99,6 +107,7 @@ fn work(out: &PathBuf, job: &Append, progress: &Progress) -> Result<(), io::Erro
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
+    tracing_subscriber::fmt().with_max_level(tracing::Level::WARN).with_writer(io::stderr).init(); // a store that fails says so
     let Options { port, database, out, lease, backoff, attempts, grace } = Options::parse();
     let grace = Duration::from_secs(grace);
     let store = SqlStore::open_with_lease(&database, Duration::from_millis(lease.max(1))).await?;

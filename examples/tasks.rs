@@ -12,6 +12,10 @@ use tower_offload::{AfterResponse, AfterResponseLayer, Background};
 /// How long after SIGTERM or Ctrl-C each step may take: requests, work, records.
 const GRACE: Duration = Duration::from_secs(10);
 
+/// Reports that take a while, with status and page
+///
+/// curl -i -X POST 'http://127.0.0.1:3000/reports?ms=5000&fail=0', then what `Location` says; the page is http://127.0.0.1:3000/tasks/. Also:
+/// /tasks/{id}/events, DELETE /tasks/{id}, /status?task_id={id}, /tasks/openapi.json
 #[derive(Parser)]
 struct Options {
     #[arg(long, default_value_t = 3000)]
@@ -49,6 +53,7 @@ async fn report(
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
+    tracing_subscriber::fmt().with_max_level(tracing::Level::WARN).with_writer(io::stderr).init(); // a store that fails says so
     let options = Options::parse();
     let tasks = match options.store.as_str() {
         "memory" => Tasks::new(MemoryStore::new()),

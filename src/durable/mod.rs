@@ -72,7 +72,8 @@
 //! **Never two at once in one process, and between processes only if one stood still.** A sync worker that outlives its time keeps its job; the next
 //! attempt begins when it has ended. On Postgres a process that is stopped for longer than its [lease](crate::tasks::SqlStore::open_with_lease)
 //! and then goes on may work beside its replacement until it hears of that, within a third of a lease. What it says then is not heard: a
-//! trigger sees to that.
+//! trigger sees to that. An outage of the database is no such thing: a process judges others only after its own lease was renewed for as long as
+//! one lasts.
 //!
 //! **What a dead process left begins again soon.** On SQLite when the next one starts; on Postgres when the lease is over. The attempt is counted, so
 //! a job that kills its process ends as `failed`, class `process_lost`, at its limit. After the first such death it may have been any job of that
@@ -94,7 +95,12 @@
 //!
 //! Its own connections: on Postgres 8 and one that listens, beside the 5 of the store; on SQLite 4. Triggers and tables named `tower_offload_..`,
 //! made when it starts, for which the user of the database must own River's tables or have made them.
-//! River looks for work ten times a second at most on SQLite, and is told on Postgres.
+//! River looks for work ten times a second at most on SQLite, and is told on Postgres. Who follows a job, or waits for it with `Prefer: wait=n`, is told
+//! within half a second of its end. Connections name themselves, so no proxy that pools transactions may be between.
+//!
+//! On SQLite everybody waits for who writes, at most five seconds: keep transactions of your own short, and enqueue in one with
+//! [`tx`](Enqueue::tx), for what is enqueued beside it waits for it. River's own writes are not synced each: a power cut, not a crash of the process, may
+//! lose the end of a job that was told, and the job is done once more.
 //!
 //! Nothing bounds how many jobs wait but the disk: who lets strangers enqueue bounds that before.
 //!

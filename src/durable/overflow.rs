@@ -27,7 +27,7 @@ use crate::{
 /// [enqueued](super::Durable::enqueue), and **it may begin before the response, and although the handler then fails**: in the queue nobody waits for a
 /// response. Either way there is one id, and one status. Who must not lose it enqueues it in the first place.
 ///
-/// It is always enqueued if there is no worker for it in this process, if it should be [unique](Enqueue::unique), or begin
+/// What is done here is done once, at once: priority, queue and attempts are for the queue. It is always enqueued if there is no worker for it in this process, if it should be [unique](Enqueue::unique), or begin
 /// [later](Enqueue::at).
 pub trait OrEnqueue: sealed::Sealed + Sized {
     /// Accepts the job here or there.

@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 /// A value as JSON text, at most [64 KiB](Json::MAX_BYTES) of it: what tasks return is for a status, and every store keeps it.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(transparent)]
-#[schema(value_type = Value)]
+#[schema(value_type = Value, description = "A value as JSON, at most 64 KiB of it.")]
 pub struct Json(Box<RawValue>);
 
 impl Json {

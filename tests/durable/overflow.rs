@@ -1,5 +1,6 @@
 //! What the background has no place for goes to the queue.
 
+use http::{HeaderMap, HeaderName, HeaderValue};
 use serde_json::json;
 use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_offload::{
@@ -97,6 +98,11 @@ async fn fail_after_registering(
             let accepted: Accepted =
                 after.task("act").or_enqueue(durable.enqueue(Act::Return(json!("done")))).await.unwrap();
             record(&tasks, accepted.id()).await;
+            let patient =
+                HeaderMap::from_iter([(HeaderName::from_static("prefer"), HeaderValue::from_static("wait=30"))]);
+            let response: http::Response<bytes::Bytes> = tasks.respond(accepted.clone(), &patient).await;
+            // What begins after this response cannot be waited for, what is in the queue can.
+            assert_eq!(response.headers().contains_key("preference-applied"), is_full);
             if is_full {
                 ended(&tasks, accepted.id()).await; // before there is a response
             }

@@ -106,6 +106,8 @@ impl SqlStore {
     /// Closes all connections and lets go of the file, whoever still has a clone: they are told that it is
     /// [unavailable](StoreError::is_unavailable). Without this that happens soon after the last clone is gone.
     ///
+    /// Durable jobs in the same database have connections of their own: drain them first, for from here on another process may have the file.
+    ///
     /// # Errors
     ///
     /// If SQLite cannot tidy up. It is closed all the same.
