@@ -29,6 +29,9 @@ impl Drop for Owner {
 /// How much of a drain's time is left for jobs that were asked to end, at most.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
+/// Longer than anybody waits, and clocks can still tell when it ends.
+const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 3600);
+
 impl Durable {
     /// A queue in the database of these tasks, whose status service then tells of its jobs too.
     pub fn builder(tasks: &Tasks) -> Builder {
@@ -92,11 +95,11 @@ impl Durable {
     pub async fn drain(&self, deadline: Duration) -> DrainReport {
         let shared = self.shared();
         shared.close();
-        let end = Instant::now() + deadline;
+        let end = Instant::now() + deadline.min(FOR_EVER);
         let mut is_written = false;
         if let Some(client) = shared.client() {
             client.stop();
-            let soft = end - (deadline / 5).min(LAST_WORDS);
+            let soft = end - (deadline / 5).min(LAST_WORDS); // not before now: it is a part of what was added
             let ended = match timeout_at(soft, client.ended()).await {
                 Ok(ended) => Ok(ended),
                 Err(_) => {
