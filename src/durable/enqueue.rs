@@ -68,7 +68,7 @@ impl<'a, J: Job> Enqueue<'a, J> {
 
     /// It begins no sooner than that; and then within some seconds, for River looks every five for what is due. A time that has come is as none.
     pub fn at(self, time: SystemTime) -> Self {
-        let now = self.durable.shared().tasks.shared().now();
+        let now = self.durable.shared().now();
         let millis = Timestamp::from(time).as_millis().saturating_sub(now.as_millis());
         self.delay(Duration::from_millis(millis))
     }
@@ -130,7 +130,7 @@ impl<'a, J: Job> Enqueue<'a, J> {
             return Err(Refused::content(format!("its JSON is larger than {} bytes", Json::MAX_BYTES)));
         }
         kept::check(arguments.get()).map_err(Refused::content)?;
-        let now = self.durable.shared().tasks.shared().now();
+        let now = self.durable.shared().now();
         let mut record = Record::new(TaskId::random(now).map_err(Refused::random)?, J::KIND, now);
         record.owner = self.owner;
         if !(1..=MOST_ATTEMPTS).contains(&self.max_attempts) {

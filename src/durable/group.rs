@@ -30,6 +30,9 @@ pub(super) async fn run(mut waiting: mpsc::Receiver<Request>, shared: Weak<Share
             requests.push(next);
         }
         requests.retain(|request| !request.reply.is_closed()); // who has left wants it no more
+        if requests.is_empty() {
+            continue;
+        }
         let Some(shared) = shared.upgrade() else { return };
         let Some(client) = shared.client() else { return };
         let jobs: Vec<_> = requests.iter().map(|request| &request.job).collect();

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     sync::{Mutex, lock},
-    tasks::{StoreError, Tasks, shared::Forward, store::StoreFuture},
+    tasks::{StoreError, Tasks, Timestamp, shared::Forward, store::StoreFuture},
 };
 
 /// At two looks a second.
@@ -80,6 +80,11 @@ impl Shared {
             client.stop_and_cancel(); // it was closed while this one began
         }
         Ok(())
+    }
+
+    /// By the clock of the tasks.
+    pub(super) fn now(&self) -> Timestamp {
+        self.tasks.shared().now()
     }
 
     /// The one that works now. `None` before the first.

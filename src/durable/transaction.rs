@@ -13,7 +13,7 @@ use super::river::{Prepared, insert_into_postgres, insert_into_sqlite};
 /// refused if another has written meanwhile. Sealed.
 pub trait Transaction: sealed::Sealed {}
 
-mod sealed {
+pub(super) mod sealed {
     use std::pin::Pin;
 
     use riverqueue::{Client, Error};

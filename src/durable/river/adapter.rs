@@ -7,7 +7,7 @@ use std::{
 
 use riverqueue::{Job as RiverJob, JobRow, WorkCancelled, WorkContext, WorkOutcome, WorkerTimeout};
 
-use super::{Arguments, database::noted_id};
+use super::{Arguments, insert::noted_id};
 use crate::{
     durable::{
         Job,
@@ -70,7 +70,7 @@ async fn id(shared: &Shared, row: &JobRow) -> Result<TaskId, StoreError> {
     match noted_id(row) {
         Some(id) => Ok(id),
         None => {
-            let fresh = TaskId::random(shared.tasks.shared().now()).map_err(StoreError::other)?;
+            let fresh = TaskId::random(shared.now()).map_err(StoreError::other)?;
             shared.database.adopt(row, fresh).await
         }
     }

@@ -13,7 +13,7 @@ use riverqueue::{
     sqlx::{
         self,
         postgres::PgPoolOptions,
-        sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+        sqlite::{SqlitePoolOptions, SqliteSynchronous},
     },
 };
 use tokio::{
@@ -26,7 +26,7 @@ use crate::{
     durable::{Backoff, Job, shared::Shared, worker::Worker},
     tasks::{
         StoreError, TaskId,
-        store::{Engine, store_error},
+        store::{Engine, RENEWALS, store_error},
     },
 };
 
@@ -102,12 +102,8 @@ fn is_name(name: &str, between: &str, at_most: usize) -> bool {
 const MOST_AT_ONCE: usize = 10_000;
 /// For its claims, completions and its listener. Records are written by connections of the store.
 const CONNECTIONS: u32 = 4;
-/// How long one waits for others who write.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// To listen for jobs, and to find its queues: two ways to the database and back.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
-/// As the store's own leases: two renewals may fail.
-pub(super) const RENEWALS: u32 = 3;
 /// A worker of ours always ends by itself, and until then its job must not be handed out once more.
 const NEVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// After a claim the next one comes no sooner: as many short jobs as finish meanwhile share one. River's own 100 ms would bound a drain to some
@@ -222,12 +218,8 @@ async fn connect(database: &Database, id: &str, plan: &Plan) -> Result<ClientBui
             Ok(River::builder(pool))
         }
         Engine::Sqlite(sqlite) => {
-            let options = SqliteConnectOptions::new()
-                .filename(sqlite.path().await)
-                .journal_mode(SqliteJournalMode::Wal)
-                // A power cut may lose what River wrote last, so that a job is done twice, but not that there is one.
-                .synchronous(SqliteSynchronous::Normal)
-                .busy_timeout(BUSY_TIMEOUT);
+            // A power cut may lose what River wrote last, so that a job is done twice, but not that there is one.
+            let options = sqlite.options().await.synchronous(SqliteSynchronous::Normal);
             let pool = SqlitePoolOptions::new().max_connections(CONNECTIONS).idle_timeout(None).max_lifetime(None);
             let pool = pool.connect_with(options).await.map_err(store_error)?;
             SqliteMigrator::new(pool.clone()).migrate_up().await.map_err(StoreError::other)?;

@@ -1,14 +1,11 @@
 use std::time::Duration;
 
-use riverqueue::{
-    Client, Error, InsertBatch, InsertBatchResult, InsertOpts, JobMetadata, JobRow, JobState,
-    migrate::PostgresMigrator, sqlx,
-};
-use serde_json::value::RawValue;
-use sqlx::{PgPool, Postgres, Sqlite, Transaction};
+use riverqueue::{Client, Error, JobRow, migrate::PostgresMigrator, sqlx};
+use sqlx::PgPool;
 
 use super::{
-    InsertError,
+    InsertError, Inserted, Prepared,
+    insert::{describe, found},
     recovery::{
         Claim, claims_postgres, claims_sqlite, recover_postgres, recover_sqlite, take_back_claims_postgres,
         take_back_claims_sqlite,
@@ -16,9 +13,9 @@ use super::{
     schema,
 };
 use crate::{
-    durable::{Backoff, clerk::News},
+    durable::{Backoff, clerk::News, transaction::sealed::Sealed as _},
     tasks::{
-        Failure, Json, Reason, Record, StoreError, TaskId, TaskState, Timestamp,
+        Failure, Json, Record, StoreError, TaskId, Timestamp,
         store::{Engine, is_conflict, postgres_pair, sqlite_pair, store_error},
     },
 };
@@ -29,39 +26,6 @@ pub(in crate::durable) struct Database {
     pub(super) engine: Engine,
 }
 
-/// A job that is ready to be inserted, and its record.
-pub(in crate::durable) struct Prepared {
-    pub(in crate::durable) push: fn(&mut InsertBatch, &RawValue, InsertOpts),
-    pub(in crate::durable) arguments: Box<RawValue>,
-    pub(in crate::durable) options: InsertOpts,
-    pub(in crate::durable) record: Record,
-}
-
-/// What became of it.
-pub(in crate::durable) struct Inserted {
-    /// Of the job that is there now: this one, or one that it would have been a duplicate of.
-    pub(in crate::durable) record: Record,
-    pub(in crate::durable) is_duplicate: bool,
-}
-
-/// Under this key River's metadata has the id of the record.
-const TASK: &str = "tower_offload:task";
-/// And here its owner, who is still its owner when the record is gone.
-const OWNER: &str = "tower_offload:owner";
-
-impl Prepared {
-    fn options(&self) -> Result<InsertOpts, Error> {
-        let noted = serde_json::json!({ TASK: self.record.id, OWNER: self.record.owner });
-        let metadata: JobMetadata = noted.to_string().parse().map_err(Error::Json)?;
-        Ok(self.options.clone().with_metadata(metadata))
-    }
-}
-
-/// The id that was noted when the job was inserted. One that another client inserted has none.
-pub(super) fn noted_id(row: &JobRow) -> Option<TaskId> {
-    row.metadata.get::<String>(TASK).ok().flatten()?.parse().ok()
-}
-
 /// Runs the same in a transaction of either database.
 macro_rules! in_transaction {
     ($database:expr, |$transaction:ident| $work:expr) => {
@@ -70,83 +34,6 @@ macro_rules! in_transaction {
             Engine::Sqlite(sqlite) => sqlite.transact(async |$transaction| $work).await,
         }
     };
-}
-
-macro_rules! insert {
-    ($name:ident, $pair:ident, $database:ty) => {
-        pub(in crate::durable) async fn $name(
-            client: &Client,
-            transaction: &mut Transaction<'_, $database>,
-            jobs: &[&Prepared],
-        ) -> Result<Vec<Inserted>, Error> {
-            let results = client.insert_batch(batch(jobs)?).tx(&mut *transaction).await?;
-            let fresh: Vec<_> = results.iter().zip(jobs).map(|(result, job)| fresh(result, job)).collect();
-            let pairs: Vec<_> = results.iter().zip(&fresh).map(|(result, record)| (result.id(), record)).collect();
-            $pair::insert(transaction, &pairs).await?;
-            let mut inserted = Vec::with_capacity(jobs.len());
-            for (result, record) in results.iter().zip(fresh) {
-                let is_duplicate = result.unique_skipped_as_duplicate;
-                let record = if is_duplicate { found($pair::find(transaction, result.id()).await?)? } else { record };
-                inserted.push(Inserted { record, is_duplicate });
-            }
-            Ok(inserted)
-        }
-    };
-}
-
-insert!(insert_into_postgres, postgres_pair, Postgres);
-insert!(insert_into_sqlite, sqlite_pair, Sqlite);
-
-fn batch(jobs: &[&Prepared]) -> Result<InsertBatch, Error> {
-    let mut batch = InsertBatch::new();
-    for job in jobs {
-        (job.push)(&mut batch, &job.arguments, job.options()?);
-    }
-    Ok(batch)
-}
-
-/// The record to be written if the job has none: of a new job, or of one that another client has inserted.
-fn fresh(result: &InsertBatchResult, job: &Prepared) -> Record {
-    let mut record = job.record.clone();
-    record.max_attempts = u32::try_from(result.job.max_attempts).unwrap_or_default();
-    if result.unique_skipped_as_duplicate {
-        if let Some(id) = noted_id(&result.job) {
-            (record.id, record.owner) = (id, result.job.metadata.get(OWNER).ok().flatten());
-        }
-        describe(&mut record, &result.job);
-    }
-    record
-}
-
-fn found(found: Option<Result<Record, StoreError>>) -> Result<Record, Error> {
-    let missing = || Error::Database(sqlx::Error::RowNotFound);
-    found.ok_or_else(missing)?.map_err(|error| Error::Database(sqlx::Error::Decode(error.into())))
-}
-
-/// What River's row says of a job, as far as a record has it.
-fn describe(record: &mut Record, row: &JobRow) {
-    let time = |time: riverqueue::jiff::Timestamp| {
-        Timestamp::from_millis(u64::try_from(time.as_millisecond()).unwrap_or_default())
-    };
-    record.attempt = u32::try_from(row.attempt).unwrap_or_default();
-    record.max_attempts = u32::try_from(row.max_attempts).unwrap_or_default();
-    record.created_at = time(row.created_at);
-    record.started_at = row.attempted_at.map(time);
-    let finished_at = row.finalized_at.map(time);
-    let failure = || row.errors.last().map(|last| Failure::new("error", last.error.clone()));
-    match row.state {
-        JobState::Running => record.state = TaskState::Running,
-        JobState::Completed => {
-            record.state = TaskState::Succeeded;
-            record.result = row.output().and_then(|output| Json::from_text(output.get().to_owned()).ok());
-        }
-        JobState::Cancelled => {
-            (record.state, record.reason) = (TaskState::Cancelled, Some(Reason::Requested));
-        }
-        JobState::Discarded => (record.state, record.failure) = (TaskState::Failed, failure()),
-        _ => {}
-    }
-    record.finished_at = finished_at;
 }
 
 impl Database {
@@ -182,14 +69,7 @@ impl Database {
         client: &Client,
         jobs: &[&Prepared],
     ) -> Result<Result<Vec<Inserted>, Error>, StoreError> {
-        match &self.engine {
-            Engine::Postgres(postgres) => {
-                postgres.transact(async |transaction| insert_into_postgres(client, transaction, jobs).await).await
-            }
-            Engine::Sqlite(sqlite) => {
-                sqlite.transact(async |transaction| insert_into_sqlite(client, transaction, jobs).await).await
-            }
-        }
+        in_transaction!(self, |transaction| transaction.insert(client, jobs).await)
     }
 
     /// Two processes that start at once do this one after the other.
@@ -280,12 +160,7 @@ INSERT INTO tower_offload_client (id, name, expires_at) VALUES ($1, $2, clock_ti
         let Engine::Postgres(postgres) = &self.engine else { return Ok(()) };
         let name = name.replace('\0', "\u{fffd}");
         let begin = postgres.transact(async |transaction| {
-            sqlx::query(BEGIN)
-                .bind(id)
-                .bind(name)
-                .bind(lease_millis(postgres.lease()))
-                .execute(&mut **transaction)
-                .await
+            sqlx::query(BEGIN).bind(id).bind(name).bind(postgres.lease_millis()).execute(&mut **transaction).await
         });
         begin.await?.map(drop).map_err(store_error)
     }
@@ -296,7 +171,7 @@ INSERT INTO tower_offload_client (id, name, expires_at) VALUES ($1, $2, clock_ti
 UPDATE tower_offload_client SET expires_at = clock_timestamp() + $2 * interval '1 millisecond' WHERE id = $1";
         let Engine::Postgres(postgres) = &self.engine else { return Ok(true) };
         let renew = postgres.transact(async |transaction| {
-            sqlx::query(RENEW).bind(id).bind(lease_millis(postgres.lease())).execute(&mut **transaction).await
+            sqlx::query(RENEW).bind(id).bind(postgres.lease_millis()).execute(&mut **transaction).await
         });
         Ok(renew.await?.map_err(store_error)?.rows_affected() > 0)
     }
@@ -395,11 +270,6 @@ UPDATE tower_offload_task SET progress = $3, message = $4, version = version + 1
 const FAIL: &str = "
 UPDATE tower_offload_task SET error_class = $3, error_message = $4, error_detail = $5, version = version + 1
 WHERE id = $1 AND state = 1 AND attempt = $2";
-
-#[allow(clippy::cast_precision_loss, reason = "a lease is at most a year, and Postgres multiplies intervals by floats")]
-fn lease_millis(lease: Duration) -> f64 {
-    lease.as_millis() as f64
-}
 
 /// What a failure of River's means for who asked.
 pub(super) fn failure(error: Error) -> StoreError {

@@ -4,10 +4,11 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep, sleep_until};
 
-use super::{Steady, client::RENEWALS};
+use super::Steady;
 use crate::{
     durable::shared::Shared,
     sync::{Mutex, lock},
+    tasks::store::RENEWALS,
 };
 
 const RECOVER_AT_LEAST_EVERY: Duration = Duration::from_secs(5);

@@ -7,6 +7,7 @@ mod adapter;
 mod arguments;
 mod client;
 mod database;
+mod insert;
 mod insert_error;
 mod keeper;
 mod recovery;
@@ -18,7 +19,8 @@ pub(super) use riverqueue::{InsertOpts, UniqueOpts, jiff};
 pub(super) use self::{
     arguments::Arguments,
     client::{Client, Plan},
-    database::{Database, Inserted, Prepared, insert_into_postgres, insert_into_sqlite},
+    database::Database,
+    insert::{Inserted, Prepared, insert_into_postgres, insert_into_sqlite},
     insert_error::InsertError,
     keeper::{keep_client, keep_lease, keep_records},
     recovery::Claim,

@@ -4,7 +4,7 @@
 //! A job is taken back in one statement that asks once more whether it is still in that attempt. Touched are state, times, errors and
 //! metadata; the attempt stays counted, so a job that kills its process comes to its end.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use riverqueue::{Error, sqlx};
 use sqlx::{PgConnection, Postgres, Row, Sqlite, SqliteConnection, Transaction};
@@ -127,12 +127,12 @@ pub(super) async fn take_back_claims_postgres(
     client: &str,
     backoff: Backoff,
 ) -> Result<(), Error> {
+    let mut queues = BTreeSet::new();
     for Claim { river_id, attempt } in claims {
         let lost = Lost { river_id: *river_id, attempt: *attempt, times: 0 };
-        take_back_postgres(transaction, &lost, client, backoff).await?;
+        queues.extend(take_back_postgres(transaction, &lost, client, backoff).await?);
     }
-    sqlx::query(WAKE_ALL).execute(&mut **transaction).await?;
-    Ok(())
+    wake(transaction, queues).await
 }
 
 /// Some three centuries would be past what SQLite's dates can tell; a year is enough.
@@ -147,7 +147,7 @@ const EXPIRED: &str = "
 SELECT id FROM tower_offload_client WHERE expires_at <= clock_timestamp() ORDER BY id FOR UPDATE SKIP LOCKED";
 /// Also those of clients that are not known at all: a job that was claimed in the moment in which its client was given up.
 const FIND_POSTGRES: &str = "
-SELECT job.id, job.attempt, coalesce((job.metadata ->> 'tower_offload:lost')::bigint, 0), job.queue,
+SELECT job.id, job.attempt, coalesce((job.metadata ->> 'tower_offload:lost')::bigint, 0),
     job.attempted_by[array_upper(job.attempted_by, 1)] FROM river_job AS job
 LEFT JOIN tower_offload_client AS client ON client.id = job.attempted_by[array_upper(job.attempted_by, 1)]
 WHERE job.state = 'running' AND job.attempted_by[array_upper(job.attempted_by, 1)] LIKE 'to-%'
@@ -164,14 +164,11 @@ UPDATE river_job AS job SET
         'at', to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'),
         'attempt', job.attempt, 'error', $4::text, 'trace', '')),
     metadata = job.metadata || jsonb_build_object('tower_offload:lost', coalesce((job.metadata ->> 'tower_offload:lost')::bigint, 0) + 1)
-WHERE job.id = $2 AND job.state = 'running' AND job.attempt = $3 AND job.attempted_by[array_upper(job.attempted_by, 1)] = $6";
+WHERE job.id = $2 AND job.state = 'running' AND job.attempt = $3 AND job.attempted_by[array_upper(job.attempted_by, 1)] = $6
+RETURNING job.queue";
 const WAKE: &str = "
 SELECT pg_notify(concat(current_schema(), '.river_insert'), json_build_object('queue', $1::text)::text)";
 const FORGET: &str = "DELETE FROM tower_offload_client WHERE id = ANY($1)";
-
-const WAKE_ALL: &str = "
-SELECT pg_notify(concat(current_schema(), '.river_insert'), json_build_object('queue', queue)::text)
-FROM (SELECT DISTINCT queue FROM river_job WHERE state = 'available') AS waiting";
 
 /// Some jobs of clients whose lease is over, and with the last of them the clients: one whose row is there has lost nothing.
 ///
@@ -186,32 +183,35 @@ pub(super) async fn recover_postgres(
         if may_expire { sqlx::query_scalar(EXPIRED).fetch_all(&mut *connection).await? } else { Vec::new() };
     let rows = sqlx::query(FIND_POSTGRES).bind(AT_ONCE as i64).bind(&expired).fetch_all(&mut *connection).await?;
     let recovered = Recovered { is_all: rows.len() < AT_ONCE };
-    let mut queues: Vec<String> = Vec::new();
+    let mut queues = BTreeSet::new();
     for row in rows {
         let lost = Lost { river_id: row.try_get(0)?, attempt: row.try_get(1)?, times: row.try_get(2)? };
-        take_back_postgres(connection, &lost, row.try_get(4)?, backoff).await?;
-        queues.push(row.try_get(3)?);
+        queues.extend(take_back_postgres(connection, &lost, row.try_get(3)?, backoff).await?);
     }
-    queues.sort_unstable();
-    queues.dedup();
-    for queue in queues {
-        sqlx::query(WAKE).bind(queue).execute(&mut *connection).await?;
-    }
+    wake(connection, queues).await?;
     if recovered.is_all {
         sqlx::query(FORGET).bind(&expired).execute(connection).await?;
     }
     Ok(recovered)
 }
 
+/// The queue in which it waits again, if it was still lost.
 async fn take_back_postgres(
     connection: &mut PgConnection,
     lost: &Lost,
     client: &str,
     backoff: Backoff,
-) -> Result<(), Error> {
+) -> Result<Option<String>, Error> {
     sqlx::query(EXPLAIN).bind(lost.river_id).bind(CLASS).bind(MESSAGE).execute(&mut *connection).await?;
-    let recover = sqlx::query(RECOVER_POSTGRES).bind(lost.delay(backoff).min(MOST)).bind(lost.river_id);
+    let recover = sqlx::query_scalar(RECOVER_POSTGRES).bind(lost.delay(backoff).min(MOST)).bind(lost.river_id);
     let recover = recover.bind(lost.attempt).bind(MESSAGE).bind(millis(SOON)).bind(client);
-    recover.execute(connection).await?;
+    Ok(recover.fetch_optional(connection).await?)
+}
+
+/// Tells clients that jobs wait there, as River does when it inserts some.
+async fn wake(connection: &mut PgConnection, queues: BTreeSet<String>) -> Result<(), Error> {
+    for queue in queues {
+        sqlx::query(WAKE).bind(queue).execute(&mut *connection).await?;
+    }
     Ok(())
 }

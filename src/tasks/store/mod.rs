@@ -16,7 +16,7 @@ mod store;
 #[cfg_attr(docsrs, doc(cfg(any(feature = "postgres", feature = "sqlite"))))]
 pub use self::sql::SqlStore;
 #[cfg(feature = "durable")]
-pub(crate) use self::sql::{Engine, is_conflict, postgres_pair, sqlite_pair, store_error};
+pub(crate) use self::sql::{Engine, RENEWALS, is_conflict, postgres_pair, sqlite_pair, store_error};
 pub use self::{
     error::StoreError,
     lease::{Epoch, Lease, Process},

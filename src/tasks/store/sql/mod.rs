@@ -18,6 +18,9 @@ mod sqlite;
 pub use self::sql_store::SqlStore;
 #[cfg(feature = "durable")]
 pub(crate) use self::{
-    engine::Engine, error::store_error, postgres::is_conflict, postgres::pair as postgres_pair,
+    engine::Engine,
+    error::store_error,
+    postgres::pair as postgres_pair,
+    postgres::{RENEWALS, is_conflict},
     sqlite::pair as sqlite_pair,
 };

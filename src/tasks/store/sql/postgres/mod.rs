@@ -10,6 +10,6 @@ mod schema;
 mod sweep;
 mod write;
 
-#[cfg(feature = "durable")]
-pub(crate) use self::connection::is_conflict;
 pub(crate) use self::postgres::Postgres;
+#[cfg(feature = "durable")]
+pub(crate) use self::{connection::is_conflict, postgres::RENEWALS};

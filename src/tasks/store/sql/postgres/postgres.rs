@@ -64,13 +64,13 @@ impl Postgres {
         Duration::from_millis(self.lease_millis().unsigned_abs())
     }
 
-    fn lease_millis(&self) -> i64 {
+    pub(crate) fn lease_millis(&self) -> i64 {
         integer(u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX)).clamp(1, MAX_LEASE_MILLIS)
     }
 }
 
 /// A lease is renewed each third of it: two renewals may fail.
-const RENEWALS: u32 = 3;
+pub(crate) const RENEWALS: u32 = 3;
 /// How often the server may end a write because of another one before that is an error.
 const ATTEMPTS: usize = 3;
 /// A year: far more than makes sense, and Postgres can still add it to the time.

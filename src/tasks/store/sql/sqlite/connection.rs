@@ -100,14 +100,14 @@ fn identity(path: &Path) -> Result<Identity, StoreError> {
 }
 
 async fn connect(path: &Path, create: bool) -> Result<SqliteConnection, StoreError> {
-    let options = SqliteConnectOptions::new()
-        .filename(path)
-        .create_if_missing(create)
-        .journal_mode(SqliteJournalMode::Wal)
-        // An accepted id outlives a power cut.
-        .synchronous(SqliteSynchronous::Full)
-        .busy_timeout(BUSY_TIMEOUT);
+    // An accepted id outlives a power cut.
+    let options = options(path).create_if_missing(create).synchronous(SqliteSynchronous::Full);
     options.connect().await.map_err(store_error)
+}
+
+/// For who writes.
+pub(super) fn options(path: &Path) -> SqliteConnectOptions {
+    SqliteConnectOptions::new().filename(path).journal_mode(SqliteJournalMode::Wal).busy_timeout(BUSY_TIMEOUT)
 }
 
 /// Readers see what was committed when they began, and hold up nobody.

@@ -1,12 +1,12 @@
 use std::path::Path;
-#[cfg(feature = "durable")]
-use std::path::PathBuf;
 
-#[cfg(feature = "durable")]
-use sqlx::Transaction;
 use sqlx::{Row, SqliteConnection, sqlite::SqlitePool};
+#[cfg(feature = "durable")]
+use sqlx::{Transaction, sqlite::SqliteConnectOptions};
 use tokio::sync::Mutex;
 
+#[cfg(feature = "durable")]
+use super::connection::options;
 use super::{
     connection::{Writer, readers},
     sweep::sweep,
@@ -60,10 +60,10 @@ impl Sqlite {
         &self.readers
     }
 
-    /// The file.
+    /// How to open the file once more, to write.
     #[cfg(feature = "durable")]
-    pub(crate) async fn path(&self) -> PathBuf {
-        self.writer.lock().await.path.clone()
+    pub(crate) async fn options(&self) -> SqliteConnectOptions {
+        options(&self.writer.lock().await.path)
     }
 }
 
