@@ -1,5 +1,5 @@
 use std::{
-    pin::{Pin, pin},
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -74,15 +74,11 @@ impl Attempt {
             }
             self.unwanted.store(true, Ordering::Release);
             if !is_sync {
-                drop_contained(future);
+                contained(|| drop(future));
                 return if is_stopped { Verdict::Stopped } else { Verdict::Failed(timed_out(limit)) };
             }
         }
     }
-}
-
-fn drop_contained(future: Pin<Box<dyn Future<Output = Result<Ending, Rejection>> + Send>>) {
-    contained(|| drop(future));
 }
 
 fn verdict(ended: Result<Ending, Rejection>, limit: Duration, is_late: bool, is_stopped: bool) -> Verdict {
@@ -98,7 +94,7 @@ fn verdict(ended: Result<Ending, Rejection>, limit: Duration, is_late: bool, is_
 }
 
 /// By this class the state of a job that has no attempts left is known to be `timed_out`.
-pub(super) const TIMEOUT: &str = "timeout";
+const TIMEOUT: &str = "timeout";
 
 fn timed_out(limit: Duration) -> Failure {
     Failure::new(TIMEOUT, format!("it took longer than {limit:?}"))

@@ -106,9 +106,8 @@ impl Shared {
         }
     }
 
-    /// `false` if it was closed before.
-    pub(super) fn close(&self) -> bool {
-        !std::mem::replace(&mut lock(&self.state).closed, true)
+    pub(super) fn close(&self) {
+        lock(&self.state).closed = true;
     }
 
     pub(super) fn is_closed(&self) -> bool {
