@@ -49,7 +49,7 @@ impl Exchange {
     }
 
     /// The wire tells.
-    #[cfg(feature = "hyper")]
+    #[cfg(feature = "flush")]
     pub(crate) fn tracked(request: RequestLine, wire: Arc<dyn Wire>, stream: Option<u32>) -> Self {
         Self::new(request, Some(wire), stream)
     }
@@ -109,7 +109,7 @@ impl Exchange {
     }
 
     /// The wire has said its word. The first one counts.
-    #[cfg_attr(not(feature = "hyper"), allow(dead_code, reason = "for tracked connections"))]
+    #[cfg_attr(not(feature = "flush"), allow(dead_code, reason = "for tracked connections"))]
     pub(crate) fn told(self: &Arc<Self>, verdict: Verdict) {
         if self.verdict.set(verdict).is_ok() && self.facts.told() {
             self.settle();

@@ -19,7 +19,7 @@ pub(crate) trait Wire: Send + Sync {
 
 /// What the wire said of a response, in the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(not(feature = "hyper"), allow(dead_code, reason = "for tracked connections"))]
+#[cfg_attr(not(feature = "flush"), allow(dead_code, reason = "for tracked connections"))]
 pub(crate) enum Verdict {
     /// All of it was accepted and flushed, with so many bytes of body if they can be told from the rest.
     Flushed { body_bytes: Option<u64> },
