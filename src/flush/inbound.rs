@@ -47,8 +47,9 @@ impl Inbound {
         Delivery { bytes: delivered, opened: None }
     }
 
-    /// Whether the client's bytes were malformed. From then on everything is delivered and nothing told: h2 will close the
-    /// connection, and until then requests are without a number and their responses only handed over.
+    /// Returns `true` once the client's bytes were malformed. From then on all bytes are delivered,
+    /// no stream opens and no reset is reported: h2 closes the connection, and requests that it
+    /// still passes on have no stream.
     pub(super) fn gave_up(&self) -> bool {
         self.frames.gave_up()
     }

@@ -161,7 +161,7 @@ impl Reader {
         let understood = !self.inbound.gave_up();
         let delivery = self.inbound.deliver(&bytes[frames..], |stream, _| connection.reset(stream));
         if understood && self.inbound.gave_up() {
-            connection.give_up();
+            connection.stop_mapping();
         }
         if let Some(stream) = delivery.opened {
             connection.opened(stream);

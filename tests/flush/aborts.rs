@@ -231,3 +231,23 @@ async fn the_window_of_a_stream_that_was_reset_serves_the_next() {
     })
     .await;
 }
+
+/// The client grants a part of the response and then breaks the protocol, so the server closes the
+/// connection.
+#[tokio::test]
+async fn malformed_frame_aborts_a_response_that_is_not_sent() {
+    on_each(PLAIN_HTTP2, |stack| async move {
+        for malformed in [frames::frame(9, 4, 1, &[]), frames::frame(4, 0, 0, &[0; 5])] {
+            let mut site = Setup::on(stack).start();
+            let (mut io, _wire) = site.connect().await;
+            let request = [frames::PREFACE, &frames::initial_window(1000), &frames::get(1, "/full/30000")].concat();
+            io.write_all(&request).await.unwrap();
+            io.flush().await.unwrap();
+            site.body_dropped("/full/30000").await;
+            io.write_all(&malformed).await.unwrap();
+            io.flush().await.unwrap();
+            site.record("/full/30000").await.is(End::Aborted, Delivery::None);
+        }
+    })
+    .await;
+}

@@ -399,16 +399,18 @@ fn a_reset_counts_once_it_is_delivered() {
 }
 
 #[test]
-fn malformed_bytes_are_delivered_and_nothing_is_sure_any_more() {
+fn malformed_inbound_bytes_are_delivered_and_stop_the_mapping() {
     for mut world in World::both() {
         world.speaks_http2();
         let response = world.open(1);
         world.brings(&[&data(0, 1, false), &headers(3, true)]);
         assert_eq!(assert_ready_ok!(world.read(ROOM)).len(), 20, "the gate stays open");
-        assert_eq!(response.verdicts(), [Verdict::Unsure]);
+        assert_eq!(world.connection.take_stream(), None);
         world.brings(&[b"more"]);
         assert_eq!(assert_ready_ok!(world.read(ROOM)), b"more");
-        assert_eq!(world.counters.stats(), stats(|stats| stats.gave_up = 1));
+        assert_eq!(response.verdicts(), []);
+        drop(world);
+        assert_eq!(response.verdicts(), [Verdict::Lost]);
     }
 }
 

@@ -14,7 +14,8 @@ const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 const CANCEL: u32 = 8;
 
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+/// Returns a frame of any type and content.
+pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
     let mut frame = vec![length[1], length[2], length[3], kind, flags];
     frame.extend(stream.to_be_bytes());
@@ -24,6 +25,11 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 
 pub(crate) fn settings() -> Vec<u8> {
     frame(SETTINGS, 0, 0, &[])
+}
+
+/// Returns a SETTINGS frame that sets the initial window of every stream.
+pub(crate) fn initial_window(bytes: u32) -> Vec<u8> {
+    frame(SETTINGS, 0, 0, &[&4_u16.to_be_bytes()[..], &bytes.to_be_bytes()].concat())
 }
 
 /// Widens the window of the connection as far as it goes.
