@@ -8,6 +8,7 @@
 mod aborts;
 mod couplings;
 mod endings;
+mod floods;
 mod http1;
 mod http2;
 mod isolation;
