@@ -18,6 +18,7 @@ mod pipelining;
 mod refused;
 mod set_up;
 mod shutdown;
+mod splits;
 mod stalled;
 mod stress;
 mod support;

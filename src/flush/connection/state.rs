@@ -38,7 +38,7 @@ pub(super) struct State {
     pub(super) ended: Vec<Arc<dyn Response>>,
     /// The connection is no more. Set once.
     pub(super) lost: bool,
-    /// HTTP/2: the server's bytes were not understood, so no response can be followed. Set once.
+    /// The server's bytes were not understood, so no response can be followed. Set once.
     pub(super) gave_up: bool,
     /// HTTP/2: the streams of new requests are no longer known. Set once. Streams that were mapped
     /// before are still followed, because the server's bytes and the end of the connection decide
@@ -89,10 +89,17 @@ impl State {
         }
     }
 
-    /// Ends tracking on HTTP/2: nothing is known about any stream from here on.
+    /// Ends tracking: the server's bytes say nothing about any response from here on.
     pub(super) fn give_up(&mut self, fates: &mut Fates) {
         self.gave_up = true;
+        fates.extend(mem::take(&mut self.ended).into_iter().map(|response| (response, Fate::GaveUp)));
         self.close_all(Fate::GaveUp, fates);
+    }
+
+    /// Decides the first `waited` HTTP/1 responses: their heads will never be written.
+    pub(super) fn unwritten(&mut self, waited: usize, fates: &mut Fates) {
+        let waited = waited.min(self.ended.len());
+        fates.extend(self.ended.drain(..waited).map(|response| (response, Fate::Lost)));
     }
 
     /// The connection is no more.

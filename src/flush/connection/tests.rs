@@ -72,6 +72,20 @@ fn one_flush_is_enough_for_pipelined_responses_that_all_ended_before_it() {
 }
 
 #[test]
+fn responses_over_the_limit_are_only_handed_over() {
+    let (connection, counters) = http1();
+    let responses: Vec<Arc<Heard>> = (0..=MAX_WAITING).map(|_| Arc::default()).collect();
+    for response in &responses {
+        connection.await_flush(response.clone());
+    }
+    let (over, within) = responses.split_last().unwrap();
+    assert_eq!(over.verdicts(), [Verdict::Unsure]);
+    flush(&connection);
+    assert!(within.iter().all(|response| response.verdicts() == [FLUSHED]));
+    assert_eq!(counters.stats(), stats(|stats| (stats.flushed, stats.gave_up) = (MAX_WAITING as u64, 1)));
+}
+
+#[test]
 fn a_flush_that_nobody_waits_for_takes_no_lock() {
     for (connection, _) in [http1(), http2()] {
         let _held = lock(&connection.state);

@@ -109,6 +109,23 @@ impl Connection {
         }
     }
 
+    /// Returns `true` while an HTTP/1 response has a head and a body that is not dropped.
+    pub(in crate::flush) fn has_open_body(&self) -> bool {
+        self.open_bodies.load(Ordering::Acquire) > 0
+    }
+
+    /// A flush of bytes that an application wrote after it took the connection over from HTTP/1.
+    /// The responses that waited for it have no head on the wire, and hyper no longer holds one.
+    pub(in crate::flush) fn flushed_unwritten(&self, flush: Flush) {
+        self.change(|state, fates| state.unwritten(flush.waiting, fates));
+    }
+
+    /// Ends tracking on HTTP/1: the transport accepted bytes that belong to no response that is
+    /// known.
+    pub(in crate::flush) fn give_up(&self) {
+        self.change(State::give_up);
+    }
+
     /// The transport failed, or is gone.
     pub(in crate::flush) fn lost(&self) {
         self.change(State::lose);
