@@ -116,7 +116,6 @@ mod observer;
 mod outcome;
 mod pending;
 mod progress;
-#[cfg(feature = "tasks")]
 mod register;
 mod service;
 mod task;

@@ -144,4 +144,4 @@ pub use self::{
     timestamp::Timestamp,
     track::Track,
 };
-pub use crate::background::Register;
+pub use crate::background::{TaskTarget, TaskTarget as Register};

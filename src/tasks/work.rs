@@ -3,35 +3,35 @@ use std::{any::Any, panic::resume_unwind, sync::Arc};
 use serde::Serialize;
 
 use super::{Failure, IntoFailure, Json, Progress, live::Live, record::Ending};
-use crate::{
-    background::Body,
-    pool::call::{caught, guarded, panic_text},
-};
+use crate::pool::call::{caught, guarded, panic_text};
 
 /// The work of a tracked task, as the background runs it: it says when it begins and how it ends.
-pub(super) fn of_closure<F, T, E>(live: Arc<Live>, work: F) -> Body
+pub(super) fn of_closure<F, T, E>(live: Arc<Live>, work: F) -> impl FnOnce() -> Result<(), String> + Send + 'static
 where
     F: FnOnce(Progress) -> Result<T, E> + Send + 'static,
     T: Serialize,
     E: IntoFailure,
 {
-    Body::of_closure(move || {
+    move || {
         if !live.begin() {
             return Ok(());
         }
         let progress = Progress::new(live.clone());
         conclude(&live, guarded(|| ending(work(progress))))
-    })
+    }
 }
 
-pub(super) fn of_future<F, A, T, E>(live: Arc<Live>, work: F) -> Body
+pub(super) fn of_future<F, A, T, E>(
+    live: Arc<Live>,
+    work: F,
+) -> impl Future<Output = Result<(), String>> + Send + 'static
 where
     F: FnOnce(Progress) -> A + Send + 'static,
     A: Future<Output = Result<T, E>> + Send + 'static,
     T: Serialize,
     E: IntoFailure,
 {
-    Body::of_future(async move {
+    async move {
         if !live.begin() {
             return Ok(());
         }
@@ -41,7 +41,7 @@ where
             Err(payload) => Err(payload),
         };
         conclude(&live, ended)
-    })
+    }
 }
 
 /// What the work returned; all of this is foreign code: how it is serialised, shown and dropped.

@@ -16,7 +16,6 @@ use tokio::{
 use super::{Effect, Ledger};
 use crate::{
     Background,
-    background::Sealed,
     tasks::{
         Json, MemoryStore, Reason, Record, Retention, StoreError, TaskId, TaskState, TaskStore, Timestamp,
         live::Live,
@@ -147,7 +146,7 @@ impl World {
         let mut bytes = [0; TaskId::BYTES];
         bytes[0] = self.tasks.len() as u8;
         let record = Record::new(TaskId::from_bytes(bytes), "", Timestamp::default());
-        let place = self.background.place("".into()).unwrap();
+        let place = self.background.reserve("").unwrap();
         let live = Arc::new(Live::new(record, &place, self.shared.clone()));
         let (reply, answer) = oneshot::channel();
         let accepted = self.ledger.accept(live.clone(), reply, self.now).is_err().then_some(false);
