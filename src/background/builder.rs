@@ -64,8 +64,8 @@ impl BackgroundBuilder {
         Self { max_running, ..self }
     }
 
-    /// Sets a callback that is called once per failed task. Default: with feature `tracing` it is an
-    /// event of level `ERROR`, otherwise nothing.
+    /// Sets a callback that is called once per failed task. Default: with feature `tracing` it is
+    /// an event of level `ERROR`, otherwise nothing.
     ///
     /// The callback runs on the thread that ended the task, so it should be short. Its panics are
     /// discarded.

@@ -27,8 +27,8 @@ pub enum Completion {
 }
 
 impl Completion {
-    /// Returns `true` for `Refused`, `TimedOut`, `Failed` and `Lost`, which are also reported to the
-    /// [failure handler](super::BackgroundBuilder::on_failure).
+    /// Returns `true` for `Refused`, `TimedOut`, `Failed` and `Lost`, which are also reported to
+    /// the [failure handler](super::BackgroundBuilder::on_failure).
     pub fn is_failure(self) -> bool {
         matches!(self, Self::Refused | Self::TimedOut | Self::Failed | Self::Lost)
     }

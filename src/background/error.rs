@@ -43,8 +43,8 @@ impl fmt::Display for SubmitError {
 
 impl Error for SubmitError {}
 
-/// Report of one failed task, passed to the
-/// [failure handler](super::BackgroundBuilder::on_failure).
+/// Report of one failed task, passed to the [failure
+/// handler](super::BackgroundBuilder::on_failure).
 #[derive(Debug)]
 pub struct TaskFailure {
     id: u64,

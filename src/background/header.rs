@@ -23,7 +23,7 @@ pub(super) struct TaskHeader {
     pub(super) id: u64,
     pub(super) name: Cow<'static, str>,
     abort: AbortSlot<AbortAction>,
-    /// Set by the first of the task and its timer. Only that one reports how the task ended.
+    /// Set by the task or its timer. The first one to set it reports how the task ended.
     completion_claimed: AtomicBool,
     /// Stored before the work is queued; taken by the first call of [`complete`](Self::complete).
     on_completion: Mutex<Option<CompletionFn>>,
@@ -126,9 +126,9 @@ fn abort(action: Option<AbortAction>) {
 ///
 /// # Protocol
 ///
-/// The canceller sets `is_cancelled` and then takes the action. The mover stores the action and then
-/// reads `is_cancelled`. At least one of them sees the other's write, and the lock hands the action
-/// to exactly one of them.
+/// The canceller sets `is_cancelled` and then takes the action. The mover stores the action and
+/// then reads `is_cancelled`. At least one of them sees the other's write, and the lock hands the
+/// action to exactly one of them.
 struct AbortSlot<A> {
     /// Never cleared.
     is_cancelled: AtomicBool,
@@ -155,8 +155,8 @@ impl<A> AbortSlot<A> {
         self.take()
     }
 
-    /// Stores the action for the task's new place. The previous action is dropped, since it cannot
-    /// abort the task any longer.
+    /// Stores the action for the task's new location. The previous action is dropped, because it
+    /// can no longer abort the task.
     #[must_use = "the action is to be performed"]
     fn replace(&self, action: A) -> Option<A> {
         let previous = lock(&self.action).replace(action);
@@ -164,8 +164,8 @@ impl<A> AbortSlot<A> {
         self.take_if_cancelled()
     }
 
-    /// Stores the action for the place to which the task was sent, unless the task has moved on and
-    /// another action is stored.
+    /// Stores the action for the location to which the task was sent, unless the task has already
+    /// moved from there and stored another action.
     #[must_use = "the action is to be performed"]
     fn set_if_empty(&self, action: A) -> Option<A> {
         let mut current = lock(&self.action);

@@ -18,10 +18,10 @@
 //! # }
 //! ```
 //!
-//! Use it for work that a request causes but does not need for its response, such as mails, indexing
-//! and thumbnails. A task is admitted when it is submitted, so a handler can still respond with an
-//! error if the background is full. At most [`max_running`](BackgroundBuilder::max_running) tasks
-//! run at a time; the others wait in the order of their submission.
+//! Use it for work that a request causes but does not need for its response, such as mails,
+//! indexing and thumbnails. A task is admitted when it is submitted, so a handler can still respond
+//! with an error if the background is full. At most [`max_running`](BackgroundBuilder::max_running)
+//! tasks run at a time; the others wait in the order of their submission.
 //!
 //! With every option and a pool of its own:
 //!
@@ -56,15 +56,15 @@
 //!
 //! # Guarantees
 //!
-//! - An admitted task runs, unless it is cancelled, a shutdown times out or the process exits. Tasks
-//!   exist only in memory.
-//! - An error or a panic ends only its own task, and is reported once to the
-//!   [failure handler](BackgroundBuilder::on_failure).
+//! - An admitted task runs, unless it is cancelled, a shutdown times out or the process exits.
+//!   Tasks exist only in memory.
+//! - An error or a panic ends only its own task, and is reported once to the [failure
+//!   handler](BackgroundBuilder::on_failure).
 //! - Dropping every handle does not stop the tasks.
-//! - A running closure cannot be stopped from outside. After its [timeout](TaskBuilder::timeout), its
-//!   [cancellation](TaskHandle::cancel) or a timed-out shutdown, [`cancelled`] returns `true` inside
-//!   it. It keeps its thread and its run permit until it returns. A running future is dropped at
-//!   its next `.await`.
+//! - A running closure cannot be stopped from outside. After its [timeout](TaskBuilder::timeout),
+//!   its [cancellation](TaskHandle::cancel) or a timed-out shutdown, [`cancelled`] returns `true`
+//!   inside it. It keeps its thread and its run permit until it returns. A running future is
+//!   dropped at its next `.await`.
 //!
 //! # When not to use it
 //!
@@ -192,8 +192,8 @@ impl Background {
         self.shared.cancel_named(name)
     }
 
-    /// Closes the background: it rejects new tasks, except those that its running tasks submit.
-    /// Admitted tasks still run.
+    /// Closes the background. Admitted tasks still run, and running tasks may submit further ones;
+    /// all other submissions are rejected.
     pub fn close(&self) {
         self.shared.close();
     }

@@ -68,8 +68,8 @@ impl Shared {
     /// Starts queued tasks as long as there are permits.
     ///
     /// A pool may run or refuse a task within `start`, and the end of that task dispatches again.
-    /// The inner call then returns at once and leaves the work to this loop, so that a queue of such
-    /// tasks does not recurse.
+    /// The inner call then returns at once and leaves the work to this loop, so that a queue of
+    /// such tasks does not recurse.
     fn dispatch(self: &Arc<Self>) {
         let Some(_dispatching) = enter_dispatch(&**self) else { return };
         loop {
@@ -186,12 +186,12 @@ pub(super) fn drop_cancelled(task: QueuedTask) {
     header.complete(Completion::Cancelled);
 }
 
-/// What the current thread does for a background, which is identified by the address of its
-/// [`Shared`]. The address is 0 for none.
+/// The role of the current thread for backgrounds. A background is identified by the address of its
+/// [`Shared`], and 0 means none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct ThreadRole {
-    /// The background whose task runs here. Tasks that it adds belong to the shutdown that waits for
-    /// it, so a closed background still admits them.
+    /// The background whose task runs here. Tasks that it adds belong to the shutdown that waits
+    /// for it, so a closed background still admits them.
     task_of: usize,
     /// The background that dispatches here.
     dispatches_for: usize,

@@ -18,7 +18,7 @@ pub struct BackgroundShutdownReport {
     pub completed: u64,
     /// Number of tasks that failed during the shutdown.
     pub failed: u64,
-    /// Number of tasks that were cancelled during the shutdown, including those that had not
+    /// Number of tasks that were cancelled during the shutdown, including tasks that had not
     /// started at its timeout.
     pub cancelled: u64,
     /// The tasks that were still running at the timeout. They were cancelled and not waited for.
@@ -70,7 +70,8 @@ impl Background {
     /// runtime, whose thread it can block.
     ///
     /// The report counts the tasks that ended during this shutdown; [`stats`](Self::stats) counts
-    /// all. A second shutdown waits for tasks that the first one left running, with its own timeout.
+    /// all. A second shutdown waits for tasks that the first one left running, with its own
+    /// timeout.
     ///
     /// # Panics
     ///
@@ -114,9 +115,9 @@ impl Background {
     }
 }
 
-/// Calls `each` for every value, on a dedicated thread within the current runtime, because user code
-/// may block. A pool would not do: all of its threads may be blocked, which may be why the shutdown
-/// timed out.
+/// Calls `each` for every value, on a dedicated thread within the current runtime, because user
+/// code may block. A pool would not do: all of its threads may be blocked, which may be why the
+/// shutdown timed out.
 fn for_each_on_thread<T: Send + 'static>(values: Vec<T>, each: fn(T)) {
     if values.is_empty() {
         return;

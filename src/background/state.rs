@@ -19,7 +19,8 @@ pub(super) struct State<W, H> {
     queue: VecDeque<(u64, W)>,
     /// The number of entries in stage `Dispatched` or `Running`. At most `max_running`.
     permits_in_use: usize,
-    /// The number of live [`DrainGuard`](super::DrainGuard)s, which a shutdown waits for like tasks.
+    /// The number of live [`DrainGuard`](super::DrainGuard)s, which a shutdown waits for like
+    /// tasks.
     drain_guards: usize,
     /// The counters since creation. The gauges in it stay zero.
     totals: BackgroundStats,
@@ -204,7 +205,7 @@ impl<W, H: Clone> State<W, H> {
         Cancel::Removed { work }
     }
 
-    /// Rejects new tasks, except those that running tasks add.
+    /// Rejects every new task that no running task adds.
     pub(super) fn close(&mut self) {
         self.phase = self.phase.max(Phase::Closed);
     }

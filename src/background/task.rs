@@ -15,9 +15,12 @@ use crate::pool::call::contained;
 /// A background starts a task as soon as a run permit is free. An `AfterResponse` does so after the
 /// response, if the response succeeds. Code that accepts any `TaskTarget` works with both.
 ///
-/// A submission has three steps. [`reserve`](Self::reserve) admits the task, or fails at once. The
-/// returned [`Reservation`] accepts the work later. A
-/// [completion callback](Reservation::on_completion) is called exactly once, whatever happens.
+/// A submission has three steps:
+///
+/// 1. [`reserve`](Self::reserve) admits the task, or returns an error at once.
+/// 2. The [`Reservation`] accepts the work, now or later.
+/// 3. A [completion callback](Reservation::on_completion) is called exactly once, even if the task
+///    never gets work or never starts.
 ///
 /// ```
 /// # use std::time::Duration;
@@ -176,10 +179,10 @@ impl Reservation {
     /// exceeds its timeout completes at that moment, and so does each task that has a run permit
     /// when a shutdown times out. Any other task completes when its work has ended or was dropped.
     ///
-    /// The callback runs on the thread that completes the task, so it should be short. It may submit
-    /// tasks. Callbacks of tasks that complete within it run after it, so that a chain of tasks does
-    /// not recurse. The task keeps its run permit until the callback returns, and a shutdown waits
-    /// for it, up to its timeout. Panics are discarded.
+    /// The callback runs on the thread that completes the task, so it should be short. It may
+    /// submit tasks. Callbacks of tasks that complete within it run after it, so that a chain of
+    /// tasks does not recurse. The task keeps its run permit until the callback returns, and a
+    /// shutdown waits for it, up to its timeout. Panics are discarded.
     pub fn on_completion(mut self, callback: impl FnOnce(Completion) + Send + 'static) -> Self {
         self.on_completion = Some(match self.on_completion.take() {
             Some(first) => Box::new(move |completion| {
@@ -216,8 +219,8 @@ impl Reservation {
         self.submit(TaskBody::from_closure(work))
     }
 
-    /// Submits a future, which runs on the runtime in which the task was reserved, or on the pool if
-    /// there was none.
+    /// Submits a future, which runs on the runtime in which the task was reserved, or on the pool
+    /// if there was none.
     ///
     /// If the task was cancelled, or a shutdown has timed out, the future is dropped. The task was
     /// counted as cancelled then.
