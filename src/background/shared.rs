@@ -71,7 +71,7 @@ impl Shared {
     /// The inner call then returns at once and leaves the work to this loop, so that a queue of
     /// such tasks does not recurse.
     fn dispatch(self: &Arc<Self>) {
-        let Some(_dispatching) = enter_dispatch(&**self) else { return };
+        let Some(_dispatching) = enter_dispatch(self) else { return };
         loop {
             let next = lock(&self.state).dispatch();
             let Some(task) = next else { return };

@@ -21,6 +21,7 @@ where
     }
 }
 
+#[expect(clippy::manual_async_fn, reason = "the future of an `async fn` is only `'static` if `T` and `E` are")]
 pub(super) fn of_future<F, A, T, E>(
     live: Arc<Live>,
     work: F,
