@@ -68,8 +68,8 @@
 //!
 //! # When not to use it
 //!
-//! For work whose result the response needs, use [`Pool::run`](crate::Pool::run). Work that must
-//! survive a crash needs a durable queue.
+//! For work whose result the response needs, use [`Pool::run`]. Work that must survive a crash
+//! needs a durable queue.
 
 mod builder;
 mod compat;
