@@ -1,5 +1,4 @@
 //! Metrics of background tasks. The recorder is global, so this test has its own binary.
-#![cfg(feature = "metrics")]
 #![allow(clippy::unwrap_used)]
 
 use std::{collections::BTreeMap, time::Duration};

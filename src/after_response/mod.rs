@@ -132,7 +132,7 @@ pub use self::{
     service::AfterResponseService,
     task::Task,
 };
-#[cfg(feature = "hyper")]
+#[cfg(feature = "flush")]
 pub(crate) use self::{
     exchange::Exchange,
     guard::Guard,
