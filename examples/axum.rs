@@ -8,7 +8,7 @@ use http_body_util::{BodyExt, Empty};
 use hyper::{Method, Request, body::Bytes};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use tokio::net::TcpListener;
-use tower_offload::{OffloadLayer, ThreadPool, offload::Problem};
+use tower_offload::{OffloadLayer, ThreadPool, offload::ProblemJson};
 
 /// Stands for a sync driver or a computation: the thread does nothing else meanwhile.
 async fn write_report() -> String {
@@ -27,7 +27,7 @@ fn here() -> String {
 fn app(pool: ThreadPool) -> Router {
     let offload = OffloadLayer::new(pool)
         .max_in_flight(2) // one more is answered 503 at once, with `Retry-After`
-        .reject(Problem) // and with a body that says why; without this line it is empty
+        .reject(ProblemJson) // and with a body that says why; without this line it is empty
         .filter(|head| head.method() == Method::POST); // other requests pass straight through
     Router::new()
         .route("/report", get(read_report).post(write_report))

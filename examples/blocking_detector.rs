@@ -26,7 +26,7 @@ fn routes() -> Router {
 /// With the features `tracing` and `metrics` there is an event and there are metrics, and no need for this.
 fn report(blocked: &Blocked<'_>) {
     let (method, route) = (blocked.method().map_or("", Method::as_str), blocked.route());
-    println!("{method} {route} held the thread of the event loop for {:?}", blocked.held());
+    println!("{method} {route} held the thread of the event loop for {:?}", blocked.duration());
 }
 
 async fn ask(app: &Router) -> Result<(), Box<dyn Error>> {

@@ -4,8 +4,8 @@ use std::{error::Error, thread, time::Duration};
 
 use tower::{Service, ServiceBuilder, ServiceExt};
 use tower_offload::{
-    OffloadLayer, Rejection, ThreadPool,
-    offload::{Typed, cancelled, sync_fn},
+    CallError, OffloadLayer, ThreadPool,
+    offload::{RejectWithError, cancelled, service_fn_blocking},
     pool::Pool,
 };
 
@@ -26,19 +26,19 @@ fn count_primes(below: u64) -> Result<usize, String> {
 async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     let pool = ThreadPool::builder().name("numbers").build()?;
     let mut primes = ServiceBuilder::new()
-        .layer(OffloadLayer::new(pool.clone()).max_in_flight(1).reject(Typed)) // a refusal is an error here
-        .service(sync_fn(count_primes));
+        .layer(OffloadLayer::new(pool.clone()).max_in_flight(1).reject(RejectWithError)) // a refusal is an error here
+        .service(service_fn_blocking(count_primes));
 
     println!("below 1000: {}", primes.ready().await?.call(1000).await?);
 
     // The service's own errors and refusals arrive in the same box, and can be told apart.
     let error = primes.ready().await?.call(u64::MAX).await.expect_err("over the limit");
-    println!("its own error: {error}, a refusal: {}", error.is::<Rejection>());
+    println!("its own error: {error}, a refusal: {}", error.is::<CallError>());
 
     // One place in the layer: while the first call has it, the second is refused at once.
     let first = primes.ready().await?.call(1_000_000);
     let error = primes.ready().await?.call(10).await.expect_err("no place left");
-    println!("meanwhile: {error} ({:?})", error.downcast_ref::<Rejection>());
+    println!("meanwhile: {error} ({:?})", error.downcast_ref::<CallError>());
     println!("below 1000000: {}", first.await?);
 
     let left = pool.shutdown(Duration::from_secs(5)).await;

@@ -18,9 +18,9 @@ pub mod durable;
 #[cfg_attr(docsrs, doc(cfg(feature = "hyper")))]
 pub mod flush;
 mod grpc;
-mod head;
 pub mod offload;
 pub mod pool;
+mod request_head;
 mod sync;
 #[cfg(feature = "tasks")]
 #[cfg_attr(docsrs, doc(cfg(feature = "tasks")))]
@@ -32,5 +32,5 @@ pub use self::after_response::{AfterResponse, AfterResponseLayer};
 pub use self::{
     background::Background,
     offload::{Offload, OffloadLayer},
-    pool::{Pool, Rejection, ThreadPool},
+    pool::{CallError, Pool, Priority, Rejection, ThreadPool, cancelled},
 };

@@ -1,6 +1,7 @@
-//! Sync functions as axum handlers; with feature `hyper`, listeners whose connections tell when a response was flushed.
+//! Integration with axum: sync functions as handlers and, with feature `hyper`, listeners whose connections report when a
+//! response was flushed.
 //!
-//! [`blocking`] makes a handler of a sync function; its extractors run on the event loop, the function on a pool:
+//! [`blocking`] creates a handler from a sync function. Its extractors run on the event loop, the function on a pool:
 //!
 //! ```
 //! use axum::{Json, Router, extract::{Path, State}, routing::post};
@@ -9,7 +10,7 @@
 //! #[derive(Clone)]
 //! struct Pepper(&'static str);
 //!
-//! /// Nothing in here is async, and nothing in here blocks the event loop.
+//! /// This function may block.
 //! fn hash(State(Pepper(pepper)): State<Pepper>, Path(user): Path<String>, password: String) -> Json<usize> {
 //!     Json(pepper.len() + user.len() + password.len())
 //! }
@@ -21,8 +22,9 @@
 //!
 //! # After the response
 //!
-//! With feature `after-response`, handlers take an `AfterResponse` as an extractor; without its layer they answer a 500 that says so. With
-//! feature `hyper`, two lines in `main` make its outcomes exact:
+//! With feature `after-response`, handlers can take an `AfterResponse` as an extractor. Without its layer the extractor
+//! rejects the request with a 500 that names the missing layer. With feature `hyper`, two lines in `main` make the outcomes
+//! exact:
 //!
 #![cfg_attr(feature = "hyper", doc = "```no_run")]
 #![cfg_attr(not(feature = "hyper"), doc = "```ignore")]
@@ -48,12 +50,11 @@
 //! # }
 //! ```
 //!
-//! Import from this crate by name: a glob of it beside `use axum::..` makes `axum` ambiguous.
+//! Import from this crate by name: a glob import of it beside `use axum::..` makes `axum` ambiguous.
 //!
 //! # When not to use it
 //!
-//! To offload many routes, or handlers that are `async`, put an [`OffloadLayer`](crate::OffloadLayer) on the router
-//! instead.
+//! To offload many routes, or async handlers, use an [`OffloadLayer`](crate::OffloadLayer) on the router.
 
 #[cfg(feature = "after-response")]
 mod after_response;

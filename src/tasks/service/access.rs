@@ -1,6 +1,6 @@
 use std::{fmt, sync::Arc};
 
-use crate::{head::Head, tasks::TaskId};
+use crate::{request_head::RequestHead as Head, tasks::TaskId};
 
 /// What a request to a [`StatusService`](super::StatusService) wants to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

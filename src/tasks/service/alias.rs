@@ -17,7 +17,7 @@ use super::{
     service::{allowed, refuse, refuse_method},
 };
 use crate::{
-    head::Head,
+    request_head::RequestHead as Head,
     tasks::{Failure, Json, Status, TaskId, TaskState, store::Found},
 };
 

@@ -27,8 +27,8 @@ use super::{
     source::Source,
 };
 use crate::{
-    head::Head,
     pool::call::{discard_payload, guarded},
+    request_head::RequestHead as Head,
     tasks::TaskId,
 };
 
