@@ -23,7 +23,8 @@ fn routes() -> Router {
     Router::new().route("/ping", get(async || "pong")).route("/users/{id}", put(store))
 }
 
-/// With the features `tracing` and `metrics` there is an event and there are metrics, and no need for this.
+/// With the features `tracing` and `metrics` there is an event and there are metrics, and no need
+/// for this.
 fn report(blocked: &Blocked<'_>) {
     let (method, route) = (blocked.method().map_or("", Method::as_str), blocked.route());
     println!("{method} {route} held the thread of the event loop for {:?}", blocked.duration());

@@ -13,7 +13,8 @@ use tokio::net::TcpListener;
 use tower::{ServiceBuilder, service_fn};
 use tower_offload::{OffloadLayer, ThreadPool};
 
-/// How much information is in an upload. While it waits for the body it holds no thread of the pool.
+/// How much information is in an upload. While it waits for the body it holds no thread of the
+/// pool.
 async fn entropy(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
     Ok(match request.into_body().collect().await {
         Ok(body) => Response::new(Full::from(format!("{:.3} bits a byte\n", bits(&body.to_bytes())))),

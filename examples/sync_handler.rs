@@ -29,7 +29,8 @@ fn write(State(notes): State<Notes>, Path(id): Path<u32>, Json(note): Json<Note>
     if notes.insert(id, note).is_none() { StatusCode::CREATED } else { StatusCode::NO_CONTENT }
 }
 
-/// Each line is made on the pool when the client takes it: the iterator may block, and is never far ahead.
+/// Each line is made on the pool when the client takes it: the iterator may block, and is never far
+/// ahead.
 fn export(pool: ThreadPool, lines: u32) -> Result<BlockingBody, CallError> {
     BlockingBody::new(pool, (1..=lines).map(|line| Ok::<_, Infallible>(Bytes::from(format!("line {line}\n")))))
 }

@@ -2,8 +2,8 @@
 
 use http::{HeaderMap, header::CONTENT_TYPE};
 
-/// Returns `true` if the content type is that of gRPC: `application/grpc`, `application/grpc+proto`,
-/// `application/grpc;..`.
+/// Returns `true` if the content type is that of gRPC: `application/grpc`,
+/// `application/grpc+proto`, `application/grpc;..`.
 ///
 /// `application/grpc-web` is not gRPC: its trailers are part of the body.
 pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {

@@ -7,8 +7,8 @@ use http::{Extensions, HeaderMap, Method, Request, Uri, Version};
 /// An HTTP request without its body.
 ///
 /// Closures of the layers receive it, such as those of [`filter`](crate::OffloadLayer::filter),
-/// [`priority`](crate::OffloadLayer::priority) and [`propagate`](crate::OffloadLayer::propagate). It is not generic over
-/// the body, so the closure's argument needs no type annotation.
+/// [`priority`](crate::OffloadLayer::priority) and [`propagate`](crate::OffloadLayer::propagate).
+/// It is not generic over the body, so the closure's argument needs no type annotation.
 pub struct RequestHead<'a> {
     method: &'a Method,
     uri: &'a Uri,
@@ -34,7 +34,8 @@ impl<'a> RequestHead<'a> {
         self.method
     }
 
-    /// Returns the target as the handler sees it: in a nested axum router, without the router's prefix.
+    /// Returns the target as the handler sees it: in a nested axum router, without the router's
+    /// prefix.
     pub fn uri(&self) -> &'a Uri {
         self.uri
     }
@@ -66,7 +67,8 @@ impl fmt::Debug for RequestHead<'_> {
     }
 }
 
-/// A closure of a layer that reads a request: either its head ([`OfHead`]) or all of it ([`OfRequest`]).
+/// A closure of a layer that reads a request: either its head ([`OfHead`]) or all of it
+/// ([`OfRequest`]).
 pub trait View<Req>: Clone + Send + Sync {
     /// The value that the closure returns.
     type Output;

@@ -1,4 +1,5 @@
-//! The blocking detector on plain tower and in axum's routers, on a paused clock that services advance.
+//! The blocking detector on plain tower and in axum's routers, on a paused clock that services
+//! advance.
 #![cfg(feature = "blocking-detector")]
 #![allow(clippy::unwrap_used)]
 
@@ -58,7 +59,8 @@ impl Reports {
     }
 }
 
-/// Returns a service that blocks for the given milliseconds in `call` and then in each poll of its future.
+/// Returns a service that blocks for the given milliseconds in `call` and then in each poll of its
+/// future.
 fn blocks(
     times: &'static [u64],
 ) -> impl Service<&'static str, Response = &'static str, Error = Infallible, Future: Send> + Clone {
@@ -414,8 +416,8 @@ mod events {
         }
     }
 
-    /// Sets a global subscriber, so that tracing does not cache the event as disabled when the thread of another test reaches
-    /// it first.
+    /// Sets a global subscriber, so that tracing does not cache the event as disabled when the
+    /// thread of another test reaches it first.
     fn set_global_subscriber() {
         let _ = tracing::subscriber::set_global_default(registry());
     }

@@ -11,11 +11,13 @@ use crate::pool::Pool;
 
 /// Creates an axum handler from a sync function `fn(T1, .., T16) -> impl IntoResponse`.
 ///
-/// The extractors run on the event loop, so a slow request body occupies no thread of the pool. The function and its return
-/// value's `into_response` run on the pool. All extractors work, including `State` and a last one that consumes the body.
+/// The extractors run on the event loop, so a slow request body occupies no thread of the pool. The
+/// function and its return value's `into_response` run on the pool. All extractors work, including
+/// `State` and a last one that consumes the body.
 ///
-/// If the pool is full or shut down, the response is a 503 with `Retry-After`, after the extractors have run. To reject
-/// before that, or to change the response, use an [`OffloadLayer`](crate::OffloadLayer) around the route.
+/// If the pool is full or shut down, the response is a 503 with `Retry-After`, after the extractors
+/// have run. To reject before that, or to change the response, use an
+/// [`OffloadLayer`](crate::OffloadLayer) around the route.
 ///
 /// # Panics
 ///
@@ -23,13 +25,13 @@ use crate::pool::Pool;
 ///
 /// # Cancel safety
 ///
-/// If the client leaves before the function has started, the function never runs. Later the function can check
-/// [`cancelled`](crate::cancelled).
+/// If the client leaves before the function has started, the function never runs. Later the
+/// function can check [`cancelled`](crate::cancelled).
 ///
 /// # Compile errors
 ///
-/// If the function is async, or an argument is not an extractor, the compiler reports that `Blocking<..>: Handler<_, _>` is
-/// not satisfied:
+/// If the function is async, or an argument is not an extractor, the compiler reports that
+/// `Blocking<..>: Handler<_, _>` is not satisfied:
 ///
 /// ```compile_fail
 /// use axum::{Router, routing::get};
@@ -77,7 +79,8 @@ where
     }
 }
 
-/// Implements `Handler` for functions with one to sixteen extractors, like axum's own macro for async functions.
+/// Implements `Handler` for functions with one to sixteen extractors, like axum's own macro for
+/// async functions.
 macro_rules! handler {
     ([$($part:ident),*], $last:ident) => {
         #[allow(non_snake_case, unused_mut)]

@@ -9,10 +9,11 @@ use crate::{
 };
 
 impl IntoResponse for CallError {
-    /// Returns the response of [`HttpReject`] to a request that is not gRPC. `Retry-After` is 1 second, because the wait of
-    /// the pool is not known here.
+    /// Returns the response of [`HttpReject`] to a request that is not gRPC. `Retry-After` is 1
+    /// second, because the wait of the pool is not known here.
     ///
-    /// It lets handlers use `?` on the results of [`Pool::run`](crate::pool::Pool::run) and [`BlockingBody`].
+    /// It lets handlers use `?` on the results of [`Pool::run`](crate::pool::Pool::run) and
+    /// [`BlockingBody`].
     fn into_response(self) -> Response {
         respond(self, Duration::ZERO)
     }

@@ -1,7 +1,8 @@
-//! Integration with axum: sync functions as handlers and, with feature `hyper`, listeners whose connections report when a
-//! response was flushed.
+//! Integration with axum: sync functions as handlers and, with feature `hyper`, listeners whose
+//! connections report when a response was flushed.
 //!
-//! [`blocking`] creates a handler from a sync function. Its extractors run on the event loop, the function on a pool:
+//! [`blocking`] creates a handler from a sync function. Its extractors run on the event loop, the
+//! function on a pool:
 //!
 //! ```
 //! use axum::{Json, Router, extract::{Path, State}, routing::post};
@@ -22,29 +23,27 @@
 //!
 //! # After the response
 //!
-//! With feature `after-response`, handlers can take an `AfterResponse` as an extractor. Without its layer the extractor
-//! rejects the request with a 500 that names the missing layer. With feature `hyper`, two lines in `main` make the outcomes
-//! exact:
+//! With feature `after-response`, handlers can take an `AfterResponse` as an extractor. Without its
+//! layer the extractor rejects the request with a 500 that names the missing layer. With feature
+//! `hyper`, two lines in `main` make the outcomes exact:
 //!
 #![cfg_attr(feature = "hyper", doc = "```no_run")]
 #![cfg_attr(not(feature = "hyper"), doc = "```ignore")]
-//! use std::{net::SocketAddr, time::Duration};
-//! use axum::{Router, extract::ConnectInfo, routing::get};
-//! use tower_offload::{AfterResponse, AfterResponseLayer, Background, axum::{FlushListener, FlushMakeService}};
+//! use std::{net::SocketAddr, time::Duration}; use axum::{Router, extract::ConnectInfo,
+//! routing::get}; use tower_offload::{AfterResponse, AfterResponseLayer, Background,
+//! axum::{FlushListener, FlushMakeService}};
 //!
-//! async fn hello(ConnectInfo(client): ConnectInfo<SocketAddr>, after: AfterResponse) -> &'static str {
-//!     after.hook(move |outcome| println!("{client}: {} {}", outcome.end, outcome.delivery));
-//!     "hello"
-//! }
+//! async fn hello(ConnectInfo(client): ConnectInfo<SocketAddr>, after: AfterResponse) -> &'static
+//! str { after.hook(move |outcome| println!("{client}: {} {}", outcome.end, outcome.delivery));
+//! "hello" }
 //!
 //! # #[tokio::main]
 //! # async fn main() -> std::io::Result<()> {
-//! let background = Background::default();
-//! let app = Router::new().route("/", get(hello)).layer(AfterResponseLayer::new(background.clone()));
-//! let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
+//! let background = Background::default(); let app = Router::new().route("/",
+//! get(hello)).layer(AfterResponseLayer::new(background.clone())); let listener =
+//! tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
 //! axum::serve(FlushListener::new(listener), FlushMakeService::new(app))
-//!     .with_graceful_shutdown(async { tokio::signal::ctrl_c().await.unwrap_or_default() })
-//!     .await?;
+//! .with_graceful_shutdown(async { tokio::signal::ctrl_c().await.unwrap_or_default() }) .await?;
 //! println!("{}", background.drain(Duration::from_secs(10)).await);
 //! # Ok(())
 //! # }

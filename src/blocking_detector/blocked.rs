@@ -25,8 +25,8 @@ pub enum Step {
 impl<'a> Blocked<'a> {
     /// Returns the name of the route. See [the name of a route](super#the-name-of-a-route).
     ///
-    /// It may be the path as the client sent it. Limit the number of different values before you use it as the label of a
-    /// metric.
+    /// It may be the path as the client sent it. Limit the number of different values before you
+    /// use it as the label of a metric.
     pub fn route(&self) -> &'a str {
         self.route
     }

@@ -5,10 +5,12 @@ use crate::sync::{Mutex, lock};
 /// Limits the number of time series that clients can create.
 const MAX_LABELS: usize = 100;
 
-/// Limits the memory of one label. Routes of the program are shorter; paths made up by clients may be longer.
+/// Limits the memory of one label. Routes of the program are shorter; paths made up by clients may
+/// be longer.
 const MAX_LABEL_LEN: usize = 256;
 
-/// The routes that have become label values although clients choose them. A recorder keeps every label value forever.
+/// The routes that have become label values although clients choose them. A recorder keeps every
+/// label value forever.
 #[derive(Debug, Default)]
 pub(super) struct Labels {
     known: Mutex<HashSet<Box<str>>>,

@@ -23,8 +23,8 @@ pub struct BlockingDetectorLayer<N = ByPath> {
 const DEFAULT_THRESHOLD: Duration = Duration::from_millis(10);
 
 impl BlockingDetectorLayer {
-    /// Creates a layer that reports what takes longer than 10 ms, and names HTTP requests by axum's matched path or by
-    /// their path.
+    /// Creates a layer that reports what takes longer than 10 ms, and names HTTP requests by axum's
+    /// matched path or by their path.
     #[must_use]
     pub fn new() -> Self {
         let settings = Settings {
@@ -40,10 +40,12 @@ impl BlockingDetectorLayer {
 impl<N> BlockingDetectorLayer<N> {
     /// Sets the duration above which `call` or a poll is reported. Default: 10 ms.
     ///
-    /// The rule of thumb for async code is [10 to 100 µs between two awaits][blocking], and `tokio-metrics` calls a poll
-    /// [slow from 50 µs][slow] on. Such short polls do not justify a warning: a hop to a pool and back costs tens of
-    /// microseconds, and the operating system can preempt a thread for some milliseconds. Above 10 ms every other task on
-    /// the thread is delayed noticeably, and offloading pays. Use a lower threshold on a quiet machine to find more.
+    /// The rule of thumb for async code is [10 to 100 µs between two awaits][blocking], and
+    /// `tokio-metrics` calls a poll [slow from 50 µs][slow] on. Such short polls do not justify a
+    /// warning: a hop to a pool and back costs tens of microseconds, and the operating system can
+    /// preempt a thread for some milliseconds. Above 10 ms every other task on the thread is
+    /// delayed noticeably, and offloading pays. Use a lower threshold on a quiet machine to find
+    /// more.
     ///
     /// [blocking]: https://ryhl.io/blog/async-what-is-blocking/
     /// [slow]: https://docs.rs/tokio-metrics/latest/tokio_metrics/struct.TaskMonitor.html#associatedconstant.DEFAULT_SLOW_POLL_THRESHOLD
@@ -53,10 +55,11 @@ impl<N> BlockingDetectorLayer<N> {
         self
     }
 
-    /// Sets a callback for reports, in addition to the features `tracing` and `metrics`. A later call replaces the callback.
+    /// Sets a callback for reports, in addition to the features `tracing` and `metrics`. A later
+    /// call replaces the callback.
     ///
-    /// The callback runs on the blocked thread and blocks it further, so send the report elsewhere or count it. A panic of
-    /// the callback is caught.
+    /// The callback runs on the blocked thread and blocks it further, so send the report elsewhere
+    /// or count it. A panic of the callback is caught.
     #[must_use]
     pub fn on_blocking<F>(mut self, callback: F) -> Self
     where
@@ -91,7 +94,8 @@ impl<N> BlockingDetectorLayer<N> {
         BlockingDetectorLayer { settings: self.settings, naming: RouteFn::new(OfHead::new(route)) }
     }
 
-    /// Like [`route`](Self::route), for requests that are not HTTP: `.route_request(|request: &MyRequest| ..)`.
+    /// Like [`route`](Self::route), for requests that are not HTTP:
+    /// `.route_request(|request: &MyRequest| ..)`.
     #[must_use]
     pub fn route_request<F, T, Req>(self, route: F) -> BlockingDetectorLayer<RouteFn<OfRequest<F>>>
     where

@@ -1,7 +1,8 @@
 //! A layer that finds handlers which block the event loop.
 //!
-//! [`BlockingDetectorLayer`] measures how long the inner service's `call`, and each poll of its future, occupies the thread.
-//! If that takes longer than a [threshold](BlockingDetectorLayer::threshold), it reports the name of the route. It changes
+//! [`BlockingDetectorLayer`] measures how long the inner service's `call`, and each poll of its
+//! future, occupies the thread. If that takes longer than a
+//! [threshold](BlockingDetectorLayer::threshold), it reports the name of the route. It changes
 //! nothing else: readiness, response, error, body and panics pass through.
 //!
 //! ```
@@ -43,24 +44,26 @@
 //!
 //! # What to do with a report
 //!
-//! Offload the route: with [`OffloadLayer::filter`](crate::OffloadLayer::filter), with `Router::route_layer` on a router
-//! of such routes, or as a sync function with
-//! [`axum::blocking`](https://docs.rs/tower-offload/latest/tower_offload/axum/fn.blocking.html). Put the detector outside
-//! of the [`OffloadLayer`](crate::OffloadLayer), where it measures the event loop. Inside, it would measure the threads of
-//! the pool, which may be blocked.
+//! Offload the route: with [`OffloadLayer::filter`](crate::OffloadLayer::filter), with
+//! `Router::route_layer` on a router of such routes, or as a sync function with
+//! [`axum::blocking`](https://docs.rs/tower-offload/latest/tower_offload/axum/fn.blocking.html).
+//! Put the detector outside of the [`OffloadLayer`](crate::OffloadLayer), where it measures the
+//! event loop. Inside, it would measure the threads of the pool, which may be blocked.
 //!
 //! # When not to use it
 //!
-//! It is not a profiler: it reports a route and a duration, not a position in the code. It measures wall-clock time, so on
-//! a machine that is short of processor time it also reports polls during which the operating system ran another thread.
-//! Look for routes that are reported repeatedly.
+//! It is not a profiler: it reports a route and a duration, not a position in the code. It measures
+//! wall-clock time, so on a machine that is short of processor time it also reports polls during
+//! which the operating system ran another thread. Look for routes that are reported repeatedly.
 //!
 //! It does not measure
 //!
-//! * response bodies, which the HTTP implementation polls, and request bodies that the handler does not read;
+//! * response bodies, which the HTTP implementation polls, and request bodies that the handler does
+//!   not read;
 //! * tasks that the handler spawns, and work that it moves to other threads;
 //! * `poll_ready`, and the drop of the future;
-//! * the sum of many short polls: each poll is measured alone, since other tasks can run between two of them.
+//! * the sum of many short polls: each poll is measured alone, since other tasks can run between
+//!   two of them.
 //!
 //! # The name of a route
 //!
@@ -71,16 +74,16 @@
 //! | [`route`](BlockingDetectorLayer::route), [`route_request`](BlockingDetectorLayer::route_request) | the result of the closure | as above |
 //! | [`named`](BlockingDetectorLayer::named) | the given name | the same |
 //!
-//! `Router::layer` and `Router::route_layer` both see the matched path, also that of nested routers, except for requests
-//! that match no route (only `Router::layer` sees those). A layer around a whole router, such as
-//! `ServiceBuilder::new().layer(..).service(router)` or one outside of `nest_service`, runs before the router matches, so it
-//! sees the path.
+//! `Router::layer` and `Router::route_layer` both see the matched path, also that of nested
+//! routers, except for requests that match no route (only `Router::layer` sees those). A layer
+//! around a whole router, such as `ServiceBuilder::new().layer(..).service(router)` or one outside
+//! of `nest_service`, runs before the router matches, so it sees the path.
 //!
 //! # Observability
 //!
-//! Feature `tracing` emits one event for each report: `thread blocked`, level warn, with the fields `route`, `method` (HTTP
-//! only), `held_seconds` and `poll` (0 for `call`, then 1, 2, ..). Feature `metrics` records two metrics with the label
-//! `route`:
+//! Feature `tracing` emits one event for each report: `thread blocked`, level warn, with the fields
+//! `route`, `method` (HTTP only), `held_seconds` and `poll` (0 for `call`, then 1, 2, ..). Feature
+//! `metrics` records two metrics with the label `route`:
 //!
 //! | metric | kind | value |
 //! |---|---|---|
@@ -91,9 +94,10 @@
 //!
 //! # Cost
 //!
-//! The clock is read twice for `call` and for each poll, and each request clones two reference-counted pointers (the
-//! layer's settings and the name of the route). The layer allocates only to report, and to copy a method that is not one
-//! of the standard methods. A closure given to [`route`](BlockingDetectorLayer::route) may allocate for each request.
+//! The clock is read twice for `call` and for each poll, and each request clones two
+//! reference-counted pointers (the layer's settings and the name of the route). The layer allocates
+//! only to report, and to copy a method that is not one of the standard methods. A closure given to
+//! [`route`](BlockingDetectorLayer::route) may allocate for each request.
 
 mod blocked;
 mod future;

@@ -6,8 +6,9 @@ use crate::request_head::{RequestHead, View};
 
 /// Names the requests of type `Req`.
 ///
-/// The methods of [`BlockingDetectorLayer`](super::BlockingDetectorLayer) choose the implementation. The trait is sealed; it
-/// is public so that a function which returns a layer can name it as a bound.
+/// The methods of [`BlockingDetectorLayer`](super::BlockingDetectorLayer) choose the
+/// implementation. The trait is sealed; it is public so that a function which returns a layer can
+/// name it as a bound.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot name requests of type `{Req}`",
     note = "the default, and `.route(..)`, read the head of an `http::Request`",
@@ -22,7 +23,8 @@ mod sealed {
     pub trait Sealed {}
 }
 
-/// Names HTTP requests by axum's matched path if there is one, otherwise by their path. The default of a layer.
+/// Names HTTP requests by axum's matched path if there is one, otherwise by their path. The default
+/// of a layer.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ByPath;
 
@@ -34,7 +36,8 @@ impl<B> Naming<Request<B>> for ByPath {
     }
 }
 
-/// Gives all requests one name. Created by [`BlockingDetectorLayer::named`](super::BlockingDetectorLayer::named).
+/// Gives all requests one name. Created by
+/// [`BlockingDetectorLayer::named`](super::BlockingDetectorLayer::named).
 #[derive(Debug, Clone)]
 pub struct FixedName {
     name: Arc<str>,
@@ -54,7 +57,8 @@ impl<Req> Naming<Req> for FixedName {
     }
 }
 
-/// Names requests with a closure. Created by [`BlockingDetectorLayer::route`](super::BlockingDetectorLayer::route) and
+/// Names requests with a closure. Created by
+/// [`BlockingDetectorLayer::route`](super::BlockingDetectorLayer::route) and
 /// [`route_request`](super::BlockingDetectorLayer::route_request).
 #[derive(Debug, Clone)]
 pub struct RouteFn<V> {
@@ -81,7 +85,8 @@ where
 
 /// The name of a request. Created by a [`Naming`].
 ///
-/// It is created for every request, but read only for those that block. It therefore holds cheap clones instead of text.
+/// It is created for every request, but read only for those that block. It therefore holds cheap
+/// clones instead of text.
 #[derive(Debug)]
 pub struct Name {
     route: Route,
@@ -122,7 +127,8 @@ impl Name {
         self.method.as_ref()
     }
 
-    /// Returns `true` if clients cannot make up further names, so that the name can be a label without a limit.
+    /// Returns `true` if clients cannot make up further names, so that the name can be a label
+    /// without a limit.
     #[cfg(feature = "metrics")]
     pub(super) fn is_bounded(&self) -> bool {
         match self.route {

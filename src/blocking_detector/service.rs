@@ -13,7 +13,8 @@ use super::{
 
 /// Reports when the inner service blocks the thread.
 ///
-/// Created by [`BlockingDetectorLayer`](super::BlockingDetectorLayer). See the [module docs](self::super).
+/// Created by [`BlockingDetectorLayer`](super::BlockingDetectorLayer). See the [module
+/// docs](self::super).
 #[derive(Debug, Clone)]
 pub struct BlockingDetector<S, N = ByPath> {
     inner: S,

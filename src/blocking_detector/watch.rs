@@ -34,7 +34,8 @@ impl Watch {
         Self { settings, name, step: Step::Call }
     }
 
-    /// Runs one step and reports it if it takes too long. A step that panics is measured too; its panic is resumed.
+    /// Runs one step and reports it if it takes too long. A step that panics is measured too; its
+    /// panic is resumed.
     pub(super) fn measure<T>(&mut self, work: impl FnOnce() -> T) -> T {
         let start = Instant::now();
         let result = guarded(work);
@@ -47,7 +48,8 @@ impl Watch {
         result.unwrap_or_else(|payload| resume_unwind(payload))
     }
 
-    /// Panics of subscriber, recorder and callback are caught, so that the response does not depend on them.
+    /// Panics of subscriber, recorder and callback are caught, so that the response does not depend
+    /// on them.
     #[cold]
     fn report(&self, step: Step, duration: Duration) {
         let blocked = Blocked { route: self.name.route(), method: self.name.method(), step, duration };

@@ -1,7 +1,8 @@
-//! Admission of calls to a layer: the limit on calls in flight, and what happens while there is no capacity.
+//! Admission of calls to a layer: the limit on calls in flight, and what happens while there is no
+//! capacity.
 //!
-//! An admitted call holds two permits: one of the layer, until its work ends, and one of the pool's queue, until its first
-//! poll. They are always acquired in this order.
+//! An admitted call holds two permits: one of the layer, until its work ends, and one of the pool's
+//! queue, until its first poll. They are always acquired in this order.
 
 use std::{
     fmt,
@@ -54,8 +55,8 @@ impl Default for Limits {
 
 /// Admits the calls of a layer.
 ///
-/// It belongs to the layer and is shared by the layer's services, because axum clones a layer for each route and a service
-/// for each request, and one limit applies to all of them.
+/// It belongs to the layer and is shared by the layer's services, because axum clones a layer for
+/// each route and a service for each request, and one limit applies to all of them.
 #[derive(Debug)]
 pub(super) struct Limiter {
     limits: Limits,
@@ -92,7 +93,8 @@ impl Limiter {
         Ok(Admitted { slot: Slot::try_take(pool, priority)?, place, priority })
     }
 
-    /// Waits for both permits, for each in the order of arrival. Returns early if the pool is closed.
+    /// Waits for both permits, for each in the order of arrival. Returns early if the pool is
+    /// closed.
     async fn admit(
         self: Arc<Self>,
         pool: Arc<dyn Pool>,
@@ -121,7 +123,8 @@ impl Limiter {
     ///
     /// # Errors
     ///
-    /// `Overloaded` if `max_waiting` calls are waiting, `NoRuntime` if there is no timer that could end the wait.
+    /// `Overloaded` if `max_waiting` calls are waiting, `NoRuntime` if there is no timer that could
+    /// end the wait.
     pub(super) fn try_wait(self: &Arc<Self>) -> Result<Waiting, CallError> {
         if Handle::try_current().is_err() {
             return Err(CallError::NoRuntime);
@@ -135,8 +138,8 @@ impl Limiter {
 
     /// Returns `true` if `place`, or a place around it, holds a permit of this limiter.
     ///
-    /// A call within a call of the same layer shares the outer call's permit. Otherwise a layer with `max_in_flight(1)`
-    /// would deadlock when it is nested in itself.
+    /// A call within a call of the same layer shares the outer call's permit. Otherwise a layer
+    /// with `max_in_flight(1)` would deadlock when it is nested in itself.
     fn is_held_by(self: &Arc<Self>, mut place: Option<&Arc<dyn Place>>) -> bool {
         while let Some(held) = place {
             if held.layer() == self.address() {
@@ -157,8 +160,8 @@ impl Limiter {
     }
 }
 
-/// A permit of the layer. The job owns it, not the response future, so a client that hangs up does not make room for
-/// another call while its own still occupies a thread.
+/// A permit of the layer. The job owns it, not the response future, so a client that hangs up does
+/// not make room for another call while its own still occupies a thread.
 struct LayerPermit {
     limiter: Arc<Limiter>,
     _permit: OwnedSemaphorePermit,
@@ -219,7 +222,8 @@ pub(super) struct Backpressure {
 enum Reservation {
     None,
     Waiting(Pin<Box<dyn Future<Output = Result<Admitted, CallError>> + Send + Sync>>),
-    /// An error is reported by `call`: with a closed pool `poll_ready` would otherwise stay pending forever.
+    /// An error is reported by `call`: with a closed pool `poll_ready` would otherwise stay pending
+    /// forever.
     Reserved(Result<Admitted, CallError>),
 }
 

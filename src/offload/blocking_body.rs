@@ -23,11 +23,12 @@ const READ_SIZE: usize = 64 * 1024;
 
 /// A response body that a pool produces from a blocking iterator or [`Read`].
 ///
-/// The source is at most one item ahead of the client: the next item is produced when the previous one has been taken from
-/// the body. While the body waits for the client it occupies no thread. Dropping the body drops the source on the pool.
+/// The source is at most one item ahead of the client: the next item is produced when the previous
+/// one has been taken from the body. While the body waits for the client it occupies no thread.
+/// Dropping the body drops the source on the pool.
 ///
-/// The body is one call of the pool. It enters the queue when it is created, so a full pool is reported before the head
-/// of the response is sent; after that no step of it is rejected.
+/// The body is one call of the pool. It enters the queue when it is created, so a full pool is
+/// reported before the head of the response is sent; after that no step of it is rejected.
 ///
 /// ```
 /// use http_body_util::BodyExt;
@@ -44,7 +45,8 @@ const READ_SIZE: usize = 64 * 1024;
 ///
 /// # Panics
 ///
-/// A panic of the source is resumed where the body is polled. Like a panic of any body, it ends the connection.
+/// A panic of the source is resumed where the body is polled. Like a panic of any body, it ends the
+/// connection.
 pub struct BlockingBody {
     items: mpsc::Receiver<Result<Bytes, BoxError>>,
     /// `None` after the source has ended.
@@ -54,8 +56,8 @@ pub struct BlockingBody {
 impl BlockingBody {
     /// Creates a body from the items of an iterator: `Bytes`, `String` or `Vec<u8>`.
     ///
-    /// An error ends the body. A shutdown of the pool ends it with [`CallError::Closed`], so that a truncated body never
-    /// looks complete.
+    /// An error ends the body. A shutdown of the pool ends it with [`CallError::Closed`], so that a
+    /// truncated body never looks complete.
     ///
     /// # Errors
     ///

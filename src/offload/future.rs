@@ -28,8 +28,9 @@ pin_project! {
     ///
     /// # Cancel safety
     ///
-    /// Dropping it cancels the call, unless the layer is [`detached`](super::OffloadLayer::detached). Work that has not
-    /// started is dropped and never runs. Work that awaits is dropped on the pool. Work that is running can check
+    /// Dropping it cancels the call, unless the layer is
+    /// [`detached`](super::OffloadLayer::detached). Work that has not started is dropped and never
+    /// runs. Work that awaits is dropped on the pool. Work that is running can check
     /// [`cancelled`](crate::cancelled).
     #[must_use = "futures do nothing unless polled; dropping this one cancels the call"]
     pub struct ResponseFuture<F, Req, X, H>
@@ -117,8 +118,8 @@ impl<F: Future, Req, X, H> fmt::Debug for ResponseFuture<F, Req, X, H> {
 }
 
 pin_project! {
-    /// The part of a call that runs on the pool: `call` of the inner service, the polls of its future, and the drop of
-    /// either. All of them see the propagated values.
+    /// The part of a call that runs on the pool: `call` of the inner service, the polls of its
+    /// future, and the drop of either. All of them see the propagated values.
     pub(super) struct Work<S, Req, A>
     where
         S: Service<Req>,

@@ -1,5 +1,5 @@
-//! What a layer decides from a request before the request moves to the pool: whether to offload it, its priority, and
-//! which values travel with it.
+//! What a layer decides from a request before the request moves to the pool: whether to offload it,
+//! its priority, and which values travel with it.
 //!
 //! Each method of the layer wraps the previous inspector, so `.filter(f).priority(p)` is
 //! `Prioritize<Filter<OffloadAll, _>, _>`.
@@ -10,8 +10,8 @@ use crate::{pool::Priority, request_head::View};
 
 /// Decides how a layer treats requests of type `Req`.
 ///
-/// The methods of [`OffloadLayer`](super::OffloadLayer) build the implementations. The trait is sealed; it is public so
-/// that a function which returns a layer can name it as a bound.
+/// The methods of [`OffloadLayer`](super::OffloadLayer) build the implementations. The trait is
+/// sealed; it is public so that a function which returns a layer can name it as a bound.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot read requests of type `{Req}`",
     note = "`.filter(..)`, `.priority(..)` and `.propagate(..)` read the head of an `http::Request`",
@@ -63,8 +63,8 @@ impl<Req> Inspect<Req> for OffloadAll {
     }
 }
 
-/// Offloads only some requests. Created by [`OffloadLayer::filter`](super::OffloadLayer::filter) and
-/// [`filter_request`](super::OffloadLayer::filter_request).
+/// Offloads only some requests. Created by [`OffloadLayer::filter`](super::OffloadLayer::filter)
+/// and [`filter_request`](super::OffloadLayer::filter_request).
 #[derive(Debug, Clone)]
 pub struct Filter<A, V> {
     inner: A,
@@ -103,7 +103,8 @@ where
     }
 }
 
-/// Gives each request a priority. Created by [`OffloadLayer::priority`](super::OffloadLayer::priority) and
+/// Gives each request a priority. Created by
+/// [`OffloadLayer::priority`](super::OffloadLayer::priority) and
 /// [`priority_request`](super::OffloadLayer::priority_request).
 #[derive(Debug, Clone)]
 pub struct Prioritize<A, V> {
@@ -143,7 +144,8 @@ where
     }
 }
 
-/// Propagates a value to the pool. Created by [`OffloadLayer::propagate`](super::OffloadLayer::propagate) and
+/// Propagates a value to the pool. Created by
+/// [`OffloadLayer::propagate`](super::OffloadLayer::propagate) and
 /// [`propagate_request`](super::OffloadLayer::propagate_request).
 pub struct Propagate<A, V, P> {
     inner: A,

@@ -15,14 +15,16 @@ use crate::{
 
 /// Runs the services it wraps on a pool.
 ///
-/// Clones share one limit ([`max_in_flight`](Self::max_in_flight)). A layer with a changed limit, wait or backpressure
-/// has a limit of its own, so set options before cloning. See the [module docs](self::super).
+/// Clones share one limit ([`max_in_flight`](Self::max_in_flight)). A layer with a changed limit,
+/// wait or backpressure has a limit of its own, so set options before cloning. See the [module
+/// docs](self::super).
 pub struct OffloadLayer<X = HttpReject, A = OffloadAll> {
     config: Config<X, A>,
 }
 
 impl OffloadLayer {
-    /// Creates a layer that offloads every request to `pool` and rejects calls while the pool is full.
+    /// Creates a layer that offloads every request to `pool` and rejects calls while the pool is
+    /// full.
     #[must_use]
     pub fn new(pool: impl Pool) -> Self {
         Self {
@@ -41,11 +43,11 @@ impl OffloadLayer {
 impl<X, A> OffloadLayer<X, A> {
     /// Sets the maximum number of calls in flight through this layer: queued, running or awaiting.
     ///
-    /// By default there is no limit, as without the layer: only the pool's queue is bounded then, and calls that await
-    /// are not in it.
+    /// By default there is no limit, as without the layer: only the pool's queue is bounded then,
+    /// and calls that await are not in it.
     ///
-    /// A call counts until its work ends, even if its caller has left. A call within a call of the same layer shares the
-    /// outer call's permit.
+    /// A call counts until its work ends, even if its caller has left. A call within a call of the
+    /// same layer shares the outer call's permit.
     ///
     /// # Panics
     ///
@@ -57,19 +59,19 @@ impl<X, A> OffloadLayer<X, A> {
         self.limit(|limits| limits.max_in_flight = Some(calls))
     }
 
-    /// Lets calls wait up to `timeout` for capacity, in the order of arrival, before they are rejected with
-    /// [`CallError::Overloaded`].
+    /// Lets calls wait up to `timeout` for capacity, in the order of arrival, before they are
+    /// rejected with [`CallError::Overloaded`].
     ///
-    /// At most 1024 calls wait at once (see [`max_waiting`](Self::max_waiting)). Waiting requires tokio's timer: outside
-    /// a runtime, in a runtime without `enable_time`, and in a runtime that is shutting down, such a call is rejected
-    /// with [`CallError::NoRuntime`].
+    /// At most 1024 calls wait at once (see [`max_waiting`](Self::max_waiting)). Waiting requires
+    /// tokio's timer: outside a runtime, in a runtime without `enable_time`, and in a runtime that
+    /// is shutting down, such a call is rejected with [`CallError::NoRuntime`].
     #[must_use]
     pub fn wait(self, timeout: Duration) -> Self {
         self.limit(|limits| limits.mode = Mode::Wait(timeout))
     }
 
-    /// Sets the maximum number of calls that [`wait`](Self::wait) at once; another call is rejected at once with
-    /// [`CallError::Overloaded`]. Default: 1024. With 0 no call waits.
+    /// Sets the maximum number of calls that [`wait`](Self::wait) at once; another call is rejected
+    /// at once with [`CallError::Overloaded`]. Default: 1024. With 0 no call waits.
     #[must_use]
     pub fn max_waiting(self, calls: usize) -> Self {
         self.limit(|limits| limits.max_waiting = calls)
@@ -77,15 +79,17 @@ impl<X, A> OffloadLayer<X, A> {
 
     /// Makes `poll_ready` reserve capacity for one call, and stay pending while there is none.
     ///
-    /// Use it for callers that hold one service and wait for it, such as `Buffer`, `Balance` or the loop of a client. Do
-    /// not use it in a server: hyper and axum poll a clone for each request, so requests would pile up without a bound. A
-    /// service that is ready and not called keeps its capacity from others.
+    /// Use it for callers that hold one service and wait for it, such as `Buffer`, `Balance` or the
+    /// loop of a client. Do not use it in a server: hyper and axum poll a clone for each request,
+    /// so requests would pile up without a bound. A service that is ready and not called keeps its
+    /// capacity from others.
     #[must_use]
     pub fn backpressure(self) -> Self {
         self.limit(|limits| limits.mode = Mode::Backpressure)
     }
 
-    /// Lets the work continue when its caller leaves, and logs its end. By default the work is cancelled.
+    /// Lets the work continue when its caller leaves, and logs its end. By default the work is
+    /// cancelled.
     #[must_use]
     pub fn detached(mut self) -> Self {
         self.config.detached = true;
@@ -94,8 +98,8 @@ impl<X, A> OffloadLayer<X, A> {
 
     /// Answers a panic of the work with [`CallError::Panicked`], which is a 500 by default.
     ///
-    /// Without this option the panic is resumed in the caller with its payload, as if the work had run there, so that
-    /// `CatchPanicLayer` keeps working.
+    /// Without this option the panic is resumed in the caller with its payload, as if the work had
+    /// run there, so that `CatchPanicLayer` keeps working.
     #[must_use]
     pub fn catch_panics(mut self) -> Self {
         self.config.catch_panics = true;
@@ -131,8 +135,8 @@ impl<X, A> OffloadLayer<X, A> {
         self.reject(RejectFn::new(respond))
     }
 
-    /// Offloads an HTTP request only if `predicate` and every earlier filter return `true`. Other requests run inline, in
-    /// the caller's task.
+    /// Offloads an HTTP request only if `predicate` and every earlier filter return `true`. Other
+    /// requests run inline, in the caller's task.
     ///
     /// ```
     /// use axum::{Router, routing::get};
@@ -150,7 +154,8 @@ impl<X, A> OffloadLayer<X, A> {
         self.inspect(|inner| Filter::new(inner, OfHead::new(predicate)))
     }
 
-    /// Like [`filter`](Self::filter), for requests that are not HTTP: `.filter_request(|request: &MyRequest| ..)`.
+    /// Like [`filter`](Self::filter), for requests that are not HTTP:
+    /// `.filter_request(|request: &MyRequest| ..)`.
     #[must_use]
     pub fn filter_request<F, Req>(self, predicate: F) -> OffloadLayer<X, Filter<A, OfRequest<F>>>
     where
@@ -159,12 +164,13 @@ impl<X, A> OffloadLayer<X, A> {
         self.inspect(|inner| Filter::new(inner, OfRequest::new(predicate)))
     }
 
-    /// Sets the priority of each HTTP request among those that wait for a thread. Default: [`Priority::Normal`].
+    /// Sets the priority of each HTTP request among those that wait for a thread. Default:
+    /// [`Priority::Normal`].
     ///
-    /// The last call of this method takes effect. The pool rejects [`Low`](Priority::Low) calls once half of its queue is
-    /// taken. With [`wait`](Self::wait) a `Low` call waits for capacity like any other. With
-    /// [`backpressure`](Self::backpressure) capacity is reserved before the request is known, so the priority only
-    /// decides the order.
+    /// The last call of this method takes effect. The pool rejects [`Low`](Priority::Low) calls
+    /// once half of its queue is taken. With [`wait`](Self::wait) a `Low` call waits for capacity
+    /// like any other. With [`backpressure`](Self::backpressure) capacity is reserved before the
+    /// request is known, so the priority only decides the order.
     ///
     /// ```
     /// use axum::{Router, routing::get};
@@ -186,7 +192,8 @@ impl<X, A> OffloadLayer<X, A> {
         self.inspect(|inner| Prioritize::new(inner, OfHead::new(priority)))
     }
 
-    /// Like [`priority`](Self::priority), for requests that are not HTTP: `.priority_request(|request: &MyRequest| ..)`.
+    /// Like [`priority`](Self::priority), for requests that are not HTTP:
+    /// `.priority_request(|request: &MyRequest| ..)`.
     #[must_use]
     pub fn priority_request<F, Req>(self, priority: F) -> OffloadLayer<X, Prioritize<A, OfRequest<F>>>
     where
@@ -197,8 +204,8 @@ impl<X, A> OffloadLayer<X, A> {
 
     /// Propagates a value to the pool, such as a task-local of an outer layer.
     ///
-    /// `capture` reads the value in the caller's task. `in_context` sets it around each poll of the work and around its
-    /// drop; it must call its second argument.
+    /// `capture` reads the value in the caller's task. `in_context` sets it around each poll of the
+    /// work and around its drop; it must call its second argument.
     ///
     /// ```
     /// use tower_offload::{OffloadLayer, ThreadPool};

@@ -1,9 +1,9 @@
 //! A layer that runs a service on a [pool](crate::pool).
 //!
-//! [`OffloadLayer`] moves the inner service's `call`, every poll of its future, and the drop of that future to the pool. A
-//! poll that returns pending releases the thread, and the wake schedules the next poll on the pool. A handler that awaits
-//! I/O therefore occupies no thread, and a handler that blocks in the middle of an `async fn` does not block the event
-//! loop.
+//! [`OffloadLayer`] moves the inner service's `call`, every poll of its future, and the drop of
+//! that future to the pool. A poll that returns pending releases the thread, and the wake schedules
+//! the next poll on the pool. A handler that awaits I/O therefore occupies no thread, and a handler
+//! that blocks in the middle of an `async fn` does not block the event loop.
 //!
 //! ```
 //! use tower::{Service, ServiceBuilder, ServiceExt};
@@ -39,21 +39,25 @@
 //!
 //! # When not to use it
 //!
-//! Do not offload handlers that only await: they block no thread, and a hop to the pool costs tens of microseconds. A
-//! service that cannot be cloned needs tower's `Buffer` between it and the layer.
+//! Do not offload handlers that only await: they block no thread, and a hop to the pool costs tens
+//! of microseconds. A service that cannot be cloned needs tower's `Buffer` between it and the
+//! layer.
 //!
 //! # When there is no capacity
 //!
 //! A call needs a permit of the pool's queue until its first poll, and a permit of the layer
-//! ([`max_in_flight`](OffloadLayer::max_in_flight)) until its work ends. If one of them is not available, the call
+//! ([`max_in_flight`](OffloadLayer::max_in_flight)) until its work ends. If one of them is not
+//! available, the call
 //!
-//! * is rejected at once. This is the default. `poll_ready` only polls the inner service, because hyper and axum poll a
-//!   clone for each request, and a reservation there would let requests wait without a bound;
+//! * is rejected at once. This is the default. `poll_ready` only polls the inner service, because
+//!   hyper and axum poll a clone for each request, and a reservation there would let requests wait
+//!   without a bound;
 //! * waits up to a timeout, with [`wait`](OffloadLayer::wait);
-//! * is not made, with [`backpressure`](OffloadLayer::backpressure), which reserves both permits in `poll_ready`.
+//! * is not made, with [`backpressure`](OffloadLayer::backpressure), which reserves both permits in
+//!   `poll_ready`.
 //!
-//! The pool's [queue policy](crate::pool#overload) and [`priority`](OffloadLayer::priority) decide which calls wait, and
-//! for how long.
+//! The pool's [queue policy](crate::pool#overload) and [`priority`](OffloadLayer::priority) decide
+//! which calls wait, and for how long.
 //!
 //! # Rejection
 //!
@@ -83,28 +87,32 @@
 //! );
 //! ```
 //!
-//! For a method that needs the service, such as `ready` or `oneshot`, the compiler only reports unsatisfied trait bounds
-//! (E0599). The cause is one of these: the strategy does not fit (use `.reject(RejectWithError)` outside of HTTP), a filter
-//! reads the head of a request that has none (use `.filter_request(..)`), or the inner service is not `Clone` and `Send`.
-//! To find out which, pass the service to a function like `serve` above, or call `ServiceBuilder::check_service`.
+//! For a method that needs the service, such as `ready` or `oneshot`, the compiler only reports
+//! unsatisfied trait bounds (E0599). The cause is one of these: the strategy does not fit (use
+//! `.reject(RejectWithError)` outside of HTTP), a filter reads the head of a request that has none
+//! (use `.filter_request(..)`), or the inner service is not `Clone` and `Send`. To find out which,
+//! pass the service to a function like `serve` above, or call `ServiceBuilder::check_service`.
 //!
 //! # Cancel safety
 //!
 //! Dropping the response future cancels the call:
 //!
-//! * Work that has not started never runs. It is dropped at once, together with the request, in the caller's task. Its
-//!   permit of the queue is released when its entry reaches the head of the queue.
+//! * Work that has not started never runs. It is dropped at once, together with the request, in the
+//!   caller's task. Its permit of the queue is released when its entry reaches the head of the
+//!   queue.
 //! * Work that awaits is dropped on the pool, at once.
 //! * Work that is running can check [`cancelled`](crate::cancelled), or pass a
 //!   [`cancellation_token`](crate::pool::cancellation_token) to other threads.
 //!
-//! The permit of the layer is released when the work has ended, so a client that hangs up does not make room for another
-//! call while its own still occupies a thread. With [`detached`](OffloadLayer::detached) the work continues.
+//! The permit of the layer is released when the work has ended, so a client that hangs up does not
+//! make room for another call while its own still occupies a thread. With
+//! [`detached`](OffloadLayer::detached) the work continues.
 //!
 //! # Observability
 //!
-//! [`PoolStats`](crate::pool::PoolStats) has all counters and needs no feature. Feature `metrics` records through the
-//! [`metrics`] crate, each metric with the label `pool`. Install the recorder before the first call.
+//! [`PoolStats`](crate::pool::PoolStats) has all counters and needs no feature. Feature `metrics`
+//! records through the [`metrics`] crate, each metric with the label `pool`. Install the recorder
+//! before the first call.
 //!
 //! | metric | kind | value |
 //! |---|---|---|
@@ -117,7 +125,8 @@
 //! | `offload_abandoned_total` | counter | calls whose caller left before they ended |
 //! | `offload_panicked_total` | counter | panics of work |
 //!
-//! Feature `tracing` runs the work in the caller's span, with its dispatcher, and emits these events with the field `pool`:
+//! Feature `tracing` runs the work in the caller's span, with its dispatcher, and emits these
+//! events with the field `pool`:
 //!
 //! | event | level | fields |
 //! |---|---|---|

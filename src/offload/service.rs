@@ -21,9 +21,10 @@ use crate::pool::{
 ///
 /// Created by [`OffloadLayer`](super::OffloadLayer). See the [module docs](self::super).
 //
-// `'static` is a bound of the struct, not of `Service`. As a bound of that impl it would make the future of
-// `async move { service.oneshot(request).await }` not `Send` if `S` contains a `&'static str`: rustc erases the lifetimes
-// in the types that an async block holds across an await, and then cannot prove the bound (rust-lang/rust#110338).
+// `'static` is a bound of the struct, not of `Service`. As a bound of that impl it would make the
+// future of `async move { service.oneshot(request).await }` not `Send` if `S` contains a
+// `&'static str`: rustc erases the lifetimes in the types that an async block holds across an
+// await, and then cannot prove the bound (rust-lang/rust#110338).
 pub struct Offload<S: 'static, X = HttpReject, A: 'static = OffloadAll> {
     inner: S,
     config: Config<X, A>,
@@ -54,7 +55,8 @@ impl<S, X, A> Offload<S, X, A> {
         &self.inner
     }
 
-    /// Returns a mutable reference to the inner service, which must not be replaced between `poll_ready` and `call`.
+    /// Returns a mutable reference to the inner service, which must not be replaced between
+    /// `poll_ready` and `call`.
     pub fn get_mut(&mut self) -> &mut S {
         &mut self.inner
     }
@@ -79,8 +81,9 @@ where
     type Error = X::Error;
     type Future = ResponseFuture<S::Future, Req, X, X::Hint>;
 
-    /// Polls the inner service. With [`backpressure`](super::OffloadLayer::backpressure) it then reserves capacity;
-    /// otherwise it reserves nothing, and a full pool does not make the service pending.
+    /// Polls the inner service. With [`backpressure`](super::OffloadLayer::backpressure) it then
+    /// reserves capacity; otherwise it reserves nothing, and a full pool does not make the service
+    /// pending.
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         let ready = ready!(self.inner.poll_ready(cx));
         ready.map_err(|error| self.config.reject.map_err(error))?;
@@ -92,14 +95,16 @@ where
 
     /// # Panics
     ///
-    /// With [`backpressure`](super::OffloadLayer::backpressure), if `poll_ready` did not return ready before.
+    /// With [`backpressure`](super::OffloadLayer::backpressure), if `poll_ready` did not return
+    /// ready before.
     fn call(&mut self, request: Req) -> Self::Future {
         let reserved = self.backpressure.as_mut().map(Backpressure::take);
         let hint = Some(self.config.reject.hint(&request));
         let state = if self.config.inspect.should_offload(&request) {
             let priority = self.config.inspect.priority(&request);
             let admitted = match reserved {
-                // The permits were acquired before the request was known, so its priority only orders the queue.
+                // The permits were acquired before the request was known, so its priority only
+                // orders the queue.
                 Some(reserved) => reserved.map(|admitted| Admitted { priority, ..admitted }),
                 None => self.config.limiter.try_admit(&self.config.pool, priority),
             };

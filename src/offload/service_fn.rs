@@ -6,7 +6,8 @@ use std::{
 
 use tower_service::Service;
 
-/// Creates a service from a sync function, like [`tower::service_fn`] from an async one. It is always ready.
+/// Creates a service from a sync function, like [`tower::service_fn`] from an async one. It is
+/// always ready.
 ///
 /// The function runs in the caller's task and blocks it, so put the service behind an
 /// [`OffloadLayer`](super::OffloadLayer).

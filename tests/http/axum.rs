@@ -1,4 +1,5 @@
-//! Every way to add the layer to an axum application, with the default strategy and without `HandleErrorLayer`.
+//! Every way to add the layer to an axum application, with the default strategy and without
+//! `HandleErrorLayer`.
 
 use std::convert::Infallible;
 

@@ -34,8 +34,8 @@ where
     Router::new().route("/", get(handler))
 }
 
-/// Waits until a pool with one thread has polled every woken call. Woken calls precede new ones, except for every eighth
-/// pick.
+/// Waits until a pool with one thread has polled every woken call. Woken calls precede new ones,
+/// except for every eighth pick.
 async fn settle(pool: &ThreadPool) {
     for _ in 0..6 {
         pool.run(|| ()).await.unwrap();
@@ -113,7 +113,8 @@ async fn unread_body_occupies_no_thread() {
                 steps.send(()).unwrap();
                 Ok::<_, io::Error>(Bytes::from_static(b"x"))
             });
-            // The queue has capacity for one call. A body has left the queue when it produces an item.
+            // The queue has capacity for one call. A body has left the queue when it produces an
+            // item.
             let body = BlockingBody::new(pool.clone(), endless).unwrap();
             stepped.recv().await.unwrap();
             open.push((body, stepped));

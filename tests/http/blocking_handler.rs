@@ -270,7 +270,8 @@ async fn panic_resumes_in_the_caller() {
         let address = serve(router).await;
         let caught = send(address, request(Method::POST, "/", "me")).await;
         assert_eq!((caught.status, caught.text()), (StatusCode::INTERNAL_SERVER_ERROR, "it was me"));
-        // Without a layer that catches it, the panic closes the connection. Server and thread survive.
+        // Without a layer that catches it, the panic closes the connection. Server and thread
+        // survive.
         Http1::connect(address).await.try_send(request(Method::POST, "/bare", "me")).await.unwrap_err();
         assert_eq!(send(address, request(Method::POST, "/", "again")).await.text(), "it was again");
         assert_eq!((pool.stats().panicked, pool.threads()), (3, 1));

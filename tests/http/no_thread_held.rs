@@ -23,8 +23,8 @@ use crate::support::{self, Http2, Raw, Spy, absolute, one_thread, pool, serve, w
 
 const REQUESTS: usize = 50;
 
-/// Returns a handler that awaits all others and then sleeps for 200 ms. It would hang if a handler occupied the only thread
-/// while it awaits.
+/// Returns a handler that awaits all others and then sleeps for 200 ms. It would hang if a handler
+/// occupied the only thread while it awaits.
 fn meeting_place() -> Router {
     let barrier = Arc::new(Barrier::new(REQUESTS));
     let handler = async move || {
@@ -139,7 +139,8 @@ async fn nested_layer_through_another_pool_does_not_deadlock() {
     within(nests_in_itself(OffloadLayer::new(pool(1)).max_in_flight(1), between)).await;
 }
 
-/// The handler waits for the second half of a body, and the only thread and permit of the queue serve other requests.
+/// The handler waits for the second half of a body, and the only thread and permit of the queue
+/// serve other requests.
 async fn serves_others_during_a_slow_body(pool: ThreadPool, router: Router, spy: Spy) {
     let address = serve(router).await;
     let mut slow = Raw::with(address, "POST /slow HTTP/1.1\r\nhost: test\r\ncontent-length: 10\r\n\r\nhello").await;

@@ -55,7 +55,8 @@ async fn high_priority_runs_first_but_does_not_starve_others() {
     .await;
 }
 
-/// Every thread waits for a connection, the queue is full of requests that want one, and only a request can release one.
+/// Every thread waits for a connection, the queue is full of requests that want one, and only a
+/// request can release one.
 #[tokio::test]
 async fn second_pool_runs_requests_that_the_first_waits_for() {
     within(async {

@@ -27,8 +27,8 @@ fn timeout() -> TimeoutLayer {
     TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, SHORT)
 }
 
-/// A connection to a server whose pool has one blocked thread. `/first` has a timeout, `/second` has none, and `/ping` is not
-/// offloaded.
+/// A connection to a server whose pool has one blocked thread. `/first` has a timeout, `/second`
+/// has none, and `/ping` is not offloaded.
 struct BlockedServer {
     pool: ThreadPool,
     latch: Latch,
@@ -89,8 +89,8 @@ async fn timeout_of_a_queued_post_keeps_the_connection_usable() {
     .await;
 }
 
-/// The body takes more than one read. It is dropped with the call, so hyper skips the rest and continues with the next
-/// request.
+/// The body takes more than one read. It is dropped with the call, so hyper skips the rest and
+/// continues with the next request.
 #[tokio::test]
 async fn timeout_of_a_queued_upload_keeps_the_connection_usable() {
     within(async {
@@ -100,7 +100,8 @@ async fn timeout_of_a_queued_upload_keeps_the_connection_usable() {
     .await;
 }
 
-/// Sends requests until one times out after its handler has started. On a busy machine the timeout may fire before that.
+/// Sends requests until one times out after its handler has started. On a busy machine the timeout
+/// may fire before that.
 async fn times_out_after(mut started: impl FnMut() -> bool, router: Router) {
     let address = serve(router).await;
     loop {
@@ -239,10 +240,12 @@ mod tracing_log {
         span: Option<&'static str>,
     }
 
-    /// Subscribes this thread, and the work whose context is captured on it, until the guard is dropped.
+    /// Subscribes this thread, and the work whose context is captured on it, until the guard is
+    /// dropped.
     pub(crate) fn subscribe(log: &Log) -> DefaultGuard {
-        // With only one dispatcher, tracing caches the interest of the thread that reaches an event first, and disables the
-        // event for all threads if that one has no subscriber. A second dispatcher prevents that.
+        // With only one dispatcher, tracing caches the interest of the thread that reaches an event
+        // first, and disables the event for all threads if that one has no subscriber. A second
+        // dispatcher prevents that.
         static SECOND: LazyLock<Dispatch> = LazyLock::new(|| Dispatch::new(NoSubscriber::new()));
         LazyLock::force(&SECOND);
         tracing_subscriber::registry().with(log.clone()).set_default()

@@ -15,7 +15,8 @@ use tower_offload::OffloadLayer;
 
 use crate::support::{self, Http1, Http2, Raw, absolute, one_thread, request, send, serve, within};
 
-/// Returns routes that echo the body as a stream and from a buffer, and routes with short responses.
+/// Returns routes that echo the body as a stream and from a buffer, and routes with short
+/// responses.
 fn echo() -> Router {
     Router::new()
         .route("/stream", post(async |request: Request| Response::new(request.into_body())))

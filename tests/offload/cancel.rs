@@ -35,8 +35,9 @@ async fn call_cancelled_in_the_queue_never_runs() {
     }
 }
 
-/// The request's memory, its connection and the permit of the layer are released without a thread of the pool. The permit of
-/// the queue is not, because the entry stays in the queue and `queue_capacity` limits entries.
+/// The request's memory, its connection and the permit of the layer are released without a thread
+/// of the pool. The permit of the queue is not, because the entry stays in the queue and
+/// `queue_capacity` limits entries.
 #[tokio::test]
 async fn unstarted_call_is_dropped_by_its_caller_at_once() {
     for pool in pools(1, 1) {

@@ -121,7 +121,8 @@ async fn propagate_scope_that_does_not_poll_panics_with_a_remedy() {
 async fn nested_rayon_calls_restore_the_outer_context() {
     use tower_offload::{pool::Rayon, pool::cancellation_token};
     let _default = tracing::subscriber::set_default(tracing_subscriber::registry());
-    // Two pools over one thread. A single pool does not start a second call before the first one ends.
+    // Two pools over one thread. A single pool does not start a second call before the first one
+    // ends.
     let threads = Arc::new(rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap());
     let (pool, inner) = (Rayon::new(threads.clone()), Rayon::new(threads));
     let outer = info_span!("outer");

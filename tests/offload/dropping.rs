@@ -1,4 +1,5 @@
-//! Requests, futures and responses whose `Drop` panics or calls `tokio::spawn`. Process, threads and permits survive.
+//! Requests, futures and responses whose `Drop` panics or calls `tokio::spawn`. Process, threads
+//! and permits survive.
 
 use std::{
     pin::Pin,

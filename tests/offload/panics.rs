@@ -195,7 +195,8 @@ async fn rejected_abandoned_and_panicked_calls_emit_one_event() {
     }
 }
 
-/// The subscriber is user code that runs between the crate's own steps. Its panic reaches the caller of that call.
+/// The subscriber is user code that runs between the crate's own steps. Its panic reaches the
+/// caller of that call.
 #[tokio::test]
 async fn panicking_subscriber_ends_only_its_call() {
     use tower_offload::pool::{Admission, Runnable};
@@ -206,7 +207,8 @@ async fn panicking_subscriber_ends_only_its_call() {
             panic!("a subscriber that panics");
         }
     }
-    /// Drops every runnable on the caller's thread, which emits a `call rejected` event to that thread's subscriber.
+    /// Drops every runnable on the caller's thread, which emits a `call rejected` event to that
+    /// thread's subscriber.
     #[derive(Debug)]
     struct Forgetful(Admission);
     impl Pool for Forgetful {

@@ -78,7 +78,8 @@ async fn calls_left_after_the_timeout_are_reported_and_closed() {
         assert_eq!((report.running, report.queued, report.parked), (1, 1, 1));
         // The only thread is blocked, but the queued call is answered.
         assert_eq!(soon(queued).await, Err(CallError::Closed));
-        // The parked call is answered at its next wake, and dropped on a thread of the pool, not inside the waker.
+        // The parked call is answered at its next wake, and dropped on a thread of the pool, not
+        // inside the waker.
         wake.notify_one();
         assert_eq!(soon(parked).await.unwrap_err().downcast_ref(), Some(&CallError::Closed));
         assert_ne!(soon(drop_thread).await.unwrap(), std::thread::current().id());

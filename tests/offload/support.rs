@@ -40,7 +40,8 @@ pub(crate) fn shedding_pools(queue_capacity: usize) -> Vec<Arc<dyn Pool>> {
     ]
 }
 
-/// Like `hold`, for pools that may shed the call which is to hold the thread, because the machine is slow.
+/// Like `hold`, for pools that may shed the call which is to hold the thread, because the machine
+/// is slow.
 pub(crate) async fn hold_with_retry(pool: &(impl Pool + Clone)) -> Held {
     loop {
         if let Some(held) = try_hold(pool).await {

@@ -55,7 +55,8 @@ async fn hooks_run_once_on_each_thread() {
         for _ in 0..3 {
             held.push(hold(&pool).await);
         }
-        // The three held threads have started. A thread of the previous round may still be about to stop.
+        // The three held threads have started. A thread of the previous round may still be about to
+        // stop.
         eventually(|| started.lock().unwrap().len() == stopped.lock().unwrap().len() + 3).await;
         for held in held {
             held.release().await.unwrap();
@@ -202,14 +203,16 @@ fn niceness_out_of_range_is_a_configuration_error() {
 mod linux {
     use super::*;
 
-    /// Returns the nice value of the calling thread: field 19 of proc_pid_stat(5). Field 2 is a name with any characters.
+    /// Returns the nice value of the calling thread: field 19 of proc_pid_stat(5). Field 2 is a
+    /// name with any characters.
     fn nice_value() -> i32 {
         let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
         let (_, fields) = stat.rsplit_once(')').unwrap();
         fields.split_whitespace().nth(16).unwrap().parse().unwrap()
     }
 
-    /// Returns a nice value that differs from this thread's and needs no privilege, unless the tests run at 19.
+    /// Returns a nice value that differs from this thread's and needs no privilege, unless the
+    /// tests run at 19.
     fn nicer(steps: i32) -> i32 {
         (nice_value() + steps).min(19)
     }
@@ -250,7 +253,8 @@ mod linux {
         }
     }
 
-    /// A thread inherits the nice value of the thread that starts it, and cannot lower it without a privilege.
+    /// A thread inherits the nice value of the thread that starts it, and cannot lower it without a
+    /// privilege.
     #[tokio::test]
     async fn thread_works_without_its_nice_value() {
         let nicest = ThreadPool::builder().threads(1).niceness(nicer(6)).build().unwrap();

@@ -1,5 +1,5 @@
-//! A busy pool wakes its callers in batches, from a task in their runtime. These tests cover callers that this task cannot reach,
-//! because it does not run while they wait.
+//! A busy pool wakes its callers in batches, from a task in their runtime. These tests cover
+//! callers that this task cannot reach, because it does not run while they wait.
 
 use std::{
     future::{Future, poll_fn},
@@ -129,7 +129,8 @@ fn call_awaited_in_another_task_or_runtime_is_woken() {
     });
 }
 
-/// The wake task of that runtime is never polled again, but the calls appear to come from the runtime's tasks.
+/// The wake task of that runtime is never polled again, but the calls appear to come from the
+/// runtime's tasks.
 #[test]
 fn calls_in_a_runtime_that_is_not_driven_are_woken() {
     ends(|| {
@@ -188,8 +189,8 @@ fn callers_are_woken_when_the_pool_is_dropped() {
     });
 }
 
-/// The wake task is in a runtime that is blocked, and the only thread of the pool waits for a caller in the batch. Only the
-/// helper thread of the pool can wake that caller.
+/// The wake task is in a runtime that is blocked, and the only thread of the pool waits for a
+/// caller in the batch. Only the helper thread of the pool can wake that caller.
 #[test]
 fn batched_wake_does_not_deadlock_on_its_own_caller() {
     ends(|| {

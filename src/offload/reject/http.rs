@@ -16,10 +16,10 @@ use crate::{grpc::is_grpc, pool::CallError};
 /// | `Expired`, `Overloaded` | 503 | 8 `RESOURCE_EXHAUSTED` |
 /// | `NoRuntime`, `Panicked` | 500 | 13 `INTERNAL` |
 ///
-/// The body is empty. A 503 has `Retry-After` in whole seconds, at least 1 ([RFC 9110, section 10.2.3]). A request with
-/// the content type `application/grpc*` receives a trailers-only response ([gRPC over HTTP/2]): status 200, with
-/// `grpc-status` and `grpc-message` in the header. Error and body types of the stack do not change, so no
-/// `HandleErrorLayer` is needed.
+/// The body is empty. A 503 has `Retry-After` in whole seconds, at least 1 ([RFC 9110, section
+/// 10.2.3]). A request with the content type `application/grpc*` receives a trailers-only response
+/// ([gRPC over HTTP/2]): status 200, with `grpc-status` and `grpc-message` in the header. Error and
+/// body types of the stack do not change, so no `HandleErrorLayer` is needed.
 ///
 /// [RFC 9110, section 10.2.3]: https://www.rfc-editor.org/rfc/rfc9110#section-10.2.3
 /// [gRPC over HTTP/2]: https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md#responses
@@ -93,7 +93,8 @@ pub(super) fn status(error: CallError) -> StatusCode {
     }
 }
 
-/// Returns code and message. The messages are printable ASCII without `%`, so `grpc-message` needs no percent-encoding.
+/// Returns code and message. The messages are printable ASCII without `%`, so `grpc-message` needs
+/// no percent-encoding.
 fn grpc_status(error: CallError) -> (&'static str, &'static str) {
     match error {
         CallError::Closed => ("14", "shutting down"),

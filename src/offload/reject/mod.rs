@@ -13,8 +13,9 @@ use crate::pool::CallError;
 
 /// Answers a call that the pool does not carry out, with a response or an error.
 ///
-/// [`HttpReject`] is the default and fits every HTTP stack. [`ProblemJson`] adds a body. [`RejectWithError`] is for
-/// services other than HTTP. [`OffloadLayer::reject_with`](super::OffloadLayer::reject_with) takes a closure.
+/// [`HttpReject`] is the default and fits every HTTP stack. [`ProblemJson`] adds a body.
+/// [`RejectWithError`] is for services other than HTTP.
+/// [`OffloadLayer::reject_with`](super::OffloadLayer::reject_with) takes a closure.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot answer for a service with request `{Req}`, response `{Res}` and error `{E}`",
     note = "the default `HttpReject` needs an `http::Request`, and an `http::Response<B>` where `B: Default`",
@@ -41,8 +42,8 @@ pub trait Reject<Req, Res, E>: Clone + Send + Sync {
 
 /// Rejects with an error, on any tower stack.
 ///
-/// The error type becomes `Box<dyn Error + Send + Sync>`, as with tower's `LoadShed`, `Timeout` and `Buffer`. Use
-/// `error.downcast_ref::<CallError>()` to find a rejection in it.
+/// The error type becomes `Box<dyn Error + Send + Sync>`, as with tower's `LoadShed`, `Timeout` and
+/// `Buffer`. Use `error.downcast_ref::<CallError>()` to find a rejection in it.
 ///
 /// ```
 /// use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
