@@ -6,7 +6,7 @@ use http::{Extensions, HeaderMap, Method, Request, Uri, Version};
 
 /// An HTTP request without its body.
 ///
-/// Closures of the layers receive it, such as those of [`filter`](crate::OffloadLayer::filter),
+/// Closures of the layers receive it, for example in [`filter`](crate::OffloadLayer::filter),
 /// [`priority`](crate::OffloadLayer::priority) and [`propagate`](crate::OffloadLayer::propagate).
 /// It is not generic over the body, so the closure's argument needs no type annotation.
 pub struct RequestHead<'a> {

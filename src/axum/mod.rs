@@ -12,12 +12,14 @@
 //! struct Pepper(&'static str);
 //!
 //! /// This function may block.
-//! fn hash(State(Pepper(pepper)): State<Pepper>, Path(user): Path<String>, password: String) -> Json<usize> {
-//!     Json(pepper.len() + user.len() + password.len())
+//! fn hash(State(pepper): State<Pepper>, Path(user): Path<String>, password: String) -> Json<usize> {
+//!     Json(pepper.0.len() + user.len() + password.len())
 //! }
 //!
 //! let cpu = ThreadPool::cpu();
-//! let app: Router = Router::new().route("/hash/{user}", post(blocking(cpu.clone(), hash))).with_state(Pepper("salt"));
+//! let app: Router = Router::new()
+//!     .route("/hash/{user}", post(blocking(cpu.clone(), hash)))
+//!     .with_state(Pepper("salt"));
 //! # let _ = app;
 //! ```
 //!
@@ -29,31 +31,37 @@
 //!
 #![cfg_attr(feature = "hyper", doc = "```no_run")]
 #![cfg_attr(not(feature = "hyper"), doc = "```ignore")]
-//! use std::{net::SocketAddr, time::Duration}; use axum::{Router, extract::ConnectInfo,
-//! routing::get}; use tower_offload::{AfterResponse, AfterResponseLayer, Background,
-//! axum::{FlushListener, FlushMakeService}};
+//! use std::{net::SocketAddr, time::Duration};
+//! use axum::{Router, extract::ConnectInfo, routing::get};
+//! use tower_offload::{
+//!     AfterResponse, AfterResponseLayer, Background, axum::{FlushListener, FlushMakeService},
+//! };
 //!
-//! async fn hello(ConnectInfo(client): ConnectInfo<SocketAddr>, after: AfterResponse) -> &'static
-//! str { after.hook(move |outcome| println!("{client}: {} {}", outcome.end, outcome.delivery));
-//! "hello" }
+//! async fn hello(ConnectInfo(client): ConnectInfo<SocketAddr>, after: AfterResponse) {
+//!     after.hook(move |outcome| println!("{client}: {} {}", outcome.end, outcome.delivery));
+//! }
 //!
 //! # #[tokio::main]
 //! # async fn main() -> std::io::Result<()> {
-//! let background = Background::default(); let app = Router::new().route("/",
-//! get(hello)).layer(AfterResponseLayer::new(background.clone())); let listener =
-//! tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
+//! let background = Background::default();
+//! let app = Router::new()
+//!     .route("/", get(hello))
+//!     .layer(AfterResponseLayer::new(background.clone()));
+//! let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
 //! axum::serve(FlushListener::new(listener), FlushMakeService::new(app))
-//! .with_graceful_shutdown(async { tokio::signal::ctrl_c().await.unwrap_or_default() }) .await?;
+//!     .with_graceful_shutdown(async { tokio::signal::ctrl_c().await.unwrap_or_default() })
+//!     .await?;
 //! println!("{}", background.drain(Duration::from_secs(10)).await);
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! Import from this crate by name: a glob import of it beside `use axum::..` makes `axum` ambiguous.
+//! Import from this crate by name: a glob import of it makes `axum` ambiguous in `use axum::..`.
 //!
 //! # When not to use it
 //!
-//! To offload many routes, or async handlers, use an [`OffloadLayer`](crate::OffloadLayer) on the router.
+//! To offload many routes, or async handlers, use an [`OffloadLayer`](crate::OffloadLayer) on the
+//! router.
 
 #[cfg(feature = "after-response")]
 mod after_response;

@@ -82,8 +82,9 @@ impl<N> BlockingDetectorLayer<N> {
     /// use tower_offload::blocking_detector::BlockingDetectorLayer;
     ///
     /// let layer = BlockingDetectorLayer::new()
-    ///     .route(|head| if head.uri().path().starts_with("/admin/") { "admin" } else { "public" });
-    /// # let _: axum::Router = axum::Router::new().route("/", axum::routing::get(async || "")).layer(layer);
+    ///     .route(|head| if head.uri().path().starts_with("/admin/") { "admin" } else { "other" });
+    /// # use axum::{Router, routing::get};
+    /// # let _: Router = Router::new().route("/", get(async || "")).layer(layer);
     /// ```
     #[must_use]
     pub fn route<F, T>(self, route: F) -> BlockingDetectorLayer<RouteFn<OfHead<F>>>

@@ -9,9 +9,10 @@
 //! use axum::{Router, routing::get};
 //! use tower_offload::blocking_detector::BlockingDetectorLayer;
 //!
+//! // Emits a warning with feature `tracing`, a counter and a histogram with feature `metrics`.
 //! let app: Router = Router::new()
 //!     .route("/users/{id}", get(async || "a user"))
-//!     .layer(BlockingDetectorLayer::new()); // features `tracing` and `metrics`: a warning, a counter, a histogram
+//!     .layer(BlockingDetectorLayer::new());
 //! # let _ = app;
 //! ```
 //!
@@ -30,7 +31,10 @@
 //!         BlockingDetectorLayer::new()
 //!             .threshold(Duration::from_millis(1))
 //!             .named("resize")
-//!             .on_blocking(move |blocked| drop(reports.send((blocked.route().to_owned(), blocked.duration())))),
+//!             .on_blocking(move |blocked| {
+//!                 let report = (blocked.route().to_owned(), blocked.duration());
+//!                 reports.send(report).unwrap_or_default();
+//!             }),
 //!     )
 //!     .service(service_fn(async |()| {
 //!         thread::sleep(Duration::from_millis(2)); // in place of work that blocks
@@ -67,12 +71,20 @@
 //!
 //! # The name of a route
 //!
-//! | stack | route | label of a metric |
+//! | layer or stack | route | label |
 //! |---|---|---|
-//! | axum, with feature `axum` | `MatchedPath`, such as `/users/{id}` | the same |
-//! | other HTTP; axum's fallback; tonic: `/package.Service/Method` | the path, without the query | the first 100 that a layer sees, up to 256 bytes each; otherwise `other` |
-//! | [`route`](BlockingDetectorLayer::route), [`route_request`](BlockingDetectorLayer::route_request) | the result of the closure | as above |
-//! | [`named`](BlockingDetectorLayer::named) | the given name | the same |
+//! | axum, with feature `axum` | `MatchedPath`, such as `/users/{id}` | the route |
+//! | other HTTP, and axum's fallback | the path, without the query | limited |
+//! | tonic | the path: `/package.Service/Method` | limited |
+//! | [`route`], [`route_request`] | the result of the closure | limited |
+//! | [`named`] | the given name | the route |
+//!
+//! A limited label of a metric is the route for the first 100 routes that a layer sees, up to 256
+//! bytes each, and `other` for all later ones.
+//!
+//! [`named`]: BlockingDetectorLayer::named
+//! [`route`]: BlockingDetectorLayer::route
+//! [`route_request`]: BlockingDetectorLayer::route_request
 //!
 //! `Router::layer` and `Router::route_layer` both see the matched path, also that of nested
 //! routers, except for requests that match no route (only `Router::layer` sees those). A layer

@@ -85,7 +85,7 @@ where
 
 /// The name of a request. Created by a [`Naming`].
 ///
-/// It is created for every request, but read only for those that block. It therefore holds cheap
+/// It is created for every request, but read only for requests that block. It therefore holds cheap
 /// clones instead of text.
 #[derive(Debug)]
 pub struct Name {

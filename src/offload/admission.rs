@@ -1,5 +1,5 @@
-//! Admission of calls to a layer: the limit on calls in flight, and what happens while there is no
-//! capacity.
+//! Admission of calls to a layer: the limit on calls in flight, and the handling of calls while
+//! there is no capacity.
 //!
 //! An admitted call holds two permits: one of the layer, until its work ends, and one of the pool's
 //! queue, until its first poll. They are always acquired in this order.
@@ -36,7 +36,7 @@ pub(super) struct Limits {
     pub(super) max_waiting: usize,
 }
 
-/// What happens to a call while there is no capacity.
+/// Handling of a call while there is no capacity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mode {
     /// It is rejected at once.
@@ -49,7 +49,8 @@ pub(super) enum Mode {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { max_in_flight: None, mode: Mode::Reject, max_waiting: 1024 } // as many as wait in a pool's queue
+        // 1024 is also the default capacity of a pool's queue.
+        Self { max_in_flight: None, mode: Mode::Reject, max_waiting: 1024 }
     }
 }
 

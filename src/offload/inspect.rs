@@ -1,7 +1,7 @@
-//! What a layer decides from a request before the request moves to the pool: whether to offload it,
-//! its priority, and which values travel with it.
+//! Decisions that a layer makes before a request moves to the pool: whether to offload it, its
+//! priority, and the values that travel with it.
 //!
-//! Each method of the layer wraps the previous inspector, so `.filter(f).priority(p)` is
+//! Each method of the layer wraps the previous inspector, so `.filter(f).priority(p)` creates a
 //! `Prioritize<Filter<OffloadAll, _>, _>`.
 
 use std::{fmt, sync::Arc};
@@ -25,7 +25,7 @@ pub trait Inspect<Req>: Clone + Send + Sync + sealed::Sealed {
     /// Returns `false` if the request is to run inline, in the caller's task.
     fn should_offload(&self, request: &Req) -> bool;
 
-    /// Returns the priority of the request among those that wait for a thread.
+    /// Returns the priority of the request in the queue of the pool.
     fn priority(&self, request: &Req) -> Priority;
 
     /// Reads the values that travel with the request.

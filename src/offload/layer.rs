@@ -142,7 +142,8 @@ impl<X, A> OffloadLayer<X, A> {
     /// use axum::{Router, routing::get};
     /// use tower_offload::{OffloadLayer, ThreadPool};
     ///
-    /// let layer = OffloadLayer::new(ThreadPool::cpu()).filter(|head| head.uri().path() != "/ping");
+    /// let pool = ThreadPool::cpu();
+    /// let layer = OffloadLayer::new(pool).filter(|head| head.uri().path() != "/ping");
     /// let app: Router = Router::new().route("/ping", get(async || "pong")).layer(layer);
     /// # let _ = app;
     /// ```
@@ -164,7 +165,7 @@ impl<X, A> OffloadLayer<X, A> {
         self.inspect(|inner| Filter::new(inner, OfRequest::new(predicate)))
     }
 
-    /// Sets the priority of each HTTP request among those that wait for a thread. Default:
+    /// Sets the priority of each HTTP request in the queue of the pool. Default:
     /// [`Priority::Normal`].
     ///
     /// The last call of this method takes effect. The pool rejects [`Low`](Priority::Low) calls
@@ -216,7 +217,8 @@ impl<X, A> OffloadLayer<X, A> {
     ///
     /// let layer = OffloadLayer::new(ThreadPool::cpu())
     ///     .propagate(|_head| TENANT.get(), |tenant, poll| TENANT.sync_scope(tenant, poll));
-    /// # let _: axum::Router = axum::Router::new().route("/", axum::routing::get(async || "")).layer(layer);
+    /// # use axum::{Router, routing::get};
+    /// # let _: Router = Router::new().route("/", get(async || "")).layer(layer);
     /// ```
     #[must_use]
     pub fn propagate<V, C, P>(self, capture: C, in_context: P) -> OffloadLayer<X, Propagate<A, OfHead<C>, P>>

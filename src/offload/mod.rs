@@ -6,6 +6,7 @@
 //! that blocks in the middle of an `async fn` does not block the event loop.
 //!
 //! ```
+//! use std::convert::Infallible;
 //! use tower::{Service, ServiceBuilder, ServiceExt};
 //! use tower_offload::{OffloadLayer, ThreadPool, offload::{RejectWithError, service_fn_blocking}};
 //!
@@ -13,7 +14,7 @@
 //! # async fn main() {
 //! let mut service = ServiceBuilder::new()
 //!     .layer(OffloadLayer::new(ThreadPool::cpu()).reject(RejectWithError)) // this is not HTTP
-//!     .service(service_fn_blocking(|text: String| Ok::<_, std::convert::Infallible>(text.to_uppercase())));
+//!     .service(service_fn_blocking(|text: String| Ok::<_, Infallible>(text.to_uppercase())));
 //! assert_eq!(service.ready().await.unwrap().call("hop".to_owned()).await.unwrap(), "HOP");
 //! # }
 //! ```
@@ -65,7 +66,7 @@
 //!
 //! | strategy | answer |
 //! |---|---|
-//! | [`HttpReject`], the default | 503 with `Retry-After`, or a gRPC status; fits every HTTP stack |
+//! | [`HttpReject`] (default) | 503 with `Retry-After`, or a gRPC status; for every HTTP stack |
 //! | [`ProblemJson`] | the same, with a body |
 //! | [`RejectWithError`] | an error, for services other than HTTP |
 //! | [`reject_with`](OffloadLayer::reject_with) | the result of a closure |
@@ -78,7 +79,8 @@
 //!
 //! fn serve(_: impl Service<u32>) {}
 //!
-//! // error: `HttpReject` cannot answer for a service with request `u32`, response `u32` and error `Infallible`
+//! // error: `HttpReject` cannot answer for a service with request `u32`, response `u32`
+//! //        and error `Infallible`
 //! // note: use `.reject(RejectWithError)` or `.reject_with(|error| ..)` on the layer
 //! serve(
 //!     ServiceBuilder::new()
@@ -121,7 +123,7 @@
 //! | `offload_queue_wait_seconds` | histogram | time from `call` to the first poll |
 //! | `offload_run_seconds` | histogram | total time of a call's polls |
 //! | `offload_resume_wait_seconds` | histogram | time from each wake to the poll that follows it |
-//! | `offload_rejected_total` | counter | rejected calls; label `reason`: `closed`, `expired`, `no_runtime`, `overloaded` |
+//! | `offload_rejected_total` | counter | rejected calls; label `reason` |
 //! | `offload_abandoned_total` | counter | calls whose caller left before they ended |
 //! | `offload_panicked_total` | counter | panics of work |
 //!
@@ -134,8 +136,10 @@
 //! | `call abandoned by its caller` | debug | `detached` |
 //! | `call panicked` | error | `message`, `caller_present` |
 //! | `detached call ended` | info | `run_seconds`; only if the caller had left |
-//! | `thread did not get its nice value` | warn | `niceness`, `error`; see [`niceness`](crate::pool::ThreadPoolBuilder::niceness) |
+//! | `thread did not get its nice value` | warn | `niceness`, `error` |
 //! | `thread hook panicked` | error | |
+//!
+//! The values of `reason` are those of [`CallError::as_str`](crate::CallError::as_str).
 //!
 //! [`metrics`]: https://docs.rs/metrics
 

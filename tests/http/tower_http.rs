@@ -244,7 +244,7 @@ mod tracing_log {
     /// dropped.
     pub(crate) fn subscribe(log: &Log) -> DefaultGuard {
         // With only one dispatcher, tracing caches the interest of the thread that reaches an event
-        // first, and disables the event for all threads if that one has no subscriber. A second
+        // first, and disables the event for all threads if it has no subscriber. A second
         // dispatcher prevents that.
         static SECOND: LazyLock<Dispatch> = LazyLock::new(|| Dispatch::new(NoSubscriber::new()));
         LazyLock::force(&SECOND);

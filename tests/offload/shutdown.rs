@@ -137,7 +137,7 @@ async fn pool_without_handles_finishes_its_queue() {
         drop(pool);
         let service = OffloadLayer::new(watch.clone());
         drop(watch);
-        drop(service); // the last handle, except for those of the calls
+        drop(service); // the last handle; only the calls refer to the pool
         held.release().await.unwrap();
         (soon(queued).await, ())
     };

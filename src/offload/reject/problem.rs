@@ -13,7 +13,13 @@ use crate::pool::CallError;
 /// ([RFC 9457]).
 ///
 /// ```json
-/// {"type":"about:blank","title":"Service Unavailable","status":503,"detail":"the pool has no room for the call","reason":"overloaded"}
+/// {
+///   "type": "about:blank",
+///   "title": "Service Unavailable",
+///   "status": 503,
+///   "detail": "the pool has no room for the call",
+///   "reason": "overloaded"
+/// }
 /// ```
 ///
 /// gRPC requests receive the response of [`HttpReject`].
