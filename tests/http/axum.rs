@@ -28,16 +28,16 @@ async fn current_thread() -> String {
 }
 
 async fn assert_offloaded(router: Router) {
-    let answer = support::get(serve(router).await, "/").await;
-    assert_eq!(answer.status, StatusCode::OK);
-    assert!(is_pool_thread(answer.text()), "ran on {:?}", answer.text());
+    let response = support::get(serve(router).await, "/").await;
+    assert_eq!(response.status, StatusCode::OK);
+    assert!(is_pool_thread(response.text()), "ran on {:?}", response.text());
 }
 
 #[tokio::test]
 async fn without_the_layer_a_handler_runs_on_the_runtime() {
     within(async {
-        let answer = support::get(serve(Router::new().route("/", get(current_thread))).await, "/").await;
-        assert!(!is_pool_thread(answer.text()), "ran on {:?}", answer.text());
+        let response = support::get(serve(Router::new().route("/", get(current_thread))).await, "/").await;
+        assert!(!is_pool_thread(response.text()), "ran on {:?}", response.text());
     })
     .await;
 }

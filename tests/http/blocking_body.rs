@@ -71,7 +71,7 @@ async fn hundred_bodies_share_one_thread() {
     within(async {
         let address = serve(body_route(&one_thread(256), numbers)).await;
         let bodies = futures_util::future::join_all((0..100).map(|_| support::get(address, "/"))).await;
-        bodies.iter().for_each(|answer| answer.assert_ok("012"));
+        bodies.iter().for_each(|response| response.assert_ok("012"));
     })
     .await;
 }
@@ -419,8 +419,8 @@ async fn head_drops_the_source() {
             })
         };
         let address = serve(body_route(&pool, source)).await;
-        let answer = support::send(address, support::request(http::Method::HEAD, "/", Body::empty())).await;
-        answer.assert_ok("");
+        let response = support::send(address, support::request(http::Method::HEAD, "/", Body::empty())).await;
+        response.assert_ok("");
         while pool.stats().in_flight > 0 {
             tokio::task::yield_now().await;
         }

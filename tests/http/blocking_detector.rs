@@ -68,11 +68,11 @@ async fn blocking_handler_is_reported_unless_offloaded() {
     ask(address, "/inline/7").await.assert_ok("inline");
     assert_eq!(reports.take(), ["GET /inline/{id} 1s"]);
 
-    let answer = tokio::spawn(ask(address, "/offloaded/7"));
+    let response = tokio::spawn(ask(address, "/offloaded/7"));
     latch.reached().await;
     block(); // a second passes while the handler blocks its thread
     latch.open();
-    answer.await.unwrap().assert_ok("offloaded");
+    response.await.unwrap().assert_ok("offloaded");
     assert_eq!(reports.take(), [""; 0]);
 }
 

@@ -90,9 +90,9 @@ async fn two_extractors() {
     }
     within(async {
         let address = serve(Router::new().route("/{name}", post(blocking(pool(), rename)))).await;
-        let answer = send(address, json("/bob", serde_json::to_vec(&alice()).unwrap())).await;
-        assert_eq!(serde_json::from_slice::<User>(&answer.body).unwrap(), User { name: "bob".to_owned(), age: 30 });
-        assert_eq!(answer.header("content-type"), "application/json");
+        let response = send(address, json("/bob", serde_json::to_vec(&alice()).unwrap())).await;
+        assert_eq!(serde_json::from_slice::<User>(&response.body).unwrap(), User { name: "bob".to_owned(), age: 30 });
+        assert_eq!(response.header("content-type"), "application/json");
     })
     .await;
 }
@@ -174,8 +174,8 @@ async fn result_is_a_response() {
     within(async {
         let mut connection = Http1::connect(serve(Router::new().route("/", post(blocking(pool(), parse)))).await).await;
         connection.send(request(Method::POST, "/", "41")).await.assert_ok("42");
-        let answer = connection.send(request(Method::POST, "/", "x")).await;
-        assert_eq!((answer.status, answer.text()), (StatusCode::BAD_REQUEST, "invalid digit found in string"));
+        let response = connection.send(request(Method::POST, "/", "x")).await;
+        assert_eq!((response.status, response.text()), (StatusCode::BAD_REQUEST, "invalid digit found in string"));
     })
     .await;
 }
@@ -214,15 +214,15 @@ async fn extractor_rejections_equal_those_of_async_handlers() {
             ("?name=a&age=1", "application/json", &"x".repeat(3 << 20), 413),
         ];
         for (query, content_type, body, status) in cases {
-            let mut answers = Vec::new();
+            let mut responses = Vec::new();
             for path in ["/sync", "/async"] {
                 let mut request = request(Method::POST, &format!("{path}{query}"), body.to_owned());
                 request.headers_mut().insert(CONTENT_TYPE, content_type.parse().unwrap());
-                let answer = send(address, request).await;
-                answers.push((answer.status.as_u16(), answer.body));
+                let response = send(address, request).await;
+                responses.push((response.status.as_u16(), response.body));
             }
-            assert_eq!(answers[0].0, status);
-            assert_eq!(answers[0], answers[1]);
+            assert_eq!(responses[0].0, status);
+            assert_eq!(responses[0], responses[1]);
         }
         assert_eq!(support::get(address, "/sync").await.status, StatusCode::METHOD_NOT_ALLOWED);
         assert_eq!(pool.stats().started, 0);
@@ -260,13 +260,13 @@ async fn panic_resumes_in_the_caller() {
         panic!("it was {body}")
     }
     within(async {
-        let answer = |payload: Box<dyn Any + Send>| {
+        let respond = |payload: Box<dyn Any + Send>| {
             (StatusCode::INTERNAL_SERVER_ERROR, payload.downcast_ref::<String>().cloned().unwrap_or_default())
                 .into_response()
         };
         let pool = one_thread(1);
         let routes = || Router::new().route("/", post(blocking(pool.clone(), panics)));
-        let router = routes().layer(CatchPanicLayer::custom(answer)).nest("/bare", routes());
+        let router = routes().layer(CatchPanicLayer::custom(respond)).nest("/bare", routes());
         let address = serve(router).await;
         let caught = send(address, request(Method::POST, "/", "me")).await;
         assert_eq!((caught.status, caught.text()), (StatusCode::INTERNAL_SERVER_ERROR, "it was me"));
@@ -282,11 +282,11 @@ async fn panic_resumes_in_the_caller() {
 #[tokio::test]
 async fn hang_up_cancels_the_running_function() {
     within(async {
-        let (latch, spy, (answers, answer)) = (Latch::new(), Spy::new(), std::sync::mpsc::channel());
+        let (latch, spy, (results, result)) = (Latch::new(), Spy::new(), std::sync::mpsc::channel());
         let held = latch.clone();
         let function = move || {
             held.block();
-            answers.send(cancelled()).unwrap();
+            results.send(cancelled()).unwrap();
         };
         let pool = one_thread(1);
         let address = serve(spy.around(Router::new().route("/", get(blocking(pool.clone(), function))))).await;
@@ -296,7 +296,7 @@ async fn hang_up_cancels_the_running_function() {
         spy.dropped().await;
         latch.open();
         pool.run(|| ()).await.unwrap();
-        assert_eq!(answer.try_recv(), Ok(true));
+        assert_eq!(result.try_recv(), Ok(true));
     })
     .await;
 }

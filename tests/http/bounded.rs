@@ -13,7 +13,9 @@ use futures_util::future::join_all;
 use http::{Method, header::CONTENT_TYPE};
 use tower_offload::{CallError, OffloadLayer, offload::ProblemJson, pool::Pool};
 
-use crate::support::{self, Answer, FullPool, Http1, Latch, Spy, count_statuses, pool, request, send, serve, within};
+use crate::support::{
+    self, FullPool, FullResponse, Http1, Latch, Spy, count_statuses, pool, request, send, serve, within,
+};
 
 async fn ok() -> &'static str {
     "ok"
@@ -134,9 +136,9 @@ async fn caught_panic_is_answered_500() {
         let router = Router::new().route("/panic", get(panics)).route("/", get(ok));
         let router = router.layer(OffloadLayer::new(pool.clone()).catch_panics());
         let mut connection = Http1::connect(serve(router).await).await;
-        let answer = connection.get("/panic").await;
-        assert_eq!((answer.status, answer.text()), (StatusCode::INTERNAL_SERVER_ERROR, ""));
-        assert_eq!(answer.header("retry-after"), "", "a retry would fail as well");
+        let response = connection.get("/panic").await;
+        assert_eq!((response.status, response.text()), (StatusCode::INTERNAL_SERVER_ERROR, ""));
+        assert_eq!(response.header("retry-after"), "", "a retry would fail as well");
         connection.get("/").await.assert_ok("ok"); // on the same connection and thread
         assert_eq!(pool.stats().panicked, 1);
     })
@@ -144,9 +146,9 @@ async fn caught_panic_is_answered_500() {
 }
 
 /// Parses a problem+json body.
-fn problem(answer: &Answer) -> serde_json::Value {
-    assert_eq!(answer.header("content-type"), "application/problem+json");
-    serde_json::from_slice(&answer.body).unwrap()
+fn problem(response: &FullResponse) -> serde_json::Value {
+    assert_eq!(response.header("content-type"), "application/problem+json");
+    serde_json::from_slice(&response.body).unwrap()
 }
 
 #[tokio::test]
@@ -155,10 +157,10 @@ async fn problem_json_describes_a_full_queue() {
         let full = FullPool::new().await;
         let layer = OffloadLayer::new(full.pool.clone()).reject(ProblemJson);
         let address = serve(Router::new().route("/", get(ok)).layer(layer)).await;
-        let answer = support::get(address, "/").await;
-        assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
-        assert!(answer.header("retry-after").parse::<u64>().unwrap() >= 1);
-        let problem = problem(&answer);
+        let response = support::get(address, "/").await;
+        assert_eq!(response.status, StatusCode::SERVICE_UNAVAILABLE);
+        assert!(response.header("retry-after").parse::<u64>().unwrap() >= 1);
+        let problem = problem(&response);
         assert_eq!((&problem["status"], &problem["reason"]), (&503.into(), &"overloaded".into()));
         assert_eq!((&problem["title"], &problem["type"]), (&"Service Unavailable".into(), &"about:blank".into()));
         assert_eq!(problem["detail"], CallError::Overloaded.to_string());
@@ -173,11 +175,11 @@ async fn problem_json_describes_a_panic_without_its_message() {
     within(async {
         let panics = async || -> &'static str { panic!("expected panic") };
         let layer = OffloadLayer::new(pool(1)).reject(ProblemJson).catch_panics();
-        let answer = support::get(serve(Router::new().route("/", get(panics)).layer(layer)).await, "/").await;
-        assert_eq!(answer.status, StatusCode::INTERNAL_SERVER_ERROR);
-        let problem = problem(&answer);
+        let response = support::get(serve(Router::new().route("/", get(panics)).layer(layer)).await, "/").await;
+        assert_eq!(response.status, StatusCode::INTERNAL_SERVER_ERROR);
+        let problem = problem(&response);
         assert_eq!((&problem["status"], &problem["reason"]), (&500.into(), &"panicked".into()));
-        assert!(!answer.text().contains("expected panic"), "the message of the panic is not sent to the client");
+        assert!(!response.text().contains("expected panic"), "the message of the panic is not sent to the client");
     })
     .await;
 }
@@ -188,8 +190,8 @@ async fn reject_with_answers_with_the_closures_response() {
         let full = FullPool::new().await;
         let respond = |error: CallError| Ok((StatusCode::TOO_MANY_REQUESTS, error.as_str()).into_response());
         let layer = OffloadLayer::new(full.pool.clone()).reject_with(respond);
-        let answer = support::get(serve(Router::new().route("/", get(ok)).layer(layer)).await, "/").await;
-        assert_eq!((answer.status, answer.text()), (StatusCode::TOO_MANY_REQUESTS, "overloaded"));
+        let response = support::get(serve(Router::new().route("/", get(ok)).layer(layer)).await, "/").await;
+        assert_eq!((response.status, response.text()), (StatusCode::TOO_MANY_REQUESTS, "overloaded"));
         full.release().await;
     })
     .await;
@@ -204,14 +206,14 @@ async fn grpc_is_answered_with_a_status_and_grpc_web_with_503() {
             .route("/problem", get(ok).layer(OffloadLayer::new(full.pool.clone()).reject(ProblemJson)));
         let address = serve(router).await;
         for grpc in ["application/grpc", "application/grpc+proto", "application/grpc;charset=utf-8"] {
-            let answer = send(address, get_as(grpc)).await;
-            answer.assert_ok("");
-            assert_eq!((answer.header("grpc-status"), answer.header("content-type")), ("8", "application/grpc"));
+            let response = send(address, get_as(grpc)).await;
+            response.assert_ok("");
+            assert_eq!((response.header("grpc-status"), response.header("content-type")), ("8", "application/grpc"));
         }
         for plain in ["application/grpc-web", "application/grpc-web+proto", "application/grpc-web-text", "text/plain"] {
-            let answer = send(address, get_as(plain)).await;
-            answer.assert_unavailable();
-            assert_eq!(answer.header("grpc-status"), "");
+            let response = send(address, get_as(plain)).await;
+            response.assert_unavailable();
+            assert_eq!(response.header("grpc-status"), "");
         }
         let problem_as = |content_type| {
             let mut request = get_as(content_type);
@@ -262,8 +264,8 @@ async fn routes_of_one_layer_share_max_in_flight_when_waiting() {
                 latch.reached().await;
             }
         }
-        for answer in join_all(calls).await {
-            answer.unwrap().assert_ok("ok");
+        for response in join_all(calls).await {
+            response.unwrap().assert_ok("ok");
         }
         assert_eq!(peak.load(SeqCst), 1);
     })

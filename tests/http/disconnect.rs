@@ -21,7 +21,7 @@ use crate::support::{
 };
 
 /// Returns a handler that blocks at the latch and then sends `cancelled()`.
-fn blocks_then_sends_cancelled(latch: &Latch, answers: UnboundedSender<bool>) -> Router {
+fn blocks_then_sends_cancelled(latch: &Latch, results: UnboundedSender<bool>) -> Router {
     let latch = latch.clone();
     Router::new().route(
         "/",
@@ -30,7 +30,7 @@ fn blocks_then_sends_cancelled(latch: &Latch, answers: UnboundedSender<bool>) ->
             assert!(!cancelled() && !token.is_cancelled());
             latch.block();
             assert_eq!(cancelled(), token.is_cancelled());
-            answers.send(cancelled()).unwrap();
+            results.send(cancelled()).unwrap();
         }),
     )
 }
@@ -49,9 +49,9 @@ async fn hold(pool: &ThreadPool, latch: &Latch) -> Run<()> {
 async fn hang_up_cancels_a_running_handler() {
     within(async {
         let (latch, spy, pool) = (Latch::new(), Spy::new(), pool(1));
-        let (answers, mut cancelled) = unbounded_channel();
+        let (results, mut cancelled) = unbounded_channel();
         let address =
-            serve(spy.around(blocks_then_sends_cancelled(&latch, answers).layer(OffloadLayer::new(pool.clone()))))
+            serve(spy.around(blocks_then_sends_cancelled(&latch, results).layer(OffloadLayer::new(pool.clone()))))
                 .await;
         let client = Raw::with(address, GET).await;
         latch.reached().await;
@@ -68,9 +68,9 @@ async fn hang_up_cancels_a_running_handler() {
 async fn http2_reset_cancels_a_running_handler() {
     within(async {
         let (latch, spy, pool) = (Latch::new(), Spy::new(), pool(1));
-        let (answers, mut cancelled) = unbounded_channel();
+        let (results, mut cancelled) = unbounded_channel();
         let address =
-            serve(spy.around(blocks_then_sends_cancelled(&latch, answers).layer(OffloadLayer::new(pool.clone()))))
+            serve(spy.around(blocks_then_sends_cancelled(&latch, results).layer(OffloadLayer::new(pool.clone()))))
                 .await;
         let client = Http2::connect(address).await;
         let mut stream = client.clone();
@@ -89,9 +89,9 @@ async fn http2_reset_cancels_a_running_handler() {
 async fn detached_work_continues_after_a_hang_up() {
     within(async {
         let (latch, spy, pool) = (Latch::new(), Spy::new(), pool(1));
-        let (answers, mut cancelled) = unbounded_channel();
+        let (results, mut cancelled) = unbounded_channel();
         let layer = OffloadLayer::new(pool.clone()).detached();
-        let address = serve(spy.around(blocks_then_sends_cancelled(&latch, answers).layer(layer))).await;
+        let address = serve(spy.around(blocks_then_sends_cancelled(&latch, results).layer(layer))).await;
         let client = Raw::with(address, GET).await;
         latch.reached().await;
         drop(client);
@@ -141,9 +141,9 @@ async fn end_of_detached_work_is_logged() {
         let log = Log::new();
         let _subscribed = subscribe(&log);
         let (latch, spy, pool) = (Latch::new(), Spy::new(), pool(1));
-        let (answers, mut cancelled) = unbounded_channel();
+        let (results, mut cancelled) = unbounded_channel();
         let router =
-            blocks_then_sends_cancelled(&latch, answers).layer(OffloadLayer::new(pool.clone()).detached()).layer(
+            blocks_then_sends_cancelled(&latch, results).layer(OffloadLayer::new(pool.clone()).detached()).layer(
                 tower_http::trace::TraceLayer::new_for_http()
                     .make_span_with(|_: &http::Request<Body>| tracing::error_span!("the_request")),
             );
@@ -253,9 +253,9 @@ async fn queued_detached_request_runs_after_a_hang_up() {
     within(async {
         let (first, latch, spy, pool) = (Latch::new(), Latch::new(), Spy::new(), one_thread(1));
         let held = hold(&pool, &first).await;
-        let (answers, mut cancelled) = unbounded_channel();
+        let (results, mut cancelled) = unbounded_channel();
         let layer = OffloadLayer::new(pool.clone()).detached();
-        let address = serve(spy.around(blocks_then_sends_cancelled(&latch, answers).layer(layer))).await;
+        let address = serve(spy.around(blocks_then_sends_cancelled(&latch, results).layer(layer))).await;
         let client = Raw::with(address, GET).await;
         spy.pending(1).await;
         drop(client);
@@ -272,9 +272,9 @@ async fn queued_detached_request_runs_after_a_hang_up() {
 async fn waiting_request_takes_no_permit_after_a_hang_up() {
     within(async {
         let (latch, spy, pool) = (Latch::new(), Spy::new(), pool(2));
-        let (answers, mut cancelled) = unbounded_channel();
+        let (results, mut cancelled) = unbounded_channel();
         let layer = OffloadLayer::new(pool.clone()).max_in_flight(1).wait(std::time::Duration::MAX).max_waiting(1);
-        let address = serve(spy.around(blocks_then_sends_cancelled(&latch, answers).layer(layer))).await;
+        let address = serve(spy.around(blocks_then_sends_cancelled(&latch, results).layer(layer))).await;
         let first = Raw::with(address, GET).await;
         latch.reached().await;
         let second = Raw::with(address, GET).await;
@@ -297,9 +297,9 @@ async fn waiting_request_takes_no_permit_after_a_hang_up() {
 async fn running_handler_keeps_its_permit_after_a_hang_up() {
     within(async {
         let (latch, spy, pool) = (Latch::new(), Spy::new(), pool(2));
-        let (answers, mut cancelled) = unbounded_channel();
+        let (results, mut cancelled) = unbounded_channel();
         let layer = OffloadLayer::new(pool.clone()).max_in_flight(1);
-        let address = serve(spy.around(blocks_then_sends_cancelled(&latch, answers).layer(layer))).await;
+        let address = serve(spy.around(blocks_then_sends_cancelled(&latch, results).layer(layer))).await;
         let client = Raw::with(address, GET).await;
         latch.reached().await;
         drop(client);

@@ -164,9 +164,9 @@ async fn problem_json_fits_full_body() {
         let layer = OffloadLayer::new(full.pool.clone()).reject(ProblemJson);
         let service = layer
             .layer(service_fn_blocking(|_: Request<Incoming>| Ok::<_, Infallible>(Response::new(Full::default()))));
-        let answer = get(serve(service, Protocol::Auto).await, "/").await;
-        assert_eq!(answer.header("content-type"), "application/problem+json");
-        assert_eq!(serde_json::from_slice::<serde_json::Value>(&answer.body).unwrap()["status"], 503);
+        let response = get(serve(service, Protocol::Auto).await, "/").await;
+        assert_eq!(response.header("content-type"), "application/problem+json");
+        assert_eq!(serde_json::from_slice::<serde_json::Value>(&response.body).unwrap()["status"], 503);
         full.release().await;
     })
     .await;
@@ -193,8 +193,8 @@ async fn caught_panic_is_a_500_and_the_connection_survives() {
             Ok::<_, Infallible>(Response::new(Full::from("ok")))
         }));
         let mut client = Http2::connect(serve(service, Protocol::Http2).await).await;
-        let answer = client.send(absolute(Method::GET, "/panic", Body::empty())).await;
-        assert_eq!(answer.status, http::StatusCode::INTERNAL_SERVER_ERROR);
+        let response = client.send(absolute(Method::GET, "/panic", Body::empty())).await;
+        assert_eq!(response.status, http::StatusCode::INTERNAL_SERVER_ERROR);
         client.send(get_http2()).await.assert_ok("ok");
     })
     .await;

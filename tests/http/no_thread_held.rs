@@ -38,11 +38,11 @@ fn meeting_place() -> Router {
 async fn fifty_meet(router: Router, variant: &str) {
     let address = serve(router).await;
     let start = Instant::now();
-    let answers = join_all((0..REQUESTS).map(|_| support::get(address, "/"))).await;
+    let responses = join_all((0..REQUESTS).map(|_| support::get(address, "/"))).await;
     let elapsed = start.elapsed();
     println!("{REQUESTS} requests that await 200 ms, {variant}: {elapsed:?}");
-    for answer in answers {
-        answer.assert_ok("met");
+    for response in responses {
+        response.assert_ok("met");
     }
     assert!(elapsed < Duration::from_secs(5), "took {elapsed:?}");
 }
@@ -81,12 +81,12 @@ async fn fifty_http2_streams_await_on_one_thread() {
     within(async {
         let address = serve(meeting_place().layer(OffloadLayer::new(pool(1)))).await;
         let client = Http2::connect(address).await;
-        let answers = join_all((0..REQUESTS).map(|_| {
+        let responses = join_all((0..REQUESTS).map(|_| {
             let mut stream = client.clone();
             async move { stream.send(absolute(Method::GET, "/", Body::empty())).await }
         }));
-        for answer in answers.await {
-            answer.assert_ok("met");
+        for response in responses.await {
+            response.assert_ok("met");
         }
     })
     .await;

@@ -213,13 +213,13 @@ pub(crate) async fn serve(router: Router) -> SocketAddr {
 
 /// A response with its whole body.
 #[derive(Debug)]
-pub(crate) struct Answer {
+pub(crate) struct FullResponse {
     pub(crate) status: StatusCode,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
 }
 
-impl Answer {
+impl FullResponse {
     pub(crate) fn text(&self) -> &str {
         std::str::from_utf8(&self.body).unwrap()
     }
@@ -259,17 +259,17 @@ impl Http1 {
         Self { sender, connection: tokio::spawn(async { drop(connection.await) }) }
     }
 
-    pub(crate) async fn try_send(&mut self, mut request: http::Request<Body>) -> hyper::Result<Answer> {
+    pub(crate) async fn try_send(&mut self, mut request: http::Request<Body>) -> hyper::Result<FullResponse> {
         request.headers_mut().insert("host", "test".parse().unwrap());
         self.sender.ready().await?;
-        Answer::of(self.sender.send_request(request).await?).await
+        FullResponse::of(self.sender.send_request(request).await?).await
     }
 
-    pub(crate) async fn send(&mut self, request: http::Request<Body>) -> Answer {
+    pub(crate) async fn send(&mut self, request: http::Request<Body>) -> FullResponse {
         self.try_send(request).await.unwrap()
     }
 
-    pub(crate) async fn get(&mut self, path: &str) -> Answer {
+    pub(crate) async fn get(&mut self, path: &str) -> FullResponse {
         self.send(request(Method::GET, path, Body::empty())).await
     }
 }
@@ -292,12 +292,12 @@ impl Http2 {
         Self(sender)
     }
 
-    pub(crate) async fn try_send(&mut self, request: http::Request<Body>) -> hyper::Result<Answer> {
+    pub(crate) async fn try_send(&mut self, request: http::Request<Body>) -> hyper::Result<FullResponse> {
         self.0.ready().await?;
-        Answer::of(self.0.send_request(request).await?).await
+        FullResponse::of(self.0.send_request(request).await?).await
     }
 
-    pub(crate) async fn send(&mut self, request: http::Request<Body>) -> Answer {
+    pub(crate) async fn send(&mut self, request: http::Request<Body>) -> FullResponse {
         self.try_send(request).await.unwrap()
     }
 }
@@ -312,12 +312,12 @@ pub(crate) fn absolute(method: Method, path: &str, body: impl Into<Body>) -> htt
 }
 
 /// Sends a GET on a new connection.
-pub(crate) async fn get(address: SocketAddr, path: &str) -> Answer {
+pub(crate) async fn get(address: SocketAddr, path: &str) -> FullResponse {
     Http1::connect(address).await.get(path).await
 }
 
 /// Sends a request on a new connection.
-pub(crate) async fn send(address: SocketAddr, request: http::Request<Body>) -> Answer {
+pub(crate) async fn send(address: SocketAddr, request: http::Request<Body>) -> FullResponse {
     Http1::connect(address).await.send(request).await
 }
 
@@ -375,9 +375,9 @@ impl Raw {
 pub(crate) const GET: &str = "GET / HTTP/1.1\r\nhost: test\r\n\r\n";
 
 /// Counts responses by status.
-pub(crate) fn count_statuses(answers: &[Answer]) -> HashMap<u16, usize> {
-    answers.iter().fold(HashMap::new(), |mut counts, answer| {
-        *counts.entry(answer.status.as_u16()).or_default() += 1;
+pub(crate) fn count_statuses(responses: &[FullResponse]) -> HashMap<u16, usize> {
+    responses.iter().fold(HashMap::new(), |mut counts, response| {
+        *counts.entry(response.status.as_u16()).or_default() += 1;
         counts
     })
 }

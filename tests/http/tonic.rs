@@ -63,7 +63,7 @@ macro_rules! connect {
 
 async fn check(client: &mut Client, service: &str) -> Result<i32, Status> {
     let request = HealthCheckRequest { service: service.to_owned() };
-    client.check(request).await.map(|answer| answer.into_inner().status)
+    client.check(request).await.map(|response| response.into_inner().status)
 }
 
 #[tokio::test]
@@ -81,7 +81,7 @@ async fn server_layer_offloads_streaming_calls() {
     within(async {
         let mut client = connect!(OffloadLayer::new(pool(1)), Latch::new());
         let stream = client.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
-        let statuses: Vec<_> = stream.map(|answer| answer.unwrap().status).collect().await;
+        let statuses: Vec<_> = stream.map(|response| response.unwrap().status).collect().await;
         assert_eq!(statuses, [1, 1, 1]);
     })
     .await;

@@ -115,18 +115,18 @@ async fn times_out_after(mut started: impl FnMut() -> bool, router: Router) {
 #[tokio::test]
 async fn timeout_cancels_a_running_handler() {
     within(async {
-        let (latch, (answers, mut answer)) = (Latch::new(), unbounded_channel());
+        let (latch, (results, mut result)) = (Latch::new(), unbounded_channel());
         let handler = {
             let latch = latch.clone();
             async move || {
                 latch.block();
-                answers.send(cancelled()).unwrap();
+                results.send(cancelled()).unwrap();
             }
         };
         let router = Router::new().route("/", get(handler)).layer(OffloadLayer::new(pool(1))).layer(timeout());
         times_out_after(|| latch.unseen() > 0, router).await;
         latch.open();
-        assert_eq!(answer.recv().await, Some(true));
+        assert_eq!(result.recv().await, Some(true));
     })
     .await;
 }
@@ -168,15 +168,16 @@ async fn catch_panic_outside_receives_the_payload() {
     within(async {
         let panics = async |request: Request| -> &'static str { panic!("on {}", request.uri().path()) };
         let pool = pool(1);
-        let answer = |payload: Box<dyn Any + Send>| {
+        let respond = |payload: Box<dyn Any + Send>| {
             let message = payload.downcast_ref::<String>().cloned().unwrap_or_default();
             (StatusCode::INTERNAL_SERVER_ERROR, message).into_response()
         };
-        let stack = ServiceBuilder::new().layer(CatchPanicLayer::custom(answer)).layer(OffloadLayer::new(pool.clone()));
+        let stack =
+            ServiceBuilder::new().layer(CatchPanicLayer::custom(respond)).layer(OffloadLayer::new(pool.clone()));
         let router = Router::new().route("/purpose", get(panics)).route("/", get(async || "ok")).layer(stack);
         let mut connection = Http1::connect(serve(router).await).await;
-        let answer = connection.get("/purpose").await;
-        assert_eq!((answer.status, answer.text()), (StatusCode::INTERNAL_SERVER_ERROR, "on /purpose"));
+        let response = connection.get("/purpose").await;
+        assert_eq!((response.status, response.text()), (StatusCode::INTERNAL_SERVER_ERROR, "on /purpose"));
         connection.get("/").await.assert_ok("ok"); // the only thread is alive
         assert_eq!((pool.stats().panicked, pool.threads()), (1, 1));
     })
@@ -187,11 +188,11 @@ async fn catch_panic_outside_receives_the_payload() {
 async fn catch_panic_outside_receives_payloads_of_any_type() {
     within(async {
         let panics = async || -> &'static str { std::panic::panic_any(StatusCode::IM_A_TEAPOT) };
-        let answer = |payload: Box<dyn Any + Send>| payload.downcast_ref::<StatusCode>().unwrap().into_response();
+        let respond = |payload: Box<dyn Any + Send>| payload.downcast_ref::<StatusCode>().unwrap().into_response();
         let router = Router::new()
             .route("/", get(panics))
             .layer(OffloadLayer::new(pool(1)))
-            .layer(CatchPanicLayer::custom(answer));
+            .layer(CatchPanicLayer::custom(respond));
         assert_eq!(support::get(serve(router).await, "/").await.status, StatusCode::IM_A_TEAPOT);
     })
     .await;

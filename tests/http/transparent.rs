@@ -42,9 +42,9 @@ fn bytes(length: usize) -> Bytes {
 async fn head_response_has_no_body() {
     within(async {
         let mut connection = Http1::connect(serve(echo()).await).await;
-        let answer = connection.send(request(Method::HEAD, "/some", Body::empty())).await;
-        assert_eq!((answer.status, answer.text()), (StatusCode::OK, ""));
-        assert_eq!((answer.header("content-length"), answer.header("x-kept")), ("4", "yes"));
+        let response = connection.send(request(Method::HEAD, "/some", Body::empty())).await;
+        assert_eq!((response.status, response.text()), (StatusCode::OK, ""));
+        assert_eq!((response.header("content-length"), response.header("x-kept")), ("4", "yes"));
         connection.get("/some").await.assert_ok("some");
     })
     .await;
@@ -54,9 +54,9 @@ async fn head_response_has_no_body() {
 async fn no_content_response_has_no_body() {
     within(async {
         let mut connection = Http1::connect(serve(echo()).await).await;
-        let answer = connection.get("/none").await;
-        assert_eq!((answer.status, answer.text()), (StatusCode::NO_CONTENT, ""));
-        assert_eq!((answer.header("content-length"), answer.header("transfer-encoding")), ("", ""));
+        let response = connection.get("/none").await;
+        assert_eq!((response.status, response.text()), (StatusCode::NO_CONTENT, ""));
+        assert_eq!((response.header("content-length"), response.header("transfer-encoding")), ("", ""));
         connection.get("/some").await.assert_ok("some");
     })
     .await;
@@ -67,8 +67,8 @@ async fn responses_of_axum_itself_pass() {
     within(async {
         let address = serve(echo()).await;
         assert_eq!(support::get(address, "/missing").await.status, StatusCode::NOT_FOUND);
-        let answer = send(address, request(Method::DELETE, "/some", Body::empty())).await;
-        assert_eq!((answer.status, answer.header("allow")), (StatusCode::METHOD_NOT_ALLOWED, "GET,HEAD"));
+        let response = send(address, request(Method::DELETE, "/some", Body::empty())).await;
+        assert_eq!((response.status, response.header("allow")), (StatusCode::METHOD_NOT_ALLOWED, "GET,HEAD"));
     })
     .await;
 }
@@ -79,10 +79,10 @@ async fn large_bodies_are_echoed_unchanged() {
         let (address, sent) = (serve(echo()).await, bytes(8 << 20));
         let (mut http1, mut http2) = (Http1::connect(address).await, Http2::connect(address).await);
         for path in ["/buffer", "/stream"] {
-            let answer = http1.send(request(Method::POST, path, sent.clone())).await;
-            assert!(answer.status.is_success() && answer.body == sent, "{path} over HTTP/1");
-            let answer = http2.send(absolute(Method::POST, path, sent.clone())).await;
-            assert!(answer.status.is_success() && answer.body == sent, "{path} over HTTP/2");
+            let response = http1.send(request(Method::POST, path, sent.clone())).await;
+            assert!(response.status.is_success() && response.body == sent, "{path} over HTTP/1");
+            let response = http2.send(absolute(Method::POST, path, sent.clone())).await;
+            assert!(response.status.is_success() && response.body == sent, "{path} over HTTP/2");
         }
     })
     .await;
@@ -126,8 +126,8 @@ async fn concurrent_http2_streams_are_echoed_unchanged() {
             async move {
                 let sent = bytes(100_000 + number);
                 let path = if number % 2 == 0 { "/buffer" } else { "/stream" };
-                let answer = stream.send(absolute(Method::POST, path, sent.clone())).await;
-                assert!(answer.status.is_success() && answer.body == sent, "stream {number}");
+                let response = stream.send(absolute(Method::POST, path, sent.clone())).await;
+                assert!(response.status.is_success() && response.body == sent, "stream {number}");
             }
         });
         join_all(calls).await;

@@ -17,7 +17,7 @@ use tower_offload::{
     pool::Pool,
 };
 
-use crate::support::{Answer, eventually, hold, one_thread, pools, soon};
+use crate::support::{TestResult, eventually, hold, one_thread, pools, soon};
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -32,11 +32,11 @@ async fn max_in_flight_is_never_exceeded() {
                     peak.fetch_max(running.fetch_add(1, SeqCst) + 1, SeqCst);
                     std::thread::yield_now();
                     running.fetch_sub(1, SeqCst);
-                    Answer::Ok(())
+                    TestResult::Ok(())
                 }
             }));
-        for answer in soon(join_all((0..64).map(|_| service.clone().oneshot(())))).await {
-            answer.unwrap();
+        for response in soon(join_all((0..64).map(|_| service.clone().oneshot(())))).await {
+            response.unwrap();
         }
         assert!(peak.load(SeqCst) <= 2, "{} at the same time", peak.load(SeqCst));
     }
@@ -54,7 +54,7 @@ async fn max_in_flight_is_fully_used() {
             async move {
                 entered.send(()).unwrap();
                 release.acquire().await.unwrap().forget();
-                Answer::Ok(())
+                TestResult::Ok(())
             }
         }
     }));
@@ -72,8 +72,9 @@ async fn max_in_flight_is_fully_used() {
 #[tokio::test]
 async fn full_queue_rejects_at_once() {
     for pool in pools(1, 2) {
-        let service =
-            OffloadLayer::new(pool.clone()).reject(RejectWithError).layer(service_fn_blocking(|n: u32| Answer::Ok(n)));
+        let service = OffloadLayer::new(pool.clone())
+            .reject(RejectWithError)
+            .layer(service_fn_blocking(|n: u32| TestResult::Ok(n)));
         let held = hold(&pool).await;
         let queued: Vec<_> = (0..2).map(|n| tokio::spawn(service.clone().oneshot(n))).collect();
         tokio::task::yield_now().await; // both are queued now
@@ -92,7 +93,7 @@ async fn full_queue_rejects_at_once() {
 async fn waiting_call_enters_the_queue_when_a_permit_is_free() {
     for pool in pools(1, 1) {
         let layer = OffloadLayer::new(pool.clone()).reject(RejectWithError).wait(LONG);
-        let service = layer.layer(service_fn_blocking(|n: u32| Answer::Ok(n)));
+        let service = layer.layer(service_fn_blocking(|n: u32| TestResult::Ok(n)));
         let held = hold(&pool).await;
         let mut queued = task::spawn(service.clone().oneshot(1));
         assert_pending!(queued.poll());
@@ -111,7 +112,7 @@ async fn wait_timeout_ends_as_overloaded() {
         .reject(RejectWithError)
         .max_in_flight(1)
         .wait(Duration::from_millis(100))
-        .layer(service_fn(async |()| std::future::pending::<Answer<()>>().await));
+        .layer(service_fn(async |()| std::future::pending::<TestResult<()>>().await));
     let mut first = task::spawn(service.clone().oneshot(()));
     assert_pending!(first.poll());
     let started = tokio::time::Instant::now();
@@ -124,7 +125,7 @@ async fn wait_timeout_ends_as_overloaded() {
 async fn number_of_waiting_calls_is_limited() {
     let pool = one_thread();
     let layer = OffloadLayer::new(pool.clone()).reject(RejectWithError).max_in_flight(1).wait(LONG).max_waiting(1);
-    let service = layer.layer(service_fn(async |()| std::future::pending::<Answer<()>>().await));
+    let service = layer.layer(service_fn(async |()| std::future::pending::<TestResult<()>>().await));
     let mut running = task::spawn(service.clone().oneshot(()));
     assert_pending!(running.poll());
     let mut waiting = task::spawn(service.clone().oneshot(()));
@@ -142,7 +143,7 @@ async fn call_cancelled_while_waiting_never_starts() {
         let layer = OffloadLayer::new(pool.clone()).reject(RejectWithError).max_in_flight(2).wait(LONG);
         let service = layer.layer(service_fn_blocking({
             let calls = calls.clone();
-            move |()| Answer::Ok(calls.fetch_add(1, SeqCst))
+            move |()| TestResult::Ok(calls.fetch_add(1, SeqCst))
         }));
         let held = hold(&pool).await;
         let mut queued = task::spawn(service.clone().oneshot(()));
@@ -163,7 +164,7 @@ async fn call_cancelled_while_waiting_never_starts() {
 async fn layers_share_the_queue_of_a_pool_but_not_their_limits() {
     let pool = ThreadPool::builder().threads(1).queue_capacity(2).build().unwrap();
     let service = |layer: OffloadLayer<RejectWithError>| {
-        layer.layer(service_fn(async |()| std::future::pending::<Answer<()>>().await))
+        layer.layer(service_fn(async |()| std::future::pending::<TestResult<()>>().await))
     };
     let layer = || OffloadLayer::new(pool.clone()).reject(RejectWithError);
     let (first, second) = (service(layer().max_in_flight(1)), service(layer().max_in_flight(1)));
@@ -191,7 +192,7 @@ async fn layers_share_the_queue_of_a_pool_but_not_their_limits() {
 #[tokio::test]
 async fn clones_of_a_layer_share_one_limit() {
     let layer = OffloadLayer::new(one_thread()).reject(RejectWithError).max_in_flight(1);
-    let pending = || service_fn(async |()| std::future::pending::<Answer<()>>().await);
+    let pending = || service_fn(async |()| std::future::pending::<TestResult<()>>().await);
     let (one, other) = (layer.layer(pending()), layer.clone().layer(pending()));
     let mut call = task::spawn(one.clone().oneshot(()));
     assert_pending!(call.poll());
@@ -207,7 +208,7 @@ async fn nested_call_of_the_same_layer_shares_the_permit() {
             Some(wait) => layer.wait(wait),
             None => layer,
         };
-        let innermost = layer.layer(service_fn_blocking(|n: u32| Answer::Ok(n + 1)));
+        let innermost = layer.layer(service_fn_blocking(|n: u32| TestResult::Ok(n + 1)));
         let nested = layer.layer(layer.layer(innermost));
         assert_eq!(soon(nested.clone().oneshot(1)).await.unwrap(), 2);
         assert_eq!(soon(nested.oneshot(2)).await.unwrap(), 3);
@@ -220,7 +221,7 @@ async fn permit_is_released_before_the_caller_is_woken() {
         let mut service = OffloadLayer::new(pool)
             .reject(RejectWithError)
             .max_in_flight(1)
-            .layer(service_fn_blocking(|()| Answer::Ok(())));
+            .layer(service_fn_blocking(|()| TestResult::Ok(())));
         for _ in 0..2_000 {
             soon(service.ready().await.unwrap().call(())).await.unwrap();
         }

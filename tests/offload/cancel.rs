@@ -14,7 +14,7 @@ use tower_offload::{
     pool::{self, Pool},
 };
 
-use crate::support::{Answer, OnDrop, eventually, hold, one_thread, pools, soon};
+use crate::support::{OnDrop, TestResult, eventually, hold, one_thread, pools, soon};
 
 #[tokio::test]
 async fn call_cancelled_in_the_queue_never_runs() {
@@ -22,7 +22,7 @@ async fn call_cancelled_in_the_queue_never_runs() {
         let calls = Arc::new(AtomicUsize::new(0));
         let service = OffloadLayer::new(pool.clone()).reject(RejectWithError).layer(service_fn_blocking({
             let calls = calls.clone();
-            move |()| Answer::Ok(calls.fetch_add(1, SeqCst))
+            move |()| TestResult::Ok(calls.fetch_add(1, SeqCst))
         }));
         let held = hold(&pool).await;
         let mut queued = task::spawn(service.clone().oneshot(()));
@@ -43,7 +43,7 @@ async fn unstarted_call_is_dropped_by_its_caller_at_once() {
     for pool in pools(1, 1) {
         let (sender, dropped) = oneshot::channel();
         let layer = OffloadLayer::new(pool.clone()).reject(RejectWithError).max_in_flight(1);
-        let service = layer.layer(service_fn_blocking(|_: OnDrop| Answer::Ok(())));
+        let service = layer.layer(service_fn_blocking(|_: OnDrop| TestResult::Ok(())));
         let held = hold(&pool).await;
         let mut queued = task::spawn(service.clone().oneshot(OnDrop(Some(sender))));
         assert_pending!(queued.poll());
@@ -67,7 +67,7 @@ async fn cancelled_call_keeps_its_permit_until_the_work_ends() {
     for pool in pools(2, 8) {
         let (entered, inside) = oneshot::channel();
         let entered = std::sync::Mutex::new(Some(entered));
-        let (left, continued) = mpsc::channel::<()>();
+        let (resume, continued) = mpsc::channel::<()>();
         let (seen, saw) = oneshot::channel();
         let state = Arc::new(std::sync::Mutex::new(Some((continued, seen))));
         let layer = OffloadLayer::new(pool.clone()).reject(RejectWithError).max_in_flight(1);
@@ -84,20 +84,20 @@ async fn cancelled_call_keeps_its_permit_until_the_work_ends() {
                     let _ = seen.send((before, pool::cancelled(), token.is_cancelled(), elsewhere));
                     continued.recv().unwrap();
                 }
-                Answer::Ok(())
+                TestResult::Ok(())
             }
         }));
         let mut call = task::spawn(service.clone().oneshot(()));
         assert_pending!(call.poll());
         soon(inside).await.unwrap();
         drop(call);
-        left.send(()).unwrap();
+        resume.send(()).unwrap();
         assert_eq!(soon(saw).await.unwrap(), ((false, false), true, true, true));
 
         // The work is still running, so its permit is not available.
         let rejected = assert_ready_err!(task::spawn(service.clone().oneshot(())).poll());
         assert_eq!(rejected.downcast_ref(), Some(&CallError::Overloaded));
-        left.send(()).unwrap();
+        resume.send(()).unwrap();
         eventually(|| pool.admission().stats().in_flight == 0).await;
         soon(service.oneshot(())).await.unwrap();
     }
@@ -119,7 +119,7 @@ async fn cancelled_work_that_awaits_is_dropped_on_the_pool() {
             async move {
                 std::future::pending::<()>().await;
                 drop(guard);
-                Answer::Ok(())
+                TestResult::Ok(())
             }
         }));
         let here = std::thread::current().id();
@@ -142,7 +142,7 @@ async fn detached_work_continues_without_its_caller() {
             async move {
                 gone.await.unwrap();
                 ended.send(pool::cancelled()).unwrap();
-                Answer::Ok(())
+                TestResult::Ok(())
             }
         }));
         let held = hold(&pool).await;
@@ -163,7 +163,7 @@ async fn detached_work_continues_without_its_caller() {
 async fn detached_call_without_a_waker_is_dropped() {
     let pool = one_thread();
     let layer = OffloadLayer::new(pool.clone()).reject(RejectWithError).detached();
-    let service = layer.layer(service_fn(async |()| std::future::pending::<Answer<()>>().await));
+    let service = layer.layer(service_fn(async |()| std::future::pending::<TestResult<()>>().await));
     let mut call = task::spawn(service.oneshot(()));
     assert_pending!(call.poll());
     drop(call);

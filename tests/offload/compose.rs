@@ -23,7 +23,7 @@ use tower_offload::{
 };
 use tower_test::mock;
 
-use crate::support::{Answer, hold, one_thread, pools, soon};
+use crate::support::{TestResult, hold, one_thread, pools, soon};
 
 fn offload() -> OffloadLayer<RejectWithError> {
     OffloadLayer::new(one_thread()).reject(RejectWithError)
@@ -32,8 +32,9 @@ fn offload() -> OffloadLayer<RejectWithError> {
 /// The call uses the permit that `poll_ready` of the inner limit acquired; no clone keeps it.
 #[tokio::test]
 async fn concurrency_limit_inside_keeps_its_permit() {
-    let inner =
-        ServiceBuilder::new().layer(ConcurrencyLimitLayer::new(1)).service(service_fn_blocking(|n: u32| Answer::Ok(n)));
+    let inner = ServiceBuilder::new()
+        .layer(ConcurrencyLimitLayer::new(1))
+        .service(service_fn_blocking(|n: u32| TestResult::Ok(n)));
     let mut service = mock::Spawn::new(offload().layer(inner));
     for n in 0..3 {
         assert_ready_ok!(service.poll_ready());
@@ -54,20 +55,20 @@ async fn concurrency_limit_outside_admits_every_call() {
     let service = ServiceBuilder::new()
         .layer(tower::limit::GlobalConcurrencyLimitLayer::new(2))
         .layer(offload())
-        .service(service_fn_blocking(|n: u32| Answer::Ok(n)));
+        .service(service_fn_blocking(|n: u32| TestResult::Ok(n)));
     let responses = soon(join_all((0..20).map(|n| service.clone().oneshot(n)))).await;
     assert_eq!(responses.into_iter().map(Result::unwrap).sum::<u32>(), 190);
 }
 
 #[tokio::test]
 async fn buffer_works_inside_and_outside() {
-    let buffered = Buffer::new(service_fn(async |n: u32| Answer::Ok(n)), 1);
+    let buffered = Buffer::new(service_fn(async |n: u32| TestResult::Ok(n)), 1);
     let service = offload().layer(buffered);
     let responses = soon(join_all((0..20).map(|n| service.clone().oneshot(n)))).await;
     assert_eq!(responses.into_iter().map(Result::unwrap).sum::<u32>(), 190);
 
     // `Buffer` waits for `poll_ready`, so this is a use of backpressure.
-    let service = Buffer::new(offload().backpressure().layer(service_fn_blocking(|n: u32| Answer::Ok(n))), 4);
+    let service = Buffer::new(offload().backpressure().layer(service_fn_blocking(|n: u32| TestResult::Ok(n))), 4);
     let responses = soon(join_all((0..20).map(|n| service.clone().oneshot(n)))).await;
     assert_eq!(responses.into_iter().map(Result::unwrap).sum::<u32>(), 190);
 }
@@ -76,7 +77,8 @@ async fn buffer_works_inside_and_outside() {
 async fn load_shed_outside_sheds_under_backpressure() {
     let pool = one_thread();
     let layer = OffloadLayer::new(pool.clone()).reject(RejectWithError).max_in_flight(1).backpressure();
-    let service = ServiceBuilder::new().load_shed().layer(layer).service(service_fn_blocking(|n: u32| Answer::Ok(n)));
+    let service =
+        ServiceBuilder::new().load_shed().layer(layer).service(service_fn_blocking(|n: u32| TestResult::Ok(n)));
     let held = hold(&pool).await;
     let mut first = service.clone();
     let first = first.ready().await.unwrap().call(1);
@@ -94,7 +96,7 @@ async fn timeout_outside_cancels_a_queued_call() {
         .layer(OffloadLayer::new(pool.clone()).reject(RejectWithError))
         .service(service_fn_blocking({
             let calls = calls.clone();
-            move |()| Answer::Ok(calls.fetch_add(1, SeqCst))
+            move |()| TestResult::Ok(calls.fetch_add(1, SeqCst))
         }));
     let held = hold(&pool).await;
     let error = soon(service.oneshot(())).await.unwrap_err();
@@ -108,7 +110,7 @@ async fn timeout_outside_cancels_a_queued_call() {
 async fn timeout_inside_fires_on_the_pool() {
     let inner = ServiceBuilder::new()
         .timeout(Duration::from_millis(1))
-        .service(service_fn(async |()| std::future::pending::<Answer<()>>().await));
+        .service(service_fn(async |()| std::future::pending::<TestResult<()>>().await));
     let error = soon(offload().layer(inner).oneshot(())).await.unwrap_err();
     assert!(error.is::<timeout::error::Elapsed>(), "{error}");
 }
@@ -158,7 +160,7 @@ async fn retry_inside_runs_on_the_pool() {
 #[tokio::test]
 async fn balance_works_inside_and_outside() {
     let endpoints = |layer: OffloadLayer<RejectWithError>| {
-        let endpoint = |n: u32| Constant::new(layer.layer(service_fn_blocking(move |()| Answer::Ok(n))), 1);
+        let endpoint = |n: u32| Constant::new(layer.layer(service_fn_blocking(move |()| TestResult::Ok(n))), 1);
         Balance::new(ServiceList::new([endpoint(1), endpoint(2)]))
     };
     let mut balance = endpoints(offload());
@@ -176,7 +178,7 @@ async fn balance_skips_a_full_pool_with_backpressure() {
     let (full, free) = (one_thread(), one_thread());
     let endpoint = |pool: &tower_offload::ThreadPool, n: u32| {
         let layer = OffloadLayer::new(pool.clone()).reject(RejectWithError).max_in_flight(1).backpressure();
-        layer.layer(service_fn_blocking(move |()| Answer::Ok(n)))
+        layer.layer(service_fn_blocking(move |()| TestResult::Ok(n)))
     };
     let held = hold(&full).await;
     let mut busy = endpoint(&full, 1);
@@ -193,7 +195,7 @@ async fn balance_skips_a_full_pool_with_backpressure() {
 async fn every_response_reaches_its_caller() {
     for pool in pools(2, 256) {
         let service =
-            OffloadLayer::new(pool).reject(RejectWithError).layer(service_fn_blocking(|n: u64| Answer::Ok(n * n)));
+            OffloadLayer::new(pool).reject(RejectWithError).layer(service_fn_blocking(|n: u64| TestResult::Ok(n * n)));
         let responses = soon(join_all((0..200).map(|n| service.clone().oneshot(n)))).await;
         for (n, response) in (0..).zip(responses) {
             assert_eq!(response.unwrap(), n * n);
@@ -221,7 +223,7 @@ async fn reject_fn_keeps_the_error_type_of_the_service() {
 #[tokio::test]
 async fn filtered_requests_run_inline() {
     let layer = offload().filter_request(|n: &u32| *n > 10).filter_request(|n: &u32| *n < 20);
-    let service = layer.layer(service_fn_blocking(|_: u32| Answer::Ok(std::thread::current().id())));
+    let service = layer.layer(service_fn_blocking(|_: u32| TestResult::Ok(std::thread::current().id())));
     let here = std::thread::current().id();
     for (n, offloaded) in [(5, false), (15, true), (25, false)] {
         assert_eq!(soon(service.clone().oneshot(n)).await.unwrap() != here, offloaded, "{n}");

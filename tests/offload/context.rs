@@ -6,7 +6,7 @@ use tower_layer::Layer;
 use tower_offload::{OffloadLayer, offload::RejectWithError, pool::Pool};
 use tracing::{Instrument, Span, info_span};
 
-use crate::support::{Answer, eventually, one_thread, pools, soon};
+use crate::support::{TestResult, eventually, one_thread, pools, soon};
 
 tokio::task_local! {
     static TENANT: String;
@@ -33,7 +33,7 @@ async fn work_runs_and_is_dropped_in_the_callers_span() {
                     seen.lock().unwrap().push(Span::current().id());
                     tokio::task::yield_now().await;
                     seen.lock().unwrap().push(Span::current().id());
-                    Answer::Ok(())
+                    TestResult::Ok(())
                 }
             }
         }));
@@ -65,7 +65,7 @@ async fn task_local_reaches_the_pool_only_if_propagated() {
             service_fn(async |_: ()| {
                 let first = TENANT.try_with(Clone::clone).ok();
                 tokio::task::yield_now().await;
-                Answer::Ok((first, TENANT.try_with(Clone::clone).ok()))
+                TestResult::Ok((first, TENANT.try_with(Clone::clone).ok()))
             })
         };
         let plain = OffloadLayer::new(pool.clone()).reject(RejectWithError);
@@ -96,7 +96,7 @@ async fn propagated_value_is_in_scope_during_the_drop() {
     let service = layer.layer(service_fn(async |guard: OnDrop| {
         std::future::pending::<()>().await;
         drop(guard);
-        Answer::Ok(())
+        TestResult::Ok(())
     }));
     let call = TENANT.sync_scope("acme".to_owned(), || {
         let mut call = task::spawn(service.oneshot(OnDrop(Arc::clone(&seen))));
@@ -113,7 +113,7 @@ async fn propagated_value_is_in_scope_during_the_drop() {
 #[should_panic(expected = "did not call its second argument")]
 async fn propagate_scope_that_does_not_poll_panics_with_a_remedy() {
     let layer = OffloadLayer::new(one_thread()).reject(RejectWithError).propagate_request(|(): &()| (), |(), _poll| {});
-    let _ = soon(layer.layer(service_fn(async |()| Answer::Ok(()))).oneshot(())).await;
+    let _ = soon(layer.layer(service_fn(async |()| TestResult::Ok(()))).oneshot(())).await;
 }
 
 /// Rayon may run a second call on the stack of a first one that yields.

@@ -8,7 +8,7 @@ use tower_offload::{
     pool::{Admission, Pool, Runnable},
 };
 
-use crate::support::{Answer, eventually, soon};
+use crate::support::{TestResult, eventually, soon};
 
 /// Drops every runnable, as a faulty pool might.
 #[derive(Debug)]
@@ -28,7 +28,7 @@ impl Pool for Forgetful {
 async fn dropped_runnable_ends_its_call_as_closed() {
     let pool = Arc::new(Forgetful(Admission::new("forgetful", 1)));
     let service =
-        OffloadLayer::new(pool.clone()).reject(RejectWithError).layer(service_fn_blocking(|()| Answer::Ok(())));
+        OffloadLayer::new(pool.clone()).reject(RejectWithError).layer(service_fn_blocking(|()| TestResult::Ok(())));
     for _ in 0..3 {
         let error = soon(service.clone().oneshot(())).await.unwrap_err();
         assert_eq!(error.downcast_ref(), Some(&CallError::Closed));

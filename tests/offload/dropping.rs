@@ -20,7 +20,7 @@ use tower_offload::{
     pool::Pool,
 };
 
-use crate::support::{Answer, eventually, hold, hold_with_retry, pools, shedding_pools, soon, too_long};
+use crate::support::{TestResult, eventually, hold, hold_with_retry, pools, shedding_pools, soon, too_long};
 
 /// Its drop spawns a task, as sqlx's connections do, counts, and panics.
 #[derive(Debug)]
@@ -38,7 +38,7 @@ impl Drop for Bomb {
 struct Explosive(#[expect(dead_code, reason = "dropped with the future")] Bomb);
 
 impl Future for Explosive {
-    type Output = Answer<()>;
+    type Output = TestResult<()>;
 
     fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Self::Output> {
         Poll::Pending
@@ -46,7 +46,7 @@ impl Future for Explosive {
 }
 
 async fn survives(pool: &Arc<dyn Pool>, layer: &OffloadLayer<RejectWithError>) {
-    let service = layer.layer(service_fn_blocking(|n: u32| Answer::Ok(n)));
+    let service = layer.layer(service_fn_blocking(|n: u32| TestResult::Ok(n)));
     eventually(|| (pool.admission().stats().in_flight, pool.admission().stats().slots_taken) == (0, 0)).await;
     // Every permit is released and the thread is alive.
     assert_eq!(soon(service.oneshot(7)).await.unwrap(), 7);
@@ -60,8 +60,9 @@ async fn request_drop_may_panic_when_a_queued_call_is_cancelled() {
         let (layer, drops) =
             (OffloadLayer::new(pool.clone()).reject(RejectWithError).max_in_flight(1), Arc::<AtomicUsize>::default());
         let held = hold(&pool).await;
-        let mut call =
-            task::spawn(layer.layer(service_fn_blocking(|_: Bomb| Answer::Ok(()))).oneshot(Bomb(Arc::clone(&drops))));
+        let mut call = task::spawn(
+            layer.layer(service_fn_blocking(|_: Bomb| TestResult::Ok(()))).oneshot(Bomb(Arc::clone(&drops))),
+        );
         assert_pending!(call.poll());
         drop(call);
         held.release().await.unwrap();
@@ -104,7 +105,7 @@ async fn response_drop_may_panic_after_the_caller_left() {
                     let (entered, released) = channels.lock().unwrap().take().unwrap();
                     entered.send(()).unwrap();
                     released.recv().unwrap();
-                    Answer::Ok(Bomb(drops.clone()))
+                    TestResult::Ok(Bomb(drops.clone()))
                 }
             }));
             let mut call = task::spawn(service.oneshot(()));
@@ -127,7 +128,7 @@ async fn unclaimed_response_drop_may_panic() {
         let layer = OffloadLayer::new(pool.clone()).reject(RejectWithError).max_in_flight(1);
         let service = layer.layer(service_fn_blocking({
             let drops = Arc::clone(&drops);
-            move |()| Answer::Ok(Bomb(drops.clone()))
+            move |()| TestResult::Ok(Bomb(drops.clone()))
         }));
         let call = service.clone().call(()); // never polled, so that it does not take the response
         eventually(|| pool.admission().stats().completed == 1 && pool.admission().stats().in_flight == 0).await;
@@ -159,12 +160,12 @@ async fn drops_may_panic_at_shutdown() {
         assert_pending!(parked.poll());
         eventually(|| pool.admission().stats().started == 1 && pool.admission().stats().active == 0).await;
         let held = hold(&pool).await;
-        let queued = layer.layer(service_fn_blocking(|_: Bomb| Answer::Ok(()))).oneshot(Bomb(Arc::clone(&drops)));
+        let queued = layer.layer(service_fn_blocking(|_: Bomb| TestResult::Ok(()))).oneshot(Bomb(Arc::clone(&drops)));
         let mut queued = task::spawn(queued);
         assert_pending!(queued.poll());
 
-        let left = soon(pool.shutdown(Duration::ZERO)).await;
-        assert_eq!((left.running, left.queued, left.parked), (1, 1, 1));
+        let report = soon(pool.shutdown(Duration::ZERO)).await;
+        assert_eq!((report.running, report.queued, report.parked), (1, 1, 1));
         let rejected = soon(queued).await.unwrap_err();
         assert_eq!(rejected.downcast_ref(), Some(&CallError::Closed));
         drop(parked);
@@ -180,14 +181,14 @@ async fn request_drop_may_panic_when_it_is_rejected() {
     let pool = pools(1, 1).remove(0);
     let layer = OffloadLayer::new(pool.clone()).reject(RejectWithError).max_in_flight(1);
     let mut taken =
-        task::spawn(layer.layer(service_fn(async |()| std::future::pending::<Answer<()>>().await)).oneshot(()));
+        task::spawn(layer.layer(service_fn(async |()| std::future::pending::<TestResult<()>>().await)).oneshot(()));
     assert_pending!(taken.poll());
-    let service = layer.layer(service_fn_blocking(|_: Bomb| Answer::Ok(())));
+    let service = layer.layer(service_fn_blocking(|_: Bomb| TestResult::Ok(())));
     let rejected = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         let _ = task::spawn(service.oneshot(Bomb(Arc::default()))).poll();
     }));
     assert!(rejected.is_err(), "the panic reaches the caller");
-    let next = layer.layer(service_fn_blocking(|()| Answer::Ok(())));
+    let next = layer.layer(service_fn_blocking(|()| TestResult::Ok(())));
     let rejected = assert_ready_err!(task::spawn(next.oneshot(())).poll());
     assert_eq!(rejected.downcast_ref(), Some(&CallError::Overloaded));
     drop(taken);
@@ -201,7 +202,7 @@ async fn panic_payload_drop_may_panic() {
         let layer = OffloadLayer::new(pool.clone()).reject(RejectWithError).catch_panics();
         let service = layer.layer(service_fn_blocking({
             let drops = Arc::clone(&drops);
-            move |()| -> Answer<()> { std::panic::panic_any(Bomb(drops.clone())) }
+            move |()| -> TestResult<()> { std::panic::panic_any(Bomb(drops.clone())) }
         }));
         let error = soon(service.oneshot(())).await.unwrap_err();
         assert_eq!(error.downcast_ref(), Some(&CallError::Panicked));
@@ -215,7 +216,7 @@ async fn request_drop_may_panic_when_its_call_is_shed() {
     for pool in shedding_pools(8) {
         let (layer, drops) =
             (OffloadLayer::new(pool.clone()).reject(RejectWithError).max_in_flight(4), Arc::new(AtomicUsize::new(0)));
-        let service = layer.layer(service_fn_blocking(|_: Bomb| Answer::Ok(())));
+        let service = layer.layer(service_fn_blocking(|_: Bomb| TestResult::Ok(())));
         let held = hold_with_retry(&pool).await;
         let panicked = pool.admission().stats().panicked;
         let calls: Vec<_> = (0..4).map(|_| tokio::spawn(service.clone().oneshot(Bomb(drops.clone())))).collect();
@@ -228,7 +229,7 @@ async fn request_drop_may_panic_when_its_call_is_shed() {
             assert_eq!(error.downcast_ref(), Some(&CallError::Expired));
         }
         assert_eq!((drops.load(SeqCst), pool.admission().stats().panicked), (4, panicked + 4));
-        let service = layer.layer(service_fn_blocking(|n: u32| Answer::Ok(n)));
+        let service = layer.layer(service_fn_blocking(|n: u32| TestResult::Ok(n)));
         eventually(|| (pool.admission().stats().in_flight, pool.admission().stats().slots_taken) == (0, 0)).await;
         while soon(service.clone().oneshot(7)).await.is_err() {} // a slow machine may shed this call too
     }

@@ -17,7 +17,7 @@ use tower_offload::{
     pool::{Pool, Rayon},
 };
 
-use crate::support::{Answer, eventually, one_thread, pools, soon};
+use crate::support::{TestResult, eventually, one_thread, pools, soon};
 
 #[derive(Debug, PartialEq)]
 struct Payload(u32);
@@ -26,7 +26,7 @@ struct Payload(u32);
 async fn panic_reaches_the_caller_and_costs_no_thread() {
     for pool in pools(2, 64) {
         let service = OffloadLayer::new(pool.clone()).reject(RejectWithError).layer(service_fn_blocking(
-            |n: u32| -> Answer<u32> { if n < 100 { std::panic::panic_any(Payload(n)) } else { Ok(n) } },
+            |n: u32| -> TestResult<u32> { if n < 100 { std::panic::panic_any(Payload(n)) } else { Ok(n) } },
         ));
         for n in 0..20 {
             let panic = soon(AssertUnwindSafe(service.clone().oneshot(n)).catch_unwind()).await.unwrap_err();
@@ -78,10 +78,11 @@ async fn panic_of_a_payload_drop_is_not_counted() {
 
 #[tokio::test]
 async fn panic_after_an_await_is_resumed() {
-    let service = OffloadLayer::new(one_thread()).reject(RejectWithError).layer(service_fn(async |()| -> Answer<()> {
-        tokio::task::yield_now().await;
-        panic!("late")
-    }));
+    let service =
+        OffloadLayer::new(one_thread()).reject(RejectWithError).layer(service_fn(async |()| -> TestResult<()> {
+            tokio::task::yield_now().await;
+            panic!("late")
+        }));
     let panic = soon(AssertUnwindSafe(service.oneshot(())).catch_unwind()).await.unwrap_err();
     assert_eq!(panic.downcast_ref(), Some(&"late"));
 }
@@ -89,7 +90,7 @@ async fn panic_after_an_await_is_resumed() {
 #[tokio::test]
 async fn catch_panics_answers_a_panic() {
     let layer = OffloadLayer::new(one_thread()).reject(RejectWithError).catch_panics();
-    let service = layer.layer(service_fn_blocking(|()| -> Answer<()> { panic!("caught") }));
+    let service = layer.layer(service_fn_blocking(|()| -> TestResult<()> { panic!("caught") }));
     let error = soon(service.oneshot(())).await.unwrap_err();
     assert_eq!(error.downcast_ref(), Some(&CallError::Panicked));
 }
@@ -141,13 +142,14 @@ async fn panic_after_the_caller_left_is_counted_and_logged() {
     let (entered, inside) = oneshot::channel();
     let (release, released) = mpsc::channel::<()>();
     let channels = Arc::new(Mutex::new(Some((entered, released))));
-    let service =
-        OffloadLayer::new(pool.clone()).reject(RejectWithError).layer(service_fn_blocking(move |()| -> Answer<()> {
+    let service = OffloadLayer::new(pool.clone()).reject(RejectWithError).layer(service_fn_blocking(
+        move |()| -> TestResult<()> {
             let (entered, released): (oneshot::Sender<()>, Receiver<()>) = channels.lock().unwrap().take().unwrap();
             entered.send(()).unwrap();
             released.recv().unwrap();
             panic!("unheard {}", "panic")
-        }));
+        },
+    ));
     let mut call = task::spawn(service.oneshot(()));
     assert_pending!(call.poll());
     soon(inside).await.unwrap();
@@ -171,7 +173,8 @@ async fn rejected_abandoned_and_panicked_calls_emit_one_event() {
     let (_guard, lines) = events();
     let pool = ThreadPool::builder().name("named").threads(1).queue_capacity(1).build().unwrap();
     let layer = OffloadLayer::new(pool.clone()).reject(RejectWithError);
-    let service = layer.layer(service_fn_blocking(|fail: bool| if fail { panic!("named") } else { Answer::Ok(()) }));
+    let service =
+        layer.layer(service_fn_blocking(|fail: bool| if fail { panic!("named") } else { TestResult::Ok(()) }));
     soon(service.clone().oneshot(false)).await.unwrap();
     assert!(lines.lock().unwrap().is_empty(), "{lines:?}");
 

@@ -19,7 +19,9 @@ use tower_offload::{
     pool::{Codel, Pool, QueuePolicy},
 };
 
-use crate::support::{Answer, eventually, hold, hold_with_retry, one_thread, pools, shedding_pools, soon, too_long};
+use crate::support::{
+    TestResult, eventually, hold, hold_with_retry, one_thread, pools, shedding_pools, soon, too_long,
+};
 
 /// Records the thread that drops it.
 struct Traced(Arc<Mutex<Option<ThreadId>>>);
@@ -65,7 +67,7 @@ async fn call_that_waited_too_long_is_shed() {
 async fn layer_answers_a_shed_call_and_releases_its_permit() {
     for pool in shedding_pools(8) {
         let layer = OffloadLayer::new(pool.clone()).max_in_flight(1);
-        let mut service = layer.layer(service_fn(async |_: Request<()>| Answer::Ok(Response::new(()))));
+        let mut service = layer.layer(service_fn(async |_: Request<()>| TestResult::Ok(Response::new(()))));
         let held = hold_with_retry(&pool).await;
         let call = service.ready().await.unwrap().call(Request::new(()));
         let newest = pool.run(|| ());
@@ -84,7 +86,7 @@ async fn layer_answers_a_shed_call_and_releases_its_permit() {
 async fn shed_call_fails_with_a_typed_error() {
     for pool in shedding_pools(8) {
         let service =
-            OffloadLayer::new(pool.clone()).reject(RejectWithError).layer(service_fn_blocking(|()| Answer::Ok(())));
+            OffloadLayer::new(pool.clone()).reject(RejectWithError).layer(service_fn_blocking(|()| TestResult::Ok(())));
         let held = hold_with_retry(&pool).await;
         let call = tokio::spawn(service.oneshot(()));
         eventually(|| pool.admission().stats().queued == 1).await;
@@ -106,7 +108,7 @@ async fn started_call_is_never_shed() {
                 let wake = wake.clone();
                 async move {
                     wake.notified().await;
-                    Answer::Ok("completed")
+                    TestResult::Ok("completed")
                 }
             }
         }));
@@ -167,7 +169,7 @@ async fn expected_wait_of_a_stuck_pool_is_that_of_its_oldest_call() {
     for pool in pools(1, 1) {
         let service = OffloadLayer::new(pool.clone())
             .reject(RetryAfter)
-            .layer(service_fn_blocking(|()| Answer::Ok(Duration::ZERO)));
+            .layer(service_fn_blocking(|()| TestResult::Ok(Duration::ZERO)));
         let held = hold(&pool).await;
         let queued = pool.run(|| ());
         let started = tokio::time::Instant::now(); // after the call was queued

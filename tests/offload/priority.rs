@@ -17,7 +17,7 @@ use tower_offload::{
     pool::{Pool, Priority},
 };
 
-use crate::support::{Answer, eventually, hold, pools, soon};
+use crate::support::{TestResult, eventually, hold, pools, soon};
 
 #[tokio::test]
 async fn low_is_rejected_while_half_of_the_queue_is_taken() {
@@ -40,7 +40,7 @@ async fn low_is_rejected_while_half_of_the_queue_is_taken() {
 async fn low_waits_like_any_call_if_the_layer_waits() {
     let pool = ThreadPool::builder().threads(1).queue_capacity(1).build().unwrap();
     let layer = OffloadLayer::new(pool.clone()).reject(RejectWithError).wait(Duration::from_secs(60));
-    let service = layer.priority_request(|_: &u32| Priority::Low).layer(service_fn_blocking(Answer::Ok));
+    let service = layer.priority_request(|_: &u32| Priority::Low).layer(service_fn_blocking(TestResult::Ok));
     let held = hold(&pool).await;
     let mut calls: Vec<_> = (0..3).map(|n| task::spawn(service.clone().oneshot(n))).collect();
     calls.iter_mut().for_each(|call| assert_pending!(call.poll()));
@@ -94,7 +94,7 @@ async fn last_priority_of_a_layer_takes_effect() {
             .priority_request(move |_: &u32| last)
             .filter_request(|_: &u32| true)
             .propagate_request(|n: &u32| *n, |_, poll| poll())
-            .layer(service_fn_blocking(Answer::Ok))
+            .layer(service_fn_blocking(TestResult::Ok))
     };
     let (high, low) = (service(Priority::Low, Priority::High), service(Priority::High, Priority::Low));
     let held = hold(&pool).await;

@@ -10,7 +10,7 @@ use tower_offload::{
 };
 use tower_test::{assert_request_eq, mock};
 
-use crate::support::{Answer, hold, one_thread, soon};
+use crate::support::{TestResult, hold, one_thread, soon};
 
 #[tokio::test]
 async fn readiness_is_that_of_the_inner_service() {
@@ -50,9 +50,9 @@ async fn readied_instance_is_the_one_called() {
     impl Service<()> for Probe {
         type Response = ();
         type Error = std::convert::Infallible;
-        type Future = std::future::Ready<Answer<()>>;
+        type Future = std::future::Ready<TestResult<()>>;
 
-        fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> Poll<Answer<()>> {
+        fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> Poll<TestResult<()>> {
             self.ready = true;
             Poll::Ready(Ok(()))
         }
@@ -93,7 +93,7 @@ async fn full_pool_does_not_make_the_service_pending() {
 async fn backpressure_reserves_in_poll_ready_and_uses_it_in_call() {
     let pool = ThreadPool::builder().threads(1).queue_capacity(1).build().unwrap();
     let layer = OffloadLayer::new(pool.clone()).reject(RejectWithError).backpressure();
-    let service = layer.layer(service_fn(async |(): ()| Answer::Ok(())));
+    let service = layer.layer(service_fn(async |(): ()| TestResult::Ok(())));
     let held = hold(&pool).await;
 
     let mut first = mock::Spawn::new(service.clone());
@@ -120,7 +120,7 @@ async fn backpressure_reserves_in_poll_ready_and_uses_it_in_call() {
 #[tokio::test]
 async fn backpressure_reserves_a_permit_of_the_layer() {
     let layer = OffloadLayer::new(one_thread()).reject(RejectWithError).max_in_flight(1).backpressure();
-    let service = layer.layer(service_fn(async |(): ()| Answer::Ok(())));
+    let service = layer.layer(service_fn(async |(): ()| TestResult::Ok(())));
     let mut first = mock::Spawn::new(service.clone());
     let mut second = mock::Spawn::new(service);
     assert_ready_ok!(first.poll_ready());
@@ -134,7 +134,7 @@ async fn backpressure_reserves_a_permit_of_the_layer() {
 async fn clone_of_a_readied_service_holds_no_reservation() {
     let pool = ThreadPool::builder().threads(1).queue_capacity(1).build().unwrap();
     let layer = OffloadLayer::new(pool).reject(RejectWithError).backpressure();
-    let mut readied = mock::Spawn::new(layer.layer(service_fn(async |(): ()| Answer::Ok(()))));
+    let mut readied = mock::Spawn::new(layer.layer(service_fn(async |(): ()| TestResult::Ok(()))));
     assert_ready_ok!(readied.poll_ready());
     let mut clone = readied.clone();
     assert_pending!(clone.poll_ready());
@@ -146,7 +146,7 @@ async fn clone_of_a_readied_service_holds_no_reservation() {
 #[should_panic(expected = "before `poll_ready` returned ready")]
 async fn backpressure_without_poll_ready_panics_with_a_remedy() {
     let layer = OffloadLayer::new(one_thread()).reject(RejectWithError).backpressure();
-    let mut service = layer.layer(service_fn(async |(): ()| Answer::Ok(())));
+    let mut service = layer.layer(service_fn(async |(): ()| TestResult::Ok(())));
     drop(service.call(()));
 }
 
@@ -155,7 +155,7 @@ async fn service_of_a_closed_pool_is_ready_and_rejects() {
     let pool = one_thread();
     let layer = OffloadLayer::new(pool.clone()).reject(RejectWithError);
     for layer in [layer.clone(), layer.clone().backpressure(), layer.max_in_flight(1)] {
-        let mut service = mock::Spawn::new(layer.layer(service_fn(async |(): ()| Answer::Ok(()))));
+        let mut service = mock::Spawn::new(layer.layer(service_fn(async |(): ()| TestResult::Ok(()))));
         // The first layer finds the pool open in `poll_ready`, the others find it closed.
         assert!(matches!(service.poll_ready(), Poll::Ready(Ok(()))));
         pool.admission().close();

@@ -9,14 +9,14 @@ use tower_offload::{
     pool::{Inline, Pool, TokioBlocking},
 };
 
-use crate::support::{Answer, eventually, hold, one_thread, pools, runtime, soon};
+use crate::support::{TestResult, eventually, hold, one_thread, pools, runtime, soon};
 
 /// Calls a handler that uses a timer, `spawn` and `spawn_blocking`.
 async fn uses_tokio(pool: Arc<dyn Pool>) {
     let service = OffloadLayer::new(pool).reject(RejectWithError).layer(service_fn(async |n: u32| {
         tokio::time::sleep(Duration::from_millis(1)).await; // uses the timer
         let spawned = tokio::spawn(async move { n + 1 }).await.unwrap();
-        Answer::Ok(spawned + tokio::task::spawn_blocking(|| 1).await.unwrap())
+        TestResult::Ok(spawned + tokio::task::spawn_blocking(|| 1).await.unwrap())
     }));
     assert_eq!(soon(service.oneshot(1)).await.unwrap(), 3);
 }
@@ -80,7 +80,7 @@ fn pool_works_outside_of_a_runtime() {
         let service = OffloadLayer::new(pool).reject(RejectWithError).layer(service_fn(async |n: u32| {
             let (sender, receiver) = oneshot::channel();
             std::thread::spawn(move || sender.send(n + 1));
-            Answer::Ok(receiver.await.unwrap())
+            TestResult::Ok(receiver.await.unwrap())
         }));
         assert_eq!(pollster::block_on(service.oneshot(1)).unwrap(), 2);
     }
@@ -89,7 +89,7 @@ fn pool_works_outside_of_a_runtime() {
 #[test]
 fn wait_outside_of_a_runtime_is_rejected() {
     let layer = OffloadLayer::new(one_thread()).reject(RejectWithError).max_in_flight(1).wait(Duration::from_secs(60));
-    let pending = layer.layer(service_fn(async |()| std::future::pending::<Answer<()>>().await));
+    let pending = layer.layer(service_fn(async |()| std::future::pending::<TestResult<()>>().await));
     let mut first = tokio_test::task::spawn(pending.clone().oneshot(()));
     tokio_test::assert_pending!(first.poll());
     let rejected = tokio_test::assert_ready_err!(tokio_test::task::spawn(pending.oneshot(())).poll());
@@ -131,7 +131,7 @@ fn runtime_may_be_dropped_while_calls_run_and_wait() {
             let pool = pools(1, 8).remove(kind);
             let service = OffloadLayer::new(pool.clone()).reject(RejectWithError).layer(service_fn(async |()| {
                 tokio::time::sleep(Duration::from_secs(3600)).await; // longer than the test
-                Answer::Ok(())
+                TestResult::Ok(())
             }));
             tokio::spawn(service.clone().oneshot(())); // waits for a timer of that runtime
             eventually(|| pool.admission().stats().started == 1 && pool.admission().stats().active == 0).await;
@@ -142,7 +142,7 @@ fn runtime_may_be_dropped_while_calls_run_and_wait() {
                 .max_in_flight(1)
                 .wait(Duration::from_secs(3600));
             for _ in 0..2 {
-                tokio::spawn(waiting.layer(service_fn_blocking(|()| Answer::Ok(()))).oneshot(())); // the second one waits for a permit
+                tokio::spawn(waiting.layer(service_fn_blocking(|()| TestResult::Ok(()))).oneshot(())); // the second one waits for a permit
             }
             eventually(|| pool.admission().stats().in_flight == 4).await;
             (pool, held)
@@ -176,7 +176,7 @@ async fn paused_clock_works_with_inline_and_tokio_blocking() {
     for pool in pools {
         let service = OffloadLayer::new(pool).reject(RejectWithError).layer(service_fn(async |()| {
             tokio::time::sleep(Duration::from_secs(3600)).await; // longer than the test
-            Answer::Ok(())
+            TestResult::Ok(())
         }));
         let started = tokio::time::Instant::now();
         service.oneshot(()).await.unwrap();

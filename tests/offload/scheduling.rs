@@ -11,7 +11,7 @@ use tower::{ServiceExt, service_fn};
 use tower_layer::Layer;
 use tower_offload::{OffloadLayer, ThreadPool, offload::RejectWithError, pool::Pool};
 
-use crate::support::{Answer, eventually, hold, one_thread, pools, soon};
+use crate::support::{TestResult, eventually, hold, one_thread, pools, soon};
 
 /// 50 handlers await each other on one thread, then the same through nested layers on one pool.
 #[tokio::test]
@@ -23,7 +23,7 @@ async fn handlers_that_await_occupy_no_thread() {
             let barrier = barrier.clone();
             async move {
                 barrier.wait().await;
-                Answer::Ok(())
+                TestResult::Ok(())
             }
         }));
         let nested = layer.layer(layer.layer(service.clone()));
@@ -49,7 +49,7 @@ async fn self_waking_future_does_not_starve_new_calls() {
                         polls.fetch_add(1, SeqCst);
                         yield_now().await;
                     }
-                    Answer::Ok(())
+                    TestResult::Ok(())
                 }
             }
         }));
@@ -121,7 +121,7 @@ async fn stats_separate_the_wait_after_a_wake() {
                 let wake = wake.clone();
                 async move {
                     wake.notified().await;
-                    Answer::Ok(())
+                    TestResult::Ok(())
                 }
             }
         }));

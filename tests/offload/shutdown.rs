@@ -6,7 +6,7 @@ use tower::{ServiceExt, service_fn};
 use tower_layer::Layer;
 use tower_offload::{CallError, OffloadLayer, cancelled, offload::RejectWithError, pool::Pool};
 
-use crate::support::{Answer, OnDrop, eventually, hold, one_thread, pools, soon};
+use crate::support::{OnDrop, TestResult, eventually, hold, one_thread, pools, soon};
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -36,7 +36,7 @@ async fn parked_calls_can_wake_until_the_timeout() {
                 let wake = wake.clone();
                 async move {
                     wake.notified().await;
-                    Answer::Ok("done")
+                    TestResult::Ok("done")
                 }
             }
         }));
@@ -64,7 +64,7 @@ async fn calls_left_after_the_timeout_are_reported_and_closed() {
                 async move {
                     wake.notified().await;
                     drop(guard);
-                    Answer::Ok(())
+                    TestResult::Ok(())
                 }
             }
         }));
@@ -93,7 +93,7 @@ async fn calls_left_after_the_timeout_are_reported_and_closed() {
 async fn waiting_callers_are_closed_at_once() {
     for pool in pools(1, 1) {
         let layer = OffloadLayer::new(pool.clone()).reject(RejectWithError).max_in_flight(1);
-        let pending = || service_fn(async |()| std::future::pending::<Answer<()>>().await);
+        let pending = || service_fn(async |()| std::future::pending::<TestResult<()>>().await);
         let waits = layer.clone().wait(LONG).layer(pending());
         let presses = layer.backpressure().layer(pending());
         let mut first = task::spawn(waits.clone().oneshot(()));

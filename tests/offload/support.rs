@@ -108,7 +108,7 @@ pub(crate) fn runtime() -> tokio::runtime::Runtime {
 }
 
 /// Result of a test service.
-pub(crate) type Answer<T> = Result<T, Infallible>;
+pub(crate) type TestResult<T> = Result<T, Infallible>;
 
 /// Sends the id of the thread that drops it.
 pub(crate) struct OnDrop(pub(crate) Option<oneshot::Sender<ThreadId>>);

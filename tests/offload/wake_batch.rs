@@ -179,8 +179,8 @@ fn callers_are_woken_when_the_pool_is_dropped() {
         current_thread().block_on(async {
             let pool = pool();
             let calls: Vec<_> = (0..CALLERS).map(|_| tokio::spawn(pool.run(|| ()))).collect();
-            let left = pool.shutdown(Duration::from_secs(60)).await;
-            assert!(left.is_empty(), "{left}");
+            let report = pool.shutdown(Duration::from_secs(60)).await;
+            assert!(report.is_empty(), "{report}");
             drop(pool);
             for call in calls {
                 assert!(matches!(call.await.unwrap(), Ok(()) | Err(CallError::Closed)));
