@@ -152,7 +152,7 @@ impl Limiter {
     }
 
     fn hold(self: &Arc<Self>, permit: OwnedSemaphorePermit, outer: Option<Arc<dyn Place>>) -> Arc<dyn Place> {
-        Arc::new(LayerPermit { limiter: self.clone(), _permit: permit, outer })
+        Arc::new(InFlightPermit { limiter: self.clone(), _permit: permit, outer })
     }
 
     /// Identifies the limiter while a permit of it exists.
@@ -163,13 +163,13 @@ impl Limiter {
 
 /// A permit of the layer. The job owns it, not the response future, so a client that hangs up does
 /// not make room for another call while its own still occupies a thread.
-struct LayerPermit {
+struct InFlightPermit {
     limiter: Arc<Limiter>,
     _permit: OwnedSemaphorePermit,
     outer: Option<Arc<dyn Place>>,
 }
 
-impl Place for LayerPermit {
+impl Place for InFlightPermit {
     fn layer(&self) -> usize {
         self.limiter.address()
     }
