@@ -1,6 +1,5 @@
 //! The blocking detector on plain tower and in axum's routers, on a paused clock that services
 //! advance.
-#![cfg(feature = "blocking-detector")]
 #![allow(clippy::unwrap_used)]
 
 use std::{
@@ -269,8 +268,6 @@ mod names {
         by_request.on_blocking(reports.callback()).layer(blocks(&[0, 20])).oneshot("a request").await.unwrap();
         assert_eq!(reports.routes(), ["a request"]);
     }
-
-    #[cfg(feature = "axum")]
     #[tokio::test(start_paused = true)]
     async fn both_kinds_of_axum_layer_see_the_matched_path() {
         let reports = Reports::default();
@@ -288,8 +285,6 @@ mod names {
         get_all(on_method, ["/users"]).await;
         assert_eq!(reports.routes(), ["/api/users/{id}", "/api/users/{id}", "/{name}"]);
     }
-
-    #[cfg(feature = "axum")]
     #[tokio::test(start_paused = true)]
     async fn axum_request_without_a_matched_route_is_named_by_path() {
         let reports = Reports::default();
@@ -309,8 +304,6 @@ mod names {
         assert_eq!(reports.routes(), ["/api/users/1", "/api/users/{id}"]);
     }
 }
-
-#[cfg(feature = "metrics")]
 mod metrics {
     use std::collections::BTreeMap;
 
@@ -376,8 +369,6 @@ mod metrics {
         let values = (count("/0"), count("/99"), count("/100"), count(&long), count("other"));
         assert_eq!(values, (Some(2.0), Some(1.0), None, None, Some(51.0)));
     }
-
-    #[cfg(feature = "axum")]
     #[tokio::test(start_paused = true)]
     async fn matched_paths_are_not_limited() {
         use ::axum::{Router, body::Body, routing::get};
@@ -394,8 +385,6 @@ mod metrics {
         assert!(counted.keys().all(|(_, route)| route.ends_with("/{id}")), "{counted:?}");
     }
 }
-
-#[cfg(feature = "tracing")]
 mod events {
     use std::fmt::Debug;
 

@@ -391,8 +391,6 @@ async fn full_pool_rejects_a_body_before_the_head() {
     })
     .await;
 }
-
-#[cfg(feature = "axum")]
 #[tokio::test]
 async fn rejected_body_is_answered_503() {
     within(async {

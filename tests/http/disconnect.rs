@@ -132,7 +132,6 @@ async fn detached_work_that_awaits_continues_after_a_hang_up() {
 }
 
 /// The event has the span of the request.
-#[cfg(feature = "tracing")]
 #[tokio::test]
 async fn end_of_detached_work_is_logged() {
     use crate::tower_http::{Log, subscribe};
@@ -161,8 +160,6 @@ async fn end_of_detached_work_is_logged() {
     })
     .await;
 }
-
-#[cfg(feature = "tracing")]
 #[tokio::test]
 async fn panic_after_a_hang_up_is_logged_with_its_message() {
     use crate::tower_http::{Log, subscribe};

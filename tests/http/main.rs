@@ -3,9 +3,7 @@
 
 mod axum;
 mod blocking_body;
-#[cfg(feature = "blocking-detector")]
 mod blocking_detector;
-#[cfg(feature = "axum")]
 mod blocking_handler;
 mod bounded;
 mod disconnect;

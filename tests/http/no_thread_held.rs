@@ -60,8 +60,6 @@ async fn fifty_handlers_await_on_one_thread_of_tokio() {
     })
     .await;
 }
-
-#[cfg(feature = "rayon")]
 #[tokio::test]
 async fn fifty_handlers_await_on_one_thread_of_rayon() {
     let threads = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
@@ -180,8 +178,6 @@ async fn slow_request_body_as_bytes_occupies_no_thread() {
     })
     .await;
 }
-
-#[cfg(feature = "axum")]
 #[tokio::test]
 async fn slow_request_body_of_blocking_occupies_no_thread() {
     use tower_offload::axum::blocking;

@@ -213,11 +213,7 @@ async fn panic_closes_only_its_connection() {
     })
     .await;
 }
-
-#[cfg(feature = "tracing")]
 pub(crate) use self::tracing_log::{Log, subscribe};
-
-#[cfg(feature = "tracing")]
 mod tracing_log {
     use std::{
         fmt,
@@ -283,7 +279,6 @@ mod tracing_log {
 }
 
 /// In an offloaded handler, before and after an await, and in a handler of `axum::blocking`.
-#[cfg(feature = "tracing")]
 #[tokio::test]
 async fn span_of_trace_layer_is_current_on_the_pool() {
     use std::sync::{Arc, Mutex};
@@ -315,7 +310,6 @@ async fn span_of_trace_layer_is_current_on_the_pool() {
             }
         };
         let router = Router::new().route("/", get(offloaded)).layer(OffloadLayer::new(pool(2)));
-        #[cfg(feature = "axum")]
         let router = router.route(
             "/blocking",
             get(tower_offload::axum::blocking(pool(2), move || {
@@ -325,7 +319,7 @@ async fn span_of_trace_layer_is_current_on_the_pool() {
             })),
         );
         let address = serve(router.layer(TraceLayer::new_for_http().make_span_with(make_span))).await;
-        let paths: &[&str] = if cfg!(feature = "axum") { &["/", "/blocking"] } else { &["/"] };
+        let paths: &[&str] = &["/", "/blocking"];
         for path in paths {
             support::get(address, path).await.assert_ok("");
             let made = made.lock().unwrap().pop();
@@ -338,7 +332,6 @@ async fn span_of_trace_layer_is_current_on_the_pool() {
 }
 
 /// The polls of two requests alternate on one thread.
-#[cfg(feature = "tracing")]
 #[tokio::test]
 async fn interleaved_calls_have_their_own_spans() {
     use std::sync::Arc;
