@@ -1,4 +1,4 @@
-//! Sync functions as axum handlers; with feature `hyper`, listeners whose connections tell when a response was flushed.
+//! Sync functions as axum handlers; with feature `hyper`, a server that tracks when responses were flushed.
 //!
 //! [`blocking`] makes a handler of a sync function; its extractors run on the event loop, the function on a pool:
 //!
@@ -21,17 +21,18 @@
 //!
 //! # After the response
 //!
-//! With feature `after-response`, handlers take an `AfterResponse` as an extractor; without its layer they answer a 500 that says so. With
-//! feature `hyper`, two lines in `main` make its outcomes exact:
+//! With feature `after-response`, handlers take an `AfterResponse` as an extractor; without its layer
+//! they respond with a 500 that says so. With feature `hyper`, `serve` in place of `axum::serve` makes
+//! its outcomes exact:
 //!
 #![cfg_attr(feature = "hyper", doc = "```no_run")]
 #![cfg_attr(not(feature = "hyper"), doc = "```ignore")]
-//! use std::{net::SocketAddr, time::Duration};
-//! use axum::{Router, extract::ConnectInfo, routing::get};
-//! use tower_offload::{AfterResponse, AfterResponseLayer, Background, axum::{FlushListener, FlushMakeService}};
+//! use std::time::Duration;
+//! use axum::{Router, routing::get};
+//! use tower_offload::{AfterResponse, AfterResponseLayer, Background, axum::{serve, shutdown_signal}};
 //!
-//! async fn hello(ConnectInfo(client): ConnectInfo<SocketAddr>, after: AfterResponse) -> &'static str {
-//!     after.hook(move |outcome| println!("{client}: {} {}", outcome.end, outcome.delivery));
+//! async fn hello(after: AfterResponse) -> &'static str {
+//!     after.hook(move |outcome| println!("{} {}", outcome.end, outcome.delivery));
 //!     "hello"
 //! }
 //!
@@ -40,10 +41,8 @@
 //! let background = Background::default();
 //! let app = Router::new().route("/", get(hello)).layer(AfterResponseLayer::new(background.clone()));
 //! let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
-//! axum::serve(FlushListener::new(listener), FlushMakeService::new(app))
-//!     .with_graceful_shutdown(async { tokio::signal::ctrl_c().await.unwrap_or_default() })
-//!     .await?;
-//! println!("{}", background.drain(Duration::from_secs(10)).await);
+//! let report = serve(listener, app).shutdown(shutdown_signal()?, Duration::from_secs(10), &background).await;
+//! println!("stopped: {report}");
 //! # Ok(())
 //! # }
 //! ```
@@ -58,9 +57,9 @@
 #[cfg(feature = "after-response")]
 mod after_response;
 mod blocking;
-#[cfg(feature = "hyper")]
-mod flush;
 mod into_response;
+#[cfg(feature = "hyper")]
+pub mod serve;
 #[cfg(feature = "tasks")]
 mod tasks;
 
@@ -68,4 +67,4 @@ mod tasks;
 pub use self::after_response::MissingAfterResponseLayer;
 pub use self::blocking::{Blocking, blocking};
 #[cfg(feature = "hyper")]
-pub use self::flush::{FlushFuture, FlushListener, FlushMakeService, FlushService};
+pub use self::serve::{serve, shutdown_signal};
