@@ -11,5 +11,7 @@ mod connect_info;
 mod limits;
 mod outcomes;
 mod shutdown;
+#[cfg(unix)]
+mod signals;
 mod support;
 mod upgrades;
