@@ -1,4 +1,4 @@
-//! Sync functions as axum handlers; with feature `hyper`, a server that tracks when responses were flushed.
+//! Sync functions as axum handlers; with feature `flush`, a server that tracks when responses were flushed.
 //!
 //! [`blocking`] makes a handler of a sync function; its extractors run on the event loop, the function on a pool:
 //!
@@ -22,11 +22,11 @@
 //! # After the response
 //!
 //! With feature `after-response`, handlers take an `AfterResponse` as an extractor; without its layer
-//! they respond with a 500 that says so. With feature `hyper`, `serve` in place of `axum::serve` makes
+//! they respond with a 500 that says so. With feature `flush`, `serve` in place of `axum::serve` makes
 //! its outcomes exact:
 //!
-#![cfg_attr(feature = "hyper", doc = "```no_run")]
-#![cfg_attr(not(feature = "hyper"), doc = "```ignore")]
+#![cfg_attr(feature = "flush", doc = "```no_run")]
+#![cfg_attr(not(feature = "flush"), doc = "```ignore")]
 //! use std::time::Duration;
 //! use axum::{Router, routing::get};
 //! use tower_offload::{AfterResponse, AfterResponseLayer, Background, axum::{serve, shutdown_signal}};
@@ -58,13 +58,11 @@
 mod after_response;
 mod blocking;
 mod into_response;
-#[cfg(feature = "hyper")]
+#[cfg(feature = "flush")]
 pub mod serve;
-#[cfg(feature = "tasks")]
-mod tasks;
 
 #[cfg(feature = "after-response")]
 pub use self::after_response::MissingAfterResponseLayer;
 pub use self::blocking::{Blocking, blocking};
-#[cfg(feature = "hyper")]
+#[cfg(feature = "flush")]
 pub use self::serve::{serve, shutdown_signal};
