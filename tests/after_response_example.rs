@@ -176,8 +176,8 @@ impl Server {
         while let Some(line) = self.line().await {
             last = line;
         }
-        assert_eq!(last["drained"]["orphaned"], json!([]), "{last}");
-        assert_eq!(last["drained"]["failed"], json!(0), "{last}");
+        assert_eq!(last["shutdown"]["still_running"], json!([]), "{last}");
+        assert_eq!(last["shutdown"]["failed"], json!(0), "{last}");
         assert_eq!(timeout(PATIENCE, self.child.wait()).await.unwrap().unwrap().code(), Some(0));
     }
 }

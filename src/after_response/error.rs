@@ -44,7 +44,7 @@ impl fmt::Display for Rejected {
             Kind::Background(_) => f.write_str("the task was not registered"),
             Kind::Untracked => f.write_str(
                 "the task is for flushed responses, and the connection is not tracked: that takes `Tracker::track`, or \
-                 `FlushListener` together with `FlushMakeService`",
+                 `tower_offload::axum::serve`",
             ),
         }
     }

@@ -30,7 +30,7 @@
 //! ```
 //!
 //! The connection only tells; [`AfterResponseLayer`](crate::AfterResponseLayer) gives handlers the handle to register with. With
-//! `axum::serve` it is `FlushListener` and `FlushMakeService`, in the module `axum`.
+//! `axum::serve` it is `serve` in the module `axum`.
 //!
 //! # How
 //!
@@ -94,7 +94,7 @@ mod tracked_io;
 mod tracker;
 
 #[cfg(feature = "axum")]
-pub(crate) use self::{connection::Connection, exchange::begin, frames::StreamId};
+pub(crate) use self::connection::{Connection, Protocol};
 pub use self::{
     service::TrackedService,
     stats::Stats,
