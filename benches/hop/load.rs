@@ -20,7 +20,8 @@ use tower_offload_benches::{
 
 use crate::{Mode, Phases, Pin, Sample, Scene, THREADS};
 
-/// The number of a job that keeps its thread busy for a while, so that the next job needs another thread.
+/// The number of a job that keeps its thread busy for a while, so that the next job needs another
+/// thread.
 const PAUSE: u64 = u64::MAX;
 
 const ANYWHERE: usize = usize::MAX;
@@ -44,10 +45,11 @@ pub(crate) fn job(number: u64) -> u64 {
     black_box(number.wrapping_mul(31).wrapping_add(1))
 }
 
-/// Pins this thread to one core, and every other thread to the next core with the first job that it runs.
+/// Pins this thread to one core, and every other thread to the next core with the first job that it
+/// runs.
 ///
-/// Threads must not inherit their core. Some variants start threads at any time, from a thread on the
-/// wrong core; and a pool that is built on one core takes the machine to have only one.
+/// Threads must not inherit their core. Some variants start threads at any time, from a thread on
+/// the wrong core; and a pool that is built on one core takes the machine to have only one.
 fn pin_across_cores() -> Result<(), BoxError> {
     let [here, there, ..] = platform::cores()[..] else { return Err("threads cannot be pinned".into()) };
     pin_this_thread(here);
@@ -57,7 +59,8 @@ fn pin_across_cores() -> Result<(), BoxError> {
 
 #[cold]
 fn pin_this_thread(core: usize) {
-    // The parent process has checked that the cores exist, and a job has nowhere to report an error.
+    // The parent process has checked that the cores exist, and a job has nowhere to report an
+    // error.
     let _ = platform::pin(core);
     IS_PINNED.set(true);
 }
@@ -86,7 +89,7 @@ pub(crate) struct Stage {
     pub(crate) phases: Phases,
 }
 
-/// What the callers observed.
+/// The observations of the callers.
 struct Tally {
     calls: u64,
     elapsed: Duration,
@@ -102,8 +105,8 @@ struct Shared {
     begin: Semaphore,
     end: AtomicBool,
     latency: Mutex<Histogram<u64>>,
-    /// One call in `timed` is timed. Only then a caller reads the clock, because reading it twice per
-    /// call would be a large part of the fastest calls.
+    /// One call in `timed` is timed. Only then a caller reads the clock, because reading it twice
+    /// per call would be a large part of the fastest calls.
     timed: u64,
     length: Duration,
 }
@@ -128,8 +131,8 @@ impl Stage {
         })
     }
 
-    /// Runs callers that call again as soon as a call returns. Calls in progress at the end are awaited
-    /// and counted.
+    /// Runs callers that call again as soon as a call returns. Calls in progress at the end are
+    /// awaited and counted.
     async fn load(&self, hop: &impl Hop, length: Duration, count_allocations: bool) -> Result<Tally, BoxError> {
         let shared = Arc::new(Shared {
             begin: Semaphore::new(0),
@@ -141,7 +144,8 @@ impl Stage {
             },
             length,
         });
-        // Each caller begins with another number, so that at any time only one in many reads the clock.
+        // Each caller begins with another number, so that at any time only one in many reads the
+        // clock.
         let callers = (0..self.scene.concurrency as u64)
             .map(|first| tokio::spawn(call_repeatedly(hop.clone(), first, shared.clone())));
         let callers: Vec<_> = callers.collect();
@@ -185,8 +189,8 @@ async fn call_repeatedly(mut hop: impl Hop, first: u64, shared: Arc<Shared>) -> 
     Ok(number - first)
 }
 
-/// Runs as many jobs at once as there are threads. Each is long enough that no thread gets two, so that
-/// all threads have run a job and are pinned.
+/// Runs as many jobs at once as there are threads. Each is long enough that no thread gets two, so
+/// that all threads have run a job and are pinned.
 async fn start_all_threads(hop: &impl Hop) -> Result<(), BoxError> {
     let mut jobs = JoinSet::new();
     for _ in 0..THREADS {

@@ -21,7 +21,8 @@ static ALLOCATOR: CountingAllocator = CountingAllocator;
 /// The threads of every pool that has a size, and the workers of `multi_thread` runtimes.
 const THREADS: usize = 2;
 
-/// Room for all calls at once, so that this crate's pools reject none; the other variants have no limit.
+/// Room for all calls at once, so that this crate's pools reject none; the other variants have no
+/// limit.
 const QUEUE_CAPACITY: usize = 8192;
 
 /// A run that takes longer has lost a call.
@@ -92,7 +93,7 @@ fn main() -> ExitCode {
     let options =
         Options::parse("hop", "Measures a trivial closure's way to another thread and back: latency and throughput");
     let variants = |scene| variants::VARIANTS.iter().map(move |variant| Row::new(variant.name, scene));
-    let rows = Scene::all().into_iter().filter(Scene::is_possible).flat_map(variants).collect();
+    let rows = || Scene::all().into_iter().filter(Scene::is_possible).flat_map(variants).collect();
     options.run("hop", rows, run, |rows| {
         let (rounds, phases) = if options.quick { (2, Phases::SHORT) } else { (7, Phases::LONG) };
         let measure = |phases| {
@@ -144,9 +145,9 @@ impl Scene {
 
     /// Returns all scenes.
     ///
-    /// The scheduler puts the threads of a call on one core or on two, and the latencies differ by a
-    /// multiple. So sequential scenes on `current_thread` are pinned. The threads of `multi_thread`
-    /// cannot all be on one side.
+    /// The scheduler puts the threads of a call on one core or on two, and the latencies differ by
+    /// a multiple. So sequential scenes on `current_thread` are pinned. The threads of
+    /// `multi_thread` cannot all be on one side.
     fn all() -> Vec<Self> {
         let mut scenes = vec![
             Self::sequential(Flavor::CurrentThread, Pin::Cross),

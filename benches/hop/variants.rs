@@ -22,7 +22,8 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Variant {
     pub(crate) name: &'static str,
-    /// If `true`, tokio's blocking pool has as many threads as the other pools instead of up to 512.
+    /// If `true`, tokio's blocking pool has as many threads as the other pools instead of up to
+    /// 512.
     pub(crate) is_capped: bool,
     /// Must be called within the runtime.
     pub(crate) measure: fn(&Stage) -> Result<Sample, BoxError>,
@@ -53,8 +54,8 @@ pub(crate) const VARIANTS: &[Variant] = &[
         let runtime = Arc::new(runtime);
         stage.measure(move |number| runtime.spawn(async move { job(number) }))
     }),
-    // `BlockingExecutor` is what the documentation of the crate names for computation and blocking calls:
-    // a thread of `spawn_blocking` drives the future of the service.
+    // `BlockingExecutor` is what the documentation of the crate names for computation and blocking
+    // calls: a thread of `spawn_blocking` drives the future of the service.
     variant("tower-resilience", |stage| {
         layered(stage, ExecutorLayer::new(BlockingExecutor::current()).layer(service()))
     }),
@@ -71,7 +72,8 @@ fn spawn_blocking(stage: &Stage) -> Result<Sample, BoxError> {
     stage.measure(|number| tokio::task::spawn_blocking(move || job(number)))
 }
 
-/// The hand-written pool: threads that take boxed closures from a channel. They end with the last sender.
+/// The hand-written pool: threads that take boxed closures from a channel. They end with the last
+/// sender.
 fn crossbeam_oneshot(stage: &Stage) -> Result<Sample, BoxError> {
     let (jobs, queue) = crossbeam_channel::unbounded::<Box<dyn FnOnce() + Send>>();
     for _ in 0..THREADS {

@@ -7,8 +7,9 @@ use tower_offload_benches::{BoxError, Table};
 
 use crate::{counters, scenes::EXACT};
 
-/// How much more than the baseline a call may cost, in percent. The counts of one toolchain repeat to a few
-/// instructions; the rest is room for side effects of a change on the choices of the compiler elsewhere.
+/// How much more than the baseline a call may cost, in percent. The counts of one toolchain repeat
+/// to a few instructions; the rest is room for side effects of a change on the choices of the
+/// compiler elsewhere.
 const TOLERANCE: f64 = 3.0;
 
 const RENEW: &str = "cargo bench --bench instructions -- --write";
@@ -20,8 +21,8 @@ pub(crate) struct Baseline {
     scenes: BTreeMap<String, u64>,
 }
 
-/// Everything besides this workspace that the counts depend on. Another compiler generates other code, and
-/// another C library has another allocator.
+/// Everything besides this workspace that the counts depend on. Another compiler generates other
+/// code, and another C library has another allocator.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Toolchain {
     rustc: String,
@@ -62,8 +63,8 @@ impl Baseline {
         )
     }
 
-    /// Prints the comparison with `before`. Returns an error if a call costs too much or if the scenes differ.
-    /// The counts of another toolchain are printed and not judged.
+    /// Prints the comparison with `before`. Returns an error if a call costs too much or if the
+    /// scenes differ. The counts of another toolchain are printed and not judged.
     pub(crate) fn check(&self, before: &Self) -> Result<(), BoxError> {
         let mut failures = 0;
         let mut rows = Vec::new();

@@ -9,18 +9,21 @@ use tower_offload_benches::BoxError;
 
 use crate::scenes::Scene;
 
-/// Without valgrind the program is fast, and more calls are needed to drown the noise of other processes.
+/// Without valgrind the program is fast, and more calls are needed to drown the noise of other
+/// processes.
 const HARDWARE_FACTOR: u64 = 50;
 
 /// Returns the instructions of one call in user space, on all threads, as valgrind counts them.
 ///
-/// Runs N and 2N calls. The difference is that of N calls, without the start and the end of the process.
+/// Runs N and 2N calls. The difference is that of N calls, without the start and the end of the
+/// process.
 pub(crate) fn valgrind(scene: &Scene) -> Result<u64, BoxError> {
     let run = |calls| {
         let output = Command::new("valgrind")
             .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
-            // Valgrind runs one thread at a time. Without fairness a spinning thread starves the threads it waits
-            // for. By default valgrind has room for 500 threads, and `spawn_blocking` starts up to 512.
+            // Valgrind runs one thread at a time. Without fairness a spinning thread starves the
+            // threads it waits for. By default valgrind has room for 500 threads, and
+            // `spawn_blocking` starts up to 512.
             .args(["--fair-sched=try", "--max-threads=1000"])
             .arg(env::current_exe()?)
             .args(arguments(scene, calls)?)
@@ -35,10 +38,11 @@ pub(crate) fn valgrind(scene: &Scene) -> Result<u64, BoxError> {
     Ok(run(2 * scene.calls)?.saturating_sub(run(scene.calls)?) / scene.calls)
 }
 
-/// Returns the instructions of one call in user space and in the kernel, as the processor counts them.
+/// Returns the instructions of one call in user space and in the kernel, as the processor counts
+/// them.
 ///
 /// Returns `None` without `perf` or without counters. Few virtual machines have them, and
-/// `perf_event_paranoid` may hide those of the kernel.
+/// `perf_event_paranoid` may hide the kernel's counters.
 pub(crate) fn hardware(scene: &Scene) -> Option<u64> {
     let run = |calls| {
         let output = Command::new("perf")

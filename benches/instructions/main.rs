@@ -1,4 +1,5 @@
-//! Counts the instructions of a call with valgrind: a figure that other load on the machine does not change.
+//! Counts the instructions of a call with valgrind: a figure that other load on the machine does
+//! not change.
 
 mod baseline;
 mod counters;
@@ -18,8 +19,8 @@ use self::{baseline::Baseline, scenes::Scene};
 /// Relative to the package, which is where cargo runs benchmarks.
 const BASELINE: &str = "instructions/baseline.json";
 
-/// Counts the instructions of a call: exactly for calls that run on one thread, and roughly beside other ways
-/// to run a closure on another thread.
+/// Counts the instructions of a call: exactly for calls that run on one thread, and roughly beside
+/// other ways to run a closure on another thread.
 #[derive(Parser)]
 #[command(bin_name = "cargo bench --bench instructions --")]
 struct Arguments {

@@ -1,7 +1,8 @@
-//! Rough counts beside other ways to run a closure: 256 calls at once on `current_thread`, with real threads.
+//! Rough counts beside other ways to run a closure: 256 calls at once on `current_thread`, with
+//! real threads.
 //!
-//! Valgrind runs one thread at a time, so how long a thread searches or sleeps is chance. The counts are
-//! medians of a few runs, and are not compared with a baseline.
+//! Valgrind runs one thread at a time, so how long a thread searches or sleeps is chance. The
+//! counts are medians of a few runs, and are not compared with a baseline.
 
 use std::{hint::black_box, sync::Arc, thread};
 
@@ -19,7 +20,8 @@ const CONCURRENCY: u64 = 256;
 const THREADS: usize = 2;
 const ROUNDS: usize = 3;
 
-/// The limits for the share of the instructions of `spawn_blocking`, including those of the kernel: must and aim.
+/// The limits for the share of the instructions of `spawn_blocking`, the kernel's included: must
+/// and aim.
 const GOAL: (f64, f64) = (0.2, 0.06);
 
 pub(crate) const SCENES: &[Scene] = &[

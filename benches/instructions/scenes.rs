@@ -58,7 +58,8 @@ pub(crate) fn work(number: u64) -> u64 {
 
 /// A rayon pool whose only thread is this one, so that it works only during [`Self::step`].
 ///
-/// The counts include the admission, the queue and the loop of the worker, and no wake-up of a thread.
+/// The counts include the admission, the queue and the loop of the worker, and no wake-up of a
+/// thread.
 #[derive(Debug)]
 struct Stepped {
     threads: Arc<rayon::ThreadPool>,

@@ -1,4 +1,5 @@
-//! Measures the latency of `/ping` while the same server does heavy jobs, for each way to run the jobs.
+//! Measures the latency of `/ping` while the same server does heavy jobs, for each way to run the
+//! jobs.
 
 use std::{
     env,
@@ -13,7 +14,8 @@ use tower_offload_benches::{
     platform,
 };
 
-/// Measures the latency of /ping at 500 requests per second beside heavy jobs, for each way to run the jobs.
+/// Measures the latency of /ping at 500 requests per second beside heavy jobs, for each way to run
+/// the jobs.
 #[derive(Parser)]
 #[command(bin_name = "cargo bench --bench latency --")]
 struct Arguments {
@@ -37,14 +39,19 @@ fn main() -> ExitCode {
     let descriptors = platform::grow_file_table();
     let Arguments { options, poisson, scene, target } = Arguments::parse();
     let arrivals = if poisson { Arrivals::Poisson } else { Arrivals::Constant };
-    options.run("latency", plan::rows(options.quick, &scene), latency::serve, |rows| {
-        match target.target {
-            Some(address) => *rows = vec![target.measure(address, arrivals, descriptors)?],
-            None => session::measure(rows, plan::Plan::new(options.quick), arrivals, descriptors)?,
-        }
-        pictures::write(&target_directory(), &pictures::all(rows)?)?;
-        Ok(report::text(rows))
-    })
+    options.run(
+        "latency",
+        || plan::rows(options.quick, &scene),
+        latency::serve,
+        |rows| {
+            match target.target {
+                Some(address) => *rows = vec![target.measure(address, arrivals, descriptors)?],
+                None => session::measure(rows, plan::Plan::new(options.quick), arrivals, descriptors)?,
+            }
+            pictures::write(&target_directory(), &pictures::all(rows)?)?;
+            Ok(report::text(rows))
+        },
+    )
 }
 
 /// Returns cargo's target directory.

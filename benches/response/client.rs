@@ -1,4 +1,5 @@
-//! The client. It shares a thread with the server and is part of every figure, so it does as little as possible.
+//! The client. It shares a thread with the server and is part of every figure, so it does as little
+//! as possible.
 
 use bytes::Bytes;
 use futures_util::future::poll_fn;

@@ -1,5 +1,5 @@
-//! Measures what the after-response layer and the tracked connection cost a response, beside the same
-//! server without them.
+//! Measures what the after-response layer and the tracked connection cost a response, beside the
+//! same server without them.
 // Benchmarks measure real time, so the ban on the standard library's clock does not apply.
 #![allow(clippy::disallowed_types)]
 
@@ -31,7 +31,7 @@ struct Variant {
     registers: Registers,
 }
 
-/// What the handler registers for each response.
+/// The hook or task that the handler registers for each response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Registers {
     Nothing,
@@ -90,7 +90,8 @@ struct Phases {
     warm_up: Duration,
     /// Counts allocations. It is not timed, because counting takes time.
     count: Duration,
-    /// The length of one turn of a variant. Turns are short, so that disturbances hit all variants alike.
+    /// The length of one turn of a variant. Turns are short, so that disturbances hit all variants
+    /// alike.
     turn: Duration,
     /// The number of turns of each variant.
     turns: usize,
@@ -114,7 +115,8 @@ fn main() -> ExitCode {
     }
     let protocols = [Protocol::Http1, Protocol::Http1Pipelined, Protocol::Http2];
     let variants = |protocol| VARIANTS.iter().map(move |variant| Row::new(variant.name, Scene { protocol }));
-    options.run("response", protocols.into_iter().flat_map(variants).collect(), run::run, |rows| {
+    let rows = || protocols.into_iter().flat_map(variants).collect();
+    options.run("response", rows, run::run, |rows| {
         let (rounds, phases) = if options.quick { (3, Phases::of(20, 5, 8)) } else { (15, Phases::of(50, 20, 30)) };
         interleave(rows, rounds, Unit::Scene, |scene, variants| {
             let variants = variants.iter().map(|name| (*name).to_owned()).collect();

@@ -1,4 +1,5 @@
-//! One round of a protocol, in a child process: all variants in turns, each with its own connection.
+//! One round of a protocol, in a child process: all variants in turns, each with its own
+//! connection.
 
 use std::{
     sync::atomic::Ordering::Relaxed,
@@ -114,7 +115,8 @@ impl Side {
         Ok(self.responses - before)
     }
 
-    /// Waits until the hook or task of each response has run, because it is part of the cost of a response.
+    /// Waits until the hook or task of each response has run, because it is part of the cost of a
+    /// response.
     async fn settle(&self) {
         while self.has_hook_or_task && self.completed.load(Relaxed) < self.responses {
             tokio::task::yield_now().await;

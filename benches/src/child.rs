@@ -1,4 +1,5 @@
-//! Runs in processes of their own, so that no thread and no allocation of one run is left in the next.
+//! Runs in processes of their own, so that no thread and no allocation of one run is left in the
+//! next.
 
 use std::{
     io::Read,
@@ -22,7 +23,8 @@ pub fn command(order: &impl Serialize) -> Result<Command, BoxError> {
 
 /// Runs `order` in a child process and returns its result. The parent sleeps until then.
 ///
-/// A run that takes longer than `timeout` has lost a call. The child is killed, and that is an error.
+/// A run that takes longer than `timeout` has lost a call. The child is killed, and that is an
+/// error.
 pub fn run<T: DeserializeOwned>(order: &impl Serialize, timeout: Duration) -> Result<T, BoxError> {
     let mut child = command(order)?.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
     let mut stdout = child.stdout.take().ok_or("the child has no standard output")?;

@@ -76,14 +76,16 @@ impl Options {
 
     /// Runs a benchmark as the command line says.
     ///
-    /// In a child process this calls `child` with the order. Otherwise it calls `measure` with the rows
-    /// that pass the filter, prints the report that `measure` returns, and writes the JSON file.
+    /// In a child process this calls `child` with the order. Otherwise it calls `measure` with the
+    /// rows that pass the filter, prints the report that `measure` returns, and writes the JSON
+    /// file.
     ///
-    /// Ctrl-C needs no handling: it ends the process and its children, and files are written at the end.
+    /// Ctrl-C needs no handling: it ends the process and its children, and files are written at the
+    /// end.
     pub fn run<S, T, O, A>(
         &self,
         bench: &str,
-        rows: Vec<Row<S, T>>,
+        rows: impl FnOnce() -> Vec<Row<S, T>>,
         child: impl FnOnce(O) -> Result<A, BoxError>,
         measure: impl FnOnce(&mut Vec<Row<S, T>>) -> Result<String, BoxError>,
     ) -> ExitCode
@@ -98,7 +100,7 @@ impl Options {
                 println!("{}", serde_json::to_string(&child(order)?)?);
                 return Ok(());
             }
-            let mut rows = self.matching(rows)?;
+            let mut rows = self.matching(rows())?;
             if self.list {
                 rows.iter().for_each(|row| println!("{bench}: {}: {}", row.scene, row.variant));
                 return Ok(());
@@ -116,7 +118,8 @@ impl Options {
         })
     }
 
-    /// Keeps the rows of the variants that a filter names, by the whole name or else by a part of it.
+    /// Keeps the rows of the variants that a filter names, by the whole name or else by a part of
+    /// it.
     fn matching<S, T>(&self, rows: Vec<Row<S, T>>) -> Result<Vec<Row<S, T>>, BoxError> {
         let is_exact = |filter: &str| rows.iter().any(|row| row.variant == filter);
         let matches = |row: &Row<S, T>, filter: &str| {
@@ -157,7 +160,8 @@ pub fn check_writable(path: &Path) -> Result<(), BoxError> {
     Ok(())
 }
 
-/// Writes one JSON object per row: the variant, the scene, all rounds, and the medians of the rounds.
+/// Writes one JSON object per row: the variant, the scene, all rounds, and the medians of the
+/// rounds.
 pub fn write_json<S: Serialize, T: Serialize>(path: &Path, bench: &str, rows: &[Row<S, T>]) -> Result<(), BoxError> {
     let machine = json!({ "cores": platform::parallelism(), "system": platform::system() });
     let mut text = String::new();

@@ -1,6 +1,7 @@
 use crate::{Row, Spread, Table, find};
 
-/// A limit that a figure of one row is meant to keep. Goals stay in the list whether they are met or not.
+/// A limit that a figure of one row is meant to keep. Goals stay in the list whether they are met
+/// or not.
 #[derive(Debug)]
 pub struct Goal<S, T> {
     /// The name in the table.
@@ -17,7 +18,7 @@ pub struct Goal<S, T> {
     pub limits: Limits,
 }
 
-/// What the figure of a goal is compared with, round by round.
+/// The figure that the figure of a goal is compared with, round by round.
 #[derive(Debug, Clone, Copy)]
 pub enum Compared {
     /// Nothing: the figure itself is the result.

@@ -1,9 +1,9 @@
 //! The harness that all benchmarks of this workspace share.
 //!
-//! A benchmark is a list of [`Row`]s, each of them a variant in a scene. [`Options::run`] filters the
-//! rows, has them measured and writes the report and the JSON file; [`interleave`] measures them round
-//! by round; [`child::run`] gives each run a process of its own; [`Table`] and [`Goal`] print the result.
-//! A benchmark adds only what it measures.
+//! A benchmark is a list of [`Row`]s, each of them a variant in a scene. [`Options::run`] filters
+//! the rows, has them measured and writes the report and the JSON file; [`interleave`] measures
+//! them round by round; [`child::run`] gives each run a process of its own; [`Table`] and [`Goal`]
+//! print the result. A benchmark adds only what it measures.
 //!
 //! [`latency`] is here because a benchmark and an example share it.
 // Benchmarks measure real time, so the ban on the standard library's clock does not apply.

@@ -1,7 +1,7 @@
 //! The services of the operating system that the measurements need.
 //!
-//! Other systems than Linux have no pinning, no priorities and no usage of the cores. Benchmarks leave
-//! out what needs them.
+//! Other systems than Linux have no pinning, no priorities and no usage of the cores. Benchmarks
+//! leave out what needs them.
 #![allow(unsafe_code, reason = "a global allocator and a system call that no crate here wraps")]
 
 use std::{
@@ -16,10 +16,11 @@ pub use self::imp::{cores, cpu_time, grow_file_table, pin, raise_priority};
 static IS_COUNTING: AtomicBool = AtomicBool::new(false);
 static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
 
-/// The system's allocator, which counts allocations between [`start`](Self::start) and [`stop`](Self::stop).
+/// The system's allocator, which counts allocations between [`start`](Self::start) and
+/// [`stop`](Self::stop).
 ///
-/// An allocator that always counts makes all threads write to the same memory. At two million calls a
-/// second that is a large part of a call, most of all for variants that allocate more.
+/// An allocator that always counts makes all threads write to the same memory. At two million calls
+/// a second that is a large part of a call, most of all for variants that allocate more.
 #[derive(Debug)]
 pub struct CountingAllocator;
 
@@ -101,8 +102,8 @@ impl CpuUsage {
         let all = times.iter().sum();
         let busy = all - times.get(3)? - times.get(4)?;
         let stat = fs::read_to_string("/proc/self/stat").ok()?;
-        // The name, in brackets, may contain anything. Fields 12 to 15 after it are the user and system
-        // time of all threads, and of all children that have ended.
+        // The name, in brackets, may contain anything. Fields 12 to 15 after it are the user and
+        // system time of all threads, and of all children that have ended.
         let (_, fields) = stat.rsplit_once(')')?;
         Some(Self { all, busy, ours: numbers(fields, 11, 4).iter().sum() })
     }
@@ -152,8 +153,8 @@ mod imp {
     /// Makes room for many file descriptors and returns their number.
     ///
     /// Must be called before the first thread starts. When the file table of a process with threads
-    /// grows, the kernel waits for all cores (`synchronize_rcu`), which stalls `accept` for 1 to 4 s if
-    /// they are busy.
+    /// grows, the kernel waits for all cores (`synchronize_rcu`), which stalls `accept` for 1 to 4
+    /// s if they are busy.
     pub fn grow_file_table() -> usize {
         let limit = getrlimit(Resource::Nofile);
         let wanted = MAX_DESCRIPTORS.min(limit.maximum.unwrap_or(MAX_DESCRIPTORS));
@@ -170,8 +171,8 @@ mod imp {
     /// Raises the calling thread above all ordinary threads and returns the priority that it got.
     /// Threads and processes that it starts are ordinary again.
     ///
-    /// The load generator stands for other machines. At ordinary priority it would wait for the very
-    /// cores whose load it measures.
+    /// The load generator replaces clients on other machines. At ordinary priority it would wait
+    /// for the very cores whose load it measures.
     pub fn raise_priority() -> &'static str {
         let parameters = libc::sched_param { sched_priority: 1 };
         let policy = libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK;

@@ -12,7 +12,7 @@ const TOLERATED_OTHERS_PCT: f64 = 10.0;
 pub struct Row<S, T> {
     /// The name of the variant.
     pub variant: String,
-    /// What all variants of the scene have in common.
+    /// The scene, which all its variants have in common.
     #[serde(flatten)]
     pub scene: S,
     /// The rounds, in their order.
@@ -81,7 +81,7 @@ pub fn others_text<S, T>(rows: &[Row<S, T>]) -> String {
     others_pct(rows).map_or_else(String::new, |others| format!(" (others used up to {others:.0} %){mark}"))
 }
 
-/// What [`interleave`] measures with one call.
+/// The number of rows that [`interleave`] passes to its closure at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unit {
     /// One row.
@@ -92,9 +92,9 @@ pub enum Unit {
 
 /// Measures all rows `rounds` times, round by round, so that disturbances hit all rows alike.
 ///
-/// Rows of one scene must be adjacent; they are measured one right after the other. Each round begins
-/// with another scene, and each scene with another variant. `measure` gets the scene and the variants
-/// of one [`Unit`] and returns one sample for each variant.
+/// Rows of one scene must be adjacent; they are measured one right after the other. Each round
+/// begins with another scene, and each scene with another variant. `measure` gets the scene and the
+/// variants of one [`Unit`] and returns one sample for each variant.
 pub fn interleave<S, T>(
     rows: &mut [Row<S, T>],
     rounds: usize,

@@ -12,7 +12,8 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// Returns the spread of `values`, or `None` without any. Infinity is a value and means "never".
+    /// Returns the spread of `values`, or `None` without any. Infinity is a value and means
+    /// "never".
     pub fn of(values: impl IntoIterator<Item = f64>) -> Option<Self> {
         let mut values: Vec<f64> = values.into_iter().collect();
         values.sort_by(f64::total_cmp);

@@ -1,8 +1,8 @@
-//! Measures what a pool does for the latency of other requests, on this machine, and writes it as one HTML page:
-//! `cargo run --release -p tower-offload-benches --example latency_report`.
+//! Measures what a pool does for the latency of other requests, on this machine, and writes it as
+//! one HTML page: `cargo run --release -p tower-offload-benches --example latency_report`.
 //!
-//! The measurement is that of `cargo bench --bench latency`: real axum servers and an open-loop generator. The page
-//! needs no other file and no script.
+//! The measurement is that of `cargo bench --bench latency`: real axum servers and an open-loop
+//! generator. The page needs no other file and no script.
 
 mod page;
 
@@ -15,11 +15,13 @@ use tower_offload_benches::{
     platform, read_json, write_json,
 };
 
-/// Measures the latency of /ping beside heavy work, for each way to run the work, and writes a page about it.
+/// Measures the latency of /ping beside heavy work, for each way to run the work, and writes a page
+/// about it.
 #[derive(Parser)]
 #[command(bin_name = "cargo run --release -p tower-offload-benches --example latency_report --")]
 struct Arguments {
-    /// Measure everything that the benchmark has, in a quarter of an hour, instead of a part in little over a minute
+    /// Measure everything that the benchmark has, in a quarter of an hour, instead of a part in
+    /// little over a minute
     #[arg(long)]
     full: bool,
 
@@ -35,7 +37,8 @@ struct Arguments {
     #[arg(long)]
     no_sleeping: bool,
 
-    /// Measure nothing; make the page from a file that `--json` wrote, here or in `cargo bench --bench latency`
+    /// Measure nothing; make the page from a file that `--json` wrote, here or in `cargo bench
+    /// --bench latency`
     #[arg(long, value_name = "FILE", conflicts_with_all = ["full", "poisson", "no_recovery", "no_sleeping", "json"])]
     from: Option<PathBuf>,
 

@@ -31,7 +31,8 @@ pub(crate) fn of(rows: &[Row], pictures: &[Picture]) -> String {
     )
 }
 
-/// Returns the result in one sentence: `inline` beside `offload/threads`, at the highest load that both have.
+/// Returns the result in one sentence: `inline` beside `offload/threads`, at the highest load that
+/// both have.
 fn summary(rows: &[Row]) -> String {
     let at = |variant: &str, load: u32| {
         let row = find(rows, |it| it.scene == Scene::Cpu && it.load_pct == Some(load), variant)?;
@@ -70,7 +71,7 @@ fn method(has_own_servers: bool) -> [String; 3] {
         );
         (servers, "Rows of one scene take turns, round by round. ")
     } else {
-        let servers = "The server, and the requests that are called jobs here, are those of the user.";
+        let servers = "The user runs the server and chooses the requests that are called jobs here.";
         (servers.to_owned(), "")
     };
     [

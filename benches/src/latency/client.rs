@@ -40,9 +40,11 @@ pub(super) enum Reply {
     Other(StatusCode),
 }
 
-/// Sends each request on an idle connection, or on a new one if none is idle, like many browsers would.
+/// Sends each request on an idle connection, or on a new one if none is idle, like many browsers
+/// would.
 ///
-/// If all connections are in use, a request waits here. Its latency counts from its intended start all the same.
+/// If all connections are in use, a request waits here. Its latency counts from its intended start
+/// all the same.
 #[derive(Debug)]
 pub(super) struct Client {
     address: SocketAddr,

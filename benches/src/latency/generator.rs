@@ -1,4 +1,5 @@
-//! The open-loop generator: each request starts when it is due, even if earlier requests are still open.
+//! The open-loop generator: each request starts when it is due, even if earlier requests are still
+//! open.
 
 use std::{
     net::SocketAddr,
@@ -22,8 +23,8 @@ use crate::{BoxError, platform};
 /// How the requests of a stream are spread over time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Arrivals {
-    /// Evenly spaced. A server that is not saturated hardly ever has two requests at once, which is kinder
-    /// than real traffic.
+    /// Evenly spaced. A server that is not saturated hardly ever has two requests at once, which is
+    /// kinder than real traffic.
     Constant,
     /// At random and independently of each other, like callers; the same sequence in every run.
     Poisson,
@@ -99,8 +100,8 @@ impl Stream {
 pub(super) struct Outcome {
     /// The intended start, from the start of the run.
     pub(super) due: Duration,
-    /// From the intended start to the response; or to the end of the run if there was no success, so that
-    /// a server does not look fast by failing.
+    /// From the intended start to the response; or to the end of the run if there was no success,
+    /// so that a server does not look fast by failing.
     pub(super) latency: Duration,
     pub(super) end: End,
 }
@@ -119,7 +120,7 @@ pub(super) enum End {
     Failed,
 }
 
-/// What the generator observed in one run.
+/// The observations of one run.
 #[derive(Debug, Clone)]
 pub(super) struct Observation {
     /// The requests of both streams, in the order of their due times.
@@ -129,7 +130,7 @@ pub(super) struct Observation {
     pub(super) lateness: Histogram<u64>,
 }
 
-/// Sends pings and jobs to `address`. Ends with the phases, in whatever state the server is.
+/// Sends pings and jobs to `address`. Ends with the phases, even if the server does not respond.
 ///
 /// Each stream has its own connections, because clients that ping are not the ones that order jobs.
 pub(super) fn run(
@@ -156,8 +157,8 @@ pub(super) fn run(
     })
 }
 
-/// Runs `work` on a thread with the priority of a generator. The calling thread keeps its own priority, which
-/// the servers that it starts inherit.
+/// Runs `work` on a thread with the priority of a generator. The calling thread keeps its own
+/// priority, which the servers that it starts inherit.
 pub(super) fn with_priority<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     thread::scope(|scope| {
         let worker = scope.spawn(|| {
@@ -168,8 +169,8 @@ pub(super) fn with_priority<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     })
 }
 
-/// Reports each arrival when it is due. A sleeping thread is exact to some 50 us; tokio's timer has a
-/// resolution of milliseconds.
+/// Reports each arrival when it is due. A sleeping thread is exact to some 50 us; tokio's timer has
+/// a resolution of milliseconds.
 fn pace(
     mut schedules: [Schedule; 2],
     start: Instant,
@@ -260,8 +261,8 @@ fn record_microseconds(histogram: &mut Histogram<u64>, duration: Duration) {
 
 /// Measures how many jobs per second a server can do.
 ///
-/// Each of a few callers orders the next job when the last one is done, so that the server always has work
-/// and never a long queue. The first fifth of `length` is a warm-up.
+/// Each of a few callers orders the next job when the last one is done, so that the server always
+/// has work and never a long queue. The first fifth of `length` is a warm-up.
 pub(super) fn measure_capacity(address: SocketAddr, length: Duration) -> Result<f64, BoxError> {
     with_priority(|| {
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;

@@ -1,8 +1,9 @@
-//! Measures the latency of `/ping` while the same server does heavy jobs: real axum servers, each in a
-//! process of its own, and an open-loop load generator.
+//! Measures the latency of `/ping` while the same server does heavy jobs: real axum servers, each
+//! in a process of its own, and an open-loop load generator.
 //!
-//! [`session`] measures the rows of a [`plan`](plan::rows). A round of a row becomes a [`Sample`]; tables,
-//! goals and [`pictures`] are made of rows alone, so that they can be made again from a JSON file.
+//! [`session`] measures the rows of a [`plan`](plan::rows). A round of a row becomes a [`Sample`];
+//! tables, goals and [`pictures`] are made of rows alone, so that they can be made again from a
+//! JSON file.
 
 use std::{fmt, time::Duration};
 
@@ -155,7 +156,8 @@ impl fmt::Display for Setting {
     }
 }
 
-/// Returns `true` if the generator was punctual enough in every round of the row to judge the server.
+/// Returns `true` if the generator was punctual enough in every round of the row to judge the
+/// server.
 fn is_reliable(row: &Row) -> bool {
     lateness_ms(row) <= TOLERATED_LATENESS.as_secs_f64() * 1e3
 }

@@ -17,7 +17,7 @@ use crate::{BoxError, Spread, number};
 const WIDTH: u32 = 1120;
 const TITLE_HEIGHT: u32 = 56;
 const PANEL_HEIGHT: u32 = 470;
-/// The space right of each plot, for the names of its curves.
+/// The space right of each plot. It holds the names of the curves.
 const LABEL_WIDTH: i32 = 450;
 const LABEL_HEIGHT: i32 = 25;
 const FONT: (&str, u32) = ("sans-serif", 21);
@@ -198,7 +198,8 @@ fn mark(row: &Row) -> &'static str {
     if is_reliable(row) { "" } else { " !" }
 }
 
-/// Draws the panels under each other. All have the same vertical axis, so that they can be compared.
+/// Draws the panels under each other. All have the same vertical axis, so that they can be
+/// compared.
 fn picture(name: &'static str, title: &str, caption: String, panels: &[Panel]) -> Result<Option<Picture>, BoxError> {
     if panels.is_empty() {
         return Ok(None);
@@ -295,7 +296,8 @@ fn draw(
     Ok(())
 }
 
-/// Returns ascending heights, each as near to the wanted one as the other labels and the bounds allow.
+/// Returns ascending heights, each as near to the wanted one as the other labels and the bounds
+/// allow.
 fn spread_labels(wanted: impl Iterator<Item = i32>, bounds: Range<i32>) -> Vec<i32> {
     let mut lowest = bounds.start;
     let mut heights: Vec<i32> = wanted

@@ -24,7 +24,8 @@ impl Plan {
 
 /// Returns the rows of a run. Without `scenes` it has all of them.
 pub fn rows(is_quick: bool, scenes: &[Scene]) -> Vec<super::Row> {
-    // Rayon, tokio and a nice value change nothing about the queue of `offload/threads`, so they recover like it.
+    // Rayon, tokio and a nice value change nothing about the queue of `offload/threads`, so they
+    // recover like it.
     let recovering = |name: &str| {
         !name.ends_with("/rayon") && !name.ends_with("/tokio") && !name.ends_with("/nice") && is_computing(name)
     };

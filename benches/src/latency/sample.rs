@@ -12,14 +12,15 @@ use super::{
 /// The number of jobs in a window: the fewest for which the p99 is not simply the longest latency.
 pub(super) const WINDOW: usize = 100;
 
-/// A p99 of at most this multiple of the p99 before the overload is normal. Twice happens without overload.
+/// A p99 of at most this multiple of the p99 before the overload is normal. Twice happens without
+/// overload.
 pub(super) const NORMAL_FACTOR: f64 = 3.0;
 
 /// The length of a slice of the timeline.
 pub(super) const SLICE_MS: u64 = 100;
 
-/// The positions of the percentiles in [`Sample::ping_percentiles_ms`]. Position `p` is the quantile `1 - 10^(-p/1000)`,
-/// so that each 1000 is another nine.
+/// The positions of the percentiles in [`Sample::ping_percentiles_ms`]. Position `p` is the
+/// quantile `1 - 10^(-p/1000)`, so that each 1000 is another nine.
 pub(super) fn positions() -> impl Iterator<Item = i32> {
     (0..=LAST_POSITION).step_by(50)
 }
@@ -135,9 +136,9 @@ enum Recovery {
 
 /// Returns the time from the end of the overload until jobs are answered like before it.
 ///
-/// That is the due time of the first job from which on every window of [`WINDOW`] jobs, in the order of their due times,
-/// has a p99 of at most [`NORMAL_FACTOR`] times the p99 of all jobs due before the overload. A job without a success counts
-/// as infinitely late.
+/// That is the due time of the first job from which on every window of [`WINDOW`] jobs, in the
+/// order of their due times, has a p99 of at most [`NORMAL_FACTOR`] times the p99 of all jobs due
+/// before the overload. A job without a success counts as infinitely late.
 fn time_until_normal(jobs: &[Outcome], begin: Duration, end: Duration) -> Recovery {
     let latency = |job: &Outcome| if job.end == End::Success { job.latency } else { Duration::MAX };
     let before: Vec<Duration> = jobs.iter().filter(|job| job.due < begin).map(latency).collect();

@@ -23,8 +23,8 @@ use tower_resilience_executor::{BlockingExecutor, ExecutorError, ExecutorLayer};
 
 use crate::{BoxError, child, platform};
 
-/// The length of the queue of connections. With 128, a usual default, a burst of new connections loses SYNs, and the
-/// client waits 1 to 4 s to send them again.
+/// The length of the queue of connections. With 128, a usual default, a burst of new connections
+/// loses SYNs, and the client waits 1 to 4 s to send them again.
 const BACKLOG: u32 = 4096;
 
 /// How long a server may take to end by itself.
@@ -36,7 +36,8 @@ pub(super) struct Variant {
     pub(super) name: &'static str,
     /// If `true`, tokio's blocking pool has one thread per core instead of up to 512.
     is_capped: bool,
-    /// The colour in pictures. The first ones are of a palette without red and green (Okabe and Ito).
+    /// The colour in pictures. The first ones are of a palette without red and green (Okabe and
+    /// Ito).
     pub(super) colour: [u8; 3],
     /// Builds the route `/job`. Must be called within the runtime of the server.
     job: fn(Work) -> Router,
@@ -88,15 +89,17 @@ fn spawn_blocking(work: Work) -> Router {
     )
 }
 
-/// Uses the executor that the documentation of the crate names for computation and blocking calls: a thread of
-/// `spawn_blocking` drives the future of the handler. Its error is not `Infallible`, which axum requires.
+/// Uses the executor that the documentation of the crate names for computation and blocking calls:
+/// a thread of `spawn_blocking` drives the future of the handler. Its error is not `Infallible`,
+/// which axum requires.
 fn tower_resilience(work: Work) -> Router {
     let on_error = HandleErrorLayer::new(|_: ExecutorError<Infallible>| async { StatusCode::INTERNAL_SERVER_ERROR });
     let executor = ExecutorLayer::new(BlockingExecutor::current());
     inline(work).layer(ServiceBuilder::new().layer(on_error).layer(executor))
 }
 
-/// Rejects with `Problem`, so that the client can distinguish expired calls from calls without room.
+/// Rejects with `Problem`, so that the client can distinguish expired calls from calls without
+/// room.
 fn offload(work: Work, pool: impl Pool) -> Router {
     inline(work).layer(OffloadLayer::new(pool).reject(Problem))
 }
@@ -105,19 +108,19 @@ fn built(builder: tower_offload::pool::Builder) -> ThreadPool {
     builder.build().expect("a new server can start threads")
 }
 
-/// What a job does on its thread.
+/// The work of a job on its thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Work {
-    /// A fixed number of iterations, not of milliseconds: a preempted job has to do the rest later, two jobs on one core
-    /// take twice as long, and all servers of a session do the same work.
+    /// A fixed number of iterations, not of milliseconds: a preempted job has to do the rest later,
+    /// two jobs on one core take twice as long, and all servers of a session do the same work.
     Compute { iterations: u64 },
     /// Waits, as for a disk or a database.
     Sleep { milliseconds: u64 },
 }
 
 impl Work {
-    /// Returns the computation that takes `duration` on an idle core. The fastest of many short tries counts, because
-    /// other load can only make a try slower.
+    /// Returns the computation that takes `duration` on an idle core. The fastest of many short
+    /// tries counts, because other load can only make a try slower.
     pub(super) fn lasting(duration: Duration) -> Self {
         const TRIES: usize = 400;
         const SAMPLE: u64 = 100_000;

@@ -102,7 +102,8 @@ impl TargetOptions {
     }
 }
 
-/// Checks that the server is running and has both paths. Otherwise all figures would be those of a 404.
+/// Checks that the server is running and has both paths. Otherwise the benchmark would measure a
+/// 404.
 fn check(Target(address): Target, requests: [&Request; 2]) -> Result<(), BoxError> {
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {

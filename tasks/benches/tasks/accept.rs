@@ -5,14 +5,12 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use tower_offload::{
-    Background,
-    tasks::{
-        Record, Retention, TaskId, TaskStore, Tasks, Timestamp,
-        store::{Epoch, Op, Process, SqlStore, Written},
-    },
-};
+use tower_offload::Background;
 use tower_offload_benches::BoxError;
+use tower_offload_tasks::{
+    Record, Retention, TaskId, TaskStore, Tasks, Timestamp,
+    store::{Epoch, Op, Process, SqlStore, Written},
+};
 
 use crate::{
     Order, Sample,
@@ -45,7 +43,8 @@ pub(crate) async fn tracked<S: TaskStore + Clone>(store: S, order: &Order) -> Re
     Ok(Sample { settled_per_second, evict_us: evict(&store).await?, ..tally.sample() })
 }
 
-/// Returns the time to evict one record, in microseconds, or `None` if there are no records to evict.
+/// Returns the time to evict one record, in microseconds, or `None` if there are no records to
+/// evict.
 ///
 /// The tasks sweep the store every 10 s, which is not part of a run.
 async fn evict(store: &impl TaskStore) -> Result<Option<f64>, BoxError> {

@@ -66,7 +66,8 @@ impl Drop for Fresh {
 
 /// Returns the URL of the database of that name, in a process with the same environment.
 ///
-/// A URL may contain a password, and arguments of processes are public. So only the name is passed to child processes.
+/// A URL may contain a password, and arguments of processes are public. So only the name is passed
+/// to child processes.
 pub(crate) fn url(store: Store, name: &str) -> Result<String, BoxError> {
     match store {
         Store::Memory => Ok(String::new()),

@@ -16,11 +16,11 @@ use tokio::{
     sync::{Mutex, Semaphore},
     time::sleep,
 };
-use tower_offload::{
-    durable::{self, Job},
-    tasks::{SqlStore, Tasks},
-};
 use tower_offload_benches::BoxError;
+use tower_offload_tasks::{
+    SqlStore, Tasks,
+    jobs::{self, Job},
+};
 
 use crate::{
     Measure, Order, Sample, WORKERS,
@@ -42,7 +42,8 @@ pub(crate) trait Queue: Clone + Send + Sync + 'static {
     /// Enqueues many jobs in any fast way.
     fn fill(&self, jobs: usize) -> impl Future<Output = Result<(), BoxError>> + Send;
 
-    /// Returns the time from the start of the workers until the database says that all jobs are completed.
+    /// Returns the time from the start of the workers until the database says that all jobs are
+    /// completed.
     fn drain(&self, jobs: usize) -> impl Future<Output = Result<Duration, BoxError>> + Send;
 }
 
@@ -85,8 +86,8 @@ impl Completed {
         self.permits.add_permits(1);
     }
 
-    /// Waits until all jobs are completed in River's table. The database is asked only after all jobs have run, so that
-    /// asking slows only the last milliseconds of the drain.
+    /// Waits until all jobs are completed in River's table. The database is asked only after all
+    /// jobs have run, so that asking slows only the last milliseconds of the drain.
     async fn wait(&self, jobs: usize, pool: &Pool) -> Result<(), BoxError> {
         const COMPLETED: &str = "SELECT count(*) FROM river_job WHERE state = 'completed'";
         self.permits.acquire_many(u32::try_from(jobs)?).await?.forget();
@@ -154,9 +155,9 @@ impl Queue for River {
 #[derive(Debug, Clone)]
 pub(crate) struct Durable {
     tasks: Tasks,
-    enqueuer: Arc<Mutex<Option<durable::Durable>>>,
+    enqueuer: Arc<Mutex<Option<jobs::Durable>>>,
     /// Present unless the queue is drained, because the enqueuer must end before a drain.
-    handle: Option<durable::Durable>,
+    handle: Option<jobs::Durable>,
     pool: Pool,
     completed: Completed,
 }
@@ -168,7 +169,7 @@ impl Job for Nothing {
 impl Durable {
     pub(crate) async fn new(url: &str, pool: Pool, measure: Measure) -> Result<Self, BoxError> {
         let tasks = Tasks::new(SqlStore::open(url).await?);
-        let enqueuer = durable::Durable::builder(&tasks).start().await?;
+        let enqueuer = jobs::Durable::builder(&tasks).start().await?;
         let handle = (measure != Measure::Drain).then(|| enqueuer.clone());
         Ok(Self { tasks, enqueuer: Arc::new(Mutex::new(Some(enqueuer))), handle, pool, completed: Completed::new() })
     }
@@ -195,7 +196,7 @@ impl Queue for Durable {
     async fn drain(&self, jobs: usize) -> Result<Duration, BoxError> {
         let (begin, queue) = loop {
             let (begin, completed) = (Instant::now(), self.completed.clone());
-            let builder = durable::Durable::builder(&self.tasks).concurrency(WORKERS);
+            let builder = jobs::Durable::builder(&self.tasks).concurrency(WORKERS);
             let builder = builder.async_worker(TIMEOUT, move |_: Nothing, _| {
                 completed.add();
                 async { Ok::<_, Infallible>(()) }

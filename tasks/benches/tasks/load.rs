@@ -20,7 +20,7 @@ pub(crate) enum Answer {
     Refused,
 }
 
-/// What the clients observed.
+/// The observations of the clients.
 #[derive(Debug)]
 pub(crate) struct Tally {
     pub(crate) done: u64,
@@ -55,7 +55,8 @@ pub(crate) async fn measure(call: &impl Call, order: &Order) -> Result<Sample, B
     Ok(closed_loop(call, order, order.phases.measure).await?.sample())
 }
 
-/// Runs clients that call again as soon as a call returns. Calls in progress at the end are awaited and counted.
+/// Runs clients that call again as soon as a call returns. Calls in progress at the end are awaited
+/// and counted.
 pub(crate) async fn closed_loop(call: &impl Call, order: &Order, length: Duration) -> Result<Tally, BoxError> {
     let clients = order.scene.clients;
     let begin = Instant::now();

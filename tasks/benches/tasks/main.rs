@@ -1,4 +1,5 @@
-//! Measures the cost of accepting a task, for each store, and of enqueueing and working off a durable job.
+//! Measures the cost of accepting a task, for each store, and of enqueueing and working off a
+//! durable job.
 // Benchmarks measure real time, so the ban on the standard library's clock does not apply.
 #![allow(clippy::disallowed_types)]
 
@@ -12,8 +13,8 @@ use std::{env, fmt, process::ExitCode, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use tokio::runtime;
-use tower_offload::tasks::{MemoryStore, store::SqlStore};
 use tower_offload_benches::{BoxError, Options, Row, Unit, child, interleave};
+use tower_offload_tasks::{MemoryStore, store::SqlStore};
 
 use self::{
     accept::{CommitEach, GroupCommit},
@@ -23,7 +24,8 @@ use self::{
 /// The worker threads of the runtime.
 const THREADS: usize = 2;
 
-/// How many clients call at once. A single client pays for a whole commit; many clients can share one.
+/// How many clients call at once. A single client pays for a whole commit; many clients can share
+/// one.
 const CLIENTS: [usize; 2] = [1, 64];
 
 /// The maximum number of jobs that an engine runs at once: the default of a `Background`.
@@ -32,7 +34,7 @@ const WORKERS: usize = 64;
 /// A run that takes longer has lost a task.
 const TIMEOUT: Duration = Duration::from_secs(180);
 
-/// What is counted.
+/// The event that is counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Measure {
@@ -44,7 +46,7 @@ enum Measure {
     Drain,
 }
 
-/// Where records are kept.
+/// The store of the records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Store {
@@ -125,8 +127,8 @@ const fn variant(name: &'static str, store: Store, engine: Engine, base: &'stati
 
 const RIVER: Engine = Engine::River { fetch_cooldown: riverqueue::FETCH_COOLDOWN_DEFAULT };
 
-/// By default River fetches ten times per second, at most as many jobs as it has idle workers. That is what a drain of jobs
-/// without work measures.
+/// By default River fetches ten times per second, at most as many jobs as it has idle workers. That
+/// is what a drain of jobs without work measures.
 const EAGER_RIVER: Engine = Engine::River { fetch_cooldown: riverqueue::FETCH_COOLDOWN_MIN };
 
 const VARIANTS: &[Variant] = &[
@@ -139,7 +141,8 @@ const VARIANTS: &[Variant] = &[
     variant("commit-each/sqlite/5", Store::Sqlite, Engine::CommitEach { connections: 5 }, "commit-each/sqlite"),
     variant("tasks/postgres", Store::Postgres, Engine::Tasks, "commit-each/postgres"),
     variant("group-commit/postgres", Store::Postgres, Engine::GroupCommit, "commit-each/postgres"),
-    // The default number of connections of sqlx. The server commits together what they commit at once.
+    // The default number of connections of sqlx. The server commits together what they commit at
+    // once.
     variant("commit-each/postgres", Store::Postgres, Engine::CommitEach { connections: 10 }, "commit-each/postgres"),
     variant("durable/sqlite", Store::Sqlite, Engine::Durable, "river/sqlite"),
     variant("river/sqlite", Store::Sqlite, RIVER, "river/sqlite"),
@@ -156,15 +159,17 @@ fn main() -> ExitCode {
          Postgres needs a server that DATABASE_URL names; each run creates and drops a database there",
     );
     let server = env::var("DATABASE_URL").ok();
-    if server.is_none() {
-        eprintln!("tasks: skips all rows of Postgres, because DATABASE_URL names no server");
-    }
-    let scenes = Scene::all().into_iter().filter(|scene| scene.store != Store::Postgres || server.is_some());
-    let rows = scenes.flat_map(|scene| {
-        let variants = VARIANTS.iter().filter(move |variant| variant.takes_part_in(scene));
-        variants.map(move |variant| Row::new(variant.name, scene))
-    });
-    let rows = rows.collect();
+    let rows = || {
+        if server.is_none() {
+            eprintln!("tasks: skips all rows of Postgres, because DATABASE_URL names no server");
+        }
+        let scenes = Scene::all().into_iter().filter(|scene| scene.store != Store::Postgres || server.is_some());
+        let rows = scenes.flat_map(|scene| {
+            let variants = VARIANTS.iter().filter(move |variant| variant.takes_part_in(scene));
+            variants.map(move |variant| Row::new(variant.name, scene))
+        });
+        rows.collect()
+    };
     options.run("tasks", rows, run, |rows| {
         let (ms, rounds) = (Duration::from_millis, if options.quick { 2 } else { 5 });
         let phases = if options.quick {
@@ -199,7 +204,8 @@ fn run(order: Order) -> Result<Sample, BoxError> {
                 jobs::measure(jobs::Durable::new(&url, pool, order.scene.measure).await?, &order).await
             }
             Engine::River { fetch_cooldown } => {
-                // River's documentation recommends 5 connections for SQLite; 10 are the default of sqlx.
+                // River's documentation recommends 5 connections for SQLite; 10 are the default of
+                // sqlx.
                 let pool = Pool::open(&url, if variant.store == Store::Sqlite { 5 } else { 10 }).await?;
                 jobs::measure(jobs::River::new(pool, fetch_cooldown).await?, &order).await
             }
