@@ -7,7 +7,7 @@ use tokio_rayon::AsyncThreadPool;
 use tower::{Layer, Service};
 use tower_offload::{
     OffloadLayer, ThreadPool,
-    offload::{Typed, sync_fn},
+    offload::{RejectWithError, service_fn_blocking},
     pool::{Pool, Rayon},
 };
 use tower_offload_benches::BoxError;
@@ -61,7 +61,7 @@ pub(crate) const VARIANTS: &[Variant] = &[
     }),
     variant("threads", |stage| bare(stage, threads()?)),
     variant("rayon", |stage| bare(stage, Rayon::new(rayon_threads()?).queue_capacity(QUEUE_CAPACITY))),
-    variant("offload", |stage| layered(stage, OffloadLayer::new(threads()?).reject(Typed).layer(service()))),
+    variant("offload", |stage| layered(stage, OffloadLayer::new(threads()?).reject(RejectWithError).layer(service()))),
 ];
 
 const fn variant(name: &'static str, measure: fn(&Stage) -> Result<Sample, BoxError>) -> Variant {
@@ -106,7 +106,7 @@ where
 }
 
 fn service() -> impl Service<u64, Response = u64, Error = Infallible, Future: Send> + Clone + Send + 'static {
-    sync_fn(|number| Ok(job(number)))
+    service_fn_blocking(|number| Ok(job(number)))
 }
 
 fn infallible<F: Future>(call: F) -> impl Future<Output = Result<F::Output, Infallible>> {

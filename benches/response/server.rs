@@ -51,7 +51,7 @@ pub(crate) fn start(
     let handler = service_fn(move |request| respond(&request, registers, &completed));
     if variant.has_layer {
         let pool = ThreadPool::builder().threads(1).queue_capacity(QUEUE_CAPACITY).build()?;
-        let background = Background::builder().pool(pool).queue_capacity(QUEUE_CAPACITY).build();
+        let background = Background::builder().pool(pool).max_tasks(QUEUE_CAPACITY).build();
         track(is_tracked, protocol, transport, AfterResponseLayer::new(background).layer(handler));
     } else {
         track(is_tracked, protocol, transport, handler);

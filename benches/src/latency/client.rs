@@ -60,7 +60,7 @@ impl Client {
 
     /// Returns when the whole response has been read.
     pub(super) async fn send(&self, request: &Request) -> Result<Reply, BoxError> {
-        /// The reason that [`tower_offload::offload::Problem`] gives.
+        /// The reason that [`tower_offload::offload::ProblemJson`] gives.
         const EXPIRED: &[u8] = br#""reason":"expired""#;
 
         let _permit = self.open.acquire().await?;

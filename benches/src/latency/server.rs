@@ -16,7 +16,7 @@ use tokio::{net::TcpSocket, runtime};
 use tower::ServiceBuilder;
 use tower_offload::{
     OffloadLayer, ThreadPool,
-    offload::Problem,
+    offload::ProblemJson,
     pool::{Codel, Pool, Rayon, TokioBlocking},
 };
 use tower_resilience_executor::{BlockingExecutor, ExecutorError, ExecutorLayer};
@@ -98,13 +98,13 @@ fn tower_resilience(work: Work) -> Router {
     inline(work).layer(ServiceBuilder::new().layer(on_error).layer(executor))
 }
 
-/// Rejects with `Problem`, so that the client can distinguish expired calls from calls without
+/// Rejects with `ProblemJson`, so that the client can distinguish expired calls from calls without
 /// room.
 fn offload(work: Work, pool: impl Pool) -> Router {
-    inline(work).layer(OffloadLayer::new(pool).reject(Problem))
+    inline(work).layer(OffloadLayer::new(pool).reject(ProblemJson))
 }
 
-fn built(builder: tower_offload::pool::Builder) -> ThreadPool {
+fn built(builder: tower_offload::pool::ThreadPoolBuilder) -> ThreadPool {
     builder.build().expect("a new server can start threads")
 }
 

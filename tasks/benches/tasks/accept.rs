@@ -35,7 +35,7 @@ pub(crate) async fn tracked<S: TaskStore + Clone>(store: S, order: &Order) -> Re
     }
     let begin = Instant::now();
     let tally: load::Tally = closed_loop(&tracked, order, order.phases.measure).await?;
-    background.drain(SHUTDOWN_TIMEOUT).await;
+    background.shutdown(SHUTDOWN_TIMEOUT).await;
     if !tasks.drain(SHUTDOWN_TIMEOUT).await.is_clean() {
         return Err("the end of some accepted tasks was not written".into());
     }
