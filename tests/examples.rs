@@ -273,9 +273,9 @@ async fn axum_answers_on_the_pool_beside_it_and_503() {
 async fn blocking_detector_names_the_route_that_blocks() {
     let Some(lines) = lines_of("blocking_detector").await else { return };
     let after = |start: &str| lines.iter().position(|line| line == start).expect(start);
-    let (watched, offloaded) = (after("watched:"), after("offloaded:"));
-    let reported = |line: &String| line.starts_with("PUT /users/{id} held the thread of the event loop for ");
-    assert!(lines[watched..offloaded].iter().any(reported), "{lines:#?}");
+    let (inline, offloaded) = (after("inline:"), after("offloaded:"));
+    let reported = |line: &String| line.starts_with("PUT /users/{id} blocked the event loop for ");
+    assert!(lines[inline..offloaded].iter().any(reported), "{lines:#?}");
     let answers = lines.iter().filter(|line| *line == "PUT /users/7: 200 OK").count();
     assert_eq!(answers, 2, "{lines:#?}");
 }
@@ -315,10 +315,10 @@ async fn tower_tells_results_errors_and_refusals_apart() {
     assert!(threads.len() == 2 && threads.iter().all(|line| line.starts_with("counted on numbers-")), "{threads:#?}");
     let expected = [
         "below 1000: 168",
-        "its own error: 18446744073709551615 is too much, a refusal: false",
-        "meanwhile: the pool has no room for the call (Some(Overloaded))",
+        "error: 18446744073709551615 is above the limit, a rejection: false",
+        "rejected: the pool has no room for the call (Some(Overloaded))",
         "below 1000000: 78498",
-        "all done: true",
+        "all calls completed: true",
     ];
     assert_eq!(results, expected);
 }
