@@ -1,12 +1,12 @@
 use std::{any::Any, borrow::Cow, error::Error, fmt, time::Duration};
 
 use super::Completion;
-use crate::pool::{Rejection, call::panic_text};
+use crate::pool::{CallError, call::panic_text};
 
 /// Error returned when a background does not admit a task. The task's work is dropped.
 ///
 /// A task is rejected when it is added or not at all. If the pool refuses a task later, that is
-/// reported as a [`TaskFailure`] with the pool's [`CallError`](crate::Rejection).
+/// reported as a [`TaskFailure`] with the pool's [`CallError`](crate::CallError).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SubmitError(Kind);
 
@@ -55,7 +55,7 @@ pub struct TaskFailure {
 #[derive(Debug)]
 pub(super) enum Cause {
     /// The pool rejected the task, or dropped it without running it (`None`).
-    Refused(Option<Rejection>),
+    Refused(Option<CallError>),
     TimedOut {
         timeout: Duration,
         still_running: bool,

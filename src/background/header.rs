@@ -10,7 +10,7 @@ use tokio::task::AbortHandle;
 use super::completion::{Completion, CompletionFn, run_callback};
 use crate::{
     pool::{
-        Rejection,
+        CallError,
         call::{Handle, contained},
     },
     sync::{AtomicBool, Mutex, Ordering::SeqCst, lock},
@@ -28,7 +28,7 @@ pub(super) struct TaskHeader {
     /// Stored before the work is queued; taken by the first call of [`complete`](Self::complete).
     on_completion: Mutex<Option<CompletionFn>>,
     /// Set before the work is dropped, if the pool refused it.
-    pub(super) refusal: OnceLock<Rejection>,
+    pub(super) refusal: OnceLock<CallError>,
 }
 
 impl TaskHeader {

@@ -98,7 +98,7 @@ pub use self::{
 #[cfg_attr(not(feature = "after-response"), allow(unused_imports, reason = "for `after_response`"))]
 pub(crate) use self::{run::TaskBody, shutdown::DrainGuard};
 use crate::pool::Pool;
-pub use crate::pool::call::{Cancellation, cancellation, cancelled};
+pub use crate::pool::{CancellationToken, cancellation_token, cancelled};
 
 /// Runs tasks in the background. Clones are handles to the same background.
 ///

@@ -93,8 +93,8 @@ fn spawn_on_pool(
             let admitted = Admitted { slot, place: None, priority };
             header.set_pool_handle(call::spawn(admitted, context, Departure::CancelOnPool, future));
         }
-        Err(rejection) => {
-            let _ = header.refusal.set(rejection);
+        Err(error) => {
+            let _ = header.refusal.set(error);
             contained(|| drop(future));
         }
     }
