@@ -28,9 +28,3 @@ pub use self::{
     offload::{Offload, OffloadLayer},
     pool::{CallError, Pool, Priority, Rejection, ThreadPool, cancelled},
 };
-
-/// What `tower-offload-tasks` uses until the traits of `background` are public.
-#[doc(hidden)]
-pub mod interim {
-    pub use crate::background::{Body, Over, Place, Register, Sealed};
-}
