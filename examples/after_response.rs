@@ -34,7 +34,7 @@ use tokio_rustls::{TlsAcceptor, rustls, server::TlsStream};
 use tower_offload::{
     AfterResponse, AfterResponseLayer, Background,
     axum::{serve, shutdown_signal},
-    background::DrainReport,
+    background::BackgroundShutdownReport,
 };
 
 /// The time from SIGTERM or Ctrl-C until connections and tasks have ended.
@@ -184,13 +184,13 @@ impl Listener for TlsListener {
 }
 
 /// Serves until a signal, tracked or plain: the app is the same.
-async fn run<L: Listener<Addr: Debug>>(listener: L, plain: bool) -> io::Result<DrainReport> {
+async fn run<L: Listener<Addr: Debug>>(listener: L, plain: bool) -> io::Result<BackgroundShutdownReport> {
     let background = Background::default();
     let app = routes().layer(middleware::from_fn(report)).layer(AfterResponseLayer::new(background.clone()));
     let signal = shutdown_signal()?;
     if plain {
         axum::serve(listener, app).with_graceful_shutdown(signal).await?;
-        return Ok(background.drain(GRACE).await);
+        return Ok(background.shutdown(GRACE).await);
     }
     let report = serve(listener, app).shutdown(signal, GRACE, &background).await;
     if report.open_connections > 0 {
@@ -209,15 +209,15 @@ async fn start(options: Options) -> Result<(), Box<dyn Error>> {
     } else {
         run(tcp.tap_io(|stream| drop(stream.set_nodelay(true))), options.plain).await?
     };
-    let orphaned: Vec<_> = tasks
-        .orphaned
+    let still_running: Vec<_> = tasks
+        .still_running
         .iter()
-        .map(|orphan| json!({"id": orphan.id, "name": orphan.name, "age_ms": orphan.age.as_millis()}))
+        .map(|task| json!({"id": task.id, "name": task.name, "age_ms": task.age.as_millis()}))
         .collect();
     println!(
         "{}",
-        json!({"drained": {"completed": tasks.completed, "failed": tasks.failed, "cancelled": tasks.cancelled,
-            "orphaned": orphaned}})
+        json!({"shutdown": {"completed": tasks.completed, "failed": tasks.failed, "cancelled": tasks.cancelled,
+            "still_running": still_running}})
     );
     Ok(())
 }

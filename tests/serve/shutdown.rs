@@ -110,8 +110,8 @@ async fn a_stalled_client_and_a_long_task_end_with_the_grace_period() {
     let (report, elapsed) = server.shut_down().await;
     assert_eq!(elapsed, 5000);
     assert_eq!((report.open_connections, report.is_clean()), (1, false));
-    assert_eq!(report.background.orphaned.len(), 1);
-    assert_eq!(report.background.orphaned[0].name, "mail");
+    assert_eq!(report.background.still_running.len(), 1);
+    assert_eq!(report.background.still_running[0].name, "mail");
     let text = report.to_string();
     assert!(text.starts_with("1 connection closed early; tasks: ") && text.contains("`mail` for 6s"), "{text}");
     let outcome = outcomes.next("/full/1000000").await;

@@ -308,7 +308,7 @@ impl<L: Listener, M, S> Serve<L, M, S> {
     /// 2. Connections that are still open when a tenth of `grace`, but at most one second, is left
     ///    are closed. Their responses end as [`Aborted`](crate::after_response::End::Aborted), and
     ///    the hooks and tasks registered with them run in the time that is left.
-    /// 3. The background is [drained](crate::Background::drain) for the rest of `grace`, which
+    /// 3. The background is [shut down](crate::Background::shutdown) for the rest of `grace`, which
     ///    begins as soon as every connection has ended. Tasks that still run at its end are asked
     ///    to stop and reported.
     ///

@@ -1,6 +1,6 @@
 use std::fmt;
 
-use crate::background::DrainReport;
+use crate::background::BackgroundShutdownReport;
 
 /// How a server ended. Returned by [`Serve::shutdown`](super::Serve::shutdown).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -9,11 +9,11 @@ pub struct ServeShutdownReport {
     /// The number of connections that were closed because they had not ended in time.
     pub open_connections: usize,
     /// How the tasks ended, and which still ran. Empty for a server without a background.
-    pub background: DrainReport,
+    pub background: BackgroundShutdownReport,
 }
 
 impl ServeShutdownReport {
-    pub(super) fn new(open_connections: usize, background: DrainReport) -> Self {
+    pub(super) fn new(open_connections: usize, background: BackgroundShutdownReport) -> Self {
         Self { open_connections, background }
     }
 
@@ -23,7 +23,8 @@ impl ServeShutdownReport {
     }
 }
 
-/// For example `1 connection closed early; tasks: 3 completed, 0 failed, 0 cancelled, 0 orphaned`.
+/// For example `1 connection closed early; tasks: 3 completed, 0 failed, 0 cancelled, 0 still
+/// running`.
 impl fmt::Display for ServeShutdownReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { open_connections, background } = self;

@@ -114,7 +114,7 @@ where
         }
         // After the connections, because their requests may still register tasks.
         let background = match background {
-            Some(background) => background.drain(rest()).await,
+            Some(background) => background.shutdown(rest()).await,
             None => Default::default(),
         };
         ServeShutdownReport::new(open_connections, background)
