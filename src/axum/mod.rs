@@ -1,5 +1,5 @@
 //! Integration with axum: blocking functions as handlers and, with feature `flush`, a server that
-//! tracks when responses were flushed.
+//! tracks when each response was flushed.
 //!
 //! [`blocking`] creates a handler from a sync function. Its extractors run on the event loop, the
 //! function on a pool:
@@ -27,13 +27,15 @@
 //!
 //! With feature `after-response`, handlers can take an `AfterResponse` as an extractor. Without its
 //! layer the extractor rejects the request with a 500 that names the missing layer. With feature
-//! `flush`, [`serve`] instead of `axum::serve` makes the outcomes exact:
+//! `flush`, `serve` in place of `axum::serve` makes the outcomes exact:
 //!
 #![cfg_attr(feature = "flush", doc = "```no_run")]
 #![cfg_attr(not(feature = "flush"), doc = "```ignore")]
 //! use std::time::Duration;
 //! use axum::{Router, routing::get};
-//! use tower_offload::{AfterResponse, AfterResponseLayer, Background, axum::{serve, shutdown_signal}};
+//! use tower_offload::{
+//!     AfterResponse, AfterResponseLayer, Background, axum::{serve, shutdown_signal},
+//! };
 //!
 //! async fn hello(after: AfterResponse) -> &'static str {
 //!     after.hook(move |outcome| println!("{} {}", outcome.end, outcome.delivery));
@@ -47,7 +49,8 @@
 //!     .route("/", get(hello))
 //!     .layer(AfterResponseLayer::new(background.clone()));
 //! let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
-//! let report = serve(listener, app).shutdown(shutdown_signal()?, Duration::from_secs(10), &background).await;
+//! let grace = Duration::from_secs(10);
+//! let report = serve(listener, app).shutdown(shutdown_signal()?, grace, &background).await;
 //! println!("stopped: {report}");
 //! # Ok(())
 //! # }

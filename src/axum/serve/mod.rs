@@ -209,10 +209,10 @@ pub struct Serve<L, M, S> {
 impl<L: Listener, M, S> Serve<L, M, S> {
     /// Closes an HTTP/1 connection whose client does not send the whole head of a request in time.
     ///
-    /// The time runs from the moment the connection was accepted or the previous response ended, so
-    /// that it also limits how long a connection may be idle. It also limits the first bytes of a
-    /// connection, which distinguish HTTP/1 from HTTP/2. The default is 30 seconds; `None`
-    /// removes the limit.
+    /// The time runs from the first bytes of the connection or the end of the previous response, so
+    /// that it also limits how long a connection may be idle. It applies in the same way to the
+    /// first bytes, which distinguish HTTP/1 from HTTP/2, from the moment the connection was
+    /// accepted. The default is 30 seconds; `None` removes the limit.
     pub fn header_read_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
         self.header_read_timeout = timeout.into();
         self.http.http1().header_read_timeout(self.header_read_timeout);
