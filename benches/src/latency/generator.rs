@@ -37,62 +37,53 @@ pub(super) struct Step {
     pub(super) per_second: f64,
 }
 
-/// The due times of a stream, from the start of the run.
-#[derive(Debug, Clone)]
-struct Schedule {
-    arrivals: Arrivals,
-    /// The last step lasts forever.
-    steps: Vec<Step>,
-    /// The next due time, in mean intervals.
-    next: f64,
-    random: u64,
-}
-
-impl Schedule {
-    fn next(&self) -> Duration {
-        let (mut due, mut intervals) = (0.0, self.next);
-        for (index, Step { length, per_second }) in self.steps.iter().enumerate() {
-            let of_step = length.as_secs_f64() * per_second;
-            if intervals < of_step || index + 1 == self.steps.len() {
-                return Duration::try_from_secs_f64(due + intervals / per_second).unwrap_or(Duration::MAX);
-            }
-            intervals -= of_step;
-            due += length.as_secs_f64();
-        }
-        Duration::MAX
-    }
-
-    fn advance(&mut self) {
-        self.next += match self.arrivals {
-            Arrivals::Constant => 1.0,
-            Arrivals::Poisson => -self.uniform().ln(),
-        };
-    }
-
-    /// Returns a number above 0 and at most 1: Marsaglia's xorshift, which is repeatable.
-    fn uniform(&mut self) -> f64 {
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
-        ((self.random >> 11) as f64 + 1.0) / (1_u64 << 53) as f64
-    }
-}
-
-/// A request that is sent at the times of a schedule.
+/// A request that is sent again and again.
 #[derive(Debug, Clone)]
 pub(super) struct Stream {
     request: Request,
-    schedule: Schedule,
+    arrivals: Arrivals,
+    /// The last step lasts forever.
+    steps: Vec<Step>,
 }
 
 impl Stream {
     pub(super) fn new(request: Request, arrivals: Arrivals, steps: Vec<Step>) -> Self {
-        Self { request, schedule: Schedule { arrivals, steps, next: 0.0, random: 0x9E37_79B9_7F4A_7C15 } }
+        Self { request, arrivals, steps }
     }
 
     pub(super) fn constant(request: Request, per_second: f64) -> Self {
         Self::new(request, Arrivals::Constant, vec![Step { length: Duration::MAX, per_second }])
     }
+
+    /// Returns the times before `end` at which the request is due, from the start of the run.
+    fn due_times(&self, end: Duration) -> Vec<Duration> {
+        let (mut now, mut due_times) = (0.0, Vec::new());
+        // The time until the next request, in mean intervals.
+        let mut gap = 0.0;
+        let mut random = 0x9E37_79B9_7F4A_7C15;
+        for Step { length, per_second } in &self.steps {
+            let step_end = (now + length.as_secs_f64()).min(end.as_secs_f64());
+            while now + gap / per_second < step_end {
+                now += gap / per_second;
+                due_times.push(Duration::from_secs_f64(now));
+                gap = match self.arrivals {
+                    Arrivals::Constant => 1.0,
+                    Arrivals::Poisson => -uniform(&mut random).ln(),
+                };
+            }
+            gap -= (step_end - now) * per_second;
+            now = step_end;
+        }
+        due_times
+    }
+}
+
+/// Returns a number above 0 and at most 1: Marsaglia's xorshift, which is repeatable.
+fn uniform(state: &mut u64) -> f64 {
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    ((*state >> 11) as f64 + 1.0) / (1_u64 << 53) as f64
 }
 
 /// One request.
@@ -143,10 +134,14 @@ pub(super) fn run(
     with_priority(|| {
         let (sender, arrivals) = mpsc::unbounded_channel();
         let start = Instant::now() + Duration::from_millis(20);
+        let mut due_times = Vec::new();
+        for (stream, it) in [&pings, &jobs].into_iter().enumerate() {
+            due_times.extend(it.due_times(warm_up + measure).into_iter().map(|due| (start + due, stream)));
+        }
+        due_times.sort_unstable();
         let requests = [pings.request.clone(), jobs.request.clone()].map(Arc::new);
-        let schedules = [pings.schedule.clone(), jobs.schedule.clone()];
         thread::scope(|scope| {
-            scope.spawn(|| pace(schedules, start, warm_up + measure, sender));
+            scope.spawn(|| pace(due_times, sender));
             let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
             // Some descriptors are for other things than connections.
             let max_connections = descriptors.saturating_sub(100).max(100) / 2;
@@ -169,32 +164,22 @@ pub(super) fn with_priority<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     })
 }
 
-/// Reports each arrival when it is due. A sleeping thread is exact to some 50 us; tokio's timer has
-/// a resolution of milliseconds.
-fn pace(
-    mut schedules: [Schedule; 2],
-    start: Instant,
-    length: Duration,
-    arrivals: mpsc::UnboundedSender<(usize, Instant)>,
-) {
+/// Reports each request when it is due. A sleeping thread is exact to some 50 us; tokio's timer has a
+/// resolution of milliseconds.
+fn pace(due_times: Vec<(Instant, usize)>, arrivals: mpsc::UnboundedSender<(Instant, usize)>) {
     platform::raise_priority();
-    while let Some((stream, schedule)) = schedules.iter_mut().enumerate().min_by_key(|(_, it)| it.next()) {
-        if schedule.next() >= length {
-            return;
-        }
-        let due = start + schedule.next();
+    for (due, stream) in due_times {
         thread::sleep(due.saturating_duration_since(Instant::now()));
-        if arrivals.send((stream, due)).is_err() {
+        if arrivals.send((due, stream)).is_err() {
             return;
         }
-        schedule.advance();
     }
 }
 
 async fn send(
     requests: [Arc<Request>; 2],
     clients: [Arc<Client>; 2],
-    mut arrivals: mpsc::UnboundedReceiver<(usize, Instant)>,
+    mut arrivals: mpsc::UnboundedReceiver<(Instant, usize)>,
     (start, warm_up, grace): (Instant, Duration, Duration),
 ) -> Observation {
     let mut outcomes = [Vec::new(), Vec::new()];
@@ -217,7 +202,7 @@ async fn send(
         tokio::select! {
             biased;
             arrival = arrivals.recv() => {
-                let Some((stream, due)) = arrival else { break };
+                let Some((due, stream)) = arrival else { break };
                 let since_start = due.duration_since(start);
                 // Requests due during the warm-up have no index.
                 let index = (since_start >= warm_up).then(|| {

@@ -8,9 +8,19 @@ use tower_offload_benches::BoxError;
 
 use crate::{Order, Sample};
 
-/// The call that a client repeats.
-pub(crate) trait Call: Clone + Send + Sync + 'static {
-    fn call(&self) -> impl Future<Output = Result<Answer, BoxError>> + Send;
+/// The call that a client repeats. Each client has a clone.
+pub(crate) trait Call: Clone + Send + 'static {
+    fn call(&mut self) -> impl Future<Output = Result<Answer, BoxError>> + Send;
+}
+
+impl<C, F> Call for C
+where
+    C: FnMut() -> F + Clone + Send + 'static,
+    F: Future<Output = Result<Answer, BoxError>> + Send,
+{
+    fn call(&mut self) -> impl Future<Output = Result<Answer, BoxError>> + Send {
+        self()
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,7 +85,7 @@ pub(crate) async fn closed_loop(call: &impl Call, order: &Order, length: Duratio
     Ok(all)
 }
 
-async fn client(call: impl Call, end: Instant, max_calls: usize) -> Result<Tally, BoxError> {
+async fn client(mut call: impl Call, end: Instant, max_calls: usize) -> Result<Tally, BoxError> {
     let mut tally = Tally::new()?;
     for _ in 0..max_calls {
         let before = Instant::now();

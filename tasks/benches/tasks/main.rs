@@ -16,10 +16,7 @@ use tokio::runtime;
 use tower_offload_benches::{BoxError, Options, Row, Unit, child, interleave};
 use tower_offload_tasks::{MemoryStore, store::SqlStore};
 
-use self::{
-    accept::{CommitEach, GroupCommit},
-    database::{Fresh, Pool},
-};
+use self::database::Fresh;
 
 /// The worker threads of the runtime.
 const THREADS: usize = 2;
@@ -195,20 +192,10 @@ fn run(order: Order) -> Result<Sample, BoxError> {
         match variant.engine {
             Engine::Tasks if variant.store == Store::Memory => accept::tracked(MemoryStore::new(), &order).await,
             Engine::Tasks => accept::tracked(SqlStore::open(&url).await?, &order).await,
-            Engine::GroupCommit => load::measure(&GroupCommit::new(&url).await?, &order).await,
-            Engine::CommitEach { connections } => {
-                load::measure(&CommitEach::new(&url, connections).await?, &order).await
-            }
-            Engine::Durable => {
-                let pool = Pool::open(&url, 1).await?;
-                jobs::measure(jobs::Durable::new(&url, pool, order.scene.measure).await?, &order).await
-            }
-            Engine::River { fetch_cooldown } => {
-                // River's documentation recommends 5 connections for SQLite; 10 are the default of
-                // sqlx.
-                let pool = Pool::open(&url, if variant.store == Store::Sqlite { 5 } else { 10 }).await?;
-                jobs::measure(jobs::River::new(pool, fetch_cooldown).await?, &order).await
-            }
+            Engine::GroupCommit => accept::group_commit(&url, &order).await,
+            Engine::CommitEach { connections } => accept::commit_each(&url, connections, &order).await,
+            Engine::Durable => jobs::durable(&url, &order).await,
+            Engine::River { fetch_cooldown } => jobs::river(&url, fetch_cooldown, &order).await,
         }
     })
 }
