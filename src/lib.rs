@@ -20,6 +20,7 @@ pub mod flush;
 mod grpc;
 mod head;
 pub mod offload;
+mod panic;
 pub mod pool;
 mod sync;
 #[cfg(feature = "tasks")]

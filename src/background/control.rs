@@ -13,11 +13,9 @@ use super::{
     over::{self, Callback, Over},
     stopping::Stopping,
 };
+use crate::panic::ignore_panic;
 use crate::{
-    pool::{
-        Rejection,
-        call::{Handle, contained},
-    },
+    pool::{Rejection, call::Handle},
     sync::{Mutex, lock},
 };
 
@@ -113,7 +111,7 @@ enum Stop {
 
 fn apply(stop: Option<Stop>) {
     // May drop the work, which is foreign.
-    contained(|| match stop {
+    ignore_panic(|| match stop {
         Some(Stop::Runtime(task)) => task.abort(),
         Some(Stop::Pool(_)) | None => {}
     });

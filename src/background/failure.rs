@@ -1,7 +1,8 @@
 use std::{any::Any, borrow::Cow, fmt, time::Duration};
 
 use super::over::Over;
-use crate::pool::{Rejection, call::panic_text};
+use crate::panic::panic_message;
+use crate::pool::Rejection;
 
 /// One task that failed, as the [error sink](super::Builder::on_failure) gets it, once.
 #[derive(Debug)]
@@ -22,7 +23,7 @@ pub(super) enum Cause {
 
 impl Cause {
     pub(super) fn panicked(payload: &(dyn Any + Send)) -> Self {
-        Self::Panicked(panic_text(payload).to_owned())
+        Self::Panicked(panic_message(payload).to_owned())
     }
 
     pub(super) fn over(&self) -> Over {

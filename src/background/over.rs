@@ -1,8 +1,7 @@
 //! Who wants to know that a task is over, and what became of it.
 
+use crate::panic::ignore_panic;
 use std::{cell::RefCell, collections::VecDeque};
-
-use crate::pool::call::contained;
 
 /// What became of a task, for whoever has others wait for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,12 +50,12 @@ pub(super) fn call(callback: Callback, over: Over) {
         }
     });
     let Some(callback) = first else { return };
-    contained(|| callback(over));
+    ignore_panic(|| callback(over));
     if is_first != Ok(true) {
         return; // the thread is at its end, and has no place to put anything down
     }
     while let Some((callback, over)) = next() {
-        contained(|| callback(over));
+        ignore_panic(|| callback(over));
     }
 }
 

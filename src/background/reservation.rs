@@ -7,7 +7,8 @@ use super::{
     shared::Shared,
     work::{Body, Work},
 };
-use crate::pool::call::{Context, contained};
+use crate::panic::ignore_panic;
+use crate::pool::call::Context;
 
 /// A place of a task that has no work yet. Made by [`Background::reserve`](super::Background::reserve).
 ///
@@ -52,7 +53,7 @@ impl Reservation {
     pub(crate) fn on_over(mut self, callback: impl FnOnce(Over) + Send + 'static) -> Self {
         self.on_over = Some(match self.on_over.take() {
             Some(first) => Box::new(move |over| {
-                contained(|| first(over));
+                ignore_panic(|| first(over));
                 callback(over);
             }),
             None => Box::new(callback),

@@ -5,7 +5,7 @@ use std::{
 };
 
 use super::{control::Control, shared::Shared, span::TaskSpan, ticket::Ticket, within};
-use crate::pool::call::{contained, guarded};
+use crate::panic::{catch_unwind, ignore_panic};
 
 type Work = Pin<Box<dyn Future<Output = Result<(), String>> + Send>>;
 
@@ -44,19 +44,19 @@ impl Future for Running {
             self.span = TaskSpan::begin(&ticket.control);
         }
         let shared = ticket.shared.clone();
-        let polled = guarded(|| within::scope(&*shared, || self.span.enter(|| work.as_mut().poll(cx))));
+        let polled = catch_unwind(|| within::scope(&*shared, || self.span.enter(|| work.as_mut().poll(cx))));
         match polled {
             Ok(Poll::Pending) => {
                 self.parts = Some((ticket, work));
                 return Poll::Pending;
             }
             Ok(Poll::Ready(message)) => {
-                let dropped = guarded(|| within::scope(&*shared, || self.span.enter(|| drop(work))));
+                let dropped = catch_unwind(|| within::scope(&*shared, || self.span.enter(|| drop(work))));
                 self.span = TaskSpan::default();
                 ticket.end(dropped.map(|()| message));
             }
             Err(payload) => {
-                contained(|| self.span.enter(|| drop(work)));
+                ignore_panic(|| self.span.enter(|| drop(work)));
                 self.span = TaskSpan::default();
                 ticket.end(Err(payload));
             }
@@ -68,6 +68,6 @@ impl Future for Running {
 impl Drop for Running {
     fn drop(&mut self) {
         let Some((_ticket, work)) = self.parts.take() else { return };
-        contained(|| self.span.enter(|| drop(work))); // before the ticket: then it is over
+        ignore_panic(|| self.span.enter(|| drop(work))); // before the ticket: then it is over
     }
 }

@@ -20,8 +20,9 @@ use super::{
     within,
     work::Work,
 };
+use crate::panic::ignore_panic;
 use crate::{
-    pool::{Pool, call::contained},
+    pool::Pool,
     sync::{Mutex, lock},
 };
 
@@ -69,7 +70,7 @@ impl Shared {
             let Some(work) = next else { return };
             let control = work.control.clone();
             // A pool is foreign code. What it drops in a panic ends itself.
-            contained(|| work.start(self));
+            ignore_panic(|| work.start(self));
             drop(control);
         }
     }
@@ -190,7 +191,7 @@ impl Shared {
     /// Tells the sink, once for each failure.
     pub(super) fn report(&self, control: &Control, cause: Cause) {
         let failure = TaskFailure::new(control.id, control.name.clone(), cause);
-        contained(|| match &self.sink {
+        ignore_panic(|| match &self.sink {
             Some(sink) => sink(&failure),
             None => failure.log(),
         });
@@ -198,7 +199,7 @@ impl Shared {
 
     fn tell(&self, idle: bool) {
         if idle {
-            contained(|| self.idle.notify_waiters()); // wakers are foreign
+            ignore_panic(|| self.idle.notify_waiters()); // wakers are foreign
         }
     }
 }
@@ -212,11 +213,11 @@ fn discard(work: Work) {
 #[cfg_attr(not(feature = "metrics"), expect(unused_variables))]
 fn record_cancelled(work: &Work) {
     #[cfg(feature = "metrics")]
-    contained(|| super::recorder::ended(&work.control, Ended::Cancelled, None));
+    ignore_panic(|| super::recorder::ended(&work.control, Ended::Cancelled, None));
 }
 
 fn drop_cancelled(work: Work) {
     let control = work.control.clone();
-    contained(|| drop(work));
+    ignore_panic(|| drop(work));
     control.over(Over::Cancelled);
 }

@@ -5,9 +5,8 @@ use tokio::{runtime::Handle, task::AbortHandle, time::Instant};
 #[cfg(feature = "metrics")]
 use super::recorder;
 use super::{control::Control, failure::Cause, over::Over, shared::Shared, state::Ended};
+use crate::panic::{drop_payload, ignore_panic};
 #[cfg(feature = "metrics")]
-use crate::pool::call::contained;
-use crate::pool::call::discard_payload;
 
 /// A permit on its way through a task. Whatever happens to the task, the ticket ends it: at the latest when it is dropped.
 pub(super) struct Ticket {
@@ -52,7 +51,7 @@ impl Ticket {
         });
         self.begun = Some(Begun { at, timer });
         #[cfg(feature = "metrics")]
-        contained(|| recorder::began(&self.control, at.duration_since(since)));
+        ignore_panic(|| recorder::began(&self.control, at.duration_since(since)));
         let _ = since;
         true
     }
@@ -68,7 +67,7 @@ impl Ticket {
             Ok(Err(message)) => Some(Cause::Error(message)),
             Err(payload) => {
                 let cause = Cause::panicked(&*payload);
-                discard_payload(payload);
+                drop_payload(payload);
                 Some(cause)
             }
         };
@@ -99,7 +98,7 @@ impl Ticket {
             }
         };
         #[cfg(feature = "metrics")]
-        contained(|| recorder::ended(&self.control, ended, ran));
+        ignore_panic(|| recorder::ended(&self.control, ended, ran));
         self.control.over(over); // before the place is free: a drain waits for it
         self.shared.end(self.control.id, ended);
     }

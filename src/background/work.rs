@@ -1,9 +1,10 @@
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use super::{control::Control, output::TaskOutput, running::Running, shared::Shared, ticket::Ticket, within};
+use crate::panic::{catch_unwind, ignore_panic};
 use crate::pool::{
     Priority, Slot,
-    call::{self, Admitted, Context, Departure, contained, guarded},
+    call::{self, Admitted, Context, Departure},
 };
 
 type Message = Result<(), String>;
@@ -64,7 +65,7 @@ impl Work {
 async fn run(mut ticket: Ticket, work: Box<dyn FnOnce() -> Message + Send>) {
     if ticket.begin() {
         let span = super::span::TaskSpan::begin(&ticket.control);
-        let result = guarded(|| within::scope(&*ticket.shared, || span.enter(work)));
+        let result = catch_unwind(|| within::scope(&*ticket.shared, || span.enter(work)));
         span.end();
         ticket.end(result);
     }
@@ -84,7 +85,7 @@ fn on_pool(
         }
         Err(rejection) => {
             let _ = control.refusal.set(rejection);
-            contained(|| drop(future));
+            ignore_panic(|| drop(future));
         }
     }
 }

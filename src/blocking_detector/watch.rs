@@ -5,7 +5,7 @@ use tokio::time::Instant;
 #[cfg(feature = "metrics")]
 use super::labels::Labels;
 use super::{Blocked, Name};
-use crate::pool::call::{contained, guarded};
+use crate::panic::{catch_unwind, ignore_panic};
 
 /// What a layer hands to each request.
 #[derive(Clone)]
@@ -34,7 +34,7 @@ impl Watch {
     /// Runs `call` or a poll. One that panics is measured too, and its panic goes on.
     pub(super) fn over<T>(&mut self, work: impl FnOnce() -> T) -> T {
         let start = Instant::now();
-        let result = guarded(work);
+        let result = catch_unwind(work);
         let held = start.elapsed();
         let poll = self.poll;
         self.poll += 1;
@@ -48,7 +48,7 @@ impl Watch {
     fn report(&self, poll: u64, held: Duration) {
         let blocked = Blocked { route: self.name.route(), method: self.name.method(), held, poll };
         #[cfg(feature = "tracing")]
-        contained(|| {
+        ignore_panic(|| {
             tracing::event!(
                 tracing::Level::WARN,
                 route = blocked.route,
@@ -59,7 +59,7 @@ impl Watch {
             );
         });
         #[cfg(feature = "metrics")]
-        contained(|| {
+        ignore_panic(|| {
             let bounded = self.name.is_bounded();
             let label = if bounded { blocked.route } else { self.settings.labels.bounded(blocked.route) };
             let labels = [("route", label.to_owned())];
@@ -67,7 +67,7 @@ impl Watch {
             metrics::histogram!("offload_blocking_seconds", &labels).record(held);
         });
         if let Some(on_blocking) = &self.settings.on_blocking {
-            contained(|| on_blocking(&blocked)); // a response must not depend on any of these
+            ignore_panic(|| on_blocking(&blocked)); // a response must not depend on any of these
         }
     }
 }

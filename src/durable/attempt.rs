@@ -10,8 +10,9 @@ use std::{
 use tokio::time::sleep;
 
 use super::{clerk::Clerk, worker::Work};
+use crate::panic::ignore_panic;
 use crate::{
-    pool::{Rejection, call::contained},
+    pool::Rejection,
     sync::{Mutex, lock},
     tasks::{Failure, Json, Record, TaskId, Timestamp, progress::Report, record::Ending},
 };
@@ -74,7 +75,7 @@ impl Attempt {
             }
             self.unwanted.store(true, Ordering::Release);
             if !is_sync {
-                contained(|| drop(future));
+                ignore_panic(|| drop(future));
                 return if is_stopped { Verdict::Stopped } else { Verdict::Failed(timed_out(limit)) };
             }
         }

@@ -13,12 +13,10 @@ use super::{
     river::{Arguments, InsertError, InsertOpts, Inserted, Prepared, jiff},
     transaction::Transaction,
 };
-use crate::{
-    pool::call::guarded,
-    tasks::{
-        Accepted, Json, Record, Refused, Status, StoreError, TaskId, Timestamp,
-        track::{MAX_OWNER, check},
-    },
+use crate::panic::catch_unwind;
+use crate::tasks::{
+    Accepted, Json, Record, Refused, Status, StoreError, TaskId, Timestamp,
+    track::{MAX_OWNER, check},
 };
 
 /// A job that is not enqueued yet: `.await` it, or give it to a [transaction](Self::tx). Made by [`Durable::enqueue`].
@@ -121,8 +119,8 @@ impl<'a, J: Job> Enqueue<'a, J> {
         if let Some(owner) = &self.owner {
             check(owner, MAX_OWNER).map_err(|why| Refused::invalid(why.of_owner))?;
         }
-        let encoded = guarded(|| Arguments::encode(&self.job)).map_err(|payload| {
-            crate::pool::call::discard_payload(payload);
+        let encoded = catch_unwind(|| Arguments::encode(&self.job)).map_err(|payload| {
+            crate::panic::drop_payload(payload);
             Refused::content("writing it as JSON panicked")
         })?;
         let arguments = encoded.map_err(|error| Refused::content(format!("it cannot be written as JSON: {error}")))?;

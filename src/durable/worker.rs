@@ -4,11 +4,9 @@ use serde::Serialize;
 use tokio::sync::Notify;
 
 use super::{Job, alive::Alive};
+use crate::panic::{catch_unwind, catch_unwind_future, drop_payload, panic_message};
 use crate::{
-    pool::{
-        self, Pool, Rejection,
-        call::{caught, discard_payload, guarded, panic_text},
-    },
+    pool::{self, Pool, Rejection},
     tasks::{Failure, IntoFailure, Progress, record::Ending, work::ending},
 };
 
@@ -52,7 +50,7 @@ impl<J: Job> Worker<J> {
                     return Ending::TimedOut; // it never began, so nobody asks how it ended
                 }
                 begins.notify_one();
-                settled(guarded(|| ending(work(job, progress))))
+                settled(catch_unwind(|| ending(work(job, progress))))
             };
             Work { future: Box::pin(async { pool::run(pool, closure).await }), begun, is_sync: true }
         };
@@ -72,8 +70,8 @@ impl<J: Job> Worker<J> {
             begun.notify_one();
             let future = async move {
                 let _alive = alive;
-                Ok(settled(match guarded(|| Box::pin(work(job, progress))) {
-                    Ok(future) => caught(future).await.and_then(|result| guarded(|| ending(result))),
+                Ok(settled(match catch_unwind(|| Box::pin(work(job, progress))) {
+                    Ok(future) => catch_unwind_future(future).await.and_then(|result| catch_unwind(|| ending(result))),
                     Err(payload) => Err(payload),
                 }))
             };
@@ -89,8 +87,8 @@ impl<J: Job> Worker<J> {
 
 fn settled(ended: Result<Ending, Box<dyn Any + Send>>) -> Ending {
     ended.unwrap_or_else(|payload| {
-        let failure = Failure::new("panic", panic_text(&*payload));
-        discard_payload(payload);
+        let failure = Failure::new("panic", panic_message(&*payload));
+        drop_payload(payload);
         Ending::Failed(failure)
     })
 }

@@ -14,9 +14,10 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
 };
 
+use crate::panic::{catch_unwind, drop_payload};
 use crate::pool::{
     Pool, Priority, Rejection, Slot,
-    call::{Admitted, Current, Place, discard_payload, guarded},
+    call::{Admitted, Current, Place},
 };
 
 /// The most calls that wait for a place at once, unless told otherwise; as many as wait in a pool's queue.
@@ -186,10 +187,10 @@ impl Waiting {
         let admitted = self.admission.clone().admitted(pool, priority, self.outer.clone());
         let mut timed = pin!(async { tokio::time::timeout(at_most, admitted).await });
         // Tokio's timer panics in a runtime that has none, or that shuts down.
-        poll_fn(|cx| match guarded(|| timed.as_mut().poll(cx)) {
+        poll_fn(|cx| match catch_unwind(|| timed.as_mut().poll(cx)) {
             Ok(polled) => polled.map(|in_time| in_time.unwrap_or(Err(Rejection::Overloaded))),
             Err(payload) => {
-                discard_payload(payload);
+                drop_payload(payload);
                 Poll::Ready(Err(Rejection::NoRuntime))
             }
         })

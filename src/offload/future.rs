@@ -10,9 +10,10 @@ use std::{
 use pin_project_lite::pin_project;
 
 use super::Reject;
+use crate::panic::drop_payload;
 use crate::pool::{
     Pool, Rejection,
-    call::{Failure, Handle, discard_payload},
+    call::{Failure, Handle},
 };
 
 pin_project! {
@@ -85,7 +86,7 @@ where
                     Ok(result) => return Poll::Ready(result.map_err(|error| this.answer.reject.map_err(error))),
                     Err(Failure::Refused(rejection)) => this.state.set(State::Rejected { rejection }),
                     Err(Failure::Panicked(payload)) if this.answer.catch_panics => {
-                        discard_payload(payload);
+                        drop_payload(payload);
                         this.state.set(State::Rejected { rejection: Rejection::Panicked });
                     }
                     Err(Failure::Panicked(payload)) => resume_unwind(payload),

@@ -15,7 +15,8 @@ use tokio::{
     sync::{Notify, oneshot},
 };
 
-use super::{Left, Pool, Priority, Rejection, Stats, call::contained, meter::Meter, slots::Slots};
+use super::{Left, Pool, Priority, Rejection, Stats, meter::Meter, slots::Slots};
+use crate::panic::ignore_panic;
 use crate::sync::Padded;
 
 /// How many [`Priority::Release`] calls may wait to be started. They give back what others wait for, so there are
@@ -291,7 +292,7 @@ impl Gate {
         self.meter.ended();
         if self.is_closed() && self.meter.in_flight() == 0 {
             // Whoever waits in `drain` is woken by a waker that is foreign, and this is the middle of a call's end.
-            contained(|| self.changed.notify_waiters());
+            ignore_panic(|| self.changed.notify_waiters());
         }
     }
 }

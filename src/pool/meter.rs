@@ -225,7 +225,7 @@ impl Meter {
             tracing::Level::ERROR,
             pool = &*self.pool,
             caller_present = seen,
-            message = super::call::panic_text(payload),
+            message = crate::panic::panic_message(payload),
             "call panicked"
         );
         let _ = (payload, seen);

@@ -2,10 +2,8 @@ use std::collections::VecDeque;
 
 use tokio::sync::oneshot;
 
-use super::{
-    Rejection,
-    call::{discard_payload, guarded},
-};
+use super::Rejection;
+use crate::panic::{catch_unwind, drop_payload};
 use crate::sync::{
     AtomicBool, AtomicUsize, Mutex,
     Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst},
@@ -178,8 +176,8 @@ impl Slots {
 /// Tells them that they have a place, and returns how many of them have left meanwhile.
 fn tell(served: Vec<oneshot::Sender<()>>) -> usize {
     let told = |waiter: oneshot::Sender<()>| {
-        guarded(|| waiter.send(())).unwrap_or_else(|payload| {
-            discard_payload(payload); // of a foreign waker; the place has arrived all the same
+        catch_unwind(|| waiter.send(())).unwrap_or_else(|payload| {
+            drop_payload(payload); // of a foreign waker; the place has arrived all the same
             Ok(())
         })
     };

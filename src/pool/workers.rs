@@ -2,12 +2,12 @@ use std::{fmt, io, sync::Arc, time::Duration};
 
 use super::{
     Gate, Job, Left, QueuePolicy, Rejection,
-    call::{contained, discard_payload, guarded},
     crew::{Crew, Hand, Role, Step, Turn},
     replies::Replies,
     roster::Limits,
     stretch::Stretch,
 };
+use crate::panic::{catch_unwind, drop_payload, ignore_panic};
 
 /// What `ThreadPool`, `Rayon` and `TokioBlocking` have in common: a gate, a crew and a way to get one more thread.
 pub(super) struct Workers {
@@ -163,11 +163,11 @@ impl Worker {
                 workers.spawn_or_refuse(role);
             }
             for job in hand.shed.drain(..) {
-                contained(|| job.refuse(Rejection::Expired));
+                ignore_panic(|| job.refuse(Rejection::Expired));
             }
             // A job catches what it runs. What is left is a recorder or a subscriber that panics: not worth a thread.
-            let reply = guarded(|| job.turn()).unwrap_or_else(|payload| {
-                discard_payload(payload);
+            let reply = catch_unwind(|| job.turn()).unwrap_or_else(|payload| {
+                drop_payload(payload);
                 None
             });
             if let Some(reply) = reply {
@@ -182,7 +182,7 @@ impl Worker {
             }
         };
         // A job that leaks a guard of a runtime that it entered makes tokio panic here.
-        contained(|| drop(stretch));
+        ignore_panic(|| drop(stretch));
         step
     }
 }

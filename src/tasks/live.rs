@@ -3,9 +3,9 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use super::{Failure, Reason, Record, TaskId, TaskState, progress::Report, record::Ending, shared::Shared};
+use crate::panic::ignore_panic;
 use crate::{
     background::{Over, Place, TaskHandle},
-    pool::call::contained,
     sync::{Mutex, lock},
 };
 
@@ -96,7 +96,7 @@ impl Live {
     /// Whoever watches is woken, and the record is written: soon, or at once unless it `can_wait`.
     fn change(&self, can_wait: bool, change: impl FnOnce(&mut Record) -> bool) -> bool {
         let mut changed = false;
-        contained(|| {
+        ignore_panic(|| {
             self.record.send_if_modified(|record| {
                 changed = change(record);
                 changed

@@ -8,7 +8,7 @@ use super::{
     shared::{Shared, apply, gone},
     store::{Lease, Process, StoreFuture, Written},
 };
-use crate::pool::call::{caught, contained, discard_payload, guarded};
+use crate::panic::{catch_unwind, catch_unwind_future, drop_payload, ignore_panic};
 
 /// The one that writes to the store: it takes all that has become due since it last did, in one batch.
 pub(super) struct Recorder {
@@ -130,7 +130,7 @@ impl Recorder {
             self.renew_at = Some(Instant::now()); // the epoch may be over, and the next can begin at once
         }
         if let Err(error) = &written {
-            contained(|| error.report());
+            ignore_panic(|| error.report());
         }
         let effects = self.shared.with(|state| match &written {
             Ok(written) => state.ledger.settle(&batch, written),
@@ -170,12 +170,12 @@ impl Drop for Recorder {
 
 /// Asks the store, which is foreign code, and waits for its answer.
 async fn asked<'a, T>(ask: impl FnOnce() -> StoreFuture<'a, T>) -> Result<T, StoreError> {
-    let answered = match guarded(ask) {
-        Ok(answer) => caught(answer).await,
+    let answered = match catch_unwind(ask) {
+        Ok(answer) => catch_unwind_future(answer).await,
         Err(payload) => Err(payload),
     };
     answered.unwrap_or_else(|payload| {
-        discard_payload(payload);
+        drop_payload(payload);
         Err(StoreError::other("it panicked"))
     })
 }

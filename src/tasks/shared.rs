@@ -24,10 +24,8 @@ use super::{
     SqlStore,
     store::{Engine, StoreFuture},
 };
-use crate::{
-    pool::call::contained,
-    sync::{Mutex, lock},
-};
+use crate::panic::ignore_panic;
+use crate::sync::{Mutex, lock};
 
 /// Where wall-clock time comes from.
 pub(super) type Clock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
@@ -159,7 +157,7 @@ impl Shared {
             let mut state = lock(&self.state);
             (look(&mut state), state.ledger.take_left())
         };
-        left.into_iter().for_each(|entry| contained(|| drop(entry)));
+        left.into_iter().for_each(|entry| ignore_panic(|| drop(entry)));
         value
     }
 
@@ -216,7 +214,7 @@ impl Shared {
         });
         if let Some(runtime) = runtime.filter(|_| starts) {
             let recorder = recorder::Recorder::new(self.clone());
-            contained(|| drop(runtime.spawn(recorder.run()))); // a runtime has hooks, which are foreign
+            ignore_panic(|| drop(runtime.spawn(recorder.run()))); // a runtime has hooks, which are foreign
         }
         self.wake.notify_one();
         self.with(|state| state.recording || state.ended)
@@ -276,7 +274,7 @@ impl Shared {
     }
 
     pub(super) fn end_streams(&self) {
-        contained(|| _ = self.streams_end.send_replace(true)); // its wakers are foreign
+        ignore_panic(|| _ = self.streams_end.send_replace(true)); // its wakers are foreign
     }
 
     /// Returns once streams are to end.
@@ -294,13 +292,13 @@ pub(super) fn apply(effects: Vec<Effect>) {
     for effect in effects {
         match effect {
             Effect::Finish(live, ending) => live.finish(ending),
-            Effect::Reply(reply, result) => contained(|| drop(reply.send(result))), // its waker is foreign
+            Effect::Reply(reply, result) => ignore_panic(|| drop(reply.send(result))), // its waker is foreign
         }
     }
 }
 
 fn answer(waiting: Vec<Reply>, result: impl Fn() -> Result<(), StoreError>) {
     for reply in waiting {
-        contained(|| drop(reply.send(result())));
+        ignore_panic(|| drop(reply.send(result())));
     }
 }

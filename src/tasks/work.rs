@@ -3,10 +3,8 @@ use std::{any::Any, panic::resume_unwind, sync::Arc};
 use serde::Serialize;
 
 use super::{Failure, IntoFailure, Json, Progress, live::Live, record::Ending};
-use crate::{
-    background::Body,
-    pool::call::{caught, guarded, panic_text},
-};
+use crate::background::Body;
+use crate::panic::{catch_unwind, catch_unwind_future, panic_message};
 
 /// The work of a tracked task, as the background runs it: it says when it begins and how it ends.
 pub(super) fn of_closure<F, T, E>(live: Arc<Live>, work: F) -> Body
@@ -20,7 +18,7 @@ where
             return Ok(());
         }
         let progress = Progress::new(live.clone());
-        conclude(&live, guarded(|| ending(work(progress))))
+        conclude(&live, catch_unwind(|| ending(work(progress))))
     })
 }
 
@@ -36,8 +34,8 @@ where
             return Ok(());
         }
         let progress = Progress::new(live.clone());
-        let ended = match guarded(|| Box::pin(work(progress))) {
-            Ok(future) => caught(future).await.and_then(|result| guarded(|| ending(result))),
+        let ended = match catch_unwind(|| Box::pin(work(progress))) {
+            Ok(future) => catch_unwind_future(future).await.and_then(|result| catch_unwind(|| ending(result))),
             Err(payload) => Err(payload),
         };
         conclude(&live, ended)
@@ -69,7 +67,7 @@ fn conclude(live: &Live, ended: Result<Ending, Box<dyn Any + Send>>) -> Result<(
             message
         }
         Err(payload) => {
-            live.conclude(Ending::Failed(Failure::new("panic", panic_text(&*payload))));
+            live.conclude(Ending::Failed(Failure::new("panic", panic_message(&*payload))));
             resume_unwind(payload)
         }
     }

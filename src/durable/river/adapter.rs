@@ -8,6 +8,7 @@ use std::{
 use riverqueue::{Job as RiverJob, JobRow, WorkCancelled, WorkContext, WorkOutcome, WorkerTimeout};
 
 use super::{Arguments, insert::noted_id};
+use crate::panic::catch_unwind;
 use crate::{
     durable::{
         Job,
@@ -16,7 +17,6 @@ use crate::{
         shared::Shared,
         worker::Worker,
     },
-    pool::call::guarded,
     tasks::{Failure, Progress, StoreError, TaskId},
 };
 
@@ -52,7 +52,7 @@ impl<J: Job> riverqueue::Worker<Arguments<J>> for Adapter<J> {
         let Some(alive) = shared.jobs.enter(job.row.id, id) else { return Ok(WorkOutcome::Snooze(LATER)) };
         let attempt = Arc::new(Attempt::new(id, job.row.attempt.into(), shared.clerk.clone()));
         shared.clerk.begins(id, &attempt);
-        let verdict = match guarded(|| job.args.decode()) {
+        let verdict = match catch_unwind(|| job.args.decode()) {
             Ok(Ok(value)) => {
                 let work = self.worker.start(value, Progress::new(attempt.clone()), Some(alive));
                 attempt.run(work, self.worker.limit, context.cancellation_token().cancelled()).await

@@ -13,13 +13,13 @@ use tokio::{runtime, task::Id, time::Instant};
 use super::{
     context::{Context, Trace},
     current::{Current, Place},
-    guard::{contained, discard_payload, guarded},
     handle::{Answer, Failure, Handle},
     lifecycle::{Begin, Caller, Departure, Leave, Lifecycle, Park},
     reply::Reply,
     stage::Stage,
     work::Work,
 };
+use crate::panic::{catch_unwind, drop_payload, ignore_panic};
 use crate::{
     pool::{Job, Places, Pool, Priority, Rejection, Slot},
     sync::{Mutex, lock},
@@ -72,7 +72,7 @@ fn reply(caller: Option<Caller>) -> Option<Reply> {
 /// one.
 fn discard_result<T>(result: Option<Result<T, Failure>>) {
     match result {
-        Some(Err(Failure::Panicked(payload))) => discard_payload(payload),
+        Some(Err(Failure::Panicked(payload))) => drop_payload(payload),
         other => drop(other),
     }
 }
@@ -143,10 +143,10 @@ where
             let mut progress = lock(&self.progress);
             let Progress { stage, surroundings, ran } = &mut *progress;
             let around = surroundings.as_ref().expect("a call has its surroundings until its future is dropped");
-            let polled = guarded(|| {
+            let polled = catch_unwind(|| {
                 self.enter(around, || match stage.poll(&mut task::Context::from_waker(&waker)) {
                     // Drops the future where it ran; if that panics, the output stands all the same.
-                    Poll::Ready(output) => Some(guarded(|| stage.finish(Ok(output)))),
+                    Poll::Ready(output) => Some(catch_unwind(|| stage.finish(Ok(output)))),
                     Poll::Pending => None,
                 })
             });
@@ -213,25 +213,25 @@ where
     /// Runs a turn, and ends the call if that panics. The work's own panics are caught before: this is a metrics recorder or
     /// a tracing subscriber that panics between our steps, and nobody may wait for ever because of it.
     fn rescued(self: &Arc<Self>, turn: impl FnOnce() -> Option<Reply>) -> Option<Reply> {
-        let payload = match guarded(turn) {
+        let payload = match catch_unwind(turn) {
             Ok(caller) => return caller,
             Err(payload) => payload,
         };
         if self.lifecycle.is_finished() {
-            discard_payload(payload);
+            drop_payload(payload);
             return None;
         }
         let surroundings = {
             let mut progress = lock(&self.progress);
-            contained(|| progress.stage.finish(Err(Failure::Panicked(payload))));
+            ignore_panic(|| progress.stage.finish(Err(Failure::Panicked(payload))));
             progress.surroundings.take()
         };
-        contained(|| drop(surroundings));
+        ignore_panic(|| drop(surroundings));
         self.pool.gate().meter().failed();
         self.pool.gate().ended();
         let (gone, caller) = self.lifecycle.finish();
         let left = if gone { lock(&self.progress).stage.take() } else { None };
-        contained(|| drop(left));
+        ignore_panic(|| drop(left));
         reply(caller)
     }
 
@@ -262,7 +262,7 @@ where
             let mut progress = lock(&self.progress);
             let Progress { stage, surroundings, ran } = &mut *progress;
             let surroundings = surroundings.take().expect("a call is finished once");
-            let dropped = guarded(|| {
+            let dropped = catch_unwind(|| {
                 self.enter(&surroundings, || {
                     if let Failure::Panicked(payload) = &failure {
                         meter.panicked(&**payload, !self.lifecycle.is_abandoned());
@@ -274,7 +274,7 @@ where
                 // A subscriber that panics may have kept the stage from being finished: the caller must find an answer.
                 if stage.is_pending() {
                     let failure = Failure::Refused(Rejection::Panicked);
-                    contained(|| stage.finish(Err(failure)));
+                    ignore_panic(|| stage.finish(Err(failure)));
                 }
                 self.report(payload);
             }
@@ -290,7 +290,7 @@ where
         let Surroundings { trace, place } = surroundings;
         // The place is free before the caller is woken: its next call must find it so. Whoever waits for it is woken here,
         // by a waker that is foreign.
-        if let Some(Err(payload)) = place.map(|place| guarded(|| drop(place))) {
+        if let Some(Err(payload)) = place.map(|place| catch_unwind(|| drop(place))) {
             self.report(payload);
         }
         let gate = self.pool.gate();
@@ -302,7 +302,7 @@ where
         if gone {
             self.dispose(&trace, ran.unwrap_or_default());
         }
-        if let Err(payload) = guarded(|| trace.end()) {
+        if let Err(payload) = catch_unwind(|| trace.end()) {
             self.report(payload);
         }
         reply(caller)
@@ -312,7 +312,7 @@ where
     fn dispose(&self, trace: &Trace, ran: Duration) {
         let result = lock(&self.progress).stage.take();
         let completed = matches!(result, Some(Ok(_)));
-        let dropped = guarded(|| {
+        let dropped = catch_unwind(|| {
             trace.enter(self.runtime.as_ref(), || {
                 discard_result(result);
                 if completed && !self.lifecycle.is_cancelled() {
@@ -333,7 +333,7 @@ impl<F: Future> Call<F> {
             let mut progress = lock(&self.progress);
             let Progress { stage, surroundings, .. } = &mut *progress;
             let surroundings = surroundings.take();
-            guarded(|| match &surroundings {
+            catch_unwind(|| match &surroundings {
                 Some(around) => around.trace.enter(self.runtime.as_ref(), || stage.clear()),
                 None => stage.clear(),
             })
@@ -347,10 +347,10 @@ impl<F: Future> Call<F> {
 
     /// Counts and logs a panic that no caller will see.
     fn report(&self, payload: Box<dyn Any + Send>) {
-        if let Err(second) = guarded(|| self.pool.gate().meter().panicked(&*payload, false)) {
-            discard_payload(second); // a subscriber's own
+        if let Err(second) = catch_unwind(|| self.pool.gate().meter().panicked(&*payload, false)) {
+            drop_payload(second); // a subscriber's own
         }
-        discard_payload(payload);
+        drop_payload(payload);
     }
 }
 
@@ -422,7 +422,7 @@ where
         let leave = self.lifecycle.leave(departure);
         if leave == Leave::Finished {
             let result = lock(&self.progress).stage.take();
-            if let Err(payload) = guarded(|| discard_result(result)) {
+            if let Err(payload) = catch_unwind(|| discard_result(result)) {
                 self.report(payload);
             }
             return;

@@ -14,7 +14,6 @@
 mod cell;
 mod context;
 mod current;
-mod guard;
 mod handle;
 mod lifecycle;
 mod reply;
@@ -22,13 +21,10 @@ mod stage;
 mod work;
 
 pub use self::current::{Cancellation, cancellation, cancelled};
-#[cfg(feature = "tasks")]
-pub(crate) use self::guard::caught;
 pub(crate) use self::{
     cell::{Admitted, spawn},
     context::{Ahead, Context},
     current::{Current, Place},
-    guard::{contained, discard_payload, guarded, panic_text},
     handle::{Failure, Handle},
     lifecycle::Departure,
     reply::Reply,

@@ -1,6 +1,5 @@
+use crate::panic::ignore_panic;
 use std::task::Waker;
-
-use super::guard::contained;
 
 /// Who is to be woken at the end of a call.
 #[derive(Debug)]
@@ -13,6 +12,6 @@ pub(crate) struct Reply {
 impl Reply {
     /// Wakes the caller, with a waker that is foreign code.
     pub(crate) fn wake(self) {
-        contained(|| self.waker.wake());
+        ignore_panic(|| self.waker.wake());
     }
 }

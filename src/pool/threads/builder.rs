@@ -156,7 +156,7 @@ impl Builder {
 
     /// Runs on each thread before its first job, outside of any runtime. A second one replaces the first.
     ///
-    /// Its panic is caught, printed by the panic hook and, with feature `tracing`, an event; the thread goes on to its
+    /// Its panic is catch_unwind_future, printed by the panic hook and, with feature `tracing`, an event; the thread goes on to its
     /// work. The thread that may come after a [shutdown](crate::pool::Pool::shutdown)'s deadline, to drop what is left, runs
     /// no hooks.
     ///

@@ -1,6 +1,5 @@
+use crate::panic::{catch_unwind, drop_payload};
 use std::{fmt, sync::Arc};
-
-use crate::pool::call::{discard_payload, guarded};
 
 type Hook = Arc<dyn Fn() + Send + Sync>;
 
@@ -15,8 +14,8 @@ impl Hooks {
     /// Calls a hook, if there is one. A panic must not cost the pool a thread, and the panic hook has printed it.
     pub(super) fn call(hook: Option<&Hook>, pool: &str) {
         let Some(hook) = hook else { return };
-        if let Err(payload) = guarded(|| hook()) {
-            discard_payload(payload);
+        if let Err(payload) = catch_unwind(|| hook()) {
+            drop_payload(payload);
             #[cfg(feature = "tracing")]
             tracing::event!(tracing::Level::ERROR, pool, "thread hook panicked");
             let _ = pool;

@@ -26,11 +26,8 @@ use super::{
     show::show,
     source::Source,
 };
-use crate::{
-    head::Head,
-    pool::call::{discard_payload, guarded},
-    tasks::TaskId,
-};
+use crate::panic::{catch_unwind, drop_payload};
+use crate::{head::Head, tasks::TaskId};
 
 /// Tells the status of tasks over HTTP, at paths below where it is mounted. See the [module docs](crate::tasks::service).
 #[derive(Clone)]
@@ -144,11 +141,11 @@ impl StatusService {
 
 /// What a request may do, if it may.
 pub(super) fn allowed(config: &Config, head: &Head<'_>, action: Action) -> Result<Access, Box<Answer>> {
-    match guarded(|| config.authorize.decide(head, &action)) {
+    match catch_unwind(|| config.authorize.decide(head, &action)) {
         Ok(Access::Denied) => Err(refuse(forbidden("this is not allowed"))),
         Ok(access) => Ok(access),
         Err(payload) => {
-            discard_payload(payload);
+            drop_payload(payload);
             Err(refuse(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "nobody could say whether this is allowed")))
         }
     }
