@@ -9,7 +9,7 @@ use hyper::Request;
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
-use tower_offload::{Rejection, ThreadPool, axum::blocking, offload::SyncBody};
+use tower_offload::{CallError, ThreadPool, axum::blocking, offload::SyncBody};
 
 /// Stands for a connection of a sync database driver.
 type Notes = Arc<Mutex<BTreeMap<u32, Note>>>;
@@ -30,7 +30,7 @@ fn write(State(notes): State<Notes>, Path(id): Path<u32>, Json(note): Json<Note>
 }
 
 /// Each line is made on the pool when the client takes it: the iterator may block, and is never far ahead.
-fn export(pool: ThreadPool, lines: u32) -> Result<SyncBody, Rejection> {
+fn export(pool: ThreadPool, lines: u32) -> Result<SyncBody, CallError> {
     SyncBody::new(pool, (1..=lines).map(|line| Ok::<_, Infallible>(Bytes::from(format!("line {line}\n")))))
 }
 

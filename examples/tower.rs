@@ -4,7 +4,7 @@ use std::{error::Error, thread, time::Duration};
 
 use tower::{Service, ServiceBuilder, ServiceExt};
 use tower_offload::{
-    OffloadLayer, Rejection, ThreadPool,
+    CallError, OffloadLayer, ThreadPool,
     offload::{Typed, cancelled, sync_fn},
     pool::Pool,
 };
@@ -33,12 +33,12 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
 
     // The service's own errors and refusals arrive in the same box, and can be told apart.
     let error = primes.ready().await?.call(u64::MAX).await.expect_err("over the limit");
-    println!("its own error: {error}, a refusal: {}", error.is::<Rejection>());
+    println!("its own error: {error}, a refusal: {}", error.is::<CallError>());
 
     // One place in the layer: while the first call has it, the second is refused at once.
     let first = primes.ready().await?.call(1_000_000);
     let error = primes.ready().await?.call(10).await.expect_err("no place left");
-    println!("meanwhile: {error} ({:?})", error.downcast_ref::<Rejection>());
+    println!("meanwhile: {error} ({:?})", error.downcast_ref::<CallError>());
     println!("below 1000000: {}", first.await?);
 
     let left = pool.shutdown(Duration::from_secs(5)).await;

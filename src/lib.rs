@@ -33,5 +33,5 @@ pub use self::after_response::{AfterResponse, AfterResponseLayer};
 pub use self::{
     background::Background,
     offload::{Offload, OffloadLayer},
-    pool::{Pool, Rejection, ThreadPool},
+    pool::{CallError, Pool, Priority, ThreadPool, cancelled},
 };

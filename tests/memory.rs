@@ -16,7 +16,7 @@ use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 use tokio::runtime::Runtime;
 use tower::{Layer, Service};
 use tower_offload::{
-    OffloadLayer, Rejection, ThreadPool,
+    CallError, OffloadLayer, ThreadPool,
     offload::sync_fn,
     pool::{Pool, Rayon, TokioBlocking},
 };
@@ -54,7 +54,7 @@ async fn burst(pool: &Arc<dyn Pool>, queued: usize) {
     let mut service = OffloadLayer::new(pool.clone()).reject_with(Err).layer(sync_fn(move |request: Request| {
         ran_too.fetch_add(1, SeqCst);
         drop(request);
-        Ok::<_, Rejection>(())
+        Ok::<_, CallError>(())
     }));
     let (entered, inside) = tokio::sync::oneshot::channel();
     let (release, released) = mpsc::channel::<()>();
@@ -81,7 +81,7 @@ async fn burst(pool: &Arc<dyn Pool>, queued: usize) {
         match futures_util::poll!(&mut call) {
             std::task::Poll::Pending => waiting.push(call),
             std::task::Poll::Ready(answer) => {
-                assert_eq!(answer, Err(Rejection::Overloaded));
+                assert_eq!(answer, Err(CallError::Overloaded));
                 refused += 1;
             }
         }
@@ -95,9 +95,9 @@ async fn burst(pool: &Arc<dyn Pool>, queued: usize) {
 
     drop(release);
     held.await.unwrap();
-    let stats = || pool.gate().stats();
+    let stats = || pool.admission().stats();
     let idle = async {
-        while stats().slots_taken > 0 || stats().active > 0 {
+        while stats().permits_in_use > 0 || stats().active > 0 {
             tokio::task::yield_now().await;
         }
         pool.run(|| ()).await.unwrap(); // what came before is gone for good
@@ -110,7 +110,7 @@ async fn burst(pool: &Arc<dyn Pool>, queued: usize) {
     assert_eq!((ran.load(SeqCst), drops.load(SeqCst)), (0, CALLS));
     assert_eq!((stats().in_flight, stats().queued), (0, 0));
     let kept = live() - before;
-    let name = pool.gate().name();
+    let name = pool.admission().name();
     println!("{name}: {full} bytes for {queued} queued calls, {cancelled} when cancelled, {kept} when idle again");
 }
 
@@ -120,8 +120,8 @@ fn pools(runtime: &Runtime, queue_capacity: usize) -> Vec<Arc<dyn Pool>> {
     let rayon = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
     vec![
         Arc::new(ThreadPool::builder().threads(1).queue_capacity(queue_capacity).build().unwrap()),
-        Arc::new(Rayon::new(rayon).queue_capacity(queue_capacity)),
-        Arc::new(TokioBlocking::new(1).queue_capacity(queue_capacity)),
+        Arc::new(Rayon::builder(rayon).queue_capacity(queue_capacity).build()),
+        Arc::new(TokioBlocking::builder(1).queue_capacity(queue_capacity).build()),
     ]
 }
 

@@ -8,7 +8,7 @@ use futures_util::FutureExt;
 use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 use tower::{Layer, ServiceExt};
 use tower_offload::{
-    Rejection, ThreadPool,
+    CallError, ThreadPool,
     pool::{Codel, Pool},
 };
 
@@ -31,7 +31,7 @@ async fn every_pool_is_measured_under_its_name() {
     drop(queued);
     drop(release);
     held.await.unwrap();
-    while pool.stats().slots_taken > 0 {
+    while pool.stats().permits_in_use > 0 {
         tokio::task::yield_now().await; // the abandoned one is still in the queue
     }
     let panicked = std::panic::AssertUnwindSafe(pool.run(|| panic!("measured"))).catch_unwind().await;
@@ -113,7 +113,7 @@ async fn every_pool_is_measured_under_its_name() {
     tokio::time::sleep(5 * short).await; // longer only makes it surer
     drop(release);
     held.await.unwrap();
-    assert_eq!((queued.await, newest.await), (Err(Rejection::Expired), Ok(())));
+    assert_eq!((queued.await, newest.await), (Err(CallError::Expired), Ok(())));
     shed += 1;
     let expired = snapshotter.snapshot().into_vec().into_iter().find_map(|(key, _, _, value)| {
         let labels: Vec<_> = key.key().labels().map(|label| (label.key(), label.value())).collect();

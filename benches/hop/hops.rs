@@ -145,7 +145,7 @@ impl Bare<ThreadPool> {
 
 impl Bare<Rayon> {
     pub(crate) fn rayon() -> Result<Self, BoxError> {
-        Ok(Self(Rayon::new(rayon_threads()?).queue_capacity(QUEUE_CAPACITY)))
+        Ok(Self(Rayon::builder(rayon_threads()?).queue_capacity(QUEUE_CAPACITY).build()))
     }
 }
 

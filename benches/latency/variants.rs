@@ -135,7 +135,7 @@ fn offload_blocking(work: Work) -> Router {
     offload(work, ThreadPool::blocking(64))
 }
 
-fn built(builder: tower_offload::pool::Builder) -> ThreadPool {
+fn built(builder: tower_offload::pool::ThreadPoolBuilder) -> ThreadPool {
     builder.build().expect("a server that just started has threads left")
 }
 

@@ -7,7 +7,7 @@ use ::axum::{
 };
 
 use super::into_response::respond;
-use crate::pool::{Pool, run};
+use crate::pool::Pool;
 
 /// An axum handler from a sync function `fn(T1, .., T16) -> impl IntoResponse`.
 ///
@@ -50,7 +50,7 @@ pub struct Blocking<F> {
 
 impl<F> Blocking<F> {
     async fn run(pool: Arc<dyn Pool>, work: impl FnOnce() -> Response + Send + 'static) -> Response {
-        match run(pool.clone(), work).await {
+        match pool.run(work).await {
             Ok(response) => response,
             Err(rejection) => respond(rejection, pool.expected_wait()),
         }

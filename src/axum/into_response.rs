@@ -6,10 +6,10 @@ use http::Request;
 use crate::{
     background,
     offload::{Http, Reject},
-    pool::Rejection,
+    pool::CallError,
 };
 
-impl IntoResponse for Rejection {
+impl IntoResponse for CallError {
     /// As [`Http`] answers a request that is not gRPC, with the smallest `Retry-After`: here no pool is at hand that
     /// could tell more. So that `?` works in handlers on what [`run`](crate::pool::run()) and
     /// [`SyncBody`](crate::offload::SyncBody) return.
@@ -18,7 +18,7 @@ impl IntoResponse for Rejection {
     }
 }
 
-pub(super) fn respond(rejection: Rejection, retry_after: Duration) -> Response {
+pub(super) fn respond(rejection: CallError, retry_after: Duration) -> Response {
     let hint = Reject::<_, Response, std::convert::Infallible>::hint(&Http, &Request::new(()));
     let answer: Result<Response, std::convert::Infallible> =
         Reject::<Request<()>, _, _>::reject(&Http, hint, rejection, retry_after);
@@ -44,5 +44,5 @@ impl IntoResponse for background::Rejected {
 
 /// Nobody knows how long tasks take; a second is the least that can be said.
 pub(super) fn try_later() -> Response {
-    respond(Rejection::Overloaded, Duration::ZERO)
+    respond(CallError::Overloaded, Duration::ZERO)
 }

@@ -68,7 +68,7 @@ impl Builder {
     pub fn build(self) -> Background {
         let Self { pool, sink, queue_capacity, max_running } = self;
         let pool = pool.unwrap_or_else(|| Background::default_pool().into_shared());
-        let max_running = max_running.min(pool.gate().queue_capacity());
+        let max_running = max_running.min(pool.admission().queue_capacity());
         Background::from_shared(Shared::new(pool, sink, queue_capacity, max_running))
     }
 }

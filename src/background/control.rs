@@ -15,7 +15,7 @@ use super::{
 };
 use crate::panic::ignore_panic;
 use crate::{
-    pool::{Rejection, call::Handle},
+    pool::{CallError, call::JoinHandle},
     sync::{Mutex, lock},
 };
 
@@ -28,7 +28,7 @@ pub(super) struct Control {
     settled: AtomicBool,
     on_over: Mutex<Option<Callback>>,
     /// Set if the pool did not take it.
-    pub(super) refusal: OnceLock<Rejection>,
+    pub(super) refusal: OnceLock<CallError>,
 }
 
 impl Control {
@@ -80,7 +80,7 @@ impl Control {
     }
 
     /// The task is on the pool; also if a runtime that is gone had it before.
-    pub(super) fn is_on_pool(self: &Arc<Self>, mut handle: Handle<()>) {
+    pub(super) fn is_on_pool(self: &Arc<Self>, mut handle: JoinHandle<()>) {
         // The call holds its waker, and so this control, until it is over; so the handle is not dropped before unless
         // that is to cancel it.
         let waker = Waker::from(self.clone());
@@ -105,7 +105,7 @@ impl Wake for Control {
 /// How to stop a task that was handed over.
 enum Stop {
     /// Dropped early, it drops the work on the pool or makes `cancelled()` true inside it.
-    Pool(#[expect(dead_code, reason = "held for its drop")] Handle<()>),
+    Pool(#[expect(dead_code, reason = "held for its drop")] JoinHandle<()>),
     Runtime(AbortHandle),
 }
 

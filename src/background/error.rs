@@ -2,7 +2,7 @@ use std::{error::Error, fmt};
 
 /// Why a task was not registered: nothing of it will run.
 ///
-/// Not the pool's [`Rejection`](crate::Rejection): that says what became of a call, which may be refused after it was
+/// Not the pool's [`CallError`](crate::CallError): that says what became of a call, which may be refused after it was
 /// queued; a task is refused here or not at all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rejected(Kind);

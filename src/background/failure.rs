@@ -2,7 +2,7 @@ use std::{any::Any, borrow::Cow, fmt, time::Duration};
 
 use super::over::Over;
 use crate::panic::panic_message;
-use crate::pool::Rejection;
+use crate::pool::CallError;
 
 /// One task that failed, as the [error sink](super::Builder::on_failure) gets it, once.
 #[derive(Debug)]
@@ -17,7 +17,7 @@ pub(super) enum Cause {
     Error(String),
     Lost,
     Panicked(String),
-    Refused(Option<Rejection>),
+    Refused(Option<CallError>),
     TimedOut { limit: Duration, still_running: bool },
 }
 

@@ -112,4 +112,4 @@ pub use self::{
 };
 #[cfg_attr(not(feature = "after-response"), allow(unused_imports, reason = "for those that run tasks in order"))]
 pub(crate) use self::{hold::Hold, over::Over, work::Body};
-pub use crate::pool::call::{Cancellation, cancellation, cancelled};
+pub use crate::pool::{CancellationToken, cancellation_token, cancelled};

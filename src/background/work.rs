@@ -3,8 +3,8 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 use super::{control::Control, output::TaskOutput, running::Running, shared::Shared, ticket::Ticket, within};
 use crate::panic::{catch_unwind, ignore_panic};
 use crate::pool::{
-    Priority, Slot,
-    call::{self, Admitted, Context, Departure},
+    self, Admitted, Priority, QueuePermit,
+    call::{Context, OnCallerDrop},
 };
 
 type Message = Result<(), String>;
@@ -78,10 +78,10 @@ fn on_pool(
     future: impl Future<Output = ()> + Send + 'static,
 ) {
     let priority = Priority::Normal;
-    match Slot::claim(shared.pool.clone(), priority) {
+    match QueuePermit::try_acquire_counted(shared.pool.clone(), priority) {
         Ok(slot) => {
-            let admitted = Admitted { slot, place: None, priority };
-            control.is_on_pool(call::spawn(admitted, context, Departure::CancelOnPool, future));
+            let admitted = Admitted { queue_permit: slot, layer_permit: None, priority };
+            control.is_on_pool(pool::spawn(admitted, context, OnCallerDrop::CancelOnPool, future));
         }
         Err(rejection) => {
             let _ = control.refusal.set(rejection);

@@ -12,7 +12,7 @@ use tokio::time::sleep;
 use super::{clerk::Clerk, worker::Work};
 use crate::panic::ignore_panic;
 use crate::{
-    pool::Rejection,
+    pool::CallError,
     sync::{Mutex, lock},
     tasks::{Failure, Json, Record, TaskId, Timestamp, progress::Report, record::Ending},
 };
@@ -32,7 +32,7 @@ pub(super) struct Attempt {
 pub(super) enum Verdict {
     Failed(Failure),
     /// The pool did not take it; it never began.
-    NotRun(Rejection),
+    NotRun(CallError),
     /// Somebody asked to cancel it, or the process stops, and it did.
     Stopped,
     Succeeded(Json),
@@ -82,7 +82,7 @@ impl Attempt {
     }
 }
 
-fn verdict(ended: Result<Ending, Rejection>, limit: Duration, is_late: bool, is_stopped: bool) -> Verdict {
+fn verdict(ended: Result<Ending, CallError>, limit: Duration, is_late: bool, is_stopped: bool) -> Verdict {
     match ended {
         Ok(_) if is_late => Verdict::Failed(timed_out(limit)),
         // It came to its end before it looked.

@@ -6,7 +6,7 @@ use tokio::sync::Notify;
 use super::{Job, alive::Alive};
 use crate::panic::{catch_unwind, catch_unwind_future, drop_payload, panic_message};
 use crate::{
-    pool::{self, Pool, Rejection},
+    pool::{CallError, Pool},
     tasks::{Failure, IntoFailure, Progress, record::Ending, work::ending},
 };
 
@@ -25,7 +25,7 @@ impl<J> Clone for Worker<J> {
 
 /// The work of one attempt. Its future ends when it has really ended.
 pub(super) struct Work {
-    pub(super) future: Pin<Box<dyn Future<Output = Result<Ending, Rejection>> + Send>>,
+    pub(super) future: Pin<Box<dyn Future<Output = Result<Ending, CallError>> + Send>>,
     /// Notified once, when the work begins.
     pub(super) begun: Arc<Notify>,
     /// Dropped, it would go on where nobody sees it: so it never is.
@@ -52,7 +52,7 @@ impl<J: Job> Worker<J> {
                 begins.notify_one();
                 settled(catch_unwind(|| ending(work(job, progress))))
             };
-            Work { future: Box::pin(async { pool::run(pool, closure).await }), begun, is_sync: true }
+            Work { future: Box::pin(async move { pool.run(closure).await }), begun, is_sync: true }
         };
         Self { start: Arc::new(start), limit }
     }

@@ -6,12 +6,9 @@ use std::{
 };
 
 use super::admission::Admission;
-use crate::pool::{
-    Pool, Priority, Rejection,
-    call::{Admitted, Current},
-};
+use crate::pool::{Admitted, CallError, Pool, Priority, call::CurrentCall};
 
-type Wait = Pin<Box<dyn Future<Output = Result<Admitted, Rejection>> + Send + Sync>>;
+type Wait = Pin<Box<dyn Future<Output = Result<Admitted, CallError>> + Send + Sync>>;
 
 /// What `poll_ready` reserves and `call` spends, in the mode of that name.
 pub(super) struct Backpressure {
@@ -23,7 +20,7 @@ pub(super) struct Backpressure {
 enum State {
     Idle,
     /// A place and a slot are held, or the pool is closed: then the call is to be answered, not to hang.
-    Reserved(Result<Admitted, Rejection>),
+    Reserved(Result<Admitted, CallError>),
     Waiting(Wait),
 }
 
@@ -36,9 +33,13 @@ impl Backpressure {
         loop {
             self.state = match &mut self.state {
                 State::Idle => match self.admission.admit(&self.pool, Priority::Normal) {
-                    Err(Rejection::Overloaded) => {
+                    Err(CallError::Overloaded) => {
                         let (admission, pool) = (self.admission.clone(), self.pool.clone());
-                        State::Waiting(Box::pin(admission.admitted(pool, Priority::Normal, Current::place())))
+                        State::Waiting(Box::pin(admission.admitted(
+                            pool,
+                            Priority::Normal,
+                            CurrentCall::layer_permit(),
+                        )))
                     }
                     reserved => State::Reserved(reserved),
                 },
@@ -53,12 +54,12 @@ impl Backpressure {
     /// # Panics
     ///
     /// If nothing was.
-    pub(super) fn spend(&mut self) -> Result<Admitted, Rejection> {
+    pub(super) fn spend(&mut self) -> Result<Admitted, CallError> {
         let State::Reserved(reserved) = std::mem::replace(&mut self.state, State::Idle) else {
             panic!("`Offload` with `.backpressure()` was called before `poll_ready` returned ready");
         };
         // A reservation may be older than the shutdown.
-        if self.pool.gate().is_closed() { Err(Rejection::Closed) } else { reserved }
+        if self.pool.admission().is_closed() { Err(CallError::Closed) } else { reserved }
     }
 }
 

@@ -12,8 +12,8 @@ use pin_project_lite::pin_project;
 use super::Reject;
 use crate::panic::drop_payload;
 use crate::pool::{
-    Pool, Rejection,
-    call::{Failure, Handle},
+    CallError, Pool,
+    call::{CallFailure, JoinHandle},
 };
 
 pin_project! {
@@ -47,9 +47,9 @@ pin_project! {
     {
         /// The filter let it through.
         Direct { #[pin] future: F },
-        Offloaded { handle: Handle<F::Output> },
-        Rejected { rejection: Rejection },
-        Waiting { admitted: Pin<Box<dyn Future<Output = Result<Handle<F::Output>, Rejection>> + Send>> },
+        Offloaded { handle: JoinHandle<F::Output> },
+        Rejected { rejection: CallError },
+        Waiting { admitted: Pin<Box<dyn Future<Output = Result<JoinHandle<F::Output>, CallError>> + Send>> },
     }
 }
 
@@ -84,12 +84,12 @@ where
                 }
                 StateProjection::Offloaded { handle } => match ready!(Pin::new(handle).poll(cx)) {
                     Ok(result) => return Poll::Ready(result.map_err(|error| this.answer.reject.map_err(error))),
-                    Err(Failure::Refused(rejection)) => this.state.set(State::Rejected { rejection }),
-                    Err(Failure::Panicked(payload)) if this.answer.catch_panics => {
+                    Err(CallFailure::Rejected(rejection)) => this.state.set(State::Rejected { rejection }),
+                    Err(CallFailure::Panicked(payload)) if this.answer.catch_panics => {
                         drop_payload(payload);
-                        this.state.set(State::Rejected { rejection: Rejection::Panicked });
+                        this.state.set(State::Rejected { rejection: CallError::Panicked });
                     }
-                    Err(Failure::Panicked(payload)) => resume_unwind(payload),
+                    Err(CallFailure::Panicked(payload)) => resume_unwind(payload),
                 },
                 StateProjection::Rejected { rejection } => {
                     let Answer { reject, hint, pool, .. } = this.answer;

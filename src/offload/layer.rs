@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     head::Head,
-    pool::{Pool, Priority, Rejection},
+    pool::{CallError, Pool, Priority},
 };
 
 /// Runs the services it wraps on a pool.
@@ -55,17 +55,17 @@ impl<X, A> OffloadLayer<X, A> {
     }
 
     /// A call that finds no room waits for it, at most for so long, in the order of arrival; then it is answered
-    /// [`Rejection::Overloaded`].
+    /// [`CallError::Overloaded`].
     ///
     /// At most 1024 calls wait ([`max_waiting`](Self::max_waiting)). Waiting needs tokio's timer: outside a runtime, in
-    /// one without `enable_time`, and in one that shuts down, such a call is answered [`Rejection::NoRuntime`].
+    /// one without `enable_time`, and in one that shuts down, such a call is answered [`CallError::NoRuntime`].
     #[must_use]
     pub fn wait(mut self, at_most: Duration) -> Self {
         self.config.admission = Arc::new(self.config.admission.with_mode(Mode::Wait(at_most)));
         self
     }
 
-    /// At most so many calls [`wait`](Self::wait) at once; one more is answered [`Rejection::Overloaded`] at once.
+    /// At most so many calls [`wait`](Self::wait) at once; one more is answered [`CallError::Overloaded`] at once.
     /// Default: 1024; with 0 nobody waits.
     #[must_use]
     pub fn max_waiting(mut self, calls: usize) -> Self {
@@ -91,7 +91,7 @@ impl<X, A> OffloadLayer<X, A> {
         self
     }
 
-    /// A panic of the work is answered as [`Rejection::Panicked`], a 500 with the default strategy. Default: it is resumed
+    /// A panic of the work is answered as [`CallError::Panicked`], a 500 with the default strategy. Default: it is resumed
     /// in the caller with its payload, as if nothing had moved, so that `CatchPanicLayer` keeps working.
     #[must_use]
     pub fn catch_panics(mut self) -> Self {
@@ -111,9 +111,9 @@ impl<X, A> OffloadLayer<X, A> {
     ///
     /// ```
     /// use axum::{Router, response::IntoResponse, routing::post};
-    /// use tower_offload::{OffloadLayer, Rejection, ThreadPool};
+    /// use tower_offload::{OffloadLayer, CallError, ThreadPool};
     ///
-    /// let busy = |rejection: Rejection| Ok((http::StatusCode::TOO_MANY_REQUESTS, rejection.to_string()).into_response());
+    /// let busy = |rejection: CallError| Ok((http::StatusCode::TOO_MANY_REQUESTS, rejection.to_string()).into_response());
     /// let app: Router = Router::new()
     ///     .route("/hash", post(async || "hash"))
     ///     .layer(OffloadLayer::new(ThreadPool::cpu()).reject_with(busy));
@@ -122,7 +122,7 @@ impl<X, A> OffloadLayer<X, A> {
     #[must_use]
     pub fn reject_with<F, Res, E>(self, answer: F) -> OffloadLayer<With<F>, A>
     where
-        F: Fn(Rejection) -> Result<Res, E>,
+        F: Fn(CallError) -> Result<Res, E>,
     {
         self.reject(With::new(answer))
     }

@@ -54,9 +54,9 @@
 //! Which calls wait and for how long is for the pool's [policy](crate::pool#overload) and for
 //! [`priority`](OffloadLayer::priority) to say.
 //!
-//! # Rejection
+//! # CallError
 //!
-//! A [`Rejection`] is a value; the layer's strategy turns it into an answer. [`Http`], the default, serves every HTTP
+//! A [`CallError`] is a value; the layer's strategy turns it into an answer. [`Http`], the default, serves every HTTP
 //! stack without changing its types: 503 with `Retry-After`, or a gRPC status. [`Problem`] adds a body, [`Typed`] gives
 //! other stacks an error to match on, [`reject_with`](OffloadLayer::reject_with) takes a closure. A stack that none fits
 //! is told so by the compiler:
@@ -112,7 +112,7 @@
 //! | `call abandoned by its caller` | debug | `detached` |
 //! | `call panicked` | error | `message`, `caller_present` |
 //! | `detached call ended` | info | `run_seconds`; only if the caller had left |
-//! | `thread did not get its nice value` | warn | `niceness`, `error`; see [`niceness`](crate::pool::Builder::niceness) |
+//! | `thread did not get its nice value` | warn | `niceness`, `error`; see [`niceness`](crate::pool::ThreadPoolBuilder::niceness) |
 //! | `thread hook panicked` | error | |
 //!
 //! [`metrics`]: https://docs.rs/metrics
@@ -139,8 +139,5 @@ pub use self::{
 };
 pub use crate::{
     head::Head,
-    pool::{
-        Priority, Rejection,
-        call::{Cancellation, cancellation, cancelled},
-    },
+    pool::{CallError, CancellationToken, Priority, cancellation_token, cancelled},
 };

@@ -14,8 +14,8 @@ use super::{
     invoke::Invoke,
 };
 use crate::pool::{
-    Pool, Priority, Rejection,
-    call::{self, Admitted, Context as CallContext, Departure, Handle},
+    self, Admitted, CallError, Pool, Priority,
+    call::{Context as CallContext, JoinHandle, OnCallerDrop},
 };
 
 /// Runs the inner service's `call`, and its future, on a pool.
@@ -115,7 +115,7 @@ impl<S, X, A> Offload<S, X, A> {
         &mut self,
         request: Req,
         priority: Priority,
-        admitted: Result<Admitted, Rejection>,
+        admitted: Result<Admitted, CallError>,
     ) -> State<S::Future>
     where
         S: Service<Req> + Clone + Send + 'static,
@@ -130,7 +130,7 @@ impl<S, X, A> Offload<S, X, A> {
                 let start = self.start(request);
                 State::Offloaded { handle: start.now(admitted) }
             }
-            (Err(Rejection::Overloaded), Mode::Wait(at_most)) => match self.config.admission.enter_wait() {
+            (Err(CallError::Overloaded), Mode::Wait(at_most)) => match self.config.admission.enter_wait() {
                 Ok(waiting) => {
                     let start = self.start(request);
                     let admitted = async move {
@@ -159,14 +159,14 @@ impl<S, X, A> Offload<S, X, A> {
         Start {
             pool: self.config.pool.clone(),
             context: CallContext::capture(),
-            departure: if self.config.detached { Departure::Detach } else { Departure::Cancel },
+            departure: if self.config.detached { OnCallerDrop::Detach } else { OnCallerDrop::Cancel },
             work: Invoke::new(ready, request, self.config.inspect.clone(), carried),
         }
     }
 
     /// The inner service stays ready: it was not called.
-    fn rejected<F: Future>(&self, rejection: Rejection) -> State<F> {
-        self.config.pool.gate().meter().rejected(rejection);
+    fn rejected<F: Future>(&self, rejection: CallError) -> State<F> {
+        self.config.pool.admission().metrics().rejected(rejection);
         State::Rejected { rejection }
     }
 }
@@ -175,7 +175,7 @@ impl<S, X, A> Offload<S, X, A> {
 struct Start<F> {
     pool: Arc<dyn Pool>,
     context: CallContext,
-    departure: Departure,
+    departure: OnCallerDrop,
     work: F,
 }
 
@@ -184,12 +184,12 @@ where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
-    fn now(self, admitted: Admitted) -> Handle<F::Output> {
-        call::spawn(admitted, self.context, self.departure, self.work)
+    fn now(self, admitted: Admitted) -> JoinHandle<F::Output> {
+        pool::spawn(admitted, self.context, self.departure, self.work)
     }
 
-    fn rejected(self, rejection: Rejection) -> Rejection {
-        self.pool.gate().meter().rejected(rejection);
+    fn rejected(self, rejection: CallError) -> CallError {
+        self.pool.admission().metrics().rejected(rejection);
         rejection
     }
 }

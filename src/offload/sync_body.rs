@@ -13,8 +13,8 @@ use http_body::{Body, Frame};
 use tokio::sync::mpsc;
 
 use crate::pool::{
-    Pool, Priority, Rejection, Slot,
-    call::{self, Admitted, Departure, Failure, Handle},
+    self, Admitted, CallError, Pool, Priority, QueuePermit,
+    call::{self, CallFailure, JoinHandle, OnCallerDrop},
 };
 
 type BoxError = Box<dyn Error + Send + Sync>;
@@ -50,17 +50,17 @@ const READ_SIZE: usize = 64 * 1024;
 pub struct SyncBody {
     items: mpsc::Receiver<Result<Bytes, BoxError>>,
     /// `None` once the source has ended.
-    source: Option<Handle<()>>,
+    source: Option<JoinHandle<()>>,
 }
 
 impl SyncBody {
     /// A body of the iterator's items: `Bytes`, `String`, `Vec<u8>`. An error ends the body, and so does a shutdown of the pool, with
-    /// [`Rejection::Closed`]: a body that was cut short never looks complete.
+    /// [`CallError::Closed`]: a body that was cut short never looks complete.
     ///
     /// # Errors
     ///
     /// If the pool has no room, or is shut down.
-    pub fn new<P, I, T, E>(pool: P, source: I) -> Result<Self, Rejection>
+    pub fn new<P, I, T, E>(pool: P, source: I) -> Result<Self, CallError>
     where
         P: Pool,
         I: IntoIterator<Item = Result<T, E>>,
@@ -69,8 +69,11 @@ impl SyncBody {
         E: Into<BoxError>,
     {
         let priority = Priority::Normal;
-        let slot = Slot::claim(pool.into_shared(), priority)?;
-        Ok(Self::spawn(Admitted { slot, place: call::Current::place(), priority }, source.into_iter()))
+        let slot = QueuePermit::try_acquire_counted(pool.into_shared(), priority)?;
+        Ok(Self::spawn(
+            Admitted { queue_permit: slot, layer_permit: call::CurrentCall::layer_permit(), priority },
+            source.into_iter(),
+        ))
     }
 
     /// A body of what the reader reads, in pieces of up to 64 KiB. An interrupted read is tried again; any other error
@@ -79,7 +82,7 @@ impl SyncBody {
     /// # Errors
     ///
     /// If the pool has no room, or is shut down.
-    pub fn from_read<P, R>(pool: P, mut reader: R) -> Result<Self, Rejection>
+    pub fn from_read<P, R>(pool: P, mut reader: R) -> Result<Self, CallError>
     where
         P: Pool,
         R: Read + Send + 'static,
@@ -125,7 +128,7 @@ impl SyncBody {
                 yield_once().await;
             }
         };
-        let source = call::spawn(admitted, call::Context::capture(), Departure::CancelOnPool, steps);
+        let source = pool::spawn(admitted, call::Context::capture(), OnCallerDrop::CancelOnPool, steps);
         Self { items, source: Some(source) }
     }
 }
@@ -144,8 +147,8 @@ impl Body for SyncBody {
             self.source = None;
             match ended {
                 Ok(()) => {}
-                Err(Failure::Refused(rejection)) => return Poll::Ready(Some(Err(rejection.into()))),
-                Err(Failure::Panicked(payload)) => resume_unwind(payload),
+                Err(CallFailure::Rejected(rejection)) => return Poll::Ready(Some(Err(rejection.into()))),
+                Err(CallFailure::Panicked(payload)) => resume_unwind(payload),
             }
         }
         Poll::Ready(None)

@@ -9,7 +9,7 @@ use std::{
 use tokio::runtime;
 use tower_offload::{
     Background, Pool,
-    pool::{Gate, Job},
+    pool::{Admission, Runnable},
 };
 
 use crate::support::{drained, logging, panics};
@@ -21,16 +21,16 @@ fn small() -> runtime::Runtime {
 /// A pool on which a task is cancelled after it got its permit and before it begins.
 #[derive(Debug)]
 struct Meddling {
-    gate: Gate,
+    gate: Admission,
     background: OnceLock<Background>,
 }
 
 impl Pool for Meddling {
-    fn gate(&self) -> &Gate {
+    fn admission(&self) -> &Admission {
         &self.gate
     }
 
-    fn schedule(&self, job: Job) {
+    fn schedule(&self, job: Runnable) {
         assert_eq!(self.background.get().unwrap().cancel("cancelled"), 1);
         job.run();
     }
@@ -43,7 +43,7 @@ fn what_is_cancelled_between_its_permit_and_its_beginning_never_runs_e4() {
         |background| drop(background.task("cancelled").spawn(async { panics("ran") }).unwrap()),
     ];
     for work in works {
-        let pool = Arc::new(Meddling { gate: Gate::new("meddling", 1), background: OnceLock::new() });
+        let pool = Arc::new(Meddling { gate: Admission::new("meddling", 1), background: OnceLock::new() });
         let (background, failures) = logging(Background::builder().pool(pool.clone()));
         pool.background.set(background.clone()).unwrap();
         work(&background); // outside of any runtime: on the pool, both of them
@@ -56,8 +56,8 @@ fn what_is_cancelled_between_its_permit_and_its_beginning_never_runs_e4() {
 /// A pool that leaves its jobs lying until it is hurried. Then each new one comes after all that wait.
 #[derive(Debug)]
 struct Lazy {
-    gate: Gate,
-    waiting: Mutex<Vec<Job>>,
+    gate: Admission,
+    waiting: Mutex<Vec<Runnable>>,
     hurried: AtomicBool,
 }
 
@@ -69,11 +69,11 @@ impl Lazy {
 }
 
 impl Pool for Lazy {
-    fn gate(&self) -> &Gate {
+    fn admission(&self) -> &Admission {
         &self.gate
     }
 
-    fn schedule(&self, job: Job) {
+    fn schedule(&self, job: Runnable) {
         self.waiting.lock().unwrap().push(job);
         if self.hurried.load(SeqCst) {
             self.run_all();
@@ -85,7 +85,7 @@ impl Pool for Lazy {
 #[test]
 fn what_a_thread_comes_to_at_the_deadline_of_a_drain_is_cancelled_and_no_failure() {
     let pool =
-        Arc::new(Lazy { gate: Gate::new("lazy", 2), waiting: Mutex::default(), hurried: AtomicBool::new(false) });
+        Arc::new(Lazy { gate: Admission::new("lazy", 2), waiting: Mutex::default(), hurried: AtomicBool::new(false) });
     let (background, failures) = logging(Background::builder().pool(pool.clone()));
     background.task("running").spawn(std::future::pending::<()>()).unwrap();
     pool.run_all();

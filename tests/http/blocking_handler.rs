@@ -13,7 +13,7 @@ use axum::{
 use serde::{Deserialize, Serialize};
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_offload::{
-    OffloadLayer, Rejection, ThreadPool,
+    CallError, OffloadLayer, ThreadPool,
     axum::blocking,
     offload::cancelled,
     pool::{self, Pool},
@@ -340,14 +340,14 @@ async fn a_rejection_is_a_response() {
     within(async {
         let full = FullPool::new().await;
         let pool = full.pool.clone();
-        let handler = async move |body: Bytes| -> Result<String, Rejection> {
+        let handler = async move |body: Bytes| -> Result<String, CallError> {
             pool::run(pool.clone(), move || format!("{} bytes", body.len())).await
         };
         let address = serve(Router::new().route("/", post(handler))).await;
         send(address, request(Method::POST, "/", "four")).await.assert_unavailable();
         full.release().await;
         send(address, request(Method::POST, "/", "four")).await.assert_ok("4 bytes");
-        assert_eq!(Rejection::Panicked.into_response().status(), StatusCode::INTERNAL_SERVER_ERROR);
+        assert_eq!(CallError::Panicked.into_response().status(), StatusCode::INTERNAL_SERVER_ERROR);
     })
     .await;
 }

@@ -11,7 +11,7 @@ use std::{
 use axum::{Router, body::Body, http::StatusCode, response::IntoResponse, routing::get};
 use futures_util::future::join_all;
 use http::{Method, header::CONTENT_TYPE};
-use tower_offload::{OffloadLayer, Rejection, offload::Problem, pool::Pool};
+use tower_offload::{CallError, OffloadLayer, offload::Problem, pool::Pool};
 
 use crate::support::{self, Answer, FullPool, Http1, Latch, Spy, count_statuses, pool, request, send, serve, within};
 
@@ -161,7 +161,7 @@ async fn problem_says_in_json_that_the_queue_is_full() {
         let problem = problem(&answer);
         assert_eq!((&problem["status"], &problem["reason"]), (&503.into(), &"overloaded".into()));
         assert_eq!((&problem["title"], &problem["type"]), (&"Service Unavailable".into(), &"about:blank".into()));
-        assert_eq!(problem["detail"], Rejection::Overloaded.to_string());
+        assert_eq!(problem["detail"], CallError::Overloaded.to_string());
         full.release().await;
         support::get(address, "/").await.assert_ok("ok");
     })
@@ -186,7 +186,7 @@ async fn problem_says_in_json_that_the_work_panicked() {
 async fn a_closure_answers_as_it_likes() {
     within(async {
         let full = FullPool::new().await;
-        let answer = |rejection: Rejection| Ok((StatusCode::TOO_MANY_REQUESTS, rejection.as_str()).into_response());
+        let answer = |rejection: CallError| Ok((StatusCode::TOO_MANY_REQUESTS, rejection.as_str()).into_response());
         let layer = OffloadLayer::new(full.pool.clone()).reject_with(answer);
         let answer = support::get(serve(Router::new().route("/", get(ok)).layer(layer)).await, "/").await;
         assert_eq!((answer.status, answer.text()), (StatusCode::TOO_MANY_REQUESTS, "overloaded"));

@@ -13,7 +13,7 @@ use http::Method;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tower_offload::{
     OffloadLayer, ThreadPool,
-    offload::{cancellation, cancelled},
+    offload::{cancellation_token, cancelled},
     pool::{Pool, Run},
 };
 
@@ -27,7 +27,7 @@ fn asks(latch: &Latch, answers: UnboundedSender<bool>) -> Router {
     Router::new().route(
         "/",
         get(async move || {
-            let token = cancellation();
+            let token = cancellation_token();
             assert!(!cancelled() && !token.is_cancelled());
             latch.block();
             assert_eq!(cancelled(), token.is_cancelled());

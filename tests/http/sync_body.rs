@@ -14,7 +14,7 @@ use axum::{Router, body::Body, response::Response, routing::get};
 use bytes::Bytes;
 use http_body::Body as _;
 use http_body_util::BodyExt;
-use tower_offload::{OffloadLayer, Rejection, ThreadPool, offload::SyncBody, pool::Pool};
+use tower_offload::{CallError, OffloadLayer, ThreadPool, offload::SyncBody, pool::Pool};
 
 use crate::support::{self, FullPool, GET, Latch, Raw, is_pool_thread, one_thread, serve, thread_name, within};
 
@@ -338,7 +338,7 @@ async fn a_body_cut_short_by_a_shutdown_ends_with_an_error() {
         assert_eq!(pool.shutdown(Duration::ZERO).await.parked, 1);
         assert_eq!(next(&mut body).await.unwrap().unwrap(), "0", "the item that was ahead");
         let error = next(&mut body).await.unwrap().unwrap_err();
-        assert_eq!(error.downcast_ref(), Some(&Rejection::Closed));
+        assert_eq!(error.downcast_ref(), Some(&CallError::Closed));
         assert!(next(&mut body).await.is_none());
     })
     .await;
@@ -380,7 +380,7 @@ async fn a_shutdown_with_time_lets_a_body_end() {
         let (left, body) = tokio::join!(shutdown, body.collect());
         assert!(left.is_empty());
         assert_eq!(body.unwrap().to_bytes(), "012");
-        assert_eq!(SyncBody::new(pool.clone(), numbers()).unwrap_err(), Rejection::Closed);
+        assert_eq!(SyncBody::new(pool.clone(), numbers()).unwrap_err(), CallError::Closed);
     })
     .await;
 }
@@ -389,8 +389,8 @@ async fn a_shutdown_with_time_lets_a_body_end() {
 async fn a_full_pool_refuses_a_body_before_the_head() {
     within(async {
         let full = FullPool::new().await;
-        assert_eq!(SyncBody::new(full.pool.clone(), numbers()).unwrap_err(), Rejection::Overloaded);
-        assert_eq!(SyncBody::from_read(full.pool.clone(), io::empty()).unwrap_err(), Rejection::Overloaded);
+        assert_eq!(SyncBody::new(full.pool.clone(), numbers()).unwrap_err(), CallError::Overloaded);
+        assert_eq!(SyncBody::from_read(full.pool.clone(), io::empty()).unwrap_err(), CallError::Overloaded);
         assert_eq!(full.pool.stats().rejected, 2);
         full.release().await;
     })
@@ -403,7 +403,7 @@ async fn a_full_pool_answers_503_and_then_the_body() {
     within(async {
         let full = FullPool::new().await;
         let pool = full.pool.clone();
-        let handler = async move || -> Result<SyncBody, Rejection> { SyncBody::new(pool.clone(), numbers()) };
+        let handler = async move || -> Result<SyncBody, CallError> { SyncBody::new(pool.clone(), numbers()) };
         let address = serve(Router::new().route("/", get(handler))).await;
         support::get(address, "/").await.assert_unavailable();
         full.release().await;

@@ -12,7 +12,7 @@ use tokio_test::{assert_pending, assert_ready_err, task};
 use tower::{Service, ServiceExt, service_fn};
 use tower_layer::Layer;
 use tower_offload::{
-    OffloadLayer, Rejection, ThreadPool,
+    CallError, OffloadLayer, ThreadPool,
     offload::{Typed, sync_fn},
     pool::Pool,
 };
@@ -61,7 +61,7 @@ async fn e1_all_of_max_in_flight_is_used() {
     soon(inside.recv()).await.unwrap();
     soon(inside.recv()).await.unwrap();
     let refused = soon(service.clone().oneshot(())).await.unwrap_err();
-    assert_eq!(refused.downcast_ref(), Some(&Rejection::Overloaded));
+    assert_eq!(refused.downcast_ref(), Some(&CallError::Overloaded));
     release.add_permits(2);
     for call in calls {
         soon(call).await.unwrap().unwrap();
@@ -75,10 +75,10 @@ async fn e2_a_full_queue_refuses_at_once() {
         let held = hold(&pool).await;
         let queued: Vec<_> = (0..2).map(|n| tokio::spawn(service.clone().oneshot(n))).collect();
         tokio::task::yield_now().await; // both are in the queue now
-        assert_eq!(pool.gate().stats().queued, 2);
+        assert_eq!(pool.admission().stats().queued, 2);
         let mut refused = task::spawn(service.clone().oneshot(9));
-        assert_eq!(assert_ready_err!(refused.poll()).downcast_ref(), Some(&Rejection::Overloaded));
-        assert_eq!(pool.gate().stats().rejected, 1);
+        assert_eq!(assert_ready_err!(refused.poll()).downcast_ref(), Some(&CallError::Overloaded));
+        assert_eq!(pool.admission().stats().rejected, 1);
         held.release().await.unwrap();
         for (n, call) in queued.into_iter().enumerate() {
             assert_eq!(soon(call).await.unwrap().unwrap(), n as u32, "the queued ones are served, in order");
@@ -96,7 +96,7 @@ async fn e3_a_waiting_call_goes_on_when_a_slot_is_free() {
         assert_pending!(queued.poll());
         let mut waiting = task::spawn(service.clone().oneshot(2));
         assert_pending!(waiting.poll());
-        assert_eq!(pool.gate().stats().in_flight, 2, "the waiting one is not in the pool");
+        assert_eq!(pool.admission().stats().in_flight, 2, "the waiting one is not in the pool");
         held.release().await.unwrap();
         assert_eq!(soon(queued).await.unwrap(), 1);
         assert_eq!(soon(waiting).await.unwrap(), 2);
@@ -114,7 +114,7 @@ async fn e2_waiting_ends_after_its_time_as_overloaded() {
     assert_pending!(first.poll());
     let started = tokio::time::Instant::now();
     let error = places.clone().oneshot(()).await.unwrap_err();
-    assert_eq!(error.downcast_ref(), Some(&Rejection::Overloaded));
+    assert_eq!(error.downcast_ref(), Some(&CallError::Overloaded));
     assert_eq!(started.elapsed(), Duration::from_millis(100));
 }
 
@@ -128,7 +128,7 @@ async fn the_number_of_waiting_calls_is_bounded() {
     let mut waiting = task::spawn(service.clone().oneshot(()));
     assert_pending!(waiting.poll());
     let refused = assert_ready_err!(task::spawn(service.clone().oneshot(())).poll());
-    assert_eq!(refused.downcast_ref(), Some(&Rejection::Overloaded));
+    assert_eq!(refused.downcast_ref(), Some(&CallError::Overloaded));
     drop(waiting); // makes room for another to wait
     assert_pending!(task::spawn(service.clone().oneshot(())).poll());
 }
@@ -170,10 +170,10 @@ async fn p17_one_pool_behind_two_layers_has_one_capacity_and_two_sets_of_places(
     calls.iter_mut().for_each(|call| assert_pending!(call.poll()));
     for service in [&first, &second] {
         let refused = assert_ready_err!(task::spawn(service.clone().oneshot(())).poll());
-        assert_eq!(refused.downcast_ref(), Some(&Rejection::Overloaded));
+        assert_eq!(refused.downcast_ref(), Some(&CallError::Overloaded));
     }
     drop(calls);
-    eventually(|| (pool.stats().in_flight, pool.stats().slots_taken) == (0, 0)).await;
+    eventually(|| (pool.stats().in_flight, pool.stats().permits_in_use) == (0, 0)).await;
 
     // Capacity is the pool's: what one layer put into the queue, the other has not.
     let held = hold(&pool).await;
@@ -181,7 +181,7 @@ async fn p17_one_pool_behind_two_layers_has_one_capacity_and_two_sets_of_places(
     let mut queued: Vec<_> = (0..2).map(|_| task::spawn(third.clone().oneshot(()))).collect();
     queued.iter_mut().for_each(|call| assert_pending!(call.poll()));
     let refused = assert_ready_err!(task::spawn(fourth.clone().oneshot(())).poll());
-    assert_eq!(refused.downcast_ref(), Some(&Rejection::Overloaded));
+    assert_eq!(refused.downcast_ref(), Some(&CallError::Overloaded));
     held.release().await.unwrap();
 }
 
@@ -193,7 +193,7 @@ async fn clones_of_a_layer_share_its_places_and_services_do() {
     let mut call = task::spawn(one.clone().oneshot(()));
     assert_pending!(call.poll());
     let refused = assert_ready_err!(task::spawn(other.oneshot(())).poll());
-    assert_eq!(refused.downcast_ref(), Some(&Rejection::Overloaded));
+    assert_eq!(refused.downcast_ref(), Some(&CallError::Overloaded));
 }
 
 #[tokio::test]

@@ -1,8 +1,8 @@
 use std::{error::Error, panic::catch_unwind, time::Duration};
 
 use tower_offload::{
-    OffloadLayer, Rejection, ThreadPool,
-    pool::{Gate, Inline, Pool, TokioBlocking},
+    CallError, OffloadLayer, ThreadPool,
+    pool::{Admission, Inline, Pool, TokioBlocking},
 };
 
 use crate::support::{runtime, soon};
@@ -18,7 +18,7 @@ fn panic_of(work: impl FnOnce() + std::panic::UnwindSafe) -> String {
 
 #[test]
 fn a_builder_says_which_option_is_out_of_range() {
-    let build = |builder: tower_offload::pool::Builder| {
+    let build = |builder: tower_offload::pool::ThreadPoolBuilder| {
         let error = builder.build().unwrap_err();
         assert!(error.is_configuration() && !error.is_spawn() && error.source().is_none());
         error.to_string()
@@ -65,7 +65,7 @@ fn absurd_but_possible_sizes_work() {
 fn presets_panic_with_a_message_that_names_the_fix() {
     assert!(panic_of(|| drop(ThreadPool::blocking(0))).contains("give `threads` or `max_threads` at least 1"));
     assert!(panic_of(|| drop(ThreadPool::blocking(usize::MAX))).contains("over the limit"));
-    assert!(panic_of(|| drop(Gate::new("none", 0))).contains("give it at least 1"));
+    assert!(panic_of(|| drop(Admission::new("none", 0))).contains("give it at least 1"));
     let runtime = runtime();
     let _entered = runtime.enter();
     assert!(panic_of(|| drop(TokioBlocking::new(0))).contains("at least 1"));
@@ -90,6 +90,6 @@ fn a_pool_that_is_shut_down_already_answers_closed() {
     runtime().block_on(async {
         let pool = ThreadPool::cpu();
         soon(pool.shutdown(Duration::ZERO)).await;
-        assert_eq!(soon(pool.run(|| ())).await, Err(Rejection::Closed));
+        assert_eq!(soon(pool.run(|| ())).await, Err(CallError::Closed));
     });
 }

@@ -9,7 +9,7 @@ use tokio_test::{assert_pending, assert_ready_err, task};
 use tower::{ServiceExt, service_fn};
 use tower_layer::Layer;
 use tower_offload::{
-    OffloadLayer, Rejection,
+    CallError, OffloadLayer,
     offload::{self, Typed, sync_fn},
     pool::Pool,
 };
@@ -30,8 +30,8 @@ async fn e8_p5_a_call_whose_caller_left_in_the_queue_never_runs() {
         drop(queued);
         held.release().await.unwrap();
         assert_eq!(soon(service.oneshot(())).await.unwrap(), 0, "the abandoned one was called");
-        assert_eq!(pool.gate().stats().abandoned, 1);
-        eventually(|| pool.gate().stats().in_flight == 0).await;
+        assert_eq!(pool.admission().stats().abandoned, 1);
+        eventually(|| pool.admission().stats().in_flight == 0).await;
     }
 }
 
@@ -49,11 +49,11 @@ async fn e8_a_call_that_never_started_is_dropped_at_once_where_its_caller_leaves
         assert_pending!(queued.poll());
         drop(queued);
         assert_eq!(dropped.await.unwrap(), std::thread::current().id());
-        let stats = pool.gate().stats();
-        assert_eq!((stats.in_flight, stats.queued, stats.slots_taken), (1, 0, 1), "the held one is in flight");
-        assert_eq!(soon(pool.run(|| ())).await, Err(Rejection::Overloaded));
+        let stats = pool.admission().stats();
+        assert_eq!((stats.in_flight, stats.queued, stats.permits_in_use), (1, 0, 1), "the held one is in flight");
+        assert_eq!(soon(pool.run(|| ())).await, Err(CallError::Overloaded));
         held.release().await.unwrap();
-        eventually(|| pool.gate().stats().slots_taken == 0).await;
+        eventually(|| pool.admission().stats().permits_in_use == 0).await;
         soon(service.oneshot(OnDrop(None))).await.unwrap();
     }
 }
@@ -73,7 +73,7 @@ async fn e9_p4_running_work_sees_that_its_caller_left_and_keeps_its_place_until_
             move |()| {
                 if let Some(entered) = entered.lock().unwrap().take() {
                     let (was_told, seen) = state.lock().unwrap().take().unwrap();
-                    let token = offload::cancellation();
+                    let token = offload::cancellation_token();
                     let before = (offload::cancelled(), token.is_cancelled());
                     entered.send(()).unwrap();
                     was_told.recv().unwrap();
@@ -93,9 +93,9 @@ async fn e9_p4_running_work_sees_that_its_caller_left_and_keeps_its_place_until_
 
         // It is still busy: nobody else gets the place.
         let refused = assert_ready_err!(task::spawn(service.clone().oneshot(())).poll());
-        assert_eq!(refused.downcast_ref(), Some(&Rejection::Overloaded));
+        assert_eq!(refused.downcast_ref(), Some(&CallError::Overloaded));
         left.send(()).unwrap();
-        eventually(|| pool.gate().stats().in_flight == 0).await;
+        eventually(|| pool.admission().stats().in_flight == 0).await;
         soon(service.oneshot(())).await.unwrap();
     }
 }
@@ -103,7 +103,7 @@ async fn e9_p4_running_work_sees_that_its_caller_left_and_keeps_its_place_until_
 #[tokio::test]
 async fn outside_offloaded_work_nothing_is_cancelled() {
     assert!(!offload::cancelled());
-    assert!(!offload::cancellation().is_cancelled());
+    assert!(!offload::cancellation_token().is_cancelled());
 }
 
 #[tokio::test]
@@ -122,7 +122,7 @@ async fn e10_by_default_work_that_awaits_is_dropped_on_the_pool_when_its_caller_
         let here = std::thread::current().id();
         let mut call = task::spawn(service.oneshot(()));
         assert_pending!(call.poll());
-        eventually(|| pool.gate().stats().started == 1 && pool.gate().stats().active == 0).await;
+        eventually(|| pool.admission().stats().started == 1 && pool.admission().stats().active == 0).await;
         drop(call);
         assert_ne!(soon(dropped).await.unwrap(), here);
     }
@@ -149,8 +149,8 @@ async fn e10_p8_detached_work_goes_on_when_its_caller_leaves() {
         held.release().await.unwrap();
         go.send(()).unwrap();
         assert!(!soon(end).await.unwrap(), "a detached call is not cancelled");
-        eventually(|| pool.gate().stats().in_flight == 0).await;
-        let stats = pool.gate().stats();
+        eventually(|| pool.admission().stats().in_flight == 0).await;
+        let stats = pool.admission().stats();
         assert_eq!((stats.abandoned, stats.panicked), (1, 0));
     }
 }
@@ -164,7 +164,7 @@ async fn a_detached_call_that_nothing_can_wake_is_dropped() {
     let mut call = task::spawn(service.oneshot(()));
     assert_pending!(call.poll());
     drop(call);
-    eventually(|| pool.gate().stats().in_flight == 0).await;
+    eventually(|| pool.admission().stats().in_flight == 0).await;
 }
 
 struct OnDrop(Option<oneshot::Sender<std::thread::ThreadId>>);

@@ -17,7 +17,7 @@ use tower::{
 };
 use tower_layer::Layer;
 use tower_offload::{
-    OffloadLayer, Rejection,
+    CallError, OffloadLayer,
     offload::{Typed, sync_fn},
     pool::Pool,
 };
@@ -203,7 +203,7 @@ async fn every_answer_finds_its_caller() {
 async fn the_error_of_the_service_is_passed_on_in_its_own_type_with_a_closure_strategy() {
     #[derive(Debug, PartialEq)]
     enum Mine {
-        Busy(Rejection),
+        Busy(CallError),
         Wrong,
     }
     let pool = one_thread();
@@ -211,8 +211,8 @@ async fn the_error_of_the_service_is_passed_on_in_its_own_type_with_a_closure_st
         .reject_with(|rejection| Err(Mine::Busy(rejection)))
         .layer(sync_fn(|()| Err::<(), _>(Mine::Wrong)));
     assert_eq!(soon(service.clone().oneshot(())).await, Err(Mine::Wrong));
-    pool.gate().close();
-    assert_eq!(soon(service.clone().oneshot(())).await, Err(Mine::Busy(Rejection::Closed)));
+    pool.admission().close();
+    assert_eq!(soon(service.clone().oneshot(())).await, Err(Mine::Busy(CallError::Closed)));
     assert!(matches!(mock::Spawn::new(service).poll_ready(), Poll::Ready(Ok(()))));
 }
 

@@ -119,7 +119,7 @@ async fn a_scope_that_does_not_poll_is_told_so() {
 /// `cancelled()` and the span belong to the call that runs, also when rayon runs a second one on the stack of the first.
 #[tokio::test]
 async fn e12_contexts_are_put_back_when_rayon_nests_calls_on_one_thread() {
-    use tower_offload::{offload::cancellation, pool::Rayon};
+    use tower_offload::{offload::cancellation_token, pool::Rayon};
     let _default = tracing::subscriber::set_default(tracing_subscriber::registry());
     // Two queues in front of the same one thread; one queue would not hand out a second call before the first ended.
     let threads = Arc::new(rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap());
@@ -136,7 +136,7 @@ async fn e12_contexts_are_put_back_when_rayon_nests_calls_on_one_thread() {
                 // The only thread waits here, and rayon has it run the second call meanwhile.
                 rayon::yield_now();
                 let nested = handle.block_on(second);
-                let _token = cancellation();
+                let _token = cancellation_token();
                 (before, nested, Span::current().id())
             })
             .await

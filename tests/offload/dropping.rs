@@ -15,7 +15,7 @@ use tokio_test::{assert_pending, assert_ready_err, task};
 use tower::{Service, ServiceExt, service_fn};
 use tower_layer::Layer;
 use tower_offload::{
-    OffloadLayer, Rejection,
+    CallError, OffloadLayer,
     offload::{Typed, sync_fn},
     pool::Pool,
 };
@@ -47,11 +47,11 @@ impl Future for Explosive {
 
 async fn survives(pool: &Arc<dyn Pool>, layer: &OffloadLayer<Typed>) {
     let service = layer.layer(sync_fn(|n: u32| Answer::Ok(n)));
-    eventually(|| (pool.gate().stats().in_flight, pool.gate().stats().slots_taken) == (0, 0)).await;
+    eventually(|| (pool.admission().stats().in_flight, pool.admission().stats().permits_in_use) == (0, 0)).await;
     // Every place is free and the thread is alive.
     assert_eq!(soon(service.oneshot(7)).await.unwrap(), 7);
-    let stats = pool.gate().stats();
-    assert_eq!((stats.queued, stats.resumed, stats.active), (0, 0, 0));
+    let stats = pool.admission().stats();
+    assert_eq!((stats.queued, stats.woken, stats.active), (0, 0, 0));
 }
 
 #[tokio::test]
@@ -65,7 +65,7 @@ async fn p16_a_request_that_explodes_when_its_queued_call_is_cancelled() {
         drop(call);
         held.release().await.unwrap();
         survives(&pool, &layer).await;
-        assert_eq!((drops.load(SeqCst), pool.gate().stats().panicked), (1, 1));
+        assert_eq!((drops.load(SeqCst), pool.admission().stats().panicked), (1, 1));
     }
 }
 
@@ -80,10 +80,10 @@ async fn p16_a_future_that_explodes_when_its_parked_call_is_cancelled() {
         }));
         let mut call = task::spawn(service.oneshot(()));
         assert_pending!(call.poll());
-        eventually(|| pool.gate().stats().started == 1 && pool.gate().stats().active == 0).await;
+        eventually(|| pool.admission().stats().started == 1 && pool.admission().stats().active == 0).await;
         drop(call);
         survives(&pool, &layer).await;
-        assert_eq!((drops.load(SeqCst), pool.gate().stats().panicked), (1, 1));
+        assert_eq!((drops.load(SeqCst), pool.admission().stats().panicked), (1, 1));
     }
 }
 
@@ -112,7 +112,7 @@ async fn p16_a_response_that_explodes_when_its_running_call_was_abandoned() {
             drop(call);
             release.send(()).unwrap();
             survives(&pool, &layer).await;
-            eventually(|| pool.gate().stats().panicked == 1).await;
+            eventually(|| pool.admission().stats().panicked == 1).await;
             assert_eq!(drops.load(SeqCst), 1);
         }
     }
@@ -129,10 +129,10 @@ async fn p16_a_response_that_explodes_when_its_caller_leaves_after_the_end() {
             move |()| Answer::Ok(Bomb(drops.clone()))
         }));
         let call = service.clone().call(()); // not polled, so that nobody takes the response; `sync_fn` is always ready
-        eventually(|| pool.gate().stats().completed == 1 && pool.gate().stats().in_flight == 0).await;
+        eventually(|| pool.admission().stats().completed == 1 && pool.admission().stats().in_flight == 0).await;
         drop(call);
         survives(&pool, &layer).await;
-        assert_eq!((drops.load(SeqCst), pool.gate().stats().panicked), (1, 1));
+        assert_eq!((drops.load(SeqCst), pool.admission().stats().panicked), (1, 1));
     }
 }
 
@@ -156,7 +156,7 @@ async fn p16_requests_and_futures_that_explode_when_the_pool_is_shut_down() {
                 .oneshot(()),
         );
         assert_pending!(parked.poll());
-        eventually(|| pool.gate().stats().started == 1 && pool.gate().stats().active == 0).await;
+        eventually(|| pool.admission().stats().started == 1 && pool.admission().stats().active == 0).await;
         let held = hold(&pool).await;
         let queued = layer.layer(sync_fn(|_: Bomb| Answer::Ok(()))).oneshot(Bomb(Arc::clone(&drops)));
         let mut queued = task::spawn(queued);
@@ -165,11 +165,11 @@ async fn p16_requests_and_futures_that_explode_when_the_pool_is_shut_down() {
         let left = soon(pool.shutdown(Duration::ZERO)).await;
         assert_eq!((left.running, left.queued, left.parked), (1, 1, 1));
         let refused = soon(queued).await.unwrap_err();
-        assert_eq!(refused.downcast_ref(), Some(&Rejection::Closed));
+        assert_eq!(refused.downcast_ref(), Some(&CallError::Closed));
         drop(parked);
         held.release().await.unwrap();
-        eventually(|| pool.gate().stats().in_flight == 0).await;
-        assert_eq!((drops.load(SeqCst), pool.gate().stats().panicked), (2, 2));
+        eventually(|| pool.admission().stats().in_flight == 0).await;
+        assert_eq!((drops.load(SeqCst), pool.admission().stats().panicked), (2, 2));
     }
 }
 
@@ -188,7 +188,7 @@ async fn p16_a_request_that_explodes_when_it_is_refused() {
     assert!(refused.is_err(), "the request's own panic is the caller's");
     let next = layer.layer(sync_fn(|()| Answer::Ok(())));
     let refused = assert_ready_err!(task::spawn(next.oneshot(())).poll());
-    assert_eq!(refused.downcast_ref(), Some(&Rejection::Overloaded));
+    assert_eq!(refused.downcast_ref(), Some(&CallError::Overloaded));
     drop(taken);
     survives(&pool, &layer).await;
 }
@@ -204,7 +204,7 @@ async fn p16_a_panic_payload_that_explodes() {
             move |()| -> Answer<()> { std::panic::panic_any(Bomb(drops.clone())) }
         }));
         let error = soon(service.oneshot(())).await.unwrap_err();
-        assert_eq!(error.downcast_ref(), Some(&Rejection::Panicked));
+        assert_eq!(error.downcast_ref(), Some(&CallError::Panicked));
         assert_eq!(drops.load(SeqCst), 1);
         survives(&pool, &layer).await;
     }
@@ -217,19 +217,19 @@ async fn p16_a_request_that_explodes_when_its_call_is_shed() {
             (OffloadLayer::new(pool.clone()).reject(Typed).max_in_flight(4), Arc::new(AtomicUsize::new(0)));
         let service = layer.layer(sync_fn(|_: Bomb| Answer::Ok(())));
         let held = hold_at_last(&pool).await;
-        let panicked = pool.gate().stats().panicked;
+        let panicked = pool.admission().stats().panicked;
         let calls: Vec<_> = (0..4).map(|_| tokio::spawn(service.clone().oneshot(Bomb(drops.clone())))).collect();
-        eventually(|| pool.gate().stats().queued == 4).await;
+        eventually(|| pool.admission().stats().queued == 4).await;
         let _newest = pool.run(|| ());
         too_long().await;
         held.release().await.unwrap();
         for call in calls {
             let error = soon(call).await.unwrap().unwrap_err();
-            assert_eq!(error.downcast_ref(), Some(&Rejection::Expired));
+            assert_eq!(error.downcast_ref(), Some(&CallError::Expired));
         }
-        assert_eq!((drops.load(SeqCst), pool.gate().stats().panicked), (4, panicked + 4));
+        assert_eq!((drops.load(SeqCst), pool.admission().stats().panicked), (4, panicked + 4));
         let service = layer.layer(sync_fn(|n: u32| Answer::Ok(n)));
-        eventually(|| (pool.gate().stats().in_flight, pool.gate().stats().slots_taken) == (0, 0)).await;
+        eventually(|| (pool.admission().stats().in_flight, pool.admission().stats().permits_in_use) == (0, 0)).await;
         while soon(service.clone().oneshot(7)).await.is_err() {} // a slow machine may have more of them shed
     }
 }

@@ -12,7 +12,7 @@ use tokio_test::{assert_pending, task};
 use tower::{ServiceExt, service_fn};
 use tower_layer::Layer;
 use tower_offload::{
-    OffloadLayer, Rejection, ThreadPool,
+    CallError, OffloadLayer, ThreadPool,
     offload::{Typed, sync_fn},
     pool::{Pool, Rayon},
 };
@@ -40,7 +40,7 @@ async fn p6_the_payload_of_a_panic_reaches_the_caller_and_the_pool_keeps_its_thr
         });
         let [one, other] = both;
         assert_ne!(soon(one).await.unwrap(), soon(other).await.unwrap());
-        assert_eq!(pool.gate().stats().panicked, 20);
+        assert_eq!(pool.admission().stats().panicked, 20);
         assert_eq!(soon(service.oneshot(100)).await.unwrap(), 100);
     }
 }
@@ -57,10 +57,10 @@ async fn a_payload_that_panics_when_it_is_dropped_is_no_second_panic_of_the_work
     for pool in pools(1, 8) {
         let panics = || std::panic::panic_any(Bomb);
         let after = pool.run(panics);
-        eventually(|| pool.gate().stats().in_flight == 0 && pool.gate().stats().panicked == 1).await;
+        eventually(|| pool.admission().stats().in_flight == 0 && pool.admission().stats().panicked == 1).await;
         soon(pool.run(|| ())).await.unwrap(); // the thread is done with it
         drop(after);
-        assert_eq!(pool.gate().stats().panicked, 1);
+        assert_eq!(pool.admission().stats().panicked, 1);
 
         let (entered, inside) = oneshot::channel();
         let (go, gone) = mpsc::channel::<()>();
@@ -72,7 +72,7 @@ async fn a_payload_that_panics_when_it_is_dropped_is_no_second_panic_of_the_work
         soon(inside).await.unwrap();
         drop((before, go));
         soon(pool.run(|| ())).await.unwrap();
-        assert_eq!(pool.gate().stats().panicked, 2);
+        assert_eq!(pool.admission().stats().panicked, 2);
     }
 }
 
@@ -91,7 +91,7 @@ async fn a_panic_can_be_answered_instead() {
     let layer = OffloadLayer::new(one_thread()).reject(Typed).catch_panics();
     let service = layer.layer(sync_fn(|()| -> Answer<()> { panic!("caught") }));
     let error = soon(service.oneshot(())).await.unwrap_err();
-    assert_eq!(error.downcast_ref(), Some(&Rejection::Panicked));
+    assert_eq!(error.downcast_ref(), Some(&CallError::Panicked));
 }
 
 /// `rayon::spawn` aborts the process when its closure panics and no handler is set. This test is over if it does.
@@ -194,7 +194,7 @@ async fn rejected_abandoned_and_panicked_calls_are_one_event_each() {
 /// Foreign code of a third kind: it runs between our own steps. Its panic ends that one call, and reaches its caller.
 #[tokio::test]
 async fn a_subscriber_that_panics_leaves_nobody_waiting() {
-    use tower_offload::pool::{Gate, Job};
+    use tower_offload::pool::{Admission, Runnable};
     use tracing_subscriber::layer::SubscriberExt;
     struct Explosive;
     impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Explosive {
@@ -204,22 +204,22 @@ async fn a_subscriber_that_panics_leaves_nobody_waiting() {
     }
     /// Drops its jobs on the caller's thread, where the subscriber is: each is refused, and that is an event.
     #[derive(Debug)]
-    struct Forgetful(Gate);
+    struct Forgetful(Admission);
     impl Pool for Forgetful {
-        fn gate(&self) -> &Gate {
+        fn admission(&self) -> &Admission {
             &self.0
         }
 
-        fn schedule(&self, job: Job) {
+        fn schedule(&self, job: Runnable) {
             drop(job);
         }
     }
     let _guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(Explosive));
-    let pool = Arc::new(Forgetful(Gate::new("forgetful", 1)));
+    let pool = Arc::new(Forgetful(Admission::new("forgetful", 1)));
     for _ in 0..3 {
         let panic = soon(AssertUnwindSafe(pool.run(|| ())).catch_unwind()).await.unwrap_err();
         assert_eq!(panic.downcast_ref(), Some(&"a subscriber that panics"));
-        let stats = pool.gate().stats();
-        assert_eq!((stats.in_flight, stats.queued, stats.slots_taken), (0, 0, 0), "{stats:?}");
+        let stats = pool.admission().stats();
+        assert_eq!((stats.in_flight, stats.queued, stats.permits_in_use), (0, 0, 0), "{stats:?}");
     }
 }

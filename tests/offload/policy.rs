@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 use tower::{Service, ServiceExt, service_fn};
 use tower_layer::Layer;
 use tower_offload::{
-    OffloadLayer, Rejection, ThreadPool,
+    CallError, OffloadLayer, ThreadPool,
     offload::{Reject, Typed, sync_fn},
     pool::{Codel, Pool, QueuePolicy},
 };
@@ -35,7 +35,7 @@ impl Drop for Traced {
 async fn e2_a_call_that_waited_too_long_is_shed_and_leaves_nothing_behind() {
     for pool in shedding_pools(8) {
         let held = hold_at_last(&pool).await;
-        let before = pool.gate().stats();
+        let before = pool.admission().stats();
         let (ran, dropped) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(None)));
         let calls: Vec<_> = (0..7)
             .map(|_| {
@@ -50,14 +50,14 @@ async fn e2_a_call_that_waited_too_long_is_shed_and_leaves_nothing_behind() {
         too_long().await;
         held.release().await.unwrap();
         for call in calls {
-            assert_eq!(soon(call).await, Err(Rejection::Expired));
+            assert_eq!(soon(call).await, Err(CallError::Expired));
         }
         assert_eq!(soon(newest).await, Ok(()), "the newest is not shed, however long it waited");
         assert!(!ran.load(SeqCst));
         let dropped = dropped.lock().unwrap().expect("the work is dropped before its caller is told");
         assert_ne!(dropped, thread::current().id(), "on the pool");
-        let stats = pool.gate().stats();
-        assert_eq!((stats.queued, stats.slots_taken, stats.in_flight), (0, 0, 0), "{stats:?}");
+        let stats = pool.admission().stats();
+        assert_eq!((stats.queued, stats.permits_in_use, stats.in_flight), (0, 0, 0), "{stats:?}");
         assert_eq!((stats.rejected, stats.started), (before.rejected + 7, before.started + 1));
     }
 }
@@ -87,12 +87,12 @@ async fn a_caller_is_told_by_type_that_its_call_was_shed() {
         let service = OffloadLayer::new(pool.clone()).reject(Typed).layer(sync_fn(|()| Answer::Ok(())));
         let held = hold_at_last(&pool).await;
         let call = tokio::spawn(service.oneshot(()));
-        eventually(|| pool.gate().stats().queued == 1).await;
+        eventually(|| pool.admission().stats().queued == 1).await;
         let _newest = pool.run(|| ());
         too_long().await;
         held.release().await.unwrap();
         let error = soon(call).await.unwrap().unwrap_err();
-        assert_eq!(error.downcast_ref(), Some(&Rejection::Expired));
+        assert_eq!(error.downcast_ref(), Some(&CallError::Expired));
     }
 }
 
@@ -113,7 +113,7 @@ async fn e2_a_call_that_has_started_is_never_shed_however_long_it_is_parked_and_
         }));
         let parked = loop {
             let parked = tokio::spawn(service.clone().oneshot(()));
-            let stats = || pool.gate().stats();
+            let stats = || pool.admission().stats();
             eventually(|| parked.is_finished() || (stats().started, stats().active) == (1, 0)).await;
             if !parked.is_finished() {
                 break parked; // on a slow machine it may be shed before it starts
@@ -122,13 +122,13 @@ async fn e2_a_call_that_has_started_is_never_shed_however_long_it_is_parked_and_
         too_long().await;
         let held = hold_at_last(&pool).await;
         wake.notify_one();
-        eventually(|| pool.gate().stats().resumed == 1).await;
+        eventually(|| pool.admission().stats().woken == 1).await;
         let new = pool.run(|| ());
         let _newest = pool.run(|| ());
         too_long().await;
         held.release().await.unwrap();
         assert_eq!(soon(parked).await.unwrap().unwrap(), "carried out");
-        assert_eq!(soon(new).await, Err(Rejection::Expired));
+        assert_eq!(soon(new).await, Err(CallError::Expired));
     }
 }
 
@@ -157,7 +157,7 @@ impl<E> Reject<(), Duration, E> for RetryAfter {
         error
     }
 
-    fn reject(&self, (): (), _: Rejection, retry_after: Duration) -> Result<Duration, E> {
+    fn reject(&self, (): (), _: CallError, retry_after: Duration) -> Result<Duration, E> {
         Ok(retry_after)
     }
 }
@@ -171,12 +171,12 @@ async fn a_stuck_pool_tells_how_long_its_oldest_call_has_waited() {
         let held = hold(&pool).await;
         let queued = pool.run(|| ());
         let started = tokio::time::Instant::now(); // not before it began to wait
-        let waited = Duration::from_millis(20) + pool.gate().expected_wait(); // longer than the first one did
+        let waited = Duration::from_millis(20) + pool.admission().expected_wait(); // longer than the first one did
         while started.elapsed() < waited {
             tokio::task::yield_now().await; // what is measured here has to take some time
         }
         assert!(pool.expected_wait() >= Duration::from_millis(20));
-        assert!(pool.gate().expected_wait() < waited, "the gate knows only what has started");
+        assert!(pool.admission().expected_wait() < waited, "the gate knows only what has started");
         let told = soon(service.oneshot(())).await.unwrap();
         assert!(told >= Duration::from_millis(20), "{told:?}");
         assert!(told < started.elapsed() + waited, "{told:?}");
@@ -208,6 +208,6 @@ async fn a_pool_that_is_shut_down_answers_closed_what_a_policy_would_shed_later(
     let held = hold(&pool).await;
     let queued = pool.run(|| ());
     soon(pool.shutdown(Duration::ZERO)).await;
-    assert_eq!(soon(queued).await, Err(Rejection::Closed));
+    assert_eq!(soon(queued).await, Err(CallError::Closed));
     held.release().await.unwrap();
 }

@@ -13,9 +13,9 @@ use tokio_test::{assert_pending, assert_ready_err, task};
 use tower::ServiceExt;
 use tower_layer::Layer;
 use tower_offload::{
-    OffloadLayer, Rejection, ThreadPool,
+    CallError, OffloadLayer, ThreadPool,
     offload::{Typed, sync_fn},
-    pool::{Pool, Priority, run_with_priority},
+    pool::{Pool, Priority},
 };
 
 use crate::support::{Answer, eventually, hold, pools, soon};
@@ -61,7 +61,7 @@ async fn e7_release_never_queues_behind_acquire() {
         let normal = normal.clone();
         move || normal.store(true, SeqCst)
     });
-    assert_eq!(soon(pool.run(|| ())).await, Err(Rejection::Overloaded), "the queue is full");
+    assert_eq!(soon(pool.run(|| ())).await, Err(CallError::Overloaded), "the queue is full");
     assert_eq!(pool.threads(), 2);
     for released in 0..acquires.len() {
         let (connections, normal) = (connections.clone(), normal.clone());
@@ -78,7 +78,7 @@ async fn e7_release_never_queues_behind_acquire() {
     }
     soon(behind).await.unwrap();
     assert!(normal.load(SeqCst));
-    assert_eq!((pool.stats().slots_taken, pool.stats().queued), (0, 0));
+    assert_eq!((pool.stats().permits_in_use, pool.stats().queued), (0, 0));
     eventually(|| pool.threads() == 2).await; // the reserved one ends after its keep-alive
 }
 
@@ -119,7 +119,7 @@ async fn a_reserved_thread_leaves_other_calls_where_they_are() {
 #[tokio::test]
 async fn release_has_64_places_of_its_own_and_goes_first_on_every_pool() {
     let ours = ThreadPool::builder().threads(1).queue_capacity(4).reserved_threads(0).build().unwrap();
-    let lent = pools(1, 4).into_iter().filter(|pool| !["offload", "growing"].contains(&pool.gate().name()));
+    let lent = pools(1, 4).into_iter().filter(|pool| !["offload", "growing"].contains(&pool.admission().name()));
     for pool in lent.chain([Arc::new(ours) as Arc<dyn Pool>]) {
         let held = hold(&pool).await;
         let order = Arc::new(Mutex::new(Vec::new()));
@@ -128,7 +128,7 @@ async fn release_has_64_places_of_its_own_and_goes_first_on_every_pool() {
             pool.run_with_priority(priority, move || order.lock().unwrap().push(priority))
         };
         let mut calls: Vec<_> = (0..4).map(|_| note(Priority::Normal)).collect();
-        assert_eq!(soon(note(Priority::Normal)).await, Err(Rejection::Overloaded));
+        assert_eq!(soon(note(Priority::Normal)).await, Err(CallError::Overloaded));
         calls.extend((0..8).map(|_| note(Priority::Release)));
         held.release().await.unwrap();
         for call in calls {
@@ -145,16 +145,16 @@ async fn release_is_bounded_too() {
     for pool in pools(1, 4) {
         let latch = Arc::new(Connections::default());
         let (held, reserved) = (hold(&pool).await, latch.clone());
-        let before = pool.gate().stats().started;
+        let before = pool.admission().stats().started;
         let mut calls = vec![pool.run_with_priority(Priority::Release, move || reserved.acquire())];
-        eventually(|| pool.gate().stats().started > before || pool.gate().stats().slots_taken == 1).await;
+        eventually(|| pool.admission().stats().started > before || pool.admission().stats().permits_in_use == 1).await;
         let mut refused = 0;
         for _ in 0..70 {
             let mut call = task::spawn(pool.run_with_priority(Priority::Release, || ()));
             match call.poll() {
                 std::task::Poll::Pending => calls.push(call.into_inner()),
                 std::task::Poll::Ready(answer) => {
-                    assert_eq!(answer, Err(Rejection::Overloaded));
+                    assert_eq!(answer, Err(CallError::Overloaded));
                     refused += 1;
                 }
             }
@@ -195,9 +195,9 @@ async fn low_is_refused_once_half_of_the_queue_is_taken() {
         let held = hold(&pool).await;
         let low = || pool.run_with_priority(Priority::Low, || ());
         let mut calls: Vec<_> = vec![low(), pool.run(|| ()), low()];
-        assert_eq!(soon(low()).await, Err(Rejection::Overloaded));
+        assert_eq!(soon(low()).await, Err(CallError::Overloaded));
         calls.extend([Priority::Normal, Priority::High].map(|priority| pool.run_with_priority(priority, || ())));
-        assert_eq!(soon(pool.run(|| ())).await, Err(Rejection::Overloaded));
+        assert_eq!(soon(pool.run(|| ())).await, Err(CallError::Overloaded));
         held.release().await.unwrap();
         for call in calls {
             soon(call).await.unwrap();
@@ -250,7 +250,7 @@ async fn a_steady_stream_of_high_does_not_keep_low_from_running() {
         }
         stream.stop.store(true, SeqCst);
         assert!(stream.ran.load(SeqCst) > 4, "and high went on meanwhile");
-        eventually(|| pool.gate().stats().in_flight == 0).await;
+        eventually(|| pool.admission().stats().in_flight == 0).await;
     }
 }
 

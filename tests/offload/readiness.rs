@@ -4,7 +4,7 @@ use tokio_test::{assert_pending, assert_ready, assert_ready_err, assert_ready_ok
 use tower::{Service, ServiceExt, service_fn};
 use tower_layer::Layer;
 use tower_offload::{
-    OffloadLayer, Rejection, ThreadPool,
+    CallError, OffloadLayer, ThreadPool,
     offload::Typed,
     pool::{Inline, Pool},
 };
@@ -83,7 +83,7 @@ async fn a_full_pool_does_not_make_the_service_unready() {
     assert_ready_ok!(service.poll_ready());
     let mut refused = task::spawn(service.call(()));
     let error = assert_ready_err!(refused.poll());
-    assert_eq!(error.downcast_ref(), Some(&Rejection::Overloaded));
+    assert_eq!(error.downcast_ref(), Some(&CallError::Overloaded));
     // The inner service was not called, so it is ready still.
     assert_ready_ok!(service.poll_ready());
     held.release().await.unwrap();
@@ -158,9 +158,9 @@ async fn a_closed_pool_is_ready_and_says_so_in_the_answer() {
         let mut service = mock::Spawn::new(layer.layer(service_fn(async |(): ()| Answer::Ok(()))));
         // The third layer is the first that finds the pool closed already; all of them answer the same.
         assert!(matches!(service.poll_ready(), Poll::Ready(Ok(()))));
-        pool.gate().close();
+        pool.admission().close();
         let error = assert_ready_err!(task::spawn(service.call(())).poll());
-        assert_eq!(error.downcast_ref(), Some(&Rejection::Closed));
+        assert_eq!(error.downcast_ref(), Some(&CallError::Closed));
         assert_ready!(service.poll_ready()).unwrap();
     }
 }

@@ -11,7 +11,7 @@ use std::{
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::{runtime, task};
-use tower_offload::{Rejection, ThreadPool, pool::Pool};
+use tower_offload::{CallError, ThreadPool, pool::Pool};
 
 /// Callers at once, of a pool of one thread: enough to keep the list from being empty.
 const CALLERS: usize = 64;
@@ -182,7 +182,7 @@ fn callers_are_answered_when_the_pool_goes_away() {
             assert!(left.is_empty(), "{left}");
             drop(pool);
             for call in calls {
-                assert!(matches!(call.await.unwrap(), Ok(()) | Err(Rejection::Closed)));
+                assert!(matches!(call.await.unwrap(), Ok(()) | Err(CallError::Closed)));
             }
         });
     });

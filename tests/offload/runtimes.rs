@@ -4,7 +4,7 @@ use tokio::sync::oneshot;
 use tower::{ServiceExt, service_fn};
 use tower_layer::Layer;
 use tower_offload::{
-    OffloadLayer, Rejection, ThreadPool,
+    CallError, OffloadLayer, ThreadPool,
     offload::{Typed, sync_fn},
     pool::{Inline, Pool, TokioBlocking},
 };
@@ -52,12 +52,12 @@ async fn p9_block_on_in_a_handler_works() {
 fn a_call_that_has_to_wait_where_there_is_no_timer_is_answered() {
     let pool = ThreadPool::builder().threads(1).queue_capacity(1).build().unwrap();
     let layer = OffloadLayer::new(pool.clone()).reject_with(Err).wait(Duration::from_secs(60));
-    let service = layer.layer(sync_fn(|n: u32| Ok::<_, Rejection>(n)));
+    let service = layer.layer(sync_fn(|n: u32| Ok::<_, CallError>(n)));
     let without_time = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let shut_down = runtime();
     let held = shut_down.block_on(hold(&pool));
     let queued = pool.run(|| ());
-    assert_eq!(without_time.block_on(service.clone().oneshot(1)), Err(Rejection::NoRuntime));
+    assert_eq!(without_time.block_on(service.clone().oneshot(1)), Err(CallError::NoRuntime));
 
     let mut waiting = {
         let _inside = shut_down.enter();
@@ -65,7 +65,7 @@ fn a_call_that_has_to_wait_where_there_is_no_timer_is_answered() {
     };
     shut_down.block_on(async { assert!(futures_util::poll!(&mut waiting).is_pending()) });
     drop(shut_down);
-    assert_eq!(pollster::block_on(waiting), Err(Rejection::NoRuntime));
+    assert_eq!(pollster::block_on(waiting), Err(CallError::NoRuntime));
     drop(held);
     assert_eq!(pollster::block_on(queued), Ok(()));
 }
@@ -93,7 +93,7 @@ fn p9_waiting_outside_a_runtime_is_a_typed_error_not_a_hang() {
     let mut first = tokio_test::task::spawn(pending.clone().oneshot(()));
     tokio_test::assert_pending!(first.poll());
     let refused = tokio_test::assert_ready_err!(tokio_test::task::spawn(pending.oneshot(())).poll());
-    assert_eq!(refused.downcast_ref(), Some(&Rejection::NoRuntime));
+    assert_eq!(refused.downcast_ref(), Some(&CallError::NoRuntime));
 }
 
 #[test]
@@ -134,7 +134,7 @@ fn p19_a_runtime_that_is_dropped_while_calls_run_and_wait() {
                 Answer::Ok(())
             }));
             tokio::spawn(service.clone().oneshot(())); // parked in a timer of that runtime
-            eventually(|| pool.gate().stats().started == 1 && pool.gate().stats().active == 0).await;
+            eventually(|| pool.admission().stats().started == 1 && pool.admission().stats().active == 0).await;
             let held = hold(&pool).await;
             tokio::spawn(service.oneshot(())); // queued
             let waiting =
@@ -142,7 +142,7 @@ fn p19_a_runtime_that_is_dropped_while_calls_run_and_wait() {
             for _ in 0..2 {
                 tokio::spawn(waiting.layer(sync_fn(|()| Answer::Ok(()))).oneshot(())); // the second waits for a place
             }
-            eventually(|| pool.gate().stats().in_flight == 4).await;
+            eventually(|| pool.admission().stats().in_flight == 4).await;
             (pool, held)
         });
         // Not `drop`: tokio waits for its own blocking threads, one of which is held.
@@ -150,7 +150,7 @@ fn p19_a_runtime_that_is_dropped_while_calls_run_and_wait() {
         let other = self::runtime();
         other.block_on(async {
             held.release().await.unwrap();
-            eventually(|| pool.gate().stats().in_flight == 0).await;
+            eventually(|| pool.admission().stats().in_flight == 0).await;
         });
     }
 }
@@ -162,7 +162,7 @@ fn p19_a_tokio_pool_whose_runtime_is_gone_answers_closed() {
     let pool = first.block_on(async { TokioBlocking::new(1) });
     drop(first);
     runtime().block_on(async {
-        assert_eq!(soon(pool.run(|| ())).await, Err(Rejection::Closed));
+        assert_eq!(soon(pool.run(|| ())).await, Err(CallError::Closed));
         assert_eq!(pool.stats().in_flight, 0);
     });
 }

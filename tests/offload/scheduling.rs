@@ -62,7 +62,7 @@ async fn a_future_that_wakes_itself_for_ever_starves_no_new_call() {
         }
         stop.store(true, SeqCst);
         soon(spinning).await.unwrap().unwrap();
-        assert_eq!(pool.gate().stats().resumed, 0);
+        assert_eq!(pool.admission().stats().woken, 0);
     }
 }
 
@@ -127,21 +127,21 @@ async fn stats_keep_the_wait_after_a_wake_apart() {
             }
         }));
         let call = tokio::spawn(service.oneshot(()));
-        eventually(|| pool.gate().stats().started == 1 && pool.gate().stats().active == 0).await;
-        let before = pool.gate().stats();
+        eventually(|| pool.admission().stats().started == 1 && pool.admission().stats().active == 0).await;
+        let before = pool.admission().stats();
         assert_eq!((before.resume_wait, before.resumed), (Duration::ZERO, 0));
         let held = hold(&pool).await;
         wake.notify_one();
-        eventually(|| pool.gate().stats().resumed == 1).await;
+        eventually(|| pool.admission().stats().woken == 1).await;
         let woken = tokio::time::Instant::now();
         while woken.elapsed() < Duration::from_millis(5) {
             tokio::task::yield_now().await; // what is measured here has to take some time
         }
         held.release().await.unwrap();
         soon(call).await.unwrap().unwrap();
-        let after = pool.gate().stats();
+        let after = pool.admission().stats();
         assert!(after.resume_wait >= Duration::from_millis(5), "{after:?}");
-        assert_eq!(after.resumed, 0);
+        assert_eq!(after.woken, 0);
     }
 }
 

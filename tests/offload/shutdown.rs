@@ -5,7 +5,7 @@ use tokio_test::{assert_pending, task};
 use tower::{ServiceExt, service_fn};
 use tower_layer::Layer;
 use tower_offload::{
-    OffloadLayer, Rejection,
+    CallError, OffloadLayer,
     offload::{Typed, cancelled},
     pool::Pool,
 };
@@ -21,11 +21,11 @@ async fn a_shutdown_finishes_what_was_accepted_and_accepts_nothing_more() {
         let queued = pool.run(|| 5);
         let mut shutdown = task::spawn(pool.shutdown(LONG));
         assert_pending!(shutdown.poll());
-        assert_eq!(soon(pool.run(|| 6)).await, Err(Rejection::Closed));
+        assert_eq!(soon(pool.run(|| 6)).await, Err(CallError::Closed));
         held.release().await.unwrap();
         assert_eq!(soon(queued).await, Ok(5));
         assert!(soon(shutdown).await.is_empty());
-        assert_eq!(soon(pool.run(|| 7)).await, Err(Rejection::Closed));
+        assert_eq!(soon(pool.run(|| 7)).await, Err(CallError::Closed));
         assert!(soon(pool.shutdown(LONG)).await.is_empty(), "a second one has nothing to wait for");
     }
 }
@@ -46,7 +46,7 @@ async fn wakes_of_parked_calls_run_until_the_deadline() {
         }));
         let mut call = task::spawn(service.oneshot(()));
         assert_pending!(call.poll());
-        eventually(|| pool.gate().stats().started == 1 && pool.gate().stats().active == 0).await;
+        eventually(|| pool.admission().stats().started == 1 && pool.admission().stats().active == 0).await;
         let mut shutdown = task::spawn(pool.shutdown(LONG));
         assert_pending!(shutdown.poll());
         wake.notify_one();
@@ -74,20 +74,20 @@ async fn after_the_deadline_what_is_left_is_reported_and_answered_closed() {
         }));
         let mut parked = task::spawn(service.oneshot(()));
         assert_pending!(parked.poll());
-        eventually(|| pool.gate().stats().started == 1 && pool.gate().stats().active == 0).await;
+        eventually(|| pool.admission().stats().started == 1 && pool.admission().stats().active == 0).await;
         let held = hold(&pool).await;
         let queued = pool.run(|| ());
 
         let left = soon(pool.shutdown(Duration::from_millis(1))).await;
         assert_eq!((left.running, left.queued, left.parked), (1, 1, 1));
         // The one thread is stuck in work that nobody can stop; the queued call is answered all the same.
-        assert_eq!(soon(queued).await, Err(Rejection::Closed));
+        assert_eq!(soon(queued).await, Err(CallError::Closed));
         // And so is the parked one at its next wake: dropped on a thread of the pool's, not inside the waker.
         wake.notify_one();
-        assert_eq!(soon(parked).await.unwrap_err().downcast_ref(), Some(&Rejection::Closed));
+        assert_eq!(soon(parked).await.unwrap_err().downcast_ref(), Some(&CallError::Closed));
         assert_ne!(soon(drop_thread).await.unwrap(), std::thread::current().id());
         held.release().await.unwrap();
-        eventually(|| pool.gate().stats().in_flight == 0).await;
+        eventually(|| pool.admission().stats().in_flight == 0).await;
     }
 }
 
@@ -105,10 +105,10 @@ async fn callers_that_wait_for_room_learn_of_a_shutdown_at_once() {
         assert_pending!(second.poll());
         let mut waiting = [task::spawn(waits.oneshot(())), task::spawn(presses.oneshot(()))];
         waiting.iter_mut().for_each(|call| assert_pending!(call.poll()));
-        pool.gate().close();
+        pool.admission().close();
         for call in waiting {
             assert!(call.is_woken());
-            assert_eq!(soon(call).await.unwrap_err().downcast_ref(), Some(&Rejection::Closed));
+            assert_eq!(soon(call).await.unwrap_err().downcast_ref(), Some(&CallError::Closed));
         }
     }
 }

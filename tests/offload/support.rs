@@ -10,7 +10,7 @@ use std::{
 use tokio::sync::oneshot;
 use tower_offload::{
     ThreadPool,
-    pool::{Codel, Pool, Rayon, Rejection, Run, TokioBlocking},
+    pool::{CallError, Codel, Pool, Rayon, Run, TokioBlocking},
 };
 
 /// One pool of each kind, each with so many threads and room for so many calls to wait. Inside a runtime.
@@ -22,8 +22,8 @@ pub(crate) fn pools(threads: usize, queue_capacity: usize) -> Vec<Arc<dyn Pool>>
     vec![
         Arc::new(ours),
         Arc::new(growing.build().unwrap()),
-        Arc::new(Rayon::new(rayon).queue_capacity(queue_capacity)),
-        Arc::new(TokioBlocking::new(threads).queue_capacity(queue_capacity)),
+        Arc::new(Rayon::builder(rayon).queue_capacity(queue_capacity).build()),
+        Arc::new(TokioBlocking::builder(threads).queue_capacity(queue_capacity).build()),
     ]
 }
 
@@ -34,8 +34,8 @@ pub(crate) fn shedding_pools(queue_capacity: usize) -> Vec<Arc<dyn Pool>> {
     let builder = ThreadPool::builder().threads(1).queue_capacity(queue_capacity).queue_policy(codel);
     vec![
         Arc::new(builder.build().unwrap()),
-        Arc::new(Rayon::new(rayon).queue_policy(codel).queue_capacity(queue_capacity)),
-        Arc::new(TokioBlocking::new(1).queue_policy(codel).queue_capacity(queue_capacity).name("shedding")),
+        Arc::new(Rayon::builder(rayon).queue_policy(codel).queue_capacity(queue_capacity).build()),
+        Arc::new(TokioBlocking::builder(1).queue_policy(codel).queue_capacity(queue_capacity).name("shedding").build()),
     ]
 }
 
@@ -80,7 +80,7 @@ async fn try_hold(pool: &(impl Pool + Clone)) -> Option<Held> {
 
 impl Held {
     /// Lets the thread go; returns when the work has ended.
-    pub(crate) async fn release(self) -> Result<(), Rejection> {
+    pub(crate) async fn release(self) -> Result<(), CallError> {
         drop(self.release);
         self.run.await
     }

@@ -15,7 +15,7 @@ use std::{
 use futures_util::FutureExt;
 use tower_offload::{
     ThreadPool,
-    pool::{Builder, Pool},
+    pool::{Pool, ThreadPoolBuilder},
 };
 
 use crate::support::{eventually, hold, soon};
@@ -29,7 +29,7 @@ fn thread_name() -> String {
 }
 
 /// No thread stays: each that is started ends when it has nothing to do.
-fn fleeting(max_threads: usize) -> Builder {
+fn fleeting(max_threads: usize) -> ThreadPoolBuilder {
     ThreadPool::builder().min_threads(0).max_threads(max_threads).keep_alive(Duration::from_millis(1))
 }
 

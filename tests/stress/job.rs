@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use tower_offload::{Rejection, offload::cancelled};
+use tower_offload::{CallError, offload::cancelled};
 use tower_service::Service;
 
 use crate::{
@@ -98,10 +98,10 @@ pub(crate) struct Work;
 
 impl Service<Request> for Work {
     type Response = u64;
-    type Error = Rejection;
+    type Error = CallError;
     type Future = Job;
 
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Rejection>> {
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), CallError>> {
         Poll::Ready(Ok(()))
     }
 
@@ -118,7 +118,7 @@ pub(crate) struct Job {
 }
 
 impl Future for Job {
-    type Output = Result<u64, Rejection>;
+    type Output = Result<u64, CallError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let entry = self.request.token.0.clone();

@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicBool, AtomicU8, Ordering::SeqCst},
 };
 
-use tower_offload::Rejection;
+use tower_offload::CallError;
 
 use crate::job::Plan;
 
@@ -55,7 +55,7 @@ pub(crate) struct Entry {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Answer {
     Panicked,
-    Rejected(Rejection),
+    Rejected(CallError),
     Value(u64),
 }
 

@@ -12,7 +12,7 @@ use futures_util::{FutureExt, future::join_all};
 use tokio::runtime::Builder;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_offload::{
-    OffloadLayer, Rejection, ThreadPool,
+    CallError, OffloadLayer, ThreadPool,
     pool::{Pool, Rayon, TokioBlocking},
 };
 
@@ -60,7 +60,7 @@ async fn survives(pool: &(impl Pool + Clone), name: &str) {
     let service = service_fn(async |()| {
         tokio::task::yield_now().await;
         panics();
-        Ok::<_, Rejection>(())
+        Ok::<_, CallError>(())
     });
     let layer = OffloadLayer::new(pool.clone()).reject_with(Err);
     let service = layer.layer(service);
@@ -71,7 +71,7 @@ async fn survives(pool: &(impl Pool + Clone), name: &str) {
         assert!(closures.iter().all(Result::is_err));
         assert!(futures.iter().all(Result::is_err));
     }
-    let stats = pool.gate().stats();
+    let stats = pool.admission().stats();
     assert_eq!((stats.panicked, stats.in_flight), (PANICS as u64, 0), "{name}");
     assert_eq!((threads(pool).await, named(name)), before, "{name}");
 }

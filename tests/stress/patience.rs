@@ -8,14 +8,14 @@ use std::{
     task::{Context, Poll},
 };
 
-use tower_offload::Rejection;
+use tower_offload::CallError;
 
 use crate::{
     ledger::{Answer, Entry},
     random::Random,
 };
 
-pub(crate) type Response = Pin<Box<dyn Future<Output = Result<u64, Rejection>> + Send>>;
+pub(crate) type Response = Pin<Box<dyn Future<Output = Result<u64, CallError>> + Send>>;
 
 /// Writes down how the call was answered, or that its caller left before. Panics stop here.
 pub(crate) struct Watched {

@@ -6,7 +6,7 @@ use futures_util::FutureExt;
 use tokio::runtime::Runtime;
 use tower::{Layer, Service, ServiceExt};
 use tower_offload::{
-    OffloadLayer, Rejection, ThreadPool,
+    CallError, OffloadLayer, ThreadPool,
     offload::{Offload, With},
     pool::{Pool, Rayon, TokioBlocking, run},
 };
@@ -38,16 +38,16 @@ pub(crate) fn pool(kind: Kind, random: &mut Random, lender: &Runtime) -> Arc<dyn
         Kind::Growing => Arc::new(builder.name("growing").min_threads(0).build().unwrap()),
         Kind::Rayon => {
             let rayon = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            Arc::new(Rayon::new(rayon).queue_capacity(capacity))
+            Arc::new(Rayon::builder(rayon).queue_capacity(capacity).build())
         }
         Kind::Tokio => {
             let _inside = lender.enter();
-            Arc::new(TokioBlocking::new(threads).queue_capacity(capacity))
+            Arc::new(TokioBlocking::builder(threads).queue_capacity(capacity).build())
         }
     }
 }
 
-type Answering = With<fn(Rejection) -> Result<u64, Rejection>>;
+type Answering = With<fn(CallError) -> Result<u64, CallError>>;
 
 /// What a caller has in hand: its drop is one of a pool's handles less.
 #[derive(Debug, Clone)]
@@ -64,7 +64,7 @@ pub(crate) struct Mode {
 
 impl Surface {
     pub(crate) fn new(pool: Arc<dyn Pool>) -> Self {
-        let answer: fn(Rejection) -> Result<u64, Rejection> = Err;
+        let answer: fn(CallError) -> Result<u64, CallError> = Err;
         let layer = || OffloadLayer::new(pool.clone()).reject_with(answer);
         let long = Duration::from_secs(3600);
         let layers = [

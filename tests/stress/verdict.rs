@@ -10,7 +10,7 @@ use std::{
 };
 
 use tower_offload::{
-    Rejection,
+    CallError,
     pool::{Pool, Stats},
 };
 
@@ -48,9 +48,9 @@ impl Verdict {
 /// The figures of a pool that has nothing to do any more: the round's watch sees to it that this ends.
 pub(crate) fn settled_stats(pool: &dyn Pool) -> Stats {
     loop {
-        let stats = pool.gate().stats();
-        let Stats { active, in_flight, queued, resumed, slots_taken, .. } = stats;
-        if (active, in_flight, queued, resumed, slots_taken) == (0, 0, 0, 0, 0) {
+        let stats = pool.admission().stats();
+        let Stats { active, in_flight, queued, resumed, permits_in_use, .. } = stats;
+        if (active, in_flight, queued, resumed, permits_in_use) == (0, 0, 0, 0, 0) {
             return stats;
         }
         thread::sleep(Duration::from_micros(50));
@@ -77,9 +77,9 @@ pub(crate) fn of(name: &str, entries: &[Arc<Entry>], stats: Option<Stats>) -> Ve
         verdict.started += count(&entry.started);
         verdict.left += count(&entry.left);
         match *entry.answer.lock().unwrap() {
-            Some(Answer::Panicked | Answer::Rejected(Rejection::Panicked)) => verdict.panics += 1,
-            Some(Answer::Rejected(Rejection::Closed)) => verdict.closed += 1,
-            Some(Answer::Rejected(Rejection::NoRuntime)) => verdict.no_runtime += 1,
+            Some(Answer::Panicked | Answer::Rejected(CallError::Panicked)) => verdict.panics += 1,
+            Some(Answer::Rejected(CallError::Closed)) => verdict.closed += 1,
+            Some(Answer::Rejected(CallError::NoRuntime)) => verdict.no_runtime += 1,
             Some(Answer::Rejected(_)) => verdict.overloaded += 1,
             Some(Answer::Value(_)) => verdict.values += 1,
             None => {}
@@ -112,8 +112,8 @@ fn check(entry: &Entry) -> Result<(), &'static str> {
     let answer = *entry.answer.lock().unwrap();
     let fits = match answer {
         Some(Answer::Value(id)) => id == entry.id && count(&entry.ended) == 1 && failed == 0,
-        Some(Answer::Panicked | Answer::Rejected(Rejection::Panicked)) => started == 1 && failed == 1,
-        Some(Answer::Rejected(Rejection::Closed)) => count(&entry.ended) == 0, // at any time of its life
+        Some(Answer::Panicked | Answer::Rejected(CallError::Panicked)) => started == 1 && failed == 1,
+        Some(Answer::Rejected(CallError::Closed)) => count(&entry.ended) == 0, // at any time of its life
         Some(Answer::Rejected(_)) => started == 0,
         None => true,
     };

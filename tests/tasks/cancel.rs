@@ -1,4 +1,4 @@
-//! Cancellation: before work begins, while it runs, when it is over.
+//! CancellationToken: before work begins, while it runs, when it is over.
 
 use std::{convert::Infallible, future};
 

@@ -6,11 +6,11 @@ use http::{
 };
 
 use super::Reject;
-use crate::{grpc::is_grpc, pool::Rejection};
+use crate::{grpc::is_grpc, pool::CallError};
 
 /// Answers with a response, on any HTTP stack. The default.
 ///
-/// | [`Rejection`] | HTTP | gRPC status |
+/// | [`CallError`] | HTTP | gRPC status |
 /// |---|---|---|
 /// | `Closed` | 503 | 14 `UNAVAILABLE` |
 /// | `Expired`, `Overloaded` | 503 | 8 `RESOURCE_EXHAUSTED` |
@@ -40,7 +40,7 @@ where
         error
     }
 
-    fn reject(&self, protocol: Protocol, rejection: Rejection, retry_after: Duration) -> Result<Response<B>, E> {
+    fn reject(&self, protocol: Protocol, rejection: CallError, retry_after: Duration) -> Result<Response<B>, E> {
         let mut response = Response::new(B::default());
         head(protocol, rejection, retry_after, &mut response);
         Ok(response)
@@ -64,7 +64,7 @@ impl Protocol {
 }
 
 /// Writes status and header fields of the answer.
-pub(super) fn head<B>(protocol: Protocol, rejection: Rejection, retry_after: Duration, response: &mut Response<B>) {
+pub(super) fn head<B>(protocol: Protocol, rejection: CallError, retry_after: Duration, response: &mut Response<B>) {
     match protocol {
         Protocol::Grpc => {
             let (code, message) = grpc(rejection);
@@ -83,21 +83,21 @@ pub(super) fn head<B>(protocol: Protocol, rejection: Rejection, retry_after: Dur
     }
 }
 
-pub(super) fn status(rejection: Rejection) -> StatusCode {
+pub(super) fn status(rejection: CallError) -> StatusCode {
     match rejection {
-        Rejection::Closed | Rejection::Expired | Rejection::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
-        Rejection::NoRuntime | Rejection::Panicked => StatusCode::INTERNAL_SERVER_ERROR,
+        CallError::Closed | CallError::Expired | CallError::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
+        CallError::NoRuntime | CallError::Panicked => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }
 
 /// Code and message; the messages are plain ASCII, as `grpc-message` wants them unless percent-encoded.
-fn grpc(rejection: Rejection) -> (&'static str, &'static str) {
+fn grpc(rejection: CallError) -> (&'static str, &'static str) {
     match rejection {
-        Rejection::Closed => ("14", "shutting down"),
-        Rejection::Expired => ("8", "waited too long in the queue"),
-        Rejection::Overloaded => ("8", "overloaded"),
-        Rejection::NoRuntime => ("13", "no runtime"),
-        Rejection::Panicked => ("13", "panicked"),
+        CallError::Closed => ("14", "shutting down"),
+        CallError::Expired => ("8", "waited too long in the queue"),
+        CallError::Overloaded => ("8", "overloaded"),
+        CallError::NoRuntime => ("13", "no runtime"),
+        CallError::Panicked => ("13", "panicked"),
     }
 }
 
@@ -114,7 +114,7 @@ mod tests {
     fn retry_after_is_the_wait_in_whole_seconds_rounded_up_and_at_least_one() {
         for (milliseconds, expected) in [(0, "1"), (1, "1"), (1000, "1"), (1100, "2"), (59_001, "60")] {
             let mut response = Response::new(());
-            head(Protocol::Http, Rejection::Overloaded, Duration::from_millis(milliseconds), &mut response);
+            head(Protocol::Http, CallError::Overloaded, Duration::from_millis(milliseconds), &mut response);
             assert_eq!(response.headers()[RETRY_AFTER], expected);
             assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
         }

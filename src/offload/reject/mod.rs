@@ -7,7 +7,7 @@ mod with;
 
 use std::time::Duration;
 
-use crate::pool::Rejection;
+use crate::pool::CallError;
 
 pub use self::{
     http::{Http, Protocol},
@@ -40,5 +40,5 @@ pub trait Reject<Req, Res, E>: Clone + Send + Sync + 'static {
 
     /// Answers. `retry_after` is how long a call has to expect to wait:
     /// [`Pool::expected_wait`](crate::pool::Pool::expected_wait).
-    fn reject(&self, hint: Self::Hint, rejection: Rejection, retry_after: Duration) -> Result<Res, Self::Error>;
+    fn reject(&self, hint: Self::Hint, rejection: CallError, retry_after: Duration) -> Result<Res, Self::Error>;
 }

@@ -7,7 +7,7 @@ use super::{
     Reject,
     http::{Http, Protocol, head, status},
 };
-use crate::pool::Rejection;
+use crate::pool::CallError;
 
 /// As [`Http`], with a body that says why: `application/problem+json` ([RFC 9457]).
 ///
@@ -36,7 +36,7 @@ where
         error
     }
 
-    fn reject(&self, protocol: Protocol, rejection: Rejection, retry_after: Duration) -> Result<Response<B>, E> {
+    fn reject(&self, protocol: Protocol, rejection: CallError, retry_after: Duration) -> Result<Response<B>, E> {
         let mut response = Response::new(B::default());
         head(protocol, rejection, retry_after, &mut response);
         if protocol == Protocol::Http {
@@ -48,7 +48,7 @@ where
 }
 
 /// No JSON library: every string in it is one of ours and needs no escape.
-fn body(rejection: Rejection) -> Bytes {
+fn body(rejection: CallError) -> Bytes {
     let status = status(rejection);
     let (code, title) = (status.as_u16(), status.canonical_reason().unwrap_or_default());
     let reason = rejection.as_str();

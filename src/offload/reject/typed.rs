@@ -1,16 +1,16 @@
 use std::{error::Error, time::Duration};
 
 use super::Reject;
-use crate::pool::Rejection;
+use crate::pool::CallError;
 
 /// Answers with an error, on any tower stack.
 ///
 /// The service's error becomes `Box<dyn Error + Send + Sync>`, as with tower's own `LoadShed`, `Timeout` and `Buffer`; a
-/// rejection in it is found with `error.downcast_ref::<Rejection>()`.
+/// rejection in it is found with `error.downcast_ref::<CallError>()`.
 ///
 /// ```
 /// use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
-/// use tower_offload::{OffloadLayer, Rejection, ThreadPool, offload::Typed, pool::Pool};
+/// use tower_offload::{OffloadLayer, CallError, ThreadPool, offload::Typed, pool::Pool};
 ///
 /// # #[tokio::main]
 /// # async fn main() {
@@ -20,9 +20,9 @@ use crate::pool::Rejection;
 ///     .service(service_fn(async |number: u32| Ok::<_, std::convert::Infallible>(number + 1)));
 /// assert_eq!(service.ready().await.unwrap().call(1).await.unwrap(), 2);
 ///
-/// pool.gate().close();
+/// pool.admission().close();
 /// let error = service.ready().await.unwrap().call(1).await.unwrap_err();
-/// assert_eq!(error.downcast_ref(), Some(&Rejection::Closed));
+/// assert_eq!(error.downcast_ref(), Some(&CallError::Closed));
 /// # }
 /// ```
 #[derive(Debug, Clone, Copy, Default)]
@@ -41,7 +41,7 @@ where
         error.into()
     }
 
-    fn reject(&self, (): (), rejection: Rejection, _: Duration) -> Result<Res, Self::Error> {
+    fn reject(&self, (): (), rejection: CallError, _: Duration) -> Result<Res, Self::Error> {
         Err(rejection.into())
     }
 }

@@ -1,7 +1,7 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use super::Reject;
-use crate::pool::Rejection;
+use crate::pool::CallError;
 
 /// Answers as a closure says. Made by [`OffloadLayer::reject_with`](crate::offload::OffloadLayer::reject_with).
 pub struct With<F>(Arc<F>);
@@ -14,7 +14,7 @@ impl<F> With<F> {
 
 impl<Req, Res, E, F> Reject<Req, Res, E> for With<F>
 where
-    F: Fn(Rejection) -> Result<Res, E> + Send + Sync + 'static,
+    F: Fn(CallError) -> Result<Res, E> + Send + Sync + 'static,
 {
     type Error = E;
     type Hint = ();
@@ -25,7 +25,7 @@ where
         error
     }
 
-    fn reject(&self, (): (), rejection: Rejection, _: Duration) -> Result<Res, E> {
+    fn reject(&self, (): (), rejection: CallError, _: Duration) -> Result<Res, E> {
         (self.0)(rejection)
     }
 }
