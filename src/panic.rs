@@ -4,8 +4,6 @@ use std::{
     any::Any,
     panic::{self, AssertUnwindSafe},
 };
-#[cfg(feature = "tasks")]
-use std::{future::poll_fn, pin::Pin, task::Poll};
 
 /// Runs user code and returns its panic as a value. The panic hook has run by then.
 ///
@@ -21,29 +19,8 @@ pub(crate) fn ignore_panic(work: impl FnOnce()) {
     catch_unwind(work).unwrap_or_else(drop_payload);
 }
 
-/// Drives a future to completion and drops it. Returns the panic of either as a value.
-#[cfg(feature = "tasks")]
-pub(crate) async fn catch_unwind_future<F: Future + ?Sized>(
-    mut future: Pin<Box<F>>,
-) -> Result<F::Output, Box<dyn Any + Send>> {
-    let polled = poll_fn(|cx| match catch_unwind(|| future.as_mut().poll(cx)) {
-        Ok(Poll::Pending) => Poll::Pending,
-        Ok(Poll::Ready(value)) => Poll::Ready(Ok(value)),
-        Err(payload) => Poll::Ready(Err(payload)),
-    });
-    let completed = polled.await;
-    let dropped = catch_unwind(|| drop(future));
-    let value = completed?;
-    match dropped {
-        Ok(()) => Ok(value),
-        Err(payload) => {
-            ignore_panic(|| drop(value));
-            Err(payload)
-        }
-    }
-}
-
-/// Drops the payload of a panic, whose destructor may panic too. A payload that panics twice is leaked.
+/// Drops the payload of a panic, whose destructor may panic too. A payload that panics twice is
+/// leaked.
 pub(crate) fn drop_payload(payload: Box<dyn Any + Send>) {
     if let Err(second) = catch_unwind(move || drop(payload)) {
         if let Err(third) = catch_unwind(move || drop(second)) {

@@ -1,6 +1,5 @@
 //! Feature `tracing`: the spans of hooks and tasks (5.10), and the log line of a forgotten layer (5.12). Which spans are wanted is
 //! remembered for the whole process, by whichever thread comes first, so this is a program of its own.
-#![cfg(feature = "tracing")]
 #![allow(clippy::unwrap_used)]
 
 use std::{
@@ -64,8 +63,6 @@ impl io::Write for Lines {
         Ok(())
     }
 }
-
-#[cfg(feature = "axum")]
 #[tokio::test]
 async fn a_forgotten_layer_is_logged_by_name_5_12() {
     let lines = Lines::default();

@@ -35,7 +35,7 @@ impl Facts {
     }
 
     /// `true` if the caller settles.
-    #[cfg_attr(not(feature = "hyper"), allow(dead_code, reason = "for tracked connections"))]
+    #[cfg_attr(not(feature = "flush"), allow(dead_code, reason = "for tracked connections"))]
     pub(super) fn told(&self) -> bool {
         self.set(TOLD) & (RELEASED | TOLD) == RELEASED
     }

@@ -116,7 +116,6 @@ mod observer;
 mod outcome;
 mod pending;
 mod progress;
-#[cfg(feature = "tasks")]
 mod register;
 mod service;
 mod task;
@@ -133,7 +132,7 @@ pub use self::{
     service::AfterResponseService,
     task::Task,
 };
-#[cfg(feature = "hyper")]
+#[cfg(feature = "flush")]
 pub(crate) use self::{
     exchange::Exchange,
     guard::Guard,

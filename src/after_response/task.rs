@@ -4,7 +4,6 @@ use super::{
     AfterResponse, Outcome, Rejected,
     entry::{self, Condition},
 };
-#[cfg(feature = "durable")]
 use crate::background::Place;
 use crate::background::{Body, Reservation, TaskHandle, TaskOutput};
 
@@ -116,8 +115,8 @@ impl<'a> Task<'a> {
     }
 
     /// Takes its place now; it is registered with the work that it is given later. Its time is this, unless it has a time of its own.
-    #[cfg(feature = "durable")]
-    pub(crate) fn place(self, limit: Duration) -> Result<Place, Rejected> {
+    #[doc(hidden)]
+    pub fn place(self, limit: Duration) -> Result<Place, Rejected> {
         let reservation = self.reserve()?.with_limit(self.limit.or(Some(limit)));
         let Self { after, name, condition, concurrent, stop_on_error, replace, .. } = self;
         let (after, attempt) = (after.clone(), after.attempt());

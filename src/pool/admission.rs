@@ -100,8 +100,8 @@ impl Admission {
     }
 
     /// Closes the pool and stops polling: a runnable that is run from now on drops its call, which
-    /// fails with [`CallError::Closed`]. [`cancelled`](super::cancelled) returns `true` in work that
-    /// is running.
+    /// fails with [`CallError::Closed`]. [`cancelled`](super::cancelled) returns `true` in work
+    /// that is running.
     pub fn halt(&self) {
         self.phase.store(HALTED, SeqCst);
         self.semaphore.close();
@@ -118,7 +118,8 @@ impl Admission {
         self.phase.load(SeqCst) == HALTED
     }
 
-    /// Closes the pool, waits up to `timeout` until every admitted call has ended, and then halts it.
+    /// Closes the pool, waits up to `timeout` until every admitted call has ended, and then halts
+    /// it.
     ///
     /// # Panics
     ///
@@ -185,7 +186,8 @@ impl Admission {
     pub(super) fn on_complete(&self) {
         self.metrics.ended();
         if self.is_closed() && self.metrics.in_flight() == 0 {
-            // Wakes tasks in `shutdown`, by wakers that are user code, in the middle of a call's end.
+            // Wakes tasks in `shutdown`, by wakers that are user code, in the middle of a call's
+            // end.
             ignore_panic(|| self.changed.notify_waiters());
         }
     }
@@ -194,7 +196,8 @@ impl Admission {
     async fn wait_until(&self, condition: impl Fn() -> bool) {
         loop {
             let mut changed = pin!(self.changed.notified());
-            // Enabled before the check, so that a change between the check and the wait is not lost.
+            // Enabled before the check, so that a change between the check and the wait is not
+            // lost.
             changed.as_mut().enable();
             if condition() {
                 return;

@@ -23,6 +23,51 @@ use super::{
 /// a mistake.
 const MAX_THREADS: usize = 32_767;
 
+/// Nice value of the threads of [`ThreadPool::cpu`]. `None` because a nice pool passes its value on
+/// to every thread that its work starts. Before this is set: a program that itself runs with a
+/// higher nice value, as under `nice -n 15`, must not fail because of it.
+const CPU_NICENESS: Option<i32> = None;
+
+impl ThreadPool {
+    /// Creates a pool for work that computes: one thread per core, and capacity for 1024 calls to
+    /// wait. It is named `cpu`.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the system starts no thread. [`builder`](Self::builder) returns that as an error.
+    #[track_caller]
+    pub fn cpu() -> Self {
+        let builder = Self::builder().name("cpu");
+        Self::expect(CPU_NICENESS.into_iter().fold(builder, ThreadPoolBuilder::niceness).build())
+    }
+
+    /// Creates a pool for work that waits, such as disk access or a synchronous database driver: up
+    /// to `max_threads` threads, started when a call finds none idle and stopped after 10 s without
+    /// work, and capacity for 1024 calls to wait. It is named `blocking`.
+    ///
+    /// # Panics
+    ///
+    /// Panics if `max_threads` is 0 or over 32 767, or if the system starts no thread.
+    /// [`builder`](Self::builder) returns these as errors.
+    #[track_caller]
+    pub fn blocking(max_threads: usize) -> Self {
+        Self::expect(Self::builder().name("blocking").min_threads(0).max_threads(max_threads).build())
+    }
+
+    /// Returns a builder with every option.
+    pub fn builder() -> ThreadPoolBuilder {
+        ThreadPoolBuilder::new()
+    }
+
+    #[track_caller]
+    fn expect(built: Result<Self, ThreadPoolBuildError>) -> Self {
+        match built {
+            Ok(pool) => pool,
+            Err(error) => panic!("{}", WithSources(&error)),
+        }
+    }
+}
+
 /// Configures a [`ThreadPool`]. Created by [`ThreadPool::builder`].
 ///
 /// ```
@@ -115,8 +160,8 @@ impl ThreadPoolBuilder {
     /// Sets the maximum number of calls that wait to be started, at least 1.
     ///
     /// Default: 1024, which accepts a burst that the machine can work off without using much
-    /// memory. If latency under overload matters more than accepting bursts, use the number of calls
-    /// that the threads can run in the time that a caller is willing to wait.
+    /// memory. If latency under overload matters more than accepting bursts, use the number of
+    /// calls that the threads can run in the time that a caller is willing to wait.
     pub fn queue_capacity(mut self, calls: usize) -> Self {
         self.queue_capacity = calls;
         self
@@ -190,18 +235,18 @@ impl ThreadPoolBuilder {
         self
     }
 
-    /// Sets a hook that runs on each thread after its last call, outside any runtime. It replaces an
-    /// earlier one. Panics are treated like those of [`on_thread_start`](Self::on_thread_start).
+    /// Sets a hook that runs on each thread after its last call, outside any runtime. It replaces
+    /// an earlier one. Panics are handled as in [`on_thread_start`](Self::on_thread_start).
     ///
-    /// The pool no longer counts the thread then and does not wait for it: a program may exit before
-    /// the hook has run, or while it runs.
+    /// The pool no longer counts the thread then and does not wait for it: a program may exit
+    /// before the hook has run, or while it runs.
     pub fn on_thread_stop(mut self, hook: impl Fn() + Send + Sync + 'static) -> Self {
         self.hooks.stop = Some(Arc::new(hook));
         self
     }
 
-    /// Builds the pool and starts the minimum number of threads, or one to check that threads can be
-    /// started.
+    /// Builds the pool and starts the minimum number of threads, or one to check that threads can
+    /// be started.
     ///
     /// # Errors
     ///
@@ -327,5 +372,20 @@ impl Error for ThreadPoolBuildError {
             Reason::Spawn(error) | Reason::NicenessDenied { error, .. } => Some(error),
             _ => None,
         }
+    }
+}
+
+/// Displays an error and its sources in one line.
+struct WithSources<'a>(&'a dyn Error);
+
+impl fmt::Display for WithSources<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut source = self.0.source();
+        while let Some(error) = source {
+            write!(f, ": {error}")?;
+            source = error.source();
+        }
+        Ok(())
     }
 }

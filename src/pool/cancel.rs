@@ -6,9 +6,9 @@ use super::call::{CurrentCall, RawCall};
 ///
 /// Check it between two steps of long synchronous work, and stop early. It becomes `true` when the
 /// client disconnects, an outer timeout fires, or the timeout of the pool's shutdown has passed. It
-/// is always `false` outside offloaded work. In a [detached](crate::offload::OffloadLayer::detached)
-/// layer it becomes `true` only at the pool's shutdown. On other threads, as inside `par_iter`, use a
-/// [`cancellation_token`].
+/// is always `false` outside offloaded work. In a
+/// [detached](crate::offload::OffloadLayer::detached) layer it becomes `true` only at the pool's
+/// shutdown. On other threads, as inside `par_iter`, use a [`cancellation_token`].
 ///
 /// ```
 /// fn checksum(blocks: &[Vec<u8>]) -> Option<u32> {
@@ -48,7 +48,7 @@ pub fn cancellation_token() -> CancellationToken {
 pub struct CancellationToken(Option<Arc<dyn RawCall>>);
 
 impl CancellationToken {
-    /// Like [`cancelled`], for the work in which the token was created.
+    /// Like [`cancelled`], but refers to the work in which the token was created.
     pub fn is_cancelled(&self) -> bool {
         self.0.as_ref().is_some_and(|call| call.is_unwanted())
     }

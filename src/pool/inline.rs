@@ -15,8 +15,8 @@ thread_local! {
 /// examples.
 ///
 /// Nothing is offloaded: `call` returns when the work ends or awaits something. A waker also runs
-/// the work, on the thread that wakes, so do not use this pool with code that wakes while it holds a
-/// lock. It works with tokio's paused clock.
+/// the work, on the thread that wakes, so do not use this pool with code that wakes while it holds
+/// a lock. It works with tokio's paused clock.
 ///
 /// ```
 /// use std::time::Duration;
@@ -62,7 +62,7 @@ impl Pool for Inline {
         &self.admission
     }
 
-    /// Runs the entry, and then those that were scheduled meanwhile. A call is therefore never
+    /// Runs the entry, and then the entries scheduled meanwhile. A call is therefore never
     /// polled inside its own poll, and a future that wakes itself does not grow the stack.
     fn schedule(&self, runnable: Runnable) {
         let first = PENDING.try_with(|pending| match &mut *pending.borrow_mut() {

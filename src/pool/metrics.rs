@@ -1,5 +1,5 @@
-//! Counts what a pool does: always in atomics, for [`PoolStats`]; with feature `metrics` also in the
-//! installed recorder; with feature `tracing` as one event for each call that ended badly.
+//! Counts what a pool does: always in atomics, for [`PoolStats`]; with feature `metrics` also in
+//! the installed recorder; with feature `tracing` as one event for each call that ended badly.
 
 use std::{
     any::Any,

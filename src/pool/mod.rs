@@ -12,17 +12,20 @@
 //! # }
 //! ```
 //!
-//! | pool | threads | use it for |
-//! |---|---|---|
-//! | [`ThreadPool::cpu`] | one per core, always running | work that computes: hashing, images, parsing, models |
-//! | [`ThreadPool::blocking`] | up to `n`, started on demand, stopped when idle | work that waits: disks, synchronous database drivers |
-//! | [`Rayon`](https://docs.rs/tower-offload/latest/tower_offload/pool/struct.Rayon.html) (feature `rayon`) | those of a rayon pool | handlers that use `par_iter`, programs that already have a rayon pool |
-//! | [`TokioBlocking`] | those of the runtime's `spawn_blocking`, capped | programs that want no threads beyond tokio's, tests with a paused clock |
-//! | [`Inline`] | none: the caller's | tests and examples |
+//! * [`ThreadPool::cpu`], with one thread per core, for work that computes: hashing, images,
+//!   parsing, models.
+//! * [`ThreadPool::blocking`], with up to `n` threads that start on demand and stop when idle, for
+//!   work that waits: disks, synchronous database drivers.
+//! * [`Rayon`](https://docs.rs/tower-offload/latest/tower_offload/pool/struct.Rayon.html) (feature
+//!   `rayon`), with the threads of a rayon pool, for handlers that use `par_iter` and for programs
+//!   that already have a rayon pool.
+//! * [`TokioBlocking`], with a limited number of the runtime's `spawn_blocking` threads, for
+//!   programs that want no other threads and for tests with a paused clock.
+//! * [`Inline`], without threads, for tests and examples.
 //!
-//! Use two pools for two kinds of work. Work that waits, run on the few threads of a CPU pool, queues
-//! behind itself: with 50 ms sleeps at 200 per second on two threads, the queue grows to seconds.
-//! Work that computes, run on 64 threads, takes the cores away from the event loop.
+//! Use two pools for two kinds of work. Work that waits, run on the few threads of a CPU pool,
+//! queues behind itself: with 50 ms sleeps at 200 per second on two threads, the queue grows to
+//! seconds. Work that computes, run on 64 threads, takes the cores away from the event loop.
 //!
 //! # Bounds
 //!
@@ -35,13 +38,16 @@
 //!
 //! While more calls arrive than the threads can run, choose what happens to the excess:
 //!
-//! | goal | use | the excess is |
-//! |---|---|---|
-//! | every queued call starts, however late | [`QueuePolicy::Fifo`], the default | rejected when the queue is full |
-//! | callers with a deadline are answered in time, however long calls take | [`Codel`] | failed with [`CallError::Expired`] after waiting for too long |
-//! | the same, if calls take about the same time | a small [`queue_capacity`](ThreadPoolBuilder::queue_capacity) | rejected at once |
-//! | some calls start before others | [`Priority::High`], [`Priority::Normal`] | delayed, but never starved |
-//! | some calls run only when there is capacity | [`Priority::Low`] | rejected when half of the queue is in use, and shed first |
+//! * [`QueuePolicy::Fifo`], the default: every queued call starts, however late. The excess is
+//!   rejected when the queue is full.
+//! * [`Codel`]: callers with a deadline are answered in time, however long calls take. The excess
+//!   fails with [`CallError::Expired`] after it has waited for too long.
+//! * A small [`queue_capacity`](ThreadPoolBuilder::queue_capacity): the same, if all calls take
+//!   about the same time. The excess is rejected at once.
+//! * [`Priority::High`] and [`Priority::Normal`]: some calls start before others. The excess is
+//!   delayed, but never starved.
+//! * [`Priority::Low`]: some calls run only when there is capacity. The excess is rejected when
+//!   half of the queue is in use, and shed first.
 //!
 //! Policies and priorities affect only calls that have not started.
 //!
@@ -56,7 +62,7 @@
 //!
 //! match pool.run_with_priority(Priority::Low, || "rows").await {
 //!     Ok(report) => assert_eq!(report, "rows"),
-//!     Err(CallError::Expired | CallError::Overloaded) => println!("retry in {:?}", pool.expected_wait()),
+//!     Err(CallError::Overloaded) => println!("retry in {:?}", pool.expected_wait()),
 //!     Err(other) => panic!("{other}"),
 //! }
 //! # }
@@ -64,9 +70,9 @@
 //!
 //! # Calls that wait for other calls
 //!
-//! If calls block on every thread of a pool until they get a connection, a permit or a lock, the call
-//! that returns it must not wait in the same queue: it would wait behind them forever. Use a second
-//! pool with one thread for such calls:
+//! If calls block on every thread of a pool until they get a connection, a permit or a lock, the
+//! call that returns it must not wait in the same queue: it would wait behind them forever. Use a
+//! second pool with one thread for such calls:
 //!
 //! ```
 //! use std::sync::mpsc;
@@ -88,15 +94,15 @@
 //! # Panics, cancellation and shutdown
 //!
 //! * A panic of the work is resumed in its caller and does not cost the pool a thread.
-//! * If the caller drops its future, a call that has not started is dropped. One that is running can
-//!   check [`cancelled`].
+//! * If the caller drops its future, a call that has not started is dropped. One that is running
+//!   can check [`cancelled`].
 //! * [`Pool::shutdown`] rejects new calls and waits for the others up to a timeout.
 //! * A crash of the process loses all calls.
 //!
-//! Callers of a busy [`ThreadPool`] are woken many at a time, by a task that the pool spawns once in
-//! their runtime, at the first burst. The runtime counts it as an alive task until the pool is gone.
-//! While wake-ups are batched, a helper thread named `offload-replies` wakes callers that this task
-//! cannot reach.
+//! Callers of a busy [`ThreadPool`] are woken many at a time, by a task that the pool spawns once
+//! in their runtime, at the first burst. The runtime counts it as an alive task until the pool is
+//! gone. While wake-ups are batched, a helper thread named `offload-replies` wakes callers that
+//! this task cannot reach.
 //!
 //! # When not to use a pool
 //!
@@ -181,8 +187,8 @@ pub trait Pool: fmt::Debug + Send + Sync + 'static {
     ///
     /// It is called from `call`, from wakers and from destructors. It must therefore not block, and
     /// must not run the entry before it returns ([`Inline`] does, which is why it is for tests). An
-    /// entry cannot be rejected here. It can be failed with [`Runnable::refuse`], best from a thread
-    /// of the pool.
+    /// entry cannot be rejected here. It can be failed with [`Runnable::refuse`], best from a
+    /// thread of the pool.
     fn schedule(&self, runnable: Runnable);
 
     /// Returns how long a new call is expected to wait, which becomes `Retry-After` of a rejected
@@ -195,11 +201,12 @@ pub trait Pool: fmt::Debug + Send + Sync + 'static {
         self.admission().expected_wait()
     }
 
-    /// Rejects new calls, runs the others up to `timeout`, and reports those that are left.
+    /// Rejects new calls, runs the others up to `timeout`, and reports what is left.
     ///
     /// After the timeout, calls that never started are dropped on the pool and fail with
-    /// [`CallError::Closed`], and so does a parked call when it is woken. Work that is still running
-    /// is reported and not joined. A second shutdown waits for the same calls with its own timeout.
+    /// [`CallError::Closed`], and so does a parked call when it is woken. Work that is still
+    /// running is reported and not joined. A second shutdown waits for the same calls with its own
+    /// timeout.
     ///
     /// # Panics
     ///
@@ -207,7 +214,7 @@ pub trait Pool: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped early, the pool rejects new calls and runs those that it has.
+    /// If the future is dropped early, the pool rejects new calls and runs the others.
     fn shutdown(&self, timeout: Duration) -> Pin<Box<dyn Future<Output = PoolShutdownReport> + Send + '_>> {
         Box::pin(self.admission().shutdown(timeout))
     }

@@ -19,6 +19,7 @@ pub enum Priority {
     #[default]
     Normal,
     /// One start of 21. For work that can run later or not at all. It is rejected once half of the
-    /// queue is in use, unless the layer waits or exerts backpressure: then it waits like any other.
+    /// queue is in use, unless the layer waits or exerts backpressure: then it waits like any
+    /// other.
     Low,
 }

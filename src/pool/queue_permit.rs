@@ -15,9 +15,9 @@ use super::{
 
 /// Permit for one entry in the queue of a pool.
 ///
-/// It becomes part of the call that it admits. The call releases it at its first poll, or when it is
-/// refused; otherwise the drop of the permit does. A caller that leaves early drops the future of
-/// its call, but the permit stays in use until the entry leaves the queue, since entries of such
+/// It becomes part of the call that it admits. The call releases it at its first poll, or when it
+/// is refused; otherwise the drop of the permit does. A caller that leaves early drops the future
+/// of its call, but the permit stays in use until the entry leaves the queue, since entries of such
 /// calls could pile up otherwise.
 pub(crate) struct QueuePermit {
     pool: Arc<dyn Pool>,

@@ -1,17 +1,11 @@
-use std::{error::Error, fmt, pin::Pin, sync::Arc, time::Duration};
+use std::{fmt, pin::Pin, sync::Arc, time::Duration};
 
 use super::{
     Pool, Runnable,
     admission::Admission,
-    builder::{ThreadPoolBuildError, ThreadPoolBuilder},
     stats::{PoolShutdownReport, PoolStats},
     worker::WorkerPool,
 };
-
-/// Nice value of the threads of [`ThreadPool::cpu`]. `None` because a nice pool passes its value on
-/// to every thread that its work starts. Before this is set: a program that itself runs with a
-/// higher nice value, as under `nice -n 15`, must not fail because of it.
-const CPU_NICENESS: Option<i32> = None;
 
 /// A pool with threads of its own and a bounded queue.
 ///
@@ -35,36 +29,6 @@ struct Handle {
 }
 
 impl ThreadPool {
-    /// Creates a pool for work that computes: one thread per core, and capacity for 1024 calls to
-    /// wait. It is named `cpu`.
-    ///
-    /// # Panics
-    ///
-    /// Panics if the system starts no thread. [`builder`](Self::builder) returns that as an error.
-    #[track_caller]
-    pub fn cpu() -> Self {
-        let builder = Self::builder().name("cpu");
-        Self::expect(CPU_NICENESS.into_iter().fold(builder, ThreadPoolBuilder::niceness).build())
-    }
-
-    /// Creates a pool for work that waits, such as disk access or a synchronous database driver: up
-    /// to `max_threads` threads, started when a call finds none idle and stopped after 10 s without
-    /// work, and capacity for 1024 calls to wait. It is named `blocking`.
-    ///
-    /// # Panics
-    ///
-    /// Panics if `max_threads` is 0 or over 32 767, or if the system starts no thread.
-    /// [`builder`](Self::builder) returns these as errors.
-    #[track_caller]
-    pub fn blocking(max_threads: usize) -> Self {
-        Self::expect(Self::builder().name("blocking").min_threads(0).max_threads(max_threads).build())
-    }
-
-    /// Returns a builder with every option.
-    pub fn builder() -> ThreadPoolBuilder {
-        ThreadPoolBuilder::new()
-    }
-
     /// Returns the counters and gauges of the pool.
     pub fn stats(&self) -> PoolStats {
         self.admission().stats()
@@ -81,14 +45,6 @@ impl ThreadPool {
 
     pub(super) fn workers(&self) -> &Arc<WorkerPool> {
         &self.handle.workers
-    }
-
-    #[track_caller]
-    fn expect(built: Result<Self, ThreadPoolBuildError>) -> Self {
-        match built {
-            Ok(pool) => pool,
-            Err(error) => panic!("{}", WithSources(&error)),
-        }
     }
 }
 
@@ -151,20 +107,5 @@ impl fmt::Debug for Handle {
             .field("threads", &self.workers.workers())
             .field("stats", &self.admission().stats())
             .finish_non_exhaustive()
-    }
-}
-
-/// Displays an error and its sources in one line.
-struct WithSources<'a>(&'a dyn Error);
-
-impl fmt::Display for WithSources<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut source = self.0.source();
-        while let Some(error) = source {
-            write!(f, ": {error}")?;
-            source = error.source();
-        }
-        Ok(())
     }
 }

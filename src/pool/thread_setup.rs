@@ -28,7 +28,7 @@ impl fmt::Debug for Hooks {
     }
 }
 
-/// What each thread of a `ThreadPool` does around its work: sets its nice value and runs the hooks.
+/// Prepares each thread of a `ThreadPool`: sets its nice value and runs the hooks around its work.
 #[derive(Debug)]
 pub(super) struct ThreadSetup {
     pool: Arc<str>,

@@ -15,8 +15,8 @@ use super::{
 /// `max_threads` of its threads.
 ///
 /// Tokio starts a thread for each blocking task, up to 512, and bounds nothing beyond that. This
-/// pool also limits the number of calls that wait. Calls run on the runtime in which the pool was
-/// built, whatever runtime they are made from. When that runtime is gone, calls fail with
+/// pool also limits the number of calls that wait. All calls run on the runtime in which the pool
+/// was built, also those made from another runtime. When that runtime is gone, calls fail with
 /// [`CallError::Closed`].
 ///
 /// This type is a handle, and clones refer to the same pool.

@@ -37,8 +37,8 @@ pub(super) struct WorkerConfig {
     pub(super) spawn_error: CallError,
 }
 
-/// The work of one pool thread. If it is dropped without being run, as by a runtime that shuts down,
-/// it removes itself from the scheduler.
+/// The work of one pool thread. If it is dropped without being run, as by a runtime that shuts
+/// down, it removes itself from the scheduler.
 pub(super) struct Worker {
     pool: Arc<WorkerPool>,
     state: WorkerState<Runnable>,
@@ -81,8 +81,8 @@ impl WorkerPool {
         }
     }
 
-    /// Returns the wait of the call that started last, or of the oldest one that waits, whichever
-    /// is longer.
+    /// Returns the longer of two waits: of the call that started last, and of the oldest one that
+    /// waits now.
     pub(super) fn expected_wait(&self) -> Duration {
         self.admission.expected_wait().max(self.scheduler.longest_wait())
     }
@@ -103,8 +103,8 @@ impl WorkerPool {
     }
 
     /// Spawns a worker that the scheduler has asked for. If that fails, the drop of the worker
-    /// removes it from the scheduler. Queued calls then wait for other workers, or fail if there are
-    /// none.
+    /// removes it from the scheduler. Queued calls then wait for other workers, or fail if there
+    /// are none.
     fn spawn_worker(self: &Arc<Self>) {
         let worker = Worker::new(self.clone(), WorkerState::notified());
         if self.admission.is_halted() {
@@ -121,7 +121,8 @@ impl Worker {
         Self { pool, state, has_exited: false }
     }
 
-    /// Makes the worker busy. Called on its thread if that has something to do before it runs calls.
+    /// Makes the worker busy. Called on its thread if that has something to do before it runs
+    /// calls.
     pub(super) fn on_start(&mut self) {
         if self.pool.scheduler.on_worker_start(&mut self.state) {
             self.pool.spawn_worker();
@@ -228,7 +229,8 @@ struct RunBatch<'a> {
     guard: RuntimeGuard<'a>,
     runtime: Option<&'a Handle>,
     wake_batcher: &'a WakeBatcher,
-    /// Looked up for the second caller, since most batches of a pool that is not busy have one call.
+    /// Looked up for the second caller, since most batches of a pool that is not busy have one
+    /// call.
     wake_list: Option<Arc<WakeList>>,
     is_first: bool,
 }

@@ -64,7 +64,7 @@ struct Lazy {
 impl Lazy {
     fn run_all(&self) {
         let jobs = std::mem::take(&mut *self.waiting.lock().unwrap());
-        jobs.into_iter().for_each(Job::run);
+        jobs.into_iter().for_each(Runnable::run);
     }
 }
 

@@ -12,12 +12,7 @@ use axum::{
 };
 use serde::{Deserialize, Serialize};
 use tower_http::catch_panic::CatchPanicLayer;
-use tower_offload::{
-    CallError, OffloadLayer, ThreadPool,
-    axum::blocking,
-    offload::cancelled,
-    pool::{self, Pool},
-};
+use tower_offload::{CallError, OffloadLayer, ThreadPool, axum::blocking, offload::cancelled, pool::Pool};
 
 use crate::support::{
     self, FullPool, GET, Http1, Latch, Raw, Spy, is_pool_thread, one_thread, request, send, serve, thread_name, within,
@@ -341,7 +336,7 @@ async fn a_rejection_is_a_response() {
         let full = FullPool::new().await;
         let pool = full.pool.clone();
         let handler = async move |body: Bytes| -> Result<String, CallError> {
-            pool::run(pool.clone(), move || format!("{} bytes", body.len())).await
+            pool.run(move || format!("{} bytes", body.len())).await
         };
         let address = serve(Router::new().route("/", post(handler))).await;
         send(address, request(Method::POST, "/", "four")).await.assert_unavailable();

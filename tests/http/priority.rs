@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use axum::{Router, routing::get};
-use tower_offload::{OffloadLayer, ThreadPool, offload::Priority};
+use tower_offload::{OffloadLayer, offload::Priority};
 
 use crate::support::{self, Latch, Spy, one_thread, serve, within};
 
@@ -11,7 +11,6 @@ fn by_path(head: &tower_offload::offload::Head<'_>) -> Priority {
     match head.uri().path() {
         "/high" => Priority::High,
         "/low" => Priority::Low,
-        "/release" => Priority::Release,
         _ => Priority::Normal,
     }
 }
@@ -52,51 +51,6 @@ async fn requests_go_by_priority_and_a_queue_full_of_high_does_not_keep_low_from
         assert_eq!(order[0], "high", "though it came last");
         assert!(place("low") < 21 && place("normal") < 21, "{order:?}");
         assert_eq!(order.len(), 62);
-    })
-    .await;
-}
-
-/// E7: every thread waits for a connection, the queue is full of requests that want one, and it is a request that gives
-/// one back.
-#[tokio::test]
-async fn e7_a_request_that_releases_is_carried_out_though_all_threads_and_places_are_taken() {
-    within(async {
-        let (connections, spy) = (Latch::new(), Spy::new());
-        let (wanted, given) = (connections.clone(), connections.clone());
-        let pool = ThreadPool::builder().threads(2).queue_capacity(2).build().unwrap();
-        let layer = OffloadLayer::new(pool.clone()).max_in_flight(4).priority(by_path);
-        let router = Router::new()
-            .route(
-                "/acquire",
-                get(async move || {
-                    wanted.block();
-                    "acquired"
-                }),
-            )
-            .route(
-                "/release",
-                get(async move || {
-                    given.let_one_pass();
-                    "released"
-                }),
-            )
-            .layer(layer);
-        let address = serve(spy.around(router)).await;
-        let mut acquires: Vec<_> = (0..2).map(|_| tokio::spawn(support::get(address, "/acquire"))).collect();
-        connections.reached().await;
-        connections.reached().await;
-        spy.pending(2).await;
-        acquires.extend((0..2).map(|_| tokio::spawn(support::get(address, "/acquire"))));
-        spy.pending(2).await;
-        // A request as any other has no chance:
-        support::get(address, "/acquire").await.assert_unavailable();
-        for _ in 0..4 {
-            support::get(address, "/release").await.assert_ok("released");
-        }
-        for acquire in acquires {
-            acquire.await.unwrap().assert_ok("acquired");
-        }
-        assert_eq!(pool.stats().rejected, 1);
     })
     .await;
 }

@@ -26,7 +26,6 @@ fn a_builder_says_which_option_is_out_of_range() {
     assert!(build(ThreadPool::builder().threads(0)).contains("at least 1"));
     assert!(build(ThreadPool::builder().queue_capacity(0)).contains("`queue_capacity` 0"));
     assert!(build(ThreadPool::builder().min_threads(4).max_threads(2)).contains("must not exceed"));
-    assert!(build(ThreadPool::builder().reserved_threads(40_000)).contains("40000 reserved threads"));
     assert!(build(ThreadPool::builder().threads(usize::MAX)).contains("over the limit of 32767"));
     assert!(build(ThreadPool::builder().name("a\0b")).contains("NUL"));
 }

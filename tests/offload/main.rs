@@ -16,6 +16,7 @@ mod readiness;
 mod replies;
 mod runtimes;
 mod scheduling;
+mod second_pool;
 mod shutdown;
 mod support;
 mod threads;

@@ -129,7 +129,7 @@ async fn stats_keep_the_wait_after_a_wake_apart() {
         let call = tokio::spawn(service.oneshot(()));
         eventually(|| pool.admission().stats().started == 1 && pool.admission().stats().active == 0).await;
         let before = pool.admission().stats();
-        assert_eq!((before.resume_wait, before.resumed), (Duration::ZERO, 0));
+        assert_eq!((before.resume_wait, before.woken), (Duration::ZERO, 0));
         let held = hold(&pool).await;
         wake.notify_one();
         eventually(|| pool.admission().stats().woken == 1).await;

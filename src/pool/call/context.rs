@@ -57,8 +57,8 @@ impl Context {
     }
 }
 
-/// The part of a context that is dropped with the future, because a span stays open as long as it is
-/// referenced.
+/// The part of a context that is dropped with the future, because a span stays open as long as it
+/// is referenced.
 #[derive(Debug)]
 pub(super) struct Trace {
     #[cfg(feature = "tracing")]

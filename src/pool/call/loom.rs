@@ -1,4 +1,4 @@
-//! One call, one thread that runs it, a waker and a caller that may leave: in every order.
+//! Interleaves one call, a thread that runs it, a waker, and a caller that may leave.
 
 use std::{
     sync::{
@@ -12,20 +12,20 @@ use loom::{cell::UnsafeCell, future::block_on, thread};
 
 use super::state::{Begin, CallState, DropAction, OnCallerDrop, Park};
 
-/// A call around a state, with loom's cell in place of the stage: a second thread in it is an error of the model.
+/// A call with loom's cell in place of its stage. Loom reports two threads in the cell as an error.
 struct Model {
     state: CallState,
     future: UnsafeCell<u32>,
     /// Polls until the future is ready.
     polls: u32,
-    /// Queue entries that were made, and not yet run.
+    /// Number of entries that were queued and have not run.
     entries: AtomicUsize,
     outputs: AtomicUsize,
 }
 
 #[derive(Debug, PartialEq, Eq)]
 enum Turn {
-    /// The thread has to run the call again: its entry was put back.
+    /// The entry was queued again, and this thread runs it.
     Again,
     Ended,
     Parked,
@@ -42,7 +42,7 @@ impl Model {
         })
     }
 
-    /// What `Call::run` does.
+    /// Runs an entry like `Call::run`.
     fn run(&self) -> Turn {
         assert_eq!(self.entries.fetch_sub(1, SeqCst), 1, "two entries for one call");
         let begin = self.state.begin();
@@ -50,7 +50,7 @@ impl Model {
             return Turn::Ended;
         }
         let ready = self.future.with_mut(|polled| {
-            // SAFETY: loom checks that nobody else is in the cell; that nobody is, is what this model shows.
+            // SAFETY: `CallState` gives one thread at a time access to the future. Loom checks it.
             #[allow(unsafe_code)]
             let polled = unsafe { &mut *polled };
             *polled += 1;
@@ -67,9 +67,9 @@ impl Model {
             }
         }
         self.outputs.fetch_add(1, SeqCst);
-        let (gone, caller) = self.state.complete();
-        if gone {
-            assert_eq!(self.outputs.fetch_sub(1, SeqCst), 1, "the output was disposed of twice");
+        let (is_abandoned, caller) = self.state.complete();
+        if is_abandoned {
+            assert_eq!(self.outputs.fetch_sub(1, SeqCst), 1, "the output was dropped twice");
         }
         if let Some(caller) = caller {
             caller.waker.wake();
@@ -77,7 +77,7 @@ impl Model {
         Turn::Ended
     }
 
-    /// What a worker does with an entry: runs it, and again while it comes back.
+    /// Runs an entry like a worker, and again while it is queued again.
     fn work(&self) {
         while self.run() == Turn::Again {}
     }
@@ -89,17 +89,17 @@ impl Model {
         }
     }
 
-    fn leave(&self, departure: OnCallerDrop) {
+    fn drop_caller(&self, on_drop: OnCallerDrop) {
         match self.state.drop_caller(on_drop) {
             DropAction::DropOutput => {
-                assert_eq!(self.outputs.fetch_sub(1, SeqCst), 1, "the output was disposed of twice")
+                assert_eq!(self.outputs.fetch_sub(1, SeqCst), 1, "the output was dropped twice")
             }
             DropAction::None => {}
             DropAction::DropFuture => self.future.with_mut(|polled| {
-                // SAFETY: as in `run`.
+                // SAFETY: Like in `run`.
                 #[allow(unsafe_code)]
                 let polled = unsafe { &mut *polled };
-                assert_eq!(*polled, 0, "it had started");
+                assert_eq!(*polled, 0, "the call had started");
             }),
             DropAction::Schedule => {
                 self.entries.fetch_add(1, SeqCst);
@@ -110,15 +110,15 @@ impl Model {
 }
 
 #[test]
-fn a_wake_at_any_moment_leads_to_the_second_poll() {
+fn wake_up_at_any_moment_leads_to_a_second_poll() {
     loom::model(|| {
         let call = Model::new(2);
         let waker = thread::spawn({
             let call = call.clone();
             move || call.wake()
         });
-        // A wake of a call that is queued anyway changes nothing; so only one that comes after the entry was taken
-        // counts, and this thread gives the other wake itself.
+        // A wake-up of a call that is queued has no effect. This thread therefore wakes the call
+        // again, in case the other wake-up preceded the first poll.
         call.work();
         waker.join().unwrap();
         call.wake();
@@ -128,7 +128,7 @@ fn a_wake_at_any_moment_leads_to_the_second_poll() {
 }
 
 #[test]
-fn two_wakers_and_a_runner_never_poll_at_once() {
+fn two_wakers_and_a_worker_never_poll_at_once() {
     loom::model(|| {
         let call = Model::new(10);
         let wakers: Vec<_> = (0..2)
@@ -144,7 +144,7 @@ fn two_wakers_and_a_runner_never_poll_at_once() {
 }
 
 #[test]
-fn the_caller_is_woken_however_it_meets_the_end() {
+fn caller_is_woken_at_completion() {
     loom::model(|| {
         let call = Model::new(1);
         let runner = thread::spawn({
@@ -160,7 +160,7 @@ fn the_caller_is_woken_however_it_meets_the_end() {
     });
 }
 
-fn leave_at_any_moment(departure: OnCallerDrop) {
+fn caller_leaves_at_any_moment(on_drop: OnCallerDrop) {
     loom::model(move || {
         let call = Model::new(2);
         let runner = thread::spawn({
@@ -171,33 +171,33 @@ fn leave_at_any_moment(departure: OnCallerDrop) {
             let call = call.clone();
             move || call.wake()
         });
-        call.leave(departure);
+        call.drop_caller(on_drop);
         runner.join().unwrap();
         waker.join().unwrap();
-        assert!(call.state.is_complete(), "the future is still there");
+        assert!(call.state.is_complete(), "the future was not dropped");
         assert_eq!((call.outputs.load(SeqCst), call.entries.load(SeqCst)), (0, 0));
     });
 }
 
 #[test]
-fn a_caller_that_leaves_at_any_moment_leaves_nothing_behind() {
-    leave_at_any_moment(OnCallerDrop::Cancel);
+fn cancelled_call_is_dropped_completely() {
+    caller_leaves_at_any_moment(OnCallerDrop::Cancel);
 }
 
 #[test]
-fn nor_does_one_that_has_everything_dropped_on_the_pool() {
-    leave_at_any_moment(OnCallerDrop::CancelOnPool);
+fn call_cancelled_on_the_pool_is_dropped_completely() {
+    caller_leaves_at_any_moment(OnCallerDrop::CancelOnPool);
 }
 
 #[test]
-fn a_detached_call_goes_on_and_its_output_is_disposed_of_once() {
+fn output_of_a_detached_call_is_dropped_once() {
     loom::model(|| {
         let call = Model::new(1);
         let runner = thread::spawn({
             let call = call.clone();
             move || call.work()
         });
-        call.leave(OnCallerDrop::Detach);
+        call.drop_caller(OnCallerDrop::Detach);
         runner.join().unwrap();
         assert!(call.state.is_complete());
         assert_eq!((call.outputs.load(SeqCst), call.entries.load(SeqCst)), (0, 0));

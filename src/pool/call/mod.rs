@@ -54,7 +54,7 @@ use self::{
 pub(crate) use self::{
     context::{Context, CurrentCall, LayerPermit, RuntimeGuard},
     join::{CallFailure, JoinHandle},
-    state::OnCallerDrop,
+    state::{CallerWaker, OnCallerDrop},
 };
 use super::{error::CallError, metrics::Metrics, priority::Priority};
 use crate::{
@@ -62,7 +62,7 @@ use crate::{
     sync::{Mutex, lock},
 };
 
-/// What a call needs of its pool. A value belongs to one call and is dropped with it.
+/// Connection of a call to its pool. A value belongs to one call and is dropped with it.
 pub(super) trait Schedule: Send + Sync + 'static {
     /// Queues an entry of the call.
     fn schedule(&self, runnable: Runnable);
@@ -81,21 +81,6 @@ pub(super) trait Schedule: Send + Sync + 'static {
     fn is_halted(&self) -> bool;
 
     fn metrics(&self) -> &Metrics;
-}
-
-/// Waker of a caller whose call is complete.
-#[derive(Debug)]
-pub(crate) struct CallerWaker {
-    pub(crate) waker: Waker,
-    /// `true` if the task that awaits the call is the one that made it.
-    pub(crate) is_maker: bool,
-}
-
-impl CallerWaker {
-    /// Wakes the caller. Its waker is user code.
-    pub(crate) fn wake(self) {
-        ignore_panic(|| self.waker.wake());
-    }
 }
 
 /// Makes a call of `future` and queues it.
@@ -509,8 +494,8 @@ impl<F: Future, S: Schedule> Drop for Call<F, S> {
     }
 }
 
-/// Drops a result that no caller takes. The panic of a payload's destructor is discarded, because it
-/// is not a second panic of the work; the panic of an output's destructor is passed on.
+/// Drops a result that no caller takes. The panic of a payload's destructor is discarded, because
+/// it is not a second panic of the work; the panic of an output's destructor is passed on.
 fn drop_result<T>(result: Option<Result<T, CallFailure>>) {
     match result {
         Some(Err(CallFailure::Panicked(payload))) => drop_payload(payload),

@@ -2,7 +2,7 @@ use std::{fmt, sync::Arc};
 
 use tokio::{runtime::Handle, time::Instant};
 
-use super::CallerWaker;
+use super::state::CallerWaker;
 use crate::pool::{error::CallError, priority::Priority};
 
 /// Entry of a call in a pool's queue: one poll of its future. Created for the pool, which passes it
@@ -67,8 +67,8 @@ impl Runnable {
         self.take_and_refuse(error);
     }
 
-    /// Returns `true` if the call was polled before. Only calls that have not started may be shed or
-    /// reordered: a pool runs woken calls before new ones.
+    /// Returns `true` if the call was polled before. Only calls that have not started may be shed
+    /// or reordered: a pool runs woken calls before new ones.
     pub fn has_started(&self) -> bool {
         self.header().is_some_and(Header::has_started)
     }

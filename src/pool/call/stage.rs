@@ -3,7 +3,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use super::CallFailure;
+use super::join::CallFailure;
 
 /// Contents of a call: its future, then its result, then nothing.
 #[derive(Debug)]

@@ -1,13 +1,16 @@
-use std::task::Context;
+use std::task::{Context, Waker};
 
-use super::CallerWaker;
-use crate::sync::{AtomicU8, Mutex, Ordering, lock};
+use crate::{
+    panic::ignore_panic,
+    sync::{AtomicU8, Mutex, Ordering, lock},
+};
 
-/// An entry of the call is queued, or the thread that runs the call will queue it. Set by the thread
-/// that schedules the call, cleared by the thread that takes the entry. A call therefore has at most
-/// one entry.
+/// An entry of the call is queued, or the thread that runs the call will queue it. Set by the
+/// thread that schedules the call, cleared by the thread that takes the entry. A call therefore has
+/// at most one entry.
 const SCHEDULED: u8 = 1;
-/// A thread polls or drops the future. Set when an entry is taken, cleared when the future is parked.
+/// A thread polls or drops the future. Set when an entry is taken, cleared when the future is
+/// parked.
 const RUNNING: u8 = 1 << 1;
 /// The future is dropped and the output is stored. Set once and never cleared. The other bits have
 /// no meaning from then on.
@@ -16,8 +19,8 @@ const COMPLETE: u8 = 1 << 2;
 const ABANDONED: u8 = 1 << 3;
 /// The caller has dropped its handle, and the work is no longer wanted. Set once, by the caller.
 const CANCELLED: u8 = 1 << 4;
-/// No thread has taken the first entry. Set at creation. Cleared by the thread that takes the entry,
-/// or by a caller that leaves before that and drops the future itself.
+/// No thread has taken the first entry. Set at creation. Cleared by the thread that takes the
+/// entry, or by a caller that leaves before that and drops the future itself.
 const UNSTARTED: u8 = 1 << 5;
 
 /// Ownership and completion state of a call: which thread may access the future, and who notifies
@@ -25,8 +28,8 @@ const UNSTARTED: u8 = 1 << 5;
 ///
 /// Invariants:
 ///
-/// * From `begin` to `park` or `complete`, one thread owns the future. `begin` is called only by the
-///   thread that took the entry.
+/// * From `begin` to `park` or `complete`, one thread owns the future. `begin` is called only by
+///   the thread that took the entry.
 /// * A caller that drops its handle while the call is `UNSTARTED` owns the future instead. `begin`
 ///   then returns `Begin::Nothing`.
 /// * A wake-up during `RUNNING` is not lost: `park` sees `SCHEDULED`, and the running thread queues
@@ -41,6 +44,21 @@ pub(super) struct CallState {
     /// `complete` sets `COMPLETE` and then takes the waker. `poll_complete` stores the waker and
     /// then loads `COMPLETE`. At least one of them sees the other's write.
     caller: Mutex<Option<CallerWaker>>,
+}
+
+/// Waker of a caller whose call is complete.
+#[derive(Debug)]
+pub(crate) struct CallerWaker {
+    pub(crate) waker: Waker,
+    /// `true` if the task that awaits the call also made it.
+    pub(crate) is_maker: bool,
+}
+
+impl CallerWaker {
+    /// Wakes the caller. Its waker is user code.
+    pub(crate) fn wake(self) {
+        ignore_panic(|| self.waker.wake());
+    }
 }
 
 /// Obligation of the thread that took an entry.
@@ -82,7 +100,8 @@ pub(crate) enum OnCallerDrop {
 /// Obligation of a caller that drops its handle.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum DropAction {
-    /// The call has not started and no thread will access its future: drop it. The call is complete.
+    /// The call has not started and no thread will access its future: drop it. The call is
+    /// complete.
     DropFuture,
     /// Queue the call, so that its future is dropped on the pool.
     Schedule,
@@ -156,7 +175,7 @@ impl CallState {
     }
 
     /// Returns `true` if the output is published. Otherwise stores the waker of the caller.
-    /// `is_maker` is `true` if the polling task is the one that made the call.
+    /// `is_maker` is `true` if the polling task also made the call.
     pub(super) fn poll_complete(&self, cx: &mut Context<'_>, is_maker: bool) -> bool {
         if self.is_complete() {
             return true;

@@ -32,7 +32,7 @@ use self::{
     parker::Parker,
     state::{SchedulerState, ThreadState, WakeUp},
 };
-use super::Priority;
+use super::priority::Priority;
 use crate::sync::{AtomicBool, Mutex, Ordering, Padded, fence, lock, spin_loop, thread};
 
 /// Rounds of spinning before a worker yields, as in crossbeam's `Backoff`: each round is twice as
@@ -67,9 +67,11 @@ pub(super) struct Scheduler<T> {
     /// the inbox before it parks or exits; or `needs_wakeup` is set, and the thread that filled the
     /// inbox is about to check the flag.
     inbox: Padded<Inbox<T>>,
-    /// Copy of [`SchedulerState::needs_wakeup`]. Written under the lock of `state`, when it changes.
+    /// Copy of [`SchedulerState::needs_wakeup`]. Written under the lock of `state`, when it
+    /// changes.
     needs_wakeup: Padded<AtomicBool>,
-    /// Hint for the searching worker that the queue is not empty. Written under the lock of `state`.
+    /// Hint for the searching worker that the queue is not empty. Written under the lock of
+    /// `state`.
     work_available: Padded<AtomicBool>,
     /// `true` if the policy depends on time. `Fifo` does not, and never reads the clock.
     is_timed: bool,
@@ -186,8 +188,8 @@ impl<T: QueueItem> Scheduler<T> {
                     worker.state = ThreadState::Busy;
                     return Action::Run(Dequeued { item, spawn_worker, has_more });
                 }
-                // A call has entered the inbox in the last moment, and this worker is at hand to be
-                // the one that the call asks for.
+                // A call has entered the inbox in the last moment and asks for a worker. Use this
+                // one.
                 Action::Exit if spawn_worker => worker.state = ThreadState::Notified,
                 Action::Exit => {
                     self.inbox.shrink();

@@ -15,8 +15,8 @@ const CLOSING: u8 = 2;
 ///
 /// A wake-up has two steps:
 ///
-/// 1. [`notify`](Self::notify), under the scheduler's lock. A worker whose timeout expires takes the
-///    same lock and thereby learns for certain whether it was notified.
+/// 1. [`notify`](Self::notify), under the scheduler's lock. A worker whose timeout expires takes
+///    the same lock and thereby learns for certain whether it was notified.
 /// 2. [`unpark`](Self::unpark), after the lock was released, since the worker needs it next.
 #[derive(Debug)]
 pub(super) struct Parker {
@@ -60,7 +60,8 @@ impl Parker {
         }
     }
 
-    /// Takes the notification if there is one. Called only by the thread that the parker belongs to.
+    /// Takes the notification if there is one. Called only by the thread that the parker belongs
+    /// to.
     pub(super) fn take_notification(&self) -> Option<ThreadState> {
         let state = match self.notification.load(Ordering::Acquire) {
             NOTIFIED => ThreadState::Notified,

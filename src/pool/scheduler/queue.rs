@@ -3,7 +3,7 @@ use std::{collections::VecDeque, mem};
 use tokio::time::Instant;
 
 use super::codel::{OverloadDetector, QueuePolicy};
-use crate::pool::Priority;
+use crate::pool::priority::Priority;
 
 /// Period of the picks that go to new calls first. All other picks go to woken calls first, since
 /// these already hold memory and a waiting caller. New calls still get every eighth pick, so that a
@@ -38,7 +38,7 @@ pub(in crate::pool) trait QueueItem {
 /// each priority.
 ///
 /// A pick of an empty lane goes to the next lane in the cycle. A lane that is not empty is picked
-/// after at most 20 picks of others, whichever of these become empty or fill meanwhile. (Nginx
+/// after at most 20 picks of others, also if these become empty and fill again. (Nginx
 /// keeps credits from pick to pick, which guarantees this only while the same lanes are filled;
 /// otherwise a lane may wait for 32 picks.)
 #[derive(Debug)]

@@ -4,7 +4,7 @@ use super::{
     codel::QueuePolicy,
     queue::{Queue, QueueItem},
 };
-use crate::pool::Priority;
+use crate::pool::priority::Priority;
 
 /// State machine of the scheduler: queued entries and worker states. Each transition returns the
 /// action that the caller must perform. Pure: no threads, no locks, and time is an argument.
@@ -142,7 +142,7 @@ impl<T: QueueItem, P> SchedulerState<T, P> {
 
     /// Returns the next action of a worker that leaves the state `left`, and the wake-up of another
     /// one. A worker over the minimum exits instead of parking unless `may_park`. Entries that the
-    /// policy sheds at `now` are moved to `shed`, whatever the action is.
+    /// policy sheds at `now` are moved to `shed`, with every action.
     pub(super) fn next(
         &mut self,
         left: ThreadState,

@@ -20,8 +20,8 @@ use crate::{
 ///
 /// It is made for one pattern: permits are acquired and released one at a time, by different
 /// threads, and seldom waited for. Tokio's semaphore takes a lock for each release and an `Arc` for
-/// each owned permit, which is a fifth of the cost of a call at a million calls per second. A single
-/// counter would be passed between cores twice per call, so each end has its own.
+/// each owned permit, which is a fifth of the cost of a call at a million calls per second. A
+/// single counter would be passed between cores twice per call, so each end has its own.
 ///
 /// # Waiting
 ///
@@ -30,7 +30,8 @@ use crate::{
 /// 2. A task that starts to wait stores `has_waiters` under the lock, issues a `SeqCst` fence, and
 ///    serves waiters.
 ///
-/// At least one of the two sees the other's write, so that no waiter is left while a permit is free.
+/// At least one of the two sees the other's write, so that no waiter is left while a permit is
+/// free.
 #[derive(Debug)]
 pub(super) struct Semaphore {
     capacity: usize,

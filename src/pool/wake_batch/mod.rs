@@ -10,15 +10,15 @@
 //! A batched wake-up must not be much later than a direct one. The wake task runs when the tasks of
 //! its runtime do, so only tasks are batched, and only by their own runtime:
 //!
-//! * The caller is a task that awaits the call where it made it ([`CallerWaker::is_maker`]), and its
-//!   waker has the vtable of the wake task's waker. A caller that blocks its thread, or wraps
+//! * The caller is a task that awaits the call where it made it ([`CallerWaker::is_maker`]), and
+//!   its waker has the vtable of the wake task's waker. A caller that blocks its thread, or wraps
 //!   wakers, has another one.
 //! * The wake task was polled before, so some thread drives the runtime.
 //!
-//! Two kinds of callers cannot be distinguished from these: a `LocalSet` that a task drives while it
-//! blocks its thread, and a task that makes calls inside another runtime that it has entered. For
-//! them, a worker that stops using a list drains it, and a [`Watchdog`] thread drains lists that
-//! stay full while all workers are busy. Such a caller waits for a millisecond or two.
+//! Two kinds of callers cannot be distinguished from these: a `LocalSet` that a task drives while
+//! it blocks its thread, and a task that makes calls inside another runtime that it has entered.
+//! For them, a worker that stops using a list drains it, and a [`Watchdog`] thread drains lists
+//! that stay full while all workers are busy. Such a caller waits for a millisecond or two.
 
 #[cfg(all(test, tower_offload_loom))]
 mod loom;
@@ -122,8 +122,8 @@ impl Drop for WakeBatcher {
 /// Wakers of one runtime that the wake task is about to wake.
 ///
 /// Invariant: every waker in the list is woken. The thread that makes the list nonempty wakes the
-/// wake task, and the wake task waits only after it has found the list empty, both under the lock. A
-/// wake task that is dropped takes all wakers with it.
+/// wake task, and the wake task waits only after it has found the list empty, both under the lock.
+/// A wake task that is dropped takes all wakers with it.
 #[derive(Debug, Default)]
 pub(super) struct WakeList(Mutex<ListState>);
 
@@ -174,8 +174,8 @@ impl Wake {
 }
 
 impl WakeList {
-    /// Adds the caller to the list if it can be batched. With `is_last`, no other caller is expected
-    /// soon: a caller that finds the list empty is then woken directly, which is faster.
+    /// Adds the caller to the list if it can be batched. With `is_last`, no other caller is
+    /// expected soon: a caller that finds the list empty is then woken directly, which is faster.
     fn push(&self, caller: CallerWaker, is_last: bool) -> Wake {
         let CallerWaker { waker, is_maker } = caller;
         let mut list = lock(&self.0);
@@ -201,8 +201,8 @@ impl WakeList {
         if list.wakers.is_empty() { Wake::None } else { Wake::All(list.take()) }
     }
 
-    /// Drains the list if it was nonempty at the last poll and was not taken since. Also returns the
-    /// generation of the list.
+    /// Drains the list if it was nonempty at the last poll and was not taken since. Also returns
+    /// the generation of the list.
     fn drain_stale(&self) -> (Wake, u64) {
         let mut list = lock(&self.0);
         if list.wakers.is_empty() {
@@ -230,8 +230,8 @@ impl WakeList {
         list.task.clone()
     }
 
-    /// Swaps the list with `wakers`, which is empty. If that leaves `wakers` empty, the wake task is
-    /// woken for the next waker, or the result is `Ready` because there will be none.
+    /// Swaps the list with `wakers`, which is empty. If that leaves `wakers` empty, the wake task
+    /// is woken for the next waker, or the result is `Ready` because there will be none.
     fn poll_take(&self, cx: &mut Context<'_>, wakers: &mut Vec<Waker>) -> Poll<()> {
         let mut list = lock(&self.0);
         mem::swap(&mut list.wakers, wakers);

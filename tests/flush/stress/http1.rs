@@ -1,7 +1,6 @@
-use super::{
-    ledger::{Asked, Expected, Seen},
-    random::Random,
-};
+use super::ledger::{Asked, Expected, Seen};
+use tower_offload_tests::Random;
+
 use crate::support::Http1;
 
 const REQUESTS: usize = 60;

@@ -3,10 +3,9 @@ use h2::{SendStream, client::ResponseFuture};
 use http::Method;
 use tokio::task::JoinSet;
 
-use super::{
-    ledger::{Asked, Expected, Seen},
-    random::Random,
-};
+use tower_offload_tests::Random;
+
+use super::ledger::{Asked, Expected, Seen};
 use crate::support::{Http2, Stack, read};
 
 const REQUESTS: usize = 120;

@@ -1,9 +1,8 @@
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::{
-    ledger::{Asked, Expected, Seen},
-    random::Random,
-};
+use tower_offload_tests::Random;
+
+use super::ledger::{Asked, Expected, Seen};
 use crate::support::{Connection, Stack, frames};
 
 const STREAMS: usize = 120;

@@ -16,7 +16,7 @@ impl QueueItem for Call {
     }
 }
 
-/// Returns the number of the call that the worker takes, and those of the calls that are shed.
+/// Returns the numbers of the call that the worker takes and of the calls that are shed.
 fn take(scheduler: &Scheduler<Call>, worker: &mut WorkerState<Call>) -> (u32, Vec<u32>) {
     let Action::Run(dequeued) = scheduler.next(worker, true) else { panic!("no call is queued") };
     assert!(!dequeued.spawn_worker);
