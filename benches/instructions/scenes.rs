@@ -70,7 +70,7 @@ impl Stepped {
     fn new(queue_capacity: usize) -> Result<Self, BoxError> {
         let threads = rayon::ThreadPoolBuilder::new().num_threads(1).use_current_thread().build()?;
         let threads = Arc::new(threads);
-        Ok(Self { pool: Rayon::new(threads.clone()).queue_capacity(queue_capacity), threads })
+        Ok(Self { pool: Rayon::builder(threads.clone()).queue_capacity(queue_capacity).build(), threads })
     }
 
     /// Runs all queued calls.

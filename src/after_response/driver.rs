@@ -13,9 +13,9 @@ use super::{
     exchange::Exchange,
     pending::{Home, Pending},
 };
+use crate::panic::ignore_panic;
 use crate::{
     background::{Completion, DrainGuard},
-    pool::call::contained,
     sync::{Mutex, lock},
 };
 
@@ -33,7 +33,7 @@ impl Driver {
         let Some(Home { runtime, background }) = home else { return }; // nobody has registered anything
         let driver = Self { work: Some((exchange, background.drain_guard())) };
         match runtime.or_else(|| Handle::try_current().ok()) {
-            Some(runtime) => contained(|| drop(runtime.spawn(driver))), // a runtime has hooks, which are foreign
+            Some(runtime) => ignore_panic(|| drop(runtime.spawn(driver))), // a runtime has hooks, which are foreign
             None => drop(driver),
         }
     }
@@ -87,7 +87,7 @@ fn judge(mut task: Task, outcome: &Outcome, pending: &Mutex<Pending<Hook, Task>>
 /// Drops it, which gives its place back and counts it as skipped.
 fn skip(task: Task, pending: &Mutex<Pending<Hook, Task>>) {
     lock(pending).forget(task.reservation.id());
-    contained(|| drop(task));
+    ignore_panic(|| drop(task));
 }
 
 /// Starts the tasks that may.

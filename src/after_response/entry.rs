@@ -1,9 +1,10 @@
 use std::fmt;
 
 use super::{Outcome, attempt::Attempt};
+use crate::panic::{catch_unwind, ignore_panic};
 use crate::{
     background::{Reservation, TaskBody},
-    pool::call::{Context, contained, guarded},
+    pool::call::Context,
 };
 
 /// A hook, and what surrounded its registration.
@@ -19,8 +20,8 @@ impl Hook {
 
     pub(super) fn run(self, outcome: &Outcome) {
         let Self { context, run } = self;
-        contained(|| context.enter_trace(|| run(outcome)));
-        contained(|| drop(context));
+        ignore_panic(|| context.enter_trace(|| run(outcome)));
+        ignore_panic(|| drop(context));
     }
 }
 
@@ -55,8 +56,8 @@ impl Condition {
             Self::Complete => outcome.is_complete(),
             Self::Flushed => outcome.is_flushed(),
             Self::Success => outcome.is_success() && attempt.is_none_or(Attempt::has_succeeded),
-            Self::When(wants) => guarded(|| wants(outcome)).unwrap_or_else(|payload| {
-                contained(|| drop(payload));
+            Self::When(wants) => catch_unwind(|| wants(outcome)).unwrap_or_else(|payload| {
+                ignore_panic(|| drop(payload));
                 false
             }),
         }

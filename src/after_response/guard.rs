@@ -14,7 +14,7 @@ use super::{
     exchange::Exchange,
     progress::{Progress, RequestLine},
 };
-use crate::pool::call::contained;
+use crate::panic::ignore_panic;
 
 /// Held by whoever holds the response: first the handler's future, then the body. When it is dropped, the response's own side
 /// has said all.
@@ -119,7 +119,7 @@ impl Guard {
     fn text(&self, error: &impl fmt::Display) -> Option<String> {
         let mut text = None;
         if self.exchange.is_wanted() {
-            contained(|| text = Some(error.to_string()));
+            ignore_panic(|| text = Some(error.to_string()));
         }
         text
     }
@@ -136,7 +136,7 @@ impl Drop for Guard {
         }
         self.exchange.released(progress);
         if let Some(waker) = self.waker.take() {
-            contained(|| waker.wake());
+            ignore_panic(|| waker.wake());
         }
     }
 }

@@ -10,9 +10,9 @@ use super::{
     exchange::Exchange,
     pending::{Home, Pending},
 };
+use crate::panic::ignore_panic;
 use crate::{
     background::{Background, TaskHandle, TaskOutput},
-    pool::call::contained,
     sync::lock,
 };
 
@@ -107,7 +107,7 @@ impl AfterResponse {
     pub fn cancel(&self, name: &str) -> usize {
         let (ids, withdrawn) = lock(&self.exchange.pending).withdraw(name, |task| task.reservation.id());
         let cancelled = ids.into_iter().filter(|id| self.background.cancel_id(*id)).count();
-        withdrawn.into_iter().for_each(|task| contained(|| drop(task))); // after that, or it would count as skipped
+        withdrawn.into_iter().for_each(|task| ignore_panic(|| drop(task))); // after that, or it would count as skipped
         dispatch(&self.exchange); // one that waited behind them may start now
         cancelled
     }

@@ -1,7 +1,8 @@
 use std::{any::Any, borrow::Cow, error::Error, fmt, time::Duration};
 
 use super::Completion;
-use crate::pool::{CallError, call::panic_text};
+use crate::panic::panic_message;
+use crate::pool::CallError;
 
 /// Error returned when a background does not admit a task. The task's work is dropped.
 ///
@@ -69,7 +70,7 @@ pub(super) enum Cause {
 
 impl Cause {
     pub(super) fn panicked(payload: &(dyn Any + Send)) -> Self {
-        Self::Panicked(panic_text(payload).to_owned())
+        Self::Panicked(panic_message(payload).to_owned())
     }
 
     pub(super) fn completion(&self) -> Completion {

@@ -17,8 +17,9 @@ use super::{
     run::{QueuedTask, record_finished},
     state::{Cancel, Halt, State},
 };
+use crate::panic::ignore_panic;
 use crate::{
-    pool::{Pool, call::contained},
+    pool::Pool,
     sync::{Mutex, lock},
 };
 
@@ -76,7 +77,7 @@ impl Shared {
             let next = lock(&self.state).dispatch();
             let Some(task) = next else { return };
             // If the pool panics, unwinding drops the task, which completes it.
-            contained(|| task.start(self));
+            ignore_panic(|| task.start(self));
         }
     }
 
@@ -162,7 +163,7 @@ impl Shared {
 
     pub(super) fn report_failure(&self, header: &TaskHeader, cause: Cause) {
         let failure = TaskFailure::new(header.id, header.name.clone(), cause);
-        contained(|| match &self.on_failure {
+        ignore_panic(|| match &self.on_failure {
             Some(on_failure) => on_failure(&failure),
             None => failure.log(),
         });
@@ -184,7 +185,7 @@ impl Shared {
 /// Drops queued work that was cancelled, and completes its task.
 pub(super) fn drop_cancelled(task: QueuedTask) {
     let header = task.header.clone();
-    contained(|| drop(task));
+    ignore_panic(|| drop(task));
     header.complete(Completion::Cancelled);
 }
 

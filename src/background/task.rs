@@ -7,7 +7,7 @@ use super::{
     run::{CallContext, QueuedTask, TaskBody},
     shared::Shared,
 };
-use crate::pool::call::contained;
+use crate::panic::ignore_panic;
 
 /// A place where tasks can be submitted: a [`Background`], or an `AfterResponse` with feature
 /// `after-response`.
@@ -186,7 +186,7 @@ impl Reservation {
     pub fn on_completion(mut self, callback: impl FnOnce(Completion) + Send + 'static) -> Self {
         self.on_completion = Some(match self.on_completion.take() {
             Some(first) => Box::new(move |completion| {
-                contained(|| first(completion));
+                ignore_panic(|| first(completion));
                 callback(completion);
             }),
             None => Box::new(callback),

@@ -19,7 +19,7 @@ fn small() -> runtime::Runtime {
 
 /// One thread named `pool-0`, and none besides for hooks.
 fn pool() -> ThreadPool {
-    ThreadPool::builder().name("pool").threads(1).reserved_threads(0).build().unwrap()
+    ThreadPool::builder().name("pool").threads(1).build().unwrap()
 }
 
 fn here() -> String {
