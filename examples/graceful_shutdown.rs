@@ -17,7 +17,7 @@ struct Options {
 }
 
 async fn mail(after: AfterResponse, extract::Path(seconds): extract::Path<u64>) -> Result<StatusCode, Rejected> {
-    after.task("mail").run(move || {
+    after.task("mail").spawn_blocking(move || {
         println!("sending a mail");
         thread::sleep(Duration::from_secs(seconds)); // stands for a mail server that takes its time
         println!("sent");

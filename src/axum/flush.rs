@@ -143,7 +143,7 @@ where
     fn call(&mut self, mut request: Request) -> Self::Future {
         let mut guard = begin(&self.connection, self.stream.take(), &mut request);
         request.extensions_mut().insert(ConnectInfo(self.address.clone()));
-        let inner = guard.inside(|| self.inner.call(request));
+        let inner = guard.run(|| self.inner.call(request));
         FlushFuture { inner: ResponseFuture::new(inner, Observer::Owner(guard)) }
     }
 }

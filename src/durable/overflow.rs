@@ -35,7 +35,7 @@ pub trait OrEnqueue: sealed::Sealed + Sized {
     /// # Errors
     ///
     /// As [`Track::run`](crate::tasks::Track::run) and [`Durable::enqueue`](super::Durable::enqueue); a full or closed background is none. A task for
-    /// [flushed](crate::after_response::Task::on_flushed) responses is refused where the connection is not tracked.
+    /// [flushed](crate::after_response::ResponseTaskBuilder::on_flushed) responses is refused where the connection is not tracked.
     ///
     /// # Cancel safety
     ///
@@ -44,7 +44,7 @@ pub trait OrEnqueue: sealed::Sealed + Sized {
 }
 
 #[cfg(feature = "after-response")]
-impl OrEnqueue for after_response::Task<'_> {
+impl OrEnqueue for after_response::ResponseTaskBuilder<'_> {
     fn or_enqueue<J: Job>(self, job: Enqueue<'_, J>) -> impl Future<Output = Result<Accepted, Refused>> + Send {
         let place = match job.limit_here().map(|limit| self.place(limit)) {
             Some(Ok(place)) => Ok(Some(place)),
@@ -96,6 +96,6 @@ mod sealed {
 
     pub trait Sealed {}
     #[cfg(feature = "after-response")]
-    impl Sealed for after_response::Task<'_> {}
+    impl Sealed for after_response::ResponseTaskBuilder<'_> {}
     impl Sealed for background::Task<'_> {}
 }

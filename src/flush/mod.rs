@@ -48,11 +48,6 @@
 //! doubt is never called flushed: responses whose stream is not known, whose bytes were not understood, or of another length than
 //! their body are [`HandedOver`](crate::after_response::Delivery::HandedOver), and counted in [`Stats`].
 //!
-//! The limits of hyper and h2 protect a tracked connection like any other. If a client opens and
-//! resets more than 20 streams without a pause, tracking stops delaying its streams so that h2
-//! counts the resets: the responses to later requests on that connection are
-//! [`HandedOver`](crate::after_response::Delivery::HandedOver).
-//!
 //! A response that a client resets or whose connection ends before it was flushed is
 //! [`Aborted`](crate::after_response::End::Aborted), also if its body had long been handed over. A tunnel (`CONNECT`, an upgrade) is flushed
 //! with its head.
@@ -62,53 +57,27 @@
 //! Where [`HandedOver`](crate::after_response::Delivery::HandedOver) is enough: it needs nothing but the layer. And
 //! `tonic::transport::Server` has no place for it: serve tonic's `Routes` as above, or with `into_axum_router()`.
 
-// Five parsers, without I/O, locks and tasks. Bytes go in, in any split, and facts come out. A
-// parser that is in doubt gives up for good. If the server's bytes are in doubt, every open
-// response is handed over; if the client's are, only later requests are.
-//
-// - `preface`: HTTP/1 or HTTP/2, by the first bytes that arrive.
-// - `heads`: whether a response has begun, on HTTP/1.
-// - `frames`: the frames in a direction of an HTTP/2 connection.
-// - `outbound`: the responses that have ended, been flushed, been reset.
-// - `inbound`: the streams that open, and where to stop reading for each.
-//
-// And what joins them to a connection:
-//
-// - `connection`: the responses of one connection, and who is told what. Shared by its transport and its service.
-// - `reader`: the gate.
-// - `tracked_io`: the transport, wrapped. `service`: what answers on it.
-// - `exchange`: a response as the connection sees it, and the connection as a response sees it.
-
 mod connection;
-mod exchange;
 mod frames;
-mod heads;
 mod inbound;
+mod io;
 mod outbound;
 mod preface;
 mod reader;
 mod service;
-mod slices;
-mod stats;
-mod tracked_io;
+mod state;
+mod status_line;
 mod tracker;
 
 #[cfg(feature = "axum")]
-pub(crate) use self::{connection::Connection, exchange::begin, frames::StreamId};
+pub(crate) use self::{connection::Connection, frames::StreamId, service::begin_on as begin};
 pub use self::{
+    io::{Parts, TrackedIo},
     service::TrackedService,
-    stats::Stats,
-    tracked_io::{Parts, TrackedIo},
-    tracker::Tracker,
+    tracker::{Tracker, TrackerStats},
 };
 
 #[cfg(test)]
-mod against_h2;
-#[cfg(test)]
-mod against_hyper;
-#[cfg(test)]
-mod generated;
-#[cfg(test)]
 mod properties;
 #[cfg(test)]
-mod scripted;
+mod tests;

@@ -20,7 +20,7 @@ async fn a_client_that_leaves_in_the_middle_of_a_body_aborts_it() {
             let _kept = client.await_head(started).await;
             client.hang_up().await;
             let record = site.record("/hang/1000").await;
-            record.is(End::Aborted, Delivery::None);
+            record.is(End::Aborted, Delivery::NotDelivered);
             assert_eq!((record.body_bytes, record.status), (1000, Some(http::StatusCode::OK)));
         }
     })
@@ -37,7 +37,7 @@ async fn a_client_that_leaves_with_most_frames_left_aborts_the_body() {
         client.head().await;
         drop(client);
         let record = site.record("/chunks/64/131072").await;
-        record.is(End::Aborted, Delivery::None);
+        record.is(End::Aborted, Delivery::NotDelivered);
         assert!(record.body_bytes > 0 && record.body_bytes < BIG, "{record:?}");
     })
     .await;
@@ -54,7 +54,7 @@ async fn a_reset_while_the_end_of_the_body_is_in_a_buffer_aborts_it() {
         client.head().await;
         drop(client);
         let record = site.record("/full/8388608").await;
-        record.is(End::Aborted, Delivery::None);
+        record.is(End::Aborted, Delivery::NotDelivered);
         assert_eq!(record.body_bytes, BIG);
         assert!(record.taken < BIG, "{record:?}");
     })
@@ -71,7 +71,7 @@ async fn a_stream_that_is_reset_after_the_end_of_its_body_is_aborted() {
         site.body_dropped("/full/1048576").await;
         drop(response);
         let record = site.record("/full/1048576").await;
-        record.is(End::Aborted, Delivery::None);
+        record.is(End::Aborted, Delivery::NotDelivered);
         assert_eq!(record.body_bytes, 1 << 20);
         assert_eq!(client.get("/full/5").await.unwrap().body, 5);
         site.record("/full/5").await.is_flushed(5);
@@ -92,9 +92,9 @@ async fn a_connection_that_ends_aborts_all_that_is_open_on_it() {
         site.handlers.reached().await;
         client.hang_up().await;
         for path in ["/full/1000000", "/hang/10", "/trailers/1000000"] {
-            site.record(path).await.is(End::Aborted, Delivery::None);
+            site.record(path).await.is(End::Aborted, Delivery::NotDelivered);
         }
-        site.record("/wait/full/1").await.is(End::NoResponse, Delivery::None);
+        site.record("/wait/full/1").await.is(End::NoResponse, Delivery::NotDelivered);
         drop((responses, waiting));
     })
     .await;
@@ -111,7 +111,7 @@ async fn a_client_that_leaves_while_the_handler_runs_gets_no_response() {
             site.handlers.reached().await;
             client.hang_up().await;
             let record = site.record("/wait/full/5").await;
-            record.is(End::NoResponse, Delivery::None);
+            record.is(End::NoResponse, Delivery::NotDelivered);
             assert_eq!((record.status, record.has_head, record.body_bytes), (None, false, 0), "{record:?}");
         }
     })
@@ -128,7 +128,7 @@ async fn a_stream_that_is_reset_while_the_handler_runs_gets_no_response() {
             let response = client.start("/wait/full/5").await;
             site.handlers.reached().await;
             drop(response);
-            site.record("/wait/full/5").await.is(End::NoResponse, Delivery::None);
+            site.record("/wait/full/5").await.is(End::NoResponse, Delivery::NotDelivered);
             assert_eq!(client.get("/full/6").await.unwrap().body, 6);
         }
     })
@@ -192,7 +192,7 @@ async fn a_server_that_drops_the_connection_aborts_the_response() {
         let started = client.start("/hang/1000").await;
         let _kept = client.await_head(started).await;
         site.kill();
-        site.record("/hang/1000").await.is(End::Aborted, Delivery::None);
+        site.record("/hang/1000").await.is(End::Aborted, Delivery::NotDelivered);
     })
     .await;
 }
@@ -208,7 +208,7 @@ async fn a_client_that_has_sent_all_and_reads_on_is_told_of_no_more_than_it_got(
         client.shut_writing().await;
         let got = client.rest().await;
         let record = site.record("/gated/1000/1000").await;
-        record.is(End::Aborted, Delivery::None);
+        record.is(End::Aborted, Delivery::NotDelivered);
         assert!(got < 2000 && record.body_bytes == 1000, "{got} {record:?}");
     })
     .await;
@@ -225,7 +225,7 @@ async fn the_window_of_a_stream_that_was_reset_serves_the_next() {
             let blocked = client.start(&path).await.await.unwrap();
             site.body_dropped(&path).await;
             drop(blocked);
-            site.record(&path).await.is(End::Aborted, Delivery::None);
+            site.record(&path).await.is(End::Aborted, Delivery::NotDelivered);
             let path = format!("/full/{}", 100_000 + number);
             assert_eq!(read(client.start(&path).await).await.unwrap().body, 100_000 + number);
             site.record(&path).await.is_flushed(100_000 + number);
@@ -248,7 +248,7 @@ async fn malformed_frame_aborts_a_response_that_is_not_sent() {
             site.body_dropped("/full/30000").await;
             io.write_all(&malformed).await.unwrap();
             io.flush().await.unwrap();
-            site.record("/full/30000").await.is(End::Aborted, Delivery::None);
+            site.record("/full/30000").await.is(End::Aborted, Delivery::NotDelivered);
         }
     })
     .await;

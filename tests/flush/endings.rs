@@ -120,7 +120,7 @@ async fn a_handler_that_fails_is_named_with_its_error() {
             let mut client = Client::connect(&site).await;
             let _started = client.start("/fail").await;
             let record = site.record("/fail").await;
-            record.is(End::HandlerError, Delivery::None);
+            record.is(End::HandlerError, Delivery::NotDelivered);
             assert_eq!((record.status, record.has_head, record.is_success), (None, false, false), "{record:?}");
             assert!(record.error.as_ref().unwrap().contains("the handler failed"), "{record:?}");
         }
@@ -137,7 +137,7 @@ async fn a_handler_that_panics_has_an_outcome() {
             let mut client = Client::connect(&site).await;
             let _started = client.start("/panic").await;
             let record = site.record("/panic").await;
-            record.is(End::HandlerError, Delivery::None);
+            record.is(End::HandlerError, Delivery::NotDelivered);
             assert_eq!((record.status, record.error.as_deref()), (None, Some("panicked")), "{record:?}");
         }
     })
@@ -152,7 +152,7 @@ async fn a_body_that_panics_has_an_outcome() {
             let mut client = Client::connect(&site).await;
             let _started = client.start("/panic-in-body/3/100").await;
             let record = site.record("/panic-in-body/3/100").await;
-            record.is(End::BodyError, Delivery::None);
+            record.is(End::BodyError, Delivery::NotDelivered);
             assert_eq!((record.body_bytes, record.error.as_deref()), (300, Some("panicked")), "{record:?}");
         }
     })
@@ -168,7 +168,7 @@ async fn a_body_that_fails_is_named_with_its_error() {
             let mut client = Client::connect(&site).await;
             let _started = client.start("/error/3/100").await;
             let record = site.record("/error/3/100").await;
-            record.is(End::BodyError, Delivery::None);
+            record.is(End::BodyError, Delivery::NotDelivered);
             assert_eq!(record.body_bytes, 300);
             assert!(record.error.as_ref().unwrap().contains("the body failed"), "{record:?}");
         }

@@ -42,7 +42,7 @@ async fn a_body_shorter_than_content_length_is_too_short_and_nothing_went_out() 
         let mut client = Http1::connect(&site).await;
         client.send_get("/short/1000/100").await;
         let record = site.record("/short/1000/100").await;
-        record.is(End::BodyTooShort, Delivery::None);
+        record.is(End::BodyTooShort, Delivery::NotDelivered);
         assert_eq!(record.body_bytes, 100);
         assert_eq!(client.rest().await, 0);
     })

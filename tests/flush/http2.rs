@@ -31,7 +31,7 @@ async fn a_body_that_fails_ends_its_stream_and_not_the_connection() {
         let mut site = Setup::on(stack).start();
         let mut client = Http2::connect(&site).await;
         assert!(client.get("/error/2/100").await.unwrap_err().is_reset());
-        site.record("/error/2/100").await.is(End::BodyError, Delivery::None);
+        site.record("/error/2/100").await.is(End::BodyError, Delivery::NotDelivered);
         assert_eq!(client.get("/full/5").await.unwrap().body, 5);
         site.record("/full/5").await.is_flushed(5);
     })

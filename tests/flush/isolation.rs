@@ -26,7 +26,7 @@ async fn requests_are_answered_while_every_permit_of_the_background_is_taken() {
         let door = latch.door();
         let setup = Setup::on(stack).background(&background).registers(move |after, _| {
             let door = door.clone();
-            after.run(move || door.block()).unwrap();
+            after.spawn_blocking(move || door.block()).unwrap();
         });
         let mut site = setup.start();
         let mut client = Client::connect(&site).await;
@@ -52,7 +52,7 @@ async fn a_full_background_refuses_tasks_and_not_responses() {
         let door = latch.door();
         let setup = Setup::on(stack).background(&background).registers(move |after, path| {
             let door = door.clone();
-            let registered = after.run(move || door.block());
+            let registered = after.spawn_blocking(move || door.block());
             assert_eq!(registered.is_ok(), path == "/full/1");
             assert!(registered.err().is_none_or(|rejected| rejected.is_full()));
         });
@@ -76,7 +76,7 @@ async fn offloaded_requests_are_answered_while_every_thread_of_the_background_is
     let handler = sync_fn(move |request: Request<()>| {
         let after = request.extensions().get::<AfterResponse>().unwrap();
         let door = door.clone();
-        after.run(move || door.block()).unwrap();
+        after.spawn_blocking(move || door.block()).unwrap();
         Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"done"))))
     });
     let pool = ThreadPool::builder().threads(1).build().unwrap();

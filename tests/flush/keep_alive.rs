@@ -16,7 +16,7 @@ fn slow(stack: Stack, background: &Background, latch: &Latch) -> Setup {
 
 fn block(after: &AfterResponse, door: &Door) -> TaskHandle {
     let door = door.clone();
-    after.run(move || door.block()).unwrap()
+    after.spawn_blocking(move || door.block()).unwrap()
 }
 
 #[tokio::test]
@@ -89,7 +89,7 @@ async fn panics_in_tasks_and_hooks_leave_the_connection_as_it_was() {
         let background = Background::builder().on_failure(|_| panic!("the sink panics, too")).build();
         let setup = Setup::on(stack).background(&background).registers(|after, _| {
             after.hook(|_| panic!("a hook panics"));
-            after.run(|| panic_as_a_task("a sync task panics")).unwrap();
+            after.spawn_blocking(|| panic_as_a_task("a sync task panics")).unwrap();
             after.spawn(async { panic_as_a_task("an async task panics") }).unwrap();
             after.hook(|_| panic!("another hook panics"));
         });

@@ -51,8 +51,8 @@ macro_rules! connect {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (tell, told): (_, Told) = unbounded_channel();
-        let handler =
-            AfterResponseLayer::default().layer(tower::service_fn(move |request| answer(request, tell.clone())));
+        let handler = AfterResponseLayer::new(tower_offload::Background::default())
+            .layer(tower::service_fn(move |request| answer(request, tell.clone())));
         let tracker = $tracker.clone();
         tokio::spawn(async move {
             let io = TokioIo::new(listener.accept().await.unwrap().0);

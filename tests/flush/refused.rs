@@ -126,7 +126,7 @@ async fn an_error_of_the_connection_takes_no_outcome_away() {
         io.write_all(&[frames::get(3, "/wait/full/6"), frames::get(2, "/full/7")].concat()).await.unwrap();
         io.flush().await.unwrap();
         let record = site.record("/wait/full/6").await;
-        assert_eq!(record.delivery, tower_offload::after_response::Delivery::None, "{record:?}");
+        assert_eq!(record.delivery, tower_offload::after_response::Delivery::NotDelivered, "{record:?}");
         assert!(site.unasked().is_empty());
     })
     .await;

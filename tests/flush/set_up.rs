@@ -37,7 +37,7 @@ async fn answer_of(app: Router, tracked: bool) -> String {
 async fn connect_info_is_there_behind_a_flush_listener() {
     let app = Router::new()
         .route("/", get(|ConnectInfo(peer): ConnectInfo<SocketAddr>| async move { format!("from {}", peer.ip()) }));
-    let answer = answer_of(app.layer(AfterResponseLayer::default()), true).await;
+    let answer = answer_of(app.layer(AfterResponseLayer::new(tower_offload::Background::default())), true).await;
     assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("from 127.0.0.1"), "{answer}");
 }
 
@@ -95,7 +95,7 @@ async fn a_tracker_counts_its_connections_and_what_became_of_their_responses() {
             let started = client.start("/hang/7").await;
             let _kept = client.await_head(started).await;
             client.hang_up().await;
-            site.record("/hang/7").await.is(End::Aborted, Delivery::None);
+            site.record("/hang/7").await.is(End::Aborted, Delivery::NotDelivered);
             let stats = site.sure_stats();
             assert_eq!(
                 (stats.connections, stats.flushed, stats.undelivered),
@@ -121,14 +121,18 @@ async fn the_layer_twice_tells_each_hook_once() {
             let setup = setup.layers(2).background(&background).registers(move |after, _| {
                 let (hook, task) = (told.clone(), told.clone());
                 after.hook(move |outcome| hook.send(("hook", outcome.delivery)).unwrap());
-                after.task("task").always().run(move || _ = task.send(("task", Delivery::None))).unwrap();
+                after
+                    .task("task")
+                    .always()
+                    .spawn_blocking(move || _ = task.send(("task", Delivery::NotDelivered)))
+                    .unwrap();
             });
             let mut site = setup.start();
             let mut client = Client::connect(&site).await;
             client.get("/full/5").await;
             site.record("/full/5").await.is(End::Complete, delivery);
             assert_eq!(hooks.recv().await, Some(("hook", delivery)));
-            assert_eq!(hooks.recv().await, Some(("task", Delivery::None)));
+            assert_eq!(hooks.recv().await, Some(("task", Delivery::NotDelivered)));
             assert_eq!(drained(&background).await.completed, 1);
             assert!(hooks.try_recv().is_err() && site.unasked().is_empty());
         }
@@ -146,7 +150,8 @@ async fn outcome_inside_of(tracked: bool, outer: impl Fn(Router) -> Router) -> O
             "0123456789".repeat(10)
         }),
     );
-    let answer = answer_of(outer(app.layer(AfterResponseLayer::default())), tracked).await;
+    let answer =
+        answer_of(outer(app.layer(AfterResponseLayer::new(tower_offload::Background::default()))), tracked).await;
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     within(outcomes.recv()).await.unwrap()
 }
@@ -156,7 +161,7 @@ async fn outcome_inside_of(tracked: bool, outer: impl Fn(Router) -> Router) -> O
 async fn a_response_that_an_outer_layer_replaces_was_never_sent() {
     let replace = |app: Router| app.layer(axum::middleware::map_response(async |_: Response| "another"));
     let outcome = outcome_inside_of(false, replace).await;
-    assert_eq!((outcome.end, outcome.delivery), (End::NoResponse, Delivery::None));
+    assert_eq!((outcome.end, outcome.delivery), (End::NoResponse, Delivery::NotDelivered));
 }
 
 /// The row "outer layer keeps data after inner end": the connection is outside of every layer, and tells of what went out.

@@ -57,7 +57,7 @@ async fn a_running_task_does_not_hold_up_the_shutdown_of_the_server() {
         let door = latch.door();
         let setup = Setup::on(stack).background(&background).registers(move |after, _| {
             let door = door.clone();
-            after.run(move || door.block()).unwrap();
+            after.spawn_blocking(move || door.block()).unwrap();
         });
         let mut site = setup.start();
         let mut client = Client::connect(&site).await;

@@ -24,11 +24,11 @@ async fn tasks_after(stack: Stack, tracked: bool, path: &'static str, leave: boo
             let work = move || told.send(name).unwrap();
             let task = after.task(name);
             let registered = match name {
-                "always" => task.always().run(work),
-                "on_complete" => task.on_complete().run(work),
-                "on_flushed" => task.on_flushed().run(work),
-                "when" => task.when(|outcome| outcome.end == End::Aborted).run(work),
-                _ => task.run(work),
+                "always" => task.always().spawn_blocking(work),
+                "on_complete" => task.on_complete().spawn_blocking(work),
+                "on_flushed" => task.on_flushed().spawn_blocking(work),
+                "when" => task.when(|outcome| outcome.end == End::Aborted).spawn_blocking(work),
+                _ => task.spawn_blocking(work),
             };
             assert_eq!(registered.is_err(), name == "on_flushed" && !after.is_tracked());
             if let Err(rejected) = registered {
@@ -91,7 +91,7 @@ async fn a_task_runs_to_its_end_although_the_client_has_left() {
         let door = latch.door();
         let setup = Setup::on(stack).background(&background).registers(move |after, _| {
             let (sync, later) = (door.clone(), door.clone());
-            after.task("sync").concurrent(2).run(move || sync.block()).unwrap();
+            after.task("sync").concurrent(2).spawn_blocking(move || sync.block()).unwrap();
             after.task("async").concurrent(2).spawn(later.pass()).unwrap();
         });
         let mut site = setup.start();
@@ -118,12 +118,12 @@ async fn a_task_that_fails_or_is_late_leaves_the_others_alone() {
         let (told, mut ran) = mpsc::unbounded_channel();
         let setup = Setup::on(stack).background(&background).registers(move |after, _| {
             let (before, behind) = (told.clone(), told.clone());
-            after.run(move || before.send("before").unwrap()).unwrap();
-            after.task("fails").run(|| Err::<(), _>("no such address")).unwrap();
+            after.spawn_blocking(move || before.send("before").unwrap()).unwrap();
+            after.task("fails").spawn_blocking(|| Err::<(), _>("no such address")).unwrap();
             after.task("late").timeout(Duration::from_millis(1)).spawn(std::future::pending::<()>()).unwrap();
             after.task("unwanted").spawn(std::future::pending::<()>()).unwrap();
             assert_eq!(after.cancel("unwanted"), 1);
-            after.run(move || behind.send("behind").unwrap()).unwrap();
+            after.spawn_blocking(move || behind.send("behind").unwrap()).unwrap();
         });
         let mut site = setup.start();
         let mut client = Client::connect(&site).await;
@@ -149,7 +149,7 @@ async fn clones_of_a_handle_register_into_one_order() {
             let other = after.clone();
             for (number, handle) in [after, &other, after, &other].into_iter().enumerate() {
                 let told = told.clone();
-                handle.run(move || told.send(number).unwrap()).unwrap();
+                handle.spawn_blocking(move || told.send(number).unwrap()).unwrap();
             }
         });
         let site = setup.start();
@@ -189,5 +189,5 @@ fn nest(after: tower_offload::after_response::AfterResponse, depth: usize, told:
             nest(inner, depth - 1, told);
         }
     };
-    after.run(work).unwrap();
+    after.spawn_blocking(work).unwrap();
 }

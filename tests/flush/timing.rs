@@ -19,7 +19,7 @@ async fn hooks_run_last_in_first_out_and_then_tasks_in_order() {
         let setup = Setup::on(stack).background(&background).registers(move |after, _| {
             for name in ["first", "second", "third"] {
                 let (hook, sync, later) = (told.clone(), told.clone(), told.clone());
-                after.run(move || sync.send(format!("{name} sync task")).unwrap()).unwrap();
+                after.spawn_blocking(move || sync.send(format!("{name} sync task")).unwrap()).unwrap();
                 after.hook(move |_| hook.send(format!("{name} hook")).unwrap());
                 after.spawn(async move { later.send(format!("{name} async task")).unwrap() }).unwrap();
             }
@@ -66,7 +66,7 @@ async fn nothing_runs_while_the_handler_works() {
     on_each(ALL, |stack| async move {
         let background = Background::default();
         let setup = Setup::on(stack).background(&background).registers(|after, _| {
-            after.run(|| ()).unwrap();
+            after.spawn_blocking(|| ()).unwrap();
         });
         let mut site = setup.start();
         let mut client = Client::connect(&site).await;
@@ -102,7 +102,7 @@ async fn what_is_registered_while_the_body_streams_runs_after_its_last_byte() {
         let (ran, task) = oneshot::channel();
         let after = handles.lock().unwrap()[0].clone();
         after.hook(move |outcome| told.send((outcome.end, outcome.delivery, outcome.body_bytes)).unwrap());
-        after.run(move || ran.send(()).unwrap()).unwrap();
+        after.spawn_blocking(move || ran.send(()).unwrap()).unwrap();
         assert!(site.unasked().is_empty());
         site.gate.open();
         assert_eq!(client.finish(started).await, 3000);
@@ -127,7 +127,7 @@ async fn what_is_registered_after_the_outcome_runs_at_once_and_sees_it() {
             let (told, outcome) = oneshot::channel();
             let (ran, task) = oneshot::channel();
             after.hook(move |outcome| told.send((outcome.delivery, outcome.body_bytes)).unwrap());
-            after.run(move || ran.send(()).unwrap()).unwrap();
+            after.spawn_blocking(move || ran.send(()).unwrap()).unwrap();
             assert_eq!(outcome.await.unwrap(), (Delivery::Flushed, 5));
             task.await.unwrap();
         }
@@ -146,11 +146,11 @@ async fn what_is_registered_after_the_client_left_runs_at_once() {
         site.handlers.reached().await;
         client.hang_up().await;
         drop(started);
-        site.record("/wait/full/5").await.is(End::NoResponse, Delivery::None);
+        site.record("/wait/full/5").await.is(End::NoResponse, Delivery::NotDelivered);
         let (told, outcome) = oneshot::channel();
         let after = handles.lock().unwrap()[0].clone();
         after.hook(move |outcome| told.send((outcome.end, outcome.delivery)).unwrap());
-        assert_eq!(outcome.await.unwrap(), (End::NoResponse, Delivery::None));
+        assert_eq!(outcome.await.unwrap(), (End::NoResponse, Delivery::NotDelivered));
     })
     .await;
 }

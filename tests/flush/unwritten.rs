@@ -104,7 +104,7 @@ async fn an_interim_status_of_a_handler_is_its_error_and_not_the_500_that_the_cl
             client.send(together(&[path])).await;
             assert_eq!(client.head().await.status, 500);
             let record = site.record(path).await;
-            record.is(End::HandlerError, Delivery::None);
+            record.is(End::HandlerError, Delivery::NotDelivered);
             assert_eq!((record.status, record.is_success), (None::<StatusCode>, false), "{record:?}");
         }
     })
@@ -121,7 +121,7 @@ async fn the_flush_of_what_an_application_writes_is_not_the_flush_of_the_101_bef
         if client.exactly(18).await == b"THROUGH THE TUNNEL" {
             client.shut_writing().await;
             assert_eq!(client.rest().await, 0);
-            site.record("/upgrade").await.is(End::Aborted, Delivery::None);
+            site.record("/upgrade").await.is(End::Aborted, Delivery::NotDelivered);
         } else {
             site.record("/upgrade").await.is_flushed(0);
         }

@@ -95,7 +95,7 @@ impl Asked {
             self.judge_flush(told)?;
         }
         let end = (told.end, told.delivery);
-        let gone = [(End::Aborted, Delivery::None), (End::NoResponse, Delivery::None)];
+        let gone = [(End::Aborted, Delivery::NotDelivered), (End::NoResponse, Delivery::NotDelivered)];
         let is_right = match (self.expected, self.seen) {
             (Expected::Refused, _) => false,
             (Expected::Complete(bytes), Seen::Whole(seen)) => {
@@ -105,11 +105,13 @@ impl Asked {
             (Expected::Complete(bytes), Seen::Cancelled | Seen::WholeAndGone(_)) => {
                 end == (End::Complete, Delivery::Flushed) && told.body_bytes == bytes || gone.contains(&end)
             }
-            (Expected::BodyError, Seen::Failed) => end == (End::BodyError, Delivery::None),
-            (Expected::BodyError, Seen::Cancelled) => end == (End::BodyError, Delivery::None) || gone.contains(&end),
-            (Expected::HandlerError, Seen::Failed) => end == (End::HandlerError, Delivery::None),
+            (Expected::BodyError, Seen::Failed) => end == (End::BodyError, Delivery::NotDelivered),
+            (Expected::BodyError, Seen::Cancelled) => {
+                end == (End::BodyError, Delivery::NotDelivered) || gone.contains(&end)
+            }
+            (Expected::HandlerError, Seen::Failed) => end == (End::HandlerError, Delivery::NotDelivered),
             (Expected::HandlerError, Seen::Cancelled) => {
-                end == (End::HandlerError, Delivery::None) || gone.contains(&end)
+                end == (End::HandlerError, Delivery::NotDelivered) || gone.contains(&end)
             }
             (Expected::TooShort, Seen::Whole(_)) => told.end == End::BodyTooShort,
             // A client that counts resets the stream, which may be before the flush.

@@ -12,7 +12,7 @@ use tokio::{
     sync::{mpsc, watch},
     task::JoinHandle,
 };
-use tower_offload::flush::{Stats, Tracker};
+use tower_offload::flush::{Tracker, TrackerStats};
 
 use super::{Latch, Record, Stack, Wire, counting::Counting, events::Event, listener::SMALL_RECEIVE_BUFFER, tls};
 
@@ -117,7 +117,7 @@ impl Site {
 
     /// What the tracker counted, which must have had no doubts.
     #[track_caller]
-    pub(crate) fn sure_stats(&self) -> Stats {
+    pub(crate) fn sure_stats(&self) -> TrackerStats {
         let stats = self.tracker.stats();
         assert_eq!((stats.gave_up, stats.mismatched, stats.unmapped), (0, 0, 0), "{stats:?}");
         stats
