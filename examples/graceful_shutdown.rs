@@ -5,7 +5,7 @@ use std::{error::Error, io, net::Ipv4Addr, thread, time::Duration};
 use axum::{Router, extract, http::StatusCode, routing};
 use clap::Parser;
 use tokio::{net::TcpListener, signal, sync::oneshot, time};
-use tower_offload::{AfterResponse, AfterResponseLayer, Background, after_response::Rejected, axum as tracked};
+use tower_offload::{AfterResponse, AfterResponseLayer, Background, after_response::RegisterError, axum as tracked};
 
 #[derive(Parser)]
 struct Options {
@@ -16,7 +16,7 @@ struct Options {
     grace: u64,
 }
 
-async fn mail(after: AfterResponse, extract::Path(seconds): extract::Path<u64>) -> Result<StatusCode, Rejected> {
+async fn mail(after: AfterResponse, extract::Path(seconds): extract::Path<u64>) -> Result<StatusCode, RegisterError> {
     after.task("mail").spawn_blocking(move || {
         println!("sending a mail");
         thread::sleep(Duration::from_secs(seconds)); // stands for a mail server that takes its time

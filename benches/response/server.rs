@@ -76,7 +76,7 @@ fn respond(
             });
         }
         Registers::Nothing => {}
-        Registers::Run => _ = after().run(ran()).expect("there is room"),
+        Registers::Run => _ = after().spawn_blocking(ran()).expect("there is room"),
         Registers::Spawn => {
             let ran = ran();
             after().spawn(async move { ran() }).expect("there is room");
