@@ -1,13 +1,16 @@
-//! A connection as its transport and its service share it: the open responses, and what the wire says about each.
+//! A connection as its transport and its service share it: the open responses, and what the wire
+//! says about each.
 //!
-//! On HTTP/1 the wire does not number its responses. hyper has the whole response in its buffer when it drops the body,
-//! and flushes the transport only once that buffer is empty. So a flush covers the responses whose body had ended when
-//! it was *called*. A body that another thread ends during a flush waits for the next one.
+//! On HTTP/1 the wire does not number its responses. hyper has the whole response in its buffer
+//! when it drops the body, and flushes the transport only once that buffer is empty. So a flush
+//! covers the responses whose body had ended when it was *called*. A body that another thread ends
+//! during a flush waits for the next one.
 //!
 //! On HTTP/2 the bytes that the transport accepts decide ([`outbound`](super::outbound)).
 //!
-//! A client's reset ends a response that was not flushed, even if every byte of it was accepted: a client that resets
-//! does not have its response. A response that was reported as flushed stays flushed.
+//! A client's reset ends a response that was not flushed, even if every byte of it was accepted: a
+//! client that resets does not have its response. A response that was reported as flushed stays
+//! flushed.
 
 use std::{io::IoSlice, sync::Arc};
 
@@ -70,14 +73,16 @@ impl Connection {
 
     // Called by the service.
 
-    /// Adds the response to the request that hyper passes to the service now. The waiter is completed exactly once:
-    /// here if the response cannot be followed, otherwise by a method of the transport.
+    /// Adds the response to the request that hyper passes to the service now. The waiter is
+    /// completed exactly once: here if the response cannot be followed, otherwise by a method of
+    /// the transport.
     ///
-    /// On HTTP/2 the stream of the request is known only here, in the task that reads, and before it reads again. A
-    /// service that is called later in a task of its own must not take the stream of another request.
+    /// On HTTP/2 the stream of the request is known only here, in the task that reads, and before
+    /// it reads again. A service that is called later in a task of its own must not take the stream
+    /// of another request.
     pub(super) fn begin(&self, version: Version, waiter: FlushWaiter) {
-        // The version is compared in case the transport was read before it was wrapped: the rule of HTTP/1 would be too
-        // early for HTTP/2.
+        // The version is compared in case the transport was read before it was wrapped: the rule of
+        // HTTP/1 would be too early for HTTP/2.
         match self.protocol() {
             Protocol::Http1 if version < Version::HTTP_2 => {
                 self.change(|state, completions| state.begin_http1(waiter, completions));
@@ -111,13 +116,14 @@ impl Connection {
 
     // Called by the transport.
 
-    /// The first bytes have decided the protocol, or the client closed the connection before they did.
+    /// The first bytes have decided the protocol, or the client closed the connection before they
+    /// did.
     pub(super) fn set_protocol(&self, protocol: Protocol) {
         self.protocol.store(protocol as u8, Ordering::Release);
     }
 
-    /// A header block that opens a stream was delivered to the end. A stream that cannot be followed is pending as
-    /// well, otherwise its request would take the next stream.
+    /// A header block that opens a stream was delivered to the end. A stream that cannot be
+    /// followed is pending as well, otherwise its request would take the next stream.
     pub(super) fn open_stream(&self, stream: StreamId) {
         lock(&self.state).open_stream(stream, ThreadAndTaskId::current());
     }
@@ -127,7 +133,8 @@ impl Connection {
         lock(&self.state).pending_stream.is_some()
     }
 
-    /// Takes the pending stream back: hyper has polled the transport again, so it did not pass the request on.
+    /// Takes the pending stream back: hyper has polled the transport again, so it did not pass the
+    /// request on.
     pub(super) fn reclaim_stream(&self) {
         if self.change(State::reclaim_stream) {
             count(&self.counters.undelivered);
@@ -139,8 +146,8 @@ impl Connection {
         self.change(|state, completions| state.lose_stream(stream, completions));
     }
 
-    /// Stops mapping requests to HTTP/2 streams. Responses to later requests are handed over only; those whose stream
-    /// is known are still followed.
+    /// Stops mapping requests to HTTP/2 streams. Responses to later requests are handed over only;
+    /// those whose stream is known are still followed.
     pub(super) fn stop_mapping(&self) {
         lock(&self.state).stop_mapping();
     }
@@ -155,16 +162,16 @@ impl Connection {
         lock(&self.state).has_open_body()
     }
 
-    /// The transport accepted the first `count` bytes of `slices`. They are read on HTTP/2, and before the protocol is
-    /// decided, because h2 sends its settings before it reads.
+    /// The transport accepted the first `count` bytes of `slices`. They are read on HTTP/2, and
+    /// before the protocol is decided, because h2 sends its settings before it reads.
     pub(super) fn accept(&self, slices: &[IoSlice<'_>], count: usize) {
         if self.protocol() != Protocol::Http1 {
             self.change(|state, completions| state.accept(slices, count, completions));
         }
     }
 
-    /// To be called before each poll of the transport's flush. Returns `true` if that flush covers a response, and its
-    /// success must be reported by [`end_flush`](Self::end_flush).
+    /// To be called before each poll of the transport's flush. Returns `true` if that flush covers
+    /// a response, and its success must be reported by [`end_flush`](Self::end_flush).
     pub(super) fn begin_flush(&self) -> bool {
         match self.flushable.load(Ordering::Acquire) {
             0 => false,
@@ -178,8 +185,9 @@ impl Connection {
         self.change(State::end_flush)
     }
 
-    /// The flush succeeded, but it flushed bytes that an application wrote after it took over an HTTP/1 connection. The
-    /// responses that waited for it have no head on the wire, and hyper no longer holds one.
+    /// The flush succeeded, but it flushed bytes that an application wrote after it took over an
+    /// HTTP/1 connection. The responses that waited for it have no head on the wire, and hyper no
+    /// longer holds one.
     pub(super) fn lose_flushing(&self) {
         self.change(State::lose_flushing);
     }
@@ -189,8 +197,8 @@ impl Connection {
         self.change(State::lose);
     }
 
-    /// Changes the state, and completes waiters after the lock is released. Every change with completions goes through
-    /// here.
+    /// Changes the state, and completes waiters after the lock is released. Every change with
+    /// completions goes through here.
     fn change<T>(&self, change: impl FnOnce(&mut State, &mut Completions) -> T) -> T {
         let mut completions = Completions::default();
         let changed = {
@@ -233,7 +241,8 @@ thread_local! {
 /// The current thread, and the tokio task on it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct ThreadAndTaskId {
-    /// Address of a thread-local, unique among living threads. Cheaper than the id of `std`, which counts a reference.
+    /// Address of a thread-local, unique among living threads. Cheaper than the id of `std`, which
+    /// counts a reference.
     thread: usize,
     task: Option<task::Id>,
 }

@@ -1,11 +1,12 @@
 //! Parser of the frames in one direction of an HTTP/2 connection.
 //!
-//! RFC 9113, section 4.1: a frame is a header of nine octets (length, type, flags, reserved bit and stream) and its
-//! payload. Header blocks are not decoded. Between the first frame of a block and `END_HEADERS`, only CONTINUATION frames
-//! of the same stream may come (section 6.10). `END_STREAM` on HEADERS takes effect when its block ends, because frames
-//! of the block follow until then.
+//! RFC 9113, section 4.1: a frame is a header of nine octets (length, type, flags, reserved bit and
+//! stream) and its payload. Header blocks are not decoded. Between the first frame of a block and
+//! `END_HEADERS`, only CONTINUATION frames of the same stream may come (section 6.10). `END_STREAM`
+//! on HEADERS takes effect when its block ends, because frames of the block follow until then.
 //!
-//! A frame becomes an event at its last byte, because a frame that is partly accepted is not on the wire yet.
+//! A frame becomes an event at its last byte, because a frame that is partly accepted is not on the
+//! wire yet.
 //!
 //! Memory is constant for all lengths: the header, and the first eight bytes of the payload.
 
@@ -58,7 +59,8 @@ pub(super) enum Event {
     },
     /// A GOAWAY frame.
     GoAway { last_stream: StreamId, error_code: u32 },
-    /// A header block: HEADERS with all its CONTINUATION frames. Also interim responses and trailers.
+    /// A header block: HEADERS with all its CONTINUATION frames. Also interim responses and
+    /// trailers.
     Headers { stream: StreamId, end_stream: bool },
     /// The bytes are not valid HTTP/2. The last event, because the next frame boundary is unknown.
     Malformed,
@@ -91,8 +93,8 @@ struct Block {
 struct Violation;
 
 impl Frames {
-    /// Reads up to the next event, and returns the number of bytes read and the event. Without an event, all bytes were
-    /// read.
+    /// Reads up to the next event, and returns the number of bytes read and the event. Without an
+    /// event, all bytes were read.
     ///
     /// After [`Event::Malformed`], all bytes are read and there are no more events.
     pub(super) fn read(&mut self, bytes: &[u8]) -> (usize, Option<Event>) {

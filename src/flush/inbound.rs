@@ -1,11 +1,13 @@
 //! Parser of the client's bytes on an HTTP/2 connection, and the points where their delivery stops.
 //!
-//! hyper does not pass the identifier of a stream to the service. It is found by gating the reads: after the header block
-//! that opens a stream, delivery stops until h2 has passed the request to the service, which it does in the same poll
-//! (`h2/server.rs:425-449`, `hyper/proto/h2/server.rs:259-316`).
+//! hyper does not pass the identifier of a stream to the service. It is found by gating the reads:
+//! after the header block that opens a stream, delivery stops until h2 has passed the request to
+//! the service, which it does in the same poll (`h2/server.rs:425-449`,
+//! `hyper/proto/h2/server.rs:259-316`).
 //!
-//! A block opens a stream if its identifier is odd and greater than all before (RFC 9113, section 5.1.1). Any other block
-//! is trailers of a request, or an error that h2 answers, and does not close the gate.
+//! A block opens a stream if its identifier is odd and greater than all before (RFC 9113, section
+//! 5.1.1). Any other block is trailers of a request, or an error that h2 answers, and does not
+//! close the gate.
 //!
 //! # Rapid reset
 //!
@@ -60,11 +62,11 @@ pub(super) struct Delivery {
 }
 
 impl Inbound {
-    /// Returns the bytes that may be delivered: all of them, or up to the first that opens a stream. They count as
-    /// delivered and must not be offered again.
+    /// Returns the bytes that may be delivered: all of them, or up to the first that opens a
+    /// stream. They count as delivered and must not be offered again.
     ///
-    /// Calls `on_reset` with the stream and the error code of each RST_STREAM frame in them. The stream may never have
-    /// been open.
+    /// Calls `on_reset` with the stream and the error code of each RST_STREAM frame in them. The
+    /// stream may never have been open.
     pub(super) fn deliver(&mut self, bytes: &[u8], mut on_reset: impl FnMut(StreamId, u32)) -> Delivery {
         let mut delivered = 0;
         while delivered < bytes.len() {

@@ -19,15 +19,15 @@ use super::{
 
 /// A transport that observes its bytes to find out which responses were flushed on it.
 ///
-/// It implements tokio's `AsyncRead` and `AsyncWrite` if `T` does, and hyper's `Read` and `Write` if `T` does. It does not
-/// change the bytes.
+/// It implements tokio's `AsyncRead` and `AsyncWrite` if `T` does, and hyper's `Read` and `Write`
+/// if `T` does. It does not change the bytes.
 ///
-/// It belongs directly below the HTTP implementation and above TLS: it must see the plain bytes, and a flush of TLS
-/// includes the socket's.
+/// It belongs directly below the HTTP implementation and above TLS: it must see the plain bytes,
+/// and a flush of TLS includes the socket's.
 ///
-/// On HTTP/1, reads and writes go straight through. On HTTP/2, it reads at most 16 KiB ahead into a buffer that lives
-/// as long as the connection, and delivers one new request at a time. If more bytes are buffered, it wakes its task at
-/// once.
+/// On HTTP/1, reads and writes go straight through. On HTTP/2, it reads at most 16 KiB ahead into a
+/// buffer that lives as long as the connection, and delivers one new request at a time. If more
+/// bytes are buffered, it wakes its task at once.
 ///
 /// When it is dropped or the transport fails, all responses that were not flushed are lost.
 pub struct TrackedIo<T> {
@@ -42,8 +42,8 @@ pub struct TrackedIo<T> {
 pub struct Parts<T> {
     /// The transport.
     pub io: T,
-    /// Bytes read from the transport and not yet returned to the caller. They come before anything that is read from
-    /// `io`. Always empty on HTTP/1.
+    /// Bytes read from the transport and not yet returned to the caller. They come before anything
+    /// that is read from `io`. Always empty on HTTP/1.
     pub read_buf: Bytes,
 }
 
@@ -59,7 +59,8 @@ impl<T> TrackedIo<T> {
 
     /// Returns a reference to the transport, for its address and options.
     ///
-    /// There is no `get_mut`, because bytes that are read or written directly would not be observed.
+    /// There is no `get_mut`, because bytes that are read or written directly would not be
+    /// observed.
     pub fn get_ref(&self) -> &T {
         &self.io
     }
@@ -69,8 +70,8 @@ impl<T> TrackedIo<T> {
         self.observer.connection.clone()
     }
 
-    /// Ends tracking and returns the transport, for example after an upgrade to another protocol. This is optional,
-    /// because an upgraded HTTP/1 connection goes straight through.
+    /// Ends tracking and returns the transport, for example after an upgrade to another protocol.
+    /// This is optional, because an upgraded HTTP/1 connection goes straight through.
     ///
     /// Responses that were not flushed are lost.
     pub fn into_parts(self) -> Parts<T> {
@@ -123,8 +124,8 @@ impl Observer {
         if self.connection.protocol() == Protocol::Http2 {
             self.connection.end_flush();
         } else if self.status_line.has_begun() {
-            // The head of a response with an open body was accepted before this flush, perhaps in one write with the
-            // end of a response that was flushed now.
+            // The head of a response with an open body was accepted before this flush, perhaps in
+            // one write with the end of a response that was flushed now.
             let has_open_body = self.connection.end_flush();
             if !has_open_body {
                 self.status_line.reset();
@@ -136,8 +137,8 @@ impl Observer {
         Poll::Ready(Ok(()))
     }
 
-    /// A shutdown is not a flush: the server may still hold bytes, as hyper 1.6 does, and 1.12 with `pipeline_flush`. A
-    /// server that holds none has flushed before.
+    /// A shutdown is not a flush: the server may still hold bytes, as hyper 1.6 does, and 1.12 with
+    /// `pipeline_flush`. A server that holds none has flushed before.
     fn on_shutdown(&self, result: Poll<io::Result<()>>) -> Poll<io::Result<()>> {
         self.check(&result);
         result

@@ -1,9 +1,10 @@
 //! Connections that tell when a response was really flushed.
 //!
-//! Without it an [`Outcome`](crate::after_response::Outcome) says at most that the HTTP implementation has taken the whole
-//! response: hyper polls a body to its end before it writes, and h2 keeps what the client's window does not admit. On a tracked connection it says
-//! [`Flushed`](crate::after_response::Delivery::Flushed) once the transport has accepted every byte of *this* response and
-//! flushed, on HTTP/1 and on HTTP/2.
+//! Without it an [`Outcome`](crate::after_response::Outcome) says at most that the HTTP
+//! implementation has taken the whole response: hyper polls a body to its end before it writes, and
+//! h2 keeps what the client's window does not admit. On a tracked connection it says
+//! [`Flushed`](crate::after_response::Delivery::Flushed) once the transport has accepted every byte
+//! of *this* response and flushed, on HTTP/1 and on HTTP/2.
 //!
 //! Two values for each connection, instead of the two that hyper would get:
 //!
@@ -29,33 +30,39 @@
 //! # }
 //! ```
 //!
-//! The connection only tells; [`AfterResponseLayer`](crate::AfterResponseLayer) gives handlers the handle to register with. With
-//! `axum::serve` it is `FlushListener` and `FlushMakeService`, in the module `axum`.
+//! The connection only tells; [`AfterResponseLayer`](crate::AfterResponseLayer) gives handlers the
+//! handle to register with. With `axum::serve` it is `FlushListener` and `FlushMakeService`, in the
+//! module `axum`.
 //!
 //! # How
 //!
-//! On HTTP/1 a response has been flushed with the first flush that begins after its head was accepted and its body has ended, and succeeds: hyper
-//! flushes the transport only once all that it wrote has been accepted (`hyper/proto/h1/io.rs`).
+//! On HTTP/1 a response has been flushed with the first flush that begins after its head was
+//! accepted and its body has ended, and succeeds: hyper flushes the transport only once all that it
+//! wrote has been accepted (`hyper/proto/h1/io.rs`).
 //!
-//! On HTTP/2 only the wire can tell. A response has been flushed once its frame with `END_STREAM` has been accepted by the transport and
-//! a later flush has succeeded; nothing of a response follows that flag (RFC 9113, section 5.1). Which request a stream is, is
-//! learnt by delivering at most one new stream at a time to h2, which pops it in the same poll (`h2/server.rs`,
-//! `poll_accept`; `hyper/proto/h2/server.rs` calls the service in the same loop). The bytes on the wire are the same with it and without.
+//! On HTTP/2 only the wire can tell. A response has been flushed once its frame with `END_STREAM`
+//! has been accepted by the transport and a later flush has succeeded; nothing of a response
+//! follows that flag (RFC 9113, section 5.1). Which request a stream is, is learnt by delivering at
+//! most one new stream at a time to h2, which pops it in the same poll (`h2/server.rs`,
+//! `poll_accept`; `hyper/proto/h2/server.rs` calls the service in the same loop). The bytes on the
+//! wire are the same with it and without.
 //!
 //! # What is promised
 //!
-//! A flush is one of the transport that is wrapped: usually, the kernel has it all. Nothing is said about the client. What is in
-//! doubt is never called flushed: responses whose stream is not known, whose bytes were not understood, or of another length than
-//! their body are [`HandedOver`](crate::after_response::Delivery::HandedOver), and counted in [`Stats`].
+//! A flush is one of the transport that is wrapped: usually, the kernel has it all. Nothing is said
+//! about the client. What is in doubt is never called flushed: responses whose stream is not known,
+//! whose bytes were not understood, or of another length than their body are
+//! [`HandedOver`](crate::after_response::Delivery::HandedOver), and counted in [`Stats`].
 //!
 //! A response that a client resets or whose connection ends before it was flushed is
-//! [`Aborted`](crate::after_response::End::Aborted), also if its body had long been handed over. A tunnel (`CONNECT`, an upgrade) is flushed
-//! with its head.
+//! [`Aborted`](crate::after_response::End::Aborted), also if its body had long been handed over. A
+//! tunnel (`CONNECT`, an upgrade) is flushed with its head.
 //!
 //! # When not to use it
 //!
-//! Where [`HandedOver`](crate::after_response::Delivery::HandedOver) is enough: it needs nothing but the layer. And
-//! `tonic::transport::Server` has no place for it: serve tonic's `Routes` as above, or with `into_axum_router()`.
+//! Where [`HandedOver`](crate::after_response::Delivery::HandedOver) is enough: it needs nothing
+//! but the layer. And `tonic::transport::Server` has no place for it: serve tonic's `Routes` as
+//! above, or with `into_axum_router()`.
 
 mod connection;
 mod frames;

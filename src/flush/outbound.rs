@@ -1,12 +1,14 @@
-//! Finds out which responses were flushed on an HTTP/2 connection, from the bytes that its transport accepted.
+//! Finds out which responses were flushed on an HTTP/2 connection, from the bytes that its
+//! transport accepted.
 //!
-//! A response has ended on the wire once its `END_STREAM` was accepted, because nothing of it follows that flag (RFC
-//! 9113, section 5.1). The next flush that succeeds flushes it. Acceptance is not enough, because TLS or a buffer below
-//! may hold accepted bytes. A flush is not enough, because h2 flushes in the middle of its queue
-//! (`h2/proto/streams/streams.rs:197-233`).
+//! A response has ended on the wire once its `END_STREAM` was accepted, because nothing of it
+//! follows that flag (RFC 9113, section 5.1). The next flush that succeeds flushes it. Acceptance
+//! is not enough, because TLS or a buffer below may hold accepted bytes. A flush is not enough,
+//! because h2 flushes in the middle of its queue (`h2/proto/streams/streams.rs:197-233`).
 //!
-//! A reset before that flush aborts the response, with one exception: `NO_ERROR` after `END_STREAM` only asks the client
-//! to stop sending its request, and the client must keep the response (RFC 9113, section 8.1).
+//! A reset before that flush aborts the response, with one exception: `NO_ERROR` after `END_STREAM`
+//! only asks the client to stop sending its request, and the client must keep the response (RFC
+//! 9113, section 8.1).
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -19,8 +21,8 @@ use super::frames::{Event, Frames, StreamId};
 /// RFC 9113, section 7.
 const NO_ERROR: u32 = 0;
 
-/// The maximum number of streams followed at once. Servers allow far fewer (hyper: 200), so it only bounds the memory:
-/// less than a megabyte per connection.
+/// The maximum number of streams followed at once. Servers allow far fewer (hyper: 200), so it only
+/// bounds the memory: less than a megabyte per connection.
 const MAX_STREAMS: usize = 16_384;
 
 /// Responses of the open streams, each with a waiter `W` once the service was called.
@@ -31,7 +33,8 @@ pub(super) struct Outbound<W> {
     frames: Frames,
     /// Streams that are open, or ended and not flushed yet.
     responses: HashMap<StreamId, Response<W>>,
-    /// Streams that ended and are not flushed yet, in the order of their ends. Each has an entry in `responses`.
+    /// Streams that ended and are not flushed yet, in the order of their ends. Each has an entry in
+    /// `responses`.
     ended: VecDeque<StreamId>,
 }
 
@@ -45,10 +48,11 @@ struct Response<W> {
 
 /// What the connection wants to know of a response that is on its way.
 pub(super) trait Waiter {
-    /// Returns `true` if the next header block ends the response, because it opens a tunnel (RFC 9113, section 8.5).
+    /// Returns `true` if the next header block ends the response, because it opens a tunnel (RFC
+    /// 9113, section 8.5).
     ///
-    /// That block must be the final one. An interim response that is accepted first would be taken for it; hyper sends
-    /// none by itself.
+    /// That block must be the final one. An interim response that is accepted first would be taken
+    /// for it; hyper sends none by itself.
     fn ends_with_head(&self) -> bool;
 }
 
@@ -62,10 +66,11 @@ pub(super) enum Abort {
 }
 
 impl<W: Waiter> Outbound<W> {
-    /// Follows a stream that the client opened. Frames of other streams are ignored, so memory is bounded by the number
-    /// of open streams.
+    /// Follows a stream that the client opened. Frames of other streams are ignored, so memory is
+    /// bounded by the number of open streams.
     ///
-    /// Returns `false` if too many streams are open or the bytes were malformed. The response is only handed over then.
+    /// Returns `false` if too many streams are open or the bytes were malformed. The response is
+    /// only handed over then.
     pub(super) fn open(&mut self, stream: StreamId) -> bool {
         let follow = !self.gave_up() && self.responses.len() < MAX_STREAMS;
         if follow {
@@ -74,7 +79,8 @@ impl<W: Waiter> Outbound<W> {
         follow
     }
 
-    /// Attaches the waiter of the request on `stream`. Returns it if the stream is no longer followed.
+    /// Attaches the waiter of the request on `stream`. Returns it if the stream is no longer
+    /// followed.
     pub(super) fn attach(&mut self, stream: StreamId, waiter: W) -> Option<W> {
         match self.responses.get_mut(&stream) {
             Some(response) => response.waiter.replace(waiter),
@@ -82,7 +88,8 @@ impl<W: Waiter> Outbound<W> {
         }
     }
 
-    /// Stops following a stream, for example because the client reset it. Returns the waiter to complete.
+    /// Stops following a stream, for example because the client reset it. Returns the waiter to
+    /// complete.
     pub(super) fn close(&mut self, stream: StreamId) -> Option<W> {
         self.remove(stream)?.waiter
     }
@@ -104,8 +111,8 @@ impl<W: Waiter> Outbound<W> {
         self.ended.len()
     }
 
-    /// Reads bytes that the transport accepted. Responses that these bytes abort go to `aborted`, and their streams are
-    /// no longer followed.
+    /// Reads bytes that the transport accepted. Responses that these bytes abort go to `aborted`,
+    /// and their streams are no longer followed.
     pub(super) fn accept(&mut self, bytes: &[u8], mut aborted: impl FnMut(Abort, Option<W>)) {
         let mut rest = bytes;
         while !rest.is_empty() {
@@ -145,8 +152,9 @@ impl<W: Waiter> Outbound<W> {
         first_bytes(slices, count).for_each(|accepted| self.accept(accepted, &mut aborted));
     }
 
-    /// Returns the responses that a flush covers which began after all bytes so far were accepted: the stream, the
-    /// length of its body on the wire, and the waiter, in the order in which the responses ended.
+    /// Returns the responses that a flush covers which began after all bytes so far were accepted:
+    /// the stream, the length of its body on the wire, and the waiter, in the order in which the
+    /// responses ended.
     ///
     /// A length that differs from the body's is a doubt about the stream or about this parser.
     pub(super) fn flushed(&mut self) -> impl Iterator<Item = (StreamId, u64, Option<W>)> {

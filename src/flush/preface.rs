@@ -1,8 +1,9 @@
 //! Detection of HTTP/1 and HTTP/2 by the first bytes of the client.
 //!
-//! RFC 9113, section 3.4: an HTTP/2 client begins with 24 fixed bytes, which are not a valid HTTP/1 request. hyper-util's
-//! `auto` decides by the same bytes (`ReadVersion` in `server/conn/auto/mod.rs`). An upgrade by `Upgrade: h2c` was
-//! removed by RFC 9113, and hyper does not support it.
+//! RFC 9113, section 3.4: an HTTP/2 client begins with 24 fixed bytes, which are not a valid HTTP/1
+//! request. hyper-util's `auto` decides by the same bytes (`ReadVersion` in
+//! `server/conn/auto/mod.rs`). An upgrade by `Upgrade: h2c` was removed by RFC 9113, and hyper does
+//! not support it.
 
 /// The first bytes of an HTTP/2 client.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";

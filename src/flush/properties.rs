@@ -14,7 +14,8 @@ impl Waiter for () {
     }
 }
 
-/// Checks that bytes in pieces yield the same events at the same positions as in one piece, without a panic.
+/// Checks that bytes in pieces yield the same events at the same positions as in one piece, without
+/// a panic.
 ///
 /// The sizes of the pieces are repeated as needed.
 pub(crate) fn split_changes_nothing(bytes: &[u8], sizes: &[u8]) {

@@ -1,18 +1,19 @@
 //! The read gate: decides which bytes of the client are delivered, and when.
 //!
-//! HTTP/1 is read directly. HTTP/2 is read into a buffer, and delivered up to the end of each header block that opens a
-//! stream. Then the gate is closed:
+//! HTTP/1 is read directly. HTTP/2 is read into a buffer, and delivered up to the end of each
+//! header block that opens a stream. Then the gate is closed:
 //!
-//! 1. The next read returns `Pending`. h2 reads until it must wait, so it has decoded the block by then and the request
-//!    is in its queue. h2 and hyper pass it to the service before they read again ([`inbound`](super::inbound) names the
-//!    lines).
-//! 2. The read after that finds the stream taken. If it was not taken, the request was malformed or refused, and the
-//!    stream belongs to no request.
+//! 1. The next read returns `Pending`. h2 reads until it must wait, so it has decoded the block by
+//!    then and the request is in its queue. h2 and hyper pass it to the service before they read
+//!    again ([`inbound`](super::inbound) names the lines).
+//! 2. The read after that finds the stream taken. If it was not taken, the request was malformed or
+//!    refused, and the stream belongs to no request.
 //!
-//! If the client floods the connection with resets, or sends malformed bytes, the gate stays open: see
-//! [`Inbound::is_gating`].
+//! If the client floods the connection with resets, or sends malformed bytes, the gate stays open:
+//! see [`Inbound::is_gating`].
 //!
-//! No wake-up is lost: if bytes are buffered the task is woken at once, otherwise the transport has its waker.
+//! No wake-up is lost: if bytes are buffered the task is woken at once, otherwise the transport has
+//! its waker.
 
 use std::{
     io,
@@ -33,8 +34,8 @@ const MAX_BUFFER: usize = 16 * 1024;
 /// Reads for a connection until it is known to be HTTP/1.
 #[derive(Debug, Default)]
 pub(super) struct Reader {
-    /// Empty at first and on HTTP/1. While the protocol is undecided, as long as the buffer of the caller. On HTTP/2,
-    /// [`MAX_BUFFER`].
+    /// Empty at first and on HTTP/1. While the protocol is undecided, as long as the buffer of the
+    /// caller. On HTTP/2, [`MAX_BUFFER`].
     buffer: Box<[u8]>,
     /// The part of the buffer that was read and not delivered.
     unread: Range<usize>,
@@ -57,7 +58,8 @@ enum Gate {
 }
 
 impl Reader {
-    /// Returns `true` if the caller reads from the transport directly: on HTTP/1, with nothing left in the buffer.
+    /// Returns `true` if the caller reads from the transport directly: on HTTP/1, with nothing left
+    /// in the buffer.
     pub(super) fn is_done(&mut self, connection: &Connection) -> bool {
         let done = connection.protocol() == connection::Protocol::Http1 && self.unread.is_empty() && self.end.is_none();
         if done && !self.buffer.is_empty() {
@@ -66,7 +68,8 @@ impl Reader {
         done
     }
 
-    /// Returns the next bytes to deliver, at most `room`, and none at the end. They count as delivered.
+    /// Returns the next bytes to deliver, at most `room`, and none at the end. They count as
+    /// delivered.
     ///
     /// `poll_read` reads from the transport into a buffer, and returns the number of bytes.
     pub(super) fn poll_read(
@@ -135,8 +138,8 @@ impl Reader {
         };
         match result {
             Ok(0) => {
-                // The client may only have stopped sending, so responses are still followed. A client that did not
-                // send a whole preface is treated as HTTP/1.
+                // The client may only have stopped sending, so responses are still followed. A
+                // client that did not send a whole preface is treated as HTTP/1.
                 if connection.protocol() == connection::Protocol::Undecided {
                     connection.set_protocol(connection::Protocol::Http1);
                 }

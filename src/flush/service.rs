@@ -10,8 +10,9 @@ use crate::after_response::{
 
 /// The service of a tracked connection. Made by [`Tracker::track`](super::Tracker::track).
 ///
-/// Its `call` takes the HTTP/2 stream of the request, so it must run where hyper calls it: in the task that reads the
-/// connection, before it reads again. If a service around it calls it later, its responses are handed over only.
+/// Its `call` takes the HTTP/2 stream of the request, so it must run where hyper calls it: in the
+/// task that reads the connection, before it reads again. If a service around it calls it later,
+/// its responses are handed over only.
 #[derive(Clone)]
 pub struct TrackedService<S> {
     inner: S,

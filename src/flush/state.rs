@@ -9,7 +9,8 @@ use super::{
 };
 use crate::after_response::{FlushOutcome, FlushWaiter};
 
-/// Waiters to complete once the lock is released. The first is stored inline, because usually there is only one.
+/// Waiters to complete once the lock is released. The first is stored inline, because usually there
+/// is only one.
 #[derive(Default)]
 pub(super) struct Completions {
     first: Option<(FlushWaiter, FlushOutcome)>,
@@ -51,27 +52,27 @@ pub(super) struct PendingStream {
 /// The open responses of a connection.
 #[derive(Default)]
 pub(super) struct State {
-    /// HTTP/2: set by the transport when a stream opens. Taken by the service, or by the transport if the service was
-    /// not called.
+    /// HTTP/2: set by the transport when a stream opens. Taken by the service, or by the transport
+    /// if the service was not called.
     pub(super) pending_stream: Option<PendingStream>,
     /// HTTP/2: the open responses.
     pub(super) outbound: Outbound<FlushWaiter>,
     /// HTTP/1: responses whose body may still be open, in the order of their requests.
     open: Vec<FlushWaiter>,
-    /// HTTP/1: responses whose body had ended when the last flush was called. Only [`begin_flush`](Self::begin_flush)
-    /// adds to it, so a flush that succeeds covers all of them.
+    /// HTTP/1: responses whose body had ended when the last flush was called. Only
+    /// [`begin_flush`](Self::begin_flush) adds to it, so a flush that succeeds covers all of them.
     flushing: Vec<FlushWaiter>,
     /// The transport failed or was dropped. Set once.
     lost: bool,
     /// The server's bytes were not understood, so no response can be followed. Set once.
     gave_up: bool,
-    /// HTTP/2: the streams of new requests are no longer known. Set once. Streams that were mapped before are still
-    /// followed, because the server's bytes decide about them.
+    /// HTTP/2: the streams of new requests are no longer known. Set once. Streams that were mapped
+    /// before are still followed, because the server's bytes decide about them.
     mapping_stopped: bool,
 }
 
-/// The maximum number of open responses on HTTP/1. Only `pipeline_flush` of hyper leads to more than a few. Responses
-/// over the limit are handed over only.
+/// The maximum number of open responses on HTTP/1. Only `pipeline_flush` of hyper leads to more
+/// than a few. Responses over the limit are handed over only.
 pub(super) const MAX_HTTP1_RESPONSES: usize = 1024;
 
 impl State {
@@ -118,7 +119,8 @@ impl State {
         self.pending_stream.take_if(|pending| pending.reader == caller)?.stream
     }
 
-    /// Takes the pending stream back from the service, which was not called. Returns `true` if there was one.
+    /// Takes the pending stream back from the service, which was not called. Returns `true` if
+    /// there was one.
     pub(super) fn reclaim_stream(&mut self, completions: &mut Completions) -> bool {
         let Some(pending) = self.pending_stream.take() else { return false };
         if let Some(stream) = pending.stream {
@@ -178,7 +180,8 @@ impl State {
         self.has_open_body()
     }
 
-    /// The flush succeeded, but the heads of the HTTP/1 responses that it should cover will never be written.
+    /// The flush succeeded, but the heads of the HTTP/1 responses that it should cover will never
+    /// be written.
     pub(super) fn lose_flushing(&mut self, completions: &mut Completions) {
         self.flushing.drain(..).for_each(|waiter| completions.push(waiter, FlushOutcome::Lost));
     }

@@ -1,13 +1,15 @@
 //! Detection of the head of a response on an HTTP/1 connection.
 //!
-//! hyper flushes the transport when it holds nothing to write. That is also the case if it took back a head that it could
-//! not encode (`rewind` in `hyper/proto/h1/role.rs`), or dropped its buffer when it handed over an upgraded connection.
-//! Such a flush proves nothing. So a flush counts only if a status line was accepted before it (RFC 9112, section 4).
-//! Interim responses (RFC 9110, section 15.2) are skipped, and the bytes of a tunnel are not a head.
+//! hyper flushes the transport when it holds nothing to write. That is also the case if it took
+//! back a head that it could not encode (`rewind` in `hyper/proto/h1/role.rs`), or dropped its
+//! buffer when it handed over an upgraded connection. Such a flush proves nothing. So a flush
+//! counts only if a status line was accepted before it (RFC 9112, section 4). Interim responses
+//! (RFC 9110, section 15.2) are skipped, and the bytes of a tunnel are not a head.
 //!
-//! The head of a pipelined response may be accepted in the same write as the end of the response before it. The scanner
-//! does not see that head, because it does not parse bodies. So the caller resets the scanner after a flush only if no
-//! response is open. Otherwise the open response counts as begun.
+//! The head of a pipelined response may be accepted in the same write as the end of the response
+//! before it. The scanner does not see that head, because it does not parse bodies. So the caller
+//! resets the scanner after a flush only if no response is open. Otherwise the open response counts
+//! as begun.
 
 /// The start of a status line. A status of three digits follows.
 const VERSIONS: [&[u8; 9]; 2] = [b"HTTP/1.1 ", b"HTTP/1.0 "];
@@ -53,7 +55,8 @@ impl StatusLineScanner {
         self.state == State::Begun
     }
 
-    /// Returns `true` if bytes were accepted that are not a response, and no response had begun before them.
+    /// Returns `true` if bytes were accepted that are not a response, and no response had begun
+    /// before them.
     pub(super) fn is_tunnel(&self) -> bool {
         self.state == State::Tunnel
     }

@@ -9,7 +9,8 @@ use std::{
 use super::{TrackedIo, TrackedService, connection::Connection};
 use crate::after_response::FlushOutcome;
 
-/// Makes tracked connections, and counts how their responses end. Clones are handles to the same tracker.
+/// Makes tracked connections, and counts how their responses end. Clones are handles to the same
+/// tracker.
 ///
 /// See the [module docs](crate::flush).
 #[derive(Clone, Default)]
@@ -23,11 +24,11 @@ impl Tracker {
         Self::default()
     }
 
-    /// Wraps the transport and the service of one connection. Pass both to hyper or hyper-util, with nothing in
-    /// between.
+    /// Wraps the transport and the service of one connection. Pass both to hyper or hyper-util,
+    /// with nothing in between.
     ///
-    /// Nothing may have been read from the transport. It goes above TLS. The service is a hyper service: wrap a tower
-    /// service in hyper-util's `TowerToHyperService`.
+    /// Nothing may have been read from the transport. It goes above TLS. The service is a hyper
+    /// service: wrap a tower service in hyper-util's `TowerToHyperService`.
     pub fn track<T, S>(&self, io: T, service: S) -> (TrackedIo<T>, TrackedService<S>) {
         let connection = self.connection();
         (TrackedIo::new(io, connection.clone()), TrackedService::new(service, connection))
@@ -51,29 +52,32 @@ impl fmt::Debug for Tracker {
 
 /// Counters of a [`Tracker`].
 ///
-/// Every response on HTTP/2, and every response on HTTP/1 whose body ended, is counted in exactly one of `flushed`,
-/// `lost`, `gave_up` and `unmapped` once it is decided. The counters are read one after the other, so their sum may be
-/// off by the responses that are decided at that moment.
+/// Every response on HTTP/2, and every response on HTTP/1 whose body ended, is counted in exactly
+/// one of `flushed`, `lost`, `gave_up` and `unmapped` once it is decided. The counters are read one
+/// after the other, so their sum may be off by the responses that are decided at that moment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TrackerStats {
     /// Connections, including closed ones.
     pub connections: u64,
-    /// Responses that were flushed: a flush succeeded after the transport had accepted all of their bytes.
+    /// Responses that were flushed: a flush succeeded after the transport had accepted all of their
+    /// bytes.
     pub flushed: u64,
-    /// Responses that were handed over only, because bytes on their HTTP/2 connection were not understood. Clients that
-    /// break the protocol cause it. It should stay at zero otherwise.
+    /// Responses that were handed over only, because bytes on their HTTP/2 connection were not
+    /// understood. Clients that break the protocol cause it. It should stay at zero otherwise.
     pub gave_up: u64,
     /// Responses whose stream was reset or whose connection closed before they were flushed.
     pub lost: u64,
-    /// Those of `flushed` whose length on the wire differs from the length of their body. Their outcome is handed over.
-    /// It should stay at zero.
+    /// Those of `flushed` whose length on the wire differs from the length of their body. Their
+    /// outcome is handed over. It should stay at zero.
     pub mismatched: u64,
-    /// HTTP/2 streams that a client opened and the HTTP implementation did not pass on, because they were malformed,
-    /// refused or too large. All streams, if the service does not belong to the transport.
+    /// HTTP/2 streams that a client opened and the HTTP implementation did not pass on, because
+    /// they were malformed, refused or too large. All streams, if the service does not belong to
+    /// the transport.
     pub undelivered: u64,
-    /// Responses that were handed over only, because their HTTP/2 stream is unknown. It should stay at zero, and grows
-    /// if the HTTP implementation calls its services in a way that this crate does not know.
+    /// Responses that were handed over only, because their HTTP/2 stream is unknown. It should stay
+    /// at zero, and grows if the HTTP implementation calls its services in a way that this crate
+    /// does not know.
     pub unmapped: u64,
 }
 

@@ -1,4 +1,4 @@
-//! Clients, connections and servers that go away.
+//! Clients, connections and servers that close before the end of a response.
 
 use tokio::io::AsyncWriteExt;
 use tower_offload::after_response::{Delivery, End};
@@ -9,9 +9,9 @@ use crate::support::{
 
 const BIG: u64 = 8 << 20;
 
-/// B6: although nobody polls the body any more.
+/// The body is no longer polled.
 #[tokio::test]
-async fn a_client_that_leaves_in_the_middle_of_a_body_aborts_it() {
+async fn disconnect_during_the_body_is_aborted() {
     on_each(ALL, |stack| async move {
         for setup in [Setup::on(stack), Setup::on(stack).untracked()] {
             let mut site = setup.start();
@@ -27,9 +27,8 @@ async fn a_client_that_leaves_in_the_middle_of_a_body_aborts_it() {
     .await;
 }
 
-/// C5.
 #[tokio::test]
-async fn a_client_that_leaves_with_most_frames_left_aborts_the_body() {
+async fn disconnect_with_most_frames_unsent_is_aborted() {
     on_each(HTTP1, |stack| async move {
         let mut site = Setup::on(stack).small_buffers().start();
         let mut client = Http1::connect(&site).await;
@@ -43,9 +42,9 @@ async fn a_client_that_leaves_with_most_frames_left_aborts_the_body() {
     .await;
 }
 
-/// The body ended long before.
+/// The body ended long before the reset.
 #[tokio::test]
-async fn a_reset_while_the_end_of_the_body_is_in_a_buffer_aborts_it() {
+async fn reset_while_the_end_is_buffered_is_aborted() {
     on_each(HTTP1, |stack| async move {
         let mut site = Setup::on(stack).small_buffers().start();
         let mut client = Http1::connect_to_reset(&site).await;
@@ -61,9 +60,9 @@ async fn a_reset_while_the_end_of_the_body_is_in_a_buffer_aborts_it() {
     .await;
 }
 
-/// T3d, C7: h2 drops what it has queued, and the connection goes on.
+/// h2 drops the queued frames of the stream. The connection stays open.
 #[tokio::test]
-async fn a_stream_that_is_reset_after_the_end_of_its_body_is_aborted() {
+async fn stream_reset_after_the_end_of_its_body_is_aborted() {
     on_each(HTTP2, |stack| async move {
         let mut site = Setup::on(stack).start();
         let mut client = Http2::with_windows(&site, 65_535, 1 << 20).await;
@@ -80,7 +79,7 @@ async fn a_stream_that_is_reset_after_the_end_of_its_body_is_aborted() {
 }
 
 #[tokio::test]
-async fn a_connection_that_ends_aborts_all_that_is_open_on_it() {
+async fn closed_connection_aborts_all_open_responses() {
     on_each(HTTP2, |stack| async move {
         let mut site = Setup::on(stack).start();
         let mut client = Http2::with_windows(&site, 65_535, 1 << 20).await;
@@ -100,9 +99,8 @@ async fn a_connection_that_ends_aborts_all_that_is_open_on_it() {
     .await;
 }
 
-/// B10.
 #[tokio::test]
-async fn a_client_that_leaves_while_the_handler_runs_gets_no_response() {
+async fn disconnect_during_the_handler_is_no_response() {
     on_each(ALL, |stack| async move {
         for setup in [Setup::on(stack), Setup::on(stack).untracked()] {
             let mut site = setup.start();
@@ -118,9 +116,8 @@ async fn a_client_that_leaves_while_the_handler_runs_gets_no_response() {
     .await;
 }
 
-/// C7.
 #[tokio::test]
-async fn a_stream_that_is_reset_while_the_handler_runs_gets_no_response() {
+async fn stream_reset_during_the_handler_is_no_response() {
     on_each(HTTP2, |stack| async move {
         for setup in [Setup::on(stack), Setup::on(stack).untracked()] {
             let mut site = setup.start();
@@ -135,9 +132,10 @@ async fn a_stream_that_is_reset_while_the_handler_runs_gets_no_response() {
     .await;
 }
 
-/// Whether the handler has a chance to register is the runtime's choice; if it does, it is told, and not nonsense.
+/// The handler may or may not run before the reset. If it registers a hook, the hook gets a correct
+/// outcome.
 #[tokio::test]
-async fn a_reset_right_behind_its_request_leaves_no_hook_without_an_outcome() {
+async fn reset_right_after_its_request_has_an_outcome() {
     /// h2 ends a connection with more resets than these in one read.
     const RESETS: u32 = 20;
     on_each(PLAIN_HTTP2, |stack| async move {
@@ -169,9 +167,8 @@ async fn a_reset_right_behind_its_request_leaves_no_hook_without_an_outcome() {
     .await;
 }
 
-/// B7: what was flushed stays flushed.
 #[tokio::test]
-async fn a_client_that_leaves_after_the_last_byte_changes_nothing() {
+async fn disconnect_after_the_last_byte_stays_flushed() {
     on_each(ALL, |stack| async move {
         let mut site = Setup::on(stack).start();
         let mut client = Client::connect(&site).await;
@@ -182,9 +179,9 @@ async fn a_client_that_leaves_after_the_last_byte_changes_nothing() {
     .await;
 }
 
-/// The future of the connection is dropped in the middle of a response.
+/// The future of the connection is dropped during a response.
 #[tokio::test]
-async fn a_server_that_drops_the_connection_aborts_the_response() {
+async fn connection_dropped_by_the_server_aborts_the_response() {
     let stacks: Vec<Stack> = ALL.iter().copied().filter(|stack| !stack.is_axum()).collect();
     on_each(&stacks, |stack| async move {
         let mut site = Setup::on(stack).start();
@@ -197,9 +194,9 @@ async fn a_server_that_drops_the_connection_aborts_the_response() {
     .await;
 }
 
-/// A client that only shuts its own side is still there to be answered, if hyper is told so; here it is not.
+/// By default, hyper closes the connection if the client shuts down its sending side.
 #[tokio::test]
-async fn a_client_that_has_sent_all_and_reads_on_is_told_of_no_more_than_it_got() {
+async fn half_closed_client_aborts_the_response() {
     on_each(PLAIN_HTTP1, |stack| async move {
         let mut site = Setup::on(stack).start();
         let mut client = Http1::connect(&site).await;
@@ -214,9 +211,9 @@ async fn a_client_that_has_sent_all_and_reads_on_is_told_of_no_more_than_it_got(
     .await;
 }
 
-/// Both sides of the flow control: a stream that waited for its window, then was reset, then another uses the window.
+/// A stream that waited for its window is reset, and the next stream uses the window.
 #[tokio::test]
-async fn the_window_of_a_stream_that_was_reset_serves_the_next() {
+async fn window_of_a_reset_stream_serves_the_next() {
     on_each(PLAIN_HTTP2, |stack| async move {
         let mut site = Setup::on(stack).start();
         let mut client = Http2::with_windows(&site, 65_535, 65_535).await;

@@ -1,4 +1,4 @@
-//! E2, E5, E6: tasks take nothing from requests.
+//! Background tasks take no capacity from requests.
 
 use std::convert::Infallible;
 
@@ -18,9 +18,8 @@ fn on_one_thread() -> Background {
     Background::builder().pool(ThreadPool::builder().threads(1).build().unwrap()).max_running(1).build()
 }
 
-/// E5.
 #[tokio::test]
-async fn requests_are_answered_while_every_permit_of_the_background_is_taken() {
+async fn requests_are_served_while_the_background_is_busy() {
     on_each(ALL, |stack| async move {
         let (background, latch) = (on_one_thread(), Latch::new());
         let door = latch.door();
@@ -43,9 +42,9 @@ async fn requests_are_answered_while_every_permit_of_the_background_is_taken() {
     .await;
 }
 
-/// E2: the handler is told before it has promised anything, and hooks need no place.
+/// The error comes before the response, and hooks still run.
 #[tokio::test]
-async fn a_full_background_refuses_tasks_and_not_responses() {
+async fn full_background_rejects_tasks_but_not_requests() {
     on_each(ALL, |stack| async move {
         let latch = Latch::new();
         let background = Background::builder().queue_capacity(1).build();
@@ -68,9 +67,9 @@ async fn a_full_background_refuses_tasks_and_not_responses() {
     .await;
 }
 
-/// E6: sync handlers on a pool, while a sync task blocks every thread of the background.
+/// Blocking handlers run on a pool while a blocking task occupies every thread of the background.
 #[tokio::test]
-async fn offloaded_requests_are_answered_while_every_thread_of_the_background_is_blocked() {
+async fn offloaded_requests_are_served_while_the_background_is_busy() {
     let (background, latch) = (on_one_thread(), Latch::new());
     let door = latch.door();
     let handler = sync_fn(move |request: Request<()>| {

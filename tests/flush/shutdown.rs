@@ -1,4 +1,4 @@
-//! Graceful shutdown while responses are on their way.
+//! Graceful shutdown with open responses.
 
 use tower_offload::{
     Background,
@@ -10,7 +10,7 @@ use crate::support::{ALL, Client, HTTP1, HTTP2, Http1, Http2, Latch, Setup, drai
 const BIG: u64 = 2 << 20;
 
 #[tokio::test]
-async fn a_stalled_http1_response_is_flushed_after_the_shutdown_began() {
+async fn stalled_http1_response_is_flushed_during_shutdown() {
     on_each(HTTP1, |stack| async move {
         let mut site = Setup::on(stack).small_buffers().start();
         let mut client = Http1::connect(&site).await;
@@ -28,7 +28,7 @@ async fn a_stalled_http1_response_is_flushed_after_the_shutdown_began() {
 }
 
 #[tokio::test]
-async fn stalled_http2_responses_are_flushed_after_the_shutdown_began() {
+async fn stalled_http2_responses_are_flushed_during_shutdown() {
     on_each(HTTP2, |stack| async move {
         let mut site = Setup::on(stack).start();
         let mut client = Http2::with_windows(&site, 65_535, 1 << 20).await;
@@ -49,9 +49,8 @@ async fn stalled_http2_responses_are_flushed_after_the_shutdown_began() {
     .await;
 }
 
-/// P11: a task is no part of its connection.
 #[tokio::test]
-async fn a_running_task_does_not_hold_up_the_shutdown_of_the_server() {
+async fn running_task_does_not_delay_the_shutdown() {
     on_each(ALL, |stack| async move {
         let (background, latch) = (Background::default(), Latch::new());
         let door = latch.door();
@@ -73,9 +72,8 @@ async fn a_running_task_does_not_hold_up_the_shutdown_of_the_server() {
     .await;
 }
 
-/// A connection that shuts down with nothing on it tells nothing.
 #[tokio::test]
-async fn a_shutdown_without_responses_is_silent() {
+async fn shutdown_without_responses_has_no_outcome() {
     on_each(ALL, |stack| async move {
         let mut site = Setup::on(stack).start();
         let mut client = Client::connect(&site).await;

@@ -1,7 +1,8 @@
 use super::*;
 use crate::flush::tests::generated::{data, frame, headers, reset};
 
-/// Delivers all bytes, and returns the streams that opened, each with the number of bytes delivered by then.
+/// Delivers all bytes, and returns the streams that opened, each with the number of bytes delivered
+/// by then.
 fn gates(inbound: &mut Inbound, bytes: &[u8]) -> Vec<(usize, u32)> {
     let (mut at, mut gates) = (0, Vec::new());
     while at < bytes.len() {

@@ -185,7 +185,8 @@ fn untaken_responses_remain_for_the_next_flush() {
 fn memory_is_bounded_by_the_open_streams() {
     let mut outbound = Outbound::<TestWaiter>::default();
     for stream in (1..200_000).step_by(2) {
-        // Of four streams, one is flushed, one is reset by the server, one by the client, and one was never opened.
+        // Of four streams, one is flushed, one is reset by the server, one by the client, and one
+        // was never opened.
         if stream % 8 != 7 {
             assert!(outbound.open(StreamId::new(stream)));
             outbound.attach(StreamId::new(stream), (stream, false));
@@ -247,8 +248,8 @@ fn written(stream: u32, interim: usize, chunks: &[usize], end: End) -> (VecDeque
 }
 
 proptest! {
-    /// Interleaved responses, accepted in random pieces with a flush after each: a response is flushed by the first
-    /// flush after its last byte, with the length of its body.
+    /// Interleaved responses, accepted in random pieces with a flush after each: a response is
+    /// flushed by the first flush after its last byte, with the length of its body.
     #[test]
     fn interleaved_responses_are_flushed_at_their_ends(
         responses in vec(any_response(), 1..8),

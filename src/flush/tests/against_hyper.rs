@@ -132,7 +132,8 @@ fn get(stream: u32, path: &str) -> Vec<u8> {
     frame(1, 0x5, stream, &block)
 }
 
-/// Reads until `count` streams have ended. Returns them with their last DATA frame, and the streams that were reset.
+/// Reads until `count` streams have ended. Returns them with their last DATA frame, and the streams
+/// that were reset.
 async fn read_ends(client: &mut DuplexStream, count: usize) -> (Vec<(StreamId, u32)>, Vec<StreamId>) {
     let (mut frames, mut ends, mut resets) = (Frames::default(), Vec::new(), Vec::new());
     let mut bytes = [0; 1000];

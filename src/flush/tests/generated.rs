@@ -57,7 +57,8 @@ fn valid_data() -> impl Strategy<Value = Valid> {
     )
 }
 
-/// HEADERS or PUSH_PROMISE with CONTINUATION frames. Interim responses and trailers look the same to the parser.
+/// HEADERS or PUSH_PROMISE with CONTINUATION frames. Interim responses and trailers look the same
+/// to the parser.
 fn valid_block(kind: u8) -> impl Strategy<Value = Valid> {
     (any_stream(), vec(vec(any::<u8>(), 0..40), 1..5), any::<bool>(), any::<u8>()).prop_map(
         move |(stream, fragments, end_stream, other)| {

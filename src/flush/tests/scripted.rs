@@ -53,7 +53,8 @@ pub(in crate::flush) fn begin_stream(connection: &Connection, stream: u32) -> Te
     begin(connection, Version::HTTP_2)
 }
 
-/// Results of a transport, and a record of the calls. A read, write or flush without a result is pending.
+/// Results of a transport, and a record of the calls. A read, write or flush without a result is
+/// pending.
 #[derive(Debug, Default)]
 pub(in crate::flush) struct Script {
     pub(in crate::flush) reads: VecDeque<Read>,
