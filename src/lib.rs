@@ -11,20 +11,14 @@ pub mod background;
 #[cfg(feature = "blocking-detector")]
 #[cfg_attr(docsrs, doc(cfg(feature = "blocking-detector")))]
 pub mod blocking_detector;
-#[cfg(feature = "durable")]
-#[cfg_attr(docsrs, doc(cfg(feature = "durable")))]
-pub mod durable;
-#[cfg(feature = "hyper")]
-#[cfg_attr(docsrs, doc(cfg(feature = "hyper")))]
+#[cfg(feature = "flush")]
+#[cfg_attr(docsrs, doc(cfg(feature = "flush")))]
 pub mod flush;
 mod grpc;
 mod head;
 pub mod offload;
 pub mod pool;
 mod sync;
-#[cfg(feature = "tasks")]
-#[cfg_attr(docsrs, doc(cfg(feature = "tasks")))]
-pub mod tasks;
 
 #[cfg(feature = "after-response")]
 #[cfg_attr(docsrs, doc(cfg(feature = "after-response")))]
@@ -34,3 +28,9 @@ pub use self::{
     offload::{Offload, OffloadLayer},
     pool::{Pool, Rejection, ThreadPool},
 };
+
+/// What `tower-offload-tasks` uses until the traits of `background` are public.
+#[doc(hidden)]
+pub mod interim {
+    pub use crate::background::{Body, Over, Place, Register, Sealed};
+}

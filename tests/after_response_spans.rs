@@ -1,6 +1,5 @@
 //! Feature `tracing`: the spans of hooks and tasks, and the log line of a missing layer. A program
 //! of its own, because tracing caches per process which spans are enabled.
-#![cfg(feature = "tracing")]
 #![allow(clippy::unwrap_used)]
 
 use std::{
@@ -65,7 +64,6 @@ impl io::Write for Lines {
     }
 }
 
-#[cfg(feature = "axum")]
 #[tokio::test]
 async fn missing_layer_is_logged_by_name() {
     let lines = Lines::default();

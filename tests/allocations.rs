@@ -5,7 +5,6 @@ use std::{alloc::System, convert::Infallible};
 
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use tower::{Layer, Service, ServiceExt, service_fn};
-#[cfg(feature = "blocking-detector")]
 use tower_offload::blocking_detector::BlockingDetectorLayer;
 use tower_offload::{OffloadLayer, ThreadPool, offload::Typed, pool::Pool};
 
@@ -72,13 +71,10 @@ async fn a_call_through_the_layer_adds_one_allocation() {
         assert!(added < 1.01, "{name}: {added}");
     }
     assert!(run < 1.01, "{run}");
-
-    #[cfg(feature = "blocking-detector")]
     detected().await;
 }
 
 /// None, while nothing blocks.
-#[cfg(feature = "blocking-detector")]
 async fn detected() {
     use axum::extract::MatchedPath;
     use http::Request;

@@ -1,6 +1,5 @@
 //! Feature `metrics`: what is recorded of background tasks (E21). Without the feature, which is off by default, nothing of it
 //! is compiled. A recorder is global, so this is a program of its own.
-#![cfg(feature = "metrics")]
 #![allow(clippy::unwrap_used)]
 
 use std::{collections::BTreeMap, time::Duration};

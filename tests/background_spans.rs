@@ -1,6 +1,5 @@
 //! Feature `tracing`: the span of a task, and its events. Which spans are wanted is remembered for the whole process, by whichever thread
 //! comes first, so this is a program of its own.
-#![cfg(feature = "tracing")]
 #![allow(clippy::unwrap_used)]
 
 use std::{sync::mpsc, time::Duration};

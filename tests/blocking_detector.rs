@@ -1,5 +1,4 @@
 //! The blocking detector on plain tower and in axum's routers. Time stands still, but for what a service says it takes.
-#![cfg(feature = "blocking-detector")]
 #![allow(clippy::unwrap_used)]
 
 use std::{
@@ -253,8 +252,6 @@ mod names {
         by_request.on_blocking(reports.callback()).layer(blocks(&[0, 20])).oneshot("a request").await.unwrap();
         assert_eq!(reports.routes(), ["a request"]);
     }
-
-    #[cfg(feature = "axum")]
     #[tokio::test(start_paused = true)]
     async fn in_axum_both_kinds_of_layer_see_the_matched_path() {
         let reports = Reports::default();
@@ -272,8 +269,6 @@ mod names {
         get_all(on_method, ["/users"]).await;
         assert_eq!(reports.routes(), ["/api/users/{id}", "/api/users/{id}", "/{name}"]);
     }
-
-    #[cfg(feature = "axum")]
     #[tokio::test(start_paused = true)]
     async fn in_axum_what_no_route_has_matched_yet_has_its_path() {
         let reports = Reports::default();
@@ -293,8 +288,6 @@ mod names {
         assert_eq!(reports.routes(), ["/api/users/1", "/api/users/{id}"]);
     }
 }
-
-#[cfg(feature = "metrics")]
 mod metrics {
     use std::collections::BTreeMap;
 
@@ -360,8 +353,6 @@ mod metrics {
         let values = (count("/0"), count("/99"), count("/100"), count(&long), count("other"));
         assert_eq!(values, (Some(2.0), Some(1.0), None, None, Some(51.0)));
     }
-
-    #[cfg(feature = "axum")]
     #[tokio::test(start_paused = true)]
     async fn matched_paths_are_not_counted_against_the_bound() {
         use ::axum::{Router, body::Body, routing::get};
@@ -378,8 +369,6 @@ mod metrics {
         assert!(counted.keys().all(|(_, route)| route.ends_with("/{id}")), "{counted:?}");
     }
 }
-
-#[cfg(feature = "tracing")]
 mod events {
     use std::fmt::Debug;
 

@@ -8,27 +8,21 @@ use std::{
     fs,
     io::Cursor,
     path::{Path, PathBuf},
-    process::{Output, Stdio},
-    time::Duration,
+    process::Output,
 };
 
 use argon2::{
     Argon2,
     password_hash::{PasswordVerifier, phc::PasswordHash},
 };
-use http_body_util::{BodyExt, Full};
-use hyper::{HeaderMap, Method, Request, StatusCode, body::Bytes, header::CONTENT_TYPE};
-use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+use hyper::{StatusCode, body::Bytes, header::CONTENT_TYPE};
 use image::{DynamicImage, GenericImageView, ImageEncoder, ImageFormat, Rgba, RgbaImage, codecs::jpeg::JpegEncoder};
 use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines},
+    io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
-    process::{Child, ChildStdout, Command},
     time::timeout,
 };
-
-/// Only so that a program that hangs fails its test; nothing here takes near as long.
-const PATIENCE: Duration = Duration::from_secs(120);
+use tower_offload_tests::{PATIENCE, Server};
 
 const BODY_LIMIT: usize = 20 * 1024 * 1024;
 
@@ -36,7 +30,7 @@ const BODY_LIMIT: usize = 20 * 1024 * 1024;
 
 #[tokio::test]
 async fn quickstart_hashes_on_the_pool_and_inline() {
-    let Some(server) = Server::start("quickstart", &[]).await else { return };
+    let Some(server) = start("quickstart", &[]).await else { return };
     assert_eq!(server.get("/ping").await.text(), "pong\n");
     for prefix in ["", "/inline"] {
         let url = format!("{prefix}/hash");
@@ -56,7 +50,7 @@ async fn quickstart_hashes_on_the_pool_and_inline() {
 
 #[tokio::test]
 async fn quickstart_shrinks_pngs_and_jpegs_to_256_pixels_and_enlarges_nothing() {
-    let Some(server) = Server::start("quickstart", &[]).await else { return };
+    let Some(server) = start("quickstart", &[]).await else { return };
     let cases = [
         (png(&gradient(400, 300)), (256, 192)),
         (jpeg(&gradient(300, 600)), (128, 256)),
@@ -79,7 +73,7 @@ async fn quickstart_shrinks_pngs_and_jpegs_to_256_pixels_and_enlarges_nothing() 
 
 #[tokio::test]
 async fn quickstart_shows_white_through_a_transparent_png() {
-    let Some(server) = Server::start("quickstart", &[]).await else { return };
+    let Some(server) = start("quickstart", &[]).await else { return };
     let clear = png(&RgbaImage::from_pixel(300, 300, Rgba([0, 0, 0, 0])));
     let answer = server.post("/thumbnail", clear).await;
     let thumbnail = image::load_from_memory_with_format(&answer.body, ImageFormat::Jpeg).unwrap();
@@ -88,7 +82,7 @@ async fn quickstart_shows_white_through_a_transparent_png() {
 
 #[tokio::test]
 async fn quickstart_says_what_is_wrong_with_an_upload() {
-    let Some(server) = Server::start("quickstart", &[]).await else { return };
+    let Some(server) = start("quickstart", &[]).await else { return };
     let whole = png(&gradient(400, 300));
     let cases: [(Bytes, StatusCode, &str); 8] = [
         (Bytes::new(), StatusCode::BAD_REQUEST, "send a JPEG or PNG"),
@@ -116,7 +110,7 @@ async fn quickstart_says_what_is_wrong_with_an_upload() {
 
 #[tokio::test]
 async fn quickstart_has_a_sample_for_those_without_a_picture() {
-    let Some(server) = Server::start("quickstart", &[]).await else { return };
+    let Some(server) = start("quickstart", &[]).await else { return };
     let sample = server.get("/sample.png").await;
     assert_eq!(sample.headers[CONTENT_TYPE], "image/png");
     assert!(sample.body.len() > 1_000_000, "as large as a photo, not {} bytes", sample.body.len());
@@ -127,7 +121,7 @@ async fn quickstart_has_a_sample_for_those_without_a_picture() {
 
 #[tokio::test]
 async fn quickstart_prints_its_own_address_in_what_there_is_to_try() {
-    let Some(mut server) = Server::start("quickstart", &[]).await else { return };
+    let Some(mut server) = start("quickstart", &[]).await else { return };
     let mut lines = Vec::new();
     while lines.last().is_none_or(|line: &String| line.trim() != "done") {
         lines.push(server.line().await.expect("the loop to try ends with `done`"));
@@ -142,7 +136,7 @@ async fn quickstart_prints_its_own_address_in_what_there_is_to_try() {
 #[tokio::test]
 async fn quickstart_ends_with_a_report_on_either_signal() {
     for signal in ["INT", "TERM"] {
-        let Some(server) = Server::start("quickstart", &[]).await else { return };
+        let Some(server) = start("quickstart", &[]).await else { return };
         assert_eq!(server.post("/hash", "secret").await.status, StatusCode::OK);
         assert_eq!(server.post("/inline/hash", "secret").await.status, StatusCode::OK);
         server.signal(signal).await;
@@ -155,7 +149,7 @@ async fn quickstart_ends_with_a_report_on_either_signal() {
 #[cfg(unix)]
 #[tokio::test]
 async fn quickstart_finishes_a_request_that_came_before_the_signal() {
-    let Some(mut server) = Server::start("quickstart", &[]).await else { return };
+    let Some(mut server) = start("quickstart", &[]).await else { return };
     let mut connection = TcpStream::connect(server.url.trim_start_matches("http://")).await.unwrap();
     connection
         .write_all(b"POST /hash HTTP/1.1\r\nhost: localhost\r\nexpect: 100-continue\r\ncontent-length: 6\r\n\r\n")
@@ -181,7 +175,7 @@ async fn quickstart_finishes_a_request_that_came_before_the_signal() {
 #[cfg(unix)]
 #[tokio::test]
 async fn quickstart_ends_at_once_when_it_is_told_twice() {
-    let Some(mut server) = Server::start("quickstart", &[]).await else { return };
+    let Some(mut server) = start("quickstart", &[]).await else { return };
     let mut connection = TcpStream::connect(server.url.trim_start_matches("http://")).await.unwrap();
     connection
         .write_all(b"POST /hash HTTP/1.1\r\nhost: localhost\r\nexpect: 100-continue\r\ncontent-length: 6\r\n\r\n")
@@ -233,7 +227,7 @@ async fn quickstart_explains_its_options_and_refuses_impossible_ones() {
 #[tokio::test]
 async fn graceful_shutdown_finishes_a_task_in_flight_e13() {
     for signal in ["INT", "TERM"] {
-        let Some(mut server) = Server::start("graceful_shutdown", &["--grace", "60"]).await else { return };
+        let Some(mut server) = start("graceful_shutdown", &["--grace", "60"]).await else { return };
         assert_eq!(server.post("/mail/1", "").await.status, StatusCode::ACCEPTED);
         assert_eq!(server.line().await.as_deref(), Some("sending a mail"));
         server.signal(signal).await;
@@ -248,45 +242,13 @@ async fn graceful_shutdown_finishes_a_task_in_flight_e13() {
 #[cfg(unix)]
 #[tokio::test]
 async fn graceful_shutdown_lists_a_task_that_lasts_too_long_and_ends_e15() {
-    let Some(mut server) = Server::start("graceful_shutdown", &["--grace", "1"]).await else { return };
+    let Some(mut server) = start("graceful_shutdown", &["--grace", "1"]).await else { return };
     assert_eq!(server.post("/mail/86400", "").await.status, StatusCode::ACCEPTED);
     assert_eq!(server.line().await.as_deref(), Some("sending a mail"));
     server.signal("TERM").await;
     let (code, report) = server.end().await;
     assert!(report.starts_with("stopped: 0 completed, 0 failed, 0 cancelled, 1 orphaned: 1 `mail` for "), "{report}");
     assert_eq!(code, Some(0));
-}
-
-// ---- tasks ----
-
-#[cfg(unix)]
-#[tokio::test]
-async fn tasks_are_accepted_followed_and_still_there_after_a_restart() {
-    let folder = std::env::temp_dir().join(format!("tower-offload-tasks-{}", std::process::id()));
-    fs::create_dir_all(&folder).unwrap();
-    let store = format!("sqlite:{}", folder.join("tasks.db").display());
-    let Some(mut server) = Server::start("tasks", &["--store", &store]).await else { return };
-    let mut locations = Vec::new();
-    for (fail, state) in [(0, "succeeded"), (1, "failed")] {
-        let accepted = server.post(&format!("/reports?ms=100&fail={fail}"), "").await;
-        assert_eq!(accepted.status, StatusCode::ACCEPTED, "{}", accepted.text());
-        let location = accepted.headers["location"].to_str().unwrap().to_owned();
-        let events = server.get(&format!("{location}/events")).await; // ends with the task
-        assert!(events.text().contains(&format!("\"state\":\"{state}\"")), "{}", events.text());
-        locations.push((location, state));
-    }
-    server.signal("TERM").await;
-    let (code, last) = server.end().await;
-    assert_eq!((code, last.contains("0 orphaned; 0 records not written")), (Some(0), true), "{last}");
-
-    server = Server::start("tasks", &["--store", &store]).await.unwrap();
-    for (location, state) in locations {
-        let status = server.get(&location).await;
-        assert!(status.text().contains(&format!("\"state\":\"{state}\"")), "{}", status.text());
-    }
-    server.signal("INT").await;
-    assert_eq!(server.end().await.0, Some(0));
-    fs::remove_dir_all(folder).unwrap();
 }
 
 // ---- the examples that end by themselves ----
@@ -378,7 +340,7 @@ async fn latency_report_explains_its_options_and_measures_nothing_unoptimised() 
 
 #[tokio::test]
 async fn latency_report_makes_a_page_of_an_earlier_run() {
-    let figures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/latency/figures.json");
+    let figures = Path::new(env!("CARGO_MANIFEST_DIR")).join("latency_figures.json");
     let folder = std::env::temp_dir().join(format!("tower-offload-report-{}", std::process::id()));
     fs::create_dir_all(&folder).unwrap();
     let hostile = fs::read_to_string(&figures).unwrap().replace("offload/rayon", "<script>&");
@@ -425,16 +387,14 @@ fn assert_tags_match(page: &str) {
 
 #[test]
 fn examples_are_short_enough_to_paste() {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
     for file in fs::read_dir(directory).unwrap() {
         let path = file.unwrap().path();
         if path.is_dir() {
             continue; // a program of several files is to be run, not to be pasted
         }
         // These are servers to be played with, and not to be pasted.
-        let is_server = ["quickstart.rs", "after_response.rs", "durable.rs", "tasks.rs"]
-            .iter()
-            .any(|server| path.ends_with(server));
+        let is_server = ["quickstart.rs", "after_response.rs"].iter().any(|server| path.ends_with(server));
         let limit = if is_server { 240 } else { 60 };
         let lines = fs::read_to_string(&path).unwrap().lines().count();
         assert!(lines <= limit, "{} has {lines} lines", path.display());
@@ -443,113 +403,21 @@ fn examples_are_short_enough_to_paste() {
 
 // ---- programs ----
 
-/// Where cargo puts the examples: beside the folder of this test. `None`, and why, if it did not build that one.
+/// `None` if the example is not built.
 fn example(name: &str) -> Option<PathBuf> {
-    let test = std::env::current_exe().unwrap();
-    let profile = test.parent().and_then(Path::parent).unwrap();
-    let program = profile.join("examples").join(name).with_extension(std::env::consts::EXE_EXTENSION);
-    if !program.exists() {
-        eprintln!(
-            "skipped: the example `{name}` is not built: the feature it needs is off, or only this test was built"
-        );
-        return None;
-    }
-    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
-    let file = examples.join(name).with_extension("rs");
-    let source = if file.exists() { file } else { examples.join(name).join("main.rs") };
-    let changed = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified()).unwrap();
-    assert!(changed(&program) >= changed(&source), "`{name}` is older than its source: run `cargo build --examples`");
-    Some(program)
+    tower_offload_tests::example(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples"), name)
+}
+
+async fn start(name: &str, arguments: &[&str]) -> Option<Server> {
+    Some(Server::start(&example(name)?, arguments).await)
 }
 
 async fn run(name: &str, arguments: &[&str]) -> Option<Output> {
-    let mut command = Command::new(example(name)?);
-    let output = command.args(arguments).kill_on_drop(true).output();
-    Some(timeout(PATIENCE, output).await.expect("the example ends").unwrap())
+    Some(tower_offload_tests::run(&example(name)?, arguments).await)
 }
 
 async fn lines_of(name: &str) -> Option<Vec<String>> {
-    let output = run(name, &[]).await?;
-    assert!(output.status.success(), "{output:?}");
-    Some(String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect())
-}
-
-/// The running program. It is killed when its test fails.
-struct Server {
-    child: Child,
-    lines: Lines<BufReader<ChildStdout>>,
-    url: String,
-}
-
-impl Server {
-    async fn start(name: &str, arguments: &[&str]) -> Option<Self> {
-        let mut command = Command::new(example(name)?);
-        let mut child =
-            command.args(["--port", "0"]).args(arguments).stdout(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let mut server = Self { child, lines, url: String::new() };
-        let first = server.line().await.expect("a line that says where it listens");
-        let address = first.strip_prefix("listening on http://").and_then(|rest| rest.split(',').next());
-        server.url = format!("http://{}", address.expect(&first));
-        Some(server)
-    }
-
-    async fn line(&mut self) -> Option<String> {
-        timeout(PATIENCE, self.lines.next_line()).await.expect("a line, or the end").unwrap()
-    }
-
-    async fn get(&self, path: &str) -> Answer {
-        self.send(Method::GET, path, Bytes::new()).await
-    }
-
-    async fn post(&self, path: &str, body: impl Into<Bytes>) -> Answer {
-        self.send(Method::POST, path, body.into()).await
-    }
-
-    async fn send(&self, method: Method, path: &str, body: Bytes) -> Answer {
-        let client = Client::builder(TokioExecutor::new()).build_http::<Full<Bytes>>();
-        let request =
-            Request::builder().method(method).uri(format!("{}{path}", self.url)).body(Full::from(body)).unwrap();
-        let answer = async {
-            let (head, body) = client.request(request).await.unwrap().into_parts();
-            Answer { status: head.status, headers: head.headers, body: body.collect().await.unwrap().to_bytes() }
-        };
-        timeout(PATIENCE, answer).await.expect("an answer")
-    }
-
-    #[cfg(unix)]
-    async fn signal(&self, name: &str) {
-        let id = self.child.id().expect("it runs").to_string();
-        assert!(Command::new("kill").args(["-s", name, &id]).status().await.unwrap().success());
-    }
-
-    /// Its exit code, and its last line.
-    async fn end(mut self) -> (Option<i32>, String) {
-        let mut last = String::new();
-        while let Some(line) = self.line().await {
-            last = line;
-        }
-        (timeout(PATIENCE, self.child.wait()).await.expect("it ends").unwrap().code(), last)
-    }
-}
-
-struct Answer {
-    status: StatusCode,
-    headers: HeaderMap,
-    body: Bytes,
-}
-
-impl Answer {
-    fn text(&self) -> &str {
-        std::str::from_utf8(&self.body).unwrap()
-    }
-
-    #[track_caller]
-    fn assert_refused(&self, status: StatusCode, text: &str) {
-        assert_eq!(self.status, status, "{}", self.text());
-        assert_eq!(self.headers[CONTENT_TYPE], "text/plain; charset=utf-8");
-        assert!(!self.body.is_empty() && self.text().contains(text), "{}", self.text());
-    }
+    Some(tower_offload_tests::lines_of(&example(name)?).await)
 }
 
 // ---- pictures ----

@@ -1,5 +1,4 @@
 //! Counts the bytes that are allocated with an allocator of its own, so it is a program of its own; its tests run one at a time.
-#![cfg(feature = "hyper")]
 #![allow(clippy::unwrap_used)]
 
 use std::{

@@ -1,5 +1,4 @@
 //! Feature `metrics`: names, labels and units. A recorder is global, so this is a program of its own, and holds one test.
-#![cfg(feature = "metrics")]
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;

@@ -59,7 +59,7 @@ struct Tracking {
 
 /// Result of a response on the wire, as a tracked connection reports it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(not(feature = "hyper"), allow(dead_code, reason = "constructed by tracked connections"))]
+#[cfg_attr(not(feature = "flush"), allow(dead_code, reason = "constructed by tracked connections"))]
 pub(crate) enum FlushOutcome {
     /// The HTTP/2 stream of the response is unknown.
     Unmapped,
@@ -80,12 +80,12 @@ impl FlushOutcome {
 }
 
 /// The connection's side of a tracked exchange. The connection completes it exactly once.
-#[cfg(feature = "hyper")]
+#[cfg(feature = "flush")]
 #[derive(Debug)]
 #[must_use = "an exchange settles only after its waiter is completed"]
 pub(crate) struct FlushWaiter(Arc<Exchange>);
 
-#[cfg(feature = "hyper")]
+#[cfg(feature = "flush")]
 impl FlushWaiter {
     /// Returns `true` if the body ended and was complete, so that only the flush is missing.
     ///
@@ -97,8 +97,8 @@ impl FlushWaiter {
 
     /// Returns `true` if the response has a head and its body was not dropped.
     ///
-    /// hyper encodes a head as soon as it has it and flushes only an empty buffer, so at each flush on HTTP/1 the
-    /// transport has accepted the head.
+    /// hyper encodes a head as soon as it has it and flushes only an empty buffer, so at each flush
+    /// on HTTP/1 the transport has accepted the head.
     pub(crate) fn has_open_body(&self) -> bool {
         self.0.state.has_open_body()
     }
@@ -132,7 +132,7 @@ impl Exchange {
     }
 
     /// An exchange on a tracked connection, and the waiter that the connection completes.
-    #[cfg(feature = "hyper")]
+    #[cfg(feature = "flush")]
     pub(crate) fn tracked(request: RequestLine, mismatched: Arc<AtomicU64>) -> (Arc<Self>, FlushWaiter) {
         let exchange = Arc::new(Self::new(request, Some(Tracking { outcome: OnceLock::new(), mismatched })));
         (exchange.clone(), FlushWaiter(exchange))
@@ -166,7 +166,8 @@ impl Exchange {
         self.state.has_registrations()
     }
 
-    /// Records that the response has a final head. To be called before the HTTP implementation has it.
+    /// Records that the response has a final head. To be called before the HTTP implementation has
+    /// it.
     pub(super) fn set_head(&self, opens_tunnel: bool) {
         self.state.set(if opens_tunnel { HAS_HEAD | ENDS_WITH_HEAD } else { HAS_HEAD });
     }
@@ -185,7 +186,7 @@ impl Exchange {
     }
 
     /// Finishes the connection's side.
-    #[cfg(feature = "hyper")]
+    #[cfg(feature = "flush")]
     fn complete_flush(self: &Arc<Self>, outcome: FlushOutcome) {
         let is_first = self.tracking.as_ref().is_some_and(|tracking| tracking.outcome.set(outcome).is_ok());
         if is_first && self.state.set_flush_known() {
@@ -297,7 +298,7 @@ impl ExchangeState {
     }
 
     /// Returns `true` if the caller settles.
-    #[cfg_attr(not(feature = "hyper"), allow(dead_code, reason = "called by tracked connections"))]
+    #[cfg_attr(not(feature = "flush"), allow(dead_code, reason = "called by tracked connections"))]
     fn set_flush_known(&self) -> bool {
         self.set(FLUSH_KNOWN) & (GUARD_DROPPED | FLUSH_KNOWN) == GUARD_DROPPED
     }
@@ -322,7 +323,7 @@ impl ExchangeState {
     }
 }
 
-#[cfg(feature = "hyper")]
+#[cfg(feature = "flush")]
 impl ExchangeState {
     fn awaits_flush(&self) -> bool {
         self.0.load(Ordering::Acquire) & (GUARD_DROPPED | FLUSH_KNOWN) == GUARD_DROPPED
@@ -343,5 +344,5 @@ impl ExchangeState {
 
 #[cfg(all(test, tower_offload_loom))]
 mod loom;
-#[cfg(all(test, feature = "hyper"))]
+#[cfg(all(test, feature = "flush"))]
 pub(crate) mod testing;

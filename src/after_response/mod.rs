@@ -59,7 +59,7 @@
 //! # When work runs
 //!
 //! It depends on the connection, and [`Delivery`] says which case it was. On a tracked connection
-//! (module `flush`, feature `hyper`), work runs after the socket accepted and flushed every byte of
+//! (feature `flush`), work runs after the socket accepted and flushed every byte of
 //! *this* response. On any other, it runs when the HTTP implementation has taken the last frame and
 //! dropped the body, which is before the body is written. Neither means that the client received
 //! anything.
@@ -134,10 +134,9 @@ mod pending;
 mod progress;
 mod service;
 mod task;
-#[cfg(feature = "tasks")]
 mod task_target;
 
-#[cfg(all(test, feature = "hyper"))]
+#[cfg(all(test, feature = "flush"))]
 pub(crate) use self::exchange::testing::TestResponse;
 pub use self::{
     body::ResponseBody,
@@ -147,7 +146,7 @@ pub use self::{
     service::{AfterResponseService, ResponseFuture},
     task::{RegisterError, ResponseTaskBuilder},
 };
-#[cfg(feature = "hyper")]
+#[cfg(feature = "flush")]
 pub(crate) use self::{
     exchange::{Exchange, FlushOutcome, FlushWaiter, Tracked},
     guard::{Guard, Observer},

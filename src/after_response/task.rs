@@ -1,10 +1,8 @@
 use std::{borrow::Cow, error::Error, fmt, time::Duration};
 
 use super::{AfterResponse, Outcome, driver::RegisteredTask, guard::InnerAttempt};
-#[cfg(feature = "durable")]
-use crate::background::Place;
 use crate::{
-    background::{self, Body, Reservation, TaskHandle, TaskOutput},
+    background::{self, Body, Place, Reservation, TaskHandle, TaskOutput},
     pool::call::{contained, guarded},
 };
 
@@ -130,8 +128,8 @@ impl<'a> ResponseTaskBuilder<'a> {
 
     /// Reserves a place in the background now. The task is registered when it is given work.
     /// `timeout` applies unless the builder has its own.
-    #[cfg(feature = "durable")]
-    pub(crate) fn place(self, timeout: Duration) -> Result<Place, RegisterError> {
+    #[doc(hidden)]
+    pub fn place(self, timeout: Duration) -> Result<Place, RegisterError> {
         let reservation = self.reserve()?.with_limit(self.timeout.or(Some(timeout)));
         let (after, registration) = (self.after.clone(), self.into_registration());
         let place = Place::new(reservation, move |reservation, body| registration.submit(&after, reservation, body));
@@ -188,7 +186,6 @@ pub(super) struct Registration {
 
 impl Registration {
     /// The options of a task without a builder.
-    #[cfg(feature = "tasks")]
     pub(super) fn new(after: &AfterResponse, name: Cow<'static, str>) -> Self {
         ResponseTaskBuilder::new(after, name).into_registration()
     }

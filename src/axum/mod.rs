@@ -24,8 +24,8 @@
 //! With feature `after-response`, handlers take an `AfterResponse` as an extractor; without its layer they answer a 500 that says so. With
 //! feature `hyper`, two lines in `main` make its outcomes exact:
 //!
-#![cfg_attr(feature = "hyper", doc = "```no_run")]
-#![cfg_attr(not(feature = "hyper"), doc = "```ignore")]
+#![cfg_attr(feature = "flush", doc = "```no_run")]
+#![cfg_attr(not(feature = "flush"), doc = "```ignore")]
 //! use std::{net::SocketAddr, time::Duration};
 //! use axum::{Router, extract::ConnectInfo, routing::get};
 //! use tower_offload::{AfterResponse, AfterResponseLayer, Background, axum::{FlushListener, FlushMakeService}};
@@ -58,14 +58,12 @@
 #[cfg(feature = "after-response")]
 mod after_response;
 mod blocking;
-#[cfg(feature = "hyper")]
+#[cfg(feature = "flush")]
 mod flush;
 mod into_response;
-#[cfg(feature = "tasks")]
-mod tasks;
 
 #[cfg(feature = "after-response")]
 pub use self::after_response::MissingAfterResponseLayer;
 pub use self::blocking::{Blocking, blocking};
-#[cfg(feature = "hyper")]
+#[cfg(feature = "flush")]
 pub use self::flush::{FlushFuture, FlushListener, FlushMakeService, FlushService};

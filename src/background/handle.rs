@@ -28,8 +28,8 @@ impl TaskHandle {
     }
 
     /// Whether the background takes no tasks any more.
-    #[cfg(feature = "tasks")]
-    pub(crate) fn is_closed(&self) -> bool {
+    #[doc(hidden)]
+    pub fn is_closed(&self) -> bool {
         self.shared.is_closed()
     }
 }

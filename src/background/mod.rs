@@ -78,7 +78,6 @@ mod output;
 mod over;
 #[cfg(feature = "metrics")]
 mod recorder;
-#[cfg(feature = "tasks")]
 mod register;
 mod report;
 mod reservation;
@@ -93,11 +92,10 @@ mod ticket;
 mod within;
 mod work;
 
-#[cfg(feature = "tasks")]
+#[cfg_attr(not(feature = "after-response"), allow(unused_imports, reason = "for those that run tasks in order"))]
+pub(crate) use self::hold::Hold;
 pub use self::register::Register;
-#[cfg(feature = "tasks")]
-#[cfg_attr(not(feature = "after-response"), allow(unused_imports, reason = "for who registers elsewhere"))]
-pub(crate) use self::register::{Place, sealed::Sealed};
+pub use self::register::{Place, sealed::Sealed};
 pub use self::{
     background::Background,
     builder::Builder,
@@ -110,6 +108,5 @@ pub use self::{
     stats::Stats,
     task::Task,
 };
-#[cfg_attr(not(feature = "after-response"), allow(unused_imports, reason = "for those that run tasks in order"))]
-pub(crate) use self::{hold::Hold, over::Over, work::Body};
+pub use self::{over::Over, work::Body};
 pub use crate::pool::call::{Cancellation, cancellation, cancelled};

@@ -6,7 +6,8 @@ use crate::pool::call::contained;
 
 /// What became of a task, for whoever has others wait for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Over {
+#[allow(missing_docs)]
+pub enum Over {
     /// Cancelled, or cut off by a drain's deadline. Sync work that had begun may still run in the latter case.
     Cancelled,
     Completed,
@@ -24,7 +25,8 @@ pub(crate) enum Over {
 
 impl Over {
     #[cfg_attr(not(feature = "after-response"), allow(dead_code, reason = "for those that run tasks in order"))]
-    pub(crate) fn is_failure(self) -> bool {
+    #[allow(missing_docs)]
+    pub fn is_failure(self) -> bool {
         matches!(self, Self::Failed | Self::Lost | Self::Refused | Self::TimedOut)
     }
 }

@@ -9,7 +9,8 @@ use super::{Background, Body, Over, Rejected, Reservation, TaskHandle};
 pub trait Register: sealed::Sealed {}
 
 /// Out of reach for others, who cannot name the module.
-pub(crate) mod sealed {
+#[allow(missing_docs, unreachable_pub)]
+pub mod sealed {
     use super::{Cow, Place, Rejected};
 
     #[doc(hidden)]
@@ -38,39 +39,36 @@ pub struct Place {
 }
 
 impl Place {
-    pub(crate) fn new(
-        reservation: Reservation,
-        spend: impl FnOnce(Reservation, Body) -> TaskHandle + Send + 'static,
-    ) -> Self {
+    pub fn new(reservation: Reservation, spend: impl FnOnce(Reservation, Body) -> TaskHandle + Send + 'static) -> Self {
         Self { reservation, spend: Box::new(spend), awaits_response: false }
     }
 
     /// What is done with it begins only after the response that is being made.
     #[cfg(feature = "after-response")]
-    pub(crate) fn after_response(self) -> Self {
+    pub fn after_response(self) -> Self {
         Self { awaits_response: true, ..self }
     }
 
-    pub(crate) fn awaits_response(&self) -> bool {
+    pub fn awaits_response(&self) -> bool {
         self.awaits_response
     }
 
     /// As [`Reservation::with_limit`].
-    pub(crate) fn with_limit(self, limit: Option<Duration>) -> Self {
+    pub fn with_limit(self, limit: Option<Duration>) -> Self {
         Self { reservation: self.reservation.with_limit(limit), ..self }
     }
 
     /// As [`Reservation::on_over`]. `Over::Skipped` says that the response failed, or that the place was dropped.
-    pub(crate) fn on_over(self, callback: impl FnOnce(Over) + Send + 'static) -> Self {
+    pub fn on_over(self, callback: impl FnOnce(Over) + Send + 'static) -> Self {
         Self { reservation: self.reservation.on_over(callback), ..self }
     }
 
     /// As [`Reservation::handle`].
-    pub(crate) fn handle(&self) -> TaskHandle {
+    pub fn handle(&self) -> TaskHandle {
         self.reservation.handle()
     }
 
-    pub(crate) fn spend(self, body: Body) -> TaskHandle {
+    pub fn spend(self, body: Body) -> TaskHandle {
         (self.spend)(self.reservation, body)
     }
 }

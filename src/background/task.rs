@@ -1,7 +1,6 @@
 use std::{borrow::Cow, time::Duration};
 
 use super::{Background, Rejected, TaskHandle, TaskOutput};
-#[cfg(feature = "durable")]
 use super::{Place, Reservation};
 
 /// A task that has a name and no work yet. Made by [`Background::task`].
@@ -30,8 +29,8 @@ impl<'a> Task<'a> {
     }
 
     /// Takes its place now. Its time is this, unless it has a time of its own.
-    #[cfg(feature = "durable")]
-    pub(crate) fn place(self, limit: Duration) -> Result<Place, Rejected> {
+    #[doc(hidden)]
+    pub fn place(self, limit: Duration) -> Result<Place, Rejected> {
         let Self { background, name, limit: own } = self;
         Ok(Place::new(background.reserve(name)?.with_limit(own.or(Some(limit))), Reservation::spend))
     }

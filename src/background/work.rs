@@ -17,13 +17,15 @@ pub(super) struct Work {
 }
 
 /// What a task does, of either kind.
-pub(crate) enum Body {
+#[allow(missing_docs)]
+pub enum Body {
     Async(Pin<Box<dyn Future<Output = Message> + Send>>),
     Sync(Box<dyn FnOnce() -> Message + Send>),
 }
 
 impl Body {
-    pub(crate) fn of_closure<F, T>(work: F) -> Self
+    #[allow(missing_docs)]
+    pub fn of_closure<F, T>(work: F) -> Self
     where
         F: FnOnce() -> T + Send + 'static,
         T: TaskOutput,
@@ -31,7 +33,8 @@ impl Body {
         Self::Sync(Box::new(|| work().into_message()))
     }
 
-    pub(crate) fn of_future<F>(work: F) -> Self
+    #[allow(missing_docs)]
+    pub fn of_future<F>(work: F) -> Self
     where
         F: Future<Output: TaskOutput> + Send + 'static,
     {

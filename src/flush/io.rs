@@ -57,7 +57,7 @@ impl<T> TrackedIo<T> {
         }
     }
 
-    /// Returns a reference to the transport, for its address and options.
+    /// Returns a reference to the transport, to read its address and options.
     ///
     /// There is no `get_mut`, because bytes that are read or written directly would not be
     /// observed.

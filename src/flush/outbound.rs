@@ -46,7 +46,7 @@ struct Response<W> {
     ended: bool,
 }
 
-/// What the connection wants to know of a response that is on its way.
+/// The waiter of an open response.
 pub(super) trait Waiter {
     /// Returns `true` if the next header block ends the response, because it opens a tunnel (RFC
     /// 9113, section 8.5).

@@ -1,6 +1,6 @@
 //! The part of a connection that is behind its lock.
 
-use std::{io::IoSlice, mem};
+use std::{collections::VecDeque, io::IoSlice, mem};
 
 use super::{
     connection::ThreadAndTaskId,
@@ -58,7 +58,7 @@ pub(super) struct State {
     /// HTTP/2: the open responses.
     pub(super) outbound: Outbound<FlushWaiter>,
     /// HTTP/1: responses whose body may still be open, in the order of their requests.
-    open: Vec<FlushWaiter>,
+    open: VecDeque<FlushWaiter>,
     /// HTTP/1: responses whose body had ended when the last flush was called. Only
     /// [`begin_flush`](Self::begin_flush) adds to it, so a flush that succeeds covers all of them.
     flushing: Vec<FlushWaiter>,
@@ -88,7 +88,7 @@ impl State {
         } else if self.gave_up || self.open.len() + self.flushing.len() >= MAX_HTTP1_RESPONSES {
             completions.push(waiter, FlushOutcome::GaveUp);
         } else {
-            self.open.push(waiter);
+            self.open.push_back(waiter);
         }
     }
 
@@ -155,13 +155,14 @@ impl State {
 
     /// Prepares a flush of the transport. Returns `true` if it covers a response.
     pub(super) fn begin_flush(&mut self, completions: &mut Completions) -> bool {
-        for waiter in mem::take(&mut self.open) {
+        for _ in 0..self.open.len() {
+            let Some(waiter) = self.open.pop_front() else { break };
             if waiter.awaits_flush() {
                 self.flushing.push(waiter);
             } else if waiter.is_obsolete() {
                 completions.push(waiter, FlushOutcome::Lost);
             } else {
-                self.open.push(waiter);
+                self.open.push_back(waiter);
             }
         }
         !self.flushing.is_empty() || self.outbound.ended() > 0

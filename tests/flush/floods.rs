@@ -94,11 +94,15 @@ async fn on_both(packets: fn() -> Vec<Vec<u8>>, check: fn(Stack, [Seen; 2])) {
 
 /// Both connections were ended by a limit, before most of the flood was processed.
 fn calmed(stack: Stack, seen: [Seen; 2]) {
+    calmed_within(MAX_HANDLERS, stack, seen);
+}
+
+fn calmed_within(max_handlers: usize, stack: Stack, seen: [Seen; 2]) {
     for (tracked, Seen { go_away, survived, handlers, .. }) in [false, true].into_iter().zip(seen) {
         let case = format!("{stack:?}, tracked: {tracked}, {handlers} handlers, {go_away:?}");
         assert!(!survived, "{case}");
         assert!(go_away.is_none_or(|code| code == ENHANCE_YOUR_CALM), "{case}");
-        assert!(handlers <= MAX_HANDLERS, "{case}");
+        assert!(handlers <= max_handlers, "{case}");
     }
 }
 
@@ -172,6 +176,10 @@ async fn rapid_reset_between_ordinary_requests_is_ended() {
     on_both(|| resets("/wait/full/5", 100, 100, every_second), calmed).await;
 }
 
+/// The limit acts only when the server finds more than 20 pairs at once. A server that reads faster
+/// than this client writes runs many handlers first, tracked or not. A tracked connection has to
+/// find them twice: once to stop gating, and once for h2 to count.
+///
 /// The requests fill many reads, so that a reset seldom comes in the same read as its request.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rapid_reset_of_large_requests_is_ended() {
@@ -179,7 +187,7 @@ async fn rapid_reset_of_large_requests_is_ended() {
         let pair = |stream| [frames::get_with_field(stream, "/wait/full/5", 8_000), frames::reset(stream)].concat();
         streams().take(4_000).map(pair).collect::<Vec<_>>().chunks(50).map(|pairs| pairs.concat()).collect()
     }
-    on_both(large, calmed).await;
+    on_both(large, |stack, seen| calmed_within(2_000, stack, seen)).await;
 }
 
 /// h2 counts a reset only while the stream waits to be accepted. A client that waits for each

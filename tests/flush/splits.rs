@@ -183,7 +183,7 @@ async fn response_before_a_slow_stream_is_flushed_at_once() {
 
 /// The handler does not read the body of the request.
 #[tokio::test]
-async fn response_to_an_unread_body_is_flushed_before_a_slow_stream_ends() {
+async fn response_to_an_unread_body_is_flushed_before_a_slow_stream() {
     within(on_each_split(|mut served| async move {
         served.client.send([POST, STREAM].concat()).await;
         let first = served.client.answer().await;
@@ -193,6 +193,28 @@ async fn response_to_an_unread_body_is_flushed_before_a_slow_stream_ends() {
         assert_eq!(served.client.body_of(head).await.body, 12);
         served.is_flushed("/stream", 12, 0).await;
     }))
+    .await;
+}
+
+/// The first response fills the transport, and its request has a body that the handler does not
+/// read.
+#[tokio::test]
+async fn slow_stream_behind_a_full_transport_is_flushed() {
+    within(async {
+        let mut served = Served::new(usize::MAX, false, false);
+        let big = POST.replace("/full/10", "/full/100000");
+        served.client.send([&big, STREAM].concat()).await;
+        // The server runs until it can neither read nor write.
+        for _ in 0..1000 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(served.client.answer().await.body, 100_000);
+        served.is_flushed("/full/100000", 100_000, 100_000).await;
+        let head = served.client.head().await;
+        served.gate.add_permits(1);
+        assert_eq!(served.client.body_of(head).await.body, 12);
+        served.is_flushed("/stream", 12, 0).await;
+    })
     .await;
 }
 

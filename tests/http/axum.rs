@@ -128,8 +128,6 @@ async fn every_pool_serves_axum() {
     })
     .await;
 }
-
-#[cfg(feature = "rayon")]
 #[tokio::test]
 async fn rayon_serves_axum() {
     let threads = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();

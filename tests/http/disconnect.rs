@@ -133,7 +133,6 @@ async fn detached_work_that_awaits_ends_though_its_client_hangs_up() {
 }
 
 /// P8: the end of detached work is logged, and with the span of its request.
-#[cfg(feature = "tracing")]
 #[tokio::test]
 async fn the_end_of_detached_work_is_logged() {
     use crate::tower_http::{Log, subscribe};
@@ -163,7 +162,6 @@ async fn the_end_of_detached_work_is_logged() {
 }
 
 /// P20: a panic after the client hung up is counted and logged with its message.
-#[cfg(feature = "tracing")]
 #[tokio::test]
 async fn a_panic_after_the_hang_up_is_logged_with_its_message() {
     use crate::tower_http::{Log, subscribe};

@@ -4,9 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod axum;
-#[cfg(feature = "blocking-detector")]
 mod blocking_detector;
-#[cfg(feature = "axum")]
 mod blocking_handler;
 mod bounded;
 mod carry;

@@ -60,8 +60,6 @@ async fn fifty_handlers_await_at_once_on_one_of_tokios_threads() {
     })
     .await;
 }
-
-#[cfg(feature = "rayon")]
 #[tokio::test]
 async fn fifty_handlers_await_at_once_on_one_of_rayons_threads() {
     let threads = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
@@ -181,8 +179,6 @@ async fn a_slow_request_body_taken_as_bytes_holds_no_thread() {
     })
     .await;
 }
-
-#[cfg(feature = "axum")]
 #[tokio::test]
 async fn a_slow_request_body_of_a_sync_handler_holds_no_thread() {
     use tower_offload::axum::blocking;

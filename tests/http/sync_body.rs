@@ -396,8 +396,6 @@ async fn a_full_pool_refuses_a_body_before_the_head() {
     })
     .await;
 }
-
-#[cfg(feature = "axum")]
 #[tokio::test]
 async fn a_full_pool_answers_503_and_then_the_body() {
     within(async {

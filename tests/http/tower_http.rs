@@ -217,11 +217,7 @@ async fn a_panic_ends_its_connection_only() {
     })
     .await;
 }
-
-#[cfg(feature = "tracing")]
 pub(crate) use self::tracing_log::{Log, subscribe};
-
-#[cfg(feature = "tracing")]
 mod tracing_log {
     use std::{
         fmt,
@@ -285,7 +281,6 @@ mod tracing_log {
 }
 
 /// E12: the span of the request is current in the sync handler, the same one, and after an await, and in `blocking`.
-#[cfg(feature = "tracing")]
 #[tokio::test]
 async fn the_span_of_trace_layer_is_current_on_the_pool() {
     use std::sync::{Arc, Mutex};
@@ -317,7 +312,6 @@ async fn the_span_of_trace_layer_is_current_on_the_pool() {
             }
         };
         let router = Router::new().route("/", get(offloaded)).layer(OffloadLayer::new(pool(2)));
-        #[cfg(feature = "axum")]
         let router = router.route(
             "/blocking",
             get(tower_offload::axum::blocking(pool(2), move || {
@@ -327,7 +321,7 @@ async fn the_span_of_trace_layer_is_current_on_the_pool() {
             })),
         );
         let address = serve(router.layer(TraceLayer::new_for_http().make_span_with(make_span))).await;
-        let paths: &[&str] = if cfg!(feature = "axum") { &["/", "/blocking"] } else { &["/"] };
+        let paths: &[&str] = &["/", "/blocking"];
         for path in paths {
             support::get(address, path).await.assert_ok("");
             let made = made.lock().unwrap().pop();
@@ -340,7 +334,6 @@ async fn the_span_of_trace_layer_is_current_on_the_pool() {
 }
 
 /// E12: two requests at once on one thread, each with its own span, though their polls take turns.
-#[cfg(feature = "tracing")]
 #[tokio::test]
 async fn each_of_two_calls_that_take_turns_has_its_own_span() {
     use std::sync::Arc;

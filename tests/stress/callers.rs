@@ -12,12 +12,13 @@ use std::{
     time::Duration,
 };
 
+use tower_offload_tests::Random;
+
 use crate::{
     alarm::Ring,
     job::{Inner, Plan, Request},
     ledger::{Ledger, Token},
     patience::{Patience, Visit, Watched},
-    random::Random,
     stage::{Surface, Way},
 };
 

@@ -14,12 +14,13 @@ use std::{
 use tower_offload::{Rejection, offload::cancelled};
 use tower_service::Service;
 
+use tower_offload_tests::Random;
+
 use crate::{
     alarm::{Manner, Ring},
     ledger::{Entry, Token},
     patience::Watched,
     presence,
-    random::Random,
 };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -12,7 +12,6 @@ mod ledger;
 mod panics;
 mod patience;
 mod presence;
-mod random;
 mod round;
 mod stage;
 mod stress;

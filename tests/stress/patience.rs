@@ -10,10 +10,9 @@ use std::{
 
 use tower_offload::Rejection;
 
-use crate::{
-    ledger::{Answer, Entry},
-    random::Random,
-};
+use tower_offload_tests::Random;
+
+use crate::ledger::{Answer, Entry};
 
 pub(crate) type Response = Pin<Box<dyn Future<Output = Result<u64, Rejection>> + Send>>;
 

@@ -18,11 +18,12 @@ use tokio::{
 };
 use tower_offload::pool::Pool;
 
+use tower_offload_tests::Random;
+
 use crate::{
     alarm,
     callers::{Caller, Tickets},
     ledger::Ledger,
-    random::Random,
     stage::{self, KINDS, Kind, Surface},
     verdict::{self, Verdict},
 };

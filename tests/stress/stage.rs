@@ -11,10 +11,11 @@ use tower_offload::{
     pool::{Pool, Rayon, TokioBlocking, run},
 };
 
+use tower_offload_tests::Random;
+
 use crate::{
     job::{Request, Work},
     patience::Response,
-    random::Random,
 };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

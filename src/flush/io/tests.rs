@@ -293,7 +293,7 @@ fn requests_in_one_segment_take_their_own_streams() {
             if stream < 7 {
                 assert!(world.task.is_woken(), "more bytes are buffered");
             }
-            // Stream 3 stands for a malformed request, which h2 does not pass on.
+            // Stream 3 is not taken, like a malformed request.
             if stream != 3 {
                 taken.push((stream, world.begin()));
             }

@@ -2,8 +2,6 @@ use std::{
     any::Any,
     panic::{AssertUnwindSafe, catch_unwind},
 };
-#[cfg(feature = "tasks")]
-use std::{future::poll_fn, pin::Pin, task::Poll};
 
 /// Runs foreign code and hands its panic back as a value.
 ///
@@ -11,26 +9,6 @@ use std::{future::poll_fn, pin::Pin, task::Poll};
 #[inline]
 pub(crate) fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, Box<dyn Any + Send>> {
     catch_unwind(AssertUnwindSafe(work))
-}
-
-/// As [`guarded`], for a future: what it does when it is polled, and when it is dropped in the end.
-#[cfg(feature = "tasks")]
-pub(crate) async fn caught<F: Future + ?Sized>(mut future: Pin<Box<F>>) -> Result<F::Output, Box<dyn Any + Send>> {
-    let polled = poll_fn(|cx| match guarded(|| future.as_mut().poll(cx)) {
-        Ok(Poll::Pending) => Poll::Pending,
-        Ok(Poll::Ready(value)) => Poll::Ready(Ok(value)),
-        Err(payload) => Poll::Ready(Err(payload)),
-    });
-    let ended = polled.await;
-    let dropped = guarded(|| drop(future));
-    let value = ended?;
-    match dropped {
-        Ok(()) => Ok(value),
-        Err(payload) => {
-            contained(|| drop(value));
-            Err(payload)
-        }
-    }
 }
 
 /// Drops the payload of a panic, which may panic itself. One that panics over and over is leaked.

@@ -22,8 +22,6 @@ mod stage;
 mod work;
 
 pub use self::current::{Cancellation, cancellation, cancelled};
-#[cfg(feature = "tasks")]
-pub(crate) use self::guard::caught;
 pub(crate) use self::{
     cell::{Admitted, spawn},
     context::{Ahead, Context},

@@ -1,7 +1,6 @@
-use super::{
-    ledger::{Expected, Seen, Sent},
-    random::Random,
-};
+use tower_offload_tests::Random;
+
+use super::ledger::{Expected, Seen, Sent};
 use crate::support::Http1;
 
 const REQUESTS: usize = 60;

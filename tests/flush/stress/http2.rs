@@ -2,11 +2,9 @@ use bytes::Bytes;
 use h2::{SendStream, client::ResponseFuture};
 use http::Method;
 use tokio::task::JoinSet;
+use tower_offload_tests::Random;
 
-use super::{
-    ledger::{Expected, Seen, Sent},
-    random::Random,
-};
+use super::ledger::{Expected, Seen, Sent};
 use crate::support::{Http2, Stack, read};
 
 const REQUESTS: usize = 120;

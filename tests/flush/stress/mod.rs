@@ -7,13 +7,13 @@
 mod http1;
 mod http2;
 mod ledger;
-#[path = "../../stress/random.rs"]
-mod random;
 mod raw;
 
 use std::time::Duration;
 
-use self::{ledger::Ledger, random::Random};
+use tower_offload_tests::Random;
+
+use self::ledger::Ledger;
 use crate::support::{Http1, Http2, PLAIN_HTTP1, PLAIN_HTTP2, Setup, Stack, WIDE_WINDOW, within};
 
 const CONNECTIONS: usize = 4;

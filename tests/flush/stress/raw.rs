@@ -1,9 +1,7 @@
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tower_offload_tests::Random;
 
-use super::{
-    ledger::{Expected, Seen, Sent},
-    random::Random,
-};
+use super::ledger::{Expected, Seen, Sent};
 use crate::support::{Connection, Stack, frames};
 
 const STREAMS: usize = 120;

@@ -1,0 +1,102 @@
+//! Reports that take a while: `cargo run --example tasks`, then open <http://localhost:3000/tasks/> and
+//! `curl -i -X POST 'localhost:3000/reports?ms=5000&fail=0'`. The records survive a restart with `--store sqlite:tasks.db`.
+
+use std::{error::Error, io, net::Ipv4Addr, thread, time::Duration};
+
+use axum::{Router, extract, routing};
+use clap::Parser;
+use tokio::{net::TcpListener, signal, sync::oneshot, time};
+use tower_offload::{AfterResponse, AfterResponseLayer, Background};
+use tower_offload_tasks::{Accepted, MemoryStore, Refused, SqlStore, Tasks, service::Access};
+
+/// How long after SIGTERM or Ctrl-C each step may take: requests, work, records.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// Reports that take a while, with status and page
+///
+/// curl -i -X POST 'http://127.0.0.1:3000/reports?ms=5000&fail=0', then what `Location` says; the page is http://127.0.0.1:3000/tasks/. Also:
+/// /tasks/{id}/events, DELETE /tasks/{id}, /status?task_id={id}, /tasks/openapi.json
+#[derive(Parser)]
+struct Options {
+    #[arg(long, default_value_t = 3000)]
+    port: u16,
+    /// memory, sqlite:PATH or postgres:URL
+    #[arg(long, default_value = "memory")]
+    store: String,
+}
+
+#[derive(serde::Deserialize)]
+struct Query {
+    #[serde(default)]
+    ms: u64,
+    #[serde(default)]
+    fail: u8,
+}
+
+async fn report(
+    extract::State(tasks): extract::State<Tasks>,
+    extract::Query(Query { ms, fail }): extract::Query<Query>,
+    after: AfterResponse,
+) -> Result<Accepted, Refused> {
+    let work = move |progress: tower_offload_tasks::Progress| {
+        for step in 1..=100 {
+            if progress.is_cancelled() {
+                return Err("cancelled".to_owned());
+            }
+            thread::sleep(Duration::from_millis(ms) / 100); // stands for a hundredth of the work
+            progress.set(f64::from(step) / 100.0, format!("{step} of 100 pages"));
+        }
+        if fail == 0 { Ok(serde_json::json!({"pages": 100})) } else { Err("the printer is on fire".to_owned()) }
+    };
+    tasks.track("report").run(&after, work).await // 202 once the record is committed; the work starts after the response
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    tracing_subscriber::fmt().with_max_level(tracing::Level::WARN).with_writer(io::stderr).init(); // a store that fails says so
+    let options = Options::parse();
+    let tasks = match options.store.as_str() {
+        "memory" => Tasks::new(MemoryStore::new()),
+        // `postgres:postgres://..` as well as `postgres://..`
+        store => Tasks::new(
+            SqlStore::open(store.strip_prefix("postgres:").filter(|url| url.contains(':')).unwrap_or(store)).await?,
+        ),
+    };
+    let tasks = tasks.mounted_at("/tasks");
+    tasks.start().await?;
+    let background = Background::default();
+    let service = tasks.service().authorize(|_, _| Access::All); // on a developer's machine everybody may
+    let app = Router::new()
+        .route("/reports", routing::post(report))
+        .route_service("/status", tasks.status_alias())
+        .nest_service("/tasks", service)
+        .layer(AfterResponseLayer::new(background.clone()))
+        .with_state(tasks.clone());
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, options.port)).await?;
+    let interrupted = interrupted()?;
+    println!("listening on http://{}, the page is at /tasks/", listener.local_addr()?);
+    let (stop, stopped) = oneshot::channel::<()>();
+    let server = axum::serve(listener, app).with_graceful_shutdown(async { drop(stopped.await) });
+    let server = tokio::spawn(server.into_future());
+    interrupted.await;
+    drop(stop);
+    tasks.end_streams(); // whoever watches a task would hold up the server as long as that lasts
+    drop(time::timeout(GRACE, server).await);
+    let report = background.drain(GRACE).await;
+    println!("stopped: {report}; {} records not written", tasks.drain(GRACE).await.unwritten.len());
+    Ok(())
+}
+
+#[cfg(unix)]
+fn interrupted() -> io::Result<impl Future> {
+    use signal::unix::{SignalKind, signal};
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    Ok(async move {
+        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+    })
+}
+
+#[cfg(not(unix))]
+fn interrupted() -> io::Result<impl Future> {
+    Ok(signal::ctrl_c())
+}

@@ -1,0 +1,43 @@
+use super::rig::{Rig, send};
+use crate::{StoreError, service::Access};
+
+#[tokio::test]
+async fn the_alias_says_running_completed_failed_or_404() {
+    let rig = Rig::new().await;
+    let alias = rig.closed_service().alias();
+    let (id, other) = (rig.accept("a").await, rig.accept("b").await);
+    let status = async |id| send(&alias, "GET", &format!("/status?task_id={id}"), &[]).await.json()["status"].clone();
+    assert_eq!(status(id).await, "running");
+    rig.start(id).await;
+    rig.start(other).await;
+    assert_eq!(status(id).await, "running");
+    rig.succeed(id).await;
+    rig.fail(other, "no").await;
+    assert_eq!((status(id).await, status(other).await), ("completed".into(), "failed".into()));
+    let reply = send(&alias, "GET", &format!("/?x=1&task_id={id}"), &[]).await;
+    assert_eq!((&reply.json()["task_id"], &reply.json()["result"][0]), (&id.to_string().into(), &"row".into()));
+    assert_eq!(reply.header("cache-control"), "no-store");
+    for (method, target, status) in [
+        ("GET", "/status?task_id=1", 404),
+        ("GET", "/status?task_id=000000000000000000000000000000000000", 404),
+        ("GET", "/status", 400),
+        ("GET", "/status?task_id=%", 400),
+        ("POST", "/status?task_id=1", 405),
+    ] {
+        assert!(send(&alias, method, target, &[]).await.is_problem(status), "{method} {target}");
+    }
+    assert_eq!(send(&alias, "HEAD", &format!("/?task_id={id}"), &[]).await.text, "");
+}
+
+#[tokio::test]
+async fn the_alias_shows_no_more_than_the_service() {
+    let rig = Rig::new().await;
+    let id = rig.accept_of("a", Some("ann")).await;
+    let target = format!("/?task_id={id}");
+    assert!(send(&rig.closed_service().alias(), "GET", &target, &[]).await.is_problem(404));
+    assert_eq!(send(&rig.service().alias(), "GET", &target, &[]).await.status, 200);
+    let denied = rig.service().authorize(|_, _| Access::Denied).alias();
+    assert!(send(&denied, "GET", &target, &[]).await.is_problem(403));
+    rig.fail_with(|| StoreError::unavailable("gone"));
+    assert!(send(&rig.service().alias(), "GET", &target, &[]).await.is_problem(503));
+}

@@ -1,0 +1,191 @@
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use super::rig::{Rig, get, open, send};
+use crate::{
+    Status, StoreError, TaskState,
+    service::{Access, Action},
+};
+
+/// F1, F9
+#[tokio::test]
+async fn a_status_says_when_to_ask_again_until_the_task_is_over() {
+    let rig = Rig::new().await;
+    let service = rig.closed_service();
+    let id = rig.accept("report").await;
+    let path = format!("/{id}");
+    for step in ["queued", "running", "succeeded"] {
+        match step {
+            "running" => rig.start(id).await,
+            "succeeded" => rig.succeed(id).await,
+            _ => {}
+        }
+        let reply = get(&service, &path).await;
+        let is_pending = step != "succeeded";
+        assert_eq!((reply.status.as_u16(), reply.header("content-type")), (200, "application/json"));
+        assert_eq!((reply.header("cache-control"), reply.header("x-content-type-options")), ("no-store", "nosniff"));
+        assert_eq!(reply.header("retry-after"), if is_pending { "1" } else { "" });
+        assert_eq!(reply.json()["state"], step);
+        assert_eq!(serde_json::from_str::<Status>(&reply.text).unwrap().id, id);
+    }
+}
+
+/// F4
+#[tokio::test]
+async fn a_task_that_failed_is_still_a_200_with_class_and_message() {
+    let rig = Rig::new().await;
+    let id = rig.accept("report").await;
+    rig.start(id).await;
+    rig.fail(id, "disk <full>").await;
+    let reply = get(&rig.closed_service(), &format!("/{id}")).await;
+    assert_eq!(reply.status, 200);
+    assert_eq!(
+        (&reply.json()["error"]["class"], &reply.json()["error"]["message"]),
+        (&"io".into(), &"disk <full>".into())
+    );
+}
+
+/// F2, F7
+#[tokio::test]
+async fn unknown_is_404_evicted_is_410_and_a_store_that_fails_says_so() {
+    let rig = Rig::new().await;
+    let service = rig.closed_service();
+    let unknown = "0".repeat(36);
+    assert!(get(&service, &format!("/{unknown}")).await.is_problem(404));
+    let id = rig.accept("report").await;
+    rig.start(id).await;
+    rig.succeed(id).await;
+    rig.evict_all_final().await;
+    for path in [format!("/{id}"), format!("/{id}/events")] {
+        assert!(get(&service, &path).await.is_problem(410), "{path}");
+    }
+    rig.fail_with(|| StoreError::unavailable("10.0.0.7:5432 is gone"));
+    let reply = get(&service, &format!("/{id}")).await;
+    assert!(reply.is_problem(503) && reply.header("retry-after") == "1");
+    assert!(!reply.text.contains("10.0.0.7"), "the source is not for clients");
+    rig.fail_with(|| StoreError::other("a bug"));
+    assert!(get(&service, &format!("/{id}")).await.is_problem(500));
+}
+
+#[tokio::test]
+async fn a_task_of_another_owner_is_unknown() {
+    let rig = Rig::new().await;
+    let id = rig.accept_of("report", Some("ann")).await;
+    let service = rig.service().authorize(|head, _| match head.headers().get("x-user") {
+        Some(user) => Access::Owner(user.to_str().unwrap_or_default().to_owned()),
+        None => Access::Public,
+    });
+    for (user, method, path, status) in [
+        ("ann", "GET", format!("/{id}"), 200),
+        ("bob", "GET", format!("/{id}"), 404),
+        ("bob", "GET", format!("/{id}/events"), 404),
+        ("bob", "DELETE", format!("/{id}"), 404),
+        ("ann", "DELETE", format!("/{id}"), 200),
+    ] {
+        assert_eq!(send(&service, method, &path, &[("x-user", user)]).await.status, status, "{user} {method} {path}");
+    }
+    assert!(get(&service, &format!("/{id}")).await.is_problem(404));
+    rig.evict_all_final().await;
+    assert!(
+        send(&service, "GET", &format!("/{id}"), &[("x-user", "bob")]).await.is_problem(404),
+        "nor that it was there"
+    );
+    assert!(send(&service, "GET", &format!("/{id}"), &[("x-user", "ann")]).await.is_problem(410));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_is_answered_when_the_task_is_over() {
+    let rig = Rig::new().await;
+    let id = rig.accept("report").await;
+    rig.start(id).await;
+    let (service, path) = (rig.closed_service(), format!("/{id}"));
+    let wait = tokio::spawn(async move { send(&service, "GET", &path, &[("prefer", "wait=20")]).await });
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    rig.advance(id, 0.5, "half").await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(!wait.is_finished(), "progress is not the end");
+    rig.succeed(id).await;
+    let reply = wait.await.unwrap();
+    assert_eq!((reply.json()["state"].clone(), reply.header("preference-applied")), ("succeeded".into(), "wait=20"));
+    assert_eq!(reply.header("vary"), "prefer");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_too_long_gets_the_status_of_then() {
+    let rig = Rig::new().await;
+    let id = rig.accept("report").await;
+    let service = rig.closed_service().max_wait(Duration::from_secs(5));
+    let before = tokio::time::Instant::now();
+    let reply = send(&service, "GET", &format!("/{id}"), &[("prefer", "wait=999999999999999")]).await;
+    assert_eq!((reply.json()["state"].clone(), reply.header("preference-applied")), ("queued".into(), "wait=5"));
+    assert_eq!((before.elapsed(), reply.header("retry-after")), (Duration::from_secs(5), "1"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_finds_no_place_to_wait_is_answered_at_once() {
+    let rig = Rig::new().await;
+    let id = rig.accept("report").await;
+    let service = rig.closed_service().max_streams(0);
+    let path = format!("/{id}");
+    let reply = timeout(Duration::ZERO, send(&service, "GET", &path, &[("prefer", "wait=9")])).await.unwrap();
+    assert_eq!((reply.status.as_u16(), reply.header("preference-applied")), (200, ""));
+}
+
+#[tokio::test]
+async fn head_is_get_without_a_body_and_does_not_wait() {
+    let rig = Rig::new().await;
+    let id = rig.accept("report").await;
+    let service = rig.closed_service();
+    for path in [format!("/{id}"), "/openapi.json".to_owned()] {
+        let (get, head) = (get(&service, &path).await, send(&service, "HEAD", &path, &[("prefer", "wait=9")]).await);
+        assert_eq!((head.status, head.text.as_str()), (get.status, ""));
+        assert_eq!(head.header("content-length"), get.text.len().to_string());
+        assert_eq!(head.header("content-type"), get.header("content-type"));
+    }
+    let service = rig.closed_service().max_streams(1);
+    for _ in 0..2 {
+        let head = send(&service, "HEAD", &format!("/{id}/events"), &[]).await;
+        assert_eq!(
+            (head.status.as_u16(), head.header("content-type")),
+            (200, "text/event-stream"),
+            "and takes no place"
+        );
+    }
+}
+
+#[tokio::test]
+async fn without_a_decision_only_a_status_and_its_events_are_open() {
+    let rig = Rig::new().await;
+    let id = rig.accept("report").await;
+    let service = rig.closed_service();
+    for (method, path, accept, status) in [
+        ("GET", format!("/{id}"), "*/*", 200),
+        ("GET", format!("/{id}/events"), "*/*", 200),
+        ("GET", "/openapi.json".to_owned(), "*/*", 200),
+        ("GET", "/".to_owned(), "application/json", 403),
+        ("GET", "/".to_owned(), "text/html", 403),
+        ("DELETE", format!("/{id}"), "*/*", 403),
+    ] {
+        assert_eq!(
+            open(&service, method, &path, &[("accept", accept)]).await.status(),
+            status,
+            "{method} {path} {accept}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn the_decision_is_asked_with_the_head_and_what_is_wanted_and_a_panic_of_it_is_a_500() {
+    let rig = Rig::new().await;
+    let id = rig.accept("report").await;
+    let service = rig.service().authorize(move |head, action| {
+        assert!(*action != Action::List, "no list");
+        assert_eq!(head.uri().path(), format!("/{id}"));
+        if *action == Action::Show(id) { Access::All } else { Access::Denied }
+    });
+    assert_eq!(get(&service, &format!("/{id}")).await.status, 200);
+    assert!(send(&service, "DELETE", &format!("/{id}"), &[]).await.is_problem(403));
+    assert!(get(&service, "/").await.is_problem(500));
+    assert_eq!(TaskState::Queued.as_str(), get(&service, &format!("/{id}")).await.json()["state"]);
+}

@@ -1,0 +1,48 @@
+use sqlx::{Postgres, postgres::PgArguments, query::Query};
+
+use crate::{Record, store::sql::row::Values};
+
+/// Binds records as one array for each column, so that a statement has one text for however many there are.
+pub(super) fn bind<'q>(
+    query: Query<'q, Postgres, PgArguments>,
+    records: &[&Record],
+) -> Query<'q, Postgres, PgArguments> {
+    let rows: Vec<_> = records.iter().map(|record| Values::of(record)).collect();
+    query
+        .bind(column(&rows, |row| row.id))
+        .bind(column(&rows, |row| &*row.name))
+        .bind(column(&rows, |row| row.owner.as_deref()))
+        .bind(column(&rows, |row| row.state))
+        .bind(column(&rows, |row| row.attempt))
+        .bind(column(&rows, |row| row.max_attempts))
+        .bind(column(&rows, |row| row.progress))
+        .bind(column(&rows, |row| row.message.as_deref()))
+        .bind(column(&rows, |row| row.version))
+        .bind(column(&rows, |row| row.created_at))
+        .bind(column(&rows, |row| row.started_at))
+        .bind(column(&rows, |row| row.finished_at))
+        .bind(column(&rows, |row| row.cancel_requested_at))
+        .bind(column(&rows, |row| row.reason))
+        .bind(column(&rows, |row| row.result))
+        .bind(column(&rows, |row| row.error_class.as_deref()))
+        .bind(column(&rows, |row| row.error_message.as_deref()))
+        .bind(column(&rows, |row| row.error_detail))
+}
+
+fn column<'a, T>(rows: &'a [Values<'a>], value: impl Fn(&'a Values<'a>) -> T) -> Vec<T> {
+    rows.iter().map(value).collect()
+}
+
+/// What [`bind`] has bound, from `$2` on, as a table.
+macro_rules! input {
+    () => {
+        concat!(
+            "unnest($2::bytea[], $3::text[], $4::text[], $5::bigint[], $6::bigint[], $7::bigint[], $8::double precision[], $9::text[], \
+             $10::bigint[], $11::bigint[], $12::bigint[], $13::bigint[], $14::bigint[], $15::text[], $16::text[], $17::text[], \
+             $18::text[], $19::text[]) AS input(",
+            columns!(),
+            ")"
+        )
+    };
+}
+pub(super) use input;

@@ -1,0 +1,118 @@
+use sqlx::{Row, Sqlite, SqliteConnection, query::Query, sqlite::SqliteArguments};
+
+use crate::{
+    Record, TaskId, Timestamp,
+    store::{
+        Epoch, Op, Written,
+        sql::{
+            group::Batch,
+            row::{Values, columns, millis},
+        },
+    },
+};
+
+/// One statement for each op: the connection is in this process, and the statements are prepared once.
+pub(super) async fn write(connection: &mut SqliteConnection, batch: &Batch) -> Result<Vec<Written>, sqlx::Error> {
+    let epoch = batch.epoch;
+    let is_current = sqlx::query("SELECT 1 FROM tower_offload_process WHERE epoch = $1").bind(epoch.as_number());
+    let is_current = is_current.fetch_optional(&mut *connection).await?.is_some();
+    let mut written = Vec::with_capacity(batch.ops.len());
+    for op in &batch.ops {
+        written.push(match op {
+            Op::RequestCancel { id, now } => request_cancel(connection, *id, *now).await?,
+            _ if !is_current => Written::Fenced,
+            Op::Accept(record) => accept(connection, epoch, record).await?,
+            Op::Update(record) => update(connection, epoch, record).await?,
+        });
+    }
+    Ok(written)
+}
+
+const ACCEPT: &str = concat!(
+    "INSERT INTO tower_offload_task (epoch, ",
+    columns!(),
+    ") SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19 \
+     WHERE NOT EXISTS (SELECT 1 FROM tower_offload_tombstone WHERE id = $2) ON CONFLICT (id) DO NOTHING"
+);
+
+async fn accept(connection: &mut SqliteConnection, epoch: Epoch, record: &Record) -> Result<Written, sqlx::Error> {
+    run(ACCEPT, connection, epoch, record).await?;
+    Ok(Written::Done)
+}
+
+const UPDATE: &str = "
+UPDATE tower_offload_task SET name = $3, owner = $4, state = $5, attempt = $6, max_attempts = $7, progress = $8, message = $9, version = $10,
+    created_at = $11, started_at = $12, finished_at = $13, cancel_requested_at = coalesce(cancel_requested_at, $14), reason = $15,
+    result = $16, error_class = $17, error_message = $18, error_detail = $19
+WHERE id = $2 AND epoch = $1 AND state < 10 AND version <= $10";
+
+async fn update(connection: &mut SqliteConnection, epoch: Epoch, record: &Record) -> Result<Written, sqlx::Error> {
+    if run(UPDATE, connection, epoch, record).await? > 0 {
+        return Ok(Written::Done);
+    }
+    Ok(match standing(connection, record.id).await? {
+        Some((owner, is_final)) if is_final || owner != epoch => Written::Fenced,
+        Some(_) => Written::Done,
+        None => Written::Unknown,
+    })
+}
+
+async fn run(
+    statement: &'static str,
+    connection: &mut SqliteConnection,
+    epoch: Epoch,
+    record: &Record,
+) -> Result<u64, sqlx::Error> {
+    let values = Values::of(record);
+    let query = bind(sqlx::query(statement).bind(epoch.as_number()), &values);
+    Ok(query.execute(connection).await?.rows_affected())
+}
+
+/// Binds the columns of a record.
+pub(super) fn bind<'q>(
+    query: Query<'q, Sqlite, SqliteArguments>,
+    values: &'q Values<'q>,
+) -> Query<'q, Sqlite, SqliteArguments> {
+    query
+        .bind(values.id)
+        .bind(&*values.name)
+        .bind(values.owner.as_deref())
+        .bind(values.state)
+        .bind(values.attempt)
+        .bind(values.max_attempts)
+        .bind(values.progress)
+        .bind(values.message.as_deref())
+        .bind(values.version)
+        .bind(values.created_at)
+        .bind(values.started_at)
+        .bind(values.finished_at)
+        .bind(values.cancel_requested_at)
+        .bind(values.reason)
+        .bind(values.result)
+        .bind(values.error_class.as_deref())
+        .bind(values.error_message.as_deref())
+        .bind(values.error_detail)
+}
+
+const REQUEST_CANCEL: &str = "
+UPDATE tower_offload_task SET cancel_requested_at = max($2, created_at), version = version + 1
+WHERE id = $1 AND state < 10 AND cancel_requested_at IS NULL";
+
+async fn request_cancel(connection: &mut SqliteConnection, id: TaskId, now: Timestamp) -> Result<Written, sqlx::Error> {
+    let request = sqlx::query(REQUEST_CANCEL).bind(&id.as_bytes()[..]).bind(millis(now));
+    if request.execute(&mut *connection).await?.rows_affected() > 0 {
+        return Ok(Written::Done);
+    }
+    Ok(match standing(connection, id).await? {
+        Some((_, is_final)) if is_final => Written::Fenced,
+        Some(_) => Written::Done,
+        None => Written::Unknown,
+    })
+}
+
+/// Whose it is, and whether it is final.
+async fn standing(connection: &mut SqliteConnection, id: TaskId) -> Result<Option<(Epoch, bool)>, sqlx::Error> {
+    let found = sqlx::query("SELECT epoch, state FROM tower_offload_task WHERE id = $1").bind(&id.as_bytes()[..]);
+    let Some(row) = found.fetch_optional(connection).await? else { return Ok(None) };
+    Ok(Some((Epoch::from_number(row.try_get(0)?), row.try_get::<i64, _>(1)? >= 10)))
+}

@@ -1,0 +1,297 @@
+//! The store in Postgres: the suite, and what is its own. Without `DATABASE_URL` all of it is skipped.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use sqlx::{Connection, PgConnection, postgres::PgConnectOptions};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::watch,
+    task::JoinSet,
+};
+use tower_offload_tasks::{
+    Retention, TaskState, TaskStore,
+    store::{Epoch, Filter, Op, SqlStore, Written},
+};
+
+use super::databases::OnServer;
+use super::store_suite::{Backend, accept, begin, found, id, now, queued, running, store_suite, succeeded, update};
+
+impl Backend for OnServer {
+    type Store = SqlStore;
+
+    async fn fresh() -> Option<Self> {
+        Self::fresh().await
+    }
+
+    async fn open(&self) -> SqlStore {
+        SqlStore::open(&self.url()).await.unwrap()
+    }
+
+    async fn lose_process(&self, epoch: Epoch) {
+        let expire = "UPDATE tower_offload_process SET expires_at = clock_timestamp() WHERE epoch = $1";
+        sqlx::query(expire).bind(epoch.as_number()).execute(&mut self.connect().await).await.unwrap();
+    }
+}
+
+store_suite!(OnServer);
+
+/// P13
+#[tokio::test]
+async fn a_process_loses_its_records_to_others_after_its_lease_and_never_before() {
+    let Some(backend) = OnServer::fresh().await else { return };
+    let (first, second) = (backend.open().await, backend.open().await);
+    let epoch = begin(&first).await;
+    first.write(epoch, &[accept(&running(1))]).await.unwrap();
+    let other = begin(&second).await;
+    assert_eq!(second.sweep(now(), &Retention::default()).await.unwrap().lost, 0);
+    assert_eq!(found(&second, 1).await.unwrap().state, TaskState::Running, "seen from the other process");
+    assert_eq!(second.write(other, &[update(&running(1))]).await.unwrap(), [Written::Fenced]);
+
+    backend.lose_process(epoch).await;
+    assert!(first.renew(epoch).await.unwrap(), "nobody has seen it yet");
+    assert_eq!(second.sweep(now(), &Retention::default()).await.unwrap().lost, 0);
+
+    backend.lose_process(epoch).await;
+    assert_eq!(second.sweep(now(), &Retention::default()).await.unwrap().lost, 1);
+    assert_eq!(found(&first, 1).await.unwrap().state, TaskState::Lost);
+    assert!(!first.renew(epoch).await.unwrap());
+    assert_eq!(first.write(epoch, &[update(&running(1)), accept(&queued(2))]).await.unwrap(), [Written::Fenced; 2]);
+    assert!(second.renew(other).await.unwrap());
+}
+
+#[tokio::test]
+async fn an_epoch_that_is_being_written_under_is_not_lost_though_its_lease_ran_out() {
+    let Some(backend) = OnServer::fresh().await else { return };
+    let (first, second) = (backend.open().await, backend.open().await);
+    let epoch = begin(&first).await;
+    first.write(epoch, &[accept(&running(1))]).await.unwrap();
+    let mut connection = backend.connect().await;
+    let mut writing = connection.begin().await.unwrap();
+    let lock = "SELECT 1 FROM tower_offload_process WHERE epoch = $1 FOR KEY SHARE";
+    sqlx::query(lock).bind(epoch.as_number()).execute(&mut *writing).await.unwrap();
+    backend.lose_process(epoch).await;
+    assert_eq!(second.sweep(now(), &Retention::default()).await.unwrap().lost, 0);
+    writing.commit().await.unwrap();
+    assert_eq!(second.sweep(now(), &Retention::default()).await.unwrap().lost, 1);
+}
+
+#[tokio::test]
+async fn a_lease_lasts_as_long_as_it_should_and_is_renewed_each_third() {
+    let Some(backend) = OnServer::fresh().await else { return };
+    let store = SqlStore::open_with_lease(&backend.url(), Duration::from_secs(3)).await.unwrap();
+    let lease = store.begin(&tower_offload_tasks::store::Process::new("nul \0", now())).await.unwrap();
+    assert_eq!(lease.renew_every, Some(Duration::from_secs(1)));
+    let query = "SELECT expires_at > clock_timestamp() AND expires_at <= clock_timestamp() + interval '3 seconds' \
+                 FROM tower_offload_process WHERE epoch = $1";
+    let query = sqlx::query_scalar::<_, bool>(query).bind(lease.epoch.as_number());
+    assert!(query.fetch_one(&mut backend.connect().await).await.unwrap());
+}
+
+#[tokio::test]
+async fn processes_that_start_at_once_make_the_tables_once() {
+    let Some(backend) = OnServer::fresh().await else { return };
+    let stores = join_all((0..4).map(|_| backend.open())).await;
+    for store in &stores {
+        begin(store).await;
+    }
+    let query = sqlx::query_scalar::<_, i64>("SELECT count(*) FROM tower_offload_migration");
+    assert_eq!(query.fetch_one(&mut backend.connect().await).await.unwrap(), 2, "as many as there are steps");
+
+    let newer = "INSERT INTO tower_offload_migration (version, applied_at) VALUES (99, 0)";
+    sqlx::query(newer).execute(&mut backend.connect().await).await.unwrap();
+    let error = SqlStore::open(&backend.url()).await.unwrap_err();
+    assert!(std::error::Error::source(&error).unwrap().to_string().contains("version 99"));
+}
+
+#[tokio::test]
+async fn what_is_written_at_once_shares_commits_even_of_one_record() {
+    let Some(backend) = OnServer::fresh().await else { return };
+    let store = backend.open().await;
+    let epoch = begin(&store).await;
+    let accepts = (0..32).map(|number| {
+        let store = &store;
+        async move { store.write(epoch, &[accept(&queued(number))]).await.unwrap() }
+    });
+    assert!(join_all(accepts).await.iter().all(|written| *written == [Written::Done]));
+    let query = sqlx::query_scalar::<_, i64>("SELECT count(DISTINCT xmin::text) FROM tower_offload_task");
+    let commits = query.fetch_one(&mut backend.connect().await).await.unwrap();
+    assert!((1..8).contains(&commits), "32 accepts took {commits} transactions");
+
+    let versions = (2..12).map(|version| {
+        let mut record = running(1);
+        record.version = version;
+        let store = &store;
+        async move { store.write(epoch, &[update(&record)]).await.unwrap() }
+    });
+    assert!(join_all(versions).await.iter().all(|written| *written == [Written::Done]));
+    assert_eq!(found(&store, 1).await.unwrap().version, 11);
+}
+
+/// Hostile input: Postgres keeps no NUL.
+#[tokio::test]
+async fn a_text_with_nul_fails_nobody_and_nothing_is_found_by_one() {
+    let Some(backend) = OnServer::fresh().await else { return };
+    let store = backend.open().await;
+    let epoch = begin(&store).await;
+    let mut hostile = queued(1);
+    (hostile.name, hostile.owner) = ("a\0b".to_owned(), Some("\0".to_owned()));
+    assert_eq!(store.write(epoch, &[accept(&hostile), accept(&queued(2))]).await.unwrap(), [Written::Done; 2]);
+    assert_eq!(found(&store, 1).await.unwrap().name, "a\u{fffd}b");
+    let by_nul = Filter::default().owner("\0");
+    assert_eq!(store.list(&by_nul, Default::default()).await.unwrap().records, []);
+}
+
+/// Forwards to the server until it is aborted; says nothing while it is told so.
+async fn forward(listener: TcpListener, server: String, is_silent: watch::Receiver<bool>) {
+    let mut connections = JoinSet::new();
+    loop {
+        let (client, _) = listener.accept().await.unwrap();
+        let (server, is_silent) = (server.clone(), is_silent.clone());
+        connections.spawn(async move {
+            let server = TcpStream::connect(server).await.unwrap();
+            let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
+            tokio::join!(pump(from_client, to_server, is_silent.clone()), pump(from_server, to_client, is_silent));
+        });
+    }
+}
+
+async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut is_silent: watch::Receiver<bool>) {
+    let mut buffer = [0; 4096];
+    while let Ok(length @ 1..) = from.read(&mut buffer).await {
+        let _ = is_silent.wait_for(|is_silent| !is_silent).await;
+        if to.write_all(&buffer[..length]).await.is_err() {
+            return;
+        }
+    }
+}
+
+#[tokio::test]
+async fn while_the_server_is_gone_the_store_is_unavailable_and_it_works_again_once_it_is_back() {
+    let Some(backend) = OnServer::fresh().await else { return };
+    let options: PgConnectOptions = backend.url().parse().unwrap();
+    let server = format!("{}:{}", options.get_host(), options.get_port());
+    assert!(backend.url().contains(&server), "DATABASE_URL must name host and port");
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let is_silent = watch::Sender::new(false);
+    let proxy = tokio::spawn(forward(listener, server.clone(), is_silent.subscribe()));
+    let store = SqlStore::open(&backend.url().replace(&server, &address.to_string())).await.unwrap();
+    let epoch = begin(&store).await;
+    store.write(epoch, &[accept(&queued(1))]).await.unwrap();
+
+    proxy.abort();
+    assert!(proxy.await.unwrap_err().is_cancelled());
+    assert!(store.write(epoch, &[accept(&queued(2))]).await.unwrap_err().is_unavailable());
+    let listener = TcpListener::bind(address).await.unwrap();
+    let proxy = tokio::spawn(forward(listener, server, is_silent.subscribe()));
+    assert_eq!(store.write(epoch, &[accept(&queued(2))]).await.unwrap(), [Written::Done]);
+    assert!(found(&store, 1).await.is_some() && found(&store, 2).await.is_some());
+    proxy.abort();
+}
+
+/// Until somebody in this database waits for a lock.
+async fn somebody_waits(backend: &OnServer) {
+    let mut connection = backend.connect().await;
+    let query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
+    while sqlx::query_scalar::<_, i64>(query).fetch_one(&mut connection).await.unwrap() == 0 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Waits for the row of that number, and has it for as long as the transaction lasts. Its version.
+async fn lock_row(connection: &mut PgConnection, number: u16) -> i64 {
+    let lock = sqlx::query_scalar("SELECT version FROM tower_offload_task WHERE id = $1 FOR UPDATE");
+    lock.bind(id(number).as_bytes().to_vec()).fetch_one(connection).await.unwrap()
+}
+
+/// As one that was taken off the network. It takes the ten seconds that a server has to answer.
+#[tokio::test]
+async fn a_server_that_says_nothing_is_given_up_after_a_while_and_used_again_once_it_answers() {
+    let Some(backend) = OnServer::fresh().await else { return };
+    let options: PgConnectOptions = backend.url().parse().unwrap();
+    let server = format!("{}:{}", options.get_host(), options.get_port());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let is_silent = watch::Sender::new(false);
+    let proxy = tokio::spawn(forward(listener, server.clone(), is_silent.subscribe()));
+    let store = SqlStore::open(&backend.url().replace(&server, &address.to_string())).await.unwrap();
+    let epoch = begin(&store).await;
+    store.write(epoch, &[accept(&queued(1))]).await.unwrap();
+
+    let mut connection = backend.connect().await;
+    let mut holding = connection.begin().await.unwrap();
+    lock_row(&mut holding, 1).await;
+    let writing = tokio::spawn({
+        let store = store.clone();
+        async move { store.write(epoch, &[update(&running(1))]).await }
+    });
+    somebody_waits(&backend).await; // in the midst of the transaction
+    is_silent.send_replace(true);
+    holding.commit().await.unwrap();
+    assert!(store.get(id(1)).await.unwrap_err().is_unavailable(), "nor is there a connection that answers");
+    let error = writing.await.unwrap().unwrap_err();
+    let source = std::error::Error::source(&error).unwrap().to_string();
+    assert!(error.is_unavailable() && source.contains("said nothing"), "{source}");
+
+    is_silent.send_replace(false);
+    assert_eq!(store.write(epoch, &[update(&running(1))]).await.unwrap(), [Written::Done]);
+    assert_eq!(found(&store, 1).await.unwrap().state, TaskState::Running);
+    proxy.abort();
+}
+
+/// Two transactions wait for one another; the server ends that of the store. Asks for the right to say which one, a superuser's.
+#[tokio::test]
+async fn a_write_that_the_server_ends_for_a_deadlock_is_done_again() {
+    let Some(backend) = OnServer::fresh().await else { return };
+    let mut other = backend.connect().await;
+    // Whoever looks for a deadlock first is ended: the store after two seconds, in which the other one has closed the circle.
+    let soon = sqlx::AssertSqlSafe(format!("ALTER DATABASE {} SET deadlock_timeout = '2s'", backend.name));
+    sqlx::query(soon).execute(&mut other).await.unwrap();
+    sqlx::query("SET deadlock_timeout = '1h'").execute(&mut other).await.unwrap();
+    let store = backend.open().await;
+    let epoch = begin(&store).await;
+    store.write(epoch, &[accept(&queued(1)), accept(&queued(2))]).await.unwrap();
+
+    let mut transaction = other.begin().await.unwrap();
+    lock_row(&mut transaction, 2).await;
+    let writing = tokio::spawn({
+        let store = store.clone();
+        let first_one_then_two = [update(&running(1)), Op::RequestCancel { id: id(2), now: now() }];
+        async move { store.write(epoch, &first_one_then_two).await }
+    });
+    somebody_waits(&backend).await;
+    let before = queued(1).version;
+    assert_eq!(lock_row(&mut transaction, 1).await as u64, before, "what the store had written is undone");
+    transaction.commit().await.unwrap();
+    assert_eq!(writing.await.unwrap().unwrap(), [Written::Done; 2]);
+    assert_eq!(found(&store, 1).await.unwrap().state, TaskState::Running);
+    assert!(found(&store, 2).await.unwrap().cancel_requested_at.is_some());
+}
+
+/// F7
+#[tokio::test]
+async fn a_sweep_of_many_says_that_there_is_more_and_tombstones_are_bounded() {
+    let Some(backend) = OnServer::fresh().await else { return };
+    let store = backend.open().await;
+    let epoch = begin(&store).await;
+    let ops: Vec<_> = (0..1500).map(|number| accept(&succeeded(number, now()))).collect();
+    store.write(epoch, &ops).await.unwrap();
+    let retention = Retention::default().keep(100);
+    let first = store.sweep(now(), &retention).await.unwrap();
+    assert_eq!((first.evicted, first.more), (1000, true));
+    let second = store.sweep(now(), &retention).await.unwrap();
+    assert_eq!((second.evicted, second.more), (400, false));
+
+    let many = "INSERT INTO tower_offload_tombstone (id, expires_at)
+        SELECT convert_to(to_char(number, 'FM0000000000000000000000'), 'UTF8'), 9000000000000 + number FROM generate_series(1, 80000) AS number";
+    sqlx::query(many).execute(&mut backend.connect().await).await.unwrap();
+    let swept = store.sweep(now(), &retention).await.unwrap();
+    assert_eq!((swept.forgotten, swept.more), (1000, true), "those of the 1400 that expire first");
+    assert_eq!(store.sweep(now(), &retention).await.unwrap().forgotten, 400);
+    assert_eq!(store.sweep(now(), &retention).await.unwrap().forgotten, 0);
+}

@@ -1,0 +1,97 @@
+//! What tasks say of themselves while they run.
+
+use tokio::sync::oneshot;
+use tower_offload_tasks::{MemoryStore, Progress, TaskState, TaskStore, Tasks};
+
+use super::support::{Failing, background, done, ended, in_memory, record};
+
+/// F10
+#[tokio::test]
+async fn queued_running_and_succeeded_come_in_order_and_once_each() {
+    let (tasks, background) = (in_memory(), background());
+    let (go, gone) = std::sync::mpsc::channel::<()>();
+    let first = tasks.track("first").run(&background, move |_| gone.recv()).await.unwrap();
+    let second = tasks.track("x").run(&background, |_| done()).await.unwrap();
+    let mut subscription = tasks.subscribe(first.id()).await.unwrap().unwrap();
+    let mut seen = vec![subscription.record().clone()];
+    go.send(()).unwrap();
+    while let Some(record) = subscription.changed().await.unwrap() {
+        seen.push(record.clone());
+    }
+    assert!(seen.windows(2).all(|pair| pair[0].version < pair[1].version), "{seen:?}");
+    let mut states: Vec<_> = seen.iter().map(|record| record.state).collect();
+    assert_eq!(states.pop(), Some(TaskState::Succeeded));
+    states.dedup();
+    assert!(
+        [&[TaskState::Queued, TaskState::Running][..], &[TaskState::Running], &[TaskState::Queued]].contains(&&*states)
+    );
+    assert_eq!(seen.last().unwrap().version, 3, "no more changes than these");
+    assert!(subscription.changed().await.unwrap().is_none(), "and none after the last");
+    ended(&tasks, second.id()).await;
+}
+
+#[tokio::test]
+async fn progress_is_told_at_once_within_its_bounds_and_keeps_what_is_not_said_anew() {
+    let (tasks, background) = (in_memory(), background());
+    let (give, progress) = oneshot::channel::<Progress>();
+    let (go, gone) = oneshot::channel::<()>();
+    let work = |progress: Progress| async move {
+        give.send(progress).unwrap();
+        gone.await
+    };
+    let id = tasks.track("x").spawn(&background, work).await.unwrap().id();
+    let progress = progress.await.unwrap();
+    assert_eq!(progress.id(), id);
+    let mut subscription = tasks.subscribe(id).await.unwrap().unwrap();
+    for (said, told) in [(0.5, 0.5), (7.0, 1.0), (-1.0, 0.0), (f64::NAN, 0.0)] {
+        progress.value(said);
+        assert_eq!(record(&tasks, id).await.progress, Some(told));
+    }
+    assert_eq!(subscription.changed().await.unwrap().unwrap().progress, Some(0.0), "the newest only");
+    progress.message("half\0way");
+    assert_eq!(subscription.changed().await.unwrap().unwrap().message.as_deref(), Some("half\u{fffd}way"));
+    progress.set(0.6, "x".repeat(5000));
+    let now = record(&tasks, id).await;
+    assert_eq!((now.progress, now.message.unwrap().len(), now.state), (Some(0.6), 1024, TaskState::Running));
+
+    go.send(()).unwrap();
+    let over = ended(&tasks, id).await;
+    progress.set(0.9, "after the end");
+    assert_eq!(record(&tasks, id).await, over);
+}
+
+/// A clock of its own, so that the moment at which progress is due comes only when nothing else is to be done.
+#[tokio::test(start_paused = true)]
+async fn a_thousand_steps_are_one_write_and_the_newest_is_written() {
+    let store = Failing::new();
+    let (tasks, background) = (Tasks::new(store.clone()), background());
+    let (give, progress) = oneshot::channel::<Progress>();
+    let work = |progress: Progress| async move {
+        give.send(progress).unwrap();
+        std::future::pending::<Result<(), std::convert::Infallible>>().await
+    };
+    let id = tasks.track("x").spawn(&background, work).await.unwrap().id();
+    let progress = progress.await.unwrap();
+    tokio::time::sleep(super::support::SHORT).await;
+    let before = store.batches().len();
+    for step in 0..1000 {
+        progress.value(f64::from(step) / 1000.0);
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(store.batches().len(), before);
+    tokio::time::sleep(std::time::Duration::from_millis(251)).await;
+    assert_eq!(store.batches().len(), before + 1);
+    assert_eq!(store.inner.get(id).await.unwrap().into_record().unwrap().progress, Some(0.999));
+}
+
+#[tokio::test]
+async fn progress_that_is_kept_after_all_else_harms_nobody() {
+    let (tasks, background) = (Tasks::new(MemoryStore::new()), background());
+    let (give, progress) = oneshot::channel::<Progress>();
+    let id = tasks.track("x").run(&background, |progress| give.send(progress).map_err(|_| "")).await.unwrap().id();
+    let progress = progress.await.unwrap();
+    ended(&tasks, id).await;
+    drop((tasks, background));
+    progress.set(0.5, "nobody hears it");
+    assert!(progress.is_cancelled());
+}

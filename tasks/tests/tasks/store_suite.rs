@@ -1,0 +1,329 @@
+//! What every store must do, whichever it is. A store's own tests name a [`Backend`] and call [`store_suite!`], which makes a test of
+//! each case, with a store of its own.
+
+use std::time::Duration;
+
+use tower_offload_tasks::{
+    Failure, Json, Reason, Record, Retention, TaskId, TaskState, TaskStore, Timestamp,
+    store::{Epoch, Filter, Found, Op, Page, Process, Written},
+};
+
+/// A place where a store keeps its records.
+pub(crate) trait Backend: Sized {
+    type Store: TaskStore;
+
+    /// A new one, with nothing in it. `None`, and a line that says why, if there is none to be had here.
+    async fn fresh() -> Option<Self>;
+
+    /// As a process does when it starts: what another one has written is there.
+    async fn open(&self) -> Self::Store;
+
+    /// The process that had this epoch is gone without a word: until the next one begins, so long that its lease ran out.
+    async fn lose_process(&self, epoch: Epoch);
+}
+
+macro_rules! store_suite {
+    ($backend:ty) => {
+        store_suite!($backend:
+            a_record_is_read_as_it_was_written
+            a_record_that_was_accepted_twice_is_there_once
+            an_update_of_an_older_version_changes_nothing
+            a_final_record_never_changes
+            an_id_that_nobody_has_is_unknown
+            a_process_that_is_gone_leaves_its_unfinished_records_lost
+            a_process_that_has_ended_writes_no_more
+            a_request_to_cancel_is_kept_and_told_to_the_owner
+            only_final_records_are_swept_the_oldest_first_and_leave_tombstones
+            what_is_too_old_is_swept
+            a_list_is_filtered_and_paged_the_newest_first
+            a_batch_of_many_is_written_in_one
+            what_was_accepted_is_there_at_once_whoever_else_writes
+        );
+    };
+    ($backend:ty: $($case:ident)+) => {
+        $(
+            #[tokio::test]
+            async fn $case() {
+                if let Some(backend) = <$backend as $crate::store_suite::Backend>::fresh().await {
+                    $crate::store_suite::$case(&backend).await;
+                }
+            }
+        )+
+    };
+}
+pub(crate) use store_suite;
+
+pub(crate) fn id(number: u16) -> TaskId {
+    let mut bytes = [0; TaskId::BYTES];
+    bytes[..2].copy_from_slice(&number.to_be_bytes());
+    bytes[21] = 255;
+    TaskId::from_bytes(bytes)
+}
+
+/// By the real clock, which a store may compare with its own.
+pub(crate) fn now() -> Timestamp {
+    Timestamp::from(std::time::SystemTime::now())
+}
+
+pub(crate) fn queued(number: u16) -> Record {
+    Record::new(id(number), "report", now())
+}
+
+pub(crate) fn running(number: u16) -> Record {
+    let mut record = queued(number);
+    (record.state, record.attempt, record.started_at, record.version) = (TaskState::Running, 1, Some(now()), 2);
+    record
+}
+
+pub(crate) fn succeeded(number: u16, finished_at: Timestamp) -> Record {
+    let mut record = running(number);
+    (record.state, record.finished_at, record.version) = (TaskState::Succeeded, Some(finished_at), 3);
+    record.result = Some(Json::new(&number).unwrap());
+    record
+}
+
+pub(crate) fn accept(record: &Record) -> Op {
+    Op::Accept(Box::new(record.clone()))
+}
+
+pub(crate) fn update(record: &Record) -> Op {
+    Op::Update(Box::new(record.clone()))
+}
+
+pub(crate) async fn begin<S: TaskStore>(store: &S) -> Epoch {
+    store.begin(&Process::new("suite", now())).await.unwrap().epoch
+}
+
+pub(crate) async fn found<S: TaskStore>(store: &S, number: u16) -> Option<Record> {
+    store.get(id(number)).await.unwrap().into_record()
+}
+
+pub(crate) async fn a_record_is_read_as_it_was_written(backend: &impl Backend) {
+    let store = backend.open().await;
+    let epoch = begin(&store).await;
+    let mut record = queued(1);
+    record.owner = Some("O'Brien; DROP TABLE \"x\" -- \u{1f980}".to_owned());
+    record.name = "<b>name</b> \\u0000 %_".to_owned();
+    assert_eq!(store.write(epoch, &[accept(&record)]).await.unwrap(), [Written::Done]);
+    assert_eq!(found(&store, 1).await.unwrap(), record);
+
+    (record.state, record.attempt, record.max_attempts, record.version) = (TaskState::Running, 2, 5, 9);
+    (record.progress, record.message) = (Some(0.1 + 0.2), Some("half\nway".to_owned()));
+    (record.started_at, record.cancel_requested_at) = (Some(now()), Some(now()));
+    assert_eq!(store.write(epoch, &[update(&record)]).await.unwrap(), [Written::Done]);
+    assert_eq!(found(&store, 1).await.unwrap(), record);
+
+    (record.state, record.finished_at, record.version) = (TaskState::Failed, Some(now()), 10);
+    record.failure = Some(Failure::new("class", "it's \"so\"").detail(&["a\0b"]));
+    record.reason = Some(Reason::Requested);
+    assert_eq!(store.write(epoch, &[update(&record)]).await.unwrap(), [Written::Done]);
+    assert_eq!(found(&store, 1).await.unwrap(), record);
+
+    let mut with_result = succeeded(2, now());
+    with_result.result =
+        Some(Json::from_text("{\"b\":1.10, \"a\":\"\\u0000\",\"b\":18446744073709551616}".to_owned()).unwrap());
+    assert_eq!(store.write(epoch, &[accept(&with_result)]).await.unwrap(), [Written::Done]);
+    assert_eq!(found(&store, 2).await.unwrap(), with_result, "the text as it was");
+}
+
+/// An answer that was lost is asked for again.
+pub(crate) async fn a_record_that_was_accepted_twice_is_there_once(backend: &impl Backend) {
+    let store = backend.open().await;
+    let epoch = begin(&store).await;
+    assert_eq!(store.write(epoch, &[accept(&queued(1))]).await.unwrap(), [Written::Done]);
+    let run = running(1);
+    assert_eq!(store.write(epoch, &[update(&run)]).await.unwrap(), [Written::Done]);
+    assert_eq!(store.write(epoch, &[accept(&queued(1))]).await.unwrap(), [Written::Done]);
+    assert_eq!(found(&store, 1).await.unwrap(), run);
+    assert_eq!(store.list(&Filter::default(), Page::default()).await.unwrap().records.len(), 1);
+}
+
+pub(crate) async fn an_update_of_an_older_version_changes_nothing(backend: &impl Backend) {
+    let store = backend.open().await;
+    let epoch = begin(&store).await;
+    let newest = running(1);
+    store.write(epoch, &[accept(&newest)]).await.unwrap();
+    assert_eq!(store.write(epoch, &[update(&queued(1))]).await.unwrap(), [Written::Done]);
+    assert_eq!(found(&store, 1).await.unwrap(), newest);
+}
+
+pub(crate) async fn a_final_record_never_changes(backend: &impl Backend) {
+    let store = backend.open().await;
+    let epoch = begin(&store).await;
+    let last = succeeded(1, now());
+    store.write(epoch, &[accept(&last)]).await.unwrap();
+    let mut late = running(1);
+    late.version = 100;
+    let cancel = Op::RequestCancel { id: id(1), now: now() };
+    assert_eq!(store.write(epoch, &[update(&late)]).await.unwrap(), [Written::Fenced]);
+    assert_eq!(store.write(epoch, &[cancel]).await.unwrap(), [Written::Fenced]);
+    assert_eq!(found(&store, 1).await.unwrap(), last);
+}
+
+/// F2
+pub(crate) async fn an_id_that_nobody_has_is_unknown(backend: &impl Backend) {
+    let store = backend.open().await;
+    let epoch = begin(&store).await;
+    assert_eq!(store.get(id(1)).await.unwrap(), Found::Unknown);
+    let ops = [update(&running(1)), Op::RequestCancel { id: id(2), now: now() }];
+    assert_eq!(store.write(epoch, &ops).await.unwrap(), [Written::Unknown, Written::Unknown]);
+    assert_eq!(store.get(id(1)).await.unwrap(), Found::Unknown);
+}
+
+/// P13
+pub(crate) async fn a_process_that_is_gone_leaves_its_unfinished_records_lost(backend: &impl Backend) {
+    let first = backend.open().await;
+    let epoch = begin(&first).await;
+    let over = succeeded(3, now());
+    first.write(epoch, &[accept(&queued(1)), accept(&running(2)), accept(&over)]).await.unwrap();
+    backend.lose_process(epoch).await;
+
+    let second = backend.open().await;
+    let next = begin(&second).await;
+    assert!(next > epoch);
+    for number in [1, 2] {
+        let record = found(&second, number).await.unwrap();
+        assert_eq!((record.state, record.reason), (TaskState::Lost, Some(Reason::ProcessLost)));
+        assert!(record.finished_at.is_some());
+    }
+    assert_eq!(found(&second, 3).await.unwrap(), over);
+    let mut late = succeeded(2, now());
+    late.version = 100;
+    assert_eq!(first.write(epoch, &[update(&late), accept(&queued(4))]).await.unwrap(), [Written::Fenced; 2]);
+    assert!(!first.renew(epoch).await.unwrap());
+    assert_eq!(found(&second, 2).await.unwrap().state, TaskState::Lost);
+    assert_eq!(found(&second, 4).await, None);
+}
+
+pub(crate) async fn a_process_that_has_ended_writes_no_more(backend: &impl Backend) {
+    let store = backend.open().await;
+    let epoch = begin(&store).await;
+    store.write(epoch, &[accept(&running(1))]).await.unwrap();
+    assert!(store.renew(epoch).await.unwrap());
+    store.end(epoch, now()).await.unwrap();
+    assert!(!store.renew(epoch).await.unwrap());
+    assert_eq!(found(&store, 1).await.unwrap().state, TaskState::Lost);
+    assert_eq!(store.write(epoch, &[accept(&queued(2))]).await.unwrap(), [Written::Fenced]);
+}
+
+pub(crate) async fn a_request_to_cancel_is_kept_and_told_to_the_owner(backend: &impl Backend) {
+    let store = backend.open().await;
+    let epoch = begin(&store).await;
+    store.write(epoch, &[accept(&queued(1)), accept(&queued(2))]).await.unwrap();
+    let at = now();
+    let request = |now| [Op::RequestCancel { id: id(1), now }];
+    assert_eq!(store.write(epoch, &request(at)).await.unwrap(), [Written::Done]);
+    let later = at.after(Duration::from_secs(9));
+    assert_eq!(store.write(epoch, &request(later)).await.unwrap(), [Written::Done], "idempotent");
+    assert_eq!(store.cancel_requests(epoch).await.unwrap(), [id(1)]);
+
+    let mut unaware = running(1);
+    unaware.version = 2; // what it had, and one more; the request has made it as much
+    store.write(epoch, &[update(&unaware)]).await.unwrap();
+    let record = found(&store, 1).await.unwrap();
+    assert_eq!((record.state, record.version, record.cancel_requested_at), (TaskState::Running, 2, Some(at)));
+    unaware.version = 100;
+    store.write(epoch, &[update(&unaware)]).await.unwrap();
+    let record = found(&store, 1).await.unwrap();
+    assert_eq!((record.state, record.cancel_requested_at), (TaskState::Running, Some(at)));
+
+    let mut over = succeeded(1, now());
+    over.version = 101;
+    store.write(epoch, &[update(&over)]).await.unwrap();
+    assert_eq!(store.cancel_requests(epoch).await.unwrap(), []);
+}
+
+/// F7
+pub(crate) async fn only_final_records_are_swept_the_oldest_first_and_leave_tombstones(backend: &impl Backend) {
+    let store = backend.open().await;
+    let epoch = begin(&store).await;
+    let second = Duration::from_secs(1);
+    let mut oldest = succeeded(9, now());
+    oldest.owner = Some("ann".to_owned());
+    let newer = [succeeded(1, now().after(second)), succeeded(2, now().after(2 * second))];
+    let ops = [accept(&queued(3)), accept(&running(4)), accept(&oldest), accept(&newer[0]), accept(&newer[1])];
+    store.write(epoch, &ops).await.unwrap();
+
+    let retention = Retention::default().keep(2).tombstones(60 * second);
+    assert_eq!(store.sweep(now(), &retention).await.unwrap().evicted, 1);
+    assert_eq!(store.get(id(9)).await.unwrap(), Found::Evicted { owner: Some("ann".to_owned()) });
+    assert_eq!(store.sweep(now(), &retention).await.unwrap().evicted, 0);
+    assert_eq!(store.sweep(now(), &retention.keep(0)).await.unwrap().evicted, 2);
+    assert!(found(&store, 3).await.is_some() && found(&store, 4).await.is_some());
+    assert_eq!(store.get(id(1)).await.unwrap(), Found::Evicted { owner: None });
+    assert_eq!(store.write(epoch, &[update(&oldest)]).await.unwrap(), [Written::Unknown]);
+
+    assert_eq!(store.sweep(now().after(120 * second), &retention).await.unwrap().forgotten, 3);
+    assert_eq!(store.get(id(9)).await.unwrap(), Found::Unknown);
+}
+
+pub(crate) async fn what_is_too_old_is_swept(backend: &impl Backend) {
+    let store = backend.open().await;
+    let epoch = begin(&store).await;
+    let hour = Duration::from_secs(3600);
+    let old = succeeded(1, now().before(2 * hour));
+    store.write(epoch, &[accept(&old), accept(&succeeded(2, now()))]).await.unwrap();
+    assert_eq!(store.sweep(now(), &Retention::default().age(hour)).await.unwrap().evicted, 1);
+    assert_eq!((found(&store, 1).await, found(&store, 2).await.is_some()), (None, true));
+}
+
+pub(crate) async fn a_list_is_filtered_and_paged_the_newest_first(backend: &impl Backend) {
+    let store = backend.open().await;
+    let epoch = begin(&store).await;
+    let mut ops: Vec<_> = (1..=5).map(|number| accept(&queued(number))).collect();
+    let mut other = running(6);
+    (other.name, other.owner) = ("other".to_owned(), Some("ann".to_owned()));
+    ops.extend([accept(&other), accept(&succeeded(7, now()))]);
+    store.write(epoch, &ops).await.unwrap();
+
+    let numbers = async |filter: Filter, page| {
+        let listing = store.list(&filter, page).await.unwrap();
+        let numbers: Vec<_> = listing.records.iter().map(|record| record.id.as_bytes()[1]).collect();
+        (numbers, listing.next)
+    };
+    let all = Filter::default();
+    assert_eq!(numbers(all.clone(), Page::default()).await, (vec![7, 6, 5, 4, 3, 2, 1], None));
+    assert_eq!(numbers(all.clone(), Page::first(3)).await, (vec![7, 6, 5], Some(id(5))));
+    assert_eq!(numbers(all.clone(), Page::first(3).before(id(5))).await, (vec![4, 3, 2], Some(id(2))));
+    assert_eq!(numbers(all.clone(), Page::first(3).before(id(2))).await, (vec![1], None));
+    assert_eq!(numbers(all.clone(), Page::first(7)).await.1, None, "exactly as many as there are");
+    assert_eq!(numbers(all.clone().owner("ann"), Page::default()).await, (vec![6], None));
+    assert_eq!(numbers(all.clone().name("other").owner("bob"), Page::default()).await, (vec![], None));
+    assert_eq!(numbers(all.clone().name("' OR 1=1 --"), Page::default()).await, (vec![], None));
+    let over_or_running = all.clone().state(TaskState::Running).state(TaskState::Succeeded);
+    assert_eq!(numbers(over_or_running, Page::default()).await, (vec![7, 6], None));
+    assert_eq!(numbers(all.name("report").state(TaskState::Queued), Page::first(2)).await, (vec![5, 4], Some(id(4))));
+}
+
+pub(crate) async fn a_batch_of_many_is_written_in_one(backend: &impl Backend) {
+    let store = backend.open().await;
+    let epoch = begin(&store).await;
+    let accepts: Vec<_> = (0..512).map(|number| accept(&queued(number))).collect();
+    assert_eq!(store.write(epoch, &accepts).await.unwrap(), [Written::Done; 512]);
+    let mut ops: Vec<_> = (0..512).map(|number| update(&running(number))).collect();
+    ops[100] = update(&running(1000));
+    ops[200] = accept(&queued(2000));
+    let written = store.write(epoch, &ops).await.unwrap();
+    assert_eq!(written.len(), 512);
+    assert!(written.iter().enumerate().all(|(place, written)| (*written == Written::Unknown) == (place == 100)));
+    assert_eq!(found(&store, 511).await.unwrap().state, TaskState::Running);
+    assert_eq!(found(&store, 200).await.unwrap().state, TaskState::Queued);
+    assert!(found(&store, 2000).await.is_some());
+    assert_eq!(store.write(epoch, &[]).await.unwrap(), []);
+}
+
+/// F8
+pub(crate) async fn what_was_accepted_is_there_at_once_whoever_else_writes(backend: &impl Backend) {
+    let store = &backend.open().await;
+    let epoch = begin(store).await;
+    let clients = (0..32).map(|client| async move {
+        for number in (client * 16)..(client * 16 + 16) {
+            let written = store.write(epoch, &[accept(&queued(number))]).await.unwrap();
+            assert_eq!(written, [Written::Done]);
+            assert!(found(store, number).await.is_some());
+            store.write(epoch, &[update(&succeeded(number, now()))]).await.unwrap();
+            assert_eq!(found(store, number).await.unwrap().state, TaskState::Succeeded);
+        }
+    });
+    futures_util::future::join_all(clients).await;
+}

@@ -1,0 +1,74 @@
+//! Streams of events over HTTP, and what they do to a server that is to stop.
+
+use std::future::IntoFuture;
+
+use axum::Router;
+use tokio::{net::TcpListener, sync::oneshot, time::timeout};
+use tower_offload_tasks::{TaskState, Tasks};
+
+use super::{
+    http::{Client, part, rest},
+    support::{LONG, SHORT, background, hold, in_memory, record},
+};
+
+struct Server {
+    client: Client,
+    stop: oneshot::Sender<()>,
+    ended: tokio::task::JoinHandle<()>,
+}
+
+async fn serve(tasks: &Tasks) -> Server {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let app = Router::new().nest_service("/tasks", tasks.service());
+    let (stop, stopped) = oneshot::channel::<()>();
+    let server = axum::serve(listener, app).with_graceful_shutdown(async { drop(stopped.await) });
+    let ended = tokio::spawn(async move { server.into_future().await.unwrap() });
+    Server { client: Client::of(address), stop, ended }
+}
+
+#[tokio::test]
+async fn a_server_that_stops_does_not_wait_for_streams_that_are_ended() {
+    let (tasks, background) = (in_memory(), background());
+    let held = hold(&tasks, &background).await;
+    let server = serve(&tasks).await;
+    let target = format!("/tasks/{}/events", held.id);
+    let mut stream = server.client.open("GET", &target, &[]).await.unwrap().into_body();
+    assert!(part(&mut stream).await.unwrap().starts_with("retry: 1000\n\n"));
+
+    drop(server.stop);
+    tasks.end_streams();
+    let farewell = rest(&mut stream).await;
+    assert!(farewell.starts_with(": ") && !farewell.contains("event:"), "a word to people, and no end: {farewell}");
+    timeout(LONG, server.ended).await.expect("it waits for a stream").unwrap();
+    assert_eq!(record(&tasks, held.id).await.state, TaskState::Running);
+
+    // elsewhere, or here: who comes later is told what there is, and not held up
+    let server = serve(&tasks).await;
+    let mut stream = server.client.open("GET", &target, &[]).await.unwrap().into_body();
+    let story = rest(&mut stream).await;
+    assert!(story.contains("event: started"), "{story}");
+    assert!(tasks.track("report").run(&background, |_| super::support::done()).await.is_ok(), "work is still accepted");
+}
+
+#[tokio::test]
+async fn a_drain_ends_streams_of_tasks_that_are_not_over_and_tells_the_end_of_those_that_are() {
+    let (tasks, background) = (in_memory(), background());
+    let (held, other) = (hold(&tasks, &background).await, hold(&tasks, &background).await);
+    let server = serve(&tasks).await;
+    let open = async |id| {
+        let target = format!("/tasks/{id}/events");
+        server.client.open("GET", &target, &[]).await.unwrap().into_body()
+    };
+    let (mut of_held, mut of_other) = (open(held.id).await, open(other.id).await);
+    let id = other.id;
+    other.release();
+    super::support::ended(&tasks, id).await;
+    assert!(!tasks.drain(SHORT).await.is_clean());
+
+    let (first, second) = (rest(&mut of_held).await, rest(&mut of_other).await);
+    assert!(!first.contains("event: finished") && second.contains("event: finished"), "{first}\n{second}");
+    drop(server.stop);
+    timeout(LONG, server.ended).await.expect("it waits for a stream").unwrap();
+    assert_eq!(record(&tasks, held.id).await.state, TaskState::Running);
+}

@@ -1,0 +1,191 @@
+//! Latches to hold the world still, and a store that fails when it is told to.
+
+use std::{
+    convert::Infallible,
+    io,
+    sync::{Arc, Mutex, mpsc},
+    time::Duration,
+};
+
+use tokio::sync::{Semaphore, oneshot};
+use tower_offload::{Background, ThreadPool};
+use tower_offload_tasks::{
+    Accepted, MemoryStore, Record, Refused, Retention, StoreError, TaskId, TaskStore, Tasks, Timestamp,
+    store::{Epoch, Filter, Found, Lease, Listing, Op, Page, Process, StoreFuture, Swept, Written},
+};
+
+/// Longer than any test takes that passes.
+pub(crate) const LONG: Duration = Duration::from_secs(60);
+pub(crate) const SHORT: Duration = Duration::from_millis(5);
+
+pub(crate) fn background() -> Background {
+    let pool = ThreadPool::builder().threads(2).build().unwrap();
+    Background::builder().pool(pool).on_failure(|_| ()).build()
+}
+
+pub(crate) fn in_memory() -> Tasks {
+    Tasks::new(MemoryStore::new())
+}
+
+pub(crate) fn done() -> Result<(), Infallible> {
+    Ok(())
+}
+
+pub(crate) async fn record(tasks: &Tasks, id: TaskId) -> Record {
+    tasks.get(id).await.unwrap().into_record().expect("there is such a task")
+}
+
+/// The record when the task is over.
+pub(crate) async fn ended(tasks: &Tasks, id: TaskId) -> Record {
+    let mut subscription = tasks.subscribe(id).await.unwrap().expect("there is such a task");
+    while subscription.changed().await.unwrap().is_some() {}
+    subscription.record().clone()
+}
+
+/// A task that is held inside its sync work until it is released or this is dropped.
+pub(crate) struct Held {
+    pub(crate) id: TaskId,
+    release: mpsc::Sender<()>,
+}
+
+impl Held {
+    pub(crate) fn release(self) {
+        drop(self.release);
+    }
+}
+
+pub(crate) async fn hold(tasks: &Tasks, background: &Background) -> Held {
+    try_hold(tasks, background).await.unwrap()
+}
+
+pub(crate) async fn try_hold(tasks: &Tasks, background: &Background) -> Result<Held, Refused> {
+    let (release, released) = mpsc::channel::<()>();
+    let (enter, entered) = oneshot::channel();
+    let work = move |_| {
+        enter.send(()).unwrap();
+        let _ = released.recv();
+        done()
+    };
+    let accepted: Accepted = tasks.track("held").run(background, work).await?;
+    entered.await.unwrap();
+    Ok(Held { id: accepted.id(), release })
+}
+
+/// What becomes of the next writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// The answer is lost: it is written, and an error comes back.
+    AnswerLost,
+    DiskFull,
+    /// Batches with a task of the name `poison` fail.
+    Poisoned,
+    Panics,
+    Unavailable,
+    Works,
+}
+
+/// A store in memory that fails on command, and can be held in the midst of a write.
+#[derive(Clone)]
+pub(crate) struct Failing {
+    pub(crate) inner: MemoryStore,
+    mode: Arc<Mutex<Mode>>,
+    gate: Arc<Semaphore>,
+    renew_every: Option<Duration>,
+    writes: Arc<Mutex<Vec<usize>>>,
+}
+
+impl Failing {
+    pub(crate) fn new() -> Self {
+        Self {
+            inner: MemoryStore::new(),
+            mode: Arc::new(Mutex::new(Mode::Works)),
+            gate: Arc::new(Semaphore::new(1)),
+            renew_every: None,
+            writes: Arc::default(),
+        }
+    }
+
+    /// With a lease that must be renewed, as a store for many processes has.
+    pub(crate) fn leased(renew_every: Duration) -> Self {
+        Self { renew_every: Some(renew_every), ..Self::new() }
+    }
+
+    pub(crate) fn set(&self, mode: Mode) {
+        *self.mode.lock().unwrap() = mode;
+    }
+
+    /// No write goes on until this is dropped.
+    pub(crate) async fn hold(&self) -> tokio::sync::OwnedSemaphorePermit {
+        self.gate.clone().acquire_owned().await.unwrap()
+    }
+
+    /// How many records each batch had so far.
+    pub(crate) fn batches(&self) -> Vec<usize> {
+        self.writes.lock().unwrap().clone()
+    }
+
+    fn answer(&self, batch: &[Op]) -> Result<(), StoreError> {
+        let mode = *self.mode.lock().unwrap();
+        let is_poison = |op: &Op| match op {
+            Op::Accept(record) | Op::Update(record) => record.name == "poison",
+            _ => false,
+        };
+        match mode {
+            Mode::AnswerLost | Mode::Unavailable => Err(StoreError::unavailable("the server has gone")),
+            Mode::DiskFull => Err(StoreError::full(io::Error::from(io::ErrorKind::StorageFull))),
+            Mode::Poisoned if batch.iter().any(is_poison) => Err(StoreError::other("a value that it does not like")),
+            Mode::Panics => panic!("in the store"),
+            Mode::Poisoned | Mode::Works => Ok(()),
+        }
+    }
+}
+
+impl TaskStore for Failing {
+    fn begin<'a>(&'a self, process: &'a Process) -> StoreFuture<'a, Lease> {
+        Box::pin(async move {
+            self.answer(&[])?;
+            let lease = self.inner.begin(process).await?;
+            Ok(self.renew_every.map_or(lease, |every| Lease::renewed_every(lease.epoch, every)))
+        })
+    }
+
+    fn renew(&self, epoch: Epoch) -> StoreFuture<'_, bool> {
+        self.inner.renew(epoch)
+    }
+
+    fn end(&self, epoch: Epoch, now: Timestamp) -> StoreFuture<'_, ()> {
+        self.inner.end(epoch, now)
+    }
+
+    fn write<'a>(&'a self, epoch: Epoch, batch: &'a [Op]) -> StoreFuture<'a, Vec<Written>> {
+        Box::pin(async move {
+            let _gate = self.gate.acquire().await.unwrap();
+            let is_lost = *self.mode.lock().unwrap() == Mode::AnswerLost;
+            if is_lost {
+                self.inner.write(epoch, batch).await?;
+            }
+            self.answer(batch)?;
+            self.writes.lock().unwrap().push(batch.len());
+            self.inner.write(epoch, batch).await
+        })
+    }
+
+    fn get(&self, id: TaskId) -> StoreFuture<'_, Found> {
+        Box::pin(async move {
+            self.answer(&[])?;
+            self.inner.get(id).await
+        })
+    }
+
+    fn list<'a>(&'a self, filter: &'a Filter, page: Page) -> StoreFuture<'a, Listing> {
+        self.inner.list(filter, page)
+    }
+
+    fn cancel_requests(&self, epoch: Epoch) -> StoreFuture<'_, Vec<TaskId>> {
+        self.inner.cancel_requests(epoch)
+    }
+
+    fn sweep<'a>(&'a self, now: Timestamp, retention: &'a Retention) -> StoreFuture<'a, Swept> {
+        self.inner.sweep(now, retention)
+    }
+}

@@ -1,0 +1,72 @@
+//! Many at once.
+
+use tower_offload::{Background, ThreadPool};
+use tower_offload_tasks::{MemoryStore, TaskState, Tasks, store::Found};
+
+use super::support::{Failing, LONG, done};
+
+/// F8
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn ten_thousand_are_accepted_and_found_at_once_by_many_clients() {
+    let pool = ThreadPool::builder().threads(2).build().unwrap();
+    let background = Background::builder().pool(pool).queue_capacity(10_000).build();
+    let tasks = Tasks::new(MemoryStore::with_capacity(20_000));
+    let clients: Vec<_> = (0..50)
+        .map(|client| {
+            let (tasks, background) = (tasks.clone(), background.clone());
+            tokio::spawn(async move {
+                for number in 0..200_u32 {
+                    let work = move |_| Ok::<_, &str>(number);
+                    let accepted = match number % 2 {
+                        0 => tasks.track("sync").run(&background, work).await,
+                        _ => {
+                            tasks.track("async").spawn(&background, move |progress| async move { work(progress) }).await
+                        }
+                    };
+                    let id = accepted.unwrap().id();
+                    match tasks.get(id).await.unwrap() {
+                        Found::Record(record) if record.state == TaskState::Succeeded => {
+                            assert_eq!(record.result.unwrap().parse::<u32>().unwrap(), number);
+                        }
+                        Found::Record(_) => {}
+                        other => panic!("client {client}, task {number}: {other:?}"),
+                    }
+                }
+            })
+        })
+        .collect();
+    for client in clients {
+        client.await.unwrap();
+    }
+    assert!(background.drain(LONG).await.is_clean());
+    assert!(tasks.drain(LONG).await.is_clean());
+    assert_eq!((background.stats().completed, tasks.stats().open), (10_000, 0));
+}
+
+#[tokio::test]
+async fn what_comes_while_a_batch_is_written_goes_into_the_next_as_one() {
+    let store = Failing::new();
+    let tasks = Tasks::new(store.clone());
+    tasks.start().await.unwrap();
+    let pool = ThreadPool::builder().threads(1).build().unwrap();
+    let background = Background::builder().pool(pool).max_running(1).build();
+    let gate = store.hold().await;
+    let all: Vec<_> = (0..100)
+        .map(|_| {
+            let (tasks, background) = (tasks.clone(), background.clone());
+            tokio::spawn(async move { tasks.track("x").run(&background, |_| done()).await })
+        })
+        .collect();
+    while background.stats().reserved < 100 {
+        tokio::task::yield_now().await;
+    }
+    for _ in 0..10 {
+        tokio::task::yield_now().await;
+    }
+    drop(gate);
+    for accepted in all {
+        assert!(accepted.await.unwrap().is_ok());
+    }
+    let batches = store.batches();
+    assert!(batches.iter().take(2).sum::<usize>() >= 100, "one for the first to come, one for all others: {batches:?}");
+}
