@@ -44,7 +44,7 @@ async fn hooks_and_tasks_run_in_the_span_of_their_request() {
     let call = service.oneshot(Request::new(())).instrument(tracing::info_span!("request"));
     drop(call.await.unwrap());
     assert_eq!(spans(), [""; 0]);
-    background.drain(Duration::from_secs(60)).await;
+    background.shutdown(Duration::from_secs(60)).await;
     let expected = [&["request"][..], &["background_task", "request"], &["background_task", "request"]];
     assert_eq!(rx.iter().collect::<Vec<_>>(), expected);
 }

@@ -17,7 +17,7 @@ use super::{
     task::Condition,
 };
 use crate::{
-    background::{Body, Hold, Over, Reservation},
+    background::{Completion, DrainGuard, Reservation, TaskBody},
     pool::call::{self, contained},
     sync::{Mutex, lock},
 };
@@ -44,7 +44,7 @@ impl Hook {
 pub(super) struct RegisteredTask {
     /// Declared before `reservation`: a shutdown that sees the permit released must find what the
     /// work held dropped.
-    pub(super) body: Body,
+    pub(super) body: TaskBody,
     pub(super) reservation: Reservation,
     pub(super) condition: Condition,
     pub(super) attempt: Option<InnerAttempt>,
@@ -58,9 +58,9 @@ pub(super) struct RegisteredTask {
 /// It is a task of its own, because an exchange settles in the middle of I/O, where no user code
 /// may run.
 pub(super) struct Driver {
-    /// The hold makes a shutdown of the background wait for hooks as well. `None` once the driver
+    /// The guard makes a shutdown of the background wait for hooks as well. `None` once the driver
     /// or a thread in its place has started.
-    work: Option<(Arc<Exchange>, Hold)>,
+    work: Option<(Arc<Exchange>, DrainGuard)>,
 }
 
 impl Driver {
@@ -70,7 +70,7 @@ impl Driver {
     pub(super) fn start(exchange: Arc<Exchange>) {
         let context = lock(&exchange.pending).context();
         let Some(SpawnContext { runtime, background }) = context else { return }; // nothing was registered
-        let driver = Self { work: Some((exchange, background.hold())) };
+        let driver = Self { work: Some((exchange, background.drain_guard())) };
         match runtime.or_else(|| Handle::try_current().ok()) {
             Some(runtime) => contained(|| drop(runtime.spawn(driver))), // the runtime's own task hooks are user code
             None => drop(driver),
@@ -82,8 +82,8 @@ impl Future for Driver {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {
-        if let Some((exchange, hold)) = self.work.take() {
-            run_pending(&exchange, &hold);
+        if let Some((exchange, guard)) = self.work.take() {
+            run_pending(&exchange, &guard);
         }
         Poll::Ready(())
     }
@@ -93,14 +93,14 @@ impl Drop for Driver {
     /// If the driver was never polled, because there is no runtime or it has shut down, a thread
     /// takes its place.
     fn drop(&mut self) {
-        let Some((exchange, hold)) = self.work.take() else { return };
+        let Some((exchange, guard)) = self.work.take() else { return };
         let name = "after-response".to_owned();
-        let _ = thread::Builder::new().name(name).spawn(move || run_pending(&exchange, &hold));
+        let _ = thread::Builder::new().name(name).spawn(move || run_pending(&exchange, &guard));
     }
 }
 
 /// Runs hooks and submits selected tasks until nothing new was registered.
-fn run_pending(exchange: &Arc<Exchange>, hold: &Hold) {
+fn run_pending(exchange: &Arc<Exchange>, guard: &DrainGuard) {
     let begins = lock(&exchange.pending).begin_driving();
     if !begins {
         return;
@@ -109,7 +109,7 @@ fn run_pending(exchange: &Arc<Exchange>, hold: &Hold) {
     loop {
         let taken = lock(&exchange.pending).take();
         let Some((hooks, tasks)) = taken else { return };
-        hooks.for_each(|hook| hold.scope(|| hook.run(&outcome)));
+        hooks.for_each(|hook| guard.scope(|| hook.run(&outcome)));
         tasks.into_iter().for_each(|task| select(task, &outcome, &exchange.pending));
         dispatch(exchange);
     }
@@ -141,7 +141,7 @@ pub(super) fn dispatch(exchange: &Arc<Exchange>) {
         let next = lock(&exchange.pending).next_task();
         let Some(RegisteredTask { reservation, body, stop_on_error, .. }) = next else { return };
         let (exchange, id) = (exchange.clone(), reservation.id());
-        let on_completion = move |completion: Over| {
+        let on_completion = move |completion: Completion| {
             let stop = stop_on_error && completion.is_failure();
             let stopped = {
                 let mut pending = lock(&exchange.pending);
@@ -152,6 +152,6 @@ pub(super) fn dispatch(exchange: &Arc<Exchange>) {
             stopped.into_iter().for_each(|(task, _)| skip(task, &exchange.pending));
             dispatch(&exchange);
         };
-        reservation.on_over(on_completion).spend(body);
+        reservation.on_completion(on_completion).submit(body);
     }
 }

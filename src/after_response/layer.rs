@@ -14,7 +14,7 @@ pub struct AfterResponseLayer {
 
 impl AfterResponseLayer {
     /// Creates a layer whose tasks run in `background`. Keep a clone of it, to
-    /// [drain](Background::drain) at shutdown.
+    /// [shut down](Background::shutdown) at shutdown.
     pub fn new(background: Background) -> Self {
         Self { background }
     }

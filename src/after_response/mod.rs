@@ -33,7 +33,7 @@
 //! let service = ServiceBuilder::new().layer(layer).service_fn(sign_up);
 //! let response = service.oneshot(Request::new(())).await?;
 //! # let _ = response.into_body().collect().await; // a server does this
-//! let report = background.drain(Duration::from_secs(10)).await; // at shutdown
+//! let report = background.shutdown(Duration::from_secs(10)).await; // at shutdown
 //! assert_eq!(report.completed, 2);
 //! # Ok(())
 //! # }
@@ -106,16 +106,16 @@
 //! # Shutdown
 //!
 //! Close the connections first, with a timeout, because `with_graceful_shutdown` alone waits for
-//! every open request. Then [drain](crate::Background::drain) the background: see
-//! `examples/graceful_shutdown.rs`. A drain waits for every accepted task, also of responses that
-//! are still open, and for hooks that are due. Without a drain, work that still runs at the end of
+//! every open request. Then [shut down](crate::Background::shutdown) the background: see
+//! `examples/graceful_shutdown.rs`. The shutdown waits for every accepted task, also of responses
+//! that are still open, and for hooks that are due. Without it, work that still runs at the end of
 //! `main` is lost without a message.
 //!
 //! # In tests
 //!
-//! Read the body of the response to its end, as a client would, then drain the background: after
-//! that, everything that was registered has run. A drain during which the test still holds the
-//! response waits for its tasks until the timeout, and cancels them. With a paused clock, give the
+//! Read the body of the response to its end, as a client would, then shut down the background:
+//! after that, everything that was registered has run. If the test still holds the response, the
+//! shutdown waits for its tasks until the timeout, and cancels them. With a paused clock, give the
 //! background [`Inline`](crate::pool::Inline) as its pool.
 //!
 //! # When not to use it

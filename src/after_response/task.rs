@@ -2,7 +2,7 @@ use std::{borrow::Cow, error::Error, fmt, time::Duration};
 
 use super::{AfterResponse, Outcome, driver::RegisteredTask, guard::InnerAttempt};
 use crate::{
-    background::{self, Body, Place, Reservation, TaskHandle, TaskOutput},
+    background::{Reservation, SubmitError, TaskBody, TaskHandle, TaskOutput},
     pool::call::{contained, guarded},
 };
 
@@ -65,7 +65,7 @@ impl<'a> ResponseTaskBuilder<'a> {
     }
 
     /// Limits the run time of the task. Default: no limit. See
-    /// [`background::Task::timeout`](crate::background::Task::timeout).
+    /// [`background::TaskBuilder::timeout`](crate::background::TaskBuilder::timeout).
     ///
     /// The request's next task starts when the timeout elapses, even if this one is blocking work
     /// that still runs.
@@ -110,7 +110,7 @@ impl<'a> ResponseTaskBuilder<'a> {
         F: FnOnce() -> T + Send + 'static,
         T: TaskOutput,
     {
-        self.register(Body::of_closure(work))
+        self.register(TaskBody::from_closure(work))
     }
 
     /// Registers the task with async work, which runs on the current runtime. Outside of a runtime,
@@ -123,30 +123,43 @@ impl<'a> ResponseTaskBuilder<'a> {
     where
         F: Future<Output: TaskOutput> + Send + 'static,
     {
-        self.register(Body::of_future(work))
+        self.register(TaskBody::from_future(work))
     }
 
-    /// Reserves a place in the background now. The task is registered when it is given work.
-    /// `timeout` applies unless the builder has its own.
-    #[doc(hidden)]
-    pub fn place(self, timeout: Duration) -> Result<Place, RegisterError> {
-        let reservation = self.reserve()?.with_limit(self.timeout.or(Some(timeout)));
-        let (after, registration) = (self.after.clone(), self.into_registration());
-        let place = Place::new(reservation, move |reservation, body| registration.submit(&after, reservation, body));
-        Ok(place.after_response())
+    /// Admits the task with the options set so far. It gets its work later, and starts after the
+    /// response.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error in the same cases as [`spawn_blocking`](Self::spawn_blocking).
+    pub fn reserve(self) -> Result<Reservation, RegisterError> {
+        let reservation = self.admit()?;
+        Ok(self.defer(reservation))
     }
 
-    fn register(self, body: Body) -> Result<TaskHandle, RegisterError> {
-        let reservation = self.reserve()?.with_limit(self.timeout);
+    fn register(self, body: TaskBody) -> Result<TaskHandle, RegisterError> {
+        let reservation = self.admit()?;
+        let handle = reservation.handle();
         let after = self.after;
-        Ok(self.into_registration().submit(after, reservation, body))
+        self.into_registration().submit(after, reservation, body);
+        Ok(handle)
     }
 
-    fn reserve(&self) -> Result<Reservation, RegisterError> {
+    fn admit(&self) -> Result<Reservation, RegisterError> {
         if matches!(self.condition, Condition::Flushed) && !self.after.is_tracked() {
             return Err(RegisterError::UNTRACKED);
         }
-        Ok(self.after.background().reserve(self.name.clone())?)
+        let reservation = self.after.background().reserve(self.name.clone())?;
+        Ok(match self.timeout {
+            Some(timeout) => reservation.timeout(timeout),
+            None => reservation,
+        })
+    }
+
+    /// Lets the work that the reservation gets start after the response.
+    pub(super) fn defer(self, reservation: Reservation) -> Reservation {
+        let (after, registration) = (self.after.clone(), self.into_registration());
+        reservation.after_response(move |reservation, body| registration.submit(&after, reservation, body))
     }
 
     fn into_registration(self) -> Registration {
@@ -174,8 +187,8 @@ impl fmt::Debug for ResponseTaskBuilder<'_> {
     }
 }
 
-/// Options of a task whose place is reserved.
-pub(super) struct Registration {
+/// Options of an admitted task.
+struct Registration {
     name: Cow<'static, str>,
     condition: Condition,
     attempt: Option<InnerAttempt>,
@@ -185,21 +198,15 @@ pub(super) struct Registration {
 }
 
 impl Registration {
-    /// The options of a task without a builder.
-    pub(super) fn new(after: &AfterResponse, name: Cow<'static, str>) -> Self {
-        ResponseTaskBuilder::new(after, name).into_registration()
-    }
-
     /// Adds the task to the list of the request.
-    pub(super) fn submit(self, after: &AfterResponse, reservation: Reservation, body: Body) -> TaskHandle {
+    fn submit(self, after: &AfterResponse, reservation: Reservation, body: TaskBody) {
         let Self { name, condition, attempt, concurrent, stop_on_error, replace } = self;
         if replace {
             after.cancel(&name);
         }
-        let handle = reservation.handle();
+        let id = reservation.id();
         let task = RegisteredTask { body, reservation, condition, attempt, concurrent, stop_on_error };
-        after.register_task(name, handle.id(), task);
-        handle
+        after.register_task(name, id, task);
     }
 }
 
@@ -249,7 +256,7 @@ pub struct RegisterError(Kind);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Untracked,
-    Background(background::Rejected),
+    Background(SubmitError),
 }
 
 impl RegisterError {
@@ -273,8 +280,8 @@ impl RegisterError {
     }
 }
 
-impl From<background::Rejected> for RegisterError {
-    fn from(error: background::Rejected) -> Self {
+impl From<SubmitError> for RegisterError {
+    fn from(error: SubmitError) -> Self {
         Self(Kind::Background(error))
     }
 }

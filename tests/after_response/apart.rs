@@ -9,7 +9,8 @@ use tower::{Layer, Service, service_fn};
 use tower_offload::{AfterResponse, after_response::End};
 
 use crate::support::{
-    Log, Script, drained, exchange, frame, handle, layer, on_no_thread, on_threads, outcome_of, respond, responded,
+    Log, Script, after_shutdown, exchange, frame, handle, layer, on_no_thread, on_threads, outcome_of, respond,
+    responded,
 };
 
 /// The runtime has one thread, so nothing else can run until this test yields.
@@ -36,7 +37,7 @@ async fn drop_of_the_response_returns_before_anything_runs() {
             tokio::task::yield_now().await;
         }
     }
-    drained(&background).await;
+    after_shutdown(&background).await;
 }
 
 #[tokio::test]
@@ -52,7 +53,7 @@ async fn hooks_and_async_tasks_run_in_tasks_and_blocking_on_the_pool() {
         after.spawn_blocking(move || tx.send((tokio::task::try_id(), thread::current().id())).unwrap()).unwrap();
     });
     drop(response.await);
-    drained(&background).await;
+    after_shutdown(&background).await;
     let [hook, spawned, run] = rx.iter().collect::<Vec<_>>()[..] else { panic!("expected three results") };
     assert!(hook.0.is_some() && hook.0 != here.0 && spawned.0.is_some() && spawned.0 != hook.0);
     assert_eq!((hook.1, spawned.1), (here.1, here.1), "the runtime's one thread");
@@ -84,7 +85,7 @@ async fn nothing_runs_before_handler_and_body_have_ended() {
     tokio::task::yield_now().await;
     assert!(log.entries().is_empty() && background.stats().reserved == 1);
     drop(response);
-    assert_eq!(drained(&background).await.completed, 1);
+    assert_eq!(after_shutdown(&background).await.completed, 1);
 }
 
 /// Stands for an open file. When it is dropped, no task exists that could call a hook on any

@@ -28,7 +28,7 @@ use tower_offload::{
     flush::Tracker,
 };
 
-use crate::support::{Log, drained, handle, layer, on_no_thread, read};
+use crate::support::{Log, after_shutdown, handle, layer, on_no_thread, read};
 
 /// Retries a server error once.
 #[derive(Clone)]
@@ -91,7 +91,7 @@ async fn retry_inside_a_layer_runs_only_tasks_of_successful_attempts() {
         assert_eq!(response.status(), *statuses.last().unwrap());
         read(response.body_mut());
         drop(response);
-        drained(&background).await;
+        after_shutdown(&background).await;
         assert_eq!(log.entries(), expected);
         for _ in statuses {
             let outcome = outcomes.recv().await.unwrap();
@@ -121,7 +121,7 @@ async fn retry_when_tracked_runs_only_tasks_of_successful_attempts() {
             let outcome = outcomes.recv().await.unwrap();
             assert_eq!((outcome.end, outcome.delivery), (End::Complete, Delivery::Flushed));
         }
-        drained(&background).await;
+        after_shutdown(&background).await;
         assert_eq!(log.entries(), expected);
     }
 }

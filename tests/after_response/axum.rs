@@ -8,7 +8,7 @@ use tower_offload::{
     after_response::{Outcome, RegisterError},
 };
 
-use crate::support::{drained, layer, on_no_thread, on_threads};
+use crate::support::{after_shutdown, layer, on_no_thread, on_threads};
 
 async fn send(app: Router) -> (Response<()>, String) {
     let response = app.oneshot(Request::new(Body::empty())).await.unwrap();
@@ -35,7 +35,7 @@ async fn optional_extractor_works_without_the_layer() {
 
 #[tokio::test]
 async fn registration_error_is_a_503_or_500() {
-    let background = on_threads(1).queue_capacity(1).build();
+    let background = on_threads(1).max_tasks(1).build();
     let place = background.reserve("taken").unwrap();
     let register = async |after: AfterResponse| {
         after.spawn_blocking(|| ())?;
@@ -54,7 +54,7 @@ async fn registration_error_is_a_503_or_500() {
     assert!(body.contains("not tracked"), "{body}");
     drop(place);
     assert_eq!(send(app(get(register))).await.0.status(), StatusCode::CREATED);
-    assert_eq!(drained(&background).await.completed, 1);
+    assert_eq!(after_shutdown(&background).await.completed, 1);
     assert_eq!(send(app(get(register))).await.0.status(), StatusCode::SERVICE_UNAVAILABLE, "closed");
 }
 
@@ -70,7 +70,7 @@ async fn failed_task_does_not_change_the_response() {
     let app = Router::new().route("/", get(handler)).layer(layer(&background));
     let (response, body) = send(app).await;
     assert_eq!((response.status(), body.as_str()), (StatusCode::INTERNAL_SERVER_ERROR, "from the handler"));
-    assert_eq!(drained(&background).await.failed, 1);
+    assert_eq!(after_shutdown(&background).await.failed, 1);
     assert_eq!(failures.entries(), ["background task 1 `mail` failed: no such address"]);
     let outcome = rx.recv().unwrap();
     assert_eq!((outcome.status, outcome.body_bytes), (Some(StatusCode::INTERNAL_SERVER_ERROR), 16));

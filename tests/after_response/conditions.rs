@@ -8,7 +8,7 @@ use tower_offload::{
     after_response::{End, ResponseTaskBuilder},
 };
 
-use crate::support::{Log, Script, drained, exchange, layer, logging, on_no_thread, on_threads, read, respond};
+use crate::support::{Log, Script, after_shutdown, exchange, layer, logging, on_no_thread, on_threads, read, respond};
 
 const ENDS: [End; 6] =
     [End::Aborted, End::BodyError, End::BodyTooShort, End::Complete, End::HandlerError, End::NoResponse];
@@ -22,7 +22,7 @@ async fn runs_at(status: u16, condition: impl Fn(ResponseTaskBuilder<'_>) -> Res
             drop(condition(after.task("")).spawn_blocking(log.adds("ran")).unwrap())
         })
         .await;
-        let stats = drained(&background).await;
+        let stats = after_shutdown(&background).await;
         assert_eq!((stats.completed, stats.skipped), if log.entries().is_empty() { (0, 1) } else { (1, 0) });
         ran.extend((stats.completed == 1).then_some(end));
     }
@@ -68,7 +68,7 @@ async fn handler_panic_runs_always_tasks() {
         }
     });
     assert!(panicked.await.unwrap_err().is_panic());
-    let stats = drained(&background).await;
+    let stats = after_shutdown(&background).await;
     assert_eq!((stats.completed, stats.skipped), (1, 1));
     assert_eq!(log.entries(), ["always"]);
 }
@@ -82,7 +82,7 @@ async fn panicking_predicate_skips_only_its_task() {
         after.spawn_blocking(log.adds("next")).unwrap();
     })
     .await;
-    assert_eq!(drained(&background).await.skipped, 1);
+    assert_eq!(after_shutdown(&background).await.skipped, 1);
     assert_eq!(log.entries(), ["next"]);
     assert!(failures.entries().is_empty());
 }
@@ -104,7 +104,7 @@ async fn grpc_web_response_needs_no_grpc_status_for_success() {
             Ok::<_, Infallible>(Response::builder().header("content-type", kind).body(Script::of(3)).unwrap())
         };
         read(respond(&layer(&background), Request::new(()), handler).await.unwrap().body_mut());
-        let stats = drained(&background).await;
+        let stats = after_shutdown(&background).await;
         assert_eq!((stats.completed, stats.skipped), (runs, 1 - runs), "{kind}");
     }
 }
@@ -131,6 +131,6 @@ async fn on_flushed_is_rejected_on_an_untracked_connection() {
         expect_rejection(after, &background);
     })
     .await;
-    assert_eq!(drained(&background).await.completed, 1);
+    assert_eq!(after_shutdown(&background).await.completed, 1);
     assert_eq!(log.entries(), ["mail"], "the task that it would have replaced stays");
 }

@@ -20,7 +20,9 @@ use tower_offload::{
     after_response::{Delivery, End, Outcome},
 };
 
-use crate::support::{Log, Script, Step, drained, frame, handle, hooks_only, layer, on_no_thread, outcome_of, respond};
+use crate::support::{
+    Log, Script, Step, after_shutdown, frame, handle, hooks_only, layer, on_no_thread, outcome_of, respond,
+};
 
 type HandlerResult = Result<Response<Script>, Infallible>;
 
@@ -74,7 +76,7 @@ async fn informational_status_is_a_handler_error() {
         let (end, error) = ended(outcome).await;
         assert_eq!(end, End::HandlerError, "{status}");
         assert!(error.unwrap().starts_with(&status.to_string()));
-        drained(&background).await;
+        after_shutdown(&background).await;
         assert_eq!(log.entries(), ["always"]);
     }
 }

@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use tower_offload::{AfterResponse, after_response::End};
 
 use crate::support::{
-    Log, drained, exchange, frame, hold, layer, on_no_thread, on_threads, outcome_of, read, respond, responded,
+    Log, after_shutdown, exchange, frame, hold, layer, on_no_thread, on_threads, outcome_of, read, respond, responded,
 };
 
 #[tokio::test]
@@ -30,7 +30,7 @@ async fn registration_after_the_end_runs_once_and_at_once() {
         );
         after.task("").when(|outcome| outcome.end != End::Complete).spawn_blocking(log.adds("skipped")).unwrap();
     }
-    let stats = drained(&background).await;
+    let stats = after_shutdown(&background).await;
     assert_eq!((stats.completed, stats.skipped), (3, 3));
     assert_eq!(log.entries(), ["0", "1", "2"]);
 }
@@ -56,7 +56,7 @@ async fn registration_from_another_thread_before_and_after_the_end() {
         };
         assert_eq!(outcome.await.unwrap().end, End::NoResponse);
     }
-    assert_eq!(drained(&background).await.completed, 2);
+    assert_eq!(after_shutdown(&background).await.completed, 2);
 }
 
 #[tokio::test]
@@ -82,7 +82,7 @@ async fn concurrent_registrations_at_the_end_each_run_once() {
     for hook in hooks {
         hook.await.unwrap();
     }
-    assert_eq!(drained(&background).await.completed, 150);
+    assert_eq!(after_shutdown(&background).await.completed, 150);
 }
 
 #[tokio::test]
@@ -103,7 +103,7 @@ async fn registrations_in_a_hook_run_after_it() {
     });
     drop(response.await);
     rx.await.unwrap();
-    assert_eq!(drained(&background).await.completed, 2);
+    assert_eq!(after_shutdown(&background).await.completed, 2);
     assert_eq!(log.entries(), ["hook", "task", "hook of the hook", "task of the hook"]);
 }
 
@@ -125,13 +125,13 @@ async fn registrations_in_tasks_run_five_levels_deep() {
     while log.entries().len() < 5 {
         tokio::task::yield_now().await;
     }
-    assert_eq!(drained(&background).await.completed, 5);
+    assert_eq!(after_shutdown(&background).await.completed, 5);
     assert_eq!(log.entries(), ["1", "2", "3", "4", "5"]);
 }
 
-/// A drain waits for everything that a task or hook registers while the drain waits for it.
+/// A shutdown waits for everything that a task or hook registers while the shutdown waits for it.
 #[tokio::test]
-async fn during_a_drain_only_hooks_and_tasks_may_register() {
+async fn during_a_shutdown_only_hooks_and_tasks_may_register() {
     let (background, log) = (on_threads(1).max_running(1).build(), Log::default());
     let held = hold(&background).await;
     let (tx, rx) = oneshot::channel();
@@ -144,12 +144,12 @@ async fn during_a_drain_only_hooks_and_tasks_may_register() {
         outside = Some(after.clone());
     })
     .await;
-    let mut drain = Box::pin(background.drain(crate::support::LONG));
-    assert!(futures_util::poll!(&mut drain).is_pending());
+    let mut shutdown = Box::pin(background.shutdown(crate::support::LONG));
+    assert!(futures_util::poll!(&mut shutdown).is_pending());
     assert!(outside.unwrap().spawn_blocking(|| ()).unwrap_err().is_closed());
     drop(response);
     held.release();
-    assert_eq!(drain.await.completed, 7);
+    assert_eq!(shutdown.await.completed, 7);
     assert_eq!(log.entries(), ["1", "of the hook", "2", "3", "4", "5"]);
     assert!(rx.await.unwrap());
 }
@@ -174,7 +174,7 @@ async fn registrations_during_a_stream_run_after_it() {
     assert_eq!(log.entries(), ["chunk 0"], "nothing runs during the stream");
     read(&mut body);
     drop(body);
-    assert_eq!(drained(&background).await.completed, 4);
+    assert_eq!(after_shutdown(&background).await.completed, 4);
     let expected = ["before", "in chunk 0", "in chunk 1", "in chunk 2"].map(|when| format!("registered {when}"));
     assert_eq!(log.entries()[3..], expected);
 }

@@ -18,7 +18,7 @@ use http_body_util::Full;
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_offload::{AfterResponse, OffloadLayer, ThreadPool, after_response::End, pool::Pool};
 
-use crate::support::{Log, Script, drained, handle, layer, on_no_thread, outcome_of, read};
+use crate::support::{Log, Script, after_shutdown, handle, layer, on_no_thread, outcome_of, read};
 
 fn request(path: &str) -> Request {
     Request::builder().uri(path).body(Body::empty()).unwrap()
@@ -44,7 +44,7 @@ async fn outer_layer_owns_the_response_and_runs_the_tasks() {
     let mut response = service.oneshot(http::Request::new(())).await.unwrap();
     read(response.body_mut());
     drop(response);
-    assert_eq!((drained(&outer).await.completed, drained(&inner).await.completed), (2, 0));
+    assert_eq!((after_shutdown(&outer).await.completed, after_shutdown(&inner).await.completed), (2, 0));
     assert_eq!(log.entries(), ["complete 3", "task of the layer between", "task of the handler"]);
 }
 
@@ -61,7 +61,7 @@ async fn tasks_of_ten_nested_layers_all_run() {
         router = router.layer(from_fn(register)).layer(layer(&background));
     }
     drop(router.oneshot(request("/")).await.unwrap());
-    assert_eq!(drained(&background).await.completed, 10);
+    assert_eq!(after_shutdown(&background).await.completed, 10);
     assert_eq!(log.entries(), (0..10).rev().map(|number| number.to_string()).collect::<Vec<_>>());
 }
 
@@ -88,7 +88,7 @@ async fn nested_and_merged_routers_and_fallbacks_have_the_handle() {
         let expected = if path == "/service" { StatusCode::OK } else { StatusCode::IM_A_TEAPOT };
         assert_eq!(app.clone().oneshot(request(path)).await.unwrap().status(), expected, "{path}");
     }
-    assert_eq!(drained(&background).await.completed, 5);
+    assert_eq!(after_shutdown(&background).await.completed, 5);
 }
 
 /// A service that copies the extensions of a request into a new one registers work for the first
@@ -110,7 +110,7 @@ async fn copied_extensions_share_the_handle() {
         Ok::<_, Infallible>(Response::new(Script::of(5)))
     }));
     drop(outer.oneshot(http::Request::new(())).await);
-    assert_eq!(drained(&background).await.completed, 1);
+    assert_eq!(after_shutdown(&background).await.completed, 1);
     assert_eq!(log.entries(), ["the inner response is over", "of the inner request"]);
 }
 
@@ -195,7 +195,7 @@ async fn offloaded_handler_registers_hooks_and_tasks() {
     let (there, here, bytes) = hooked.recv().await.unwrap();
     assert_eq!((here, bytes), (std::thread::current().id(), 4));
     assert_ne!(there, here);
-    assert_eq!(drained(&background).await.completed, 1);
+    assert_eq!(after_shutdown(&background).await.completed, 1);
 
     // The body of a rejection by the offload layer belongs to no exchange.
     pool.shutdown(crate::support::LONG).await;

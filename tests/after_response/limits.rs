@@ -7,12 +7,13 @@ use tower::{ServiceBuilder, ServiceExt, service_fn};
 use tower_offload::{AfterResponse, OffloadLayer, ThreadPool, after_response::End};
 
 use crate::support::{
-    LONG, Log, drained, exchange, handle, hold, layer, logging, on_no_thread, on_threads, outcome_of, panics, responded,
+    LONG, Log, after_shutdown, exchange, handle, hold, layer, logging, on_no_thread, on_threads, outcome_of, panics,
+    responded,
 };
 
 #[tokio::test]
 async fn full_background_rejects_at_registration() {
-    let (background, log) = (on_threads(1).queue_capacity(1).build(), Log::default());
+    let (background, log) = (on_threads(1).max_tasks(1).build(), Log::default());
     let mut outcome = None;
     let first = responded(&background, |after| drop(after.task("mail").spawn_blocking(|| ()).unwrap())).await;
     exchange(&background, 200, End::Complete, |after| {
@@ -33,26 +34,26 @@ async fn full_background_rejects_at_registration() {
     }
     exchange(&background, 200, End::Complete, |after| drop(after.spawn_blocking(log.adds("there is room")).unwrap()))
         .await;
-    assert_eq!(drained(&background).await.completed, 2);
+    assert_eq!(after_shutdown(&background).await.completed, 2);
     assert_eq!(log.entries(), ["there is room"]);
 }
 
 #[tokio::test]
 async fn rejected_task_does_not_replace_others() {
-    let background = on_threads(1).queue_capacity(1).build();
+    let background = on_threads(1).max_tasks(1).build();
     let log = Log::default();
     exchange(&background, 200, End::Complete, |after| {
         after.task("mail").spawn_blocking(log.adds("first")).unwrap();
         assert!(after.task("mail").replace().spawn_blocking(|| panics("ran")).unwrap_err().is_full());
     })
     .await;
-    assert_eq!(drained(&background).await.completed, 1);
+    assert_eq!(after_shutdown(&background).await.completed, 1);
     assert_eq!(log.entries(), ["first"]);
 }
 
 #[tokio::test]
 async fn task_reserves_from_registration_until_it_is_skipped() {
-    let background = on_threads(1).queue_capacity(1).max_running(1).build();
+    let background = on_threads(1).max_tasks(1).max_running(1).build();
     for _ in 0..3 {
         exchange(&background, 404, End::Complete, |after| {
             after.spawn_blocking(|| panics("ran")).unwrap();
@@ -82,21 +83,21 @@ async fn closed_background_rejects_tasks_but_runs_hooks() {
 }
 
 #[tokio::test]
-async fn drain_waits_for_tasks_of_open_responses() {
+async fn shutdown_waits_for_tasks_of_open_responses() {
     let (background, failures) = logging(on_threads(1));
     let log = Log::default();
     let open = responded(&background, |after| drop(after.spawn_blocking(log.adds("task")).unwrap())).await;
-    let mut drain = Box::pin(background.drain(LONG));
-    assert!(futures_util::poll!(&mut drain).is_pending());
+    let mut shutdown = Box::pin(background.shutdown(LONG));
+    assert!(futures_util::poll!(&mut shutdown).is_pending());
     drop(open);
-    let report = drain.await;
+    let report = shutdown.await;
     assert_eq!((report.completed, report.is_clean()), (1, true));
     assert_eq!(log.entries(), ["task"]);
     assert!(failures.entries().is_empty());
 }
 
 #[tokio::test]
-async fn drain_timeout_cancels_waiting_and_lists_running_tasks() {
+async fn shutdown_timeout_cancels_waiting_and_lists_running_tasks() {
     let (background, failures) = logging(on_threads(1));
     let (entered, inside) = tokio::sync::oneshot::channel();
     let (release, released) = std::sync::mpsc::channel::<()>();
@@ -116,14 +117,14 @@ async fn drain_timeout_cancels_waiting_and_lists_running_tasks() {
         outcome = Some(outcome_of(after));
     })
     .await;
-    let report = background.drain(Duration::from_millis(1)).await;
-    let orphans: Vec<_> = report.orphaned.iter().map(|orphan| (orphan.id, &*orphan.name)).collect();
-    assert_eq!(orphans, [(stuck.unwrap().id(), "stuck")]);
+    let report = background.shutdown(Duration::from_millis(1)).await;
+    let running: Vec<_> = report.still_running.iter().map(|task| (task.id, &*task.name)).collect();
+    assert_eq!(running, [(stuck.unwrap().id(), "stuck")]);
     assert_eq!((report.completed, report.failed, report.cancelled), (0, 0, 2));
     drop(open);
     assert!(outcome.unwrap().await.is_ok(), "hooks always run");
     release.send(()).unwrap();
-    background.drain(LONG).await;
+    background.shutdown(LONG).await;
     assert_eq!(background.stats().cancelled, 3, "the running task was cancelled");
     assert!(failures.entries().is_empty());
 }
@@ -131,9 +132,9 @@ async fn drain_timeout_cancels_waiting_and_lists_running_tasks() {
 /// The background is full and its only thread is busy.
 #[tokio::test]
 async fn busy_background_takes_no_capacity_from_requests() {
-    let background = on_threads(1).queue_capacity(2).max_running(1).build();
+    let background = on_threads(1).max_tasks(2).max_running(1).build();
     let held = hold(&background).await;
-    let waits = background.run(|| ()).unwrap();
+    let waits = background.spawn_blocking(|| ()).unwrap();
     let requests = ThreadPool::builder().threads(1).queue_capacity(1).build().unwrap();
     let service = ServiceBuilder::new()
         .layer(layer(&background))
@@ -151,7 +152,7 @@ async fn busy_background_takes_no_capacity_from_requests() {
     assert_eq!((background.stats().rejected, background.stats().running), (20, 1));
     held.release();
     drop(waits);
-    assert_eq!(drained(&background).await.completed, 2);
+    assert_eq!(after_shutdown(&background).await.completed, 2);
 }
 
 #[tokio::test]
@@ -164,7 +165,7 @@ async fn failure_sink_is_called_once_per_failure() {
         })
         .await;
     }
-    drained(&background).await;
+    after_shutdown(&background).await;
     let expected = [(1, 0), (3, 1), (5, 2)].map(|(id, error)| format!("background task {id} `mail` failed: {error}"));
     assert_eq!(failures.entries(), expected);
 }

@@ -4,7 +4,7 @@ use std::sync::{Arc, Weak};
 
 use tower_offload::{AfterResponse, after_response::End};
 
-use crate::support::{Log, drained, exchange, on_no_thread, responded};
+use crate::support::{Log, after_shutdown, exchange, on_no_thread, responded};
 
 /// A value that lives as long as the work that holds it.
 fn tracer() -> (Arc<()>, Weak<()>) {
@@ -45,7 +45,7 @@ async fn work_holding_the_handle_is_released_at_every_end() {
         let (held, tracer) = tracer();
         exchange(&background, 200, end, |after| register(after, &held)).await;
         drop(held);
-        drained(&background).await;
+        after_shutdown(&background).await;
         while tracer.strong_count() > 0 {
             tokio::task::yield_now().await;
         }
@@ -62,7 +62,7 @@ async fn tasks_stopped_by_a_failure_are_released() {
     });
     drop(response.await);
     drop(held);
-    drained(&background).await;
+    after_shutdown(&background).await;
     while tracer.strong_count() > 0 {
         tokio::task::yield_now().await;
     }
@@ -97,11 +97,11 @@ async fn replaced_and_cancelled_tasks_are_released_at_once() {
         assert_eq!(tracer.strong_count(), 2);
     }
     proceed.send(()).unwrap();
-    let stats = drained(&background).await;
+    let stats = after_shutdown(&background).await;
     assert_eq!((stats.completed, stats.cancelled, stats.skipped), (2, 5, 0));
 }
 
-/// Once a drain reports a task as ended, the values that it held are dropped, even if it never ran.
+/// Once a shutdown reports a task as ended, the values that it held are dropped, even if it never ran.
 #[tokio::test]
 async fn skipped_task_drops_its_values_before_its_reservation() {
     struct Last(Log, tower_offload::Background);
@@ -116,6 +116,6 @@ async fn skipped_task_drops_its_values_before_its_reservation() {
         after.spawn_blocking(move || drop(held)).unwrap();
     })
     .await;
-    assert_eq!(drained(&background).await.skipped, 1);
+    assert_eq!(after_shutdown(&background).await.skipped, 1);
     assert_eq!(log.entries(), ["1"]);
 }

@@ -3,7 +3,7 @@
 use tokio::sync::oneshot;
 use tower_offload::after_response::End;
 
-use crate::support::{Log, drained, exchange, logging, on_no_thread, on_threads, panics, responded};
+use crate::support::{Log, after_shutdown, exchange, logging, on_no_thread, on_threads, panics, responded};
 
 #[tokio::test]
 async fn hooks_run_newest_first_then_tasks_oldest_first() {
@@ -18,7 +18,7 @@ async fn hooks_run_newest_first_then_tasks_oldest_first() {
         }
     });
     drop(response.await);
-    assert_eq!(drained(&background).await.completed, 6);
+    assert_eq!(after_shutdown(&background).await.completed, 6);
     let expected = ["hook 3", "hook 2", "hook 1"].into_iter().map(str::to_owned);
     let tasks = (1..=3).flat_map(|number| [format!("task {number}"), format!("async task {number}")]);
     assert_eq!(log.entries(), expected.chain(tasks).collect::<Vec<_>>());
@@ -40,7 +40,7 @@ async fn run_together(tasks: usize, concurrent: usize) -> Vec<String> {
         }
     });
     drop(response.await);
-    assert_eq!(drained(&background).await.completed, tasks as u64);
+    assert_eq!(after_shutdown(&background).await.completed, tasks as u64);
     log.entries()
 }
 
@@ -68,7 +68,7 @@ async fn failed_task_is_reported_once_and_later_tasks_run() {
         after.spawn_blocking(log.adds("last")).unwrap();
     });
     drop(response.await);
-    let stats = drained(&background).await;
+    let stats = after_shutdown(&background).await;
     assert_eq!((stats.completed, stats.failed, stats.skipped), (2, 2, 0));
     assert_eq!(log.entries(), ["between", "last"]);
     assert_eq!(
@@ -101,7 +101,7 @@ async fn stop_on_error_skips_later_tasks() {
             tokio::task::yield_now().await;
         }
         drop(release);
-        let stats = drained(&background).await;
+        let stats = after_shutdown(&background).await;
         assert_eq!((stats.completed, stats.failed, stats.skipped), (1, 1, 2), "{failure}");
         assert_eq!((log.entries(), failures.entries().len()), (vec!["before".to_owned()], 1));
     }
@@ -120,7 +120,7 @@ async fn stop_on_error_skips_tasks_registered_later() {
         tokio::task::yield_now().await;
     }
     kept.unwrap().task("late").always().spawn_blocking(|| panics("ran")).unwrap();
-    assert_eq!(drained(&background).await.skipped, 1);
+    assert_eq!(after_shutdown(&background).await.skipped, 1);
 }
 
 #[tokio::test]
@@ -132,7 +132,7 @@ async fn stop_on_error_ignores_success_and_cancellation() {
         after.spawn_blocking(log.adds("last")).unwrap();
     });
     drop(response.await);
-    let stats = drained(&background).await;
+    let stats = after_shutdown(&background).await;
     assert_eq!((stats.completed, stats.cancelled), (2, 1));
     assert_eq!(log.entries(), ["last"]);
 }
@@ -153,7 +153,7 @@ async fn tasks_of_two_requests_overlap() {
     assert_eq!(background.stats().reserved, 2, "both responses are open");
     drop((a, b));
     two.send(()).unwrap();
-    assert_eq!(drained(&background).await.completed, 2);
+    assert_eq!(after_shutdown(&background).await.completed, 2);
 }
 
 #[tokio::test]
@@ -166,6 +166,6 @@ async fn clones_of_a_handle_register_into_one_list() {
         after.spawn_blocking(log.adds("handler")).unwrap();
     })
     .await;
-    drained(&background).await;
+    after_shutdown(&background).await;
     assert_eq!(log.entries(), ["extractor", "other extractor", "handler"]);
 }

@@ -3,7 +3,7 @@
 
 use tower_offload::after_response::End;
 
-use crate::support::{Log, drained, exchange, logging, on_threads, outcome_of, panics, responded};
+use crate::support::{Log, after_shutdown, exchange, logging, on_threads, outcome_of, panics, responded};
 
 /// Panics when it is dropped, unless that would abort.
 struct Bomb(Log);
@@ -41,7 +41,7 @@ async fn panicking_hooks_all_run() {
         assert!(outcome.unwrap().await.is_ok());
         assert_eq!(log.entries(), ["second", "first"]);
     }
-    assert_eq!(drained(&background).await.completed, 2);
+    assert_eq!(after_shutdown(&background).await.completed, 2);
     assert!(failures.entries().is_empty(), "a hook is not a task");
 }
 
@@ -66,7 +66,7 @@ async fn panic_in_drop_of_a_hook_or_task_is_contained() {
     });
     drop(response.await);
     assert!(outcome.unwrap().await.is_ok());
-    let stats = drained(&background).await;
+    let stats = after_shutdown(&background).await;
     assert_eq!((stats.completed, stats.failed, stats.skipped), (1, 2, 1));
     assert_eq!(failures.entries().len(), 2);
     assert_eq!(log.entries().iter().filter(|entry| *entry == "dropped").count(), 4);
@@ -85,7 +85,7 @@ async fn panic_in_drop_of_a_skipped_task_is_contained() {
         after.task("").always().spawn_blocking(log.adds("next")).unwrap();
     })
     .await;
-    let stats = drained(&background).await;
+    let stats = after_shutdown(&background).await;
     assert_eq!((stats.completed, stats.skipped, stats.cancelled, stats.reserved), (1, 2, 1, 0));
     assert!(failures.entries().is_empty());
     assert_eq!(log.entries(), ["dropped", "dropped", "dropped", "next"]);
@@ -112,7 +112,7 @@ async fn panic_in_drop_of_stopped_tasks_is_contained() {
         }
     })
     .await;
-    let stats = drained(&background).await;
+    let stats = after_shutdown(&background).await;
     assert_eq!((stats.failed, stats.skipped), (1, 3));
     assert_eq!(log.entries(), ["dropped"; 3]);
 }

@@ -197,7 +197,7 @@ async fn play(moves: Vec<Move>, steps: Vec<Step>, status: u16) -> Result<(), Tes
         }
         prop_assert!(model.has_left || runs.lock().unwrap().is_empty(), "nothing runs before the response ends");
     }
-    background.drain(crate::support::LONG).await;
+    background.shutdown(crate::support::LONG).await;
     tokio::task::yield_now().await;
     let runs = std::mem::take(&mut *runs.lock().unwrap());
     let mut outcomes = std::mem::take(&mut *outcomes.lock().unwrap());

@@ -57,7 +57,7 @@ fn hooks_run_on_a_current_thread_runtime() {
     let rx = small().block_on(async {
         let (response, rx) = reporting(&background).await;
         drop(response);
-        background.drain(LONG).await;
+        background.shutdown(LONG).await;
         rx
     });
     expect(rx, [("hook", &name), ("run", "pool-0"), ("spawn", &name)]);
@@ -71,7 +71,7 @@ fn hooks_run_on_a_multi_thread_runtime() {
     let rx = runtime.block_on(async {
         let (response, rx) = reporting(&background).await;
         drop(response);
-        background.drain(LONG).await;
+        background.shutdown(LONG).await;
         rx
     });
     expect(rx, [("hook", "worker"), ("run", "pool-0"), ("spawn", "worker")]);
@@ -135,7 +135,7 @@ fn hooks_run_on_the_runtime_that_drops_the_response() {
     let (response, rx) = pollster::block_on(reporting(&background));
     small().block_on(async {
         drop(response);
-        background.drain(LONG).await;
+        background.shutdown(LONG).await;
     });
     expect(rx, [("hook", &name), ("run", "pool-0"), ("spawn", "pool-0")]);
 }
@@ -157,9 +157,9 @@ fn hooks_run_if_the_pool_has_shut_down() {
     assert_eq!(rx.recv_timeout(LONG).unwrap(), "after-response");
 }
 
-/// A hook is not a task, but a drain waits for hooks that are due.
+/// A hook is not a task, but a shutdown waits for hooks that are due.
 #[test]
-fn drain_waits_for_due_hooks() {
+fn shutdown_waits_for_due_hooks() {
     let background = Background::new(pool());
     let (enter, entered) = mpsc::channel();
     let (release, released) = mpsc::channel::<()>();
@@ -172,9 +172,9 @@ fn drain_waits_for_due_hooks() {
     drop(response.now_or_never().unwrap());
     entered.recv().unwrap();
     small().block_on(async {
-        let mut drain = Box::pin(background.drain(LONG));
-        assert!(futures_util::poll!(&mut drain).is_pending());
+        let mut shutdown = Box::pin(background.shutdown(LONG));
+        assert!(futures_util::poll!(&mut shutdown).is_pending());
         release.send(()).unwrap();
-        assert!(drain.await.is_clean());
+        assert!(shutdown.await.is_clean());
     });
 }

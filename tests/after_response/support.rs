@@ -19,14 +19,14 @@ use tower::{Layer, ServiceExt, service_fn};
 use tower_offload::{
     AfterResponse, AfterResponseLayer, Background, ThreadPool,
     after_response::{End, Outcome, ResponseBody},
-    background::{Builder, Stats},
+    background::{BackgroundBuilder, BackgroundStats},
     pool::Inline,
 };
 
 /// Longer than any passing test takes.
 pub(crate) const LONG: Duration = Duration::from_secs(60);
 
-pub(crate) fn on_threads(threads: usize) -> Builder {
+pub(crate) fn on_threads(threads: usize) -> BackgroundBuilder {
     Background::builder().pool(ThreadPool::builder().threads(threads).build().unwrap())
 }
 
@@ -175,7 +175,7 @@ pub(crate) async fn hold(background: &Background) -> Held {
         entered.send(()).unwrap();
         released.recv().unwrap_or_default();
     };
-    background.task("held").run(work).unwrap();
+    background.task("held").spawn_blocking(work).unwrap();
     inside.await.unwrap();
     Held { release }
 }
@@ -201,7 +201,7 @@ impl Log {
 }
 
 /// Builds a background that logs its failures.
-pub(crate) fn logging(builder: Builder) -> (Background, Log) {
+pub(crate) fn logging(builder: BackgroundBuilder) -> (Background, Log) {
     let log = Log::default();
     let failures = log.clone();
     (builder.on_failure(move |failure| failures.add(failure)).build(), log)
@@ -213,9 +213,9 @@ pub(crate) fn panics(with: &str) {
     panic!("{with}");
 }
 
-/// Drains the background, and returns its counters since it was built.
-pub(crate) async fn drained(background: &Background) -> Stats {
-    let report = background.drain(LONG).await;
-    assert!(report.orphaned.is_empty(), "{report}");
+/// Shuts down the background, and returns its counters since it was built.
+pub(crate) async fn after_shutdown(background: &Background) -> BackgroundStats {
+    let report = background.shutdown(LONG).await;
+    assert!(report.still_running.is_empty(), "{report}");
     background.stats()
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tower_offload::{after_response::End, background::cancelled};
 
-use crate::support::{LONG, Log, drained, exchange, hold, logging, on_no_thread, on_threads, panics, responded};
+use crate::support::{LONG, Log, after_shutdown, exchange, hold, logging, on_no_thread, on_threads, panics, responded};
 
 #[tokio::test]
 async fn replace_cancels_earlier_tasks_of_the_same_name() {
@@ -19,7 +19,7 @@ async fn replace_cancels_earlier_tasks_of_the_same_name() {
         after.task("").replace().spawn_blocking(log.adds("no name either")).unwrap();
     })
     .await;
-    let stats = drained(&background).await;
+    let stats = after_shutdown(&background).await;
     assert_eq!((stats.completed, stats.cancelled), (5, 1));
     assert_eq!(log.entries(), ["first", "second", "other index", "no name", "no name either"]);
 }
@@ -36,7 +36,7 @@ async fn names_are_scoped_to_the_request() {
     })
     .await;
     drop(other);
-    assert_eq!(drained(&background).await.completed, 2);
+    assert_eq!(after_shutdown(&background).await.completed, 2);
     assert_eq!(log.entries(), ["mail", "other's mail"]);
 }
 
@@ -52,7 +52,7 @@ async fn cancel_before_the_response_releases_the_reservation() {
         let _ = kept;
     });
     drop(response.await);
-    let stats = drained(&background).await;
+    let stats = after_shutdown(&background).await;
     assert_eq!((stats.completed, stats.cancelled, stats.skipped), (1, 2, 0));
     assert_eq!(log.entries(), ["index"]);
 }
@@ -82,7 +82,7 @@ async fn cancel_after_the_response_stops_running_and_queued_tasks() {
     assert_eq!(after.cancel("waits"), 1);
     assert!(runs.cancel());
     seen.await.unwrap();
-    let stats = drained(&background).await;
+    let stats = after_shutdown(&background).await;
     assert_eq!((stats.completed, stats.cancelled, stats.failed), (1, 2, 0));
     assert_eq!((after.cancel("runs"), runs.cancel()), (0, false), "both have ended");
 }
@@ -109,7 +109,7 @@ async fn cancelling_a_queued_task_starts_the_next_one() {
     assert_eq!(kept.unwrap().cancel("alone"), 1);
     tokio::time::timeout(LONG, starts).await.unwrap().unwrap(); // while the first task runs
     release.send(()).unwrap();
-    let stats = drained(&background).await;
+    let stats = after_shutdown(&background).await;
     assert_eq!((stats.completed, stats.cancelled), (2, 1));
 }
 
@@ -123,9 +123,9 @@ async fn timeout_ends_the_task_and_starts_the_next() {
         after.task("in time").timeout(LONG).spawn_blocking(log.adds("in time")).unwrap();
     });
     drop(response.await);
-    let stats = drained(&background).await;
+    let stats = after_shutdown(&background).await;
     assert_eq!((stats.completed, stats.failed), (1, 1));
-    assert_eq!(failures.entries(), ["background task 1 `late` took longer than its limit of 1ms"]);
+    assert_eq!(failures.entries(), ["background task 1 `late` exceeded its timeout of 1ms"]);
     assert_eq!(log.entries(), ["in time"]);
 }
 
@@ -141,9 +141,9 @@ async fn blocking_task_past_its_timeout_runs_beside_the_next() {
     });
     drop(response.await);
     runs.await.unwrap(); // while the first task still runs
-    assert_eq!(failures.entries(), ["background task 1 `stuck` still runs after its limit of 1ms"]);
+    assert_eq!(failures.entries(), ["background task 1 `stuck` still runs after its timeout of 1ms"]);
     drop(proceed);
-    let stats = drained(&background).await;
+    let stats = after_shutdown(&background).await;
     assert_eq!((stats.completed, stats.failed), (1, 1));
 }
 

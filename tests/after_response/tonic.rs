@@ -19,7 +19,7 @@ use tower_offload::{
     after_response::{Delivery, End, Outcome},
 };
 
-use crate::support::{drained, layer, on_no_thread};
+use crate::support::{after_shutdown, layer, on_no_thread};
 
 /// Registers a task and a hook in each call. Knows the services `missing`, `broken` and `endless`.
 struct Service(UnboundedSender<Outcome>);
@@ -92,7 +92,7 @@ async fn unary_status_decides_success() {
     assert_eq!((outcome.end, outcome.grpc_status), (End::Complete, Some(Code::NotFound as i32)));
     assert_eq!(outcome.status.unwrap(), 200);
     assert!(!outcome.is_success());
-    let stats = drained(&background).await;
+    let stats = after_shutdown(&background).await;
     assert_eq!((stats.completed, stats.skipped), (1, 1));
 }
 
@@ -111,7 +111,7 @@ async fn status_in_stream_trailers_decides_success() {
         assert_eq!((outcome.end, outcome.delivery), (End::Complete, Delivery::HandedOver));
         assert_eq!((outcome.grpc_status, outcome.is_success()), (Some(code as i32), code == Code::Ok));
     }
-    let stats = drained(&background).await;
+    let stats = after_shutdown(&background).await;
     assert_eq!((stats.completed, stats.skipped), (1, 2));
 }
 
@@ -125,5 +125,5 @@ async fn cancelled_stream_is_aborted_without_a_status() {
     let outcome = rx.recv().await.unwrap();
     assert_eq!((outcome.end, outcome.delivery, outcome.grpc_status), (End::Aborted, Delivery::NotDelivered, None));
     assert!(!outcome.is_success());
-    assert_eq!(drained(&background).await.skipped, 1);
+    assert_eq!(after_shutdown(&background).await.skipped, 1);
 }

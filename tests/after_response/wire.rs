@@ -12,7 +12,7 @@ use tower_offload::{
     after_response::{Delivery, End, Outcome},
 };
 
-use crate::support::{Log, drained, hold, layer, logging, on_no_thread, on_threads, panics};
+use crate::support::{Log, after_shutdown, hold, layer, logging, on_no_thread, on_threads, panics};
 
 /// A client of `router` on a connection that buffers at most `bytes`.
 async fn connect(router: Router, bytes: usize) -> SendRequest<Body> {
@@ -62,7 +62,7 @@ async fn response_and_next_request_do_not_wait_for_tasks() {
         assert_eq!(background.stats().completed, 0, "request {number}: the tasks wait");
     }
     held.release();
-    assert_eq!(drained(&background).await.completed, 4);
+    assert_eq!(after_shutdown(&background).await.completed, 4);
 }
 
 /// The connection buffers only a few bytes.
@@ -82,7 +82,7 @@ async fn task_runs_after_the_last_chunk_was_taken() {
     let mut client = connect(router, 16).await;
     assert_eq!(get_text(&mut client, "/a").await.len(), 400);
     assert_eq!(rx.recv().await.unwrap().body_bytes, 400);
-    drained(&background).await;
+    after_shutdown(&background).await;
     assert_eq!(log.entries(), ["chunk 0", "chunk 1", "chunk 2", "chunk 3", "task"]);
 }
 
@@ -100,7 +100,7 @@ async fn panicking_task_leaves_the_connection_open() {
         assert_eq!(get_text(&mut client, "/a").await, "body");
         assert_eq!(rx.recv().await.unwrap().end, End::Complete);
     }
-    assert_eq!(drained(&background).await.failed, 6);
+    assert_eq!(after_shutdown(&background).await.failed, 6);
     assert_eq!(failures.entries().len(), 6);
 }
 
@@ -114,7 +114,7 @@ async fn disconnect_after_the_body_cancels_nothing() {
     drop(client);
     assert_eq!(rx.recv().await.unwrap().end, End::Complete);
     held.release();
-    assert_eq!(drained(&background).await.completed, 2);
+    assert_eq!(after_shutdown(&background).await.completed, 2);
 }
 
 #[tokio::test]
@@ -131,11 +131,11 @@ async fn disconnect_during_the_body_is_aborted_and_runs_the_task() {
     let outcome = rx.recv().await.unwrap();
     assert_eq!((outcome.end, outcome.delivery), (End::Aborted, Delivery::NotDelivered));
     assert!(outcome.body_bytes > 0);
-    assert_eq!(drained(&background).await.completed, 1);
+    assert_eq!(after_shutdown(&background).await.completed, 1);
 }
 
 #[tokio::test]
-async fn graceful_shutdown_then_drain_loses_nothing() {
+async fn graceful_shutdown_of_server_then_background_loses_nothing() {
     let background = on_threads(1).build();
     let (router, mut rx) =
         reporting(&background, |after| drop(after.spawn_blocking(|| ()).unwrap()), || Body::from("body"));
@@ -149,7 +149,7 @@ async fn graceful_shutdown_then_drain_loses_nothing() {
     assert_eq!(get_text(&mut client, "/a").await, "body");
     stop.send(()).unwrap();
     server.await.unwrap().unwrap();
-    let report = background.drain(crate::support::LONG).await;
+    let report = background.shutdown(crate::support::LONG).await;
     assert!(report.is_clean());
     assert_eq!(background.stats().completed, 1);
     assert!(rx.recv().await.is_some());

@@ -183,11 +183,12 @@ async fn rapid_reset_between_ordinary_requests_is_ended() {
 /// The requests fill many reads, so that a reset seldom comes in the same read as its request.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rapid_reset_of_large_requests_is_ended() {
+    const REQUESTS: usize = 4_000;
     fn large() -> Vec<Vec<u8>> {
         let pair = |stream| [frames::get_with_field(stream, "/wait/full/5", 8_000), frames::reset(stream)].concat();
-        streams().take(4_000).map(pair).collect::<Vec<_>>().chunks(50).map(|pairs| pairs.concat()).collect()
+        streams().take(REQUESTS).map(pair).collect::<Vec<_>>().chunks(50).map(|pairs| pairs.concat()).collect()
     }
-    on_both(large, |stack, seen| calmed_within(2_000, stack, seen)).await;
+    on_both(large, |stack, seen| calmed_within(REQUESTS - 100, stack, seen)).await;
 }
 
 /// h2 counts a reset only while the stream waits to be accepted. A client that waits for each

@@ -9,10 +9,10 @@ use tower::{Layer, ServiceExt};
 use tower_offload::{
     Background, OffloadLayer, ThreadPool,
     after_response::{AfterResponse, AfterResponseLayer},
-    offload::sync_fn,
+    offload::service_fn_blocking,
 };
 
-use crate::support::{ALL, Client, Latch, Setup, drained, on_each, within};
+use crate::support::{ALL, Client, Latch, Setup, after_shutdown, on_each, within};
 
 fn on_one_thread() -> Background {
     Background::builder().pool(ThreadPool::builder().threads(1).build().unwrap()).max_running(1).build()
@@ -37,7 +37,7 @@ async fn requests_are_served_while_the_background_is_busy() {
         }
         assert_eq!((background.stats().running, background.stats().completed), (1, 0));
         latch.open();
-        assert_eq!(drained(&background).await.completed, 20);
+        assert_eq!(after_shutdown(&background).await.completed, 20);
     })
     .await;
 }
@@ -47,7 +47,7 @@ async fn requests_are_served_while_the_background_is_busy() {
 async fn full_background_rejects_tasks_but_not_requests() {
     on_each(ALL, |stack| async move {
         let latch = Latch::new();
-        let background = Background::builder().queue_capacity(1).build();
+        let background = Background::builder().max_tasks(1).build();
         let door = latch.door();
         let setup = Setup::on(stack).background(&background).registers(move |after, path| {
             let door = door.clone();
@@ -72,7 +72,7 @@ async fn full_background_rejects_tasks_but_not_requests() {
 async fn offloaded_requests_are_served_while_the_background_is_busy() {
     let (background, latch) = (on_one_thread(), Latch::new());
     let door = latch.door();
-    let handler = sync_fn(move |request: Request<()>| {
+    let handler = service_fn_blocking(move |request: Request<()>| {
         let after = request.extensions().get::<AfterResponse>().unwrap();
         let door = door.clone();
         after.spawn_blocking(move || door.block()).unwrap();
@@ -87,5 +87,5 @@ async fn offloaded_requests_are_served_while_the_background_is_busy() {
     latch.reached().await;
     assert_eq!(background.stats().completed, 0);
     latch.open();
-    assert_eq!(drained(&background).await.completed, 10);
+    assert_eq!(after_shutdown(&background).await.completed, 10);
 }

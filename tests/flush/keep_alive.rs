@@ -2,7 +2,7 @@
 
 use tower_offload::{Background, after_response::AfterResponse, background::TaskHandle};
 
-use crate::support::{ALL, Client, Door, HTTP1, Http1, Latch, Setup, Stack, drained, on_each};
+use crate::support::{ALL, Client, Door, HTTP1, Http1, Latch, Setup, Stack, after_shutdown, on_each};
 
 /// Registers a task that waits for the latch, for each path with `?slow`.
 fn slow(stack: Stack, background: &Background, latch: &Latch) -> Setup {
@@ -33,7 +33,7 @@ async fn running_task_does_not_delay_the_next_request() {
         }
         assert_eq!(background.stats().running, 1);
         latch.open();
-        assert_eq!(drained(&background).await.completed, 1);
+        assert_eq!(after_shutdown(&background).await.completed, 1);
     })
     .await;
 }
@@ -54,7 +54,7 @@ async fn running_task_does_not_delay_a_pipelined_request() {
             latch.reached().await;
         }
         latch.open();
-        assert_eq!(drained(&background).await.completed, 2);
+        assert_eq!(after_shutdown(&background).await.completed, 2);
     })
     .await;
 }
@@ -99,7 +99,7 @@ async fn panics_in_tasks_and_hooks_keep_the_connection_open() {
             assert_eq!(client.get(&format!("/full/{size}")).await, (200, size));
             site.record(&format!("/full/{size}")).await.is_flushed(size);
         }
-        assert_eq!(drained(&background).await.failed, 10);
+        assert_eq!(after_shutdown(&background).await.failed, 10);
     })
     .await;
 }

@@ -13,7 +13,7 @@ use tower_offload::{
     axum::{FlushListener, FlushMakeService},
 };
 
-use crate::support::{ALL, Client, Setup, Stack, drained, on_each, within};
+use crate::support::{ALL, Client, Setup, Stack, after_shutdown, on_each, within};
 
 /// Sends `GET /` on a new connection, and returns the response as text.
 async fn response_of(app: Router, tracked: bool) -> String {
@@ -133,7 +133,7 @@ async fn nested_layers_run_each_hook_once() {
             site.record("/full/5").await.is(End::Complete, delivery);
             assert_eq!(hooks.recv().await, Some(("hook", delivery)));
             assert_eq!(hooks.recv().await, Some(("task", Delivery::NotDelivered)));
-            assert_eq!(drained(&background).await.completed, 1);
+            assert_eq!(after_shutdown(&background).await.completed, 1);
             assert!(hooks.try_recv().is_err() && site.unasked().is_empty());
         }
     })

@@ -5,7 +5,7 @@ use tower_offload::{
     after_response::{Delivery, End},
 };
 
-use crate::support::{ALL, Client, HTTP1, HTTP2, Http1, Http2, Latch, Setup, drain, drained, on_each};
+use crate::support::{ALL, Client, HTTP1, HTTP2, Http1, Http2, Latch, Setup, after_shutdown, drain, on_each};
 
 const BIG: u64 = 2 << 20;
 
@@ -67,7 +67,7 @@ async fn running_task_does_not_delay_the_shutdown() {
         site.over().await;
         assert_eq!(background.stats().running, 1);
         latch.open();
-        assert_eq!(drained(&background).await.completed, 1);
+        assert_eq!(after_shutdown(&background).await.completed, 1);
     })
     .await;
 }

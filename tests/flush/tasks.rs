@@ -6,16 +6,21 @@ use tokio::sync::mpsc;
 use tower_offload::{
     Background,
     after_response::{Delivery, End},
-    background::Stats,
+    background::BackgroundStats,
 };
 
-use crate::support::{ALL, Client, Latch, PLAIN_HTTP1, PLAIN_HTTP2, Setup, Stack, drained, on_each};
+use crate::support::{ALL, Client, Latch, PLAIN_HTTP1, PLAIN_HTTP2, Setup, Stack, after_shutdown, on_each};
 
 /// One task name per condition.
 const CONDITIONS: [&str; 5] = ["plain", "always", "on_complete", "on_flushed", "when"];
 
 /// Returns the tasks that ran after a request to `path`.
-async fn tasks_after(stack: Stack, tracked: bool, path: &'static str, leave: bool) -> (Vec<&'static str>, Stats) {
+async fn tasks_after(
+    stack: Stack,
+    tracked: bool,
+    path: &'static str,
+    leave: bool,
+) -> (Vec<&'static str>, BackgroundStats) {
     let background = Background::default();
     let (tx, mut ran) = mpsc::unbounded_channel();
     let setup = Setup::on(stack).background(&background).registers(move |after, _| {
@@ -46,7 +51,7 @@ async fn tasks_after(stack: Stack, tracked: bool, path: &'static str, leave: boo
         client.get(path).await;
     }
     site.record(path).await;
-    let stats = drained(&background).await;
+    let stats = after_shutdown(&background).await;
     let mut names = Vec::new();
     while let Ok(name) = ran.try_recv() {
         names.push(name);
@@ -100,7 +105,7 @@ async fn task_runs_to_its_end_after_a_disconnect() {
         site.shut_down();
         site.over().await;
         latch.open();
-        let stats = drained(&background).await;
+        let stats = after_shutdown(&background).await;
         assert_eq!((stats.completed, stats.failed), (2, 0), "{stats:?}");
     })
     .await;
@@ -127,7 +132,7 @@ async fn failed_or_late_task_does_not_affect_others() {
         let mut client = Client::connect(&site).await;
         client.get("/full/5").await;
         site.record("/full/5").await.is(End::Complete, Delivery::Flushed);
-        let stats = drained(&background).await;
+        let stats = after_shutdown(&background).await;
         assert_eq!((ran.recv().await, ran.recv().await), (Some("before"), Some("behind")));
         let messages = [failures.recv().await.unwrap(), failures.recv().await.unwrap()];
         assert!(messages[0].contains("no such address") && messages[1].contains("late"), "{messages:?}");
@@ -159,7 +164,7 @@ async fn clones_of_a_handle_register_into_one_list() {
 }
 
 #[tokio::test]
-async fn drain_waits_for_tasks_registered_by_tasks() {
+async fn shutdown_waits_for_tasks_registered_by_tasks() {
     on_each(&[Stack::AutoHttp1, Stack::AutoHttp2], |stack| async move {
         let background = Background::default();
         let (tx, mut ran) = mpsc::unbounded_channel();
@@ -172,7 +177,7 @@ async fn drain_waits_for_tasks_registered_by_tasks() {
         for depth in (0..=5).rev() {
             assert_eq!(ran.recv().await, Some(depth));
         }
-        assert_eq!(drained(&background).await.completed, 6);
+        assert_eq!(after_shutdown(&background).await.completed, 6);
     })
     .await;
 }

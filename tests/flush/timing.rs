@@ -8,7 +8,7 @@ use tower_offload::{
     after_response::{AfterResponse, Delivery, End},
 };
 
-use crate::support::{ALL, Client, HTTP1, Http1, Latch, Setup, drained, on_each};
+use crate::support::{ALL, Client, HTTP1, Http1, Latch, Setup, after_shutdown, on_each};
 
 #[tokio::test]
 async fn hooks_run_newest_first_then_tasks_oldest_first() {
@@ -32,7 +32,7 @@ async fn hooks_run_newest_first_then_tasks_oldest_first() {
         for entry in expected {
             assert_eq!(order.recv().await, Some(entry));
         }
-        assert_eq!(drained(&background).await.completed, 6);
+        assert_eq!(after_shutdown(&background).await.completed, 6);
         assert!(order.try_recv().is_err());
     })
     .await;
@@ -53,7 +53,7 @@ async fn client_has_the_whole_response_while_a_task_runs() {
         latch.reached().await;
         assert_eq!(background.stats().running, 1);
         latch.open();
-        assert_eq!(drained(&background).await.completed, 1);
+        assert_eq!(after_shutdown(&background).await.completed, 1);
     })
     .await;
 }
@@ -74,7 +74,7 @@ async fn nothing_runs_before_the_handler_responds() {
         site.handlers.open();
         assert_eq!(client.finish(started).await, 5);
         site.record("/wait/full/5").await.is_flushed(5);
-        assert_eq!(drained(&background).await.completed, 1);
+        assert_eq!(after_shutdown(&background).await.completed, 1);
     })
     .await;
 }

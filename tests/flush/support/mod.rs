@@ -17,7 +17,7 @@ mod tls;
 
 use std::time::Duration;
 
-use tower_offload::{Background, background::Stats};
+use tower_offload::{Background, background::BackgroundStats};
 
 pub(crate) use self::{
     client::Client,
@@ -56,9 +56,9 @@ where
     }
 }
 
-/// Drains the background, and returns its counters.
-pub(crate) async fn drained(background: &Background) -> Stats {
-    let report = background.drain(PATIENCE).await;
-    assert!(report.orphaned.is_empty(), "{report}");
+/// Shuts down the background, and returns its counters.
+pub(crate) async fn after_shutdown(background: &Background) -> BackgroundStats {
+    let report = background.shutdown(PATIENCE).await;
+    assert!(report.still_running.is_empty(), "{report}");
     background.stats()
 }
