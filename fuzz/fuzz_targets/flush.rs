@@ -13,7 +13,8 @@ mod flush {
     pub(crate) mod properties;
 }
 
-// The first byte is the number of piece sizes that follow it. The rest are the bytes of the connection.
+// The first byte is the number of piece sizes that follow it. The rest are the bytes of the
+// connection.
 libfuzzer_sys::fuzz_target!(|input: &[u8]| {
     let Some((count, rest)) = input.split_first() else { return };
     let (sizes, bytes) = rest.split_at(rest.len().min(usize::from(*count % 8)));

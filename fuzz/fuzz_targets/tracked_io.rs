@@ -1,8 +1,8 @@
 //! Random bytes of a client and a server in random pieces, through a tracked transport:
 //! `cargo +nightly fuzz run tracked_io`.
 //!
-//! The bytes arrive unchanged, a read is pending only at the gate and wakes its task, every response is counted once, and
-//! the split does not matter.
+//! The bytes arrive unchanged, a read is pending only at the gate and wakes its task, every
+//! response is counted once, and the split does not matter.
 #![no_main]
 
 use std::{
@@ -27,11 +27,12 @@ use tower_offload::flush::{Tracker, TrackerStats};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Each stream with a multiple of this number is not passed to the service, like a malformed request.
+/// Each stream with a multiple of this number is not passed to the service, like a malformed
+/// request.
 const NOT_PASSED_ON: u64 = 5;
 
-// The first byte is the number of piece sizes, the second decides whether there is a preface, and the third is the share of the
-// rest that belongs to the client.
+// The first byte is the number of piece sizes, the second decides whether there is a preface, and
+// the third is the share of the rest that belongs to the client.
 libfuzzer_sys::fuzz_target!(|input: &[u8]| {
     let [count, http2, share, rest @ ..] = input else { return };
     let (sizes, bytes) = rest.split_at(rest.len().min(usize::from(*count % 8)));

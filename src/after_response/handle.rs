@@ -93,8 +93,8 @@ impl AfterResponse {
     /// thread of their own. A hook must be short and must not block: use [tasks](Self::task) for
     /// work. A panic in it is contained.
     ///
-    /// A hook needs no permit, so it is never refused. A [shutdown](crate::Background::shutdown) waits
-    /// for hooks that are due, but not for hooks of responses that are still open: close the
+    /// A hook needs no permit, so it is never refused. A [shutdown](crate::Background::shutdown)
+    /// waits for hooks that are due, but not for hooks of responses that are still open: close the
     /// connections first.
     ///
     /// The closure takes a `&Outcome`; any other argument is a compile error:

@@ -101,7 +101,8 @@ async fn replaced_and_cancelled_tasks_are_released_at_once() {
     assert_eq!((stats.completed, stats.cancelled, stats.skipped), (2, 5, 0));
 }
 
-/// Once a shutdown reports a task as ended, the values that it held are dropped, even if it never ran.
+/// Once a shutdown reports a task as ended, the values that it held are dropped, even if it never
+/// ran.
 #[tokio::test]
 async fn skipped_task_drops_its_values_before_its_reservation() {
     struct Last(Log, tower_offload::Background);
