@@ -11,13 +11,19 @@ use proptest::{collection::vec, prelude::*, sample::Index};
 use tokio_test::{assert_pending, assert_ready_ok, task};
 
 use super::*;
-use crate::flush::{
-    Stats,
-    connection::{Protocol, Verdict},
-    frames::StreamId,
-    generated::{data, frame, headers, reset},
-    scripted::{FLUSHED, Heard, Read, Script, Scripted, connection, flushed, poll_read, stats},
-    stats::Counters,
+use crate::{
+    after_response::{
+        FlushOutcome::{self, *},
+        TestResponse,
+    },
+    flush::{
+        TrackerStats,
+        tests::{
+            generated::{data, frame, headers, reset},
+            scripted::{self, FLUSHED, Read, Script, Scripted, connection, flushed, poll_read, stats},
+        },
+        tracker::Counters,
+    },
 };
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -28,7 +34,7 @@ trait Io: AsyncRead + AsyncWrite + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Io for T {}
 
-/// A tracked transport, all that is around it, and a task to poll it from.
+/// A tracked transport, its connection and script, and a task that polls it.
 struct World {
     io: Box<dyn Io>,
     connection: Arc<Connection>,
@@ -38,7 +44,7 @@ struct World {
 }
 
 impl World {
-    /// One with tokio's traits and one with hyper's. Both are polled by tokio's, which hyper-util adapts.
+    /// One transport with tokio's traits and one with hyper's, which hyper-util adapts to tokio's.
     fn both() -> [Self; 2] {
         [false, true].map(|by_hyper| {
             let (connection, counters) = connection();
@@ -53,7 +59,7 @@ impl World {
         })
     }
 
-    fn polls<U>(&mut self, poll: impl FnOnce(Pin<&mut dyn Io>, &mut Context<'_>) -> U) -> U {
+    fn poll<U>(&mut self, poll: impl FnOnce(Pin<&mut dyn Io>, &mut Context<'_>) -> U) -> U {
         let io = &mut self.io;
         self.task.enter(|cx, _| poll(Pin::new(&mut **io), cx))
     }
@@ -63,110 +69,112 @@ impl World {
         self.task.enter(|cx, _| poll_read(io, cx, room))
     }
 
-    fn arrives(&self, read: Read) {
+    fn queue(&self, read: Read) {
         self.script.lock().unwrap().reads.push_back(read);
     }
 
-    fn brings(&self, bytes: &[&[u8]]) {
-        self.arrives(Read::Bytes(bytes.concat()));
+    fn queue_bytes(&self, bytes: &[&[u8]]) {
+        self.queue(Read::Bytes(bytes.concat()));
     }
 
-    /// Writes, and the transport takes so much.
+    /// Writes, and the transport accepts `accepted` bytes.
     fn write(&mut self, bytes: &[u8], accepted: usize) {
         self.script.lock().unwrap().writes.push_back(Ok(accepted));
-        assert_eq!(assert_ready_ok!(self.polls(|io, cx| io.poll_write(cx, bytes))), accepted.min(bytes.len()));
+        assert_eq!(assert_ready_ok!(self.poll(|io, cx| io.poll_write(cx, bytes))), accepted.min(bytes.len()));
     }
 
     fn flush(&mut self) {
         self.script.lock().unwrap().flushes.push_back(Ok(()));
-        assert_ready_ok!(self.polls(|io, cx| io.poll_flush(cx)));
+        assert_ready_ok!(self.poll(|io, cx| io.poll_flush(cx)));
     }
 
-    /// A response to the stream that opened last.
-    fn begin(&self) -> Arc<Heard> {
-        let response = Arc::new(Heard::default());
-        let stream = self.connection.take_stream();
-        assert!(stream.is_some());
-        assert!(self.connection.begin(Version::HTTP_2, stream, &response));
-        response
+    /// Begins the response to the stream that opened last.
+    fn begin(&self) -> TestResponse {
+        assert!(self.connection.has_pending_stream());
+        scripted::begin(&self.connection, Version::HTTP_2)
     }
 
-    fn open(&mut self, stream: u32) -> Arc<Heard> {
-        self.brings(&[&headers(stream, true)]);
+    fn begin_http1(&self) -> TestResponse {
+        scripted::begin(&self.connection, Version::HTTP_11)
+    }
+
+    fn open(&mut self, stream: u32) -> TestResponse {
+        self.queue_bytes(&[&headers(stream, true)]);
         assert_ready_ok!(self.read(ROOM));
         self.begin()
     }
 
     fn speaks_http2(&mut self) {
-        self.brings(&[PREFACE]);
+        self.queue_bytes(&[PREFACE]);
         assert_ready_ok!(self.read(24));
     }
 
     fn speaks_http1(&mut self) {
-        self.brings(&[b"GET"]);
+        self.queue_bytes(&[b"GET"]);
         assert_ready_ok!(self.read(ROOM));
     }
 }
 
 #[test]
-fn http1_is_read_into_the_caller_s_buffer() {
+fn http1_is_read_into_the_buffer_of_the_caller() {
     for mut world in World::both() {
         world.speaks_http1();
         assert_eq!(world.connection.protocol(), Protocol::Http1);
-        world.brings(&[&[b'x'; 100_000]]);
+        world.queue_bytes(&[&[b'x'; 100_000]]);
         assert_eq!(assert_ready_ok!(world.read(123_456)).len(), 100_000);
         assert_eq!(world.script.lock().unwrap().rooms[1..], [123_456]);
     }
 }
 
 #[test]
-fn on_http1_a_response_is_flushed_with_the_flush_and_not_while_it_is_pending() {
+fn http1_response_is_flushed_when_the_flush_returns() {
     for mut world in World::both() {
         world.speaks_http1();
-        let response = Arc::new(Heard::default());
+        let response = world.begin_http1();
         world.write(HEAD, HEAD.len());
-        world.connection.await_flush(response.clone());
-        assert_pending!(world.polls(|io, cx| io.poll_flush(cx)));
-        assert_pending!(world.polls(|io, cx| io.poll_flush(cx)));
-        assert_eq!(response.verdicts(), []);
+        response.end();
+        assert_pending!(world.poll(|io, cx| io.poll_flush(cx)));
+        assert_pending!(world.poll(|io, cx| io.poll_flush(cx)));
+        assert_eq!(response.flush_outcome(), None);
         world.flush();
-        assert_eq!(response.verdicts(), [FLUSHED]);
+        assert_eq!(response.flush_outcome(), Some(FLUSHED));
     }
 }
 
-/// hyper takes a head back that it cannot encode, and flushes all the same.
+/// hyper takes back a head that it cannot encode, and flushes nevertheless.
 #[test]
-fn on_http1_a_flush_says_nothing_of_a_response_that_has_not_begun() {
+fn http1_flush_before_a_status_line_does_not_count() {
     for before in [&b""[..], b"HTTP/1.1 100 Continue\r\n\r\n"] {
         for mut world in World::both() {
             world.speaks_http1();
-            let responses: [Arc<Heard>; 2] = Default::default();
+            let first = world.begin_http1();
             world.write(HEAD, HEAD.len());
-            world.connection.await_flush(responses[0].clone());
+            first.end();
             world.flush();
             if !before.is_empty() {
                 world.write(before, before.len());
             }
-            world.connection.await_flush(responses[1].clone());
+            let second = world.begin_http1();
+            second.end();
             world.flush();
-            assert_eq!((responses[0].verdicts(), responses[1].verdicts()), (vec![FLUSHED], vec![]));
+            assert_eq!((first.flush_outcome(), second.flush_outcome()), (Some(FLUSHED), None));
             drop(world);
-            assert_eq!(responses[1].verdicts(), [Verdict::Lost]);
+            assert_eq!(second.flush_outcome(), Some(Lost));
         }
     }
 }
 
-/// hyper may hand an upgraded connection over with the head still in its own buffer.
+/// hyper may hand over an upgraded connection while the head is still in its buffer.
 #[test]
-fn the_flush_of_a_tunnel_is_not_the_flush_of_its_head() {
+fn flush_of_tunnel_bytes_loses_the_response() {
     for mut world in World::both() {
         world.speaks_http1();
-        let response = Arc::new(Heard::default());
-        world.connection.await_flush(response.clone());
+        let response = world.begin_http1();
+        response.end();
         world.write(b"bytes of the application", 24);
-        assert_eq!(response.verdicts(), []);
+        assert_eq!(response.flush_outcome(), None);
         world.flush();
-        assert_eq!(response.verdicts(), [Verdict::Lost], "at once");
+        assert_eq!(response.flush_outcome(), Some(Lost), "at once");
     }
 }
 
@@ -175,34 +183,31 @@ fn the_flush_of_a_tunnel_is_not_the_flush_of_its_head() {
 fn pipelined_response_is_flushed_after_a_shared_write() {
     for mut world in World::both() {
         world.speaks_http1();
-        let [first, second, third]: [Arc<Heard>; 3] = Default::default();
-        let ends = |world: &World, response: &Arc<Heard>| {
-            world.connection.body_dropped();
-            world.connection.await_flush(response.clone());
-        };
-        world.connection.head_ready();
-        ends(&world, &first);
-        world.connection.head_ready();
+        let [first, second] = std::array::from_fn(|_| world.begin_http1());
+        first.set_head(false);
+        first.end();
+        second.set_head(false);
         world.write(&[HEAD, HEAD].concat(), 2 * HEAD.len());
         world.flush();
-        assert_eq!((first.verdicts(), second.verdicts()), (vec![FLUSHED], vec![]));
+        assert_eq!((first.flush_outcome(), second.flush_outcome()), (Some(FLUSHED), None));
         for _ in 0..2 {
             world.write(b"5\r\nchunk\r\n", 10);
             world.flush();
         }
-        ends(&world, &second);
-        assert_eq!(second.verdicts(), []);
+        second.end();
+        assert_eq!(second.flush_outcome(), None);
         world.write(b"0\r\n\r\n", 5);
         world.flush();
-        assert_eq!(second.verdicts(), [FLUSHED]);
+        assert_eq!(second.flush_outcome(), Some(FLUSHED));
 
-        world.connection.head_ready();
-        ends(&world, &third);
+        let third = world.begin_http1();
+        third.set_head(false);
+        third.end();
         world.flush();
-        assert_eq!(third.verdicts(), [], "its head was not accepted");
+        assert_eq!(third.flush_outcome(), None, "its head was not accepted");
         world.write(HEAD, HEAD.len());
         world.flush();
-        assert_eq!(third.verdicts(), [FLUSHED]);
+        assert_eq!(third.flush_outcome(), Some(FLUSHED));
         assert_eq!(world.counters.stats(), stats(|stats| stats.flushed = 3));
     }
 }
@@ -211,67 +216,64 @@ fn pipelined_response_is_flushed_after_a_shared_write() {
 fn body_without_a_head_gives_up_at_once() {
     for mut world in World::both() {
         world.speaks_http1();
-        let [waiting, late]: [Arc<Heard>; 2] = Default::default();
-        world.connection.await_flush(waiting.clone());
-        world.connection.head_ready();
+        let [waiting, open] = std::array::from_fn(|_| world.begin_http1());
+        waiting.end();
+        open.set_head(false);
         world.write(b"bytes of a body", 15);
-        assert_eq!(waiting.verdicts(), [Verdict::Unsure]);
-        world.connection.body_dropped();
-        world.connection.await_flush(late.clone());
-        assert_eq!(late.verdicts(), [Verdict::Unsure]);
+        assert_eq!((waiting.flush_outcome(), open.flush_outcome()), (Some(GaveUp), Some(GaveUp)));
         assert_eq!(world.counters.stats(), stats(|stats| stats.gave_up = 2));
     }
 }
 
-/// A service that is called late, from a task of its own, must not find the stream of whoever is handed over by then.
+/// A service that is called later in a task of its own must not take the stream of another request.
 #[test]
-fn a_stream_is_taken_only_by_the_thread_that_reads() {
+fn stream_is_taken_only_by_the_thread_that_reads() {
     for mut world in World::both() {
         world.speaks_http2();
-        world.brings(&[&headers(1, true)]);
+        world.queue_bytes(&[&headers(1, true)]);
         assert_ready_ok!(world.read(ROOM));
         let connection = world.connection.clone();
-        let elsewhere = std::thread::spawn(move || connection.take_stream());
-        assert_eq!(elsewhere.join().unwrap(), None);
-        assert_eq!(world.connection.take_stream(), Some(StreamId::new(1)));
+        let elsewhere = std::thread::spawn(move || scripted::begin(&connection, Version::HTTP_2));
+        assert_eq!(elsewhere.join().unwrap().flush_outcome(), Some(Unmapped));
+        assert_eq!(world.begin().flush_outcome(), None);
     }
 }
 
-/// Else the stream after it would be taken for it.
+/// Otherwise its request would take the next stream.
 #[test]
-fn the_gate_is_closed_also_for_a_stream_that_cannot_be_followed() {
+fn gate_closes_for_a_stream_that_cannot_be_followed() {
     for mut world in World::both() {
         world.speaks_http2();
-        world.brings(&[&headers(1, true), &headers(3, true)]);
+        world.queue_bytes(&[&headers(1, true), &headers(3, true)]);
         assert_eq!(assert_ready_ok!(world.read(ROOM)), headers(1, true));
-        world.connection.opened_unfollowed();
+        world.connection.unfollow_pending_stream();
         assert_pending!(world.read(ROOM));
-        assert_eq!(world.connection.take_stream(), None);
+        assert_eq!(world.begin().flush_outcome(), Some(Unmapped));
         assert_eq!(assert_ready_ok!(world.read(ROOM)), headers(3, true));
-        assert_eq!(world.connection.take_stream(), Some(StreamId::new(3)));
+        assert_eq!(world.begin().flush_outcome(), None);
     }
 }
 
 #[test]
-fn a_shutdown_flushes_nothing() {
+fn shutdown_is_not_a_flush() {
     for mut world in World::both() {
         world.speaks_http1();
-        let response = Arc::new(Heard::default());
+        let response = world.begin_http1();
         world.write(HEAD, HEAD.len());
-        world.connection.await_flush(response.clone());
-        assert_pending!(world.polls(|io, cx| io.poll_shutdown(cx)));
-        assert_eq!(response.verdicts(), []);
+        response.end();
+        assert_pending!(world.poll(|io, cx| io.poll_shutdown(cx)));
+        assert_eq!(response.flush_outcome(), None);
         world.script.lock().unwrap().flushes.push_back(Ok(()));
-        assert_ready_ok!(world.polls(|io, cx| io.poll_shutdown(cx)));
-        assert_eq!(response.verdicts(), [], "whoever shuts down may hold bytes that it never wrote");
+        assert_ready_ok!(world.poll(|io, cx| io.poll_shutdown(cx)));
+        assert_eq!(response.flush_outcome(), None, "the server may hold bytes that it never wrote");
     }
 }
 
 #[test]
-fn a_client_that_leaves_within_the_preface_spoke_http1() {
+fn end_within_the_preface_is_http1() {
     for mut world in World::both() {
-        world.brings(&[b"PRI * "]);
-        world.arrives(Read::End);
+        world.queue_bytes(&[b"PRI * "]);
+        world.queue(Read::End);
         assert_eq!(assert_ready_ok!(world.read(ROOM)), b"PRI * ");
         assert_eq!(world.connection.protocol(), Protocol::Undecided);
         assert_eq!(assert_ready_ok!(world.read(ROOM)), b"");
@@ -280,18 +282,18 @@ fn a_client_that_leaves_within_the_preface_spoke_http1() {
 }
 
 #[test]
-fn of_four_requests_in_one_segment_each_is_taken_by_its_own_stream() {
+fn requests_in_one_segment_take_their_own_streams() {
     for mut world in World::both() {
-        world.brings(&[PREFACE, &headers(1, true), &headers(3, true), &headers(5, true), &headers(7, true)]);
+        world.queue_bytes(&[PREFACE, &headers(1, true), &headers(3, true), &headers(5, true), &headers(7, true)]);
         let mut taken = Vec::new();
         for stream in [1, 3, 5, 7] {
             let preface = if stream == 1 { PREFACE.len() } else { 0 };
             assert_eq!(assert_ready_ok!(world.read(ROOM)).len(), preface + 10);
             assert_pending!(world.read(ROOM));
             if stream < 7 {
-                assert!(world.task.is_woken(), "there is more at hand");
+                assert!(world.task.is_woken(), "more bytes are buffered");
             }
-            // h2 does not pass on a malformed one.
+            // Stream 3 is not taken, like a malformed request.
             if stream != 3 {
                 taken.push((stream, world.begin()));
             }
@@ -302,16 +304,16 @@ fn of_four_requests_in_one_segment_each_is_taken_by_its_own_stream() {
         for (stream, response) in taken {
             world.write(&data(stream, stream as usize, true), ROOM);
             world.flush();
-            assert_eq!(response.verdicts(), [flushed(stream.into())]);
+            assert_eq!(response.flush_outcome(), Some(flushed(stream.into())));
         }
     }
 }
 
 #[test]
-fn a_stream_that_is_taken_at_once_does_not_wait() {
+fn stream_taken_at_once_does_not_delay_the_next() {
     for mut world in World::both() {
         world.speaks_http2();
-        world.brings(&[&headers(1, true), &headers(3, true)]);
+        world.queue_bytes(&[&headers(1, true), &headers(3, true)]);
         for _ in 0..2 {
             assert_eq!(assert_ready_ok!(world.read(ROOM)).len(), 10);
             world.begin();
@@ -321,15 +323,15 @@ fn a_stream_that_is_taken_at_once_does_not_wait() {
 }
 
 #[test]
-fn at_the_gate_with_nothing_at_hand_the_transport_has_the_waker() {
+fn closed_gate_without_buffered_bytes_waits_for_the_transport() {
     for mut world in World::both() {
         world.speaks_http2();
-        world.brings(&[&headers(1, true)]);
+        world.queue_bytes(&[&headers(1, true)]);
         assert_ready_ok!(world.read(ROOM));
         assert_pending!(world.read(ROOM));
         assert!(!world.task.is_woken());
         world.begin();
-        world.brings(&[b"later"]);
+        world.queue_bytes(&[b"later"]);
         world.script.lock().unwrap().reader.take().unwrap().wake();
         assert!(world.task.is_woken());
         assert_eq!(assert_ready_ok!(world.read(ROOM)), b"later");
@@ -337,11 +339,11 @@ fn at_the_gate_with_nothing_at_hand_the_transport_has_the_waker() {
 }
 
 #[test]
-fn an_end_behind_the_gate_is_delivered_behind_it_and_loses_nothing() {
+fn end_of_reads_is_delivered_after_the_gate() {
     for mut world in World::both() {
         world.speaks_http2();
-        world.brings(&[&headers(1, true)]);
-        world.arrives(Read::End);
+        world.queue_bytes(&[&headers(1, true)]);
+        world.queue(Read::End);
         assert_ready_ok!(world.read(ROOM));
         assert_pending!(world.read(ROOM));
         assert!(world.task.is_woken());
@@ -349,68 +351,68 @@ fn an_end_behind_the_gate_is_delivered_behind_it_and_loses_nothing() {
         assert_eq!(assert_ready_ok!(world.read(ROOM)), b"");
         world.write(&headers(1, true), ROOM);
         world.flush();
-        assert_eq!(response.verdicts(), [flushed(0)], "a client may close its half");
+        assert_eq!(response.flush_outcome(), Some(flushed(0)), "a client may close its half of the connection");
     }
 }
 
 #[test]
-fn a_failure_behind_the_gate_is_delivered_behind_it() {
+fn read_error_is_delivered_after_the_gate() {
     for mut world in World::both() {
         world.speaks_http2();
-        world.brings(&[&headers(1, true)]);
-        world.arrives(Read::Failure);
+        world.queue_bytes(&[&headers(1, true)]);
+        world.queue(Read::Failure);
         assert_ready_ok!(world.read(ROOM));
         assert_pending!(world.read(ROOM));
         assert!(world.task.is_woken());
         let response = world.begin();
-        assert_eq!(response.verdicts(), [Verdict::Lost]);
+        assert_eq!(response.flush_outcome(), Some(Lost));
         let Poll::Ready(Err(error)) = world.read(ROOM) else { panic!() };
         assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
     }
 }
 
 #[test]
-fn whatever_fails_loses_what_is_open() {
+fn failed_transport_loses_open_responses() {
     let failures: [fn(&mut World); 5] = [
         |world| {
-            world.arrives(Read::Failure);
+            world.queue(Read::Failure);
             assert!(matches!(world.read(ROOM), Poll::Ready(Err(_))));
         },
         |world| {
             world.script.lock().unwrap().writes.push_back(Err(io::ErrorKind::BrokenPipe.into()));
-            assert!(matches!(world.polls(|io, cx| io.poll_write(cx, b"bytes")), Poll::Ready(Err(_))));
+            assert!(matches!(world.poll(|io, cx| io.poll_write(cx, b"bytes")), Poll::Ready(Err(_))));
         },
         |world| {
             world.script.lock().unwrap().flushes.push_back(Err(io::ErrorKind::BrokenPipe.into()));
-            assert!(matches!(world.polls(|io, cx| io.poll_flush(cx)), Poll::Ready(Err(_))));
+            assert!(matches!(world.poll(|io, cx| io.poll_flush(cx)), Poll::Ready(Err(_))));
         },
         |world| {
             world.script.lock().unwrap().flushes.push_back(Err(io::ErrorKind::BrokenPipe.into()));
-            assert!(matches!(world.polls(|io, cx| io.poll_shutdown(cx)), Poll::Ready(Err(_))));
+            assert!(matches!(world.poll(|io, cx| io.poll_shutdown(cx)), Poll::Ready(Err(_))));
         },
         |world| world.io = Box::new(Scripted::default()),
     ];
-    for fails in failures {
+    for fail in failures {
         for mut world in World::both() {
             world.speaks_http2();
             let (ended, open) = (world.open(1), world.open(3));
             world.write(&headers(1, true), ROOM);
-            fails(&mut world);
-            assert_eq!((ended.verdicts(), open.verdicts()), (vec![Verdict::Lost], vec![Verdict::Lost]));
+            fail(&mut world);
+            assert_eq!((ended.flush_outcome(), open.flush_outcome()), (Some(Lost), Some(Lost)));
         }
         for mut world in World::both() {
             world.speaks_http1();
-            let [waiting, late]: [Arc<Heard>; 2] = Default::default();
-            world.connection.await_flush(waiting.clone());
-            fails(&mut world);
-            world.connection.await_flush(late.clone());
-            assert_eq!((waiting.verdicts(), late.verdicts()), (vec![Verdict::Lost], vec![Verdict::Lost]));
+            let waiting = world.begin_http1();
+            waiting.end();
+            fail(&mut world);
+            let late = world.begin_http1();
+            assert_eq!((waiting.flush_outcome(), late.flush_outcome()), (Some(Lost), Some(Lost)));
         }
     }
 }
 
 #[test]
-fn only_what_was_accepted_counts_in_one_piece_and_in_slices() {
+fn only_accepted_bytes_count_in_pieces_and_slices() {
     for mut world in World::both() {
         world.speaks_http2();
         let (one, three) = (world.open(1), world.open(3));
@@ -419,34 +421,34 @@ fn only_what_was_accepted_counts_in_one_piece_and_in_slices() {
 
         world.write(&first, first.len() - 1);
         world.flush();
-        assert_eq!(one.verdicts(), []);
+        assert_eq!(one.flush_outcome(), None);
         world.script.lock().unwrap().writes.push_back(Ok(4));
         let slices = [IoSlice::new(&first[first.len() - 1..]), IoSlice::new(&[]), IoSlice::new(&second)];
-        assert_eq!(assert_ready_ok!(world.polls(|io, cx| io.poll_write_vectored(cx, &slices))), 4);
-        assert_pending!(world.polls(|io, cx| io.poll_write_vectored(cx, &slices)));
-        assert_pending!(world.polls(|io, cx| io.poll_flush(cx)));
-        assert_eq!(one.verdicts(), []);
+        assert_eq!(assert_ready_ok!(world.poll(|io, cx| io.poll_write_vectored(cx, &slices))), 4);
+        assert_pending!(world.poll(|io, cx| io.poll_write_vectored(cx, &slices)));
+        assert_pending!(world.poll(|io, cx| io.poll_flush(cx)));
+        assert_eq!(one.flush_outcome(), None);
         world.flush();
-        assert_eq!((one.verdicts(), three.verdicts()), (vec![flushed(5)], vec![]));
+        assert_eq!((one.flush_outcome(), three.flush_outcome()), (Some(flushed(5)), None));
 
         world.write(&second[3..], ROOM);
         world.flush();
-        assert_eq!(three.verdicts(), [flushed(6)]);
+        assert_eq!(three.flush_outcome(), Some(flushed(6)));
         assert_eq!(world.script.lock().unwrap().written, [first, second].concat());
     }
 }
 
 #[test]
-fn a_reset_counts_once_it_is_delivered() {
+fn reset_counts_when_it_is_delivered() {
     for mut world in World::both() {
         world.speaks_http2();
-        world.brings(&[&headers(1, true), &reset(1, 8)]);
+        world.queue_bytes(&[&headers(1, true), &reset(1, 8)]);
         assert_ready_ok!(world.read(ROOM));
         let response = world.begin();
         assert_eq!(assert_ready_ok!(world.read(12)).len(), 12);
-        assert_eq!(response.verdicts(), []);
+        assert_eq!(response.flush_outcome(), None);
         assert_ready_ok!(world.read(12));
-        assert_eq!(response.verdicts(), [Verdict::Lost]);
+        assert_eq!(response.flush_outcome(), Some(Lost));
     }
 }
 
@@ -455,22 +457,22 @@ fn malformed_inbound_bytes_are_delivered_and_stop_the_mapping() {
     for mut world in World::both() {
         world.speaks_http2();
         let response = world.open(1);
-        world.brings(&[&data(0, 1, false), &headers(3, true)]);
+        world.queue_bytes(&[&data(0, 1, false), &headers(3, true)]);
         assert_eq!(assert_ready_ok!(world.read(ROOM)).len(), 20, "the gate stays open");
-        assert_eq!(world.connection.take_stream(), None);
-        world.brings(&[b"more"]);
+        assert!(!world.connection.has_pending_stream());
+        world.queue_bytes(&[b"more"]);
         assert_eq!(assert_ready_ok!(world.read(ROOM)), b"more");
-        assert_eq!(response.verdicts(), []);
+        assert_eq!(response.flush_outcome(), None);
         drop(world);
-        assert_eq!(response.verdicts(), [Verdict::Lost]);
+        assert_eq!(response.flush_outcome(), Some(Lost));
     }
 }
 
 #[test]
-fn a_caller_without_room_gets_nothing_and_passes_no_gate() {
+fn read_without_room_does_not_open_the_gate() {
     for mut world in World::both() {
         world.speaks_http2();
-        world.brings(&[&headers(1, true)]);
+        world.queue_bytes(&[&headers(1, true)]);
         assert_ready_ok!(world.read(ROOM));
         for _ in 0..3 {
             assert_eq!(assert_ready_ok!(world.read(0)), b"");
@@ -480,7 +482,7 @@ fn a_caller_without_room_gets_nothing_and_passes_no_gate() {
 }
 
 #[test]
-fn what_was_read_and_not_delivered_is_given_back() {
+fn into_parts_returns_undelivered_bytes() {
     let (connection, _) = connection();
     let scripted = Scripted::default();
     scripted.0.lock().unwrap().reads.extend([Read::Bytes(PREFACE.to_vec()), Read::Bytes(headers(1, true))]);
@@ -490,44 +492,43 @@ fn what_was_read_and_not_delivered_is_given_back() {
         assert_ready_ok!(task.enter(|cx, _| poll_read(&mut io, cx, room)));
     }
     assert!(io.get_ref().0.lock().unwrap().reads.is_empty());
-    let late = Arc::new(Heard::default());
     let parts = io.into_parts();
     assert_eq!(parts.read_buf, headers(1, true)[4..]);
-    connection.await_flush(late.clone());
-    assert_eq!(late.verdicts(), [Verdict::Lost]);
+    let late = scripted::begin_stream(&connection, 3);
+    assert_eq!(late.flush_outcome(), Some(Unmapped), "tracking has ended");
 }
 
-/// What is to be the same however the bytes are cut, and by whose traits.
+/// Results that do not depend on the split of the bytes and on the traits.
 #[derive(Debug, PartialEq)]
 struct Seen {
     delivered: Vec<u8>,
-    verdicts: Vec<Vec<Verdict>>,
-    stats: Stats,
+    outcomes: Vec<Option<FlushOutcome>>,
+    stats: TrackerStats,
 }
 
-/// A client's bytes and then a server's go through, in pieces. Every stream but the fifth is taken.
-fn go_through(mut world: World, from: &[u8], to: &[u8], sizes: &[usize], flush_last: bool) -> Seen {
+/// Passes bytes of a client and then of a server in pieces. Every stream except the fifth is taken.
+fn pass_through(mut world: World, from: &[u8], to: &[u8], sizes: &[usize], flush_last: bool) -> Seen {
     let mut sizes = sizes.iter().copied().cycle();
     let mut rest = from;
     while !rest.is_empty() {
         let (piece, behind) = rest.split_at(rest.len().min(sizes.next().unwrap()));
-        world.brings(&[piece]);
+        world.queue_bytes(&[piece]);
         rest = behind;
     }
-    world.arrives(Read::End);
+    world.queue(Read::End);
     let (mut delivered, mut responses) = (Vec::new(), Vec::new());
     let mut opened = 0;
     loop {
         match world.read(sizes.next().unwrap()) {
-            Poll::Pending => assert!(world.task.is_woken(), "nothing is forgotten"),
+            Poll::Pending => assert!(world.task.is_woken(), "the task is woken"),
             Poll::Ready(bytes) if bytes.as_ref().unwrap().is_empty() => break,
             Poll::Ready(bytes) => delivered.extend(bytes.unwrap()),
         }
-        if world.connection.protocol() == Protocol::Http2 && world.connection.is_untaken() {
+        if world.connection.protocol() == Protocol::Http2 && world.connection.has_pending_stream() {
             opened += 1;
             if opened == 5 {
                 assert_pending!(world.read(1));
-                world.connection.take_back();
+                world.connection.reclaim_stream();
             } else {
                 responses.push(world.begin());
             }
@@ -539,24 +540,24 @@ fn go_through(mut world: World, from: &[u8], to: &[u8], sizes: &[usize], flush_l
         let middle = piece.len() / 2;
         world.script.lock().unwrap().writes.push_back(Ok(piece.len()));
         let slices = [IoSlice::new(&piece[..middle]), IoSlice::new(&piece[middle..])];
-        assert_ready_ok!(world.polls(|io, cx| io.poll_write_vectored(cx, &slices)));
+        assert_ready_ok!(world.poll(|io, cx| io.poll_write_vectored(cx, &slices)));
         rest = behind;
-        // The server sends no resets, so flushes in between tell no more and no less than the last.
+        // The server sends no resets, so flushes in between do not change the outcomes.
         if !flush_last {
             world.flush();
         }
     }
     world.flush();
-    let verdicts = responses.iter().map(|response| response.verdicts()).collect();
-    Seen { delivered, verdicts, stats: world.counters.stats() }
+    let outcomes = responses.iter().map(TestResponse::flush_outcome).collect();
+    Seen { delivered, outcomes, stats: world.counters.stats() }
 }
 
-fn frames(of_client: bool) -> impl Strategy<Value = Vec<u8>> {
+fn frames(is_client: bool) -> impl Strategy<Value = Vec<u8>> {
     let frame = (0..7_u8, 0..12_u32, 0..60_usize, any::<bool>()).prop_map(move |(kind, number, length, end)| {
         let stream = 2 * number + 1;
         match kind {
             0 | 1 => data(stream, length, end),
-            2 if of_client => reset(stream, 8),
+            2 if is_client => reset(stream, 8),
             2 | 3 => headers(stream, end),
             4 => frame(6, 0, 0, &[1; 8]),
             5 => [frame(1, u8::from(end), stream, b"a"), frame(9, 0x4, stream, b"b")].concat(),
@@ -568,7 +569,7 @@ fn frames(of_client: bool) -> impl Strategy<Value = Vec<u8>> {
 
 proptest! {
     #[test]
-    fn a_split_changes_nothing(
+    fn split_changes_nothing(
         from in frames(true),
         to in frames(false),
         sizes in vec(1..50_usize, 1..8),
@@ -581,15 +582,14 @@ proptest! {
             from[at] ^= 0x55;
         }
         let [tokio, hyper] = World::both();
-        let whole = go_through(tokio, &from, &to, &[ROOM], false);
+        let whole = pass_through(tokio, &from, &to, &[ROOM], false);
         prop_assert_eq!(&whole.delivered, &from);
-        prop_assert!(whole.verdicts.iter().all(|verdicts| verdicts.len() <= 1));
-        prop_assert_eq!(&go_through(hyper, &from, &to, &[ROOM], false), &whole);
+        prop_assert_eq!(&pass_through(hyper, &from, &to, &[ROOM], false), &whole);
         for world in World::both() {
-            prop_assert_eq!(&go_through(world, &from, &to, &sizes, false), &whole);
+            prop_assert_eq!(&pass_through(world, &from, &to, &sizes, false), &whole);
         }
         for world in World::both() {
-            prop_assert_eq!(&go_through(world, &from, &to, &[1], true), &whole);
+            prop_assert_eq!(&pass_through(world, &from, &to, &[1], true), &whole);
         }
     }
 }

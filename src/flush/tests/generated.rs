@@ -1,44 +1,44 @@
-//! Frames for tests: written as RFC 9113, section 6, draws them, and any valid sequence of them.
+//! Frames for tests, written by hand and generated (RFC 9113, section 6).
 
 use proptest::{collection::vec, option, prelude::*};
 
-use super::{
+use crate::flush::{
     frames::{Event, StreamId},
-    properties::{a_split_changes_nothing, events},
+    properties::{events, split_changes_nothing},
 };
 
-/// A frame of any type and content.
-pub(super) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+/// Encodes a frame.
+pub(in crate::flush) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = (payload.len() as u32).to_be_bytes();
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
-pub(super) fn data(stream: u32, length: usize, end_stream: bool) -> Vec<u8> {
+pub(in crate::flush) fn data(stream: u32, length: usize, end_stream: bool) -> Vec<u8> {
     frame(0, end_stream.into(), stream, &vec![b'd'; length])
 }
 
-/// A block in one frame.
-pub(super) fn headers(stream: u32, end_stream: bool) -> Vec<u8> {
+/// A header block in one frame.
+pub(in crate::flush) fn headers(stream: u32, end_stream: bool) -> Vec<u8> {
     frame(1, 0x4 | u8::from(end_stream), stream, &[0x88])
 }
 
-pub(super) fn reset(stream: u32, error_code: u32) -> Vec<u8> {
+pub(in crate::flush) fn reset(stream: u32, error_code: u32) -> Vec<u8> {
     frame(3, 0, stream, &error_code.to_be_bytes())
 }
 
-/// Something valid, by its bytes and by what it is to tell.
+/// Valid bytes and their event.
 #[derive(Clone, Debug)]
 struct Valid {
     bytes: Vec<u8>,
     event: Option<Event>,
 }
 
-/// A stream as it is written, reserved bit and all.
+/// The field of a stream identifier, with the reserved bit.
 fn any_stream() -> impl Strategy<Value = u32> {
     (1..12_u32, any::<bool>()).prop_map(|(stream, reserved)| stream | u32::from(reserved) << 31)
 }
 
-/// Flags that a type does not define: they are to be ignored.
+/// Flags that the type does not define. They must be ignored.
 fn undefined(flags: u8, defined: u8) -> u8 {
     flags & !defined
 }
@@ -57,8 +57,8 @@ fn valid_data() -> impl Strategy<Value = Valid> {
     )
 }
 
-/// HEADERS (or PUSH_PROMISE) and as many CONTINUATION as there are further fragments, each perhaps empty. Also interim
-/// responses and trailers, for a parser sees no difference.
+/// HEADERS or PUSH_PROMISE with CONTINUATION frames. Interim responses and trailers look the same
+/// to the parser.
 fn valid_block(kind: u8) -> impl Strategy<Value = Valid> {
     (any_stream(), vec(vec(any::<u8>(), 0..40), 1..5), any::<bool>(), any::<u8>()).prop_map(
         move |(stream, fragments, end_stream, other)| {
@@ -67,7 +67,7 @@ fn valid_block(kind: u8) -> impl Strategy<Value = Valid> {
                 let end_headers = if at == fragments.len() - 1 { 0x4 } else { 0 };
                 let (kind, flags) = match at {
                     0 => (kind, undefined(other, 0x5) | u8::from(end_stream)),
-                    // END_STREAM means nothing here.
+                    // END_STREAM has no meaning here.
                     _ => (9, undefined(other, 0x4)),
                 };
                 bytes.extend(frame(kind, flags | end_headers, stream, fragment));
@@ -100,7 +100,7 @@ fn valid_go_away() -> impl Strategy<Value = Valid> {
     })
 }
 
-/// PRIORITY, PING, WINDOW_UPDATE, and types nobody knows.
+/// PRIORITY, PING, WINDOW_UPDATE, and unknown types.
 fn valid_other() -> impl Strategy<Value = Valid> {
     let kind = prop_oneof![Just(2_u8), Just(6), Just(8), 10..=255_u8];
     (kind, any::<u8>(), 0..12_u32, vec(any::<u8>(), 0..100))
@@ -121,33 +121,33 @@ fn valid() -> impl Strategy<Value = Valid> {
 
 proptest! {
     #[test]
-    fn valid_frames_tell_what_they_say_in_any_split(frames in vec(valid(), 0..30), sizes in vec(any::<u8>(), 0..8)) {
+    fn valid_frames_yield_their_events_in_any_split(frames in vec(valid(), 0..30), sizes in vec(any::<u8>(), 0..8)) {
         let (mut bytes, mut expected) = (Vec::new(), Vec::new());
         for valid in frames {
             bytes.extend(valid.bytes);
             expected.extend(valid.event.map(|event| (bytes.len(), event)));
         }
         prop_assert_eq!(events([&bytes[..]]), expected);
-        a_split_changes_nothing(&bytes, &sizes);
+        split_changes_nothing(&bytes, &sizes);
     }
 
     #[test]
-    fn random_bytes_neither_panic_nor_depend_on_the_split(bytes in vec(any::<u8>(), 0..300), sizes in vec(any::<u8>(), 0..8)) {
-        a_split_changes_nothing(&bytes, &sizes);
+    fn random_bytes_do_not_panic_or_depend_on_the_split(bytes in vec(any::<u8>(), 0..300), sizes in vec(any::<u8>(), 0..8)) {
+        split_changes_nothing(&bytes, &sizes);
     }
 
-    /// Random bytes are soon one long frame; this way there are many.
+    /// Random bytes soon look like one long frame, so this test generates frames.
     #[test]
-    fn random_frames_neither_panic_nor_depend_on_the_split(
+    fn random_frames_do_not_panic_or_depend_on_the_split(
         frames in vec((0..11_u8, any::<u8>(), 0..5_u32, vec(0..20_u8, 0..12)), 0..30),
-        lost in 0..20_usize,
+        truncated in 0..20_usize,
         sizes in vec(any::<u8>(), 0..8),
     ) {
         let mut bytes = Vec::new();
         for (kind, flags, stream, payload) in frames {
             bytes.extend(frame(kind, flags, stream, &payload));
         }
-        bytes.truncate(bytes.len().saturating_sub(lost));
-        a_split_changes_nothing(&bytes, &sizes);
+        bytes.truncate(bytes.len().saturating_sub(truncated));
+        split_changes_nothing(&bytes, &sizes);
     }
 }

@@ -1,4 +1,4 @@
-//! What responses are told on connections that hyper serves, against what their clients got.
+//! Compares the outcomes of responses that hyper serves with what the client received.
 
 use std::{
     convert::Infallible,
@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, Response, Version};
+use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Full};
 use hyper::{
@@ -25,80 +25,80 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio_test::{assert_pending, task};
 
 use super::{
-    connection::{Connection, Verdict},
-    frames::{Event, Frames, StreamId},
     generated::frame,
-    scripted::{FLUSHED, Heard, connection, flushed, stats},
-    tracked_io::TrackedIo,
+    scripted::{FLUSHED, begin, connection, flushed, stats},
+};
+use crate::{
+    after_response::{FlushOutcome, TestResponse},
+    flush::{
+        connection::Connection,
+        frames::{Event, Frames, StreamId},
+        io::TrackedIo,
+        tracker::Counters,
+    },
 };
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 type Io = TrackedIo<TokioIo<DuplexStream>>;
 
-/// One response, with the path it answers.
-struct Answered {
+/// A response and the path of its request.
+struct Sent {
     path: String,
-    stream: Option<StreamId>,
-    response: Arc<Heard>,
+    response: TestResponse,
 }
 
-/// Answers with as many bytes as the path says, or with the path.
+/// Responds with the number of bytes in the path, or with the path.
 #[derive(Clone)]
-struct Answers {
+struct Responder {
     connection: Arc<Connection>,
-    answered: Arc<Mutex<Vec<Answered>>>,
+    sent: Arc<Mutex<Vec<Sent>>>,
 }
 
-impl Answers {
-    fn new(io: DuplexStream) -> (Io, Self, Arc<super::stats::Counters>) {
+impl Responder {
+    fn new(io: DuplexStream) -> (Io, Self, Arc<Counters>) {
         let (connection, counters) = connection();
         let io = TrackedIo::new(TokioIo::new(io), connection.clone());
-        (io, Self { connection, answered: Arc::default() }, counters)
+        (io, Self { connection, sent: Arc::default() }, counters)
     }
 
-    /// What each was told, by its path.
-    fn told(&self) -> Vec<(String, Vec<Verdict>)> {
-        let answered = self.answered.lock().unwrap();
-        answered.iter().map(|it| (it.path.clone(), it.response.verdicts())).collect()
+    /// Returns the outcomes so far, each with the path of its request.
+    fn outcomes(&self) -> Vec<(String, Option<FlushOutcome>)> {
+        let sent = self.sent.lock().unwrap();
+        sent.iter().map(|sent| (sent.path.clone(), sent.response.flush_outcome())).collect()
     }
 
-    /// Once all are told. It fails by itself rather than wait for ever.
-    async fn all_told(&self, count: usize) {
+    /// Waits for `count` outcomes.
+    async fn wait_for(&self, count: usize) {
         for _ in 0..100_000 {
-            if self.told().iter().filter(|(_, verdicts)| !verdicts.is_empty()).count() >= count {
+            if self.outcomes().iter().filter(|(_, outcome)| outcome.is_some()).count() >= count {
                 return;
             }
             tokio::task::yield_now().await;
         }
-        panic!("{:?}", self.told());
+        panic!("{:?}", self.outcomes());
     }
 }
 
-impl Service<Request<Incoming>> for Answers {
+impl Service<Request<Incoming>> for Responder {
     type Response = Response<Ending>;
     type Error = Infallible;
     type Future = Ready<Result<Self::Response, Infallible>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let stream = self.connection.take_stream();
-        let response = Arc::new(Heard::default());
-        self.connection.begin(request.version(), stream, &response);
+        let response = begin(&self.connection, request.version());
         let path = request.uri().path().trim_start_matches('/').to_owned();
         let bytes = path.parse().map_or_else(|_| path.clone().into(), |length| Bytes::from(vec![b'd'; length]));
-        self.answered.lock().unwrap().push(Answered { path, stream, response: response.clone() });
-        let http1 = request.version() < Version::HTTP_2;
-        let body =
-            Ending { body: Full::new(bytes), response: http1.then_some(response), connection: self.connection.clone() };
-        ready(Ok(Response::new(body)))
+        self.sent.lock().unwrap().push(Sent { path, response: response.clone() });
+        response.set_head(false);
+        ready(Ok(Response::new(Ending { body: Full::new(bytes), response: Some(response) })))
     }
 }
 
-/// A body that marks its end on HTTP/1. It is always complete.
+/// A body that ends its response when it is dropped. It is always complete.
 struct Ending {
     body: Full<Bytes>,
-    response: Option<Arc<Heard>>,
-    connection: Arc<Connection>,
+    response: Option<TestResponse>,
 }
 
 impl Body for Ending {
@@ -121,18 +121,19 @@ impl Body for Ending {
 impl Drop for Ending {
     fn drop(&mut self) {
         if let Some(response) = self.response.take() {
-            self.connection.await_flush(response);
+            response.end();
         }
     }
 }
 
-/// A GET in HPACK: static fields and literals.
+/// A GET request in HPACK, with static fields and literals.
 fn get(stream: u32, path: &str) -> Vec<u8> {
     let block = [&[0x82, 0x86, 0x04, path.len() as u8], path.as_bytes(), &[0x01, 1, b'a']].concat();
     frame(1, 0x5, stream, &block)
 }
 
-/// Reads until so many streams have ended: each with its bytes of data, and what was reset.
+/// Reads until `count` streams have ended. Returns them with their last DATA frame, and the streams
+/// that were reset.
 async fn read_ends(client: &mut DuplexStream, count: usize) -> (Vec<(StreamId, u32)>, Vec<StreamId>) {
     let (mut frames, mut ends, mut resets) = (Frames::default(), Vec::new(), Vec::new());
     let mut bytes = [0; 1000];
@@ -153,26 +154,26 @@ async fn read_ends(client: &mut DuplexStream, count: usize) -> (Vec<(StreamId, u
     (ends, resets)
 }
 
-async fn serve_auto(io: Io, service: Answers) {
+async fn serve_auto(io: Io, service: Responder) {
     _ = auto::Builder::new(TokioExecutor::new()).serve_connection(io, service).await;
 }
 
-async fn serve_http2(io: Io, service: Answers) {
+async fn serve_http2(io: Io, service: Responder) {
     _ = http2::Builder::new(TokioExecutor::new()).serve_connection(io, service).await;
 }
 
-/// The ids are learnt from the gate; a queue of all that opened would give the second call the malformed stream.
+/// A queue of all opened streams would give the malformed stream to the second call.
 #[tokio::test]
-async fn of_four_requests_in_one_segment_the_malformed_one_is_nobody_s() {
+async fn malformed_request_in_a_segment_does_not_shift_the_others() {
     for by_auto in [false, true] {
         let (mut client, server) = duplex(1 << 16);
-        let (io, service, counters) = Answers::new(server);
+        let (io, service, counters) = Responder::new(server);
         let served = service.clone();
         let served =
             tokio::spawn(
                 async move { if by_auto { serve_auto(io, served).await } else { serve_http2(io, served).await } },
             );
-        // The method twice.
+        // It has two methods.
         let malformed = frame(1, 0x5, 3, &[0x82, 0x82, 0x86, 0x84, 0x01, 1, b'a']);
         let requests = [get(1, "/one"), malformed, get(5, "/fifth"), get(7, "/the_seventh")].concat();
         client.write_all(&[PREFACE, &frame(4, 0, 0, &[]), &requests].concat()).await.unwrap();
@@ -181,25 +182,23 @@ async fn of_four_requests_in_one_segment_the_malformed_one_is_nobody_s() {
         ends.sort();
         assert_eq!(ends, [(StreamId::new(1), 3), (StreamId::new(5), 5), (StreamId::new(7), 11)]);
         assert_eq!(resets, [StreamId::new(3)]);
-        service.all_told(3).await;
-        let streams: Vec<_> = service.answered.lock().unwrap().iter().map(|it| (it.path.clone(), it.stream)).collect();
-        let expected = [("one", 1), ("fifth", 5), ("the_seventh", 7)];
-        assert_eq!(streams, expected.map(|(path, stream)| (path.to_owned(), Some(StreamId::new(stream)))));
-        let told = expected.map(|(path, _)| (path.to_owned(), vec![flushed(path.len() as u64)]));
-        assert_eq!(service.told(), told);
+        service.wait_for(3).await;
+        // Each body has another length, so a wrong stream would have another outcome.
+        let expected = ["one", "fifth", "the_seventh"].map(|path| (path.to_owned(), Some(flushed(path.len() as u64))));
+        assert_eq!(service.outcomes(), expected);
         assert_eq!(counters.stats(), stats(|stats| (stats.flushed, stats.undelivered) = (3, 1)));
         drop(client);
         served.await.unwrap();
     }
 }
 
-/// Everything is larger than the window, many at once, over a transport that takes little at a time.
+/// Many concurrent responses, most larger than the window, over a transport with a small buffer.
 #[tokio::test]
-async fn each_of_many_http2_responses_is_flushed_with_its_own_length() {
-    // hyper admits 200 at once.
+async fn concurrent_http2_responses_are_flushed_with_their_lengths() {
+    // hyper allows 200 concurrent streams.
     const RESPONSES: usize = 200;
     let (client, server) = duplex(4_999);
-    let (io, service, counters) = Answers::new(server);
+    let (io, service, counters) = Responder::new(server);
     let served = tokio::spawn(http2::Builder::new(TokioExecutor::new()).serve_connection(io, service.clone()));
     let (requests, client) =
         hyper::client::conn::http2::handshake::<_, _, Full<Bytes>>(TokioExecutor::new(), TokioIo::new(client))
@@ -220,9 +219,9 @@ async fn each_of_many_http2_responses_is_flushed_with_its_own_length() {
     for response in responses.collect::<Vec<_>>() {
         response.await.unwrap();
     }
-    service.all_told(RESPONSES).await;
-    for (path, verdicts) in service.told() {
-        assert_eq!(verdicts, [flushed(path.parse().unwrap())]);
+    service.wait_for(RESPONSES).await;
+    for (path, outcome) in service.outcomes() {
+        assert_eq!(outcome, Some(flushed(path.parse().unwrap())));
     }
     assert_eq!(counters.stats(), stats(|stats| stats.flushed = RESPONSES as u64));
     drop(requests);
@@ -230,12 +229,12 @@ async fn each_of_many_http2_responses_is_flushed_with_its_own_length() {
     served.await.unwrap().unwrap();
 }
 
-/// C9: the body has long ended, and its client does not read.
+/// The body ended long ago, but the client does not read.
 #[tokio::test]
-async fn a_response_is_told_nothing_before_its_last_byte_was_taken() {
+async fn response_has_no_outcome_before_its_last_byte_was_taken() {
     for http2 in [false, true] {
         let (mut client, server) = duplex(1000);
-        let (io, service, _) = Answers::new(server);
+        let (io, service, _) = Responder::new(server);
         let mut served = task::spawn(serve_auto(io, service.clone()));
         if http2 {
             // The window of a stream is 65,535 bytes.
@@ -247,51 +246,52 @@ async fn a_response_is_told_nothing_before_its_last_byte_was_taken() {
         let mut taken = 0;
         loop {
             assert_pending!(served.poll());
-            if service.told().iter().any(|(_, verdicts)| !verdicts.is_empty()) {
+            if service.outcomes().iter().any(|(_, outcome)| outcome.is_some()) {
                 break;
             }
             let mut bytes = [0; 1000];
             if let Poll::Ready(read) = task::spawn(client.read(&mut bytes)).poll() {
                 taken += read.unwrap();
             }
-            // Runs what hyper spawned, and gives the transport a new budget.
+            // Runs the tasks of hyper, and renews the budget of the transport.
             tokio::task::yield_now().await;
         }
-        // What the transport holds was flushed to it, as to a kernel.
+        // The last bytes are in the buffer of the transport, like in a kernel.
         assert!(taken > 49_000 && taken < 51_000, "{taken}");
-        let verdict = if http2 { flushed(50_000) } else { FLUSHED };
-        assert_eq!(service.told(), [("50000".to_owned(), vec![verdict])]);
+        let outcome = if http2 { flushed(50_000) } else { FLUSHED };
+        assert_eq!(service.outcomes(), [("50000".to_owned(), Some(outcome))]);
     }
 }
 
 #[tokio::test]
 async fn pipelined_http1_responses_are_flushed_one_by_one() {
     let (mut client, server) = duplex(1000);
-    let (io, service, counters) = Answers::new(server);
+    let (io, service, counters) = Responder::new(server);
     let mut served = task::spawn(http1::Builder::new().serve_connection(io, service.clone()));
     client.write_all(&b"GET /700 HTTP/1.1\r\nHost: a\r\n\r\n".repeat(3)).await.unwrap();
     assert_pending!(served.poll());
-    let flushed_of = || service.told().into_iter().map(|(_, verdicts)| verdicts).collect::<Vec<_>>();
-    assert_eq!(flushed_of(), [vec![FLUSHED], vec![]], "there is room for one");
+    let outcomes = || service.outcomes().into_iter().map(|(_, outcome)| outcome).collect::<Vec<_>>();
+    assert_eq!(outcomes(), [Some(FLUSHED), None], "there is room for one response");
 
     client.read_exact(&mut [0; 900]).await.unwrap();
     assert_pending!(served.poll());
-    assert_eq!(flushed_of(), [vec![FLUSHED], vec![FLUSHED], vec![]]);
+    assert_eq!(outcomes(), [Some(FLUSHED), Some(FLUSHED), None]);
     drop(client);
     assert!(served.poll().is_ready());
     drop(served);
-    assert_eq!(flushed_of(), [[FLUSHED], [FLUSHED], [Verdict::Lost]]);
+    assert_eq!(outcomes(), [Some(FLUSHED), Some(FLUSHED), Some(FlushOutcome::Lost)]);
     assert_eq!(counters.stats(), stats(|stats| (stats.flushed, stats.lost) = (2, 1)));
 }
 
 #[tokio::test]
-async fn what_a_dropped_http2_connection_had_open_is_lost() {
+async fn dropped_http2_connection_loses_open_responses() {
     let (mut client, server) = duplex(1000);
-    let (io, service, _) = Answers::new(server);
+    let (io, service, _) = Responder::new(server);
     let mut served = task::spawn(http2::Builder::new(TokioExecutor::new()).serve_connection(io, service.clone()));
     client.write_all(&[PREFACE, &frame(4, 0, 0, &[]), &get(1, "/100000"), &get(3, "/9")].concat()).await.unwrap();
     assert_pending!(served.poll());
     drop(served);
-    let told = service.told();
-    assert!(!told.is_empty() && told.iter().all(|(_, verdicts)| *verdicts == [Verdict::Lost]), "{told:?}");
+    let outcomes = service.outcomes();
+    let all_lost = outcomes.iter().all(|(_, outcome)| *outcome == Some(FlushOutcome::Lost));
+    assert!(!outcomes.is_empty() && all_lost, "{outcomes:?}");
 }

@@ -1,4 +1,4 @@
-//! What is read from the wire, against what h2 was told to write on it.
+//! Compares what the parsers find on the wire with what h2 was asked to write.
 
 use std::{
     collections::BTreeMap,
@@ -13,14 +13,14 @@ use h2::{Reason, RecvStream, SendStream, client, server};
 use http::{HeaderMap, HeaderValue, Request, Response};
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf, duplex};
 
-use super::{
+use crate::flush::{
     frames::StreamId,
     inbound::Inbound,
-    outbound::Outbound,
+    outbound::{Abort, Outbound},
     preface::{Preface, Protocol},
 };
 
-/// What a transport did for the server, in order.
+/// A call of the server to its transport.
 #[derive(Debug)]
 enum Step {
     Accepted(Vec<u8>),
@@ -28,14 +28,14 @@ enum Step {
     Read(Vec<u8>),
 }
 
-/// A transport that remembers.
+/// A transport that records calls.
 struct Recorded {
     transport: DuplexStream,
     steps: Arc<Mutex<Vec<Step>>>,
 }
 
 impl Recorded {
-    fn remember(&self, step: Step) {
+    fn record(&self, step: Step) {
         self.steps.lock().unwrap().push(step);
     }
 }
@@ -44,7 +44,7 @@ impl AsyncRead for Recorded {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.transport).poll_read(cx, buffer))?;
-        self.remember(Step::Read(buffer.filled()[before..].to_vec()));
+        self.record(Step::Read(buffer.filled()[before..].to_vec()));
         Poll::Ready(Ok(()))
     }
 }
@@ -52,13 +52,13 @@ impl AsyncRead for Recorded {
 impl AsyncWrite for Recorded {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let accepted = ready!(Pin::new(&mut self.transport).poll_write(cx, bytes))?;
-        self.remember(Step::Accepted(bytes[..accepted].to_vec()));
+        self.record(Step::Accepted(bytes[..accepted].to_vec()));
         Poll::Ready(Ok(accepted))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(Pin::new(&mut self.transport).poll_flush(cx))?;
-        self.remember(Step::Flushed);
+        self.record(Step::Flushed);
         Poll::Ready(Ok(()))
     }
 
@@ -67,9 +67,9 @@ impl AsyncWrite for Recorded {
     }
 }
 
-/// What h2 was told to do with a stream: to end it after so many bytes, or to reset it.
+/// The end of a stream that was requested from h2: after a number of bytes, or by a reset.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Told {
+enum Requested {
     End(u64),
     Reset,
 }
@@ -83,8 +83,8 @@ fn send(stream: &mut SendStream<Bytes>, length: usize, end_stream: bool) -> u64 
     length as u64
 }
 
-/// Answers in the way that the path names.
-fn answer(request: &Request<RecvStream>, respond: &mut server::SendResponse<Bytes>) -> Told {
+/// Sends the response that the path names.
+fn respond_to(request: &Request<RecvStream>, respond: &mut server::SendResponse<Bytes>) -> Requested {
     let mut response = Response::new(());
     let path = request.uri().path();
     if path == "/long-head" {
@@ -94,40 +94,40 @@ fn answer(request: &Request<RecvStream>, respond: &mut server::SendResponse<Byte
     }
     if matches!(path, "/head" | "/long-head") {
         respond.send_response(response, true).unwrap();
-        return Told::End(0);
+        return Requested::End(0);
     }
     let mut stream = respond.send_response(response, false).unwrap();
     match path {
-        // More than a window: most of it is sent long after h2 was told.
-        "/blocked" => Told::End(send(&mut stream, 300_000, true)),
-        "/chunks" => Told::End((0..9).map(|chunk| send(&mut stream, 1_000 * chunk, chunk == 8)).sum()),
-        "/empty-end" => Told::End(send(&mut stream, 17_000, false) + send(&mut stream, 0, true)),
+        // Larger than the window, so most of it is sent later.
+        "/blocked" => Requested::End(send(&mut stream, 300_000, true)),
+        "/chunks" => Requested::End((0..9).map(|chunk| send(&mut stream, 1_000 * chunk, chunk == 8)).sum()),
+        "/empty-end" => Requested::End(send(&mut stream, 17_000, false) + send(&mut stream, 0, true)),
         "/trailers" => {
             let sent = send(&mut stream, 70_000, false);
             stream.send_trailers(trailers()).unwrap();
-            Told::End(sent)
+            Requested::End(sent)
         }
         _ => {
             send(&mut stream, 10, false);
             stream.send_reset(Reason::INTERNAL_ERROR);
-            Told::Reset
+            Requested::Reset
         }
     }
 }
 
-async fn serve(transport: Recorded) -> Vec<(StreamId, Told)> {
+async fn serve(transport: Recorded) -> Vec<(StreamId, Requested)> {
     let mut connection = server::handshake(transport).await.unwrap();
-    let mut told = Vec::new();
+    let mut requested = Vec::new();
     while let Some(accepted) = connection.accept().await {
         let (request, mut respond) = accepted.unwrap();
-        let outcome = answer(&request, &mut respond);
-        told.push((StreamId::new(respond.stream_id().as_u32()), outcome));
+        let outcome = respond_to(&request, &mut respond);
+        requested.push((StreamId::new(respond.stream_id().as_u32()), outcome));
     }
-    told
+    requested
 }
 
-/// Asks for everything at once, some of it with bodies and trailers, and reads all there is.
-async fn ask(transport: DuplexStream) {
+/// Sends all requests at once, some with bodies and trailers, and reads all responses.
+async fn request_all(transport: DuplexStream) {
     let (mut requests, connection) = client::handshake(transport).await.unwrap();
     let connection = tokio::spawn(connection);
     let mut responses = Vec::new();
@@ -162,33 +162,36 @@ async fn ask(transport: DuplexStream) {
 }
 
 #[tokio::test]
-async fn the_wire_says_what_h2_was_told() {
-    // A transport that accepts little at a time, so that writes are cut anywhere.
+async fn parsers_find_what_h2_was_asked_to_write() {
+    // The transport accepts little at a time, so that writes are split at many positions.
     let (client, server) = duplex(5_003);
     let steps = Arc::new(Mutex::new(Vec::new()));
-    let client = tokio::spawn(ask(client));
-    let told = serve(Recorded { transport: server, steps: steps.clone() }).await;
+    let client = tokio::spawn(request_all(client));
+    let requested = serve(Recorded { transport: server, steps: steps.clone() }).await;
     client.await.unwrap();
 
-    let (mut preface, mut inbound, mut outbound) = (Preface::default(), Inbound::default(), Outbound::default());
+    let (mut preface, mut inbound, mut outbound) = (Preface::default(), Inbound::default(), Outbound::<()>::default());
     let (mut opened, mut client_resets, mut found, mut resets) = (Vec::new(), Vec::new(), BTreeMap::new(), Vec::new());
     let (mut accepted, mut early_flushes) = (0, 0);
     for step in steps.lock().unwrap().iter() {
         match step {
             Step::Accepted(bytes) => {
                 accepted += bytes.len();
-                outbound.accepted(bytes, |stream, error_code| resets.push((stream, error_code)));
+                outbound.accept(bytes, |abort, _| match abort {
+                    Abort::Reset { stream, error_code } => resets.push((stream, error_code)),
+                    Abort::Malformed => panic!("h2 sends valid frames"),
+                });
             }
             Step::Flushed => {
                 let before = found.len();
-                found.extend(outbound.flushed().map(|(stream, data)| (stream, Told::End(data))));
+                found.extend(outbound.flushed().map(|(stream, data, _)| (stream, Requested::End(data))));
                 early_flushes += usize::from(found.len() == before);
             }
             Step::Read(bytes) => {
                 let mut rest = match preface.read(bytes) {
                     Protocol::Http2 { preface } => &bytes[preface..],
                     Protocol::Undecided => &[],
-                    Protocol::Http1 => panic!("h2 sent no preface"),
+                    Protocol::Http1 => panic!("h2 sends the preface first"),
                 };
                 while !rest.is_empty() {
                     let delivery = inbound.deliver(rest, |stream, _| client_resets.push(stream));
@@ -204,10 +207,10 @@ async fn the_wire_says_what_h2_was_told() {
 
     assert!(inbound.is_gating() && !outbound.gave_up());
     assert_eq!(client_resets, []);
-    assert_eq!(opened, told.iter().map(|(stream, _)| *stream).collect::<Vec<_>>(), "in the order they were accepted");
+    assert_eq!(opened, requested.iter().map(|(stream, _)| *stream).collect::<Vec<_>>(), "in the order of acceptance");
     assert!(resets.iter().all(|(_, error_code)| *error_code == 2), "INTERNAL_ERROR");
-    found.extend(resets.into_iter().map(|(stream, _)| (stream, Told::Reset)));
-    assert_eq!(found, BTreeMap::from_iter(told));
+    found.extend(resets.into_iter().map(|(stream, _)| (stream, Requested::Reset)));
+    assert_eq!(found, BTreeMap::from_iter(requested));
     assert_eq!(found.len(), 28);
-    assert!(accepted > 1_000_000 && early_flushes > 28, "most flushes end nothing: {early_flushes}");
+    assert!(accepted > 1_000_000 && early_flushes > 28, "most flushes cover no end: {early_flushes}");
 }

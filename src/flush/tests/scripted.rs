@@ -1,4 +1,4 @@
-//! For tests: a transport that does what it is told, and a response that remembers what it was told.
+//! A scripted transport, and responses for tests.
 
 use std::{
     collections::VecDeque,
@@ -8,71 +8,74 @@ use std::{
     task::{Context, Poll, Waker, ready},
 };
 
+use http::Version;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::{
-    connection::{Connection, Response, Verdict},
-    stats::{Counters, Stats},
+use crate::{
+    after_response::{FlushOutcome, TestResponse},
+    flush::{
+        connection::Connection,
+        frames::StreamId,
+        tracker::{Counters, TrackerStats},
+    },
 };
 
-/// A response that remembers.
-#[derive(Debug, Default)]
-pub(super) struct Heard(Mutex<Vec<Verdict>>);
-
-impl Heard {
-    pub(super) fn verdicts(&self) -> Vec<Verdict> {
-        self.0.lock().unwrap().clone()
-    }
+/// The outcome of a flushed HTTP/2 response.
+pub(in crate::flush) fn flushed(body_bytes: u64) -> FlushOutcome {
+    FlushOutcome::Flushed { body_bytes: Some(body_bytes) }
 }
 
-impl Response for Heard {
-    fn told(self: Arc<Self>, verdict: Verdict) {
-        self.0.lock().unwrap().push(verdict);
-    }
-}
+/// The outcome of a flushed HTTP/1 response.
+pub(in crate::flush) const FLUSHED: FlushOutcome = FlushOutcome::Flushed { body_bytes: None };
 
-/// What was flushed on HTTP/2.
-pub(super) fn flushed(body_bytes: u64) -> Verdict {
-    Verdict::Flushed { body_bytes: Some(body_bytes) }
-}
-
-/// What was flushed on HTTP/1.
-pub(super) const FLUSHED: Verdict = Verdict::Flushed { body_bytes: None };
-
-pub(super) fn connection() -> (Arc<Connection>, Arc<Counters>) {
+pub(in crate::flush) fn connection() -> (Arc<Connection>, Arc<Counters>) {
     let counters = Arc::new(Counters::default());
     (Arc::new(Connection::new(counters.clone())), counters)
 }
 
-/// Stats of one connection.
-pub(super) fn stats(change: impl FnOnce(&mut Stats)) -> Stats {
-    let mut stats = Stats { connections: 1, ..Stats::default() };
+/// Counters of a tracker with one connection.
+pub(in crate::flush) fn stats(change: impl FnOnce(&mut TrackerStats)) -> TrackerStats {
+    let mut stats = TrackerStats { connections: 1, ..TrackerStats::default() };
     change(&mut stats);
     stats
 }
 
-/// A script, and what came of it. Where it says nothing the transport waits.
+/// Begins a response to a request of this version. On HTTP/2 it takes the pending stream.
+pub(in crate::flush) fn begin(connection: &Connection, version: Version) -> TestResponse {
+    let (response, waiter) = TestResponse::new(version);
+    connection.begin(version, waiter);
+    response
+}
+
+/// Opens a stream and begins its response.
+pub(in crate::flush) fn begin_stream(connection: &Connection, stream: u32) -> TestResponse {
+    connection.open_stream(StreamId::new(stream));
+    begin(connection, Version::HTTP_2)
+}
+
+/// Results of a transport, and a record of the calls. A read, write or flush without a result is
+/// pending.
 #[derive(Debug, Default)]
-pub(super) struct Script {
-    pub(super) reads: VecDeque<Read>,
-    /// How many bytes each write takes at most.
-    pub(super) writes: VecDeque<io::Result<usize>>,
-    pub(super) flushes: VecDeque<io::Result<()>>,
-    /// The room of each read that was answered.
-    pub(super) rooms: Vec<usize>,
-    pub(super) written: Vec<u8>,
-    pub(super) reader: Option<Waker>,
+pub(in crate::flush) struct Script {
+    pub(in crate::flush) reads: VecDeque<Read>,
+    /// The maximum number of bytes that each write accepts.
+    pub(in crate::flush) writes: VecDeque<io::Result<usize>>,
+    pub(in crate::flush) flushes: VecDeque<io::Result<()>>,
+    /// The buffer sizes of the reads that returned.
+    pub(in crate::flush) rooms: Vec<usize>,
+    pub(in crate::flush) written: Vec<u8>,
+    pub(in crate::flush) reader: Option<Waker>,
 }
 
 #[derive(Debug)]
-pub(super) enum Read {
+pub(in crate::flush) enum Read {
     Bytes(Vec<u8>),
     End,
     Failure,
 }
 
 #[derive(Clone, Debug, Default)]
-pub(super) struct Scripted(pub(super) Arc<Mutex<Script>>);
+pub(in crate::flush) struct Scripted(pub(in crate::flush) Arc<Mutex<Script>>);
 
 impl AsyncRead for Scripted {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
@@ -106,9 +109,9 @@ impl AsyncWrite for Scripted {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let mut script = self.0.lock().unwrap();
-        let Some(most) = script.writes.pop_front() else { return Poll::Pending };
+        let Some(limit) = script.writes.pop_front() else { return Poll::Pending };
         let mut accepted = slices.iter().flat_map(|slice| slice.iter().copied()).collect::<Vec<_>>();
-        accepted.truncate(most?);
+        accepted.truncate(limit?);
         script.written.extend(&accepted);
         Poll::Ready(Ok(accepted.len()))
     }
@@ -126,8 +129,8 @@ impl AsyncWrite for Scripted {
     }
 }
 
-/// Reads once, with so much room.
-pub(super) fn poll_read(
+/// Reads once into a buffer of `room` bytes.
+pub(in crate::flush) fn poll_read(
     io: &mut (impl AsyncRead + Unpin),
     cx: &mut Context<'_>,
     room: usize,

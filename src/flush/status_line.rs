@@ -1,25 +1,25 @@
-//! Has a response begun, on an HTTP/1 connection?
+//! Detection of the head of a response on an HTTP/1 connection.
 //!
-//! hyper flushes the transport only when it holds nothing more to write, which is also so when it never had anything: it takes back a
-//! head that it cannot encode (`hyper/proto/h1/role.rs`, `rewind`), and drops what it holds when an upgraded connection is
-//! handed over. Then a flush says nothing. So it counts only if the head of a response was accepted since the last flush that
-//! counted: bytes that begin as a status line does (RFC 9112, section 4). An interim response (RFC 9110, section 15.2) is
-//! passed over, and the bytes of a tunnel are no head.
+//! hyper flushes the transport when it holds nothing to write. That is also the case if it took
+//! back a head that it could not encode (`rewind` in `hyper/proto/h1/role.rs`), or dropped its
+//! buffer when it handed over an upgraded connection. Such a flush proves nothing. So a flush
+//! counts only if a status line was accepted before it (RFC 9112, section 4). Interim responses
+//! (RFC 9110, section 15.2) are skipped, and the bytes of a tunnel are not a head.
 //!
 //! The head of a pipelined response may be accepted in the same write as the end of the response
-//! before it. The scanner does not see that head, because it does not parse bodies. Therefore the
-//! caller resets it after a flush only if no response is in progress; otherwise the response in
-//! progress counts as begun.
+//! before it. The scanner does not see that head, because it does not parse bodies. So the caller
+//! resets the scanner after a flush only if no response is open. Otherwise the open response counts
+//! as begun.
 
-/// A head begins with one of these, and then its status, of three digits.
+/// The start of a status line. A status of three digits follows.
 const VERSIONS: [&[u8; 9]; 2] = [b"HTTP/1.1 ", b"HTTP/1.0 "];
-/// Where the status ends.
+/// Length of the version and the status.
 const LINE: usize = 12;
 
-/// Looks for the head of a response in the bytes that a transport accepted.
+/// Looks for the status line of a response in the bytes that the transport accepted.
 #[derive(Debug, Default)]
-pub(super) struct Heads {
-    /// The beginning of the message, as far as it was accepted.
+pub(super) struct StatusLineScanner {
+    /// The first bytes of the message.
     line: [u8; LINE],
     filled: usize,
     state: State,
@@ -27,24 +27,25 @@ pub(super) struct Heads {
 
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 enum State {
-    /// A final response has begun. What follows is its own.
-    Begun,
-    /// In an interim response: so many bytes of its empty line, `\r\n\r\n`, were just seen.
-    Interim(usize),
+    /// At the start of a message.
     #[default]
-    Nothing,
-    /// What began is no response. What follows is nobody's.
+    Start,
+    /// In an interim response. The number of bytes of its last `\r\n\r\n` that were just seen.
+    Interim(usize),
+    /// A final response has begun. Later bytes belong to it.
+    Begun,
+    /// The message is not a response. Later bytes belong to a tunnel.
     Tunnel,
 }
 
-impl Heads {
-    pub(super) fn accepted(&mut self, bytes: &[u8]) {
+impl StatusLineScanner {
+    pub(super) fn accept(&mut self, bytes: &[u8]) {
         let mut rest = bytes;
         while !rest.is_empty() {
             rest = match self.state {
+                State::Start => self.read_line(rest),
+                State::Interim(seen) => self.skip_interim(seen, rest),
                 State::Begun | State::Tunnel => return,
-                State::Interim(seen) => self.skip(seen, rest),
-                State::Nothing => self.begin(rest),
             };
         }
     }
@@ -54,18 +55,18 @@ impl Heads {
         self.state == State::Begun
     }
 
-    /// Returns `true` if bytes were accepted that are no response, and no response had begun before
-    /// them.
+    /// Returns `true` if bytes were accepted that are not a response, and no response had begun
+    /// before them.
     pub(super) fn is_tunnel(&self) -> bool {
         self.state == State::Tunnel
     }
 
-    /// Expects the next response. Only to be called between two responses.
+    /// Expects the next response. To be called only between two responses.
     pub(super) fn reset(&mut self) {
         *self = Self::default();
     }
 
-    fn begin<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
+    fn read_line<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
         let (read, rest) = bytes.split_at(bytes.len().min(LINE - self.filled));
         self.line[self.filled..][..read.len()].copy_from_slice(read);
         self.filled += read.len();
@@ -82,7 +83,7 @@ impl Heads {
         rest
     }
 
-    fn skip<'a>(&mut self, mut seen: usize, bytes: &'a [u8]) -> &'a [u8] {
+    fn skip_interim<'a>(&mut self, mut seen: usize, bytes: &'a [u8]) -> &'a [u8] {
         const END: &[u8; 4] = b"\r\n\r\n";
         for (at, byte) in bytes.iter().enumerate() {
             seen = match *byte {
@@ -91,7 +92,7 @@ impl Heads {
                 _ => 0,
             };
             if seen == END.len() {
-                self.state = State::Nothing;
+                self.state = State::Start;
                 return &bytes[at + 1..];
             }
         }
