@@ -109,8 +109,8 @@ fn service() -> impl Service<u64, Response = u64, Error = Infallible, Future: Se
     service_fn_blocking(|number| Ok(job(number)))
 }
 
-fn infallible<F: Future>(call: F) -> impl Future<Output = Result<F::Output, Infallible>> {
-    async { Ok(call.await) }
+async fn infallible<F: Future>(call: F) -> Result<F::Output, Infallible> {
+    Ok(call.await)
 }
 
 fn threads() -> Result<ThreadPool, BoxError> {

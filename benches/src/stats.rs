@@ -25,6 +25,7 @@ impl Spread {
     /// Formats all three values with enough digits for goals that are thousandths.
     pub fn precise(self) -> String {
         let digits = |value: f64| match value.abs() {
+            0.0 => "0".to_owned(),
             size if size < 0.01 => format!("{value:.5}"),
             size if size < 9.9995 => format!("{value:.3}"),
             _ => number(value),
