@@ -7,7 +7,7 @@ use axum::{Router, extract, routing};
 use clap::Parser;
 use tokio::{net::TcpListener, signal, sync::oneshot, time};
 use tower_offload::{AfterResponse, AfterResponseLayer, Background};
-use tower_offload_tasks::{Accepted, MemoryStore, Refused, SqlStore, Tasks, service::Access};
+use tower_offload_tasks::{AcceptError, Accepted, MemoryStore, SqlStore, Tasks, service::Access};
 
 /// How long after SIGTERM or Ctrl-C each step may take: requests, work, records.
 const GRACE: Duration = Duration::from_secs(10);
@@ -37,7 +37,7 @@ async fn report(
     extract::State(tasks): extract::State<Tasks>,
     extract::Query(Query { ms, fail }): extract::Query<Query>,
     after: AfterResponse,
-) -> Result<Accepted, Refused> {
+) -> Result<Accepted, AcceptError> {
     let work = move |progress: tower_offload_tasks::Progress| {
         for step in 1..=100 {
             if progress.is_cancelled() {
@@ -62,7 +62,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
             SqlStore::open(store.strip_prefix("postgres:").filter(|url| url.contains(':')).unwrap_or(store)).await?,
         ),
     };
-    let tasks = tasks.mounted_at("/tasks");
+
     tasks.start().await?;
     let background = Background::default();
     let service = tasks.service().authorize(|_, _| Access::All); // on a developer's machine everybody may

@@ -15,7 +15,7 @@ use tower_offload::Rejection;
 use crate::{
     Failure, Json, Record, TaskId, Timestamp,
     panic::contained,
-    progress::Report,
+    progress::ProgressSink,
     record::Ending,
     sync::{Mutex, lock},
 };
@@ -104,7 +104,7 @@ fn timed_out(limit: Duration) -> Failure {
     Failure::new(TIMEOUT, format!("it took longer than {limit:?}"))
 }
 
-impl Report for Attempt {
+impl ProgressSink for Attempt {
     fn id(&self) -> TaskId {
         self.id
     }
@@ -116,7 +116,7 @@ impl Report for Attempt {
         }
     }
 
-    fn is_unwanted(&self) -> bool {
+    fn is_cancelled(&self) -> bool {
         self.unwanted.load(Ordering::Acquire)
     }
 }

@@ -18,7 +18,7 @@ use super::{
     config::Config,
     events::events,
     list::{Wanted, list},
-    openapi, page,
+    page,
     prefer::Prefer,
     problem::{self, Problem},
     respond::{self, Answer},
@@ -113,9 +113,10 @@ impl StatusService {
                 let access = may(Action::Cancel(id))?;
                 ResponseFuture::new(cancel(config, id, access))
             }
+            #[cfg(feature = "openapi")]
             Operation::Describe => {
                 may(Action::Describe)?;
-                ResponseFuture::ready(openapi::answer())
+                ResponseFuture::ready(super::openapi::answer())
             }
             Operation::Events => {
                 let id = id()?;

@@ -104,9 +104,9 @@ async fn a_name_or_owner_that_cannot_be_kept_is_refused_as_the_programs_fault() 
 async fn a_handler_of_axum_returns_it_as_it_is() {
     use axum::{Router, extract::State, routing::post};
     use tower::ServiceExt;
-    use tower_offload_tasks::{Accepted, Refused};
+    use tower_offload_tasks::{AcceptError, Accepted};
 
-    async fn report(State((tasks, background)): State<(Tasks, Background)>) -> Result<Accepted, Refused> {
+    async fn report(State((tasks, background)): State<(Tasks, Background)>) -> Result<Accepted, AcceptError> {
         tasks.track("report").spawn(&background, |_| async { done() }).await
     }
 

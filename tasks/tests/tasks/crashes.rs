@@ -19,7 +19,7 @@ use futures_util::{StreamExt, stream};
 use tokio::{task::JoinSet, time::sleep};
 use tower_offload::{AfterResponse, AfterResponseLayer, Background};
 use tower_offload_tasks::{
-    Accepted, Progress, Refused, Register, Retention, SqlStore, TaskId, TaskStore, Tasks, service::Access,
+    AcceptError, Accepted, Progress, Register, Retention, SqlStore, TaskId, TaskStore, Tasks, service::Access,
 };
 
 use super::{
@@ -289,7 +289,7 @@ async fn fifty_kills_on_postgres() {
 }
 
 /// With an odd number async, with an even one sync.
-async fn accept(tasks: &Tasks, register: &impl Register, millis: u32) -> Result<Accepted, Refused> {
+async fn accept(tasks: &Tasks, register: &impl Register, millis: u32) -> Result<Accepted, AcceptError> {
     let half = Duration::from_millis(u64::from(millis) / 2);
     let track = tasks.track("work");
     if millis % 2 == 0 {
@@ -318,7 +318,7 @@ async fn child() {
     });
     let store = SqlStore::open_with_lease(&url, LEASE).await.unwrap();
     let tasks = Tasks::builder(store)
-        .retention(Retention::default().keep(1_000_000))
+        .retention(Retention::default().max_records(1_000_000))
         .process(format!("child {}", process::id()))
         .build();
     tasks.start().await.unwrap();

@@ -38,7 +38,7 @@ async fn what_is_over_goes_at_its_age_and_is_gone_but_not_unknown_until_its_tomb
         let seconds = seconds.clone();
         move || SystemTime::UNIX_EPOCH + Duration::from_secs(seconds.load(SeqCst))
     };
-    let retention = Retention::default().age(Duration::from_secs(60)).tombstones(Duration::from_secs(600));
+    let retention = Retention::default().max_age(Duration::from_secs(60)).tombstone_ttl(Duration::from_secs(600));
     let open = |store: &MemoryStore| Tasks::builder(store.clone()).retention(retention).clock(clock.clone()).build();
     let (store, background) = (MemoryStore::new(), background());
     let tasks = open(&store);

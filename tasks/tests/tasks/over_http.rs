@@ -16,7 +16,8 @@ use axum::{
 use futures_util::future::join_all;
 use tower_offload::{AfterResponse, AfterResponseLayer, Background};
 use tower_offload_tasks::{
-    Accepted, Failure, MemoryStore, Progress, Refused, Status, TaskId, TaskState, Tasks, service::Access, store::Found,
+    AcceptError, Accepted, Failure, MemoryStore, Progress, Status, TaskId, TaskState, Tasks, service::Access,
+    store::Found,
 };
 
 use super::{
@@ -41,7 +42,7 @@ async fn start(
     State(App { tasks, background, held }): State<App>,
     Path(kind): Path<String>,
     after: AfterResponse,
-) -> Result<Accepted, Refused> {
+) -> Result<Accepted, AcceptError> {
     let track = tasks.track("report");
     match kind.as_str() {
         "after" => track.run(&after, |_| done()).await,

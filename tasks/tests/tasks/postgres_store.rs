@@ -34,7 +34,7 @@ impl Backend for OnServer {
 
     async fn lose_process(&self, epoch: Epoch) {
         let expire = "UPDATE tower_offload_process SET expires_at = clock_timestamp() WHERE epoch = $1";
-        sqlx::query(expire).bind(epoch.as_number()).execute(&mut self.connect().await).await.unwrap();
+        sqlx::query(expire).bind(i64::from(epoch)).execute(&mut self.connect().await).await.unwrap();
     }
 }
 
@@ -73,7 +73,7 @@ async fn an_epoch_that_is_being_written_under_is_not_lost_though_its_lease_ran_o
     let mut connection = backend.connect().await;
     let mut writing = connection.begin().await.unwrap();
     let lock = "SELECT 1 FROM tower_offload_process WHERE epoch = $1 FOR KEY SHARE";
-    sqlx::query(lock).bind(epoch.as_number()).execute(&mut *writing).await.unwrap();
+    sqlx::query(lock).bind(i64::from(epoch)).execute(&mut *writing).await.unwrap();
     backend.lose_process(epoch).await;
     assert_eq!(second.sweep(now(), &Retention::default()).await.unwrap().lost, 0);
     writing.commit().await.unwrap();
@@ -88,7 +88,7 @@ async fn a_lease_lasts_as_long_as_it_should_and_is_renewed_each_third() {
     assert_eq!(lease.renew_every, Some(Duration::from_secs(1)));
     let query = "SELECT expires_at > clock_timestamp() AND expires_at <= clock_timestamp() + interval '3 seconds' \
                  FROM tower_offload_process WHERE epoch = $1";
-    let query = sqlx::query_scalar::<_, bool>(query).bind(lease.epoch.as_number());
+    let query = sqlx::query_scalar::<_, bool>(query).bind(i64::from(lease.epoch));
     assert!(query.fetch_one(&mut backend.connect().await).await.unwrap());
 }
 
@@ -281,7 +281,7 @@ async fn a_sweep_of_many_says_that_there_is_more_and_tombstones_are_bounded() {
     let epoch = begin(&store).await;
     let ops: Vec<_> = (0..1500).map(|number| accept(&succeeded(number, now()))).collect();
     store.write(epoch, &ops).await.unwrap();
-    let retention = Retention::default().keep(100);
+    let retention = Retention::default().max_records(100);
     let first = store.sweep(now(), &retention).await.unwrap();
     assert_eq!((first.evicted, first.more), (1000, true));
     let second = store.sweep(now(), &retention).await.unwrap();

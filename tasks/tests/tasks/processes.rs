@@ -57,7 +57,7 @@ async fn a_request_to_cancel_that_another_process_wrote_cancels_the_task() {
     let endless = |_| future::pending::<Result<(), Infallible>>();
     let accepted = tasks.track("x").spawn(&background, endless).await.unwrap();
     let request = [Op::RequestCancel { id: accepted.id(), now: Timestamp::default() }];
-    assert_eq!(store.inner.write(Epoch::from_number(0), &request).await.unwrap(), [Written::Done]);
+    assert_eq!(store.inner.write(Epoch::from(0), &request).await.unwrap(), [Written::Done]);
     let record = ended(&tasks, accepted.id()).await;
     assert_eq!((record.state, record.reason), (TaskState::Cancelled, Some(Reason::Requested)));
 }
@@ -97,7 +97,7 @@ async fn a_task_of_another_process_that_ends_while_it_is_asked_to_is_seen_to_end
     let store = Failing::leased(Duration::from_secs(5));
     let tasks = Tasks::new(store.clone());
     tasks.start().await.unwrap();
-    let epoch = Epoch::from_number(1);
+    let epoch = Epoch::from(1);
     let mut theirs = Record::new(id(1), "theirs", Timestamp::default());
     store.inner.write(epoch, &[Op::Accept(Box::new(theirs.clone()))]).await.unwrap();
     tasks.cancel(id(1)).await.unwrap();
@@ -117,7 +117,7 @@ async fn a_task_of_another_process_is_watched_and_cancelled_through_the_store() 
     let store = Failing::leased(Duration::from_secs(5));
     let tasks = Tasks::new(store.clone());
     tasks.start().await.unwrap();
-    let (epoch, mut theirs) = (Epoch::from_number(1), Record::new(id(1), "theirs", Timestamp::default()));
+    let (epoch, mut theirs) = (Epoch::from(1), Record::new(id(1), "theirs", Timestamp::default()));
     store.inner.write(epoch, &[Op::Accept(Box::new(theirs.clone()))]).await.unwrap();
     let mut subscription = tasks.subscribe(id(1)).await.unwrap().unwrap();
     assert_eq!(subscription.record(), &theirs);

@@ -31,7 +31,7 @@ fn app(tasks: &Tasks) -> Router {
 /// F1, F8, F10: where the 202 points to there is the status at once, and the events of it to the end.
 #[tokio::test]
 async fn where_an_accepted_task_points_to_it_is_followed_to_its_end() {
-    let (tasks, background) = (Tasks::new(MemoryStore::new()).mounted_at("/tasks"), Background::default());
+    let (tasks, background) = (Tasks::new(MemoryStore::new()), Background::default());
     let (open, gate) = mpsc::channel::<()>();
     let work = move |progress: Progress| {
         progress.set(0.5, "halfway");

@@ -121,7 +121,7 @@ pub(crate) async fn a_record_is_read_as_it_was_written(backend: &impl Backend) {
 
     let mut with_result = succeeded(2, now());
     with_result.result =
-        Some(Json::from_text("{\"b\":1.10, \"a\":\"\\u0000\",\"b\":18446744073709551616}".to_owned()).unwrap());
+        Some(Json::try_from("{\"b\":1.10, \"a\":\"\\u0000\",\"b\":18446744073709551616}".to_owned()).unwrap());
     assert_eq!(store.write(epoch, &[accept(&with_result)]).await.unwrap(), [Written::Done]);
     assert_eq!(found(&store, 2).await.unwrap(), with_result, "the text as it was");
 }
@@ -244,11 +244,11 @@ pub(crate) async fn only_final_records_are_swept_the_oldest_first_and_leave_tomb
     let ops = [accept(&queued(3)), accept(&running(4)), accept(&oldest), accept(&newer[0]), accept(&newer[1])];
     store.write(epoch, &ops).await.unwrap();
 
-    let retention = Retention::default().keep(2).tombstones(60 * second);
+    let retention = Retention::default().max_records(2).tombstone_ttl(60 * second);
     assert_eq!(store.sweep(now(), &retention).await.unwrap().evicted, 1);
     assert_eq!(store.get(id(9)).await.unwrap(), Found::Evicted { owner: Some("ann".to_owned()) });
     assert_eq!(store.sweep(now(), &retention).await.unwrap().evicted, 0);
-    assert_eq!(store.sweep(now(), &retention.keep(0)).await.unwrap().evicted, 2);
+    assert_eq!(store.sweep(now(), &retention.max_records(0)).await.unwrap().evicted, 2);
     assert!(found(&store, 3).await.is_some() && found(&store, 4).await.is_some());
     assert_eq!(store.get(id(1)).await.unwrap(), Found::Evicted { owner: None });
     assert_eq!(store.write(epoch, &[update(&oldest)]).await.unwrap(), [Written::Unknown]);
@@ -263,7 +263,7 @@ pub(crate) async fn what_is_too_old_is_swept(backend: &impl Backend) {
     let hour = Duration::from_secs(3600);
     let old = succeeded(1, now().before(2 * hour));
     store.write(epoch, &[accept(&old), accept(&succeeded(2, now()))]).await.unwrap();
-    assert_eq!(store.sweep(now(), &Retention::default().age(hour)).await.unwrap().evicted, 1);
+    assert_eq!(store.sweep(now(), &Retention::default().max_age(hour)).await.unwrap().evicted, 1);
     assert_eq!((found(&store, 1).await, found(&store, 2).await.is_some()), (None, true));
 }
 
@@ -284,8 +284,8 @@ pub(crate) async fn a_list_is_filtered_and_paged_the_newest_first(backend: &impl
     let all = Filter::default();
     assert_eq!(numbers(all.clone(), Page::default()).await, (vec![7, 6, 5, 4, 3, 2, 1], None));
     assert_eq!(numbers(all.clone(), Page::first(3)).await, (vec![7, 6, 5], Some(id(5))));
-    assert_eq!(numbers(all.clone(), Page::first(3).before(id(5))).await, (vec![4, 3, 2], Some(id(2))));
-    assert_eq!(numbers(all.clone(), Page::first(3).before(id(2))).await, (vec![1], None));
+    assert_eq!(numbers(all.clone(), Page::first(3).after(id(5))).await, (vec![4, 3, 2], Some(id(2))));
+    assert_eq!(numbers(all.clone(), Page::first(3).after(id(2))).await, (vec![1], None));
     assert_eq!(numbers(all.clone(), Page::first(7)).await.1, None, "exactly as many as there are");
     assert_eq!(numbers(all.clone().owner("ann"), Page::default()).await, (vec![6], None));
     assert_eq!(numbers(all.clone().name("other").owner("bob"), Page::default()).await, (vec![], None));

@@ -10,7 +10,7 @@ use std::{
 use tokio::sync::{Semaphore, oneshot};
 use tower_offload::{Background, ThreadPool};
 use tower_offload_tasks::{
-    Accepted, MemoryStore, Record, Refused, Retention, StoreError, TaskId, TaskStore, Tasks, Timestamp,
+    AcceptError, Accepted, MemoryStore, Record, Retention, StoreError, TaskId, TaskStore, Tasks, Timestamp,
     store::{Epoch, Filter, Found, Lease, Listing, Op, Page, Process, StoreFuture, Swept, Written},
 };
 
@@ -58,7 +58,7 @@ pub(crate) async fn hold(tasks: &Tasks, background: &Background) -> Held {
     try_hold(tasks, background).await.unwrap()
 }
 
-pub(crate) async fn try_hold(tasks: &Tasks, background: &Background) -> Result<Held, Refused> {
+pub(crate) async fn try_hold(tasks: &Tasks, background: &Background) -> Result<Held, AcceptError> {
     let (release, released) = mpsc::channel::<()>();
     let (enter, entered) = oneshot::channel();
     let work = move |_| {

@@ -70,7 +70,7 @@ async fn id(shared: &Shared, row: &JobRow) -> Result<TaskId, StoreError> {
     match noted_id(row) {
         Some(id) => Ok(id),
         None => {
-            let fresh = TaskId::random(shared.now()).map_err(StoreError::other)?;
+            let fresh = TaskId::generate(shared.now()).map_err(StoreError::other)?;
             shared.database.adopt(row, fresh).await
         }
     }
