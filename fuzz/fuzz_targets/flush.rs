@@ -11,6 +11,7 @@ mod flush {
     mod outbound;
     mod preface;
     pub(crate) mod properties;
+    mod slices;
 }
 
 // The first byte says how many of the next are sizes of pieces; the rest is the connection.

@@ -83,6 +83,13 @@ impl Exchange {
         self.facts.is_wanted()
     }
 
+    /// Notes that the response has a head, and therefore a body that is not dropped yet.
+    pub(super) fn responded(&self) {
+        if let (false, Some(wire)) = (self.is_multiplexed, &self.wire) {
+            wire.head_ready();
+        }
+    }
+
     /// The head is about to be handed over, and opens a tunnel.
     pub(super) fn opens_tunnel(&self) {
         if let (Some(wire), Some(stream)) = (&self.wire, self.stream) {
@@ -97,8 +104,12 @@ impl Exchange {
             End::BodyTooShort => self.is_multiplexed,
             _ => false,
         };
+        let had_body = progress.has_head();
         if self.ending.set(progress).is_err() {
             return; // there is one guard
+        }
+        if let (true, false, Some(wire)) = (had_body, self.is_multiplexed, &self.wire) {
+            wire.body_dropped();
         }
         let settles = if awaits_wire { self.facts.released() } else { self.facts.released_for_good() };
         if settles {

@@ -61,6 +61,9 @@ impl Guard {
         if self.exchange.is_wanted() {
             progress.keep_headers(headers);
         }
+        if progress.has_head() {
+            self.exchange.responded();
+        }
         if progress.request().opens_tunnel(status) {
             self.exchange.opens_tunnel();
         }

@@ -127,6 +127,11 @@ impl Progress {
         self.ended = is_end_stream;
     }
 
+    /// Returns `true` if the handler responded with a final status.
+    pub(super) fn has_head(&self) -> bool {
+        self.head.is_some()
+    }
+
     /// Keeps the header fields for the outcome, for whoever has registered by now.
     pub(super) fn keep_headers(&mut self, headers: &HeaderMap) {
         if let Some(head) = &mut self.head {

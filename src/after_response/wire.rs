@@ -6,6 +6,14 @@ use super::exchange::Exchange;
 ///
 /// For each exchange that was made with it, it calls [`Exchange::told`] at some time, at the latest when the connection is gone.
 pub(crate) trait Wire: Send + Sync {
+    /// Notes that the head of an HTTP/1 response is ready. The HTTP implementation encodes it
+    /// before it flushes again.
+    fn head_ready(&self);
+
+    /// Notes that the body of that response was dropped, complete or not. Called before
+    /// [`await_flush`](Self::await_flush).
+    fn body_dropped(&self);
+
     /// The body has ended, complete: from here on every byte of the response is in the hands of the HTTP implementation.
     /// Called on HTTP/1 only; on HTTP/2 the bytes on the wire say so.
     fn await_flush(&self, exchange: Arc<Exchange>);

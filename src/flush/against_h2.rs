@@ -202,7 +202,7 @@ async fn the_wire_says_what_h2_was_told() {
         }
     }
 
-    assert!(!inbound.gave_up() && !outbound.gave_up());
+    assert!(inbound.is_gating() && !outbound.gave_up());
     assert_eq!(client_resets, []);
     assert_eq!(opened, told.iter().map(|(stream, _)| *stream).collect::<Vec<_>>(), "in the order they were accepted");
     assert!(resets.iter().all(|(_, error_code)| *error_code == 2), "INTERNAL_ERROR");

@@ -54,7 +54,15 @@ pub(crate) struct Connection {
     state: Mutex<State>,
     /// [`State::awaiting`], for a flush that has nobody to tell to be no more than one load.
     awaiting: AtomicUsize,
+    /// HTTP/1: the number of responses with a head and a body that is not dropped. hyper encodes a
+    /// head as soon as it has it and flushes only an empty buffer, so at each flush the transport
+    /// has accepted the heads of all these responses.
+    open_bodies: AtomicUsize,
 }
+
+/// The maximum number of HTTP/1 responses that wait for one flush. Only `pipeline_flush` of hyper
+/// leads to more than a few; the responses over the limit are only handed over.
+const MAX_WAITING: usize = 1024;
 
 impl Connection {
     pub(crate) fn new(counters: Arc<Counters>) -> Self {
@@ -64,6 +72,7 @@ impl Connection {
             protocol: AtomicU8::new(Protocol::Undecided as u8),
             state: Mutex::new(State::default()),
             awaiting: AtomicUsize::new(0),
+            open_bodies: AtomicUsize::new(0),
         }
     }
 
@@ -121,6 +130,16 @@ impl Connection {
         lock(&self.state).outbound.ends_with_head(stream);
     }
 
+    /// Notes that hyper is about to get the head of an HTTP/1 response.
+    pub(crate) fn head_ready(&self) {
+        self.open_bodies.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Notes that the body of an HTTP/1 response was dropped.
+    pub(crate) fn body_dropped(&self) {
+        self.open_bodies.fetch_sub(1, Ordering::AcqRel);
+    }
+
     /// The body of an HTTP/1 response has ended, and is complete: the next flush that succeeds has flushed it.
     ///
     /// To be called by the connection's task, with what hyper holds of the body already in its buffer: as it drops the body,
@@ -129,6 +148,8 @@ impl Connection {
         self.change(|state, fates| {
             if state.lost {
                 fates.push((response, Fate::Lost));
+            } else if state.gave_up || state.ended.len() >= MAX_WAITING {
+                fates.push((response, Fate::GaveUp));
             } else {
                 state.ended.push(response);
             }

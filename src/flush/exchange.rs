@@ -27,6 +27,14 @@ impl Response for Exchange {
 }
 
 impl Wire for Connection {
+    fn head_ready(&self) {
+        self.head_ready();
+    }
+
+    fn body_dropped(&self) {
+        self.body_dropped();
+    }
+
     fn await_flush(&self, exchange: Arc<Exchange>) {
         self.await_flush(exchange);
     }

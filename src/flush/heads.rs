@@ -5,6 +5,11 @@
 //! handed over. Then a flush says nothing. So it counts only if the head of a response was accepted since the last flush that
 //! counted: bytes that begin as a status line does (RFC 9112, section 4). An interim response (RFC 9110, section 15.2) is
 //! passed over, and the bytes of a tunnel are no head.
+//!
+//! The head of a pipelined response may be accepted in the same write as the end of the response
+//! before it. The scanner does not see that head, because it does not parse bodies. Therefore the
+//! caller resets it after a flush only if no response is in progress; otherwise the response in
+//! progress counts as begun.
 
 /// A head begins with one of these, and then its status, of three digits.
 const VERSIONS: [&[u8; 9]; 2] = [b"HTTP/1.1 ", b"HTTP/1.0 "];
@@ -44,13 +49,20 @@ impl Heads {
         }
     }
 
-    /// Whether a final response has begun since this was last said.
-    pub(super) fn take_begun(&mut self) -> bool {
-        let begun = self.state == State::Begun;
-        if begun {
-            *self = Self::default();
-        }
-        begun
+    /// Returns `true` if a final response has begun since the last [`reset`](Self::reset).
+    pub(super) fn has_begun(&self) -> bool {
+        self.state == State::Begun
+    }
+
+    /// Returns `true` if bytes were accepted that are no response, and no response had begun before
+    /// them.
+    pub(super) fn is_tunnel(&self) -> bool {
+        self.state == State::Tunnel
+    }
+
+    /// Expects the next response. Only to be called between two responses.
+    pub(super) fn reset(&mut self) {
+        *self = Self::default();
     }
 
     fn begin<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {

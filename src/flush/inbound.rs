@@ -6,14 +6,48 @@
 //!
 //! A block opens a stream if its number is odd and greater than all before (RFC 9113, section 5.1.1). Any other block is the
 //! trailers of a request, or an error for h2 to answer, and does not gate.
+//!
+//! # Rapid reset
+//!
+//! h2 limits the streams that a client resets before they are accepted (`h2/proto/streams/recv.rs`,
+//! `recv_reset`), which is its protection against CVE-2023-44487. Behind the gate every stream is
+//! accepted before its reset is delivered, so h2 never counts one. Therefore the gate stays open
+//! for the rest of the connection once a client has opened and reset more than [`MAX_RESETS`]
+//! streams without a pause. From then on h2 reads the same bytes in the same polls as without the
+//! gate, and ends the connection by its own limit.
+//!
+//! A client that pauses between a request and its reset is not limited by h2 either, because the
+//! stream is accepted in between.
 
 use super::frames::{Event, Frames, StreamId};
 
-/// Reads what is about to be delivered to h2. The preface is not its concern.
+/// The number of resets in one [`Run`] that end the gating. h2 allows as many by default
+/// (`h2/proto/mod.rs`, `DEFAULT_REMOTE_RESET_STREAM_MAX`).
+const MAX_RESETS: u32 = 20;
+
+/// The length of a [`Run`]. A tokio socket gives up the thread after 128 reads, and h2 reads about
+/// 8 KiB at a time, so a plain connection reads about as much in one poll.
+const MAX_RUN_BYTES: usize = 1 << 20;
+
+/// Reads what is about to be delivered to h2. It does not read the preface.
 #[derive(Debug, Default)]
 pub(super) struct Inbound {
     frames: Frames,
     highest: Option<StreamId>,
+    run: Run,
+    /// Set once, by more than [`MAX_RESETS`] resets in a run.
+    flooded: bool,
+}
+
+/// Bytes that arrived without a pause. A plain connection reads them in one poll, before it accepts
+/// any stream that they open.
+#[derive(Debug, Default)]
+struct Run {
+    /// The highest stream before the run.
+    before: Option<StreamId>,
+    bytes: usize,
+    /// RST_STREAM frames for streams that the run opened.
+    resets: u32,
 }
 
 /// What may be delivered now.
@@ -35,22 +69,46 @@ impl Inbound {
         while delivered < bytes.len() {
             let (read, event) = self.frames.read(&bytes[delivered..]);
             delivered += read;
+            self.run.bytes = self.run.bytes.saturating_add(read);
             match event {
                 Some(Event::Headers { stream, .. }) if self.opens(stream) => {
                     self.highest = Some(stream);
-                    return Delivery { bytes: delivered, opened: Some(stream) };
+                    if !self.flooded {
+                        return Delivery { bytes: delivered, opened: Some(stream) };
+                    }
                 }
-                Some(Event::Reset { stream, error_code }) => reset(stream, error_code),
+                Some(Event::Reset { stream, error_code }) => {
+                    self.count_reset(stream);
+                    reset(stream, error_code);
+                }
                 _ => {}
             }
         }
         Delivery { bytes: delivered, opened: None }
     }
 
-    /// Whether the client's bytes were malformed. From then on everything is delivered and nothing told: h2 will close the
-    /// connection, and until then requests are without a number and their responses only handed over.
-    pub(super) fn gave_up(&self) -> bool {
-        self.frames.gave_up()
+    /// Starts a new [`Run`]: the transport has no more bytes at the moment.
+    pub(super) fn paused(&mut self) {
+        self.run = Run { before: self.highest, ..Run::default() };
+    }
+
+    /// Returns `true` as long as each new stream closes the gate. After malformed bytes or a flood
+    /// of resets it returns `false` forever: all bytes are delivered at once, and requests have no
+    /// stream.
+    ///
+    /// Resets are still reported after a flood, but not after malformed bytes.
+    pub(super) fn is_gating(&self) -> bool {
+        !self.flooded && !self.frames.gave_up()
+    }
+
+    fn count_reset(&mut self, stream: StreamId) {
+        if self.run.bytes > MAX_RUN_BYTES {
+            self.paused();
+        }
+        if Some(stream) > self.run.before && Some(stream) <= self.highest {
+            self.run.resets += 1;
+            self.flooded |= self.run.resets > MAX_RESETS;
+        }
     }
 
     fn opens(&self, stream: StreamId) -> bool {

@@ -48,6 +48,11 @@
 //! doubt is never called flushed: responses whose stream is not known, whose bytes were not understood, or of another length than
 //! their body are [`HandedOver`](crate::after_response::Delivery::HandedOver), and counted in [`Stats`].
 //!
+//! The limits of hyper and h2 protect a tracked connection like any other. If a client opens and
+//! resets more than 20 streams without a pause, tracking stops delaying its streams so that h2
+//! counts the resets: the responses to later requests on that connection are
+//! [`HandedOver`](crate::after_response::Delivery::HandedOver).
+//!
 //! A response that a client resets or whose connection ends before it was flushed is
 //! [`Aborted`](crate::after_response::End::Aborted), also if its body had long been handed over. A tunnel (`CONNECT`, an upgrade) is flushed
 //! with its head.
@@ -57,8 +62,9 @@
 //! Where [`HandedOver`](crate::after_response::Delivery::HandedOver) is enough: it needs nothing but the layer. And
 //! `tonic::transport::Server` has no place for it: serve tonic's `Routes` as above, or with `into_axum_router()`.
 
-// Five parsers, without I/O, locks and tasks. Bytes go in, in any split, and facts come out. Where the bytes are in doubt a
-// parser gives up for good, and all that is still open is only handed over.
+// Five parsers, without I/O, locks and tasks. Bytes go in, in any split, and facts come out. A
+// parser that is in doubt gives up for good. If the server's bytes are in doubt, every open
+// response is handed over; if the client's are, only later requests are.
 //
 // - `preface`: HTTP/1 or HTTP/2, by the first bytes that arrive.
 // - `heads`: whether a response has begun, on HTTP/1.

@@ -55,7 +55,7 @@ struct Delivered {
     /// Each with how many bytes had been delivered.
     opened: Vec<(usize, StreamId)>,
     resets: Vec<(StreamId, u32)>,
-    gave_up: bool,
+    is_gating: bool,
 }
 
 fn delivered<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Delivered {
@@ -70,7 +70,7 @@ fn delivered<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Delivered {
         }
     }
     assert!(opened.is_sorted_by(|(_, one), (_, next)| one < next), "each stream opens once");
-    Delivered { opened, resets, gave_up: inbound.gave_up() }
+    Delivered { opened, resets, is_gating: inbound.is_gating() }
 }
 
 /// What was learnt on the way to the transport.

@@ -7,6 +7,9 @@
 //!    queue; it, and hyper, hand it to the service before they read again ([`inbound`](super::inbound) names the lines).
 //! 2. The read after that finds the stream taken; or it was never handed over, being malformed or refused, and is nobody's.
 //!
+//! If the client floods the connection with resets, or sends malformed bytes, the gate stays open:
+//! see [`Inbound::is_gating`].
+//!
 //! Nothing is lost by the wait: with bytes at hand the task is woken at once, otherwise the transport has its waker.
 
 use std::{
@@ -123,7 +126,11 @@ impl Reader {
         if self.buffer.len() < most {
             self.buffer = vec![0; most].into_boxed_slice();
         }
-        match ready!(poll_read(cx, &mut self.buffer[..most])) {
+        let Poll::Ready(outcome) = poll_read(cx, &mut self.buffer[..most]) else {
+            self.inbound.paused();
+            return Poll::Pending;
+        };
+        match outcome {
             Ok(0) => {
                 // Responses go on behind a client that only stopped sending. One that never sent a whole preface was HTTP/1.
                 if connection.protocol() == connection::Protocol::Undecided {
@@ -158,10 +165,10 @@ impl Reader {
                 preface::Protocol::Undecided => return bytes.len(),
             },
         };
-        let understood = !self.inbound.gave_up();
+        let was_gating = self.inbound.is_gating();
         let delivery = self.inbound.deliver(&bytes[frames..], |stream, _| connection.reset(stream));
-        if understood && self.inbound.gave_up() {
-            connection.give_up();
+        if was_gating && !self.inbound.is_gating() {
+            connection.stop_mapping();
         }
         if let Some(stream) = delivery.opened {
             connection.opened(stream);

@@ -12,8 +12,9 @@ pub struct Stats {
     pub connections: u64,
     /// Responses that were flushed: a flush succeeded after the transport had accepted all of them.
     pub flushed: u64,
-    /// Responses that nothing could be told about, because bytes on their HTTP/2 connection were not understood. Clients that
-    /// break the protocol cause it; otherwise it should stay at zero.
+    /// Responses whose flush could not be observed, because the client's or the server's bytes on
+    /// their HTTP/2 connection were not understood, or because the client floods the connection
+    /// with resets. Otherwise it should stay at zero.
     pub gave_up: u64,
     /// Responses whose stream was reset or whose connection ended before they were flushed.
     pub lost: u64,

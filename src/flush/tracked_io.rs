@@ -102,6 +102,10 @@ impl Tracked {
         self.connection.accepted(slices, accepted);
         if self.connection.protocol() != Protocol::Http2 {
             slices::first(slices, accepted).for_each(|accepted| self.heads.accepted(accepted));
+            // A body in progress whose head was not seen: the scanner has lost its place.
+            if self.heads.is_tunnel() && self.connection.has_open_body() {
+                self.connection.give_up();
+            }
         }
         Poll::Ready(Ok(accepted))
     }
@@ -109,10 +113,22 @@ impl Tracked {
     fn flushed(&mut self, flush: Flush, outcome: Poll<io::Result<()>>) -> Poll<io::Result<()>> {
         self.failed(&outcome);
         ready!(outcome)?;
-        // On HTTP/1 a server flushes also when it had nothing to write.
-        if flush.is_awaited() && (self.connection.protocol() == Protocol::Http2 || self.heads.take_begun()) {
-            self.connection.flushed(flush);
+        if !flush.is_awaited() {
+            return Poll::Ready(Ok(()));
         }
+        if self.connection.protocol() == Protocol::Http2 {
+            self.connection.flushed(flush);
+        } else if self.heads.has_begun() {
+            self.connection.flushed(flush);
+            // The head of a response in progress was accepted before this flush, perhaps in one
+            // write with the end of a response that has just been flushed.
+            if !self.connection.has_open_body() {
+                self.heads.reset();
+            }
+        } else if self.heads.is_tunnel() {
+            self.connection.flushed_unwritten(flush);
+        }
+        // Otherwise the server had nothing to write, which HTTP/1 servers flush as well.
         Poll::Ready(Ok(()))
     }
 

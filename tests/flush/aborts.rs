@@ -138,25 +138,27 @@ async fn a_stream_that_is_reset_while_the_handler_runs_gets_no_response() {
 /// Whether the handler has a chance to register is the runtime's choice; if it does, it is told, and not nonsense.
 #[tokio::test]
 async fn a_reset_right_behind_its_request_leaves_no_hook_without_an_outcome() {
+    /// h2 ends a connection with more resets than these in one read.
+    const RESETS: u32 = 20;
     on_each(PLAIN_HTTP2, |stack| async move {
         let mut site = Setup::on(stack).start();
         let (mut io, _wire) = site.connect().await;
         let mut bytes = [frames::PREFACE, &frames::settings()].concat();
-        for number in 0..50 {
+        for number in 0..RESETS {
             let stream = number * 4 + 1;
             bytes.extend(frames::get(stream, &format!("/full/{}?reset", stream)));
             bytes.extend(frames::reset(stream));
             bytes.extend(frames::get(stream + 2, &format!("/full/{}", stream + 2)));
         }
         io.write_all(&bytes).await.unwrap();
-        for number in 0..50_u32 {
+        for number in 0..RESETS {
             let size = number * 4 + 3;
             site.record(&format!("/full/{size}")).await.is_flushed(size.into());
         }
         drop(io);
         site.shut_down();
         site.over().await;
-        let resets = site.registered() - 50;
+        let resets = site.registered() - RESETS as usize;
         let records = site.records(resets).await;
         for record in records {
             let (size, _) = record.path.trim_start_matches("/full/").split_once('?').unwrap();
@@ -227,6 +229,26 @@ async fn the_window_of_a_stream_that_was_reset_serves_the_next() {
             let path = format!("/full/{}", 100_000 + number);
             assert_eq!(read(client.start(&path).await).await.unwrap().body, 100_000 + number);
             site.record(&path).await.is_flushed(100_000 + number);
+        }
+    })
+    .await;
+}
+
+/// The client grants a part of the response and then breaks the protocol, so the server closes the
+/// connection.
+#[tokio::test]
+async fn malformed_frame_aborts_a_response_that_is_not_sent() {
+    on_each(PLAIN_HTTP2, |stack| async move {
+        for malformed in [frames::frame(9, 4, 1, &[]), frames::frame(4, 0, 0, &[0; 5])] {
+            let mut site = Setup::on(stack).start();
+            let (mut io, _wire) = site.connect().await;
+            let request = [frames::PREFACE, &frames::initial_window(1000), &frames::get(1, "/full/30000")].concat();
+            io.write_all(&request).await.unwrap();
+            io.flush().await.unwrap();
+            site.body_dropped("/full/30000").await;
+            io.write_all(&malformed).await.unwrap();
+            io.flush().await.unwrap();
+            site.record("/full/30000").await.is(End::Aborted, Delivery::None);
         }
     })
     .await;

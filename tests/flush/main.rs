@@ -8,6 +8,7 @@
 mod aborts;
 mod couplings;
 mod endings;
+mod floods;
 mod http1;
 mod http2;
 mod isolation;
@@ -17,6 +18,7 @@ mod pipelining;
 mod refused;
 mod set_up;
 mod shutdown;
+mod splits;
 mod stalled;
 mod stress;
 mod support;

@@ -90,6 +90,27 @@ async fn responses_that_share_a_flush_do_not_wait_for_a_handler_that_runs() {
     .await;
 }
 
+/// The head of the gated response leaves in one write with the response before it.
+#[tokio::test]
+async fn response_that_shares_a_write_with_an_open_one_is_flushed() {
+    on_each(&with_one_flush(), |stack| async move {
+        let mut site = Setup::on(stack).pipeline_flush().start();
+        let mut client = Http1::connect(&site).await;
+        client.send(together(&["/full/10", "/gated/5/6"])).await;
+        site.record("/full/10").await.is_flushed(10);
+        assert_eq!(client.answer().await.body, 10);
+        let head = client.head().await;
+        assert!(site.unasked().is_empty());
+        site.gate.open();
+        assert_eq!(client.body_of(head).await.body, 11);
+        site.record("/gated/5/6").await.is_flushed(11);
+        assert_eq!(client.get("/full/7").await.body, 7);
+        site.record("/full/7").await.is_flushed(7);
+        site.sure_stats();
+    })
+    .await;
+}
+
 /// Of three, the first is far too big for the socket.
 #[tokio::test]
 async fn a_pipelined_response_behind_a_stalled_one_is_flushed_after_it() {

@@ -38,8 +38,12 @@ pub(super) struct State {
     pub(super) ended: Vec<Arc<dyn Response>>,
     /// The connection is no more. Set once.
     pub(super) lost: bool,
-    /// HTTP/2: bytes were not understood, in either direction. Set once.
+    /// The server's bytes were not understood, so no response can be followed. Set once.
     pub(super) gave_up: bool,
+    /// HTTP/2: the streams of new requests are no longer known. Set once. Streams that were mapped
+    /// before are still followed, because the server's bytes and the end of the connection decide
+    /// about them.
+    pub(super) stopped_mapping: bool,
 }
 
 impl State {
@@ -52,6 +56,7 @@ impl State {
     pub(super) fn begin<R: Response + 'static>(&mut self, stream: Option<StreamId>, response: &Arc<R>) -> Option<Fate> {
         let fate = match stream {
             _ if self.gave_up => Fate::GaveUp,
+            None if self.stopped_mapping => Fate::GaveUp,
             None => Fate::Unmapped,
             Some(stream) if self.outbound.follows(stream) => {
                 self.begun.insert(stream, Arc::clone(response) as Arc<dyn Response>);
@@ -84,10 +89,17 @@ impl State {
         }
     }
 
-    /// Nothing can be told of any stream any more.
+    /// Ends tracking: the server's bytes say nothing about any response from here on.
     pub(super) fn give_up(&mut self, fates: &mut Fates) {
         self.gave_up = true;
+        fates.extend(mem::take(&mut self.ended).into_iter().map(|response| (response, Fate::GaveUp)));
         self.close_all(Fate::GaveUp, fates);
+    }
+
+    /// Decides the first `waited` HTTP/1 responses: their heads will never be written.
+    pub(super) fn unwritten(&mut self, waited: usize, fates: &mut Fates) {
+        let waited = waited.min(self.ended.len());
+        fates.extend(self.ended.drain(..waited).map(|response| (response, Fate::Lost)));
     }
 
     /// The connection is no more.

@@ -72,6 +72,20 @@ fn one_flush_is_enough_for_pipelined_responses_that_all_ended_before_it() {
 }
 
 #[test]
+fn responses_over_the_limit_are_only_handed_over() {
+    let (connection, counters) = http1();
+    let responses: Vec<Arc<Heard>> = (0..=MAX_WAITING).map(|_| Arc::default()).collect();
+    for response in &responses {
+        connection.await_flush(response.clone());
+    }
+    let (over, within) = responses.split_last().unwrap();
+    assert_eq!(over.verdicts(), [Verdict::Unsure]);
+    flush(&connection);
+    assert!(within.iter().all(|response| response.verdicts() == [FLUSHED]));
+    assert_eq!(counters.stats(), stats(|stats| (stats.flushed, stats.gave_up) = (MAX_WAITING as u64, 1)));
+}
+
+#[test]
 fn a_flush_that_nobody_waits_for_takes_no_lock() {
     for (connection, _) in [http1(), http2()] {
         let _held = lock(&connection.state);
@@ -202,26 +216,45 @@ fn a_request_in_another_protocol_than_the_bytes_is_unsure() {
 }
 
 #[test]
-fn who_gives_up_leaves_all_unsure_once() {
-    let inbound: fn(&Connection) = |connection| connection.give_up();
-    let outbound: fn(&Connection) = |connection| accept(connection, &data(0, 1, false));
-    for malformed in [inbound, outbound] {
-        let (connection, counters) = http2();
-        let (ended, open) = (begun(&connection, 1), begun(&connection, 3));
-        accept(&connection, &headers(1, true));
-        malformed(&connection);
-        malformed(&connection);
-        flush(&connection);
-        connection.lost();
-        assert_eq!((ended.verdicts(), open.verdicts()), (vec![Verdict::Unsure], vec![Verdict::Unsure]));
-
-        let late = Arc::new(Heard::default());
-        connection.opened(StreamId::new(5));
-        assert!(!lock(&connection.state).outbound.follows(StreamId::new(5)));
-        assert!(!connection.begin(Version::HTTP_2, connection.take_stream(), &late));
-        assert_eq!(late.verdicts(), [Verdict::Unsure]);
-        assert_eq!(counters.stats(), stats(|stats| stats.gave_up = 3));
+fn malformed_outbound_bytes_end_tracking_once() {
+    let (connection, counters) = http2();
+    let (ended, open) = (begun(&connection, 1), begun(&connection, 3));
+    accept(&connection, &headers(1, true));
+    for _ in 0..2 {
+        accept(&connection, &data(0, 1, false));
     }
+    flush(&connection);
+    connection.lost();
+    assert_eq!((ended.verdicts(), open.verdicts()), (vec![Verdict::Unsure], vec![Verdict::Unsure]));
+
+    let late = Arc::new(Heard::default());
+    connection.opened(StreamId::new(5));
+    assert!(!lock(&connection.state).outbound.follows(StreamId::new(5)));
+    assert!(!connection.begin(Version::HTTP_2, connection.take_stream(), &late));
+    assert_eq!(late.verdicts(), [Verdict::Unsure]);
+    assert_eq!(counters.stats(), stats(|stats| stats.gave_up = 3));
+}
+
+#[test]
+fn mapped_streams_are_followed_after_mapping_stopped() {
+    let (connection, counters) = http2();
+    let [flushed_one, reset_one, open] = [1, 3, 5].map(|stream| begun(&connection, stream));
+    accept(&connection, &headers(1, false));
+    connection.stop_mapping();
+    connection.stop_mapping();
+    assert_eq!(flushed_one.verdicts(), []);
+    accept(&connection, &[data(1, 500, true), reset(3, CANCEL)].concat());
+    flush(&connection);
+    assert_eq!((flushed_one.verdicts(), reset_one.verdicts()), (vec![flushed(500)], vec![Verdict::Lost]));
+
+    let late = Arc::new(Heard::default());
+    connection.opened(StreamId::new(7));
+    assert!(!lock(&connection.state).outbound.follows(StreamId::new(7)));
+    assert!(!connection.begin(Version::HTTP_2, connection.take_stream(), &late));
+    assert_eq!(late.verdicts(), [Verdict::Unsure]);
+    connection.lost();
+    assert_eq!(open.verdicts(), [Verdict::Lost]);
+    assert_eq!(counters.stats(), stats(|stats| (stats.flushed, stats.lost, stats.gave_up) = (1, 2, 1)));
 }
 
 #[test]
@@ -290,7 +323,7 @@ fn nobody_is_told_or_dropped_under_the_lock() {
         },
         |connection| accept(connection, &reset(1, CANCEL)),
         |connection| connection.reset(StreamId::new(1)),
-        Connection::give_up,
+        |connection| accept(connection, &data(0, 1, false)),
         Connection::lost,
     ];
     for (at, event) in events.into_iter().enumerate() {

@@ -35,7 +35,7 @@ impl Connection {
     /// the gate is for it all the same, or the next stream would be taken for it.
     pub(in crate::flush) fn opened(&self, stream: StreamId) {
         let mut state = lock(&self.state);
-        let followed = !state.lost && !state.gave_up && state.outbound.open(stream);
+        let followed = !state.lost && !state.gave_up && !state.stopped_mapping && state.outbound.open(stream);
         state.opened = Some(Opened { stream: followed.then_some(stream), reader: Here::now() });
     }
 
@@ -69,9 +69,10 @@ impl Connection {
         self.change(|state, fates| state.close(stream, Fate::Lost, fates));
     }
 
-    /// The client's bytes were not understood.
-    pub(in crate::flush) fn give_up(&self) {
-        self.change(State::give_up);
+    /// Stops the mapping of requests to streams. The responses to later requests are only handed
+    /// over; those whose stream is known are still followed.
+    pub(in crate::flush) fn stop_mapping(&self) {
+        lock(&self.state).stopped_mapping = true;
     }
 
     /// The transport accepted the first `count` bytes of these slices. On HTTP/1 they do not matter; before it is decided they
@@ -106,6 +107,23 @@ impl Connection {
         if flush.is_awaited() {
             self.change(|state, fates| state.flushed(flush.waiting, fates));
         }
+    }
+
+    /// Returns `true` while an HTTP/1 response has a head and a body that is not dropped.
+    pub(in crate::flush) fn has_open_body(&self) -> bool {
+        self.open_bodies.load(Ordering::Acquire) > 0
+    }
+
+    /// A flush of bytes that an application wrote after it took the connection over from HTTP/1.
+    /// The responses that waited for it have no head on the wire, and hyper no longer holds one.
+    pub(in crate::flush) fn flushed_unwritten(&self, flush: Flush) {
+        self.change(|state, fates| state.unwritten(flush.waiting, fates));
+    }
+
+    /// Ends tracking on HTTP/1: the transport accepted bytes that belong to no response that is
+    /// known.
+    pub(in crate::flush) fn give_up(&self) {
+        self.change(State::give_up);
     }
 
     /// The transport failed, or is gone.

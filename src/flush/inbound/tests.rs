@@ -51,11 +51,59 @@ fn resets_are_told_once_they_are_delivered() {
     assert_eq!(resets[1..], [(StreamId::new(3), 5)]);
 }
 
+/// Opens and resets as many streams.
+fn pairs(count: u32) -> Vec<u8> {
+    (0..count).flat_map(|number| [headers(2 * number + 1, true), reset(2 * number + 1, 8)].concat()).collect()
+}
+
+#[test]
+fn flood_of_resets_ends_the_gating() {
+    let mut inbound = Inbound::default();
+    assert_eq!(gates(&mut inbound, &pairs(MAX_RESETS)).len(), MAX_RESETS as usize);
+    assert!(inbound.is_gating());
+
+    let mut inbound = Inbound::default();
+    let bytes = pairs(MAX_RESETS + 30);
+    assert_eq!(gates(&mut inbound, &bytes).len(), MAX_RESETS as usize + 1);
+    assert!(!inbound.is_gating());
+    inbound.paused();
+    let mut resets = Vec::new();
+    let bytes = [headers(999, true), reset(1, 8)].concat();
+    let delivery = inbound.deliver(&bytes, |stream, _| resets.push(stream));
+    assert_eq!((delivery, resets), (Delivery { bytes: bytes.len(), opened: None }, vec![StreamId::new(1)]));
+}
+
+#[test]
+fn resets_after_a_pause_do_not_end_the_gating() {
+    let mut inbound = Inbound::default();
+    for number in 0..4 * MAX_RESETS {
+        gates(&mut inbound, &headers(2 * number + 1, false));
+    }
+    inbound.paused();
+    for number in 0..4 * MAX_RESETS {
+        gates(&mut inbound, &reset(2 * number + 1, 8));
+    }
+    assert!(inbound.is_gating(), "their streams were accepted in the pause");
+}
+
+#[test]
+fn a_long_run_counts_as_several() {
+    let mut inbound = Inbound::default();
+    let pad = frame(0xff, 0, 0, &[0; MAX_RUN_BYTES]);
+    for (number, pair) in pairs(4 * MAX_RESETS).chunks(10 + 13).enumerate() {
+        gates(&mut inbound, pair);
+        if number % MAX_RESETS as usize == 0 {
+            gates(&mut inbound, &pad);
+        }
+    }
+    assert!(inbound.is_gating());
+}
+
 #[test]
 fn malformed_bytes_are_delivered_and_open_nothing() {
     let mut inbound = Inbound::default();
     assert_eq!(gates(&mut inbound, &[headers(1, true), data(0, 1, true), headers(3, true)].concat()), [(10, 1)]);
-    assert!(inbound.gave_up());
+    assert!(!inbound.is_gating());
 }
 
 #[test]

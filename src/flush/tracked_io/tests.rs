@@ -164,10 +164,62 @@ fn the_flush_of_a_tunnel_is_not_the_flush_of_its_head() {
         let response = Arc::new(Heard::default());
         world.connection.await_flush(response.clone());
         world.write(b"bytes of the application", 24);
-        world.flush();
         assert_eq!(response.verdicts(), []);
-        drop(world);
-        assert_eq!(response.verdicts(), [Verdict::Lost]);
+        world.flush();
+        assert_eq!(response.verdicts(), [Verdict::Lost], "at once");
+    }
+}
+
+/// The head of the second response leaves in one write with the first, and the flush covers both.
+#[test]
+fn pipelined_response_is_flushed_after_a_shared_write() {
+    for mut world in World::both() {
+        world.speaks_http1();
+        let [first, second, third]: [Arc<Heard>; 3] = Default::default();
+        let ends = |world: &World, response: &Arc<Heard>| {
+            world.connection.body_dropped();
+            world.connection.await_flush(response.clone());
+        };
+        world.connection.head_ready();
+        ends(&world, &first);
+        world.connection.head_ready();
+        world.write(&[HEAD, HEAD].concat(), 2 * HEAD.len());
+        world.flush();
+        assert_eq!((first.verdicts(), second.verdicts()), (vec![FLUSHED], vec![]));
+        for _ in 0..2 {
+            world.write(b"5\r\nchunk\r\n", 10);
+            world.flush();
+        }
+        ends(&world, &second);
+        assert_eq!(second.verdicts(), []);
+        world.write(b"0\r\n\r\n", 5);
+        world.flush();
+        assert_eq!(second.verdicts(), [FLUSHED]);
+
+        world.connection.head_ready();
+        ends(&world, &third);
+        world.flush();
+        assert_eq!(third.verdicts(), [], "its head was not accepted");
+        world.write(HEAD, HEAD.len());
+        world.flush();
+        assert_eq!(third.verdicts(), [FLUSHED]);
+        assert_eq!(world.counters.stats(), stats(|stats| stats.flushed = 3));
+    }
+}
+
+#[test]
+fn body_without_a_head_gives_up_at_once() {
+    for mut world in World::both() {
+        world.speaks_http1();
+        let [waiting, late]: [Arc<Heard>; 2] = Default::default();
+        world.connection.await_flush(waiting.clone());
+        world.connection.head_ready();
+        world.write(b"bytes of a body", 15);
+        assert_eq!(waiting.verdicts(), [Verdict::Unsure]);
+        world.connection.body_dropped();
+        world.connection.await_flush(late.clone());
+        assert_eq!(late.verdicts(), [Verdict::Unsure]);
+        assert_eq!(world.counters.stats(), stats(|stats| stats.gave_up = 2));
     }
 }
 
@@ -399,16 +451,18 @@ fn a_reset_counts_once_it_is_delivered() {
 }
 
 #[test]
-fn malformed_bytes_are_delivered_and_nothing_is_sure_any_more() {
+fn malformed_inbound_bytes_are_delivered_and_stop_the_mapping() {
     for mut world in World::both() {
         world.speaks_http2();
         let response = world.open(1);
         world.brings(&[&data(0, 1, false), &headers(3, true)]);
         assert_eq!(assert_ready_ok!(world.read(ROOM)).len(), 20, "the gate stays open");
-        assert_eq!(response.verdicts(), [Verdict::Unsure]);
+        assert_eq!(world.connection.take_stream(), None);
         world.brings(&[b"more"]);
         assert_eq!(assert_ready_ok!(world.read(ROOM)), b"more");
-        assert_eq!(world.counters.stats(), stats(|stats| stats.gave_up = 1));
+        assert_eq!(response.verdicts(), []);
+        drop(world);
+        assert_eq!(response.verdicts(), [Verdict::Lost]);
     }
 }
 

@@ -1,6 +1,6 @@
 //! HTTP/2 frames by hand: to send what no client would, and to see which ones went out.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
 pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -14,7 +14,8 @@ const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 const CANCEL: u32 = 8;
 
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+/// Returns a frame of any type and content.
+pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
     let mut frame = vec![length[1], length[2], length[3], kind, flags];
     frame.extend(stream.to_be_bytes());
@@ -24,6 +25,22 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 
 pub(crate) fn settings() -> Vec<u8> {
     frame(SETTINGS, 0, 0, &[])
+}
+
+/// Takes the first frame out of `bytes`, once it is complete: its type, flags, stream and payload.
+pub(crate) fn take(bytes: &mut VecDeque<u8>) -> Option<(u8, u8, u32, Vec<u8>)> {
+    let length = u32::from_be_bytes([0, *bytes.front()?, *bytes.get(1)?, *bytes.get(2)?]) as usize;
+    if bytes.len() < HEADER + length {
+        return None;
+    }
+    let header: Vec<u8> = bytes.drain(..HEADER).collect();
+    let stream = u32::from_be_bytes([header[5] & 0x7f, header[6], header[7], header[8]]);
+    Some((header[3], header[4], stream, bytes.drain(..length).collect()))
+}
+
+/// Returns a SETTINGS frame that sets the initial window of every stream.
+pub(crate) fn initial_window(bytes: u32) -> Vec<u8> {
+    frame(SETTINGS, 0, 0, &[&4_u16.to_be_bytes()[..], &bytes.to_be_bytes()].concat())
 }
 
 /// Widens the window of the connection as far as it goes.
@@ -41,6 +58,14 @@ pub(crate) fn get(stream: u32, path: &str) -> Vec<u8> {
     block.extend(literal(4, path)); // :path
     block.extend(literal(1, "site")); // :authority
     frame(HEADERS, END_STREAM | END_HEADERS, stream, &block)
+}
+
+/// Returns a request whose body is open.
+pub(crate) fn post(stream: u32, path: &str) -> Vec<u8> {
+    let mut block = vec![0x83, 0x86]; // :method POST, :scheme http
+    block.extend(literal(4, path));
+    block.extend(literal(1, "site"));
+    frame(HEADERS, END_HEADERS, stream, &block)
 }
 
 /// A request without a path, which RFC 9113 calls malformed (section 8.3.1). Valid to a reader of frames.

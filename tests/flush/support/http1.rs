@@ -30,6 +30,11 @@ impl Http1 {
         Self { io, buffer: BytesMut::new(), wire }
     }
 
+    /// Speaks over a transport that is connected already.
+    pub(crate) fn over(io: impl Connection + 'static) -> Self {
+        Self { io: Box::new(io), buffer: BytesMut::new(), wire: Arc::new(Wire::new()) }
+    }
+
     /// One that is reset when it is dropped.
     pub(crate) async fn connect_to_reset(site: &Site) -> Self {
         let (io, wire) = site.connect_to_reset().await;
