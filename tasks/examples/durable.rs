@@ -140,7 +140,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     tasks.end_streams(); // whoever watches a job would hold up the server as long as that lasts
     let report = durable.drain(grace).await; // what has not ended by then begins once more
     drop(time::timeout(Duration::from_secs(1), server).await);
-    println!("stopped: {report}; {} records not written", tasks.drain(grace).await.unwritten.len());
+    println!("stopped: {report}; {} records not written", tasks.shutdown(grace).await.unwritten.len());
     Ok(())
 }
 

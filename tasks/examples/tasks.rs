@@ -48,7 +48,7 @@ async fn report(
         }
         if fail == 0 { Ok(serde_json::json!({"pages": 100})) } else { Err("the printer is on fire".to_owned()) }
     };
-    tasks.track("report").run(&after, work).await // 202 once the record is committed; the work starts after the response
+    tasks.track("report").spawn_blocking(&after, work).await // 202 once the record is committed; the work starts after the response
 }
 
 #[tokio::main]
@@ -83,7 +83,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     tasks.end_streams(); // whoever watches a task would hold up the server as long as that lasts
     drop(time::timeout(GRACE, server).await);
     let report = background.drain(GRACE).await;
-    println!("stopped: {report}; {} records not written", tasks.drain(GRACE).await.unwritten.len());
+    println!("stopped: {report}; {} records not written", tasks.shutdown(GRACE).await.unwritten.len());
     Ok(())
 }
 

@@ -5,7 +5,7 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::{
     Accepted, Status, StoreError, Subscription, TaskId, TaskStore,
-    panic::contained,
+    panic::ignore_panic,
     store::{Filter, Found, Listing, Page},
     writer::Writer,
 };
@@ -50,7 +50,7 @@ impl Streams {
     }
 
     fn end(&self) {
-        contained(|| _ = self.ended.send_replace(true)); // runs wakers, which are user code
+        ignore_panic(|| _ = self.ended.send_replace(true)); // runs wakers, which are user code
     }
 
     /// Returns once streams must end.
@@ -258,7 +258,6 @@ pub struct TasksStats {
 
 /// Result of [`Tasks::shutdown`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-#[must_use = "it lists the tasks whose final record was not written"]
 #[non_exhaustive]
 pub struct TasksShutdownReport {
     /// Tasks whose final record was not written. The next process that uses the store marks them as

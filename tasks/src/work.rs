@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::{
     Failure, IntoFailure, Json, Progress,
-    panic::{Payload, caught, guarded, panic_text},
+    panic::{Payload, catch_unwind, catch_unwind_future, panic_message},
     record::Ending,
     writer::ActiveTask,
 };
@@ -24,7 +24,7 @@ where
         return Ok(());
     }
     let progress = Progress::new(task.clone());
-    conclude(task, guarded(|| ending(work(progress))))
+    conclude(task, catch_unwind(|| ending(work(progress))))
 }
 
 /// Runs a future, like [`run_blocking`].
@@ -39,8 +39,8 @@ where
         return Ok(());
     }
     let progress = Progress::new(task.clone());
-    let ended = match guarded(|| Box::pin(work(progress))) {
-        Ok(future) => caught(future).await.and_then(|result| guarded(|| ending(result))),
+    let ended = match catch_unwind(|| Box::pin(work(progress))) {
+        Ok(future) => catch_unwind_future(future).await.and_then(|result| catch_unwind(|| ending(result))),
         Err(payload) => Err(payload),
     };
     conclude(&task, ended)
@@ -68,7 +68,7 @@ fn conclude(task: &ActiveTask, ended: Result<Ending, Payload>) -> Result<(), Str
             result
         }
         Err(payload) => {
-            task.set_outcome(Ending::Failed(Failure::new("panic", panic_text(&*payload))));
+            task.set_outcome(Ending::Failed(Failure::new("panic", panic_message(&*payload))));
             resume_unwind(payload)
         }
     }

@@ -14,7 +14,7 @@ use tower_offload::Rejection;
 
 use crate::{
     Failure, Json, Record, TaskId, Timestamp,
-    panic::contained,
+    panic::ignore_panic,
     progress::ProgressSink,
     record::Ending,
     sync::{Mutex, lock},
@@ -78,7 +78,7 @@ impl Attempt {
             }
             self.unwanted.store(true, Ordering::Release);
             if !is_sync {
-                contained(|| drop(future));
+                ignore_panic(|| drop(future));
                 return if is_stopped { Verdict::Stopped } else { Verdict::Failed(timed_out(limit)) };
             }
         }

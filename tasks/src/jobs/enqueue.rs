@@ -14,7 +14,8 @@ use super::{
     transaction::Transaction,
 };
 use crate::{
-    AcceptError, Accepted, Json, Record, Status, StoreError, TaskId, Timestamp, panic::guarded, track::validate_owner,
+    AcceptError, Accepted, Json, Record, Status, StoreError, TaskId, Timestamp, panic::catch_unwind,
+    track::validate_owner,
 };
 
 /// A job that is not enqueued yet: `.await` it, or give it to a [transaction](Self::tx). Made by [`Durable::enqueue`].
@@ -117,8 +118,8 @@ impl<'a, J: Job> Enqueue<'a, J> {
         if let Some(owner) = &self.owner {
             validate_owner(owner)?;
         }
-        let encoded = guarded(|| Arguments::encode(&self.job)).map_err(|payload| {
-            crate::panic::discard_payload(payload);
+        let encoded = catch_unwind(|| Arguments::encode(&self.job)).map_err(|payload| {
+            crate::panic::drop_payload(payload);
             AcceptError::content("writing it as JSON panicked")
         })?;
         let arguments =

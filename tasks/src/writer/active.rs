@@ -4,7 +4,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::{
     Failure, Reason, Record, StoreError, TaskId, TaskState,
-    panic::contained,
+    panic::ignore_panic,
     progress::ProgressSink,
     record::Ending,
     sync::{Mutex, lock},
@@ -87,7 +87,7 @@ impl ActiveTask {
     /// Tells the caller whether the record was accepted.
     pub(super) fn reply(&self, result: Result<(), StoreError>) {
         if let Some(reply) = lock(&self.accept_reply).take() {
-            contained(|| drop(reply.send(result)));
+            ignore_panic(|| drop(reply.send(result)));
         }
     }
 
@@ -146,7 +146,7 @@ impl ActiveTask {
     fn change(&self, urgency: Urgency, change: impl FnOnce(&mut Record) -> bool) -> bool {
         let mut changed = false;
         // Subscribers may be woken in here, and their wakers are user code.
-        contained(|| {
+        ignore_panic(|| {
             self.record.send_if_modified(|record| {
                 changed = change(record);
                 changed

@@ -26,7 +26,7 @@ use self::{
 };
 use crate::{
     Reason, Record, Retention, StoreError, TaskId, TaskStore, Timestamp,
-    panic::{caught, contained, discard_payload, guarded},
+    panic::{catch_unwind, catch_unwind_future, drop_payload, ignore_panic},
     progress::ProgressSink as _,
     record::Ending,
     store::{Found, Lease, Op, Process, StoreFuture, Written},
@@ -182,7 +182,7 @@ impl Writer {
         });
         if let Some(runtime) = runtime.filter(|_| starts) {
             let task = WriterTask::new(self.clone());
-            contained(|| drop(runtime.spawn(task.run()))); // the hooks of a runtime are user code
+            ignore_panic(|| drop(runtime.spawn(task.run()))); // the hooks of a runtime are user code
         }
         self.wake.notify_one();
         self.with_state(|state| state.has_writer_task || state.phase == Phase::Ended)
@@ -259,7 +259,7 @@ impl Writer {
             (work(&mut state), state.queue.take_removed())
         };
         // Outside the lock: a task may own wakers and the last handle of a pool.
-        removed.into_iter().for_each(|task| contained(|| drop(task)));
+        removed.into_iter().for_each(|task| ignore_panic(|| drop(task)));
         value
     }
 }
@@ -299,7 +299,7 @@ fn apply(effects: Vec<Effect<Arc<ActiveTask>>>) {
 
 fn send(replies: &mut Vec<Reply>, result: impl Fn() -> Result<(), StoreError>) {
     for reply in replies.drain(..) {
-        contained(|| drop(reply.send(result())));
+        ignore_panic(|| drop(reply.send(result())));
     }
 }
 
@@ -452,7 +452,7 @@ impl WriterTask {
             self.renew_at = Some(Instant::now()); // the lease may have expired: find out at once
         }
         if let Err(error) = &written {
-            contained(|| error.report());
+            ignore_panic(|| error.report());
         }
         let effects = self.writer.with_state(|state| match &written {
             Ok(written) => state.queue.settle(written),
@@ -523,12 +523,12 @@ impl From<Write<Box<Record>>> for Op {
 
 /// Calls a method of the store, which is user code, and awaits its result.
 async fn call_store<'a, T>(call: impl FnOnce() -> StoreFuture<'a, T>) -> Result<T, StoreError> {
-    let result = match guarded(call) {
-        Ok(future) => caught(future).await,
+    let result = match catch_unwind(call) {
+        Ok(future) => catch_unwind_future(future).await,
         Err(payload) => Err(payload),
     };
     result.unwrap_or_else(|payload| {
-        discard_payload(payload);
+        drop_payload(payload);
         Err(StoreError::other("the store panicked"))
     })
 }

@@ -45,8 +45,10 @@ async fn start(
 ) -> Result<Accepted, AcceptError> {
     let track = tasks.track("report");
     match kind.as_str() {
-        "after" => track.run(&after, |_| done()).await,
-        "fails" => track.run(&background, |_| Err::<(), _>(Failure::new("out_of_paper", "tray 2 is empty"))).await,
+        "after" => track.spawn_blocking(&after, |_| done()).await,
+        "fails" => {
+            track.spawn_blocking(&background, |_| Err::<(), _>(Failure::new("out_of_paper", "tray 2 is empty"))).await
+        }
         "held" => {
             let work = move |progress: Progress| {
                 let (release, released) = mpsc::channel::<()>();
@@ -55,11 +57,13 @@ async fn start(
                 let _ = released.recv();
                 Ok::<_, Infallible>(3)
             };
-            track.run(&background, work).await
+            track.spawn_blocking(&background, work).await
         }
-        "panics" => track.run(&background, |_| -> Result<(), Infallible> { panic!("at row 3") }).await,
-        "unserialisable" => track.run(&background, |_| Ok::<_, Infallible>(HashMap::from([((1, 2), 3)]))).await,
-        _ => track.run(&background, |_| Ok::<_, Infallible>(3)).await,
+        "panics" => track.spawn_blocking(&background, |_| -> Result<(), Infallible> { panic!("at row 3") }).await,
+        "unserialisable" => {
+            track.spawn_blocking(&background, |_| Ok::<_, Infallible>(HashMap::from([((1, 2), 3)]))).await
+        }
+        _ => track.spawn_blocking(&background, |_| Ok::<_, Infallible>(3)).await,
     }
 }
 
@@ -279,7 +283,7 @@ async fn once_all_is_closed_what_would_change_something_is_a_503_and_the_rest_is
     let place = site.place("done").await;
     ended(&site.app.tasks, place.strip_prefix("/tasks/").unwrap().parse().unwrap()).await;
     site.app.background.drain(LONG).await;
-    assert!(site.app.tasks.drain(LONG).await.is_clean());
+    assert!(site.app.tasks.shutdown(LONG).await.is_clean());
     let refused = site.start("done").await;
     assert!(refused.is_problem(503) && refused.json()["reason"] == "closed");
     assert!(site.client.send("DELETE", &place, &[]).await.is_problem(503));
