@@ -15,9 +15,9 @@ pub mod blocking_detector;
 #[cfg_attr(docsrs, doc(cfg(feature = "flush")))]
 pub mod flush;
 mod grpc;
-mod head;
 pub mod offload;
 pub mod pool;
+mod request_head;
 mod sync;
 
 #[cfg(feature = "after-response")]
@@ -26,11 +26,5 @@ pub use self::after_response::{AfterResponse, AfterResponseLayer};
 pub use self::{
     background::Background,
     offload::{Offload, OffloadLayer},
-    pool::{Pool, Rejection, ThreadPool},
+    pool::{CallError, Pool, Priority, Rejection, ThreadPool, cancelled},
 };
-
-/// What `tower-offload-tasks` uses until the traits of `background` are public.
-#[doc(hidden)]
-pub mod interim {
-    pub use crate::background::{Body, Over, Place, Register, Sealed};
-}

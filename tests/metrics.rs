@@ -37,7 +37,7 @@ async fn every_pool_is_measured_under_its_name() {
     assert!(refused.is_err() && panicked.is_err());
     pool.run(|| ()).await.unwrap();
     // Parked, then woken by itself: one resume.
-    let yielding = tower_offload::OffloadLayer::new(pool.clone()).reject(tower_offload::offload::Typed);
+    let yielding = tower_offload::OffloadLayer::new(pool.clone()).reject(tower_offload::offload::RejectWithError);
     let yielding = yielding.layer(tower::service_fn(async |()| {
         let mut polls = 0;
         std::future::poll_fn(|cx| {

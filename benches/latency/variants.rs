@@ -9,7 +9,7 @@ use axum::{
 use tower::ServiceBuilder;
 use tower_offload::{
     OffloadLayer, ThreadPool,
-    offload::Problem,
+    offload::ProblemJson,
     pool::{Codel, Pool, Rayon, TokioBlocking},
 };
 use tower_resilience_executor::{BlockingExecutor, ExecutorError, ExecutorLayer};
@@ -141,7 +141,7 @@ fn built(builder: tower_offload::pool::Builder) -> ThreadPool {
 
 /// `Problem`, so that the client can tell calls that expired from those for which there was no room.
 fn offload(work: Work, pool: impl Pool) -> Router {
-    inline(work).layer(OffloadLayer::new(pool).reject(Problem))
+    inline(work).layer(OffloadLayer::new(pool).reject(ProblemJson))
 }
 
 fn on_job(handler: MethodRouter) -> Router {

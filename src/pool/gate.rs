@@ -181,7 +181,7 @@ impl Gate {
     }
 
     /// Closes the gate, and from now on a job that is run drops its call, answered [`Rejection::Closed`], instead of
-    /// polling it. [`cancelled`](crate::offload::cancelled) turns true for work that is running.
+    /// polling it. [`cancelled`](crate::pool::cancelled) turns true for work that is running.
     pub fn halt(&self) {
         self.phase.store(HALTED, SeqCst);
         self.close_slots();

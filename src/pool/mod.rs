@@ -122,6 +122,15 @@ pub use self::{
     tokio_blocking::{NoRuntime, TokioBlocking},
 };
 
+pub use self::{
+    call::{Cancellation as CancellationToken, cancellation as cancellation_token, cancelled},
+    gate::Gate as Admission,
+    job::Job as Runnable,
+    rejection::Rejection as CallError,
+    stats::{Left as PoolShutdownReport, Stats as PoolStats},
+    threads::{BuildError as ThreadPoolBuildError, Builder as ThreadPoolBuilder},
+};
+
 /// How many calls may wait for their first poll unless told otherwise: a burst that a machine can work off, some hundred
 /// kilobytes at most.
 const DEFAULT_QUEUE_CAPACITY: usize = 1024;

@@ -34,6 +34,11 @@ pub trait Pool: fmt::Debug + Send + Sync + 'static {
     /// The front door of this pool, always the same one.
     fn gate(&self) -> &Gate;
 
+    /// The same.
+    fn admission(&self) -> &Gate {
+        self.gate()
+    }
+
     /// Takes one turn of an admitted call and returns at once.
     ///
     /// Called from `call`, from wakers and from drops; so it must not block, and must not run the job before it returns

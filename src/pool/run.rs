@@ -37,7 +37,7 @@ use super::{
 ///
 /// # Cancel safety
 ///
-/// Dropped before the closure started, the closure is dropped too and never runs; dropped later, [`cancelled`](crate::offload::cancelled)
+/// Dropped before the closure started, the closure is dropped too and never runs; dropped later, [`cancelled`](crate::pool::cancelled)
 /// turns true inside it and its value is dropped on the pool.
 pub fn run<P, W, T>(pool: P, work: W) -> Run<T>
 where

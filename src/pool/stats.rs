@@ -46,7 +46,7 @@ pub struct Left {
     /// Calls that never started. They are dropped and answered [`Rejection::Closed`](super::Rejection::Closed).
     pub queued: usize,
     /// Calls that a thread is working on. Nobody can stop them but they themselves
-    /// ([`cancelled`](crate::offload::cancelled) is true for them now); they are not waited for.
+    /// ([`cancelled`](crate::pool::cancelled) is true for them now); they are not waited for.
     pub running: usize,
 }
 

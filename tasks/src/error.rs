@@ -2,9 +2,10 @@ use std::{borrow::Cow, error::Error, fmt};
 
 use bytes::Bytes;
 use http::{Response, StatusCode};
+use tower_offload::background::SubmitError;
 
 use self::AcceptErrorKind as Kind;
-use crate::{StoreError, problem::Problem, target::SubmitError};
+use crate::{StoreError, problem::Problem};
 
 /// Error returned when a task or a job is not accepted. Its work does not run, and its id is
 /// unknown.

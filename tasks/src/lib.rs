@@ -141,7 +141,6 @@ mod status;
 pub mod store;
 mod subscription;
 mod sync;
-mod target;
 mod tasks;
 mod text;
 mod timestamp;
@@ -166,8 +165,8 @@ pub use self::{
     status::{NoResultError, Status},
     store::{MemoryStore, Retention, StoreError, TaskStore},
     subscription::Subscription,
-    target::TaskTarget,
     tasks::{Tasks, TasksShutdownReport, TasksStats},
     timestamp::{ParseTimestampError, Timestamp},
     track::TrackBuilder,
 };
+pub use tower_offload::background::TaskTarget;

@@ -1,14 +1,11 @@
 use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 
 use serde::Serialize;
+use tower_offload::background::{Reservation, TaskTarget};
 
 use crate::{
-    AcceptError, Accepted, IntoFailure, Progress, Reason, Record, Status, TaskId, Tasks,
-    error::AcceptErrorKind,
-    record::Ending,
-    target::{self, Reservation, TaskTarget},
-    work,
-    writer::ActiveTask,
+    AcceptError, Accepted, IntoFailure, Progress, Reason, Record, Status, TaskId, Tasks, error::AcceptErrorKind,
+    record::Ending, work, writer::ActiveTask,
 };
 
 impl Tasks {
@@ -119,7 +116,7 @@ impl TrackBuilder<'_> {
 
     fn reserve<R: TaskTarget + ?Sized>(&self, target: &R) -> Result<Reservation, AcceptError> {
         self.validate()?;
-        let reservation = target::reserve(target, self.name.clone())?;
+        let reservation = target.reserve(self.name.clone())?;
         Ok(match self.timeout {
             Some(timeout) => reservation.timeout(timeout),
             None => reservation,

@@ -7,7 +7,7 @@ use tokio::runtime::Runtime;
 use tower::{Layer, Service, ServiceExt};
 use tower_offload::{
     OffloadLayer, Rejection, ThreadPool,
-    offload::{Offload, With},
+    offload::{Offload, RejectFn},
     pool::{Pool, Rayon, TokioBlocking, run},
 };
 
@@ -48,7 +48,7 @@ pub(crate) fn pool(kind: Kind, random: &mut Random, lender: &Runtime) -> Arc<dyn
     }
 }
 
-type Answering = With<fn(Rejection) -> Result<u64, Rejection>>;
+type Answering = RejectFn<fn(Rejection) -> Result<u64, Rejection>>;
 
 /// What a caller has in hand: its drop is one of a pool's handles less.
 #[derive(Debug, Clone)]

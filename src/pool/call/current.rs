@@ -59,7 +59,7 @@ fn replace(with: Option<Current>) -> Option<Current> {
 /// fn checksum(blocks: &[Vec<u8>]) -> Option<u32> {
 ///     let mut sum = 0_u32;
 ///     for block in blocks {
-///         if tower_offload::offload::cancelled() {
+///         if tower_offload::pool::cancelled() {
 ///             return None; // nobody will read it
 ///         }
 ///         sum = block.iter().fold(sum, |sum, byte| sum.rotate_left(1) ^ u32::from(*byte));

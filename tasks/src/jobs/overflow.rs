@@ -1,8 +1,11 @@
 use super::{Enqueue, Job};
 #[cfg(feature = "after-response")]
-use tower_offload::{after_response, background, interim::Place};
+use tower_offload::{
+    after_response,
+    background::{self, Reservation},
+};
 
-use crate::{AcceptError, Accepted, Failure, Json, record::Ending, target::Reservation};
+use crate::{AcceptError, Accepted, Failure, Json, record::Ending};
 
 /// Sends to the queue what the background of this process has no place for.
 ///
@@ -32,7 +35,7 @@ pub trait OrEnqueue: sealed::Sealed + Sized {
     ///
     /// # Errors
     ///
-    /// As [`Track::run`](crate::TrackBuilder::spawn_blocking) and [`Durable::enqueue`](super::Durable::enqueue); a full or closed background is none. A task for
+    /// As [`TrackBuilder::spawn_blocking`](crate::TrackBuilder::spawn_blocking) and [`Durable::enqueue`](super::Durable::enqueue); a full or closed background is none. A task for
     /// [flushed](tower_offload::after_response::Task::on_flushed) responses is refused where the connection is not tracked.
     ///
     /// # Cancel safety
@@ -44,24 +47,26 @@ pub trait OrEnqueue: sealed::Sealed + Sized {
 #[cfg(feature = "after-response")]
 impl OrEnqueue for after_response::Task<'_> {
     fn or_enqueue<J: Job>(self, job: Enqueue<'_, J>) -> impl Future<Output = Result<Accepted, AcceptError>> + Send {
-        let place = match job.limit_here().map(|limit| self.place(limit)) {
+        let place = match job.limit_here().map(|limit| Ok(self.reserve()?.default_timeout(limit))) {
             Some(Ok(place)) => Ok(Some(place)),
-            Some(Err(rejected)) if rejected.is_untracked() => Err(AcceptError::invalid(rejected.to_string())),
+            Some::<Result<_, after_response::Rejected>>(Err(rejected)) if rejected.is_untracked() => {
+                Err(AcceptError::invalid(rejected.to_string()))
+            }
             Some(Err(_)) | None => Ok(None),
         };
         accept(place, job)
     }
 }
 
-impl OrEnqueue for background::Task<'_> {
+impl OrEnqueue for background::TaskBuilder<'_> {
     fn or_enqueue<J: Job>(self, job: Enqueue<'_, J>) -> impl Future<Output = Result<Accepted, AcceptError>> + Send {
-        let place = job.limit_here().and_then(|limit| self.place(limit).ok());
+        let place = job.limit_here().and_then(|limit| Some(self.reserve().ok()?.default_timeout(limit)));
         accept(Ok(place), job)
     }
 }
 
 async fn accept<J: Job>(
-    place: Result<Option<Place>, AcceptError>,
+    place: Result<Option<Reservation>, AcceptError>,
     enqueue: Enqueue<'_, J>,
 ) -> Result<Accepted, AcceptError> {
     match place? {
@@ -70,7 +75,7 @@ async fn accept<J: Job>(
     }
 }
 
-async fn here<J: Job>(place: Place, enqueue: Enqueue<'_, J>) -> Result<Accepted, AcceptError> {
+async fn here<J: Job>(place: Reservation, enqueue: Enqueue<'_, J>) -> Result<Accepted, AcceptError> {
     let (durable, job, owner) = enqueue.into_parts();
     let worker = durable.shared().plan.worker::<J>().cloned();
     let work = move |progress| async move {
@@ -88,7 +93,7 @@ async fn here<J: Job>(place: Place, enqueue: Enqueue<'_, J>) -> Result<Accepted,
         None => track,
     };
     track.validate()?;
-    track.spawn_reserved(Reservation::new(place), work).await
+    track.spawn_reserved(place, work).await
 }
 
 mod sealed {
@@ -98,5 +103,5 @@ mod sealed {
     pub trait Sealed {}
     #[cfg(feature = "after-response")]
     impl Sealed for after_response::Task<'_> {}
-    impl Sealed for background::Task<'_> {}
+    impl Sealed for background::TaskBuilder<'_> {}
 }

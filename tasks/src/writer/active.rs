@@ -1,6 +1,7 @@
 use std::sync::{Arc, Weak};
 
 use tokio::sync::{oneshot, watch};
+use tower_offload::background::{Completion, Reservation, TaskHandle};
 
 use crate::{
     Failure, Reason, Record, StoreError, TaskId, TaskState,
@@ -8,7 +9,6 @@ use crate::{
     progress::ProgressSink,
     record::Ending,
     sync::{Mutex, lock},
-    target::{Completion, Reservation, TaskHandle},
     timestamp::Clock,
 };
 
@@ -133,7 +133,8 @@ impl ActiveTask {
             (Completion::Cancelled, _) => Ending::Cancelled(self.cancel_reason(), None),
             (Completion::TimedOut, _) => Ending::TimedOut,
             (Completion::Completed | Completion::Failed, Some(ending)) => ending,
-            (Completion::Completed | Completion::Failed | Completion::Lost, _) => Ending::Lost(Reason::RuntimeLost),
+            // `Lost`. Every other completion without an outcome is treated like it.
+            _ => Ending::Lost(Reason::RuntimeLost),
         });
     }
 

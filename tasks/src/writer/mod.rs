@@ -18,6 +18,7 @@ use tokio::{
     sync::{Notify, oneshot},
     time::{Instant, timeout_at},
 };
+use tower_offload::background::Reservation;
 
 pub(crate) use self::active::ActiveTask;
 use self::{
@@ -31,7 +32,6 @@ use crate::{
     record::Ending,
     store::{Found, Lease, Op, Process, StoreFuture, Written},
     sync::{Mutex, lock},
-    target::Reservation,
     timestamp::Clock,
 };
 

@@ -69,7 +69,7 @@ async fn task_cancelled_before_the_response_ends_never_runs() {
     assert_eq!((cancelled.state, cancelled.reason), (TaskState::Cancelled, Some(Reason::Requested)));
     assert_eq!(background.stats().reserved, 0);
     response.into_body().collect().await.unwrap();
-    background.drain(super::support::LONG).await;
+    background.shutdown(super::support::LONG).await;
     assert_eq!(record(&tasks, id).await, cancelled);
     assert_eq!(background.stats().completed, 0);
 }
@@ -78,7 +78,7 @@ async fn task_cancelled_before_the_response_ends_never_runs() {
 async fn task_that_waits_at_shutdown_is_cancelled_as_shutdown() {
     let (tasks, background) = (in_memory(), background());
     let (id, response) = respond(&tasks, &background, StatusCode::ACCEPTED).await;
-    background.drain(std::time::Duration::ZERO).await;
+    background.shutdown(std::time::Duration::ZERO).await;
     drop(response);
     let record = ended(&tasks, id).await;
     assert_eq!((record.state, record.reason), (TaskState::Cancelled, Some(Reason::Shutdown)));

@@ -138,7 +138,7 @@ async fn task_times_out_and_its_later_result_is_dropped() {
     assert_eq!(background.stats().running, 1, "the closure still runs");
     drop(release);
     assert!(reported.await.unwrap());
-    background.drain(LONG).await;
+    background.shutdown(LONG).await;
     assert_eq!(record(&tasks, blocking.id()).await, timed_out);
 
     let background = super::support::background();

@@ -169,7 +169,7 @@ async fn an_id_of_another_kind_is_a_404() {
 #[tokio::test]
 async fn a_failure_is_a_200_with_its_class_and_message_whatever_kind_it_is() {
     let site = site(MemoryStore::new()).await;
-    let no_json = "what the task returned is not kept: it cannot be written as JSON: key must be a string";
+    let no_json = "the result cannot be stored: the value cannot be represented in JSON: key must be a string";
     for (kind, class, message) in [
         ("fails", "out_of_paper", "tray 2 is empty"),
         ("panics", "panic", "at row 3"),
@@ -282,7 +282,7 @@ async fn once_all_is_closed_what_would_change_something_is_a_503_and_the_rest_is
     let site = site(MemoryStore::new()).await;
     let place = site.place("done").await;
     ended(&site.app.tasks, place.strip_prefix("/tasks/").unwrap().parse().unwrap()).await;
-    site.app.background.drain(LONG).await;
+    site.app.background.shutdown(LONG).await;
     assert!(site.app.tasks.shutdown(LONG).await.is_clean());
     let refused = site.start("done").await;
     assert!(refused.is_problem(503) && refused.json()["reason"] == "closed");

@@ -81,7 +81,7 @@ async fn a_cancel_over_http_stops_the_work_and_after_the_drain_it_is_503() {
     assert_eq!(response.status(), 200);
     assert_eq!(json(response).await["reason"], "requested");
 
-    background.drain(Duration::from_secs(60)).await;
+    background.shutdown(Duration::from_secs(60)).await;
     tasks.shutdown(Duration::from_secs(60)).await;
     let response = send(&app, "DELETE", &place).await;
     assert_eq!(

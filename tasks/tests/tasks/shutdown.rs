@@ -14,7 +14,7 @@ async fn task_that_ends_in_time_is_written_and_no_more_are_accepted() {
     let report = tokio::spawn({
         let (tasks, background) = (tasks.clone(), background.clone());
         async move {
-            background.drain(LONG).await;
+            background.shutdown(LONG).await;
             tasks.shutdown(LONG).await
         }
     });
@@ -34,7 +34,7 @@ async fn task_cut_off_by_the_background_is_written_as_cancelled() {
     let held = hold(&tasks, &background).await;
     let pending = |_| future::pending::<Result<(), Infallible>>();
     let spawned = tasks.track("x").spawn(&background, pending).await.unwrap();
-    let report = background.drain(Duration::ZERO).await;
+    let report = background.shutdown(Duration::ZERO).await;
     assert!(!report.is_clean());
     assert!(tasks.shutdown(LONG).await.is_clean());
     for id in [held.id, spawned.id()] {

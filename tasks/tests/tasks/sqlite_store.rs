@@ -11,7 +11,7 @@ use sqlx::Connection;
 use tower_offload::{Background, ThreadPool};
 use tower_offload_tasks::{
     Reason, TaskState, TaskStore, Tasks,
-    store::{Epoch, SqlStore, Written},
+    store::{Epoch, SqlStore},
 };
 
 use super::{

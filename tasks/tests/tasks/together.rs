@@ -7,7 +7,7 @@ use super::support::{Failing, LONG, done};
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn ten_thousand_tasks_are_found_as_soon_as_they_are_accepted() {
     let pool = ThreadPool::builder().threads(2).build().unwrap();
-    let background = Background::builder().pool(pool).queue_capacity(10_000).build();
+    let background = Background::builder().pool(pool).max_tasks(10_000).build();
     let tasks = Tasks::new(MemoryStore::with_capacity(20_000));
     let clients: Vec<_> = (0..50)
         .map(|client| {
@@ -36,7 +36,7 @@ async fn ten_thousand_tasks_are_found_as_soon_as_they_are_accepted() {
     for client in clients {
         client.await.unwrap();
     }
-    assert!(background.drain(LONG).await.is_clean());
+    assert!(background.shutdown(LONG).await.is_clean());
     assert!(tasks.shutdown(LONG).await.is_clean());
     assert_eq!((background.stats().completed, tasks.stats().open), (10_000, 0));
 }
