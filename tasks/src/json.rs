@@ -16,8 +16,8 @@ use serde_json::value::RawValue;
 pub struct Json(Box<RawValue>);
 
 impl Json {
-    /// Maximum number of bytes of the text that [`new`](Self::new) produces. Store a larger value in
-    /// a file or a table, and return its name.
+    /// Maximum number of bytes of the text that [`new`](Self::new) produces. Store a larger value
+    /// in a file or a table, and return its name.
     pub const MAX_BYTES: usize = 64 * 1024;
 
     /// Serializes `value`.

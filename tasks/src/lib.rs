@@ -1,8 +1,8 @@
 //! Tasks with ids: work of a tower service whose status, progress and result clients can query, and
 //! [durable jobs](jobs) on River.
 //!
-//! Use it if a client waits for something that takes longer than a request should. The client gets a
-//! 202 response with the URL of the task's status, and polls or follows it.
+//! Use it if a client waits for something that takes longer than a request should. The client gets
+//! a 202 response with the URL of the task's status, and polls or follows it.
 //!
 //! ```
 //! use std::convert::Infallible;
@@ -49,14 +49,20 @@
 //!
 //! ```
 //! # use std::time::Duration;
-//! use tower_offload_tasks::{AcceptError, Accepted, Failure, MemoryStore, Retention, TaskTarget, Tasks};
+//! use tower_offload_tasks::{
+//!     AcceptError, Accepted, Failure, MemoryStore, Retention, TaskTarget, Tasks,
+//! };
 //!
 //! let tasks = Tasks::builder(MemoryStore::with_capacity(2000))
 //!     .base_path("/api/tasks")
 //!     .retention(Retention::default().max_records(1000).max_age(Duration::from_secs(3600)))
 //!     .build();
 //!
-//! async fn order(tasks: &Tasks, target: &impl TaskTarget, item: u32) -> Result<Accepted, AcceptError> {
+//! async fn order(
+//!     tasks: &Tasks,
+//!     target: &impl TaskTarget,
+//!     item: u32,
+//! ) -> Result<Accepted, AcceptError> {
 //!     let task = tasks.track("order").owner("ann").timeout(Duration::from_secs(60));
 //!     task.spawn(target, move |progress| async move {
 //!         progress.message("checking the stock");
@@ -77,34 +83,38 @@
 //!
 //! # Guarantees
 //!
-//! - **The record of a task is stored before its [`Accepted`] exists.** A client that got a 202 finds
-//!   the task, and a task that is found was accepted. If the background is full or the store fails,
-//!   the caller gets an [`AcceptError`] and the work does not run.
+//! - **The record of a task is stored before its [`Accepted`] exists.** A client that got a 202
+//!   finds the task, and a task that is found was accepted. If the background is full or the store
+//!   fails, the caller gets an [`AcceptError`] and the work does not run.
 //! - **Every task reaches exactly one final [state](TaskState).** This includes tasks that panic,
-//!   return a result that cannot be stored, time out, are cancelled, or whose response fails. If the
-//!   process ends first, the next process that uses the store marks the task as
+//!   return a result that cannot be stored, time out, are cancelled, or whose response fails. If
+//!   the process ends first, the next process that uses the store marks the task as
 //!   [lost](TaskState::Lost).
 //! - **A failing store loses no accepted task.** The tasks continue, their status is served from
-//!   memory, and their records are written once the store works again. No new task is accepted until
-//!   then.
+//!   memory, and their records are written once the store works again. No new task is accepted
+//!   until then.
 //! - **Memory and disk are bounded.** [`Retention`] limits the number and the age of finished
-//!   records; an evicted record leaves a tombstone for a while. Unfinished records are never evicted.
-//!   Progress is written at most four times a second, and all records that wait are written in one
-//!   transaction.
+//!   records; an evicted record leaves a tombstone for a while. Unfinished records are never
+//!   evicted. Progress is written at most four times a second, and all records that wait are
+//!   written in one transaction.
 //!
-//! | event | effect |
-//! |---|---|
-//! | panic | the task has [failed](TaskState::Failed), with class `panic` |
-//! | cancellation | a queued task never starts, a future is dropped, a closure can [poll](Progress::is_cancelled) |
-//! | the caller leaves while the record is written | the work does not run; the task is cancelled as [abandoned](Reason::Abandoned) |
-//! | shutdown | call [`Tasks::end_streams`] with the signal, and when the server has stopped `Background::shutdown` and then [`Tasks::shutdown`] |
-//! | crash of the process | with a persistent store, unfinished tasks are lost and reported as such |
+//! # Events in the life of a task
+//!
+//! - **Panic**: the task has [failed](TaskState::Failed), with class `panic`.
+//! - **Cancellation**: a queued task never starts, and a future is dropped. A closure can
+//!   [poll](Progress::is_cancelled) for it.
+//! - **The caller leaves** while the record is written: the work does not run, and the task is
+//!   cancelled as [abandoned](Reason::Abandoned).
+//! - **Shutdown**: call [`Tasks::end_streams`] with the signal. When the server has stopped, call
+//!   `Background::shutdown` and then [`Tasks::shutdown`].
+//! - **Crash** of the process: with a persistent store, unfinished tasks are lost and reported as
+//!   such. Jobs run again.
 //!
 //! # When not to use it
 //!
-//! Work whose status no client asks for needs only a [`Background`](tower_offload::Background) or an
-//! `AfterResponse`. Work that must be done even if the process crashes needs a [job](jobs): here it
-//! is reported as lost.
+//! Work whose status no client asks for needs only a [`Background`](tower_offload::Background) or
+//! an `AfterResponse`. Work that must be done even if the process crashes needs a [job](jobs): here
+//! it is reported as lost.
 //!
 //! # Features
 //!

@@ -73,8 +73,8 @@ impl Record {
         may_start
     }
 
-    /// Sets progress and message, where given. Returns `false`, without a change, if the task is not
-    /// running or neither value is new.
+    /// Sets progress and message, where given. Returns `false`, without a change, if the task is
+    /// not running or neither value is new.
     pub(crate) fn advance(&mut self, progress: Option<f64>, message: Option<String>) -> bool {
         let progress = progress.filter(|value| !value.is_nan()).map(|value| value.clamp(0.0, 1.0)).or(self.progress);
         let message = message.map(|message| sanitize(message, MAX_MESSAGE_BYTES)).or_else(|| self.message.clone());

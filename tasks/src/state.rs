@@ -22,8 +22,8 @@ pub enum TaskState {
     /// The task exceeded its timeout. A closure may still be running, but its result is dropped.
     /// Final.
     TimedOut,
-    /// The process or the runtime of the task ended first. How much of the work was done is unknown.
-    /// Final.
+    /// The process or the runtime of the task ended first. How much of the work was done is
+    /// unknown. Final.
     Lost,
 }
 
@@ -38,7 +38,7 @@ impl TaskState {
     }
 
     /// Returns `true` if a task may change from this state to `next`. A running task may become
-    /// queued again, for its next attempt.
+    /// queued again before its next attempt.
     pub fn may_become(self, next: Self) -> bool {
         match self {
             Self::Queued => !matches!(next, Self::Queued | Self::Succeeded | Self::TimedOut),

@@ -107,8 +107,8 @@ impl Tasks {
         self.writer().get(id).await
     }
 
-    /// Returns the record of a task, like [`get`](Self::get), but [`Found::Unknown`] if the task has
-    /// another name.
+    /// Returns the record of a task, like [`get`](Self::get), but [`Found::Unknown`] if the task
+    /// has another name.
     ///
     /// # Errors
     ///
@@ -141,13 +141,13 @@ impl Tasks {
         Ok(listing)
     }
 
-    /// Requests cancellation of a task and returns its record. Calling it again has no effect, and a
-    /// finished task does not change.
+    /// Requests cancellation of a task and returns its record. Calling it again has no effect, and
+    /// a finished task does not change.
     ///
     /// A task that has not started is cancelled at once. A running future is dropped at its next
-    /// `.await`. A running closure can poll [`Progress::is_cancelled`](crate::Progress::is_cancelled);
-    /// if it succeeds all the same, the task has succeeded. A task of another process is cancelled
-    /// within half a second.
+    /// `.await`. A running closure can poll
+    /// [`Progress::is_cancelled`](crate::Progress::is_cancelled); if it succeeds all the same, the
+    /// task has succeeded. A task of another process is cancelled within half a second.
     ///
     /// # Errors
     ///
@@ -212,8 +212,8 @@ impl Tasks {
         TasksStats { open: stats.open, failed_writes: stats.failed_writes, fenced: stats.fenced }
     }
 
-    /// Accepts no more tasks, [ends the streams](Self::end_streams), waits up to `timeout` until all
-    /// final records are written, and releases the store.
+    /// Accepts no more tasks, [ends the streams](Self::end_streams), waits up to `timeout` until
+    /// all final records are written, and releases the store.
     ///
     /// Call it after the shutdown of the [`Background`](tower_offload::Background), which ends the
     /// tasks. Records can still be read.

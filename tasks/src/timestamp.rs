@@ -11,8 +11,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// A wall-clock time in whole milliseconds since the Unix epoch.
 ///
-/// Its text form is RFC 3339 in UTC with three decimals: `2026-03-01T12:30:00.250Z`. Parsing accepts
-/// only this form.
+/// Its text form is RFC 3339 in UTC with three decimals: `2026-03-01T12:30:00.250Z`. Parsing
+/// accepts only this form.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(value_type = String, format = DateTime))]
 pub struct Timestamp(u64);

@@ -107,7 +107,8 @@ impl TrackBuilder<'_> {
         T: Serialize,
         E: IntoFailure,
     {
-        // The block keeps `T` and `E` out of the type of the future, since they need not be `'static`.
+        // The block keeps `T` and `E` out of the type of the future, since they need not be
+        // `'static`.
         let submit = move |reservation: Reservation, task| {
             reservation.spawn(async move { work::run(task, work).await });
         };

@@ -18,7 +18,8 @@ impl From<Epoch> for i64 {
     }
 }
 
-/// The right of a process to write records. Returned by [`TaskStore::begin`](super::TaskStore::begin).
+/// The right of a process to write records. Returned by
+/// [`TaskStore::begin`](super::TaskStore::begin).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Lease {

@@ -42,8 +42,8 @@ impl Filter {
 
 /// Selects a part of a list, which is sorted from the newest task to the oldest.
 ///
-/// A page starts after an id, so records that are added or evicted between two requests do not shift
-/// the pages.
+/// A page starts after an id, so records that are added or evicted between two requests do not
+/// shift the pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Page {
@@ -88,8 +88,8 @@ pub struct Listing {
 }
 
 impl Listing {
-    /// Creates a page from up to `page.limit + 1` records. The last one only tells that there is a
-    /// next page.
+    /// Creates a page from up to `page.limit + 1` records. The last one only shows that there
+    /// is a next page.
     pub fn new(mut records: Vec<Record>, page: Page) -> Self {
         let is_last = records.len() <= page.limit;
         records.truncate(page.limit);

@@ -44,8 +44,8 @@ pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>>
 /// # Invariants
 ///
 /// - Final records do not change.
-/// - A record that was written can be read at once. If the store is persistent, it can be read after
-///   a crash of the process too.
+/// - A record that was written can be read at once. If the store is persistent, it can be read
+///   after a crash of the process too.
 /// - Of two versions of one record, the greater is kept.
 /// - Only final records are [evicted](Self::sweep), and each leaves a tombstone.
 ///
@@ -67,8 +67,8 @@ pub trait TaskStore: Send + Sync + 'static {
     /// Ends the epoch before its lease expires. Unfinished records are lost.
     fn end(&self, epoch: Epoch, now: Timestamp) -> StoreFuture<'_, ()>;
 
-    /// Executes all operations in one transaction, and returns a result for each. No id occurs twice
-    /// in a batch.
+    /// Executes all operations in one transaction, and returns a result for each. No id occurs
+    /// twice in a batch.
     ///
     /// # Errors
     ///
@@ -81,22 +81,23 @@ pub trait TaskStore: Send + Sync + 'static {
     /// Returns the records that match `filter`, newest first.
     fn list<'a>(&'a self, filter: &'a Filter, page: Page) -> StoreFuture<'a, Listing>;
 
-    /// Returns the unfinished tasks of this epoch for which cancellation was requested. A store with
-    /// leases is polled twice a second.
+    /// Returns the unfinished tasks of this epoch for which cancellation was requested. A store
+    /// with leases is polled twice a second.
     fn cancel_requests(&self, epoch: Epoch) -> StoreFuture<'_, Vec<TaskId>>;
 
     /// Called after an [`Op::RequestCancel`] was written, in the process that wrote it.
     ///
-    /// A store that knows how to reach the owner of the task can notify it, so that it need not wait
-    /// for its next poll of [`cancel_requests`](Self::cancel_requests). The default does nothing.
+    /// A store that knows how to reach the owner of the task can notify it, so that it need not
+    /// wait for its next poll of [`cancel_requests`](Self::cancel_requests). The default does
+    /// nothing.
     fn cancel_requested(&self, id: TaskId) -> StoreFuture<'_, ()> {
         let _ = id;
         Box::pin(ready(Ok(())))
     }
 
-    /// Evicts final records that exceed the retention, deletes expired tombstones, and marks as lost
-    /// the records of processes whose lease has expired. It may process only a part at a time, and
-    /// reports that in [`Swept::more`].
+    /// Evicts final records that exceed the retention, deletes expired tombstones, and marks as
+    /// lost the records of processes whose lease has expired. It may process only a part at a time,
+    /// and reports that in [`Swept::more`].
     fn sweep<'a>(&'a self, now: Timestamp, retention: &'a Retention) -> StoreFuture<'a, Swept>;
 }
 

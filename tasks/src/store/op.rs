@@ -38,7 +38,8 @@ impl Op {
 pub enum Written {
     /// The store has this version of the record, or a newer one of the same epoch.
     Done,
-    /// Nothing was written: the record is final or belongs to another epoch, or the epoch has ended.
+    /// Nothing was written: the record is final or belongs to another epoch, or the epoch has
+    /// ended.
     Fenced,
     /// Nothing was written: the store is full and no record can be evicted. Other operations of the
     /// batch are not affected.

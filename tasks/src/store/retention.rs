@@ -13,8 +13,8 @@ pub struct Retention {
     /// Maximum age of a finished record, measured from its end. Default: 24 hours, within which a
     /// client that ordered a report fetches it.
     pub max_age: Duration,
-    /// How long a tombstone marks an evicted record, so that clients get 410 instead of 404. Default:
-    /// 7 days.
+    /// How long a tombstone marks an evicted record, so that clients get 410 instead of 404.
+    /// Default: 7 days.
     pub tombstone_ttl: Duration,
 }
 

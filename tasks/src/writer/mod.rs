@@ -362,8 +362,8 @@ impl WriterTask {
         let _ = timeout_at(at, self.writer.wake.notified()).await;
     }
 
-    /// Returns the current lease, or begins an epoch. `None` if the last attempt failed recently and
-    /// no caller waits for a lease.
+    /// Returns the current lease, or begins an epoch. `None` if the last attempt failed recently
+    /// and no caller waits for a lease.
     async fn acquire_lease(&mut self) -> Option<Lease> {
         let (lease, is_awaited) = self.writer.with_state(|state| (state.lease, !state.lease_waiters.is_empty()));
         if lease.is_some() || (self.begin_at > Instant::now() && !is_awaited) {

@@ -40,6 +40,7 @@ async fn record_is_stored_before_the_task_is_accepted() {
     let held = hold(&tasks, &background).await;
     assert!(matches!(store.get(held.id).await.unwrap(), Found::Record(_)));
 }
+
 #[tokio::test]
 async fn unknown_id_and_id_of_another_name_are_not_found() {
     let (tasks, background) = (in_memory(), background());

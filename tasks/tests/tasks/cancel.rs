@@ -45,6 +45,7 @@ async fn running_future_is_dropped() {
     let record = ended(&tasks, id).await;
     assert_eq!((record.state, record.reason), (TaskState::Cancelled, Some(Reason::Requested)));
 }
+
 #[tokio::test]
 async fn running_closure_sees_the_request_and_decides_how_it_ends() {
     assert_cancelled_closure_ends_as(|| Err("stopped early"), TaskState::Cancelled, Some(Reason::Requested)).await;

@@ -1,5 +1,5 @@
-//! Processes that serve tasks over HTTP and are killed. The children are this binary again, with the
-//! test `child` at the end.
+//! Processes that serve tasks over HTTP and are killed. The children are this binary again, with
+//! the test `child` at the end.
 
 use std::{
     collections::HashSet,
@@ -93,8 +93,8 @@ impl Drop for Child {
 
 const ENDLESS: u32 = 3_600_001;
 
-/// Queries the state of a task through another process, and sweeps more often than any process does.
-/// All times are those of the server.
+/// Queries the state of a task through another process, and sweeps more often than any process
+/// does. All times are those of the server.
 #[tokio::test]
 async fn task_of_a_killed_process_is_lost_after_its_lease_expires() {
     let Some(server) = OnServer::fresh().await else { return };
@@ -157,8 +157,8 @@ async fn task_is_followed_and_cancelled_through_another_process() {
     assert_eq!(owner.state(&id).await, "cancelled");
 }
 
-/// Submits tasks on several connections until the process is killed after a random time. Returns the
-/// ids of the accepted tasks.
+/// Submits tasks on several connections until the process is killed after a random time. Returns
+/// the ids of the accepted tasks.
 async fn killed_under_load(child: Child, random: &mut Random) -> Vec<String> {
     let accepted = Arc::new(Mutex::new(Vec::new()));
     let mut clients = JoinSet::new();
@@ -251,10 +251,12 @@ async fn rounds_on_postgres(count: usize) {
     let Some(server) = OnServer::fresh().await else { return };
     rounds(&server.url(), count, Some(&server)).await;
 }
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn accepted_tasks_survive_kills_on_sqlite() {
     rounds_on_sqlite(5).await;
 }
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn accepted_tasks_survive_kills_on_postgres() {
     rounds_on_postgres(5).await;

@@ -31,6 +31,7 @@ where
 struct Report {
     rows: u32,
 }
+
 #[tokio::test]
 async fn result_is_typed_and_an_error_before_it_exists() {
     let record = run(|| Ok::<_, Infallible>(Report { rows: 3 })).await;
@@ -49,6 +50,7 @@ async fn result_is_typed_and_an_error_before_it_exists() {
     let failed = Status::from(&failed).result::<()>().unwrap_err();
     assert_eq!((failed.is_pending(), failed.state()), (false, TaskState::Failed));
 }
+
 #[tokio::test]
 async fn error_becomes_a_failure_with_class_and_message() {
     let record = run(|| Err::<(), _>(io::Error::other("the disk\0 is gone"))).await;
@@ -68,11 +70,13 @@ async fn error_becomes_a_failure_with_class_and_message() {
         run(|| Err::<(), _>(Failure::new("out_of_stock", "there is none left").detail(&Report { rows: 0 }))).await;
     assert_eq!(record.failure, Some(own()));
 }
+
 #[tokio::test]
 async fn panic_becomes_a_failure() {
     let record = run(|| -> Result<(), Infallible> { panic!("at row {}", 3) }).await;
     assert_eq!((record.state, record.failure), (TaskState::Failed, Some(Failure::new("panic", "at row 3"))));
 }
+
 #[tokio::test]
 async fn result_that_cannot_be_stored_becomes_a_failure() {
     let unserialisable = run(|| Ok::<_, Infallible>(HashMap::from([((1, 2), 3)]))).await;
@@ -183,6 +187,7 @@ fn task_of_a_stopped_runtime_is_lost_and_written_by_the_next() {
         assert_eq!(store.get(id).await.unwrap().into_record(), Some(record));
     });
 }
+
 #[test]
 fn task_outside_a_runtime_is_rejected() {
     let (tasks, background) = (in_memory(), background());

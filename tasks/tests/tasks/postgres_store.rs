@@ -282,6 +282,7 @@ async fn write_that_is_rolled_back_for_a_deadlock_is_retried() {
     assert_eq!(found(&store, 1).await.unwrap().state, TaskState::Running);
     assert!(found(&store, 2).await.unwrap().cancel_requested_at.is_some());
 }
+
 #[tokio::test]
 async fn sweep_is_limited_and_so_is_the_number_of_tombstones() {
     let Some(backend) = OnServer::fresh().await else { return };

@@ -27,6 +27,7 @@ async fn task_that_ends_in_time_is_written_and_no_more_are_accepted() {
     assert_eq!(record(&tasks, id).await.state, TaskState::Succeeded, "records can still be read");
     assert!(tasks.shutdown(LONG).await.is_clean(), "a second call");
 }
+
 #[tokio::test]
 async fn task_cut_off_by_the_background_is_written_as_cancelled() {
     let store = MemoryStore::new();

@@ -51,6 +51,7 @@ macro_rules! store_suite {
         )+
     };
 }
+
 pub(crate) use store_suite;
 
 pub(crate) fn id(number: u16) -> TaskId {
@@ -159,6 +160,7 @@ pub(crate) async fn final_record_never_changes(backend: &impl Backend) {
     assert_eq!(store.write(epoch, &[cancel]).await.unwrap(), [Written::Fenced]);
     assert_eq!(found(&store, 1).await.unwrap(), last);
 }
+
 pub(crate) async fn unknown_id_is_reported_as_unknown(backend: &impl Backend) {
     let store = backend.open().await;
     let epoch = begin(&store).await;
@@ -167,6 +169,7 @@ pub(crate) async fn unknown_id_is_reported_as_unknown(backend: &impl Backend) {
     assert_eq!(store.write(epoch, &ops).await.unwrap(), [Written::Unknown, Written::Unknown]);
     assert_eq!(store.get(id(1)).await.unwrap(), Found::Unknown);
 }
+
 pub(crate) async fn unfinished_records_of_a_lost_process_are_lost(backend: &impl Backend) {
     let first = backend.open().await;
     let epoch = begin(&first).await;
@@ -228,6 +231,7 @@ pub(crate) async fn cancel_request_is_stored_and_listed_for_the_owner(backend: &
     store.write(epoch, &[update(&finished)]).await.unwrap();
     assert_eq!(store.cancel_requests(epoch).await.unwrap(), []);
 }
+
 pub(crate) async fn sweep_evicts_the_oldest_final_records_with_tombstones(backend: &impl Backend) {
     let store = backend.open().await;
     let epoch = begin(&store).await;
@@ -305,6 +309,7 @@ pub(crate) async fn large_batch_has_a_result_for_each_operation(backend: &impl B
     assert!(found(&store, 2000).await.is_some());
     assert_eq!(store.write(epoch, &[]).await.unwrap(), []);
 }
+
 pub(crate) async fn written_records_are_visible_at_once_to_all_clients(backend: &impl Backend) {
     let store = &backend.open().await;
     let epoch = begin(store).await;

@@ -29,14 +29,16 @@ use crate::{
 /// Keeps records in a SQLite or Postgres database, so that they survive the process. Clones share
 /// the database.
 ///
-/// | | SQLite (feature `sqlite`) | Postgres (feature `postgres`) |
-/// |---|---|---|
-/// | users | one process; a second one gets an error that [names the first](StoreError::is_locked) | many processes |
-/// | tasks of a crashed process | are lost when the next process begins | are lost when its lease expires, by the server's clock |
-/// | an accepted task survives | a crash and a power failure (`synchronous=FULL`) | as the server's `synchronous_commit` says |
+/// With SQLite (feature `sqlite`), one process uses the file; a second one gets an error that
+/// [names the first](StoreError::is_locked). The tasks of a crashed process are lost when the next
+/// process starts. An accepted task survives a crash and a power failure (`synchronous=FULL`).
 ///
-/// [`open`](Self::open) creates and migrates the tables. Their names begin with `tower_offload_`, so
-/// the database can have other tables too. NUL characters, which Postgres does not store, become
+/// With Postgres (feature `postgres`), many processes use the database. The tasks of a crashed
+/// process are lost when its lease expires, by the server's clock. Whether an accepted task
+/// survives a power failure of the server depends on its setting `synchronous_commit`.
+///
+/// [`open`](Self::open) creates and migrates the tables. Their names begin with `tower_offload_`,
+/// so the database can have other tables too. NUL characters, which Postgres does not store, become
 /// U+FFFD.
 ///
 /// ```
@@ -45,15 +47,17 @@ use crate::{
 /// # #[cfg(feature = "sqlite")] {
 /// use tower_offload_tasks::{SqlStore, Tasks};
 ///
-/// # let file = std::env::temp_dir().join(format!("tower-offload-example-{}.db", std::process::id()));
-/// # let file = file.display();
+/// # let file = format!("tower-offload-example-{}.db", std::process::id());
+/// # let file = std::env::temp_dir().join(file).display().to_string();
 /// let store = SqlStore::open(&format!("sqlite:{file}")).await?;
 /// let tasks = Tasks::new(store.clone());
 /// tasks.start().await?;
 /// let second = SqlStore::open(&format!("sqlite:{file}")).await;
 /// assert!(second.is_err_and(|error| error.is_locked()));
 /// # store.close().await?;
-/// # for suffix in ["", ".tower-offload.lock"] { let _ = std::fs::remove_file(format!("{file}{suffix}")); }
+/// # for suffix in ["", ".tower-offload.lock"] {
+/// #     let _ = std::fs::remove_file(format!("{file}{suffix}"));
+/// # }
 /// # }
 /// # Ok(())
 /// # }
@@ -102,8 +106,8 @@ impl SqlStore {
 
     /// Opens the database like [`open`](Self::open), with another lease. Default: 15 s.
     ///
-    /// On Postgres, the tasks of a process that does not renew its lease for this long are marked as
-    /// lost. Leases are renewed every third of it. The default lets a process survive a short
+    /// On Postgres, the tasks of a process that does not renew its lease for this long are marked
+    /// as lost. Leases are renewed every third of it. The default lets a process survive a short
     /// standstill or a lost connection. SQLite has no leases.
     ///
     /// # Errors
@@ -127,8 +131,8 @@ impl SqlStore {
     ///
     /// # Errors
     ///
-    /// Returns an error if SQLite cannot write its last changes to the file. The store is closed all
-    /// the same.
+    /// Returns an error if SQLite cannot write its last changes to the file. The store is closed
+    /// all the same.
     pub async fn close(&self) -> Result<(), StoreError> {
         match &self.engine {
             #[cfg(feature = "postgres")]
@@ -220,12 +224,12 @@ impl fmt::Debug for SqlStore {
     }
 }
 
-/// Maximum number of records or tombstones that one sweep removes, so that writes do not wait long
+/// Maximum number of records or tombstones that a sweep removes, so that writes do not wait long
 /// for it.
 const MAX_SWEEP: i64 = 1000;
 
-/// Returns the maximum number of tombstones: eight for each record that is kept, like in memory, and
-/// never fewer than for the default number of records.
+/// Returns the maximum number of tombstones: eight for each record that is kept, like in memory,
+/// and never fewer than for the default number of records.
 fn max_tombstones(retention: &Retention) -> i64 {
     row::integer(retention.max_records.max(Retention::default().max_records).saturating_mul(8) as u64)
 }

@@ -81,18 +81,18 @@ pub(super) enum Write<R> {
 
 /// Consequence of a result, applied outside the lock of the queue's owner.
 pub(super) enum Effect<T> {
-    /// The store has the record: tell the caller.
+    /// The store has the record: reply to the caller.
     Accepted(T),
-    /// The store does not have the record: tell the caller why.
+    /// The store does not have the record: reply with the error.
     Rejected(T, StoreError),
-    /// The store may have the record, but the caller is told that it was not accepted. The task is
-    /// first finished as not accepted, because the caller drops its work when it gets the error.
+    /// The store may have the record: finish the task as not accepted, and then reply with the
+    /// error. The order matters because the caller drops the work when it gets the error.
     Withdrawn(T, StoreError),
     /// Another process has marked the record as lost.
     Lost(T),
 }
 
-/// Maximum number of records per batch, so that one transaction stays short on a slow disk.
+/// Maximum number of records per batch, so that a transaction stays short on a slow disk.
 pub(super) const MAX_BATCH: usize = 512;
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
@@ -221,8 +221,8 @@ impl<K: Copy + Ord + Hash, T: Clone> WriteQueue<K, T> {
 
     /// Processes a failure of the batch that is out. The store may have committed it all the same.
     ///
-    /// If the store is unavailable, full or locked, every caller that waits is told so. Otherwise a
-    /// record of the batch may be the cause, and each is retried alone.
+    /// If the store is unavailable, full or locked, every waiting caller gets that error. Otherwise
+    /// a record of the batch may be the cause, and each is retried alone.
     pub(super) fn fail(&mut self, error: &StoreError, now: Instant) -> Vec<Effect<T>> {
         self.failed_writes += 1;
         let in_flight = std::mem::take(&mut self.in_flight);

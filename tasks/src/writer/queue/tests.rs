@@ -54,7 +54,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 0..150)
 }
 
-/// A record, as far as the queue and the store can tell records apart.
+/// The parts of a record that matter to the queue and to the store.
 #[derive(Debug, Clone, PartialEq)]
 struct Record {
     id: usize,
@@ -70,7 +70,7 @@ enum End {
     Lost,
 }
 
-/// A task of the test. `accepted` is what its caller was told.
+/// A task of the test. `accepted` is the reply to its caller.
 #[derive(Debug)]
 struct Task {
     record: Record,

@@ -110,8 +110,8 @@ fn no_response() -> StoreError {
     StoreError::unavailable(format!("no response from the server within {RESPONSE_TIMEOUT:?}"))
 }
 
-/// Returns `true` if the server rolled the transaction back because of a deadlock or a serialization
-/// failure, so that it can be retried.
+/// Returns `true` if the server rolled the transaction back because of a deadlock or a
+/// serialization failure, so that it can be retried.
 pub(crate) fn is_conflict(error: &sqlx::Error) -> bool {
     let code = error.as_database_error().and_then(|error| error.code());
     code.is_some_and(|code| code == "40P01" || code == "40001")

@@ -27,8 +27,8 @@ use crate::{
     },
 };
 
-/// A database that many processes use. Each has a row with its lease, and every sweep ends the epochs
-/// whose lease has expired.
+/// A database that many processes use. Each has a row with its lease, and every sweep ends the
+/// epochs whose lease has expired.
 pub(crate) struct Postgres {
     pub(crate) connections: Connections,
     /// At least a millisecond and at most [`MAX_LEASE`].

@@ -47,7 +47,7 @@ pub(super) async fn write(
     Ok(batch.iter().map(|op| result(op, epoch, is_current, &done, &unchanged)).collect())
 }
 
-/// Returns the result of an operation. `unchanged` has the state of records that no statement changed.
+/// Returns the result of an operation. `unchanged` has the records that no statement changed.
 fn result(
     op: &Op,
     epoch: Epoch,

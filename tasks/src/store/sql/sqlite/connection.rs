@@ -122,8 +122,8 @@ pub(super) fn readers(path: &Path) -> SqlitePool {
     pool.idle_timeout(None).max_lifetime(None).connect_lazy_with(options)
 }
 
-/// `IMMEDIATE`, because a deferred transaction that reads first fails to write if another connection
-/// has written in between.
+/// `IMMEDIATE`, because a deferred transaction that reads first fails to write if another
+/// connection has written in between.
 async fn transaction<T, E: From<sqlx::Error>>(
     connection: &mut SqliteConnection,
     change: impl AsyncFnOnce(&mut Transaction<'_, sqlx::Sqlite>) -> Result<T, E>,

@@ -53,8 +53,8 @@ fn large(number: u8) -> Record {
     record
 }
 
-/// SQLite's own limit stands for a full disk. It belongs to the connection, so the next one has
-/// space again.
+/// A page limit simulates a full disk. It belongs to the connection, so the next one has space
+/// again.
 #[tokio::test]
 async fn full_disk_is_reported_and_earlier_records_are_kept() {
     let fixture = Fixture::new().await;

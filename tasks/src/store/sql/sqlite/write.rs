@@ -8,7 +8,8 @@ use crate::{
     },
 };
 
-/// Executes one prepared statement per operation. That is fast, because SQLite runs in this process.
+/// Executes one prepared statement per operation. That is fast, because SQLite runs in this
+/// process.
 pub(super) async fn write(
     connection: &mut SqliteConnection,
     epoch: Epoch,
