@@ -91,7 +91,7 @@ async fn report(after: AfterResponse, request: Request, next: Next) -> Response 
                 "delivery": delivery, "body_bytes": body_bytes, "total_ms": total_ms})
         );
     });
-    match after.task("print").run(move || println!("{}", json!({"task": task, "ran": true}))) {
+    match after.task("print").spawn_blocking(move || println!("{}", json!({"task": task, "ran": true}))) {
         Ok(_) => next.run(request).await,
         Err(rejected) => rejected.into_response(), // nothing was promised yet
     }

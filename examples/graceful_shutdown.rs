@@ -8,7 +8,7 @@ use clap::Parser;
 use tokio::net::TcpListener;
 use tower_offload::{
     AfterResponse, AfterResponseLayer, Background,
-    after_response::Rejected,
+    after_response::RegisterError,
     axum::{serve, serve::ServeShutdownReport, shutdown_signal},
 };
 
@@ -23,8 +23,8 @@ struct Options {
     grace: u64,
 }
 
-async fn mail(after: AfterResponse, Path(seconds): Path<u64>) -> Result<StatusCode, Rejected> {
-    after.task("mail").run(move || {
+async fn mail(after: AfterResponse, Path(seconds): Path<u64>) -> Result<StatusCode, RegisterError> {
+    after.task("mail").spawn_blocking(move || {
         println!("sending a mail");
         thread::sleep(Duration::from_secs(seconds)); // a slow mail server
         println!("sent");

@@ -60,7 +60,7 @@ pub(crate) const VARIANTS: &[Variant] = &[
         layered(stage, ExecutorLayer::new(BlockingExecutor::current()).layer(service()))
     }),
     variant("threads", |stage| bare(stage, threads()?)),
-    variant("rayon", |stage| bare(stage, Rayon::new(rayon_threads()?).queue_capacity(QUEUE_CAPACITY))),
+    variant("rayon", |stage| bare(stage, Rayon::builder(rayon_threads()?).queue_capacity(QUEUE_CAPACITY).build())),
     variant("offload", |stage| layered(stage, OffloadLayer::new(threads()?).reject(RejectWithError).layer(service()))),
 ];
 

@@ -82,7 +82,7 @@ fn respond(
             let complete = complete();
             after().spawn(async move { complete() }).expect("there is room");
         }
-        Registers::BlockingTask => _ = after().run(complete()).expect("there is room"),
+        Registers::BlockingTask => _ = after().spawn_blocking(complete()).expect("there is room"),
     }
     ready(Ok(Response::new(Full::new(Bytes::from_static(BODY)))))
 }

@@ -115,7 +115,7 @@ async fn a_stalled_client_and_a_long_task_end_with_the_grace_period() {
     let text = report.to_string();
     assert!(text.starts_with("1 connection closed early; tasks: ") && text.contains("`mail` for 6s"), "{text}");
     let outcome = outcomes.next("/full/1000000").await;
-    assert_eq!((outcome.end, outcome.delivery), (End::Aborted, Delivery::None));
+    assert_eq!((outcome.end, outcome.delivery), (End::Aborted, Delivery::NotDelivered));
     assert!(read_to_close(&mut io).await.len() <= 1024, "no more than the pipe holds");
 }
 

@@ -234,7 +234,7 @@ impl Server {
     /// Checks how the next response that ended, for `path`, failed.
     pub(crate) async fn failed(&mut self, path: &str, end: End) -> Outcome {
         let outcome = self.outcome(path).await;
-        assert_eq!((outcome.end, outcome.delivery), (end, Delivery::None), "{path} on {:?}", self.transport);
+        assert_eq!((outcome.end, outcome.delivery), (end, Delivery::NotDelivered), "{path} on {:?}", self.transport);
         outcome
     }
 }

@@ -33,7 +33,7 @@ pub(crate) async fn tracked<S: TaskStore + Clone>(store: S, order: &Order) -> Re
         move || {
             let (tasks, background) = (tasks.clone(), background.clone());
             async move {
-                match tasks.track(NAME).run(&background, |_| Ok::<_, Infallible>(())).await {
+                match tasks.track(NAME).spawn_blocking(&background, |_| Ok::<_, Infallible>(())).await {
                     Ok(_) => Ok(Answer::Done),
                     Err(error) if error.is_full() => Ok(Answer::Refused),
                     Err(error) => Err(error.into()),
@@ -48,7 +48,7 @@ pub(crate) async fn tracked<S: TaskStore + Clone>(store: S, order: &Order) -> Re
     let begin = Instant::now();
     let tally = closed_loop(&call(), order, order.phases.measure).await?;
     background.shutdown(SHUTDOWN_TIMEOUT).await;
-    if !tasks.drain(SHUTDOWN_TIMEOUT).await.is_clean() {
+    if !tasks.shutdown(SHUTDOWN_TIMEOUT).await.is_clean() {
         return Err("the end of some accepted tasks was not written".into());
     }
     let settled_per_second = Some(tally.done as f64 / begin.elapsed().as_secs_f64());

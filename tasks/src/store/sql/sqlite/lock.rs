@@ -4,13 +4,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::error::file_error;
-use crate::{StoreError, Timestamp};
+use crate::{StoreError, Timestamp, store::sql::error::file_error};
 
-/// Says that a process has a database, for as long as it lives: the system takes the lock back when the process ends, however it does. The
-/// file stays; whether it is locked counts.
+/// Exclusive use of a database by this process.
 ///
-/// A file of its own, for SQLite's own locks on the database come and go, and closing any handle of it loses them.
+/// The operating system releases the lock when the process ends in any way. The lock file is not
+/// deleted; only its lock counts. It is a file of its own because SQLite locks and unlocks the
+/// database file, and closing any handle of a file releases POSIX locks on it.
 #[derive(Debug)]
 pub(super) struct FileLock {
     _file: File,
@@ -19,12 +19,14 @@ pub(super) struct FileLock {
 const SUFFIX: &str = ".tower-offload.lock";
 
 impl FileLock {
+    /// Locks the database, and notes this process in the lock file for error messages.
+    ///
     /// # Errors
     ///
-    /// [`StoreError::is_locked`] if another one has it; the source names its process.
-    #[allow(clippy::incompatible_msrv, reason = "sqlx asks for a later Rust than `try_lock` does")]
+    /// [`StoreError::is_locked`] if another process has the lock. The source names it.
+    #[allow(clippy::incompatible_msrv, reason = "sqlx requires a later version of Rust than `try_lock`")]
     pub(super) fn acquire(database: &Path) -> Result<Self, StoreError> {
-        let path = beside(database);
+        let path = lock_path(database);
         let failed = |error| file_error(format!("cannot lock {}", path.display()), error);
         let mut file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(failed)?;
@@ -33,9 +35,8 @@ impl FileLock {
             Err(TryLockError::Error(error)) => return Err(failed(error)),
             Err(TryLockError::WouldBlock) => {
                 let mut owner = String::new();
-                // It is for people only; what cannot be read changes nothing.
-                let _ = file.read_to_string(&mut owner);
-                let owner = if owner.is_empty() { "a process that has just begun" } else { owner.trim() };
+                let _ = file.read_to_string(&mut owner); // only for the message
+                let owner = if owner.is_empty() { "a process that has just started" } else { owner.trim() };
                 return Err(StoreError::locked(format!("{} is in use by {owner}", database.display())));
             }
         }
@@ -53,8 +54,8 @@ fn this_process() -> String {
     format!("process {} on {host} since {since}\n", std::process::id())
 }
 
-/// Of a database that several links lead to always the same file.
-fn beside(database: &Path) -> PathBuf {
+/// Returns the same lock file for all links to one database.
+fn lock_path(database: &Path) -> PathBuf {
     let mut path = fs::canonicalize(database).unwrap_or_else(|_| database.to_owned()).into_os_string();
     path.push(SUFFIX);
     path.into()

@@ -1,46 +1,43 @@
-//! The end of a process: what is open is written, or reported.
+//! Shutdown: open tasks are written or reported.
 
 use std::{convert::Infallible, future, time::Duration};
 
 use tower_offload_tasks::{MemoryStore, Reason, TaskState, TaskStore, Tasks};
 
 use super::support::{Failing, LONG, Mode, SHORT, background, done, ended, hold, in_memory, record};
-
-/// E13, E14
 #[tokio::test]
-async fn what_ends_within_the_grace_is_written_and_nothing_more_is_accepted() {
+async fn task_that_ends_in_time_is_written_and_no_more_are_accepted() {
     let store = MemoryStore::new();
     let (tasks, background) = (Tasks::new(store.clone()), background());
     let held = hold(&tasks, &background).await;
     let id = held.id;
-    let drained = tokio::spawn({
+    let report = tokio::spawn({
         let (tasks, background) = (tasks.clone(), background.clone());
         async move {
-            background.drain(LONG).await;
-            tasks.drain(LONG).await
+            background.shutdown(LONG).await;
+            tasks.shutdown(LONG).await
         }
     });
     held.release();
-    assert!(drained.await.unwrap().is_clean());
+    assert!(report.await.unwrap().is_clean());
     assert!(tasks.is_closed());
     assert_eq!(store.get(id).await.unwrap().into_record().unwrap().state, TaskState::Succeeded);
-    let late = tasks.track("late").run(&super::support::background(), |_| done()).await.unwrap_err();
+    let late = tasks.track("late").spawn_blocking(&super::support::background(), |_| done()).await.unwrap_err();
     assert!(late.is_closed());
-    assert_eq!(record(&tasks, id).await.state, TaskState::Succeeded, "what is known can be asked for");
-    assert!(tasks.drain(LONG).await.is_clean(), "once more");
+    assert_eq!(record(&tasks, id).await.state, TaskState::Succeeded, "records can still be read");
+    assert!(tasks.shutdown(LONG).await.is_clean(), "a second call");
 }
 
-/// E15
 #[tokio::test]
-async fn what_the_deadline_of_the_background_cuts_off_is_cancelled_and_written() {
+async fn task_cut_off_by_the_background_is_written_as_cancelled() {
     let store = MemoryStore::new();
     let (tasks, background) = (Tasks::new(store.clone()), background());
     let held = hold(&tasks, &background).await;
-    let endless = |_| future::pending::<Result<(), Infallible>>();
-    let spawned = tasks.track("x").spawn(&background, endless).await.unwrap();
-    let report = background.drain(Duration::ZERO).await;
+    let pending = |_| future::pending::<Result<(), Infallible>>();
+    let spawned = tasks.track("x").spawn(&background, pending).await.unwrap();
+    let report = background.shutdown(Duration::ZERO).await;
     assert!(!report.is_clean());
-    assert!(tasks.drain(LONG).await.is_clean());
+    assert!(tasks.shutdown(LONG).await.is_clean());
     for id in [held.id, spawned.id()] {
         let record = store.get(id).await.unwrap().into_record().unwrap();
         assert_eq!((record.state, record.reason), (TaskState::Cancelled, Some(Reason::Shutdown)));
@@ -48,16 +45,16 @@ async fn what_the_deadline_of_the_background_cuts_off_is_cancelled_and_written()
 }
 
 #[tokio::test]
-async fn what_is_not_over_at_its_own_deadline_is_reported() {
+async fn task_that_does_not_end_in_time_is_reported() {
     let (tasks, background) = (in_memory(), background());
     let held = hold(&tasks, &background).await;
-    assert_eq!(tasks.drain(SHORT).await.unwritten, [held.id]);
+    assert_eq!(tasks.shutdown(SHORT).await.unwritten, [held.id]);
     held.release();
-    assert!(tasks.drain(LONG).await.is_clean());
+    assert!(tasks.shutdown(LONG).await.is_clean());
 }
 
 #[tokio::test]
-async fn what_a_store_does_not_take_is_reported() {
+async fn task_that_the_store_does_not_accept_is_reported() {
     let store = Failing::new();
     let (tasks, background) = (Tasks::new(store.clone()), background());
     let held = hold(&tasks, &background).await;
@@ -65,20 +62,20 @@ async fn what_a_store_does_not_take_is_reported() {
     store.set(Mode::Unavailable);
     held.release();
     assert_eq!(ended(&tasks, id).await.state, TaskState::Succeeded);
-    assert_eq!(tasks.drain(SHORT).await.unwritten, [id]);
+    assert_eq!(tasks.shutdown(SHORT).await.unwritten, [id]);
     store.set(Mode::Works);
-    assert!(tasks.drain(LONG).await.is_clean());
+    assert!(tasks.shutdown(LONG).await.is_clean());
 }
 
 #[tokio::test]
-async fn what_was_never_used_is_drained_and_asks_nothing_of_its_store() {
+async fn shutdown_of_unused_tasks_does_not_use_the_store() {
     let store = Failing::new();
     store.set(Mode::Panics);
-    assert!(Tasks::new(store).drain(LONG).await.is_clean());
+    assert!(Tasks::new(store).shutdown(LONG).await.is_clean());
 }
 
 #[tokio::test]
-async fn tasks_go_on_and_are_written_when_every_handle_is_gone() {
+async fn tasks_are_written_after_the_last_handle_is_dropped() {
     let store = MemoryStore::new();
     let (tasks, background) = (Tasks::new(store.clone()), background());
     let held = hold(&tasks, &background).await;
