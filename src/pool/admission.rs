@@ -179,11 +179,14 @@ impl Admission {
         self.metrics.started(waited);
     }
 
-    /// Records that an admitted call has ended.
+    /// Records that an admitted call has ended, after polls that took `run_time`.
     ///
     /// This thread counts the end and then loads the phase. `shutdown` stores the phase and then
     /// loads the count. At least one of them sees the other's write.
-    pub(super) fn on_complete(&self) {
+    pub(super) fn on_complete(&self, run_time: Option<Duration>) {
+        if let Some(run_time) = run_time {
+            self.metrics.ran(run_time);
+        }
         self.metrics.ended();
         if self.is_closed() && self.metrics.in_flight() == 0 {
             // Wakes tasks in `shutdown`, by wakers that are user code, in the middle of a call's

@@ -132,7 +132,6 @@ mod worker;
 
 use std::{fmt, pin::Pin, sync::Arc, time::Duration};
 
-pub(crate) use self::queue_permit::{Admitted, QueuePermit, spawn};
 #[cfg(feature = "rayon")]
 pub use self::rayon::{Rayon, RayonBuilder};
 pub use self::{
@@ -148,6 +147,10 @@ pub use self::{
     stats::{PoolShutdownReport, PoolStats},
     thread_pool::ThreadPool,
     tokio_blocking::{NoRuntimeError, TokioBlocking, TokioBlockingBuilder},
+};
+pub(crate) use self::{
+    call::spawn,
+    queue_permit::{Admitted, QueuePermit},
 };
 
 /// Runs calls on threads of its own.

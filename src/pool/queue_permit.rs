@@ -9,7 +9,7 @@ use std::{
 
 use super::{
     CallError, Pool, Priority,
-    call::{self, Context, JoinHandle, LayerPermit, OnCallerDrop, Runnable, Schedule},
+    call::{self, Runnable, Schedule},
     metrics::Metrics,
 };
 
@@ -26,28 +26,7 @@ pub(crate) struct QueuePermit {
     is_held: AtomicBool,
 }
 
-/// Permits that a call needs to enter the queue of a pool.
-pub(crate) struct Admitted {
-    pub(crate) queue_permit: QueuePermit,
-    /// Permit of a layer that limits its calls in flight.
-    pub(crate) layer_permit: Option<Arc<dyn LayerPermit>>,
-    pub(crate) priority: Priority,
-}
-
-/// Queues a call of `future` on the pool that has admitted it.
-pub(crate) fn spawn<F>(
-    admitted: Admitted,
-    context: Context,
-    on_caller_drop: OnCallerDrop,
-    future: F,
-) -> JoinHandle<F::Output>
-where
-    F: Future + Send + 'static,
-    F::Output: Send + 'static,
-{
-    let Admitted { queue_permit, layer_permit, priority } = admitted;
-    call::spawn(future, queue_permit, layer_permit, priority, context, on_caller_drop)
-}
+pub(crate) type Admitted = call::Admitted<QueuePermit>;
 
 impl QueuePermit {
     /// Acquires a permit if one is available. See [`Priority::Low`] for its smaller share.
@@ -76,6 +55,16 @@ impl QueuePermit {
     fn new(pool: Arc<dyn Pool>) -> Self {
         Self { pool, is_held: AtomicBool::new(true) }
     }
+
+    /// Returns `true` the first time. The caller must release the permit.
+    fn take(&self) -> bool {
+        // A load and a store suffice, because only one thread at a time accesses the flag.
+        let is_held = self.is_held.load(Ordering::Relaxed);
+        if is_held {
+            self.is_held.store(false, Ordering::Relaxed);
+        }
+        is_held
+    }
 }
 
 impl Schedule for QueuePermit {
@@ -84,25 +73,30 @@ impl Schedule for QueuePermit {
     }
 
     fn release_queue_permit(&self) {
-        // A load and a store suffice, because only one thread at a time accesses the flag.
-        if self.is_held.load(Ordering::Relaxed) {
-            self.is_held.store(false, Ordering::Relaxed);
+        if self.take() {
             self.pool.admission().release();
         }
     }
 
+    #[inline(always)]
     fn on_start(&self, waited: Duration) {
-        self.pool.admission().on_start(waited);
+        let admission = self.pool.admission();
+        if self.take() {
+            admission.release();
+        }
+        admission.on_start(waited);
     }
 
-    fn on_complete(&self) {
-        self.pool.admission().on_complete();
+    fn on_complete(&self, run_time: Option<Duration>) {
+        self.pool.admission().on_complete(run_time);
     }
 
+    #[inline]
     fn is_halted(&self) -> bool {
         self.pool.admission().is_halted()
     }
 
+    #[inline]
     fn metrics(&self) -> &Metrics {
         self.pool.admission().metrics()
     }

@@ -9,7 +9,7 @@ use std::{
 use super::{
     CallError, Pool, Priority,
     call::{self, CallFailure, CurrentCall, JoinHandle, OnCallerDrop},
-    queue_permit::{Admitted, QueuePermit, spawn},
+    queue_permit::{Admitted, QueuePermit},
 };
 
 /// Future of [`Pool::run`] and [`Pool::run_with_priority`]: the value of the closure, or the reason
@@ -24,7 +24,7 @@ impl<T: Send + 'static> Run<T> {
     {
         Self(QueuePermit::try_acquire_counted(pool, priority).map(|queue_permit| {
             let admitted = Admitted { queue_permit, layer_permit: CurrentCall::layer_permit(), priority };
-            spawn(admitted, call::Context::capture(), OnCallerDrop::Cancel, async move { work() })
+            call::spawn(admitted, call::Context::capture(), OnCallerDrop::Cancel, async move { work() })
         }))
     }
 }

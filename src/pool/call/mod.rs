@@ -62,20 +62,30 @@ use crate::{
     sync::{Mutex, lock},
 };
 
+/// Permits that admit a call to a pool, and its priority.
+pub(crate) struct Admitted<S> {
+    /// Permit for the queue, and connection to the pool.
+    pub(crate) queue_permit: S,
+    /// Permit of a layer that limits its calls in flight.
+    pub(crate) layer_permit: Option<Arc<dyn LayerPermit>>,
+    pub(crate) priority: Priority,
+}
+
 /// Connection of a call to its pool. A value belongs to one call and is dropped with it.
-pub(super) trait Schedule: Send + Sync + 'static {
+pub(crate) trait Schedule: Send + Sync + 'static {
     /// Queues an entry of the call.
     fn schedule(&self, runnable: Runnable);
 
     /// Releases the permit for the queue, also if it was released before.
     fn release_queue_permit(&self);
 
-    /// Called before the first poll, with the time that the call has waited for it.
+    /// Called before the first poll, with the time that the call has waited for it. Releases the
+    /// permit for the queue.
     fn on_start(&self, waited: Duration);
 
     /// Called once the work has ended and everything that it held is released, before the caller is
-    /// notified.
-    fn on_complete(&self);
+    /// notified. `run_time` is `None` if the call was never polled.
+    fn on_complete(&self, run_time: Option<Duration>);
 
     /// Returns `true` if calls are to be dropped instead of polled.
     fn is_halted(&self) -> bool;
@@ -83,25 +93,24 @@ pub(super) trait Schedule: Send + Sync + 'static {
     fn metrics(&self) -> &Metrics;
 }
 
-/// Makes a call of `future` and queues it.
-pub(super) fn spawn<F, S>(
-    future: F,
-    scheduler: S,
-    layer_permit: Option<Arc<dyn LayerPermit>>,
-    priority: Priority,
+/// Makes a call of `future` and queues it on the pool that has admitted it.
+pub(crate) fn spawn<F, S>(
+    admitted: Admitted<S>,
     context: Context,
-    on_drop: OnCallerDrop,
+    on_caller_drop: OnCallerDrop,
+    future: F,
 ) -> JoinHandle<F::Output>
 where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
     S: Schedule,
 {
+    let Admitted { queue_permit, layer_permit, priority } = admitted;
     let Context { runtime, task, trace } = context;
     let call = Arc::new(Call {
         header: Header { priority, runtime, created: Instant::now(), started: AtomicBool::new(false) },
         state: CallState::scheduled(),
-        scheduler,
+        scheduler: queue_permit,
         task,
         woken: AtomicU64::new(0),
         progress: Mutex::new(Progress {
@@ -113,7 +122,7 @@ where
     // Created first: if a recorder panics below, the drop of the entry releases everything.
     let runnable = Runnable::new(call.clone());
     call.scheduler.metrics().admitted();
-    let handle = JoinHandle::new(call.clone(), on_drop);
+    let handle = JoinHandle::new(call.clone(), on_caller_drop);
     call.scheduler.schedule(runnable);
     handle
 }
@@ -166,6 +175,7 @@ where
     S: Schedule,
 {
     /// Records the end of the call's wait in the queue, and polls.
+    #[inline]
     fn start_and_poll(self: &Arc<Self>) -> Option<CallerWaker> {
         let now = Instant::now();
         let waited = now.saturating_duration_since(self.header.created);
@@ -174,7 +184,6 @@ where
             self.metrics().resumed(waited.saturating_sub(woken));
         } else {
             self.header.started.store(true, Ordering::Relaxed);
-            self.scheduler.release_queue_permit();
             self.scheduler.on_start(waited);
         }
         match self.poll_future(now) {
@@ -197,6 +206,7 @@ where
     }
 
     /// Polls the future, and drops it in its environment if it is ready.
+    #[inline(always)]
     fn poll_future(self: &Arc<Self>, started: Instant) -> Polled {
         let waker = Waker::from(self.clone());
         let polled = {
@@ -249,6 +259,7 @@ where
     }
 
     /// Drops the future in its environment and completes the call without an output.
+    #[inline(never)]
     fn fail(self: &Arc<Self>, failure: CallFailure) -> Option<CallerWaker> {
         let (environment, run_time) = {
             let mut progress = lock(&self.progress);
@@ -288,10 +299,7 @@ where
         if let Some(Err(payload)) = layer_permit.map(|permit| catch_unwind(|| drop(permit))) {
             self.report_panic(payload);
         }
-        if let Some(run_time) = run_time {
-            self.metrics().ran(run_time);
-        }
-        self.scheduler.on_complete();
+        self.scheduler.on_complete(run_time);
         let (is_abandoned, caller) = self.state.complete();
         if is_abandoned {
             self.drop_output(&trace, run_time.unwrap_or_default());
@@ -323,11 +331,13 @@ where
     /// Runs one step, and completes the call if that step panics, so that its caller does not wait
     /// forever. Panics of the work are caught before: this one comes from a metrics recorder or a
     /// tracing subscriber.
+    #[inline]
     fn guard(self: &Arc<Self>, step: impl FnOnce() -> Option<CallerWaker>) -> Option<CallerWaker> {
-        let payload = match catch_unwind(step) {
-            Ok(caller) => return caller,
-            Err(payload) => payload,
-        };
+        catch_unwind(step).unwrap_or_else(|payload| self.recover(payload))
+    }
+
+    #[cold]
+    fn recover(self: &Arc<Self>, payload: Box<dyn Any + Send>) -> Option<CallerWaker> {
         if self.state.is_complete() {
             drop_payload(payload);
             return None;
@@ -340,7 +350,7 @@ where
         ignore_panic(|| drop(environment));
         self.scheduler.release_queue_permit();
         self.metrics().failed();
-        self.scheduler.on_complete();
+        self.scheduler.on_complete(None);
         let (is_abandoned, caller) = self.state.complete();
         let result = if is_abandoned { lock(&self.progress).stage.take_result() } else { None };
         ignore_panic(|| drop(result));
@@ -348,6 +358,7 @@ where
     }
 
     /// Runs `work` as part of this call, in its environment.
+    #[inline]
     fn enter<T>(self: &Arc<Self>, environment: &Environment, work: impl FnOnce() -> T) -> T {
         let Environment { trace, layer_permit } = environment;
         let current = CurrentCall { call: self.clone(), layer_permit: layer_permit.clone() };
@@ -364,6 +375,7 @@ where
 }
 
 impl<F: Future, S: Schedule> Call<F, S> {
+    #[inline]
     fn metrics(&self) -> &Metrics {
         self.scheduler.metrics()
     }
@@ -384,10 +396,11 @@ impl<F: Future, S: Schedule> Call<F, S> {
             self.report_panic(payload);
         }
         self.metrics().failed();
-        self.scheduler.on_complete();
+        self.scheduler.on_complete(None);
     }
 
     /// Counts and logs a panic that no caller observes.
+    #[cold]
     fn report_panic(&self, payload: Box<dyn Any + Send>) {
         if let Err(second) = catch_unwind(|| self.metrics().panicked(&*payload, false)) {
             drop_payload(second); // Raised by a subscriber.
