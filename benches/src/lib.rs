@@ -5,7 +5,7 @@
 //! them round by round; [`child::run`] gives each run a process of its own; [`Table`] and [`Goal`]
 //! print the result. A benchmark adds only what it measures.
 //!
-//! [`latency`] is here because a benchmark and an example share it.
+//! The module `latency` is here because a benchmark and an example share it.
 // Benchmarks measure real time, so the ban on the standard library's clock does not apply.
 #![allow(clippy::disallowed_types)]
 
