@@ -74,6 +74,7 @@ pub(super) const ROUTES: &[Route] = &[
     },
 ];
 
+#[cfg_attr(not(feature = "openapi"), allow(dead_code))]
 pub(super) struct Route {
     pub(super) method: Method,
     pub(super) path: &'static str,

@@ -374,7 +374,7 @@ impl WriterTask {
         let begun = lease.as_ref().ok().copied();
         match begun {
             Some(lease) => {
-                self.renew_at = lease.renew_every.map(|interval| after(interval));
+                self.renew_at = lease.renew_every.map(after);
                 self.poll_cancels_at = lease.renew_every.map(|_| after(CANCEL_POLL_INTERVAL));
             }
             None => self.begin_at = after(BEGIN_RETRY_DELAY),

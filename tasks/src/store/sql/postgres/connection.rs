@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use super::schema::{CREATE_MIGRATION, STEPS};
 use crate::{
     StoreError, Timestamp,
-    store::sql::{error::store_error, migration::missing_steps, row::millis},
+    store::sql::{migration::missing_steps, row::millis, store_error},
 };
 
 /// Connections to the server. Usually one of them writes and the others read.

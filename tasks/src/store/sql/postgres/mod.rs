@@ -20,9 +20,9 @@ use crate::{
     store::{
         Epoch, Filter, Found, Lease, Listing, Op, Page, Process, Retention, StoreFuture, Swept, Written,
         sql::{
-            error::store_error,
             list,
             row::{columns, integer, millis, record, task_id},
+            store_error,
         },
     },
 };

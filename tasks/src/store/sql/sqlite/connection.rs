@@ -15,11 +15,7 @@ use super::{
 };
 use crate::{
     StoreError, Timestamp,
-    store::sql::{
-        error::{file_error, store_error},
-        migration::missing_steps,
-        row::millis,
-    },
+    store::sql::{error::file_error, migration::missing_steps, row::millis, store_error},
 };
 
 /// The only connection that writes records. The application and the job queue may write to other
