@@ -164,8 +164,8 @@ pub(super) fn with_priority<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     })
 }
 
-/// Reports each request when it is due. A sleeping thread is exact to some 50 us; tokio's timer has a
-/// resolution of milliseconds.
+/// Reports each request when it is due. A sleeping thread is exact to some 50 us; tokio's timer has
+/// a resolution of milliseconds.
 fn pace(due_times: Vec<(Instant, usize)>, arrivals: mpsc::UnboundedSender<(Instant, usize)>) {
     platform::raise_priority();
     for (due, stream) in due_times {

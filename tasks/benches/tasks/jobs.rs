@@ -77,7 +77,8 @@ pub(crate) async fn river(url: &str, fetch_cooldown: Duration, order: &Order) ->
     Ok(sample)
 }
 
-/// Measures this crate's queue. One instance without workers enqueues the jobs, and another one drains them.
+/// Measures this crate's queue. One instance without workers enqueues the jobs, and another one
+/// drains them.
 pub(crate) async fn durable(url: &str, order: &Order) -> Result<Sample, BoxError> {
     let pool = Pool::open(url, 1).await?;
     let tasks = Tasks::new(SqlStore::open(url).await?);
