@@ -218,7 +218,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     // Connections first: what they registered until now is drained, too, and each outcome is told before the report.
     let drained = background.drain(deadline.duration_since(time::Instant::now()).max(LEAST_DRAIN)).await;
     let orphaned: Vec<_> = drained
-        .orphaned
+        .still_running
         .iter()
         .map(|orphan| json!({"id": orphan.id, "name": orphan.name, "age_ms": orphan.age.as_millis()}))
         .collect();

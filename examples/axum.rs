@@ -1,4 +1,4 @@
-//! An axum router of which some requests run on a pool: `cargo run --example axum`.
+//! An axum router that runs some of its requests on a pool: `cargo run --example axum`.
 
 use std::{error::Error, thread, time::Duration};
 
@@ -8,30 +8,30 @@ use http_body_util::{BodyExt, Empty};
 use hyper::{Method, Request, body::Bytes};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use tokio::net::TcpListener;
-use tower_offload::{OffloadLayer, ThreadPool, offload::Problem};
+use tower_offload::{OffloadLayer, ThreadPool, offload::ProblemJson};
 
-/// Stands for a sync driver or a computation: the thread does nothing else meanwhile.
+/// Blocks the thread, like a sync driver or a computation.
 async fn write_report() -> String {
     thread::sleep(Duration::from_millis(300));
-    format!("written on {}", here())
+    format!("written on {}", current_thread())
 }
 
 async fn read_report() -> String {
-    format!("read on {}", here())
+    format!("read on {}", current_thread())
 }
 
-fn here() -> String {
-    thread::current().name().unwrap_or("a thread without a name").to_owned()
+fn current_thread() -> String {
+    thread::current().name().unwrap_or("an unnamed thread").to_owned()
 }
 
 fn app(pool: ThreadPool) -> Router {
     let offload = OffloadLayer::new(pool)
-        .max_in_flight(2) // one more is answered 503 at once, with `Retry-After`
-        .reject(Problem) // and with a body that says why; without this line it is empty
-        .filter(|head| head.method() == Method::POST); // other requests pass straight through
+        .max_in_flight(2) // a third call is answered 503 with `Retry-After` at once
+        .reject(ProblemJson) // with the reason in the body
+        .filter(|head| head.method() == Method::POST); // other requests run inline
     Router::new()
         .route("/report", get(read_report).post(write_report))
-        .layer(offload) // the routes above it, not those below
+        .layer(offload) // applies to the routes above
         .route("/ping", get(async || "pong"))
 }
 
@@ -43,7 +43,7 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     tokio::spawn(axum::serve(listener, app(pool)).into_future());
 
     let client = Client::builder(TokioExecutor::new()).build_http::<Empty<Bytes>>();
-    let ask = async |method: Method, path: &str| -> Result<(), Box<dyn Error + Send + Sync>> {
+    let send = async |method: Method, path: &str| -> Result<(), Box<dyn Error + Send + Sync>> {
         let request = Request::builder().method(&method).uri(format!("http://{address}{path}")).body(Empty::new())?;
         let response = client.request(request).await?;
         let status = response.status();
@@ -51,10 +51,10 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
         println!("{method} {path}: {status} {}", String::from_utf8_lossy(&body));
         Ok(())
     };
-    ask(Method::POST, "/report").await?;
-    // More reports than places; meanwhile nobody waits for the pool who does not need it.
-    let burst = join_all((0..4).map(|_| ask(Method::POST, "/report")));
-    let others = join_all([ask(Method::GET, "/report"), ask(Method::GET, "/ping")]);
+    send(Method::POST, "/report").await?;
+    // Four reports, of which two are rejected. Requests that need no pool do not wait for it.
+    let burst = join_all((0..4).map(|_| send(Method::POST, "/report")));
+    let others = join_all([send(Method::GET, "/report"), send(Method::GET, "/ping")]);
     let (burst, others) = tokio::join!(burst, others);
     burst.into_iter().chain(others).collect()
 }

@@ -1,4 +1,4 @@
-//! Finds the handler that blocks, then offloads it: `cargo run --example blocking_detector`.
+//! Finds a handler that blocks, then offloads it: `cargo run --example blocking_detector`.
 
 use std::{error::Error, thread, time::Duration};
 
@@ -14,7 +14,7 @@ use tower_offload::{
     blocking_detector::{Blocked, BlockingDetectorLayer},
 };
 
-/// Stands for a sync driver: the thread does nothing else meanwhile.
+/// Blocks the thread, like a sync driver.
 async fn store() {
     thread::sleep(Duration::from_millis(100));
 }
@@ -23,13 +23,13 @@ fn routes() -> Router {
     Router::new().route("/ping", get(async || "pong")).route("/users/{id}", put(store))
 }
 
-/// With the features `tracing` and `metrics` there is an event and there are metrics, and no need for this.
+/// Prints a report. Features `tracing` and `metrics` emit an event and metrics without a callback.
 fn report(blocked: &Blocked<'_>) {
     let (method, route) = (blocked.method().map_or("", Method::as_str), blocked.route());
-    println!("{method} {route} held the thread of the event loop for {:?}", blocked.held());
+    println!("{method} {route} blocked the event loop for {:?}", blocked.duration());
 }
 
-async fn ask(app: &Router) -> Result<(), Box<dyn Error>> {
+async fn send_requests(app: &Router) -> Result<(), Box<dyn Error>> {
     for (method, path) in [(Method::GET, "/ping"), (Method::PUT, "/users/7")] {
         let request = Request::builder().method(&method).uri(path).body(Body::empty())?;
         println!("{method} {path}: {}", app.clone().oneshot(request).await?.status());
@@ -39,13 +39,13 @@ async fn ask(app: &Router) -> Result<(), Box<dyn Error>> {
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let detector = BlockingDetectorLayer::new() // what takes more than 10 ms, unless `.threshold(..)` says otherwise
-        .on_blocking(report);
+    let detector = BlockingDetectorLayer::new().on_blocking(report); // see also `.threshold(..)`
 
-    println!("watched:");
-    ask(&routes().layer(detector.clone())).await?;
+    println!("inline:");
+    send_requests(&routes().layer(detector.clone())).await?;
 
     println!("offloaded:");
     let offload = OffloadLayer::new(ThreadPool::blocking(8)).filter(|head| head.method() == Method::PUT);
-    ask(&routes().layer(offload).layer(detector)).await // the detector outside: it watches the event loop
+    // The detector is outside of the layer, where it measures the event loop.
+    send_requests(&routes().layer(offload).layer(detector)).await
 }

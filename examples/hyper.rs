@@ -1,4 +1,4 @@
-//! hyper without a framework: `cargo run --example hyper`.
+//! The layer in hyper without a framework: `cargo run --example hyper`.
 
 use std::{convert::Infallible, error::Error, thread};
 
@@ -13,7 +13,7 @@ use tokio::net::TcpListener;
 use tower::{ServiceBuilder, service_fn};
 use tower_offload::{OffloadLayer, ThreadPool};
 
-/// How much information is in an upload. While it waits for the body it holds no thread of the pool.
+/// Computes the entropy of an upload. It occupies no thread of the pool while it awaits the body.
 async fn entropy(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
     Ok(match request.into_body().collect().await {
         Ok(body) => Response::new(Full::from(format!("{:.3} bits a byte\n", bits(&body.to_bytes())))),
@@ -26,7 +26,7 @@ async fn entropy(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, In
 }
 
 fn bits(bytes: &[u8]) -> f64 {
-    println!("counting on {}", thread::current().name().unwrap_or("a thread without a name"));
+    println!("counting on {}", thread::current().name().unwrap_or("an unnamed thread"));
     let mut counts = [0_u64; 256];
     bytes.iter().for_each(|&byte| counts[usize::from(byte)] += 1);
     let shares = counts.iter().filter(|&&count| count > 0).map(|&count| count as f64 / bytes.len() as f64);
@@ -50,8 +50,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     for upload in [vec![0; 1_000_000], text, (0..=255).collect()] {
         let size = upload.len();
         let request = Request::post(format!("http://{address}/")).body(Full::from(upload))?;
-        let answer = client.request(request).await?.into_body().collect().await?.to_bytes();
-        print!("{size} bytes: {}", String::from_utf8_lossy(&answer));
+        let response = client.request(request).await?.into_body().collect().await?.to_bytes();
+        print!("{size} bytes: {}", String::from_utf8_lossy(&response));
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Plain sync functions as axum handlers: `cargo run --example sync_handler --features axum`.
+//! Sync functions as axum handlers: `cargo run --example sync_handler --features axum`.
 
 use std::{collections::BTreeMap, convert::Infallible, error::Error, sync::Arc, sync::Mutex};
 
@@ -9,9 +9,9 @@ use hyper::Request;
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
-use tower_offload::{CallError, ThreadPool, axum::blocking, offload::SyncBody};
+use tower_offload::{CallError, ThreadPool, axum::blocking, offload::BlockingBody};
 
-/// Stands for a connection of a sync database driver.
+/// In place of a connection of a sync database driver.
 type Notes = Arc<Mutex<BTreeMap<u32, Note>>>;
 
 #[derive(Clone, Deserialize, Serialize)]
@@ -29,9 +29,9 @@ fn write(State(notes): State<Notes>, Path(id): Path<u32>, Json(note): Json<Note>
     if notes.insert(id, note).is_none() { StatusCode::CREATED } else { StatusCode::NO_CONTENT }
 }
 
-/// Each line is made on the pool when the client takes it: the iterator may block, and is never far ahead.
-fn export(pool: ThreadPool, lines: u32) -> Result<SyncBody, CallError> {
-    SyncBody::new(pool, (1..=lines).map(|line| Ok::<_, Infallible>(Bytes::from(format!("line {line}\n")))))
+/// The iterator may block. The pool produces a line when the client has received the previous one.
+fn export(pool: ThreadPool, lines: u32) -> Result<BlockingBody, CallError> {
+    BlockingBody::new(pool, (1..=lines).map(|line| Ok::<_, Infallible>(Bytes::from(format!("line {line}\n")))))
 }
 
 #[tokio::main]

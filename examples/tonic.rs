@@ -1,4 +1,4 @@
-//! A gRPC service that blocks, on a pool: `cargo run --example tonic`.
+//! A gRPC service that blocks, behind the layer: `cargo run --example tonic`.
 
 use std::{error::Error, fs, io, thread, time::Duration};
 
@@ -14,7 +14,7 @@ use tonic_health::pb::{
 };
 use tower_offload::{OffloadLayer, ThreadPool, pool::Pool};
 
-/// Healthy while the disk answers.
+/// Reports healthy if the disk can be read.
 struct Disk;
 
 #[tonic::async_trait]
@@ -22,8 +22,8 @@ impl Health for Disk {
     type WatchStream = Pending<Result<HealthCheckResponse, Status>>;
 
     async fn check(&self, _: Request<HealthCheckRequest>) -> Result<Response<HealthCheckResponse>, Status> {
-        read_disk().map_err(|error| Status::unavailable(error.to_string()))?; // blocks: on a slow disk, for long
-        println!("checked on {}", thread::current().name().unwrap_or("a thread without a name"));
+        read_disk().map_err(|error| Status::unavailable(error.to_string()))?; // blocks the thread
+        println!("checked on {}", thread::current().name().unwrap_or("an unnamed thread"));
         Ok(Response::new(HealthCheckResponse { status: ServingStatus::Serving.into() }))
     }
 
@@ -48,9 +48,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let health = client.check(HealthCheckRequest::default()).await?.into_inner();
     println!("status: {:?}", health.status());
 
-    // A pool that takes no calls answers in gRPC's own way.
+    // After the shutdown calls are rejected with a gRPC status.
     pool.shutdown(Duration::from_secs(5)).await;
-    let refused = client.check(HealthCheckRequest::default()).await;
-    println!("after shutdown: {:?}", refused.err().map(|status| status.code()));
+    let rejected = client.check(HealthCheckRequest::default()).await;
+    println!("after shutdown: {:?}", rejected.err().map(|status| status.code()));
     Ok(())
 }

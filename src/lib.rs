@@ -15,10 +15,10 @@ pub mod blocking_detector;
 #[cfg_attr(docsrs, doc(cfg(feature = "flush")))]
 pub mod flush;
 mod grpc;
-mod head;
 pub mod offload;
 mod panic;
 pub mod pool;
+mod request_head;
 mod sync;
 
 #[cfg(feature = "after-response")]
@@ -29,9 +29,3 @@ pub use self::{
     offload::{Offload, OffloadLayer},
     pool::{CallError, Pool, Priority, ThreadPool, cancelled},
 };
-
-/// What `tower-offload-tasks` uses until the traits of `background` are public.
-#[doc(hidden)]
-pub mod interim {
-    pub use crate::background::{Body, Over, Place, Register, Sealed};
-}

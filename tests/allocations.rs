@@ -6,7 +6,7 @@ use std::{alloc::System, convert::Infallible};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_offload::blocking_detector::BlockingDetectorLayer;
-use tower_offload::{OffloadLayer, ThreadPool, offload::Typed, pool::Pool};
+use tower_offload::{OffloadLayer, ThreadPool, offload::RejectWithError, pool::Pool};
 
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
@@ -42,7 +42,7 @@ async fn a_call_through_the_layer_adds_one_allocation() {
     let bare = per_call(|| work().oneshot(1)).await;
     println!("allocations a call: {bare} without the layer");
     let mut added = Vec::new();
-    let layer = || OffloadLayer::new(pool.clone()).reject(Typed);
+    let layer = || OffloadLayer::new(pool.clone()).reject(RejectWithError);
     for (name, layer) in [
         ("default", layer()),
         ("wait", layer().wait(std::time::Duration::from_secs(1))),

@@ -1,5 +1,4 @@
-//! Feature `metrics`: what is recorded of background tasks (E21). Without the feature, which is off by default, nothing of it
-//! is compiled. A recorder is global, so this is a program of its own.
+//! Metrics of background tasks. The recorder is global, so this test has its own binary.
 #![allow(clippy::unwrap_used)]
 
 use std::{collections::BTreeMap, time::Duration};
@@ -8,15 +7,15 @@ use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 use tower_offload::Background;
 
 #[tokio::test]
-async fn waits_run_times_and_ends_are_recorded_by_name_e21() {
+async fn queue_waits_run_times_and_outcomes_are_recorded_by_name() {
     let recorder = DebuggingRecorder::new();
     let snapshotter = recorder.snapshotter();
     recorder.install().unwrap();
     let background = Background::default();
-    background.task("mail").run(|| ()).unwrap();
+    background.task("mail").spawn_blocking(|| ()).unwrap();
     background.task("mail").spawn(async {}).unwrap();
-    background.task("index").run(|| Err("no")).unwrap();
-    background.drain(Duration::from_secs(60)).await;
+    background.task("index").spawn_blocking(|| Err("no")).unwrap();
+    background.shutdown(Duration::from_secs(60)).await;
 
     let mut seen = BTreeMap::new();
     for (key, _, _, value) in snapshotter.snapshot().into_vec() {

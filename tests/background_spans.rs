@@ -1,5 +1,5 @@
-//! Feature `tracing`: the span of a task, and its events. Which spans are wanted is remembered for the whole process, by whichever thread
-//! comes first, so this is a program of its own.
+//! Spans and events of background tasks. The first subscriber that sees a callsite decides for the
+//! process whether it is enabled, so these tests have their own binary.
 #![allow(clippy::unwrap_used)]
 
 use std::{sync::mpsc, time::Duration};
@@ -11,7 +11,7 @@ use tracing_subscriber::{
     registry::LookupSpan,
 };
 
-/// The names of the spans around this code, innermost first.
+/// Returns the names of the current spans, innermost first.
 fn spans() -> Vec<&'static str> {
     tracing::dispatcher::get_default(|dispatch| {
         let registry = dispatch.downcast_ref::<Registry>().unwrap();
@@ -22,14 +22,14 @@ fn spans() -> Vec<&'static str> {
 }
 
 #[tokio::test]
-async fn each_task_has_a_span_of_its_own_within_that_of_its_registration() {
+async fn each_task_has_a_span_within_the_span_of_its_submission() {
     let _subscriber =
         tracing::subscriber::set_default(Registry::default().with(tracing_subscriber::layer::Identity::new()));
     let background = Background::default();
-    let (tell, told) = mpsc::channel();
-    let (sync, other) = (tell.clone(), tell);
+    let (sender, receiver) = mpsc::channel();
+    let (blocking, other) = (sender.clone(), sender);
     tracing::info_span!("request").in_scope(|| {
-        background.task("sync").run(move || sync.send(spans()).unwrap()).unwrap();
+        background.task("blocking").spawn_blocking(move || blocking.send(spans()).unwrap()).unwrap();
         background
             .task("async")
             .spawn(async move {
@@ -38,11 +38,11 @@ async fn each_task_has_a_span_of_its_own_within_that_of_its_registration() {
             })
             .unwrap();
     });
-    background.drain(Duration::from_secs(60)).await;
-    assert_eq!(told.iter().collect::<Vec<_>>(), [["background_task", "request"]; 2]);
+    background.shutdown(Duration::from_secs(60)).await;
+    assert_eq!(receiver.iter().collect::<Vec<_>>(), [["background_task", "request"]; 2]);
 }
 
-/// Says of what level each event is.
+/// Sends the level of each event.
 struct Levels(mpsc::Sender<tracing::Level>);
 
 impl<S: tracing::Subscriber> Layer<S> for Levels {
@@ -52,17 +52,17 @@ impl<S: tracing::Subscriber> Layer<S> for Levels {
 }
 
 #[tokio::test]
-async fn a_drain_says_nothing_and_a_failure_without_a_sink_is_one_event_e16_d7() {
-    let (tell, told) = mpsc::channel();
-    let _subscriber = tracing::subscriber::set_default(Registry::default().with(Levels(tell)));
+async fn a_failure_without_a_handler_is_one_event() {
+    let (sender, levels) = mpsc::channel();
+    let _subscriber = tracing::subscriber::set_default(Registry::default().with(Levels(sender)));
     let background = Background::default();
-    background.run(|| ()).unwrap();
+    background.spawn_blocking(|| ()).unwrap();
     background.spawn(async {}).unwrap();
-    assert!(background.drain(Duration::from_secs(60)).await.is_clean());
-    assert_eq!(told.try_iter().count(), 0);
+    assert!(background.shutdown(Duration::from_secs(60)).await.is_clean());
+    assert_eq!(levels.try_iter().count(), 0);
 
     let background = Background::default();
-    background.run(|| Err("no")).unwrap();
-    background.drain(Duration::from_secs(60)).await;
-    assert_eq!(told.try_iter().collect::<Vec<_>>(), [tracing::Level::ERROR]);
+    background.spawn_blocking(|| Err("no")).unwrap();
+    background.shutdown(Duration::from_secs(60)).await;
+    assert_eq!(levels.try_iter().collect::<Vec<_>>(), [tracing::Level::ERROR]);
 }

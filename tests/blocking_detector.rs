@@ -1,4 +1,5 @@
-//! The blocking detector on plain tower and in axum's routers. Time stands still, but for what a service says it takes.
+//! The blocking detector on plain tower and in axum's routers, on a paused clock that services
+//! advance.
 #![allow(clippy::unwrap_used)]
 
 use std::{
@@ -14,22 +15,22 @@ use futures_util::FutureExt;
 use http::Method;
 use tokio_test::{assert_pending, assert_ready_ok, task};
 use tower::{Layer, Service, ServiceExt, service_fn};
-use tower_offload::blocking_detector::{Blocked, BlockingDetectorLayer};
+use tower_offload::blocking_detector::{Blocked, BlockingDetectorLayer, Step};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 
-/// Holds the thread for so long, on a clock that stands still otherwise. Its first poll moves the clock.
+/// Blocks the thread for `time` on the paused clock. The first poll of `advance` moves the clock.
 fn block(time: Duration) {
     let _ = tokio::time::advance(time).now_or_never();
 }
 
-/// A report, owned.
+/// An owned copy of a [`Blocked`].
 #[derive(Debug, Clone, PartialEq)]
 struct Report {
     route: String,
     method: Option<Method>,
-    held: Duration,
-    poll: u64,
+    step: Step,
+    duration: Duration,
 }
 
 #[derive(Clone, Default)]
@@ -42,8 +43,8 @@ impl Reports {
             reports.0.lock().unwrap().push(Report {
                 route: blocked.route().to_owned(),
                 method: blocked.method().cloned(),
-                held: blocked.held(),
-                poll: blocked.poll(),
+                step: blocked.step(),
+                duration: blocked.duration(),
             });
         }
     }
@@ -57,7 +58,8 @@ impl Reports {
     }
 }
 
-/// Holds the thread for so many milliseconds in `call`, then in each poll of the future.
+/// Returns a service that blocks for the given milliseconds in `call` and then in each poll of its
+/// future.
 fn blocks(
     times: &'static [u64],
 ) -> impl Service<&'static str, Response = &'static str, Error = Infallible, Future: Send> + Clone {
@@ -78,17 +80,17 @@ fn blocks(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_and_each_poll_are_measured_alone_and_numbered() {
+async fn call_and_each_poll_are_measured_separately() {
     let reports = Reports::default();
     let layer = BlockingDetectorLayer::new().threshold(5 * MILLISECOND).named("numbered");
     let service = layer.on_blocking(reports.callback()).layer(blocks(&[6, 5, 0, 7, 4, 4]));
-    assert_eq!(service.oneshot("answer").await, Ok("answer"));
-    let report = |held, poll| Report { route: "numbered".to_owned(), method: None, held: held * MILLISECOND, poll };
-    assert_eq!(reports.take(), [report(6, 0), report(7, 3)], "longer than the threshold, not as long");
+    assert_eq!(service.oneshot("response").await, Ok("response"));
+    let report = |step, time| Report { route: "numbered".to_owned(), method: None, step, duration: time * MILLISECOND };
+    assert_eq!(reports.take(), [report(Step::Call, 6), report(Step::Poll(3), 7)], "only steps above the threshold");
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_threshold_is_10_ms_unless_told_otherwise() {
+async fn default_threshold_is_10_ms() {
     let reports = Reports::default();
     let layer = BlockingDetectorLayer::default().named("default").on_blocking(reports.callback());
     layer.layer(blocks(&[0, 10])).oneshot("").await.unwrap();
@@ -98,7 +100,7 @@ async fn the_threshold_is_10_ms_unless_told_otherwise() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_passes_while_a_future_awaits_is_not_held_against_it() {
+async fn time_spent_awaiting_is_not_reported() {
     let reports = Reports::default();
     let layer = BlockingDetectorLayer::new().named("sleeper").on_blocking(reports.callback());
     let sleeper = service_fn(async |()| {
@@ -110,7 +112,7 @@ async fn what_passes_while_a_future_awaits_is_not_held_against_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_or_poll_that_panics_is_reported_and_panics_on() {
+async fn panicking_step_is_reported_and_its_panic_resumed() {
     let reports = Reports::default();
     let layer = BlockingDetectorLayer::new().named("panics").on_blocking(reports.callback());
     let in_call = service_fn(|(): ()| -> std::future::Ready<Result<(), Infallible>> {
@@ -124,12 +126,12 @@ async fn a_call_or_poll_that_panics_is_reported_and_panics_on() {
     let in_call = AssertUnwindSafe(layer.layer(in_call).oneshot(())).catch_unwind().await.unwrap_err();
     let in_poll = AssertUnwindSafe(layer.layer(in_poll).oneshot(())).catch_unwind().await.unwrap_err();
     assert_eq!((in_call.downcast_ref(), in_poll.downcast_ref()), (Some(&1_u8), Some(&2_u8)));
-    let seen: Vec<_> = reports.take().into_iter().map(|report| (report.poll, report.held)).collect();
-    assert_eq!(seen, [(0, 20 * MILLISECOND), (1, 30 * MILLISECOND)]);
+    let seen: Vec<_> = reports.take().into_iter().map(|report| (report.step, report.duration)).collect();
+    assert_eq!(seen, [(Step::Call, 20 * MILLISECOND), (Step::Poll(1), 30 * MILLISECOND)]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_callback_that_panics_does_not_break_the_response() {
+async fn panicking_callback_does_not_affect_the_response() {
     struct Bomb;
     impl Drop for Bomb {
         fn drop(&mut self) {
@@ -138,25 +140,39 @@ async fn a_callback_that_panics_does_not_break_the_response() {
     }
     let layer = BlockingDetectorLayer::new().named("callback");
     let panics = layer.clone().on_blocking(|_| resume_unwind(Box::new("the callback")));
-    assert_eq!(panics.layer(blocks(&[20, 20, 20])).oneshot("answer").await, Ok("answer"));
+    assert_eq!(panics.layer(blocks(&[20, 20, 20])).oneshot("response").await, Ok("response"));
     let layer = layer.on_blocking(|_| resume_unwind(Box::new(Bomb)));
-    assert_eq!(layer.layer(blocks(&[20, 20, 20])).oneshot("answer").await, Ok("answer"));
-    // Nor does it hide the panic of the work.
+    assert_eq!(layer.layer(blocks(&[20, 20, 20])).oneshot("response").await, Ok("response"));
+    // The panic of the work is resumed.
     let panics = service_fn(async |()| -> Result<(), Infallible> {
         block(20 * MILLISECOND);
-        panic_any("the work's own")
+        panic_any("the work")
     });
     let payload = AssertUnwindSafe(layer.layer(panics).oneshot(())).catch_unwind().await.unwrap_err();
-    assert_eq!(payload.downcast_ref(), Some(&"the work's own"));
+    assert_eq!(payload.downcast_ref(), Some(&"the work"));
 }
 
-/// Neither `Clone` nor `Send`, with an error and a response of its own, and not ready twice in a row.
-struct Fastidious {
+#[tokio::test(start_paused = true)]
+async fn future_is_send_if_closures_capture_a_static_str() {
+    let reports = Reports::default();
+    let prefix: &'static str = String::from("job ").leak();
+    let layer = BlockingDetectorLayer::new().route_request(move |request: &String| format!("{prefix}{request}"));
+    let service = layer.on_blocking(reports.callback()).layer(service_fn(move |request: String| {
+        block(20 * MILLISECOND);
+        std::future::ready(Ok::<_, Infallible>(request + prefix))
+    }));
+    let response = tokio::spawn(async move { service.oneshot("7".to_owned()).await });
+    assert_eq!(response.await.unwrap().unwrap(), "7job ");
+    assert_eq!(reports.routes(), ["job 7"]);
+}
+
+/// A service that is neither `Clone` nor `Send`, and not ready again after a call.
+struct Unshared {
     ready: Poll<()>,
     called: std::rc::Rc<()>,
 }
 
-impl Service<u8> for Fastidious {
+impl Service<u8> for Unshared {
     type Response = std::rc::Rc<()>;
     type Error = String;
     type Future = std::future::Ready<Result<Self::Response, String>>;
@@ -175,8 +191,8 @@ impl Service<u8> for Fastidious {
 }
 
 #[test]
-fn readiness_types_and_errors_are_those_of_the_inner_service_outside_of_any_runtime() {
-    let inner = Fastidious { ready: Poll::Pending, called: std::rc::Rc::default() };
+fn detector_is_transparent_outside_of_a_runtime() {
+    let inner = Unshared { ready: Poll::Pending, called: std::rc::Rc::default() };
     let mut service =
         task::spawn(BlockingDetectorLayer::new().route_request(|request: &u8| request.to_string()).layer(inner));
     for _ in 0..2 {
@@ -220,7 +236,7 @@ mod names {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_http_request_is_named_by_method_and_path_without_the_query() {
+    async fn http_request_is_named_by_method_and_path() {
         let reports = Reports::default();
         let inner = service_fn(async |_: Request<Body>| {
             block(20 * MILLISECOND);
@@ -253,14 +269,14 @@ mod names {
         assert_eq!(reports.routes(), ["a request"]);
     }
     #[tokio::test(start_paused = true)]
-    async fn in_axum_both_kinds_of_layer_see_the_matched_path() {
+    async fn both_kinds_of_axum_layer_see_the_matched_path() {
         let reports = Reports::default();
         let users = || Router::new().route("/users/{id}", get(slow).put(slow));
         get_all(users().layer(layer(&reports)), ["/users/1", "/users/2"]).await;
         get_all(users().route_layer(layer(&reports)), ["/users/3"]).await;
         assert_eq!(reports.routes(), ["/users/{id}"; 3]);
 
-        // Nested, with the layer inside, outside, and on the method router.
+        // Nested routers, with the layer inside, outside, and on the method router.
         let inside = Router::new().nest("/api", users().layer(layer(&reports)));
         get_all(inside, ["/api/users/1"]).await;
         let outside = Router::new().nest("/api", users()).layer(layer(&reports));
@@ -270,18 +286,18 @@ mod names {
         assert_eq!(reports.routes(), ["/api/users/{id}", "/api/users/{id}", "/{name}"]);
     }
     #[tokio::test(start_paused = true)]
-    async fn in_axum_what_no_route_has_matched_yet_has_its_path() {
+    async fn axum_request_without_a_matched_route_is_named_by_path() {
         let reports = Reports::default();
         let app = || Router::new().route("/", get(slow)).fallback(slow);
         get_all(app().layer(layer(&reports)), ["/nowhere"]).await;
         assert_eq!(reports.routes(), ["/nowhere"]);
         get_all(app().route_layer(layer(&reports)), ["/nowhere"]).await;
-        assert!(reports.take().is_empty(), "`route_layer` is not around the fallback");
-        // Around the router, before it has matched.
+        assert!(reports.take().is_empty(), "`route_layer` does not wrap the fallback");
+        // Around the router, before it matches.
         let around = layer(&reports).layer(Router::new().route("/users/{id}", get(slow)));
         get_all(around, ["/users/1"]).await;
         assert_eq!(reports.routes(), ["/users/1"]);
-        // Around a router that another one only knows as a service; and inside of it, where all of it has matched.
+        // Outside and inside of a router that is nested as a service.
         let users = || Router::new().route("/users/{id}", get(slow));
         get_all(Router::new().nest_service("/api", users()).layer(layer(&reports)), ["/api/users/1"]).await;
         get_all(Router::new().nest_service("/api", users().layer(layer(&reports))), ["/api/users/1"]).await;
@@ -297,7 +313,7 @@ mod metrics {
 
     use super::*;
 
-    /// Counts and sums by metric and route.
+    /// Returns counts and sums by metric and route.
     fn measured(recorder: &DebuggingRecorder) -> BTreeMap<(String, String), f64> {
         let snapshot = recorder.snapshotter().snapshot().into_vec();
         let value = |value| match value {
@@ -325,7 +341,7 @@ mod metrics {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn reports_are_counted_and_measured_in_seconds_by_route() {
+    async fn reports_are_recorded_by_route() {
         let recorder = DebuggingRecorder::new();
         let _here = set_default_local_recorder(&recorder);
         let layer = BlockingDetectorLayer::new().named("measured");
@@ -336,25 +352,25 @@ mod metrics {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_clients_make_up_becomes_at_most_100_label_values() {
+    async fn labels_that_clients_choose_are_limited_to_100() {
         let (recorder, reports) = (DebuggingRecorder::new(), Reports::default());
         let _here = set_default_local_recorder(&recorder);
         let layer = BlockingDetectorLayer::new().on_blocking(reports.callback());
         let long = format!("/{}", "x".repeat(256));
         layer.layer(slow()).oneshot(path(long.clone())).await.unwrap();
         for number in 0..150 {
-            // A service of its own each, as axum makes one for each route.
+            // A new service each time, as axum creates one for each route.
             layer.layer(slow()).oneshot(path(format!("/{number}"))).await.unwrap();
         }
         layer.layer(slow()).oneshot(path("/0".to_owned())).await.unwrap();
-        assert_eq!(reports.take().len(), 152, "reports name all of them");
+        assert_eq!(reports.take().len(), 152, "reports are not limited");
         let counted = measured(&recorder);
         let count = |route: &str| counted.get(&("offload_blocking_total".to_owned(), route.to_owned())).copied();
         let values = (count("/0"), count("/99"), count("/100"), count(&long), count("other"));
         assert_eq!(values, (Some(2.0), Some(1.0), None, None, Some(51.0)));
     }
     #[tokio::test(start_paused = true)]
-    async fn matched_paths_are_not_counted_against_the_bound() {
+    async fn matched_paths_are_not_limited() {
         use ::axum::{Router, body::Body, routing::get};
         let recorder = DebuggingRecorder::new();
         let _here = set_default_local_recorder(&recorder);
@@ -389,15 +405,15 @@ mod events {
         }
     }
 
-    /// tracing remembers of an event whether anybody wants it. With a subscriber everywhere nobody can remember a no, as another
-    /// test's thread might at the moment at which this one begins to listen.
-    fn somebody_listens_everywhere() {
+    /// Sets a global subscriber, so that tracing does not cache the event as disabled when the
+    /// thread of another test reaches it first.
+    fn set_global_subscriber() {
         let _ = tracing::subscriber::set_global_default(registry());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_report_is_one_warning() {
-        somebody_listens_everywhere();
+    async fn report_is_one_warning() {
+        set_global_subscriber();
         let events = Events::default();
         let _here = set_default(registry().with(events.clone()));
         let slow = service_fn(async |_: http::Request<()>| {
@@ -415,7 +431,7 @@ mod events {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_subscriber_that_panics_does_not_break_the_response_or_the_callback() {
+    async fn panicking_subscriber_does_not_affect_response_or_callback() {
         struct Panics;
         impl<S: Subscriber> tracing_subscriber::Layer<S> for Panics {
             fn on_event(&self, _: &Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
@@ -425,7 +441,7 @@ mod events {
         let _here = set_default(registry().with(Panics));
         let reports = Reports::default();
         let layer = BlockingDetectorLayer::new().named("job").on_blocking(reports.callback());
-        assert_eq!(layer.layer(blocks(&[20, 0])).oneshot("answer").await, Ok("answer"));
+        assert_eq!(layer.layer(blocks(&[20, 0])).oneshot("response").await, Ok("response"));
         assert_eq!(reports.routes(), ["job"]);
     }
 }

@@ -234,7 +234,7 @@ async fn graceful_shutdown_finishes_a_task_in_flight_e13() {
         assert_eq!(server.line().await.as_deref(), Some("sent"));
         let (code, report) = server.end().await;
         // Whether it ended before the drain began, so that the drain does not count it, is a matter of speed.
-        assert!(report.starts_with("stopped: ") && report.ends_with(" 0 cancelled, 0 orphaned"), "{report}");
+        assert!(report.starts_with("stopped: ") && report.ends_with(" 0 cancelled, 0 still running"), "{report}");
         assert_eq!(code, Some(0));
     }
 }
@@ -247,7 +247,10 @@ async fn graceful_shutdown_lists_a_task_that_lasts_too_long_and_ends_e15() {
     assert_eq!(server.line().await.as_deref(), Some("sending a mail"));
     server.signal("TERM").await;
     let (code, report) = server.end().await;
-    assert!(report.starts_with("stopped: 0 completed, 0 failed, 0 cancelled, 1 orphaned: 1 `mail` for "), "{report}");
+    assert!(
+        report.starts_with("stopped: 0 completed, 0 failed, 0 cancelled, 1 still running: 1 `mail` for "),
+        "{report}"
+    );
     assert_eq!(code, Some(0));
 }
 
@@ -270,9 +273,9 @@ async fn axum_answers_on_the_pool_beside_it_and_503() {
 async fn blocking_detector_names_the_route_that_blocks() {
     let Some(lines) = lines_of("blocking_detector").await else { return };
     let after = |start: &str| lines.iter().position(|line| line == start).expect(start);
-    let (watched, offloaded) = (after("watched:"), after("offloaded:"));
-    let reported = |line: &String| line.starts_with("PUT /users/{id} held the thread of the event loop for ");
-    assert!(lines[watched..offloaded].iter().any(reported), "{lines:#?}");
+    let (inline, offloaded) = (after("inline:"), after("offloaded:"));
+    let reported = |line: &String| line.starts_with("PUT /users/{id} blocked the event loop for ");
+    assert!(lines[inline..offloaded].iter().any(reported), "{lines:#?}");
     let answers = lines.iter().filter(|line| *line == "PUT /users/7: 200 OK").count();
     assert_eq!(answers, 2, "{lines:#?}");
 }
@@ -312,10 +315,10 @@ async fn tower_tells_results_errors_and_refusals_apart() {
     assert!(threads.len() == 2 && threads.iter().all(|line| line.starts_with("counted on numbers-")), "{threads:#?}");
     let expected = [
         "below 1000: 168",
-        "its own error: 18446744073709551615 is too much, a refusal: false",
-        "meanwhile: the pool has no room for the call (Some(Overloaded))",
+        "error: 18446744073709551615 is above the limit, a rejection: false",
+        "rejected: the pool has no room for the call (Some(Overloaded))",
         "below 1000000: 78498",
-        "all done: true",
+        "all calls completed: true",
     ];
     assert_eq!(results, expected);
 }

@@ -17,7 +17,7 @@ use tokio::runtime::Runtime;
 use tower::{Layer, Service};
 use tower_offload::{
     CallError, OffloadLayer, ThreadPool,
-    offload::sync_fn,
+    offload::service_fn_blocking,
     pool::{Pool, Rayon, TokioBlocking},
 };
 
@@ -52,7 +52,7 @@ impl Drop for Request {
 async fn burst(pool: &Arc<dyn Pool>, queued: usize) {
     let (ran, drops) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let ran_too = ran.clone();
-    let mut service = OffloadLayer::new(pool.clone()).reject_with(Err).layer(sync_fn(move |request: Request| {
+    let mut service = OffloadLayer::new(pool.clone()).reject_with(Err).layer(service_fn_blocking(move |request: Request| {
         ran_too.fetch_add(1, SeqCst);
         drop(request);
         Ok::<_, CallError>(())

@@ -38,7 +38,7 @@ async fn metrics_have_the_name_of_the_pool_as_label() {
     assert!(refused.is_err() && panicked.is_err());
     pool.run(|| ()).await.unwrap();
     // A call that parks and wakes itself is resumed once.
-    let yielding = tower_offload::OffloadLayer::new(pool.clone()).reject(tower_offload::offload::Typed);
+    let yielding = tower_offload::OffloadLayer::new(pool.clone()).reject(tower_offload::offload::RejectWithError);
     let yielding = yielding.layer(tower::service_fn(async |()| {
         let mut polls = 0;
         std::future::poll_fn(|cx| {

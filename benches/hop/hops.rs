@@ -10,7 +10,7 @@ use tokio_rayon::AsyncThreadPool;
 use tower::{Layer, Service, ServiceExt};
 use tower_offload::{
     OffloadLayer, ThreadPool,
-    offload::{Typed, sync_fn},
+    offload::{RejectWithError, service_fn_blocking},
     pool::{Pool, Rayon},
 };
 use tower_resilience_executor::{BlockingExecutor, ExecutorLayer};
@@ -161,7 +161,7 @@ pub(crate) struct Layered<S>(S);
 
 /// Our layer on our threads.
 pub(crate) fn offload() -> Result<impl Hop, BoxError> {
-    Ok(Layered(OffloadLayer::new(threads()?).reject(Typed).layer(service())))
+    Ok(Layered(OffloadLayer::new(threads()?).reject(RejectWithError).layer(service())))
 }
 
 /// With the executor that its documentation names for computation and blocking calls: a thread of `spawn_blocking`, which
@@ -182,7 +182,7 @@ where
 
 fn service()
 -> impl Service<u64, Response = u64, Error = std::convert::Infallible, Future: Send> + Clone + Send + 'static {
-    sync_fn(|number| Ok(job::run(number)))
+    service_fn_blocking(|number| Ok(job::run(number)))
 }
 
 fn threads() -> Result<ThreadPool, BoxError> {

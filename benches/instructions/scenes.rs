@@ -11,7 +11,7 @@ use std::{
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_offload::{
     OffloadLayer,
-    offload::{Typed, sync_fn},
+    offload::{RejectWithError, service_fn_blocking},
     pool::{Inline, Pool, Rayon},
 };
 
@@ -115,7 +115,7 @@ fn offload_inline_with_a_wake(calls: u64) -> Result<(), BoxError> {
         tokio::task::yield_now().await;
         Ok::<_, Infallible>(work(number))
     });
-    let mut service = OffloadLayer::new(Inline::new()).reject(Typed).layer(service);
+    let mut service = OffloadLayer::new(Inline::new()).reject(RejectWithError).layer(service);
     for number in 0..calls {
         black_box(now(now(service.ready())??.call(number))??);
     }
@@ -180,5 +180,7 @@ fn cancelled(calls: u64) -> Result<(), BoxError> {
 pub(crate) fn layered(
     pool: impl Pool,
 ) -> impl Service<u64, Response = u64, Error = BoxError, Future: Send> + Clone + Send + 'static {
-    OffloadLayer::new(pool).reject(Typed).layer(sync_fn(|number| Ok::<_, Infallible>(work(number))))
+    OffloadLayer::new(pool)
+        .reject(RejectWithError)
+        .layer(service_fn_blocking(|number| Ok::<_, Infallible>(work(number))))
 }

@@ -9,7 +9,7 @@ use axum::{
 use tower::ServiceBuilder;
 use tower_offload::{
     OffloadLayer, ThreadPool,
-    offload::Problem,
+    offload::ProblemJson,
     pool::{Codel, Pool, Rayon, TokioBlocking},
 };
 use tower_resilience_executor::{BlockingExecutor, ExecutorError, ExecutorLayer};
@@ -135,13 +135,13 @@ fn offload_blocking(work: Work) -> Router {
     offload(work, ThreadPool::blocking(64))
 }
 
-fn built(builder: tower_offload::pool::ThreadPoolBuilder) -> ThreadPool {
+fn built(builder: tower_offload::pool::Builder) -> ThreadPool {
     builder.build().expect("a server that just started has threads left")
 }
 
 /// `Problem`, so that the client can tell calls that expired from those for which there was no room.
 fn offload(work: Work, pool: impl Pool) -> Router {
-    inline(work).layer(OffloadLayer::new(pool).reject(Problem))
+    inline(work).layer(OffloadLayer::new(pool).reject(ProblemJson))
 }
 
 fn on_job(handler: MethodRouter) -> Router {

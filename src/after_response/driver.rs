@@ -15,14 +15,14 @@ use super::{
 };
 use crate::panic::ignore_panic;
 use crate::{
-    background::{Hold, Over},
+    background::{Completion, DrainGuard},
     sync::{Mutex, lock},
 };
 
 /// Runs the hooks of a settled exchange and starts its tasks: in a task of its own, never on the stack of whoever settled it.
 pub(super) struct Driver {
     /// With what makes a drain wait for it, also if there are but hooks. `None` once it drives, or a thread does so in its place.
-    work: Option<(Arc<Exchange>, Hold)>,
+    work: Option<(Arc<Exchange>, DrainGuard)>,
 }
 
 impl Driver {
@@ -31,7 +31,7 @@ impl Driver {
     pub(super) fn start(exchange: Arc<Exchange>) {
         let home = lock(&exchange.pending).home();
         let Some(Home { runtime, background }) = home else { return }; // nobody has registered anything
-        let driver = Self { work: Some((exchange, background.hold())) };
+        let driver = Self { work: Some((exchange, background.drain_guard())) };
         match runtime.or_else(|| Handle::try_current().ok()) {
             Some(runtime) => ignore_panic(|| drop(runtime.spawn(driver))), // a runtime has hooks, which are foreign
             None => drop(driver),
@@ -60,7 +60,7 @@ impl Drop for Driver {
 }
 
 /// Until nothing new was registered: runs the hooks, and gives the tasks that are wanted to the background.
-fn drive(exchange: &Arc<Exchange>, hold: &Hold) {
+fn drive(exchange: &Arc<Exchange>, hold: &DrainGuard) {
     let begins = lock(&exchange.pending).begin_driving();
     if !begins {
         return;
@@ -100,8 +100,8 @@ pub(super) fn dispatch(exchange: &Arc<Exchange>) {
         let next = lock(&exchange.pending).next();
         let Some(Task { reservation, body, stop_on_error, .. }) = next else { return };
         let (exchange, id) = (exchange.clone(), reservation.id());
-        let over = move |over: Over| {
-            let stop = stop_on_error && over.is_failure();
+        let on_completion = move |completion: Completion| {
+            let stop = stop_on_error && completion.is_failure();
             let never = {
                 let mut pending = lock(&exchange.pending);
                 pending.forget(id);
@@ -111,6 +111,6 @@ pub(super) fn dispatch(exchange: &Arc<Exchange>) {
             never.into_iter().for_each(|(unwanted, _)| skip(unwanted, &exchange.pending));
             dispatch(&exchange);
         };
-        reservation.on_over(over).spend(body);
+        reservation.on_completion(on_completion).submit(body);
     }
 }

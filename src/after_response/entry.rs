@@ -3,7 +3,7 @@ use std::fmt;
 use super::{Outcome, attempt::Attempt};
 use crate::panic::{catch_unwind, ignore_panic};
 use crate::{
-    background::{Body, Reservation},
+    background::{Reservation, TaskBody},
     pool::call::Context,
 };
 
@@ -28,7 +28,7 @@ impl Hook {
 /// A task that has a place and waits for the outcome.
 pub(super) struct Task {
     /// Dropped before the reservation: when a drain has seen the place free, what the task held is gone.
-    pub(super) body: Body,
+    pub(super) body: TaskBody,
     pub(super) reservation: Reservation,
     pub(super) condition: Condition,
     pub(super) attempt: Option<Attempt>,

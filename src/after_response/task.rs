@@ -4,8 +4,7 @@ use super::{
     AfterResponse, Outcome, Rejected,
     entry::{self, Condition},
 };
-use crate::background::Place;
-use crate::background::{Body, Reservation, TaskHandle, TaskOutput};
+use crate::background::{Reservation, TaskBody, TaskHandle, TaskOutput};
 
 /// A task that has a name and no work yet. Made by [`AfterResponse::task`].
 ///
@@ -58,7 +57,7 @@ impl<'a> Task<'a> {
         Self { condition: Condition::When(Box::new(wants)), ..self }
     }
 
-    /// How long it may run, from when it begins. Default: for ever. See [`background::Task::timeout`](crate::background::Task::timeout).
+    /// How long it may run, from when it begins. Default: for ever. See [`background::TaskBuilder::timeout`](crate::background::TaskBuilder::timeout).
     ///
     /// At that moment the request's next task starts, also if this one is sync work that goes on.
     pub fn timeout(self, limit: Duration) -> Self {
@@ -99,7 +98,7 @@ impl<'a> Task<'a> {
         F: FnOnce() -> T + Send + 'static,
         T: TaskOutput,
     {
-        self.register(Body::of_closure(work))
+        self.register(TaskBody::from_closure(work))
     }
 
     /// Registers it, with async work that runs on the current runtime; outside of any, on the pool.
@@ -111,36 +110,46 @@ impl<'a> Task<'a> {
     where
         F: Future<Output: TaskOutput> + Send + 'static,
     {
-        self.register(Body::of_future(work))
+        self.register(TaskBody::from_future(work))
     }
 
-    /// Takes its place now; it is registered with the work that it is given later. Its time is this, unless it has a time of its own.
-    #[doc(hidden)]
-    pub fn place(self, limit: Duration) -> Result<Place, Rejected> {
-        let reservation = self.reserve()?.with_limit(self.limit.or(Some(limit)));
-        let Self { after, name, condition, concurrent, stop_on_error, replace, .. } = self;
-        let (after, attempt) = (after.clone(), after.attempt());
-        Ok(Place::new(reservation, move |reservation, body| {
-            if replace {
-                after.cancel(&name);
-            }
-            let handle = reservation.handle();
-            let task = entry::Task { body, reservation, condition, attempt, concurrent, stop_on_error };
-            after.register_task(name, handle.id(), task);
-            handle
-        })
-        .after_response())
+    /// Admits the task, with the options set so far. It gets its work later.
+    ///
+    /// # Errors
+    ///
+    /// As [`run`](Self::run).
+    pub fn reserve(self) -> Result<Reservation, Rejected> {
+        let reservation = self.admit()?;
+        Ok(self.defer(reservation))
     }
 
-    fn reserve(&self) -> Result<Reservation, Rejected> {
+    fn admit(&self) -> Result<Reservation, Rejected> {
         if matches!(self.condition, Condition::Flushed) && !self.after.is_tracked() {
             return Err(Rejected::UNTRACKED);
         }
-        Ok(self.after.background().reserve(self.name.clone())?)
+        let mut task = self.after.background().task(self.name.clone());
+        if let Some(limit) = self.limit {
+            task = task.timeout(limit);
+        }
+        Ok(task.reserve()?)
     }
 
-    fn register(self, body: Body) -> Result<TaskHandle, Rejected> {
-        let reservation = self.reserve()?.with_limit(self.limit);
+    /// Lets the work that the reservation gets start after the response.
+    pub(super) fn defer(self, reservation: Reservation) -> Reservation {
+        let Self { after, name, condition, concurrent, stop_on_error, replace, .. } = self;
+        let (after, attempt) = (after.clone(), after.attempt());
+        reservation.after_response(move |reservation, body| {
+            if replace {
+                after.cancel(&name);
+            }
+            let id = reservation.id();
+            let task = entry::Task { body, reservation, condition, attempt, concurrent, stop_on_error };
+            after.register_task(name, id, task);
+        })
+    }
+
+    fn register(self, body: TaskBody) -> Result<TaskHandle, Rejected> {
+        let reservation = self.admit()?;
         let Self { after, name, condition, concurrent, stop_on_error, replace, .. } = self;
         if replace {
             after.cancel(&name);

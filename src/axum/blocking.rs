@@ -9,14 +9,15 @@ use ::axum::{
 use super::into_response::respond;
 use crate::pool::Pool;
 
-/// An axum handler from a sync function `fn(T1, .., T16) -> impl IntoResponse`.
+/// Creates an axum handler from a sync function `fn(T1, .., T16) -> impl IntoResponse`.
 ///
-/// The extractors run on the event loop, as for any handler: a slow request body holds no thread of the pool. Then the
-/// function and its return value's `into_response` run on the pool. All extractors work, `State` and a last one that
-/// consumes the body included.
+/// The extractors run on the event loop, so a slow request body occupies no thread of the pool. The
+/// function and its return value's `into_response` run on the pool. All extractors work, including
+/// `State` and a last one that consumes the body.
 ///
-/// If the pool is full or shut down the answer is a 503 with `Retry-After`, after the extractors have run; put an
-/// [`OffloadLayer`](crate::OffloadLayer) around the route instead to refuse before that, or to change the answer.
+/// If the pool is full or shut down, the response is a 503 with `Retry-After`, after the extractors
+/// have run. To reject before that, or to change the response, use an
+/// [`OffloadLayer`](crate::OffloadLayer) around the route.
 ///
 /// # Panics
 ///
@@ -24,24 +25,26 @@ use crate::pool::Pool;
 ///
 /// # Cancel safety
 ///
-/// If the client leaves before the function has started, it never runs; if later, it can ask
-/// [`cancelled`](crate::offload::cancelled).
+/// If the client leaves before the function has started, the function never runs. Later the
+/// function can check [`cancelled`](crate::cancelled).
 ///
-/// The function is a sync one. Given an `async fn`, or an argument that is no extractor, the compiler says that
+/// # Compile errors
+///
+/// If the function is async, or an argument is not an extractor, the compiler reports that
 /// `Blocking<..>: Handler<_, _>` is not satisfied:
 ///
 /// ```compile_fail
 /// use axum::{Router, routing::get};
 /// use tower_offload::{ThreadPool, axum::blocking};
 ///
-/// // An async function is no sync one: put an `OffloadLayer` around its route.
+/// // For an async function use an `OffloadLayer` around its route.
 /// let _: Router = Router::new().route("/", get(blocking(ThreadPool::cpu(), async || "no")));
 /// ```
 pub fn blocking<F>(pool: impl Pool, handler: F) -> Blocking<F> {
     Blocking { pool: pool.into_shared(), handler }
 }
 
-/// Made by [`blocking`].
+/// An axum handler that runs a sync function on a pool. Created by [`blocking`].
 #[derive(Clone)]
 pub struct Blocking<F> {
     pool: Arc<dyn Pool>,
@@ -52,7 +55,7 @@ impl<F> Blocking<F> {
     async fn run(pool: Arc<dyn Pool>, work: impl FnOnce() -> Response + Send + 'static) -> Response {
         match pool.run(work).await {
             Ok(response) => response,
-            Err(rejection) => respond(rejection, pool.expected_wait()),
+            Err(error) => respond(error, pool.expected_wait()),
         }
     }
 }
@@ -76,7 +79,8 @@ where
     }
 }
 
-/// The handlers with one to sixteen extractors, as axum's own macro makes them for async functions.
+/// Implements `Handler` for functions with one to sixteen extractors, like axum's own macro for
+/// async functions.
 macro_rules! handler {
     ([$($part:ident),*], $last:ident) => {
         #[allow(non_snake_case, unused_mut)]

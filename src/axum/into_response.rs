@@ -1,48 +1,43 @@
 use std::time::Duration;
 
 use ::axum::response::{IntoResponse, Response};
-use http::Request;
 
 use crate::{
     background,
-    offload::{Http, Reject},
+    offload::{BlockingBody, HttpReject, Protocol},
     pool::CallError,
 };
 
 impl IntoResponse for CallError {
-    /// As [`Http`] answers a request that is not gRPC, with the smallest `Retry-After`: here no pool is at hand that
-    /// could tell more. So that `?` works in handlers on what [`run`](crate::pool::run()) and
-    /// [`SyncBody`](crate::offload::SyncBody) return.
+    /// Returns the response of [`HttpReject`] to a request that is not gRPC. `Retry-After` is 1
+    /// second, because the wait of the pool is not known here.
+    ///
+    /// It lets handlers use `?` on the results of [`Pool::run`](crate::pool::Pool::run) and
+    /// [`BlockingBody`].
     fn into_response(self) -> Response {
         respond(self, Duration::ZERO)
     }
 }
 
-pub(super) fn respond(rejection: CallError, retry_after: Duration) -> Response {
-    let hint = Reject::<_, Response, std::convert::Infallible>::hint(&Http, &Request::new(()));
-    let answer: Result<Response, std::convert::Infallible> =
-        Reject::<Request<()>, _, _>::reject(&Http, hint, rejection, retry_after);
-    match answer {
-        Ok(response) => response,
-        Err(impossible) => match impossible {},
-    }
-}
-
-impl IntoResponse for crate::offload::SyncBody {
-    /// A 200 with this body.
+impl IntoResponse for BlockingBody {
+    /// Returns a 200 with this body.
     fn into_response(self) -> Response {
         Response::new(::axum::body::Body::new(self))
     }
 }
 
 impl IntoResponse for background::Rejected {
-    /// A 503 with `Retry-After`.
+    /// Returns a 503 with `Retry-After`.
     fn into_response(self) -> Response {
         try_later()
     }
 }
 
-/// Nobody knows how long tasks take; a second is the least that can be said.
+pub(super) fn respond(error: CallError, retry_after: Duration) -> Response {
+    HttpReject::response(Protocol::Http, error, retry_after)
+}
+
+/// Returns a 503 with the shortest `Retry-After`, since the duration of tasks is not known.
 pub(super) fn try_later() -> Response {
     respond(CallError::Overloaded, Duration::ZERO)
 }

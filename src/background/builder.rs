@@ -2,82 +2,102 @@ use std::{fmt, sync::Arc};
 
 use super::{
     Background, TaskFailure,
-    shared::{Shared, Sink},
+    shared::{FailureFn, Shared},
 };
-use crate::pool::Pool;
+use crate::pool::{Pool, ThreadPool};
 
-/// Configures a [`Background`]. Made by [`Background::builder`].
+/// Configures a [`Background`]. Returned by [`Background::builder`].
 #[derive(Clone)]
 #[must_use = "a builder does nothing until `build`"]
-pub struct Builder {
+pub struct BackgroundBuilder {
     pool: Option<Arc<dyn Pool>>,
-    sink: Option<Sink>,
-    queue_capacity: usize,
+    on_failure: Option<FailureFn>,
+    max_tasks: usize,
     max_running: usize,
 }
 
-/// A burst that a process can work off; as the pools'.
-const DEFAULT_QUEUE_CAPACITY: usize = 1024;
+/// A burst that a process can work off. The same number as the queue capacity of the pools.
+const DEFAULT_MAX_TASKS: usize = 1024;
 
-/// More than the pool's threads, since async tasks mostly wait; no more than what a database or a mail server takes from
-/// one process without complaint.
+/// More than the pool has threads, since futures mostly wait, but a number of connections that
+/// databases and mail servers accept from one process.
 const DEFAULT_MAX_RUNNING: usize = 64;
 
-impl Builder {
+/// Background work is rarely urgent, and few threads leave the processors to the runtime.
+const DEFAULT_MAX_THREADS: usize = 8;
+
+impl BackgroundBuilder {
     pub(super) fn new() -> Self {
-        Self { pool: None, sink: None, queue_capacity: DEFAULT_QUEUE_CAPACITY, max_running: DEFAULT_MAX_RUNNING }
+        Self { pool: None, on_failure: None, max_tasks: DEFAULT_MAX_TASKS, max_running: DEFAULT_MAX_RUNNING }
     }
 
-    /// Where sync work runs; it should be no other's. Default: as [`Background::default`].
+    /// Sets the pool for closures, which no layer should share. Default: a pool named `background`
+    /// with up to 8 threads, started on demand.
     pub fn pool(self, pool: impl Pool) -> Self {
         Self { pool: Some(pool.into_shared()), ..self }
     }
 
-    /// How many tasks may be registered and not over at once, running ones included. Default 1024.
+    /// Sets the maximum number of tasks: reserved, queued or running. Default: 1024.
     ///
     /// # Panics
     ///
-    /// If it is 0: no task could ever be registered.
-    pub fn queue_capacity(self, queue_capacity: usize) -> Self {
-        assert!(queue_capacity > 0, "a background with `queue_capacity` 0 takes no task: give it at least 1");
-        Self { queue_capacity, ..self }
+    /// Panics if `max_tasks` is 0.
+    #[track_caller]
+    pub fn max_tasks(self, max_tasks: usize) -> Self {
+        assert!(max_tasks > 0, "`max_tasks` must be at least 1: with 0 every task is rejected");
+        Self { max_tasks, ..self }
     }
 
-    /// How many tasks may run at once, sync and async together. Default 64, and never more than the pool's own
-    /// queue capacity, so that a pool of its own refuses none. With 1 they run one after the other.
+    /// Sets the maximum number of running tasks, closures and futures together. Default: 64. With 1
+    /// the tasks run one after the other.
     ///
-    /// Tasks that wait for other tasks of the same background to run need as many permits.
+    /// The limit is never higher than the queue capacity of the pool, so that a pool that runs only
+    /// this background refuses no task. A task that waits for another task of the same background
+    /// needs a second permit.
     ///
     /// # Panics
     ///
-    /// If it is 0: no task could ever run.
+    /// Panics if `max_running` is 0.
+    #[track_caller]
     pub fn max_running(self, max_running: usize) -> Self {
-        assert!(max_running > 0, "a background with `max_running` 0 runs no task: give it at least 1");
+        assert!(max_running > 0, "`max_running` must be at least 1: with 0 no task ever starts");
         Self { max_running, ..self }
     }
 
-    /// Who gets each failure, once: on the thread where the task ended, so it should be short. A panic in it is
-    /// swallowed. Default: an event of level `ERROR` with feature `tracing`, nothing without.
-    pub fn on_failure(self, sink: impl Fn(&TaskFailure) + Send + Sync + 'static) -> Self {
-        Self { sink: Some(Arc::new(sink)), ..self }
+    /// Sets a callback that is called once per failed task. Default: with feature `tracing` it is
+    /// an event of level `ERROR`, otherwise nothing.
+    ///
+    /// The callback runs on the thread that ended the task, so it should be short. Its panics are
+    /// discarded.
+    pub fn on_failure(self, on_failure: impl Fn(&TaskFailure) + Send + Sync + 'static) -> Self {
+        Self { on_failure: Some(Arc::new(on_failure)), ..self }
     }
 
+    /// Creates the background.
+    ///
     /// # Panics
     ///
-    /// As [`Background::default`], if no pool was given.
+    /// Panics if no pool was set and the default pool cannot start a thread.
     pub fn build(self) -> Background {
-        let Self { pool, sink, queue_capacity, max_running } = self;
-        let pool = pool.unwrap_or_else(|| Background::default_pool().into_shared());
+        let Self { pool, on_failure, max_tasks, max_running } = self;
+        let pool = pool.unwrap_or_else(|| default_pool().into_shared());
         let max_running = max_running.min(pool.admission().queue_capacity());
-        Background::from_shared(Shared::new(pool, sink, queue_capacity, max_running))
+        Background { shared: Arc::new(Shared::new(pool, on_failure, max_tasks, max_running)) }
     }
 }
 
-impl fmt::Debug for Builder {
+fn default_pool() -> ThreadPool {
+    match ThreadPool::builder().name("background").min_threads(0).max_threads(DEFAULT_MAX_THREADS).build() {
+        Ok(pool) => pool,
+        Err(error) => panic!("failed to create the default pool of a background: {error}"),
+    }
+}
+
+impl fmt::Debug for BackgroundBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Builder")
+        f.debug_struct("BackgroundBuilder")
             .field("pool", &self.pool)
-            .field("queue_capacity", &self.queue_capacity)
+            .field("max_tasks", &self.max_tasks)
             .field("max_running", &self.max_running)
             .finish_non_exhaustive()
     }

@@ -1,41 +1,146 @@
-use std::{error::Error, fmt};
+use std::{any::Any, borrow::Cow, error::Error, fmt, time::Duration};
 
-/// Why a task was not registered: nothing of it will run.
+use super::Completion;
+use crate::panic::panic_message;
+use crate::pool::CallError;
+
+/// Error returned when a background does not admit a task. The task's work is dropped.
 ///
-/// Not the pool's [`CallError`](crate::CallError): that says what became of a call, which may be refused after it was
-/// queued; a task is refused here or not at all.
+/// A task is rejected when it is added or not at all. If the pool refuses a task later, that is
+/// reported as a [`TaskFailure`] with the pool's [`CallError`](crate::CallError).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Rejected(Kind);
+pub struct SubmitError(Kind);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
-    Closed,
+enum Kind {
     Full,
+    Closed,
 }
 
-impl Rejected {
-    pub(super) fn new(kind: Kind) -> Self {
-        Self(kind)
-    }
+impl SubmitError {
+    pub(super) const FULL: Self = Self(Kind::Full);
+    pub(super) const CLOSED: Self = Self(Kind::Closed);
 
-    /// `true` if the background takes no tasks any more: it is being drained.
-    pub fn is_closed(&self) -> bool {
-        self.0 == Kind::Closed
-    }
-
-    /// `true` if every place is taken. Later there may be one.
+    /// Returns `true` if the background has [`max_tasks`](super::BackgroundBuilder::max_tasks)
+    /// tasks. A later attempt may succeed.
     pub fn is_full(&self) -> bool {
-        self.0 == Kind::Full
+        *self == Self::FULL
+    }
+
+    /// Returns `true` if the background is closed, because it is being shut down.
+    pub fn is_closed(&self) -> bool {
+        *self == Self::CLOSED
     }
 }
 
-impl fmt::Display for Rejected {
+impl fmt::Display for SubmitError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.0 {
-            Kind::Closed => "the background takes no tasks any more",
-            Kind::Full => "the background has no room for the task",
+            Kind::Full => "the background is full",
+            Kind::Closed => "the background is closed",
         })
     }
 }
 
-impl Error for Rejected {}
+impl Error for SubmitError {}
+
+/// Report of one failed task, passed to the [failure
+/// handler](super::BackgroundBuilder::on_failure).
+#[derive(Debug)]
+pub struct TaskFailure {
+    id: u64,
+    name: Cow<'static, str>,
+    cause: Cause,
+}
+
+#[derive(Debug)]
+pub(super) enum Cause {
+    /// The pool rejected the task, or dropped it without running it (`None`).
+    Refused(Option<CallError>),
+    TimedOut {
+        timeout: Duration,
+        still_running: bool,
+    },
+    /// The task returned an error.
+    Error(String),
+    Panicked(String),
+    /// The runtime dropped the task after it had started.
+    Lost,
+}
+
+impl Cause {
+    pub(super) fn panicked(payload: &(dyn Any + Send)) -> Self {
+        Self::Panicked(panic_message(payload).to_owned())
+    }
+
+    pub(super) fn completion(&self) -> Completion {
+        match self {
+            Self::Refused(_) => Completion::Refused,
+            Self::TimedOut { .. } => Completion::TimedOut,
+            Self::Error(_) | Self::Panicked(_) => Completion::Failed,
+            Self::Lost => Completion::Lost,
+        }
+    }
+}
+
+impl TaskFailure {
+    pub(super) fn new(id: u64, name: Cow<'static, str>, cause: Cause) -> Self {
+        Self { id, name, cause }
+    }
+
+    /// The id of the task, unique within its background.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// The name of the task, empty if it has none.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Returns `true` if the pool refused the task, or its runtime shut down before it finished.
+    pub fn is_lost(&self) -> bool {
+        matches!(self.cause, Cause::Lost | Cause::Refused(_))
+    }
+
+    /// Returns `true` if the task exceeded its [timeout](super::TaskBuilder::timeout).
+    pub fn is_timeout(&self) -> bool {
+        matches!(self.cause, Cause::TimedOut { .. })
+    }
+
+    /// Returns `true` if the task is a closure that exceeded its timeout and still runs.
+    ///
+    /// Only the closure itself can end early, by checking [`cancelled`](super::cancelled). It keeps
+    /// its run permit until it returns.
+    pub fn is_still_running(&self) -> bool {
+        matches!(self.cause, Cause::TimedOut { still_running: true, .. })
+    }
+
+    /// Returns `true` if the task panicked.
+    pub fn is_panic(&self) -> bool {
+        matches!(self.cause, Cause::Panicked(_))
+    }
+
+    /// Emits the failure as an event. Without feature `tracing` it has no effect.
+    pub(super) fn log(&self) {
+        #[cfg(feature = "tracing")]
+        tracing::event!(tracing::Level::ERROR, id = self.id(), name = self.name(), "{self}");
+    }
+}
+
+impl fmt::Display for TaskFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "background task {} `{}` ", self.id, self.name)?;
+        match &self.cause {
+            Cause::Refused(Some(error)) => write!(f, "was refused by its pool: {error}"),
+            Cause::Refused(None) => f.write_str("was dropped by its pool before it started"),
+            Cause::TimedOut { timeout, still_running: true } => {
+                write!(f, "still runs after its timeout of {timeout:?}")
+            }
+            Cause::TimedOut { timeout, still_running: false } => write!(f, "exceeded its timeout of {timeout:?}"),
+            Cause::Error(message) => write!(f, "failed: {message}"),
+            Cause::Panicked(message) => write!(f, "panicked: {message}"),
+            Cause::Lost => f.write_str("was dropped by its runtime before it finished"),
+        }
+    }
+}

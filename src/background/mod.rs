@@ -1,112 +1,240 @@
-//! Work that nobody waits for: sync on a pool, async on the runtime, bounded, and drained at shutdown.
-//!
-//! Take it for what a request causes but does not need for its answer: mails, indexing, thumbnails. Each task has a place
-//! from its registration to its end, so that too many are refused while the handler can still say so, and a permit while
-//! it runs.
+//! Runs tasks whose result no caller waits for: closures on a pool and futures on the runtime,
+//! bounded, and drained at shutdown.
 //!
 //! ```
 //! use std::time::Duration;
 //! use tower_offload::Background;
 //!
 //! # #[tokio::main]
-//! # async fn main() -> Result<(), tower_offload::background::Rejected> {
+//! # async fn main() -> Result<(), tower_offload::background::SubmitError> {
 //! let background = Background::default();
-//! background.run(|| std::fs::read("/dev/null").map(drop))?; // blocking: on the pool
-//! background.spawn(async { tokio::task::yield_now().await })?; // async: on the runtime
+//! background.spawn_blocking(|| std::fs::read("/dev/null").map(drop))?; // on the pool
+//! background.spawn(async { tokio::task::yield_now().await })?; // on the runtime
 //!
-//! let report = background.drain(Duration::from_secs(10)).await; // at shutdown
+//! let report = background.shutdown(Duration::from_secs(10)).await;
 //! assert!(report.is_clean());
 //! assert_eq!(background.stats().completed, 2);
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! With every option, and a pool of its own:
+//! Use it for work that a request causes but does not need for its response, such as mails,
+//! indexing and thumbnails. A task is admitted when it is submitted, so a handler can still respond
+//! with an error if the background is full. At most [`max_running`](BackgroundBuilder::max_running)
+//! tasks run at a time; the others wait in the order of their submission.
+//!
+//! With every option and a pool of its own:
 //!
 //! ```
 //! use std::{sync::mpsc, time::Duration};
 //! use tower_offload::{Background, ThreadPool};
 //!
 //! # #[tokio::main]
-//! # async fn main() -> Result<(), tower_offload::background::Rejected> {
+//! # async fn main() -> Result<(), tower_offload::background::SubmitError> {
 //! let (failures, failed) = mpsc::channel();
 //! let background = Background::builder()
 //!     .pool(ThreadPool::blocking(4))
-//!     .queue_capacity(100)
+//!     .max_tasks(100)
 //!     .max_running(4)
 //!     .on_failure(move |failure| failures.send(failure.to_string()).unwrap_or_default())
 //!     .build();
 //!
 //! let task = background.task("mail").timeout(Duration::from_secs(30));
-//! task.run(|| Err("no such address"))?;
-//! background.drain(Duration::from_secs(10)).await;
+//! task.spawn_blocking(|| Err("no such address"))?;
+//! background.shutdown(Duration::from_secs(10)).await;
 //! assert_eq!(failed.recv().as_deref(), Ok("background task 1 `mail` failed: no such address"));
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! # A pool of its own
+//! # Pool and runtime
 //!
-//! Give it a pool that no [layer](crate::offload) has: background work on the pool of the requests takes its threads, and
-//! requests wait. [`Background::default`] makes one. Async tasks run on the runtime of whoever registered them; outside
-//! of any runtime, and if that runtime is gone when they start, on the pool.
+//! Give the background a pool that no [layer](crate::offload) uses. Otherwise its tasks occupy the
+//! threads that requests need. [`Background::default`] creates such a pool. Futures run on the
+//! runtime in which they were submitted. They run on the pool if there was none, or if it shut down
+//! before they started.
 //!
-//! # What is promised
+//! # Guarantees
 //!
-//! A task that was registered runs, in the order of registration as permits come free, unless it is cancelled, a drain's
-//! deadline passes, or the process ends: nothing is written down. A panic or an error ends that task and no other, and is
-//! reported once, to [the sink](Builder::on_failure). Tasks go on when every handle is gone.
-//!
-//! Sync work cannot be stopped from outside. After its [timeout](Task::timeout), its [cancellation](TaskHandle::cancel)
-//! or the drain's deadline [`cancelled`] is true inside it, and it keeps its thread, place and permit until it returns.
-//! Async tasks are dropped at their next `.await`.
+//! - An admitted task runs, unless it is cancelled, a shutdown times out or the process exits.
+//!   Tasks exist only in memory.
+//! - An error or a panic ends only its own task, and is reported once to the [failure
+//!   handler](BackgroundBuilder::on_failure).
+//! - Dropping every handle does not stop the tasks.
+//! - A running closure cannot be stopped from outside. After its [timeout](TaskBuilder::timeout),
+//!   its [cancellation](TaskHandle::cancel) or a timed-out shutdown, [`cancelled`] returns `true`
+//!   inside it. It keeps its thread and its run permit until it returns. A running future is
+//!   dropped at its next `.await`.
 //!
 //! # When not to use it
 //!
-//! For work whose result the answer needs ([`pool::run`](crate::pool::run())), and for work that must survive a crash.
+//! For work whose result the response needs, use [`Pool::run`]. Work that must survive a crash
+//! needs a durable queue.
 
-mod aside;
-#[allow(clippy::module_inception)]
-mod background;
 mod builder;
-mod control;
+mod compat;
+mod completion;
 mod error;
-mod failure;
-mod handle;
-mod hold;
-mod output;
-mod over;
-#[cfg(feature = "metrics")]
-mod recorder;
-mod register;
-mod report;
-mod reservation;
-mod running;
+mod header;
+mod run;
 mod shared;
-mod span;
+mod shutdown;
 mod state;
-mod stats;
-mod stopping;
 mod task;
-mod ticket;
-mod within;
-mod work;
 
-#[cfg_attr(not(feature = "after-response"), allow(unused_imports, reason = "for those that run tasks in order"))]
-pub(crate) use self::hold::Hold;
-pub use self::register::Register;
-pub use self::register::{Place, sealed::Sealed};
+use std::{borrow::Cow, fmt, sync::Arc};
+
+#[doc(hidden)]
+pub use self::compat::{Builder, Rejected, Stats};
+use self::shared::Shared;
 pub use self::{
-    background::Background,
-    builder::Builder,
-    error::Rejected,
-    failure::TaskFailure,
-    handle::TaskHandle,
-    output::TaskOutput,
-    report::{DrainReport, Orphan},
-    reservation::Reservation,
-    stats::Stats,
-    task::Task,
+    builder::BackgroundBuilder,
+    completion::Completion,
+    error::{SubmitError, TaskFailure},
+    shutdown::{BackgroundShutdownReport, RunningTask},
+    state::BackgroundStats,
+    task::{Reservation, TaskBuilder, TaskHandle, TaskOutput, TaskTarget},
 };
-pub use self::{over::Over, work::Body};
+#[cfg_attr(not(feature = "after-response"), allow(unused_imports, reason = "for `after_response`"))]
+pub(crate) use self::{run::TaskBody, shutdown::DrainGuard};
+use crate::pool::Pool;
 pub use crate::pool::{CancellationToken, cancellation_token, cancelled};
+
+/// Runs tasks in the background. Clones are handles to the same background.
+///
+/// See the [module docs](crate::background).
+#[derive(Clone)]
+pub struct Background {
+    shared: Arc<Shared>,
+}
+
+impl Background {
+    /// Creates a background with default options that runs closures on `pool`.
+    ///
+    /// No layer should use the same pool.
+    pub fn new(pool: impl Pool) -> Self {
+        Self::builder().pool(pool).build()
+    }
+
+    /// Returns a builder with default options.
+    pub fn builder() -> BackgroundBuilder {
+        BackgroundBuilder::new()
+    }
+
+    /// Submits a closure, which runs on the pool. It is a [task](Self::task) without a name and a
+    /// timeout.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the background is full or closed. The closure is dropped then.
+    pub fn spawn_blocking<F, T>(&self, work: F) -> Result<TaskHandle, SubmitError>
+    where
+        F: FnOnce() -> T + Send + 'static,
+        T: TaskOutput,
+    {
+        self.task("").spawn_blocking(work)
+    }
+
+    /// Submits a future, which runs on the current runtime. It is a [task](Self::task) without a
+    /// name and a timeout.
+    ///
+    /// The future must not block, like any task of the runtime. Use
+    /// [`spawn_blocking`](Self::spawn_blocking) for work that blocks.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the background is full or closed. The future is dropped then.
+    pub fn spawn<F>(&self, work: F) -> Result<TaskHandle, SubmitError>
+    where
+        F: Future<Output: TaskOutput> + Send + 'static,
+    {
+        self.task("").spawn(work)
+    }
+
+    /// Returns a builder for a task with a name.
+    ///
+    /// The name appears in reports, spans and metrics. Since it is a label of metrics, a program
+    /// should use few different names.
+    pub fn task(&self, name: impl Into<Cow<'static, str>>) -> TaskBuilder<'_> {
+        TaskBuilder::new(self, name.into())
+    }
+
+    /// Admits a task that gets its work later. The task belongs to the current runtime and span.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_offload::Background;
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), tower_offload::background::SubmitError> {
+    /// let background = Background::default();
+    /// let mail = background.reserve("mail")?; // fails if the background is full
+    /// let other = background.reserve("other")?;
+    ///
+    /// mail.spawn_blocking(|| println!("sent"));
+    /// drop(other); // skipped
+    /// background.shutdown(Duration::from_secs(10)).await;
+    /// assert_eq!((background.stats().completed, background.stats().skipped), (1, 1));
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the background is full or closed.
+    pub fn reserve(&self, name: impl Into<Cow<'static, str>>) -> Result<Reservation, SubmitError> {
+        let header = self.shared.reserve(name.into())?;
+        Ok(Reservation::new(self.shared.clone(), header))
+    }
+
+    /// [Cancels](TaskHandle::cancel) every incomplete task with this name. Returns the number of
+    /// tasks that were cancelled.
+    pub fn cancel(&self, name: &str) -> usize {
+        self.shared.cancel_named(name)
+    }
+
+    /// Closes the background. Admitted tasks still run, and running tasks may submit further ones;
+    /// all other submissions are rejected.
+    pub fn close(&self) {
+        self.shared.close();
+    }
+
+    /// Returns `true` after [`close`](Self::close) or [`shutdown`](Self::shutdown) was called.
+    pub fn is_closed(&self) -> bool {
+        self.shared.is_closed()
+    }
+
+    /// Returns the current counters and gauges.
+    pub fn stats(&self) -> BackgroundStats {
+        self.shared.stats()
+    }
+}
+
+#[cfg_attr(not(feature = "after-response"), allow(dead_code, reason = "for `after_response`"))]
+impl Background {
+    /// Cancels the task with this id, like [`TaskHandle::cancel`].
+    pub(crate) fn cancel_id(&self, id: u64) -> bool {
+        self.shared.cancel(id)
+    }
+
+    pub(crate) fn drain_guard(&self) -> DrainGuard {
+        DrainGuard::new(self.shared.clone())
+    }
+}
+
+impl Default for Background {
+    /// Creates a background with a pool of its own, named `background`, with up to 8 threads that
+    /// are started on demand.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the pool cannot start a thread.
+    fn default() -> Self {
+        Self::builder().build()
+    }
+}
+
+impl fmt::Debug for Background {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Background").field("pool", &self.shared.pool).field("stats", &self.stats()).finish()
+    }
+}

@@ -1,24 +1,21 @@
 use std::{
     borrow::Cow,
+    cell::Cell,
     pin::pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    time::Duration,
 };
 
 use tokio::{sync::Notify, time::Instant};
 
 use super::{
-    DrainReport, Orphan, Rejected, Stats, TaskFailure,
-    aside::aside,
-    control::Control,
-    failure::Cause,
-    over::Over,
-    state::{Ended, Halt, Met, State},
-    within,
-    work::Work,
+    BackgroundStats, Completion, SubmitError, TaskFailure,
+    error::Cause,
+    header::TaskHeader,
+    run::{QueuedTask, record_finished},
+    state::{Cancel, Halt, State},
 };
 use crate::panic::ignore_panic;
 use crate::{
@@ -26,103 +23,95 @@ use crate::{
     sync::{Mutex, lock},
 };
 
-/// What gets each failure.
-pub(super) type Sink = Arc<dyn Fn(&TaskFailure) + Send + Sync>;
+/// The callback that receives failures.
+pub(super) type FailureFn = Arc<dyn Fn(&TaskFailure) + Send + Sync>;
 
-/// The state, and around it everything that is foreign code: works, sinks, pools. None of it runs under the lock.
+/// The [`State`] behind its lock, and the user code around it: work, callbacks and the pool.
+///
+/// No user code runs while the lock is held.
 pub(super) struct Shared {
     pub(super) pool: Arc<dyn Pool>,
-    sink: Option<Sink>,
+    on_failure: Option<FailureFn>,
     next_id: AtomicU64,
-    state: Mutex<State<Work, Arc<Control>>>,
-    /// Tells that nothing is left.
+    state: Mutex<State<QueuedTask, Arc<TaskHeader>>>,
+    /// Notified after each transition that leaves the state idle.
     idle: Notify,
 }
 
 impl Shared {
-    pub(super) fn new(pool: Arc<dyn Pool>, sink: Option<Sink>, capacity: usize, max_running: usize) -> Self {
-        let state = Mutex::new(State::new(capacity, max_running));
-        Self { pool, sink, next_id: AtomicU64::new(1), state, idle: Notify::new() }
+    pub(super) fn new(
+        pool: Arc<dyn Pool>,
+        on_failure: Option<FailureFn>,
+        max_tasks: usize,
+        max_running: usize,
+    ) -> Self {
+        let state = Mutex::new(State::new(max_tasks, max_running));
+        Self { pool, on_failure, next_id: AtomicU64::new(1), state, idle: Notify::new() }
     }
 
-    pub(super) fn reserve(&self, name: Cow<'static, str>) -> Result<Arc<Control>, Rejected> {
+    pub(super) fn reserve(&self, name: Cow<'static, str>) -> Result<Arc<TaskHeader>, SubmitError> {
         let id = self.next_id.fetch_add(1, Relaxed);
-        let control = Arc::new(Control::new(id, name));
-        let inside = within::is_inside(self);
-        let reserved = lock(&self.state).reserve(id, control.clone(), inside, Instant::now());
-        reserved.map(|()| control).map_err(Rejected::new)
+        let header = Arc::new(TaskHeader::new(id, name));
+        let is_nested = runs_task_of(self);
+        lock(&self.state).reserve(id, header.clone(), is_nested, Instant::now())?;
+        Ok(header)
     }
 
-    pub(super) fn enqueue(self: &Arc<Self>, work: Work) {
-        let id = work.control.id;
-        let enqueued = lock(&self.state).enqueue(id, work, Instant::now());
+    pub(super) fn enqueue(self: &Arc<Self>, task: QueuedTask) {
+        let id = task.header.id;
+        let enqueued = lock(&self.state).enqueue(id, task, Instant::now());
         match enqueued {
             Ok(()) => self.dispatch(),
-            Err(unwanted) => drop_cancelled(unwanted),
+            Err(cancelled) => drop_cancelled(cancelled),
         }
     }
 
-    /// Starts what there are permits for. What a pool ends on the spot does not start the next one within: the loop does.
+    /// Starts queued tasks as long as there are permits.
+    ///
+    /// A pool may run or refuse a task within `start`, and the end of that task dispatches again.
+    /// The inner call then returns at once and leaves the work to this loop, so that a queue of
+    /// such tasks does not recurse.
     fn dispatch(self: &Arc<Self>) {
-        let Some(_dispatching) = within::dispatching(&**self) else { return };
+        let Some(_dispatching) = enter_dispatch(self) else { return };
         loop {
             let next = lock(&self.state).dispatch();
-            let Some(work) = next else { return };
-            let control = work.control.clone();
-            // A pool is foreign code. What it drops in a panic ends itself.
-            ignore_panic(|| work.start(self));
-            drop(control);
+            let Some(task) = next else { return };
+            // If the pool panics, unwinding drops the task, which completes it.
+            ignore_panic(|| task.start(self));
         }
     }
 
-    pub(super) fn begin(&self, id: u64, now: Instant) -> Option<Instant> {
-        lock(&self.state).begin(id, now)
+    pub(super) fn start(&self, id: u64, now: Instant) -> Option<Instant> {
+        lock(&self.state).start(id, now)
     }
 
-    pub(super) fn end(self: &Arc<Self>, id: u64, ended: Ended) {
-        let idle = lock(&self.state).end(id, ended);
-        self.tell(idle);
+    pub(super) fn finish(self: &Arc<Self>, id: u64, completion: Completion) {
+        self.release(|state| state.finish(id, completion));
         self.dispatch();
     }
 
-    pub(super) fn hold(&self) {
-        lock(&self.state).hold();
-    }
-
-    pub(super) fn release(&self) {
-        let idle = lock(&self.state).release();
-        self.tell(idle);
-    }
-
-    /// `true` unless the place was taken away before.
+    /// Returns `false` if the reservation was cancelled before.
     pub(super) fn skip(&self, id: u64) -> bool {
-        let (skipped, idle) = {
-            let mut state = lock(&self.state);
-            (state.skip(id), state.is_idle())
-        };
-        self.tell(idle);
-        skipped
+        self.release(|state| state.skip(id))
     }
 
-    /// `true` unless the task was over.
+    /// Cancels a task. Returns `false` if it is complete.
     pub(super) fn cancel(&self, id: u64) -> bool {
-        let met = lock(&self.state).cancel(id);
-        match met {
-            Met::Gone => false,
-            Met::Permitted(control) => {
-                control.cancel();
-                true
+        match self.release(|state| state.cancel(id)) {
+            Cancel::Complete => return false,
+            Cancel::Removed { work } => {
+                if let Some(task) = work {
+                    record_finished(&task.header, Completion::Cancelled, None);
+                    drop_cancelled(task);
+                }
             }
-            Met::Pending { work, idle } => {
-                work.into_iter().for_each(discard);
-                self.tell(idle);
-                true
-            }
+            Cancel::Abort(header) => header.cancel(),
         }
+        true
     }
 
     pub(super) fn cancel_named(&self, name: &str) -> usize {
-        let ids = lock(&self.state).find(|control| control.name == name);
+        let ids = lock(&self.state).find(|header| header.name == name);
         ids.into_iter().filter(|id| self.cancel(*id)).count()
     }
 
@@ -134,53 +123,35 @@ impl Shared {
         lock(&self.state).is_closed()
     }
 
-    pub(super) fn stats(&self) -> Stats {
+    pub(super) fn stats(&self) -> BackgroundStats {
         lock(&self.state).stats()
     }
 
-    pub(super) async fn drain(&self, deadline: Duration) -> DrainReport {
-        let before = {
-            let mut state = lock(&self.state);
-            state.close();
-            state.tally()
-        };
-        let mut orphaned = Vec::new();
-        let after = if tokio::time::timeout(deadline, self.until_idle()).await.is_ok() {
-            lock(&self.state).tally()
-        } else {
-            let (Halt { dropped, unbegun, running }, after) = {
-                let mut state = lock(&self.state);
-                (state.halt(), state.tally()) // at once: each task is either an orphan or counted
-            };
-            let (now, mut left) = (Instant::now(), Vec::new());
-            for (control, begun) in running {
-                control.cancel();
-                orphaned.push(Orphan { id: control.id, name: control.name.clone(), age: now - begun });
-                left.push(control);
-            }
-            for control in unbegun {
-                control.cancel();
-                left.push(control);
-            }
-            left.retain(|control| control.is_awaited());
-            aside(left, |control| control.over(Over::Cancelled));
-            dropped.iter().for_each(record_cancelled);
-            aside(dropped, drop_cancelled);
-            self.tell(orphaned.is_empty());
-            after
-        };
-        DrainReport {
-            completed: after.completed - before.completed,
-            failed: after.failed - before.failed,
-            cancelled: after.cancelled - before.cancelled,
-            orphaned,
-        }
+    pub(super) fn add_drain_guard(&self) {
+        lock(&self.state).add_drain_guard();
     }
 
-    async fn until_idle(&self) {
+    pub(super) fn remove_drain_guard(&self) {
+        self.release(State::remove_drain_guard);
+    }
+
+    /// Closes the state. Returns the counters of that moment.
+    pub(super) fn begin_shutdown(&self) -> BackgroundStats {
+        let mut state = lock(&self.state);
+        state.close();
+        state.stats()
+    }
+
+    /// Halts the state. Under the same lock it reads the counters, so that each task is either
+    /// counted in them or still running.
+    pub(super) fn halt(&self) -> (Halt<QueuedTask, Arc<TaskHeader>>, BackgroundStats) {
+        self.release(|state| (state.halt(), state.stats()))
+    }
+
+    pub(super) async fn wait_until_idle(&self) {
         loop {
             let mut idle = pin!(self.idle.notified());
-            idle.as_mut().enable(); // before the look: a change between the two is not missed
+            idle.as_mut().enable(); // before the check, so that no notification is lost in between
             if lock(&self.state).is_idle() {
                 return;
             }
@@ -188,36 +159,80 @@ impl Shared {
         }
     }
 
-    /// Tells the sink, once for each failure.
-    pub(super) fn report(&self, control: &Control, cause: Cause) {
-        let failure = TaskFailure::new(control.id, control.name.clone(), cause);
-        ignore_panic(|| match &self.sink {
-            Some(sink) => sink(&failure),
+    pub(super) fn report_failure(&self, header: &TaskHeader, cause: Cause) {
+        let failure = TaskFailure::new(header.id, header.name.clone(), cause);
+        ignore_panic(|| match &self.on_failure {
+            Some(on_failure) => on_failure(&failure),
             None => failure.log(),
         });
     }
 
-    fn tell(&self, idle: bool) {
-        if idle {
-            ignore_panic(|| self.idle.notify_waiters()); // wakers are foreign
+    /// Performs a transition that may leave the state idle.
+    fn release<T>(&self, transition: impl FnOnce(&mut State<QueuedTask, Arc<TaskHeader>>) -> T) -> T {
+        let (value, is_idle) = {
+            let mut state = lock(&self.state);
+            (transition(&mut state), state.is_idle())
+        };
+        if is_idle {
+            self.idle.notify_waiters();
         }
+        value
     }
 }
 
-/// Drops work that was in the queue.
-fn discard(work: Work) {
-    record_cancelled(&work);
-    drop_cancelled(work);
+/// Drops queued work that was cancelled, and completes its task.
+pub(super) fn drop_cancelled(task: QueuedTask) {
+    let header = task.header.clone();
+    ignore_panic(|| drop(task));
+    header.complete(Completion::Cancelled);
 }
 
-#[cfg_attr(not(feature = "metrics"), expect(unused_variables))]
-fn record_cancelled(work: &Work) {
-    #[cfg(feature = "metrics")]
-    ignore_panic(|| super::recorder::ended(&work.control, Ended::Cancelled, None));
+/// The role of the current thread for backgrounds. A background is identified by the address of its
+/// [`Shared`], and 0 means none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct ThreadRole {
+    /// The background whose task runs here. Tasks that it adds belong to the shutdown that waits
+    /// for it, so a closed background still admits them.
+    task_of: usize,
+    /// The background that dispatches here.
+    dispatches_for: usize,
 }
 
-fn drop_cancelled(work: Work) {
-    let control = work.control.clone();
-    ignore_panic(|| drop(work));
-    control.over(Over::Cancelled);
+thread_local! {
+    /// Restored after each use and not cleared, because a task may run on the stack of another one.
+    static ROLE: Cell<ThreadRole> = const { Cell::new(ThreadRole { task_of: 0, dispatches_for: 0 }) };
+}
+
+/// Runs `work` as part of a task of `background`.
+///
+/// Tasks that it adds are dispatched by itself, even if it runs within a dispatch.
+pub(super) fn in_task_of<T>(background: &Shared, work: impl FnOnce() -> T) -> T {
+    let _restore = RestoreRole(ROLE.replace(ThreadRole { task_of: address(background), dispatches_for: 0 }));
+    work()
+}
+
+fn runs_task_of(background: &Shared) -> bool {
+    ROLE.try_with(|role| role.get().task_of) == Ok(address(background))
+}
+
+/// Marks this thread as dispatching for `background`. Returns `None` if it already does.
+fn enter_dispatch(background: &Shared) -> Option<RestoreRole> {
+    let dispatches_for = address(background);
+    let previous = ROLE.try_with(Cell::get).unwrap_or(ThreadRole { task_of: 0, dispatches_for: 0 });
+    (previous.dispatches_for != dispatches_for).then(|| {
+        let _ = ROLE.try_with(|role| role.set(ThreadRole { dispatches_for, ..previous }));
+        RestoreRole(previous)
+    })
+}
+
+fn address(background: &Shared) -> usize {
+    std::ptr::from_ref(background).addr()
+}
+
+struct RestoreRole(ThreadRole);
+
+impl Drop for RestoreRole {
+    fn drop(&mut self) {
+        let _ = ROLE.try_with(|role| role.set(self.0));
+    }
 }

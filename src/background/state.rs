@@ -2,122 +2,139 @@ use std::collections::{BTreeMap, VecDeque};
 
 use tokio::time::Instant;
 
-use super::{Stats, error::Kind};
+use super::{Completion, SubmitError};
 
-/// Who has a place, who waits, who runs. Pure: the work `W` and the controls `C` are handed in and out, never looked into.
+/// State machine of a background: reserved tasks, queued work, run permits and closing.
+///
+/// It is pure. Ids and times are arguments; the work `W` and the task headers `H` are stored and
+/// returned, never inspected.
 #[derive(Debug)]
-pub(super) struct State<W, C> {
-    capacity: usize,
+pub(super) struct State<W, H> {
+    max_tasks: usize,
     max_running: usize,
     phase: Phase,
-    tasks: BTreeMap<u64, Entry<C>>,
-    /// Work that waits for a permit, oldest first.
+    /// Every task that is not complete. At most `max_tasks` entries.
+    tasks: BTreeMap<u64, Entry<H>>,
+    /// Work that waits for a run permit, oldest first: one element per entry in stage `Queued`.
     queue: VecDeque<(u64, W)>,
-    permits_taken: usize,
-    /// How much else is waited for.
-    held: usize,
-    tally: Tally,
+    /// The number of entries in stage `Dispatched` or `Running`. At most `max_running`.
+    permits_in_use: usize,
+    /// The number of live [`DrainGuard`](super::DrainGuard)s, which a shutdown waits for like
+    /// tasks.
+    drain_guards: usize,
+    /// The counters since creation. The gauges in it stay zero.
+    totals: BackgroundStats,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Phase {
     Open,
-    /// Only running tasks may register.
+    /// Only running tasks may add tasks.
     Closed,
-    /// Nothing starts any more.
+    /// The shutdown timed out: no task may be added or start.
     Halted,
 }
 
 #[derive(Debug)]
-struct Entry<C> {
-    control: C,
+struct Entry<H> {
+    header: H,
     stage: Stage,
-    /// When the stage began, up to the permit: the wait for a thread belongs to the wait.
+    /// The time of the reservation, then of queueing, then of the start. It does not change when
+    /// the task is dispatched, so that the time until a thread is free counts as time in the queue.
     since: Instant,
+    /// Set by a cancellation in stage `Dispatched` or `Running`. A cancelled task never starts.
     cancelled: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
-    /// A place without work.
+    /// Admitted, without work.
     Reserved,
-    /// In the queue.
+    /// Waiting for a run permit.
     Queued,
-    /// It has a permit and was handed over, but its code has not begun.
+    /// Owns a run permit and was handed to a pool or runtime, but its code has not started.
     Dispatched,
+    /// Its code has started.
     Running,
 }
 
-/// What became of tasks so far.
+/// Counters and gauges of a [`Background`](super::Background), in the order of a task's life.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Tally {
-    pub(super) cancelled: u64,
-    pub(super) completed: u64,
-    pub(super) failed: u64,
-    pub(super) rejected: u64,
-    pub(super) skipped: u64,
+#[non_exhaustive]
+pub struct BackgroundStats {
+    /// Total number of tasks that were rejected: the background was full or closed.
+    pub rejected: u64,
+    /// Current number of reservations without work.
+    pub reserved: usize,
+    /// Total number of reservations that were dropped without work.
+    pub skipped: u64,
+    /// Current number of tasks that wait for a run permit.
+    pub queued: usize,
+    /// Current number of run permits in use.
+    pub running: usize,
+    /// Total number of tasks that were cancelled, before or after they started.
+    pub cancelled: u64,
+    /// Total number of tasks that returned an error, panicked, timed out or could not be run.
+    pub failed: u64,
+    /// Total number of tasks that succeeded.
+    pub completed: u64,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Ended {
-    Cancelled,
-    Completed,
-    Failed,
-}
-
-/// What a cancellation met.
+/// The stage in which a cancellation found its task.
 #[derive(Debug)]
-pub(super) enum Met<W, C> {
-    /// Nothing: the task was over.
-    Gone,
-    /// A task that had no permit. It is over, and its place free.
-    Pending { work: Option<W>, idle: bool },
-    /// One that has. It is over when it says so.
-    Permitted(C),
+pub(super) enum Cancel<W, H> {
+    /// The task is complete or never existed. Nothing changed.
+    Complete,
+    /// The task had no run permit. It is removed; `work` is to be dropped outside the lock.
+    Removed { work: Option<W> },
+    /// The task has a run permit. It is to be aborted, and stays until it reports its completion.
+    Abort(H),
 }
 
-/// What a halt took away, and what it has to leave.
+/// Result of [`State::halt`].
 #[derive(Debug)]
-pub(super) struct Halt<W, C> {
-    pub(super) dropped: Vec<W>,
-    /// Of tasks that have a permit and did not begin: they never will.
-    pub(super) unbegun: Vec<C>,
-    /// With the time at which each began.
-    pub(super) running: Vec<(C, Instant)>,
+pub(super) struct Halt<W, H> {
+    /// Queued work, to be dropped outside the lock.
+    pub(super) queued: Vec<W>,
+    /// Tasks that have a run permit but did not start, and from now on cannot.
+    pub(super) dispatched: Vec<H>,
+    /// Tasks that have started, each with the time of its start.
+    pub(super) running: Vec<(H, Instant)>,
 }
 
-impl<W, C: Clone> State<W, C> {
-    pub(super) fn new(capacity: usize, max_running: usize) -> Self {
+impl<W, H: Clone> State<W, H> {
+    pub(super) fn new(max_tasks: usize, max_running: usize) -> Self {
         Self {
-            capacity,
+            max_tasks,
             max_running,
             phase: Phase::Open,
             tasks: BTreeMap::new(),
             queue: VecDeque::new(),
-            permits_taken: 0,
-            held: 0,
-            tally: Tally::default(),
+            permits_in_use: 0,
+            drain_guards: 0,
+            totals: BackgroundStats::default(),
         }
     }
 
-    /// Takes a place. `inside` says that a running task asks, whose registrations belong to the drain it is part of.
-    pub(super) fn reserve(&mut self, id: u64, control: C, inside: bool, now: Instant) -> Result<(), Kind> {
-        let taken = match self.phase {
-            Phase::Closed if !inside => Err(Kind::Closed),
-            Phase::Halted => Err(Kind::Closed),
-            Phase::Open | Phase::Closed if self.tasks.len() >= self.capacity => Err(Kind::Full),
+    /// Admits a task without work. `is_nested` is `true` if a running task of this background adds
+    /// it, which is allowed until the state is halted.
+    pub(super) fn reserve(&mut self, id: u64, header: H, is_nested: bool, now: Instant) -> Result<(), SubmitError> {
+        let admitted = match self.phase {
+            Phase::Closed if !is_nested => Err(SubmitError::CLOSED),
+            Phase::Halted => Err(SubmitError::CLOSED),
+            Phase::Open | Phase::Closed if self.tasks.len() >= self.max_tasks => Err(SubmitError::FULL),
             Phase::Open | Phase::Closed => Ok(()),
         };
-        match taken {
+        match admitted {
             Ok(()) => {
-                self.tasks.insert(id, Entry { control, stage: Stage::Reserved, since: now, cancelled: false });
+                self.tasks.insert(id, Entry { header, stage: Stage::Reserved, since: now, cancelled: false });
             }
-            Err(_) => self.tally.rejected += 1,
+            Err(_) => self.totals.rejected += 1,
         }
-        taken
+        admitted
     }
 
-    /// Gives a reserved place its work, or the work back if the place was taken away meanwhile.
+    /// Queues the work of a reserved task. Returns the work if the task was cancelled in between.
     pub(super) fn enqueue(&mut self, id: u64, work: W, now: Instant) -> Result<(), W> {
         match self.tasks.get_mut(&id) {
             Some(entry) if entry.stage == Stage::Reserved => {
@@ -129,121 +146,122 @@ impl<W, C: Clone> State<W, C> {
         }
     }
 
-    /// Takes a permit for the work that waits longest, if there is one of each.
+    /// Acquires a run permit for the oldest queued task, and returns its work.
     pub(super) fn dispatch(&mut self) -> Option<W> {
-        if self.permits_taken >= self.max_running {
+        if self.permits_in_use >= self.max_running {
             return None;
         }
         let (id, work) = self.queue.pop_front()?;
         if let Some(entry) = self.tasks.get_mut(&id) {
             entry.stage = Stage::Dispatched;
-            self.permits_taken += 1;
+            self.permits_in_use += 1;
         }
         Some(work)
     }
 
-    /// The task's code is about to run: since when it waited, or `None` if it must not run.
-    pub(super) fn begin(&mut self, id: u64, now: Instant) -> Option<Instant> {
+    /// Marks a dispatched task as running, and returns the time since which it was queued. Returns
+    /// `None` if the task must not run, because it was cancelled or the state is halted.
+    pub(super) fn start(&mut self, id: u64, now: Instant) -> Option<Instant> {
         let entry = self.tasks.get_mut(&id).filter(|entry| entry.stage == Stage::Dispatched && !entry.cancelled)?;
         entry.stage = Stage::Running;
         Some(std::mem::replace(&mut entry.since, now))
     }
 
-    /// Frees the place of a task and its permit. `true` if nothing is left.
-    pub(super) fn end(&mut self, id: u64, ended: Ended) -> bool {
-        if let Some(entry) = self.tasks.remove(&id) {
-            if matches!(entry.stage, Stage::Dispatched | Stage::Running) {
-                self.permits_taken -= 1;
-            }
-            *match ended {
-                Ended::Cancelled => &mut self.tally.cancelled,
-                Ended::Completed => &mut self.tally.completed,
-                Ended::Failed => &mut self.tally.failed,
-            } += 1;
+    /// Removes a task, releases its run permit and counts its completion. Has no effect if the task
+    /// was removed before.
+    pub(super) fn finish(&mut self, id: u64, completion: Completion) {
+        let Some(entry) = self.tasks.remove(&id) else { return };
+        if matches!(entry.stage, Stage::Dispatched | Stage::Running) {
+            self.permits_in_use -= 1;
         }
-        self.is_idle()
+        *match completion {
+            Completion::Skipped => &mut self.totals.skipped,
+            Completion::Cancelled => &mut self.totals.cancelled,
+            Completion::Completed => &mut self.totals.completed,
+            Completion::Refused | Completion::TimedOut | Completion::Failed | Completion::Lost => {
+                &mut self.totals.failed
+            }
+        } += 1;
     }
 
-    pub(super) fn hold(&mut self) {
-        self.held += 1;
-    }
-
-    /// `true` if that was the last that is waited for.
-    pub(super) fn release(&mut self) -> bool {
-        self.held -= 1;
-        self.is_idle()
-    }
-
-    /// Frees a reserved place that got no work. `false` if it was taken away before.
+    /// Removes a task that is still reserved. Returns `false` if it was cancelled before.
     pub(super) fn skip(&mut self, id: u64) -> bool {
         let is_reserved = self.tasks.get(&id).is_some_and(|entry| entry.stage == Stage::Reserved);
         if is_reserved {
-            self.tasks.remove(&id);
-            self.tally.skipped += 1;
+            self.finish(id, Completion::Skipped);
         }
         is_reserved
     }
 
-    pub(super) fn cancel(&mut self, id: u64) -> Met<W, C> {
-        let Some(entry) = self.tasks.get_mut(&id) else { return Met::Gone };
+    pub(super) fn cancel(&mut self, id: u64) -> Cancel<W, H> {
+        let Some(entry) = self.tasks.get_mut(&id) else { return Cancel::Complete };
         if matches!(entry.stage, Stage::Dispatched | Stage::Running) {
             entry.cancelled = true;
-            return Met::Permitted(entry.control.clone());
+            return Cancel::Abort(entry.header.clone());
         }
-        let place = self.queue.iter().position(|(queued, _)| *queued == id);
-        let work = place.and_then(|place| self.queue.remove(place)).map(|(_, work)| work);
-        let idle = self.end(id, Ended::Cancelled);
-        Met::Pending { work, idle }
+        let index = self.queue.iter().position(|(queued, _)| *queued == id);
+        let work = index.and_then(|index| self.queue.remove(index)).map(|(_, work)| work);
+        self.finish(id, Completion::Cancelled);
+        Cancel::Removed { work }
     }
 
+    /// Rejects every new task that no running task adds.
     pub(super) fn close(&mut self) {
         self.phase = self.phase.max(Phase::Closed);
     }
 
-    /// Ends everything that has not begun, and lets nothing begin.
-    pub(super) fn halt(&mut self) -> Halt<W, C> {
+    /// Rejects every new task, and removes all tasks that have not started, as cancelled.
+    pub(super) fn halt(&mut self) -> Halt<W, H> {
         self.phase = Phase::Halted;
-        let dropped = self.queue.drain(..).map(|(_, work)| work).collect();
-        let (mut unbegun, mut running) = (Vec::new(), Vec::new());
-        let mut pending = Vec::new();
+        let mut halt = Halt {
+            queued: self.queue.drain(..).map(|(_, work)| work).collect(),
+            dispatched: Vec::new(),
+            running: Vec::new(),
+        };
+        let mut not_started = Vec::new();
         for (id, entry) in &self.tasks {
             match entry.stage {
-                Stage::Running => running.push((entry.control.clone(), entry.since)),
-                Stage::Dispatched => unbegun.push(entry.control.clone()),
+                Stage::Running => {
+                    halt.running.push((entry.header.clone(), entry.since));
+                    continue;
+                }
+                Stage::Dispatched => halt.dispatched.push(entry.header.clone()),
                 Stage::Queued | Stage::Reserved => {}
             }
-            if entry.stage != Stage::Running {
-                pending.push(*id);
-            }
+            not_started.push(*id);
         }
-        for id in pending {
-            self.end(id, Ended::Cancelled);
+        for id in not_started {
+            self.finish(id, Completion::Cancelled);
         }
-        Halt { dropped, unbegun, running }
+        halt
     }
 
-    /// The ids of the tasks whose control says so.
-    pub(super) fn find(&self, is_wanted: impl Fn(&C) -> bool) -> Vec<u64> {
-        self.tasks.iter().filter(|(_, entry)| is_wanted(&entry.control)).map(|(id, _)| *id).collect()
+    pub(super) fn add_drain_guard(&mut self) {
+        self.drain_guards += 1;
     }
 
+    pub(super) fn remove_drain_guard(&mut self) {
+        self.drain_guards -= 1;
+    }
+
+    /// Returns the ids of the tasks whose header matches.
+    pub(super) fn find(&self, matches: impl Fn(&H) -> bool) -> Vec<u64> {
+        self.tasks.iter().filter(|(_, entry)| matches(&entry.header)).map(|(id, _)| *id).collect()
+    }
+
+    /// Returns `true` if a shutdown has nothing to wait for.
     pub(super) fn is_idle(&self) -> bool {
-        self.tasks.is_empty() && self.held == 0
+        self.tasks.is_empty() && self.drain_guards == 0
     }
 
     pub(super) fn is_closed(&self) -> bool {
         self.phase > Phase::Open
     }
 
-    pub(super) fn tally(&self) -> Tally {
-        self.tally
-    }
-
-    pub(super) fn stats(&self) -> Stats {
-        let Tally { cancelled, completed, failed, rejected, skipped } = self.tally;
-        let (queued, running) = (self.queue.len(), self.permits_taken);
+    pub(super) fn stats(&self) -> BackgroundStats {
+        let (queued, running) = (self.queue.len(), self.permits_in_use);
         let reserved = self.tasks.len() - queued - running;
-        Stats { cancelled, completed, failed, queued, rejected, reserved, running, skipped }
+        BackgroundStats { queued, running, reserved, ..self.totals }
     }
 }
 

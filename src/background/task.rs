@@ -1,64 +1,339 @@
-use std::{borrow::Cow, time::Duration};
+use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 
-use super::{Background, Rejected, TaskHandle, TaskOutput};
-use super::{Place, Reservation};
+use super::{
+    Background, Completion, SubmitError,
+    completion::{CompletionFn, run_callback},
+    header::TaskHeader,
+    run::{CallContext, QueuedTask, TaskBody},
+    shared::Shared,
+};
+use crate::panic::ignore_panic;
 
-/// A task that has a name and no work yet. Made by [`Background::task`].
-#[derive(Debug)]
-#[must_use = "a task does nothing until it is given work with `run` or `spawn`"]
-pub struct Task<'a> {
-    background: &'a Background,
-    name: Cow<'static, str>,
-    limit: Option<Duration>,
-}
-
-impl<'a> Task<'a> {
-    pub(super) fn new(background: &'a Background, name: Cow<'static, str>) -> Self {
-        Self { background, name, limit: None }
-    }
-
-    /// How long it may run, from when it begins. Default: for ever.
+/// A place where tasks can be submitted: a [`Background`], or an `AfterResponse` with feature
+/// `after-response`.
+///
+/// A background starts a task as soon as a run permit is free. An `AfterResponse` does so after the
+/// response, if the response succeeds. Code that accepts any `TaskTarget` works with both.
+///
+/// A submission has three steps:
+///
+/// 1. [`reserve`](Self::reserve) admits the task, or returns an error at once.
+/// 2. The [`Reservation`] accepts the work, now or later.
+/// 3. A [completion callback](Reservation::on_completion) is called exactly once, even if the task
+///    never gets work or never starts.
+///
+/// ```
+/// # use std::time::Duration;
+/// use tower_offload::{Background, background::{SubmitError, TaskTarget}};
+///
+/// fn send_mail(target: &dyn TaskTarget) -> Result<(), SubmitError> {
+///     let task = target.reserve("mail".into())?; // fails if the background is full
+///     task.timeout(Duration::from_secs(30))
+///         .on_completion(|completion| println!("mail: {completion:?}"))
+///         .spawn_blocking(|| println!("sent"));
+///     Ok(())
+/// }
+///
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), SubmitError> {
+/// let background = Background::default();
+/// send_mail(&background)?;
+/// # background.shutdown(Duration::from_secs(10)).await;
+/// # assert_eq!(background.stats().completed, 1);
+/// # Ok(())
+/// # }
+/// ```
+///
+/// Implement it for a type that owns a target, by delegating to that target.
+pub trait TaskTarget: Sync {
+    /// Admits a task that gets its work later.
     ///
-    /// After that the task is reported as failed. An async task is dropped; sync work is told to stop
-    /// ([`cancelled`](super::cancelled)), and reported as [still running](super::TaskFailure::is_still_running).
-    ///
-    /// Time is kept by the runtime in which the task was registered, which must have time enabled; outside of any, a task that
-    /// took too long is reported when it ends.
-    pub fn timeout(self, limit: Duration) -> Self {
-        Self { limit: Some(limit), ..self }
-    }
-
-    /// Takes its place now. Its time is this, unless it has a time of its own.
-    #[doc(hidden)]
-    pub fn place(self, limit: Duration) -> Result<Place, Rejected> {
-        let Self { background, name, limit: own } = self;
-        Ok(Place::new(background.reserve(name)?.with_limit(own.or(Some(limit))), Reservation::spend))
-    }
-
-    /// Registers it, with sync work that runs on the pool.
+    /// The name appears in reports, spans and metrics, like that of [`Background::task`].
     ///
     /// # Errors
     ///
-    /// If every place is taken, or the background is closed. The work is dropped then.
-    pub fn run<F, T>(self, work: F) -> Result<TaskHandle, Rejected>
+    /// Returns an error if the background is full or closed.
+    fn reserve(&self, name: Cow<'static, str>) -> Result<Reservation, SubmitError>;
+}
+
+impl TaskTarget for Background {
+    fn reserve(&self, name: Cow<'static, str>) -> Result<Reservation, SubmitError> {
+        Background::reserve(self, name)
+    }
+}
+
+/// Configures a task before it gets its work. Returned by [`Background::task`].
+#[derive(Debug)]
+#[must_use = "a task does nothing until `spawn_blocking` or `spawn` gives it work"]
+pub struct TaskBuilder<'a> {
+    background: &'a Background,
+    name: Cow<'static, str>,
+    timeout: Option<Duration>,
+}
+
+impl<'a> TaskBuilder<'a> {
+    pub(super) fn new(background: &'a Background, name: Cow<'static, str>) -> Self {
+        Self { background, name, timeout: None }
+    }
+
+    /// Sets the maximum run time, measured from the start of the task. Default: unlimited.
+    ///
+    /// A task that exceeds it is reported as failed. A future is dropped. A closure cannot be
+    /// stopped: [`cancelled`](super::cancelled) becomes `true` inside it, and it is reported as
+    /// [still running](super::TaskFailure::is_still_running).
+    ///
+    /// The timer runs on the runtime in which the task was submitted, which must have time enabled.
+    /// Without a runtime, a task that exceeded its timeout is reported when it ends.
+    pub fn timeout(self, timeout: Duration) -> Self {
+        Self { timeout: Some(timeout), ..self }
+    }
+
+    /// Admits the task, with the options set so far. It gets its work later.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the background is full or closed.
+    pub fn reserve(self) -> Result<Reservation, SubmitError> {
+        let Self { background, name, timeout } = self;
+        let mut reservation = background.reserve(name)?;
+        reservation.timeout = timeout;
+        Ok(reservation)
+    }
+
+    /// Submits a closure, which runs on the pool.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the background is full or closed. The closure is dropped then.
+    pub fn spawn_blocking<F, T>(self, work: F) -> Result<TaskHandle, SubmitError>
     where
         F: FnOnce() -> T + Send + 'static,
         T: TaskOutput,
     {
-        let Self { background, name, limit } = self;
-        Ok(background.reserve(name)?.with_limit(limit).run(work))
+        Ok(self.reserve()?.spawn_blocking(work))
     }
 
-    /// Registers it, with async work that runs on the current runtime; outside of any, on the pool.
+    /// Submits a future, which runs on the current runtime, or on the pool if there is none.
     ///
     /// # Errors
     ///
-    /// As [`run`](Self::run).
-    pub fn spawn<F>(self, work: F) -> Result<TaskHandle, Rejected>
+    /// Returns an error if the background is full or closed. The future is dropped then.
+    pub fn spawn<F>(self, work: F) -> Result<TaskHandle, SubmitError>
     where
         F: Future<Output: TaskOutput> + Send + 'static,
     {
-        let Self { background, name, limit } = self;
-        Ok(background.reserve(name)?.with_limit(limit).spawn(work))
+        Ok(self.reserve()?.spawn(work))
     }
+}
+
+/// An admitted task without work. Returned by [`TaskTarget::reserve`], [`Background::reserve`] and
+/// [`TaskBuilder::reserve`].
+///
+/// Dropping it releases the task, which completes as [skipped](Completion::Skipped).
+#[must_use = "dropping a reservation skips the task"]
+pub struct Reservation {
+    shared: Arc<Shared>,
+    header: Arc<TaskHeader>,
+    timeout: Option<Duration>,
+    on_completion: Option<CompletionFn>,
+    /// The runtime and span in which the task was reserved. `None` once the work was submitted.
+    context: Option<CallContext>,
+    /// Receives the work instead of the queue, so that it can be queued after the response.
+    after_response: Option<Box<dyn FnOnce(Self, TaskBody) + Send>>,
+}
+
+impl Reservation {
+    pub(super) fn new(shared: Arc<Shared>, header: Arc<TaskHeader>) -> Self {
+        Self {
+            shared,
+            header,
+            timeout: None,
+            on_completion: None,
+            context: Some(CallContext::capture_for_background()),
+            after_response: None,
+        }
+    }
+
+    /// Returns the id of the task, unique within its background.
+    pub fn id(&self) -> u64 {
+        self.header.id
+    }
+
+    /// Sets the maximum run time, like [`TaskBuilder::timeout`].
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+
+    /// Sets the maximum run time, unless the task has one.
+    pub fn default_timeout(mut self, timeout: Duration) -> Self {
+        self.timeout.get_or_insert(timeout);
+        self
+    }
+
+    /// Adds a callback that is called once, when the task completes. Callbacks run in the order in
+    /// which they were added.
+    ///
+    /// A callback never runs while the task is reserved: a task that is cancelled before it gets
+    /// work completes when the work is submitted or the reservation is dropped. A closure that
+    /// exceeds its timeout completes at that moment, and so does each task that has a run permit
+    /// when a shutdown times out. Any other task completes when its work has ended or was dropped.
+    ///
+    /// The callback runs on the thread that completes the task, so it should be short. It may
+    /// submit tasks. Callbacks of tasks that complete within it run after it, so that a chain of
+    /// tasks does not recurse. The task keeps its run permit until the callback returns, and a
+    /// shutdown waits for it, up to its timeout. Panics are discarded.
+    pub fn on_completion(mut self, callback: impl FnOnce(Completion) + Send + 'static) -> Self {
+        self.on_completion = Some(match self.on_completion.take() {
+            Some(first) => Box::new(move |completion| {
+                ignore_panic(|| first(completion));
+                callback(completion);
+            }),
+            None => Box::new(callback),
+        });
+        self
+    }
+
+    /// Returns a handle to the task.
+    ///
+    /// Cancelling it before there is work releases the task at once. Work submitted later is
+    /// dropped.
+    pub fn handle(&self) -> TaskHandle {
+        TaskHandle { shared: self.shared.clone(), id: self.header.id }
+    }
+
+    /// Returns `true` if the task starts only after the response that is being produced.
+    pub fn awaits_response(&self) -> bool {
+        self.after_response.is_some()
+    }
+
+    /// Submits a closure, which runs on the pool.
+    ///
+    /// If the task was cancelled, or a shutdown has timed out, the closure is dropped. The task was
+    /// counted as cancelled then.
+    pub fn spawn_blocking<F, T>(self, work: F) -> TaskHandle
+    where
+        F: FnOnce() -> T + Send + 'static,
+        T: TaskOutput,
+    {
+        self.submit(TaskBody::from_closure(work))
+    }
+
+    /// Submits a future, which runs on the runtime in which the task was reserved, or on the pool
+    /// if there was none.
+    ///
+    /// If the task was cancelled, or a shutdown has timed out, the future is dropped. The task was
+    /// counted as cancelled then.
+    pub fn spawn<F>(self, work: F) -> TaskHandle
+    where
+        F: Future<Output: TaskOutput> + Send + 'static,
+    {
+        self.submit(TaskBody::from_future(work))
+    }
+
+    /// Submits work of either kind.
+    pub(crate) fn submit(mut self, body: TaskBody) -> TaskHandle {
+        let handle = self.handle();
+        if let Some(submit) = self.after_response.take() {
+            submit(self, body);
+        } else if let Some(context) = self.context.take() {
+            if let Some(callback) = self.on_completion.take() {
+                self.header.set_on_completion(callback);
+            }
+            let (header, timeout) = (self.header.clone(), self.timeout);
+            self.shared.enqueue(QueuedTask { header, context, timeout, body });
+        }
+        handle
+    }
+
+    /// Passes the work to `submit` instead of the queue. It is to submit the work after the
+    /// response, with the reservation that it gets.
+    #[cfg_attr(not(feature = "after-response"), allow(dead_code, reason = "for `after_response`"))]
+    pub(crate) fn after_response(mut self, submit: impl FnOnce(Self, TaskBody) + Send + 'static) -> Self {
+        self.after_response = Some(Box::new(submit));
+        self
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        if self.context.take().is_some() {
+            let was_reserved = self.shared.skip(self.header.id);
+            if let Some(callback) = self.on_completion.take() {
+                run_callback(callback, if was_reserved { Completion::Skipped } else { Completion::Cancelled });
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Reservation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reservation").field("id", &self.header.id).field("name", &self.header.name).finish()
+    }
+}
+
+/// A handle to a submitted task. Dropping it has no effect on the task.
+#[derive(Clone)]
+pub struct TaskHandle {
+    shared: Arc<Shared>,
+    id: u64,
+}
+
+impl TaskHandle {
+    /// Returns the id of the task, unique within its background.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Cancels the task. Returns `false` if the task is complete.
+    ///
+    /// A task that has not started never runs; its work is dropped before this method returns. A
+    /// running future is dropped at its next `.await`. In a running closure
+    /// [`cancelled`](super::cancelled) becomes `true`. The task is counted as cancelled and not
+    /// reported as a failure.
+    pub fn cancel(&self) -> bool {
+        self.shared.cancel(self.id)
+    }
+
+    /// Returns `true` if the background of the task [is closed](Background::is_closed).
+    pub fn is_background_closed(&self) -> bool {
+        self.shared.is_closed()
+    }
+}
+
+impl fmt::Debug for TaskHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TaskHandle").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+/// The return value of a task: `()`, or a `Result<(), E>` whose error fails the task.
+///
+/// The [`TaskFailure`](super::TaskFailure) contains the alternate form of the error (`{:#}`), in
+/// which error reporting crates print the chain of causes.
+#[diagnostic::on_unimplemented(
+    message = "a task returns `()` or `Result<(), E>` where `E: Display`, not `{Self}`",
+    note = "end the work with `;`, or discard its value with `.map(drop)`"
+)]
+pub trait TaskOutput: sealed::Sealed {
+    #[doc(hidden)]
+    fn into_result(self) -> Result<(), String>;
+}
+
+impl TaskOutput for () {
+    fn into_result(self) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+impl<E: fmt::Display> TaskOutput for Result<(), E> {
+    fn into_result(self) -> Result<(), String> {
+        self.map_err(|error| format!("{error:#}"))
+    }
+}
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for () {}
+    impl<E> Sealed for Result<(), E> {}
 }

@@ -1,36 +1,75 @@
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use http::Method;
 
-/// A thread was held for too long: what [`on_blocking`](super::BlockingDetectorLayer::on_blocking) is told.
+/// A report that a service blocked the thread for longer than the threshold, passed to
+/// [`on_blocking`](super::BlockingDetectorLayer::on_blocking).
 #[derive(Debug, Clone, Copy)]
 pub struct Blocked<'a> {
     pub(super) route: &'a str,
     pub(super) method: Option<&'a Method>,
-    pub(super) held: Duration,
-    pub(super) poll: u64,
+    pub(super) step: Step,
+    pub(super) duration: Duration,
+}
+
+/// A step of a request that occupies the thread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Step {
+    /// The service's `call`.
+    Call,
+    /// A poll of the response future, counted from 1.
+    Poll(u64),
 }
 
 impl<'a> Blocked<'a> {
-    /// Whose work held the thread. See [the name of a route](super#the-name-of-a-route).
+    /// Returns the name of the route. See [the name of a route](super#the-name-of-a-route).
     ///
-    /// May be the path as the client sent it: as a metric's label it wants a bound.
+    /// It may be the path as the client sent it. Limit the number of different values before you
+    /// use it as the label of a metric.
     pub fn route(&self) -> &'a str {
         self.route
     }
 
-    /// The request's method, if it is an HTTP request and the layer looks at its head or path.
+    /// Returns the method of an HTTP request, if the layer names requests by head or path.
     pub fn method(&self) -> Option<&'a Method> {
         self.method
     }
 
-    /// For how long.
-    pub fn held(&self) -> Duration {
-        self.held
+    /// Returns the step that blocked the thread.
+    pub fn step(&self) -> Step {
+        self.step
     }
 
-    /// Which poll of the future it was, from 1; 0 is the service's `call`.
-    pub fn poll(&self) -> u64 {
-        self.poll
+    /// Returns how long the thread was blocked.
+    pub fn duration(&self) -> Duration {
+        self.duration
+    }
+}
+
+impl Step {
+    pub(super) fn next(self) -> Self {
+        match self {
+            Self::Call => Self::Poll(1),
+            Self::Poll(number) => Self::Poll(number + 1),
+        }
+    }
+
+    /// Returns 0 for `call` and the number of a poll otherwise.
+    #[cfg(feature = "tracing")]
+    pub(super) fn number(self) -> u64 {
+        match self {
+            Self::Call => 0,
+            Self::Poll(number) => number,
+        }
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Call => f.write_str("call"),
+            Self::Poll(number) => write!(f, "poll {number}"),
+        }
     }
 }

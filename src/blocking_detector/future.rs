@@ -9,15 +9,16 @@ use pin_project_lite::pin_project;
 use super::watch::Watch;
 
 pin_project! {
-    /// The future of [`BlockingDetector`](super::BlockingDetector).
+    /// Response future of [`BlockingDetector`](super::BlockingDetector).
     ///
     /// # Panics
     ///
-    /// As the inner future does. A poll that panics is reported as any other.
+    /// If the inner future panics. A poll that panics is measured like any other.
     ///
     /// # Cancel safety
     ///
     /// That of the inner future.
+    #[must_use = "futures do nothing unless polled"]
     pub struct ResponseFuture<F> {
         #[pin]
         future: F,
@@ -36,7 +37,7 @@ impl<F: Future> Future for ResponseFuture<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        this.watch.over(|| this.future.poll(cx))
+        this.watch.measure(|| this.future.poll(cx))
     }
 }
 

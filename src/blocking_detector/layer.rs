@@ -2,10 +2,15 @@ use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use tower_layer::Layer;
 
-use super::{Blocked, BlockingDetector, ByHead, ByPath, ByRequest, Fixed, watch::Settings};
-use crate::head::Head;
+use super::{
+    blocked::Blocked,
+    naming::{ByPath, FixedName, RouteFn},
+    service::BlockingDetector,
+    watch::Settings,
+};
+use crate::request_head::{OfHead, OfRequest, RequestHead};
 
-/// Says which of the services it wraps hold the thread for too long.
+/// Reports the services that block the thread for longer than a threshold.
 ///
 /// See the [module docs](self::super).
 #[derive(Debug, Clone)]
@@ -14,14 +19,16 @@ pub struct BlockingDetectorLayer<N = ByPath> {
     naming: N,
 }
 
-/// See [`BlockingDetectorLayer::threshold`].
-const THRESHOLD: Duration = Duration::from_millis(10);
+/// The default of [`BlockingDetectorLayer::threshold`].
+const DEFAULT_THRESHOLD: Duration = Duration::from_millis(10);
 
 impl BlockingDetectorLayer {
-    /// Names HTTP requests by axum's matched path or by the path, and reports what takes more than 10 ms.
+    /// Creates a layer that reports what takes longer than 10 ms, and names HTTP requests by axum's
+    /// matched path or by their path.
+    #[must_use]
     pub fn new() -> Self {
         let settings = Settings {
-            threshold: THRESHOLD,
+            threshold: DEFAULT_THRESHOLD,
             on_blocking: None,
             #[cfg(feature = "metrics")]
             labels: Arc::default(),
@@ -31,12 +38,14 @@ impl BlockingDetectorLayer {
 }
 
 impl<N> BlockingDetectorLayer<N> {
-    /// What takes longer is reported. Default: 10 ms.
+    /// Sets the duration above which `call` or a poll is reported. Default: 10 ms.
     ///
-    /// The rule of thumb for async code is [10 to 100 µs between two awaits][blocking], and `tokio-metrics` calls a poll
-    /// [slow from 50 µs][slow] on. So little is hardly worth a warning: a hop to a pool and back costs tens of microseconds,
-    /// and a thread can be off its core for some milliseconds just because others want it. What stands out at 10 ms blocks;
-    /// every other request on that thread notices it, and offloading it pays. Lower it on a quiet machine to find the rest.
+    /// The rule of thumb for async code is [10 to 100 µs between two awaits][blocking], and
+    /// `tokio-metrics` calls a poll [slow from 50 µs][slow] on. Such short polls do not justify a
+    /// warning: a hop to a pool and back costs tens of microseconds, and the operating system can
+    /// preempt a thread for some milliseconds. Above 10 ms every other task on the thread is
+    /// delayed noticeably, and offloading pays. Use a lower threshold on a quiet machine to find
+    /// more.
     ///
     /// [blocking]: https://ryhl.io/blog/async-what-is-blocking/
     /// [slow]: https://docs.rs/tokio-metrics/latest/tokio_metrics/struct.TaskMonitor.html#associatedconstant.DEFAULT_SLOW_POLL_THRESHOLD
@@ -46,10 +55,11 @@ impl<N> BlockingDetectorLayer<N> {
         self
     }
 
-    /// Told of each report, with or without the features `tracing` and `metrics`. A second one replaces the first.
+    /// Sets a callback for reports, in addition to the features `tracing` and `metrics`. A later
+    /// call replaces the callback.
     ///
-    /// It runs on the thread that was held, which it holds for longer: hand the report on, or count it. Its panic is caught
-    /// and goes no further than the panic hook.
+    /// The callback runs on the blocked thread and blocks it further, so send the report elsewhere
+    /// or count it. A panic of the callback is caught.
     #[must_use]
     pub fn on_blocking<F>(mut self, callback: F) -> Self
     where
@@ -60,39 +70,40 @@ impl<N> BlockingDetectorLayer<N> {
         self
     }
 
-    /// Names every request the same, HTTP or not: for a service that does one thing.
+    /// Gives every request the same name, HTTP or not.
     #[must_use]
-    pub fn named(self, name: impl Into<Arc<str>>) -> BlockingDetectorLayer<Fixed> {
-        BlockingDetectorLayer { settings: self.settings, naming: Fixed::new(name.into()) }
+    pub fn named(self, name: impl Into<Arc<str>>) -> BlockingDetectorLayer<FixedName> {
+        BlockingDetectorLayer { settings: self.settings, naming: FixedName::new(name.into()) }
     }
 
-    /// Names HTTP requests by their head. The closure runs for every request, whether it blocks or not: an allocation in
-    /// it is one for each request.
+    /// Names HTTP requests with a closure. It runs for every request, whether or not that blocks.
     ///
     /// ```
     /// use tower_offload::blocking_detector::BlockingDetectorLayer;
     ///
     /// let layer = BlockingDetectorLayer::new()
-    ///     .route(|head| if head.uri().path().starts_with("/admin/") { "admin" } else { "public" });
-    /// # let _: axum::Router = axum::Router::new().route("/", axum::routing::get(async || "")).layer(layer);
+    ///     .route(|head| if head.uri().path().starts_with("/admin/") { "admin" } else { "other" });
+    /// # use axum::{Router, routing::get};
+    /// # let _: Router = Router::new().route("/", get(async || "")).layer(layer);
     /// ```
     #[must_use]
-    pub fn route<F, T>(self, route: F) -> BlockingDetectorLayer<ByHead<F>>
+    pub fn route<F, T>(self, route: F) -> BlockingDetectorLayer<RouteFn<OfHead<F>>>
     where
-        F: Fn(&Head<'_>) -> T + Send + Sync + 'static,
+        F: Fn(&RequestHead<'_>) -> T + Send + Sync + 'static,
         T: Into<Cow<'static, str>>,
     {
-        BlockingDetectorLayer { settings: self.settings, naming: ByHead::new(route) }
+        BlockingDetectorLayer { settings: self.settings, naming: RouteFn::new(OfHead::new(route)) }
     }
 
-    /// As [`route`](Self::route), for requests that are not HTTP: `.route_request(|request: &MyRequest| ..)`.
+    /// Like [`route`](Self::route), for requests that are not HTTP:
+    /// `.route_request(|request: &MyRequest| ..)`.
     #[must_use]
-    pub fn route_request<F, T, Req>(self, route: F) -> BlockingDetectorLayer<ByRequest<F>>
+    pub fn route_request<F, T, Req>(self, route: F) -> BlockingDetectorLayer<RouteFn<OfRequest<F>>>
     where
         F: Fn(&Req) -> T + Send + Sync + 'static,
         T: Into<Cow<'static, str>>,
     {
-        BlockingDetectorLayer { settings: self.settings, naming: ByRequest::new(route) }
+        BlockingDetectorLayer { settings: self.settings, naming: RouteFn::new(OfRequest::new(route)) }
     }
 }
 

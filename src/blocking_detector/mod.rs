@@ -1,16 +1,18 @@
-//! Finds the handlers that block the event loop.
+//! A layer that finds handlers which block the event loop.
 //!
-//! [`BlockingDetectorLayer`] measures how long the inner service's `call`, and each single poll of its future, held the
-//! thread. When one of them took longer than a [threshold](BlockingDetectorLayer::threshold) it says so, and names the
-//! route. It changes nothing else: readiness, response, error, body and panics pass through.
+//! [`BlockingDetectorLayer`] measures how long the inner service's `call`, and each poll of its
+//! future, occupies the thread. If that takes longer than a
+//! [threshold](BlockingDetectorLayer::threshold), it reports the name of the route. It changes
+//! nothing else: readiness, response, error, body and panics pass through.
 //!
 //! ```
 //! use axum::{Router, routing::get};
 //! use tower_offload::blocking_detector::BlockingDetectorLayer;
 //!
+//! // Emits a warning with feature `tracing`, a counter and a histogram with feature `metrics`.
 //! let app: Router = Router::new()
 //!     .route("/users/{id}", get(async || "a user"))
-//!     .layer(BlockingDetectorLayer::new()); // features `tracing` and `metrics`: a warning, a counter, a histogram
+//!     .layer(BlockingDetectorLayer::new());
 //! # let _ = app;
 //! ```
 //!
@@ -29,87 +31,99 @@
 //!         BlockingDetectorLayer::new()
 //!             .threshold(Duration::from_millis(1))
 //!             .named("resize")
-//!             .on_blocking(move |blocked| drop(reports.send((blocked.route().to_owned(), blocked.held())))),
+//!             .on_blocking(move |blocked| {
+//!                 let report = (blocked.route().to_owned(), blocked.duration());
+//!                 reports.send(report).unwrap_or_default();
+//!             }),
 //!     )
 //!     .service(service_fn(async |()| {
-//!         thread::sleep(Duration::from_millis(2)); // stands for work that blocks
+//!         thread::sleep(Duration::from_millis(2)); // in place of work that blocks
 //!         Ok::<_, Infallible>(())
 //!     }));
 //! service.oneshot(()).await.unwrap();
-//! let (route, held) = reported.try_recv().unwrap();
-//! assert!(route == "resize" && held >= Duration::from_millis(2));
+//! let (route, duration) = reported.try_recv().unwrap();
+//! assert!(route == "resize" && duration >= Duration::from_millis(2));
 //! # }
 //! ```
 //!
 //! # What to do with a report
 //!
-//! Offload what it names: that route alone, with [`OffloadLayer::filter`](crate::OffloadLayer::filter), with a
+//! Offload the route: with [`OffloadLayer::filter`](crate::OffloadLayer::filter), with
 //! `Router::route_layer` on a router of such routes, or as a sync function with
-//! [`axum::blocking`](https://docs.rs/tower-offload/latest/tower_offload/axum/fn.blocking.html). The detector goes outside
-//! of the [`OffloadLayer`](crate::OffloadLayer) and then is silent about it; inside, it would watch the pool's threads,
-//! where blocking is what they are for.
+//! [`axum::blocking`](https://docs.rs/tower-offload/latest/tower_offload/axum/fn.blocking.html).
+//! Put the detector outside of the [`OffloadLayer`](crate::OffloadLayer), where it measures the
+//! event loop. Inside, it would measure the threads of the pool, which may be blocked.
 //!
 //! # When not to use it
 //!
-//! To profile: it says which route and for how long, not where in the code. On a machine that is out of processor time it
-//! says too much: what it measures is time on the clock, and a thread that the system took off its core in the middle of
-//! a poll was held, too, through no fault of the handler. Look for routes that come up again and again.
+//! It is not a profiler: it reports a route and a duration, not a position in the code. It measures
+//! wall-clock time, so on a machine that is short of processor time it also reports polls during
+//! which the operating system ran another thread. Look for routes that are reported repeatedly.
 //!
-//! It does not see
+//! It does not measure
 //!
-//! * response bodies, which the HTTP implementation polls, and request bodies, unless the handler reads them;
-//! * tasks that the handler spawned, and what it moved to other threads;
+//! * response bodies, which the HTTP implementation polls, and request bodies that the handler does
+//!   not read;
+//! * tasks that the handler spawns, and work that it moves to other threads;
 //! * `poll_ready`, and the drop of the future;
-//! * many short polls that add up: each is measured alone, for between two of them others have their turn.
+//! * the sum of many short polls: each poll is measured alone, since other tasks can run between
+//!   two of them.
 //!
 //! # The name of a route
 //!
-//! | stack | route | in a metric's label |
+//! | layer or stack | route | label |
 //! |---|---|---|
-//! | axum, with feature `axum` | `MatchedPath`, as `/users/{id}` | the same |
-//! | other HTTP; axum's fallback; tonic: `/package.Service/Method` | the path, without the query | the first 100 that a layer sees, if no longer than 256 bytes; else `other` |
-//! | [`route`](BlockingDetectorLayer::route), [`route_request`](BlockingDetectorLayer::route_request) | what the closure says | as above |
-//! | [`named`](BlockingDetectorLayer::named) | that name | the same |
+//! | axum, with feature `axum` | `MatchedPath`, such as `/users/{id}` | the route |
+//! | other HTTP, and axum's fallback | the path, without the query | limited |
+//! | tonic | the path: `/package.Service/Method` | limited |
+//! | [`route`], [`route_request`] | the result of the closure | limited |
+//! | [`named`] | the given name | the route |
 //!
-//! `Router::layer` and `Router::route_layer` both see the matched path, also that of nested routers, except for requests that
-//! no route matches (only `Router::layer` sees those at all). A layer around a whole router, as in
-//! `ServiceBuilder::new().layer(..).service(router)` or outside of `nest_service`, runs before that router has matched, and
-//! sees the path.
+//! A limited label of a metric is the route for the first 100 routes that a layer sees, up to 256
+//! bytes each, and `other` for all later ones.
+//!
+//! [`named`]: BlockingDetectorLayer::named
+//! [`route`]: BlockingDetectorLayer::route
+//! [`route_request`]: BlockingDetectorLayer::route_request
+//!
+//! `Router::layer` and `Router::route_layer` both see the matched path, also that of nested
+//! routers, except for requests that match no route (only `Router::layer` sees those). A layer
+//! around a whole router, such as `ServiceBuilder::new().layer(..).service(router)` or one outside
+//! of `nest_service`, runs before the router matches, so it sees the path.
 //!
 //! # Observability
 //!
-//! Feature `tracing`: one event for each report, `thread blocked`, level warn, with the fields `route`, `method` (HTTP only),
-//! `held_seconds` and `poll` (0 for `call`, then 1, 2, ..). Feature `metrics`, both with the label `route`:
+//! Feature `tracing` emits one event for each report: `thread blocked`, level warn, with the fields
+//! `route`, `method` (HTTP only), `held_seconds` and `poll` (0 for `call`, then 1, 2, ..). Feature
+//! `metrics` records two metrics with the label `route`:
 //!
-//! | metric | kind | what it counts |
+//! | metric | kind | value |
 //! |---|---|---|
 //! | `offload_blocking_total` | counter | reports |
-//! | `offload_blocking_seconds` | histogram | how long the thread was held, one for each report |
+//! | `offload_blocking_seconds` | histogram | duration of each report |
 //!
-//! Without any of these features there is still [`on_blocking`](BlockingDetectorLayer::on_blocking).
+//! [`on_blocking`](BlockingDetectorLayer::on_blocking) needs neither feature.
 //!
 //! # Cost
 //!
-//! Two readings of the clock for `call` and for each poll, and for each request two reference counts (the layer's settings, the
-//! name of the route). No allocation unless there is something to report, or the method is a long one of the client's own, but for what a closure of
-//! [`route`](BlockingDetectorLayer::route) allocates.
+//! The clock is read twice for `call` and for each poll, and each request clones two
+//! reference-counted pointers (the layer's settings and the name of the route). The layer allocates
+//! only to report, and to copy a method that is not one of the standard methods. A closure given to
+//! [`route`](BlockingDetectorLayer::route) may allocate for each request.
 
 mod blocked;
 mod future;
 #[cfg(feature = "metrics")]
 mod labels;
 mod layer;
-mod name;
 mod naming;
 mod service;
 mod watch;
 
 pub use self::{
-    blocked::Blocked,
+    blocked::{Blocked, Step},
     future::ResponseFuture,
     layer::BlockingDetectorLayer,
-    name::Name,
-    naming::{ByHead, ByPath, ByRequest, Fixed, Naming},
+    naming::{ByPath, FixedName, Name, Naming, RouteFn},
     service::BlockingDetector,
 };
-pub use crate::head::Head;

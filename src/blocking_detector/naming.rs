@@ -1,113 +1,141 @@
-use std::{borrow::Cow, fmt, sync::Arc};
+use std::{borrow::Cow, sync::Arc};
 
-use http::Request;
+use http::{Method, Request, uri::PathAndQuery};
 
-use super::Name;
-use crate::head::Head;
+use crate::request_head::{RequestHead, View};
 
-/// How a layer names requests.
+/// Names the requests of type `Req`.
 ///
-/// Chosen by the methods of [`BlockingDetectorLayer`](super::BlockingDetectorLayer); there is no need to implement it.
+/// The methods of [`BlockingDetectorLayer`](super::BlockingDetectorLayer) choose the
+/// implementation. The trait is sealed; it is public so that a function which returns a layer can
+/// name it as a bound.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot name requests of type `{Req}`",
-    note = "the default, and `.route(..)`, look at the head of an `http::Request`",
+    note = "the default, and `.route(..)`, read the head of an `http::Request`",
     note = "for other requests use `.named(\"..\")` or `.route_request(|request: &MyRequest| ..)`"
 )]
-pub trait Naming<Req>: Clone + Send + Sync + 'static {
-    /// Reads the name before the request goes to the service.
+pub trait Naming<Req>: Clone + Send + Sync + sealed::Sealed {
+    /// Returns the name of the request.
     fn name(&self, request: &Req) -> Name;
 }
 
-/// By axum's matched path, else by the path: the default.
+mod sealed {
+    pub trait Sealed {}
+}
+
+/// Names HTTP requests by axum's matched path if there is one, otherwise by their path. The default
+/// of a layer.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ByPath;
 
+impl sealed::Sealed for ByPath {}
+
 impl<B> Naming<Request<B>> for ByPath {
     fn name(&self, request: &Request<B>) -> Name {
-        Name::by_path(&Head::new(request))
+        Name::by_path(&RequestHead::new(request))
     }
 }
 
-/// Made by [`BlockingDetectorLayer::named`](super::BlockingDetectorLayer::named).
+/// Gives all requests one name. Created by
+/// [`BlockingDetectorLayer::named`](super::BlockingDetectorLayer::named).
 #[derive(Debug, Clone)]
-pub struct Fixed {
+pub struct FixedName {
     name: Arc<str>,
 }
 
-impl Fixed {
+impl FixedName {
     pub(super) fn new(name: Arc<str>) -> Self {
         Self { name }
     }
 }
 
-impl<Req> Naming<Req> for Fixed {
+impl sealed::Sealed for FixedName {}
+
+impl<Req> Naming<Req> for FixedName {
     fn name(&self, _: &Req) -> Name {
-        Name::fixed(self.name.clone())
+        Name { route: Route::Fixed(self.name.clone()), method: None }
     }
 }
 
-/// Made by [`BlockingDetectorLayer::route`](super::BlockingDetectorLayer::route).
-pub struct ByHead<F> {
-    route: Arc<F>,
+/// Names requests with a closure. Created by
+/// [`BlockingDetectorLayer::route`](super::BlockingDetectorLayer::route) and
+/// [`route_request`](super::BlockingDetectorLayer::route_request).
+#[derive(Debug, Clone)]
+pub struct RouteFn<V> {
+    route: V,
 }
 
-impl<F> ByHead<F> {
-    pub(super) fn new(route: F) -> Self {
-        Self { route: Arc::new(route) }
+impl<V> RouteFn<V> {
+    pub(super) fn new(route: V) -> Self {
+        Self { route }
     }
 }
 
-impl<F, T, B> Naming<Request<B>> for ByHead<F>
+impl<V> sealed::Sealed for RouteFn<V> {}
+
+impl<V, Req> Naming<Req> for RouteFn<V>
 where
-    F: Fn(&Head<'_>) -> T + Send + Sync + 'static,
-    T: Into<Cow<'static, str>>,
-{
-    fn name(&self, request: &Request<B>) -> Name {
-        Name::given((self.route)(&Head::new(request)).into(), Some(request.method().clone()))
-    }
-}
-
-impl<F> Clone for ByHead<F> {
-    fn clone(&self) -> Self {
-        Self { route: self.route.clone() }
-    }
-}
-
-impl<F> fmt::Debug for ByHead<F> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ByHead").finish_non_exhaustive()
-    }
-}
-
-/// Made by [`BlockingDetectorLayer::route_request`](super::BlockingDetectorLayer::route_request).
-pub struct ByRequest<F> {
-    route: Arc<F>,
-}
-
-impl<F> ByRequest<F> {
-    pub(super) fn new(route: F) -> Self {
-        Self { route: Arc::new(route) }
-    }
-}
-
-impl<F, T, Req> Naming<Req> for ByRequest<F>
-where
-    F: Fn(&Req) -> T + Send + Sync + 'static,
-    T: Into<Cow<'static, str>>,
+    V: View<Req, Output: Into<Cow<'static, str>>>,
 {
     fn name(&self, request: &Req) -> Name {
-        Name::given((self.route)(request).into(), None)
+        let method = self.route.head(request).map(|head| head.method().clone());
+        Name { route: Route::Closure(self.route.view(request).into()), method }
     }
 }
 
-impl<F> Clone for ByRequest<F> {
-    fn clone(&self) -> Self {
-        Self { route: self.route.clone() }
-    }
+/// The name of a request. Created by a [`Naming`].
+///
+/// It is created for every request, but read only for requests that block. It therefore holds cheap
+/// clones instead of text.
+#[derive(Debug)]
+pub struct Name {
+    route: Route,
+    method: Option<Method>,
 }
 
-impl<F> fmt::Debug for ByRequest<F> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ByRequest").finish_non_exhaustive()
+#[derive(Debug)]
+enum Route {
+    Fixed(Arc<str>),
+    Closure(Cow<'static, str>),
+    #[cfg(feature = "axum")]
+    Matched(::axum::extract::MatchedPath),
+    /// `None` for a target without a path, such as that of `CONNECT`.
+    Path(Option<PathAndQuery>),
+}
+
+impl Name {
+    fn by_path(head: &RequestHead<'_>) -> Self {
+        let method = Some(head.method().clone());
+        #[cfg(feature = "axum")]
+        if let Some(matched) = head.extensions().get::<::axum::extract::MatchedPath>() {
+            return Self { route: Route::Matched(matched.clone()), method };
+        }
+        Self { route: Route::Path(head.uri().path_and_query().cloned()), method }
+    }
+
+    pub(super) fn route(&self) -> &str {
+        match &self.route {
+            Route::Fixed(name) => name,
+            Route::Closure(route) => route,
+            #[cfg(feature = "axum")]
+            Route::Matched(matched) => matched.as_str(),
+            Route::Path(path) => path.as_ref().map_or("", PathAndQuery::path),
+        }
+    }
+
+    pub(super) fn method(&self) -> Option<&Method> {
+        self.method.as_ref()
+    }
+
+    /// Returns `true` if clients cannot make up further names, so that the name can be a label
+    /// without a limit.
+    #[cfg(feature = "metrics")]
+    pub(super) fn is_bounded(&self) -> bool {
+        match self.route {
+            Route::Fixed(_) => true,
+            #[cfg(feature = "axum")]
+            Route::Matched(_) => true,
+            Route::Closure(_) | Route::Path(_) => false,
+        }
     }
 }

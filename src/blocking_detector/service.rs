@@ -6,13 +6,15 @@ use std::{
 use tower_service::Service;
 
 use super::{
-    ByPath, Naming, ResponseFuture,
+    future::ResponseFuture,
+    naming::{ByPath, Naming},
     watch::{Settings, Watch},
 };
 
-/// Says when the inner service holds the thread for too long.
+/// Reports when the inner service blocks the thread.
 ///
-/// See the [module docs](self::super). Made by [`BlockingDetectorLayer`](super::BlockingDetectorLayer).
+/// Created by [`BlockingDetectorLayer`](super::BlockingDetectorLayer). See the [module
+/// docs](self::super).
 #[derive(Debug, Clone)]
 pub struct BlockingDetector<S, N = ByPath> {
     inner: S,
@@ -25,17 +27,17 @@ impl<S, N> BlockingDetector<S, N> {
         Self { inner, settings, naming }
     }
 
-    /// The inner service.
+    /// Returns a reference to the inner service.
     pub fn get_ref(&self) -> &S {
         &self.inner
     }
 
-    /// The inner service.
+    /// Returns a mutable reference to the inner service.
     pub fn get_mut(&mut self) -> &mut S {
         &mut self.inner
     }
 
-    /// The inner service.
+    /// Returns the inner service.
     pub fn into_inner(self) -> S {
         self.inner
     }
@@ -50,14 +52,14 @@ where
     type Error = S::Error;
     type Future = ResponseFuture<S::Future>;
 
-    /// Drives the inner service to ready.
+    /// Polls the inner service.
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         self.inner.poll_ready(cx)
     }
 
     fn call(&mut self, request: Req) -> Self::Future {
         let mut watch = Watch::new(self.settings.clone(), self.naming.name(&request));
-        let future = watch.over(|| self.inner.call(request));
+        let future = watch.measure(|| self.inner.call(request));
         ResponseFuture::new(future, watch)
     }
 }

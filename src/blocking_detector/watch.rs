@@ -4,10 +4,13 @@ use tokio::time::Instant;
 
 #[cfg(feature = "metrics")]
 use super::labels::Labels;
-use super::{Blocked, Name};
+use super::{
+    blocked::{Blocked, Step},
+    naming::Name,
+};
 use crate::panic::{catch_unwind, ignore_panic};
 
-/// What a layer hands to each request.
+/// The settings of a layer, shared with its services and requests.
 #[derive(Clone)]
 pub(super) struct Settings {
     pub(super) threshold: Duration,
@@ -18,43 +21,46 @@ pub(super) struct Settings {
 
 pub(super) type Callback = Arc<dyn Fn(&Blocked<'_>) + Send + Sync>;
 
-/// Measures what one request does to the thread.
+/// Measures the steps of one request.
 pub(super) struct Watch {
     settings: Arc<Settings>,
     name: Name,
-    /// Of the next poll; 0 is `call`.
-    poll: u64,
+    /// The step that is measured next.
+    step: Step,
 }
 
 impl Watch {
     pub(super) fn new(settings: Arc<Settings>, name: Name) -> Self {
-        Self { settings, name, poll: 0 }
+        Self { settings, name, step: Step::Call }
     }
 
-    /// Runs `call` or a poll. One that panics is measured too, and its panic goes on.
-    pub(super) fn over<T>(&mut self, work: impl FnOnce() -> T) -> T {
+    /// Runs one step and reports it if it takes too long. A step that panics is measured too; its
+    /// panic is resumed.
+    pub(super) fn measure<T>(&mut self, work: impl FnOnce() -> T) -> T {
         let start = Instant::now();
         let result = catch_unwind(work);
-        let held = start.elapsed();
-        let poll = self.poll;
-        self.poll += 1;
-        if held > self.settings.threshold {
-            self.report(poll, held);
+        let duration = start.elapsed();
+        let step = self.step;
+        self.step = step.next();
+        if duration > self.settings.threshold {
+            self.report(step, duration);
         }
         result.unwrap_or_else(|payload| resume_unwind(payload))
     }
 
+    /// Panics of subscriber, recorder and callback are caught, so that the response does not depend
+    /// on them.
     #[cold]
-    fn report(&self, poll: u64, held: Duration) {
-        let blocked = Blocked { route: self.name.route(), method: self.name.method(), held, poll };
+    fn report(&self, step: Step, duration: Duration) {
+        let blocked = Blocked { route: self.name.route(), method: self.name.method(), step, duration };
         #[cfg(feature = "tracing")]
         ignore_panic(|| {
             tracing::event!(
                 tracing::Level::WARN,
                 route = blocked.route,
                 method = blocked.method.map(http::Method::as_str),
-                held_seconds = held.as_secs_f64(),
-                poll,
+                held_seconds = duration.as_secs_f64(),
+                poll = step.number(),
                 "thread blocked"
             );
         });
@@ -64,10 +70,10 @@ impl Watch {
             let label = if bounded { blocked.route } else { self.settings.labels.bounded(blocked.route) };
             let labels = [("route", label.to_owned())];
             metrics::counter!("offload_blocking_total", &labels).increment(1);
-            metrics::histogram!("offload_blocking_seconds", &labels).record(held);
+            metrics::histogram!("offload_blocking_seconds", &labels).record(duration);
         });
         if let Some(on_blocking) = &self.settings.on_blocking {
-            ignore_panic(|| on_blocking(&blocked)); // a response must not depend on any of these
+            ignore_panic(|| on_blocking(&blocked));
         }
     }
 }

@@ -1,11 +1,18 @@
+//! Admission of calls to a layer: the limit on calls in flight, and the handling of calls while
+//! there is no capacity.
+//!
+//! An admitted call holds two permits: one of the layer, until its work ends, and one of the pool's
+//! queue, until its first poll. They are always acquired in this order.
+
 use std::{
+    fmt,
     future::poll_fn,
-    pin::pin,
+    pin::{Pin, pin},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
-    task::Poll,
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -14,88 +21,75 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
 };
 
-use crate::panic::{catch_unwind, drop_payload};
-use crate::pool::{
-    Admitted, CallError, Pool, Priority, QueuePermit,
-    call::{CurrentCall, LayerPermit},
+use crate::{
+    panic::{catch_unwind, drop_payload},
+    pool::{
+        Admitted, CallError, Pool, Priority, QueuePermit,
+        call::{CurrentCall, LayerPermit},
+    },
 };
 
-/// The most calls that wait for a place at once, unless told otherwise; as many as wait in a pool's queue.
-const DEFAULT_MAX_WAITING: usize = 1024;
+/// Options of a [`Limiter`].
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    /// The maximum number of calls in flight. `None`: no limit.
+    pub(super) max_in_flight: Option<usize>,
+    pub(super) mode: Mode,
+    /// The maximum number of calls that wait in mode `Wait`.
+    pub(super) max_waiting: usize,
+}
 
-/// How a layer lets calls in. Lives in the layer, not in its services: axum clones a layer for each route and a service
-/// for each request, and all of them share one bound.
+/// Handling of a call while there is no capacity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mode {
+    /// It is rejected at once.
+    Reject,
+    /// It waits up to this duration and is then rejected.
+    Wait(Duration),
+    /// It is not made: `poll_ready` stays pending.
+    Backpressure,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        // 1024 is also the default capacity of a pool's queue.
+        Self { max_in_flight: None, mode: Mode::Reject, max_waiting: 1024 }
+    }
+}
+
+/// Admits the calls of a layer.
+///
+/// It belongs to the layer and is shared by the layer's services, because axum clones a layer for
+/// each route and a service for each request, and one limit applies to all of them.
 #[derive(Debug)]
-pub(super) struct Admission {
-    /// `None`: unlimited.
-    places: Option<Arc<Semaphore>>,
-    mode: Mode,
-    max_waiting: usize,
-    /// Calls that wait, in mode `Wait`.
+pub(super) struct Limiter {
+    limits: Limits,
+    /// One permit for each call in flight. `None`: no limit.
+    in_flight: Option<Arc<Semaphore>>,
+    /// The number of [`Waiting`] that exist, at most `limits.max_waiting`.
     waiting: AtomicUsize,
 }
 
-/// What happens when there is no room.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Mode {
-    /// `poll_ready` is pending until there is.
-    Backpressure,
-    /// The call is refused at once.
-    Reject,
-    /// The call waits for so long, then it is refused.
-    Wait(Duration),
-}
-
-impl Admission {
-    pub(super) fn new() -> Self {
-        Self { places: None, mode: Mode::Reject, max_waiting: DEFAULT_MAX_WAITING, waiting: AtomicUsize::new(0) }
+impl Limiter {
+    pub(super) fn new(limits: Limits) -> Self {
+        let in_flight = limits.max_in_flight.map(|calls| Arc::new(Semaphore::new(calls.min(Semaphore::MAX_PERMITS))));
+        Self { limits, in_flight, waiting: AtomicUsize::new(0) }
     }
 
-    pub(super) fn with_mode(&self, mode: Mode) -> Self {
-        Self { places: self.fresh_places(), mode, max_waiting: self.max_waiting, waiting: AtomicUsize::new(0) }
+    pub(super) fn limits(&self) -> Limits {
+        self.limits
     }
 
-    pub(super) fn with_max_in_flight(&self, places: usize) -> Self {
-        let places = Some(Arc::new(Semaphore::new(places.min(Semaphore::MAX_PERMITS))));
-        Self { places, mode: self.mode, max_waiting: self.max_waiting, waiting: AtomicUsize::new(0) }
-    }
-
-    pub(super) fn with_max_waiting(&self, max_waiting: usize) -> Self {
-        Self { places: self.fresh_places(), mode: self.mode, max_waiting, waiting: AtomicUsize::new(0) }
-    }
-
-    /// Options are set before the layer is used, so every place is free.
-    fn fresh_places(&self) -> Option<Arc<Semaphore>> {
-        self.places.as_ref().map(|places| Arc::new(Semaphore::new(places.available_permits())))
-    }
-
-    pub(super) fn mode(&self) -> Mode {
-        self.mode
-    }
-
-    /// `true` if a call made here and now is made within a call of this layer: it shares that one's place, else
-    /// `max_in_flight(1)` would deadlock when nested in itself.
-    fn is_nested(self: &Arc<Self>, outer: Option<&Arc<dyn LayerPermit>>) -> bool {
-        let mut place = outer;
-        while let Some(held) = place {
-            if held.layer() == self.address() {
-                return true;
-            }
-            place = held.outer();
-        }
-        false
-    }
-
-    /// Takes a place and a slot at once or not at all.
-    pub(super) fn admit(self: &Arc<Self>, pool: &Arc<dyn Pool>, priority: Priority) -> Result<Admitted, CallError> {
+    /// Acquires both permits at once or none.
+    pub(super) fn try_admit(self: &Arc<Self>, pool: &Arc<dyn Pool>, priority: Priority) -> Result<Admitted, CallError> {
         let outer = CurrentCall::layer_permit();
-        let place = match &self.places {
-            Some(places) if !self.is_nested(outer.as_ref()) => {
-                // Closed is the better news: a caller that is told to come back later would come in vain.
+        let place = match &self.in_flight {
+            Some(in_flight) if !self.is_held_by(outer.as_ref()) => {
+                // `Closed` takes precedence over `Overloaded`, since a retry would be in vain.
                 if pool.admission().is_closed() {
                     return Err(CallError::Closed);
                 }
-                let permit = places.clone().try_acquire_owned().map_err(|_| CallError::Overloaded)?;
+                let permit = in_flight.clone().try_acquire_owned().map_err(|_| CallError::Overloaded)?;
                 Some(self.hold(permit, outer))
             }
             _ => outer,
@@ -103,8 +97,9 @@ impl Admission {
         Ok(Admitted { queue_permit: QueuePermit::try_acquire(pool, priority)?, layer_permit: place, priority })
     }
 
-    /// Waits for a place, then for a slot, each in the order of arrival. A closed pool is known at once.
-    pub(super) async fn admitted(
+    /// Waits for both permits, for each in the order of arrival. Returns early if the pool is
+    /// closed.
+    async fn admit(
         self: Arc<Self>,
         pool: Arc<dyn Pool>,
         priority: Priority,
@@ -112,9 +107,9 @@ impl Admission {
     ) -> Result<Admitted, CallError> {
         let mut closed = pin!(pool.admission().closed());
         let mut admitted = pin!(async {
-            let place = match &self.places {
-                Some(places) if !self.is_nested(outer.as_ref()) => {
-                    let permit = places.clone().acquire_owned().await.map_err(|_| CallError::Closed)?;
+            let place = match &self.in_flight {
+                Some(in_flight) if !self.is_held_by(outer.as_ref()) => {
+                    let permit = in_flight.clone().acquire_owned().await.map_err(|_| CallError::Closed)?;
                     Some(self.hold(permit, outer.clone()))
                 }
                 _ => outer.clone(),
@@ -128,16 +123,35 @@ impl Admission {
         .await
     }
 
-    /// Counts the call among those that wait for a time, if there is room for one more and a timer to end it.
-    pub(super) fn enter_wait(self: &Arc<Self>) -> Result<Waiting, CallError> {
+    /// Counts a call as waiting.
+    ///
+    /// # Errors
+    ///
+    /// `Overloaded` if `max_waiting` calls are waiting, `NoRuntime` if there is no timer that could
+    /// end the wait.
+    pub(super) fn try_wait(self: &Arc<Self>) -> Result<Waiting, CallError> {
         if Handle::try_current().is_err() {
             return Err(CallError::NoRuntime);
         }
-        let more = |waiting| (waiting < self.max_waiting).then_some(waiting + 1);
+        let more = |waiting| (waiting < self.limits.max_waiting).then_some(waiting + 1);
         match self.waiting.fetch_update(SeqCst, SeqCst, more) {
-            Ok(_) => Ok(Waiting { admission: self.clone(), outer: CurrentCall::layer_permit() }),
+            Ok(_) => Ok(Waiting { limiter: self.clone(), outer: CurrentCall::layer_permit() }),
             Err(_) => Err(CallError::Overloaded),
         }
+    }
+
+    /// Returns `true` if `place`, or a place around it, holds a permit of this limiter.
+    ///
+    /// A call within a call of the same layer shares the outer call's permit. Otherwise a layer
+    /// with `max_in_flight(1)` would deadlock when it is nested in itself.
+    fn is_held_by(self: &Arc<Self>, mut place: Option<&Arc<dyn LayerPermit>>) -> bool {
+        while let Some(held) = place {
+            if held.layer() == self.address() {
+                return true;
+            }
+            place = held.outer();
+        }
+        false
     }
 
     fn hold(
@@ -145,30 +159,50 @@ impl Admission {
         permit: OwnedSemaphorePermit,
         outer: Option<Arc<dyn LayerPermit>>,
     ) -> Arc<dyn LayerPermit> {
-        Arc::new(Held { admission: self.clone(), _permit: permit, outer })
+        Arc::new(InFlightPermit { limiter: self.clone(), _permit: permit, outer })
     }
 
+    /// Identifies the limiter while a permit of it exists.
     fn address(self: &Arc<Self>) -> usize {
         Arc::as_ptr(self).addr()
     }
 }
 
-/// A call that waits to be admitted, counted until it is dropped.
+/// A permit of the layer. The job owns it, not the response future, so a client that hangs up does
+/// not make room for another call while its own still occupies a thread.
+struct InFlightPermit {
+    limiter: Arc<Limiter>,
+    _permit: OwnedSemaphorePermit,
+    outer: Option<Arc<dyn LayerPermit>>,
+}
+
+impl LayerPermit for InFlightPermit {
+    fn layer(&self) -> usize {
+        self.limiter.address()
+    }
+
+    fn outer(&self) -> Option<&Arc<dyn LayerPermit>> {
+        self.outer.as_ref()
+    }
+}
+
+/// A call that waits to be admitted in mode `Wait`. It is counted until it is dropped.
 pub(super) struct Waiting {
-    admission: Arc<Admission>,
+    limiter: Arc<Limiter>,
     outer: Option<Arc<dyn LayerPermit>>,
 }
 
 impl Waiting {
-    pub(super) async fn admitted(
+    /// Waits up to `timeout` for both permits.
+    pub(super) async fn admit(
         self,
         pool: Arc<dyn Pool>,
         priority: Priority,
-        at_most: Duration,
+        timeout: Duration,
     ) -> Result<Admitted, CallError> {
-        let admitted = self.admission.clone().admitted(pool, priority, self.outer.clone());
-        let mut timed = pin!(async { tokio::time::timeout(at_most, admitted).await });
-        // Tokio's timer panics in a runtime that has none, or that shuts down.
+        let admitted = self.limiter.clone().admit(pool, priority, self.outer.clone());
+        let mut timed = pin!(async { tokio::time::timeout(timeout, admitted).await });
+        // Tokio's timer panics in a runtime without time enabled and in one that shuts down.
         poll_fn(|cx| match catch_unwind(|| timed.as_mut().poll(cx)) {
             Ok(polled) => polled.map(|in_time| in_time.unwrap_or(Err(CallError::Overloaded))),
             Err(payload) => {
@@ -182,23 +216,74 @@ impl Waiting {
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        self.admission.waiting.fetch_sub(1, SeqCst);
+        self.limiter.waiting.fetch_sub(1, SeqCst);
     }
 }
 
-/// A place of a layer. The job holds it, not the response future: a client that hangs up frees no thread that is busy.
-struct Held {
-    admission: Arc<Admission>,
-    _permit: OwnedSemaphorePermit,
-    outer: Option<Arc<dyn LayerPermit>>,
+/// The permits that `poll_ready` reserves for `call` in mode `Backpressure`.
+pub(super) struct Backpressure {
+    limiter: Arc<Limiter>,
+    pool: Arc<dyn Pool>,
+    state: Reservation,
 }
 
-impl LayerPermit for Held {
-    fn layer(&self) -> usize {
-        self.admission.address()
+enum Reservation {
+    None,
+    Waiting(Pin<Box<dyn Future<Output = Result<Admitted, CallError>> + Send + Sync>>),
+    /// An error is reported by `call`: with a closed pool `poll_ready` would otherwise stay pending
+    /// forever.
+    Reserved(Result<Admitted, CallError>),
+}
+
+impl Backpressure {
+    pub(super) fn new(limiter: Arc<Limiter>, pool: Arc<dyn Pool>) -> Self {
+        Self { limiter, pool, state: Reservation::None }
     }
 
-    fn outer(&self) -> Option<&Arc<dyn LayerPermit>> {
-        self.outer.as_ref()
+    pub(super) fn poll_reserve(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            self.state = match &mut self.state {
+                Reservation::None => match self.limiter.try_admit(&self.pool, Priority::Normal) {
+                    Err(CallError::Overloaded) => {
+                        let (limiter, pool) = (self.limiter.clone(), self.pool.clone());
+                        Reservation::Waiting(Box::pin(limiter.admit(
+                            pool,
+                            Priority::Normal,
+                            CurrentCall::layer_permit(),
+                        )))
+                    }
+                    reserved => Reservation::Reserved(reserved),
+                },
+                Reservation::Waiting(wait) => Reservation::Reserved(ready!(wait.as_mut().poll(cx))),
+                Reservation::Reserved(_) => return Poll::Ready(()),
+            };
+        }
+    }
+
+    /// Returns the reservation to the call that uses it.
+    ///
+    /// # Panics
+    ///
+    /// If `poll_reserve` has not returned ready since the last call.
+    pub(super) fn take(&mut self) -> Result<Admitted, CallError> {
+        let Reservation::Reserved(reserved) = std::mem::replace(&mut self.state, Reservation::None) else {
+            panic!("`Offload` with `.backpressure()` was called before `poll_ready` returned ready");
+        };
+        // The pool may have been closed after `poll_ready`.
+        if self.pool.admission().is_closed() { Err(CallError::Closed) } else { reserved }
+    }
+}
+
+impl Clone for Backpressure {
+    /// Returns a value without a reservation, since a reservation admits one call.
+    fn clone(&self) -> Self {
+        Self::new(self.limiter.clone(), self.pool.clone())
+    }
+}
+
+impl fmt::Debug for Backpressure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let reserved = matches!(self.state, Reservation::Reserved(_));
+        f.debug_struct("Backpressure").field("reserved", &reserved).finish_non_exhaustive()
     }
 }

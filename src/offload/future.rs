@@ -1,3 +1,5 @@
+//! The two futures of a call: [`Work`] runs on the pool, [`ResponseFuture`] in the caller's task.
+
 use std::{
     fmt,
     marker::PhantomData,
@@ -8,33 +10,39 @@ use std::{
 };
 
 use pin_project_lite::pin_project;
+use tower_service::Service;
 
-use super::Reject;
-use crate::panic::drop_payload;
-use crate::pool::{
-    CallError, Pool,
-    call::{CallFailure, JoinHandle},
+use super::{inspect::Inspect, reject::Reject};
+use crate::{
+    panic::drop_payload,
+    pool::{
+        CallError, Pool,
+        call::{CallFailure, JoinHandle},
+    },
 };
 
 pin_project! {
-    /// The future of [`Offload`](super::Offload).
+    /// Response future of [`Offload`](super::Offload).
     ///
     /// # Panics
     ///
-    /// Resumes the panic of the work, unless the layer was told to
-    /// [`catch_panics`](super::OffloadLayer::catch_panics).
+    /// Polling it resumes the panic of the work, unless the layer
+    /// [catches panics](super::OffloadLayer::catch_panics).
     ///
     /// # Cancel safety
     ///
-    /// Dropped early, work that has not started is dropped too and never runs, work that awaits is dropped on the pool, and work that runs
-    /// can ask [`cancelled`](super::cancelled); unless the layer is [`detached`](super::OffloadLayer::detached).
+    /// Dropping it cancels the call, unless the layer is
+    /// [`detached`](super::OffloadLayer::detached). Work that has not started is dropped and never
+    /// runs. Work that awaits is dropped on the pool. Work that is running can check
+    /// [`cancelled`](crate::cancelled).
+    #[must_use = "futures do nothing unless polled; dropping this one cancels the call"]
     pub struct ResponseFuture<F, Req, X, H>
     where
         F: Future,
     {
         #[pin]
         state: State<F>,
-        answer: Answer<X, H>,
+        fallback: Fallback<X, H>,
         request: PhantomData<fn(Req)>,
     }
 }
@@ -45,26 +53,26 @@ pin_project! {
     where
         F: Future,
     {
-        /// The filter let it through.
-        Direct { #[pin] future: F },
-        Offloaded { handle: JoinHandle<F::Output> },
-        Rejected { rejection: CallError },
+        /// The request runs inline.
+        Inline { #[pin] future: F },
         Waiting { admitted: Pin<Box<dyn Future<Output = Result<JoinHandle<F::Output>, CallError>> + Send>> },
+        Offloaded { handle: JoinHandle<F::Output> },
+        Rejected { error: CallError },
     }
 }
 
-/// How to answer if the pool does not.
-pub(super) struct Answer<X, H> {
+/// How a call is answered that the pool does not carry out.
+pub(super) struct Fallback<X, H> {
     pub(super) reject: X,
-    /// `None` once it was used.
+    /// `None` after it was used.
     pub(super) hint: Option<H>,
     pub(super) pool: Arc<dyn Pool>,
     pub(super) catch_panics: bool,
 }
 
 impl<F: Future, Req, X, H> ResponseFuture<F, Req, X, H> {
-    pub(super) fn new(state: State<F>, answer: Answer<X, H>) -> Self {
-        Self { state, answer, request: PhantomData }
+    pub(super) fn new(state: State<F>, fallback: Fallback<X, H>) -> Self {
+        Self { state, fallback, request: PhantomData }
     }
 }
 
@@ -77,30 +85,31 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
+        let Fallback { reject, hint, pool, catch_panics } = this.fallback;
         loop {
-            match this.state.as_mut().project() {
-                StateProjection::Direct { future } => {
-                    return Poll::Ready(ready!(future.poll(cx)).map_err(|error| this.answer.reject.map_err(error)));
+            let next = match this.state.as_mut().project() {
+                StateProjection::Inline { future } => {
+                    return Poll::Ready(ready!(future.poll(cx)).map_err(|error| reject.map_err(error)));
                 }
+                StateProjection::Waiting { admitted } => match ready!(admitted.as_mut().poll(cx)) {
+                    Ok(handle) => State::Offloaded { handle },
+                    Err(error) => State::Rejected { error },
+                },
                 StateProjection::Offloaded { handle } => match ready!(Pin::new(handle).poll(cx)) {
-                    Ok(result) => return Poll::Ready(result.map_err(|error| this.answer.reject.map_err(error))),
-                    Err(CallFailure::Rejected(rejection)) => this.state.set(State::Rejected { rejection }),
-                    Err(CallFailure::Panicked(payload)) if this.answer.catch_panics => {
+                    Ok(result) => return Poll::Ready(result.map_err(|error| reject.map_err(error))),
+                    Err(CallFailure::Rejected(error)) => State::Rejected { error },
+                    Err(CallFailure::Panicked(payload)) if *catch_panics => {
                         drop_payload(payload);
-                        this.state.set(State::Rejected { rejection: CallError::Panicked });
+                        State::Rejected { error: CallError::Panicked }
                     }
                     Err(CallFailure::Panicked(payload)) => resume_unwind(payload),
                 },
-                StateProjection::Rejected { rejection } => {
-                    let Answer { reject, hint, pool, .. } = this.answer;
-                    let hint = hint.take().expect("the future of an offloaded call is not polled after it ended");
-                    return Poll::Ready(reject.reject(hint, *rejection, pool.expected_wait()));
+                StateProjection::Rejected { error } => {
+                    let hint = hint.take().expect("`ResponseFuture` polled after completion");
+                    return Poll::Ready(reject.reject(hint, *error, pool.expected_wait()));
                 }
-                StateProjection::Waiting { admitted } => match ready!(admitted.as_mut().poll(cx)) {
-                    Ok(handle) => this.state.set(State::Offloaded { handle }),
-                    Err(rejection) => this.state.set(State::Rejected { rejection }),
-                },
-            }
+            };
+            this.state.set(next);
         }
     }
 }
@@ -108,5 +117,98 @@ where
 impl<F: Future, Req, X, H> fmt::Debug for ResponseFuture<F, Req, X, H> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ResponseFuture").finish_non_exhaustive()
+    }
+}
+
+pin_project! {
+    /// The part of a call that runs on the pool: `call` of the inner service, the polls of its
+    /// future, and the drop of either. All of them see the propagated values.
+    pub(super) struct Work<S, Req, A>
+    where
+        S: Service<Req>,
+        A: Inspect<Req>,
+    {
+        inspect: A,
+        captured: A::Captured,
+        #[pin]
+        stage: Stage<S, Req>,
+    }
+
+    impl<S, Req, A> PinnedDrop for Work<S, Req, A>
+    where
+        S: Service<Req>,
+        A: Inspect<Req>,
+    {
+        fn drop(this: Pin<&mut Self>) {
+            let mut this = this.project();
+            this.inspect.in_context(this.captured, &mut || this.stage.set(Stage::Done));
+        }
+    }
+}
+
+pin_project! {
+    #[project = StageProjection]
+    enum Stage<S, Req>
+    where
+        S: Service<Req>,
+    {
+        /// `None` only while `call` runs.
+        Uncalled { call: Option<(S, Req)> },
+        Called { #[pin] future: S::Future },
+        Done,
+    }
+}
+
+impl<S, Req, A> Work<S, Req, A>
+where
+    S: Service<Req>,
+    A: Inspect<Req>,
+{
+    /// `service` must have been polled ready.
+    pub(super) fn new(service: S, request: Req, inspect: A, captured: A::Captured) -> Self {
+        Self { inspect, captured, stage: Stage::Uncalled { call: Some((service, request)) } }
+    }
+}
+
+impl<S, Req, A> Future for Work<S, Req, A>
+where
+    S: Service<Req>,
+    A: Inspect<Req>,
+{
+    type Output = Result<S::Response, S::Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        let mut polled = None;
+        this.inspect.in_context(this.captured, &mut || {
+            if polled.is_none() {
+                polled = Some(this.stage.as_mut().poll(cx));
+            }
+        });
+        polled.expect("the scope closure given to `propagate` did not call its second argument")
+    }
+}
+
+impl<S, Req> Stage<S, Req>
+where
+    S: Service<Req>,
+{
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<S::Response, S::Error>> {
+        loop {
+            match self.as_mut().project() {
+                StageProjection::Uncalled { call } => {
+                    let (mut service, request) = call.take().expect("work polled again after `call` panicked");
+                    let future = service.call(request);
+                    drop(service); // before the first poll, since it may hold resources that its future waits for
+                    self.set(Self::Called { future });
+                }
+                StageProjection::Called { future } => {
+                    let result = ready!(future.poll(cx));
+                    self.set(Self::Done);
+                    return Poll::Ready(result);
+                }
+                StageProjection::Done => panic!("work polled after completion"),
+            }
+        }
     }
 }

@@ -3,32 +3,36 @@ use std::{fmt, sync::Arc, time::Duration};
 use tower_layer::Layer;
 
 use super::{
-    Carry, CarryRequest, Everything, Filter, FilterRequest, Http, Offload, Prioritize, PrioritizeRequest, With,
-    admission::{Admission, Mode},
-    service::Config,
+    admission::{Limiter, Limits, Mode},
+    inspect::{Filter, OffloadAll, Prioritize, Propagate},
+    reject::{HttpReject, RejectFn},
+    service::{Config, Offload},
 };
 use crate::{
-    head::Head,
     pool::{CallError, Pool, Priority},
+    request_head::{OfHead, OfRequest, RequestHead},
 };
 
 /// Runs the services it wraps on a pool.
 ///
-/// See the [module docs](self::super). Options are set before the layer is used. Clones share one bound
-/// ([`max_in_flight`](Self::max_in_flight)); setting an option makes a layer of its own.
-pub struct OffloadLayer<X = Http, A = Everything> {
+/// Clones share one limit ([`max_in_flight`](Self::max_in_flight)). A layer with a changed limit,
+/// wait or backpressure has a limit of its own, so set options before cloning. See the [module
+/// docs](self::super).
+pub struct OffloadLayer<X = HttpReject, A = OffloadAll> {
     config: Config<X, A>,
 }
 
 impl OffloadLayer {
-    /// Offloads everything to that pool; a call that finds it full is answered at once.
+    /// Creates a layer that offloads every request to `pool` and rejects calls while the pool is
+    /// full.
+    #[must_use]
     pub fn new(pool: impl Pool) -> Self {
         Self {
             config: Config {
                 pool: pool.into_shared(),
-                admission: Arc::new(Admission::new()),
-                reject: Http,
-                inspect: Everything,
+                limiter: Arc::new(Limiter::new(Limits::default())),
+                reject: HttpReject,
+                inspect: OffloadAll,
                 detached: false,
                 catch_panics: false,
             },
@@ -37,135 +41,141 @@ impl OffloadLayer {
 }
 
 impl<X, A> OffloadLayer<X, A> {
-    /// At most so many calls of this layer at once, queued, running or awaiting. Default: unlimited, as without the layer;
-    /// only the pool's queue is bounded then, and calls that await are not in it.
+    /// Sets the maximum number of calls in flight through this layer: queued, running or awaiting.
     ///
-    /// A call owns its place until its work ends, though its caller may have left. A call within a call of the same layer
-    /// shares its place.
+    /// By default there is no limit, as without the layer: only the pool's queue is bounded then,
+    /// and calls that await are not in it.
+    ///
+    /// A call counts until its work ends, even if its caller has left. A call within a call of the
+    /// same layer shares the outer call's permit.
     ///
     /// # Panics
     ///
-    /// If `calls` is 0.
+    /// Panics if `calls` is 0.
     #[must_use]
     #[track_caller]
-    pub fn max_in_flight(mut self, calls: usize) -> Self {
-        assert!(calls > 0, "`max_in_flight(0)` lets no call in: give it at least 1, or leave it out for no limit");
-        self.config.admission = Arc::new(self.config.admission.with_max_in_flight(calls));
-        self
+    pub fn max_in_flight(self, calls: usize) -> Self {
+        assert!(calls > 0, "`max_in_flight(0)` admits no call: use at least 1, or omit it for no limit");
+        self.limit(|limits| limits.max_in_flight = Some(calls))
     }
 
-    /// A call that finds no room waits for it, at most for so long, in the order of arrival; then it is answered
-    /// [`CallError::Overloaded`].
+    /// Lets calls wait up to `timeout` for capacity, in the order of arrival, before they are
+    /// rejected with [`CallError::Overloaded`].
     ///
-    /// At most 1024 calls wait ([`max_waiting`](Self::max_waiting)). Waiting needs tokio's timer: outside a runtime, in
-    /// one without `enable_time`, and in one that shuts down, such a call is answered [`CallError::NoRuntime`].
+    /// At most 1024 calls wait at once (see [`max_waiting`](Self::max_waiting)). Waiting requires
+    /// tokio's timer: outside a runtime, in a runtime without `enable_time`, and in a runtime that
+    /// is shutting down, such a call is rejected with [`CallError::NoRuntime`].
     #[must_use]
-    pub fn wait(mut self, at_most: Duration) -> Self {
-        self.config.admission = Arc::new(self.config.admission.with_mode(Mode::Wait(at_most)));
-        self
+    pub fn wait(self, timeout: Duration) -> Self {
+        self.limit(|limits| limits.mode = Mode::Wait(timeout))
     }
 
-    /// At most so many calls [`wait`](Self::wait) at once; one more is answered [`CallError::Overloaded`] at once.
-    /// Default: 1024; with 0 nobody waits.
+    /// Sets the maximum number of calls that [`wait`](Self::wait) at once; another call is rejected
+    /// at once with [`CallError::Overloaded`]. Default: 1024. With 0 no call waits.
     #[must_use]
-    pub fn max_waiting(mut self, calls: usize) -> Self {
-        self.config.admission = Arc::new(self.config.admission.with_max_waiting(calls));
-        self
+    pub fn max_waiting(self, calls: usize) -> Self {
+        self.limit(|limits| limits.max_waiting = calls)
     }
 
-    /// While there is no room, `poll_ready` is pending, without bound; `call` spends what `poll_ready` reserved.
+    /// Makes `poll_ready` reserve capacity for one call, and stay pending while there is none.
     ///
-    /// For callers that hold one service and wait for it, as `Buffer`, `Balance` or a client's loop do. Not for servers:
-    /// hyper and axum ready a clone for each request, so requests would pile up without bound. A service that is ready
-    /// and not called keeps its place and slot from others.
+    /// Use it for callers that hold one service and wait for it, such as `Buffer`, `Balance` or the
+    /// loop of a client. Do not use it in a server: hyper and axum poll a clone for each request,
+    /// so requests would pile up without a bound. A service that is ready and not called keeps its
+    /// capacity from others.
     #[must_use]
-    pub fn backpressure(mut self) -> Self {
-        self.config.admission = Arc::new(self.config.admission.with_mode(Mode::Backpressure));
-        self
+    pub fn backpressure(self) -> Self {
+        self.limit(|limits| limits.mode = Mode::Backpressure)
     }
 
-    /// The work goes on when its caller leaves, and its end is logged. Default: it is cancelled.
+    /// Lets the work continue when its caller leaves, and logs its end. By default the work is
+    /// cancelled.
     #[must_use]
     pub fn detached(mut self) -> Self {
         self.config.detached = true;
         self
     }
 
-    /// A panic of the work is answered as [`CallError::Panicked`], a 500 with the default strategy. Default: it is resumed
-    /// in the caller with its payload, as if nothing had moved, so that `CatchPanicLayer` keeps working.
+    /// Answers a panic of the work with [`CallError::Panicked`], which is a 500 by default.
+    ///
+    /// Without this option the panic is resumed in the caller with its payload, as if the work had
+    /// run there, so that `CatchPanicLayer` keeps working.
     #[must_use]
     pub fn catch_panics(mut self) -> Self {
         self.config.catch_panics = true;
         self
     }
 
-    /// How a call is answered that the pool does not carry out: [`Http`] (the default),
-    /// [`Problem`](super::Problem), [`Typed`](super::Typed), or a [`Reject`](super::Reject) of your own.
+    /// Sets how a call is answered that the pool does not carry out: [`HttpReject`] (the default),
+    /// [`ProblemJson`](super::ProblemJson), [`RejectWithError`](super::RejectWithError), or another
+    /// [`Reject`](super::Reject).
     #[must_use]
     pub fn reject<Y>(self, strategy: Y) -> OffloadLayer<Y, A> {
-        let Config { pool, admission, inspect, detached, catch_panics, .. } = self.config;
-        OffloadLayer { config: Config { pool, admission, reject: strategy, inspect, detached, catch_panics } }
+        let Config { pool, limiter, inspect, detached, catch_panics, .. } = self.config;
+        OffloadLayer { config: Config { pool, limiter, reject: strategy, inspect, detached, catch_panics } }
     }
 
-    /// As [`reject`](Self::reject), with a closure.
+    /// Like [`reject`](Self::reject), with a closure.
     ///
     /// ```
     /// use axum::{Router, response::IntoResponse, routing::post};
-    /// use tower_offload::{OffloadLayer, CallError, ThreadPool};
+    /// use tower_offload::{CallError, OffloadLayer, ThreadPool};
     ///
-    /// let busy = |rejection: CallError| Ok((http::StatusCode::TOO_MANY_REQUESTS, rejection.to_string()).into_response());
+    /// let busy = |error: CallError| Ok((http::StatusCode::TOO_MANY_REQUESTS, error.to_string()).into_response());
     /// let app: Router = Router::new()
     ///     .route("/hash", post(async || "hash"))
     ///     .layer(OffloadLayer::new(ThreadPool::cpu()).reject_with(busy));
     /// # let _ = app;
     /// ```
     #[must_use]
-    pub fn reject_with<F, Res, E>(self, answer: F) -> OffloadLayer<With<F>, A>
+    pub fn reject_with<F, Res, E>(self, respond: F) -> OffloadLayer<RejectFn<F>, A>
     where
         F: Fn(CallError) -> Result<Res, E>,
     {
-        self.reject(With::new(answer))
+        self.reject(RejectFn::new(respond))
     }
 
-    /// Offloads only HTTP requests of which the closure says so, and those only that earlier filters let through; the rest
-    /// is called where it is.
+    /// Offloads an HTTP request only if `predicate` and every earlier filter return `true`. Other
+    /// requests run inline, in the caller's task.
     ///
     /// ```
     /// use axum::{Router, routing::get};
     /// use tower_offload::{OffloadLayer, ThreadPool};
     ///
-    /// let layer = OffloadLayer::new(ThreadPool::cpu()).filter(|head| head.uri().path() != "/ping");
+    /// let pool = ThreadPool::cpu();
+    /// let layer = OffloadLayer::new(pool).filter(|head| head.uri().path() != "/ping");
     /// let app: Router = Router::new().route("/ping", get(async || "pong")).layer(layer);
     /// # let _ = app;
     /// ```
     #[must_use]
-    pub fn filter<F>(self, predicate: F) -> OffloadLayer<X, Filter<A, F>>
+    pub fn filter<F>(self, predicate: F) -> OffloadLayer<X, Filter<A, OfHead<F>>>
     where
-        F: Fn(&Head<'_>) -> bool + Send + Sync + 'static,
+        F: Fn(&RequestHead<'_>) -> bool + Send + Sync + 'static,
     {
-        self.inspect(|inner| Filter::new(inner, predicate))
+        self.inspect(|inner| Filter::new(inner, OfHead::new(predicate)))
     }
 
-    /// As [`filter`](Self::filter), for requests that are not HTTP: `.filter_request(|request: &MyRequest| ..)`.
+    /// Like [`filter`](Self::filter), for requests that are not HTTP:
+    /// `.filter_request(|request: &MyRequest| ..)`.
     #[must_use]
-    pub fn filter_request<F, Req>(self, predicate: F) -> OffloadLayer<X, FilterRequest<A, F>>
+    pub fn filter_request<F, Req>(self, predicate: F) -> OffloadLayer<X, Filter<A, OfRequest<F>>>
     where
         F: Fn(&Req) -> bool + Send + Sync + 'static,
     {
-        self.inspect(|inner| FilterRequest::new(inner, predicate))
+        self.inspect(|inner| Filter::new(inner, OfRequest::new(predicate)))
     }
 
-    /// Says how urgent each HTTP request is among those that wait for a thread. Default: [`Priority::Normal`].
+    /// Sets the priority of each HTTP request in the queue of the pool. Default:
+    /// [`Priority::Normal`].
     ///
-    /// Said twice, the last one counts. [`Low`](Priority::Low) is refused once half of the pool's queue is taken, and
-    /// [`Release`](Priority::Release) has places of its own, in the pool and in this layer; but with
-    /// [`wait`](Self::wait) a `Low` call waits for a place as any other does, and with
-    /// [`backpressure`](Self::backpressure) the place is reserved before the request is known, so that the priority
-    /// decides the order only.
+    /// The last call of this method takes effect. The pool rejects [`Low`](Priority::Low) calls
+    /// once half of its queue is taken. With [`wait`](Self::wait) a `Low` call waits for capacity
+    /// like any other. With [`backpressure`](Self::backpressure) capacity is reserved before the
+    /// request is known, so the priority only decides the order.
     ///
     /// ```
     /// use axum::{Router, routing::get};
-    /// use tower_offload::{OffloadLayer, ThreadPool, offload::Priority};
+    /// use tower_offload::{OffloadLayer, Priority, ThreadPool};
     ///
     /// let layer = OffloadLayer::new(ThreadPool::cpu()).priority(|head| match head.uri().path() {
     ///     "/report" => Priority::Low,
@@ -176,26 +186,27 @@ impl<X, A> OffloadLayer<X, A> {
     /// # let _ = app;
     /// ```
     #[must_use]
-    pub fn priority<F>(self, priority: F) -> OffloadLayer<X, Prioritize<A, F>>
+    pub fn priority<F>(self, priority: F) -> OffloadLayer<X, Prioritize<A, OfHead<F>>>
     where
-        F: Fn(&Head<'_>) -> Priority + Send + Sync + 'static,
+        F: Fn(&RequestHead<'_>) -> Priority + Send + Sync + 'static,
     {
-        self.inspect(|inner| Prioritize::new(inner, priority))
+        self.inspect(|inner| Prioritize::new(inner, OfHead::new(priority)))
     }
 
-    /// As [`priority`](Self::priority), for requests that are not HTTP: `.priority_request(|request: &MyRequest| ..)`.
+    /// Like [`priority`](Self::priority), for requests that are not HTTP:
+    /// `.priority_request(|request: &MyRequest| ..)`.
     #[must_use]
-    pub fn priority_request<F, Req>(self, priority: F) -> OffloadLayer<X, PrioritizeRequest<A, F>>
+    pub fn priority_request<F, Req>(self, priority: F) -> OffloadLayer<X, Prioritize<A, OfRequest<F>>>
     where
         F: Fn(&Req) -> Priority + Send + Sync + 'static,
     {
-        self.inspect(|inner| PrioritizeRequest::new(inner, priority))
+        self.inspect(|inner| Prioritize::new(inner, OfRequest::new(priority)))
     }
 
-    /// Takes a value along to the pool, such as a task-local of an outer layer.
+    /// Propagates a value to the pool, such as a task-local of an outer layer.
     ///
-    /// `capture` reads the value where the call is made; `scope` puts it in place around each poll of the work and around
-    /// its drop, and must call its second argument.
+    /// `capture` reads the value in the caller's task. `in_context` sets it around each poll of the
+    /// work and around its drop; it must call its second argument.
     ///
     /// ```
     /// use tower_offload::{OffloadLayer, ThreadPool};
@@ -205,38 +216,52 @@ impl<X, A> OffloadLayer<X, A> {
     /// }
     ///
     /// let layer = OffloadLayer::new(ThreadPool::cpu())
-    ///     .carry(|_head| TENANT.get(), |tenant, poll| TENANT.sync_scope(tenant, poll));
-    /// # let _: axum::Router = axum::Router::new().route("/", axum::routing::get(async || "")).layer(layer);
+    ///     .propagate(|_head| TENANT.get(), |tenant, poll| TENANT.sync_scope(tenant, poll));
+    /// # use axum::{Router, routing::get};
+    /// # let _: Router = Router::new().route("/", get(async || "")).layer(layer);
     /// ```
     #[must_use]
-    pub fn carry<V, C, P>(self, capture: C, scope: P) -> OffloadLayer<X, Carry<A, C, P>>
+    pub fn propagate<V, C, P>(self, capture: C, in_context: P) -> OffloadLayer<X, Propagate<A, OfHead<C>, P>>
     where
-        C: Fn(&Head<'_>) -> V + Send + Sync + 'static,
+        C: Fn(&RequestHead<'_>) -> V + Send + Sync + 'static,
         P: Fn(V, &mut dyn FnMut()) + Send + Sync + 'static,
         V: Clone + Send + 'static,
     {
-        self.inspect(|inner| Carry::new(inner, capture, scope))
+        self.inspect(|inner| Propagate::new(inner, OfHead::new(capture), in_context))
     }
 
-    /// As [`carry`](Self::carry), for requests that are not HTTP: `.carry_request(|request: &MyRequest| .., ..)`.
+    /// Like [`propagate`](Self::propagate), for requests that are not HTTP:
+    /// `.propagate_request(|request: &MyRequest| .., ..)`.
     #[must_use]
-    pub fn carry_request<V, C, P, Req>(self, capture: C, scope: P) -> OffloadLayer<X, CarryRequest<A, C, P>>
+    pub fn propagate_request<V, C, P, Req>(
+        self,
+        capture: C,
+        in_context: P,
+    ) -> OffloadLayer<X, Propagate<A, OfRequest<C>, P>>
     where
         C: Fn(&Req) -> V + Send + Sync + 'static,
         P: Fn(V, &mut dyn FnMut()) + Send + Sync + 'static,
         V: Clone + Send + 'static,
     {
-        self.inspect(|inner| CarryRequest::new(inner, capture, scope))
+        self.inspect(|inner| Propagate::new(inner, OfRequest::new(capture), in_context))
+    }
+
+    /// Changes the limits, and starts to count calls anew.
+    fn limit(mut self, change: impl FnOnce(&mut Limits)) -> Self {
+        let mut limits = self.config.limiter.limits();
+        change(&mut limits);
+        self.config.limiter = Arc::new(Limiter::new(limits));
+        self
     }
 
     fn inspect<B>(self, wrap: impl FnOnce(A) -> B) -> OffloadLayer<X, B> {
-        let Config { pool, admission, reject, inspect, detached, catch_panics } = self.config;
+        let Config { pool, limiter, reject, inspect, detached, catch_panics } = self.config;
         let inspect = wrap(inspect);
-        OffloadLayer { config: Config { pool, admission, reject, inspect, detached, catch_panics } }
+        OffloadLayer { config: Config { pool, limiter, reject, inspect, detached, catch_panics } }
     }
 }
 
-impl<S, X: Clone, A: Clone> Layer<S> for OffloadLayer<X, A> {
+impl<S: 'static, X: Clone, A: Clone + 'static> Layer<S> for OffloadLayer<X, A> {
     type Service = Offload<S, X, A>;
 
     fn layer(&self, inner: S) -> Self::Service {
@@ -254,7 +279,7 @@ impl<X, A> fmt::Debug for OffloadLayer<X, A> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("OffloadLayer")
             .field("pool", &self.config.pool)
-            .field("admission", &self.config.admission)
+            .field("limiter", &self.config.limiter)
             .field("detached", &self.config.detached)
             .field("catch_panics", &self.config.catch_panics)
             .finish_non_exhaustive()

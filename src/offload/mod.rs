@@ -1,18 +1,20 @@
-//! The layer that runs a service on a [pool](crate::pool).
+//! A layer that runs a service on a [pool](crate::pool).
 //!
-//! [`OffloadLayer`] moves the inner service's `call` *and every poll of its future* to the pool, and the future's drop as
-//! well. A poll that is pending gives the thread back; the wake brings the next poll to the pool. So a handler that awaits
-//! I/O holds no thread, and a handler that blocks in the middle of an `async fn` blocks nobody.
+//! [`OffloadLayer`] moves the inner service's `call`, every poll of its future, and the drop of
+//! that future to the pool. A poll that returns pending releases the thread, and the wake schedules
+//! the next poll on the pool. A handler that awaits I/O therefore occupies no thread, and a handler
+//! that blocks in the middle of an `async fn` does not block the event loop.
 //!
 //! ```
+//! use std::convert::Infallible;
 //! use tower::{Service, ServiceBuilder, ServiceExt};
-//! use tower_offload::{OffloadLayer, ThreadPool, offload::{Typed, sync_fn}};
+//! use tower_offload::{OffloadLayer, ThreadPool, offload::{RejectWithError, service_fn_blocking}};
 //!
 //! # #[tokio::main]
 //! # async fn main() {
 //! let mut service = ServiceBuilder::new()
-//!     .layer(OffloadLayer::new(ThreadPool::cpu()).reject(Typed)) // `Typed`: this is not HTTP
-//!     .service(sync_fn(|text: String| Ok::<_, std::convert::Infallible>(text.to_uppercase())));
+//!     .layer(OffloadLayer::new(ThreadPool::cpu()).reject(RejectWithError)) // this is not HTTP
+//!     .service(service_fn_blocking(|text: String| Ok::<_, Infallible>(text.to_uppercase())));
 //! assert_eq!(service.ready().await.unwrap().call("hop".to_owned()).await.unwrap(), "HOP");
 //! # }
 //! ```
@@ -22,13 +24,13 @@
 //! ```
 //! use std::time::Duration;
 //! use axum::{Router, routing::{get, post}};
-//! use tower_offload::{OffloadLayer, ThreadPool, offload::Problem};
+//! use tower_offload::{OffloadLayer, ThreadPool, offload::ProblemJson};
 //!
 //! let layer = OffloadLayer::new(ThreadPool::blocking(64))
-//!     .filter(|head| head.uri().path() != "/ping") // the rest stays where it is
+//!     .filter(|head| head.uri().path() != "/ping") // `/ping` runs inline
 //!     .max_in_flight(256)                          // queued, running or awaiting
-//!     .wait(Duration::from_millis(500))            // for room, then 503
-//!     .reject(Problem);                            // with an application/problem+json body
+//!     .wait(Duration::from_millis(500))            // for capacity, then 503
+//!     .reject(ProblemJson);                        // with an application/problem+json body
 //! let app: Router = Router::new()
 //!     .route("/ping", get(async || "pong"))
 //!     .route("/report", post(async || "rows"))
@@ -38,28 +40,38 @@
 //!
 //! # When not to use it
 //!
-//! Around handlers that only await: they block nobody, and each hop costs tens of microseconds. Around a service that
-//! exists once and cannot be cloned: put tower's `Buffer` in between.
+//! Do not offload handlers that only await: they block no thread, and a hop to the pool costs tens
+//! of microseconds. A service that cannot be cloned needs tower's `Buffer` between it and the
+//! layer.
 //!
-//! # When there is no room
+//! # When there is no capacity
 //!
-//! A call needs a slot in the pool's queue until its first poll, and a place of the layer
-//! ([`max_in_flight`](OffloadLayer::max_in_flight)) until its work ends. Without room a call is
+//! A call needs a permit of the pool's queue until its first poll, and a permit of the layer
+//! ([`max_in_flight`](OffloadLayer::max_in_flight)) until its work ends. If one of them is not
+//! available, the call
 //!
-//! * refused at once: the default. `poll_ready` is the inner service's alone, since hyper and axum ready a clone for each
-//!   request, and a reservation there would make requests wait without bound;
-//! * held for at most a duration: [`wait`](OffloadLayer::wait);
-//! * not made: [`backpressure`](OffloadLayer::backpressure) reserves in `poll_ready`.
+//! * is rejected at once. This is the default. `poll_ready` only polls the inner service, because
+//!   hyper and axum poll a clone for each request, and a reservation there would let requests wait
+//!   without a bound;
+//! * waits up to a timeout, with [`wait`](OffloadLayer::wait);
+//! * is not made, with [`backpressure`](OffloadLayer::backpressure), which reserves both permits in
+//!   `poll_ready`.
 //!
-//! Which calls wait and for how long is for the pool's [policy](crate::pool#overload) and for
-//! [`priority`](OffloadLayer::priority) to say.
+//! The pool's [queue policy](crate::pool#overload) and [`priority`](OffloadLayer::priority) decide
+//! which calls wait, and for how long.
 //!
 //! # CallError
 //!
-//! A [`CallError`] is a value; the layer's strategy turns it into an answer. [`Http`], the default, serves every HTTP
-//! stack without changing its types: 503 with `Retry-After`, or a gRPC status. [`Problem`] adds a body, [`Typed`] gives
-//! other stacks an error to match on, [`reject_with`](OffloadLayer::reject_with) takes a closure. A stack that none fits
-//! is told so by the compiler:
+//! The layer's [`Reject`] strategy turns a [`CallError`](crate::CallError) into an answer:
+//!
+//! | strategy | answer |
+//! |---|---|
+//! | [`HttpReject`] (default) | 503 with `Retry-After`, or a gRPC status; for every HTTP stack |
+//! | [`ProblemJson`] | the same, with a body |
+//! | [`RejectWithError`] | an error, for services other than HTTP |
+//! | [`reject_with`](OffloadLayer::reject_with) | the result of a closure |
+//!
+//! If the strategy does not fit the service, the compiler names the alternatives:
 //!
 //! ```compile_fail
 //! use tower::{Service, ServiceBuilder, service_fn};
@@ -67,8 +79,9 @@
 //!
 //! fn serve(_: impl Service<u32>) {}
 //!
-//! // error: `Http` cannot answer for a service with request `u32`, response `u32` and error `Infallible`
-//! // note: use `.reject(Typed)` or `.reject_with(|rejection| ..)` on the layer
+//! // error: `HttpReject` cannot answer for a service with request `u32`, response `u32`
+//! //        and error `Infallible`
+//! // note: use `.reject(RejectWithError)` or `.reject_with(|error| ..)` on the layer
 //! serve(
 //!     ServiceBuilder::new()
 //!         .layer(OffloadLayer::new(ThreadPool::cpu()))
@@ -76,35 +89,46 @@
 //! );
 //! ```
 //!
-//! A method that needs the service, such as `ready` or `oneshot`, only says that its trait bounds were not satisfied
-//! (E0599). Then it is one of these: the strategy does not fit (`.reject(Typed)` outside of HTTP), a filter looks at a head
-//! where there is none (`.filter_request(..)`), or the inner service is not `Clone`, `Send` and `'static`. Hand the service
-//! to a function like `serve` above, or call `ServiceBuilder::check_service`, to be told which.
+//! For a method that needs the service, such as `ready` or `oneshot`, the compiler only reports
+//! unsatisfied trait bounds (E0599). The cause is one of these: the strategy does not fit (use
+//! `.reject(RejectWithError)` outside of HTTP), a filter reads the head of a request that has none
+//! (use `.filter_request(..)`), or the inner service is not `Clone` and `Send`. To find out which,
+//! pass the service to a function like `serve` above, or call `ServiceBuilder::check_service`.
 //!
 //! # Cancel safety
 //!
-//! Dropping the response future cancels the call. Work that was not started never is: it is dropped at once, with its
-//! caller, and its request with it; only its slot is taken until its turn would have come. Work that awaits is dropped on the pool, at once. Work that runs can ask [`cancelled`],
-//! or take a [`cancellation`] token to other threads. In any case the place stays taken until the work has ended: a client
-//! that hangs up frees no thread that is still busy. [`detached`](OffloadLayer::detached) lets the work go on.
+//! Dropping the response future cancels the call:
+//!
+//! * Work that has not started never runs. It is dropped at once, together with the request, in the
+//!   caller's task. Its permit of the queue is released when its entry reaches the head of the
+//!   queue.
+//! * Work that awaits is dropped on the pool, at once.
+//! * Work that is running can check [`cancelled`](crate::cancelled), or pass a
+//!   [`cancellation_token`](crate::pool::cancellation_token) to other threads.
+//!
+//! The permit of the layer is released when the work has ended, so a client that hangs up does not
+//! make room for another call while its own still occupies a thread. With
+//! [`detached`](OffloadLayer::detached) the work continues.
 //!
 //! # Observability
 //!
-//! [`Stats`](crate::pool::Stats) has all counters, without any feature. Feature `metrics` records through the [`metrics`]
-//! crate, each with the label `pool`; install the recorder before the first call.
+//! [`PoolStats`](crate::pool::PoolStats) has all counters and needs no feature. Feature `metrics`
+//! records through the [`metrics`] crate, each metric with the label `pool`. Install the recorder
+//! before the first call.
 //!
-//! | metric | kind | what it counts |
+//! | metric | kind | value |
 //! |---|---|---|
 //! | `offload_queue_depth` | gauge | calls that wait for their first poll |
 //! | `offload_active` | gauge | threads that poll a call |
-//! | `offload_queue_wait_seconds` | histogram | from `call` to the first poll |
-//! | `offload_run_seconds` | histogram | sum of a call's polls |
-//! | `offload_resume_wait_seconds` | histogram | from a wake to the poll it leads to, one for each |
-//! | `offload_rejected_total` | counter | calls refused; label `reason`: `closed`, `expired`, `no_runtime`, `overloaded` |
+//! | `offload_queue_wait_seconds` | histogram | time from `call` to the first poll |
+//! | `offload_run_seconds` | histogram | total time of a call's polls |
+//! | `offload_resume_wait_seconds` | histogram | time from each wake to the poll that follows it |
+//! | `offload_rejected_total` | counter | rejected calls; label `reason` |
 //! | `offload_abandoned_total` | counter | calls whose caller left before they ended |
-//! | `offload_panicked_total` | counter | panics of work, whoever saw them |
+//! | `offload_panicked_total` | counter | panics of work |
 //!
-//! Feature `tracing` runs the work in the caller's span, with its dispatcher, and emits these events with the field `pool`:
+//! Feature `tracing` runs the work in the caller's span, with its dispatcher, and emits these
+//! events with the field `pool`:
 //!
 //! | event | level | fields |
 //! |---|---|---|
@@ -112,32 +136,29 @@
 //! | `call abandoned by its caller` | debug | `detached` |
 //! | `call panicked` | error | `message`, `caller_present` |
 //! | `detached call ended` | info | `run_seconds`; only if the caller had left |
-//! | `thread did not get its nice value` | warn | `niceness`, `error`; see [`niceness`](crate::pool::ThreadPoolBuilder::niceness) |
+//! | `thread did not get its nice value` | warn | `niceness`, `error` |
 //! | `thread hook panicked` | error | |
+//!
+//! The values of `reason` are those of [`CallError::as_str`](crate::CallError::as_str).
 //!
 //! [`metrics`]: https://docs.rs/metrics
 
 mod admission;
-mod backpressure;
+mod blocking_body;
 mod future;
 mod inspect;
-mod invoke;
 mod layer;
 mod reject;
 mod service;
-mod sync_body;
-mod sync_fn;
+mod service_fn;
 
 pub use self::{
+    blocking_body::BlockingBody,
     future::ResponseFuture,
-    inspect::{Carry, CarryRequest, Everything, Filter, FilterRequest, Inspect, Prioritize, PrioritizeRequest},
+    inspect::{Filter, Inspect, OffloadAll, Prioritize, Propagate},
     layer::OffloadLayer,
-    reject::{Http, Problem, Protocol, Reject, Typed, With},
+    reject::{HttpReject, ProblemJson, Protocol, Reject, RejectFn, RejectWithError},
     service::Offload,
-    sync_body::SyncBody,
-    sync_fn::{SyncFn, sync_fn},
+    service_fn::{ServiceFnBlocking, service_fn_blocking},
 };
-pub use crate::{
-    head::Head,
-    pool::{CallError, CancellationToken, Priority, cancellation_token, cancelled},
-};
+pub use crate::request_head::RequestHead;

@@ -7,11 +7,10 @@ use std::{
 use tower_service::Service;
 
 use super::{
-    Everything, Http, Inspect, Reject, ResponseFuture,
-    admission::{Admission, Mode},
-    backpressure::Backpressure,
-    future::{Answer, State},
-    invoke::Invoke,
+    admission::{Backpressure, Limiter, Mode},
+    future::{Fallback, ResponseFuture, State, Work},
+    inspect::{Inspect, OffloadAll},
+    reject::{HttpReject, Reject},
 };
 use crate::pool::{
     self, Admitted, CallError, Pool, Priority,
@@ -20,19 +19,24 @@ use crate::pool::{
 
 /// Runs the inner service's `call`, and its future, on a pool.
 ///
-/// See the [module docs](self::super). Made by [`OffloadLayer`](super::OffloadLayer).
-pub struct Offload<S, X = Http, A = Everything> {
+/// Created by [`OffloadLayer`](super::OffloadLayer). See the [module docs](self::super).
+//
+// `'static` is a bound of the struct, not of `Service`. As a bound of that impl it would make the
+// future of `async move { service.oneshot(request).await }` not `Send` if `S` contains a
+// `&'static str`: rustc erases the lifetimes in the types that an async block holds across an
+// await, and then cannot prove the bound (rust-lang/rust#110338).
+pub struct Offload<S: 'static, X = HttpReject, A: 'static = OffloadAll> {
     inner: S,
     config: Config<X, A>,
-    /// Only in the mode of that name.
+    /// `Some` in mode `Backpressure`.
     backpressure: Option<Backpressure>,
 }
 
-/// What a layer hands to each of its services.
+/// The options of a layer, shared with its services.
 #[derive(Debug, Clone)]
 pub(super) struct Config<X, A> {
     pub(super) pool: Arc<dyn Pool>,
-    pub(super) admission: Arc<Admission>,
+    pub(super) limiter: Arc<Limiter>,
     pub(super) reject: X,
     pub(super) inspect: A,
     pub(super) detached: bool,
@@ -41,22 +45,23 @@ pub(super) struct Config<X, A> {
 
 impl<S, X, A> Offload<S, X, A> {
     pub(super) fn new(inner: S, config: Config<X, A>) -> Self {
-        let backpressure = (config.admission.mode() == Mode::Backpressure)
-            .then(|| Backpressure::new(config.admission.clone(), config.pool.clone()));
+        let backpressure = (config.limiter.limits().mode == Mode::Backpressure)
+            .then(|| Backpressure::new(config.limiter.clone(), config.pool.clone()));
         Self { inner, config, backpressure }
     }
 
-    /// The inner service.
+    /// Returns a reference to the inner service.
     pub fn get_ref(&self) -> &S {
         &self.inner
     }
 
-    /// The inner service. Do not replace it between `poll_ready` and `call`.
+    /// Returns a mutable reference to the inner service, which must not be replaced between
+    /// `poll_ready` and `call`.
     pub fn get_mut(&mut self) -> &mut S {
         &mut self.inner
     }
 
-    /// The inner service.
+    /// Returns the inner service.
     pub fn into_inner(self) -> S {
         self.inner
     }
@@ -64,10 +69,10 @@ impl<S, X, A> Offload<S, X, A> {
 
 impl<S, Req, X, A> Service<Req> for Offload<S, X, A>
 where
-    S: Service<Req> + Clone + Send + 'static,
-    S::Future: Send + 'static,
-    S::Response: Send + 'static,
-    S::Error: Send + 'static,
+    S: Service<Req> + Clone + Send,
+    S::Future: Send,
+    S::Response: Send,
+    S::Error: Send,
     Req: Send + 'static,
     X: Reject<Req, S::Response, S::Error>,
     A: Inspect<Req>,
@@ -76,41 +81,45 @@ where
     type Error = X::Error;
     type Future = ResponseFuture<S::Future, Req, X, X::Hint>;
 
-    /// Drives the inner service to ready. Reserves nothing, and is never pending because the pool is full, unless the
-    /// layer was told to exert [`backpressure`](super::OffloadLayer::backpressure).
+    /// Polls the inner service. With [`backpressure`](super::OffloadLayer::backpressure) it then
+    /// reserves capacity; otherwise it reserves nothing, and a full pool does not make the service
+    /// pending.
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         let ready = ready!(self.inner.poll_ready(cx));
         ready.map_err(|error| self.config.reject.map_err(error))?;
         if let Some(backpressure) = &mut self.backpressure {
-            ready!(backpressure.poll(cx));
+            ready!(backpressure.poll_reserve(cx));
         }
         Poll::Ready(Ok(()))
     }
 
     /// # Panics
     ///
-    /// With [`backpressure`](super::OffloadLayer::backpressure), if `poll_ready` was not ready.
+    /// With [`backpressure`](super::OffloadLayer::backpressure), if `poll_ready` did not return
+    /// ready before.
     fn call(&mut self, request: Req) -> Self::Future {
-        let reserved = self.backpressure.as_mut().map(Backpressure::spend);
+        let reserved = self.backpressure.as_mut().map(Backpressure::take);
         let hint = Some(self.config.reject.hint(&request));
-        let state = if self.config.inspect.offloads(&request) {
+        let state = if self.config.inspect.should_offload(&request) {
             let priority = self.config.inspect.priority(&request);
             let admitted = match reserved {
-                // Reserved before anybody knew the call: its priority decides its lane only.
+                // The permits were acquired before the request was known, so its priority only
+                // orders the queue.
                 Some(reserved) => reserved.map(|admitted| Admitted { priority, ..admitted }),
-                None => self.config.admission.admit(&self.config.pool, priority),
+                None => self.config.limiter.try_admit(&self.config.pool, priority),
             };
             self.offload(request, priority, admitted)
         } else {
-            State::Direct { future: self.inner.call(request) }
+            State::Inline { future: self.inner.call(request) }
         };
         let Config { pool, reject, catch_panics, .. } = &self.config;
-        let answer = Answer { reject: reject.clone(), hint, pool: pool.clone(), catch_panics: *catch_panics };
-        ResponseFuture::new(state, answer)
+        let fallback = Fallback { reject: reject.clone(), hint, pool: pool.clone(), catch_panics: *catch_panics };
+        ResponseFuture::new(state, fallback)
     }
 }
 
 impl<S, X, A> Offload<S, X, A> {
+    /// Starts the call if it is admitted; otherwise lets it wait, or rejects it.
     fn offload<Req>(
         &mut self,
         request: Req,
@@ -118,84 +127,76 @@ impl<S, X, A> Offload<S, X, A> {
         admitted: Result<Admitted, CallError>,
     ) -> State<S::Future>
     where
-        S: Service<Req> + Clone + Send + 'static,
-        S::Future: Send + 'static,
-        S::Response: Send + 'static,
-        S::Error: Send + 'static,
+        S: Service<Req> + Clone + Send,
+        S::Future: Send,
+        S::Response: Send,
+        S::Error: Send,
         Req: Send + 'static,
         A: Inspect<Req>,
     {
-        match (admitted, self.config.admission.mode()) {
-            (Ok(admitted), _) => {
-                let start = self.start(request);
-                State::Offloaded { handle: start.now(admitted) }
-            }
-            (Err(CallError::Overloaded), Mode::Wait(at_most)) => match self.config.admission.enter_wait() {
+        match (admitted, self.config.limiter.limits().mode) {
+            (Ok(admitted), _) => State::Offloaded { handle: self.prepare(request).start(admitted) },
+            (Err(CallError::Overloaded), Mode::Wait(timeout)) => match self.config.limiter.try_wait() {
                 Ok(waiting) => {
-                    let start = self.start(request);
+                    let prepared = self.prepare(request);
                     let admitted = async move {
-                        match waiting.admitted(start.pool.clone(), priority, at_most).await {
-                            Ok(admitted) => Ok(start.now(admitted)),
-                            Err(rejection) => Err(start.rejected(rejection)),
+                        match waiting.admit(prepared.pool.clone(), priority, timeout).await {
+                            Ok(admitted) => Ok(prepared.start(admitted)),
+                            Err(error) => Err(count_rejection(&*prepared.pool, error)),
                         }
                     };
                     State::Waiting { admitted: Box::pin(admitted) }
                 }
-                Err(rejection) => self.rejected(rejection),
+                Err(error) => State::Rejected { error: count_rejection(&*self.config.pool, error) },
             },
-            (Err(rejection), _) => self.rejected(rejection),
+            // The inner service was not called, so it is still ready.
+            (Err(error), _) => State::Rejected { error: count_rejection(&*self.config.pool, error) },
         }
     }
 
-    /// Takes what a call needs, the service that was polled ready among it.
-    fn start<Req>(&mut self, request: Req) -> Start<Invoke<S, Req, A>>
+    /// Moves the service that was polled ready, and everything else the call needs, out of `self`.
+    fn prepare<Req>(&mut self, request: Req) -> Prepared<Work<S, Req, A>>
     where
         S: Service<Req> + Clone,
         A: Inspect<Req>,
     {
-        let carried = self.config.inspect.capture(&request);
+        let captured = self.config.inspect.capture(&request);
         let clone = self.inner.clone();
         let ready = mem::replace(&mut self.inner, clone);
-        Start {
+        Prepared {
             pool: self.config.pool.clone(),
             context: CallContext::capture(),
             departure: if self.config.detached { OnCallerDrop::Detach } else { OnCallerDrop::Cancel },
-            work: Invoke::new(ready, request, self.config.inspect.clone(), carried),
+            work: Work::new(ready, request, self.config.inspect.clone(), captured),
         }
-    }
-
-    /// The inner service stays ready: it was not called.
-    fn rejected<F: Future>(&self, rejection: CallError) -> State<F> {
-        self.config.pool.admission().metrics().rejected(rejection);
-        State::Rejected { rejection }
     }
 }
 
-/// A call that may start once it is admitted.
-struct Start<F> {
+/// A call that starts once it is admitted.
+struct Prepared<F> {
     pool: Arc<dyn Pool>,
     context: CallContext,
     departure: OnCallerDrop,
     work: F,
 }
 
-impl<F> Start<F>
+impl<F> Prepared<F>
 where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
-    fn now(self, admitted: Admitted) -> JoinHandle<F::Output> {
+    fn start(self, admitted: Admitted) -> JoinHandle<F::Output> {
         pool::spawn(admitted, self.context, self.departure, self.work)
-    }
-
-    fn rejected(self, rejection: CallError) -> CallError {
-        self.pool.admission().metrics().rejected(rejection);
-        rejection
     }
 }
 
+fn count_rejection(pool: &dyn Pool, error: CallError) -> CallError {
+    pool.admission().metrics().rejected(error);
+    error
+}
+
 impl<S: Clone, X: Clone, A: Clone> Clone for Offload<S, X, A> {
-    /// A clone holds no reservation and has to be polled ready itself.
+    /// Returns a service that has to be polled ready itself and holds no reservation.
     fn clone(&self) -> Self {
         Self { inner: self.inner.clone(), config: self.config.clone(), backpressure: self.backpressure.clone() }
     }
@@ -206,7 +207,7 @@ impl<S: fmt::Debug, X, A> fmt::Debug for Offload<S, X, A> {
         f.debug_struct("Offload")
             .field("inner", &self.inner)
             .field("pool", &self.config.pool)
-            .field("admission", &self.config.admission)
+            .field("limiter", &self.config.limiter)
             .finish_non_exhaustive()
     }
 }

@@ -21,12 +21,12 @@ thread_local! {
 /// ```
 /// use std::time::Duration;
 /// use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
-/// use tower_offload::{OffloadLayer, offload::Typed, pool::Inline};
+/// use tower_offload::{OffloadLayer, offload::RejectWithError, pool::Inline};
 ///
 /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
 /// # async fn main() {
 /// let mut service = ServiceBuilder::new()
-///     .layer(OffloadLayer::new(Inline::new()).reject(Typed))
+///     .layer(OffloadLayer::new(Inline::new()).reject(RejectWithError))
 ///     .service(service_fn(async |seconds: u64| {
 ///         tokio::time::sleep(Duration::from_secs(seconds)).await; // the clock is paused
 ///         Ok::<_, std::convert::Infallible>(seconds)

@@ -150,4 +150,4 @@ pub use self::{
     timestamp::Timestamp,
     track::Track,
 };
-pub use tower_offload::background::Register;
+pub use tower_offload::background::{TaskTarget, TaskTarget as Register};

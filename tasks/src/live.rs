@@ -1,10 +1,7 @@
 use std::sync::Arc;
 
 use tokio::sync::watch;
-use tower_offload::{
-    background::TaskHandle,
-    interim::{Over, Place},
-};
+use tower_offload::background::{Completion, Reservation, TaskHandle};
 
 use super::{Failure, Reason, Record, TaskId, TaskState, progress::Report, record::Ending, shared::Shared};
 use crate::{
@@ -25,7 +22,7 @@ pub(super) struct Live {
 }
 
 impl Live {
-    pub(super) fn new(record: Record, place: &Place, shared: Arc<Shared>) -> Self {
+    pub(super) fn new(record: Record, place: &Reservation, shared: Arc<Shared>) -> Self {
         let (id, record) = (record.id, watch::Sender::new(record));
         let (awaits_response, handle) = (place.awaits_response(), place.handle());
         Self { id, record, outcome: Mutex::new(None), awaits_response, handle, shared }
@@ -76,24 +73,26 @@ impl Live {
     }
 
     /// The background says what became of it.
-    pub(super) fn over(&self, over: Over) {
+    pub(super) fn over(&self, over: Completion) {
         let outcome = lock(&self.outcome).take();
         let ending = match (over, outcome) {
-            (Over::Cancelled, Some(Ending::Succeeded(result))) => Ending::Succeeded(result), // it came to its end before it looked
-            (Over::Cancelled, Some(Ending::Failed(failure))) => Ending::Cancelled(self.why_cancelled(), Some(failure)),
-            (Over::Cancelled, _) => Ending::Cancelled(self.why_cancelled(), None),
-            (Over::Completed | Over::Failed, Some(ending)) => ending,
-            (Over::Completed | Over::Failed | Over::Lost, _) => Ending::Lost(Reason::RuntimeLost),
-            (Over::Refused, _) => Ending::Failed(Failure::new("refused", "the pool did not run it")),
-            (Over::Skipped, _) => Ending::Cancelled(Reason::ResponseFailed, None),
-            (Over::TimedOut, _) => Ending::TimedOut,
+            (Completion::Cancelled, Some(Ending::Succeeded(result))) => Ending::Succeeded(result), // it came to its end before it looked
+            (Completion::Cancelled, Some(Ending::Failed(failure))) => {
+                Ending::Cancelled(self.why_cancelled(), Some(failure))
+            }
+            (Completion::Cancelled, _) => Ending::Cancelled(self.why_cancelled(), None),
+            (Completion::Completed | Completion::Failed, Some(ending)) => ending,
+            (Completion::Refused, _) => Ending::Failed(Failure::new("refused", "the pool did not run it")),
+            (Completion::Skipped, _) => Ending::Cancelled(Reason::ResponseFailed, None),
+            (Completion::TimedOut, _) => Ending::TimedOut,
+            (_, _) => Ending::Lost(Reason::RuntimeLost),
         };
         self.finish(ending);
     }
 
     fn why_cancelled(&self) -> Reason {
         let is_requested = self.record.borrow().cancel_requested_at.is_some();
-        if !is_requested && self.handle.is_closed() { Reason::Shutdown } else { Reason::Requested }
+        if !is_requested && self.handle.is_background_closed() { Reason::Shutdown } else { Reason::Requested }
     }
 
     /// Whoever watches is woken, and the record is written: soon, or at once unless it `can_wait`.

@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::{
     Accepted, IntoFailure, Progress, Reason, Record, Refused, Status, TaskId, Tasks, live::Live, record::Ending, work,
 };
-use tower_offload::interim::{Body, Place, Register};
+use tower_offload::background::{Reservation, TaskTarget};
 
 /// A task that has a name and no work yet. Made by [`Tasks::track`].
 #[derive(Clone)]
@@ -30,7 +30,7 @@ impl<'a> Track<'a> {
     /// How long it may run, from when it begins. Default: for ever.
     ///
     /// After that it has [timed out](super::TaskState::TimedOut). An async task is dropped; sync work is told to stop
-    /// ([`Progress::is_cancelled`]), and keeps its thread until it does. See [`background::Task::timeout`](tower_offload::background::Task::timeout).
+    /// ([`Progress::is_cancelled`]), and keeps its thread until it does. See [`TaskBuilder::timeout`](tower_offload::background::TaskBuilder::timeout).
     pub fn timeout(self, limit: Duration) -> Self {
         Self { limit: Some(limit), ..self }
     }
@@ -51,13 +51,13 @@ impl<'a> Track<'a> {
     /// [abandoned](super::Reason::Abandoned).
     pub async fn run<R, F, T, E>(self, register: &R, work: F) -> Result<Accepted, Refused>
     where
-        R: Register + ?Sized,
+        R: TaskTarget + ?Sized,
         F: FnOnce(Progress) -> Result<T, E> + Send + 'static,
         T: Serialize,
         E: IntoFailure,
     {
         let place = self.reserve(register)?;
-        self.accept(place, |live| work::of_closure(live, work)).await
+        self.accept(place, |place, live| drop(place.spawn_blocking(work::of_closure(live, work)))).await
     }
 
     /// Accepts it, with async work, which runs on the current runtime. Otherwise as [`run`](Self::run).
@@ -71,24 +71,28 @@ impl<'a> Track<'a> {
     /// As [`run`](Self::run).
     pub async fn spawn<R, F, A, T, E>(self, register: &R, work: F) -> Result<Accepted, Refused>
     where
-        R: Register + ?Sized,
+        R: TaskTarget + ?Sized,
         F: FnOnce(Progress) -> A + Send + 'static,
         A: Future<Output = Result<T, E>> + Send + 'static,
         T: Serialize,
         E: IntoFailure,
     {
         let place = self.reserve(register)?;
-        self.accept(place, |live| work::of_future(live, work)).await
+        self.accept(place, |place, live| drop(place.spawn(work::of_future(live, work)))).await
     }
 
-    fn reserve<R: Register + ?Sized>(&self, register: &R) -> Result<Place, Refused> {
+    fn reserve<R: TaskTarget + ?Sized>(&self, register: &R) -> Result<Reservation, Refused> {
         self.check()?;
-        Ok(register.place(self.name.clone())?.with_limit(self.limit))
+        let place = register.reserve(self.name.clone())?;
+        Ok(match self.limit {
+            Some(limit) => place.timeout(limit),
+            None => place,
+        })
     }
 
     /// As [`spawn`](Self::spawn), where there is a place already, with a limit of its own.
     #[cfg(feature = "river")]
-    pub(crate) async fn spawn_at<F, A, T, E>(self, place: Place, work: F) -> Result<Accepted, Refused>
+    pub(crate) async fn spawn_at<F, A, T, E>(self, place: Reservation, work: F) -> Result<Accepted, Refused>
     where
         F: FnOnce(Progress) -> A + Send + 'static,
         A: Future<Output = Result<T, E>> + Send + 'static,
@@ -96,7 +100,7 @@ impl<'a> Track<'a> {
         E: IntoFailure,
     {
         self.check()?;
-        self.accept(place, |live| work::of_future(live, work)).await
+        self.accept(place, |place, live| drop(place.spawn(work::of_future(live, work)))).await
     }
 
     fn check(&self) -> Result<(), Refused> {
@@ -111,7 +115,11 @@ impl<'a> Track<'a> {
         Ok(())
     }
 
-    async fn accept(self, place: Place, body: impl FnOnce(Arc<Live>) -> Body + Send) -> Result<Accepted, Refused> {
+    async fn accept(
+        self,
+        place: Reservation,
+        submit: impl FnOnce(Reservation, Arc<Live>) + Send,
+    ) -> Result<Accepted, Refused> {
         let shared = self.tasks.shared();
         let now = shared.now();
         let mut record = Record::new(TaskId::random(now).map_err(Refused::random)?, self.name, now);
@@ -119,11 +127,11 @@ impl<'a> Track<'a> {
         let status = Status::from(&record);
         let live = Arc::new(Live::new(record, &place, shared.clone()));
         let (over, awaits_response) = (live.clone(), place.awaits_response());
-        let place = place.on_over(move |ended| over.over(ended));
+        let place = place.on_completion(move |ended| over.over(ended));
         let mut unfinished = Unfinished(Some(live.clone())); // after the place, and so dropped before it
         shared.accept(live.clone()).await?;
         unfinished.0 = None;
-        place.spend(body(live));
+        submit(place, live);
         let location = self.tasks.location(status.id);
         Ok(Accepted::new(status, location, awaits_response))
     }

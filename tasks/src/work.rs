@@ -1,35 +1,38 @@
 use std::{any::Any, panic::resume_unwind, sync::Arc};
 
 use serde::Serialize;
-use tower_offload::interim::Body;
 
 use super::{Failure, IntoFailure, Json, Progress, live::Live, record::Ending};
 use crate::panic::{caught, guarded, panic_text};
 
 /// The work of a tracked task, as the background runs it: it says when it begins and how it ends.
-pub(super) fn of_closure<F, T, E>(live: Arc<Live>, work: F) -> Body
+pub(super) fn of_closure<F, T, E>(live: Arc<Live>, work: F) -> impl FnOnce() -> Result<(), String> + Send + 'static
 where
     F: FnOnce(Progress) -> Result<T, E> + Send + 'static,
     T: Serialize,
     E: IntoFailure,
 {
-    Body::of_closure(move || {
+    move || {
         if !live.begin() {
             return Ok(());
         }
         let progress = Progress::new(live.clone());
         conclude(&live, guarded(|| ending(work(progress))))
-    })
+    }
 }
 
-pub(super) fn of_future<F, A, T, E>(live: Arc<Live>, work: F) -> Body
+#[expect(clippy::manual_async_fn, reason = "the future of an `async fn` is only `'static` if `T` and `E` are")]
+pub(super) fn of_future<F, A, T, E>(
+    live: Arc<Live>,
+    work: F,
+) -> impl Future<Output = Result<(), String>> + Send + 'static
 where
     F: FnOnce(Progress) -> A + Send + 'static,
     A: Future<Output = Result<T, E>> + Send + 'static,
     T: Serialize,
     E: IntoFailure,
 {
-    Body::of_future(async move {
+    async move {
         if !live.begin() {
             return Ok(());
         }
@@ -39,7 +42,7 @@ where
             Err(payload) => Err(payload),
         };
         conclude(&live, ended)
-    })
+    }
 }
 
 /// What the work returned; all of this is foreign code: how it is serialised, shown and dropped.

@@ -119,7 +119,7 @@ async fn at_the_deadline_what_waits_is_cancelled_and_what_runs_is_listed_e14_e15
     })
     .await;
     let report = background.drain(Duration::from_millis(1)).await;
-    let orphans: Vec<_> = report.orphaned.iter().map(|orphan| (orphan.id, &*orphan.name)).collect();
+    let orphans: Vec<_> = report.still_running.iter().map(|orphan| (orphan.id, &*orphan.name)).collect();
     assert_eq!(orphans, [(stuck.unwrap().id(), "stuck")]);
     assert_eq!((report.completed, report.failed, report.cancelled), (0, 0, 2));
     drop(open);

@@ -211,6 +211,6 @@ pub(crate) fn panics(with: &str) {
 /// Drains, and tells what was done since the beginning.
 pub(crate) async fn drained(background: &Background) -> Stats {
     let report = background.drain(LONG).await;
-    assert!(report.orphaned.is_empty(), "{report}");
+    assert!(report.still_running.is_empty(), "{report}");
     background.stats()
 }

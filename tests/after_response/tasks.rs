@@ -123,7 +123,7 @@ async fn a_timeout_ends_that_task_and_the_next_begins_d10() {
     drop(response.await);
     let stats = drained(&background).await;
     assert_eq!((stats.completed, stats.failed), (1, 1));
-    assert_eq!(failures.entries(), ["background task 1 `late` took longer than its limit of 1ms"]);
+    assert_eq!(failures.entries(), ["background task 1 `late` exceeded its timeout of 1ms"]);
     assert_eq!(log.entries(), ["in time"]);
 }
 
@@ -139,7 +139,7 @@ async fn a_blocking_task_past_its_time_goes_on_beside_the_next_one_d10() {
     });
     drop(response.await);
     runs.await.unwrap(); // while the first is inside
-    assert_eq!(failures.entries(), ["background task 1 `stuck` still runs after its limit of 1ms"]);
+    assert_eq!(failures.entries(), ["background task 1 `stuck` still runs after its timeout of 1ms"]);
     drop(proceed);
     let stats = drained(&background).await;
     assert_eq!((stats.completed, stats.failed), (1, 1));

@@ -6,26 +6,21 @@ use std::{
     time::Duration,
 };
 
-use tokio::runtime;
 use tower_offload::{
     Background, Pool,
     pool::{Admission, Runnable},
 };
 
-use crate::support::{drained, logging, panics};
+use crate::support::{current_thread_runtime, panics, shut_down, with_failure_log};
 
-fn small() -> runtime::Runtime {
-    runtime::Builder::new_current_thread().enable_time().build().unwrap()
-}
-
-/// A pool on which a task is cancelled after it got its permit and before it begins.
+/// A pool that cancels the task named `cancelled` after it got its permit and before it starts.
 #[derive(Debug)]
-struct Meddling {
+struct CancellingPool {
     gate: Admission,
     background: OnceLock<Background>,
 }
 
-impl Pool for Meddling {
+impl Pool for CancellingPool {
     fn admission(&self) -> &Admission {
         &self.gate
     }
@@ -37,62 +32,65 @@ impl Pool for Meddling {
 }
 
 #[test]
-fn what_is_cancelled_between_its_permit_and_its_beginning_never_runs_e4() {
-    let works: [fn(&Background); 2] = [
-        |background| drop(background.task("cancelled").run(|| panics("ran")).unwrap()),
+fn a_task_cancelled_between_dispatch_and_start_never_runs() {
+    let submissions: [fn(&Background); 2] = [
+        |background| drop(background.task("cancelled").spawn_blocking(|| panics("ran")).unwrap()),
         |background| drop(background.task("cancelled").spawn(async { panics("ran") }).unwrap()),
     ];
-    for work in works {
-        let pool = Arc::new(Meddling { gate: Admission::new("meddling", 1), background: OnceLock::new() });
-        let (background, failures) = logging(Background::builder().pool(pool.clone()));
+    for submit in submissions {
+        let pool = Arc::new(CancellingPool { gate: Admission::new("cancelling", 1), background: OnceLock::new() });
+        let (background, failures) = with_failure_log(Background::builder().pool(pool.clone()));
         pool.background.set(background.clone()).unwrap();
-        work(&background); // outside of any runtime: on the pool, both of them
-        let stats = small().block_on(drained(&background));
+        submit(&background); // outside a runtime, so both kinds run on the pool
+        let stats = current_thread_runtime().block_on(shut_down(&background));
         assert_eq!((stats.cancelled, stats.completed, stats.failed), (1, 0, 0));
         assert!(failures.entries().is_empty(), "{:?}", failures.entries());
     }
 }
 
-/// A pool that leaves its jobs lying until it is hurried. Then each new one comes after all that wait.
+/// A pool that keeps its jobs until `run_all`, or until `is_eager` is set. Then each new job is run
+/// after all waiting ones.
 #[derive(Debug)]
-struct Lazy {
+struct LazyPool {
     gate: Admission,
     waiting: Mutex<Vec<Runnable>>,
-    hurried: AtomicBool,
+    is_eager: AtomicBool,
 }
 
-impl Lazy {
+impl LazyPool {
     fn run_all(&self) {
         let jobs = std::mem::take(&mut *self.waiting.lock().unwrap());
         jobs.into_iter().for_each(Runnable::run);
     }
 }
 
-impl Pool for Lazy {
+impl Pool for LazyPool {
     fn admission(&self) -> &Admission {
         &self.gate
     }
 
     fn schedule(&self, job: Runnable) {
         self.waiting.lock().unwrap().push(job);
-        if self.hurried.load(SeqCst) {
+        if self.is_eager.load(SeqCst) {
             self.run_all();
         }
     }
 }
 
-/// Between a drain's deadline and the word to each task there is a moment in which a thread may come to it.
+/// A thread may reach a task after the shutdown has timed out and before the task is aborted.
 #[test]
-fn what_a_thread_comes_to_at_the_deadline_of_a_drain_is_cancelled_and_no_failure() {
+fn a_task_reached_while_a_shutdown_times_out_is_cancelled() {
     let pool =
-        Arc::new(Lazy { gate: Admission::new("lazy", 2), waiting: Mutex::default(), hurried: AtomicBool::new(false) });
-    let (background, failures) = logging(Background::builder().pool(pool.clone()));
+        Arc::new(LazyPool { gate: Admission::new("lazy", 2), waiting: Mutex::default(), is_eager: AtomicBool::new(false) });
+    let (background, failures) = with_failure_log(Background::builder().pool(pool.clone()));
     background.task("running").spawn(std::future::pending::<()>()).unwrap();
     pool.run_all();
-    background.task("unbegun").run(|| panics("ran")).unwrap();
-    pool.hurried.store(true, SeqCst); // to drop the first, which it does when it is told, it runs what waits
-    let report = small().block_on(background.drain(Duration::ZERO));
-    assert_eq!((report.cancelled, &*report.orphaned[0].name, report.orphaned.len()), (1, "running", 1));
+    background.task("dispatched").spawn_blocking(|| panics("ran")).unwrap();
+    // Aborting `running` schedules a job, and the pool then also runs `dispatched`.
+    pool.is_eager.store(true, SeqCst);
+    let report = current_thread_runtime().block_on(background.shutdown(Duration::ZERO));
+    let names: Vec<_> = report.still_running.iter().map(|task| &*task.name).collect();
+    assert_eq!((report.cancelled, names), (1, vec!["running"]));
     assert!(failures.entries().is_empty(), "{:?}", failures.entries());
     assert_eq!(background.stats().cancelled, 2);
 }

@@ -1,86 +1,86 @@
 use tower_offload::{Background, ThreadPool, pool::Pool};
 
-use crate::support::{LONG, Log, drained, logging, on_threads, panics};
+use crate::support::{LONG, Log, block, panics, shut_down, with_failure_log, with_threads};
 
 #[tokio::test]
-async fn a_task_that_fails_or_panics_is_reported_once_and_the_rest_run_d4_d7() {
-    let (background, log) = logging(on_threads(1).max_running(1));
-    background.task("error").run(|| Err("no")).unwrap();
-    background.task("panic").run(|| panics("in sync work")).unwrap();
+async fn each_failure_is_reported_once_and_other_tasks_run() {
+    let (background, log) = with_failure_log(with_threads(1).max_running(1));
+    background.task("error").spawn_blocking(|| Err("no")).unwrap();
+    background.task("panic").spawn_blocking(|| panics("in a closure")).unwrap();
     background.task("async error").spawn(async { Err::<(), _>("no") }).unwrap();
-    background.task("async panic").spawn(async { panics("in async work") }).unwrap();
-    background.run(|| ()).unwrap();
+    background.task("async panic").spawn(async { panics("in a future") }).unwrap();
+    background.spawn_blocking(|| ()).unwrap();
     background.spawn(async { Ok::<(), String>(()) }).unwrap();
-    let stats = drained(&background).await;
+    let stats = shut_down(&background).await;
     assert_eq!((stats.completed, stats.failed, stats.cancelled), (2, 4, 0));
     assert_eq!(
         log.entries(),
         [
             "background task 1 `error` failed: no",
-            "background task 2 `panic` panicked: in sync work",
+            "background task 2 `panic` panicked: in a closure",
             "background task 3 `async error` failed: no",
-            "background task 4 `async panic` panicked: in async work",
+            "background task 4 `async panic` panicked: in a future",
         ]
     );
 }
 
 #[tokio::test]
-async fn a_sink_that_panics_harms_nobody_d6_d9() {
+async fn a_panicking_failure_handler_does_not_affect_tasks() {
     let log = Log::default();
     let seen = log.clone();
-    let builder = on_threads(1).max_running(1).on_failure(move |failure| {
+    let builder = with_threads(1).max_running(1).on_failure(move |failure| {
         seen.add(failure.name());
         assert!(failure.is_panic() && !failure.is_timeout() && !failure.is_lost());
-        panic!("in the sink");
+        panic!("in the failure handler");
     });
     let background = builder.build();
-    background.task("a").run(|| panics("")).unwrap();
+    background.task("a").spawn_blocking(|| panics("")).unwrap();
     background.task("b").spawn(async { panics("") }).unwrap();
-    background.run(|| ()).unwrap();
-    let stats = drained(&background).await;
+    background.spawn_blocking(|| ()).unwrap();
+    let stats = shut_down(&background).await;
     assert_eq!((stats.completed, stats.failed), (1, 2));
     assert_eq!(log.entries(), ["a", "b"]);
 }
 
 #[tokio::test]
-async fn a_panic_in_what_a_task_drops_is_contained() {
-    struct Bomb;
-    impl Drop for Bomb {
+async fn a_panic_while_work_is_dropped_is_contained() {
+    struct PanicOnDrop;
+    impl Drop for PanicOnDrop {
         fn drop(&mut self) {
             if !std::thread::panicking() {
                 panic!("in a drop");
             }
         }
     }
-    let (background, log) = logging(on_threads(1).max_running(1));
-    let bomb = Bomb;
-    background.task("closure").run(move || drop(bomb)).unwrap();
-    let bomb = Bomb;
+    let (background, log) = with_failure_log(with_threads(1).max_running(1));
+    let value = PanicOnDrop;
+    background.task("closure").spawn_blocking(move || drop(value)).unwrap();
+    let value = PanicOnDrop;
     background
         .task("future")
         .spawn(async move {
-            let _bomb = &bomb;
+            let _value = &value;
             tokio::task::yield_now().await;
         })
         .unwrap();
-    let held = crate::support::hold(&background, "held").await;
-    let bomb = Bomb;
-    let pending = background.run(move || drop(bomb)).unwrap();
-    assert!(pending.cancel());
-    held.release();
-    let stats = drained(&background).await;
+    let blocked = block(&background, "blocked").await;
+    let value = PanicOnDrop;
+    let queued = background.spawn_blocking(move || drop(value)).unwrap();
+    assert!(queued.cancel());
+    blocked.release();
+    let stats = shut_down(&background).await;
     assert_eq!((stats.completed, stats.failed), (1, 2));
     assert_eq!(log.entries().len(), 2);
 }
 
 #[tokio::test]
-async fn a_pool_that_is_shut_down_is_a_reported_failure() {
+async fn a_task_that_a_closed_pool_refuses_fails() {
     let pool = ThreadPool::builder().threads(1).build().unwrap();
-    let (background, log) = logging(Background::builder().pool(pool.clone()));
+    let (background, log) = with_failure_log(Background::builder().pool(pool.clone()));
     pool.shutdown(LONG).await;
-    background.task("late").run(|| panics("ran")).unwrap();
+    background.task("late").spawn_blocking(|| panics("ran")).unwrap();
     background.spawn(async {}).unwrap();
-    let stats = drained(&background).await;
+    let stats = shut_down(&background).await;
     assert_eq!((stats.completed, stats.failed), (1, 1));
     assert_eq!(log.entries(), ["background task 1 `late` was refused by its pool: the pool is shut down"]);
 }

@@ -1,11 +1,11 @@
-//! Background tasks from the outside. Numbers such as D4 or E15 are those of the acceptance list (cases taken from other
-//! frameworks' own test suites).
+//! Tests of `tower_offload::Background` through its public API.
 #![allow(clippy::unwrap_used)]
 
-mod bounds;
 mod cancellation;
-mod drain;
+mod completion;
 mod failures;
+mod limits;
 mod runtimes;
+mod shutdown;
 mod support;
-mod time;
+mod timeout;

@@ -1,47 +1,52 @@
-//! Latches to hold the world still.
+//! Tasks that block until they are released, and logs of events.
 
 use std::{
     sync::{Arc, Mutex, mpsc},
     time::Duration,
 };
 
-use tokio::sync::oneshot;
+use tokio::{runtime, sync::oneshot};
 use tower_offload::{
     Background, ThreadPool,
-    background::{Builder, Stats, TaskHandle},
+    background::{BackgroundBuilder, BackgroundStats, TaskHandle},
 };
 
-/// Longer than any test takes that passes.
+/// Longer than any passing test takes.
 pub(crate) const LONG: Duration = Duration::from_secs(60);
 
-pub(crate) fn on_threads(threads: usize) -> Builder {
+pub(crate) fn with_threads(threads: usize) -> BackgroundBuilder {
     Background::builder().pool(ThreadPool::builder().threads(threads).build().unwrap())
 }
 
-/// A sync task that is held inside until it is released or dropped.
-pub(crate) struct Held {
+pub(crate) fn current_thread_runtime() -> runtime::Runtime {
+    runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+/// A closure that blocks until it is released or this value is dropped.
+pub(crate) struct Blocked {
     pub(crate) task: TaskHandle,
     release: Option<mpsc::Sender<()>>,
 }
 
-impl Held {
+impl Blocked {
     pub(crate) fn release(mut self) {
         self.release = None;
     }
 }
 
-pub(crate) async fn hold(background: &Background, name: &'static str) -> Held {
+/// Submits a [`Blocked`] closure, and waits until it has started.
+pub(crate) async fn block(background: &Background, name: &'static str) -> Blocked {
     let (release, released) = mpsc::channel::<()>();
-    let (entered, inside) = oneshot::channel();
-    let task = background.task(name).run(move || {
-        entered.send(()).unwrap();
+    let (start, started) = oneshot::channel();
+    let task = background.task(name).spawn_blocking(move || {
+        start.send(()).unwrap();
         let _ = released.recv();
     });
-    inside.await.unwrap();
-    Held { task: task.unwrap(), release: Some(release) }
+    started.await.unwrap();
+    Blocked { task: task.unwrap(), release: Some(release) }
 }
 
-/// What happened, in order.
+/// Events in the order in which they happened.
 #[derive(Clone, Default)]
 pub(crate) struct Log(Arc<Mutex<Vec<String>>>);
 
@@ -55,22 +60,22 @@ impl Log {
     }
 }
 
-/// A background that logs its failures.
-pub(crate) fn logging(builder: Builder) -> (Background, Log) {
+/// Builds a background that logs its failures.
+pub(crate) fn with_failure_log(builder: BackgroundBuilder) -> (Background, Log) {
     let log = Log::default();
     let failures = log.clone();
     (builder.on_failure(move |failure| failures.add(failure)).build(), log)
 }
 
-/// A panic whose type is that of a task.
+/// Panics, with the return type of a task.
 #[track_caller]
 pub(crate) fn panics(with: &str) {
     panic!("{with}");
 }
 
-/// Drains, and tells what was done since the beginning.
-pub(crate) async fn drained(background: &Background) -> Stats {
-    let report = background.drain(LONG).await;
-    assert!(report.orphaned.is_empty(), "{report}");
+/// Shuts the background down and returns its final counters.
+pub(crate) async fn shut_down(background: &Background) -> BackgroundStats {
+    let report = background.shutdown(LONG).await;
+    assert!(report.still_running.is_empty(), "{report}");
     background.stats()
 }

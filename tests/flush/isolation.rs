@@ -9,7 +9,7 @@ use tower::{Layer, ServiceExt};
 use tower_offload::{
     Background, OffloadLayer, ThreadPool,
     after_response::{AfterResponse, AfterResponseLayer},
-    offload::sync_fn,
+    offload::service_fn_blocking,
 };
 
 use crate::support::{ALL, Client, Latch, Setup, drained, on_each, within};
@@ -73,7 +73,7 @@ async fn a_full_background_refuses_tasks_and_not_responses() {
 async fn offloaded_requests_are_answered_while_every_thread_of_the_background_is_blocked() {
     let (background, latch) = (on_one_thread(), Latch::new());
     let door = latch.door();
-    let handler = sync_fn(move |request: Request<()>| {
+    let handler = service_fn_blocking(move |request: Request<()>| {
         let after = request.extensions().get::<AfterResponse>().unwrap();
         let door = door.clone();
         after.run(move || door.block()).unwrap();

@@ -1,4 +1,5 @@
-//! Every way to put the layer into an axum application, with the default strategy and no `HandleErrorLayer`.
+//! Every way to add the layer to an axum application, with the default strategy and without
+//! `HandleErrorLayer`.
 
 use std::convert::Infallible;
 
@@ -16,45 +17,45 @@ use axum::{
 use tower::ServiceBuilder;
 use tower_offload::{
     OffloadLayer,
-    offload::sync_fn,
+    offload::service_fn_blocking,
     pool::{Inline, Pool, TokioBlocking},
 };
 
 use crate::support::{self, Raw, is_pool_thread, one_thread, pool, serve, thread_name, within};
 
-async fn where_am_i() -> String {
+async fn current_thread() -> String {
     thread_name()
 }
 
 async fn assert_offloaded(router: Router) {
-    let answer = support::get(serve(router).await, "/").await;
-    assert_eq!(answer.status, StatusCode::OK);
-    assert!(is_pool_thread(answer.text()), "ran on {:?}", answer.text());
+    let response = support::get(serve(router).await, "/").await;
+    assert_eq!(response.status, StatusCode::OK);
+    assert!(is_pool_thread(response.text()), "ran on {:?}", response.text());
 }
 
 #[tokio::test]
 async fn without_the_layer_a_handler_runs_on_the_runtime() {
     within(async {
-        let answer = support::get(serve(Router::new().route("/", get(where_am_i))).await, "/").await;
-        assert!(!is_pool_thread(answer.text()), "ran on {:?}", answer.text());
+        let response = support::get(serve(Router::new().route("/", get(current_thread))).await, "/").await;
+        assert!(!is_pool_thread(response.text()), "ran on {:?}", response.text());
     })
     .await;
 }
 
 #[tokio::test]
 async fn router_layer_offloads() {
-    within(assert_offloaded(Router::new().route("/", get(where_am_i)).layer(OffloadLayer::new(pool(2))))).await;
+    within(assert_offloaded(Router::new().route("/", get(current_thread)).layer(OffloadLayer::new(pool(2))))).await;
 }
 
 #[tokio::test]
 async fn router_layer_offloads_the_fallback() {
-    within(assert_offloaded(Router::new().fallback(where_am_i).layer(OffloadLayer::new(pool(2))))).await;
+    within(assert_offloaded(Router::new().fallback(current_thread).layer(OffloadLayer::new(pool(2))))).await;
 }
 
 #[tokio::test]
 async fn router_layer_offloads_a_nested_router() {
     within(async {
-        let router = Router::new().nest("/nested", Router::new().route("/route", get(where_am_i)));
+        let router = Router::new().nest("/nested", Router::new().route("/route", get(current_thread)));
         let address = serve(router.layer(OffloadLayer::new(pool(2)))).await;
         assert!(is_pool_thread(support::get(address, "/nested/route").await.text()));
     })
@@ -63,14 +64,15 @@ async fn router_layer_offloads_a_nested_router() {
 
 #[tokio::test]
 async fn route_layer_offloads() {
-    within(assert_offloaded(Router::new().route("/", get(where_am_i)).route_layer(OffloadLayer::new(pool(2))))).await;
+    within(assert_offloaded(Router::new().route("/", get(current_thread)).route_layer(OffloadLayer::new(pool(2)))))
+        .await;
 }
 
 #[tokio::test]
 async fn route_layer_leaves_a_404_on_the_runtime() {
     within(async {
         let pool = pool(2);
-        let router = Router::new().route("/", get(where_am_i)).route_layer(OffloadLayer::new(pool.clone()));
+        let router = Router::new().route("/", get(current_thread)).route_layer(OffloadLayer::new(pool.clone()));
         assert_eq!(support::get(serve(router).await, "/missing").await.status, StatusCode::NOT_FOUND);
         assert_eq!(pool.stats().started, 0);
     })
@@ -79,42 +81,42 @@ async fn route_layer_leaves_a_404_on_the_runtime() {
 
 #[tokio::test]
 async fn method_router_layer_offloads() {
-    within(assert_offloaded(Router::new().route("/", get(where_am_i).layer(OffloadLayer::new(pool(2)))))).await;
+    within(assert_offloaded(Router::new().route("/", get(current_thread).layer(OffloadLayer::new(pool(2)))))).await;
 }
 
 #[tokio::test]
 async fn handler_layer_offloads() {
-    within(assert_offloaded(Router::new().route("/", get(where_am_i.layer(OffloadLayer::new(pool(2))))))).await;
+    within(assert_offloaded(Router::new().route("/", get(current_thread.layer(OffloadLayer::new(pool(2))))))).await;
 }
 
 #[tokio::test]
-async fn a_service_builder_offloads() {
+async fn service_builder_offloads() {
     let stack = ServiceBuilder::new().layer(OffloadLayer::new(pool(2))).layer(OffloadLayer::new(pool(2)));
-    within(assert_offloaded(Router::new().route("/", get(where_am_i)).layer(stack))).await;
+    within(assert_offloaded(Router::new().route("/", get(current_thread)).layer(stack))).await;
 }
 
 #[tokio::test]
-async fn a_sync_fn_is_a_route_service() {
+async fn service_fn_blocking_is_a_route_service() {
     let name = |_: Request| Ok::<_, Infallible>(thread_name().into_response());
-    let service = ServiceBuilder::new().layer(OffloadLayer::new(pool(2))).service(sync_fn(name));
+    let service = ServiceBuilder::new().layer(OffloadLayer::new(pool(2))).service(service_fn_blocking(name));
     within(assert_offloaded(Router::new().route_service("/", service))).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_multi_threaded_runtime_offloads() {
-    within(assert_offloaded(Router::new().route("/", get(where_am_i)).layer(OffloadLayer::new(pool(2))))).await;
+async fn multi_thread_runtime_offloads() {
+    within(assert_offloaded(Router::new().route("/", get(current_thread)).layer(OffloadLayer::new(pool(2))))).await;
 }
 
-/// The same application, a timer in it, on every pool.
+/// Serves an application that uses a timer and `spawn`.
 async fn serves_on(pool: impl Pool) {
     let nap = async || {
-        tokio::time::sleep(std::time::Duration::from_millis(1)).await; // the handler's own, to use a timer
-        tokio::spawn(async { "rested" }).await.unwrap()
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await; // uses the timer
+        tokio::spawn(async { "done" }).await.unwrap()
     };
     let address = serve(Router::new().route("/", get(nap)).layer(OffloadLayer::new(pool))).await;
     let mut connection = support::Http1::connect(address).await;
     for _ in 0..10 {
-        connection.get("/").await.assert_ok("rested");
+        connection.get("/").await.assert_ok("done");
     }
 }
 
@@ -135,7 +137,7 @@ async fn rayon_serves_axum() {
 }
 
 #[tokio::test]
-async fn a_graceful_shutdown_waits_for_an_offloaded_call() {
+async fn graceful_shutdown_waits_for_an_offloaded_call() {
     within(async {
         let latch = support::Latch::new();
         let held = latch.clone();
@@ -160,7 +162,7 @@ async fn a_graceful_shutdown_waits_for_an_offloaded_call() {
 }
 
 #[tokio::test]
-async fn a_websocket_upgrade_passes_through_the_layer() {
+async fn websocket_upgrade_passes_through_the_layer() {
     within(async {
         let upgrade = async |upgrade: WebSocketUpgrade| {
             upgrade.on_upgrade(async |mut socket| {
@@ -182,7 +184,7 @@ async fn a_websocket_upgrade_passes_through_the_layer() {
         let head = client.read_until("\r\n\r\n").await;
         assert!(head.starts_with("HTTP/1.1 101"), "{head}");
         assert!(head.contains("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="), "{head}");
-        assert_eq!(pool.stats().in_flight, 0, "an open socket is no call");
+        assert_eq!(pool.stats().in_flight, 0, "an open socket is not a call");
 
         let mask = [1, 2, 3, 4];
         let mut frame = vec![0x81, 0x80 | 2];

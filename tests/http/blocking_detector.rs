@@ -1,4 +1,4 @@
-//! The blocking detector behind real sockets. The clock stands still, but for what a handler says that it takes.
+//! The blocking detector behind real sockets, on a paused clock that handlers advance.
 
 use std::{sync::Arc, sync::Mutex, time::Duration};
 
@@ -22,11 +22,11 @@ use crate::support::{Latch, bind, get as ask, serve};
 struct Reports(Arc<Mutex<Vec<String>>>);
 
 impl Reports {
-    /// The default layer, which tells of its reports here.
+    /// Returns a default layer that records its reports here.
     fn layer(&self) -> BlockingDetectorLayer {
         let reports = self.clone();
         BlockingDetectorLayer::new().on_blocking(move |blocked| {
-            let report = format!("{} {} {:?}", blocked.method().unwrap(), blocked.route(), blocked.held());
+            let report = format!("{} {} {:?}", blocked.method().unwrap(), blocked.route(), blocked.duration());
             reports.0.lock().unwrap().push(report);
         })
     }
@@ -38,13 +38,13 @@ impl Reports {
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Holds the thread for a second of the clock.
+/// Blocks the thread for one second of the paused clock.
 fn block() {
     let _ = tokio::time::advance(SECOND).now_or_never();
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_handler_that_blocks_inline_is_named_and_offloaded_it_is_not() {
+async fn blocking_handler_is_reported_unless_offloaded() {
     let (reports, latch) = (Reports::default(), Latch::new());
     let inside = latch.clone();
     let offloaded = async move || {
@@ -55,7 +55,7 @@ async fn a_handler_that_blocks_inline_is_named_and_offloaded_it_is_not() {
         block();
         "inline"
     };
-    // `TokioBlocking`: while it works the clock does not move by itself.
+    // With `TokioBlocking` tokio does not advance the clock while work runs.
     let app = Router::new()
         .route("/offloaded/{id}", get(offloaded))
         .layer(OffloadLayer::new(TokioBlocking::new(1)))
@@ -68,11 +68,11 @@ async fn a_handler_that_blocks_inline_is_named_and_offloaded_it_is_not() {
     ask(address, "/inline/7").await.assert_ok("inline");
     assert_eq!(reports.take(), ["GET /inline/{id} 1s"]);
 
-    let answer = tokio::spawn(ask(address, "/offloaded/7"));
+    let response = tokio::spawn(ask(address, "/offloaded/7"));
     latch.reached().await;
-    block(); // a second passes while the handler holds its thread
+    block(); // a second passes while the handler blocks its thread
     latch.open();
-    answer.await.unwrap().assert_ok("offloaded");
+    response.await.unwrap().assert_ok("offloaded");
     assert_eq!(reports.take(), [""; 0]);
 }
 
@@ -93,7 +93,7 @@ impl Health for Slow {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_grpc_call_is_named_by_service_and_method() {
+async fn grpc_call_is_named_by_service_and_method() {
     let reports = Reports::default();
     let (listener, address) = bind().await;
     let server = Server::builder().layer(reports.layer()).add_service(HealthServer::new(Slow));

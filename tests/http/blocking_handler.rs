@@ -1,4 +1,4 @@
-//! `tower_offload::axum::blocking`: sync functions with axum's extractors.
+//! Sync functions as handlers: `tower_offload::axum::blocking`.
 
 use std::{any::Any, time::Duration};
 
@@ -12,7 +12,7 @@ use axum::{
 };
 use serde::{Deserialize, Serialize};
 use tower_http::catch_panic::CatchPanicLayer;
-use tower_offload::{CallError, OffloadLayer, ThreadPool, axum::blocking, offload::cancelled, pool::Pool};
+use tower_offload::{CallError, OffloadLayer, ThreadPool, axum::blocking, cancelled, pool::Pool};
 
 use crate::support::{
     self, FullPool, GET, Http1, Latch, Raw, Spy, is_pool_thread, one_thread, request, send, serve, thread_name, within,
@@ -51,7 +51,7 @@ async fn no_extractor() {
 }
 
 #[tokio::test]
-async fn one_extractor_that_takes_the_body() {
+async fn body_extractor() {
     fn shout(body: String) -> String {
         assert!(is_pool_thread(&thread_name()));
         body.to_uppercase()
@@ -64,7 +64,7 @@ async fn one_extractor_that_takes_the_body() {
 }
 
 #[tokio::test]
-async fn one_extractor_that_takes_the_head() {
+async fn head_extractor() {
     within(async {
         let host = |headers: HeaderMap| headers["host"].to_str().unwrap().to_owned();
         let address = serve(Router::new().route("/", get(blocking(pool(), host)))).await;
@@ -74,7 +74,7 @@ async fn one_extractor_that_takes_the_head() {
 }
 
 #[tokio::test]
-async fn the_request_itself() {
+async fn request_extractor() {
     within(async {
         let describe = |request: Request| format!("{} {}", request.method(), request.uri());
         let address = serve(Router::new().route("/{any}", get(blocking(pool(), describe)))).await;
@@ -90,9 +90,9 @@ async fn two_extractors() {
     }
     within(async {
         let address = serve(Router::new().route("/{name}", post(blocking(pool(), rename)))).await;
-        let answer = send(address, json("/bob", serde_json::to_vec(&alice()).unwrap())).await;
-        assert_eq!(serde_json::from_slice::<User>(&answer.body).unwrap(), User { name: "bob".to_owned(), age: 30 });
-        assert_eq!(answer.header("content-type"), "application/json");
+        let response = send(address, json("/bob", serde_json::to_vec(&alice()).unwrap())).await;
+        assert_eq!(serde_json::from_slice::<User>(&response.body).unwrap(), User { name: "bob".to_owned(), age: 30 });
+        assert_eq!(response.header("content-type"), "application/json");
     })
     .await;
 }
@@ -138,7 +138,7 @@ async fn sixteen_extractors() {
     .await;
 }
 
-/// Multipart is read by awaiting; its parts are at hand for the sync part through the runtime, which is entered.
+/// The function reads the form with `block_on`, because the runtime is entered on the pool.
 #[tokio::test]
 async fn multipart() {
     fn fields(mut form: Multipart) -> Result<String, axum::extract::multipart::MultipartError> {
@@ -159,14 +159,14 @@ async fn multipart() {
         let mut form = request(Method::POST, "/", format!("{}{}--edge--\r\n", part("one", "1"), part("two", "zwei")));
         form.headers_mut().insert(CONTENT_TYPE, "multipart/form-data; boundary=edge".parse().unwrap());
         send(address, form).await.assert_ok("one=1 two=zwei");
-        let plain = send(address, request(Method::POST, "/", "no form")).await;
+        let plain = send(address, request(Method::POST, "/", "not a form")).await;
         assert_eq!(plain.status, StatusCode::BAD_REQUEST);
     })
     .await;
 }
 
 #[tokio::test]
-async fn a_result_is_answered() {
+async fn result_is_a_response() {
     fn parse(body: String) -> Result<String, (StatusCode, String)> {
         let number: i32 = body.parse().map_err(|error| (StatusCode::BAD_REQUEST, format!("{error}")))?;
         Ok((number + 1).to_string())
@@ -174,15 +174,14 @@ async fn a_result_is_answered() {
     within(async {
         let mut connection = Http1::connect(serve(Router::new().route("/", post(blocking(pool(), parse)))).await).await;
         connection.send(request(Method::POST, "/", "41")).await.assert_ok("42");
-        let answer = connection.send(request(Method::POST, "/", "x")).await;
-        assert_eq!((answer.status, answer.text()), (StatusCode::BAD_REQUEST, "invalid digit found in string"));
+        let response = connection.send(request(Method::POST, "/", "x")).await;
+        assert_eq!((response.status, response.text()), (StatusCode::BAD_REQUEST, "invalid digit found in string"));
     })
     .await;
 }
 
-/// `into_response` may be work: it runs on the pool as well.
 #[tokio::test]
-async fn the_value_is_made_a_response_on_the_pool() {
+async fn into_response_runs_on_the_pool() {
     struct Lazy;
     impl IntoResponse for Lazy {
         fn into_response(self) -> axum::response::Response {
@@ -196,9 +195,9 @@ async fn the_value_is_made_a_response_on_the_pool() {
     .await;
 }
 
-/// 400, 415, 422, 413, 404 and 405, as for an async handler; the function is not called.
+/// The function is not called.
 #[tokio::test]
-async fn what_an_extractor_refuses_is_answered_as_axum_does() {
+async fn extractor_rejections_equal_those_of_async_handlers() {
     within(async {
         let pool = pool();
         let sync = |_: Query<User>, _: Json<User>| "called";
@@ -215,15 +214,15 @@ async fn what_an_extractor_refuses_is_answered_as_axum_does() {
             ("?name=a&age=1", "application/json", &"x".repeat(3 << 20), 413),
         ];
         for (query, content_type, body, status) in cases {
-            let mut answers = Vec::new();
+            let mut responses = Vec::new();
             for path in ["/sync", "/async"] {
                 let mut request = request(Method::POST, &format!("{path}{query}"), body.to_owned());
                 request.headers_mut().insert(CONTENT_TYPE, content_type.parse().unwrap());
-                let answer = send(address, request).await;
-                answers.push((answer.status.as_u16(), answer.body));
+                let response = send(address, request).await;
+                responses.push((response.status.as_u16(), response.body));
             }
-            assert_eq!(answers[0].0, status);
-            assert_eq!(answers[0], answers[1]);
+            assert_eq!(responses[0].0, status);
+            assert_eq!(responses[0], responses[1]);
         }
         assert_eq!(support::get(address, "/sync").await.status, StatusCode::METHOD_NOT_ALLOWED);
         assert_eq!(pool.stats().started, 0);
@@ -232,7 +231,7 @@ async fn what_an_extractor_refuses_is_answered_as_axum_does() {
 }
 
 #[tokio::test]
-async fn a_full_pool_answers_503_with_retry_after() {
+async fn full_pool_answers_503() {
     within(async {
         let full = FullPool::new().await;
         let address = serve(Router::new().route("/", get(blocking(full.pool.clone(), || "ok")))).await;
@@ -245,7 +244,7 @@ async fn a_full_pool_answers_503_with_retry_after() {
 }
 
 #[tokio::test]
-async fn a_pool_that_is_shut_down_answers_503() {
+async fn pool_after_shutdown_answers_503() {
     within(async {
         let pool = pool();
         let address = serve(Router::new().route("/", get(blocking(pool.clone(), || "ok")))).await;
@@ -255,24 +254,24 @@ async fn a_pool_that_is_shut_down_answers_503() {
     .await;
 }
 
-/// P6
 #[tokio::test]
-async fn a_panic_resumes_in_the_caller() {
+async fn panic_resumes_in_the_caller() {
     fn panics(body: String) -> &'static str {
         panic!("it was {body}")
     }
     within(async {
-        let answer = |payload: Box<dyn Any + Send>| {
+        let respond = |payload: Box<dyn Any + Send>| {
             (StatusCode::INTERNAL_SERVER_ERROR, payload.downcast_ref::<String>().cloned().unwrap_or_default())
                 .into_response()
         };
         let pool = one_thread(1);
         let routes = || Router::new().route("/", post(blocking(pool.clone(), panics)));
-        let router = routes().layer(CatchPanicLayer::custom(answer)).nest("/bare", routes());
+        let router = routes().layer(CatchPanicLayer::custom(respond)).nest("/bare", routes());
         let address = serve(router).await;
         let caught = send(address, request(Method::POST, "/", "me")).await;
         assert_eq!((caught.status, caught.text()), (StatusCode::INTERNAL_SERVER_ERROR, "it was me"));
-        // Without the layer the connection ends, as for an async handler; the server and the thread live.
+        // Without a layer that catches it, the panic closes the connection. Server and thread
+        // survive.
         Http1::connect(address).await.try_send(request(Method::POST, "/bare", "me")).await.unwrap_err();
         assert_eq!(send(address, request(Method::POST, "/", "again")).await.text(), "it was again");
         assert_eq!((pool.stats().panicked, pool.threads()), (3, 1));
@@ -280,32 +279,30 @@ async fn a_panic_resumes_in_the_caller() {
     .await;
 }
 
-/// E10
 #[tokio::test]
-async fn a_client_that_hangs_up_cancels_the_running_function() {
+async fn hang_up_cancels_the_running_function() {
     within(async {
-        let (latch, spy, (answers, answer)) = (Latch::new(), Spy::new(), std::sync::mpsc::channel());
+        let (latch, spy, (results, result)) = (Latch::new(), Spy::new(), std::sync::mpsc::channel());
         let held = latch.clone();
         let function = move || {
             held.block();
-            answers.send(cancelled()).unwrap();
+            results.send(cancelled()).unwrap();
         };
         let pool = one_thread(1);
         let address = serve(spy.around(Router::new().route("/", get(blocking(pool.clone(), function))))).await;
         let client = Raw::with(address, GET).await;
         latch.reached().await;
         drop(client);
-        spy.left().await;
+        spy.dropped().await;
         latch.open();
         pool.run(|| ()).await.unwrap();
-        assert_eq!(answer.try_recv(), Ok(true));
+        assert_eq!(result.try_recv(), Ok(true));
     })
     .await;
 }
 
-/// P5
 #[tokio::test]
-async fn a_queued_function_whose_client_hangs_up_never_runs() {
+async fn queued_function_never_runs_after_a_hang_up() {
     within(async {
         let (latch, spy, pool) = (Latch::new(), Spy::new(), one_thread(2));
         let (runs, ran) = std::sync::mpsc::channel();
@@ -320,18 +317,18 @@ async fn a_queued_function_whose_client_hangs_up_never_runs() {
         spy.pending(1).await;
         assert_eq!(pool.stats().queued, 1);
         drop(client);
-        spy.left().await;
+        spy.dropped().await;
         latch.open();
         held.await.unwrap();
-        pool.run(|| ()).await.unwrap(); // behind it in the queue
+        pool.run(|| ()).await.unwrap(); // it was queued behind the cancelled call
         assert!(ran.try_recv().is_err());
     })
     .await;
 }
 
-/// In a handler of one's own, on any pool: the rejection of `pool::run` is an answer.
+/// A handler returns the error of `Pool::run`.
 #[tokio::test]
-async fn a_rejection_is_a_response() {
+async fn call_error_is_a_response() {
     within(async {
         let full = FullPool::new().await;
         let pool = full.pool.clone();
@@ -347,9 +344,9 @@ async fn a_rejection_is_a_response() {
     .await;
 }
 
-/// A sync handler behind a layer on the same thread: two calls, one inside the other, neither waits for the other.
+/// The two nested calls do not wait for each other.
 #[tokio::test]
-async fn behind_a_layer_on_the_same_thread() {
+async fn works_behind_a_layer_on_the_same_pool() {
     within(async {
         let pool = one_thread(8);
         let router = Router::new().route("/", get(blocking(pool.clone(), thread_name)));
@@ -362,7 +359,7 @@ async fn behind_a_layer_on_the_same_thread() {
 }
 
 #[tokio::test]
-async fn a_handler_of_its_own_works_as_fallback_and_with_state() {
+async fn works_as_fallback_with_state() {
     within(async {
         let state = |State(Pepper(pepper)): State<Pepper>| pepper;
         let router = Router::new().fallback(blocking(pool(), state)).with_state(Pepper("salt"));

@@ -1,4 +1,4 @@
-//! A layer that has no room, as its HTTP clients see it.
+//! Responses of a layer without capacity.
 
 use std::{
     sync::{
@@ -11,15 +11,17 @@ use std::{
 use axum::{Router, body::Body, http::StatusCode, response::IntoResponse, routing::get};
 use futures_util::future::join_all;
 use http::{Method, header::CONTENT_TYPE};
-use tower_offload::{CallError, OffloadLayer, offload::Problem, pool::Pool};
+use tower_offload::{CallError, OffloadLayer, offload::ProblemJson, pool::Pool};
 
-use crate::support::{self, Answer, FullPool, Http1, Latch, Spy, count_statuses, pool, request, send, serve, within};
+use crate::support::{
+    self, FullPool, FullResponse, Http1, Latch, Spy, count_statuses, pool, request, send, serve, within,
+};
 
 async fn ok() -> &'static str {
     "ok"
 }
 
-/// A router whose calls block at the latch.
+/// Returns a router whose calls block at the latch.
 fn latched(latch: &Latch) -> Router {
     let latch = latch.clone();
     Router::new().route(
@@ -38,7 +40,7 @@ fn get_as(content_type: &str) -> http::Request<Body> {
 }
 
 #[tokio::test]
-async fn a_full_queue_answers_503_with_retry_after_on_axum() {
+async fn full_queue_answers_503_on_axum() {
     within(async {
         let full = FullPool::new().await;
         let router = Router::new().route("/", get(ok)).layer(OffloadLayer::new(full.pool.clone()));
@@ -52,7 +54,7 @@ async fn a_full_queue_answers_503_with_retry_after_on_axum() {
 }
 
 #[tokio::test]
-async fn a_layer_without_places_answers_503_with_retry_after_on_axum() {
+async fn layer_at_max_in_flight_answers_503_on_axum() {
     within(async {
         let latch = Latch::new();
         let address = serve(latched(&latch).layer(OffloadLayer::new(pool(4)).max_in_flight(1))).await;
@@ -67,7 +69,7 @@ async fn a_layer_without_places_answers_503_with_retry_after_on_axum() {
 }
 
 #[tokio::test]
-async fn a_pool_that_is_shut_down_answers_503_with_retry_after() {
+async fn pool_after_shutdown_answers_503() {
     within(async {
         let pool = pool(1);
         let router = Router::new().route("/", get(ok)).layer(OffloadLayer::new(pool.clone()));
@@ -79,7 +81,7 @@ async fn a_pool_that_is_shut_down_answers_503_with_retry_after() {
 }
 
 #[tokio::test]
-async fn a_call_that_was_queued_at_the_end_of_a_shutdown_is_answered_503() {
+async fn call_queued_at_the_end_of_a_shutdown_is_answered_503() {
     within(async {
         let (pool, latch, spy) = (support::one_thread(1), Latch::new(), Spy::new());
         let router = latched(&latch).layer(OffloadLayer::new(pool.clone()));
@@ -89,8 +91,8 @@ async fn a_call_that_was_queued_at_the_end_of_a_shutdown_is_answered_503() {
         let queued = tokio::spawn(support::get(address, "/"));
         spy.pending(2).await;
 
-        let left = pool.shutdown(Duration::ZERO).await;
-        assert_eq!((left.running, left.queued, left.parked), (1, 1, 0));
+        let report = pool.shutdown(Duration::ZERO).await;
+        assert_eq!((report.running, report.queued, report.parked), (1, 1, 0));
         queued.await.unwrap().assert_unavailable();
         latch.open();
         running.await.unwrap().assert_ok("ok");
@@ -99,7 +101,7 @@ async fn a_call_that_was_queued_at_the_end_of_a_shutdown_is_answered_503() {
 }
 
 #[tokio::test]
-async fn a_wait_that_is_over_answers_503() {
+async fn wait_timeout_answers_503() {
     within(async {
         let full = FullPool::new().await;
         let layer = OffloadLayer::new(full.pool.clone()).wait(Duration::from_millis(20));
@@ -112,7 +114,7 @@ async fn a_wait_that_is_over_answers_503() {
 }
 
 #[tokio::test]
-async fn one_more_than_may_wait_is_answered_503_at_once() {
+async fn call_above_max_waiting_is_answered_503_at_once() {
     within(async {
         let (full, spy) = (FullPool::new().await, Spy::new());
         let layer = OffloadLayer::new(full.pool.clone()).wait(Duration::MAX).max_waiting(1);
@@ -127,38 +129,38 @@ async fn one_more_than_may_wait_is_answered_503_at_once() {
 }
 
 #[tokio::test]
-async fn a_caught_panic_is_answered_500() {
+async fn caught_panic_is_answered_500() {
     within(async {
         let pool = pool(1);
-        let panics = async || -> &'static str { panic!("on purpose") };
+        let panics = async || -> &'static str { panic!("expected panic") };
         let router = Router::new().route("/panic", get(panics)).route("/", get(ok));
         let router = router.layer(OffloadLayer::new(pool.clone()).catch_panics());
         let mut connection = Http1::connect(serve(router).await).await;
-        let answer = connection.get("/panic").await;
-        assert_eq!((answer.status, answer.text()), (StatusCode::INTERNAL_SERVER_ERROR, ""));
-        assert_eq!(answer.header("retry-after"), "", "to come back later is of no use");
-        connection.get("/").await.assert_ok("ok"); // the same connection, the same thread
+        let response = connection.get("/panic").await;
+        assert_eq!((response.status, response.text()), (StatusCode::INTERNAL_SERVER_ERROR, ""));
+        assert_eq!(response.header("retry-after"), "", "a retry would fail as well");
+        connection.get("/").await.assert_ok("ok"); // on the same connection and thread
         assert_eq!(pool.stats().panicked, 1);
     })
     .await;
 }
 
-/// What a problem+json says, if it is one.
-fn problem(answer: &Answer) -> serde_json::Value {
-    assert_eq!(answer.header("content-type"), "application/problem+json");
-    serde_json::from_slice(&answer.body).unwrap()
+/// Parses a problem+json body.
+fn problem(response: &FullResponse) -> serde_json::Value {
+    assert_eq!(response.header("content-type"), "application/problem+json");
+    serde_json::from_slice(&response.body).unwrap()
 }
 
 #[tokio::test]
-async fn problem_says_in_json_that_the_queue_is_full() {
+async fn problem_json_describes_a_full_queue() {
     within(async {
         let full = FullPool::new().await;
-        let layer = OffloadLayer::new(full.pool.clone()).reject(Problem);
+        let layer = OffloadLayer::new(full.pool.clone()).reject(ProblemJson);
         let address = serve(Router::new().route("/", get(ok)).layer(layer)).await;
-        let answer = support::get(address, "/").await;
-        assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
-        assert!(answer.header("retry-after").parse::<u64>().unwrap() >= 1);
-        let problem = problem(&answer);
+        let response = support::get(address, "/").await;
+        assert_eq!(response.status, StatusCode::SERVICE_UNAVAILABLE);
+        assert!(response.header("retry-after").parse::<u64>().unwrap() >= 1);
+        let problem = problem(&response);
         assert_eq!((&problem["status"], &problem["reason"]), (&503.into(), &"overloaded".into()));
         assert_eq!((&problem["title"], &problem["type"]), (&"Service Unavailable".into(), &"about:blank".into()));
         assert_eq!(problem["detail"], CallError::Overloaded.to_string());
@@ -169,49 +171,49 @@ async fn problem_says_in_json_that_the_queue_is_full() {
 }
 
 #[tokio::test]
-async fn problem_says_in_json_that_the_work_panicked() {
+async fn problem_json_describes_a_panic_without_its_message() {
     within(async {
-        let panics = async || -> &'static str { panic!("on purpose") };
-        let layer = OffloadLayer::new(pool(1)).reject(Problem).catch_panics();
-        let answer = support::get(serve(Router::new().route("/", get(panics)).layer(layer)).await, "/").await;
-        assert_eq!(answer.status, StatusCode::INTERNAL_SERVER_ERROR);
-        let problem = problem(&answer);
+        let panics = async || -> &'static str { panic!("expected panic") };
+        let layer = OffloadLayer::new(pool(1)).reject(ProblemJson).catch_panics();
+        let response = support::get(serve(Router::new().route("/", get(panics)).layer(layer)).await, "/").await;
+        assert_eq!(response.status, StatusCode::INTERNAL_SERVER_ERROR);
+        let problem = problem(&response);
         assert_eq!((&problem["status"], &problem["reason"]), (&500.into(), &"panicked".into()));
-        assert!(!answer.text().contains("on purpose"), "a panic's message is nobody's business");
+        assert!(!response.text().contains("expected panic"), "the message of the panic is not sent to the client");
     })
     .await;
 }
 
 #[tokio::test]
-async fn a_closure_answers_as_it_likes() {
+async fn reject_with_answers_with_the_closures_response() {
     within(async {
         let full = FullPool::new().await;
-        let answer = |rejection: CallError| Ok((StatusCode::TOO_MANY_REQUESTS, rejection.as_str()).into_response());
-        let layer = OffloadLayer::new(full.pool.clone()).reject_with(answer);
-        let answer = support::get(serve(Router::new().route("/", get(ok)).layer(layer)).await, "/").await;
-        assert_eq!((answer.status, answer.text()), (StatusCode::TOO_MANY_REQUESTS, "overloaded"));
+        let respond = |error: CallError| Ok((StatusCode::TOO_MANY_REQUESTS, error.as_str()).into_response());
+        let layer = OffloadLayer::new(full.pool.clone()).reject_with(respond);
+        let response = support::get(serve(Router::new().route("/", get(ok)).layer(layer)).await, "/").await;
+        assert_eq!((response.status, response.text()), (StatusCode::TOO_MANY_REQUESTS, "overloaded"));
         full.release().await;
     })
     .await;
 }
 
 #[tokio::test]
-async fn grpc_gets_a_status_in_the_head_and_grpc_web_is_plain_http() {
+async fn grpc_is_answered_with_a_status_and_grpc_web_with_503() {
     within(async {
         let full = FullPool::new().await;
         let router = Router::new()
             .route("/", get(ok).layer(OffloadLayer::new(full.pool.clone())))
-            .route("/problem", get(ok).layer(OffloadLayer::new(full.pool.clone()).reject(Problem)));
+            .route("/problem", get(ok).layer(OffloadLayer::new(full.pool.clone()).reject(ProblemJson)));
         let address = serve(router).await;
         for grpc in ["application/grpc", "application/grpc+proto", "application/grpc;charset=utf-8"] {
-            let answer = send(address, get_as(grpc)).await;
-            answer.assert_ok("");
-            assert_eq!((answer.header("grpc-status"), answer.header("content-type")), ("8", "application/grpc"));
+            let response = send(address, get_as(grpc)).await;
+            response.assert_ok("");
+            assert_eq!((response.header("grpc-status"), response.header("content-type")), ("8", "application/grpc"));
         }
         for plain in ["application/grpc-web", "application/grpc-web+proto", "application/grpc-web-text", "text/plain"] {
-            let answer = send(address, get_as(plain)).await;
-            answer.assert_unavailable();
-            assert_eq!(answer.header("grpc-status"), "");
+            let response = send(address, get_as(plain)).await;
+            response.assert_unavailable();
+            assert_eq!(response.header("grpc-status"), "");
         }
         let problem_as = |content_type| {
             let mut request = get_as(content_type);
@@ -227,12 +229,12 @@ async fn grpc_gets_a_status_in_the_head_and_grpc_web_is_plain_http() {
     .await;
 }
 
-/// Two routes, behind one layer, that count how many of them run at once.
-fn two_routes(latch: &Latch, most: &Arc<AtomicUsize>) -> Router {
+/// Returns two routes that record in `peak` how many calls run at the same time.
+fn two_routes(latch: &Latch, peak: &Arc<AtomicUsize>) -> Router {
     let running = Arc::new(AtomicUsize::new(0));
-    let (latch, most) = (latch.clone(), most.clone());
+    let (latch, peak) = (latch.clone(), peak.clone());
     let handler = async move || {
-        most.fetch_max(running.fetch_add(1, SeqCst) + 1, SeqCst);
+        peak.fetch_max(running.fetch_add(1, SeqCst) + 1, SeqCst);
         latch.block();
         running.fetch_sub(1, SeqCst);
         "ok"
@@ -240,14 +242,13 @@ fn two_routes(latch: &Latch, most: &Arc<AtomicUsize>) -> Router {
     Router::new().route("/a", get(handler.clone())).route("/b", get(handler))
 }
 
-/// P3
 #[tokio::test]
-async fn of_six_waiting_requests_on_two_routes_one_runs_at_a_time() {
+async fn routes_of_one_layer_share_max_in_flight_when_waiting() {
     within(async {
-        let (latch, spy, most) = (Latch::new(), Spy::new(), Arc::new(AtomicUsize::new(0)));
+        let (latch, spy, peak) = (Latch::new(), Spy::new(), Arc::new(AtomicUsize::new(0)));
         let pool = pool(6);
         let layer = OffloadLayer::new(pool.clone()).max_in_flight(1).wait(Duration::from_secs(60));
-        let address = serve(spy.around(two_routes(&latch, &most).layer(layer))).await;
+        let address = serve(spy.around(two_routes(&latch, &peak).layer(layer))).await;
 
         let calls: Vec<_> = ["/a", "/b", "/a", "/b", "/a", "/b"]
             .into_iter()
@@ -255,45 +256,43 @@ async fn of_six_waiting_requests_on_two_routes_one_runs_at_a_time() {
             .collect();
         spy.pending(6).await;
         latch.reached().await;
-        assert_eq!((pool.stats().in_flight, pool.stats().rejected), (1, 0), "five are not even in the pool");
+        assert_eq!((pool.stats().in_flight, pool.stats().rejected), (1, 0), "five calls wait outside of the pool");
         for ran in 1..=6 {
-            assert_eq!(latch.unseen(), 0, "while one is held no other runs");
+            assert_eq!(latch.unseen(), 0, "only one call runs");
             latch.let_one_pass();
             if ran < 6 {
                 latch.reached().await;
             }
         }
-        for answer in join_all(calls).await {
-            answer.unwrap().assert_ok("ok");
+        for response in join_all(calls).await {
+            response.unwrap().assert_ok("ok");
         }
-        assert_eq!(most.load(SeqCst), 1);
+        assert_eq!(peak.load(SeqCst), 1);
     })
     .await;
 }
 
-/// P3
 #[tokio::test]
-async fn of_six_requests_on_two_routes_one_runs_and_five_are_refused() {
+async fn routes_of_one_layer_share_max_in_flight_when_rejecting() {
     within(async {
-        let (latch, most) = (Latch::new(), Arc::new(AtomicUsize::new(0)));
+        let (latch, peak) = (Latch::new(), Arc::new(AtomicUsize::new(0)));
         let layer = OffloadLayer::new(pool(6)).max_in_flight(1);
-        let address = serve(two_routes(&latch, &most).layer(layer)).await;
+        let address = serve(two_routes(&latch, &peak).layer(layer)).await;
         let held = tokio::spawn(support::get(address, "/a"));
         latch.reached().await;
         let paths = ["/b", "/a", "/b", "/a", "/b"];
-        let refused = join_all(paths.map(|path| support::get(address, path))).await;
-        assert_eq!(count_statuses(&refused), [(503, 5)].into());
+        let rejected = join_all(paths.map(|path| support::get(address, path))).await;
+        assert_eq!(count_statuses(&rejected), [(503, 5)].into());
         latch.open();
         held.await.unwrap().assert_ok("ok");
         support::get(address, "/b").await.assert_ok("ok");
-        assert_eq!(most.load(SeqCst), 1);
+        assert_eq!(peak.load(SeqCst), 1);
     })
     .await;
 }
 
-/// P17
 #[tokio::test]
-async fn two_layers_on_one_pool_have_places_of_their_own() {
+async fn layers_on_one_pool_have_separate_limits() {
     within(async {
         let (first, second, pool) = (Latch::new(), Latch::new(), pool(2));
         let layer = || OffloadLayer::new(pool.clone()).max_in_flight(1);

@@ -1,4 +1,4 @@
-//! Some requests are offloaded, the rest stay where they are.
+//! Filters: some requests are offloaded, others run inline.
 
 use axum::{Router, routing::get};
 use http::Method;
@@ -13,7 +13,7 @@ fn routes() -> Router {
 }
 
 #[tokio::test]
-async fn what_is_filtered_out_runs_on_the_runtime() {
+async fn filtered_requests_run_on_the_runtime() {
     within(async {
         let layer = OffloadLayer::new(pool(1)).filter(|head| head.uri().path() != "/ping");
         let address = serve(routes().layer(layer)).await;
@@ -24,25 +24,24 @@ async fn what_is_filtered_out_runs_on_the_runtime() {
 }
 
 #[tokio::test]
-async fn a_second_filter_sees_what_the_first_lets_through() {
+async fn request_is_offloaded_only_if_every_filter_agrees() {
     within(async {
         let layer = OffloadLayer::new(pool(1))
             .filter(|head| head.method() == Method::GET)
-            .filter(|head| !head.headers().contains_key("x-here"));
+            .filter(|head| !head.headers().contains_key("x-inline"));
         let address = serve(routes().layer(layer)).await;
         let get = || request(Method::GET, "/ping", "");
         assert!(is_pool_thread(send(address, get()).await.text()));
         assert!(!is_pool_thread(send(address, request(Method::POST, "/ping", "")).await.text()));
-        let mut here = get();
-        here.headers_mut().insert("x-here", "1".parse().unwrap());
-        assert!(!is_pool_thread(send(address, here).await.text()));
+        let mut inline = get();
+        inline.headers_mut().insert("x-inline", "1".parse().unwrap());
+        assert!(!is_pool_thread(send(address, inline).await.text()));
     })
     .await;
 }
 
-/// A filter on anything that is no HTTP head, here the whole request.
 #[tokio::test]
-async fn filter_request_sees_the_request() {
+async fn filter_request_reads_the_request() {
     within(async {
         let layer = OffloadLayer::new(pool(1))
             .filter_request(|request: &axum::extract::Request| request.uri().path() == "/hash");
@@ -54,7 +53,7 @@ async fn filter_request_sees_the_request() {
 }
 
 #[tokio::test]
-async fn a_full_pool_lets_pass_what_is_filtered_out() {
+async fn full_pool_does_not_reject_filtered_requests() {
     within(async {
         let full = FullPool::new().await;
         let layer = OffloadLayer::new(full.pool.clone()).filter(|head| head.uri().path() != "/ping");
@@ -69,7 +68,7 @@ async fn a_full_pool_lets_pass_what_is_filtered_out() {
 }
 
 #[tokio::test]
-async fn what_is_filtered_out_takes_no_place() {
+async fn filtered_requests_need_no_permit() {
     within(async {
         let latch = support::Latch::new();
         let held = latch.clone();

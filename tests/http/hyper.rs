@@ -1,4 +1,4 @@
-//! The layer under hyper itself, without any framework.
+//! The layer in hyper without a framework.
 
 use std::convert::Infallible;
 
@@ -17,19 +17,19 @@ use hyper_util::{
 use tower::{BoxError, Layer, ServiceBuilder, service_fn};
 use tower_offload::{
     Offload, OffloadLayer,
-    offload::{Problem, SyncFn, sync_fn},
+    offload::{ProblemJson, ServiceFnBlocking, service_fn_blocking},
 };
 
 use crate::support::{
     self, FullPool, Http1, Http2, Latch, absolute, bind, get, is_pool_thread, pool, request, thread_name, within,
 };
 
-/// hyper's own body in, a body of our choice out. The type of the service can be named.
+/// A handler whose type can be named, with hyper's request body and another response body.
 type Handler = fn(Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible>;
 
-fn service(layer: &OffloadLayer) -> Offload<SyncFn<Handler>> {
+fn service(layer: &OffloadLayer) -> Offload<ServiceFnBlocking<Handler>> {
     let handler: Handler = |_| Ok(Response::new(thread_name().into()));
-    layer.layer(sync_fn(handler))
+    layer.layer(service_fn_blocking(handler))
 }
 
 enum Protocol {
@@ -38,7 +38,7 @@ enum Protocol {
     Http2,
 }
 
-/// Serves connections until the test's runtime ends.
+/// Serves connections until the runtime of the test shuts down.
 async fn serve<S>(service: S, protocol: Protocol) -> std::net::SocketAddr
 where
     S: tower::Service<Request<Incoming>, Response = Response<Full<Bytes>>, Error: Into<BoxError>>
@@ -75,7 +75,7 @@ fn get_http2() -> Request<Body> {
 }
 
 #[tokio::test]
-async fn a_tower_service_is_a_hyper_service_on_http1() {
+async fn tower_service_works_as_hyper_service_on_http1() {
     within(async {
         let address = serve(service(&OffloadLayer::new(pool(1))), Protocol::Http1).await;
         assert!(is_pool_thread(get(address, "/").await.text()));
@@ -84,7 +84,7 @@ async fn a_tower_service_is_a_hyper_service_on_http1() {
 }
 
 #[tokio::test]
-async fn a_tower_service_is_a_hyper_service_on_http2() {
+async fn tower_service_works_as_hyper_service_on_http2() {
     within(async {
         let address = serve(service(&OffloadLayer::new(pool(1))), Protocol::Http2).await;
         assert!(is_pool_thread(Http2::connect(address).await.send(get_http2()).await.text()));
@@ -93,7 +93,7 @@ async fn a_tower_service_is_a_hyper_service_on_http2() {
 }
 
 #[tokio::test]
-async fn a_tower_service_is_a_hyper_service_on_either() {
+async fn tower_service_works_as_hyper_service_on_auto() {
     within(async {
         let address = serve(service(&OffloadLayer::new(pool(1))), Protocol::Auto).await;
         assert!(is_pool_thread(get(address, "/").await.text()));
@@ -102,9 +102,8 @@ async fn a_tower_service_is_a_hyper_service_on_either() {
     .await;
 }
 
-/// An async service whose body is read on the pool.
 #[tokio::test]
-async fn an_async_service_reads_its_body_on_the_pool() {
+async fn async_service_reads_its_body_on_the_pool() {
     within(async {
         let shout = ServiceBuilder::new().layer(OffloadLayer::new(pool(1))).service(service_fn(
             async |request: Request<Incoming>| {
@@ -122,7 +121,7 @@ async fn an_async_service_reads_its_body_on_the_pool() {
 }
 
 #[tokio::test]
-async fn a_full_queue_answers_503_with_retry_after_on_hyper() {
+async fn full_queue_answers_503_on_hyper() {
     within(async {
         let full = FullPool::new().await;
         let layer = OffloadLayer::new(full.pool.clone());
@@ -138,12 +137,12 @@ async fn a_full_queue_answers_503_with_retry_after_on_hyper() {
 }
 
 #[tokio::test]
-async fn a_layer_without_places_answers_503_with_retry_after_on_hyper() {
+async fn layer_at_max_in_flight_answers_503_on_hyper() {
     within(async {
         let latch = Latch::new();
         let held = latch.clone();
         let layer = OffloadLayer::new(pool(2)).max_in_flight(1);
-        let service = layer.layer(sync_fn(move |_: Request<Incoming>| {
+        let service = layer.layer(service_fn_blocking(move |_: Request<Incoming>| {
             held.block();
             Ok::<_, Infallible>(Response::new(Full::from("ok")))
         }));
@@ -159,25 +158,26 @@ async fn a_layer_without_places_answers_503_with_retry_after_on_hyper() {
 }
 
 #[tokio::test]
-async fn problem_fits_hypers_full_body() {
+async fn problem_json_fits_full_body() {
     within(async {
         let full = FullPool::new().await;
-        let layer = OffloadLayer::new(full.pool.clone()).reject(Problem);
-        let service = layer.layer(sync_fn(|_: Request<Incoming>| Ok::<_, Infallible>(Response::new(Full::default()))));
-        let answer = get(serve(service, Protocol::Auto).await, "/").await;
-        assert_eq!(answer.header("content-type"), "application/problem+json");
-        assert_eq!(serde_json::from_slice::<serde_json::Value>(&answer.body).unwrap()["status"], 503);
+        let layer = OffloadLayer::new(full.pool.clone()).reject(ProblemJson);
+        let service = layer
+            .layer(service_fn_blocking(|_: Request<Incoming>| Ok::<_, Infallible>(Response::new(Full::default()))));
+        let response = get(serve(service, Protocol::Auto).await, "/").await;
+        assert_eq!(response.header("content-type"), "application/problem+json");
+        assert_eq!(serde_json::from_slice::<serde_json::Value>(&response.body).unwrap()["status"], 503);
         full.release().await;
     })
     .await;
 }
 
-/// An error of the service is still hyper's to handle: it ends the connection without an answer.
+/// hyper handles the error: it closes the connection without a response.
 #[tokio::test]
-async fn an_error_of_the_service_reaches_hyper() {
+async fn error_of_the_service_reaches_hyper() {
     within(async {
         let fails = |_: Request<Incoming>| Err::<Response<Full<Bytes>>, _>(std::io::Error::other("broken"));
-        let address = serve(OffloadLayer::new(pool(1)).layer(sync_fn(fails)), Protocol::Http1).await;
+        let address = serve(OffloadLayer::new(pool(1)).layer(service_fn_blocking(fails)), Protocol::Http1).await;
         let mut connection = Http1::connect(address).await;
         assert!(connection.try_send(request(Method::GET, "/", Body::empty())).await.is_err());
     })
@@ -185,16 +185,16 @@ async fn an_error_of_the_service_reaches_hyper() {
 }
 
 #[tokio::test]
-async fn a_caught_panic_is_answered_500_on_http2_and_the_connection_lives() {
+async fn caught_panic_is_a_500_and_the_connection_survives() {
     within(async {
         let layer = OffloadLayer::new(pool(1)).catch_panics();
-        let service = layer.layer(sync_fn(|request: Request<Incoming>| {
-            assert_eq!(request.uri().path(), "/", "on purpose");
+        let service = layer.layer(service_fn_blocking(|request: Request<Incoming>| {
+            assert_eq!(request.uri().path(), "/", "expected panic");
             Ok::<_, Infallible>(Response::new(Full::from("ok")))
         }));
         let mut client = Http2::connect(serve(service, Protocol::Http2).await).await;
-        let answer = client.send(absolute(Method::GET, "/panic", Body::empty())).await;
-        assert_eq!(answer.status, http::StatusCode::INTERNAL_SERVER_ERROR);
+        let response = client.send(absolute(Method::GET, "/panic", Body::empty())).await;
+        assert_eq!(response.status, http::StatusCode::INTERNAL_SERVER_ERROR);
         client.send(get_http2()).await.assert_ok("ok");
     })
     .await;

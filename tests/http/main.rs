@@ -1,20 +1,18 @@
-//! The layer in real HTTP stacks: axum, hyper, tonic and tower-http, over real sockets.
-//!
-//! The numbers in the comments (P3, E11, ..) are those of the acceptance list.
+//! Tests of the layer in axum, hyper, tonic and tower-http, over real sockets.
 #![allow(clippy::unwrap_used)]
 
 mod axum;
+mod blocking_body;
 mod blocking_detector;
 mod blocking_handler;
 mod bounded;
-mod carry;
 mod disconnect;
 mod filter;
 mod hyper;
 mod no_thread_held;
 mod priority;
+mod propagate;
 mod support;
-mod sync_body;
 mod tonic;
 mod tower_http;
 mod transparent;

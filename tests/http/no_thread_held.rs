@@ -1,4 +1,4 @@
-//! What awaits holds no thread of the pool, and what is nested does not wait for itself.
+//! Calls that await occupy no thread of the pool, and nested calls do not wait for themselves.
 
 use std::{sync::Arc, time::Duration};
 
@@ -23,79 +23,79 @@ use crate::support::{self, Http2, Raw, Spy, absolute, one_thread, pool, serve, w
 
 const REQUESTS: usize = 50;
 
-/// A handler that meets all the others, then takes 200 ms as I/O does. If one of them held the only thread while it
-/// awaits, they would never meet.
+/// Returns a handler that awaits all others and then sleeps for 200 ms. It would hang if a handler
+/// occupied the only thread while it awaits.
 fn meeting_place() -> Router {
     let barrier = Arc::new(Barrier::new(REQUESTS));
     let handler = async move || {
         barrier.wait().await;
-        sleep(Duration::from_millis(200)).await; // the handler's own, to use a timer
+        sleep(Duration::from_millis(200)).await; // in place of I/O
         "met"
     };
     Router::new().route("/", get(handler))
 }
 
-async fn fifty_meet(router: Router, what: &str) {
+async fn fifty_meet(router: Router, variant: &str) {
     let address = serve(router).await;
     let start = Instant::now();
-    let answers = join_all((0..REQUESTS).map(|_| support::get(address, "/"))).await;
-    let took = start.elapsed();
-    println!("{REQUESTS} requests that await 200 ms, {what}: {took:?}");
-    for answer in answers {
-        answer.assert_ok("met");
+    let responses = join_all((0..REQUESTS).map(|_| support::get(address, "/"))).await;
+    let elapsed = start.elapsed();
+    println!("{REQUESTS} requests that await 200 ms, {variant}: {elapsed:?}");
+    for response in responses {
+        response.assert_ok("met");
     }
-    assert!(took < Duration::from_secs(5), "took {took:?}");
+    assert!(elapsed < Duration::from_secs(5), "took {elapsed:?}");
 }
 
 #[tokio::test]
-async fn fifty_handlers_await_at_once_on_one_thread() {
+async fn fifty_handlers_await_on_one_thread() {
     within(fifty_meet(meeting_place().layer(OffloadLayer::new(pool(1))), "one thread")).await;
 }
 
 #[tokio::test]
-async fn fifty_handlers_await_at_once_on_one_of_tokios_threads() {
+async fn fifty_handlers_await_on_one_thread_of_tokio() {
     within(async {
         let pool = tower_offload::pool::TokioBlocking::new(1);
-        fifty_meet(meeting_place().layer(OffloadLayer::new(pool)), "one thread of tokio's").await;
+        fifty_meet(meeting_place().layer(OffloadLayer::new(pool)), "one thread of tokio").await;
     })
     .await;
 }
 #[tokio::test]
-async fn fifty_handlers_await_at_once_on_one_of_rayons_threads() {
+async fn fifty_handlers_await_on_one_thread_of_rayon() {
     let threads = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
     let pool = tower_offload::pool::Rayon::new(threads);
-    within(fifty_meet(meeting_place().layer(OffloadLayer::new(pool)), "one thread of rayon's")).await;
+    within(fifty_meet(meeting_place().layer(OffloadLayer::new(pool)), "one thread of rayon")).await;
 }
 
 #[tokio::test]
-async fn fifty_handlers_await_at_once_in_two_layers_on_one_thread() {
+async fn fifty_handlers_await_in_two_layers_on_one_thread() {
     let pool = pool(1);
     let router = meeting_place().layer(OffloadLayer::new(pool.clone())).layer(OffloadLayer::new(pool));
     within(fifty_meet(router, "two layers on one thread")).await;
 }
 
 #[tokio::test]
-async fn fifty_http2_streams_await_at_once_on_one_thread() {
+async fn fifty_http2_streams_await_on_one_thread() {
     within(async {
         let address = serve(meeting_place().layer(OffloadLayer::new(pool(1)))).await;
         let client = Http2::connect(address).await;
-        let answers = join_all((0..REQUESTS).map(|_| {
+        let responses = join_all((0..REQUESTS).map(|_| {
             let mut stream = client.clone();
             async move { stream.send(absolute(Method::GET, "/", Body::empty())).await }
         }));
-        for answer in answers.await {
-            answer.assert_ok("met");
+        for response in responses.await {
+            response.assert_ok("met");
         }
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn fifty_handlers_await_at_once_on_one_thread_beside_many_workers() {
+async fn fifty_handlers_await_on_one_thread_with_two_workers() {
     within(fifty_meet(meeting_place().layer(OffloadLayer::new(pool(1))), "one thread, two workers")).await;
 }
 
-/// A layer within itself, and a handler that calls its own router once more.
+/// Nests a layer in itself, around a handler that calls another router behind the same layer.
 async fn nests_in_itself<L>(layer: OffloadLayer, between: L)
 where
     L: Layer<axum::routing::Route> + Clone + Send + Sync + 'static,
@@ -121,26 +121,25 @@ where
 }
 
 #[tokio::test]
-async fn one_place_nested_in_itself_does_not_deadlock() {
+async fn nested_layer_does_not_deadlock() {
     within(nests_in_itself(OffloadLayer::new(pool(1)).max_in_flight(1), Identity::new())).await;
 }
 
 #[tokio::test]
-async fn one_place_nested_in_itself_does_not_deadlock_when_waiting() {
+async fn nested_layer_that_waits_does_not_deadlock() {
     let layer = OffloadLayer::new(pool(1)).max_in_flight(1).wait(Duration::MAX);
     within(nests_in_itself(layer, Identity::new())).await;
 }
 
-/// With another layer between the two, on another pool.
 #[tokio::test]
-async fn one_place_nested_in_itself_through_another_pool_does_not_deadlock() {
+async fn nested_layer_through_another_pool_does_not_deadlock() {
     let between = OffloadLayer::new(pool(1)).max_in_flight(1);
     within(nests_in_itself(OffloadLayer::new(pool(1)).max_in_flight(1), between)).await;
 }
 
-/// Half of a body is there, and the handler, on which the spy looks, waits for the rest. While it does, the one thread
-/// and the one place in the queue serve others.
-async fn slow_body_holds_nothing(pool: ThreadPool, router: Router, spy: Spy) {
+/// The handler waits for the second half of a body, and the only thread and permit of the queue
+/// serve other requests.
+async fn serves_others_during_a_slow_body(pool: ThreadPool, router: Router, spy: Spy) {
     let address = serve(router).await;
     let mut slow = Raw::with(address, "POST /slow HTTP/1.1\r\nhost: test\r\ncontent-length: 10\r\n\r\nhello").await;
     spy.pending(1).await;
@@ -155,32 +154,32 @@ async fn slow_body_holds_nothing(pool: ThreadPool, router: Router, spy: Spy) {
 }
 
 #[tokio::test]
-async fn a_slow_request_body_holds_no_thread() {
+async fn slow_request_body_occupies_no_thread() {
     within(async {
         let (pool, spy) = (one_thread(1), Spy::new());
         let router = Router::new()
             .route("/slow", post(async |body: String| body.to_uppercase()))
             .route("/", get(async || "quick"));
         let router = spy.around(router).layer(OffloadLayer::new(pool.clone()));
-        slow_body_holds_nothing(pool, router, spy).await;
+        serves_others_during_a_slow_body(pool, router, spy).await;
     })
     .await;
 }
 
 #[tokio::test]
-async fn a_slow_request_body_taken_as_bytes_holds_no_thread() {
+async fn slow_request_body_as_bytes_occupies_no_thread() {
     within(async {
         let (pool, spy) = (one_thread(1), Spy::new());
         let router = Router::new()
             .route("/slow", post(async |body: Bytes| body.to_ascii_uppercase()))
             .route("/", get(async || "quick"));
         let router = spy.around(router).layer(OffloadLayer::new(pool.clone()));
-        slow_body_holds_nothing(pool, router, spy).await;
+        serves_others_during_a_slow_body(pool, router, spy).await;
     })
     .await;
 }
 #[tokio::test]
-async fn a_slow_request_body_of_a_sync_handler_holds_no_thread() {
+async fn slow_request_body_of_blocking_occupies_no_thread() {
     use tower_offload::axum::blocking;
 
     within(async {
@@ -188,7 +187,7 @@ async fn a_slow_request_body_of_a_sync_handler_holds_no_thread() {
         let router = Router::new()
             .route("/slow", post(blocking(pool.clone(), |body: String| body.to_uppercase())))
             .route("/", get(blocking(pool.clone(), || "quick")));
-        slow_body_holds_nothing(pool, spy.around(router), spy).await;
+        serves_others_during_a_slow_body(pool, spy.around(router), spy).await;
     })
     .await;
 }

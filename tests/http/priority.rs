@@ -1,13 +1,13 @@
-//! Some requests go first, some go all the same, and some must never wait: on real routes.
+//! Priorities of requests to real routes.
 
 use std::sync::{Arc, Mutex};
 
 use axum::{Router, routing::get};
-use tower_offload::{OffloadLayer, offload::Priority};
+use tower_offload::{OffloadLayer, Priority, ThreadPool};
 
 use crate::support::{self, Latch, Spy, one_thread, serve, within};
 
-fn by_path(head: &tower_offload::offload::Head<'_>) -> Priority {
+fn by_path(head: &tower_offload::offload::RequestHead<'_>) -> Priority {
     match head.uri().path() {
         "/high" => Priority::High,
         "/low" => Priority::Low,
@@ -15,9 +15,9 @@ fn by_path(head: &tower_offload::offload::Head<'_>) -> Priority {
     }
 }
 
-/// With one thread, 60 urgent requests in the queue and one that is not: it is among the first 21 that are started.
+/// Among 60 queued high-priority requests, the two others are among the first 21 that start.
 #[tokio::test]
-async fn requests_go_by_priority_and_a_queue_full_of_high_does_not_keep_low_from_running() {
+async fn high_priority_runs_first_but_does_not_starve_others() {
     within(async {
         let (latch, spy, order) = (Latch::new(), Spy::new(), Arc::new(Mutex::new(Vec::new())));
         let note = |name: &'static str| {
@@ -40,23 +40,61 @@ async fn requests_go_by_priority_and_a_queue_full_of_high_does_not_keep_low_from
         spy.pending(1).await;
         for path in ["/low", "/normal"].into_iter().chain(std::iter::repeat_n("/high", 60)) {
             calls.push(tokio::spawn(support::get(address, path)));
-            spy.pending(1).await; // in the queue, in this order
+            spy.pending(1).await; // queued in this order
         }
         latch.open();
         for call in calls {
             assert!(call.await.unwrap().status.is_success());
         }
         let order = order.lock().unwrap();
-        let place = |name| order.iter().position(|it| *it == name).unwrap();
-        assert_eq!(order[0], "high", "though it came last");
-        assert!(place("low") < 21 && place("normal") < 21, "{order:?}");
+        let position = |name| order.iter().position(|it| *it == name).unwrap();
+        assert_eq!(order[0], "high", "high priority starts first");
+        assert!(position("low") < 21 && position("normal") < 21, "{order:?}");
         assert_eq!(order.len(), 62);
     })
     .await;
 }
 
+/// Every thread waits for a connection, the queue is full of requests that want one, and only a
+/// request can release one.
 #[tokio::test]
-async fn low_requests_are_refused_before_others_are() {
+async fn second_pool_runs_requests_that_the_first_waits_for() {
+    within(async {
+        let (connections, spy) = (Latch::new(), Spy::new());
+        let (acquired, released) = (connections.clone(), connections.clone());
+        let pool = ThreadPool::builder().threads(2).queue_capacity(2).build().unwrap();
+        let acquire = get(async move || {
+            acquired.block();
+            "acquired"
+        });
+        let release = get(async move || {
+            released.let_one_pass();
+            "released"
+        });
+        let router = Router::new()
+            .route("/acquire", acquire.layer(OffloadLayer::new(pool.clone()).max_in_flight(4)))
+            .route("/release", release.layer(OffloadLayer::new(one_thread(64))));
+        let address = serve(spy.around(router)).await;
+        let mut acquires: Vec<_> = (0..2).map(|_| tokio::spawn(support::get(address, "/acquire"))).collect();
+        connections.reached().await;
+        connections.reached().await;
+        spy.pending(2).await;
+        acquires.extend((0..2).map(|_| tokio::spawn(support::get(address, "/acquire"))));
+        spy.pending(2).await;
+        support::get(address, "/acquire").await.assert_unavailable();
+        for _ in 0..4 {
+            support::get(address, "/release").await.assert_ok("released");
+        }
+        for acquire in acquires {
+            acquire.await.unwrap().assert_ok("acquired");
+        }
+        assert_eq!(pool.stats().rejected, 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn low_priority_is_rejected_before_others() {
     within(async {
         let (latch, spy) = (Latch::new(), Spy::new());
         let held = latch.clone();

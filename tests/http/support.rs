@@ -1,4 +1,4 @@
-//! Servers, clients and latches. Nothing in here sleeps.
+//! Servers, clients and latches, without any sleeps.
 
 use std::{
     collections::HashMap,
@@ -32,20 +32,20 @@ use tower_offload::{
     pool::{Pool, Run},
 };
 
-/// Longer than any test takes on a slow machine; a test that hangs fails after it.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// A test that takes longer hangs.
+const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Bounds a test.
+/// Fails the test after [`TEST_TIMEOUT`].
 pub(crate) async fn within<T>(test: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, test).await.expect("the test hangs")
+    tokio::time::timeout(TEST_TIMEOUT, test).await.expect("the test hangs")
 }
 
-/// Named after the threads it has: `pool-0`, `pool-1`, ..
+/// Returns a pool with threads named `pool-0`, `pool-1`, ..
 pub(crate) fn pool(threads: usize) -> ThreadPool {
     ThreadPool::builder().name("pool").threads(threads).build().unwrap()
 }
 
-/// One thread, and room for so many calls to wait.
+/// Returns a pool with one thread.
 pub(crate) fn one_thread(queue_capacity: usize) -> ThreadPool {
     ThreadPool::builder().name("pool").threads(1).queue_capacity(queue_capacity).build().unwrap()
 }
@@ -58,45 +58,46 @@ pub(crate) fn is_pool_thread(name: &str) -> bool {
     name.starts_with("pool-")
 }
 
-/// As many passes as ever come.
+/// The number of passes of an open latch.
 const OPEN: usize = usize::MAX;
 
-/// Holds sync code still until the test lets it go on.
+/// Blocks sync code until the test lets it continue.
 #[derive(Clone)]
 pub(crate) struct Latch(Arc<LatchState>);
 
 struct LatchState {
-    /// A permit for each that has come and was not yet seen by the test.
-    came: Semaphore,
-    /// How many may go on yet.
+    /// One permit for each thread that arrived and that `reached` has not returned for.
+    arrived: Semaphore,
+    /// The number of threads that may still continue.
     passes: Mutex<usize>,
     opened: Condvar,
 }
 
 impl Latch {
     pub(crate) fn new() -> Self {
-        Self(Arc::new(LatchState { came: Semaphore::new(0), passes: Mutex::new(0), opened: Condvar::new() }))
+        Self(Arc::new(LatchState { arrived: Semaphore::new(0), passes: Mutex::new(0), opened: Condvar::new() }))
     }
 
-    /// For sync code: says that it is here, and blocks.
+    /// Reports the arrival of this thread and blocks it.
     pub(crate) fn block(&self) {
-        self.0.came.add_permits(1);
+        self.0.arrived.add_permits(1);
         let passes = self.0.passes.lock().unwrap();
-        let (mut passes, waited) = self.0.opened.wait_timeout_while(passes, PATIENCE, |passes| *passes == 0).unwrap();
-        assert!(!waited.timed_out(), "nobody opened the latch");
+        let (mut passes, waited) =
+            self.0.opened.wait_timeout_while(passes, TEST_TIMEOUT, |passes| *passes == 0).unwrap();
+        assert!(!waited.timed_out(), "the latch was not opened");
         if *passes != OPEN {
             *passes -= 1;
         }
     }
 
-    /// Waits until one more has come.
+    /// Waits until one more thread has arrived.
     pub(crate) async fn reached(&self) {
-        self.0.came.acquire().await.unwrap().forget();
+        self.0.arrived.acquire().await.unwrap().forget();
     }
 
-    /// How many have come that `reached` was not asked for.
+    /// Returns the number of threads that have arrived and that `reached` has not returned for.
     pub(crate) fn unseen(&self) -> usize {
-        self.0.came.available_permits()
+        self.0.arrived.available_permits()
     }
 
     pub(crate) fn let_one_pass(&self) {
@@ -104,14 +105,14 @@ impl Latch {
         self.0.opened.notify_one();
     }
 
-    /// For good.
+    /// Lets all threads continue, now and later.
     pub(crate) fn open(&self) {
         *self.0.passes.lock().unwrap() = OPEN;
         self.0.opened.notify_all();
     }
 }
 
-/// A pool whose one thread is held and whose queue is full.
+/// A pool whose only thread is blocked and whose queue is full.
 pub(crate) struct FullPool {
     pub(crate) pool: ThreadPool,
     latch: Latch,
@@ -125,13 +126,13 @@ impl FullPool {
             let latch = latch.clone();
             move || latch.block()
         });
-        latch.reached().await; // its place in the queue is free again
+        latch.reached().await; // it has left the queue
         let queued = pool.run(|| ());
         assert_eq!(pool.stats().queued, 1);
         Self { pool, latch, held: [running, queued] }
     }
 
-    /// Makes room.
+    /// Unblocks the thread and empties the queue.
     pub(crate) async fn release(self) {
         self.latch.open();
         for held in self.held {
@@ -140,60 +141,60 @@ impl FullPool {
     }
 }
 
-/// Looks at the calls of a router from outside its layers.
+/// Observes the calls of a router from outside its layers.
 #[derive(Clone)]
 pub(crate) struct Spy(Arc<SpyState>);
 
 struct SpyState {
-    /// A permit for each call that was pending once and was not yet seen by the test.
+    /// One permit for each call whose future has returned pending.
     pending: Semaphore,
-    /// A permit for each call whose future was dropped before its end.
-    left: Semaphore,
+    /// One permit for each call whose future was dropped before it completed.
+    dropped: Semaphore,
 }
 
 impl Spy {
     pub(crate) fn new() -> Self {
-        Self(Arc::new(SpyState { pending: Semaphore::new(0), left: Semaphore::new(0) }))
+        Self(Arc::new(SpyState { pending: Semaphore::new(0), dropped: Semaphore::new(0) }))
     }
 
-    /// Around all layers that the router has so far.
+    /// Adds the spy around all present layers of `router`.
     pub(crate) fn around(&self, router: Router) -> Router {
         async fn spy(State(spy): State<Spy>, request: Request, next: Next) -> Response {
-            struct Left(Option<Spy>);
-            impl Drop for Left {
+            struct OnDrop(Option<Spy>);
+            impl Drop for OnDrop {
                 fn drop(&mut self) {
                     if let Some(spy) = &self.0 {
-                        spy.0.left.add_permits(1);
+                        spy.0.dropped.add_permits(1);
                     }
                 }
             }
-            // Declared before the call, so dropped after it.
-            let mut left = Left(Some(spy.clone()));
-            let mut told = false;
+            // It is declared before the call, so it is dropped after it.
+            let mut on_drop = OnDrop(Some(spy.clone()));
+            let mut reported = false;
             let mut call = pin!(next.run(request));
             let response = poll_fn(|cx| {
                 let polled = call.as_mut().poll(cx);
-                if polled.is_pending() && !told {
-                    told = true;
+                if polled.is_pending() && !reported {
+                    reported = true;
                     spy.0.pending.add_permits(1);
                 }
                 polled
             })
             .await;
-            left.0 = None;
+            on_drop.0 = None;
             response
         }
         router.layer(from_fn_with_state(self.clone(), spy))
     }
 
-    /// Waits until so many more calls were made and are pending.
+    /// Waits until `calls` more calls have returned pending.
     pub(crate) async fn pending(&self, calls: u32) {
         self.0.pending.acquire_many(calls).await.unwrap().forget();
     }
 
-    /// Waits until the server has dropped the future of one more call.
-    pub(crate) async fn left(&self) {
-        self.0.left.acquire().await.unwrap().forget();
+    /// Waits until the server has dropped one more call before it completed.
+    pub(crate) async fn dropped(&self) {
+        self.0.dropped.acquire().await.unwrap().forget();
     }
 }
 
@@ -203,22 +204,22 @@ pub(crate) async fn bind() -> (TcpListener, SocketAddr) {
     (listener, address)
 }
 
-/// Serves HTTP/1 and HTTP/2 until the test's runtime ends.
+/// Serves HTTP/1 and HTTP/2 until the runtime of the test shuts down.
 pub(crate) async fn serve(router: Router) -> SocketAddr {
     let (listener, address) = bind().await;
     tokio::spawn(async move { axum::serve(listener, router).await });
     address
 }
 
-/// A response that has arrived in full.
+/// A response with its whole body.
 #[derive(Debug)]
-pub(crate) struct Answer {
+pub(crate) struct FullResponse {
     pub(crate) status: StatusCode,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
 }
 
-impl Answer {
+impl FullResponse {
     pub(crate) fn text(&self) -> &str {
         std::str::from_utf8(&self.body).unwrap()
     }
@@ -258,17 +259,17 @@ impl Http1 {
         Self { sender, connection: tokio::spawn(async { drop(connection.await) }) }
     }
 
-    pub(crate) async fn try_send(&mut self, mut request: http::Request<Body>) -> hyper::Result<Answer> {
+    pub(crate) async fn try_send(&mut self, mut request: http::Request<Body>) -> hyper::Result<FullResponse> {
         request.headers_mut().insert("host", "test".parse().unwrap());
         self.sender.ready().await?;
-        Answer::of(self.sender.send_request(request).await?).await
+        FullResponse::of(self.sender.send_request(request).await?).await
     }
 
-    pub(crate) async fn send(&mut self, request: http::Request<Body>) -> Answer {
+    pub(crate) async fn send(&mut self, request: http::Request<Body>) -> FullResponse {
         self.try_send(request).await.unwrap()
     }
 
-    pub(crate) async fn get(&mut self, path: &str) -> Answer {
+    pub(crate) async fn get(&mut self, path: &str) -> FullResponse {
         self.send(request(Method::GET, path, Body::empty())).await
     }
 }
@@ -291,12 +292,12 @@ impl Http2 {
         Self(sender)
     }
 
-    pub(crate) async fn try_send(&mut self, request: http::Request<Body>) -> hyper::Result<Answer> {
+    pub(crate) async fn try_send(&mut self, request: http::Request<Body>) -> hyper::Result<FullResponse> {
         self.0.ready().await?;
-        Answer::of(self.0.send_request(request).await?).await
+        FullResponse::of(self.0.send_request(request).await?).await
     }
 
-    pub(crate) async fn send(&mut self, request: http::Request<Body>) -> Answer {
+    pub(crate) async fn send(&mut self, request: http::Request<Body>) -> FullResponse {
         self.try_send(request).await.unwrap()
     }
 }
@@ -305,22 +306,22 @@ pub(crate) fn request(method: Method, path: &str, body: impl Into<Body>) -> http
     http::Request::builder().method(method).uri(path).body(body.into()).unwrap()
 }
 
-/// For HTTP/2, whose requests name the whole target.
+/// Returns a request with an absolute target, for HTTP/2.
 pub(crate) fn absolute(method: Method, path: &str, body: impl Into<Body>) -> http::Request<Body> {
     request(method, &format!("http://test{path}"), body)
 }
 
-/// A GET on a connection of its own.
-pub(crate) async fn get(address: SocketAddr, path: &str) -> Answer {
+/// Sends a GET on a new connection.
+pub(crate) async fn get(address: SocketAddr, path: &str) -> FullResponse {
     Http1::connect(address).await.get(path).await
 }
 
-/// A request on a connection of its own.
-pub(crate) async fn send(address: SocketAddr, request: http::Request<Body>) -> Answer {
+/// Sends a request on a new connection.
+pub(crate) async fn send(address: SocketAddr, request: http::Request<Body>) -> FullResponse {
     Http1::connect(address).await.send(request).await
 }
 
-/// A client that writes and reads bytes.
+/// A client that writes and reads raw bytes.
 pub(crate) struct Raw(TcpStream);
 
 impl Raw {
@@ -328,7 +329,7 @@ impl Raw {
         Self(TcpStream::connect(address).await.unwrap())
     }
 
-    /// Connects and sends.
+    /// Connects and writes `bytes`.
     pub(crate) async fn with(address: SocketAddr, bytes: impl AsRef<[u8]>) -> Self {
         let mut raw = Self::connect(address).await;
         raw.write(bytes).await;
@@ -339,7 +340,7 @@ impl Raw {
         self.0.write_all(bytes.as_ref()).await.unwrap();
     }
 
-    /// Up to and with the first such bytes.
+    /// Reads up to and including `end`.
     pub(crate) async fn read_until(&mut self, end: &str) -> String {
         let mut read = Vec::new();
         while !read.ends_with(end.as_bytes()) {
@@ -354,14 +355,14 @@ impl Raw {
         read
     }
 
-    /// What has come after at least something has.
+    /// Reads at least one byte, unless the connection is closed.
     pub(crate) async fn read_some(mut self) -> String {
         let mut buffer = vec![0; 4096];
         let bytes = self.0.read(&mut buffer).await.unwrap();
         String::from_utf8_lossy(&buffer[..bytes]).into_owned()
     }
 
-    /// All there is until the server closes; a reset is an end, too.
+    /// Reads until the server closes or resets the connection.
     pub(crate) async fn read_to_end(mut self) -> String {
         let (mut read, mut buffer) = (Vec::new(), [0; 4096]);
         while let Ok(bytes @ 1..) = self.0.read(&mut buffer).await {
@@ -373,10 +374,10 @@ impl Raw {
 
 pub(crate) const GET: &str = "GET / HTTP/1.1\r\nhost: test\r\n\r\n";
 
-/// How often each answer came.
-pub(crate) fn count_statuses(answers: &[Answer]) -> HashMap<u16, usize> {
-    answers.iter().fold(HashMap::new(), |mut counts, answer| {
-        *counts.entry(answer.status.as_u16()).or_default() += 1;
+/// Counts responses by status.
+pub(crate) fn count_statuses(responses: &[FullResponse]) -> HashMap<u16, usize> {
+    responses.iter().fold(HashMap::new(), |mut counts, response| {
+        *counts.entry(response.status.as_u16()).or_default() += 1;
         counts
     })
 }

@@ -1,4 +1,4 @@
-//! gRPC, with tonic's own client and server over HTTP/2.
+//! gRPC with tonic's client and server, over HTTP/2.
 
 use std::{pin::Pin, time::Duration};
 
@@ -17,7 +17,7 @@ use tower_offload::{OffloadLayer, pool::Pool};
 
 use crate::support::{FullPool, Latch, bind, is_pool_thread, one_thread, pool, thread_name, within};
 
-/// Says "serving" on a thread of the pool and "not serving" elsewhere. Knows the services `held` and `panics`.
+/// Returns status 1 (serving) on a thread of the pool and 2 (not serving) elsewhere.
 struct Service(Latch);
 
 fn status() -> HealthCheckResponse {
@@ -29,7 +29,7 @@ impl Health for Service {
     async fn check(&self, request: Request<HealthCheckRequest>) -> Result<Response<HealthCheckResponse>, Status> {
         match &*request.get_ref().service {
             "held" => self.0.block(),
-            "panics" => panic!("on purpose"),
+            "panics" => panic!("expected panic"),
             "missing" => return Err(Status::not_found("no such service")),
             _ => {}
         }
@@ -51,7 +51,7 @@ async fn client(address: std::net::SocketAddr) -> Client {
     Client::new(endpoint.connect().await.unwrap())
 }
 
-/// `Server::layer` with what is given, and nothing else; then a client of that server.
+/// Starts a server with `Server::layer` and returns a client of it.
 macro_rules! connect {
     ($layer:expr, $latch:expr) => {{
         let (listener, address) = bind().await;
@@ -63,7 +63,7 @@ macro_rules! connect {
 
 async fn check(client: &mut Client, service: &str) -> Result<i32, Status> {
     let request = HealthCheckRequest { service: service.to_owned() };
-    client.check(request).await.map(|answer| answer.into_inner().status)
+    client.check(request).await.map(|response| response.into_inner().status)
 }
 
 #[tokio::test]
@@ -81,14 +81,14 @@ async fn server_layer_offloads_streaming_calls() {
     within(async {
         let mut client = connect!(OffloadLayer::new(pool(1)), Latch::new());
         let stream = client.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
-        let statuses: Vec<_> = stream.map(|answer| answer.unwrap().status).collect().await;
+        let statuses: Vec<_> = stream.map(|response| response.unwrap().status).collect().await;
         assert_eq!(statuses, [1, 1, 1]);
     })
     .await;
 }
 
 #[tokio::test]
-async fn a_service_builder_offloads_on_tonic() {
+async fn service_builder_offloads_on_tonic() {
     within(async {
         let stack = ServiceBuilder::new().layer(OffloadLayer::new(pool(1)).max_in_flight(8)).into_inner();
         let mut client = connect!(stack, Latch::new());
@@ -98,7 +98,7 @@ async fn a_service_builder_offloads_on_tonic() {
 }
 
 #[tokio::test]
-async fn tonics_own_health_service_runs_behind_the_layer() {
+async fn health_service_of_tonic_runs_behind_the_layer() {
     within(async {
         let (listener, address) = bind().await;
         let (reporter, service) = tonic_health::server::health_reporter();
@@ -112,14 +112,14 @@ async fn tonics_own_health_service_runs_behind_the_layer() {
 }
 
 #[tokio::test]
-async fn a_full_queue_answers_resource_exhausted() {
+async fn full_queue_answers_resource_exhausted() {
     within(async {
         let full = FullPool::new().await;
         let mut client = connect!(OffloadLayer::new(full.pool.clone()), Latch::new());
-        let refused = check(&mut client, "").await.unwrap_err();
-        assert_eq!((refused.code(), refused.message()), (Code::ResourceExhausted, "overloaded"));
-        let refused = client.watch(HealthCheckRequest::default()).await.unwrap_err();
-        assert_eq!(refused.code(), Code::ResourceExhausted);
+        let rejected = check(&mut client, "").await.unwrap_err();
+        assert_eq!((rejected.code(), rejected.message()), (Code::ResourceExhausted, "overloaded"));
+        let rejected = client.watch(HealthCheckRequest::default()).await.unwrap_err();
+        assert_eq!(rejected.code(), Code::ResourceExhausted);
         full.release().await;
         assert_eq!(check(&mut client, "").await.unwrap(), 1);
     })
@@ -127,7 +127,7 @@ async fn a_full_queue_answers_resource_exhausted() {
 }
 
 #[tokio::test]
-async fn a_layer_without_places_answers_resource_exhausted() {
+async fn layer_at_max_in_flight_answers_resource_exhausted() {
     within(async {
         let latch = Latch::new();
         let client = connect!(OffloadLayer::new(pool(2)).max_in_flight(1), latch);
@@ -144,32 +144,31 @@ async fn a_layer_without_places_answers_resource_exhausted() {
 }
 
 #[tokio::test]
-async fn a_pool_that_is_shut_down_answers_unavailable() {
+async fn pool_after_shutdown_answers_unavailable() {
     within(async {
         let pool = pool(1);
         let mut client = connect!(OffloadLayer::new(pool.clone()), Latch::new());
         assert_eq!(check(&mut client, "").await.unwrap(), 1);
         assert!(pool.shutdown(Duration::from_secs(5)).await.is_empty());
-        let refused = check(&mut client, "").await.unwrap_err();
-        assert_eq!((refused.code(), refused.message()), (Code::Unavailable, "shutting down"));
+        let rejected = check(&mut client, "").await.unwrap_err();
+        assert_eq!((rejected.code(), rejected.message()), (Code::Unavailable, "shutting down"));
     })
     .await;
 }
 
 #[tokio::test]
-async fn a_caught_panic_answers_internal() {
+async fn caught_panic_answers_internal() {
     within(async {
         let mut client = connect!(OffloadLayer::new(pool(1)).catch_panics(), Latch::new());
-        let refused = check(&mut client, "panics").await.unwrap_err();
-        assert_eq!((refused.code(), refused.message()), (Code::Internal, "panicked"));
+        let rejected = check(&mut client, "panics").await.unwrap_err();
+        assert_eq!((rejected.code(), rejected.message()), (Code::Internal, "panicked"));
         assert_eq!(check(&mut client, "").await.unwrap(), 1);
     })
     .await;
 }
 
-/// E10: a call whose deadline passes at the client is cancelled at the server.
 #[tokio::test]
-async fn a_cancelled_grpc_call_is_abandoned() {
+async fn cancelled_grpc_call_is_abandoned() {
     within(async {
         let (latch, pool) = (Latch::new(), pool(1));
         let client = connect!(OffloadLayer::new(pool.clone()), latch);

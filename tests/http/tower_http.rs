@@ -1,4 +1,4 @@
-//! tower-http's layers around this one work as if nothing had moved.
+//! The layer together with layers of tower-http.
 
 use std::{any::Any, time::Duration};
 
@@ -15,8 +15,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tower::ServiceBuilder;
 use tower_http::{catch_panic::CatchPanicLayer, timeout::TimeoutLayer};
 use tower_offload::{
-    OffloadLayer, ThreadPool,
-    offload::cancelled,
+    OffloadLayer, ThreadPool, cancelled,
     pool::{Pool, Run},
 };
 
@@ -28,9 +27,9 @@ fn timeout() -> TimeoutLayer {
     TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, SHORT)
 }
 
-/// A server that offloads to a pool whose one thread is held, and one connection to it. `/first` has a timeout; `/second`
-/// has none; `/ping` is not offloaded.
-struct BehindAHeldThread {
+/// A connection to a server whose pool has one blocked thread. `/first` has a timeout, `/second`
+/// has none, and `/ping` is not offloaded.
+struct BlockedServer {
     pool: ThreadPool,
     latch: Latch,
     held: Run<()>,
@@ -39,7 +38,7 @@ struct BehindAHeldThread {
     handled: UnboundedReceiver<String>,
 }
 
-impl BehindAHeldThread {
+impl BlockedServer {
     async fn new() -> Self {
         let (pool, latch, (handles, handled)) = (one_thread(8), Latch::new(), unbounded_channel());
         let held = pool.run({
@@ -59,51 +58,50 @@ impl BehindAHeldThread {
         Self { pool, latch, held, connection, handled }
     }
 
-    async fn outlives_a_timeout_of(&mut self, first: http::Request<Body>) {
+    async fn survives_timeout_of(&mut self, first: http::Request<Body>) {
         assert_eq!(self.connection.send(first).await.status, StatusCode::REQUEST_TIMEOUT);
         let ping = tokio::time::timeout(Duration::from_secs(5), self.connection.get("/ping")).await;
-        ping.expect("the connection is as stuck as the pool").assert_ok("pong");
+        ping.expect("the connection is usable").assert_ok("pong");
         self.latch.open();
         self.connection.send(request(Method::POST, "/second", "hello")).await.assert_ok("hello");
         (&mut self.held).await.unwrap();
-        assert_eq!(self.handled.recv().await.as_deref(), Some("/second"), "the first never ran");
+        assert_eq!(self.handled.recv().await.as_deref(), Some("/second"), "the first request never ran");
         assert_eq!(self.pool.stats().abandoned, 1);
     }
 }
 
-/// P18
 #[tokio::test]
-async fn a_timeout_of_a_queued_call_leaves_the_connection_alive() {
+async fn timeout_of_a_queued_call_keeps_the_connection_usable() {
     within(async {
         let first = request(Method::GET, "/first", Body::empty());
-        BehindAHeldThread::new().await.outlives_a_timeout_of(first).await;
+        BlockedServer::new().await.survives_timeout_of(first).await;
     })
     .await;
 }
 
-/// P18: with a request body that nobody has read.
+/// The body of the request is not read.
 #[tokio::test]
-async fn a_timeout_of_a_queued_post_leaves_the_connection_alive() {
+async fn timeout_of_a_queued_post_keeps_the_connection_usable() {
     within(async {
         let first = request(Method::POST, "/first", "unread");
-        BehindAHeldThread::new().await.outlives_a_timeout_of(first).await;
+        BlockedServer::new().await.survives_timeout_of(first).await;
     })
     .await;
 }
 
-/// P18: with a request body of more than one read. Without the layer this passes: the handler's future is dropped, and
-/// the body with it, so hyper reads over the rest and goes on to the next request.
+/// The body takes more than one read. It is dropped with the call, so hyper skips the rest and
+/// continues with the next request.
 #[tokio::test]
-async fn a_timeout_of_a_queued_upload_leaves_the_connection_alive() {
+async fn timeout_of_a_queued_upload_keeps_the_connection_usable() {
     within(async {
         let first = request(Method::POST, "/first", vec![b'x'; 20_000]);
-        BehindAHeldThread::new().await.outlives_a_timeout_of(first).await;
+        BlockedServer::new().await.survives_timeout_of(first).await;
     })
     .await;
 }
 
-/// Has a request time out whose handler has started. On a busy machine a timeout may come first; then the handler never
-/// runs, and the next request has another try.
+/// Sends requests until one times out after its handler has started. On a busy machine the timeout
+/// may fire before that.
 async fn times_out_after(mut started: impl FnMut() -> bool, router: Router) {
     let address = serve(router).await;
     loop {
@@ -115,26 +113,26 @@ async fn times_out_after(mut started: impl FnMut() -> bool, router: Router) {
 }
 
 #[tokio::test]
-async fn a_timeout_cancels_the_running_handler() {
+async fn timeout_cancels_a_running_handler() {
     within(async {
-        let (latch, (answers, mut answer)) = (Latch::new(), unbounded_channel());
+        let (latch, (results, mut result)) = (Latch::new(), unbounded_channel());
         let handler = {
             let latch = latch.clone();
             async move || {
                 latch.block();
-                answers.send(cancelled()).unwrap();
+                results.send(cancelled()).unwrap();
             }
         };
         let router = Router::new().route("/", get(handler)).layer(OffloadLayer::new(pool(1))).layer(timeout());
         times_out_after(|| latch.unseen() > 0, router).await;
         latch.open();
-        assert_eq!(answer.recv().await, Some(true));
+        assert_eq!(result.recv().await, Some(true));
     })
     .await;
 }
 
 #[tokio::test]
-async fn a_timeout_drops_the_handler_that_awaits() {
+async fn timeout_drops_a_handler_that_awaits() {
     within(async {
         struct OnDrop(tokio::sync::mpsc::UnboundedSender<()>);
         impl Drop for OnDrop {
@@ -155,9 +153,8 @@ async fn a_timeout_drops_the_handler_that_awaits() {
     .await;
 }
 
-/// Inside the layer a timeout's timer runs on the pool.
 #[tokio::test]
-async fn a_timeout_within_the_layer_works() {
+async fn timeout_inside_the_layer_works() {
     within(async {
         let handler = async || std::future::pending::<()>().await;
         let router = Router::new().route("/", get(handler)).layer(timeout()).layer(OffloadLayer::new(pool(1)));
@@ -166,47 +163,46 @@ async fn a_timeout_within_the_layer_works() {
     .await;
 }
 
-/// P6
 #[tokio::test]
-async fn catch_panic_outside_sees_the_payload() {
+async fn catch_panic_outside_receives_the_payload() {
     within(async {
         let panics = async |request: Request| -> &'static str { panic!("on {}", request.uri().path()) };
         let pool = pool(1);
-        let answer = |payload: Box<dyn Any + Send>| {
+        let respond = |payload: Box<dyn Any + Send>| {
             let message = payload.downcast_ref::<String>().cloned().unwrap_or_default();
             (StatusCode::INTERNAL_SERVER_ERROR, message).into_response()
         };
-        let stack = ServiceBuilder::new().layer(CatchPanicLayer::custom(answer)).layer(OffloadLayer::new(pool.clone()));
+        let stack =
+            ServiceBuilder::new().layer(CatchPanicLayer::custom(respond)).layer(OffloadLayer::new(pool.clone()));
         let router = Router::new().route("/purpose", get(panics)).route("/", get(async || "ok")).layer(stack);
         let mut connection = Http1::connect(serve(router).await).await;
-        let answer = connection.get("/purpose").await;
-        assert_eq!((answer.status, answer.text()), (StatusCode::INTERNAL_SERVER_ERROR, "on /purpose"));
-        connection.get("/").await.assert_ok("ok"); // the only thread is there
+        let response = connection.get("/purpose").await;
+        assert_eq!((response.status, response.text()), (StatusCode::INTERNAL_SERVER_ERROR, "on /purpose"));
+        connection.get("/").await.assert_ok("ok"); // the only thread is alive
         assert_eq!((pool.stats().panicked, pool.threads()), (1, 1));
     })
     .await;
 }
 
-/// P6: a payload that is no text arrives as it is.
 #[tokio::test]
-async fn catch_panic_outside_sees_a_payload_of_any_type() {
+async fn catch_panic_outside_receives_payloads_of_any_type() {
     within(async {
         let panics = async || -> &'static str { std::panic::panic_any(StatusCode::IM_A_TEAPOT) };
-        let answer = |payload: Box<dyn Any + Send>| payload.downcast_ref::<StatusCode>().unwrap().into_response();
+        let respond = |payload: Box<dyn Any + Send>| payload.downcast_ref::<StatusCode>().unwrap().into_response();
         let router = Router::new()
             .route("/", get(panics))
             .layer(OffloadLayer::new(pool(1)))
-            .layer(CatchPanicLayer::custom(answer));
+            .layer(CatchPanicLayer::custom(respond));
         assert_eq!(support::get(serve(router).await, "/").await.status, StatusCode::IM_A_TEAPOT);
     })
     .await;
 }
 
-/// P6: without anything that catches it a panic ends its connection, and no other, as it does without the layer.
+/// Without a layer that catches panics, the effect is the same as without `OffloadLayer`.
 #[tokio::test]
-async fn a_panic_ends_its_connection_only() {
+async fn panic_closes_only_its_connection() {
     within(async {
-        let panics = async || -> &'static str { panic!("on purpose") };
+        let panics = async || -> &'static str { panic!("expected panic") };
         let router = Router::new().route("/panic", get(panics)).route("/", get(async || "ok"));
         let address = serve(router.layer(OffloadLayer::new(pool(1)))).await;
         let (mut one, mut other) = (Http1::connect(address).await, Http1::connect(address).await);
@@ -231,22 +227,24 @@ mod tracing_log {
     };
     use tracing_subscriber::{Layer, layer::Context, prelude::*, registry::LookupSpan};
 
-    /// The events of a test.
+    /// Records the events of a test.
     #[derive(Clone)]
     pub(crate) struct Log(Arc<Mutex<Vec<Line>>>);
 
     struct Line {
         text: String,
-        /// The name of the innermost one.
+        /// The name of the innermost span.
         span: Option<&'static str>,
     }
 
-    /// From now on, on this thread and in what is captured here.
+    /// Subscribes this thread, and the work whose context is captured on it, until the guard is
+    /// dropped.
     pub(crate) fn subscribe(log: &Log) -> DefaultGuard {
-        // While there is but one dispatcher, tracing asks that of the thread which comes upon an event first, and switches
-        // the event off for all if that thread belongs to a test without any. So there are always two.
-        static ANOTHER: LazyLock<Dispatch> = LazyLock::new(|| Dispatch::new(NoSubscriber::new()));
-        LazyLock::force(&ANOTHER);
+        // With only one dispatcher, tracing caches the interest of the thread that reaches an event
+        // first, and disables the event for all threads if it has no subscriber. A second
+        // dispatcher prevents that.
+        static SECOND: LazyLock<Dispatch> = LazyLock::new(|| Dispatch::new(NoSubscriber::new()));
+        LazyLock::force(&SECOND);
         tracing_subscriber::registry().with(log.clone()).set_default()
     }
 
@@ -280,9 +278,9 @@ mod tracing_log {
     }
 }
 
-/// E12: the span of the request is current in the sync handler, the same one, and after an await, and in `blocking`.
+/// In an offloaded handler, before and after an await, and in a handler of `axum::blocking`.
 #[tokio::test]
-async fn the_span_of_trace_layer_is_current_on_the_pool() {
+async fn span_of_trace_layer_is_current_on_the_pool() {
     use std::sync::{Arc, Mutex};
 
     use tower_http::trace::TraceLayer;
@@ -308,7 +306,7 @@ async fn the_span_of_trace_layer_is_current_on_the_pool() {
                 sees.send(Span::current().id()).unwrap();
                 tokio::task::yield_now().await;
                 sees.send(Span::current().id()).unwrap();
-                tracing::info!("said on the pool");
+                tracing::info!("event on the pool");
             }
         };
         let router = Router::new().route("/", get(offloaded)).layer(OffloadLayer::new(pool(2)));
@@ -328,14 +326,14 @@ async fn the_span_of_trace_layer_is_current_on_the_pool() {
             assert!(made.is_some());
             assert_eq!((seen.recv().await, seen.recv().await), (Some(made.clone()), Some(made)));
         }
-        assert_eq!(log.span_of("said on the pool"), Some("the_request"));
+        assert_eq!(log.span_of("event on the pool"), Some("the_request"));
     })
     .await;
 }
 
-/// E12: two requests at once on one thread, each with its own span, though their polls take turns.
+/// The polls of two requests alternate on one thread.
 #[tokio::test]
-async fn each_of_two_calls_that_take_turns_has_its_own_span() {
+async fn interleaved_calls_have_their_own_spans() {
     use std::sync::Arc;
 
     use tokio::sync::Barrier;

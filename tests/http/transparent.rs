@@ -1,4 +1,4 @@
-//! What passes through the layer is what would have passed without it.
+//! Requests and responses pass through the layer unchanged.
 
 use axum::{
     Router,
@@ -15,7 +15,8 @@ use tower_offload::OffloadLayer;
 
 use crate::support::{self, Http1, Http2, Raw, absolute, one_thread, request, send, serve, within};
 
-/// The body as it comes, unread; and read in full.
+/// Returns routes that echo the body as a stream and from a buffer, and routes with short
+/// responses.
 fn echo() -> Router {
     Router::new()
         .route("/stream", post(async |request: Request| Response::new(request.into_body())))
@@ -26,7 +27,7 @@ fn echo() -> Router {
         .layer(OffloadLayer::new(one_thread(64)))
 }
 
-/// Bytes of which no two parts are alike.
+/// Returns pseudo-random bytes.
 fn bytes(length: usize) -> Bytes {
     let mut state = 1_u32;
     (0..length)
@@ -38,57 +39,57 @@ fn bytes(length: usize) -> Bytes {
 }
 
 #[tokio::test]
-async fn head_is_answered_without_a_body() {
+async fn head_response_has_no_body() {
     within(async {
         let mut connection = Http1::connect(serve(echo()).await).await;
-        let answer = connection.send(request(Method::HEAD, "/some", Body::empty())).await;
-        assert_eq!((answer.status, answer.text()), (StatusCode::OK, ""));
-        assert_eq!((answer.header("content-length"), answer.header("x-kept")), ("4", "yes"));
+        let response = connection.send(request(Method::HEAD, "/some", Body::empty())).await;
+        assert_eq!((response.status, response.text()), (StatusCode::OK, ""));
+        assert_eq!((response.header("content-length"), response.header("x-kept")), ("4", "yes"));
         connection.get("/some").await.assert_ok("some");
     })
     .await;
 }
 
 #[tokio::test]
-async fn no_content_is_answered_without_a_body() {
+async fn no_content_response_has_no_body() {
     within(async {
         let mut connection = Http1::connect(serve(echo()).await).await;
-        let answer = connection.get("/none").await;
-        assert_eq!((answer.status, answer.text()), (StatusCode::NO_CONTENT, ""));
-        assert_eq!((answer.header("content-length"), answer.header("transfer-encoding")), ("", ""));
+        let response = connection.get("/none").await;
+        assert_eq!((response.status, response.text()), (StatusCode::NO_CONTENT, ""));
+        assert_eq!((response.header("content-length"), response.header("transfer-encoding")), ("", ""));
         connection.get("/some").await.assert_ok("some");
     })
     .await;
 }
 
 #[tokio::test]
-async fn axums_own_answers_pass() {
+async fn responses_of_axum_itself_pass() {
     within(async {
         let address = serve(echo()).await;
         assert_eq!(support::get(address, "/missing").await.status, StatusCode::NOT_FOUND);
-        let answer = send(address, request(Method::DELETE, "/some", Body::empty())).await;
-        assert_eq!((answer.status, answer.header("allow")), (StatusCode::METHOD_NOT_ALLOWED, "GET,HEAD"));
+        let response = send(address, request(Method::DELETE, "/some", Body::empty())).await;
+        assert_eq!((response.status, response.header("allow")), (StatusCode::METHOD_NOT_ALLOWED, "GET,HEAD"));
     })
     .await;
 }
 
 #[tokio::test]
-async fn eight_mebibytes_come_back_equal() {
+async fn large_bodies_are_echoed_unchanged() {
     within(async {
         let (address, sent) = (serve(echo()).await, bytes(8 << 20));
         let (mut http1, mut http2) = (Http1::connect(address).await, Http2::connect(address).await);
         for path in ["/buffer", "/stream"] {
-            let answer = http1.send(request(Method::POST, path, sent.clone())).await;
-            assert!(answer.status.is_success() && answer.body == sent, "{path} over HTTP/1");
-            let answer = http2.send(absolute(Method::POST, path, sent.clone())).await;
-            assert!(answer.status.is_success() && answer.body == sent, "{path} over HTTP/2");
+            let response = http1.send(request(Method::POST, path, sent.clone())).await;
+            assert!(response.status.is_success() && response.body == sent, "{path} over HTTP/1");
+            let response = http2.send(absolute(Method::POST, path, sent.clone())).await;
+            assert!(response.status.is_success() && response.body == sent, "{path} over HTTP/2");
         }
     })
     .await;
 }
 
 #[tokio::test]
-async fn a_chunked_upload_comes_back_equal() {
+async fn chunked_upload_is_echoed_unchanged() {
     within(async {
         let mut connection = Http1::connect(serve(echo()).await).await;
         let sent = bytes(300_000);
@@ -103,7 +104,7 @@ async fn a_chunked_upload_comes_back_equal() {
 }
 
 #[tokio::test]
-async fn a_chunked_upload_by_hand_comes_back() {
+async fn raw_chunked_upload_is_echoed() {
     within(async {
         let mut client = Raw::with(
             serve(echo()).await,
@@ -117,7 +118,7 @@ async fn a_chunked_upload_by_hand_comes_back() {
 }
 
 #[tokio::test]
-async fn fifty_http2_streams_come_back_equal() {
+async fn concurrent_http2_streams_are_echoed_unchanged() {
     within(async {
         let client = Http2::connect(serve(echo()).await).await;
         let calls = (0..50_usize).map(|number| {
@@ -125,8 +126,8 @@ async fn fifty_http2_streams_come_back_equal() {
             async move {
                 let sent = bytes(100_000 + number);
                 let path = if number % 2 == 0 { "/buffer" } else { "/stream" };
-                let answer = stream.send(absolute(Method::POST, path, sent.clone())).await;
-                assert!(answer.status.is_success() && answer.body == sent, "stream {number}");
+                let response = stream.send(absolute(Method::POST, path, sent.clone())).await;
+                assert!(response.status.is_success() && response.body == sent, "stream {number}");
             }
         });
         join_all(calls).await;
@@ -135,7 +136,7 @@ async fn fifty_http2_streams_come_back_equal() {
 }
 
 #[tokio::test]
-async fn expect_continue_is_answered_before_the_body_is_sent() {
+async fn expect_continue_is_answered_before_the_body() {
     within(async {
         let head = "POST /buffer HTTP/1.1\r\nhost: test\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\n";
         let mut client = Raw::with(serve(echo()).await, head).await;
@@ -147,9 +148,9 @@ async fn expect_continue_is_answered_before_the_body_is_sent() {
     .await;
 }
 
-/// A refused upload is not asked for.
+/// The client is not asked for the upload.
 #[tokio::test]
-async fn expect_continue_of_a_refused_call_is_answered_503() {
+async fn expect_continue_of_a_rejected_call_is_answered_503() {
     within(async {
         let full = support::FullPool::new().await;
         let router = Router::new().route("/", post(async |body: Bytes| body));
@@ -163,7 +164,7 @@ async fn expect_continue_of_a_refused_call_is_answered_503() {
 }
 
 #[tokio::test]
-async fn requests_on_one_connection_are_answered_in_order() {
+async fn pipelined_requests_are_answered_in_order() {
     within(async {
         let router = Router::new().route("/{number}", get(async |path: axum::extract::Path<u32>| path.0.to_string()));
         let address = serve(router.layer(OffloadLayer::new(one_thread(64)))).await;

@@ -7,17 +7,17 @@ use tower_offload::{
 
 use crate::support::{runtime, soon};
 
-/// The message of the panic that the closure ends with.
+/// Returns the message of the panic in `work`.
 fn panic_of(work: impl FnOnce() + std::panic::UnwindSafe) -> String {
-    let payload = catch_unwind(work).expect_err("it did not panic");
+    let payload = catch_unwind(work).expect_err("`work` panics");
     match payload.downcast::<String>() {
         Ok(message) => *message,
-        Err(payload) => (*payload.downcast::<&str>().expect("a text")).to_owned(),
+        Err(payload) => (*payload.downcast::<&str>().expect("the payload is a string")).to_owned(),
     }
 }
 
 #[test]
-fn a_builder_says_which_option_is_out_of_range() {
+fn builder_error_names_the_option_out_of_range() {
     let build = |builder: tower_offload::pool::ThreadPoolBuilder| {
         let error = builder.build().unwrap_err();
         assert!(error.is_configuration() && !error.is_spawn() && error.source().is_none());
@@ -30,9 +30,9 @@ fn a_builder_says_which_option_is_out_of_range() {
     assert!(build(ThreadPool::builder().name("a\0b")).contains("NUL"));
 }
 
-/// On a machine with fewer cores and on one with more.
+/// Both values work on a machine with fewer cores and on one with more.
 #[test]
-fn one_end_of_the_range_of_threads_is_enough() {
+fn min_threads_or_max_threads_alone_is_enough() {
     for threads in [1, 500] {
         assert!(ThreadPool::builder().max_threads(threads).build().unwrap().threads() <= threads);
         assert!(ThreadPool::builder().min_threads(threads).build().unwrap().threads() >= threads);
@@ -40,13 +40,13 @@ fn one_end_of_the_range_of_threads_is_enough() {
 }
 
 #[test]
-fn a_stack_that_the_system_cannot_give_is_an_error_of_the_builder_not_of_the_first_call() {
+fn impossible_stack_size_is_a_build_error() {
     let error = ThreadPool::builder().threads(1).stack_size(1 << 62).build().unwrap_err();
     assert!(error.is_spawn() && error.source().is_some(), "{error:?}");
 }
 
 #[test]
-fn absurd_but_possible_sizes_work() {
+fn largest_possible_sizes_work() {
     runtime().block_on(async {
         let pool =
             ThreadPool::builder().threads(1).queue_capacity(usize::MAX).keep_alive(Duration::MAX).build().unwrap();
@@ -61,7 +61,7 @@ fn absurd_but_possible_sizes_work() {
 }
 
 #[test]
-fn presets_panic_with_a_message_that_names_the_fix() {
+fn presets_panic_with_a_remedy() {
     assert!(panic_of(|| drop(ThreadPool::blocking(0))).contains("give `threads` or `max_threads` at least 1"));
     assert!(panic_of(|| drop(ThreadPool::blocking(usize::MAX))).contains("over the limit"));
     assert!(panic_of(|| drop(Admission::new("none", 0))).contains("give it at least 1"));
@@ -72,20 +72,20 @@ fn presets_panic_with_a_message_that_names_the_fix() {
 }
 
 #[test]
-fn a_tokio_pool_outside_a_runtime_is_a_typed_error_or_a_panic_that_names_the_fix() {
+fn tokio_pool_outside_a_runtime_fails_with_a_remedy() {
     let error = TokioBlocking::try_new(1).unwrap_err();
     assert!(error.to_string().contains("inside `#[tokio::main]`"));
     assert!(panic_of(|| drop(TokioBlocking::new(1))).contains("inside `#[tokio::main]`"));
 }
 
 #[test]
-fn a_shutdown_outside_a_runtime_panics_with_a_message_that_names_the_fix() {
+fn shutdown_outside_a_runtime_panics_with_a_remedy() {
     let panic = panic_of(|| _ = pollster::block_on(ThreadPool::cpu().shutdown(Duration::ZERO)));
     assert!(panic.contains("inside `#[tokio::main]`"), "{panic}");
 }
 
 #[test]
-fn a_pool_that_is_shut_down_already_answers_closed() {
+fn call_after_shutdown_is_closed() {
     runtime().block_on(async {
         let pool = ThreadPool::cpu();
         soon(pool.shutdown(Duration::ZERO)).await;

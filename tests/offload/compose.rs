@@ -1,4 +1,4 @@
-//! With tower's own middleware, inside and outside of it. Readiness of what is inside is kept.
+//! The layer inside and outside of tower's own middleware.
 
 use std::{
     sync::{
@@ -17,22 +17,24 @@ use tower::{
 };
 use tower_layer::Layer;
 use tower_offload::{
-    CallError, OffloadLayer,
-    offload::{Typed, sync_fn},
+    CallError, OffloadLayer, Priority,
+    offload::{RejectWithError, service_fn_blocking},
     pool::Pool,
 };
 use tower_test::mock;
 
-use crate::support::{Answer, hold, one_thread, pools, soon};
+use crate::support::{TestResult, hold, one_thread, pools, soon};
 
-fn offload() -> OffloadLayer<Typed> {
-    OffloadLayer::new(one_thread()).reject(Typed)
+fn offload() -> OffloadLayer<RejectWithError> {
+    OffloadLayer::new(one_thread()).reject(RejectWithError)
 }
 
-/// A permit that `poll_ready` of the inner limit took is spent by the call, not lost in a clone.
+/// The call uses the permit that `poll_ready` of the inner limit acquired; no clone keeps it.
 #[tokio::test]
-async fn concurrency_limit_inside() {
-    let inner = ServiceBuilder::new().layer(ConcurrencyLimitLayer::new(1)).service(sync_fn(|n: u32| Answer::Ok(n)));
+async fn concurrency_limit_inside_keeps_its_permit() {
+    let inner = ServiceBuilder::new()
+        .layer(ConcurrencyLimitLayer::new(1))
+        .service(service_fn_blocking(|n: u32| TestResult::Ok(n)));
     let mut service = mock::Spawn::new(offload().layer(inner));
     for n in 0..3 {
         assert_ready_ok!(service.poll_ready());
@@ -49,33 +51,34 @@ async fn concurrency_limit_inside() {
 }
 
 #[tokio::test]
-async fn concurrency_limit_outside() {
+async fn concurrency_limit_outside_admits_every_call() {
     let service = ServiceBuilder::new()
         .layer(tower::limit::GlobalConcurrencyLimitLayer::new(2))
         .layer(offload())
-        .service(sync_fn(|n: u32| Answer::Ok(n)));
-    let answers = soon(join_all((0..20).map(|n| service.clone().oneshot(n)))).await;
-    assert_eq!(answers.into_iter().map(Result::unwrap).sum::<u32>(), 190);
+        .service(service_fn_blocking(|n: u32| TestResult::Ok(n)));
+    let responses = soon(join_all((0..20).map(|n| service.clone().oneshot(n)))).await;
+    assert_eq!(responses.into_iter().map(Result::unwrap).sum::<u32>(), 190);
 }
 
 #[tokio::test]
-async fn buffer_inside_and_outside() {
-    let buffered = Buffer::new(service_fn(async |n: u32| Answer::Ok(n)), 1);
+async fn buffer_works_inside_and_outside() {
+    let buffered = Buffer::new(service_fn(async |n: u32| TestResult::Ok(n)), 1);
     let service = offload().layer(buffered);
-    let answers = soon(join_all((0..20).map(|n| service.clone().oneshot(n)))).await;
-    assert_eq!(answers.into_iter().map(Result::unwrap).sum::<u32>(), 190);
+    let responses = soon(join_all((0..20).map(|n| service.clone().oneshot(n)))).await;
+    assert_eq!(responses.into_iter().map(Result::unwrap).sum::<u32>(), 190);
 
-    // In front of it `poll_ready` is somebody's to wait for, so here is where backpressure belongs.
-    let service = Buffer::new(offload().backpressure().layer(sync_fn(|n: u32| Answer::Ok(n))), 4);
-    let answers = soon(join_all((0..20).map(|n| service.clone().oneshot(n)))).await;
-    assert_eq!(answers.into_iter().map(Result::unwrap).sum::<u32>(), 190);
+    // `Buffer` waits for `poll_ready`, so this is a use of backpressure.
+    let service = Buffer::new(offload().backpressure().layer(service_fn_blocking(|n: u32| TestResult::Ok(n))), 4);
+    let responses = soon(join_all((0..20).map(|n| service.clone().oneshot(n)))).await;
+    assert_eq!(responses.into_iter().map(Result::unwrap).sum::<u32>(), 190);
 }
 
 #[tokio::test]
-async fn load_shed_outside_sheds_what_backpressure_holds_back() {
+async fn load_shed_outside_sheds_under_backpressure() {
     let pool = one_thread();
-    let layer = OffloadLayer::new(pool.clone()).reject(Typed).max_in_flight(1).backpressure();
-    let service = ServiceBuilder::new().load_shed().layer(layer).service(sync_fn(|n: u32| Answer::Ok(n)));
+    let layer = OffloadLayer::new(pool.clone()).reject(RejectWithError).max_in_flight(1).backpressure();
+    let service =
+        ServiceBuilder::new().load_shed().layer(layer).service(service_fn_blocking(|n: u32| TestResult::Ok(n)));
     let held = hold(&pool).await;
     let mut first = service.clone();
     let first = first.ready().await.unwrap().call(1);
@@ -86,20 +89,20 @@ async fn load_shed_outside_sheds_what_backpressure_holds_back() {
 }
 
 #[tokio::test]
-async fn timeout_outside_cancels_what_is_queued() {
+async fn timeout_outside_cancels_a_queued_call() {
     let (pool, calls) = (one_thread(), Arc::new(AtomicUsize::new(0)));
     let service = ServiceBuilder::new()
         .timeout(Duration::from_millis(1))
-        .layer(OffloadLayer::new(pool.clone()).reject(Typed))
-        .service(sync_fn({
+        .layer(OffloadLayer::new(pool.clone()).reject(RejectWithError))
+        .service(service_fn_blocking({
             let calls = calls.clone();
-            move |()| Answer::Ok(calls.fetch_add(1, SeqCst))
+            move |()| TestResult::Ok(calls.fetch_add(1, SeqCst))
         }));
     let held = hold(&pool).await;
     let error = soon(service.oneshot(())).await.unwrap_err();
     assert!(error.is::<timeout::error::Elapsed>(), "{error}");
     held.release().await.unwrap();
-    soon(pool.run(|| ())).await.unwrap(); // behind it in the queue
+    soon(pool.run(|| ())).await.unwrap(); // it was queued behind the cancelled call
     assert_eq!(calls.load(SeqCst), 0);
 }
 
@@ -107,7 +110,7 @@ async fn timeout_outside_cancels_what_is_queued() {
 async fn timeout_inside_fires_on_the_pool() {
     let inner = ServiceBuilder::new()
         .timeout(Duration::from_millis(1))
-        .service(service_fn(async |()| std::future::pending::<Answer<()>>().await));
+        .service(service_fn(async |()| std::future::pending::<TestResult<()>>().await));
     let error = soon(offload().layer(inner).oneshot(())).await.unwrap_err();
     assert!(error.is::<timeout::error::Elapsed>(), "{error}");
 }
@@ -133,7 +136,7 @@ impl<Req: Clone, Res> retry::Policy<Req, Res, BoxError> for Attempts {
 #[tokio::test]
 async fn retry_outside_calls_again() {
     let calls = Arc::new(AtomicUsize::new(0));
-    let service = ServiceBuilder::new().retry(Attempts(5)).layer(offload()).service(sync_fn({
+    let service = ServiceBuilder::new().retry(Attempts(5)).layer(offload()).service(service_fn_blocking({
         let calls = calls.clone();
         move |()| match calls.fetch_add(1, SeqCst) {
             0..2 => Err("not yet"),
@@ -155,73 +158,96 @@ async fn retry_inside_runs_on_the_pool() {
 }
 
 #[tokio::test]
-async fn balance_over_offloaded_services_and_behind_one() {
-    let endpoints = |layer: OffloadLayer<Typed>| {
-        let endpoint = |n: u32| Constant::new(layer.layer(sync_fn(move |()| Answer::Ok(n))), 1);
+async fn balance_works_inside_and_outside() {
+    let endpoints = |layer: OffloadLayer<RejectWithError>| {
+        let endpoint = |n: u32| Constant::new(layer.layer(service_fn_blocking(move |()| TestResult::Ok(n))), 1);
         Balance::new(ServiceList::new([endpoint(1), endpoint(2)]))
     };
     let mut balance = endpoints(offload());
     for _ in 0..10 {
-        let answer: Result<u32, BoxError> = soon(balance.ready().await.unwrap().call(())).await;
-        assert!((1..=2).contains(&answer.unwrap()));
+        let response: Result<u32, BoxError> = soon(balance.ready().await.unwrap().call(())).await;
+        assert!((1..=2).contains(&response.unwrap()));
     }
     let behind = offload().layer(Buffer::new(endpoints(offload()), 2));
     assert!((1..=2).contains(&soon(behind.oneshot(())).await.unwrap()));
 }
 
-/// `Balance` sends no call to a service that is not ready: with backpressure a full pool is passed by.
+/// `Balance` calls only services that are ready.
 #[tokio::test]
-async fn balance_passes_a_full_pool_by() {
+async fn balance_skips_a_full_pool_with_backpressure() {
     let (full, free) = (one_thread(), one_thread());
     let endpoint = |pool: &tower_offload::ThreadPool, n: u32| {
-        let layer = OffloadLayer::new(pool.clone()).reject(Typed).max_in_flight(1).backpressure();
-        layer.layer(sync_fn(move |()| Answer::Ok(n)))
+        let layer = OffloadLayer::new(pool.clone()).reject(RejectWithError).max_in_flight(1).backpressure();
+        layer.layer(service_fn_blocking(move |()| TestResult::Ok(n)))
     };
     let held = hold(&full).await;
     let mut busy = endpoint(&full, 1);
     let _call = busy.ready().await.unwrap().call(());
     let mut balance = Balance::new(ServiceList::new([Constant::new(busy, 1), Constant::new(endpoint(&free, 2), 1)]));
     for _ in 0..10 {
-        let answer: Result<u32, BoxError> = soon(balance.ready().await.unwrap().call(())).await;
-        assert_eq!(answer.unwrap(), 2);
+        let response: Result<u32, BoxError> = soon(balance.ready().await.unwrap().call(())).await;
+        assert_eq!(response.unwrap(), 2);
     }
     held.release().await.unwrap();
 }
 
 #[tokio::test]
-async fn every_answer_finds_its_caller() {
+async fn every_response_reaches_its_caller() {
     for pool in pools(2, 256) {
-        let service = OffloadLayer::new(pool).reject(Typed).layer(sync_fn(|n: u64| Answer::Ok(n * n)));
-        let answers = soon(join_all((0..200).map(|n| service.clone().oneshot(n)))).await;
-        for (n, answer) in (0..).zip(answers) {
-            assert_eq!(answer.unwrap(), n * n);
+        let service =
+            OffloadLayer::new(pool).reject(RejectWithError).layer(service_fn_blocking(|n: u64| TestResult::Ok(n * n)));
+        let responses = soon(join_all((0..200).map(|n| service.clone().oneshot(n)))).await;
+        for (n, response) in (0..).zip(responses) {
+            assert_eq!(response.unwrap(), n * n);
         }
     }
 }
 
 #[tokio::test]
-async fn the_error_of_the_service_is_passed_on_in_its_own_type_with_a_closure_strategy() {
+async fn reject_fn_keeps_the_error_type_of_the_service() {
     #[derive(Debug, PartialEq)]
-    enum Mine {
+    enum Error {
         Busy(CallError),
         Wrong,
     }
     let pool = one_thread();
     let service = OffloadLayer::new(pool.clone())
-        .reject_with(|rejection| Err(Mine::Busy(rejection)))
-        .layer(sync_fn(|()| Err::<(), _>(Mine::Wrong)));
-    assert_eq!(soon(service.clone().oneshot(())).await, Err(Mine::Wrong));
+        .reject_with(|error| Err(Error::Busy(error)))
+        .layer(service_fn_blocking(|()| Err::<(), _>(Error::Wrong)));
+    assert_eq!(soon(service.clone().oneshot(())).await, Err(Error::Wrong));
     pool.admission().close();
-    assert_eq!(soon(service.clone().oneshot(())).await, Err(Mine::Busy(CallError::Closed)));
+    assert_eq!(soon(service.clone().oneshot(())).await, Err(Error::Busy(CallError::Closed)));
     assert!(matches!(mock::Spawn::new(service).poll_ready(), Poll::Ready(Ok(()))));
 }
 
 #[tokio::test]
-async fn what_a_filter_lets_through_runs_where_it_is_called() {
+async fn filtered_requests_run_inline() {
     let layer = offload().filter_request(|n: &u32| *n > 10).filter_request(|n: &u32| *n < 20);
-    let service = layer.layer(sync_fn(|_: u32| Answer::Ok(std::thread::current().id())));
+    let service = layer.layer(service_fn_blocking(|_: u32| TestResult::Ok(std::thread::current().id())));
     let here = std::thread::current().id();
     for (n, offloaded) in [(5, false), (15, true), (25, false)] {
         assert_eq!(soon(service.clone().oneshot(n)).await.unwrap() != here, offloaded, "{n}");
     }
+}
+
+/// rustc erases lifetimes in the types that an async block holds, so it cannot prove a bound
+/// `'static` of the service.
+#[tokio::test]
+async fn future_is_send_if_closures_capture_a_static_str() {
+    let text: &'static str = String::from("text").leak();
+    let service = OffloadLayer::new(one_thread())
+        .reject_with(move |error| Err(format!("{text}: {error}")))
+        .filter_request(move |request: &String| request.starts_with(text))
+        .priority_request(move |request: &String| if request == text { Priority::High } else { Priority::Normal })
+        .propagate_request(
+            move |_: &String| text.len(),
+            move |len, poll| {
+                if len == text.len() {
+                    poll()
+                }
+            },
+        )
+        .layer(service_fn_blocking(move |request: String| Ok::<_, String>(request + text)));
+    let response = tokio::spawn(async move { service.oneshot("text ".to_owned()).await });
+    assert_eq!(soon(response).await.unwrap().unwrap(), "text text");
 }

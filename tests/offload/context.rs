@@ -3,17 +3,17 @@ use std::sync::{Arc, Mutex};
 use tokio_test::{assert_pending, task};
 use tower::{ServiceExt, service_fn};
 use tower_layer::Layer;
-use tower_offload::{OffloadLayer, offload::Typed, pool::Pool};
+use tower_offload::{OffloadLayer, offload::RejectWithError, pool::Pool};
 use tracing::{Instrument, Span, info_span};
 
-use crate::support::{Answer, eventually, one_thread, pools, soon};
+use crate::support::{TestResult, eventually, one_thread, pools, soon};
 
 tokio::task_local! {
     static TENANT: String;
 }
 
 #[tokio::test]
-async fn e12_the_callers_span_is_the_current_one_in_every_poll_and_in_the_drop() {
+async fn work_runs_and_is_dropped_in_the_callers_span() {
     let _default = tracing::subscriber::set_default(tracing_subscriber::registry());
     for pool in pools(1, 8) {
         let seen = Arc::new(Mutex::new(Vec::new()));
@@ -23,7 +23,7 @@ async fn e12_the_callers_span_is_the_current_one_in_every_poll_and_in_the_drop()
                 self.0.lock().unwrap().push(Span::current().id());
             }
         }
-        let service = OffloadLayer::new(pool.clone()).reject(Typed).layer(service_fn({
+        let service = OffloadLayer::new(pool.clone()).reject(RejectWithError).layer(service_fn({
             let seen = seen.clone();
             move |()| {
                 let seen = seen.clone();
@@ -33,7 +33,7 @@ async fn e12_the_callers_span_is_the_current_one_in_every_poll_and_in_the_drop()
                     seen.lock().unwrap().push(Span::current().id());
                     tokio::task::yield_now().await;
                     seen.lock().unwrap().push(Span::current().id());
-                    Answer::Ok(())
+                    TestResult::Ok(())
                 }
             }
         }));
@@ -43,14 +43,14 @@ async fn e12_the_callers_span_is_the_current_one_in_every_poll_and_in_the_drop()
         soon(service.clone().oneshot(()).instrument(span)).await.unwrap();
         assert_eq!(*seen.lock().unwrap(), vec![id; 4]);
         assert!(Span::current().id().is_none());
-        // Nothing of it stays on the pool's thread.
+        // The thread of the pool does not keep the span.
         assert_eq!(soon(pool.run(|| Span::current().id())).await, Ok(None));
     }
 }
 
-/// A scoped dispatcher, as tests and multi-tenant programs have it, is current on the pool's thread as well.
+/// The dispatcher is a scoped one, as in tests and multi-tenant programs.
 #[tokio::test]
-async fn e12_the_dispatcher_travels() {
+async fn work_runs_with_the_callers_dispatcher() {
     let pool = one_thread();
     let _default = tracing::subscriber::set_default(tracing_subscriber::registry());
     let is_registry = || tracing::dispatcher::get_default(|it| it.is::<tracing_subscriber::Registry>());
@@ -59,30 +59,30 @@ async fn e12_the_dispatcher_travels() {
 }
 
 #[tokio::test]
-async fn e12_a_task_local_travels_only_if_it_is_carried() {
+async fn task_local_reaches_the_pool_only_if_propagated() {
     for pool in pools(1, 8) {
         let read = || {
             service_fn(async |_: ()| {
                 let first = TENANT.try_with(Clone::clone).ok();
                 tokio::task::yield_now().await;
-                Answer::Ok((first, TENANT.try_with(Clone::clone).ok()))
+                TestResult::Ok((first, TENANT.try_with(Clone::clone).ok()))
             })
         };
-        let plain = OffloadLayer::new(pool.clone()).reject(Typed);
-        let carried =
-            plain.clone().carry_request(|(): &()| TENANT.get(), |tenant, poll| TENANT.sync_scope(tenant, poll));
+        let plain = OffloadLayer::new(pool.clone()).reject(RejectWithError);
+        let propagating =
+            plain.clone().propagate_request(|(): &()| TENANT.get(), |tenant, poll| TENANT.sync_scope(tenant, poll));
         let acme = || Some("acme".to_owned());
         TENANT
             .scope("acme".to_owned(), async {
                 assert_eq!(soon(plain.layer(read()).oneshot(())).await.unwrap(), (None, None));
-                assert_eq!(soon(carried.layer(read()).oneshot(())).await.unwrap(), (acme(), acme()));
+                assert_eq!(soon(propagating.layer(read()).oneshot(())).await.unwrap(), (acme(), acme()));
             })
             .await;
     }
 }
 
 #[tokio::test]
-async fn e12_what_is_carried_is_in_place_for_the_drop_too() {
+async fn propagated_value_is_in_scope_during_the_drop() {
     struct OnDrop(Arc<Mutex<Option<String>>>);
     impl Drop for OnDrop {
         fn drop(&mut self) {
@@ -91,12 +91,12 @@ async fn e12_what_is_carried_is_in_place_for_the_drop_too() {
     }
     let (pool, seen) = (one_thread(), Arc::default());
     let layer = OffloadLayer::new(pool.clone())
-        .reject(Typed)
-        .carry_request(|_: &OnDrop| TENANT.get(), |tenant, poll| TENANT.sync_scope(tenant, poll));
+        .reject(RejectWithError)
+        .propagate_request(|_: &OnDrop| TENANT.get(), |tenant, poll| TENANT.sync_scope(tenant, poll));
     let service = layer.layer(service_fn(async |guard: OnDrop| {
         std::future::pending::<()>().await;
         drop(guard);
-        Answer::Ok(())
+        TestResult::Ok(())
     }));
     let call = TENANT.sync_scope("acme".to_owned(), || {
         let mut call = task::spawn(service.oneshot(OnDrop(Arc::clone(&seen))));
@@ -110,18 +110,19 @@ async fn e12_what_is_carried_is_in_place_for_the_drop_too() {
 }
 
 #[tokio::test]
-#[should_panic(expected = "has to call its second argument")]
-async fn a_scope_that_does_not_poll_is_told_so() {
-    let layer = OffloadLayer::new(one_thread()).reject(Typed).carry_request(|(): &()| (), |(), _poll| {});
-    let _ = soon(layer.layer(service_fn(async |()| Answer::Ok(()))).oneshot(())).await;
+#[should_panic(expected = "did not call its second argument")]
+async fn propagate_scope_that_does_not_poll_panics_with_a_remedy() {
+    let layer = OffloadLayer::new(one_thread()).reject(RejectWithError).propagate_request(|(): &()| (), |(), _poll| {});
+    let _ = soon(layer.layer(service_fn(async |()| TestResult::Ok(()))).oneshot(())).await;
 }
 
-/// `cancelled()` and the span belong to the call that runs, also when rayon runs a second one on the stack of the first.
+/// Rayon may run a second call on the stack of a first one that yields.
 #[tokio::test]
-async fn e12_contexts_are_put_back_when_rayon_nests_calls_on_one_thread() {
-    use tower_offload::{offload::cancellation_token, pool::Rayon};
+async fn nested_rayon_calls_restore_the_outer_context() {
+    use tower_offload::{pool::Rayon, pool::cancellation_token};
     let _default = tracing::subscriber::set_default(tracing_subscriber::registry());
-    // Two queues in front of the same one thread; one queue would not hand out a second call before the first ended.
+    // Two pools over one thread. A single pool does not start a second call before the first one
+    // ends.
     let threads = Arc::new(rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap());
     let (pool, inner) = (Rayon::new(threads.clone()), Rayon::new(threads));
     let outer = info_span!("outer");
@@ -133,7 +134,7 @@ async fn e12_contexts_are_put_back_when_rayon_nests_calls_on_one_thread() {
                 let handle = tokio::runtime::Handle::current();
                 let second =
                     info_span!("inner").in_scope(|| inner.run(|| Span::current().metadata().map(|it| it.name())));
-                // The only thread waits here, and rayon has it run the second call meanwhile.
+                // The only thread yields, so rayon runs the second call on it.
                 rayon::yield_now();
                 let nested = handle.block_on(second);
                 let _token = cancellation_token();

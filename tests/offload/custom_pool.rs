@@ -4,13 +4,13 @@ use tower::ServiceExt;
 use tower_layer::Layer;
 use tower_offload::{
     CallError, OffloadLayer,
-    offload::{Typed, sync_fn},
+    offload::{RejectWithError, service_fn_blocking},
     pool::{Admission, Pool, Runnable},
 };
 
-use crate::support::{Answer, eventually, soon};
+use crate::support::{TestResult, eventually, soon};
 
-/// Loses every job: what happens to a call that a pool forgets.
+/// Drops every runnable, as a faulty pool might.
 #[derive(Debug)]
 struct Forgetful(Admission);
 
@@ -19,15 +19,16 @@ impl Pool for Forgetful {
         &self.0
     }
 
-    fn schedule(&self, job: Runnable) {
-        drop(job);
+    fn schedule(&self, runnable: Runnable) {
+        drop(runnable);
     }
 }
 
 #[tokio::test]
-async fn a_job_that_a_pool_drops_is_answered_closed() {
+async fn dropped_runnable_ends_its_call_as_closed() {
     let pool = Arc::new(Forgetful(Admission::new("forgetful", 1)));
-    let service = OffloadLayer::new(pool.clone()).reject(Typed).layer(sync_fn(|()| Answer::Ok(())));
+    let service =
+        OffloadLayer::new(pool.clone()).reject(RejectWithError).layer(service_fn_blocking(|()| TestResult::Ok(())));
     for _ in 0..3 {
         let error = soon(service.clone().oneshot(())).await.unwrap_err();
         assert_eq!(error.downcast_ref(), Some(&CallError::Closed));
@@ -36,7 +37,7 @@ async fn a_job_that_a_pool_drops_is_answered_closed() {
     eventually(|| pool.admission().stats().in_flight == 0).await;
 }
 
-/// Sheds every job that has not started, as a queueing policy would.
+/// Refuses every call that has not started, like a queue policy.
 #[derive(Debug)]
 struct Shedding(Admission);
 
@@ -45,21 +46,21 @@ impl Pool for Shedding {
         &self.0
     }
 
-    fn schedule(&self, job: Runnable) {
-        assert!(!job.has_started() && !job.is_cancelled());
-        std::thread::spawn(move || job.refuse(CallError::Expired));
+    fn schedule(&self, runnable: Runnable) {
+        assert!(!runnable.has_started() && !runnable.is_cancelled());
+        std::thread::spawn(move || runnable.refuse(CallError::Expired));
     }
 }
 
 #[tokio::test]
-async fn a_job_can_be_refused_with_a_reason() {
+async fn pool_can_refuse_a_runnable_with_an_error() {
     let pool = Arc::new(Shedding(Admission::new("shedding", 1)));
     assert_eq!(soon(pool.run(|| ())).await, Err(CallError::Expired));
 }
 
 #[tokio::test]
-async fn the_capacity_of_a_custom_pool_is_kept_by_its_gate() {
-    /// Keeps its jobs for later.
+async fn admission_limits_the_queue_of_a_custom_pool() {
+    /// Keeps its runnables until the test runs them.
     #[derive(Debug)]
     struct Later(Admission, std::sync::Mutex<Vec<Runnable>>);
     impl Pool for Later {
@@ -67,15 +68,15 @@ async fn the_capacity_of_a_custom_pool_is_kept_by_its_gate() {
             &self.0
         }
 
-        fn schedule(&self, job: Runnable) {
-            self.1.lock().unwrap().push(job);
+        fn schedule(&self, runnable: Runnable) {
+            self.1.lock().unwrap().push(runnable);
         }
     }
     let pool = Arc::new(Later(Admission::new("later", 2), Default::default()));
     let accepted = [pool.run(|| 1), pool.run(|| 2)];
     assert_eq!(soon(pool.run(|| 3)).await, Err(CallError::Overloaded));
-    for job in std::mem::take(&mut *pool.1.lock().unwrap()) {
-        job.run();
+    for runnable in std::mem::take(&mut *pool.1.lock().unwrap()) {
+        runnable.run();
     }
     for (number, run) in (1..).zip(accepted) {
         assert_eq!(soon(run).await, Ok(number));

@@ -1,5 +1,5 @@
-//! P16: a request, future or response whose `Drop` panics or calls `tokio::spawn`, when it is cancelled, shed or shut down:
-//! process, threads and places survive.
+//! Requests, futures and responses whose `Drop` panics or calls `tokio::spawn`. Process, threads
+//! and permits survive.
 
 use std::{
     pin::Pin,
@@ -16,51 +16,53 @@ use tower::{Service, ServiceExt, service_fn};
 use tower_layer::Layer;
 use tower_offload::{
     CallError, OffloadLayer,
-    offload::{Typed, sync_fn},
+    offload::{RejectWithError, service_fn_blocking},
     pool::Pool,
 };
 
-use crate::support::{Answer, eventually, hold, hold_at_last, pools, shedding_pools, soon, too_long};
+use crate::support::{TestResult, eventually, hold, hold_with_retry, pools, shedding_pools, soon, too_long};
 
-/// Spawns a task as sqlx's connections do, counts, then panics.
+/// Its drop spawns a task, as sqlx's connections do, counts, and panics.
 #[derive(Debug)]
 struct Bomb(Arc<AtomicUsize>);
 
 impl Drop for Bomb {
     fn drop(&mut self) {
         self.0.fetch_add(1, SeqCst);
-        tokio::spawn(async {}); // panics itself where there is no runtime
+        tokio::spawn(async {}); // panics outside of a runtime
         panic!("a drop that panics");
     }
 }
 
-/// Pending for ever, with a bomb inside.
-struct Explosive(#[expect(dead_code, reason = "held for its drop")] Bomb);
+/// Never completes; its drop panics.
+struct Explosive(#[expect(dead_code, reason = "dropped with the future")] Bomb);
 
 impl Future for Explosive {
-    type Output = Answer<()>;
+    type Output = TestResult<()>;
 
     fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Self::Output> {
         Poll::Pending
     }
 }
 
-async fn survives(pool: &Arc<dyn Pool>, layer: &OffloadLayer<Typed>) {
-    let service = layer.layer(sync_fn(|n: u32| Answer::Ok(n)));
+async fn survives(pool: &Arc<dyn Pool>, layer: &OffloadLayer<RejectWithError>) {
+    let service = layer.layer(service_fn_blocking(|n: u32| TestResult::Ok(n)));
     eventually(|| (pool.admission().stats().in_flight, pool.admission().stats().permits_in_use) == (0, 0)).await;
-    // Every place is free and the thread is alive.
+    // Every permit is released and the thread is alive.
     assert_eq!(soon(service.oneshot(7)).await.unwrap(), 7);
     let stats = pool.admission().stats();
     assert_eq!((stats.queued, stats.woken, stats.active), (0, 0, 0));
 }
 
 #[tokio::test]
-async fn p16_a_request_that_explodes_when_its_queued_call_is_cancelled() {
+async fn request_drop_may_panic_when_a_queued_call_is_cancelled() {
     for pool in pools(1, 8) {
         let (layer, drops) =
-            (OffloadLayer::new(pool.clone()).reject(Typed).max_in_flight(1), Arc::<AtomicUsize>::default());
+            (OffloadLayer::new(pool.clone()).reject(RejectWithError).max_in_flight(1), Arc::<AtomicUsize>::default());
         let held = hold(&pool).await;
-        let mut call = task::spawn(layer.layer(sync_fn(|_: Bomb| Answer::Ok(()))).oneshot(Bomb(Arc::clone(&drops))));
+        let mut call = task::spawn(
+            layer.layer(service_fn_blocking(|_: Bomb| TestResult::Ok(()))).oneshot(Bomb(Arc::clone(&drops))),
+        );
         assert_pending!(call.poll());
         drop(call);
         held.release().await.unwrap();
@@ -70,10 +72,10 @@ async fn p16_a_request_that_explodes_when_its_queued_call_is_cancelled() {
 }
 
 #[tokio::test]
-async fn p16_a_future_that_explodes_when_its_parked_call_is_cancelled() {
+async fn future_drop_may_panic_when_a_parked_call_is_cancelled() {
     for pool in pools(1, 8) {
         let (layer, drops) =
-            (OffloadLayer::new(pool.clone()).reject(Typed).max_in_flight(1), Arc::<AtomicUsize>::default());
+            (OffloadLayer::new(pool.clone()).reject(RejectWithError).max_in_flight(1), Arc::<AtomicUsize>::default());
         let service = layer.layer(service_fn({
             let drops = Arc::clone(&drops);
             move |()| Explosive(Bomb(drops.clone()))
@@ -88,22 +90,22 @@ async fn p16_a_future_that_explodes_when_its_parked_call_is_cancelled() {
 }
 
 #[tokio::test]
-async fn p16_a_response_that_explodes_when_its_running_call_was_abandoned() {
+async fn response_drop_may_panic_after_the_caller_left() {
     for detached in [false, true] {
         for pool in pools(1, 8) {
             let drops: Arc<AtomicUsize> = Arc::default();
-            let layer = OffloadLayer::new(pool.clone()).reject(Typed).max_in_flight(1);
+            let layer = OffloadLayer::new(pool.clone()).reject(RejectWithError).max_in_flight(1);
             let layer = if detached { layer.detached() } else { layer };
             let (entered, inside) = tokio::sync::oneshot::channel();
             let (release, released) = std::sync::mpsc::channel::<()>();
             let channels = Arc::new(std::sync::Mutex::new(Some((entered, released))));
-            let service = layer.layer(sync_fn({
+            let service = layer.layer(service_fn_blocking({
                 let drops = Arc::clone(&drops);
                 move |()| {
                     let (entered, released) = channels.lock().unwrap().take().unwrap();
                     entered.send(()).unwrap();
                     released.recv().unwrap();
-                    Answer::Ok(Bomb(drops.clone()))
+                    TestResult::Ok(Bomb(drops.clone()))
                 }
             }));
             let mut call = task::spawn(service.oneshot(()));
@@ -118,17 +120,17 @@ async fn p16_a_response_that_explodes_when_its_running_call_was_abandoned() {
     }
 }
 
-/// The response stands and nobody takes it: the caller's own drop of the future disposes of it.
+/// The caller's drop of the response future drops the response.
 #[tokio::test]
-async fn p16_a_response_that_explodes_when_its_caller_leaves_after_the_end() {
+async fn unclaimed_response_drop_may_panic() {
     for pool in pools(1, 8) {
         let drops: Arc<AtomicUsize> = Arc::default();
-        let layer = OffloadLayer::new(pool.clone()).reject(Typed).max_in_flight(1);
-        let service = layer.layer(sync_fn({
+        let layer = OffloadLayer::new(pool.clone()).reject(RejectWithError).max_in_flight(1);
+        let service = layer.layer(service_fn_blocking({
             let drops = Arc::clone(&drops);
-            move |()| Answer::Ok(Bomb(drops.clone()))
+            move |()| TestResult::Ok(Bomb(drops.clone()))
         }));
-        let call = service.clone().call(()); // not polled, so that nobody takes the response; `sync_fn` is always ready
+        let call = service.clone().call(()); // never polled, so that it does not take the response
         eventually(|| pool.admission().stats().completed == 1 && pool.admission().stats().in_flight == 0).await;
         drop(call);
         survives(&pool, &layer).await;
@@ -137,10 +139,10 @@ async fn p16_a_response_that_explodes_when_its_caller_leaves_after_the_end() {
 }
 
 #[tokio::test]
-async fn p16_requests_and_futures_that_explode_when_the_pool_is_shut_down() {
+async fn drops_may_panic_at_shutdown() {
     for pool in pools(1, 8) {
         let drops: Arc<AtomicUsize> = Arc::default();
-        let layer = OffloadLayer::new(pool.clone()).reject(Typed);
+        let layer = OffloadLayer::new(pool.clone()).reject(RejectWithError);
         let mut parked = task::spawn(
             layer
                 .layer(service_fn({
@@ -158,14 +160,14 @@ async fn p16_requests_and_futures_that_explode_when_the_pool_is_shut_down() {
         assert_pending!(parked.poll());
         eventually(|| pool.admission().stats().started == 1 && pool.admission().stats().active == 0).await;
         let held = hold(&pool).await;
-        let queued = layer.layer(sync_fn(|_: Bomb| Answer::Ok(()))).oneshot(Bomb(Arc::clone(&drops)));
+        let queued = layer.layer(service_fn_blocking(|_: Bomb| TestResult::Ok(()))).oneshot(Bomb(Arc::clone(&drops)));
         let mut queued = task::spawn(queued);
         assert_pending!(queued.poll());
 
-        let left = soon(pool.shutdown(Duration::ZERO)).await;
-        assert_eq!((left.running, left.queued, left.parked), (1, 1, 1));
-        let refused = soon(queued).await.unwrap_err();
-        assert_eq!(refused.downcast_ref(), Some(&CallError::Closed));
+        let report = soon(pool.shutdown(Duration::ZERO)).await;
+        assert_eq!((report.running, report.queued, report.parked), (1, 1, 1));
+        let rejected = soon(queued).await.unwrap_err();
+        assert_eq!(rejected.downcast_ref(), Some(&CallError::Closed));
         drop(parked);
         held.release().await.unwrap();
         eventually(|| pool.admission().stats().in_flight == 0).await;
@@ -173,35 +175,34 @@ async fn p16_requests_and_futures_that_explode_when_the_pool_is_shut_down() {
     }
 }
 
-/// A refused request is dropped where the call was made, as without the layer; nothing of ours is left behind.
+/// A rejected request is dropped in the caller's task, as without the layer.
 #[tokio::test]
-async fn p16_a_request_that_explodes_when_it_is_refused() {
+async fn request_drop_may_panic_when_it_is_rejected() {
     let pool = pools(1, 1).remove(0);
-    let layer = OffloadLayer::new(pool.clone()).reject(Typed).max_in_flight(1);
+    let layer = OffloadLayer::new(pool.clone()).reject(RejectWithError).max_in_flight(1);
     let mut taken =
-        task::spawn(layer.layer(service_fn(async |()| std::future::pending::<Answer<()>>().await)).oneshot(()));
+        task::spawn(layer.layer(service_fn(async |()| std::future::pending::<TestResult<()>>().await)).oneshot(()));
     assert_pending!(taken.poll());
-    let service = layer.layer(sync_fn(|_: Bomb| Answer::Ok(())));
-    let refused = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+    let service = layer.layer(service_fn_blocking(|_: Bomb| TestResult::Ok(())));
+    let rejected = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         let _ = task::spawn(service.oneshot(Bomb(Arc::default()))).poll();
     }));
-    assert!(refused.is_err(), "the request's own panic is the caller's");
-    let next = layer.layer(sync_fn(|()| Answer::Ok(())));
-    let refused = assert_ready_err!(task::spawn(next.oneshot(())).poll());
-    assert_eq!(refused.downcast_ref(), Some(&CallError::Overloaded));
+    assert!(rejected.is_err(), "the panic reaches the caller");
+    let next = layer.layer(service_fn_blocking(|()| TestResult::Ok(())));
+    let rejected = assert_ready_err!(task::spawn(next.oneshot(())).poll());
+    assert_eq!(rejected.downcast_ref(), Some(&CallError::Overloaded));
     drop(taken);
     survives(&pool, &layer).await;
 }
 
-/// A panic payload is dropped on the pool if nobody takes it, and its drop may panic too.
 #[tokio::test]
-async fn p16_a_panic_payload_that_explodes() {
+async fn panic_payload_drop_may_panic() {
     for pool in pools(1, 8) {
         let drops: Arc<AtomicUsize> = Arc::default();
-        let layer = OffloadLayer::new(pool.clone()).reject(Typed).catch_panics();
-        let service = layer.layer(sync_fn({
+        let layer = OffloadLayer::new(pool.clone()).reject(RejectWithError).catch_panics();
+        let service = layer.layer(service_fn_blocking({
             let drops = Arc::clone(&drops);
-            move |()| -> Answer<()> { std::panic::panic_any(Bomb(drops.clone())) }
+            move |()| -> TestResult<()> { std::panic::panic_any(Bomb(drops.clone())) }
         }));
         let error = soon(service.oneshot(())).await.unwrap_err();
         assert_eq!(error.downcast_ref(), Some(&CallError::Panicked));
@@ -211,12 +212,12 @@ async fn p16_a_panic_payload_that_explodes() {
 }
 
 #[tokio::test]
-async fn p16_a_request_that_explodes_when_its_call_is_shed() {
+async fn request_drop_may_panic_when_its_call_is_shed() {
     for pool in shedding_pools(8) {
         let (layer, drops) =
-            (OffloadLayer::new(pool.clone()).reject(Typed).max_in_flight(4), Arc::new(AtomicUsize::new(0)));
-        let service = layer.layer(sync_fn(|_: Bomb| Answer::Ok(())));
-        let held = hold_at_last(&pool).await;
+            (OffloadLayer::new(pool.clone()).reject(RejectWithError).max_in_flight(4), Arc::new(AtomicUsize::new(0)));
+        let service = layer.layer(service_fn_blocking(|_: Bomb| TestResult::Ok(())));
+        let held = hold_with_retry(&pool).await;
         let panicked = pool.admission().stats().panicked;
         let calls: Vec<_> = (0..4).map(|_| tokio::spawn(service.clone().oneshot(Bomb(drops.clone())))).collect();
         eventually(|| pool.admission().stats().queued == 4).await;
@@ -228,8 +229,8 @@ async fn p16_a_request_that_explodes_when_its_call_is_shed() {
             assert_eq!(error.downcast_ref(), Some(&CallError::Expired));
         }
         assert_eq!((drops.load(SeqCst), pool.admission().stats().panicked), (4, panicked + 4));
-        let service = layer.layer(sync_fn(|n: u32| Answer::Ok(n)));
+        let service = layer.layer(service_fn_blocking(|n: u32| TestResult::Ok(n)));
         eventually(|| (pool.admission().stats().in_flight, pool.admission().stats().permits_in_use) == (0, 0)).await;
-        while soon(service.clone().oneshot(7)).await.is_err() {} // a slow machine may have more of them shed
+        while soon(service.clone().oneshot(7)).await.is_err() {} // a slow machine may shed this call too
     }
 }

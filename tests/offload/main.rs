@@ -1,5 +1,4 @@
-//! The layer and the pools from the outside, on tower alone: no HTTP, no sockets. Numbers such as E1 or P16 are those of
-//! the acceptance list (cases taken from other frameworks' own test suites).
+//! Tests of the layer and the pools on plain tower, without HTTP or sockets.
 #![allow(clippy::unwrap_used)]
 
 mod admission;
@@ -13,10 +12,10 @@ mod panics;
 mod policy;
 mod priority;
 mod readiness;
-mod replies;
 mod runtimes;
 mod scheduling;
 mod second_pool;
 mod shutdown;
 mod support;
 mod threads;
+mod wake_batch;

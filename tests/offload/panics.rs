@@ -13,26 +13,26 @@ use tower::{ServiceExt, service_fn};
 use tower_layer::Layer;
 use tower_offload::{
     CallError, OffloadLayer, ThreadPool,
-    offload::{Typed, sync_fn},
+    offload::{RejectWithError, service_fn_blocking},
     pool::{Pool, Rayon},
 };
 
-use crate::support::{Answer, eventually, one_thread, pools, soon};
+use crate::support::{TestResult, eventually, one_thread, pools, soon};
 
 #[derive(Debug, PartialEq)]
 struct Payload(u32);
 
 #[tokio::test]
-async fn p6_the_payload_of_a_panic_reaches_the_caller_and_the_pool_keeps_its_threads() {
+async fn panic_reaches_the_caller_and_costs_no_thread() {
     for pool in pools(2, 64) {
-        let service = OffloadLayer::new(pool.clone()).reject(Typed).layer(sync_fn(|n: u32| -> Answer<u32> {
-            if n < 100 { std::panic::panic_any(Payload(n)) } else { Ok(n) }
-        }));
+        let service = OffloadLayer::new(pool.clone()).reject(RejectWithError).layer(service_fn_blocking(
+            |n: u32| -> TestResult<u32> { if n < 100 { std::panic::panic_any(Payload(n)) } else { Ok(n) } },
+        ));
         for n in 0..20 {
             let panic = soon(AssertUnwindSafe(service.clone().oneshot(n)).catch_unwind()).await.unwrap_err();
             assert_eq!(panic.downcast_ref(), Some(&Payload(n)));
         }
-        // Both threads are alive: two calls that wait for one another are both inside.
+        // Both threads are alive: two calls wait for each other.
         let barrier = Arc::new(std::sync::Barrier::new(2));
         let both = [(); 2].map(|()| {
             let barrier = barrier.clone();
@@ -45,9 +45,9 @@ async fn p6_the_payload_of_a_panic_reaches_the_caller_and_the_pool_keeps_its_thr
     }
 }
 
-/// Whether the caller leaves before the end or after it: one panic, one count.
+/// The caller leaves after the panic, then before it.
 #[tokio::test]
-async fn a_payload_that_panics_when_it_is_dropped_is_no_second_panic_of_the_work() {
+async fn panic_of_a_payload_drop_is_not_counted() {
     struct Bomb;
     impl Drop for Bomb {
         fn drop(&mut self) {
@@ -58,7 +58,7 @@ async fn a_payload_that_panics_when_it_is_dropped_is_no_second_panic_of_the_work
         let panics = || std::panic::panic_any(Bomb);
         let after = pool.run(panics);
         eventually(|| pool.admission().stats().in_flight == 0 && pool.admission().stats().panicked == 1).await;
-        soon(pool.run(|| ())).await.unwrap(); // the thread is done with it
+        soon(pool.run(|| ())).await.unwrap(); // the thread has finished the call
         drop(after);
         assert_eq!(pool.admission().stats().panicked, 1);
 
@@ -77,40 +77,41 @@ async fn a_payload_that_panics_when_it_is_dropped_is_no_second_panic_of_the_work
 }
 
 #[tokio::test]
-async fn p6_a_panic_after_an_await_is_resumed_as_well() {
-    let service = OffloadLayer::new(one_thread()).reject(Typed).layer(service_fn(async |()| -> Answer<()> {
-        tokio::task::yield_now().await;
-        panic!("late")
-    }));
+async fn panic_after_an_await_is_resumed() {
+    let service =
+        OffloadLayer::new(one_thread()).reject(RejectWithError).layer(service_fn(async |()| -> TestResult<()> {
+            tokio::task::yield_now().await;
+            panic!("late")
+        }));
     let panic = soon(AssertUnwindSafe(service.oneshot(())).catch_unwind()).await.unwrap_err();
     assert_eq!(panic.downcast_ref(), Some(&"late"));
 }
 
 #[tokio::test]
-async fn a_panic_can_be_answered_instead() {
-    let layer = OffloadLayer::new(one_thread()).reject(Typed).catch_panics();
-    let service = layer.layer(sync_fn(|()| -> Answer<()> { panic!("caught") }));
+async fn catch_panics_answers_a_panic() {
+    let layer = OffloadLayer::new(one_thread()).reject(RejectWithError).catch_panics();
+    let service = layer.layer(service_fn_blocking(|()| -> TestResult<()> { panic!("caught") }));
     let error = soon(service.oneshot(())).await.unwrap_err();
     assert_eq!(error.downcast_ref(), Some(&CallError::Panicked));
 }
 
-/// `rayon::spawn` aborts the process when its closure panics and no handler is set. This test is over if it does.
+/// `rayon::spawn` aborts the process if its closure panics and no handler is set.
 #[tokio::test]
-async fn p7_a_rayon_pool_without_a_panic_handler_survives() {
+async fn rayon_pool_without_a_panic_handler_survives() {
     let threads = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
     let pool = Rayon::new(threads);
     for _ in 0..10 {
         let panicked = soon(AssertUnwindSafe(pool.run(|| panic!("in rayon"))).catch_unwind()).await;
         assert!(panicked.is_err());
     }
-    // In the middle of a parallel iterator too.
+    // The same inside a parallel iterator.
     use rayon::prelude::*;
     let parallel = pool.run(|| (0..1000).into_par_iter().for_each(|n| assert!(n != 500, "found")));
     assert!(soon(AssertUnwindSafe(parallel).catch_unwind()).await.is_err());
     assert_eq!(soon(pool.run(|| 1)).await, Ok(1));
 }
 
-/// Installs a subscriber for this thread that keeps the fields of events, in the order they come.
+/// Installs a subscriber for this thread that records the fields of events in order.
 fn events() -> (tracing::subscriber::DefaultGuard, Arc<Mutex<Vec<String>>>) {
     use tracing_subscriber::layer::SubscriberExt;
     #[derive(Clone, Default)]
@@ -135,18 +136,20 @@ fn events() -> (tracing::subscriber::DefaultGuard, Arc<Mutex<Vec<String>>>) {
 }
 
 #[tokio::test]
-async fn p20_a_panic_after_the_caller_left_is_counted_and_logged_with_its_message() {
+async fn panic_after_the_caller_left_is_counted_and_logged() {
     let (_guard, lines) = events();
     let pool = one_thread();
     let (entered, inside) = oneshot::channel();
     let (release, released) = mpsc::channel::<()>();
     let channels = Arc::new(Mutex::new(Some((entered, released))));
-    let service = OffloadLayer::new(pool.clone()).reject(Typed).layer(sync_fn(move |()| -> Answer<()> {
-        let (entered, released): (oneshot::Sender<()>, Receiver<()>) = channels.lock().unwrap().take().unwrap();
-        entered.send(()).unwrap();
-        released.recv().unwrap();
-        panic!("nobody {}", "listens")
-    }));
+    let service = OffloadLayer::new(pool.clone()).reject(RejectWithError).layer(service_fn_blocking(
+        move |()| -> TestResult<()> {
+            let (entered, released): (oneshot::Sender<()>, Receiver<()>) = channels.lock().unwrap().take().unwrap();
+            entered.send(()).unwrap();
+            released.recv().unwrap();
+            panic!("unheard {}", "panic")
+        },
+    ));
     let mut call = task::spawn(service.oneshot(()));
     assert_pending!(call.poll());
     soon(inside).await.unwrap();
@@ -155,19 +158,23 @@ async fn p20_a_panic_after_the_caller_left_is_counted_and_logged_with_its_messag
     eventually(|| pool.stats().in_flight == 0).await;
     assert_eq!(pool.stats().panicked, 1);
     let lines = lines.lock().unwrap();
-    let told: Vec<_> = lines.iter().filter(|line| line.contains("call panicked")).collect();
-    assert_eq!(told.len(), 1, "{lines:?}");
-    assert!(told[0].contains(r#"message="nobody listens""#) || told[0].contains("nobody listens"), "{told:?}");
-    assert!(told[0].contains("caller_present=false"), "{told:?}");
+    let matching: Vec<_> = lines.iter().filter(|line| line.contains("call panicked")).collect();
+    assert_eq!(matching.len(), 1, "{lines:?}");
+    assert!(
+        matching[0].contains(r#"message="unheard panic""#) || matching[0].contains("unheard panic"),
+        "{matching:?}"
+    );
+    assert!(matching[0].contains("caller_present=false"), "{matching:?}");
 }
 
-/// One event for each thing that went wrong, none for what went well.
+/// A successful call emits no event.
 #[tokio::test]
-async fn rejected_abandoned_and_panicked_calls_are_one_event_each() {
+async fn rejected_abandoned_and_panicked_calls_emit_one_event() {
     let (_guard, lines) = events();
-    let pool = ThreadPool::builder().name("told").threads(1).queue_capacity(1).build().unwrap();
-    let layer = OffloadLayer::new(pool.clone()).reject(Typed);
-    let service = layer.layer(sync_fn(|fail: bool| if fail { panic!("told") } else { Answer::Ok(()) }));
+    let pool = ThreadPool::builder().name("named").threads(1).queue_capacity(1).build().unwrap();
+    let layer = OffloadLayer::new(pool.clone()).reject(RejectWithError);
+    let service =
+        layer.layer(service_fn_blocking(|fail: bool| if fail { panic!("named") } else { TestResult::Ok(()) }));
     soon(service.clone().oneshot(false)).await.unwrap();
     assert!(lines.lock().unwrap().is_empty(), "{lines:?}");
 
@@ -180,20 +187,21 @@ async fn rejected_abandoned_and_panicked_calls_are_one_event_each() {
     held.release().await.unwrap();
     eventually(|| pool.stats().in_flight == 0).await;
     let lines = lines.lock().unwrap();
-    for (what, detail) in [
+    for (message, detail) in [
         ("call panicked", "caller_present=true"),
         ("call rejected", r#"reason="overloaded""#),
         ("call abandoned by its caller", "detached=false"),
     ] {
-        let told: Vec<_> = lines.iter().filter(|line| line.contains(what)).collect();
-        assert_eq!(told.len(), 1, "{what}: {lines:?}");
-        assert!(told[0].contains(detail) && told[0].contains(r#"pool="told""#), "{told:?}");
+        let matching: Vec<_> = lines.iter().filter(|line| line.contains(message)).collect();
+        assert_eq!(matching.len(), 1, "{message}: {lines:?}");
+        assert!(matching[0].contains(detail) && matching[0].contains(r#"pool="named""#), "{matching:?}");
     }
 }
 
-/// Foreign code of a third kind: it runs between our own steps. Its panic ends that one call, and reaches its caller.
+/// The subscriber is user code that runs between the crate's own steps. Its panic reaches the
+/// caller of that call.
 #[tokio::test]
-async fn a_subscriber_that_panics_leaves_nobody_waiting() {
+async fn panicking_subscriber_ends_only_its_call() {
     use tower_offload::pool::{Admission, Runnable};
     use tracing_subscriber::layer::SubscriberExt;
     struct Explosive;
@@ -202,7 +210,8 @@ async fn a_subscriber_that_panics_leaves_nobody_waiting() {
             panic!("a subscriber that panics");
         }
     }
-    /// Drops its jobs on the caller's thread, where the subscriber is: each is refused, and that is an event.
+    /// Drops every runnable on the caller's thread, which emits a `call rejected` event to that
+    /// thread's subscriber.
     #[derive(Debug)]
     struct Forgetful(Admission);
     impl Pool for Forgetful {
@@ -210,8 +219,8 @@ async fn a_subscriber_that_panics_leaves_nobody_waiting() {
             &self.0
         }
 
-        fn schedule(&self, job: Runnable) {
-            drop(job);
+        fn schedule(&self, runnable: Runnable) {
+            drop(runnable);
         }
     }
     let _guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(Explosive));

@@ -1,4 +1,4 @@
-//! What a pool does with calls that wait too long, and what it tells those that it refuses.
+//! Queue policies, and the wait that rejected callers are told to expect.
 
 use std::{
     sync::{
@@ -15,13 +15,15 @@ use tower::{Service, ServiceExt, service_fn};
 use tower_layer::Layer;
 use tower_offload::{
     CallError, OffloadLayer, ThreadPool,
-    offload::{Reject, Typed, sync_fn},
+    offload::{Reject, RejectWithError, service_fn_blocking},
     pool::{Codel, Pool, QueuePolicy},
 };
 
-use crate::support::{Answer, eventually, hold, hold_at_last, one_thread, pools, shedding_pools, soon, too_long};
+use crate::support::{
+    TestResult, eventually, hold, hold_with_retry, one_thread, pools, shedding_pools, soon, too_long,
+};
 
-/// Where it was dropped.
+/// Records the thread that drops it.
 struct Traced(Arc<Mutex<Option<ThreadId>>>);
 
 impl Drop for Traced {
@@ -30,11 +32,10 @@ impl Drop for Traced {
     }
 }
 
-/// E2, policy "shed".
 #[tokio::test]
-async fn e2_a_call_that_waited_too_long_is_shed_and_leaves_nothing_behind() {
+async fn call_that_waited_too_long_is_shed() {
     for pool in shedding_pools(8) {
-        let held = hold_at_last(&pool).await;
+        let held = hold_with_retry(&pool).await;
         let before = pool.admission().stats();
         let (ran, dropped) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(None)));
         let calls: Vec<_> = (0..7)
@@ -52,10 +53,10 @@ async fn e2_a_call_that_waited_too_long_is_shed_and_leaves_nothing_behind() {
         for call in calls {
             assert_eq!(soon(call).await, Err(CallError::Expired));
         }
-        assert_eq!(soon(newest).await, Ok(()), "the newest is not shed, however long it waited");
+        assert_eq!(soon(newest).await, Ok(()), "the newest call is not shed");
         assert!(!ran.load(SeqCst));
-        let dropped = dropped.lock().unwrap().expect("the work is dropped before its caller is told");
-        assert_ne!(dropped, thread::current().id(), "on the pool");
+        let dropped = dropped.lock().unwrap().expect("the work is dropped before its caller is woken");
+        assert_ne!(dropped, thread::current().id(), "dropped on the pool");
         let stats = pool.admission().stats();
         assert_eq!((stats.queued, stats.permits_in_use, stats.in_flight), (0, 0, 0), "{stats:?}");
         assert_eq!((stats.rejected, stats.started), (before.rejected + 7, before.started + 1));
@@ -63,29 +64,30 @@ async fn e2_a_call_that_waited_too_long_is_shed_and_leaves_nothing_behind() {
 }
 
 #[tokio::test]
-async fn a_layer_answers_a_call_that_was_shed_and_its_place_is_free_again() {
+async fn layer_answers_a_shed_call_and_releases_its_permit() {
     for pool in shedding_pools(8) {
         let layer = OffloadLayer::new(pool.clone()).max_in_flight(1);
-        let mut service = layer.layer(service_fn(async |_: Request<()>| Answer::Ok(Response::new(()))));
-        let held = hold_at_last(&pool).await;
+        let mut service = layer.layer(service_fn(async |_: Request<()>| TestResult::Ok(Response::new(()))));
+        let held = hold_with_retry(&pool).await;
         let call = service.ready().await.unwrap().call(Request::new(()));
         let newest = pool.run(|| ());
         too_long().await;
         held.release().await.unwrap();
         soon(newest).await.unwrap();
-        let answer = soon(call).await.unwrap();
-        assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
-        assert!(answer.headers()["retry-after"].to_str().unwrap().parse::<u64>().unwrap() >= 1);
-        // And the place is free; a slow machine may have more calls shed than this test means.
+        let response = soon(call).await.unwrap();
+        assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert!(response.headers()["retry-after"].to_str().unwrap().parse::<u64>().unwrap() >= 1);
+        // The permit is available again. A slow machine may shed some of these calls too.
         while !soon(service.ready().await.unwrap().call(Request::new(()))).await.unwrap().status().is_success() {}
     }
 }
 
 #[tokio::test]
-async fn a_caller_is_told_by_type_that_its_call_was_shed() {
+async fn shed_call_fails_with_a_typed_error() {
     for pool in shedding_pools(8) {
-        let service = OffloadLayer::new(pool.clone()).reject(Typed).layer(sync_fn(|()| Answer::Ok(())));
-        let held = hold_at_last(&pool).await;
+        let service =
+            OffloadLayer::new(pool.clone()).reject(RejectWithError).layer(service_fn_blocking(|()| TestResult::Ok(())));
+        let held = hold_with_retry(&pool).await;
         let call = tokio::spawn(service.oneshot(()));
         eventually(|| pool.admission().stats().queued == 1).await;
         let _newest = pool.run(|| ());
@@ -96,18 +98,17 @@ async fn a_caller_is_told_by_type_that_its_call_was_shed() {
     }
 }
 
-/// E2, policy "shed": only calls that have not started.
 #[tokio::test]
-async fn e2_a_call_that_has_started_is_never_shed_however_long_it_is_parked_and_waits() {
+async fn started_call_is_never_shed() {
     for pool in shedding_pools(8) {
         let wake = Arc::new(Notify::new());
-        let service = OffloadLayer::new(pool.clone()).reject(Typed).layer(service_fn({
+        let service = OffloadLayer::new(pool.clone()).reject(RejectWithError).layer(service_fn({
             let wake = wake.clone();
             move |()| {
                 let wake = wake.clone();
                 async move {
                     wake.notified().await;
-                    Answer::Ok("carried out")
+                    TestResult::Ok("completed")
                 }
             }
         }));
@@ -116,24 +117,24 @@ async fn e2_a_call_that_has_started_is_never_shed_however_long_it_is_parked_and_
             let stats = || pool.admission().stats();
             eventually(|| parked.is_finished() || (stats().started, stats().active) == (1, 0)).await;
             if !parked.is_finished() {
-                break parked; // on a slow machine it may be shed before it starts
+                break parked; // a slow machine may shed it before it starts
             }
         };
         too_long().await;
-        let held = hold_at_last(&pool).await;
+        let held = hold_with_retry(&pool).await;
         wake.notify_one();
         eventually(|| pool.admission().stats().woken == 1).await;
         let new = pool.run(|| ());
         let _newest = pool.run(|| ());
         too_long().await;
         held.release().await.unwrap();
-        assert_eq!(soon(parked).await.unwrap().unwrap(), "carried out");
+        assert_eq!(soon(parked).await.unwrap().unwrap(), "completed");
         assert_eq!(soon(new).await, Err(CallError::Expired));
     }
 }
 
 #[tokio::test]
-async fn first_in_first_out_starts_every_call_however_long_it_waited() {
+async fn fifo_never_sheds() {
     for pool in pools(1, 8) {
         let held = hold(&pool).await;
         let call = pool.run(|| 1);
@@ -143,7 +144,7 @@ async fn first_in_first_out_starts_every_call_however_long_it_waited() {
     }
 }
 
-/// Hands on what a strategy is told.
+/// Answers with `retry_after`.
 #[derive(Clone)]
 struct RetryAfter;
 
@@ -162,33 +163,34 @@ impl<E> Reject<(), Duration, E> for RetryAfter {
     }
 }
 
-/// What the last one waited that started is no news where nothing starts any more.
+/// The wait of the last call that started is out of date if no call starts.
 #[tokio::test]
-async fn a_stuck_pool_tells_how_long_its_oldest_call_has_waited() {
+async fn expected_wait_of_a_stuck_pool_is_that_of_its_oldest_call() {
     for pool in pools(1, 1) {
-        let service =
-            OffloadLayer::new(pool.clone()).reject(RetryAfter).layer(sync_fn(|()| Answer::Ok(Duration::ZERO)));
+        let service = OffloadLayer::new(pool.clone())
+            .reject(RetryAfter)
+            .layer(service_fn_blocking(|()| TestResult::Ok(Duration::ZERO)));
         let held = hold(&pool).await;
         let queued = pool.run(|| ());
-        let started = tokio::time::Instant::now(); // not before it began to wait
-        let waited = Duration::from_millis(20) + pool.admission().expected_wait(); // longer than the first one did
+        let started = tokio::time::Instant::now(); // after the call was queued
+        let waited = Duration::from_millis(20) + pool.admission().expected_wait(); // longer than the first call waited
         while started.elapsed() < waited {
-            tokio::task::yield_now().await; // what is measured here has to take some time
+            tokio::task::yield_now().await; // the measured wait must take some time
         }
         assert!(pool.expected_wait() >= Duration::from_millis(20));
-        assert!(pool.admission().expected_wait() < waited, "the gate knows only what has started");
-        let told = soon(service.oneshot(())).await.unwrap();
-        assert!(told >= Duration::from_millis(20), "{told:?}");
-        assert!(told < started.elapsed() + waited, "{told:?}");
+        assert!(pool.admission().expected_wait() < waited, "admission only knows calls that have started");
+        let retry_after = soon(service.oneshot(())).await.unwrap();
+        assert!(retry_after >= Duration::from_millis(20), "{retry_after:?}");
+        assert!(retry_after < started.elapsed() + waited, "{retry_after:?}");
         held.release().await.unwrap();
         soon(queued).await.unwrap();
-        assert!(pool.expected_wait() >= Duration::from_millis(20), "what the last one waited");
+        assert!(pool.expected_wait() >= Duration::from_millis(20), "the wait of the last call that started");
         soon(pool.run(|| ())).await.unwrap();
     }
 }
 
 #[test]
-fn a_policy_that_cannot_work_is_refused_by_name() {
+fn impossible_policy_is_a_build_error() {
     let build = |codel: Codel| {
         let error = ThreadPool::builder().threads(1).queue_policy(codel).build().unwrap_err();
         assert!(error.is_configuration());
@@ -203,7 +205,7 @@ fn a_policy_that_cannot_work_is_refused_by_name() {
 }
 
 #[tokio::test]
-async fn a_pool_that_is_shut_down_answers_closed_what_a_policy_would_shed_later() {
+async fn shutdown_answers_closed_before_the_policy_sheds() {
     let pool = one_thread();
     let held = hold(&pool).await;
     let queued = pool.run(|| ());

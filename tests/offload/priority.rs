@@ -1,4 +1,4 @@
-//! Who goes first, who goes all the same, and what must never wait.
+//! Priorities of queued calls.
 
 use std::{
     sync::{
@@ -8,19 +8,19 @@ use std::{
     time::Duration,
 };
 
-use tokio_test::{assert_pending, task};
+use tokio_test::{assert_pending, assert_ready_err, task};
 use tower::ServiceExt;
 use tower_layer::Layer;
 use tower_offload::{
     CallError, OffloadLayer, ThreadPool,
-    offload::{Typed, sync_fn},
+    offload::{RejectWithError, service_fn_blocking},
     pool::{Pool, Priority},
 };
 
-use crate::support::{Answer, eventually, hold, pools, soon};
+use crate::support::{TestResult, eventually, hold, pools, soon};
 
 #[tokio::test]
-async fn low_is_refused_once_half_of_the_queue_is_taken() {
+async fn low_is_rejected_while_half_of_the_queue_is_taken() {
     for pool in pools(1, 5) {
         let held = hold(&pool).await;
         let low = || pool.run_with_priority(Priority::Low, || ());
@@ -36,12 +36,11 @@ async fn low_is_refused_once_half_of_the_queue_is_taken() {
     }
 }
 
-/// Through a layer that waits, low calls wait as others do.
 #[tokio::test]
-async fn low_waits_for_room_where_the_layer_waits() {
+async fn low_waits_like_any_call_if_the_layer_waits() {
     let pool = ThreadPool::builder().threads(1).queue_capacity(1).build().unwrap();
-    let layer = OffloadLayer::new(pool.clone()).reject(Typed).wait(Duration::from_secs(60));
-    let service = layer.priority_request(|_: &u32| Priority::Low).layer(sync_fn(Answer::Ok));
+    let layer = OffloadLayer::new(pool.clone()).reject(RejectWithError).wait(Duration::from_secs(60));
+    let service = layer.priority_request(|_: &u32| Priority::Low).layer(service_fn_blocking(TestResult::Ok));
     let held = hold(&pool).await;
     let mut calls: Vec<_> = (0..3).map(|n| task::spawn(service.clone().oneshot(n))).collect();
     calls.iter_mut().for_each(|call| assert_pending!(call.poll()));
@@ -51,9 +50,9 @@ async fn low_waits_for_room_where_the_layer_waits() {
     }
 }
 
-/// Every high call puts the next one into the queue before it ends, four at a time: the queue never runs empty of them.
+/// Four streams of high-priority calls, each of which queues its successor, keep the queue filled.
 #[tokio::test]
-async fn a_steady_stream_of_high_does_not_keep_low_from_running() {
+async fn high_priority_does_not_starve_low_priority() {
     struct Stream<P> {
         pool: P,
         stop: AtomicBool,
@@ -79,26 +78,34 @@ async fn a_steady_stream_of_high_does_not_keep_low_from_running() {
             soon(call).await.unwrap();
         }
         stream.stop.store(true, SeqCst);
-        assert!(stream.ran.load(SeqCst) > 4, "and high went on meanwhile");
+        assert!(stream.ran.load(SeqCst) > 4, "high-priority calls ran as well");
         eventually(|| pool.admission().stats().in_flight == 0).await;
     }
 }
 
+/// Filters and propagated values do not change the priority.
 #[tokio::test]
-async fn the_priority_that_was_set_last_counts_and_filters_and_carried_values_leave_it_alone() {
-    let pool = ThreadPool::builder().threads(1).queue_capacity(2).build().unwrap();
-    let layer = OffloadLayer::new(pool.clone())
-        .reject(Typed)
-        .priority_request(|_: &u32| Priority::Low)
-        .priority_request(|_: &u32| Priority::High)
-        .filter_request(|_: &u32| true)
-        .carry_request(|n: &u32| *n, |_, poll| poll());
-    let service = layer.layer(sync_fn(Answer::Ok));
+async fn last_priority_of_a_layer_takes_effect() {
+    let pool = ThreadPool::builder().threads(1).queue_capacity(4).build().unwrap();
+    let service = |first: Priority, last: Priority| {
+        OffloadLayer::new(pool.clone())
+            .reject(RejectWithError)
+            .priority_request(move |_: &u32| first)
+            .priority_request(move |_: &u32| last)
+            .filter_request(|_: &u32| true)
+            .propagate_request(|n: &u32| *n, |_, poll| poll())
+            .layer(service_fn_blocking(TestResult::Ok))
+    };
+    let (high, low) = (service(Priority::Low, Priority::High), service(Priority::High, Priority::Low));
     let held = hold(&pool).await;
-    let queued = pool.run(|| ()); // a low call would be refused from now on
-    let mut call = task::spawn(service.clone().oneshot(1));
-    assert_pending!(call.poll());
+    let half = [pool.run(|| ()), pool.run(|| ())]; // half of the queue, so that `Low` is rejected
+    let mut accepted = task::spawn(high.oneshot(1));
+    assert_pending!(accepted.poll());
+    let rejected = assert_ready_err!(task::spawn(low.oneshot(2)).poll());
+    assert_eq!(rejected.downcast_ref(), Some(&CallError::Overloaded));
     held.release().await.unwrap();
-    soon(queued).await.unwrap();
-    assert_eq!(soon(call).await.unwrap(), 1);
+    assert_eq!(soon(accepted).await.unwrap(), 1);
+    for call in half {
+        soon(call).await.unwrap();
+    }
 }

@@ -5,16 +5,16 @@ use tower::{Service, ServiceExt, service_fn};
 use tower_layer::Layer;
 use tower_offload::{
     CallError, OffloadLayer, ThreadPool,
-    offload::Typed,
+    offload::RejectWithError,
     pool::{Inline, Pool},
 };
 use tower_test::{assert_request_eq, mock};
 
-use crate::support::{Answer, hold, one_thread, soon};
+use crate::support::{TestResult, hold, one_thread, soon};
 
 #[tokio::test]
-async fn readiness_is_the_inner_services() {
-    let layer = OffloadLayer::new(Inline::new()).reject(Typed);
+async fn readiness_is_that_of_the_inner_service() {
+    let layer = OffloadLayer::new(Inline::new()).reject(RejectWithError);
     let (mut service, mut handle) = mock::spawn_layer::<&str, &str, _>(layer);
     handle.allow(0);
     assert_pending!(service.poll_ready());
@@ -28,17 +28,17 @@ async fn readiness_is_the_inner_services() {
 }
 
 #[tokio::test]
-async fn an_error_of_the_inner_readiness_is_passed_on() {
-    let layer = OffloadLayer::new(Inline::new()).reject(Typed);
+async fn error_of_inner_readiness_is_returned() {
+    let layer = OffloadLayer::new(Inline::new()).reject(RejectWithError);
     let (mut service, mut handle) = mock::spawn_layer::<(), (), _>(layer);
     handle.send_error("broken");
     assert_eq!(assert_ready_err!(service.poll_ready()).to_string(), "broken");
 }
 
-/// Tower's contract: only a service that was polled ready is called, and that very instance.
+/// Tower's contract: only the instance that was polled ready may be called.
 #[tokio::test]
-async fn p1_the_readied_instance_is_the_one_called() {
-    /// Ready in itself, not in its clones.
+async fn readied_instance_is_the_one_called() {
+    /// Its clones are not ready.
     struct Probe {
         ready: bool,
     }
@@ -50,9 +50,9 @@ async fn p1_the_readied_instance_is_the_one_called() {
     impl Service<()> for Probe {
         type Response = ();
         type Error = std::convert::Infallible;
-        type Future = std::future::Ready<Answer<()>>;
+        type Future = std::future::Ready<TestResult<()>>;
 
-        fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> Poll<Answer<()>> {
+        fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> Poll<TestResult<()>> {
             self.ready = true;
             Poll::Ready(Ok(()))
         }
@@ -64,7 +64,7 @@ async fn p1_the_readied_instance_is_the_one_called() {
     }
 
     for layer in [OffloadLayer::new(one_thread()), OffloadLayer::new(one_thread()).backpressure()] {
-        let mut service = layer.reject(Typed).layer(Probe { ready: false });
+        let mut service = layer.reject(RejectWithError).layer(Probe { ready: false });
         for _ in 0..3 {
             soon(service.ready().await.unwrap().call(())).await.unwrap();
         }
@@ -73,37 +73,37 @@ async fn p1_the_readied_instance_is_the_one_called() {
 }
 
 #[tokio::test]
-async fn a_full_pool_does_not_make_the_service_unready() {
+async fn full_pool_does_not_make_the_service_pending() {
     let pool = ThreadPool::builder().threads(1).queue_capacity(1).build().unwrap();
-    let layer = OffloadLayer::new(pool.clone()).reject(Typed);
+    let layer = OffloadLayer::new(pool.clone()).reject(RejectWithError);
     let (mut service, _handle) = mock::spawn_layer::<(), (), _>(layer);
     let held = hold(&pool).await;
     assert_ready_ok!(service.poll_ready());
     let _queued = service.call(());
     assert_ready_ok!(service.poll_ready());
-    let mut refused = task::spawn(service.call(()));
-    let error = assert_ready_err!(refused.poll());
+    let mut rejected = task::spawn(service.call(()));
+    let error = assert_ready_err!(rejected.poll());
     assert_eq!(error.downcast_ref(), Some(&CallError::Overloaded));
-    // The inner service was not called, so it is ready still.
+    // The inner service was not called, so it is still ready.
     assert_ready_ok!(service.poll_ready());
     held.release().await.unwrap();
 }
 
 #[tokio::test]
-async fn backpressure_reserves_in_poll_ready_and_spends_in_call() {
+async fn backpressure_reserves_in_poll_ready_and_uses_it_in_call() {
     let pool = ThreadPool::builder().threads(1).queue_capacity(1).build().unwrap();
-    let layer = OffloadLayer::new(pool.clone()).reject(Typed).backpressure();
-    let service = layer.layer(service_fn(async |(): ()| Answer::Ok(())));
+    let layer = OffloadLayer::new(pool.clone()).reject(RejectWithError).backpressure();
+    let service = layer.layer(service_fn(async |(): ()| TestResult::Ok(())));
     let held = hold(&pool).await;
 
     let mut first = mock::Spawn::new(service.clone());
     let mut second = mock::Spawn::new(service.clone());
     assert_ready_ok!(first.poll_ready());
-    assert_ready_ok!(first.poll_ready(), "asking again takes no second slot, and needs none");
+    assert_ready_ok!(first.poll_ready(), "polling again reserves no second permit");
     assert_pending!(second.poll_ready());
 
     let call = first.call(());
-    assert_pending!(second.poll_ready(), "the slot is the queued call's now");
+    assert_pending!(second.poll_ready(), "the queued call holds the permit");
     assert_pending!(first.poll_ready());
     held.release().await.unwrap();
     soon(call).await.unwrap();
@@ -118,23 +118,23 @@ async fn backpressure_reserves_in_poll_ready_and_spends_in_call() {
 }
 
 #[tokio::test]
-async fn backpressure_reserves_a_place_of_the_layer_as_well() {
-    let layer = OffloadLayer::new(one_thread()).reject(Typed).max_in_flight(1).backpressure();
-    let service = layer.layer(service_fn(async |(): ()| Answer::Ok(())));
+async fn backpressure_reserves_a_permit_of_the_layer() {
+    let layer = OffloadLayer::new(one_thread()).reject(RejectWithError).max_in_flight(1).backpressure();
+    let service = layer.layer(service_fn(async |(): ()| TestResult::Ok(())));
     let mut first = mock::Spawn::new(service.clone());
     let mut second = mock::Spawn::new(service);
     assert_ready_ok!(first.poll_ready());
     assert_pending!(second.poll_ready());
     drop(first);
-    assert!(second.is_woken(), "a dropped service gives its reservation back");
+    assert!(second.is_woken(), "a dropped service releases its reservation");
     assert_ready_ok!(second.poll_ready());
 }
 
 #[tokio::test]
-async fn p2_a_clone_of_a_readied_service_holds_no_reservation() {
+async fn clone_of_a_readied_service_holds_no_reservation() {
     let pool = ThreadPool::builder().threads(1).queue_capacity(1).build().unwrap();
-    let layer = OffloadLayer::new(pool).reject(Typed).backpressure();
-    let mut readied = mock::Spawn::new(layer.layer(service_fn(async |(): ()| Answer::Ok(()))));
+    let layer = OffloadLayer::new(pool).reject(RejectWithError).backpressure();
+    let mut readied = mock::Spawn::new(layer.layer(service_fn(async |(): ()| TestResult::Ok(()))));
     assert_ready_ok!(readied.poll_ready());
     let mut clone = readied.clone();
     assert_pending!(clone.poll_ready());
@@ -144,19 +144,19 @@ async fn p2_a_clone_of_a_readied_service_holds_no_reservation() {
 
 #[tokio::test]
 #[should_panic(expected = "before `poll_ready` returned ready")]
-async fn backpressure_without_poll_ready_panics_and_says_so() {
-    let layer = OffloadLayer::new(one_thread()).reject(Typed).backpressure();
-    let mut service = layer.layer(service_fn(async |(): ()| Answer::Ok(())));
+async fn backpressure_without_poll_ready_panics_with_a_remedy() {
+    let layer = OffloadLayer::new(one_thread()).reject(RejectWithError).backpressure();
+    let mut service = layer.layer(service_fn(async |(): ()| TestResult::Ok(())));
     drop(service.call(()));
 }
 
 #[tokio::test]
-async fn a_closed_pool_is_ready_and_says_so_in_the_answer() {
+async fn service_of_a_closed_pool_is_ready_and_rejects() {
     let pool = one_thread();
-    let layer = OffloadLayer::new(pool.clone()).reject(Typed);
+    let layer = OffloadLayer::new(pool.clone()).reject(RejectWithError);
     for layer in [layer.clone(), layer.clone().backpressure(), layer.max_in_flight(1)] {
-        let mut service = mock::Spawn::new(layer.layer(service_fn(async |(): ()| Answer::Ok(()))));
-        // The third layer is the first that finds the pool closed already; all of them answer the same.
+        let mut service = mock::Spawn::new(layer.layer(service_fn(async |(): ()| TestResult::Ok(()))));
+        // The first layer finds the pool open in `poll_ready`, the others find it closed.
         assert!(matches!(service.poll_ready(), Poll::Ready(Ok(()))));
         pool.admission().close();
         let error = assert_ready_err!(task::spawn(service.call(())).poll());

@@ -9,39 +9,38 @@ use std::{
 use futures_util::future::join_all;
 use tower::{ServiceExt, service_fn};
 use tower_layer::Layer;
-use tower_offload::{OffloadLayer, ThreadPool, offload::Typed, pool::Pool};
+use tower_offload::{OffloadLayer, ThreadPool, offload::RejectWithError, pool::Pool};
 
-use crate::support::{Answer, eventually, hold, one_thread, pools, soon};
+use crate::support::{TestResult, eventually, hold, one_thread, pools, soon};
 
-/// Each of them is inside its await while all the others are: none holds the one thread. The same through nested offloads
-/// on one pool.
+/// 50 handlers await each other on one thread, then the same through nested layers on one pool.
 #[tokio::test]
-async fn handlers_that_await_hold_no_thread() {
+async fn handlers_that_await_occupy_no_thread() {
     for pool in pools(1, 64) {
         let barrier = Arc::new(tokio::sync::Barrier::new(50));
-        let layer = OffloadLayer::new(pool).reject(Typed);
+        let layer = OffloadLayer::new(pool).reject(RejectWithError);
         let service = layer.layer(service_fn(move |()| {
             let barrier = barrier.clone();
             async move {
                 barrier.wait().await;
-                Answer::Ok(())
+                TestResult::Ok(())
             }
         }));
         let nested = layer.layer(layer.layer(service.clone()));
-        for answer in soon(join_all((0..50).map(|_| service.clone().oneshot(())))).await {
-            answer.unwrap();
+        for response in soon(join_all((0..50).map(|_| service.clone().oneshot(())))).await {
+            response.unwrap();
         }
-        for answer in soon(join_all((0..50).map(|_| nested.clone().oneshot(())))).await {
-            answer.unwrap();
+        for response in soon(join_all((0..50).map(|_| nested.clone().oneshot(())))).await {
+            response.unwrap();
         }
     }
 }
 
 #[tokio::test]
-async fn a_future_that_wakes_itself_for_ever_starves_no_new_call() {
+async fn self_waking_future_does_not_starve_new_calls() {
     for pool in pools(1, 64) {
         let (stop, polls) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-        let service = OffloadLayer::new(pool.clone()).reject(Typed).layer(service_fn({
+        let service = OffloadLayer::new(pool.clone()).reject(RejectWithError).layer(service_fn({
             let (stop, polls) = (stop.clone(), polls.clone());
             move |()| {
                 let (stop, polls) = (stop.clone(), polls.clone());
@@ -50,13 +49,13 @@ async fn a_future_that_wakes_itself_for_ever_starves_no_new_call() {
                         polls.fetch_add(1, SeqCst);
                         yield_now().await;
                     }
-                    Answer::Ok(())
+                    TestResult::Ok(())
                 }
             }
         }));
         let spinning = tokio::spawn(service.oneshot(()));
         eventually(|| polls.load(SeqCst) > 0).await;
-        // It stops only once new calls have run.
+        // The future stops after new calls have run.
         for _ in 0..10 {
             soon(pool.run(|| ())).await.unwrap();
         }
@@ -67,22 +66,22 @@ async fn a_future_that_wakes_itself_for_ever_starves_no_new_call() {
 }
 
 #[tokio::test]
-async fn a_growing_pool_starts_threads_up_to_its_limit_and_reaps_them() {
+async fn growing_pool_starts_and_reaps_threads() {
     let pool =
         ThreadPool::builder().min_threads(0).max_threads(8).keep_alive(Duration::from_millis(1)).build().unwrap();
     let barrier = Arc::new(Barrier::new(8));
     let calls = (0..8).map(|_| {
         let barrier = barrier.clone();
-        pool.run(move || barrier.wait().is_leader()) // all eight are inside, or none gets out
+        pool.run(move || barrier.wait().is_leader()) // returns when all eight threads are in it
     });
     let leaders = soon(join_all(calls)).await.into_iter().filter(|leader| *leader == Ok(true)).count();
     assert_eq!(leaders, 1);
     eventually(|| pool.threads() == 0).await;
-    assert_eq!(soon(pool.run(|| 1)).await, Ok(1), "and it grows again");
+    assert_eq!(soon(pool.run(|| 1)).await, Ok(1), "the pool grows again");
 }
 
 #[tokio::test]
-async fn calls_start_in_the_order_they_came() {
+async fn calls_start_in_order_of_arrival() {
     for pool in pools(1, 64) {
         let held = hold(&pool).await;
         let order = Arc::new(std::sync::Mutex::new(Vec::new()));
@@ -99,10 +98,10 @@ async fn calls_start_in_the_order_they_came() {
 }
 
 #[tokio::test]
-async fn stats_keep_queue_wait_and_run_time_apart() {
+async fn stats_separate_queue_wait_from_run_time() {
     let pool = one_thread();
     let held = hold(&pool).await;
-    let queued = pool.run(|| std::thread::sleep(Duration::from_millis(20))); // the work itself, not a wait of the test
+    let queued = pool.run(|| std::thread::sleep(Duration::from_millis(20))); // in place of work
     held.release().await.unwrap();
     soon(queued).await.unwrap();
     let stats = pool.stats();
@@ -111,18 +110,18 @@ async fn stats_keep_queue_wait_and_run_time_apart() {
     assert!(stats.queue_wait > Duration::ZERO && stats.resume_wait == Duration::ZERO, "{stats:?}");
 }
 
-/// A call that was woken waits in the queue while the one thread is held; that is neither queue wait nor run time.
+/// A woken call waits while the only thread is held. That is neither queue wait nor run time.
 #[tokio::test]
-async fn stats_keep_the_wait_after_a_wake_apart() {
+async fn stats_separate_the_wait_after_a_wake() {
     for pool in pools(1, 8) {
         let wake = Arc::new(tokio::sync::Notify::new());
-        let service = OffloadLayer::new(pool.clone()).reject(Typed).layer(service_fn({
+        let service = OffloadLayer::new(pool.clone()).reject(RejectWithError).layer(service_fn({
             let wake = wake.clone();
             move |()| {
                 let wake = wake.clone();
                 async move {
                     wake.notified().await;
-                    Answer::Ok(())
+                    TestResult::Ok(())
                 }
             }
         }));
@@ -135,7 +134,7 @@ async fn stats_keep_the_wait_after_a_wake_apart() {
         eventually(|| pool.admission().stats().woken == 1).await;
         let woken = tokio::time::Instant::now();
         while woken.elapsed() < Duration::from_millis(5) {
-            tokio::task::yield_now().await; // what is measured here has to take some time
+            tokio::task::yield_now().await; // the measured wait must take some time
         }
         held.release().await.unwrap();
         soon(call).await.unwrap().unwrap();
@@ -145,7 +144,7 @@ async fn stats_keep_the_wait_after_a_wake_apart() {
     }
 }
 
-/// Tokio's own `yield_now` defers the wake to the runtime; this one wakes itself inside its poll.
+/// Wakes the task within its poll. Tokio's `yield_now` may defer the wake to the runtime.
 fn yield_now() -> impl Future<Output = ()> {
     let mut yielded = false;
     std::future::poll_fn(move |cx| {

@@ -4,18 +4,14 @@ use tokio::sync::{Notify, oneshot};
 use tokio_test::{assert_pending, task};
 use tower::{ServiceExt, service_fn};
 use tower_layer::Layer;
-use tower_offload::{
-    CallError, OffloadLayer,
-    offload::{Typed, cancelled},
-    pool::Pool,
-};
+use tower_offload::{CallError, OffloadLayer, cancelled, offload::RejectWithError, pool::Pool};
 
-use crate::support::{Answer, eventually, hold, one_thread, pools, soon};
+use crate::support::{OnDrop, TestResult, eventually, hold, one_thread, pools, soon};
 
 const LONG: Duration = Duration::from_secs(60);
 
 #[tokio::test]
-async fn a_shutdown_finishes_what_was_accepted_and_accepts_nothing_more() {
+async fn shutdown_finishes_accepted_calls_and_rejects_new_ones() {
     for pool in pools(1, 8) {
         let held = hold(&pool).await;
         let queued = pool.run(|| 5);
@@ -26,21 +22,21 @@ async fn a_shutdown_finishes_what_was_accepted_and_accepts_nothing_more() {
         assert_eq!(soon(queued).await, Ok(5));
         assert!(soon(shutdown).await.is_empty());
         assert_eq!(soon(pool.run(|| 7)).await, Err(CallError::Closed));
-        assert!(soon(pool.shutdown(LONG)).await.is_empty(), "a second one has nothing to wait for");
+        assert!(soon(pool.shutdown(LONG)).await.is_empty(), "a second shutdown has nothing to wait for");
     }
 }
 
 #[tokio::test]
-async fn wakes_of_parked_calls_run_until_the_deadline() {
+async fn parked_calls_can_wake_until_the_timeout() {
     for pool in pools(1, 8) {
         let wake = Arc::new(Notify::new());
-        let service = OffloadLayer::new(pool.clone()).reject(Typed).layer(service_fn({
+        let service = OffloadLayer::new(pool.clone()).reject(RejectWithError).layer(service_fn({
             let wake = wake.clone();
             move |()| {
                 let wake = wake.clone();
                 async move {
                     wake.notified().await;
-                    Answer::Ok("done")
+                    TestResult::Ok("done")
                 }
             }
         }));
@@ -56,19 +52,19 @@ async fn wakes_of_parked_calls_run_until_the_deadline() {
 }
 
 #[tokio::test]
-async fn after_the_deadline_what_is_left_is_reported_and_answered_closed() {
+async fn calls_left_after_the_timeout_are_reported_and_closed() {
     for pool in pools(1, 8) {
         let wake = Arc::new(Notify::new());
         let (dropped, drop_thread) = oneshot::channel();
         let dropped = Arc::new(std::sync::Mutex::new(Some(dropped)));
-        let service = OffloadLayer::new(pool.clone()).reject(Typed).layer(service_fn({
+        let service = OffloadLayer::new(pool.clone()).reject(RejectWithError).layer(service_fn({
             let wake = wake.clone();
             move |()| {
                 let (wake, guard) = (wake.clone(), OnDrop(dropped.lock().unwrap().take()));
                 async move {
                     wake.notified().await;
                     drop(guard);
-                    Answer::Ok(())
+                    TestResult::Ok(())
                 }
             }
         }));
@@ -78,11 +74,12 @@ async fn after_the_deadline_what_is_left_is_reported_and_answered_closed() {
         let held = hold(&pool).await;
         let queued = pool.run(|| ());
 
-        let left = soon(pool.shutdown(Duration::from_millis(1))).await;
-        assert_eq!((left.running, left.queued, left.parked), (1, 1, 1));
-        // The one thread is stuck in work that nobody can stop; the queued call is answered all the same.
+        let report = soon(pool.shutdown(Duration::from_millis(1))).await;
+        assert_eq!((report.running, report.queued, report.parked), (1, 1, 1));
+        // The only thread is blocked, but the queued call is answered.
         assert_eq!(soon(queued).await, Err(CallError::Closed));
-        // And so is the parked one at its next wake: dropped on a thread of the pool's, not inside the waker.
+        // The parked call is answered at its next wake, and dropped on a thread of the pool, not
+        // inside the waker.
         wake.notify_one();
         assert_eq!(soon(parked).await.unwrap_err().downcast_ref(), Some(&CallError::Closed));
         assert_ne!(soon(drop_thread).await.unwrap(), std::thread::current().id());
@@ -91,12 +88,12 @@ async fn after_the_deadline_what_is_left_is_reported_and_answered_closed() {
     }
 }
 
-/// Whoever waits for a place or a slot is told at once, also if the place is never given back.
+/// They do not wait for the permits, which may never be released.
 #[tokio::test]
-async fn callers_that_wait_for_room_learn_of_a_shutdown_at_once() {
+async fn waiting_callers_are_closed_at_once() {
     for pool in pools(1, 1) {
-        let layer = OffloadLayer::new(pool.clone()).reject(Typed).max_in_flight(1);
-        let pending = || service_fn(async |()| std::future::pending::<Answer<()>>().await);
+        let layer = OffloadLayer::new(pool.clone()).reject(RejectWithError).max_in_flight(1);
+        let pending = || service_fn(async |()| std::future::pending::<TestResult<()>>().await);
         let waits = layer.clone().wait(LONG).layer(pending());
         let presses = layer.backpressure().layer(pending());
         let mut first = task::spawn(waits.clone().oneshot(()));
@@ -114,24 +111,24 @@ async fn callers_that_wait_for_room_learn_of_a_shutdown_at_once() {
 }
 
 #[tokio::test]
-async fn work_that_runs_past_the_deadline_can_see_that() {
+async fn work_that_outlives_the_timeout_is_cancelled() {
     for pool in pools(1, 8) {
         let (entered, inside) = oneshot::channel();
-        let (told, tell) = std::sync::mpsc::channel::<()>();
+        let (resume, resumed) = std::sync::mpsc::channel::<()>();
         let run = pool.run(move || {
             entered.send(cancelled()).unwrap();
-            tell.recv().unwrap();
+            resumed.recv().unwrap();
             cancelled()
         });
         assert!(!soon(inside).await.unwrap());
         assert_eq!(soon(pool.shutdown(Duration::ZERO)).await.running, 1);
-        told.send(()).unwrap();
-        assert_eq!(soon(run).await, Ok(true), "it ended with a value, and its caller gets that");
+        resume.send(()).unwrap();
+        assert_eq!(soon(run).await, Ok(true), "the caller receives the value");
     }
 }
 
 #[tokio::test]
-async fn a_pool_whose_last_handle_is_dropped_finishes_its_queue_and_its_threads_end() {
+async fn pool_without_handles_finishes_its_queue() {
     let pool = one_thread();
     let (gate, threads) = {
         let held = hold(&pool).await;
@@ -140,19 +137,9 @@ async fn a_pool_whose_last_handle_is_dropped_finishes_its_queue_and_its_threads_
         drop(pool);
         let service = OffloadLayer::new(watch.clone());
         drop(watch);
-        drop(service); // the last handle, but for those of the calls
+        drop(service); // the last handle; only the calls refer to the pool
         held.release().await.unwrap();
         (soon(queued).await, ())
     };
     assert_eq!((gate, threads), (Ok(3), ()));
-}
-
-struct OnDrop(Option<oneshot::Sender<std::thread::ThreadId>>);
-
-impl Drop for OnDrop {
-    fn drop(&mut self) {
-        if let Some(sender) = self.0.take() {
-            let _ = sender.send(std::thread::current().id());
-        }
-    }
 }

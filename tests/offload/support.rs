@@ -1,9 +1,10 @@
-//! Latches to hold the world still, and a pool of each kind.
+//! One pool of each kind, and helpers that hold threads and wait for states.
 
 use std::{
     convert::Infallible,
     future::Future,
     sync::{Arc, mpsc},
+    thread::ThreadId,
     time::Duration,
 };
 
@@ -13,7 +14,7 @@ use tower_offload::{
     pool::{CallError, Codel, Pool, Rayon, Run, TokioBlocking},
 };
 
-/// One pool of each kind, each with so many threads and room for so many calls to wait. Inside a runtime.
+/// Returns one pool of each kind. Must be called inside a runtime.
 pub(crate) fn pools(threads: usize, queue_capacity: usize) -> Vec<Arc<dyn Pool>> {
     let rayon = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
     let ours = ThreadPool::builder().threads(threads).queue_capacity(queue_capacity).build().unwrap();
@@ -27,7 +28,7 @@ pub(crate) fn pools(threads: usize, queue_capacity: usize) -> Vec<Arc<dyn Pool>>
     ]
 }
 
-/// As `pools`, each with one thread and a policy for which [`too_long`] is too long.
+/// Returns pools with one thread and a queue policy that sheds calls that waited for [`too_long`].
 pub(crate) fn shedding_pools(queue_capacity: usize) -> Vec<Arc<dyn Pool>> {
     let codel = Codel::new(Duration::from_millis(1), Duration::from_millis(1));
     let rayon = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
@@ -39,8 +40,9 @@ pub(crate) fn shedding_pools(queue_capacity: usize) -> Vec<Arc<dyn Pool>> {
     ]
 }
 
-/// As `hold`, where a policy may shed the call that is to hold the thread: the machine may be slow.
-pub(crate) async fn hold_at_last(pool: &(impl Pool + Clone)) -> Held {
+/// Like `hold`, for pools that may shed the call which is to hold the thread, because the machine
+/// is slow.
+pub(crate) async fn hold_with_retry(pool: &(impl Pool + Clone)) -> Held {
     loop {
         if let Some(held) = try_hold(pool).await {
             return held;
@@ -48,7 +50,7 @@ pub(crate) async fn hold_at_last(pool: &(impl Pool + Clone)) -> Held {
     }
 }
 
-/// Longer only makes it surer.
+/// Waits until the policy of [`shedding_pools`] has to shed. A longer wait would do too.
 pub(crate) async fn too_long() {
     tokio::time::sleep(Duration::from_millis(5)).await;
 }
@@ -57,15 +59,15 @@ pub(crate) fn one_thread() -> ThreadPool {
     ThreadPool::builder().threads(1).build().unwrap()
 }
 
-/// A thread of a pool, held inside sync work until it is released or dropped.
+/// A thread of a pool that is blocked in sync work until this is released or dropped.
 pub(crate) struct Held {
     release: mpsc::Sender<()>,
     run: Run<()>,
 }
 
-/// Holds a thread; returns when a thread is inside.
+/// Blocks a thread of the pool. Returns when the thread has entered the work.
 pub(crate) async fn hold(pool: &(impl Pool + Clone)) -> Held {
-    try_hold(pool).await.expect("the call is carried out")
+    try_hold(pool).await.expect("the pool accepts the call")
 }
 
 async fn try_hold(pool: &(impl Pool + Clone)) -> Option<Held> {
@@ -79,19 +81,19 @@ async fn try_hold(pool: &(impl Pool + Clone)) -> Option<Held> {
 }
 
 impl Held {
-    /// Lets the thread go; returns when the work has ended.
+    /// Unblocks the thread. Returns when the work has ended.
     pub(crate) async fn release(self) -> Result<(), CallError> {
         drop(self.release);
         self.run.await
     }
 }
 
-/// The test's patience: nothing here takes long, so what takes that long hangs.
+/// Awaits `future` and fails the test if it hangs.
 pub(crate) async fn soon<F: Future>(future: F) -> F::Output {
-    tokio::time::timeout(Duration::from_secs(30), future).await.expect("this hangs")
+    tokio::time::timeout(Duration::from_secs(30), future).await.expect("the future completes within 30 s")
 }
 
-/// Waits for what another thread does in its own time and tells nobody about.
+/// Waits for a condition that another thread fulfils without a notification.
 pub(crate) async fn eventually(mut condition: impl FnMut() -> bool) {
     soon(async {
         while !condition() {
@@ -105,5 +107,16 @@ pub(crate) fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }
 
-/// What a test's service answers.
-pub(crate) type Answer<T> = Result<T, Infallible>;
+/// Result of a test service.
+pub(crate) type TestResult<T> = Result<T, Infallible>;
+
+/// Sends the id of the thread that drops it.
+pub(crate) struct OnDrop(pub(crate) Option<oneshot::Sender<ThreadId>>);
+
+impl Drop for OnDrop {
+    fn drop(&mut self) {
+        if let Some(sender) = self.0.take() {
+            let _ = sender.send(std::thread::current().id());
+        }
+    }
+}

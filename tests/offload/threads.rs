@@ -1,4 +1,4 @@
-//! What happens on a pool's threads around its work: hooks and the nice value.
+//! Hooks and nice values of the threads of a pool.
 
 use std::{
     cell::Cell,
@@ -28,18 +28,18 @@ fn thread_name() -> String {
     thread::current().name().unwrap_or_default().to_owned()
 }
 
-/// No thread stays: each that is started ends when it has nothing to do.
-fn fleeting(max_threads: usize) -> ThreadPoolBuilder {
+/// Returns the builder of a pool whose threads end as soon as they are idle.
+fn short_lived(max_threads: usize) -> ThreadPoolBuilder {
     ThreadPool::builder().min_threads(0).max_threads(max_threads).keep_alive(Duration::from_millis(1))
 }
 
 #[tokio::test]
-async fn hooks_run_once_on_each_thread_that_comes_and_goes() {
+async fn hooks_run_once_on_each_thread() {
     let (started, stopped) = (Arc::<Mutex<Vec<String>>>::default(), Arc::<Mutex<Vec<String>>>::default());
     let (starts, stops) = (started.clone(), stopped.clone());
-    let pool = fleeting(3)
+    let pool = short_lived(3)
         .name("hooked")
-        .on_thread_start(|| unreachable!("replaced by the next"))
+        .on_thread_start(|| unreachable!("replaced by the next hook"))
         .on_thread_start(move || {
             assert!(!STARTED.replace(true));
             starts.lock().unwrap().push(thread_name());
@@ -55,7 +55,8 @@ async fn hooks_run_once_on_each_thread_that_comes_and_goes() {
         for _ in 0..3 {
             held.push(hold(&pool).await);
         }
-        // Those that are held; one from before may still be about to stop.
+        // The three held threads have started. A thread of the previous round may still be about to
+        // stop.
         eventually(|| started.lock().unwrap().len() == stopped.lock().unwrap().len() + 3).await;
         for held in held {
             held.release().await.unwrap();
@@ -64,7 +65,7 @@ async fn hooks_run_once_on_each_thread_that_comes_and_goes() {
     }
     assert_eq!(soon(pool.run(|| (STARTED.get(), thread_name().starts_with("hooked-")))).await, Ok((true, true)));
     assert!(soon(pool.shutdown(Duration::from_secs(30))).await.is_empty());
-    // Numbers are given in order, but threads begin in any.
+    // Threads are numbered in order, but may start in any order.
     let sorted = |names: &Arc<Mutex<Vec<String>>>| {
         let mut names = names.lock().unwrap().clone();
         names.sort();
@@ -73,11 +74,11 @@ async fn hooks_run_once_on_each_thread_that_comes_and_goes() {
     eventually(|| sorted(&started) == sorted(&stopped)).await;
     let names = sorted(&started);
     assert!(names.len() >= 7 && names.iter().all(|name| name.starts_with("hooked-")), "{names:?}");
-    assert!(names.windows(2).all(|pair| pair[0] != pair[1]), "once a thread: {names:?}");
+    assert!(names.windows(2).all(|pair| pair[0] != pair[1]), "once for each thread: {names:?}");
 }
 
 #[tokio::test]
-async fn a_hook_that_panics_costs_no_thread_and_no_call() {
+async fn panicking_hook_costs_no_thread_and_no_call() {
     struct Bomb;
     impl Drop for Bomb {
         fn drop(&mut self) {
@@ -86,7 +87,7 @@ async fn a_hook_that_panics_costs_no_thread_and_no_call() {
     }
     let called = Arc::new(AtomicUsize::new(0));
     let (on_start, on_stop) = (called.clone(), called.clone());
-    let pool = fleeting(2)
+    let pool = short_lived(2)
         .on_thread_start(move || {
             on_start.fetch_add(1, SeqCst);
             std::panic::panic_any(Bomb)
@@ -110,9 +111,9 @@ async fn a_hook_that_panics_costs_no_thread_and_no_call() {
     assert!(calls >= 9, "{calls}");
 }
 
-/// A hook that attaches a virtual machine, or connects to a database.
+/// For example a hook that connects to a database.
 #[tokio::test]
-async fn a_start_hook_that_takes_long_delays_no_call_that_another_thread_can_run() {
+async fn slow_start_hook_does_not_delay_calls() {
     let (started, (release, released)) = (AtomicUsize::new(0), std::sync::mpsc::channel::<()>());
     let released = Mutex::new(released);
     let pool = ThreadPool::builder()
@@ -120,13 +121,13 @@ async fn a_start_hook_that_takes_long_delays_no_call_that_another_thread_can_run
         .max_threads(4)
         .on_thread_start(move || {
             if started.fetch_add(1, SeqCst) >= 1 {
-                let _ = released.lock().unwrap().recv(); // all but the first
+                let _ = released.lock().unwrap().recv(); // every thread except the first
             }
         })
         .build()
         .unwrap();
     let first = hold(&pool).await;
-    let second = pool.run(|| 2); // asks for a second thread, which is in the hook
+    let second = pool.run(|| 2); // starts a second thread, which blocks in the hook
     let third = pool.run(|| 3);
     first.release().await.unwrap();
     assert_eq!((soon(second).await, soon(third).await), (Ok(2), Ok(3)));
@@ -134,9 +135,9 @@ async fn a_start_hook_that_takes_long_delays_no_call_that_another_thread_can_run
     drop(release);
 }
 
-/// Tokio panics where the guards are dropped in another order than they were made.
+/// Tokio panics if the guards are not dropped in reverse order.
 #[tokio::test]
-async fn a_call_that_leaks_the_guard_of_a_runtime_costs_the_pool_no_thread() {
+async fn leaked_runtime_guard_costs_no_thread() {
     let other = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let pool = ThreadPool::builder().threads(1).build().unwrap();
     for _ in 0..3 {
@@ -152,26 +153,26 @@ async fn a_call_that_leaks_the_guard_of_a_runtime_costs_the_pool_no_thread() {
     other.shutdown_background();
 }
 
-/// One of those that stay, with no patience: it sleeps like any other.
+/// A thread that does not end when it is idle must sleep, although `keep_alive` is zero.
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn a_thread_that_stays_sleeps_whatever_the_keep_alive() {
+async fn minimum_thread_sleeps_with_zero_keep_alive() {
     let pool = ThreadPool::builder().min_threads(1).max_threads(2).keep_alive(Duration::ZERO).build().unwrap();
     let stat = loop {
         let stat = pool.run(|| format!("/proc/self/task/{}/stat", unix_thread_id())).await.unwrap();
         eventually(|| pool.threads() == 1).await;
         if std::fs::exists(&stat).unwrap() {
-            break stat; // the call may have been run by the one that does not stay
+            break stat; // the call may have run on the thread that ends
         }
     };
-    // In ticks of 10 ms: all of user and system time. A thread that did not sleep would have some 30.
+    // User and system time in ticks of 10 ms. A thread that does not sleep uses about 30 in 300 ms.
     let ticks = || {
         let stat = std::fs::read_to_string(&stat).unwrap();
         let after_name: Vec<_> = stat[stat.rfind(')').unwrap()..].split(' ').collect();
         after_name[12].parse::<u32>().unwrap() + after_name[13].parse::<u32>().unwrap()
     };
     let before = ticks();
-    thread::sleep(Duration::from_millis(300)); // nothing tells that a thread goes on sleeping, but time
+    thread::sleep(Duration::from_millis(300)); // a sleeping thread sends no notification
     assert!(ticks() - before < 15);
     assert_eq!(soon(pool.run(|| 1)).await, Ok(1));
 }
@@ -183,14 +184,14 @@ fn unix_thread_id() -> i32 {
 }
 
 #[test]
-fn a_builder_with_hooks_can_be_cloned_and_shown() {
+fn builder_with_hooks_is_clone_and_debug() {
     let builder = ThreadPool::builder().threads(1).on_thread_start(|| ()).niceness(3);
     let shown = format!("{:?}", builder.clone());
     assert!(shown.contains("start: true") && shown.contains("stop: false") && shown.contains("Some(3)"), "{shown}");
 }
 
 #[test]
-fn a_nice_value_out_of_range_is_a_mistake_in_the_configuration() {
+fn niceness_out_of_range_is_a_configuration_error() {
     for niceness in [-21, 20, i32::MIN, i32::MAX] {
         let error = ThreadPool::builder().niceness(niceness).build().unwrap_err();
         assert!(error.is_configuration() && !error.is_permission() && !error.is_spawn());
@@ -202,20 +203,22 @@ fn a_nice_value_out_of_range_is_a_mistake_in_the_configuration() {
 mod linux {
     use super::*;
 
-    /// Of the calling thread: field 19 of proc_pid_stat(5). The second one is a name, which may contain anything.
+    /// Returns the nice value of the calling thread: field 19 of proc_pid_stat(5). Field 2 is a
+    /// name with any characters.
     fn nice_value() -> i32 {
         let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
         let (_, fields) = stat.rsplit_once(')').unwrap();
         fields.split_whitespace().nth(16).unwrap().parse().unwrap()
     }
 
-    /// One that is neither this thread's nor needs a privilege, unless the tests themselves run at 19.
+    /// Returns a nice value that differs from this thread's and needs no privilege, unless the
+    /// tests run at 19.
     fn nicer(steps: i32) -> i32 {
         (nice_value() + steps).min(19)
     }
 
     #[tokio::test]
-    async fn every_thread_of_the_pool_has_the_nice_value_and_no_other_thread() {
+    async fn only_threads_of_the_pool_have_the_nice_value() {
         let (before, niceness) = (nice_value(), nicer(3));
         let seen_by_hook = Arc::new(Mutex::new(Vec::new()));
         let seen = seen_by_hook.clone();
@@ -227,7 +230,7 @@ mod linux {
             .build()
             .unwrap();
         let held = [hold(&pool).await, hold(&pool).await];
-        assert_eq!(soon(pool.run(nice_value)).await, Ok(niceness), "of a thread started later");
+        assert_eq!(soon(pool.run(nice_value)).await, Ok(niceness), "a thread that started later");
         assert_eq!(*seen_by_hook.lock().unwrap(), [niceness; 3]);
         assert_eq!(nice_value(), before);
         assert_eq!(thread::spawn(nice_value).join().unwrap(), before);
@@ -236,9 +239,9 @@ mod linux {
         }
     }
 
-    /// With the privilege the threads have it, without it the builder says so.
+    /// The result depends on the privileges of the tests.
     #[tokio::test]
-    async fn a_nice_value_that_needs_a_privilege_is_had_or_is_an_error_of_the_builder() {
+    async fn privileged_niceness_is_set_or_a_build_error() {
         match ThreadPool::builder().threads(2).niceness(-5).build() {
             Ok(pool) => assert_eq!(soon(pool.run(nice_value)).await, Ok(-5)),
             Err(error) => {
@@ -250,12 +253,13 @@ mod linux {
         }
     }
 
-    /// A thread that nicer work starts is as nice as that, and may not go back without the privilege.
+    /// A thread inherits the nice value of the thread that starts it, and cannot lower it without a
+    /// privilege.
     #[tokio::test]
-    async fn a_thread_that_does_not_get_its_nice_value_later_works_all_the_same() {
+    async fn thread_works_without_its_nice_value() {
         let nicest = ThreadPool::builder().threads(1).niceness(nicer(6)).build().unwrap();
-        let grown = fleeting(2).niceness(nicer(3)).build().unwrap();
-        eventually(|| grown.threads() == 0).await; // the one that was started to see that it can be had
+        let grown = short_lived(2).niceness(nicer(3)).build().unwrap();
+        eventually(|| grown.threads() == 0).await; // the thread that `build` started to test the nice value
         let by_nicest = grown.clone();
         let run = soon(nicest.run(move || by_nicest.run(nice_value))).await.unwrap();
         let value = soon(run).await.unwrap();

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use tower_offload::{CallError, offload::cancelled};
+use tower_offload::{CallError, cancelled};
 use tower_service::Service;
 
 use tower_offload_tests::Random;

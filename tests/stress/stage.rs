@@ -7,7 +7,7 @@ use tokio::runtime::Runtime;
 use tower::{Layer, Service, ServiceExt};
 use tower_offload::{
     CallError, OffloadLayer, ThreadPool,
-    offload::{Offload, With},
+    offload::{Offload, RejectFn},
     pool::{Pool, Rayon, TokioBlocking},
 };
 
@@ -48,7 +48,7 @@ pub(crate) fn pool(kind: Kind, random: &mut Random, lender: &Runtime) -> Arc<dyn
     }
 }
 
-type Answering = With<fn(CallError) -> Result<u64, CallError>>;
+type Answering = RejectFn<fn(CallError) -> Result<u64, CallError>>;
 
 /// Handles of a pool that a caller uses and drops.
 #[derive(Debug, Clone)]

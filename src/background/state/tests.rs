@@ -1,4 +1,4 @@
-//! Random histories against a model that is as dull as can be: a list of tasks.
+//! Compares random histories with a model: a list of tasks in the queue of their admission.
 
 use proptest::prelude::*;
 use tokio::time::Instant;
@@ -7,131 +7,144 @@ use super::*;
 
 #[derive(Debug, Clone, Copy)]
 enum Step {
-    Begin(usize),
-    Cancel(usize),
-    Close,
-    Dispatch,
-    End(usize, bool),
-    Enqueue(usize),
-    Halt,
-    Reserve { inside: bool },
+    Reserve { is_nested: bool },
     Skip(usize),
+    Enqueue(usize),
+    Dispatch,
+    Start(usize),
+    Cancel(usize),
+    Finish(usize, Completion),
+    Close,
+    Halt,
 }
 
 fn step() -> impl Strategy<Value = Step> {
     let task = 0..12_usize;
+    let completion = prop_oneof![
+        Just(Completion::Refused),
+        Just(Completion::Cancelled),
+        Just(Completion::TimedOut),
+        Just(Completion::Failed),
+        Just(Completion::Lost),
+        Just(Completion::Completed),
+    ];
     prop_oneof![
-        6 => task.clone().prop_map(Step::Begin),
-        2 => task.clone().prop_map(Step::Cancel),
-        1 => Just(Step::Close),
-        6 => Just(Step::Dispatch),
-        4 => (task.clone(), any::<bool>()).prop_map(|(task, well)| Step::End(task, well)),
+        8 => any::<bool>().prop_map(|is_nested| Step::Reserve { is_nested }),
+        1 => task.clone().prop_map(Step::Skip),
         6 => task.clone().prop_map(Step::Enqueue),
+        6 => Just(Step::Dispatch),
+        6 => task.clone().prop_map(Step::Start),
+        2 => task.clone().prop_map(Step::Cancel),
+        4 => (task, completion).prop_map(|(task, completion)| Step::Finish(task, completion)),
+        1 => Just(Step::Close),
         1 => Just(Step::Halt),
-        8 => any::<bool>().prop_map(|inside| Step::Reserve { inside }),
-        1 => task.prop_map(Step::Skip),
     ]
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Is {
+enum Model {
     Reserved,
     Queued,
     Dispatched { cancelled: bool },
     Running,
-    Over,
+    Complete,
 }
 
-const CAPACITY: usize = 4;
+const MAX_TASKS: usize = 4;
 const MAX_RUNNING: usize = 2;
 
 proptest! {
     #[test]
-    fn places_and_permits_are_never_lost_nor_doubled(steps in proptest::collection::vec(step(), 0..80)) {
+    fn every_task_and_permit_is_released_exactly_once(steps in proptest::collection::vec(step(), 0..80)) {
         let now = Instant::now();
-        let mut state = State::<u64, u64>::new(CAPACITY, MAX_RUNNING);
-        let mut tasks: Vec<Is> = Vec::new();
-        let mut order: Vec<u64> = Vec::new(); // of those in the queue
-        let (mut closed, mut halted, mut rejected, mut over) = (false, false, 0, 0);
+        let mut state = State::<u64, u64>::new(MAX_TASKS, MAX_RUNNING);
+        let mut tasks: Vec<Model> = Vec::new();
+        let mut queue: Vec<u64> = Vec::new();
+        let (mut closed, mut halted) = (false, false);
+        let mut expected_totals = BackgroundStats::default();
         for step in steps {
-            let alive = |tasks: &[Is]| tasks.iter().filter(|is| **is != Is::Over).count();
-            let permits = |tasks: &[Is]| {
-                tasks.iter().filter(|is| matches!(is, Is::Dispatched { .. } | Is::Running)).count()
+            let incomplete = |tasks: &[Model]| tasks.iter().filter(|task| **task != Model::Complete).count();
+            let permits = |tasks: &[Model]| {
+                tasks.iter().filter(|task| matches!(task, Model::Dispatched { .. } | Model::Running)).count()
             };
-            // A task near the end of the list, if there is one.
+            // Prefer recent tasks, because old ones are usually complete.
             let pick = |from_end: usize| tasks.len().checked_sub(from_end + 1);
             match step {
-                Step::Reserve { inside } => {
-                    let expected = if halted || closed && !inside {
-                        Err(Kind::Closed)
-                    } else if alive(&tasks) == CAPACITY {
-                        Err(Kind::Full)
+                Step::Reserve { is_nested } => {
+                    let expected = if halted || closed && !is_nested {
+                        Err(SubmitError::CLOSED)
+                    } else if incomplete(&tasks) == MAX_TASKS {
+                        Err(SubmitError::FULL)
                     } else {
                         Ok(())
                     };
                     let id = tasks.len() as u64;
-                    prop_assert_eq!(state.reserve(id, id, inside, now), expected);
+                    prop_assert_eq!(state.reserve(id, id, is_nested, now), expected);
                     match expected {
-                        Ok(()) => tasks.push(Is::Reserved),
-                        Err(_) => rejected += 1,
+                        Ok(()) => tasks.push(Model::Reserved),
+                        Err(_) => expected_totals.rejected += 1,
                     }
                 }
                 Step::Enqueue(task) => if let Some(task) = pick(task) {
-                    let takes = tasks[task] == Is::Reserved;
-                    prop_assert_eq!(state.enqueue(task as u64, task as u64, now).is_ok(), takes);
-                    if takes {
-                        tasks[task] = Is::Queued;
-                        order.push(task as u64);
+                    let is_reserved = tasks[task] == Model::Reserved;
+                    prop_assert_eq!(state.enqueue(task as u64, task as u64, now).is_ok(), is_reserved);
+                    if is_reserved {
+                        tasks[task] = Model::Queued;
+                        queue.push(task as u64);
                     }
                 },
                 Step::Dispatch => {
                     let free = permits(&tasks) < MAX_RUNNING;
-                    let expected = (free && !order.is_empty()).then(|| order.remove(0));
+                    let expected = (free && !queue.is_empty()).then(|| queue.remove(0));
                     prop_assert_eq!(state.dispatch(), expected);
                     if let Some(id) = expected {
-                        tasks[id as usize] = Is::Dispatched { cancelled: false };
+                        tasks[id as usize] = Model::Dispatched { cancelled: false };
                     }
                 }
-                Step::Begin(task) => if let Some(task) = pick(task) {
-                    let begins = tasks[task] == Is::Dispatched { cancelled: false };
-                    prop_assert_eq!(state.begin(task as u64, now).is_some(), begins);
-                    if begins {
-                        tasks[task] = Is::Running;
+                Step::Start(task) => if let Some(task) = pick(task) {
+                    let starts = tasks[task] == Model::Dispatched { cancelled: false };
+                    prop_assert_eq!(state.start(task as u64, now).is_some(), starts);
+                    if starts {
+                        tasks[task] = Model::Running;
                     }
                 },
-                Step::End(task, well) => if let Some(task) = pick(task) {
-                    // What has no permit is not ended by anybody.
-                    if matches!(tasks[task], Is::Dispatched { .. } | Is::Running | Is::Over) {
-                        over += u64::from(tasks[task] != Is::Over);
-                        tasks[task] = Is::Over;
-                        let idle = state.end(task as u64, if well { Ended::Completed } else { Ended::Failed });
-                        prop_assert_eq!(idle, alive(&tasks) == 0);
+                Step::Finish(task, completion) => if let Some(task) = pick(task) {
+                    // Only a run permit or a completed task can be finished.
+                    if matches!(tasks[task], Model::Dispatched { .. } | Model::Running | Model::Complete) {
+                        state.finish(task as u64, completion);
+                        if tasks[task] != Model::Complete {
+                            *match completion {
+                                Completion::Completed => &mut expected_totals.completed,
+                                Completion::Cancelled => &mut expected_totals.cancelled,
+                                _ => &mut expected_totals.failed,
+                            } += 1;
+                        }
+                        tasks[task] = Model::Complete;
                     }
                 },
                 Step::Skip(task) => if let Some(task) = pick(task) {
-                    let skips = tasks[task] == Is::Reserved;
-                    prop_assert_eq!(state.skip(task as u64), skips);
-                    if skips {
-                        tasks[task] = Is::Over;
-                        over += 1;
+                    let is_reserved = tasks[task] == Model::Reserved;
+                    prop_assert_eq!(state.skip(task as u64), is_reserved);
+                    if is_reserved {
+                        tasks[task] = Model::Complete;
+                        expected_totals.skipped += 1;
                     }
                 },
                 Step::Cancel(task) => if let Some(task) = pick(task) {
                     match (state.cancel(task as u64), tasks[task]) {
-                        (Met::Gone, Is::Over) => {}
-                        (Met::Permitted(control), Is::Dispatched { .. }) => {
-                            prop_assert_eq!(control, task as u64);
-                            tasks[task] = Is::Dispatched { cancelled: true };
+                        (Cancel::Complete, Model::Complete) => {}
+                        (Cancel::Abort(header), Model::Dispatched { .. }) => {
+                            prop_assert_eq!(header, task as u64);
+                            tasks[task] = Model::Dispatched { cancelled: true };
                         }
-                        (Met::Permitted(control), Is::Running) => prop_assert_eq!(control, task as u64),
-                        (Met::Pending { work, idle }, was @ (Is::Reserved | Is::Queued)) => {
-                            prop_assert_eq!(work, (was == Is::Queued).then_some(task as u64));
-                            order.retain(|id| *id != task as u64);
-                            tasks[task] = Is::Over;
-                            over += 1;
-                            prop_assert_eq!(idle, alive(&tasks) == 0);
+                        (Cancel::Abort(header), Model::Running) => prop_assert_eq!(header, task as u64),
+                        (Cancel::Removed { work }, previous @ (Model::Reserved | Model::Queued)) => {
+                            prop_assert_eq!(work, (previous == Model::Queued).then_some(task as u64));
+                            queue.retain(|id| *id != task as u64);
+                            tasks[task] = Model::Complete;
+                            expected_totals.cancelled += 1;
                         }
-                        (met, was) => prop_assert!(false, "{met:?} of a task that is {was:?}"),
+                        (cancel, previous) => prop_assert!(false, "{cancel:?} of a task in state {previous:?}"),
                     }
                 },
                 Step::Close => {
@@ -139,29 +152,37 @@ proptest! {
                     closed = true;
                 }
                 Step::Halt => {
-                    let Halt { dropped, unbegun, running } = state.halt();
-                    prop_assert_eq!(&dropped, &std::mem::take(&mut order));
-                    for (id, is) in tasks.iter_mut().enumerate() {
+                    let Halt { queued, dispatched, running } = state.halt();
+                    prop_assert_eq!(&queued, &std::mem::take(&mut queue));
+                    for (id, task) in tasks.iter_mut().enumerate() {
                         let id = id as u64;
-                        prop_assert_eq!(unbegun.contains(&id), matches!(is, Is::Dispatched { .. }));
-                        prop_assert_eq!(running.iter().any(|(control, _)| *control == id), *is == Is::Running);
-                        if !matches!(is, Is::Running | Is::Over) {
-                            *is = Is::Over;
-                            over += 1;
+                        prop_assert_eq!(dispatched.contains(&id), matches!(task, Model::Dispatched { .. }));
+                        prop_assert_eq!(running.iter().any(|(header, _)| *header == id), *task == Model::Running);
+                        if !matches!(task, Model::Running | Model::Complete) {
+                            *task = Model::Complete;
+                            expected_totals.cancelled += 1;
                         }
                     }
                     (closed, halted) = (true, true);
                 }
             }
-            let stats = state.stats();
-            prop_assert_eq!(stats.running, permits(&tasks));
-            prop_assert!(stats.running <= MAX_RUNNING);
-            prop_assert_eq!(stats.queued, order.len());
-            prop_assert_eq!(stats.reserved, tasks.iter().filter(|is| **is == Is::Reserved).count());
-            prop_assert_eq!(stats.rejected, rejected);
-            prop_assert_eq!(stats.completed + stats.failed + stats.cancelled + stats.skipped, over);
-            prop_assert_eq!(state.is_idle(), alive(&tasks) == 0);
+            let running = permits(&tasks);
+            prop_assert!(running <= MAX_RUNNING);
+            let reserved = tasks.iter().filter(|task| **task == Model::Reserved).count();
+            prop_assert_eq!(state.stats(), BackgroundStats { reserved, running, queued: queue.len(), ..expected_totals });
+            prop_assert_eq!(state.is_idle(), incomplete(&tasks) == 0);
             prop_assert_eq!(state.is_closed(), closed);
         }
+    }
+
+    #[test]
+    fn drain_guards_keep_the_state_from_being_idle(guards in 1..5_usize) {
+        let mut state = State::<u64, u64>::new(MAX_TASKS, MAX_RUNNING);
+        (0..guards).for_each(|_| state.add_drain_guard());
+        for _ in 0..guards {
+            prop_assert!(!state.is_idle());
+            state.remove_drain_guard();
+        }
+        prop_assert!(state.is_idle());
     }
 }

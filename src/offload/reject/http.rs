@@ -8,7 +8,7 @@ use http::{
 use super::Reject;
 use crate::{grpc::is_grpc, pool::CallError};
 
-/// Answers with a response, on any HTTP stack. The default.
+/// Rejects with a response, on any HTTP stack. The default strategy.
 ///
 /// | [`CallError`] | HTTP | gRPC status |
 /// |---|---|---|
@@ -16,16 +16,17 @@ use crate::{grpc::is_grpc, pool::CallError};
 /// | `Expired`, `Overloaded` | 503 | 8 `RESOURCE_EXHAUSTED` |
 /// | `NoRuntime`, `Panicked` | 500 | 13 `INTERNAL` |
 ///
-/// A 503 carries `Retry-After` in whole seconds, at least 1 ([RFC 9110, section 10.2.3]); the body is empty. A request of
-/// content-type `application/grpc*` gets a trailers-only answer ([gRPC over HTTP/2]): status 200, `grpc-status` and
-/// `grpc-message` in the header. Error and body types of the stack stay as they are, so no `HandleErrorLayer` is needed.
+/// The body is empty. A 503 has `Retry-After` in whole seconds, at least 1 ([RFC 9110, section
+/// 10.2.3]). A request with the content type `application/grpc*` receives a trailers-only response
+/// ([gRPC over HTTP/2]): status 200, with `grpc-status` and `grpc-message` in the header. Error and
+/// body types of the stack do not change, so no `HandleErrorLayer` is needed.
 ///
 /// [RFC 9110, section 10.2.3]: https://www.rfc-editor.org/rfc/rfc9110#section-10.2.3
 /// [gRPC over HTTP/2]: https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md#responses
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Http;
+pub struct HttpReject;
 
-impl<A, B, E> Reject<Request<A>, Response<B>, E> for Http
+impl<A, B, E> Reject<Request<A>, Response<B>, E> for HttpReject
 where
     B: Default,
 {
@@ -40,59 +41,62 @@ where
         error
     }
 
-    fn reject(&self, protocol: Protocol, rejection: CallError, retry_after: Duration) -> Result<Response<B>, E> {
-        let mut response = Response::new(B::default());
-        head(protocol, rejection, retry_after, &mut response);
-        Ok(response)
+    fn reject(&self, protocol: Protocol, error: CallError, retry_after: Duration) -> Result<Response<B>, E> {
+        Ok(Self::response(protocol, error, retry_after))
     }
 }
 
-/// Which protocol the request speaks, and so what shape of answer it understands.
+impl HttpReject {
+    /// Returns the response to a rejected call, without a body.
+    pub(crate) fn response<B: Default>(protocol: Protocol, error: CallError, retry_after: Duration) -> Response<B> {
+        let mut response = Response::new(B::default());
+        match protocol {
+            Protocol::Http => {
+                let status = status(error);
+                *response.status_mut() = status;
+                if status == StatusCode::SERVICE_UNAVAILABLE {
+                    response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(whole_seconds(retry_after)));
+                }
+            }
+            Protocol::Grpc => {
+                let (code, message) = grpc_status(error);
+                let headers = response.headers_mut();
+                headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+                headers.insert("grpc-status", HeaderValue::from_static(code));
+                headers.insert("grpc-message", HeaderValue::from_static(message));
+            }
+        }
+        response
+    }
+}
+
+/// The protocol of a request, which decides the form of the response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Protocol {
-    /// gRPC: the request's content-type starts with `application/grpc`, and is not gRPC-Web.
-    Grpc,
-    /// Anything else.
+    /// Any request that is not gRPC, gRPC-Web included.
     Http,
+    /// gRPC: the content type starts with `application/grpc` and is not that of gRPC-Web.
+    Grpc,
 }
 
 impl Protocol {
-    fn of(headers: &HeaderMap) -> Self {
+    pub(super) fn of(headers: &HeaderMap) -> Self {
         if is_grpc(headers) { Self::Grpc } else { Self::Http }
     }
 }
 
-/// Writes status and header fields of the answer.
-pub(super) fn head<B>(protocol: Protocol, rejection: CallError, retry_after: Duration, response: &mut Response<B>) {
-    match protocol {
-        Protocol::Grpc => {
-            let (code, message) = grpc(rejection);
-            let headers = response.headers_mut();
-            headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-            headers.insert("grpc-status", HeaderValue::from_static(code));
-            headers.insert("grpc-message", HeaderValue::from_static(message));
-        }
-        Protocol::Http => {
-            let status = status(rejection);
-            *response.status_mut() = status;
-            if status == StatusCode::SERVICE_UNAVAILABLE {
-                response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds(retry_after)));
-            }
-        }
-    }
-}
-
-pub(super) fn status(rejection: CallError) -> StatusCode {
-    match rejection {
+pub(super) fn status(error: CallError) -> StatusCode {
+    match error {
         CallError::Closed | CallError::Expired | CallError::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
         CallError::NoRuntime | CallError::Panicked => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }
 
-/// Code and message; the messages are plain ASCII, as `grpc-message` wants them unless percent-encoded.
-fn grpc(rejection: CallError) -> (&'static str, &'static str) {
-    match rejection {
+/// Returns code and message. The messages are printable ASCII without `%`, so `grpc-message` needs
+/// no percent-encoding.
+fn grpc_status(error: CallError) -> (&'static str, &'static str) {
+    match error {
         CallError::Closed => ("14", "shutting down"),
         CallError::Expired => ("8", "waited too long in the queue"),
         CallError::Overloaded => ("8", "overloaded"),
@@ -101,8 +105,8 @@ fn grpc(rejection: CallError) -> (&'static str, &'static str) {
     }
 }
 
-/// Rounded up: a client that comes back earlier would come in vain.
-fn seconds(wait: Duration) -> u64 {
+/// Rounds up, so that a client does not retry too early.
+fn whole_seconds(wait: Duration) -> u64 {
     (wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1)
 }
 
@@ -111,10 +115,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn retry_after_is_the_wait_in_whole_seconds_rounded_up_and_at_least_one() {
+    fn retry_after_is_rounded_up_to_whole_seconds() {
         for (milliseconds, expected) in [(0, "1"), (1, "1"), (1000, "1"), (1100, "2"), (59_001, "60")] {
-            let mut response = Response::new(());
-            head(Protocol::Http, CallError::Overloaded, Duration::from_millis(milliseconds), &mut response);
+            let wait = Duration::from_millis(milliseconds);
+            let response: Response<()> = HttpReject::response(Protocol::Http, CallError::Overloaded, wait);
             assert_eq!(response.headers()[RETRY_AFTER], expected);
             assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
         }

@@ -1,44 +1,124 @@
-//! How a refused call is answered.
+//! Strategies that answer a call which the pool does not carry out.
 
 mod http;
 mod problem;
-mod typed;
-mod with;
 
-use std::time::Duration;
-
-use crate::pool::CallError;
+use std::{error::Error, fmt, sync::Arc, time::Duration};
 
 pub use self::{
-    http::{Http, Protocol},
-    problem::Problem,
-    typed::Typed,
-    with::With,
+    http::{HttpReject, Protocol},
+    problem::ProblemJson,
 };
+use crate::pool::CallError;
 
-/// How a call that the pool did not carry out is answered: with a response, or with an error.
+/// Answers a call that the pool does not carry out, with a response or an error.
 ///
-/// [`Http`] is the default and serves every HTTP stack; [`Problem`] adds a body, [`Typed`] is for everything that is not
-/// HTTP, and [`OffloadLayer::reject_with`](super::OffloadLayer::reject_with) takes a closure.
+/// [`HttpReject`] is the default and fits every HTTP stack. [`ProblemJson`] adds a body.
+/// [`RejectWithError`] is for services other than HTTP.
+/// [`OffloadLayer::reject_with`](super::OffloadLayer::reject_with) takes a closure.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot answer for a service with request `{Req}`, response `{Res}` and error `{E}`",
-    note = "the default `Http` needs an `http::Request`, and an `http::Response<B>` where `B: Default`",
-    note = "`Problem` needs `B: From<bytes::Bytes>` as well; `Typed` needs the error to be `Into<Box<dyn Error + Send + Sync>>`",
-    note = "use `.reject(Typed)` or `.reject_with(|rejection| ..)` on the layer"
+    note = "the default `HttpReject` needs an `http::Request`, and an `http::Response<B>` where `B: Default`",
+    note = "`ProblemJson` needs `B: From<bytes::Bytes>` as well; \
+            `RejectWithError` needs the error to be `Into<Box<dyn Error + Send + Sync>>`",
+    note = "use `.reject(RejectWithError)` or `.reject_with(|error| ..)` on the layer"
 )]
-pub trait Reject<Req, Res, E>: Clone + Send + Sync + 'static {
-    /// The error of the whole service.
+pub trait Reject<Req, Res, E>: Clone + Send + Sync {
+    /// The error type of the offloaded service.
     type Error;
-    /// What the answer depends on and is gone with the request.
+    /// The data that the answer needs from the request, which moves to the pool.
     type Hint: Send + 'static;
 
-    /// Reads the hint before the request goes to the pool.
+    /// Reads the hint from the request.
     fn hint(&self, request: &Req) -> Self::Hint;
 
-    /// Turns an error of the inner service into one of the whole service.
+    /// Converts an error of the inner service to one of the offloaded service.
     fn map_err(&self, error: E) -> Self::Error;
 
-    /// Answers. `retry_after` is how long a call has to expect to wait:
+    /// Creates the answer. `retry_after` is the time that a new call is expected to wait:
     /// [`Pool::expected_wait`](crate::pool::Pool::expected_wait).
-    fn reject(&self, hint: Self::Hint, rejection: CallError, retry_after: Duration) -> Result<Res, Self::Error>;
+    fn reject(&self, hint: Self::Hint, error: CallError, retry_after: Duration) -> Result<Res, Self::Error>;
+}
+
+/// Rejects with an error, on any tower stack.
+///
+/// The error type becomes `Box<dyn Error + Send + Sync>`, as with tower's `LoadShed`, `Timeout` and
+/// `Buffer`. Use `error.downcast_ref::<CallError>()` to find a rejection in it.
+///
+/// ```
+/// use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
+/// use tower_offload::{CallError, OffloadLayer, ThreadPool, offload::RejectWithError, pool::Pool};
+///
+/// # #[tokio::main]
+/// # async fn main() {
+/// let pool = ThreadPool::cpu();
+/// let mut service = ServiceBuilder::new()
+///     .layer(OffloadLayer::new(pool.clone()).reject(RejectWithError))
+///     .service(service_fn(async |number: u32| Ok::<_, std::convert::Infallible>(number + 1)));
+/// assert_eq!(service.ready().await.unwrap().call(1).await.unwrap(), 2);
+///
+/// pool.admission().close();
+/// let error = service.ready().await.unwrap().call(1).await.unwrap_err();
+/// assert_eq!(error.downcast_ref(), Some(&CallError::Closed));
+/// # }
+/// ```
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RejectWithError;
+
+impl<Req, Res, E> Reject<Req, Res, E> for RejectWithError
+where
+    E: Into<Box<dyn Error + Send + Sync>>,
+{
+    type Error = Box<dyn Error + Send + Sync>;
+    type Hint = ();
+
+    fn hint(&self, _: &Req) {}
+
+    fn map_err(&self, error: E) -> Self::Error {
+        error.into()
+    }
+
+    fn reject(&self, (): (), error: CallError, _: Duration) -> Result<Res, Self::Error> {
+        Err(error.into())
+    }
+}
+
+/// Rejects with the result of a closure. Created by
+/// [`OffloadLayer::reject_with`](super::OffloadLayer::reject_with).
+pub struct RejectFn<F>(Arc<F>);
+
+impl<F> RejectFn<F> {
+    pub(super) fn new(respond: F) -> Self {
+        Self(Arc::new(respond))
+    }
+}
+
+impl<Req, Res, E, F> Reject<Req, Res, E> for RejectFn<F>
+where
+    F: Fn(CallError) -> Result<Res, E> + Send + Sync,
+{
+    type Error = E;
+    type Hint = ();
+
+    fn hint(&self, _: &Req) {}
+
+    fn map_err(&self, error: E) -> E {
+        error
+    }
+
+    fn reject(&self, (): (), error: CallError, _: Duration) -> Result<Res, E> {
+        (self.0)(error)
+    }
+}
+
+impl<F> Clone for RejectFn<F> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<F> fmt::Debug for RejectFn<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("RejectFn")
+    }
 }

@@ -5,23 +5,30 @@ use http::{HeaderValue, Request, Response, header::CONTENT_TYPE};
 
 use super::{
     Reject,
-    http::{Http, Protocol, head, status},
+    http::{HttpReject, Protocol, status},
 };
 use crate::pool::CallError;
 
-/// As [`Http`], with a body that says why: `application/problem+json` ([RFC 9457]).
+/// Rejects like [`HttpReject`], with a body that states the reason: `application/problem+json`
+/// ([RFC 9457]).
 ///
 /// ```json
-/// {"type":"about:blank","title":"Service Unavailable","status":503,"detail":"the pool has no room for the call","reason":"overloaded"}
+/// {
+///   "type": "about:blank",
+///   "title": "Service Unavailable",
+///   "status": 503,
+///   "detail": "the pool has no room for the call",
+///   "reason": "overloaded"
+/// }
 /// ```
 ///
-/// gRPC requests get what [`Http`] gives them.
+/// gRPC requests receive the response of [`HttpReject`].
 ///
 /// [RFC 9457]: https://www.rfc-editor.org/rfc/rfc9457
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Problem;
+pub struct ProblemJson;
 
-impl<A, B, E> Reject<Request<A>, Response<B>, E> for Problem
+impl<A, B, E> Reject<Request<A>, Response<B>, E> for ProblemJson
 where
     B: Default + From<Bytes>,
 {
@@ -29,29 +36,28 @@ where
     type Hint = Protocol;
 
     fn hint(&self, request: &Request<A>) -> Protocol {
-        Reject::<Request<A>, Response<B>, E>::hint(&Http, request)
+        Protocol::of(request.headers())
     }
 
     fn map_err(&self, error: E) -> E {
         error
     }
 
-    fn reject(&self, protocol: Protocol, rejection: CallError, retry_after: Duration) -> Result<Response<B>, E> {
-        let mut response = Response::new(B::default());
-        head(protocol, rejection, retry_after, &mut response);
+    fn reject(&self, protocol: Protocol, error: CallError, retry_after: Duration) -> Result<Response<B>, E> {
+        let mut response = HttpReject::response::<B>(protocol, error, retry_after);
         if protocol == Protocol::Http {
             response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-            *response.body_mut() = body(rejection).into();
+            *response.body_mut() = body(error).into();
         }
         Ok(response)
     }
 }
 
-/// No JSON library: every string in it is one of ours and needs no escape.
-fn body(rejection: CallError) -> Bytes {
-    let status = status(rejection);
+/// Returns the body. It is formatted by hand because none of its strings needs an escape.
+fn body(error: CallError) -> Bytes {
+    let status = status(error);
     let (code, title) = (status.as_u16(), status.canonical_reason().unwrap_or_default());
-    let reason = rejection.as_str();
-    format!(r#"{{"type":"about:blank","title":"{title}","status":{code},"detail":"{rejection}","reason":"{reason}"}}"#)
+    let reason = error.as_str();
+    format!(r#"{{"type":"about:blank","title":"{title}","status":{code},"detail":"{error}","reason":"{reason}"}}"#)
         .into()
 }

@@ -1,6 +1,9 @@
 use super::{Enqueue, Job};
 #[cfg(feature = "after-response")]
-use tower_offload::{after_response, background, interim::Place};
+use tower_offload::{
+    after_response,
+    background::{self, Reservation},
+};
 
 use crate::{Accepted, Failure, Json, Refused, Track, record::Ending};
 
@@ -44,30 +47,35 @@ pub trait OrEnqueue: sealed::Sealed + Sized {
 #[cfg(feature = "after-response")]
 impl OrEnqueue for after_response::Task<'_> {
     fn or_enqueue<J: Job>(self, job: Enqueue<'_, J>) -> impl Future<Output = Result<Accepted, Refused>> + Send {
-        let place = match job.limit_here().map(|limit| self.place(limit)) {
+        let place = match job.limit_here().map(|limit| Ok(self.reserve()?.default_timeout(limit))) {
             Some(Ok(place)) => Ok(Some(place)),
-            Some(Err(rejected)) if rejected.is_untracked() => Err(Refused::invalid(rejected.to_string())),
+            Some::<Result<_, after_response::Rejected>>(Err(rejected)) if rejected.is_untracked() => {
+                Err(Refused::invalid(rejected.to_string()))
+            }
             Some(Err(_)) | None => Ok(None),
         };
         accept(place, job)
     }
 }
 
-impl OrEnqueue for background::Task<'_> {
+impl OrEnqueue for background::TaskBuilder<'_> {
     fn or_enqueue<J: Job>(self, job: Enqueue<'_, J>) -> impl Future<Output = Result<Accepted, Refused>> + Send {
-        let place = job.limit_here().and_then(|limit| self.place(limit).ok());
+        let place = job.limit_here().and_then(|limit| Some(self.reserve().ok()?.default_timeout(limit)));
         accept(Ok(place), job)
     }
 }
 
-async fn accept<J: Job>(place: Result<Option<Place>, Refused>, enqueue: Enqueue<'_, J>) -> Result<Accepted, Refused> {
+async fn accept<J: Job>(
+    place: Result<Option<Reservation>, Refused>,
+    enqueue: Enqueue<'_, J>,
+) -> Result<Accepted, Refused> {
     match place? {
         Some(place) => here(place, enqueue).await,
         None => enqueue.await,
     }
 }
 
-async fn here<J: Job>(place: Place, enqueue: Enqueue<'_, J>) -> Result<Accepted, Refused> {
+async fn here<J: Job>(place: Reservation, enqueue: Enqueue<'_, J>) -> Result<Accepted, Refused> {
     let (durable, job, owner) = enqueue.into_parts();
     let worker = durable.shared().plan.worker::<J>().cloned();
     let work = move |progress| async move {
@@ -94,5 +102,5 @@ mod sealed {
     pub trait Sealed {}
     #[cfg(feature = "after-response")]
     impl Sealed for after_response::Task<'_> {}
-    impl Sealed for background::Task<'_> {}
+    impl Sealed for background::TaskBuilder<'_> {}
 }

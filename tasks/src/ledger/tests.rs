@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use super::{Effect, Ledger};
-use tower_offload::{Background, interim::Sealed as _};
+use tower_offload::Background;
 
 use crate::{
     Json, MemoryStore, Reason, Record, Retention, StoreError, TaskId, TaskState, TaskStore, Timestamp,
@@ -145,7 +145,7 @@ impl World {
         let mut bytes = [0; TaskId::BYTES];
         bytes[0] = self.tasks.len() as u8;
         let record = Record::new(TaskId::from_bytes(bytes), "", Timestamp::default());
-        let place = self.background.place("".into()).unwrap();
+        let place = self.background.reserve("").unwrap();
         let live = Arc::new(Live::new(record, &place, self.shared.clone()));
         let (reply, answer) = oneshot::channel();
         let accepted = self.ledger.accept(live.clone(), reply, self.now).is_err().then_some(false);

@@ -1,6 +1,6 @@
 use std::{fmt, sync::Arc};
 
-use tower_offload::offload::Head;
+use tower_offload::offload::RequestHead as Head;
 
 use crate::TaskId;
 

@@ -17,7 +17,7 @@ use super::{
     service::{allowed, refuse, refuse_method},
 };
 use crate::{Failure, Json, Status, TaskId, TaskState, store::Found};
-use tower_offload::offload::Head;
+use tower_offload::offload::RequestHead as Head;
 
 /// `GET /status?task_id=`, as many services have it: 404, or whether the task is `running`, `completed` or `failed`.
 ///

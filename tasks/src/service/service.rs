@@ -30,7 +30,7 @@ use crate::{
     TaskId,
     panic::{discard_payload, guarded},
 };
-use tower_offload::offload::Head;
+use tower_offload::offload::RequestHead as Head;
 
 /// Tells the status of tasks over HTTP, at paths below where it is mounted. See the [module docs](crate::service).
 #[derive(Clone)]

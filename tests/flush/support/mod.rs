@@ -59,6 +59,6 @@ where
 /// Waits until every task is over, and tells what was done since the beginning.
 pub(crate) async fn drained(background: &Background) -> Stats {
     let report = background.drain(PATIENCE).await;
-    assert!(report.orphaned.is_empty(), "{report}");
+    assert!(report.still_running.is_empty(), "{report}");
     background.stats()
 }

@@ -1,4 +1,4 @@
-//! E12: task-locals of outer layers, inside the offloaded work.
+//! Propagation of task-locals of outer layers to the pool.
 
 use std::future::pending;
 
@@ -20,17 +20,17 @@ tokio::task_local! {
 }
 
 fn tenant() -> String {
-    TENANT.try_with(Clone::clone).unwrap_or_else(|_| "nobody".to_owned())
+    TENANT.try_with(Clone::clone).unwrap_or_else(|_| "none".to_owned())
 }
 
-/// An outer layer that puts the request's tenant into a task-local.
+/// An outer layer that sets task-locals for the request.
 async fn with_tenant(request: Request, next: Next) -> Response {
     let tenant = request.uri().path().trim_start_matches('/').to_owned();
     TENANT.scope(tenant, USER.scope(7, next.run(request))).await
 }
 
-/// Looks in the call, after an await, and on a thread of the pool each time.
-async fn looks() -> String {
+/// Reads the task-locals before and after an await.
+async fn read_locals() -> String {
     let before = tenant();
     tokio::task::yield_now().await;
     assert!(is_pool_thread(&thread_name()));
@@ -38,26 +38,24 @@ async fn looks() -> String {
 }
 
 fn routes() -> Router {
-    Router::new().route("/{tenant}", get(looks))
+    Router::new().route("/{tenant}", get(read_locals))
 }
 
-/// E12
 #[tokio::test]
-async fn a_task_local_is_not_visible_by_itself() {
+async fn task_local_is_not_visible_without_propagate() {
     within(async {
         let router = routes().layer(OffloadLayer::new(one_thread(8))).layer(from_fn(with_tenant));
-        support::get(serve(router).await, "/alice").await.assert_ok("nobody nobody 0");
+        support::get(serve(router).await, "/alice").await.assert_ok("none none 0");
     })
     .await;
 }
 
-/// E12
 #[tokio::test]
-async fn a_carried_task_local_is_visible_and_is_each_requests_own() {
+async fn propagated_task_local_is_that_of_the_request() {
     within(async {
         let layer = OffloadLayer::new(one_thread(8))
-            .carry(|_| TENANT.get(), |tenant, poll| TENANT.sync_scope(tenant, poll))
-            .carry(|_| USER.get(), |user, poll| USER.sync_scope(user, poll));
+            .propagate(|_| TENANT.get(), |tenant, poll| TENANT.sync_scope(tenant, poll))
+            .propagate(|_| USER.get(), |user, poll| USER.sync_scope(user, poll));
         let address = serve(routes().layer(layer).layer(from_fn(with_tenant))).await;
         let (alice, bob) = tokio::join!(support::get(address, "/alice"), support::get(address, "/bob"));
         alice.assert_ok("alice alice 7");
@@ -66,11 +64,10 @@ async fn a_carried_task_local_is_visible_and_is_each_requests_own() {
     .await;
 }
 
-/// E12: the head is there to be read, too.
 #[tokio::test]
-async fn a_value_of_the_head_is_carried() {
+async fn propagate_can_read_the_head() {
     within(async {
-        let layer = OffloadLayer::new(one_thread(8)).carry(
+        let layer = OffloadLayer::new(one_thread(8)).propagate(
             |head| head.headers()["host"].to_str().unwrap().to_owned(),
             |host, poll| TENANT.sync_scope(host, poll),
         );
@@ -79,26 +76,25 @@ async fn a_value_of_the_head_is_carried() {
     .await;
 }
 
-/// E12: what was carried for one request is not left behind for the next one on the same thread.
+/// The next request on the same thread does not see the value.
 #[tokio::test]
-async fn what_was_carried_is_gone_after_the_call() {
+async fn propagated_value_is_removed_after_the_call() {
     within(async {
         let pool = one_thread(8);
-        let carries = OffloadLayer::new(pool.clone())
-            .carry(|_| "carried".to_owned(), |tenant, poll| TENANT.sync_scope(tenant, poll));
+        let propagating = OffloadLayer::new(pool.clone())
+            .propagate(|_| "propagated".to_owned(), |tenant, poll| TENANT.sync_scope(tenant, poll));
         let router = Router::new()
-            .nest("/carries", routes().layer(carries))
+            .nest("/propagating", routes().layer(propagating))
             .nest("/plain", routes().layer(OffloadLayer::new(pool)));
         let address = serve(router).await;
-        support::get(address, "/carries/x").await.assert_ok("carried carried 0");
-        support::get(address, "/plain/x").await.assert_ok("nobody nobody 0");
+        support::get(address, "/propagating/x").await.assert_ok("propagated propagated 0");
+        support::get(address, "/plain/x").await.assert_ok("none none 0");
     })
     .await;
 }
 
-/// E12
 #[tokio::test]
-async fn a_carried_task_local_is_visible_in_the_drop_of_the_work() {
+async fn propagated_task_local_is_visible_in_the_drop() {
     struct OnDrop(UnboundedSender<(String, String)>);
     impl Drop for OnDrop {
         fn drop(&mut self) {
@@ -114,8 +110,8 @@ async fn a_carried_task_local_is_visible_in_the_drop_of_the_work() {
             enters.send(()).unwrap();
             pending::<()>().await;
         };
-        let layer =
-            OffloadLayer::new(one_thread(8)).carry(|_| TENANT.get(), |tenant, poll| TENANT.sync_scope(tenant, poll));
+        let layer = OffloadLayer::new(one_thread(8))
+            .propagate(|_| TENANT.get(), |tenant, poll| TENANT.sync_scope(tenant, poll));
         let router = Router::new().fallback(handler).layer(layer).layer(from_fn(with_tenant));
         let client = Raw::with(serve(router).await, GET.replace("GET /", "GET /alice")).await;
         entered.recv().await.unwrap();
@@ -127,9 +123,8 @@ async fn a_carried_task_local_is_visible_in_the_drop_of_the_work() {
     .await;
 }
 
-/// The type of a layered service can be written down, for those who store one.
 #[test]
-fn the_service_of_a_layer_can_be_named() {
+fn type_of_a_layered_service_can_be_named() {
     use tower_layer::Layer;
 
     let _: Offload<()> = OffloadLayer::new(tower_offload::pool::Inline::new()).layer(());

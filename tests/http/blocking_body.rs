@@ -1,4 +1,4 @@
-//! E11: blocking iterators and readers as response bodies.
+//! Blocking iterators and readers as response bodies.
 
 use std::{
     io::{self, Read},
@@ -14,7 +14,7 @@ use axum::{Router, body::Body, response::Response, routing::get};
 use bytes::Bytes;
 use http_body::Body as _;
 use http_body_util::BodyExt;
-use tower_offload::{CallError, OffloadLayer, ThreadPool, offload::SyncBody, pool::Pool};
+use tower_offload::{CallError, OffloadLayer, ThreadPool, offload::BlockingBody, pool::Pool};
 
 use crate::support::{self, FullPool, GET, Latch, Raw, is_pool_thread, one_thread, serve, thread_name, within};
 
@@ -24,35 +24,35 @@ fn numbers() -> impl Iterator<Item = Item> + Send {
     (0_u8..3).map(|number| Ok(Bytes::from(number.to_string())))
 }
 
-/// A route that answers with a body made by the function.
+/// Returns a route that responds with a body of `source`.
 fn body_route<I>(pool: &ThreadPool, source: impl Fn() -> I + Clone + Send + Sync + 'static) -> Router
 where
     I: Iterator<Item = Item> + Send + 'static,
 {
     let pool = pool.clone();
-    let handler = async move || Response::new(Body::new(SyncBody::new(pool.clone(), source()).unwrap()));
+    let handler = async move || Response::new(Body::new(BlockingBody::new(pool.clone(), source()).unwrap()));
     Router::new().route("/", get(handler))
 }
 
-/// Waits until a pool of one thread has done all it could: woken calls go before all but every eighth new one.
+/// Waits until a pool with one thread has polled every woken call. Woken calls precede new ones,
+/// except for every eighth pick.
 async fn settle(pool: &ThreadPool) {
     for _ in 0..6 {
         pool.run(|| ()).await.unwrap();
     }
 }
 
-async fn next(body: &mut SyncBody) -> Option<Result<Bytes, Box<dyn std::error::Error + Send + Sync>>> {
+async fn next(body: &mut BlockingBody) -> Option<Result<Bytes, Box<dyn std::error::Error + Send + Sync>>> {
     body.frame().await.map(|frame| frame.map(|frame| frame.into_data().unwrap()))
 }
 
-/// What follows the head of a chunked answer, up to the end of the connection.
+/// Returns the body of a chunked response, up to the end of the connection.
 async fn chunks_until_closed(mut client: Raw) -> String {
     let head = client.read_until("\r\n\r\n").await;
     assert!(head.starts_with("HTTP/1.1 200") && head.contains("transfer-encoding: chunked"), "{head}");
     client.read_to_end().await
 }
 
-/// E11
 #[tokio::test]
 async fn items_arrive_in_order_over_http1() {
     within(async {
@@ -60,26 +60,24 @@ async fn items_arrive_in_order_over_http1() {
         let mut client = Raw::with(address, GET).await;
         assert!(client.read_until("\r\n\r\n").await.contains("transfer-encoding: chunked"));
         assert_eq!(client.read_until("0\r\n\r\n").await, "1\r\n0\r\n1\r\n1\r\n1\r\n2\r\n0\r\n\r\n");
-        client.write(GET).await; // the connection is as good as new
+        client.write(GET).await; // the connection is reusable
         client.read_until("0\r\n\r\n").await;
     })
     .await;
 }
 
-/// E11
 #[tokio::test]
-async fn a_hundred_bodies_share_one_thread() {
+async fn hundred_bodies_share_one_thread() {
     within(async {
         let address = serve(body_route(&one_thread(256), numbers)).await;
         let bodies = futures_util::future::join_all((0..100).map(|_| support::get(address, "/"))).await;
-        bodies.iter().for_each(|answer| answer.assert_ok("012"));
+        bodies.iter().for_each(|response| response.assert_ok("012"));
     })
     .await;
 }
 
-/// E11
 #[tokio::test]
-async fn the_source_is_at_most_one_item_ahead() {
+async fn source_is_at_most_one_item_ahead() {
     within(async {
         let (pool, steps) = (one_thread(8), Arc::new(AtomicUsize::new(0)));
         let source = {
@@ -89,9 +87,9 @@ async fn the_source_is_at_most_one_item_ahead() {
                 Ok::<_, io::Error>(Bytes::from(vec![number]))
             })
         };
-        let mut body = SyncBody::new(pool.clone(), source).unwrap();
+        let mut body = BlockingBody::new(pool.clone(), source).unwrap();
         settle(&pool).await;
-        assert_eq!(steps.load(SeqCst), 1, "before the first item was taken");
+        assert_eq!(steps.load(SeqCst), 1, "no item was taken yet");
         for taken in 1_u8..=5 {
             assert_eq!(next(&mut body).await.unwrap().unwrap(), [taken - 1].as_slice());
             settle(&pool).await;
@@ -105,9 +103,8 @@ async fn the_source_is_at_most_one_item_ahead() {
     .await;
 }
 
-/// E11: between its items it holds no thread.
 #[tokio::test]
-async fn a_body_that_is_not_read_holds_no_thread() {
+async fn unread_body_occupies_no_thread() {
     within(async {
         let (pool, mut open) = (one_thread(1), Vec::new());
         for _ in 0..8 {
@@ -116,12 +113,13 @@ async fn a_body_that_is_not_read_holds_no_thread() {
                 steps.send(()).unwrap();
                 Ok::<_, io::Error>(Bytes::from_static(b"x"))
             });
-            // The queue has room for one: each body has left it when it is stepped.
-            let body = SyncBody::new(pool.clone(), endless).unwrap();
+            // The queue has capacity for one call. A body has left the queue when it produces an
+            // item.
+            let body = BlockingBody::new(pool.clone(), endless).unwrap();
             stepped.recv().await.unwrap();
             open.push((body, stepped));
         }
-        pool.run(|| ()).await.expect("a thread, and a place in the queue");
+        pool.run(|| ()).await.expect("a thread and a permit are available");
         assert_eq!((pool.stats().in_flight, pool.stats().rejected), (8, 0));
         for (body, _) in &mut open {
             assert_eq!(next(body).await.unwrap().unwrap(), "x");
@@ -130,7 +128,7 @@ async fn a_body_that_is_not_read_holds_no_thread() {
     .await;
 }
 
-/// Says where it was dropped.
+/// Sends the name of the thread that drops it.
 struct OnDrop(mpsc::Sender<String>);
 
 impl Drop for OnDrop {
@@ -139,9 +137,8 @@ impl Drop for OnDrop {
     }
 }
 
-/// E11
 #[tokio::test]
-async fn a_body_dropped_midway_drops_its_source_on_the_pool() {
+async fn dropped_body_drops_its_source_on_the_pool() {
     within(async {
         let (pool, (drops, dropped)) = (one_thread(8), mpsc::channel());
         let guard = OnDrop(drops);
@@ -149,7 +146,7 @@ async fn a_body_dropped_midway_drops_its_source_on_the_pool() {
             let _ = &guard;
             Ok::<_, io::Error>(Bytes::from_static(b"x"))
         });
-        let mut body = SyncBody::new(pool.clone(), source).unwrap();
+        let mut body = BlockingBody::new(pool.clone(), source).unwrap();
         next(&mut body).await.unwrap().unwrap();
         drop(body);
         settle(&pool).await;
@@ -159,9 +156,8 @@ async fn a_body_dropped_midway_drops_its_source_on_the_pool() {
     .await;
 }
 
-/// E11: the same when a client hangs up.
 #[tokio::test]
-async fn a_client_that_hangs_up_drops_the_source_on_the_pool() {
+async fn hang_up_drops_the_source_on_the_pool() {
     within(async {
         let (pool, (drops, dropped)) = (one_thread(8), mpsc::channel());
         let source = move || {
@@ -183,16 +179,15 @@ async fn a_client_that_hangs_up_drops_the_source_on_the_pool() {
     .await;
 }
 
-/// E11: a source that ended is dropped on the pool, too.
 #[tokio::test]
-async fn a_body_that_ended_has_dropped_its_source_on_the_pool() {
+async fn finished_source_is_dropped_on_the_pool() {
     within(async {
         let (drops, dropped) = mpsc::channel();
         let guard = OnDrop(drops);
         let source = numbers().inspect(move |_| {
             let _ = &guard;
         });
-        let body = SyncBody::new(one_thread(8), source).unwrap();
+        let body = BlockingBody::new(one_thread(8), source).unwrap();
         assert_eq!(body.collect().await.unwrap().to_bytes(), "012");
         assert!(is_pool_thread(&dropped.try_recv().unwrap()));
     })
@@ -200,7 +195,7 @@ async fn a_body_that_ended_has_dropped_its_source_on_the_pool() {
 }
 
 #[tokio::test]
-async fn an_error_aborts_the_response() {
+async fn error_aborts_the_response() {
     within(async {
         let latch = Latch::new();
         let held = latch.clone();
@@ -215,16 +210,16 @@ async fn an_error_aborts_the_response() {
         let mut client = Raw::with(serve(body_route(&one_thread(8), source)).await, GET).await;
         client.read_until("3\r\none\r\n").await;
         latch.open();
-        assert_eq!(client.read_to_end().await, "", "closed, without a last chunk");
+        assert_eq!(client.read_to_end().await, "", "closed without the last chunk");
     })
     .await;
 }
 
 #[tokio::test]
-async fn an_error_is_the_bodys_error_and_its_end() {
+async fn error_of_the_source_ends_the_body() {
     within(async {
         let source = [Ok(Bytes::from("one")), Err("disk on fire"), Ok(Bytes::from("never"))];
-        let mut body = SyncBody::new(one_thread(8), source).unwrap();
+        let mut body = BlockingBody::new(one_thread(8), source).unwrap();
         assert_eq!(next(&mut body).await.unwrap().unwrap(), "one");
         assert_eq!(next(&mut body).await.unwrap().unwrap_err().to_string(), "disk on fire");
         assert!(next(&mut body).await.is_none());
@@ -233,7 +228,7 @@ async fn an_error_is_the_bodys_error_and_its_end() {
 }
 
 #[tokio::test]
-async fn a_panic_aborts_the_response_and_the_server_lives() {
+async fn panic_aborts_the_response() {
     within(async {
         let (pool, latch) = (one_thread(8), Latch::new());
         let held = latch.clone();
@@ -241,7 +236,7 @@ async fn a_panic_aborts_the_response_and_the_server_lives() {
             let held = held.clone();
             let panics = std::iter::once_with(move || {
                 held.block();
-                panic!("on purpose")
+                panic!("expected panic")
             });
             std::iter::once(Ok(Bytes::from("one"))).chain(panics)
         };
@@ -250,7 +245,7 @@ async fn a_panic_aborts_the_response_and_the_server_lives() {
         let mut client = Raw::with(address, GET).await;
         client.read_until("3\r\none\r\n").await;
         latch.open();
-        assert_eq!(client.read_to_end().await, "", "closed, without a last chunk");
+        assert_eq!(client.read_to_end().await, "", "closed without the last chunk");
         support::get(address, "/alive").await.assert_ok("alive");
         settle(&pool).await;
         assert_eq!((pool.stats().panicked, pool.threads()), (1, 1));
@@ -258,20 +253,20 @@ async fn a_panic_aborts_the_response_and_the_server_lives() {
     .await;
 }
 
-/// A reader that is interrupted before each read, and gives an odd number of bytes at a time.
-struct Fitful {
+/// A reader that is interrupted before each read and returns chunks of unusual sizes.
+struct Interrupted {
     rest: Bytes,
     interrupted: bool,
     fails: bool,
 }
 
-impl Fitful {
+impl Interrupted {
     fn new(bytes: &Bytes) -> Self {
         Self { rest: bytes.clone(), interrupted: false, fails: false }
     }
 }
 
-impl Read for Fitful {
+impl Read for Interrupted {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.interrupted = !self.interrupted;
         if self.interrupted {
@@ -290,38 +285,40 @@ fn mebibyte() -> Bytes {
     (0..1_u32 << 18).flat_map(|number| number.wrapping_mul(2_654_435_761).to_le_bytes()).collect()
 }
 
-/// E11
 #[tokio::test]
-async fn a_mebibyte_that_is_read_arrives_intact() {
+async fn reader_of_one_mebibyte_arrives_intact() {
     within(async {
         let (pool, bytes) = (one_thread(8), mebibyte());
-        let (whole, fitful) = ((pool.clone(), bytes.clone()), (pool, bytes.clone()));
+        let (whole, interrupted_reader) = ((pool.clone(), bytes.clone()), (pool, bytes.clone()));
         let router = Router::new()
             .route(
                 "/whole",
                 get(async move || {
-                    let body = SyncBody::from_read(whole.0.clone(), io::Cursor::new(whole.1.clone())).unwrap();
+                    let body = BlockingBody::from_read(whole.0.clone(), io::Cursor::new(whole.1.clone())).unwrap();
                     Response::new(Body::new(body))
                 }),
             )
             .route(
-                "/fitful",
+                "/interrupted_reader",
                 get(async move || {
-                    Response::new(Body::new(SyncBody::from_read(fitful.0.clone(), Fitful::new(&fitful.1)).unwrap()))
+                    Response::new(Body::new(
+                        BlockingBody::from_read(interrupted_reader.0.clone(), Interrupted::new(&interrupted_reader.1))
+                            .unwrap(),
+                    ))
                 }),
             );
         let address = serve(router).await;
         assert!(support::get(address, "/whole").await.body == bytes);
-        assert!(support::get(address, "/fitful").await.body == bytes, "interrupted reads are tried again");
+        assert!(support::get(address, "/interrupted_reader").await.body == bytes, "interrupted reads are retried");
     })
     .await;
 }
 
 #[tokio::test]
-async fn a_read_that_fails_ends_the_body_with_its_error() {
+async fn failed_read_ends_the_body_with_its_error() {
     within(async {
-        let reader = Fitful { fails: true, ..Fitful::new(&Bytes::from_static(b"some")) };
-        let mut body = SyncBody::from_read(one_thread(8), reader).unwrap();
+        let reader = Interrupted { fails: true, ..Interrupted::new(&Bytes::from_static(b"some")) };
+        let mut body = BlockingBody::from_read(one_thread(8), reader).unwrap();
         assert_eq!(next(&mut body).await.unwrap().unwrap(), "some");
         assert_eq!(next(&mut body).await.unwrap().unwrap_err().to_string(), "disk on fire");
         assert!(next(&mut body).await.is_none());
@@ -330,13 +327,13 @@ async fn a_read_that_fails_ends_the_body_with_its_error() {
 }
 
 #[tokio::test]
-async fn a_body_cut_short_by_a_shutdown_ends_with_an_error() {
+async fn body_truncated_by_shutdown_ends_with_an_error() {
     within(async {
         let pool = one_thread(8);
-        let mut body = SyncBody::new(pool.clone(), numbers()).unwrap();
+        let mut body = BlockingBody::new(pool.clone(), numbers()).unwrap();
         settle(&pool).await;
         assert_eq!(pool.shutdown(Duration::ZERO).await.parked, 1);
-        assert_eq!(next(&mut body).await.unwrap().unwrap(), "0", "the item that was ahead");
+        assert_eq!(next(&mut body).await.unwrap().unwrap(), "0", "the item that was produced in advance");
         let error = next(&mut body).await.unwrap().unwrap_err();
         assert_eq!(error.downcast_ref(), Some(&CallError::Closed));
         assert!(next(&mut body).await.is_none());
@@ -344,9 +341,8 @@ async fn a_body_cut_short_by_a_shutdown_ends_with_an_error() {
     .await;
 }
 
-/// Over HTTP it never looks complete, wherever the shutdown cuts it.
 #[tokio::test]
-async fn a_response_cut_short_by_a_shutdown_never_looks_complete() {
+async fn response_truncated_by_shutdown_looks_incomplete() {
     within(async {
         let pool = one_thread(8);
         let latch = Latch::new();
@@ -370,38 +366,37 @@ async fn a_response_cut_short_by_a_shutdown_never_looks_complete() {
     .await;
 }
 
-/// A shutdown that gives it time lets a body end.
 #[tokio::test]
-async fn a_shutdown_with_time_lets_a_body_end() {
+async fn shutdown_lets_a_body_finish() {
     within(async {
         let pool = one_thread(8);
-        let body = SyncBody::new(pool.clone(), numbers()).unwrap();
+        let body = BlockingBody::new(pool.clone(), numbers()).unwrap();
         let shutdown = pool.shutdown(Duration::from_secs(30));
-        let (left, body) = tokio::join!(shutdown, body.collect());
-        assert!(left.is_empty());
+        let (report, body) = tokio::join!(shutdown, body.collect());
+        assert!(report.is_empty());
         assert_eq!(body.unwrap().to_bytes(), "012");
-        assert_eq!(SyncBody::new(pool.clone(), numbers()).unwrap_err(), CallError::Closed);
+        assert_eq!(BlockingBody::new(pool.clone(), numbers()).unwrap_err(), CallError::Closed);
     })
     .await;
 }
 
 #[tokio::test]
-async fn a_full_pool_refuses_a_body_before_the_head() {
+async fn full_pool_rejects_a_body_before_the_head() {
     within(async {
         let full = FullPool::new().await;
-        assert_eq!(SyncBody::new(full.pool.clone(), numbers()).unwrap_err(), CallError::Overloaded);
-        assert_eq!(SyncBody::from_read(full.pool.clone(), io::empty()).unwrap_err(), CallError::Overloaded);
+        assert_eq!(BlockingBody::new(full.pool.clone(), numbers()).unwrap_err(), CallError::Overloaded);
+        assert_eq!(BlockingBody::from_read(full.pool.clone(), io::empty()).unwrap_err(), CallError::Overloaded);
         assert_eq!(full.pool.stats().rejected, 2);
         full.release().await;
     })
     .await;
 }
 #[tokio::test]
-async fn a_full_pool_answers_503_and_then_the_body() {
+async fn rejected_body_is_answered_503() {
     within(async {
         let full = FullPool::new().await;
         let pool = full.pool.clone();
-        let handler = async move || -> Result<SyncBody, CallError> { SyncBody::new(pool.clone(), numbers()) };
+        let handler = async move || -> Result<BlockingBody, CallError> { BlockingBody::new(pool.clone(), numbers()) };
         let address = serve(Router::new().route("/", get(handler))).await;
         support::get(address, "/").await.assert_unavailable();
         full.release().await;
@@ -410,7 +405,7 @@ async fn a_full_pool_answers_503_and_then_the_body() {
     .await;
 }
 
-/// HEAD: hyper never asks for the body; the source goes all the same.
+/// hyper drops the body of a HEAD response without polling it.
 #[tokio::test]
 async fn head_drops_the_source() {
     within(async {
@@ -422,8 +417,8 @@ async fn head_drops_the_source() {
             })
         };
         let address = serve(body_route(&pool, source)).await;
-        let answer = support::send(address, support::request(http::Method::HEAD, "/", Body::empty())).await;
-        answer.assert_ok("");
+        let response = support::send(address, support::request(http::Method::HEAD, "/", Body::empty())).await;
+        response.assert_ok("");
         while pool.stats().in_flight > 0 {
             tokio::task::yield_now().await;
         }
@@ -432,10 +427,9 @@ async fn head_drops_the_source() {
     .await;
 }
 
-/// Made within an offloaded call, a body is a call of its own on the same thread, and keeps the layer's place until it
-/// has ended.
+/// The body is a call within the offloaded call, and holds the permit until it ends.
 #[tokio::test]
-async fn a_body_made_in_an_offloaded_call_keeps_its_place() {
+async fn body_of_an_offloaded_call_keeps_the_layers_permit() {
     within(async {
         let (pool, latch) = (one_thread(8), Latch::new());
         let held = latch.clone();

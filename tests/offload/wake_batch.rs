@@ -1,5 +1,5 @@
-//! Callers of a busy pool are woken together, by a task in their runtime. Nobody may wait for that task who would not have had
-//! to wait for the runtime anyway: here are those whom it could have kept waiting.
+//! A busy pool wakes its callers in batches, from a task in their runtime. These tests cover
+//! callers that this task cannot reach, because it does not run while they wait.
 
 use std::{
     future::{Future, poll_fn},
@@ -13,7 +13,7 @@ use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::{runtime, task};
 use tower_offload::{CallError, ThreadPool, pool::Pool};
 
-/// Callers at once, of a pool of one thread: enough to keep the list from being empty.
+/// The number of concurrent callers. It suffices to keep the batch of wakes from being empty.
 const CALLERS: usize = 64;
 const CALLS: u64 = 200;
 
@@ -25,7 +25,7 @@ fn current_thread() -> runtime::Runtime {
     runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }
 
-/// Runs it on a thread of its own, and fails if that hangs.
+/// Runs `scenario` on a new thread and fails if it hangs.
 fn ends(scenario: impl FnOnce() + Send + 'static) {
     let (done, ended) = mpsc::channel();
     let thread = thread::spawn(move || {
@@ -43,7 +43,7 @@ async fn call(pool: &ThreadPool) {
     pool.run(|| ()).await.unwrap();
 }
 
-/// Tasks that keep the pool busy, each with so many calls.
+/// Spawns tasks that keep the pool busy with `CALLS` calls each.
 fn busy(pool: &ThreadPool) -> Vec<task::JoinHandle<()>> {
     let caller = |_| {
         let pool = pool.clone();
@@ -63,14 +63,14 @@ async fn all(tasks: Vec<task::JoinHandle<()>>) {
 }
 
 #[test]
-fn every_caller_of_a_busy_pool_is_answered() {
+fn every_caller_of_a_busy_pool_is_woken() {
     for runtime in [current_thread(), runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap()] {
         ends(move || runtime.block_on(async { all(busy(&pool())).await }));
     }
 }
 
 #[test]
-fn a_task_that_blocks_the_only_thread_of_its_runtime_is_answered() {
+fn caller_that_blocks_its_runtime_is_woken() {
     ends(|| {
         current_thread().block_on(async {
             let pool = pool();
@@ -79,7 +79,7 @@ fn a_task_that_blocks_the_only_thread_of_its_runtime_is_answered() {
                 let pool = pool.clone();
                 async move {
                     for _ in 0..CALLS {
-                        pollster::block_on(call(&pool)); // nothing else in this runtime runs meanwhile
+                        pollster::block_on(call(&pool)); // no other task of this runtime can run
                         task::yield_now().await;
                     }
                 }
@@ -91,7 +91,7 @@ fn a_task_that_blocks_the_only_thread_of_its_runtime_is_answered() {
 }
 
 #[test]
-fn a_task_that_awaits_many_calls_at_once_is_answered() {
+fn caller_of_many_concurrent_calls_is_woken() {
     ends(|| {
         current_thread().block_on(async {
             let pool = pool();
@@ -106,7 +106,7 @@ fn a_task_that_awaits_many_calls_at_once_is_answered() {
 }
 
 #[test]
-fn a_call_that_is_awaited_in_another_task_or_runtime_is_answered() {
+fn call_awaited_in_another_task_or_runtime_is_woken() {
     ends(|| {
         let (pool, other) = (pool(), current_thread());
         current_thread().block_on(async {
@@ -129,9 +129,10 @@ fn a_call_that_is_awaited_in_another_task_or_runtime_is_answered() {
     });
 }
 
-/// Its carrier was polled once and never will be again, and yet the calls look as if they came from its tasks.
+/// The wake task of that runtime is never polled again, but the calls appear to come from the
+/// runtime's tasks.
 #[test]
-fn calls_made_inside_a_runtime_that_nobody_drives_any_more_are_answered() {
+fn calls_in_a_runtime_that_is_not_driven_are_woken() {
     ends(|| {
         let (pool, asleep) = (pool(), current_thread());
         asleep.block_on(async { all(busy(&pool)).await });
@@ -156,7 +157,7 @@ fn calls_made_inside_a_runtime_that_nobody_drives_any_more_are_answered() {
 }
 
 #[test]
-fn callers_of_a_runtime_that_shuts_down_are_let_go_and_others_are_answered() {
+fn runtime_shutdown_does_not_affect_other_callers() {
     ends(|| {
         let pool = pool();
         for _ in 0..20 {
@@ -173,13 +174,13 @@ fn callers_of_a_runtime_that_shuts_down_are_let_go_and_others_are_answered() {
 }
 
 #[test]
-fn callers_are_answered_when_the_pool_goes_away() {
+fn callers_are_woken_when_the_pool_is_dropped() {
     ends(|| {
         current_thread().block_on(async {
             let pool = pool();
             let calls: Vec<_> = (0..CALLERS).map(|_| tokio::spawn(pool.run(|| ()))).collect();
-            let left = pool.shutdown(Duration::from_secs(60)).await;
-            assert!(left.is_empty(), "{left}");
+            let report = pool.shutdown(Duration::from_secs(60)).await;
+            assert!(report.is_empty(), "{report}");
             drop(pool);
             for call in calls {
                 assert!(matches!(call.await.unwrap(), Ok(()) | Err(CallError::Closed)));
@@ -188,14 +189,14 @@ fn callers_are_answered_when_the_pool_goes_away() {
     });
 }
 
-/// The list is in a runtime that cannot run, its first caller is one of those who wait in it, and the pool's only thread waits
-/// for that caller: nobody of all these can move, but whoever watches.
+/// The wake task is in a runtime that is blocked, and the only thread of the pool waits for a
+/// caller in the batch. Only the helper thread of the pool can wake that caller.
 #[test]
-fn a_call_that_waits_for_a_caller_in_the_list_does_not_wait_for_ever() {
+fn batched_wake_does_not_deadlock_on_its_own_caller() {
     ends(|| {
         current_thread().block_on(async {
             let pool = pool();
-            all(busy(&pool)).await; // from here on the runtime is known
+            all(busy(&pool)).await; // the pool has a wake task in this runtime now
             let blocks_the_runtime = tokio::spawn(async move {
                 let local = task::LocalSet::new();
                 for _ in 0..10 {

@@ -1,7 +1,6 @@
 use std::{
     error::Error,
     fmt,
-    future::poll_fn,
     io::{self, Read},
     panic::resume_unwind,
     pin::Pin,
@@ -10,7 +9,7 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use http_body::{Body, Frame};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, task::yield_now};
 
 use crate::pool::{
     self, Admitted, CallError, Pool, Priority, QueuePermit,
@@ -19,47 +18,50 @@ use crate::pool::{
 
 type BoxError = Box<dyn Error + Send + Sync>;
 
-/// How much is read at a time: a socket buffer's worth, as `std::io::copy` and hyper do it.
+/// Buffer size of one read, large enough that the cost of a hop to the pool does not matter.
 const READ_SIZE: usize = 64 * 1024;
 
-/// A response body from a blocking iterator or [`Read`], stepped on a pool.
+/// A response body that a pool produces from a blocking iterator or [`Read`].
 ///
-/// The source is at most one item ahead of what was taken from the body: it is stepped once for the item that waits to be
-/// taken, not for the one after it. While it waits for that it holds no thread. Dropping the body drops the source on
-/// the pool.
+/// The source is at most one item ahead of the client: the next item is produced when the previous
+/// one has been taken from the body. While the body waits for the client it occupies no thread.
+/// Dropping the body drops the source on the pool.
 ///
-/// The body is one call of the pool: it takes a place in the queue when it is made, so a full pool is known before the
-/// head is sent, and its steps are never refused.
+/// The body is one call of the pool. It enters the queue when it is created, so a full pool is
+/// reported before the head of the response is sent; after that no step of it is rejected.
 ///
 /// ```
 /// use http_body_util::BodyExt;
-/// use tower_offload::{ThreadPool, offload::SyncBody};
+/// use tower_offload::{ThreadPool, offload::BlockingBody};
 ///
 /// # #[tokio::main]
 /// # async fn main() {
 /// let pool = ThreadPool::blocking(4);
 /// let lines = (0..3).map(|number| Ok::<_, std::io::Error>(format!("line {number}\n")));
-/// let body = SyncBody::new(pool, lines).expect("room in the queue");
+/// let body = BlockingBody::new(pool, lines).expect("room in the queue");
 /// assert_eq!(body.collect().await.unwrap().to_bytes(), "line 0\nline 1\nline 2\n");
 /// # }
 /// ```
 ///
 /// # Panics
 ///
-/// A panic of the source is resumed where the body is polled, which ends the connection, as it does for any body.
-pub struct SyncBody {
+/// A panic of the source is resumed where the body is polled. Like a panic of any body, it ends the
+/// connection.
+pub struct BlockingBody {
     items: mpsc::Receiver<Result<Bytes, BoxError>>,
-    /// `None` once the source has ended.
+    /// `None` after the source has ended.
     source: Option<JoinHandle<()>>,
 }
 
-impl SyncBody {
-    /// A body of the iterator's items: `Bytes`, `String`, `Vec<u8>`. An error ends the body, and so does a shutdown of the pool, with
-    /// [`CallError::Closed`]: a body that was cut short never looks complete.
+impl BlockingBody {
+    /// Creates a body from the items of an iterator: `Bytes`, `String` or `Vec<u8>`.
+    ///
+    /// An error ends the body. A shutdown of the pool ends it with [`CallError::Closed`], so that a
+    /// truncated body never looks complete.
     ///
     /// # Errors
     ///
-    /// If the pool has no room, or is shut down.
+    /// If the pool is full or shut down.
     pub fn new<P, I, T, E>(pool: P, source: I) -> Result<Self, CallError>
     where
         P: Pool,
@@ -69,19 +71,20 @@ impl SyncBody {
         E: Into<BoxError>,
     {
         let priority = Priority::Normal;
-        let slot = QueuePermit::try_acquire_counted(pool.into_shared(), priority)?;
+        let queue_permit = QueuePermit::try_acquire_counted(pool.into_shared(), priority)?;
         Ok(Self::spawn(
-            Admitted { queue_permit: slot, layer_permit: call::CurrentCall::layer_permit(), priority },
+            Admitted { queue_permit, layer_permit: call::CurrentCall::layer_permit(), priority },
             source.into_iter(),
         ))
     }
 
-    /// A body of what the reader reads, in pieces of up to 64 KiB. An interrupted read is tried again; any other error
-    /// ends the body.
+    /// Creates a body from a reader, in chunks of up to 64 KiB.
+    ///
+    /// An interrupted read is retried; any other error ends the body.
     ///
     /// # Errors
     ///
-    /// If the pool has no room, or is shut down.
+    /// If the pool is full or shut down.
     pub fn from_read<P, R>(pool: P, mut reader: R) -> Result<Self, CallError>
     where
         P: Pool,
@@ -110,7 +113,7 @@ impl SyncBody {
         T: Into<Bytes>,
         E: Into<BoxError>,
     {
-        // One item may wait in the channel: that is the one ahead. The source is not asked before there is room for it.
+        // The channel holds the one item that the source may be ahead.
         let (sender, items) = mpsc::channel(1);
         let steps = async move {
             while let Ok(permit) = sender.reserve().await {
@@ -124,8 +127,7 @@ impl SyncBody {
                     }
                     None => break,
                 }
-                // Gives the thread back: between two items others have their turn.
-                yield_once().await;
+                yield_now().await; // other calls run between two items
             }
         };
         let source = pool::spawn(admitted, call::Context::capture(), OnCallerDrop::CancelOnPool, steps);
@@ -133,7 +135,7 @@ impl SyncBody {
     }
 }
 
-impl Body for SyncBody {
+impl Body for BlockingBody {
     type Data = Bytes;
     type Error = BoxError;
 
@@ -141,13 +143,13 @@ impl Body for SyncBody {
         if let Some(item) = ready!(self.items.poll_recv(cx)) {
             return Poll::Ready(Some(item.map(Frame::data)));
         }
-        // The sender is gone: the source has ended, or is about to say why not.
+        // The sender was dropped, so the call has ended or is about to; its result is the reason.
         if let Some(source) = &mut self.source {
             let ended = ready!(Pin::new(source).poll(cx));
             self.source = None;
             match ended {
                 Ok(()) => {}
-                Err(CallFailure::Rejected(rejection)) => return Poll::Ready(Some(Err(rejection.into()))),
+                Err(CallFailure::Rejected(error)) => return Poll::Ready(Some(Err(error.into()))),
                 Err(CallFailure::Panicked(payload)) => resume_unwind(payload),
             }
         }
@@ -159,21 +161,8 @@ impl Body for SyncBody {
     }
 }
 
-/// Pending once, woken at once.
-fn yield_once() -> impl Future<Output = ()> {
-    let mut yielded = false;
-    poll_fn(move |cx| {
-        if yielded {
-            return Poll::Ready(());
-        }
-        yielded = true;
-        cx.waker().wake_by_ref();
-        Poll::Pending
-    })
-}
-
-impl fmt::Debug for SyncBody {
+impl fmt::Debug for BlockingBody {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SyncBody").field("ended", &self.source.is_none()).finish_non_exhaustive()
+        f.debug_struct("BlockingBody").field("ended", &self.source.is_none()).finish_non_exhaustive()
     }
 }

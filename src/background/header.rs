@@ -1,0 +1,187 @@
+use std::{
+    borrow::Cow,
+    pin::Pin,
+    sync::{Arc, OnceLock},
+    task::{Context, Wake, Waker},
+};
+
+use tokio::task::AbortHandle;
+
+use super::completion::{Completion, CompletionFn, run_callback};
+use crate::panic::ignore_panic;
+use crate::{
+    pool::{CallError, call::JoinHandle},
+    sync::{AtomicBool, Mutex, Ordering::SeqCst, lock},
+};
+
+/// The shared part of a task: its identity, its completion, and the means to abort it.
+///
+/// The work itself is elsewhere: in the queue, on the pool or on a runtime.
+pub(super) struct TaskHeader {
+    pub(super) id: u64,
+    pub(super) name: Cow<'static, str>,
+    abort: AbortSlot<AbortAction>,
+    /// Set by the task or its timer. The first one to set it reports how the task ended.
+    completion_claimed: AtomicBool,
+    /// Stored before the work is queued; taken by the first call of [`complete`](Self::complete).
+    on_completion: Mutex<Option<CompletionFn>>,
+    /// Set before the work is dropped, if the pool refused it.
+    pub(super) refusal: OnceLock<CallError>,
+}
+
+impl TaskHeader {
+    pub(super) fn new(id: u64, name: Cow<'static, str>) -> Self {
+        Self {
+            id,
+            name,
+            abort: AbortSlot::new(),
+            completion_claimed: AtomicBool::new(false),
+            on_completion: Mutex::new(None),
+            refusal: OnceLock::new(),
+        }
+    }
+
+    /// Returns `true` to the first caller only, which then reports how the task ended.
+    pub(super) fn claim_completion(&self) -> bool {
+        !self.completion_claimed.swap(true, SeqCst)
+    }
+
+    pub(super) fn set_on_completion(&self, callback: CompletionFn) {
+        *lock(&self.on_completion) = Some(callback);
+    }
+
+    /// Runs the completion callback, if there is one. Later calls have no effect.
+    pub(super) fn complete(&self, completion: Completion) {
+        let callback = lock(&self.on_completion).take();
+        if let Some(callback) = callback {
+            run_callback(callback, completion);
+        }
+    }
+
+    /// Returns `true` if the task has a completion callback that has not run.
+    pub(super) fn has_callback(&self) -> bool {
+        lock(&self.on_completion).is_some()
+    }
+
+    pub(super) fn is_cancelled(&self) -> bool {
+        self.abort.is_cancelled()
+    }
+
+    /// Records the cancellation of a task that must not start. The caller that cancelled it calls
+    /// [`cancel`](Self::cancel) concurrently.
+    pub(super) fn mark_cancelled(&self) {
+        self.abort.mark_cancelled();
+    }
+
+    /// Aborts the task wherever it is, now or as soon as it gets there.
+    pub(super) fn cancel(&self) {
+        abort(self.abort.cancel());
+    }
+
+    /// Records that the task is on the pool, and no longer on a runtime.
+    pub(super) fn set_pool_handle(self: &Arc<Self>, mut handle: JoinHandle<()>) {
+        // Dropping the handle of an unfinished call cancels that call. The call holds this header
+        // as its waker until it has finished, so the handle lives at least as long as the call.
+        let waker = Waker::from(self.clone());
+        if Pin::new(&mut handle).poll(&mut Context::from_waker(&waker)).is_pending() {
+            abort(self.abort.replace(AbortAction::Pool(handle)));
+        }
+    }
+
+    /// Records that the task was spawned on a runtime. Has no effect if the runtime shut down and
+    /// the task has already moved to the pool.
+    pub(super) fn set_runtime_handle(&self, task: AbortHandle) {
+        abort(self.abort.set_if_empty(AbortAction::Runtime(task)));
+    }
+}
+
+impl Wake for TaskHeader {
+    /// Called when the call on the pool has finished.
+    fn wake(self: Arc<Self>) {
+        drop(self.abort.take());
+    }
+}
+
+/// The way to abort a task where it is now.
+enum AbortAction {
+    Runtime(AbortHandle),
+    /// Dropping the handle drops a future on the pool, and makes `cancelled()` true in a closure.
+    Pool(#[expect(dead_code, reason = "held for its drop")] JoinHandle<()>),
+}
+
+fn abort(action: Option<AbortAction>) {
+    // Either way may drop the user's future.
+    ignore_panic(|| match action {
+        Some(AbortAction::Runtime(task)) => task.abort(),
+        Some(AbortAction::Pool(_)) | None => {}
+    });
+}
+
+/// A cancellation flag, and the action that aborts a task where it is now.
+///
+/// One thread cancels the task while another one moves it; either may come first. Each method
+/// returns the action that its caller must perform, outside the lock, because it may drop the work.
+///
+/// # Protocol
+///
+/// The canceller sets `is_cancelled` and then takes the action. The mover stores the action and
+/// then reads `is_cancelled`. At least one of them sees the other's write, and the lock hands the
+/// action to exactly one of them.
+struct AbortSlot<A> {
+    /// Never cleared.
+    is_cancelled: AtomicBool,
+    /// `None` before the task is on a pool or runtime, and after the action was taken.
+    action: Mutex<Option<A>>,
+}
+
+impl<A> AbortSlot<A> {
+    fn new() -> Self {
+        Self { is_cancelled: AtomicBool::new(false), action: Mutex::new(None) }
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.is_cancelled.load(SeqCst)
+    }
+
+    fn mark_cancelled(&self) {
+        self.is_cancelled.store(true, SeqCst);
+    }
+
+    #[must_use = "the action is to be performed"]
+    fn cancel(&self) -> Option<A> {
+        self.mark_cancelled();
+        self.take()
+    }
+
+    /// Stores the action for the task's new location. The previous action is dropped, because it
+    /// can no longer abort the task.
+    #[must_use = "the action is to be performed"]
+    fn replace(&self, action: A) -> Option<A> {
+        let previous = lock(&self.action).replace(action);
+        drop(previous);
+        self.take_if_cancelled()
+    }
+
+    /// Stores the action for the location to which the task was sent, unless the task has already
+    /// moved from there and stored another action.
+    #[must_use = "the action is to be performed"]
+    fn set_if_empty(&self, action: A) -> Option<A> {
+        let mut current = lock(&self.action);
+        if current.is_none() {
+            *current = Some(action);
+        }
+        drop(current);
+        self.take_if_cancelled()
+    }
+
+    fn take(&self) -> Option<A> {
+        lock(&self.action).take()
+    }
+
+    fn take_if_cancelled(&self) -> Option<A> {
+        if self.is_cancelled() { self.take() } else { None }
+    }
+}
+
+#[cfg(all(test, tower_offload_loom))]
+mod loom;

@@ -1,0 +1,199 @@
+//! Decisions that a layer makes before a request moves to the pool: whether to offload it, its
+//! priority, and the values that travel with it.
+//!
+//! Each method of the layer wraps the previous inspector, so `.filter(f).priority(p)` creates a
+//! `Prioritize<Filter<OffloadAll, _>, _>`.
+
+use std::{fmt, sync::Arc};
+
+use crate::{pool::Priority, request_head::View};
+
+/// Decides how a layer treats requests of type `Req`.
+///
+/// The methods of [`OffloadLayer`](super::OffloadLayer) build the implementations. The trait is
+/// sealed; it is public so that a function which returns a layer can name it as a bound.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot read requests of type `{Req}`",
+    note = "`.filter(..)`, `.priority(..)` and `.propagate(..)` read the head of an `http::Request`",
+    note = "for other requests use `.filter_request(|request: &MyRequest| ..)`, `.priority_request(..)` and \
+            `.propagate_request(..)`"
+)]
+pub trait Inspect<Req>: Clone + Send + Sync + sealed::Sealed {
+    /// The values that travel with the request to the pool.
+    type Captured: Send;
+
+    /// Returns `false` if the request is to run inline, in the caller's task.
+    fn should_offload(&self, request: &Req) -> bool;
+
+    /// Returns the priority of the request in the queue of the pool.
+    fn priority(&self, request: &Req) -> Priority;
+
+    /// Reads the values that travel with the request.
+    fn capture(&self, request: &Req) -> Self::Captured;
+
+    /// Calls `poll` once, with the captured values in scope.
+    fn in_context(&self, captured: &Self::Captured, poll: &mut dyn FnMut());
+}
+
+mod sealed {
+    pub trait Sealed {}
+}
+
+/// Offloads every request at [`Priority::Normal`] and propagates nothing. The default of a layer.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct OffloadAll;
+
+impl sealed::Sealed for OffloadAll {}
+
+impl<Req> Inspect<Req> for OffloadAll {
+    type Captured = ();
+
+    fn should_offload(&self, _: &Req) -> bool {
+        true
+    }
+
+    fn priority(&self, _: &Req) -> Priority {
+        Priority::Normal
+    }
+
+    fn capture(&self, _: &Req) {}
+
+    fn in_context(&self, (): &(), poll: &mut dyn FnMut()) {
+        poll();
+    }
+}
+
+/// Offloads only some requests. Created by [`OffloadLayer::filter`](super::OffloadLayer::filter)
+/// and [`filter_request`](super::OffloadLayer::filter_request).
+#[derive(Debug, Clone)]
+pub struct Filter<A, V> {
+    inner: A,
+    predicate: V,
+}
+
+impl<A, V> Filter<A, V> {
+    pub(super) fn new(inner: A, predicate: V) -> Self {
+        Self { inner, predicate }
+    }
+}
+
+impl<A, V> sealed::Sealed for Filter<A, V> {}
+
+impl<A, V, Req> Inspect<Req> for Filter<A, V>
+where
+    A: Inspect<Req>,
+    V: View<Req, Output = bool>,
+{
+    type Captured = A::Captured;
+
+    fn should_offload(&self, request: &Req) -> bool {
+        self.predicate.view(request) && self.inner.should_offload(request)
+    }
+
+    fn priority(&self, request: &Req) -> Priority {
+        self.inner.priority(request)
+    }
+
+    fn capture(&self, request: &Req) -> Self::Captured {
+        self.inner.capture(request)
+    }
+
+    fn in_context(&self, captured: &Self::Captured, poll: &mut dyn FnMut()) {
+        self.inner.in_context(captured, poll);
+    }
+}
+
+/// Gives each request a priority. Created by
+/// [`OffloadLayer::priority`](super::OffloadLayer::priority) and
+/// [`priority_request`](super::OffloadLayer::priority_request).
+#[derive(Debug, Clone)]
+pub struct Prioritize<A, V> {
+    inner: A,
+    priority: V,
+}
+
+impl<A, V> Prioritize<A, V> {
+    pub(super) fn new(inner: A, priority: V) -> Self {
+        Self { inner, priority }
+    }
+}
+
+impl<A, V> sealed::Sealed for Prioritize<A, V> {}
+
+impl<A, V, Req> Inspect<Req> for Prioritize<A, V>
+where
+    A: Inspect<Req>,
+    V: View<Req, Output = Priority>,
+{
+    type Captured = A::Captured;
+
+    fn should_offload(&self, request: &Req) -> bool {
+        self.inner.should_offload(request)
+    }
+
+    fn priority(&self, request: &Req) -> Priority {
+        self.priority.view(request)
+    }
+
+    fn capture(&self, request: &Req) -> Self::Captured {
+        self.inner.capture(request)
+    }
+
+    fn in_context(&self, captured: &Self::Captured, poll: &mut dyn FnMut()) {
+        self.inner.in_context(captured, poll);
+    }
+}
+
+/// Propagates a value to the pool. Created by
+/// [`OffloadLayer::propagate`](super::OffloadLayer::propagate) and
+/// [`propagate_request`](super::OffloadLayer::propagate_request).
+pub struct Propagate<A, V, P> {
+    inner: A,
+    capture: V,
+    scope: Arc<P>,
+}
+
+impl<A, V, P> Propagate<A, V, P> {
+    pub(super) fn new(inner: A, capture: V, scope: P) -> Self {
+        Self { inner, capture, scope: Arc::new(scope) }
+    }
+}
+
+impl<A, V, P> sealed::Sealed for Propagate<A, V, P> {}
+
+impl<A, V, P, Req> Inspect<Req> for Propagate<A, V, P>
+where
+    A: Inspect<Req>,
+    V: View<Req, Output: Clone + Send>,
+    P: Fn(V::Output, &mut dyn FnMut()) + Send + Sync,
+{
+    type Captured = (A::Captured, V::Output);
+
+    fn should_offload(&self, request: &Req) -> bool {
+        self.inner.should_offload(request)
+    }
+
+    fn priority(&self, request: &Req) -> Priority {
+        self.inner.priority(request)
+    }
+
+    fn capture(&self, request: &Req) -> Self::Captured {
+        (self.inner.capture(request), self.capture.view(request))
+    }
+
+    fn in_context(&self, (inner, value): &Self::Captured, poll: &mut dyn FnMut()) {
+        self.inner.in_context(inner, &mut || (self.scope)(value.clone(), poll));
+    }
+}
+
+impl<A: Clone, V: Clone, P> Clone for Propagate<A, V, P> {
+    fn clone(&self) -> Self {
+        Self { inner: self.inner.clone(), capture: self.capture.clone(), scope: self.scope.clone() }
+    }
+}
+
+impl<A: fmt::Debug, V: fmt::Debug, P> fmt::Debug for Propagate<A, V, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Propagate").field("inner", &self.inner).field("capture", &self.capture).finish_non_exhaustive()
+    }
+}
