@@ -78,7 +78,6 @@ impl Schedule for QueuePermit {
         }
     }
 
-    #[inline(always)]
     fn on_start(&self, waited: Duration) {
         let admission = self.pool.admission();
         if self.take() {
@@ -91,12 +90,10 @@ impl Schedule for QueuePermit {
         self.pool.admission().on_complete(run_time);
     }
 
-    #[inline]
     fn is_halted(&self) -> bool {
         self.pool.admission().is_halted()
     }
 
-    #[inline]
     fn metrics(&self) -> &Metrics {
         self.pool.admission().metrics()
     }
