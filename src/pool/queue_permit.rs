@@ -68,6 +68,7 @@ impl QueuePermit {
 }
 
 impl Schedule for QueuePermit {
+    #[inline]
     fn schedule(&self, runnable: Runnable) {
         self.pool.schedule(runnable);
     }
@@ -78,6 +79,7 @@ impl Schedule for QueuePermit {
         }
     }
 
+    #[inline]
     fn on_start(&self, waited: Duration) {
         let admission = self.pool.admission();
         if self.take() {
@@ -86,14 +88,17 @@ impl Schedule for QueuePermit {
         admission.on_start(waited);
     }
 
+    #[inline]
     fn on_complete(&self, run_time: Option<Duration>) {
         self.pool.admission().on_complete(run_time);
     }
 
+    #[inline]
     fn is_halted(&self) -> bool {
         self.pool.admission().is_halted()
     }
 
+    #[inline]
     fn metrics(&self) -> &Metrics {
         self.pool.admission().metrics()
     }
