@@ -1,7 +1,11 @@
+use crate::panic::ignore_panic;
 use std::{cell::RefCell, collections::VecDeque};
 
+<<<<<<< HEAD
 use crate::panic::ignore_panic;
 
+=======
+>>>>>>> main
 /// How a task ended, in the order of a task's life. Each task has exactly one completion.
 ///
 /// Passed to the callbacks of [`Reservation::on_completion`](super::Reservation::on_completion).

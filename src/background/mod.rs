@@ -72,7 +72,6 @@
 //! needs a durable queue.
 
 mod builder;
-mod compat;
 mod completion;
 mod error;
 mod header;
@@ -85,7 +84,6 @@ mod task;
 use std::{borrow::Cow, fmt, sync::Arc};
 
 #[doc(hidden)]
-pub use self::compat::{Builder, Rejected, Stats};
 use self::shared::Shared;
 pub use self::{
     builder::BackgroundBuilder,

@@ -97,13 +97,15 @@ impl Shared {
 
     /// Cancels a task. Returns `false` if it is complete.
     pub(super) fn cancel(&self, id: u64) -> bool {
-        match self.release(|state| state.cancel(id)) {
+        let cancelled = lock(&self.state).cancel(id);
+        match cancelled {
             Cancel::Complete => return false,
             Cancel::Removed { work } => {
                 if let Some(task) = work {
                     record_finished(&task.header, Completion::Cancelled, None);
                     drop_cancelled(task);
                 }
+                self.release(|_| ()); // after the drop, so that a waiting shutdown waits for it
             }
             Cancel::Abort(header) => header.cancel(),
         }
@@ -167,7 +169,11 @@ impl Shared {
         });
     }
 
+<<<<<<< HEAD
     /// Performs a transition that may leave the state idle.
+=======
+    /// Performs a transition that may leave the state idle, and then notifies shutdowns.
+>>>>>>> main
     fn release<T>(&self, transition: impl FnOnce(&mut State<QueuedTask, Arc<TaskHeader>>) -> T) -> T {
         let (value, is_idle) = {
             let mut state = lock(&self.state);

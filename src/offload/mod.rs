@@ -60,7 +60,7 @@
 //! The pool's [queue policy](crate::pool#overload) and [`priority`](OffloadLayer::priority) decide
 //! which calls wait, and for how long.
 //!
-//! # CallError
+//! # Rejection
 //!
 //! The layer's [`Reject`] strategy turns a [`CallError`](crate::CallError) into an answer:
 //!
@@ -161,4 +161,8 @@ pub use self::{
     service::Offload,
     service_fn::{ServiceFnBlocking, service_fn_blocking},
 };
+<<<<<<< HEAD
 pub use crate::request_head::RequestHead;
+=======
+pub use crate::request_head::{OfHead, OfRequest, RequestHead};
+>>>>>>> main

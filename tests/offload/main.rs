@@ -14,7 +14,6 @@ mod priority;
 mod readiness;
 mod runtimes;
 mod scheduling;
-mod second_pool;
 mod shutdown;
 mod support;
 mod threads;

@@ -199,7 +199,7 @@ fn impossible_policy_is_a_build_error() {
     let (short, long) = (Duration::from_millis(1), Duration::from_millis(2));
     assert!(build(Codel::new(Duration::ZERO, long)).contains("target of zero"));
     let message = build(Codel::new(long, short));
-    assert!(message.contains("interval of 1ms") && message.contains("target of 2ms"), "{message}");
+    assert!(message.contains("interval 1ms") && message.contains("target 2ms"), "{message}");
     assert!(ThreadPool::builder().threads(1).queue_policy(QueuePolicy::Fifo).build().is_ok());
     assert!(ThreadPool::builder().threads(1).queue_policy(Codel::default()).build().is_ok());
 }

@@ -14,8 +14,8 @@ use tower_offload::CallError;
 
 use crate::{
     Failure, Json, Record, TaskId, Timestamp,
-    panic::contained,
-    progress::Report,
+    panic::ignore_panic,
+    progress::ProgressSink,
     record::Ending,
     sync::{Mutex, lock},
 };
@@ -78,7 +78,7 @@ impl Attempt {
             }
             self.unwanted.store(true, Ordering::Release);
             if !is_sync {
-                contained(|| drop(future));
+                ignore_panic(|| drop(future));
                 return if is_stopped { Verdict::Stopped } else { Verdict::Failed(timed_out(limit)) };
             }
         }
@@ -104,7 +104,7 @@ fn timed_out(limit: Duration) -> Failure {
     Failure::new(TIMEOUT, format!("it took longer than {limit:?}"))
 }
 
-impl Report for Attempt {
+impl ProgressSink for Attempt {
     fn id(&self) -> TaskId {
         self.id
     }
@@ -116,7 +116,7 @@ impl Report for Attempt {
         }
     }
 
-    fn is_unwanted(&self) -> bool {
+    fn is_cancelled(&self) -> bool {
         self.unwanted.load(Ordering::Acquire)
     }
 }
