@@ -18,12 +18,8 @@ use super::{
 };
 use crate::panic::ignore_panic;
 use crate::{
-<<<<<<< HEAD
-    background::{Completion, DrainGuard},
-=======
     background::{Completion, DrainGuard, Reservation, TaskBody},
     pool::call::{self},
->>>>>>> main
     sync::{Mutex, lock},
 };
 

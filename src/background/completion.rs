@@ -1,11 +1,6 @@
 use crate::panic::ignore_panic;
 use std::{cell::RefCell, collections::VecDeque};
 
-<<<<<<< HEAD
-use crate::panic::ignore_panic;
-
-=======
->>>>>>> main
 /// How a task ended, in the order of a task's life. Each task has exactly one completion.
 ///
 /// Passed to the callbacks of [`Reservation::on_completion`](super::Reservation::on_completion).

@@ -8,12 +8,8 @@ use std::{
 use tokio::task::AbortHandle;
 
 use super::completion::{Completion, CompletionFn, run_callback};
-use crate::panic::ignore_panic;
 use crate::{
-<<<<<<< HEAD
-=======
     panic::ignore_panic,
->>>>>>> main
     pool::{CallError, call::JoinHandle},
     sync::{AtomicBool, Mutex, Ordering::SeqCst, lock},
 };

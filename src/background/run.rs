@@ -89,21 +89,12 @@ fn spawn_on_pool(
 ) {
     let priority = Priority::Normal;
     match QueuePermit::try_acquire_counted(shared.pool.clone(), priority) {
-<<<<<<< HEAD
-        Ok(slot) => {
-            let admitted = Admitted { queue_permit: slot, layer_permit: None, priority };
-            header.set_pool_handle(pool::spawn(admitted, context, OnCallerDrop::CancelOnPool, future));
-        }
-        Err(rejection) => {
-            let _ = header.refusal.set(rejection);
-=======
         Ok(queue_permit) => {
             let admitted = Admitted { queue_permit, layer_permit: None, priority };
             header.set_pool_handle(pool::spawn(admitted, context, OnCallerDrop::CancelOnPool, future));
         }
         Err(error) => {
             let _ = header.refusal.set(error);
->>>>>>> main
             ignore_panic(|| drop(future));
         }
     }

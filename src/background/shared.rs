@@ -169,11 +169,7 @@ impl Shared {
         });
     }
 
-<<<<<<< HEAD
-    /// Performs a transition that may leave the state idle.
-=======
     /// Performs a transition that may leave the state idle, and then notifies shutdowns.
->>>>>>> main
     fn release<T>(&self, transition: impl FnOnce(&mut State<QueuedTask, Arc<TaskHeader>>) -> T) -> T {
         let (value, is_idle) = {
             let mut state = lock(&self.state);

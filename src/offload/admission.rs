@@ -83,11 +83,7 @@ impl Limiter {
     /// Acquires both permits at once or none.
     pub(super) fn try_admit(self: &Arc<Self>, pool: &Arc<dyn Pool>, priority: Priority) -> Result<Admitted, CallError> {
         let outer = CurrentCall::layer_permit();
-<<<<<<< HEAD
-        let place = match &self.in_flight {
-=======
         let layer_permit = match &self.in_flight {
->>>>>>> main
             Some(in_flight) if !self.is_held_by(outer.as_ref()) => {
                 // `Closed` takes precedence over `Overloaded`, since a retry would be in vain.
                 if pool.admission().is_closed() {
@@ -98,11 +94,7 @@ impl Limiter {
             }
             _ => outer,
         };
-<<<<<<< HEAD
-        Ok(Admitted { queue_permit: QueuePermit::try_acquire(pool, priority)?, layer_permit: place, priority })
-=======
         Ok(Admitted { queue_permit: QueuePermit::try_acquire(pool, priority)?, layer_permit, priority })
->>>>>>> main
     }
 
     /// Waits for both permits, for each in the order of arrival. Returns early if the pool is
@@ -122,11 +114,7 @@ impl Limiter {
                 }
                 _ => outer.clone(),
             };
-<<<<<<< HEAD
-            Ok(Admitted { queue_permit: QueuePermit::acquire(&pool).await?, layer_permit: place, priority })
-=======
             Ok(Admitted { queue_permit: QueuePermit::acquire(&pool).await?, layer_permit, priority })
->>>>>>> main
         });
         poll_fn(|cx| match closed.as_mut().poll(cx) {
             Poll::Ready(()) => Poll::Ready(Err(CallError::Closed)),
@@ -152,21 +140,12 @@ impl Limiter {
         }
     }
 
-<<<<<<< HEAD
-    /// Returns `true` if `place`, or a place around it, holds a permit of this limiter.
-    ///
-    /// A call within a call of the same layer shares the outer call's permit. Otherwise a layer
-    /// with `max_in_flight(1)` would deadlock when it is nested in itself.
-    fn is_held_by(self: &Arc<Self>, mut place: Option<&Arc<dyn LayerPermit>>) -> bool {
-        while let Some(held) = place {
-=======
     /// Returns `true` if `permit`, or a permit around it, was issued by this limiter.
     ///
     /// A call within a call of the same layer shares the outer call's permit. Otherwise a layer
     /// with `max_in_flight(1)` would deadlock when it is nested in itself.
     fn is_held_by(self: &Arc<Self>, mut permit: Option<&Arc<dyn LayerPermit>>) -> bool {
         while let Some(held) = permit {
->>>>>>> main
             if held.layer() == self.address() {
                 return true;
             }

@@ -12,14 +12,9 @@ use http_body::{Body, Frame};
 use tokio::{sync::mpsc, task::yield_now};
 
 use crate::pool::{
-<<<<<<< HEAD
-    self, Admitted, CallError, Pool, Priority, QueuePermit,
-    call::{self, CallFailure, JoinHandle, OnCallerDrop},
-=======
     Admitted, CallError, Pool, Priority, QueuePermit,
     call::{CallFailure, Context as CallContext, CurrentCall, JoinHandle, OnCallerDrop},
     spawn,
->>>>>>> main
 };
 
 type BoxError = Box<dyn Error + Send + Sync>;
@@ -79,11 +74,7 @@ impl BlockingBody {
         let priority = Priority::Normal;
         let queue_permit = QueuePermit::try_acquire_counted(pool.into_shared(), priority)?;
         Ok(Self::spawn(
-<<<<<<< HEAD
-            Admitted { queue_permit, layer_permit: call::CurrentCall::layer_permit(), priority },
-=======
             Admitted { queue_permit, layer_permit: CurrentCall::layer_permit(), priority },
->>>>>>> main
             source.into_iter(),
         ))
     }

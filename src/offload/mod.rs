@@ -161,8 +161,4 @@ pub use self::{
     service::Offload,
     service_fn::{ServiceFnBlocking, service_fn_blocking},
 };
-<<<<<<< HEAD
-pub use crate::request_head::RequestHead;
-=======
 pub use crate::request_head::{OfHead, OfRequest, RequestHead};
->>>>>>> main

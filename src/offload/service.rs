@@ -13,14 +13,9 @@ use super::{
     reject::{HttpReject, Reject},
 };
 use crate::pool::{
-<<<<<<< HEAD
-    self, Admitted, CallError, Pool, Priority,
-    call::{Context as CallContext, JoinHandle, OnCallerDrop},
-=======
     Admitted, CallError, Pool, Priority,
     call::{Context as CallContext, JoinHandle, OnCallerDrop},
     spawn,
->>>>>>> main
 };
 
 /// Runs the inner service's `call`, and its future, on a pool.
@@ -172,11 +167,7 @@ impl<S, X, A> Offload<S, X, A> {
         Prepared {
             pool: self.config.pool.clone(),
             context: CallContext::capture(),
-<<<<<<< HEAD
-            departure: if self.config.detached { OnCallerDrop::Detach } else { OnCallerDrop::Cancel },
-=======
             on_caller_drop: if self.config.detached { OnCallerDrop::Detach } else { OnCallerDrop::Cancel },
->>>>>>> main
             work: Work::new(ready, request, self.config.inspect.clone(), captured),
         }
     }
@@ -196,11 +187,7 @@ where
     F::Output: Send + 'static,
 {
     fn start(self, admitted: Admitted) -> JoinHandle<F::Output> {
-<<<<<<< HEAD
-        pool::spawn(admitted, self.context, self.departure, self.work)
-=======
         spawn(admitted, self.context, self.on_caller_drop, self.work)
->>>>>>> main
     }
 }
 

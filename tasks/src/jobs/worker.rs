@@ -2,7 +2,7 @@ use std::{any::Any, pin::Pin, sync::Arc, time::Duration};
 
 use serde::Serialize;
 use tokio::sync::Notify;
-use tower_offload::{Pool, CallError};
+use tower_offload::{CallError, Pool};
 
 use super::{Job, alive::Alive};
 use crate::{
