@@ -68,6 +68,7 @@ impl QueuePermit {
 }
 
 impl Schedule for QueuePermit {
+    #[inline]
     fn schedule(&self, runnable: Runnable) {
         self.pool.schedule(runnable);
     }
@@ -78,7 +79,7 @@ impl Schedule for QueuePermit {
         }
     }
 
-    #[inline(always)]
+    #[inline]
     fn on_start(&self, waited: Duration) {
         let admission = self.pool.admission();
         if self.take() {
@@ -87,6 +88,7 @@ impl Schedule for QueuePermit {
         admission.on_start(waited);
     }
 
+    #[inline]
     fn on_complete(&self, run_time: Option<Duration>) {
         self.pool.admission().on_complete(run_time);
     }

@@ -31,6 +31,7 @@ impl fmt::Debug for Hooks {
 /// Prepares each thread of a `ThreadPool`: sets its nice value and runs the hooks around its work.
 #[derive(Debug)]
 pub(super) struct ThreadSetup {
+    #[cfg_attr(not(feature = "tracing"), expect(dead_code, reason = "only events name the pool"))]
     pool: Arc<str>,
     niceness: Option<i32>,
     hooks: Hooks,

@@ -163,7 +163,6 @@ impl CurrentCall {
     }
 
     /// Runs `work` as part of this call.
-    #[inline]
     pub(super) fn scope<T>(self, work: impl FnOnce() -> T) -> T {
         let _restore = RestoreCurrent(replace(Some(self)));
         work()
