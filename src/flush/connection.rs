@@ -30,7 +30,7 @@ use crate::{
 /// The protocol of a connection, decided by the first bytes of the client.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[repr(u8)]
-pub(super) enum Protocol {
+pub(crate) enum Protocol {
     Undecided,
     Http1,
     Http2,
@@ -59,7 +59,7 @@ impl Connection {
         }
     }
 
-    pub(super) fn protocol(&self) -> Protocol {
+    pub(crate) fn protocol(&self) -> Protocol {
         match self.protocol.load(Ordering::Acquire) {
             http1 if http1 == Protocol::Http1 as u8 => Protocol::Http1,
             http2 if http2 == Protocol::Http2 as u8 => Protocol::Http2,
@@ -97,20 +97,6 @@ impl Connection {
             Protocol::Undecided | Protocol::Http1 => {
                 self.change(|state, completions| state.begin_http2(None, waiter, completions));
             }
-        }
-    }
-
-    #[cfg(feature = "axum")]
-    pub(crate) fn take_stream(&self) -> Option<StreamId> {
-        let caller = ThreadAndTaskId::current();
-        lock(&self.state).take_pending_stream(caller)
-    }
-
-    #[cfg(feature = "axum")]
-    pub(super) fn begin_on(&self, stream: Option<StreamId>, version: Version, waiter: FlushWaiter) {
-        match stream {
-            Some(_) => self.change(|state, completions| state.begin_http2(stream, waiter, completions)),
-            None => self.begin(version, waiter),
         }
     }
 

@@ -37,7 +37,8 @@
 //! ```
 //!
 //! The connection only reports. [`AfterResponseLayer`](crate::AfterResponseLayer) gives handlers
-//! the handle to register hooks and tasks.
+//! the handle to register hooks and tasks. With axum, `tower_offload::axum::serve` tracks every
+//! connection.
 //!
 //! # How it works
 //!
@@ -89,7 +90,7 @@ mod status_line;
 mod tracker;
 
 #[cfg(feature = "axum")]
-pub(crate) use self::{connection::Connection, frames::StreamId, service::begin_on as begin};
+pub(crate) use self::connection::{Connection, Protocol};
 pub use self::{
     io::{Parts, TrackedIo},
     service::TrackedService,

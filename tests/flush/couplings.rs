@@ -3,13 +3,11 @@
 //! must be redesigned.
 
 use std::{
-    cell::Cell,
     collections::VecDeque,
     convert::Infallible,
-    future::{Ready, ready},
+    future::ready,
     io,
     pin::Pin,
-    rc::Rc,
     sync::{Arc, Mutex},
     task::{Context, Poll},
 };
@@ -17,56 +15,14 @@ use std::{
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::Full;
-use hyper::{body::Incoming, service::Service as _};
+use hyper::body::Incoming;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo},
     server::conn::auto,
-    service::TowerToHyperService,
 };
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 
 use crate::support::{HTTP2, PATIENCE, Setup, frames, on_each};
-
-/// Counts its clones.
-struct Cloned(Rc<Cell<usize>>);
-
-impl Clone for Cloned {
-    fn clone(&self) -> Self {
-        self.0.set(self.0.get() + 1);
-        Self(self.0.clone())
-    }
-}
-
-impl tower::Service<Request<()>> for Cloned {
-    type Response = Response<()>;
-    type Error = Infallible;
-    type Future = Ready<Result<Response<()>, Infallible>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, _: Request<()>) -> Self::Future {
-        ready(Ok(Response::new(())))
-    }
-}
-
-/// With `axum::serve`, this clone is the only point where the stream of a request is known.
-#[test]
-fn hyper_util_clones_the_service_in_hyper_s_call() {
-    let clones = Rc::new(Cell::new(0));
-    let service = TowerToHyperService::new(Cloned(clones.clone()));
-    for calls in 1..=3 {
-        let future = service.call(Request::new(()));
-        assert_eq!(
-            clones.get(),
-            calls,
-            "`hyper_util::service::TowerToHyperService::call` must clone its service once, in the call itself: \
-             `FlushMakeService` takes the stream in that clone"
-        );
-        drop(future);
-    }
-}
 
 /// An event on a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]

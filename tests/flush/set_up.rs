@@ -1,16 +1,13 @@
 //! Combinations of layer, connection and extractor, and the symptoms of mistakes.
 
-use std::{
-    net::SocketAddr,
-    sync::{Arc, Mutex},
-};
+use std::sync::{Arc, Mutex};
 
-use axum::{Router, extract::ConnectInfo, response::Response, routing::get};
+use axum::{Router, response::Response, routing::get};
 use tokio::{net::TcpListener, sync::mpsc};
 use tower_offload::{
     Background,
     after_response::{AfterResponse, AfterResponseLayer, Delivery, End, Outcome},
-    axum::{FlushListener, FlushMakeService},
+    axum::serve,
 };
 
 use crate::support::{ALL, Client, Setup, Stack, after_shutdown, on_each, within};
@@ -22,7 +19,7 @@ async fn response_of(app: Router, tracked: bool) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     if tracked {
-        tokio::spawn(axum::serve(FlushListener::new(listener), FlushMakeService::new(app)).into_future());
+        tokio::spawn(serve(listener, app).into_future());
     } else {
         tokio::spawn(axum::serve(listener, app).into_future());
     }
@@ -31,14 +28,6 @@ async fn response_of(app: Router, tracked: bool) -> String {
     let mut answer = String::new();
     within(stream.read_to_string(&mut answer)).await.unwrap();
     answer
-}
-
-#[tokio::test]
-async fn flush_listener_provides_connect_info() {
-    let app = Router::new()
-        .route("/", get(|ConnectInfo(peer): ConnectInfo<SocketAddr>| async move { format!("from {}", peer.ip()) }));
-    let answer = response_of(app.layer(AfterResponseLayer::new(tower_offload::Background::default())), true).await;
-    assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("from 127.0.0.1"), "{answer}");
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@ use axum::{
     serve::{IncomingStream, Listener},
 };
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tower_offload::axum::serve;
 
 use super::{Wire, counting::Counting};
 
@@ -22,6 +23,12 @@ pub(crate) struct Peer {
 
 impl Connected<IncomingStream<'_, CountingListener>> for Peer {
     fn connect_info(stream: IncomingStream<'_, CountingListener>) -> Self {
+        stream.remote_addr().clone()
+    }
+}
+
+impl Connected<serve::IncomingStream<'_, CountingListener>> for Peer {
+    fn connect_info(stream: serve::IncomingStream<'_, CountingListener>) -> Self {
         stream.remote_addr().clone()
     }
 }

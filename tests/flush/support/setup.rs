@@ -23,7 +23,7 @@ use tower::{Layer, ServiceExt, service_fn};
 use tower_offload::{
     Background,
     after_response::{AfterResponse, AfterResponseLayer},
-    axum::{FlushListener, FlushMakeService},
+    axum::serve,
     flush::Tracker,
 };
 
@@ -127,15 +127,16 @@ impl Setup {
             app = app.layer(AfterResponseLayer::new(self.background.clone()));
         }
         let shut_down = async move { _ = shutdown.wait_for(|shut_down| *shut_down).await };
-        if self.tracked {
-            let listener = FlushListener::new(listener);
-            let tracker = listener.tracker().clone();
-            let serve = axum::serve(listener, FlushMakeService::new(app)).with_graceful_shutdown(shut_down);
-            (tokio::spawn(async move { serve.await.unwrap() }), tracker)
+        let app = app.into_make_service_with_connect_info::<Peer>();
+        let tracker = Tracker::new();
+        let server = if self.tracked {
+            let serve = serve(listener, app).tracker(&tracker).with_graceful_shutdown(shut_down);
+            tokio::spawn(async move { serve.await.unwrap() })
         } else {
-            let serve = axum::serve(listener, app.into_make_service_with_connect_info::<Peer>());
-            (tokio::spawn(async move { serve.with_graceful_shutdown(shut_down).await.unwrap() }), Tracker::new())
-        }
+            let serve = axum::serve(listener, app).with_graceful_shutdown(shut_down);
+            tokio::spawn(async move { serve.await.unwrap() })
+        };
+        (server, tracker)
     }
 
     async fn hyper(
