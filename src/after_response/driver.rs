@@ -16,9 +16,10 @@ use super::{
     pending::{Pending, SpawnContext},
     task::Condition,
 };
+use crate::panic::ignore_panic;
 use crate::{
     background::{Completion, DrainGuard, Reservation, TaskBody},
-    pool::call::{self, contained},
+    pool::call::{self},
     sync::{Mutex, lock},
 };
 
@@ -35,8 +36,8 @@ impl Hook {
 
     fn run(self, outcome: &Outcome) {
         let Self { context, run } = self;
-        contained(|| context.enter_trace(|| run(outcome)));
-        contained(|| drop(context));
+        ignore_panic(|| context.enter_trace(|| run(outcome)));
+        ignore_panic(|| drop(context));
     }
 }
 
@@ -72,7 +73,7 @@ impl Driver {
         let Some(SpawnContext { runtime, background }) = context else { return }; // nothing was registered
         let driver = Self { work: Some((exchange, background.drain_guard())) };
         match runtime.or_else(|| Handle::try_current().ok()) {
-            Some(runtime) => contained(|| drop(runtime.spawn(driver))), // the runtime's own task hooks are user code
+            Some(runtime) => ignore_panic(|| drop(runtime.spawn(driver))), // the runtime's own task hooks are user code
             None => drop(driver),
         }
     }
@@ -128,7 +129,7 @@ fn select(mut task: RegisteredTask, outcome: &Outcome, pending: &Mutex<Pending<H
 /// Drops a task, which releases its reservation and counts it as skipped.
 fn skip(task: RegisteredTask, pending: &Mutex<Pending<Hook, RegisteredTask>>) {
     lock(pending).unindex(task.reservation.id());
-    contained(|| drop(task));
+    ignore_panic(|| drop(task));
 }
 
 /// Starts the ready tasks that may start now.

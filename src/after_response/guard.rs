@@ -17,7 +17,7 @@ use super::{
     exchange::Exchange,
     progress::{Progress, RequestLine},
 };
-use crate::pool::call::contained;
+use crate::panic::ignore_panic;
 
 /// Observes the one response that goes out, and finishes its exchange when it is dropped.
 ///
@@ -124,7 +124,7 @@ impl Guard {
     fn text(&self, error: &impl fmt::Display) -> Option<String> {
         let mut text = None;
         if self.exchange.has_registrations() {
-            contained(|| text = Some(error.to_string()));
+            ignore_panic(|| text = Some(error.to_string()));
         }
         text
     }
@@ -141,7 +141,7 @@ impl Drop for Guard {
         }
         self.exchange.finish(progress);
         if let Some(waker) = self.waker.take() {
-            contained(|| waker.wake());
+            ignore_panic(|| waker.wake());
         }
     }
 }

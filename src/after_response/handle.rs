@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     background::{Background, TaskHandle, TaskOutput},
-    pool::call::contained,
+    panic::ignore_panic,
     sync::lock,
 };
 
@@ -127,7 +127,7 @@ impl AfterResponse {
         let (ids, removed) = lock(&self.exchange.pending).remove_by_name(name, |task| task.reservation.id());
         let cancelled = ids.into_iter().filter(|id| self.background.cancel_id(*id)).count();
         // Dropped after the ids were cancelled, otherwise the tasks would count as skipped.
-        removed.into_iter().for_each(|task| contained(|| drop(task)));
+        removed.into_iter().for_each(|task| ignore_panic(|| drop(task)));
         // A task that waited behind them may be able to start.
         dispatch(&self.exchange);
         cancelled

@@ -3,7 +3,7 @@ use std::{borrow::Cow, error::Error, fmt, time::Duration};
 use super::{AfterResponse, Outcome, driver::RegisteredTask, guard::InnerAttempt};
 use crate::{
     background::{Reservation, SubmitError, TaskBody, TaskHandle, TaskOutput},
-    pool::call::{contained, guarded},
+    panic::{catch_unwind, ignore_panic},
 };
 
 /// Builder of a named task that runs after the response. Made by [`AfterResponse::task`].
@@ -229,8 +229,8 @@ impl Condition {
             Self::Complete => outcome.is_complete(),
             Self::Flushed => outcome.is_flushed(),
             Self::Always => true,
-            Self::When(predicate) => guarded(|| predicate(outcome)).unwrap_or_else(|payload| {
-                contained(|| drop(payload));
+            Self::When(predicate) => catch_unwind(|| predicate(outcome)).unwrap_or_else(|payload| {
+                ignore_panic(|| drop(payload));
                 false
             }),
         }

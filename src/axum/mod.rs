@@ -1,4 +1,4 @@
-//! Integration with axum: sync functions as handlers and, with feature `flush`, a server that
+//! Integration with axum: blocking functions as handlers and, with feature `flush`, a server that
 //! tracks when each response was flushed.
 //!
 //! [`blocking`] creates a handler from a sync function. Its extractors run on the event loop, the
@@ -12,8 +12,8 @@
 //! struct Pepper(&'static str);
 //!
 //! /// This function may block.
-//! fn hash(State(pepper): State<Pepper>, Path(user): Path<String>, password: String) -> Json<usize> {
-//!     Json(pepper.0.len() + user.len() + password.len())
+//! fn hash(State(pepper): State<Pepper>, Path(user): Path<String>, password: String) -> Json<u64> {
+//!     Json((pepper.0.len() + user.len() + password.len()) as u64)
 //! }
 //!
 //! let cpu = ThreadPool::cpu();

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use tokio::{net::TcpListener, signal, sync::oneshot, time};
 use tower_offload::ThreadPool;
 use tower_offload_tasks::jobs::{Backoff, Durable, Job, Unique};
-use tower_offload_tasks::{Accepted, Progress, Refused, SqlStore, Tasks, service::Access};
+use tower_offload_tasks::{AcceptError, Accepted, Progress, SqlStore, Tasks, service::Access};
 
 /// Jobs that survive the death of their process
 ///
@@ -81,13 +81,13 @@ async fn append(
     extract::State(site): extract::State<Site>,
     extract::Query(Query { ms, key }): extract::Query<Query>,
     headers: HeaderMap,
-) -> Result<Response, Refused> {
+) -> Result<Response, AcceptError> {
     let enqueue = site.durable.enqueue(Append { key, ms }).max_attempts(site.attempts);
     let accepted = enqueue.unique(Unique::by_content()).await?;
     Ok(site.durable.tasks().respond(accepted, &headers).await) // with `Prefer: wait=n` at its end, if that comes in time
 }
 
-async fn poison(extract::State(site): extract::State<Site>) -> Result<Accepted, Refused> {
+async fn poison(extract::State(site): extract::State<Site>) -> Result<Accepted, AcceptError> {
     site.durable.enqueue(Poison {}).await
 }
 
@@ -111,7 +111,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let Options { port, database, out, lease, backoff, attempts, grace } = Options::parse();
     let grace = Duration::from_secs(grace);
     let store = SqlStore::open_with_lease(&database, Duration::from_millis(lease.max(1))).await?;
-    let tasks = Tasks::new(store).mounted_at("/tasks");
+    let tasks = Tasks::new(store);
     let durable = Durable::builder(&tasks)
         .backoff(Backoff::fixed(Duration::from_millis(backoff)))
         .sync_worker(ThreadPool::blocking(32), Duration::from_secs(600), move |job, progress| {
@@ -140,7 +140,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     tasks.end_streams(); // whoever watches a job would hold up the server as long as that lasts
     let report = durable.drain(grace).await; // what has not ended by then begins once more
     drop(time::timeout(Duration::from_secs(1), server).await);
-    println!("stopped: {report}; {} records not written", tasks.drain(grace).await.unwritten.len());
+    println!("stopped: {report}; {} records not written", tasks.shutdown(grace).await.unwritten.len());
     Ok(())
 }
 

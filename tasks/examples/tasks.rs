@@ -7,7 +7,7 @@ use axum::{Router, extract, routing};
 use clap::Parser;
 use tokio::{net::TcpListener, signal, sync::oneshot, time};
 use tower_offload::{AfterResponse, AfterResponseLayer, Background};
-use tower_offload_tasks::{Accepted, MemoryStore, Refused, SqlStore, Tasks, service::Access};
+use tower_offload_tasks::{AcceptError, Accepted, MemoryStore, SqlStore, Tasks, service::Access};
 
 /// How long after SIGTERM or Ctrl-C each step may take: requests, work, records.
 const GRACE: Duration = Duration::from_secs(10);
@@ -37,7 +37,7 @@ async fn report(
     extract::State(tasks): extract::State<Tasks>,
     extract::Query(Query { ms, fail }): extract::Query<Query>,
     after: AfterResponse,
-) -> Result<Accepted, Refused> {
+) -> Result<Accepted, AcceptError> {
     let work = move |progress: tower_offload_tasks::Progress| {
         for step in 1..=100 {
             if progress.is_cancelled() {
@@ -48,7 +48,7 @@ async fn report(
         }
         if fail == 0 { Ok(serde_json::json!({"pages": 100})) } else { Err("the printer is on fire".to_owned()) }
     };
-    tasks.track("report").run(&after, work).await // 202 once the record is committed; the work starts after the response
+    tasks.track("report").spawn_blocking(&after, work).await // 202 once the record is committed; the work starts after the response
 }
 
 #[tokio::main]
@@ -62,7 +62,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
             SqlStore::open(store.strip_prefix("postgres:").filter(|url| url.contains(':')).unwrap_or(store)).await?,
         ),
     };
-    let tasks = tasks.mounted_at("/tasks");
+
     tasks.start().await?;
     let background = Background::default();
     let service = tasks.service().authorize(|_, _| Access::All); // on a developer's machine everybody may
@@ -82,8 +82,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     drop(stop);
     tasks.end_streams(); // whoever watches a task would hold up the server as long as that lasts
     drop(time::timeout(GRACE, server).await);
-    let report = background.drain(GRACE).await;
-    println!("stopped: {report}; {} records not written", tasks.drain(GRACE).await.unwritten.len());
+    let report = background.shutdown(GRACE).await;
+    println!("stopped: {report}; {} records not written", tasks.shutdown(GRACE).await.unwritten.len());
     Ok(())
 }
 

@@ -1,17 +1,17 @@
 use ::axum::response::{IntoResponse, Response};
 
-use crate::{Accepted, Refused};
+use crate::{AcceptError, Accepted};
 
 impl IntoResponse for Accepted {
-    /// As [`Accepted::into_response`].
+    /// Like [`Accepted::into_response`].
     fn into_response(self) -> Response {
         Accepted::into_response(self)
     }
 }
 
-impl IntoResponse for Refused {
-    /// As [`Refused::into_response`].
+impl IntoResponse for AcceptError {
+    /// Like [`AcceptError::into_response`].
     fn into_response(self) -> Response {
-        Refused::into_response(self)
+        AcceptError::into_response(self)
     }
 }

@@ -1,65 +1,89 @@
-#[cfg(feature = "river")]
-use std::any::Any;
-use std::{fmt, sync::Arc, time::SystemTime};
+use std::{any::Any, fmt, sync::Arc, time::SystemTime};
 
-#[cfg(feature = "river")]
-use super::SqlStore;
-use super::{
-    Retention, TaskStore, Tasks,
-    shared::{Clock, Shared},
-};
+use http::HeaderValue;
 
-/// Configures [`Tasks`]. Made by [`Tasks::builder`].
-#[must_use = "a builder does nothing until `build`"]
-pub struct Builder {
+use crate::{Retention, TaskStore, Tasks, timestamp::Clock, writer::Writer};
+
+impl Tasks {
+    /// Creates `Tasks` with the default options that keep their records in `store`.
+    ///
+    /// The store is first used by [`start`](Self::start), or by the first other operation.
+    pub fn new(store: impl TaskStore) -> Self {
+        Self::builder(store).build()
+    }
+
+    /// Returns a builder for `Tasks` that keep their records in `store`.
+    pub fn builder(store: impl TaskStore) -> TasksBuilder {
+        let store = Arc::new(store);
+        TasksBuilder {
+            typed_store: store.clone(),
+            store,
+            base_path: DEFAULT_BASE_PATH.to_owned(),
+            retention: Retention::default(),
+            process: None,
+            clock: Clock::new(SystemTime::now),
+        }
+    }
+}
+
+const DEFAULT_BASE_PATH: &str = "/tasks";
+
+/// Configures [`Tasks`]. Returned by [`Tasks::builder`].
+#[must_use = "a builder does nothing until `build` is called"]
+pub struct TasksBuilder {
     store: Arc<dyn TaskStore>,
-    #[cfg(feature = "river")]
-    engine: Option<SqlStore>,
+    /// The same store, for [`Tasks::store`].
+    typed_store: Arc<dyn Any + Send + Sync>,
+    base_path: String,
     retention: Retention,
     process: Option<String>,
     clock: Clock,
 }
 
-impl Builder {
-    pub(super) fn new(store: impl TaskStore) -> Self {
-        Self {
-            #[cfg(feature = "river")]
-            engine: (&store as &dyn Any).downcast_ref::<SqlStore>().cloned(),
-            store: Arc::new(store),
-            retention: Retention::default(),
-            process: None,
-            clock: Arc::new(SystemTime::now),
-        }
+impl TasksBuilder {
+    /// Sets the path or URL at which the [status service](Tasks::service) is mounted. Default:
+    /// `/tasks`.
+    ///
+    /// The `Location` of each [`Accepted`](crate::Accepted) starts with it. A nested service does
+    /// not know its own path.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the path is not a valid header value.
+    #[track_caller]
+    pub fn base_path(self, path: &str) -> Self {
+        assert!(HeaderValue::from_str(path).is_ok(), "`base_path` must be a valid header value, got {path:?}");
+        Self { base_path: path.trim_end_matches('/').to_owned(), ..self }
     }
 
-    /// How long records of tasks that are over are kept. Default: [`Retention::default`].
+    /// Sets how long finished records are kept. Default: [`Retention::default`].
     pub fn retention(self, retention: Retention) -> Self {
         Self { retention, ..self }
     }
 
-    /// What this process is called in the store, for people who look into it. Default: `process` and its number.
+    /// Sets the name of this process, for people who inspect the store. Default: `process` and the
+    /// process id.
     pub fn process(self, name: impl Into<String>) -> Self {
         Self { process: Some(name.into()), ..self }
     }
 
-    /// Where the times in records come from; for tests. Default: the system's clock.
+    /// Sets the source of the times in records, for tests. Default: the system clock.
     pub fn clock(self, clock: impl Fn() -> SystemTime + Send + Sync + 'static) -> Self {
-        Self { clock: Arc::new(clock), ..self }
+        Self { clock: Clock::new(clock), ..self }
     }
 
-    /// Nothing is written and no store is asked before the first use, or [`Tasks::start`].
+    /// Creates the `Tasks`. The store is not used yet.
     pub fn build(self) -> Tasks {
         let process = self.process.unwrap_or_else(|| format!("process {}", std::process::id()));
-        let shared = Shared::new(self.store, self.retention, process, self.clock);
-        #[cfg(feature = "river")]
-        let shared = shared.with_engine(self.engine);
-        Tasks::from_shared(shared)
+        let writer = Writer::new(self.store, self.retention, process, self.clock);
+        Tasks::from_parts(writer, self.typed_store, self.base_path)
     }
 }
 
-impl fmt::Debug for Builder {
+impl fmt::Debug for TasksBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Builder")
+        f.debug_struct("TasksBuilder")
+            .field("base_path", &self.base_path)
             .field("retention", &self.retention)
             .field("process", &self.process)
             .finish_non_exhaustive()

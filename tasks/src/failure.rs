@@ -1,50 +1,58 @@
 use std::{any::type_name, borrow::Cow, error::Error, fmt::Display};
 
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
 
-use super::{Json, text::clean};
+use crate::{Json, text::sanitize};
 
-/// How a task failed: a class for programs, a message for people.
+/// Failure of a task: a class for programs and a message for people.
 ///
-/// Not an error itself, so that a task may return either any error or one of these.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+/// It does not implement [`Error`], so that a task can return either any error or a `Failure`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[non_exhaustive]
 pub struct Failure {
-    /// What kind of failure it is. For an error the name of its type, as the compiler has it, and `error` for a text or a `Box<dyn Error>`,
-    /// whose types say nothing; `panic` for a panic; `refused` if the
-    /// pool did not run it; `result` if what it returned cannot be kept.
+    /// The class of the failure. For an error it is the name of the error's type, or `error` for
+    /// strings and `Box<dyn Error>`. Other classes are `panic`, `refused` (the pool refused the
+    /// task) and `result` (the result could not be stored).
     pub class: String,
-    /// What went wrong.
+    /// The error message.
     pub message: String,
-    /// More, of a type that the class tells.
+    /// Further details, in a form that depends on the class.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<Json>,
 }
 
 impl Failure {
-    /// Of that class, with that message. Of the class 200 bytes are kept, of the message 8 KiB.
+    /// Creates a failure. The class is truncated to 200 bytes and the message to 8 KiB.
     pub fn new(class: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { class: clean(class, MAX_CLASS), message: clean(message, MAX_MESSAGE), detail: None }
+        let (class, message) = (sanitize(class, MAX_CLASS_BYTES), sanitize(message, MAX_MESSAGE_BYTES));
+        Self { class, message, detail: None }
     }
 
-    /// With a value that says more. One that cannot be [kept](Json::new) is left out, and the message says so.
+    /// Adds details. If the value is not accepted by [`Json::new`], the message says so instead.
+    #[must_use]
     pub fn detail(mut self, detail: &impl Serialize) -> Self {
         match Json::new(detail) {
             Ok(detail) => self.detail = Some(detail),
-            Err(error) => self.message = clean(format!("{} (without its detail: {error})", self.message), MAX_MESSAGE),
+            Err(error) => {
+                self.message = sanitize(format!("{} (details omitted: {error})", self.message), MAX_MESSAGE_BYTES);
+            }
         }
         self
     }
 }
 
-const MAX_CLASS: usize = 200;
-const MAX_MESSAGE: usize = 8 * 1024;
+const MAX_CLASS_BYTES: usize = 200;
+const MAX_MESSAGE_BYTES: usize = 8 * 1024;
 
-/// What a task's error may be: any that can be shown, or a [`Failure`], which names its class itself.
+/// Error types of tasks: every type that implements [`Display`], and [`Failure`].
 ///
-/// Of an error the alternate form (`{:#}`) is the message, with which libraries of error reports show the whole chain of causes; a
-/// backtrace only if the error itself shows it there.
+/// The message is the alternate form (`{:#}`), which includes the causes for error types such as
+/// `anyhow::Error`. The class is the name of the type. A [`Failure`] has a class of its own.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be the error of a task",
+    note = "the error of a task implements `Display`, or is a `tower_offload_tasks::Failure`"
+)]
 pub trait IntoFailure: sealed::Sealed {
     #[doc(hidden)]
     fn into_failure(self) -> Failure;
@@ -56,9 +64,10 @@ impl<E: Display> IntoFailure for E {
     }
 }
 
+/// Returns `error` for types whose name says nothing about the failure.
 fn class_of<E>() -> &'static str {
     let class = type_name::<E>();
-    let says_nothing = [
+    let general = [
         type_name::<&str>(),
         type_name::<Box<dyn Error + Send + Sync>>(),
         type_name::<Box<dyn Error + Send>>(),
@@ -67,7 +76,7 @@ fn class_of<E>() -> &'static str {
         type_name::<Cow<'_, str>>(),
         type_name::<String>(),
     ];
-    if says_nothing.contains(&class) { "error" } else { class }
+    if general.contains(&class) { "error" } else { class }
 }
 
 impl IntoFailure for Failure {

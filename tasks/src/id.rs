@@ -1,14 +1,15 @@
-use std::{error::Error, fmt, str::FromStr};
+use std::{borrow::Cow, error::Error, fmt, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
-use utoipa::ToSchema;
 
-use super::Timestamp;
+use crate::Timestamp;
 
-/// Names a task: 128 random bits behind the time of its making, so that ids cannot be guessed and sort by time.
+/// Id of a task: the time of its creation, followed by 128 random bits.
 ///
-/// As text 36 characters of [Crockford's base32](https://www.crockford.com/base32.html) in lower case, which sort as the ids do. Nothing
-/// else is read: no upper case, no look-alikes, so that an id has one spelling.
+/// Ids cannot be guessed, and they sort by time. The text form has 36 characters of
+/// [Crockford's base32](https://www.crockford.com/base32.html) in lower case and sorts like the id.
+/// Parsing accepts neither upper case nor the look-alikes `i`, `l` and `o`, so each id has exactly
+/// one spelling.
 ///
 /// ```
 /// use tower_offload_tasks::TaskId;
@@ -16,22 +17,26 @@ use super::Timestamp;
 /// let id: TaskId = "00y8j7g1z0b3t4kf6n2vqwhx9m5c7d1e8pr0".parse()?;
 /// assert_eq!(id.to_string(), "00y8j7g1z0b3t4kf6n2vqwhx9m5c7d1e8pr0");
 /// assert!("00Y8J7G1Z0B3T4KF6N2VQWHX9M5C7D1E8PR0".parse::<TaskId>().is_err());
-/// # Ok::<(), tower_offload_tasks::InvalidTaskId>(())
+/// # Ok::<(), tower_offload_tasks::ParseTaskIdError>(())
 /// ```
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, ToSchema)]
-#[schema(value_type = String, pattern = "^[0-9a-hjkmnp-tv-z]{36}$")]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(
+    feature = "openapi",
+    derive(utoipa::ToSchema),
+    schema(value_type = String, pattern = "^[0-9a-hjkmnp-tv-z]{36}$")
+)]
 pub struct TaskId([u8; TaskId::BYTES]);
 
 impl TaskId {
-    /// How many bytes it has: 6 of time, 16 random.
+    /// Number of bytes: 6 of time and 16 random ones.
     pub const BYTES: usize = TIME_BYTES + 16;
 
-    /// A new one, made at that time.
+    /// Generates an id for a task created at `now`.
     ///
     /// # Errors
     ///
-    /// If the system has no random bytes to give.
-    pub(crate) fn random(now: Timestamp) -> Result<Self, getrandom::Error> {
+    /// Returns an error if the system has no random bytes.
+    pub(crate) fn generate(now: Timestamp) -> Result<Self, getrandom::Error> {
         let mut bytes = [0; Self::BYTES];
         let [_, _, time @ ..] = now.as_millis().to_be_bytes();
         bytes[..TIME_BYTES].copy_from_slice(&time);
@@ -39,12 +44,12 @@ impl TaskId {
         Ok(Self(bytes))
     }
 
-    /// From what [`as_bytes`](Self::as_bytes) gave.
+    /// Creates an id from its bytes.
     pub fn from_bytes(bytes: [u8; Self::BYTES]) -> Self {
         Self(bytes)
     }
 
-    /// For stores: in the order of the ids.
+    /// Returns the bytes, which sort like the id.
     pub fn as_bytes(&self) -> &[u8; Self::BYTES] {
         &self.0
     }
@@ -52,22 +57,22 @@ impl TaskId {
 
 const TIME_BYTES: usize = 6;
 const CHARACTERS: usize = 36;
-/// No i, l, o, u.
+/// Base32 without `i`, `l`, `o` and `u`.
 const ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
-/// 36 characters have 180 bits and the bytes 176: so many at the front are zero.
+/// Number of leading zero bits in the text: 36 characters have 180 bits, an id has 176.
 const PADDING: u32 = 4;
 
 impl fmt::Display for TaskId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut text = [0_u8; CHARACTERS];
-        let (mut bits, mut count, mut place) = (0_u32, PADDING, 0);
+        let (mut bits, mut count, mut written) = (0_u32, PADDING, 0);
         for byte in self.0 {
             bits = bits << 8 | u32::from(byte);
             count += 8;
             while count >= 5 {
                 count -= 5;
-                text[place] = ALPHABET[(bits >> count & 31) as usize];
-                place += 1;
+                text[written] = ALPHABET[(bits >> count & 31) as usize];
+                written += 1;
             }
         }
         f.pad(std::str::from_utf8(&text).map_err(|_| fmt::Error)?)
@@ -75,28 +80,28 @@ impl fmt::Display for TaskId {
 }
 
 impl FromStr for TaskId {
-    type Err = InvalidTaskId;
+    type Err = ParseTaskIdError;
 
-    fn from_str(text: &str) -> Result<Self, InvalidTaskId> {
+    fn from_str(text: &str) -> Result<Self, ParseTaskIdError> {
         if text.len() != CHARACTERS {
-            return Err(InvalidTaskId(()));
+            return Err(ParseTaskIdError(()));
         }
         let mut bytes = [0; Self::BYTES];
-        let (mut bits, mut count, mut place) = (0_u32, 0, 0);
+        let (mut bits, mut count, mut written) = (0_u32, 0, 0);
         for (index, character) in text.bytes().enumerate() {
-            let value = ALPHABET.iter().position(|known| *known == character).ok_or(InvalidTaskId(()))?;
+            let value = ALPHABET.iter().position(|known| *known == character).ok_or(ParseTaskIdError(()))?;
             bits = bits << 5 | value as u32;
             count += 5;
             if index == 0 {
                 if bits >> (5 - PADDING) != 0 {
-                    return Err(InvalidTaskId(()));
+                    return Err(ParseTaskIdError(()));
                 }
                 count -= PADDING;
             }
             if count >= 8 {
                 count -= 8;
-                bytes[place] = (bits >> count) as u8;
-                place += 1;
+                bytes[written] = (bits >> count) as u8;
+                written += 1;
             }
         }
         Ok(Self(bytes))
@@ -117,22 +122,55 @@ impl Serialize for TaskId {
 
 impl<'de> Deserialize<'de> for TaskId {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
-        text.parse().map_err(de::Error::custom)
+        Cow::<'de, str>::deserialize(deserializer)?.parse().map_err(de::Error::custom)
     }
 }
 
-/// A text is no [`TaskId`].
+/// Error parsing a [`TaskId`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct InvalidTaskId(());
+pub struct ParseTaskIdError(());
 
-impl fmt::Display for InvalidTaskId {
+impl fmt::Display for ParseTaskIdError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("not the id of a task")
+        f.write_str("invalid task id: expected 36 characters of lower-case base32")
     }
 }
 
-impl Error for InvalidTaskId {}
+impl Error for ParseTaskIdError {}
 
-#[cfg(all(test, not(tower_offload_loom)))]
-mod tests;
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::collections::HashSet;
+
+    use proptest::prelude::*;
+
+    use super::{CHARACTERS, TaskId};
+    use crate::Timestamp;
+
+    proptest! {
+        #[test]
+        fn ids_round_trip_and_sort_like_their_text(one: [u8; 22], other: [u8; 22]) {
+            let (one, other) = (TaskId::from_bytes(one), TaskId::from_bytes(other));
+            prop_assert_eq!(one.to_string().parse(), Ok(one));
+            prop_assert_eq!(one.to_string().len(), CHARACTERS);
+            prop_assert_eq!(one.cmp(&other), one.to_string().cmp(&other.to_string()));
+        }
+
+        #[test]
+        fn each_id_has_one_spelling(text in "[0-9a-zA-Z]{36}|[01][0-9a-hjkmnp-tv-z]{35}|\\PC{0,40}") {
+            if let Ok(id) = text.parse::<TaskId>() {
+                prop_assert_eq!(id.to_string(), text);
+            }
+        }
+    }
+
+    #[test]
+    fn ids_differ_within_a_millisecond_and_sort_by_time() {
+        let (early, late) = (Timestamp::from_millis(1), Timestamp::from_millis(2));
+        let ids: HashSet<_> = (0..1000).map(|_| TaskId::generate(early).unwrap()).collect();
+        assert_eq!(ids.len(), 1000);
+        assert!(ids.iter().max() < Some(&TaskId::generate(late).unwrap()));
+    }
+}

@@ -1,64 +1,81 @@
-use std::{error::Error, fmt, io};
+use std::{error::Error, fmt, io, str::FromStr};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
-use utoipa::ToSchema;
 
-/// A value as JSON text, at most [64 KiB](Json::MAX_BYTES) of it: what tasks return is for a status, and every store keeps it.
-#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+/// A JSON text of at most [64 KiB](Json::MAX_BYTES), such as the result of a task.
+///
+/// The limit keeps statuses small enough for every store and every client.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(
+    feature = "openapi",
+    derive(utoipa::ToSchema),
+    schema(value_type = Value, description = "A JSON value of at most 64 KiB.")
+)]
 #[serde(transparent)]
-#[schema(value_type = Value, description = "A value as JSON, at most 64 KiB of it.")]
 pub struct Json(Box<RawValue>);
 
 impl Json {
-    /// How many bytes of text a value may have. What is larger belongs into a file or a table, and its name into the result.
+    /// Maximum number of bytes of the text that [`new`](Self::new) produces. Store a larger value
+    /// in a file or a table, and return its name.
     pub const MAX_BYTES: usize = 64 * 1024;
 
-    /// The text of a value.
+    /// Serializes `value`.
     ///
     /// # Errors
     ///
-    /// If it cannot be written as JSON, or is too large.
-    pub fn new(value: &impl Serialize) -> Result<Self, Unserialisable> {
-        let mut text = Bounded(Vec::new());
-        let written = serde_json::to_writer(&mut text, value);
-        written.map_err(|error| {
-            Unserialisable(if error.is_io() {
-                format!("its JSON is larger than {} bytes", Self::MAX_BYTES)
+    /// Returns an error if the value cannot be represented in JSON, or if its text is too large.
+    pub fn new(value: &impl Serialize) -> Result<Self, JsonError> {
+        let mut text = LimitedWriter(Vec::new());
+        serde_json::to_writer(&mut text, value).map_err(|error| {
+            JsonError(if error.is_io() {
+                format!("the JSON text exceeds {} bytes", Self::MAX_BYTES)
             } else {
-                format!("it cannot be written as JSON: {error}")
+                format!("the value cannot be represented in JSON: {error}")
             })
         })?;
-        let text = String::from_utf8(text.0).map_err(|error| Unserialisable(error.to_string()))?;
-        Self::from_text(text)
+        String::from_utf8(text.0).map_err(|error| JsonError(error.to_string()))?.try_into()
     }
 
-    /// From what [`as_str`](Self::as_str) gave.
-    ///
-    /// # Errors
-    ///
-    /// If it is no JSON.
-    pub fn from_text(text: String) -> Result<Self, Unserialisable> {
-        RawValue::from_string(text).map(Self).map_err(|error| Unserialisable(format!("it is no JSON: {error}")))
-    }
-
-    /// The text.
+    /// Returns the text.
     pub fn as_str(&self) -> &str {
         self.0.get()
     }
 
-    /// The value.
+    /// Deserializes the value.
     ///
     /// # Errors
     ///
-    /// If the text is of another type's value.
-    pub fn parse<T: DeserializeOwned>(&self) -> Result<T, Unserialisable> {
-        serde_json::from_str(self.as_str()).map_err(|error| Unserialisable(format!("it is of another type: {error}")))
+    /// Returns an error if the value is of another type.
+    pub fn parse<T: DeserializeOwned>(&self) -> Result<T, JsonError> {
+        let mismatch = |error| JsonError(format!("the JSON value has another type: {error}"));
+        serde_json::from_str(self.as_str()).map_err(mismatch)
+    }
+}
+
+impl TryFrom<String> for Json {
+    type Error = JsonError;
+
+    /// Keeps the text as it is, without a limit on its size.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the text is not JSON.
+    fn try_from(text: String) -> Result<Self, JsonError> {
+        RawValue::from_string(text).map(Self).map_err(|error| JsonError(format!("invalid JSON: {error}")))
+    }
+}
+
+impl FromStr for Json {
+    type Err = JsonError;
+
+    fn from_str(text: &str) -> Result<Self, JsonError> {
+        text.to_owned().try_into()
     }
 }
 
 impl PartialEq for Json {
-    /// By text.
+    /// Compares the texts.
     fn eq(&self, other: &Self) -> bool {
         self.as_str() == other.as_str()
     }
@@ -66,10 +83,10 @@ impl PartialEq for Json {
 
 impl Eq for Json {}
 
-/// Stops a value that is too large while it is written.
-struct Bounded(Vec<u8>);
+/// Fails once more than [`Json::MAX_BYTES`] bytes are written.
+struct LimitedWriter(Vec<u8>);
 
-impl io::Write for Bounded {
+impl io::Write for LimitedWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.0.len() + bytes.len() > Json::MAX_BYTES {
             return Err(io::ErrorKind::FileTooLarge.into());
@@ -83,19 +100,19 @@ impl io::Write for Bounded {
     }
 }
 
-/// A value that is not, or has not become, the JSON that it should.
+/// Error converting a value to or from [`Json`].
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Unserialisable(String);
+pub struct JsonError(String);
 
-impl fmt::Display for Unserialisable {
+impl fmt::Display for JsonError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }
 
-impl Error for Unserialisable {}
+impl Error for JsonError {}
 
-#[cfg(all(test, not(tower_offload_loom)))]
+#[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
 
@@ -104,16 +121,16 @@ mod tests {
     use super::Json;
 
     #[test]
-    fn a_value_up_to_the_limit_is_kept_and_one_byte_more_is_not() {
+    fn values_up_to_the_limit_are_accepted() {
         let longest = "x".repeat(Json::MAX_BYTES - 2);
         assert_eq!(Json::new(&longest).unwrap().parse::<String>().unwrap(), longest);
-        assert_eq!(Json::new(&(longest + "x")).unwrap_err().to_string(), "its JSON is larger than 65536 bytes");
+        assert_eq!(Json::new(&(longest + "x")).unwrap_err().to_string(), "the JSON text exceeds 65536 bytes");
     }
 
     #[test]
-    fn a_value_that_json_has_no_words_for_says_why() {
+    fn values_without_a_json_form_are_rejected_with_the_cause() {
         let error = Json::new(&HashMap::from([((1, 2), 3)])).unwrap_err();
-        assert_eq!(error.to_string(), "it cannot be written as JSON: key must be a string");
-        assert!(Json::from_text("{".to_owned()).is_err());
+        assert_eq!(error.to_string(), "the value cannot be represented in JSON: key must be a string");
+        assert!("{".parse::<Json>().is_err());
     }
 }

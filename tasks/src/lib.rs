@@ -1,61 +1,73 @@
-//! Tasks with an id: work of this process whose status, progress and result others ask for later.
+//! Tasks with ids: work of a tower service whose status, progress and result clients can query, and
+//! [durable jobs](jobs) on River.
 //!
-//! Take it where a client waits for something that takes longer than a request should: it gets a 202 with a place to ask, and asks.
+//! Use it if a client waits for something that takes longer than a request should. The client gets
+//! a 202 response with the URL of the task's status, and polls or follows it.
 //!
 //! ```
 //! use std::convert::Infallible;
-//! use http::StatusCode;
 //! use tower_offload::Background;
-//! use tower_offload_tasks::{MemoryStore, Status, TaskState, Tasks};
+//! use tower_offload_tasks::{MemoryStore, Tasks};
 //!
 //! # #[tokio::main]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let tasks = Tasks::new(MemoryStore::new());
-//! let background = Background::default();
+//! let (tasks, background) = (Tasks::new(MemoryStore::new()), Background::default());
+//! let task = tasks.track("report");
+//! let accepted = task.spawn_blocking(&background, |progress| {
+//!     progress.set(0.5, "halfway"); // blocking work, on the pool of the background
+//!     Ok::<_, Infallible>(vec![1, 2, 3])
+//! });
+//! let response = accepted.await?.into_response::<bytes::Bytes>();
+//! assert_eq!(response.status(), 202);
+//! # Ok(())
+//! # }
+//! ```
 //!
-//! let accepted = tasks
-//!     .track("report")
-//!     .run(&background, |progress| {
-//!         progress.set(0.5, "halfway"); // blocking work, on the pool of the background
-//!         Ok::<_, Infallible>(vec![1, 2, 3])
-//!     })
-//!     .await?; // full, or the store fails: an error, before anything was promised
+//! [`Tasks::service`] answers the status requests, [`Tasks::get`] and [`Tasks::subscribe`] do so
+//! within the process:
 //!
-//! let id = accepted.id();
-//! # let mut subscription = tasks.subscribe(id).await?.expect("it was accepted");
-//! # while subscription.changed().await?.is_some() {}
-//! let response = accepted.into_response::<bytes::Bytes>();
-//! assert_eq!(response.status(), StatusCode::ACCEPTED);
-//! assert_eq!(response.headers()["location"], format!("/tasks/{id}"));
-//!
-//! // Later:
-//! let record = tasks.get(id).await?.into_record().expect("it is kept for a day");
-//! let status = Status::from(&record);
+//! ```
+//! # use std::convert::Infallible;
+//! # use tower_offload::Background;
+//! # use tower_offload_tasks::{MemoryStore, Status, TaskState, Tasks};
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let (tasks, background) = (Tasks::new(MemoryStore::new()), Background::default());
+//! # let work = |_| Ok::<_, Infallible>(vec![1, 2, 3]);
+//! # let id = tasks.track("report").spawn_blocking(&background, work).await?.id();
+//! let mut subscription = tasks.subscribe(id).await?.expect("the task was accepted");
+//! while subscription.changed().await?.is_some() {}
+//! let status = Status::from(subscription.record());
 //! assert_eq!(status.state, TaskState::Succeeded);
 //! assert_eq!(status.result::<Vec<u32>>()?, [1, 2, 3]);
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! With every option, after the response, with an error of its own:
+//! A [`TrackBuilder`] has the options of a task. The [`TaskTarget`] decides when it starts: at once
+//! with a `Background`, after the response with an `AfterResponse`.
 //!
 //! ```
 //! # use std::time::Duration;
-//! use tower_offload_tasks::{Accepted, Failure, MemoryStore, Refused, Register, Retention, Tasks};
+//! use tower_offload_tasks::{
+//!     AcceptError, Accepted, Failure, MemoryStore, Retention, TaskTarget, Tasks,
+//! };
 //!
 //! let tasks = Tasks::builder(MemoryStore::with_capacity(2000))
-//!     .retention(Retention::default().keep(1000).age(Duration::from_secs(3600)))
-//!     .process("reports-1")
-//!     .build()
-//!     .mounted_at("/api/tasks");
+//!     .base_path("/api/tasks")
+//!     .retention(Retention::default().max_records(1000).max_age(Duration::from_secs(3600)))
+//!     .build();
 //!
-//! /// `register` is a `Background` to begin now, an `AfterResponse` to begin when the client has its answer.
-//! async fn order(tasks: &Tasks, register: &impl Register, item: u32) -> Result<Accepted, Refused> {
+//! async fn order(
+//!     tasks: &Tasks,
+//!     target: &impl TaskTarget,
+//!     item: u32,
+//! ) -> Result<Accepted, AcceptError> {
 //!     let task = tasks.track("order").owner("ann").timeout(Duration::from_secs(60));
-//!     task.spawn(register, move |progress| async move {
-//!         progress.message("looking for it");
+//!     task.spawn(target, move |progress| async move {
+//!         progress.message("checking the stock");
 //!         match item {
-//!             0 => Err(Failure::new("out_of_stock", "there is none left").detail(&item)),
+//!             0 => Err(Failure::new("out_of_stock", "no item is left").detail(&item)),
 //!             _ => Ok(item),
 //!         }
 //!     })
@@ -64,90 +76,107 @@
 //! # let background = tower_offload::Background::default();
 //! # tokio::runtime::Runtime::new().unwrap().block_on(async {
 //! # assert!(order(&tasks, &background, 0).await.is_ok());
-//! background.drain(Duration::from_secs(10)).await; // at shutdown: this ends the tasks,
-//! assert!(tasks.drain(Duration::from_secs(5)).await.is_clean()); // and this writes down how
+//! background.shutdown(Duration::from_secs(10)).await; // ends the tasks
+//! assert!(tasks.shutdown(Duration::from_secs(5)).await.is_clean()); // writes how they ended
 //! # });
 //! ```
 //!
-//! # What is promised
+//! # Guarantees
 //!
-//! **The record is written before the [`Accepted`] exists.** So whoever has a 202 finds the task, and a task that is found was accepted. If
-//! the background is full or the store fails there is a [`Refused`], and the work does not run.
+//! - **The record of a task is stored before its [`Accepted`] exists.** A client that got a 202
+//!   finds the task, and a task that is found was accepted. If the background is full or the store
+//!   fails, the caller gets an [`AcceptError`] and the work does not run.
+//! - **Every task reaches exactly one final [state](TaskState).** This includes tasks that panic,
+//!   return a result that cannot be stored, time out, are cancelled, or whose response fails. If
+//!   the process ends first, the next process that uses the store marks the task as
+//!   [lost](TaskState::Lost).
+//! - **A failing store loses no accepted task.** The tasks continue, their status is served from
+//!   memory, and their records are written once the store works again. No new task is accepted
+//!   until then.
+//! - **Memory and disk are bounded.** [`Retention`] limits the number and the age of finished
+//!   records; an evicted record leaves a tombstone for a while. Unfinished records are never
+//!   evicted. Progress is written at most four times a second, and all records that wait are
+//!   written in one transaction.
 //!
-//! **No state sticks.** Every task ends in one of the final [states](TaskState), once: also if it panics, returns what cannot be kept (larger
-//! than 64 KiB, no JSON), runs out of its time, is cancelled, if its response fails ([`Reason::ResponseFailed`]), its runtime ends or its
-//! process is killed: then the next one that opens the store marks it as [lost](TaskState::Lost).
+//! # Events in the life of a task
 //!
-//! **A store that fails loses nothing that was accepted.** The tasks go on, what is known of them is told from memory, and their records are
-//! written when the store is back. Until then nothing new is accepted.
-//!
-//! **Bounded.** Records of tasks that are over go by number and [age](Retention), and leave a tombstone for a while; others never. Progress is
-//! written at most four times a second, whatever waits for the store is written in one transaction.
-//!
-//! | event | what happens |
-//! |---|---|
-//! | panic | [failed](TaskState::Failed), class `panic`; nobody else notices |
-//! | cancel | what has not begun never does, async work is dropped, sync work can [ask](Progress::is_cancelled) |
-//! | the caller leaves while the record is written | the work does not run; cancelled, [abandoned](Reason::Abandoned) |
-//! | shutdown | [`Tasks::end_streams`] with the signal, once the server has stopped [`Background::drain`](tower_offload::Background::drain), then [`Tasks::drain`] |
-//! | crash of the process | with a store that outlives it: lost, and known to be |
+//! - **Panic**: the task has [failed](TaskState::Failed), with class `panic`.
+//! - **Cancellation**: a queued task never starts, and a future is dropped. A closure can
+//!   [poll](Progress::is_cancelled) for it.
+//! - **The caller leaves** while the record is written: the work does not run, and the task is
+//!   cancelled as [abandoned](Reason::Abandoned).
+//! - **Shutdown**: call [`Tasks::end_streams`] with the signal. When the server has stopped, call
+//!   `Background::shutdown` and then [`Tasks::shutdown`].
+//! - **Crash** of the process: with a persistent store, unfinished tasks are lost and reported as
+//!   such. Jobs run again.
 //!
 //! # When not to use it
 //!
-//! For work that nobody asks about ([`Background`](tower_offload::Background), `AfterResponse`), and for work that must be done although the
-//! process dies: here that is told, and not made good.
+//! Work whose status no client asks for needs only a [`Background`](tower_offload::Background) or
+//! an `AfterResponse`. Work that must be done even if the process crashes needs a [job](jobs): here
+//! it is reported as lost.
+//!
+//! # Features
+//!
+//! | feature | adds | minimum Rust |
+//! |---|---|---|
+//! | `after-response` | `AfterResponse` as a [`TaskTarget`] | |
+//! | `axum` | `IntoResponse` for [`Accepted`] and [`AcceptError`] | |
+//! | `openapi` | `GET /openapi.json` of the [status service](service) | |
+//! | `page` | the status page for browsers | |
+//! | `postgres`, `sqlite` | `SqlStore` | 1.94 |
+//! | `river` | [`jobs`] on the databases whose feature is on | 1.95 |
+//! | `tracing` | events for store failures | |
+
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod accepted;
 #[cfg(feature = "axum")]
 mod axum;
 mod builder;
+mod error;
 mod failure;
 mod id;
 #[cfg(feature = "river")]
+#[cfg_attr(docsrs, doc(cfg(feature = "river")))]
 pub mod jobs;
 mod json;
-mod ledger;
-mod live;
 mod panic;
 mod problem;
-pub(crate) mod progress;
-pub(crate) mod record;
-mod recorder;
-mod refused;
+mod progress;
+mod record;
 pub mod service;
-pub(crate) mod shared;
 mod state;
-mod stats;
 mod status;
 pub mod store;
 mod subscription;
 mod sync;
 mod tasks;
-pub(crate) mod text;
+mod text;
 mod timestamp;
-pub(crate) mod track;
-pub(crate) mod work;
+mod track;
+mod work;
+mod writer;
 
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 #[cfg_attr(docsrs, doc(cfg(any(feature = "postgres", feature = "sqlite"))))]
 pub use self::store::SqlStore;
 pub use self::{
     accepted::Accepted,
-    builder::Builder,
+    builder::TasksBuilder,
+    error::AcceptError,
     failure::{Failure, IntoFailure},
-    id::{InvalidTaskId, TaskId},
-    json::{Json, Unserialisable},
+    id::{ParseTaskIdError, TaskId},
+    json::{Json, JsonError},
     progress::Progress,
     record::Record,
-    refused::Refused,
     service::{StatusAlias, StatusService},
-    state::{Reason, TaskState},
-    stats::{DrainReport, Stats},
-    status::{NoResult, Status},
+    state::{ParseReasonError, ParseTaskStateError, Reason, TaskState},
+    status::{NoResultError, Status},
     store::{MemoryStore, Retention, StoreError, TaskStore},
     subscription::Subscription,
-    tasks::Tasks,
-    timestamp::Timestamp,
-    track::Track,
+    tasks::{Tasks, TasksShutdownReport, TasksStats},
+    timestamp::{ParseTimestampError, Timestamp},
+    track::TrackBuilder,
 };
-pub use tower_offload::background::{TaskTarget, TaskTarget as Register};
+pub use tower_offload::background::TaskTarget;

@@ -1,57 +1,58 @@
-//! Containment of panics in user code.
+//! Containment of panics in user code: closures, futures, stores, wakers and their destructors.
 
 use std::{
     any::Any,
     future::poll_fn,
-    panic::{AssertUnwindSafe, catch_unwind},
+    panic::{self, AssertUnwindSafe},
     pin::Pin,
     task::Poll,
 };
 
 pub(crate) type Payload = Box<dyn Any + Send>;
 
-/// Runs user code and returns its panic as an error.
+/// Runs user code and returns its panic as a value. The panic hook has run by then.
 ///
-/// Unwind safety is asserted because the caller drops, and never uses, what the closure left half done.
-pub(crate) fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, Payload> {
-    catch_unwind(AssertUnwindSafe(work))
+/// Unwind safety is asserted: callers drop what the code left half done and never use it.
+pub(crate) fn catch_unwind<T>(work: impl FnOnce() -> T) -> Result<T, Payload> {
+    panic::catch_unwind(AssertUnwindSafe(work))
 }
 
-/// Awaits `future` and returns a panic of its polls or of its destructor as an error.
-pub(crate) async fn caught<F: Future + ?Sized>(mut future: Pin<Box<F>>) -> Result<F::Output, Payload> {
-    let output = poll_fn(|cx| match guarded(|| future.as_mut().poll(cx)) {
+/// Drives a future to completion and drops it. Returns the panic of either as a value.
+pub(crate) async fn catch_unwind_future<F: Future + ?Sized>(mut future: Pin<Box<F>>) -> Result<F::Output, Payload> {
+    let polled = poll_fn(|cx| match catch_unwind(|| future.as_mut().poll(cx)) {
         Ok(Poll::Pending) => Poll::Pending,
         Ok(Poll::Ready(value)) => Poll::Ready(Ok(value)),
         Err(payload) => Poll::Ready(Err(payload)),
-    })
-    .await;
-    let dropped = guarded(|| drop(future));
-    let value = output?;
+    });
+    let completed = polled.await;
+    let dropped = catch_unwind(|| drop(future));
+    let value = completed?;
     match dropped {
         Ok(()) => Ok(value),
         Err(payload) => {
-            contained(|| drop(value));
+            ignore_panic(|| drop(value));
             Err(payload)
         }
     }
 }
 
-/// Drops the payload of a panic. Dropping it may panic again, with a new payload; a second one is leaked.
-pub(crate) fn discard_payload(payload: Payload) {
-    if let Err(second) = guarded(move || drop(payload)) {
-        if let Err(third) = guarded(move || drop(second)) {
+/// Runs user code and discards its panic, which the panic hook has reported.
+pub(crate) fn ignore_panic(work: impl FnOnce()) {
+    catch_unwind(work).unwrap_or_else(drop_payload);
+}
+
+/// Drops the payload of a panic, whose destructor may panic too. A payload that panics twice is
+/// leaked.
+pub(crate) fn drop_payload(payload: Payload) {
+    if let Err(second) = catch_unwind(move || drop(payload)) {
+        if let Err(third) = catch_unwind(move || drop(second)) {
             std::mem::forget(third);
         }
     }
 }
 
-/// Runs user code and ignores its panic, which the panic hook has already reported.
-pub(crate) fn contained(work: impl FnOnce()) {
-    guarded(work).unwrap_or_else(discard_payload);
-}
-
-/// Returns the message of a panic, as the panic hook of the standard library does.
-pub(crate) fn panic_text(payload: &(dyn Any + Send)) -> &str {
+/// Returns the message of a panic, found like the standard library's panic hook finds it.
+pub(crate) fn panic_message(payload: &(dyn Any + Send)) -> &str {
     payload
         .downcast_ref::<&'static str>()
         .copied()

@@ -6,16 +6,16 @@ use http::{
     header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER},
 };
 use serde::Serialize;
-use utoipa::ToSchema;
 
-/// An error as it is answered, by [RFC 9457](https://www.rfc-editor.org/rfc/rfc9457).
-#[derive(Debug, Clone, Serialize, ToSchema)]
+/// Body of an error response ([RFC 9457](https://www.rfc-editor.org/rfc/rfc9457)).
+#[derive(Debug, Clone, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub(crate) struct Problem {
     r#type: &'static str,
     title: &'static str,
     status: u16,
     detail: Cow<'static, str>,
-    /// For programs.
+    /// The kind of error, for programs.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<&'static str>,
 }
@@ -30,7 +30,7 @@ impl Problem {
         Self { reason: Some(reason), ..self }
     }
 
-    /// A 503 asks to try again in a second, for nobody knows better.
+    /// Returns the response. A 503 has `Retry-After: 1`, since the end of the condition is unknown.
     pub(crate) fn into_response<B: From<Bytes>>(self) -> Response<B> {
         let body = serde_json::to_vec(&self).unwrap_or_default();
         let mut response = Response::new(B::from(Bytes::from(body)));

@@ -1,55 +1,62 @@
 use std::{fmt, sync::Arc};
 
-use super::TaskId;
+use crate::TaskId;
 
-/// What a tracked task says of itself while it runs, and what it is told. Clones are the same; any thread may use them.
+/// Reports the progress of a task from within its work. Clones report for the same task.
 ///
-/// Saying something costs a lock and no write: whoever watches in this process is woken at once, and the store gets the newest after at most
-/// a quarter of a second. What is said when the task is over is dropped.
+/// A report wakes the subscribers of this process at once. The store gets the latest report within
+/// 250 ms, so frequent reports cost a lock each and few writes. Reports after the end of the task
+/// are ignored.
 #[derive(Clone)]
 pub struct Progress {
-    report: Arc<dyn Report>,
+    sink: Arc<dyn ProgressSink>,
 }
 
-/// Whoever keeps what a task says of itself.
-pub(crate) trait Report: Send + Sync {
+/// Receives the reports of one task.
+pub(crate) trait ProgressSink: Send + Sync {
     fn id(&self) -> TaskId;
-    /// It has come so far.
+
+    /// Sets progress and message, where given.
     fn advance(&self, progress: Option<f64>, message: Option<String>);
-    /// Whether it should stop.
-    fn is_unwanted(&self) -> bool;
+
+    /// Returns `true` if the work should stop.
+    fn is_cancelled(&self) -> bool;
 }
 
 impl Progress {
-    pub(crate) fn new(report: Arc<dyn Report>) -> Self {
-        Self { report }
+    pub(crate) fn new(sink: Arc<dyn ProgressSink>) -> Self {
+        Self { sink }
     }
 
-    /// The id of the task.
+    /// Returns the id of the task.
     pub fn id(&self) -> TaskId {
-        self.report.id()
+        self.sink.id()
     }
 
-    /// So much is done, from 0 to 1, and this is being done. Of the message 1 KiB is kept; not a number is no news.
-    pub fn set(&self, value: f64, message: impl Into<String>) {
-        self.report.advance(Some(value), Some(message.into()));
-    }
-
-    /// So much is done, from 0 to 1.
-    pub fn value(&self, value: f64) {
-        self.report.advance(Some(value), None);
-    }
-
-    /// This is being done.
-    pub fn message(&self, message: impl Into<String>) {
-        self.report.advance(None, Some(message.into()));
-    }
-
-    /// Whether the work should stop: somebody asked to cancel it, its time is up, or a drain's deadline has passed.
+    /// Sets progress (0.0 to 1.0) and message.
     ///
-    /// Ask between two steps of sync work. Async work need not: it is dropped at its next `.await`.
+    /// Values outside the range are clamped, and NaN is ignored. Messages are truncated to 1 KiB.
+    pub fn set(&self, value: f64, message: impl Into<String>) {
+        self.sink.advance(Some(value), Some(message.into()));
+    }
+
+    /// Sets the progress only, like [`set`](Self::set).
+    pub fn value(&self, value: f64) {
+        self.sink.advance(Some(value), None);
+    }
+
+    /// Sets the message only, like [`set`](Self::set).
+    pub fn message(&self, message: impl Into<String>) {
+        self.sink.advance(None, Some(message.into()));
+    }
+
+    /// Returns `true` if the work should stop: the task was cancelled, exceeded its timeout, or was
+    /// still running when a shutdown timed out.
+    ///
+    /// Poll it between the steps of a closure. Futures need not: they are dropped at their next
+    /// `.await`.
     pub fn is_cancelled(&self) -> bool {
-        self.report.is_unwanted()
+        self.sink.is_cancelled()
     }
 }
 

@@ -1,45 +1,45 @@
-use super::{Failure, Json, Reason, TaskId, TaskState, Timestamp, text::clean};
+use crate::{Failure, Json, Reason, TaskId, TaskState, Timestamp, text::sanitize};
 
-/// All that is kept of a task, as stores write and read it.
+/// Everything that is stored of a task.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Record {
-    /// Its id.
+    /// The id of the task.
     pub id: TaskId,
-    /// What kind of task it is.
+    /// The name of the task.
     pub name: String,
-    /// Who may see it, if it is not for everybody who knows the id.
+    /// The owner, who may see the task. `None` if everyone may who knows the id.
     pub owner: Option<String>,
-    /// How far it is.
+    /// The state.
     pub state: TaskState,
-    /// How many times it has begun.
+    /// The number of attempts that were started.
     pub attempt: u32,
-    /// How many times it may begin.
+    /// The maximum number of attempts.
     pub max_attempts: u32,
-    /// How much of it is done, from 0 to 1.
+    /// The fraction of the work that is done, from 0 to 1.
     pub progress: Option<f64>,
-    /// What it is doing.
+    /// The latest progress message.
     pub message: Option<String>,
-    /// Greater after each change. Of two contents of one record the one with the greater version is the later.
+    /// Grows with each change. Of two versions of one record, the greater is the newer.
     pub version: u64,
-    /// When it was accepted.
+    /// When the task was accepted.
     pub created_at: Timestamp,
-    /// When it began, the last time.
+    /// When the latest attempt started.
     pub started_at: Option<Timestamp>,
-    /// When its state became final.
+    /// When the state became final.
     pub finished_at: Option<Timestamp>,
-    /// When somebody first asked to cancel it.
+    /// When cancellation was first requested.
     pub cancel_requested_at: Option<Timestamp>,
-    /// Why it ended so.
+    /// The reason for the state, if the state does not explain itself.
     pub reason: Option<Reason>,
-    /// What it returned, once it has succeeded.
+    /// The result of a task that succeeded.
     pub result: Option<Json>,
-    /// How it failed.
+    /// The failure of a task that failed, or that failed after it was cancelled.
     pub failure: Option<Failure>,
 }
 
 impl Record {
-    /// Of a task that is queued.
+    /// Creates the record of a queued task.
     pub fn new(id: TaskId, name: impl Into<String>, created_at: Timestamp) -> Self {
         Self {
             id,
@@ -61,77 +61,141 @@ impl Record {
         }
     }
 
-    /// It begins. `false`, and nothing changed, if it may not: then its work must not run.
+    /// Starts an attempt. Returns `false`, without a change, if the task must not run.
     pub(crate) fn start(&mut self, now: Timestamp) -> bool {
-        let may = self.state.may_become(TaskState::Running);
-        if may {
+        let may_start = self.state.may_become(TaskState::Running);
+        if may_start {
             self.state = TaskState::Running;
             self.attempt += 1;
             self.started_at = Some(now.max(self.created_at));
             self.version += 1;
         }
-        may
+        may_start
     }
 
-    /// It has come so far. `false`, and nothing changed, unless it runs and this is news.
+    /// Sets progress and message, where given. Returns `false`, without a change, if the task is
+    /// not running or neither value is new.
     pub(crate) fn advance(&mut self, progress: Option<f64>, message: Option<String>) -> bool {
         let progress = progress.filter(|value| !value.is_nan()).map(|value| value.clamp(0.0, 1.0)).or(self.progress);
-        let message = message.map(|message| clean(message, MAX_MESSAGE)).or_else(|| self.message.clone());
-        let is_news = self.state == TaskState::Running && (progress != self.progress || message != self.message);
-        if is_news {
+        let message = message.map(|message| sanitize(message, MAX_MESSAGE_BYTES)).or_else(|| self.message.clone());
+        let is_new = self.state == TaskState::Running && (progress != self.progress || message != self.message);
+        if is_new {
             (self.progress, self.message) = (progress, message);
             self.version += 1;
         }
-        is_news
+        is_new
     }
 
-    /// Somebody asks to cancel it. `false`, and nothing changed, if it is over or was asked before.
+    /// Records a cancel request. Returns `false`, without a change, if the task has finished or
+    /// there was a request before.
     pub(crate) fn request_cancel(&mut self, now: Timestamp) -> bool {
-        let is_news = !self.state.is_final() && self.cancel_requested_at.is_none();
-        if is_news {
+        let is_new = !self.state.is_final() && self.cancel_requested_at.is_none();
+        if is_new {
             self.cancel_requested_at = Some(now.max(self.created_at));
             self.version += 1;
         }
-        is_news
+        is_new
     }
 
-    /// It is over. `false`, and nothing changed, if it may not end so.
+    /// Finishes the task. Returns `false`, without a change, if it may not finish in this way.
     pub(crate) fn finish(&mut self, ending: Ending, now: Timestamp) -> bool {
         let (state, reason, result, failure) = ending.into_parts();
-        let may = state.is_final() && self.state.may_become(state);
-        if may {
+        let may_finish = state.is_final() && self.state.may_become(state);
+        if may_finish {
             (self.state, self.reason, self.result, self.failure) = (state, reason, result, failure);
             self.finished_at = Some(now.max(self.started_at.unwrap_or(self.created_at)));
             self.version += 1;
         }
-        may
+        may_finish
     }
 }
 
-const MAX_MESSAGE: usize = 1024;
+const MAX_MESSAGE_BYTES: usize = 1024;
 
-/// How a task ended.
+/// A final state with its details.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Ending {
-    /// With what it returned, if it ran.
-    Cancelled(Reason, Option<Failure>),
-    Failed(Failure),
-    Lost(Reason),
     Succeeded(Json),
+    Failed(Failure),
+    /// With the error that the work returned after it was cancelled, if it returned one.
+    Cancelled(Reason, Option<Failure>),
     TimedOut,
+    Lost(Reason),
 }
 
 impl Ending {
     fn into_parts(self) -> (TaskState, Option<Reason>, Option<Json>, Option<Failure>) {
         match self {
-            Self::Cancelled(reason, failure) => (TaskState::Cancelled, Some(reason), None, failure),
-            Self::Failed(failure) => (TaskState::Failed, None, None, Some(failure)),
-            Self::Lost(reason) => (TaskState::Lost, Some(reason), None, None),
             Self::Succeeded(result) => (TaskState::Succeeded, None, Some(result), None),
+            Self::Failed(failure) => (TaskState::Failed, None, None, Some(failure)),
+            Self::Cancelled(reason, failure) => (TaskState::Cancelled, Some(reason), None, failure),
             Self::TimedOut => (TaskState::TimedOut, None, None, None),
+            Self::Lost(reason) => (TaskState::Lost, Some(reason), None, None),
         }
     }
 }
 
-#[cfg(all(test, not(tower_offload_loom)))]
-mod tests;
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use proptest::prelude::*;
+
+    use super::{Ending, Record};
+    use crate::{Failure, Json, Reason, TaskId, TaskState, Timestamp};
+
+    #[derive(Debug, Clone)]
+    enum Change {
+        Advance(f64, String),
+        Finish(Ending),
+        RequestCancel,
+        Start,
+    }
+
+    fn changes() -> impl Strategy<Value = Vec<(Change, u64)>> {
+        let ending = prop_oneof![
+            Just(Ending::Cancelled(Reason::Requested, None)),
+            Just(Ending::Failed(Failure::new("class", "message"))),
+            Just(Ending::Lost(Reason::ProcessLost)),
+            Just(Ending::Succeeded(Json::new(&1).unwrap())),
+            Just(Ending::TimedOut),
+        ];
+        let change = prop_oneof![
+            3 => (any::<f64>(), "[\0-z]{0,4}").prop_map(|(progress, message)| Change::Advance(progress, message)),
+            1 => ending.prop_map(Change::Finish),
+            1 => Just(Change::RequestCancel),
+            2 => Just(Change::Start),
+        ];
+        prop::collection::vec((change, 0..2000_u64), 0..12)
+    }
+
+    proptest! {
+        /// Also if the clock goes backwards.
+        #[test]
+        fn records_only_move_forward_and_final_ones_never_change(changes in changes()) {
+            let mut record = Record::new(TaskId::from_bytes([7; 22]), "name", Timestamp::from_millis(1000));
+            for (change, now) in changes {
+                let (before, now) = (record.clone(), Timestamp::from_millis(now));
+                let changed = match change {
+                    Change::Advance(progress, message) => record.advance(Some(progress), Some(message)),
+                    Change::Finish(ending) => record.finish(ending, now),
+                    Change::RequestCancel => record.request_cancel(now),
+                    Change::Start => record.start(now),
+                };
+                prop_assert_eq!(record.version, before.version + u64::from(changed));
+                if !changed {
+                    prop_assert_eq!(&record, &before);
+                }
+                prop_assert!(!before.state.is_final() || !changed);
+                prop_assert!(record.state == before.state || before.state.may_become(record.state));
+                prop_assert_eq!(record.finished_at.is_some(), record.state.is_final());
+                prop_assert_eq!(record.result.is_some(), record.state == TaskState::Succeeded);
+                prop_assert!(record.failure.is_some() <= matches!(record.state, TaskState::Failed | TaskState::Cancelled));
+                prop_assert!(record.progress.is_none_or(|progress| (0.0..=1.0).contains(&progress)));
+                prop_assert!(record.message.as_ref().is_none_or(|message| !message.contains('\0')));
+                prop_assert!(record.started_at.is_none_or(|at| at >= record.created_at));
+                prop_assert!(record.finished_at.is_none_or(|at| Some(at) >= record.started_at && at >= record.created_at));
+            }
+        }
+    }
+}

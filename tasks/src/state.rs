@@ -1,39 +1,44 @@
-use std::fmt;
+use std::{error::Error, fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
 
-/// How far a task is. A final state never changes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+/// State of a task. A final state never changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum TaskState {
-    /// It did not come to its end because somebody stopped it, or it never began because its response failed. Final.
-    Cancelled,
-    /// It returned an error, panicked, or could not be run. Final.
-    Failed,
-    /// Its process or its runtime ended before it did; nobody knows how far it came. Final.
-    Lost,
-    /// It was accepted and has not begun.
+    /// The task was accepted and has not started.
     Queued,
-    /// It has begun.
+    /// The task has started.
     Running,
-    /// It has a result. Final.
+    /// The task has a result. Final.
     Succeeded,
-    /// It ran out of its time. Sync work may still run, but what it returns is not kept. Final.
+    /// The task returned an error, panicked, or could not be run. Final.
+    Failed,
+    /// The task was cancelled before it ended, or its response failed so that it never started.
+    /// Final.
+    Cancelled,
+    /// The task exceeded its timeout. A closure may still be running, but its result is dropped.
+    /// Final.
     TimedOut,
+    /// The process or the runtime of the task ended first. How much of the work was done is
+    /// unknown. Final.
+    Lost,
 }
 
 impl TaskState {
-    /// Every one, in the order of their [codes](Self::code).
+    /// All states, in the order of a task's life.
     pub const ALL: [Self; 7] =
         [Self::Queued, Self::Running, Self::Succeeded, Self::Failed, Self::Cancelled, Self::TimedOut, Self::Lost];
 
-    /// `true` if it never changes.
+    /// Returns `true` if a task in this state never changes again.
     pub fn is_final(self) -> bool {
         !matches!(self, Self::Queued | Self::Running)
     }
 
-    /// Whether a task may go from this state to that one. One that runs may be queued again: for its next attempt.
+    /// Returns `true` if a task may change from this state to `next`. A running task may become
+    /// queued again before its next attempt.
     pub fn may_become(self, next: Self) -> bool {
         match self {
             Self::Queued => !matches!(next, Self::Queued | Self::Succeeded | Self::TimedOut),
@@ -42,34 +47,16 @@ impl TaskState {
         }
     }
 
-    /// The number that stores keep; those of final states are 10 and above. They never change.
-    pub fn code(self) -> i16 {
-        match self {
-            Self::Queued => 0,
-            Self::Running => 1,
-            Self::Succeeded => 10,
-            Self::Failed => 11,
-            Self::Cancelled => 12,
-            Self::TimedOut => 13,
-            Self::Lost => 14,
-        }
-    }
-
-    /// The state of that [code](Self::code), if there is one.
-    pub fn from_code(code: i16) -> Option<Self> {
-        Self::ALL.into_iter().find(|state| state.code() == code)
-    }
-
-    /// As it is served: `timed_out`.
+    /// Returns the serialized name, such as `timed_out`.
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::Cancelled => "cancelled",
-            Self::Failed => "failed",
-            Self::Lost => "lost",
             Self::Queued => "queued",
             Self::Running => "running",
             Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
             Self::TimedOut => "timed_out",
+            Self::Lost => "lost",
         }
     }
 }
@@ -80,58 +67,99 @@ impl fmt::Display for TaskState {
     }
 }
 
-/// Why a task ended as it did, where the state alone does not say so.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+impl FromStr for TaskState {
+    type Err = ParseTaskStateError;
+
+    fn from_str(text: &str) -> Result<Self, ParseTaskStateError> {
+        Self::ALL.into_iter().find(|state| state.as_str() == text).ok_or(ParseTaskStateError(()))
+    }
+}
+
+impl From<TaskState> for i16 {
+    /// Returns the number under which stores keep the state. Final states have 10 and above. The
+    /// numbers never change.
+    fn from(state: TaskState) -> Self {
+        match state {
+            TaskState::Queued => 0,
+            TaskState::Running => 1,
+            TaskState::Succeeded => 10,
+            TaskState::Failed => 11,
+            TaskState::Cancelled => 12,
+            TaskState::TimedOut => 13,
+            TaskState::Lost => 14,
+        }
+    }
+}
+
+impl TryFrom<i16> for TaskState {
+    type Error = ParseTaskStateError;
+
+    fn try_from(number: i16) -> Result<Self, ParseTaskStateError> {
+        Self::ALL.into_iter().find(|state| i16::from(*state) == number).ok_or(ParseTaskStateError(()))
+    }
+}
+
+/// Error converting a name or a number to a [`TaskState`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ParseTaskStateError(());
+
+impl fmt::Display for ParseTaskStateError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("unknown task state")
+    }
+}
+
+impl Error for ParseTaskStateError {}
+
+/// The reason for a state that does not explain itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Reason {
-    /// Cancelled: whoever asked for it was gone before it was accepted.
+    /// Cancelled: the caller left before the task was accepted.
     Abandoned,
-    /// Lost: somebody deleted its job from the queue.
-    JobDeleted,
-    /// Cancelled: the store's answer was lost, so nobody was told that it is accepted.
+    /// Cancelled: the store's reply was lost, so the caller got an error.
     NotAccepted,
-    /// Lost: the process that had it has ended.
-    ProcessLost,
-    /// Cancelled: somebody asked for that.
-    Requested,
-    /// Cancelled: the response that it was to follow failed, or a task of the same request that stops those behind it.
+    /// Cancelled: the response that the task waited for failed, or an earlier task of the same
+    /// request that stops the later ones.
     ResponseFailed,
-    /// Lost: the runtime that ran it has ended.
-    RuntimeLost,
-    /// Cancelled: a drain's deadline passed before it came to its end.
+    /// Cancelled: on request.
+    Requested,
+    /// Cancelled: a shutdown timed out before the task ended.
     Shutdown,
+    /// Lost: the runtime that ran the task was shut down.
+    RuntimeLost,
+    /// Lost: the process that ran the task has ended.
+    ProcessLost,
+    /// Lost: the job was deleted from the job queue.
+    JobDeleted,
 }
 
 impl Reason {
     const ALL: [Self; 8] = [
         Self::Abandoned,
-        Self::JobDeleted,
         Self::NotAccepted,
-        Self::ProcessLost,
-        Self::Requested,
         Self::ResponseFailed,
-        Self::RuntimeLost,
+        Self::Requested,
         Self::Shutdown,
+        Self::RuntimeLost,
+        Self::ProcessLost,
+        Self::JobDeleted,
     ];
 
-    /// As it is served and stored: `response_failed`.
+    /// Returns the serialized name, such as `response_failed`. Stores keep this name too.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Abandoned => "abandoned",
-            Self::JobDeleted => "job_deleted",
             Self::NotAccepted => "not_accepted",
-            Self::ProcessLost => "process_lost",
-            Self::Requested => "requested",
             Self::ResponseFailed => "response_failed",
-            Self::RuntimeLost => "runtime_lost",
+            Self::Requested => "requested",
             Self::Shutdown => "shutdown",
+            Self::RuntimeLost => "runtime_lost",
+            Self::ProcessLost => "process_lost",
+            Self::JobDeleted => "job_deleted",
         }
-    }
-
-    /// The reason of that [text](Self::as_str), if there is one.
-    pub fn from_text(text: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|reason| reason.as_str() == text)
     }
 }
 
@@ -141,26 +169,47 @@ impl fmt::Display for Reason {
     }
 }
 
-#[cfg(all(test, not(tower_offload_loom)))]
+impl FromStr for Reason {
+    type Err = ParseReasonError;
+
+    fn from_str(text: &str) -> Result<Self, ParseReasonError> {
+        Self::ALL.into_iter().find(|reason| reason.as_str() == text).ok_or(ParseReasonError(()))
+    }
+}
+
+/// Error parsing a [`Reason`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ParseReasonError(());
+
+impl fmt::Display for ParseReasonError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("unknown reason")
+    }
+}
+
+impl Error for ParseReasonError {}
+
+#[cfg(test)]
 mod tests {
     use super::{Reason, TaskState};
 
     #[test]
-    fn codes_and_texts_lead_back_to_what_they_stand_for() {
+    fn numbers_and_names_round_trip() {
         for state in TaskState::ALL {
-            assert_eq!(TaskState::from_code(state.code()), Some(state));
-            assert_eq!(state.is_final(), state.code() >= 10);
+            assert_eq!(TaskState::try_from(i16::from(state)), Ok(state));
+            assert_eq!(state.as_str().parse(), Ok(state));
+            assert_eq!(state.is_final(), i16::from(state) >= 10);
             assert_eq!(serde_json::to_string(&state).ok(), Some(format!("\"{state}\"")));
         }
         for reason in Reason::ALL {
-            assert_eq!(Reason::from_text(reason.as_str()), Some(reason));
+            assert_eq!(reason.as_str().parse(), Ok(reason));
             assert_eq!(serde_json::to_string(&reason).ok(), Some(format!("\"{reason}\"")));
         }
-        assert_eq!((TaskState::from_code(2), Reason::from_text("")), (None, None));
+        assert!(TaskState::try_from(2).is_err() && "".parse::<TaskState>().is_err() && "".parse::<Reason>().is_err());
     }
 
     #[test]
-    fn a_final_state_becomes_nothing_and_each_other_can_still_end() {
+    fn only_unfinished_states_change_and_each_can_finish() {
         for state in TaskState::ALL {
             assert!(!state.may_become(state));
             assert_eq!(state.is_final(), TaskState::ALL.iter().all(|next| !state.may_become(*next)));

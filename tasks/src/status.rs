@@ -1,67 +1,67 @@
 use std::{error::Error, fmt, time::Duration};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use utoipa::ToSchema;
 
-use super::{Failure, Json, Reason, Record, TaskId, TaskState, Timestamp, json::Unserialisable};
+use crate::{Failure, Json, JsonError, Reason, Record, TaskId, TaskState, Timestamp};
 
-/// A task as it is shown to whoever may see it: the body of the answer that accepts it, and of every one that tells its status.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+/// Status of a task as clients see it, in the body of every response about one task.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[non_exhaustive]
 pub struct Status {
-    /// Its id.
+    /// The id of the task.
     pub id: TaskId,
-    /// What kind of task it is.
+    /// The name of the task.
     pub name: String,
-    /// How far it is.
+    /// The state.
     pub state: TaskState,
-    /// How many times it has begun.
+    /// The number of attempts that were started.
     pub attempt: u32,
-    /// How much of it is done, from 0 to 1, if it says so.
+    /// The fraction of the work that is done, if the task reports it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(minimum = 0.0, maximum = 1.0)]
+    #[cfg_attr(feature = "openapi", schema(minimum = 0.0, maximum = 1.0))]
     pub progress: Option<f64>,
-    /// What it is doing, if it says so.
+    /// The latest progress message, if the task reports any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
-    /// When it was accepted.
+    /// When the task was accepted.
     pub created_at: Timestamp,
-    /// When it began.
+    /// When the latest attempt started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started_at: Option<Timestamp>,
-    /// When its state became final.
+    /// When the state became final.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finished_at: Option<Timestamp>,
-    /// When somebody asked to cancel it.
+    /// When cancellation was first requested.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cancel_requested_at: Option<Timestamp>,
-    /// Why it was cancelled or lost.
+    /// Why the task was cancelled or lost.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<Reason>,
-    /// What it returned, if it has succeeded.
+    /// The result of a task that succeeded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub result: Option<Json>,
-    /// How it failed, if it did.
+    /// The failure of a task that failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<Failure>,
 }
 
 impl Status {
-    /// When to ask again: a second, for nobody knows how long tasks take. `None` once the state is final.
+    /// Returns when a client should ask again: after a second, since the run time of tasks is
+    /// unknown. `None` once the state is final.
     pub fn retry_after(&self) -> Option<Duration> {
         (!self.state.is_final()).then_some(Duration::from_secs(1))
     }
 
-    /// What the task returned.
+    /// Deserializes the result of the task.
     ///
     /// # Errors
     ///
-    /// If it is not over, if it ended without a result, or with one of another type.
-    pub fn result<T: DeserializeOwned>(&self) -> Result<T, NoResult> {
-        match &self.result {
-            Some(result) => result.parse().map_err(|error| NoResult { state: self.state, mismatch: Some(error) }),
-            None => Err(NoResult { state: self.state, mismatch: None }),
-        }
+    /// Returns an error if the task is not finished, finished without a result, or has a result of
+    /// another type.
+    pub fn result<T: DeserializeOwned>(&self) -> Result<T, NoResultError> {
+        let error = |mismatch| NoResultError { state: self.state, mismatch };
+        self.result.as_ref().ok_or_else(|| error(None))?.parse().map_err(|mismatch| error(Some(mismatch)))
     }
 }
 
@@ -85,40 +85,40 @@ impl From<&Record> for Status {
     }
 }
 
-/// Why [`Status::result`] has none to give.
+/// Error of [`Status::result`].
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NoResult {
+pub struct NoResultError {
     state: TaskState,
-    mismatch: Option<Unserialisable>,
+    mismatch: Option<JsonError>,
 }
 
-impl NoResult {
-    /// `true` if the task is not over: later there may be one.
+impl NoResultError {
+    /// Returns `true` if the task is not finished, so that it may have a result later.
     pub fn is_pending(&self) -> bool {
         !self.state.is_final()
     }
 
-    /// `true` if there is one, of another type.
+    /// Returns `true` if the task has a result of another type.
     pub fn is_mismatch(&self) -> bool {
         self.mismatch.is_some()
     }
 
-    /// The state of the task.
+    /// Returns the state of the task.
     pub fn state(&self) -> TaskState {
         self.state
     }
 }
 
-impl fmt::Display for NoResult {
+impl fmt::Display for NoResultError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.mismatch {
-            Some(_) => f.write_str("the result of the task is not of this type"),
+            Some(_) => f.write_str("the result of the task has another type"),
             None => write!(f, "the task has no result: it is {}", self.state),
         }
     }
 }
 
-impl Error for NoResult {
+impl Error for NoResultError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         self.mismatch.as_ref().map(|mismatch| mismatch as _)
     }

@@ -1,64 +1,70 @@
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use tokio::{sync::watch, time::sleep};
 
-use super::{Record, StoreError, Tasks};
+use crate::{Record, StoreError, writer::Writer};
 
-/// Tells each time that a task has changed. Made by [`Tasks::subscribe`].
+/// Follows the changes of a task. Returned by [`Tasks::subscribe`](crate::Tasks::subscribe).
 ///
-/// Of changes that come faster than they are asked for only the newest is told. A task of this process wakes it; one of another is looked
-/// for in the store twice a second.
+/// A task of this process wakes its subscribers. The record of another process's task is polled
+/// twice a second. If several changes happen between two calls of [`changed`](Self::changed), only
+/// the latest record is returned.
 pub struct Subscription {
     record: Record,
     source: Source,
 }
 
 enum Source {
-    Elsewhere(Tasks),
-    Here(watch::Receiver<Record>),
+    /// The task runs in this process.
+    Active(watch::Receiver<Record>),
+    /// Only the store knows the task.
+    Store(Arc<Writer>),
 }
 
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 impl Subscription {
-    pub(super) fn here(mut receiver: watch::Receiver<Record>) -> Self {
+    pub(crate) fn active(mut receiver: watch::Receiver<Record>) -> Self {
         let record = receiver.borrow_and_update().clone();
-        Self { record, source: Source::Here(receiver) }
+        Self { record, source: Source::Active(receiver) }
     }
 
-    pub(super) fn elsewhere(record: Record, tasks: Tasks) -> Self {
-        Self { record, source: Source::Elsewhere(tasks) }
+    pub(crate) fn stored(record: Record, writer: Arc<Writer>) -> Self {
+        Self { record, source: Source::Store(writer) }
     }
 
-    /// The record as it was last told.
+    /// Returns the record as of the latest call of [`changed`](Self::changed).
     pub fn record(&self) -> &Record {
         &self.record
     }
 
-    /// The record when it has changed since it was last told; `None` if that was final, or it is gone.
+    /// Waits for the next change and returns the record. Returns `None` if the latest record is
+    /// final or was evicted.
     ///
     /// # Errors
     ///
-    /// If the store cannot be read. One may ask again.
+    /// Returns an error if the store cannot be read. A later call tries again.
     ///
     /// # Cancel safety
     ///
-    /// Dropped early, nothing is missed.
+    /// If the future is dropped before it completes, no change is missed.
     pub async fn changed(&mut self) -> Result<Option<&Record>, StoreError> {
         if self.record.state.is_final() {
             return Ok(None);
         }
         match &mut self.source {
-            Source::Here(receiver) => {
+            Source::Active(receiver) => {
+                // The sender is dropped only after it has sent a final record, or with its store.
                 if receiver.changed().await.is_err() {
-                    return Ok(None); // not before the final record, which is never the last to be told
+                    return Ok(None);
                 }
                 self.record = receiver.borrow_and_update().clone();
             }
-            Source::Elsewhere(tasks) => loop {
-                sleep(LOOK_EVERY).await;
-                match tasks.get(self.record.id).await?.into_record() {
-                    // Not by its version alone: a request to cancel adds to it, and the owner, who has not heard of that, comes to the same.
+            Source::Store(writer) => loop {
+                sleep(POLL_INTERVAL).await;
+                match writer.get(self.record.id).await?.into_record() {
+                    // Not by version only: a cancel request increments it, and so does the process
+                    // of the task, which may not have seen the request.
                     Some(record) if record == self.record => {}
                     Some(record) => {
                         self.record = record;

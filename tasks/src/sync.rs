@@ -3,7 +3,7 @@
 pub(crate) use std::sync::Mutex;
 use std::sync::{MutexGuard, PoisonError};
 
-/// Locks `mutex` and ignores poison, because every critical section of this crate leaves a valid state behind.
+/// Locks `mutex`. Poison is ignored, because every critical section leaves a valid state behind.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

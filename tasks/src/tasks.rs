@@ -1,104 +1,118 @@
-use std::{borrow::Cow, fmt, pin::pin, sync::Arc, time::Duration};
+use std::{any::Any, fmt, sync::Arc, time::Duration};
 
 use http::HeaderValue;
+use tokio::sync::{Semaphore, watch};
 
-use super::{
-    Accepted, Builder, DrainReport, Stats, Status, StoreError, Subscription, TaskId, TaskStore, Track,
-    shared::Shared,
-    store::{Filter, Found, Listing, Op, Page},
+use crate::{
+    Accepted, Status, StoreError, Subscription, TaskId, TaskStore,
+    panic::ignore_panic,
+    store::{Filter, Found, Listing, Page},
+    writer::Writer,
 };
 
-/// Tasks that have an id, and what is known of them. A handle: clones are the same tasks.
+/// Tasks with ids, and the store of their records. Clones share both.
 ///
-/// See the [crate docs](crate).
+/// See the [crate documentation](crate).
 #[derive(Clone)]
 pub struct Tasks {
-    owner: Arc<Owner>,
-    mount: Arc<str>,
+    shared: Arc<Shared>,
 }
 
-/// Dropped with the last handle. The recorder does not have one, so that it knows when nobody can come any more.
-struct Owner(Arc<Shared>);
+struct Shared {
+    writer: Arc<Writer>,
+    /// The store of the writer, with its type.
+    store: Arc<dyn Any + Send + Sync>,
+    base_path: String,
+    streams: Streams,
+}
 
-impl Drop for Owner {
+impl Drop for Shared {
+    /// The last handle is gone: the writer task ends once the open tasks are finished and written.
     fn drop(&mut self) {
-        self.0.close();
+        self.writer.close();
     }
 }
 
-const DEFAULT_MOUNT: &str = "/tasks";
+/// Event streams and waiting requests of the status services of one [`Tasks`].
+pub(crate) struct Streams {
+    /// One permit for each open stream and each waiting request.
+    pub(crate) permits: Arc<Semaphore>,
+    /// Becomes `true` when open streams must end.
+    ended: watch::Sender<bool>,
+}
+
+/// A stream needs a few kilobytes.
+pub(crate) const DEFAULT_MAX_STREAMS: usize = 1024;
+
+impl Streams {
+    fn new() -> Self {
+        Self { permits: Arc::new(Semaphore::new(DEFAULT_MAX_STREAMS)), ended: watch::Sender::new(false) }
+    }
+
+    fn end(&self) {
+        ignore_panic(|| _ = self.ended.send_replace(true)); // runs wakers, which are user code
+    }
+
+    /// Returns once streams must end.
+    pub(crate) fn ended(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut ended = self.ended.subscribe();
+        async move { drop(ended.wait_for(|ended| *ended).await) }
+    }
+}
 
 impl Tasks {
-    /// With the default options, and records kept in this store. Nothing is asked of it before the first use, or [`start`](Self::start).
-    pub fn new(store: impl TaskStore) -> Self {
-        Self::builder(store).build()
+    pub(crate) fn from_parts(writer: Writer, store: Arc<dyn Any + Send + Sync>, base_path: String) -> Self {
+        Self { shared: Arc::new(Shared { writer: Arc::new(writer), store, base_path, streams: Streams::new() }) }
     }
 
-    /// Every option. See [`Builder`].
-    pub fn builder(store: impl TaskStore) -> Builder {
-        Builder::new(store)
+    pub(crate) fn writer(&self) -> &Arc<Writer> {
+        &self.shared.writer
     }
 
-    pub(super) fn from_shared(shared: Shared) -> Self {
-        Self { owner: Arc::new(Owner(Arc::new(shared))), mount: DEFAULT_MOUNT.into() }
+    pub(crate) fn streams(&self) -> &Streams {
+        &self.shared.streams
     }
 
-    pub(crate) fn shared(&self) -> &Arc<Shared> {
-        &self.owner.0
-    }
-
-    /// Under which path, or URL, statuses are told: a nested service does not know it, and the `Location` of an [`Accepted`] needs it.
-    /// Default `/tasks`.
-    ///
-    /// # Panics
-    ///
-    /// If it cannot stand in a header.
-    #[track_caller]
-    pub fn mounted_at(self, prefix: &str) -> Self {
-        assert!(HeaderValue::from_str(prefix).is_ok(), "`mounted_at` wants a path or a URL, not {prefix:?}");
-        Self { mount: prefix.trim_end_matches('/').into(), ..self }
-    }
-
+    /// Returns the URL of the status of a task.
     pub(crate) fn location(&self, id: TaskId) -> HeaderValue {
-        HeaderValue::from_str(&format!("{}/{id}", self.mount)).expect("the prefix was looked at, and an id is ASCII")
+        let location = format!("{}/{id}", self.shared.base_path);
+        HeaderValue::from_str(&location).expect("the builder checked the base path, and an id is ASCII")
     }
 
-    /// Begins to use the store, unless that was done; the first use does so otherwise. Then what a process before left behind is known
-    /// to be lost, and a store that cannot be opened has said so.
+    /// Returns the store, if it is of type `S`.
+    pub fn store<S: TaskStore>(&self) -> Option<&S> {
+        self.shared.store.downcast_ref()
+    }
+
+    /// Starts to use the store, unless an earlier operation did.
+    ///
+    /// It marks as lost the tasks of processes that no longer run, and reports a store that cannot
+    /// be opened before the first request needs it.
     ///
     /// # Errors
     ///
-    /// If the store cannot be used. The next use tries again.
+    /// Returns an error if the store cannot be used. The next operation tries again.
     pub async fn start(&self) -> Result<(), StoreError> {
-        self.shared().begun().await
+        self.writer().ensure_started().await
     }
 
-    /// A task of that name, to be given options and work.
-    ///
-    /// The name says what kind of task it is, 1 to 200 bytes without control characters; it stands in statuses, reports, spans and metrics, so
-    /// it should be one of few.
-    pub fn track(&self, name: impl Into<Cow<'static, str>>) -> Track<'_> {
-        Track::new(self, name.into())
-    }
-
-    /// What is known under that id: of a task of this process the newest, of others what was last written.
+    /// Returns the record of a task: the latest version for a task of this process, the stored
+    /// version for others.
     ///
     /// # Errors
     ///
-    /// If the store cannot be read. A task of this process that is not over is found all the same.
+    /// Returns an error if the store cannot be read. An unfinished task of this process is found
+    /// without the store.
     pub async fn get(&self, id: TaskId) -> Result<Found, StoreError> {
-        if let Some(live) = self.shared().live(id) {
-            return Ok(Found::Record(Box::new(live.record())));
-        }
-        self.start().await?;
-        self.shared().store.get(id).await
+        self.writer().get(id).await
     }
 
-    /// As [`get`](Self::get), but only if the task is of that name: otherwise it is unknown.
+    /// Returns the record of a task, like [`get`](Self::get), but [`Found::Unknown`] if the task
+    /// has another name.
     ///
     /// # Errors
     ///
-    /// As [`get`](Self::get).
+    /// Like [`get`](Self::get).
     pub async fn get_named(&self, name: &str, id: TaskId) -> Result<Found, StoreError> {
         let found = self.get(id).await?;
         Ok(match found {
@@ -107,129 +121,163 @@ impl Tasks {
         })
     }
 
-    /// Records that fit, the newest first. What a task of this process has become in the last moments may be missing in a list by
-    /// [state](Filter::state), but is never told wrong.
+    /// Returns the records that match `filter`, newest first.
+    ///
+    /// The records of this process's tasks are the latest versions. A list filtered by state may
+    /// omit tasks whose state has just changed.
     ///
     /// # Errors
     ///
-    /// If the store cannot be read.
+    /// Returns an error if the store cannot be read.
     pub async fn list(&self, filter: &Filter, page: Page) -> Result<Listing, StoreError> {
         self.start().await?;
-        let mut listing = self.shared().store.list(filter, page).await?;
+        let mut listing = self.writer().store.list(filter, page).await?;
         for record in &mut listing.records {
-            if let Some(live) = self.shared().live(record.id) {
-                *record = live.record();
+            if let Some(task) = self.writer().active(record.id) {
+                *record = task.record();
             }
         }
         listing.records.retain(|record| filter.matches(record));
         Ok(listing)
     }
 
-    /// Asks to cancel it, and tells what it is then. Once is as often as you like; a task that is over stays as it is.
+    /// Requests cancellation of a task and returns its record. Calling it again has no effect, and
+    /// a finished task does not change.
     ///
-    /// One that has not begun is cancelled at once. Async work that runs is dropped at its next `.await`; sync work can ask
-    /// [`Progress::is_cancelled`](super::Progress::is_cancelled), and one that comes to its end all the same has succeeded.
-    /// A task of another process hears of it within half a second.
+    /// A task that has not started is cancelled at once. A running future is dropped at its next
+    /// `.await`. A running closure can poll
+    /// [`Progress::is_cancelled`](crate::Progress::is_cancelled); if it succeeds all the same, the
+    /// task has succeeded. A task of another process is cancelled within half a second.
     ///
     /// # Errors
     ///
-    /// If the store does not take the request, for a task of another process.
+    /// Returns an error if the request for a task of another process cannot be stored.
     pub async fn cancel(&self, id: TaskId) -> Result<Found, StoreError> {
-        if let Some(live) = self.shared().live(id) {
-            live.cancel();
-            return Ok(Found::Record(Box::new(live.record())));
+        if let Some(task) = self.writer().active(id) {
+            task.cancel();
+            return Ok(Found::Record(Box::new(task.record())));
         }
         let found = self.get(id).await?;
         let is_pending = matches!(&found, Found::Record(record) if !record.state.is_final());
-        let lease = self.shared().with(|state| state.lease).filter(|_| is_pending);
-        let Some(lease) = lease else { return Ok(found) };
-        let request = Op::RequestCancel { id, now: self.shared().now() };
-        self.shared().store.write(lease.epoch, &[request]).await?;
-        #[cfg(feature = "river")]
-        self.shared().cancel_requested().await?;
+        if !is_pending || !self.writer().request_cancel(id).await? {
+            return Ok(found);
+        }
+        self.writer().store.cancel_requested(id).await?;
         self.get(id).await
     }
 
-    /// Tells each time that a task changes. `None` if there is no such task.
+    /// Subscribes to the changes of a task. Returns `None` if the task is unknown.
     ///
     /// # Errors
     ///
-    /// As [`get`](Self::get).
+    /// Like [`get`](Self::get).
     pub async fn subscribe(&self, id: TaskId) -> Result<Option<Subscription>, StoreError> {
-        if let Some(live) = self.shared().live(id) {
-            return Ok(Some(Subscription::here(live.subscribe())));
+        if let Some(task) = self.writer().active(id) {
+            return Ok(Some(Subscription::active(task.subscribe())));
         }
         let record = self.get(id).await?.into_record();
-        Ok(record.map(|record| Subscription::elsewhere(record, self.clone())))
+        Ok(record.map(|record| Subscription::stored(record, self.writer().clone())))
     }
 
-    /// The answer for a task that was accepted in some other way. `None` if there is no such task.
+    /// Returns the [`Accepted`] of a task that was accepted earlier, for example in a transaction.
+    /// Returns `None` if the task is unknown.
     ///
     /// # Errors
     ///
-    /// As [`get`](Self::get).
+    /// Like [`get`](Self::get).
     pub async fn accepted(&self, id: TaskId) -> Result<Option<Accepted>, StoreError> {
-        let awaits_response = self.shared().live(id).is_some_and(|live| live.awaits_response());
+        let awaits_response = self.writer().active(id).is_some_and(|task| task.awaits_response());
         let record = self.get(id).await?.into_record();
         Ok(record.map(|record| Accepted::new(Status::from(&record), self.location(id), awaits_response)))
     }
 
-    /// `true` once [`drain`](Self::drain) was called.
+    /// Returns `true` once [`shutdown`](Self::shutdown) was called.
     pub fn is_closed(&self) -> bool {
-        self.shared().with(|state| state.closed)
+        self.writer().is_closed()
     }
 
-    /// Ends the streams of events, and answers who waits for the end of a task: those there are, and from now on those that come. Work goes on,
-    /// and is accepted as before.
+    /// Ends all current and future event streams, and answers requests that wait for the end of a
+    /// task. Tasks are not affected.
     ///
-    /// At shutdown, with the signal that stops the server: it would wait for them, and a stream lasts as long as its task. Who followed one
-    /// comes back after a second, to another process or the next one, and goes on where it was. [`drain`](Self::drain) ends them too.
+    /// Call it together with the server's graceful shutdown, which otherwise waits for streams that
+    /// last as long as their tasks. Clients reconnect after a second and resume where they were, at
+    /// another process or at the next one. [`shutdown`](Self::shutdown) calls it too.
     pub fn end_streams(&self) {
-        self.shared().end_streams();
+        self.streams().end();
     }
 
-    /// What it is doing and has met.
-    pub fn stats(&self) -> Stats {
-        self.shared().with(|state| {
-            let ledger = &state.ledger;
-            Stats { open: ledger.len(), failed_writes: ledger.failed_writes, fenced: ledger.fenced }
-        })
+    /// Returns counters.
+    pub fn stats(&self) -> TasksStats {
+        let stats = self.writer().stats();
+        TasksStats { open: stats.open, failed_writes: stats.failed_writes, fenced: stats.fenced }
     }
 
-    /// Accepts nothing any more, [ends the streams](Self::end_streams), waits until every record is final and written or `deadline` has passed, and gives the store back.
+    /// Accepts no more tasks, [ends the streams](Self::end_streams), waits up to `timeout` until
+    /// all final records are written, and releases the store.
     ///
-    /// At shutdown, after the [background's](tower_offload::Background::drain): that one ends the tasks, this one writes down how.
-    /// What is known can still be asked for.
+    /// Call it after the shutdown of the [`Background`](tower_offload::Background), which ends the
+    /// tasks. Records can still be read.
     ///
     /// # Panics
     ///
-    /// The future panics outside a tokio runtime with time enabled.
+    /// The future panics outside a Tokio runtime with time enabled.
     ///
     /// # Cancel safety
     ///
-    /// Dropped early, nothing is accepted any more, and what is open is written as it ends.
-    pub async fn drain(&self, deadline: Duration) -> DrainReport {
-        self.shared().close();
+    /// If the future is dropped before it completes, no more tasks are accepted, and open tasks are
+    /// still written when they end.
+    pub async fn shutdown(&self, timeout: Duration) -> TasksShutdownReport {
+        self.writer().close();
         self.end_streams();
-        let _ = tokio::time::timeout(deadline, self.until_idle()).await;
-        DrainReport { unwritten: self.shared().with(|state| state.ledger.ids()) }
-    }
-
-    async fn until_idle(&self) {
-        loop {
-            let mut idle = pin!(self.shared().idle.notified());
-            idle.as_mut().enable(); // before the look: a change between the two is not missed
-            if self.shared().is_idle() {
-                return;
-            }
-            self.shared().rouse();
-            idle.await;
-        }
+        let _ = tokio::time::timeout(timeout, self.writer().closed_and_written()).await;
+        TasksShutdownReport { unwritten: self.writer().unwritten() }
     }
 }
 
 impl fmt::Debug for Tasks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tasks").field("mount", &self.mount).field("stats", &self.stats()).finish_non_exhaustive()
+        f.debug_struct("Tasks")
+            .field("base_path", &self.shared.base_path)
+            .field("stats", &self.stats())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Counters of [`Tasks`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TasksStats {
+    /// Number of tasks of this process whose final record is not written: they are unfinished, or
+    /// the store is unavailable.
+    pub open: usize,
+    /// Number of batches that the store failed to write. Their records are retried.
+    pub failed_writes: u64,
+    /// Number of records that changed after the store had marked them as lost.
+    pub fenced: u64,
+}
+
+/// Result of [`Tasks::shutdown`].
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TasksShutdownReport {
+    /// Tasks whose final record was not written. The next process that uses the store marks them as
+    /// lost.
+    pub unwritten: Vec<TaskId>,
+}
+
+impl TasksShutdownReport {
+    /// Returns `true` if every final record was written.
+    pub fn is_clean(&self) -> bool {
+        self.unwritten.is_empty()
+    }
+}
+
+impl fmt::Display for TasksShutdownReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} tasks without a final record", self.unwritten.len())?;
+        self.unwritten
+            .iter()
+            .enumerate()
+            .try_for_each(|(index, id)| write!(f, "{}{id}", if index == 0 { ": " } else { ", " }))
     }
 }

@@ -1,32 +1,36 @@
-//! What texts of others are made to be before they are kept.
+//! Sanitizes user-supplied strings before they are stored.
 
-/// At most so many bytes, cut between two characters, and without NUL, which Postgres refuses to keep.
-pub(crate) fn clean(text: impl Into<String>, at_most: usize) -> String {
+/// Replaces NUL, which Postgres rejects, by U+FFFD, and truncates the text to at most `max_bytes`
+/// bytes at a character boundary.
+pub(crate) fn sanitize(text: impl Into<String>, max_bytes: usize) -> String {
     let mut text = text.into();
     if text.contains('\0') {
         text = text.replace('\0', "\u{fffd}");
     }
-    if text.len() > at_most {
-        let end = (0..=at_most).rev().find(|place| text.is_char_boundary(*place)).unwrap_or(0);
+    if text.len() > max_bytes {
+        let end = (0..=max_bytes).rev().find(|index| text.is_char_boundary(*index)).unwrap_or(0);
         text.truncate(end);
     }
     text
 }
 
-#[cfg(all(test, not(tower_offload_loom)))]
+#[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
-    use super::clean;
+    use super::sanitize;
 
     proptest! {
         #[test]
-        fn a_clean_text_is_short_has_no_nul_and_is_clean(text in "[\0-\u{ffff}]{0,40}", at_most in 0_usize..40) {
-            let cleaned = clean(text.as_str(), at_most);
-            prop_assert!(cleaned.len() <= at_most && !cleaned.contains('\0'));
-            prop_assert_eq!(clean(cleaned.clone(), at_most), cleaned.clone());
-            if text.len() <= at_most && !text.contains('\0') {
-                prop_assert_eq!(cleaned, text);
+        fn sanitized_text_is_short_without_nul_and_stable(
+            text in "[\0-\u{ffff}]{0,40}",
+            max_bytes in 0_usize..40,
+        ) {
+            let sanitized = sanitize(text.as_str(), max_bytes);
+            prop_assert!(sanitized.len() <= max_bytes && !sanitized.contains('\0'));
+            prop_assert_eq!(sanitize(sanitized.clone(), max_bytes), sanitized.clone());
+            if text.len() <= max_bytes && !text.contains('\0') {
+                prop_assert_eq!(sanitized, text);
             }
         }
     }

@@ -1,75 +1,88 @@
 use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 
 use serde::Serialize;
-
-use super::{
-    Accepted, IntoFailure, Progress, Reason, Record, Refused, Status, TaskId, Tasks, live::Live, record::Ending, work,
-};
 use tower_offload::background::{Reservation, TaskTarget};
 
-/// A task that has a name and no work yet. Made by [`Tasks::track`].
+use crate::{
+    AcceptError, Accepted, IntoFailure, Progress, Reason, Record, Status, TaskId, Tasks, error::AcceptErrorKind,
+    record::Ending, work, writer::ActiveTask,
+};
+
+impl Tasks {
+    /// Returns a builder for a task of that name.
+    ///
+    /// The name is the kind of task, 1 to 200 bytes without control characters. It appears in
+    /// statuses, spans and metrics, so use few different names.
+    pub fn track(&self, name: impl Into<Cow<'static, str>>) -> TrackBuilder<'_> {
+        TrackBuilder { tasks: self, name: name.into(), owner: None, timeout: None }
+    }
+}
+
+/// Configures a task before it gets its work. Returned by [`Tasks::track`].
 #[derive(Clone)]
-#[must_use = "a task does nothing until it is given work with `run` or `spawn`"]
-pub struct Track<'a> {
+#[must_use = "a task does nothing until `spawn_blocking` or `spawn` gives it work"]
+pub struct TrackBuilder<'a> {
     tasks: &'a Tasks,
     name: Cow<'static, str>,
     owner: Option<String>,
-    limit: Option<Duration>,
+    timeout: Option<Duration>,
 }
 
-impl<'a> Track<'a> {
-    pub(crate) fn new(tasks: &'a Tasks, name: Cow<'static, str>) -> Self {
-        Self { tasks, name, owner: None, limit: None }
-    }
-
-    /// Who may see it. Default: whoever knows the id.
+impl TrackBuilder<'_> {
+    /// Sets the owner, who may see the task. Default: everyone may see it who knows the id.
     pub fn owner(self, owner: impl Into<String>) -> Self {
         Self { owner: Some(owner.into()), ..self }
     }
 
-    /// How long it may run, from when it begins. Default: for ever.
+    /// Sets the maximum run time, measured from the start of the task. Default: unlimited.
     ///
-    /// After that it has [timed out](super::TaskState::TimedOut). An async task is dropped; sync work is told to stop
-    /// ([`Progress::is_cancelled`]), and keeps its thread until it does. See [`TaskBuilder::timeout`](tower_offload::background::TaskBuilder::timeout).
-    pub fn timeout(self, limit: Duration) -> Self {
-        Self { limit: Some(limit), ..self }
+    /// A task that exceeds it has [timed out](crate::TaskState::TimedOut). A future is dropped. A
+    /// closure keeps its thread until it returns, and can poll [`Progress::is_cancelled`].
+    pub fn timeout(self, timeout: Duration) -> Self {
+        Self { timeout: Some(timeout), ..self }
     }
 
-    /// Accepts it, with sync work for the pool of the background.
+    /// Accepts the task with a closure, which runs on the pool of the target's background.
     ///
-    /// With a [`Background`](tower_offload::Background) it starts as soon as there is a permit, with an `AfterResponse` if the response is a success:
-    /// otherwise the task is [cancelled](super::TaskState::Cancelled).
+    /// If the target is a [`Background`](tower_offload::Background), the task starts as soon as a
+    /// run permit is free. If it is an `AfterResponse`, the task starts after the response, or is
+    /// [cancelled](crate::TaskState::Cancelled) if the response fails.
     ///
     /// # Errors
     ///
-    /// If the background has no place or is closed, if the record could not be written, or if the name or the owner cannot be kept. The
-    /// work is dropped then.
+    /// Returns an error if the background is full or closed, if the record cannot be stored, or if
+    /// the name or the owner is not valid. The closure is dropped then.
     ///
     /// # Cancel safety
     ///
-    /// Dropped early, the work is dropped and does not run; if the record was written by then it ends as
-    /// [abandoned](super::Reason::Abandoned).
-    pub async fn run<R, F, T, E>(self, register: &R, work: F) -> Result<Accepted, Refused>
+    /// If the future is dropped before it completes, the closure is dropped and does not run. If
+    /// the record was stored by then, the task is cancelled as
+    /// [abandoned](crate::Reason::Abandoned).
+    pub async fn spawn_blocking<R, F, T, E>(self, target: &R, work: F) -> Result<Accepted, AcceptError>
     where
         R: TaskTarget + ?Sized,
         F: FnOnce(Progress) -> Result<T, E> + Send + 'static,
         T: Serialize,
         E: IntoFailure,
     {
-        let place = self.reserve(register)?;
-        self.accept(place, |place, live| drop(place.spawn_blocking(work::of_closure(live, work)))).await
+        let reservation = self.reserve(target)?;
+        let submit = move |reservation: Reservation, task| {
+            reservation.spawn_blocking(move || work::run_blocking(&task, work));
+        };
+        self.accept(reservation, submit).await
     }
 
-    /// Accepts it, with async work, which runs on the current runtime. Otherwise as [`run`](Self::run).
+    /// Accepts the task with a future, which runs on the current runtime. Otherwise it is like
+    /// [`spawn_blocking`](Self::spawn_blocking).
     ///
     /// # Errors
     ///
-    /// As [`run`](Self::run).
+    /// Like [`spawn_blocking`](Self::spawn_blocking).
     ///
     /// # Cancel safety
     ///
-    /// As [`run`](Self::run).
-    pub async fn spawn<R, F, A, T, E>(self, register: &R, work: F) -> Result<Accepted, Refused>
+    /// Like [`spawn_blocking`](Self::spawn_blocking).
+    pub async fn spawn<R, F, A, T, E>(self, target: &R, work: F) -> Result<Accepted, AcceptError>
     where
         R: TaskTarget + ?Sized,
         F: FnOnce(Progress) -> A + Send + 'static,
@@ -77,105 +90,111 @@ impl<'a> Track<'a> {
         T: Serialize,
         E: IntoFailure,
     {
-        let place = self.reserve(register)?;
-        self.accept(place, |place, live| drop(place.spawn(work::of_future(live, work)))).await
+        let reservation = self.reserve(target)?;
+        self.spawn_reserved(reservation, work).await
     }
 
-    fn reserve<R: TaskTarget + ?Sized>(&self, register: &R) -> Result<Reservation, Refused> {
-        self.check()?;
-        let place = register.reserve(self.name.clone())?;
-        Ok(match self.limit {
-            Some(limit) => place.timeout(limit),
-            None => place,
-        })
-    }
-
-    /// As [`spawn`](Self::spawn), where there is a place already, with a limit of its own.
-    #[cfg(feature = "river")]
-    pub(crate) async fn spawn_at<F, A, T, E>(self, place: Reservation, work: F) -> Result<Accepted, Refused>
+    /// Accepts a task that has a reservation, like [`spawn`](Self::spawn). The caller has called
+    /// [`validate`](Self::validate).
+    pub(crate) async fn spawn_reserved<F, A, T, E>(
+        self,
+        reservation: Reservation,
+        work: F,
+    ) -> Result<Accepted, AcceptError>
     where
         F: FnOnce(Progress) -> A + Send + 'static,
         A: Future<Output = Result<T, E>> + Send + 'static,
         T: Serialize,
         E: IntoFailure,
     {
-        self.check()?;
-        self.accept(place, |place, live| drop(place.spawn(work::of_future(live, work)))).await
+        // The block keeps `T` and `E` out of the type of the future, since they need not be
+        // `'static`.
+        let submit = move |reservation: Reservation, task| {
+            reservation.spawn(async move { work::run(task, work).await });
+        };
+        self.accept(reservation, submit).await
     }
 
-    fn check(&self) -> Result<(), Refused> {
-        check(&self.name, MAX_NAME).map_err(|why| Refused::invalid(why.of_name))?;
-        self.owner
-            .as_ref()
-            .map_or(Ok(()), |owner| check(owner, MAX_OWNER))
-            .map_err(|why| Refused::invalid(why.of_owner))?;
-        if self.tasks.is_closed() {
-            return Err(Refused::closed());
-        }
-        Ok(())
+    fn reserve<R: TaskTarget + ?Sized>(&self, target: &R) -> Result<Reservation, AcceptError> {
+        self.validate()?;
+        let reservation = target.reserve(self.name.clone())?;
+        Ok(match self.timeout {
+            Some(timeout) => reservation.timeout(timeout),
+            None => reservation,
+        })
     }
 
+    /// Checks the name, the owner, and that tasks are accepted.
+    pub(crate) fn validate(&self) -> Result<(), AcceptError> {
+        validate("name", &self.name, MAX_NAME_BYTES)?;
+        self.owner.as_ref().map_or(Ok(()), |owner| validate_owner(owner))?;
+        if self.tasks.is_closed() { Err(AcceptError(AcceptErrorKind::Closed)) } else { Ok(()) }
+    }
+
+    /// Stores the record of the task and then submits its work.
     async fn accept(
         self,
-        place: Reservation,
-        submit: impl FnOnce(Reservation, Arc<Live>) + Send,
-    ) -> Result<Accepted, Refused> {
-        let shared = self.tasks.shared();
-        let now = shared.now();
-        let mut record = Record::new(TaskId::random(now).map_err(Refused::random)?, self.name, now);
+        reservation: Reservation,
+        submit: impl FnOnce(Reservation, Arc<ActiveTask>) + Send,
+    ) -> Result<Accepted, AcceptError> {
+        let writer = self.tasks.writer();
+        let now = writer.now();
+        let id = TaskId::generate(now).map_err(|error| AcceptError(AcceptErrorKind::Random(error)))?;
+        let mut record = Record::new(id, self.name, now);
         record.owner = self.owner;
         let status = Status::from(&record);
-        let live = Arc::new(Live::new(record, &place, shared.clone()));
-        let (over, awaits_response) = (live.clone(), place.awaits_response());
-        let place = place.on_completion(move |ended| over.over(ended));
-        let mut unfinished = Unfinished(Some(live.clone())); // after the place, and so dropped before it
-        shared.accept(live.clone()).await?;
-        unfinished.0 = None;
-        submit(place, live);
-        let location = self.tasks.location(status.id);
-        Ok(Accepted::new(status, location, awaits_response))
+        let task = writer.create(record, &reservation);
+        let completed = task.clone();
+        let reservation = reservation.on_completion(move |completion| completed.complete(completion));
+        let awaits_response = reservation.awaits_response();
+        // Declared after `reservation`, and therefore dropped before it: the task is abandoned
+        // before its reservation reports that it was skipped.
+        let mut guard = AbandonGuard(Some(task.clone()));
+        writer.accept(id, task.clone()).await?;
+        guard.0 = None;
+        submit(reservation, task);
+        Ok(Accepted::new(status, self.tasks.location(id), awaits_response))
     }
 }
 
-/// A task that is being accepted. Dropped with its future, it is said why it never ran before the place says that it was skipped.
-struct Unfinished(Option<Arc<Live>>);
+/// Cancels a task if the future that accepts it is dropped.
+struct AbandonGuard(Option<Arc<ActiveTask>>);
 
-impl Drop for Unfinished {
+impl Drop for AbandonGuard {
     fn drop(&mut self) {
-        if let Some(live) = self.0.take() {
-            live.finish(Ending::Cancelled(Reason::Abandoned, None));
+        if let Some(task) = self.0.take() {
+            task.finish(Ending::Cancelled(Reason::Abandoned, None));
         }
     }
 }
 
-/// As long as an index of a database allows for both together.
-pub(crate) const MAX_NAME: usize = 200;
-pub(crate) const MAX_OWNER: usize = 500;
+/// Name and owner together fit into an index entry of both databases.
+const MAX_NAME_BYTES: usize = 200;
+const MAX_OWNER_BYTES: usize = 500;
 
-pub(crate) struct Invalid {
-    pub(crate) of_name: &'static str,
-    pub(crate) of_owner: &'static str,
+/// Checks an owner. Owners are never truncated, because two different ones could become equal.
+pub(crate) fn validate_owner(owner: &str) -> Result<(), AcceptError> {
+    validate("owner", owner, MAX_OWNER_BYTES)
 }
 
-/// An owner is never shortened: two might become one.
-pub(crate) fn check(text: &str, at_most: usize) -> Result<(), Invalid> {
+fn validate(what: &str, text: &str, max_bytes: usize) -> Result<(), AcceptError> {
     if text.is_empty() {
-        Err(Invalid { of_name: "it has no name", of_owner: "its owner is an empty text" })
-    } else if text.len() > at_most {
-        Err(Invalid { of_name: "its name is too long", of_owner: "its owner is too long" })
+        Err(AcceptError::invalid(format!("the {what} is empty")))
+    } else if text.len() > max_bytes {
+        Err(AcceptError::invalid(format!("the {what} has {} bytes, at most {max_bytes} are allowed", text.len())))
     } else if text.chars().any(char::is_control) {
-        Err(Invalid { of_name: "its name has control characters", of_owner: "its owner has control characters" })
+        Err(AcceptError::invalid(format!("the {what} {text:?} contains control characters")))
     } else {
         Ok(())
     }
 }
 
-impl fmt::Debug for Track<'_> {
+impl fmt::Debug for TrackBuilder<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Track")
+        f.debug_struct("TrackBuilder")
             .field("name", &self.name)
             .field("owner", &self.owner)
-            .field("limit", &self.limit)
+            .field("timeout", &self.timeout)
             .finish_non_exhaustive()
     }
 }

@@ -1,5 +1,6 @@
-//! Feature `tracing`: why a store of tasks failed, which clients are not told. Which events are wanted is remembered for the whole process, so
-//! this is a program of its own.
+//! Events of feature `tracing`: the causes of store failures, which responses do not disclose.
+//!
+//! This is a binary of its own because tracing caches the interest in events per process.
 #![cfg(all(feature = "tracing", feature = "sqlite"))]
 #![allow(clippy::unwrap_used)]
 
@@ -15,7 +16,7 @@ use tracing_subscriber::{
     layer::{Context, SubscriberExt},
 };
 
-/// Says what level each event has, and what it says.
+/// Sends the level and the text of each event of this workspace.
 struct Events(mpsc::Sender<(tracing::Level, String)>);
 
 impl<S: tracing::Subscriber> Layer<S> for Events {
@@ -31,32 +32,33 @@ impl<S: tracing::Subscriber> Layer<S> for Events {
 }
 
 #[tokio::test]
-async fn what_the_store_failed_of_is_one_event_for_each_answer_that_does_not_tell() {
-    let (tell, told) = mpsc::channel();
-    let _subscriber = tracing::subscriber::set_default(Registry::default().with(Events(tell)));
+async fn each_response_to_a_store_failure_logs_the_cause_once() {
+    let (sender, events) = mpsc::channel();
+    let _subscriber = tracing::subscriber::set_default(Registry::default().with(Events(sender)));
     let file = std::env::temp_dir().join(format!("tower-offload-events-{}.db", std::process::id()));
     let store = SqlStore::open(&format!("sqlite:{}", file.display())).await.unwrap();
     let (tasks, background) = (Tasks::new(store.clone()), Background::default());
-    let accepted = tasks.track("report").run(&background, |_| Ok::<_, Infallible>(())).await.unwrap();
+    let work = |_| Ok::<_, Infallible>(());
+    let accepted = tasks.track("report").spawn_blocking(&background, work).await.unwrap();
     let mut subscription = tasks.subscribe(accepted.id()).await.unwrap().unwrap();
     while subscription.changed().await.unwrap().is_some() {}
     while tasks.stats().open > 0 {
         tokio::task::yield_now().await;
     }
-    assert_eq!(told.try_recv(), Err(mpsc::TryRecvError::Empty), "nothing is wrong");
+    assert_eq!(events.try_recv(), Err(mpsc::TryRecvError::Empty), "there was no failure");
 
     store.close().await.unwrap();
     for target in [format!("/{}", accepted.id()), format!("/{}/events", accepted.id())] {
         let response = tasks.service().oneshot(Request::get(target).body(()).unwrap()).await.unwrap();
         assert_eq!(response.status(), 503);
-        let (level, text) = told.try_recv().unwrap();
+        let (level, text) = events.try_recv().unwrap();
         assert_eq!(level, tracing::Level::ERROR);
-        assert!(text.starts_with("message=the store of tasks does not answer: "), "with its cause: {text}");
-        assert!(told.try_recv().is_err());
+        assert!(text.starts_with("message=the task store is unavailable: "), "with its cause: {text}");
+        assert!(events.try_recv().is_err());
     }
-    let refused = tasks.track("report").run(&background, |_| Ok::<_, Infallible>(())).await.unwrap_err();
-    assert_eq!(refused.into_response::<Bytes>().status(), 503);
-    assert!(told.try_recv().unwrap().1.starts_with("message=the store of tasks does not answer: "));
+    let error = tasks.track("report").spawn_blocking(&background, work).await.unwrap_err();
+    assert_eq!(error.into_response::<Bytes>().status(), 503);
+    assert!(events.try_recv().unwrap().1.starts_with("message=the task store is unavailable: "));
     for suffix in ["", "-wal", "-shm", ".tower-offload.lock"] {
         let _ = std::fs::remove_file(format!("{}{suffix}", file.display()));
     }

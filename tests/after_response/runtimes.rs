@@ -20,7 +20,7 @@ fn small() -> runtime::Runtime {
 
 /// A pool with one thread, named `pool-0`.
 fn pool() -> ThreadPool {
-    ThreadPool::builder().name("pool").threads(1).reserved_threads(0).build().unwrap()
+    ThreadPool::builder().name("pool").threads(1).build().unwrap()
 }
 
 fn here() -> String {

@@ -10,12 +10,12 @@ use std::{
 use tokio::time::sleep;
 
 use super::{clerk::Clerk, worker::Work};
-use tower_offload::Rejection;
+use tower_offload::CallError;
 
 use crate::{
     Failure, Json, Record, TaskId, Timestamp,
-    panic::contained,
-    progress::Report,
+    panic::ignore_panic,
+    progress::ProgressSink,
     record::Ending,
     sync::{Mutex, lock},
 };
@@ -35,7 +35,7 @@ pub(super) struct Attempt {
 pub(super) enum Verdict {
     Failed(Failure),
     /// The pool did not take it; it never began.
-    NotRun(Rejection),
+    NotRun(CallError),
     /// Somebody asked to cancel it, or the process stops, and it did.
     Stopped,
     Succeeded(Json),
@@ -78,14 +78,14 @@ impl Attempt {
             }
             self.unwanted.store(true, Ordering::Release);
             if !is_sync {
-                contained(|| drop(future));
+                ignore_panic(|| drop(future));
                 return if is_stopped { Verdict::Stopped } else { Verdict::Failed(timed_out(limit)) };
             }
         }
     }
 }
 
-fn verdict(ended: Result<Ending, Rejection>, limit: Duration, is_late: bool, is_stopped: bool) -> Verdict {
+fn verdict(ended: Result<Ending, CallError>, limit: Duration, is_late: bool, is_stopped: bool) -> Verdict {
     match ended {
         Ok(_) if is_late => Verdict::Failed(timed_out(limit)),
         // It came to its end before it looked.
@@ -104,7 +104,7 @@ fn timed_out(limit: Duration) -> Failure {
     Failure::new(TIMEOUT, format!("it took longer than {limit:?}"))
 }
 
-impl Report for Attempt {
+impl ProgressSink for Attempt {
     fn id(&self) -> TaskId {
         self.id
     }
@@ -116,7 +116,7 @@ impl Report for Attempt {
         }
     }
 
-    fn is_unwanted(&self) -> bool {
+    fn is_cancelled(&self) -> bool {
         self.unwanted.load(Ordering::Acquire)
     }
 }

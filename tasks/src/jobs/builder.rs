@@ -10,7 +10,7 @@ use super::{
     shared::{Lanes, Shared},
     worker::Worker,
 };
-use crate::{IntoFailure, Progress, Tasks, shared::Forward, sync::Mutex};
+use crate::{IntoFailure, Progress, SqlStore, Tasks, sync::Mutex};
 
 /// Configures [`Durable`]. Made by [`Durable::builder`].
 #[must_use = "a builder does nothing until `start`"]
@@ -102,7 +102,7 @@ impl Builder {
     /// Dropped early, jobs may have begun; they are handed back.
     pub async fn start(self) -> Result<Durable, StartError> {
         let Self { tasks, mut plan, mut kinds, concurrency } = self;
-        let engine = tasks.shared().engine().cloned().ok_or(StartError::MEMORY)?;
+        let store = tasks.store::<SqlStore>().cloned().ok_or(StartError::MEMORY)?;
         kinds.sort_unstable();
         if let Some(pair) = kinds.windows(2).find(|pair| pair[0] == pair[1]) {
             return Err(StartError::invalid(format!("two workers are for jobs of the kind {:?}", pair[0])));
@@ -111,11 +111,10 @@ impl Builder {
         tasks.start().await?;
         let ((plain, of_plain), (unique, of_unique)) =
             (mpsc::channel(group::MAX_WAITING), mpsc::channel(group::MAX_WAITING));
-        let shared = Arc::new(Shared::new(tasks, Database::new(engine), plan, Lanes { plain, unique }));
+        let shared = Arc::new(Shared::new(tasks, Database::new(store.engine.clone()), plan, Lanes { plain, unique }));
         let steady = Steady::new(shared.database.lease().unwrap_or_default());
         let steady = Arc::new(Mutex::new(steady));
-        let forward = Arc::downgrade(&(shared.clone() as Arc<dyn Forward>));
-        if !shared.tasks.shared().forward_to(forward) {
+        if !shared.register_cancel_hook(&store) {
             return Err(StartError::TAKEN);
         }
         let durable = Durable::new(shared.clone()); // from here on dropping ends what has begun

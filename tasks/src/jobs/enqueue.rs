@@ -14,9 +14,8 @@ use super::{
     transaction::Transaction,
 };
 use crate::{
-    Accepted, Json, Record, Refused, Status, StoreError, TaskId, Timestamp,
-    panic::guarded,
-    track::{MAX_OWNER, check},
+    AcceptError, Accepted, Json, Record, Status, StoreError, TaskId, Timestamp, panic::catch_unwind,
+    track::validate_owner,
 };
 
 /// A job that is not enqueued yet: `.await` it, or give it to a [transaction](Self::tx). Made by [`Durable::enqueue`].
@@ -76,7 +75,7 @@ impl<'a, J: Job> Enqueue<'a, J> {
         Self { delay: Some(delay).filter(|delay| !delay.is_zero()), ..self }
     }
 
-    /// Not if there is one like it: then that one's status is the answer, whatever became of it; or [`Refused::is_duplicate`], if that one is
+    /// Not if there is one like it: then that one's status is the answer, whatever became of it; or [`AcceptError::is_duplicate`], if that one is
     /// of another [owner](Self::owner), whose secret it is. The owner is no part of what makes two the same.
     pub fn unique(self, unique: Unique) -> Self {
         Self { options: self.options.with_unique(unique.into_options()), ..self }
@@ -93,10 +92,10 @@ impl<'a, J: Job> Enqueue<'a, J> {
     /// # Cancel safety
     ///
     /// Dropped early, part of it may have been written: roll back.
-    pub async fn tx<T: Transaction>(self, transaction: &mut T) -> Result<TaskId, Refused> {
+    pub async fn tx<T: Transaction>(self, transaction: &mut T) -> Result<TaskId, AcceptError> {
         let (durable, owner) = (self.durable, self.owner.clone());
         let job = self.prepare()?;
-        let client = durable.shared().client().ok_or_else(Refused::closed)?;
+        let client = durable.shared().client().ok_or_else(AcceptError::closed)?;
         let inserted = transaction.insert(&client.river, &[&job]).await.map_err(InsertError::from)?.pop();
         Ok(admitted(inserted.ok_or_else(nothing)?, owner)?.id)
     }
@@ -112,28 +111,29 @@ impl<'a, J: Job> Enqueue<'a, J> {
         (self.durable, self.job, self.owner)
     }
 
-    fn prepare(self) -> Result<Prepared, Refused> {
+    fn prepare(self) -> Result<Prepared, AcceptError> {
         if self.durable.is_closed() {
-            return Err(Refused::closed());
+            return Err(AcceptError::closed());
         }
         if let Some(owner) = &self.owner {
-            check(owner, MAX_OWNER).map_err(|why| Refused::invalid(why.of_owner))?;
+            validate_owner(owner)?;
         }
-        let encoded = guarded(|| Arguments::encode(&self.job)).map_err(|payload| {
-            crate::panic::discard_payload(payload);
-            Refused::content("writing it as JSON panicked")
+        let encoded = catch_unwind(|| Arguments::encode(&self.job)).map_err(|payload| {
+            crate::panic::drop_payload(payload);
+            AcceptError::content("writing it as JSON panicked")
         })?;
-        let arguments = encoded.map_err(|error| Refused::content(format!("it cannot be written as JSON: {error}")))?;
+        let arguments =
+            encoded.map_err(|error| AcceptError::content(format!("it cannot be written as JSON: {error}")))?;
         if arguments.get().len() > Json::MAX_BYTES {
-            return Err(Refused::content(format!("its JSON is larger than {} bytes", Json::MAX_BYTES)));
+            return Err(AcceptError::content(format!("its JSON is larger than {} bytes", Json::MAX_BYTES)));
         }
-        kept::check(arguments.get()).map_err(Refused::content)?;
+        kept::check(arguments.get()).map_err(AcceptError::content)?;
         let now = self.durable.shared().now();
-        let mut record = Record::new(TaskId::random(now).map_err(Refused::random)?, J::KIND, now);
+        let mut record = Record::new(TaskId::generate(now).map_err(AcceptError::random)?, J::KIND, now);
         record.owner = self.owner;
         if !(1..=MOST_ATTEMPTS).contains(&self.max_attempts) {
             let why = format!("{} attempts are none or too many: it is 1 to {MOST_ATTEMPTS}", self.max_attempts);
-            return Err(Refused::invalid(why));
+            return Err(AcceptError::invalid(why));
         }
         let mut options = self.options.with_queue(self.queue).with_max_attempts(self.max_attempts.into());
         if let Some(delay) = self.delay {
@@ -142,7 +142,7 @@ impl<'a, J: Job> Enqueue<'a, J> {
         Ok(Prepared { push: Arguments::<J>::push, arguments, options, record })
     }
 
-    async fn insert(self) -> Result<Accepted, Refused> {
+    async fn insert(self) -> Result<Accepted, AcceptError> {
         let (durable, owner) = (self.durable, self.owner.clone());
         let job = self.prepare()?;
         let (reply, answer) = oneshot::channel();
@@ -156,9 +156,13 @@ impl<'a, J: Job> Enqueue<'a, J> {
 }
 
 /// A duplicate of somebody else's job is no answer: what becomes of it is not for this one to see.
-fn admitted(inserted: Inserted, owner: Option<String>) -> Result<Record, Refused> {
+fn admitted(inserted: Inserted, owner: Option<String>) -> Result<Record, AcceptError> {
     let Inserted { record, is_duplicate } = inserted;
-    if is_duplicate && record.owner.is_some() && record.owner != owner { Err(Refused::duplicate()) } else { Ok(record) }
+    if is_duplicate && record.owner.is_some() && record.owner != owner {
+        Err(AcceptError::duplicate())
+    } else {
+        Ok(record)
+    }
 }
 
 fn gone() -> StoreError {
@@ -176,7 +180,7 @@ fn after(now: Timestamp, delay: Duration) -> jiff::Timestamp {
 }
 
 impl<'a, J: Job> IntoFuture for Enqueue<'a, J> {
-    type Output = Result<Accepted, Refused>;
+    type Output = Result<Accepted, AcceptError>;
     type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send + 'a>>;
 
     fn into_future(self) -> Self::IntoFuture {

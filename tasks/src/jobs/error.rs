@@ -1,6 +1,24 @@
 use std::{borrow::Cow, error::Error, fmt};
 
-use crate::StoreError;
+use crate::{AcceptError, StoreError, error::AcceptErrorKind};
+
+impl AcceptError {
+    pub(super) fn closed() -> Self {
+        Self(AcceptErrorKind::Closed)
+    }
+
+    pub(super) fn content(why: impl Into<Cow<'static, str>>) -> Self {
+        Self(AcceptErrorKind::Content(why.into()))
+    }
+
+    pub(super) fn duplicate() -> Self {
+        Self(AcceptErrorKind::Duplicate)
+    }
+
+    pub(super) fn random(error: getrandom::Error) -> Self {
+        Self(AcceptErrorKind::Random(error))
+    }
+}
 
 /// Why [`Builder::start`](super::Builder::start) did not.
 #[derive(Debug)]

@@ -41,7 +41,7 @@ pub(super) async fn run(mut waiting: mpsc::Receiver<Request>, shared: Weak<Share
                 let _ = request.reply.send(Ok(inserted));
             }),
             Err(error) if requests.len() == 1 || error.is_about_the_database() => {
-                requests.into_iter().for_each(|request| drop(request.reply.send(Err(error.again()))));
+                requests.into_iter().for_each(|request| drop(request.reply.send(Err(error.duplicate()))));
             }
             // One of them may be what the database does not like; or two are duplicates of each other.
             Err(_) => {

@@ -20,7 +20,7 @@
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! # let file = std::env::temp_dir().join(format!("tower-offload-durable-{}.db", std::process::id()));
 //! # let url = format!("sqlite:{}", file.display());
-//! let tasks = Tasks::new(SqlStore::open(&url).await?).mounted_at("/tasks");
+//! let tasks = Tasks::new(SqlStore::open(&url).await?);
 //! let durable = Durable::builder(&tasks)
 //!     // Blocking work, on a pool; each attempt within ten minutes.
 //!     .sync_worker(ThreadPool::cpu(), Duration::from_secs(600), |report: Report, progress| {

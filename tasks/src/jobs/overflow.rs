@@ -5,19 +5,19 @@ use tower_offload::{
     background::{self, Reservation},
 };
 
-use crate::{Accepted, Failure, Json, Refused, Track, record::Ending};
+use crate::{AcceptError, Accepted, Failure, Json, record::Ending};
 
 /// Sends to the queue what the background of this process has no place for.
 ///
 /// ```
 /// # use serde::{Deserialize, Serialize};
 /// use tower_offload::AfterResponse;
-/// use tower_offload_tasks::{jobs::{Durable, Job, OrEnqueue}, Accepted, Refused};
+/// use tower_offload_tasks::{jobs::{Durable, Job, OrEnqueue}, Accepted, AcceptError};
 ///
 /// # #[derive(Serialize, Deserialize)]
 /// # struct Mail { to: String }
 /// # impl Job for Mail { const KIND: &'static str = "mail"; }
-/// async fn invite(after: &AfterResponse, durable: &Durable) -> Result<Accepted, Refused> {
+/// async fn invite(after: &AfterResponse, durable: &Durable) -> Result<Accepted, AcceptError> {
 ///     let mail = Mail { to: "ann@example.org".to_owned() };
 ///     after.task("invite").or_enqueue(durable.enqueue(mail)).await
 /// }
@@ -35,22 +35,22 @@ pub trait OrEnqueue: sealed::Sealed + Sized {
     ///
     /// # Errors
     ///
-    /// As [`Track::run`](crate::Track::run) and [`Durable::enqueue`](super::Durable::enqueue); a full or closed background is none. A task for
+    /// As [`TrackBuilder::spawn_blocking`](crate::TrackBuilder::spawn_blocking) and [`Durable::enqueue`](super::Durable::enqueue); a full or closed background is none. A task for
     /// [flushed](tower_offload::after_response::ResponseTaskBuilder::on_flushed) responses is refused where the connection is not tracked.
     ///
     /// # Cancel safety
     ///
     /// As these.
-    fn or_enqueue<J: Job>(self, job: Enqueue<'_, J>) -> impl Future<Output = Result<Accepted, Refused>> + Send;
+    fn or_enqueue<J: Job>(self, job: Enqueue<'_, J>) -> impl Future<Output = Result<Accepted, AcceptError>> + Send;
 }
 
 #[cfg(feature = "after-response")]
 impl OrEnqueue for after_response::ResponseTaskBuilder<'_> {
-    fn or_enqueue<J: Job>(self, job: Enqueue<'_, J>) -> impl Future<Output = Result<Accepted, Refused>> + Send {
+    fn or_enqueue<J: Job>(self, job: Enqueue<'_, J>) -> impl Future<Output = Result<Accepted, AcceptError>> + Send {
         let place = match job.limit_here().map(|limit| Ok(self.reserve()?.default_timeout(limit))) {
             Some(Ok(place)) => Ok(Some(place)),
             Some::<Result<_, after_response::RegisterError>>(Err(rejected)) if rejected.is_untracked() => {
-                Err(Refused::invalid(rejected.to_string()))
+                Err(AcceptError::invalid(rejected.to_string()))
             }
             Some(Err(_)) | None => Ok(None),
         };
@@ -59,23 +59,23 @@ impl OrEnqueue for after_response::ResponseTaskBuilder<'_> {
 }
 
 impl OrEnqueue for background::TaskBuilder<'_> {
-    fn or_enqueue<J: Job>(self, job: Enqueue<'_, J>) -> impl Future<Output = Result<Accepted, Refused>> + Send {
+    fn or_enqueue<J: Job>(self, job: Enqueue<'_, J>) -> impl Future<Output = Result<Accepted, AcceptError>> + Send {
         let place = job.limit_here().and_then(|limit| Some(self.reserve().ok()?.default_timeout(limit)));
         accept(Ok(place), job)
     }
 }
 
 async fn accept<J: Job>(
-    place: Result<Option<Reservation>, Refused>,
+    place: Result<Option<Reservation>, AcceptError>,
     enqueue: Enqueue<'_, J>,
-) -> Result<Accepted, Refused> {
+) -> Result<Accepted, AcceptError> {
     match place? {
         Some(place) => here(place, enqueue).await,
         None => enqueue.await,
     }
 }
 
-async fn here<J: Job>(place: Reservation, enqueue: Enqueue<'_, J>) -> Result<Accepted, Refused> {
+async fn here<J: Job>(place: Reservation, enqueue: Enqueue<'_, J>) -> Result<Accepted, AcceptError> {
     let (durable, job, owner) = enqueue.into_parts();
     let worker = durable.shared().plan.worker::<J>().cloned();
     let work = move |progress| async move {
@@ -87,12 +87,13 @@ async fn here<J: Job>(place: Reservation, enqueue: Enqueue<'_, J>) -> Result<Acc
             Err(rejection) => Err(Failure::new("refused", format!("the pool did not run it: {rejection}"))),
         }
     };
-    let track = Track::new(durable.tasks(), J::KIND.into());
+    let track = durable.tasks().track(J::KIND);
     let track = match owner {
         Some(owner) => track.owner(owner),
         None => track,
     };
-    track.spawn_at(place, work).await
+    track.validate()?;
+    track.spawn_reserved(place, work).await
 }
 
 mod sealed {

@@ -1,4 +1,7 @@
-use std::{collections::HashSet, sync::Arc};
+use std::{
+    collections::HashSet,
+    sync::{Arc, Weak},
+};
 
 use tokio::sync::{mpsc, watch};
 
@@ -9,9 +12,8 @@ use super::{
     river::{Claim, Client, Database, Plan},
 };
 use crate::{
-    StoreError, Tasks, Timestamp,
-    shared::Forward,
-    store::StoreFuture,
+    SqlStore, StoreError, TaskId, Tasks, Timestamp,
+    store::{StoreFuture, sql::CancelHook},
     sync::{Mutex, lock},
 };
 
@@ -43,8 +45,6 @@ pub(super) struct Lanes {
 struct State {
     client: Option<Arc<Client>>,
     closed: bool,
-    /// River has ended, and nothing of ours goes on: another queue may take its place.
-    is_over: bool,
     /// How many looks ago requests were handed on from the first again.
     looks: u32,
     /// Claims that nobody worked on at the last look.
@@ -70,7 +70,7 @@ impl Shared {
     }
 
     pub(super) async fn launch(self: &Arc<Self>) -> Result<(), StoreError> {
-        let name = &self.tasks.shared().process;
+        let name = &self.tasks.writer().process;
         let client = Client::launch(&self.database, &self.plan, name, &Arc::downgrade(self)).await?;
         let client = Arc::new(client);
         let (last, closed) = {
@@ -86,7 +86,7 @@ impl Shared {
 
     /// By the clock of the tasks.
     pub(super) fn now(&self) -> Timestamp {
-        self.tasks.shared().now()
+        self.tasks.writer().now()
     }
 
     /// The one that works now. `None` before the first.
@@ -159,7 +159,22 @@ impl Shared {
 
     /// Another queue may take its place.
     pub(super) fn set_over(&self) {
-        lock(&self.state).is_over = true;
+        let Some(store) = self.tasks.store::<SqlStore>() else { return };
+        let mut hook = lock(&store.cancel_hook);
+        let is_own = |hook: &Weak<dyn CancelHook>| std::ptr::addr_eq(hook.as_ptr(), self);
+        if hook.as_ref().is_some_and(is_own) {
+            *hook = None;
+        }
+    }
+
+    /// Returns `false` if another queue on the same store is registered and exists.
+    pub(super) fn register_cancel_hook(self: &Arc<Self>, store: &SqlStore) -> bool {
+        let mut hook = lock(&store.cancel_hook);
+        let is_free = hook.as_ref().and_then(Weak::upgrade).is_none();
+        if is_free {
+            *hook = Some(Arc::downgrade(self) as Weak<dyn CancelHook>);
+        }
+        is_free
     }
 
     /// Tells people, for there is nobody else to be told.
@@ -171,12 +186,9 @@ impl Shared {
     }
 }
 
-impl Forward for Shared {
-    fn cancel_requested(&self) -> StoreFuture<'_, ()> {
+impl CancelHook for Shared {
+    /// Hands all requests on to River.
+    fn cancel_requested(&self, _: TaskId) -> StoreFuture<'_, ()> {
         Box::pin(self.forward_cancels())
-    }
-
-    fn is_over(&self) -> bool {
-        lock(&self.state).is_over && self.jobs.len() == 0
     }
 }

@@ -2,12 +2,12 @@ use std::{any::Any, pin::Pin, sync::Arc, time::Duration};
 
 use serde::Serialize;
 use tokio::sync::Notify;
-use tower_offload::{Pool, Rejection};
+use tower_offload::{CallError, Pool};
 
 use super::{Job, alive::Alive};
 use crate::{
     Failure, IntoFailure, Progress,
-    panic::{caught, discard_payload, guarded, panic_text},
+    panic::{catch_unwind, catch_unwind_future, drop_payload, panic_message},
     record::Ending,
     work::ending,
 };
@@ -27,7 +27,7 @@ impl<J> Clone for Worker<J> {
 
 /// The work of one attempt. Its future ends when it has really ended.
 pub(super) struct Work {
-    pub(super) future: Pin<Box<dyn Future<Output = Result<Ending, Rejection>> + Send>>,
+    pub(super) future: Pin<Box<dyn Future<Output = Result<Ending, CallError>> + Send>>,
     /// Notified once, when the work begins.
     pub(super) begun: Arc<Notify>,
     /// Dropped, it would go on where nobody sees it: so it never is.
@@ -52,7 +52,7 @@ impl<J: Job> Worker<J> {
                     return Ending::TimedOut; // it never began, so nobody asks how it ended
                 }
                 begins.notify_one();
-                settled(guarded(|| ending(work(job, progress))))
+                settled(catch_unwind(|| ending(work(job, progress))))
             };
             Work { future: Box::pin(async move { pool.run(closure).await }), begun, is_sync: true }
         };
@@ -72,8 +72,8 @@ impl<J: Job> Worker<J> {
             begun.notify_one();
             let future = async move {
                 let _alive = alive;
-                Ok(settled(match guarded(|| Box::pin(work(job, progress))) {
-                    Ok(future) => caught(future).await.and_then(|result| guarded(|| ending(result))),
+                Ok(settled(match catch_unwind(|| Box::pin(work(job, progress))) {
+                    Ok(future) => catch_unwind_future(future).await.and_then(|result| catch_unwind(|| ending(result))),
                     Err(payload) => Err(payload),
                 }))
             };
@@ -89,8 +89,8 @@ impl<J: Job> Worker<J> {
 
 fn settled(ended: Result<Ending, Box<dyn Any + Send>>) -> Ending {
     ended.unwrap_or_else(|payload| {
-        let failure = Failure::new("panic", panic_text(&*payload));
-        discard_payload(payload);
+        let failure = Failure::new("panic", panic_message(&*payload));
+        drop_payload(payload);
         Ending::Failed(failure)
     })
 }

@@ -38,7 +38,7 @@ impl StatusService {
         let wait = Wait::admit(&self.config, prefer.wait.filter(|_| !accepted.awaits_response()));
         if let Some(wait) = &wait {
             match wait.for_end(&self.config, accepted.id(), &Access::All).await {
-                Ok(Found::Record(record)) => accepted.tell(Status::from(&*record)),
+                Ok(Found::Record(record)) => accepted.set_status(Status::from(&*record)),
                 Ok(_) => {} // it is kept no more: what is known is that it was accepted
                 Err(error) => error.report(),
             }

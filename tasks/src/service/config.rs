@@ -3,6 +3,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use tokio::sync::Semaphore;
 
 use super::{access::Authorize, source::Source};
+use crate::tasks::DEFAULT_MAX_STREAMS;
 
 /// What a service and its clones have in common.
 #[derive(Clone)]
@@ -16,8 +17,6 @@ pub(super) struct Config {
     /// A place for each stream that is open, and for each that waits.
     pub(super) streams: Arc<Semaphore>,
 }
-
-pub(crate) const DEFAULT_MAX_STREAMS: usize = 1024;
 
 impl Config {
     pub(super) fn new(source: Arc<dyn Source>) -> Self {

@@ -1,6 +1,5 @@
 use http::{HeaderValue, StatusCode, header::LINK};
 use serde::Serialize;
-use utoipa::ToSchema;
 
 use super::{
     access::Access,
@@ -31,7 +30,7 @@ impl Wanted {
             let is_again = match name.as_str() {
                 "state" => {
                     for text in value.split(',').filter(|text| !text.is_empty()) {
-                        let state = TaskState::ALL.into_iter().find(|state| state.as_str() == text);
+                        let state = text.parse::<TaskState>().ok();
                         let state = state.ok_or_else(|| wrong("`state` is none of the states of a task"))?;
                         if !filter.states.contains(&state) {
                             filter = filter.state(state);
@@ -54,7 +53,7 @@ impl Wanted {
             }
         }
         let page = limit.map_or_else(Page::default, Page::first);
-        Ok(Self { filter, page: after.map_or(page, |id| page.before(id)) })
+        Ok(Self { filter, page: after.map_or(page, |id| page.after(id)) })
     }
 
     /// A reference to the page behind that id, relative to this one.
@@ -73,7 +72,8 @@ fn number(text: &str) -> Option<usize> {
 }
 
 /// A part of the list of tasks.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub(super) struct StatusList {
     /// The newest first.
     tasks: Vec<Status>,

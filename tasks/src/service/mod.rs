@@ -15,7 +15,7 @@
 //! use axum::Router;
 //! use tower_offload_tasks::{MemoryStore, Tasks};
 //!
-//! let tasks = Tasks::new(MemoryStore::new()).mounted_at("/tasks");
+//! let tasks = Tasks::new(MemoryStore::new());
 //! let app: Router = Router::new()
 //!     .nest_service("/tasks", tasks.service())
 //!     .route_service("/status", tasks.status_alias());
@@ -80,6 +80,7 @@ mod events;
 mod future;
 mod list;
 mod milestone;
+#[cfg(feature = "openapi")]
 mod openapi;
 mod page;
 mod prefer;
@@ -95,7 +96,6 @@ mod stream;
 mod tasks;
 mod wait;
 
-pub(super) use self::config::DEFAULT_MAX_STREAMS;
 pub use self::{
     access::{Access, Action},
     alias::StatusAlias,

@@ -16,6 +16,7 @@ pub(super) const ROUTES: &[Route] = &[
             (503, "The store does not answer.", Content::Problem),
         ],
     },
+    #[cfg(feature = "openapi")]
     Route {
         method: Method::GET,
         path: "/openapi.json",
@@ -73,6 +74,7 @@ pub(super) const ROUTES: &[Route] = &[
     },
 ];
 
+#[cfg_attr(not(feature = "openapi"), allow(dead_code))]
 pub(super) struct Route {
     pub(super) method: Method,
     pub(super) path: &'static str,
@@ -85,6 +87,7 @@ pub(super) struct Route {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Operation {
     Cancel,
+    #[cfg(feature = "openapi")]
     Describe,
     Events,
     List,
@@ -93,6 +96,7 @@ pub(super) enum Operation {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Content {
+    #[cfg(feature = "openapi")]
     Document,
     Events,
     ListOrPage,

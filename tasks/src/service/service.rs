@@ -18,7 +18,7 @@ use super::{
     config::Config,
     events::events,
     list::{Wanted, list},
-    openapi, page,
+    page,
     prefer::Prefer,
     problem::{self, Problem},
     respond::{self, Answer},
@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     TaskId,
-    panic::{discard_payload, guarded},
+    panic::{catch_unwind, drop_payload},
 };
 use tower_offload::offload::RequestHead as Head;
 
@@ -113,9 +113,10 @@ impl StatusService {
                 let access = may(Action::Cancel(id))?;
                 ResponseFuture::new(cancel(config, id, access))
             }
+            #[cfg(feature = "openapi")]
             Operation::Describe => {
                 may(Action::Describe)?;
-                ResponseFuture::ready(openapi::answer())
+                ResponseFuture::ready(super::openapi::answer())
             }
             Operation::Events => {
                 let id = id()?;
@@ -144,11 +145,11 @@ impl StatusService {
 
 /// What a request may do, if it may.
 pub(super) fn allowed(config: &Config, head: &Head<'_>, action: Action) -> Result<Access, Box<Answer>> {
-    match guarded(|| config.authorize.decide(head, &action)) {
+    match catch_unwind(|| config.authorize.decide(head, &action)) {
         Ok(Access::Denied) => Err(refuse(forbidden("this is not allowed"))),
         Ok(access) => Ok(access),
         Err(payload) => {
-            discard_payload(payload);
+            drop_payload(payload);
             Err(refuse(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "nobody could say whether this is allowed")))
         }
     }

@@ -11,12 +11,12 @@ use crate::{
 };
 
 impl Tasks {
-    /// Tells the status of these tasks over HTTP: to be mounted at what [`mounted_at`](Tasks::mounted_at) said.
+    /// Tells the status of these tasks over HTTP: mount it at the [base path](crate::TasksBuilder::base_path).
     ///
     /// By default who has an id may ask for its status and its events, and nothing else is allowed. See the
     /// [module docs](crate::service).
     pub fn service(&self) -> StatusService {
-        StatusService::new(self.clone()).sharing(self.shared().streams.clone())
+        StatusService::new(self.clone()).sharing(self.streams().permits.clone())
     }
 
     /// The answer to who asked for a task, as they prefer it, with the defaults of [`service`](Self::service). See
@@ -65,7 +65,7 @@ impl Source for Tasks {
     }
 
     fn streams_end(&self) -> StreamsEnd {
-        Box::pin(self.shared().streams_end())
+        Box::pin(self.streams().ended())
     }
 }
 

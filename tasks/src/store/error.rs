@@ -1,75 +1,77 @@
 use std::{error::Error, fmt};
 
-/// Why a store did not do what it was asked to.
+/// Error of a [`TaskStore`](super::TaskStore).
 #[derive(Debug)]
 pub struct StoreError {
     kind: Kind,
-    source: Option<Source>,
+    source: Source,
 }
 
 type Source = Box<dyn Error + Send + Sync>;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    Full,
-    Locked,
-    Other,
     Unavailable,
+    Locked,
+    Full,
+    Other,
 }
 
 impl StoreError {
-    /// There is no room: a full disk, a bound that is reached.
-    pub fn full(source: impl Into<Source>) -> Self {
-        Self::new(Kind::Full, source)
-    }
-
-    /// Another process has the store; `source` should name it.
-    pub fn locked(source: impl Into<Source>) -> Self {
-        Self::new(Kind::Locked, source)
-    }
-
-    /// It cannot be reached, or did not answer; later it may.
+    /// Creates an error for a store that cannot be reached or does not respond.
     pub fn unavailable(source: impl Into<Source>) -> Self {
         Self::new(Kind::Unavailable, source)
     }
 
-    /// Anything else.
+    /// Creates an error for a store that another process uses. `source` should name that process.
+    pub fn locked(source: impl Into<Source>) -> Self {
+        Self::new(Kind::Locked, source)
+    }
+
+    /// Creates an error for a store without space, on the disk or within its own limit.
+    pub fn full(source: impl Into<Source>) -> Self {
+        Self::new(Kind::Full, source)
+    }
+
+    /// Creates an error of any other kind.
     pub fn other(source: impl Into<Source>) -> Self {
         Self::new(Kind::Other, source)
     }
 
     fn new(kind: Kind, source: impl Into<Source>) -> Self {
-        Self { kind, source: Some(source.into()) }
+        Self { kind, source: source.into() }
     }
 
-    /// The same once more, for all that wait for one transaction; of the source the text.
-    pub(crate) fn again(&self) -> Self {
-        Self { kind: self.kind, source: self.source.as_ref().map(|source| causes(&**source).into()) }
+    /// Returns the same error for another caller that waits for the same transaction. Its source is
+    /// the text of this one's source.
+    pub(crate) fn duplicate(&self) -> Self {
+        Self { kind: self.kind, source: with_causes(&*self.source).into() }
     }
 
-    /// For whoever runs the process, with all the causes, which clients are not told. Nothing without feature `tracing`.
+    /// Logs the error with all its causes, which clients do not see. Does nothing without feature
+    /// `tracing`.
     pub(crate) fn report(&self) {
         #[cfg(feature = "tracing")]
-        tracing::event!(tracing::Level::ERROR, "{}", causes(self));
+        tracing::event!(tracing::Level::ERROR, "{}", with_causes(self));
     }
 
-    /// `true` if there is no room in it.
-    pub fn is_full(&self) -> bool {
-        self.kind == Kind::Full
+    /// Returns `true` if the store cannot be reached. A later attempt may succeed.
+    pub fn is_unavailable(&self) -> bool {
+        self.kind == Kind::Unavailable
     }
 
-    /// `true` if it is for one process at a time, and another one has it.
+    /// Returns `true` if the store is for one process at a time and another one uses it.
     pub fn is_locked(&self) -> bool {
         self.kind == Kind::Locked
     }
 
-    /// `true` if it could not be reached.
-    pub fn is_unavailable(&self) -> bool {
-        self.kind == Kind::Unavailable
+    /// Returns `true` if the store has no space for another record.
+    pub fn is_full(&self) -> bool {
+        self.kind == Kind::Full
     }
 }
 
-fn causes(error: &dyn Error) -> String {
+fn with_causes(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {
@@ -82,16 +84,16 @@ fn causes(error: &dyn Error) -> String {
 impl fmt::Display for StoreError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.kind {
-            Kind::Full => "the store of tasks is full",
-            Kind::Locked => "another process has the store of tasks",
-            Kind::Other => "the store of tasks failed",
-            Kind::Unavailable => "the store of tasks does not answer",
+            Kind::Unavailable => "the task store is unavailable",
+            Kind::Locked => "the task store is in use by another process",
+            Kind::Full => "the task store is full",
+            Kind::Other => "the task store failed",
         })
     }
 }
 
 impl Error for StoreError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
-        self.source.as_ref().map(|source| &**source as _)
+        Some(&*self.source)
     }
 }

@@ -2,57 +2,59 @@ use std::time::Duration;
 
 use crate::Timestamp;
 
-/// One use of a store by one process, from its beginning to its end.
+/// One use of a store by one process, identified by a number that grows with each epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Epoch(i64);
 
-impl Epoch {
-    /// Numbers grow from one beginning to the next.
-    pub fn from_number(number: i64) -> Self {
+impl From<i64> for Epoch {
+    fn from(number: i64) -> Self {
         Self(number)
-    }
-
-    /// The number.
-    pub fn as_number(self) -> i64 {
-        self.0
     }
 }
 
-/// What a process got from a store.
+impl From<Epoch> for i64 {
+    fn from(epoch: Epoch) -> Self {
+        epoch.0
+    }
+}
+
+/// The right of a process to write records. Returned by
+/// [`TaskStore::begin`](super::TaskStore::begin).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Lease {
-    /// What its writes are made under.
+    /// The epoch of the process.
     pub epoch: Epoch,
-    /// How often it must be renewed. `None` if the store is for one process at a time: then nobody else needs to know that it lives, and
-    /// nobody else can ask it to cancel.
+    /// The interval at which the lease must be renewed. `None` if the store is for one process at a
+    /// time: the lease does not expire, and no other process can request cancellation.
     pub renew_every: Option<Duration>,
 }
 
 impl Lease {
-    /// For as long as the process has the store.
+    /// Creates a lease that does not expire.
     pub fn exclusive(epoch: Epoch) -> Self {
         Self { epoch, renew_every: None }
     }
 
-    /// Over if it is not renewed; `renew_every` should be a third of how long it lasts, so that two renewals may fail.
-    pub fn renewed_every(epoch: Epoch, renew_every: Duration) -> Self {
-        Self { epoch, renew_every: Some(renew_every) }
+    /// Creates a lease that expires unless it is renewed. `interval` should be a third of its
+    /// duration, so that two renewals may fail.
+    pub fn renewed_every(epoch: Epoch, interval: Duration) -> Self {
+        Self { epoch, renew_every: Some(interval) }
     }
 }
 
-/// Who begins to use a store.
+/// Describes the process that begins an epoch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Process {
-    /// For people who look into the store.
+    /// The name of the process, for people who inspect the store.
     pub name: String,
-    /// When it began.
+    /// When the epoch begins.
     pub started_at: Timestamp,
 }
 
 impl Process {
-    /// One of that name, which began then.
+    /// Creates a description.
     pub fn new(name: impl Into<String>, started_at: Timestamp) -> Self {
         Self { name: name.into(), started_at }
     }

@@ -1,35 +1,38 @@
 use crate::{Record, TaskId, TaskState};
 
-/// Which records are wanted. Without further word all.
+/// Selects records. The default selects all.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Filter {
-    /// Only those of this name.
+    /// Selects records of this name.
     pub name: Option<String>,
-    /// Only those of this owner.
+    /// Selects records of this owner.
     pub owner: Option<String>,
-    /// Only those in one of these states; if there are none, in any.
+    /// Selects records in one of these states. If empty, the state does not matter.
     pub states: Vec<TaskState>,
 }
 
 impl Filter {
-    /// Only those of this name.
+    /// Selects only records of this name.
+    #[must_use]
     pub fn name(self, name: impl Into<String>) -> Self {
         Self { name: Some(name.into()), ..self }
     }
 
-    /// Only those of this owner.
+    /// Selects only records of this owner.
+    #[must_use]
     pub fn owner(self, owner: impl Into<String>) -> Self {
         Self { owner: Some(owner.into()), ..self }
     }
 
-    /// Only those in this state, or another one that was named.
+    /// Selects only records in this state, or in another one that was added.
+    #[must_use]
     pub fn state(mut self, state: TaskState) -> Self {
         self.states.push(state);
         self
     }
 
-    /// Whether that record is wanted.
+    /// Returns `true` if the filter selects `record`.
     pub fn matches(&self, record: &Record) -> bool {
         self.name.as_ref().is_none_or(|name| *name == record.name)
             && self.owner.as_ref().is_none_or(|owner| Some(owner) == record.owner.as_ref())
@@ -37,25 +40,30 @@ impl Filter {
     }
 }
 
-/// Which part of a list is wanted: the newest first, from an id on. Records that come or go meanwhile shift nothing.
+/// Selects a part of a list, which is sorted from the newest task to the oldest.
+///
+/// A page starts after an id, so records that are added or evicted between two requests do not
+/// shift the pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Page {
-    /// Only records older than this one.
-    pub before: Option<TaskId>,
-    /// At most so many.
+    /// The page starts after this task. `None` for the first page.
+    pub after: Option<TaskId>,
+    /// Maximum number of records.
     pub limit: usize,
 }
 
 impl Page {
-    /// At most so many, from the newest on; 1 to 1000.
+    /// Selects the first `limit` records, clamped to 1 to 1000.
+    #[must_use]
     pub fn first(limit: usize) -> Self {
-        Self { before: None, limit: limit.clamp(1, MAX_LIMIT) }
+        Self { after: None, limit: limit.clamp(1, MAX_LIMIT) }
     }
 
-    /// What comes behind that record: behind [`Listing::next`].
-    pub fn before(self, id: TaskId) -> Self {
-        Self { before: Some(id), ..self }
+    /// Selects the records after `id`, such as [`Listing::next`] of the previous page.
+    #[must_use]
+    pub fn after(self, id: TaskId) -> Self {
+        Self { after: Some(id), ..self }
     }
 }
 
@@ -63,24 +71,25 @@ const DEFAULT_LIMIT: usize = 50;
 const MAX_LIMIT: usize = 1000;
 
 impl Default for Page {
-    /// The newest 50.
+    /// Selects the first 50 records.
     fn default() -> Self {
         Self::first(DEFAULT_LIMIT)
     }
 }
 
-/// A part of a list.
+/// A page of a list.
 #[derive(Debug, Clone, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Listing {
-    /// The newest first.
+    /// The records, newest first.
     pub records: Vec<Record>,
-    /// Where the [next page](Page::before) begins, if there may be one.
+    /// The id [after](Page::after) which the next page starts. `None` for the last page.
     pub next: Option<TaskId>,
 }
 
 impl Listing {
-    /// Of the records that fit and one more, if there is one more.
+    /// Creates a page from up to `page.limit + 1` records. The last one only shows that there
+    /// is a next page.
     pub fn new(mut records: Vec<Record>, page: Page) -> Self {
         let is_last = records.len() <= page.limit;
         records.truncate(page.limit);

@@ -1,4 +1,4 @@
-//! Where the records of tasks are kept. See [`TaskStore`].
+//! Stores for the records of tasks.
 
 mod error;
 mod lease;
@@ -6,17 +6,14 @@ mod list;
 mod memory;
 mod op;
 mod retention;
-mod shelf;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
-mod sql;
-#[allow(clippy::module_inception)]
-mod store;
+pub(crate) mod sql;
+
+use std::{future::ready, pin::Pin, sync::Arc};
 
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 #[cfg_attr(docsrs, doc(cfg(any(feature = "postgres", feature = "sqlite"))))]
 pub use self::sql::SqlStore;
-#[cfg(feature = "river")]
-pub(crate) use self::sql::{Engine, RENEWALS, is_conflict, postgres_pair, sqlite_pair, store_error};
 pub use self::{
     error::StoreError,
     lease::{Epoch, Lease, Process},
@@ -24,5 +21,120 @@ pub use self::{
     memory::MemoryStore,
     op::{Found, Op, Written},
     retention::{Retention, Swept},
-    store::{StoreFuture, TaskStore},
 };
+use crate::{TaskId, Timestamp};
+
+/// Future returned by the methods of a [`TaskStore`].
+pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
+
+/// Keeps the records of tasks.
+///
+/// [`Tasks`](crate::Tasks) writes in batches, one batch at a time. It reads from any task, at any
+/// time. Acceptance of tasks waits for the store, so a store should not wait indefinitely for its
+/// database, and return [`StoreError::unavailable`] after a timeout.
+///
+/// # Epochs
+///
+/// A process [begins](Self::begin) an epoch and owns the records that it accepts in it, for as long
+/// as its lease is valid. After that the store marks the unfinished ones as
+/// [lost](crate::TaskState::Lost), and rejects later writes of that epoch as [`Written::Fenced`]. A
+/// store for one process at a time (memory, a locked file) needs no clock: a new epoch ends the
+/// earlier ones.
+///
+/// # Invariants
+///
+/// - Final records do not change.
+/// - A record that was written can be read at once. If the store is persistent, it can be read
+///   after a crash of the process too.
+/// - Of two versions of one record, the greater is kept.
+/// - Only final records are [evicted](Self::sweep), and each leaves a tombstone.
+///
+/// # Cancel safety
+///
+/// If a future is dropped before it completes, its operation either has no effect or is complete.
+pub trait TaskStore: Send + Sync + 'static {
+    /// Begins an epoch, and marks as lost the records of processes whose lease has expired.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::is_locked`] if the store is for one process at a time and another one uses it.
+    fn begin<'a>(&'a self, process: &'a Process) -> StoreFuture<'a, Lease>;
+
+    /// Renews the lease. Returns `false` if it has expired: the unfinished records of the epoch are
+    /// lost.
+    fn renew(&self, epoch: Epoch) -> StoreFuture<'_, bool>;
+
+    /// Ends the epoch before its lease expires. Unfinished records are lost.
+    fn end(&self, epoch: Epoch, now: Timestamp) -> StoreFuture<'_, ()>;
+
+    /// Executes all operations in one transaction, and returns a result for each. No id occurs
+    /// twice in a batch.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the transaction was not committed, or if its result is unknown.
+    fn write<'a>(&'a self, epoch: Epoch, batch: &'a [Op]) -> StoreFuture<'a, Vec<Written>>;
+
+    /// Returns the record of a task.
+    fn get(&self, id: TaskId) -> StoreFuture<'_, Found>;
+
+    /// Returns the records that match `filter`, newest first.
+    fn list<'a>(&'a self, filter: &'a Filter, page: Page) -> StoreFuture<'a, Listing>;
+
+    /// Returns the unfinished tasks of this epoch for which cancellation was requested. A store
+    /// with leases is polled twice a second.
+    fn cancel_requests(&self, epoch: Epoch) -> StoreFuture<'_, Vec<TaskId>>;
+
+    /// Called after an [`Op::RequestCancel`] was written, in the process that wrote it.
+    ///
+    /// A store that knows how to reach the owner of the task can notify it, so that it need not
+    /// wait for its next poll of [`cancel_requests`](Self::cancel_requests). The default does
+    /// nothing.
+    fn cancel_requested(&self, id: TaskId) -> StoreFuture<'_, ()> {
+        let _ = id;
+        Box::pin(ready(Ok(())))
+    }
+
+    /// Evicts final records that exceed the retention, deletes expired tombstones, and marks as
+    /// lost the records of processes whose lease has expired. It may process only a part at a time,
+    /// and reports that in [`Swept::more`].
+    fn sweep<'a>(&'a self, now: Timestamp, retention: &'a Retention) -> StoreFuture<'a, Swept>;
+}
+
+impl<S: TaskStore + ?Sized> TaskStore for Arc<S> {
+    fn begin<'a>(&'a self, process: &'a Process) -> StoreFuture<'a, Lease> {
+        (**self).begin(process)
+    }
+
+    fn renew(&self, epoch: Epoch) -> StoreFuture<'_, bool> {
+        (**self).renew(epoch)
+    }
+
+    fn end(&self, epoch: Epoch, now: Timestamp) -> StoreFuture<'_, ()> {
+        (**self).end(epoch, now)
+    }
+
+    fn write<'a>(&'a self, epoch: Epoch, batch: &'a [Op]) -> StoreFuture<'a, Vec<Written>> {
+        (**self).write(epoch, batch)
+    }
+
+    fn get(&self, id: TaskId) -> StoreFuture<'_, Found> {
+        (**self).get(id)
+    }
+
+    fn list<'a>(&'a self, filter: &'a Filter, page: Page) -> StoreFuture<'a, Listing> {
+        (**self).list(filter, page)
+    }
+
+    fn cancel_requests(&self, epoch: Epoch) -> StoreFuture<'_, Vec<TaskId>> {
+        (**self).cancel_requests(epoch)
+    }
+
+    fn cancel_requested(&self, id: TaskId) -> StoreFuture<'_, ()> {
+        (**self).cancel_requested(id)
+    }
+
+    fn sweep<'a>(&'a self, now: Timestamp, retention: &'a Retention) -> StoreFuture<'a, Swept> {
+        (**self).sweep(now, retention)
+    }
+}

@@ -1,25 +1,29 @@
 use crate::{Record, TaskId, Timestamp};
 
-/// One thing to write.
+/// Operation of a batch.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Op {
-    /// A new record, of the epoch that writes it. One that is there with the same id stays, and this is [done](Written::Done): it
-    /// was written before, and the answer was lost.
+    /// Inserts the record of a new task, owned by the epoch of the batch.
+    ///
+    /// If a record or a tombstone with that id exists, it is kept and the operation is
+    /// [done](Written::Done): an earlier attempt succeeded and its reply was lost.
     Accept(Box<Record>),
-    /// Somebody, in whatever process, asks to cancel it. Done once: the time is noted, and the version is one more.
+    /// Replaces the record of a task that this epoch has accepted, except for a
+    /// [`Record::cancel_requested_at`] that is already set.
+    Update(Box<Record>),
+    /// Records a cancel request, from any process. The first request sets
+    /// [`Record::cancel_requested_at`] and increments the version.
     RequestCancel {
-        /// Which one.
+        /// The id of the task.
         id: TaskId,
-        /// When.
+        /// When cancellation was requested.
         now: Timestamp,
     },
-    /// The whole content of a record that this epoch has accepted. Of [`Record::cancel_requested_at`] the one that is there stays.
-    Update(Box<Record>),
 }
 
 impl Op {
-    /// Whose record it is about.
+    /// Returns the id of the task.
     pub fn id(&self) -> TaskId {
         match self {
             Self::Accept(record) | Self::Update(record) => record.id,
@@ -28,37 +32,39 @@ impl Op {
     }
 }
 
-/// What became of an [`Op`].
+/// Result of an [`Op`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Written {
-    /// It stands there, or something newer of the same epoch.
+    /// The store has this version of the record, or a newer one of the same epoch.
     Done,
-    /// Nothing was written: the record is final, or of another epoch, or this epoch is over.
+    /// Nothing was written: the record is final or belongs to another epoch, or the epoch has
+    /// ended.
     Fenced,
-    /// There is no room for another record, and none that may be evicted. The rest of the batch is not touched by that.
+    /// Nothing was written: the store is full and no record can be evicted. Other operations of the
+    /// batch are not affected.
     Full,
-    /// There is no such record.
+    /// Nothing was written: there is no such record.
     Unknown,
 }
 
-/// What stands under an id.
+/// Result of [`TaskStore::get`](super::TaskStore::get).
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Found {
-    /// There was a record, and it is gone.
-    Evicted {
-        /// Whose it was.
-        owner: Option<String>,
-    },
     /// The record.
     Record(Box<Record>),
-    /// Nothing.
+    /// The record was evicted.
+    Evicted {
+        /// The owner of the task.
+        owner: Option<String>,
+    },
+    /// There is neither a record nor a tombstone.
     Unknown,
 }
 
 impl Found {
-    /// The record, if there is one.
+    /// Returns the record, if there is one.
     pub fn into_record(self) -> Option<Record> {
         match self {
             Self::Record(record) => Some(*record),

@@ -1,45 +1,40 @@
 use std::time::Duration;
 
-/// How long final records are kept. Others always are.
+/// Limits on finished records. Unfinished records are always kept.
 ///
-/// Default: the last 10 000, for a day, then a tombstone for a week. At some 500 bytes each that is little; results of 64 KiB each would
-/// make it 640 MB, so who keeps those in memory should keep fewer.
+/// The default keeps the 10 000 latest records for at most a day, and tombstones for a week. A
+/// typical record has 500 bytes. With results of 64 KiB the default number can take 640 MB, so keep
+/// fewer of those in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Retention {
-    keep: usize,
-    age: Duration,
-    tombstones: Duration,
+    /// Maximum number of finished records. The oldest are evicted first. Default: 10 000.
+    pub max_records: usize,
+    /// Maximum age of a finished record, measured from its end. Default: 24 hours, within which a
+    /// client that ordered a report fetches it.
+    pub max_age: Duration,
+    /// How long a tombstone marks an evicted record, so that clients get 410 instead of 404.
+    /// Default: 7 days.
+    pub tombstone_ttl: Duration,
 }
 
 impl Retention {
-    /// So many at most, those that ended last. Default 10 000.
-    pub fn keep(self, keep: usize) -> Self {
-        Self { keep, ..self }
+    /// Sets the maximum number of finished records.
+    #[must_use]
+    pub fn max_records(self, max_records: usize) -> Self {
+        Self { max_records, ..self }
     }
 
-    /// For so long after their end at most. Default: a day, in which somebody who asked for a report comes back for it.
-    pub fn age(self, age: Duration) -> Self {
-        Self { age, ..self }
+    /// Sets the maximum age of a finished record.
+    #[must_use]
+    pub fn max_age(self, max_age: Duration) -> Self {
+        Self { max_age, ..self }
     }
 
-    /// For how long after its eviction it is known that there was a record. Default: a week.
-    pub fn tombstones(self, tombstones: Duration) -> Self {
-        Self { tombstones, ..self }
-    }
-
-    /// As [`keep`](Self::keep).
-    pub fn kept(&self) -> usize {
-        self.keep
-    }
-
-    /// As [`age`](Self::age).
-    pub fn max_age(&self) -> Duration {
-        self.age
-    }
-
-    /// As [`tombstones`](Self::tombstones).
-    pub fn tombstone_age(&self) -> Duration {
-        self.tombstones
+    /// Sets how long a tombstone marks an evicted record.
+    #[must_use]
+    pub fn tombstone_ttl(self, tombstone_ttl: Duration) -> Self {
+        Self { tombstone_ttl, ..self }
     }
 }
 
@@ -47,20 +42,20 @@ const HOUR: Duration = Duration::from_secs(3600);
 
 impl Default for Retention {
     fn default() -> Self {
-        Self { keep: 10_000, age: 24 * HOUR, tombstones: 7 * 24 * HOUR }
+        Self { max_records: 10_000, max_age: 24 * HOUR, tombstone_ttl: 7 * 24 * HOUR }
     }
 }
 
-/// What a [sweep](super::TaskStore::sweep) did.
+/// Result of a [sweep](super::TaskStore::sweep).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Swept {
-    /// Records that are gone and have a tombstone.
+    /// Number of records that were evicted and left a tombstone.
     pub evicted: u64,
-    /// Tombstones that are gone.
+    /// Number of tombstones that were deleted.
     pub forgotten: u64,
-    /// Records of processes whose lease ran out.
+    /// Number of records that were marked as lost.
     pub lost: u64,
-    /// Whether there is more to do at once.
+    /// `true` if another sweep has work to do at once.
     pub more: bool,
 }

@@ -1,5 +1,5 @@
-//! Databases for tests, each of its own and gone with the test.
-#![allow(dead_code, reason = "no program of tests uses all of it")]
+//! Databases for tests. Each test has its own, which is deleted with the value.
+#![allow(dead_code, reason = "no test binary uses all items")]
 
 use std::path::PathBuf;
 
@@ -12,15 +12,13 @@ pub(crate) struct OnServer {
 }
 
 impl OnServer {
-    /// `None`, and a line that says why, if there is no server.
+    /// Creates a database. Returns `None`, and prints why, if there is no server.
     pub(crate) async fn fresh() -> Option<Self> {
         let Ok(server) = std::env::var("DATABASE_URL") else {
-            println!("skipped: DATABASE_URL names no Postgres; .ci/run starts one");
+            println!("skipped: DATABASE_URL is not set; .ci/run starts a Postgres server");
             return None;
         };
-        let mut random = [0; 8];
-        getrandom::fill(&mut random).unwrap();
-        let name = format!("tower_offload_{:016x}", u64::from_ne_bytes(random));
+        let name = format!("tower_offload_{:016x}", random());
         let mut connection = PgConnection::connect(&server).await.unwrap();
         let create = sqlx::AssertSqlSafe(format!("CREATE DATABASE {name}"));
         sqlx::query(create).execute(&mut connection).await.unwrap();
@@ -51,16 +49,14 @@ impl Drop for OnServer {
     }
 }
 
-/// A file in a directory of its own.
+/// A SQLite file in a directory of its own.
 pub(crate) struct OnFile {
     directory: PathBuf,
 }
 
 impl OnFile {
     pub(crate) fn fresh() -> Self {
-        let mut random = [0; 8];
-        getrandom::fill(&mut random).unwrap();
-        let directory = std::env::temp_dir().join(format!("tower-offload-{:016x}", u64::from_ne_bytes(random)));
+        let directory = std::env::temp_dir().join(format!("tower-offload-{:016x}", random()));
         std::fs::create_dir(&directory).unwrap();
         Self { directory }
     }
@@ -78,4 +74,10 @@ impl Drop for OnFile {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.directory);
     }
+}
+
+fn random() -> u64 {
+    let mut random = [0; 8];
+    getrandom::fill(&mut random).unwrap();
+    u64::from_ne_bytes(random)
 }

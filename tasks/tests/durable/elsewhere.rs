@@ -36,7 +36,7 @@ on_each_database! {
 
 /// A process that works none of these.
 pub(crate) async fn without_workers(place: &Place) -> (Tasks, Durable) {
-    let tasks = place.tasks().await.mounted_at("/tasks");
+    let tasks = place.tasks().await;
     let durable = Durable::builder(&tasks).start().await.unwrap();
     (tasks, durable)
 }
@@ -167,7 +167,7 @@ async fn a_kind_that_a_client_elsewhere_does_not_know_costs_an_attempt_unless_it
 }
 
 async fn a_job_inserted_elsewhere_gets_a_record_when_it_is_worked_here(place: Place) {
-    let tasks = place.tasks().await.mounted_at("/tasks");
+    let tasks = place.tasks().await;
     let (begins, mut begun) = mpsc::unbounded_channel();
     let durable = Durable::builder(&tasks).async_worker(LONG, move |report: Report, progress| {
         begins.send(progress.id()).unwrap();

@@ -12,7 +12,7 @@ on_each_database! {
 }
 
 async fn a_job_is_accepted_with_its_record_done_and_its_result_kept(place: Place) {
-    let tasks = place.tasks().await.mounted_at("/tasks");
+    let tasks = place.tasks().await;
     let stage = Stage::new();
     let durable = stage.start(&tasks).await;
     let result = json!({"rows": [1, 2, 3]});

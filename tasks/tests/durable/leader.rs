@@ -185,7 +185,7 @@ async fn a_start_on_a_file_takes_back_what_a_client_elsewhere_still_runs() {
     let id = durable.enqueue(Report { customer: 7 }).await.unwrap().id();
     let stranger = Stranger::start(&place).await;
     until(&tasks, id, |record| record.state == TaskState::Running).await;
-    assert!(durable.drain(LONG).await.is_clean() && tasks.drain(LONG).await.is_clean());
+    assert!(durable.drain(LONG).await.is_clean() && tasks.shutdown(LONG).await.is_clean());
     drop((tasks, durable));
     let tasks = reopened(&place).await;
     let _durable = Durable::builder(&tasks).start().await.unwrap();

@@ -109,7 +109,7 @@ async fn a_second_store_on_one_file_is_told_who_has_it() {
 }
 
 async fn reopened(place: &Place, tasks: Tasks) -> Tasks {
-    tasks.drain(LONG).await;
+    tasks.shutdown(LONG).await;
     drop(tasks);
     // The file is let go of soon after the last handle is gone.
     loop {

@@ -32,7 +32,7 @@ macro_rules! in_transaction {
 }
 
 async fn a_job_of_a_transaction_is_there_if_that_commits_and_never_was_if_it_does_not(place: Place) {
-    let tasks = place.tasks().await.mounted_at("/tasks");
+    let tasks = place.tasks().await;
     let stage = Stage::new();
     let durable = stage.start(&tasks).await;
     place.execute("CREATE TABLE orders (id bigint)").await;

@@ -1,4 +1,4 @@
-//! Work that is tracked and runs after the response. The D numbers are those of its conditions.
+//! Tasks that start after the response of the request that submitted them.
 
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
@@ -10,19 +10,20 @@ use super::support::{background, done, ended, in_memory, record};
 
 type Body = Full<&'static [u8]>;
 
-/// The response of a handler that tracks a task and answers so.
+/// Calls a handler that submits a task and returns a response with this status.
 async fn respond(
     tasks: &Tasks,
     background: &Background,
     status: StatusCode,
 ) -> (TaskId, Response<tower_offload::after_response::ResponseBody<Body>>) {
-    let (tell, told) = std::sync::mpsc::channel();
+    let (send_id, ids) = std::sync::mpsc::channel();
     let handler = service_fn(move |request: Request<()>| {
-        let (tasks, tell) = (tasks.clone(), tell.clone());
+        let (tasks, send_id) = (tasks.clone(), send_id.clone());
         async move {
             let after = request.extensions().get::<AfterResponse>().unwrap().clone();
-            let accepted = tasks.track("report").run(&after, |_| done()).await.map_err(|error| error.to_string())?;
-            tell.send(accepted.id()).unwrap();
+            let accepted =
+                tasks.track("report").spawn_blocking(&after, |_| done()).await.map_err(|error| error.to_string())?;
+            send_id.send(accepted.id()).unwrap();
             let mut response = Response::new(Body::from(&b"body"[..]));
             *response.status_mut() = status;
             Ok::<_, String>(response)
@@ -30,11 +31,11 @@ async fn respond(
     });
     let service = ServiceBuilder::new().layer(AfterResponseLayer::new(background.clone())).service(handler);
     let response = service.oneshot(Request::new(())).await.unwrap();
-    (told.recv().unwrap(), response)
+    (ids.recv().unwrap(), response)
 }
 
 #[tokio::test]
-async fn it_is_queued_until_the_response_is_over_and_then_runs() {
+async fn task_is_queued_until_the_response_ends() {
     let (tasks, background) = (in_memory(), background());
     let (id, response) = respond(&tasks, &background, StatusCode::ACCEPTED).await;
     assert_eq!(record(&tasks, id).await.state, TaskState::Queued);
@@ -43,7 +44,7 @@ async fn it_is_queued_until_the_response_is_over_and_then_runs() {
 }
 
 #[tokio::test]
-async fn a_response_that_fails_cancels_it_and_says_so() {
+async fn failed_response_cancels_the_task() {
     let (tasks, background) = (in_memory(), background());
     let (id, response) = respond(&tasks, &background, StatusCode::INTERNAL_SERVER_ERROR).await;
     drop(response);
@@ -53,7 +54,7 @@ async fn a_response_that_fails_cancels_it_and_says_so() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_does_not_cancel_it() {
+async fn task_runs_although_the_client_leaves() {
     let (tasks, background) = (in_memory(), background());
     let (id, response) = respond(&tasks, &background, StatusCode::ACCEPTED).await;
     drop(response);
@@ -61,23 +62,23 @@ async fn a_client_that_leaves_does_not_cancel_it() {
 }
 
 #[tokio::test]
-async fn cancelled_before_the_response_is_over_it_never_runs() {
+async fn task_cancelled_before_the_response_ends_never_runs() {
     let (tasks, background) = (in_memory(), background());
     let (id, response) = respond(&tasks, &background, StatusCode::ACCEPTED).await;
     let cancelled = tasks.cancel(id).await.unwrap().into_record().unwrap();
     assert_eq!((cancelled.state, cancelled.reason), (TaskState::Cancelled, Some(Reason::Requested)));
     assert_eq!(background.stats().reserved, 0);
     response.into_body().collect().await.unwrap();
-    background.drain(super::support::LONG).await;
+    background.shutdown(super::support::LONG).await;
     assert_eq!(record(&tasks, id).await, cancelled);
     assert_eq!(background.stats().completed, 0);
 }
 
 #[tokio::test]
-async fn one_that_waits_behind_a_drain_ends_as_shut_down() {
+async fn task_that_waits_at_shutdown_is_cancelled_as_shutdown() {
     let (tasks, background) = (in_memory(), background());
     let (id, response) = respond(&tasks, &background, StatusCode::ACCEPTED).await;
-    background.drain(std::time::Duration::ZERO).await;
+    background.shutdown(std::time::Duration::ZERO).await;
     drop(response);
     let record = ended(&tasks, id).await;
     assert_eq!((record.state, record.reason), (TaskState::Cancelled, Some(Reason::Shutdown)));

@@ -1,4 +1,5 @@
-//! Processes that are killed, over HTTP: P13. The children are this program again, with the one test at the end.
+//! Processes that serve tasks over HTTP and are killed. The children are this binary again, with
+//! the test `child` at the end.
 
 use std::{
     collections::HashSet,
@@ -19,8 +20,9 @@ use futures_util::{StreamExt, stream};
 use tokio::{task::JoinSet, time::sleep};
 use tower_offload::{AfterResponse, AfterResponseLayer, Background};
 use tower_offload_tasks::{
-    Accepted, Progress, Refused, Register, Retention, SqlStore, TaskId, TaskStore, Tasks, service::Access,
+    AcceptError, Accepted, Progress, Retention, SqlStore, TaskId, TaskStore, TaskTarget, Tasks, service::Access,
 };
+use tower_offload_tests::Random;
 
 use super::{
     databases::OnServer,
@@ -29,10 +31,10 @@ use super::{
     store_suite::{Backend, now},
 };
 
-/// Long enough for renewals on a busy machine, and short enough to wait for its end.
+/// Long enough to be renewed on a busy machine, and short enough to wait for its expiry.
 const LEASE: Duration = Duration::from_secs(3);
 
-/// A process that serves tasks in one store; killed when dropped.
+/// A process that serves the tasks of one store. Killed when dropped.
 struct Child {
     process: process::Child,
     client: Client,
@@ -49,11 +51,11 @@ impl Child {
             .unwrap();
         let lines = BufReader::new(process.stdout.take().unwrap()).lines();
         let find = || lines.map_while(Result::ok).find_map(|line| Some(line.split_once("listening on ")?.1.to_owned()));
-        let address = tokio::task::spawn_blocking(find).await.unwrap().expect("it has begun");
+        let address = tokio::task::spawn_blocking(find).await.unwrap().expect("the child does not listen");
         Self { process, client: Client::of(address.parse().unwrap()) }
     }
 
-    /// SIGKILL.
+    /// Sends SIGKILL.
     fn kill(mut self) {
         self.end();
     }
@@ -69,7 +71,7 @@ impl Child {
         reply.json()["state"].as_str().unwrap().to_owned()
     }
 
-    /// The id of a task that takes so long.
+    /// Submits a task that runs for this long and returns its id.
     async fn accept(&self, millis: u32) -> String {
         let reply = self.client.send("POST", &format!("/now/{millis}"), &[]).await;
         assert_eq!(reply.status, 202, "{}", reply.text);
@@ -89,18 +91,18 @@ impl Drop for Child {
     }
 }
 
-const FOR_EVER: u32 = 3_600_001;
+const ENDLESS: u32 = 3_600_001;
 
-/// P13, F8. A process that lives is asked all the time what it knows of the tasks of another, and leases are looked at more often than any
-/// process does; times are those of the server.
+/// Queries the state of a task through another process, and sweeps more often than any process
+/// does. All times are those of the server.
 #[tokio::test]
-async fn what_a_process_accepts_another_tells_and_it_is_lost_after_the_lease_of_a_killed_one_and_never_before() {
+async fn task_of_a_killed_process_is_lost_after_its_lease_expires() {
     let Some(server) = OnServer::fresh().await else { return };
     let (doomed, witness) = (Child::start(&server.url()).await, Child::start(&server.url()).await);
     let (mut database, sweeper) = (server.connect().await, server.open().await);
     let name = format!("child {}", doomed.process.id());
-    let id = doomed.accept(FOR_EVER).await;
-    witness.state(&id).await; // at once
+    let id = doomed.accept(ENDLESS).await;
+    witness.state(&id).await; // known at once
     witness.until(&id, "running").await;
 
     let lease = "SELECT expires_at::text FROM tower_offload_process WHERE name = $1";
@@ -125,7 +127,7 @@ async fn what_a_process_accepts_another_tells_and_it_is_lost_after_the_lease_of_
     loop {
         last = lease(&mut database).await.unwrap_or(last);
         if !is_past(&mut database, &last).await {
-            sweep().await; // afterwards the witness has to do that by itself
+            sweep().await; // after the expiry only the witness sweeps
         }
         match witness.state(&id).await.as_str() {
             "running" => {}
@@ -138,14 +140,14 @@ async fn what_a_process_accepts_another_tells_and_it_is_lost_after_the_lease_of_
         "SELECT finished_at >= floor(extract(epoch FROM $1::timestamptz) * 1000) FROM tower_offload_task WHERE id = $2";
     let id: TaskId = id.parse().unwrap();
     let after = sqlx::query_scalar::<_, bool>(after).bind(&last).bind(&id.as_bytes()[..]);
-    assert!(after.fetch_one(&mut database).await.unwrap(), "nor does it say so");
+    assert!(after.fetch_one(&mut database).await.unwrap(), "the record has an earlier end");
 }
 
 #[tokio::test]
-async fn a_task_is_followed_and_cancelled_through_another_process() {
+async fn task_is_followed_and_cancelled_through_another_process() {
     let Some(server) = OnServer::fresh().await else { return };
     let (owner, other) = (Child::start(&server.url()).await, Child::start(&server.url()).await);
-    let id = owner.accept(FOR_EVER).await;
+    let id = owner.accept(ENDLESS).await;
     other.until(&id, "running").await;
     let mut events = other.client.open("GET", &format!("/tasks/{id}/events"), &[]).await.unwrap().into_body();
     let mut story = part(&mut events).await.unwrap();
@@ -155,39 +157,16 @@ async fn a_task_is_followed_and_cancelled_through_another_process() {
     assert_eq!(owner.state(&id).await, "cancelled");
 }
 
-/// Numbers that are the same again for the same seed, which is told.
-struct Random(u64);
-
-impl Random {
-    fn seeded() -> Self {
-        let fresh = || {
-            let mut random = [0; 8];
-            getrandom::fill(&mut random).unwrap();
-            u64::from_ne_bytes(random)
-        };
-        let seed = std::env::var("TOWER_OFFLOAD_SEED").map_or_else(|_| fresh(), |seed| seed.parse().unwrap());
-        println!("the same once more: TOWER_OFFLOAD_SEED={seed}");
-        Self(seed | 1)
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % bound
-    }
-}
-
-/// Asks for tasks on some connections until the process is killed, after that time. Which ones it has accepted.
+/// Submits tasks on several connections until the process is killed after a random time. Returns
+/// the ids of the accepted tasks.
 async fn killed_under_load(child: Child, random: &mut Random) -> Vec<String> {
     let accepted = Arc::new(Mutex::new(Vec::new()));
     let mut clients = JoinSet::new();
     for _ in 0..8 {
-        let (client, accepted, mut random) =
-            (child.client.clone(), accepted.clone(), Random(random.below(u64::MAX) | 1));
+        let (client, accepted, mut random) = (child.client.clone(), accepted.clone(), random.split());
         clients.spawn(async move {
             loop {
-                let kind = ["now", "after"][random.below(2) as usize];
+                let kind = random.pick(&["now", "after"]);
                 let target = format!("/{kind}/{}", random.below(60));
                 let Ok(response) = client.open("POST", &target, &[]).await else { return };
                 assert!(response.status() == 202 || response.status() == 503);
@@ -201,52 +180,61 @@ async fn killed_under_load(child: Child, random: &mut Random) -> Vec<String> {
     while accepted.lock().unwrap().is_empty() {
         sleep(Duration::from_millis(1)).await;
     }
-    sleep(Duration::from_millis(random.below(300))).await;
+    sleep(Duration::from_millis(random.below(300) as u64)).await;
     child.kill();
     clients.join_all().await;
     std::mem::take(&mut *accepted.lock().unwrap())
 }
 
-/// Every one is there, and over if its process is known to be gone.
-async fn found(child: &Child, ids: impl IntoIterator<Item = &String>, are_over: bool) {
+/// Checks that all tasks are known, and that they are finished if `are_finished`.
+async fn assert_found(child: &Child, ids: impl IntoIterator<Item = &String>, are_finished: bool) {
     let states = stream::iter(ids).map(|id| child.state(id)).buffer_unordered(16);
     states
         .for_each(async |state| {
-            let is_over = ["succeeded", "lost"].contains(&state.as_str());
-            assert!(is_over || !are_over && ["queued", "running"].contains(&state.as_str()), "{state}");
+            let is_finished = ["succeeded", "lost"].contains(&state.as_str());
+            assert!(is_finished || !are_finished && ["queued", "running"].contains(&state.as_str()), "{state}");
         })
         .await;
 }
 
 async fn rounds(url: &str, count: usize, server: Option<&OnServer>) {
-    let mut random = Random::seeded();
+    let seed = std::env::var("TOWER_OFFLOAD_SEED").map_or_else(|_| fresh_seed(), |seed| seed.parse().unwrap());
+    println!("to repeat these rounds: TOWER_OFFLOAD_SEED={seed}");
+    let mut random = Random::new(seed);
     let mut all: Vec<Vec<String>> = Vec::new();
-    let mut are_over = true;
+    let mut are_finished = true;
     for round in 0..count {
         let child = Child::start(url).await;
-        found(&child, all.iter().rev().take(2).flatten(), are_over).await;
+        assert_found(&child, all.iter().rev().take(2).flatten(), are_finished).await;
         let accepted = killed_under_load(child, &mut random).await;
         println!("round {round}: {} accepted", accepted.len());
         all.push(accepted);
-        are_over = match server {
-            Some(server) if round + 1 == count || random.below(2) == 0 => {
-                leases_are_over(server).await;
+        are_finished = match server {
+            Some(server) if round + 1 == count || random.one_in(2) => {
+                leases_expire(server).await;
                 true
             }
-            // The next one starts before anybody can know that this one is gone.
+            // The next process starts before the lease of this one expires.
             Some(_) => false,
             None => true,
         };
     }
     let last = Child::start(url).await;
-    found(&last, all.iter().flatten(), true).await;
+    assert_found(&last, all.iter().flatten(), true).await;
     let pending = last.client.get("/tasks?state=queued,running").await;
-    assert_eq!(pending.json()["tasks"], serde_json::json!([]), "nor those of which nobody was told");
+    assert_eq!(pending.json()["tasks"], serde_json::json!([]), "all tasks without a reply are finished too");
     let ids: HashSet<_> = all.iter().flatten().collect();
     assert_eq!(ids.len(), all.iter().map(Vec::len).sum::<usize>(), "no id twice");
 }
 
-async fn leases_are_over(server: &OnServer) {
+fn fresh_seed() -> u64 {
+    let mut random = [0; 8];
+    getrandom::fill(&mut random).unwrap();
+    u64::from_ne_bytes(random)
+}
+
+/// Returns once all leases have expired.
+async fn leases_expire(server: &OnServer) {
     let mut database = server.connect().await;
     let query = "SELECT count(*) FROM tower_offload_process WHERE expires_at > clock_timestamp()";
     while sqlx::query_scalar::<_, i64>(query).fetch_one(&mut database).await.unwrap() > 0 {
@@ -264,32 +252,30 @@ async fn rounds_on_postgres(count: usize) {
     rounds(&server.url(), count, Some(&server)).await;
 }
 
-/// P13
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whatever_was_accepted_before_a_kill_is_there_and_does_not_stick_on_sqlite() {
+async fn accepted_tasks_survive_kills_on_sqlite() {
     rounds_on_sqlite(5).await;
 }
 
-/// P13
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whatever_was_accepted_before_a_kill_is_there_and_does_not_stick_on_postgres() {
+async fn accepted_tasks_survive_kills_on_postgres() {
     rounds_on_postgres(5).await;
 }
 
-#[ignore = "a minute or two: for changes to the store"]
+#[ignore = "takes two minutes: run it after changes to the store"]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fifty_kills_on_sqlite() {
     rounds_on_sqlite(50).await;
 }
 
-#[ignore = "a few minutes: for changes to the store"]
+#[ignore = "takes minutes: run it after changes to the store"]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fifty_kills_on_postgres() {
     rounds_on_postgres(50).await;
 }
 
-/// With an odd number async, with an even one sync.
-async fn accept(tasks: &Tasks, register: &impl Register, millis: u32) -> Result<Accepted, Refused> {
+/// Submits a future for an odd number, a closure for an even one.
+async fn accept(tasks: &Tasks, target: &impl TaskTarget, millis: u32) -> Result<Accepted, AcceptError> {
     let half = Duration::from_millis(u64::from(millis) / 2);
     let track = tasks.track("work");
     if millis % 2 == 0 {
@@ -298,7 +284,7 @@ async fn accept(tasks: &Tasks, register: &impl Register, millis: u32) -> Result<
             thread::sleep(half / 10);
             Ok::<_, Infallible>(millis)
         };
-        return track.run(register, work).await;
+        return track.spawn_blocking(target, work).await;
     }
     let work = move |progress: Progress| async move {
         sleep(half).await;
@@ -306,19 +292,19 @@ async fn accept(tasks: &Tasks, register: &impl Register, millis: u32) -> Result<
         sleep(half).await;
         Ok::<_, Infallible>(millis)
     };
-    track.spawn(register, work).await
+    track.spawn(target, work).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn child() {
     let Ok(url) = std::env::var("TOWER_OFFLOAD_CHILD_STORE") else { return };
     thread::spawn(|| {
-        let _ = std::io::stdin().read_line(&mut String::new()); // until the test is gone, however that came
+        let _ = std::io::stdin().read_line(&mut String::new()); // returns when the test ends in any way
         process::exit(1);
     });
     let store = SqlStore::open_with_lease(&url, LEASE).await.unwrap();
     let tasks = Tasks::builder(store)
-        .retention(Retention::default().keep(1_000_000))
+        .retention(Retention::default().max_records(1_000_000))
         .process(format!("child {}", process::id()))
         .build();
     tasks.start().await.unwrap();

@@ -98,7 +98,7 @@ fn without_date(reply: Reply) -> (u16, HeaderMap, String) {
 #[tokio::test]
 async fn a_guessed_id_and_one_of_another_owner_are_answered_alike() {
     let (tasks, background) = (in_memory(), background());
-    let theirs = tasks.track("report").owner("ann").run(&background, |_| done()).await.unwrap().id();
+    let theirs = tasks.track("report").owner("ann").spawn_blocking(&background, |_| done()).await.unwrap().id();
     ended(&tasks, theirs).await;
     let service = tasks.service().authorize(|_, _| Access::Owner("bob".to_owned()));
     let client = serve(Router::new().route_service("/status", service.alias()).nest_service("/tasks", service)).await;
@@ -129,7 +129,7 @@ async fn sql_is_a_text(url: &str) {
         ["'; DROP TABLE tower_offload_task; --", "\" OR \"\"=\"", "$1", "%", "<script>alert(1)</script>", "?", "\\'"];
     for name in names {
         let work = move |_| Err::<(), _>(name);
-        let _ = tasks.track(name).owner(name).run(&background, work).await.unwrap();
+        let _ = tasks.track(name).owner(name).spawn_blocking(&background, work).await.unwrap();
     }
     for name in names {
         let encoded: String = name.bytes().map(|byte| format!("%{byte:02x}")).collect();
@@ -140,7 +140,7 @@ async fn sql_is_a_text(url: &str) {
         let id = format!("/tasks/{encoded}");
         assert_eq!(client.get(&id).await.status, 404, "nor is it an id");
     }
-    tasks.drain(super::support::LONG).await;
+    tasks.shutdown(super::support::LONG).await;
 }
 
 #[tokio::test]

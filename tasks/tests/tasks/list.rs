@@ -18,7 +18,7 @@ use super::support::{background, done, ended, hold, in_memory};
 #[tokio::test]
 async fn a_list_tells_what_tasks_are_now() {
     let (tasks, background) = (in_memory(), background());
-    let over = tasks.track("over").owner("ann").run(&background, |_| done()).await.unwrap();
+    let over = tasks.track("over").owner("ann").spawn_blocking(&background, |_| done()).await.unwrap();
     ended(&tasks, over.id()).await;
     let held = hold(&tasks, &background).await;
     let all = tasks.list(&Filter::default(), Page::default()).await.unwrap();
@@ -38,18 +38,18 @@ async fn what_is_over_goes_at_its_age_and_is_gone_but_not_unknown_until_its_tomb
         let seconds = seconds.clone();
         move || SystemTime::UNIX_EPOCH + Duration::from_secs(seconds.load(SeqCst))
     };
-    let retention = Retention::default().age(Duration::from_secs(60)).tombstones(Duration::from_secs(600));
+    let retention = Retention::default().max_age(Duration::from_secs(60)).tombstone_ttl(Duration::from_secs(600));
     let open = |store: &MemoryStore| Tasks::builder(store.clone()).retention(retention).clock(clock.clone()).build();
     let (store, background) = (MemoryStore::new(), background());
     let tasks = open(&store);
-    let over = tasks.track("over").owner("ann").run(&background, |_| done()).await.unwrap().id();
+    let over = tasks.track("over").owner("ann").spawn_blocking(&background, |_| done()).await.unwrap().id();
     ended(&tasks, over).await;
-    tasks.drain(super::support::LONG).await;
+    tasks.shutdown(super::support::LONG).await;
     let found_after = async |passed| {
         seconds.fetch_add(passed, SeqCst);
         let tasks = open(&store); // one that begins sweeps
         tasks.start().await.unwrap();
-        tasks.drain(super::support::LONG).await;
+        tasks.shutdown(super::support::LONG).await;
         tasks.get(over).await.unwrap()
     };
     assert!(matches!(found_after(59).await, Found::Record(_)));
@@ -63,7 +63,7 @@ async fn what_is_over_goes_at_its_age_and_is_gone_but_not_unknown_until_its_tomb
 async fn a_store_full_of_tasks_that_are_not_over_takes_no_more_and_gives_none_up() {
     let (tasks, background) = (Tasks::new(MemoryStore::with_capacity(1)), background());
     let held = hold(&tasks, &background).await;
-    let refused = tasks.track("x").run(&background, |_| done()).await.unwrap_err();
+    let refused = tasks.track("x").spawn_blocking(&background, |_| done()).await.unwrap_err();
     assert!(refused.is_full() && refused.is_store());
     assert_eq!(super::support::record(&tasks, held.id).await.state, TaskState::Running);
     let id = held.id;
@@ -72,7 +72,7 @@ async fn a_store_full_of_tasks_that_are_not_over_takes_no_more_and_gives_none_up
     while tasks.stats().open > 0 {
         tokio::task::yield_now().await;
     }
-    let next = tasks.track("x").run(&background, |_| done()).await.unwrap();
+    let next = tasks.track("x").spawn_blocking(&background, |_| done()).await.unwrap();
     ended(&tasks, next.id()).await;
     assert_eq!(tasks.get(id).await.unwrap(), Found::Evicted { owner: None });
 }

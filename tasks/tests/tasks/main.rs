@@ -1,5 +1,4 @@
-//! Tasks with an id, from the outside. Numbers such as F8 or P13 are those of the acceptance list (cases taken from other frameworks' own
-//! test suites and from the bugs of peers).
+//! Tests of tasks and of their stores through the public API.
 #![allow(clippy::unwrap_used)]
 
 mod accepted;
@@ -8,7 +7,6 @@ mod cancel;
 mod crashes;
 #[path = "../databases/mod.rs"]
 mod databases;
-mod drain;
 mod ends;
 mod failing_store;
 mod hostile;
@@ -21,6 +19,7 @@ mod prefer;
 mod processes;
 mod progress;
 mod service;
+mod shutdown;
 mod sqlite_store;
 mod store_suite;
 mod streams;

@@ -1,4 +1,4 @@
-//! The store in memory: the suite, and what is its own.
+//! The store in memory: the suite, and tests of its capacity.
 
 use tower_offload_tasks::{
     MemoryStore, Record, TaskStore, Timestamp,
@@ -20,14 +20,12 @@ impl Backend for InMemory {
         self.0.clone()
     }
 
-    async fn lose_process(&self, _: Epoch) {} // the next to begin has the store
+    async fn lose_process(&self, _: Epoch) {} // the next process that begins ends the epoch
 }
 
 store_suite!(InMemory);
-
-/// F7
 #[tokio::test]
-async fn at_its_capacity_a_record_takes_the_place_of_a_final_one_or_is_refused() {
+async fn full_store_evicts_a_final_record_or_rejects_the_new_one() {
     let store = MemoryStore::with_capacity(1);
     let epoch = store.begin(&Process::new("", Timestamp::default())).await.unwrap().epoch;
     let accept = |number| [Op::Accept(Box::new(Record::new(id(number), "", Timestamp::default())))];

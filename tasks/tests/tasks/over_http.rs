@@ -16,7 +16,8 @@ use axum::{
 use futures_util::future::join_all;
 use tower_offload::{AfterResponse, AfterResponseLayer, Background};
 use tower_offload_tasks::{
-    Accepted, Failure, MemoryStore, Progress, Refused, Status, TaskId, TaskState, Tasks, service::Access, store::Found,
+    AcceptError, Accepted, Failure, MemoryStore, Progress, Status, TaskId, TaskState, Tasks, service::Access,
+    store::Found,
 };
 
 use super::{
@@ -41,11 +42,13 @@ async fn start(
     State(App { tasks, background, held }): State<App>,
     Path(kind): Path<String>,
     after: AfterResponse,
-) -> Result<Accepted, Refused> {
+) -> Result<Accepted, AcceptError> {
     let track = tasks.track("report");
     match kind.as_str() {
-        "after" => track.run(&after, |_| done()).await,
-        "fails" => track.run(&background, |_| Err::<(), _>(Failure::new("out_of_paper", "tray 2 is empty"))).await,
+        "after" => track.spawn_blocking(&after, |_| done()).await,
+        "fails" => {
+            track.spawn_blocking(&background, |_| Err::<(), _>(Failure::new("out_of_paper", "tray 2 is empty"))).await
+        }
         "held" => {
             let work = move |progress: Progress| {
                 let (release, released) = mpsc::channel::<()>();
@@ -54,11 +57,13 @@ async fn start(
                 let _ = released.recv();
                 Ok::<_, Infallible>(3)
             };
-            track.run(&background, work).await
+            track.spawn_blocking(&background, work).await
         }
-        "panics" => track.run(&background, |_| -> Result<(), Infallible> { panic!("at row 3") }).await,
-        "unserialisable" => track.run(&background, |_| Ok::<_, Infallible>(HashMap::from([((1, 2), 3)]))).await,
-        _ => track.run(&background, |_| Ok::<_, Infallible>(3)).await,
+        "panics" => track.spawn_blocking(&background, |_| -> Result<(), Infallible> { panic!("at row 3") }).await,
+        "unserialisable" => {
+            track.spawn_blocking(&background, |_| Ok::<_, Infallible>(HashMap::from([((1, 2), 3)]))).await
+        }
+        _ => track.spawn_blocking(&background, |_| Ok::<_, Infallible>(3)).await,
     }
 }
 
@@ -164,7 +169,7 @@ async fn an_id_of_another_kind_is_a_404() {
 #[tokio::test]
 async fn a_failure_is_a_200_with_its_class_and_message_whatever_kind_it_is() {
     let site = site(MemoryStore::new()).await;
-    let no_json = "what the task returned is not kept: it cannot be written as JSON: key must be a string";
+    let no_json = "the result cannot be stored: the value cannot be represented in JSON: key must be a string";
     for (kind, class, message) in [
         ("fails", "out_of_paper", "tray 2 is empty"),
         ("panics", "panic", "at row 3"),
@@ -277,8 +282,8 @@ async fn once_all_is_closed_what_would_change_something_is_a_503_and_the_rest_is
     let site = site(MemoryStore::new()).await;
     let place = site.place("done").await;
     ended(&site.app.tasks, place.strip_prefix("/tasks/").unwrap().parse().unwrap()).await;
-    site.app.background.drain(LONG).await;
-    assert!(site.app.tasks.drain(LONG).await.is_clean());
+    site.app.background.shutdown(LONG).await;
+    assert!(site.app.tasks.shutdown(LONG).await.is_clean());
     let refused = site.start("done").await;
     assert!(refused.is_problem(503) && refused.json()["reason"] == "closed");
     assert!(site.client.send("DELETE", &place, &[]).await.is_problem(503));

@@ -1,4 +1,5 @@
-//! The store in Postgres: the suite, and what is its own. Without `DATABASE_URL` all of it is skipped.
+//! The store in Postgres: the suite, and tests of leases, conflicts and lost connections. They are
+//! skipped if `DATABASE_URL` is not set.
 
 use std::time::Duration;
 
@@ -13,13 +14,17 @@ use tokio::{
     sync::watch,
     task::JoinSet,
 };
+use tower_offload::{Background, ThreadPool};
 use tower_offload_tasks::{
-    Retention, TaskState, TaskStore,
+    Retention, TaskState, TaskStore, Tasks,
     store::{Epoch, Filter, Op, SqlStore, Written},
 };
 
-use super::databases::OnServer;
-use super::store_suite::{Backend, accept, begin, found, id, now, queued, running, store_suite, succeeded, update};
+use super::{
+    databases::OnServer,
+    store_suite::{Backend, accept, begin, found, id, now, queued, running, store_suite, succeeded, update},
+    support::{done, hold},
+};
 
 impl Backend for OnServer {
     type Store = SqlStore;
@@ -34,26 +39,24 @@ impl Backend for OnServer {
 
     async fn lose_process(&self, epoch: Epoch) {
         let expire = "UPDATE tower_offload_process SET expires_at = clock_timestamp() WHERE epoch = $1";
-        sqlx::query(expire).bind(epoch.as_number()).execute(&mut self.connect().await).await.unwrap();
+        sqlx::query(expire).bind(i64::from(epoch)).execute(&mut self.connect().await).await.unwrap();
     }
 }
 
 store_suite!(OnServer);
-
-/// P13
 #[tokio::test]
-async fn a_process_loses_its_records_to_others_after_its_lease_and_never_before() {
+async fn records_are_lost_after_the_lease_and_not_before() {
     let Some(backend) = OnServer::fresh().await else { return };
     let (first, second) = (backend.open().await, backend.open().await);
     let epoch = begin(&first).await;
     first.write(epoch, &[accept(&running(1))]).await.unwrap();
     let other = begin(&second).await;
     assert_eq!(second.sweep(now(), &Retention::default()).await.unwrap().lost, 0);
-    assert_eq!(found(&second, 1).await.unwrap().state, TaskState::Running, "seen from the other process");
+    assert_eq!(found(&second, 1).await.unwrap().state, TaskState::Running, "read by the other process");
     assert_eq!(second.write(other, &[update(&running(1))]).await.unwrap(), [Written::Fenced]);
 
     backend.lose_process(epoch).await;
-    assert!(first.renew(epoch).await.unwrap(), "nobody has seen it yet");
+    assert!(first.renew(epoch).await.unwrap(), "no process has ended the epoch");
     assert_eq!(second.sweep(now(), &Retention::default()).await.unwrap().lost, 0);
 
     backend.lose_process(epoch).await;
@@ -65,7 +68,7 @@ async fn a_process_loses_its_records_to_others_after_its_lease_and_never_before(
 }
 
 #[tokio::test]
-async fn an_epoch_that_is_being_written_under_is_not_lost_though_its_lease_ran_out() {
+async fn epoch_with_a_running_write_is_not_lost() {
     let Some(backend) = OnServer::fresh().await else { return };
     let (first, second) = (backend.open().await, backend.open().await);
     let epoch = begin(&first).await;
@@ -73,7 +76,7 @@ async fn an_epoch_that_is_being_written_under_is_not_lost_though_its_lease_ran_o
     let mut connection = backend.connect().await;
     let mut writing = connection.begin().await.unwrap();
     let lock = "SELECT 1 FROM tower_offload_process WHERE epoch = $1 FOR KEY SHARE";
-    sqlx::query(lock).bind(epoch.as_number()).execute(&mut *writing).await.unwrap();
+    sqlx::query(lock).bind(i64::from(epoch)).execute(&mut *writing).await.unwrap();
     backend.lose_process(epoch).await;
     assert_eq!(second.sweep(now(), &Retention::default()).await.unwrap().lost, 0);
     writing.commit().await.unwrap();
@@ -81,26 +84,26 @@ async fn an_epoch_that_is_being_written_under_is_not_lost_though_its_lease_ran_o
 }
 
 #[tokio::test]
-async fn a_lease_lasts_as_long_as_it_should_and_is_renewed_each_third() {
+async fn lease_has_its_duration_and_a_renewal_each_third() {
     let Some(backend) = OnServer::fresh().await else { return };
     let store = SqlStore::open_with_lease(&backend.url(), Duration::from_secs(3)).await.unwrap();
     let lease = store.begin(&tower_offload_tasks::store::Process::new("nul \0", now())).await.unwrap();
     assert_eq!(lease.renew_every, Some(Duration::from_secs(1)));
     let query = "SELECT expires_at > clock_timestamp() AND expires_at <= clock_timestamp() + interval '3 seconds' \
                  FROM tower_offload_process WHERE epoch = $1";
-    let query = sqlx::query_scalar::<_, bool>(query).bind(lease.epoch.as_number());
+    let query = sqlx::query_scalar::<_, bool>(query).bind(i64::from(lease.epoch));
     assert!(query.fetch_one(&mut backend.connect().await).await.unwrap());
 }
 
 #[tokio::test]
-async fn processes_that_start_at_once_make_the_tables_once() {
+async fn processes_that_start_together_migrate_once() {
     let Some(backend) = OnServer::fresh().await else { return };
     let stores = join_all((0..4).map(|_| backend.open())).await;
     for store in &stores {
         begin(store).await;
     }
     let query = sqlx::query_scalar::<_, i64>("SELECT count(*) FROM tower_offload_migration");
-    assert_eq!(query.fetch_one(&mut backend.connect().await).await.unwrap(), 2, "as many as there are steps");
+    assert_eq!(query.fetch_one(&mut backend.connect().await).await.unwrap(), 2, "one row for each step");
 
     let newer = "INSERT INTO tower_offload_migration (version, applied_at) VALUES (99, 0)";
     sqlx::query(newer).execute(&mut backend.connect().await).await.unwrap();
@@ -109,32 +112,36 @@ async fn processes_that_start_at_once_make_the_tables_once() {
 }
 
 #[tokio::test]
-async fn what_is_written_at_once_shares_commits_even_of_one_record() {
+async fn tasks_accepted_at_the_same_time_share_commits() {
     let Some(backend) = OnServer::fresh().await else { return };
-    let store = backend.open().await;
-    let epoch = begin(&store).await;
-    let accepts = (0..32).map(|number| {
-        let store = &store;
-        async move { store.write(epoch, &[accept(&queued(number))]).await.unwrap() }
-    });
-    assert!(join_all(accepts).await.iter().all(|written| *written == [Written::Done]));
+    let tasks = Tasks::new(backend.open().await);
+    let background = Background::builder().pool(ThreadPool::blocking(1)).max_running(1).build();
+    let held = hold(&tasks, &background).await; // so that no other task starts and is written again
+    let accepts = (0..32).map(|_| tasks.track("x").spawn_blocking(&background, |_| done()));
+    assert!(join_all(accepts).await.iter().all(Result::is_ok));
     let query = sqlx::query_scalar::<_, i64>("SELECT count(DISTINCT xmin::text) FROM tower_offload_task");
     let commits = query.fetch_one(&mut backend.connect().await).await.unwrap();
-    assert!((1..8).contains(&commits), "32 accepts took {commits} transactions");
-
-    let versions = (2..12).map(|version| {
-        let mut record = running(1);
-        record.version = version;
-        let store = &store;
-        async move { store.write(epoch, &[update(&record)]).await.unwrap() }
-    });
-    assert!(join_all(versions).await.iter().all(|written| *written == [Written::Done]));
-    assert_eq!(found(&store, 1).await.unwrap().version, 11);
+    assert!((1..8).contains(&commits), "33 tasks took {commits} commits");
+    held.release();
 }
 
-/// Hostile input: Postgres keeps no NUL.
 #[tokio::test]
-async fn a_text_with_nul_fails_nobody_and_nothing_is_found_by_one() {
+async fn concurrent_updates_of_one_record_keep_the_newest() {
+    let Some(backend) = OnServer::fresh().await else { return };
+    let store = &backend.open().await;
+    let epoch = begin(store).await;
+    store.write(epoch, &[accept(&queued(1))]).await.unwrap();
+    let updates = (2..12).map(|version| {
+        let mut record = running(1);
+        record.version = version;
+        async move { store.write(epoch, &[update(&record)]).await.unwrap() }
+    });
+    assert!(join_all(updates).await.iter().all(|written| *written == [Written::Done]));
+    assert_eq!(found(store, 1).await.unwrap().version, 11);
+}
+
+#[tokio::test]
+async fn nul_in_a_text_is_replaced_and_does_not_fail_the_batch() {
     let Some(backend) = OnServer::fresh().await else { return };
     let store = backend.open().await;
     let epoch = begin(&store).await;
@@ -146,7 +153,8 @@ async fn a_text_with_nul_fails_nobody_and_nothing_is_found_by_one() {
     assert_eq!(store.list(&by_nul, Default::default()).await.unwrap().records, []);
 }
 
-/// Forwards to the server until it is aborted; says nothing while it is told so.
+/// Forwards connections to the server until it is aborted. While `is_silent` is `true` it keeps
+/// back all data.
 async fn forward(listener: TcpListener, server: String, is_silent: watch::Receiver<bool>) {
     let mut connections = JoinSet::new();
     loop {
@@ -171,7 +179,7 @@ async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut is_silent: wa
 }
 
 #[tokio::test]
-async fn while_the_server_is_gone_the_store_is_unavailable_and_it_works_again_once_it_is_back() {
+async fn store_is_unavailable_while_the_server_is_gone() {
     let Some(backend) = OnServer::fresh().await else { return };
     let options: PgConnectOptions = backend.url().parse().unwrap();
     let server = format!("{}:{}", options.get_host(), options.get_port());
@@ -194,8 +202,8 @@ async fn while_the_server_is_gone_the_store_is_unavailable_and_it_works_again_on
     proxy.abort();
 }
 
-/// Until somebody in this database waits for a lock.
-async fn somebody_waits(backend: &OnServer) {
+/// Returns once a session of this database waits for a lock.
+async fn wait_for_a_blocked_session(backend: &OnServer) {
     let mut connection = backend.connect().await;
     let query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
     while sqlx::query_scalar::<_, i64>(query).fetch_one(&mut connection).await.unwrap() == 0 {
@@ -203,15 +211,15 @@ async fn somebody_waits(backend: &OnServer) {
     }
 }
 
-/// Waits for the row of that number, and has it for as long as the transaction lasts. Its version.
+/// Locks a row for the rest of the transaction and returns its version.
 async fn lock_row(connection: &mut PgConnection, number: u16) -> i64 {
     let lock = sqlx::query_scalar("SELECT version FROM tower_offload_task WHERE id = $1 FOR UPDATE");
     lock.bind(id(number).as_bytes().to_vec()).fetch_one(connection).await.unwrap()
 }
 
-/// As one that was taken off the network. It takes the ten seconds that a server has to answer.
+/// Takes ten seconds, which is how long the store waits for a response.
 #[tokio::test]
-async fn a_server_that_says_nothing_is_given_up_after_a_while_and_used_again_once_it_answers() {
+async fn silent_server_times_out_and_is_used_again_later() {
     let Some(backend) = OnServer::fresh().await else { return };
     let options: PgConnectOptions = backend.url().parse().unwrap();
     let server = format!("{}:{}", options.get_host(), options.get_port());
@@ -230,13 +238,13 @@ async fn a_server_that_says_nothing_is_given_up_after_a_while_and_used_again_onc
         let store = store.clone();
         async move { store.write(epoch, &[update(&running(1))]).await }
     });
-    somebody_waits(&backend).await; // in the midst of the transaction
+    wait_for_a_blocked_session(&backend).await; // within the transaction
     is_silent.send_replace(true);
     holding.commit().await.unwrap();
-    assert!(store.get(id(1)).await.unwrap_err().is_unavailable(), "nor is there a connection that answers");
+    assert!(store.get(id(1)).await.unwrap_err().is_unavailable(), "no connection responds");
     let error = writing.await.unwrap().unwrap_err();
     let source = std::error::Error::source(&error).unwrap().to_string();
-    assert!(error.is_unavailable() && source.contains("said nothing"), "{source}");
+    assert!(error.is_unavailable() && source.contains("no response from the server"), "{source}");
 
     is_silent.send_replace(false);
     assert_eq!(store.write(epoch, &[update(&running(1))]).await.unwrap(), [Written::Done]);
@@ -244,14 +252,16 @@ async fn a_server_that_says_nothing_is_given_up_after_a_while_and_used_again_onc
     proxy.abort();
 }
 
-/// Two transactions wait for one another; the server ends that of the store. Asks for the right to say which one, a superuser's.
+/// Two transactions wait for each other, and the server rolls back that of the store. Choosing it
+/// requires the rights of a superuser.
 #[tokio::test]
-async fn a_write_that_the_server_ends_for_a_deadlock_is_done_again() {
+async fn write_that_is_rolled_back_for_a_deadlock_is_retried() {
     let Some(backend) = OnServer::fresh().await else { return };
     let mut other = backend.connect().await;
-    // Whoever looks for a deadlock first is ended: the store after two seconds, in which the other one has closed the circle.
-    let soon = sqlx::AssertSqlSafe(format!("ALTER DATABASE {} SET deadlock_timeout = '2s'", backend.name));
-    sqlx::query(soon).execute(&mut other).await.unwrap();
+    // The session that checks for a deadlock first is rolled back. The store checks after two
+    // seconds, within which the other session completes the cycle.
+    let timeout = sqlx::AssertSqlSafe(format!("ALTER DATABASE {} SET deadlock_timeout = '2s'", backend.name));
+    sqlx::query(timeout).execute(&mut other).await.unwrap();
     sqlx::query("SET deadlock_timeout = '1h'").execute(&mut other).await.unwrap();
     let store = backend.open().await;
     let epoch = begin(&store).await;
@@ -261,27 +271,26 @@ async fn a_write_that_the_server_ends_for_a_deadlock_is_done_again() {
     lock_row(&mut transaction, 2).await;
     let writing = tokio::spawn({
         let store = store.clone();
-        let first_one_then_two = [update(&running(1)), Op::RequestCancel { id: id(2), now: now() }];
-        async move { store.write(epoch, &first_one_then_two).await }
+        let batch = [update(&running(1)), Op::RequestCancel { id: id(2), now: now() }];
+        async move { store.write(epoch, &batch).await }
     });
-    somebody_waits(&backend).await;
+    wait_for_a_blocked_session(&backend).await;
     let before = queued(1).version;
-    assert_eq!(lock_row(&mut transaction, 1).await as u64, before, "what the store had written is undone");
+    assert_eq!(lock_row(&mut transaction, 1).await as u64, before, "the update of the store was rolled back");
     transaction.commit().await.unwrap();
     assert_eq!(writing.await.unwrap().unwrap(), [Written::Done; 2]);
     assert_eq!(found(&store, 1).await.unwrap().state, TaskState::Running);
     assert!(found(&store, 2).await.unwrap().cancel_requested_at.is_some());
 }
 
-/// F7
 #[tokio::test]
-async fn a_sweep_of_many_says_that_there_is_more_and_tombstones_are_bounded() {
+async fn sweep_is_limited_and_so_is_the_number_of_tombstones() {
     let Some(backend) = OnServer::fresh().await else { return };
     let store = backend.open().await;
     let epoch = begin(&store).await;
     let ops: Vec<_> = (0..1500).map(|number| accept(&succeeded(number, now()))).collect();
     store.write(epoch, &ops).await.unwrap();
-    let retention = Retention::default().keep(100);
+    let retention = Retention::default().max_records(100);
     let first = store.sweep(now(), &retention).await.unwrap();
     assert_eq!((first.evicted, first.more), (1000, true));
     let second = store.sweep(now(), &retention).await.unwrap();
@@ -291,7 +300,7 @@ async fn a_sweep_of_many_says_that_there_is_more_and_tombstones_are_bounded() {
         SELECT convert_to(to_char(number, 'FM0000000000000000000000'), 'UTF8'), 9000000000000 + number FROM generate_series(1, 80000) AS number";
     sqlx::query(many).execute(&mut backend.connect().await).await.unwrap();
     let swept = store.sweep(now(), &retention).await.unwrap();
-    assert_eq!((swept.forgotten, swept.more), (1000, true), "those of the 1400 that expire first");
+    assert_eq!((swept.forgotten, swept.more), (1000, true), "the oldest of the 1400");
     assert_eq!(store.sweep(now(), &retention).await.unwrap().forgotten, 400);
     assert_eq!(store.sweep(now(), &retention).await.unwrap().forgotten, 0);
 }

@@ -12,7 +12,7 @@ use axum::{
 };
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tower_offload::{AfterResponse, AfterResponseLayer, Background};
-use tower_offload_tasks::{Progress, Refused, Tasks, service::StatusService};
+use tower_offload_tasks::{AcceptError, Progress, Tasks, service::StatusService};
 
 use super::{
     http::{Client, Reply, serve},
@@ -41,17 +41,17 @@ impl App {
     }
 }
 
-async fn now(State(app): State<App>, Path(kind): Path<String>, headers: HeaderMap) -> Result<Response, Refused> {
+async fn now(State(app): State<App>, Path(kind): Path<String>, headers: HeaderMap) -> Result<Response, AcceptError> {
     let track = app.tasks.track(kind.clone());
     let accepted = match kind.as_str() {
-        "fails" => track.run(&app.background, |_| Err::<(), _>("no paper")).await?,
-        _ => track.run(&app.background, app.held()).await?,
+        "fails" => track.spawn_blocking(&app.background, |_| Err::<(), _>("no paper")).await?,
+        _ => track.spawn_blocking(&app.background, app.held()).await?,
     };
     Ok(app.service.respond::<Body>(accepted, &headers).await)
 }
 
-async fn after(State(app): State<App>, headers: HeaderMap, after: AfterResponse) -> Result<Response, Refused> {
-    let accepted = app.tasks.track("after").run(&after, app.held()).await?;
+async fn after(State(app): State<App>, headers: HeaderMap, after: AfterResponse) -> Result<Response, AcceptError> {
+    let accepted = app.tasks.track("after").spawn_blocking(&after, app.held()).await?;
     Ok(app.tasks.respond::<Body>(accepted, &headers).await)
 }
 

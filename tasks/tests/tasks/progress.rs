@@ -1,17 +1,15 @@
-//! What tasks say of themselves while they run.
+//! Progress of running tasks.
 
 use tokio::sync::oneshot;
 use tower_offload_tasks::{MemoryStore, Progress, TaskState, TaskStore, Tasks};
 
 use super::support::{Failing, background, done, ended, in_memory, record};
-
-/// F10
 #[tokio::test]
-async fn queued_running_and_succeeded_come_in_order_and_once_each() {
+async fn states_are_observed_in_order_and_once_each() {
     let (tasks, background) = (in_memory(), background());
     let (go, gone) = std::sync::mpsc::channel::<()>();
-    let first = tasks.track("first").run(&background, move |_| gone.recv()).await.unwrap();
-    let second = tasks.track("x").run(&background, |_| done()).await.unwrap();
+    let first = tasks.track("first").spawn_blocking(&background, move |_| gone.recv()).await.unwrap();
+    let second = tasks.track("x").spawn_blocking(&background, |_| done()).await.unwrap();
     let mut subscription = tasks.subscribe(first.id()).await.unwrap().unwrap();
     let mut seen = vec![subscription.record().clone()];
     go.send(()).unwrap();
@@ -25,13 +23,13 @@ async fn queued_running_and_succeeded_come_in_order_and_once_each() {
     assert!(
         [&[TaskState::Queued, TaskState::Running][..], &[TaskState::Running], &[TaskState::Queued]].contains(&&*states)
     );
-    assert_eq!(seen.last().unwrap().version, 3, "no more changes than these");
-    assert!(subscription.changed().await.unwrap().is_none(), "and none after the last");
+    assert_eq!(seen.last().unwrap().version, 3, "there are no other changes");
+    assert!(subscription.changed().await.unwrap().is_none(), "none after the final one");
     ended(&tasks, second.id()).await;
 }
 
 #[tokio::test]
-async fn progress_is_told_at_once_within_its_bounds_and_keeps_what_is_not_said_anew() {
+async fn progress_is_visible_at_once_and_clamped() {
     let (tasks, background) = (in_memory(), background());
     let (give, progress) = oneshot::channel::<Progress>();
     let (go, gone) = oneshot::channel::<()>();
@@ -43,11 +41,11 @@ async fn progress_is_told_at_once_within_its_bounds_and_keeps_what_is_not_said_a
     let progress = progress.await.unwrap();
     assert_eq!(progress.id(), id);
     let mut subscription = tasks.subscribe(id).await.unwrap().unwrap();
-    for (said, told) in [(0.5, 0.5), (7.0, 1.0), (-1.0, 0.0), (f64::NAN, 0.0)] {
-        progress.value(said);
-        assert_eq!(record(&tasks, id).await.progress, Some(told));
+    for (reported, expected) in [(0.5, 0.5), (7.0, 1.0), (-1.0, 0.0), (f64::NAN, 0.0)] {
+        progress.value(reported);
+        assert_eq!(record(&tasks, id).await.progress, Some(expected));
     }
-    assert_eq!(subscription.changed().await.unwrap().unwrap().progress, Some(0.0), "the newest only");
+    assert_eq!(subscription.changed().await.unwrap().unwrap().progress, Some(0.0), "only the newest");
     progress.message("half\0way");
     assert_eq!(subscription.changed().await.unwrap().unwrap().message.as_deref(), Some("half\u{fffd}way"));
     progress.set(0.6, "x".repeat(5000));
@@ -55,14 +53,14 @@ async fn progress_is_told_at_once_within_its_bounds_and_keeps_what_is_not_said_a
     assert_eq!((now.progress, now.message.unwrap().len(), now.state), (Some(0.6), 1024, TaskState::Running));
 
     go.send(()).unwrap();
-    let over = ended(&tasks, id).await;
+    let finished = ended(&tasks, id).await;
     progress.set(0.9, "after the end");
-    assert_eq!(record(&tasks, id).await, over);
+    assert_eq!(record(&tasks, id).await, finished);
 }
 
-/// A clock of its own, so that the moment at which progress is due comes only when nothing else is to be done.
+/// With the clock paused, progress becomes due only when no task has work.
 #[tokio::test(start_paused = true)]
-async fn a_thousand_steps_are_one_write_and_the_newest_is_written() {
+async fn a_thousand_reports_are_one_write_of_the_newest() {
     let store = Failing::new();
     let (tasks, background) = (Tasks::new(store.clone()), background());
     let (give, progress) = oneshot::channel::<Progress>();
@@ -85,13 +83,18 @@ async fn a_thousand_steps_are_one_write_and_the_newest_is_written() {
 }
 
 #[tokio::test]
-async fn progress_that_is_kept_after_all_else_harms_nobody() {
+async fn progress_handle_may_outlive_its_tasks() {
     let (tasks, background) = (Tasks::new(MemoryStore::new()), background());
     let (give, progress) = oneshot::channel::<Progress>();
-    let id = tasks.track("x").run(&background, |progress| give.send(progress).map_err(|_| "")).await.unwrap().id();
+    let id = tasks
+        .track("x")
+        .spawn_blocking(&background, |progress| give.send(progress).map_err(|_| ""))
+        .await
+        .unwrap()
+        .id();
     let progress = progress.await.unwrap();
     ended(&tasks, id).await;
     drop((tasks, background));
-    progress.set(0.5, "nobody hears it");
+    progress.set(0.5, "ignored");
     assert!(progress.is_cancelled());
 }

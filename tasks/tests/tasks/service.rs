@@ -31,14 +31,14 @@ fn app(tasks: &Tasks) -> Router {
 /// F1, F8, F10: where the 202 points to there is the status at once, and the events of it to the end.
 #[tokio::test]
 async fn where_an_accepted_task_points_to_it_is_followed_to_its_end() {
-    let (tasks, background) = (Tasks::new(MemoryStore::new()).mounted_at("/tasks"), Background::default());
+    let (tasks, background) = (Tasks::new(MemoryStore::new()), Background::default());
     let (open, gate) = mpsc::channel::<()>();
     let work = move |progress: Progress| {
         progress.set(0.5, "halfway");
         let _ = gate.recv();
         Ok::<_, Infallible>(3)
     };
-    let accepted = tasks.track("report").run(&background, work).await.unwrap();
+    let accepted = tasks.track("report").spawn_blocking(&background, work).await.unwrap();
     let (app, place) = (app(&tasks), accepted.location().to_str().unwrap().to_owned());
     assert_eq!(send(&app, "GET", &place).await.status(), 200);
 
@@ -81,8 +81,8 @@ async fn a_cancel_over_http_stops_the_work_and_after_the_drain_it_is_503() {
     assert_eq!(response.status(), 200);
     assert_eq!(json(response).await["reason"], "requested");
 
-    background.drain(Duration::from_secs(60)).await;
-    tasks.drain(Duration::from_secs(60)).await;
+    background.shutdown(Duration::from_secs(60)).await;
+    tasks.shutdown(Duration::from_secs(60)).await;
     let response = send(&app, "DELETE", &place).await;
     assert_eq!(
         (response.status().as_u16(), &response.headers()["content-type"]),

@@ -1,4 +1,4 @@
-//! The store in an SQLite file: the suite, and what is its own.
+//! The store in a SQLite file: the suite, and tests of files and processes.
 
 use std::{
     io::{BufRead, BufReader},
@@ -8,14 +8,18 @@ use std::{
 
 use futures_util::future::join_all;
 use sqlx::Connection;
+use tower_offload::{Background, ThreadPool};
 use tower_offload_tasks::{
-    Reason, TaskState, TaskStore,
-    store::{Epoch, SqlStore, Written},
+    Reason, TaskState, TaskStore, Tasks,
+    store::{Epoch, SqlStore},
 };
 
-use super::store_suite::{Backend, accept, begin, found, queued, running, store_suite};
+use super::{
+    store_suite::{Backend, accept, begin, found, queued, running, store_suite},
+    support::{done, hold},
+};
 
-/// A folder that goes with it.
+/// A directory that is deleted with the value.
 pub(crate) struct Folder(PathBuf);
 
 impl Folder {
@@ -59,13 +63,13 @@ impl Backend for InFile {
         self.store.clone()
     }
 
-    async fn lose_process(&self, _: Epoch) {} // the next to begin has the store
+    async fn lose_process(&self, _: Epoch) {} // the next process that begins ends the epoch
 }
 
 store_suite!(InFile);
 
 #[tokio::test]
-async fn a_closed_store_is_unavailable_and_what_it_wrote_is_there_when_it_is_opened_again() {
+async fn closed_store_is_unavailable_and_can_be_opened_again() {
     let folder = Folder::new();
     let store = folder.open().await;
     let epoch = begin(&store).await;
@@ -82,37 +86,38 @@ async fn a_closed_store_is_unavailable_and_what_it_wrote_is_there_when_it_is_ope
     assert_eq!((record.state, record.reason), (TaskState::Lost, Some(Reason::ProcessLost)));
 }
 
-/// A commit is a frame in the write-ahead log with the size of the database.
+/// Counts the commits in the write-ahead log. The last frame of a commit has the size of the
+/// database in its header.
 fn commits(folder: &Folder) -> usize {
     let log = std::fs::read(folder.0.join("tasks.db-wal")).unwrap();
-    let number = |place: usize| u32::from_be_bytes(log[place..place + 4].try_into().unwrap());
+    let number = |offset: usize| u32::from_be_bytes(log[offset..offset + 4].try_into().unwrap());
     let frame = 24 + number(8) as usize;
-    (32..log.len()).step_by(frame).filter(|place| number(*place + 4) > 0).count()
+    (32..log.len()).step_by(frame).filter(|offset| number(*offset + 4) > 0).count()
 }
 
 #[tokio::test]
-async fn what_is_accepted_at_once_shares_commits_and_all_of_it_is_there_after_it_is_opened_again() {
+async fn tasks_accepted_at_the_same_time_share_commits() {
     let folder = Folder::new();
     let store = folder.open().await;
-    let epoch = begin(&store).await;
+    let tasks = Tasks::new(store.clone());
+    let background = Background::builder().pool(ThreadPool::blocking(1)).max_running(1).build();
+    let held = hold(&tasks, &background).await; // so that no other task starts and is written again
     let before = commits(&folder);
-    let accepts = (0..64).map(|number| {
-        let store = &store;
-        async move { store.write(epoch, &[accept(&queued(number))]).await.unwrap() }
-    });
-    assert!(join_all(accepts).await.iter().all(|written| *written == [Written::Done]));
+    let accepts = (0..64).map(|_| tasks.track("x").spawn_blocking(&background, |_| done()));
+    let ids: Vec<_> = join_all(accepts).await.into_iter().map(|accepted| accepted.unwrap().id()).collect();
     let commits = commits(&folder) - before;
-    assert!((1..8).contains(&commits), "64 accepts took {commits} commits");
+    assert!((1..8).contains(&commits), "64 tasks took {commits} commits");
     store.close().await.unwrap();
     let store = folder.open().await;
-    for number in 0..64 {
-        assert!(found(&store, number).await.is_some());
+    for id in ids {
+        assert!(store.get(id).await.unwrap().into_record().is_some());
     }
+    held.release();
 }
 
-/// P13. The child is this program again, with the one test below.
+/// The child is this binary again, with the test `child` below.
 #[tokio::test]
-async fn a_second_process_is_told_who_has_the_file_and_has_it_once_that_one_is_killed() {
+async fn locked_file_names_its_process_and_is_free_after_a_kill() {
     let folder = Folder::new();
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "sqlite_store::child", "--nocapture"])
@@ -149,7 +154,7 @@ async fn child() {
 }
 
 #[tokio::test]
-async fn a_second_handle_in_one_process_is_told_so_too() {
+async fn second_handle_in_one_process_finds_the_file_locked() {
     let folder = Folder::new();
     let store = folder.open().await;
     let link = folder.0.join("link.db");
@@ -159,7 +164,7 @@ async fn a_second_handle_in_one_process_is_told_so_too() {
 }
 
 #[tokio::test]
-async fn a_folder_that_is_not_there_or_goes_away_is_a_clear_error_and_no_record_is_taken() {
+async fn missing_or_deleted_directory_is_unavailable() {
     let error = SqlStore::open("sqlite:///nowhere/at/all.db").await.unwrap_err();
     assert!(error.is_unavailable());
     let source = std::error::Error::source(&error).unwrap().to_string();
@@ -174,7 +179,7 @@ async fn a_folder_that_is_not_there_or_goes_away_is_a_clear_error_and_no_record_
 }
 
 #[tokio::test]
-async fn a_database_in_memory_and_an_unknown_scheme_are_refused_without_the_password() {
+async fn unsupported_url_is_rejected_without_its_password() {
     for url in ["sqlite::memory:", "sqlite://:memory:", "sqlite:", "mysql://user:secret@host/tasks"] {
         let error = SqlStore::open(url).await.unwrap_err();
         assert!(!error.is_full() && !error.is_locked() && !error.is_unavailable());
@@ -183,7 +188,7 @@ async fn a_database_in_memory_and_an_unknown_scheme_are_refused_without_the_pass
 }
 
 #[tokio::test]
-async fn a_schema_of_a_newer_version_is_refused_and_stays_as_it_is() {
+async fn schema_of_a_newer_version_is_rejected() {
     let folder = Folder::new();
     folder.open().await.close().await.unwrap();
     let options = sqlx::sqlite::SqliteConnectOptions::new().filename(folder.file());

@@ -1,5 +1,5 @@
-//! What every store must do, whichever it is. A store's own tests name a [`Backend`] and call [`store_suite!`], which makes a test of
-//! each case, with a store of its own.
+//! Tests that every store must pass. The tests of a store implement [`Backend`] and call
+//! [`store_suite!`], which generates a test for each case. Each test has a store of its own.
 
 use std::time::Duration;
 
@@ -8,36 +8,36 @@ use tower_offload_tasks::{
     store::{Epoch, Filter, Found, Op, Page, Process, Written},
 };
 
-/// A place where a store keeps its records.
+/// Creates stores of one kind.
 pub(crate) trait Backend: Sized {
     type Store: TaskStore;
 
-    /// A new one, with nothing in it. `None`, and a line that says why, if there is none to be had here.
+    /// Creates an empty backend. Returns `None`, and prints why, if that is not possible here.
     async fn fresh() -> Option<Self>;
 
-    /// As a process does when it starts: what another one has written is there.
+    /// Opens the store as another process does when it starts.
     async fn open(&self) -> Self::Store;
 
-    /// The process that had this epoch is gone without a word: until the next one begins, so long that its lease ran out.
+    /// Lets the lease of this epoch expire, as if its process was killed.
     async fn lose_process(&self, epoch: Epoch);
 }
 
 macro_rules! store_suite {
     ($backend:ty) => {
         store_suite!($backend:
-            a_record_is_read_as_it_was_written
-            a_record_that_was_accepted_twice_is_there_once
-            an_update_of_an_older_version_changes_nothing
-            a_final_record_never_changes
-            an_id_that_nobody_has_is_unknown
-            a_process_that_is_gone_leaves_its_unfinished_records_lost
-            a_process_that_has_ended_writes_no_more
-            a_request_to_cancel_is_kept_and_told_to_the_owner
-            only_final_records_are_swept_the_oldest_first_and_leave_tombstones
-            what_is_too_old_is_swept
-            a_list_is_filtered_and_paged_the_newest_first
-            a_batch_of_many_is_written_in_one
-            what_was_accepted_is_there_at_once_whoever_else_writes
+            record_is_read_as_it_was_written
+            record_accepted_twice_is_stored_once
+            update_of_an_older_version_has_no_effect
+            final_record_never_changes
+            unknown_id_is_reported_as_unknown
+            unfinished_records_of_a_lost_process_are_lost
+            writes_after_the_end_of_the_epoch_are_fenced
+            cancel_request_is_stored_and_listed_for_the_owner
+            sweep_evicts_the_oldest_final_records_with_tombstones
+            sweep_evicts_records_that_are_too_old
+            list_is_filtered_paged_and_sorted_newest_first
+            large_batch_has_a_result_for_each_operation
+            written_records_are_visible_at_once_to_all_clients
         );
     };
     ($backend:ty: $($case:ident)+) => {
@@ -51,6 +51,7 @@ macro_rules! store_suite {
         )+
     };
 }
+
 pub(crate) use store_suite;
 
 pub(crate) fn id(number: u16) -> TaskId {
@@ -60,7 +61,7 @@ pub(crate) fn id(number: u16) -> TaskId {
     TaskId::from_bytes(bytes)
 }
 
-/// By the real clock, which a store may compare with its own.
+/// Returns the real time, because a store may compare it with its own.
 pub(crate) fn now() -> Timestamp {
     Timestamp::from(std::time::SystemTime::now())
 }
@@ -98,7 +99,7 @@ pub(crate) async fn found<S: TaskStore>(store: &S, number: u16) -> Option<Record
     store.get(id(number)).await.unwrap().into_record()
 }
 
-pub(crate) async fn a_record_is_read_as_it_was_written(backend: &impl Backend) {
+pub(crate) async fn record_is_read_as_it_was_written(backend: &impl Backend) {
     let store = backend.open().await;
     let epoch = begin(&store).await;
     let mut record = queued(1);
@@ -121,13 +122,13 @@ pub(crate) async fn a_record_is_read_as_it_was_written(backend: &impl Backend) {
 
     let mut with_result = succeeded(2, now());
     with_result.result =
-        Some(Json::from_text("{\"b\":1.10, \"a\":\"\\u0000\",\"b\":18446744073709551616}".to_owned()).unwrap());
+        Some(Json::try_from("{\"b\":1.10, \"a\":\"\\u0000\",\"b\":18446744073709551616}".to_owned()).unwrap());
     assert_eq!(store.write(epoch, &[accept(&with_result)]).await.unwrap(), [Written::Done]);
-    assert_eq!(found(&store, 2).await.unwrap(), with_result, "the text as it was");
+    assert_eq!(found(&store, 2).await.unwrap(), with_result, "the text is unchanged");
 }
 
-/// An answer that was lost is asked for again.
-pub(crate) async fn a_record_that_was_accepted_twice_is_there_once(backend: &impl Backend) {
+/// If the reply is lost, the record is accepted again.
+pub(crate) async fn record_accepted_twice_is_stored_once(backend: &impl Backend) {
     let store = backend.open().await;
     let epoch = begin(&store).await;
     assert_eq!(store.write(epoch, &[accept(&queued(1))]).await.unwrap(), [Written::Done]);
@@ -138,7 +139,7 @@ pub(crate) async fn a_record_that_was_accepted_twice_is_there_once(backend: &imp
     assert_eq!(store.list(&Filter::default(), Page::default()).await.unwrap().records.len(), 1);
 }
 
-pub(crate) async fn an_update_of_an_older_version_changes_nothing(backend: &impl Backend) {
+pub(crate) async fn update_of_an_older_version_has_no_effect(backend: &impl Backend) {
     let store = backend.open().await;
     let epoch = begin(&store).await;
     let newest = running(1);
@@ -147,7 +148,7 @@ pub(crate) async fn an_update_of_an_older_version_changes_nothing(backend: &impl
     assert_eq!(found(&store, 1).await.unwrap(), newest);
 }
 
-pub(crate) async fn a_final_record_never_changes(backend: &impl Backend) {
+pub(crate) async fn final_record_never_changes(backend: &impl Backend) {
     let store = backend.open().await;
     let epoch = begin(&store).await;
     let last = succeeded(1, now());
@@ -160,8 +161,7 @@ pub(crate) async fn a_final_record_never_changes(backend: &impl Backend) {
     assert_eq!(found(&store, 1).await.unwrap(), last);
 }
 
-/// F2
-pub(crate) async fn an_id_that_nobody_has_is_unknown(backend: &impl Backend) {
+pub(crate) async fn unknown_id_is_reported_as_unknown(backend: &impl Backend) {
     let store = backend.open().await;
     let epoch = begin(&store).await;
     assert_eq!(store.get(id(1)).await.unwrap(), Found::Unknown);
@@ -170,12 +170,11 @@ pub(crate) async fn an_id_that_nobody_has_is_unknown(backend: &impl Backend) {
     assert_eq!(store.get(id(1)).await.unwrap(), Found::Unknown);
 }
 
-/// P13
-pub(crate) async fn a_process_that_is_gone_leaves_its_unfinished_records_lost(backend: &impl Backend) {
+pub(crate) async fn unfinished_records_of_a_lost_process_are_lost(backend: &impl Backend) {
     let first = backend.open().await;
     let epoch = begin(&first).await;
-    let over = succeeded(3, now());
-    first.write(epoch, &[accept(&queued(1)), accept(&running(2)), accept(&over)]).await.unwrap();
+    let finished = succeeded(3, now());
+    first.write(epoch, &[accept(&queued(1)), accept(&running(2)), accept(&finished)]).await.unwrap();
     backend.lose_process(epoch).await;
 
     let second = backend.open().await;
@@ -186,7 +185,7 @@ pub(crate) async fn a_process_that_is_gone_leaves_its_unfinished_records_lost(ba
         assert_eq!((record.state, record.reason), (TaskState::Lost, Some(Reason::ProcessLost)));
         assert!(record.finished_at.is_some());
     }
-    assert_eq!(found(&second, 3).await.unwrap(), over);
+    assert_eq!(found(&second, 3).await.unwrap(), finished);
     let mut late = succeeded(2, now());
     late.version = 100;
     assert_eq!(first.write(epoch, &[update(&late), accept(&queued(4))]).await.unwrap(), [Written::Fenced; 2]);
@@ -195,7 +194,7 @@ pub(crate) async fn a_process_that_is_gone_leaves_its_unfinished_records_lost(ba
     assert_eq!(found(&second, 4).await, None);
 }
 
-pub(crate) async fn a_process_that_has_ended_writes_no_more(backend: &impl Backend) {
+pub(crate) async fn writes_after_the_end_of_the_epoch_are_fenced(backend: &impl Backend) {
     let store = backend.open().await;
     let epoch = begin(&store).await;
     store.write(epoch, &[accept(&running(1))]).await.unwrap();
@@ -206,7 +205,7 @@ pub(crate) async fn a_process_that_has_ended_writes_no_more(backend: &impl Backe
     assert_eq!(store.write(epoch, &[accept(&queued(2))]).await.unwrap(), [Written::Fenced]);
 }
 
-pub(crate) async fn a_request_to_cancel_is_kept_and_told_to_the_owner(backend: &impl Backend) {
+pub(crate) async fn cancel_request_is_stored_and_listed_for_the_owner(backend: &impl Backend) {
     let store = backend.open().await;
     let epoch = begin(&store).await;
     store.write(epoch, &[accept(&queued(1)), accept(&queued(2))]).await.unwrap();
@@ -214,11 +213,11 @@ pub(crate) async fn a_request_to_cancel_is_kept_and_told_to_the_owner(backend: &
     let request = |now| [Op::RequestCancel { id: id(1), now }];
     assert_eq!(store.write(epoch, &request(at)).await.unwrap(), [Written::Done]);
     let later = at.after(Duration::from_secs(9));
-    assert_eq!(store.write(epoch, &request(later)).await.unwrap(), [Written::Done], "idempotent");
+    assert_eq!(store.write(epoch, &request(later)).await.unwrap(), [Written::Done], "the first request counts");
     assert_eq!(store.cancel_requests(epoch).await.unwrap(), [id(1)]);
 
     let mut unaware = running(1);
-    unaware.version = 2; // what it had, and one more; the request has made it as much
+    unaware.version = 2; // equal to the version after the request
     store.write(epoch, &[update(&unaware)]).await.unwrap();
     let record = found(&store, 1).await.unwrap();
     assert_eq!((record.state, record.version, record.cancel_requested_at), (TaskState::Running, 2, Some(at)));
@@ -227,14 +226,13 @@ pub(crate) async fn a_request_to_cancel_is_kept_and_told_to_the_owner(backend: &
     let record = found(&store, 1).await.unwrap();
     assert_eq!((record.state, record.cancel_requested_at), (TaskState::Running, Some(at)));
 
-    let mut over = succeeded(1, now());
-    over.version = 101;
-    store.write(epoch, &[update(&over)]).await.unwrap();
+    let mut finished = succeeded(1, now());
+    finished.version = 101;
+    store.write(epoch, &[update(&finished)]).await.unwrap();
     assert_eq!(store.cancel_requests(epoch).await.unwrap(), []);
 }
 
-/// F7
-pub(crate) async fn only_final_records_are_swept_the_oldest_first_and_leave_tombstones(backend: &impl Backend) {
+pub(crate) async fn sweep_evicts_the_oldest_final_records_with_tombstones(backend: &impl Backend) {
     let store = backend.open().await;
     let epoch = begin(&store).await;
     let second = Duration::from_secs(1);
@@ -244,11 +242,11 @@ pub(crate) async fn only_final_records_are_swept_the_oldest_first_and_leave_tomb
     let ops = [accept(&queued(3)), accept(&running(4)), accept(&oldest), accept(&newer[0]), accept(&newer[1])];
     store.write(epoch, &ops).await.unwrap();
 
-    let retention = Retention::default().keep(2).tombstones(60 * second);
+    let retention = Retention::default().max_records(2).tombstone_ttl(60 * second);
     assert_eq!(store.sweep(now(), &retention).await.unwrap().evicted, 1);
     assert_eq!(store.get(id(9)).await.unwrap(), Found::Evicted { owner: Some("ann".to_owned()) });
     assert_eq!(store.sweep(now(), &retention).await.unwrap().evicted, 0);
-    assert_eq!(store.sweep(now(), &retention.keep(0)).await.unwrap().evicted, 2);
+    assert_eq!(store.sweep(now(), &retention.max_records(0)).await.unwrap().evicted, 2);
     assert!(found(&store, 3).await.is_some() && found(&store, 4).await.is_some());
     assert_eq!(store.get(id(1)).await.unwrap(), Found::Evicted { owner: None });
     assert_eq!(store.write(epoch, &[update(&oldest)]).await.unwrap(), [Written::Unknown]);
@@ -257,17 +255,17 @@ pub(crate) async fn only_final_records_are_swept_the_oldest_first_and_leave_tomb
     assert_eq!(store.get(id(9)).await.unwrap(), Found::Unknown);
 }
 
-pub(crate) async fn what_is_too_old_is_swept(backend: &impl Backend) {
+pub(crate) async fn sweep_evicts_records_that_are_too_old(backend: &impl Backend) {
     let store = backend.open().await;
     let epoch = begin(&store).await;
     let hour = Duration::from_secs(3600);
     let old = succeeded(1, now().before(2 * hour));
     store.write(epoch, &[accept(&old), accept(&succeeded(2, now()))]).await.unwrap();
-    assert_eq!(store.sweep(now(), &Retention::default().age(hour)).await.unwrap().evicted, 1);
+    assert_eq!(store.sweep(now(), &Retention::default().max_age(hour)).await.unwrap().evicted, 1);
     assert_eq!((found(&store, 1).await, found(&store, 2).await.is_some()), (None, true));
 }
 
-pub(crate) async fn a_list_is_filtered_and_paged_the_newest_first(backend: &impl Backend) {
+pub(crate) async fn list_is_filtered_paged_and_sorted_newest_first(backend: &impl Backend) {
     let store = backend.open().await;
     let epoch = begin(&store).await;
     let mut ops: Vec<_> = (1..=5).map(|number| accept(&queued(number))).collect();
@@ -284,18 +282,18 @@ pub(crate) async fn a_list_is_filtered_and_paged_the_newest_first(backend: &impl
     let all = Filter::default();
     assert_eq!(numbers(all.clone(), Page::default()).await, (vec![7, 6, 5, 4, 3, 2, 1], None));
     assert_eq!(numbers(all.clone(), Page::first(3)).await, (vec![7, 6, 5], Some(id(5))));
-    assert_eq!(numbers(all.clone(), Page::first(3).before(id(5))).await, (vec![4, 3, 2], Some(id(2))));
-    assert_eq!(numbers(all.clone(), Page::first(3).before(id(2))).await, (vec![1], None));
-    assert_eq!(numbers(all.clone(), Page::first(7)).await.1, None, "exactly as many as there are");
+    assert_eq!(numbers(all.clone(), Page::first(3).after(id(5))).await, (vec![4, 3, 2], Some(id(2))));
+    assert_eq!(numbers(all.clone(), Page::first(3).after(id(2))).await, (vec![1], None));
+    assert_eq!(numbers(all.clone(), Page::first(7)).await.1, None, "the page holds all records");
     assert_eq!(numbers(all.clone().owner("ann"), Page::default()).await, (vec![6], None));
     assert_eq!(numbers(all.clone().name("other").owner("bob"), Page::default()).await, (vec![], None));
     assert_eq!(numbers(all.clone().name("' OR 1=1 --"), Page::default()).await, (vec![], None));
-    let over_or_running = all.clone().state(TaskState::Running).state(TaskState::Succeeded);
-    assert_eq!(numbers(over_or_running, Page::default()).await, (vec![7, 6], None));
+    let finished_or_running = all.clone().state(TaskState::Running).state(TaskState::Succeeded);
+    assert_eq!(numbers(finished_or_running, Page::default()).await, (vec![7, 6], None));
     assert_eq!(numbers(all.name("report").state(TaskState::Queued), Page::first(2)).await, (vec![5, 4], Some(id(4))));
 }
 
-pub(crate) async fn a_batch_of_many_is_written_in_one(backend: &impl Backend) {
+pub(crate) async fn large_batch_has_a_result_for_each_operation(backend: &impl Backend) {
     let store = backend.open().await;
     let epoch = begin(&store).await;
     let accepts: Vec<_> = (0..512).map(|number| accept(&queued(number))).collect();
@@ -305,15 +303,14 @@ pub(crate) async fn a_batch_of_many_is_written_in_one(backend: &impl Backend) {
     ops[200] = accept(&queued(2000));
     let written = store.write(epoch, &ops).await.unwrap();
     assert_eq!(written.len(), 512);
-    assert!(written.iter().enumerate().all(|(place, written)| (*written == Written::Unknown) == (place == 100)));
+    assert!(written.iter().enumerate().all(|(index, written)| (*written == Written::Unknown) == (index == 100)));
     assert_eq!(found(&store, 511).await.unwrap().state, TaskState::Running);
     assert_eq!(found(&store, 200).await.unwrap().state, TaskState::Queued);
     assert!(found(&store, 2000).await.is_some());
     assert_eq!(store.write(epoch, &[]).await.unwrap(), []);
 }
 
-/// F8
-pub(crate) async fn what_was_accepted_is_there_at_once_whoever_else_writes(backend: &impl Backend) {
+pub(crate) async fn written_records_are_visible_at_once_to_all_clients(backend: &impl Backend) {
     let store = &backend.open().await;
     let epoch = begin(store).await;
     let clients = (0..32).map(|client| async move {

@@ -48,7 +48,10 @@ async fn a_server_that_stops_does_not_wait_for_streams_that_are_ended() {
     let mut stream = server.client.open("GET", &target, &[]).await.unwrap().into_body();
     let story = rest(&mut stream).await;
     assert!(story.contains("event: started"), "{story}");
-    assert!(tasks.track("report").run(&background, |_| super::support::done()).await.is_ok(), "work is still accepted");
+    assert!(
+        tasks.track("report").spawn_blocking(&background, |_| super::support::done()).await.is_ok(),
+        "work is still accepted"
+    );
 }
 
 #[tokio::test]
@@ -64,7 +67,7 @@ async fn a_drain_ends_streams_of_tasks_that_are_not_over_and_tells_the_end_of_th
     let id = other.id;
     other.release();
     super::support::ended(&tasks, id).await;
-    assert!(!tasks.drain(SHORT).await.is_clean());
+    assert!(!tasks.shutdown(SHORT).await.is_clean());
 
     let (first, second) = (rest(&mut of_held).await, rest(&mut of_other).await);
     assert!(!first.contains("event: finished") && second.contains("event: finished"), "{first}\n{second}");

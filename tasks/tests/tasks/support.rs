@@ -1,4 +1,4 @@
-//! Latches to hold the world still, and a store that fails when it is told to.
+//! Helpers: tasks that are held, and a store that fails on command.
 
 use std::{
     convert::Infallible,
@@ -10,11 +10,11 @@ use std::{
 use tokio::sync::{Semaphore, oneshot};
 use tower_offload::{Background, ThreadPool};
 use tower_offload_tasks::{
-    Accepted, MemoryStore, Record, Refused, Retention, StoreError, TaskId, TaskStore, Tasks, Timestamp,
+    AcceptError, Accepted, MemoryStore, Record, Retention, StoreError, TaskId, TaskStore, Tasks, Timestamp,
     store::{Epoch, Filter, Found, Lease, Listing, Op, Page, Process, StoreFuture, Swept, Written},
 };
 
-/// Longer than any test takes that passes.
+/// Longer than any passing test takes.
 pub(crate) const LONG: Duration = Duration::from_secs(60);
 pub(crate) const SHORT: Duration = Duration::from_millis(5);
 
@@ -32,17 +32,17 @@ pub(crate) fn done() -> Result<(), Infallible> {
 }
 
 pub(crate) async fn record(tasks: &Tasks, id: TaskId) -> Record {
-    tasks.get(id).await.unwrap().into_record().expect("there is such a task")
+    tasks.get(id).await.unwrap().into_record().expect("the task is unknown")
 }
 
-/// The record when the task is over.
+/// Waits for the end of a task and returns its record.
 pub(crate) async fn ended(tasks: &Tasks, id: TaskId) -> Record {
-    let mut subscription = tasks.subscribe(id).await.unwrap().expect("there is such a task");
+    let mut subscription = tasks.subscribe(id).await.unwrap().expect("the task is unknown");
     while subscription.changed().await.unwrap().is_some() {}
     subscription.record().clone()
 }
 
-/// A task that is held inside its sync work until it is released or this is dropped.
+/// A task whose closure blocks until the value is released or dropped.
 pub(crate) struct Held {
     pub(crate) id: TaskId,
     release: mpsc::Sender<()>,
@@ -58,7 +58,7 @@ pub(crate) async fn hold(tasks: &Tasks, background: &Background) -> Held {
     try_hold(tasks, background).await.unwrap()
 }
 
-pub(crate) async fn try_hold(tasks: &Tasks, background: &Background) -> Result<Held, Refused> {
+pub(crate) async fn try_hold(tasks: &Tasks, background: &Background) -> Result<Held, AcceptError> {
     let (release, released) = mpsc::channel::<()>();
     let (enter, entered) = oneshot::channel();
     let work = move |_| {
@@ -66,25 +66,25 @@ pub(crate) async fn try_hold(tasks: &Tasks, background: &Background) -> Result<H
         let _ = released.recv();
         done()
     };
-    let accepted: Accepted = tasks.track("held").run(background, work).await?;
+    let accepted: Accepted = tasks.track("held").spawn_blocking(background, work).await?;
     entered.await.unwrap();
     Ok(Held { id: accepted.id(), release })
 }
 
-/// What becomes of the next writes.
+/// How the store responds to the next operations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mode {
-    /// The answer is lost: it is written, and an error comes back.
+    /// The batch is written, but an error is returned.
     AnswerLost,
     DiskFull,
-    /// Batches with a task of the name `poison` fail.
+    /// Batches with a task named `poison` fail.
     Poisoned,
     Panics,
     Unavailable,
     Works,
 }
 
-/// A store in memory that fails on command, and can be held in the midst of a write.
+/// A store in memory that fails on command and whose writes can be held.
 #[derive(Clone)]
 pub(crate) struct Failing {
     pub(crate) inner: MemoryStore,
@@ -105,7 +105,7 @@ impl Failing {
         }
     }
 
-    /// With a lease that must be renewed, as a store for many processes has.
+    /// Has leases that must be renewed, like a store for many processes.
     pub(crate) fn leased(renew_every: Duration) -> Self {
         Self { renew_every: Some(renew_every), ..Self::new() }
     }
@@ -114,17 +114,17 @@ impl Failing {
         *self.mode.lock().unwrap() = mode;
     }
 
-    /// No write goes on until this is dropped.
+    /// Blocks all writes until the permit is dropped.
     pub(crate) async fn hold(&self) -> tokio::sync::OwnedSemaphorePermit {
         self.gate.clone().acquire_owned().await.unwrap()
     }
 
-    /// How many records each batch had so far.
+    /// Returns the sizes of all batches so far.
     pub(crate) fn batches(&self) -> Vec<usize> {
         self.writes.lock().unwrap().clone()
     }
 
-    fn answer(&self, batch: &[Op]) -> Result<(), StoreError> {
+    fn respond(&self, batch: &[Op]) -> Result<(), StoreError> {
         let mode = *self.mode.lock().unwrap();
         let is_poison = |op: &Op| match op {
             Op::Accept(record) | Op::Update(record) => record.name == "poison",
@@ -133,7 +133,7 @@ impl Failing {
         match mode {
             Mode::AnswerLost | Mode::Unavailable => Err(StoreError::unavailable("the server has gone")),
             Mode::DiskFull => Err(StoreError::full(io::Error::from(io::ErrorKind::StorageFull))),
-            Mode::Poisoned if batch.iter().any(is_poison) => Err(StoreError::other("a value that it does not like")),
+            Mode::Poisoned if batch.iter().any(is_poison) => Err(StoreError::other("invalid value")),
             Mode::Panics => panic!("in the store"),
             Mode::Poisoned | Mode::Works => Ok(()),
         }
@@ -143,7 +143,7 @@ impl Failing {
 impl TaskStore for Failing {
     fn begin<'a>(&'a self, process: &'a Process) -> StoreFuture<'a, Lease> {
         Box::pin(async move {
-            self.answer(&[])?;
+            self.respond(&[])?;
             let lease = self.inner.begin(process).await?;
             Ok(self.renew_every.map_or(lease, |every| Lease::renewed_every(lease.epoch, every)))
         })
@@ -164,7 +164,7 @@ impl TaskStore for Failing {
             if is_lost {
                 self.inner.write(epoch, batch).await?;
             }
-            self.answer(batch)?;
+            self.respond(batch)?;
             self.writes.lock().unwrap().push(batch.len());
             self.inner.write(epoch, batch).await
         })
@@ -172,7 +172,7 @@ impl TaskStore for Failing {
 
     fn get(&self, id: TaskId) -> StoreFuture<'_, Found> {
         Box::pin(async move {
-            self.answer(&[])?;
+            self.respond(&[])?;
             self.inner.get(id).await
         })
     }

@@ -1,15 +1,13 @@
-//! Many at once.
+//! Many concurrent tasks.
 
 use tower_offload::{Background, ThreadPool};
 use tower_offload_tasks::{MemoryStore, TaskState, Tasks, store::Found};
 
 use super::support::{Failing, LONG, done};
-
-/// F8
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn ten_thousand_are_accepted_and_found_at_once_by_many_clients() {
+async fn ten_thousand_tasks_are_found_as_soon_as_they_are_accepted() {
     let pool = ThreadPool::builder().threads(2).build().unwrap();
-    let background = Background::builder().pool(pool).queue_capacity(10_000).build();
+    let background = Background::builder().pool(pool).max_tasks(10_000).build();
     let tasks = Tasks::new(MemoryStore::with_capacity(20_000));
     let clients: Vec<_> = (0..50)
         .map(|client| {
@@ -18,7 +16,7 @@ async fn ten_thousand_are_accepted_and_found_at_once_by_many_clients() {
                 for number in 0..200_u32 {
                     let work = move |_| Ok::<_, &str>(number);
                     let accepted = match number % 2 {
-                        0 => tasks.track("sync").run(&background, work).await,
+                        0 => tasks.track("blocking").spawn_blocking(&background, work).await,
                         _ => {
                             tasks.track("async").spawn(&background, move |progress| async move { work(progress) }).await
                         }
@@ -38,13 +36,13 @@ async fn ten_thousand_are_accepted_and_found_at_once_by_many_clients() {
     for client in clients {
         client.await.unwrap();
     }
-    assert!(background.drain(LONG).await.is_clean());
-    assert!(tasks.drain(LONG).await.is_clean());
+    assert!(background.shutdown(LONG).await.is_clean());
+    assert!(tasks.shutdown(LONG).await.is_clean());
     assert_eq!((background.stats().completed, tasks.stats().open), (10_000, 0));
 }
 
 #[tokio::test]
-async fn what_comes_while_a_batch_is_written_goes_into_the_next_as_one() {
+async fn tasks_that_arrive_during_a_write_share_the_next_batch() {
     let store = Failing::new();
     let tasks = Tasks::new(store.clone());
     tasks.start().await.unwrap();
@@ -54,7 +52,7 @@ async fn what_comes_while_a_batch_is_written_goes_into_the_next_as_one() {
     let all: Vec<_> = (0..100)
         .map(|_| {
             let (tasks, background) = (tasks.clone(), background.clone());
-            tokio::spawn(async move { tasks.track("x").run(&background, |_| done()).await })
+            tokio::spawn(async move { tasks.track("x").spawn_blocking(&background, |_| done()).await })
         })
         .collect();
     while background.stats().reserved < 100 {
@@ -68,5 +66,5 @@ async fn what_comes_while_a_batch_is_written_goes_into_the_next_as_one() {
         assert!(accepted.await.unwrap().is_ok());
     }
     let batches = store.batches();
-    assert!(batches.iter().take(2).sum::<usize>() >= 100, "one for the first to come, one for all others: {batches:?}");
+    assert!(batches.iter().take(2).sum::<usize>() >= 100, "the first task, then all others: {batches:?}");
 }

@@ -17,7 +17,7 @@ use crate::{
         shared::Shared,
         worker::Worker,
     },
-    panic::guarded,
+    panic::catch_unwind,
 };
 
 /// Works the jobs of one kind for River.
@@ -52,7 +52,7 @@ impl<J: Job> riverqueue::Worker<Arguments<J>> for Adapter<J> {
         let Some(alive) = shared.jobs.enter(job.row.id, id) else { return Ok(WorkOutcome::Snooze(LATER)) };
         let attempt = Arc::new(Attempt::new(id, job.row.attempt.into(), shared.clerk.clone()));
         shared.clerk.begins(id, &attempt);
-        let verdict = match guarded(|| job.args.decode()) {
+        let verdict = match catch_unwind(|| job.args.decode()) {
             Ok(Ok(value)) => {
                 let work = self.worker.start(value, Progress::new(attempt.clone()), Some(alive));
                 attempt.run(work, self.worker.limit, context.cancellation_token().cancelled()).await
@@ -70,7 +70,7 @@ async fn id(shared: &Shared, row: &JobRow) -> Result<TaskId, StoreError> {
     match noted_id(row) {
         Some(id) => Ok(id),
         None => {
-            let fresh = TaskId::random(shared.now()).map_err(StoreError::other)?;
+            let fresh = TaskId::generate(shared.now()).map_err(StoreError::other)?;
             shared.database.adopt(row, fresh).await
         }
     }

@@ -25,7 +25,7 @@ use super::{Database, adapter::Adapter, arguments::Arguments, database::failure}
 use crate::{
     StoreError, TaskId,
     jobs::{Backoff, Job, shared::Shared, worker::Worker},
-    store::{Engine, RENEWALS, store_error},
+    store::sql::{Engine, postgres::RENEWALS, sqlite::connection::write_options, store_error},
 };
 
 /// One client of River's, from its start to its end. A process that has lost its lease goes on with another one: what the first one still
@@ -116,7 +116,7 @@ impl Client {
         name: &str,
         shared: &Weak<Shared>,
     ) -> Result<Self, StoreError> {
-        let id = format!("to-{}", TaskId::random(crate::Timestamp::default()).map_err(StoreError::other)?);
+        let id = format!("to-{}", TaskId::generate(crate::Timestamp::default()).map_err(StoreError::other)?);
         let builder = connect(database, &id, plan).await?;
         let river = configure(builder, &id, plan, shared).and_then(ClientBuilder::build).map_err(failure)?;
         if plan.workers.is_empty() {
@@ -211,13 +211,14 @@ async fn connect(database: &Database, id: &str, plan: &Plan) -> Result<ClientBui
                 let client = client.clone();
                 Box::pin(async move { sqlx::query(PREPARE).bind(client).execute(connection).await.map(drop) })
             });
-            let pool = pool.connect_with(postgres.options()).await.map_err(store_error)?;
+            let pool =
+                pool.connect_with((*postgres.connections.pool.connect_options()).clone()).await.map_err(store_error)?;
             database.migrate(&pool).await?;
             Ok(River::builder(pool))
         }
         Engine::Sqlite(sqlite) => {
             // A power cut may lose what River wrote last, so that a job is done twice, but not that there is one.
-            let options = sqlite.options().await.synchronous(SqliteSynchronous::Normal);
+            let options = write_options(&sqlite.writer.lock().await.path).synchronous(SqliteSynchronous::Normal);
             let pool = SqlitePoolOptions::new().max_connections(CONNECTIONS).idle_timeout(None).max_lifetime(None);
             let pool = pool.connect_with(options).await.map_err(store_error)?;
             SqliteMigrator::new(pool.clone()).migrate_up().await.map_err(StoreError::other)?;

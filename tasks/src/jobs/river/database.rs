@@ -6,6 +6,7 @@ use sqlx::PgPool;
 use super::{
     InsertError, Inserted, Prepared,
     insert::{describe, found},
+    job_rows::{postgres as postgres_pair, sqlite as sqlite_pair},
     recovery::{
         Claim, claims_postgres, claims_sqlite, recover_postgres, recover_sqlite, take_back_claims_postgres,
         take_back_claims_sqlite,
@@ -15,7 +16,7 @@ use super::{
 use crate::{
     Failure, Json, Record, StoreError, TaskId, Timestamp,
     jobs::{Backoff, clerk::News, transaction::sealed::Sealed as _},
-    store::{Engine, is_conflict, postgres_pair, sqlite_pair, store_error},
+    store::sql::{Engine, postgres::connection::is_conflict, store_error},
 };
 
 /// Our side of the database: what River's client does not do.
@@ -28,8 +29,8 @@ pub(in crate::jobs) struct Database {
 macro_rules! in_transaction {
     ($database:expr, |$transaction:ident| $work:expr) => {
         match &$database.engine {
-            Engine::Postgres(postgres) => postgres.transact(async |$transaction| $work).await,
-            Engine::Sqlite(sqlite) => sqlite.transact(async |$transaction| $work).await,
+            Engine::Postgres(postgres) => postgres.connections.begin(async |$transaction| $work).await,
+            Engine::Sqlite(sqlite) => sqlite.writer.lock().await.begin(async |$transaction| $work).await,
         }
     };
 }
@@ -42,7 +43,7 @@ impl Database {
     /// After how long without a word a process is given up. `None` if it is the only one.
     pub(in crate::jobs) fn lease(&self) -> Option<Duration> {
         match &self.engine {
-            Engine::Postgres(postgres) => Some(postgres.lease()),
+            Engine::Postgres(postgres) => Some(postgres.lease),
             Engine::Sqlite(_) => None,
         }
     }
@@ -110,11 +111,17 @@ impl Database {
             let recovered = match &self.engine {
                 Engine::Postgres(postgres) => {
                     postgres
-                        .transact(async |transaction| recover_postgres(transaction, may_expire, backoff).await)
+                        .connections
+                        .begin(async |transaction| recover_postgres(transaction, may_expire, backoff).await)
                         .await
                 }
                 Engine::Sqlite(sqlite) => {
-                    sqlite.transact(async |transaction| recover_sqlite(transaction, backoff).await).await
+                    sqlite
+                        .writer
+                        .lock()
+                        .await
+                        .begin(async |transaction| recover_sqlite(transaction, backoff).await)
+                        .await
                 }
             };
             if recovered?.map_err(failure)?.is_all {
@@ -127,10 +134,10 @@ impl Database {
     pub(super) async fn claims(&self, client: &str) -> Result<Vec<Claim>, StoreError> {
         match &self.engine {
             Engine::Postgres(postgres) => {
-                postgres.run(async |connection| claims_postgres(connection, client).await).await
+                postgres.connections.read(async |connection| claims_postgres(connection, client).await).await
             }
             Engine::Sqlite(sqlite) => {
-                let mut connection = sqlite.readers().acquire().await.map_err(store_error)?;
+                let mut connection = sqlite.readers.acquire().await.map_err(store_error)?;
                 claims_sqlite(&mut connection, client).await.map_err(store_error)
             }
         }
@@ -141,11 +148,17 @@ impl Database {
         let taken = match &self.engine {
             Engine::Postgres(postgres) => {
                 postgres
-                    .transact(async |transaction| take_back_claims_postgres(transaction, claims, client, backoff).await)
+                    .connections
+                    .begin(async |transaction| take_back_claims_postgres(transaction, claims, client, backoff).await)
                     .await
             }
             Engine::Sqlite(sqlite) => {
-                sqlite.transact(async |transaction| take_back_claims_sqlite(transaction, claims, backoff).await).await
+                sqlite
+                    .writer
+                    .lock()
+                    .await
+                    .begin(async |transaction| take_back_claims_sqlite(transaction, claims, backoff).await)
+                    .await
             }
         };
         taken?.map_err(failure)
@@ -157,7 +170,7 @@ impl Database {
 INSERT INTO tower_offload_client (id, name, expires_at) VALUES ($1, $2, clock_timestamp() + $3 * interval '1 millisecond')";
         let Engine::Postgres(postgres) = &self.engine else { return Ok(()) };
         let name = name.replace('\0', "\u{fffd}");
-        let begin = postgres.transact(async |transaction| {
+        let begin = postgres.connections.begin(async |transaction| {
             sqlx::query(BEGIN).bind(id).bind(name).bind(postgres.lease_millis()).execute(&mut **transaction).await
         });
         begin.await?.map(drop).map_err(store_error)
@@ -168,7 +181,7 @@ INSERT INTO tower_offload_client (id, name, expires_at) VALUES ($1, $2, clock_ti
         const RENEW: &str = "
 UPDATE tower_offload_client SET expires_at = clock_timestamp() + $2 * interval '1 millisecond' WHERE id = $1";
         let Engine::Postgres(postgres) = &self.engine else { return Ok(true) };
-        let renew = postgres.transact(async |transaction| {
+        let renew = postgres.connections.begin(async |transaction| {
             sqlx::query(RENEW).bind(id).bind(postgres.lease_millis()).execute(&mut **transaction).await
         });
         Ok(renew.await?.map_err(store_error)?.rows_affected() > 0)
@@ -176,7 +189,7 @@ UPDATE tower_offload_client SET expires_at = clock_timestamp() + $2 * interval '
 
     pub(super) async fn end_client(&self, id: &str) -> Result<(), StoreError> {
         let Engine::Postgres(postgres) = &self.engine else { return Ok(()) };
-        let end = postgres.transact(async |transaction| {
+        let end = postgres.connections.begin(async |transaction| {
             sqlx::query("DELETE FROM tower_offload_client WHERE id = $1").bind(id).execute(&mut **transaction).await
         });
         end.await?.map(drop).map_err(store_error)
@@ -189,11 +202,12 @@ SELECT river_id FROM tower_offload_task WHERE river_id IS NOT NULL AND state < 1
         match &self.engine {
             Engine::Postgres(postgres) => {
                 let requests = postgres
-                    .transact(async |transaction| sqlx::query_scalar(REQUESTS).fetch_all(&mut **transaction).await);
+                    .connections
+                    .begin(async |transaction| sqlx::query_scalar(REQUESTS).fetch_all(&mut **transaction).await);
                 requests.await?.map_err(store_error)
             }
             Engine::Sqlite(sqlite) => {
-                sqlx::query_scalar(REQUESTS).fetch_all(sqlite.readers()).await.map_err(store_error)
+                sqlx::query_scalar(REQUESTS).fetch_all(&sqlite.readers).await.map_err(store_error)
             }
         }
     }
@@ -208,12 +222,13 @@ SELECT river_id FROM tower_offload_task WHERE river_id IS NOT NULL AND state < 1
                 for News { id, attempt, progress, message } in news {
                     let report =
                         sqlx::query(REPORT).bind(&id.as_bytes()[..]).bind(attempt).bind(progress).bind(message);
-                    postgres.run(async |connection| report.execute(connection).await).await?;
+                    postgres.connections.read(async |connection| report.execute(connection).await).await?;
                 }
                 Ok(())
             }
             Engine::Sqlite(sqlite) => {
-                let reported = sqlite.transact(async |transaction| {
+                let mut writer = sqlite.writer.lock().await;
+                let reported = writer.begin(async |transaction| {
                     for News { id, attempt, progress, message } in news {
                         let report = sqlx::query(REPORT).bind(&id.as_bytes()[..]).bind(attempt);
                         report.bind(progress).bind(message).execute(&mut **transaction).await?;
@@ -242,14 +257,15 @@ SELECT river_id FROM tower_offload_task WHERE river_id IS NOT NULL AND state < 1
         let pairs = [(row.id, &record)];
         let id = match &self.engine {
             Engine::Postgres(postgres) => {
-                let adopt = postgres.transact(async |transaction| {
+                let adopt = postgres.connections.begin(async |transaction| {
                     postgres_pair::insert(transaction, &pairs).await?;
                     Ok::<_, Error>(found(postgres_pair::find(transaction, row.id).await?)?.id)
                 });
                 adopt.await
             }
             Engine::Sqlite(sqlite) => {
-                let adopt = sqlite.transact(async |transaction| {
+                let mut writer = sqlite.writer.lock().await;
+                let adopt = writer.begin(async |transaction| {
                     sqlite_pair::insert(transaction, &pairs).await?;
                     Ok::<_, Error>(found(sqlite_pair::find(transaction, row.id).await?)?.id)
                 });

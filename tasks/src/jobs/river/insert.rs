@@ -4,10 +4,8 @@ use riverqueue::{Client, Error, InsertBatch, InsertBatchResult, InsertOpts, JobM
 use serde_json::value::RawValue;
 use sqlx::{Postgres, Sqlite, Transaction};
 
-use crate::{
-    Failure, Json, Reason, Record, StoreError, TaskId, TaskState, Timestamp,
-    store::{postgres_pair, sqlite_pair},
-};
+use super::job_rows::{postgres as postgres_pair, sqlite as sqlite_pair};
+use crate::{Failure, Reason, Record, StoreError, TaskId, TaskState, Timestamp};
 
 /// A job that is ready to be inserted, and its record.
 pub(in crate::jobs) struct Prepared {
@@ -108,7 +106,7 @@ pub(super) fn describe(record: &mut Record, row: &JobRow) {
         JobState::Running => record.state = TaskState::Running,
         JobState::Completed => {
             record.state = TaskState::Succeeded;
-            record.result = row.output().and_then(|output| Json::from_text(output.get().to_owned()).ok());
+            record.result = row.output().and_then(|output| output.get().parse().ok());
         }
         JobState::Cancelled => {
             (record.state, record.reason) = (TaskState::Cancelled, Some(Reason::Requested));

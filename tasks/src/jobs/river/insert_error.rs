@@ -1,7 +1,7 @@
 use riverqueue::Error;
 
 use super::database::failure;
-use crate::{Refused, StoreError};
+use crate::{AcceptError, StoreError};
 
 /// Why a job was not inserted.
 pub(in crate::jobs) enum InsertError {
@@ -12,10 +12,10 @@ pub(in crate::jobs) enum InsertError {
 
 impl InsertError {
     /// The same once more, for all that wait for one transaction.
-    pub(in crate::jobs) fn again(&self) -> Self {
+    pub(in crate::jobs) fn duplicate(&self) -> Self {
         match self {
             Self::Invalid(why) => Self::Invalid(why.clone()),
-            Self::Store(error) => Self::Store(error.again()),
+            Self::Store(error) => Self::Store(error.duplicate()),
         }
     }
 
@@ -42,7 +42,7 @@ impl From<StoreError> for InsertError {
     }
 }
 
-impl From<InsertError> for Refused {
+impl From<InsertError> for AcceptError {
     fn from(error: InsertError) -> Self {
         match error {
             InsertError::Invalid(why) => Self::invalid(why),

@@ -7,7 +7,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep, sleep_
 use super::Steady;
 use crate::{
     jobs::shared::Shared,
-    store::RENEWALS,
+    store::sql::postgres::RENEWALS,
     sync::{Mutex, lock},
 };
 

@@ -9,6 +9,7 @@ mod client;
 mod database;
 mod insert;
 mod insert_error;
+mod job_rows;
 mod keeper;
 mod recovery;
 mod schema;

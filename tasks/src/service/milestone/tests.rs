@@ -49,7 +49,7 @@ fn an_attempt_that_goes_back_to_the_queue_is_told_and_the_next_one_too() {
 fn line_breaks_in_a_result_do_not_end_the_event() {
     let mut record = record();
     record.start(Timestamp::default());
-    record.finish(Ending::Succeeded(Json::from_text("{\n\r\n\"a\":\n1}".to_owned()).unwrap()), Timestamp::default());
+    record.finish(Ending::Succeeded(Json::try_from("{\n\r\n\"a\":\n1}".to_owned()).unwrap()), Timestamp::default());
     let mut text = String::new();
     Milestone::after(None, &record).pop().unwrap().write(&mut text);
     let data: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("data: ")).collect();

@@ -8,6 +8,7 @@ mod events;
 mod hostile;
 mod list;
 mod mounted;
+#[cfg(feature = "openapi")]
 mod openapi;
 mod page;
 mod rig;

@@ -65,7 +65,7 @@ impl Rig {
     pub(super) async fn accept_of(&self, name: &str, owner: Option<&str>) -> TaskId {
         // ids of one millisecond have no order: here each has a millisecond of its own
         let time = now().after(Duration::from_millis(self.0.accepted.fetch_add(1, Relaxed)));
-        let mut record = Record::new(TaskId::random(time).unwrap(), name, now());
+        let mut record = Record::new(TaskId::generate(time).unwrap(), name, now());
         record.owner = owner.map(str::to_owned);
         let id = record.id;
         self.write(Op::Accept(Box::new(record.clone()))).await;
@@ -95,7 +95,7 @@ impl Rig {
     }
 
     pub(super) async fn evict_all_final(&self) {
-        self.0.store.sweep(now(), &Retention::default().keep(0)).await.unwrap();
+        self.0.store.sweep(now(), &Retention::default().max_records(0)).await.unwrap();
     }
 
     pub(super) fn close(&self) {

@@ -1,22 +1,23 @@
-//! Versions of the schema. Steps are only ever added: a database that has some of them gets the rest.
+//! Schema migrations. A step is never changed after its release; new steps are appended.
 
 use crate::StoreError;
 
-/// The steps that a database of that version lacks, with the version that each leads to.
+/// Returns the steps that a database of this version lacks, each with the version that it leads to.
 ///
 /// # Errors
 ///
-/// If it has steps that are not known here: a newer version of this crate has been at work.
-pub(super) fn missing(
+/// Returns an error if the version is greater than the number of steps: a newer version of this
+/// crate has migrated the database.
+pub(super) fn missing_steps(
     steps: &'static [&'static str],
     version: i64,
 ) -> Result<impl Iterator<Item = (i64, &'static str)>, StoreError> {
-    let have = usize::try_from(version).ok().filter(|version| *version <= steps.len());
-    let have = have.ok_or_else(|| {
+    let applied = usize::try_from(version).ok().filter(|version| *version <= steps.len());
+    let applied = applied.ok_or_else(|| {
         let known = steps.len();
         StoreError::other(format!(
-            "its schema has version {version} and this version of tower-offload knows {known}: use a newer one"
+            "the schema has version {version}, but this version of tower-offload-tasks knows {known}: use a newer one"
         ))
     })?;
-    Ok((1..).zip(steps).skip(have).map(|(version, step)| (version, *step)))
+    Ok((1..).zip(steps).skip(applied).map(|(version, step)| (version, *step)))
 }

@@ -1,26 +1,235 @@
-//! Records in a database: SQLite beside the process, or a Postgres that several processes share. See [`SqlStore`].
+//! Stores in a SQL database.
 
-mod database;
-mod engine;
 mod error;
-mod group;
-#[cfg(feature = "sqlite")]
-mod lock;
+mod list;
 mod migration;
 #[cfg(feature = "postgres")]
-mod postgres;
-mod query;
-mod row;
-mod sql_store;
+pub(crate) mod postgres;
+pub(crate) mod row;
 #[cfg(feature = "sqlite")]
-mod sqlite;
+pub(crate) mod sqlite;
 
-pub use self::sql_store::SqlStore;
-#[cfg(feature = "river")]
-pub(crate) use self::{
-    engine::Engine,
-    error::store_error,
-    postgres::pair as postgres_pair,
-    postgres::{RENEWALS, is_conflict},
-    sqlite::pair as sqlite_pair,
+use std::{
+    fmt,
+    sync::{Arc, Weak},
+    time::Duration,
 };
+
+pub(crate) use self::error::store_error;
+#[cfg(feature = "postgres")]
+use self::postgres::Postgres;
+#[cfg(feature = "sqlite")]
+use self::sqlite::Sqlite;
+use crate::{
+    StoreError, TaskId, TaskStore, Timestamp,
+    store::{Epoch, Filter, Found, Lease, Listing, Op, Page, Process, Retention, StoreFuture, Swept, Written},
+    sync::{Mutex, lock},
+};
+
+/// Keeps records in a SQLite or Postgres database, so that they survive the process. Clones share
+/// the database.
+///
+/// With SQLite (feature `sqlite`), one process uses the file; a second one gets an error that
+/// [names the first](StoreError::is_locked). The tasks of a crashed process are lost when the next
+/// process starts. An accepted task survives a crash and a power failure (`synchronous=FULL`).
+///
+/// With Postgres (feature `postgres`), many processes use the database. The tasks of a crashed
+/// process are lost when its lease expires, by the server's clock. Whether an accepted task
+/// survives a power failure of the server depends on its setting `synchronous_commit`.
+///
+/// [`open`](Self::open) creates and migrates the tables. Their names begin with `tower_offload_`,
+/// so the database can have other tables too. NUL characters, which Postgres does not store, become
+/// U+FFFD.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), tower_offload_tasks::StoreError> {
+/// # #[cfg(feature = "sqlite")] {
+/// use tower_offload_tasks::{SqlStore, Tasks};
+///
+/// # let file = format!("tower-offload-example-{}.db", std::process::id());
+/// # let file = std::env::temp_dir().join(file).display().to_string();
+/// let store = SqlStore::open(&format!("sqlite:{file}")).await?;
+/// let tasks = Tasks::new(store.clone());
+/// tasks.start().await?;
+/// let second = SqlStore::open(&format!("sqlite:{file}")).await;
+/// assert!(second.is_err_and(|error| error.is_locked()));
+/// # store.close().await?;
+/// # for suffix in ["", ".tower-offload.lock"] {
+/// #     let _ = std::fs::remove_file(format!("{file}{suffix}"));
+/// # }
+/// # }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct SqlStore {
+    pub(crate) engine: Engine,
+    /// Set by the job queue that uses the same database. There is at most one.
+    pub(crate) cancel_hook: Arc<Mutex<Option<Weak<dyn CancelHook>>>>,
+}
+
+/// Is notified of cancel requests that this process has written.
+pub(crate) trait CancelHook: Send + Sync {
+    fn cancel_requested(&self, id: TaskId) -> StoreFuture<'_, ()>;
+}
+
+/// The database of a [`SqlStore`]. Job queues use it directly.
+#[derive(Clone)]
+pub(crate) enum Engine {
+    #[cfg(feature = "postgres")]
+    Postgres(Arc<Postgres>),
+    #[cfg(feature = "sqlite")]
+    Sqlite(Arc<Sqlite>),
+}
+
+impl SqlStore {
+    /// Opens the database at `url`: `sqlite:PATH` or `sqlite://PATH`, which creates the file if it
+    /// does not exist, or `postgres://..`.
+    ///
+    /// The path of a SQLite file is used as it is, without escapes and parameters. Connections to
+    /// Postgres use TLS only if the application depends on `sqlx` with one of its `tls` features.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::is_locked`] if another process uses the file, and
+    /// [`StoreError::is_unavailable`] if the file or the server cannot be reached. Other errors: an
+    /// unsupported URL, a SQLite database in memory (use [`MemoryStore`](crate::MemoryStore)), or a
+    /// schema from a newer version of this crate.
+    ///
+    /// # Panics
+    ///
+    /// The future panics outside a Tokio runtime.
+    pub async fn open(url: &str) -> Result<Self, StoreError> {
+        Self::open_with_lease(url, DEFAULT_LEASE).await
+    }
+
+    /// Opens the database like [`open`](Self::open), with another lease. Default: 15 s.
+    ///
+    /// On Postgres, the tasks of a process that does not renew its lease for this long are marked
+    /// as lost. Leases are renewed every third of it. The default lets a process survive a short
+    /// standstill or a lost connection. SQLite has no leases.
+    ///
+    /// # Errors
+    ///
+    /// Like [`open`](Self::open).
+    ///
+    /// # Panics
+    ///
+    /// Like [`open`](Self::open), and if `lease` is zero.
+    pub async fn open_with_lease(url: &str, lease: Duration) -> Result<Self, StoreError> {
+        assert!(!lease.is_zero(), "`lease` must be greater than zero");
+        Ok(Self { engine: Engine::open(url, lease).await?, cancel_hook: Arc::default() })
+    }
+
+    /// Closes all connections and unlocks the file. Clones of this store become
+    /// [unavailable](StoreError::is_unavailable). Dropping the last clone does the same, some time
+    /// later.
+    ///
+    /// Shut down a job queue in the same database first. It has connections of its own, and another
+    /// process may open the file from now on.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if SQLite cannot write its last changes to the file. The store is closed
+    /// all the same.
+    pub async fn close(&self) -> Result<(), StoreError> {
+        match &self.engine {
+            #[cfg(feature = "postgres")]
+            Engine::Postgres(postgres) => postgres.close().await,
+            #[cfg(feature = "sqlite")]
+            Engine::Sqlite(sqlite) => sqlite.close().await,
+        }
+    }
+}
+
+const DEFAULT_LEASE: Duration = Duration::from_secs(15);
+
+impl Engine {
+    async fn open(url: &str, lease: Duration) -> Result<Self, StoreError> {
+        #[cfg(feature = "sqlite")]
+        if let Some(path) = url.strip_prefix("sqlite:") {
+            let path = path.strip_prefix("//").unwrap_or(path);
+            return Ok(Self::Sqlite(Arc::new(Sqlite::open(path.as_ref()).await?)));
+        }
+        #[cfg(feature = "postgres")]
+        if url.starts_with("postgres:") || url.starts_with("postgresql:") {
+            return Ok(Self::Postgres(Arc::new(Postgres::open(url, lease).await?)));
+        }
+        let _ = lease; // used by Postgres only
+        // Not the whole URL, which may contain a password.
+        let scheme = url.split(':').next().unwrap_or_default();
+        Err(StoreError::other(format!(
+            "unsupported scheme {scheme:?}: use `sqlite` or `postgres`, and enable the feature of that name"
+        )))
+    }
+
+    fn store(&self) -> &dyn TaskStore {
+        match self {
+            #[cfg(feature = "postgres")]
+            Self::Postgres(postgres) => postgres,
+            #[cfg(feature = "sqlite")]
+            Self::Sqlite(sqlite) => sqlite,
+        }
+    }
+}
+
+impl TaskStore for SqlStore {
+    fn begin<'a>(&'a self, process: &'a Process) -> StoreFuture<'a, Lease> {
+        self.engine.store().begin(process)
+    }
+
+    fn renew(&self, epoch: Epoch) -> StoreFuture<'_, bool> {
+        self.engine.store().renew(epoch)
+    }
+
+    fn end(&self, epoch: Epoch, now: Timestamp) -> StoreFuture<'_, ()> {
+        self.engine.store().end(epoch, now)
+    }
+
+    fn write<'a>(&'a self, epoch: Epoch, batch: &'a [Op]) -> StoreFuture<'a, Vec<Written>> {
+        self.engine.store().write(epoch, batch)
+    }
+
+    fn get(&self, id: TaskId) -> StoreFuture<'_, Found> {
+        self.engine.store().get(id)
+    }
+
+    fn list<'a>(&'a self, filter: &'a Filter, page: Page) -> StoreFuture<'a, Listing> {
+        self.engine.store().list(filter, page)
+    }
+
+    fn cancel_requests(&self, epoch: Epoch) -> StoreFuture<'_, Vec<TaskId>> {
+        self.engine.store().cancel_requests(epoch)
+    }
+
+    fn cancel_requested(&self, id: TaskId) -> StoreFuture<'_, ()> {
+        Box::pin(async move {
+            let hook = lock(&self.cancel_hook).as_ref().and_then(Weak::upgrade);
+            match hook {
+                Some(hook) => hook.cancel_requested(id).await,
+                None => Ok(()),
+            }
+        })
+    }
+
+    fn sweep<'a>(&'a self, now: Timestamp, retention: &'a Retention) -> StoreFuture<'a, Swept> {
+        self.engine.store().sweep(now, retention)
+    }
+}
+
+impl fmt::Debug for SqlStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SqlStore").finish_non_exhaustive()
+    }
+}
+
+/// Maximum number of records or tombstones that a sweep removes, so that writes do not wait long
+/// for it.
+const MAX_SWEEP: i64 = 1000;
+
+/// Returns the maximum number of tombstones: eight for each record that is kept, like in memory,
+/// and never fewer than for the default number of records.
+fn max_tombstones(retention: &Retention) -> i64 {
+    row::integer(retention.max_records.max(Retention::default().max_records).saturating_mul(8) as u64)
+}

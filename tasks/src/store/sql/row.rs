@@ -1,51 +1,50 @@
-//! A record as the columns of a row.
+//! Converts records to rows and back.
 
 use std::borrow::Cow;
 
 use sqlx::{ColumnIndex, Decode, Row, Type};
 
-use super::database::integer;
 use crate::{Failure, Json, Reason, Record, StoreError, TaskId, TaskState, Timestamp};
 
-/// The columns in the order of [`Values`] and of what [`record`] reads.
+/// The columns of a record, in the order of the fields of [`Values`].
 macro_rules! columns {
     () => {
         "id, name, owner, state, attempt, max_attempts, progress, message, version, created_at, started_at, finished_at, \
          cancel_requested_at, reason, result, error_class, error_message, error_detail"
     };
 }
-pub(super) use columns;
+pub(crate) use columns;
 
-/// What is written of a record.
-pub(super) struct Values<'a> {
-    pub(super) id: &'a [u8],
-    pub(super) name: Cow<'a, str>,
-    pub(super) owner: Option<Cow<'a, str>>,
-    pub(super) state: i64,
-    pub(super) attempt: i64,
-    pub(super) max_attempts: i64,
-    pub(super) progress: Option<f64>,
-    pub(super) message: Option<Cow<'a, str>>,
-    pub(super) version: i64,
-    pub(super) created_at: i64,
-    pub(super) started_at: Option<i64>,
-    pub(super) finished_at: Option<i64>,
-    pub(super) cancel_requested_at: Option<i64>,
-    pub(super) reason: Option<&'static str>,
-    pub(super) result: Option<&'a str>,
-    pub(super) error_class: Option<Cow<'a, str>>,
-    pub(super) error_message: Option<Cow<'a, str>>,
-    pub(super) error_detail: Option<&'a str>,
+/// The values of a record, as both databases bind them.
+pub(crate) struct Values<'a> {
+    pub(crate) id: &'a [u8],
+    pub(crate) name: Cow<'a, str>,
+    pub(crate) owner: Option<Cow<'a, str>>,
+    pub(crate) state: i64,
+    pub(crate) attempt: i64,
+    pub(crate) max_attempts: i64,
+    pub(crate) progress: Option<f64>,
+    pub(crate) message: Option<Cow<'a, str>>,
+    pub(crate) version: i64,
+    pub(crate) created_at: i64,
+    pub(crate) started_at: Option<i64>,
+    pub(crate) finished_at: Option<i64>,
+    pub(crate) cancel_requested_at: Option<i64>,
+    pub(crate) reason: Option<&'static str>,
+    pub(crate) result: Option<&'a str>,
+    pub(crate) error_class: Option<Cow<'a, str>>,
+    pub(crate) error_message: Option<Cow<'a, str>>,
+    pub(crate) error_detail: Option<&'a str>,
 }
 
-impl<'a> Values<'a> {
-    pub(super) fn of(record: &'a Record) -> Self {
+impl<'a> From<&'a Record> for Values<'a> {
+    fn from(record: &'a Record) -> Self {
         let failure = record.failure.as_ref();
         Self {
             id: record.id.as_bytes(),
             name: text(&record.name),
             owner: record.owner.as_deref().map(text),
-            state: record.state.code().into(),
+            state: i16::from(record.state).into(),
             attempt: record.attempt.into(),
             max_attempts: record.max_attempts.into(),
             progress: record.progress,
@@ -64,17 +63,23 @@ impl<'a> Values<'a> {
     }
 }
 
-/// Without NUL, which Postgres refuses: one such text would fail the whole transaction, with what others write in it.
+/// Replaces NUL, which Postgres rejects. A single one would fail the transaction with all its other
+/// records.
 fn text(text: &str) -> Cow<'_, str> {
     if text.contains('\0') { text.replace('\0', "\u{fffd}").into() } else { text.into() }
 }
 
-pub(super) fn millis(time: Timestamp) -> i64 {
+pub(crate) fn millis(time: Timestamp) -> i64 {
     integer(time.as_millis())
 }
 
-/// Reads [`columns!`].
-pub(super) fn record<'r, R>(row: &'r R) -> Result<Record, StoreError>
+/// Saturates, because the databases have no unsigned 64-bit integers.
+pub(super) fn integer(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+/// Reads the [`columns!`] of a row.
+pub(crate) fn record<'r, R>(row: &'r R) -> Result<Record, StoreError>
 where
     R: Row,
     usize: ColumnIndex<R>,
@@ -83,18 +88,18 @@ where
     String: Decode<'r, R::Database> + Type<R::Database>,
     Vec<u8>: Decode<'r, R::Database> + Type<R::Database>,
 {
-    let number = |place| row.try_get::<i64, _>(place).map_err(StoreError::other);
-    let text = |place| row.try_get::<Option<String>, _>(place).map_err(StoreError::other);
-    let time = |place| row.try_get::<Option<i64>, _>(place).map_err(StoreError::other);
-    let small = |place| u32::try_from(number(place)?).map_err(StoreError::other);
-    let json = |place| text(place)?.map(Json::from_text).transpose().map_err(StoreError::other);
+    let number = |index| row.try_get::<i64, _>(index).map_err(StoreError::other);
+    let text = |index| row.try_get::<Option<String>, _>(index).map_err(StoreError::other);
+    let time = |index| row.try_get::<Option<i64>, _>(index).map_err(StoreError::other);
+    let small = |index| u32::try_from(number(index)?).map_err(StoreError::other);
+    let json = |index| text(index)?.map(Json::try_from).transpose().map_err(StoreError::other);
 
     let id = task_id(row.try_get(0).map_err(StoreError::other)?)?;
     let mut record = Record::new(id, text(1)?.unwrap_or_default(), timestamp(number(9)?));
     record.owner = text(2)?;
     let state = number(3)?;
-    let known = i16::try_from(state).ok().and_then(TaskState::from_code);
-    record.state = known.ok_or_else(|| StoreError::other(format!("there is no state with the number {state}")))?;
+    let known = i16::try_from(state).ok().and_then(|state| TaskState::try_from(state).ok());
+    record.state = known.ok_or_else(|| StoreError::other(format!("unknown task state {state}")))?;
     (record.attempt, record.max_attempts) = (small(4)?, small(5)?);
     record.progress = row.try_get(6).map_err(StoreError::other)?;
     record.message = text(7)?;
@@ -102,8 +107,8 @@ where
     record.started_at = time(10)?.map(timestamp);
     record.finished_at = time(11)?.map(timestamp);
     record.cancel_requested_at = time(12)?.map(timestamp);
-    // One that a newer version has written may be unknown here.
-    record.reason = text(13)?.and_then(|reason| Reason::from_text(&reason));
+    // A reason that only a newer version of this crate knows is omitted.
+    record.reason = text(13)?.and_then(|reason| reason.parse().ok());
     record.result = json(14)?;
     if let (Some(class), Some(message)) = (text(15)?, text(16)?) {
         record.failure = Some(Failure { class, message, detail: json(17)? });
@@ -112,7 +117,8 @@ where
 }
 
 pub(super) fn task_id(bytes: Vec<u8>) -> Result<TaskId, StoreError> {
-    let bytes = bytes.try_into().map_err(|_| StoreError::other("the id of a record has another length"))?;
+    let length = bytes.len();
+    let bytes = bytes.try_into().map_err(|_| StoreError::other(format!("invalid task id of {length} bytes")))?;
     Ok(TaskId::from_bytes(bytes))
 }
 

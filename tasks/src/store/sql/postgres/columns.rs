@@ -2,12 +2,12 @@ use sqlx::{Postgres, postgres::PgArguments, query::Query};
 
 use crate::{Record, store::sql::row::Values};
 
-/// Binds records as one array for each column, so that a statement has one text for however many there are.
-pub(super) fn bind<'q>(
+/// Binds one array per column, so that a statement has the same text for any number of records.
+pub(crate) fn bind<'q>(
     query: Query<'q, Postgres, PgArguments>,
     records: &[&Record],
 ) -> Query<'q, Postgres, PgArguments> {
-    let rows: Vec<_> = records.iter().map(|record| Values::of(record)).collect();
+    let rows: Vec<_> = records.iter().map(|record| Values::from(*record)).collect();
     query
         .bind(column(&rows, |row| row.id))
         .bind(column(&rows, |row| &*row.name))
@@ -33,7 +33,7 @@ fn column<'a, T>(rows: &'a [Values<'a>], value: impl Fn(&'a Values<'a>) -> T) ->
     rows.iter().map(value).collect()
 }
 
-/// What [`bind`] has bound, from `$2` on, as a table.
+/// The arrays of [`bind`], which are the parameters from `$2` on, as a table.
 macro_rules! input {
     () => {
         concat!(
@@ -45,4 +45,4 @@ macro_rules! input {
         )
     };
 }
-pub(super) use input;
+pub(crate) use input;

@@ -10,39 +10,39 @@ use tokio::time::timeout;
 use super::schema::{CREATE_MIGRATION, STEPS};
 use crate::{
     StoreError, Timestamp,
-    store::sql::{error::store_error, migration, row::millis},
+    store::sql::{migration::missing_steps, row::millis, store_error},
 };
 
-/// Connections to the server. One writes most of the time; the others read.
-pub(super) struct Connections {
-    pool: PgPool,
+/// Connections to the server. Usually one of them writes and the others read.
+pub(crate) struct Connections {
+    pub(crate) pool: PgPool,
 }
 
-const CONNECTIONS: u32 = 5;
-/// For so long a connection is taken to work that nobody has used.
-const TRUSTED: Duration = Duration::from_secs(1);
+const MAX_CONNECTIONS: u32 = 5;
+/// A connection that was used within this time is assumed to work.
+const MAX_UNTESTED_IDLE: Duration = Duration::from_secs(1);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// A server that was taken off the network says nothing, and the system gives up only after minutes.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// The other way round: a process that was taken off the network within a transaction, or stands still, must not keep what it has locked.
-/// Sooner than who waits for that is out of time. Of this transaction only, for the connection may be shared by a proxy.
+/// A server that lost its network does not answer, and TCP gives up only after minutes.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Conversely, a process that lost its network or stands still within a transaction must not keep
+/// its locks. The timeout is shorter than `RESPONSE_TIMEOUT`, after which a process that waits for
+/// the locks gives up. It is set per transaction, because a proxy may share the connection.
 const BEGIN: &str = "BEGIN; SET LOCAL idle_in_transaction_session_timeout = '5s'";
 
 impl Connections {
     pub(super) async fn open(url: &str) -> Result<Self, StoreError> {
         let options: PgConnectOptions = url.parse().map_err(store_error)?;
-        // A pool would try again and again, and say in the end only that it took too long.
+        // Connects without the pool first: the pool would retry, and return only that it timed out.
         let first = timeout(CONNECT_TIMEOUT, PgConnection::connect_with(&options)).await;
         let first = first.map_err(|_| StoreError::unavailable(format!("no connection within {CONNECT_TIMEOUT:?}")))?;
         drop(first.map_err(store_error)?.close().await);
         let pool = PgPoolOptions::new()
-            .max_connections(CONNECTIONS)
+            .max_connections(MAX_CONNECTIONS)
             .acquire_timeout(CONNECT_TIMEOUT)
             .test_before_acquire(false)
             .before_acquire(|connection, metadata| {
                 Box::pin(async move {
-                    // One that was just used needs no way to the server and back to show that it works.
-                    if metadata.idle_for > TRUSTED {
+                    if metadata.idle_for > MAX_UNTESTED_IDLE {
                         connection.ping().await?;
                     }
                     Ok(true)
@@ -53,7 +53,7 @@ impl Connections {
         Ok(connections)
     }
 
-    /// All or nothing of what `change` does.
+    /// Executes `change` in a transaction.
     pub(super) async fn transaction<T>(
         &self,
         change: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
@@ -61,7 +61,7 @@ impl Connections {
         self.attempt(change).await?.map_err(store_error)
     }
 
-    /// As [`transaction`](Self::transaction). The error within is one of the database.
+    /// Executes `change` in a transaction. The inner error is that of `change` or of the commit.
     pub(super) async fn attempt<T>(
         &self,
         change: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
@@ -69,8 +69,8 @@ impl Connections {
         self.begin(async |transaction| change(&mut **transaction).await).await
     }
 
-    /// As [`attempt`](Self::attempt), with the transaction itself, and an error of the caller's.
-    pub(super) async fn begin<T, E: From<sqlx::Error>>(
+    /// Executes `change` in a transaction that it can pass on, like [`attempt`](Self::attempt).
+    pub(crate) async fn begin<T, E: From<sqlx::Error>>(
         &self,
         change: impl AsyncFnOnce(&mut Transaction<'_, sqlx::Postgres>) -> Result<T, E>,
     ) -> Result<Result<T, E>, StoreError> {
@@ -81,70 +81,62 @@ impl Connections {
             transaction.commit().await?;
             Ok(value)
         };
-        let done = timeout(ANSWER_TIMEOUT, work).await;
+        let done = timeout(RESPONSE_TIMEOUT, work).await;
         if done.is_err() {
             connection.close_on_drop();
         }
-        done.map_err(|_| silent())
+        done.map_err(|_| no_response())
     }
 
-    /// What `ask` reads.
-    pub(super) async fn read<T>(
+    /// Executes statements without a transaction.
+    pub(crate) async fn read<T>(
         &self,
-        ask: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+        query: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
     ) -> Result<T, StoreError> {
         let mut connection = self.acquire().await?;
-        let answer = timeout(ANSWER_TIMEOUT, ask(&mut connection)).await;
-        if answer.is_err() {
+        let result = timeout(RESPONSE_TIMEOUT, query(&mut connection)).await;
+        if result.is_err() {
             connection.close_on_drop();
         }
-        answer.map_err(|_| silent())?.map_err(store_error)
+        result.map_err(|_| no_response())?.map_err(store_error)
     }
 
     async fn acquire(&self) -> Result<PoolConnection<sqlx::Postgres>, StoreError> {
         self.pool.acquire().await.map_err(store_error)
     }
-
-    #[cfg(feature = "river")]
-    pub(super) fn options(&self) -> PgConnectOptions {
-        (*self.pool.connect_options()).clone()
-    }
-
-    pub(super) async fn close(&self) {
-        self.pool.close().await;
-    }
 }
 
-fn silent() -> StoreError {
-    StoreError::unavailable(format!("the server has said nothing for {ANSWER_TIMEOUT:?}"))
+fn no_response() -> StoreError {
+    StoreError::unavailable(format!("no response from the server within {RESPONSE_TIMEOUT:?}"))
 }
 
-/// Statements waited for one another in a circle and the server has ended this one, or it says that it should be done again.
+/// Returns `true` if the server rolled the transaction back because of a deadlock or a
+/// serialization failure, so that it can be retried.
 pub(crate) fn is_conflict(error: &sqlx::Error) -> bool {
     let code = error.as_database_error().and_then(|error| error.code());
     code.is_some_and(|code| code == "40P01" || code == "40001")
 }
 
-/// Two processes that begin at once do this one after the other. The number is ours, and nothing else.
+/// Serializes the migrations of processes that start at the same time. The number is arbitrary.
 const LOCK: &str = "SELECT pg_advisory_xact_lock(8388076842113)";
 
 async fn migrate(connection: &mut PgConnection) -> Result<Result<(), StoreError>, sqlx::Error> {
     sqlx::query(LOCK).execute(&mut *connection).await?;
-    // Asked first, for who may use the tables need not have the right to make some.
+    // Checked first, because a user who may use the tables may not be allowed to create any.
     let exists = sqlx::query_scalar("SELECT to_regclass('tower_offload_migration') IS NOT NULL");
     if !exists.fetch_one(&mut *connection).await? {
         sqlx::query(CREATE_MIGRATION).execute(&mut *connection).await?;
     }
     let version = sqlx::query_scalar("SELECT coalesce(max(version), 0) FROM tower_offload_migration");
-    let steps = match migration::missing(STEPS, version.fetch_one(&mut *connection).await?) {
+    let steps = match missing_steps(STEPS, version.fetch_one(&mut *connection).await?) {
         Ok(steps) => steps,
         Err(error) => return Ok(Err(error)),
     };
     let applied_at = millis(Timestamp::from(std::time::SystemTime::now()));
     for (version, step) in steps {
         sqlx::raw_sql(step).execute(&mut *connection).await?;
-        let note = sqlx::query("INSERT INTO tower_offload_migration (version, applied_at) VALUES ($1, $2)");
-        note.bind(version).bind(applied_at).execute(&mut *connection).await?;
+        let insert = sqlx::query("INSERT INTO tower_offload_migration (version, applied_at) VALUES ($1, $2)");
+        insert.bind(version).bind(applied_at).execute(&mut *connection).await?;
     }
     Ok(Ok(()))
 }

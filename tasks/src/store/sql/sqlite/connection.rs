@@ -9,44 +9,43 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous},
 };
 
-use super::schema::{CREATE_MIGRATION, STEPS};
+use super::{
+    lock::FileLock,
+    schema::{CREATE_MIGRATION, STEPS},
+};
 use crate::{
     StoreError, Timestamp,
-    store::sql::{
-        error::{file_error, store_error},
-        lock::FileLock,
-        migration,
-        row::millis,
-    },
+    store::sql::{error::file_error, migration::missing_steps, row::millis, store_error},
 };
 
-/// The only connection that writes records. A handler of the application, or River, may write to other tables of the file; they wait for
-/// one another.
-pub(super) struct Writer {
-    pub(super) path: PathBuf,
-    /// Empty after a failure, and after a caller that went away in the middle: what state it left is not worth finding out.
+/// The only connection that writes records. The application and the job queue may write to other
+/// tables of the file through connections of their own; SQLite serializes these transactions.
+pub(crate) struct Writer {
+    pub(crate) path: PathBuf,
+    /// `None` after a failure, and after a caller was dropped within a transaction: a connection in
+    /// an unknown state is replaced.
     pub(super) connection: Option<SqliteConnection>,
-    /// Of the file that was opened.
+    /// Identifies the file that was opened.
     identity: Identity,
-    /// Empty once closed.
+    /// `None` once the store is closed.
     lock: Option<FileLock>,
 }
 
-/// How long one waits for others who write.
+/// How long a connection waits for another one that writes.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
-const READERS: u32 = 4;
+const MAX_READERS: u32 = 4;
 
 impl Writer {
     pub(super) async fn open(path: &Path) -> Result<Self, StoreError> {
-        let of_lock = path.to_owned();
-        let lock = tokio::task::spawn_blocking(move || FileLock::acquire(&of_lock)).await;
+        let to_lock = path.to_owned();
+        let lock = tokio::task::spawn_blocking(move || FileLock::acquire(&to_lock)).await;
         let lock = lock.map_err(StoreError::unavailable)??;
         let mut connection = connect(path, true).await?;
         migrate(&mut connection).await?;
         Ok(Self { path: path.to_owned(), connection: Some(connection), identity: identity(path)?, lock: Some(lock) })
     }
 
-    /// All or nothing of what `change` does.
+    /// Executes `change` in a transaction.
     pub(super) async fn transaction<T>(
         &mut self,
         change: impl AsyncFnOnce(&mut SqliteConnection) -> Result<T, sqlx::Error>,
@@ -54,17 +53,18 @@ impl Writer {
         self.begin(async |transaction| change(&mut **transaction).await).await?.map_err(store_error)
     }
 
-    /// As [`transaction`](Self::transaction), with the transaction itself, and an error of the caller's.
-    pub(super) async fn begin<T, E: From<sqlx::Error>>(
+    /// Executes `change` in a transaction. The inner error is that of `change` or of the commit.
+    pub(crate) async fn begin<T, E: From<sqlx::Error>>(
         &mut self,
         change: impl AsyncFnOnce(&mut Transaction<'_, sqlx::Sqlite>) -> Result<T, E>,
     ) -> Result<Result<T, E>, StoreError> {
         if self.lock.is_none() {
             return Err(StoreError::unavailable("it is closed"));
         }
-        // SQLite does not look: it would go on in a file that has no name any more, and all of it would be gone with the process.
+        // SQLite does not notice that the file was deleted or replaced. It would continue to write
+        // to the old file, and all records would be gone with the process.
         if identity(&self.path)? != self.identity {
-            return Err(StoreError::unavailable(format!("{} is another file than was opened", self.path.display())));
+            return Err(StoreError::unavailable(format!("{} was replaced by another file", self.path.display())));
         }
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
@@ -87,7 +87,7 @@ impl Writer {
     }
 }
 
-/// The device and the number of a file: other names of it have the same, another one of the same name does not.
+/// Device and inode of a file. Links to one file have the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Identity(u64, u64);
 
@@ -100,24 +100,26 @@ fn identity(path: &Path) -> Result<Identity, StoreError> {
 }
 
 async fn connect(path: &Path, create: bool) -> Result<SqliteConnection, StoreError> {
-    // An accepted id outlives a power cut.
-    let options = options(path).create_if_missing(create).synchronous(SqliteSynchronous::Full);
+    // `FULL`, so that an accepted task survives a power failure.
+    let options = write_options(path).create_if_missing(create).synchronous(SqliteSynchronous::Full);
     options.connect().await.map_err(store_error)
 }
 
-/// For who writes.
-pub(super) fn options(path: &Path) -> SqliteConnectOptions {
+/// Returns the options of a connection that writes.
+pub(crate) fn write_options(path: &Path) -> SqliteConnectOptions {
     SqliteConnectOptions::new().filename(path).journal_mode(SqliteJournalMode::Wal).busy_timeout(BUSY_TIMEOUT)
 }
 
-/// Readers see what was committed when they began, and hold up nobody.
+/// Returns a pool of read-only connections. In WAL mode readers and the writer do not block each
+/// other.
 pub(super) fn readers(path: &Path) -> SqlitePool {
     let options = SqliteConnectOptions::new().filename(path).read_only(true).busy_timeout(BUSY_TIMEOUT);
-    let pool = SqlitePoolOptions::new().max_connections(READERS).acquire_timeout(BUSY_TIMEOUT);
+    let pool = SqlitePoolOptions::new().max_connections(MAX_READERS).acquire_timeout(BUSY_TIMEOUT);
     pool.idle_timeout(None).max_lifetime(None).connect_lazy_with(options)
 }
 
-/// `IMMEDIATE`: one that begins to read and then wants to write is refused if another has written meanwhile.
+/// `IMMEDIATE`, because a deferred transaction that reads first fails to write if another
+/// connection has written in between.
 async fn transaction<T, E: From<sqlx::Error>>(
     connection: &mut SqliteConnection,
     change: impl AsyncFnOnce(&mut Transaction<'_, sqlx::Sqlite>) -> Result<T, E>,
@@ -134,14 +136,14 @@ async fn migrate(connection: &mut SqliteConnection) -> Result<(), StoreError> {
         let connection = &mut **transaction;
         sqlx::query(CREATE_MIGRATION).execute(&mut *connection).await?;
         let version = sqlx::query_scalar("SELECT coalesce(max(version), 0) FROM tower_offload_migration");
-        let steps = match migration::missing(STEPS, version.fetch_one(&mut *connection).await?) {
+        let steps = match missing_steps(STEPS, version.fetch_one(&mut *connection).await?) {
             Ok(steps) => steps,
             Err(error) => return Ok(Err(error)),
         };
         for (version, step) in steps {
             sqlx::raw_sql(step).execute(&mut *connection).await?;
-            let note = sqlx::query("INSERT INTO tower_offload_migration (version, applied_at) VALUES ($1, $2)");
-            note.bind(version).bind(applied_at).execute(&mut *connection).await?;
+            let insert = sqlx::query("INSERT INTO tower_offload_migration (version, applied_at) VALUES ($1, $2)");
+            insert.bind(version).bind(applied_at).execute(&mut *connection).await?;
         }
         Ok(Ok(()))
     });

@@ -1,5 +1,6 @@
-/// Times are milliseconds since 1970. `AUTOINCREMENT`: the number of an epoch that is over never comes back. Rows with a
-/// `river_id` are of durable jobs, and of no epoch: theirs is 0, which no process has.
+/// Times are milliseconds since the Unix epoch. `AUTOINCREMENT` prevents that the number of an
+/// epoch is reused. Rows with a `river_id` belong to jobs, and have the epoch 0, which no process
+/// has.
 pub(super) const STEPS: &[&str] = &[
     "
 CREATE TABLE tower_offload_process (

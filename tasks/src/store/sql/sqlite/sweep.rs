@@ -5,24 +5,25 @@ use crate::{
     store::{
         Retention, Swept,
         sql::{
-            database::{SWEPT_AT_ONCE, integer, max_tombstones},
-            row::millis,
+            MAX_SWEEP, max_tombstones,
+            row::{integer, millis},
         },
     },
 };
 
-/// The last record that goes. Both by age and by count those go that ended first: all up to this one.
-const LAST_TO_GO: &str = "
+/// Finds the last record to evict. All records that ended before it are evicted too, whether they
+/// exceed the maximum age or the maximum number.
+const LAST_TO_EVICT: &str = "
 SELECT finished_at, id FROM (
     SELECT finished_at, id FROM tower_offload_task WHERE state >= 10 AND (finished_at < $1 OR (finished_at, id) <= (
         SELECT finished_at, id FROM tower_offload_task WHERE state >= 10 ORDER BY finished_at DESC, id DESC LIMIT 1 OFFSET $2))
     ORDER BY finished_at, id LIMIT $3)
 ORDER BY finished_at DESC, id DESC LIMIT 1";
-const BURY: &str = "
+const ADD_TOMBSTONES: &str = "
 INSERT OR REPLACE INTO tower_offload_tombstone (id, owner, expires_at)
 SELECT id, owner, $3 FROM tower_offload_task WHERE state >= 10 AND (finished_at, id) <= ($1, $2)";
 const EVICT: &str = "DELETE FROM tower_offload_task WHERE state >= 10 AND (finished_at, id) <= ($1, $2)";
-const FORGET: &str = "
+const DELETE_TOMBSTONES: &str = "
 DELETE FROM tower_offload_tombstone WHERE id IN (
     SELECT id FROM tower_offload_tombstone WHERE expires_at <= $1 OR (expires_at, id) <= (
         SELECT expires_at, id FROM tower_offload_tombstone ORDER BY expires_at DESC, id DESC LIMIT 1 OFFSET $2)
@@ -34,18 +35,19 @@ pub(super) async fn sweep(
     retention: &Retention,
 ) -> Result<Swept, sqlx::Error> {
     let mut swept = Swept::default();
-    let last = sqlx::query(LAST_TO_GO)
-        .bind(millis(now.before(retention.max_age())))
-        .bind(integer(retention.kept() as u64))
-        .bind(SWEPT_AT_ONCE);
+    let last = sqlx::query(LAST_TO_EVICT)
+        .bind(millis(now.before(retention.max_age)))
+        .bind(integer(retention.max_records as u64))
+        .bind(MAX_SWEEP);
     if let Some(last) = last.fetch_optional(&mut *connection).await? {
         let (finished_at, id): (i64, Vec<u8>) = (last.try_get(0)?, last.try_get(1)?);
-        let bury = sqlx::query(BURY).bind(finished_at).bind(&id).bind(millis(now.after(retention.tombstone_age())));
-        bury.execute(&mut *connection).await?;
+        let expires_at = millis(now.after(retention.tombstone_ttl));
+        let add = sqlx::query(ADD_TOMBSTONES).bind(finished_at).bind(&id).bind(expires_at);
+        add.execute(&mut *connection).await?;
         swept.evicted = sqlx::query(EVICT).bind(finished_at).bind(&id).execute(&mut *connection).await?.rows_affected();
     }
-    let forget = sqlx::query(FORGET).bind(millis(now)).bind(max_tombstones(retention)).bind(SWEPT_AT_ONCE);
-    swept.forgotten = forget.execute(connection).await?.rows_affected();
-    swept.more = swept.evicted.max(swept.forgotten) >= SWEPT_AT_ONCE as u64;
+    let delete = sqlx::query(DELETE_TOMBSTONES).bind(millis(now)).bind(max_tombstones(retention)).bind(MAX_SWEEP);
+    swept.forgotten = delete.execute(connection).await?.rows_affected();
+    swept.more = swept.evicted.max(swept.forgotten) >= MAX_SWEEP as u64;
     Ok(swept)
 }

@@ -4,20 +4,21 @@ use crate::{
     Record, TaskId, Timestamp,
     store::{
         Epoch, Op, Written,
-        sql::{
-            group::Batch,
-            row::{Values, columns, millis},
-        },
+        sql::row::{Values, columns, millis},
     },
 };
 
-/// One statement for each op: the connection is in this process, and the statements are prepared once.
-pub(super) async fn write(connection: &mut SqliteConnection, batch: &Batch) -> Result<Vec<Written>, sqlx::Error> {
-    let epoch = batch.epoch;
-    let is_current = sqlx::query("SELECT 1 FROM tower_offload_process WHERE epoch = $1").bind(epoch.as_number());
+/// Executes one prepared statement per operation. That is fast, because SQLite runs in this
+/// process.
+pub(super) async fn write(
+    connection: &mut SqliteConnection,
+    epoch: Epoch,
+    batch: &[Op],
+) -> Result<Vec<Written>, sqlx::Error> {
+    let is_current = sqlx::query(super::IS_CURRENT).bind(i64::from(epoch));
     let is_current = is_current.fetch_optional(&mut *connection).await?.is_some();
-    let mut written = Vec::with_capacity(batch.ops.len());
-    for op in &batch.ops {
+    let mut written = Vec::with_capacity(batch.len());
+    for op in batch {
         written.push(match op {
             Op::RequestCancel { id, now } => request_cancel(connection, *id, *now).await?,
             _ if !is_current => Written::Fenced,
@@ -36,7 +37,7 @@ const ACCEPT: &str = concat!(
 );
 
 async fn accept(connection: &mut SqliteConnection, epoch: Epoch, record: &Record) -> Result<Written, sqlx::Error> {
-    run(ACCEPT, connection, epoch, record).await?;
+    execute(ACCEPT, connection, epoch, record).await?;
     Ok(Written::Done)
 }
 
@@ -47,29 +48,30 @@ UPDATE tower_offload_task SET name = $3, owner = $4, state = $5, attempt = $6, m
 WHERE id = $2 AND epoch = $1 AND state < 10 AND version <= $10";
 
 async fn update(connection: &mut SqliteConnection, epoch: Epoch, record: &Record) -> Result<Written, sqlx::Error> {
-    if run(UPDATE, connection, epoch, record).await? > 0 {
+    if execute(UPDATE, connection, epoch, record).await? > 0 {
         return Ok(Written::Done);
     }
-    Ok(match standing(connection, record.id).await? {
+    Ok(match owner_and_finality(connection, record.id).await? {
         Some((owner, is_final)) if is_final || owner != epoch => Written::Fenced,
         Some(_) => Written::Done,
         None => Written::Unknown,
     })
 }
 
-async fn run(
+/// Returns the number of rows that the statement changed.
+async fn execute(
     statement: &'static str,
     connection: &mut SqliteConnection,
     epoch: Epoch,
     record: &Record,
 ) -> Result<u64, sqlx::Error> {
-    let values = Values::of(record);
-    let query = bind(sqlx::query(statement).bind(epoch.as_number()), &values);
+    let values = Values::from(record);
+    let query = bind(sqlx::query(statement).bind(i64::from(epoch)), &values);
     Ok(query.execute(connection).await?.rows_affected())
 }
 
-/// Binds the columns of a record.
-pub(super) fn bind<'q>(
+/// Binds the [`columns!`] of a record.
+pub(crate) fn bind<'q>(
     query: Query<'q, Sqlite, SqliteArguments>,
     values: &'q Values<'q>,
 ) -> Query<'q, Sqlite, SqliteArguments> {
@@ -103,16 +105,19 @@ async fn request_cancel(connection: &mut SqliteConnection, id: TaskId, now: Time
     if request.execute(&mut *connection).await?.rows_affected() > 0 {
         return Ok(Written::Done);
     }
-    Ok(match standing(connection, id).await? {
+    Ok(match owner_and_finality(connection, id).await? {
         Some((_, is_final)) if is_final => Written::Fenced,
         Some(_) => Written::Done,
         None => Written::Unknown,
     })
 }
 
-/// Whose it is, and whether it is final.
-async fn standing(connection: &mut SqliteConnection, id: TaskId) -> Result<Option<(Epoch, bool)>, sqlx::Error> {
+/// Returns the epoch that owns a record, and whether the record is final.
+async fn owner_and_finality(
+    connection: &mut SqliteConnection,
+    id: TaskId,
+) -> Result<Option<(Epoch, bool)>, sqlx::Error> {
     let found = sqlx::query("SELECT epoch, state FROM tower_offload_task WHERE id = $1").bind(&id.as_bytes()[..]);
     let Some(row) = found.fetch_optional(connection).await? else { return Ok(None) };
-    Ok(Some((Epoch::from_number(row.try_get(0)?), row.try_get::<i64, _>(1)? >= 10)))
+    Ok(Some((Epoch::from(row.try_get::<i64, _>(0)?), row.try_get::<i64, _>(1)? >= 10)))
 }

@@ -1,0 +1,145 @@
+use std::{borrow::Cow, error::Error, fmt};
+
+use bytes::Bytes;
+use http::{Response, StatusCode};
+use tower_offload::background::SubmitError;
+
+use self::AcceptErrorKind as Kind;
+use crate::{StoreError, problem::Problem};
+
+/// Error returned when a task or a job is not accepted. Its work does not run, and its id is
+/// unknown.
+#[derive(Debug)]
+pub struct AcceptError(pub(crate) AcceptErrorKind);
+
+#[derive(Debug)]
+#[allow(dead_code, reason = "some variants are constructed by the job queue only")]
+pub(crate) enum AcceptErrorKind {
+    /// The program passed a name or an option that is not valid.
+    Invalid(Cow<'static, str>),
+    /// The client passed a job that cannot be stored.
+    Content(Cow<'static, str>),
+    /// A unique job of another owner exists.
+    Duplicate,
+    Closed,
+    Submit(SubmitError),
+    Random(getrandom::Error),
+    Store(StoreError),
+}
+
+impl AcceptError {
+    pub(crate) fn invalid(message: impl Into<Cow<'static, str>>) -> Self {
+        Self(Kind::Invalid(message.into()))
+    }
+
+    /// Returns `true` if the name, the owner or an option of the task is not valid. This is an
+    /// error of the program, not of its client.
+    pub fn is_invalid(&self) -> bool {
+        matches!(self.0, Kind::Invalid(_))
+    }
+
+    /// Returns `true` if the content of a job cannot be stored: it has no JSON form, contains NUL,
+    /// or is too large.
+    pub fn is_content(&self) -> bool {
+        matches!(self.0, Kind::Content(_))
+    }
+
+    /// Returns `true` if a unique job equals a job of another owner.
+    pub fn is_duplicate(&self) -> bool {
+        matches!(self.0, Kind::Duplicate)
+    }
+
+    /// Returns `true` if the background or the [`Tasks`](crate::Tasks) is shutting down.
+    pub fn is_closed(&self) -> bool {
+        match &self.0 {
+            Kind::Submit(error) => error.is_closed(),
+            kind => matches!(kind, Kind::Closed),
+        }
+    }
+
+    /// Returns `true` if the background or the store is full. A later attempt may succeed.
+    pub fn is_full(&self) -> bool {
+        match &self.0 {
+            Kind::Submit(error) => error.is_full(),
+            Kind::Store(error) => error.is_full(),
+            _ => false,
+        }
+    }
+
+    /// Returns `true` if the store failed. [`source`](Error::source) returns its [`StoreError`].
+    pub fn is_store(&self) -> bool {
+        matches!(self.0, Kind::Store(_))
+    }
+
+    fn reason(&self) -> &'static str {
+        match &self.0 {
+            _ if self.is_full() => "full",
+            _ if self.is_closed() => "closed",
+            Kind::Invalid(_) => "invalid",
+            Kind::Content(_) => "content",
+            Kind::Duplicate => "duplicate",
+            _ => "store",
+        }
+    }
+
+    /// Returns a response with an `application/problem+json` body.
+    ///
+    /// | error | status |
+    /// |---|---|
+    /// | [invalid](Self::is_invalid) | 500 |
+    /// | [content](Self::is_content) | 422 |
+    /// | [duplicate](Self::is_duplicate) | 409 |
+    /// | other | 503, with `Retry-After` |
+    ///
+    /// The body contains the [`Display`](fmt::Display) text, but not the source. With feature
+    /// `tracing`, the source of a store error is logged as an event of level `ERROR`.
+    pub fn into_response<B: From<Bytes>>(self) -> Response<B> {
+        if let Kind::Store(error) = &self.0 {
+            error.report();
+        }
+        let status = match &self.0 {
+            Kind::Invalid(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Kind::Content(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            Kind::Duplicate => StatusCode::CONFLICT,
+            _ => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        Problem::new(status, self.to_string()).reason(self.reason()).into_response()
+    }
+}
+
+impl From<SubmitError> for AcceptError {
+    fn from(error: SubmitError) -> Self {
+        Self(Kind::Submit(error))
+    }
+}
+
+impl From<StoreError> for AcceptError {
+    fn from(error: StoreError) -> Self {
+        Self(Kind::Store(error))
+    }
+}
+
+impl fmt::Display for AcceptError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Kind::Invalid(message) => write!(f, "task not accepted: {message}"),
+            Kind::Content(message) => write!(f, "job not accepted: {message}"),
+            Kind::Duplicate => f.write_str("job not accepted: an equal job exists"),
+            Kind::Closed => f.write_str("task not accepted: shutting down"),
+            Kind::Submit(_) => f.write_str("task not accepted by the background"),
+            Kind::Random(_) => f.write_str("failed to generate a task id"),
+            Kind::Store(_) => f.write_str("failed to store the record of the task"),
+        }
+    }
+}
+
+impl Error for AcceptError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match &self.0 {
+            Kind::Invalid(_) | Kind::Content(_) | Kind::Duplicate | Kind::Closed => None,
+            Kind::Submit(error) => Some(error),
+            Kind::Random(error) => Some(error),
+            Kind::Store(error) => Some(error),
+        }
+    }
+}

@@ -1,0 +1,257 @@
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::Arc,
+};
+
+use crate::store::{
+    Epoch, Filter, Found, Lease, Listing, Op, Page, Process, Retention, StoreError, StoreFuture, Swept, TaskStore,
+    Written,
+};
+use crate::{
+    Reason, Record, TaskId, Timestamp,
+    record::Ending,
+    sync::{Mutex, lock},
+};
+
+/// Keeps records in memory until the process ends. Clones share the records.
+///
+/// The number of records is limited by the capacity. If it is reached, a new record evicts the
+/// finished record that ended first. If no record is finished, the store is
+/// [full](StoreError::is_full).
+#[derive(Clone)]
+pub struct MemoryStore {
+    state: Arc<Mutex<MemoryState>>,
+}
+
+impl MemoryStore {
+    /// Creates a store with a capacity of 10 000 records.
+    pub fn new() -> Self {
+        Self::with_capacity(DEFAULT_CAPACITY)
+    }
+
+    /// Creates a store with this capacity.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the capacity is 0.
+    #[track_caller]
+    pub fn with_capacity(capacity: usize) -> Self {
+        assert!(capacity > 0, "`capacity` must be greater than zero");
+        Self { state: Arc::new(Mutex::new(MemoryState::new(capacity))) }
+    }
+
+    fn ready<'a, T: Send + 'a>(&self, operation: impl FnOnce(&mut MemoryState) -> T) -> StoreFuture<'a, T> {
+        let value = operation(&mut lock(&self.state));
+        Box::pin(std::future::ready(Ok::<_, StoreError>(value)))
+    }
+}
+
+const DEFAULT_CAPACITY: usize = 10_000;
+
+impl TaskStore for MemoryStore {
+    fn begin<'a>(&'a self, process: &'a Process) -> StoreFuture<'a, Lease> {
+        self.ready(|state| Lease::exclusive(state.begin(process.started_at)))
+    }
+
+    fn renew(&self, epoch: Epoch) -> StoreFuture<'_, bool> {
+        self.ready(|state| state.is_current(epoch))
+    }
+
+    fn end(&self, epoch: Epoch, now: Timestamp) -> StoreFuture<'_, ()> {
+        self.ready(|state| state.end(epoch, now))
+    }
+
+    fn write<'a>(&'a self, epoch: Epoch, batch: &'a [Op]) -> StoreFuture<'a, Vec<Written>> {
+        self.ready(|state| batch.iter().map(|op| state.write(epoch, op)).collect())
+    }
+
+    fn get(&self, id: TaskId) -> StoreFuture<'_, Found> {
+        self.ready(|state| state.get(id))
+    }
+
+    fn list<'a>(&'a self, filter: &'a Filter, page: Page) -> StoreFuture<'a, Listing> {
+        self.ready(|state| state.list(filter, page))
+    }
+
+    fn cancel_requests(&self, epoch: Epoch) -> StoreFuture<'_, Vec<TaskId>> {
+        self.ready(|state| state.cancel_requests(epoch))
+    }
+
+    fn sweep<'a>(&'a self, now: Timestamp, retention: &'a Retention) -> StoreFuture<'a, Swept> {
+        self.ready(|state| state.sweep(now, retention))
+    }
+}
+
+impl Default for MemoryStore {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for MemoryStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryStore").finish_non_exhaustive()
+    }
+}
+
+/// The records of a [`MemoryStore`], without its lock. The time is an argument.
+///
+/// Invariants: no id has both a record and a tombstone. There are at most `capacity` records and
+/// [`TOMBSTONES_PER_RECORD`] times as many tombstones.
+#[derive(Debug)]
+struct MemoryState {
+    capacity: usize,
+    retention: Retention,
+    epoch: i64,
+    records: BTreeMap<TaskId, (Epoch, Record)>,
+    /// Exactly the final records, by the time at which they ended.
+    finished: BTreeSet<(Timestamp, TaskId)>,
+    tombstones: BTreeMap<TaskId, (Timestamp, Option<String>)>,
+    /// Exactly the tombstones, by the time at which they expire.
+    tombstone_expiry: BTreeSet<(Timestamp, TaskId)>,
+}
+
+/// A tombstone takes about a tenth of the memory of a small record.
+const TOMBSTONES_PER_RECORD: usize = 8;
+
+impl MemoryState {
+    fn new(capacity: usize) -> Self {
+        Self {
+            capacity,
+            retention: Retention::default(),
+            epoch: 0,
+            records: BTreeMap::new(),
+            finished: BTreeSet::new(),
+            tombstones: BTreeMap::new(),
+            tombstone_expiry: BTreeSet::new(),
+        }
+    }
+
+    /// Begins an epoch, which ends the one before.
+    fn begin(&mut self, now: Timestamp) -> Epoch {
+        for (_, record) in self.records.values_mut() {
+            if record.finish(Ending::Lost(Reason::ProcessLost), now) {
+                self.finished.extend(record.finished_at.map(|at| (at, record.id)));
+            }
+        }
+        self.epoch += 1;
+        Epoch::from(self.epoch)
+    }
+
+    fn is_current(&self, epoch: Epoch) -> bool {
+        i64::from(epoch) == self.epoch
+    }
+
+    fn end(&mut self, epoch: Epoch, now: Timestamp) {
+        if self.is_current(epoch) {
+            self.begin(now);
+        }
+    }
+
+    fn write(&mut self, epoch: Epoch, op: &Op) -> Written {
+        match op {
+            Op::RequestCancel { id, now } => match self.records.get_mut(id) {
+                None => Written::Unknown,
+                Some((_, record)) if record.state.is_final() => Written::Fenced,
+                Some((_, record)) => {
+                    record.request_cancel(*now);
+                    Written::Done
+                }
+            },
+            _ if !self.is_current(epoch) => Written::Fenced,
+            Op::Accept(record) => self.accept(epoch, record),
+            Op::Update(record) => self.update(epoch, record),
+        }
+    }
+
+    fn accept(&mut self, epoch: Epoch, record: &Record) -> Written {
+        if self.records.contains_key(&record.id) || self.tombstones.contains_key(&record.id) {
+            return Written::Done;
+        }
+        if self.records.len() >= self.capacity && !self.evict_oldest(record.created_at) {
+            return Written::Full;
+        }
+        self.records.insert(record.id, (epoch, record.clone()));
+        self.finished.extend(record.finished_at.map(|at| (at, record.id)));
+        Written::Done
+    }
+
+    fn update(&mut self, epoch: Epoch, update: &Record) -> Written {
+        let Some((owner, record)) = self.records.get_mut(&update.id) else { return Written::Unknown };
+        if *owner != epoch || record.state.is_final() {
+            return Written::Fenced;
+        }
+        if update.version >= record.version {
+            let cancel_requested_at = record.cancel_requested_at.or(update.cancel_requested_at);
+            *record = Record { cancel_requested_at, ..update.clone() };
+            self.finished.extend(record.finished_at.map(|at| (at, record.id)));
+        }
+        Written::Done
+    }
+
+    fn get(&self, id: TaskId) -> Found {
+        match (self.records.get(&id), self.tombstones.get(&id)) {
+            (Some((_, record)), _) => Found::Record(Box::new(record.clone())),
+            (None, Some((_, owner))) => Found::Evicted { owner: owner.clone() },
+            (None, None) => Found::Unknown,
+        }
+    }
+
+    fn list(&self, filter: &Filter, page: Page) -> Listing {
+        let records = match page.after {
+            Some(id) => self.records.range(..id),
+            None => self.records.range(..),
+        };
+        let matching = records.rev().map(|(_, (_, record))| record).filter(|record| filter.matches(record));
+        Listing::new(matching.take(page.limit + 1).cloned().collect(), page)
+    }
+
+    fn cancel_requests(&self, epoch: Epoch) -> Vec<TaskId> {
+        let records = self.records.values().filter(|(owner, _)| *owner == epoch).map(|(_, record)| record);
+        records
+            .filter(|record| !record.state.is_final() && record.cancel_requested_at.is_some())
+            .map(|record| record.id)
+            .collect()
+    }
+
+    fn sweep(&mut self, now: Timestamp, retention: &Retention) -> Swept {
+        self.retention = *retention;
+        let mut swept = Swept::default();
+        let min_finished_at = now.before(retention.max_age);
+        while self.finished.len() > retention.max_records
+            || self.finished.first().is_some_and(|(at, _)| *at < min_finished_at)
+        {
+            self.evict_oldest(now);
+            swept.evicted += 1;
+        }
+        while self.tombstone_expiry.first().is_some_and(|(at, _)| *at <= now) {
+            self.delete_oldest_tombstone();
+            swept.forgotten += 1;
+        }
+        swept
+    }
+
+    /// Returns `false` if no record is final.
+    fn evict_oldest(&mut self, now: Timestamp) -> bool {
+        let Some((_, id)) = self.finished.pop_first() else { return false };
+        if let Some((_, record)) = self.records.remove(&id) {
+            let expires_at = now.after(self.retention.tombstone_ttl);
+            self.tombstones.insert(id, (expires_at, record.owner));
+            self.tombstone_expiry.insert((expires_at, id));
+        }
+        while self.tombstone_expiry.len() > self.capacity.saturating_mul(TOMBSTONES_PER_RECORD) {
+            self.delete_oldest_tombstone();
+        }
+        true
+    }
+
+    fn delete_oldest_tombstone(&mut self) {
+        if let Some((_, id)) = self.tombstone_expiry.pop_first() {
+            self.tombstones.remove(&id);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

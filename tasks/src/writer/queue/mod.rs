@@ -1,0 +1,339 @@
+use std::{
+    collections::{BTreeSet, HashMap},
+    hash::Hash,
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use crate::store::{StoreError, Written};
+
+/// Decides which records are written when, and what a failed write means for each of them.
+///
+/// It performs no I/O, takes no lock and runs no user code: the time is an argument, and tasks `T`
+/// are handed in and out without being called. One batch is out at a time. The owner takes it with
+/// [`take`](Self::take), writes it, and reports the result to [`settle`](Self::settle) or
+/// [`fail`](Self::fail). Each of these returns effects that the owner applies outside its lock.
+///
+/// # Life of an entry
+///
+/// 1. [`accept`](Self::accept) inserts it as [`Stage::Accepting`]: its caller waits for a reply.
+/// 2. When the store confirms the record, the entry becomes [`Stage::Stored`].
+/// 3. Each change of the record [schedules](Self::schedule) an update.
+/// 4. The entry is removed when the store confirms a final record, rejects the record, or reports
+///    it as unknown. So no accepted task is forgotten before its final record is written.
+pub(super) struct WriteQueue<K, T> {
+    entries: HashMap<K, Entry<T>>,
+    /// Contains each entry with a `due` time exactly once, in the order in which it will be taken.
+    schedule: BTreeSet<(Instant, u64, K)>,
+    /// Breaks ties in `schedule`, so that entries due at the same time are taken in order.
+    next_number: u64,
+    /// The writes of the batch that is out, in their order. No id occurs twice.
+    in_flight: Vec<InFlight<K>>,
+    outage: Option<Outage>,
+    /// Tasks of removed entries. Dropping a task can run user code, so the owner takes them out
+    /// with [`take_removed`](Self::take_removed) and drops them outside its lock.
+    removed: Vec<T>,
+    /// Number of records that changed after the store had given them up as lost.
+    pub(super) fenced: u64,
+    /// Number of batches that the store did not write.
+    pub(super) failed_writes: u64,
+}
+
+struct Entry<T> {
+    task: T,
+    stage: Stage,
+    due: Option<(Instant, u64)>,
+    /// A batch with this entry failed, and the entry may be the cause. It is written alone.
+    is_suspect: bool,
+    /// Consecutive failures of batches that contained only this entry.
+    failures: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// The store has not confirmed the record, and the caller waits for a reply.
+    Accepting,
+    /// The store has the record. After a lost reply it may not have it: then it reports the next
+    /// update as [`Written::Unknown`].
+    Stored,
+}
+
+struct InFlight<K> {
+    id: K,
+    is_accept: bool,
+    is_final: bool,
+}
+
+/// The store is unavailable, full or locked. Nothing is written or accepted before `until`.
+struct Outage {
+    error: StoreError,
+    until: Instant,
+    failures: u32,
+}
+
+/// A record to be written.
+#[derive(Debug)]
+pub(super) enum Write<R> {
+    Accept(R),
+    Update(R),
+}
+
+/// Consequence of a result, applied outside the lock of the queue's owner.
+pub(super) enum Effect<T> {
+    /// The store has the record: reply to the caller.
+    Accepted(T),
+    /// The store does not have the record: reply with the error.
+    Rejected(T, StoreError),
+    /// The store may have the record: finish the task as not accepted, and then reply with the
+    /// error. The order matters because the caller drops the work when it gets the error.
+    Withdrawn(T, StoreError),
+    /// Another process has marked the record as lost.
+    Lost(T),
+}
+
+/// Maximum number of records per batch, so that a transaction stays short on a slow disk.
+pub(super) const MAX_BATCH: usize = 512;
+const MIN_BACKOFF: Duration = Duration::from_millis(100);
+const MAX_BACKOFF: Duration = Duration::from_secs(5);
+
+impl<K: Copy + Ord + Hash, T: Clone> WriteQueue<K, T> {
+    pub(super) fn new() -> Self {
+        Self {
+            entries: HashMap::new(),
+            schedule: BTreeSet::new(),
+            next_number: 0,
+            in_flight: Vec::new(),
+            outage: None,
+            removed: Vec::new(),
+            fenced: 0,
+            failed_writes: 0,
+        }
+    }
+
+    /// Adds a task whose record is to be accepted. Fails at once during an outage.
+    pub(super) fn accept(&mut self, id: K, task: T, now: Instant) -> Result<(), StoreError> {
+        if let Some(outage) = self.outage.as_ref().filter(|outage| outage.until > now) {
+            return Err(outage.error.duplicate());
+        }
+        let entry = Entry { task, stage: Stage::Accepting, due: None, is_suspect: false, failures: 0 };
+        self.entries.insert(id, entry);
+        self.schedule(id, now);
+        Ok(())
+    }
+
+    pub(super) fn get(&self, id: K) -> Option<&T> {
+        self.entries.get(&id).map(|entry| &entry.task)
+    }
+
+    /// Schedules a write of the record at `at`, unless it is due earlier. Unknown ids are ignored.
+    pub(super) fn schedule(&mut self, id: K, at: Instant) {
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        match entry.due {
+            Some((due, _)) if due <= at => return,
+            Some((due, number)) => {
+                self.schedule.remove(&(due, number, id));
+            }
+            None => {}
+        }
+        self.next_number += 1;
+        entry.due = Some((at, self.next_number));
+        self.schedule.insert((at, self.next_number, id));
+    }
+
+    /// Returns when the next batch can be taken.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        let (at, ..) = self.schedule.first()?;
+        Some(self.outage.as_ref().map_or(*at, |outage| outage.until.max(*at)))
+    }
+
+    /// Takes the batch that is due, in the order in which its records became due.
+    ///
+    /// `snapshot` returns the current record of a task, and whether that is final. A suspect is
+    /// taken alone. A task that became final before its first write is removed instead: its caller
+    /// left, and no other party knows its id.
+    pub(super) fn take<R>(&mut self, now: Instant, snapshot: impl Fn(&T) -> (R, bool)) -> Vec<Write<R>> {
+        let mut batch = Vec::new();
+        while batch.len() < MAX_BATCH && self.next_due().is_some_and(|due| due <= now) {
+            let Some(&(at, number, id)) = self.schedule.first() else { break };
+            let Some(entry) = self.entries.get_mut(&id) else { break };
+            if entry.is_suspect && !batch.is_empty() {
+                break;
+            }
+            self.schedule.remove(&(at, number, id));
+            entry.due = None;
+            let (record, is_final) = snapshot(&entry.task);
+            if entry.stage == Stage::Accepting && is_final {
+                if !entry.is_suspect {
+                    self.remove(id);
+                    continue;
+                }
+                entry.stage = Stage::Stored; // the failed batch may have been committed
+            }
+            let (is_accept, is_suspect) = (entry.stage == Stage::Accepting, entry.is_suspect);
+            batch.push(if is_accept { Write::Accept(record) } else { Write::Update(record) });
+            self.in_flight.push(InFlight { id, is_accept, is_final });
+            if is_suspect {
+                break;
+            }
+        }
+        batch
+    }
+
+    /// Processes the store's results for the batch that is out, in the order of its writes.
+    pub(super) fn settle(&mut self, written: &[Written]) -> Vec<Effect<T>> {
+        self.end_outage();
+        let in_flight = std::mem::take(&mut self.in_flight);
+        in_flight.iter().zip(written).filter_map(|(write, written)| self.settle_one(write, *written)).collect()
+    }
+
+    fn settle_one(&mut self, write: &InFlight<K>, written: Written) -> Option<Effect<T>> {
+        let entry = self.entries.get_mut(&write.id)?;
+        (entry.is_suspect, entry.failures) = (false, 0);
+        let was_accepting = entry.stage == Stage::Accepting;
+        let task = entry.task.clone();
+        match written {
+            Written::Done if write.is_accept => {
+                entry.stage = Stage::Stored;
+                was_accepting.then_some(Effect::Accepted(task))
+            }
+            Written::Done => {
+                if write.is_final {
+                    self.remove(write.id);
+                }
+                None
+            }
+            rejected if write.is_accept => {
+                self.remove(write.id);
+                was_accepting.then(|| Effect::Rejected(task, rejection(rejected)))
+            }
+            Written::Unknown => {
+                self.remove(write.id); // the accept had not been committed
+                None
+            }
+            Written::Fenced | Written::Full => {
+                self.fenced += 1;
+                self.remove(write.id);
+                Some(Effect::Lost(task))
+            }
+        }
+    }
+
+    /// Processes a failure of the batch that is out. The store may have committed it all the same.
+    ///
+    /// If the store is unavailable, full or locked, every waiting caller gets that error. Otherwise
+    /// a record of the batch may be the cause, and each is retried alone.
+    pub(super) fn fail(&mut self, error: &StoreError, now: Instant) -> Vec<Effect<T>> {
+        self.failed_writes += 1;
+        let in_flight = std::mem::take(&mut self.in_flight);
+        let is_outage = error.is_unavailable() || error.is_full() || error.is_locked();
+        let is_alone = in_flight.len() == 1;
+        let mut effects = Vec::new();
+        for InFlight { id, .. } in in_flight {
+            let Some(entry) = self.entries.get_mut(&id) else { continue };
+            if !is_outage && !is_alone {
+                entry.is_suspect = true;
+                self.schedule(id, now);
+                continue;
+            }
+            entry.failures += 1;
+            let at = if is_outage { now } else { now + backoff(entry.failures) };
+            effects.extend(entry.withdraw(error));
+            self.schedule(id, at);
+        }
+        if is_outage {
+            // After the loop, which has marked the records in flight as possibly stored.
+            effects.extend(self.begin_outage(error, now));
+        }
+        effects
+    }
+
+    /// Starts or extends an outage and rejects the tasks that wait to be accepted.
+    pub(super) fn begin_outage(&mut self, error: &StoreError, now: Instant) -> Vec<Effect<T>> {
+        let failures = self.outage.take().map_or(1, |outage| outage.failures.saturating_add(1));
+        self.outage = Some(Outage { error: error.duplicate(), until: now + backoff(failures), failures });
+        self.reject_waiting(error)
+    }
+
+    pub(super) fn end_outage(&mut self) {
+        self.outage = None;
+    }
+
+    /// Processes the loss of the writer, possibly with a batch out, and rejects the tasks that wait
+    /// to be accepted.
+    pub(super) fn writer_stopped(&mut self, error: &StoreError, now: Instant) -> Vec<Effect<T>> {
+        let mut effects = Vec::new();
+        for InFlight { id, .. } in std::mem::take(&mut self.in_flight) {
+            if let Some(entry) = self.entries.get_mut(&id) {
+                effects.extend(entry.withdraw(error));
+                self.schedule(id, now);
+            }
+        }
+        effects.extend(self.reject_waiting(error));
+        effects
+    }
+
+    fn reject_waiting(&mut self, error: &StoreError) -> Vec<Effect<T>> {
+        let is_waiting = |(id, entry): (&K, &Entry<T>)| (entry.stage == Stage::Accepting).then_some(*id);
+        let waiting: Vec<_> = self.entries.iter().filter_map(is_waiting).collect();
+        let mut effects = Vec::new();
+        for id in waiting {
+            match self.entries.get_mut(&id) {
+                Some(entry) if entry.is_suspect => effects.extend(entry.withdraw(error)),
+                Some(entry) => {
+                    effects.push(Effect::Rejected(entry.task.clone(), error.duplicate()));
+                    self.remove(id);
+                }
+                None => {}
+            }
+        }
+        effects
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    pub(super) fn ids(&self) -> Vec<K> {
+        self.entries.keys().copied().collect()
+    }
+
+    pub(super) fn take_removed(&mut self) -> Vec<T> {
+        std::mem::take(&mut self.removed)
+    }
+
+    fn remove(&mut self, id: K) {
+        let Some(entry) = self.entries.remove(&id) else { return };
+        if let Some((at, number)) = entry.due {
+            self.schedule.remove(&(at, number, id));
+        }
+        self.removed.push(entry.task);
+    }
+}
+
+impl<T: Clone> Entry<T> {
+    /// Gives up an accept whose result is unknown. From now on the record is written as cancelled,
+    /// until the store confirms that or reports the record as unknown.
+    fn withdraw(&mut self, error: &StoreError) -> Option<Effect<T>> {
+        let was_accepting = std::mem::replace(&mut self.stage, Stage::Stored) == Stage::Accepting;
+        was_accepting.then(|| Effect::Withdrawn(self.task.clone(), error.duplicate()))
+    }
+}
+
+fn rejection(written: Written) -> StoreError {
+    match written {
+        Written::Full => StoreError::full("every stored record belongs to an unfinished task"),
+        _ => StoreError::locked("the lease of this process expired"),
+    }
+}
+
+fn backoff(failures: u32) -> Duration {
+    MIN_BACKOFF.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(MAX_BACKOFF)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,283 @@
+//! Drives the queue against a model of a store that fails in any order.
+#![allow(clippy::unwrap_used)]
+
+use std::{cell::RefCell, collections::HashMap, rc::Rc, time::Duration};
+
+use proptest::prelude::*;
+use tokio::time::Instant;
+
+use super::{Effect, Write, WriteQueue};
+use crate::store::{StoreError, Written};
+
+#[derive(Debug, Clone, Copy)]
+enum Step {
+    Accept,
+    /// The store answers the batch that is out.
+    Reply(Reply),
+    /// The writer is dropped, possibly with a batch out.
+    StopWriter,
+    /// An accepted task changes.
+    Advance(usize),
+    Finish(usize),
+    /// The caller leaves while its task is being accepted.
+    Leave(usize),
+    Take,
+    Wait(u64),
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Reply {
+    Written,
+    /// The batch is committed, but the caller gets an error.
+    Lost,
+    Unavailable,
+    Other,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let reply = prop_oneof![
+        4 => Just(Reply::Written),
+        1 => Just(Reply::Lost),
+        1 => Just(Reply::Unavailable),
+        1 => Just(Reply::Other),
+    ];
+    let step = prop_oneof![
+        4 => Just(Step::Accept),
+        4 => reply.prop_map(Step::Reply),
+        1 => Just(Step::StopWriter),
+        2 => (0..20_usize).prop_map(Step::Advance),
+        3 => (0..20_usize).prop_map(Step::Finish),
+        1 => (0..20_usize).prop_map(Step::Leave),
+        5 => Just(Step::Take),
+        2 => (1..3000_u64).prop_map(Step::Wait),
+    ];
+    prop::collection::vec(step, 0..150)
+}
+
+/// The parts of a record that matter to the queue and to the store.
+#[derive(Debug, Clone, PartialEq)]
+struct Record {
+    id: usize,
+    version: u64,
+    end: Option<End>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum End {
+    Succeeded,
+    Abandoned,
+    NotAccepted,
+    Lost,
+}
+
+/// A task of the test. `accepted` is the reply to its caller.
+#[derive(Debug)]
+struct Task {
+    record: Record,
+    accepted: Option<bool>,
+}
+
+type Shared = Rc<RefCell<Task>>;
+
+impl Task {
+    fn finish(&mut self, end: End) {
+        if self.record.end.is_none() {
+            self.record.end = Some(end);
+            self.record.version += 1;
+        }
+    }
+
+    fn reply(&mut self, accepted: bool) {
+        self.accepted.get_or_insert(accepted);
+    }
+}
+
+/// Follows the rules that [`TaskStore`](crate::TaskStore) has for `write`.
+#[derive(Default)]
+struct Store(HashMap<usize, Record>);
+
+impl Store {
+    fn write(&mut self, batch: &[Write<Record>]) -> Vec<Written> {
+        batch.iter().map(|write| self.write_one(write)).collect()
+    }
+
+    fn write_one(&mut self, write: &Write<Record>) -> Written {
+        match write {
+            Write::Accept(record) => {
+                self.0.entry(record.id).or_insert_with(|| record.clone());
+                Written::Done
+            }
+            Write::Update(record) => match self.0.get_mut(&record.id) {
+                None => Written::Unknown,
+                Some(stored) if stored.end.is_some() => Written::Fenced,
+                Some(stored) => {
+                    if record.version >= stored.version {
+                        *stored = record.clone();
+                    }
+                    Written::Done
+                }
+            },
+        }
+    }
+}
+
+struct World {
+    queue: WriteQueue<usize, Shared>,
+    now: Instant,
+    store: Store,
+    out: Option<Vec<Write<Record>>>,
+    tasks: Vec<Shared>,
+}
+
+impl World {
+    fn new() -> Self {
+        let (queue, store) = (WriteQueue::new(), Store::default());
+        Self { queue, now: Instant::now(), store, out: None, tasks: Vec::new() }
+    }
+
+    fn step(&mut self, step: Step) {
+        match step {
+            Step::Accept => self.accept(),
+            Step::Reply(reply) => self.reply(reply),
+            Step::StopWriter => {
+                self.out = None;
+                let effects = self.queue.writer_stopped(&StoreError::unavailable(""), self.now);
+                self.apply(effects);
+            }
+            Step::Advance(index) => self.change(index, |task| {
+                if task.record.end.is_none() {
+                    task.record.version += 1;
+                }
+            }),
+            Step::Finish(index) => self.change(index, |task| task.finish(End::Succeeded)),
+            Step::Leave(index) => {
+                let Some(task) = self.tasks.get(index).filter(|task| task.borrow().accepted.is_none()) else { return };
+                task.borrow_mut().reply(false);
+                task.borrow_mut().finish(End::Abandoned);
+                self.queue.schedule(index, self.now);
+            }
+            Step::Take => self.take(),
+            Step::Wait(millis) => self.now += Duration::from_millis(millis),
+        }
+    }
+
+    fn accept(&mut self) {
+        let id = self.tasks.len();
+        let record = Record { id, version: 1, end: None };
+        let task = Rc::new(RefCell::new(Task { record, accepted: None }));
+        if self.queue.accept(id, task.clone(), self.now).is_err() {
+            task.borrow_mut().reply(false);
+        }
+        self.tasks.push(task);
+    }
+
+    /// Changes a task that was accepted and therefore runs.
+    fn change(&mut self, index: usize, change: impl FnOnce(&mut Task)) {
+        let Some(task) = self.tasks.get(index).filter(|task| task.borrow().accepted == Some(true)) else { return };
+        change(&mut task.borrow_mut());
+        self.queue.schedule(index, self.now);
+    }
+
+    fn take(&mut self) {
+        if self.out.is_some() {
+            return;
+        }
+        let snapshot = |task: &Shared| {
+            let record = task.borrow().record.clone();
+            let is_final = record.end.is_some();
+            (record, is_final)
+        };
+        let batch = self.queue.take(self.now, snapshot);
+        let mut ids: Vec<_> = batch.iter().map(id).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        assert_eq!(ids.len(), batch.len(), "an id occurs twice");
+        self.out = Some(batch).filter(|batch| !batch.is_empty());
+    }
+
+    fn reply(&mut self, reply: Reply) {
+        let Some(batch) = self.out.take() else { return };
+        let effects = match reply {
+            Reply::Written => {
+                let written = self.store.write(&batch);
+                self.queue.settle(&written)
+            }
+            Reply::Lost => {
+                self.store.write(&batch);
+                self.queue.fail(&StoreError::unavailable(""), self.now)
+            }
+            Reply::Unavailable => self.queue.fail(&StoreError::unavailable(""), self.now),
+            Reply::Other => self.queue.fail(&StoreError::other(""), self.now),
+        };
+        self.apply(effects);
+    }
+
+    fn apply(&mut self, effects: Vec<Effect<Shared>>) {
+        for effect in effects {
+            let mut finish = |task: &Shared, end| {
+                task.borrow_mut().finish(end);
+                let id = task.borrow().record.id;
+                self.queue.schedule(id, self.now);
+            };
+            match effect {
+                Effect::Accepted(task) => task.borrow_mut().reply(true),
+                Effect::Rejected(task, _) => task.borrow_mut().reply(false),
+                Effect::Withdrawn(task, _) => {
+                    finish(&task, End::NotAccepted);
+                    task.borrow_mut().reply(false);
+                }
+                Effect::Lost(task) => finish(&task, End::Lost),
+            }
+        }
+    }
+}
+
+fn id(write: &Write<Record>) -> usize {
+    match write {
+        Write::Accept(record) | Write::Update(record) => record.id,
+    }
+}
+
+proptest! {
+    /// Accepted tasks are written up to their end. A rejected task is absent from the store, or
+    /// stored as cancelled.
+    #[test]
+    fn accepted_records_reach_the_store_in_their_final_state(steps in steps()) {
+        let mut world = World::new();
+        for step in steps {
+            world.step(step);
+            let in_flight: Vec<_> = world.out.iter().flatten().map(id).collect();
+            for (id, task) in world.tasks.iter().enumerate() {
+                let task = task.borrow();
+                let is_known = world.queue.get(id).is_some();
+                prop_assert!(task.accepted.is_some() || is_known, "the caller of {} waits forever", id);
+                prop_assert!(in_flight.contains(&id) <= is_known);
+                let is_open = task.accepted == Some(true) && task.record.end.is_none();
+                prop_assert!(!is_open || is_known, "the open task {} was forgotten", id);
+            }
+        }
+        for id in 0..world.tasks.len() {
+            world.step(Step::Finish(id));
+        }
+        for _ in 0..3 * world.tasks.len() + 3 {
+            world.step(Step::Reply(Reply::Written));
+            world.step(Step::Wait(6000));
+            world.step(Step::Take);
+            for id in 0..world.tasks.len() {
+                world.step(Step::Finish(id)); // tasks that were accepted in this round
+            }
+        }
+        prop_assert!(world.queue.is_empty() && world.queue.schedule.is_empty() && world.out.is_none());
+        for (id, task) in world.tasks.iter().enumerate() {
+            let task = task.borrow();
+            match (task.accepted, world.store.0.get(&id)) {
+                (Some(true), Some(stored)) => prop_assert_eq!(stored, &task.record),
+                (Some(false), None) => {}
+                (Some(false), Some(stored)) => {
+                    prop_assert!(matches!(stored.end, Some(End::Abandoned | End::NotAccepted)), "{:?}", stored);
+                }
+                (accepted, stored) => prop_assert!(false, "{:?} {:?}", accepted, stored),
+            }
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! Shutdown: open tasks are written or reported.
+
+use std::{convert::Infallible, future, time::Duration};
+
+use tower_offload_tasks::{MemoryStore, Reason, TaskState, TaskStore, Tasks};
+
+use super::support::{Failing, LONG, Mode, SHORT, background, done, ended, hold, in_memory, record};
+#[tokio::test]
+async fn task_that_ends_in_time_is_written_and_no_more_are_accepted() {
+    let store = MemoryStore::new();
+    let (tasks, background) = (Tasks::new(store.clone()), background());
+    let held = hold(&tasks, &background).await;
+    let id = held.id;
+    let report = tokio::spawn({
+        let (tasks, background) = (tasks.clone(), background.clone());
+        async move {
+            background.shutdown(LONG).await;
+            tasks.shutdown(LONG).await
+        }
+    });
+    held.release();
+    assert!(report.await.unwrap().is_clean());
+    assert!(tasks.is_closed());
+    assert_eq!(store.get(id).await.unwrap().into_record().unwrap().state, TaskState::Succeeded);
+    let late = tasks.track("late").spawn_blocking(&super::support::background(), |_| done()).await.unwrap_err();
+    assert!(late.is_closed());
+    assert_eq!(record(&tasks, id).await.state, TaskState::Succeeded, "records can still be read");
+    assert!(tasks.shutdown(LONG).await.is_clean(), "a second call");
+}
+
+#[tokio::test]
+async fn task_cut_off_by_the_background_is_written_as_cancelled() {
+    let store = MemoryStore::new();
+    let (tasks, background) = (Tasks::new(store.clone()), background());
+    let held = hold(&tasks, &background).await;
+    let pending = |_| future::pending::<Result<(), Infallible>>();
+    let spawned = tasks.track("x").spawn(&background, pending).await.unwrap();
+    let report = background.shutdown(Duration::ZERO).await;
+    assert!(!report.is_clean());
+    assert!(tasks.shutdown(LONG).await.is_clean());
+    for id in [held.id, spawned.id()] {
+        let record = store.get(id).await.unwrap().into_record().unwrap();
+        assert_eq!((record.state, record.reason), (TaskState::Cancelled, Some(Reason::Shutdown)));
+    }
+}
+
+#[tokio::test]
+async fn task_that_does_not_end_in_time_is_reported() {
+    let (tasks, background) = (in_memory(), background());
+    let held = hold(&tasks, &background).await;
+    assert_eq!(tasks.shutdown(SHORT).await.unwritten, [held.id]);
+    held.release();
+    assert!(tasks.shutdown(LONG).await.is_clean());
+}
+
+#[tokio::test]
+async fn task_that_the_store_does_not_accept_is_reported() {
+    let store = Failing::new();
+    let (tasks, background) = (Tasks::new(store.clone()), background());
+    let held = hold(&tasks, &background).await;
+    let id = held.id;
+    store.set(Mode::Unavailable);
+    held.release();
+    assert_eq!(ended(&tasks, id).await.state, TaskState::Succeeded);
+    assert_eq!(tasks.shutdown(SHORT).await.unwritten, [id]);
+    store.set(Mode::Works);
+    assert!(tasks.shutdown(LONG).await.is_clean());
+}
+
+#[tokio::test]
+async fn shutdown_of_unused_tasks_does_not_use_the_store() {
+    let store = Failing::new();
+    store.set(Mode::Panics);
+    assert!(Tasks::new(store).shutdown(LONG).await.is_clean());
+}
+
+#[tokio::test]
+async fn tasks_are_written_after_the_last_handle_is_dropped() {
+    let store = MemoryStore::new();
+    let (tasks, background) = (Tasks::new(store.clone()), background());
+    let held = hold(&tasks, &background).await;
+    let id = held.id;
+    let mut subscription = tasks.subscribe(id).await.unwrap().unwrap();
+    drop(tasks);
+    held.release();
+    while subscription.changed().await.unwrap().is_some() {}
+    assert_eq!(subscription.record().state, TaskState::Succeeded);
+    while store.get(id).await.unwrap().into_record().unwrap().state != TaskState::Succeeded {
+        tokio::task::yield_now().await;
+    }
+}
