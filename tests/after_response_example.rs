@@ -130,11 +130,16 @@ impl Server {
                 }
             }
             assert!(self.get(Method::GET, "/error/100000", http2).await.is_err());
-            self.expect(&json!({"path": "/error/100000", "end": "body_error", "delivery": "not_delivered", "status": 200}))
-                .await;
+            self.expect(
+                &json!({"path": "/error/100000", "end": "body_error", "delivery": "not_delivered", "status": 200}),
+            )
+            .await;
             self.expect(&json!({"task": "GET /error/100000"})).await;
             assert!(self.get(Method::GET, "/panic", http2).await.is_err());
-            self.expect(&json!({"path": "/panic", "end": "handler_error", "delivery": "not_delivered", "status": null})).await;
+            self.expect(
+                &json!({"path": "/panic", "end": "handler_error", "delivery": "not_delivered", "status": null}),
+            )
+            .await;
             let gone = timeout(Duration::from_millis(50), self.get(Method::GET, "/slow/100000", http2));
             assert!(gone.await.is_err());
             self.expect(&json!({"path": "/slow/100000", "end": "no_response", "delivery": "not_delivered"})).await;

@@ -126,12 +126,12 @@ impl FlushWaiter {
 pub(crate) struct Tracked(pub(crate) Arc<Exchange>);
 
 impl Exchange {
-    /// An exchange on a connection that does not report flushes.
+    /// Creates an exchange on a connection that does not report flushes.
     pub(super) fn untracked(request: RequestLine) -> Arc<Self> {
         Arc::new(Self::new(request, None))
     }
 
-    /// An exchange on a tracked connection, and the waiter that the connection completes.
+    /// Creates an exchange on a tracked connection, and the waiter that the connection completes.
     #[cfg(feature = "flush")]
     pub(crate) fn tracked(request: RequestLine, mismatched: Arc<AtomicU64>) -> (Arc<Self>, FlushWaiter) {
         let exchange = Arc::new(Self::new(request, Some(Tracking { outcome: OnceLock::new(), mismatched })));

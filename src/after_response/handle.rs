@@ -35,7 +35,7 @@ impl AfterResponse {
         Self { exchange, background, attempt: None }
     }
 
-    /// The handle for an inner layer.
+    /// Returns the handle for an inner layer.
     pub(super) fn for_attempt(self, attempt: InnerAttempt) -> Self {
         Self { attempt: Some(attempt), ..self }
     }

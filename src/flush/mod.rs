@@ -37,7 +37,8 @@
 //! ```
 //!
 //! The connection only reports. [`AfterResponseLayer`](crate::AfterResponseLayer) gives handlers
-//! the handle to register hooks and tasks.
+//! the handle to register hooks and tasks. With axum, `tower_offload::axum::serve` tracks every
+//! connection.
 //!
 //! # How it works
 //!

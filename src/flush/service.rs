@@ -4,9 +4,7 @@ use http::{Request, Response};
 use http_body::Body;
 
 use super::connection::Connection;
-use crate::after_response::{
-    Exchange, FlushWaiter, Guard, Observer, RequestLine, ResponseBody, ResponseFuture, Tracked,
-};
+use crate::after_response::{Exchange, Guard, Observer, RequestLine, ResponseBody, ResponseFuture, Tracked};
 
 /// The service of a tracked connection. Made by [`Tracker::track`](super::Tracker::track).
 ///
@@ -41,8 +39,7 @@ where
     type Future = ResponseFuture<S::Future>;
 
     fn call(&self, mut request: Request<ReqBody>) -> Self::Future {
-        let (mut guard, waiter) = begin(&self.connection, &mut request);
-        self.connection.begin(request.version(), waiter);
+        let mut guard = begin(&self.connection, &mut request);
         let future = guard.run(|| self.inner.call(request));
         ResponseFuture::new(future, Observer::Owner(guard))
     }
@@ -54,10 +51,12 @@ impl<S: fmt::Debug> fmt::Debug for TrackedService<S> {
     }
 }
 
-/// Begins the exchange of a request, and leaves it in the extensions, where the layer finds it.
-fn begin<B>(connection: &Connection, request: &mut Request<B>) -> (Guard, FlushWaiter) {
+/// Begins the exchange of a request on its connection, and leaves it in the extensions, where the
+/// layer finds it.
+fn begin<B>(connection: &Connection, request: &mut Request<B>) -> Guard {
     let line = RequestLine::new(request);
     let (exchange, waiter) = Exchange::tracked(line, connection.counters().mismatched.clone());
+    connection.begin(request.version(), waiter);
     request.extensions_mut().insert(Tracked(exchange.clone()));
-    (Guard::new(exchange, line), waiter)
+    Guard::new(exchange, line)
 }

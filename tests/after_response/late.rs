@@ -115,7 +115,7 @@ fn nest(after: &AfterResponse, log: &Log, depth: usize) {
             nest(&inner, &ran, depth + 1);
         }
     };
-    if depth % 2 == 0 { after.spawn_blocking(work) } else { after.spawn(async move { work() }) }.unwrap();
+    if depth % 2 == 1 { after.spawn(async move { work() }) } else { after.spawn_blocking(work) }.unwrap();
 }
 
 #[tokio::test]

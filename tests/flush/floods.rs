@@ -120,9 +120,11 @@ fn streams() -> impl Iterator<Item = u32> {
     (0..).map(|number| 2 * number + 1)
 }
 
-/// Packets of HEADERS and RST_STREAM frames, each with `batch` streams in the order that `arrange`
-/// gives.
-fn resets(path: &str, batches: usize, batch: usize, arrange: fn(&[Vec<u8>], &[Vec<u8>]) -> Vec<u8>) -> Vec<Vec<u8>> {
+/// Joins HEADERS and RST_STREAM frames of the same streams into a packet.
+type Arrange = fn(&[Vec<u8>], &[Vec<u8>]) -> Vec<u8>;
+
+/// Returns packets that open and reset `batch` streams each.
+fn resets(path: &str, batches: usize, batch: usize, arrange: Arrange) -> Vec<Vec<u8>> {
     let mut streams = streams();
     let packets = (0..batches).map(|_| {
         let (mut opens, mut resets) = (Vec::new(), Vec::new());
