@@ -1,10 +1,14 @@
-//! How each response ended, for anyone with curl: `cargo run --release --example after_response -- --tracked`.
+//! Prints how each response ended: `cargo run --release --example after_response`, then use curl.
 //!
-//! Standard output is JSON lines: one for each request when its hook fires, one for each task that ran, and at the end the report
-//! of the drain. All else goes to standard error. With `--tracked` outcomes say `flushed`, with `--plain` `handed_over`; HTTP/1 and
-//! HTTP/2 are both spoken (`curl --http2-prior-knowledge`, or `--tls` and `curl --insecure --http2`).
+//! Standard output has one line of JSON for each request when its hook runs, for each task that
+//! ran, and at the end for the shutdown. Everything else goes to standard error. Outcomes say
+//! `flushed`, or `handed_over` with `--plain`. The server speaks HTTP/1 and HTTP/2 (`curl
+//! --http2-prior-knowledge`, or `--tls` and `curl --insecure --http2`).
 
-use std::{convert::Infallible, error::Error, io, net::Ipv4Addr, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible, error::Error, fmt::Debug, io, net::Ipv4Addr, net::SocketAddr, process::ExitCode, sync::Arc,
+    time::Duration,
+};
 
 use axum::{
     Router,
@@ -14,49 +18,44 @@ use axum::{
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::get,
+    serve::{Listener, ListenerExt},
 };
 use clap::Parser;
 use futures_util::{StreamExt, stream};
 use http_body_util::StreamBody;
-use hyper::{body::Frame, rt};
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo},
-    server::{
-        conn::auto,
-        graceful::{GracefulShutdown, Watcher},
-    },
-    service::TowerToHyperService,
-};
+use hyper::body::Frame;
 use serde_json::json;
 use tokio::{
-    net::TcpListener,
-    signal::unix::{SignalKind, signal},
+    net::{TcpListener, TcpStream},
     task::JoinSet,
     time,
 };
-use tokio_rustls::{TlsAcceptor, rustls};
-use tower_offload::{AfterResponse, AfterResponseLayer, Background, flush::Tracker};
+use tokio_rustls::{TlsAcceptor, rustls, server::TlsStream};
+use tower_offload::{
+    AfterResponse, AfterResponseLayer, Background,
+    axum::{serve, shutdown_signal},
+    background::BackgroundShutdownReport,
+};
 
-/// How long connections, and after them tasks, may take to end after SIGTERM or Ctrl-C.
+/// The time from SIGTERM or Ctrl-C until connections and tasks have ended.
 const GRACE: Duration = Duration::from_secs(10);
-/// What tasks get if the connections took all of it.
-const LEAST_DRAIN: Duration = Duration::from_secs(1);
-/// No route makes more than that: a mistyped number should not fill the memory.
-const MOST_BYTES: usize = 1 << 30;
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The largest response, so that a mistyped number does not exhaust the memory.
+const MAX_BYTES: usize = 1 << 30;
 
-/// Prints how each response ended, once that is known.
+/// Prints how each response ended.
 #[derive(Parser)]
 struct Options {
     /// The port to listen on; 0 takes any that is free.
     #[arg(long, default_value_t = 3000)]
     port: u16,
-    /// Connections are tracked: outcomes say when the socket took the last byte. The default.
+    /// Track connections: outcomes say when the socket took the last byte. The default.
     #[arg(long)]
     tracked: bool,
-    /// Connections are not tracked: outcomes say when hyper took the last frame.
+    /// Do not track connections: outcomes say when hyper took the last frame.
     #[arg(long, conflicts_with = "tracked")]
     plain: bool,
-    /// TLS with a certificate made at the start; HTTP/1 or HTTP/2 by ALPN.
+    /// Use TLS with a self-signed certificate; ALPN selects HTTP/1 or HTTP/2.
     #[arg(long)]
     tls: bool,
 }
@@ -71,11 +70,12 @@ fn routes() -> Router {
         .route("/empty", get(async || Body::empty()))
         .route("/no-content", get(async || StatusCode::NO_CONTENT))
         .route("/not-modified", get(async || StatusCode::NOT_MODIFIED))
-        .route("/panic", get(async || panic!("as was asked for") as ()))
+        .route("/panic", get(async || panic!("requested panic") as ()))
         .route("/slow/{ms}", get(async |Path(ms): Path<u64>| time::sleep(Duration::from_millis(ms)).await))
 }
 
-/// Around every route, also of requests that have none: a hook that prints the outcome, and a task that says that it ran.
+/// Registers a hook that prints the outcome and a task that prints that it ran. The middleware is
+/// around all routes, so that unknown paths have them too.
 async fn report(after: AfterResponse, request: Request, next: Next) -> Response {
     let (method, path) = (request.method().to_string(), request.uri().path().to_owned());
     let version =
@@ -91,28 +91,28 @@ async fn report(after: AfterResponse, request: Request, next: Next) -> Response 
                 "delivery": delivery, "body_bytes": body_bytes, "total_ms": total_ms})
         );
     });
-    match after.task("say").run(move || println!("{}", json!({"task": task, "ran": true}))) {
+    match after.task("print").spawn_blocking(move || println!("{}", json!({"task": task, "ran": true}))) {
         Ok(_) => next.run(request).await,
         Err(rejected) => rejected.into_response(), // nothing was promised yet
     }
 }
 
 fn limited<R: IntoResponse>(bytes: usize, respond: impl FnOnce(usize) -> R) -> Response {
-    if bytes <= MOST_BYTES {
+    if bytes <= MAX_BYTES {
         respond(bytes).into_response()
     } else {
-        (StatusCode::PAYLOAD_TOO_LARGE, format!("at most {MOST_BYTES} bytes\n")).into_response()
+        (StatusCode::PAYLOAD_TOO_LARGE, format!("at most {MAX_BYTES} bytes\n")).into_response()
     }
 }
 
-/// So many bytes in frames of at most 16 KiB.
+/// Returns `bytes` bytes in frames of at most 16 KiB.
 fn pieces(bytes: usize) -> impl Iterator<Item = Bytes> + Send + 'static {
     const PIECE: usize = 16 * 1024;
     (0..bytes).step_by(PIECE).map(move |start| Bytes::from(vec![b'x'; PIECE.min(bytes - start)]))
 }
 
 async fn chunks(Path((count, size)): Path<(usize, usize)>) -> Response {
-    // Also empty chunks are work.
+    // Empty chunks count too, because each of them takes time.
     limited(count.saturating_mul(size.max(1)), |_| {
         let chunk = Bytes::from(vec![b'x'; size]);
         Body::from_stream(stream::iter((0..count).map(move |_| Ok::<_, Infallible>(chunk.clone()))))
@@ -133,12 +133,12 @@ async fn trailers(Path(n): Path<usize>) -> Response {
 
 async fn failing(Path(n): Path<usize>) -> Response {
     limited(n, |n| {
-        let error = stream::once(async { Err(io::Error::other("as was asked for")) });
+        let error = stream::once(async { Err(io::Error::other("requested error")) });
         Body::from_stream(stream::iter(pieces(n).map(Ok)).chain(error))
     })
 }
 
-fn tls() -> Result<TlsAcceptor, Box<dyn Error>> {
+fn tls_acceptor() -> Result<TlsAcceptor, Box<dyn Error>> {
     let certified = rcgen::generate_simple_self_signed(["localhost".to_owned(), Ipv4Addr::LOCALHOST.to_string()])?;
     let key = rustls::pki_types::PrivateKeyDer::try_from(certified.signing_key.serialize_der())?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -150,82 +150,83 @@ fn tls() -> Result<TlsAcceptor, Box<dyn Error>> {
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
-/// One connection. Tracked or plain, the app is the same.
-async fn serve<I>(io: I, app: Router, tracker: Option<Tracker>, watcher: Watcher)
-where
-    I: rt::Read + rt::Write + Unpin + Send + 'static,
-{
-    let server = auto::Builder::new(TokioExecutor::new());
-    let service = TowerToHyperService::new(app);
-    let served = match tracker {
-        Some(tracker) => {
-            let (io, service) = tracker.track(io, service);
-            watcher.watch(server.serve_connection_with_upgrades(io, service)).await
+/// Accepts TLS connections. Handshakes run in tasks, so that a slow client does not delay others.
+struct TlsListener {
+    tcp: TcpListener,
+    acceptor: TlsAcceptor,
+    handshakes: JoinSet<Option<(TlsStream<TcpStream>, SocketAddr)>>,
+}
+
+impl Listener for TlsListener {
+    type Io = TlsStream<TcpStream>;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, SocketAddr) {
+        loop {
+            tokio::select! {
+                (stream, address) = Listener::accept(&mut self.tcp) => {
+                    let _ = stream.set_nodelay(true);
+                    let handshake = time::timeout(HANDSHAKE_TIMEOUT, self.acceptor.accept(stream));
+                    self.handshakes.spawn(async move { Some((handshake.await.ok()?.ok()?, address)) });
+                }
+                Some(handshake) = self.handshakes.join_next() => {
+                    if let Ok(Some(accepted)) = handshake {
+                        return accepted;
+                    }
+                }
+            }
         }
-        None => watcher.watch(server.serve_connection_with_upgrades(io, service)).await,
-    };
-    if let Err(error) = served {
-        eprintln!("connection: {error}");
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.tcp.local_addr()
     }
 }
 
-#[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
-    let options = Options::parse();
-    let tracker = (!options.plain).then(Tracker::new);
-    let tls = options.tls.then(tls).transpose()?;
+/// Serves until a signal, tracked or plain: the app is the same.
+async fn run<L: Listener<Addr: Debug>>(listener: L, plain: bool) -> io::Result<BackgroundShutdownReport> {
     let background = Background::default();
     let app = routes().layer(middleware::from_fn(report)).layer(AfterResponseLayer::new(background.clone()));
+    let signal = shutdown_signal()?;
+    if plain {
+        axum::serve(listener, app).with_graceful_shutdown(signal).await?;
+        return Ok(background.shutdown(GRACE).await);
+    }
+    let report = serve(listener, app).shutdown(signal, GRACE, &background).await;
+    if report.open_connections > 0 {
+        eprintln!("{} connections did not end in time", report.open_connections);
+    }
+    Ok(report.background)
+}
 
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, options.port)).await?;
+async fn start(options: Options) -> Result<(), Box<dyn Error>> {
+    let tcp = TcpListener::bind((Ipv4Addr::LOCALHOST, options.port)).await;
+    let tcp = tcp.map_err(|error| format!("cannot listen on port {}: {error}", options.port))?;
     let scheme = if options.tls { "https" } else { "http" };
-    eprintln!("listening on {scheme}://{}; SIGTERM or Ctrl-C ends it", listener.local_addr()?);
-
-    let graceful = GracefulShutdown::new();
-    let mut connections = JoinSet::new();
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
-        };
-        let Ok((stream, _)) = accepted.inspect_err(|error| eprintln!("accept: {error}")) else {
-            time::sleep(Duration::from_millis(100)).await; // out of file descriptors, likely: not a busy loop
-            continue;
-        };
-        let _ = stream.set_nodelay(true);
-        let (app, tracker, tls, watcher) = (app.clone(), tracker.clone(), tls.clone(), graceful.watcher());
-        while connections.try_join_next().is_some() {}
-        connections.spawn(async move {
-            match tls {
-                None => serve(TokioIo::new(stream), app, tracker, watcher).await,
-                Some(tls) => match tls.accept(stream).await {
-                    Ok(stream) => serve(TokioIo::new(stream), app, tracker, watcher).await,
-                    Err(error) => eprintln!("handshake: {error}"),
-                },
-            }
-        });
-    }
-    drop(listener);
-
-    let deadline = time::Instant::now() + GRACE;
-    if time::timeout_at(deadline, graceful.shutdown()).await.is_err() {
-        eprintln!("some connections did not end within {} s", GRACE.as_secs());
-        connections.shutdown().await;
-    }
-    // Connections first: what they registered until now is drained, too, and each outcome is told before the report.
-    let drained = background.drain(deadline.duration_since(time::Instant::now()).max(LEAST_DRAIN)).await;
-    let orphaned: Vec<_> = drained
+    eprintln!("listening on {scheme}://{}; SIGTERM or Ctrl-C ends it", tcp.local_addr()?);
+    let tasks = if options.tls {
+        run(TlsListener { tcp, acceptor: tls_acceptor()?, handshakes: JoinSet::new() }, options.plain).await?
+    } else {
+        run(tcp.tap_io(|stream| drop(stream.set_nodelay(true))), options.plain).await?
+    };
+    let still_running: Vec<_> = tasks
         .still_running
         .iter()
-        .map(|orphan| json!({"id": orphan.id, "name": orphan.name, "age_ms": orphan.age.as_millis()}))
+        .map(|task| json!({"id": task.id, "name": task.name, "age_ms": task.age.as_millis()}))
         .collect();
     println!(
         "{}",
-        json!({"drained": {"completed": drained.completed, "failed": drained.failed, "cancelled": drained.cancelled,
-            "orphaned": orphaned}})
+        json!({"shutdown": {"completed": tasks.completed, "failed": tasks.failed, "cancelled": tasks.cancelled,
+            "still_running": still_running}})
     );
     Ok(())
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    if let Err(error) = start(Options::parse()).await {
+        eprintln!("error: {error}");
+        return ExitCode::FAILURE;
+    }
+    ExitCode::SUCCESS
 }

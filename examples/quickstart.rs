@@ -1,9 +1,16 @@
-//! Passwords and thumbnails over HTTP, on a pool and beside it: `cargo run --release --example quickstart`.
+//! Hashes passwords and makes thumbnails over HTTP: `cargo run --release --example quickstart`.
 //!
-//! The same two handlers are served twice. Under `/` an `OffloadLayer` takes them to a pool; under `/inline` they run where
-//! axum calls them, on the event loop, and `/ping` has to wait for them. The program prints what to type to feel it.
+//! The same two handlers are served twice. Under `/` an `OffloadLayer` runs them on a pool. Under
+//! `/inline` they run on the event loop, where `/ping` has to wait for them. The program prints
+//! commands that show the difference.
 
-use std::{error::Error, io::Cursor, net::Ipv4Addr, process::ExitCode, time::Duration};
+use std::{
+    error::Error,
+    io::Cursor,
+    net::Ipv4Addr,
+    process::{self, ExitCode},
+    time::Duration,
+};
 
 use argon2::{Argon2, password_hash::PasswordHasher};
 use axum::{
@@ -18,29 +25,32 @@ use clap::Parser;
 use image::{
     DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits, Rgb, RgbImage, Rgba, RgbaImage, imageops,
 };
-use tokio::{net::TcpListener, sync::oneshot, time};
-use tower_offload::{OffloadLayer, Pool, ThreadPool};
+use tokio::net::TcpListener;
+use tower_offload::{
+    OffloadLayer, ThreadPool,
+    axum::{serve, shutdown_signal},
+};
 
 const BODY_LIMIT: usize = 20 * 1024 * 1024;
-/// A small file can claim to be a huge image: decoding stops before that much memory is taken.
+/// A small file can claim to be a huge image. The decoder fails before it allocates more than this.
 const MAX_PIXEL_BYTES: u64 = 256 * 1024 * 1024;
 const MAX_SIDE: u32 = 12_000;
 const THUMBNAIL_SIDE: u32 = 256;
-/// How long requests may take to end after Ctrl-C.
-const DRAIN: Duration = Duration::from_secs(10);
+/// The time from Ctrl-C until the server has stopped.
+const GRACE: Duration = Duration::from_secs(10);
 
-/// Hashes passwords and shrinks images, without making others wait.
+/// Hashes passwords and shrinks images on a pool, so that other requests are not delayed.
 #[derive(Parser)]
 struct Options {
     /// The port to listen on; 0 takes any that is free.
     #[arg(long, default_value_t = 3000)]
     port: u16,
-    /// Threads of the CPU pool [default: as many as the machine runs at once].
+    /// The number of threads of the pool [default: one for each core].
     #[arg(long)]
     threads: Option<usize>,
 }
 
-/// Handlers as anyone writes them first: they compute for a long time and never await.
+/// Ordinary async handlers that compute for a long time without an `.await`.
 fn heavy() -> Router {
     Router::new()
         .route("/hash", post(hash))
@@ -51,7 +61,7 @@ fn heavy() -> Router {
 
 fn app(cpu: &ThreadPool) -> Router {
     Router::new()
-        .merge(heavy().layer(OffloadLayer::new(cpu.clone()))) // this layer is all the difference
+        .merge(heavy().layer(OffloadLayer::new(cpu.clone()))) // the only difference
         .nest("/inline", heavy())
         .route("/ping", get(async || "pong\n"))
 }
@@ -62,7 +72,7 @@ fn internal(error: impl Error) -> Refusal {
     (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n"))
 }
 
-/// The body's argon2id hash, with a random salt, as a PHC string.
+/// Returns the argon2id hash of the body, with a random salt, as a PHC string.
 async fn hash(password: Bytes) -> Result<String, Refusal> {
     if password.is_empty() {
         return Err((StatusCode::BAD_REQUEST, "send the password as the request body\n".into()));
@@ -71,7 +81,7 @@ async fn hash(password: Bytes) -> Result<String, Refusal> {
     Ok(format!("{hash}\n"))
 }
 
-/// A JPEG of at most 256x256 pixels of the JPEG or PNG in the body.
+/// Returns a JPEG of at most 256x256 pixels, made from the JPEG or PNG in the body.
 async fn thumbnail(image: Bytes) -> Result<impl IntoResponse, Refusal> {
     if image.is_empty() {
         return Err((StatusCode::BAD_REQUEST, "send a JPEG or PNG as the request body\n".into()));
@@ -96,20 +106,20 @@ fn shrink(file: &[u8]) -> Result<Vec<u8>, ImageError> {
     reader.limits(limits.clone());
     let mut decoder = reader.into_decoder()?;
     limits.reserve(decoder.total_bytes())?;
-    let orientation = decoder.orientation()?; // phones store photos as the sensor saw them
+    let orientation = decoder.orientation()?; // phones store photos in the sensor's orientation
     let mut image = DynamicImage::from_decoder(decoder)?;
     if image.width() > THUMBNAIL_SIDE || image.height() > THUMBNAIL_SIDE {
         image = image.thumbnail(THUMBNAIL_SIDE, THUMBNAIL_SIDE);
     }
     image.apply_orientation(orientation);
 
-    // JPEG knows no transparency: what shows through is white.
+    // JPEG has no transparency: put the image on a white background.
     let mut canvas = RgbaImage::from_pixel(image.width(), image.height(), Rgba([255; 4]));
     imageops::overlay(&mut canvas, &image.to_rgba8(), 0, 0);
     encode(DynamicImage::from(canvas).into_rgb8(), ImageFormat::Jpeg)
 }
 
-/// A picture for those who have none at hand: a sky with some noise in it, so that it is as large as a photo.
+/// Returns a sample picture. Noise makes the file as large as that of a photo.
 async fn sample() -> Result<impl IntoResponse, Refusal> {
     let mut noise = 1_u32;
     let picture = RgbImage::from_fn(2000, 1500, |x, y| {
@@ -129,7 +139,7 @@ fn encode(image: RgbImage, format: ImageFormat) -> Result<Vec<u8>, ImageError> {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let Err(error) = serve(Options::parse()).await else { return ExitCode::SUCCESS };
+    let Err(error) = run(Options::parse()).await else { return ExitCode::SUCCESS };
     eprint!("error: {error}");
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -140,7 +150,7 @@ async fn main() -> ExitCode {
     ExitCode::FAILURE
 }
 
-async fn serve(options: Options) -> Result<(), Box<dyn Error>> {
+async fn run(options: Options) -> Result<(), Box<dyn Error>> {
     let builder = ThreadPool::builder().name("cpu");
     let cpu = match options.threads {
         Some(threads) => builder.threads(threads).build()?,
@@ -149,45 +159,25 @@ async fn serve(options: Options) -> Result<(), Box<dyn Error>> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, options.port)).await;
     let listener = listener
         .map_err(|error| format!("cannot listen on port {}: {error}; choose another one with --port", options.port))?;
-    let (stop, stopped) = oneshot::channel::<()>();
-    let interrupted = interrupted()?; // from here on Ctrl-C drains
-    let address = listener.local_addr()?;
-    let server = axum::serve(listener, app(&cpu)).with_graceful_shutdown(async { drop(stopped.await) });
-    let server = tokio::spawn(server.into_future());
-    println!("listening on http://{address}, {} pool threads; Ctrl-C ends it", cpu.threads());
-    print!("{}", try_this(&format!("http://{address}")));
+    let signal = shutdown_signal()?;
+    let url = format!("http://{}", listener.local_addr()?);
+    println!("listening on {url}, {} pool threads; Ctrl-C ends it", cpu.threads());
+    print!("{}", try_this(&url));
 
-    interrupted.await;
-    let again = self::interrupted()?;
-    println!("draining for at most {} s; Ctrl-C again ends it at once", DRAIN.as_secs());
-    tokio::spawn(async move {
-        again.await;
-        std::process::exit(130) // what a shell reports for a program that Ctrl-C has ended
-    });
-    let deadline = time::Instant::now() + DRAIN;
-    drop(stop);
-    let connections = if time::timeout_at(deadline, server).await.is_ok() { "all closed" } else { "some cut off" };
-    let left = cpu.shutdown(deadline.saturating_duration_since(time::Instant::now())).await;
-    println!("stopped: connections {connections}; the pool did {} calls and left {left}", cpu.stats().completed);
+    let signal = async {
+        signal.await;
+        let again = shutdown_signal();
+        println!("draining for at most {} s; Ctrl-C again ends it at once", GRACE.as_secs());
+        tokio::spawn(async {
+            if let Ok(again) = again {
+                again.await;
+                process::exit(130) // the status that a shell reports for a program ended by Ctrl-C
+            }
+        });
+    };
+    let open = serve(listener, app(&cpu)).shutdown(signal, GRACE, None).await.open_connections;
+    println!("stopped: {open} connections closed early; the pool completed {} calls", cpu.stats().completed);
     Ok(())
-}
-
-/// Ends with Ctrl-C, and on unix with SIGTERM, by which service managers say the same.
-#[cfg(unix)]
-fn interrupted() -> std::io::Result<impl Future<Output = ()>> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    Ok(async move {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
-    })
-}
-
-#[cfg(not(unix))]
-fn interrupted() -> std::io::Result<impl Future<Output = ()>> {
-    Ok(async { drop(tokio::signal::ctrl_c().await) })
 }
 
 fn try_this(url: &str) -> String {

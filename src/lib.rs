@@ -16,6 +16,7 @@ pub mod blocking_detector;
 pub mod flush;
 mod grpc;
 pub mod offload;
+mod panic;
 pub mod pool;
 mod request_head;
 mod sync;
@@ -26,5 +27,5 @@ pub use self::after_response::{AfterResponse, AfterResponseLayer};
 pub use self::{
     background::Background,
     offload::{Offload, OffloadLayer},
-    pool::{CallError, Pool, Priority, Rejection, ThreadPool, cancelled},
+    pool::{CallError, Pool, Priority, ThreadPool, cancelled},
 };

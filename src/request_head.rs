@@ -68,7 +68,7 @@ impl fmt::Debug for RequestHead<'_> {
 }
 
 /// A closure of a layer that reads a request: either its head ([`OfHead`]) or all of it
-/// ([`OfRequest`]).
+/// ([`OfRequest`]). The module is private, which seals the trait.
 pub trait View<Req>: Clone + Send + Sync {
     /// The value that the closure returns.
     type Output;
@@ -80,10 +80,12 @@ pub trait View<Req>: Clone + Send + Sync {
     fn head<'a>(&self, request: &'a Req) -> Option<RequestHead<'a>>;
 }
 
-/// A closure that reads the head of HTTP requests.
+/// A closure that reads the head of HTTP requests, such as that of
+/// [`filter`](crate::OffloadLayer::filter).
 pub struct OfHead<F>(Arc<F>);
 
-/// A closure that reads whole requests, of any type.
+/// A closure that reads whole requests of any type, such as that of
+/// [`filter_request`](crate::OffloadLayer::filter_request).
 pub struct OfRequest<F>(Arc<F>);
 
 impl<F> OfHead<F> {

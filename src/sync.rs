@@ -1,4 +1,4 @@
-//! The one place that names locks, atomics and parking, so that loom can stand in for them.
+//! Locks, atomics and parking for the whole crate. Loom replaces them in models.
 
 #[cfg(not(tower_offload_loom))]
 pub(crate) use std::{
@@ -20,15 +20,17 @@ pub(crate) use loom::{
     thread,
 };
 
-/// Locks, and recovers from poison: every critical section of this crate leaves a valid state behind.
+/// Locks a mutex and ignores poisoning. Every critical section of this crate leaves a valid state
+/// behind, also if it unwinds.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-/// Parks for at most so long. Loom knows no time: there it parks until it is woken.
+/// Parks the thread until it is unparked or `timeout` has passed. Loom has no time: there, the
+/// thread parks until it is unparked.
 #[cfg(not(tower_offload_loom))]
-pub(crate) fn park_timeout(at_most: std::time::Duration) {
-    thread::park_timeout(at_most);
+pub(crate) fn park_timeout(timeout: std::time::Duration) {
+    thread::park_timeout(timeout);
 }
 
 #[cfg(tower_offload_loom)]
@@ -36,8 +38,8 @@ pub(crate) fn park_timeout(_: std::time::Duration) {
     thread::park();
 }
 
-/// A value on cache lines of its own: what some threads write all the time must not slow down those who only read what
-/// stands beside it. Two lines of 64 bytes, since processors fetch them in pairs.
+/// Aligns a value to cache lines of its own, so that writes to it do not slow down readers of
+/// neighbouring fields. The alignment is two lines of 64 bytes, since processors prefetch pairs.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub(crate) struct Padded<T>(pub(crate) T);

@@ -1,8 +1,8 @@
-//! What a request pays for a handle that it does not use (A14, 5.11), and what a handle keeps. Counts heap allocations with an
-//! allocator of its own, so it is a program of its own, and holds one test.
+//! Cost of a handle that a request does not use, and memory that a handle keeps. Counts heap
+//! allocations with a global allocator, so it is a program of its own with one test.
 //!
-//! Of locks there is nothing to count: the layer's one lock is that of the list of what was registered, which is taken by
-//! whoever registers something and by the driver, and there is no driver without a registration (below: no task).
+//! Locks need no count: the layer's only lock protects the list of registrations. It is taken by a
+//! registration and by the driver, and without a registration there is no driver.
 #![allow(clippy::unwrap_used)]
 
 use std::{alloc::System, convert::Infallible};
@@ -20,7 +20,8 @@ static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 const CALLS: usize = 1_000;
 
-/// How many allocations a request makes, from its arrival to the drop of its body. Everything is ready at the first poll.
+/// Returns the allocations of a request, from its arrival to the drop of its body. Everything is
+/// ready at the first poll.
 fn per_call<S>(mut service: S, is_extended: bool) -> f64
 where
     S: Service<Request<()>, Response: IsResponse, Error = Infallible>,
@@ -28,17 +29,17 @@ where
     let mut region = None;
     for call in 0..=CALLS {
         if call == 1 {
-            region = Some(Region::new(ALLOCATOR)); // everything is warm
+            region = Some(Region::new(ALLOCATOR)); // after a warm-up call
         }
         let mut request = Request::new(());
         if is_extended {
-            request.extensions_mut().insert("of the server, such as an address");
+            request.extensions_mut().insert("an extension of the server");
         }
         let Ok(response) = service.call(request).now_or_never().unwrap();
         response.read();
     }
     let change = region.unwrap().change();
-    // A whole number a call; over all of them there may be a stray one of the test harness.
+    // Rounded, because the test harness may allocate a few times.
     ((change.allocations + change.reallocations) as f64 / CALLS as f64).round()
 }
 
@@ -59,21 +60,21 @@ fn service() -> impl Service<Request<()>, Response = Response<Full<Bytes>>, Erro
     })
 }
 
-/// One `Arc` and the box of one extension. The extensions of a request that had none also get their map: its box and its
-/// table. A server's requests have some, of the connection or of a router's.
+/// One `Arc` and one boxed extension. A request without extensions also gets the map, which is a
+/// box and a table. Requests of a server have extensions of the connection or the router.
 #[tokio::test]
-async fn a_handle_costs_one_arc_and_one_extension_and_keeps_nothing_a14() {
-    let layer = AfterResponseLayer::default();
+async fn handle_costs_two_allocations_and_keeps_nothing() {
+    let layer = AfterResponseLayer::new(Background::default());
     let runtime = tokio::runtime::Handle::current();
     let added = |is_extended| per_call(layer.layer(service()), is_extended) - per_call(service(), is_extended);
     let (to_some, to_none) = (added(true), added(false));
     println!("allocations a call: {to_some} beside other extensions, {to_none} alone");
-    // Nothing has yielded since: a task that had been spawned would be there.
+    // The test has not yielded, so a spawned task would still be alive.
     assert_eq!(runtime.metrics().num_alive_tasks(), 0);
     assert_eq!(layer.background().stats(), Default::default());
     assert_eq!((to_some, to_none), (2.0, 4.0));
 
-    // As a check of the check: one hook is one task.
+    // Checks the check: a hook spawns one task.
     let mut hooked = layer.layer(service_fn(|request: Request<()>| {
         request.extensions().get::<AfterResponse>().unwrap().hook(|_| ());
         std::future::ready(Ok::<_, Infallible>(Response::new(Full::new(Bytes::new()))))
@@ -84,7 +85,7 @@ async fn a_handle_costs_one_arc_and_one_extension_and_keeps_nothing_a14() {
     keeps_nothing().await;
 }
 
-/// As that of a web socket, which outlives its response and registers a task for each message.
+/// A handle that outlives its response and registers many tasks, like that of a web socket.
 async fn keeps_nothing() {
     let background = Background::builder().pool(Inline::new()).build();
     let layer = AfterResponseLayer::new(background.clone());
@@ -97,7 +98,7 @@ async fn keeps_nothing() {
     let after = kept.unwrap();
     let round = async || {
         for is_wanted in [true, false] {
-            after.task("a".repeat(1024)).when(move |_| is_wanted).run(|| ()).unwrap();
+            after.task("a".repeat(1024)).when(move |_| is_wanted).spawn_blocking(|| ()).unwrap();
             after.task("b".repeat(1024)).when(move |_| is_wanted).spawn(async {}).unwrap();
         }
         while background.stats().running + background.stats().reserved > 0 {
@@ -111,6 +112,6 @@ async fn keeps_nothing() {
     }
     let change = region.change();
     let kept = change.bytes_allocated as isize - change.bytes_deallocated as isize;
-    println!("bytes kept of {} tasks: {kept}", CALLS / 10 * 4);
+    println!("bytes kept after {} tasks: {kept}", CALLS / 10 * 4);
     assert!(kept < 4096, "{change:?}");
 }

@@ -1,11 +1,15 @@
-//! `examples/after_response.rs`, run as its readers run it: as a program, over real connections.
+//! Runs `examples/after_response.rs` as a program, over real connections.
 //!
-//! `cargo test` builds it first. `cargo test --test after_response_example` does not: precede it with `cargo build --examples`.
+//! Build it first: `cargo build --workspace --examples --all-features`.
 
 #![cfg(unix)]
 #![allow(clippy::unwrap_used)]
 
-use std::{path::Path, process::Stdio, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
 
 use http_body_util::{BodyExt, Empty};
 use hyper::{Method, Request, body::Bytes};
@@ -20,30 +24,28 @@ use tokio::{
     process::{Child, ChildStderr, ChildStdout, Command},
     time::timeout,
 };
-
-/// Only so that a program that hangs fails its test.
-const PATIENCE: Duration = Duration::from_secs(60);
+use tower_offload_tests::{PATIENCE, example};
 
 #[tokio::test]
-async fn a_tracked_server_says_what_was_flushed() {
+async fn a_tracked_server_prints_what_was_flushed() {
     let Some(mut server) = Server::start(&["--tracked"]).await else { return };
     server.walk("flushed").await;
     server.ends_in_order().await;
 }
 
 #[tokio::test]
-async fn a_plain_server_says_what_was_handed_over() {
+async fn a_plain_server_prints_what_was_handed_over() {
     let Some(mut server) = Server::start(&["--plain"]).await else { return };
     server.walk("handed_over").await;
     server.ends_in_order().await;
 }
 
 #[tokio::test]
-async fn a_server_that_is_told_to_end_sends_what_it_has_begun_and_drains() {
+async fn a_signal_lets_the_current_response_end() {
     let Some(mut server) = Server::start(&[]).await else { return };
     let mut client = TcpStream::connect(&server.address).await.unwrap();
     client.write_all(b"GET /chunks/2000/16384 HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
-    assert_eq!(client.read_u8().await.unwrap(), b'H'); // it has begun, and cannot end before it is read
+    assert_eq!(client.read_u8().await.unwrap(), b'H'); // the response has begun, and cannot end before it is read
     server.signal("TERM").await;
     let mut answer = Vec::new();
     timeout(PATIENCE, client.read_to_end(&mut answer)).await.unwrap().unwrap();
@@ -53,7 +55,7 @@ async fn a_server_that_is_told_to_end_sends_what_it_has_begun_and_drains() {
 }
 
 #[tokio::test]
-async fn nobody_gets_a_response_without_end() {
+async fn sizes_over_the_limit_are_rejected() {
     let Some(mut server) = Server::start(&[]).await else { return };
     for path in ["/chunks/18446744073709551615/0", "/chunks/4294967296/4294967296", "/bytes/18446744073709551615"] {
         let answer = server.get(Method::GET, path, false).await.unwrap();
@@ -64,7 +66,7 @@ async fn nobody_gets_a_response_without_end() {
 }
 
 #[tokio::test]
-async fn options_that_contradict_each_other_are_refused() {
+async fn contradictory_options_are_rejected() {
     let Some(program) = program() else { return };
     let output = Command::new(program).args(["--tracked", "--plain"]).output().await.unwrap();
     assert_eq!(output.status.code(), Some(2));
@@ -98,7 +100,7 @@ impl Server {
         Some(Self { child, outcomes, _log: log, address, clients: [client(false), client(true)] })
     }
 
-    /// Asks for everything, on both protocols, and compares each outcome.
+    /// Requests every route on both protocols and compares each outcome.
     async fn walk(&mut self, delivery: &str) {
         for http2 in [false, true] {
             let version = if http2 { "HTTP/2.0" } else { "HTTP/1.1" };
@@ -128,14 +130,14 @@ impl Server {
                 }
             }
             assert!(self.get(Method::GET, "/error/100000", http2).await.is_err());
-            self.expect(&json!({"path": "/error/100000", "end": "body_error", "delivery": "none", "status": 200}))
+            self.expect(&json!({"path": "/error/100000", "end": "body_error", "delivery": "not_delivered", "status": 200}))
                 .await;
             self.expect(&json!({"task": "GET /error/100000"})).await;
             assert!(self.get(Method::GET, "/panic", http2).await.is_err());
-            self.expect(&json!({"path": "/panic", "end": "handler_error", "delivery": "none", "status": null})).await;
+            self.expect(&json!({"path": "/panic", "end": "handler_error", "delivery": "not_delivered", "status": null})).await;
             let gone = timeout(Duration::from_millis(50), self.get(Method::GET, "/slow/100000", http2));
             assert!(gone.await.is_err());
-            self.expect(&json!({"path": "/slow/100000", "end": "no_response", "delivery": "none"})).await;
+            self.expect(&json!({"path": "/slow/100000", "end": "no_response", "delivery": "not_delivered"})).await;
         }
     }
 
@@ -151,7 +153,7 @@ impl Server {
         Some(serde_json::from_str(&line).expect("a line is a JSON object"))
     }
 
-    /// The next line has these fields.
+    /// Checks that the next line has these fields, and returns it.
     async fn expect(&mut self, fields: &Value) -> Value {
         let line = self.line().await.expect("a line");
         for (name, value) in fields.as_object().unwrap() {
@@ -176,19 +178,12 @@ impl Server {
         while let Some(line) = self.line().await {
             last = line;
         }
-        assert_eq!(last["drained"]["orphaned"], json!([]), "{last}");
-        assert_eq!(last["drained"]["failed"], json!(0), "{last}");
+        assert_eq!(last["shutdown"]["still_running"], json!([]), "{last}");
+        assert_eq!(last["shutdown"]["failed"], json!(0), "{last}");
         assert_eq!(timeout(PATIENCE, self.child.wait()).await.unwrap().unwrap().code(), Some(0));
     }
 }
 
-fn program() -> Option<std::path::PathBuf> {
-    let test = std::env::current_exe().unwrap();
-    let profile = test.parent().and_then(Path::parent).unwrap();
-    let program = profile.join("examples/after_response");
-    if !program.exists() {
-        eprintln!("skipped: the example `after_response` is not built: only this test was");
-        return None;
-    }
-    Some(program)
+fn program() -> Option<PathBuf> {
+    example(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples"), "after_response")
 }

@@ -1,5 +1,5 @@
-//! Feature `tracing`: the spans of hooks and tasks (5.10), and the log line of a forgotten layer (5.12). Which spans are wanted is
-//! remembered for the whole process, by whichever thread comes first, so this is a program of its own.
+//! Feature `tracing`: the spans of hooks and tasks, and the log line of a missing layer. A program
+//! of its own, because tracing caches per process which spans are enabled.
 #![allow(clippy::unwrap_used)]
 
 use std::{
@@ -16,7 +16,7 @@ use tower_offload::{AfterResponse, AfterResponseLayer, Background};
 use tracing::Instrument;
 use tracing_subscriber::{Registry, layer::SubscriberExt, registry::LookupSpan};
 
-/// The names of the spans around this code, innermost first.
+/// Returns the names of the current spans, innermost first.
 fn spans() -> Vec<&'static str> {
     tracing::dispatcher::get_default(|dispatch| {
         let registry = dispatch.downcast_ref::<Registry>().unwrap();
@@ -27,29 +27,29 @@ fn spans() -> Vec<&'static str> {
 }
 
 #[tokio::test]
-async fn hooks_and_tasks_are_in_the_trace_of_their_request_5_10() {
+async fn hooks_and_tasks_run_in_the_span_of_their_request() {
     let _subscriber =
         tracing::subscriber::set_default(Registry::default().with(tracing_subscriber::layer::Identity::new()));
     let background = Background::default();
-    let (tell, told) = mpsc::channel();
+    let (tx, rx) = mpsc::channel();
     let service = AfterResponseLayer::new(background.clone()).layer(service_fn(move |request: Request<()>| {
         let after = request.extensions().get::<AfterResponse>().unwrap();
-        let [hook, sync, spawned] = std::array::from_fn(|_| tell.clone());
-        after.run(move || sync.send(spans()).unwrap()).unwrap();
+        let [hook, sync, spawned] = std::array::from_fn(|_| tx.clone());
+        after.spawn_blocking(move || sync.send(spans()).unwrap()).unwrap();
         after.spawn(async move { spawned.send(spans()).unwrap() }).unwrap();
         after.hook(move |_| hook.send(spans()).unwrap());
         async { Ok::<_, Infallible>(Response::new(Empty::<bytes::Bytes>::new())) }
     }));
-    // The body is dropped outside of the span, as by a connection.
+    // The body is dropped outside of the span, like by a connection.
     let call = service.oneshot(Request::new(())).instrument(tracing::info_span!("request"));
     drop(call.await.unwrap());
     assert_eq!(spans(), [""; 0]);
-    background.drain(Duration::from_secs(60)).await;
+    background.shutdown(Duration::from_secs(60)).await;
     let expected = [&["request"][..], &["background_task", "request"], &["background_task", "request"]];
-    assert_eq!(told.iter().collect::<Vec<_>>(), expected);
+    assert_eq!(rx.iter().collect::<Vec<_>>(), expected);
 }
 
-/// Keeps what is written.
+/// A writer that keeps everything written to it.
 #[derive(Clone, Default)]
 struct Lines(Arc<Mutex<Vec<u8>>>);
 
@@ -63,8 +63,9 @@ impl io::Write for Lines {
         Ok(())
     }
 }
+
 #[tokio::test]
-async fn a_forgotten_layer_is_logged_by_name_5_12() {
+async fn missing_layer_is_logged_by_name() {
     let lines = Lines::default();
     let writer = lines.clone();
     let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).without_time().finish();

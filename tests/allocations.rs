@@ -1,4 +1,4 @@
-//! Counts heap allocations with an allocator of its own, so it is a program of its own, and holds one test.
+//! Counts heap allocations with a global allocator, and therefore contains a single test.
 #![allow(clippy::unwrap_used)]
 
 use std::{alloc::System, convert::Infallible};
@@ -13,7 +13,7 @@ static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 const CALLS: usize = 1_000;
 
-/// How many allocations a call makes, on all threads, once everything is warm.
+/// Returns the number of allocations per call, on all threads, after a warm-up.
 async fn per_call<F: Future>(mut call: impl FnMut() -> F) -> f64 {
     for _ in 0..CALLS {
         call().await;
@@ -26,10 +26,10 @@ async fn per_call<F: Future>(mut call: impl FnMut() -> F) -> f64 {
     (change.allocations + change.reallocations) as f64 / CALLS as f64
 }
 
-/// At most two, the aim is one: around a `service_fn` with a future under 2 KiB.
+/// Measures a `service_fn` whose future is smaller than 2 KiB.
 #[tokio::test]
 async fn a_call_through_the_layer_adds_one_allocation() {
-    // About 1 KiB of future that awaits in the middle.
+    // A future of about 1 KiB that awaits once.
     let work = || {
         service_fn(async |n: usize| {
             let data = std::hint::black_box([n; 128]);
@@ -66,7 +66,7 @@ async fn a_call_through_the_layer_adds_one_allocation() {
     }
     let run = per_call(|| pool.run(|| 1)).await;
     println!("allocations a call: {run} for `Pool::run`");
-    // A whole number a call, and at most a stray one over all of them (a queue that grows, a runtime's own).
+    // A whole number per call, and a few over all calls, as when a queue grows.
     for (name, added) in added {
         assert!(added < 1.01, "{name}: {added}");
     }
@@ -74,12 +74,12 @@ async fn a_call_through_the_layer_adds_one_allocation() {
     detected().await;
 }
 
-/// None, while nothing blocks.
+/// The detector allocates nothing while nothing blocks.
 async fn detected() {
     use axum::extract::MatchedPath;
     use http::Request;
 
-    // As axum hands it to a layer, and as a server without a router does.
+    // A request with the extensions that axum adds, and one without.
     let uri = "/users/7".parse::<http::Uri>().unwrap();
     let app: axum::Router = axum::Router::new()
         .route("/users/{id}", axum::routing::get(async |matched: MatchedPath| axum::Extension(matched)));
@@ -105,5 +105,5 @@ async fn detected() {
     }
     let change = region.change();
     println!("allocations by the blocking detector in {CALLS} calls of each kind: {}", change.allocations);
-    assert!(change.allocations + change.reallocations < 10, "{change:?}"); // a stray one of the runtime's
+    assert!(change.allocations + change.reallocations < 10, "{change:?}"); // Allocations of the runtime.
 }

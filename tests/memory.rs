@@ -1,4 +1,4 @@
-//! Counts the bytes that are allocated with an allocator of its own, so it is a program of its own, and holds one test.
+//! Counts allocated bytes with a global allocator, and therefore contains a single test.
 #![allow(clippy::unwrap_used)]
 
 use std::{
@@ -16,7 +16,7 @@ use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 use tokio::runtime::Runtime;
 use tower::{Layer, Service};
 use tower_offload::{
-    OffloadLayer, Rejection, ThreadPool,
+    CallError, OffloadLayer, ThreadPool,
     offload::service_fn_blocking,
     pool::{Pool, Rayon, TokioBlocking},
 };
@@ -25,10 +25,10 @@ use tower_offload::{
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 const CALLS: usize = 100_000;
-/// What is nobody's in particular: a runtime's own queues, threads' names and locals.
-const STRAY: isize = 64 * 1024;
+/// Bytes that runtimes and threads may allocate meanwhile, for queues, names and locals.
+const MAX_STRAY: isize = 64 * 1024;
 
-/// In bytes. Signed, since a thread may just be freeing what was there before.
+/// Returns the number of live bytes. Signed, because a thread may be freeing earlier allocations.
 fn live() -> isize {
     let stats = ALLOCATOR.stats();
     stats.bytes_allocated as isize - stats.bytes_deallocated as isize
@@ -46,17 +46,17 @@ impl Drop for Request {
     }
 }
 
-/// Makes the calls while the pool's one thread is held, and cancels them all: `queued` of them in the queue, for the others
-/// there is no room. Ends when the pool is idle again and all of that is freed.
+/// Makes calls while the pool's only thread is blocked, and cancels them all: `queued` of them wait
+/// in the queue, and the others are rejected. Returns when the pool is idle and everything is
+/// freed.
 async fn burst(pool: &Arc<dyn Pool>, queued: usize) {
     let (ran, drops) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let ran_too = ran.clone();
-    let mut service =
-        OffloadLayer::new(pool.clone()).reject_with(Err).layer(service_fn_blocking(move |request: Request| {
-            ran_too.fetch_add(1, SeqCst);
-            drop(request);
-            Ok::<_, Rejection>(())
-        }));
+    let mut service = OffloadLayer::new(pool.clone()).reject_with(Err).layer(service_fn_blocking(move |request: Request| {
+        ran_too.fetch_add(1, SeqCst);
+        drop(request);
+        Ok::<_, CallError>(())
+    }));
     let (entered, inside) = tokio::sync::oneshot::channel();
     let (release, released) = mpsc::channel::<()>();
     let held = pool.run(move || {
@@ -82,7 +82,7 @@ async fn burst(pool: &Arc<dyn Pool>, queued: usize) {
         match futures_util::poll!(&mut call) {
             std::task::Poll::Pending => waiting.push(call),
             std::task::Poll::Ready(answer) => {
-                assert_eq!(answer, Err(Rejection::Overloaded));
+                assert_eq!(answer, Err(CallError::Overloaded));
                 refused += 1;
             }
         }
@@ -91,46 +91,46 @@ async fn burst(pool: &Arc<dyn Pool>, queued: usize) {
     assert_eq!(drops.load(SeqCst), refused);
     let full = live() - before;
     drop(waiting);
-    assert_eq!(drops.load(SeqCst), CALLS, "what never started is dropped with its caller");
+    assert_eq!(drops.load(SeqCst), CALLS, "unstarted calls are dropped with their callers");
     let cancelled = live() - before;
 
     drop(release);
     held.await.unwrap();
-    let stats = || pool.gate().stats();
+    let stats = || pool.admission().stats();
     let idle = async {
-        while stats().slots_taken > 0 || stats().active > 0 {
+        while stats().permits_in_use > 0 || stats().active > 0 {
             tokio::task::yield_now().await;
         }
-        pool.run(|| ()).await.unwrap(); // what came before is gone for good
-        while live() - before > STRAY {
-            tokio::time::sleep(Duration::from_millis(1)).await; // a thread that goes to sleep frees the last of it
+        pool.run(|| ()).await.unwrap(); // Earlier entries have left the queue.
+        while live() - before > MAX_STRAY {
+            tokio::time::sleep(Duration::from_millis(1)).await; // A thread that parks frees the last of it.
         }
     };
-    tokio::time::timeout(Duration::from_secs(60), idle).await.expect("memory is kept, or this hangs");
+    tokio::time::timeout(Duration::from_secs(60), idle).await.expect("memory is not freed");
     drop(service);
     assert_eq!((ran.load(SeqCst), drops.load(SeqCst)), (0, CALLS));
     assert_eq!((stats().in_flight, stats().queued), (0, 0));
     let kept = live() - before;
-    let name = pool.gate().name();
-    println!("{name}: {full} bytes for {queued} queued calls, {cancelled} when cancelled, {kept} when idle again");
+    let name = pool.admission().name();
+    println!("{name}: {full} bytes for {queued} queued calls, {cancelled} after cancellation, {kept} when idle");
 }
 
-/// Each on the one thread of each kind of pool.
+/// Returns a pool of each kind with one thread.
 fn pools(runtime: &Runtime, queue_capacity: usize) -> Vec<Arc<dyn Pool>> {
     let _inside = runtime.enter();
     let rayon = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
     vec![
         Arc::new(ThreadPool::builder().threads(1).queue_capacity(queue_capacity).build().unwrap()),
-        Arc::new(Rayon::new(rayon).queue_capacity(queue_capacity)),
-        Arc::new(TokioBlocking::new(1).queue_capacity(queue_capacity)),
+        Arc::new(Rayon::builder(rayon).queue_capacity(queue_capacity).build()),
+        Arc::new(TokioBlocking::builder(1).queue_capacity(queue_capacity).build()),
     ]
 }
 
 #[test]
-fn calls_cancelled_in_the_queue_run_nothing_and_free_everything() {
+fn calls_cancelled_in_the_queue_free_everything() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     for capacity in [CALLS, 1000] {
-        let pools = pools(&runtime, capacity); // all of them until the end: threads that end free memory when they like
+        let pools = pools(&runtime, capacity); // Kept until the end, because threads that exit free memory at any time.
         for pool in &pools {
             runtime.block_on(async {
                 for _ in 0..2 {

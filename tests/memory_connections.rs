@@ -28,7 +28,7 @@ use tower::{Layer, service_fn, util::BoxCloneService};
 use tower_offload::{
     AfterResponse, AfterResponseLayer, Background, ThreadPool,
     after_response::{AfterResponseService, Delivery, End, Outcome},
-    flush::{Stats, Tracker},
+    flush::{Tracker, TrackerStats},
 };
 
 #[global_allocator]
@@ -170,7 +170,7 @@ async fn http2_keeps_nothing(rounds: u64) {
 }
 
 /// Gave up, lost, mismatched, undelivered, unmapped.
-fn without_flushed(stats: Stats) -> (u64, u64, u64, u64, u64) {
+fn without_flushed(stats: TrackerStats) -> (u64, u64, u64, u64, u64) {
     (stats.gave_up, stats.lost, stats.mismatched, stats.undelivered, stats.unmapped)
 }
 
@@ -280,14 +280,14 @@ async fn handle(
     after.hook(move |outcome: &Outcome| {
         let counter = match (outcome.end, outcome.delivery) {
             (End::Complete, Delivery::Flushed) => &counts.flushed,
-            (End::Aborted, Delivery::None) => &counts.aborted,
-            (End::NoResponse, Delivery::None) => &counts.unanswered,
+            (End::Aborted, Delivery::NotDelivered) => &counts.aborted,
+            (End::NoResponse, Delivery::NotDelivered) => &counts.unanswered,
             _ => &counts.other,
         };
         counter.fetch_add(1, SeqCst);
     });
     if number % (2 * TASK) == 0 {
-        after.task("on the pool").always().run(|| ()).unwrap();
+        after.task("on the pool").always().spawn_blocking(|| ()).unwrap();
     } else if number % TASK == 0 {
         after.task("on the runtime").always().spawn(tokio::task::yield_now()).unwrap();
     }

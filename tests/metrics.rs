@@ -1,4 +1,5 @@
-//! Feature `metrics`: names, labels and units. A recorder is global, so this is a program of its own, and holds one test.
+//! Names, labels and units of feature `metrics`. The recorder is global, so this program has one
+//! test.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
@@ -7,16 +8,16 @@ use futures_util::FutureExt;
 use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 use tower::{Layer, ServiceExt};
 use tower_offload::{
-    Rejection, ThreadPool,
+    CallError, ThreadPool,
     pool::{Codel, Pool},
 };
 
 #[tokio::test]
-async fn every_pool_is_measured_under_its_name() {
+async fn metrics_have_the_name_of_the_pool_as_label() {
     let recorder = DebuggingRecorder::new();
     let snapshotter = recorder.snapshotter();
     let pool = ThreadPool::builder().name("measured").threads(1).queue_capacity(1).build().unwrap();
-    recorder.install().unwrap(); // after the pool was made, before it is used
+    recorder.install().unwrap(); // After the pool was built and before it is used.
 
     let (release, released) = std::sync::mpsc::channel::<()>();
     let (entered, inside) = tokio::sync::oneshot::channel();
@@ -30,13 +31,13 @@ async fn every_pool_is_measured_under_its_name() {
     drop(queued);
     drop(release);
     held.await.unwrap();
-    while pool.stats().slots_taken > 0 {
-        tokio::task::yield_now().await; // the abandoned one is still in the queue
+    while pool.stats().permits_in_use > 0 {
+        tokio::task::yield_now().await; // The entry of the abandoned call is still queued.
     }
     let panicked = std::panic::AssertUnwindSafe(pool.run(|| panic!("measured"))).catch_unwind().await;
     assert!(refused.is_err() && panicked.is_err());
     pool.run(|| ()).await.unwrap();
-    // Parked, then woken by itself: one resume.
+    // A call that parks and wakes itself is resumed once.
     let yielding = tower_offload::OffloadLayer::new(pool.clone()).reject(tower_offload::offload::RejectWithError);
     let yielding = yielding.layer(tower::service_fn(async |()| {
         let mut polls = 0;
@@ -78,7 +79,7 @@ async fn every_pool_is_measured_under_its_name() {
     ];
     assert_eq!(seen, expected.map(|(name, value)| (name.to_owned(), value)).into());
 
-    // And in seconds: the same sums as the pool's own counters have.
+    // Histograms are in seconds and have the same sums as `PoolStats`.
     let stats = pool.stats();
     for (name, expected) in [
         ("offload_queue_wait_seconds", stats.queue_wait),
@@ -89,11 +90,11 @@ async fn every_pool_is_measured_under_its_name() {
         assert!((seconds[name] - expected.as_secs_f64()).abs() < 1e-6, "{name}: {} and {expected:?}", seconds[name]);
     }
 
-    // What a policy sheds has a reason of its own.
+    // Shed calls have a reason of their own.
     let short = std::time::Duration::from_millis(1);
     let builder = ThreadPool::builder().name("shedding").threads(1).queue_policy(Codel::new(short, short));
     let pool = builder.build().unwrap();
-    // A slow machine may shed the call that is to hold the thread.
+    // On a slow machine the call that blocks the thread may be shed.
     let mut shed = 0;
     let (release, held) = loop {
         let (entered, inside) = tokio::sync::oneshot::channel();
@@ -109,10 +110,10 @@ async fn every_pool_is_measured_under_its_name() {
     };
     let queued = pool.run(|| ());
     let newest = pool.run(|| ());
-    tokio::time::sleep(5 * short).await; // longer only makes it surer
+    tokio::time::sleep(5 * short).await; // Longer than the interval.
     drop(release);
     held.await.unwrap();
-    assert_eq!((queued.await, newest.await), (Err(Rejection::Expired), Ok(())));
+    assert_eq!((queued.await, newest.await), (Err(CallError::Expired), Ok(())));
     shed += 1;
     let expired = snapshotter.snapshot().into_vec().into_iter().find_map(|(key, _, _, value)| {
         let labels: Vec<_> = key.key().labels().map(|label| (label.key(), label.value())).collect();

@@ -1,103 +1,201 @@
-//! The callers.
+//! The callers, and the job that they have run.
 
 use std::{
+    cell::Cell,
     hint::black_box,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
+    thread,
     time::{Duration, Instant},
 };
 
 use hdrhistogram::Histogram;
-use tokio::{sync::Semaphore, task::JoinError};
-
-use crate::{
-    hops::Hop,
-    plan::{Mode, Scene},
-    platform::Counting,
+use tokio::{runtime::Runtime, sync::Semaphore, task::JoinSet};
+use tower_offload_benches::{
+    BoxError,
+    platform::{self, CountingAllocator},
 };
 
-/// What the callers have seen.
-#[derive(Debug)]
-pub(crate) struct Tally {
-    pub(crate) calls: u64,
-    pub(crate) elapsed: Duration,
-    /// In nanoseconds.
-    pub(crate) latency: Histogram<u64>,
-    /// 0 unless they were to be counted.
-    pub(crate) allocations: u64,
+use crate::{Mode, Phases, Pin, Sample, Scene, THREADS};
+
+/// The number of a job that keeps its thread busy for a while, so that the next job needs another
+/// thread.
+const PAUSE: u64 = u64::MAX;
+
+const ANYWHERE: usize = usize::MAX;
+
+/// The core of the threads that run jobs. It is set before the first job, if at all.
+static CORE: AtomicUsize = AtomicUsize::new(ANYWHERE);
+
+thread_local! {
+    static IS_PINNED: Cell<bool> = const { Cell::new(false) };
 }
 
+/// The job of every variant: next to nothing.
+pub(crate) fn job(number: u64) -> u64 {
+    let core = CORE.load(Relaxed);
+    if core != ANYWHERE && !IS_PINNED.get() {
+        pin_this_thread(core);
+    }
+    if number == PAUSE {
+        thread::sleep(Duration::from_millis(5));
+    }
+    black_box(number.wrapping_mul(31).wrapping_add(1))
+}
+
+/// Pins this thread to one core, and every other thread to the next core with the first job that it
+/// runs.
+///
+/// Threads must not inherit their core. Some variants start threads at any time, from a thread on
+/// the wrong core; and a pool that is built on one core takes the machine to have only one.
+fn pin_across_cores() -> Result<(), BoxError> {
+    let [here, there, ..] = platform::cores()[..] else { return Err("threads cannot be pinned".into()) };
+    pin_this_thread(here);
+    CORE.store(there, Relaxed);
+    Ok(())
+}
+
+#[cold]
+fn pin_this_thread(core: usize) {
+    // The parent process has checked that the cores exist, and a job has nowhere to report an
+    // error.
+    let _ = platform::pin(core);
+    IS_PINNED.set(true);
+}
+
+/// Runs [`job`] on another thread. Clones use the same threads.
+pub(crate) trait Hop: Clone + Send + 'static {
+    fn call(&mut self, number: u64) -> impl Future<Output = Result<u64, BoxError>> + Send;
+}
+
+impl<H, F, E> Hop for H
+where
+    H: FnMut(u64) -> F + Clone + Send + 'static,
+    F: Future<Output = Result<u64, E>> + Send,
+    E: Into<BoxError>,
+{
+    async fn call(&mut self, number: u64) -> Result<u64, BoxError> {
+        self(number).await.map_err(Into::into)
+    }
+}
+
+/// The runtime that a variant is measured in.
 #[derive(Debug)]
+pub(crate) struct Stage {
+    pub(crate) runtime: Runtime,
+    pub(crate) scene: Scene,
+    pub(crate) phases: Phases,
+}
+
+/// The observations of the callers.
+struct Tally {
+    calls: u64,
+    elapsed: Duration,
+    /// In nanoseconds.
+    latency: Histogram<u64>,
+    /// 0 unless allocations were counted.
+    allocations: u64,
+}
+
+/// State that the callers share.
 struct Shared {
     /// Closed when the callers may begin.
     begin: Semaphore,
     end: AtomicBool,
     latency: Mutex<Histogram<u64>>,
-    /// One call in so many is timed, and only then a caller looks at the clock: twice for each call would be a good part of
-    /// the fastest.
+    /// One call in `timed` is timed. Only then a caller reads the clock, because reading it twice
+    /// per call would be a large part of the fastest calls.
     timed: u64,
     length: Duration,
 }
 
-/// Each caller is a task that calls again as soon as it is answered. Calls under way at the end are waited for, and count.
-pub(crate) async fn run<H: Hop>(
-    hop: &H,
-    scene: Scene,
-    length: Duration,
-    count_allocations: bool,
-) -> Result<Tally, JoinError> {
-    let latency = Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("constant bounds that the crate allows");
-    let shared = Arc::new(Shared {
-        begin: Semaphore::new(0),
-        end: AtomicBool::new(false),
-        latency: Mutex::new(latency),
-        timed: match scene.mode {
-            Mode::Sequential => 1,
-            Mode::Throughput => 16,
-        },
-        length,
-    });
-    let callers: Vec<_> =
-        (0..scene.concurrency as u64).map(|first| tokio::spawn(calls(hop.clone(), first, shared.clone()))).collect();
+impl Stage {
+    pub(crate) fn measure(&self, hop: impl Hop) -> Result<Sample, BoxError> {
+        if self.scene.pin == Pin::Cross {
+            pin_across_cores()?;
+        }
+        let Phases { warm_up, count, measure } = self.phases;
+        self.runtime.block_on(async {
+            start_all_threads(&hop).await?;
+            self.load(&hop, warm_up, false).await?;
+            let counted = self.load(&hop, count, true).await?;
+            let timed = self.load(&hop, measure, false).await?;
+            Ok(Sample {
+                p50_us: timed.latency.value_at_quantile(0.5) as f64 / 1e3,
+                p99_us: timed.latency.value_at_quantile(0.99) as f64 / 1e3,
+                ops_per_s: timed.calls as f64 / timed.elapsed.as_secs_f64(),
+                allocs_per_op: counted.allocations as f64 / counted.calls.max(1) as f64,
+            })
+        })
+    }
 
-    // What it takes to start them is no part of a call.
-    if count_allocations {
-        Counting::start();
+    /// Runs callers that call again as soon as a call returns. Calls in progress at the end are
+    /// awaited and counted.
+    async fn load(&self, hop: &impl Hop, length: Duration, count_allocations: bool) -> Result<Tally, BoxError> {
+        let shared = Arc::new(Shared {
+            begin: Semaphore::new(0),
+            end: AtomicBool::new(false),
+            latency: Mutex::new(Histogram::new_with_bounds(1, 60_000_000_000, 3)?),
+            timed: match self.scene.mode {
+                Mode::Sequential => 1,
+                Mode::Throughput => 16,
+            },
+            length,
+        });
+        // Each caller begins with another number, so that at any time only one in many reads the
+        // clock.
+        let callers = (0..self.scene.concurrency as u64)
+            .map(|first| tokio::spawn(call_repeatedly(hop.clone(), first, shared.clone())));
+        let callers: Vec<_> = callers.collect();
+
+        if count_allocations {
+            CountingAllocator::start();
+        }
+        let start = Instant::now();
+        shared.begin.close();
+        let mut calls = 0;
+        for caller in callers {
+            calls += caller.await??;
+        }
+        let elapsed = start.elapsed();
+        let allocations = if count_allocations { CountingAllocator::stop() } else { 0 };
+        let latency = shared.latency.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Ok(Tally { calls, elapsed, latency, allocations })
     }
-    let start = Instant::now();
-    shared.begin.close();
-    let mut calls = 0;
-    for caller in callers {
-        calls += caller.await?;
-    }
-    let elapsed = start.elapsed();
-    let allocations = if count_allocations { Counting::stop() } else { 0 };
-    let latency = shared.latency.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    Ok(Tally { calls, elapsed, latency, allocations })
 }
 
-/// Each caller begins to count elsewhere, so that at any time one of many looks at the clock.
-async fn calls<H: Hop>(mut hop: H, first: u64, shared: Arc<Shared>) -> u64 {
-    // An error, since nobody ever gets a permit.
+async fn call_repeatedly(mut hop: impl Hop, first: u64, shared: Arc<Shared>) -> Result<u64, BoxError> {
+    // Returns an error when the semaphore is closed.
     let _ = shared.begin.acquire().await;
     let end = Instant::now() + shared.length;
     let mut number = first;
-    while !shared.end.load(Ordering::Relaxed) {
+    while !shared.end.load(Relaxed) {
         if number % shared.timed == 0 {
             let before = Instant::now();
-            black_box(hop.call(number).await);
+            black_box(hop.call(number).await?);
             let after = Instant::now();
             let latency = u64::try_from((after - before).as_nanos()).unwrap_or(u64::MAX);
             shared.latency.lock().unwrap_or_else(PoisonError::into_inner).saturating_record(latency);
             if after >= end {
-                shared.end.store(true, Ordering::Relaxed);
+                shared.end.store(true, Relaxed);
             }
         } else {
-            black_box(hop.call(number).await);
+            black_box(hop.call(number).await?);
         }
         number += 1;
     }
-    number - first
+    Ok(number - first)
+}
+
+/// Runs as many jobs at once as there are threads. Each is long enough that no thread gets two, so
+/// that all threads have run a job and are pinned.
+async fn start_all_threads(hop: &impl Hop) -> Result<(), BoxError> {
+    let mut jobs = JoinSet::new();
+    for _ in 0..THREADS {
+        let mut hop = hop.clone();
+        jobs.spawn(async move { hop.call(PAUSE).await.map(drop) });
+    }
+    jobs.join_all().await.into_iter().collect()
 }

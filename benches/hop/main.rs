@@ -1,68 +1,205 @@
-//! What a hop to a pool and back costs: our pools and layer beside every other way to get a closure off the event loop.
-//!
-//! `cargo bench --bench hop -- --help` lists the options; `benches/README.md` says how it measures and why so.
-// A benchmark measures real time, so the ban on the standard library's clock is not for it.
+//! Measures a trivial closure's way to another thread and back: this crate's pools and layer beside
+//! every other way to get a closure off the event loop.
+// Benchmarks measure real time, so the ban on the standard library's clock does not apply.
 #![allow(clippy::disallowed_types)]
 
-#[path = "../common/alarm.rs"]
-mod alarm;
-#[path = "../common/bystanders.rs"]
-mod bystanders;
-#[path = "../common/child.rs"]
-mod child;
-#[path = "../common/command.rs"]
-mod command;
-#[path = "../common/filter.rs"]
-mod filter;
-mod goals;
-mod hops;
-mod job;
-#[path = "../common/json.rs"]
-mod json;
 mod load;
-mod plan;
-#[path = "../common/platform.rs"]
-mod platform;
 mod report;
-mod rows;
-mod session;
-#[path = "../common/spread.rs"]
-mod spread;
-mod stage;
 mod variants;
 
-use std::{error::Error, process::ExitCode};
+use std::{fmt, process::ExitCode, time::Duration};
 
-use clap::Parser;
-
-use self::{
-    command::{Figures, Options},
-    plan::Plan,
-    report::Record,
-    session::Session,
+use serde::{Deserialize, Serialize};
+use tower_offload_benches::{
+    BoxError, Options, Row, Unit, child, interleave,
+    platform::{self, CountingAllocator},
 };
 
-type BoxError = Box<dyn Error + Send + Sync>;
-
-/// Counts only when told to: see there.
 #[global_allocator]
-static ALLOCATOR: platform::Counting = platform::Counting;
+static ALLOCATOR: CountingAllocator = CountingAllocator;
 
-/// Measures a trivial closure's way to another thread and back: latency of one call, and calls a second of many.
-#[derive(Parser)]
-#[command(bin_name = "cargo bench --bench hop --")]
-struct Arguments {
-    #[command(flatten)]
-    options: Options,
+/// The threads of every pool that has a size, and the workers of `multi_thread` runtimes.
+const THREADS: usize = 2;
+
+/// Room for all calls at once, so that this crate's pools reject none; the other variants have no
+/// limit.
+const QUEUE_CAPACITY: usize = 8192;
+
+/// A run that takes longer has lost a call.
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Flavor {
+    CurrentThread,
+    MultiThread,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Mode {
+    /// One caller; each call is timed.
+    Sequential,
+    /// Many callers; calls are counted and some are timed.
+    Throughput,
+}
+
+/// The cores that threads are pinned to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Pin {
+    None,
+    /// The runtime on one core, the pool on another.
+    Cross,
+    /// All threads on one core.
+    One,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Scene {
+    mode: Mode,
+    runtime: Flavor,
+    pin: Pin,
+    concurrency: usize,
+}
+
+/// The figures of one run.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+struct Sample {
+    p50_us: f64,
+    p99_us: f64,
+    ops_per_s: f64,
+    allocs_per_op: f64,
+}
+
+/// The parts of one run.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+struct Phases {
+    warm_up: Duration,
+    /// Counts allocations. It is not timed, because counting takes time.
+    count: Duration,
+    measure: Duration,
+}
+
+/// The order to a child process.
+#[derive(Debug, Serialize, Deserialize)]
+struct Order {
+    variant: String,
+    scene: Scene,
+    phases: Phases,
 }
 
 fn main() -> ExitCode {
-    command::run("hop", &Arguments::parse().options, stage::obey, measure)
+    let options =
+        Options::parse("hop", "Measures a trivial closure's way to another thread and back: latency and throughput");
+    let variants = |scene| variants::VARIANTS.iter().map(move |variant| Row::new(variant.name, scene));
+    let rows = || Scene::all().into_iter().filter(Scene::is_possible).flat_map(variants).collect();
+    options.run("hop", rows, run, |rows| {
+        let (rounds, phases) = if options.quick { (2, Phases::SHORT) } else { (7, Phases::LONG) };
+        let measure = |phases| {
+            move |scene: &Scene, variants: &[&str]| {
+                let order = |variant: &&str| Order { variant: (*variant).to_owned(), scene: *scene, phases };
+                variants.iter().map(|variant| child::run(&order(variant), TIMEOUT)).collect()
+            }
+        };
+        if !options.quick {
+            // The first round after the start is slower, so a rehearsal precedes it.
+            interleave(&mut rows.clone(), 1, Unit::Scene, measure(Phases::SHORT))?;
+        }
+        interleave(rows, rounds, Unit::Scene, measure(phases))?;
+        Ok(report::text(rows, rounds, phases.measure))
+    })
 }
 
-fn measure(options: &Options) -> Result<Figures<Record>, BoxError> {
-    let variants = variants::matching(&options.filter)?;
-    let plan = if options.quick { Plan::quick() } else { Plan::full() };
-    let tables = Session::start(plan).measure_all(&variants)?;
-    Ok(Figures { text: report::text(&tables, plan), records: report::records(&tables) })
+/// Runs one variant in one scene, in a child process.
+fn run(order: Order) -> Result<Sample, BoxError> {
+    let Order { variant, scene, phases } = order;
+    let variant = variants::VARIANTS.iter().find(|it| it.name == variant).ok_or("there is no such variant")?;
+    if scene.pin == Pin::One {
+        // Before any other thread starts, because threads inherit the core.
+        platform::pin(*platform::cores().first().ok_or("threads cannot be pinned")?)?;
+    }
+    let mut builder = match scene.runtime {
+        Flavor::CurrentThread => tokio::runtime::Builder::new_current_thread(),
+        Flavor::MultiThread => tokio::runtime::Builder::new_multi_thread(),
+    };
+    if scene.runtime == Flavor::MultiThread {
+        builder.worker_threads(THREADS);
+    }
+    if variant.is_capped {
+        builder.max_blocking_threads(THREADS);
+    }
+    let stage = load::Stage { runtime: builder.enable_all().build()?, scene, phases };
+    let _guard = stage.runtime.enter();
+    (variant.measure)(&stage)
+}
+
+impl Scene {
+    const fn sequential(runtime: Flavor, pin: Pin) -> Self {
+        Self { mode: Mode::Sequential, runtime, pin, concurrency: 1 }
+    }
+
+    const fn throughput(runtime: Flavor, concurrency: usize) -> Self {
+        Self { mode: Mode::Throughput, runtime, pin: Pin::None, concurrency }
+    }
+
+    /// Returns all scenes.
+    ///
+    /// The scheduler puts the threads of a call on one core or on two, and the latencies differ by
+    /// a multiple. So sequential scenes on `current_thread` are pinned. The threads of
+    /// `multi_thread` cannot all be on one side.
+    fn all() -> Vec<Self> {
+        let mut scenes = vec![
+            Self::sequential(Flavor::CurrentThread, Pin::Cross),
+            Self::sequential(Flavor::CurrentThread, Pin::One),
+            Self::sequential(Flavor::MultiThread, Pin::None),
+        ];
+        for runtime in [Flavor::CurrentThread, Flavor::MultiThread] {
+            scenes.extend([1, 16, 256, 4096].map(|concurrency| Self::throughput(runtime, concurrency)));
+        }
+        scenes
+    }
+
+    /// Returns `false` if the scene needs more cores than there are.
+    fn is_possible(&self) -> bool {
+        let needed = match self.pin {
+            Pin::None => 0,
+            Pin::Cross => 2,
+            Pin::One => 1,
+        };
+        let cores = platform::cores().len();
+        if cores < needed {
+            eprintln!("hop: not measured: {self}, which needs {needed} core(s) to pin threads to; there are {cores}");
+        }
+        cores >= needed
+    }
+}
+
+impl fmt::Display for Scene {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.mode {
+            Mode::Sequential => "sequential, ",
+            Mode::Throughput => "throughput, ",
+        })?;
+        match self.runtime {
+            Flavor::CurrentThread => f.write_str("current_thread")?,
+            Flavor::MultiThread => write!(f, "multi_thread({THREADS})")?,
+        }
+        match (self.mode, self.pin) {
+            (Mode::Throughput, _) => write!(f, ", {} at once", self.concurrency),
+            (_, Pin::None) => f.write_str(", not pinned"),
+            (_, Pin::Cross) => f.write_str(", across cores"),
+            (_, Pin::One) => f.write_str(", on one core"),
+        }
+    }
+}
+
+impl Phases {
+    const SHORT: Self = Self::of_ms(20, 20, 80);
+    const LONG: Self = Self::of_ms(100, 50, 400);
+
+    const fn of_ms(warm_up: u64, count: u64, measure: u64) -> Self {
+        let ms = Duration::from_millis;
+        Self { warm_up: ms(warm_up), count: ms(count), measure: ms(measure) }
+    }
 }

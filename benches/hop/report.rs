@@ -1,178 +1,108 @@
-//! The figures as tables and as JSON.
+//! The tables and the goals.
 
-use std::fmt::Write as _;
+use std::{fmt::Write, time::Duration};
 
-use serde::Serialize;
+use tower_offload_benches::{Compared, Goal, Limits, Row, Spread, Table, find, others_text, range};
 
-use crate::{
-    goals::GOALS,
-    plan::{Mode, Plan, Scene, THREADS, TOLERATED_OTHERS},
-    rows::{Row, Table},
-    spread::{Spread, number, with_range},
-};
+use crate::{Flavor, Mode, Pin, Sample, Scene, THREADS};
 
-/// What the rows are compared with.
+/// The variants that each row is compared with.
 const BASES: [&str; 4] = ["spawn_blocking", "spawn_blocking/capped", "crossbeam+oneshot", "rayon+oneshot"];
 
-const NOTES: &[&str] = &[
-    "Medians of the rounds (lowest-highest). Ratios are taken within a round, then the median.",
-    "p50 v, rate v: the median latency or the calls a second, divided by that of the variant that heads the column.",
-    "spawn_blocking is tokio's default of 512 threads; spawn_blocking/capped has as many as the pools.",
-];
+const NOTES: &str = "\
+Medians of the rounds (lowest-highest). Ratios are computed within each round; the median is shown.
+v: the p50 (sequential) or the rate (throughput), divided by that of the variant in the heading.
+spawn_blocking has tokio's default of up to 512 threads; spawn_blocking/capped has as many as the pools.";
 
-/// Every row, also those we lose.
-pub(crate) fn text(tables: &[Table], plan: Plan) -> String {
+pub(crate) fn text(rows: &[Row<Scene, Sample>], rounds: usize, measured: Duration) -> String {
     let mut text = format!(
-        "a trivial closure's way to another thread and back; pools of {THREADS}; {} round(s) of {:.2} s\n\n",
-        plan.rounds,
-        plan.phases.measure.as_secs_f64(),
+        "a trivial closure's way to another thread and back; pools of {THREADS}; {rounds} round(s) of {measured:?}\n\n"
     );
-    for table in tables {
-        write_table(&mut text, table);
+    for rows in rows.chunk_by(|a, b| a.scene == b.scene) {
+        let _ = writeln!(text, "{}", table(rows));
     }
-    for note in NOTES {
-        line(&mut text, note);
-    }
-    if tables.iter().any(|table| !table.is_undisturbed()) {
-        line(&mut text, &format!("~ disturbed: others had over {TOLERATED_OTHERS:.0} % of the cores in a round."));
-    }
-    line(&mut text, "");
-    write_goals(&mut text, tables);
+    let goals = Goal::table(GOALS, rows, Row::is_disturbed);
+    let _ = write!(text, "{NOTES}\n~: other processes used over 10 % of the cores in a round.\n\n{goals}");
     text
 }
 
-fn write_table(text: &mut String, table: &Table) {
-    let disturbed = match table.others() {
-        Some(others) => format!(" (others had up to {others:.0} %)"),
-        None => String::new(),
+/// Returns the table of one scene.
+fn table(rows: &[Row<Scene, Sample>]) -> Table {
+    let scene = rows[0].scene;
+    let figure = move |sample: &Sample| match scene.mode {
+        Mode::Sequential => sample.p50_us,
+        Mode::Throughput => sample.ops_per_s,
     };
-    line(text, &format!("{}{disturbed}{}", table.scene, if table.is_undisturbed() { "" } else { " ~" }));
-    let compared = match table.scene.mode {
-        Mode::Sequential => "p50",
-        Mode::Throughput => "rate",
+    let ratio = |row: &Row<Scene, Sample>, base: &str| {
+        let ratio = find(rows, |_| true, base).and_then(|base| row.compare(base, figure, |ours, base| ours / base));
+        ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{:.3}", ratio.median))
     };
-    line(
-        text,
-        &format!(
-            "{:<22} {:>20} {:>21} {:>23} {:>7}  {compared:>4} v:  {}",
-            "variant",
-            "p50 us (range)",
-            "p99 us (range)",
-            "k calls/s (range)",
-            "allocs",
-            BASES.join("  "),
-        ),
-    );
-    for row in &table.rows {
-        let mut cells = format!(
-            "{:<22} {:>20} {:>21} {:>23} {:>7.2}         ",
-            row.variant.name,
-            range(row.over_samples(|sample| sample.p50_us)),
-            range(row.over_samples(|sample| sample.p99_us)),
-            range(row.over_samples(|sample| sample.ops_per_s / 1e3)),
-            median(row.over_samples(|sample| sample.allocs_per_op)),
-        );
-        for base in BASES {
-            let ratio = table.ratio(row.variant.name, base).map_or_else(|| "-".to_owned(), |it| ratio(it.median));
-            write!(cells, "  {ratio:>0$}", base.len()).expect("a string takes all that fits in memory");
-        }
-        line(text, &cells);
-    }
-    line(text, "");
+    Table::new(
+        format!("{scene}{}", others_text(rows)),
+        rows,
+        &[
+            ("variant", &|row| row.variant.clone()),
+            ("p50 us (range)", &|row| range(row.spread(|sample| sample.p50_us))),
+            ("p99 us (range)", &|row| range(row.spread(|sample| sample.p99_us))),
+            ("k calls/s (range)", &|row| range(row.spread(|sample| sample.ops_per_s / 1e3))),
+            ("allocs", &|row| median(row.spread(|sample| sample.allocs_per_op))),
+            (&format!("v {}", BASES[0]), &|row| ratio(row, BASES[0])),
+            (&format!("v {}", BASES[1]), &|row| ratio(row, BASES[1])),
+            (&format!("v {}", BASES[2]), &|row| ratio(row, BASES[2])),
+            (&format!("v {}", BASES[3]), &|row| ratio(row, BASES[3])),
+        ],
+    )
 }
 
-fn write_goals(text: &mut String, tables: &[Table]) {
-    line(
-        text,
-        &format!(
-            "{:<52} {:>8} {:>8} {:>9} {:<20} verdict",
-            "threads, or the whole layer", "must", "aim", "measured", "(range)"
-        ),
-    );
-    for goal in GOALS {
-        let wanted = |value: f64| format!("{} {value}", goal.sign());
-        let (measured, range, verdict, disturbed) = match goal.measured(tables) {
-            Some(spread) => (
-                ratio(spread.median),
-                format!("({}-{})", ratio(spread.min), ratio(spread.max)),
-                goal.verdict(spread.median),
-                if goal.is_disturbed(tables) { " ~" } else { "" },
-            ),
-            None => ("-".to_owned(), String::new(), "not measured", ""),
-        };
-        line(
-            text,
-            &format!(
-                "{:<52} {:>8} {:>8} {measured:>9} {range:<20} {verdict}{disturbed}",
-                goal.name,
-                wanted(goal.must),
-                wanted(goal.aim),
-            ),
-        );
-    }
+fn median(spread: Option<Spread>) -> String {
+    spread.map_or_else(|| "-".to_owned(), |spread| format!("{:.2}", spread.median))
 }
 
-fn line(text: &mut String, line: &str) {
-    text.push_str(line.trim_end());
-    text.push('\n');
-}
+type HopGoal = Goal<Scene, Sample>;
 
-/// A line of JSON each.
-pub(crate) fn records(tables: &[Table]) -> Vec<Record> {
-    tables.iter().flat_map(|table| table.rows.iter().map(|row| Record::of(table, row))).collect()
-}
-
-/// A line of JSON: medians of the rounds.
-#[derive(Serialize)]
-pub(crate) struct Record {
-    bench: &'static str,
+/// A goal for the p50 of `variant` as a multiple of that of `base`.
+const fn latency(
+    name: &'static str,
+    scene: fn(&Scene) -> bool,
     variant: &'static str,
-    #[serde(flatten)]
-    scene: Scene,
-    p50_us: f64,
-    p99_us: f64,
-    ops_per_s: f64,
-    allocs_per_op: f64,
-    p50_min_us: f64,
-    p50_max_us: f64,
-    ops_per_s_min: f64,
-    ops_per_s_max: f64,
-    rounds: usize,
-    others_cpu_max_pct: Option<f64>,
+    base: &'static str,
+    (must, aim): (f64, f64),
+) -> HopGoal {
+    let figure = |sample: &Sample| Some(sample.p50_us);
+    Goal { name, scene, variant, compared: Compared::Ratio(base), figure, limits: Limits::AtMost { must, aim } }
 }
 
-impl Record {
-    fn of(table: &Table, row: &Row) -> Self {
-        let p50 = row.over_samples(|sample| sample.p50_us);
-        let rate = row.over_samples(|sample| sample.ops_per_s);
-        Self {
-            bench: "hop",
-            variant: row.variant.name,
-            scene: table.scene,
-            p50_us: median(p50),
-            p99_us: median(row.over_samples(|sample| sample.p99_us)),
-            ops_per_s: median(rate),
-            allocs_per_op: median(row.over_samples(|sample| sample.allocs_per_op)),
-            p50_min_us: p50.map_or(f64::NAN, |it| it.min),
-            p50_max_us: p50.map_or(f64::NAN, |it| it.max),
-            ops_per_s_min: rate.map_or(f64::NAN, |it| it.min),
-            ops_per_s_max: rate.map_or(f64::NAN, |it| it.max),
-            rounds: row.samples.len(),
-            others_cpu_max_pct: table.others(),
-        }
-    }
+/// A goal for the rate of `threads` as a multiple of that of `base`.
+const fn rate(name: &'static str, scene: fn(&Scene) -> bool, base: &'static str, (must, aim): (f64, f64)) -> HopGoal {
+    let (variant, figure) = ("threads", |sample: &Sample| Some(sample.ops_per_s));
+    Goal { name, scene, variant, compared: Compared::Ratio(base), figure, limits: Limits::AtLeast { must, aim } }
 }
 
-fn range(spread: Option<Spread>) -> String {
-    spread.map_or_else(|| "-".to_owned(), with_range)
-}
+const CROSS: fn(&Scene) -> bool = |scene| scene.pin == Pin::Cross;
+const ONE: fn(&Scene) -> bool = |scene| scene.pin == Pin::One;
+const CURRENT: fn(&Scene) -> bool = |scene| *scene == Scene::throughput(Flavor::CurrentThread, 256);
+const MULTI: fn(&Scene) -> bool = |scene| *scene == Scene::throughput(Flavor::MultiThread, 256);
 
-/// NaN, which is null in JSON, of nothing.
-fn median(spread: Option<Spread>) -> f64 {
-    spread.map_or(f64::NAN, |spread| spread.median)
-}
-
-/// With one digit more where the goals are close to one another.
-fn ratio(value: f64) -> String {
-    if value < 9.9995 { format!("{value:.3}") } else { number(value) }
-}
+const GOALS: &[HopGoal] = &[
+    latency("hop p50 v spawn_blocking, across cores", CROSS, "threads", "spawn_blocking", (0.75, 0.55)),
+    latency("hop p50 v spawn_blocking, on one core", ONE, "threads", "spawn_blocking", (0.95, 0.75)),
+    latency("hop p50 v crossbeam+oneshot, across cores", CROSS, "threads", "crossbeam+oneshot", (1.2, 1.0)),
+    latency("hop p50 v crossbeam+oneshot, on one core", ONE, "threads", "crossbeam+oneshot", (1.2, 1.0)),
+    latency("the whole layer v a bare hop, across cores", CROSS, "offload", "threads", (1.25, 1.1)),
+    latency("the whole layer v a bare hop, on one core", ONE, "offload", "threads", (1.25, 1.1)),
+    rate("256 calls v spawn_blocking, current_thread", CURRENT, "spawn_blocking", (5.0, 14.0)),
+    rate("256 calls v spawn_blocking, multi_thread(2)", MULTI, "spawn_blocking", (8.0, 15.0)),
+    rate("256 calls v spawn_blocking/capped, current_thread", CURRENT, "spawn_blocking/capped", (1.1, 2.5)),
+    rate("256 calls v spawn_blocking/capped, multi_thread(2)", MULTI, "spawn_blocking/capped", (2.0, 3.0)),
+    rate("256 calls v rayon+oneshot, current_thread", CURRENT, "rayon+oneshot", (1.1, 2.5)),
+    rate("256 calls v rayon+oneshot, multi_thread(2)", MULTI, "rayon+oneshot", (1.1, 1.3)),
+    Goal {
+        name: "allocations the layer adds to a call",
+        scene: CURRENT,
+        variant: "offload",
+        compared: Compared::Difference("inline"),
+        // Rounded, because a queue that grows allocates a few times in thousands of calls.
+        figure: |sample| Some((sample.allocs_per_op * 50.0).round() / 50.0),
+        limits: Limits::AtMost { must: 2.0, aim: 1.0 },
+    },
+];

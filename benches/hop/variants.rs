@@ -1,42 +1,122 @@
-//! The ways that are compared, as data.
+//! The ways to run a closure on another thread.
+
+use std::{convert::Infallible, future::ready, sync::Arc, task, thread};
+
+use tokio::{runtime, sync::oneshot};
+use tokio_rayon::AsyncThreadPool;
+use tower::{Layer, Service};
+use tower_offload::{
+    OffloadLayer, ThreadPool,
+    offload::{RejectWithError, service_fn_blocking},
+    pool::{Pool, Rayon},
+};
+use tower_offload_benches::BoxError;
+use tower_resilience_executor::{BlockingExecutor, ExecutorLayer};
 
 use crate::{
-    BoxError, filter,
-    hops::{self, Bare, CrossbeamOneshot, Inline, RayonOneshot, SecondRuntime, SpawnBlocking, TokioRayon, Unblock},
-    rows::Sample,
-    stage::Stage,
+    QUEUE_CAPACITY, Sample, THREADS,
+    load::{Stage, job},
 };
 
 /// One way to run a job.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(crate) struct Variant {
     pub(crate) name: &'static str,
-    /// Whether tokio's blocking threads are as few as those of the pools, instead of tokio's default of 512.
-    pub(crate) capped: bool,
-    /// Called inside the runtime.
+    /// If `true`, tokio's blocking pool has as many threads as the other pools instead of up to
+    /// 512.
+    pub(crate) is_capped: bool,
+    /// Must be called within the runtime.
     pub(crate) measure: fn(&Stage) -> Result<Sample, BoxError>,
 }
 
-const VARIANTS: &[Variant] = &[
-    Variant { name: "inline", capped: false, measure: |stage| stage.measure(Inline) },
-    Variant { name: "spawn_blocking", capped: false, measure: |stage| stage.measure(SpawnBlocking) },
-    Variant { name: "spawn_blocking/capped", capped: true, measure: |stage| stage.measure(SpawnBlocking) },
-    Variant { name: "tokio-rayon", capped: false, measure: |stage| stage.measure(TokioRayon::new()?) },
-    Variant { name: "rayon+oneshot", capped: false, measure: |stage| stage.measure(RayonOneshot::new()?) },
-    Variant { name: "crossbeam+oneshot", capped: false, measure: |stage| stage.measure(CrossbeamOneshot::new()?) },
-    Variant { name: "unblock", capped: false, measure: |stage| stage.measure(Unblock) },
-    Variant { name: "second-runtime", capped: false, measure: |stage| stage.measure(SecondRuntime::new()?) },
-    Variant { name: "tower-resilience", capped: false, measure: |stage| stage.measure(hops::tower_resilience()) },
-    Variant { name: "threads", capped: false, measure: |stage| stage.measure(Bare::threads()?) },
-    Variant { name: "rayon", capped: false, measure: |stage| stage.measure(Bare::rayon()?) },
-    Variant { name: "offload", capped: false, measure: |stage| stage.measure(hops::offload()?) },
+pub(crate) const VARIANTS: &[Variant] = &[
+    // Takes the job nowhere: the cost of the loop around a call.
+    variant("inline", |stage| stage.measure(|number| ready(Ok::<_, Infallible>(job(number))))),
+    variant("spawn_blocking", spawn_blocking),
+    Variant { name: "spawn_blocking/capped", is_capped: true, measure: spawn_blocking },
+    variant("tokio-rayon", |stage| {
+        let threads = rayon_threads()?;
+        stage.measure(move |number| infallible(threads.spawn_async(move || job(number))))
+    }),
+    variant("rayon+oneshot", |stage| {
+        let threads = rayon_threads()?;
+        stage.measure(move |number| {
+            let (sender, receiver) = oneshot::channel();
+            threads.spawn(move || sender.send(job(number)).expect("the caller waits"));
+            receiver
+        })
+    }),
+    variant("crossbeam+oneshot", crossbeam_oneshot),
+    // The crate `blocking` has one pool for the process, of up to 500 threads.
+    variant("unblock", |stage| stage.measure(|number| infallible(blocking::unblock(move || job(number))))),
+    variant("second-runtime", |stage| {
+        let runtime = runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build()?;
+        let runtime = Arc::new(runtime);
+        stage.measure(move |number| runtime.spawn(async move { job(number) }))
+    }),
+    // `BlockingExecutor` is what the documentation of the crate names for computation and blocking
+    // calls: a thread of `spawn_blocking` drives the future of the service.
+    variant("tower-resilience", |stage| {
+        layered(stage, ExecutorLayer::new(BlockingExecutor::current()).layer(service()))
+    }),
+    variant("threads", |stage| bare(stage, threads()?)),
+    variant("rayon", |stage| bare(stage, Rayon::builder(rayon_threads()?).queue_capacity(QUEUE_CAPACITY).build())),
+    variant("offload", |stage| layered(stage, OffloadLayer::new(threads()?).reject(RejectWithError).layer(service()))),
 ];
 
-pub(crate) fn named(name: &str) -> Option<&'static Variant> {
-    VARIANTS.iter().find(|variant| variant.name == name)
+const fn variant(name: &'static str, measure: fn(&Stage) -> Result<Sample, BoxError>) -> Variant {
+    Variant { name, is_capped: false, measure }
 }
 
-/// See there.
-pub(crate) fn matching(filters: &[String]) -> Result<Vec<Variant>, BoxError> {
-    filter::matching(VARIANTS, |variant| variant.name, filters)
+fn spawn_blocking(stage: &Stage) -> Result<Sample, BoxError> {
+    stage.measure(|number| tokio::task::spawn_blocking(move || job(number)))
+}
+
+/// The hand-written pool: threads that take boxed closures from a channel. They end with the last
+/// sender.
+fn crossbeam_oneshot(stage: &Stage) -> Result<Sample, BoxError> {
+    let (jobs, queue) = crossbeam_channel::unbounded::<Box<dyn FnOnce() + Send>>();
+    for _ in 0..THREADS {
+        let queue = queue.clone();
+        thread::Builder::new().spawn(move || queue.iter().for_each(|job| job()))?;
+    }
+    stage.measure(move |number| {
+        let (sender, receiver) = oneshot::channel();
+        let sent = jobs.send(Box::new(move || sender.send(job(number)).expect("the caller waits")));
+        sent.expect("the threads live as long as the sender");
+        receiver
+    })
+}
+
+/// Measures a pool of this crate without a layer.
+fn bare(stage: &Stage, pool: impl Pool + Clone) -> Result<Sample, BoxError> {
+    stage.measure(move |number| pool.run(move || job(number)))
+}
+
+/// Measures a service that is always ready: `poll_ready` and `call` for each call.
+fn layered<S>(stage: &Stage, mut service: S) -> Result<Sample, BoxError>
+where
+    S: Service<u64, Response = u64, Error: Into<BoxError>, Future: Send> + Clone + Send + 'static,
+{
+    stage.measure(move |number| {
+        let mut context = task::Context::from_waker(task::Waker::noop());
+        assert!(service.poll_ready(&mut context).is_ready(), "the service is always ready");
+        service.call(number)
+    })
+}
+
+fn service() -> impl Service<u64, Response = u64, Error = Infallible, Future: Send> + Clone + Send + 'static {
+    service_fn_blocking(|number| Ok(job(number)))
+}
+
+async fn infallible<F: Future>(call: F) -> Result<F::Output, Infallible> {
+    Ok(call.await)
+}
+
+fn threads() -> Result<ThreadPool, BoxError> {
+    Ok(ThreadPool::builder().threads(THREADS).queue_capacity(QUEUE_CAPACITY).build()?)
+}
+
+fn rayon_threads() -> Result<Arc<rayon::ThreadPool>, BoxError> {
+    Ok(Arc::new(rayon::ThreadPoolBuilder::new().num_threads(THREADS).build()?))
 }

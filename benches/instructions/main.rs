@@ -1,92 +1,77 @@
-//! How many instructions a call costs, counted by valgrind: a figure that a busy machine does not change.
-//!
-//! `cargo bench --bench instructions -- --help` lists the options; `benches/README.md` says what is counted and what not.
+//! Counts the instructions of a call with valgrind: a figure that other load on the machine does
+//! not change.
 
 mod baseline;
-mod callgrind;
-mod hardware;
+mod counters;
 mod peers;
-mod report;
 mod scenes;
 
-use std::{error::Error, path::PathBuf, process::ExitCode};
+use std::{
+    path::PathBuf,
+    process::{Command, ExitCode, Stdio},
+};
 
-use clap::{Parser, Subcommand};
+use clap::Parser;
+use tower_offload_benches::{BoxError, Internal, finish};
 
 use self::{baseline::Baseline, scenes::Scene};
 
-type BoxError = Box<dyn Error + Send + Sync>;
+/// Relative to the package, which is where cargo runs benchmarks.
+const BASELINE: &str = "instructions/baseline.json";
 
-const BASELINE: &str = "benches/instructions/baseline.json";
-
-/// Counts the instructions of a call: of the parts that run on one thread, exactly; beside other ways to a thread, roughly.
+/// Counts the instructions of a call: exactly for calls that run on one thread, and roughly beside
+/// other ways to run a closure on another thread.
 #[derive(Parser)]
 #[command(bin_name = "cargo bench --bench instructions --")]
 struct Arguments {
-    /// Only what is exact, and fail if a call costs more than FILE says
+    /// Count only the exact scenes, and fail if a call costs more than FILE allows
     #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = BASELINE, conflicts_with = "write")]
     check: Option<PathBuf>,
 
-    /// Only what is exact, and write it to FILE
+    /// Count only the exact scenes, and write the counts to FILE
     #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = BASELINE)]
     write: Option<PathBuf>,
 
-    /// Cargo passes it to every benchmark; it means nothing here
-    #[arg(long, hide = true)]
-    bench: bool,
+    /// Print the scenes and count nothing
+    #[arg(long)]
+    list: bool,
 
-    #[command(subcommand)]
-    role: Option<Role>,
-}
-
-#[derive(Subcommand)]
-enum Role {
-    /// Makes so many calls; the benchmark starts itself like this, under valgrind
-    #[command(hide = true)]
-    Run { scene: String, calls: u64 },
+    #[command(flatten)]
+    internal: Internal,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let outcome = match &arguments.role {
-        Some(Role::Run { scene, calls }) => Scene::named(scene).and_then(|scene| (scene.make)(*calls)).map(|()| true),
+    finish("instructions", || match arguments.internal.order::<(String, u64)>()? {
+        Some((scene, calls)) => (Scene::named(&scene)?.make)(calls),
         None => count(&arguments),
-    };
-    match outcome {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("instructions: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    })
 }
 
-/// Returns whether all is well.
-fn count(arguments: &Arguments) -> Result<bool, BoxError> {
+fn count(arguments: &Arguments) -> Result<(), BoxError> {
+    if arguments.list {
+        scenes::EXACT.iter().for_each(|scene| println!("instructions: exact: {}", scene.name));
+        peers::SCENES.iter().for_each(|scene| println!("instructions: peers: {}", scene.name));
+        return Ok(());
+    }
     if cfg!(debug_assertions) {
-        // As in `cargo test --all-targets`.
+        // `cargo test --all-targets` ends up here.
         eprintln!("instructions: built without optimisation, so nothing is counted; use `cargo bench`");
-        return Ok(true);
+        return Ok(());
     }
-    if !callgrind::is_there() {
-        eprintln!("instructions: SKIPPED, nothing was counted: there is no `valgrind` here");
-        return Ok(true);
+    if !Command::new("valgrind").arg("--version").stdout(Stdio::null()).status().is_ok_and(|it| it.success()) {
+        eprintln!("instructions: SKIPPED, nothing was counted: `valgrind` is not installed");
+        return Ok(());
     }
-    // First: an unreadable file is to be known before the minute of counting.
+    // An unreadable file is reported before a minute of counting.
     let before = arguments.check.as_ref().map(|path| Baseline::read(path)).transpose()?;
     let now = Baseline::count()?;
-    if let Some(path) = &arguments.write {
-        now.write(path)?;
-    }
     if let Some(before) = before {
-        let (text, all_well) = report::comparison(&before, &now);
-        print!("{text}");
-        return Ok(all_well);
+        return now.check(&before);
     }
-    print!("{}", report::exact(&now));
-    if arguments.write.is_none() {
-        print!("{}", report::peers(&peers::count()?));
+    print!("{}", now.table());
+    match &arguments.write {
+        Some(path) => now.write(path),
+        None => peers::print(),
     }
-    Ok(true)
 }

@@ -1,20 +1,28 @@
-//! What is counted roughly: 256 calls at once on `current_thread`, here and there by real threads. Valgrind lets one thread
-//! run at a time, so how long one of them searches or sleeps is chance; the median of a few runs, and no gate.
+//! Rough counts beside other ways to run a closure: 256 calls at once on `current_thread`, with
+//! real threads.
+//!
+//! Valgrind runs one thread at a time, so how long a thread searches or sleeps is chance. The
+//! counts are medians of a few runs, and are not compared with a baseline.
 
 use std::{hint::black_box, sync::Arc, thread};
 
 use tokio::{runtime::Builder, sync::oneshot, task::JoinSet};
 use tower::{Service, ServiceExt};
 use tower_offload::{ThreadPool, pool::Pool};
+use tower_offload_benches::{BoxError, Spread, Table};
 
 use crate::{
-    BoxError, callgrind, hardware,
+    counters,
     scenes::{Scene, layered, now, work},
 };
 
-const AT_ONCE: u64 = 256;
+const CONCURRENCY: u64 = 256;
 const THREADS: usize = 2;
 const ROUNDS: usize = 3;
+
+/// The limits for the share of the instructions of `spawn_blocking`, the kernel's included: must
+/// and aim.
+const GOAL: (f64, f64) = (0.2, 0.06);
 
 pub(crate) const SCENES: &[Scene] = &[
     peer("spawn_blocking", |calls| spawn_blocking(calls, 512)),
@@ -26,36 +34,43 @@ pub(crate) const SCENES: &[Scene] = &[
 ];
 
 const fn peer(name: &'static str, make: fn(u64) -> Result<(), BoxError>) -> Scene {
-    Scene { name, calls: 20 * AT_ONCE, make }
+    Scene { name, calls: 20 * CONCURRENCY, make }
 }
 
-/// Instructions a call.
-#[derive(Debug)]
-pub(crate) struct Peer {
-    pub(crate) name: &'static str,
-    /// In user space: the median, the lowest and the highest of the rounds.
-    pub(crate) user: [u64; 3],
-    /// Those of the kernel as well, where the processor counts.
-    pub(crate) all: Option<u64>,
-}
-
-pub(crate) fn count() -> Result<Vec<Peer>, BoxError> {
-    let mut counted = vec![Vec::new(); SCENES.len()];
+/// Counts all peers and prints their table and the goal.
+pub(crate) fn print() -> Result<(), BoxError> {
+    let mut counts = vec![Vec::new(); SCENES.len()];
     for round in 1..=ROUNDS {
-        for (scene, counts) in SCENES.iter().zip(&mut counted) {
-            counts.push(callgrind::per_call(scene)?);
+        for (scene, counts) in SCENES.iter().zip(&mut counts) {
+            counts.push(counters::valgrind(scene)? as f64);
         }
         eprintln!("[round {round}/{ROUNDS}]");
     }
-    let peers = SCENES.iter().zip(counted).map(|(scene, mut counts)| {
-        counts.sort_unstable();
-        let user = [counts[ROUNDS / 2], counts[0], counts[ROUNDS - 1]];
-        Peer { name: scene.name, user, all: hardware::per_call(scene) }
-    });
-    Ok(peers.collect())
+    let spreads = counts.into_iter().filter_map(Spread::of);
+    let peers: Vec<_> = SCENES.iter().zip(spreads).map(|(it, user)| (it.name, user, counters::hardware(it))).collect();
+    let table = Table::new(
+        "instructions per call, 256 at once on current_thread; user space: median (range); not gated",
+        &peers,
+        &[
+            ("peer", &|(name, ..)| (*name).to_owned()),
+            ("user", &|(_, user, _)| format!("{} ({}-{})", user.median, user.min, user.max)),
+            ("v spawn_blocking", &|(_, user, _)| format!("{:.2}", user.median / peers[0].1.median)),
+            ("with kernel", &|(.., all)| all.map_or("-".to_owned(), |all| all.to_string())),
+        ],
+    );
+    let (must, aim) = GOAL;
+    let all = |name| peers.iter().find(|peer| peer.0 == name).and_then(|peer| peer.2).map(|all| all as f64);
+    let verdict = match all("threads").zip(all("spawn_blocking")).map(|(ours, theirs)| ours / theirs) {
+        None => "not measured: most are of the kernel, and this machine has no counter for them".to_owned(),
+        Some(ratio) if ratio <= aim => format!("{ratio:.2}, aim met"),
+        Some(ratio) if ratio <= must => format!("{ratio:.2}, must met"),
+        Some(ratio) => format!("{ratio:.2}, NOT MET"),
+    };
+    println!("\n{table}\nthreads v spawn_blocking with the kernel, <= {must} must, <= {aim} aim: {verdict}");
+    Ok(())
 }
 
-/// Tasks that call again when they are answered, until all calls are made.
+/// Runs tasks that call again when a call returns, until all calls are made.
 fn at_once<H, C, E>(
     calls: u64,
     blocking_threads: usize,
@@ -68,10 +83,10 @@ where
 {
     let runtime = Builder::new_current_thread().enable_all().max_blocking_threads(blocking_threads).build()?;
     let (hop, mut tasks) = (hop()?, JoinSet::new());
-    for _ in 0..AT_ONCE {
+    for _ in 0..CONCURRENCY {
         let mut hop = hop.clone();
         let caller = async move {
-            for number in 0..calls / AT_ONCE {
+            for number in 0..calls / CONCURRENCY {
                 black_box(hop(number).await.map_err(Into::into)?);
             }
             Ok::<_, BoxError>(())
@@ -81,8 +96,8 @@ where
     runtime.block_on(tasks.join_all()).into_iter().collect()
 }
 
-fn spawn_blocking(calls: u64, at_most: usize) -> Result<(), BoxError> {
-    at_once(calls, at_most, || Ok(|number| tokio::task::spawn_blocking(move || work(number))))
+fn spawn_blocking(calls: u64, max_threads: usize) -> Result<(), BoxError> {
+    at_once(calls, max_threads, || Ok(|number| tokio::task::spawn_blocking(move || work(number))))
 }
 
 fn rayon_oneshot(calls: u64) -> Result<(), BoxError> {
@@ -96,7 +111,7 @@ fn rayon_oneshot(calls: u64) -> Result<(), BoxError> {
     })
 }
 
-/// What one writes by hand: threads that take boxed closures from a channel.
+/// The hand-written pool: threads that take boxed closures from a channel.
 fn crossbeam_oneshot(calls: u64) -> Result<(), BoxError> {
     at_once(calls, 1, || {
         let (jobs, queue) = crossbeam_channel::unbounded::<Box<dyn FnOnce() + Send>>();
@@ -106,7 +121,7 @@ fn crossbeam_oneshot(calls: u64) -> Result<(), BoxError> {
         }
         Ok(move |number| {
             let (sender, receiver) = oneshot::channel();
-            // Should the threads be gone, the receiver tells.
+            // If the threads are gone, the receiver returns an error.
             let _ = jobs.send(Box::new(move || sender.send(work(number)).unwrap_or_default()));
             receiver
         })
@@ -124,13 +139,13 @@ fn offload(calls: u64) -> Result<(), BoxError> {
     at_once(calls, 1, || {
         let mut service = layered(pool()?);
         Ok(move |number| {
-            let _ = now(service.ready()); // it always is
+            let _ = now(service.ready()); // it is always ready
             service.call(number)
         })
     })
 }
 
-/// With room for all calls: the others have no bound.
+/// Returns a pool with room for all calls, because the peers have no limit.
 fn pool() -> Result<ThreadPool, BoxError> {
     Ok(ThreadPool::builder().threads(THREADS).build()?)
 }

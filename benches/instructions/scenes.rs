@@ -1,4 +1,4 @@
-//! What is counted exactly: calls whose every step runs on one thread, in the same order each time.
+//! Exact counts: calls that run on one thread, with the same steps in the same order each time.
 
 use std::{
     convert::Infallible,
@@ -15,18 +15,20 @@ use tower_offload::{
     pool::{Inline, Pool, Rayon},
 };
 
-use crate::{BoxError, peers};
+use tower_offload_benches::BoxError;
 
-/// A way to make calls, by name, so that a process of its own can be told to.
+use crate::peers;
+
+/// A way to make calls. A child process finds it by its name.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Scene {
     pub(crate) name: &'static str,
-    /// So many are enough to drown what happens once.
+    /// The number of calls to count; enough to drown everything that happens once.
     pub(crate) calls: u64,
     pub(crate) make: fn(u64) -> Result<(), BoxError>,
 }
 
-/// Gated by the baseline.
+/// The scenes that are compared with the baseline.
 pub(crate) const EXACT: &[Scene] = &[
     exact("run, inline", run_inline),
     exact("offload, inline", offload_inline),
@@ -49,13 +51,15 @@ impl Scene {
     }
 }
 
-/// Next to nothing.
+/// The job of every call: next to nothing.
 pub(crate) fn work(number: u64) -> u64 {
     black_box(number.wrapping_mul(31).wrapping_add(1))
 }
 
-/// A rayon pool whose one thread is this one: it works when it is told to, between two steps of ours. So the gate, the queue
-/// and the worker's loop of the real pools are counted, and no thread's wake-up.
+/// A rayon pool whose only thread is this one, so that it works only during [`Self::step`].
+///
+/// The counts include the admission, the queue and the loop of the worker, and no wake-up of a
+/// thread.
 #[derive(Debug)]
 struct Stepped {
     threads: Arc<rayon::ThreadPool>,
@@ -66,27 +70,29 @@ impl Stepped {
     fn new(queue_capacity: usize) -> Result<Self, BoxError> {
         let threads = rayon::ThreadPoolBuilder::new().num_threads(1).use_current_thread().build()?;
         let threads = Arc::new(threads);
-        Ok(Self { pool: Rayon::new(threads.clone()).queue_capacity(queue_capacity), threads })
+        Ok(Self { pool: Rayon::builder(threads.clone()).queue_capacity(queue_capacity).build(), threads })
     }
 
+    /// Runs all queued calls.
     fn step(&self) {
         while self.threads.yield_now() == Some(rayon::Yield::Executed) {}
     }
 
-    /// Polls, works, polls again.
+    /// Polls the call, runs the queued calls, and polls again.
     fn finish<F: Future>(&self, call: F) -> Result<F::Output, BoxError> {
         let (mut call, mut cx) = (pin!(call), Context::from_waker(Waker::noop()));
         if call.as_mut().poll(&mut cx).is_ready() {
-            return Err("the call was ready before anybody worked".into());
+            return Err("the call was ready before it ran".into());
         }
         self.step();
         match call.poll(&mut cx) {
             Poll::Ready(output) => Ok(output),
-            Poll::Pending => Err("the call was not ready after the work".into()),
+            Poll::Pending => Err("the call was not ready after it ran".into()),
         }
     }
 }
 
+/// Polls a call that is ready at once.
 pub(crate) fn now<F: Future>(call: F) -> Result<F::Output, BoxError> {
     match pin!(call).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(output) => Ok(output),
@@ -171,12 +177,12 @@ fn cancelled(calls: u64) -> Result<(), BoxError> {
     let mut service = layered(stepped.pool.clone());
     for number in 0..calls {
         drop(now(service.ready())??.call(number));
-        stepped.step(); // the entry leaves the queue
+        stepped.step(); // removes the entry from the queue
     }
     Ok(())
 }
 
-/// The whole layer around a service that is always ready.
+/// Wraps a service that is always ready in the whole layer.
 pub(crate) fn layered(
     pool: impl Pool,
 ) -> impl Service<u64, Response = u64, Error = BoxError, Future: Send> + Clone + Send + 'static {

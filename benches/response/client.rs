@@ -1,15 +1,19 @@
-//! The client, which shares the server's thread and is part of every figure: so it does as little as it can.
+//! The client. It shares a thread with the server and is part of every figure, so it does as little
+//! as possible.
 
 use bytes::Bytes;
 use futures_util::future::poll_fn;
 use h2::client::{self, ResponseFuture, SendRequest};
-use http::Request;
+use http::{Request, Uri};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tower_offload_benches::BoxError;
 
-use crate::{BoxError, plan::Protocol, server::BODY};
+use crate::{Protocol, server::BODY};
+
+const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: server\r\n\r\n";
 
 pub(crate) enum Client {
-    /// Bytes that are written again and again, and as many as they are answered with.
+    /// Writes the same bytes again and again, and reads the same number of bytes in return.
     Http1 {
         transport: DuplexStream,
         requests: Vec<u8>,
@@ -23,12 +27,12 @@ pub(crate) enum Client {
 
 impl Client {
     pub(crate) async fn new(protocol: Protocol, mut transport: DuplexStream) -> Result<Self, BoxError> {
+        let concurrency = protocol.concurrency();
         if protocol == Protocol::Http2 {
             let (requests, connection) = client::handshake(transport).await?;
             tokio::spawn(async { drop(connection.await) });
-            return Ok(Self::Http2 { requests, responses: Vec::with_capacity(protocol.at_once()) });
+            return Ok(Self::Http2 { requests, responses: Vec::with_capacity(concurrency) });
         }
-        const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: server\r\n\r\n";
         transport.write_all(REQUEST).await?;
         let mut response = Vec::new();
         while !response.ends_with(BODY) {
@@ -36,24 +40,25 @@ impl Client {
                 return Err("the server closed the connection".into());
             }
         }
-        let at_once = protocol.at_once();
-        Ok(Self::Http1 { transport, requests: REQUEST.repeat(at_once), responses: vec![0; response.len() * at_once] })
+        let responses = vec![0; response.len() * concurrency];
+        Ok(Self::Http1 { transport, requests: REQUEST.repeat(concurrency), responses })
     }
 
-    /// As many requests as the protocol has at once, until all are answered.
+    /// Sends as many requests as the protocol has in flight, and waits for all responses.
     pub(crate) async fn exchange(&mut self, protocol: Protocol) -> Result<(), BoxError> {
         match self {
             Self::Http1 { transport, requests, responses } => {
                 transport.write_all(requests).await?;
-                // Every response is as long as the first: the date has one length.
+                // All responses have the length of the first, because dates have a fixed length.
                 transport.read_exact(responses).await?;
-                if responses.ends_with(BODY) { Ok(()) } else { Err("another response than the first".into()) }
+                if responses.ends_with(BODY) { Ok(()) } else { Err("the response differs from the first".into()) }
             }
             Self::Http2 { requests, responses } => {
-                for _ in 0..protocol.at_once() {
+                for _ in 0..protocol.concurrency() {
                     poll_fn(|cx| requests.poll_ready(cx)).await?;
-                    let (response, _) = requests.send_request(request(), true)?;
-                    responses.push(response);
+                    let mut request = Request::new(());
+                    *request.uri_mut() = Uri::from_static("http://server/");
+                    responses.push(requests.send_request(request, true)?.0);
                 }
                 for response in responses.drain(..) {
                     let mut body = response.await?.into_body();
@@ -64,17 +69,11 @@ impl Client {
                         body.flow_control().release_capacity(data.len())?;
                     }
                     if received != BODY.len() {
-                        return Err("a response of another length".into());
+                        return Err("the response has another length than the first".into());
                     }
                 }
                 Ok(())
             }
         }
     }
-}
-
-fn request() -> Request<()> {
-    let mut request = Request::new(());
-    *request.uri_mut() = http::Uri::from_static("http://server/");
-    request
 }

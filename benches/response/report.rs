@@ -1,138 +1,60 @@
-//! The figures as tables and as JSON.
+//! The tables and the goals.
 
-use serde::Serialize;
+use std::fmt::Write;
 
-use crate::{
-    goals::GOALS,
-    plan::{Plan, Protocol, TOLERATED_OTHERS},
-    rows::{Row, Table, cpu_us},
-    spread::{Spread, with_range},
-};
+use tower_offload_benches::{Compared, Goal, Limits, Row, Spread, Table, find, others_text, range};
 
-const NOTES: &[&str] = &[
-    "Medians of the rounds (lowest-highest), of server and client together, which share a thread.",
-    "extra: less what plain takes in the same round. cpu: of all threads of the process.",
-];
+use crate::{PLAIN, Phases, Protocol, Sample, Scene};
 
-/// Every row, also those we lose.
-pub(crate) fn text(tables: &[Table], plan: Plan) -> String {
+const NOTES: &str = "\
+Medians of the rounds (lowest-highest), of server and client together, which share a thread.
+extra: the figure minus that of plain in the same round. cpu: of all threads of the process.
+~: other processes used over 10 % of the cores in a round.";
+
+pub(crate) fn text(rows: &[Row<Scene, Sample>], rounds: usize, phases: Phases) -> String {
+    let Phases { turn, turns, .. } = phases;
     let mut text = format!(
-        "a response of a few bytes, in memory, server and client on one thread; {} round(s) of {} turns of {} ms\n\n",
-        plan.rounds,
-        plan.phases.turns,
-        plan.phases.turn.as_millis(),
+        "a response of 5 bytes, in memory, server and client on one thread; {rounds} round(s) of {turns} turns of {turn:?}\n\n"
     );
-    for table in tables {
-        write_table(&mut text, table);
+    for rows in rows.chunk_by(|a, b| a.scene == b.scene) {
+        let extra = |row: &Row<Scene, Sample>, figure: fn(&Sample) -> f64| {
+            row.compare(find(rows, |_| true, PLAIN)?, figure, |ours, plain| ours - plain)
+        };
+        let precise = |spread: Option<Spread>| spread.map_or_else(|| "-".to_owned(), Spread::precise);
+        let median = |spread: Option<Spread>| spread.map_or_else(|| "-".to_owned(), |it| format!("{:.2}", it.median));
+        let table = Table::new(
+            format!("{}{}", rows[0].scene, others_text(rows)),
+            rows,
+            &[
+                ("variant", &|row| row.variant.clone()),
+                ("cpu ns (range)", &|row| range(row.spread(|it| it.cpu_ns))),
+                ("wall ns (range)", &|row| range(row.spread(|it| it.wall_ns))),
+                ("extra cpu us (range)", &|row| precise(extra(row, |it| it.cpu_ns / 1e3))),
+                ("allocs", &|row| median(row.spread(|it| it.allocations))),
+                ("extra", &|row| median(extra(row, |it| it.allocations))),
+            ],
+        );
+        let _ = writeln!(text, "{table}");
     }
-    for note in NOTES {
-        line(&mut text, note);
-    }
-    if tables.iter().any(|table| !table.is_undisturbed()) {
-        line(&mut text, &format!("~ disturbed: others had over {TOLERATED_OTHERS:.0} % of the cores in a round."));
-    }
-    line(&mut text, "");
-    write_goals(&mut text, tables);
+    let goals = Goal::table(GOALS, rows, Row::is_disturbed);
+    let _ = write!(text, "{NOTES}\n\n{goals}");
     text
 }
 
-fn write_table(text: &mut String, table: &Table) {
-    let disturbed = match table.others() {
-        Some(others) => format!(" (others had up to {others:.0} %)"),
-        None => String::new(),
-    };
-    line(text, &format!("{}{disturbed}{}", table.protocol, if table.is_undisturbed() { "" } else { " ~" }));
-    line(
-        text,
-        &format!(
-            "{:<18} {:>18} {:>18} {:>20} {:>7} {:>7}",
-            "variant", "cpu ns (range)", "wall ns (range)", "extra cpu us (range)", "allocs", "extra",
-        ),
-    );
-    for row in &table.rows {
-        let [cpu, wall] = [|it: &_| cpu_us(it) * 1e3, |it: &crate::rows::Sample| it.wall_ns]
-            .map(|figure| row.over_samples(figure).map_or_else(|| "-".to_owned(), with_range));
-        let extra = table.extra(row, cpu_us).map_or_else(|| "-".to_owned(), fine);
-        let allocations = median(row.over_samples(|it| it.allocations));
-        let extra_allocations = median(table.extra(row, |it| it.allocations));
-        line(
-            text,
-            &format!(
-                "{:<18} {cpu:>18} {wall:>18} {extra:>20} {allocations:>7.2} {extra_allocations:>7.2}",
-                row.variant.name
-            ),
-        );
-    }
-    line(text, "");
-}
-
-fn write_goals(text: &mut String, tables: &[Table]) {
-    line(text, &format!("{:<52} {:>8} {:>8} {:>20}  verdict", "extra cpu", "must", "aim", "measured (range)"));
-    for goal in GOALS {
-        let (measured, verdict, disturbed) = match goal.measured(tables) {
-            Some(spread) => {
-                (fine(spread), goal.verdict(spread.median), if goal.is_disturbed(tables) { " ~" } else { "" })
-            }
-            None => ("-".to_owned(), "not measured", ""),
-        };
-        let [must, aim] = [goal.must, goal.aim].map(|wanted| format!("<= {wanted}"));
-        line(text, &format!("{:<52} {must:>8} {aim:>8} {measured:>20}  {verdict}{disturbed}", goal.name));
+/// A goal for the CPU time that a hook on a tracked connection adds to a response, in microseconds.
+const fn hook(name: &'static str, scene: fn(&Scene) -> bool) -> Goal<Scene, Sample> {
+    Goal {
+        name,
+        scene,
+        variant: "tracked+hook",
+        compared: Compared::Difference(PLAIN),
+        figure: |sample| Some(sample.cpu_ns / 1e3),
+        limits: Limits::AtMost { must: 2.0, aim: 0.5 },
     }
 }
 
-fn line(text: &mut String, line: &str) {
-    text.push_str(line.trim_end());
-    text.push('\n');
-}
-
-/// A line of JSON each.
-pub(crate) fn records(tables: &[Table]) -> Vec<Record> {
-    tables.iter().flat_map(|table| table.rows.iter().map(|row| Record::of(table, row))).collect()
-}
-
-/// A line of JSON: medians of the rounds. Times are CPU times where the name does not say otherwise.
-#[derive(Serialize)]
-pub(crate) struct Record {
-    bench: &'static str,
-    variant: &'static str,
-    protocol: Protocol,
-    ns_per_response: f64,
-    wall_ns_per_response: f64,
-    extra_us: f64,
-    extra_us_min: f64,
-    extra_us_max: f64,
-    allocs_per_response: f64,
-    extra_allocs: f64,
-    rounds: usize,
-    others_cpu_max_pct: Option<f64>,
-}
-
-impl Record {
-    fn of(table: &Table, row: &Row) -> Self {
-        let extra = table.extra(row, cpu_us);
-        Self {
-            bench: "response",
-            variant: row.variant.name,
-            protocol: table.protocol,
-            ns_per_response: median(row.over_samples(|it| it.cpu_ns)),
-            wall_ns_per_response: median(row.over_samples(|it| it.wall_ns)),
-            extra_us: median(extra),
-            extra_us_min: extra.map_or(f64::NAN, |it| it.min),
-            extra_us_max: extra.map_or(f64::NAN, |it| it.max),
-            allocs_per_response: median(row.over_samples(|it| it.allocations)),
-            extra_allocs: median(table.extra(row, |it| it.allocations)),
-            rounds: row.samples.len(),
-            others_cpu_max_pct: table.others(),
-        }
-    }
-}
-
-/// NaN, which is null in JSON, of nothing.
-fn median(spread: Option<Spread>) -> f64 {
-    spread.map_or(f64::NAN, |spread| spread.median)
-}
-
-/// With one digit more: it is a difference.
-fn fine(spread: Spread) -> String {
-    format!("{:.3} ({:.3}-{:.3})", spread.median, spread.min, spread.max)
-}
+const GOALS: &[Goal<Scene, Sample>] = &[
+    hook("hook on a tracked connection, http1, us", |it| it.protocol == Protocol::Http1),
+    hook("hook on a tracked connection, http1/pipelined, us", |it| it.protocol == Protocol::Http1Pipelined),
+    hook("hook on a tracked connection, http2, us", |it| it.protocol == Protocol::Http2),
+];

@@ -1,4 +1,4 @@
-//! The server: one connection of a variant, in memory.
+//! The server of a variant, on one connection in memory.
 
 use std::{
     convert::Infallible,
@@ -28,31 +28,33 @@ use hyper_util::{
 use tokio::io::DuplexStream;
 use tower::{Layer, service_fn};
 use tower_offload::{AfterResponse, AfterResponseLayer, Background, ThreadPool, flush::Tracker};
+use tower_offload_benches::BoxError;
 
-use crate::{
-    BoxError,
-    plan::Protocol,
-    variants::{Registers, Variant},
-};
+use crate::{Protocol, Registers, Variant};
 
 pub(crate) const BODY: &[u8] = b"hello";
 
-/// More than are ever under way, so that none is refused.
+/// More tasks than are ever in flight, so that none is rejected.
 const QUEUE_CAPACITY: usize = 8192;
 
-/// How many hooks or tasks have run.
-pub(crate) type Ran = Arc<AtomicU64>;
+/// The number of hooks or tasks that have run.
+pub(crate) type Completed = Arc<AtomicU64>;
 
-/// Serves on that end of a transport, in a task of the current runtime.
-pub(crate) fn start(variant: &Variant, protocol: Protocol, transport: DuplexStream, ran: Ran) -> Result<(), BoxError> {
-    let registers = variant.registers;
-    let handler = service_fn(move |request| respond(&request, registers, &ran));
-    if variant.layer {
+/// Serves one end of a transport, in a task of the current runtime.
+pub(crate) fn start(
+    variant: &Variant,
+    protocol: Protocol,
+    transport: DuplexStream,
+    completed: Completed,
+) -> Result<(), BoxError> {
+    let (is_tracked, registers) = (variant.is_tracked, variant.registers);
+    let handler = service_fn(move |request| respond(&request, registers, &completed));
+    if variant.has_layer {
         let pool = ThreadPool::builder().threads(1).queue_capacity(QUEUE_CAPACITY).build()?;
-        let background = Background::builder().pool(pool).queue_capacity(QUEUE_CAPACITY).build();
-        track(variant, protocol, transport, AfterResponseLayer::new(background).layer(handler));
+        let background = Background::builder().pool(pool).max_tasks(QUEUE_CAPACITY).build();
+        track(is_tracked, protocol, transport, AfterResponseLayer::new(background).layer(handler));
     } else {
-        track(variant, protocol, transport, handler);
+        track(is_tracked, protocol, transport, handler);
     }
     Ok(())
 }
@@ -60,32 +62,32 @@ pub(crate) fn start(variant: &Variant, protocol: Protocol, transport: DuplexStre
 fn respond(
     request: &Request<Incoming>,
     registers: Registers,
-    ran: &Ran,
+    completed: &Completed,
 ) -> Ready<Result<Response<Full<Bytes>>, Infallible>> {
     let after = || request.extensions().get::<AfterResponse>().expect("the layer is there");
-    let ran = || {
-        let ran = ran.clone();
-        move || _ = ran.fetch_add(1, Relaxed)
+    let complete = || {
+        let completed = completed.clone();
+        move || _ = completed.fetch_add(1, Relaxed)
     };
     match registers {
+        Registers::Nothing => {}
         Registers::Hook => {
-            let ran = ran();
+            let complete = complete();
             after().hook(move |outcome| {
                 black_box(outcome);
-                ran();
+                complete();
             });
         }
-        Registers::Nothing => {}
-        Registers::Run => _ = after().run(ran()).expect("there is room"),
-        Registers::Spawn => {
-            let ran = ran();
-            after().spawn(async move { ran() }).expect("there is room");
+        Registers::AsyncTask => {
+            let complete = complete();
+            after().spawn(async move { complete() }).expect("there is room");
         }
+        Registers::BlockingTask => _ = after().spawn_blocking(complete()).expect("there is room"),
     }
     ready(Ok(Response::new(Full::new(Bytes::from_static(BODY)))))
 }
 
-fn track<S, B>(variant: &Variant, protocol: Protocol, transport: DuplexStream, service: S)
+fn track<S, B>(is_tracked: bool, protocol: Protocol, transport: DuplexStream, service: S)
 where
     S: tower::Service<Request<Incoming>, Response = Response<B>, Error = Infallible, Future: Send>
         + Clone
@@ -94,7 +96,7 @@ where
     B: Body<Data = Bytes, Error = Infallible> + Send + 'static,
 {
     let (io, service) = (TokioIo::new(transport), TowerToHyperService::new(service));
-    if variant.tracked {
+    if is_tracked {
         let (io, service) = Tracker::new().track(io, service);
         serve(protocol, io, service);
     } else {
@@ -102,7 +104,7 @@ where
     }
 }
 
-/// With hyper's defaults.
+/// Serves with the defaults of hyper. The connection ends when the client ends it.
 fn serve<I, S, B>(protocol: Protocol, io: I, service: S)
 where
     I: Read + Write + Unpin + Send + 'static,
@@ -110,7 +112,6 @@ where
     S::Error: Into<BoxError>,
     B: Body<Data = Bytes, Error = Infallible> + Send + 'static,
 {
-    // The connection ends when the client does; how is all the same.
     match protocol {
         Protocol::Http1 | Protocol::Http1Pipelined => {
             let connection = http1::Builder::new().serve_connection(io, service);

@@ -8,7 +8,7 @@ use std::{
 
 use tower_offload::{
     after_response::{Delivery, End, Outcome},
-    flush::Stats,
+    flush::TrackerStats,
 };
 
 use crate::{CONNECTIONS, Options, REQUESTS, work::Work};

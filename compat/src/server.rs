@@ -36,7 +36,7 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) fn new(ledger: Arc<Ledger>, tracker: Option<Tracker>) -> Self {
-        Self { ledger, layer: AfterResponseLayer::default(), tracker }
+        Self { ledger, layer: AfterResponseLayer::new(tower_offload::Background::default()), tracker }
     }
 
     /// The client's end of a new connection.

@@ -1,7 +1,8 @@
-//! Any bytes of a client and of a server, in any split, through a tracked transport: `cargo +nightly fuzz run tracked_io`.
+//! Random bytes of a client and a server in random pieces, through a tracked transport:
+//! `cargo +nightly fuzz run tracked_io`.
 //!
-//! All bytes arrive as they are; a read waits for nothing but the service, and wakes its task; every response has one fate; and the
-//! split changes nothing of it.
+//! The bytes arrive unchanged, a read is pending only at the gate and wakes its task, every
+//! response is counted once, and the split does not matter.
 #![no_main]
 
 use std::{
@@ -22,36 +23,37 @@ use http::{Request, Response, Version};
 use http_body_util::Empty;
 use hyper::service::Service;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tower_offload::flush::{Stats, Tracker};
+use tower_offload::flush::{Tracker, TrackerStats};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Every such stream is malformed: h2 does not pass it on, and the service does not get it.
+/// Each stream with a multiple of this number is not passed to the service, like a malformed
+/// request.
 const NOT_PASSED_ON: u64 = 5;
 
-// The first byte says how many of the next are sizes of pieces; the next whether there is a preface; the next how much of the rest
-// is the client's.
+// The first byte is the number of piece sizes, the second decides whether there is a preface, and
+// the third is the share of the rest that belongs to the client.
 libfuzzer_sys::fuzz_target!(|input: &[u8]| {
     let [count, http2, share, rest @ ..] = input else { return };
     let (sizes, bytes) = rest.split_at(rest.len().min(usize::from(*count % 8)));
     let (from, to) = bytes.split_at(bytes.len() * usize::from(*share) / 256);
     let from = if http2 % 4 > 0 { [PREFACE, from].concat() } else { from.to_vec() };
 
-    let whole = go_through(&from, to, &[usize::MAX]);
+    let whole = pass_through(&from, to, &[usize::MAX]);
     assert_eq!(whole.delivered, from);
     let sizes: Vec<usize> = sizes.iter().map(|size| usize::from(*size) + 1).chain([1]).collect();
-    assert_eq!(go_through(&from, to, &sizes), whole);
+    assert_eq!(pass_through(&from, to, &sizes), whole);
 });
 
 #[derive(Debug, PartialEq)]
 struct Seen {
     delivered: Vec<u8>,
-    before_drop: Stats,
-    after_drop: Stats,
+    before_drop: TrackerStats,
+    after_drop: TrackerStats,
 }
 
-/// A client's bytes arrive, and then a server's are accepted and flushed.
-fn go_through(from: &[u8], to: &[u8], sizes: &[usize]) -> Seen {
+/// Passes bytes of a client, then accepts and flushes bytes of a server.
+fn pass_through(from: &[u8], to: &[u8], sizes: &[usize]) -> Seen {
     let mut sizes = sizes.iter().copied().cycle();
     let mut next = move |most: usize| most.min(sizes.next().unwrap_or(1));
     let mut script = Scripted::default();
@@ -62,7 +64,7 @@ fn go_through(from: &[u8], to: &[u8], sizes: &[usize]) -> Seen {
         rest = behind;
     }
     let tracker = Tracker::new();
-    let (mut io, service) = tracker.track(script, Answers);
+    let (mut io, service) = tracker.track(script, Responder);
     let task = Arc::new(Task::default());
     let waker = Waker::from(task.clone());
     let mut cx = Context::from_waker(&waker);
@@ -73,9 +75,9 @@ fn go_through(from: &[u8], to: &[u8], sizes: &[usize]) -> Seen {
         let length = next(room.len());
         let mut buffer = ReadBuf::new(&mut room[..length]);
         match Pin::new(&mut io).poll_read(&mut cx, &mut buffer) {
-            // There is always something to read, so this is the gate.
+            // There is always something to read, so only the gate is pending.
             Poll::Pending => {
-                assert!(task.0.swap(false, SeqCst), "forgotten");
+                assert!(task.0.swap(false, SeqCst), "the task is woken");
                 opened += 1;
                 if opened % NOT_PASSED_ON != 0 {
                     called += 1;
@@ -96,27 +98,27 @@ fn go_through(from: &[u8], to: &[u8], sizes: &[usize]) -> Seen {
         let slices = [IoSlice::new(first), IoSlice::new(second)];
         let accepted = Pin::new(&mut io).poll_write_vectored(&mut cx, &slices);
         let Poll::Ready(Ok(accepted)) = accepted else { panic!("not accepted") };
-        assert_eq!(accepted, piece.len().min(Scripted::MOST));
+        assert_eq!(accepted, piece.len().min(Scripted::MAX_WRITE));
         rest = &rest[accepted..];
     }
-    // Once: a flush amid the bytes may be ahead of a reset.
+    // Only once, because a flush between the bytes may come before a reset.
     assert!(matches!(Pin::new(&mut io).poll_flush(&mut cx), Poll::Ready(Ok(()))));
     let before_drop = tracker.stats();
     drop(io);
     let after_drop = tracker.stats();
-    let Stats { flushed, gave_up, lost, unmapped, .. } = after_drop;
-    assert_eq!(flushed + gave_up + lost + unmapped, called, "each has one fate: {after_drop:?}");
+    let TrackerStats { flushed, gave_up, lost, unmapped, .. } = after_drop;
+    assert_eq!(flushed + gave_up + lost + unmapped, called, "each response is counted once: {after_drop:?}");
     Seen { delivered, before_drop, after_drop }
 }
 
-/// Brings what it is told to, and then the end; takes some of whatever is written.
+/// Returns the scripted reads and then the end. Accepts at most `MAX_WRITE` bytes per write.
 #[derive(Debug, Default)]
 struct Scripted {
     reads: VecDeque<Vec<u8>>,
 }
 
 impl Scripted {
-    const MOST: usize = 1000;
+    const MAX_WRITE: usize = 1000;
 }
 
 impl AsyncRead for Scripted {
@@ -134,7 +136,7 @@ impl AsyncRead for Scripted {
 
 impl AsyncWrite for Scripted {
     fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Poll::Ready(Ok(bytes.len().min(Self::MOST)))
+        Poll::Ready(Ok(bytes.len().min(Self::MAX_WRITE)))
     }
 
     fn poll_write_vectored(
@@ -142,7 +144,7 @@ impl AsyncWrite for Scripted {
         _: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Poll::Ready(Ok(slices.iter().map(|slice| slice.len()).sum::<usize>().min(Self::MOST)))
+        Poll::Ready(Ok(slices.iter().map(|slice| slice.len()).sum::<usize>().min(Self::MAX_WRITE)))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -158,10 +160,10 @@ impl AsyncWrite for Scripted {
     }
 }
 
-/// Answers at once, without a body.
-struct Answers;
+/// Responds at once without a body.
+struct Responder;
 
-impl Service<Request<()>> for Answers {
+impl Service<Request<()>> for Responder {
     type Response = Response<Empty<Bytes>>;
     type Error = Infallible;
     type Future = Ready<Result<Self::Response, Infallible>>;
@@ -171,7 +173,7 @@ impl Service<Request<()>> for Answers {
     }
 }
 
-/// Whether it was woken.
+/// A task that records whether it was woken.
 #[derive(Default)]
 struct Task(AtomicBool);
 

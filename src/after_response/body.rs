@@ -10,23 +10,26 @@ use pin_project_lite::pin_project;
 use super::guard::Guard;
 
 pin_project! {
-    /// The body of a response of [`AfterResponseService`](super::AfterResponseService): the inner one, and a look at how it ends.
+    /// The body of a response of [`AfterResponseService`](super::AfterResponseService).
+    ///
+    /// Forwards to the inner body and observes how it ends.
     #[derive(Debug)]
     pub struct ResponseBody<B> {
         #[pin]
         inner: B,
-        // Dropped after the body: what the body holds is given back before anything runs that comes after the response.
+        // Declared after `inner`, so that what the body holds is released before anything runs
+        // after the response.
         guard: Option<Guard>,
     }
 }
 
 impl<B> ResponseBody<B> {
-    /// Without a guard it is but the inner one.
+    /// Without a guard the body only forwards.
     pub(crate) fn new(inner: B, guard: Option<Guard>) -> Self {
         Self { inner, guard }
     }
 
-    /// The inner body.
+    /// Returns a reference to the inner body.
     pub fn get_ref(&self) -> &B {
         &self.inner
     }
@@ -44,15 +47,15 @@ where
         let this = self.project();
         let mut inner = this.inner;
         let Some(guard) = this.guard else { return inner.poll_frame(cx) };
-        let frame = ready!(guard.inside(|| inner.as_mut().poll_frame(cx)));
-        guard.frame(frame.as_ref(), &*inner, cx);
+        let frame = ready!(guard.run(|| inner.as_mut().poll_frame(cx)));
+        guard.on_frame(frame.as_ref(), &*inner, cx);
         Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
         let is_end_stream = self.inner.is_end_stream();
         if let (true, Some(guard)) = (is_end_stream, &self.guard) {
-            guard.says_end();
+            guard.on_end_stream();
         }
         is_end_stream
     }
@@ -63,14 +66,14 @@ where
 }
 
 impl<B: Default> Default for ResponseBody<B> {
-    /// A body of nobody's response.
+    /// Creates a body that belongs to no request and is not observed.
     fn default() -> Self {
         Self::new(B::default(), None)
     }
 }
 
 impl<B: From<bytes::Bytes>> From<bytes::Bytes> for ResponseBody<B> {
-    /// A body of nobody's response.
+    /// Creates a body that belongs to no request and is not observed.
     fn from(bytes: bytes::Bytes) -> Self {
         Self::new(B::from(bytes), None)
     }

@@ -1,3 +1,5 @@
+//! Runs what was registered, once the exchange has settled.
+
 use std::{
     pin::Pin,
     sync::Arc,
@@ -9,31 +11,69 @@ use tokio::runtime::Handle;
 
 use super::{
     Outcome,
-    entry::{Hook, Task},
     exchange::Exchange,
-    pending::{Home, Pending},
+    guard::InnerAttempt,
+    pending::{Pending, SpawnContext},
+    task::Condition,
 };
+use crate::panic::ignore_panic;
 use crate::{
-    background::{Completion, DrainGuard},
-    pool::call::contained,
+    background::{Completion, DrainGuard, Reservation, TaskBody},
+    pool::call::{self},
     sync::{Mutex, lock},
 };
 
-/// Runs the hooks of a settled exchange and starts its tasks: in a task of its own, never on the stack of whoever settled it.
+/// A hook, and the context in which it was registered.
+pub(super) struct Hook {
+    context: call::Context,
+    run: Box<dyn FnOnce(&Outcome) + Send>,
+}
+
+impl Hook {
+    pub(super) fn new(run: impl FnOnce(&Outcome) + Send + 'static) -> Self {
+        Self { context: call::Context::capture_for_background(), run: Box::new(run) }
+    }
+
+    fn run(self, outcome: &Outcome) {
+        let Self { context, run } = self;
+        ignore_panic(|| context.enter_trace(|| run(outcome)));
+        ignore_panic(|| drop(context));
+    }
+}
+
+/// A task that has a reservation and waits for the outcome.
+pub(super) struct RegisteredTask {
+    /// Declared before `reservation`: a shutdown that sees the permit released must find what the
+    /// work held dropped.
+    pub(super) body: TaskBody,
+    pub(super) reservation: Reservation,
+    pub(super) condition: Condition,
+    pub(super) attempt: Option<InnerAttempt>,
+    /// The number of tasks of the request, including this one, that may run when it has started.
+    pub(super) concurrent: usize,
+    pub(super) stop_on_error: bool,
+}
+
+/// Future that runs the hooks of a settled exchange and starts its tasks.
+///
+/// It is a task of its own, because an exchange settles in the middle of I/O, where no user code
+/// may run.
 pub(super) struct Driver {
-    /// With what makes a drain wait for it, also if there are but hooks. `None` once it drives, or a thread does so in its place.
+    /// The guard makes a shutdown of the background wait for hooks as well. `None` once the driver
+    /// or a thread in its place has started.
     work: Option<(Arc<Exchange>, DrainGuard)>,
 }
 
 impl Driver {
-    /// On the runtime of the first registration; without any, on this thread's; without any, or if it is gone, on a thread of its
-    /// own. Not on a pool: this may be the midst of I/O, where no foreign code may run, and a pool may be full or gone.
+    /// Spawns the driver on the runtime of the first registration, otherwise on the current one.
+    /// Without any, or if that runtime has shut down, it runs on a new thread: a pool may be full
+    /// or gone.
     pub(super) fn start(exchange: Arc<Exchange>) {
-        let home = lock(&exchange.pending).home();
-        let Some(Home { runtime, background }) = home else { return }; // nobody has registered anything
+        let context = lock(&exchange.pending).context();
+        let Some(SpawnContext { runtime, background }) = context else { return }; // nothing was registered
         let driver = Self { work: Some((exchange, background.drain_guard())) };
         match runtime.or_else(|| Handle::try_current().ok()) {
-            Some(runtime) => contained(|| drop(runtime.spawn(driver))), // a runtime has hooks, which are foreign
+            Some(runtime) => ignore_panic(|| drop(runtime.spawn(driver))), // the runtime's own task hooks are user code
             None => drop(driver),
         }
     }
@@ -43,24 +83,25 @@ impl Future for Driver {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {
-        if let Some((exchange, hold)) = self.work.take() {
-            drive(&exchange, &hold);
+        if let Some((exchange, guard)) = self.work.take() {
+            run_pending(&exchange, &guard);
         }
         Poll::Ready(())
     }
 }
 
 impl Drop for Driver {
-    /// It did not get to drive: there is no runtime, or the one it was on is gone.
+    /// If the driver was never polled, because there is no runtime or it has shut down, a thread
+    /// takes its place.
     fn drop(&mut self) {
-        let Some((exchange, hold)) = self.work.take() else { return };
+        let Some((exchange, guard)) = self.work.take() else { return };
         let name = "after-response".to_owned();
-        let _ = thread::Builder::new().name(name).spawn(move || drive(&exchange, &hold));
+        let _ = thread::Builder::new().name(name).spawn(move || run_pending(&exchange, &guard));
     }
 }
 
-/// Until nothing new was registered: runs the hooks, and gives the tasks that are wanted to the background.
-fn drive(exchange: &Arc<Exchange>, hold: &DrainGuard) {
+/// Runs hooks and submits selected tasks until nothing new was registered.
+fn run_pending(exchange: &Arc<Exchange>, guard: &DrainGuard) {
     let begins = lock(&exchange.pending).begin_driving();
     if !begins {
         return;
@@ -69,46 +110,47 @@ fn drive(exchange: &Arc<Exchange>, hold: &DrainGuard) {
     loop {
         let taken = lock(&exchange.pending).take();
         let Some((hooks, tasks)) = taken else { return };
-        hooks.for_each(|hook| hold.scope(|| hook.run(&outcome)));
-        tasks.into_iter().for_each(|task| judge(task, &outcome, &exchange.pending));
+        hooks.for_each(|hook| guard.scope(|| hook.run(&outcome)));
+        tasks.into_iter().for_each(|task| select(task, &outcome, &exchange.pending));
         dispatch(exchange);
     }
 }
 
-fn judge(mut task: Task, outcome: &Outcome, pending: &Mutex<Pending<Hook, Task>>) {
+/// Makes a task ready if its condition holds, otherwise skips it.
+fn select(mut task: RegisteredTask, outcome: &Outcome, pending: &Mutex<Pending<Hook, RegisteredTask>>) {
     let concurrent = task.concurrent;
-    let is_wanted = std::mem::take(&mut task.condition).holds(outcome, task.attempt.as_ref());
-    let unwanted = if is_wanted { lock(pending).push_ready(task, concurrent) } else { Some(task) };
-    if let Some(unwanted) = unwanted {
-        skip(unwanted, pending);
+    let is_selected = std::mem::take(&mut task.condition).holds(outcome, task.attempt.as_ref());
+    let skipped = if is_selected { lock(pending).push_ready(task, concurrent) } else { Some(task) };
+    if let Some(skipped) = skipped {
+        skip(skipped, pending);
     }
 }
 
-/// Drops it, which gives its place back and counts it as skipped.
-fn skip(task: Task, pending: &Mutex<Pending<Hook, Task>>) {
-    lock(pending).forget(task.reservation.id());
-    contained(|| drop(task));
+/// Drops a task, which releases its reservation and counts it as skipped.
+fn skip(task: RegisteredTask, pending: &Mutex<Pending<Hook, RegisteredTask>>) {
+    lock(pending).unindex(task.reservation.id());
+    ignore_panic(|| drop(task));
 }
 
-/// Starts the tasks that may.
+/// Starts the ready tasks that may start now.
 pub(super) fn dispatch(exchange: &Arc<Exchange>) {
     let begins = lock(&exchange.pending).begin_dispatching();
     if !begins {
         return;
     }
     loop {
-        let next = lock(&exchange.pending).next();
-        let Some(Task { reservation, body, stop_on_error, .. }) = next else { return };
+        let next = lock(&exchange.pending).next_task();
+        let Some(RegisteredTask { reservation, body, stop_on_error, .. }) = next else { return };
         let (exchange, id) = (exchange.clone(), reservation.id());
         let on_completion = move |completion: Completion| {
             let stop = stop_on_error && completion.is_failure();
-            let never = {
+            let stopped = {
                 let mut pending = lock(&exchange.pending);
-                pending.forget(id);
-                pending.over(stop)
+                pending.unindex(id);
+                pending.finish_task(stop)
             };
-            // One by one: a second panic while a first one unwinds would abort the process.
-            never.into_iter().for_each(|(unwanted, _)| skip(unwanted, &exchange.pending));
+            // One at a time: a panic while another one unwinds would abort the process.
+            stopped.into_iter().for_each(|(task, _)| skip(task, &exchange.pending));
             dispatch(&exchange);
         };
         reservation.on_completion(on_completion).submit(body);

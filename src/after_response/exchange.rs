@@ -1,3 +1,5 @@
+//! A request and its response, shared by everything that learns how the response ended.
+
 use std::{
     fmt,
     sync::{
@@ -11,60 +13,140 @@ use tokio::time::Instant;
 
 use super::{
     Delivery, End, Outcome,
-    attempt::Passed,
-    driver::Driver,
-    entry::{Hook, Task},
-    facts::Facts,
+    driver::{Driver, Hook, RegisteredTask},
+    guard::AttemptState,
     pending::Pending,
     progress::{Progress, RequestLine},
-    wire::{Verdict, Wire},
 };
-use crate::sync::{Mutex, lock};
+use crate::sync::{AtomicU8, Mutex, Ordering, lock};
 
-/// A request and its response: what is to be run after it, and what is known about its end.
+/// A request and its response: what to run afterwards, and what is known about the end.
 ///
-/// It is settled once the response's own side has let go of it ([`Exchange::released`]) and, if all of the response went out, the
-/// wire has told what became of that ([`Exchange::told`]). Nothing here runs what is not ours: that is the driver's, in a task.
+/// The exchange settles once both sides have finished:
+///
+/// 1. The server's side finishes when the [`Guard`](super::guard::Guard) is dropped. It leaves its
+///    [`Progress`] here.
+/// 2. The connection's side finishes when it completes its [`FlushWaiter`]. An untracked exchange
+///    has none. A response that is incomplete on the server's side does not wait for it.
+///
+/// Settling starts the [`Driver`], which runs hooks and tasks in a task of its own. No method runs
+/// user code, because the callers are in the middle of I/O.
+///
+/// A tracked connection owns a reference to the exchange (the waiter) and the exchange owns none to
+/// the connection.
 pub(crate) struct Exchange {
     began: Instant,
     is_multiplexed: bool,
-    wire: Option<Arc<dyn Wire>>,
-    /// The number of its HTTP/2 stream, if the wire knows it.
-    stream: Option<u32>,
-    facts: Facts,
-    /// Set before `RELEASED`.
-    ending: OnceLock<Progress>,
-    /// Set before `TOLD`, unless the verdict does not matter.
-    verdict: OnceLock<Verdict>,
-    /// Nanoseconds; set before `SETTLED`.
+    state: ExchangeState,
+    /// Written before [`GUARD_DROPPED`] is set, read after [`SETTLED`] is set.
+    progress: OnceLock<Progress>,
+    /// `None` if the connection does not report flushes.
+    tracking: Option<Tracking>,
+    /// Nanoseconds from the request to the end. Written before [`SETTLED`] is set, read afterwards.
     total: AtomicU64,
-    pub(super) passed: Passed,
-    pub(super) pending: Mutex<Pending<Hook, Task>>,
+    /// The first attempt at an inner layer is stored inline, because usually there is only one.
+    pub(super) first_attempt: AttemptState,
+    pub(super) pending: Mutex<Pending<Hook, RegisteredTask>>,
 }
 
+struct Tracking {
+    /// Written before [`FLUSH_KNOWN`] is set, except that an incomplete response sets that bit
+    /// without an outcome.
+    outcome: OnceLock<FlushOutcome>,
+    /// Counts responses whose length on the wire differs from the length of their body.
+    mismatched: Arc<AtomicU64>,
+}
+
+/// Result of a response on the wire, as a tracked connection reports it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(not(feature = "flush"), allow(dead_code, reason = "constructed by tracked connections"))]
+pub(crate) enum FlushOutcome {
+    /// The HTTP/2 stream of the response is unknown.
+    Unmapped,
+    /// The bytes on the connection were not understood.
+    GaveUp,
+    /// The stream was reset or the connection closed before the response was flushed.
+    Lost,
+    /// The transport accepted the whole response and flushed. `body_bytes` is the length of the
+    /// body on the wire; `None` on HTTP/1, where the body is not counted.
+    Flushed { body_bytes: Option<u64> },
+}
+
+impl FlushOutcome {
+    /// Returns `false` if the response may or may not have been flushed.
+    fn is_certain(self) -> bool {
+        matches!(self, Self::Lost | Self::Flushed { .. })
+    }
+}
+
+/// The connection's side of a tracked exchange. The connection completes it exactly once.
+#[cfg(feature = "flush")]
+#[derive(Debug)]
+#[must_use = "an exchange settles only after its waiter is completed"]
+pub(crate) struct FlushWaiter(Arc<Exchange>);
+
+#[cfg(feature = "flush")]
+impl FlushWaiter {
+    /// Returns `true` if the body ended and was complete, so that only the flush is missing.
+    ///
+    /// On HTTP/1 every byte of the response is in hyper's buffer then, so the next flush of the
+    /// transport covers it.
+    pub(crate) fn awaits_flush(&self) -> bool {
+        self.0.state.awaits_flush()
+    }
+
+    /// Returns `true` if the response has a head and its body was not dropped.
+    ///
+    /// hyper encodes a head as soon as it has it and flushes only an empty buffer, so at each flush
+    /// on HTTP/1 the transport has accepted the head.
+    pub(crate) fn has_open_body(&self) -> bool {
+        self.0.state.has_open_body()
+    }
+
+    /// Returns `true` if the exchange no longer needs an outcome, because the response is
+    /// incomplete anyway.
+    pub(crate) fn is_obsolete(&self) -> bool {
+        self.0.state.is_flush_known()
+    }
+
+    /// Returns `true` if the response on the wire ends with its head, because it opens a tunnel.
+    pub(crate) fn ends_with_head(&self) -> bool {
+        self.0.state.ends_with_head()
+    }
+
+    /// Reports the outcome. To be called under no lock: dropping the last reference to the exchange
+    /// drops hooks and tasks of users.
+    pub(crate) fn complete(self, outcome: FlushOutcome) {
+        self.0.complete_flush(outcome);
+    }
+}
+
+/// Request extension: the exchange that a tracked connection began. The outermost layer adopts it.
+#[derive(Debug, Clone)]
+pub(crate) struct Tracked(pub(crate) Arc<Exchange>);
+
 impl Exchange {
-    /// Nobody tells what becomes of the response on the wire.
-    pub(super) fn untracked(request: RequestLine) -> Self {
-        Self::new(request, None, None)
+    /// An exchange on a connection that does not report flushes.
+    pub(super) fn untracked(request: RequestLine) -> Arc<Self> {
+        Arc::new(Self::new(request, None))
     }
 
-    /// The wire tells.
+    /// An exchange on a tracked connection, and the waiter that the connection completes.
     #[cfg(feature = "flush")]
-    pub(crate) fn tracked(request: RequestLine, wire: Arc<dyn Wire>, stream: Option<u32>) -> Self {
-        Self::new(request, Some(wire), stream)
+    pub(crate) fn tracked(request: RequestLine, mismatched: Arc<AtomicU64>) -> (Arc<Self>, FlushWaiter) {
+        let exchange = Arc::new(Self::new(request, Some(Tracking { outcome: OnceLock::new(), mismatched })));
+        (exchange.clone(), FlushWaiter(exchange))
     }
 
-    fn new(request: RequestLine, wire: Option<Arc<dyn Wire>>, stream: Option<u32>) -> Self {
+    fn new(request: RequestLine, tracking: Option<Tracking>) -> Self {
         Self {
             began: Instant::now(),
             is_multiplexed: request.is_multiplexed(),
-            facts: Facts::new(wire.is_some()),
-            wire,
-            stream,
-            ending: OnceLock::new(),
-            verdict: OnceLock::new(),
+            state: ExchangeState::new(tracking.is_some()),
+            progress: OnceLock::new(),
+            tracking,
             total: AtomicU64::new(0),
-            passed: Passed::default(),
+            first_attempt: AttemptState::default(),
             pending: Mutex::new(Pending::default()),
         }
     }
@@ -73,56 +155,41 @@ impl Exchange {
         self.began.elapsed()
     }
 
-    /// Whether the wire will tell when this response was flushed, as far as is known yet.
+    /// Returns `true` if the connection reports when this response was flushed, as far as is known
+    /// yet.
     pub(super) fn is_tracked(&self) -> bool {
-        self.wire.is_some() && !matches!(self.verdict.get(), Some(Verdict::Unsure))
+        self.tracking.is_some() && self.flush_outcome().is_none_or(FlushOutcome::is_certain)
     }
 
-    /// Whether anything was registered.
-    pub(super) fn is_wanted(&self) -> bool {
-        self.facts.is_wanted()
+    /// Returns `true` if a hook or task was registered.
+    pub(super) fn has_registrations(&self) -> bool {
+        self.state.has_registrations()
     }
 
-    /// Notes that the response has a head, and therefore a body that is not dropped yet.
-    pub(super) fn responded(&self) {
-        if let (false, Some(wire)) = (self.is_multiplexed, &self.wire) {
-            wire.head_ready();
-        }
+    /// Records that the response has a final head. To be called before the HTTP implementation has
+    /// it.
+    pub(super) fn set_head(&self, opens_tunnel: bool) {
+        self.state.set(if opens_tunnel { HAS_HEAD | ENDS_WITH_HEAD } else { HAS_HEAD });
     }
 
-    /// The head is about to be handed over, and opens a tunnel.
-    pub(super) fn opens_tunnel(&self) {
-        if let (Some(wire), Some(stream)) = (&self.wire, self.stream) {
-            wire.ends_with_head(stream);
-        }
-    }
-
-    /// Whoever held the response has let go of it.
-    pub(super) fn released(self: &Arc<Self>, progress: Progress) {
-        let awaits_wire = match progress.end() {
+    /// Finishes the server's side. Called once, by the guard's drop.
+    pub(super) fn finish(self: &Arc<Self>, progress: Progress) {
+        let awaits_flush = match progress.end() {
             End::Complete => true,
+            // HTTP/2 sends such a response to its end; HTTP/1 closes the connection instead.
             End::BodyTooShort => self.is_multiplexed,
             _ => false,
         };
-        let had_body = progress.has_head();
-        if self.ending.set(progress).is_err() {
-            return; // there is one guard
-        }
-        if let (true, false, Some(wire)) = (had_body, self.is_multiplexed, &self.wire) {
-            wire.body_dropped();
-        }
-        let settles = if awaits_wire { self.facts.released() } else { self.facts.released_for_good() };
-        if settles {
+        if self.progress.set(progress).is_ok() && self.state.drop_guard(awaits_flush) {
             self.settle();
-        } else if let (true, false, Some(wire)) = (awaits_wire, self.is_multiplexed, &self.wire) {
-            wire.await_flush(self.clone());
         }
     }
 
-    /// The wire has said its word. The first one counts.
-    #[cfg_attr(not(feature = "flush"), allow(dead_code, reason = "for tracked connections"))]
-    pub(crate) fn told(self: &Arc<Self>, verdict: Verdict) {
-        if self.verdict.set(verdict).is_ok() && self.facts.told() {
+    /// Finishes the connection's side.
+    #[cfg(feature = "flush")]
+    fn complete_flush(self: &Arc<Self>, outcome: FlushOutcome) {
+        let is_first = self.tracking.as_ref().is_some_and(|tracking| tracking.outcome.set(outcome).is_ok());
+        if is_first && self.state.set_flush_known() {
             self.settle();
         }
     }
@@ -130,49 +197,152 @@ impl Exchange {
     fn settle(self: &Arc<Self>) {
         let total = u64::try_from(self.elapsed().as_nanos()).unwrap_or(u64::MAX);
         self.total.store(total, Relaxed);
-        if let (Some(wire), Some(ending), Some(Verdict::Flushed { body_bytes: Some(sent) })) =
-            (&self.wire, self.ending.get(), self.verdict.get())
+        if let (Some(tracking), Some(FlushOutcome::Flushed { body_bytes: Some(on_wire) }), Some(progress)) =
+            (&self.tracking, self.flush_outcome(), self.progress.get())
         {
-            if *sent != ending.body_bytes() {
-                wire.mismatched();
+            if on_wire != progress.body_bytes() {
+                tracking.mismatched.fetch_add(1, Relaxed);
             }
         }
-        if self.facts.settled() {
+        if self.state.settle() {
             Driver::start(self.clone());
         }
     }
 
-    /// `add` puts something into the list, which is run at once if the response is over.
-    pub(super) fn register(self: &Arc<Self>, add: impl FnOnce(&mut Pending<Hook, Task>)) {
+    /// Lets `add` put something into the list. If the exchange has settled, the driver runs it at
+    /// once.
+    pub(super) fn register(self: &Arc<Self>, add: impl FnOnce(&mut Pending<Hook, RegisteredTask>)) {
         add(&mut lock(&self.pending));
-        if self.facts.registered() {
+        if self.state.register() {
             Driver::start(self.clone());
         }
     }
 
-    /// How it ended. Only to be asked once it is settled.
+    fn flush_outcome(&self) -> Option<FlushOutcome> {
+        self.tracking.as_ref()?.outcome.get().copied()
+    }
+
+    /// Returns how the response ended.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the exchange has not settled.
     pub(super) fn outcome(&self) -> Outcome {
-        let ending = self.ending.get().expect("settled, so released");
-        let (end, delivery) = match (ending.end(), self.verdict.get()) {
-            (End::BodyTooShort, _) if !self.is_multiplexed => (End::BodyTooShort, Delivery::None),
-            (End::Complete | End::BodyTooShort, Some(Verdict::Lost)) => (End::Aborted, Delivery::None),
-            (end @ (End::Complete | End::BodyTooShort), Some(Verdict::Flushed { body_bytes }))
-                if body_bytes.is_none_or(|sent| sent == ending.body_bytes()) && !ending.is_doubtful() =>
-            {
-                (end, Delivery::Flushed)
-            }
-            (end @ (End::Complete | End::BodyTooShort), _) => (end, Delivery::HandedOver),
-            (end, _) => (end, Delivery::None),
+        let progress = self.progress.get().expect("an exchange settles after its guard was dropped");
+        let end = progress.end();
+        let (end, delivery) = match end {
+            End::BodyTooShort if !self.is_multiplexed => (end, Delivery::NotDelivered),
+            End::Complete | End::BodyTooShort => match self.flush_outcome() {
+                Some(FlushOutcome::Lost) => (End::Aborted, Delivery::NotDelivered),
+                Some(FlushOutcome::Flushed { body_bytes })
+                    if body_bytes.is_none_or(|on_wire| on_wire == progress.body_bytes()) && !progress.is_doubtful() =>
+                {
+                    (end, Delivery::Flushed)
+                }
+                _ => (end, Delivery::HandedOver),
+            },
+            _ => (end, Delivery::NotDelivered),
         };
-        ending.outcome(end, delivery, Duration::from_nanos(self.total.load(Relaxed)))
+        progress.outcome(end, delivery, Duration::from_nanos(self.total.load(Relaxed)))
     }
 }
 
 impl fmt::Debug for Exchange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Exchange")
-            .field("facts", &self.facts)
+            .field("state", &self.state)
             .field("is_tracked", &self.is_tracked())
             .finish_non_exhaustive()
     }
 }
+
+/// The guard was dropped: the server's side has finished. Set once.
+const GUARD_DROPPED: u8 = 1;
+/// The connection's side has finished, or is not waited for. Set by the waiter, or by the guard of
+/// an incomplete response.
+const FLUSH_KNOWN: u8 = 1 << 1;
+/// The outcome can be read. Set once, by the later of the two sides.
+const SETTLED: u8 = 1 << 2;
+/// A hook or task was registered at some time.
+const HAS_REGISTRATIONS: u8 = 1 << 3;
+/// The handler returned a final response. Set before the HTTP implementation has the head.
+const HAS_HEAD: u8 = 1 << 4;
+/// The response opens a tunnel, so its head is its end on the wire. Set together with [`HAS_HEAD`].
+const ENDS_WITH_HEAD: u8 = 1 << 5;
+
+/// The life of an exchange. Bits are set and never cleared.
+///
+/// Invariants:
+///
+/// * Of the calls that set [`GUARD_DROPPED`] and [`FLUSH_KNOWN`], exactly the second returns
+///   `true`, and its caller settles. It sees everything that the first caller wrote before.
+/// * If [`SETTLED`] and [`HAS_REGISTRATIONS`] are both set, at least one of the two calls returned
+///   `true`, and its caller starts the driver. Both may: [`Pending`] lets only one of them run what
+///   is registered.
+#[derive(Debug)]
+struct ExchangeState(AtomicU8);
+
+impl ExchangeState {
+    fn new(is_tracked: bool) -> Self {
+        Self(AtomicU8::new(if is_tracked { 0 } else { FLUSH_KNOWN }))
+    }
+
+    /// Returns `true` if the caller settles. Without `awaits_flush` the connection's side no longer
+    /// matters.
+    fn drop_guard(&self, awaits_flush: bool) -> bool {
+        if awaits_flush {
+            self.set(GUARD_DROPPED) & FLUSH_KNOWN != 0
+        } else {
+            self.set(GUARD_DROPPED | FLUSH_KNOWN) & GUARD_DROPPED == 0
+        }
+    }
+
+    /// Returns `true` if the caller settles.
+    #[cfg_attr(not(feature = "flush"), allow(dead_code, reason = "called by tracked connections"))]
+    fn set_flush_known(&self) -> bool {
+        self.set(FLUSH_KNOWN) & (GUARD_DROPPED | FLUSH_KNOWN) == GUARD_DROPPED
+    }
+
+    /// Returns `true` if the caller starts the driver.
+    fn settle(&self) -> bool {
+        self.set(SETTLED) & HAS_REGISTRATIONS != 0
+    }
+
+    /// Returns `true` if the caller starts the driver. To be called after the registration is in
+    /// the list.
+    fn register(&self) -> bool {
+        self.set(HAS_REGISTRATIONS) & SETTLED != 0
+    }
+
+    fn has_registrations(&self) -> bool {
+        self.0.load(Ordering::Relaxed) & HAS_REGISTRATIONS != 0
+    }
+
+    fn set(&self, bits: u8) -> u8 {
+        self.0.fetch_or(bits, Ordering::AcqRel)
+    }
+}
+
+#[cfg(feature = "flush")]
+impl ExchangeState {
+    fn awaits_flush(&self) -> bool {
+        self.0.load(Ordering::Acquire) & (GUARD_DROPPED | FLUSH_KNOWN) == GUARD_DROPPED
+    }
+
+    fn has_open_body(&self) -> bool {
+        self.0.load(Ordering::Acquire) & (GUARD_DROPPED | HAS_HEAD) == HAS_HEAD
+    }
+
+    fn is_flush_known(&self) -> bool {
+        self.0.load(Ordering::Acquire) & FLUSH_KNOWN != 0
+    }
+
+    fn ends_with_head(&self) -> bool {
+        self.0.load(Ordering::Acquire) & ENDS_WITH_HEAD != 0
+    }
+}
+
+#[cfg(all(test, tower_offload_loom))]
+mod loom;
+#[cfg(all(test, feature = "flush"))]
+pub(crate) mod testing;

@@ -1,12 +1,15 @@
+//! Observation of a response by the server's side: first of the handler's future, then of the body.
+
 use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU8, Ordering},
     },
     task::{Context, Waker},
 };
 
+use bytes::Buf;
 use http::Response;
 use http_body::{Body, Frame};
 
@@ -14,21 +17,26 @@ use super::{
     exchange::Exchange,
     progress::{Progress, RequestLine},
 };
-use crate::pool::call::contained;
+use crate::panic::ignore_panic;
 
-/// Held by whoever holds the response: first the handler's future, then the body. When it is dropped, the response's own side
-/// has said all.
+/// Observes the one response that goes out, and finishes its exchange when it is dropped.
+///
+/// It is a field of the handler's [`ResponseFuture`](super::ResponseFuture) and then of the
+/// [`ResponseBody`](super::ResponseBody), in each after the user's value: what that value holds is
+/// released before anything runs after the response.
 #[derive(Debug)]
 pub(crate) struct Guard {
     exchange: Arc<Exchange>,
-    /// `None` once it was handed to the exchange.
+    /// `None` once it was handed to the exchange. Owned, so that frames pass without a lock.
     progress: Option<Progress>,
-    /// Set while foreign code runs under this guard. If it is dropped then, that code panicked.
+    /// `true` while user code runs under this guard. A guard that is dropped then was dropped by a
+    /// panic.
     is_inside: bool,
-    /// Set when whoever holds the body was told that it is at its end. Asked again it may say something else, as a body does that
-    /// another task fills; what counts is what was said.
-    said_end: AtomicBool,
-    /// Of the connection's task, for an end that would not make it flush.
+    /// `true` once the HTTP implementation was answered that the body is at its end. A body that
+    /// another task fills may answer differently later; the answer that was given counts.
+    reported_end: AtomicBool,
+    /// The connection's task, to be woken if the response ends without anything left to write.
+    /// Otherwise hyper might not flush until the next event on the connection.
     waker: Option<Waker>,
 }
 
@@ -38,72 +46,69 @@ impl Guard {
             exchange,
             progress: Some(Progress::new(request)),
             is_inside: false,
-            said_end: AtomicBool::new(false),
+            reported_end: AtomicBool::new(false),
             waker: None,
         }
     }
 
-    /// Runs foreign code that makes the response or a part of it.
-    pub(crate) fn inside<T>(&mut self, foreign: impl FnOnce() -> T) -> T {
+    /// Runs user code that makes the response or a part of it.
+    pub(crate) fn run<T>(&mut self, user_code: impl FnOnce() -> T) -> T {
         self.is_inside = true;
-        let value = foreign();
+        let value = user_code();
         self.is_inside = false;
         value
     }
 
-    /// The handler responded.
-    pub(super) fn responded<B: Body>(&mut self, response: &Response<B>) {
+    /// Records the head of the response.
+    pub(super) fn on_response<B: Body>(&mut self, response: &Response<B>) {
         let at = self.exchange.elapsed();
         let (status, headers, body) = (response.status(), response.headers(), response.body());
-        let (exact, is_end_stream) = self.inside(|| (body.size_hint().exact(), body.is_end_stream()));
+        let (exact, is_end_stream) = self.run(|| (body.size_hint().exact(), body.is_end_stream()));
         let Some(progress) = &mut self.progress else { return };
-        progress.responded(status, headers, exact, is_end_stream, at);
-        if self.exchange.is_wanted() {
+        progress.respond(status, headers, exact, is_end_stream, at);
+        if self.exchange.has_registrations() {
             progress.keep_headers(headers);
         }
         if progress.has_head() {
-            self.exchange.responded();
-        }
-        if progress.request().opens_tunnel(status) {
-            self.exchange.opens_tunnel();
+            self.exchange.set_head(progress.request().opens_tunnel(status));
         }
     }
 
-    /// The handler failed, and there will be no response.
-    pub(super) fn failed(&mut self, error: &impl fmt::Display) {
+    /// Records that the handler returned an error instead of a response.
+    pub(super) fn on_error(&mut self, error: &impl fmt::Display) {
         let error = self.text(error);
         if let Some(progress) = &mut self.progress {
-            progress.failed(error);
+            progress.fail(error);
         }
     }
 
-    /// The body was asked whether it is at its end, and said so.
-    pub(super) fn says_end(&self) {
-        self.said_end.store(true, Relaxed);
+    /// Records that the body answered `true` to `is_end_stream`.
+    pub(super) fn on_end_stream(&self) {
+        self.reported_end.store(true, Ordering::Relaxed);
     }
 
-    /// The body gave what it was asked for.
-    pub(super) fn frame<B: Body<Error: fmt::Display>>(
+    /// Records what `poll_frame` returned.
+    pub(super) fn on_frame<B: Body<Error: fmt::Display>>(
         &mut self,
         frame: Option<&Result<Frame<B::Data>, B::Error>>,
         body: &B,
         cx: &Context<'_>,
     ) {
         let error = frame.and_then(|frame| frame.as_ref().err()).map(|error| self.text(error));
-        let is_end_stream = matches!(frame, Some(Ok(_))) && self.inside(|| body.is_end_stream());
+        let is_end_stream = matches!(frame, Some(Ok(_))) && self.run(|| body.is_end_stream());
         let Some(progress) = &mut self.progress else { return };
-        progress.polled();
+        progress.set_polled();
         match frame {
-            None => progress.ended(),
-            Some(Err(_)) => progress.failed(error.flatten()),
+            None => progress.end_body(),
+            Some(Err(_)) => progress.fail(error.flatten()),
             Some(Ok(frame)) => {
                 if let Some(data) = frame.data_ref() {
-                    progress.data(bytes::Buf::remaining(data) as u64);
+                    progress.add_data(data.remaining() as u64);
                 } else if let Some(trailers) = frame.trailers_ref() {
-                    progress.trailers(trailers);
+                    progress.set_trailers(trailers);
                 }
                 if is_end_stream {
-                    progress.ended();
+                    progress.end_body();
                 }
             }
         }
@@ -115,11 +120,11 @@ impl Guard {
         }
     }
 
-    /// Formats only for whoever wants to know.
+    /// Formats an error, unless no hook or task could read the text.
     fn text(&self, error: &impl fmt::Display) -> Option<String> {
         let mut text = None;
-        if self.exchange.is_wanted() {
-            contained(|| text = Some(error.to_string()));
+        if self.exchange.has_registrations() {
+            ignore_panic(|| text = Some(error.to_string()));
         }
         text
     }
@@ -128,15 +133,99 @@ impl Guard {
 impl Drop for Guard {
     fn drop(&mut self) {
         let Some(mut progress) = self.progress.take() else { return };
-        if *self.said_end.get_mut() {
-            progress.ended();
+        if *self.reported_end.get_mut() {
+            progress.end_body();
         }
         if self.is_inside {
-            progress.failed(Some("panicked".to_owned()));
+            progress.fail(Some("panicked".to_owned()));
         }
-        self.exchange.released(progress);
+        self.exchange.finish(progress);
         if let Some(waker) = self.waker.take() {
-            contained(|| waker.wake());
+            ignore_panic(|| waker.wake());
+        }
+    }
+}
+
+/// Observes a handler's future.
+#[derive(Debug)]
+pub(crate) enum Observer {
+    /// This layer or connection is the outermost, so the handler's response is sent.
+    Owner(Guard),
+    /// An outer layer or connection owns the response.
+    Attempt(InnerAttempt),
+    /// The future has returned. The body has the guard.
+    Done,
+}
+
+impl Observer {
+    /// Runs user code that makes the response.
+    pub(crate) fn run<T>(&mut self, user_code: impl FnOnce() -> T) -> T {
+        match self {
+            Self::Owner(guard) => guard.run(user_code),
+            Self::Attempt(_) | Self::Done => user_code(),
+        }
+    }
+
+    /// Records the response, and returns the guard for its body.
+    pub(super) fn on_response<B: Body>(&mut self, response: &Response<B>) -> Option<Guard> {
+        match std::mem::replace(self, Self::Done) {
+            Self::Owner(mut guard) => {
+                guard.on_response(response);
+                Some(guard)
+            }
+            Self::Attempt(attempt) => {
+                attempt.on_response(response);
+                None
+            }
+            Self::Done => None,
+        }
+    }
+
+    /// Records that the handler returned an error, and ends the observation.
+    pub(super) fn on_error(&mut self, error: &impl fmt::Display) {
+        if let Self::Owner(mut guard) = std::mem::replace(self, Self::Done) {
+            guard.on_error(error);
+        }
+    }
+}
+
+/// One call of a layer that does not own the response.
+///
+/// An outer layer, such as a retry, may discard its response and send another. A task for
+/// successful responses runs only if the attempt that registered it was successful too.
+#[derive(Debug, Clone)]
+pub(crate) enum InnerAttempt {
+    First(Arc<Exchange>),
+    Later(Arc<AttemptState>),
+}
+
+const TAKEN: u8 = 1;
+const SUCCEEDED: u8 = 1 << 1;
+
+/// Result of an attempt. Bits are set and never cleared.
+#[derive(Debug, Default)]
+pub(crate) struct AttemptState(AtomicU8);
+
+impl InnerAttempt {
+    pub(super) fn new(exchange: &Arc<Exchange>) -> Self {
+        let is_first = exchange.first_attempt.0.fetch_or(TAKEN, Ordering::Relaxed) & TAKEN == 0;
+        if is_first { Self::First(exchange.clone()) } else { Self::Later(Arc::default()) }
+    }
+
+    fn on_response<B>(&self, response: &Response<B>) {
+        if response.status().as_u16() < 400 {
+            self.state().0.fetch_or(SUCCEEDED, Ordering::Release);
+        }
+    }
+
+    pub(super) fn is_success(&self) -> bool {
+        self.state().0.load(Ordering::Acquire) & SUCCEEDED != 0
+    }
+
+    fn state(&self) -> &AttemptState {
+        match self {
+            Self::First(exchange) => &exchange.first_attempt,
+            Self::Later(state) => state,
         }
     }
 }

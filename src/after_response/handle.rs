@@ -3,23 +3,23 @@ use std::{borrow::Cow, fmt, sync::Arc};
 use tokio::runtime;
 
 use super::{
-    Outcome, Rejected, Task,
-    attempt::Attempt,
-    driver::dispatch,
-    entry::{self, Hook},
+    Outcome, RegisterError, ResponseTaskBuilder,
+    driver::{Hook, RegisteredTask, dispatch},
     exchange::Exchange,
-    pending::{Home, Pending},
+    guard::InnerAttempt,
+    pending::{Pending, SpawnContext},
 };
 use crate::{
     background::{Background, TaskHandle, TaskOutput},
-    pool::call::contained,
+    panic::ignore_panic,
     sync::lock,
 };
 
-/// Registers what is to run after this request's response. A request extension, and an axum extractor with feature `axum`; clones are
-/// the same.
+/// Registers work that runs after this request's response. A request extension, and an axum
+/// extractor with feature `axum`. Clones refer to the same request.
 ///
-/// It may be used at any time, from any thread: what is registered when the response is over runs at once.
+/// It may be used at any time and from any thread. Work that is registered after the response has
+/// ended runs at once.
 ///
 /// See the [module docs](crate::after_response).
 #[derive(Clone)]
@@ -27,7 +27,7 @@ pub struct AfterResponse {
     exchange: Arc<Exchange>,
     background: Background,
     /// `None` in the layer that owns the response.
-    attempt: Option<Attempt>,
+    attempt: Option<InnerAttempt>,
 }
 
 impl AfterResponse {
@@ -35,53 +35,69 @@ impl AfterResponse {
         Self { exchange, background, attempt: None }
     }
 
-    /// For a pass through a layer that does not own the response.
-    pub(super) fn for_attempt(self) -> (Self, Attempt) {
-        let attempt = Attempt::new(&self.exchange);
-        (Self { attempt: Some(attempt.clone()), ..self }, attempt)
+    /// The handle for an inner layer.
+    pub(super) fn for_attempt(self, attempt: InnerAttempt) -> Self {
+        Self { attempt: Some(attempt), ..self }
     }
 
-    pub(super) fn attempt(&self) -> Option<Attempt> {
+    pub(super) fn exchange(&self) -> &Arc<Exchange> {
+        &self.exchange
+    }
+
+    pub(super) fn background(&self) -> &Background {
+        &self.background
+    }
+
+    pub(super) fn attempt(&self) -> Option<InnerAttempt> {
         self.attempt.clone()
     }
 
-    /// Registers sync work, to run on the pool of the background if the response is a success: a [task](Self::task) without name
-    /// and options.
+    /// Registers blocking work, which runs on the pool of the background if the response is a
+    /// success.
+    ///
+    /// Shorthand for a [task](Self::task) without a name and options.
     ///
     /// # Errors
     ///
-    /// If every place of the background is taken, or it is closed. The work is dropped then; nothing was promised yet, so
-    /// the handler may well answer with the error, which is a 503 in axum.
-    pub fn run<F, T>(&self, work: F) -> Result<TaskHandle, Rejected>
+    /// Returns an error if the background is full or shut down. The work is dropped then. Nothing
+    /// was promised to the client yet, so the handler may return the error, which is a 503 in axum.
+    pub fn spawn_blocking<F, T>(&self, work: F) -> Result<TaskHandle, RegisterError>
     where
         F: FnOnce() -> T + Send + 'static,
         T: TaskOutput,
     {
-        self.task("").run(work)
+        self.task("").spawn_blocking(work)
     }
 
-    /// Registers async work, to run on the current runtime if the response is a success: a [task](Self::task) without name and options.
+    /// Registers async work, which runs on the current runtime if the response is a success.
     ///
-    /// It must not block: it is a task of the runtime like any other. Work that blocks is for [`run`](Self::run).
+    /// Shorthand for a [task](Self::task) without a name and options. The work must not block,
+    /// because it is an ordinary task of the runtime. Use [`spawn_blocking`](Self::spawn_blocking)
+    /// for work that blocks.
     ///
     /// # Errors
     ///
-    /// As [`run`](Self::run).
-    pub fn spawn<F>(&self, work: F) -> Result<TaskHandle, Rejected>
+    /// Returns an error in the same cases as [`spawn_blocking`](Self::spawn_blocking).
+    pub fn spawn<F>(&self, work: F) -> Result<TaskHandle, RegisterError>
     where
         F: Future<Output: TaskOutput> + Send + 'static,
     {
         self.task("").spawn(work)
     }
 
-    /// Calls this when the outcome is known, whatever it is. The last one registered is called first.
+    /// Registers a closure that is called with any outcome. The last one registered
+    /// is called first.
     ///
-    /// It runs in a task of the runtime in which the request's first hook or task was registered (on a thread of its own if there is
-    /// none, or it is gone), before the request's tasks start. So it must be short, and must not block: work is for [tasks](Self::task). A
-    /// panic in it is contained. It takes no place, so it is never refused; a [drain](crate::Background::drain) waits for those that are due,
-    /// and not for those of a response that is still open: end the connections first.
+    /// Hooks run before the request's tasks start, in a task of the runtime in which the request's
+    /// first hook or task was registered. Without a runtime, or if it has shut down, they run on a
+    /// thread of their own. A hook must be short and must not block: use [tasks](Self::task) for
+    /// work. A panic in it is contained.
     ///
-    /// An argument of another kind does not compile:
+    /// A hook needs no permit, so it is never refused. A [shutdown](crate::Background::shutdown)
+    /// waits for hooks that are due, but not for hooks of responses that are still open: close the
+    /// connections first.
+    ///
+    /// The closure takes a `&Outcome`; any other argument is a compile error:
     ///
     /// ```compile_fail
     /// # use tower_offload::after_response::AfterResponse;
@@ -94,34 +110,36 @@ impl AfterResponse {
         self.register(|pending| pending.push_hook(hook));
     }
 
-    /// A task of that name, to be given options and work.
+    /// Returns a builder for a task with options.
     ///
-    /// The name stands in reports, spans and metrics, and [cancels](Self::cancel); as a label of metrics it should be one of few.
-    pub fn task(&self, name: impl Into<Cow<'static, str>>) -> Task<'_> {
-        Task::new(self, name.into())
+    /// The name appears in reports, spans and metrics, and identifies the task for
+    /// [`cancel`](Self::cancel). It is a label of metrics, so there should be few different names.
+    pub fn task(&self, name: impl Into<Cow<'static, str>>) -> ResponseTaskBuilder<'_> {
+        ResponseTaskBuilder::new(self, name.into())
     }
 
-    /// Cancels every task of that name which this request registered and which is not over. Returns how many these were.
+    /// Cancels every task of that name which this request registered and which has not ended.
+    /// Returns their number.
     ///
-    /// What has not started is dropped here and now; a panic in that is contained.
+    /// Work that has not started is dropped before this method returns. A panic of its destructor
+    /// is contained.
     pub fn cancel(&self, name: &str) -> usize {
-        let (ids, withdrawn) = lock(&self.exchange.pending).withdraw(name, |task| task.reservation.id());
+        let (ids, removed) = lock(&self.exchange.pending).remove_by_name(name, |task| task.reservation.id());
         let cancelled = ids.into_iter().filter(|id| self.background.cancel_id(*id)).count();
-        withdrawn.into_iter().for_each(|task| contained(|| drop(task))); // after that, or it would count as skipped
-        dispatch(&self.exchange); // one that waited behind them may start now
+        // Dropped after the ids were cancelled, otherwise the tasks would count as skipped.
+        removed.into_iter().for_each(|task| ignore_panic(|| drop(task)));
+        // A task that waited behind them may be able to start.
+        dispatch(&self.exchange);
         cancelled
     }
 
-    /// Whether the outcome will tell that the response was flushed, as far as is known.
+    /// Returns `true` if the outcome will report whether the response was flushed, as far as is
+    /// known yet.
     pub fn is_tracked(&self) -> bool {
         self.exchange.is_tracked()
     }
 
-    pub(super) fn background(&self) -> &Background {
-        &self.background
-    }
-
-    pub(super) fn register_task(&self, name: Cow<'static, str>, id: u64, task: entry::Task) {
+    pub(super) fn register_task(&self, name: Cow<'static, str>, id: u64, task: RegisteredTask) {
         self.register(|pending| {
             if !name.is_empty() {
                 pending.push_name(name, id);
@@ -130,10 +148,11 @@ impl AfterResponse {
         });
     }
 
-    fn register(&self, add: impl FnOnce(&mut Pending<Hook, entry::Task>)) {
-        let home = || Home { runtime: runtime::Handle::try_current().ok(), background: self.background.clone() };
+    fn register(&self, add: impl FnOnce(&mut Pending<Hook, RegisteredTask>)) {
+        let context =
+            || SpawnContext { runtime: runtime::Handle::try_current().ok(), background: self.background.clone() };
         self.exchange.register(|pending| {
-            pending.set_home(home);
+            pending.set_context(context);
             add(pending);
         });
     }

@@ -3,23 +3,23 @@ use tower_layer::Layer;
 use super::AfterResponseService;
 use crate::background::Background;
 
-/// Gives each request an [`AfterResponse`](super::AfterResponse), to register what is to run after its response.
+/// Gives each request an [`AfterResponse`](super::AfterResponse) handle, to register work that runs
+/// after its response.
 ///
 /// See the [module docs](self::super).
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct AfterResponseLayer {
     background: Background,
 }
 
 impl AfterResponseLayer {
-    /// Tasks run in that background. Keep a clone, to [drain](Background::drain) it at shutdown.
-    ///
-    /// The default makes one of its own, which nobody can drain.
+    /// Creates a layer whose tasks run in `background`. Keep a clone of it, to
+    /// [shut down](Background::shutdown) at shutdown.
     pub fn new(background: Background) -> Self {
         Self { background }
     }
 
-    /// Where tasks run.
+    /// Returns the background in which tasks run.
     pub fn background(&self) -> &Background {
         &self.background
     }

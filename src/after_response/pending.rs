@@ -4,34 +4,35 @@ use tokio::runtime::Handle;
 
 use crate::background::Background;
 
-/// What is to be run after a response: hooks `H`, and tasks `T` with the rules of their order. Pure but for `home`, which
-/// it only keeps.
+/// Hooks `H` and tasks `T` of one request, and the rules of their order.
 ///
-/// First all that was registered is taken out, newest hooks first; the tasks that are wanted come back as `ready`, and are given
-/// out in the order of their registration, each as soon as no more run than it allows.
+/// The driver takes the registrations out, newest hook first. It puts the selected tasks back as
+/// `ready`, and the dispatcher starts them in the order of registration, each as soon as no more
+/// tasks run than it allows.
 ///
-/// Invariants: at most one thread is `driving` and at most one `dispatching`, and whoever stops doing so has seen, under the
-/// same lock, that there is nothing left for it to do.
+/// Pure except for `context`, which is only stored. At most one thread drives and at most one
+/// dispatches. A thread that stops doing so has seen under the same lock that nothing is left to
+/// do.
 #[derive(Debug)]
 pub(super) struct Pending<H, T> {
     hooks: Vec<H>,
     tasks: Vec<T>,
+    /// Selected tasks, each with the number of tasks that may run when it has started.
     ready: VecDeque<(T, usize)>,
     running: usize,
-    /// Set by a failed task that is to end all; never cleared.
+    /// Set by a failed task that stops the later ones. Never cleared.
     stopped: bool,
-    /// Set while somebody takes out what was registered and judges it.
     driving: bool,
-    /// Set while somebody starts tasks: one that is over at once must not start the next on top of its own stack.
+    /// Prevents recursion: a task that ends at once must not start the next one on its own stack.
     dispatching: bool,
-    /// Of the tasks that have one and are not over.
+    /// Names and ids of the named tasks that have not ended.
     names: Vec<(Cow<'static, str>, u64)>,
-    home: Option<Home>,
+    context: Option<SpawnContext>,
 }
 
-/// Where hooks run and tasks are judged: where the first of them was registered.
+/// Runtime and background of the first registration. Hooks run there.
 #[derive(Debug, Clone)]
-pub(super) struct Home {
+pub(super) struct SpawnContext {
     pub(super) runtime: Option<Handle>,
     pub(super) background: Background,
 }
@@ -49,45 +50,47 @@ impl<H, T> Pending<H, T> {
         self.names.push((name, id));
     }
 
-    /// The tasks of that name, and of these what has not started, which now never will.
-    pub(super) fn withdraw(&mut self, name: &str, id: impl Fn(&T) -> u64) -> (Vec<u64>, Vec<T>) {
+    /// Returns the ids of the tasks with this name, and removes the unstarted ones.
+    pub(super) fn remove_by_name(&mut self, name: &str, id: impl Fn(&T) -> u64) -> (Vec<u64>, Vec<T>) {
         let ids: Vec<_> = self.names.iter().filter(|(other, _)| other == name).map(|(_, id)| *id).collect();
         let is_named = |task: &T| ids.contains(&id(task));
-        let (mut withdrawn, tasks): (Vec<_>, _) = std::mem::take(&mut self.tasks).into_iter().partition(is_named);
+        let (mut removed, tasks): (Vec<_>, _) = std::mem::take(&mut self.tasks).into_iter().partition(is_named);
         let (waiting, ready): (VecDeque<_>, _) =
             std::mem::take(&mut self.ready).into_iter().partition(|(task, _)| is_named(task));
         (self.tasks, self.ready) = (tasks, ready);
-        withdrawn.extend(waiting.into_iter().map(|(task, _)| task));
-        withdrawn.iter().for_each(|task| self.forget(id(task)));
-        (ids, withdrawn)
+        removed.extend(waiting.into_iter().map(|(task, _)| task));
+        removed.iter().for_each(|task| self.unindex(id(task)));
+        (ids, removed)
     }
 
-    /// The task is over, or never starts: nobody can mean it by its name any more.
-    pub(super) fn forget(&mut self, id: u64) {
+    /// Removes a task that ended or never starts from the name index.
+    pub(super) fn unindex(&mut self, id: u64) {
         self.names.retain(|(_, other)| *other != id);
     }
 
-    pub(super) fn set_home(&mut self, home: impl FnOnce() -> Home) {
-        self.home.get_or_insert_with(home);
+    /// Stores the context of the first registration.
+    pub(super) fn set_context(&mut self, context: impl FnOnce() -> SpawnContext) {
+        self.context.get_or_insert_with(context);
     }
 
-    pub(super) fn home(&self) -> Option<Home> {
-        self.home.clone()
+    pub(super) fn context(&self) -> Option<SpawnContext> {
+        self.context.clone()
     }
 
-    /// `false` if somebody does it, who will see what is new.
+    /// Returns `false` if another thread drives. It will see what is new.
     pub(super) fn begin_driving(&mut self) -> bool {
         !std::mem::replace(&mut self.driving, true)
     }
 
-    /// What was registered since: the hooks newest first, the tasks oldest first. `None` ends the driving.
+    /// Takes the new registrations: hooks newest first, tasks oldest first. `None` ends the
+    /// driving.
     pub(super) fn take(&mut self) -> Option<(impl Iterator<Item = H> + use<H, T>, Vec<T>)> {
         let (hooks, tasks) = (std::mem::take(&mut self.hooks), std::mem::take(&mut self.tasks));
         self.driving = !(hooks.is_empty() && tasks.is_empty());
         self.driving.then(|| (hooks.into_iter().rev(), tasks))
     }
 
-    /// A task that is to run, once no more than `concurrent` run with it. Given back if none may start any more.
+    /// Adds a selected task. Returns it if a failed task has stopped the later ones.
     pub(super) fn push_ready(&mut self, task: T, concurrent: usize) -> Option<T> {
         if self.stopped {
             return Some(task);
@@ -96,13 +99,13 @@ impl<H, T> Pending<H, T> {
         None
     }
 
-    /// `false` if somebody does it, who will see what is ready.
+    /// Returns `false` if another thread dispatches. It will see what is ready.
     pub(super) fn begin_dispatching(&mut self) -> bool {
         !std::mem::replace(&mut self.dispatching, true)
     }
 
-    /// The task to start now. `None` ends the dispatching.
-    pub(super) fn next(&mut self) -> Option<T> {
+    /// Returns the task to start now. `None` ends the dispatching.
+    pub(super) fn next_task(&mut self) -> Option<T> {
         let may_start = self.ready.front().is_some_and(|(_, concurrent)| self.running < *concurrent);
         let next = if may_start { self.ready.pop_front() } else { None };
         self.running += usize::from(next.is_some());
@@ -110,9 +113,9 @@ impl<H, T> Pending<H, T> {
         next.map(|(task, _)| task)
     }
 
-    /// A task is over; `stop` if none may start any more: then these never will.
+    /// Records that a task ended. With `stop`, returns the ready tasks, which never start.
     #[must_use]
-    pub(super) fn over(&mut self, stop: bool) -> VecDeque<(T, usize)> {
+    pub(super) fn finish_task(&mut self, stop: bool) -> VecDeque<(T, usize)> {
         self.running -= 1;
         self.stopped |= stop;
         if stop { std::mem::take(&mut self.ready) } else { VecDeque::new() }
@@ -130,7 +133,7 @@ impl<H, T> Default for Pending<H, T> {
             driving: false,
             dispatching: false,
             names: Vec::new(),
-            home: None,
+            context: None,
         }
     }
 }

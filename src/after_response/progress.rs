@@ -8,24 +8,27 @@ use http::{
 use super::{Delivery, End, Outcome};
 use crate::grpc::is_grpc;
 
-/// How far a response has got by its own side: the handler, then the body. Pure.
+/// How far a response got on the server's side: the handler, then the body.
 ///
-/// Owned by whoever holds the response at the moment, so that nothing is locked while frames pass.
+/// Pure: no lock, no clock, no user code. The [`Guard`](super::guard::Guard) owns it while the
+/// response is open.
 #[derive(Debug)]
 pub(super) struct Progress {
     request: RequestLine,
     head: Option<Head>,
-    /// Whether the HTTP implementation asked for a frame.
+    /// `true` once the HTTP implementation polled the body for a frame.
     polled: bool,
-    /// Whether the body said that it is at its end.
+    /// `true` once the body reported its end.
     ended: bool,
     failed: bool,
     error: Option<String>,
+    /// Length of all data frames so far.
     bytes: u64,
+    /// The `grpc-status` of the trailers.
     trailing_status: Option<i32>,
 }
 
-/// What of the request the ends of responses depend on.
+/// The parts of the request that determine how its response is framed.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RequestLine {
     pub(super) is_connect: bool,
@@ -36,16 +39,20 @@ pub(crate) struct RequestLine {
 #[derive(Debug)]
 struct Head {
     status: StatusCode,
-    /// For whoever has registered by then. In a box: it is most of the size, and mostly not wanted.
+    /// Kept only if something was registered by then. Boxed, because it is large and usually
+    /// absent.
     headers: Option<Box<HeaderMap>>,
+    /// Time since the request.
     at: Duration,
-    /// What `content-length` is or will be.
+    /// The `content-length` that is sent.
     declared: Option<u64>,
-    /// Whether HTTP/1 may refuse to send it, as hyper does with lengths that contradict each other (`hyper/proto/h1/role.rs`,
-    /// `Server::encode`): then it takes the head back, and nothing tells that from a head that was sent.
+    /// `true` if HTTP/1 may refuse to send this head, as hyper does with lengths that contradict
+    /// each other (`Server::encode` in `hyper/proto/h1/role.rs`). It takes the head back then,
+    /// which looks like a head that was sent.
     is_doubtful: bool,
-    /// Whether HTTP sends no body whatever there is (RFC 9110, section 6.4.1).
+    /// `true` if HTTP sends no body, even if the response has a body (RFC 9110, section 6.4.1).
     without_body: bool,
+    /// For gRPC, the `grpc-status` of the headers.
     grpc: Option<Option<i32>>,
 }
 
@@ -58,12 +65,13 @@ impl RequestLine {
         }
     }
 
-    /// Whether streams are framed: then `content-length` is not enforced, and a body may end on its own.
+    /// Returns `true` for HTTP/2, which does not enforce `content-length` and frames the end of a
+    /// body.
     pub(super) fn is_multiplexed(self) -> bool {
         self.version >= Version::HTTP_2
     }
 
-    /// Whether the response is but the opening of a tunnel (RFC 9110, section 9.3.6).
+    /// Returns `true` if a response with this status opens a tunnel (RFC 9110, section 9.3.6).
     pub(super) fn opens_tunnel(self, status: StatusCode) -> bool {
         self.is_connect && status.is_success()
     }
@@ -87,8 +95,8 @@ impl Progress {
         self.request
     }
 
-    /// The handler responded. `exact` is the length of the body if that says it.
-    pub(super) fn responded(
+    /// Records the head. `exact` is the length of the body if its size hint is exact.
+    pub(super) fn respond(
         &mut self,
         status: StatusCode,
         headers: &HeaderMap,
@@ -97,12 +105,12 @@ impl Progress {
         at: Duration,
     ) {
         if status.is_informational() && status != StatusCode::SWITCHING_PROTOCOLS {
-            self.failed(Some(format!("{status} is no final response")));
-            return; // hyper answers 500 in its stead
+            self.fail(Some(format!("{status} is not a final status")));
+            return; // hyper sends 500 instead
         }
         let is_chunked = headers.contains_key(TRANSFER_ENCODING);
         let length = headers.get(CONTENT_LENGTH).map(|length| length.to_str().ok()?.parse().ok());
-        // HTTP/1 as hyper speaks it goes by what the body says of itself, whatever the field says.
+        // On HTTP/1 hyper prefers the exact size hint of the body to the field.
         let declared = match length {
             _ if is_chunked => None,
             Some(length) if self.request.is_multiplexed() => length,
@@ -132,45 +140,47 @@ impl Progress {
         self.head.is_some()
     }
 
-    /// Keeps the header fields for the outcome, for whoever has registered by now.
+    /// Keeps the header fields for the outcome.
     pub(super) fn keep_headers(&mut self, headers: &HeaderMap) {
         if let Some(head) = &mut self.head {
             head.headers = (!headers.is_empty()).then(|| Box::new(headers.clone()));
         }
     }
 
-    pub(super) fn polled(&mut self) {
+    pub(super) fn set_polled(&mut self) {
         self.polled = true;
     }
 
-    pub(super) fn data(&mut self, bytes: u64) {
+    pub(super) fn add_data(&mut self, bytes: u64) {
         self.bytes += bytes;
     }
 
-    pub(super) fn trailers(&mut self, trailers: &HeaderMap) {
+    pub(super) fn set_trailers(&mut self, trailers: &HeaderMap) {
         self.trailing_status = grpc_status(trailers);
         self.ended = true;
     }
 
-    /// The body said that it is at its end.
-    pub(super) fn ended(&mut self) {
+    /// Records that the body reported its end.
+    pub(super) fn end_body(&mut self) {
         self.ended = true;
     }
 
-    /// The handler or the body failed or panicked.
-    pub(super) fn failed(&mut self, error: Option<String>) {
+    /// Records that the handler or the body failed or panicked.
+    pub(super) fn fail(&mut self, error: Option<String>) {
         self.failed = true;
         self.error = error;
     }
 
-    /// Whether the body may be let go of without being asked for its end, while nothing is left to be written that would make
-    /// the connection flush: when its length is satisfied, and where the end of the connection is the end of the body.
+    /// Returns `true` if hyper may drop the body without polling its end, with nothing left to
+    /// write that would lead to a flush: the declared length is reached, or the end of the
+    /// connection is the end of the body.
     pub(super) fn may_end_silently(&self) -> bool {
         let is_open = !self.ended && !self.request.is_multiplexed();
         is_open && (self.request.version == Version::HTTP_10 || self.declared().is_some())
     }
 
-    /// How it ended, with what the wire said of it.
+    /// Returns the outcome with an end and a delivery that take the connection's report into
+    /// account.
     pub(super) fn outcome(&self, end: End, delivery: Delivery, total: Duration) -> Outcome {
         let head = self.head.as_ref();
         Outcome {
@@ -188,17 +198,18 @@ impl Progress {
         }
     }
 
-    /// As many as were handed over, or as HTTP/1 sends of them.
+    /// Returns the body bytes handed to the HTTP implementation, capped at `content-length` on
+    /// HTTP/1.
     pub(super) fn body_bytes(&self) -> u64 {
         self.declared().filter(|_| self.is_truncated()).unwrap_or(self.bytes)
     }
 
-    /// Whether nothing tells if it was sent at all.
+    /// Returns `true` if a flush does not prove that the response was sent.
     pub(super) fn is_doubtful(&self) -> bool {
         self.head.as_ref().is_some_and(|head| head.is_doubtful)
     }
 
-    /// How it ended as far as this side knows, if whoever held it has let go of it now.
+    /// Returns how the response ended as far as the server's side knows, if it was dropped now.
     pub(super) fn end(&self) -> End {
         let Some(head) = &self.head else {
             return if self.failed { End::HandlerError } else { End::NoResponse };
@@ -230,7 +241,8 @@ impl Progress {
     }
 }
 
-/// Without one, or with one that is no number, the status is unknown (gRPC over HTTP/2, "Responses").
+/// Returns the `grpc-status`. Without one, or if it is not a number, the status is unknown
+/// ("Responses" in gRPC over HTTP/2).
 fn grpc_status(headers: &HeaderMap) -> Option<i32> {
     headers.get("grpc-status")?.to_str().ok()?.parse().ok()
 }

@@ -1,20 +1,24 @@
 use std::{
     fmt,
-    sync::Arc,
-    task::{Context, Poll},
+    pin::Pin,
+    task::{Context, Poll, ready},
 };
 
 use http::{Request, Response};
 use http_body::Body;
+use pin_project_lite::pin_project;
 use tower_service::Service;
 
 use super::{
-    AfterResponse, ResponseBody, ResponseFuture, exchange::Exchange, guard::Guard, observer::Observer,
-    progress::RequestLine, tracked::Tracked,
+    AfterResponse, ResponseBody,
+    exchange::{Exchange, Tracked},
+    guard::{Guard, InnerAttempt, Observer},
+    progress::RequestLine,
 };
 use crate::background::Background;
 
-/// A service whose requests carry an [`AfterResponse`]. Made by [`AfterResponseLayer`](super::AfterResponseLayer).
+/// A service that gives each request an [`AfterResponse`] handle. Made by
+/// [`AfterResponseLayer`](super::AfterResponseLayer).
 ///
 /// See the [module docs](crate::after_response).
 #[derive(Debug, Clone)]
@@ -28,17 +32,17 @@ impl<S> AfterResponseService<S> {
         Self { inner, background }
     }
 
-    /// The inner service.
+    /// Returns a reference to the inner service.
     pub fn get_ref(&self) -> &S {
         &self.inner
     }
 
-    /// The inner service.
+    /// Returns a mutable reference to the inner service.
     pub fn get_mut(&mut self) -> &mut S {
         &mut self.inner
     }
 
-    /// The inner service.
+    /// Returns the inner service.
     pub fn into_inner(self) -> S {
         self.inner
     }
@@ -61,24 +65,72 @@ where
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
         let line = RequestLine::new(&request);
         let extensions = request.extensions_mut();
-        // The outermost owns the response: what it says of the end is then true of what goes out.
+        // The outermost observer owns the response, because only it sees what really goes out: an
+        // outer layer, which left its handle, or a tracked connection.
         let outer = match extensions.remove::<AfterResponse>() {
             Some(outer) => Some(outer),
             None => extensions.remove().map(|Tracked(exchange)| AfterResponse::new(exchange, self.background.clone())),
         };
         let (after, mut observer) = match outer {
             Some(outer) => {
-                let (after, attempt) = outer.for_attempt();
-                (after, Observer::Attempt(attempt))
+                let attempt = InnerAttempt::new(outer.exchange());
+                (outer.for_attempt(attempt.clone()), Observer::Attempt(attempt))
             }
             None => {
-                let exchange = Arc::new(Exchange::untracked(line));
+                let exchange = Exchange::untracked(line);
                 let guard = Guard::new(exchange.clone(), line);
                 (AfterResponse::new(exchange, self.background.clone()), Observer::Owner(guard))
             }
         };
         extensions.insert(after);
-        let future = observer.inside(|| self.inner.call(request));
+        let future = observer.run(|| self.inner.call(request));
         ResponseFuture::new(future, observer)
+    }
+}
+
+pin_project! {
+    /// Response future of [`AfterResponseService`].
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped before it returns, the outcome is
+    /// [`NoResponse`](super::End::NoResponse).
+    #[derive(Debug)]
+    pub struct ResponseFuture<F> {
+        #[pin]
+        inner: F,
+        // Declared after `inner`, so that what a cancelled handler holds is released before
+        // anything runs after it.
+        observer: Observer,
+    }
+}
+
+impl<F> ResponseFuture<F> {
+    pub(crate) fn new(inner: F, observer: Observer) -> Self {
+        Self { inner, observer }
+    }
+}
+
+impl<F, B, E> Future for ResponseFuture<F>
+where
+    F: Future<Output = Result<Response<B>, E>>,
+    B: Body,
+    E: fmt::Display,
+{
+    type Output = Result<Response<ResponseBody<B>>, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let observer = this.observer;
+        Poll::Ready(match ready!(observer.run(|| this.inner.poll(cx))) {
+            Ok(response) => {
+                let guard = observer.on_response(&response);
+                Ok(response.map(|body| ResponseBody::new(body, guard)))
+            }
+            Err(error) => {
+                observer.on_error(&error);
+                Err(error)
+            }
+        })
     }
 }

@@ -1,99 +1,111 @@
-use std::{borrow::Cow, fmt, time::Duration};
+use std::{borrow::Cow, error::Error, fmt, time::Duration};
 
-use super::{
-    AfterResponse, Outcome, Rejected,
-    entry::{self, Condition},
+use super::{AfterResponse, Outcome, driver::RegisteredTask, guard::InnerAttempt};
+use crate::{
+    background::{Reservation, SubmitError, TaskBody, TaskHandle, TaskOutput},
+    panic::{catch_unwind, ignore_panic},
 };
-use crate::background::{Reservation, TaskBody, TaskHandle, TaskOutput};
 
-/// A task that has a name and no work yet. Made by [`AfterResponse::task`].
+/// Builder of a named task that runs after the response. Made by [`AfterResponse::task`].
 ///
-/// Without further word it is for successful responses ([`Outcome::is_success`]), and it starts when those that the request
-/// registered before are over.
-#[must_use = "a task does nothing until it is given work with `run` or `spawn`"]
-pub struct Task<'a> {
+/// By default the task runs if the response is a success ([`Outcome::is_success`]), and starts when
+/// the tasks that the request registered before have ended.
+#[must_use = "the task is registered only by `spawn_blocking` or `spawn`"]
+pub struct ResponseTaskBuilder<'a> {
     after: &'a AfterResponse,
     name: Cow<'static, str>,
     condition: Condition,
-    limit: Option<Duration>,
+    timeout: Option<Duration>,
     concurrent: usize,
     stop_on_error: bool,
     replace: bool,
 }
 
-impl<'a> Task<'a> {
+impl<'a> ResponseTaskBuilder<'a> {
     pub(super) fn new(after: &'a AfterResponse, name: Cow<'static, str>) -> Self {
         Self {
             after,
             name,
             condition: Condition::default(),
-            limit: None,
+            timeout: None,
             concurrent: 1,
             stop_on_error: false,
             replace: false,
         }
     }
 
-    /// Runs whatever becomes of the response, also if the client left before there was one. Of the conditions the last one named
-    /// counts. Only a failed task that [stops](Self::stop_on_error) those behind it is stronger.
+    /// Runs the task for every outcome, even if the client left before there was a response.
+    ///
+    /// If several conditions are set, the last one counts. A failed task with
+    /// [`stop_on_error`](Self::stop_on_error) still skips this one.
     pub fn always(self) -> Self {
         Self { condition: Condition::Always, ..self }
     }
 
-    /// Runs if the whole response was flushed or handed over ([`Outcome::is_complete`]), whatever its status.
+    /// Runs the task if the whole response was flushed or handed over ([`Outcome::is_complete`]),
+    /// with any status.
     pub fn on_complete(self) -> Self {
         Self { condition: Condition::Complete, ..self }
     }
 
-    /// Runs if the whole response was flushed ([`Outcome::is_flushed`]), whatever its status.
+    /// Runs the task if the whole response was flushed ([`Outcome::is_flushed`]), with any
+    /// status.
     ///
-    /// Where the connection is not tracked registering it fails, since it could never run.
+    /// Registering it fails if the connection is not tracked, because the task could never run.
     pub fn on_flushed(self) -> Self {
         Self { condition: Condition::Flushed, ..self }
     }
 
-    /// Runs if this says so. It is asked once, on the runtime, so it must be short; if it panics the task is skipped.
-    pub fn when(self, wants: impl FnOnce(&Outcome) -> bool + Send + 'static) -> Self {
-        Self { condition: Condition::When(Box::new(wants)), ..self }
-    }
-
-    /// How long it may run, from when it begins. Default: for ever. See [`background::TaskBuilder::timeout`](crate::background::TaskBuilder::timeout).
+    /// Runs the task if `predicate` returns `true`.
     ///
-    /// At that moment the request's next task starts, also if this one is sync work that goes on.
-    pub fn timeout(self, limit: Duration) -> Self {
-        Self { limit: Some(limit), ..self }
+    /// The predicate is called once, on the runtime, so it must be short. If it panics, the task is
+    /// skipped.
+    pub fn when(self, predicate: impl FnOnce(&Outcome) -> bool + Send + 'static) -> Self {
+        Self { condition: Condition::When(Box::new(predicate)), ..self }
     }
 
-    /// It may start while other tasks of this request run, if then at most so many do. Default 1: one after the other. It
-    /// never overtakes one that was registered before.
+    /// Limits the run time of the task. Default: no limit. See
+    /// [`background::TaskBuilder::timeout`](crate::background::TaskBuilder::timeout).
+    ///
+    /// The request's next task starts when the timeout elapses, even if this one is blocking work
+    /// that still runs.
+    pub fn timeout(self, timeout: Duration) -> Self {
+        Self { timeout: Some(timeout), ..self }
+    }
+
+    /// Lets the task start while other tasks of this request run, as long as at most `tasks` of
+    /// them run then. Default: 1, one after the other.
+    ///
+    /// The task never overtakes one that was registered before it.
     ///
     /// # Panics
     ///
-    /// If it is 0: the task could never start.
+    /// Panics if `tasks` is 0, because the task could never start.
     #[track_caller]
     pub fn concurrent(self, tasks: usize) -> Self {
-        assert!(tasks > 0, "a task with `concurrent(0)` never starts: give it at least 1");
+        assert!(tasks > 0, "a task with `concurrent(0)` never starts: use at least 1");
         Self { concurrent: tasks, ..self }
     }
 
-    /// If it fails, panics or runs out of time, the request's tasks that have not started by then are skipped, those that are
-    /// [`always`](Self::always) too. Default: they run.
+    /// If the task fails, panics or times out, skips the request's tasks that have not started by
+    /// then, including [`always`](Self::always) tasks. Default: they run.
     pub fn stop_on_error(self) -> Self {
         Self { stop_on_error: true, ..self }
     }
 
-    /// Cancels what the request registered under this name before: the last one counts. Default: all run.
+    /// Cancels the tasks that the request registered under this name before. Default: they all run.
     pub fn replace(self) -> Self {
         Self { replace: true, ..self }
     }
 
-    /// Registers it, with sync work that runs on the pool of the background.
+    /// Registers the task with blocking work, which runs on the pool of the background.
     ///
     /// # Errors
     ///
-    /// If every place of the background is taken, if it is closed, or if the task is for [flushed](Self::on_flushed) responses and the
-    /// connection is not tracked. The work is dropped then, and what it would have [replaced](Self::replace) stays.
-    pub fn run<F, T>(self, work: F) -> Result<TaskHandle, Rejected>
+    /// Returns an error if the background is full or shut down, or if the task is for
+    /// [flushed](Self::on_flushed) responses and the connection is not tracked. The work is dropped
+    /// then, and tasks that it would have [replaced](Self::replace) stay registered.
+    pub fn spawn_blocking<F, T>(self, work: F) -> Result<TaskHandle, RegisterError>
     where
         F: FnOnce() -> T + Send + 'static,
         T: TaskOutput,
@@ -101,75 +113,196 @@ impl<'a> Task<'a> {
         self.register(TaskBody::from_closure(work))
     }
 
-    /// Registers it, with async work that runs on the current runtime; outside of any, on the pool.
+    /// Registers the task with async work, which runs on the current runtime. Outside of a runtime,
+    /// it runs on the pool of the background.
     ///
     /// # Errors
     ///
-    /// As [`run`](Self::run).
-    pub fn spawn<F>(self, work: F) -> Result<TaskHandle, Rejected>
+    /// Returns an error in the same cases as [`spawn_blocking`](Self::spawn_blocking).
+    pub fn spawn<F>(self, work: F) -> Result<TaskHandle, RegisterError>
     where
         F: Future<Output: TaskOutput> + Send + 'static,
     {
         self.register(TaskBody::from_future(work))
     }
 
-    /// Admits the task, with the options set so far. It gets its work later.
+    /// Admits the task with the options set so far. It gets its work later, and starts after the
+    /// response.
     ///
     /// # Errors
     ///
-    /// As [`run`](Self::run).
-    pub fn reserve(self) -> Result<Reservation, Rejected> {
+    /// Returns an error in the same cases as [`spawn_blocking`](Self::spawn_blocking).
+    pub fn reserve(self) -> Result<Reservation, RegisterError> {
         let reservation = self.admit()?;
         Ok(self.defer(reservation))
     }
 
-    fn admit(&self) -> Result<Reservation, Rejected> {
+    fn register(self, body: TaskBody) -> Result<TaskHandle, RegisterError> {
+        let reservation = self.admit()?;
+        let handle = reservation.handle();
+        let after = self.after;
+        self.into_registration().submit(after, reservation, body);
+        Ok(handle)
+    }
+
+    fn admit(&self) -> Result<Reservation, RegisterError> {
         if matches!(self.condition, Condition::Flushed) && !self.after.is_tracked() {
-            return Err(Rejected::UNTRACKED);
+            return Err(RegisterError::UNTRACKED);
         }
-        let mut task = self.after.background().task(self.name.clone());
-        if let Some(limit) = self.limit {
-            task = task.timeout(limit);
-        }
-        Ok(task.reserve()?)
+        let reservation = self.after.background().reserve(self.name.clone())?;
+        Ok(match self.timeout {
+            Some(timeout) => reservation.timeout(timeout),
+            None => reservation,
+        })
     }
 
     /// Lets the work that the reservation gets start after the response.
     pub(super) fn defer(self, reservation: Reservation) -> Reservation {
-        let Self { after, name, condition, concurrent, stop_on_error, replace, .. } = self;
-        let (after, attempt) = (after.clone(), after.attempt());
-        reservation.after_response(move |reservation, body| {
-            if replace {
-                after.cancel(&name);
-            }
-            let id = reservation.id();
-            let task = entry::Task { body, reservation, condition, attempt, concurrent, stop_on_error };
-            after.register_task(name, id, task);
-        })
+        let (after, registration) = (self.after.clone(), self.into_registration());
+        reservation.after_response(move |reservation, body| registration.submit(&after, reservation, body))
     }
 
-    fn register(self, body: TaskBody) -> Result<TaskHandle, Rejected> {
-        let reservation = self.admit()?;
-        let Self { after, name, condition, concurrent, stop_on_error, replace, .. } = self;
-        if replace {
-            after.cancel(&name);
+    fn into_registration(self) -> Registration {
+        Registration {
+            name: self.name,
+            condition: self.condition,
+            attempt: self.after.attempt(),
+            concurrent: self.concurrent,
+            stop_on_error: self.stop_on_error,
+            replace: self.replace,
         }
-        let handle = reservation.handle();
-        let task = entry::Task { body, reservation, condition, attempt: after.attempt(), concurrent, stop_on_error };
-        after.register_task(name, handle.id(), task);
-        Ok(handle)
     }
 }
 
-impl fmt::Debug for Task<'_> {
+impl fmt::Debug for ResponseTaskBuilder<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Task")
+        f.debug_struct("ResponseTaskBuilder")
             .field("name", &self.name)
             .field("condition", &self.condition)
-            .field("limit", &self.limit)
+            .field("timeout", &self.timeout)
             .field("concurrent", &self.concurrent)
             .field("stop_on_error", &self.stop_on_error)
             .field("replace", &self.replace)
             .finish_non_exhaustive()
+    }
+}
+
+/// Options of an admitted task.
+struct Registration {
+    name: Cow<'static, str>,
+    condition: Condition,
+    attempt: Option<InnerAttempt>,
+    concurrent: usize,
+    stop_on_error: bool,
+    replace: bool,
+}
+
+impl Registration {
+    /// Adds the task to the list of the request.
+    fn submit(self, after: &AfterResponse, reservation: Reservation, body: TaskBody) {
+        let Self { name, condition, attempt, concurrent, stop_on_error, replace } = self;
+        if replace {
+            after.cancel(&name);
+        }
+        let id = reservation.id();
+        let task = RegisteredTask { body, reservation, condition, attempt, concurrent, stop_on_error };
+        after.register_task(name, id, task);
+    }
+}
+
+/// Selects the outcomes for which a task runs.
+#[derive(Default)]
+pub(super) enum Condition {
+    #[default]
+    Success,
+    Complete,
+    Flushed,
+    Always,
+    When(Box<dyn FnOnce(&Outcome) -> bool + Send>),
+}
+
+impl Condition {
+    /// Returns `false` if the predicate panics.
+    pub(super) fn holds(self, outcome: &Outcome, attempt: Option<&InnerAttempt>) -> bool {
+        match self {
+            Self::Success => outcome.is_success() && attempt.is_none_or(InnerAttempt::is_success),
+            Self::Complete => outcome.is_complete(),
+            Self::Flushed => outcome.is_flushed(),
+            Self::Always => true,
+            Self::When(predicate) => catch_unwind(|| predicate(outcome)).unwrap_or_else(|payload| {
+                ignore_panic(|| drop(payload));
+                false
+            }),
+        }
+    }
+}
+
+impl fmt::Debug for Condition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Success => "Success",
+            Self::Complete => "Complete",
+            Self::Flushed => "Flushed",
+            Self::Always => "Always",
+            Self::When(_) => "When",
+        })
+    }
+}
+
+/// Error registering a task: the work was dropped and will not run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RegisterError(Kind);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Untracked,
+    Background(SubmitError),
+}
+
+impl RegisterError {
+    const UNTRACKED: Self = Self(Kind::Untracked);
+
+    /// Returns `true` if the background no longer accepts tasks, because it is shut down.
+    pub fn is_closed(&self) -> bool {
+        matches!(self.0, Kind::Background(error) if error.is_closed())
+    }
+
+    /// Returns `true` if the background has reached its maximum number of tasks. A later call may
+    /// succeed.
+    pub fn is_full(&self) -> bool {
+        matches!(self.0, Kind::Background(error) if error.is_full())
+    }
+
+    /// Returns `true` if the task is for [flushed](ResponseTaskBuilder::on_flushed) responses and
+    /// the connection is not tracked.
+    pub fn is_untracked(&self) -> bool {
+        self.0 == Kind::Untracked
+    }
+}
+
+impl From<SubmitError> for RegisterError {
+    fn from(error: SubmitError) -> Self {
+        Self(Kind::Background(error))
+    }
+}
+
+impl fmt::Display for RegisterError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Kind::Untracked => f.write_str(
+                "task rejected: it is for flushed responses, and the connection is not tracked. Serve it with \
+                 `tower_offload::axum::serve` or `Tracker::track`",
+            ),
+            Kind::Background(_) => f.write_str("task rejected"),
+        }
+    }
+}
+
+impl Error for RegisterError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match &self.0 {
+            Kind::Untracked => None,
+            Kind::Background(error) => Some(error),
+        }
     }
 }

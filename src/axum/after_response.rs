@@ -7,7 +7,7 @@ use ::axum::{
 use http::{StatusCode, request::Parts};
 
 use super::into_response::try_later;
-use crate::after_response::{AfterResponse, Rejected};
+use crate::after_response::{AfterResponse, RegisterError};
 
 impl<S: Sync> FromRequestParts<S> for AfterResponse {
     type Rejection = MissingAfterResponseLayer;
@@ -30,16 +30,16 @@ impl<S: Sync> OptionalFromRequestParts<S> for AfterResponse {
     }
 }
 
-/// A handler takes an [`AfterResponse`], and no [`AfterResponseLayer`](crate::AfterResponseLayer) is around it. Answered with
-/// a 500 that says so.
+/// Rejection of the [`AfterResponse`] extractor: the route has no
+/// [`AfterResponseLayer`](crate::AfterResponseLayer). The response is a 500 with the remedy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MissingAfterResponseLayer(());
 
 impl fmt::Display for MissingAfterResponseLayer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(
-            "the handler takes an `AfterResponse`: add `.layer(AfterResponseLayer::new(background))` to the router, after its \
-             routes (it does not reach those that are added later)",
+            "the handler takes an `AfterResponse`, but its route has no `AfterResponseLayer`: add \
+             `.layer(AfterResponseLayer::new(background))` to the router, after its routes",
         )
     }
 }
@@ -52,8 +52,9 @@ impl IntoResponse for MissingAfterResponseLayer {
     }
 }
 
-impl IntoResponse for Rejected {
-    /// A 503 with `Retry-After`; a 500 if the connection is not tracked, for that is the program's mistake.
+impl IntoResponse for RegisterError {
+    /// Returns a 503 with `Retry-After`, or a 500 if the connection is not tracked, because that is
+    /// a mistake of the program.
     fn into_response(self) -> Response {
         if self.is_untracked() {
             (StatusCode::INTERNAL_SERVER_ERROR, self.to_string()).into_response()

@@ -26,7 +26,7 @@ impl IntoResponse for BlockingBody {
     }
 }
 
-impl IntoResponse for background::Rejected {
+impl IntoResponse for background::SubmitError {
     /// Returns a 503 with `Retry-After`.
     fn into_response(self) -> Response {
         try_later()

@@ -1,5 +1,5 @@
-//! Integration with axum: sync functions as handlers and, with feature `hyper`, listeners whose
-//! connections report when a response was flushed.
+//! Integration with axum: blocking functions as handlers and, with feature `flush`, a server that
+//! tracks when each response was flushed.
 //!
 //! [`blocking`] creates a handler from a sync function. Its extractors run on the event loop, the
 //! function on a pool:
@@ -12,8 +12,8 @@
 //! struct Pepper(&'static str);
 //!
 //! /// This function may block.
-//! fn hash(State(pepper): State<Pepper>, Path(user): Path<String>, password: String) -> Json<usize> {
-//!     Json(pepper.0.len() + user.len() + password.len())
+//! fn hash(State(pepper): State<Pepper>, Path(user): Path<String>, password: String) -> Json<u64> {
+//!     Json((pepper.0.len() + user.len() + password.len()) as u64)
 //! }
 //!
 //! let cpu = ThreadPool::cpu();
@@ -27,18 +27,19 @@
 //!
 //! With feature `after-response`, handlers can take an `AfterResponse` as an extractor. Without its
 //! layer the extractor rejects the request with a 500 that names the missing layer. With feature
-//! `hyper`, two lines in `main` make the outcomes exact:
+//! `flush`, `serve` in place of `axum::serve` makes the outcomes exact:
 //!
 #![cfg_attr(feature = "flush", doc = "```no_run")]
 #![cfg_attr(not(feature = "flush"), doc = "```ignore")]
-//! use std::{net::SocketAddr, time::Duration};
-//! use axum::{Router, extract::ConnectInfo, routing::get};
+//! use std::time::Duration;
+//! use axum::{Router, routing::get};
 //! use tower_offload::{
-//!     AfterResponse, AfterResponseLayer, Background, axum::{FlushListener, FlushMakeService},
+//!     AfterResponse, AfterResponseLayer, Background, axum::{serve, shutdown_signal},
 //! };
 //!
-//! async fn hello(ConnectInfo(client): ConnectInfo<SocketAddr>, after: AfterResponse) {
-//!     after.hook(move |outcome| println!("{client}: {} {}", outcome.end, outcome.delivery));
+//! async fn hello(after: AfterResponse) -> &'static str {
+//!     after.hook(move |outcome| println!("{} {}", outcome.end, outcome.delivery));
+//!     "hello"
 //! }
 //!
 //! # #[tokio::main]
@@ -48,10 +49,9 @@
 //!     .route("/", get(hello))
 //!     .layer(AfterResponseLayer::new(background.clone()));
 //! let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
-//! axum::serve(FlushListener::new(listener), FlushMakeService::new(app))
-//!     .with_graceful_shutdown(async { tokio::signal::ctrl_c().await.unwrap_or_default() })
-//!     .await?;
-//! println!("{}", background.drain(Duration::from_secs(10)).await);
+//! let grace = Duration::from_secs(10);
+//! let report = serve(listener, app).shutdown(shutdown_signal()?, grace, &background).await;
+//! println!("stopped: {report}");
 //! # Ok(())
 //! # }
 //! ```
@@ -66,12 +66,12 @@
 #[cfg(feature = "after-response")]
 mod after_response;
 mod blocking;
-#[cfg(feature = "flush")]
-mod flush;
 mod into_response;
+#[cfg(feature = "flush")]
+pub mod serve;
 
 #[cfg(feature = "after-response")]
 pub use self::after_response::MissingAfterResponseLayer;
 pub use self::blocking::{Blocking, blocking};
 #[cfg(feature = "flush")]
-pub use self::flush::{FlushFuture, FlushListener, FlushMakeService, FlushService};
+pub use self::serve::{serve, shutdown_signal};

@@ -81,7 +81,7 @@ impl BackgroundBuilder {
     pub fn build(self) -> Background {
         let Self { pool, on_failure, max_tasks, max_running } = self;
         let pool = pool.unwrap_or_else(|| default_pool().into_shared());
-        let max_running = max_running.min(pool.gate().queue_capacity());
+        let max_running = max_running.min(pool.admission().queue_capacity());
         Background { shared: Arc::new(Shared::new(pool, on_failure, max_tasks, max_running)) }
     }
 }

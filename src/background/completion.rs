@@ -1,6 +1,5 @@
+use crate::panic::ignore_panic;
 use std::{cell::RefCell, collections::VecDeque};
-
-use crate::pool::call::contained;
 
 /// How a task ended, in the order of a task's life. Each task has exactly one completion.
 ///
@@ -58,12 +57,12 @@ pub(super) fn run_callback(callback: CompletionFn, completion: Completion) {
         }
     });
     let Some(callback) = first else { return };
-    contained(|| callback(completion));
+    ignore_panic(|| callback(completion));
     if is_outermost != Ok(true) {
         return; // the thread is exiting, so its queue no longer exists
     }
     while let Some((callback, completion)) = next_queued() {
-        contained(|| callback(completion));
+        ignore_panic(|| callback(completion));
     }
 }
 

@@ -1,12 +1,13 @@
 use std::{any::Any, borrow::Cow, error::Error, fmt, time::Duration};
 
 use super::Completion;
-use crate::pool::{Rejection, call::panic_text};
+use crate::panic::panic_message;
+use crate::pool::CallError;
 
 /// Error returned when a background does not admit a task. The task's work is dropped.
 ///
 /// A task is rejected when it is added or not at all. If the pool refuses a task later, that is
-/// reported as a [`TaskFailure`] with the pool's [`CallError`](crate::Rejection).
+/// reported as a [`TaskFailure`] with the pool's [`CallError`](crate::CallError).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SubmitError(Kind);
 
@@ -55,7 +56,7 @@ pub struct TaskFailure {
 #[derive(Debug)]
 pub(super) enum Cause {
     /// The pool rejected the task, or dropped it without running it (`None`).
-    Refused(Option<Rejection>),
+    Refused(Option<CallError>),
     TimedOut {
         timeout: Duration,
         still_running: bool,
@@ -69,7 +70,7 @@ pub(super) enum Cause {
 
 impl Cause {
     pub(super) fn panicked(payload: &(dyn Any + Send)) -> Self {
-        Self::Panicked(panic_text(payload).to_owned())
+        Self::Panicked(panic_message(payload).to_owned())
     }
 
     pub(super) fn completion(&self) -> Completion {

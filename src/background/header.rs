@@ -9,10 +9,8 @@ use tokio::task::AbortHandle;
 
 use super::completion::{Completion, CompletionFn, run_callback};
 use crate::{
-    pool::{
-        Rejection,
-        call::{Handle, contained},
-    },
+    panic::ignore_panic,
+    pool::{CallError, call::JoinHandle},
     sync::{AtomicBool, Mutex, Ordering::SeqCst, lock},
 };
 
@@ -28,7 +26,7 @@ pub(super) struct TaskHeader {
     /// Stored before the work is queued; taken by the first call of [`complete`](Self::complete).
     on_completion: Mutex<Option<CompletionFn>>,
     /// Set before the work is dropped, if the pool refused it.
-    pub(super) refusal: OnceLock<Rejection>,
+    pub(super) refusal: OnceLock<CallError>,
 }
 
 impl TaskHeader {
@@ -81,7 +79,7 @@ impl TaskHeader {
     }
 
     /// Records that the task is on the pool, and no longer on a runtime.
-    pub(super) fn set_pool_handle(self: &Arc<Self>, mut handle: Handle<()>) {
+    pub(super) fn set_pool_handle(self: &Arc<Self>, mut handle: JoinHandle<()>) {
         // Dropping the handle of an unfinished call cancels that call. The call holds this header
         // as its waker until it has finished, so the handle lives at least as long as the call.
         let waker = Waker::from(self.clone());
@@ -108,12 +106,12 @@ impl Wake for TaskHeader {
 enum AbortAction {
     Runtime(AbortHandle),
     /// Dropping the handle drops a future on the pool, and makes `cancelled()` true in a closure.
-    Pool(#[expect(dead_code, reason = "held for its drop")] Handle<()>),
+    Pool(#[expect(dead_code, reason = "held for its drop")] JoinHandle<()>),
 }
 
 fn abort(action: Option<AbortAction>) {
     // Either way may drop the user's future.
-    contained(|| match action {
+    ignore_panic(|| match action {
         Some(AbortAction::Runtime(task)) => task.abort(),
         Some(AbortAction::Pool(_)) | None => {}
     });

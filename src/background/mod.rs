@@ -72,7 +72,6 @@
 //! needs a durable queue.
 
 mod builder;
-mod compat;
 mod completion;
 mod error;
 mod header;
@@ -85,7 +84,6 @@ mod task;
 use std::{borrow::Cow, fmt, sync::Arc};
 
 #[doc(hidden)]
-pub use self::compat::{Builder, Rejected, Stats};
 use self::shared::Shared;
 pub use self::{
     builder::BackgroundBuilder,
@@ -98,7 +96,7 @@ pub use self::{
 #[cfg_attr(not(feature = "after-response"), allow(unused_imports, reason = "for `after_response`"))]
 pub(crate) use self::{run::TaskBody, shutdown::DrainGuard};
 use crate::pool::Pool;
-pub use crate::pool::call::{Cancellation, cancellation, cancelled};
+pub use crate::pool::{CancellationToken, cancellation_token, cancelled};
 
 /// Runs tasks in the background. Clones are handles to the same background.
 ///

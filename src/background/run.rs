@@ -18,9 +18,9 @@ use super::{
     header::TaskHeader,
     shared::{Shared, in_task_of},
 };
-use crate::pool::{
-    Priority, Slot,
-    call::{self, Admitted, Departure, contained, discard_payload, guarded},
+use crate::{
+    panic::{catch_unwind, drop_payload, ignore_panic},
+    pool::{self, Admitted, Priority, QueuePermit, call::OnCallerDrop},
 };
 
 type Output = Result<(), String>;
@@ -88,14 +88,14 @@ fn spawn_on_pool(
     future: impl Future<Output = ()> + Send + 'static,
 ) {
     let priority = Priority::Normal;
-    match Slot::claim(shared.pool.clone(), priority) {
-        Ok(slot) => {
-            let admitted = Admitted { slot, place: None, priority };
-            header.set_pool_handle(call::spawn(admitted, context, Departure::CancelOnPool, future));
+    match QueuePermit::try_acquire_counted(shared.pool.clone(), priority) {
+        Ok(queue_permit) => {
+            let admitted = Admitted { queue_permit, layer_permit: None, priority };
+            header.set_pool_handle(pool::spawn(admitted, context, OnCallerDrop::CancelOnPool, future));
         }
-        Err(rejection) => {
-            let _ = header.refusal.set(rejection);
-            contained(|| drop(future));
+        Err(error) => {
+            let _ = header.refusal.set(error);
+            ignore_panic(|| drop(future));
         }
     }
 }
@@ -103,7 +103,7 @@ fn spawn_on_pool(
 async fn run_closure(mut run: Run, work: BoxClosure) {
     if run.start() {
         let span = TaskSpan::new(&run.header);
-        let result = guarded(|| in_task_of(&run.shared, || span.enter(work)));
+        let result = catch_unwind(|| in_task_of(&run.shared, || span.enter(work)));
         drop(span);
         run.finish_with(result);
     }
@@ -163,7 +163,7 @@ impl Run {
             Ok(Err(message)) => Some(Cause::Error(message)),
             Err(payload) => {
                 let cause = Cause::panicked(&*payload);
-                discard_payload(payload);
+                drop_payload(payload);
                 Some(cause)
             }
         };
@@ -252,17 +252,17 @@ impl Future for AsyncTask {
             self.span = TaskSpan::new(&run.header);
         }
         let shared = run.shared.clone();
-        let polled = guarded(|| in_task_of(&shared, || self.span.enter(|| future.as_mut().poll(cx))));
+        let polled = catch_unwind(|| in_task_of(&shared, || self.span.enter(|| future.as_mut().poll(cx))));
         let result = match polled {
             Ok(Poll::Pending) => {
                 self.parts = Some((run, future));
                 return Poll::Pending;
             }
             Ok(Poll::Ready(output)) => {
-                guarded(|| in_task_of(&shared, || self.span.enter(|| drop(future)))).map(|()| output)
+                catch_unwind(|| in_task_of(&shared, || self.span.enter(|| drop(future)))).map(|()| output)
             }
             Err(payload) => {
-                contained(|| self.span.enter(|| drop(future)));
+                ignore_panic(|| self.span.enter(|| drop(future)));
                 Err(payload)
             }
         };
@@ -276,7 +276,7 @@ impl Drop for AsyncTask {
     fn drop(&mut self) {
         // The future is dropped first, then the `Run`, which completes the task.
         let Some((_run, future)) = self.parts.take() else { return };
-        contained(|| self.span.enter(|| drop(future)));
+        ignore_panic(|| self.span.enter(|| drop(future)));
     }
 }
 
@@ -336,7 +336,7 @@ impl TaskSpan {
 #[cfg_attr(not(feature = "metrics"), expect(unused_variables))]
 fn record_started(header: &TaskHeader, waited: Duration) {
     #[cfg(feature = "metrics")]
-    contained(|| {
+    ignore_panic(|| {
         metrics::histogram!("offload_background_queue_wait_seconds", "task" => header.name.clone()).record(waited);
     });
 }
@@ -345,7 +345,7 @@ fn record_started(header: &TaskHeader, waited: Duration) {
 #[cfg_attr(not(feature = "metrics"), expect(unused_variables))]
 pub(super) fn record_finished(header: &TaskHeader, completion: Completion, ran: Option<Duration>) {
     #[cfg(feature = "metrics")]
-    contained(|| {
+    ignore_panic(|| {
         let outcome = match completion {
             Completion::Completed => "completed",
             Completion::Cancelled => "cancelled",

@@ -17,8 +17,9 @@ use super::{
     run::{QueuedTask, record_finished},
     state::{Cancel, Halt, State},
 };
+use crate::panic::ignore_panic;
 use crate::{
-    pool::{Pool, call::contained},
+    pool::Pool,
     sync::{Mutex, lock},
 };
 
@@ -76,7 +77,7 @@ impl Shared {
             let next = lock(&self.state).dispatch();
             let Some(task) = next else { return };
             // If the pool panics, unwinding drops the task, which completes it.
-            contained(|| task.start(self));
+            ignore_panic(|| task.start(self));
         }
     }
 
@@ -96,13 +97,15 @@ impl Shared {
 
     /// Cancels a task. Returns `false` if it is complete.
     pub(super) fn cancel(&self, id: u64) -> bool {
-        match self.release(|state| state.cancel(id)) {
+        let cancelled = lock(&self.state).cancel(id);
+        match cancelled {
             Cancel::Complete => return false,
             Cancel::Removed { work } => {
                 if let Some(task) = work {
                     record_finished(&task.header, Completion::Cancelled, None);
                     drop_cancelled(task);
                 }
+                self.release(|_| ()); // after the drop, so that a waiting shutdown waits for it
             }
             Cancel::Abort(header) => header.cancel(),
         }
@@ -160,13 +163,13 @@ impl Shared {
 
     pub(super) fn report_failure(&self, header: &TaskHeader, cause: Cause) {
         let failure = TaskFailure::new(header.id, header.name.clone(), cause);
-        contained(|| match &self.on_failure {
+        ignore_panic(|| match &self.on_failure {
             Some(on_failure) => on_failure(&failure),
             None => failure.log(),
         });
     }
 
-    /// Performs a transition that may leave the state idle.
+    /// Performs a transition that may leave the state idle, and then notifies shutdowns.
     fn release<T>(&self, transition: impl FnOnce(&mut State<QueuedTask, Arc<TaskHeader>>) -> T) -> T {
         let (value, is_idle) = {
             let mut state = lock(&self.state);
@@ -182,7 +185,7 @@ impl Shared {
 /// Drops queued work that was cancelled, and completes its task.
 pub(super) fn drop_cancelled(task: QueuedTask) {
     let header = task.header.clone();
-    contained(|| drop(task));
+    ignore_panic(|| drop(task));
     header.complete(Completion::Cancelled);
 }
 

@@ -7,7 +7,7 @@ use super::{
     run::{CallContext, QueuedTask, TaskBody},
     shared::Shared,
 };
-use crate::pool::call::contained;
+use crate::panic::ignore_panic;
 
 /// A place where tasks can be submitted: a [`Background`], or an `AfterResponse` with feature
 /// `after-response`.
@@ -181,12 +181,12 @@ impl Reservation {
     ///
     /// The callback runs on the thread that completes the task, so it should be short. It may
     /// submit tasks. Callbacks of tasks that complete within it run after it, so that a chain of
-    /// tasks does not recurse. The task keeps its run permit until the callback returns, and a
-    /// shutdown waits for it, up to its timeout. Panics are discarded.
+    /// tasks does not recurse. A task that has a run permit keeps it until the callback returns, so
+    /// a shutdown waits for the callback, up to its timeout. Panics are discarded.
     pub fn on_completion(mut self, callback: impl FnOnce(Completion) + Send + 'static) -> Self {
         self.on_completion = Some(match self.on_completion.take() {
             Some(first) => Box::new(move |completion| {
-                contained(|| first(completion));
+                ignore_panic(|| first(completion));
                 callback(completion);
             }),
             None => Box::new(callback),

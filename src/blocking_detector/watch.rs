@@ -8,7 +8,7 @@ use super::{
     blocked::{Blocked, Step},
     naming::Name,
 };
-use crate::pool::call::{contained, guarded};
+use crate::panic::{catch_unwind, ignore_panic};
 
 /// The settings of a layer, shared with its services and requests.
 #[derive(Clone)]
@@ -38,7 +38,7 @@ impl Watch {
     /// panic is resumed.
     pub(super) fn measure<T>(&mut self, work: impl FnOnce() -> T) -> T {
         let start = Instant::now();
-        let result = guarded(work);
+        let result = catch_unwind(work);
         let duration = start.elapsed();
         let step = self.step;
         self.step = step.next();
@@ -54,7 +54,7 @@ impl Watch {
     fn report(&self, step: Step, duration: Duration) {
         let blocked = Blocked { route: self.name.route(), method: self.name.method(), step, duration };
         #[cfg(feature = "tracing")]
-        contained(|| {
+        ignore_panic(|| {
             tracing::event!(
                 tracing::Level::WARN,
                 route = blocked.route,
@@ -65,7 +65,7 @@ impl Watch {
             );
         });
         #[cfg(feature = "metrics")]
-        contained(|| {
+        ignore_panic(|| {
             let bounded = self.name.is_bounded();
             let label = if bounded { blocked.route } else { self.settings.labels.bounded(blocked.route) };
             let labels = [("route", label.to_owned())];
@@ -73,7 +73,7 @@ impl Watch {
             metrics::histogram!("offload_blocking_seconds", &labels).record(duration);
         });
         if let Some(on_blocking) = &self.settings.on_blocking {
-            contained(|| on_blocking(&blocked));
+            ignore_panic(|| on_blocking(&blocked));
         }
     }
 }

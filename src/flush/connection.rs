@@ -1,43 +1,33 @@
-//! One connection, as its transport and its service share it: which responses are open on it, and what the wire says of each.
+//! A connection as its transport and its service share it: the open responses, and what the wire
+//! says about each.
 //!
-//! HTTP/1 has one response at a time, and the mark that its body has ended is set by the task that also flushes: the body is
-//! dropped inside hyper's `poll_write`, with all of it in hyper's buffer. What counts is therefore the order of calls: of the
-//! responses that wait only those are flushed by a flush that waited when it was *called*. A mark from elsewhere, amid a
-//! flush, waits for the next: late rather than early.
+//! On HTTP/1 the wire does not number its responses. hyper has the whole response in its buffer
+//! when it drops the body, and flushes the transport only once that buffer is empty. So a flush
+//! covers the responses whose body had ended when it was *called*. A body that another thread ends
+//! during a flush waits for the next one.
 //!
-//! HTTP/2 goes by the bytes that were accepted, which only the transport tells, behind its `&mut`; the service adds and takes
-//! away who is to be told.
+//! On HTTP/2 the bytes that the transport accepts decide ([`outbound`](super::outbound)).
 //!
-//! A client's reset is the end of a response that has not been flushed, also of one that was accepted to the last byte: a
-//! client that resets does not have its response. Once flushed was told, nothing changes it.
+//! A client's reset ends a response that was not flushed, even if every byte of it was accepted: a
+//! client that resets does not have its response. A response that was reported as flushed stays
+//! flushed.
 
-mod here;
-mod state;
-mod wire;
-
-use std::sync::Arc;
+use std::{io::IoSlice, sync::Arc};
 
 use http::Version;
+use tokio::task;
 
-use self::{
-    here::Here,
-    state::{Fate, Fates, State},
+use super::{
+    frames::StreamId,
+    state::{Completions, State},
+    tracker::{Counters, count},
 };
-use super::stats::{Counters, count};
-use crate::sync::{AtomicU8, AtomicUsize, Mutex, Ordering, lock};
+use crate::{
+    after_response::{FlushOutcome, FlushWaiter},
+    sync::{AtomicU8, AtomicUsize, Mutex, Ordering, lock},
+};
 
-pub(super) use self::wire::Flush;
-pub(crate) use super::frames::StreamId;
-pub(super) use crate::after_response::Verdict;
-
-/// A response that waits for the wire's word about it.
-pub(crate) trait Response: Send + Sync {
-    /// Said at most once to each that [`begin`](Connection::begin) could promise it, at once or later, from any thread and
-    /// under no lock. It must not run code of users: it is called in the midst of I/O.
-    fn told(self: Arc<Self>, verdict: Verdict);
-}
-
-/// What is spoken on a connection, by the first bytes of the client.
+/// The protocol of a connection, decided by the first bytes of the client.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[repr(u8)]
 pub(crate) enum Protocol {
@@ -46,38 +36,30 @@ pub(crate) enum Protocol {
     Http2,
 }
 
-/// What the two sides of a connection share. The transport's side is in [`wire`].
+/// Shared by [`TrackedIo`](super::TrackedIo) and [`TrackedService`](super::TrackedService).
+///
+/// The methods of the transport are called behind its `&mut`, one after the other.
 pub(crate) struct Connection {
     counters: Arc<Counters>,
     /// A [`Protocol`]. Leaves `Undecided` once.
     protocol: AtomicU8,
     state: Mutex<State>,
-    /// [`State::awaiting`], for a flush that has nobody to tell to be no more than one load.
-    awaiting: AtomicUsize,
-    /// HTTP/1: the number of responses with a head and a body that is not dropped. hyper encodes a
-    /// head as soon as it has it and flushes only an empty buffer, so at each flush the transport
-    /// has accepted the heads of all these responses.
-    open_bodies: AtomicUsize,
+    /// [`State::flushable`], so that a flush without open responses costs one load.
+    flushable: AtomicUsize,
 }
 
-/// The maximum number of HTTP/1 responses that wait for one flush. Only `pipeline_flush` of hyper
-/// leads to more than a few; the responses over the limit are only handed over.
-const MAX_WAITING: usize = 1024;
-
 impl Connection {
-    pub(crate) fn new(counters: Arc<Counters>) -> Self {
+    pub(super) fn new(counters: Arc<Counters>) -> Self {
         count(&counters.connections);
         Self {
             counters,
             protocol: AtomicU8::new(Protocol::Undecided as u8),
             state: Mutex::new(State::default()),
-            awaiting: AtomicUsize::new(0),
-            open_bodies: AtomicUsize::new(0),
+            flushable: AtomicUsize::new(0),
         }
     }
 
     pub(crate) fn protocol(&self) -> Protocol {
-        // Set by the transport, in the task that reads it or that called whoever does.
         match self.protocol.load(Ordering::Acquire) {
             http1 if http1 == Protocol::Http1 as u8 => Protocol::Http1,
             http2 if http2 == Protocol::Http2 as u8 => Protocol::Http2,
@@ -85,102 +67,175 @@ impl Connection {
         }
     }
 
-    /// The stream of the request that is being handed over now, once. To be called where hyper hands it over, before the
-    /// transport is read again; later it is nobody's. Always `None` on HTTP/1.
+    pub(super) fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    // Called by the service.
+
+    /// Adds the response to the request that hyper passes to the service now. The waiter is
+    /// completed exactly once: here if the response cannot be followed, otherwise by a method of
+    /// the transport.
     ///
-    /// Only in the task that reads: a service that is called later, in a task of its own, must not take the stream of the request
-    /// that is handed over at that moment.
-    pub(crate) fn take_stream(&self) -> Option<StreamId> {
-        if self.protocol() != Protocol::Http2 {
-            return None;
-        }
-        let opened = lock(&self.state).opened.take_if(|opened| opened.reader == Here::now());
-        opened?.stream
-    }
-
-    /// A request of this version, of this stream, is being answered. Whether there will be a verdict other than
-    /// [`Unsure`](Verdict::Unsure), which is told at once, as is [`Lost`](Verdict::Lost).
-    ///
-    /// On HTTP/2 the response is kept until it is told. On HTTP/1 nothing is kept until
-    /// [`await_flush`](Self::await_flush).
-    pub(crate) fn begin<R: Response + 'static>(
-        &self,
-        version: Version,
-        stream: Option<StreamId>,
-        response: &Arc<R>,
-    ) -> bool {
-        // The version is compared in case somebody read from the transport before it was wrapped: HTTP/1's rule would be too
-        // early for HTTP/2.
-        let protocol = self.protocol();
-        if protocol == Protocol::Http1 && version < Version::HTTP_2 {
-            return true;
-        }
-        let stream = stream.filter(|_| protocol == Protocol::Http2 && version == Version::HTTP_2);
-        let fate = self.change(|state, fates| {
-            let fate = state.begin(stream, response);
-            fates.extend(fate.map(|fate| (Arc::clone(response) as Arc<dyn Response>, fate)));
-            fate
-        });
-        matches!(fate, None | Some(Fate::Lost))
-    }
-
-    /// The response of a stream ends, on the wire, with its head: CONNECT was answered with success. To be called before hyper
-    /// has the head.
-    pub(crate) fn ends_with_head(&self, stream: StreamId) {
-        lock(&self.state).outbound.ends_with_head(stream);
-    }
-
-    /// Notes that hyper is about to get the head of an HTTP/1 response.
-    pub(crate) fn head_ready(&self) {
-        self.open_bodies.fetch_add(1, Ordering::AcqRel);
-    }
-
-    /// Notes that the body of an HTTP/1 response was dropped.
-    pub(crate) fn body_dropped(&self) {
-        self.open_bodies.fetch_sub(1, Ordering::AcqRel);
-    }
-
-    /// The body of an HTTP/1 response has ended, and is complete: the next flush that succeeds has flushed it.
-    ///
-    /// To be called by the connection's task, with what hyper holds of the body already in its buffer: as it drops the body,
-    /// or takes its last frame.
-    pub(crate) fn await_flush(&self, response: Arc<dyn Response>) {
-        self.change(|state, fates| {
-            if state.lost {
-                fates.push((response, Fate::Lost));
-            } else if state.gave_up || state.ended.len() >= MAX_WAITING {
-                fates.push((response, Fate::GaveUp));
-            } else {
-                state.ended.push(response);
+    /// On HTTP/2 the stream of the request is known only here, in the task that reads, and before
+    /// it reads again. A service that is called later in a task of its own must not take the stream
+    /// of another request.
+    pub(super) fn begin(&self, version: Version, waiter: FlushWaiter) {
+        // The version is compared in case the transport was read before it was wrapped: the rule of
+        // HTTP/1 would be too early for HTTP/2.
+        match self.protocol() {
+            Protocol::Http1 if version < Version::HTTP_2 => {
+                self.change(|state, completions| state.begin_http1(waiter, completions));
             }
-        });
+            Protocol::Http2 => {
+                let caller = ThreadAndTaskId::current();
+                self.change(|state, completions| {
+                    let stream = state.take_pending_stream(caller).filter(|_| version == Version::HTTP_2);
+                    state.begin_http2(stream, waiter, completions);
+                });
+            }
+            Protocol::Undecided | Protocol::Http1 => {
+                self.change(|state, completions| state.begin_http2(None, waiter, completions));
+            }
+        }
     }
 
-    /// The body of a flushed response had another length than [`body_bytes`](Verdict::Flushed): to be counted.
-    pub(crate) fn mismatched(&self) {
-        count(&self.counters.mismatched);
+    // Called by the transport.
+
+    /// The first bytes have decided the protocol, or the client closed the connection before they
+    /// did.
+    pub(super) fn set_protocol(&self, protocol: Protocol) {
+        self.protocol.store(protocol as u8, Ordering::Release);
     }
 
-    /// The one way to change the state: who is to be told something is told after the lock was released, and counted.
-    fn change<T>(&self, change: impl FnOnce(&mut State, &mut Fates) -> T) -> T {
-        let mut fates = Fates::new();
+    /// A header block that opens a stream was delivered to the end. A stream that cannot be
+    /// followed is pending as well, otherwise its request would take the next stream.
+    pub(super) fn open_stream(&self, stream: StreamId) {
+        lock(&self.state).open_stream(stream, ThreadAndTaskId::current());
+    }
+
+    /// Returns `true` if the service has not taken the stream that was opened last.
+    pub(super) fn has_pending_stream(&self) -> bool {
+        lock(&self.state).pending_stream.is_some()
+    }
+
+    /// Takes the pending stream back: hyper has polled the transport again, so it did not pass the
+    /// request on.
+    pub(super) fn reclaim_stream(&self) {
+        if self.change(State::reclaim_stream) {
+            count(&self.counters.undelivered);
+        }
+    }
+
+    /// The client reset a stream, which may never have been open.
+    pub(super) fn reset_stream(&self, stream: StreamId) {
+        self.change(|state, completions| state.lose_stream(stream, completions));
+    }
+
+    /// Stops mapping requests to HTTP/2 streams. Responses to later requests are handed over only;
+    /// those whose stream is known are still followed.
+    pub(super) fn stop_mapping(&self) {
+        lock(&self.state).stop_mapping();
+    }
+
+    /// The server's bytes on HTTP/1 belong to no known response. Ends tracking.
+    pub(super) fn give_up(&self) {
+        self.change(State::give_up);
+    }
+
+    /// Returns `true` if an HTTP/1 response has a head and an open body.
+    pub(super) fn has_open_body(&self) -> bool {
+        lock(&self.state).has_open_body()
+    }
+
+    /// The transport accepted the first `count` bytes of `slices`. They are read on HTTP/2, and
+    /// before the protocol is decided, because h2 sends its settings before it reads.
+    pub(super) fn accept(&self, slices: &[IoSlice<'_>], count: usize) {
+        if self.protocol() != Protocol::Http1 {
+            self.change(|state, completions| state.accept(slices, count, completions));
+        }
+    }
+
+    /// To be called before each poll of the transport's flush. Returns `true` if that flush covers
+    /// a response, and its success must be reported by [`end_flush`](Self::end_flush).
+    pub(super) fn begin_flush(&self) -> bool {
+        match self.flushable.load(Ordering::Acquire) {
+            0 => false,
+            _ if self.protocol() == Protocol::Http2 => true,
+            _ => self.change(State::begin_flush),
+        }
+    }
+
+    /// The flush succeeded. Returns `true` if an HTTP/1 response has a head and an open body.
+    pub(super) fn end_flush(&self) -> bool {
+        self.change(State::end_flush)
+    }
+
+    /// The flush succeeded, but it flushed bytes that an application wrote after it took over an
+    /// HTTP/1 connection. The responses that waited for it have no head on the wire, and hyper no
+    /// longer holds one.
+    pub(super) fn lose_flushing(&self) {
+        self.change(State::lose_flushing);
+    }
+
+    /// The transport failed or was dropped.
+    pub(super) fn lose(&self) {
+        self.change(State::lose);
+    }
+
+    /// Changes the state, and completes waiters after the lock is released. Every change with
+    /// completions goes through here.
+    fn change<T>(&self, change: impl FnOnce(&mut State, &mut Completions) -> T) -> T {
+        let mut completions = Completions::default();
         let changed = {
             let mut state = lock(&self.state);
-            let changed = change(&mut state, &mut fates);
-            self.awaiting.store(state.awaiting(), Ordering::Release);
+            let changed = change(&mut state, &mut completions);
+            self.flushable.store(state.flushable(), Ordering::Release);
             changed
         };
-        for (response, fate) in fates {
-            let (counter, verdict) = match fate {
-                Fate::Flushed { body_bytes } => (&self.counters.flushed, Verdict::Flushed { body_bytes }),
-                Fate::GaveUp => (&self.counters.gave_up, Verdict::Unsure),
-                Fate::Lost => (&self.counters.lost, Verdict::Lost),
-                Fate::Unmapped => (&self.counters.unmapped, Verdict::Unsure),
-            };
-            count(counter);
-            response.told(verdict);
+        for (waiter, outcome) in completions {
+            // An HTTP/1 response whose body did not end is not lost on the wire.
+            let is_counted =
+                outcome != FlushOutcome::Lost || self.protocol() != Protocol::Http1 || waiter.awaits_flush();
+            if is_counted {
+                self.counters.count(outcome);
+            }
+            waiter.complete(outcome);
         }
         changed
+    }
+}
+
+#[cfg(test)]
+impl Connection {
+    pub(super) fn follows(&self, stream: StreamId) -> bool {
+        lock(&self.state).outbound.follows(stream)
+    }
+
+    /// Pretends that the pending stream could not be followed.
+    pub(super) fn unfollow_pending_stream(&self) {
+        if let Some(pending) = &mut lock(&self.state).pending_stream {
+            pending.stream = None;
+        }
+    }
+}
+
+thread_local! {
+    static THREAD: u8 = const { 0 };
+}
+
+/// The current thread, and the tokio task on it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct ThreadAndTaskId {
+    /// Address of a thread-local, unique among living threads. Cheaper than the id of `std`, which
+    /// counts a reference.
+    thread: usize,
+    task: Option<task::Id>,
+}
+
+impl ThreadAndTaskId {
+    fn current() -> Self {
+        Self { thread: THREAD.with(|thread| std::ptr::from_ref(thread).addr()), task: task::try_id() }
     }
 }
 

@@ -1,23 +1,25 @@
-//! The frames in one direction of an HTTP/2 connection, from its bytes.
+//! Parser of the frames in one direction of an HTTP/2 connection.
 //!
-//! RFC 9113, section 4.1: a frame is a header of nine octets (length, type, flags, reserved bit and stream) and its payload.
-//! Header blocks need no decoding: only that between their first frame and `END_HEADERS` nothing but their own CONTINUATION
-//! may come (section 6.10). `END_STREAM` on HEADERS takes effect when its block ends, for until then frames of it follow.
+//! RFC 9113, section 4.1: a frame is a header of nine octets (length, type, flags, reserved bit and
+//! stream) and its payload. Header blocks are not decoded. Between the first frame of a block and
+//! `END_HEADERS`, only CONTINUATION frames of the same stream may come (section 6.10). `END_STREAM`
+//! on HEADERS takes effect when its block ends, because frames of the block follow until then.
 //!
-//! A frame is an event at its last byte and never before: a frame that is half accepted is not on the wire.
+//! A frame becomes an event at its last byte, because a frame that is partly accepted is not on the
+//! wire yet.
 //!
-//! Memory is constant whatever the lengths say: the header, and of the payload the first eight bytes.
+//! Memory is constant for all lengths: the header, and the first eight bytes of the payload.
 
-/// Flag of DATA and HEADERS: the last frame (or block) of this direction of the stream.
+/// Flag of DATA and HEADERS: the last frame or block of this direction of the stream.
 const END_STREAM: u8 = 0x1;
 /// Flag of HEADERS, PUSH_PROMISE and CONTINUATION: the block ends with this frame.
 const END_HEADERS: u8 = 0x4;
-/// Flag of DATA: the payload begins with the length of the padding it ends with.
+/// Flag of DATA: the payload begins with the length of the padding at its end.
 const PADDED: u8 = 0x8;
 /// Flag of SETTINGS.
 const ACK: u8 = 0x1;
 
-/// Types of frames, RFC 9113, section 6. The others are skipped.
+/// Types of frames (RFC 9113, section 6). Other types are skipped.
 const DATA: u8 = 0x0;
 const HEADERS: u8 = 0x1;
 const RST_STREAM: u8 = 0x3;
@@ -26,45 +28,41 @@ const PUSH_PROMISE: u8 = 0x5;
 const GOAWAY: u8 = 0x7;
 const CONTINUATION: u8 = 0x9;
 
-/// A stream's number: 31 bits.
+/// Identifier of a stream: 31 bits.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub(crate) struct StreamId(u32);
 
 impl StreamId {
-    /// The connection itself, which is no stream.
+    /// Frames with this identifier apply to the connection.
     pub(super) const CONNECTION: Self = Self(0);
 
-    /// The reserved bit is masked, as a receiver must (RFC 9113, section 4.1).
+    /// Ignores the reserved bit, as RFC 9113, section 4.1 requires.
     pub(super) fn new(bits: u32) -> Self {
         Self(bits & 0x7fff_ffff)
     }
 
-    pub(super) fn get(self) -> u32 {
-        self.0
-    }
-
-    /// Whether a client numbers its streams so (RFC 9113, section 5.1.1).
+    /// Returns `true` if a client opens streams with such identifiers (RFC 9113, section 5.1.1).
     pub(super) fn is_client_initiated(self) -> bool {
         self.0 % 2 == 1
     }
 }
 
-/// What a frame, or a whole header block, said.
+/// A complete frame or header block.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Event {
     /// A DATA frame.
     Data {
         stream: StreamId,
-        /// Bytes of the body in it, without padding and its length octet. Only these can be compared with what a body
-        /// produced, and no more than that comparison is wanted: what padding costs is the flow control's business, not ours.
+        /// Length of the payload without padding, to be compared with the length of a body.
         data: u32,
         end_stream: bool,
     },
     /// A GOAWAY frame.
     GoAway { last_stream: StreamId, error_code: u32 },
-    /// A header block, complete: HEADERS with all its CONTINUATION. Also interim responses and trailers.
+    /// A header block: HEADERS with all its CONTINUATION frames. Also interim responses and
+    /// trailers.
     Headers { stream: StreamId, end_stream: bool },
-    /// The bytes are not HTTP/2 as far as this parser knows it. It is the last event: where frames begin is not sure any more.
+    /// The bytes are not valid HTTP/2. The last event, because the next frame boundary is unknown.
     Malformed,
     /// A RST_STREAM frame.
     Reset { stream: StreamId, error_code: u32 },
@@ -72,33 +70,33 @@ pub(super) enum Event {
     Settings { ack: bool },
 }
 
-/// Reads frames.
+/// Parses frames from bytes in any split.
 #[derive(Debug, Default)]
 pub(super) struct Frames {
-    header: Beginning<9>,
-    /// Of the current frame's payload, once its header is complete.
+    header: FixedBuf<9>,
+    /// Unread bytes of the payload, once the header is complete.
     unread: u32,
-    payload: Beginning<8>,
+    payload: FixedBuf<8>,
     block: Option<Block>,
     gave_up: bool,
 }
 
-/// A header block that has begun and not ended.
+/// A header block without its end.
 #[derive(Clone, Copy, Debug)]
 struct Block {
     stream: StreamId,
-    /// What is told when it ends; nothing of a promise, for nobody here can use one.
+    /// The event at its end. `None` for PUSH_PROMISE.
     event: Option<Event>,
 }
 
-/// What RFC 9113 calls a connection error, as far as it is noticed here.
+/// A connection error of RFC 9113.
 struct Violation;
 
 impl Frames {
-    /// Reads up to the end of the next frame (or block) that is an event: how many bytes that were, and the event. Without an
-    /// event all bytes were read.
+    /// Reads up to the next event, and returns the number of bytes read and the event. Without an
+    /// event, all bytes were read.
     ///
-    /// After [`Event::Malformed`] everything is read and nothing said.
+    /// After [`Event::Malformed`], all bytes are read and there are no more events.
     pub(super) fn read(&mut self, bytes: &[u8]) -> (usize, Option<Event>) {
         let mut rest = bytes;
         while !rest.is_empty() && !self.gave_up {
@@ -114,12 +112,12 @@ impl Frames {
         (bytes.len(), None)
     }
 
-    /// Whether the bytes were malformed, and nothing is told any more.
+    /// Returns `true` if the bytes were malformed.
     pub(super) fn gave_up(&self) -> bool {
         self.gave_up
     }
 
-    /// Reads a header, or of a payload what there is.
+    /// Reads the header, or the available part of the payload.
     fn step(&mut self, rest: &mut &[u8]) -> Result<Option<Event>, Violation> {
         if !self.header.is_full() {
             let read = self.header.read(rest);
@@ -128,7 +126,7 @@ impl Frames {
                 return Ok(None);
             }
             self.unread = self.length();
-            self.begun()?;
+            self.check_header()?;
         } else {
             let read = rest.len().min(usize::try_from(self.unread).unwrap_or(usize::MAX));
             let (payload, behind) = rest.split_at(read);
@@ -140,14 +138,14 @@ impl Frames {
         if self.unread > 0 {
             return Ok(None);
         }
-        let event = self.ended();
-        self.header = Beginning::default();
-        self.payload = Beginning::default();
+        let event = self.end_frame();
+        self.header = FixedBuf::default();
+        self.payload = FixedBuf::default();
         event
     }
 
-    /// A header is complete: is it one that may come now, and one that can be understood?
-    fn begun(&self) -> Result<(), Violation> {
+    /// Checks that the frame may come now and that its header is valid.
+    fn check_header(&self) -> Result<(), Violation> {
         let (length, stream) = (self.length(), self.stream());
         let in_order = match self.block {
             None => self.kind() != CONTINUATION,
@@ -165,8 +163,8 @@ impl Frames {
         if in_order && understood { Ok(()) } else { Err(Violation) }
     }
 
-    /// A frame is complete: what does it say?
-    fn ended(&mut self) -> Result<Option<Event>, Violation> {
+    /// Returns the event of a complete frame.
+    fn end_frame(&mut self) -> Result<Option<Event>, Violation> {
         let (stream, end_stream) = (self.stream(), self.has(END_STREAM));
         Ok(match self.kind() {
             DATA => Some(Event::Data { stream, data: self.data()?, end_stream }),
@@ -174,17 +172,17 @@ impl Frames {
                 last_stream: StreamId::new(self.payload.number(0)),
                 error_code: self.payload.number(4),
             }),
-            HEADERS => self.block_of(Some(Event::Headers { stream, end_stream })),
-            PUSH_PROMISE => self.block_of(None),
-            CONTINUATION => self.block_of(self.block.and_then(|block| block.event)),
+            HEADERS => self.end_block_frame(Some(Event::Headers { stream, end_stream })),
+            PUSH_PROMISE => self.end_block_frame(None),
+            CONTINUATION => self.end_block_frame(self.block.and_then(|block| block.event)),
             RST_STREAM => Some(Event::Reset { stream, error_code: self.payload.number(0) }),
             SETTINGS => Some(Event::Settings { ack: self.has(ACK) }),
             _ => None,
         })
     }
 
-    /// A frame of a block is complete: the block has ended, or goes on.
-    fn block_of(&mut self, event: Option<Event>) -> Option<Event> {
+    /// Ends a frame of a header block. Returns the event if it is the last one.
+    fn end_block_frame(&mut self, event: Option<Event>) -> Option<Event> {
         if self.has(END_HEADERS) {
             self.block = None;
             return event;
@@ -193,7 +191,7 @@ impl Frames {
         None
     }
 
-    /// The bytes of a DATA frame that are data (RFC 9113, section 6.1).
+    /// Returns the length of the data in a DATA frame (RFC 9113, section 6.1).
     fn data(&self) -> Result<u32, Violation> {
         if !self.has(PADDED) {
             return Ok(self.length());
@@ -219,21 +217,21 @@ impl Frames {
     }
 }
 
-/// The first `N` bytes of something that may arrive in pieces.
+/// The first `N` bytes of a header or payload that may arrive in pieces.
 #[derive(Clone, Copy, Debug)]
-struct Beginning<const N: usize> {
+struct FixedBuf<const N: usize> {
     bytes: [u8; N],
     read: usize,
 }
 
-impl<const N: usize> Default for Beginning<N> {
+impl<const N: usize> Default for FixedBuf<N> {
     fn default() -> Self {
         Self { bytes: [0; N], read: 0 }
     }
 }
 
-impl<const N: usize> Beginning<N> {
-    /// Keeps what is missing, and says how many bytes that were.
+impl<const N: usize> FixedBuf<N> {
+    /// Copies the missing bytes, and returns their number.
     fn read(&mut self, bytes: &[u8]) -> usize {
         let missing = &mut self.bytes[self.read..];
         let read = missing.len().min(bytes.len());
@@ -246,7 +244,7 @@ impl<const N: usize> Beginning<N> {
         self.read == N
     }
 
-    /// The four bytes from `at`, in network order.
+    /// Returns the four bytes from `at` in network order.
     fn number(&self, at: usize) -> u32 {
         self.bytes[at..at + 4].iter().fold(0, |number, byte| number << 8 | u32::from(*byte))
     }

@@ -1,11 +1,13 @@
-//! What the client says on an HTTP/2 connection, and where to stop delivering it.
+//! Parser of the client's bytes on an HTTP/2 connection, and the points where their delivery stops.
 //!
-//! A stream's number is never told to the service, so it is learnt by gating the reads: behind the header block that opens a
-//! stream delivery stops until h2 has handed that request to the service, which it does in the same poll
-//! (`h2/server.rs:425-449`, `hyper/proto/h2/server.rs:259-316`).
+//! hyper does not pass the identifier of a stream to the service. It is found by gating the reads:
+//! after the header block that opens a stream, delivery stops until h2 has passed the request to
+//! the service, which it does in the same poll (`h2/server.rs:425-449`,
+//! `hyper/proto/h2/server.rs:259-316`).
 //!
-//! A block opens a stream if its number is odd and greater than all before (RFC 9113, section 5.1.1). Any other block is the
-//! trailers of a request, or an error for h2 to answer, and does not gate.
+//! A block opens a stream if its identifier is odd and greater than all before (RFC 9113, section
+//! 5.1.1). Any other block is trailers of a request, or an error that h2 answers, and does not
+//! close the gate.
 //!
 //! # Rapid reset
 //!
@@ -29,7 +31,7 @@ const MAX_RESETS: u32 = 20;
 /// 8 KiB at a time, so a plain connection reads about as much in one poll.
 const MAX_RUN_BYTES: usize = 1 << 20;
 
-/// Reads what is about to be delivered to h2. It does not read the preface.
+/// Parses the bytes that are about to be delivered to h2, without the preface.
 #[derive(Debug, Default)]
 pub(super) struct Inbound {
     frames: Frames,
@@ -50,21 +52,22 @@ struct Run {
     resets: u32,
 }
 
-/// What may be delivered now.
+/// The bytes that may be delivered now.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct Delivery {
-    /// So many bytes, from the first. The rest is to be offered again, once the gate is open.
+    /// Number of bytes, from the first. The rest must be offered again once the gate is open.
     pub(super) bytes: usize,
-    /// The stream that the last of these bytes open; the gate is closed behind it.
+    /// The stream that the last of these bytes opens. The gate closes after it.
     pub(super) opened: Option<StreamId>,
 }
 
 impl Inbound {
-    /// How many of the bytes may be delivered: all of them, or up to where a stream opens. These count as delivered, and must
-    /// not be offered a second time.
+    /// Returns the bytes that may be delivered: all of them, or up to the first that opens a
+    /// stream. They count as delivered and must not be offered again.
     ///
-    /// Streams that the client reset in them are told to `reset`, with the error code. They may never have been open.
-    pub(super) fn deliver(&mut self, bytes: &[u8], mut reset: impl FnMut(StreamId, u32)) -> Delivery {
+    /// Calls `on_reset` with the stream and the error code of each RST_STREAM frame in them. The
+    /// stream may never have been open.
+    pub(super) fn deliver(&mut self, bytes: &[u8], mut on_reset: impl FnMut(StreamId, u32)) -> Delivery {
         let mut delivered = 0;
         while delivered < bytes.len() {
             let (read, event) = self.frames.read(&bytes[delivered..]);
@@ -79,7 +82,7 @@ impl Inbound {
                 }
                 Some(Event::Reset { stream, error_code }) => {
                     self.count_reset(stream);
-                    reset(stream, error_code);
+                    on_reset(stream, error_code);
                 }
                 _ => {}
             }
@@ -88,7 +91,7 @@ impl Inbound {
     }
 
     /// Starts a new [`Run`]: the transport has no more bytes at the moment.
-    pub(super) fn paused(&mut self) {
+    pub(super) fn pause(&mut self) {
         self.run = Run { before: self.highest, ..Run::default() };
     }
 
@@ -103,7 +106,7 @@ impl Inbound {
 
     fn count_reset(&mut self, stream: StreamId) {
         if self.run.bytes > MAX_RUN_BYTES {
-            self.paused();
+            self.pause();
         }
         if Some(stream) > self.run.before && Some(stream) <= self.highest {
             self.run.resets += 1;

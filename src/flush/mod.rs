@@ -1,26 +1,33 @@
-//! Connections that tell when a response was really flushed.
+//! Tracked connections, which report when a response was flushed.
 //!
-//! Without it an [`Outcome`](crate::after_response::Outcome) says at most that the HTTP implementation has taken the whole
-//! response: hyper polls a body to its end before it writes, and h2 keeps what the client's window does not admit. On a tracked connection it says
-//! [`Flushed`](crate::after_response::Delivery::Flushed) once the transport has accepted every byte of *this* response and
-//! flushed, on HTTP/1 and on HTTP/2.
+//! Without tracking, an [`Outcome`](crate::after_response::Outcome) says at most that the HTTP
+//! implementation has taken the whole response: hyper polls a body to its end before it writes, and
+//! h2 buffers what the window of the client does not allow. On a tracked connection, the outcome is
+//! [`Flushed`](crate::after_response::Delivery::Flushed) once the transport has accepted every byte
+//! of *this* response and was flushed, on HTTP/1 and on HTTP/2.
 //!
-//! Two values for each connection, instead of the two that hyper would get:
+//! [`Tracker::track`] wraps the transport and the service of a connection:
 //!
 //! ```no_run
-//! use hyper_util::{rt::{TokioExecutor, TokioIo}, server::conn::auto, service::TowerToHyperService};
+//! use hyper_util::{
+//!     rt::{TokioExecutor, TokioIo},
+//!     server::conn::auto,
+//!     service::TowerToHyperService,
+//! };
 //! use tower_offload::{AfterResponseLayer, Background, flush::Tracker};
 //! # use axum::Router;
 //!
 //! # #[tokio::main]
 //! # async fn main() -> std::io::Result<()> {
-//! let app = Router::new().layer(AfterResponseLayer::new(Background::default())); // or any tower service, tonic's `Routes` too
+//! // Any tower service, for example a router or tonic's `Routes`.
+//! let app = Router::new().layer(AfterResponseLayer::new(Background::default()));
 //! let tracker = Tracker::new();
 //! let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
 //! loop {
 //!     let (stream, _) = listener.accept().await?;
-//!     // With TLS: `acceptor.accept(stream).await?` first. Tracking belongs above it.
-//!     let (io, service) = tracker.track(TokioIo::new(stream), TowerToHyperService::new(app.clone()));
+//!     // With TLS, call `acceptor.accept(stream).await?` first: tracking belongs above it.
+//!     let service = TowerToHyperService::new(app.clone());
+//!     let (io, service) = tracker.track(TokioIo::new(stream), service);
 //!     tokio::spawn(async move {
 //!         let server = auto::Builder::new(TokioExecutor::new());
 //!         let _ = server.serve_connection_with_upgrades(io, service).await;
@@ -29,86 +36,67 @@
 //! # }
 //! ```
 //!
-//! The connection only tells; [`AfterResponseLayer`](crate::AfterResponseLayer) gives handlers the handle to register with. With
-//! `axum::serve` it is `FlushListener` and `FlushMakeService`, in the module `axum`.
+//! The connection only reports. [`AfterResponseLayer`](crate::AfterResponseLayer) gives handlers
+//! the handle to register hooks and tasks.
 //!
-//! # How
+//! # How it works
 //!
-//! On HTTP/1 a response has been flushed with the first flush that begins after its head was accepted and its body has ended, and succeeds: hyper
-//! flushes the transport only once all that it wrote has been accepted (`hyper/proto/h1/io.rs`).
+//! On HTTP/1, a response is flushed by the first successful flush that was called after its head
+//! was accepted and its body ended, because hyper flushes the transport only once all its writes
+//! were accepted (`hyper/proto/h1/io.rs`).
 //!
-//! On HTTP/2 only the wire can tell. A response has been flushed once its frame with `END_STREAM` has been accepted by the transport and
-//! a later flush has succeeded; nothing of a response follows that flag (RFC 9113, section 5.1). Which request a stream is, is
-//! learnt by delivering at most one new stream at a time to h2, which pops it in the same poll (`h2/server.rs`,
-//! `poll_accept`; `hyper/proto/h2/server.rs` calls the service in the same loop). The bytes on the wire are the same with it and without.
+//! On HTTP/2, a response is flushed once the transport has accepted its frame with `END_STREAM` and
+//! a later flush has succeeded. Nothing of a response follows that flag (RFC 9113, section 5.1). To
+//! find the stream of a request, at most one new stream is delivered to h2 at a time. h2 returns it
+//! from `poll_accept` in the same poll (`h2/server.rs`), and hyper calls the service in the same
+//! loop (`hyper/proto/h2/server.rs`). The bytes on the wire are the same as without tracking.
 //!
 //! # What is promised
 //!
-//! A flush is one of the transport that is wrapped: usually, the kernel has it all. Nothing is said about the client. What is in
-//! doubt is never called flushed: responses whose stream is not known, whose bytes were not understood, or of another length than
-//! their body are [`HandedOver`](crate::after_response::Delivery::HandedOver), and counted in [`Stats`].
+//! The flush is that of the wrapped transport: usually the kernel has all bytes then. It does not
+//! mean that the client has received anything. If a tracked connection cannot prove that a response
+//! was flushed, it reports [`HandedOver`](crate::after_response::Delivery::HandedOver) and counts
+//! it in [`Tracker::stats`]: if the stream is unknown, if the bytes were not understood, or if
+//! their length differs from that of the body.
 //!
 //! The limits of hyper and h2 protect a tracked connection like any other. If a client opens and
 //! resets more than 20 streams without a pause, tracking stops delaying its streams so that h2
-//! counts the resets: the responses to later requests on that connection are
+//! counts the resets. The responses to later requests on that connection are
 //! [`HandedOver`](crate::after_response::Delivery::HandedOver).
 //!
-//! A response that a client resets or whose connection ends before it was flushed is
-//! [`Aborted`](crate::after_response::End::Aborted), also if its body had long been handed over. A tunnel (`CONNECT`, an upgrade) is flushed
-//! with its head.
+//! If the client resets a response or the connection closes before the flush, the response is
+//! [`Aborted`](crate::after_response::End::Aborted), even if its body was handed over long before.
+//! A tunnel (`CONNECT` or an upgrade) is flushed with its head.
 //!
 //! # When not to use it
 //!
-//! Where [`HandedOver`](crate::after_response::Delivery::HandedOver) is enough: it needs nothing but the layer. And
-//! `tonic::transport::Server` has no place for it: serve tonic's `Routes` as above, or with `into_axum_router()`.
+//! If [`HandedOver`](crate::after_response::Delivery::HandedOver) is enough, the layer alone
+//! provides it. `tonic::transport::Server` cannot be tracked: serve tonic's `Routes` as above, or
+//! convert them with `into_axum_router()`.
 
-// Five parsers, without I/O, locks and tasks. Bytes go in, in any split, and facts come out. A
-// parser that is in doubt gives up for good. If the server's bytes are in doubt, every open
-// response is handed over; if the client's are, only later requests are.
-//
-// - `preface`: HTTP/1 or HTTP/2, by the first bytes that arrive.
-// - `heads`: whether a response has begun, on HTTP/1.
-// - `frames`: the frames in a direction of an HTTP/2 connection.
-// - `outbound`: the responses that have ended, been flushed, been reset.
-// - `inbound`: the streams that open, and where to stop reading for each.
-//
-// And what joins them to a connection:
-//
-// - `connection`: the responses of one connection, and who is told what. Shared by its transport and its service.
-// - `reader`: the gate.
-// - `tracked_io`: the transport, wrapped. `service`: what answers on it.
-// - `exchange`: a response as the connection sees it, and the connection as a response sees it.
+// `src/flush/ARCHITECTURE.md` describes the parts.
 
 mod connection;
-mod exchange;
 mod frames;
-mod heads;
 mod inbound;
+mod io;
 mod outbound;
 mod preface;
 mod reader;
 mod service;
-mod slices;
-mod stats;
-mod tracked_io;
+mod state;
+mod status_line;
 mod tracker;
 
 #[cfg(feature = "axum")]
-pub(crate) use self::{connection::Connection, exchange::begin, frames::StreamId};
+pub(crate) use self::connection::{Connection, Protocol};
 pub use self::{
+    io::{Parts, TrackedIo},
     service::TrackedService,
-    stats::Stats,
-    tracked_io::{Parts, TrackedIo},
-    tracker::Tracker,
+    tracker::{Tracker, TrackerStats},
 };
 
 #[cfg(test)]
-mod against_h2;
-#[cfg(test)]
-mod against_hyper;
-#[cfg(test)]
-mod generated;
-#[cfg(test)]
 mod properties;
 #[cfg(test)]
-mod scripted;
+mod tests;

@@ -1,39 +1,40 @@
-//! HTTP/1 or HTTP/2, told by the first bytes that arrive.
+//! Detection of HTTP/1 and HTTP/2 by the first bytes of the client.
 //!
-//! RFC 9113, section 3.4: a client that speaks HTTP/2 begins with 24 fixed bytes, chosen so that no HTTP/1 request looks like
-//! them. hyper-util's `auto` decides by the same bytes (`server/conn/auto/mod.rs`, `ReadVersion`), so both come to the same
-//! answer. An upgrade by `Upgrade: h2c` is not supported by hyper, and by RFC 9113 no longer exists.
+//! RFC 9113, section 3.4: an HTTP/2 client begins with 24 fixed bytes, which are not a valid HTTP/1
+//! request. hyper-util's `auto` decides by the same bytes (`ReadVersion` in
+//! `server/conn/auto/mod.rs`). An upgrade by `Upgrade: h2c` was removed by RFC 9113, and hyper does
+//! not support it.
 
-/// What an HTTP/2 client sends first.
+/// The first bytes of an HTTP/2 client.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Reads the first bytes of a connection.
+/// Compares the first bytes of a connection with the preface.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Preface {
     matched: u8,
     differed: bool,
 }
 
-/// What the bytes so far say.
+/// Result of the comparison.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Protocol {
-    /// Not the preface: all bytes since the first are HTTP/1.
+    /// The bytes differ from the preface: all of them are HTTP/1.
     Http1,
     /// The preface is complete.
     Http2 {
-        /// How many of the bytes just read belonged to it; frames begin behind them.
+        /// Number of the bytes just read that belong to the preface. Frames begin after them.
         preface: usize,
     },
-    /// All bytes so far could be the beginning of the preface. A connection that ends here was HTTP/1, if anything.
+    /// The bytes are a prefix of the preface. A connection that ends here is treated as HTTP/1.
     Undecided,
 }
 
 impl Preface {
-    /// Reads the next bytes. Once it has decided it stays with that, and no byte is the preface's any more.
+    /// Reads the next bytes. A decision is final.
     pub(super) fn read(&mut self, bytes: &[u8]) -> Protocol {
-        let awaited = &PREFACE[usize::from(self.matched)..];
-        let equal = awaited.iter().zip(bytes).take_while(|(awaited, byte)| awaited == byte).count();
-        self.differed |= equal < awaited.len().min(bytes.len());
+        let expected = &PREFACE[usize::from(self.matched)..];
+        let equal = expected.iter().zip(bytes).take_while(|(expected, byte)| expected == byte).count();
+        self.differed |= equal < expected.len().min(bytes.len());
         if self.differed {
             return Protocol::Http1;
         }

@@ -1,46 +1,53 @@
-//! What holds for any bytes at all. A proptest and `fuzz/` run it, so it lives apart from both.
+//! A property of the parsers, checked by a proptest and by `fuzz/`.
 
 use std::{collections::BTreeMap, io::IoSlice};
 
 use super::{
     frames::{Event, Frames, StreamId},
     inbound::Inbound,
-    outbound::Outbound,
+    outbound::{Abort, Outbound, Waiter},
 };
 
-/// Any bytes in pieces of any sizes tell the same as in one piece, at the same places; nothing panics, nothing grows.
+impl Waiter for () {
+    fn ends_with_head(&self) -> bool {
+        false
+    }
+}
+
+/// Checks that bytes in pieces yield the same events at the same positions as in one piece, without
+/// a panic.
 ///
-/// The sizes are gone through again and again.
-pub(crate) fn a_split_changes_nothing(bytes: &[u8], sizes: &[u8]) {
+/// The sizes of the pieces are repeated as needed.
+pub(crate) fn split_changes_nothing(bytes: &[u8], sizes: &[u8]) {
     let whole = events([bytes]);
     assert_eq!(events(pieces(bytes, sizes)), whole, "frames");
     if let Some(malformed) = whole.iter().position(|(_, event)| *event == Event::Malformed) {
-        assert_eq!(malformed, whole.len() - 1, "nothing is told after it");
+        assert_eq!(malformed, whole.len() - 1, "it is the last event");
     }
     assert_eq!(delivered(pieces(bytes, sizes)), delivered([bytes]), "inbound");
 
     let streams: Vec<_> = whole.iter().filter_map(|(_, event)| stream(*event)).collect();
-    let in_one = accepted(&streams, |outbound, reset| outbound.accepted(bytes, reset));
+    let in_one = accepted(&streams, |outbound, reset| outbound.accept(bytes, reset));
     let in_pieces = accepted(&streams, |outbound, mut reset| {
-        pieces(bytes, sizes).for_each(|piece| outbound.accepted(piece, &mut reset));
+        pieces(bytes, sizes).for_each(|piece| outbound.accept(piece, &mut reset));
     });
     let by_halves = accepted(&streams, |outbound, mut reset| {
         let slices: Vec<_> = pieces(bytes, sizes).map(IoSlice::new).collect();
         let half = bytes.len() / 2;
-        outbound.accepted_vectored(&slices, half, &mut reset);
-        outbound.accepted(&bytes[half..], reset);
+        outbound.accept_vectored(&slices, half, &mut reset);
+        outbound.accept(&bytes[half..], reset);
     });
     assert_eq!((&in_pieces, &by_halves), (&in_one, &in_one), "outbound");
 }
 
-/// The events, each with how many bytes had been read when it was told.
+/// Returns the events, each with the number of bytes read by then.
 pub(super) fn events<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Vec<(usize, Event)> {
     let (mut frames, mut at, mut events) = (Frames::default(), 0, Vec::new());
     for mut piece in pieces {
         while !piece.is_empty() {
             let (read, event) = frames.read(piece);
-            assert!(read > 0, "it gets on");
-            assert!(event.is_some() || read == piece.len(), "it stops for events only");
+            assert!(read > 0, "each call reads something");
+            assert!(event.is_some() || read == piece.len(), "reading stops only at events");
             at += read;
             piece = &piece[read..];
             events.extend(event.map(|event| (at, event)));
@@ -49,10 +56,10 @@ pub(super) fn events<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Vec<(usi
     events
 }
 
-/// What was learnt on the way to h2.
+/// Results of [`Inbound`].
 #[derive(Debug, PartialEq)]
 struct Delivered {
-    /// Each with how many bytes had been delivered.
+    /// Each with the number of bytes delivered by then.
     opened: Vec<(usize, StreamId)>,
     resets: Vec<(StreamId, u32)>,
     is_gating: bool,
@@ -73,7 +80,7 @@ fn delivered<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Delivered {
     Delivered { opened, resets, is_gating: inbound.is_gating() }
 }
 
-/// What was learnt on the way to the transport.
+/// Results of [`Outbound`].
 #[derive(Debug, PartialEq)]
 struct Accepted {
     flushed: BTreeMap<StreamId, u64>,
@@ -81,14 +88,21 @@ struct Accepted {
     gave_up: bool,
 }
 
-/// What a flush behind all the bytes finds, with the streams open before them.
-fn accepted(streams: &[StreamId], accept: impl FnOnce(&mut Outbound, &mut dyn FnMut(StreamId, u32))) -> Accepted {
+/// Opens the streams, accepts the bytes, and flushes.
+fn accepted(
+    streams: &[StreamId],
+    accept: impl FnOnce(&mut Outbound<()>, &mut dyn FnMut(Abort, Option<()>)),
+) -> Accepted {
     let (mut outbound, mut resets) = (Outbound::default(), Vec::new());
     for stream in streams {
         outbound.open(*stream);
     }
-    accept(&mut outbound, &mut |stream, error_code| resets.push((stream, error_code)));
-    let flushed = outbound.flushed().collect();
+    accept(&mut outbound, &mut |abort, _| {
+        if let Abort::Reset { stream, error_code } = abort {
+            resets.push((stream, error_code));
+        }
+    });
+    let flushed = outbound.flushed().map(|(stream, body_bytes, _)| (stream, body_bytes)).collect();
     assert_eq!(outbound.flushed().next(), None, "a response is flushed once");
     Accepted { flushed, resets, gave_up: outbound.gave_up() }
 }

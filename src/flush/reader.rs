@@ -1,16 +1,19 @@
-//! The read gate: what of a client's bytes is delivered, and when.
+//! The read gate: decides which bytes of the client are delivered, and when.
 //!
-//! HTTP/1 passes by and is none of its business. HTTP/2 is read into a buffer of its own, and delivered up to the end of each
+//! HTTP/1 is read directly. HTTP/2 is read into a buffer, and delivered up to the end of each
 //! header block that opens a stream. Then the gate is closed:
 //!
-//! 1. The next read is told to wait. h2 reads until it has to, so by now it has decoded the block, and the request is in its
-//!    queue; it, and hyper, hand it to the service before they read again ([`inbound`](super::inbound) names the lines).
-//! 2. The read after that finds the stream taken; or it was never handed over, being malformed or refused, and is nobody's.
+//! 1. The next read returns `Pending`. h2 reads until it must wait, so it has decoded the block by
+//!    then and the request is in its queue. h2 and hyper pass it to the service before they read
+//!    again ([`inbound`](super::inbound) names the lines).
+//! 2. The read after that finds the stream taken. If it was not taken, the request was malformed or
+//!    refused, and the stream belongs to no request.
 //!
 //! If the client floods the connection with resets, or sends malformed bytes, the gate stays open:
 //! see [`Inbound::is_gating`].
 //!
-//! Nothing is lost by the wait: with bytes at hand the task is woken at once, otherwise the transport has its waker.
+//! No wake-up is lost: if bytes are buffered the task is woken at once, otherwise the transport has
+//! its waker.
 
 use std::{
     io,
@@ -25,36 +28,38 @@ use super::{
     preface::{self, Preface},
 };
 
-/// At most so much is read ahead: a DATA frame of the usual greatest size.
-const BUFFER: usize = 16 * 1024;
+/// The maximum number of bytes read ahead: the default maximum size of a DATA frame.
+const MAX_BUFFER: usize = 16 * 1024;
 
-/// Reads for a connection until that is known to be HTTP/1.
+/// Reads for a connection until it is known to be HTTP/1.
 #[derive(Debug, Default)]
 pub(super) struct Reader {
-    /// As long as a read of the caller's until the protocol is decided; then nothing on HTTP/1, [`BUFFER`] on HTTP/2.
+    /// Empty at first and on HTTP/1. While the protocol is undecided, as long as the buffer of the
+    /// caller. On HTTP/2, [`MAX_BUFFER`].
     buffer: Box<[u8]>,
-    /// What of the buffer was read and not delivered.
+    /// The part of the buffer that was read and not delivered.
     unread: Range<usize>,
-    /// How reading ended, if it did behind what is unread.
+    /// The end of the stream or an error, to be delivered after `unread`.
     end: Option<io::Result<()>>,
     preface: Preface,
     inbound: Inbound,
     gate: Gate,
 }
 
-/// Whether the service is awaited.
+/// Whether reads wait for the service.
 #[derive(Clone, Copy, Debug, Default)]
 enum Gate {
-    /// A stream was opened, and nothing was read since.
-    Closed,
     #[default]
     Open,
-    /// A read was told to wait.
+    /// A stream was opened, and nothing was read since.
+    Closed,
+    /// A read returned `Pending` for the service.
     Waited,
 }
 
 impl Reader {
-    /// Whether the caller is to read from the transport itself: HTTP/1, with nothing left in the buffer.
+    /// Returns `true` if the caller reads from the transport directly: on HTTP/1, with nothing left
+    /// in the buffer.
     pub(super) fn is_done(&mut self, connection: &Connection) -> bool {
         let done = connection.protocol() == connection::Protocol::Http1 && self.unread.is_empty() && self.end.is_none();
         if done && !self.buffer.is_empty() {
@@ -63,9 +68,10 @@ impl Reader {
         done
     }
 
-    /// The next bytes to deliver, at most `room`; none at the end. They count as delivered.
+    /// Returns the next bytes to deliver, at most `room`, and none at the end. They count as
+    /// delivered.
     ///
-    /// `poll_read` reads from the transport into a buffer, and says how much that was.
+    /// `poll_read` reads from the transport into a buffer, and returns the number of bytes.
     pub(super) fn poll_read(
         &mut self,
         connection: &Arc<Connection>,
@@ -78,10 +84,10 @@ impl Reader {
         }
         let waits = self.waits(connection);
         if self.unread.is_empty() && self.end.is_none() {
-            // What is decided to be HTTP/1 leaves nothing in the buffer this way.
+            // With the caller's size, nothing is left in the buffer once the protocol is HTTP/1.
             let undecided = connection.protocol() == connection::Protocol::Undecided;
-            let most = if undecided { room.min(BUFFER) } else { BUFFER };
-            ready!(self.poll_fill(connection, cx, most, poll_read));
+            let limit = if undecided { room.min(MAX_BUFFER) } else { MAX_BUFFER };
+            ready!(self.poll_fill(connection, cx, limit, poll_read));
         }
         if waits {
             cx.waker().wake_by_ref();
@@ -96,58 +102,59 @@ impl Reader {
         Poll::Ready(Ok(&self.buffer[start..self.unread.start]))
     }
 
-    /// What was read and will not be delivered.
+    /// Returns the bytes that were read and not delivered.
     pub(super) fn into_unread(self) -> Vec<u8> {
         self.buffer[self.unread].to_vec()
     }
 
-    /// Whether this read is the one to wait for the service.
+    /// Returns `true` if this read must wait for the service.
     fn waits(&mut self, connection: &Connection) -> bool {
         match self.gate {
-            Gate::Closed if connection.is_untaken() => {
+            Gate::Closed if connection.has_pending_stream() => {
                 self.gate = Gate::Waited;
                 return true;
             }
-            Gate::Waited => connection.take_back(),
+            Gate::Waited => connection.reclaim_stream(),
             Gate::Closed | Gate::Open => {}
         }
         self.gate = Gate::Open;
         false
     }
 
-    /// Ready once there is something unread, or an end.
+    /// Reads from the transport until there is something unread, or an end.
     fn poll_fill(
         &mut self,
         connection: &Connection,
         cx: &mut Context<'_>,
-        most: usize,
+        limit: usize,
         poll_read: impl FnOnce(&mut Context<'_>, &mut [u8]) -> Poll<io::Result<usize>>,
     ) -> Poll<()> {
-        if self.buffer.len() < most {
-            self.buffer = vec![0; most].into_boxed_slice();
+        if self.buffer.len() < limit {
+            self.buffer = vec![0; limit].into_boxed_slice();
         }
-        let Poll::Ready(outcome) = poll_read(cx, &mut self.buffer[..most]) else {
-            self.inbound.paused();
+        let Poll::Ready(result) = poll_read(cx, &mut self.buffer[..limit]) else {
+            self.inbound.pause();
             return Poll::Pending;
         };
-        match outcome {
+        match result {
             Ok(0) => {
-                // Responses go on behind a client that only stopped sending. One that never sent a whole preface was HTTP/1.
+                // The client may only have stopped sending, so responses are still followed. A
+                // client that did not send a whole preface is treated as HTTP/1.
                 if connection.protocol() == connection::Protocol::Undecided {
-                    connection.decided(connection::Protocol::Http1);
+                    connection.set_protocol(connection::Protocol::Http1);
                 }
                 self.end = Some(Ok(()));
             }
             Ok(read) => self.unread = 0..read,
             Err(error) => {
-                connection.lost();
+                connection.lose();
                 self.end = Some(Err(error));
             }
         }
         Poll::Ready(())
     }
 
-    /// How much of what is offered may be delivered.
+    /// Returns the number of offered bytes that may be delivered.
     fn deliver(&mut self, connection: &Connection, offered: Range<usize>) -> usize {
         let bytes = &self.buffer[offered];
         let frames = match connection.protocol() {
@@ -155,23 +162,23 @@ impl Reader {
             connection::Protocol::Http2 => 0,
             connection::Protocol::Undecided => match self.preface.read(bytes) {
                 preface::Protocol::Http1 => {
-                    connection.decided(connection::Protocol::Http1);
+                    connection.set_protocol(connection::Protocol::Http1);
                     return bytes.len();
                 }
                 preface::Protocol::Http2 { preface } => {
-                    connection.decided(connection::Protocol::Http2);
+                    connection.set_protocol(connection::Protocol::Http2);
                     preface
                 }
                 preface::Protocol::Undecided => return bytes.len(),
             },
         };
         let was_gating = self.inbound.is_gating();
-        let delivery = self.inbound.deliver(&bytes[frames..], |stream, _| connection.reset(stream));
+        let delivery = self.inbound.deliver(&bytes[frames..], |stream, _| connection.reset_stream(stream));
         if was_gating && !self.inbound.is_gating() {
             connection.stop_mapping();
         }
         if let Some(stream) = delivery.opened {
-            connection.opened(stream);
+            connection.open_stream(stream);
             self.gate = Gate::Closed;
         }
         frames + delivery.bytes

@@ -3,13 +3,16 @@ use std::{fmt, sync::Arc};
 use http::{Request, Response};
 use http_body::Body;
 
-use super::{connection::Connection, exchange};
-use crate::after_response::{Observer, ResponseBody, ResponseFuture};
+use super::connection::Connection;
+use crate::after_response::{
+    Exchange, FlushWaiter, Guard, Observer, RequestLine, ResponseBody, ResponseFuture, Tracked,
+};
 
 /// The service of a tracked connection. Made by [`Tracker::track`](super::Tracker::track).
 ///
-/// hyper calls it as the request comes, before it reads on: that is how a request meets the number of its HTTP/2 stream. A
-/// service around it that calls it later gets responses which are only handed over.
+/// Its `call` takes the HTTP/2 stream of the request, so it must run where hyper calls it: in the
+/// task that reads the connection, before it reads again. If a service around it calls it later,
+/// its responses are handed over only.
 #[derive(Clone)]
 pub struct TrackedService<S> {
     inner: S,
@@ -21,7 +24,7 @@ impl<S> TrackedService<S> {
         Self { inner, connection }
     }
 
-    /// The inner service.
+    /// Returns a reference to the inner service.
     pub fn get_ref(&self) -> &S {
         &self.inner
     }
@@ -38,9 +41,9 @@ where
     type Future = ResponseFuture<S::Future>;
 
     fn call(&self, mut request: Request<ReqBody>) -> Self::Future {
-        let stream = self.connection.take_stream();
-        let mut guard = exchange::begin(&self.connection, stream, &mut request);
-        let future = guard.inside(|| self.inner.call(request));
+        let (mut guard, waiter) = begin(&self.connection, &mut request);
+        self.connection.begin(request.version(), waiter);
+        let future = guard.run(|| self.inner.call(request));
         ResponseFuture::new(future, Observer::Owner(guard))
     }
 }
@@ -49,4 +52,12 @@ impl<S: fmt::Debug> fmt::Debug for TrackedService<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TrackedService").field("inner", &self.inner).finish_non_exhaustive()
     }
+}
+
+/// Begins the exchange of a request, and leaves it in the extensions, where the layer finds it.
+fn begin<B>(connection: &Connection, request: &mut Request<B>) -> (Guard, FlushWaiter) {
+    let line = RequestLine::new(request);
+    let (exchange, waiter) = Exchange::tracked(line, connection.counters().mismatched.clone());
+    request.extensions_mut().insert(Tracked(exchange.clone()));
+    (Guard::new(exchange, line), waiter)
 }

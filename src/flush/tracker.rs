@@ -1,8 +1,16 @@
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
 
-use super::{Stats, TrackedIo, TrackedService, connection::Connection, stats::Counters};
+use super::{TrackedIo, TrackedService, connection::Connection};
+use crate::after_response::FlushOutcome;
 
-/// Makes tracked connections, and counts what becomes of the responses on them. A handle: clones are the same tracker.
+/// Makes tracked connections, and counts how their responses end. Clones are handles to the same
+/// tracker.
 ///
 /// See the [module docs](crate::flush).
 #[derive(Clone, Default)]
@@ -11,23 +19,23 @@ pub struct Tracker {
 }
 
 impl Tracker {
-    /// With all counters at zero.
+    /// Creates a tracker with all counters at zero.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Makes a tracked connection of a transport that nobody has read from, and the service that answers on it. Both are for one
-    /// connection, and belong together: give them to hyper, or to hyper-util, and nothing in between.
+    /// Wraps the transport and the service of one connection. Pass both to hyper or hyper-util,
+    /// with nothing in between.
     ///
-    /// The transport goes above TLS. The service is what hyper calls: a tower service is made one with hyper-util's
-    /// `TowerToHyperService`.
+    /// Nothing may have been read from the transport. It goes above TLS. The service is a hyper
+    /// service: wrap a tower service in hyper-util's `TowerToHyperService`.
     pub fn track<T, S>(&self, io: T, service: S) -> (TrackedIo<T>, TrackedService<S>) {
         let connection = self.connection();
         (TrackedIo::new(io, connection.clone()), TrackedService::new(service, connection))
     }
 
-    /// What became of the responses so far, on all connections.
-    pub fn stats(&self) -> Stats {
+    /// Returns how the responses on all connections ended so far.
+    pub fn stats(&self) -> TrackerStats {
         self.counters.stats()
     }
 
@@ -40,4 +48,75 @@ impl fmt::Debug for Tracker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Tracker").field("stats", &self.stats()).finish()
     }
+}
+
+/// Counters of a [`Tracker`].
+///
+/// Every response on HTTP/2, and every response on HTTP/1 whose body ended, is counted in exactly
+/// one of `flushed`, `lost`, `gave_up` and `unmapped` once it is decided. The counters are read one
+/// after the other, so their sum may be off by the responses that are decided at that moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TrackerStats {
+    /// Connections, including closed ones.
+    pub connections: u64,
+    /// Responses that were flushed: a flush succeeded after the transport had accepted all of their
+    /// bytes.
+    pub flushed: u64,
+    /// Responses that were handed over only, because bytes on their HTTP/2 connection were not
+    /// understood. Clients that break the protocol cause it. It should stay at zero otherwise.
+    pub gave_up: u64,
+    /// Responses whose stream was reset or whose connection closed before they were flushed.
+    pub lost: u64,
+    /// Those of `flushed` whose length on the wire differs from the length of their body. Their
+    /// outcome is handed over. It should stay at zero.
+    pub mismatched: u64,
+    /// HTTP/2 streams that a client opened and the HTTP implementation did not pass on, because
+    /// they were malformed, refused or too large. All streams, if the service does not belong to
+    /// the transport.
+    pub undelivered: u64,
+    /// Responses that were handed over only, because their HTTP/2 stream is unknown. It should stay
+    /// at zero, and grows if the HTTP implementation calls its services in a way that this crate
+    /// does not know.
+    pub unmapped: u64,
+}
+
+/// The counters behind [`TrackerStats`]. Their order relative to other memory does not matter.
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    pub(super) connections: AtomicU64,
+    flushed: AtomicU64,
+    gave_up: AtomicU64,
+    lost: AtomicU64,
+    /// Shared with the exchanges, which know the length of the body.
+    pub(super) mismatched: Arc<AtomicU64>,
+    pub(super) undelivered: AtomicU64,
+    unmapped: AtomicU64,
+}
+
+impl Counters {
+    pub(super) fn count(&self, outcome: FlushOutcome) {
+        count(match outcome {
+            FlushOutcome::Unmapped => &self.unmapped,
+            FlushOutcome::GaveUp => &self.gave_up,
+            FlushOutcome::Lost => &self.lost,
+            FlushOutcome::Flushed { .. } => &self.flushed,
+        });
+    }
+
+    pub(super) fn stats(&self) -> TrackerStats {
+        TrackerStats {
+            connections: self.connections.load(Relaxed),
+            flushed: self.flushed.load(Relaxed),
+            gave_up: self.gave_up.load(Relaxed),
+            lost: self.lost.load(Relaxed),
+            mismatched: self.mismatched.load(Relaxed),
+            undelivered: self.undelivered.load(Relaxed),
+            unmapped: self.unmapped.load(Relaxed),
+        }
+    }
+}
+
+pub(super) fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Relaxed);
 }

@@ -21,9 +21,12 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
 };
 
-use crate::pool::{
-    CallError, Pool, Priority, Slot,
-    call::{Admitted, Current, Place, discard_payload, guarded},
+use crate::{
+    panic::{catch_unwind, drop_payload},
+    pool::{
+        Admitted, CallError, Pool, Priority, QueuePermit,
+        call::{CurrentCall, LayerPermit},
+    },
 };
 
 /// Options of a [`Limiter`].
@@ -79,8 +82,8 @@ impl Limiter {
 
     /// Acquires both permits at once or none.
     pub(super) fn try_admit(self: &Arc<Self>, pool: &Arc<dyn Pool>, priority: Priority) -> Result<Admitted, CallError> {
-        let outer = Current::place();
-        let place = match &self.in_flight {
+        let outer = CurrentCall::layer_permit();
+        let layer_permit = match &self.in_flight {
             Some(in_flight) if !self.is_held_by(outer.as_ref()) => {
                 // `Closed` takes precedence over `Overloaded`, since a retry would be in vain.
                 if pool.admission().is_closed() {
@@ -91,7 +94,7 @@ impl Limiter {
             }
             _ => outer,
         };
-        Ok(Admitted { slot: Slot::try_take(pool, priority)?, place, priority })
+        Ok(Admitted { queue_permit: QueuePermit::try_acquire(pool, priority)?, layer_permit, priority })
     }
 
     /// Waits for both permits, for each in the order of arrival. Returns early if the pool is
@@ -100,18 +103,18 @@ impl Limiter {
         self: Arc<Self>,
         pool: Arc<dyn Pool>,
         priority: Priority,
-        outer: Option<Arc<dyn Place>>,
+        outer: Option<Arc<dyn LayerPermit>>,
     ) -> Result<Admitted, CallError> {
         let mut closed = pin!(pool.admission().closed());
         let mut admitted = pin!(async {
-            let place = match &self.in_flight {
+            let layer_permit = match &self.in_flight {
                 Some(in_flight) if !self.is_held_by(outer.as_ref()) => {
                     let permit = in_flight.clone().acquire_owned().await.map_err(|_| CallError::Closed)?;
                     Some(self.hold(permit, outer.clone()))
                 }
                 _ => outer.clone(),
             };
-            Ok(Admitted { slot: Slot::take(&pool, priority).await?, place, priority })
+            Ok(Admitted { queue_permit: QueuePermit::acquire(&pool).await?, layer_permit, priority })
         });
         poll_fn(|cx| match closed.as_mut().poll(cx) {
             Poll::Ready(()) => Poll::Ready(Err(CallError::Closed)),
@@ -132,26 +135,30 @@ impl Limiter {
         }
         let more = |waiting| (waiting < self.limits.max_waiting).then_some(waiting + 1);
         match self.waiting.fetch_update(SeqCst, SeqCst, more) {
-            Ok(_) => Ok(Waiting { limiter: self.clone(), outer: Current::place() }),
+            Ok(_) => Ok(Waiting { limiter: self.clone(), outer: CurrentCall::layer_permit() }),
             Err(_) => Err(CallError::Overloaded),
         }
     }
 
-    /// Returns `true` if `place`, or a place around it, holds a permit of this limiter.
+    /// Returns `true` if `permit`, or a permit around it, was issued by this limiter.
     ///
     /// A call within a call of the same layer shares the outer call's permit. Otherwise a layer
     /// with `max_in_flight(1)` would deadlock when it is nested in itself.
-    fn is_held_by(self: &Arc<Self>, mut place: Option<&Arc<dyn Place>>) -> bool {
-        while let Some(held) = place {
+    fn is_held_by(self: &Arc<Self>, mut permit: Option<&Arc<dyn LayerPermit>>) -> bool {
+        while let Some(held) = permit {
             if held.layer() == self.address() {
                 return true;
             }
-            place = held.outer();
+            permit = held.outer();
         }
         false
     }
 
-    fn hold(self: &Arc<Self>, permit: OwnedSemaphorePermit, outer: Option<Arc<dyn Place>>) -> Arc<dyn Place> {
+    fn hold(
+        self: &Arc<Self>,
+        permit: OwnedSemaphorePermit,
+        outer: Option<Arc<dyn LayerPermit>>,
+    ) -> Arc<dyn LayerPermit> {
         Arc::new(InFlightPermit { limiter: self.clone(), _permit: permit, outer })
     }
 
@@ -166,15 +173,15 @@ impl Limiter {
 struct InFlightPermit {
     limiter: Arc<Limiter>,
     _permit: OwnedSemaphorePermit,
-    outer: Option<Arc<dyn Place>>,
+    outer: Option<Arc<dyn LayerPermit>>,
 }
 
-impl Place for InFlightPermit {
+impl LayerPermit for InFlightPermit {
     fn layer(&self) -> usize {
         self.limiter.address()
     }
 
-    fn outer(&self) -> Option<&Arc<dyn Place>> {
+    fn outer(&self) -> Option<&Arc<dyn LayerPermit>> {
         self.outer.as_ref()
     }
 }
@@ -182,7 +189,7 @@ impl Place for InFlightPermit {
 /// A call that waits to be admitted in mode `Wait`. It is counted until it is dropped.
 pub(super) struct Waiting {
     limiter: Arc<Limiter>,
-    outer: Option<Arc<dyn Place>>,
+    outer: Option<Arc<dyn LayerPermit>>,
 }
 
 impl Waiting {
@@ -196,10 +203,10 @@ impl Waiting {
         let admitted = self.limiter.clone().admit(pool, priority, self.outer.clone());
         let mut timed = pin!(async { tokio::time::timeout(timeout, admitted).await });
         // Tokio's timer panics in a runtime without time enabled and in one that shuts down.
-        poll_fn(|cx| match guarded(|| timed.as_mut().poll(cx)) {
+        poll_fn(|cx| match catch_unwind(|| timed.as_mut().poll(cx)) {
             Ok(polled) => polled.map(|in_time| in_time.unwrap_or(Err(CallError::Overloaded))),
             Err(payload) => {
-                discard_payload(payload);
+                drop_payload(payload);
                 Poll::Ready(Err(CallError::NoRuntime))
             }
         })
@@ -239,7 +246,11 @@ impl Backpressure {
                 Reservation::None => match self.limiter.try_admit(&self.pool, Priority::Normal) {
                     Err(CallError::Overloaded) => {
                         let (limiter, pool) = (self.limiter.clone(), self.pool.clone());
-                        Reservation::Waiting(Box::pin(limiter.admit(pool, Priority::Normal, Current::place())))
+                        Reservation::Waiting(Box::pin(limiter.admit(
+                            pool,
+                            Priority::Normal,
+                            CurrentCall::layer_permit(),
+                        )))
                     }
                     reserved => Reservation::Reserved(reserved),
                 },

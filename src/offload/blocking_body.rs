@@ -12,8 +12,9 @@ use http_body::{Body, Frame};
 use tokio::{sync::mpsc, task::yield_now};
 
 use crate::pool::{
-    CallError, Pool, Priority, Slot,
-    call::{self, Admitted, Departure, Failure, Handle},
+    Admitted, CallError, Pool, Priority, QueuePermit,
+    call::{CallFailure, Context as CallContext, CurrentCall, JoinHandle, OnCallerDrop},
+    spawn,
 };
 
 type BoxError = Box<dyn Error + Send + Sync>;
@@ -50,7 +51,7 @@ const READ_SIZE: usize = 64 * 1024;
 pub struct BlockingBody {
     items: mpsc::Receiver<Result<Bytes, BoxError>>,
     /// `None` after the source has ended.
-    source: Option<Handle<()>>,
+    source: Option<JoinHandle<()>>,
 }
 
 impl BlockingBody {
@@ -71,8 +72,11 @@ impl BlockingBody {
         E: Into<BoxError>,
     {
         let priority = Priority::Normal;
-        let slot = Slot::claim(pool.into_shared(), priority)?;
-        Ok(Self::spawn(Admitted { slot, place: call::Current::place(), priority }, source.into_iter()))
+        let queue_permit = QueuePermit::try_acquire_counted(pool.into_shared(), priority)?;
+        Ok(Self::spawn(
+            Admitted { queue_permit, layer_permit: CurrentCall::layer_permit(), priority },
+            source.into_iter(),
+        ))
     }
 
     /// Creates a body from a reader, in chunks of up to 64 KiB.
@@ -127,7 +131,7 @@ impl BlockingBody {
                 yield_now().await; // other calls run between two items
             }
         };
-        let source = call::spawn(admitted, call::Context::capture(), Departure::CancelOnPool, steps);
+        let source = spawn(admitted, CallContext::capture(), OnCallerDrop::CancelOnPool, steps);
         Self { items, source: Some(source) }
     }
 }
@@ -146,8 +150,8 @@ impl Body for BlockingBody {
             self.source = None;
             match ended {
                 Ok(()) => {}
-                Err(Failure::Refused(error)) => return Poll::Ready(Some(Err(error.into()))),
-                Err(Failure::Panicked(payload)) => resume_unwind(payload),
+                Err(CallFailure::Rejected(error)) => return Poll::Ready(Some(Err(error.into()))),
+                Err(CallFailure::Panicked(payload)) => resume_unwind(payload),
             }
         }
         Poll::Ready(None)

@@ -13,9 +13,12 @@ use pin_project_lite::pin_project;
 use tower_service::Service;
 
 use super::{inspect::Inspect, reject::Reject};
-use crate::pool::{
-    CallError, Pool,
-    call::{Failure, Handle, discard_payload},
+use crate::{
+    panic::drop_payload,
+    pool::{
+        CallError, Pool,
+        call::{CallFailure, JoinHandle},
+    },
 };
 
 pin_project! {
@@ -52,8 +55,8 @@ pin_project! {
     {
         /// The request runs inline.
         Inline { #[pin] future: F },
-        Waiting { admitted: Pin<Box<dyn Future<Output = Result<Handle<F::Output>, CallError>> + Send>> },
-        Offloaded { handle: Handle<F::Output> },
+        Waiting { admitted: Pin<Box<dyn Future<Output = Result<JoinHandle<F::Output>, CallError>> + Send>> },
+        Offloaded { handle: JoinHandle<F::Output> },
         Rejected { error: CallError },
     }
 }
@@ -94,12 +97,12 @@ where
                 },
                 StateProjection::Offloaded { handle } => match ready!(Pin::new(handle).poll(cx)) {
                     Ok(result) => return Poll::Ready(result.map_err(|error| reject.map_err(error))),
-                    Err(Failure::Refused(error)) => State::Rejected { error },
-                    Err(Failure::Panicked(payload)) if *catch_panics => {
-                        discard_payload(payload);
+                    Err(CallFailure::Rejected(error)) => State::Rejected { error },
+                    Err(CallFailure::Panicked(payload)) if *catch_panics => {
+                        drop_payload(payload);
                         State::Rejected { error: CallError::Panicked }
                     }
-                    Err(Failure::Panicked(payload)) => resume_unwind(payload),
+                    Err(CallFailure::Panicked(payload)) => resume_unwind(payload),
                 },
                 StateProjection::Rejected { error } => {
                     let hint = hint.take().expect("`ResponseFuture` polled after completion");

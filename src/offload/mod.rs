@@ -161,4 +161,4 @@ pub use self::{
     service::Offload,
     service_fn::{ServiceFnBlocking, service_fn_blocking},
 };
-pub use crate::request_head::RequestHead;
+pub use crate::request_head::{OfHead, OfRequest, RequestHead};

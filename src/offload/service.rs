@@ -13,8 +13,9 @@ use super::{
     reject::{HttpReject, Reject},
 };
 use crate::pool::{
-    CallError, Pool, Priority,
-    call::{self, Admitted, Context as CallContext, Departure, Handle},
+    Admitted, CallError, Pool, Priority,
+    call::{Context as CallContext, JoinHandle, OnCallerDrop},
+    spawn,
 };
 
 /// Runs the inner service's `call`, and its future, on a pool.
@@ -166,7 +167,7 @@ impl<S, X, A> Offload<S, X, A> {
         Prepared {
             pool: self.config.pool.clone(),
             context: CallContext::capture(),
-            departure: if self.config.detached { Departure::Detach } else { Departure::Cancel },
+            on_caller_drop: if self.config.detached { OnCallerDrop::Detach } else { OnCallerDrop::Cancel },
             work: Work::new(ready, request, self.config.inspect.clone(), captured),
         }
     }
@@ -176,7 +177,7 @@ impl<S, X, A> Offload<S, X, A> {
 struct Prepared<F> {
     pool: Arc<dyn Pool>,
     context: CallContext,
-    departure: Departure,
+    on_caller_drop: OnCallerDrop,
     work: F,
 }
 
@@ -185,13 +186,13 @@ where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
-    fn start(self, admitted: Admitted) -> Handle<F::Output> {
-        call::spawn(admitted, self.context, self.departure, self.work)
+    fn start(self, admitted: Admitted) -> JoinHandle<F::Output> {
+        spawn(admitted, self.context, self.on_caller_drop, self.work)
     }
 }
 
 fn count_rejection(pool: &dyn Pool, error: CallError) -> CallError {
-    pool.admission().meter().rejected(error);
+    pool.admission().metrics().rejected(error);
     error
 }
 

@@ -1,16 +1,22 @@
 use std::{cell::RefCell, collections::VecDeque, sync::Arc};
 
-use super::{DEFAULT_QUEUE_CAPACITY, Gate, Job, Pool, Stats};
+use super::{
+    Pool, Runnable,
+    admission::{Admission, DEFAULT_QUEUE_CAPACITY},
+    stats::PoolStats,
+};
 
 thread_local! {
-    /// The jobs that came up while this thread ran one; `None` while it runs none.
-    static PENDING: RefCell<Option<VecDeque<Job>>> = const { RefCell::new(None) };
+    /// Entries that were scheduled while this thread ran one. `None` while it runs none.
+    static PENDING: RefCell<Option<VecDeque<Runnable>>> = const { RefCell::new(None) };
 }
 
-/// No threads at all: a call runs where it is made, and later where it is woken. For tests and examples.
+/// A pool without threads: a call runs where it is made, and later where it is woken. For tests and
+/// examples.
 ///
-/// Nothing is offloaded: `call` returns when the work ends or awaits something. A waker runs the work too, on whatever
-/// thread wakes; so do not use it with code that wakes while it holds a lock. With tokio's paused clock it is exact.
+/// Nothing is offloaded: `call` returns when the work ends or awaits something. A waker also runs
+/// the work, on the thread that wakes, so do not use this pool with code that wakes while it holds
+/// a lock. It works with tokio's paused clock.
 ///
 /// ```
 /// use std::time::Duration;
@@ -22,7 +28,7 @@ thread_local! {
 /// let mut service = ServiceBuilder::new()
 ///     .layer(OffloadLayer::new(Inline::new()).reject(RejectWithError))
 ///     .service(service_fn(async |seconds: u64| {
-///         tokio::time::sleep(Duration::from_secs(seconds)).await; // a paused clock: no time passes
+///         tokio::time::sleep(Duration::from_secs(seconds)).await; // the clock is paused
 ///         Ok::<_, std::convert::Infallible>(seconds)
 ///     }));
 /// assert_eq!(service.ready().await.unwrap().call(3600).await.unwrap(), 3600);
@@ -30,18 +36,18 @@ thread_local! {
 /// ```
 #[derive(Debug, Clone)]
 pub struct Inline {
-    gate: Arc<Gate>,
+    admission: Arc<Admission>,
 }
 
 impl Inline {
-    /// A pool named `inline`.
+    /// Creates a pool named `inline`.
     pub fn new() -> Self {
-        Self { gate: Arc::new(Gate::new("inline", DEFAULT_QUEUE_CAPACITY)) }
+        Self { admission: Arc::new(Admission::new("inline", DEFAULT_QUEUE_CAPACITY)) }
     }
 
-    /// What the pool has done and is doing.
-    pub fn stats(&self) -> Stats {
-        self.gate.stats()
+    /// Returns the counters and gauges of the pool.
+    pub fn stats(&self) -> PoolStats {
+        self.admission.stats()
     }
 }
 
@@ -52,38 +58,38 @@ impl Default for Inline {
 }
 
 impl Pool for Inline {
-    fn gate(&self) -> &Gate {
-        &self.gate
+    fn admission(&self) -> &Admission {
+        &self.admission
     }
 
-    /// Runs the job, and after it those that came up meanwhile: a call is never polled inside its own poll, and a future
-    /// that wakes itself does not grow the stack.
-    fn schedule(&self, job: Job) {
+    /// Runs the entry, and then the entries scheduled meanwhile. A call is therefore never
+    /// polled inside its own poll, and a future that wakes itself does not grow the stack.
+    fn schedule(&self, runnable: Runnable) {
         let first = PENDING.try_with(|pending| match &mut *pending.borrow_mut() {
-            Some(jobs) => {
-                jobs.push_back(job);
+            Some(entries) => {
+                entries.push_back(runnable);
                 None
             }
             none => {
                 *none = Some(VecDeque::new());
-                Some(job)
+                Some(runnable)
             }
         });
-        let Ok(Some(job)) = first else { return };
-        let _end = End;
-        job.run();
-        while let Some(job) = PENDING.with(|pending| pending.borrow_mut().as_mut().and_then(VecDeque::pop_front)) {
-            job.run();
+        let Ok(Some(first)) = first else { return };
+        let _reset = ResetPending;
+        first.run();
+        while let Some(next) = PENDING.with(|pending| pending.borrow_mut().as_mut().and_then(VecDeque::pop_front)) {
+            next.run();
         }
     }
 }
 
-/// Says that this thread runs no job any more, however it came to that.
-struct End;
+/// Marks that this thread no longer runs an entry, also after a panic.
+struct ResetPending;
 
-impl Drop for End {
+impl Drop for ResetPending {
     fn drop(&mut self) {
-        let left = PENDING.try_with(|pending| pending.borrow_mut().take());
-        drop(left);
+        let entries = PENDING.try_with(|pending| pending.borrow_mut().take());
+        drop(entries);
     }
 }

@@ -1,72 +1,4 @@
-//! Pools: where work runs, and how much of it may wait.
-//!
-//! | pool | threads | take it for |
-//! |---|---|---|
-//! | [`ThreadPool::cpu`] | as many as cores, always there | work that computes: hashing, images, parsing, models |
-//! | [`ThreadPool::blocking`] | up to `n`, started on demand, reaped when idle | work that waits: disks, sync database drivers |
-//! | [`Rayon`](https://docs.rs/tower-offload/latest/tower_offload/pool/struct.Rayon.html) (feature `rayon`) | those of a rayon pool | handlers that use `par_iter`, programs that have a rayon pool already |
-//! | [`TokioBlocking`] | those of the runtime's `spawn_blocking`, capped | no threads beyond tokio's; tests with a paused clock |
-//! | [`Inline`] | none: the caller's | tests and examples |
-//!
-//! Two kinds of work want two pools. Work that waits, put on the few threads of a CPU pool, queues behind itself (50 ms
-//! sleeps at 200 a second on two threads: seconds of queue); work that computes, put on 64 threads, takes the cores away
-//! from the event loop.
-//!
-//! # Bounds
-//!
-//! Every pool has a [`Gate`]: at most `queue_capacity` calls wait for their first poll there, and one more is refused;
-//! [`Priority::Release`] has 64 places of its own.
-//! Calls that have started are never refused: their wakes go into a queue of their own, which goes first and holds at most
-//! one entry a call. Every eighth pick is a new call all the same, so that a future which wakes itself for ever starves
-//! nobody.
-//!
-//! # Overload
-//!
-//! While more calls come than the threads can do, something has to give, and what that is can be chosen:
-//!
-//! | what is wanted | take | what becomes of the rest |
-//! |---|---|---|
-//! | every call that found a place is started, however late | [`QueuePolicy::Fifo`], the default | refused when the queue is full |
-//! | callers with a deadline get their answers in time, whatever calls take | [`Codel`] | those that waited too long are answered [`Rejection::Expired`] |
-//! | the same, where calls take about the same time | a small [`queue_capacity`](Builder::queue_capacity) | refused at once |
-//! | some calls before others | [`Priority::High`], [`Priority::Normal`] | they wait longer, each gets a turn |
-//! | some calls only when there is room | [`Priority::Low`] | refused when half of the queue is taken, shed first |
-//! | what gives back a connection or a lock is never stuck behind those that wait for it | [`Priority::Release`] | 64 at a time, then refused |
-//!
-//! Policies and priorities are about calls that have not started. One that has started was promised an answer.
-//!
-//! ```
-//! use std::time::Duration;
-//! use tower_offload::{Rejection, ThreadPool, pool::{Codel, Pool, Priority}};
-//!
-//! # #[tokio::main]
-//! # async fn main() {
-//! let policy = Codel::new(Duration::from_millis(10), Duration::from_millis(100));
-//! let pool = ThreadPool::builder().threads(1).queue_policy(policy).build().expect("one thread");
-//!
-//! match pool.run_with_priority(Priority::Low, || "rows").await {
-//!     Ok(report) => assert_eq!(report, "rows"),
-//!     Err(Rejection::Expired | Rejection::Overloaded) => println!("again in {:?}", pool.expected_wait()),
-//!     Err(other) => panic!("{other}"),
-//! }
-//! # }
-//! ```
-//!
-//! # What it leaves behind
-//!
-//! Callers of a busy [`ThreadPool`] are woken many at a time, by a task that the pool spawns in their runtime, once, at the first
-//! burst; it shows in that runtime's count of alive tasks until the pool is gone. While that goes on, a thread named
-//! `offload-replies` sees to it that nobody waits for that task who cannot.
-//!
-//! # When not to use one
-//!
-//! For work that ends in microseconds: a hop to another thread and back costs tens of them. For work that only awaits: it
-//! blocks nobody where it is.
-//!
-//! # Without any service
-//!
-//! [`run`] takes a closure to a pool and back, with the same bound, cancellation and context as the
-//! [layer](crate::offload):
+//! Thread pools that run calls, and the bounds on how many calls may wait.
 //!
 //! ```
 //! use tower_offload::{ThreadPool, pool::Pool};
@@ -75,62 +7,338 @@
 //! # async fn main() {
 //! let pool = ThreadPool::builder().name("sums").threads(1).build().expect("one thread");
 //! assert_eq!(pool.run(|| 1 + 1).await, Ok(2));
-//! let left = pool.shutdown(std::time::Duration::from_secs(5)).await;
-//! assert!(left.is_empty());
+//! let report = pool.shutdown(std::time::Duration::from_secs(5)).await;
+//! assert!(report.is_empty());
 //! # }
 //! ```
+//!
+//! * [`ThreadPool::cpu`], with one thread per core, for work that computes: hashing, images,
+//!   parsing, models.
+//! * [`ThreadPool::blocking`], with up to `n` threads that start on demand and stop when idle, for
+//!   work that waits: disks, synchronous database drivers.
+//! * [`Rayon`](https://docs.rs/tower-offload/latest/tower_offload/pool/struct.Rayon.html) (feature
+//!   `rayon`), with the threads of a rayon pool, for handlers that use `par_iter` and for programs
+//!   that already have a rayon pool.
+//! * [`TokioBlocking`], with a limited number of the runtime's `spawn_blocking` threads, for
+//!   programs that want no other threads and for tests with a paused clock.
+//! * [`Inline`], without threads, for tests and examples.
+//!
+//! Use two pools for two kinds of work. Work that waits, run on the few threads of a CPU pool,
+//! queues behind itself: with 50 ms sleeps at 200 per second on two threads, the queue grows to
+//! seconds. Work that computes, run on 64 threads, takes the cores away from the event loop.
+//!
+//! # Bounds
+//!
+//! Every pool has an [`Admission`]: at most `queue_capacity` calls wait for their first poll, and
+//! one more is rejected. Calls that have started are never rejected. Their wake-ups wait in a
+//! separate queue that holds at most one entry per call and is served first. Every eighth pick is a
+//! new call nevertheless, so that a future which wakes itself forever does not starve new calls.
+//!
+//! # Overload
+//!
+//! While more calls arrive than the threads can run, choose what happens to the excess:
+//!
+//! * [`QueuePolicy::Fifo`], the default: every queued call starts, however late. The excess is
+//!   rejected when the queue is full.
+//! * [`Codel`]: callers with a deadline are answered in time, however long calls take. The excess
+//!   fails with [`CallError::Expired`] after it has waited for too long.
+//! * A small [`queue_capacity`](ThreadPoolBuilder::queue_capacity): the same, if all calls take
+//!   about the same time. The excess is rejected at once.
+//! * [`Priority::High`] and [`Priority::Normal`]: some calls start before others. The excess is
+//!   delayed, but never starved.
+//! * [`Priority::Low`]: some calls run only when there is capacity. The excess is rejected when
+//!   half of the queue is in use, and shed first.
+//!
+//! Policies and priorities affect only calls that have not started.
+//!
+//! ```
+//! use std::time::Duration;
+//! use tower_offload::{CallError, Priority, ThreadPool, pool::{Codel, Pool}};
+//!
+//! # #[tokio::main]
+//! # async fn main() {
+//! let policy = Codel::new(Duration::from_millis(10), Duration::from_millis(100));
+//! let pool = ThreadPool::builder().threads(1).queue_policy(policy).build().expect("one thread");
+//!
+//! match pool.run_with_priority(Priority::Low, || "rows").await {
+//!     Ok(report) => assert_eq!(report, "rows"),
+//!     Err(CallError::Overloaded) => println!("retry in {:?}", pool.expected_wait()),
+//!     Err(other) => panic!("{other}"),
+//! }
+//! # }
+//! ```
+//!
+//! # Calls that wait for other calls
+//!
+//! If calls block on every thread of a pool until they get a connection, a permit or a lock, the
+//! call that returns it must not wait in the same queue: it would wait behind them forever. Use a
+//! second pool with one thread for such calls:
+//!
+//! ```
+//! use std::sync::mpsc;
+//! use tower_offload::{ThreadPool, pool::Pool};
+//!
+//! # #[tokio::main]
+//! # async fn main() {
+//! let pool = ThreadPool::builder().threads(1).build().expect("one thread");
+//! let releases = ThreadPool::builder().name("releases").threads(1).build().expect("one thread");
+//!
+//! let (release, acquire) = mpsc::channel();
+//! let blocked = pool.run(move || acquire.recv());
+//! let released = releases.run(move || release.send("connection"));
+//! assert_eq!(released.await, Ok(Ok(())));
+//! assert_eq!(blocked.await, Ok(Ok("connection")));
+//! # }
+//! ```
+//!
+//! # Panics, cancellation and shutdown
+//!
+//! * A panic of the work is resumed in its caller and does not cost the pool a thread.
+//! * If the caller drops its future, a call that has not started is dropped. One that is running
+//!   can check [`cancelled`].
+//! * [`Pool::shutdown`] rejects new calls and waits for the others up to a timeout.
+//! * A crash of the process loses all calls.
+//!
+//! Callers of a busy [`ThreadPool`] are woken many at a time, by a task that the pool spawns once
+//! in their runtime, at the first burst. The runtime counts it as an alive task until the pool is
+//! gone. While wake-ups are batched, a helper thread named `offload-replies` wakes callers that
+//! this task cannot reach.
+//!
+//! # When not to use a pool
+//!
+//! For work that takes microseconds: a call to another thread and back costs tens of them. For work
+//! that only awaits: it blocks no thread where it is.
 
+mod admission;
+mod builder;
 pub(crate) mod call;
-mod crew;
-mod gate;
-mod inbox;
+mod cancel;
+mod error;
 mod inline;
-mod job;
-mod meter;
-#[allow(clippy::module_inception)]
-mod pool;
-mod queue;
+mod metrics;
+mod priority;
+mod queue_permit;
 #[cfg(feature = "rayon")]
 mod rayon;
-#[cfg(feature = "metrics")]
-mod recorder;
-mod rejection;
-mod replies;
-mod roster;
 mod run;
-mod seat;
-mod slots;
+mod scheduler;
+mod semaphore;
 mod stats;
-mod stretch;
-mod threads;
+mod thread_pool;
+mod thread_setup;
 mod tokio_blocking;
-mod workers;
+mod wake_batch;
+mod worker;
 
-pub(crate) use self::gate::{Places, Slot};
+use std::{fmt, pin::Pin, sync::Arc, time::Duration};
+
 #[cfg(feature = "rayon")]
-pub use self::rayon::Rayon;
+pub use self::rayon::{Rayon, RayonBuilder};
 pub use self::{
-    gate::Gate,
+    admission::Admission,
+    builder::{ThreadPoolBuildError, ThreadPoolBuilder},
+    call::Runnable,
+    cancel::{CancellationToken, cancellation_token, cancelled},
+    error::CallError,
     inline::Inline,
-    job::Job,
-    pool::Pool,
-    queue::{Codel, Priority, QueuePolicy},
-    rejection::Rejection,
-    run::{Run, run, run_with_priority},
-    stats::{Left, Stats},
-    threads::{BuildError, Builder, ThreadPool},
-    tokio_blocking::{NoRuntime, TokioBlocking},
+    priority::Priority,
+    run::Run,
+    scheduler::{Codel, QueuePolicy},
+    stats::{PoolShutdownReport, PoolStats},
+    thread_pool::ThreadPool,
+    tokio_blocking::{NoRuntimeError, TokioBlocking, TokioBlockingBuilder},
+};
+pub(crate) use self::{
+    call::spawn,
+    queue_permit::{Admitted, QueuePermit},
 };
 
-pub use self::{
-    call::{Cancellation as CancellationToken, cancellation as cancellation_token, cancelled},
-    gate::Gate as Admission,
-    job::Job as Runnable,
-    rejection::Rejection as CallError,
-    stats::{Left as PoolShutdownReport, Stats as PoolStats},
-    threads::{BuildError as ThreadPoolBuildError, Builder as ThreadPoolBuilder},
-};
+/// Runs calls on threads of its own.
+///
+/// An implementation needs two methods: `schedule` must ensure that [`Runnable::run`] is called
+/// once, soon, on some thread, and `admission` returns the pool's [`Admission`]. That bounds,
+/// measures and closes the pool, so an implementation needs no bound, no counters and no panic
+/// handling of its own:
+///
+/// ```
+/// use tower_offload::pool::{Admission, Pool, Runnable};
+///
+/// /// Starts a thread for each poll of a call.
+/// #[derive(Debug)]
+/// struct Spawning(Admission);
+///
+/// impl Pool for Spawning {
+///     fn admission(&self) -> &Admission {
+///         &self.0
+///     }
+///     fn schedule(&self, runnable: Runnable) {
+///         std::thread::spawn(move || runnable.run());
+///     }
+/// }
+///
+/// # #[tokio::main]
+/// # async fn main() {
+/// let pool = std::sync::Arc::new(Spawning(Admission::new("spawning", 16)));
+/// assert_eq!(pool.run(|| 6 * 7).await, Ok(42));
+/// # }
+/// ```
+pub trait Pool: fmt::Debug + Send + Sync + 'static {
+    /// Returns the admission control of this pool, always the same one.
+    fn admission(&self) -> &Admission;
 
-/// How many calls may wait for their first poll unless told otherwise: a burst that a machine can work off, some hundred
-/// kilobytes at most.
-const DEFAULT_QUEUE_CAPACITY: usize = 1024;
+    /// Queues one poll of an admitted call and returns at once.
+    ///
+    /// It is called from `call`, from wakers and from destructors. It must therefore not block, and
+    /// must not run the entry before it returns ([`Inline`] does, which is why it is for tests). An
+    /// entry cannot be rejected here. It can be failed with [`Runnable::refuse`], best from a
+    /// thread of the pool.
+    fn schedule(&self, runnable: Runnable);
+
+    /// Returns how long a new call is expected to wait, which becomes `Retry-After` of a rejected
+    /// call. A pool that has become idle keeps its last value.
+    ///
+    /// By default, this is how long the call waited that started last. The pools of this crate also
+    /// consider the call that waits longest, so that a pool whose threads are all stuck does not
+    /// report an outdated value.
+    fn expected_wait(&self) -> Duration {
+        self.admission().expected_wait()
+    }
+
+    /// Rejects new calls, runs the others up to `timeout`, and reports what is left.
+    ///
+    /// After the timeout, calls that never started are dropped on the pool and fail with
+    /// [`CallError::Closed`], and so does a parked call when it is woken. Work that is still
+    /// running is reported and not joined. A second shutdown waits for the same calls with its own
+    /// timeout.
+    ///
+    /// # Panics
+    ///
+    /// The future panics outside a tokio runtime with time enabled.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped early, the pool rejects new calls and runs the others.
+    fn shutdown(&self, timeout: Duration) -> Pin<Box<dyn Future<Output = PoolShutdownReport> + Send + '_>> {
+        Box::pin(self.admission().shutdown(timeout))
+    }
+
+    /// Runs a closure on the pool and returns its value.
+    ///
+    /// The permit for the queue is acquired now and not at the first poll, so a full pool is known
+    /// at once.
+    ///
+    /// ```
+    /// # #[tokio::main]
+    /// # async fn main() {
+    /// use tower_offload::{ThreadPool, pool::Pool};
+    ///
+    /// let cpu = ThreadPool::cpu();
+    /// let sum = cpu.run(|| (1..=10).sum::<u32>()).await;
+    /// assert_eq!(sum, Ok(55));
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// The future returns [`CallError::Overloaded`] if the queue is full, [`CallError::Expired`] if
+    /// the call waited for longer than the pool's [policy](QueuePolicy) allows, and
+    /// [`CallError::Closed`] if the pool is shut down.
+    ///
+    /// # Panics
+    ///
+    /// The future resumes a panic of the closure, with its payload.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped before the closure has started, the closure is dropped and never
+    /// runs. If it is dropped later, [`cancelled`] returns `true` inside the closure, and its value
+    /// is dropped on the pool.
+    fn run<T, W>(&self, work: W) -> Run<T>
+    where
+        Self: Clone + Sized,
+        W: FnOnce() -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        self.run_with_priority(Priority::Normal, work)
+    }
+
+    /// Like [`run`](Self::run), with a priority.
+    ///
+    /// ```
+    /// use tower_offload::{Priority, ThreadPool, pool::Pool};
+    ///
+    /// # #[tokio::main]
+    /// # async fn main() {
+    /// let cpu = ThreadPool::cpu();
+    /// let report = cpu.run_with_priority(Priority::Low, || "report").await;
+    /// assert_eq!(report, Ok("report"));
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Like [`run`](Self::run). A [`Priority::Low`] call also fails with [`CallError::Overloaded`]
+    /// if half of the queue is in use.
+    fn run_with_priority<T, W>(&self, priority: Priority, work: W) -> Run<T>
+    where
+        Self: Clone + Sized,
+        W: FnOnce() -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        Run::new(self.clone().into_shared(), priority, work)
+    }
+
+    /// Converts the pool into a trait object, as layers store it.
+    ///
+    /// By default, this allocates an `Arc`. Handles that contain one return it instead.
+    fn into_shared(self) -> Arc<dyn Pool>
+    where
+        Self: Sized,
+    {
+        Arc::new(self)
+    }
+}
+
+impl Pool for Arc<dyn Pool> {
+    fn admission(&self) -> &Admission {
+        (**self).admission()
+    }
+
+    fn schedule(&self, runnable: Runnable) {
+        (**self).schedule(runnable);
+    }
+
+    fn expected_wait(&self) -> Duration {
+        (**self).expected_wait()
+    }
+
+    fn shutdown(&self, timeout: Duration) -> Pin<Box<dyn Future<Output = PoolShutdownReport> + Send + '_>> {
+        (**self).shutdown(timeout)
+    }
+
+    fn into_shared(self) -> Arc<dyn Pool> {
+        self
+    }
+}
+
+impl<P: Pool> Pool for Arc<P> {
+    fn admission(&self) -> &Admission {
+        (**self).admission()
+    }
+
+    fn schedule(&self, runnable: Runnable) {
+        (**self).schedule(runnable);
+    }
+
+    fn expected_wait(&self) -> Duration {
+        (**self).expected_wait()
+    }
+
+    fn shutdown(&self, timeout: Duration) -> Pin<Box<dyn Future<Output = PoolShutdownReport> + Send + '_>> {
+        (**self).shutdown(timeout)
+    }
+
+    fn into_shared(self) -> Arc<dyn Pool> {
+        self
+    }
+}

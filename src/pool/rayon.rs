@@ -1,24 +1,24 @@
 use std::{fmt, pin::Pin, sync::Arc, time::Duration};
 
 use super::{
-    DEFAULT_QUEUE_CAPACITY, Gate, Job, Left, Pool, QueuePolicy, Rejection, Stats,
-    roster::Limits,
-    workers::{Policy, Worker, Workers},
+    Pool, Runnable,
+    admission::{Admission, DEFAULT_QUEUE_CAPACITY},
+    error::CallError,
+    scheduler::{Limits, QueuePolicy},
+    stats::{PoolShutdownReport, PoolStats},
+    worker::{Worker, WorkerConfig, WorkerPool},
 };
 
 /// The threads of a rayon pool, with a bounded queue in front.
 ///
-/// Work runs inside the rayon pool, so `par_iter` and `join` in it use that pool's threads. A panic of the work never
-/// reaches rayon, which would abort the process. After each job the thread is offered to whatever else the rayon pool has
-/// to do.
+/// Work runs inside the rayon pool, so `par_iter` and `join` in it use that pool's threads. A panic
+/// of the work never reaches rayon, which would abort the process. After each call the thread is
+/// offered to the other tasks of the rayon pool.
 ///
-/// While work waits in `join` or `par_iter`, rayon may run another call on the same thread and stack. So never hold a lock
-/// across those that another handler takes too.
+/// While work waits in `join` or `par_iter`, rayon may run another call on the same thread and
+/// stack. Do not hold a lock across these that another handler acquires too.
 ///
-/// [`Priority::Release`](super::Priority::Release) calls go first, but there is no reserved thread for them: where all
-/// of rayon's threads are blocked, they wait.
-///
-/// A handle: clones are the same pool.
+/// This type is a handle, and clones refer to the same pool.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -27,110 +27,146 @@ use super::{
 /// # #[tokio::main]
 /// # async fn main() {
 /// let threads = rayon::ThreadPoolBuilder::new().num_threads(2).build().expect("two threads");
-/// let pool = Rayon::new(threads).name("search").queue_capacity(64);
+/// let pool = Rayon::builder(threads).name("search").queue_capacity(64).build();
 /// assert_eq!(pool.run(|| rayon::join(|| 2, || 3)).await, Ok((2, 3)));
 /// # }
 /// ```
 #[derive(Clone)]
 pub struct Rayon {
-    workers: Arc<Workers>,
+    workers: Arc<WorkerPool>,
+}
+
+/// Configures a [`Rayon`] pool. Created by [`Rayon::builder`] and [`Rayon::global_builder`].
+#[must_use = "a builder does nothing until `build`"]
+pub struct RayonBuilder {
+    /// `None` for rayon's global pool.
     threads: Option<Arc<rayon_core::ThreadPool>>,
+    name: String,
+    queue_capacity: usize,
+    queue_policy: QueuePolicy,
 }
 
 impl Rayon {
-    /// A rayon pool, and room for 1024 calls to wait. Named `rayon`.
+    /// Uses a rayon pool, with the defaults of [`RayonBuilder`].
     pub fn new(threads: impl Into<Arc<rayon_core::ThreadPool>>) -> Self {
-        Self::build("rayon", DEFAULT_QUEUE_CAPACITY, QueuePolicy::default(), Some(threads.into()))
+        Self::builder(threads).build()
     }
 
-    /// Rayon's global pool, and room for 1024 calls to wait. Named `rayon`.
+    /// Uses rayon's global pool, with the defaults of [`RayonBuilder`].
     ///
     /// # Panics
     ///
-    /// As rayon itself does where its global pool cannot be started.
+    /// Panics like rayon if its global pool cannot be started.
     pub fn global() -> Self {
-        Self::build("rayon", DEFAULT_QUEUE_CAPACITY, QueuePolicy::default(), None)
+        Self::global_builder().build()
     }
 
-    /// The same with another name, which labels metrics and log lines. A new queue: call it before the first use.
-    pub fn name(self, name: &str) -> Self {
-        Self::build(name, self.gate().queue_capacity(), self.workers.policy().queue, self.threads)
+    /// Returns a builder for a rayon pool.
+    pub fn builder(threads: impl Into<Arc<rayon_core::ThreadPool>>) -> RayonBuilder {
+        RayonBuilder::new(Some(threads.into()))
     }
 
-    /// The same with room for so many calls to wait, at least 1. A new queue: call it before the first use.
+    /// Returns a builder for rayon's global pool.
+    pub fn global_builder() -> RayonBuilder {
+        RayonBuilder::new(None)
+    }
+
+    /// Returns the counters and gauges of the pool.
+    pub fn stats(&self) -> PoolStats {
+        self.admission().stats()
+    }
+}
+
+impl RayonBuilder {
+    fn new(threads: Option<Arc<rayon_core::ThreadPool>>) -> Self {
+        Self {
+            threads,
+            name: "rayon".to_owned(),
+            queue_capacity: DEFAULT_QUEUE_CAPACITY,
+            queue_policy: QueuePolicy::default(),
+        }
+    }
+
+    /// Sets the name of the pool in metrics and events. Default: `rayon`.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// Sets the maximum number of calls that wait to be started, at least 1. Default: 1024.
+    pub fn queue_capacity(mut self, calls: usize) -> Self {
+        self.queue_capacity = calls;
+        self
+    }
+
+    /// Sets the order in which calls start, and whether calls that waited for too long are shed.
+    /// Default: [`QueuePolicy::Fifo`].
+    pub fn queue_policy(mut self, policy: impl Into<QueuePolicy>) -> Self {
+        self.queue_policy = policy.into();
+        self
+    }
+
+    /// Builds the pool. It starts no threads.
     ///
     /// # Panics
     ///
-    /// If `calls` is 0.
-    pub fn queue_capacity(self, calls: usize) -> Self {
-        Self::build(self.gate().name(), calls, self.workers.policy().queue, self.threads.clone())
-    }
-
-    /// The same with another policy; default: first in, first out. A new queue: call it before the first use.
-    ///
-    /// # Panics
-    ///
-    /// If the policy has no use: see [`Codel::new`](super::Codel::new).
+    /// Panics if the queue capacity is 0, if the policy is invalid (see
+    /// [`Codel::new`](super::Codel::new)), or if rayon's global pool cannot be started.
     #[track_caller]
-    pub fn queue_policy(self, policy: impl Into<QueuePolicy>) -> Self {
-        let policy = policy.into();
-        policy.check().unwrap_or_else(|unfit| panic!("{unfit}"));
-        Self::build(self.gate().name(), self.gate().queue_capacity(), policy, self.threads.clone())
-    }
-
-    /// What the pool has done and is doing.
-    pub fn stats(&self) -> Stats {
-        self.workers.gate().stats()
-    }
-
-    fn build(
-        name: &str,
-        queue_capacity: usize,
-        queue: QueuePolicy,
-        threads: Option<Arc<rayon_core::ThreadPool>>,
-    ) -> Self {
+    pub fn build(self) -> Rayon {
+        let Self { threads, name, queue_capacity, queue_policy } = self;
+        queue_policy.validate().unwrap_or_else(|error| panic!("{error}"));
         let max = threads.as_ref().map_or_else(rayon_core::current_num_threads, |it| it.current_num_threads());
-        let policy = Policy {
-            limits: Limits { min: 0, max, reserved: 0 },
+        let config = WorkerConfig {
+            limits: Limits { min: 0, max },
             keep_alive: Some(Duration::ZERO),
-            reserved_keep_alive: Duration::ZERO,
-            queue,
-            borrowed: true,
+            queue_policy,
+            is_borrowed: true,
             spin: false,
-            lost: Rejection::Closed,
+            spawn_error: CallError::Closed,
         };
-        let spawner = threads.clone();
-        let workers = Workers::new(Gate::new(name, queue_capacity), policy, move |worker: Worker| {
-            match &spawner {
+        let admission = Admission::new(name, queue_capacity);
+        let workers = WorkerPool::new(admission, config, move |worker: Worker| {
+            match &threads {
                 Some(threads) => threads.spawn(move || worker.run()),
                 None => rayon_core::spawn(move || worker.run()),
             }
             Ok(())
         });
-        Self { workers, threads }
+        Rayon { workers }
     }
 }
 
 impl Pool for Rayon {
-    fn gate(&self) -> &Gate {
-        self.workers.gate()
+    fn admission(&self) -> &Admission {
+        self.workers.admission()
     }
 
-    fn schedule(&self, job: Job) {
-        self.workers.schedule(job);
+    fn schedule(&self, runnable: Runnable) {
+        self.workers.schedule(runnable);
     }
 
     fn expected_wait(&self) -> Duration {
         self.workers.expected_wait()
     }
 
-    fn shutdown(&self, deadline: Duration) -> Pin<Box<dyn Future<Output = Left> + Send + '_>> {
-        Box::pin(self.workers.clone().shutdown(deadline))
+    fn shutdown(&self, timeout: Duration) -> Pin<Box<dyn Future<Output = PoolShutdownReport> + Send + '_>> {
+        Box::pin(self.workers.clone().shutdown(timeout))
     }
 }
 
 impl fmt::Debug for Rayon {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Rayon").field("workers", &self.workers).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for RayonBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RayonBuilder")
+            .field("name", &self.name)
+            .field("queue_capacity", &self.queue_capacity)
+            .field("queue_policy", &self.queue_policy)
+            .finish_non_exhaustive()
     }
 }

@@ -3,147 +3,177 @@ use std::{error::Error, fmt, io, panic::AssertUnwindSafe, pin::Pin, sync::Arc, t
 use tokio::runtime::Handle;
 
 use super::{
-    DEFAULT_QUEUE_CAPACITY, Gate, Job, Left, Pool, QueuePolicy, Rejection, Stats,
-    roster::Limits,
-    workers::{Policy, Worker, Workers},
+    Pool, Runnable,
+    admission::{Admission, DEFAULT_QUEUE_CAPACITY},
+    error::CallError,
+    scheduler::{Limits, QueuePolicy},
+    stats::{PoolShutdownReport, PoolStats},
+    worker::{Worker, WorkerConfig, WorkerPool},
 };
 
-/// The blocking pool of a tokio runtime (`spawn_blocking`), at most so many of its threads at once.
+/// Runs calls on the blocking pool of a tokio runtime (`spawn_blocking`), using at most
+/// `max_threads` of its threads.
 ///
-/// Tokio starts a thread for each call until there are 512, and bounds nothing; this pool asks for at most `max_threads`
-/// and lets a bounded number of calls wait. Its jobs run on the runtime in which the pool was made, whatever runtime a
-/// call is made from. When that runtime is gone, calls are answered [`Rejection::Closed`].
+/// Tokio starts a thread for each blocking task, up to 512, and bounds nothing beyond that. This
+/// pool also limits the number of calls that wait. All calls run on the runtime in which the pool
+/// was built, also those made from another runtime. When that runtime is gone, calls fail with
+/// [`CallError::Closed`].
 ///
-/// [`Priority::Release`](super::Priority::Release) calls go first, but there is no reserved thread for them: where all
-/// of the pool's threads are blocked, they wait.
-///
-/// A handle: clones are the same pool.
+/// This type is a handle, and clones refer to the same pool.
 #[derive(Debug, Clone)]
 pub struct TokioBlocking {
-    workers: Arc<Workers>,
-    runtime: Handle,
+    workers: Arc<WorkerPool>,
+}
+
+/// Configures a [`TokioBlocking`] pool. Created by [`TokioBlocking::builder`].
+#[derive(Debug, Clone)]
+#[must_use = "a builder does nothing until `build`"]
+pub struct TokioBlockingBuilder {
+    max_threads: usize,
+    name: String,
+    queue_capacity: usize,
+    queue_policy: QueuePolicy,
 }
 
 impl TokioBlocking {
-    /// At most `max_threads` threads of the current runtime, and room for 1024 calls to wait. Named `tokio`.
+    /// Uses at most `max_threads` threads of the current runtime, with the defaults of
+    /// [`TokioBlockingBuilder`].
     ///
     /// # Panics
     ///
-    /// If `max_threads` is 0, or outside a tokio runtime: make the pool inside `#[tokio::main]` or
-    /// `runtime.block_on(..)`. [`try_new`](Self::try_new) returns the second as an error.
+    /// Panics if `max_threads` is 0, or outside a tokio runtime: create the pool inside
+    /// `#[tokio::main]` or `runtime.block_on(..)`. [`try_new`](Self::try_new) returns the latter as
+    /// an error.
     #[track_caller]
     pub fn new(max_threads: usize) -> Self {
-        match Self::try_new(max_threads) {
+        Self::builder(max_threads).build()
+    }
+
+    /// Like [`new`](Self::new), but returns an error outside a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error outside a tokio runtime.
+    ///
+    /// # Panics
+    ///
+    /// Panics if `max_threads` is 0.
+    #[track_caller]
+    pub fn try_new(max_threads: usize) -> Result<Self, NoRuntimeError> {
+        Self::builder(max_threads).try_build()
+    }
+
+    /// Returns a builder for a pool of at most `max_threads` threads, at least 1.
+    pub fn builder(max_threads: usize) -> TokioBlockingBuilder {
+        TokioBlockingBuilder {
+            max_threads,
+            name: "tokio".to_owned(),
+            queue_capacity: DEFAULT_QUEUE_CAPACITY,
+            queue_policy: QueuePolicy::default(),
+        }
+    }
+
+    /// Returns the counters and gauges of the pool.
+    pub fn stats(&self) -> PoolStats {
+        self.admission().stats()
+    }
+}
+
+impl TokioBlockingBuilder {
+    /// Sets the name of the pool in metrics and events. Default: `tokio`.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// Sets the maximum number of calls that wait to be started, at least 1. Default: 1024.
+    pub fn queue_capacity(mut self, calls: usize) -> Self {
+        self.queue_capacity = calls;
+        self
+    }
+
+    /// Sets the order in which calls start, and whether calls that waited for too long are shed.
+    /// Default: [`QueuePolicy::Fifo`].
+    pub fn queue_policy(mut self, policy: impl Into<QueuePolicy>) -> Self {
+        self.queue_policy = policy.into();
+        self
+    }
+
+    /// Builds the pool on the current runtime. It starts no threads.
+    ///
+    /// # Panics
+    ///
+    /// Panics outside a tokio runtime, and like [`try_build`](Self::try_build).
+    #[track_caller]
+    pub fn build(self) -> TokioBlocking {
+        match self.try_build() {
             Ok(pool) => pool,
             Err(error) => panic!("{error}"),
         }
     }
 
-    /// As [`new`](Self::new).
+    /// Builds the pool on the current runtime. It starts no threads.
     ///
     /// # Errors
     ///
-    /// Outside a tokio runtime.
+    /// Returns an error outside a tokio runtime.
     ///
     /// # Panics
     ///
-    /// If `max_threads` is 0.
+    /// Panics if the number of threads or the queue capacity is 0, or if the policy is invalid (see
+    /// [`Codel::new`](super::Codel::new)).
     #[track_caller]
-    pub fn try_new(max_threads: usize) -> Result<Self, NoRuntime> {
+    pub fn try_build(self) -> Result<TokioBlocking, NoRuntimeError> {
+        let Self { max_threads, name, queue_capacity, queue_policy } = self;
         assert!(max_threads > 0, "a pool with 0 threads runs no call: give `TokioBlocking` at least 1");
-        let runtime = Handle::try_current().map_err(|_| NoRuntime(()))?;
-        Ok(Self::build("tokio", DEFAULT_QUEUE_CAPACITY, QueuePolicy::default(), max_threads, runtime))
-    }
-
-    /// The same with another name, which labels metrics and log lines. A new pool: call it before the first use.
-    pub fn name(self, name: &str) -> Self {
-        Self::build(
-            name,
-            self.gate().queue_capacity(),
-            self.workers.policy().queue,
-            self.max_threads(),
-            self.runtime.clone(),
-        )
-    }
-
-    /// The same with room for so many calls to wait, at least 1. A new pool: call it before the first use.
-    ///
-    /// # Panics
-    ///
-    /// If `calls` is 0.
-    pub fn queue_capacity(self, calls: usize) -> Self {
-        let policy = self.workers.policy().queue;
-        Self::build(self.gate().name(), calls, policy, self.max_threads(), self.runtime.clone())
-    }
-
-    /// The same with another policy; default: first in, first out. A new pool: call it before the first use.
-    ///
-    /// # Panics
-    ///
-    /// If the policy has no use: see [`Codel::new`](super::Codel::new).
-    #[track_caller]
-    pub fn queue_policy(self, policy: impl Into<QueuePolicy>) -> Self {
-        let policy = policy.into();
-        policy.check().unwrap_or_else(|unfit| panic!("{unfit}"));
-        let (name, capacity) = (self.gate().name(), self.gate().queue_capacity());
-        Self::build(name, capacity, policy, self.max_threads(), self.runtime.clone())
-    }
-
-    /// What the pool has done and is doing.
-    pub fn stats(&self) -> Stats {
-        self.workers.gate().stats()
-    }
-
-    fn max_threads(&self) -> usize {
-        self.workers.policy().limits.max
-    }
-
-    fn build(name: &str, queue_capacity: usize, queue: QueuePolicy, max_threads: usize, runtime: Handle) -> Self {
-        let policy = Policy {
-            limits: Limits { min: 0, max: max_threads, reserved: 0 },
-            keep_alive: Some(Duration::ZERO), // tokio keeps the idle thread
-            reserved_keep_alive: Duration::ZERO,
-            queue,
-            borrowed: false,
+        queue_policy.validate().unwrap_or_else(|error| panic!("{error}"));
+        let runtime = Handle::try_current().map_err(|_| NoRuntimeError(()))?;
+        let config = WorkerConfig {
+            limits: Limits { min: 0, max: max_threads },
+            keep_alive: Some(Duration::ZERO), // Tokio keeps idle threads alive.
+            queue_policy,
+            is_borrowed: false,
             spin: false,
-            lost: Rejection::Closed,
+            spawn_error: CallError::Closed,
         };
-        let spawner = runtime.clone();
-        let workers = Workers::new(Gate::new(name, queue_capacity), policy, move |worker: Worker| {
-            // Tokio panics if the system gives it no thread; the worker is dropped then, and the jobs are answered.
-            std::panic::catch_unwind(AssertUnwindSafe(|| drop(spawner.spawn_blocking(move || worker.run()))))
+        let admission = Admission::new(name, queue_capacity);
+        let workers = WorkerPool::new(admission, config, move |worker: Worker| {
+            // Tokio panics if the system starts no thread. The worker is dropped then, and queued
+            // calls fail.
+            let spawn = || drop(runtime.spawn_blocking(move || worker.run()));
+            std::panic::catch_unwind(AssertUnwindSafe(spawn))
                 .map_err(|_| io::Error::other("tokio could not start a blocking thread"))
         });
-        Self { workers, runtime }
+        Ok(TokioBlocking { workers })
     }
 }
 
 impl Pool for TokioBlocking {
-    fn gate(&self) -> &Gate {
-        self.workers.gate()
+    fn admission(&self) -> &Admission {
+        self.workers.admission()
     }
 
-    fn schedule(&self, job: Job) {
-        self.workers.schedule(job);
+    fn schedule(&self, runnable: Runnable) {
+        self.workers.schedule(runnable);
     }
 
     fn expected_wait(&self) -> Duration {
         self.workers.expected_wait()
     }
 
-    fn shutdown(&self, deadline: Duration) -> Pin<Box<dyn Future<Output = Left> + Send + '_>> {
-        Box::pin(self.workers.clone().shutdown(deadline))
+    fn shutdown(&self, timeout: Duration) -> Pin<Box<dyn Future<Output = PoolShutdownReport> + Send + '_>> {
+        Box::pin(self.workers.clone().shutdown(timeout))
     }
 }
 
-/// There is no tokio runtime here whose threads a [`TokioBlocking`] could use.
+/// Error of building a [`TokioBlocking`] pool outside a tokio runtime.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct NoRuntime(());
+pub struct NoRuntimeError(());
 
-impl fmt::Display for NoRuntime {
+impl fmt::Display for NoRuntimeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("no tokio runtime here: make the pool inside `#[tokio::main]` or `runtime.block_on(..)`")
+        f.write_str("no tokio runtime here: create the pool inside `#[tokio::main]` or `runtime.block_on(..)`")
     }
 }
 
-impl Error for NoRuntime {}
+impl Error for NoRuntimeError {}

@@ -82,7 +82,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     drop(stop);
     tasks.end_streams(); // whoever watches a task would hold up the server as long as that lasts
     drop(time::timeout(GRACE, server).await);
-    let report = background.drain(GRACE).await;
+    let report = background.shutdown(GRACE).await;
     println!("stopped: {report}; {} records not written", tasks.shutdown(GRACE).await.unwritten.len());
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! 5.4: nothing that was registered runs in a poll or a drop of the connection's.
+//! Hooks and tasks never run in a poll or drop by the connection.
 
 use std::{convert::Infallible, future::pending, sync::mpsc, thread};
 
@@ -9,12 +9,13 @@ use tower::{Layer, Service, service_fn};
 use tower_offload::{AfterResponse, after_response::End};
 
 use crate::support::{
-    Log, Script, drained, exchange, frame, handle, layer, on_no_thread, on_threads, respond, responded, told,
+    Log, Script, after_shutdown, exchange, frame, handle, layer, on_no_thread, on_threads, outcome_of, respond,
+    responded,
 };
 
-/// On a runtime with one thread nothing can run until this test yields.
+/// The runtime has one thread, so nothing else can run until this test yields.
 #[tokio::test]
-async fn a_drop_returns_before_anything_runs() {
+async fn drop_of_the_response_returns_before_anything_runs() {
     let (background, log) = (on_no_thread(), Log::default());
     for end in [End::Complete, End::Aborted, End::BodyError, End::BodyTooShort, End::HandlerError, End::NoResponse] {
         let before = log.entries().len();
@@ -22,7 +23,7 @@ async fn a_drop_returns_before_anything_runs() {
             let hook = log.adds("hook");
             after.hook(move |_| hook());
             let task = log.adds("task");
-            after.task("").always().run(task).unwrap();
+            after.task("").always().spawn_blocking(task).unwrap();
             let condition = log.adds("condition");
             let asked = move |_: &_| {
                 condition();
@@ -31,44 +32,43 @@ async fn a_drop_returns_before_anything_runs() {
             after.task("").when(asked).spawn(pending::<()>()).unwrap();
         })
         .await;
-        assert_eq!(log.entries().len(), before, "nothing has run");
+        assert_eq!(log.entries().len(), before, "nothing runs before the test yields");
         while log.entries().len() < before + 3 {
             tokio::task::yield_now().await;
         }
     }
-    drained(&background).await;
+    after_shutdown(&background).await;
 }
 
 #[tokio::test]
-async fn a_hook_and_an_async_task_run_in_tasks_of_their_own_and_sync_work_on_a_thread_of_its_own() {
+async fn hooks_and_async_tasks_run_in_tasks_and_blocking_on_the_pool() {
     let background = on_threads(1).build();
     let here = (tokio::task::try_id(), thread::current().id());
-    let (tell, told) = mpsc::channel();
+    let (tx, rx) = mpsc::channel();
     let response = responded(&background, |after| {
-        let send = tell.clone();
+        let send = tx.clone();
         after.hook(move |_| send.send((tokio::task::try_id(), thread::current().id())).unwrap());
-        let send = tell.clone();
+        let send = tx.clone();
         after.spawn(async move { send.send((tokio::task::try_id(), thread::current().id())).unwrap() }).unwrap();
-        after.run(move || tell.send((tokio::task::try_id(), thread::current().id())).unwrap()).unwrap();
+        after.spawn_blocking(move || tx.send((tokio::task::try_id(), thread::current().id())).unwrap()).unwrap();
     });
     drop(response.await);
-    drained(&background).await;
-    let [hook, spawned, run] = told.iter().collect::<Vec<_>>()[..] else { panic!("three have run") };
+    after_shutdown(&background).await;
+    let [hook, spawned, run] = rx.iter().collect::<Vec<_>>()[..] else { panic!("expected three results") };
     assert!(hook.0.is_some() && hook.0 != here.0 && spawned.0.is_some() && spawned.0 != hook.0);
     assert_eq!((hook.1, spawned.1), (here.1, here.1), "the runtime's one thread");
     assert!(run.0.is_none() && run.1 != here.1);
 }
 
-/// A5: the handler waits for something else.
 #[tokio::test]
-async fn nothing_runs_while_the_handler_or_the_body_is_not_over_a5() {
+async fn nothing_runs_before_handler_and_body_have_ended() {
     let (background, log) = (on_no_thread(), Log::default());
     let (proceed, proceeds) = tokio::sync::oneshot::channel::<()>();
     let handler = tokio::spawn({
         let (background, log) = (background.clone(), log.clone());
         async move {
             let handler = async |after: AfterResponse| {
-                after.run(log.adds("task")).unwrap();
+                after.spawn_blocking(log.adds("task")).unwrap();
                 proceeds.await.unwrap();
                 Ok::<_, Infallible>(Response::new(Script::of(3)))
             };
@@ -85,10 +85,11 @@ async fn nothing_runs_while_the_handler_or_the_body_is_not_over_a5() {
     tokio::task::yield_now().await;
     assert!(log.entries().is_empty() && background.stats().reserved == 1);
     drop(response);
-    assert_eq!(drained(&background).await.completed, 1);
+    assert_eq!(after_shutdown(&background).await.completed, 1);
 }
 
-/// An open file, say. Where it is closed there is no task yet that could call a hook, not even on another thread.
+/// Stands for an open file. When it is dropped, no task exists that could call a hook on any
+/// thread.
 struct Open(Log);
 
 impl Drop for Open {
@@ -99,7 +100,7 @@ impl Drop for Open {
 }
 
 #[tokio::test]
-async fn what_the_body_holds_is_dropped_before_b12() {
+async fn values_held_by_the_body_are_dropped_before_hooks_run() {
     let (background, log) = (on_no_thread(), Log::default());
     let handler = async |after: AfterResponse| {
         let hook = log.adds("hook");
@@ -122,7 +123,7 @@ async fn what_the_body_holds_is_dropped_before_b12() {
 }
 
 #[tokio::test]
-async fn what_the_handler_holds_is_dropped_before_b12() {
+async fn values_held_by_the_handler_are_dropped_before_hooks_run() {
     let (background, log) = (on_no_thread(), Log::default());
     let service = service_fn(|request: Request<()>| {
         let (hook, file) = (log.adds("hook"), Open(log.clone()));
@@ -139,14 +140,14 @@ async fn what_the_handler_holds_is_dropped_before_b12() {
     assert_eq!(log.entries(), ["closed", "hook"]);
 }
 
-/// A hook that never gets a turn of its own would be called in the drop; this one is called when the runtime turns.
+/// A hook that ran in the drop would have sent its outcome before the runtime was polled.
 #[tokio::test]
-async fn an_outcome_is_told_to_hooks_on_the_runtime_of_the_handler_from_whichever_thread_drops() {
+async fn response_dropped_on_a_thread_runs_hooks_on_the_runtime() {
     let background = on_no_thread();
     let mut outcome = None;
-    let response = responded(&background, |after| outcome = Some(told(after))).await;
+    let response = responded(&background, |after| outcome = Some(outcome_of(after))).await;
     thread::spawn(|| drop(response)).join().unwrap();
     let mut outcome = outcome.unwrap();
-    assert!(outcome.try_recv().is_err(), "the runtime stands still");
+    assert!(outcome.try_recv().is_err(), "the runtime was not polled");
     assert_eq!(outcome.await.unwrap().end, End::NoResponse);
 }

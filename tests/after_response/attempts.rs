@@ -1,5 +1,5 @@
-//! A request that passes through the layer more than once, as behind a layer that retries: a hook is called whatever became of
-//! its handler's response, and a task is for that response.
+//! Requests that pass through the layer more than once, for example behind a retry. Hooks of every
+//! attempt run. A task with the default condition runs only if its own attempt was successful.
 
 use std::{
     convert::Infallible,
@@ -28,9 +28,9 @@ use tower_offload::{
     flush::Tracker,
 };
 
-use crate::support::{Log, drained, handle, layer, on_no_thread, read};
+use crate::support::{Log, after_shutdown, handle, layer, on_no_thread, read};
 
-/// Again, once, for what a server failed at.
+/// Retries a server error once.
 #[derive(Clone)]
 struct Once(bool);
 
@@ -49,7 +49,7 @@ impl<B> Policy<Request<()>, Response<B>, Infallible> for Once {
 
 type Retrying = BoxCloneSyncService<Request<()>, Response<ResponseBody<Full<Bytes>>>, Infallible>;
 
-/// Retries around this crate's layer, around a handler that answers with these in turn.
+/// A retry around the layer around a handler that responds with these statuses in turn.
 fn retrying(
     background: &Background,
     log: &Log,
@@ -64,9 +64,9 @@ fn retrying(
             hook();
             outcomes.send(outcome.clone()).unwrap();
         });
-        after.run(log.adds(format!("default of {attempt}"))).unwrap();
-        after.task("").always().run(log.adds(format!("always of {attempt}"))).unwrap();
-        after.task("").on_complete().run(log.adds(format!("complete of {attempt}"))).unwrap();
+        after.spawn_blocking(log.adds(format!("default of {attempt}"))).unwrap();
+        after.task("").always().spawn_blocking(log.adds(format!("always of {attempt}"))).unwrap();
+        after.task("").on_complete().spawn_blocking(log.adds(format!("complete of {attempt}"))).unwrap();
         let body = Full::new(Bytes::from_static(b"body"));
         ready(Ok::<_, Infallible>(Response::builder().status(statuses[attempt]).body(body).unwrap()))
     });
@@ -82,16 +82,16 @@ const CASES: [(&[u16], &[&str]); 3] =
     [(&[500, 200], SECOND_SUCCEEDS), (&[500, 503], BOTH_FAIL), (&[200], FIRST_SUCCEEDS)];
 
 #[tokio::test]
-async fn behind_a_retry_in_an_outer_layer_a_task_is_for_the_response_of_its_own_attempt() {
+async fn retry_inside_a_layer_runs_only_tasks_of_successful_attempts() {
     for (statuses, expected) in CASES {
         let (background, log) = (on_no_thread(), Log::default());
-        let (tell, mut outcomes) = unbounded_channel();
-        let service = layer(&background).layer(retrying(&on_no_thread(), &log, tell, statuses));
+        let (tx, mut outcomes) = unbounded_channel();
+        let service = layer(&background).layer(retrying(&on_no_thread(), &log, tx, statuses));
         let mut response = service.oneshot(Request::new(())).await.unwrap();
         assert_eq!(response.status(), *statuses.last().unwrap());
         read(response.body_mut());
         drop(response);
-        drained(&background).await;
+        after_shutdown(&background).await;
         assert_eq!(log.entries(), expected);
         for _ in statuses {
             let outcome = outcomes.recv().await.unwrap();
@@ -101,11 +101,11 @@ async fn behind_a_retry_in_an_outer_layer_a_task_is_for_the_response_of_its_own_
 }
 
 #[tokio::test]
-async fn behind_a_retry_on_a_tracked_connection_a_task_is_for_the_response_of_its_own_attempt() {
+async fn retry_when_tracked_runs_only_tasks_of_successful_attempts() {
     for (statuses, expected) in CASES {
         let (background, log) = (on_no_thread(), Log::default());
-        let (tell, mut outcomes) = unbounded_channel();
-        let service = retrying(&background, &log, tell, statuses);
+        let (tx, mut outcomes) = unbounded_channel();
+        let service = retrying(&background, &log, tx, statuses);
         let service = service.map_request(|request: Request<Incoming>| request.map(drop));
         let (client, server) = tokio::io::duplex(1024);
         let (io, service) = Tracker::new().track(TokioIo::new(server), TowerToHyperService::new(service));
@@ -121,7 +121,7 @@ async fn behind_a_retry_on_a_tracked_connection_a_task_is_for_the_response_of_it
             let outcome = outcomes.recv().await.unwrap();
             assert_eq!((outcome.end, outcome.delivery), (End::Complete, Delivery::Flushed));
         }
-        drained(&background).await;
+        after_shutdown(&background).await;
         assert_eq!(log.entries(), expected);
     }
 }

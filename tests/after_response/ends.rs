@@ -1,4 +1,5 @@
-//! 5.2: one outcome on every path, for responses that a connection reads as it should. No more is polled than hyper polls.
+//! Outcomes of responses that a connection reads without errors. The tests poll no more than hyper
+//! does.
 
 use std::{
     convert::Infallible,
@@ -14,12 +15,9 @@ use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
 use http_body::{Body, Frame};
 use http_body_util::{Empty, Full};
-use tower_offload::{
-    AfterResponseLayer,
-    after_response::{Delivery, End, Outcome, ResponseBody},
-};
+use tower_offload::after_response::{Delivery, End, Outcome, ResponseBody};
 
-use crate::support::{Script, Step, frame, read, respond, told};
+use crate::support::{Script, Step, frame, hooks_only, outcome_of, read, respond};
 
 type Parts = (End, Delivery, u64);
 
@@ -31,7 +29,7 @@ fn request(method: Method) -> Request<()> {
     Request::builder().method(method).body(()).unwrap()
 }
 
-/// The outcome if the connection does this with the response.
+/// Returns the outcome after `connection` has read the body.
 async fn outcome<B: Body<Error: std::fmt::Display>>(
     request: Request<()>,
     response: Response<B>,
@@ -39,10 +37,10 @@ async fn outcome<B: Body<Error: std::fmt::Display>>(
 ) -> Outcome {
     let mut outcome = None;
     let handler = async |after| {
-        outcome = Some(told(&after));
+        outcome = Some(outcome_of(&after));
         Ok::<_, Infallible>(response)
     };
-    let response = respond(&AfterResponseLayer::default(), request, handler).await.unwrap();
+    let response = respond(&hooks_only(), request, handler).await.unwrap();
     connection(response.into_body());
     outcome.unwrap().await.expect("the hook is called")
 }
@@ -56,7 +54,7 @@ fn with_length<B>(length: usize, body: B) -> Response<B> {
 }
 
 #[tokio::test]
-async fn an_empty_body_is_complete_without_a_poll_c4() {
+async fn empty_body_is_complete_without_a_poll() {
     for connection in [drop, |mut body: ResponseBody<Empty<Bytes>>| assert_eq!(read(&mut body), 0)] {
         let outcome = outcome(request(Method::GET), Response::new(Empty::new()), connection).await;
         assert_eq!(parts(&outcome), (End::Complete, Delivery::HandedOver, 0));
@@ -64,7 +62,7 @@ async fn an_empty_body_is_complete_without_a_poll_c4() {
 }
 
 #[tokio::test]
-async fn where_http_sends_no_body_it_is_complete_though_data_is_left_c3() {
+async fn bodyless_response_is_complete_with_data_left() {
     for (method, status) in
         [(Method::HEAD, 200), (Method::GET, 204), (Method::GET, 304), (Method::GET, 101), (Method::CONNECT, 200)]
     {
@@ -76,8 +74,8 @@ async fn where_http_sends_no_body_it_is_complete_though_data_is_left_c3() {
 }
 
 #[tokio::test]
-async fn a_body_that_says_its_end_is_complete_without_being_asked_for_it_c1() {
-    // Of a chunked one the length says nothing.
+async fn reported_end_is_complete_without_polling_for_none() {
+    // The declared length of a chunked body does not matter.
     for (field, value) in [("content-length", "9"), ("transfer-encoding", "chunked"), ("x-neither", "of these")] {
         let body = Full::new(Bytes::from_static(b"all of it"));
         let response = Response::builder().header(field, value).body(body).unwrap();
@@ -90,9 +88,10 @@ async fn a_body_that_says_its_end_is_complete_without_being_asked_for_it_c1() {
     }
 }
 
-/// As a body does that another task fills: of its end it says one thing, and then another. What the connection was told counts.
+/// A body that another task fills may change its answer to `is_end_stream`. The answer that the
+/// connection got counts.
 #[tokio::test]
-async fn a_body_that_told_the_connection_its_end_is_complete_whatever_it_says_before_and_after() {
+async fn end_reported_to_the_connection_is_final() {
     struct Changing(Arc<AtomicBool>);
     impl Body for Changing {
         type Data = Bytes;
@@ -107,13 +106,13 @@ async fn a_body_that_told_the_connection_its_end_is_complete_whatever_it_says_be
         }
     }
 
-    for (says_end, end) in [(true, End::Complete), (false, End::Aborted)] {
+    for (reports_end, end) in [(true, End::Complete), (false, End::Aborted)] {
         let is_at_end = Arc::new(AtomicBool::new(false));
         let response = Response::new(Changing(is_at_end.clone()));
         let connection = |mut body: ResponseBody<_>| {
             assert!(frame(&mut body).is_some());
-            is_at_end.store(says_end, SeqCst);
-            assert_eq!(body.is_end_stream(), says_end);
+            is_at_end.store(reports_end, SeqCst);
+            assert_eq!(body.is_end_stream(), reports_end);
             is_at_end.store(false, SeqCst);
         };
         assert_eq!(outcome(request(Method::GET), response, connection).await.end, end);
@@ -121,7 +120,7 @@ async fn a_body_that_told_the_connection_its_end_is_complete_whatever_it_says_be
 }
 
 #[tokio::test]
-async fn a_satisfied_content_length_is_complete_without_an_end_c2() {
+async fn reached_content_length_is_complete_without_an_end() {
     let response = with_length(10, Script::new([Step::Data(6), Step::Data(4), Step::Pending]));
     let proxied = |mut body: ResponseBody<_>| assert_eq!(read(&mut body), 2);
     assert_eq!(
@@ -131,7 +130,7 @@ async fn a_satisfied_content_length_is_complete_without_an_end_c2() {
 }
 
 #[tokio::test]
-async fn a_body_of_unknown_length_is_complete_at_its_end_only_and_counts_what_it_was_b1() {
+async fn body_of_unknown_length_is_complete_at_its_end() {
     let response = Response::builder().status(201).header("x-kind", "test").body(Script::of(6)).unwrap();
     let outcome = outcome(request(Method::GET), response, consume).await;
     assert_eq!(parts(&outcome), (End::Complete, Delivery::HandedOver, 6));
@@ -142,7 +141,7 @@ async fn a_body_of_unknown_length_is_complete_at_its_end_only_and_counts_what_it
 }
 
 #[tokio::test]
-async fn trailers_are_the_end_c6() {
+async fn trailers_end_the_body() {
     let trailers = HeaderMap::from_iter([("x-sum".parse().unwrap(), "1".parse().unwrap())]);
     let response = Response::new(Script::new([Step::Data(6), Step::Trailers(trailers), Step::Pending]));
     let until_trailers = |mut body: ResponseBody<_>| assert_eq!(read(&mut body), 2);
@@ -153,8 +152,8 @@ async fn trailers_are_the_end_c6() {
 }
 
 #[tokio::test]
-async fn a_body_shorter_than_its_length_was_delivered_on_http2_only() {
-    for (version, delivery) in [(Version::HTTP_11, Delivery::None), (Version::HTTP_2, Delivery::HandedOver)] {
+async fn body_under_its_length_is_handed_over_on_http2_only() {
+    for (version, delivery) in [(Version::HTTP_11, Delivery::NotDelivered), (Version::HTTP_2, Delivery::HandedOver)] {
         let request = Request::builder().version(version).body(()).unwrap();
         let outcome = outcome(request, with_length(10, Script::of(4)), consume).await;
         assert_eq!(parts(&outcome), (End::BodyTooShort, delivery, 4));
@@ -162,7 +161,7 @@ async fn a_body_shorter_than_its_length_was_delivered_on_http2_only() {
 }
 
 #[tokio::test]
-async fn a_body_longer_than_its_length_is_cut_on_http1_only() {
+async fn body_over_its_length_is_truncated_on_http1_only() {
     for (version, bytes) in [(Version::HTTP_11, 10), (Version::HTTP_2, 16)] {
         let request = Request::builder().version(version).body(()).unwrap();
         let outcome = outcome(request, with_length(10, Script::of(16)), consume).await;
@@ -172,31 +171,31 @@ async fn a_body_longer_than_its_length_is_cut_on_http1_only() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_aborts_at_the_byte_where_it_was_b6_c5() {
+async fn early_drop_is_aborted_with_the_bytes_so_far() {
     let frames = (0..50).map(|_| Step::Data(1 << 20));
     let four_of_fifty = |mut body: ResponseBody<_>| (0..4).for_each(|_| assert!(frame(&mut body).is_some()));
     let outcome = outcome(request(Method::GET), Response::new(Script::new(frames)), four_of_fifty).await;
-    assert_eq!(parts(&outcome), (End::Aborted, Delivery::None, 4 << 20));
+    assert_eq!(parts(&outcome), (End::Aborted, Delivery::NotDelivered, 4 << 20));
     assert!(outcome.is_success() && !outcome.is_complete());
 }
 
 #[tokio::test]
-async fn an_error_of_the_body_is_no_abort_and_its_text_is_kept_b8() {
+async fn body_error_is_reported_with_its_text() {
     let response = Response::new(Script::new([Step::Data(6), Step::Error("disk")]));
     let outcome = outcome(request(Method::GET), response, consume).await;
-    assert_eq!(parts(&outcome), (End::BodyError, Delivery::None, 6));
+    assert_eq!(parts(&outcome), (End::BodyError, Delivery::NotDelivered, 6));
     assert_eq!(outcome.error.as_deref(), Some("disk"));
 }
 
 #[tokio::test]
-async fn a_body_that_an_outer_layer_replaced_was_no_response() {
+async fn replaced_body_is_no_response() {
     let outcome = outcome(request(Method::GET), Response::new(Script::of(6)), drop).await;
-    assert_eq!(parts(&outcome), (End::NoResponse, Delivery::None, 0));
-    assert_eq!(outcome.status, Some(StatusCode::OK), "that is what the handler said");
+    assert_eq!(parts(&outcome), (End::NoResponse, Delivery::NotDelivered, 0));
+    assert_eq!(outcome.status, Some(StatusCode::OK), "the status is the handler's");
 }
 
 #[tokio::test]
-async fn whoever_polls_after_the_end_changes_nothing() {
+async fn polls_after_the_end_change_nothing() {
     let polled_on = |mut body: ResponseBody<_>| {
         assert_eq!(read(&mut body), 1);
         (0..3).for_each(|_| assert!(frame(&mut body).is_none()));
@@ -205,19 +204,19 @@ async fn whoever_polls_after_the_end_changes_nothing() {
     assert_eq!(parts(&outcome), (End::Complete, Delivery::HandedOver, 6));
 }
 
-/// 5.10: the time until the hooks get their turn is none of the response's.
+/// The delay until the hooks run is not part of the response.
 #[tokio::test(start_paused = true)]
-async fn the_total_is_the_time_to_the_end_and_not_to_the_hook() {
+async fn total_ends_with_the_response_and_not_with_the_hook() {
     let (second, mut outcome) = (std::time::Duration::from_secs(1), None);
     let handler = async |after| {
-        outcome = Some(told(&after));
+        outcome = Some(outcome_of(&after));
         tokio::time::sleep(second).await;
         Ok::<_, Infallible>(Response::new(Script::of(6)))
     };
-    let response = respond(&AfterResponseLayer::default(), Request::new(()), handler).await.unwrap();
+    let response = respond(&hooks_only(), Request::new(()), handler).await.unwrap();
     tokio::time::advance(second).await;
     drop(response);
-    tokio::time::advance(second).await; // before anything else has its turn
+    tokio::time::advance(second).await; // before any other task runs
     let outcome = outcome.unwrap().await.unwrap();
     assert_eq!((outcome.time_to_head, outcome.total), (Some(second), 2 * second));
 }

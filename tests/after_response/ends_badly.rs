@@ -1,4 +1,4 @@
-//! 5.2: one outcome on every path, where something fails, panics or is dropped.
+//! Outcomes of responses that fail, panic or are dropped.
 
 use std::{
     convert::Infallible,
@@ -16,34 +16,36 @@ use tokio::sync::oneshot::Receiver;
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_offload::{
-    AfterResponse, AfterResponseLayer,
+    AfterResponse,
     after_response::{Delivery, End, Outcome},
 };
 
-use crate::support::{Log, Script, Step, drained, frame, handle, layer, on_no_thread, respond, told};
+use crate::support::{
+    Log, Script, Step, after_shutdown, frame, handle, hooks_only, layer, on_no_thread, outcome_of, respond,
+};
 
-type Answer = Result<Response<Script>, Infallible>;
+type HandlerResult = Result<Response<Script>, Infallible>;
 
-async fn ended(told: Option<Receiver<Outcome>>) -> (End, Option<String>) {
-    let outcome = told.expect("the handler ran").await.expect("the hook is called");
-    assert_eq!(outcome.delivery, Delivery::None);
+async fn ended(rx: Option<Receiver<Outcome>>) -> (End, Option<String>) {
+    let outcome = rx.expect("the handler ran").await.expect("the hook is called");
+    assert_eq!(outcome.delivery, Delivery::NotDelivered);
     (outcome.end, outcome.error)
 }
 
 #[tokio::test]
-async fn the_error_of_a_handler_is_told_and_passed_on_b2() {
+async fn handler_error_is_reported_and_returned() {
     let mut outcome = None;
     let handler = async |after: AfterResponse| {
-        outcome = Some(told(&after));
+        outcome = Some(outcome_of(&after));
         Err::<Response<Script>, _>("no database")
     };
-    let answer = respond(&AfterResponseLayer::default(), Request::new(()), handler).await;
+    let answer = respond(&hooks_only(), Request::new(()), handler).await;
     assert_eq!(answer.unwrap_err(), "no database");
     assert_eq!(ended(outcome).await, (End::HandlerError, Some("no database".to_owned())));
 }
 
 #[tokio::test]
-async fn an_error_that_cannot_be_shown_is_one_without_text() {
+async fn panicking_display_reports_an_error_without_text() {
     struct Mute;
     impl std::fmt::Display for Mute {
         fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -52,42 +54,42 @@ async fn an_error_that_cannot_be_shown_is_one_without_text() {
     }
     let mut outcome = None;
     let handler = async |after: AfterResponse| {
-        outcome = Some(told(&after));
+        outcome = Some(outcome_of(&after));
         Err::<Response<Script>, _>(Mute)
     };
-    assert!(respond(&AfterResponseLayer::default(), Request::new(()), handler).await.is_err());
+    assert!(respond(&hooks_only(), Request::new(()), handler).await.is_err());
     assert_eq!(ended(outcome).await, (End::HandlerError, None));
 }
 
-/// hyper answers 500 in its place.
+/// hyper sends 500 instead.
 #[tokio::test]
-async fn an_interim_status_is_no_response_of_a_handler() {
+async fn informational_status_is_a_handler_error() {
     for status in [100, 102, 103, 199] {
         let (background, log, mut outcome) = (on_no_thread(), Log::default(), None);
         let handler = async |after: AfterResponse| {
-            outcome = Some(told(&after));
-            after.run(log.adds("default")).unwrap();
-            after.task("always").always().run(log.adds("always")).unwrap();
+            outcome = Some(outcome_of(&after));
+            after.spawn_blocking(log.adds("default")).unwrap();
+            after.task("always").always().spawn_blocking(log.adds("always")).unwrap();
             Ok::<_, Infallible>(Response::builder().status(status).body(Script::default()).unwrap())
         };
         drop(respond(&layer(&background), Request::new(()), handler).await);
         let (end, error) = ended(outcome).await;
         assert_eq!(end, End::HandlerError, "{status}");
         assert!(error.unwrap().starts_with(&status.to_string()));
-        drained(&background).await;
+        after_shutdown(&background).await;
         assert_eq!(log.entries(), ["always"]);
     }
 }
 
 #[tokio::test]
-async fn a_panic_of_a_handler_goes_on_to_the_caller() {
+async fn handler_panic_resumes_in_the_caller() {
     let mut outcome = None;
-    let handler = async |after: AfterResponse| -> Answer {
-        outcome = Some(told(&after));
+    let handler = async |after: AfterResponse| -> HandlerResult {
+        outcome = Some(outcome_of(&after));
         tokio::task::yield_now().await;
         panic!("in the handler")
     };
-    let layer = AfterResponseLayer::default();
+    let layer = hooks_only();
     let answer = AssertUnwindSafe(respond(&layer, Request::new(()), handler));
     let payload = answer.catch_unwind().await.unwrap_err();
     assert_eq!(payload.downcast_ref(), Some(&"in the handler"));
@@ -95,13 +97,13 @@ async fn a_panic_of_a_handler_goes_on_to_the_caller() {
 }
 
 #[tokio::test]
-async fn whoever_catches_a_panic_outside_answers_and_inside_is_the_handler() {
-    async fn answer(is_outside: bool) -> (StatusCode, Outcome) {
-        let (tell, told) = std::sync::mpsc::channel();
+async fn catch_panic_layer_outside_and_inside_of_the_layer() {
+    async fn send(is_outside: bool) -> (StatusCode, Outcome) {
+        let (tx, rx) = std::sync::mpsc::channel();
         let handler = service_fn(move |request: Request<()>| {
             handle(&request).hook({
-                let tell = tell.clone();
-                move |outcome| tell.send(outcome.clone()).unwrap()
+                let tx = tx.clone();
+                move |outcome| tx.send(outcome.clone()).unwrap()
             });
             async {
                 if true {
@@ -111,7 +113,7 @@ async fn whoever_catches_a_panic_outside_answers_and_inside_is_the_handler() {
                 }
             }
         });
-        let (layer, catch) = (AfterResponseLayer::default(), CatchPanicLayer::new());
+        let (layer, catch) = (hooks_only(), CatchPanicLayer::new());
         let status = if is_outside {
             ServiceBuilder::new()
                 .layer(catch)
@@ -128,27 +130,27 @@ async fn whoever_catches_a_panic_outside_answers_and_inside_is_the_handler() {
             response.status()
         };
         let outcome = loop {
-            match told.try_recv() {
+            match rx.try_recv() {
                 Ok(outcome) => break outcome,
                 Err(_) => tokio::task::yield_now().await,
             }
         };
         (status, outcome)
     }
-    let (status, outcome) = answer(true).await;
+    let (status, outcome) = send(true).await;
     assert_eq!((status, outcome.end, outcome.status), (StatusCode::INTERNAL_SERVER_ERROR, End::HandlerError, None));
-    let (status, outcome) = answer(false).await;
+    let (status, outcome) = send(false).await;
     assert_eq!((status, outcome.end, outcome.status), (StatusCode::INTERNAL_SERVER_ERROR, End::Complete, Some(status)));
 }
 
 #[tokio::test]
-async fn a_panic_in_call_itself_is_the_handlers() {
+async fn panic_in_call_is_a_handler_error() {
     let mut outcome = None;
-    let service = service_fn(|request: Request<()>| -> std::future::Ready<Answer> {
-        outcome = Some(told(&handle(&request)));
+    let service = service_fn(|request: Request<()>| -> std::future::Ready<HandlerResult> {
+        outcome = Some(outcome_of(&handle(&request)));
         panic!("in call")
     });
-    let mut service = AfterResponseLayer::default().layer(service);
+    let mut service = hooks_only().layer(service);
     let call = std::panic::catch_unwind(AssertUnwindSafe(|| drop(service.call(Request::new(())))));
     assert!(call.is_err());
     drop(service);
@@ -156,14 +158,14 @@ async fn a_panic_in_call_itself_is_the_handlers() {
 }
 
 #[tokio::test]
-async fn a_handler_that_is_dropped_before_its_head_made_no_response_b10() {
+async fn handler_dropped_before_its_head_is_no_response() {
     for polls in 0..2 {
         let mut outcome = None;
         let service = service_fn(|request: Request<()>| {
-            outcome = Some(told(&handle(&request)));
-            std::future::pending::<Answer>()
+            outcome = Some(outcome_of(&handle(&request)));
+            std::future::pending::<HandlerResult>()
         });
-        let mut service = AfterResponseLayer::default().layer(service);
+        let mut service = hooks_only().layer(service);
         let mut call = service.call(Request::new(()));
         (0..polls).for_each(|_| assert!((&mut call).now_or_never().is_none()));
         drop(call);
@@ -173,15 +175,15 @@ async fn a_handler_that_is_dropped_before_its_head_made_no_response_b10() {
 }
 
 #[tokio::test]
-async fn wherever_the_future_is_dropped_its_hooks_are_called_here() {
+async fn future_dropped_elsewhere_runs_hooks_on_the_runtime() {
     for elsewhere in [|call| drop(tokio::spawn(async { drop(call) })), |call| drop(std::thread::spawn(|| drop(call)))] {
         let elsewhere: fn(Box<dyn Send>) = elsewhere;
         let mut outcome = None;
         let service = service_fn(|request: Request<()>| {
-            outcome = Some(told(&handle(&request)));
-            std::future::pending::<Answer>()
+            outcome = Some(outcome_of(&handle(&request)));
+            std::future::pending::<HandlerResult>()
         });
-        let mut service = AfterResponseLayer::default().layer(service);
+        let mut service = hooks_only().layer(service);
         elsewhere(Box::new(service.call(Request::new(()))));
         drop(service);
         assert_eq!(ended(outcome).await, (End::NoResponse, None));
@@ -189,20 +191,20 @@ async fn wherever_the_future_is_dropped_its_hooks_are_called_here() {
 }
 
 #[tokio::test]
-async fn a_body_that_panics_failed() {
+async fn body_panic_is_a_body_error() {
     let mut outcome = None;
-    let handler = async |after: AfterResponse| -> Answer {
-        outcome = Some(told(&after));
+    let handler = async |after: AfterResponse| -> HandlerResult {
+        outcome = Some(outcome_of(&after));
         Ok(Response::new(Script::new([Step::Data(6), Step::Panic])))
     };
-    let mut body = respond(&AfterResponseLayer::default(), Request::new(()), handler).await.unwrap().into_body();
+    let mut body = respond(&hooks_only(), Request::new(()), handler).await.unwrap().into_body();
     assert!(frame(&mut body).is_some());
     assert!(std::panic::catch_unwind(AssertUnwindSafe(|| frame(&mut body))).is_err());
     drop(body);
     assert_eq!(ended(outcome).await, (End::BodyError, Some("panicked".to_owned())));
 }
 
-/// Panics when it is asked for its length (`true`), or for its end after a frame (`false`).
+/// Panics in `size_hint` (`true`), or in `is_end_stream` after a frame (`false`).
 struct Rude(bool);
 
 impl Body for Rude {
@@ -226,14 +228,14 @@ impl Body for Rude {
 }
 
 #[tokio::test]
-async fn a_body_that_panics_when_it_is_asked_about_itself_failed() {
+async fn panic_in_size_hint_or_is_end_stream_is_an_error() {
     for (rude, end) in [(true, End::HandlerError), (false, End::BodyError)] {
         let mut outcome = None;
         let handler = async |after: AfterResponse| {
-            outcome = Some(told(&after));
+            outcome = Some(outcome_of(&after));
             Ok::<_, Infallible>(Response::new(Rude(rude)))
         };
-        let layer = AfterResponseLayer::default();
+        let layer = hooks_only();
         if let Ok(response) = AssertUnwindSafe(respond(&layer, Request::new(()), handler)).catch_unwind().await {
             let mut body = response.unwrap().into_body();
             assert!(std::panic::catch_unwind(AssertUnwindSafe(|| frame(&mut body))).is_err());
@@ -252,24 +254,24 @@ impl Drop for Bomb {
 }
 
 #[tokio::test]
-async fn what_panics_in_its_drop_keeps_no_hook_from_being_called() {
+async fn panic_in_drop_does_not_prevent_hooks() {
     let (mut of_handler, mut of_body) = (None, None);
     let service = service_fn(|request: Request<()>| {
-        of_handler = Some(told(&handle(&request)));
+        of_handler = Some(outcome_of(&handle(&request)));
         let bomb = Bomb;
         async move {
             let _bomb = bomb;
-            std::future::pending::<Answer>().await
+            std::future::pending::<HandlerResult>().await
         }
     });
-    let mut service = AfterResponseLayer::default().layer(service);
+    let mut service = hooks_only().layer(service);
     let call = service.call(Request::new(()));
     assert!(std::panic::catch_unwind(AssertUnwindSafe(|| drop(call))).is_err());
     drop(service);
     assert_eq!(ended(of_handler).await, (End::NoResponse, None));
 
     let handler = async |after: AfterResponse| {
-        of_body = Some(told(&after));
+        of_body = Some(outcome_of(&after));
         let bomb = Bomb;
         let frames = futures_util::stream::repeat_with(move || {
             let _bomb = &bomb;
@@ -277,7 +279,7 @@ async fn what_panics_in_its_drop_keeps_no_hook_from_being_called() {
         });
         Ok::<_, Infallible>(Response::new(http_body_util::StreamBody::new(frames)))
     };
-    let mut response = respond(&AfterResponseLayer::default(), Request::new(()), handler).await.unwrap();
+    let mut response = respond(&hooks_only(), Request::new(()), handler).await.unwrap();
     assert!(frame(response.body_mut()).is_some());
     assert!(std::panic::catch_unwind(AssertUnwindSafe(|| drop(response))).is_err());
     assert_eq!(ended(of_body).await, (End::Aborted, None));

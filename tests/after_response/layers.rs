@@ -1,4 +1,4 @@
-//! The layer twice, in routers in routers, and behind others.
+//! Nested layers, nested routers, and other layers around this one.
 
 use std::{
     convert::Infallible,
@@ -18,25 +18,25 @@ use http_body_util::Full;
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_offload::{AfterResponse, OffloadLayer, ThreadPool, after_response::End, pool::Pool};
 
-use crate::support::{Log, Script, drained, handle, layer, on_no_thread, read, told};
+use crate::support::{Log, Script, after_shutdown, handle, layer, on_no_thread, outcome_of, read};
 
 fn request(path: &str) -> Request {
     Request::builder().uri(path).body(Body::empty()).unwrap()
 }
 
 #[tokio::test]
-async fn the_outer_layer_owns_the_response_and_its_background_runs_the_tasks() {
+async fn outer_layer_owns_the_response_and_runs_the_tasks() {
     let (outer, inner, log) = (on_no_thread(), on_no_thread(), Log::default());
     let in_handler = log.clone();
     let handler = service_fn(move |request: http::Request<()>| {
         let (after, log) = (handle(&request), in_handler.clone());
-        after.run(log.adds("task of the handler")).unwrap();
+        after.spawn_blocking(log.adds("task of the handler")).unwrap();
         after.hook(move |outcome| log.add(format!("{} {}", outcome.end, outcome.body_bytes)));
         async { Ok::<_, Infallible>(Response::new(Script::of(3))) }
     });
     let between = |mut service: tower_offload::after_response::AfterResponseService<_>, log: Log| {
         service_fn(move |request: http::Request<()>| {
-            handle(&request).run(log.adds("task of the layer between")).unwrap();
+            handle(&request).spawn_blocking(log.adds("task of the layer between")).unwrap();
             service.call(request)
         })
     };
@@ -44,38 +44,38 @@ async fn the_outer_layer_owns_the_response_and_its_background_runs_the_tasks() {
     let mut response = service.oneshot(http::Request::new(())).await.unwrap();
     read(response.body_mut());
     drop(response);
-    assert_eq!((drained(&outer).await.completed, drained(&inner).await.completed), (2, 0));
+    assert_eq!((after_shutdown(&outer).await.completed, after_shutdown(&inner).await.completed), (2, 0));
     assert_eq!(log.entries(), ["complete 3", "task of the layer between", "task of the handler"]);
 }
 
 #[tokio::test]
-async fn behind_ten_layers_of_any_kind_every_task_runs_though_the_client_leaves_a11() {
+async fn tasks_of_ten_nested_layers_all_run() {
     let (background, log) = (on_no_thread(), Log::default());
     let mut router = Router::new().route("/", get(async |after: AfterResponse| after.hook(|_| ())));
     for number in 0..10 {
         let log = log.clone();
         let register = move |after: AfterResponse, request: Request, next: Next| {
-            after.run(log.adds(number)).unwrap();
+            after.spawn_blocking(log.adds(number)).unwrap();
             next.run(request)
         };
         router = router.layer(from_fn(register)).layer(layer(&background));
     }
     drop(router.oneshot(request("/")).await.unwrap());
-    assert_eq!(drained(&background).await.completed, 10);
+    assert_eq!(after_shutdown(&background).await.completed, 10);
     assert_eq!(log.entries(), (0..10).rev().map(|number| number.to_string()).collect::<Vec<_>>());
 }
 
 #[tokio::test]
-async fn nested_and_merged_routers_and_fallbacks_are_all_behind_it() {
+async fn nested_and_merged_routers_and_fallbacks_have_the_handle() {
     let background = on_no_thread();
     let register = async |after: AfterResponse| {
-        after.task("").always().run(|| ()).unwrap();
+        after.task("").always().spawn_blocking(|| ()).unwrap();
         StatusCode::IM_A_TEAPOT
     };
     let deep = Router::new().route("/leaf", get(register)).layer(layer(&background));
     let nested = Router::new().nest("/b", deep).route("/leaf", get(register));
     let service = ServiceBuilder::new().layer(layer(&background)).service_fn(|request: Request| {
-        handle(&request).run(|| ()).unwrap();
+        handle(&request).spawn_blocking(|| ()).unwrap();
         async { Ok::<_, Infallible>(Response::new(Body::empty())) }
     });
     let app = Router::new()
@@ -88,16 +88,17 @@ async fn nested_and_merged_routers_and_fallbacks_are_all_behind_it() {
         let expected = if path == "/service" { StatusCode::OK } else { StatusCode::IM_A_TEAPOT };
         assert_eq!(app.clone().oneshot(request(path)).await.unwrap().status(), expected, "{path}");
     }
-    assert_eq!(drained(&background).await.completed, 5);
+    assert_eq!(after_shutdown(&background).await.completed, 5);
 }
 
-/// A service that makes a request out of another: what it registers is the first one's.
+/// A service that copies the extensions of a request into a new one registers work for the first
+/// request.
 #[tokio::test]
-async fn a_request_with_the_extensions_of_another_has_its_handle() {
+async fn copied_extensions_share_the_handle() {
     let (background, log) = (on_no_thread(), Log::default());
     let inside = log.clone();
     let inner = layer(&background).layer(service_fn(move |request: http::Request<()>| {
-        handle(&request).run(inside.adds("of the inner request")).unwrap();
+        handle(&request).spawn_blocking(inside.adds("of the inner request")).unwrap();
         async { Ok::<_, Infallible>(Response::new(Script::of(3))) }
     }));
     let outer = layer(&background).layer(service_fn(async |request: http::Request<()>| {
@@ -109,17 +110,18 @@ async fn a_request_with_the_extensions_of_another_has_its_handle() {
         Ok::<_, Infallible>(Response::new(Script::of(5)))
     }));
     drop(outer.oneshot(http::Request::new(())).await);
-    assert_eq!(drained(&background).await.completed, 1);
+    assert_eq!(after_shutdown(&background).await.completed, 1);
     assert_eq!(log.entries(), ["the inner response is over", "of the inner request"]);
 }
 
-/// An outer layer that keeps data back after the inner end is past what this one sees; inside of it is said so.
+/// The layer cannot see an outer layer that buffers the body, so its outcome ends with the inner
+/// body.
 #[tokio::test]
-async fn behind_a_layer_that_buffers_the_end_is_that_of_the_inner_body() {
+async fn outcome_inside_a_buffering_layer_ends_with_the_inner_body() {
     let background = on_no_thread();
-    let (tell, outcome) = std::sync::mpsc::channel();
+    let (tx, outcome) = std::sync::mpsc::channel();
     let handler = get(async move |after: AfterResponse| {
-        tell.send(told(&after)).unwrap();
+        tx.send(outcome_of(&after)).unwrap();
         "12345"
     });
     let buffers = axum::middleware::map_response(async |response: Response<Body>| {
@@ -133,9 +135,9 @@ async fn behind_a_layer_that_buffers_the_end_is_that_of_the_inner_body() {
     drop(response);
 }
 
-/// P1, P2: the instance that was polled ready is the one that is called, and its readiness is the only one.
+/// The instance that was polled ready is called, and a clone is not ready.
 #[tokio::test]
-async fn readiness_is_the_inner_services_own() {
+async fn readiness_belongs_to_the_polled_instance() {
     #[derive(Debug)]
     struct Probe(bool);
     impl Clone for Probe {
@@ -169,19 +171,19 @@ async fn readiness_is_the_inner_services_own() {
     assert!(service.get_ref().0 && service.get_mut().0 && service.into_inner().0);
 }
 
-/// Inside of a layer that offloads: the handler registers on a thread of the pool, and the hook is called in the runtime.
+/// The handler registers on a thread of the pool, and the hook runs on the runtime.
 #[tokio::test]
-async fn an_offloaded_handler_registers_as_any_other() {
+async fn offloaded_handler_registers_hooks_and_tasks() {
     let background = on_no_thread();
-    let (tell, mut hooked) = tokio::sync::mpsc::unbounded_channel();
+    let (tx, mut hooked) = tokio::sync::mpsc::unbounded_channel();
     let pool = ThreadPool::builder().threads(1).build().unwrap();
     let service = ServiceBuilder::new().layer(OffloadLayer::new(pool.clone())).layer(layer(&background)).service(
         service_fn(move |request: http::Request<()>| {
-            let (after, tell) = (handle(&request), tell.clone());
+            let (after, tx) = (handle(&request), tx.clone());
             async move {
                 let there = std::thread::current().id();
-                after.hook(move |outcome| tell.send((there, std::thread::current().id(), outcome.body_bytes)).unwrap());
-                after.run(|| ()).unwrap();
+                after.hook(move |outcome| tx.send((there, std::thread::current().id(), outcome.body_bytes)).unwrap());
+                after.spawn_blocking(|| ()).unwrap();
                 Ok::<_, Infallible>(Response::new(Full::new(bytes::Bytes::from_static(b"body"))))
             }
         }),
@@ -193,9 +195,9 @@ async fn an_offloaded_handler_registers_as_any_other() {
     let (there, here, bytes) = hooked.recv().await.unwrap();
     assert_eq!((here, bytes), (std::thread::current().id(), 4));
     assert_ne!(there, here);
-    assert_eq!(drained(&background).await.completed, 1);
+    assert_eq!(after_shutdown(&background).await.completed, 1);
 
-    // A refusal of the layer outside has a body that is nobody's response.
+    // The body of a rejection by the offload layer belongs to no exchange.
     pool.shutdown(crate::support::LONG).await;
     let refused = service.oneshot(http::Request::new(())).await.unwrap();
     assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);

@@ -1,7 +1,7 @@
-//! What runs after the response, from the outside. Numbers such as D4 or E15 are those of the acceptance list (cases taken from
-//! other frameworks' own test suites), those such as 5.3 are points of the design.
+//! Tests of work after the response, through the public API.
 //!
-//! A hook is an `FnOnce`, so it is never called twice; that it is called at all each test waits for.
+//! A hook is an `FnOnce`, so it cannot be called twice. Each test waits for the calls that it
+//! expects.
 #![allow(clippy::unwrap_used)]
 
 mod apart;

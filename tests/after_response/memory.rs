@@ -1,19 +1,19 @@
-//! What holds the handle and is held by it is given back all the same.
+//! Work that holds its own handle is released.
 
 use std::sync::{Arc, Weak};
 
 use tower_offload::{AfterResponse, after_response::End};
 
-use crate::support::{Log, drained, exchange, on_no_thread, responded};
+use crate::support::{Log, after_shutdown, exchange, on_no_thread, responded};
 
-/// Something that lives as long as what was registered.
+/// A value that lives as long as the work that holds it.
 fn tracer() -> (Arc<()>, Weak<()>) {
     let held = Arc::new(());
     let tracer = Arc::downgrade(&held);
     (held, tracer)
 }
 
-/// Registers work of each kind that holds the handle, through which it holds itself.
+/// Registers work of each kind that holds the handle, and so holds itself.
 fn register(after: &AfterResponse, held: &Arc<()>) {
     let own = || (after.clone(), held.clone());
     let it = own();
@@ -24,7 +24,7 @@ fn register(after: &AfterResponse, held: &Arc<()>) {
             let _ = &also;
             condition
         };
-        after.task("").when(when).run(move || drop(it)).unwrap();
+        after.task("").when(when).spawn_blocking(move || drop(it)).unwrap();
         let it = own();
         after.task("").when(move |_| condition).spawn(async move { drop(it) }).unwrap();
         let it = own();
@@ -32,20 +32,20 @@ fn register(after: &AfterResponse, held: &Arc<()>) {
             drop(it);
             Err("no")
         };
-        after.task("").when(move |_| condition).run(error).unwrap();
+        after.task("").when(move |_| condition).spawn_blocking(error).unwrap();
     }
     let it = own();
-    assert!(after.run(move || drop(it)).unwrap().cancel());
+    assert!(after.spawn_blocking(move || drop(it)).unwrap().cancel());
 }
 
 #[tokio::test]
-async fn work_that_holds_the_handle_is_no_leak_at_any_end() {
+async fn work_holding_the_handle_is_released_at_every_end() {
     for end in [End::Aborted, End::BodyError, End::BodyTooShort, End::Complete, End::HandlerError, End::NoResponse] {
         let background = on_no_thread();
         let (held, tracer) = tracer();
         exchange(&background, 200, end, |after| register(after, &held)).await;
         drop(held);
-        drained(&background).await;
+        after_shutdown(&background).await;
         while tracer.strong_count() > 0 {
             tokio::task::yield_now().await;
         }
@@ -53,24 +53,24 @@ async fn work_that_holds_the_handle_is_no_leak_at_any_end() {
 }
 
 #[tokio::test]
-async fn what_a_failure_stops_is_given_back() {
+async fn tasks_stopped_by_a_failure_are_released() {
     let background = on_no_thread();
     let (held, tracer) = tracer();
     let response = responded(&background, |after| {
-        after.task("").stop_on_error().run(|| Err("no")).unwrap();
+        after.task("").stop_on_error().spawn_blocking(|| Err("no")).unwrap();
         register(after, &held);
     });
     drop(response.await);
     drop(held);
-    drained(&background).await;
+    after_shutdown(&background).await;
     while tracer.strong_count() > 0 {
         tokio::task::yield_now().await;
     }
 }
 
-/// A stream that does so for each of its messages must not grow with their number: places are free, so nothing else bounds it.
+/// A stream that replaces a task for each of its messages must not grow with their number.
 #[tokio::test]
-async fn what_is_replaced_or_cancelled_by_name_is_given_back_at_once() {
+async fn replaced_and_cancelled_tasks_are_released_at_once() {
     let background = on_no_thread();
     let (held, tracer) = tracer();
     let mut kept = None;
@@ -78,7 +78,7 @@ async fn what_is_replaced_or_cancelled_by_name_is_given_back_at_once() {
     let after = kept.unwrap();
     let register = || {
         let held = held.clone();
-        after.task("save").replace().run(move || drop(held)).unwrap()
+        after.task("save").replace().spawn_blocking(move || drop(held)).unwrap()
     };
     for _ in 0..3 {
         register();
@@ -86,7 +86,7 @@ async fn what_is_replaced_or_cancelled_by_name_is_given_back_at_once() {
     }
     assert_eq!((after.cancel("save"), tracer.strong_count()), (1, 1));
 
-    // After the end, behind one that runs.
+    // After the end of the response, queued behind a running task.
     let (proceed, proceeds) = tokio::sync::oneshot::channel::<()>();
     after.spawn(async { proceeds.await.unwrap() }).unwrap();
     drop(open);
@@ -97,13 +97,14 @@ async fn what_is_replaced_or_cancelled_by_name_is_given_back_at_once() {
         assert_eq!(tracer.strong_count(), 2);
     }
     proceed.send(()).unwrap();
-    let stats = drained(&background).await;
+    let stats = after_shutdown(&background).await;
     assert_eq!((stats.completed, stats.cancelled, stats.skipped), (2, 5, 0));
 }
 
-/// When a drain has said that a task is over, what it held is gone: also of one that never ran.
+/// Once a shutdown reports a task as ended, the values that it held are dropped, even if it never
+/// ran.
 #[tokio::test]
-async fn what_a_skipped_task_held_is_gone_before_its_place_is_free() {
+async fn skipped_task_drops_its_values_before_its_reservation() {
     struct Last(Log, tower_offload::Background);
     impl Drop for Last {
         fn drop(&mut self) {
@@ -113,9 +114,9 @@ async fn what_a_skipped_task_held_is_gone_before_its_place_is_free() {
     let (background, log) = (on_no_thread(), Log::default());
     exchange(&background, 404, End::Complete, |after| {
         let held = Last(log.clone(), background.clone());
-        after.run(move || drop(held)).unwrap();
+        after.spawn_blocking(move || drop(held)).unwrap();
     })
     .await;
-    assert_eq!(drained(&background).await.skipped, 1);
+    assert_eq!(after_shutdown(&background).await.skipped, 1);
     assert_eq!(log.entries(), ["1"]);
 }

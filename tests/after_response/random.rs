@@ -1,4 +1,5 @@
-//! Whatever is registered in whatever order: each hook is called once, each task runs once if its condition holds, else never.
+//! Random registrations: each hook runs once, and each task runs once if its condition holds,
+//! otherwise never.
 
 use std::{
     collections::BTreeMap,
@@ -19,20 +20,20 @@ use crate::support::{Script, Step, frame, handle, layer, on_no_thread};
 
 #[derive(Debug, Clone)]
 enum Move {
-    /// The client leaves.
+    /// The client closes the connection.
     Drop,
     Hook,
-    /// The connection asks for a frame.
+    /// The connection polls for a frame.
     Poll,
-    /// The handler responds, if it has not.
+    /// The handler responds, unless it did before.
     Respond,
     Task {
         condition: Condition,
         is_async: bool,
         concurrent: usize,
     },
-    /// The runtime has a turn.
-    Turn,
+    /// The runtime is polled.
+    Yield,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -76,7 +77,7 @@ fn moves() -> impl Strategy<Value = Vec<Move>> {
         4 => Just(Move::Poll),
         3 => Just(Move::Respond),
         5 => task,
-        3 => Just(Move::Turn),
+        3 => Just(Move::Yield),
     ];
     proptest::collection::vec(one, 0..40)
 }
@@ -86,12 +87,12 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     proptest::collection::vec(step, 0..4)
 }
 
-/// What the body and those who poll it make of the response.
+/// Predicts the end of the response.
 #[derive(Debug, Default)]
 struct Model {
     has_responded: bool,
     polls: usize,
-    left: bool,
+    has_left: bool,
 }
 
 impl Model {
@@ -109,7 +110,7 @@ impl Model {
     }
 }
 
-/// How often each that was registered ran.
+/// Number of runs of each hook and task.
 type Runs = Arc<Mutex<BTreeMap<usize, usize>>>;
 
 fn counting(runs: &Runs, number: usize) -> impl FnOnce() + Send + 'static {
@@ -138,13 +139,13 @@ fn register(
             work();
         })
     } else {
-        task.run(work)
+        task.spawn_blocking(work)
     };
     handle.unwrap();
 }
 
 async fn play(moves: Vec<Move>, steps: Vec<Step>, status: u16) -> Result<(), TestCaseError> {
-    let (background, runs, told) = (on_no_thread(), Runs::default(), Arc::new(Mutex::new(Vec::<Outcome>::new())));
+    let (background, runs, outcomes) = (on_no_thread(), Runs::default(), Arc::new(Mutex::new(Vec::<Outcome>::new())));
     let (respond, responds) = tokio::sync::oneshot::channel::<()>();
     let (mut respond, mut model) = (Some(respond), Model::default());
     let mut parts = Some((responds, Script::new(steps.clone())));
@@ -161,13 +162,13 @@ async fn play(moves: Vec<Move>, steps: Vec<Step>, status: u16) -> Result<(), Tes
     drop(service);
     let after = kept.unwrap();
     let (mut body, mut hooks, mut tasks) = (None, 0, Vec::new());
-    for (number, step) in moves.into_iter().chain([Move::Turn, Move::Drop]).enumerate() {
+    for (number, step) in moves.into_iter().chain([Move::Yield, Move::Drop]).enumerate() {
         match step {
             Move::Hook => {
-                let (count, told) = (counting(&runs, number), told.clone());
+                let (count, outcomes) = (counting(&runs, number), outcomes.clone());
                 after.hook(move |outcome| {
                     count();
-                    told.lock().unwrap().push(outcome.clone());
+                    outcomes.lock().unwrap().push(outcome.clone());
                 });
                 hooks += 1;
             }
@@ -177,7 +178,7 @@ async fn play(moves: Vec<Move>, steps: Vec<Step>, status: u16) -> Result<(), Tes
             }
             Move::Respond if call.is_some() => {
                 respond.take().unwrap().send(()).unwrap();
-                let response = call.take().unwrap().now_or_never().expect("it was let respond").unwrap();
+                let response = call.take().unwrap().now_or_never().expect("the handler was released").unwrap();
                 body = Some(response.into_body());
                 model.has_responded = true;
             }
@@ -189,23 +190,27 @@ async fn play(moves: Vec<Move>, steps: Vec<Step>, status: u16) -> Result<(), Tes
             }
             Move::Drop => {
                 drop((call.take(), body.take()));
-                model.left = true;
+                model.has_left = true;
             }
-            Move::Turn => tokio::task::yield_now().await,
+            Move::Yield => tokio::task::yield_now().await,
             Move::Respond => {}
         }
-        prop_assert!(model.left || runs.lock().unwrap().is_empty(), "nothing runs before the end");
+        prop_assert!(model.has_left || runs.lock().unwrap().is_empty(), "nothing runs before the response ends");
     }
-    background.drain(crate::support::LONG).await;
+    background.shutdown(crate::support::LONG).await;
     tokio::task::yield_now().await;
     let runs = std::mem::take(&mut *runs.lock().unwrap());
-    let mut told = std::mem::take(&mut *told.lock().unwrap());
+    let mut outcomes = std::mem::take(&mut *outcomes.lock().unwrap());
     prop_assert!(runs.values().all(|runs| *runs == 1), "{:?}", runs);
-    prop_assert_eq!(told.len(), hooks);
-    // It is the same whenever it is asked for; of a case without hooks, for the first time.
-    told.push(crate::support::told(&after).await.unwrap());
-    prop_assert!(told.windows(2).all(|two| (two[0].end, two[0].total) == (two[1].end, two[1].total)), "one outcome");
-    let outcome = &told[0];
+    prop_assert_eq!(outcomes.len(), hooks);
+    // A hook that is registered now gets the same outcome. It is the only one in a case without
+    // hooks.
+    outcomes.push(crate::support::outcome_of(&after).await.unwrap());
+    prop_assert!(
+        outcomes.windows(2).all(|two| (two[0].end, two[0].total) == (two[1].end, two[1].total)),
+        "one outcome"
+    );
+    let outcome = &outcomes[0];
     prop_assert_eq!(outcome.end, model.end(&steps));
     prop_assert_eq!(outcome.status.map(|status| status.as_u16()), model.has_responded.then_some(status));
     let mut skipped = 0;
@@ -220,7 +225,7 @@ async fn play(moves: Vec<Move>, steps: Vec<Step>, status: u16) -> Result<(), Tes
 
 proptest! {
     #[test]
-    fn hooks_are_called_once_and_tasks_run_once_if_they_are_wanted(
+    fn hooks_run_once_and_tasks_run_once_if_selected(
         moves in moves(),
         steps in steps(),
         status in prop_oneof![3 => Just(200_u16), 1 => Just(404)],

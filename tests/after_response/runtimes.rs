@@ -1,4 +1,5 @@
-//! Where hooks run: in the runtime of the registration, and on a thread of their own if that is gone.
+//! Hooks run on the runtime of the registration, or on a thread of their own if that runtime has
+//! shut down.
 
 use std::{sync::mpsc, thread};
 
@@ -17,147 +18,148 @@ fn small() -> runtime::Runtime {
     runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }
 
-/// One thread named `pool-0`, and none besides for hooks.
+/// A pool with one thread, named `pool-0`.
 fn pool() -> ThreadPool {
-    ThreadPool::builder().name("pool").threads(1).reserved_threads(0).build().unwrap()
+    ThreadPool::builder().name("pool").threads(1).build().unwrap()
 }
 
 fn here() -> String {
     thread::current().name().unwrap_or_default().to_owned()
 }
 
-/// A response whose hook and two tasks tell on which threads they run.
-async fn telling(background: &Background) -> (Response<ResponseBody<Script>>, mpsc::Receiver<(&'static str, String)>) {
-    let (tell, told) = mpsc::channel();
+/// A response whose hook and two tasks send the names of their threads.
+async fn reporting(
+    background: &Background,
+) -> (Response<ResponseBody<Script>>, mpsc::Receiver<(&'static str, String)>) {
+    let (tx, rx) = mpsc::channel();
     let response = responded(background, |after: &AfterResponse| {
-        let send = tell.clone();
+        let send = tx.clone();
         after.hook(move |outcome| {
             assert_eq!(outcome.end, End::NoResponse);
             send.send(("hook", here())).unwrap();
         });
-        let send = tell.clone();
-        after.run(move || send.send(("run", here())).unwrap()).unwrap();
-        after.spawn(async move { tell.send(("spawn", here())).unwrap() }).unwrap();
+        let send = tx.clone();
+        after.spawn_blocking(move || send.send(("run", here())).unwrap()).unwrap();
+        after.spawn(async move { tx.send(("spawn", here())).unwrap() }).unwrap();
     });
-    (response.await, told)
+    (response.await, rx)
 }
 
-fn expect(told: mpsc::Receiver<(&'static str, String)>, expected: [(&str, &str); 3]) {
-    let told: Vec<_> = (0..3).map(|_| told.recv_timeout(LONG).unwrap()).collect();
-    let told: Vec<_> = told.iter().map(|(what, thread)| (*what, thread.as_str())).collect();
-    assert_eq!(told, expected);
+fn expect(rx: mpsc::Receiver<(&'static str, String)>, expected: [(&str, &str); 3]) {
+    let rx: Vec<_> = (0..3).map(|_| rx.recv_timeout(LONG).unwrap()).collect();
+    let rx: Vec<_> = rx.iter().map(|(what, thread)| (*what, thread.as_str())).collect();
+    assert_eq!(rx, expected);
 }
 
 #[test]
-fn on_a_runtime_with_one_thread() {
+fn hooks_run_on_a_current_thread_runtime() {
     let (background, name) = (Background::new(pool()), here());
-    let told = small().block_on(async {
-        let (response, told) = telling(&background).await;
+    let rx = small().block_on(async {
+        let (response, rx) = reporting(&background).await;
         drop(response);
-        background.drain(LONG).await;
-        told
+        background.shutdown(LONG).await;
+        rx
     });
-    expect(told, [("hook", &name), ("run", "pool-0"), ("spawn", &name)]);
+    expect(rx, [("hook", &name), ("run", "pool-0"), ("spawn", &name)]);
 }
 
 #[test]
-fn on_a_runtime_with_many_threads() {
+fn hooks_run_on_a_multi_thread_runtime() {
     let background = Background::new(pool());
     let runtime =
         runtime::Builder::new_multi_thread().worker_threads(2).enable_all().thread_name("worker").build().unwrap();
-    let told = runtime.block_on(async {
-        let (response, told) = telling(&background).await;
+    let rx = runtime.block_on(async {
+        let (response, rx) = reporting(&background).await;
         drop(response);
-        background.drain(LONG).await;
-        told
+        background.shutdown(LONG).await;
+        rx
     });
-    expect(told, [("hook", "worker"), ("run", "pool-0"), ("spawn", "worker")]);
+    expect(rx, [("hook", "worker"), ("run", "pool-0"), ("spawn", "worker")]);
 }
 
 #[test]
-fn on_a_thread_of_its_own_if_the_runtime_went_before_the_body() {
+fn hooks_run_on_a_thread_if_the_runtime_ended_before_the_body() {
     let (background, runtime) = (Background::new(pool()), small());
-    let (response, told) = runtime.block_on(telling(&background));
+    let (response, rx) = runtime.block_on(reporting(&background));
     drop(runtime);
     drop(response);
-    expect(told, [("hook", "after-response"), ("run", "pool-0"), ("spawn", "pool-0")]);
+    expect(rx, [("hook", "after-response"), ("run", "pool-0"), ("spawn", "pool-0")]);
 }
 
 #[test]
-fn on_a_thread_of_its_own_if_the_runtime_goes_before_it_comes_to_it() {
+fn hooks_run_on_a_thread_if_the_runtime_ends_before_them() {
     let (background, runtime) = (Background::new(pool()), small());
-    let (response, told) = runtime.block_on(telling(&background));
-    drop(response); // nobody drives the runtime any more
-    assert_eq!(told.try_recv(), Err(mpsc::TryRecvError::Empty));
+    let (response, rx) = runtime.block_on(reporting(&background));
+    drop(response); // the runtime is no longer driven
+    assert_eq!(rx.try_recv(), Err(mpsc::TryRecvError::Empty));
     drop(runtime);
-    expect(told, [("hook", "after-response"), ("run", "pool-0"), ("spawn", "pool-0")]);
+    expect(rx, [("hook", "after-response"), ("run", "pool-0"), ("spawn", "pool-0")]);
 }
 
 #[test]
-fn on_a_thread_of_its_own_if_the_runtime_takes_the_connection_along() {
+fn hooks_run_on_a_thread_if_the_runtime_drops_the_connection() {
     let (background, runtime) = (Background::new(pool()), small());
-    let (response, told) = runtime.block_on(telling(&background));
+    let (response, rx) = runtime.block_on(reporting(&background));
     drop(runtime.spawn(async move {
         let _response = response;
         std::future::pending::<()>().await;
     }));
     drop(runtime);
-    expect(told, [("hook", "after-response"), ("run", "pool-0"), ("spawn", "pool-0")]);
+    expect(rx, [("hook", "after-response"), ("run", "pool-0"), ("spawn", "pool-0")]);
 }
 
 #[test]
-fn on_a_thread_of_its_own_without_any_runtime() {
+fn hooks_run_on_a_thread_without_a_runtime() {
     let background = Background::new(pool());
-    let (response, told) = pollster::block_on(telling(&background));
+    let (response, rx) = pollster::block_on(reporting(&background));
     drop(response);
-    expect(told, [("hook", "after-response"), ("run", "pool-0"), ("spawn", "pool-0")]);
+    expect(rx, [("hook", "after-response"), ("run", "pool-0"), ("spawn", "pool-0")]);
 }
 
-/// Also if nothing but tasks was registered.
 #[test]
-fn tasks_run_on_the_pool_without_any_runtime() {
+fn tasks_run_on_the_pool_without_a_runtime_and_hooks() {
     let background = Background::new(pool());
-    let (tell, told) = mpsc::channel();
+    let (tx, rx) = mpsc::channel();
     let response = responded(&background, |after: &AfterResponse| {
-        let send = tell.clone();
-        after.run(move || send.send(here()).unwrap()).unwrap();
-        after.spawn(async move { tell.send(here()).unwrap() }).unwrap();
+        let send = tx.clone();
+        after.spawn_blocking(move || send.send(here()).unwrap()).unwrap();
+        after.spawn(async move { tx.send(here()).unwrap() }).unwrap();
     });
     drop(pollster::block_on(response));
-    assert_eq!(told.iter().collect::<Vec<_>>(), ["pool-0", "pool-0"]);
+    assert_eq!(rx.iter().collect::<Vec<_>>(), ["pool-0", "pool-0"]);
 }
 
 #[test]
-fn on_the_runtime_that_ends_it_if_there_was_none_at_the_registration() {
+fn hooks_run_on_the_runtime_that_drops_the_response() {
     let (background, name) = (Background::new(pool()), here());
-    let (response, told) = pollster::block_on(telling(&background));
+    let (response, rx) = pollster::block_on(reporting(&background));
     small().block_on(async {
         drop(response);
-        background.drain(LONG).await;
+        background.shutdown(LONG).await;
     });
-    expect(told, [("hook", &name), ("run", "pool-0"), ("spawn", "pool-0")]);
+    expect(rx, [("hook", &name), ("run", "pool-0"), ("spawn", "pool-0")]);
 }
 
-/// A response whose hook tells on which thread it runs.
-fn hooked(background: &Background, tell: &mpsc::Sender<String>) {
-    let send = tell.clone();
+/// A response whose hook sends the name of its thread.
+fn hooked(background: &Background, tx: &mpsc::Sender<String>) {
+    let send = tx.clone();
     let response = responded(background, |after: &AfterResponse| after.hook(move |_| send.send(here()).unwrap()));
     drop(response.now_or_never().unwrap());
 }
 
 #[test]
-fn also_if_the_pool_is_shut_down() {
+fn hooks_run_if_the_pool_has_shut_down() {
     let pool = pool();
     let background = Background::new(pool.clone());
     small().block_on(pool.shutdown(LONG));
-    let (tell, told) = mpsc::channel();
-    hooked(&background, &tell);
-    assert_eq!(told.recv_timeout(LONG).unwrap(), "after-response");
+    let (tx, rx) = mpsc::channel();
+    hooked(&background, &tx);
+    assert_eq!(rx.recv_timeout(LONG).unwrap(), "after-response");
 }
 
-/// A hook is no task, and yet a drain that finds it due waits for it.
+/// A hook is not a task, but a shutdown waits for hooks that are due.
 #[test]
-fn a_drain_waits_for_hooks_that_are_due() {
+fn shutdown_waits_for_due_hooks() {
     let background = Background::new(pool());
     let (enter, entered) = mpsc::channel();
     let (release, released) = mpsc::channel::<()>();
@@ -170,9 +172,9 @@ fn a_drain_waits_for_hooks_that_are_due() {
     drop(response.now_or_never().unwrap());
     entered.recv().unwrap();
     small().block_on(async {
-        let mut drain = Box::pin(background.drain(LONG));
-        assert!(futures_util::poll!(&mut drain).is_pending());
+        let mut shutdown = Box::pin(background.shutdown(LONG));
+        assert!(futures_util::poll!(&mut shutdown).is_pending());
         release.send(()).unwrap();
-        assert!(drain.await.is_clean());
+        assert!(shutdown.await.is_clean());
     });
 }

@@ -1,4 +1,4 @@
-//! Services, bodies that do what they are told, and latches to hold the world still.
+//! Services, scripted bodies, and latches that hold work still.
 
 use std::{
     collections::VecDeque,
@@ -19,18 +19,18 @@ use tower::{Layer, ServiceExt, service_fn};
 use tower_offload::{
     AfterResponse, AfterResponseLayer, Background, ThreadPool,
     after_response::{End, Outcome, ResponseBody},
-    background::{Builder, Stats},
+    background::{BackgroundBuilder, BackgroundStats},
     pool::Inline,
 };
 
-/// Longer than any test takes that passes.
+/// Longer than any passing test takes.
 pub(crate) const LONG: Duration = Duration::from_secs(60);
 
-pub(crate) fn on_threads(threads: usize) -> Builder {
+pub(crate) fn on_threads(threads: usize) -> BackgroundBuilder {
     Background::builder().pool(ThreadPool::builder().threads(threads).build().unwrap())
 }
 
-/// Sync work runs where its turn comes: no threads at all.
+/// A background whose pool has no threads: blocking work runs in the task that starts it.
 pub(crate) fn on_no_thread() -> Background {
     Background::builder().pool(Inline::new()).build()
 }
@@ -39,11 +39,16 @@ pub(crate) fn layer(background: &Background) -> AfterResponseLayer {
     AfterResponseLayer::new(background.clone())
 }
 
+/// A layer for tests that only register hooks.
+pub(crate) fn hooks_only() -> AfterResponseLayer {
+    AfterResponseLayer::new(Background::default())
+}
+
 pub(crate) fn handle<B>(request: &Request<B>) -> AfterResponse {
     request.extensions().get::<AfterResponse>().expect("the layer is there").clone()
 }
 
-/// One request through the layer.
+/// Sends one request through the layer.
 pub(crate) async fn respond<B, E, Fut>(
     layer: &AfterResponseLayer,
     request: Request<()>,
@@ -59,7 +64,7 @@ where
     layer.layer(handler).oneshot(request).await
 }
 
-/// A request whose handler responds with a small body, after it has done this.
+/// Sends a request whose handler calls `handler` and responds with a small body.
 pub(crate) async fn responded(
     background: &Background,
     handler: impl FnOnce(&AfterResponse),
@@ -71,7 +76,7 @@ pub(crate) async fn responded(
     respond(&layer(background), Request::new(()), handler).await.unwrap()
 }
 
-/// A request whose response has that status and that end, and whose handler does this.
+/// Sends a request whose handler calls `handler`, and whose response has this status and this end.
 pub(crate) async fn exchange(background: &Background, status: u16, end: End, handler: impl FnOnce(&AfterResponse)) {
     let handler = async |after: AfterResponse| {
         handler(&after);
@@ -91,7 +96,7 @@ pub(crate) async fn exchange(background: &Background, status: u16, end: End, han
     }
 }
 
-/// What a body gives.
+/// A result of `poll_frame`.
 #[derive(Debug, Clone)]
 pub(crate) enum Step {
     Data(usize),
@@ -101,7 +106,7 @@ pub(crate) enum Step {
     Trailers(HeaderMap),
 }
 
-/// A body that gives what is written there. It knows neither its length nor its end.
+/// A body that returns these steps. It reports neither its length nor its end.
 #[derive(Debug, Default)]
 pub(crate) struct Script(VecDeque<Step>);
 
@@ -135,7 +140,7 @@ impl Body for Script {
     }
 }
 
-/// Polls a body once, as a connection does, and returns the frame, if there was one.
+/// Polls a body once, like a connection, and returns the frame if there is one.
 pub(crate) fn frame<B: Body + Unpin>(body: &mut B) -> Option<Frame<B::Data>> {
     body.frame().now_or_never().flatten()?.ok()
 }
@@ -145,14 +150,14 @@ pub(crate) fn read<B: Body + Unpin>(body: &mut B) -> usize {
     std::iter::from_fn(|| frame(body)).count()
 }
 
-/// A hook that tells the outcome.
-pub(crate) fn told(after: &AfterResponse) -> oneshot::Receiver<Outcome> {
-    let (tell, told) = oneshot::channel();
-    after.hook(move |outcome| tell.send(outcome.clone()).unwrap());
-    told
+/// Registers a hook that sends the outcome.
+pub(crate) fn outcome_of(after: &AfterResponse) -> oneshot::Receiver<Outcome> {
+    let (tx, rx) = oneshot::channel();
+    after.hook(move |outcome| tx.send(outcome.clone()).unwrap());
+    rx
 }
 
-/// A sync task that is held inside until it is released or dropped.
+/// A blocking task that runs until it is released or dropped.
 pub(crate) struct Held {
     release: mpsc::Sender<()>,
 }
@@ -170,12 +175,12 @@ pub(crate) async fn hold(background: &Background) -> Held {
         entered.send(()).unwrap();
         released.recv().unwrap_or_default();
     };
-    background.task("held").run(work).unwrap();
+    background.task("held").spawn_blocking(work).unwrap();
     inside.await.unwrap();
     Held { release }
 }
 
-/// What happened, in order.
+/// Entries in the order in which they were added.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Log(Arc<Mutex<Vec<String>>>);
 
@@ -184,7 +189,7 @@ impl Log {
         self.0.lock().unwrap().push(entry.to_string());
     }
 
-    /// Work that leaves an entry.
+    /// Returns work that adds an entry.
     pub(crate) fn adds(&self, entry: impl ToString) -> impl FnOnce() + Send + 'static {
         let (log, entry) = (self.clone(), entry.to_string());
         move || log.add(entry)
@@ -195,22 +200,22 @@ impl Log {
     }
 }
 
-/// A background that logs its failures.
-pub(crate) fn logging(builder: Builder) -> (Background, Log) {
+/// Builds a background that logs its failures.
+pub(crate) fn logging(builder: BackgroundBuilder) -> (Background, Log) {
     let log = Log::default();
     let failures = log.clone();
     (builder.on_failure(move |failure| failures.add(failure)).build(), log)
 }
 
-/// A panic whose type is that of a task.
+/// Panics, with the return type of a task.
 #[track_caller]
 pub(crate) fn panics(with: &str) {
     panic!("{with}");
 }
 
-/// Drains, and tells what was done since the beginning.
-pub(crate) async fn drained(background: &Background) -> Stats {
-    let report = background.drain(LONG).await;
+/// Shuts down the background, and returns its counters since it was built.
+pub(crate) async fn after_shutdown(background: &Background) -> BackgroundStats {
+    let report = background.shutdown(LONG).await;
     assert!(report.still_running.is_empty(), "{report}");
     background.stats()
 }

@@ -1,76 +1,78 @@
-//! Names, cancellation and time.
+//! Names, cancellation and timeouts of tasks.
 
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tower_offload::{after_response::End, background::cancelled};
 
-use crate::support::{LONG, Log, drained, exchange, hold, logging, on_no_thread, on_threads, panics, responded};
+use crate::support::{LONG, Log, after_shutdown, exchange, hold, logging, on_no_thread, on_threads, panics, responded};
 
 #[tokio::test]
-async fn of_two_of_the_same_name_the_last_one_runs_if_it_says_so_d12() {
+async fn replace_cancels_earlier_tasks_of_the_same_name() {
     let (background, log) = (on_no_thread(), Log::default());
     exchange(&background, 200, End::Complete, |after| {
-        after.task("mail").run(log.adds("first")).unwrap();
-        after.task("mail").run(log.adds("second")).unwrap();
-        after.task("index").replace().run(log.adds("index")).unwrap();
-        after.task("index").replace().run(log.adds("other index")).unwrap();
-        after.task("").replace().run(log.adds("no name")).unwrap();
-        after.task("").replace().run(log.adds("no name either")).unwrap();
+        after.task("mail").spawn_blocking(log.adds("first")).unwrap();
+        after.task("mail").spawn_blocking(log.adds("second")).unwrap();
+        after.task("index").replace().spawn_blocking(log.adds("index")).unwrap();
+        after.task("index").replace().spawn_blocking(log.adds("other index")).unwrap();
+        after.task("").replace().spawn_blocking(log.adds("no name")).unwrap();
+        after.task("").replace().spawn_blocking(log.adds("no name either")).unwrap();
     })
     .await;
-    let stats = drained(&background).await;
+    let stats = after_shutdown(&background).await;
     assert_eq!((stats.completed, stats.cancelled), (5, 1));
     assert_eq!(log.entries(), ["first", "second", "other index", "no name", "no name either"]);
 }
 
 #[tokio::test]
-async fn a_name_is_a_requests_own_d12_d13() {
+async fn names_are_scoped_to_the_request() {
     let (background, log) = (on_no_thread(), Log::default());
-    let other = responded(&background, |after| drop(after.task("mail").run(log.adds("other's mail")).unwrap())).await;
+    let other =
+        responded(&background, |after| drop(after.task("mail").spawn_blocking(log.adds("other's mail")).unwrap()))
+            .await;
     exchange(&background, 200, End::Complete, |after| {
         assert_eq!(after.cancel("mail"), 0);
-        after.task("mail").replace().run(log.adds("mail")).unwrap();
+        after.task("mail").replace().spawn_blocking(log.adds("mail")).unwrap();
     })
     .await;
     drop(other);
-    assert_eq!(drained(&background).await.completed, 2);
+    assert_eq!(after_shutdown(&background).await.completed, 2);
     assert_eq!(log.entries(), ["mail", "other's mail"]);
 }
 
 #[tokio::test]
-async fn what_is_cancelled_before_the_response_never_runs_and_its_place_is_free_at_once_d13() {
+async fn cancel_before_the_response_releases_the_reservation() {
     let (background, log) = (on_no_thread(), Log::default());
     let response = responded(&background, |after| {
-        after.task("mail").run(|| panics("ran")).unwrap();
+        after.task("mail").spawn_blocking(|| panics("ran")).unwrap();
         after.task("mail").spawn(async { panics("ran") }).unwrap();
-        let kept = after.task("index").run(log.adds("index")).unwrap();
+        let kept = after.task("index").spawn_blocking(log.adds("index")).unwrap();
         assert_eq!((after.cancel("mail"), after.cancel("mail"), after.cancel("other")), (2, 0, 0));
         assert_eq!((background.stats().reserved, background.stats().cancelled), (1, 2));
         let _ = kept;
     });
     drop(response.await);
-    let stats = drained(&background).await;
+    let stats = after_shutdown(&background).await;
     assert_eq!((stats.completed, stats.cancelled, stats.skipped), (1, 2, 0));
     assert_eq!(log.entries(), ["index"]);
 }
 
 #[tokio::test]
-async fn what_is_cancelled_after_the_response_is_told_or_never_begins_d13() {
+async fn cancel_after_the_response_stops_running_and_queued_tasks() {
     let background = on_threads(1).max_running(1).build();
     let held = hold(&background).await;
     let (saw, seen) = oneshot::channel();
     let (entered, inside) = oneshot::channel();
     let mut handle = None;
     let response = responded(&background, |after| {
-        let runs = after.task("runs").run(move || {
+        let runs = after.task("runs").spawn_blocking(move || {
             entered.send(()).unwrap();
             while !cancelled() {
                 std::thread::yield_now();
             }
             saw.send(()).unwrap();
         });
-        after.task("waits").run(|| panics("ran")).unwrap();
+        after.task("waits").spawn_blocking(|| panics("ran")).unwrap();
         handle = Some((after.clone(), runs.unwrap()));
     });
     drop(response.await);
@@ -80,14 +82,14 @@ async fn what_is_cancelled_after_the_response_is_told_or_never_begins_d13() {
     assert_eq!(after.cancel("waits"), 1);
     assert!(runs.cancel());
     seen.await.unwrap();
-    let stats = drained(&background).await;
+    let stats = after_shutdown(&background).await;
     assert_eq!((stats.completed, stats.cancelled, stats.failed), (1, 2, 0));
-    assert_eq!((after.cancel("runs"), runs.cancel()), (0, false), "over");
+    assert_eq!((after.cancel("runs"), runs.cancel()), (0, false), "both have ended");
 }
 
-/// The one in front wants to be alone, and the one behind does not.
+/// The cancelled task must run alone, and the task behind it need not.
 #[tokio::test]
-async fn cancelling_a_task_that_waits_starts_the_one_behind_it_d13() {
+async fn cancelling_a_queued_task_starts_the_next_one() {
     let background = on_no_thread();
     let ((entered, inside), (release, released)) = (oneshot::channel(), oneshot::channel::<()>());
     let (started, starts) = oneshot::channel();
@@ -105,49 +107,49 @@ async fn cancelling_a_task_that_waits_starts_the_one_behind_it_d13() {
     drop(response.await);
     inside.await.unwrap();
     assert_eq!(kept.unwrap().cancel("alone"), 1);
-    tokio::time::timeout(LONG, starts).await.unwrap().unwrap(); // while the first one runs
+    tokio::time::timeout(LONG, starts).await.unwrap().unwrap(); // while the first task runs
     release.send(()).unwrap();
-    let stats = drained(&background).await;
+    let stats = after_shutdown(&background).await;
     assert_eq!((stats.completed, stats.cancelled), (2, 1));
 }
 
 #[tokio::test]
-async fn a_timeout_ends_that_task_and_the_next_begins_d10() {
+async fn timeout_ends_the_task_and_starts_the_next() {
     let (background, failures) = logging(on_threads(1));
     let log = Log::default();
     let response = responded(&background, |after| {
         let late = after.task("late").timeout(Duration::from_millis(1));
         late.spawn(std::future::pending::<()>()).unwrap();
-        after.task("in time").timeout(LONG).run(log.adds("in time")).unwrap();
+        after.task("in time").timeout(LONG).spawn_blocking(log.adds("in time")).unwrap();
     });
     drop(response.await);
-    let stats = drained(&background).await;
+    let stats = after_shutdown(&background).await;
     assert_eq!((stats.completed, stats.failed), (1, 1));
     assert_eq!(failures.entries(), ["background task 1 `late` exceeded its timeout of 1ms"]);
     assert_eq!(log.entries(), ["in time"]);
 }
 
 #[tokio::test]
-async fn a_blocking_task_past_its_time_goes_on_beside_the_next_one_d10() {
+async fn blocking_task_past_its_timeout_runs_beside_the_next() {
     let (background, failures) = logging(on_threads(2));
     let (proceed, proceeds) = std::sync::mpsc::channel::<()>();
     let (ran, runs) = oneshot::channel();
     let response = responded(&background, |after| {
         let stuck = after.task("stuck").timeout(Duration::from_millis(1));
-        stuck.run(move || proceeds.recv_timeout(LONG).unwrap_or_default()).unwrap();
-        after.run(move || ran.send(()).unwrap()).unwrap();
+        stuck.spawn_blocking(move || proceeds.recv_timeout(LONG).unwrap_or_default()).unwrap();
+        after.spawn_blocking(move || ran.send(()).unwrap()).unwrap();
     });
     drop(response.await);
-    runs.await.unwrap(); // while the first is inside
+    runs.await.unwrap(); // while the first task still runs
     assert_eq!(failures.entries(), ["background task 1 `stuck` still runs after its timeout of 1ms"]);
     drop(proceed);
-    let stats = drained(&background).await;
+    let stats = after_shutdown(&background).await;
     assert_eq!((stats.completed, stats.failed), (1, 1));
 }
 
 #[test]
 #[should_panic = "never starts"]
-fn a_task_that_could_never_start_is_a_mistake() {
+fn zero_concurrency_panics() {
     let background = on_no_thread();
     let registered = responded(&background, |after| drop(after.task("mail").concurrent(0)));
     drop(pollster::block_on(registered));

@@ -1,4 +1,4 @@
-//! gRPC with tonic's own client and server, over a connection in memory: the status of the call decides.
+//! gRPC with tonic's client and server over an in-memory connection.
 
 use std::pin::Pin;
 
@@ -19,7 +19,7 @@ use tower_offload::{
     after_response::{Delivery, End, Outcome},
 };
 
-use crate::support::{drained, layer, on_no_thread};
+use crate::support::{after_shutdown, layer, on_no_thread};
 
 /// Registers a task and a hook in each call. Knows the services `missing`, `broken` and `endless`.
 struct Service(UnboundedSender<Outcome>);
@@ -27,9 +27,9 @@ struct Service(UnboundedSender<Outcome>);
 impl Service {
     fn register<T>(&self, request: &Request<T>) {
         let after = request.extensions().get::<AfterResponse>().unwrap();
-        after.run(|| ()).unwrap();
-        let tell = self.0.clone();
-        after.hook(move |outcome| tell.send(outcome.clone()).unwrap());
+        after.spawn_blocking(|| ()).unwrap();
+        let tx = self.0.clone();
+        after.hook(move |outcome| tx.send(outcome.clone()).unwrap());
     }
 }
 
@@ -60,10 +60,10 @@ impl Health for Service {
 }
 
 async fn connect(background: &Background) -> (HealthClient<tonic::transport::Channel>, UnboundedReceiver<Outcome>) {
-    let (tell, told) = unbounded_channel();
+    let (tx, rx) = unbounded_channel();
     let (client, server) = tokio::io::duplex(1024);
     let incoming = stream::once(async { Ok::<_, std::io::Error>(server) }).chain(stream::pending());
-    let service = HealthServer::new(Service(tell));
+    let service = HealthServer::new(Service(tx));
     tokio::spawn(Server::builder().layer(layer(background)).add_service(service).serve_with_incoming(incoming));
     let mut client = Some(client);
     let connector = tower::service_fn(move |_| {
@@ -71,7 +71,7 @@ async fn connect(background: &Background) -> (HealthClient<tonic::transport::Cha
         async move { Ok::<_, std::io::Error>(TokioIo::new(client?)) }
     });
     let channel = Endpoint::from_static("http://in.memory").connect_with_connector(connector).await.unwrap();
-    (HealthClient::new(channel), told)
+    (HealthClient::new(channel), rx)
 }
 
 fn named(service: &str) -> HealthCheckRequest {
@@ -79,27 +79,27 @@ fn named(service: &str) -> HealthCheckRequest {
 }
 
 #[tokio::test]
-async fn the_status_of_a_unary_call_decides_b5() {
+async fn unary_status_decides_success() {
     let background = on_no_thread();
-    let (mut client, mut told) = connect(&background).await;
+    let (mut client, mut rx) = connect(&background).await;
     assert_eq!(client.check(named("")).await.unwrap().into_inner().status, 1);
-    let outcome = told.recv().await.unwrap();
+    let outcome = rx.recv().await.unwrap();
     assert_eq!((outcome.end, outcome.delivery, outcome.grpc_status), (End::Complete, Delivery::HandedOver, Some(0)));
     assert!(outcome.is_success());
 
     assert_eq!(client.check(named("missing")).await.unwrap_err().code(), Code::NotFound);
-    let outcome = told.recv().await.unwrap();
+    let outcome = rx.recv().await.unwrap();
     assert_eq!((outcome.end, outcome.grpc_status), (End::Complete, Some(Code::NotFound as i32)));
     assert_eq!(outcome.status.unwrap(), 200);
     assert!(!outcome.is_success());
-    let stats = drained(&background).await;
+    let stats = after_shutdown(&background).await;
     assert_eq!((stats.completed, stats.skipped), (1, 1));
 }
 
 #[tokio::test]
-async fn the_status_at_the_end_of_a_stream_decides_b5_c6() {
+async fn status_in_stream_trailers_decides_success() {
     let background = on_no_thread();
-    let (mut client, mut told) = connect(&background).await;
+    let (mut client, mut rx) = connect(&background).await;
     for (service, code) in [("", Code::Ok), ("missing", Code::NotFound), ("broken", Code::DataLoss)] {
         let answers = match client.watch(named(service)).await {
             Ok(stream) => stream.into_inner().collect().await,
@@ -107,23 +107,23 @@ async fn the_status_at_the_end_of_a_stream_decides_b5_c6() {
         };
         let seen = answers.last().unwrap().as_ref().err().map_or(Code::Ok, Status::code);
         assert_eq!(seen, code);
-        let outcome = told.recv().await.unwrap();
+        let outcome = rx.recv().await.unwrap();
         assert_eq!((outcome.end, outcome.delivery), (End::Complete, Delivery::HandedOver));
         assert_eq!((outcome.grpc_status, outcome.is_success()), (Some(code as i32), code == Code::Ok));
     }
-    let stats = drained(&background).await;
+    let stats = after_shutdown(&background).await;
     assert_eq!((stats.completed, stats.skipped), (1, 2));
 }
 
 #[tokio::test]
-async fn a_client_that_cancels_a_stream_leaves_a_call_without_status_b6() {
+async fn cancelled_stream_is_aborted_without_a_status() {
     let background = on_no_thread();
-    let (mut client, mut told) = connect(&background).await;
+    let (mut client, mut rx) = connect(&background).await;
     let mut stream = client.watch(named("endless")).await.unwrap().into_inner();
     stream.next().await.unwrap().unwrap();
     drop(stream);
-    let outcome = told.recv().await.unwrap();
-    assert_eq!((outcome.end, outcome.delivery, outcome.grpc_status), (End::Aborted, Delivery::None, None));
+    let outcome = rx.recv().await.unwrap();
+    assert_eq!((outcome.end, outcome.delivery, outcome.grpc_status), (End::Aborted, Delivery::NotDelivered, None));
     assert!(!outcome.is_success());
-    assert_eq!(drained(&background).await.skipped, 1);
+    assert_eq!(after_shutdown(&background).await.skipped, 1);
 }

@@ -1,4 +1,4 @@
-//! On an HTTP/1 connection in memory: what a client notices of it, which is nothing.
+//! HTTP/1 over an in-memory connection: clients do not notice hooks and tasks.
 
 use axum::{Router, body::Body, extract::Request, routing::get};
 use bytes::Bytes;
@@ -12,9 +12,9 @@ use tower_offload::{
     after_response::{Delivery, End, Outcome},
 };
 
-use crate::support::{Log, drained, hold, layer, logging, on_no_thread, on_threads, panics};
+use crate::support::{Log, after_shutdown, hold, layer, logging, on_no_thread, on_threads, panics};
 
-/// A client of that router on a connection that takes so many bytes at a time.
+/// A client of `router` on a connection that buffers at most `bytes`.
 async fn connect(router: Router, bytes: usize) -> SendRequest<Body> {
     let (client, server) = tokio::io::duplex(bytes);
     let service = TowerToHyperService::new(router);
@@ -31,42 +31,43 @@ async fn get_text(client: &mut SendRequest<Body>, path: &str) -> Bytes {
     client.send_request(request).await.unwrap().into_body().collect().await.unwrap().to_bytes()
 }
 
-/// A handler that registers a hook, and this.
-fn telling(
+/// A router whose handler registers a hook that sends the outcome, and calls `register`.
+fn reporting(
     background: &Background,
     register: impl Fn(AfterResponse) + Clone + Send + Sync + 'static,
     body: impl Fn() -> Body + Clone + Send + Sync + 'static,
 ) -> (Router, UnboundedReceiver<Outcome>) {
-    let (tell, told) = unbounded_channel();
+    let (tx, rx) = unbounded_channel();
     let handler = async move |after: AfterResponse| {
-        let tell = tell.clone();
-        after.hook(move |outcome| tell.send(outcome.clone()).unwrap());
+        let tx = tx.clone();
+        after.hook(move |outcome| tx.send(outcome.clone()).unwrap());
         register(after);
         body()
     };
-    (Router::new().route("/{*path}", get(handler)).layer(layer(background)), told)
+    (Router::new().route("/{*path}", get(handler)).layer(layer(background)), rx)
 }
 
 #[tokio::test]
-async fn the_response_does_not_wait_for_its_task_nor_does_the_next_request_a3_a7() {
+async fn response_and_next_request_do_not_wait_for_tasks() {
     let background = on_threads(1).max_running(1).build();
     let held = hold(&background).await;
-    let (router, mut told) = telling(&background, |after| drop(after.run(|| ()).unwrap()), || Body::from("body"));
+    let (router, mut rx) =
+        reporting(&background, |after| drop(after.spawn_blocking(|| ()).unwrap()), || Body::from("body"));
     let mut client = connect(router, 1024).await;
     for number in 1..=3 {
         assert_eq!(get_text(&mut client, "/a").await, "body");
-        let outcome = told.recv().await.unwrap();
+        let outcome = rx.recv().await.unwrap();
         assert_eq!((outcome.end, outcome.delivery, outcome.body_bytes), (End::Complete, Delivery::HandedOver, 4));
-        assert!(told.try_recv().is_err());
-        assert_eq!(background.stats().completed, 0, "{number} wait");
+        assert!(rx.try_recv().is_err());
+        assert_eq!(background.stats().completed, 0, "request {number}: the tasks wait");
     }
     held.release();
-    assert_eq!(drained(&background).await.completed, 4);
+    assert_eq!(after_shutdown(&background).await.completed, 4);
 }
 
-/// The connection takes a few bytes at a time, and the client reads them one by one.
+/// The connection buffers only a few bytes.
 #[tokio::test]
-async fn not_before_the_last_byte_was_taken_a4() {
+async fn task_runs_after_the_last_chunk_was_taken() {
     let (background, log) = (on_no_thread(), Log::default());
     let (written, ran) = (log.clone(), log.clone());
     let body = move || {
@@ -76,67 +77,68 @@ async fn not_before_the_last_byte_was_taken_a4() {
             Ok::<_, std::convert::Infallible>(vec![b'.'; 100])
         }))
     };
-    let (router, mut told) = telling(&background, move |after| drop(after.run(ran.adds("task")).unwrap()), body);
+    let (router, mut rx) =
+        reporting(&background, move |after| drop(after.spawn_blocking(ran.adds("task")).unwrap()), body);
     let mut client = connect(router, 16).await;
     assert_eq!(get_text(&mut client, "/a").await.len(), 400);
-    assert_eq!(told.recv().await.unwrap().body_bytes, 400);
-    drained(&background).await;
+    assert_eq!(rx.recv().await.unwrap().body_bytes, 400);
+    after_shutdown(&background).await;
     assert_eq!(log.entries(), ["chunk 0", "chunk 1", "chunk 2", "chunk 3", "task"]);
 }
 
 #[tokio::test]
-async fn a_task_that_panics_leaves_the_connection_open_d5_c12() {
+async fn panicking_task_leaves_the_connection_open() {
     let (background, failures) = logging(on_threads(1));
     let register = |after: AfterResponse| {
-        after.run(|| panics("in a task")).unwrap();
+        after.spawn_blocking(|| panics("in a task")).unwrap();
         after.spawn(async { panics("in an async task") }).unwrap();
         after.hook(|_| panics("in a hook"));
     };
-    let (router, mut told) = telling(&background, register, || Body::from("body"));
+    let (router, mut rx) = reporting(&background, register, || Body::from("body"));
     let mut client = connect(router, 1024).await;
     for _ in 0..3 {
         assert_eq!(get_text(&mut client, "/a").await, "body");
-        assert_eq!(told.recv().await.unwrap().end, End::Complete);
+        assert_eq!(rx.recv().await.unwrap().end, End::Complete);
     }
-    assert_eq!(drained(&background).await.failed, 6);
+    assert_eq!(after_shutdown(&background).await.failed, 6);
     assert_eq!(failures.entries().len(), 6);
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_after_the_body_cancels_nothing_p12_b7() {
+async fn disconnect_after_the_body_cancels_nothing() {
     let background = on_threads(1).build();
     let held = hold(&background).await;
-    let (router, mut told) = telling(&background, |after| drop(after.spawn(async {}).unwrap()), || Body::from("body"));
+    let (router, mut rx) = reporting(&background, |after| drop(after.spawn(async {}).unwrap()), || Body::from("body"));
     let mut client = connect(router, 1024).await;
     assert_eq!(get_text(&mut client, "/a").await, "body");
     drop(client);
-    assert_eq!(told.recv().await.unwrap().end, End::Complete);
+    assert_eq!(rx.recv().await.unwrap().end, End::Complete);
     held.release();
-    assert_eq!(drained(&background).await.completed, 2);
+    assert_eq!(after_shutdown(&background).await.completed, 2);
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_in_the_middle_aborts_and_its_task_runs_b6() {
+async fn disconnect_during_the_body_is_aborted_and_runs_the_task() {
     let background = on_no_thread();
     let body = || Body::from_stream(futures_util::stream::repeat_with(|| Ok::<_, std::convert::Infallible>("more")));
-    let (router, mut told) = telling(&background, |after| drop(after.run(|| ()).unwrap()), body);
+    let (router, mut rx) = reporting(&background, |after| drop(after.spawn_blocking(|| ()).unwrap()), body);
     let mut client = connect(router, 64).await;
     client.ready().await.unwrap();
     let request = Request::builder().uri("/a").header("host", "test").body(Body::empty()).unwrap();
     let mut response = client.send_request(request).await.unwrap();
     response.body_mut().frame().await.unwrap().unwrap();
     drop((response, client));
-    let outcome = told.recv().await.unwrap();
-    assert_eq!((outcome.end, outcome.delivery), (End::Aborted, Delivery::None));
+    let outcome = rx.recv().await.unwrap();
+    assert_eq!((outcome.end, outcome.delivery), (End::Aborted, Delivery::NotDelivered));
     assert!(outcome.body_bytes > 0);
-    assert_eq!(drained(&background).await.completed, 1);
+    assert_eq!(after_shutdown(&background).await.completed, 1);
 }
 
-/// 5.9: the server stops, then the background is drained.
 #[tokio::test]
-async fn a_graceful_shutdown_and_then_a_drain_lose_nothing_e13_e22() {
+async fn graceful_shutdown_of_server_then_background_loses_nothing() {
     let background = on_threads(1).build();
-    let (router, mut told) = telling(&background, |after| drop(after.run(|| ()).unwrap()), || Body::from("body"));
+    let (router, mut rx) =
+        reporting(&background, |after| drop(after.spawn_blocking(|| ()).unwrap()), || Body::from("body"));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let socket = tokio::net::TcpStream::connect(listener.local_addr().unwrap());
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
@@ -147,8 +149,8 @@ async fn a_graceful_shutdown_and_then_a_drain_lose_nothing_e13_e22() {
     assert_eq!(get_text(&mut client, "/a").await, "body");
     stop.send(()).unwrap();
     server.await.unwrap().unwrap();
-    let report = background.drain(crate::support::LONG).await;
+    let report = background.shutdown(crate::support::LONG).await;
     assert!(report.is_clean());
     assert_eq!(background.stats().completed, 1);
-    assert!(told.recv().await.is_some());
+    assert!(rx.recv().await.is_some());
 }

@@ -8,7 +8,7 @@ use std::{
 
 use tower_offload::{
     Background, Pool,
-    pool::{Gate, Job},
+    pool::{Admission, Runnable},
 };
 
 use crate::support::{current_thread_runtime, panics, shut_down, with_failure_log};
@@ -16,18 +16,18 @@ use crate::support::{current_thread_runtime, panics, shut_down, with_failure_log
 /// A pool that cancels the task named `cancelled` after it got its permit and before it starts.
 #[derive(Debug)]
 struct CancellingPool {
-    gate: Gate,
+    admission: Admission,
     background: OnceLock<Background>,
 }
 
 impl Pool for CancellingPool {
-    fn gate(&self) -> &Gate {
-        &self.gate
+    fn admission(&self) -> &Admission {
+        &self.admission
     }
 
-    fn schedule(&self, job: Job) {
+    fn schedule(&self, runnable: Runnable) {
         assert_eq!(self.background.get().unwrap().cancel("cancelled"), 1);
-        job.run();
+        runnable.run();
     }
 }
 
@@ -38,7 +38,7 @@ fn a_task_cancelled_between_dispatch_and_start_never_runs() {
         |background| drop(background.task("cancelled").spawn(async { panics("ran") }).unwrap()),
     ];
     for submit in submissions {
-        let pool = Arc::new(CancellingPool { gate: Gate::new("cancelling", 1), background: OnceLock::new() });
+        let pool = Arc::new(CancellingPool { admission: Admission::new("cancelling", 1), background: OnceLock::new() });
         let (background, failures) = with_failure_log(Background::builder().pool(pool.clone()));
         pool.background.set(background.clone()).unwrap();
         submit(&background); // outside a runtime, so both kinds run on the pool
@@ -48,29 +48,29 @@ fn a_task_cancelled_between_dispatch_and_start_never_runs() {
     }
 }
 
-/// A pool that keeps its jobs until `run_all`, or until `is_eager` is set. Then each new job is run
+/// A pool that keeps its runnables until `run_all`, or until `is_eager` is set. Then each new one is run
 /// after all waiting ones.
 #[derive(Debug)]
 struct LazyPool {
-    gate: Gate,
-    waiting: Mutex<Vec<Job>>,
+    admission: Admission,
+    waiting: Mutex<Vec<Runnable>>,
     is_eager: AtomicBool,
 }
 
 impl LazyPool {
     fn run_all(&self) {
         let jobs = std::mem::take(&mut *self.waiting.lock().unwrap());
-        jobs.into_iter().for_each(Job::run);
+        jobs.into_iter().for_each(Runnable::run);
     }
 }
 
 impl Pool for LazyPool {
-    fn gate(&self) -> &Gate {
-        &self.gate
+    fn admission(&self) -> &Admission {
+        &self.admission
     }
 
-    fn schedule(&self, job: Job) {
-        self.waiting.lock().unwrap().push(job);
+    fn schedule(&self, runnable: Runnable) {
+        self.waiting.lock().unwrap().push(runnable);
         if self.is_eager.load(SeqCst) {
             self.run_all();
         }
@@ -81,12 +81,12 @@ impl Pool for LazyPool {
 #[test]
 fn a_task_reached_while_a_shutdown_times_out_is_cancelled() {
     let pool =
-        Arc::new(LazyPool { gate: Gate::new("lazy", 2), waiting: Mutex::default(), is_eager: AtomicBool::new(false) });
+        Arc::new(LazyPool { admission: Admission::new("lazy", 2), waiting: Mutex::default(), is_eager: AtomicBool::new(false) });
     let (background, failures) = with_failure_log(Background::builder().pool(pool.clone()));
     background.task("running").spawn(std::future::pending::<()>()).unwrap();
     pool.run_all();
     background.task("dispatched").spawn_blocking(|| panics("ran")).unwrap();
-    // Aborting `running` schedules a job, and the pool then also runs `dispatched`.
+    // Aborting `running` schedules a runnable, and the pool then also runs `dispatched`.
     pool.is_eager.store(true, SeqCst);
     let report = current_thread_runtime().block_on(background.shutdown(Duration::ZERO));
     let names: Vec<_> = report.still_running.iter().map(|task| &*task.name).collect();

@@ -216,7 +216,7 @@ async fn an_endless_future_is_listed_and_dropped() {
 
 #[tokio::test]
 async fn tasks_that_running_tasks_submit_belong_to_the_shutdown() {
-    fn nest(background: &Background, log: &Log, depth: usize) {
+    fn nest(background: &Background, log: &Log, depth: i32) {
         let (inner, ran) = (background.clone(), log.clone());
         let work = move || {
             ran.add(depth);

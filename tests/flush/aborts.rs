@@ -1,4 +1,4 @@
-//! Clients, connections and servers that go away.
+//! Clients, connections and servers that close before the end of a response.
 
 use tokio::io::AsyncWriteExt;
 use tower_offload::after_response::{Delivery, End};
@@ -9,9 +9,9 @@ use crate::support::{
 
 const BIG: u64 = 8 << 20;
 
-/// B6: although nobody polls the body any more.
+/// The body is no longer polled.
 #[tokio::test]
-async fn a_client_that_leaves_in_the_middle_of_a_body_aborts_it() {
+async fn disconnect_during_the_body_is_aborted() {
     on_each(ALL, |stack| async move {
         for setup in [Setup::on(stack), Setup::on(stack).untracked()] {
             let mut site = setup.start();
@@ -20,16 +20,15 @@ async fn a_client_that_leaves_in_the_middle_of_a_body_aborts_it() {
             let _kept = client.await_head(started).await;
             client.hang_up().await;
             let record = site.record("/hang/1000").await;
-            record.is(End::Aborted, Delivery::None);
+            record.is(End::Aborted, Delivery::NotDelivered);
             assert_eq!((record.body_bytes, record.status), (1000, Some(http::StatusCode::OK)));
         }
     })
     .await;
 }
 
-/// C5.
 #[tokio::test]
-async fn a_client_that_leaves_with_most_frames_left_aborts_the_body() {
+async fn disconnect_with_most_frames_unsent_is_aborted() {
     on_each(HTTP1, |stack| async move {
         let mut site = Setup::on(stack).small_buffers().start();
         let mut client = Http1::connect(&site).await;
@@ -37,15 +36,15 @@ async fn a_client_that_leaves_with_most_frames_left_aborts_the_body() {
         client.head().await;
         drop(client);
         let record = site.record("/chunks/64/131072").await;
-        record.is(End::Aborted, Delivery::None);
+        record.is(End::Aborted, Delivery::NotDelivered);
         assert!(record.body_bytes > 0 && record.body_bytes < BIG, "{record:?}");
     })
     .await;
 }
 
-/// The body ended long before.
+/// The body ended long before the reset.
 #[tokio::test]
-async fn a_reset_while_the_end_of_the_body_is_in_a_buffer_aborts_it() {
+async fn reset_while_the_end_is_buffered_is_aborted() {
     on_each(HTTP1, |stack| async move {
         let mut site = Setup::on(stack).small_buffers().start();
         let mut client = Http1::connect_to_reset(&site).await;
@@ -54,16 +53,16 @@ async fn a_reset_while_the_end_of_the_body_is_in_a_buffer_aborts_it() {
         client.head().await;
         drop(client);
         let record = site.record("/full/8388608").await;
-        record.is(End::Aborted, Delivery::None);
+        record.is(End::Aborted, Delivery::NotDelivered);
         assert_eq!(record.body_bytes, BIG);
         assert!(record.taken < BIG, "{record:?}");
     })
     .await;
 }
 
-/// T3d, C7: h2 drops what it has queued, and the connection goes on.
+/// h2 drops the queued frames of the stream. The connection stays open.
 #[tokio::test]
-async fn a_stream_that_is_reset_after_the_end_of_its_body_is_aborted() {
+async fn stream_reset_after_the_end_of_its_body_is_aborted() {
     on_each(HTTP2, |stack| async move {
         let mut site = Setup::on(stack).start();
         let mut client = Http2::with_windows(&site, 65_535, 1 << 20).await;
@@ -71,7 +70,7 @@ async fn a_stream_that_is_reset_after_the_end_of_its_body_is_aborted() {
         site.body_dropped("/full/1048576").await;
         drop(response);
         let record = site.record("/full/1048576").await;
-        record.is(End::Aborted, Delivery::None);
+        record.is(End::Aborted, Delivery::NotDelivered);
         assert_eq!(record.body_bytes, 1 << 20);
         assert_eq!(client.get("/full/5").await.unwrap().body, 5);
         site.record("/full/5").await.is_flushed(5);
@@ -80,7 +79,7 @@ async fn a_stream_that_is_reset_after_the_end_of_its_body_is_aborted() {
 }
 
 #[tokio::test]
-async fn a_connection_that_ends_aborts_all_that_is_open_on_it() {
+async fn closed_connection_aborts_all_open_responses() {
     on_each(HTTP2, |stack| async move {
         let mut site = Setup::on(stack).start();
         let mut client = Http2::with_windows(&site, 65_535, 1 << 20).await;
@@ -92,17 +91,16 @@ async fn a_connection_that_ends_aborts_all_that_is_open_on_it() {
         site.handlers.reached().await;
         client.hang_up().await;
         for path in ["/full/1000000", "/hang/10", "/trailers/1000000"] {
-            site.record(path).await.is(End::Aborted, Delivery::None);
+            site.record(path).await.is(End::Aborted, Delivery::NotDelivered);
         }
-        site.record("/wait/full/1").await.is(End::NoResponse, Delivery::None);
+        site.record("/wait/full/1").await.is(End::NoResponse, Delivery::NotDelivered);
         drop((responses, waiting));
     })
     .await;
 }
 
-/// B10.
 #[tokio::test]
-async fn a_client_that_leaves_while_the_handler_runs_gets_no_response() {
+async fn disconnect_during_the_handler_is_no_response() {
     on_each(ALL, |stack| async move {
         for setup in [Setup::on(stack), Setup::on(stack).untracked()] {
             let mut site = setup.start();
@@ -111,16 +109,15 @@ async fn a_client_that_leaves_while_the_handler_runs_gets_no_response() {
             site.handlers.reached().await;
             client.hang_up().await;
             let record = site.record("/wait/full/5").await;
-            record.is(End::NoResponse, Delivery::None);
+            record.is(End::NoResponse, Delivery::NotDelivered);
             assert_eq!((record.status, record.has_head, record.body_bytes), (None, false, 0), "{record:?}");
         }
     })
     .await;
 }
 
-/// C7.
 #[tokio::test]
-async fn a_stream_that_is_reset_while_the_handler_runs_gets_no_response() {
+async fn stream_reset_during_the_handler_is_no_response() {
     on_each(HTTP2, |stack| async move {
         for setup in [Setup::on(stack), Setup::on(stack).untracked()] {
             let mut site = setup.start();
@@ -128,16 +125,17 @@ async fn a_stream_that_is_reset_while_the_handler_runs_gets_no_response() {
             let response = client.start("/wait/full/5").await;
             site.handlers.reached().await;
             drop(response);
-            site.record("/wait/full/5").await.is(End::NoResponse, Delivery::None);
+            site.record("/wait/full/5").await.is(End::NoResponse, Delivery::NotDelivered);
             assert_eq!(client.get("/full/6").await.unwrap().body, 6);
         }
     })
     .await;
 }
 
-/// Whether the handler has a chance to register is the runtime's choice; if it does, it is told, and not nonsense.
+/// The handler may or may not run before the reset. If it registers a hook, the hook gets a correct
+/// outcome.
 #[tokio::test]
-async fn a_reset_right_behind_its_request_leaves_no_hook_without_an_outcome() {
+async fn reset_right_after_its_request_has_an_outcome() {
     /// h2 ends a connection with more resets than these in one read.
     const RESETS: u32 = 20;
     on_each(PLAIN_HTTP2, |stack| async move {
@@ -169,9 +167,8 @@ async fn a_reset_right_behind_its_request_leaves_no_hook_without_an_outcome() {
     .await;
 }
 
-/// B7: what was flushed stays flushed.
 #[tokio::test]
-async fn a_client_that_leaves_after_the_last_byte_changes_nothing() {
+async fn disconnect_after_the_last_byte_stays_flushed() {
     on_each(ALL, |stack| async move {
         let mut site = Setup::on(stack).start();
         let mut client = Client::connect(&site).await;
@@ -182,9 +179,9 @@ async fn a_client_that_leaves_after_the_last_byte_changes_nothing() {
     .await;
 }
 
-/// The future of the connection is dropped in the middle of a response.
+/// The future of the connection is dropped during a response.
 #[tokio::test]
-async fn a_server_that_drops_the_connection_aborts_the_response() {
+async fn connection_dropped_by_the_server_aborts_the_response() {
     let stacks: Vec<Stack> = ALL.iter().copied().filter(|stack| !stack.is_axum()).collect();
     on_each(&stacks, |stack| async move {
         let mut site = Setup::on(stack).start();
@@ -192,14 +189,14 @@ async fn a_server_that_drops_the_connection_aborts_the_response() {
         let started = client.start("/hang/1000").await;
         let _kept = client.await_head(started).await;
         site.kill();
-        site.record("/hang/1000").await.is(End::Aborted, Delivery::None);
+        site.record("/hang/1000").await.is(End::Aborted, Delivery::NotDelivered);
     })
     .await;
 }
 
-/// A client that only shuts its own side is still there to be answered, if hyper is told so; here it is not.
+/// By default, hyper closes the connection if the client shuts down its sending side.
 #[tokio::test]
-async fn a_client_that_has_sent_all_and_reads_on_is_told_of_no_more_than_it_got() {
+async fn half_closed_client_aborts_the_response() {
     on_each(PLAIN_HTTP1, |stack| async move {
         let mut site = Setup::on(stack).start();
         let mut client = Http1::connect(&site).await;
@@ -208,15 +205,15 @@ async fn a_client_that_has_sent_all_and_reads_on_is_told_of_no_more_than_it_got(
         client.shut_writing().await;
         let got = client.rest().await;
         let record = site.record("/gated/1000/1000").await;
-        record.is(End::Aborted, Delivery::None);
+        record.is(End::Aborted, Delivery::NotDelivered);
         assert!(got < 2000 && record.body_bytes == 1000, "{got} {record:?}");
     })
     .await;
 }
 
-/// Both sides of the flow control: a stream that waited for its window, then was reset, then another uses the window.
+/// A stream that waited for its window is reset, and the next stream uses the window.
 #[tokio::test]
-async fn the_window_of_a_stream_that_was_reset_serves_the_next() {
+async fn window_of_a_reset_stream_serves_the_next() {
     on_each(PLAIN_HTTP2, |stack| async move {
         let mut site = Setup::on(stack).start();
         let mut client = Http2::with_windows(&site, 65_535, 65_535).await;
@@ -225,7 +222,7 @@ async fn the_window_of_a_stream_that_was_reset_serves_the_next() {
             let blocked = client.start(&path).await.await.unwrap();
             site.body_dropped(&path).await;
             drop(blocked);
-            site.record(&path).await.is(End::Aborted, Delivery::None);
+            site.record(&path).await.is(End::Aborted, Delivery::NotDelivered);
             let path = format!("/full/{}", 100_000 + number);
             assert_eq!(read(client.start(&path).await).await.unwrap().body, 100_000 + number);
             site.record(&path).await.is_flushed(100_000 + number);
@@ -248,7 +245,7 @@ async fn malformed_frame_aborts_a_response_that_is_not_sent() {
             site.body_dropped("/full/30000").await;
             io.write_all(&malformed).await.unwrap();
             io.flush().await.unwrap();
-            site.record("/full/30000").await.is(End::Aborted, Delivery::None);
+            site.record("/full/30000").await.is(End::Aborted, Delivery::NotDelivered);
         }
     })
     .await;

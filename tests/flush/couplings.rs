@@ -1,14 +1,13 @@
-//! What the exact outcome of an HTTP/2 stream rests on in hyper, h2 and hyper-util. A failure here means that they have changed:
-//! outcomes are then `HandedOver` at best, and the mapping of streams to requests has to be thought through anew.
+//! Behaviour of hyper, h2 and hyper-util on which the mapping of requests to HTTP/2 streams
+//! depends. If a test fails after an update, outcomes are `HandedOver` at best, and the mapping
+//! must be redesigned.
 
 use std::{
-    cell::Cell,
     collections::VecDeque,
     convert::Infallible,
-    future::{Ready, ready},
+    future::ready,
     io,
     pin::Pin,
-    rc::Rc,
     sync::{Arc, Mutex},
     task::{Context, Poll},
 };
@@ -16,71 +15,29 @@ use std::{
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::Full;
-use hyper::{body::Incoming, service::Service as _};
+use hyper::body::Incoming;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo},
     server::conn::auto,
-    service::TowerToHyperService,
 };
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 
 use crate::support::{HTTP2, PATIENCE, Setup, frames, on_each};
 
-/// Says when it is cloned.
-struct Cloned(Rc<Cell<usize>>);
-
-impl Clone for Cloned {
-    fn clone(&self) -> Self {
-        self.0.set(self.0.get() + 1);
-        Self(self.0.clone())
-    }
-}
-
-impl tower::Service<Request<()>> for Cloned {
-    type Response = Response<()>;
-    type Error = Infallible;
-    type Future = Ready<Result<Response<()>, Infallible>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, _: Request<()>) -> Self::Future {
-        ready(Ok(Response::new(())))
-    }
-}
-
-/// `axum::serve` leaves no other moment to learn which stream a request is.
-#[test]
-fn hyper_util_clones_the_service_inside_of_hypers_call() {
-    let clones = Rc::new(Cell::new(0));
-    let service = TowerToHyperService::new(Cloned(clones.clone()));
-    for calls in 1..=3 {
-        let future = service.call(Request::new(()));
-        assert_eq!(
-            clones.get(),
-            calls,
-            "`hyper_util::service::TowerToHyperService::call` clones its service another number of times than once, or later than \
-             in the call itself: `FlushMakeService` cannot learn the number of a stream from that clone any more"
-        );
-        drop(future);
-    }
-}
-
-/// What happened on a connection, in order.
+/// An event on a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Step {
-    /// h2 was given the head of this stream.
+    /// h2 read the head of this stream.
     Delivered(u32),
-    /// h2 asked for more, and got nothing yet.
-    Asked,
+    /// h2 polled for more, and the read was pending.
+    Pending,
     /// hyper called the service for this path.
     Called(String),
 }
 
 type Steps = Arc<Mutex<Vec<Step>>>;
 
-/// Gives one head at a time, and nothing on the next read.
+/// Returns one head, and is pending on the next read.
 struct OneByOne {
     heads: VecDeque<(u32, Vec<u8>)>,
     is_shut: bool,
@@ -91,11 +48,11 @@ impl AsyncRead for OneByOne {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.is_shut {
             self.is_shut = false;
-            self.steps.lock().unwrap().push(Step::Asked);
+            self.steps.lock().unwrap().push(Step::Pending);
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
-        // Nothing left is the end of the input.
+        // Without a head left, the input has ended.
         if let Some((stream, mut bytes)) = self.heads.pop_front() {
             let rest = bytes.split_off(bytes.len().min(buf.remaining()));
             buf.put_slice(&bytes);
@@ -124,7 +81,7 @@ impl AsyncWrite for OneByOne {
     }
 }
 
-/// Streams 1 to 19, of which the malformed ones never get to the service.
+/// Sends streams 1 to 19. The malformed ones do not reach the service.
 async fn steps_of(malformed: &[u32], is_auto: bool) -> Vec<Step> {
     let steps = Steps::default();
     let mut heads = VecDeque::from([(0, [frames::PREFACE, &frames::settings()].concat())]);
@@ -139,7 +96,7 @@ async fn steps_of(malformed: &[u32], is_auto: bool) -> Vec<Step> {
         called.lock().unwrap().push(Step::Called(request.uri().path().to_owned()));
         ready(Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"body")))))
     });
-    // The input ends, and then so does the connection.
+    // The connection ends when the input has ended.
     let _ = if is_auto {
         let connection = auto::Builder::new(TokioExecutor::new()).serve_connection(io, service).await;
         connection.map_err(|error| error.to_string())
@@ -151,42 +108,43 @@ async fn steps_of(malformed: &[u32], is_auto: bool) -> Vec<Step> {
     steps.clone()
 }
 
-async fn delivers_a_stream_before_it_reads_twice(is_auto: bool) {
+async fn check_delivery_before_the_second_read(is_auto: bool) {
     let malformed = [5, 7, 15];
     let steps = tokio::time::timeout(PATIENCE, steps_of(&malformed, is_auto)).await.unwrap();
     for stream in (1..20).step_by(2) {
         let delivered = steps.iter().position(|step| *step == Step::Delivered(stream)).unwrap();
         let next = steps[delivered + 1..].iter().position(|step| matches!(step, Step::Delivered(_)));
-        let meanwhile = &steps[delivered + 1..next.map_or(steps.len(), |next| delivered + 1 + next)];
+        let between = &steps[delivered + 1..next.map_or(steps.len(), |next| delivered + 1 + next)];
         let called = Step::Called(format!("/{stream}"));
         let is_expected = if malformed.contains(&stream) {
-            meanwhile == [Step::Asked]
+            between == [Step::Pending]
         } else {
-            meanwhile == [Step::Asked, called.clone()]
-                || meanwhile == [called.clone()]
-                || meanwhile == [called, Step::Asked]
+            between == [Step::Pending, called.clone()]
+                || between == [called.clone()]
+                || between == [called, Step::Pending]
         };
         assert!(
             is_expected,
-            "between the head of stream {stream} and the second read after it, hyper and h2 did {meanwhile:?}. They no longer hand \
-             out a stream before they have read twice (`h2::server::Connection::poll_accept`, and the loop around `service.call` in \
-             `hyper::proto::h2::server`): a gate that opens on the second read would take one stream for another. All: {steps:?}"
+            "between the head of stream {stream} and the second read after it, hyper and h2 did {between:?}. They must \
+             call the service before the second read (`h2::server::Connection::poll_accept`, and the loop around \
+             `service.call` in `hyper::proto::h2::server`), because the gate opens on that read. All steps: {steps:?}"
         );
     }
 }
 
 #[tokio::test]
-async fn hyper_calls_the_service_for_a_stream_before_h2_has_read_twice() {
-    delivers_a_stream_before_it_reads_twice(false).await;
+async fn hyper_calls_the_service_before_h2_reads_twice() {
+    check_delivery_before_the_second_read(false).await;
 }
 
 #[tokio::test]
-async fn hyper_utils_auto_calls_the_service_for_a_stream_before_h2_has_read_twice() {
-    delivers_a_stream_before_it_reads_twice(true).await;
+async fn hyper_util_auto_calls_the_service_before_h2_reads_twice() {
+    check_delivery_before_the_second_read(true).await;
 }
 
-/// T3f: what of a segment with so many heads, by stream, gets to which handler and which outcome.
-async fn segment(malformed: &'static [u32]) {
+/// Sends ten heads in one segment, some malformed, and checks that each handler gets the outcome of
+/// its own stream.
+async fn check_segment(malformed: &'static [u32]) {
     on_each(HTTP2, |stack| async move {
         let mut site = Setup::on(stack).start();
         let (mut io, _wire) = site.connect().await;
@@ -203,7 +161,7 @@ async fn segment(malformed: &'static [u32]) {
         io.write_all(&bytes).await.unwrap();
         io.flush().await.unwrap();
         for stream in streams.filter(|stream| !malformed.contains(stream)) {
-            // Of another stream it would have another length, and be handed over.
+            // The outcome of another stream would have another length and be handed over.
             let record = site.record(&format!("/full/{}", 1000 + stream)).await;
             record.is_flushed(u64::from(1000 + stream));
             if !stack.is_tls() {
@@ -211,7 +169,7 @@ async fn segment(malformed: &'static [u32]) {
             }
         }
         assert_eq!(site.registered(), 10 - malformed.len());
-        // The one after the last head is seen by the read after it, which may be yet to come.
+        // A malformed last head is counted by the next read, which may not have happened yet.
         let stats = site.sure_stats();
         assert_eq!(stats.flushed, (10 - malformed.len()) as u64);
         let last = usize::from(malformed.contains(&19));
@@ -222,21 +180,21 @@ async fn segment(malformed: &'static [u32]) {
 }
 
 #[tokio::test]
-async fn the_second_head_of_a_segment_is_malformed() {
-    segment(&[3]).await;
+async fn malformed_second_head_of_a_segment() {
+    check_segment(&[3]).await;
 }
 
 #[tokio::test]
-async fn the_fourth_head_of_a_segment_is_malformed() {
-    segment(&[7]).await;
+async fn malformed_fourth_head_of_a_segment() {
+    check_segment(&[7]).await;
 }
 
 #[tokio::test]
-async fn the_first_heads_and_the_last_of_a_segment_are_malformed() {
-    segment(&[1, 3, 5, 19]).await;
+async fn malformed_first_and_last_heads_of_a_segment() {
+    check_segment(&[1, 3, 5, 19]).await;
 }
 
 #[tokio::test]
-async fn every_other_head_of_a_segment_is_malformed() {
-    segment(&[1, 5, 9, 13, 17]).await;
+async fn malformed_every_other_head_of_a_segment() {
+    check_segment(&[1, 5, 9, 13, 17]).await;
 }

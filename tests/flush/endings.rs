@@ -1,23 +1,23 @@
-//! Rows of the table of edge cases that are the same on both protocols.
+//! Ends of responses that are the same on HTTP/1 and HTTP/2.
 
 use http::StatusCode;
 use tower_offload::after_response::{Delivery, End};
 
 use crate::support::{ALL, Client, Setup, Stack, on_each};
 
-/// What a client gets and a hook is told, by path. Each of these responses is complete.
+/// Path, status and body length of complete responses.
 const COMPLETE: &[(&str, u16, u64)] = &[
-    ("/full/5", 200, 5),            // C1
-    ("/full/100000", 200, 100_000), // C1
+    ("/full/5", 200, 5),
+    ("/full/100000", 200, 100_000),
     ("/chunks/3/1000", 200, 3000),
     ("/chunks/0/0", 200, 0),
-    ("/trailers/10", 200, 10), // C6
-    ("/empty", 200, 0),        // C4
-    ("/full/0", 200, 0),       // C4
-    ("/status/204/0", 204, 0), // C3
-    ("/status/304/0", 304, 0), // C3
-    ("/status/404/9", 404, 9), // B4
-    ("/status/302/0", 302, 0), // B4
+    ("/trailers/10", 200, 10),
+    ("/empty", 200, 0),
+    ("/full/0", 200, 0),
+    ("/status/204/0", 204, 0),
+    ("/status/304/0", 304, 0),
+    ("/status/404/9", 404, 9),
+    ("/status/302/0", 302, 0),
     ("/status/500/7", 500, 7),
 ];
 
@@ -41,18 +41,17 @@ async fn each_complete_response(setup: Setup, delivery: Delivery) {
 }
 
 #[tokio::test]
-async fn a_complete_response_on_a_tracked_connection_is_flushed() {
+async fn complete_response_is_flushed_if_tracked() {
     on_each(ALL, |stack| each_complete_response(Setup::on(stack), Delivery::Flushed)).await;
 }
 
 #[tokio::test]
-async fn a_complete_response_on_any_other_connection_is_handed_over() {
+async fn complete_response_is_handed_over_if_untracked() {
     on_each(ALL, |stack| each_complete_response(Setup::on(stack).untracked(), Delivery::HandedOver)).await;
 }
 
-/// A7.
 #[tokio::test]
-async fn each_response_of_a_kept_connection_has_its_own_outcome_in_order() {
+async fn each_response_on_a_connection_has_its_own_outcome() {
     on_each(ALL, |stack| async move {
         let mut site = Setup::on(stack).start();
         let mut client = Client::connect(&site).await;
@@ -64,9 +63,9 @@ async fn each_response_of_a_kept_connection_has_its_own_outcome_in_order() {
     .await;
 }
 
-/// C3: the body is dropped unpolled, with data left.
+/// The body is dropped without a poll, with data left.
 #[tokio::test]
-async fn a_response_to_head_is_complete() {
+async fn response_to_head_is_complete() {
     on_each(ALL, |stack| async move {
         let mut site = Setup::on(stack).start();
         let mut client = Client::connect(&site).await;
@@ -82,9 +81,8 @@ async fn a_response_to_head_is_complete() {
     .await;
 }
 
-/// B1.
 #[tokio::test]
-async fn a_hook_sees_the_status_and_the_headers_of_the_response() {
+async fn outcome_has_the_status_and_headers() {
     on_each(ALL, |stack| async move {
         let mut site = Setup::on(stack).start();
         Client::connect(&site).await.get("/trailers/3").await;
@@ -96,7 +94,7 @@ async fn a_hook_sees_the_status_and_the_headers_of_the_response() {
 }
 
 #[tokio::test]
-async fn a_grpc_status_in_trailers_is_seen_and_decides_on_success() {
+async fn grpc_status_in_trailers_decides_success() {
     on_each(ALL, |stack| async move {
         let mut site = Setup::on(stack).start();
         let mut client = Client::connect(&site).await;
@@ -110,9 +108,9 @@ async fn a_grpc_status_in_trailers_is_seen_and_decides_on_success() {
     .await;
 }
 
-/// B2: the connection ends then, as hyper wants it.
+/// hyper closes the connection.
 #[tokio::test]
-async fn a_handler_that_fails_is_named_with_its_error() {
+async fn handler_error_is_reported_with_its_text() {
     let stacks: Vec<Stack> = ALL.iter().copied().filter(|stack| !stack.is_axum()).collect();
     on_each(&stacks, |stack| async move {
         for setup in [Setup::on(stack), Setup::on(stack).untracked()] {
@@ -120,7 +118,7 @@ async fn a_handler_that_fails_is_named_with_its_error() {
             let mut client = Client::connect(&site).await;
             let _started = client.start("/fail").await;
             let record = site.record("/fail").await;
-            record.is(End::HandlerError, Delivery::None);
+            record.is(End::HandlerError, Delivery::NotDelivered);
             assert_eq!((record.status, record.has_head, record.is_success), (None, false, false), "{record:?}");
             assert!(record.error.as_ref().unwrap().contains("the handler failed"), "{record:?}");
         }
@@ -128,16 +126,16 @@ async fn a_handler_that_fails_is_named_with_its_error() {
     .await;
 }
 
-/// B3: hyper ends the connection on HTTP/1 and the stream on HTTP/2.
+/// hyper closes the connection on HTTP/1 and resets the stream on HTTP/2.
 #[tokio::test]
-async fn a_handler_that_panics_has_an_outcome() {
+async fn handler_panic_has_an_outcome() {
     on_each(ALL, |stack| async move {
         for setup in [Setup::on(stack), Setup::on(stack).untracked()] {
             let mut site = setup.start();
             let mut client = Client::connect(&site).await;
             let _started = client.start("/panic").await;
             let record = site.record("/panic").await;
-            record.is(End::HandlerError, Delivery::None);
+            record.is(End::HandlerError, Delivery::NotDelivered);
             assert_eq!((record.status, record.error.as_deref()), (None, Some("panicked")), "{record:?}");
         }
     })
@@ -145,30 +143,30 @@ async fn a_handler_that_panics_has_an_outcome() {
 }
 
 #[tokio::test]
-async fn a_body_that_panics_has_an_outcome() {
+async fn body_panic_has_an_outcome() {
     on_each(ALL, |stack| async move {
         for setup in [Setup::on(stack), Setup::on(stack).untracked()] {
             let mut site = setup.start();
             let mut client = Client::connect(&site).await;
             let _started = client.start("/panic-in-body/3/100").await;
             let record = site.record("/panic-in-body/3/100").await;
-            record.is(End::BodyError, Delivery::None);
+            record.is(End::BodyError, Delivery::NotDelivered);
             assert_eq!((record.body_bytes, record.error.as_deref()), (300, Some("panicked")), "{record:?}");
         }
     })
     .await;
 }
 
-/// B8: the error of the body is told, not the end of the connection that it brings.
+/// The outcome has the error of the body, although the connection or stream ends as well.
 #[tokio::test]
-async fn a_body_that_fails_is_named_with_its_error() {
+async fn body_error_is_reported_with_its_text() {
     on_each(ALL, |stack| async move {
         for setup in [Setup::on(stack), Setup::on(stack).untracked()] {
             let mut site = setup.start();
             let mut client = Client::connect(&site).await;
             let _started = client.start("/error/3/100").await;
             let record = site.record("/error/3/100").await;
-            record.is(End::BodyError, Delivery::None);
+            record.is(End::BodyError, Delivery::NotDelivered);
             assert_eq!(record.body_bytes, 300);
             assert!(record.error.as_ref().unwrap().contains("the body failed"), "{record:?}");
         }

@@ -1,13 +1,12 @@
-//! Rows of the table of edge cases that only HTTP/1 has.
+//! Ends of responses that exist only on HTTP/1.
 
 use http::StatusCode;
 use tower_offload::after_response::{Delivery, End};
 
 use crate::support::{HTTP1, Http1, Setup, on_each};
 
-/// C2.
 #[tokio::test]
-async fn content_length_satisfied_by_a_body_that_never_ends_is_flushed() {
+async fn reached_content_length_is_flushed_without_an_end() {
     on_each(HTTP1, |stack| async move {
         let mut site = Setup::on(stack).start();
         let mut client = Http1::connect(&site).await;
@@ -22,7 +21,7 @@ async fn content_length_satisfied_by_a_body_that_never_ends_is_flushed() {
 }
 
 #[tokio::test]
-async fn a_body_longer_than_content_length_is_flushed_up_to_it_and_marked() {
+async fn body_over_its_length_is_flushed_and_truncated() {
     on_each(HTTP1, |stack| async move {
         let mut site = Setup::on(stack).start();
         let mut client = Http1::connect(&site).await;
@@ -36,13 +35,13 @@ async fn a_body_longer_than_content_length_is_flushed_up_to_it_and_marked() {
 }
 
 #[tokio::test]
-async fn a_body_shorter_than_content_length_is_too_short_and_nothing_went_out() {
+async fn body_under_its_length_is_too_short_and_not_sent() {
     on_each(HTTP1, |stack| async move {
         let mut site = Setup::on(stack).start();
         let mut client = Http1::connect(&site).await;
         client.send_get("/short/1000/100").await;
         let record = site.record("/short/1000/100").await;
-        record.is(End::BodyTooShort, Delivery::None);
+        record.is(End::BodyTooShort, Delivery::NotDelivered);
         assert_eq!(record.body_bytes, 100);
         assert_eq!(client.rest().await, 0);
     })
@@ -50,7 +49,7 @@ async fn a_body_shorter_than_content_length_is_too_short_and_nothing_went_out() 
 }
 
 #[tokio::test]
-async fn a_body_shorter_than_content_length_is_too_short_without_tracking_too() {
+async fn body_under_its_length_is_too_short_if_untracked() {
     on_each(HTTP1, |stack| async move {
         let mut site = Setup::on(stack).untracked().start();
         let mut client = Http1::connect(&site).await;
@@ -62,7 +61,7 @@ async fn a_body_shorter_than_content_length_is_too_short_without_tracking_too() 
     .await;
 }
 
-/// C3: hyper drops such bodies unpolled, whatever is in them.
+/// hyper drops such bodies without a poll.
 #[tokio::test]
 async fn not_modified_and_no_content_are_complete_with_data_left() {
     on_each(HTTP1, |stack| async move {
@@ -78,7 +77,7 @@ async fn not_modified_and_no_content_are_complete_with_data_left() {
     .await;
 }
 
-/// C6: hyper sends trailers only to those who ask for them.
+/// hyper sends trailers only if the client accepts them.
 #[tokio::test]
 async fn trailers_are_flushed_with_and_without_te() {
     on_each(HTTP1, |stack| async move {
@@ -97,7 +96,7 @@ async fn trailers_are_flushed_with_and_without_te() {
 }
 
 #[tokio::test]
-async fn http_1_0_delimited_by_the_end_of_the_connection_is_flushed() {
+async fn http10_body_delimited_by_the_connection_is_flushed() {
     on_each(HTTP1, |stack| async move {
         for (path, length) in [("/chunks/3/1000", 3000), ("/full/77", 77), ("/chunks/0/0", 0)] {
             let mut site = Setup::on(stack).start();
@@ -112,7 +111,7 @@ async fn http_1_0_delimited_by_the_end_of_the_connection_is_flushed() {
 }
 
 #[tokio::test]
-async fn connection_close_is_flushed_and_then_closed() {
+async fn connection_close_is_flushed_before_the_close() {
     on_each(HTTP1, |stack| async move {
         for (path, length) in [("/chunks/3/1000", 3000), ("/full/77", 77), ("/length/3/1000", 3000)] {
             let mut site = Setup::on(stack).start();
@@ -126,9 +125,9 @@ async fn connection_close_is_flushed_and_then_closed() {
     .await;
 }
 
-/// The interim response is no response.
+/// The interim response has no outcome.
 #[tokio::test]
-async fn expect_100_continue_has_one_outcome_and_it_is_of_the_final_response() {
+async fn expect_100_continue_has_one_outcome() {
     on_each(HTTP1, |stack| async move {
         let mut site = Setup::on(stack).start();
         let mut client = Http1::connect(&site).await;
@@ -146,9 +145,9 @@ async fn expect_100_continue_has_one_outcome_and_it_is_of_the_final_response() {
     .await;
 }
 
-/// The handler asks for the body, so the client is told to go on: a flush of its own, before there is a response.
+/// The handler reads the body, so hyper sends and flushes 100 before there is a response.
 #[tokio::test]
-async fn the_final_response_behind_100_continue_is_flushed_with_its_own_bytes() {
+async fn final_response_after_100_continue_is_flushed_on_its_own() {
     on_each(HTTP1, |stack| async move {
         let mut site = Setup::on(stack).start();
         let mut client = Http1::connect(&site).await;

@@ -1,4 +1,4 @@
-//! Rows of the table of edge cases that only HTTP/2 has.
+//! Ends of responses that exist only on HTTP/2.
 
 use bytes::Bytes;
 use http::Method;
@@ -7,10 +7,10 @@ use tower_offload::after_response::{Delivery, End};
 
 use crate::support::{HTTP2, Http2, PLAIN_HTTP2, Setup, frames, on_each, read};
 
-/// hyper sends `END_STREAM` all the same, so the end is on the wire. The client here does not count; one that does resets the
-/// stream.
+/// hyper sends `END_STREAM` nevertheless, so the end is on the wire. This client does not compare
+/// the length; others reset the stream.
 #[tokio::test]
-async fn a_body_shorter_than_content_length_is_too_short_although_it_was_flushed() {
+async fn body_under_its_length_is_too_short_but_flushed() {
     on_each(HTTP2, |stack| async move {
         let mut site = Setup::on(stack).start();
         let (mut io, _wire) = site.connect().await;
@@ -26,12 +26,12 @@ async fn a_body_shorter_than_content_length_is_too_short_although_it_was_flushed
 }
 
 #[tokio::test]
-async fn a_body_that_fails_ends_its_stream_and_not_the_connection() {
+async fn body_error_resets_only_its_stream() {
     on_each(HTTP2, |stack| async move {
         let mut site = Setup::on(stack).start();
         let mut client = Http2::connect(&site).await;
         assert!(client.get("/error/2/100").await.unwrap_err().is_reset());
-        site.record("/error/2/100").await.is(End::BodyError, Delivery::None);
+        site.record("/error/2/100").await.is(End::BodyError, Delivery::NotDelivered);
         assert_eq!(client.get("/full/5").await.unwrap().body, 5);
         site.record("/full/5").await.is_flushed(5);
     })
@@ -50,9 +50,10 @@ async fn trailers_are_flushed() {
     .await;
 }
 
-/// The handler does not read the request, so the server resets the stream with `NO_ERROR` behind its `END_STREAM`.
+/// The handler does not read the request, so the server resets the stream with `NO_ERROR` after
+/// `END_STREAM`.
 #[tokio::test]
-async fn a_reset_without_error_behind_the_end_of_a_response_leaves_it_flushed() {
+async fn no_error_reset_after_the_end_stays_flushed() {
     on_each(HTTP2, |stack| async move {
         let mut site = Setup::on(stack).start();
         let mut client = Http2::connect(&site).await;
@@ -67,7 +68,7 @@ async fn a_reset_without_error_behind_the_end_of_a_response_leaves_it_flushed() 
 }
 
 #[tokio::test]
-async fn a_request_with_a_body_is_mapped_as_one_without() {
+async fn requests_with_bodies_are_mapped_to_their_streams() {
     on_each(HTTP2, |stack| async move {
         let mut site = Setup::on(stack).start();
         let mut client = Http2::connect(&site).await;
@@ -85,9 +86,9 @@ async fn a_request_with_a_body_is_mapped_as_one_without() {
     .await;
 }
 
-/// A10: streams overlap, and each hook runs after the end of its own stream was taken.
+/// Many streams overlap. Each hook runs after the end of its own stream was accepted.
 #[tokio::test]
-async fn no_hook_of_many_streams_runs_before_the_end_of_its_own() {
+async fn hooks_of_overlapping_streams_run_after_their_own_end() {
     on_each(PLAIN_HTTP2, |stack| async move {
         let mut site = Setup::on(stack).start();
         let mut client = Http2::with_windows(&site, 65_535, 100_000).await;

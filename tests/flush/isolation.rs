@@ -1,4 +1,4 @@
-//! E2, E5, E6: tasks take nothing from requests.
+//! Background tasks take no capacity from requests.
 
 use std::convert::Infallible;
 
@@ -12,21 +12,20 @@ use tower_offload::{
     offload::service_fn_blocking,
 };
 
-use crate::support::{ALL, Client, Latch, Setup, drained, on_each, within};
+use crate::support::{ALL, Client, Latch, Setup, after_shutdown, on_each, within};
 
 fn on_one_thread() -> Background {
     Background::builder().pool(ThreadPool::builder().threads(1).build().unwrap()).max_running(1).build()
 }
 
-/// E5.
 #[tokio::test]
-async fn requests_are_answered_while_every_permit_of_the_background_is_taken() {
+async fn requests_are_served_while_the_background_is_busy() {
     on_each(ALL, |stack| async move {
         let (background, latch) = (on_one_thread(), Latch::new());
         let door = latch.door();
         let setup = Setup::on(stack).background(&background).registers(move |after, _| {
             let door = door.clone();
-            after.run(move || door.block()).unwrap();
+            after.spawn_blocking(move || door.block()).unwrap();
         });
         let mut site = setup.start();
         let mut client = Client::connect(&site).await;
@@ -38,21 +37,21 @@ async fn requests_are_answered_while_every_permit_of_the_background_is_taken() {
         }
         assert_eq!((background.stats().running, background.stats().completed), (1, 0));
         latch.open();
-        assert_eq!(drained(&background).await.completed, 20);
+        assert_eq!(after_shutdown(&background).await.completed, 20);
     })
     .await;
 }
 
-/// E2: the handler is told before it has promised anything, and hooks need no place.
+/// The error comes before the response, and hooks still run.
 #[tokio::test]
-async fn a_full_background_refuses_tasks_and_not_responses() {
+async fn full_background_rejects_tasks_but_not_requests() {
     on_each(ALL, |stack| async move {
         let latch = Latch::new();
-        let background = Background::builder().queue_capacity(1).build();
+        let background = Background::builder().max_tasks(1).build();
         let door = latch.door();
         let setup = Setup::on(stack).background(&background).registers(move |after, path| {
             let door = door.clone();
-            let registered = after.run(move || door.block());
+            let registered = after.spawn_blocking(move || door.block());
             assert_eq!(registered.is_ok(), path == "/full/1");
             assert!(registered.err().is_none_or(|rejected| rejected.is_full()));
         });
@@ -68,15 +67,15 @@ async fn a_full_background_refuses_tasks_and_not_responses() {
     .await;
 }
 
-/// E6: sync handlers on a pool, while a sync task blocks every thread of the background.
+/// Blocking handlers run on a pool while a blocking task occupies every thread of the background.
 #[tokio::test]
-async fn offloaded_requests_are_answered_while_every_thread_of_the_background_is_blocked() {
+async fn offloaded_requests_are_served_while_the_background_is_busy() {
     let (background, latch) = (on_one_thread(), Latch::new());
     let door = latch.door();
     let handler = service_fn_blocking(move |request: Request<()>| {
         let after = request.extensions().get::<AfterResponse>().unwrap();
         let door = door.clone();
-        after.run(move || door.block()).unwrap();
+        after.spawn_blocking(move || door.block()).unwrap();
         Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"done"))))
     });
     let pool = ThreadPool::builder().threads(1).build().unwrap();
@@ -88,5 +87,5 @@ async fn offloaded_requests_are_answered_while_every_thread_of_the_background_is
     latch.reached().await;
     assert_eq!(background.stats().completed, 0);
     latch.open();
-    assert_eq!(drained(&background).await.completed, 10);
+    assert_eq!(after_shutdown(&background).await.completed, 10);
 }

@@ -1,10 +1,10 @@
-//! P11, A3, D5: a task is no part of its connection, whatever it does.
+//! Tasks and hooks do not hold up or close their connection.
 
 use tower_offload::{Background, after_response::AfterResponse, background::TaskHandle};
 
-use crate::support::{ALL, Client, Door, HTTP1, Http1, Latch, Setup, Stack, drained, on_each};
+use crate::support::{ALL, Client, Door, HTTP1, Http1, Latch, Setup, Stack, after_shutdown, on_each};
 
-/// A task that takes as long as the latch is shut, for each path with `?slow`.
+/// Registers a task that waits for the latch, for each path with `?slow`.
 fn slow(stack: Stack, background: &Background, latch: &Latch) -> Setup {
     let door = latch.door();
     Setup::on(stack).background(background).registers(move |after, path| {
@@ -16,11 +16,11 @@ fn slow(stack: Stack, background: &Background, latch: &Latch) -> Setup {
 
 fn block(after: &AfterResponse, door: &Door) -> TaskHandle {
     let door = door.clone();
-    after.run(move || door.block()).unwrap()
+    after.spawn_blocking(move || door.block()).unwrap()
 }
 
 #[tokio::test]
-async fn a_running_task_does_not_hold_up_the_next_request() {
+async fn running_task_does_not_delay_the_next_request() {
     on_each(ALL, |stack| async move {
         let (background, latch) = (Background::default(), Latch::new());
         let mut site = slow(stack, &background, &latch).start();
@@ -33,13 +33,13 @@ async fn a_running_task_does_not_hold_up_the_next_request() {
         }
         assert_eq!(background.stats().running, 1);
         latch.open();
-        assert_eq!(drained(&background).await.completed, 1);
+        assert_eq!(after_shutdown(&background).await.completed, 1);
     })
     .await;
 }
 
 #[tokio::test]
-async fn a_running_task_does_not_hold_up_a_pipelined_request() {
+async fn running_task_does_not_delay_a_pipelined_request() {
     on_each(HTTP1, |stack| async move {
         let (background, latch) = (Background::default(), Latch::new());
         let mut site = slow(stack, &background, &latch).start();
@@ -54,14 +54,15 @@ async fn a_running_task_does_not_hold_up_a_pipelined_request() {
             latch.reached().await;
         }
         latch.open();
-        assert_eq!(drained(&background).await.completed, 2);
+        assert_eq!(after_shutdown(&background).await.completed, 2);
     })
     .await;
 }
 
-/// A hook holds a thread of the runtime while it blocks, which it must not; the connection it belongs to goes on even so.
+/// A hook must not block, because it occupies a thread of the runtime. Even so its connection
+/// continues.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_hook_that_blocks_does_not_hold_up_the_next_request() {
+async fn blocking_hook_does_not_delay_the_next_request() {
     on_each(ALL, |stack| async move {
         let latch = Latch::new();
         let door = latch.door();
@@ -82,14 +83,13 @@ async fn a_hook_that_blocks_does_not_hold_up_the_next_request() {
     .await;
 }
 
-/// C12, D5, D6, D7.
 #[tokio::test]
-async fn panics_in_tasks_and_hooks_leave_the_connection_as_it_was() {
+async fn panics_in_tasks_and_hooks_keep_the_connection_open() {
     on_each(ALL, |stack| async move {
-        let background = Background::builder().on_failure(|_| panic!("the sink panics, too")).build();
+        let background = Background::builder().on_failure(|_| panic!("the failure sink panics")).build();
         let setup = Setup::on(stack).background(&background).registers(|after, _| {
             after.hook(|_| panic!("a hook panics"));
-            after.run(|| panic_as_a_task("a sync task panics")).unwrap();
+            after.spawn_blocking(|| panic_as_a_task("a blocking task panics")).unwrap();
             after.spawn(async { panic_as_a_task("an async task panics") }).unwrap();
             after.hook(|_| panic!("another hook panics"));
         });
@@ -99,12 +99,12 @@ async fn panics_in_tasks_and_hooks_leave_the_connection_as_it_was() {
             assert_eq!(client.get(&format!("/full/{size}")).await, (200, size));
             site.record(&format!("/full/{size}")).await.is_flushed(size);
         }
-        assert_eq!(drained(&background).await.failed, 10);
+        assert_eq!(after_shutdown(&background).await.failed, 10);
     })
     .await;
 }
 
-/// A panic whose type is that of a task.
+/// Panics, with the return type of a task.
 fn panic_as_a_task(with: &str) {
     panic!("{with}");
 }

@@ -1,5 +1,6 @@
-//! B2: a [`TrackedService`](tower_offload::flush::TrackedService) that is called late, out of a future that hyper spawned, cannot
-//! know its stream. It has no verdict, and not that of another stream.
+//! A [`TrackedService`](tower_offload::flush::TrackedService) that is called later, in a future
+//! that hyper spawned, does not know its stream. Its response is handed over, and does not get the
+//! outcome of another stream.
 
 use std::sync::{Arc, Mutex, mpsc};
 
@@ -31,28 +32,28 @@ use crate::support::{PATIENCE, WIDE_WINDOW, drain, within};
 const LENGTH: usize = 100_000;
 
 /// Paths and their outcomes.
-type Told = UnboundedReceiver<(String, Outcome)>;
+type Outcomes = UnboundedReceiver<(String, Outcome)>;
 
-/// Answers each request with a body of one length, and tells its outcome.
-async fn answer(
+/// Responds with a body of `LENGTH` bytes, and sends the outcome.
+async fn respond(
     request: Request<Incoming>,
-    tell: UnboundedSender<(String, Outcome)>,
+    tx: UnboundedSender<(String, Outcome)>,
 ) -> Result<Response<Full<Bytes>>, std::convert::Infallible> {
     let after = request.extensions().get::<AfterResponse>().unwrap();
     let path = request.uri().path().to_owned();
-    after.hook(move |outcome| tell.send((path, outcome.clone())).unwrap());
+    after.hook(move |outcome| tx.send((path, outcome.clone())).unwrap());
     Ok(Response::new(Full::new(Bytes::from(vec![b'x'; LENGTH]))))
 }
 
-/// Serves one connection, with what a test makes of the tracked service; and a client of it, whose streams have a window that is
-/// smaller than a body.
+/// Serves one connection with a service that the test makes from the tracked service. Returns a
+/// client whose streams have a window smaller than a body, and the outcomes.
 macro_rules! connect {
     ($tracker:expr, $tracked:ident => $service:expr) => {{
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let (tell, told): (_, Told) = unbounded_channel();
-        let handler =
-            AfterResponseLayer::default().layer(tower::service_fn(move |request| answer(request, tell.clone())));
+        let (tx, rx): (_, Outcomes) = unbounded_channel();
+        let handler = AfterResponseLayer::new(tower_offload::Background::default())
+            .layer(tower::service_fn(move |request| respond(request, tx.clone())));
         let tracker = $tracker.clone();
         tokio::spawn(async move {
             let io = TokioIo::new(listener.accept().await.unwrap().0);
@@ -65,7 +66,7 @@ macro_rules! connect {
         let io = TcpStream::connect(address).await.unwrap();
         let (client, connection) = builder.handshake::<_, Bytes>(io).await.unwrap();
         tokio::spawn(async { drop(connection.await) });
-        (client, told)
+        (client, rx)
     }};
 }
 
@@ -74,10 +75,10 @@ fn get(path: &str) -> Request<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn pipelined_requests_whose_service_is_called_in_their_futures_are_handed_over() {
+async fn service_called_in_spawned_futures_is_handed_over() {
     within(async {
         let tracker = Tracker::new();
-        let (mut client, mut told) = connect!(tracker, tracked => {
+        let (mut client, mut rx) = connect!(tracker, tracked => {
             let tracked = Arc::new(tracked);
             service_fn(move |request| {
                 let tracked = tracked.clone();
@@ -89,13 +90,13 @@ async fn pipelined_requests_whose_service_is_called_in_their_futures_are_handed_
             client = client.ready().await.unwrap();
             responses.push(client.send_request(get(&format!("/{number}")), true).unwrap().0);
         }
-        // One is never read, and so never flushed.
+        // One response is never read, so it is never flushed.
         let blocked = responses.remove(50).await.unwrap();
         for response in responses {
             assert_eq!(drain(response.await.unwrap().into_body()).await.unwrap().0, LENGTH as u64);
         }
         for _ in 0..100 {
-            let (path, outcome) = told.recv().await.unwrap();
+            let (path, outcome) = rx.recv().await.unwrap();
             assert_eq!((outcome.end, outcome.delivery), (End::Complete, Delivery::HandedOver), "{path}");
         }
         let stats = tracker.stats();
@@ -105,15 +106,16 @@ async fn pipelined_requests_whose_service_is_called_in_their_futures_are_handed_
     .await;
 }
 
-/// The first request's service is called at the worst moment: while hyper hands over the second one.
+/// The service is called for the first request at the worst moment: while hyper passes on the
+/// second one.
 #[tokio::test]
-async fn a_late_call_does_not_take_the_stream_of_the_request_that_is_handed_over() {
+async fn late_call_does_not_take_the_stream_of_another_request() {
     within(async {
         let tracker = Tracker::new();
         let ((go, goes), (called, was_called)) = (mpsc::channel::<()>(), mpsc::channel::<()>());
         let first = Mutex::new(Some((goes, called)));
         let second = Mutex::new(Some((go, was_called)));
-        let (mut client, mut told) = connect!(tracker, tracked => {
+        let (mut client, mut rx) = connect!(tracker, tracked => {
             let tracked = Arc::new(tracked);
             service_fn(move |request: Request<Incoming>| {
                 let (now, later) = if request.uri().path() == "/first" {
@@ -146,7 +148,7 @@ async fn a_late_call_does_not_take_the_stream_of_the_request_that_is_handed_over
         let blocked = first.await.unwrap();
         assert_eq!(drain(second.await.unwrap().into_body()).await.unwrap().0, LENGTH as u64);
         for _ in 0..2 {
-            let (path, outcome) = told.recv().await.unwrap();
+            let (path, outcome) = rx.recv().await.unwrap();
             let expected = if path == "/first" { Delivery::HandedOver } else { Delivery::Flushed };
             assert_eq!((outcome.end, outcome.delivery), (End::Complete, expected), "{path}");
         }

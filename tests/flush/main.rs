@@ -1,8 +1,8 @@
-//! How responses end, on real sockets: hyper, hyper-util, axum and TLS, HTTP/1 and HTTP/2, with and without a tracked
-//! connection.
+//! Outcomes of responses on real sockets, on hyper, hyper-util, axum and TLS, with HTTP/1 and
+//! HTTP/2, on tracked and untracked connections.
 //!
-//! Numbers such as A3 or P11 are those of the acceptance list (cases taken from other frameworks' own test suites). Whether a
-//! hook came too early is never asked of a clock: it is asked of the bytes that the socket had taken when it ran.
+//! The tests use no clock to find out whether a hook ran too early. They compare with the number of
+//! bytes that the socket had accepted when the hook ran.
 #![allow(clippy::unwrap_used)]
 
 mod aborts;

@@ -1,4 +1,4 @@
-//! A8: requests that arrive together.
+//! Pipelined HTTP/1 requests.
 
 use crate::support::{HTTP1, Http1, PLAIN_HTTP1, Setup, Stack, on_each};
 
@@ -9,7 +9,7 @@ pub(crate) fn together(paths: &[&str]) -> String {
 }
 
 #[tokio::test]
-async fn each_pipelined_response_is_flushed_when_its_own_bytes_were_taken() {
+async fn pipelined_response_is_flushed_with_its_own_bytes() {
     on_each(HTTP1, |stack| async move {
         let mut site = Setup::on(stack).start();
         let mut client = Http1::connect(&site).await;
@@ -32,9 +32,8 @@ async fn each_pipelined_response_is_flushed_when_its_own_bytes_were_taken() {
     .await;
 }
 
-/// Nothing holds back the outcome of a response, while the next is made.
 #[tokio::test]
-async fn a_pipelined_response_is_flushed_while_the_handler_of_the_next_runs() {
+async fn response_is_flushed_while_the_next_handler_runs() {
     on_each(HTTP1, |stack| async move {
         let mut site = Setup::on(stack).start();
         let mut client = Http1::connect(&site).await;
@@ -50,13 +49,13 @@ async fn a_pipelined_response_is_flushed_while_the_handler_of_the_next_runs() {
     .await;
 }
 
-/// hyper's `pipeline_flush` lets responses wait for one flush.
+/// Stacks on which hyper's `pipeline_flush` can be set. It lets several responses share one flush.
 pub(crate) fn with_one_flush() -> Vec<Stack> {
     HTTP1.iter().copied().filter(|stack| !stack.is_axum()).collect()
 }
 
 #[tokio::test]
-async fn responses_that_share_a_flush_are_flushed_with_the_last_of_them() {
+async fn responses_that_share_a_flush_are_flushed_together() {
     on_each(&with_one_flush(), |stack| async move {
         let mut site = Setup::on(stack).pipeline_flush().start();
         let mut client = Http1::connect(&site).await;
@@ -74,7 +73,7 @@ async fn responses_that_share_a_flush_are_flushed_with_the_last_of_them() {
 }
 
 #[tokio::test]
-async fn responses_that_share_a_flush_do_not_wait_for_a_handler_that_runs() {
+async fn shared_flush_does_not_wait_for_a_running_handler() {
     on_each(&with_one_flush(), |stack| async move {
         let mut site = Setup::on(stack).pipeline_flush().start();
         let mut client = Http1::connect(&site).await;
@@ -111,9 +110,9 @@ async fn response_that_shares_a_write_with_an_open_one_is_flushed() {
     .await;
 }
 
-/// Of three, the first is far too big for the socket.
+/// The first response is larger than the buffers of the socket.
 #[tokio::test]
-async fn a_pipelined_response_behind_a_stalled_one_is_flushed_after_it() {
+async fn response_after_a_stalled_one_is_flushed_after_it() {
     on_each(PLAIN_HTTP1, |stack| async move {
         let mut site = Setup::on(stack).small_buffers().start();
         let mut client = Http1::connect(&site).await;

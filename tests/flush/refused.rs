@@ -1,4 +1,5 @@
-//! Requests that hyper or h2 answers by itself: no handler, no hook, and the streams beside them keep their own outcomes.
+//! Requests that hyper or h2 rejects itself: no handler runs, and other responses keep their
+//! outcomes.
 
 use http::StatusCode;
 use tokio::io::AsyncWriteExt;
@@ -9,7 +10,7 @@ use crate::support::{HTTP1, HTTP2, Http1, Http2, Setup, frames, on_each, read};
 const CONCURRENT: u32 = 200;
 
 #[tokio::test]
-async fn streams_that_are_refused_leave_the_others_their_outcomes() {
+async fn refused_streams_do_not_affect_other_outcomes() {
     on_each(HTTP2, |stack| async move {
         let mut site = Setup::on(stack).start();
         let (mut io, _wire) = site.connect().await;
@@ -27,7 +28,7 @@ async fn streams_that_are_refused_leave_the_others_their_outcomes() {
         for number in 0..CONCURRENT {
             site.record(&path(number)).await.is_flushed((number + 1).into());
         }
-        // A stream after those that were refused is not taken for one of them.
+        // A later stream is not confused with a refused one.
         let later = CONCURRENT + 20;
         io.write_all(&frames::get(later * 2 + 1, &path(later))).await.unwrap();
         io.flush().await.unwrap();
@@ -39,7 +40,7 @@ async fn streams_that_are_refused_leave_the_others_their_outcomes() {
 }
 
 #[tokio::test]
-async fn a_request_with_too_large_fields_leaves_the_others_their_outcomes_on_http2() {
+async fn oversized_fields_do_not_affect_other_streams() {
     on_each(HTTP2, |stack| async move {
         let mut site = Setup::on(stack).start();
         let (mut io, wire) = site.connect().await;
@@ -63,9 +64,9 @@ async fn a_request_with_too_large_fields_leaves_the_others_their_outcomes_on_htt
     .await;
 }
 
-/// h2's client sees the 431, which h2's server sends by itself.
+/// h2 sends the 431 itself.
 #[tokio::test]
-async fn a_431_of_http2_has_no_outcome() {
+async fn http2_431_has_no_outcome() {
     on_each(HTTP2, |stack| async move {
         let mut site = Setup::on(stack).start();
         let mut client = Http2::connect(&site).await;
@@ -82,7 +83,7 @@ async fn a_431_of_http2_has_no_outcome() {
 }
 
 #[tokio::test]
-async fn a_431_of_http1_has_no_outcome_and_takes_none_away() {
+async fn http1_431_has_no_outcome() {
     on_each(HTTP1, |stack| async move {
         let mut site = Setup::on(stack).start();
         let mut client = Http1::connect(&site).await;
@@ -98,9 +99,9 @@ async fn a_431_of_http1_has_no_outcome_and_takes_none_away() {
     .await;
 }
 
-/// What is no HTTP at all.
+/// Bytes that are not HTTP.
 #[tokio::test]
-async fn nonsense_behind_a_response_takes_no_outcome_away() {
+async fn garbage_after_a_request_keeps_its_outcome() {
     on_each(HTTP1, |stack| async move {
         let mut site = Setup::on(stack).start();
         let mut client = Http1::connect(&site).await;
@@ -113,20 +114,20 @@ async fn nonsense_behind_a_response_takes_no_outcome_away() {
     .await;
 }
 
-/// A frame that is an error of the connection: what was flushed by then stays so.
+/// A connection error. Flushed responses stay flushed.
 #[tokio::test]
-async fn an_error_of_the_connection_takes_no_outcome_away() {
+async fn connection_error_keeps_earlier_outcomes() {
     on_each(HTTP2, |stack| async move {
         let mut site = Setup::on(stack).start();
         let (mut io, _wire) = site.connect().await;
         io.write_all(&[frames::PREFACE, &frames::settings(), &frames::get(1, "/full/5")].concat()).await.unwrap();
         io.flush().await.unwrap();
         site.record("/full/5").await.is_flushed(5);
-        // A stream of the server's parity (RFC 9113, section 5.1.1).
+        // An even identifier belongs to the server (RFC 9113, section 5.1.1).
         io.write_all(&[frames::get(3, "/wait/full/6"), frames::get(2, "/full/7")].concat()).await.unwrap();
         io.flush().await.unwrap();
         let record = site.record("/wait/full/6").await;
-        assert_eq!(record.delivery, tower_offload::after_response::Delivery::None, "{record:?}");
+        assert_eq!(record.delivery, tower_offload::after_response::Delivery::NotDelivered, "{record:?}");
         assert!(site.unasked().is_empty());
     })
     .await;

@@ -1,28 +1,25 @@
-//! How layer, connection and extractor are put together, and what a mistake there looks like.
+//! Combinations of layer, connection and extractor, and the symptoms of mistakes.
 
-use std::{
-    net::SocketAddr,
-    sync::{Arc, Mutex},
-};
+use std::sync::{Arc, Mutex};
 
-use axum::{Router, extract::ConnectInfo, response::Response, routing::get};
+use axum::{Router, response::Response, routing::get};
 use tokio::{net::TcpListener, sync::mpsc};
 use tower_offload::{
     Background,
     after_response::{AfterResponse, AfterResponseLayer, Delivery, End, Outcome},
-    axum::{FlushListener, FlushMakeService},
+    axum::serve,
 };
 
-use crate::support::{ALL, Client, Setup, Stack, drained, on_each, within};
+use crate::support::{ALL, Client, Setup, Stack, after_shutdown, on_each, within};
 
-/// The status and the body of a response to `GET /` on a connection of its own.
-async fn answer_of(app: Router, tracked: bool) -> String {
+/// Sends `GET /` on a new connection, and returns the response as text.
+async fn response_of(app: Router, tracked: bool) -> String {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     if tracked {
-        tokio::spawn(axum::serve(FlushListener::new(listener), FlushMakeService::new(app)).into_future());
+        tokio::spawn(serve(listener, app).into_future());
     } else {
         tokio::spawn(axum::serve(listener, app).into_future());
     }
@@ -34,24 +31,16 @@ async fn answer_of(app: Router, tracked: bool) -> String {
 }
 
 #[tokio::test]
-async fn connect_info_is_there_behind_a_flush_listener() {
-    let app = Router::new()
-        .route("/", get(|ConnectInfo(peer): ConnectInfo<SocketAddr>| async move { format!("from {}", peer.ip()) }));
-    let answer = answer_of(app.layer(AfterResponseLayer::default()), true).await;
-    assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("from 127.0.0.1"), "{answer}");
-}
-
-#[tokio::test]
-async fn an_extractor_without_the_layer_is_a_500_that_names_it() {
+async fn extractor_without_the_layer_is_a_500_that_names_it() {
     for tracked in [false, true] {
         let app = Router::new().route("/", get(|_: AfterResponse| async { "unreachable" }));
-        let answer = answer_of(app, tracked).await;
+        let answer = response_of(app, tracked).await;
         assert!(answer.starts_with("HTTP/1.1 500") && answer.contains("AfterResponseLayer"), "{answer}");
     }
 }
 
 #[tokio::test]
-async fn a_tracked_connection_without_the_layer_serves() {
+async fn tracked_connection_without_the_layer_serves() {
     let stacks: Vec<Stack> = ALL.iter().copied().filter(|stack| !stack.is_axum()).collect();
     on_each(&stacks, |stack| async move {
         let mut site = Setup::on(stack).layers(0).start();
@@ -66,7 +55,7 @@ async fn a_tracked_connection_without_the_layer_serves() {
 }
 
 #[tokio::test]
-async fn a_handle_knows_whether_its_connection_is_tracked() {
+async fn handle_reports_whether_its_connection_is_tracked() {
     on_each(ALL, |stack| async move {
         for tracked in [true, false] {
             let known = Arc::new(Mutex::new(Vec::new()));
@@ -83,7 +72,7 @@ async fn a_handle_knows_whether_its_connection_is_tracked() {
 }
 
 #[tokio::test]
-async fn a_tracker_counts_its_connections_and_what_became_of_their_responses() {
+async fn tracker_counts_connections_and_outcomes() {
     on_each(ALL, |stack| async move {
         let mut site = Setup::on(stack).start();
         for connection in 1..=2 {
@@ -95,87 +84,90 @@ async fn a_tracker_counts_its_connections_and_what_became_of_their_responses() {
             let started = client.start("/hang/7").await;
             let _kept = client.await_head(started).await;
             client.hang_up().await;
-            site.record("/hang/7").await.is(End::Aborted, Delivery::None);
+            site.record("/hang/7").await.is(End::Aborted, Delivery::NotDelivered);
             let stats = site.sure_stats();
             assert_eq!(
                 (stats.connections, stats.flushed, stats.undelivered),
                 (connection, 2 * connection, 0),
                 "{stats:?}"
             );
-            // HTTP/1 has no word for a response whose body did not come to its end.
+            // On HTTP/1 a response whose body did not end is not counted.
             assert_eq!(stats.lost, if stack.is_http2() { connection } else { 0 }, "{stats:?}");
         }
     })
     .await;
 }
 
-/// The outermost owns the response, and nothing is told twice.
+/// The outermost owns the response.
 #[tokio::test]
-async fn the_layer_twice_tells_each_hook_once() {
+async fn nested_layers_run_each_hook_once() {
     on_each(ALL, |stack| async move {
         for (setup, delivery) in
             [(Setup::on(stack), Delivery::Flushed), (Setup::on(stack).untracked(), Delivery::HandedOver)]
         {
             let background = Background::default();
-            let (told, mut hooks) = mpsc::unbounded_channel();
+            let (tx, mut hooks) = mpsc::unbounded_channel();
             let setup = setup.layers(2).background(&background).registers(move |after, _| {
-                let (hook, task) = (told.clone(), told.clone());
+                let (hook, task) = (tx.clone(), tx.clone());
                 after.hook(move |outcome| hook.send(("hook", outcome.delivery)).unwrap());
-                after.task("task").always().run(move || _ = task.send(("task", Delivery::None))).unwrap();
+                after
+                    .task("task")
+                    .always()
+                    .spawn_blocking(move || _ = task.send(("task", Delivery::NotDelivered)))
+                    .unwrap();
             });
             let mut site = setup.start();
             let mut client = Client::connect(&site).await;
             client.get("/full/5").await;
             site.record("/full/5").await.is(End::Complete, delivery);
             assert_eq!(hooks.recv().await, Some(("hook", delivery)));
-            assert_eq!(hooks.recv().await, Some(("task", Delivery::None)));
-            assert_eq!(drained(&background).await.completed, 1);
+            assert_eq!(hooks.recv().await, Some(("task", Delivery::NotDelivered)));
+            assert_eq!(after_shutdown(&background).await.completed, 1);
             assert!(hooks.try_recv().is_err() && site.unasked().is_empty());
         }
     })
     .await;
 }
 
-/// A layer sees its own end; what is told is that of the one outside.
+/// Returns the outcome of a handler inside of the layer and of `outer`.
 async fn outcome_inside_of(tracked: bool, outer: impl Fn(Router) -> Router) -> Outcome {
-    let (told, mut outcomes) = mpsc::unbounded_channel();
+    let (tx, mut outcomes) = mpsc::unbounded_channel();
     let app = Router::new().route(
         "/",
         get(move |after: AfterResponse| async move {
-            after.hook(move |outcome| told.send(outcome.clone()).unwrap());
+            after.hook(move |outcome| tx.send(outcome.clone()).unwrap());
             "0123456789".repeat(10)
         }),
     );
-    let answer = answer_of(outer(app.layer(AfterResponseLayer::default())), tracked).await;
+    let answer =
+        response_of(outer(app.layer(AfterResponseLayer::new(tower_offload::Background::default()))), tracked).await;
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     within(outcomes.recv()).await.unwrap()
 }
 
-/// The row "other unpolled drop (replaced by an outer layer)".
 #[tokio::test]
-async fn a_response_that_an_outer_layer_replaces_was_never_sent() {
+async fn replaced_response_is_no_response_if_untracked() {
     let replace = |app: Router| app.layer(axum::middleware::map_response(async |_: Response| "another"));
     let outcome = outcome_inside_of(false, replace).await;
-    assert_eq!((outcome.end, outcome.delivery), (End::NoResponse, Delivery::None));
+    assert_eq!((outcome.end, outcome.delivery), (End::NoResponse, Delivery::NotDelivered));
 }
 
-/// The row "outer layer keeps data after inner end": the connection is outside of every layer, and tells of what went out.
+/// The connection is outside of every layer, so it reports the response that was sent.
 #[tokio::test]
-async fn a_tracked_connection_tells_of_the_response_that_outer_layers_made() {
+async fn tracked_connection_reports_the_replaced_response() {
     let replace = |app: Router| app.layer(axum::middleware::map_response(async |_: Response| "another"));
     let outcome = outcome_inside_of(true, replace).await;
     assert_eq!((outcome.end, outcome.delivery, outcome.body_bytes), (End::Complete, Delivery::Flushed, 7));
 }
 
-/// A11: ten layers, and the client leaves.
 #[tokio::test]
-async fn hooks_registered_through_ten_layers_all_run_when_the_client_leaves() {
+async fn hooks_of_ten_layers_run_after_a_disconnect() {
     on_each(&[Stack::AxumHttp1, Stack::AxumHttp2], |stack| async move {
-        let (told, mut hooks) = mpsc::unbounded_channel();
+        let (tx, mut hooks) = mpsc::unbounded_channel();
         let setup = Setup::on(stack).layers(10).registers(move |after, _| {
             for number in 0..10 {
-                let told = told.clone();
-                after.hook(move |outcome| told.send((number, outcome.end)).unwrap());
+                let tx = tx.clone();
+                after.hook(move |outcome| tx.send((number, outcome.end)).unwrap());
             }
         });
         let site = setup.start();
@@ -183,7 +175,7 @@ async fn hooks_registered_through_ten_layers_all_run_when_the_client_leaves() {
         let started = client.start("/hang/10").await;
         let _kept = client.await_head(started).await;
         client.hang_up().await;
-        // D3: last in, first out.
+        // Last in, first out.
         for number in (0..10).rev() {
             assert_eq!(hooks.recv().await, Some((number, End::Aborted)));
         }

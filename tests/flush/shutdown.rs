@@ -1,16 +1,16 @@
-//! Graceful shutdown while responses are on their way.
+//! Graceful shutdown with open responses.
 
 use tower_offload::{
     Background,
     after_response::{Delivery, End},
 };
 
-use crate::support::{ALL, Client, HTTP1, HTTP2, Http1, Http2, Latch, Setup, drain, drained, on_each};
+use crate::support::{ALL, Client, HTTP1, HTTP2, Http1, Http2, Latch, Setup, after_shutdown, drain, on_each};
 
 const BIG: u64 = 2 << 20;
 
 #[tokio::test]
-async fn a_stalled_http1_response_is_flushed_after_the_shutdown_began() {
+async fn stalled_http1_response_is_flushed_during_shutdown() {
     on_each(HTTP1, |stack| async move {
         let mut site = Setup::on(stack).small_buffers().start();
         let mut client = Http1::connect(&site).await;
@@ -28,7 +28,7 @@ async fn a_stalled_http1_response_is_flushed_after_the_shutdown_began() {
 }
 
 #[tokio::test]
-async fn stalled_http2_responses_are_flushed_after_the_shutdown_began() {
+async fn stalled_http2_responses_are_flushed_during_shutdown() {
     on_each(HTTP2, |stack| async move {
         let mut site = Setup::on(stack).start();
         let mut client = Http2::with_windows(&site, 65_535, 1 << 20).await;
@@ -49,15 +49,14 @@ async fn stalled_http2_responses_are_flushed_after_the_shutdown_began() {
     .await;
 }
 
-/// P11: a task is no part of its connection.
 #[tokio::test]
-async fn a_running_task_does_not_hold_up_the_shutdown_of_the_server() {
+async fn running_task_does_not_delay_the_shutdown() {
     on_each(ALL, |stack| async move {
         let (background, latch) = (Background::default(), Latch::new());
         let door = latch.door();
         let setup = Setup::on(stack).background(&background).registers(move |after, _| {
             let door = door.clone();
-            after.run(move || door.block()).unwrap();
+            after.spawn_blocking(move || door.block()).unwrap();
         });
         let mut site = setup.start();
         let mut client = Client::connect(&site).await;
@@ -68,14 +67,13 @@ async fn a_running_task_does_not_hold_up_the_shutdown_of_the_server() {
         site.over().await;
         assert_eq!(background.stats().running, 1);
         latch.open();
-        assert_eq!(drained(&background).await.completed, 1);
+        assert_eq!(after_shutdown(&background).await.completed, 1);
     })
     .await;
 }
 
-/// A connection that shuts down with nothing on it tells nothing.
 #[tokio::test]
-async fn a_shutdown_without_responses_is_silent() {
+async fn shutdown_without_responses_has_no_outcome() {
     on_each(ALL, |stack| async move {
         let mut site = Setup::on(stack).start();
         let mut client = Client::connect(&site).await;

@@ -1,5 +1,5 @@
 //! Pipelined HTTP/1 responses over transports that accept a few bytes at a time, so that writes are
-//! cut everywhere.
+//! split everywhere.
 
 use std::{
     convert::Infallible,
@@ -38,7 +38,7 @@ type BoxBody = UnsyncBoxBody<Bytes, Infallible>;
 struct Narrow {
     io: DuplexStream,
     size: usize,
-    /// Whether each write and flush is `Pending` once before it succeeds.
+    /// If `true`, each write and flush is pending once before it succeeds.
     stalls: bool,
     stalled: bool,
     accepted: Arc<AtomicUsize>,
@@ -80,10 +80,10 @@ impl AsyncWrite for Narrow {
     }
 }
 
-/// A tracked connection, and what its server sees.
+/// A tracked connection with its client and outcomes.
 struct Served {
     client: Http1,
-    /// Each outcome, with the number of bytes that the transport had accepted.
+    /// Path, outcome, and the number of bytes that the transport had accepted.
     outcomes: mpsc::UnboundedReceiver<(String, Outcome, usize)>,
     /// Holds back all chunks of `/stream` but the first.
     gate: Arc<Semaphore>,
@@ -103,7 +103,7 @@ impl Served {
             request.extensions().get::<AfterResponse>().unwrap().hook(move |outcome| {
                 let _ = sender.send((of, outcome.clone(), accepted.load(SeqCst)));
             });
-            let body = answer(&path, held.clone());
+            let body = body_of(&path, held.clone());
             async move { Ok::<_, Infallible>(Response::new(body)) }
         });
         let service = TowerToHyperService::new(AfterResponseLayer::new(Background::default()).layer(service));
@@ -124,7 +124,7 @@ impl Served {
 }
 
 /// `/stream`: two chunks of 6 bytes, the second after the gate. `/full/n`: n bytes.
-fn answer(path: &str, gate: Arc<Semaphore>) -> BoxBody {
+fn body_of(path: &str, gate: Arc<Semaphore>) -> BoxBody {
     let Some(length) = path.strip_prefix("/full/") else {
         let frames = stream::unfold((0, gate), |(sent, gate)| async move {
             if sent == 1 {
@@ -142,7 +142,7 @@ const GET: &str = "GET /full/10 HTTP/1.1\r\nhost: site\r\n\r\n";
 const POST: &str = "POST /full/10 HTTP/1.1\r\nhost: site\r\ncontent-length: 7\r\n\r\nunread.";
 const STREAM: &str = "GET /stream HTTP/1.1\r\nhost: site\r\n\r\n";
 
-/// The longest write that a test here leads to is shorter.
+/// Sizes of writes. The longest write in these tests is shorter than the last.
 const SIZES: std::ops::Range<usize> = 1..250;
 
 /// Runs a case for each size of writes, with and without `pipeline_flush`.
@@ -159,7 +159,7 @@ async fn on_each_split<F: Future<Output = ()>>(case: impl Fn(Served) -> F) {
     }
 }
 
-/// The head of the stream may leave in one write with the response before it.
+/// The head of the stream may be in one write with the response before it.
 #[tokio::test]
 async fn response_before_a_slow_stream_is_flushed_at_once() {
     within(on_each_split(|mut served| async move {
@@ -173,7 +173,7 @@ async fn response_before_a_slow_stream_is_flushed_at_once() {
         end += head.head.len();
         assert_eq!(served.client.body_of(head).await.body, 12);
         served.is_flushed("/stream", 12, end + 2 * 11 + 5).await;
-        // The connection is as good as new.
+        // The connection still works.
         served.client.send(GET).await;
         served.client.answer().await;
         served.is_flushed("/full/10", 10, end).await;
@@ -181,9 +181,9 @@ async fn response_before_a_slow_stream_is_flushed_at_once() {
     .await;
 }
 
-/// The request's body is not read by its handler.
+/// The handler does not read the body of the request.
 #[tokio::test]
-async fn response_to_an_unread_body_is_flushed_before_a_slow_stream_ends() {
+async fn response_to_an_unread_body_is_flushed_before_a_slow_stream() {
     within(on_each_split(|mut served| async move {
         served.client.send([POST, STREAM].concat()).await;
         let first = served.client.answer().await;

@@ -1,4 +1,4 @@
-//! A client that does not read: hooks wait until the socket has taken the whole response.
+//! Clients that do not read: hooks wait until the socket has accepted the whole response.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tower_offload::after_response::{Delivery, End};
@@ -9,12 +9,12 @@ use crate::support::{
 
 const BIG: u64 = 8 << 20;
 
-/// A4, C9: 8 MB, of which the socket takes a few kB while the client does not read.
-async fn is_flushed_with_its_last_byte(stack: Stack, path: &str) {
+/// Sends 8 MB to a socket that accepts a few kB while the client does not read.
+async fn check_flushed_with_last_byte(stack: Stack, path: &str) {
     let mut site = Setup::on(stack).small_buffers().start();
     let mut client = Http1::connect(&site).await;
     client.send_get(path).await;
-    let head = client.head().await; // some of the body is there, too
+    let head = client.head().await; // part of the body was read as well
     assert!(site.unasked().is_empty(), "a hook ran while the client had read {} bytes", client.wire.read());
     assert_eq!(client.body_of(head).await.body, BIG);
     let record = site.record(path).await;
@@ -24,22 +24,22 @@ async fn is_flushed_with_its_last_byte(stack: Stack, path: &str) {
 
 #[tokio::test]
 async fn one_big_frame_is_flushed_with_its_last_byte() {
-    on_each(HTTP1, |stack| is_flushed_with_its_last_byte(stack, "/full/8388608")).await;
+    on_each(HTTP1, |stack| check_flushed_with_last_byte(stack, "/full/8388608")).await;
 }
 
 #[tokio::test]
-async fn a_chunked_body_is_flushed_with_its_last_byte() {
-    on_each(HTTP1, |stack| is_flushed_with_its_last_byte(stack, "/chunks/64/131072")).await;
+async fn chunked_body_is_flushed_with_its_last_byte() {
+    on_each(HTTP1, |stack| check_flushed_with_last_byte(stack, "/chunks/64/131072")).await;
 }
 
 #[tokio::test]
-async fn a_body_of_known_length_is_flushed_with_its_last_byte() {
-    on_each(HTTP1, |stack| is_flushed_with_its_last_byte(stack, "/length/64/131072")).await;
+async fn body_of_known_length_is_flushed_with_its_last_byte() {
+    on_each(HTTP1, |stack| check_flushed_with_last_byte(stack, "/length/64/131072")).await;
 }
 
-/// The body is gone at once, and long before its bytes.
+/// The body is dropped long before its bytes are accepted.
 #[tokio::test]
-async fn the_end_of_a_body_is_not_its_flush() {
+async fn end_of_a_body_is_not_its_flush() {
     on_each(HTTP1, |stack| async move {
         let mut site = Setup::on(stack).small_buffers().start();
         let mut client = Http1::connect(&site).await;
@@ -52,9 +52,8 @@ async fn the_end_of_a_body_is_not_its_flush() {
     .await;
 }
 
-/// C8.
 #[tokio::test]
-async fn an_untracked_connection_tells_when_the_body_was_handed_over() {
+async fn untracked_connection_reports_the_hand_over() {
     on_each(PLAIN_HTTP1, |stack| async move {
         let mut site = Setup::on(stack).untracked().small_buffers().start();
         let mut client = Http1::connect(&site).await;
@@ -68,9 +67,9 @@ async fn an_untracked_connection_tells_when_the_body_was_handed_over() {
     .await;
 }
 
-/// T3a: one frame of 8 MB, and a client that grants no window.
+/// One frame of 8 MB, and a client that grants no window.
 #[tokio::test]
-async fn a_stream_without_a_window_is_flushed_when_it_has_had_one() {
+async fn stream_without_a_window_is_flushed_once_it_has_one() {
     on_each(HTTP2, |stack| async move {
         let mut site = Setup::on(stack).small_buffers().start();
         let mut client = Http2::with_windows(&site, 65_535, 65_535).await;
@@ -85,9 +84,8 @@ async fn a_stream_without_a_window_is_flushed_when_it_has_had_one() {
     .await;
 }
 
-/// T3b.
 #[tokio::test]
-async fn a_stream_that_flows_does_not_wait_for_one_that_is_blocked() {
+async fn stream_does_not_wait_for_a_blocked_one() {
     on_each(HTTP2, |stack| async move {
         let mut site = Setup::on(stack).start();
         let mut client = Http2::with_windows(&site, 65_535, 1 << 20).await;
@@ -104,9 +102,9 @@ async fn a_stream_that_flows_does_not_wait_for_one_that_is_blocked() {
     .await;
 }
 
-/// T3c: much flows past a stream that is blocked, with many flushes.
+/// Another stream causes many flushes while one is blocked.
 #[tokio::test]
-async fn a_blocked_stream_is_not_flushed_by_the_flushes_of_another() {
+async fn blocked_stream_ignores_flushes_of_another() {
     on_each(HTTP2, |stack| async move {
         let mut site = Setup::on(stack).start();
         let mut client = Http2::with_windows(&site, 65_535, 1 << 24).await;
@@ -123,9 +121,9 @@ async fn a_blocked_stream_is_not_flushed_by_the_flushes_of_another() {
     .await;
 }
 
-/// Trailers wait behind the data of their stream.
+/// Trailers wait for the data of their stream.
 #[tokio::test]
-async fn trailers_behind_a_blocked_body_are_flushed_with_it() {
+async fn trailers_after_a_blocked_body_are_flushed_with_it() {
     on_each(PLAIN_HTTP2, |stack| async move {
         let mut site = Setup::on(stack).start();
         let mut client = Http2::with_windows(&site, 1000, 1 << 20).await;
@@ -143,9 +141,8 @@ async fn trailers_behind_a_blocked_body_are_flushed_with_it() {
     .await;
 }
 
-/// A body in small parts, in a window that is always a little open.
 #[tokio::test]
-async fn a_body_in_many_frames_through_a_narrow_window_is_flushed_with_its_last_byte() {
+async fn body_through_a_narrow_window_is_flushed_with_its_last_byte() {
     on_each(PLAIN_HTTP2, |stack| async move {
         let mut site = Setup::on(stack).small_buffers().start();
         let mut client = Http2::with_windows(&site, 65_535, 65_535).await;
@@ -159,9 +156,9 @@ async fn a_body_in_many_frames_through_a_narrow_window_is_flushed_with_its_last_
     .await;
 }
 
-/// TLS accepts what it has not written yet: the end of the stream is with it long before the socket has taken that.
+/// TLS accepts bytes before it writes them, so it has the end of the stream long before the socket.
 #[tokio::test]
-async fn a_stream_over_tls_is_flushed_when_the_socket_has_taken_it() {
+async fn stream_over_tls_is_flushed_when_the_socket_has_it() {
     on_each(&[Stack::TlsHttp2], |stack| async move {
         let mut site = Setup::on(stack).small_buffers().start();
         let (mut io, wire) = site.connect().await;

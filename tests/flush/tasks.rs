@@ -1,4 +1,4 @@
-//! Which tasks run after which responses, and what becomes of them when clients and connections go.
+//! Conditions of tasks, and tasks that outlive their clients and connections.
 
 use std::time::Duration;
 
@@ -6,29 +6,34 @@ use tokio::sync::mpsc;
 use tower_offload::{
     Background,
     after_response::{Delivery, End},
-    background::Stats,
+    background::BackgroundStats,
 };
 
-use crate::support::{ALL, Client, Latch, PLAIN_HTTP1, PLAIN_HTTP2, Setup, Stack, drained, on_each};
+use crate::support::{ALL, Client, Latch, PLAIN_HTTP1, PLAIN_HTTP2, Setup, Stack, after_shutdown, on_each};
 
-/// A name for each condition.
+/// One task name per condition.
 const CONDITIONS: [&str; 5] = ["plain", "always", "on_complete", "on_flushed", "when"];
 
-/// The tasks that run after a request to that path, each registered under another condition.
-async fn tasks_after(stack: Stack, tracked: bool, path: &'static str, leave: bool) -> (Vec<&'static str>, Stats) {
+/// Returns the tasks that ran after a request to `path`.
+async fn tasks_after(
+    stack: Stack,
+    tracked: bool,
+    path: &'static str,
+    leave: bool,
+) -> (Vec<&'static str>, BackgroundStats) {
     let background = Background::default();
-    let (told, mut ran) = mpsc::unbounded_channel();
+    let (tx, mut ran) = mpsc::unbounded_channel();
     let setup = Setup::on(stack).background(&background).registers(move |after, _| {
         for name in CONDITIONS {
-            let told = told.clone();
-            let work = move || told.send(name).unwrap();
+            let tx = tx.clone();
+            let work = move || tx.send(name).unwrap();
             let task = after.task(name);
             let registered = match name {
-                "always" => task.always().run(work),
-                "on_complete" => task.on_complete().run(work),
-                "on_flushed" => task.on_flushed().run(work),
-                "when" => task.when(|outcome| outcome.end == End::Aborted).run(work),
-                _ => task.run(work),
+                "always" => task.always().spawn_blocking(work),
+                "on_complete" => task.on_complete().spawn_blocking(work),
+                "on_flushed" => task.on_flushed().spawn_blocking(work),
+                "when" => task.when(|outcome| outcome.end == End::Aborted).spawn_blocking(work),
+                _ => task.spawn_blocking(work),
             };
             assert_eq!(registered.is_err(), name == "on_flushed" && !after.is_tracked());
             if let Err(rejected) = registered {
@@ -46,7 +51,7 @@ async fn tasks_after(stack: Stack, tracked: bool, path: &'static str, leave: boo
         client.get(path).await;
     }
     site.record(path).await;
-    let stats = drained(&background).await;
+    let stats = after_shutdown(&background).await;
     let mut names = Vec::new();
     while let Ok(name) = ran.try_recv() {
         names.push(name);
@@ -54,9 +59,9 @@ async fn tasks_after(stack: Stack, tracked: bool, path: &'static str, leave: boo
     (names, stats)
 }
 
-/// B5: the default is success; what is skipped is counted.
+/// The default is success. Skipped tasks are counted.
 #[tokio::test]
-async fn each_condition_runs_the_tasks_it_says() {
+async fn conditions_select_the_tasks_that_run() {
     on_each(ALL, |stack| async move {
         for (path, leave, expected) in [
             ("/full/5", false, &["plain", "always", "on_complete", "on_flushed"] as &[_]),
@@ -73,9 +78,8 @@ async fn each_condition_runs_the_tasks_it_says() {
     .await;
 }
 
-/// A task that insists on a flush is refused where none is ever told of.
 #[tokio::test]
-async fn on_an_untracked_connection_on_flushed_is_refused_when_it_is_registered() {
+async fn on_flushed_is_rejected_on_an_untracked_connection() {
     on_each(ALL, |stack| async move {
         let (ran, _) = tasks_after(stack, false, "/full/5", false).await;
         assert_eq!(ran, ["plain", "always", "on_complete"]);
@@ -83,15 +87,14 @@ async fn on_an_untracked_connection_on_flushed_is_refused_when_it_is_registered(
     .await;
 }
 
-/// P12, B7: the client is gone before the task has got far.
 #[tokio::test]
-async fn a_task_runs_to_its_end_although_the_client_has_left() {
+async fn task_runs_to_its_end_after_a_disconnect() {
     on_each(ALL, |stack| async move {
         let (background, latch) = (Background::default(), Latch::new());
         let door = latch.door();
         let setup = Setup::on(stack).background(&background).registers(move |after, _| {
             let (sync, later) = (door.clone(), door.clone());
-            after.task("sync").concurrent(2).run(move || sync.block()).unwrap();
+            after.task("sync").concurrent(2).spawn_blocking(move || sync.block()).unwrap();
             after.task("async").concurrent(2).spawn(later.pass()).unwrap();
         });
         let mut site = setup.start();
@@ -102,54 +105,53 @@ async fn a_task_runs_to_its_end_although_the_client_has_left() {
         site.shut_down();
         site.over().await;
         latch.open();
-        let stats = drained(&background).await;
+        let stats = after_shutdown(&background).await;
         assert_eq!((stats.completed, stats.failed), (2, 0), "{stats:?}");
     })
     .await;
 }
 
-/// D4, D7, D10, D13: each failure is its own task's, and is reported once.
+/// Each failure is reported once.
 #[tokio::test]
-async fn a_task_that_fails_or_is_late_leaves_the_others_alone() {
+async fn failed_or_late_task_does_not_affect_others() {
     on_each(&[Stack::AutoHttp1, Stack::AutoHttp2, Stack::AxumHttp1, Stack::AxumHttp2], |stack| async move {
         let (failed, mut failures) = mpsc::unbounded_channel();
         let background =
             Background::builder().on_failure(move |failure| failed.send(failure.to_string()).unwrap()).build();
-        let (told, mut ran) = mpsc::unbounded_channel();
+        let (tx, mut ran) = mpsc::unbounded_channel();
         let setup = Setup::on(stack).background(&background).registers(move |after, _| {
-            let (before, behind) = (told.clone(), told.clone());
-            after.run(move || before.send("before").unwrap()).unwrap();
-            after.task("fails").run(|| Err::<(), _>("no such address")).unwrap();
+            let (before, behind) = (tx.clone(), tx.clone());
+            after.spawn_blocking(move || before.send("before").unwrap()).unwrap();
+            after.task("fails").spawn_blocking(|| Err::<(), _>("no such address")).unwrap();
             after.task("late").timeout(Duration::from_millis(1)).spawn(std::future::pending::<()>()).unwrap();
             after.task("unwanted").spawn(std::future::pending::<()>()).unwrap();
             assert_eq!(after.cancel("unwanted"), 1);
-            after.run(move || behind.send("behind").unwrap()).unwrap();
+            after.spawn_blocking(move || behind.send("behind").unwrap()).unwrap();
         });
         let mut site = setup.start();
         let mut client = Client::connect(&site).await;
         client.get("/full/5").await;
         site.record("/full/5").await.is(End::Complete, Delivery::Flushed);
-        let stats = drained(&background).await;
+        let stats = after_shutdown(&background).await;
         assert_eq!((ran.recv().await, ran.recv().await), (Some("before"), Some("behind")));
-        let told = [failures.recv().await.unwrap(), failures.recv().await.unwrap()];
-        assert!(told[0].contains("no such address") && told[1].contains("late"), "{told:?}");
+        let messages = [failures.recv().await.unwrap(), failures.recv().await.unwrap()];
+        assert!(messages[0].contains("no such address") && messages[1].contains("late"), "{messages:?}");
         assert!(failures.try_recv().is_err());
         assert_eq!((stats.completed, stats.failed, stats.cancelled), (2, 2, 1), "{stats:?}");
     })
     .await;
 }
 
-/// D11: of two handles of one request.
 #[tokio::test]
-async fn clones_of_a_handle_register_into_one_order() {
+async fn clones_of_a_handle_register_into_one_list() {
     on_each(&[PLAIN_HTTP1, PLAIN_HTTP2].concat(), |stack| async move {
         let background = Background::default();
-        let (told, mut ran) = mpsc::unbounded_channel();
+        let (tx, mut ran) = mpsc::unbounded_channel();
         let setup = Setup::on(stack).background(&background).registers(move |after, _| {
             let other = after.clone();
             for (number, handle) in [after, &other, after, &other].into_iter().enumerate() {
-                let told = told.clone();
-                handle.run(move || told.send(number).unwrap()).unwrap();
+                let tx = tx.clone();
+                handle.spawn_blocking(move || tx.send(number).unwrap()).unwrap();
             }
         });
         let site = setup.start();
@@ -161,14 +163,13 @@ async fn clones_of_a_handle_register_into_one_order() {
     .await;
 }
 
-/// D15: a task may register more, which the same drain waits for.
 #[tokio::test]
-async fn what_tasks_register_runs_in_the_same_drain() {
+async fn shutdown_waits_for_tasks_registered_by_tasks() {
     on_each(&[Stack::AutoHttp1, Stack::AutoHttp2], |stack| async move {
         let background = Background::default();
-        let (told, mut ran) = mpsc::unbounded_channel();
+        let (tx, mut ran) = mpsc::unbounded_channel();
         let setup = Setup::on(stack).background(&background).registers(move |after, _| {
-            nest(after.clone(), 5, told.clone());
+            nest(after.clone(), 5, tx.clone());
         });
         let mut site = setup.start();
         Client::connect(&site).await.get("/full/5").await;
@@ -176,18 +177,18 @@ async fn what_tasks_register_runs_in_the_same_drain() {
         for depth in (0..=5).rev() {
             assert_eq!(ran.recv().await, Some(depth));
         }
-        assert_eq!(drained(&background).await.completed, 6);
+        assert_eq!(after_shutdown(&background).await.completed, 6);
     })
     .await;
 }
 
-fn nest(after: tower_offload::after_response::AfterResponse, depth: usize, told: mpsc::UnboundedSender<usize>) {
+fn nest(after: tower_offload::after_response::AfterResponse, depth: usize, tx: mpsc::UnboundedSender<usize>) {
     let inner = after.clone();
     let work = move || {
-        told.send(depth).unwrap();
+        tx.send(depth).unwrap();
         if depth > 0 {
-            nest(inner, depth - 1, told);
+            nest(inner, depth - 1, tx);
         }
     };
-    after.run(work).unwrap();
+    after.spawn_blocking(work).unwrap();
 }

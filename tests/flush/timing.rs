@@ -1,4 +1,4 @@
-//! When hooks and tasks run, and what they never run before.
+//! Order and time of hooks and tasks.
 
 use std::sync::{Arc, Mutex};
 
@@ -8,40 +8,38 @@ use tower_offload::{
     after_response::{AfterResponse, Delivery, End},
 };
 
-use crate::support::{ALL, Client, HTTP1, Http1, Latch, Setup, drained, on_each};
+use crate::support::{ALL, Client, HTTP1, Http1, Latch, Setup, after_shutdown, on_each};
 
-/// A1, A2, D1, D3: hooks from the last to the first, then tasks from the first to the last, each once.
 #[tokio::test]
-async fn hooks_run_last_in_first_out_and_then_tasks_in_order() {
+async fn hooks_run_newest_first_then_tasks_oldest_first() {
     on_each(ALL, |stack| async move {
         let background = Background::default();
-        let (told, mut order) = mpsc::unbounded_channel();
+        let (tx, mut order) = mpsc::unbounded_channel();
         let setup = Setup::on(stack).background(&background).registers(move |after, _| {
             for name in ["first", "second", "third"] {
-                let (hook, sync, later) = (told.clone(), told.clone(), told.clone());
-                after.run(move || sync.send(format!("{name} sync task")).unwrap()).unwrap();
+                let (hook, sync, later) = (tx.clone(), tx.clone(), tx.clone());
+                after.spawn_blocking(move || sync.send(format!("{name} blocking task")).unwrap()).unwrap();
                 after.hook(move |_| hook.send(format!("{name} hook")).unwrap());
-                after.spawn(async move { later.send(format!("{name} async task")).unwrap() }).unwrap();
+                after.spawn(async move { later.send(format!("{name} ablocking task")).unwrap() }).unwrap();
             }
         });
         let site = setup.start();
         Client::connect(&site).await.get("/full/5").await;
         let mut expected: Vec<String> = ["third", "second", "first"].map(|name| format!("{name} hook")).into();
         for name in ["first", "second", "third"] {
-            expected.extend([format!("{name} sync task"), format!("{name} async task")]);
+            expected.extend([format!("{name} blocking task"), format!("{name} ablocking task")]);
         }
         for entry in expected {
             assert_eq!(order.recv().await, Some(entry));
         }
-        assert_eq!(drained(&background).await.completed, 6);
+        assert_eq!(after_shutdown(&background).await.completed, 6);
         assert!(order.try_recv().is_err());
     })
     .await;
 }
 
-/// A3.
 #[tokio::test]
-async fn the_client_has_the_whole_response_while_a_task_runs() {
+async fn client_has_the_whole_response_while_a_task_runs() {
     on_each(ALL, |stack| async move {
         let (background, latch) = (Background::default(), Latch::new());
         let door = latch.door();
@@ -55,18 +53,17 @@ async fn the_client_has_the_whole_response_while_a_task_runs() {
         latch.reached().await;
         assert_eq!(background.stats().running, 1);
         latch.open();
-        assert_eq!(drained(&background).await.completed, 1);
+        assert_eq!(after_shutdown(&background).await.completed, 1);
     })
     .await;
 }
 
-/// A5.
 #[tokio::test]
-async fn nothing_runs_while_the_handler_works() {
+async fn nothing_runs_before_the_handler_responds() {
     on_each(ALL, |stack| async move {
         let background = Background::default();
         let setup = Setup::on(stack).background(&background).registers(|after, _| {
-            after.run(|| ()).unwrap();
+            after.spawn_blocking(|| ()).unwrap();
         });
         let mut site = setup.start();
         let mut client = Client::connect(&site).await;
@@ -77,32 +74,31 @@ async fn nothing_runs_while_the_handler_works() {
         site.handlers.open();
         assert_eq!(client.finish(started).await, 5);
         site.record("/wait/full/5").await.is_flushed(5);
-        assert_eq!(drained(&background).await.completed, 1);
+        assert_eq!(after_shutdown(&background).await.completed, 1);
     })
     .await;
 }
 
-/// Keeps the handles that handlers got.
+/// Stores the handles of all requests.
 fn keeping(setup: Setup) -> (Setup, Arc<Mutex<Vec<AfterResponse>>>) {
     let handles = Arc::new(Mutex::new(Vec::new()));
     let kept = handles.clone();
     (setup.registers(move |after, _| kept.lock().unwrap().push(after.clone())), handles)
 }
 
-/// A6: before the stream and during it.
 #[tokio::test]
-async fn what_is_registered_while_the_body_streams_runs_after_its_last_byte() {
+async fn registrations_during_the_body_run_after_its_last_byte() {
     on_each(ALL, |stack| async move {
         let (setup, handles) = keeping(Setup::on(stack));
         let mut site = setup.start();
         let mut client = Client::connect(&site).await;
         let started = client.start("/gated/1000/2000").await;
         site.gate.reached().await;
-        let (told, outcome) = oneshot::channel();
+        let (tx, outcome) = oneshot::channel();
         let (ran, task) = oneshot::channel();
         let after = handles.lock().unwrap()[0].clone();
-        after.hook(move |outcome| told.send((outcome.end, outcome.delivery, outcome.body_bytes)).unwrap());
-        after.run(move || ran.send(()).unwrap()).unwrap();
+        after.hook(move |outcome| tx.send((outcome.end, outcome.delivery, outcome.body_bytes)).unwrap());
+        after.spawn_blocking(move || ran.send(()).unwrap()).unwrap();
         assert!(site.unasked().is_empty());
         site.gate.open();
         assert_eq!(client.finish(started).await, 3000);
@@ -113,9 +109,8 @@ async fn what_is_registered_while_the_body_streams_runs_after_its_last_byte() {
     .await;
 }
 
-/// A9.
 #[tokio::test]
-async fn what_is_registered_after_the_outcome_runs_at_once_and_sees_it() {
+async fn registration_after_the_end_runs_at_once() {
     on_each(ALL, |stack| async move {
         let (setup, handles) = keeping(Setup::on(stack));
         let mut site = setup.start();
@@ -124,10 +119,10 @@ async fn what_is_registered_after_the_outcome_runs_at_once_and_sees_it() {
         site.record("/full/5").await.is_flushed(5);
         let after = handles.lock().unwrap()[0].clone();
         for _ in 0..2 {
-            let (told, outcome) = oneshot::channel();
+            let (tx, outcome) = oneshot::channel();
             let (ran, task) = oneshot::channel();
-            after.hook(move |outcome| told.send((outcome.delivery, outcome.body_bytes)).unwrap());
-            after.run(move || ran.send(()).unwrap()).unwrap();
+            after.hook(move |outcome| tx.send((outcome.delivery, outcome.body_bytes)).unwrap());
+            after.spawn_blocking(move || ran.send(()).unwrap()).unwrap();
             assert_eq!(outcome.await.unwrap(), (Delivery::Flushed, 5));
             task.await.unwrap();
         }
@@ -135,9 +130,8 @@ async fn what_is_registered_after_the_outcome_runs_at_once_and_sees_it() {
     .await;
 }
 
-/// The row "registration on a reset id must be decided at once".
 #[tokio::test]
-async fn what_is_registered_after_the_client_left_runs_at_once() {
+async fn registration_after_a_disconnect_runs_at_once() {
     on_each(ALL, |stack| async move {
         let (setup, handles) = keeping(Setup::on(stack));
         let mut site = setup.start();
@@ -146,24 +140,23 @@ async fn what_is_registered_after_the_client_left_runs_at_once() {
         site.handlers.reached().await;
         client.hang_up().await;
         drop(started);
-        site.record("/wait/full/5").await.is(End::NoResponse, Delivery::None);
-        let (told, outcome) = oneshot::channel();
+        site.record("/wait/full/5").await.is(End::NoResponse, Delivery::NotDelivered);
+        let (tx, outcome) = oneshot::channel();
         let after = handles.lock().unwrap()[0].clone();
-        after.hook(move |outcome| told.send((outcome.end, outcome.delivery)).unwrap());
-        assert_eq!(outcome.await.unwrap(), (End::NoResponse, Delivery::None));
+        after.hook(move |outcome| tx.send((outcome.end, outcome.delivery)).unwrap());
+        assert_eq!(outcome.await.unwrap(), (End::NoResponse, Delivery::NotDelivered));
     })
     .await;
 }
 
-/// B12: what a body holds is let go of before its hooks run.
 #[tokio::test]
-async fn a_body_is_dropped_before_its_hooks_run() {
+async fn body_is_dropped_before_its_hooks_run() {
     on_each(ALL, |stack| async move {
         let mut site = Setup::on(stack).start();
         let mut client = Client::connect(&site).await;
         for path in ["/full/5", "/chunks/3/100", "/error/1/10"] {
             let _started = client.start(path).await;
-            site.dropped_then_told(path).await;
+            site.dropped_then_recorded(path).await;
             if let Client::Http1(_) = client {
                 client = Client::connect(&site).await;
             }
@@ -172,9 +165,9 @@ async fn a_body_is_dropped_before_its_hooks_run() {
     .await;
 }
 
-/// HTTP/1: the outcome comes although nothing else ever happens on the connection, after an end that brings no bytes.
+/// On HTTP/1 the end of the body writes no bytes, and nothing else happens on the connection.
 #[tokio::test]
-async fn an_end_without_bytes_is_told_while_the_connection_is_idle() {
+async fn end_without_bytes_is_reported_on_an_idle_connection() {
     on_each(HTTP1, |stack| async move {
         let mut site = Setup::on(stack).start();
         let mut client = Http1::connect(&site).await;

@@ -1,4 +1,5 @@
-//! HTTP/1 responses that hyper never writes, though it flushes or shuts down, or others write: none of them is flushed.
+//! HTTP/1 responses that hyper never writes are not reported as flushed, although the transport is
+//! flushed or shut down.
 
 use http::StatusCode;
 use tower_offload::after_response::{Delivery, End};
@@ -8,11 +9,12 @@ use crate::{
     support::{HTTP1, Http1, Setup, Stack, on_each},
 };
 
-/// Heads that hyper refuses to encode, by request: it takes them back, and closes. By their own side most of these responses are
-/// complete, for nobody asks for their bodies.
+/// Requests whose response heads hyper refuses to encode. It takes them back and closes the
+/// connection. On the server's side most of these responses are complete, because their bodies are
+/// not polled.
 fn refused(stack: Stack) -> impl Iterator<Item = (&'static str, &'static str)> {
     let refused = [("GET", "/both/5"), ("GET", "/two/5"), ("GET", "/word/5"), ("HEAD", "/both/5"), ("HEAD", "/word/5")];
-    // axum empties the body for HEAD, and then hyper does not mind what the length says.
+    // axum empties the body for HEAD, and then hyper ignores the length.
     refused.into_iter().filter(move |request| !(stack.is_axum() && *request == ("HEAD", "/word/5")))
 }
 
@@ -20,9 +22,10 @@ fn of(method: &str, path: &str, fields: &str) -> String {
     format!("{method} {path} HTTP/1.1\r\nhost: site\r\n{fields}\r\n")
 }
 
-/// With `pipeline_flush` hyper shuts down over a response that waits for the one behind it, which the client itself forbade.
+/// With `pipeline_flush`, hyper shuts down while a response waits for the next one, which
+/// `connection: close` prevents.
 #[tokio::test]
-async fn a_response_over_which_hyper_shuts_down_is_flushed_only_if_the_client_has_it() {
+async fn shutdown_with_a_buffered_response_is_not_a_flush() {
     on_each(&with_one_flush(), |stack| async move {
         for (path, length) in [("/full/5", 5), ("/chunks/2/10", 20), ("/empty", 0), ("/length/1/7", 7)] {
             let mut site = Setup::on(stack).pipeline_flush().start();
@@ -41,7 +44,7 @@ async fn a_response_over_which_hyper_shuts_down_is_flushed_only_if_the_client_ha
 }
 
 #[tokio::test]
-async fn a_head_that_hyper_cannot_encode_is_not_flushed() {
+async fn rejected_head_is_not_flushed() {
     on_each(HTTP1, |stack| async move {
         for (method, path) in refused(stack) {
             let mut site = Setup::on(stack).start();
@@ -59,7 +62,7 @@ async fn a_head_that_hyper_cannot_encode_is_not_flushed() {
 
 /// The interim response is written and flushed, and the final one is not.
 #[tokio::test]
-async fn a_head_that_hyper_cannot_encode_is_not_flushed_behind_100_continue() {
+async fn rejected_head_is_not_flushed_after_100_continue() {
     on_each(HTTP1, |stack| async move {
         for (_, path) in refused(stack).filter(|(method, _)| *method == "GET") {
             let mut site = Setup::on(stack).start();
@@ -76,9 +79,9 @@ async fn a_head_that_hyper_cannot_encode_is_not_flushed_behind_100_continue() {
     .await;
 }
 
-/// Both share the flush, and only the first one's bytes are in it.
+/// Both share the flush, which covers only the first response.
 #[tokio::test]
-async fn a_head_that_hyper_cannot_encode_is_not_flushed_by_the_flush_of_the_response_before_it() {
+async fn rejected_head_is_not_flushed_with_the_response_before() {
     on_each(&with_one_flush(), |stack| async move {
         for (method, path) in refused(stack) {
             let mut site = Setup::on(stack).pipeline_flush().start();
@@ -94,9 +97,9 @@ async fn a_head_that_hyper_cannot_encode_is_not_flushed_by_the_flush_of_the_resp
     .await;
 }
 
-/// hyper answers 500 in its place, which is nobody's response.
+/// hyper sends a 500 instead, which has no outcome.
 #[tokio::test]
-async fn an_interim_status_of_a_handler_is_its_error_and_not_the_500_that_the_client_gets() {
+async fn informational_status_is_a_handler_error() {
     on_each(HTTP1, |stack| async move {
         for path in ["/status/102/0", "/status/103/0", "/status/103/5"] {
             let mut site = Setup::on(stack).start();
@@ -104,16 +107,17 @@ async fn an_interim_status_of_a_handler_is_its_error_and_not_the_500_that_the_cl
             client.send(together(&[path])).await;
             assert_eq!(client.head().await.status, 500);
             let record = site.record(path).await;
-            record.is(End::HandlerError, Delivery::None);
+            record.is(End::HandlerError, Delivery::NotDelivered);
             assert_eq!((record.status, record.is_success), (None::<StatusCode>, false), "{record:?}");
         }
     })
     .await;
 }
 
-/// The application's bytes are behind the request, so hyper does not write the head; it hands the connection over without it.
+/// The bytes for the tunnel follow the request, so hyper hands over the connection without writing
+/// the head.
 #[tokio::test]
-async fn the_flush_of_what_an_application_writes_is_not_the_flush_of_the_101_before_it() {
+async fn flush_of_tunnel_bytes_is_not_the_flush_of_its_head() {
     on_each(&with_one_flush(), |stack| async move {
         let mut site = Setup::on(stack).pipeline_flush().start();
         let mut client = Http1::connect(&site).await;
@@ -121,7 +125,7 @@ async fn the_flush_of_what_an_application_writes_is_not_the_flush_of_the_101_bef
         if client.exactly(18).await == b"THROUGH THE TUNNEL" {
             client.shut_writing().await;
             assert_eq!(client.rest().await, 0);
-            site.record("/upgrade").await.is(End::Aborted, Delivery::None);
+            site.record("/upgrade").await.is(End::Aborted, Delivery::NotDelivered);
         } else {
             site.record("/upgrade").await.is_flushed(0);
         }

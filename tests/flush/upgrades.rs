@@ -1,4 +1,4 @@
-//! A12, C3: a response whose connection, or stream, becomes a tunnel. Its outcome comes with its head.
+//! Responses whose connection or stream becomes a tunnel. The outcome comes with the head.
 
 use bytes::Bytes;
 use h2::ext::Protocol;
@@ -64,9 +64,8 @@ async fn connect_on_http2_is_flushed_with_its_head() {
     .await;
 }
 
-/// What a tunnel carries has no outcome of its own, on this stream or another.
 #[tokio::test]
-async fn a_tunnel_that_is_reset_tells_nothing_more() {
+async fn reset_of_a_tunnel_has_no_outcome() {
     on_each(HYPER_HTTP2, |stack| async move {
         let mut site = Setup::on(stack).start();
         let mut client = Http2::connect(&site).await;
@@ -84,7 +83,7 @@ async fn a_tunnel_that_is_reset_tells_nothing_more() {
 }
 
 #[tokio::test]
-async fn a_web_socket_on_http1_is_flushed_with_its_head() {
+async fn web_socket_on_http1_is_flushed_with_its_head() {
     on_each(&[Stack::AxumHttp1], |stack| async move {
         let mut site = Setup::on(stack).start();
         let mut client = Http1::connect(&site).await;
@@ -104,11 +103,11 @@ async fn a_web_socket_on_http1_is_flushed_with_its_head() {
 
 /// RFC 8441.
 #[tokio::test]
-async fn a_web_socket_on_http2_is_flushed_with_its_head() {
+async fn web_socket_on_http2_is_flushed_with_its_head() {
     on_each(&[Stack::AxumHttp2], |stack| async move {
         let mut site = Setup::on(stack).start();
         let mut client = Http2::connect(&site).await;
-        // The server's settings have arrived with its first response; they allow the protocol.
+        // The server's settings, which allow the protocol, arrived before its first response.
         client.get("/full/5").await.unwrap();
         site.record("/full/5").await.is_flushed(5);
         let request = Request::builder()
@@ -129,9 +128,8 @@ async fn a_web_socket_on_http2_is_flushed_with_its_head() {
     .await;
 }
 
-/// A request for a web socket that is refused is a response as any other.
 #[tokio::test]
-async fn a_web_socket_that_is_denied_is_an_ordinary_response() {
+async fn denied_web_socket_is_an_ordinary_response() {
     on_each(&[Stack::AxumHttp1], |stack| async move {
         let mut site = Setup::on(stack).start();
         let mut client = Http1::connect(&site).await;
@@ -156,5 +154,5 @@ async fn upgrades_on_an_untracked_connection_are_handed_over() {
     .await;
 }
 
-/// "hi" in one masked text frame, of a mask of zeros (RFC 6455, section 5.2).
+/// "hi" in a text frame with a mask of zeros (RFC 6455, section 5.2).
 const MASKED_TEXT: &[u8] = b"\x81\x82\0\0\0\0hi";

@@ -177,7 +177,7 @@ async fn layers_share_the_queue_of_a_pool_but_not_their_limits() {
         assert_eq!(rejected.downcast_ref(), Some(&CallError::Overloaded));
     }
     drop(calls);
-    eventually(|| (pool.stats().in_flight, pool.stats().slots_taken) == (0, 0)).await;
+    eventually(|| (pool.stats().in_flight, pool.stats().permits_in_use) == (0, 0)).await;
 
     // The queue belongs to the pool: calls of one layer fill it for the other.
     let held = hold(&pool).await;

@@ -51,13 +51,13 @@ async fn unstarted_call_is_dropped_by_its_caller_at_once() {
         assert_eq!(dropped.await.unwrap(), std::thread::current().id());
         let stats = pool.admission().stats();
         assert_eq!(
-            (stats.in_flight, stats.queued, stats.slots_taken),
+            (stats.in_flight, stats.queued, stats.permits_in_use),
             (1, 0, 1),
             "only the call that holds the thread"
         );
         assert_eq!(soon(pool.run(|| ())).await, Err(CallError::Overloaded));
         held.release().await.unwrap();
-        eventually(|| pool.admission().stats().slots_taken == 0).await;
+        eventually(|| pool.admission().stats().permits_in_use == 0).await;
         soon(service.oneshot(OnDrop(None))).await.unwrap();
     }
 }

@@ -15,7 +15,7 @@ use crate::support::{TestResult, eventually, soon};
 struct Forgetful(Admission);
 
 impl Pool for Forgetful {
-    fn gate(&self) -> &Admission {
+    fn admission(&self) -> &Admission {
         &self.0
     }
 
@@ -42,7 +42,7 @@ async fn dropped_runnable_ends_its_call_as_closed() {
 struct Shedding(Admission);
 
 impl Pool for Shedding {
-    fn gate(&self) -> &Admission {
+    fn admission(&self) -> &Admission {
         &self.0
     }
 
@@ -64,7 +64,7 @@ async fn admission_limits_the_queue_of_a_custom_pool() {
     #[derive(Debug)]
     struct Later(Admission, std::sync::Mutex<Vec<Runnable>>);
     impl Pool for Later {
-        fn gate(&self) -> &Admission {
+        fn admission(&self) -> &Admission {
             &self.0
         }
 

@@ -47,11 +47,11 @@ impl Future for Explosive {
 
 async fn survives(pool: &Arc<dyn Pool>, layer: &OffloadLayer<RejectWithError>) {
     let service = layer.layer(service_fn_blocking(|n: u32| TestResult::Ok(n)));
-    eventually(|| (pool.admission().stats().in_flight, pool.admission().stats().slots_taken) == (0, 0)).await;
+    eventually(|| (pool.admission().stats().in_flight, pool.admission().stats().permits_in_use) == (0, 0)).await;
     // Every permit is released and the thread is alive.
     assert_eq!(soon(service.oneshot(7)).await.unwrap(), 7);
     let stats = pool.admission().stats();
-    assert_eq!((stats.queued, stats.resumed, stats.active), (0, 0, 0));
+    assert_eq!((stats.queued, stats.woken, stats.active), (0, 0, 0));
 }
 
 #[tokio::test]
@@ -230,7 +230,7 @@ async fn request_drop_may_panic_when_its_call_is_shed() {
         }
         assert_eq!((drops.load(SeqCst), pool.admission().stats().panicked), (4, panicked + 4));
         let service = layer.layer(service_fn_blocking(|n: u32| TestResult::Ok(n)));
-        eventually(|| (pool.admission().stats().in_flight, pool.admission().stats().slots_taken) == (0, 0)).await;
+        eventually(|| (pool.admission().stats().in_flight, pool.admission().stats().permits_in_use) == (0, 0)).await;
         while soon(service.clone().oneshot(7)).await.is_err() {} // a slow machine may shed this call too
     }
 }

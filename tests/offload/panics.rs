@@ -215,7 +215,7 @@ async fn panicking_subscriber_ends_only_its_call() {
     #[derive(Debug)]
     struct Forgetful(Admission);
     impl Pool for Forgetful {
-        fn gate(&self) -> &Admission {
+        fn admission(&self) -> &Admission {
             &self.0
         }
 
@@ -229,6 +229,6 @@ async fn panicking_subscriber_ends_only_its_call() {
         let panic = soon(AssertUnwindSafe(pool.run(|| ())).catch_unwind()).await.unwrap_err();
         assert_eq!(panic.downcast_ref(), Some(&"a subscriber that panics"));
         let stats = pool.admission().stats();
-        assert_eq!((stats.in_flight, stats.queued, stats.slots_taken), (0, 0, 0), "{stats:?}");
+        assert_eq!((stats.in_flight, stats.queued, stats.permits_in_use), (0, 0, 0), "{stats:?}");
     }
 }

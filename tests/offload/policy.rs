@@ -58,7 +58,7 @@ async fn call_that_waited_too_long_is_shed() {
         let dropped = dropped.lock().unwrap().expect("the work is dropped before its caller is woken");
         assert_ne!(dropped, thread::current().id(), "dropped on the pool");
         let stats = pool.admission().stats();
-        assert_eq!((stats.queued, stats.slots_taken, stats.in_flight), (0, 0, 0), "{stats:?}");
+        assert_eq!((stats.queued, stats.permits_in_use, stats.in_flight), (0, 0, 0), "{stats:?}");
         assert_eq!((stats.rejected, stats.started), (before.rejected + 7, before.started + 1));
     }
 }
@@ -123,7 +123,7 @@ async fn started_call_is_never_shed() {
         too_long().await;
         let held = hold_with_retry(&pool).await;
         wake.notify_one();
-        eventually(|| pool.admission().stats().resumed == 1).await;
+        eventually(|| pool.admission().stats().woken == 1).await;
         let new = pool.run(|| ());
         let _newest = pool.run(|| ());
         too_long().await;
@@ -199,7 +199,7 @@ fn impossible_policy_is_a_build_error() {
     let (short, long) = (Duration::from_millis(1), Duration::from_millis(2));
     assert!(build(Codel::new(Duration::ZERO, long)).contains("target of zero"));
     let message = build(Codel::new(long, short));
-    assert!(message.contains("interval of 1ms") && message.contains("target of 2ms"), "{message}");
+    assert!(message.contains("interval 1ms") && message.contains("target 2ms"), "{message}");
     assert!(ThreadPool::builder().threads(1).queue_policy(QueuePolicy::Fifo).build().is_ok());
     assert!(ThreadPool::builder().threads(1).queue_policy(Codel::default()).build().is_ok());
 }

@@ -61,7 +61,7 @@ async fn self_waking_future_does_not_starve_new_calls() {
         }
         stop.store(true, SeqCst);
         soon(spinning).await.unwrap().unwrap();
-        assert_eq!(pool.admission().stats().resumed, 0);
+        assert_eq!(pool.admission().stats().woken, 0);
     }
 }
 
@@ -128,10 +128,10 @@ async fn stats_separate_the_wait_after_a_wake() {
         let call = tokio::spawn(service.oneshot(()));
         eventually(|| pool.admission().stats().started == 1 && pool.admission().stats().active == 0).await;
         let before = pool.admission().stats();
-        assert_eq!((before.resume_wait, before.resumed), (Duration::ZERO, 0));
+        assert_eq!((before.resume_wait, before.woken), (Duration::ZERO, 0));
         let held = hold(&pool).await;
         wake.notify_one();
-        eventually(|| pool.admission().stats().resumed == 1).await;
+        eventually(|| pool.admission().stats().woken == 1).await;
         let woken = tokio::time::Instant::now();
         while woken.elapsed() < Duration::from_millis(5) {
             tokio::task::yield_now().await; // the measured wait must take some time
@@ -140,7 +140,7 @@ async fn stats_separate_the_wait_after_a_wake() {
         soon(call).await.unwrap().unwrap();
         let after = pool.admission().stats();
         assert!(after.resume_wait >= Duration::from_millis(5), "{after:?}");
-        assert_eq!(after.resumed, 0);
+        assert_eq!(after.woken, 0);
     }
 }
 

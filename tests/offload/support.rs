@@ -23,8 +23,8 @@ pub(crate) fn pools(threads: usize, queue_capacity: usize) -> Vec<Arc<dyn Pool>>
     vec![
         Arc::new(ours),
         Arc::new(growing.build().unwrap()),
-        Arc::new(Rayon::new(rayon).queue_capacity(queue_capacity)),
-        Arc::new(TokioBlocking::new(threads).queue_capacity(queue_capacity)),
+        Arc::new(Rayon::builder(rayon).queue_capacity(queue_capacity).build()),
+        Arc::new(TokioBlocking::builder(threads).queue_capacity(queue_capacity).build()),
     ]
 }
 
@@ -35,8 +35,8 @@ pub(crate) fn shedding_pools(queue_capacity: usize) -> Vec<Arc<dyn Pool>> {
     let builder = ThreadPool::builder().threads(1).queue_capacity(queue_capacity).queue_policy(codel);
     vec![
         Arc::new(builder.build().unwrap()),
-        Arc::new(Rayon::new(rayon).queue_policy(codel).queue_capacity(queue_capacity)),
-        Arc::new(TokioBlocking::new(1).queue_policy(codel).queue_capacity(queue_capacity).name("shedding")),
+        Arc::new(Rayon::builder(rayon).queue_policy(codel).queue_capacity(queue_capacity).build()),
+        Arc::new(TokioBlocking::builder(1).queue_policy(codel).queue_capacity(queue_capacity).name("shedding").build()),
     ]
 }
 

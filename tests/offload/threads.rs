@@ -195,7 +195,10 @@ fn niceness_out_of_range_is_a_configuration_error() {
     for niceness in [-21, 20, i32::MIN, i32::MAX] {
         let error = ThreadPool::builder().niceness(niceness).build().unwrap_err();
         assert!(error.is_configuration() && !error.is_permission() && !error.is_spawn());
-        assert!(error.to_string().contains(&format!("from -20 to 19: {niceness} is not")), "{error}");
+        assert!(
+            error.to_string().contains(&format!("nice value {niceness} is out of range: use -20 to 19")),
+            "{error}"
+        );
     }
 }
 

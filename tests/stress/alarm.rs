@@ -1,4 +1,4 @@
-//! A thread that wakes calls: once, twice, later, and when they have long ended.
+//! A thread that wakes calls: once, twice, with a delay, and after they have ended.
 
 use std::{
     collections::VecDeque,
@@ -15,17 +15,17 @@ use std::{
 
 use crate::ledger::Entry;
 
-/// So many wakers are kept for after the end of their call.
-const KEPT: usize = 32;
+/// Maximum number of wakers that are kept beyond the end of their call.
+const MAX_KEPT: usize = 32;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Manner {
-    /// When nobody else has asked for a moment.
+    /// When no other wake-up was requested for a moment.
     Delayed,
-    /// At once, and again after the end.
+    /// At once, and again after the call has ended.
     Late,
     Once,
-    /// First for nothing, then in earnest.
+    /// First without the condition that the work waits for, then with it.
     Spurious,
     Twice,
 }
@@ -44,7 +44,7 @@ impl Ring {
     }
 }
 
-/// Ends when all senders are gone, the calls' own among them.
+/// Starts the thread. It exits when all senders are dropped, including those in calls.
 pub(crate) fn start() -> (Sender<Ring>, JoinHandle<()>) {
     let (sender, rings) = channel();
     (sender, thread::spawn(move || serve(&rings)))
@@ -78,14 +78,14 @@ fn serve(rings: &Receiver<Ring>) {
             Err(RecvTimeoutError::Timeout) => mem::take(&mut delayed).iter().for_each(Ring::ring),
             Err(RecvTimeoutError::Disconnected) => break,
         }
-        if delayed.len() > KEPT {
+        if delayed.len() > MAX_KEPT {
             mem::take(&mut delayed).iter().for_each(Ring::ring);
         }
-        if kept.len() > KEPT {
+        if kept.len() > MAX_KEPT {
             kept.pop_front().into_iter().for_each(Waker::wake);
         }
     }
-    // No call is left: these are all late.
+    // No call is left, so all of these are late.
     delayed.iter().for_each(Ring::ring);
     kept.into_iter().for_each(Waker::wake);
 }

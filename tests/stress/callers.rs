@@ -1,4 +1,4 @@
-//! Callers: tasks, a thread that blocks, and one that polls by hand and is never woken.
+//! Callers: tasks, a thread that blocks, and a thread that polls without being woken.
 
 use std::{
     pin::Pin,
@@ -22,7 +22,7 @@ use crate::{
     stage::{Surface, Way},
 };
 
-/// How many calls are still to be made.
+/// Number of calls that callers may still make.
 #[derive(Debug)]
 pub(crate) struct Tickets {
     calls: usize,
@@ -46,7 +46,7 @@ impl Tickets {
         self.taken() >= self.calls
     }
 
-    /// Callers make no more calls.
+    /// Stops callers from making calls.
     pub(crate) fn withdraw(&self) {
         self.taken.fetch_add(self.calls, SeqCst);
     }
@@ -71,7 +71,7 @@ impl Caller {
             return None;
         }
         if self.random.one_in(500) {
-            thread::sleep(Duration::from_millis(2)); // idle threads are reaped meanwhile
+            thread::sleep(Duration::from_millis(2)); // Idle threads exit meanwhile.
         }
         let patience = Patience::random(&mut self.random);
         let plan = Plan::random(&mut self.random, patience == Patience::Unlimited);
@@ -88,7 +88,8 @@ impl Caller {
         Watched::new(entry, way.call(request))
     }
 
-    /// A call through the same layer, or past it: two layers that wait for each other's places would do so for ever.
+    /// Returns a call through the same layer, or without it. Two layers that wait for each other's
+    /// permits would deadlock.
     fn inner(&mut self, way: Way) -> Inner {
         let plan = Plan::random(&mut self.random, true).simple();
         let (ledger, alarm) = (self.ledger.clone(), self.alarm.clone());
@@ -99,7 +100,8 @@ impl Caller {
         })
     }
 
-    /// One call after the other; during the last one this caller's handles of the pool are gone.
+    /// Makes one call after the other. This caller drops its handles of the pool before it awaits
+    /// the last one.
     pub(crate) async fn in_turn(mut self) {
         while let Some(visit) = self.next() {
             if self.tickets.are_gone() {
@@ -110,7 +112,7 @@ impl Caller {
         }
     }
 
-    /// Many at once, polled without being woken.
+    /// Makes concurrent calls and polls them without being woken.
     pub(crate) fn by_hand(mut self) {
         let mut visits = Vec::new();
         let mut cx = Context::from_waker(Waker::noop());
@@ -123,7 +125,7 @@ impl Caller {
             let before = visits.len();
             visits.retain_mut(|visit| Pin::new(visit).poll(&mut cx).is_pending());
             if visits.len() == before {
-                thread::sleep(Duration::from_micros(50)); // let those have the core who work
+                thread::sleep(Duration::from_micros(50)); // Leaves the core to the workers.
             }
         }
     }

@@ -1,4 +1,4 @@
-//! What calls do.
+//! Work of the calls.
 
 use std::{
     any::Any,
@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use tower_offload::{Rejection, cancelled};
+use tower_offload::{CallError, cancelled};
 use tower_service::Service;
 
 use tower_offload_tests::Random;
@@ -25,23 +25,23 @@ use crate::{
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Plan {
-    /// Keeps its thread for a moment.
+    /// Blocks its thread for a moment.
     Block,
-    /// Panics when it is dropped, whatever came before.
+    /// Panics when it is dropped.
     Explode,
-    /// Makes a call of its own and waits for that.
+    /// Makes another call and waits for it.
     Nest,
-    /// Is never woken. Only for callers that leave.
+    /// Is never woken. Used only by callers that leave.
     Never,
     Panic,
     /// Panics with a payload that panics when it is dropped.
     PanicTwice,
     Return,
-    /// Keeps its thread until its caller leaves, or for a while.
+    /// Blocks its thread until its caller leaves, or for a while.
     UntilCancelled,
     /// Is woken from another thread.
     Wake(Manner),
-    /// Wakes itself so many times.
+    /// Wakes itself this number of times.
     Yield(u8),
 }
 
@@ -63,7 +63,7 @@ impl Plan {
         }
     }
 
-    /// What a closure can do, or a call within a call.
+    /// Returns a plan that closures and nested calls support.
     pub(crate) fn simple(self) -> Self {
         match self {
             Self::Explode | Self::Nest | Self::Never | Self::Wake(_) => Self::Return,
@@ -72,7 +72,7 @@ impl Plan {
     }
 }
 
-/// Makes the call within a call.
+/// Makes a nested call.
 pub(crate) type Inner = Box<dyn FnOnce() -> Watched + Send>;
 
 pub(crate) struct Request {
@@ -82,7 +82,7 @@ pub(crate) struct Request {
 }
 
 impl Request {
-    /// The work as a closure.
+    /// Runs the work as a closure.
     pub(crate) fn run(self) -> u64 {
         let entry = &*self.token.0;
         start(entry);
@@ -99,10 +99,10 @@ pub(crate) struct Work;
 
 impl Service<Request> for Work {
     type Response = u64;
-    type Error = Rejection;
+    type Error = CallError;
     type Future = Job;
 
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Rejection>> {
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), CallError>> {
         Poll::Ready(Ok(()))
     }
 
@@ -119,7 +119,7 @@ pub(crate) struct Job {
 }
 
 impl Future for Job {
-    type Output = Result<u64, Rejection>;
+    type Output = Result<u64, CallError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let entry = self.request.token.0.clone();
@@ -131,7 +131,7 @@ impl Future for Job {
         match entry.plan {
             Plan::Never => {
                 if !first {
-                    start(&entry); // by whom? All that is left to do for it is its drop
+                    start(&entry); // Records a poll that nothing has caused.
                 }
                 return Poll::Pending;
             }
@@ -199,7 +199,7 @@ fn panic_as_planned(entry: &Arc<Entry>) {
     }
 }
 
-/// As `panic_any`, but nothing is printed: there are many.
+/// Panics without running the panic hook, which would print a message each time.
 fn throw(payload: impl Any + Send) {
     resume_unwind(Box::new(payload));
 }

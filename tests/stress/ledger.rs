@@ -1,11 +1,11 @@
-//! What happened to each call, counted where it happens.
+//! Records what happened to each call, where it happens.
 
 use std::sync::{
     Arc, Mutex,
     atomic::{AtomicBool, AtomicU8, Ordering::SeqCst},
 };
 
-use tower_offload::Rejection;
+use tower_offload::CallError;
 
 use crate::job::Plan;
 
@@ -26,7 +26,7 @@ impl Ledger {
     }
 }
 
-/// One call. Everything is counted, not flagged: twice has to be seen.
+/// Record of one call. Events are counted rather than flagged, so that repeated ones are detected.
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub(crate) id: u64,
@@ -39,23 +39,24 @@ pub(crate) struct Entry {
     pub(crate) panicked: AtomicU8,
     /// Panics of the future's drop.
     pub(crate) exploded: AtomicU8,
-    /// Drops of what the call owned: the request, then the future or closure.
+    /// Drops of the request, which moves into the future or closure.
     pub(crate) dropped: AtomicU8,
-    /// Drops of the panic's payload, if that is one that tells.
+    /// Drops of the payload of a panic, counted for `Plan::PanicTwice`.
     pub(crate) payloads: AtomicU8,
-    /// Answers that the caller got, and times that it went away without one.
+    /// Answers that the caller has received.
     pub(crate) answered: AtomicU8,
+    /// Times that the caller has left without an answer.
     pub(crate) left: AtomicU8,
     pub(crate) answer: Mutex<Option<Answer>>,
     /// Set before the wake-up that the work waits for.
     pub(crate) rung: AtomicBool,
 }
 
-/// What a caller got.
+/// Answer that a caller has received.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Answer {
     Panicked,
-    Rejected(Rejection),
+    Rejected(CallError),
     Value(u64),
 }
 
@@ -87,7 +88,7 @@ impl Entry {
     }
 }
 
-/// Goes with the request, then with the future or closure: its one drop is theirs.
+/// Moves with the request into the future or closure, and counts their drop.
 #[derive(Debug)]
 pub(crate) struct Token(pub(crate) Arc<Entry>);
 

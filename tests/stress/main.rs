@@ -1,8 +1,10 @@
-//! Many calls of every kind at once, from every kind of caller, on every pool; and what must hold of each and of all.
+//! Makes concurrent calls of every kind, from every kind of caller, on every pool, and checks what
+//! must hold for each call and for all of them.
 //!
-//! A round that goes wrong prints its seed: `STRESS_SEED=n cargo test --test stress random` begins with that round again.
-//! The threads' order is the machine's, so it may take a few tries. The long form is
-//! `cargo test --release --test stress -- --ignored --nocapture`, for `STRESS_SECONDS` (default 120).
+//! A round that fails prints its seed. `STRESS_SEED=n cargo test -p tower-offload-tests --test
+//! stress random` starts with that round. The order of threads is not controlled, so it may take a
+//! few attempts. The long form is `cargo test --release -p tower-offload-tests --test stress --
+//! --ignored --nocapture`, which runs for `STRESS_SECONDS` (default: 120).
 #![allow(clippy::unwrap_used)]
 
 mod alarm;

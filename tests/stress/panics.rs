@@ -1,4 +1,4 @@
-//! Ten thousand panics, and the threads are still those they were.
+//! Panics of the work leave all threads of a pool alive.
 
 use std::{
     collections::BTreeSet,
@@ -12,7 +12,7 @@ use futures_util::{FutureExt, future::join_all};
 use tokio::runtime::Builder;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_offload::{
-    OffloadLayer, Rejection, ThreadPool,
+    CallError, OffloadLayer, ThreadPool,
     pool::{Pool, Rayon, TokioBlocking},
 };
 
@@ -21,12 +21,12 @@ const PANICS: usize = 10_000;
 const AT_ONCE: usize = 50;
 const LONG: Duration = Duration::from_secs(3600);
 
-/// As long as no job takes.
+/// Fails if the future takes longer than any call does.
 async fn soon<F: Future>(future: F) -> F::Output {
-    tokio::time::timeout(Duration::from_secs(60), future).await.expect("this hangs")
+    tokio::time::timeout(Duration::from_secs(60), future).await.expect("the calls hang")
 }
 
-/// All threads of the pool: so many calls that wait for one another are on as many threads.
+/// Returns all threads of the pool, found by as many calls that wait for each other.
 async fn threads(pool: &(impl Pool + Clone)) -> BTreeSet<String> {
     let barrier = Arc::new(Barrier::new(THREADS));
     let ids = (0..THREADS).map(|_| {
@@ -40,19 +40,20 @@ async fn threads(pool: &(impl Pool + Clone)) -> BTreeSet<String> {
     ids.into_iter().map(|id: Result<ThreadId, _>| format!("{:?}", id.unwrap())).collect()
 }
 
-/// Threads of this process with that name, where it can be told: other tests have threads too.
+/// Returns the number of threads of this process with that name, on systems that report it.
 fn named(name: &str) -> Option<usize> {
     let tasks = std::fs::read_dir("/proc/self/task").ok()?;
     let names = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());
     Some(names.filter(|it| it.starts_with(name)).count())
 }
 
-/// As a panic, but prints nothing.
+/// Panics without running the panic hook.
 fn panics() {
     resume_unwind(Box::new("planned"));
 }
 
-/// Half of them closures, half futures that panic when they are woken. `name` is that of the threads.
+/// Runs closures that panic, and as many futures that panic after they were woken. `name` is the
+/// name of the threads.
 async fn survives(pool: &(impl Pool + Clone), name: &str) {
     let before = (threads(pool).await, named(name));
     assert_eq!(before.0.len(), THREADS);
@@ -60,7 +61,7 @@ async fn survives(pool: &(impl Pool + Clone), name: &str) {
     let service = service_fn(async |()| {
         tokio::task::yield_now().await;
         panics();
-        Ok::<_, Rejection>(())
+        Ok::<_, CallError>(())
     });
     let layer = OffloadLayer::new(pool.clone()).reject_with(Err);
     let service = layer.layer(service);
@@ -71,7 +72,7 @@ async fn survives(pool: &(impl Pool + Clone), name: &str) {
         assert!(closures.iter().all(Result::is_err));
         assert!(futures.iter().all(Result::is_err));
     }
-    let stats = pool.gate().stats();
+    let stats = pool.admission().stats();
     assert_eq!((stats.panicked, stats.in_flight), (PANICS as u64, 0), "{name}");
     assert_eq!((threads(pool).await, named(name)), before, "{name}");
 }
@@ -79,7 +80,8 @@ async fn survives(pool: &(impl Pool + Clone), name: &str) {
 #[test]
 fn ten_thousand_panics_leave_every_thread_alive() {
     let mut runtime = Builder::new_current_thread();
-    // A limit of tokio's own: a thread that we have just given back is not idle yet for tokio, which would start another.
+    // Tokio is limited as well, because it starts a new thread while the thread that a worker has
+    // just left is not idle yet.
     let runtime = runtime.thread_name("panics-tokio").thread_keep_alive(LONG).max_blocking_threads(THREADS);
     let runtime = runtime.enable_all().build().unwrap();
     runtime.block_on(async {

@@ -1,4 +1,4 @@
-//! The callers' side of a call: what they see of it, and when they have enough.
+//! The caller's side of a call: the answer that it receives, and when it leaves.
 
 use std::{
     fmt,
@@ -8,15 +8,15 @@ use std::{
     task::{Context, Poll},
 };
 
-use tower_offload::Rejection;
+use tower_offload::CallError;
 
 use tower_offload_tests::Random;
 
 use crate::ledger::{Answer, Entry};
 
-pub(crate) type Response = Pin<Box<dyn Future<Output = Result<u64, Rejection>> + Send>>;
+pub(crate) type Response = Pin<Box<dyn Future<Output = Result<u64, CallError>> + Send>>;
 
-/// Writes down how the call was answered, or that its caller left before. Panics stop here.
+/// Records the answer of a call, or that its caller left before. Catches panics.
 pub(crate) struct Watched {
     entry: Arc<Entry>,
     /// `None` after the answer.
@@ -66,9 +66,9 @@ impl fmt::Debug for Watched {
 /// When a caller leaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Patience {
-    /// Before the first poll, or after so many.
+    /// After this number of polls.
     Polls(usize),
-    /// When the work has ended, without taking its output; or after so many looks.
+    /// When the work has ended, without taking its output, or after this number of checks.
     UntilEnd(usize),
     /// Never, and polls only when woken.
     Unlimited,
@@ -85,7 +85,7 @@ impl Patience {
     }
 }
 
-/// A call and its caller's patience. Ready when the caller is done with it, one way or another.
+/// A call and its caller's patience. Ready when the caller has an answer or leaves.
 #[derive(Debug)]
 pub(crate) struct Visit {
     pub(crate) watched: Watched,
@@ -105,8 +105,8 @@ impl Future for Visit {
         };
         let Some(fewer) = left.checked_sub(1) else { return Poll::Ready(()) };
         *left = fewer;
-        let only_looks = matches!(this.patience, Patience::UntilEnd(_)) && fewer % 100 != 0;
+        let is_check = matches!(this.patience, Patience::UntilEnd(_)) && fewer % 100 != 0;
         cx.waker().wake_by_ref();
-        if only_looks { Poll::Pending } else { Pin::new(&mut this.watched).poll(cx) }
+        if is_check { Poll::Pending } else { Pin::new(&mut this.watched).poll(cx) }
     }
 }

@@ -1,4 +1,4 @@
-//! Which threads there are that have run a job: each counts itself, and is struck off by its own end.
+//! Counts the threads that have run a call and have not exited.
 
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
@@ -23,7 +23,7 @@ impl Drop for Present {
     }
 }
 
-/// A job runs on this thread.
+/// Counts the current thread, which runs a call.
 pub(crate) fn here() {
     let _ = PRESENT.try_with(|_| ());
 }

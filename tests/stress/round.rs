@@ -1,4 +1,4 @@
-//! One pool's life: callers of every kind, something that happens in the middle, and the end.
+//! The life of one pool: callers of every kind, an event while calls run, and the end.
 
 use std::{
     io::Write,
@@ -28,17 +28,17 @@ use crate::{
     verdict::{self, Verdict},
 };
 
-/// Longer than any round takes on the slowest machine.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// Longer than any round takes on a slow machine.
+const TIMEOUT: Duration = Duration::from_secs(120);
 
-/// What happens while calls are in every state.
+/// Event while calls are in every state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Event {
     /// The last handles of the pool are dropped by callers, during their last calls.
     Drop,
     /// Both runtimes are dropped, and their callers with them.
     EndOfRuntimes,
-    /// Both, so that it is chance which comes first.
+    /// Both of these, in random order.
     EndOfRuntimesAndDrop,
     Nothing,
     Shutdown,
@@ -49,7 +49,7 @@ const EVENTS: [Event; 6] = [
     Event::EndOfRuntimes,
     Event::EndOfRuntimesAndDrop,
     Event::Nothing,
-    Event::Nothing, // the one after which all figures are known to the last
+    Event::Nothing, // The only event after which all counters are exact.
     Event::Shutdown,
 ];
 
@@ -69,7 +69,7 @@ impl Round {
         Self { seed, kind, event, calls: 500 + random.below(3000), random }
     }
 
-    /// Returns what became of the calls.
+    /// Runs the round and returns the outcome of its calls.
     pub(crate) fn play(mut self) -> Verdict {
         let name = format!("seed {} ({:?}, {:?}, {} calls)", self.seed, self.kind, self.event, self.calls);
         let ledger = Arc::new(Ledger::default());
@@ -101,7 +101,7 @@ impl Round {
         for thread in threads {
             thread.join().unwrap();
         }
-        alarms.join().unwrap(); // ends when the last call has gone
+        alarms.join().unwrap(); // Exits once the last call is dropped.
         let stats = pool.map(|pool| verdict::settled_stats(&*pool));
         let verdict = verdict::of(&name, &ledger.entries(), stats);
         drop(settled);
@@ -109,7 +109,7 @@ impl Round {
         verdict
     }
 
-    /// Returns the pool if it is still there.
+    /// Causes the event. Returns the pool unless it is dropped.
     fn happen(
         &mut self,
         pool: Arc<dyn Pool>,
@@ -126,7 +126,7 @@ impl Round {
         match self.event {
             Event::Drop | Event::Nothing => {
                 runtime.block_on(async { while tasks.join_next().await.is_some() {} });
-                return pool; // and the runtime ends, maybe while the threads it lends are at work
+                return pool; // The runtime is dropped, possibly while its threads run calls.
             }
             _ => {}
         }
@@ -141,7 +141,7 @@ impl Round {
             }
             _ => {
                 stop.notify_one();
-                tasks.detach_all(); // the runtime drops them
+                tasks.detach_all(); // The runtime drops them.
                 if self.random.one_in(2) {
                     drop(runtime)
                 } else {
@@ -153,22 +153,22 @@ impl Round {
         pool
     }
 
-    /// Once, twice at once, or given up and begun again.
+    /// Shuts the pool down: once, twice concurrently, or again after a cancelled shutdown.
     fn shut_down(&mut self, pool: &dyn Pool) {
-        let deadline = Duration::from_micros(self.random.pick(&[0, 50, 1000, 20_000]));
+        let timeout = Duration::from_micros(self.random.pick(&[0, 50, 1000, 20_000]));
         let runtime = Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(async {
             match self.random.below(3) {
-                0 => drop(futures_util::poll!(pool.shutdown(deadline))),
-                1 => drop(tokio::join!(pool.shutdown(deadline), pool.shutdown(deadline / 2))),
+                0 => drop(futures_util::poll!(pool.shutdown(timeout))),
+                1 => drop(tokio::join!(pool.shutdown(timeout), pool.shutdown(timeout / 2))),
                 _ => {}
             }
-            pool.shutdown(deadline).await;
+            pool.shutdown(timeout).await;
         });
     }
 }
 
-/// A runtime that lives on one thread, until its tasks have ended or it is told to stop in the midst of them.
+/// Starts a single-threaded runtime that runs until its tasks have ended or `stop` is notified.
 fn spawn_current_thread(mut caller: Caller, stop: Arc<Notify>) -> thread::JoinHandle<()> {
     thread::spawn(move || {
         let runtime = Builder::new_current_thread().enable_all().build().unwrap();
@@ -186,7 +186,7 @@ fn spawn_current_thread(mut caller: Caller, stop: Arc<Notify>) -> thread::JoinHa
     })
 }
 
-/// Ends the process, and says how things stand, unless the sender is dropped in time.
+/// Exits the process with a report unless the sender is dropped in time.
 fn watch(
     name: String,
     pool: Weak<dyn Pool>,
@@ -194,11 +194,11 @@ fn watch(
 ) -> (std::sync::mpsc::Sender<()>, thread::JoinHandle<()>) {
     let (settled, end) = channel();
     let watch = thread::spawn(move || {
-        if end.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
+        if end.recv_timeout(TIMEOUT) == Err(RecvTimeoutError::Timeout) {
             let entries = ledger.entries();
             let open = verdict::unsettled(&entries);
             let pool = pool.upgrade();
-            // Past the test harness, which would keep it to itself.
+            // Written directly, because the test harness captures `eprintln`.
             let _ = writeln!(std::io::stderr(), "{name}: not settled\n{pool:#?}\n{open:#?}");
             process::exit(1);
         }

@@ -1,4 +1,4 @@
-//! A pool of some kind and size, and layers of every mode on it.
+//! Pools of every kind, and layers of every mode on them.
 
 use std::{sync::Arc, time::Duration};
 
@@ -6,9 +6,9 @@ use futures_util::FutureExt;
 use tokio::runtime::Runtime;
 use tower::{Layer, Service, ServiceExt};
 use tower_offload::{
-    OffloadLayer, Rejection, ThreadPool,
+    CallError, OffloadLayer, ThreadPool,
     offload::{Offload, RejectFn},
-    pool::{Pool, Rayon, TokioBlocking, run},
+    pool::{Pool, Rayon, TokioBlocking},
 };
 
 use tower_offload_tests::Random;
@@ -28,7 +28,7 @@ pub(crate) enum Kind {
 
 pub(crate) const KINDS: [Kind; 4] = [Kind::Fixed, Kind::Growing, Kind::Rayon, Kind::Tokio];
 
-/// `lender` is the runtime whose threads `TokioBlocking` borrows.
+/// Creates a pool. `TokioBlocking` uses the threads of `lender`.
 pub(crate) fn pool(kind: Kind, random: &mut Random, lender: &Runtime) -> Arc<dyn Pool> {
     let threads = 1 + random.below(3);
     let capacity = random.pick(&[1, 4, 32, 1024]);
@@ -39,18 +39,18 @@ pub(crate) fn pool(kind: Kind, random: &mut Random, lender: &Runtime) -> Arc<dyn
         Kind::Growing => Arc::new(builder.name("growing").min_threads(0).build().unwrap()),
         Kind::Rayon => {
             let rayon = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            Arc::new(Rayon::new(rayon).queue_capacity(capacity))
+            Arc::new(Rayon::builder(rayon).queue_capacity(capacity).build())
         }
         Kind::Tokio => {
             let _inside = lender.enter();
-            Arc::new(TokioBlocking::new(threads).queue_capacity(capacity))
+            Arc::new(TokioBlocking::builder(threads).queue_capacity(capacity).build())
         }
     }
 }
 
-type Answering = RejectFn<fn(Rejection) -> Result<u64, Rejection>>;
+type Answering = RejectFn<fn(CallError) -> Result<u64, CallError>>;
 
-/// What a caller has in hand: its drop is one of a pool's handles less.
+/// Handles of a pool that a caller uses and drops.
 #[derive(Debug, Clone)]
 pub(crate) struct Surface {
     pool: Arc<dyn Pool>,
@@ -65,7 +65,7 @@ pub(crate) struct Mode {
 
 impl Surface {
     pub(crate) fn new(pool: Arc<dyn Pool>) -> Self {
-        let answer: fn(Rejection) -> Result<u64, Rejection> = Err;
+        let answer: fn(CallError) -> Result<u64, CallError> = Err;
         let layer = || OffloadLayer::new(pool.clone()).reject_with(answer);
         let long = Duration::from_secs(3600);
         let layers = [
@@ -82,7 +82,7 @@ impl Surface {
         Self { pool, services }
     }
 
-    /// One of the ways in: a mode of the layer, or now and then none, for a bare closure.
+    /// Returns one of the layers, or sometimes the pool, to run a closure.
     pub(crate) fn choose(&self, random: &mut Random) -> Way {
         match self.services.get(random.below(self.services.len() + 2)) {
             Some(mode) => Way::Layer(mode.clone()),
@@ -102,10 +102,10 @@ impl Way {
         matches!(self, Self::Layer(_))
     }
 
-    /// Makes the call now; only with back-pressure it has to be polled first.
+    /// Makes the call now, or at the first poll with backpressure.
     pub(crate) fn call(self, request: Request) -> Response {
         match self {
-            Self::Closure(pool) => Box::pin(run(pool, move || request.run())),
+            Self::Closure(pool) => Box::pin(pool.run(move || request.run())),
             Self::Layer(Mode { service, backpressure: true }) => Box::pin(service.oneshot(request)),
             Self::Layer(Mode { mut service, .. }) => {
                 service.ready().now_or_never().unwrap().unwrap();

@@ -1,4 +1,4 @@
-//! The random mix.
+//! Rounds of random calls.
 
 use std::{env, thread, time::Duration};
 
@@ -6,7 +6,8 @@ use tokio::time::Instant;
 
 use crate::{presence, round::Round, verdict::Verdict};
 
-/// Rounds until so many calls were made and so much time has passed. Each round's seed follows from the one before it.
+/// Plays rounds until `calls` calls were made and `at_least` has passed. Each round's seed is that
+/// of the previous one plus one.
 fn play(calls: u64, at_least: Duration) {
     let mut seed = number("STRESS_SEED").unwrap_or_else(|| u64::from(std::process::id()) << 32);
     println!("STRESS_SEED={seed}");
@@ -18,7 +19,7 @@ fn play(calls: u64, at_least: Duration) {
         rounds += 1;
     }
     println!("{rounds} rounds in {:.1} s: {total:?}", began.elapsed().as_secs_f64());
-    // Every way to end was met.
+    // Calls have ended in every way.
     let Verdict { values, panics, overloaded, closed, left, .. } = total;
     assert!([values, panics, overloaded, closed, left].iter().all(|ways| *ways > 0), "{total:?}");
     let deadline = Instant::now() + Duration::from_secs(60);
@@ -38,7 +39,7 @@ fn random_calls_are_neither_lost_nor_run_twice() {
 }
 
 #[test]
-#[ignore = "takes minutes: `STRESS_SECONDS`, and three million calls in any case; see CONTRIBUTING.md for when"]
-fn random_calls_for_a_long_time() {
+#[ignore = "takes minutes: `STRESS_SECONDS`, and three million calls in any case; see CONTRIBUTING.md"]
+fn random_calls_of_the_long_form() {
     play(3_000_000, Duration::from_secs(number("STRESS_SECONDS").unwrap_or(120)));
 }

@@ -1,4 +1,4 @@
-//! What must hold when a round is over.
+//! Checks the records of a round.
 
 use std::{
     sync::{
@@ -10,8 +10,8 @@ use std::{
 };
 
 use tower_offload::{
-    Rejection,
-    pool::{Pool, Stats},
+    CallError,
+    pool::{Pool, PoolStats},
 };
 
 use crate::{
@@ -19,7 +19,7 @@ use crate::{
     ledger::{Answer, Entry},
 };
 
-/// How many calls ended in which way.
+/// Number of calls that ended in each way.
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct Verdict {
     pub(crate) calls: u64,
@@ -45,28 +45,31 @@ impl Verdict {
     }
 }
 
-/// The figures of a pool that has nothing to do any more: the round's watch sees to it that this ends.
-pub(crate) fn settled_stats(pool: &dyn Pool) -> Stats {
+/// Waits until the pool is idle and returns its counters. The round's watchdog limits the wait.
+pub(crate) fn settled_stats(pool: &dyn Pool) -> PoolStats {
     loop {
-        let stats = pool.gate().stats();
-        let Stats { active, in_flight, queued, resumed, slots_taken, .. } = stats;
-        if (active, in_flight, queued, resumed, slots_taken) == (0, 0, 0, 0, 0) {
+        let stats = pool.admission().stats();
+        let PoolStats { active, in_flight, queued, woken, permits_in_use, .. } = stats;
+        if (active, in_flight, queued, woken, permits_in_use) == (0, 0, 0, 0, 0) {
             return stats;
         }
         thread::sleep(Duration::from_micros(50));
     }
 }
 
-/// Those that something is still owed to.
+/// Returns calls that were not dropped or not answered.
 pub(crate) fn unsettled(entries: &[Arc<Entry>]) -> Vec<&Arc<Entry>> {
     let settled = |it: &Entry| count(&it.dropped) == 1 && count(&it.answered) + count(&it.left) == 1;
     entries.iter().filter(|it| !settled(it)).take(10).collect()
 }
 
+/// Checks all records and sums them up.
+///
 /// # Panics
 ///
-/// If a call was lost, ran twice, or was answered with what did not happen; or if the pool counted something else.
-pub(crate) fn of(name: &str, entries: &[Arc<Entry>], stats: Option<Stats>) -> Verdict {
+/// Panics if a call was lost, ran twice or was answered wrongly, or if the pool's counters differ
+/// from the records.
+pub(crate) fn of(name: &str, entries: &[Arc<Entry>], stats: Option<PoolStats>) -> Verdict {
     let mut verdict = Verdict::default();
     let (mut completed, mut panicked) = (0, 0);
     for entry in entries {
@@ -77,14 +80,14 @@ pub(crate) fn of(name: &str, entries: &[Arc<Entry>], stats: Option<Stats>) -> Ve
         verdict.started += count(&entry.started);
         verdict.left += count(&entry.left);
         match *entry.answer.lock().unwrap() {
-            Some(Answer::Panicked | Answer::Rejected(Rejection::Panicked)) => verdict.panics += 1,
-            Some(Answer::Rejected(Rejection::Closed)) => verdict.closed += 1,
-            Some(Answer::Rejected(Rejection::NoRuntime)) => verdict.no_runtime += 1,
+            Some(Answer::Panicked | Answer::Rejected(CallError::Panicked)) => verdict.panics += 1,
+            Some(Answer::Rejected(CallError::Closed)) => verdict.closed += 1,
+            Some(Answer::Rejected(CallError::NoRuntime)) => verdict.no_runtime += 1,
             Some(Answer::Rejected(_)) => verdict.overloaded += 1,
             Some(Answer::Value(_)) => verdict.values += 1,
             None => {}
         }
-        // A future that explodes does so in its last poll, after its output; or when it is cancelled.
+        // A future panics on drop in its last poll, after its output, or when it is cancelled.
         let exploded = count(&entry.exploded);
         completed += count(&entry.ended) * (1 - exploded);
         panicked += count(&entry.panicked) + exploded;
@@ -93,11 +96,13 @@ pub(crate) fn of(name: &str, entries: &[Arc<Entry>], stats: Option<Stats>) -> Ve
         let refused = verdict.closed + verdict.no_runtime + verdict.overloaded;
         assert_eq!((stats.started, stats.completed), (verdict.started, completed), "{name}: started, completed");
         assert_eq!(stats.panicked, panicked, "{name}: panicked");
-        // Some of those who left had been refused before, or had waited outside; nobody saw which.
+        // Some callers left after their call was rejected, or before it was admitted. It is not
+        // recorded which.
         let rejected = refused..=refused + verdict.left;
         assert!(rejected.contains(&stats.rejected), "{name}: {} rejected, not {rejected:?}", stats.rejected);
         assert!(stats.abandoned <= verdict.left, "{name}: {} abandoned of {}", stats.abandoned, verdict.left);
-        // Each call that did not end by itself was refused or abandoned, or left before it was admitted.
+        // Each call that did not end by itself was rejected or abandoned, or its caller left before
+        // it was admitted.
         let ended = completed + panicked + stats.rejected + stats.abandoned;
         let at_least = verdict.calls - verdict.left;
         assert!(ended >= at_least, "{name}: {ended} of {} ended", verdict.calls);
@@ -112,18 +117,18 @@ fn check(entry: &Entry) -> Result<(), &'static str> {
     let answer = *entry.answer.lock().unwrap();
     let fits = match answer {
         Some(Answer::Value(id)) => id == entry.id && count(&entry.ended) == 1 && failed == 0,
-        Some(Answer::Panicked | Answer::Rejected(Rejection::Panicked)) => started == 1 && failed == 1,
-        Some(Answer::Rejected(Rejection::Closed)) => count(&entry.ended) == 0, // at any time of its life
+        Some(Answer::Panicked | Answer::Rejected(CallError::Panicked)) => started == 1 && failed == 1,
+        Some(Answer::Rejected(CallError::Closed)) => count(&entry.ended) == 0, // In any state of the call.
         Some(Answer::Rejected(_)) => started == 0,
         None => true,
     };
     let all = [
         (started <= 1, "started more than once"),
-        (count(&entry.ended) <= started, "ended, and not once after it started"),
+        (count(&entry.ended) <= started, "ended more often than it started"),
         (count(&entry.dropped) == 1, "not dropped once"),
         (count(&entry.payloads) == planned_payload, "the panic's payload was not dropped once"),
         (count(&entry.answered) + count(&entry.left) == 1, "not answered once"),
-        (fits, "the answer is not what happened"),
+        (fits, "the answer contradicts the record"),
     ];
     all.into_iter().find(|(holds, _)| !holds).map_or(Ok(()), |(_, fault)| Err(fault))
 }

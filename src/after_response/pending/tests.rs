@@ -9,7 +9,7 @@ fn taken(pending: &mut Tasks) -> Option<(Vec<u32>, Vec<u32>)> {
 }
 
 #[test]
-fn d3_hooks_come_newest_first_and_tasks_oldest_first() {
+fn hooks_run_newest_first_and_tasks_oldest_first() {
     let mut pending = Tasks::default();
     (1..=3).for_each(|number| pending.push_hook(number));
     (1..=3).for_each(|number| pending.push_task(number));
@@ -18,31 +18,31 @@ fn d3_hooks_come_newest_first_and_tasks_oldest_first() {
 }
 
 #[test]
-fn whoever_drives_sees_what_is_registered_meanwhile() {
+fn driver_sees_registrations_made_while_it_runs() {
     let mut pending = Tasks::default();
     pending.push_hook(1);
     assert!(pending.begin_driving());
     assert_eq!(taken(&mut pending), Some((vec![1], vec![])));
     pending.push_task(2);
-    assert!(!pending.begin_driving(), "somebody does");
+    assert!(!pending.begin_driving(), "it already runs");
     assert_eq!(taken(&mut pending), Some((vec![], vec![2])));
     assert_eq!(taken(&mut pending), None);
     assert!(pending.begin_driving());
 }
 
 #[test]
-fn after_a_stop_nothing_starts_and_what_was_ready_is_given_back() {
+fn stop_returns_ready_tasks_and_starts_no_more() {
     let mut pending = Tasks::default();
     (1..=3).for_each(|task| assert_eq!(pending.push_ready(task, 1), None));
     assert!(pending.begin_dispatching());
-    assert_eq!(pending.next(), Some(1));
-    assert_eq!(pending.over(true), [(2, 1), (3, 1)]);
-    assert_eq!(pending.next(), None);
+    assert_eq!(pending.next_task(), Some(1));
+    assert_eq!(pending.finish_task(true), [(2, 1), (3, 1)]);
+    assert_eq!(pending.next_task(), None);
     assert_eq!(pending.push_ready(4, 1), Some(4));
 }
 
 #[test]
-fn d13_a_name_finds_every_task_that_has_it() {
+fn remove_by_name_finds_every_task_of_that_name() {
     let mut pending = Tasks::default();
     for (name, id) in [("mail", 1), ("index", 2), ("mail", 3)] {
         pending.push_name(name.into(), id);
@@ -50,37 +50,36 @@ fn d13_a_name_finds_every_task_that_has_it() {
     pending.push_task(1);
     pending.push_task(2);
     assert_eq!(pending.push_ready(3, 1), None);
-    assert_eq!(pending.withdraw("other", |task| u64::from(*task)), (vec![], vec![]));
-    assert_eq!(pending.withdraw("mail", |task| u64::from(*task)), (vec![1, 3], vec![1, 3]));
-    assert_eq!(pending.withdraw("mail", |task| u64::from(*task)), (vec![], vec![]));
-    assert_eq!(pending.next(), None);
+    assert_eq!(pending.remove_by_name("other", |task| u64::from(*task)), (vec![], vec![]));
+    assert_eq!(pending.remove_by_name("mail", |task| u64::from(*task)), (vec![1, 3], vec![1, 3]));
+    assert_eq!(pending.remove_by_name("mail", |task| u64::from(*task)), (vec![], vec![]));
+    assert_eq!(pending.next_task(), None);
     assert_eq!(taken(&mut pending), Some((vec![], vec![2])));
 }
 
 #[test]
-fn a_task_that_started_is_named_until_it_is_over() {
+fn running_task_keeps_its_name_until_it_ends() {
     let mut pending = Tasks::default();
     pending.push_name("mail".into(), 1);
-    assert_eq!(pending.withdraw("mail", |task| u64::from(*task)), (vec![1], vec![]));
-    pending.forget(1);
-    assert_eq!(pending.withdraw("mail", |task| u64::from(*task)), (vec![], vec![]));
+    assert_eq!(pending.remove_by_name("mail", |task| u64::from(*task)), (vec![1], vec![]));
+    pending.unindex(1);
+    assert_eq!(pending.remove_by_name("mail", |task| u64::from(*task)), (vec![], vec![]));
 }
 
 #[derive(Debug, Clone)]
 enum Step {
-    Over,
+    Finish,
     Push(usize),
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let step = prop_oneof![Just(Step::Over), (1..4_usize).prop_map(Step::Push)];
+    let step = prop_oneof![Just(Step::Finish), (1..4_usize).prop_map(Step::Push)];
     proptest::collection::vec(step, 0..60)
 }
 
 proptest! {
-    /// D1, D2: in order, and each with no more beside it than it allows.
     #[test]
-    fn tasks_start_in_order_and_with_no_more_beside_them_than_they_allow(steps in steps()) {
+    fn tasks_start_in_order_within_their_concurrency_limits(steps in steps()) {
         let mut pending = Tasks::default();
         let (mut pushed, mut started, mut running) = (Vec::new(), Vec::new(), 0);
         for step in steps {
@@ -89,20 +88,20 @@ proptest! {
                     pushed.push(concurrent);
                     prop_assert_eq!(pending.push_ready(pushed.len() as u32 - 1, concurrent), None);
                 }
-                Step::Over if running > 0 => {
+                Step::Finish if running > 0 => {
                     running -= 1;
-                    prop_assert!(pending.over(false).is_empty());
+                    prop_assert!(pending.finish_task(false).is_empty());
                 }
-                Step::Over => {}
+                Step::Finish => {}
             }
             prop_assert!(pending.begin_dispatching());
-            while let Some(task) = pending.next() {
+            while let Some(task) = pending.next_task() {
                 running += 1;
                 prop_assert!(running <= pushed[task as usize]);
                 started.push(task);
             }
             let waiting = pushed.get(started.len());
-            prop_assert!(waiting.is_none_or(|concurrent| running >= *concurrent), "one waits that may start");
+            prop_assert!(waiting.is_none_or(|concurrent| running >= *concurrent), "a task waits although it may start");
         }
         prop_assert!(started.iter().copied().eq(0..started.len() as u32));
     }

@@ -24,7 +24,7 @@ fn respond(
 ) {
     let headers: HeaderMap =
         headers.iter().map(|(name, value)| (name.parse().expect("valid"), HeaderValue::from_static(value))).collect();
-    progress.responded(StatusCode::from_u16(status).expect("valid"), &headers, exact, is_end, Duration::ZERO);
+    progress.respond(StatusCode::from_u16(status).expect("valid"), &headers, exact, is_end, Duration::ZERO);
 }
 
 fn get() -> Progress {
@@ -32,31 +32,31 @@ fn get() -> Progress {
 }
 
 fn frame(progress: &mut Progress, bytes: u64) {
-    progress.polled();
-    progress.data(bytes);
+    progress.set_polled();
+    progress.add_data(bytes);
 }
 
 #[test]
-fn without_a_response_it_is_the_handler_that_failed_or_was_dropped() {
+fn missing_response_is_handler_error_or_no_response() {
     assert_eq!(get().outcome_untracked().end, End::NoResponse);
     let mut progress = get();
-    progress.failed(Some("no".to_owned()));
+    progress.fail(Some("no".to_owned()));
     let outcome = progress.outcome_untracked();
     assert_eq!((outcome.end, outcome.error.as_deref(), outcome.status), (End::HandlerError, Some("no"), None));
 }
 
 #[test]
-fn c4_an_empty_body_is_complete_unpolled() {
+fn empty_body_is_complete_without_a_poll() {
     let mut progress = get();
     respond(&mut progress, 200, &[], Some(0), true);
     assert_eq!(progress.outcome_untracked().end, End::Complete);
     let mut progress = get();
     respond(&mut progress, 200, &[("content-length", "0")], None, false);
-    assert_eq!(progress.outcome_untracked().end, End::Complete, "nothing is to be asked for");
+    assert_eq!(progress.outcome_untracked().end, End::Complete, "there is nothing to poll for");
 }
 
 #[test]
-fn c3_where_http_sends_no_body_it_is_complete_unpolled() {
+fn bodyless_response_is_complete_without_a_poll() {
     for (method, status) in
         [(Method::HEAD, 200), (Method::GET, 204), (Method::GET, 304), (Method::CONNECT, 200), (Method::GET, 101)]
     {
@@ -67,18 +67,18 @@ fn c3_where_http_sends_no_body_it_is_complete_unpolled() {
     }
     let mut progress = request(Method::CONNECT, Version::HTTP_11);
     respond(&mut progress, 403, &[], Some(100), false);
-    assert_eq!(progress.outcome_untracked().end, End::NoResponse, "a refused CONNECT has a body like any other");
+    assert_eq!(progress.outcome_untracked().end, End::NoResponse, "a refused CONNECT has an ordinary body");
 }
 
 #[test]
-fn an_unpolled_body_that_has_something_to_say_is_no_response() {
+fn body_that_was_never_polled_is_no_response() {
     let mut progress = get();
     respond(&mut progress, 200, &[], Some(100), false);
     assert_eq!(progress.outcome_untracked().end, End::NoResponse);
 }
 
 #[test]
-fn c2_a_satisfied_length_is_complete_without_an_end() {
+fn reached_content_length_is_complete_without_an_end() {
     let mut progress = get();
     respond(&mut progress, 200, &[("content-length", "10")], None, false);
     frame(&mut progress, 9);
@@ -88,7 +88,7 @@ fn c2_a_satisfied_length_is_complete_without_an_end() {
 }
 
 #[test]
-fn a_body_longer_than_its_length_is_cut_on_http1_only() {
+fn body_over_its_length_is_truncated_on_http1_only() {
     for (version, bytes, truncated) in [(Version::HTTP_11, 10, true), (Version::HTTP_2, 25, false)] {
         let mut progress = request(Method::GET, version);
         respond(&mut progress, 200, &[("content-length", "10")], None, false);
@@ -99,23 +99,23 @@ fn a_body_longer_than_its_length_is_cut_on_http1_only() {
 }
 
 #[test]
-fn a_body_shorter_than_its_length_is_too_short_also_if_only_its_hint_said_so() {
+fn body_under_its_length_or_size_hint_is_too_short() {
     for headers in [&[("content-length", "10")][..], &[]] {
         let mut progress = get();
         respond(&mut progress, 200, headers, Some(10), false);
         frame(&mut progress, 9);
-        progress.ended();
+        progress.end_body();
         assert_eq!(progress.outcome_untracked().end, End::BodyTooShort);
     }
     let mut progress = get();
     respond(&mut progress, 200, &[("transfer-encoding", "chunked")], Some(10), false);
     frame(&mut progress, 9);
-    progress.ended();
-    assert_eq!(progress.outcome_untracked().end, End::Complete, "chunks have no length to fall short of");
+    progress.end_body();
+    assert_eq!(progress.outcome_untracked().end, End::Complete, "a chunked body has no declared length");
 }
 
 #[test]
-fn c5_a_body_that_is_dropped_early_is_aborted() {
+fn body_dropped_before_its_end_is_aborted() {
     let mut progress = get();
     respond(&mut progress, 200, &[], None, false);
     frame(&mut progress, 4_000_000);
@@ -124,16 +124,16 @@ fn c5_a_body_that_is_dropped_early_is_aborted() {
 }
 
 #[test]
-fn b8_an_error_of_the_body_counts_before_everything() {
+fn body_error_takes_precedence() {
     let mut progress = get();
     respond(&mut progress, 200, &[("content-length", "10")], None, false);
     frame(&mut progress, 10);
-    progress.failed(Some("disk".to_owned()));
+    progress.fail(Some("disk".to_owned()));
     assert_eq!(progress.outcome_untracked().end, End::BodyError);
 }
 
 #[test]
-fn the_status_of_grpc_decides_about_its_success() {
+fn grpc_status_decides_success() {
     let grpc = ("content-type", "application/grpc+proto");
     let outcome = |leading: Option<&'static str>, trailing: Option<&'static str>| {
         let mut progress = request(Method::POST, Version::HTTP_2);
@@ -141,7 +141,7 @@ fn the_status_of_grpc_decides_about_its_success() {
         respond(&mut progress, 200, &headers, None, leading.is_some());
         if let Some(status) = trailing {
             frame(&mut progress, 5);
-            progress.trailers(&HeaderMap::from_iter([(
+            progress.set_trailers(&HeaderMap::from_iter([(
                 "grpc-status".parse().expect("valid"),
                 HeaderValue::from_static(status),
             )]));
@@ -153,13 +153,14 @@ fn the_status_of_grpc_decides_about_its_success() {
     assert!(!outcome(Some("13"), None).is_success());
     assert!(!outcome(None, Some("what")).is_success());
     assert_eq!(outcome(None, None).grpc_status, None);
-    assert!(!outcome(None, None).is_success(), "cut off before it was known");
+    assert!(!outcome(None, None).is_success(), "the status never arrived");
 }
 
 proptest! {
-    /// Whatever comes in whatever order: the count is right, and complete is said only if the end was seen or the length reached.
+    /// Random frames: bytes are counted, and the end is `Complete` only if it was seen or the
+    /// length was reached.
     #[test]
-    fn complete_is_said_only_of_what_is(
+    fn complete_requires_an_end_or_the_full_length(
         version in prop_oneof![Just(Version::HTTP_10), Just(Version::HTTP_11), Just(Version::HTTP_2)],
         declared in proptest::option::of(0_u64..50),
         frames in proptest::collection::vec(0_u64..20, 0..6),
@@ -170,8 +171,8 @@ proptest! {
         let sum: u64 = frames.iter().sum();
         frames.iter().for_each(|bytes| frame(&mut progress, *bytes));
         if ended {
-            progress.polled();
-            progress.ended();
+            progress.set_polled();
+            progress.end_body();
         }
         let outcome = progress.outcome_untracked();
         let satisfied = declared.is_some_and(|declared| sum >= declared);

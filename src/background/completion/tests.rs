@@ -239,7 +239,7 @@ fn a_task_whose_runtime_shuts_down_while_it_runs_is_lost() {
 }
 
 #[test]
-fn a_task_whose_runtime_shut_down_before_its_start_uses_the_pool() {
+fn a_task_whose_runtime_is_gone_at_its_start_uses_the_pool() {
     for (background, expected) in [(with_threads(1), Completion::Completed), (with_closed_pool(), Completion::Refused)]
     {
         let runtime = Runtime::new().unwrap();

@@ -1,56 +1,56 @@
 use super::*;
 use crate::flush::{
-    generated::{data, frame, headers, reset},
     properties::events,
+    tests::generated::{data, frame, headers, reset},
 };
 
-/// The events of these frames.
-fn told(frames: &[Vec<u8>]) -> Vec<Event> {
+/// Returns the events of these frames.
+fn events_of(frames: &[Vec<u8>]) -> Vec<Event> {
     events([&frames.concat()[..]]).into_iter().map(|(_, event)| event).collect()
 }
 
-fn of_data(stream: u32, data: u32, end_stream: bool) -> Event {
+fn data_event(stream: u32, data: u32, end_stream: bool) -> Event {
     Event::Data { stream: StreamId(stream), data, end_stream }
 }
 
-fn of_headers(stream: u32, end_stream: bool) -> Event {
+fn headers_event(stream: u32, end_stream: bool) -> Event {
     Event::Headers { stream: StreamId(stream), end_stream }
 }
 
 #[test]
-fn data_is_told_without_its_padding() {
-    assert_eq!(told(&[data(1, 5, false), data(1, 0, true)]), [of_data(1, 5, false), of_data(1, 0, true)]);
+fn data_length_excludes_padding() {
+    assert_eq!(events_of(&[data(1, 5, false), data(1, 0, true)]), [data_event(1, 5, false), data_event(1, 0, true)]);
     let padded = frame(0, PADDED | END_STREAM, 3, b"\x04hello\0\0\0\0");
     let only_padding = frame(0, PADDED, 3, b"\x02\0\0");
-    assert_eq!(told(&[padded, only_padding]), [of_data(3, 5, true), of_data(3, 0, false)]);
+    assert_eq!(events_of(&[padded, only_padding]), [data_event(3, 5, true), data_event(3, 0, false)]);
 }
 
 #[test]
-fn a_frame_is_told_at_its_last_byte() {
+fn frame_is_an_event_at_its_last_byte() {
     let bytes = data(1, 5, true);
     let mut frames = Frames::default();
     assert_eq!(frames.read(&bytes[..13]), (13, None));
-    assert_eq!(frames.read(&bytes[13..]), (1, Some(of_data(1, 5, true))));
+    assert_eq!(frames.read(&bytes[13..]), (1, Some(data_event(1, 5, true))));
 }
 
 #[test]
-fn a_block_is_told_when_it_ends_with_the_flag_it_began_with() {
+fn block_ends_with_the_flag_of_its_first_frame() {
     let block = [frame(1, END_STREAM, 1, b"a"), frame(9, 0, 1, b""), frame(9, END_HEADERS, 1, b"c")];
-    assert_eq!(told(&block), [of_headers(1, true)]);
-    assert_eq!(told(&block[..2]), []);
+    assert_eq!(events_of(&block), [headers_event(1, true)]);
+    assert_eq!(events_of(&block[..2]), []);
     let not_the_end = [frame(1, 0, 1, b"a"), frame(9, END_HEADERS | END_STREAM, 1, b"c")];
-    assert_eq!(told(&not_the_end), [of_headers(1, false)]);
+    assert_eq!(events_of(&not_the_end), [headers_event(1, false)]);
 }
 
 #[test]
-fn a_promise_is_a_block_and_tells_nothing() {
+fn push_promise_is_a_block_without_an_event() {
     let promise = [frame(5, 0, 1, b"\0\0\0\x02"), frame(9, END_HEADERS, 1, b"a"), headers(1, false)];
-    assert_eq!(told(&promise), [of_headers(1, false)]);
-    assert_eq!(told(&[frame(5, 0, 1, b"\0\0\0\x02"), headers(1, false)]), [Event::Malformed]);
+    assert_eq!(events_of(&promise), [headers_event(1, false)]);
+    assert_eq!(events_of(&[frame(5, 0, 1, b"\0\0\0\x02"), headers(1, false)]), [Event::Malformed]);
 }
 
 #[test]
-fn nothing_may_come_between_the_frames_of_a_block() {
+fn other_frames_within_a_block_are_malformed() {
     let begun = frame(1, 0, 1, b"a");
     let intruders = [
         frame(9, END_HEADERS, 3, b"of another stream"),
@@ -61,15 +61,15 @@ fn nothing_may_come_between_the_frames_of_a_block() {
         frame(0xbb, 0, 1, b"unknown"),
     ];
     for intruder in intruders {
-        assert_eq!(told(&[begun.clone(), intruder]), [Event::Malformed]);
+        assert_eq!(events_of(&[begun.clone(), intruder]), [Event::Malformed]);
     }
-    assert_eq!(told(&[frame(9, END_HEADERS, 1, b"a")]), [Event::Malformed], "of no block");
+    assert_eq!(events_of(&[frame(9, END_HEADERS, 1, b"a")]), [Event::Malformed], "there is no block");
     let of_an_ended_block = [headers(1, false), frame(9, END_HEADERS, 1, b"a")];
-    assert_eq!(told(&of_an_ended_block), [of_headers(1, false), Event::Malformed]);
+    assert_eq!(events_of(&of_an_ended_block), [headers_event(1, false), Event::Malformed]);
 }
 
 #[test]
-fn what_cannot_be_understood_is_malformed() {
+fn invalid_frames_are_malformed() {
     let wrong = [
         data(0, 1, false),
         headers(0, false),
@@ -86,12 +86,12 @@ fn what_cannot_be_understood_is_malformed() {
         frame(7, 0, 1, &[0; 8]),
     ];
     for wrong in wrong {
-        assert_eq!(told(&[wrong.clone(), data(1, 1, true)]), [Event::Malformed], "{wrong:?}");
+        assert_eq!(events_of(&[wrong.clone(), data(1, 1, true)]), [Event::Malformed], "{wrong:?}");
     }
 }
 
 #[test]
-fn after_malformed_bytes_all_is_read_and_nothing_told() {
+fn malformed_is_the_last_event() {
     let mut frames = Frames::default();
     let (read, event) = frames.read(&data(0, 1, true));
     assert_eq!((read, event, frames.gave_up()), (9, Some(Event::Malformed), true));
@@ -99,10 +99,10 @@ fn after_malformed_bytes_all_is_read_and_nothing_told() {
 }
 
 #[test]
-fn resets_and_the_connection_s_own_frames_are_told() {
+fn resets_and_connection_frames_are_events() {
     let go_away = frame(7, 0, 0, b"\x80\0\0\x05\0\0\0\x0bdebug");
     assert_eq!(
-        told(&[reset(5, 8), go_away, frame(4, 0, 0, &[0; 12]), frame(4, ACK, 0, b"")]),
+        events_of(&[reset(5, 8), go_away, frame(4, 0, 0, &[0; 12]), frame(4, ACK, 0, b"")]),
         [
             Event::Reset { stream: StreamId(5), error_code: 8 },
             Event::GoAway { last_stream: StreamId(5), error_code: 11 },
@@ -113,19 +113,19 @@ fn resets_and_the_connection_s_own_frames_are_told() {
 }
 
 #[test]
-fn the_reserved_bit_is_masked() {
-    assert_eq!(told(&[data(1 << 31 | 7, 1, false)]), [of_data(7, 1, false)]);
+fn reserved_bit_is_ignored() {
+    assert_eq!(events_of(&[data(1 << 31 | 7, 1, false)]), [data_event(7, 1, false)]);
     let block = [frame(1, 0, 1 << 31 | 7, b"a"), frame(9, END_HEADERS, 7, b"b")];
-    assert_eq!(told(&block), [of_headers(7, false)]);
+    assert_eq!(events_of(&block), [headers_event(7, false)]);
 }
 
 #[test]
-fn the_longest_frame_takes_no_memory() {
+fn longest_frame_takes_constant_memory() {
     let mut frames = Frames::default();
     let bytes = vec![0; 0xff_ffff];
     assert_eq!(frames.read(&[0xff, 0xff, 0xff, 0, 1, 0, 0, 0, 1]), (9, None));
-    assert_eq!(frames.read(&bytes), (0xff_ffff, Some(of_data(1, 0xff_ffff, true))));
-    // Without a field that allocates, its size is all it takes.
+    assert_eq!(frames.read(&bytes), (0xff_ffff, Some(data_event(1, 0xff_ffff, true))));
+    // A type without drop glue allocates nothing.
     assert!(!std::mem::needs_drop::<Frames>());
     assert!(size_of::<Frames>() <= 96, "{}", size_of::<Frames>());
 }

@@ -1,7 +1,8 @@
 use super::*;
-use crate::flush::generated::{data, frame, headers, reset};
+use crate::flush::tests::generated::{data, frame, headers, reset};
 
-/// Offers the bytes until all are delivered: the streams that opened, each with how many bytes had been delivered.
+/// Delivers all bytes, and returns the streams that opened, each with the number of bytes delivered
+/// by then.
 fn gates(inbound: &mut Inbound, bytes: &[u8]) -> Vec<(usize, u32)> {
     let (mut at, mut gates) = (0, Vec::new());
     while at < bytes.len() {
@@ -13,32 +14,32 @@ fn gates(inbound: &mut Inbound, bytes: &[u8]) -> Vec<(usize, u32)> {
 }
 
 #[test]
-fn delivery_stops_behind_each_block_that_opens_a_stream() {
+fn delivery_stops_after_each_block_that_opens_a_stream() {
     let bytes = [frame(4, 0, 0, b""), headers(1, true), headers(3, false), data(3, 4, true), headers(5, true)].concat();
     assert_eq!(gates(&mut Inbound::default(), &bytes), [(19, 1), (29, 3), (52, 5)]);
 }
 
 #[test]
-fn the_gate_stands_behind_the_whole_block() {
+fn gate_closes_after_the_whole_block() {
     let bytes = [frame(1, 0x1, 1, b"a"), frame(9, 0, 1, b"b"), frame(9, 0x4, 1, b"c"), headers(3, true)].concat();
     assert_eq!(gates(&mut Inbound::default(), &bytes), [(30, 1), (40, 3)]);
 }
 
 #[test]
-fn trailers_do_not_gate() {
+fn trailers_do_not_close_the_gate() {
     let mut inbound = Inbound::default();
     let bytes = [headers(1, false), headers(3, false), data(1, 9, false), headers(1, true), headers(3, true)].concat();
     assert_eq!(gates(&mut inbound, &bytes), [(10, 1), (20, 3)]);
 }
 
 #[test]
-fn only_odd_numbers_beyond_all_before_open() {
+fn only_odd_and_increasing_identifiers_open_streams() {
     let bytes = [headers(7, true), headers(5, true), headers(8, true), headers(7, true), headers(9, true)].concat();
     assert_eq!(gates(&mut Inbound::default(), &bytes), [(10, 7), (50, 9)]);
 }
 
 #[test]
-fn resets_are_told_once_they_are_delivered() {
+fn resets_are_reported_when_delivered() {
     let bytes = [reset(1, 8), headers(3, true), reset(3, 5)].concat();
     let (mut inbound, mut resets) = (Inbound::default(), Vec::new());
 
@@ -51,7 +52,7 @@ fn resets_are_told_once_they_are_delivered() {
     assert_eq!(resets[1..], [(StreamId::new(3), 5)]);
 }
 
-/// Opens and resets as many streams.
+/// Returns frames that open and reset `count` streams.
 fn pairs(count: u32) -> Vec<u8> {
     (0..count).flat_map(|number| [headers(2 * number + 1, true), reset(2 * number + 1, 8)].concat()).collect()
 }
@@ -66,7 +67,7 @@ fn flood_of_resets_ends_the_gating() {
     let bytes = pairs(MAX_RESETS + 30);
     assert_eq!(gates(&mut inbound, &bytes).len(), MAX_RESETS as usize + 1);
     assert!(!inbound.is_gating());
-    inbound.paused();
+    inbound.pause();
     let mut resets = Vec::new();
     let bytes = [headers(999, true), reset(1, 8)].concat();
     let delivery = inbound.deliver(&bytes, |stream, _| resets.push(stream));
@@ -79,15 +80,15 @@ fn resets_after_a_pause_do_not_end_the_gating() {
     for number in 0..4 * MAX_RESETS {
         gates(&mut inbound, &headers(2 * number + 1, false));
     }
-    inbound.paused();
+    inbound.pause();
     for number in 0..4 * MAX_RESETS {
         gates(&mut inbound, &reset(2 * number + 1, 8));
     }
-    assert!(inbound.is_gating(), "their streams were accepted in the pause");
+    assert!(inbound.is_gating(), "the streams were accepted in the pause");
 }
 
 #[test]
-fn a_long_run_counts_as_several() {
+fn long_run_counts_as_several() {
     let mut inbound = Inbound::default();
     let pad = frame(0xff, 0, 0, &[0; MAX_RUN_BYTES]);
     for (number, pair) in pairs(4 * MAX_RESETS).chunks(10 + 13).enumerate() {
@@ -107,6 +108,6 @@ fn malformed_bytes_are_delivered_and_open_nothing() {
 }
 
 #[test]
-fn it_takes_no_memory_but_its_own() {
+fn inbound_allocates_nothing() {
     assert!(!std::mem::needs_drop::<Inbound>());
 }

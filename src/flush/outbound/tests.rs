@@ -1,26 +1,53 @@
 use proptest::{collection::vec, prelude::*, sample::Index};
 
 use super::*;
-use crate::flush::generated::{data, frame, headers, reset};
+use crate::flush::tests::generated::{data, frame, headers, reset};
 
 const ONE: u32 = 1;
 const CANCEL: u32 = 8;
 
-fn open(streams: impl IntoIterator<Item = u32>) -> Outbound {
+/// A waiter with the number of its stream. `true` opens a tunnel.
+type TestWaiter = (u32, bool);
+
+impl Waiter for TestWaiter {
+    fn ends_with_head(&self) -> bool {
+        self.1
+    }
+}
+
+/// Opens streams whose requests have waiters.
+fn open(streams: impl IntoIterator<Item = u32>) -> Outbound<TestWaiter> {
     let mut outbound = Outbound::default();
-    streams.into_iter().for_each(|stream| assert!(outbound.open(StreamId::new(stream))));
+    for stream in streams {
+        assert!(outbound.open(StreamId::new(stream)));
+        assert_eq!(outbound.attach(StreamId::new(stream), (stream, false)), None);
+    }
     outbound
 }
 
-/// Accepts the frames, and says which streams were reset.
-fn accept(outbound: &mut Outbound, frames: &[Vec<u8>]) -> Vec<(StreamId, u32)> {
+/// Makes the response of a stream a tunnel.
+fn open_tunnel(outbound: &mut Outbound<TestWaiter>, stream: u32) {
+    outbound.attach(StreamId::new(stream), (stream, true));
+}
+
+/// Accepts the frames, and returns the streams that were reset.
+fn accept(outbound: &mut Outbound<TestWaiter>, frames: &[Vec<u8>]) -> Vec<(StreamId, u32)> {
     let mut resets = Vec::new();
-    outbound.accepted(&frames.concat(), |stream, error_code| resets.push((stream, error_code)));
+    outbound.accept(&frames.concat(), |abort, waiter| match abort {
+        Abort::Reset { stream, error_code } => {
+            assert_eq!(waiter.map(|(stream, _)| StreamId::new(stream)), Some(stream));
+            resets.push((stream, error_code));
+        }
+        Abort::Malformed => assert!(waiter.is_some()),
+    });
     resets
 }
 
-fn flushed(outbound: &mut Outbound) -> Vec<(StreamId, u64)> {
-    outbound.flushed().collect()
+fn flushed(outbound: &mut Outbound<TestWaiter>) -> Vec<(StreamId, u64)> {
+    let flushed = outbound.flushed().inspect(|(stream, _, waiter)| {
+        assert_eq!(waiter.map(|(stream, _)| StreamId::new(stream)), Some(*stream));
+    });
+    flushed.map(|(stream, body_bytes, _)| (stream, body_bytes)).collect()
 }
 
 fn of(stream: u32, data: u64) -> (StreamId, u64) {
@@ -28,40 +55,40 @@ fn of(stream: u32, data: u64) -> (StreamId, u64) {
 }
 
 #[test]
-fn a_response_is_flushed_by_the_flush_after_its_end_and_not_before() {
+fn response_is_flushed_by_the_flush_after_its_end() {
     let mut outbound = open([ONE]);
     accept(&mut outbound, &[headers(ONE, false), data(ONE, 700, false)]);
-    assert_eq!(flushed(&mut outbound), [], "h2 flushes in the midst of its queue");
+    assert_eq!(flushed(&mut outbound), [], "h2 flushes in the middle of its queue");
 
     let last = data(ONE, 300, true);
-    outbound.accepted(&last[..last.len() - 1], |_, _| {});
+    outbound.accept(&last[..last.len() - 1], |_, _| {});
     assert_eq!(flushed(&mut outbound), [], "its last byte is missing");
-    outbound.accepted(&last[last.len() - 1..], |_, _| {});
+    outbound.accept(&last[last.len() - 1..], |_, _| {});
     assert_eq!(flushed(&mut outbound), [of(ONE, 1000)]);
     assert_eq!(flushed(&mut outbound), [], "once");
 }
 
 #[test]
-fn trailers_and_a_head_alone_end_a_response_and_an_interim_one_does_not() {
+fn trailers_and_a_final_head_end_a_response() {
     let mut outbound = open([1, 3, 5]);
     accept(&mut outbound, &[headers(1, false), headers(1, false), data(1, 4, false), headers(1, true)]);
     accept(&mut outbound, &[headers(3, true), headers(5, false)]);
     assert_eq!(flushed(&mut outbound), [of(1, 4), of(3, 0)]);
 
     accept(&mut outbound, &[frame(1, 0x1, 5, b"trail")]);
-    assert_eq!(flushed(&mut outbound), [], "a CONTINUATION is to come");
+    assert_eq!(flushed(&mut outbound), [], "a CONTINUATION frame is missing");
     accept(&mut outbound, &[frame(9, 0x4, 5, b"ers")]);
     assert_eq!(flushed(&mut outbound), [of(5, 0)]);
 }
 
 #[test]
-fn a_tunnel_ends_with_its_head_and_what_follows_is_not_counted() {
+fn tunnel_ends_with_its_head() {
     let mut outbound = open([1, 3]);
-    outbound.ends_with_head(StreamId::new(1));
+    open_tunnel(&mut outbound, 1);
     accept(&mut outbound, &[headers(3, false), frame(1, 0, 1, b"he")]);
-    assert_eq!((outbound.ended(), flushed(&mut outbound)), (0, vec![]), "a CONTINUATION is to come");
+    assert_eq!((outbound.ended(), flushed(&mut outbound)), (0, vec![]), "a CONTINUATION frame is missing");
     accept(&mut outbound, &[frame(9, 0x4, 1, b"ad"), data(1, 7, false)]);
-    assert_eq!(outbound.ended(), 1, "stream 3 is no tunnel");
+    assert_eq!(outbound.ended(), 1, "stream 3 is not a tunnel");
     assert!(outbound.follows(StreamId::new(1)));
     assert_eq!(flushed(&mut outbound), [of(1, 0)]);
     assert!(!outbound.follows(StreamId::new(1)));
@@ -69,24 +96,23 @@ fn a_tunnel_ends_with_its_head_and_what_follows_is_not_counted() {
     assert_eq!(
         accept(&mut outbound, &[data(1, 7, true), reset(1, CANCEL)]),
         [],
-        "the tunnel's end is not the response's"
+        "the end of the tunnel is not the end of the response"
     );
     assert_eq!(flushed(&mut outbound), []);
-    outbound.ends_with_head(StreamId::new(9));
-    assert!(!outbound.follows(StreamId::new(9)), "it follows nothing that was not opened");
+    assert_eq!(outbound.attach(StreamId::new(9), (9, true)), Some((9, true)), "the stream was not opened");
 }
 
 #[test]
-fn a_tunnel_that_is_reset_before_its_flush_is_aborted() {
+fn tunnel_reset_before_its_flush_is_aborted() {
     let mut outbound = open([ONE]);
-    outbound.ends_with_head(StreamId::new(ONE));
+    open_tunnel(&mut outbound, ONE);
     accept(&mut outbound, &[headers(ONE, false)]);
     assert_eq!(accept(&mut outbound, &[reset(ONE, CANCEL)]), [(StreamId::new(ONE), CANCEL)]);
     assert_eq!((outbound.ended(), flushed(&mut outbound)), (0, vec![]));
 }
 
 #[test]
-fn a_blocked_stream_waits_alone() {
+fn blocked_stream_does_not_delay_others() {
     let mut outbound = open([1, 3]);
     accept(&mut outbound, &[data(1, 9, false), data(3, 5, true)]);
     assert_eq!(flushed(&mut outbound), [of(3, 5)]);
@@ -95,18 +121,18 @@ fn a_blocked_stream_waits_alone() {
 }
 
 #[test]
-fn only_what_was_accepted_of_the_slices_counts() {
+fn only_the_accepted_part_of_the_slices_counts() {
     let (one, two) = (data(1, 5, true), data(3, 6, true));
     let slices = [IoSlice::new(&one), IoSlice::new(&[]), IoSlice::new(&two)];
     let mut outbound = open([1, 3]);
-    outbound.accepted_vectored(&slices, one.len() + 3, |_, _| {});
+    outbound.accept_vectored(&slices, one.len() + 3, |_, _| {});
     assert_eq!(flushed(&mut outbound), [of(1, 5)]);
-    outbound.accepted_vectored(&[IoSlice::new(&two[3..])], usize::MAX, |_, _| {});
+    outbound.accept_vectored(&[IoSlice::new(&two[3..])], usize::MAX, |_, _| {});
     assert_eq!(flushed(&mut outbound), [of(3, 6)]);
 }
 
 #[test]
-fn a_reset_aborts_what_was_not_flushed() {
+fn reset_aborts_a_response_that_was_not_flushed() {
     let mut outbound = open([1, 3]);
     assert_eq!(accept(&mut outbound, &[data(1, 5, false), reset(1, CANCEL)]), [(StreamId::new(1), CANCEL)]);
     assert_eq!(accept(&mut outbound, &[data(3, 5, true), reset(3, CANCEL)]), [(StreamId::new(3), CANCEL)]);
@@ -115,26 +141,30 @@ fn a_reset_aborts_what_was_not_flushed() {
 }
 
 #[test]
-fn no_error_behind_the_end_only_stops_the_request() {
+fn no_error_after_the_end_only_stops_the_request() {
     let mut outbound = open([1, 3]);
     assert_eq!(accept(&mut outbound, &[data(1, 5, true), reset(1, NO_ERROR)]), []);
-    assert_eq!(accept(&mut outbound, &[reset(3, NO_ERROR)]), [(StreamId::new(3), NO_ERROR)], "there was no end");
+    assert_eq!(
+        accept(&mut outbound, &[reset(3, NO_ERROR)]),
+        [(StreamId::new(3), NO_ERROR)],
+        "the response had not ended"
+    );
     assert_eq!(flushed(&mut outbound), [of(1, 5)]);
-    assert_eq!(accept(&mut outbound, &[reset(1, CANCEL)]), [], "it is decided");
+    assert_eq!(accept(&mut outbound, &[reset(1, CANCEL)]), [], "it was flushed");
 }
 
 #[test]
-fn who_closes_a_stream_decides_it() {
+fn closed_stream_returns_its_waiter_and_is_not_flushed() {
     let mut outbound = open([1, 3]);
     accept(&mut outbound, &[data(1, 5, true), data(3, 5, true)]);
-    assert!(outbound.close(StreamId::new(1)));
-    assert!(!outbound.close(StreamId::new(1)));
+    assert_eq!(outbound.close(StreamId::new(1)), Some((1, false)));
+    assert_eq!(outbound.close(StreamId::new(1)), None);
     assert_eq!(flushed(&mut outbound), [of(3, 5)]);
-    assert!(!outbound.close(StreamId::new(3)), "it has been flushed");
+    assert_eq!(outbound.close(StreamId::new(3)), None, "it was flushed");
 }
 
 #[test]
-fn malformed_bytes_end_all_knowledge() {
+fn malformed_bytes_abort_all_responses() {
     let mut outbound = open([1, 3]);
     accept(&mut outbound, &[data(1, 5, true), data(0, 1, false), data(3, 5, true)]);
     assert!(outbound.gave_up());
@@ -144,20 +174,22 @@ fn malformed_bytes_end_all_knowledge() {
 }
 
 #[test]
-fn what_is_not_taken_comes_with_the_next_flush() {
+fn untaken_responses_remain_for_the_next_flush() {
     let mut outbound = open([1, 3]);
     accept(&mut outbound, &[data(1, 5, true), data(3, 6, true)]);
-    assert_eq!(outbound.flushed().next(), Some(of(1, 5)));
+    assert_eq!(outbound.flushed().next(), Some((StreamId::new(1), 5, Some((1, false)))));
     assert_eq!(flushed(&mut outbound), [of(3, 6)]);
 }
 
 #[test]
-fn memory_is_bounded_by_the_streams_that_are_open() {
-    let mut outbound = Outbound::default();
+fn memory_is_bounded_by_the_open_streams() {
+    let mut outbound = Outbound::<TestWaiter>::default();
     for stream in (1..200_000).step_by(2) {
-        // Of four streams one is answered, one reset by us, one by the client, and one was never opened.
+        // Of four streams, one is flushed, one is reset by the server, one by the client, and one
+        // was never opened.
         if stream % 8 != 7 {
             assert!(outbound.open(StreamId::new(stream)));
+            outbound.attach(StreamId::new(stream), (stream, false));
         }
         match stream % 8 {
             3 => _ = accept(&mut outbound, &[headers(stream, false), data(stream, 1, true), reset(stream, CANCEL)]),
@@ -171,14 +203,14 @@ fn memory_is_bounded_by_the_streams_that_are_open() {
 }
 
 #[test]
-fn a_stream_too_many_is_not_followed() {
-    let mut outbound = open((0..MOST_STREAMS as u32).map(|stream| 2 * stream + 1));
+fn streams_over_the_limit_are_not_followed() {
+    let mut outbound = open((0..MAX_STREAMS as u32).map(|stream| 2 * stream + 1));
     assert!(!outbound.open(StreamId::new(99_999)));
-    assert!(outbound.close(StreamId::new(1)));
+    assert!(outbound.close(StreamId::new(1)).is_some());
     assert!(outbound.open(StreamId::new(99_999)));
 }
 
-/// How a response ends.
+/// The last frame of a response.
 #[derive(Clone, Copy, Debug)]
 enum End {
     Data,
@@ -194,7 +226,7 @@ fn any_response() -> impl Strategy<Value = (usize, Vec<usize>, End)> {
     (0..3_usize, vec(0..400_usize, 0..6), prop::sample::select(ends))
 }
 
-/// A response's frames, and its bytes if it ends.
+/// Returns the frames of a response, and the length of its body if it ends.
 fn written(stream: u32, interim: usize, chunks: &[usize], end: End) -> (VecDeque<Vec<u8>>, Option<u64>) {
     let mut frames: VecDeque<_> = (0..interim).map(|_| headers(stream, false)).collect();
     if let End::Headers = end {
@@ -216,10 +248,10 @@ fn written(stream: u32, interim: usize, chunks: &[usize], end: End) -> (VecDeque
 }
 
 proptest! {
-    /// Responses interleaved at will, accepted in any pieces, with a flush between any two: each is flushed by the first flush
-    /// after its last byte, with its bytes.
+    /// Interleaved responses, accepted in random pieces with a flush after each: a response is
+    /// flushed by the first flush after its last byte, with the length of its body.
     #[test]
-    fn interleaved_responses_are_flushed_each_at_its_end(
+    fn interleaved_responses_are_flushed_at_their_ends(
         responses in vec(any_response(), 1..8),
         picks in vec(any::<Index>(), 100),
         size in 1..600_usize,
@@ -246,7 +278,7 @@ proptest! {
         for piece in bytes.chunks(size) {
             let before = read;
             read += piece.len();
-            outbound.accepted(piece, |_, _| {});
+            outbound.accept(piece, |_, _| {});
             let due: Vec<_> = ends.iter().filter(|(at, _)| (before + 1..=read).contains(at)).map(|(_, it)| *it).collect();
             prop_assert_eq!(flushed(&mut outbound), due);
         }

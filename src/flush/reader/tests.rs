@@ -1,14 +1,16 @@
 use std::task::Waker;
 
+use http::Version;
+
 use super::*;
-use crate::flush::{
+use crate::flush::tests::{
     generated::{data, headers},
-    scripted::{Read, Script, connection},
+    scripted::{Read, Script, begin, connection},
 };
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Reads once: how much was delivered. A script is read from without a task.
+/// Reads once, and returns the number of bytes delivered.
 fn read(reader: &mut Reader, connection: &Arc<Connection>, script: &mut Script, room: usize) -> Option<usize> {
     let cx = &mut Context::from_waker(Waker::noop());
     let outcome = reader.poll_read(connection, cx, room, |_, into| {
@@ -28,7 +30,7 @@ fn read(reader: &mut Reader, connection: &Arc<Connection>, script: &mut Script, 
 }
 
 #[test]
-fn it_reads_ahead_no_more_than_its_buffer() {
+fn reader_reads_at_most_its_buffer_ahead() {
     let (connection, _) = connection();
     let (mut reader, mut script) = (Reader::default(), Script::default());
     let mut bytes = PREFACE.to_vec();
@@ -38,16 +40,15 @@ fn it_reads_ahead_no_more_than_its_buffer() {
 
     let mut delivered = 0;
     while delivered < sent {
-        // As of a caller with all the room there is.
         delivered += read(&mut reader, &connection, &mut script, usize::MAX).unwrap_or(0);
-        connection.take_stream();
-        assert!(reader.buffer.len() <= BUFFER && reader.unread.len() < BUFFER);
+        begin(&connection, Version::HTTP_2);
+        assert!(reader.buffer.len() <= MAX_BUFFER && reader.unread.len() < MAX_BUFFER);
     }
-    assert_eq!(script.rooms.iter().max(), Some(&BUFFER));
+    assert_eq!(script.rooms.iter().max(), Some(&MAX_BUFFER));
 }
 
 #[test]
-fn undecided_it_reads_what_the_caller_has_room_for() {
+fn undecided_reader_reads_at_most_the_caller_s_room() {
     let (connection, _) = connection();
     let (mut reader, mut script) = (Reader::default(), Script::default());
     script.reads.push_back(Read::Bytes([PREFACE, &headers(1, true), &data(1, 30_000, true)].concat()));
@@ -56,15 +57,15 @@ fn undecided_it_reads_what_the_caller_has_room_for() {
         assert!(reader.unread.is_empty());
     }
     assert_eq!(script.rooms, [5, 19]);
-    assert_eq!(reader.buffer.len(), 19, "hyper-util and h2 read the preface alone: no more is allocated for it");
+    assert_eq!(reader.buffer.len(), 19, "hyper-util and h2 read only the preface first");
 
     assert_eq!(connection.protocol(), connection::Protocol::Http2);
     assert_eq!(read(&mut reader, &connection, &mut script, 3), Some(3));
-    assert_eq!(reader.buffer.len(), BUFFER);
+    assert_eq!(reader.buffer.len(), MAX_BUFFER);
 }
 
 #[test]
-fn the_buffer_is_freed_once_http1_is_spoken() {
+fn buffer_is_freed_on_http1() {
     let (connection, _) = connection();
     let (mut reader, mut script) = (Reader::default(), Script::default());
     assert!(!reader.is_done(&connection));

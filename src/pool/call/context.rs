@@ -1,20 +1,30 @@
-use std::cell::Cell;
+use std::{
+    cell::{Cell, RefCell},
+    sync::Arc,
+};
 
 use tokio::{
     runtime::{EnterGuard, Handle, Id},
     task,
 };
 
+use super::runnable::RawCall;
+
 thread_local! {
-    /// The runtime that the worker on this thread has entered ahead of the call that it is about to run. Taken while a call
-    /// runs: what is run within a call, as rayon and `Inline` do, finds nothing here and enters its own.
-    static AHEAD: Cell<Option<Id>> = const { Cell::new(None) };
+    /// Runtime that the worker on this thread has entered for a run of calls. Empty while a call
+    /// runs, because nested work (rayon and `Inline` run calls within calls) must enter its own.
+    static ENTERED: Cell<Option<Id>> = const { Cell::new(None) };
+
+    /// Call that this thread polls or drops. It is replaced and restored rather than set and
+    /// cleared, because rayon and `Inline` may run a second call on the stack of a first.
+    static CURRENT: RefCell<Option<CurrentCall>> = const { RefCell::new(None) };
 }
 
-/// What surrounded the caller and has to surround the work: the tokio runtime, the tracing span and its dispatcher.
+/// Environment of the caller that the work runs in: tokio runtime, tracing span and dispatcher.
 ///
-/// Entered around each poll and around the drop, left before the thread does anything else; so it holds on rayon too,
-/// where a thread may take up a second call in the middle of a first.
+/// It is entered around each poll and around the drop of the future, and left before the thread
+/// does anything else. It therefore also holds on rayon, where a thread may start a second call in
+/// the middle of a first.
 #[derive(Debug)]
 pub(crate) struct Context {
     pub(super) runtime: Option<Handle>,
@@ -27,7 +37,7 @@ impl Context {
         Self { runtime: Handle::try_current().ok(), task: task::try_id(), trace: Trace::capture() }
     }
 
-    /// As `capture`, for work that outlives the task that asks for it and that nobody awaits there.
+    /// Like `capture`, for work that outlives the task that submits it and that no task awaits.
     pub(crate) fn capture_for_background() -> Self {
         Self { task: None, ..Self::capture() }
     }
@@ -36,23 +46,24 @@ impl Context {
         self.runtime.as_ref()
     }
 
-    /// For work whose runtime is gone.
+    /// Removes a runtime that has shut down.
     pub(crate) fn without_runtime(self) -> Self {
         Self { runtime: None, ..self }
     }
 
-    /// Runs `work` in the captured span, on a thread that is in the runtime already.
+    /// Runs `work` in the captured span. The thread is in the runtime already.
     pub(crate) fn enter_trace<T>(&self, work: impl FnOnce() -> T) -> T {
         self.trace.enter(None, work)
     }
 }
 
-/// The part of a context that ends with the future: an open span is a span that is not finished.
+/// The part of a context that is dropped with the future, because a span stays open as long as it
+/// is referenced.
 #[derive(Debug)]
 pub(super) struct Trace {
     #[cfg(feature = "tracing")]
     span: tracing::Span,
-    /// `None` without any subscriber: setting a scoped dispatcher slows tracing down in the whole process.
+    /// `None` without a subscriber: a scoped dispatcher slows tracing down in the whole process.
     #[cfg(feature = "tracing")]
     dispatch: Option<tracing::Dispatch>,
 }
@@ -69,14 +80,11 @@ impl Trace {
         }
     }
 
-    /// Closes the span, unless others have it: foreign code.
-    pub(super) fn end(self) {}
-
-    /// Runs `work` in that runtime and in this span.
+    /// Runs `work` in `runtime` and in this span.
     pub(super) fn enter<T>(&self, runtime: Option<&Handle>, work: impl FnOnce() -> T) -> T {
-        let ahead = AHEAD.take();
-        let _restore = Restore(ahead);
-        let _runtime = runtime.filter(|runtime| ahead != Some(runtime.id())).map(Handle::enter);
+        let entered = ENTERED.take();
+        let _restore = RestoreEntered(entered);
+        let _runtime = runtime.filter(|runtime| entered != Some(runtime.id())).map(Handle::enter);
         #[cfg(feature = "tracing")]
         let _dispatch = self.dispatch.as_ref().map(tracing::dispatcher::set_default);
         #[cfg(feature = "tracing")]
@@ -85,38 +93,91 @@ impl Trace {
     }
 }
 
-struct Restore(Option<Id>);
+struct RestoreEntered(Option<Id>);
 
-impl Drop for Restore {
+impl Drop for RestoreEntered {
     fn drop(&mut self) {
-        AHEAD.set(self.0);
+        ENTERED.set(self.0);
     }
 }
 
-/// A runtime that is entered once for many calls in a row. To enter it takes two changes of a counter that all threads of the
-/// runtime share, for each call.
+/// Enters a runtime once for many calls in a row. Entering it for each call would change a counter
+/// twice that all threads of the runtime share.
 #[derive(Debug)]
-pub(crate) struct Ahead<'a> {
+pub(crate) struct RuntimeGuard<'a> {
     runtime: Option<Id>,
     _guard: Option<EnterGuard<'a>>,
 }
 
-impl<'a> Ahead<'a> {
+impl<'a> RuntimeGuard<'a> {
     pub(crate) fn enter(runtime: Option<&'a Handle>) -> Self {
         let id = runtime.map(Handle::id);
         let guard = runtime.map(Handle::enter);
-        AHEAD.set(id);
+        ENTERED.set(id);
         Self { runtime: id, _guard: guard }
     }
 
-    /// Whether the work of that runtime belongs here.
+    /// Returns `true` if calls made in `runtime` can run under this guard.
     pub(crate) fn covers(&self, runtime: Option<&Handle>) -> bool {
         self.runtime == runtime.map(Handle::id)
     }
 }
 
-impl Drop for Ahead<'_> {
+impl Drop for RuntimeGuard<'_> {
     fn drop(&mut self) {
-        AHEAD.set(None);
+        ENTERED.set(None);
     }
+}
+
+/// The call that a thread works on, as its work can see it.
+#[derive(Clone)]
+pub(crate) struct CurrentCall {
+    pub(super) call: Arc<dyn RawCall>,
+    pub(super) layer_permit: Option<Arc<dyn LayerPermit>>,
+}
+
+/// Permit of a layer that limits its calls in flight. The call holds it until its work ends.
+pub(crate) trait LayerPermit: Send + Sync + 'static {
+    /// Returns the address of the state of the layer that issued the permit.
+    fn layer(&self) -> usize;
+    /// Returns the permit of the call within which this call was made.
+    fn outer(&self) -> Option<&Arc<dyn LayerPermit>>;
+}
+
+impl CurrentCall {
+    /// Returns the innermost layer permit of the call that this thread works on.
+    pub(crate) fn layer_permit() -> Option<Arc<dyn LayerPermit>> {
+        CURRENT.try_with(|current| current.borrow().as_ref()?.layer_permit.clone()).ok().flatten()
+    }
+
+    /// Returns the call that this thread works on.
+    pub(in crate::pool) fn get() -> Option<Arc<dyn RawCall>> {
+        CURRENT.try_with(|current| Some(current.borrow().as_ref()?.call.clone())).ok().flatten()
+    }
+
+    /// Returns `true` if this thread works on a call that is no longer wanted.
+    pub(in crate::pool) fn is_unwanted() -> bool {
+        CURRENT
+            .try_with(|current| current.borrow().as_ref().is_some_and(|current| current.call.is_unwanted()))
+            .unwrap_or(false)
+    }
+
+    /// Runs `work` as part of this call.
+    #[inline]
+    pub(super) fn scope<T>(self, work: impl FnOnce() -> T) -> T {
+        let _restore = RestoreCurrent(replace(Some(self)));
+        work()
+    }
+}
+
+struct RestoreCurrent(Option<CurrentCall>);
+
+impl Drop for RestoreCurrent {
+    fn drop(&mut self) {
+        drop(replace(self.0.take()));
+    }
+}
+
+fn replace(current: Option<CurrentCall>) -> Option<CurrentCall> {
+    CURRENT.try_with(|slot| slot.replace(current)).ok().flatten()
 }

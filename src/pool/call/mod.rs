@@ -1,34 +1,517 @@
 //! A call: a future that a pool polls, its output and its caller, in one allocation.
 //!
 //! ```text
-//!  caller:  Handle ------------+              +--- Waker (timers, sockets, other calls)
+//!  caller:  JoinHandle --------+              +--- Waker (timers, sockets, other calls)
 //!                              v              v
-//!                     Arc< Call { Lifecycle, Stage, pool } >
+//!                  Arc< Call { CallState, Stage, Schedule } >
 //!                              ^
-//!  pool:    Job (a queue entry; at most one) --+
+//!  pool:    Runnable (a queue entry; at most one) --+
 //! ```
 //!
-//! `Lifecycle` says who may touch the future; `Stage` holds the future or its output; `Context` and `Current` are what the
-//! work sees around itself.
+//! [`CallState`] decides which thread may access the future, [`Stage`] holds the future or its
+//! result, [`Context`] is the environment that the work runs in, and [`Schedule`] is what the call
+//! needs of its pool.
+//!
+//! # Life of a call
+//!
+//! 1. [`spawn`] allocates the call and queues a [`Runnable`].
+//! 2. A worker runs the entry: `CallState::begin`, then `poll`. The call leaves the queue.
+//! 3. If the future is pending, `CallState::park` releases it. A wake-up queues a new entry.
+//! 4. If the future is ready, `complete` drops it and the layer's permit, and publishes the output.
+//!    The worker releases its reference and then wakes the caller.
+//!
+//! A caller that leaves drops its handle, and `drop_caller` decides which side drops what.
 
-mod cell;
 mod context;
-mod current;
-mod guard;
-mod handle;
-mod lifecycle;
-mod reply;
+mod join;
+#[cfg(all(test, tower_offload_loom))]
+mod loom;
+mod runnable;
 mod stage;
-mod work;
+mod state;
 
-pub use self::current::{Cancellation, cancellation, cancelled};
-pub(crate) use self::{
-    cell::{Admitted, spawn},
-    context::{Ahead, Context},
-    current::{Current, Place},
-    guard::{contained, discard_payload, guarded, panic_text},
-    handle::{Failure, Handle},
-    lifecycle::Departure,
-    reply::Reply,
-    work::Work,
+use std::{
+    any::Any,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    task::{self, Poll, Wake, Waker},
+    time::Duration,
 };
+
+use tokio::{task::Id, time::Instant};
+
+pub(super) use self::runnable::RawCall;
+pub use self::runnable::Runnable;
+use self::{
+    context::Trace,
+    join::Join,
+    runnable::Header,
+    stage::Stage,
+    state::{Begin, CallState, DropAction, Park},
+};
+pub(crate) use self::{
+    context::{Context, CurrentCall, LayerPermit, RuntimeGuard},
+    join::{CallFailure, JoinHandle},
+    state::{CallerWaker, OnCallerDrop},
+};
+use super::{error::CallError, metrics::Metrics, priority::Priority};
+use crate::{
+    panic::{catch_unwind, drop_payload, ignore_panic},
+    sync::{Mutex, lock},
+};
+
+/// Permits that admit a call to a pool, and its priority.
+pub(crate) struct Admitted<S> {
+    /// Permit for the queue, and connection to the pool.
+    pub(crate) queue_permit: S,
+    /// Permit of a layer that limits its calls in flight.
+    pub(crate) layer_permit: Option<Arc<dyn LayerPermit>>,
+    pub(crate) priority: Priority,
+}
+
+/// Connection of a call to its pool. A value belongs to one call and is dropped with it.
+pub(crate) trait Schedule: Send + Sync + 'static {
+    /// Queues an entry of the call.
+    fn schedule(&self, runnable: Runnable);
+
+    /// Releases the permit for the queue, also if it was released before.
+    fn release_queue_permit(&self);
+
+    /// Called before the first poll, with the time that the call has waited for it. Releases the
+    /// permit for the queue.
+    fn on_start(&self, waited: Duration);
+
+    /// Called once the work has ended and everything that it held is released, before the caller is
+    /// notified. `run_time` is `None` if the call was never polled.
+    fn on_complete(&self, run_time: Option<Duration>);
+
+    /// Returns `true` if calls are to be dropped instead of polled.
+    fn is_halted(&self) -> bool;
+
+    fn metrics(&self) -> &Metrics;
+}
+
+/// Makes a call of `future` and queues it on the pool that has admitted it.
+pub(crate) fn spawn<F, S>(
+    admitted: Admitted<S>,
+    context: Context,
+    on_caller_drop: OnCallerDrop,
+    future: F,
+) -> JoinHandle<F::Output>
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+    S: Schedule,
+{
+    let Admitted { queue_permit, layer_permit, priority } = admitted;
+    let Context { runtime, task, trace } = context;
+    let call = Arc::new(Call {
+        header: Header { priority, runtime, created: Instant::now(), started: AtomicBool::new(false) },
+        state: CallState::scheduled(),
+        scheduler: queue_permit,
+        task,
+        woken: AtomicU64::new(0),
+        progress: Mutex::new(Progress {
+            stage: Stage::Future(future),
+            environment: Some(Environment { trace, layer_permit }),
+            run_time: Duration::ZERO,
+        }),
+    });
+    // Created first: if a recorder panics below, the drop of the entry releases everything.
+    let runnable = Runnable::new(call.clone());
+    call.scheduler.metrics().admitted();
+    let handle = JoinHandle::new(call.clone(), on_caller_drop);
+    call.scheduler.schedule(runnable);
+    handle
+}
+
+struct Call<F: Future, S: Schedule> {
+    header: Header,
+    state: CallState,
+    scheduler: S,
+    /// Task in which the call was made, if it was made in one.
+    task: Option<Id>,
+    /// Time of the last wake-up, in nanoseconds after `header.created`.
+    woken: AtomicU64,
+    /// Locked by the thread that owns the future, for as long as it owns it; after completion, by
+    /// the thread that takes the output. The lock is therefore never contended. It makes the
+    /// compiler check what [`CallState`] guarantees.
+    progress: Mutex<Progress<F>>,
+}
+
+struct Progress<F: Future> {
+    stage: Stage<F>,
+    /// `None` once the future is dropped, so that a stale waker keeps neither a span open nor a
+    /// layer's permit.
+    environment: Option<Environment>,
+    /// Sum of all polls.
+    run_time: Duration,
+}
+
+struct Environment {
+    trace: Trace,
+    layer_permit: Option<Arc<dyn LayerPermit>>,
+}
+
+/// Result of one poll.
+enum Polled {
+    Pending,
+    /// The result is stored. `dropped` is the panic of the future's destructor, if there was one.
+    Ready {
+        environment: Environment,
+        run_time: Duration,
+        dropped: Result<(), Box<dyn Any + Send>>,
+    },
+    Panicked(Box<dyn Any + Send>),
+}
+
+/// Running an entry. Each function returns the waker of the caller if it has completed the call.
+impl<F, S> Call<F, S>
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+    S: Schedule,
+{
+    /// Records the end of the call's wait in the queue, and polls.
+    #[inline]
+    fn start_and_poll(self: &Arc<Self>) -> Option<CallerWaker> {
+        let now = Instant::now();
+        let waited = now.saturating_duration_since(self.header.created);
+        if self.header.has_started() {
+            let woken = Duration::from_nanos(self.woken.load(Ordering::Relaxed));
+            self.metrics().resumed(waited.saturating_sub(woken));
+        } else {
+            self.header.started.store(true, Ordering::Relaxed);
+            self.scheduler.on_start(waited);
+        }
+        match self.poll_future(now) {
+            Polled::Pending => match self.state.park() {
+                Park::Parked => None,
+                Park::Schedule => {
+                    self.schedule();
+                    None
+                }
+                Park::Cancelled => self.fail(CallFailure::Rejected(CallError::Closed)),
+            },
+            Polled::Ready { environment, run_time, dropped } => {
+                if let Err(payload) = dropped {
+                    self.report_panic(payload);
+                }
+                self.complete(environment, Some(run_time))
+            }
+            Polled::Panicked(payload) => self.fail(CallFailure::Panicked(payload)),
+        }
+    }
+
+    /// Polls the future, and drops it in its environment if it is ready.
+    #[inline(always)]
+    fn poll_future(self: &Arc<Self>, started: Instant) -> Polled {
+        let waker = Waker::from(self.clone());
+        let polled = {
+            let mut progress = lock(&self.progress);
+            let Progress { stage, environment, run_time } = &mut *progress;
+            let entered = environment.as_ref().expect("a call has its environment until its future is dropped");
+            let polled = catch_unwind(|| {
+                self.enter(entered, || match stage.poll(&mut task::Context::from_waker(&waker)) {
+                    Poll::Pending => None,
+                    // The output is valid also if the future's destructor panics.
+                    Poll::Ready(output) => Some(catch_unwind(|| stage.store_result(Ok(output)))),
+                })
+            });
+            *run_time += started.elapsed();
+            match (polled, environment) {
+                (Ok(None), _) => Polled::Pending,
+                (Ok(Some(dropped)), environment) => {
+                    let environment = environment.take().expect("a call completes once");
+                    Polled::Ready { environment, run_time: *run_time, dropped }
+                }
+                (Err(payload), _) => Polled::Panicked(payload),
+            }
+        };
+        // Before `park`, because another thread may own the call after that.
+        self.metrics().polled();
+        polled
+    }
+
+    /// Records that the call leaves the queue and will not be polled.
+    fn leave_queue(&self) {
+        if self.header.has_started() {
+            self.metrics().skipped();
+        } else {
+            self.scheduler.release_queue_permit();
+            self.metrics().passed_over();
+        }
+    }
+
+    /// Fails a call whose caller is waiting for it.
+    fn reject(self: &Arc<Self>, error: CallError) -> Option<CallerWaker> {
+        self.leave_queue();
+        self.metrics().rejected(error);
+        self.fail(CallFailure::Rejected(error))
+    }
+
+    /// Fails a call that its caller has cancelled.
+    fn drop_cancelled(self: &Arc<Self>, error: CallError) -> Option<CallerWaker> {
+        self.leave_queue();
+        self.fail(CallFailure::Rejected(error))
+    }
+
+    /// Drops the future in its environment and completes the call without an output.
+    #[inline(never)]
+    fn fail(self: &Arc<Self>, failure: CallFailure) -> Option<CallerWaker> {
+        let (environment, run_time) = {
+            let mut progress = lock(&self.progress);
+            let Progress { stage, environment, run_time } = &mut *progress;
+            let environment = environment.take().expect("a call completes once");
+            let dropped = catch_unwind(|| {
+                self.enter(&environment, || {
+                    if let CallFailure::Panicked(payload) = &failure {
+                        self.metrics().panicked(&**payload, !self.state.is_abandoned());
+                    }
+                    stage.store_result(Err(failure));
+                });
+            });
+            if let Err(payload) = dropped {
+                // A subscriber that panics may have prevented the result from being stored.
+                if stage.has_future() {
+                    let failure = CallFailure::Rejected(CallError::Panicked);
+                    ignore_panic(|| stage.store_result(Err(failure)));
+                }
+                self.report_panic(payload);
+            }
+            (environment, *run_time)
+        };
+        self.metrics().failed();
+        self.complete(environment, self.header.has_started().then_some(run_time))
+    }
+
+    /// Completes a call whose result is stored. `run_time` is `None` if it was never polled.
+    ///
+    /// 1. The layer's permit is released, so that the caller's next call finds it free.
+    /// 2. The pool no longer counts the call as in flight.
+    /// 3. The result is published.
+    /// 4. If the caller has left, the output is dropped here, on the pool.
+    fn complete(self: &Arc<Self>, environment: Environment, run_time: Option<Duration>) -> Option<CallerWaker> {
+        let Environment { trace, layer_permit } = environment;
+        // Wakes a caller that waits for the permit, by a waker that is user code.
+        if let Some(Err(payload)) = layer_permit.map(|permit| catch_unwind(|| drop(permit))) {
+            self.report_panic(payload);
+        }
+        self.scheduler.on_complete(run_time);
+        let (is_abandoned, caller) = self.state.complete();
+        if is_abandoned {
+            self.drop_output(&trace, run_time.unwrap_or_default());
+        }
+        // Closes the span unless it is referenced elsewhere, which runs the subscriber.
+        if let Err(payload) = catch_unwind(|| drop(trace)) {
+            self.report_panic(payload);
+        }
+        caller
+    }
+
+    /// Drops an output that no caller takes, in the context of the work.
+    fn drop_output(&self, trace: &Trace, run_time: Duration) {
+        let result = lock(&self.progress).stage.take_result();
+        let has_output = matches!(result, Some(Ok(_)));
+        let dropped = catch_unwind(|| {
+            trace.enter(self.header.runtime.as_ref(), || {
+                drop_result(result);
+                if has_output && !self.state.is_cancelled() {
+                    self.metrics().detached_ended(run_time);
+                }
+            });
+        });
+        if let Err(payload) = dropped {
+            self.report_panic(payload);
+        }
+    }
+
+    /// Runs one step, and completes the call if that step panics, so that its caller does not wait
+    /// forever. Panics of the work are caught before: this one comes from a metrics recorder or a
+    /// tracing subscriber.
+    #[inline]
+    fn guard(self: &Arc<Self>, step: impl FnOnce() -> Option<CallerWaker>) -> Option<CallerWaker> {
+        catch_unwind(step).unwrap_or_else(|payload| self.recover(payload))
+    }
+
+    #[cold]
+    fn recover(self: &Arc<Self>, payload: Box<dyn Any + Send>) -> Option<CallerWaker> {
+        if self.state.is_complete() {
+            drop_payload(payload);
+            return None;
+        }
+        let environment = {
+            let mut progress = lock(&self.progress);
+            ignore_panic(|| progress.stage.store_result(Err(CallFailure::Panicked(payload))));
+            progress.environment.take()
+        };
+        ignore_panic(|| drop(environment));
+        self.scheduler.release_queue_permit();
+        self.metrics().failed();
+        self.scheduler.on_complete(None);
+        let (is_abandoned, caller) = self.state.complete();
+        let result = if is_abandoned { lock(&self.progress).stage.take_result() } else { None };
+        ignore_panic(|| drop(result));
+        caller
+    }
+
+    /// Runs `work` as part of this call, in its environment.
+    #[inline]
+    fn enter<T>(self: &Arc<Self>, environment: &Environment, work: impl FnOnce() -> T) -> T {
+        let Environment { trace, layer_permit } = environment;
+        let current = CurrentCall { call: self.clone(), layer_permit: layer_permit.clone() };
+        current.scope(|| trace.enter(self.header.runtime.as_ref(), work))
+    }
+
+    /// Queues the call again. Called only if [`CallState`] returned this obligation.
+    fn schedule(self: &Arc<Self>) {
+        let woken = u64::try_from(self.header.created.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.woken.store(woken, Ordering::Relaxed);
+        self.metrics().woken();
+        self.scheduler.schedule(Runnable::new(self.clone()));
+    }
+}
+
+impl<F: Future, S: Schedule> Call<F, S> {
+    #[inline]
+    fn metrics(&self) -> &Metrics {
+        self.scheduler.metrics()
+    }
+
+    /// Drops the future on this thread, which does not belong to the pool, and releases what the
+    /// call holds.
+    fn drop_future(&self) {
+        let dropped = {
+            let mut progress = lock(&self.progress);
+            let Progress { stage, environment, .. } = &mut *progress;
+            let environment = environment.take();
+            catch_unwind(|| match &environment {
+                Some(entered) => entered.trace.enter(self.header.runtime.as_ref(), || stage.clear()),
+                None => stage.clear(),
+            })
+        };
+        if let Err(payload) = dropped {
+            self.report_panic(payload);
+        }
+        self.metrics().failed();
+        self.scheduler.on_complete(None);
+    }
+
+    /// Counts and logs a panic that no caller observes.
+    #[cold]
+    fn report_panic(&self, payload: Box<dyn Any + Send>) {
+        if let Err(second) = catch_unwind(|| self.metrics().panicked(&*payload, false)) {
+            drop_payload(second); // Raised by a subscriber.
+        }
+        drop_payload(payload);
+    }
+}
+
+impl<F, S> RawCall for Call<F, S>
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+    S: Schedule,
+{
+    fn header(&self) -> &Header {
+        &self.header
+    }
+
+    fn run(self: Arc<Self>) -> Option<CallerWaker> {
+        self.guard(|| match self.state.begin() {
+            Begin::Poll if self.scheduler.is_halted() => self.reject(CallError::Closed),
+            Begin::Poll => self.start_and_poll(),
+            Begin::Drop => self.drop_cancelled(CallError::Closed),
+            // The queue permit is released by the drop of the call, whose last owner is this entry.
+            Begin::Nothing => None,
+        })
+    }
+
+    fn refuse(self: Arc<Self>, error: CallError) -> Option<CallerWaker> {
+        self.guard(|| match self.state.begin() {
+            Begin::Poll => self.reject(error),
+            Begin::Drop => self.drop_cancelled(error),
+            Begin::Nothing => None,
+        })
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.state.is_cancelled()
+    }
+
+    fn is_unwanted(&self) -> bool {
+        self.state.is_cancelled() || self.scheduler.is_halted()
+    }
+}
+
+impl<F, S> Join<F::Output> for Call<F, S>
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+    S: Schedule,
+{
+    fn poll_result(&self, cx: &mut task::Context<'_>) -> Poll<Result<F::Output, CallFailure>> {
+        let is_maker = self.task.is_some() && self.task == tokio::task::try_id();
+        if !self.state.poll_complete(cx, is_maker) {
+            return Poll::Pending;
+        }
+        let result = lock(&self.progress).stage.take_result();
+        Poll::Ready(result.expect("a complete call holds its result until the caller takes it"))
+    }
+
+    fn drop_caller(self: Arc<Self>, on_drop: OnCallerDrop) {
+        match self.state.drop_caller(on_drop) {
+            DropAction::DropFuture => {
+                self.drop_future();
+                self.metrics().passed_over();
+            }
+            DropAction::Schedule => self.schedule(),
+            DropAction::None => {}
+            DropAction::DropOutput => {
+                let result = lock(&self.progress).stage.take_result();
+                if let Err(payload) = catch_unwind(|| drop_result(result)) {
+                    self.report_panic(payload);
+                }
+                return;
+            }
+        }
+        self.metrics().abandoned(on_drop == OnCallerDrop::Detach);
+    }
+}
+
+impl<F, S> Wake for Call<F, S>
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+    S: Schedule,
+{
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        if self.state.wake() {
+            self.schedule();
+        }
+    }
+}
+
+impl<F: Future, S: Schedule> Drop for Call<F, S> {
+    /// Drops the future of a detached call that nothing can wake. Every other call is complete.
+    fn drop(&mut self) {
+        if !self.state.is_complete() {
+            self.drop_future();
+        }
+    }
+}
+
+/// Drops a result that no caller takes. The panic of a payload's destructor is discarded, because
+/// it is not a second panic of the work; the panic of an output's destructor is passed on.
+fn drop_result<T>(result: Option<Result<T, CallFailure>>) {
+    match result {
+        Some(Err(CallFailure::Panicked(payload))) => drop_payload(payload),
+        other => drop(other),
+    }
+}

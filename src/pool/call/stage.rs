@@ -3,54 +3,55 @@ use std::{
     task::{Context, Poll},
 };
 
-use super::handle::Failure;
+use super::join::CallFailure;
 
-/// The future of a call, then its output, then nothing.
+/// Contents of a call: its future, then its result, then nothing.
 #[derive(Debug)]
 pub(super) enum Stage<F: Future> {
-    Pending(F),
-    Finished(Result<F::Output, Failure>),
-    Taken,
+    Future(F),
+    Result(Result<F::Output, CallFailure>),
+    Empty,
 }
 
 impl<F: Future> Stage<F> {
-    /// Polls the future where it stands.
+    /// Polls the future in place.
     ///
     /// # Panics
     ///
-    /// If there is no future any more; the lifecycle rules that out.
+    /// Panics if the future is gone, which the call's state rules out.
     #[allow(unsafe_code)]
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<F::Output> {
-        let Self::Pending(future) = self else { panic!("a finished call was polled") };
-        // SAFETY: A stage is polled only inside the `Arc` allocation of its call, whose `Mutex` hands out no owned
-        // value, and this module has no code that moves a future out of `Pending`: it is dropped in place, by
-        // assignment in `finish` or with the allocation. So it does not move from its first poll to its drop.
+        let Self::Future(future) = self else { panic!("a complete call was polled") };
+        // SAFETY: A stage is polled only inside the `Arc` allocation of its call, whose `Mutex`
+        // gives out references and never the value, and this module has no code that moves a future
+        // out of `Future`: it is dropped in place, by assignment or with the allocation. So the
+        // future does not move between its first poll and its drop.
         let future = unsafe { Pin::new_unchecked(future) };
         future.poll(cx)
     }
 
-    /// Drops the future in place and puts the result there, in that order, also if the drop panics.
-    pub(super) fn finish(&mut self, result: Result<F::Output, Failure>) {
-        *self = Self::Finished(result);
+    /// Drops the future in place and then stores the result, also if that drop panics.
+    pub(super) fn store_result(&mut self, result: Result<F::Output, CallFailure>) {
+        *self = Self::Result(result);
     }
 
-    pub(super) fn is_pending(&self) -> bool {
-        matches!(self, Self::Pending(_))
+    pub(super) fn has_future(&self) -> bool {
+        matches!(self, Self::Future(_))
     }
 
-    /// Drops whatever there is, in place.
+    /// Drops future or result in place.
     pub(super) fn clear(&mut self) {
-        *self = Self::Taken;
+        *self = Self::Empty;
     }
 
-    /// The result, once; the future, if there still is one, stays.
-    pub(super) fn take(&mut self) -> Option<Result<F::Output, Failure>> {
+    /// Takes the result, if there is one. Leaves a future in place.
+    pub(super) fn take_result(&mut self) -> Option<Result<F::Output, CallFailure>> {
         match self {
-            Self::Finished(_) => match std::mem::replace(self, Self::Taken) {
-                Self::Finished(result) => Some(result),
-                Self::Pending(_) | Self::Taken => None,
+            Self::Result(_) => match std::mem::replace(self, Self::Empty) {
+                Self::Result(result) => Some(result),
+                Self::Future(_) | Self::Empty => None,
             },
-            Self::Pending(_) | Self::Taken => None,
+            Self::Future(_) | Self::Empty => None,
         }
     }
 }

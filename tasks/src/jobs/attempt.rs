@@ -10,7 +10,7 @@ use std::{
 use tokio::time::sleep;
 
 use super::{clerk::Clerk, worker::Work};
-use tower_offload::Rejection;
+use tower_offload::CallError;
 
 use crate::{
     Failure, Json, Record, TaskId, Timestamp,
@@ -35,7 +35,7 @@ pub(super) struct Attempt {
 pub(super) enum Verdict {
     Failed(Failure),
     /// The pool did not take it; it never began.
-    NotRun(Rejection),
+    NotRun(CallError),
     /// Somebody asked to cancel it, or the process stops, and it did.
     Stopped,
     Succeeded(Json),
@@ -85,7 +85,7 @@ impl Attempt {
     }
 }
 
-fn verdict(ended: Result<Ending, Rejection>, limit: Duration, is_late: bool, is_stopped: bool) -> Verdict {
+fn verdict(ended: Result<Ending, CallError>, limit: Duration, is_late: bool, is_stopped: bool) -> Verdict {
     match ended {
         Ok(_) if is_late => Verdict::Failed(timed_out(limit)),
         // It came to its end before it looked.

@@ -36,7 +36,7 @@ pub trait OrEnqueue: sealed::Sealed + Sized {
     /// # Errors
     ///
     /// As [`TrackBuilder::spawn_blocking`](crate::TrackBuilder::spawn_blocking) and [`Durable::enqueue`](super::Durable::enqueue); a full or closed background is none. A task for
-    /// [flushed](tower_offload::after_response::Task::on_flushed) responses is refused where the connection is not tracked.
+    /// [flushed](tower_offload::after_response::ResponseTaskBuilder::on_flushed) responses is refused where the connection is not tracked.
     ///
     /// # Cancel safety
     ///
@@ -45,11 +45,11 @@ pub trait OrEnqueue: sealed::Sealed + Sized {
 }
 
 #[cfg(feature = "after-response")]
-impl OrEnqueue for after_response::Task<'_> {
+impl OrEnqueue for after_response::ResponseTaskBuilder<'_> {
     fn or_enqueue<J: Job>(self, job: Enqueue<'_, J>) -> impl Future<Output = Result<Accepted, AcceptError>> + Send {
         let place = match job.limit_here().map(|limit| Ok(self.reserve()?.default_timeout(limit))) {
             Some(Ok(place)) => Ok(Some(place)),
-            Some::<Result<_, after_response::Rejected>>(Err(rejected)) if rejected.is_untracked() => {
+            Some::<Result<_, after_response::RegisterError>>(Err(rejected)) if rejected.is_untracked() => {
                 Err(AcceptError::invalid(rejected.to_string()))
             }
             Some(Err(_)) | None => Ok(None),
@@ -102,6 +102,6 @@ mod sealed {
 
     pub trait Sealed {}
     #[cfg(feature = "after-response")]
-    impl Sealed for after_response::Task<'_> {}
+    impl Sealed for after_response::ResponseTaskBuilder<'_> {}
     impl Sealed for background::TaskBuilder<'_> {}
 }

@@ -2,7 +2,7 @@ use std::{any::Any, pin::Pin, sync::Arc, time::Duration};
 
 use serde::Serialize;
 use tokio::sync::Notify;
-use tower_offload::{Pool, Rejection};
+use tower_offload::{CallError, Pool};
 
 use super::{Job, alive::Alive};
 use crate::{
@@ -27,7 +27,7 @@ impl<J> Clone for Worker<J> {
 
 /// The work of one attempt. Its future ends when it has really ended.
 pub(super) struct Work {
-    pub(super) future: Pin<Box<dyn Future<Output = Result<Ending, Rejection>> + Send>>,
+    pub(super) future: Pin<Box<dyn Future<Output = Result<Ending, CallError>> + Send>>,
     /// Notified once, when the work begins.
     pub(super) begun: Arc<Notify>,
     /// Dropped, it would go on where nobody sees it: so it never is.

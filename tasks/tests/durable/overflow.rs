@@ -26,7 +26,7 @@ async fn a_job_is_done_here_while_there_is_a_place_and_enqueued_when_there_is_no
     let stage = Stage::new();
     let durable = stage.start(&tasks).await;
     let background =
-        Background::builder().pool(ThreadPool::blocking(2)).queue_capacity(2).max_running(1).on_failure(|_| ()).build();
+        Background::builder().pool(ThreadPool::blocking(2)).max_tasks(2).max_running(1).on_failure(|_| ()).build();
     let mut accepted = Vec::new();
     for _ in 0..2 {
         // One runs and one waits, or both have gone to the same two places.
@@ -51,7 +51,7 @@ async fn a_job_is_done_here_while_there_is_a_place_and_enqueued_when_there_is_no
     assert_eq!(failed.failure.unwrap().class, "out_of_paper");
 
     // A process that ends takes no more tasks, but the queue does.
-    background.drain(LONG).await;
+    background.shutdown(LONG).await;
     let late = background.task("late").or_enqueue(durable.enqueue(Act::Return(json!("late")))).await.unwrap();
     assert_eq!(ended(&tasks, late.id()).await.state, TaskState::Succeeded);
     assert_eq!(jobs(&place).await, 2);
@@ -66,7 +66,7 @@ async fn what_is_enqueued_runs_though_the_response_fails_and_what_is_done_here_d
         [(64, TaskState::Cancelled, Some(Reason::ResponseFailed)), (1, TaskState::Succeeded, None)]
     {
         let background =
-            Background::builder().pool(ThreadPool::blocking(2)).queue_capacity(capacity).max_running(1).build();
+            Background::builder().pool(ThreadPool::blocking(2)).max_tasks(capacity).max_running(1).build();
         let of_handler = durable.clone();
         let id = fail_after_registering(background, of_handler, &tasks, capacity == 1).await;
         let done = ended(&tasks, id).await;

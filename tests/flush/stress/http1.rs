@@ -1,22 +1,23 @@
-use super::ledger::{Asked, Expected, Seen};
 use tower_offload_tests::Random;
 
+use super::ledger::{Expected, Seen, Sent};
 use crate::support::Http1;
 
 const REQUESTS: usize = 60;
 
-/// Sends requests one after the other or several together, until one ends the connection; which it resets at a moment of its own.
-pub(super) async fn play(mut client: Http1, connection: usize, mut random: Random) -> Vec<Asked> {
+/// Sends requests, some pipelined, until one ends the connection. Resets the connection at a random
+/// point.
+pub(super) async fn play(mut client: Http1, connection: usize, mut random: Random) -> Vec<Sent> {
     let mut asked = Vec::new();
     let mut number = 0;
     while number < REQUESTS {
         let mut together = Vec::new();
         for _ in 0..=random.below(4) {
             let (path, expected) = request(&mut random, connection * REQUESTS * 2 + number);
-            together.push(Asked { path, expected, seen: Seen::Cancelled, stream: None });
+            together.push(Sent { path, expected, seen: Seen::Cancelled, stream: None });
             number += 1;
             if expected == Expected::Unending {
-                break; // with a request behind it, hyper does not see that the client has left
+                break; // with another request buffered, hyper does not notice that the client has left
             }
         }
         let heads = together.iter().map(|asked| format!("GET {} HTTP/1.1\r\nhost: site\r\n\r\n", asked.path));
@@ -25,7 +26,7 @@ pub(super) async fn play(mut client: Http1, connection: usize, mut random: Rando
         while let Some(mut one) = together.next() {
             if random.one_in(200) || !matches!(one.expected, Expected::Complete(_)) {
                 asked.push(one);
-                asked.extend(together); // the server may have seen them
+                asked.extend(together); // the server may have read them
                 return asked;
             }
             one.seen = Seen::Whole(client.answer().await.body);

@@ -2,35 +2,35 @@ use bytes::Bytes;
 use h2::{SendStream, client::ResponseFuture};
 use http::Method;
 use tokio::task::JoinSet;
-
 use tower_offload_tests::Random;
 
-use super::ledger::{Asked, Expected, Seen};
+use super::ledger::{Expected, Seen, Sent};
 use crate::support::{Http2, Stack, read};
 
 const REQUESTS: usize = 120;
 const IN_FLIGHT: usize = 40;
 
-/// What a client does with a response.
+/// How a client treats a response.
 #[derive(Clone, Copy)]
 enum Manner {
-    /// Lets go of it at once.
+    /// Drops it at once.
     Drop,
-    /// Waits for the head.
+    /// Drops it after the head.
     DropAfterHead,
-    /// Waits for some data.
+    /// Drops it after some data.
     DropAfterData,
     Read,
 }
 
-/// Sends requests of all kinds, many at a time, and hangs up in the end, or in the middle. A patient client reads all that ends.
+/// Sends requests of all kinds, many concurrently, and closes the connection at the end or before
+/// it. A patient client reads every response that ends.
 pub(super) async fn play(
     mut client: Http2,
     connection: usize,
     mut random: Random,
     stack: Stack,
     is_patient: bool,
-) -> Vec<Asked> {
+) -> Vec<Sent> {
     let hangs_up = random.one_in(3);
     let mut responses = JoinSet::new();
     let mut asked = Vec::new();
@@ -55,7 +55,7 @@ pub(super) async fn play(
         };
         responses.spawn(async move {
             let seen = receive(response, manner).await;
-            Asked { path, expected, seen, stream }
+            Sent { path, expected, seen, stream }
         });
         if responses.len() == IN_FLIGHT {
             asked.push(responses.join_next().await.unwrap().unwrap());
@@ -79,7 +79,7 @@ pub(super) async fn play(
     asked
 }
 
-/// A path that no other request has, mostly with a length that no other has.
+/// Returns a unique path, usually with a unique length.
 fn request(random: &mut Random, number: usize, stack: Stack) -> (String, Expected) {
     let size = random.pick(&[0, 10, 100]) * 1000 + number;
     let complete = |script: String, size: usize| (script, Expected::Complete(size as u64));
@@ -103,7 +103,7 @@ async fn send(client: &mut Http2, path: &str, random: &mut Random) -> (ResponseF
     let method = if is_post { Method::POST } else { Method::GET };
     let (response, mut body) = client.request(method, path, !is_post).await;
     if is_post {
-        // The connection may be gone by now.
+        // The connection may have closed.
         let _ = body.send_data(Bytes::from(vec![b'q'; random.below(3000)]), true);
     }
     (response, body)

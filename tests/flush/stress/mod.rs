@@ -1,7 +1,8 @@
-//! Many connections, many streams, everything that can go wrong at once; seeded. What each client saw is compared with what
-//! each hook was told: exactly one outcome a response, and no wrong one.
+//! Random requests on many connections, from a seed. The test compares what each client received
+//! with the outcomes: every response has exactly one, and it is correct.
 //!
-//! `TOWER_OFFLOAD_STRESS_SECONDS=60 cargo test --test flush stress -- --ignored` goes on for so long.
+//! `TOWER_OFFLOAD_STRESS_SECONDS=60 cargo test --test flush stress -- --ignored` runs for 60
+//! seconds.
 
 mod http1;
 mod http2;
@@ -17,7 +18,8 @@ use crate::support::{Http1, Http2, PLAIN_HTTP1, PLAIN_HTTP2, Setup, Stack, WIDE_
 
 const CONNECTIONS: usize = 4;
 
-/// One server, some clients at once, and the accounts settled when all connections are over. Returns how many responses there were.
+/// Runs one server with several clients, and compares when all connections have closed. Returns the
+/// number of responses.
 async fn round(stack: Stack, seed: u64) -> usize {
     let mut random = Random::new(seed);
     let setup = Setup::on(stack);
@@ -26,11 +28,12 @@ async fn round(stack: Stack, seed: u64) -> usize {
     for connection in 0..CONNECTIONS {
         let mut random = random.split();
         if stack.is_http2() {
-            // With 1000 bytes a stream hyper and h2 stop for good now and then, without this crate too.
+            // With a window of 1000 bytes, hyper and h2 sometimes stall forever, also without this
+            // crate.
             let stream = [20_000, 65_535, 200_000][connection % 3];
             let (io, _wire) = site.connect().await;
             clients.spawn(raw::play(io, connection, random.split(), stack));
-            // Only who reads all has a narrow window for the connection.
+            // Only a client that reads everything has a narrow window for the connection.
             let is_patient = connection == 1;
             let whole = if is_patient { 65_535 } else { WIDE_WINDOW };
             let client = Http2::with_windows(&site, stream, whole).await;
@@ -63,19 +66,19 @@ async fn rounds(seeds: impl Iterator<Item = u64>) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_response_has_one_outcome_and_a_true_one() {
+async fn every_response_has_one_correct_outcome() {
     assert!(rounds(0..1).await > 1000);
 }
 
-/// The order of events is then the same in each run.
+/// With one thread the order of events is the same in each run.
 #[tokio::test]
-async fn every_response_has_one_outcome_and_a_true_one_on_one_thread() {
+async fn every_response_has_one_correct_outcome_on_one_thread() {
     assert!(rounds(1..2).await > 1000);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "goes on for as many seconds as TOWER_OFFLOAD_STRESS_SECONDS says, by default 60"]
-async fn every_response_has_one_outcome_and_a_true_one_for_long() {
+#[ignore = "runs for TOWER_OFFLOAD_STRESS_SECONDS seconds, by default 60"]
+async fn every_response_has_one_correct_outcome_for_long() {
     let seconds = std::env::var("TOWER_OFFLOAD_STRESS_SECONDS").map_or(60, |seconds| seconds.parse().unwrap());
     let end = tokio::time::Instant::now() + Duration::from_secs(seconds);
     let (mut seed, mut responses) = (100, 0);

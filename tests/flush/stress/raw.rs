@@ -1,19 +1,18 @@
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
 use tower_offload_tests::Random;
 
-use super::ledger::{Asked, Expected, Seen};
+use super::ledger::{Expected, Seen, Sent};
 use crate::support::{Connection, Stack, frames};
 
 const STREAMS: usize = 120;
 
-/// Sends heads in segments as they come from no client: good ones, malformed ones, some too large, some reset at once.
+/// Sends several heads per segment: valid, malformed, oversized, and reset at once.
 pub(super) async fn play(
     mut io: Box<dyn Connection>,
     connection: usize,
     mut random: Random,
     stack: Stack,
-) -> Vec<Asked> {
+) -> Vec<Sent> {
     let mut ends = frames::Ends::default();
     let mut buffer = vec![0; 64 * 1024];
     let mut asked = Vec::new();
@@ -45,7 +44,7 @@ pub(super) async fn play(
                     seen = Seen::Cancelled;
                 }
             }
-            asked.push(Asked { path, expected, seen, stream: (!stack.is_tls()).then_some(stream) });
+            asked.push(Sent { path, expected, seen, stream: (!stack.is_tls()).then_some(stream) });
             number += 1;
         }
         io.write_all(&segment).await.unwrap();

@@ -2,7 +2,7 @@ use http::Method;
 
 use super::{Http1, Http2, Site, http2};
 
-/// For cases that are the same on both protocols.
+/// A client for tests that are the same on both protocols.
 pub(crate) enum Client {
     Http1(Http1),
     Http2(Http2),
@@ -17,7 +17,7 @@ impl Client {
         }
     }
 
-    /// Sends a request and reads the whole response: its status and how long its body was.
+    /// Sends a request and reads the response. Returns its status and the length of its body.
     pub(crate) async fn get(&mut self, path: &str) -> (u16, u64) {
         match self {
             Self::Http1(client) => {
@@ -31,7 +31,7 @@ impl Client {
         }
     }
 
-    /// Sends a request, and lets the connection wait for it.
+    /// Sends a request without reading the response.
     pub(crate) async fn start(&mut self, path: &str) -> Started {
         match self {
             Self::Http1(client) => {
@@ -42,7 +42,7 @@ impl Client {
         }
     }
 
-    /// Sends a request with that method and reads the head of the response, which has no body.
+    /// Sends a HEAD request, and returns the status.
     pub(crate) async fn head(&mut self, path: &str) -> u16 {
         match self {
             Self::Http1(client) => {
@@ -56,7 +56,7 @@ impl Client {
         }
     }
 
-    /// Reads the whole response to a request that was started: how long its body was.
+    /// Reads the response to a started request, and returns the length of its body.
     pub(crate) async fn finish(&mut self, started: Started) -> u64 {
         match (self, started) {
             (Self::Http1(client), Started::Http1) => client.answer().await.body,
@@ -67,7 +67,7 @@ impl Client {
 }
 
 impl Client {
-    /// Waits for the head of the response to a request that was started, and keeps the rest of it.
+    /// Reads the head of the response to a started request.
     pub(crate) async fn await_head(&mut self, started: Started) -> Started {
         match (self, started) {
             (Self::Http1(client), started) => {
@@ -79,7 +79,7 @@ impl Client {
         }
     }
 
-    /// Closes the connection without another word.
+    /// Closes the connection.
     pub(crate) async fn hang_up(self) {
         match self {
             Self::Http1(client) => drop(client),
@@ -88,7 +88,7 @@ impl Client {
     }
 }
 
-/// A request that was sent, which is not reset while this is kept.
+/// A request that was sent. Its stream is reset when this is dropped.
 pub(crate) enum Started {
     Http1,
     Http2(h2::client::ResponseFuture),

@@ -1,4 +1,4 @@
-//! What the socket took, below everything else.
+//! Counts the bytes that the socket accepted, below TLS.
 
 use std::{
     fmt,
@@ -27,17 +27,17 @@ impl Wire {
         Self { written: AtomicU64::new(0), read: AtomicU64::new(0), frames: Mutex::default() }
     }
 
-    /// The bytes that the kernel took from this side.
+    /// The number of bytes that the kernel accepted from this side.
     pub(crate) fn written(&self) -> u64 {
         self.written.load(SeqCst)
     }
 
-    /// The bytes that this side got from the kernel.
+    /// The number of bytes that this side read from the kernel.
     pub(crate) fn read(&self) -> u64 {
         self.read.load(SeqCst)
     }
 
-    /// HTTP/2 without TLS: how many bytes the kernel had taken with the last byte of that stream.
+    /// On HTTP/2 without TLS, the offset after the last byte of a stream.
     pub(crate) fn end_of(&self, stream: u32) -> Option<u64> {
         self.frames.lock().unwrap().of(stream)
     }
@@ -60,7 +60,7 @@ impl fmt::Debug for Wire {
     }
 }
 
-/// Counts into a [`Wire`].
+/// A transport that counts into a [`Wire`].
 #[derive(Debug)]
 pub(crate) struct Counting<T> {
     io: T,

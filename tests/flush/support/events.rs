@@ -3,7 +3,7 @@ use tower_offload::after_response::{Delivery, End, Outcome};
 
 use super::listener::Peer;
 
-/// What the server side saw.
+/// An event on the server's side.
 pub(crate) enum Event {
     /// A body was dropped.
     BodyDropped { path: String },
@@ -11,10 +11,10 @@ pub(crate) enum Event {
     Hook(Record),
 }
 
-/// What a hook was told, and what the socket had taken at that moment.
+/// An outcome, and the state of the socket when the hook ran.
 #[derive(Debug, Clone)]
 pub(crate) struct Record {
-    /// With its query.
+    /// Including the query.
     pub(crate) path: String,
     pub(crate) end: End,
     pub(crate) delivery: Delivery,
@@ -25,9 +25,9 @@ pub(crate) struct Record {
     pub(crate) grpc_status: Option<i32>,
     pub(crate) error: Option<String>,
     pub(crate) is_success: bool,
-    /// Whether there was a head to time.
+    /// `true` if the outcome has a time to the head.
     pub(crate) has_head: bool,
-    /// Bytes that the kernel had taken on this connection.
+    /// The number of bytes that the kernel had accepted on this connection.
     pub(crate) taken: u64,
     pub(crate) peer: Peer,
 }
@@ -56,7 +56,7 @@ impl Record {
         assert_eq!((self.end, self.delivery), (end, delivery), "{self:?}");
     }
 
-    /// Complete and flushed, with so many bytes of body.
+    /// Checks that the response is complete and flushed, with this length of the body.
     #[track_caller]
     pub(crate) fn is_flushed(&self, body_bytes: u64) {
         self.is(End::Complete, Delivery::Flushed);

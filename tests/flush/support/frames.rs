@@ -1,4 +1,5 @@
-//! HTTP/2 frames by hand: to send what no client would, and to see which ones went out.
+//! HTTP/2 frames for requests that no client library would send, and a parser for the ends of
+//! streams.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -14,7 +15,7 @@ const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 const CANCEL: u32 = 8;
 
-/// Returns a frame of any type and content.
+/// Encodes a frame.
 pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
     let mut frame = vec![length[1], length[2], length[3], kind, flags];
@@ -43,7 +44,7 @@ pub(crate) fn initial_window(bytes: u32) -> Vec<u8> {
     frame(SETTINGS, 0, 0, &[&4_u16.to_be_bytes()[..], &bytes.to_be_bytes()].concat())
 }
 
-/// Widens the window of the connection as far as it goes.
+/// Returns a WINDOW_UPDATE frame with the maximum window of the connection.
 pub(crate) fn wide_window() -> Vec<u8> {
     frame(WINDOW_UPDATE, 0, 0, &(0x7fff_ffff_u32 - 65_535).to_be_bytes())
 }
@@ -52,7 +53,7 @@ pub(crate) fn reset(stream: u32) -> Vec<u8> {
     frame(RST_STREAM, 0, stream, &CANCEL.to_be_bytes())
 }
 
-/// A whole request without a body.
+/// Returns a request without a body.
 pub(crate) fn get(stream: u32, path: &str) -> Vec<u8> {
     let mut block = vec![0x82, 0x86]; // :method GET, :scheme http
     block.extend(literal(4, path)); // :path
@@ -68,14 +69,15 @@ pub(crate) fn post(stream: u32, path: &str) -> Vec<u8> {
     frame(HEADERS, END_HEADERS, stream, &block)
 }
 
-/// A request without a path, which RFC 9113 calls malformed (section 8.3.1). Valid to a reader of frames.
+/// Returns a request without a path, which is malformed (RFC 9113, section 8.3.1) although its
+/// frame is valid.
 pub(crate) fn malformed(stream: u32) -> Vec<u8> {
     let mut block = vec![0x82, 0x86];
     block.extend(literal(1, "site"));
     frame(HEADERS, END_STREAM | END_HEADERS, stream, &block)
 }
 
-/// A request with one more field, of that size.
+/// Returns a request with an additional field of `size` bytes.
 pub(crate) fn get_with_field(stream: u32, path: &str, size: usize) -> Vec<u8> {
     let mut block = vec![0x82, 0x86];
     block.extend(literal(4, path));
@@ -95,7 +97,8 @@ pub(crate) fn get_with_field(stream: u32, path: &str, size: usize) -> Vec<u8> {
     parts
 }
 
-/// HPACK: a literal without indexing, its name by index, without Huffman coding (RFC 7541, section 6.2.2).
+/// HPACK: a literal without indexing, its name by index, without Huffman coding (RFC 7541, section
+/// 6.2.2).
 fn literal(name: u8, value: &str) -> Vec<u8> {
     let mut field = vec![name];
     field.extend(length(value.len()));
@@ -117,7 +120,7 @@ fn length(value: usize) -> Vec<u8> {
     bytes
 }
 
-/// Where in a direction of a connection its streams end: the offset after the frame with `END_STREAM`.
+/// Finds the ends of streams in one direction: the offset after the frame with `END_STREAM`.
 #[derive(Debug, Default)]
 pub(crate) struct Ends {
     offset: u64,
@@ -127,7 +130,7 @@ pub(crate) struct Ends {
 }
 
 impl Ends {
-    /// Without the client's preface.
+    /// Parses bytes, without the preface of the client.
     pub(crate) fn pass(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             let (wanted, in_header) =

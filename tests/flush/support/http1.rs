@@ -5,22 +5,22 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{Site, Wire, site::Connection};
 
-/// An HTTP/1 client that does what it is told, and no more.
+/// An HTTP/1 client that sends and reads only on request.
 pub(crate) struct Http1 {
     io: Box<dyn Connection>,
     buffer: BytesMut,
     pub(crate) wire: Arc<Wire>,
 }
 
-/// A response, as the client got it.
+/// A response, as the client received it.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
-    /// In small letters.
+    /// In lower case.
     pub(crate) head: String,
-    /// How many bytes.
+    /// The length of the body.
     pub(crate) body: u64,
-    /// In small letters.
+    /// In lower case.
     pub(crate) trailers: String,
 }
 
@@ -35,7 +35,7 @@ impl Http1 {
         Self { io: Box::new(io), buffer: BytesMut::new(), wire: Arc::new(Wire::new()) }
     }
 
-    /// One that is reset when it is dropped.
+    /// Opens a connection that is reset when it is dropped.
     pub(crate) async fn connect_to_reset(site: &Site) -> Self {
         let (io, wire) = site.connect_to_reset().await;
         Self { io, buffer: BytesMut::new(), wire }
@@ -55,20 +55,20 @@ impl Http1 {
         self.answer().await
     }
 
-    /// The next response; not to a `HEAD` request.
+    /// Reads the next response. Not for `HEAD` requests.
     pub(crate) async fn answer(&mut self) -> Answer {
         let answer = self.head().await;
         self.body_of(answer).await
     }
 
-    /// The head of the next response.
+    /// Reads the head of the next response.
     pub(crate) async fn head(&mut self) -> Answer {
         let head = self.until(b"\r\n\r\n").await;
         let status = head.split(' ').nth(1).unwrap().parse().unwrap();
         Answer { status, head, body: 0, trailers: String::new() }
     }
 
-    /// The body that belongs to that head.
+    /// Reads the body that belongs to this head.
     pub(crate) async fn body_of(&mut self, mut answer: Answer) -> Answer {
         if matches!(answer.status, 101 | 204 | 304) {
             return answer;
@@ -99,7 +99,7 @@ impl Http1 {
         answer
     }
 
-    /// How many bytes come until the server closes; a reset is a close.
+    /// Returns the number of bytes until the server closes or resets the connection.
     pub(crate) async fn rest(&mut self) -> u64 {
         let mut bytes = 0;
         loop {
@@ -111,7 +111,7 @@ impl Http1 {
         }
     }
 
-    /// Exactly so many bytes, whatever they are.
+    /// Reads exactly `bytes` bytes.
     pub(crate) async fn exactly(&mut self, bytes: usize) -> Vec<u8> {
         while self.buffer.len() < bytes {
             assert!(self.fill().await, "the connection ended early");
@@ -119,7 +119,7 @@ impl Http1 {
         self.buffer.split_to(bytes).to_vec()
     }
 
-    /// Shuts this side, and can still read.
+    /// Shuts down the sending side.
     pub(crate) async fn shut_writing(&mut self) {
         self.io.shutdown().await.unwrap();
     }
@@ -156,7 +156,7 @@ pub(crate) fn get(path: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nhost: site\r\n\r\n")
 }
 
-/// What that header of the head says.
+/// Returns the value of a header field.
 fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
     head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
 }

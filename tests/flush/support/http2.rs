@@ -8,16 +8,16 @@ use tokio::task::JoinHandle;
 
 use super::Site;
 
-/// More than any test sends.
+/// A window larger than any test needs.
 pub(crate) const WIDE_WINDOW: u32 = 1 << 26;
 
-/// An HTTP/2 client that leaves windows and resets to its user.
+/// An HTTP/2 client that leaves windows and resets to the test.
 pub(crate) struct Http2 {
     requests: SendRequest<Bytes>,
     connection: JoinHandle<()>,
 }
 
-/// A response that was read to its end.
+/// A response that was read completely.
 #[derive(Debug)]
 pub(crate) struct Read {
     pub(crate) head: Response<()>,
@@ -26,7 +26,7 @@ pub(crate) struct Read {
 }
 
 impl Http2 {
-    /// With windows that never hold anything back.
+    /// Opens a connection with wide windows.
     pub(crate) async fn connect(site: &Site) -> Self {
         Self::with_windows(site, WIDE_WINDOW, WIDE_WINDOW).await
     }
@@ -40,7 +40,7 @@ impl Http2 {
         Self { requests, connection }
     }
 
-    /// A request without a body.
+    /// Sends a request without a body.
     pub(crate) async fn start(&mut self, path: &str) -> ResponseFuture {
         self.request(Method::GET, path, true).await.0
     }
@@ -60,7 +60,7 @@ impl Http2 {
         self.requests.send_request(request, end).unwrap()
     }
 
-    /// Waits until the server takes one more request.
+    /// Waits until the server allows another request.
     pub(crate) async fn ready(&mut self) {
         self.requests = self.requests.clone().ready().await.unwrap();
     }
@@ -69,14 +69,14 @@ impl Http2 {
         read(self.start(path).await).await
     }
 
-    /// Closes the connection without another word.
+    /// Closes the connection.
     pub(crate) async fn hang_up(self) {
         self.connection.abort();
         let _ = self.connection.await;
     }
 }
 
-/// Reads a response to its end, and widens the windows as it goes.
+/// Reads a response to its end, and renews the windows.
 pub(crate) async fn read(response: ResponseFuture) -> Result<Read, h2::Error> {
     let (head, body) = response.await?.into_parts();
     let (body, trailers) = drain(body).await?;

@@ -2,13 +2,13 @@ use std::sync::Arc;
 
 use tokio::sync::{Semaphore, watch};
 
-/// Holds whoever stands at one of its doors until it is opened, or dropped: a test that fails holds nobody.
+/// Holds tasks and threads at its doors until it is opened or dropped.
 pub(crate) struct Latch {
     opened: watch::Sender<bool>,
     came: Arc<Semaphore>,
 }
 
-/// Where somebody waits for a [`Latch`].
+/// A place where a task or thread waits for a [`Latch`].
 #[derive(Clone)]
 pub(crate) struct Door {
     opened: watch::Receiver<bool>,
@@ -24,12 +24,12 @@ impl Latch {
         Door { opened: self.opened.subscribe(), came: self.came.clone() }
     }
 
-    /// For good.
+    /// Opens all doors, forever.
     pub(crate) fn open(&self) {
         self.opened.send_replace(true);
     }
 
-    /// Waits until one more has come.
+    /// Waits until another task or thread has reached a door.
     pub(crate) async fn reached(&self) {
         self.came.acquire().await.unwrap().forget();
     }
@@ -41,7 +41,7 @@ impl Door {
         let _ = self.opened.wait_for(|opened| *opened).await;
     }
 
-    /// For sync code.
+    /// Waits in blocking code.
     pub(crate) fn block(self) {
         pollster::block_on(self.pass());
     }

@@ -5,17 +5,18 @@ use axum::{
     serve::{IncomingStream, Listener},
 };
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tower_offload::axum::serve;
 
 use super::{Wire, counting::Counting};
 
-/// Small enough that a client that does not read stops the server soon.
+/// Small, so that a client that does not read soon stalls the server.
 pub(crate) const SMALL_SEND_BUFFER: u32 = 16 * 1024;
 pub(crate) const SMALL_RECEIVE_BUFFER: u32 = 8 * 1024;
 
-/// Who is connected, and what the socket to them took.
+/// The address of the client, and the counters of its socket.
 #[derive(Debug, Clone)]
 pub(crate) struct Peer {
-    #[expect(dead_code, reason = "for what a failure prints")]
+    #[expect(dead_code, reason = "printed by failures")]
     address: SocketAddr,
     pub(crate) wire: Arc<Wire>,
 }
@@ -26,14 +27,20 @@ impl Connected<IncomingStream<'_, CountingListener>> for Peer {
     }
 }
 
-/// Accepts sockets that count.
+impl Connected<serve::IncomingStream<'_, CountingListener>> for Peer {
+    fn connect_info(stream: serve::IncomingStream<'_, CountingListener>) -> Self {
+        stream.remote_addr().clone()
+    }
+}
+
+/// Accepts sockets that count bytes.
 pub(crate) struct CountingListener(TcpListener);
 
 impl CountingListener {
     pub(crate) fn bind(small_buffers: bool) -> Self {
         let socket = TcpSocket::new_v4().unwrap();
         if small_buffers {
-            socket.set_send_buffer_size(SMALL_SEND_BUFFER).unwrap(); // those it accepts have it too
+            socket.set_send_buffer_size(SMALL_SEND_BUFFER).unwrap(); // accepted sockets inherit it
         }
         socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
         Self(socket.listen(128).unwrap())

@@ -1,4 +1,4 @@
-//! Servers, clients and latches. Nothing in here sleeps.
+//! Servers, clients and latches. Nothing sleeps.
 
 mod client;
 mod counting;
@@ -17,7 +17,7 @@ mod tls;
 
 use std::time::Duration;
 
-use tower_offload::{Background, background::Stats};
+use tower_offload::{Background, background::BackgroundStats};
 
 pub(crate) use self::{
     client::Client,
@@ -34,31 +34,31 @@ pub(crate) use self::{
 
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Longer than any test takes on a slow machine; a test that hangs fails after it.
+/// Timeout of a test. Longer than any passing test takes on a slow machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Bounds a test.
+/// Runs a test with a timeout.
 pub(crate) async fn within<T>(test: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, test).await.expect("the test hangs")
 }
 
-/// One case, on each of these stacks in turn. A failure says on which.
+/// Runs a case on each stack in turn. A failure names the stack.
 pub(crate) async fn on_each<F>(stacks: &[Stack], case: impl Fn(Stack) -> F)
 where
     F: Future<Output = ()> + Send + 'static,
 {
     for &stack in stacks {
         if let Err(failure) =
-            tokio::spawn(tokio::time::timeout(PATIENCE, case(stack))).await.map(|end| end.expect("it hangs"))
+            tokio::spawn(tokio::time::timeout(PATIENCE, case(stack))).await.map(|end| end.expect("the case hangs"))
         {
             panic!("on {stack:?}: {failure}");
         }
     }
 }
 
-/// Waits until every task is over, and tells what was done since the beginning.
-pub(crate) async fn drained(background: &Background) -> Stats {
-    let report = background.drain(PATIENCE).await;
+/// Shuts down the background, and returns its counters.
+pub(crate) async fn after_shutdown(background: &Background) -> BackgroundStats {
+    let report = background.shutdown(PATIENCE).await;
     assert!(report.still_running.is_empty(), "{report}");
     background.stats()
 }

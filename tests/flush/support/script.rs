@@ -1,4 +1,4 @@
-//! Responses that end in every way. What a response does stands in its path.
+//! Responses that end in every way. The path of the request is the script.
 
 use std::{
     collections::VecDeque,
@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 
 use super::{BoxError, Door, events::Event};
 
-/// What a body does next.
+/// A step of a body.
 enum Step {
     Data(usize),
     Error,
@@ -26,41 +26,42 @@ enum Step {
     Wait(Pin<Box<dyn Future<Output = ()> + Send>>),
 }
 
-/// A body that plays its steps, and tells when it is dropped.
+/// A body that runs its steps, and reports its drop.
 pub(crate) struct Script {
     steps: VecDeque<Step>,
-    /// Whether it says so when it is at its end, and how long it is.
+    /// If `true`, the body reports its length and its end.
     knows_its_end: bool,
     path: String,
     events: mpsc::UnboundedSender<Event>,
 }
 
-/// What scripts need of their server.
+/// Shared by all scripts of a server.
 #[derive(Clone)]
 pub(crate) struct Stage {
-    /// Where gated bodies wait.
+    /// Gated bodies wait here.
     pub(crate) gate: Door,
     pub(crate) events: mpsc::UnboundedSender<Event>,
 }
 
 impl Stage {
-    /// A response by its script, whose body goes by `key`.
+    /// Returns the response of a script. `key` identifies its body in events.
     ///
     /// | script | response |
     /// |---|---|
-    /// | `/full/n` | one frame of n bytes, which knows its end |
-    /// | `/chunks/n/size` | n frames, of no length that is known before |
-    /// | `/length/n/size` | as many, with `content-length`, and then it never says that it is over |
+    /// | `/full/n` | one frame of n bytes, with a known end |
+    /// | `/chunks/n/size` | n frames, without a known length |
+    /// | `/length/n/size` | n frames with `content-length`, and no end |
     /// | `/gated/n/m` | n bytes, the gate, m bytes |
-    /// | `/hang/n` | n bytes, and never an end |
+    /// | `/hang/n` | n bytes, and no end |
     /// | `/error/n/size`, `/panic-in-body/n/size` | n frames, then an error or a panic |
     /// | `/trailers/n` | n bytes and trailers |
     /// | `/grpc/status` | 10 bytes and `grpc-status` in trailers |
-    /// | `/short/declared/n`, `/long/declared/n` | n bytes, whatever `content-length` says |
-    /// | `/status/code/n` | n bytes under that status |
+    /// | `/short/declared/n`, `/long/declared/n` | n bytes, with another `content-length` |
+    /// | `/status/code/n` | n bytes with this status |
     /// | `/empty` | no body |
-    /// | `/both/n`, `/two/n` | n bytes, with fields that contradict each other: `content-length` and `transfer-encoding`, or two lengths |
-    /// | `/word/n` | n bytes, of no length that is known before, and a `content-length` that is no number |
+    /// | `/both/n` | n bytes, with `content-length` and `transfer-encoding` |
+    /// | `/two/n` | n bytes, with two different lengths |
+    /// | `/word/n` | n bytes without a known length, and a `content-length` that is not a number |
     pub(crate) fn play(&self, key: &str, script: &str) -> Response<Script> {
         let mut words = script.split('?').next().unwrap().trim_start_matches('/').split('/');
         let kind = words.next().unwrap();

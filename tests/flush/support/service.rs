@@ -20,20 +20,20 @@ use super::{
     script::{Script, Stage},
 };
 
-/// What a test has the handler do with its handle, before it answers.
+/// Called by the handler with its handle and path, before it responds.
 pub(crate) type Registers = Arc<dyn Fn(&AfterResponse, &str) + Send + Sync>;
 
-/// Answers by script, after it has registered a hook.
+/// A handler that registers a hook and responds by script.
 #[derive(Clone)]
 pub(crate) struct Scripted {
     pub(crate) stage: Stage,
-    /// Where handlers wait.
+    /// Handlers of `/wait/..` wait here.
     pub(crate) handlers: Door,
     pub(crate) registers: Registers,
     pub(crate) registered: Arc<AtomicUsize>,
 }
 
-/// What the handler of `/fail` answers.
+/// Error of the handler of `/fail`.
 #[derive(Debug)]
 pub(crate) struct HandlerFailed;
 
@@ -46,8 +46,13 @@ impl fmt::Display for HandlerFailed {
 impl std::error::Error for HandlerFailed {}
 
 impl Scripted {
-    /// `/wait/..`: waits for the handlers' latch and goes on with the rest. `/read/..`: reads the request, and goes on. `/fail`, `/panic`: ends without a response.
-    /// `/upgrade` and `CONNECT`: a tunnel that sends back what comes, in capitals. Everything else: see [`Stage::play`].
+    /// Responds by path:
+    ///
+    /// * `/wait/..` waits for the latch of the handlers, and continues with the rest.
+    /// * `/read/..` reads the request, and continues with the rest.
+    /// * `/fail` and `/panic` end without a response.
+    /// * `/upgrade` and `CONNECT` open a tunnel that echoes in capitals.
+    /// * For other paths see [`Stage::play`].
     pub(crate) async fn answer<B>(self, mut request: Request<B>) -> Result<Response<Script>, HandlerFailed>
     where
         B: Body<Error: fmt::Debug> + Unpin,
@@ -77,8 +82,7 @@ impl Scripted {
 
     pub(crate) fn register(&self, key: &str, extensions: &http::Extensions) {
         let Some(after) = extensions.get::<AfterResponse>() else { return };
-        let ConnectInfo(peer) =
-            extensions.get::<ConnectInfo<Peer>>().expect("the server tells who is connected").clone();
+        let ConnectInfo(peer) = extensions.get::<ConnectInfo<Peer>>().expect("the server inserts the address").clone();
         self.registered.fetch_add(1, SeqCst);
         (self.registers)(after, key);
         let (key, events) = (key.to_owned(), self.stage.events.clone());

@@ -23,7 +23,7 @@ use tower::{Layer, ServiceExt, service_fn};
 use tower_offload::{
     Background,
     after_response::{AfterResponse, AfterResponseLayer},
-    axum::{FlushListener, FlushMakeService},
+    axum::serve,
     flush::Tracker,
 };
 
@@ -35,7 +35,7 @@ use super::{
     tls,
 };
 
-/// How a server is set up. By default its connections are tracked.
+/// Configuration of a server. By default its connections are tracked.
 #[derive(Clone)]
 pub(crate) struct Setup {
     stack: Stack,
@@ -64,12 +64,12 @@ impl Setup {
         Self { tracked: false, ..self }
     }
 
-    /// How often the layer is there: at least once in axum, at most twice elsewhere.
+    /// The number of nested layers: at least one on axum, at most two elsewhere.
     pub(crate) fn layers(self, layers: usize) -> Self {
         Self { layers, ..self }
     }
 
-    /// A client that does not read stops the server soon.
+    /// Small buffers, so that a client that does not read soon stalls the server.
     pub(crate) fn small_buffers(self) -> Self {
         Self { small_buffers: true, ..self }
     }
@@ -82,7 +82,7 @@ impl Setup {
         Self { background: background.clone(), ..self }
     }
 
-    /// What each handler does with its handle and path, before it answers.
+    /// Called by each handler with its handle and path, before it responds.
     pub(crate) fn registers(self, registers: impl Fn(&AfterResponse, &str) + Send + Sync + 'static) -> Self {
         Self { registers: Arc::new(registers), ..self }
     }
@@ -127,15 +127,16 @@ impl Setup {
             app = app.layer(AfterResponseLayer::new(self.background.clone()));
         }
         let shut_down = async move { _ = shutdown.wait_for(|shut_down| *shut_down).await };
-        if self.tracked {
-            let listener = FlushListener::new(listener);
-            let tracker = listener.tracker().clone();
-            let serve = axum::serve(listener, FlushMakeService::new(app)).with_graceful_shutdown(shut_down);
-            (tokio::spawn(async move { serve.await.unwrap() }), tracker)
+        let app = app.into_make_service_with_connect_info::<Peer>();
+        let tracker = Tracker::new();
+        let server = if self.tracked {
+            let serve = serve(listener, app).tracker(&tracker).with_graceful_shutdown(shut_down);
+            tokio::spawn(async move { serve.await.unwrap() })
         } else {
-            let serve = axum::serve(listener, app.into_make_service_with_connect_info::<Peer>());
-            (tokio::spawn(async move { serve.with_graceful_shutdown(shut_down).await.unwrap() }), Tracker::new())
-        }
+            let serve = axum::serve(listener, app).with_graceful_shutdown(shut_down);
+            tokio::spawn(async move { serve.await.unwrap() })
+        };
+        (server, tracker)
     }
 
     async fn hyper(
@@ -205,7 +206,7 @@ impl Setup {
         if !self.tracked {
             return self.serve(TokioIo::new(io), service, shutdown).await;
         }
-        // Once around what implements hyper's traits, once around what implements tokio's.
+        // Tracks a transport with hyper's traits on one stack, and one with tokio's on the other.
         if matches!(self.stack, Stack::HyperHttp1 | Stack::TlsHttp2) {
             let (io, service) = tracker.track(TokioIo::new(io), service);
             self.serve(io, service, shutdown).await;
@@ -223,7 +224,7 @@ impl Setup {
         S::Future: Send + 'static,
         B: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
     {
-        /// Connections of hyper have the same methods and no trait.
+        /// The connections of hyper have the same methods, but no common trait.
         macro_rules! drive {
             ($connection:expr) => {{
                 let mut connection = std::pin::pin!($connection);

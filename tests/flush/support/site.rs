@@ -12,11 +12,11 @@ use tokio::{
     sync::{mpsc, watch},
     task::JoinHandle,
 };
-use tower_offload::flush::{Stats, Tracker};
+use tower_offload::flush::{Tracker, TrackerStats};
 
 use super::{Latch, Record, Stack, Wire, counting::Counting, events::Event, listener::SMALL_RECEIVE_BUFFER, tls};
 
-/// A running server, and what it saw.
+/// A running server and its events.
 pub(crate) struct Site {
     address: SocketAddr,
     pub(crate) stack: Stack,
@@ -34,7 +34,7 @@ pub(crate) struct Site {
 }
 
 impl Site {
-    #[expect(clippy::too_many_arguments, reason = "its parts, from the one place that makes it")]
+    #[expect(clippy::too_many_arguments, reason = "called in one place")]
     pub(super) fn new(
         address: SocketAddr,
         stack: Stack,
@@ -51,20 +51,20 @@ impl Site {
         Self { address, stack, small_buffers, handlers, gate, events, seen, registered, tracker, shutdown, server }
     }
 
-    /// The outcome of that request, when it comes.
+    /// Waits for the outcome of a request.
     pub(crate) async fn record(&mut self, path: &str) -> Record {
         let found = self.find(|event| matches!(event, Event::Hook(record) if record.path == path)).await;
         let Event::Hook(record) = found else { unreachable!() };
         record
     }
 
-    /// Waits until the body of that response has been dropped.
+    /// Waits until the body of a response was dropped.
     pub(crate) async fn body_dropped(&mut self, path: &str) {
         self.find(|event| matches!(event, Event::BodyDropped { path: of } if of == path)).await;
     }
 
-    /// Waits for the outcome of that request, whose body must have been dropped before.
-    pub(crate) async fn dropped_then_told(&mut self, path: &str) {
+    /// Waits for the outcome of a request, and checks that its body was dropped before.
+    pub(crate) async fn dropped_then_recorded(&mut self, path: &str) {
         let is_of = |event: &Event| match event {
             Event::BodyDropped { path: of } | Event::Hook(Record { path: of, .. }) => of == path,
         };
@@ -77,7 +77,7 @@ impl Site {
             return self.seen.remove(index);
         }
         loop {
-            let event = self.events.recv().await.expect("every hook that is left has run, and none was this");
+            let event = self.events.recv().await.expect("the event happens before the server ends");
             if is(&event) {
                 return event;
             }
@@ -85,7 +85,7 @@ impl Site {
         }
     }
 
-    /// The paths whose hooks have run and were not asked for.
+    /// Returns the outcomes so far that the test has not asked for.
     pub(crate) fn unasked(&mut self) -> Vec<Record> {
         while let Ok(event) = self.events.try_recv() {
             self.seen.push(event);
@@ -95,7 +95,7 @@ impl Site {
         records.cloned().collect()
     }
 
-    /// So many outcomes that were not asked for, when they have come.
+    /// Waits for `count` outcomes that the test has not asked for.
     pub(crate) async fn records(&mut self, count: usize) -> Vec<Record> {
         let mut records = Vec::new();
         while records.len() < count {
@@ -105,19 +105,19 @@ impl Site {
         records
     }
 
-    /// Drops the server and its connections. Not those of axum, which runs them in tasks of their own.
+    /// Drops the server and its connections, except on axum, which spawns them.
     pub(crate) fn kill(&self) {
         self.server.abort();
     }
 
-    /// How many handlers have registered a hook.
+    /// The number of handlers that have registered a hook.
     pub(crate) fn registered(&self) -> usize {
         self.registered.load(SeqCst)
     }
 
-    /// What the tracker counted, which must have had no doubts.
+    /// Returns the counters of the tracker, and checks that there was no doubt.
     #[track_caller]
-    pub(crate) fn sure_stats(&self) -> Stats {
+    pub(crate) fn sure_stats(&self) -> TrackerStats {
         let stats = self.tracker.stats();
         assert_eq!((stats.gave_up, stats.mismatched, stats.unmapped), (0, 0, 0), "{stats:?}");
         stats
@@ -128,17 +128,17 @@ impl Site {
         self.shutdown.send_replace(true);
     }
 
-    /// Waits until all connections are over. It must have been told to shut down.
+    /// Waits until all connections have closed, after [`shut_down`](Self::shut_down).
     pub(crate) async fn over(&mut self) {
         (&mut self.server).await.unwrap();
     }
 
-    /// A connection, and what its own side of the socket saw.
+    /// Opens a connection. Returns it with the counters of its side of the socket.
     pub(crate) async fn connect(&self) -> (Box<dyn Connection>, Arc<Wire>) {
         self.connect_with(|_| ()).await
     }
 
-    /// A connection that is reset when it is dropped.
+    /// Opens a connection that is reset when it is dropped.
     pub(crate) async fn connect_to_reset(&self) -> (Box<dyn Connection>, Arc<Wire>) {
         self.connect_with(|socket| socket.set_zero_linger().unwrap()).await
     }
@@ -169,7 +169,7 @@ impl Drop for Site {
     }
 }
 
-/// What clients speak through.
+/// The transport of a client.
 pub(crate) trait Connection: AsyncRead + AsyncWrite + Unpin + Send {}
 
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Connection for T {}

@@ -1,4 +1,4 @@
-/// Who serves, and which protocol is spoken.
+/// A server implementation and a protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stack {
     /// hyper-util's `auto`, HTTP/1.

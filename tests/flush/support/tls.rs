@@ -1,4 +1,4 @@
-//! A certificate made on the spot, and who trusts it.
+//! TLS with a generated certificate.
 
 use std::sync::{Arc, LazyLock};
 
@@ -31,7 +31,7 @@ pub(crate) fn acceptor() -> TlsAcceptor {
     CONFIGS.0.clone().into()
 }
 
-/// Offers this protocol and no other.
+/// Returns a connector that offers only this protocol.
 pub(crate) fn connector(protocol: &str) -> TlsConnector {
     let mut config = CONFIGS.1.clone();
     config.alpn_protocols = vec![protocol.as_bytes().to_vec()];

@@ -1,0 +1,131 @@
+//! The page. It has no scripts and fetches nothing.
+
+use tower_offload_benches::{
+    Table, find,
+    latency::{JOB, JOB_TIMEOUT, PING_RATE, Row, Sample, Scene, pictures::Picture, report},
+    number,
+};
+
+const STYLE: &str = include_str!("style.css");
+const TITLE: &str = "The latency of /ping while the server computes";
+
+pub(crate) fn of(rows: &[Row], pictures: &[Picture]) -> String {
+    let doubts = report::doubts(rows);
+    let doubts =
+        if doubts.is_empty() { String::new() } else { format!("<div class=\"doubt\">{}</div>\n", paragraphs(&doubts)) };
+    let tables: String = report::tables(rows).iter().map(|table| section(table, "figures")).collect();
+    let goals = report::goals(rows).map(|goals| section(&goals, "goals"));
+    format!(
+        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<title>{TITLE}</title>\n\
+         <style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n<h1>{TITLE}</h1>\n\
+         <p class=\"summary\">{summary}</p>\n<div class=\"facts\">{facts}</div>\n{doubts}{pictures}{tables}{goals}\
+         <section>\n<h2>How to read this</h2>\n<div class=\"notes\">{notes}</div>\n</section>\n\
+         <section>\n<h2>How it was measured</h2>\n<div class=\"notes\">{method}</div>\n</section>\n</main>\n</body>\n</html>\n",
+        summary = escaped(&summary(rows)),
+        facts = paragraphs(&report::facts(rows)),
+        pictures = pictures.iter().map(figure).collect::<String>(),
+        method = paragraphs(&method(goals.is_some())),
+        goals = goals.unwrap_or_default(),
+        notes = paragraphs(&report::notes(rows)),
+    )
+}
+
+/// Returns the result in one sentence: `inline` beside `offload/threads`, at the highest load that
+/// both have.
+fn summary(rows: &[Row]) -> String {
+    let at = |variant: &str, load: u32| {
+        let row = find(rows, |it| it.scene == Scene::Cpu && it.load_pct == Some(load), variant)?;
+        Some(p99(row))
+    };
+    let loads = rows.iter().filter_map(|row| row.scene.load_pct);
+    let both = loads.filter_map(|load| Some((load, at("inline", load)?, at("offload/threads", load)?)));
+    match (both.max_by_key(|(load, ..)| *load), rows) {
+        (Some((load, inline, ours)), _) => format!(
+            "With {load} % of the work that this machine can do, 99 of 100 pings took at most {} when handlers computed on \
+             the event loop, and at most {} when a pool did.",
+            time(inline),
+            time(ours)
+        ),
+        (None, [row]) => format!("99 of 100 pings were answered within {} ms.", number(p99(row))),
+        (None, _) => "How long a ping takes while the same server does heavy work.".to_owned(),
+    }
+}
+
+fn p99(row: &Row) -> f64 {
+    row.spread(|sample: &Sample| sample.ping_p99_ms).map_or(f64::NAN, |spread| spread.median)
+}
+
+fn time(milliseconds: f64) -> String {
+    if milliseconds < 1e3 { format!("{} ms", number(milliseconds)) } else { format!("{:.1} s", milliseconds / 1e3) }
+}
+
+/// `has_own_servers` is `false` if the server is one of the user.
+fn method(has_own_servers: bool) -> [String; 3] {
+    let (servers, turns) = if has_own_servers {
+        let servers = format!(
+            "Each row is a server process: axum on a tokio runtime with as many workers as cores. It answers \
+             /ping at once, {PING_RATE:.0} times per second, and does a job for /job. A computing job is a fixed amount of \
+             work, {} ms of an idle core.",
+            JOB.as_millis()
+        );
+        (servers, "Rows of one scene take turns, round by round. ")
+    } else {
+        let servers = "The user runs the server and chooses the requests that are called jobs here.";
+        (servers.to_owned(), "")
+    };
+    [
+        servers,
+        format!(
+            "The load is open loop: requests start when they are due, even if earlier ones are still open, and latency counts \
+             from then. A job that is not answered within {} ms is of no use to its caller. The generator is a process of \
+             its own.",
+            JOB_TIMEOUT.as_millis()
+        ),
+        format!(
+            "{turns}Nothing is left out: rows that we lose stay in. Measured with `cargo bench --bench latency` of \
+             tower-offload; its benches/README.md lists the traps and how it avoids them."
+        ),
+    ]
+}
+
+fn section(table: &Table, class: &str) -> String {
+    let head: String = table.columns.iter().map(|name| format!("<th scope=\"col\">{}</th>", escaped(name))).collect();
+    let rows: String = table.rows.iter().map(|row| line(row)).collect();
+    format!(
+        "<section>\n<h2>{}</h2>\n<div class=\"table\"><table class=\"{class}\">\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\
+         </tbody>\n</table></div>\n</section>\n",
+        escaped(&table.heading)
+    )
+}
+
+fn line(row: &[String]) -> String {
+    let cells = row.iter().enumerate().map(|(column, cell)| {
+        let text = escaped(cell);
+        match column {
+            0 => format!("<th scope=\"row\">{text}</th>"),
+            _ if cell.starts_with("NOT MET") => format!("<td class=\"missed\">{text}</td>"),
+            _ if cell.contains(" met") => format!("<td class=\"met\">{text}</td>"),
+            _ => format!("<td>{text}</td>"),
+        }
+    });
+    format!("<tr>{}</tr>\n", cells.collect::<String>())
+}
+
+fn figure(picture: &Picture) -> String {
+    let caption = escaped(&picture.caption);
+    // A file may begin with a declaration that a page must not contain.
+    let svg = picture.svg.find("<svg").map_or("", |start| &picture.svg[start..]);
+    let svg = svg.replacen("<svg", &format!("<svg role=\"img\" aria-label=\"{caption}\""), 1);
+    format!("<figure>\n{svg}\n<figcaption>{caption}</figcaption>\n</figure>\n")
+}
+
+fn paragraphs(lines: &[String]) -> String {
+    lines.iter().map(|line| format!("<p>{}</p>", escaped(line))).collect()
+}
+
+/// Escapes a text. Names may come from a file of unknown origin.
+fn escaped(text: &str) -> String {
+    let replacements = [("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("\"", "&quot;"), ("'", "&#39;")];
+    replacements.iter().fold(text.to_owned(), |text, (from, to)| text.replace(from, to))
+}

@@ -1,0 +1,47 @@
+//! Runs in processes of their own, so that no thread and no allocation of one run is left in the
+//! next.
+
+use std::{
+    io::Read,
+    process::{Command, Stdio},
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
+
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::BoxError;
+
+/// Returns a command that starts this program again and passes `order` to the child's side of
+/// [`Options::run`](crate::Options::run).
+pub fn command(order: &impl Serialize) -> Result<Command, BoxError> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg("run").arg(serde_json::to_string(order)?);
+    Ok(command)
+}
+
+/// Runs `order` in a child process and returns its result. The parent sleeps until then.
+///
+/// A run that takes longer than `timeout` has lost a call. The child is killed, and that is an
+/// error.
+pub fn run<T: DeserializeOwned>(order: &impl Serialize, timeout: Duration) -> Result<T, BoxError> {
+    let mut child = command(order)?.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+    let mut stdout = child.stdout.take().ok_or("the child has no standard output")?;
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        let mut output = Vec::new();
+        // The receiver is gone if the timeout has passed.
+        let _ = sender.send(stdout.read_to_end(&mut output).map(|_| output));
+    });
+    let Ok(output) = receiver.recv_timeout(timeout) else {
+        child.kill()?;
+        child.wait()?;
+        return Err(format!("{} took longer than {timeout:?}", serde_json::to_string(order)?).into());
+    };
+    let status = child.wait()?;
+    if !status.success() {
+        return Err(format!("{} failed ({status})", serde_json::to_string(order)?).into());
+    }
+    Ok(serde_json::from_slice(&output?)?)
+}

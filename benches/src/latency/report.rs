@@ -1,0 +1,221 @@
+//! The tables, the goals and the notes.
+
+use super::{
+    BUSY_PCT, JOB, JOB_TIMEOUT, OVERLOAD_PCT, PING_RATE, Row, SLEEPING_JOB, SLEEPING_RATE, Sample, Scene, Setting,
+    TOLERATED_LATENESS, is_doubtful, is_reliable, lateness_ms,
+    sample::{NORMAL_FACTOR, WINDOW},
+};
+use crate::{Cell, Compared, Goal, Limits, Table, number, range};
+
+/// Returns the whole report.
+pub fn text(rows: &[Row]) -> String {
+    let mut paragraphs = vec![facts(rows).join("\n") + "\n"];
+    paragraphs.extend(tables(rows).iter().map(Table::to_string));
+    paragraphs.push(notes(rows).join("\n") + "\n");
+    paragraphs.extend(goals(rows).map(|goals| goals.to_string()));
+    paragraphs.join("\n")
+}
+
+/// Returns what was measured, and on which machine.
+pub fn facts(rows: &[Row]) -> Vec<String> {
+    let Some(conditions) = rows.first().map(|row| &row.scene.conditions) else { return Vec::new() };
+    let (cores, system, priority) = (conditions.cores, &conditions.system, &conditions.priority);
+    let mut facts = vec![format!("{cores} cores, {system}; the generator has {priority}")];
+    if let Some(capacity) = conditions.capacity_per_second {
+        let after = conditions.capacity_after_per_second.map(|it| format!("; after the last round: {it:.0}"));
+        facts.push(format!(
+            "100 % is {capacity:.0} jobs of {} ms CPU time per second (closed loop, offload/threads{}); jobs: {}",
+            JOB.as_millis(),
+            after.unwrap_or_default(),
+            if conditions.poisson { "Poisson arrivals" } else { "evenly spaced" },
+        ));
+    }
+    facts
+}
+
+/// Returns how to read the tables, and the doubts.
+pub fn notes(rows: &[Row]) -> Vec<String> {
+    let has = |scene: Scene| rows.iter().any(|row| row.scene.scene == scene);
+    let timeout = JOB_TIMEOUT.as_millis();
+    let mut notes = vec![
+        "Medians of the rounds (lowest-highest). Latency counts from the intended start.".to_owned(),
+        format!("% within {timeout} ms: of all jobs offered. ok jobs p99: of the jobs with a success."),
+        "expired: rejected after too long in the queue. refused: any other response that is not a success.".to_owned(),
+        "jobs open: without a response when the run ended. They are in no other column.".to_owned(),
+        "pings open: without a success when the run ended. They count at the age they had then.".to_owned(),
+        "late ms: the p99 of the generator's own lateness in the worst round.".to_owned(),
+    ];
+    if has(Scene::Cpu) {
+        notes.push(format!("of capacity: the jobs within {timeout} ms, as a share of what the machine can do."));
+    }
+    notes.push(if has(Scene::Target) {
+        "others %: unknown, because the server is another process.".to_owned()
+    } else {
+        "others %: the share of all cores that other processes used in the worst round.".to_owned()
+    });
+    if has(Scene::Recovery) {
+        notes.push(format!(
+            "normal after: from the end of the {OVERLOAD_PCT} % to the first job from which on the p99 of every {WINDOW} jobs \
+             in a row is at most {NORMAL_FACTOR} times the p99 before the overload. A job without a success counts as infinitely \
+             late. A dash: too few successes before the overload to define what is normal."
+        ));
+    }
+    notes.extend(doubts(rows));
+    notes
+}
+
+/// Returns the reasons to doubt the figures, if there are any.
+pub fn doubts(rows: &[Row]) -> Vec<String> {
+    let mut doubts = Vec::new();
+    if rows.iter().any(|row| !is_reliable(row)) {
+        let tolerated = TOLERATED_LATENESS.as_millis();
+        doubts.push(format!("! unreliable: the generator itself was over {tolerated} ms late (p99) in a round."));
+    }
+    if rows.iter().any(Row::is_disturbed) {
+        doubts.push("~ disturbed: other processes used over 10 % of the cores in a round.".to_owned());
+    }
+    if let Some(drift) = rows.first().and_then(|row| row.scene.drift_pct()) {
+        doubts.push(format!(
+            "! the capacity changed by {drift:.0} % during the session, so the loads are wrong. Measure again on a quiet machine."
+        ));
+    }
+    doubts
+}
+
+/// Returns a table for each scene that was measured.
+pub fn tables(rows: &[Row]) -> Vec<Table> {
+    let table = |scene: Scene| {
+        let mut rows: Vec<&Row> = rows.iter().filter(|row| row.scene.scene == scene).collect();
+        // The sort is stable, so the variants keep their order.
+        rows.sort_by_key(|row| row.scene.load_pct);
+        let heading = heading(rows.first()?);
+        let within = format!("% within {} ms", JOB_TIMEOUT.as_millis());
+        let mut columns: Vec<Cell<'_, &Row>> =
+            vec![(if scene == Scene::Target { "target" } else { "variant" }, &|it| it.variant.clone())];
+        if scene == Scene::Cpu {
+            columns.push(("load", &|it| it.scene.load_pct.map_or("-".to_owned(), |load| format!("{load} %"))));
+        }
+        if scene == Scene::Recovery {
+            columns.push(("normal after ms (range)", &|row| recovery(row)));
+        }
+        columns.extend::<[Cell<'_, &Row>; 8]>([
+            ("/ping p50 ms (range)", &|it| range(it.spread(|sample| sample.ping_p50_ms))),
+            ("/ping p99 ms (range)", &|it| range(it.spread(|sample| sample.ping_p99_ms))),
+            ("jobs ok/offered", &|it| count(it, |sample| sample.jobs_ok) + "/" + &count(it, |it| it.jobs_offered)),
+            ("refused", &|it| count(it, |sample| sample.jobs_refused)),
+            ("expired", &|it| count(it, |sample| sample.jobs_expired)),
+            ("failed", &|it| count(it, |sample| sample.jobs_failed)),
+            ("jobs open", &|it| count(it, |sample| sample.jobs_open)),
+            (&within, &|it| range(it.spread(|sample| sample.within_timeout_pct))),
+        ]);
+        if scene == Scene::Cpu {
+            columns.push(("of capacity", &|it| range(it.spread(|sample| sample.within_timeout_of_capacity_pct))));
+        }
+        columns.extend::<[Cell<'_, &Row>; 4]>([
+            ("ok jobs p99 ms (range)", &|it| range(it.spread(|sample| sample.jobs_ok_p99_ms))),
+            ("pings open", &|it| count(it, |sample| sample.ping_unanswered)),
+            ("late ms", &|it| number(lateness_ms(it))),
+            ("others %", &|it| {
+                let late = if is_reliable(it) { "" } else { " !" };
+                let disturbed = if it.is_disturbed() { " ~" } else { "" };
+                it.others_pct().map_or("?".to_owned(), |others| format!("{others:.0}")) + late + disturbed
+            }),
+        ]);
+        Some(Table::new(heading, &rows, &columns))
+    };
+    [Scene::Cpu, Scene::Sleeping, Scene::Recovery, Scene::Target].into_iter().filter_map(table).collect()
+}
+
+fn heading(row: &Row) -> String {
+    let Setting { scene, phases, overload, jobs_per_second, .. } = &row.scene;
+    let seconds = |milliseconds: u64| milliseconds as f64 / 1e3;
+    let rounds = format!("{} round(s) of {} s", row.rounds.len(), seconds(phases.measure_ms));
+    match scene {
+        Scene::Cpu => format!("/ping at {PING_RATE:.0} per second beside jobs that compute; {rounds}"),
+        Scene::Sleeping => format!(
+            "/ping at {PING_RATE:.0} per second beside {SLEEPING_RATE:.0} jobs per second that sleep {} ms; {rounds}",
+            SLEEPING_JOB.as_millis()
+        ),
+        Scene::Recovery => {
+            let length = seconds(overload.map_or(0, |overload| overload.length_ms));
+            format!("{OVERLOAD_PCT} % for {length} s, before and after it {BUSY_PCT} %; {rounds}")
+        }
+        Scene::Target => format!("open loop, {jobs_per_second:.0} jobs per second; {rounds}"),
+    }
+}
+
+fn count(row: &Row, figure: fn(&Sample) -> u64) -> String {
+    row.spread(|sample| figure(sample) as f64).map_or_else(|| "-".to_owned(), |it| format!("{:.0}", it.median))
+}
+
+/// If latencies did not become normal, this gives the time that the run was observed.
+fn recovery(row: &Row) -> String {
+    let observed = row.scene.observed_after_overload_ms().unwrap_or_default();
+    range(row.spread(Sample::recovery_or_never_ms)).replace("never", &format!("over {observed}"))
+}
+
+/// Returns the goals, unless the server is one of the user.
+pub fn goals(rows: &[Row]) -> Option<Table> {
+    let has_own_servers = rows.iter().any(|row| row.scene.scene != Scene::Target);
+    has_own_servers.then(|| Goal::table(GOALS, rows, is_doubtful))
+}
+
+/// A goal for the p99 of `/ping` at 130 % as a multiple of that of `base`.
+const fn ping(
+    name: &'static str,
+    variant: &'static str,
+    base: &'static str,
+    (must, aim): (f64, f64),
+) -> Goal<Setting, Sample> {
+    let scene = |it: &Setting| it.scene == Scene::Cpu && it.load_pct == Some(130);
+    let (compared, figure) = (Compared::Ratio(base), |it: &Sample| Some(it.ping_p99_ms));
+    Goal { name, scene, variant, compared, figure, limits: Limits::AtMost { must, aim } }
+}
+
+/// A goal for a figure of one variant at 200 % or, if `is_recovery`, after the overload.
+const fn alone(
+    name: &'static str,
+    variant: &'static str,
+    scene: fn(&Setting) -> bool,
+    figure: fn(&Sample) -> Option<f64>,
+    limits: Limits,
+) -> Goal<Setting, Sample> {
+    Goal { name, scene, variant, compared: Compared::Alone, figure, limits }
+}
+
+const AT_200: fn(&Setting) -> bool = |it| it.scene == Scene::Cpu && it.load_pct == Some(200);
+const RECOVERY: fn(&Setting) -> bool = |it| it.scene == Scene::Recovery;
+const WITHIN: fn(&Sample) -> Option<f64> = |it| it.within_timeout_of_capacity_pct;
+const OK_P99: fn(&Sample) -> Option<f64> = |it| Some(it.jobs_ok_p99_ms.unwrap_or(f64::INFINITY));
+const ANSWERED: Limits = Limits::AtLeast { must: 90.0, aim: 97.0 };
+const FAST: Limits = Limits::AtMost { must: 150.0, aim: 30.0 };
+const NORMAL: Limits = Limits::AtMost { must: 1000.0, aim: 100.0 };
+
+const GOALS: &[Goal<Setting, Sample>] = &[
+    ping("/ping p99 at 130 %, offload/threads v inline", "offload/threads", "inline", (0.01, 0.001)),
+    ping("/ping p99 at 130 %, offload/threads v spawn_blocking", "offload/threads", "spawn_blocking", (0.01, 0.001)),
+    ping(
+        "/ping p99 at 130 %, offload/nice v spawn_blocking/capped",
+        "offload/nice",
+        "spawn_blocking/capped",
+        (0.6, 0.3),
+    ),
+    alone("200 %: jobs within 200 ms, % of capacity, offload/bounded", "offload/bounded", AT_200, WITHIN, ANSWERED),
+    alone("200 %: jobs within 200 ms, % of capacity, offload/codel", "offload/codel", AT_200, WITHIN, ANSWERED),
+    alone("200 %: p99 of the jobs answered, ms, offload/bounded", "offload/bounded", AT_200, OK_P99, FAST),
+    alone("200 %: p99 of the jobs answered, ms, offload/codel", "offload/codel", AT_200, OK_P99, FAST),
+    alone(
+        "after 300 %: ms until normal, offload/bounded",
+        "offload/bounded",
+        RECOVERY,
+        Sample::recovery_or_never_ms,
+        NORMAL,
+    ),
+    alone(
+        "after 300 %: ms until normal, offload/codel",
+        "offload/codel",
+        RECOVERY,
+        Sample::recovery_or_never_ms,
+        NORMAL,
+    ),
+];

@@ -1,0 +1,236 @@
+//! The servers: the variants, the child's side and the parent's side.
+
+use std::{
+    convert::Infallible,
+    hint::black_box,
+    io::{self, BufRead, BufReader, Read, Write},
+    net::{Ipv4Addr, SocketAddr},
+    process::{Child, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use axum::{Router, error_handling::HandleErrorLayer, http::StatusCode, routing::get, serve::ListenerExt};
+use serde::{Deserialize, Serialize};
+use tokio::{net::TcpSocket, runtime};
+use tower::ServiceBuilder;
+use tower_offload::{
+    OffloadLayer, ThreadPool,
+    offload::ProblemJson,
+    pool::{Codel, Pool, Rayon, TokioBlocking},
+};
+use tower_resilience_executor::{BlockingExecutor, ExecutorError, ExecutorLayer};
+
+use crate::{BoxError, child, platform};
+
+/// The length of the queue of connections. With 128, a usual default, a burst of new connections
+/// loses SYNs, and the client waits 1 to 4 s to send them again.
+const BACKLOG: u32 = 4096;
+
+/// How long a server may take to end by itself.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// One way to run a job.
+#[derive(Debug)]
+pub(super) struct Variant {
+    pub(super) name: &'static str,
+    /// If `true`, tokio's blocking pool has one thread per core instead of up to 512.
+    is_capped: bool,
+    /// The colour in pictures. The first ones are of a palette without red and green (Okabe and
+    /// Ito).
+    pub(super) colour: [u8; 3],
+    /// Builds the route `/job`. Must be called within the runtime of the server.
+    job: fn(Work) -> Router,
+}
+
+const fn variant(name: &'static str, colour: [u8; 3], job: fn(Work) -> Router) -> Variant {
+    Variant { name, is_capped: false, colour, job }
+}
+
+pub(super) const VARIANTS: &[Variant] = &[
+    variant("inline", [0, 0, 0], inline),
+    variant("spawn_blocking", [213, 94, 0], spawn_blocking),
+    Variant { name: "spawn_blocking/capped", is_capped: true, colour: [230, 159, 0], job: spawn_blocking },
+    variant("tower-resilience", [204, 121, 167], tower_resilience),
+    variant("offload/threads", [0, 114, 178], |work| offload(work, ThreadPool::cpu())),
+    variant("offload/rayon", [0, 158, 115], |work| {
+        let threads = rayon::ThreadPoolBuilder::new().num_threads(platform::parallelism()).build();
+        offload(work, Rayon::new(threads.expect("a new server can start threads")))
+    }),
+    variant("offload/tokio", [86, 180, 233], |work| offload(work, TokioBlocking::new(platform::parallelism()))),
+    // Its queue has room for as many calls as take 80 ms on two cores.
+    variant("offload/bounded", [140, 86, 20], |work| offload(work, built(ThreadPool::builder().queue_capacity(32)))),
+    variant("offload/codel", [110, 50, 160], |work| {
+        offload(work, built(ThreadPool::builder().queue_policy(Codel::default())))
+    }),
+    variant("offload/nice", [0, 90, 60], |work| offload(work, built(ThreadPool::builder().niceness(10)))),
+    variant("offload/blocking", [120, 120, 120], |work| offload(work, ThreadPool::blocking(64))),
+];
+
+/// Works in an `async fn`: the mistake that the other variants remedy.
+fn inline(work: Work) -> Router {
+    Router::new().route(
+        "/job",
+        get(move || async move {
+            work.run();
+            "done"
+        }),
+    )
+}
+
+/// The remedy by hand.
+fn spawn_blocking(work: Work) -> Router {
+    Router::new().route(
+        "/job",
+        get(move || async move {
+            let ended = tokio::task::spawn_blocking(move || work.run()).await;
+            ended.map(|()| "done").map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)
+        }),
+    )
+}
+
+/// Uses the executor that the documentation of the crate names for computation and blocking calls:
+/// a thread of `spawn_blocking` drives the future of the handler. Its error is not `Infallible`,
+/// which axum requires.
+fn tower_resilience(work: Work) -> Router {
+    let on_error = HandleErrorLayer::new(|_: ExecutorError<Infallible>| async { StatusCode::INTERNAL_SERVER_ERROR });
+    let executor = ExecutorLayer::new(BlockingExecutor::current());
+    inline(work).layer(ServiceBuilder::new().layer(on_error).layer(executor))
+}
+
+/// Rejects with `ProblemJson`, so that the client can distinguish expired calls from calls without
+/// room.
+fn offload(work: Work, pool: impl Pool) -> Router {
+    inline(work).layer(OffloadLayer::new(pool).reject(ProblemJson))
+}
+
+fn built(builder: tower_offload::pool::ThreadPoolBuilder) -> ThreadPool {
+    builder.build().expect("a new server can start threads")
+}
+
+/// The work of a job on its thread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Work {
+    /// A fixed number of iterations, not of milliseconds: a preempted job has to do the rest later,
+    /// two jobs on one core take twice as long, and all servers of a session do the same work.
+    Compute { iterations: u64 },
+    /// Waits, as for a disk or a database.
+    Sleep { milliseconds: u64 },
+}
+
+impl Work {
+    /// Returns the computation that takes `duration` on an idle core. The fastest of many short
+    /// tries counts, because other load can only make a try slower.
+    pub(super) fn lasting(duration: Duration) -> Self {
+        const TRIES: usize = 400;
+        const SAMPLE: u64 = 100_000;
+        let tries = (0..TRIES).map(|_| {
+            let start = Instant::now();
+            compute(SAMPLE);
+            start.elapsed()
+        });
+        let fastest = tries.min().unwrap_or(Duration::MAX);
+        let iterations = (SAMPLE as f64 * duration.as_secs_f64() / fastest.as_secs_f64()).round() as u64;
+        Self::Compute { iterations }
+    }
+
+    fn run(self) {
+        match self {
+            Self::Compute { iterations } => compute(iterations),
+            Self::Sleep { milliseconds } => thread::sleep(Duration::from_millis(milliseconds)),
+        }
+    }
+}
+
+/// Never inlined, so that the loop is the same code in all callers.
+#[inline(never)]
+fn compute(iterations: u64) {
+    let mut state = 1_u64;
+    for _ in 0..iterations {
+        state = black_box(state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1));
+    }
+}
+
+/// The order to a child process to serve one variant.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ServerOrder {
+    variant: String,
+    work: Work,
+}
+
+/// The child's side: serves until standard input closes, which happens when the parent ends.
+pub fn serve(ServerOrder { variant, work }: ServerOrder) -> Result<(), BoxError> {
+    let variant = VARIANTS.iter().find(|it| it.name == variant).ok_or("there is no such variant")?;
+    let cores = platform::parallelism();
+    let mut builder = runtime::Builder::new_multi_thread();
+    builder.worker_threads(cores).enable_all();
+    if variant.is_capped {
+        builder.max_blocking_threads(cores);
+    }
+    let runtime = builder.build()?;
+    thread::Builder::new().name("orphan guard".to_owned()).spawn(exit_with_parent)?;
+    runtime.block_on(async {
+        let socket = TcpSocket::new_v4()?;
+        socket.bind((Ipv4Addr::LOCALHOST, 0).into())?;
+        let listener = socket.listen(BACKLOG)?;
+        println!("{}", listener.local_addr()?);
+        io::stdout().flush()?;
+        // Without `nodelay` a response may wait for the acknowledgement of the previous one.
+        let listener = listener.tap_io(|stream| _ = stream.set_nodelay(true));
+        let router = Router::new().route("/ping", get(|| async { "pong" })).merge((variant.job)(work));
+        Ok(axum::serve(listener, router).await?)
+    })
+}
+
+fn exit_with_parent() {
+    let mut ignored = [0; 64];
+    while io::stdin().read(&mut ignored).is_ok_and(|count| count > 0) {}
+    std::process::exit(0);
+}
+
+/// The parent's side of a server. Its drop ends the process and waits for it.
+#[derive(Debug)]
+pub(super) struct ServerProcess {
+    child: Child,
+    pub(super) address: SocketAddr,
+}
+
+impl ServerProcess {
+    /// Must be called on a thread of normal priority, which the server inherits.
+    pub(super) fn start(variant: &str, work: Work) -> Result<Self, BoxError> {
+        let mut command = child::command(&ServerOrder { variant: variant.to_owned(), work })?;
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let output = child.stdout.take().ok_or("the server has no standard output")?;
+        // From here on the drop ends the process if there is an error.
+        let mut server = Self { child, address: ([127, 0, 0, 1], 0).into() };
+        let mut line = String::new();
+        BufReader::new(output).read_line(&mut line)?;
+        let line = line.trim();
+        server.address = line.parse().map_err(|_| format!("the server of {variant} printed `{line}`"))?;
+        Ok(server)
+    }
+
+    /// Returns an error if the server has ended, because then it would only look slow.
+    pub(super) fn check_alive(&mut self) -> Result<(), BoxError> {
+        match self.child.try_wait()? {
+            None => Ok(()),
+            Some(status) => Err(format!("the server ended during the run ({status})").into()),
+        }
+    }
+}
+
+impl Drop for ServerProcess {
+    fn drop(&mut self) {
+        drop(self.child.stdin.take());
+        let start = Instant::now();
+        while let Ok(None) = self.child.try_wait() {
+            if start.elapsed() > EXIT_TIMEOUT {
+                // Fails only if the process has just ended.
+                let _ = self.child.kill();
+                let _ = self.child.wait();
+                return;
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+}

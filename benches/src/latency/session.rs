@@ -1,0 +1,97 @@
+//! A session: calibrates the job, measures the capacity, then all rows, then the capacity again.
+
+use std::time::Duration;
+
+use super::{
+    Arrivals, JOB, OVERLOAD_PCT, Overload, PING_RATE, Row, SLEEPING_JOB, SLEEPING_RATE, Sample, Scene, Setting,
+    TOLERATED_LATENESS,
+    client::Request,
+    generator::{self, Step, Stream},
+    plan::Plan,
+    server::{ServerProcess, Work},
+};
+use crate::{BoxError, Unit, interleave, platform};
+
+/// The variant whose capacity is 100 %. All variants get the same number of jobs per second.
+const YARDSTICK: &str = "offload/threads";
+
+/// Measures all rows. `descriptors` is the number of file descriptors that may be open.
+pub fn measure(rows: &mut [Row], plan: Plan, arrivals: Arrivals, descriptors: usize) -> Result<(), BoxError> {
+    if rows.is_empty() {
+        return Err("none of these variants takes part in these scenes; `--list` prints the rows".into());
+    }
+    let computation = Work::lasting(JOB);
+    let measure_capacity = || {
+        let server = ServerProcess::start(YARDSTICK, computation)?;
+        generator::measure_capacity(server.address, Duration::from_millis(plan.capacity_ms))
+    };
+    let capacity = measure_capacity()?;
+    let priority = generator::with_priority(platform::raise_priority);
+    eprintln!("latency: {capacity:.0} jobs per second are 100 %; {computation:?}; the generator has {priority}");
+    for setting in rows.iter_mut().map(|row| &mut row.scene) {
+        setting.jobs_per_second = setting.load_pct.map_or(SLEEPING_RATE, |load| capacity * f64::from(load) / 100.0);
+        setting.conditions.poisson = arrivals == Arrivals::Poisson;
+        setting.conditions.capacity_per_second = Some(capacity);
+        setting.conditions.priority = priority.to_owned();
+    }
+    let mut repeats = plan.repeats;
+    for rows in rows.chunk_by_mut(|a, b| (a.scene.scene, a.scene.round_count) == (b.scene.scene, b.scene.round_count)) {
+        interleave(rows, rows[0].scene.round_count, Unit::Row, |setting, variants| {
+            let run = || measure_once(setting, variants[0], computation, arrivals, descriptors);
+            let mut sample = run()?;
+            // One more run if the generator was too late to judge the server, and then the less
+            // late of the two.
+            if repeats > 0 && sample.generator_late_p99_ms > TOLERATED_LATENESS.as_secs_f64() * 1e3 {
+                repeats -= 1;
+                eprintln!(
+                    "latency: {} again, because the generator was {:.1} ms late",
+                    variants[0], sample.generator_late_p99_ms
+                );
+                let second = run()?;
+                if second.generator_late_p99_ms <= sample.generator_late_p99_ms {
+                    sample = second;
+                }
+            }
+            Ok(vec![sample])
+        })?;
+    }
+    let after = measure_capacity()?;
+    rows.iter_mut().for_each(|row| row.scene.conditions.capacity_after_per_second = Some(after));
+    Ok(())
+}
+
+fn measure_once(
+    setting: &Setting,
+    variant: &str,
+    computation: Work,
+    arrivals: Arrivals,
+    descriptors: usize,
+) -> Result<Sample, BoxError> {
+    let work = match setting.scene {
+        Scene::Sleeping => Work::Sleep { milliseconds: SLEEPING_JOB.as_millis().try_into()? },
+        Scene::Cpu | Scene::Recovery | Scene::Target => computation,
+    };
+    let mut server = ServerProcess::start(variant, work)?;
+    let pings = Stream::constant(Request::get("/ping"), PING_RATE);
+    let jobs = Stream::new(Request::get("/job"), arrivals, job_rates(setting));
+    let observation = generator::run(server.address, [pings, jobs], setting.phases, descriptors)?;
+    server.check_alive()?;
+    Ok(Sample::of(&observation, setting))
+}
+
+/// Returns the rates of jobs before, during and after an overload, or the only rate.
+fn job_rates(setting: &Setting) -> Vec<Step> {
+    let usual = |length| Step { length, per_second: setting.jobs_per_second };
+    match setting.overload {
+        None => vec![usual(Duration::MAX)],
+        Some(Overload { after_ms, length_ms }) => {
+            let capacity = setting.conditions.capacity_per_second.unwrap_or_default();
+            let overload = capacity * f64::from(OVERLOAD_PCT) / 100.0;
+            vec![
+                usual(Duration::from_millis(setting.phases.warm_up_ms + after_ms)),
+                Step { length: Duration::from_millis(length_ms), per_second: overload },
+                usual(Duration::MAX),
+            ]
+        }
+    }
+}

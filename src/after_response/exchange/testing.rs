@@ -1,0 +1,52 @@
+//! Test double of a response: it has neither a handler nor a body.
+
+use std::sync::{Arc, atomic::AtomicU64};
+
+use http::{HeaderMap, Request, StatusCode, Version};
+
+use super::{Exchange, FlushOutcome, FlushWaiter, Progress, RequestLine};
+use crate::after_response::Outcome;
+
+/// The server's side of a tracked exchange.
+#[derive(Debug, Clone)]
+pub(crate) struct TestResponse {
+    exchange: Arc<Exchange>,
+    line: RequestLine,
+}
+
+impl TestResponse {
+    pub(crate) fn new(version: Version) -> (Self, FlushWaiter) {
+        let mut request = Request::new(());
+        *request.version_mut() = version;
+        let line = RequestLine::new(&request);
+        let (exchange, waiter) = Exchange::tracked(line, Arc::new(AtomicU64::new(0)));
+        (Self { exchange, line }, waiter)
+    }
+
+    /// Ends the body, which is complete.
+    pub(crate) fn end(&self) {
+        let mut progress = Progress::new(self.line);
+        progress.respond(StatusCode::OK, &HeaderMap::new(), None, true, self.exchange.elapsed());
+        self.exchange.finish(progress);
+    }
+
+    /// Drops the response before there is one.
+    pub(crate) fn abandon(&self) {
+        self.exchange.finish(Progress::new(self.line));
+    }
+
+    pub(crate) fn set_head(&self, opens_tunnel: bool) {
+        self.exchange.set_head(opens_tunnel);
+    }
+
+    /// Keeps `value` as long as the exchange is kept, like a hook that captured it.
+    pub(crate) fn keep(&self, value: impl Send + 'static) {
+        let hook = super::Hook::new(move |_: &Outcome| drop(value));
+        super::lock(&self.exchange.pending).push_hook(hook);
+    }
+
+    /// The outcome that the connection reported.
+    pub(crate) fn flush_outcome(&self) -> Option<FlushOutcome> {
+        self.exchange.flush_outcome()
+    }
+}

@@ -1,0 +1,155 @@
+use std::{convert::Infallible, future, pin::pin, sync::Arc, time::Duration};
+
+use ::axum::{body::Body, extract::Request, response::Response};
+use hyper::body::Incoming;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto,
+    service::TowerToHyperService,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::watch,
+    time,
+};
+use tower_service::Service;
+
+use crate::flush::{self, Protocol, TrackedIo, TrackedService};
+
+/// The state of a server as its connections see it. It only increases.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Phase {
+    Serving,
+    /// Connections end after their current responses.
+    Draining,
+    /// Connections end now.
+    Closing,
+}
+
+/// The open connections of a server.
+///
+/// Dropping it leaves the connections open, in the phase that they are in.
+pub(super) struct Connections {
+    /// Each open connection holds exactly one receiver, so the number of receivers is the number of
+    /// open connections.
+    phase: watch::Sender<Phase>,
+}
+
+impl Connections {
+    pub(super) fn new() -> Self {
+        Self { phase: watch::Sender::new(Phase::Serving) }
+    }
+
+    /// Adds a connection, which counts as open until it drops the receiver.
+    pub(super) fn register(&self) -> PhaseReceiver {
+        PhaseReceiver(self.phase.subscribe())
+    }
+
+    /// Returns the number of open connections.
+    pub(super) fn open(&self) -> usize {
+        self.phase.receiver_count()
+    }
+
+    /// Asks the connections to end gracefully, and waits until all have.
+    pub(super) async fn drain(&self) {
+        self.phase.send_replace(Phase::Draining);
+        self.phase.closed().await;
+    }
+
+    /// Closes the connections, and waits until all are closed.
+    pub(super) async fn close(&self) {
+        self.phase.send_replace(Phase::Closing);
+        self.phase.closed().await;
+    }
+}
+
+/// A connection's view of the server.
+pub(super) struct PhaseReceiver(watch::Receiver<Phase>);
+
+impl PhaseReceiver {
+    /// Waits until the server is in `phase` or a later one. Never completes if the server was
+    /// dropped before.
+    async fn reached(&mut self, phase: Phase) {
+        if self.0.wait_for(|current| *current >= phase).await.is_err() {
+            future::pending().await
+        }
+    }
+}
+
+/// An accepted connection and the service that answers on it.
+pub(super) struct Connection<T, S> {
+    pub(super) io: TrackedIo<TokioIo<T>>,
+    pub(super) service: TrackedService<App<S>>,
+    pub(super) http: Arc<auto::Builder<TokioExecutor>>,
+    pub(super) header_read_timeout: Option<Duration>,
+}
+
+impl<T, S> Connection<T, S>
+where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: Service<Request, Response = Response, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    /// Serves the connection until it ends, or the server closes it.
+    pub(super) async fn serve(self, mut phase: PhaseReceiver) {
+        let Self { io, service, http, header_read_timeout } = self;
+        let tracked = io.connection();
+        let mut connection = pin!(http.serve_connection_with_upgrades(io, service));
+        tokio::select! {
+            biased;
+            result = connection.as_mut() => return report(result),
+            () = phase.reached(Phase::Draining) => connection.as_mut().graceful_shutdown(),
+            () = silent_for(header_read_timeout, &tracked) => return,
+        }
+        tokio::select! {
+            biased;
+            result = connection => report(result),
+            () = phase.reached(Phase::Closing) => {}
+        }
+    }
+}
+
+/// Completes after `timeout` if the client has not sent enough to distinguish HTTP/1 from HTTP/2.
+///
+/// hyper-util waits for these bytes without a limit, and the header timeout of hyper begins after
+/// them (`hyper_util/server/conn/auto`, `ReadVersion`).
+async fn silent_for(timeout: Option<Duration>, connection: &flush::Connection) {
+    if let Some(timeout) = timeout {
+        time::sleep(timeout).await;
+        if connection.protocol() == Protocol::Undecided {
+            return;
+        }
+    }
+    future::pending().await
+}
+
+fn report(result: Result<(), Box<dyn std::error::Error + Send + Sync>>) {
+    #[cfg(feature = "tracing")]
+    if let Err(error) = result {
+        tracing::event!(tracing::Level::DEBUG, error, "connection failed");
+    }
+    #[cfg(not(feature = "tracing"))]
+    drop(result);
+}
+
+/// An axum service as the service of a connection of hyper.
+pub(super) struct App<S>(TowerToHyperService<S>);
+
+impl<S> App<S> {
+    pub(super) fn new(service: S) -> Self {
+        Self(TowerToHyperService::new(service))
+    }
+}
+
+impl<S> hyper::service::Service<http::Request<Incoming>> for App<S>
+where
+    S: Service<Request, Response = Response, Error = Infallible> + Clone,
+{
+    type Response = Response;
+    type Error = Infallible;
+    type Future = <TowerToHyperService<S> as hyper::service::Service<Request>>::Future;
+
+    fn call(&self, request: http::Request<Incoming>) -> Self::Future {
+        self.0.call(request.map(Body::new))
+    }
+}

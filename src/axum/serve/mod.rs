@@ -1,0 +1,432 @@
+//! [`serve`](serve()) and what belongs to it: axum's server with tracked connections, timeouts and
+//! a shutdown that ends in time.
+//!
+//! # Connections
+//!
+//! Each connection is a task of the runtime. It speaks HTTP/1 or HTTP/2, as the client chooses, and
+//! supports upgrades. Every response on it is tracked: see [`flush`](crate::flush).
+//!
+//! These limits apply to each connection:
+//!
+//! - [`header_read_timeout`](Serve::header_read_timeout), 30 seconds: otherwise a client that sends
+//!   its headers slowly, or nothing at all, keeps a connection forever. The value is hyper's
+//!   default.
+//! - [`http2_keep_alive_interval`](Serve::http2_keep_alive_interval), 30 seconds, and
+//!   [`http2_keep_alive_timeout`](Serve::http2_keep_alive_timeout), 20 seconds: pings find HTTP/2
+//!   clients that vanished without closing. The interval is as long as an HTTP/1 connection may be
+//!   idle; the timeout is hyper's default.
+//! - [`http2_max_concurrent_streams`](Serve::http2_max_concurrent_streams), 200: the number of
+//!   requests open at once on one connection. The value is hyper's default.
+//!
+//! Request bodies, handlers and clients that do not read their response have no timeout. Use
+//! `tower_http::timeout` for the first two; [`Serve::shutdown`] limits all of them when the server
+//! stops.
+//!
+//! # TLS
+//!
+//! TLS belongs into the listener: its `Io` is the decrypted stream, and ALPN offers `h2` and
+//! `http/1.1`. `accept` should run handshakes in tasks and limit their time, so that a slow client
+//! does not delay others. `examples/after_response.rs` has such a listener for tokio-rustls.
+//!
+//! # When not to use it
+//!
+//! To set other options of hyper, write the accept loop yourself and use
+//! [`Tracker::track`](crate::flush::Tracker::track), as the module [`flush`](crate::flush) shows.
+
+mod connection;
+mod incoming;
+mod report;
+mod shutdown;
+mod signal;
+
+use std::{
+    convert::Infallible,
+    fmt,
+    future::{self, poll_fn},
+    io,
+    marker::PhantomData,
+    pin::pin,
+    sync::Arc,
+    time::Duration,
+};
+
+use ::axum::{extract::Request, response::Response, serve::Listener};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto,
+};
+use tower_service::Service;
+
+use self::connection::{App, Connection, Connections};
+pub use self::{
+    incoming::IncomingStream,
+    report::ServeShutdownReport,
+    shutdown::{ServeFuture, WithGracefulShutdown, WithShutdown},
+    signal::{ShutdownSignal, shutdown_signal},
+};
+use crate::{Background, flush::Tracker};
+
+const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(30);
+const HTTP2_KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(30);
+const HTTP2_KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+const HTTP2_MAX_CONCURRENT_STREAMS: u32 = 200;
+
+/// Serves `make_service` on the connections that `listener` accepts, like
+/// [`axum::serve`](::axum::serve()), and tracks when each response was flushed.
+///
+/// It takes what `axum::serve` takes: a [`Router`], a [`MethodRouter`], a handler, or a service
+/// that makes a service for each connection. With an
+/// [`AfterResponseLayer`](crate::AfterResponseLayer) on the router, outcomes say
+/// [`Flushed`](crate::after_response::Delivery::Flushed).
+///
+/// Unlike in axum, HTTP/2 is always enabled and connections have [timeouts](self#connections).
+///
+/// # Examples
+///
+/// Serving a [`Router`]:
+///
+/// ```
+/// use axum::{Router, routing::get};
+///
+/// # async {
+/// let router = Router::new().route("/", get(|| async { "Hello, World!" }));
+///
+/// let listener = tokio::net::TcpListener::bind("0.0.0.0:3000").await.unwrap();
+/// tower_offload::axum::serve(listener, router).await.unwrap();
+/// # };
+/// ```
+///
+/// Serving a [`MethodRouter`]:
+///
+/// ```
+/// use axum::routing::get;
+///
+/// # async {
+/// let router = get(|| async { "Hello, World!" });
+///
+/// let listener = tokio::net::TcpListener::bind("0.0.0.0:3000").await.unwrap();
+/// tower_offload::axum::serve(listener, router).await.unwrap();
+/// # };
+/// ```
+///
+/// Serving a [`Handler`](::axum::handler::Handler):
+///
+/// ```
+/// use axum::handler::HandlerWithoutStateExt;
+///
+/// # async {
+/// async fn handler() -> &'static str {
+///     "Hello, World!"
+/// }
+///
+/// let listener = tokio::net::TcpListener::bind("0.0.0.0:3000").await.unwrap();
+/// tower_offload::axum::serve(listener, handler.into_make_service()).await.unwrap();
+/// # };
+/// ```
+///
+/// With [`ConnectInfo`](::axum::extract::ConnectInfo), and with an option set on each socket:
+///
+/// ```
+/// use std::net::SocketAddr;
+/// use axum::{Router, extract::ConnectInfo, routing::get, serve::ListenerExt};
+///
+/// # async {
+/// async fn hello(ConnectInfo(peer): ConnectInfo<SocketAddr>) -> String {
+///     format!("Hello, {peer}!")
+/// }
+///
+/// let router = Router::new().route("/", get(hello));
+///
+/// let listener = tokio::net::TcpListener::bind("0.0.0.0:3000").await.unwrap().tap_io(|stream| {
+///     let _ = stream.set_nodelay(true);
+/// });
+/// let app = router.into_make_service_with_connect_info::<SocketAddr>();
+/// tower_offload::axum::serve(listener, app).await.unwrap();
+/// # };
+/// ```
+///
+/// A [`Connected`](::axum::extract::connect_info::Connected) of your own is implemented for this
+/// crate's [`IncomingStream`], because only axum can make its own.
+///
+/// # Accept errors
+///
+/// [`Listener::accept`] returns no errors: a listener must handle them itself. Those of tokio's TCP
+/// and Unix listeners do so in axum, which ignores a connection that failed before it was accepted
+/// and otherwise, for example when the process has no file descriptor left, logs the error and
+/// waits for one second.
+///
+/// # Return value
+///
+/// The future never completes. Its output is `io::Result<()>` only to be like axum's.
+///
+/// # Panics
+///
+/// The future panics outside a tokio runtime with time enabled.
+///
+/// # Cancel safety
+///
+/// Dropping the future closes the listener. Connections that were accepted are served until they
+/// end, as in axum.
+///
+/// [`MethodRouter`]: ::axum::routing::MethodRouter
+/// [`Router`]: ::axum::Router
+pub fn serve<L, M, S>(listener: L, make_service: M) -> Serve<L, M, S>
+where
+    L: Listener,
+    M: for<'a> Service<IncomingStream<'a, L>, Error = Infallible, Response = S>,
+    S: Service<Request, Response = Response, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    let mut http = auto::Builder::new(TokioExecutor::new());
+    http.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_READ_TIMEOUT);
+    http.http2()
+        .timer(TokioTimer::new())
+        .enable_connect_protocol() // WebSockets on HTTP/2 (RFC 8441)
+        .keep_alive_interval(HTTP2_KEEP_ALIVE_INTERVAL)
+        .keep_alive_timeout(HTTP2_KEEP_ALIVE_TIMEOUT)
+        .max_concurrent_streams(HTTP2_MAX_CONCURRENT_STREAMS);
+    Serve {
+        listener,
+        make_service,
+        http,
+        header_read_timeout: Some(HEADER_READ_TIMEOUT),
+        tracker: Tracker::new(),
+        _service: PhantomData,
+    }
+}
+
+/// A server that is about to start. Returned by [`serve`](serve()); `.await` runs it.
+#[must_use = "a server does nothing unless it is awaited"]
+pub struct Serve<L, M, S> {
+    listener: L,
+    make_service: M,
+    http: auto::Builder<TokioExecutor>,
+    header_read_timeout: Option<Duration>,
+    tracker: Tracker,
+    _service: PhantomData<fn() -> S>,
+}
+
+impl<L: Listener, M, S> Serve<L, M, S> {
+    /// Closes an HTTP/1 connection whose client does not send the whole head of a request in time.
+    ///
+    /// The time runs from the first bytes of the connection or the end of the previous response, so
+    /// that it also limits how long a connection may be idle. It applies in the same way to the
+    /// first bytes, which distinguish HTTP/1 from HTTP/2, from the moment the connection was
+    /// accepted. The default is 30 seconds; `None` removes the limit.
+    pub fn header_read_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
+        self.header_read_timeout = timeout.into();
+        self.http.http1().header_read_timeout(self.header_read_timeout);
+        self
+    }
+
+    /// Sends a ping on each HTTP/2 connection after this time without a frame from the client.
+    ///
+    /// A client that has vanished without closing the connection is found by it; its responses then
+    /// end as [`Aborted`](crate::after_response::End::Aborted). The default is 30 seconds; `None`
+    /// sends no pings.
+    pub fn http2_keep_alive_interval(mut self, interval: impl Into<Option<Duration>>) -> Self {
+        self.http.http2().keep_alive_interval(interval);
+        self
+    }
+
+    /// Closes an HTTP/2 connection whose client does not acknowledge a
+    /// [ping](Self::http2_keep_alive_interval) in time. The default is 20 seconds.
+    pub fn http2_keep_alive_timeout(mut self, timeout: Duration) -> Self {
+        self.http.http2().keep_alive_timeout(timeout);
+        self
+    }
+
+    /// The maximum number of requests that a client may have open on one HTTP/2 connection. The
+    /// default is 200; `None` removes the limit.
+    pub fn http2_max_concurrent_streams(mut self, max: impl Into<Option<u32>>) -> Self {
+        self.http.http2().max_concurrent_streams(max);
+        self
+    }
+
+    /// Counts connections and their responses in `tracker`, whose
+    /// [`stats`](Tracker::stats) then cover this server too.
+    pub fn tracker(mut self, tracker: &Tracker) -> Self {
+        self.tracker = tracker.clone();
+        self
+    }
+
+    /// Returns the local address this server is bound to.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the listener does not know its address.
+    pub fn local_addr(&self) -> io::Result<L::Addr> {
+        self.listener.local_addr()
+    }
+
+    /// Stops accepting connections when `signal` completes, and waits until the open ones have
+    /// ended.
+    ///
+    /// Idle connections are closed at once, others after their current responses. There is no time
+    /// limit: a client that does not read keeps the server running. See
+    /// [`shutdown`](Self::shutdown) for one with a limit.
+    ///
+    /// ```
+    /// use axum::{Router, routing::get};
+    ///
+    /// # async {
+    /// let router = Router::new().route("/", get(|| async { "Hello, World!" }));
+    ///
+    /// let listener = tokio::net::TcpListener::bind("0.0.0.0:3000").await.unwrap();
+    /// tower_offload::axum::serve(listener, router)
+    ///     .with_graceful_shutdown(shutdown_signal())
+    ///     .await
+    ///     .unwrap();
+    /// # };
+    ///
+    /// async fn shutdown_signal() {
+    ///     // ...
+    /// }
+    /// ```
+    ///
+    /// # Return value
+    ///
+    /// Always `Ok(())`, after `signal` has completed and every connection has ended. An upgraded
+    /// connection, such as a WebSocket on HTTP/1, belongs to its handler and is not waited for.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future closes the listener. Connections are served until they end, which is
+    /// after their current responses if `signal` had completed.
+    pub fn with_graceful_shutdown<F>(self, signal: F) -> WithGracefulShutdown<L, M, S, F>
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        WithGracefulShutdown::new(self, signal)
+    }
+
+    /// Stops accepting connections when `signal` completes, and ends the open connections and the
+    /// tasks of `background` within `grace`.
+    ///
+    /// 1. The listener and idle connections are closed. Other connections end after their current
+    ///    responses.
+    /// 2. Connections that are still open when a tenth of `grace`, but at most one second, is left
+    ///    are closed. Their responses end as [`Aborted`](crate::after_response::End::Aborted), and
+    ///    the hooks and tasks registered with them run in the time that is left.
+    /// 3. The background is [shut down](crate::Background::shutdown) for the rest of `grace`, which
+    ///    begins as soon as every connection has ended. Tasks that still run at its end are asked
+    ///    to stop and reported.
+    ///
+    /// Neither a client that does not read its response nor a task that runs for too long extends
+    /// `grace`. A server without background tasks passes `None`. An upgraded connection, such as a
+    /// WebSocket on HTTP/1, belongs to its handler and is neither waited for nor closed.
+    ///
+    /// ```no_run
+    /// use std::time::Duration;
+    /// use axum::{Router, routing::get};
+    /// use tower_offload::{AfterResponse, AfterResponseLayer, Background};
+    /// use tower_offload::axum::{serve, shutdown_signal};
+    ///
+    /// # #[tokio::main]
+    /// # async fn main() -> std::io::Result<()> {
+    /// let background = Background::default();
+    /// let app = Router::new()
+    ///     .route("/", get(async |after: AfterResponse| {
+    ///         after.hook(|outcome| println!("{} {}", outcome.end, outcome.delivery));
+    ///         "hello"
+    ///     }))
+    ///     .layer(AfterResponseLayer::new(background.clone()));
+    ///
+    /// let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
+    /// let grace = Duration::from_secs(10);
+    /// let report = serve(listener, app).shutdown(shutdown_signal()?, grace, &background).await;
+    /// println!("stopped: {report}");
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// The future panics outside a tokio runtime with time enabled.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future before `signal` completes is like dropping that of [`serve`](serve()).
+    /// After it, connections end gracefully without a time limit, and the background is closed only
+    /// if step 3 had begun.
+    pub fn shutdown<'a, F>(
+        self,
+        signal: F,
+        grace: Duration,
+        background: impl Into<Option<&'a Background>>,
+    ) -> WithShutdown<L, M, S, F>
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        WithShutdown::new(self, signal, grace, background.into().cloned())
+    }
+}
+
+impl<L, M, S> Serve<L, M, S>
+where
+    L: Listener,
+    M: for<'a> Service<IncomingStream<'a, L>, Error = Infallible, Response = S> + Send + 'static,
+    for<'a> <M as Service<IncomingStream<'a, L>>>::Future: Send,
+    S: Service<Request, Response = Response, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    /// Accepts connections until `signal` completes, then closes the listener and returns the
+    /// connections that are still open.
+    async fn accept_until(self, signal: impl Future<Output = ()>) -> Connections {
+        let Self { mut listener, mut make_service, http, header_read_timeout, tracker, .. } = self;
+        let http = Arc::new(http);
+        let connections = Connections::new();
+        let mut signal = pin!(signal);
+        loop {
+            // The signal also ends a wait for the service of a connection.
+            let (io, service) = tokio::select! {
+                biased;
+                () = signal.as_mut() => return connections,
+                accepted = accept(&mut listener, &mut make_service) => accepted,
+            };
+            let (io, service) = tracker.track(TokioIo::new(io), App::new(service));
+            let connection = Connection { io, service, http: http.clone(), header_read_timeout };
+            tokio::spawn(connection.serve(connections.register()));
+        }
+    }
+}
+
+/// Accepts one connection and makes its service.
+async fn accept<L, M, S>(listener: &mut L, make_service: &mut M) -> (L::Io, S)
+where
+    L: Listener,
+    M: for<'a> Service<IncomingStream<'a, L>, Error = Infallible, Response = S>,
+{
+    let (io, remote_addr) = listener.accept().await;
+    let Ok(()) = poll_fn(|cx| Service::<IncomingStream<'_, L>>::poll_ready(make_service, cx)).await;
+    let Ok(service) = make_service.call(IncomingStream::new(&io, remote_addr)).await;
+    (io, service)
+}
+
+impl<L, M, S> IntoFuture for Serve<L, M, S>
+where
+    L: Listener,
+    M: for<'a> Service<IncomingStream<'a, L>, Error = Infallible, Response = S> + Send + 'static,
+    for<'a> <M as Service<IncomingStream<'a, L>>>::Future: Send,
+    S: Service<Request, Response = Response, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    type Output = io::Result<()>;
+    type IntoFuture = ServeFuture<io::Result<()>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        ServeFuture::new(async {
+            self.accept_until(future::pending()).await;
+            Ok(())
+        })
+    }
+}
+
+impl<L: fmt::Debug, M: fmt::Debug, S> fmt::Debug for Serve<L, M, S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Serve")
+            .field("listener", &self.listener)
+            .field("make_service", &self.make_service)
+            .finish_non_exhaustive()
+    }
+}

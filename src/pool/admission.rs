@@ -1,0 +1,226 @@
+use std::{
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{
+            AtomicU8, AtomicU64,
+            Ordering::{Relaxed, SeqCst},
+        },
+    },
+    time::Duration,
+};
+
+use tokio::{runtime::Handle, sync::Notify};
+
+use super::{
+    error::CallError,
+    metrics::Metrics,
+    priority::Priority,
+    semaphore::Semaphore,
+    stats::{PoolShutdownReport, PoolStats},
+};
+use crate::{panic::ignore_panic, sync::Padded};
+
+/// Number of calls that may wait for their first poll by default: a burst that a machine can work
+/// off, at some hundred kilobytes of memory.
+pub(super) const DEFAULT_QUEUE_CAPACITY: usize = 1024;
+
+const OPEN: u8 = 0;
+const CLOSED: u8 = 1;
+const HALTED: u8 = 2;
+
+/// Admission control of a [`Pool`](super::Pool): its name, its bound, its counters, and whether it
+/// accepts calls.
+///
+/// Every pool owns one. A call acquires a permit here before it is passed to the pool, and releases
+/// it at its first poll. Every pool is therefore bounded, measured and shut down in the same way,
+/// however it runs its calls.
+#[derive(Debug)]
+pub struct Admission {
+    name: Arc<str>,
+    capacity: usize,
+    semaphore: Semaphore,
+    phase: AtomicU8,
+    /// Notified when `phase` changes, and when the last call ends in a closed pool.
+    changed: Notify,
+    /// Wait of the call that started last, in whole milliseconds. Written only when it changes, so
+    /// that threads do not contend for it while no call waits.
+    last_wait: Padded<AtomicU64>,
+    metrics: Metrics,
+}
+
+impl Admission {
+    /// Creates the admission control of a pool in which at most `queue_capacity` calls wait to be
+    /// started. The name labels metrics and events.
+    ///
+    /// # Panics
+    ///
+    /// Panics if `queue_capacity` is 0, because such a pool would admit no call.
+    pub fn new(name: impl Into<Arc<str>>, queue_capacity: usize) -> Self {
+        assert!(queue_capacity > 0, "a pool with `queue_capacity` 0 admits no call: give it at least 1");
+        let name = name.into();
+        Self {
+            metrics: Metrics::new(&name),
+            name,
+            capacity: queue_capacity,
+            semaphore: Semaphore::new(queue_capacity),
+            phase: AtomicU8::new(OPEN),
+            changed: Notify::new(),
+            last_wait: Padded(AtomicU64::new(0)),
+        }
+    }
+
+    /// Returns the name of the pool, as used in metrics and events.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Returns the maximum number of calls that wait to be started.
+    pub fn queue_capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Returns the counters and gauges of the pool.
+    pub fn stats(&self) -> PoolStats {
+        PoolStats { permits_in_use: self.semaphore.in_use(), ..self.metrics.stats() }
+    }
+
+    /// Returns how long the call waited that started last.
+    /// [`Pool::expected_wait`](super::Pool::expected_wait) is more precise where a pool can inspect
+    /// its queue.
+    pub fn expected_wait(&self) -> Duration {
+        Duration::from_millis(self.last_wait.load(Relaxed))
+    }
+
+    /// Rejects every new call with [`CallError::Closed`]. Admitted calls continue.
+    pub fn close(&self) {
+        let _ = self.phase.compare_exchange(OPEN, CLOSED, SeqCst, SeqCst);
+        self.semaphore.close();
+        self.changed.notify_waiters();
+    }
+
+    /// Closes the pool and stops polling: a runnable that is run from now on drops its call, which
+    /// fails with [`CallError::Closed`]. [`cancelled`](super::cancelled) returns `true` in work
+    /// that is running.
+    pub fn halt(&self) {
+        self.phase.store(HALTED, SeqCst);
+        self.semaphore.close();
+        self.changed.notify_waiters();
+    }
+
+    /// Returns `true` once [`close`](Self::close) or [`halt`](Self::halt) was called.
+    pub fn is_closed(&self) -> bool {
+        self.phase.load(SeqCst) != OPEN
+    }
+
+    /// Returns `true` once [`halt`](Self::halt) was called.
+    pub fn is_halted(&self) -> bool {
+        self.phase.load(SeqCst) == HALTED
+    }
+
+    /// Closes the pool, waits up to `timeout` until every admitted call has ended, and then halts
+    /// it.
+    ///
+    /// # Panics
+    ///
+    /// Panics outside a tokio runtime with time enabled.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped early, the pool remains closed and is not halted.
+    pub async fn shutdown(&self, timeout: Duration) -> PoolShutdownReport {
+        self.close();
+        assert!(
+            Handle::try_current().is_ok(),
+            "a pool's shutdown needs tokio's timer: await it inside `#[tokio::main]` or `runtime.block_on(..)`"
+        );
+        let drained = self.wait_until(|| self.metrics.in_flight() == 0);
+        let _ = tokio::time::timeout(timeout, drained).await;
+        let stats = self.stats();
+        self.halt();
+        PoolShutdownReport::new(&stats)
+    }
+
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// Waits until the pool is closed.
+    pub(crate) async fn closed(&self) {
+        self.wait_until(|| self.is_closed()).await;
+    }
+
+    /// Acquires a permit for the queue, if one is available. A [`Priority::Low`] call gets none of
+    /// the second half, so that it is rejected before others are.
+    pub(super) fn try_acquire(&self, priority: Priority) -> Result<(), CallError> {
+        if self.is_closed() {
+            return Err(CallError::Closed);
+        }
+        let is_crowded = priority == Priority::Low && self.semaphore.in_use() >= self.capacity.div_ceil(2);
+        if !is_crowded && self.semaphore.try_acquire() { Ok(()) } else { Err(CallError::Overloaded) }
+    }
+
+    /// Waits for a permit for the queue, in order of arrival.
+    pub(super) async fn acquire(&self) -> Result<(), CallError> {
+        self.semaphore.acquire().await.map_err(|_| CallError::Closed)
+    }
+
+    /// Releases a permit for the queue.
+    pub(super) fn release(&self) {
+        self.semaphore.release();
+    }
+
+    /// Records that a call is about to be polled for the first time.
+    pub(super) fn on_start(&self, waited: Duration) {
+        let milliseconds = u64::try_from(waited.as_millis()).unwrap_or(u64::MAX);
+        if self.last_wait.load(Relaxed) != milliseconds {
+            self.last_wait.store(milliseconds, Relaxed);
+        }
+        self.metrics.started(waited);
+    }
+
+    /// Records that an admitted call has ended, after polls that took `run_time`.
+    ///
+    /// This thread counts the end and then loads the phase. `shutdown` stores the phase and then
+    /// loads the count. At least one of them sees the other's write.
+    pub(super) fn on_complete(&self, run_time: Option<Duration>) {
+        if let Some(run_time) = run_time {
+            self.metrics.ran(run_time);
+        }
+        self.metrics.ended();
+        if self.is_closed() && self.metrics.in_flight() == 0 {
+            // Wakes tasks in `shutdown`, by wakers that are user code, in the middle of a call's
+            // end.
+            ignore_panic(|| self.changed.notify_waiters());
+        }
+    }
+
+    /// Waits for a condition whose changes `changed` reports.
+    async fn wait_until(&self, condition: impl Fn() -> bool) {
+        loop {
+            let mut changed = pin!(self.changed.notified());
+            // Enabled before the check, so that a change between the check and the wait is not
+            // lost.
+            changed.as_mut().enable();
+            if condition() {
+                return;
+            }
+            changed.await;
+        }
+    }
+}
+
+#[cfg(all(test, not(tower_offload_loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn expected_wait_is_the_wait_of_the_last_started_call() {
+        let admission = Admission::new("waits", 1);
+        assert_eq!(admission.expected_wait(), Duration::ZERO);
+        for milliseconds in [1100, 20] {
+            admission.on_start(Duration::from_millis(milliseconds));
+            assert_eq!(admission.expected_wait(), Duration::from_millis(milliseconds));
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! Interleaves one call, a thread that runs it, a waker, and a caller that may leave.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    task::{Context, Poll},
+};
+
+use loom::{cell::UnsafeCell, future::block_on, thread};
+
+use super::state::{Begin, CallState, DropAction, OnCallerDrop, Park};
+
+/// A call with loom's cell in place of its stage. Loom reports two threads in the cell as an error.
+struct Model {
+    state: CallState,
+    future: UnsafeCell<u32>,
+    /// Polls until the future is ready.
+    polls: u32,
+    /// Number of entries that were queued and have not run.
+    entries: AtomicUsize,
+    outputs: AtomicUsize,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Turn {
+    /// The entry was queued again, and this thread runs it.
+    Again,
+    Ended,
+    Parked,
+}
+
+impl Model {
+    fn new(polls: u32) -> Arc<Self> {
+        Arc::new(Self {
+            state: CallState::scheduled(),
+            future: UnsafeCell::new(0),
+            polls,
+            entries: AtomicUsize::new(1),
+            outputs: AtomicUsize::new(0),
+        })
+    }
+
+    /// Runs an entry like `Call::run`.
+    fn run(&self) -> Turn {
+        assert_eq!(self.entries.fetch_sub(1, SeqCst), 1, "two entries for one call");
+        let begin = self.state.begin();
+        if begin == Begin::Nothing {
+            return Turn::Ended;
+        }
+        let ready = self.future.with_mut(|polled| {
+            // SAFETY: `CallState` gives one thread at a time access to the future. Loom checks it.
+            #[allow(unsafe_code)]
+            let polled = unsafe { &mut *polled };
+            *polled += 1;
+            *polled >= self.polls
+        });
+        if begin == Begin::Poll && !ready {
+            match self.state.park() {
+                Park::Parked => return Turn::Parked,
+                Park::Schedule => {
+                    self.entries.fetch_add(1, SeqCst);
+                    return Turn::Again;
+                }
+                Park::Cancelled => {}
+            }
+        }
+        self.outputs.fetch_add(1, SeqCst);
+        let (is_abandoned, caller) = self.state.complete();
+        if is_abandoned {
+            assert_eq!(self.outputs.fetch_sub(1, SeqCst), 1, "the output was dropped twice");
+        }
+        if let Some(caller) = caller {
+            caller.waker.wake();
+        }
+        Turn::Ended
+    }
+
+    /// Runs an entry like a worker, and again while it is queued again.
+    fn work(&self) {
+        while self.run() == Turn::Again {}
+    }
+
+    fn wake(&self) {
+        if self.state.wake() {
+            self.entries.fetch_add(1, SeqCst);
+            self.work();
+        }
+    }
+
+    fn drop_caller(&self, on_drop: OnCallerDrop) {
+        match self.state.drop_caller(on_drop) {
+            DropAction::DropOutput => {
+                assert_eq!(self.outputs.fetch_sub(1, SeqCst), 1, "the output was dropped twice")
+            }
+            DropAction::None => {}
+            DropAction::DropFuture => self.future.with_mut(|polled| {
+                // SAFETY: Like in `run`.
+                #[allow(unsafe_code)]
+                let polled = unsafe { &mut *polled };
+                assert_eq!(*polled, 0, "the call had started");
+            }),
+            DropAction::Schedule => {
+                self.entries.fetch_add(1, SeqCst);
+                self.work();
+            }
+        }
+    }
+}
+
+#[test]
+fn wake_up_at_any_moment_leads_to_a_second_poll() {
+    loom::model(|| {
+        let call = Model::new(2);
+        let waker = thread::spawn({
+            let call = call.clone();
+            move || call.wake()
+        });
+        // A wake-up of a call that is queued has no effect. This thread therefore wakes the call
+        // again, in case the other wake-up preceded the first poll.
+        call.work();
+        waker.join().unwrap();
+        call.wake();
+        assert!(call.state.is_complete());
+        assert_eq!((call.outputs.load(SeqCst), call.entries.load(SeqCst)), (1, 0));
+    });
+}
+
+#[test]
+fn two_wakers_and_a_worker_never_poll_at_once() {
+    loom::model(|| {
+        let call = Model::new(10);
+        let wakers: Vec<_> = (0..2)
+            .map(|_| {
+                let call = call.clone();
+                thread::spawn(move || call.wake())
+            })
+            .collect();
+        call.work();
+        wakers.into_iter().for_each(|waker| waker.join().unwrap());
+        assert_eq!(call.entries.load(SeqCst), 0);
+    });
+}
+
+#[test]
+fn caller_is_woken_at_completion() {
+    loom::model(|| {
+        let call = Model::new(1);
+        let runner = thread::spawn({
+            let call = call.clone();
+            move || call.work()
+        });
+        // loom reports a `block_on` that is never woken as a deadlock.
+        block_on(std::future::poll_fn(|cx: &mut Context<'_>| {
+            if call.state.poll_complete(cx, true) { Poll::Ready(()) } else { Poll::Pending }
+        }));
+        assert_eq!(call.outputs.load(SeqCst), 1);
+        runner.join().unwrap();
+    });
+}
+
+fn caller_leaves_at_any_moment(on_drop: OnCallerDrop) {
+    loom::model(move || {
+        let call = Model::new(2);
+        let runner = thread::spawn({
+            let call = call.clone();
+            move || call.work()
+        });
+        let waker = thread::spawn({
+            let call = call.clone();
+            move || call.wake()
+        });
+        call.drop_caller(on_drop);
+        runner.join().unwrap();
+        waker.join().unwrap();
+        assert!(call.state.is_complete(), "the future was not dropped");
+        assert_eq!((call.outputs.load(SeqCst), call.entries.load(SeqCst)), (0, 0));
+    });
+}
+
+#[test]
+fn cancelled_call_is_dropped_completely() {
+    caller_leaves_at_any_moment(OnCallerDrop::Cancel);
+}
+
+#[test]
+fn call_cancelled_on_the_pool_is_dropped_completely() {
+    caller_leaves_at_any_moment(OnCallerDrop::CancelOnPool);
+}
+
+#[test]
+fn output_of_a_detached_call_is_dropped_once() {
+    loom::model(|| {
+        let call = Model::new(1);
+        let runner = thread::spawn({
+            let call = call.clone();
+            move || call.work()
+        });
+        call.drop_caller(OnCallerDrop::Detach);
+        runner.join().unwrap();
+        assert!(call.state.is_complete());
+        assert_eq!((call.outputs.load(SeqCst), call.entries.load(SeqCst)), (0, 0));
+    });
+}

@@ -1,0 +1,51 @@
+use std::fmt;
+
+/// Reason why a call has no result.
+///
+/// A layer turns this value into a response (`503` with `Retry-After`, or a gRPC status) or into an
+/// error, by its strategy. See [`offload`](crate::offload#rejection).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum CallError {
+    /// The call has to wait for capacity, and waiting requires the timer of a tokio runtime.
+    NoRuntime,
+    /// The queue is full, or the layer has reached its limit, and no capacity became available in
+    /// the time that the call may wait.
+    Overloaded,
+    /// The pool is shut down, or its runtime is gone.
+    Closed,
+    /// The call waited in the queue for longer than the policy allows ([`Codel`](super::Codel)) and
+    /// never started. A pool of your own can fail a call like this with
+    /// [`Runnable::refuse`](super::Runnable::refuse).
+    Expired,
+    /// The work panicked, and the layer is configured to answer panics instead of resuming them.
+    Panicked,
+}
+
+impl CallError {
+    /// Returns a short machine-readable name: `"no_runtime"`, `"overloaded"`, `"closed"`,
+    /// `"expired"` or `"panicked"`. Metrics use it as the label `reason`.
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::NoRuntime => "no_runtime",
+            Self::Overloaded => "overloaded",
+            Self::Closed => "closed",
+            Self::Expired => "expired",
+            Self::Panicked => "panicked",
+        }
+    }
+}
+
+impl fmt::Display for CallError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NoRuntime => "the call has to wait, which requires a tokio runtime with time enabled",
+            Self::Overloaded => "the pool has no capacity for the call",
+            Self::Closed => "the pool is shut down",
+            Self::Expired => "the call waited in the queue for too long",
+            Self::Panicked => "the work panicked",
+        })
+    }
+}
+
+impl std::error::Error for CallError {}

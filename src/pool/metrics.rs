@@ -1,0 +1,315 @@
+//! Counts what a pool does: always in atomics, for [`PoolStats`]; with feature `metrics` also in
+//! the installed recorder; with feature `tracing` as one event for each call that ended badly.
+
+use std::{
+    any::Any,
+    sync::{
+        Arc,
+        atomic::{
+            AtomicU64, AtomicUsize,
+            Ordering::{Relaxed, SeqCst},
+        },
+    },
+    time::Duration,
+};
+
+use super::{error::CallError, stats::PoolStats};
+
+/// Number of stripes, a power of two. It keeps a handful of busy threads apart.
+const STRIPES: usize = 16;
+
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    #[cfg(feature = "tracing")]
+    pool: Arc<str>,
+    /// Each thread counts in one stripe, and readers add the stripes up. Counters shared by all
+    /// threads would be passed between cores a dozen times per call, which took a third of the cost
+    /// of a call at full load.
+    stripes: Box<[Stripe]>,
+    #[cfg(feature = "metrics")]
+    recorder: recorder::Recorder,
+}
+
+/// Counters of some threads. They only increase, so that each step of a call updates as few as
+/// possible; gauges are differences. The alignment is two cache lines of 64 bytes, since processors
+/// prefetch pairs.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Stripe {
+    rejected: AtomicU64,
+    admitted: AtomicU64,
+    /// Calls that left the queue without having been polled.
+    passed_over: AtomicU64,
+    /// First polls.
+    started: AtomicU64,
+    queue_wait: AtomicU64,
+    woken: AtomicU64,
+    /// Polls after the first.
+    resumed: AtomicU64,
+    resume_wait: AtomicU64,
+    /// Woken calls that left the queue without having been polled.
+    skipped: AtomicU64,
+    /// Polls that have ended.
+    polled: AtomicU64,
+    run_time: AtomicU64,
+    abandoned: AtomicU64,
+    panicked: AtomicU64,
+    /// Calls that have ended.
+    ended: AtomicU64,
+    /// Calls that have ended without an output.
+    failed: AtomicU64,
+}
+
+/// Expands to a call of the recorder with feature `metrics`, otherwise to nothing.
+macro_rules! record {
+    ($metrics:ident, $($call:tt)+) => {
+        #[cfg(feature = "metrics")]
+        $metrics.recorder.get().$($call)+;
+    };
+}
+
+impl Metrics {
+    #[cfg_attr(not(any(feature = "metrics", feature = "tracing")), expect(unused_variables))]
+    pub(super) fn new(pool: &Arc<str>) -> Self {
+        Self {
+            #[cfg(feature = "tracing")]
+            pool: pool.clone(),
+            stripes: (0..STRIPES).map(|_| Stripe::default()).collect(),
+            #[cfg(feature = "metrics")]
+            recorder: recorder::Recorder::new(pool.clone()),
+        }
+    }
+
+    /// Reads the counters. `permits_in_use` is not known here.
+    pub(super) fn stats(&self) -> PoolStats {
+        // The subtrahends are loaded first, so that a concurrent update can overstate a gauge but
+        // never underflow it.
+        let (polled, passed_over, skipped) =
+            (self.sum(|it| &it.polled), self.sum(|it| &it.passed_over), self.sum(|it| &it.skipped));
+        let (failed, ended) = (self.sum(|it| &it.failed), self.sum(|it| &it.ended));
+        let (started, resumed) = (self.sum(|it| &it.started), self.sum(|it| &it.resumed));
+        let (admitted, woken) = (self.sum(|it| &it.admitted), self.sum(|it| &it.woken));
+        PoolStats {
+            rejected: self.sum(|it| &it.rejected),
+            permits_in_use: 0,
+            in_flight: gauge(admitted, ended),
+            queued: gauge(admitted, started + passed_over),
+            queue_wait: Duration::from_nanos(self.sum(|it| &it.queue_wait)),
+            started,
+            active: gauge(started + resumed, polled),
+            woken: gauge(woken, resumed + skipped),
+            resume_wait: Duration::from_nanos(self.sum(|it| &it.resume_wait)),
+            run_time: Duration::from_nanos(self.sum(|it| &it.run_time)),
+            abandoned: self.sum(|it| &it.abandoned),
+            panicked: self.sum(|it| &it.panicked),
+            completed: ended.saturating_sub(failed),
+        }
+    }
+
+    /// Returns the number of admitted calls that have not ended. It decreases before the caller of
+    /// a call is woken.
+    ///
+    /// Once no call is admitted any longer, the result is never too low: `admitted` and `ended` are
+    /// `SeqCst`, so the thread that ends the last call sees the end of every other one.
+    pub(super) fn in_flight(&self) -> usize {
+        let ended = self.sum(|it| &it.ended); // Loaded first, as in `stats`.
+        gauge(self.sum(|it| &it.admitted), ended)
+    }
+
+    fn sum(&self, counter: impl Fn(&Stripe) -> &AtomicU64) -> u64 {
+        self.stripes.iter().fold(0, |sum, stripe| sum.wrapping_add(counter(stripe).load(SeqCst)))
+    }
+
+    /// Returns the stripe of the calling thread.
+    fn stripe(&self) -> &Stripe {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        thread_local! {
+            static STRIPE: usize = NEXT.fetch_add(1, Relaxed) % STRIPES;
+        }
+        &self.stripes[STRIPE.try_with(|stripe| *stripe).unwrap_or(0)]
+    }
+
+    /// A call was rejected, by the layer or by the pool.
+    pub(crate) fn rejected(&self, error: CallError) {
+        self.stripe().rejected.fetch_add(1, Relaxed);
+        record!(self, rejected(error).increment(1));
+        #[cfg(feature = "tracing")]
+        tracing::event!(tracing::Level::DEBUG, pool = &*self.pool, reason = error.as_str(), "call rejected");
+        let _ = error;
+    }
+
+    /// A call was admitted and waits for its first poll.
+    pub(super) fn admitted(&self) {
+        self.stripe().admitted.fetch_add(1, SeqCst);
+        record!(self, queue_depth.increment(1));
+    }
+
+    /// A call leaves the queue without having been polled.
+    pub(super) fn passed_over(&self) {
+        self.stripe().passed_over.fetch_add(1, Relaxed);
+        record!(self, queue_depth.decrement(1));
+    }
+
+    /// The first poll of a call begins.
+    pub(super) fn started(&self, waited: Duration) {
+        let stripe = self.stripe();
+        stripe.started.fetch_add(1, Relaxed);
+        stripe.queue_wait.fetch_add(nanos(waited), Relaxed);
+        record!(self, queue_depth.decrement(1));
+        record!(self, queue_wait.record(waited));
+        record!(self, active.increment(1));
+    }
+
+    /// A parked call was woken and queued.
+    pub(super) fn woken(&self) {
+        self.stripe().woken.fetch_add(1, Relaxed);
+    }
+
+    /// A poll after the first one begins.
+    pub(super) fn resumed(&self, waited: Duration) {
+        let stripe = self.stripe();
+        stripe.resumed.fetch_add(1, Relaxed);
+        stripe.resume_wait.fetch_add(nanos(waited), Relaxed);
+        record!(self, resume_wait.record(waited));
+        record!(self, active.increment(1));
+    }
+
+    /// A woken call leaves the queue without having been polled.
+    pub(super) fn skipped(&self) {
+        self.stripe().skipped.fetch_add(1, Relaxed);
+    }
+
+    /// A poll has ended.
+    pub(super) fn polled(&self) {
+        self.stripe().polled.fetch_add(1, Relaxed);
+        record!(self, active.decrement(1));
+    }
+
+    /// A started call is about to end, after polls that took `run_time` in total.
+    pub(super) fn ran(&self, run_time: Duration) {
+        self.stripe().run_time.fetch_add(nanos(run_time), Relaxed);
+        record!(self, run.record(run_time));
+    }
+
+    /// A call is about to end without an output.
+    pub(super) fn failed(&self) {
+        self.stripe().failed.fetch_add(1, Relaxed);
+    }
+
+    /// An admitted call has ended.
+    pub(super) fn ended(&self) {
+        self.stripe().ended.fetch_add(1, SeqCst);
+    }
+
+    /// The caller left before the call ended.
+    pub(super) fn abandoned(&self, detached: bool) {
+        self.stripe().abandoned.fetch_add(1, Relaxed);
+        record!(self, abandoned.increment(1));
+        #[cfg(feature = "tracing")]
+        tracing::event!(tracing::Level::DEBUG, pool = &*self.pool, detached, "call abandoned by its caller");
+        let _ = detached;
+    }
+
+    /// A detached call ended after its caller had left. This event is the only report of it.
+    pub(super) fn detached_ended(&self, run_time: Duration) {
+        #[cfg(feature = "tracing")]
+        tracing::event!(
+            tracing::Level::INFO,
+            pool = &*self.pool,
+            run_seconds = run_time.as_secs_f64(),
+            "detached call ended"
+        );
+        let _ = run_time;
+    }
+
+    /// Work or a destructor panicked. `caller_present` is `true` if a caller receives the payload.
+    pub(super) fn panicked(&self, payload: &(dyn Any + Send), caller_present: bool) {
+        self.stripe().panicked.fetch_add(1, Relaxed);
+        record!(self, panicked.increment(1));
+        #[cfg(feature = "tracing")]
+        tracing::event!(
+            tracing::Level::ERROR,
+            pool = &*self.pool,
+            caller_present,
+            message = crate::panic::panic_message(payload),
+            "call panicked"
+        );
+        let _ = (payload, caller_present);
+    }
+}
+
+/// Returns the difference of two counters that are read while they change.
+fn gauge(increments: u64, decrements: u64) -> usize {
+    usize::try_from(increments.saturating_sub(decrements)).unwrap_or(usize::MAX)
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(feature = "metrics")]
+mod recorder {
+    use std::{
+        fmt,
+        sync::{Arc, OnceLock},
+    };
+
+    use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
+
+    use crate::pool::error::CallError;
+
+    /// Handles of one pool, registered at its first call. A recorder that is installed after the
+    /// pool was created and before it is used therefore receives everything.
+    #[derive(Debug)]
+    pub(super) struct Recorder {
+        pool: Arc<str>,
+        handles: OnceLock<Handles>,
+    }
+
+    pub(super) struct Handles {
+        pool: Arc<str>,
+        pub(super) queue_depth: Gauge,
+        pub(super) queue_wait: Histogram,
+        pub(super) active: Gauge,
+        pub(super) resume_wait: Histogram,
+        pub(super) run: Histogram,
+        pub(super) abandoned: Counter,
+        pub(super) panicked: Counter,
+    }
+
+    impl Recorder {
+        pub(super) fn new(pool: Arc<str>) -> Self {
+            Self { pool, handles: OnceLock::new() }
+        }
+
+        pub(super) fn get(&self) -> &Handles {
+            self.handles.get_or_init(|| {
+                let labels = [("pool", self.pool.to_string())];
+                Handles {
+                    pool: self.pool.clone(),
+                    queue_depth: gauge!("offload_queue_depth", &labels),
+                    queue_wait: histogram!("offload_queue_wait_seconds", &labels),
+                    active: gauge!("offload_active", &labels),
+                    resume_wait: histogram!("offload_resume_wait_seconds", &labels),
+                    run: histogram!("offload_run_seconds", &labels),
+                    abandoned: counter!("offload_abandoned_total", &labels),
+                    panicked: counter!("offload_panicked_total", &labels),
+                }
+            })
+        }
+    }
+
+    impl Handles {
+        /// Returns the counter of one reason. It is not registered ahead, because rejections are
+        /// rare, or cheaper than the work that they avoid.
+        pub(super) fn rejected(&self, error: CallError) -> Counter {
+            counter!("offload_rejected_total", "pool" => self.pool.to_string(), "reason" => error.as_str())
+        }
+    }
+
+    impl fmt::Debug for Handles {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.debug_struct("Handles").finish_non_exhaustive()
+        }
+    }
+}

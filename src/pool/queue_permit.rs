@@ -1,0 +1,115 @@
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use super::{
+    CallError, Pool, Priority,
+    call::{self, Runnable, Schedule},
+    metrics::Metrics,
+};
+
+/// Permit for one entry in the queue of a pool.
+///
+/// It becomes part of the call that it admits. The call releases it at its first poll, or when it
+/// is refused; otherwise the drop of the permit does. A caller that leaves early drops the future
+/// of its call, but the permit stays in use until the entry leaves the queue, since entries of such
+/// calls could pile up otherwise.
+pub(crate) struct QueuePermit {
+    pool: Arc<dyn Pool>,
+    /// `false` once the permit is released. Not shared: it is accessed only by the thread that has
+    /// taken the call's entry, or that drops the permit.
+    is_held: AtomicBool,
+}
+
+pub(crate) type Admitted = call::Admitted<QueuePermit>;
+
+impl QueuePermit {
+    /// Acquires a permit if one is available. See [`Priority::Low`] for its smaller share.
+    pub(crate) fn try_acquire(pool: &Arc<dyn Pool>, priority: Priority) -> Result<Self, CallError> {
+        pool.admission().try_acquire(priority)?;
+        Ok(Self::new(pool.clone()))
+    }
+
+    /// Like `try_acquire`, and counts a failure as a rejected call.
+    pub(crate) fn try_acquire_counted(pool: Arc<dyn Pool>, priority: Priority) -> Result<Self, CallError> {
+        match pool.admission().try_acquire(priority) {
+            Ok(()) => Ok(Self::new(pool)),
+            Err(error) => {
+                pool.admission().metrics().rejected(error);
+                Err(error)
+            }
+        }
+    }
+
+    /// Waits for a permit, in order of arrival.
+    pub(crate) async fn acquire(pool: &Arc<dyn Pool>) -> Result<Self, CallError> {
+        pool.admission().acquire().await?;
+        Ok(Self::new(pool.clone()))
+    }
+
+    fn new(pool: Arc<dyn Pool>) -> Self {
+        Self { pool, is_held: AtomicBool::new(true) }
+    }
+
+    /// Returns `true` the first time. The caller must release the permit.
+    fn take(&self) -> bool {
+        // A load and a store suffice, because only one thread at a time accesses the flag.
+        let is_held = self.is_held.load(Ordering::Relaxed);
+        if is_held {
+            self.is_held.store(false, Ordering::Relaxed);
+        }
+        is_held
+    }
+}
+
+impl Schedule for QueuePermit {
+    fn schedule(&self, runnable: Runnable) {
+        self.pool.schedule(runnable);
+    }
+
+    fn release_queue_permit(&self) {
+        if self.take() {
+            self.pool.admission().release();
+        }
+    }
+
+    #[inline(always)]
+    fn on_start(&self, waited: Duration) {
+        let admission = self.pool.admission();
+        if self.take() {
+            admission.release();
+        }
+        admission.on_start(waited);
+    }
+
+    fn on_complete(&self, run_time: Option<Duration>) {
+        self.pool.admission().on_complete(run_time);
+    }
+
+    #[inline]
+    fn is_halted(&self) -> bool {
+        self.pool.admission().is_halted()
+    }
+
+    #[inline]
+    fn metrics(&self) -> &Metrics {
+        self.pool.admission().metrics()
+    }
+}
+
+impl Drop for QueuePermit {
+    fn drop(&mut self) {
+        self.release_queue_permit();
+    }
+}
+
+impl fmt::Debug for QueuePermit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("QueuePermit").field("is_held", &self.is_held).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,150 @@
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use loom::thread;
+
+use super::{Action, Dequeued, Limits, Priority, QueueItem, QueuePolicy, Scheduler, WorkerState};
+
+impl QueueItem for u32 {
+    fn queued_at(&self) -> tokio::time::Instant {
+        tokio::time::Instant::now()
+    }
+}
+
+fn scheduler(min: usize, max: usize) -> Arc<Scheduler<u32>> {
+    Arc::new(Scheduler::new(Limits { min, max }, QueuePolicy::Fifo, false))
+}
+
+/// The loop of a worker: runs entries, and spawns the workers that it is asked to spawn.
+fn work(
+    scheduler: &Arc<Scheduler<u32>>,
+    mut worker: WorkerState<u32>,
+    keep_alive: Option<Duration>,
+    run: &Arc<dyn Fn(u32) + Send + Sync>,
+) {
+    loop {
+        match scheduler.next(&mut worker, keep_alive != Some(Duration::ZERO)) {
+            Action::Run(Dequeued { item, spawn_worker, .. }) => {
+                if spawn_worker {
+                    let (scheduler, run) = (scheduler.clone(), run.clone());
+                    thread::spawn(move || work(&scheduler, WorkerState::notified(), keep_alive, &run));
+                }
+                run(item);
+            }
+            Action::Search => scheduler.search(&mut worker),
+            Action::Park if scheduler.park(&mut worker, keep_alive) => {}
+            Action::Park | Action::Exit => return,
+        }
+    }
+}
+
+/// Two threads push the entries 1 and 2, and become the worker if one is asked for. `woken` selects
+/// the entries that bypass the inbox.
+fn entries_pushed_by_two_threads_run_once(woken: fn(u32) -> bool) {
+    loom::model(move || {
+        let scheduler = scheduler(0, 1);
+        let ran = Arc::new(AtomicU32::new(0));
+        let run: Arc<dyn Fn(u32) + Send + Sync> = Arc::new({
+            let ran = ran.clone();
+            move |item| drop(ran.fetch_add(item, Ordering::SeqCst))
+        });
+        let push = |item: u32| {
+            let (scheduler, run) = (scheduler.clone(), run.clone());
+            move || {
+                if scheduler.push(item, Priority::Normal, woken(item)) {
+                    work(&scheduler, WorkerState::notified(), Some(Duration::ZERO), &run);
+                }
+            }
+        };
+        let other = thread::spawn(push(2));
+        push(1)();
+        other.join().unwrap();
+        assert_eq!(ran.load(Ordering::SeqCst), 3);
+        assert_eq!(scheduler.workers(), 0);
+    });
+}
+
+#[test]
+fn a_new_and_a_woken_call_run_once_without_a_minimum() {
+    entries_pushed_by_two_threads_run_once(|item| item == 2);
+}
+
+#[test]
+fn new_calls_run_once_without_a_minimum() {
+    entries_pushed_by_two_threads_run_once(|_| false);
+}
+
+/// The scheduler is closed only after the entries have run. Loom reports a lost wake-up as a
+/// deadlock.
+fn entries_run_without_further_wake_ups(workers: usize, entries: u32) {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(2);
+    model.check(move || {
+        let scheduler = scheduler(workers, workers);
+        let done = Arc::new(loom::sync::Notify::new());
+        let remaining = Arc::new(AtomicU32::new(entries));
+        let run: Arc<dyn Fn(u32) + Send + Sync> = Arc::new({
+            let done = done.clone();
+            move |item| {
+                assert!(item < entries);
+                if remaining.fetch_sub(1, Ordering::SeqCst) == 1 {
+                    done.notify();
+                }
+            }
+        });
+        let threads: Vec<_> = (0..workers)
+            .map(|_| {
+                assert!(scheduler.add_worker());
+                let (scheduler, run) = (scheduler.clone(), run.clone());
+                thread::spawn(move || work(&scheduler, WorkerState::busy(), None, &run))
+            })
+            .collect();
+        for item in 0..entries {
+            assert!(!scheduler.push(item, Priority::Normal, item % 2 == 0));
+        }
+        done.wait();
+        scheduler.close();
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        assert_eq!(scheduler.workers(), 0);
+    });
+}
+
+#[test]
+fn entry_pushed_while_the_only_worker_parks_is_run() {
+    entries_run_without_further_wake_ups(1, 2);
+}
+
+/// Covers the idle stack, chained wake-ups and the search.
+#[test]
+fn two_workers_share_two_entries_and_lose_no_wake_up() {
+    entries_run_without_further_wake_ups(2, 2);
+}
+
+#[test]
+fn entry_pushed_after_close_gets_a_worker() {
+    loom::model(|| {
+        let scheduler = scheduler(1, 1);
+        assert!(scheduler.add_worker());
+        let ran = Arc::new(AtomicU32::new(0));
+        let run: Arc<dyn Fn(u32) + Send + Sync> = Arc::new({
+            let ran = ran.clone();
+            move |item| drop(ran.fetch_add(item, Ordering::SeqCst))
+        });
+        let worker = {
+            let (scheduler, run) = (scheduler.clone(), run.clone());
+            thread::spawn(move || work(&scheduler, WorkerState::busy(), None, &run))
+        };
+        scheduler.close();
+        let spawn_worker = scheduler.push(5, Priority::Normal, true);
+        worker.join().unwrap();
+        if spawn_worker {
+            work(&scheduler, WorkerState::notified(), None, &run);
+        }
+        assert_eq!(ran.load(Ordering::SeqCst), 5);
+    });
+}

@@ -1,0 +1,353 @@
+//! Scheduler of a pool's workers: the queue, the places where workers park, and the protocol that
+//! wakes them.
+//!
+//! ```text
+//! submitters --push--> Inbox (own lock) --drain--> SchedulerState { Queue, idle stack } (lock)
+//!                 \___ needs_wakeup? _______________^            |
+//! workers  <--Run / Search / Park / Exit-- next -----------------+
+//! ```
+
+mod codel;
+mod inbox;
+#[cfg(all(test, tower_offload_loom))]
+mod loom;
+mod parker;
+mod queue;
+mod state;
+#[cfg(all(test, not(tower_offload_loom)))]
+mod tests;
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+
+pub use self::codel::{Codel, QueuePolicy};
+pub(super) use self::{
+    codel::InvalidPolicy,
+    queue::QueueItem,
+    state::{Action, Limits},
+};
+use self::{
+    inbox::Inbox,
+    parker::Parker,
+    state::{SchedulerState, ThreadState, WakeUp},
+};
+use super::priority::Priority;
+use crate::sync::{AtomicBool, Mutex, Ordering, Padded, fence, lock, spin_loop, thread};
+
+/// Rounds of spinning before a worker yields, as in crossbeam's `Backoff`: each round is twice as
+/// long as the one before, some microseconds in total. Waking threads is most of the cost of a
+/// call, and a worker that is still awake needs no wake-up.
+const SPIN_ROUNDS: u32 = 6;
+/// Number of times that a searching worker yields its core before it parks. Loom counts each yield
+/// as a branch.
+const YIELDS: u32 = if cfg!(tower_offload_loom) { 4 } else { 256 };
+
+/// Distributes entries of type `T` among workers.
+///
+/// One lock guards the [`SchedulerState`]. No user code runs under it, and workers are unparked
+/// after it was released. `T` is generic so that loom models can use numbers.
+///
+/// # Submitting without the lock
+///
+/// While no push would wake or spawn a worker, new calls of normal priority go to the inbox, if the
+/// policy is `Fifo`. The flag `needs_wakeup` decides:
+///
+/// 1. The submitter pushes into the inbox, issues a `SeqCst` fence, and loads `needs_wakeup`. If it
+///    is set, the submitter drains the inbox itself and performs the wake-up.
+/// 2. A thread that changes the state under the lock stores `needs_wakeup`, issues a `SeqCst`
+///    fence, and checks the inbox. If the flag was just set and the inbox is not empty, that thread
+///    drains the inbox and performs the wake-up.
+///
+/// At least one of the two sees the other's write.
+#[derive(Debug)]
+pub(super) struct Scheduler<T> {
+    state: Padded<Mutex<SchedulerState<T, Arc<Parker>>>>,
+    /// Invariant: while the inbox is not empty, a worker is notified, searching or busy, and checks
+    /// the inbox before it parks or exits; or `needs_wakeup` is set, and the thread that filled the
+    /// inbox is about to check the flag.
+    inbox: Padded<Inbox<T>>,
+    /// Copy of [`SchedulerState::needs_wakeup`]. Written under the lock of `state`, when it
+    /// changes.
+    needs_wakeup: Padded<AtomicBool>,
+    /// Hint for the searching worker that the queue is not empty. Written under the lock of
+    /// `state`.
+    work_available: Padded<AtomicBool>,
+    /// `true` if the policy depends on time. `Fifo` does not, and never reads the clock.
+    is_timed: bool,
+    spin_rounds: u32,
+}
+
+/// State of one worker that only its own thread accesses.
+#[derive(Debug)]
+pub(super) struct WorkerState<T> {
+    state: ThreadState,
+    /// Entries that the policy shed at the last call of [`Scheduler::next`]. The worker must answer
+    /// them.
+    pub(super) shed: Vec<T>,
+    /// Created when the worker parks for the first time.
+    parker: Option<Arc<Parker>>,
+}
+
+/// An entry that a worker took from the queue.
+#[derive(Debug)]
+pub(super) struct Dequeued<T> {
+    pub(super) item: T,
+    /// `true` if the worker must spawn another one, with [`WorkerState::notified`].
+    pub(super) spawn_worker: bool,
+    /// `true` if more entries wait.
+    pub(super) has_more: bool,
+}
+
+impl<T> WorkerState<T> {
+    /// Returns the state of a worker that [`Scheduler::add_worker`] has counted.
+    pub(super) fn busy() -> Self {
+        Self { state: ThreadState::Busy, shed: Vec::new(), parker: None }
+    }
+
+    /// Returns the state of a worker that the scheduler has asked for.
+    pub(super) fn notified() -> Self {
+        Self { state: ThreadState::Notified, ..Self::busy() }
+    }
+
+    fn parker(&mut self) -> &Arc<Parker> {
+        self.parker.get_or_insert_with(Parker::current)
+    }
+}
+
+impl<T: QueueItem> Scheduler<T> {
+    /// Creates a scheduler without workers. With `spin`, a worker that looks for work spins before
+    /// it yields, which only pays where there is more than one core.
+    pub(super) fn new(limits: Limits, policy: QueuePolicy, spin: bool) -> Self {
+        Self {
+            state: Padded(Mutex::new(SchedulerState::new(limits, policy))),
+            inbox: Padded(Inbox::new()),
+            needs_wakeup: Padded(AtomicBool::new(true)),
+            work_available: Padded(AtomicBool::new(false)),
+            is_timed: policy != QueuePolicy::Fifo,
+            spin_rounds: if spin { SPIN_ROUNDS } else { 0 },
+        }
+    }
+
+    /// Queues an entry. Returns `true` if the caller must spawn a worker, with
+    /// [`WorkerState::notified`].
+    #[must_use = "the scheduler counts on the worker that is asked for"]
+    pub(super) fn push(&self, item: T, priority: Priority, woken: bool) -> bool {
+        if woken || priority != Priority::Normal || self.is_timed {
+            return self.with_state(|state| ((), state.push(item, priority, woken))).1;
+        }
+        if !self.needs_wakeup.load(Ordering::Relaxed) {
+            self.inbox.push(item);
+            fence(Ordering::SeqCst);
+            if !self.needs_wakeup.load(Ordering::Relaxed) {
+                return false;
+            }
+            return self.with_state(|state| ((), self.drain_inbox(state).wake_if_nonempty())).1;
+        }
+        self.with_state(|state| ((), self.drain_inbox(state).push(item, priority, woken))).1
+    }
+
+    fn drain_inbox<'a>(&self, state: &'a mut SchedulerState<T, Arc<Parker>>) -> &'a mut SchedulerState<T, Arc<Parker>> {
+        if !self.inbox.is_empty() {
+            self.inbox.drain_into(&mut state.queue);
+        }
+        state
+    }
+
+    /// Counts one more worker ahead of any work. Returns `true` if the caller must spawn it, with
+    /// [`WorkerState::busy`].
+    pub(super) fn add_worker(&self) -> bool {
+        lock(&self.state).add_worker()
+    }
+
+    /// Makes a worker busy that has arrived but does not take an entry yet. Returns `true` if the
+    /// caller must spawn another worker, with [`WorkerState::notified`].
+    #[must_use = "the scheduler counts on the worker that is asked for"]
+    pub(super) fn on_worker_start(&self, worker: &mut WorkerState<T>) -> bool {
+        let left = std::mem::replace(&mut worker.state, ThreadState::Busy);
+        self.with_state(|state| ((), state.on_worker_start(left))).1
+    }
+
+    /// Returns the next action of the calling worker. A worker over the minimum exits instead of
+    /// parking unless `may_park`.
+    pub(super) fn next(&self, worker: &mut WorkerState<T>, may_park: bool) -> Action<Dequeued<T>> {
+        loop {
+            let WorkerState { state: left, shed, parker } = worker;
+            let parker = || parker.get_or_insert_with(Parker::current).clone();
+            // Read before the lock is taken. This is tokio's clock, which tests can pause.
+            let now = self.is_timed.then(Instant::now);
+            let ((action, has_more), spawn_worker) = self.with_state(|state| {
+                if !self.is_timed && !state.queue.has_normal() {
+                    self.drain_inbox(state);
+                }
+                let (action, wake_up) = state.next(*left, may_park, now, shed, parker);
+                ((action, !state.queue.is_empty() || !self.inbox.is_empty()), wake_up)
+            });
+            match action {
+                Action::Run(item) => {
+                    worker.state = ThreadState::Busy;
+                    return Action::Run(Dequeued { item, spawn_worker, has_more });
+                }
+                // A call has entered the inbox in the last moment and asks for a worker. Use this
+                // one.
+                Action::Exit if spawn_worker => worker.state = ThreadState::Notified,
+                Action::Exit => {
+                    self.inbox.shrink();
+                    return Action::Exit;
+                }
+                Action::Search => return Action::Search,
+                Action::Park => {
+                    self.inbox.shrink();
+                    return Action::Park;
+                }
+            }
+        }
+    }
+
+    /// Looks for work for a moment, without the lock. Follows [`Action::Search`].
+    pub(super) fn search(&self, worker: &mut WorkerState<T>) {
+        worker.state = ThreadState::Searching;
+        let has_work = || self.work_available.load(Ordering::Relaxed) || !self.inbox.is_empty();
+        for round in 0..self.spin_rounds {
+            for _ in 0..1 << round {
+                spin_loop();
+            }
+            if has_work() {
+                return;
+            }
+        }
+        for _ in 0..YIELDS {
+            thread::yield_now();
+            if has_work() {
+                return;
+            }
+        }
+    }
+
+    /// Parks the worker until there is work. Follows [`Action::Park`]. A worker over the minimum
+    /// waits for at most `keep_alive`; `None` waits forever. Returns `false` if the worker must
+    /// exit; it is no longer counted then.
+    pub(super) fn park(&self, worker: &mut WorkerState<T>, keep_alive: Option<Duration>) -> bool {
+        let parker = worker.parker().clone();
+        let mut timeout = keep_alive;
+        loop {
+            if let Some(state) = parker.park(timeout) {
+                worker.state = state;
+                return true;
+            }
+            let mut state = lock(&self.state);
+            // Workers are notified under this lock: either the notification is there, or there will
+            // be none before the worker has left the idle stack.
+            if let Some(state) = parker.take_notification() {
+                worker.state = state;
+                return true;
+            }
+            if state.try_expire(&parker) {
+                return false;
+            }
+            timeout = None; // The worker belongs to the minimum.
+        }
+    }
+
+    /// Removes a worker that was counted and could not be spawned or vanished. Returns the entries
+    /// that no worker is left to run.
+    #[must_use = "these entries must be answered"]
+    pub(super) fn on_worker_lost(&self, worker: &WorkerState<T>) -> Vec<T> {
+        let (abandoned, wake_up) = {
+            let mut state = lock(&self.state);
+            state.on_worker_lost(worker.state);
+            // The flag is stored before the inbox is checked, as the protocol requires.
+            self.sync_flag(&state);
+            let (abandoned, wake_up) = self.drain_inbox(&mut state).rebalance();
+            self.sync_flag(&state);
+            notify(&wake_up);
+            (abandoned, wake_up)
+        };
+        if let WakeUp::Unpark(parker) = wake_up {
+            parker.unpark();
+        }
+        abandoned
+    }
+
+    /// Makes workers exit once the queue is empty. Later entries get workers again.
+    pub(super) fn close(&self) {
+        let idle = {
+            let mut state = lock(&self.state);
+            let idle = state.close();
+            idle.iter().for_each(|parker| parker.notify(ThreadState::Busy));
+            idle
+        };
+        idle.iter().for_each(|parker| parker.unpark());
+    }
+
+    /// Allows one more worker, for entries that wait behind work that cannot be stopped. Called
+    /// after `close`. Returns `true` if the caller must spawn it, with [`WorkerState::notified`].
+    #[must_use = "the scheduler counts on the worker that is asked for"]
+    pub(super) fn halt(&self) -> bool {
+        self.with_state(|state| ((), state.halt())).1
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.inbox.is_empty() && lock(&self.state).queue.is_empty()
+    }
+
+    /// Returns how long the oldest new call has waited.
+    pub(super) fn longest_wait(&self) -> Duration {
+        let oldest = [lock(&self.state).queue.oldest(), self.inbox.oldest()];
+        oldest.into_iter().flatten().min().map_or(Duration::ZERO, |queued_at| queued_at.elapsed())
+    }
+
+    pub(super) fn workers(&self) -> usize {
+        lock(&self.state).workers()
+    }
+
+    /// Stores `needs_wakeup`. Returns `true` if it was just set: the caller must check the inbox
+    /// next, because its submitter may not have seen the new value.
+    fn sync_flag(&self, state: &SchedulerState<T, Arc<Parker>>) -> bool {
+        let needs_wakeup = state.needs_wakeup();
+        if self.needs_wakeup.load(Ordering::Relaxed) == needs_wakeup {
+            return false;
+        }
+        self.needs_wakeup.store(needs_wakeup, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        needs_wakeup
+    }
+
+    /// Applies a transition under the lock and performs its wake-up. Returns `true` if the caller
+    /// must spawn a worker.
+    fn with_state<R>(
+        &self,
+        transition: impl FnOnce(&mut SchedulerState<T, Arc<Parker>>) -> (R, WakeUp<Arc<Parker>>),
+    ) -> (R, bool) {
+        let (result, wake_up) = {
+            let mut state = lock(&self.state);
+            let (result, mut wake_up) = transition(&mut state);
+            if state.searching {
+                self.work_available.store(!state.queue.is_empty(), Ordering::Relaxed);
+            }
+            if self.sync_flag(&state) && !self.inbox.is_empty() {
+                debug_assert!(matches!(wake_up, WakeUp::None), "two workers are asked for at once");
+                wake_up = self.drain_inbox(&mut state).wake_if_nonempty();
+                self.sync_flag(&state);
+            }
+            notify(&wake_up);
+            (result, wake_up)
+        };
+        let spawn_worker = match wake_up {
+            WakeUp::None => false,
+            WakeUp::Spawn => true,
+            WakeUp::Unpark(parker) => {
+                parker.unpark();
+                false
+            }
+        };
+        (result, spawn_worker)
+    }
+}
+
+/// First step of a wake-up. Called under the scheduler's lock; see [`Parker`].
+fn notify(wake_up: &WakeUp<Arc<Parker>>) {
+    if let WakeUp::Unpark(parker) = wake_up {
+        parker.notify(ThreadState::Notified);
+    }
+}

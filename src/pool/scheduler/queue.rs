@@ -1,0 +1,235 @@
+use std::{collections::VecDeque, mem};
+
+use tokio::time::Instant;
+
+use super::codel::{OverloadDetector, QueuePolicy};
+use crate::pool::priority::Priority;
+
+/// Period of the picks that go to new calls first. All other picks go to woken calls first, since
+/// these already hold memory and a waiting caller. New calls still get every eighth pick, so that a
+/// future which wakes itself forever does not starve them.
+const NEW_CALL_PERIOD: u8 = 8;
+
+/// Maximum number of calls shed by one pick, so that the call that is picked starts promptly.
+pub(super) const MAX_SHED: usize = 64;
+
+/// Capacity that an empty queue keeps, 16 KiB of entries. More than that is freed after a burst.
+const MAX_IDLE_CAPACITY: usize = 1024;
+
+const CYCLE_LENGTH: usize = 21;
+
+/// Number of picks that each lane has in one cycle while calls wait in all of them.
+const WEIGHTS: [(Priority, i32); 3] = [(Priority::High, 16), (Priority::Normal, 4), (Priority::Low, 1)];
+
+/// Order in which lanes are picked: the sequence of nginx's smooth weighted round robin, which
+/// spreads the picks of each lane evenly.
+const CYCLE: [Priority; CYCLE_LENGTH] = cycle();
+
+/// An entry of the queue.
+pub(in crate::pool) trait QueueItem {
+    /// Returns the time at which the call entered the queue. Read only if the policy sheds calls.
+    fn queued_at(&self) -> Instant;
+}
+
+/// Entries that wait for a worker, and the order in which they are picked. Pure: no locks, and time
+/// is an argument.
+///
+/// Woken calls have a queue of their own, first in, first out. New calls wait in one [`Lane`] for
+/// each priority.
+///
+/// A pick of an empty lane goes to the next lane in the cycle. A lane that is not empty is picked
+/// after at most 20 picks of others, also if these become empty and fill again. (Nginx
+/// keeps credits from pick to pick, which guarantees this only while the same lanes are filled;
+/// otherwise a lane may wait for 32 picks.)
+#[derive(Debug)]
+pub(super) struct Queue<T> {
+    woken: VecDeque<T>,
+    normal: Lane<T>,
+    /// Boxed because most pools never use it, so that the fields that are used under the
+    /// scheduler's lock share few cache lines.
+    other: Box<OtherLanes<T>>,
+    /// Number of calls in `other`.
+    other_len: usize,
+    /// Number of picks so far, modulo [`NEW_CALL_PERIOD`].
+    picks: u8,
+}
+
+#[derive(Debug)]
+struct OtherLanes<T> {
+    high: Lane<T>,
+    low: Lane<T>,
+    /// Position in [`CYCLE`] of the last pick.
+    position: usize,
+}
+
+impl<T: QueueItem> Queue<T> {
+    pub(super) fn new(policy: QueuePolicy) -> Self {
+        let other = OtherLanes { high: Lane::new(policy), low: Lane::new(policy), position: 0 };
+        Self { woken: VecDeque::new(), normal: Lane::new(policy), other: Box::new(other), other_len: 0, picks: 0 }
+    }
+
+    #[inline]
+    pub(super) fn push(&mut self, item: T, priority: Priority, woken: bool) {
+        if woken {
+            return self.woken.push_back(item);
+        }
+        let lane = match priority {
+            Priority::Normal => return self.normal.push(item),
+            Priority::High => &mut self.other.high,
+            Priority::Low => &mut self.other.low,
+        };
+        lane.push(item);
+        self.other_len += 1;
+    }
+
+    /// Removes the next entry. New calls that the policy sheds are moved to `shed`. Returns `None`
+    /// only if the queue is empty then.
+    ///
+    /// A `Fifo` queue needs no `now`.
+    #[inline]
+    pub(super) fn pop(&mut self, now: Option<Instant>, shed: &mut Vec<T>) -> Option<T> {
+        self.picks = (self.picks + 1) % NEW_CALL_PERIOD;
+        match self.picks {
+            0 => self.pop_new(now, shed).or_else(|| self.woken.pop_front()),
+            _ => self.woken.pop_front().or_else(|| self.pop_new(now, shed)),
+        }
+    }
+
+    #[inline]
+    fn pop_new(&mut self, now: Option<Instant>, shed: &mut Vec<T>) -> Option<T> {
+        if self.other_len == 0 {
+            return self.normal.pop(now, shed);
+        }
+        let mut item = None;
+        while item.is_none() && self.normal.items.len() + self.other_len > 0 {
+            let Self { normal, other, other_len, .. } = self;
+            other.position = (other.position + 1) % CYCLE_LENGTH;
+            item = match CYCLE[other.position] {
+                Priority::High => other.high.pop(now, shed),
+                Priority::Normal => normal.pop(now, shed),
+                Priority::Low => other.low.pop(now, shed),
+            };
+            *other_len = other.high.items.len() + other.low.items.len();
+        }
+        item
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.woken.len() + self.normal.items.len() + self.other_len
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    pub(super) fn has_normal(&self) -> bool {
+        !self.normal.items.is_empty()
+    }
+
+    /// Appends all of `items` as new calls of normal priority. Only for `Fifo`: other policies
+    /// inspect each call.
+    pub(super) fn append_normal(&mut self, items: &mut VecDeque<T>) {
+        debug_assert!(self.normal.detector.is_none());
+        if self.normal.items.is_empty() {
+            mem::swap(&mut self.normal.items, items);
+        } else {
+            self.normal.items.append(items);
+        }
+    }
+
+    /// Returns the time since which the oldest new call waits.
+    pub(super) fn oldest(&self) -> Option<Instant> {
+        let lanes = [&self.normal, &self.other.high, &self.other.low];
+        lanes.into_iter().filter_map(|lane| lane.items.front().map(QueueItem::queued_at)).min()
+    }
+
+    /// Frees memory that a burst required. Called when the queue is empty.
+    pub(super) fn shrink(&mut self) {
+        let Self { woken, normal, other, .. } = self;
+        for items in [woken, &mut normal.items, &mut other.high.items, &mut other.low.items] {
+            shrink(items);
+        }
+    }
+
+    /// Removes all entries.
+    pub(super) fn drain(&mut self) -> impl Iterator<Item = T> {
+        self.other_len = 0;
+        let OtherLanes { high, low, .. } = &mut *self.other;
+        let lanes = [&mut high.items, &mut self.normal.items, &mut low.items];
+        self.woken.drain(..).chain(lanes.into_iter().flat_map(|items| items.drain(..)))
+    }
+}
+
+/// New calls of one priority, in order of arrival.
+#[derive(Debug)]
+pub(super) struct Lane<T> {
+    items: VecDeque<T>,
+    /// `None` for `Fifo`. Boxed for the same reason as [`Queue::other`].
+    detector: Option<Box<OverloadDetector>>,
+}
+
+impl<T: QueueItem> Lane<T> {
+    pub(super) fn new(policy: QueuePolicy) -> Self {
+        let detector = match policy {
+            QueuePolicy::Fifo => None,
+            QueuePolicy::Codel(codel) => Some(Box::new(OverloadDetector::new(codel))),
+        };
+        Self { items: VecDeque::new(), detector }
+    }
+
+    #[inline]
+    pub(super) fn push(&mut self, item: T) {
+        if let (Some(detector), true) = (&mut self.detector, self.items.is_empty()) {
+            detector.on_empty(item.queued_at());
+        }
+        self.items.push_back(item);
+    }
+
+    /// Removes the next call. Calls to be shed are moved to `shed`.
+    pub(super) fn pop(&mut self, now: Option<Instant>, shed: &mut Vec<T>) -> Option<T> {
+        let (Some(detector), Some(now)) = (&mut self.detector, now) else { return self.items.pop_front() };
+        if !detector.is_overloaded(self.items.front()?.queued_at(), now) {
+            return self.items.pop_front();
+        }
+        // The newest call is removed before others are shed, so that a worker that is free never
+        // sheds the only call.
+        let newest = self.items.pop_back();
+        while shed.len() < MAX_SHED && self.items.front().is_some_and(|item| detector.is_expired(item.queued_at(), now))
+        {
+            shed.extend(self.items.pop_front());
+        }
+        newest
+    }
+
+    #[cfg(all(test, not(tower_offload_loom)))]
+    pub(super) fn len(&self) -> usize {
+        self.items.len()
+    }
+}
+
+/// Frees the memory of an empty queue that has grown in a burst.
+pub(super) fn shrink<T>(items: &mut VecDeque<T>) {
+    if items.capacity() > MAX_IDLE_CAPACITY && items.is_empty() {
+        *items = VecDeque::new();
+    }
+}
+
+const fn cycle() -> [Priority; CYCLE_LENGTH] {
+    let mut cycle = [Priority::High; CYCLE_LENGTH];
+    let mut credits = [0; WEIGHTS.len()];
+    let mut pick = 0;
+    while pick < CYCLE_LENGTH {
+        let (mut best, mut lane) = (0, 0);
+        while lane < WEIGHTS.len() {
+            credits[lane] += WEIGHTS[lane].1;
+            if credits[lane] > credits[best] {
+                best = lane;
+            }
+            lane += 1;
+        }
+        credits[best] -= CYCLE_LENGTH as i32;
+        cycle[pick] = WEIGHTS[best].0;
+        pick += 1;
+    }
+    cycle
+}

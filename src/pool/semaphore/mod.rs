@@ -1,0 +1,239 @@
+#[cfg(all(test, tower_offload_loom))]
+mod loom;
+#[cfg(all(test, not(tower_offload_loom)))]
+mod tests;
+
+use std::collections::VecDeque;
+
+use tokio::sync::oneshot;
+
+use crate::{
+    panic::{catch_unwind, drop_payload},
+    sync::{
+        AtomicBool, AtomicUsize, Mutex,
+        Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst},
+        Padded, fence, lock,
+    },
+};
+
+/// Counting semaphore for the entries of a pool's queue. Waiters are served in order of arrival.
+///
+/// It is made for one pattern: permits are acquired and released one at a time, by different
+/// threads, and seldom waited for. Tokio's semaphore takes a lock for each release and an `Arc` for
+/// each owned permit, which is a fifth of the cost of a call at a million calls per second. A
+/// single counter would be passed between cores twice per call, so each end has its own.
+///
+/// # Waiting
+///
+/// 1. A thread that releases increments `released`, issues a `SeqCst` fence, and loads
+///    `has_waiters`. If it is set, the thread serves waiters.
+/// 2. A task that starts to wait stores `has_waiters` under the lock, issues a `SeqCst` fence, and
+///    serves waiters.
+///
+/// At least one of the two sees the other's write, so that no waiter is left while a permit is
+/// free.
+#[derive(Debug)]
+pub(super) struct Semaphore {
+    capacity: usize,
+    /// `true` while tasks wait. Written under the lock of `waiters`. While it is set, permits are
+    /// acquired only on behalf of the first waiter.
+    has_waiters: AtomicBool,
+    acquire: Padded<AcquireSide>,
+    /// Number of permits released so far. Invariant: `released <= acquired <= released + capacity`.
+    released: Padded<AtomicUsize>,
+    waiters: Mutex<Waiters>,
+}
+
+/// Counters that only threads which acquire permits write.
+#[derive(Debug, Default)]
+struct AcquireSide {
+    /// Number of permits acquired so far.
+    acquired: AtomicUsize,
+    /// Cached value of `released`, at most too low. Refreshed when it indicates that no permit is
+    /// available.
+    released: AtomicUsize,
+}
+
+#[derive(Debug)]
+struct Waiters {
+    is_closed: bool,
+    /// A message is sent once a permit was acquired for the receiver.
+    queue: VecDeque<oneshot::Sender<()>>,
+    /// Upper bound of the number of receivers in `queue` that were dropped.
+    cancelled: usize,
+}
+
+impl Waiters {
+    /// Removes waiters at the front whose receiver was dropped.
+    fn pop_cancelled(&mut self) {
+        while self.queue.front().is_some_and(oneshot::Sender::is_closed) {
+            self.queue.pop_front();
+            self.cancelled = self.cancelled.saturating_sub(1);
+        }
+    }
+}
+
+/// Error of [`Semaphore::acquire`] after [`Semaphore::close`].
+#[derive(Debug)]
+pub(super) struct Closed;
+
+impl Semaphore {
+    pub(super) fn new(capacity: usize) -> Self {
+        Self {
+            capacity,
+            has_waiters: AtomicBool::new(false),
+            acquire: Padded::default(),
+            released: Padded::default(),
+            waiters: Mutex::new(Waiters { is_closed: false, queue: VecDeque::new(), cancelled: 0 }),
+        }
+    }
+
+    /// Returns the number of permits in use.
+    pub(super) fn in_use(&self) -> usize {
+        let released = self.released.load(Acquire); // Loaded first, so that the result is never negative.
+        self.acquire.acquired.load(Acquire).wrapping_sub(released)
+    }
+
+    /// Acquires a permit if one is available and no task waits.
+    pub(super) fn try_acquire(&self) -> bool {
+        !self.has_waiters.load(Relaxed) && self.acquire_unfair()
+    }
+
+    fn acquire_unfair(&self) -> bool {
+        let AcquireSide { acquired, released: cached } = &*self.acquire;
+        // `released` is always loaded first: every permit was acquired before it was released, so
+        // the difference is never negative.
+        let mut released = cached.load(Acquire);
+        let mut before = acquired.load(Acquire);
+        loop {
+            if before.wrapping_sub(released) >= self.capacity {
+                released = self.released.load(Acquire);
+                before = acquired.load(Acquire);
+                if before.wrapping_sub(released) >= self.capacity {
+                    return false;
+                }
+                cached.store(released, Release);
+            }
+            match acquired.compare_exchange_weak(before, before.wrapping_add(1), AcqRel, Acquire) {
+                Ok(_) => return true,
+                Err(now) => before = now,
+            }
+        }
+    }
+
+    /// Waits for a permit. A wait that is cancelled neither keeps nor loses a permit.
+    pub(super) async fn acquire(&self) -> Result<(), Closed> {
+        let mut wait = Wait { semaphore: self, permit: self.enqueue()?, is_done: false };
+        let received = (&mut wait.permit).await;
+        wait.is_done = true;
+        received.map_err(|_| Closed)
+    }
+
+    /// Starts to wait. The permit arrives through the receiver, which must be checked for one if it
+    /// is dropped early.
+    fn enqueue(&self) -> Result<oneshot::Receiver<()>, Closed> {
+        let (sender, receiver) = oneshot::channel();
+        let served = {
+            let mut waiters = lock(&self.waiters);
+            if waiters.is_closed {
+                return Err(Closed);
+            }
+            waiters.queue.push_back(sender);
+            self.has_waiters.store(true, Relaxed);
+            fence(SeqCst);
+            self.serve(&mut waiters)
+        };
+        for _ in 0..send(served) {
+            self.release();
+        }
+        Ok(receiver)
+    }
+
+    /// Releases a permit, and serves waiters.
+    pub(super) fn release(&self) {
+        let mut permits = 1;
+        while permits > 0 {
+            self.released.fetch_add(permits, Release);
+            fence(SeqCst);
+            if !self.has_waiters.load(Relaxed) {
+                return;
+            }
+            let served = self.serve(&mut lock(&self.waiters));
+            permits = send(served);
+        }
+    }
+
+    /// Acquires permits for as many waiters as possible. The caller sends them after it has
+    /// released the lock.
+    fn serve(&self, waiters: &mut Waiters) -> Vec<oneshot::Sender<()>> {
+        let mut served = Vec::new();
+        waiters.pop_cancelled();
+        while !waiters.queue.is_empty() && self.acquire_unfair() {
+            served.extend(waiters.queue.pop_front());
+            waiters.pop_cancelled();
+        }
+        if waiters.queue.is_empty() {
+            self.has_waiters.store(false, Relaxed);
+        }
+        served
+    }
+
+    /// Removes a waiter whose receiver was closed.
+    fn on_cancel(&self) {
+        let mut waiters = lock(&self.waiters);
+        waiters.cancelled += 1;
+        // Scanning the queue at every cancellation would be quadratic.
+        if waiters.cancelled * 2 > waiters.queue.len() {
+            waiters.cancelled = 0;
+            waiters.queue.retain(|waiter| !waiter.is_closed());
+        }
+        if waiters.queue.is_empty() {
+            self.has_waiters.store(false, Relaxed);
+        }
+    }
+
+    /// Fails current and future waits.
+    pub(super) fn close(&self) {
+        let queue = {
+            let mut waiters = lock(&self.waiters);
+            waiters.is_closed = true;
+            self.has_waiters.store(false, Relaxed);
+            std::mem::take(&mut waiters.queue)
+        };
+        drop(queue); // Wakes the waiters, after the lock is released.
+    }
+}
+
+/// Sends permits to waiters. Returns the number of waiters that were cancelled, whose permits must
+/// be released.
+fn send(served: Vec<oneshot::Sender<()>>) -> usize {
+    let send = |waiter: oneshot::Sender<()>| {
+        catch_unwind(|| waiter.send(())).unwrap_or_else(|payload| {
+            // The waiter's waker panicked, which is user code. The permit has arrived.
+            drop_payload(payload);
+            Ok(())
+        })
+    };
+    served.into_iter().filter_map(|waiter| send(waiter).err()).count()
+}
+
+/// A wait that may be cancelled after its permit has arrived.
+struct Wait<'a> {
+    semaphore: &'a Semaphore,
+    permit: oneshot::Receiver<()>,
+    is_done: bool,
+}
+
+impl Drop for Wait<'_> {
+    fn drop(&mut self) {
+        if self.is_done {
+            return;
+        }
+        self.permit.close();
+        if self.permit.try_recv().is_ok() {
+            self.semaphore.release();
+        } else {
+            self.semaphore.on_cancel();
+        }
+    }
+}

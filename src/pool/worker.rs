@@ -1,0 +1,268 @@
+use std::{fmt, io, mem, sync::Arc, time::Duration};
+
+use tokio::{runtime::Handle, time::Instant};
+
+use super::{
+    admission::Admission,
+    call::{CallerWaker, Runnable, RuntimeGuard},
+    error::CallError,
+    scheduler::{Action, Dequeued, Limits, QueueItem, QueuePolicy, Scheduler, WorkerState},
+    stats::PoolShutdownReport,
+    wake_batch::{WakeBatcher, WakeList},
+};
+use crate::panic::{catch_unwind, drop_payload, ignore_panic};
+
+/// Common part of `ThreadPool`, `Rayon` and `TokioBlocking`: admission, a scheduler, and a way to
+/// spawn a worker.
+pub(super) struct WorkerPool {
+    admission: Admission,
+    scheduler: Scheduler<Runnable>,
+    config: WorkerConfig,
+    wake_batcher: WakeBatcher,
+    spawn: Box<dyn Fn(Worker) -> io::Result<()> + Send + Sync>,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) struct WorkerConfig {
+    pub(super) limits: Limits,
+    /// Time that a worker over the minimum waits for work. `None` waits forever.
+    pub(super) keep_alive: Option<Duration>,
+    pub(super) queue_policy: QueuePolicy,
+    /// `true` if threads are borrowed from an executor that has other users. After each call, a
+    /// worker then gives its thread back and asks for a new one if more calls wait.
+    pub(super) is_borrowed: bool,
+    /// `true` if a worker that looks for work spins for some microseconds.
+    pub(super) spin: bool,
+    /// Error of queued calls when no worker can be spawned and none is left.
+    pub(super) spawn_error: CallError,
+}
+
+/// The work of one pool thread. If it is dropped without being run, as by a runtime that shuts
+/// down, it removes itself from the scheduler.
+pub(super) struct Worker {
+    pool: Arc<WorkerPool>,
+    state: WorkerState<Runnable>,
+    has_exited: bool,
+}
+
+impl QueueItem for Runnable {
+    fn queued_at(&self) -> Instant {
+        self.created()
+    }
+}
+
+impl WorkerPool {
+    pub(super) fn new(
+        admission: Admission,
+        config: WorkerConfig,
+        spawn: impl Fn(Worker) -> io::Result<()> + Send + Sync + 'static,
+    ) -> Arc<Self> {
+        let scheduler = Scheduler::new(config.limits, config.queue_policy, config.spin);
+        Arc::new(Self { admission, scheduler, config, wake_batcher: WakeBatcher::new(), spawn: Box::new(spawn) })
+    }
+
+    pub(super) fn admission(&self) -> &Admission {
+        &self.admission
+    }
+
+    pub(super) fn workers(&self) -> usize {
+        self.scheduler.workers()
+    }
+
+    /// Spawns one worker ahead of any work.
+    pub(super) fn spawn_ahead(self: &Arc<Self>) -> io::Result<()> {
+        if self.scheduler.add_worker() { (self.spawn)(Worker::new(self.clone(), WorkerState::busy())) } else { Ok(()) }
+    }
+
+    pub(super) fn schedule(self: &Arc<Self>, runnable: Runnable) {
+        let (priority, has_started) = runnable.priority_and_started();
+        if self.scheduler.push(runnable, priority, has_started) {
+            self.spawn_worker();
+        }
+    }
+
+    /// Returns the longer of two waits: of the call that started last, and of the oldest one that
+    /// waits now.
+    pub(super) fn expected_wait(&self) -> Duration {
+        self.admission.expected_wait().max(self.scheduler.longest_wait())
+    }
+
+    /// Rejects new calls. Workers run the queued ones and exit.
+    pub(super) fn close(&self) {
+        self.admission.close();
+        self.scheduler.close();
+    }
+
+    pub(super) async fn shutdown(self: Arc<Self>, timeout: Duration) -> PoolShutdownReport {
+        self.close();
+        let report = self.admission.shutdown(timeout).await;
+        if self.scheduler.halt() {
+            self.spawn_worker();
+        }
+        report
+    }
+
+    /// Spawns a worker that the scheduler has asked for. If that fails, the drop of the worker
+    /// removes it from the scheduler. Queued calls then wait for other workers, or fail if there
+    /// are none.
+    fn spawn_worker(self: &Arc<Self>) {
+        let worker = Worker::new(self.clone(), WorkerState::notified());
+        if self.admission.is_halted() {
+            // The executor's own threads may be stuck in work that cannot be stopped.
+            let _ = std::thread::Builder::new().name("offload-reaper".to_owned()).spawn(move || worker.run());
+        } else {
+            let _ = (self.spawn)(worker);
+        }
+    }
+}
+
+impl Worker {
+    fn new(pool: Arc<WorkerPool>, state: WorkerState<Runnable>) -> Self {
+        Self { pool, state, has_exited: false }
+    }
+
+    /// Makes the worker busy. Called on its thread if that has something to do before it runs
+    /// calls.
+    pub(super) fn on_start(&mut self) {
+        if self.pool.scheduler.on_worker_start(&mut self.state) {
+            self.pool.spawn_worker();
+        }
+    }
+
+    /// Runs calls until the worker must exit. Never unwinds.
+    pub(super) fn run(mut self) {
+        let keep_alive = self.pool.config.keep_alive;
+        let may_park = keep_alive != Some(Duration::ZERO);
+        let mut action = self.pool.scheduler.next(&mut self.state, may_park);
+        loop {
+            action = match action {
+                Action::Run(first) => match self.run_batch(first, may_park) {
+                    Some(action) => action,
+                    None => {
+                        let pool = self.pool.clone();
+                        let _ = (pool.spawn)(self);
+                        return;
+                    }
+                },
+                Action::Search => {
+                    self.pool.scheduler.search(&mut self.state);
+                    self.pool.scheduler.next(&mut self.state, may_park)
+                }
+                Action::Park if self.pool.scheduler.park(&mut self.state, keep_alive) => {
+                    self.pool.scheduler.next(&mut self.state, may_park)
+                }
+                Action::Park | Action::Exit => break,
+            };
+        }
+        self.has_exited = true;
+    }
+
+    /// Runs calls as long as they were made in the same runtime and the worker need not park.
+    /// Returns the action that ends the batch, or `None` if the worker must give its thread back.
+    fn run_batch(&mut self, first: Dequeued<Runnable>, may_park: bool) -> Option<Action<Dequeued<Runnable>>> {
+        let Self { pool, state, .. } = self;
+        let WorkerPool { admission, scheduler, config, wake_batcher, .. } = &**pool;
+        let runtime = first.item.runtime().filter(|_| !config.is_borrowed).cloned();
+        let mut batch = RunBatch::enter(runtime.as_ref(), wake_batcher);
+        let mut dequeued = first;
+        let end = loop {
+            let Dequeued { item: runnable, spawn_worker, has_more } = dequeued;
+            if spawn_worker {
+                pool.spawn_worker();
+            }
+            for shed in state.shed.drain(..) {
+                ignore_panic(|| shed.refuse(CallError::Expired));
+            }
+            // A call catches the panics of its work. One that arrives here was raised by a metrics
+            // recorder or a tracing subscriber.
+            let caller = catch_unwind(|| runnable.run_without_wake()).unwrap_or_else(|payload| {
+                drop_payload(payload);
+                None
+            });
+            if let Some(caller) = caller {
+                batch.wake(caller, !has_more);
+            }
+            if config.is_borrowed && !admission.is_halted() && !scheduler.is_empty() {
+                break None;
+            }
+            let mut action = scheduler.next(state, may_park);
+            while let Action::Search = action {
+                scheduler.search(state);
+                action = scheduler.next(state, may_park);
+            }
+            match action {
+                Action::Run(next) if batch.covers(next.item.runtime()) => dequeued = next,
+                action => break Some(action),
+            }
+        };
+        // Tokio panics here if work has leaked the guard of a runtime that it entered.
+        ignore_panic(|| drop(batch));
+        end
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        if !self.has_exited {
+            let WorkerPool { admission, scheduler, config, .. } = &*self.pool;
+            for runnable in scheduler.on_worker_lost(&self.state) {
+                runnable.refuse(if admission.is_closed() { CallError::Closed } else { config.spawn_error });
+            }
+        }
+    }
+}
+
+impl fmt::Debug for WorkerPool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WorkerPool")
+            .field("admission", &self.admission)
+            .field("config", &self.config)
+            .field("workers", &self.workers())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Calls that a worker runs one after the other without parking, all made in one runtime. The
+/// runtime is entered once for all of them, and their callers are woken together.
+#[derive(Debug)]
+struct RunBatch<'a> {
+    guard: RuntimeGuard<'a>,
+    runtime: Option<&'a Handle>,
+    wake_batcher: &'a WakeBatcher,
+    /// Looked up for the second caller, since most batches of a pool that is not busy have one
+    /// call.
+    wake_list: Option<Arc<WakeList>>,
+    is_first: bool,
+}
+
+impl<'a> RunBatch<'a> {
+    fn enter(runtime: Option<&'a Handle>, wake_batcher: &'a WakeBatcher) -> Self {
+        Self { guard: RuntimeGuard::enter(runtime), runtime, wake_batcher, wake_list: None, is_first: true }
+    }
+
+    /// Returns `true` if a call made in `runtime` can be part of the batch.
+    fn covers(&self, runtime: Option<&Handle>) -> bool {
+        self.guard.covers(runtime)
+    }
+
+    /// Wakes a caller now, or together with others. `is_last` is `true` if no other call is queued.
+    fn wake(&mut self, caller: CallerWaker, is_last: bool) {
+        let is_first = mem::replace(&mut self.is_first, false);
+        match self.runtime {
+            Some(runtime) if caller.is_maker && !is_first => {
+                let list = self.wake_list.get_or_insert_with(|| self.wake_batcher.list(runtime));
+                self.wake_batcher.wake(list, caller, is_last);
+            }
+            _ => caller.wake(),
+        }
+    }
+}
+
+impl Drop for RunBatch<'_> {
+    /// Wakes the callers in the list, because this worker will not drain it later.
+    fn drop(&mut self) {
+        if let Some(list) = &self.wake_list {
+            list.wake_all();
+        }
+    }
+}
