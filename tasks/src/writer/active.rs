@@ -84,10 +84,11 @@ impl ActiveTask {
         *lock(&self.accept_reply) = Some(reply);
     }
 
-    /// Tells the caller whether the record was accepted.
+    /// Replies to the caller that waits until the record is accepted.
     pub(super) fn reply(&self, result: Result<(), StoreError>) {
-        if let Some(reply) = lock(&self.accept_reply).take() {
-            ignore_panic(|| drop(reply.send(result)));
+        let reply = lock(&self.accept_reply).take();
+        if let Some(reply) = reply {
+            ignore_panic(|| drop(reply.send(result))); // wakes the caller, whose waker is user code
         }
     }
 

@@ -332,7 +332,11 @@ impl WriterTask {
     }
 
     async fn run(mut self) {
-        while !self.is_done() {
+        loop {
+            if self.end_if_done() {
+                self.release_lease().await;
+                return;
+            }
             let Some(lease) = self.acquire_lease().await else {
                 self.wait_until(Some(self.begin_at)).await;
                 continue;
@@ -349,12 +353,24 @@ impl WriterTask {
                 self.wait_until(next.into_iter().flatten().min()).await;
             }
         }
-        self.end().await;
     }
 
-    fn is_done(&self) -> bool {
-        self.writer
-            .with_state(|state| state.phase > Phase::Open && state.queue.is_empty() && state.cancel_requests.is_empty())
+    /// Enters the phase `Ended` if the writer is closed and everything is written.
+    fn end_if_done(&self) -> bool {
+        self.writer.with_state(|state| {
+            let is_done = state.phase > Phase::Open && state.queue.is_empty() && state.cancel_requests.is_empty();
+            if is_done {
+                state.phase = Phase::Ended;
+            }
+            is_done
+        })
+    }
+
+    async fn release_lease(&self) {
+        if let Some(lease) = self.writer.with_state(|state| state.lease) {
+            let now = self.writer.now();
+            let _ = call_store(|| self.writer.store.end(lease.epoch, now)).await;
+        }
     }
 
     async fn wait_until(&self, at: Option<Instant>) {
@@ -492,17 +508,6 @@ impl WriterTask {
         let (now, retention) = (self.writer.now(), &self.writer.retention);
         let has_more = call_store(|| self.writer.store.sweep(now, retention)).await.is_ok_and(|swept| swept.more);
         self.sweep_at = if has_more { Instant::now() } else { after(SWEEP_INTERVAL) };
-    }
-
-    async fn end(&self) {
-        let lease = self.writer.with_state(|state| {
-            state.phase = Phase::Ended;
-            state.lease
-        });
-        if let Some(lease) = lease {
-            let now = self.writer.now();
-            let _ = call_store(|| self.writer.store.end(lease.epoch, now)).await;
-        }
     }
 }
 

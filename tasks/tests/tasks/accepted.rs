@@ -6,6 +6,7 @@ use tower_offload::{Background, ThreadPool};
 use tower_offload_tasks::{MemoryStore, Status, TaskState, TaskStore, Tasks, store::Found};
 
 use super::support::{background, done, ended, hold, in_memory};
+
 #[tokio::test]
 async fn accepted_task_responds_with_202_and_its_location() {
     let (tasks, background) = (Tasks::builder(MemoryStore::new()).base_path("/api/tasks/").build(), background());

@@ -24,6 +24,7 @@ impl Backend for InMemory {
 }
 
 store_suite!(InMemory);
+
 #[tokio::test]
 async fn full_store_evicts_a_final_record_or_rejects_the_new_one() {
     let store = MemoryStore::with_capacity(1);

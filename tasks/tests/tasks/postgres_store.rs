@@ -44,6 +44,7 @@ impl Backend for OnServer {
 }
 
 store_suite!(OnServer);
+
 #[tokio::test]
 async fn records_are_lost_after_the_lease_and_not_before() {
     let Some(backend) = OnServer::fresh().await else { return };

@@ -79,6 +79,15 @@ async fn expired_lease_loses_the_running_task_and_is_replaced() {
     assert_eq!(tasks.stats().fenced, 1);
 }
 
+#[tokio::test]
+async fn lease_with_the_longest_interval_is_accepted() {
+    let store = Failing::leased(Duration::MAX);
+    let (tasks, background) = (Tasks::new(store), background());
+    let accepted = tasks.track("x").spawn_blocking(&background, |_| done()).await.unwrap();
+    assert_eq!(ended(&tasks, accepted.id()).await.state, TaskState::Succeeded);
+    assert!(tasks.shutdown(LONG).await.is_clean());
+}
+
 #[tokio::test(start_paused = true)]
 async fn unnoticed_expiry_rejects_one_task_and_begins_an_epoch() {
     let store = Failing::leased(Duration::from_secs(3600));

@@ -4,6 +4,7 @@ use tokio::sync::oneshot;
 use tower_offload_tasks::{MemoryStore, Progress, TaskState, TaskStore, Tasks};
 
 use super::support::{Failing, background, done, ended, in_memory, record};
+
 #[tokio::test]
 async fn states_are_observed_in_order_and_once_each() {
     let (tasks, background) = (in_memory(), background());

@@ -1,10 +1,11 @@
 //! Shutdown: open tasks are written or reported.
 
-use std::{convert::Infallible, future, time::Duration};
+use std::{convert::Infallible, future, sync::Arc, time::Duration};
 
 use tower_offload_tasks::{MemoryStore, Reason, TaskState, TaskStore, Tasks};
 
 use super::support::{Failing, LONG, Mode, SHORT, background, done, ended, hold, in_memory, record};
+
 #[tokio::test]
 async fn task_that_ends_in_time_is_written_and_no_more_are_accepted() {
     let store = MemoryStore::new();
@@ -88,4 +89,15 @@ async fn tasks_are_written_after_the_last_handle_is_dropped() {
     while store.get(id).await.unwrap().into_record().unwrap().state != TaskState::Succeeded {
         tokio::task::yield_now().await;
     }
+}
+
+#[test]
+fn open_task_does_not_keep_its_store_alive() {
+    let (store, background) = (Arc::new(MemoryStore::new()), background());
+    let weak = Arc::downgrade(&store);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let held = runtime.block_on(async { hold(&Tasks::new(store), &background).await });
+    drop(runtime); // and with it the writer task
+    assert!(weak.upgrade().is_none());
+    held.release();
 }

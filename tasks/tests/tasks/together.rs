@@ -4,6 +4,7 @@ use tower_offload::{Background, ThreadPool};
 use tower_offload_tasks::{MemoryStore, TaskState, Tasks, store::Found};
 
 use super::support::{Failing, LONG, done};
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn ten_thousand_tasks_are_found_as_soon_as_they_are_accepted() {
     let pool = ThreadPool::builder().threads(2).build().unwrap();
