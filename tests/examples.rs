@@ -322,76 +322,11 @@ async fn tower_tells_results_errors_and_refusals_apart() {
     let expected = [
         "below 1000: 168",
         "error: 18446744073709551615 is above the limit, a rejection: false",
-        "rejected: the pool has no room for the call (Some(Overloaded))",
+        "rejected: the pool has no capacity for the call (Some(Overloaded))",
         "below 1000000: 78498",
         "all calls completed: true",
     ];
     assert_eq!(results, expected);
-}
-
-// ---- latency_report ----
-
-#[tokio::test]
-async fn latency_report_explains_its_options_and_measures_nothing_unoptimised() {
-    let Some(help) = run("latency_report", &["--help"]).await else { return };
-    assert!(help.status.success());
-    let help = String::from_utf8_lossy(&help.stdout).into_owned();
-    for option in ["--full", "--from <FILE>", "--output <FILE>", "--json <FILE>", "--no-recovery", "latency.html"] {
-        assert!(help.contains(option), "{option} in {help}");
-    }
-    assert!(!help.contains("serve"), "what it starts itself with is nobody else's: {help}");
-
-    let missing = run("latency_report", &["--from", "there-is-no-such-file"]).await.unwrap();
-    assert_eq!(missing.status.code(), Some(1));
-    let error = String::from_utf8_lossy(&missing.stderr);
-    assert!(error.starts_with("error: cannot read there-is-no-such-file: "), "{error}");
-}
-
-#[tokio::test]
-async fn latency_report_makes_a_page_of_an_earlier_run() {
-    let figures = Path::new(env!("CARGO_MANIFEST_DIR")).join("latency_figures.json");
-    let folder = std::env::temp_dir().join(format!("tower-offload-report-{}", std::process::id()));
-    fs::create_dir_all(&folder).unwrap();
-    let hostile = fs::read_to_string(&figures).unwrap().replace("offload/rayon", "<script>&");
-    let input = folder.join("figures.json");
-    fs::write(&input, &hostile).unwrap();
-    let output = folder.join("page.html");
-    let arguments = [Path::new("--from"), &input, Path::new("--output"), &output].map(|it| it.to_str().unwrap());
-    let outcome = run("latency_report", &arguments).await;
-    let page = fs::read_to_string(&output);
-    fs::remove_dir_all(&folder).unwrap();
-    let Some(outcome) = outcome else { return };
-    assert!(outcome.status.success(), "{outcome:?}");
-    let said = String::from_utf8_lossy(&outcome.stdout).into_owned();
-    assert!(said.ends_with(&format!("written to {}\n", output.display())), "{said}");
-
-    let page = page.unwrap();
-    for name in ["inline", "spawn_blocking", "offload/threads", "offload/codel", "&lt;script&gt;&amp;"] {
-        assert!(page.contains(&format!("<th scope=\"row\">{name}</th>")), "{name}");
-        assert!(page.matches(name).count() > 1, "{name} in a picture too");
-    }
-    for part in ["prefers-color-scheme: dark", "Goals", "NOT MET", "How it was measured", "Linux"] {
-        assert!(page.contains(part), "{part}");
-    }
-    assert_eq!(page.matches("<svg ").count(), 3);
-    for foreign in ["<script", "<link", "<img", "src=", "@import", "url("] {
-        assert!(!page.contains(foreign), "a page that needs nothing else has no {foreign}");
-    }
-    assert_tags_match(&page);
-}
-
-/// That what is opened is closed, and in that order.
-fn assert_tags_match(page: &str) {
-    let mut open = Vec::new();
-    for tag in page.split('<').skip(1).map(|rest| rest.split('>').next().unwrap()) {
-        let name = tag.trim_start_matches('/').split([' ', '\n', '/']).next().unwrap();
-        match tag {
-            _ if tag.starts_with('!') || tag.ends_with('/') || name == "meta" => {}
-            _ if tag.starts_with('/') => assert_eq!(open.pop(), Some(name), "</{name}>"),
-            _ => open.push(name),
-        }
-    }
-    assert!(open.is_empty(), "{open:?} are not closed");
 }
 
 #[test]

@@ -52,11 +52,12 @@ impl Drop for Request {
 async fn burst(pool: &Arc<dyn Pool>, queued: usize) {
     let (ran, drops) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let ran_too = ran.clone();
-    let mut service = OffloadLayer::new(pool.clone()).reject_with(Err).layer(service_fn_blocking(move |request: Request| {
-        ran_too.fetch_add(1, SeqCst);
-        drop(request);
-        Ok::<_, CallError>(())
-    }));
+    let mut service =
+        OffloadLayer::new(pool.clone()).reject_with(Err).layer(service_fn_blocking(move |request: Request| {
+            ran_too.fetch_add(1, SeqCst);
+            drop(request);
+            Ok::<_, CallError>(())
+        }));
     let (entered, inside) = tokio::sync::oneshot::channel();
     let (release, released) = mpsc::channel::<()>();
     let held = pool.run(move || {

@@ -286,9 +286,9 @@ async fn handle(
         };
         counter.fetch_add(1, SeqCst);
     });
-    if number % (2 * TASK) == 0 {
+    if number.is_multiple_of(2 * TASK) {
         after.task("on the pool").always().spawn_blocking(|| ()).unwrap();
-    } else if number % TASK == 0 {
+    } else if number.is_multiple_of(TASK) {
         after.task("on the runtime").always().spawn(tokio::task::yield_now()).unwrap();
     }
     let body = match request.uri().path() {

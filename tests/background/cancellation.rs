@@ -80,8 +80,11 @@ impl Pool for LazyPool {
 /// A thread may reach a task after the shutdown has timed out and before the task is aborted.
 #[test]
 fn a_task_reached_while_a_shutdown_times_out_is_cancelled() {
-    let pool =
-        Arc::new(LazyPool { admission: Admission::new("lazy", 2), waiting: Mutex::default(), is_eager: AtomicBool::new(false) });
+    let pool = Arc::new(LazyPool {
+        admission: Admission::new("lazy", 2),
+        waiting: Mutex::default(),
+        is_eager: AtomicBool::new(false),
+    });
     let (background, failures) = with_failure_log(Background::builder().pool(pool.clone()));
     background.task("running").spawn(std::future::pending::<()>()).unwrap();
     pool.run_all();

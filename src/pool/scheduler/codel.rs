@@ -111,7 +111,7 @@ impl fmt::Display for InvalidPolicy {
             }
             Self::IntervalBelowTarget(Codel { target, interval }) => write!(
                 f,
-                "`Codel` has an interval of {interval:?} and a target of {target:?}: use an interval of at least the target"
+                "`Codel` has interval {interval:?} shorter than target {target:?}: use an interval of at least the target"
             ),
         }
     }

@@ -65,8 +65,7 @@ async fn what_is_enqueued_runs_though_the_response_fails_and_what_is_done_here_d
     for (capacity, state, reason) in
         [(64, TaskState::Cancelled, Some(Reason::ResponseFailed)), (1, TaskState::Succeeded, None)]
     {
-        let background =
-            Background::builder().pool(ThreadPool::blocking(2)).max_tasks(capacity).max_running(1).build();
+        let background = Background::builder().pool(ThreadPool::blocking(2)).max_tasks(capacity).max_running(1).build();
         let of_handler = durable.clone();
         let id = fail_after_registering(background, of_handler, &tasks, capacity == 1).await;
         let done = ended(&tasks, id).await;
