@@ -3,12 +3,9 @@
 //! Standard output has one line of JSON for each request when its hook runs, for each task that
 //! ran, and at the end for the shutdown. Everything else goes to standard error. Outcomes say
 //! `flushed`, or `handed_over` with `--plain`. The server speaks HTTP/1 and HTTP/2 (`curl
-//! --http2-prior-knowledge`, or `--tls` and `curl --insecure --http2`).
+//! --http2-prior-knowledge`).
 
-use std::{
-    convert::Infallible, error::Error, fmt::Debug, io, net::Ipv4Addr, net::SocketAddr, process::ExitCode, sync::Arc,
-    time::Duration,
-};
+use std::{convert::Infallible, error::Error, io, net::Ipv4Addr, process::ExitCode, time::Duration};
 
 use axum::{
     Router,
@@ -18,28 +15,21 @@ use axum::{
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::get,
-    serve::{Listener, ListenerExt},
+    serve::ListenerExt,
 };
 use clap::Parser;
 use futures_util::{StreamExt, stream};
 use http_body_util::StreamBody;
 use hyper::body::Frame;
 use serde_json::json;
-use tokio::{
-    net::{TcpListener, TcpStream},
-    task::JoinSet,
-    time,
-};
-use tokio_rustls::{TlsAcceptor, rustls, server::TlsStream};
+use tokio::{net::TcpListener, time};
 use tower_offload::{
     AfterResponse, AfterResponseLayer, Background,
     axum::{serve, shutdown_signal},
-    background::BackgroundShutdownReport,
 };
 
 /// The time from SIGTERM or Ctrl-C until connections and tasks have ended.
 const GRACE: Duration = Duration::from_secs(10);
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The largest response, so that a mistyped number does not exhaust the memory.
 const MAX_BYTES: usize = 1 << 30;
 
@@ -55,9 +45,6 @@ struct Options {
     /// Do not track connections: outcomes say when hyper took the last frame.
     #[arg(long, conflicts_with = "tracked")]
     plain: bool,
-    /// Use TLS with a self-signed certificate; ALPN selects HTTP/1 or HTTP/2.
-    #[arg(long)]
-    tls: bool,
 }
 
 fn routes() -> Router {
@@ -138,76 +125,24 @@ async fn failing(Path(n): Path<usize>) -> Response {
     })
 }
 
-fn tls_acceptor() -> Result<TlsAcceptor, Box<dyn Error>> {
-    let certified = rcgen::generate_simple_self_signed(["localhost".to_owned(), Ipv4Addr::LOCALHOST.to_string()])?;
-    let key = rustls::pki_types::PrivateKeyDer::try_from(certified.signing_key.serialize_der())?;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_no_client_auth()
-        .with_single_cert(vec![certified.cert.der().clone()], key)?;
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(TlsAcceptor::from(Arc::new(config)))
-}
-
-/// Accepts TLS connections. Handshakes run in tasks, so that a slow client does not delay others.
-struct TlsListener {
-    tcp: TcpListener,
-    acceptor: TlsAcceptor,
-    handshakes: JoinSet<Option<(TlsStream<TcpStream>, SocketAddr)>>,
-}
-
-impl Listener for TlsListener {
-    type Io = TlsStream<TcpStream>;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (Self::Io, SocketAddr) {
-        loop {
-            tokio::select! {
-                (stream, address) = Listener::accept(&mut self.tcp) => {
-                    let _ = stream.set_nodelay(true);
-                    let handshake = time::timeout(HANDSHAKE_TIMEOUT, self.acceptor.accept(stream));
-                    self.handshakes.spawn(async move { Some((handshake.await.ok()?.ok()?, address)) });
-                }
-                Some(handshake) = self.handshakes.join_next() => {
-                    if let Ok(Some(accepted)) = handshake {
-                        return accepted;
-                    }
-                }
-            }
-        }
-    }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.tcp.local_addr()
-    }
-}
-
-/// Serves until a signal, tracked or plain: the app is the same.
-async fn run<L: Listener<Addr: Debug>>(listener: L, plain: bool) -> io::Result<BackgroundShutdownReport> {
+/// Serves until a signal, tracked or plain, with the same app.
+async fn start(options: Options) -> Result<(), Box<dyn Error>> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, options.port)).await;
+    let listener = listener.map_err(|error| format!("cannot listen on port {}: {error}", options.port))?;
+    eprintln!("listening on http://{}; SIGTERM or Ctrl-C ends it", listener.local_addr()?);
+    let listener = listener.tap_io(|stream| drop(stream.set_nodelay(true)));
     let background = Background::default();
     let app = routes().layer(middleware::from_fn(report)).layer(AfterResponseLayer::new(background.clone()));
     let signal = shutdown_signal()?;
-    if plain {
+    let tasks = if options.plain {
         axum::serve(listener, app).with_graceful_shutdown(signal).await?;
-        return Ok(background.shutdown(GRACE).await);
-    }
-    let report = serve(listener, app).shutdown(signal, GRACE, &background).await;
-    if report.open_connections > 0 {
-        eprintln!("{} connections did not end in time", report.open_connections);
-    }
-    Ok(report.background)
-}
-
-async fn start(options: Options) -> Result<(), Box<dyn Error>> {
-    let tcp = TcpListener::bind((Ipv4Addr::LOCALHOST, options.port)).await;
-    let tcp = tcp.map_err(|error| format!("cannot listen on port {}: {error}", options.port))?;
-    let scheme = if options.tls { "https" } else { "http" };
-    eprintln!("listening on {scheme}://{}; SIGTERM or Ctrl-C ends it", tcp.local_addr()?);
-    let tasks = if options.tls {
-        run(TlsListener { tcp, acceptor: tls_acceptor()?, handshakes: JoinSet::new() }, options.plain).await?
+        background.shutdown(GRACE).await
     } else {
-        run(tcp.tap_io(|stream| drop(stream.set_nodelay(true))), options.plain).await?
+        let report = serve(listener, app).shutdown(signal, GRACE, &background).await;
+        if report.open_connections > 0 {
+            eprintln!("{} connections did not end in time", report.open_connections);
+        }
+        report.background
     };
     let still_running: Vec<_> = tasks
         .still_running

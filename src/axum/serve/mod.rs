@@ -26,7 +26,7 @@
 //!
 //! TLS belongs into the listener: its `Io` is the decrypted stream, and ALPN offers `h2` and
 //! `http/1.1`. `accept` should run handshakes in tasks and limit their time, so that a slow client
-//! does not delay others. `examples/after_response.rs` has such a listener for tokio-rustls.
+//! does not delay others. `examples/tls.rs` has such a listener for tokio-rustls.
 //!
 //! # When not to use it
 //!
