@@ -138,5 +138,5 @@ impl<H, T> Default for Pending<H, T> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(tower_offload_loom)))]
 mod tests;

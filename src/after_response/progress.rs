@@ -247,5 +247,5 @@ fn grpc_status(headers: &HeaderMap) -> Option<i32> {
     headers.get("grpc-status")?.to_str().ok()?.parse().ok()
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(tower_offload_loom)))]
 mod tests;
