@@ -11,7 +11,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::{BodyExt, Empty};
 use serde_json::Value;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tower::ServiceExt;
 
 use crate::{
@@ -20,42 +20,42 @@ use crate::{
     record::Ending,
     service::{
         Access, ResponseBody,
-        source::{Changes, Source, StreamsEnd},
+        source::{Changes, Source, StreamsEnded},
     },
     store::{Epoch, Filter, Found, Listing, Op, Page, Process, StoreFuture},
 };
 
-/// Tasks whose every step a test makes by hand.
+/// Tasks whose every step is made by the test.
 #[derive(Clone)]
-pub(super) struct Rig(Arc<Inner>);
+pub(super) struct Controlled(Arc<Inner>);
 
 struct Inner {
     store: MemoryStore,
     epoch: Epoch,
     accepted: AtomicU64,
-    live: Mutex<HashMap<TaskId, watch::Sender<Record>>>,
+    active: Mutex<HashMap<TaskId, watch::Sender<Record>>>,
     is_closed: AtomicBool,
     fault: Mutex<Option<fn() -> StoreError>>,
-    streams_end: watch::Sender<bool>,
+    streams_ended: watch::Sender<bool>,
 }
 
-impl Rig {
+impl Controlled {
     pub(super) async fn new() -> Self {
         let store = MemoryStore::new();
-        let epoch = store.begin(&Process::new("rig", Timestamp::default())).await.unwrap().epoch;
-        let (live, is_closed, fault) = (Mutex::default(), AtomicBool::new(false), Mutex::default());
-        let (accepted, streams_end) = (AtomicU64::new(0), watch::Sender::new(false));
-        Self(Arc::new(Inner { store, epoch, accepted, live, is_closed, fault, streams_end }))
+        let epoch = store.begin(&Process::new("test", Timestamp::default())).await.unwrap().epoch;
+        let (active, is_closed, fault) = (Mutex::default(), AtomicBool::new(false), Mutex::default());
+        let (accepted, streams_ended) = (AtomicU64::new(0), watch::Sender::new(false));
+        Self(Arc::new(Inner { store, epoch, accepted, active, is_closed, fault, streams_ended }))
     }
 
-    /// One that decides nothing: with the defaults.
-    pub(super) fn closed_service(&self) -> StatusService {
-        StatusService::new(self.clone())
+    /// Returns a service with the default options.
+    pub(super) fn default_service(&self) -> StatusService {
+        StatusService::new(self.clone(), Arc::new(Semaphore::new(1024)))
     }
 
-    /// One that lets everybody do everything.
+    /// Returns a service that permits everything.
     pub(super) fn service(&self) -> StatusService {
-        self.closed_service().authorize(|_, _| Access::All)
+        self.default_service().authorize(|_, _| Access::All)
     }
 
     pub(super) async fn accept(&self, name: &str) -> TaskId {
@@ -63,13 +63,13 @@ impl Rig {
     }
 
     pub(super) async fn accept_of(&self, name: &str, owner: Option<&str>) -> TaskId {
-        // ids of one millisecond have no order: here each has a millisecond of its own
+        // Ids of the same millisecond have no order, so each task has a millisecond of its own.
         let time = now().after(Duration::from_millis(self.0.accepted.fetch_add(1, Relaxed)));
         let mut record = Record::new(TaskId::generate(time).unwrap(), name, now());
         record.owner = owner.map(str::to_owned);
         let id = record.id;
         self.write(Op::Accept(Box::new(record.clone()))).await;
-        self.0.live.lock().unwrap().insert(id, watch::Sender::new(record));
+        self.0.active.lock().unwrap().insert(id, watch::Sender::new(record));
         id
     }
 
@@ -89,9 +89,9 @@ impl Rig {
         self.change(id, |record| assert!(record.finish(Ending::Failed(Failure::new("io", message)), now()))).await;
     }
 
-    /// As if it were of another process: nothing wakes those who watch it.
+    /// Ends all subscriptions to a task.
     pub(super) fn forget(&self, id: TaskId) {
-        self.0.live.lock().unwrap().remove(&id);
+        self.0.active.lock().unwrap().remove(&id);
     }
 
     pub(super) async fn evict_all_final(&self) {
@@ -103,7 +103,7 @@ impl Rig {
     }
 
     pub(super) fn end_streams(&self) {
-        self.0.streams_end.send_replace(true);
+        self.0.streams_ended.send_replace(true);
     }
 
     pub(super) fn fail_with(&self, fault: fn() -> StoreError) {
@@ -114,8 +114,8 @@ impl Rig {
         let mut record = self.0.store.get(id).await.unwrap().into_record().unwrap();
         change(&mut record);
         self.write(Op::Update(Box::new(record.clone()))).await;
-        let live = self.0.live.lock().unwrap();
-        live[&id].send_replace(record);
+        let active = self.0.active.lock().unwrap();
+        active[&id].send_replace(record);
     }
 
     async fn write(&self, op: Op) {
@@ -131,7 +131,7 @@ fn now() -> Timestamp {
     Timestamp::from(std::time::SystemTime::now())
 }
 
-impl Source for Rig {
+impl Source for Controlled {
     fn get(&self, id: TaskId) -> StoreFuture<'_, Found> {
         match self.fault() {
             Ok(()) => self.0.store.get(id),
@@ -165,10 +165,10 @@ impl Source for Rig {
     fn subscribe(&self, id: TaskId) -> StoreFuture<'_, Option<Box<dyn Changes>>> {
         Box::pin(async move {
             self.fault()?;
-            let receiver = self.0.live.lock().unwrap().get(&id).map(watch::Sender::subscribe);
+            let receiver = self.0.active.lock().unwrap().get(&id).map(watch::Sender::subscribe);
             Ok(receiver.map(|mut receiver| {
                 let record = receiver.borrow_and_update().clone();
-                Box::new(Watched { record, receiver }) as _
+                Box::new(Subscribed { record, receiver }) as _
             }))
         })
     }
@@ -177,18 +177,18 @@ impl Source for Rig {
         self.0.is_closed.load(Relaxed)
     }
 
-    fn streams_end(&self) -> StreamsEnd {
-        let mut streams_end = self.0.streams_end.subscribe();
-        Box::pin(async move { drop(streams_end.wait_for(|ended| *ended).await) })
+    fn streams_ended(&self) -> StreamsEnded {
+        let mut streams_ended = self.0.streams_ended.subscribe();
+        Box::pin(async move { drop(streams_ended.wait_for(|ended| *ended).await) })
     }
 }
 
-struct Watched {
+struct Subscribed {
     record: Record,
     receiver: watch::Receiver<Record>,
 }
 
-impl Changes for Watched {
+impl Changes for Subscribed {
     fn record(&self) -> &Record {
         &self.record
     }
@@ -219,7 +219,7 @@ impl Reply {
         self.headers.get(name).map_or("", |value| value.to_str().unwrap())
     }
 
-    /// The whole answer of an error says its status once more.
+    /// Returns `true` for a problem response, whose body repeats the status.
     pub(super) fn is_problem(&self, status: u16) -> bool {
         self.status == status
             && self.header("content-type") == "application/problem+json"
@@ -236,7 +236,7 @@ pub(super) fn request(method: &str, target: &str, headers: &[(&str, &str)]) -> R
     request.body(Empty::new()).unwrap()
 }
 
-/// The answer, of which the body is not read.
+/// Returns the response without reading its body.
 pub(super) async fn open<S>(
     service: &S,
     method: &str,
