@@ -1,5 +1,12 @@
-//! Reports that take a while: `cargo run --example tasks`, then open <http://localhost:3000/tasks/> and
-//! `curl -i -X POST 'localhost:3000/reports?ms=5000&fail=0'`. The records survive a restart with `--store sqlite:tasks.db`.
+//! Tasks whose status clients can poll or follow.
+//!
+//! ```sh
+//! cargo run -p tower-offload-tasks --all-features --example tasks
+//! curl -i -X POST 'http://localhost:3000/reports?ms=5000&fail=0'
+//! ```
+//!
+//! The page is at <http://localhost:3000/tasks/>. With `--store sqlite:tasks.db` the records
+//! survive a restart.
 
 use std::{error::Error, io, net::Ipv4Addr, thread, time::Duration};
 
@@ -9,12 +16,13 @@ use tokio::{net::TcpListener, signal, sync::oneshot, time};
 use tower_offload::{AfterResponse, AfterResponseLayer, Background};
 use tower_offload_tasks::{AcceptError, Accepted, MemoryStore, SqlStore, Tasks, service::Access};
 
-/// How long after SIGTERM or Ctrl-C each step may take: requests, work, records.
+/// Timeout of each step of the shutdown: requests, work, records.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// Reports that take a while, with status and page
+/// Tasks whose status clients can poll or follow
 ///
-/// curl -i -X POST 'http://127.0.0.1:3000/reports?ms=5000&fail=0', then what `Location` says; the page is http://127.0.0.1:3000/tasks/. Also:
+/// Start a task with curl -i -X POST 'http://127.0.0.1:3000/reports?ms=5000&fail=0'. Its status is
+/// at the `Location` of the response, the page at http://127.0.0.1:3000/tasks/. Other paths:
 /// /tasks/{id}/events, DELETE /tasks/{id}, /status?task_id={id}, /tasks/openapi.json
 #[derive(Parser)]
 struct Options {
@@ -43,29 +51,31 @@ async fn report(
             if progress.is_cancelled() {
                 return Err("cancelled".to_owned());
             }
-            thread::sleep(Duration::from_millis(ms) / 100); // stands for a hundredth of the work
+            thread::sleep(Duration::from_millis(ms) / 100); // the actual work
             progress.set(f64::from(step) / 100.0, format!("{step} of 100 pages"));
         }
         if fail == 0 { Ok(serde_json::json!({"pages": 100})) } else { Err("the printer is on fire".to_owned()) }
     };
-    tasks.track("report").spawn_blocking(&after, work).await // 202 once the record is committed; the work starts after the response
+    // The response is a 202 as soon as the record is stored. The work starts after the response.
+    tasks.track("report").spawn_blocking(&after, work).await
 }
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    tracing_subscriber::fmt().with_max_level(tracing::Level::WARN).with_writer(io::stderr).init(); // a store that fails says so
+    // Shows errors of the store.
+    tracing_subscriber::fmt().with_max_level(tracing::Level::WARN).with_writer(io::stderr).init();
     let options = Options::parse();
     let tasks = match options.store.as_str() {
         "memory" => Tasks::new(MemoryStore::new()),
-        // `postgres:postgres://..` as well as `postgres://..`
+        // Accepts `postgres:postgres://..` and `postgres://..`.
         store => Tasks::new(
             SqlStore::open(store.strip_prefix("postgres:").filter(|url| url.contains(':')).unwrap_or(store)).await?,
         ),
     };
-
     tasks.start().await?;
     let background = Background::default();
-    let service = tasks.service().authorize(|_, _| Access::All); // on a developer's machine everybody may
+    // Permits everything, because the server listens on the loopback interface only.
+    let service = tasks.service().authorize(|_, _| Access::All);
     let app = Router::new()
         .route("/reports", routing::post(report))
         .route_service("/status", tasks.status_alias())
@@ -80,7 +90,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let server = tokio::spawn(server.into_future());
     interrupted.await;
     drop(stop);
-    tasks.end_streams(); // whoever watches a task would hold up the server as long as that lasts
+    tasks.end_streams(); // otherwise the server waits for open event streams
     drop(time::timeout(GRACE, server).await);
     let report = background.shutdown(GRACE).await;
     println!("stopped: {report}; {} records not written", tasks.shutdown(GRACE).await.unwritten.len());

@@ -1,4 +1,4 @@
-//! The example `tasks`, run as its readers run it: as a program, over real connections.
+//! The example `tasks` as a program, over real connections.
 #![cfg(unix)]
 #![allow(clippy::unwrap_used)]
 
@@ -8,7 +8,7 @@ use hyper::StatusCode;
 use tower_offload_tests::Server;
 
 #[tokio::test]
-async fn tasks_are_accepted_followed_and_still_there_after_a_restart() {
+async fn tasks_are_accepted_followed_and_found_after_a_restart() {
     let folder = std::env::temp_dir().join(format!("tower-offload-tasks-{}", std::process::id()));
     fs::create_dir_all(&folder).unwrap();
     let store = format!("sqlite:{}", folder.join("tasks.db").display());
@@ -20,7 +20,7 @@ async fn tasks_are_accepted_followed_and_still_there_after_a_restart() {
         let accepted = server.post(&format!("/reports?ms=100&fail={fail}"), "").await;
         assert_eq!(accepted.status, StatusCode::ACCEPTED, "{}", accepted.text());
         let location = accepted.headers["location"].to_str().unwrap().to_owned();
-        let events = server.get(&format!("{location}/events")).await; // ends with the task
+        let events = server.get(&format!("{location}/events")).await; // the stream ends with the task
         assert!(events.text().contains(&format!("\"state\":\"{state}\"")), "{}", events.text());
         locations.push((location, state));
     }

@@ -16,7 +16,7 @@ use tokio::{sync::Semaphore, time::sleep};
 use tower_offload_benches::BoxError;
 use tower_offload_tasks::{
     SqlStore, Tasks,
-    jobs::{Durable, Job},
+    jobs::{Job, Jobs},
 };
 
 use crate::{
@@ -82,7 +82,7 @@ pub(crate) async fn river(url: &str, fetch_cooldown: Duration, order: &Order) ->
 pub(crate) async fn durable(url: &str, order: &Order) -> Result<Sample, BoxError> {
     let pool = Pool::open(url, 1).await?;
     let tasks = Tasks::new(SqlStore::open(url).await?);
-    let enqueuer = Durable::builder(&tasks).start().await?;
+    let enqueuer = Jobs::builder(&tasks).start().await?;
     if order.scene.measure == Measure::Enqueue {
         let call = move || {
             let enqueuer = enqueuer.clone();
@@ -98,13 +98,13 @@ pub(crate) async fn durable(url: &str, order: &Order) -> Result<Sample, BoxError
         let batch = (first..jobs).take(BATCH).map(|_| async { enqueuer.enqueue(Nothing {}).await.map(drop) });
         join_all(batch).await.into_iter().collect::<Result<(), _>>()?;
     }
-    let _ = enqueuer.drain(TIMEOUT).await;
+    let _ = enqueuer.shutdown(TIMEOUT).await;
     drop(enqueuer);
     let completed = Completed::new();
     // Unlike that of River, the drain includes the time to open the connections.
     let (begin, queue) = loop {
         let (begin, counter) = (Instant::now(), completed.clone());
-        let builder = Durable::builder(&tasks).concurrency(WORKERS).async_worker(TIMEOUT, move |_: Nothing, _| {
+        let builder = Jobs::builder(&tasks).concurrency(WORKERS).worker(TIMEOUT, move |_: Nothing, _| {
             counter.add();
             async { Ok::<_, Infallible>(()) }
         });
@@ -116,7 +116,7 @@ pub(crate) async fn durable(url: &str, order: &Order) -> Result<Sample, BoxError
         }
     };
     let sample = completed.wait(jobs, begin, &pool).await?;
-    let _ = queue.drain(TIMEOUT).await;
+    let _ = queue.shutdown(TIMEOUT).await;
     Ok(sample)
 }
 

@@ -5,35 +5,43 @@ use tokio::sync::mpsc;
 use tower_offload::Pool;
 
 use super::{
-    Backoff, Durable, Job, StartError, group,
-    river::{Database, Plan, Steady, keep_client, keep_lease, keep_records},
-    shared::{Lanes, Shared},
+    Backoff, Job, Jobs, StartError,
+    adapter::Environment,
+    client::Plan,
+    database::Database,
+    maintenance::{self, INSERT_CHANNEL_CAPACITY},
+    queue::{InsertSenders, Queue},
+    running::RunningJobs,
     worker::Worker,
 };
-use crate::{IntoFailure, Progress, SqlStore, Tasks, sync::Mutex};
+use crate::{IntoFailure, Progress, SqlStore, Tasks};
 
-/// Configures [`Durable`]. Made by [`Durable::builder`].
-#[must_use = "a builder does nothing until `start`"]
-pub struct Builder {
+impl Jobs {
+    /// Returns a builder for a job queue in the database of `tasks`. The records of its jobs are
+    /// records of these tasks.
+    pub fn builder(tasks: &Tasks) -> JobsBuilder {
+        JobsBuilder { tasks: tasks.clone(), plan: Plan::default(), concurrency: DEFAULT_CONCURRENCY }
+    }
+}
+
+/// Configures [`Jobs`]. Returned by [`Jobs::builder`].
+#[must_use = "a builder does nothing until `start` is called"]
+pub struct JobsBuilder {
     tasks: Tasks,
     plan: Plan,
-    kinds: Vec<&'static str>,
     concurrency: usize,
 }
 
-/// Half of what the blocking pool has threads for.
 const DEFAULT_CONCURRENCY: usize = 32;
 
-impl Builder {
-    pub(super) fn new(tasks: Tasks) -> Self {
-        Self { tasks, plan: Plan::default(), kinds: Vec::new(), concurrency: DEFAULT_CONCURRENCY }
-    }
-
-    /// Jobs of one kind are done by a closure on a pool, each attempt within `timeout` of its beginning.
+impl JobsBuilder {
+    /// Adds a worker for the jobs of type `J`, which runs a closure on a pool.
     ///
-    /// When that has passed [`Progress::is_cancelled`] turns true, and the attempt has failed: but a closure cannot be ended, so no other attempt
-    /// begins in this process until it has ended by itself. Ask between two steps.
-    pub fn sync_worker<J, P, F, T, E>(mut self, pool: P, timeout: Duration, work: F) -> Self
+    /// An attempt that exceeds `timeout`, measured from the start of the closure, has failed. A
+    /// closure cannot be stopped, so [`Progress::is_cancelled`] becomes `true`, and no other
+    /// attempt of the job starts in this process until the closure returns. Poll it between the
+    /// steps of the work.
+    pub fn blocking_worker<J, P, F, T, E>(mut self, pool: P, timeout: Duration, work: F) -> Self
     where
         J: Job,
         P: Pool,
@@ -41,12 +49,14 @@ impl Builder {
         T: Serialize,
         E: IntoFailure,
     {
-        self.add(Worker::of_closure(pool, timeout, work));
+        self.plan.add_worker(Worker::blocking(pool, timeout, work));
         self
     }
 
-    /// Jobs of one kind are done by a future, each attempt within `timeout`; after that it is dropped.
-    pub fn async_worker<J, F, A, T, E>(mut self, timeout: Duration, work: F) -> Self
+    /// Adds a worker for the jobs of type `J`, which runs a future on the current runtime.
+    ///
+    /// An attempt that exceeds `timeout` has failed, and its future is dropped.
+    pub fn worker<J, F, A, T, E>(mut self, timeout: Duration, work: F) -> Self
     where
         J: Job,
         F: Fn(J, Progress) -> A + Send + Sync + 'static,
@@ -54,85 +64,82 @@ impl Builder {
         T: Serialize,
         E: IntoFailure,
     {
-        self.add(Worker::of_future(timeout, work));
+        self.plan.add_worker(Worker::future(timeout, work));
         self
     }
 
-    fn add<J: Job>(&mut self, worker: Worker<J>) {
-        self.kinds.push(J::KIND);
-        self.plan.add(worker);
-    }
-
-    /// Also takes jobs of this queue, at most so many at the same time, 1 to 10 000. For a queue that jobs are [sent to](super::Enqueue::queue) other than
-    /// by their kind, or that should have another [concurrency](Self::concurrency).
-    pub fn queue(mut self, name: impl Into<String>, concurrency: usize) -> Self {
-        self.plan.queues.insert(name.into(), Some(concurrency));
-        self
-    }
-
-    /// How many jobs of one queue this process takes at the same time, 1 to 10 000. Default 32.
+    /// Adds a queue, with a limit of 1 to 10 000 concurrent jobs in this process.
     ///
-    /// Those of a sync worker then wait for a thread of its pool, and no other process can have them: where processes share the work this should
-    /// be no more than the pool has threads.
+    /// The [`Job::QUEUE`] of each worker is added automatically. Use this for a queue that jobs are
+    /// [sent to](super::Enqueue::queue) explicitly, or for another
+    /// [concurrency](Self::concurrency).
+    pub fn queue(mut self, name: impl Into<String>, concurrency: usize) -> Self {
+        self.plan.add_queue(name.into(), concurrency);
+        self
+    }
+
+    /// Sets the maximum number of concurrent jobs of each other queue in this process, 1 to 10 000.
+    /// Default: 32.
+    ///
+    /// A job that waits for a thread of the pool is not available to other processes. If several
+    /// processes share the work, the limit should not exceed the number of threads.
     pub fn concurrency(self, concurrency: usize) -> Self {
         Self { concurrency, ..self }
     }
 
-    /// How long a job waits after an attempt that failed. Default: [`Backoff::default`].
+    /// Sets the delay before the next attempt of a job that failed. Default: [`Backoff::default`].
     pub fn backoff(mut self, backoff: Backoff) -> Self {
         self.plan.backoff = backoff;
         self
     }
 
-    /// Opens the queue beside the records, takes back what processes that are gone have left, and begins to work.
+    /// Creates or migrates River's tables, recovers jobs of crashed processes, and starts the
+    /// workers.
     ///
-    /// Without workers nothing is worked here, and jobs can be enqueued for other processes.
+    /// Without workers, jobs can be enqueued for other processes.
     ///
     /// # Errors
     ///
-    /// If the records are in no [`SqlStore`](crate::SqlStore), if there are two workers for one kind, if these tasks have durable jobs
-    /// already, or if the database fails or is of another version.
+    /// Returns an error if the store of the tasks is not an [`SqlStore`], if an option is not
+    /// valid, if two workers have the same kind, if another queue is running on the same store, or
+    /// if the database fails or has a newer schema of River.
     ///
     /// # Panics
     ///
-    /// Outside of a tokio runtime with time enabled.
+    /// The future panics outside of a Tokio runtime with time enabled.
     ///
     /// # Cancel safety
     ///
-    /// Dropped early, jobs may have begun; they are handed back.
-    pub async fn start(self) -> Result<Durable, StartError> {
-        let Self { tasks, mut plan, mut kinds, concurrency } = self;
-        let store = tasks.store::<SqlStore>().cloned().ok_or(StartError::MEMORY)?;
-        kinds.sort_unstable();
-        if let Some(pair) = kinds.windows(2).find(|pair| pair[0] == pair[1]) {
-            return Err(StartError::invalid(format!("two workers are for jobs of the kind {:?}", pair[0])));
-        }
-        plan.check(&kinds, concurrency).map_err(StartError::invalid)?;
+    /// If the future is dropped before it completes, jobs may have started. They are requeued.
+    pub async fn start(self) -> Result<Jobs, StartError> {
+        let Self { tasks, mut plan, concurrency } = self;
+        let store = tasks.store::<SqlStore>().cloned().ok_or(StartError::NO_DATABASE)?;
+        plan.validate(concurrency).map_err(StartError::invalid)?;
         tasks.start().await?;
-        let ((plain, of_plain), (unique, of_unique)) =
-            (mpsc::channel(group::MAX_WAITING), mpsc::channel(group::MAX_WAITING));
-        let shared = Arc::new(Shared::new(tasks, Database::new(store.engine.clone()), plan, Lanes { plain, unique }));
-        let steady = Steady::new(shared.database.lease().unwrap_or_default());
-        let steady = Arc::new(Mutex::new(steady));
-        if !shared.register_cancel_hook(&store) {
-            return Err(StartError::TAKEN);
+        let environment = Environment {
+            tasks,
+            database: Database::new(store.engine.clone()),
+            running: RunningJobs::default(),
+            progress: Arc::default(),
+        };
+        let (plain, plain_requests) = mpsc::channel(INSERT_CHANNEL_CAPACITY);
+        let (unique, unique_requests) = mpsc::channel(INSERT_CHANNEL_CAPACITY);
+        let queue = Arc::new(Queue::new(environment, plan, InsertSenders { plain, unique }, store));
+        if !queue.register() {
+            return Err(StartError::ALREADY_STARTED);
         }
-        let durable = Durable::new(shared.clone()); // from here on dropping ends what has begun
-        shared.launch().await?;
-        tokio::spawn(group::run(of_plain, Arc::downgrade(&shared)));
-        tokio::spawn(group::run(of_unique, Arc::downgrade(&shared)));
-        tokio::spawn(keep_lease(shared.clone(), steady.clone()));
-        tokio::spawn(keep_client(shared.clone()));
-        tokio::spawn(keep_records(shared, steady));
-        Ok(durable)
+        let jobs = Jobs::new(queue.clone()); // stops everything if this future is dropped
+        queue.start_client().await?;
+        maintenance::spawn(&queue, [plain_requests, unique_requests]);
+        Ok(jobs)
     }
 }
 
-impl fmt::Debug for Builder {
+impl fmt::Debug for JobsBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Builder")
-            .field("kinds", &self.kinds)
-            .field("queues", &self.plan.queues)
+        f.debug_struct("JobsBuilder")
+            .field("kinds", &self.plan.kinds())
+            .field("queues", self.plan.queues())
             .field("concurrency", &self.concurrency)
             .field("backoff", &self.plan.backoff)
             .finish_non_exhaustive()

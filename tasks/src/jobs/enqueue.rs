@@ -1,141 +1,172 @@
 use std::{
     fmt,
     pin::Pin,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
+use riverqueue::{InsertOpts, jiff};
 use tokio::sync::oneshot;
 
 use super::{
-    Durable, Job, Unique,
-    group::{Request, nothing},
-    kept,
-    river::{Arguments, InsertError, InsertOpts, Inserted, Prepared, jiff},
-    transaction::Transaction,
+    Job, Jobs, Unique,
+    error::InsertError,
+    insert::{Arguments, InsertRequest, Inserted, Prepared, Transaction, parse_storable},
+    maintenance::no_result,
+    queue::Queue,
 };
 use crate::{
-    AcceptError, Accepted, Json, Record, Status, StoreError, TaskId, Timestamp, panic::catch_unwind,
+    AcceptError, Accepted, Json, Record, Status, StoreError, TaskId, Timestamp,
+    panic::{catch_unwind, drop_payload},
     track::validate_owner,
 };
 
-/// A job that is not enqueued yet: `.await` it, or give it to a [transaction](Self::tx). Made by [`Durable::enqueue`].
-#[must_use = "a job is enqueued when this is awaited"]
-pub struct Enqueue<'a, J> {
-    durable: &'a Durable,
-    job: J,
-    owner: Option<String>,
-    queue: &'a str,
-    max_attempts: u16,
-    delay: Option<Duration>,
-    options: InsertOpts,
-}
-
-impl<'a, J: Job> Enqueue<'a, J> {
-    pub(super) fn new(durable: &'a Durable, job: J) -> Self {
-        Self {
-            durable,
+impl Jobs {
+    /// Returns a builder that enqueues a job when it is awaited.
+    ///
+    /// When the future completes, the job and its record are committed. A process with a worker for
+    /// the kind will run the job at least once. Jobs of concurrent callers share a transaction.
+    ///
+    /// # Errors
+    ///
+    /// The future returns an error if the arguments cannot be stored (no JSON form, too large, or
+    /// with NUL), if an option is not valid, if the database fails, or if the queue is shutting
+    /// down. If the connection fails during the commit, the job may run nevertheless. Callers that
+    /// retry should make the job [unique](Enqueue::unique).
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped before it completes, the job may be enqueued or not.
+    pub fn enqueue<J: Job>(&self, job: J) -> Enqueue<'_, J> {
+        Enqueue {
+            queue: self.queue(),
             job,
             owner: None,
-            queue: J::QUEUE,
+            queue_name: J::QUEUE,
             max_attempts: J::MAX_ATTEMPTS,
             delay: None,
             options: InsertOpts::default(),
         }
     }
+}
 
-    /// Who may see it. Default: whoever knows the id.
+/// Configures a job before it is enqueued. Returned by [`Jobs::enqueue`].
+///
+/// `.await` enqueues the job. [`tx`](Self::tx) enqueues it in a transaction.
+#[must_use = "a job is enqueued when this is awaited"]
+pub struct Enqueue<'a, J> {
+    pub(super) queue: &'a Arc<Queue>,
+    pub(super) job: J,
+    pub(super) owner: Option<String>,
+    queue_name: &'a str,
+    max_attempts: u16,
+    delay: Option<Duration>,
+    options: InsertOpts,
+}
+
+/// The largest number of attempts that River's table can store.
+const MAX_ATTEMPTS: u16 = i16::MAX.unsigned_abs();
+
+impl<'a, J: Job> Enqueue<'a, J> {
+    /// Sets the owner, who may see the task. Default: everyone may see it who knows the id.
     pub fn owner(self, owner: impl Into<String>) -> Self {
         Self { owner: Some(owner.into()), ..self }
     }
 
-    /// In which queue it waits. Default: [`Job::QUEUE`].
-    pub fn queue(self, queue: &'a str) -> Self {
-        Self { queue, ..self }
+    /// Sets the queue. Default: [`Job::QUEUE`].
+    pub fn queue(self, name: &'a str) -> Self {
+        Self { queue_name: name, ..self }
     }
 
-    /// How many times it may begin. Default: [`Job::MAX_ATTEMPTS`].
+    /// Sets the maximum number of attempts. Default: [`Job::MAX_ATTEMPTS`].
     pub fn max_attempts(self, attempts: u16) -> Self {
         Self { max_attempts: attempts, ..self }
     }
 
-    /// 1 goes before 2, 3 and 4 of the same queue. Default: 1, as River's.
+    /// Sets the priority within the queue, from 1 (first) to 4. Default: 1, like in River.
     pub fn priority(self, priority: u8) -> Self {
         Self { options: self.options.with_priority(priority.into()), ..self }
     }
 
-    /// It begins no sooner than that; and then within some seconds, for River looks every five for what is due. A time that has come is as none.
+    /// Delays the job until `time`. It starts up to 5 seconds later, since River polls for
+    /// scheduled jobs. A time in the past has no effect.
     pub fn at(self, time: SystemTime) -> Self {
-        let now = self.durable.shared().now();
+        let now = self.queue.now();
         let millis = Timestamp::from(time).as_millis().saturating_sub(now.as_millis());
         self.delay(Duration::from_millis(millis))
     }
 
-    /// As [`at`](Self::at), from now on.
+    /// Delays the job, like [`at`](Self::at).
     pub fn delay(self, delay: Duration) -> Self {
         Self { delay: Some(delay).filter(|delay| !delay.is_zero()), ..self }
     }
 
-    /// Not if there is one like it: then that one's status is the answer, whatever became of it; or [`AcceptError::is_duplicate`], if that one is
-    /// of another [owner](Self::owner), whose secret it is. The owner is no part of what makes two the same.
+    /// Skips the insertion if an equal job exists, and returns the status of that job.
+    ///
+    /// If that job has another [owner](Self::owner), the future returns an error with
+    /// [`AcceptError::is_duplicate`]. The owner does not affect whether jobs are equal.
     pub fn unique(self, unique: Unique) -> Self {
         Self { options: self.options.with_unique(unique.into_options()), ..self }
     }
 
-    /// Enqueues it in a transaction of the caller's: it is there if that commits, and never was if it does not.
+    /// Enqueues the job in a transaction of the application. The job exists if the transaction
+    /// commits.
     ///
-    /// Only an id, for the transaction may still roll back. After the commit [`Tasks::accepted`](crate::Tasks::accepted) makes the 202 of it.
+    /// The result is only an id, because the transaction can still roll back. After the commit use
+    /// [`Tasks::accepted`](crate::Tasks::accepted) for the response.
     ///
     /// # Errors
     ///
-    /// As awaiting it; besides if the transaction is of another kind of database. Roll back then: part of it may have been written.
+    /// Like [`Jobs::enqueue`], and if the transaction belongs to another kind of database. Roll the
+    /// transaction back after an error, because a part of the job may be written.
     ///
     /// # Cancel safety
     ///
-    /// Dropped early, part of it may have been written: roll back.
+    /// If the future is dropped before it completes, a part of the job may be written: roll back.
     pub async fn tx<T: Transaction>(self, transaction: &mut T) -> Result<TaskId, AcceptError> {
-        let (durable, owner) = (self.durable, self.owner.clone());
+        let (queue, owner) = (self.queue, self.owner.clone());
         let job = self.prepare()?;
-        let client = durable.shared().client().ok_or_else(AcceptError::closed)?;
+        let client = queue.client().ok_or_else(AcceptError::closed)?;
         let inserted = transaction.insert(&client.river, &[&job]).await.map_err(InsertError::from)?.pop();
-        Ok(admitted(inserted.ok_or_else(nothing)?, owner)?.id)
+        Ok(visible_record(inserted.ok_or_else(no_result)?, owner)?.id)
     }
 
-    /// How long its worker in this process may take, if that one could as well do it without the queue.
-    pub(super) fn limit_here(&self) -> Option<Duration> {
-        let is_for_the_queue = self.options.unique().is_some() || self.delay.is_some();
-        let worker = self.durable.shared().plan.worker::<J>().filter(|_| !is_for_the_queue);
-        worker.map(|worker| worker.limit)
+    /// Returns the timeout of the worker in this process, if the job can run without the queue.
+    pub(super) fn local_timeout(&self) -> Option<Duration> {
+        let needs_queue = self.options.unique().is_some() || self.delay.is_some();
+        self.queue.plan.worker::<J>().filter(|_| !needs_queue).map(|worker| worker.timeout)
     }
 
-    pub(super) fn into_parts(self) -> (&'a Durable, J, Option<String>) {
-        (self.durable, self.job, self.owner)
-    }
-
+    /// Checks and encodes the job. Nothing is checked again later.
     fn prepare(self) -> Result<Prepared, AcceptError> {
-        if self.durable.is_closed() {
+        if self.queue.is_closed() {
             return Err(AcceptError::closed());
         }
         if let Some(owner) = &self.owner {
             validate_owner(owner)?;
         }
+        if !(1..=MAX_ATTEMPTS).contains(&self.max_attempts) {
+            let got = self.max_attempts;
+            return Err(AcceptError::invalid(format!(
+                "`max_attempts` must be between 1 and {MAX_ATTEMPTS}, got {got}"
+            )));
+        }
         let encoded = catch_unwind(|| Arguments::encode(&self.job)).map_err(|payload| {
-            crate::panic::drop_payload(payload);
-            AcceptError::content("writing it as JSON panicked")
+            drop_payload(payload);
+            AcceptError::content("serializing the arguments panicked")
         })?;
         let arguments =
-            encoded.map_err(|error| AcceptError::content(format!("it cannot be written as JSON: {error}")))?;
-        if arguments.get().len() > Json::MAX_BYTES {
-            return Err(AcceptError::content(format!("its JSON is larger than {} bytes", Json::MAX_BYTES)));
+            encoded.map_err(|error| AcceptError::content(format!("the arguments have no JSON form: {error}")))?;
+        let bytes = arguments.get().len();
+        if bytes > Json::MAX_BYTES {
+            let message = format!("the arguments have {bytes} bytes of JSON, at most {} are allowed", Json::MAX_BYTES);
+            return Err(AcceptError::content(message));
         }
-        kept::check(arguments.get()).map_err(AcceptError::content)?;
-        let now = self.durable.shared().now();
+        parse_storable(arguments.get()).map_err(AcceptError::content)?;
+        let now = self.queue.now();
         let mut record = Record::new(TaskId::generate(now).map_err(AcceptError::random)?, J::KIND, now);
         record.owner = self.owner;
-        if !(1..=MOST_ATTEMPTS).contains(&self.max_attempts) {
-            let why = format!("{} attempts are none or too many: it is 1 to {MOST_ATTEMPTS}", self.max_attempts);
-            return Err(AcceptError::invalid(why));
-        }
-        let mut options = self.options.with_queue(self.queue).with_max_attempts(self.max_attempts.into());
+        let mut options = self.options.with_queue(self.queue_name).with_max_attempts(self.max_attempts.into());
         if let Some(delay) = self.delay {
             options = options.with_scheduled_at(after(now, delay));
         }
@@ -143,20 +174,19 @@ impl<'a, J: Job> Enqueue<'a, J> {
     }
 
     async fn insert(self) -> Result<Accepted, AcceptError> {
-        let (durable, owner) = (self.durable, self.owner.clone());
+        let (queue, owner) = (self.queue, self.owner.clone());
         let job = self.prepare()?;
-        let (reply, answer) = oneshot::channel();
-        let request = Request { job, reply };
-        let lanes = &durable.shared().inserts;
-        let lane = if request.job.options.unique().is_some() { &lanes.unique } else { &lanes.plain };
-        lane.send(request).await.map_err(|_| gone())?;
-        let record = admitted(answer.await.map_err(|_| gone())??, owner)?;
-        Ok(Accepted::new(Status::from(&record), durable.shared().tasks.location(record.id), false))
+        let (reply, response) = oneshot::channel();
+        let is_unique = job.options.unique().is_some();
+        let sender = if is_unique { &queue.inserts.unique } else { &queue.inserts.plain };
+        sender.send(InsertRequest { job, reply }).await.map_err(|_| runtime_ended())?;
+        let record = visible_record(response.await.map_err(|_| runtime_ended())??, owner)?;
+        Ok(Accepted::new(Status::from(&record), queue.environment.tasks.location(record.id), false))
     }
 }
 
-/// A duplicate of somebody else's job is no answer: what becomes of it is not for this one to see.
-fn admitted(inserted: Inserted, owner: Option<String>) -> Result<Record, AcceptError> {
+/// Rejects a duplicate of a job with another owner, whose status this caller may not see.
+fn visible_record(inserted: Inserted, owner: Option<String>) -> Result<Record, AcceptError> {
     let Inserted { record, is_duplicate } = inserted;
     if is_duplicate && record.owner.is_some() && record.owner != owner {
         Err(AcceptError::duplicate())
@@ -165,12 +195,11 @@ fn admitted(inserted: Inserted, owner: Option<String>) -> Result<Record, AcceptE
     }
 }
 
-fn gone() -> StoreError {
-    StoreError::unavailable("the runtime on which the queue was opened has ended")
+fn runtime_ended() -> StoreError {
+    StoreError::unavailable("the runtime that started the job queue has ended")
 }
 
-/// As many as River's table can count.
-const MOST_ATTEMPTS: u16 = i16::MAX.unsigned_abs();
+/// Saturates at the latest time that River can represent.
 fn after(now: Timestamp, delay: Duration) -> jiff::Timestamp {
     let millis = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX).saturating_add(now.as_millis());
     i64::try_from(millis)

@@ -1,14 +1,123 @@
 use std::{borrow::Cow, error::Error, fmt};
 
-use crate::{AcceptError, StoreError, error::AcceptErrorKind};
+use riverqueue::Error as RiverError;
+
+use crate::{AcceptError, StoreError, error::AcceptErrorKind, store::sql::store_error};
+
+/// Error of [`JobsBuilder::start`](super::JobsBuilder::start).
+#[derive(Debug)]
+pub struct StartError(StartErrorKind);
+
+#[derive(Debug)]
+enum StartErrorKind {
+    Invalid(Cow<'static, str>),
+    Store(StoreError),
+}
+
+impl StartError {
+    pub(super) const NO_DATABASE: Self = Self::fixed("jobs need tasks whose store is an `SqlStore`");
+    pub(super) const ALREADY_STARTED: Self = Self::fixed("a `Jobs` is already running on this store");
+
+    const fn fixed(message: &'static str) -> Self {
+        Self(StartErrorKind::Invalid(Cow::Borrowed(message)))
+    }
+
+    pub(super) fn invalid(message: impl Into<Cow<'static, str>>) -> Self {
+        Self(StartErrorKind::Invalid(message.into()))
+    }
+
+    /// Returns `true` if an option is not valid, the store is not an `SqlStore`, or another queue
+    /// is running on the store.
+    pub fn is_invalid(&self) -> bool {
+        matches!(self.0, StartErrorKind::Invalid(_))
+    }
+
+    /// Returns `true` if the database failed. [`source`](Error::source) returns its [`StoreError`].
+    pub fn is_store(&self) -> bool {
+        matches!(self.0, StartErrorKind::Store(_))
+    }
+}
+
+impl From<StoreError> for StartError {
+    fn from(error: StoreError) -> Self {
+        Self(StartErrorKind::Store(error))
+    }
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            StartErrorKind::Invalid(message) => f.write_str(message),
+            StartErrorKind::Store(_) => f.write_str("failed to start the job queue"),
+        }
+    }
+}
+
+impl Error for StartError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match &self.0 {
+            StartErrorKind::Invalid(_) => None,
+            StartErrorKind::Store(error) => Some(error),
+        }
+    }
+}
+
+/// Error inserting a job.
+pub(super) enum InsertError {
+    /// The job is not valid, so it can never be inserted.
+    Invalid(String),
+    Store(StoreError),
+}
+
+impl InsertError {
+    /// Returns an equal error for another job of the same transaction.
+    pub(super) fn duplicate(&self) -> Self {
+        match self {
+            Self::Invalid(message) => Self::Invalid(message.clone()),
+            Self::Store(error) => Self::Store(error.duplicate()),
+        }
+    }
+
+    /// Returns `true` if the error does not depend on the jobs, so that a retry of each job would
+    /// fail too.
+    pub(super) fn is_unrelated_to_jobs(&self) -> bool {
+        matches!(self, Self::Store(error) if error.is_unavailable() || error.is_full())
+    }
+}
+
+impl From<RiverError> for InsertError {
+    fn from(error: RiverError) -> Self {
+        match error {
+            error @ (RiverError::InvalidJob(_) | RiverError::DatabaseMismatch(_) | RiverError::Json(_)) => {
+                Self::Invalid(error.to_string())
+            }
+            error => Self::Store(river_error(error)),
+        }
+    }
+}
+
+impl From<StoreError> for InsertError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl From<InsertError> for AcceptError {
+    fn from(error: InsertError) -> Self {
+        match error {
+            InsertError::Invalid(message) => Self::invalid(message),
+            InsertError::Store(error) => Self::from(error),
+        }
+    }
+}
 
 impl AcceptError {
     pub(super) fn closed() -> Self {
         Self(AcceptErrorKind::Closed)
     }
 
-    pub(super) fn content(why: impl Into<Cow<'static, str>>) -> Self {
-        Self(AcceptErrorKind::Content(why.into()))
+    pub(super) fn content(message: impl Into<Cow<'static, str>>) -> Self {
+        Self(AcceptErrorKind::Content(message.into()))
     }
 
     pub(super) fn duplicate() -> Self {
@@ -20,56 +129,10 @@ impl AcceptError {
     }
 }
 
-/// Why [`Builder::start`](super::Builder::start) did not.
-#[derive(Debug)]
-pub struct StartError(Kind);
-
-#[derive(Debug)]
-enum Kind {
-    Invalid(Cow<'static, str>),
-    Store(StoreError),
-}
-
-impl StartError {
-    pub(super) const MEMORY: Self =
-        Self(Kind::Invalid(Cow::Borrowed("the records of these tasks are not in an SqlStore")));
-    pub(super) const TAKEN: Self = Self(Kind::Invalid(Cow::Borrowed("these tasks have durable jobs already")));
-
-    pub(super) fn invalid(why: impl Into<Cow<'static, str>>) -> Self {
-        Self(Kind::Invalid(why.into()))
-    }
-
-    /// `true` if what was asked for cannot be, or not beside a queue that still is there: it would fail again, as long as nothing else changes.
-    pub fn is_invalid(&self) -> bool {
-        matches!(self.0, Kind::Invalid(_))
-    }
-
-    /// `true` if the database failed, in whatever way. [`source`](Error::source) says in which.
-    pub fn is_store(&self) -> bool {
-        matches!(self.0, Kind::Store(_))
-    }
-}
-
-impl From<StoreError> for StartError {
-    fn from(error: StoreError) -> Self {
-        Self(Kind::Store(error))
-    }
-}
-
-impl fmt::Display for StartError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.0 {
-            Kind::Invalid(why) => f.write_str(why),
-            Kind::Store(_) => f.write_str("the queue of durable jobs could not be opened"),
-        }
-    }
-}
-
-impl Error for StartError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        match &self.0 {
-            Kind::Invalid(_) => None,
-            Kind::Store(error) => Some(error),
-        }
+/// Converts an error of River. Database errors are classified like in the store.
+pub(super) fn river_error(error: RiverError) -> StoreError {
+    match error {
+        RiverError::Database(error) => store_error(error),
+        error => StoreError::other(error),
     }
 }

@@ -1,9 +1,15 @@
+//! The public properties of a job: its kind, its retries and its uniqueness.
+
+use std::time::Duration;
+
+use riverqueue::UniqueOpts;
 use serde::{Serialize, de::DeserializeOwned};
 
-/// What is to be done, as it is kept in the queue until a worker takes it: a type for each kind of job.
+/// Arguments of a job. Each kind of job has its own type.
 ///
-/// The value is kept as JSON, at most [64 KiB](crate::Json::MAX_BYTES) of it. Jobs outlive the program that enqueued them, so a new
-/// version must still read what an old one wrote: add fields with `#[serde(default)]`.
+/// The arguments are stored as JSON of at most [64 KiB](crate::Json::MAX_BYTES). Jobs outlive the
+/// program that enqueued them, so a new version must be able to read the arguments of the old one.
+/// Add fields with `#[serde(default)]`.
 ///
 /// ```
 /// use serde::{Deserialize, Serialize};
@@ -19,14 +25,139 @@ use serde::{Serialize, de::DeserializeOwned};
 /// }
 /// ```
 pub trait Job: Serialize + DeserializeOwned + Send + 'static {
-    /// Names the kind, in the queue and in statuses: 1 to 128 characters out of letters, digits and `-_./:` between. River clients in other
-    /// languages know the job by it.
+    /// The kind of the job, in the queue and as the name of its task. River clients in other
+    /// languages identify the job by it.
+    ///
+    /// It has 1 to 128 letters, digits and characters of `-_./:`, and starts and ends with a letter
+    /// or a digit.
     const KIND: &'static str;
 
-    /// The queue that it waits in, if [`Enqueue::queue`](super::Enqueue::queue) names no other. Default: River's own, `default`.
+    /// The queue of the job, unless [`Enqueue::queue`](super::Enqueue::queue) sets another one.
+    /// Default: `default`, like in River.
     const QUEUE: &'static str = "default";
 
-    /// How many times it may begin, if [`Enqueue::max_attempts`](super::Enqueue::max_attempts) says nothing else. A process that dies while
-    /// the job runs has begun it too. Default: River's, 25.
+    /// The maximum number of attempts, unless
+    /// [`Enqueue::max_attempts`](super::Enqueue::max_attempts) sets another one. An attempt counts
+    /// even if its process crashes. Default: 25, like in River.
     const MAX_ATTEMPTS: u16 = 25;
+}
+
+/// Delay before the next attempt of a job that failed.
+///
+/// The default is River's policy: `n`⁴ seconds after the `n`th failure (1 s, 16 s, 81 s, ..., three
+/// weeks for all 25 attempts), with a random deviation of up to 10 %, so that jobs that failed
+/// together are not retried together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Backoff(BackoffKind);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum BackoffKind {
+    #[default]
+    River,
+    Fixed(Duration),
+    Exponential {
+        first: Duration,
+        max: Duration,
+    },
+}
+
+impl Backoff {
+    /// Waits for the same delay after every failure.
+    pub fn fixed(delay: Duration) -> Self {
+        Self(BackoffKind::Fixed(delay))
+    }
+
+    /// Waits for `first` after the first failure and twice as long after each further one, but
+    /// never longer than `max`.
+    pub fn exponential(first: Duration, max: Duration) -> Self {
+        Self(BackoffKind::Exponential { first, max })
+    }
+
+    /// Returns the delay after this number of failures, or `None` for River's policy.
+    pub(super) fn delay(self, failures: u32) -> Option<Duration> {
+        match self.0 {
+            BackoffKind::River => None,
+            BackoffKind::Fixed(delay) => Some(delay),
+            BackoffKind::Exponential { first, max } => {
+                let factor = 1_u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX);
+                Some(first.saturating_mul(factor).min(max))
+            }
+        }
+    }
+
+    /// Returns the delay like [`delay`](Self::delay). For River's policy it is the delay without
+    /// the random deviation.
+    pub(super) fn mean_delay(self, failures: u32) -> Duration {
+        let river = || Duration::from_secs(u64::from(failures).saturating_pow(4).min(MAX_RIVER_SECONDS));
+        self.delay(failures).unwrap_or_else(river)
+    }
+}
+
+/// About 292 years, the longest delay that River can represent.
+const MAX_RIVER_SECONDS: u64 = (i64::MAX / 1_000_000_000).unsigned_abs();
+
+/// Criterion for equal jobs, of which only one is enqueued.
+///
+/// It applies until the earlier job is cancelled, discarded or deleted. A job that succeeded still
+/// counts, until River deletes it after a day.
+#[derive(Debug, Clone)]
+#[must_use = "it has no effect unless it is passed to `Enqueue::unique`"]
+pub struct Unique(UniqueOpts);
+
+impl Unique {
+    /// Jobs are equal if they have the same kind and the same arguments.
+    pub fn by_content() -> Self {
+        Self(UniqueOpts::new().with_by_args(true))
+    }
+
+    /// Jobs are equal if they have the same kind.
+    pub fn by_kind() -> Self {
+        Self(UniqueOpts::new())
+    }
+
+    /// Restricts the criterion to jobs of the same period.
+    ///
+    /// Periods start at multiples of their length since 1970. The length is truncated to whole
+    /// seconds and is at least one second.
+    pub fn within(self, period: Duration) -> Self {
+        Self(self.0.with_by_period(Duration::from_secs(period.as_secs().max(1))))
+    }
+
+    /// Restricts the criterion to jobs of the same queue.
+    pub fn by_queue(self) -> Self {
+        Self(self.0.with_by_queue(true))
+    }
+
+    pub(super) fn into_options(self) -> UniqueOpts {
+        self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::Backoff;
+
+    #[test]
+    fn delay_grows_to_its_maximum_without_overflow() {
+        let backoff = Backoff::exponential(Duration::from_secs(1), Duration::from_secs(60));
+        let delays: Vec<_> =
+            [1, 2, 3, 6, 7, 33, u32::MAX].map(|failures| backoff.mean_delay(failures).as_secs()).into();
+        assert_eq!(delays, [1, 2, 4, 32, 60, 60, 60]);
+        assert_eq!(Backoff::fixed(Duration::from_secs(5)).mean_delay(9), Duration::from_secs(5));
+        assert_eq!(Backoff::default().mean_delay(3), Duration::from_secs(81));
+    }
+
+    proptest! {
+        #[test]
+        fn delay_never_shrinks(failures in 0_u32..u32::MAX, first in 0_u64..10_000, max in 0_u64..1_000_000) {
+            let backoff = Backoff::exponential(Duration::from_millis(first), Duration::from_millis(max));
+            for backoff in [backoff, Backoff::default()] {
+                prop_assert!(backoff.mean_delay(failures) <= backoff.mean_delay(failures + 1));
+            }
+        }
+    }
 }

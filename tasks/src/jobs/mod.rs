@@ -1,15 +1,15 @@
-//! Jobs that are done although the process dies, by whatever process there is: a queue on [River](https://riverqueue.com), in the database of
-//! the [tasks](crate).
+//! Durable jobs: a queue on [River](https://riverqueue.com) in the database of the [tasks](crate).
 //!
-//! Take it for work that must not be lost, or that other machines shall share. The same code runs on a SQLite file beside the process and on a
-//! Postgres that many processes, also in [other languages](crate::jobs#workers-in-other-languages), use together. A job has a
-//! [`TaskId`](crate::TaskId), a status, progress and a result as any task has, in the same place.
+//! Use it for work that must be done even if the process crashes, or that several machines share.
+//! The same code runs on a SQLite file, which one process owns, and on Postgres, which many
+//! processes share, [also in other languages](#workers-in-other-languages). A job is a task: it has
+//! a [`TaskId`], a status, progress and a result.
 //!
 //! ```
 //! use std::{convert::Infallible, time::Duration};
 //! use serde::{Deserialize, Serialize};
 //! use tower_offload::ThreadPool;
-//! use tower_offload_tasks::{jobs::{Durable, Job}, SqlStore, Tasks};
+//! use tower_offload_tasks::{SqlStore, Tasks, jobs::{Job, Jobs}};
 //!
 //! #[derive(Serialize, Deserialize)]
 //! struct Report { customer: u64 }
@@ -18,120 +18,286 @@
 //!
 //! # #[tokio::main]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! # let file = std::env::temp_dir().join(format!("tower-offload-durable-{}.db", std::process::id()));
+//! # let file = std::env::temp_dir().join(format!("tower-offload-jobs-{}.db", std::process::id()));
 //! # let url = format!("sqlite:{}", file.display());
 //! let tasks = Tasks::new(SqlStore::open(&url).await?);
-//! let durable = Durable::builder(&tasks)
-//!     // Blocking work, on a pool; each attempt within ten minutes.
-//!     .sync_worker(ThreadPool::cpu(), Duration::from_secs(600), |report: Report, progress| {
+//! let jobs = Jobs::builder(&tasks)
+//!     // A closure on a pool. Each attempt may take ten minutes.
+//!     .blocking_worker(ThreadPool::cpu(), Duration::from_secs(600), |report: Report, progress| {
 //!         progress.set(0.5, "halfway");
 //!         Ok::<_, Infallible>(format!("report of customer {}", report.customer))
 //!     })
 //!     .start()
 //!     .await?;
 //!
-//! let accepted = durable.enqueue(Report { customer: 7 }).await?; // committed: from here on it is not lost
-//! # let mut subscription = tasks.subscribe(accepted.id()).await?.expect("it is there");
+//! let accepted = jobs.enqueue(Report { customer: 7 }).await?; // the job is committed
+//! # let mut subscription = tasks.subscribe(accepted.id()).await?.expect("the job exists");
 //! # while subscription.changed().await?.is_some() {}
-//! # let record = tasks.get(accepted.id()).await?.into_record().expect("it is there");
-//! # assert_eq!(record.result.expect("it has succeeded").parse::<String>()?, "report of customer 7");
+//! # let record = tasks.get(accepted.id()).await?.into_record().expect("the job exists");
+//! # let result = record.result.expect("the job has succeeded").parse::<String>()?;
+//! # assert_eq!(result, "report of customer 7");
 //!
-//! // At shutdown: takes no more jobs, and hands back those that are not done in time.
-//! assert!(durable.drain(Duration::from_secs(10)).await.is_clean());
-//! # for suffix in ["", "-wal", "-shm", ".tower-offload.lock"] { let _ = std::fs::remove_file(format!("{}{suffix}", file.display())); }
+//! // At shutdown: claims no more jobs, and requeues those that do not end in time.
+//! assert!(jobs.shutdown(Duration::from_secs(10)).await.is_clean());
+//! # for suffix in ["", "-wal", "-shm", ".tower-offload.lock"] {
+//! #     let _ = std::fs::remove_file(format!("{}{suffix}", file.display()));
+//! # }
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! # With data of your own
+//! # Transactions
 //!
-//! A job that belongs to a row is enqueued in the transaction that writes the row: both are there, or neither. There is an id at once, and the
-//! 202 only after the commit, so a rollback cannot yield one.
+//! A job that belongs to a row of the application can be enqueued in the transaction that writes
+//! the row. Either both exist or neither. The id is available at once, and the 202 response after
+//! the commit.
 //!
-//! ```
+#![cfg_attr(feature = "postgres", doc = "```")]
+#![cfg_attr(not(feature = "postgres"), doc = "```ignore")]
 //! # use serde::{Deserialize, Serialize};
-//! # use tower_offload_tasks::{jobs::{Durable, Job}, Accepted};
+//! # use tower_offload_tasks::{Accepted, jobs::{Job, Jobs}};
 //! # #[derive(Serialize, Deserialize)]
 //! # struct Confirm { order: i64 }
 //! # impl Job for Confirm { const KIND: &'static str = "confirm"; }
 //! # type BoxError = Box<dyn std::error::Error + Send + Sync>;
-//! async fn order(durable: &Durable, pool: &sqlx::PgPool) -> Result<Accepted, BoxError> {
-//!     let mut transaction = pool.begin().await?;
-//!     let order = sqlx::query_scalar("INSERT INTO orders DEFAULT VALUES RETURNING id").fetch_one(&mut *transaction).await?;
-//!     let id = durable.enqueue(Confirm { order }).owner("ann").tx(&mut transaction).await?;
-//!     transaction.commit().await?;
-//!     Ok(durable.tasks().accepted(id).await?.ok_or("it was committed")?)
-//! }
+//! async fn order(jobs: &Jobs, pool: &sqlx::PgPool) -> Result<Accepted, BoxError> { let mut
+//! transaction = pool.begin().await?; let order = sqlx::query_scalar("INSERT INTO orders DEFAULT
+//! VALUES RETURNING id").fetch_one(&mut *transaction).await?; let id = jobs.enqueue(Confirm { order
+//! }).owner("ann").tx(&mut transaction).await?; transaction.commit().await?;
+//! Ok(jobs.tasks().accepted(id).await?.ok_or("the job was committed")?) }
 //! ```
 //!
-//! # What is promised
+//! # Guarantees
 //!
-//! **At least once.** A job that was accepted is begun until an attempt succeeds, it runs out of attempts, or somebody cancels it. A process that
-//! dies between the end of the work and the commit of that end leaves a job that is done once more: what a job does should bear that (a unique
-//! key, an upsert, an idempotency key of the other side).
+//! - **A job runs at least once.** An accepted job is attempted until an attempt succeeds, all
+//!   attempts are used, or it is cancelled. If a process crashes after the work and before the
+//!   result is committed, the job runs again. Make jobs idempotent, for example with a unique key,
+//!   an upsert or an idempotency key of the other service.
+//! - **A job never runs twice at the same time in one process.** A closure that exceeds its timeout
+//!   keeps its job, and the next attempt starts when the closure has returned.
+//! - **Between processes, two attempts overlap only if one process stood still.** On Postgres, a
+//!   process that is stopped for longer than its [lease](crate::SqlStore::open_with_lease) may work
+//!   beside its replacement until it notices, within a third of a lease. A trigger discards its
+//!   results. A database outage has no such effect: a process expires the leases of others only
+//!   after it has renewed its own for the duration of a lease.
+//! - **Jobs of a crashed process are recovered soon.** On SQLite when the next process starts, on
+//!   Postgres when the lease expires. The attempt counts, so a job that crashes its process ends as
+//!   `failed` with class `process_lost` when its attempts are used. After its first crash it is
+//!   retried at once, since another job may have caused the crash. After further ones the
+//!   [`Backoff`] applies.
+//! - **The status is that of the job.** Triggers update it in the transaction that changes the job,
+//!   also if another client does so.
 //!
-//! **Never two at once in one process, and between processes only if one stood still.** A sync worker that outlives its time keeps its job; the next
-//! attempt begins when it has ended. On Postgres a process that is stopped for longer than its [lease](crate::SqlStore::open_with_lease)
-//! and then goes on may work beside its replacement until it hears of that, within a third of a lease. What it says then is not heard: a
-//! trigger sees to that. An outage of the database is no such thing: a process judges others only after its own lease was renewed for as long as
-//! one lasts.
-//!
-//! **What a dead process left begins again soon.** On SQLite when the next one starts; on Postgres when the lease is over. The attempt is counted, so
-//! a job that kills its process ends as `failed`, class `process_lost`, at its limit. After the first such death it may have been any job of that
-//! process, so there is no wait; from the second on the [`Backoff`] counts.
-//!
-//! **The status is the job's.** Triggers on River's table write it in the transaction that changes the job, whoever does.
-//!
-//! | event | what happens |
+//! | event | effect |
 //! |---|---|
-//! | error, panic, time is up | tried again after the [`Backoff`], up to [`Job::MAX_ATTEMPTS`]; then `failed`, or `timed_out` |
-//! | cancel | what waits never begins; async work is dropped; sync work can [ask](crate::Progress::is_cancelled), and one that comes to its end has succeeded |
-//! | no room in the pool | tried again after a second, not counted |
-//! | drain | handed back at the deadline, not counted; sync work that goes on is [reported](DrainReport) |
-//! | the job is deleted from River's table | `lost`, reason `job_deleted` |
-//! | a result larger than 64 KiB, or that Postgres would not keep (NUL) | the attempt has failed, class `result` |
-//! | the process is killed | see above; nothing that was accepted is lost |
+//! | error, panic, timeout | retried after the [`Backoff`]; then `failed` or `timed_out` |
+//! | cancellation | a queued job never starts, a future is dropped, a closure can poll for it |
+//! | the pool is full | retried after a second; the attempt does not count |
+//! | shutdown | jobs that do not end in time are requeued; the attempt does not count |
+//! | the job is deleted from River's table | `lost`, with reason `job_deleted` |
+//! | the result exceeds 64 KiB or contains NUL | the attempt has failed, with class `result` |
+//! | crash of the process | the job is recovered, see above |
 //!
-//! # What it costs
+//! A closure that was cancelled and returns `Ok` has succeeded. Closures that are still running
+//! after a shutdown are [reported](JobsShutdownReport).
 //!
-//! Its own connections: on Postgres 8 and one that listens, beside the 5 of the store; on SQLite 4. Triggers and tables named `tower_offload_..`,
-//! made when it starts, for which the user of the database must own River's tables or have made them.
-//! River looks for work ten times a second at most on SQLite, and is told on Postgres. Who follows a job, or waits for it with `Prefer: wait=n`, is told
-//! within half a second of its end. Connections name themselves, so no proxy that pools transactions may be between.
+//! # Limits
 //!
-//! On SQLite everybody waits for who writes, at most five seconds: keep transactions of your own short, and enqueue in one with
-//! [`tx`](Enqueue::tx), for what is enqueued beside it waits for it. River's own writes are not synced each: a power cut, not a crash of the process, may
-//! lose the end of a job that was told, and the job is done once more.
-//!
-//! Nothing bounds how many jobs wait but the disk: who lets strangers enqueue bounds that before.
+//! - **Connections.** On Postgres up to 8 and a listener, in addition to the 5 of the store. On
+//!   SQLite up to 4. The connections have session settings, so a proxy must not pool transactions.
+//! - **Rights.** [`JobsBuilder::start`] creates triggers on River's tables, so the database user
+//!   must own these tables or be allowed to create them.
+//! - **Latency.** River polls for jobs up to ten times a second on SQLite, and is notified on
+//!   Postgres. Event streams and `Prefer: wait=n` report a change within half a second.
+//! - **SQLite has one writer.** A writer waits for another one for up to five seconds. Keep
+//!   transactions short, and use [`tx`](Enqueue::tx) to enqueue within one. River does not sync
+//!   each of its writes, so after a power failure a job that has finished may run again.
+//! - **The queue is bounded only by disk space.** Rate-limit untrusted clients before they enqueue.
 //!
 //! # When not to use it
 //!
-//! For work that may be lost ([`Background`](tower_offload::Background)), or whose loss it is enough to know of ([`tasks`](crate)). Here each
-//! job costs a commit or two. For what is between the two there is [`OrEnqueue`].
+//! Each job costs one or two commits. For work that may be lost use a
+//! [`Background`](tower_offload::Background), and if the loss must be reported, a [task](crate).
+//! [`OrEnqueue`] combines a background with the queue.
 #![doc = include_str!("elsewhere.md")]
 
-mod alive;
-mod attempt;
-mod backoff;
+mod adapter;
 mod builder;
-mod clerk;
-#[allow(clippy::module_inception)]
-mod durable;
+mod client;
+mod database;
 mod enqueue;
 mod error;
-mod group;
+mod insert;
 mod job;
-mod kept;
+mod maintenance;
 mod overflow;
-mod report;
-mod river;
-mod shared;
-mod transaction;
-mod unique;
+mod progress;
+mod queue;
+mod running;
 mod worker;
 
+use std::{fmt, sync::Arc, time::Duration};
+
+use tokio::time::{Instant, timeout_at};
+
+use self::{adapter::warn, client::LeasedClient, queue::Queue};
 pub use self::{
-    backoff::Backoff, builder::Builder, durable::Durable, enqueue::Enqueue, error::StartError, job::Job,
-    overflow::OrEnqueue, report::DrainReport, transaction::Transaction, unique::Unique,
+    builder::JobsBuilder,
+    enqueue::Enqueue,
+    error::StartError,
+    insert::Transaction,
+    job::{Backoff, Job, Unique},
+    overflow::OrEnqueue,
 };
+use crate::{TaskId, Tasks};
+
+/// A queue of durable jobs. Clones share the queue.
+///
+/// See the [module documentation](crate::jobs). Dropping the last clone has the effect of a
+/// [`shutdown`](Self::shutdown) without a grace period.
+#[derive(Clone)]
+pub struct Jobs {
+    owner: Arc<Owner>,
+}
+
+/// Stops the queue when the last handle is dropped. The background tasks hold only the queue.
+struct Owner(Arc<Queue>);
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.0.close();
+        if let Some(client) = self.0.client() {
+            client.stop_and_cancel();
+        }
+        self.0.end_maintenance();
+    }
+}
+
+/// Maximum time for stopped jobs to end, within the timeout of a shutdown.
+const MAX_STOP_TIME: Duration = Duration::from_secs(1);
+/// A year, which can be added to the current time.
+const MAX_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
+
+impl Jobs {
+    fn new(queue: Arc<Queue>) -> Self {
+        Self { owner: Arc::new(Owner(queue)) }
+    }
+
+    fn queue(&self) -> &Arc<Queue> {
+        &self.owner.0
+    }
+
+    /// Returns the tasks that hold the records of the jobs.
+    pub fn tasks(&self) -> &Tasks {
+        &self.queue().environment.tasks
+    }
+
+    /// Returns the number of jobs that are running in this process.
+    pub fn running(&self) -> usize {
+        self.queue().environment.running.len()
+    }
+
+    /// Returns `true` once [`shutdown`](Self::shutdown) was called.
+    pub fn is_closed(&self) -> bool {
+        self.queue().is_closed()
+    }
+
+    /// Claims no more jobs, waits up to `timeout` until the running ones have ended, and requeues
+    /// the others.
+    ///
+    /// Jobs are stopped during the last fifth of the timeout, at most the last second: futures are
+    /// dropped, and [`Progress::is_cancelled`](crate::Progress::is_cancelled) becomes `true` for
+    /// closures. A requeued job starts again here after a restart, or at once in another process,
+    /// and the attempt does not count. Closures that are still running are reported, and keep the
+    /// lease until they return.
+    ///
+    /// # Panics
+    ///
+    /// The future panics outside of a Tokio runtime with time enabled.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped before it completes, no more jobs are claimed, and running ones
+    /// continue.
+    pub async fn shutdown(&self, timeout: Duration) -> JobsShutdownReport {
+        let queue = self.queue();
+        queue.close();
+        let timeout = timeout.min(MAX_TIMEOUT);
+        let end = Instant::now() + timeout;
+        let mut is_written = false;
+        if let Some(client) = queue.client() {
+            client.stop();
+            let stop_at = end - (timeout / 5).min(MAX_STOP_TIME);
+            let ended = match timeout_at(stop_at, client.ended()).await {
+                Ok(ended) => Ok(ended),
+                Err(_) => {
+                    client.stop_and_cancel();
+                    timeout_at(end, client.ended()).await
+                }
+            };
+            match ended {
+                Ok(Ok(())) => {
+                    is_written = self.running() == 0 && self.end_lease(&client, end).await;
+                    if is_written {
+                        queue.unregister();
+                    }
+                }
+                Ok(Err(error)) => warn("River has not ended properly", &error),
+                Err(_) => {}
+            }
+        }
+        queue.end_maintenance();
+        JobsShutdownReport { still_running: queue.environment.running.ids(), is_written }
+    }
+
+    /// Ends the lease if the database shows no running jobs. River does not report whether it could
+    /// write how jobs ended.
+    async fn end_lease(&self, client: &LeasedClient, end: Instant) -> bool {
+        let end = end.max(Instant::now() + MAX_STOP_TIME);
+        match timeout_at(end, client.end_lease(&self.queue().environment.database)).await {
+            Ok(Ok(is_written)) => is_written,
+            Ok(Err(error)) => {
+                warn("failed to end the lease", &error);
+                false
+            }
+            Err(_) => false,
+        }
+    }
+}
+
+impl fmt::Debug for Jobs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Jobs")
+            .field("running", &self.running())
+            .field("is_closed", &self.is_closed())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Result of [`Jobs::shutdown`].
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[must_use = "it lists the jobs that are still running"]
+#[non_exhaustive]
+pub struct JobsShutdownReport {
+    /// Jobs whose closure is still running, or waits for a thread. If the process ends now, they
+    /// run again.
+    pub still_running: Vec<TaskId>,
+    /// `true` if the database knows how all other jobs ended. Otherwise it did not respond in time:
+    /// jobs that ended last or were to be requeued are recovered like after a crash,
+    /// and the attempt counts.
+    pub is_written: bool,
+}
+
+impl JobsShutdownReport {
+    /// Returns `true` if every job has ended or was requeued.
+    pub fn is_clean(&self) -> bool {
+        self.is_written && self.still_running.is_empty()
+    }
+}
+
+impl fmt::Display for JobsShutdownReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} jobs still running", self.still_running.len())?;
+        if self.is_written { Ok(()) } else { f.write_str(", and the end of other jobs may not be written") }
+    }
+}

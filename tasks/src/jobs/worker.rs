@@ -1,41 +1,54 @@
-use std::{any::Any, pin::Pin, sync::Arc, time::Duration};
+//! Workers, and the attempts that they make.
+
+use std::{
+    pin::{Pin, pin},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use serde::Serialize;
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::sleep};
 use tower_offload::{CallError, Pool};
 
-use super::{Job, alive::Alive};
+use super::{Job, progress::ProgressBuffer, running::RunningJob};
 use crate::{
-    Failure, IntoFailure, Progress,
-    panic::{catch_unwind, catch_unwind_future, drop_payload, panic_message},
+    Failure, IntoFailure, Json, Progress, TaskId,
+    panic::{Payload, catch_unwind, catch_unwind_future, drop_payload, ignore_panic, panic_message},
+    progress::ProgressSink,
     record::Ending,
     work::ending,
 };
 
-/// Does the jobs of one kind.
+/// Runs the jobs of one kind.
 pub(super) struct Worker<J> {
-    start: Arc<dyn Fn(J, Progress, Option<Alive>) -> Work + Send + Sync>,
-    /// How long one attempt may take, from when its work begins.
-    pub(super) limit: Duration,
+    start: Arc<StartWork<J>>,
+    /// Maximum time of an attempt, measured from the start of its work.
+    pub(super) timeout: Duration,
 }
+
+type StartWork<J> = dyn Fn(J, Progress, Option<RunningJob>) -> Work + Send + Sync;
 
 impl<J> Clone for Worker<J> {
     fn clone(&self) -> Self {
-        Self { start: self.start.clone(), limit: self.limit }
+        Self { start: self.start.clone(), timeout: self.timeout }
     }
 }
 
-/// The work of one attempt. Its future ends when it has really ended.
+/// The work of one attempt.
 pub(super) struct Work {
+    /// Completes when the work has really ended.
     pub(super) future: Pin<Box<dyn Future<Output = Result<Ending, CallError>> + Send>>,
-    /// Notified once, when the work begins.
-    pub(super) begun: Arc<Notify>,
-    /// Dropped, it would go on where nobody sees it: so it never is.
-    pub(super) is_sync: bool,
+    /// Notified once, when the work starts.
+    started: Arc<Notify>,
+    /// The future must not be dropped before it completes: the closure would continue unobserved.
+    is_blocking: bool,
 }
 
 impl<J: Job> Worker<J> {
-    pub(super) fn of_closure<P, F, T, E>(pool: P, limit: Duration, work: F) -> Self
+    pub(super) fn blocking<P, F, T, E>(pool: P, timeout: Duration, work: F) -> Self
     where
         P: Pool,
         F: Fn(J, Progress) -> Result<T, E> + Send + Sync + 'static,
@@ -43,23 +56,23 @@ impl<J: Job> Worker<J> {
         E: IntoFailure,
     {
         let (pool, work) = (Arc::new(pool) as Arc<dyn Pool>, Arc::new(work));
-        let start = move |job, progress: Progress, alive: Option<Alive>| {
-            let (pool, work, begun) = (pool.clone(), work.clone(), Arc::new(Notify::new()));
-            let begins = begun.clone();
+        let start = move |job, progress: Progress, running: Option<RunningJob>| {
+            let (pool, work, started) = (pool.clone(), work.clone(), Arc::new(Notify::new()));
+            let starts = started.clone();
             let closure = move || {
-                let _alive = alive; // until the closure has ended, whoever waits for it
+                let _running = running; // until the closure returns, even if its caller was dropped
                 if progress.is_cancelled() {
-                    return Ending::TimedOut; // it never began, so nobody asks how it ended
+                    return Ending::TimedOut; // not used, since the attempt was stopped
                 }
-                begins.notify_one();
-                settled(catch_unwind(|| ending(work(job, progress))))
+                starts.notify_one();
+                panic_to_failure(catch_unwind(|| ending(work(job, progress))))
             };
-            Work { future: Box::pin(async move { pool.run(closure).await }), begun, is_sync: true }
+            Work { future: Box::pin(async move { pool.run(closure).await }), started, is_blocking: true }
         };
-        Self { start: Arc::new(start), limit }
+        Self { start: Arc::new(start), timeout }
     }
 
-    pub(super) fn of_future<F, A, T, E>(limit: Duration, work: F) -> Self
+    pub(super) fn future<F, A, T, E>(timeout: Duration, work: F) -> Self
     where
         F: Fn(J, Progress) -> A + Send + Sync + 'static,
         A: Future<Output = Result<T, E>> + Send + 'static,
@@ -67,30 +80,127 @@ impl<J: Job> Worker<J> {
         E: IntoFailure,
     {
         let work = Arc::new(work);
-        let start = move |job, progress, alive: Option<Alive>| {
-            let (work, begun) = (work.clone(), Arc::new(Notify::new()));
-            begun.notify_one();
+        let start = move |job, progress, running: Option<RunningJob>| {
+            let (work, started) = (work.clone(), Arc::new(Notify::new()));
+            started.notify_one();
             let future = async move {
-                let _alive = alive;
-                Ok(settled(match catch_unwind(|| Box::pin(work(job, progress))) {
+                let _running = running;
+                Ok(panic_to_failure(match catch_unwind(|| Box::pin(work(job, progress))) {
                     Ok(future) => catch_unwind_future(future).await.and_then(|result| catch_unwind(|| ending(result))),
                     Err(payload) => Err(payload),
                 }))
             };
-            Work { future: Box::pin(future), begun, is_sync: false }
+            Work { future: Box::pin(future), started, is_blocking: false }
         };
-        Self { start: Arc::new(start), limit }
+        Self { start: Arc::new(start), timeout }
     }
 
-    pub(super) fn start(&self, job: J, progress: Progress, alive: Option<Alive>) -> Work {
-        (self.start)(job, progress, alive)
+    pub(super) fn start(&self, job: J, progress: Progress, running: Option<RunningJob>) -> Work {
+        (self.start)(job, progress, running)
     }
 }
 
-fn settled(ended: Result<Ending, Box<dyn Any + Send>>) -> Ending {
+fn panic_to_failure(ended: Result<Ending, Payload>) -> Ending {
     ended.unwrap_or_else(|payload| {
         let failure = Failure::new("panic", panic_message(&*payload));
         drop_payload(payload);
         Ending::Failed(failure)
     })
+}
+
+/// One attempt of a job.
+pub(super) struct Attempt {
+    pub(super) id: TaskId,
+    is_cancelled: AtomicBool,
+    buffer: Arc<ProgressBuffer>,
+    /// Key of the attempt in the buffer.
+    pub(super) progress_key: u64,
+}
+
+/// Result of an attempt.
+#[derive(Debug, PartialEq)]
+pub(super) enum AttemptResult {
+    /// The pool did not run it.
+    NotRun(CallError),
+    /// It was cancelled, or the process shuts down.
+    Stopped,
+    Failed(Failure),
+    Succeeded(Json),
+}
+
+impl Attempt {
+    pub(super) fn new(id: TaskId, number: i64, buffer: Arc<ProgressBuffer>) -> Self {
+        let progress_key = buffer.add(id, number);
+        Self { id, is_cancelled: AtomicBool::new(false), buffer, progress_key }
+    }
+
+    /// Runs the work until it has ended. `stop` completes when River stops the attempt.
+    ///
+    /// On a timeout or a stop, a future is dropped. A closure cannot be stopped, so this function
+    /// waits for it, and River starts no other attempt in the meantime.
+    pub(super) async fn run(&self, work: Work, timeout: Duration, stop: impl Future<Output = ()>) -> AttemptResult {
+        let Work { mut future, started, is_blocking } = work;
+        let mut timed_out = pin!(async {
+            started.notified().await;
+            sleep(timeout).await;
+        });
+        let mut stop = pin!(stop);
+        let (mut is_late, mut is_stopped) = (false, false);
+        loop {
+            tokio::select! {
+                biased;
+                ended = &mut future => return result(ended, timeout, is_late, is_stopped),
+                () = &mut stop, if !is_stopped => is_stopped = true,
+                () = &mut timed_out, if !is_late => is_late = true,
+            }
+            self.is_cancelled.store(true, Ordering::Release);
+            if !is_blocking {
+                ignore_panic(|| drop(future));
+                return if is_stopped {
+                    AttemptResult::Stopped
+                } else {
+                    AttemptResult::Failed(timeout_failure(timeout))
+                };
+            }
+        }
+    }
+}
+
+fn result(ended: Result<Ending, CallError>, timeout: Duration, is_late: bool, is_stopped: bool) -> AttemptResult {
+    match ended {
+        Ok(_) if is_late => AttemptResult::Failed(timeout_failure(timeout)),
+        // A closure that succeeded although it was stopped has succeeded.
+        Ok(Ending::Succeeded(result)) => AttemptResult::Succeeded(result),
+        _ if is_stopped => AttemptResult::Stopped,
+        Ok(Ending::Failed(failure)) => AttemptResult::Failed(failure),
+        Ok(_) => AttemptResult::Stopped,
+        Err(error) => AttemptResult::NotRun(error),
+    }
+}
+
+/// The triggers give a job the state `timed_out` if its last attempt failed with this class.
+const TIMEOUT_CLASS: &str = "timeout";
+
+fn timeout_failure(timeout: Duration) -> Failure {
+    Failure::new(TIMEOUT_CLASS, format!("the attempt exceeded its timeout of {timeout:?}"))
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        self.buffer.remove(self.progress_key);
+    }
+}
+
+impl ProgressSink for Attempt {
+    fn id(&self) -> TaskId {
+        self.id
+    }
+
+    fn advance(&self, progress: Option<f64>, message: Option<String>) {
+        self.buffer.advance(self.progress_key, progress, message);
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.is_cancelled.load(Ordering::Acquire)
+    }
 }

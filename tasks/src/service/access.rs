@@ -1,75 +1,79 @@
 use std::{fmt, sync::Arc};
 
-use tower_offload::offload::RequestHead as Head;
+use tower_offload::offload::RequestHead;
 
 use crate::TaskId;
 
-/// What a request to a [`StatusService`](super::StatusService) wants to do.
+/// Operation that a request to a [`StatusService`](super::StatusService) asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Action {
-    /// Ask that a task be cancelled.
-    Cancel(TaskId),
-    /// Read the OpenAPI document, which says nothing about any task.
-    Describe,
-    /// Follow a task.
-    Events(TaskId),
     /// List tasks.
     List,
-    /// Open the page. What it shows it [lists](Self::List), as whoever opened it.
+    /// Open the page (feature `page`). The page then [lists](Self::List) tasks with the credentials
+    /// of the browser.
     Page,
     /// Read the status of a task.
     Show(TaskId),
+    /// Follow the events of a task.
+    Events(TaskId),
+    /// Request cancellation of a task.
+    Cancel(TaskId),
+    /// Read the OpenAPI document (feature `openapi`), which contains nothing about any task.
+    Describe,
 }
 
-/// What a request may do: the answer of [`StatusService::authorize`](super::StatusService::authorize).
+/// Permission that [`StatusService::authorize`](super::StatusService::authorize) grants to a
+/// request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Access {
-    /// It may, to every task.
-    All,
-    /// It may not: 403.
+    /// Rejects the request with 403.
     Denied,
-    /// It may, to tasks of this owner, and to those without one if it has the id. Others are unknown: 404.
-    Owner(String),
-    /// It may, to tasks without an owner. Others are unknown: 404. Of a list they are left out, so that a part of it may be short.
+    /// Permits the action on tasks without an owner. Other tasks are unknown (404), and lists omit
+    /// them, so a page of a list may be short.
     Public,
+    /// Permits the action on tasks of this owner and, if the request has the id, on tasks without
+    /// an owner. Other tasks are unknown (404).
+    Owner(String),
+    /// Permits the action on every task.
+    All,
 }
 
 impl Access {
-    /// Whether a task of that owner is there, for whoever has this access.
-    pub(super) fn sees(&self, owner: Option<&str>) -> bool {
+    /// Returns `true` if a request with this access may know that a task of `owner` exists.
+    pub(super) fn permits(&self, owner: Option<&str>) -> bool {
         match self {
-            Self::All => true,
             Self::Denied => false,
-            Self::Owner(name) => owner.is_none_or(|owner| owner == name),
             Self::Public => owner.is_none(),
+            Self::Owner(name) => owner.is_none_or(|owner| owner == name),
+            Self::All => true,
         }
     }
 }
 
-/// Decides what a request may do.
+/// The authorization callback.
 #[derive(Clone)]
-pub(super) struct Authorize(Arc<Decide>);
+pub(super) struct Authorize(Arc<Callback>);
 
-type Decide = dyn Fn(&Head<'_>, &Action) -> Access + Send + Sync;
+type Callback = dyn Fn(&RequestHead<'_>, &Action) -> Access + Send + Sync;
 
 impl Authorize {
-    pub(super) fn new(decide: impl Fn(&Head<'_>, &Action) -> Access + Send + Sync + 'static) -> Self {
-        Self(Arc::new(decide))
+    pub(super) fn new(callback: impl Fn(&RequestHead<'_>, &Action) -> Access + Send + Sync + 'static) -> Self {
+        Self(Arc::new(callback))
     }
 
-    pub(super) fn decide(&self, head: &Head<'_>, action: &Action) -> Access {
+    pub(super) fn call(&self, head: &RequestHead<'_>, action: &Action) -> Access {
         (self.0)(head, action)
     }
 }
 
 impl Default for Authorize {
-    /// Who has an id may see what is nobody's. Everything else wants a decision.
+    /// Permits requests that prove knowledge of an id, for tasks without an owner.
     fn default() -> Self {
         Self::new(|_, action| match action {
-            Action::Describe | Action::Events(_) | Action::Show(_) => Access::Public,
-            Action::Cancel(_) | Action::List | Action::Page => Access::Denied,
+            Action::Show(_) | Action::Events(_) | Action::Describe => Access::Public,
+            Action::List | Action::Page | Action::Cancel(_) => Access::Denied,
         })
     }
 }

@@ -4,25 +4,25 @@ use std::{
     task::{Context, Poll},
 };
 
-use http::{Method, Request, Response, StatusCode};
+use http::{Method, Request, StatusCode};
 use serde::Serialize;
+use tower_offload::offload::RequestHead;
 use tower_service::Service;
 
 use super::{
-    Access, Action, ResponseBody, ResponseFuture,
+    access::{Access, Action},
     config::Config,
-    problem::{self, Problem},
-    query,
-    respond::{self, Answer},
-    service::{allowed, refuse, refuse_method},
+    list::parse_query,
+    response::{self, Response, ResponseFuture, method_not_allowed, store_problem, unknown_task},
 };
-use crate::{Failure, Json, Status, TaskId, TaskState, store::Found};
-use tower_offload::offload::RequestHead as Head;
+use crate::{Failure, Json, Status, TaskId, TaskState, problem::Problem, store::Found};
 
-/// `GET /status?task_id=`, as many services have it: 404, or whether the task is `running`, `completed` or `failed`.
+/// Status in the style of `GET /status?task_id=`, with the states `running`, `completed` and
+/// `failed`.
 ///
-/// A task that is queued is `running`, one that ended without a result is `failed`. It has no path of its own: it is mounted at one. Who may
-/// see what is decided as for the [`StatusService`](super::StatusService) that it is made of.
+/// A queued task is `running`. A task that ended without a result is `failed`. An unknown task is
+/// 404. The service has no paths of its own, so mount it with `route_service`. It uses the
+/// authorization of the [`StatusService`](super::StatusService) that created it.
 #[derive(Clone)]
 pub struct StatusAlias {
     config: Config,
@@ -33,23 +33,18 @@ impl StatusAlias {
         Self { config }
     }
 
-    fn answer(&self, head: &Head<'_>) -> Result<ResponseFuture, Box<Answer>> {
-        if head.method() != Method::GET && head.method() != Method::HEAD {
-            return Err(refuse_method("GET, HEAD"));
-        }
-        let wrong = |what| refuse(Problem::new(StatusCode::BAD_REQUEST, what));
-        let pairs = query::parse(head.uri().query().unwrap_or_default())
-            .ok_or_else(|| wrong("the query is not encoded as a form is"))?;
-        let id =
-            pairs.into_iter().find(|(name, _)| name == "task_id").ok_or_else(|| wrong("`task_id` is not there"))?.1;
-        let id: TaskId = id.parse().map_err(|_| refuse(problem::unknown()))?;
-        let access = allowed(&self.config, head, Action::Show(id))?;
+    fn respond(&self, head: &RequestHead<'_>) -> Result<ResponseFuture, Problem> {
+        let query = parse_query(head.uri().query().unwrap_or_default())?;
+        let missing = || Problem::new(StatusCode::BAD_REQUEST, "`task_id` is missing");
+        let id = query.into_iter().find(|(name, _)| name == "task_id").ok_or_else(missing)?.1;
+        let id: TaskId = id.parse().map_err(|_| unknown_task())?;
+        let access = self.config.authorize(head, Action::Show(id))?;
         Ok(ResponseFuture::new(show(self.config.clone(), id, access)))
     }
 }
 
 #[derive(Debug, Serialize)]
-struct Body {
+struct AliasStatus {
     task_id: TaskId,
     status: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -58,22 +53,22 @@ struct Body {
     error: Option<Failure>,
 }
 
-async fn show(config: Config, id: TaskId, access: Access) -> Answer {
+async fn show(config: Config, id: TaskId, access: Access) -> Response {
     let status = match config.source.get(id).await {
-        Ok(Found::Record(record)) if access.sees(record.owner.as_deref()) => Status::from(&*record),
-        Ok(_) => return problem::unknown().into_response(),
-        Err(error) => return problem::of_store(&error).into_response(),
+        Ok(Found::Record(record)) if access.permits(record.owner.as_deref()) => Status::from(&*record),
+        Ok(_) => return unknown_task().into_response(),
+        Err(error) => return store_problem(&error).into_response(),
     };
-    let word = match status.state {
+    let state = match status.state {
         TaskState::Queued | TaskState::Running => "running",
         TaskState::Succeeded => "completed",
-        TaskState::Cancelled | TaskState::Failed | TaskState::Lost | TaskState::TimedOut => "failed",
+        _ => "failed",
     };
-    respond::json(&Body { task_id: id, status: word, result: status.result, error: status.error })
+    response::json(&AliasStatus { task_id: id, status: state, result: status.result, error: status.error })
 }
 
 impl<B> Service<Request<B>> for StatusAlias {
-    type Response = Response<ResponseBody>;
+    type Response = Response;
     type Error = Infallible;
     type Future = ResponseFuture;
 
@@ -81,11 +76,14 @@ impl<B> Service<Request<B>> for StatusAlias {
         Poll::Ready(Ok(()))
     }
 
-    /// The body of the request is dropped unread.
+    /// Responds to a request. Its body is dropped unread.
     fn call(&mut self, request: Request<B>) -> ResponseFuture {
-        let head = Head::new(&request);
-        let future = self.answer(&head).unwrap_or_else(|answer| ResponseFuture::ready(*answer));
-        future.finished(head.method() == Method::HEAD)
+        let head = RequestHead::new(&request);
+        if head.method() != Method::GET && head.method() != Method::HEAD {
+            return ResponseFuture::ready(method_not_allowed("GET, HEAD"));
+        }
+        let future = self.respond(&head).unwrap_or_else(|problem| ResponseFuture::ready(problem.into_response()));
+        future.for_method(head.method())
     }
 }
 

@@ -1,11 +1,19 @@
 use std::{fmt, sync::Arc, time::Duration};
 
-use tokio::sync::Semaphore;
+use http::StatusCode;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tower_offload::offload::RequestHead;
 
-use super::{access::Authorize, source::Source};
-use crate::tasks::DEFAULT_MAX_STREAMS;
+use super::{
+    access::{Access, Action, Authorize},
+    source::Source,
+};
+use crate::{
+    panic::{catch_unwind, drop_payload},
+    problem::Problem,
+};
 
-/// What a service and its clones have in common.
+/// Options of a status service, shared with its clones and its alias.
 #[derive(Clone)]
 pub(super) struct Config {
     pub(super) source: Arc<dyn Source>,
@@ -13,22 +21,46 @@ pub(super) struct Config {
     pub(super) is_read_only: bool,
     pub(super) keep_alive: Duration,
     pub(super) max_wait: Duration,
-    pub(super) max_streams: usize,
-    /// A place for each stream that is open, and for each that waits.
+    /// One permit for each open event stream and each waiting request.
     pub(super) streams: Arc<Semaphore>,
 }
 
+/// Half of the idle timeout that proxies commonly have.
+const DEFAULT_KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// Half of the response timeout that proxies commonly have.
+const DEFAULT_MAX_WAIT: Duration = Duration::from_secs(30);
+
 impl Config {
-    pub(super) fn new(source: Arc<dyn Source>) -> Self {
+    pub(super) fn new(source: impl Source, streams: Arc<Semaphore>) -> Self {
         Self {
-            source,
+            source: Arc::new(source),
             authorize: Authorize::default(),
             is_read_only: false,
-            keep_alive: Duration::from_secs(15),
-            max_wait: Duration::from_secs(30),
-            max_streams: DEFAULT_MAX_STREAMS,
-            streams: Arc::new(Semaphore::new(DEFAULT_MAX_STREAMS)),
+            keep_alive: DEFAULT_KEEP_ALIVE,
+            max_wait: DEFAULT_MAX_WAIT,
+            streams,
         }
+    }
+
+    /// Calls the authorization callback.
+    ///
+    /// # Errors
+    ///
+    /// Returns 403 if it denies the request and 500 if it panics.
+    pub(super) fn authorize(&self, head: &RequestHead<'_>, action: Action) -> Result<Access, Problem> {
+        match catch_unwind(|| self.authorize.call(head, &action)) {
+            Ok(Access::Denied) => Err(Problem::new(StatusCode::FORBIDDEN, "not allowed")),
+            Ok(access) => Ok(access),
+            Err(payload) => {
+                drop_payload(payload);
+                Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "authorization callback panicked"))
+            }
+        }
+    }
+
+    /// Acquires a permit for an event stream or a waiting request. Returns `None` if none is free.
+    pub(super) fn try_acquire_stream(&self) -> Option<OwnedSemaphorePermit> {
+        self.streams.clone().try_acquire_owned().ok()
     }
 }
 
@@ -38,7 +70,6 @@ impl fmt::Debug for Config {
             .field("is_read_only", &self.is_read_only)
             .field("keep_alive", &self.keep_alive)
             .field("max_wait", &self.max_wait)
-            .field("max_streams", &self.max_streams)
             .finish_non_exhaustive()
     }
 }

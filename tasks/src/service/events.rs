@@ -1,39 +1,211 @@
-use http::{Response, StatusCode};
+//! Events of a task, as server-sent events
+//! ([HTML, section 9.2](https://html.spec.whatwg.org/multipage/server-sent-events.html)).
 
-use super::{
-    ResponseBody,
-    access::Access,
-    config::Config,
-    milestone::{Milestone, Place},
-    problem::{self, Problem},
-    respond::{Answer, text_of, visible},
-    stream::EventStream,
+use std::{
+    fmt,
+    num::ParseIntError,
+    pin::Pin,
+    str::FromStr,
+    task::{Context, Poll, ready},
+    time::Duration,
 };
-use crate::{TaskId, store::Found};
 
-/// The events behind the place that a client was told up to. Once it was told all, 204: that keeps a browser from coming back.
-pub(super) async fn events(config: Config, id: TaskId, access: Access, told: Option<Place>) -> Answer {
-    match open(config, id, &access, told).await {
-        Ok(answer) => answer,
-        Err(problem) => problem.into_response(),
+use bytes::Bytes;
+use tokio::{
+    sync::OwnedSemaphorePermit,
+    time::{Instant, Sleep, sleep},
+};
+
+use super::source::{Changes, StreamsEnded};
+use crate::{Record, Status, TaskState};
+
+/// The `id` of an event. Ids are ordered like the events of a task, so a client that reconnects
+/// with the id of its last event gets the later ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct EventId {
+    attempt: u32,
+    phase: u8,
+    /// The version of the record in phase `PROGRESS`, which can have many events. Otherwise 0.
+    version: u64,
+}
+
+const QUEUED: u8 = 0;
+const STARTED: u8 = 1;
+const PROGRESS: u8 = 2;
+const REQUEUED: u8 = 3;
+const FINISHED: u8 = 4;
+
+impl fmt::Display for EventId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}.{}", self.attempt, self.phase, self.version)
     }
 }
 
-async fn open(config: Config, id: TaskId, access: &Access, told: Option<Place>) -> Result<Answer, Problem> {
-    let record = visible(config.source.get(id).await, access)?;
-    if record.state.is_final() && told.is_some() && Milestone::after(told, &record).is_empty() {
-        let mut answer = Response::new(ResponseBody::default());
-        *answer.status_mut() = StatusCode::NO_CONTENT;
-        return Ok(answer);
+impl FromStr for EventId {
+    type Err = ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, ParseIntError> {
+        let mut parts = text.splitn(3, '.');
+        let mut part = || parts.next().unwrap_or_default();
+        Ok(Self { attempt: part().parse()?, phase: part().parse()?, version: part().parse()? })
     }
-    let full = || Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too many streams are open");
-    let permit = config.streams.clone().try_acquire_owned().map_err(|_| full())?;
-    let Some(changes) = config.source.subscribe(id).await.map_err(|error| problem::of_store(&error))? else {
-        visible(config.source.get(id).await, access)?;
-        return Err(problem::unknown());
-    };
-    visible(Ok(Found::Record(Box::new(changes.record().clone()))), access)?;
-    let mut answer = text_of("text/event-stream", Default::default());
-    *answer.body_mut() = ResponseBody::of_events(EventStream::new(changes, told, &config, permit));
-    Ok(answer)
+}
+
+/// An event, with the status that the task had then.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Event {
+    pub(super) id: EventId,
+    pub(super) name: &'static str,
+    pub(super) status: Status,
+}
+
+impl Event {
+    /// Returns the events after `last` that can be derived from a record, in order.
+    ///
+    /// The record has only the latest progress, so earlier progress events are omitted.
+    pub(super) fn after(last: Option<EventId>, record: &Record) -> Vec<Self> {
+        let all = [queued(record), started(record), progress(record), requeued(record), finished(record)];
+        all.into_iter().flatten().filter(|event| last.is_none_or(|last| event.id > last)).collect()
+    }
+
+    /// Appends the event in wire format. The JSON may contain line breaks between its tokens, and
+    /// each line needs its own `data` field.
+    pub(super) fn write(&self, text: &mut String) {
+        let data = serde_json::to_string(&self.status).unwrap_or_default();
+        *text += &format!("id: {}\nevent: {}\n", self.id, self.name);
+        for line in data.split(['\n', '\r']) {
+            *text += &format!("data: {line}\n");
+        }
+        text.push('\n');
+    }
+}
+
+fn event(record: &Record, phase: u8, name: &'static str, status: Status) -> Event {
+    let version = if phase == PROGRESS { record.version } else { 0 };
+    Event { id: EventId { attempt: status.attempt, phase, version }, name, status }
+}
+
+fn queued(record: &Record) -> Option<Event> {
+    let status = Status { state: TaskState::Queued, attempt: 0, started_at: None, ..initial_status(record) };
+    Some(event(record, QUEUED, "queued", status))
+}
+
+fn started(record: &Record) -> Option<Event> {
+    let status = Status { state: TaskState::Running, ..initial_status(record) };
+    (record.attempt > 0).then(|| event(record, STARTED, "started", status))
+}
+
+fn progress(record: &Record) -> Option<Event> {
+    let has_progress = record.progress.is_some() || record.message.is_some() || record.cancel_requested_at.is_some();
+    (record.state == TaskState::Running && has_progress)
+        .then(|| event(record, PROGRESS, "progress", Status::from(record)))
+}
+
+/// The event of a job that waits for its next attempt.
+fn requeued(record: &Record) -> Option<Event> {
+    (record.state == TaskState::Queued && record.attempt > 0)
+        .then(|| event(record, REQUEUED, "queued", Status::from(record)))
+}
+
+fn finished(record: &Record) -> Option<Event> {
+    record.state.is_final().then(|| event(record, FINISHED, "finished", Status::from(record)))
+}
+
+/// Returns the status without everything that changes after the start.
+fn initial_status(record: &Record) -> Status {
+    let status = Status::from(record);
+    Status {
+        progress: None,
+        message: None,
+        finished_at: None,
+        cancel_requested_at: None,
+        reason: None,
+        result: None,
+        error: None,
+        ..status
+    }
+}
+
+/// The events of one task until it finishes.
+///
+/// The stream makes progress only when it is polled, and buffers only what the next poll returns. A
+/// client that never reads costs a permit and a few kilobytes.
+pub(super) struct EventStream {
+    buffer: String,
+    last: Option<EventId>,
+    /// `None` if the stream has ended, apart from the buffer.
+    next_change: Option<NextChange>,
+    keep_alive: Duration,
+    idle: Pin<Box<Sleep>>,
+    streams_ended: StreamsEnded,
+    _permit: OwnedSemaphorePermit,
+}
+
+/// Waits for the next change. Returns `None` if there is none.
+type NextChange = Pin<Box<dyn Future<Output = Option<Box<dyn Changes>>> + Send>>;
+
+/// Clients reconnect after a second.
+const RETRY: &str = "retry: 1000\n\n";
+const KEEP_ALIVE_COMMENT: &str = ": keep-alive\n\n";
+/// Clients ignore comments. It explains the end to a person who looks at the stream.
+const SHUTDOWN_COMMENT: &str = ": shutting down, reconnect to resume\n\n";
+
+impl EventStream {
+    pub(super) fn new(
+        changes: Box<dyn Changes>,
+        last: Option<EventId>,
+        keep_alive: Duration,
+        streams_ended: StreamsEnded,
+        permit: OwnedSemaphorePermit,
+    ) -> Self {
+        let mut stream = Self {
+            buffer: RETRY.to_owned(),
+            last,
+            next_change: None,
+            keep_alive,
+            idle: Box::pin(sleep(keep_alive)),
+            streams_ended,
+            _permit: permit,
+        };
+        stream.write_events(changes);
+        stream
+    }
+
+    fn write_events(&mut self, mut changes: Box<dyn Changes>) {
+        for event in Event::after(self.last, changes.record()) {
+            event.write(&mut self.buffer);
+            self.last = Some(event.id);
+        }
+        if !changes.record().state.is_final() {
+            // An error ends the stream. The client reconnects, and resumes after its last event.
+            self.next_change =
+                Some(Box::pin(async move { matches!(changes.changed().await, Ok(true)).then_some(changes) }));
+        }
+    }
+
+    pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        loop {
+            if !self.buffer.is_empty() {
+                self.idle.as_mut().reset(Instant::now() + self.keep_alive);
+                return Poll::Ready(Some(Bytes::from(std::mem::take(&mut self.buffer))));
+            }
+            let Some(next_change) = &mut self.next_change else { return Poll::Ready(None) };
+            match next_change.as_mut().poll(cx) {
+                Poll::Ready(changes) => {
+                    self.next_change = None;
+                    if let Some(changes) = changes {
+                        self.write_events(changes);
+                    }
+                }
+                Poll::Pending if self.streams_ended.as_mut().poll(cx).is_ready() => {
+                    self.next_change = None;
+                    self.buffer.push_str(SHUTDOWN_COMMENT);
+                }
+                Poll::Pending => {
+                    ready!(self.idle.as_mut().poll(cx));
+                    self.buffer.push_str(KEEP_ALIVE_COMMENT);
+                }
+            }
+        }
+    }
 }

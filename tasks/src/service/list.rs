@@ -1,99 +1,157 @@
-use http::{HeaderValue, StatusCode, header::LINK};
+use std::borrow::Cow;
+
+use http::{
+    HeaderValue, StatusCode,
+    header::{ACCEPT, LINK},
+};
+use percent_encoding::percent_decode_str;
 use serde::Serialize;
 
 use super::{
     access::Access,
     config::Config,
-    problem::{self, Problem},
-    query,
-    respond::{self, Answer},
+    response::{self, Response, store_problem, vary_by},
 };
 use crate::{
     Status, TaskId, TaskState,
+    problem::Problem,
     store::{Filter, Page},
 };
 
-/// Which part of which list is wanted.
+/// Query of a list request.
 #[derive(Debug, Default, PartialEq)]
-pub(super) struct Wanted {
+pub(super) struct ListQuery {
     filter: Filter,
     page: Page,
 }
 
-impl Wanted {
-    /// What is not known is left out; what is known has to be right.
-    pub(super) fn read(query: &str) -> Result<Self, Problem> {
-        let wrong = |what: &'static str| Problem::new(StatusCode::BAD_REQUEST, what);
-        let pairs = query::parse(query).ok_or_else(|| wrong("the query is not encoded as a form is"))?;
+impl ListQuery {
+    /// Parses the query of a list request. Ignores unknown parameters and rejects invalid values of
+    /// known ones.
+    pub(super) fn parse(query: &str) -> Result<Self, Problem> {
         let (mut filter, mut limit, mut after) = (Filter::default(), None, None);
-        for (name, value) in pairs {
-            let is_again = match name.as_str() {
+        for (name, value) in parse_query(query)? {
+            let is_repeated = match &*name {
                 "state" => {
-                    for text in value.split(',').filter(|text| !text.is_empty()) {
-                        let state = text.parse::<TaskState>().ok();
-                        let state = state.ok_or_else(|| wrong("`state` is none of the states of a task"))?;
+                    for state in value.split(',').filter(|state| !state.is_empty()) {
+                        let state: TaskState =
+                            state.parse().map_err(|_| bad_request("`state` must be a list of task states"))?;
                         if !filter.states.contains(&state) {
                             filter = filter.state(state);
                         }
                     }
                     false
                 }
-                "name" => !value.is_empty() && filter.name.replace(value).is_some(),
+                "name" => !value.is_empty() && filter.name.replace(value.into_owned()).is_some(),
                 "limit" => {
-                    limit.replace(number(&value).ok_or_else(|| wrong("`limit` is not a number from 1 on"))?).is_some()
+                    let value = parse_limit(&value).ok_or_else(|| bad_request("`limit` must be a positive number"))?;
+                    limit.replace(value).is_some()
                 }
                 "after" => {
-                    let id: TaskId = value.parse().map_err(|_| wrong("`after` is not the id of a task"))?;
+                    let id: TaskId = value.parse().map_err(|_| bad_request("`after` must be the id of a task"))?;
                     after.replace(id).is_some()
                 }
                 _ => false,
             };
-            if is_again {
-                return Err(wrong("`name`, `limit` and `after` may be there once"));
+            if is_repeated {
+                return Err(bad_request("`name`, `limit` and `after` must not be repeated"));
             }
         }
         let page = limit.map_or_else(Page::default, Page::first);
         Ok(Self { filter, page: after.map_or(page, |id| page.after(id)) })
     }
 
-    /// A reference to the page behind that id, relative to this one.
-    fn link(&self, next: TaskId) -> String {
-        let states: Vec<_> = self.filter.states.iter().map(|state| state.as_str()).collect();
-        let states = if states.is_empty() { String::new() } else { format!("state={}&", states.join(",")) };
-        let name = self.filter.name.as_ref().map_or_else(String::new, |name| format!("name={}&", query::encode(name)));
-        format!("<?{states}{name}limit={}&after={next}>; rel=\"next\"", self.page.limit)
+    /// Returns a `Link` to the page after `id`, relative to this one.
+    fn next_link(&self, id: TaskId) -> String {
+        let mut query = form_urlencoded::Serializer::new(String::new());
+        if !self.filter.states.is_empty() {
+            let states: Vec<_> = self.filter.states.iter().map(|state| state.as_str()).collect();
+            query.append_pair("state", &states.join(","));
+        }
+        if let Some(name) = &self.filter.name {
+            query.append_pair("name", name);
+        }
+        query.append_pair("limit", &self.page.limit.to_string()).append_pair("after", &id.to_string());
+        format!("<?{}>; rel=\"next\"", query.finish())
     }
 }
 
-/// One too large for any list is as good as the largest.
-fn number(text: &str) -> Option<usize> {
-    let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    is_number.then(|| text.parse().unwrap_or(usize::MAX)).filter(|number| *number > 0)
+fn bad_request(message: &'static str) -> Problem {
+    Problem::new(StatusCode::BAD_REQUEST, message)
 }
 
-/// A part of the list of tasks.
+/// Name and value of a query parameter.
+type Pair<'q> = (Cow<'q, str>, Cow<'q, str>);
+
+/// Parses a query in the form encoding.
+///
+/// `form_urlencoded::parse` replaces what it cannot decode. A service that filters by the result
+/// must reject such a query instead.
+pub(super) fn parse_query(query: &str) -> Result<Vec<Pair<'_>>, Problem> {
+    let is_escape =
+        |rest: &str| rest.as_bytes().get(..2).is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit));
+    let is_valid = query.split('%').skip(1).all(is_escape) && percent_decode_str(query).decode_utf8().is_ok();
+    if !is_valid {
+        return Err(bad_request("the query is not form-encoded"));
+    }
+    Ok(form_urlencoded::parse(query.as_bytes()).collect())
+}
+
+/// Parses a positive number. Saturates on overflow, since [`Page`] limits it anyway.
+fn parse_limit(text: &str) -> Option<usize> {
+    let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    is_number.then(|| text.parse().unwrap_or(usize::MAX)).filter(|limit| *limit > 0)
+}
+
+/// A page of the list of tasks.
 #[derive(Debug, Serialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub(super) struct StatusList {
-    /// The newest first.
+    /// The tasks, newest first.
     tasks: Vec<Status>,
-    /// What to ask for with `after`, if there may be more.
+    /// The value of `after` for the next page. Absent on the last page.
     #[serde(skip_serializing_if = "Option::is_none")]
     next: Option<TaskId>,
 }
 
-pub(super) async fn list(config: Config, access: Access, mut wanted: Wanted) -> Answer {
+/// Returns a page of the list.
+pub(super) async fn list(config: Config, access: Access, mut query: ListQuery) -> Response {
     if let Access::Owner(name) = &access {
-        wanted.filter = wanted.filter.owner(name);
+        query.filter = query.filter.owner(name);
     }
-    let listing = match config.source.list(&wanted.filter, wanted.page).await {
+    let listing = match config.source.list(&query.filter, query.page).await {
         Ok(listing) => listing,
-        Err(error) => return problem::of_store(&error).into_response(),
+        Err(error) => return store_problem(&error).into_response(),
     };
-    let visible = listing.records.iter().filter(|record| access.sees(record.owner.as_deref()));
-    let mut answer = respond::json(&StatusList { tasks: visible.map(Status::from).collect(), next: listing.next });
-    let link = listing.next.and_then(|next| HeaderValue::try_from(wanted.link(next)).ok());
-    answer.headers_mut().extend(link.map(|link| (LINK, link)));
-    respond::vary_by_accept(&mut answer);
-    answer
+    let visible = listing.records.iter().filter(|record| access.permits(record.owner.as_deref()));
+    let mut response = response::json(&StatusList { tasks: visible.map(Status::from).collect(), next: listing.next });
+    let link = listing.next.and_then(|next| HeaderValue::try_from(query.next_link(next)).ok());
+    response.headers_mut().extend(link.map(|link| (LINK, link)));
+    vary_by(&mut response, ACCEPT);
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::parse_query;
+
+    #[test]
+    fn malformed_queries_are_rejected() {
+        for query in ["a=%", "a=%4", "a=%zz", "%ff=1", "a=%C3", "a=%C3&b=%A9", "a=%+1"] {
+            assert!(parse_query(query).is_err(), "{query:?}");
+        }
+        let pairs = parse_query("&a=b+c%21&d&&").unwrap_or_default();
+        assert_eq!(pairs, [("a".into(), "b c!".into()), ("d".into(), "".into())]);
+    }
+
+    proptest! {
+        #[test]
+        fn encoded_values_are_decoded(text in "\\PC{0,30}", other in "[%0-9a-f+&=x]{0,20}") {
+            let query = form_urlencoded::Serializer::new(String::new()).append_pair("a", &text).finish();
+            prop_assert_eq!(parse_query(&query).ok(), Some(vec![("a".into(), text.as_str().into())]));
+            let _ = parse_query(&other);
+        }
+    }
 }

@@ -1,15 +1,19 @@
-//! Tells the status of tasks over HTTP: a plain tower service, mounted on axum with `nest_service`, or served by hyper alone.
+//! Status of tasks over HTTP: a tower service for axum's `nest_service`, or for hyper alone.
 //!
-//! | Request | Answer |
+//! | request | response |
 //! |---|---|
-//! | `GET /{id}` | 200 with the [`Status`](super::Status), also of a task that failed; `Retry-After` only while it is pending. 404 if it is unknown or somebody else's, 410 if it is kept no more. With `Prefer: wait=n` once the task is over, or after n seconds |
-//! | `GET /{id}/events` | its events as `text/event-stream`, to the end; goes on behind `Last-Event-ID`, and is 204 once all was told |
-//! | `DELETE /{id}` | asks to cancel it: 202, or 200 if it is over |
-//! | `GET /?state=&name=&limit=&after=` | a list, the newest first, with `Link: <..>; rel="next"`; for browsers a page that shows it live |
-//! | `GET /openapi.json` | all of that, for programs |
+//! | `GET /{id}` | 200 with the [`Status`](crate::Status); 404 if unknown; 410 if evicted |
+//! | `GET /{id}` with `Prefer: wait=n` | the same, when the task finishes or after `n` seconds |
+//! | `GET /{id}/events` | server-sent events until the task finishes; 204 if there are none left |
+//! | `DELETE /{id}` | requests cancellation: 202, or 200 if the task has finished |
+//! | `GET /?state=&name=&limit=&after=` | a list, newest first, with `Link: <..>; rel="next"` |
+//! | `GET /` with `Accept: text/html` | a page that shows the list live (feature `page`) |
+//! | `GET /openapi.json` | the OpenAPI document (feature `openapi`) |
 //!
-//! Errors are `application/problem+json`. What they do not tell clients, why the store failed, is an event of level `ERROR` with feature
-//! `tracing`. HEAD is GET without a body; another method is 405.
+//! A task that failed has a status too, and unfinished tasks have `Retry-After`. A task of another
+//! owner is unknown. Event streams resume after `Last-Event-ID`. Errors are `application/problem+json`; with feature
+//! `tracing` the cause of a store error is logged as an event of level `ERROR`, and it is never
+//! sent to the client. HEAD is handled like GET without a body. Other methods are 405.
 //!
 //! ```
 //! use axum::Router;
@@ -22,13 +26,17 @@
 //! # let _ = app;
 //! ```
 //!
-//! With options:
+//! # Authorization
+//!
+//! By default a client that knows the id of a task may read its status and its events, if the task
+//! has no owner. Ids cannot be guessed. All other actions are denied until
+//! [`StatusService::authorize`] permits them. Tasks of other owners look like unknown tasks.
 //!
 //! ```
 //! use std::time::Duration;
 //! use tower_offload_tasks::{MemoryStore, Tasks, service::{Access, Action}};
 //!
-//! /// What a layer of the application's own has found out, and put into the request's extensions.
+//! /// Set by the authentication layer of the application, in the extensions of the request.
 //! #[derive(Clone)]
 //! struct User { name: String, is_admin: bool }
 //!
@@ -38,7 +46,7 @@
 //!     .authorize(|head, action| match (head.extensions().get::<User>(), action) {
 //!         (Some(user), _) if user.is_admin => Access::All,
 //!         (Some(user), _) => Access::Owner(user.name.clone()),
-//!         (None, Action::Show(_)) => Access::Public, // who has an id
+//!         (None, Action::Show(_)) => Access::Public,
 //!         (None, _) => Access::Denied,
 //!     })
 //!     .max_wait(Duration::from_secs(20))
@@ -46,63 +54,264 @@
 //! # let _ = service;
 //! ```
 //!
-//! # Who may do what
+//! The page has no cookie and no token. It sends requests with the credentials that the browser has
+//! for its origin. Responses do not permit other origins, so pages of other sites cannot read or
+//! cancel tasks.
 //!
-//! By default only `GET /{id}` and its events are open, for tasks without an owner: an id cannot be guessed. Everything else wants a decision:
-//! [`StatusService::authorize`]. A task of another owner is answered as one that does not exist.
+//! # Limits
 //!
-//! The page has no cookie or token of its own: it sends what the browser sends to its own origin. Answers allow no other origin, so that a
-//! foreign page cannot read or cancel anything.
-//!
-//! # What a client can cost
-//!
-//! A stream or a waiting client takes one of [`max_streams`](StatusService::max_streams) places, a list has at most 1000 tasks. A client that
-//! never reads keeps its place until its connection ends: the server's own timeouts are what ends it.
+//! Each event stream and each waiting request holds one of
+//! [`max_streams`](StatusService::max_streams) permits. A client that never reads holds its permit
+//! until its connection ends, so set timeouts in the server. A list has at most 1000 tasks.
 //!
 //! # Shutdown
 //!
-//! A server that stops gracefully waits for its connections, and a stream lasts as long as its task:
-//! [`Tasks::end_streams`](crate::Tasks::end_streams), with the signal that stops the server, ends those that there are. Their clients
-//! come back after a second, and go on where they were.
+//! A graceful shutdown waits for open connections, and a stream lasts as long as its task. Call
+//! [`Tasks::end_streams`] with the signal that stops the server. Clients reconnect after a second
+//! and resume.
 //!
 //! # When not to use it
 //!
-//! For the status of many thousand tasks at once, to the second: look into the store.
+//! To watch many thousand tasks, query the store instead.
 
-mod accept;
-mod accepted;
 mod access;
 mod alias;
-mod body;
-mod cancel;
 mod config;
 mod events;
-mod future;
+mod handlers;
 mod list;
-mod milestone;
+mod negotiate;
 #[cfg(feature = "openapi")]
 mod openapi;
+#[cfg(feature = "page")]
 mod page;
-mod prefer;
-mod problem;
-mod query;
-mod respond;
+mod response;
 mod routes;
-#[allow(clippy::module_inception)]
-mod service;
-mod show;
 mod source;
-mod stream;
-mod tasks;
-mod wait;
 
+use std::{
+    convert::Infallible,
+    fmt,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, StatusCode};
+use tokio::sync::Semaphore;
+use tower_offload::offload::RequestHead;
+use tower_service::Service;
+
+use self::{
+    access::Authorize,
+    config::Config,
+    list::{ListQuery, list},
+    negotiate::Prefer,
+    response::{Response, method_not_allowed, unknown_task},
+    routes::{Operation, RouteError},
+    source::Source,
+};
 pub use self::{
     access::{Access, Action},
     alias::StatusAlias,
-    body::ResponseBody,
-    future::ResponseFuture,
-    service::StatusService,
+    response::{ResponseBody, ResponseFuture},
 };
+use crate::{Accepted, TaskId, Tasks, problem::Problem};
 
-#[cfg(all(test, not(tower_offload_loom)))]
+impl Tasks {
+    /// Returns a service for the status of these tasks. Mount it at the
+    /// [base path](crate::TasksBuilder::base_path).
+    ///
+    /// By default only the status and the events of tasks without an owner are accessible. See the
+    /// [module documentation](crate::service).
+    pub fn service(&self) -> StatusService {
+        StatusService::new(self.clone(), self.streams().permits.clone())
+    }
+
+    /// Converts an accepted task to a response, like [`StatusService::respond`] with the default
+    /// options.
+    ///
+    /// # Panics
+    ///
+    /// Like [`StatusService::respond`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Like [`StatusService::respond`].
+    pub async fn respond<B: From<Bytes>>(&self, accepted: Accepted, headers: &HeaderMap) -> http::Response<B> {
+        self.service().respond(accepted, headers).await
+    }
+
+    /// Returns a service for `GET /status?task_id=`, with the default options. For other options
+    /// use [`StatusService::alias`].
+    pub fn status_alias(&self) -> StatusAlias {
+        self.service().alias()
+    }
+}
+
+/// Reports the status of tasks over HTTP. Returned by [`Tasks::service`].
+///
+/// See the [module documentation](crate::service).
+#[derive(Clone)]
+#[must_use = "a service does nothing until it is mounted"]
+pub struct StatusService {
+    config: Config,
+}
+
+impl StatusService {
+    fn new(source: impl Source, streams: Arc<Semaphore>) -> Self {
+        Self { config: Config::new(source, streams) }
+    }
+
+    /// Sets the callback that authorizes each request.
+    ///
+    /// It runs on the thread of the request, so it should not block. Usually it reads what an
+    /// authentication layer has put into the extensions of the request. If it panics, the response
+    /// is 500.
+    ///
+    /// By default a client may read the status and the events of tasks without an owner. It may not
+    /// list or cancel tasks or open the page.
+    pub fn authorize(mut self, callback: impl Fn(&RequestHead<'_>, &Action) -> Access + Send + Sync + 'static) -> Self {
+        self.config.authorize = Authorize::new(callback);
+        self
+    }
+
+    /// Rejects cancellation with 403.
+    pub fn read_only(mut self) -> Self {
+        self.config.is_read_only = true;
+        self
+    }
+
+    /// Sets the interval of comments in idle event streams, which keep proxies from closing the
+    /// connection. Default: 15 seconds.
+    pub fn keep_alive(mut self, interval: Duration) -> Self {
+        self.config.keep_alive = interval.max(Duration::from_millis(1));
+        self
+    }
+
+    /// Sets the maximum time that a request waits with `Prefer: wait=n`. Default: 30 seconds, since
+    /// proxies commonly close a connection after 60 seconds without a response.
+    pub fn max_wait(mut self, timeout: Duration) -> Self {
+        self.config.max_wait = timeout;
+        self
+    }
+
+    /// Sets the maximum number of open event streams and waiting requests. Each needs a few
+    /// kilobytes. Default: 1024, shared by all services of one [`Tasks`].
+    ///
+    /// A further stream gets 503, and a further request does not wait. A limit that is set here
+    /// applies to this service and its clones only.
+    pub fn max_streams(mut self, streams: usize) -> Self {
+        self.config.streams = Arc::new(Semaphore::new(streams.min(Semaphore::MAX_PERMITS)));
+        self
+    }
+
+    /// Returns a service for `GET /status?task_id=` with the same options.
+    pub fn alias(&self) -> StatusAlias {
+        StatusAlias::new(self.config.clone())
+    }
+
+    /// Converts an accepted task to a response, as the `Prefer` header of the request asks
+    /// ([RFC 7240](https://www.rfc-editor.org/rfc/rfc7240)). `headers` are the headers of the request.
+    ///
+    /// | `Prefer` | response |
+    /// |---|---|
+    /// | none | 202 at once, like [`Accepted::into_response`] |
+    /// | `respond-async` | 202 at once |
+    /// | `wait=n` | 200 with the final status when the task finishes, or 202 after `n` seconds |
+    /// | `respond-async, wait=n` | like `wait=n` |
+    ///
+    /// `n` is limited by [`max_wait`](Self::max_wait). If no permit of
+    /// [`max_streams`](Self::max_streams) is free, the response is 202 at once.
+    /// `Preference-Applied` lists the preferences that were applied.
+    ///
+    /// A task that was submitted to an `AfterResponse` starts after this response, so the request
+    /// does not wait for it. If clients should be able to wait, submit the task to a
+    /// [`Background`](tower_offload::Background).
+    ///
+    /// # Panics
+    ///
+    /// The future panics if it waits outside of a Tokio runtime with time enabled.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped because the client has left, the task continues.
+    pub async fn respond<B: From<Bytes>>(&self, accepted: Accepted, headers: &HeaderMap) -> http::Response<B> {
+        handlers::respond(&self.config, accepted, headers).await
+    }
+
+    fn dispatch(&self, head: &RequestHead<'_>, operation: Operation, id: &str) -> Result<ResponseFuture, Problem> {
+        let config = self.config.clone();
+        let id = || id.parse::<TaskId>().map_err(|_| unknown_task());
+        let authorize = |action| self.config.authorize(head, action);
+        Ok(match operation {
+            #[cfg(feature = "page")]
+            Operation::List if negotiate::prefers_html(head.headers()) => {
+                authorize(Action::Page)?;
+                ResponseFuture::ready(page::respond())
+            }
+            Operation::List => {
+                let access = authorize(Action::List)?;
+                let query = ListQuery::parse(head.uri().query().unwrap_or_default())?;
+                ResponseFuture::new(list(config, access, query))
+            }
+            #[cfg(feature = "openapi")]
+            Operation::Describe => {
+                authorize(Action::Describe)?;
+                ResponseFuture::ready(openapi::respond())
+            }
+            Operation::Show => {
+                let id = id()?;
+                let access = authorize(Action::Show(id))?;
+                let wait = Prefer::parse(head.headers()).wait.filter(|_| head.method() != Method::HEAD);
+                ResponseFuture::new(handlers::show(config, id, access, wait))
+            }
+            Operation::Cancel if config.is_read_only => {
+                return Err(Problem::new(StatusCode::FORBIDDEN, "the service is read-only"));
+            }
+            Operation::Cancel => {
+                let id = id()?;
+                let access = authorize(Action::Cancel(id))?;
+                ResponseFuture::new(handlers::cancel(config, id, access))
+            }
+            Operation::Events => {
+                let id = id()?;
+                let access = authorize(Action::Events(id))?;
+                let last = head.headers().get("last-event-id").and_then(|id| id.to_str().ok()?.parse().ok());
+                ResponseFuture::new(handlers::events(config, id, access, last))
+            }
+        })
+    }
+}
+
+impl<B> Service<Request<B>> for StatusService {
+    type Response = Response;
+    type Error = Infallible;
+    type Future = ResponseFuture;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    /// Responds to a request. Its body is dropped unread.
+    fn call(&mut self, request: Request<B>) -> ResponseFuture {
+        let head = RequestHead::new(&request);
+        let problem = |problem: Problem| ResponseFuture::ready(problem.into_response());
+        let future = match routes::find(head.method(), head.uri().path()) {
+            Ok((operation, id)) => self.dispatch(&head, operation, id).unwrap_or_else(problem),
+            Err(RouteError::PathNotFound) => problem(Problem::new(StatusCode::NOT_FOUND, "no such path")),
+            Err(RouteError::MethodNotAllowed(allowed)) => ResponseFuture::ready(method_not_allowed(&allowed)),
+        };
+        future.for_method(head.method())
+    }
+}
+
+impl fmt::Debug for StatusService {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StatusService").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
 mod tests;

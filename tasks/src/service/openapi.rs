@@ -1,18 +1,18 @@
-//! The OpenAPI document, of the same table that requests are matched with and the types that are served.
+//! The OpenAPI document. It is generated from the routes and the serialized types, so it cannot
+//! differ from them.
 
 use serde_json::{Map, Value, json};
 use utoipa::{PartialSchema, ToSchema};
 
 use super::{
     list::StatusList,
-    problem::Problem,
-    respond::{self, Answer},
+    response::{self, Response},
     routes::{Content, ROUTES, Route},
 };
-use crate::{Status, TaskId, TaskState};
+use crate::{Status, TaskId, TaskState, problem::Problem};
 
-pub(super) fn answer() -> Answer {
-    respond::json(&document())
+pub(super) fn respond() -> Response {
+    response::json(&document())
 }
 
 pub(super) fn document() -> Value {
@@ -24,14 +24,15 @@ pub(super) fn document() -> Value {
     json!({
         "openapi": "3.1.0",
         "info": {"title": "Tasks", "version": env!("CARGO_PKG_VERSION")},
-        "servers": [{"url": "."}], // relative to this document, wherever the service is mounted
+        // Relative to the document, because the service does not know where it is mounted.
+        "servers": [{"url": "."}],
         "paths": paths,
         "components": {"schemas": schemas()},
     })
 }
 
 fn operation(route: &Route) -> Value {
-    let answers = route.answers.iter().map(|(status, description, content)| {
+    let responses = route.responses.iter().map(|(status, description, content)| {
         (status.to_string(), json!({"description": description, "content": media(*content)}))
     });
     let parameters: Vec<_> = route.parameters.iter().map(|name| parameter(name)).collect();
@@ -39,31 +40,36 @@ fn operation(route: &Route) -> Value {
         "operationId": format!("{:?}", route.operation).to_lowercase(),
         "summary": route.summary,
         "parameters": parameters,
-        "responses": answers.collect::<Map<_, _>>(),
+        "responses": responses.collect::<Map<_, _>>(),
     })
 }
 
 fn parameter(name: &str) -> Value {
     let text = json!({"type": "string"});
-    let (place, description, schema) = match name {
-        "id" => ("path", "Of the task.", reference("TaskId")),
+    let (location, description, schema) = match name {
+        "id" => ("path", "The id of the task.", reference("TaskId")),
         "state" => {
-            ("query", "Only tasks in one of these states.", json!({"type": "array", "items": reference("TaskState")}))
+            let schema = json!({"type": "array", "items": reference("TaskState")});
+            ("query", "Returns only tasks in one of these states.", schema)
         }
-        "name" => ("query", "Only tasks of this name.", text),
-        "limit" => (
-            "query",
-            "At most so many; more than 1000 are never told.",
-            json!({"type": "integer", "minimum": 1, "default": 50}),
-        ),
-        "after" => ("query", "What comes behind the task of this id.", reference("TaskId")),
-        "Prefer" => ("header", "`wait=n`: to wait for the end of the task, n seconds at most.", text),
-        _ => ("header", "The last event that was received: the stream goes on behind it.", text),
+        "name" => ("query", "Returns only tasks of this name.", text),
+        "limit" => {
+            let schema = json!({"type": "integer", "minimum": 1, "default": 50});
+            ("query", "Page size, 1 to 1000. A larger number is reduced to 1000.", schema)
+        }
+        "after" => ("query", "Returns the page after the task of this id.", reference("TaskId")),
+        "Prefer" => ("header", "`wait=n` waits up to n seconds until the task has finished.", text),
+        _ => ("header", "The id of the last event received. The stream resumes after it.", text),
     };
-    let mut parameter =
-        json!({"name": name, "in": place, "required": place == "path", "description": description, "schema": schema});
+    let mut parameter = json!({
+        "name": name,
+        "in": location,
+        "required": location == "path",
+        "description": description,
+        "schema": schema,
+    });
     if name == "state" {
-        parameter["explode"] = false.into(); // with commas between
+        parameter["explode"] = false.into(); // separated by commas
     }
     parameter
 }
@@ -71,15 +77,18 @@ fn parameter(name: &str) -> Value {
 fn media(content: Content) -> Value {
     let json_of = |schema| json!({"application/json": {"schema": schema}});
     match content {
+        Content::ListOrPage => {
+            let mut media = json_of(reference("StatusList"));
+            if cfg!(feature = "page") {
+                media["text/html"] = json!({"schema": {"type": "string"}});
+            }
+            media
+        }
         Content::Document => json_of(json!({"type": "object"})),
-        Content::Events => json!({"text/event-stream": {"schema": {"type": "string"}}}),
-        Content::ListOrPage => json!({
-            "application/json": {"schema": reference("StatusList")},
-            "text/html": {"schema": {"type": "string"}},
-        }),
-        Content::Nothing => json!({}),
-        Content::Problem => json!({"application/problem+json": {"schema": reference("Problem")}}),
         Content::Status => json_of(reference("Status")),
+        Content::Events => json!({"text/event-stream": {"schema": {"type": "string"}}}),
+        Content::Problem => json!({"application/problem+json": {"schema": reference("Problem")}}),
+        Content::Nothing => json!({}),
     }
 }
 
@@ -87,7 +96,7 @@ fn reference(schema: &str) -> Value {
     json!({"$ref": format!("#/components/schemas/{schema}")})
 }
 
-/// Of the types that are served and of all that is in them.
+/// Returns the schemas of the serialized types, including nested ones.
 fn schemas() -> Map<String, Value> {
     let mut schemas = Vec::new();
     collect::<Problem>(&mut schemas);
@@ -99,9 +108,9 @@ fn schemas() -> Map<String, Value> {
     schemas.map(|(name, schema)| (name, serde_json::to_value(schema).unwrap_or_default())).collect()
 }
 
-type Named = (String, utoipa::openapi::RefOr<utoipa::openapi::schema::Schema>);
+type NamedSchema = (String, utoipa::openapi::RefOr<utoipa::openapi::schema::Schema>);
 
-fn collect<T: ToSchema>(schemas: &mut Vec<Named>) {
+fn collect<T: ToSchema>(schemas: &mut Vec<NamedSchema>) {
     schemas.push((T::name().into_owned(), <T as PartialSchema>::schema()));
     T::schemas(schemas);
 }

@@ -1,19 +1,21 @@
+//! The routes of the service. Requests are matched with this table, and the OpenAPI document is
+//! generated from it.
+
 use http::Method;
 
-/// What the service can be asked, and how it answers: what requests are matched with, and what the OpenAPI document is made of.
 pub(super) const ROUTES: &[Route] = &[
     Route {
         method: Method::GET,
         path: "/",
         operation: Operation::List,
-        summary: "Tasks, the newest first; for browsers a page that shows them",
+        summary: "List tasks, newest first",
         parameters: &["state", "name", "limit", "after"],
-        answers: &[
-            (200, "A part of the list. Asked for HTML: the page.", Content::ListOrPage),
-            (400, "The query cannot be read.", Content::Problem),
+        responses: &[
+            (200, "A page of the list. For `Accept: text/html`, the HTML page.", Content::ListOrPage),
+            (400, "A query parameter is not valid.", Content::Problem),
             (403, "Not allowed.", Content::Problem),
-            (500, "The store failed.", Content::Problem),
-            (503, "The store does not answer.", Content::Problem),
+            (500, "The task database failed.", Content::Problem),
+            (503, "The task database is unavailable.", Content::Problem),
         ],
     },
     #[cfg(feature = "openapi")]
@@ -21,121 +23,128 @@ pub(super) const ROUTES: &[Route] = &[
         method: Method::GET,
         path: "/openapi.json",
         operation: Operation::Describe,
-        summary: "This document",
+        summary: "Get this document",
         parameters: &[],
-        answers: &[(200, "It.", Content::Document), (403, "Not allowed.", Content::Problem)],
+        responses: &[(200, "The OpenAPI document.", Content::Document), (403, "Not allowed.", Content::Problem)],
     },
     Route {
         method: Method::GET,
         path: "/{id}",
         operation: Operation::Show,
-        summary: "The status of a task",
+        summary: "Get the status of a task",
         parameters: &["id", "Prefer"],
-        answers: &[
-            (200, "The status, also of a task that failed.", Content::Status),
+        responses: &[
+            (200, "The status. A task that failed has a status too.", Content::Status),
             (403, "Not allowed.", Content::Problem),
-            (404, "There is no such task, or it is somebody else's.", Content::Problem),
-            (410, "There was such a task; it is kept no more.", Content::Problem),
-            (500, "The store failed.", Content::Problem),
-            (503, "The store does not answer.", Content::Problem),
+            (404, "The task does not exist, or has another owner.", Content::Problem),
+            (410, "The record of the task was evicted.", Content::Problem),
+            (500, "The task database failed.", Content::Problem),
+            (503, "The task database is unavailable.", Content::Problem),
         ],
     },
     Route {
         method: Method::DELETE,
         path: "/{id}",
         operation: Operation::Cancel,
-        summary: "Ask to cancel a task",
+        summary: "Request cancellation of a task",
         parameters: &["id"],
-        answers: &[
-            (200, "It is over; the status says how.", Content::Status),
-            (202, "It was asked to stop.", Content::Status),
+        responses: &[
+            (200, "The task has finished. The status says how.", Content::Status),
+            (202, "Cancellation was requested.", Content::Status),
             (403, "Not allowed, or the service is read-only.", Content::Problem),
-            (404, "There is no such task, or it is somebody else's.", Content::Problem),
-            (410, "There was such a task; it is kept no more.", Content::Problem),
-            (500, "The store failed.", Content::Problem),
-            (503, "The process is about to end, or the store does not answer.", Content::Problem),
+            (404, "The task does not exist, or has another owner.", Content::Problem),
+            (410, "The record of the task was evicted.", Content::Problem),
+            (500, "The task database failed.", Content::Problem),
+            (503, "The process is shutting down, or the task database is unavailable.", Content::Problem),
         ],
     },
     Route {
         method: Method::GET,
         path: "/{id}/events",
         operation: Operation::Events,
-        summary: "Follow a task to its end",
+        summary: "Follow the events of a task",
         parameters: &["id", "Last-Event-ID"],
-        answers: &[
-            (200, "Events `queued`, `started`, `progress` and `finished`, each with the status.", Content::Events),
-            (204, "All was told.", Content::Nothing),
+        responses: &[
+            (
+                200,
+                "A stream of the events `queued`, `started`, `progress` and `finished`. The data of each is a status.",
+                Content::Events,
+            ),
+            (204, "The task has finished, and the client has received all events.", Content::Nothing),
             (403, "Not allowed.", Content::Problem),
-            (404, "There is no such task, or it is somebody else's.", Content::Problem),
-            (410, "There was such a task; it is kept no more.", Content::Problem),
-            (500, "The store failed.", Content::Problem),
-            (503, "Too many streams are open, or the store does not answer.", Content::Problem),
+            (404, "The task does not exist, or has another owner.", Content::Problem),
+            (410, "The record of the task was evicted.", Content::Problem),
+            (500, "The task database failed.", Content::Problem),
+            (503, "Too many streams are open, or the task database is unavailable.", Content::Problem),
         ],
     },
 ];
 
-#[cfg_attr(not(feature = "openapi"), allow(dead_code))]
+#[cfg_attr(not(feature = "openapi"), allow(dead_code, reason = "the description is for the OpenAPI document"))]
 pub(super) struct Route {
     pub(super) method: Method,
     pub(super) path: &'static str,
     pub(super) operation: Operation,
     pub(super) summary: &'static str,
     pub(super) parameters: &'static [&'static str],
-    pub(super) answers: &'static [(u16, &'static str, Content)],
+    /// Status code, description and content of each possible response.
+    pub(super) responses: &'static [(u16, &'static str, Content)],
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Operation {
-    Cancel,
+    List,
     #[cfg(feature = "openapi")]
     Describe,
-    Events,
-    List,
     Show,
+    Cancel,
+    Events,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Content {
+    ListOrPage,
     #[cfg(feature = "openapi")]
     Document,
-    Events,
-    ListOrPage,
-    Nothing,
-    Problem,
     Status,
+    Events,
+    Problem,
+    Nothing,
 }
 
-/// Why nothing is found.
+/// Error of [`find`].
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum NotFound {
-    /// There is the path, with these methods.
-    Method(String),
-    Path,
+pub(super) enum RouteError {
+    PathNotFound,
+    /// The path exists with other methods, which are listed as in an `Allow` header.
+    MethodNotAllowed(String),
 }
 
-/// What is wanted, and the id in the path if it has one. HEAD is GET without a body.
-pub(super) fn find<'a>(method: &Method, path: &'a str) -> Result<(Operation, &'a str), NotFound> {
+/// Returns the operation of a request, and the first segment of its path. HEAD is routed like GET.
+pub(super) fn find<'a>(method: &Method, path: &'a str) -> Result<(Operation, &'a str), RouteError> {
     let method = if method == Method::HEAD { &Method::GET } else { method };
     let path = path.strip_prefix('/').unwrap_or(path);
     let segments: Vec<_> = path.splitn(3, '/').collect();
-    let Some(template) = ROUTES.iter().map(|route| route.path).find(|template| fits(template, &segments)) else {
-        return Err(NotFound::Path);
+    let Some(template) = ROUTES.iter().map(|route| route.path).find(|template| matches(template, &segments)) else {
+        return Err(RouteError::PathNotFound);
     };
-    let mut routes = ROUTES.iter().filter(|route| route.path == template);
+    let routes = ROUTES.iter().filter(|route| route.path == template);
     match routes.clone().find(|route| route.method == *method) {
         Some(route) => Ok((route.operation, segments[0])),
         None => {
-            let mut allowed: Vec<_> = routes.by_ref().map(|route| route.method.as_str()).collect();
+            let mut allowed: Vec<_> = routes.map(|route| route.method.as_str()).collect();
             if allowed.contains(&"GET") {
                 allowed.insert(1, "HEAD");
             }
-            Err(NotFound::Method(allowed.join(", ")))
+            Err(RouteError::MethodNotAllowed(allowed.join(", ")))
         }
     }
 }
 
-fn fits(template: &str, segments: &[&str]) -> bool {
+fn matches(template: &str, segments: &[&str]) -> bool {
     let template = template.trim_start_matches('/').split('/');
     template.clone().count() == segments.len()
-        && template.zip(segments).all(|(wanted, is)| wanted == *is || (wanted == "{id}" && !is.is_empty()))
+        && template
+            .zip(segments)
+            .all(|(expected, actual)| expected == *actual || (expected == "{id}" && !actual.is_empty()))
 }

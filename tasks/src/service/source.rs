@@ -1,38 +1,81 @@
+//! The tasks that a status service reports on.
+
 use std::pin::Pin;
 
 use crate::{
-    Record, TaskId,
+    Record, Subscription, TaskId, Tasks,
     store::{Filter, Found, Listing, Page, StoreFuture},
 };
 
-/// What the service asks of those who have the tasks.
-pub(crate) trait Source: Send + Sync + 'static {
-    /// What is known under that id.
+/// The operations of [`Tasks`] that a status service needs. The tests implement it too, to control
+/// each step.
+pub(super) trait Source: Send + Sync + 'static {
+    /// Like [`Tasks::get`].
     fn get(&self, id: TaskId) -> StoreFuture<'_, Found>;
 
-    /// Records that fit, the newest first.
+    /// Like [`Tasks::list`].
     fn list<'a>(&'a self, filter: &'a Filter, page: Page) -> StoreFuture<'a, Listing>;
 
-    /// Asks to cancel it, and tells what it is then. One that is over stays as it is.
+    /// Like [`Tasks::cancel`].
     fn cancel(&self, id: TaskId) -> StoreFuture<'_, Found>;
 
-    /// Tells each time that a task changes. `None` if there is no such task.
+    /// Like [`Tasks::subscribe`].
     fn subscribe(&self, id: TaskId) -> StoreFuture<'_, Option<Box<dyn Changes>>>;
 
-    /// `true` once nothing can be cancelled any more.
+    /// Returns `true` once tasks can no longer be cancelled.
     fn is_closed(&self) -> bool;
 
-    /// Returns once streams are to end although their tasks are not over.
-    fn streams_end(&self) -> StreamsEnd;
+    /// Completes once open streams must end.
+    fn streams_ended(&self) -> StreamsEnded;
 }
 
-pub(crate) type StreamsEnd = Pin<Box<dyn Future<Output = ()> + Send>>;
+pub(super) type StreamsEnded = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// The changes of one task. Of those that come faster than they are asked for only the newest is told.
-pub(crate) trait Changes: Send {
-    /// The record as it was last told.
+/// Changes of one task. A slow reader sees only the newest record.
+pub(super) trait Changes: Send {
+    /// Returns the record as of the latest change.
     fn record(&self) -> &Record;
 
-    /// Waits until it has changed; `false` if it will not, because what was told is final, or it is gone.
+    /// Waits for the next change. Returns `false` if there is none, because the record is final or
+    /// gone.
     fn changed(&mut self) -> StoreFuture<'_, bool>;
+}
+
+impl Source for Tasks {
+    fn get(&self, id: TaskId) -> StoreFuture<'_, Found> {
+        Box::pin(Tasks::get(self, id))
+    }
+
+    fn list<'a>(&'a self, filter: &'a Filter, page: Page) -> StoreFuture<'a, Listing> {
+        Box::pin(Tasks::list(self, filter, page))
+    }
+
+    fn cancel(&self, id: TaskId) -> StoreFuture<'_, Found> {
+        Box::pin(Tasks::cancel(self, id))
+    }
+
+    fn subscribe(&self, id: TaskId) -> StoreFuture<'_, Option<Box<dyn Changes>>> {
+        Box::pin(async move {
+            let subscription = Tasks::subscribe(self, id).await?;
+            Ok(subscription.map(|subscription| Box::new(subscription) as _))
+        })
+    }
+
+    fn is_closed(&self) -> bool {
+        Tasks::is_closed(self)
+    }
+
+    fn streams_ended(&self) -> StreamsEnded {
+        Box::pin(self.streams().ended())
+    }
+}
+
+impl Changes for Subscription {
+    fn record(&self) -> &Record {
+        Subscription::record(self)
+    }
+
+    fn changed(&mut self) -> StoreFuture<'_, bool> {
+        Box::pin(async { Ok(Subscription::changed(self).await?.is_some()) })
+    }
 }

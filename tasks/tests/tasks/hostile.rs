@@ -1,4 +1,4 @@
-//! Clients that mean harm, over real connections.
+//! Malicious clients, over real connections.
 
 use std::{fs, net::SocketAddr, time::Duration};
 
@@ -21,13 +21,13 @@ async fn site(tasks: &Tasks) -> Client {
     serve(Router::new().route_service("/status", service.alias()).nest_service("/tasks", service)).await
 }
 
-/// What the server says to these bytes, up to the end of the connection or of its patience with a request that never ends.
+/// Sends bytes and returns everything that the server sends until it closes the connection.
 async fn raw(address: SocketAddr, bytes: &[u8]) -> String {
     let mut stream = TcpStream::connect(address).await.unwrap();
-    let _ = stream.write_all(bytes).await; // it may have closed by then
-    let mut answer = Vec::new();
-    let _ = stream.read_to_end(&mut answer).await;
-    String::from_utf8_lossy(&answer).into_owned()
+    let _ = stream.write_all(bytes).await; // the server may have closed the connection
+    let mut response = Vec::new();
+    let _ = stream.read_to_end(&mut response).await;
+    String::from_utf8_lossy(&response).into_owned()
 }
 
 fn request(target: &[u8], rest: &str) -> Vec<u8> {
@@ -35,7 +35,7 @@ fn request(target: &[u8], rest: &str) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn targets_that_are_no_text_or_far_too_long_are_refused_and_the_next_request_is_answered() {
+async fn malformed_and_long_targets_are_rejected() {
     let (tasks, background) = (in_memory(), background());
     let held = hold(&tasks, &background).await;
     let client = site(&tasks).await;
@@ -56,39 +56,39 @@ async fn targets_that_are_no_text_or_far_too_long_are_refused_and_the_next_reque
         (format!("/tasks?{}", "name=a&".repeat(8000)).into_bytes(), &[400]),
         (format!("/tasks?state={}", "queued,".repeat(8000)).into_bytes(), &[200]),
     ] {
-        let answer = raw(client.address(), &request(&target, "")).await;
+        let response = raw(client.address(), &request(&target, "")).await;
         let shown = String::from_utf8_lossy(&target[..target.len().min(40)]).into_owned();
-        let status = answer.split(' ').nth(1).unwrap_or("none").parse::<u16>();
-        assert!(status.is_ok_and(|status| statuses.contains(&status)), "{shown}: {answer:.200}");
+        let status = response.split(' ').nth(1).unwrap_or("none").parse::<u16>();
+        assert!(status.is_ok_and(|status| statuses.contains(&status)), "{shown}: {response:.200}");
     }
     assert_eq!(client.get(&format!("/tasks/{id}")).await.status, 200);
 }
 
 #[tokio::test]
-async fn a_body_of_any_size_is_not_read_and_fields_of_any_kind_are_answered() {
+async fn large_bodies_and_malformed_headers_get_a_response() {
     let (tasks, background) = (in_memory(), background());
     let held = hold(&tasks, &background).await;
     let client = site(&tasks).await;
     let target = format!("/tasks/{}", held.id).into_bytes();
     let endless = request(&target, "content-length: 1000000000000\r\n");
-    let answer = raw(client.address(), &[&endless[..], &[b'x'; 100_000]].concat()).await;
+    let response = raw(client.address(), &[&endless[..], &[b'x'; 100_000]].concat()).await;
     assert!(
-        answer.starts_with("HTTP/1.1 200") || answer.is_empty(),
-        "at once, or reset while it was sent: {answer:.200}"
+        response.starts_with("HTTP/1.1 200") || response.is_empty(),
+        "neither a response nor a reset: {response:.200}"
     );
-    let answer = raw(client.address(), &endless).await;
-    assert!(answer.starts_with("HTTP/1.1 200"), "it waits for no body: {answer:.200}");
+    let response = raw(client.address(), &endless).await;
+    assert!(response.starts_with("HTTP/1.1 200"), "the response waits for the body: {response:.200}");
 
     let long = format!("prefer: {}", "wait=".repeat(20_000));
     for field in ["prefer: return=\"\\", "last-event-id: \u{e9}\u{0}", "accept: ;;,q=", &long] {
-        let answer = raw(client.address(), &request(&target, &format!("{field}\r\n"))).await;
-        let status = answer.split(' ').nth(1).unwrap_or_default();
-        assert!(["200", "400", "431"].contains(&status), "{field:.40}: {answer:.100}");
+        let response = raw(client.address(), &request(&target, &format!("{field}\r\n"))).await;
+        let status = response.split(' ').nth(1).unwrap_or_default();
+        assert!(["200", "400", "431"].contains(&status), "{field:.40}: {response:.100}");
     }
     assert_eq!(client.get(&format!("/tasks/{}", held.id)).await.status, 200);
 }
 
-/// All of an answer that could tell one from another.
+/// Returns everything that could distinguish two responses.
 fn without_date(reply: Reply) -> (u16, HeaderMap, String) {
     let mut headers = reply.headers;
     headers.remove("date");
@@ -96,14 +96,14 @@ fn without_date(reply: Reply) -> (u16, HeaderMap, String) {
 }
 
 #[tokio::test]
-async fn a_guessed_id_and_one_of_another_owner_are_answered_alike() {
+async fn task_of_another_owner_is_indistinguishable_from_unknown() {
     let (tasks, background) = (in_memory(), background());
     let theirs = tasks.track("report").owner("ann").spawn_blocking(&background, |_| done()).await.unwrap().id();
     ended(&tasks, theirs).await;
     let service = tasks.service().authorize(|_, _| Access::Owner("bob".to_owned()));
     let client = serve(Router::new().route_service("/status", service.alias()).nest_service("/tasks", service)).await;
     for _ in 0..200 {
-        let mut guess = *theirs.as_bytes(); // of somebody who knows when it was accepted, which its first bytes say
+        let mut guess = *theirs.as_bytes(); // the first bytes are the time of acceptance, which an attacker may know
         getrandom::fill(&mut guess[6..]).unwrap();
         let guess = TaskId::from_bytes(guess);
         for (method, before, after) in [
@@ -121,8 +121,8 @@ async fn a_guessed_id_and_one_of_another_owner_are_answered_alike() {
     assert_eq!(client.get("/tasks").await.json()["tasks"], serde_json::json!([]));
 }
 
-/// A name that would end a statement, or open a tag, is a name.
-async fn sql_is_a_text(url: &str) {
+/// Names are not interpreted as SQL or as markup.
+async fn check_names(url: &str) {
     let tasks = Tasks::new(SqlStore::open(url).await.unwrap());
     let (background, client) = (background(), site(&tasks).await);
     let names =
@@ -138,21 +138,21 @@ async fn sql_is_a_text(url: &str) {
         let found = reply.json()["tasks"].as_array().unwrap().clone();
         assert_eq!((found.len(), &found[0]["name"]), (1, &name.into()));
         let id = format!("/tasks/{encoded}");
-        assert_eq!(client.get(&id).await.status, 404, "nor is it an id");
+        assert_eq!(client.get(&id).await.status, 404, "a name is not an id");
     }
     tasks.shutdown(super::support::LONG).await;
 }
 
 #[tokio::test]
-async fn sql_and_markup_in_names_and_ids_are_texts_for_every_database() {
+async fn names_with_sql_and_markup_are_stored_as_text() {
     let folder = Folder::new();
-    sql_is_a_text(&format!("sqlite:{}", folder.file().display())).await;
+    check_names(&format!("sqlite:{}", folder.file().display())).await;
     if let Some(server) = OnServer::fresh().await {
-        sql_is_a_text(&server.url()).await;
+        check_names(&server.url()).await;
     }
 }
 
-/// How many connections this process may have, both ends of each.
+/// Returns the number of connections whose both ends fit into the file limit of this process.
 fn connections() -> usize {
     let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
     let files =
@@ -161,7 +161,7 @@ fn connections() -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn thousands_of_clients_that_never_read_take_the_places_there_are_and_hold_up_nobody() {
+async fn clients_that_never_read_do_not_block_others() {
     let (tasks, background) = (in_memory(), background());
     let held = hold(&tasks, &background).await;
     let target = format!("/tasks/{}/events", held.id);
@@ -173,16 +173,16 @@ async fn thousands_of_clients_that_never_read_take_the_places_there_are_and_hold
         stream.write_all(format!("GET {target} HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes()).await.unwrap();
         clients.push(stream);
     }
-    let refused = async || client.open("GET", &target, &[]).await.unwrap().status() == 503;
-    while !refused().await {
+    let is_rejected = async || client.open("GET", &target, &[]).await.unwrap().status() == 503;
+    while !is_rejected().await {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    assert_eq!(client.get(&format!("/tasks/{}", held.id)).await.status, 200, "a status needs no place");
+    assert_eq!(client.get(&format!("/tasks/{}", held.id)).await.status, 200, "a status needs no permit");
     let id = held.id;
-    held.release(); // which is told to all of them
+    held.release(); // sends an event to all streams
     ended(&tasks, id).await;
     drop(clients);
-    while refused().await {
+    while is_rejected().await {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }

@@ -1,4 +1,4 @@
-//! Real servers on real sockets, and a client for them.
+//! A server on a real socket, and a client for it.
 
 use std::net::SocketAddr;
 
@@ -13,7 +13,7 @@ use tokio::{net::TcpListener, time::timeout};
 
 use super::support::LONG;
 
-/// Serves until the runtime of the test ends.
+/// Starts a server, which runs until the runtime of the test ends.
 pub(crate) async fn serve(app: Router) -> Client {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -21,7 +21,7 @@ pub(crate) async fn serve(app: Router) -> Client {
     Client::of(address)
 }
 
-/// Asks one server, over connections that it keeps.
+/// A client of one server, which keeps its connections.
 #[derive(Clone)]
 pub(crate) struct Client {
     address: SocketAddr,
@@ -37,7 +37,7 @@ impl Client {
         self.address
     }
 
-    /// The answer, of which the body is not read.
+    /// Sends a request and returns the response without reading its body.
     pub(crate) async fn open(
         &self,
         method: &str,
@@ -73,12 +73,12 @@ impl Reply {
         serde_json::from_str(&self.text).unwrap()
     }
 
-    /// Empty if it is not there.
+    /// Returns the value of a header, or an empty text.
     pub(crate) fn header(&self, name: &str) -> &str {
         self.headers.get(name).map_or("", |value| value.to_str().unwrap())
     }
 
-    /// An error that says its status once more in its body.
+    /// Returns `true` for a problem response, whose body repeats the status.
     pub(crate) fn is_problem(&self, status: u16) -> bool {
         self.status == status
             && self.header("content-type") == "application/problem+json"
@@ -86,13 +86,13 @@ impl Reply {
     }
 }
 
-/// The next part of a stream of events; `None` at its end.
+/// Returns the next chunk of an event stream, or `None` at its end.
 pub(crate) async fn part(body: &mut Incoming) -> Option<String> {
     let frame = body.frame().await?.unwrap();
     Some(String::from_utf8(frame.into_data().unwrap().to_vec()).unwrap())
 }
 
-/// All that is still to come of a stream, which has to end.
+/// Returns the rest of a stream, which must end.
 pub(crate) async fn rest(body: &mut Incoming) -> String {
     let read = async {
         let mut rest = String::new();
@@ -101,5 +101,5 @@ pub(crate) async fn rest(body: &mut Incoming) -> String {
         }
         rest
     };
-    timeout(LONG, read).await.expect("the stream does not end")
+    timeout(LONG, read).await.expect("the stream has not ended")
 }

@@ -1,4 +1,4 @@
-//! Lists, and what is gone from them.
+//! Lists of tasks, and eviction from them.
 
 use std::{
     sync::{
@@ -16,23 +16,22 @@ use tower_offload_tasks::{
 use super::support::{background, done, ended, hold, in_memory};
 
 #[tokio::test]
-async fn a_list_tells_what_tasks_are_now() {
+async fn list_has_the_latest_states() {
     let (tasks, background) = (in_memory(), background());
-    let over = tasks.track("over").owner("ann").spawn_blocking(&background, |_| done()).await.unwrap();
-    ended(&tasks, over.id()).await;
+    let finished = tasks.track("finished").owner("ann").spawn_blocking(&background, |_| done()).await.unwrap();
+    ended(&tasks, finished.id()).await;
     let held = hold(&tasks, &background).await;
     let all = tasks.list(&Filter::default(), Page::default()).await.unwrap();
     let states: Vec<_> = all.records.iter().map(|record| record.state).collect();
     assert_eq!(states.len(), 2);
     assert!(states.contains(&TaskState::Running) && states.contains(&TaskState::Succeeded));
-    let of_ann = tasks.list(&Filter::default().owner("ann"), Page::default()).await.unwrap();
-    assert_eq!(of_ann.records.iter().map(|record| record.id).collect::<Vec<_>>(), [over.id()]);
+    let owned_by_ann = tasks.list(&Filter::default().owner("ann"), Page::default()).await.unwrap();
+    assert_eq!(owned_by_ann.records.iter().map(|record| record.id).collect::<Vec<_>>(), [finished.id()]);
     held.release();
 }
 
-/// F7
 #[tokio::test]
-async fn what_is_over_goes_at_its_age_and_is_gone_but_not_unknown_until_its_tombstone_is() {
+async fn record_is_evicted_at_its_age_and_leaves_a_tombstone() {
     let seconds = Arc::new(AtomicU64::new(1_000_000));
     let clock = {
         let seconds = seconds.clone();
@@ -42,15 +41,15 @@ async fn what_is_over_goes_at_its_age_and_is_gone_but_not_unknown_until_its_tomb
     let open = |store: &MemoryStore| Tasks::builder(store.clone()).retention(retention).clock(clock.clone()).build();
     let (store, background) = (MemoryStore::new(), background());
     let tasks = open(&store);
-    let over = tasks.track("over").owner("ann").spawn_blocking(&background, |_| done()).await.unwrap().id();
-    ended(&tasks, over).await;
+    let finished = tasks.track("finished").owner("ann").spawn_blocking(&background, |_| done()).await.unwrap().id();
+    ended(&tasks, finished).await;
     tasks.shutdown(super::support::LONG).await;
     let found_after = async |passed| {
         seconds.fetch_add(passed, SeqCst);
-        let tasks = open(&store); // one that begins sweeps
+        let tasks = open(&store); // a new epoch sweeps
         tasks.start().await.unwrap();
         tasks.shutdown(super::support::LONG).await;
-        tasks.get(over).await.unwrap()
+        tasks.get(finished).await.unwrap()
     };
     assert!(matches!(found_after(59).await, Found::Record(_)));
     assert_eq!(found_after(2).await, Found::Evicted { owner: Some("ann".to_owned()) });
@@ -58,13 +57,12 @@ async fn what_is_over_goes_at_its_age_and_is_gone_but_not_unknown_until_its_tomb
     assert_eq!(found_after(1).await, Found::Unknown);
 }
 
-/// F7
 #[tokio::test]
-async fn a_store_full_of_tasks_that_are_not_over_takes_no_more_and_gives_none_up() {
+async fn store_full_of_unfinished_tasks_rejects_new_ones() {
     let (tasks, background) = (Tasks::new(MemoryStore::with_capacity(1)), background());
     let held = hold(&tasks, &background).await;
-    let refused = tasks.track("x").spawn_blocking(&background, |_| done()).await.unwrap_err();
-    assert!(refused.is_full() && refused.is_store());
+    let error = tasks.track("x").spawn_blocking(&background, |_| done()).await.unwrap_err();
+    assert!(error.is_full() && error.is_store());
     assert_eq!(super::support::record(&tasks, held.id).await.state, TaskState::Running);
     let id = held.id;
     held.release();

@@ -1,4 +1,4 @@
-//! Each row of the acceptance list about status, from the outside: a real server, real connections.
+//! The status service of an application, over real connections.
 
 use std::{
     collections::HashMap,
@@ -34,7 +34,7 @@ struct Site {
 struct App {
     tasks: Tasks,
     background: Background,
-    /// What holds the tasks that are to be held, in the order in which they have begun.
+    /// Senders that hold tasks until they are dropped, in the order in which the tasks started.
     held: Arc<Mutex<Vec<mpsc::Sender<()>>>>,
 }
 
@@ -60,14 +60,14 @@ async fn start(
             track.spawn_blocking(&background, work).await
         }
         "panics" => track.spawn_blocking(&background, |_| -> Result<(), Infallible> { panic!("at row 3") }).await,
-        "unserialisable" => {
+        "unserializable" => {
             track.spawn_blocking(&background, |_| Ok::<_, Infallible>(HashMap::from([((1, 2), 3)]))).await
         }
         _ => track.spawn_blocking(&background, |_| Ok::<_, Infallible>(3)).await,
     }
 }
 
-/// As an application shows what it knows to be its own.
+/// An endpoint for the tasks of one name.
 async fn named(State(app): State<App>, Path((name, id)): Path<(String, TaskId)>) -> Response {
     match app.tasks.get_named(&name, id).await.unwrap() {
         Found::Record(record) => Json(Status::from(&*record)).into_response(),
@@ -95,23 +95,23 @@ impl Site {
         self.client.send("POST", &format!("/start/{kind}"), &[]).await
     }
 
-    /// Where it is told.
-    async fn place(&self, kind: &str) -> String {
+    /// Starts a task and returns the URL of its status.
+    async fn location(&self, kind: &str) -> String {
         let reply = self.start(kind).await;
         assert_eq!(reply.status, 202, "{}", reply.text);
         reply.header("location").to_owned()
     }
 
-    /// The status once it is over.
-    async fn over(&self, place: &str) -> Reply {
-        self.client.send("GET", place, &[("prefer", "wait=30")]).await
+    /// Waits until a task has finished and returns its status.
+    async fn finished(&self, location: &str) -> Reply {
+        self.client.send("GET", location, &[("prefer", "wait=30")]).await
     }
 
-    async fn until_held(&self, place: &str) {
-        while self.client.get(place).await.json()["message"] != "halfway" {}
+    async fn until_held(&self, location: &str) {
+        while self.client.get(location).await.json()["message"] != "halfway" {}
     }
 
-    /// Until the store has the end of all tasks but so many.
+    /// Waits until the store has the final records of all tasks except `open`.
     async fn until_written(&self, open: usize) {
         while self.app.tasks.stats().open > open {
             tokio::task::yield_now().await;
@@ -123,28 +123,26 @@ impl Site {
     }
 }
 
-/// F1, F9
 #[tokio::test]
-async fn a_known_task_is_a_200_with_state_and_times_and_says_when_to_ask_again_until_it_is_over() {
+async fn status_has_state_and_times_and_retry_after_until_finished() {
     let site = site(MemoryStore::new()).await;
-    let place = site.place("held").await;
-    site.until_held(&place).await;
-    let running = site.client.get(&place).await;
+    let location = site.location("held").await;
+    site.until_held(&location).await;
+    let running = site.client.get(&location).await;
     assert_eq!((running.status.as_u16(), running.header("retry-after")), (200, "1"));
     assert_eq!((&running.json()["state"], running.header("cache-control")), (&"running".into(), "no-store"));
     assert!(running.json()["created_at"].is_string() && running.json()["started_at"].is_string());
     assert!(running.json()["finished_at"].is_null());
 
     site.release();
-    let over = site.over(&place).await;
-    assert_eq!((over.status.as_u16(), over.header("retry-after")), (200, ""));
-    assert_eq!((&over.json()["state"], &over.json()["result"]), (&"succeeded".into(), &3.into()));
-    assert!(over.json()["finished_at"].is_string());
+    let finished = site.finished(&location).await;
+    assert_eq!((finished.status.as_u16(), finished.header("retry-after")), (200, ""));
+    assert_eq!((&finished.json()["state"], &finished.json()["result"]), (&"succeeded".into(), &3.into()));
+    assert!(finished.json()["finished_at"].is_string());
 }
 
-/// F2
 #[tokio::test]
-async fn an_id_that_nobody_has_is_a_404_and_never_pending() {
+async fn unknown_id_is_404() {
     let site = site(MemoryStore::new()).await;
     let id = "0".repeat(36);
     for target in [format!("/tasks/{id}"), format!("/tasks/{id}/events"), format!("/status?task_id={id}")] {
@@ -155,137 +153,129 @@ async fn an_id_that_nobody_has_is_a_404_and_never_pending() {
     assert!(site.client.send("DELETE", &format!("/tasks/{id}"), &[]).await.is_problem(404));
 }
 
-/// F3
 #[tokio::test]
-async fn an_id_of_another_kind_is_a_404() {
+async fn get_named_does_not_find_tasks_of_other_names() {
     let site = site(MemoryStore::new()).await;
-    let place = site.place("done").await;
-    let id = place.strip_prefix("/tasks/").unwrap();
+    let location = site.location("done").await;
+    let id = location.strip_prefix("/tasks/").unwrap();
     assert_eq!(site.client.get(&format!("/named/report/{id}")).await.status, 200);
     assert_eq!(site.client.get(&format!("/named/order/{id}")).await.status, 404);
 }
 
-/// F4, F6
 #[tokio::test]
-async fn a_failure_is_a_200_with_its_class_and_message_whatever_kind_it_is() {
+async fn failures_are_200_with_class_and_message() {
     let site = site(MemoryStore::new()).await;
     let no_json = "the result cannot be stored: the value cannot be represented in JSON: key must be a string";
     for (kind, class, message) in [
         ("fails", "out_of_paper", "tray 2 is empty"),
         ("panics", "panic", "at row 3"),
-        ("unserialisable", "result", no_json),
+        ("unserializable", "result", no_json),
     ] {
-        let reply = site.over(&site.place(kind).await).await;
+        let reply = site.finished(&site.location(kind).await).await;
         assert_eq!((reply.status.as_u16(), &reply.json()["state"]), (200, &"failed".into()));
-        assert_eq!(reply.json()["error"], serde_json::json!({"class": class, "message": message}), "and no trace");
+        assert_eq!(reply.json()["error"], serde_json::json!({"class": class, "message": message}), "no backtrace");
     }
 }
 
-/// F5
 #[tokio::test]
-async fn a_result_that_is_not_there_is_an_error_that_says_why() {
+async fn missing_result_is_an_error_with_the_state() {
     let site = site(MemoryStore::new()).await;
-    let place = site.place("held").await;
-    let pending = site.client.get(&place).await;
-    assert!(!pending.text.contains("result"), "not even as null");
+    let location = site.location("held").await;
+    let pending = site.client.get(&location).await;
+    assert!(!pending.text.contains("result"), "the field is absent");
     let pending: Status = serde_json::from_str(&pending.text).unwrap();
     assert!(pending.result::<u32>().unwrap_err().is_pending());
-    let failed: Status = serde_json::from_str(&site.over(&site.place("fails").await).await.text).unwrap();
+    let failed: Status = serde_json::from_str(&site.finished(&site.location("fails").await).await.text).unwrap();
     assert_eq!(failed.result::<u32>().unwrap_err().state(), TaskState::Failed);
-    site.until_held(&place).await;
+    site.until_held(&location).await;
     site.release();
-    let over: Status = serde_json::from_str(&site.over(&place).await.text).unwrap();
-    assert_eq!(over.result::<u32>().unwrap(), 3);
+    let finished: Status = serde_json::from_str(&site.finished(&location).await.text).unwrap();
+    assert_eq!(finished.result::<u32>().unwrap(), 3);
 }
 
-/// F7
 #[tokio::test]
-async fn what_is_kept_no_more_is_a_410_and_then_a_404_and_what_runs_is_kept() {
+async fn evicted_record_is_410_then_404_and_running_tasks_are_kept() {
     let site = site(MemoryStore::with_capacity(2)).await;
-    let held = site.place("held").await;
-    let first = site.place("done").await;
-    site.until_written(1).await; // else there is no room for another one
-    let second = site.place("done").await;
+    let held = site.location("held").await;
+    let first = site.location("done").await;
+    site.until_written(1).await; // otherwise the store is full
+    let second = site.location("done").await;
     assert!(site.client.get(&first).await.is_problem(410));
     assert!(site.client.get(&format!("{first}/events")).await.is_problem(410));
-    site.over(&second).await;
+    site.finished(&second).await;
     site.until_written(1).await;
     let mut evicted = 1;
     while site.client.get(&first).await.status == 410 {
-        site.place("done").await;
+        site.location("done").await;
         site.until_written(1).await;
         evicted += 1;
-        assert!(evicted < 100, "tombstones are bounded");
+        assert!(evicted < 100, "tombstones are not limited");
     }
     assert!(site.client.get(&first).await.is_problem(404));
-    assert_eq!(site.client.get(&held).await.status, 200, "never what is not over");
+    assert_eq!(site.client.get(&held).await.status, 200, "unfinished records are not evicted");
 
-    site.place("held").await;
+    site.location("held").await;
     let full = site.start("done").await;
     assert!(full.is_problem(503) && full.header("retry-after") == "1" && full.json()["reason"] == "full");
     site.release();
 }
 
-/// F8
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whatever_was_answered_with_a_202_is_there_at_once() {
+async fn accepted_task_is_found_at_once() {
     let site = site(MemoryStore::new()).await;
-    let asks = (0..8).map(|number| {
+    let clients = (0..8).map(|number| {
         let site = &site;
         async move {
             for _ in 0..25 {
-                let place = site.place(["done", "after"][number % 2]).await;
-                assert_eq!(site.client.get(&place).await.status, 200);
+                let location = site.location(["done", "after"][number % 2]).await;
+                assert_eq!(site.client.get(&location).await.status, 200);
             }
         }
     });
-    join_all(asks).await;
+    join_all(clients).await;
 }
 
-/// F10
 #[tokio::test]
-async fn events_come_in_order_and_the_milestones_once_each() {
+async fn events_arrive_in_order_and_once() {
     let site = site(MemoryStore::new()).await;
-    let place = site.place("held").await;
-    let mut events = site.client.open("GET", &format!("{place}/events"), &[]).await.unwrap().into_body();
-    let mut story = String::new();
+    let location = site.location("held").await;
+    let mut events = site.client.open("GET", &format!("{location}/events"), &[]).await.unwrap().into_body();
+    let mut text = String::new();
     while let Some(part) = part(&mut events).await {
-        story += &part;
-        if story.contains("halfway") {
+        text += &part;
+        if text.contains("halfway") {
             site.release();
         }
     }
-    let mut names: Vec<_> = story.lines().filter_map(|line| line.strip_prefix("event: ")).collect();
+    let mut names: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("event: ")).collect();
     names.dedup();
     assert_eq!(names, ["queued", "started", "progress", "finished"]);
-    let last = story.lines().filter_map(|line| line.strip_prefix("id: ")).next_back().unwrap();
-    let again = site.client.send("GET", &format!("{place}/events"), &[("last-event-id", last)]).await;
+    let last = text.lines().filter_map(|line| line.strip_prefix("id: ")).next_back().unwrap();
+    let again = site.client.send("GET", &format!("{location}/events"), &[("last-event-id", last)]).await;
     assert_eq!(again.status, 204);
 }
 
-/// F12
 #[tokio::test]
-async fn a_read_only_service_shows_and_changes_nothing() {
+async fn read_only_service_does_not_cancel() {
     let site = site(MemoryStore::new()).await;
-    let place = site.place("held").await;
-    site.until_held(&place).await;
-    let there = place.replace("/tasks/", "/read-only/");
-    assert!(site.client.send("DELETE", &there, &[]).await.is_problem(403));
-    assert!(site.client.get(&there).await.json()["cancel_requested_at"].is_null());
-    assert_eq!(site.client.send("DELETE", &place, &[]).await.status.as_u16() / 100, 2, "the other one does");
+    let location = site.location("held").await;
+    site.until_held(&location).await;
+    let read_only = location.replace("/tasks/", "/read-only/");
+    assert!(site.client.send("DELETE", &read_only, &[]).await.is_problem(403));
+    assert!(site.client.get(&read_only).await.json()["cancel_requested_at"].is_null());
+    assert_eq!(site.client.send("DELETE", &location, &[]).await.status.as_u16() / 100, 2, "the other service cancels");
     site.release();
 }
 
-/// F13
 #[tokio::test]
-async fn once_all_is_closed_what_would_change_something_is_a_503_and_the_rest_is_told() {
+async fn after_shutdown_changes_are_503_and_reads_succeed() {
     let site = site(MemoryStore::new()).await;
-    let place = site.place("done").await;
-    ended(&site.app.tasks, place.strip_prefix("/tasks/").unwrap().parse().unwrap()).await;
+    let location = site.location("done").await;
+    ended(&site.app.tasks, location.strip_prefix("/tasks/").unwrap().parse().unwrap()).await;
     site.app.background.shutdown(LONG).await;
     assert!(site.app.tasks.shutdown(LONG).await.is_clean());
-    let refused = site.start("done").await;
-    assert!(refused.is_problem(503) && refused.json()["reason"] == "closed");
-    assert!(site.client.send("DELETE", &place, &[]).await.is_problem(503));
-    assert_eq!(site.client.get(&place).await.status, 200);
+    let rejected = site.start("done").await;
+    assert!(rejected.is_problem(503) && rejected.json()["reason"] == "closed");
+    assert!(site.client.send("DELETE", &location, &[]).await.is_problem(503));
+    assert_eq!(site.client.get(&location).await.status, 200);
 }

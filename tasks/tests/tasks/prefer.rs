@@ -1,4 +1,4 @@
-//! What who asks for a task would rather have: an answer at once, or the result. Over HTTP.
+//! `Prefer` of requests that start a task: a response at once, or the result.
 
 use std::{convert::Infallible, sync::mpsc, time::Duration};
 
@@ -19,22 +19,22 @@ use super::{
     support::{background, ended, in_memory},
 };
 
-/// A server whose tasks tell that they have begun, with what ends them.
+/// A server whose tasks send a sender when they start, and end when it is dropped.
 #[derive(Clone)]
 struct App {
     tasks: Tasks,
     service: StatusService,
     background: Background,
-    begun: UnboundedSender<mpsc::Sender<()>>,
+    started: UnboundedSender<mpsc::Sender<()>>,
 }
 
 impl App {
-    /// Until whoever is told lets go of the sender.
+    /// Returns work that ends when the test drops the sender.
     fn held(&self) -> impl FnOnce(Progress) -> Result<&'static str, Infallible> + Send + use<> {
-        let begun = self.begun.clone();
+        let started = self.started.clone();
         move |_| {
             let (end, ended) = mpsc::channel::<()>();
-            let _ = begun.send(end);
+            let _ = started.send(end);
             let _ = ended.recv();
             Ok("paper")
         }
@@ -58,20 +58,20 @@ async fn after(State(app): State<App>, headers: HeaderMap, after: AfterResponse)
 struct Site {
     client: Client,
     tasks: Tasks,
-    begun: UnboundedReceiver<mpsc::Sender<()>>,
+    started: UnboundedReceiver<mpsc::Sender<()>>,
 }
 
 async fn site(configure: impl FnOnce(StatusService) -> StatusService) -> Site {
-    let (tasks, background, (begun, receiver)) = (in_memory(), background(), unbounded_channel());
+    let (tasks, background, (started, receiver)) = (in_memory(), background(), unbounded_channel());
     let service = configure(tasks.service());
-    let app = App { tasks: tasks.clone(), service: service.clone(), background: background.clone(), begun };
+    let app = App { tasks: tasks.clone(), service: service.clone(), background: background.clone(), started };
     let app = Router::new()
         .route("/now/{kind}", post(now))
         .route("/after", post(after))
         .with_state(app)
         .nest_service("/tasks", service)
         .layer(AfterResponseLayer::new(background));
-    Site { client: serve(app).await, tasks, begun: receiver }
+    Site { client: serve(app).await, tasks, started: receiver }
 }
 
 impl Site {
@@ -92,24 +92,24 @@ fn accepted(reply: &Reply, applied: &str) {
 }
 
 #[tokio::test]
-async fn who_waits_long_enough_gets_the_final_status_and_still_the_place_where_it_is_told() {
+async fn waiting_request_gets_the_final_status_and_the_location() {
     let mut site = site(|service| service).await;
     let client = site.client.clone();
     let waiting = tokio::spawn(async move { post_to(&client, "/now/report", "wait=30, respond-async").await });
-    drop(site.begun.recv().await.unwrap()); // it ends
+    drop(site.started.recv().await.unwrap()); // ends the task
     let reply = waiting.await.unwrap();
     assert_eq!((reply.status.as_u16(), reply.header("preference-applied")), (200, "wait=30"));
     assert_eq!((reply.header("retry-after"), reply.header("cache-control")), ("", "no-store"));
     assert_eq!((&reply.json()["state"], &reply.json()["result"]), (&"succeeded".into(), &"paper".into()));
-    let there = site.client.get(reply.header("location")).await;
-    assert_eq!(there.json(), reply.json());
+    let status = site.client.get(reply.header("location")).await;
+    assert_eq!(status.json(), reply.json());
 
     let failed = site.post("/now/fails", "wait=30").await;
-    assert_eq!((failed.status.as_u16(), &failed.json()["state"]), (200, &"failed".into()), "that is an end too");
+    assert_eq!((failed.status.as_u16(), &failed.json()["state"]), (200, &"failed".into()), "a failure ends the wait");
 }
 
 #[tokio::test]
-async fn who_wants_an_answer_at_once_gets_it_and_hears_that_this_was_followed() {
+async fn respond_async_gets_a_response_at_once() {
     let site = site(|service| service).await;
     accepted(&site.post("/now/report", "").await, "");
     accepted(&site.post("/now/report", "respond-async").await, "respond-async");
@@ -117,7 +117,7 @@ async fn who_wants_an_answer_at_once_gets_it_and_hears_that_this_was_followed() 
 }
 
 #[tokio::test]
-async fn who_waits_too_short_gets_the_status_of_then_and_no_wait_is_longer_than_the_service_allows() {
+async fn wait_times_out_after_its_limit_with_the_current_status() {
     let site = site(|service| service.max_wait(Duration::from_secs(1))).await;
     accepted(&site.post("/now/report", "wait=0").await, "wait=0");
     let reply = site.post("/now/report", "wait=3600, respond-async").await;
@@ -125,52 +125,52 @@ async fn who_waits_too_short_gets_the_status_of_then_and_no_wait_is_longer_than_
     assert_eq!(reply.json()["state"], "running");
 }
 
-/// It begins only after the response: waiting for it would be waiting for nothing.
+/// The task starts after the response, so the request cannot wait for it.
 #[tokio::test]
-async fn work_that_follows_the_response_is_not_waited_for() {
+async fn request_does_not_wait_for_an_after_response_task() {
     let mut site = site(|service| service).await;
     for (prefer, applied) in [("wait=30", ""), ("respond-async, wait=30", "respond-async")] {
         let reply = site.post("/after", prefer).await;
         accepted(&reply, applied);
         assert_eq!(reply.json()["state"], "queued");
-        drop(site.begun.recv().await.unwrap());
+        drop(site.started.recv().await.unwrap());
         let id = reply.json()["id"].as_str().unwrap().parse().unwrap();
         ended(&site.tasks, id).await;
         let again = site.tasks.accepted(id).await.unwrap().unwrap();
         let waits = HeaderMap::from_iter([("prefer".parse().unwrap(), "wait=30".parse().unwrap())]);
         let again = site.tasks.respond::<Body>(again, &waits).await;
-        assert_eq!(again.status(), 200, "once it has begun it is as any other");
+        assert_eq!(again.status(), 200, "a finished task needs no wait");
     }
 }
 
 #[tokio::test]
-async fn without_a_place_to_wait_nobody_waits() {
+async fn request_without_a_permit_does_not_wait() {
     let site = site(|service| service.max_streams(0)).await;
     accepted(&site.post("/now/report", "wait=30").await, "");
     accepted(&site.post("/now/report", "wait=30, respond-async").await, "respond-async");
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_gives_its_place_back_and_its_task_goes_on() {
+async fn disconnected_client_releases_its_permit_but_not_its_task() {
     let mut site = site(|service| service.max_streams(1)).await;
-    let client = Client::of(site.client.address()); // whose connections end with it
+    let client = Client::of(site.client.address()); // its connections close when it is dropped
     let waiting = tokio::spawn(async move { post_to(&client, "/now/report", "wait=30").await });
-    let first = site.begun.recv().await.unwrap();
+    let first = site.started.recv().await.unwrap();
     accepted(&site.post("/now/report", "wait=0").await, "");
     waiting.abort();
     assert!(waiting.await.is_err_and(|error| error.is_cancelled()));
-    while site.post("/now/report", "wait=0").await.header("preference-applied") != "wait=0" {} // the server has to notice
+    while site.post("/now/report", "wait=0").await.header("preference-applied") != "wait=0" {} // until the server notices
     let held = site.tasks.list(&Default::default(), Default::default()).await.unwrap().records.pop().unwrap();
     drop(first);
     assert_eq!(ended(&site.tasks, held.id).await.state.as_str(), "succeeded");
 }
 
 #[tokio::test]
-async fn who_waits_is_answered_when_streams_are_ended() {
+async fn end_streams_answers_waiting_requests() {
     let mut site = site(|service| service).await;
     let client = site.client.clone();
     let waiting = tokio::spawn(async move { post_to(&client, "/now/report", "wait=30").await });
-    let _held = site.begun.recv().await.unwrap();
+    let _held = site.started.recv().await.unwrap();
     site.tasks.end_streams();
     accepted(&waiting.await.unwrap(), "wait=30");
     accepted(&site.post("/now/report", "wait=30").await, "wait=30");

@@ -1,4 +1,4 @@
-//! The status service over the tasks of this process, and over HTTP.
+//! The status service in an axum router.
 
 use std::{convert::Infallible, sync::mpsc, time::Duration};
 
@@ -28,9 +28,8 @@ fn app(tasks: &Tasks) -> Router {
     Router::new().route_service("/status", service.alias()).nest_service("/tasks", service)
 }
 
-/// F1, F8, F10: where the 202 points to there is the status at once, and the events of it to the end.
 #[tokio::test]
-async fn where_an_accepted_task_points_to_it_is_followed_to_its_end() {
+async fn location_of_an_accepted_task_leads_to_status_and_events() {
     let (tasks, background) = (Tasks::new(MemoryStore::new()), Background::default());
     let (open, gate) = mpsc::channel::<()>();
     let work = move |progress: Progress| {
@@ -39,22 +38,22 @@ async fn where_an_accepted_task_points_to_it_is_followed_to_its_end() {
         Ok::<_, Infallible>(3)
     };
     let accepted = tasks.track("report").spawn_blocking(&background, work).await.unwrap();
-    let (app, place) = (app(&tasks), accepted.location().to_str().unwrap().to_owned());
-    assert_eq!(send(&app, "GET", &place).await.status(), 200);
+    let (app, location) = (app(&tasks), accepted.location().to_str().unwrap().to_owned());
+    assert_eq!(send(&app, "GET", &location).await.status(), 200);
 
-    let mut events = send(&app, "GET", &format!("{place}/events")).await.into_body();
-    let mut story = String::new();
+    let mut events = send(&app, "GET", &format!("{location}/events")).await.into_body();
+    let mut text = String::new();
     while let Some(frame) = events.frame().await {
-        story += std::str::from_utf8(frame.unwrap().data_ref().unwrap()).unwrap();
-        if story.contains("halfway") {
+        text += std::str::from_utf8(frame.unwrap().data_ref().unwrap()).unwrap();
+        if text.contains("halfway") {
             let _ = open.send(());
         }
     }
-    let names: Vec<_> = story.lines().filter_map(|line| line.strip_prefix("event: ")).collect();
+    let names: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("event: ")).collect();
     assert_eq!((names.first(), names.last()), (Some(&"queued"), Some(&"finished")));
     assert_eq!(names.iter().filter(|name| **name == "started").count(), 1);
 
-    let response = send(&app, "GET", &place).await;
+    let response = send(&app, "GET", &location).await;
     assert!(response.headers().get("retry-after").is_none());
     assert_eq!(json(response).await["result"], 3);
     let alias = json(send(&app, "GET", &format!("/status?task_id={}", accepted.id())).await).await;
@@ -63,36 +62,35 @@ async fn where_an_accepted_task_points_to_it_is_followed_to_its_end() {
     assert_eq!(list["tasks"][0]["id"], accepted.id().to_string());
 }
 
-/// F13
 #[tokio::test]
-async fn a_cancel_over_http_stops_the_work_and_after_the_drain_it_is_503() {
+async fn delete_cancels_the_task_and_is_503_after_shutdown() {
     let (tasks, background) = (Tasks::new(MemoryStore::new()), Background::default());
     let accepted = tasks
         .track("forever")
         .spawn(&background, async |_: Progress| std::future::pending::<Result<(), Infallible>>().await)
         .await
         .unwrap();
-    let (app, place) = (app(&tasks), accepted.location().to_str().unwrap().to_owned());
+    let (app, location) = (app(&tasks), accepted.location().to_str().unwrap().to_owned());
     let mut subscription = tasks.subscribe(accepted.id()).await.unwrap().unwrap();
-    let status = send(&app, "DELETE", &place).await.status().as_u16();
+    let status = send(&app, "DELETE", &location).await.status().as_u16();
     assert!(status == 202 || status == 200, "{status}");
     while subscription.changed().await.unwrap().is_some() {}
-    let response = send(&app, "DELETE", &place).await;
+    let response = send(&app, "DELETE", &location).await;
     assert_eq!(response.status(), 200);
     assert_eq!(json(response).await["reason"], "requested");
 
     background.shutdown(Duration::from_secs(60)).await;
     tasks.shutdown(Duration::from_secs(60)).await;
-    let response = send(&app, "DELETE", &place).await;
+    let response = send(&app, "DELETE", &location).await;
     assert_eq!(
         (response.status().as_u16(), &response.headers()["content-type"]),
         (503, &"application/problem+json".parse().unwrap())
     );
-    assert_eq!(send(&app, "GET", &place).await.status(), 200);
+    assert_eq!(send(&app, "GET", &location).await.status(), 200);
 }
 
 #[tokio::test]
-async fn without_a_decision_nobody_lists_or_cancels() {
+async fn list_and_cancel_are_denied_by_default() {
     let tasks = Tasks::new(MemoryStore::new());
     let app = Router::new().nest_service("/tasks", tasks.service());
     for (method, target) in [("GET", "/tasks"), ("DELETE", "/tasks/00y8j7g1z0b3t4kf6n2vqwhx9m5c7d1e8pr0")] {

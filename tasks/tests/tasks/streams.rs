@@ -1,4 +1,4 @@
-//! Streams of events over HTTP, and what they do to a server that is to stop.
+//! Event streams and the shutdown of the server.
 
 use std::future::IntoFuture;
 
@@ -28,7 +28,7 @@ async fn serve(tasks: &Tasks) -> Server {
 }
 
 #[tokio::test]
-async fn a_server_that_stops_does_not_wait_for_streams_that_are_ended() {
+async fn graceful_shutdown_does_not_wait_for_ended_streams() {
     let (tasks, background) = (in_memory(), background());
     let held = hold(&tasks, &background).await;
     let server = serve(&tasks).await;
@@ -38,24 +38,24 @@ async fn a_server_that_stops_does_not_wait_for_streams_that_are_ended() {
 
     drop(server.stop);
     tasks.end_streams();
-    let farewell = rest(&mut stream).await;
-    assert!(farewell.starts_with(": ") && !farewell.contains("event:"), "a word to people, and no end: {farewell}");
-    timeout(LONG, server.ended).await.expect("it waits for a stream").unwrap();
+    let last = rest(&mut stream).await;
+    assert!(last.starts_with(": ") && !last.contains("event:"), "a comment without an event: {last}");
+    timeout(LONG, server.ended).await.expect("the server waits for a stream").unwrap();
     assert_eq!(record(&tasks, held.id).await.state, TaskState::Running);
 
-    // elsewhere, or here: who comes later is told what there is, and not held up
+    // A later stream has the known events and then ends.
     let server = serve(&tasks).await;
     let mut stream = server.client.open("GET", &target, &[]).await.unwrap().into_body();
-    let story = rest(&mut stream).await;
-    assert!(story.contains("event: started"), "{story}");
+    let text = rest(&mut stream).await;
+    assert!(text.contains("event: started"), "{text}");
     assert!(
         tasks.track("report").spawn_blocking(&background, |_| super::support::done()).await.is_ok(),
-        "work is still accepted"
+        "tasks are still accepted"
     );
 }
 
 #[tokio::test]
-async fn a_drain_ends_streams_of_tasks_that_are_not_over_and_tells_the_end_of_those_that_are() {
+async fn shutdown_ends_streams_and_sends_known_final_events() {
     let (tasks, background) = (in_memory(), background());
     let (held, other) = (hold(&tasks, &background).await, hold(&tasks, &background).await);
     let server = serve(&tasks).await;
@@ -72,6 +72,6 @@ async fn a_drain_ends_streams_of_tasks_that_are_not_over_and_tells_the_end_of_th
     let (first, second) = (rest(&mut of_held).await, rest(&mut of_other).await);
     assert!(!first.contains("event: finished") && second.contains("event: finished"), "{first}\n{second}");
     drop(server.stop);
-    timeout(LONG, server.ended).await.expect("it waits for a stream").unwrap();
+    timeout(LONG, server.ended).await.expect("the server waits for a stream").unwrap();
     assert_eq!(record(&tasks, held.id).await.state, TaskState::Running);
 }

@@ -1,18 +1,18 @@
-use super::rig::{Rig, send};
+use super::controlled::{Controlled, send};
 use crate::{StoreError, service::Access};
 
 #[tokio::test]
-async fn the_alias_says_running_completed_failed_or_404() {
-    let rig = Rig::new().await;
-    let alias = rig.closed_service().alias();
-    let (id, other) = (rig.accept("a").await, rig.accept("b").await);
+async fn states_are_running_completed_failed_or_404() {
+    let tasks = Controlled::new().await;
+    let alias = tasks.default_service().alias();
+    let (id, other) = (tasks.accept("a").await, tasks.accept("b").await);
     let status = async |id| send(&alias, "GET", &format!("/status?task_id={id}"), &[]).await.json()["status"].clone();
     assert_eq!(status(id).await, "running");
-    rig.start(id).await;
-    rig.start(other).await;
+    tasks.start(id).await;
+    tasks.start(other).await;
     assert_eq!(status(id).await, "running");
-    rig.succeed(id).await;
-    rig.fail(other, "no").await;
+    tasks.succeed(id).await;
+    tasks.fail(other, "no").await;
     assert_eq!((status(id).await, status(other).await), ("completed".into(), "failed".into()));
     let reply = send(&alias, "GET", &format!("/?x=1&task_id={id}"), &[]).await;
     assert_eq!((&reply.json()["task_id"], &reply.json()["result"][0]), (&id.to_string().into(), &"row".into()));
@@ -30,14 +30,14 @@ async fn the_alias_says_running_completed_failed_or_404() {
 }
 
 #[tokio::test]
-async fn the_alias_shows_no_more_than_the_service() {
-    let rig = Rig::new().await;
-    let id = rig.accept_of("a", Some("ann")).await;
+async fn authorization_is_that_of_the_service() {
+    let tasks = Controlled::new().await;
+    let id = tasks.accept_of("a", Some("ann")).await;
     let target = format!("/?task_id={id}");
-    assert!(send(&rig.closed_service().alias(), "GET", &target, &[]).await.is_problem(404));
-    assert_eq!(send(&rig.service().alias(), "GET", &target, &[]).await.status, 200);
-    let denied = rig.service().authorize(|_, _| Access::Denied).alias();
+    assert!(send(&tasks.default_service().alias(), "GET", &target, &[]).await.is_problem(404));
+    assert_eq!(send(&tasks.service().alias(), "GET", &target, &[]).await.status, 200);
+    let denied = tasks.service().authorize(|_, _| Access::Denied).alias();
     assert!(send(&denied, "GET", &target, &[]).await.is_problem(403));
-    rig.fail_with(|| StoreError::unavailable("gone"));
-    assert!(send(&rig.service().alias(), "GET", &target, &[]).await.is_problem(503));
+    tasks.fail_with(|| StoreError::unavailable("gone"));
+    assert!(send(&tasks.service().alias(), "GET", &target, &[]).await.is_problem(503));
 }

@@ -10,7 +10,7 @@ use tokio::{
     process::{Child, ChildStdin, ChildStdout, Command},
 };
 
-/// A page in a headless Chromium, spoken to by its own protocol over two pipes: no driver, no port.
+/// A page in a headless Chromium, controlled through the DevTools protocol over two pipes.
 pub(super) struct Browser {
     child: Child,
     input: ChildStdin,
@@ -18,14 +18,14 @@ pub(super) struct Browser {
     session: Option<String>,
     number: u64,
     profile: PathBuf,
-    /// What the console said and what no script caught.
-    pub(super) complaints: Vec<String>,
+    /// Console messages and uncaught exceptions.
+    pub(super) console: Vec<String>,
 }
 
 static PROFILES: AtomicU32 = AtomicU32::new(0);
 
 impl Browser {
-    /// `None`, and a word on the terminal, if there is no Chromium.
+    /// Returns `None` if there is no Chromium in `PATH`.
     pub(super) async fn start() -> Option<Self> {
         let names = ["chromium", "chromium-browser", "google-chrome"];
         let folders: Vec<_> = std::env::split_paths(&std::env::var_os("PATH")?).collect();
@@ -34,12 +34,12 @@ impl Browser {
             .flat_map(|name| folders.iter().map(move |folder| folder.join(name)))
             .find(|path| path.exists());
         let Some(program) = program else {
-            eprintln!("skipped: the page is tested in a real browser, and there is no Chromium in PATH");
+            eprintln!("skipped: this test needs Chromium, which is not in PATH");
             return None;
         };
         let number = PROFILES.fetch_add(1, Relaxed);
         let profile = std::env::temp_dir().join(format!("tower-offload-page-{}-{number}", std::process::id()));
-        // it reads from file descriptor 3 and writes to 4
+        // Chromium reads from file descriptor 3 and writes to 4.
         let script = "exec \"$0\" \"$@\" 3<&0 4>&1 0</dev/null 1>/dev/null 2>/dev/null";
         let mut child = Command::new("sh")
             .args(["-c", script])
@@ -53,7 +53,7 @@ impl Browser {
             .spawn()
             .unwrap();
         let (input, output) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
-        let mut browser = Self { child, input, output, session: None, number: 0, profile, complaints: Vec::new() };
+        let mut browser = Self { child, input, output, session: None, number: 0, profile, console: Vec::new() };
         let target = browser.call("Target.createTarget", json!({"url": "about:blank"})).await["targetId"].clone();
         let session = browser.call("Target.attachToTarget", json!({"targetId": target, "flatten": true})).await;
         browser.session = session["sessionId"].as_str().map(str::to_owned);
@@ -73,7 +73,7 @@ impl Browser {
         loop {
             let mut bytes = Vec::new();
             self.output.read_until(0, &mut bytes).await.unwrap();
-            assert_eq!(bytes.pop(), Some(0), "the browser has gone at {method}");
+            assert_eq!(bytes.pop(), Some(0), "the browser exited during {method}");
             let mut message: Value = serde_json::from_slice(&bytes).unwrap();
             if message["id"] == self.number {
                 assert!(message["error"].is_null(), "{method}: {message}");
@@ -82,27 +82,27 @@ impl Browser {
             if let Some("Runtime.exceptionThrown" | "Runtime.consoleAPICalled" | "Log.entryAdded") =
                 message["method"].as_str()
             {
-                self.complaints.push(message["params"].to_string());
+                self.console.push(message["params"].to_string());
             }
         }
     }
 
-    /// The value of an expression, awaited if it is a promise.
+    /// Returns the value of an expression. Awaits it if it is a promise.
     pub(super) async fn evaluate(&mut self, expression: &str) -> Value {
         let parameters = json!({"expression": expression, "awaitPromise": true, "returnByValue": true});
-        let mut answer = self.call("Runtime.evaluate", parameters).await;
-        assert!(answer["exceptionDetails"].is_null(), "{expression}: {answer}");
-        answer["result"]["value"].take()
+        let mut response = self.call("Runtime.evaluate", parameters).await;
+        assert!(response["exceptionDetails"].is_null(), "{expression}: {response}");
+        response["result"]["value"].take()
     }
 
-    /// Waits until an expression is true. The test's own deadline says when it never will be.
+    /// Waits until an expression is true, at most a minute.
     pub(super) async fn until(&mut self, expression: &str) {
         let script = format!(
-            "new Promise(done => {{ const look = () => {{ let is = false; try {{ is = {expression}; }} catch {{}} \
-             is ? done(true) : setTimeout(look, 20); }}; look(); }})"
+            "new Promise(done => {{ const poll = () => {{ let value = false; try {{ value = {expression}; }} catch {{}} \
+             value ? done(true) : setTimeout(poll, 20); }}; poll(); }})"
         );
         let waited = tokio::time::timeout(std::time::Duration::from_secs(60), self.evaluate(&script)).await;
-        assert!(waited.is_ok(), "never: {expression}");
+        assert!(waited.is_ok(), "timed out: {expression}");
     }
 
     pub(super) async fn open(&mut self, url: &str) {
@@ -120,12 +120,12 @@ impl Browser {
         self.call("Emulation.setEmulatedMedia", json!({"features": [feature]})).await;
     }
 
-    /// Presses one key and lets it go.
+    /// Presses and releases a key.
     pub(super) async fn press(&mut self, key: &str) {
         let (code, text) = match key {
             "Tab" => (9, ""),
             "Enter" => (13, "\r"),
-            _ => unreachable!("a key of this test"),
+            _ => unreachable!("unknown key {key}"),
         };
         let mut event = json!({"type": "keyDown", "key": key, "code": key, "windowsVirtualKeyCode": code});
         if !text.is_empty() {
@@ -136,12 +136,13 @@ impl Browser {
         self.call("Input.dispatchKeyEvent", event).await;
     }
 
-    /// Of the whole window, for people: kept where `TOWER_OFFLOAD_SCREENSHOTS` says, and otherwise only taken.
+    /// Takes a screenshot of the window. Stores it in the folder `TOWER_OFFLOAD_SCREENSHOTS`, if
+    /// set.
     pub(super) async fn screenshot(&mut self, name: &str) {
-        let mut answer = self.call("Page.captureScreenshot", json!({"format": "png"})).await;
-        let picture = answer["data"].take();
-        let text = picture.as_str().unwrap_or_default();
-        assert!(text.starts_with("iVBOR"), "a picture");
+        let mut response = self.call("Page.captureScreenshot", json!({"format": "png"})).await;
+        let image = response["data"].take();
+        let text = image.as_str().unwrap_or_default();
+        assert!(text.starts_with("iVBOR"), "not a PNG image");
         if let Some(folder) = std::env::var_os("TOWER_OFFLOAD_SCREENSHOTS") {
             std::fs::write(PathBuf::from(folder).join(format!("{name}.png.base64")), text).unwrap();
         }

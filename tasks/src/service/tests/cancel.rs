@@ -1,17 +1,17 @@
-use super::rig::{Rig, send};
+use super::controlled::{Controlled, send};
 
 #[tokio::test]
-async fn a_cancel_is_202_while_the_task_runs_and_200_once_it_is_over_however_often() {
-    let rig = Rig::new().await;
-    let service = rig.service();
-    let running = rig.accept("report").await;
-    rig.start(running).await;
+async fn cancel_is_202_while_running_and_200_once_finished() {
+    let tasks = Controlled::new().await;
+    let service = tasks.service();
+    let running = tasks.accept("report").await;
+    tasks.start(running).await;
     for _ in 0..2 {
         let reply = send(&service, "DELETE", &format!("/{running}"), &[]).await;
         assert_eq!((reply.status.as_u16(), reply.header("retry-after")), (202, "1"));
         assert!(reply.json()["cancel_requested_at"].is_string());
     }
-    let queued = rig.accept("report").await;
+    let queued = tasks.accept("report").await;
     for _ in 0..2 {
         let reply = send(&service, "DELETE", &format!("/{queued}"), &[]).await;
         assert_eq!((reply.status.as_u16(), reply.header("retry-after")), (200, ""));
@@ -20,12 +20,11 @@ async fn a_cancel_is_202_while_the_task_runs_and_200_once_it_is_over_however_oft
     assert!(send(&service, "DELETE", &format!("/{}", "0".repeat(36)), &[]).await.is_problem(404));
 }
 
-/// F12
 #[tokio::test]
-async fn a_service_that_is_read_only_cancels_nothing() {
-    let rig = Rig::new().await;
-    let id = rig.accept("report").await;
-    let service = rig.service().read_only();
+async fn read_only_service_does_not_cancel() {
+    let tasks = Controlled::new().await;
+    let id = tasks.accept("report").await;
+    let service = tasks.service().read_only();
     assert!(send(&service, "DELETE", &format!("/{id}"), &[]).await.is_problem(403));
     let reply = send(&service, "GET", &format!("/{id}"), &[]).await;
     assert_eq!(
@@ -34,21 +33,20 @@ async fn a_service_that_is_read_only_cancels_nothing() {
     );
 }
 
-/// F13
 #[tokio::test]
-async fn once_the_tasks_are_closed_a_cancel_is_503_and_a_status_can_still_be_read() {
-    let rig = Rig::new().await;
-    let id = rig.accept("report").await;
-    rig.close();
-    let service = rig.service();
+async fn closed_tasks_can_be_read_but_not_cancelled() {
+    let tasks = Controlled::new().await;
+    let id = tasks.accept("report").await;
+    tasks.close();
+    let service = tasks.service();
     assert!(send(&service, "DELETE", &format!("/{id}"), &[]).await.is_problem(503));
     assert_eq!(send(&service, "GET", &format!("/{id}"), &[]).await.status, 200);
 }
 
 #[tokio::test]
-async fn another_method_is_405_and_says_which_there_are() {
-    let rig = Rig::new().await;
-    let service = rig.service();
+async fn other_methods_are_405_with_allow() {
+    let tasks = Controlled::new().await;
+    let service = tasks.service();
     for (method, path, allow) in [
         ("POST", "/", "GET, HEAD"),
         ("DELETE", "/", "GET, HEAD"),

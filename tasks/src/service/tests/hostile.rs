@@ -4,13 +4,13 @@ use http_body_util::Full;
 use proptest::prelude::*;
 use tower::ServiceExt;
 
-use super::rig::{Rig, get, send};
+use super::controlled::{Controlled, get, send};
 
 #[tokio::test]
-async fn what_is_no_id_is_unknown() {
-    let rig = Rig::new().await;
-    let service = rig.service();
-    let id = rig.accept("report").await.to_string();
+async fn malformed_ids_are_unknown() {
+    let tasks = Controlled::new().await;
+    let service = tasks.service();
+    let id = tasks.accept("report").await.to_string();
     let encoded: String = id.bytes().map(|byte| format!("%{byte:02x}")).collect();
     for bad in [
         "0".repeat(60_000),
@@ -32,37 +32,37 @@ async fn what_is_no_id_is_unknown() {
         for method in ["GET", "DELETE"] {
             let reply = send(&service, method, &format!("/{bad}"), &[]).await;
             assert!(reply.status == 404 || reply.status == 405, "{method} {bad:.80}: {}", reply.status);
-            assert!(!reply.text.contains("script"), "nothing of the target comes back");
+            assert!(!reply.text.contains("script"), "the response must not contain the target");
         }
     }
 }
 
 #[tokio::test]
-async fn a_body_on_a_get_is_not_looked_at() {
-    let rig = Rig::new().await;
-    let id = rig.accept("report").await;
+async fn request_body_is_ignored() {
+    let tasks = Controlled::new().await;
+    let id = tasks.accept("report").await;
     let request = Request::get(format!("/{id}")).body(Full::new(Bytes::from(vec![0xff; 1 << 20]))).unwrap();
-    assert_eq!(rig.service().oneshot(request).await.unwrap().status(), 200);
+    assert_eq!(tasks.service().oneshot(request).await.unwrap().status(), 200);
 }
 
 #[tokio::test]
-async fn a_target_without_a_path_is_answered() {
-    let rig = Rig::new().await;
+async fn target_without_a_path_gets_a_response() {
+    let tasks = Controlled::new().await;
     for target in ["*", "http://host", "http://host/?limit=1"] {
-        assert!(get(&rig.service(), target).await.status.as_u16() < 500, "{target}");
+        assert!(get(&tasks.service(), target).await.status.as_u16() < 500, "{target}");
     }
 }
 
 proptest! {
     #[test]
-    fn any_request_is_answered_and_never_as_our_own_fault(
+    fn no_request_causes_a_server_error(
         method in "GET|HEAD|DELETE|POST|[A-Z]{1,9}", path in "(/[!-~&&[^?#/\\\\^`{|}\"<>]]{0,40}){1,4}",
         query in "[!-~&&[^#\\\\^`{|}\"<>]]{0,40}", field in "[ -~]{0,40}"
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         let Ok(target) = format!("{path}?{query}").parse::<http::Uri>() else { return Ok(()) };
         let status = runtime.block_on(async {
-            let service = Rig::new().await.service();
+            let service = Controlled::new().await.service();
             let headers = [("accept", field.as_str()), ("prefer", &field), ("last-event-id", &field)];
             send(&service, &method, &target.to_string(), &headers).await.status
         });

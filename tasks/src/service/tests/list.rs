@@ -1,4 +1,4 @@
-use super::rig::{Rig, get, send};
+use super::controlled::{Controlled, get, send};
 use crate::{StoreError, service::Access};
 
 fn ids(json: &serde_json::Value) -> Vec<String> {
@@ -6,13 +6,13 @@ fn ids(json: &serde_json::Value) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_list_is_followed_by_its_links_and_has_every_task_once_though_others_come() {
-    let rig = Rig::new().await;
-    let service = rig.service();
+async fn links_lead_to_every_task_once_while_others_are_added() {
+    let tasks = Controlled::new().await;
+    let service = tasks.service();
     let mut wanted = Vec::new();
     for _ in 0..7 {
-        wanted.push(rig.accept("a b&c=\u{e9}").await.to_string());
-        rig.accept("other").await;
+        wanted.push(tasks.accept("a b&c=\u{e9}").await.to_string());
+        tasks.accept("other").await;
     }
     wanted.sort_by(|one, other| other.cmp(one));
     let (mut target, mut found) =
@@ -21,7 +21,7 @@ async fn a_list_is_followed_by_its_links_and_has_every_task_once_though_others_c
         let reply = get(&service, &target).await;
         assert_eq!((reply.status.as_u16(), reply.header("vary")), (200, "accept"));
         found.extend(ids(&reply.json()));
-        rig.accept("a b&c=\u{e9}").await;
+        tasks.accept("a b&c=\u{e9}").await;
         let Some(link) = reply.header("link").strip_prefix('<') else { break };
         let (reference, relation) = link.split_once(">; ").unwrap();
         assert_eq!(relation, "rel=\"next\"");
@@ -32,35 +32,31 @@ async fn a_list_is_followed_by_its_links_and_has_every_task_once_though_others_c
 }
 
 #[tokio::test]
-async fn a_list_by_state_has_only_those() {
-    let rig = Rig::new().await;
-    let (one, _) = (rig.accept("a").await, rig.accept("b").await);
-    rig.start(one).await;
-    assert_eq!(ids(&get(&rig.service(), "/?state=running").await.json()), [one.to_string()]);
-    assert_eq!(
-        ids(&get(&rig.service(), "/?state=&name=").await.json()).len(),
-        2,
-        "empty fields of a form want nothing"
-    );
+async fn list_is_filtered_by_state() {
+    let tasks = Controlled::new().await;
+    let (one, _) = (tasks.accept("a").await, tasks.accept("b").await);
+    tasks.start(one).await;
+    assert_eq!(ids(&get(&tasks.service(), "/?state=running").await.json()), [one.to_string()]);
+    assert_eq!(ids(&get(&tasks.service(), "/?state=&name=").await.json()).len(), 2, "empty parameters do not filter");
 }
 
 #[tokio::test]
-async fn a_list_shows_each_what_is_theirs() {
-    let rig = Rig::new().await;
-    let ann = rig.accept_of("a", Some("ann")).await.to_string();
-    let nobody = rig.accept("a").await.to_string();
-    let of = |access: Access| rig.service().authorize(move |_, _| access.clone());
-    assert_eq!(ids(&get(&of(Access::Owner("ann".to_owned())), "/").await.json()), [ann]);
-    assert_eq!(ids(&get(&of(Access::Public), "/").await.json()), [nobody]);
-    assert_eq!(ids(&get(&of(Access::All), "/").await.json()).len(), 2);
-    assert_eq!(ids(&get(&of(Access::Owner("' OR 1=1 --".to_owned())), "/").await.json()).len(), 0);
+async fn list_contains_only_permitted_tasks() {
+    let tasks = Controlled::new().await;
+    let ann = tasks.accept_of("a", Some("ann")).await.to_string();
+    let public = tasks.accept("a").await.to_string();
+    let service = |access: Access| tasks.service().authorize(move |_, _| access.clone());
+    assert_eq!(ids(&get(&service(Access::Owner("ann".to_owned())), "/").await.json()), [ann]);
+    assert_eq!(ids(&get(&service(Access::Public), "/").await.json()), [public]);
+    assert_eq!(ids(&get(&service(Access::All), "/").await.json()).len(), 2);
+    assert_eq!(ids(&get(&service(Access::Owner("' OR 1=1 --".to_owned())), "/").await.json()).len(), 0);
 }
 
 #[tokio::test]
-async fn what_cannot_be_read_is_400_and_what_is_too_much_is_less() {
-    let rig = Rig::new().await;
-    let service = rig.service();
-    rig.accept("a").await;
+async fn invalid_parameters_are_400_and_large_limits_are_reduced() {
+    let tasks = Controlled::new().await;
+    let service = tasks.service();
+    tasks.accept("a").await;
     for bad in [
         "state=gone",
         "limit=0",
@@ -78,14 +74,15 @@ async fn what_cannot_be_read_is_400_and_what_is_too_much_is_less() {
     for good in ["limit=99999999999999999999999999", "limit=1000000", "foo=bar", "name=a"] {
         assert_eq!(ids(&get(&service, &format!("/?{good}")).await.json()).len(), 1, "{good}");
     }
-    rig.fail_with(|| StoreError::full("disk"));
+    tasks.fail_with(|| StoreError::full("disk"));
     assert!(get(&service, "/").await.is_problem(503));
 }
 
 #[tokio::test]
-async fn browsers_get_the_page_and_programs_the_list_from_the_same_target() {
-    let rig = Rig::new().await;
-    let service = rig.service();
+#[cfg(feature = "page")]
+async fn accept_header_selects_page_or_list() {
+    let tasks = Controlled::new().await;
+    let service = tasks.service();
     let page = send(&service, "GET", "/", &[("accept", "text/html,*/*;q=0.8")]).await;
     assert_eq!((page.header("content-type"), page.header("vary")), ("text/html; charset=utf-8", "accept"));
     let list = send(&service, "GET", "/", &[("accept", "*/*")]).await;

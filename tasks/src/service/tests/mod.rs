@@ -1,15 +1,19 @@
-//! The service through its own interface. Numbers such as F8 are those of the acceptance list.
+//! Tests of the service through its `Service` implementation.
 #![allow(clippy::unwrap_used)]
 
 mod alias;
+#[cfg(feature = "page")]
 mod browser;
 mod cancel;
+mod controlled;
+mod event;
 mod events;
 mod hostile;
 mod list;
 mod mounted;
+mod negotiate;
 #[cfg(feature = "openapi")]
 mod openapi;
+#[cfg(feature = "page")]
 mod page;
-mod rig;
 mod show;

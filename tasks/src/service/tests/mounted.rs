@@ -6,7 +6,7 @@ use hyper::client::conn::http1;
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::rig::{Rig, request};
+use super::controlled::{Controlled, request};
 
 async fn send(address: std::net::SocketAddr, target: &str) -> (u16, String) {
     let stream = TcpStream::connect(address).await.unwrap();
@@ -25,12 +25,12 @@ async fn send(address: std::net::SocketAddr, target: &str) -> (u16, String) {
 }
 
 #[tokio::test]
-async fn nested_in_axum_it_is_found_below_its_path() {
-    let rig = Rig::new().await;
-    let id = rig.accept("report").await;
-    rig.start(id).await;
-    rig.succeed(id).await;
-    let service = rig.service();
+async fn service_is_reachable_when_nested_in_axum() {
+    let tasks = Controlled::new().await;
+    let id = tasks.accept("report").await;
+    tasks.start(id).await;
+    tasks.succeed(id).await;
+    let service = tasks.service();
     let app = Router::new().route_service("/status", service.alias()).nest_service("/tasks", service);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -51,10 +51,10 @@ async fn nested_in_axum_it_is_found_below_its_path() {
 }
 
 #[tokio::test]
-async fn hyper_alone_serves_it() {
-    let rig = Rig::new().await;
-    let id = rig.accept("report").await;
-    let service = TowerToHyperService::new(rig.closed_service());
+async fn service_works_with_hyper_alone() {
+    let tasks = Controlled::new().await;
+    let id = tasks.accept("report").await;
+    let service = TowerToHyperService::new(tasks.default_service());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let server = tokio::spawn(async move {

@@ -1,14 +1,14 @@
 use std::collections::BTreeSet;
 
-use super::rig::{Rig, get, open};
+use super::controlled::{Controlled, get, open};
 use crate::{
     StoreError,
     service::{Access, openapi::document, routes::ROUTES},
 };
 
 #[tokio::test]
-async fn the_document_is_served_and_every_reference_in_it_leads_somewhere() {
-    let reply = get(&Rig::new().await.closed_service(), "/openapi.json").await;
+async fn every_reference_in_the_document_resolves() {
+    let reply = get(&Controlled::new().await.default_service(), "/openapi.json").await;
     assert_eq!(reply.header("content-type"), "application/json");
     let document = reply.json();
     assert_eq!(document["openapi"], "3.1.0");
@@ -33,30 +33,30 @@ fn collect(value: &serde_json::Value, references: &mut Vec<String>) {
     }
 }
 
-/// What the document says, and what was seen: each answer of each route, and no other.
+/// Provokes every documented response, and no other.
 #[tokio::test]
-async fn every_answer_that_is_documented_is_given() {
+async fn documented_responses_are_exactly_the_actual_ones() {
     let mut seen = BTreeSet::new();
     for setting in ["open", "denied", "closed", "no streams", "unavailable", "broken"] {
-        let rig = Rig::new().await;
-        let (queued, running) = (rig.accept("a").await, rig.accept("a").await);
-        let (done, evicted) = (rig.accept("a").await, rig.accept("a").await);
+        let tasks = Controlled::new().await;
+        let (queued, running) = (tasks.accept("a").await, tasks.accept("a").await);
+        let (done, evicted) = (tasks.accept("a").await, tasks.accept("a").await);
         for id in [running, evicted] {
-            rig.start(id).await;
+            tasks.start(id).await;
         }
-        rig.succeed(evicted).await;
-        rig.evict_all_final().await;
-        rig.start(done).await;
-        rig.succeed(done).await;
+        tasks.succeed(evicted).await;
+        tasks.evict_all_final().await;
+        tasks.start(done).await;
+        tasks.succeed(done).await;
         let service = match setting {
-            "denied" => rig.service().authorize(|_, _| Access::Denied),
-            "no streams" => rig.service().max_streams(0),
-            _ => rig.service(),
+            "denied" => tasks.service().authorize(|_, _| Access::Denied),
+            "no streams" => tasks.service().max_streams(0),
+            _ => tasks.service(),
         };
         match setting {
-            "closed" => rig.close(),
-            "unavailable" => rig.fail_with(|| StoreError::unavailable("")),
-            "broken" => rig.fail_with(|| StoreError::other("")),
+            "closed" => tasks.close(),
+            "unavailable" => tasks.fail_with(|| StoreError::unavailable("")),
+            "broken" => tasks.fail_with(|| StoreError::other("")),
             _ => {}
         }
         for route in ROUTES {
@@ -64,16 +64,16 @@ async fn every_answer_that_is_documented_is_given() {
             let ids = if route.path.contains("{id}") { &ids[..] } else { &ids[..1] };
             for (id, query) in ids.iter().flat_map(|id| [(id, ""), (id, "?limit=x")]) {
                 let target = route.path.replace("{id}", id) + query;
-                for told in ["", "9.4.0"] {
-                    let response = open(&service, route.method.as_str(), &target, &[("last-event-id", told)]).await;
+                for last in ["", "9.4.0"] {
+                    let response = open(&service, route.method.as_str(), &target, &[("last-event-id", last)]).await;
                     let status = response.status().as_u16();
                     let media = response.headers().get("content-type").map_or("", |media| media.to_str().unwrap());
-                    let answer = &document()["paths"][route.path][route.method.as_str().to_lowercase()]["responses"]
+                    let documented = &document()["paths"][route.path][route.method.as_str().to_lowercase()]["responses"]
                         [status.to_string()];
                     let is_documented = if media.is_empty() {
-                        answer["content"] == serde_json::json!({})
+                        documented["content"] == serde_json::json!({})
                     } else {
-                        !answer["content"][media].is_null()
+                        !documented["content"][media].is_null()
                     };
                     assert!(is_documented, "{setting}: {} {target}: {status} {media}", route.method);
                     seen.insert((route.path, route.method.to_string(), status));
@@ -83,6 +83,6 @@ async fn every_answer_that_is_documented_is_given() {
     }
     let documented = ROUTES
         .iter()
-        .flat_map(|route| route.answers.iter().map(|answer| (route.path, route.method.to_string(), answer.0)));
+        .flat_map(|route| route.responses.iter().map(|response| (route.path, route.method.to_string(), response.0)));
     assert_eq!(seen, documented.collect());
 }

@@ -5,25 +5,25 @@ use tokio::net::TcpListener;
 
 use super::{
     browser::Browser,
-    rig::{Rig, send},
+    controlled::{Controlled, send},
 };
 use crate::StatusService;
 
 #[tokio::test]
-async fn the_page_asks_for_nothing_from_elsewhere_and_runs_no_other_script() {
-    let service = Rig::new().await.service();
-    let (one, other) = (
+async fn page_needs_no_other_resources_and_runs_only_its_script() {
+    let service = Controlled::new().await.service();
+    let (first, second) = (
         send(&service, "GET", "/", &[("accept", "text/html")]).await,
         send(&service, "GET", "/", &[("accept", "text/html")]).await,
     );
-    let policy = one.header("content-security-policy");
+    let policy = first.header("content-security-policy");
     assert!(policy.starts_with("default-src 'none'; script-src 'nonce-") && !policy.contains("unsafe"), "{policy}");
-    assert_ne!(policy, other.header("content-security-policy"), "a nonce is used once");
-    assert_eq!(one.header("cache-control"), "no-store");
+    assert_ne!(policy, second.header("content-security-policy"), "a nonce is used once");
+    assert_eq!(first.header("cache-control"), "no-store");
     let nonce = policy.split("'nonce-").nth(1).unwrap().split('\'').next().unwrap();
-    assert_eq!(one.text.matches(&format!("nonce=\"{nonce}\"")).count(), 2);
+    assert_eq!(first.text.matches(&format!("nonce=\"{nonce}\"")).count(), 2);
     for markup in ["{{", "http:", "https:", "//cdn", "innerHTML", "style=", "onclick", "src="] {
-        assert!(!one.text.contains(markup), "{markup}");
+        assert!(!first.text.contains(markup), "{markup}");
     }
 }
 
@@ -41,85 +41,86 @@ fn cell(id: impl std::fmt::Display, selector: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_page_shows_tasks_live_in_a_real_browser() {
+async fn page_shows_live_tasks_in_a_browser() {
     let Some(mut browser) = Browser::start().await else { return };
-    let test = tokio::time::timeout(Duration::from_secs(180), story(&mut browser)).await;
-    assert!(test.is_ok(), "the browser hangs");
-    assert_eq!(browser.complaints, [""; 0], "the console is silent");
+    let test = tokio::time::timeout(Duration::from_secs(180), scenario(&mut browser)).await;
+    assert!(test.is_ok(), "the browser does not respond");
+    assert_eq!(browser.console, [""; 0], "the console must be empty");
     browser.close().await;
 }
 
-async fn story(browser: &mut Browser) {
-    let rig = Rig::new().await;
-    let address = serve(rig.service()).await;
+async fn scenario(browser: &mut Browser) {
+    let tasks = Controlled::new().await;
+    let address = serve(tasks.service()).await;
     browser.size(1200, 760).await;
     browser.scheme("light").await;
-    browser.open(&format!("http://{address}/tasks")).await; // without the slash too
+    browser.open(&format!("http://{address}/tasks")).await; // without a trailing slash
     browser.until("!document.getElementById('empty').hidden").await;
 
-    // rows appear and change
-    let id = rig.accept("monthly report").await;
+    // Rows appear and change.
+    let id = tasks.accept("monthly report").await;
     browser.until(&format!("{}.textContent === 'queued'", cell(id, ".chip"))).await;
-    rig.start(id).await;
-    rig.advance(id, 0.42, "reading rows").await;
+    tasks.start(id).await;
+    tasks.advance(id, 0.42, "reading rows").await;
     browser.until(&format!("{}.value === 0.42", cell(id, "progress"))).await;
     browser.until(&format!("{}.textContent === 'running'", cell(id, ".chip"))).await;
     assert_eq!(browser.evaluate(&format!("{}.textContent", cell(id, ".message"))).await, "reading rows");
     browser.until(&format!("/^[1-9]\\d* s$/.test({}.textContent)", cell(id, ".age"))).await;
 
-    // texts of others stay texts
-    let nasty = "<img src=x onerror=\"document.title='owned'\">";
-    let failed = rig.accept(nasty).await;
-    rig.start(failed).await;
-    rig.fail(failed, "<script>document.title='owned'</script> the disk is full").await;
+    // Text from tasks is not interpreted as markup.
+    let markup_name = "<img src=x onerror=\"document.title='owned'\">";
+    let failed = tasks.accept(markup_name).await;
+    tasks.start(failed).await;
+    tasks.fail(failed, "<script>document.title='owned'</script> the disk is full").await;
     browser.until(&format!("{}.textContent === 'failed'", cell(failed, ".chip"))).await;
-    assert_eq!(browser.evaluate(&format!("{}.textContent", cell(failed, ".name"))).await, nasty);
+    assert_eq!(browser.evaluate(&format!("{}.textContent", cell(failed, ".name"))).await, markup_name);
     let markup = browser.evaluate("document.querySelectorAll('main img, main script').length").await;
     assert_eq!((markup, browser.evaluate("document.title").await), (0.into(), "Tasks".into()));
     assert_eq!(browser.evaluate(&format!("{}.hidden", cell(failed, ".cancel"))).await, true);
 
-    let done = rig.accept("thumbnails").await;
-    rig.start(done).await;
-    rig.advance(done, 1.0, "42 of 42").await;
-    rig.succeed(done).await;
-    rig.accept("newsletter").await;
-    let other = rig.accept("import").await;
-    rig.start(other).await;
+    let done = tasks.accept("thumbnails").await;
+    tasks.start(done).await;
+    tasks.advance(done, 1.0, "42 of 42").await;
+    tasks.succeed(done).await;
+    tasks.accept("newsletter").await;
+    let other = tasks.accept("import").await;
+    tasks.start(other).await;
     browser.until("document.querySelectorAll('tbody').length === 5").await;
 
-    // details, live through a stream
+    // The details follow the event stream.
     browser.evaluate(&format!("{}.click()", cell(id, ".more"))).await;
-    rig.advance(id, 0.77, "writing").await;
+    tasks.advance(id, 0.77, "writing").await;
     browser.until(&format!("{}.textContent.includes('0.77')", cell(id, "pre"))).await;
-    shots(browser).await;
+    check_layouts(browser).await;
 
     cancel_by_keyboard(browser, id).await;
 
     browser.evaluate("{ const s = document.getElementById('state'); s.value = 'succeeded'; s.dispatchEvent(new Event('change')); }").await;
     browser.until("document.querySelectorAll('tbody').length === 1").await;
-    paging(browser, &rig).await;
+    check_paging(browser, &tasks).await;
 }
 
 async fn cancel_by_keyboard(browser: &mut Browser, id: crate::TaskId) {
     browser.evaluate("document.getElementById('name').focus()").await;
-    let is_there = format!("document.activeElement === {}", cell(id, ".cancel"));
+    let is_focused = format!("document.activeElement === {}", cell(id, ".cancel"));
     for _ in 0..40 {
         browser.press("Tab").await;
-        if browser.evaluate(&is_there).await == true {
+        if browser.evaluate(&is_focused).await == true {
             break;
         }
     }
-    assert_eq!(browser.evaluate(&is_there).await, true, "reached by Tab");
+    assert_eq!(browser.evaluate(&is_focused).await, true, "not reached by Tab");
     let outline = browser.evaluate("getComputedStyle(document.activeElement).outlineStyle").await;
-    assert_eq!(outline, "solid", "the focus is seen");
+    assert_eq!(outline, "solid", "the focus must be visible");
     browser.press("Enter").await;
     browser.until(&format!("{}.textContent === 'cancelling'", cell(id, ".chip"))).await;
     assert_eq!(browser.evaluate(&format!("{}.getAttribute('aria-disabled')", cell(id, ".cancel"))).await, "true");
-    assert_eq!(browser.evaluate(&is_there).await, true, "and keeps the focus");
+    assert_eq!(browser.evaluate(&is_focused).await, true, "the focus must stay");
 }
 
-/// Light, dark and narrow: nothing is wider than the window, and texts can be told from the ground.
-async fn shots(browser: &mut Browser) {
+/// Checks light, dark and narrow layouts: nothing is wider than the window, and the contrast is
+/// sufficient.
+async fn check_layouts(browser: &mut Browser) {
     for (name, scheme, width) in
         [("light", "light", 1200), ("dark", "dark", 1200), ("narrow", "light", 360), ("narrow-dark", "dark", 360)]
     {
@@ -138,7 +139,7 @@ async fn shots(browser: &mut Browser) {
     browser.size(1200, 760).await;
 }
 
-/// The least contrast of a text with what is behind it, by WCAG 2.
+/// Returns the lowest contrast of a text with its background, as defined by WCAG 2.
 const CONTRAST: &str = "(() => {
   const parts = colour => colour.match(/[\\d.]+/g).map(Number);
   const light = colour => { const [r, g, b] = parts(colour).map(v => v / 255).map(v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4);
@@ -156,9 +157,9 @@ const CONTRAST: &str = "(() => {
   return { least, of };
 })()";
 
-async fn paging(browser: &mut Browser, rig: &Rig) {
+async fn check_paging(browser: &mut Browser, tasks: &Controlled) {
     for _ in 0..60 {
-        rig.accept("batch").await;
+        tasks.accept("batch").await;
     }
     browser
         .evaluate(

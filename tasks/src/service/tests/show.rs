@@ -2,23 +2,22 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use super::rig::{Rig, get, open, send};
+use super::controlled::{Controlled, get, open, send};
 use crate::{
     Status, StoreError, TaskState,
     service::{Access, Action},
 };
 
-/// F1, F9
 #[tokio::test]
-async fn a_status_says_when_to_ask_again_until_the_task_is_over() {
-    let rig = Rig::new().await;
-    let service = rig.closed_service();
-    let id = rig.accept("report").await;
+async fn unfinished_status_has_retry_after() {
+    let tasks = Controlled::new().await;
+    let service = tasks.default_service();
+    let id = tasks.accept("report").await;
     let path = format!("/{id}");
     for step in ["queued", "running", "succeeded"] {
         match step {
-            "running" => rig.start(id).await,
-            "succeeded" => rig.succeed(id).await,
+            "running" => tasks.start(id).await,
+            "succeeded" => tasks.succeed(id).await,
             _ => {}
         }
         let reply = get(&service, &path).await;
@@ -31,14 +30,13 @@ async fn a_status_says_when_to_ask_again_until_the_task_is_over() {
     }
 }
 
-/// F4
 #[tokio::test]
-async fn a_task_that_failed_is_still_a_200_with_class_and_message() {
-    let rig = Rig::new().await;
-    let id = rig.accept("report").await;
-    rig.start(id).await;
-    rig.fail(id, "disk <full>").await;
-    let reply = get(&rig.closed_service(), &format!("/{id}")).await;
+async fn failed_task_is_200_with_class_and_message() {
+    let tasks = Controlled::new().await;
+    let id = tasks.accept("report").await;
+    tasks.start(id).await;
+    tasks.fail(id, "disk <full>").await;
+    let reply = get(&tasks.default_service(), &format!("/{id}")).await;
     assert_eq!(reply.status, 200);
     assert_eq!(
         (&reply.json()["error"]["class"], &reply.json()["error"]["message"]),
@@ -46,33 +44,32 @@ async fn a_task_that_failed_is_still_a_200_with_class_and_message() {
     );
 }
 
-/// F2, F7
 #[tokio::test]
-async fn unknown_is_404_evicted_is_410_and_a_store_that_fails_says_so() {
-    let rig = Rig::new().await;
-    let service = rig.closed_service();
+async fn unknown_is_404_evicted_is_410_store_errors_are_5xx() {
+    let tasks = Controlled::new().await;
+    let service = tasks.default_service();
     let unknown = "0".repeat(36);
     assert!(get(&service, &format!("/{unknown}")).await.is_problem(404));
-    let id = rig.accept("report").await;
-    rig.start(id).await;
-    rig.succeed(id).await;
-    rig.evict_all_final().await;
+    let id = tasks.accept("report").await;
+    tasks.start(id).await;
+    tasks.succeed(id).await;
+    tasks.evict_all_final().await;
     for path in [format!("/{id}"), format!("/{id}/events")] {
         assert!(get(&service, &path).await.is_problem(410), "{path}");
     }
-    rig.fail_with(|| StoreError::unavailable("10.0.0.7:5432 is gone"));
+    tasks.fail_with(|| StoreError::unavailable("10.0.0.7:5432 is gone"));
     let reply = get(&service, &format!("/{id}")).await;
     assert!(reply.is_problem(503) && reply.header("retry-after") == "1");
-    assert!(!reply.text.contains("10.0.0.7"), "the source is not for clients");
-    rig.fail_with(|| StoreError::other("a bug"));
+    assert!(!reply.text.contains("10.0.0.7"), "the source must not be sent");
+    tasks.fail_with(|| StoreError::other("a bug"));
     assert!(get(&service, &format!("/{id}")).await.is_problem(500));
 }
 
 #[tokio::test]
-async fn a_task_of_another_owner_is_unknown() {
-    let rig = Rig::new().await;
-    let id = rig.accept_of("report", Some("ann")).await;
-    let service = rig.service().authorize(|head, _| match head.headers().get("x-user") {
+async fn task_of_another_owner_is_unknown() {
+    let tasks = Controlled::new().await;
+    let id = tasks.accept_of("report", Some("ann")).await;
+    let service = tasks.service().authorize(|head, _| match head.headers().get("x-user") {
         Some(user) => Access::Owner(user.to_str().unwrap_or_default().to_owned()),
         None => Access::Public,
     });
@@ -86,36 +83,33 @@ async fn a_task_of_another_owner_is_unknown() {
         assert_eq!(send(&service, method, &path, &[("x-user", user)]).await.status, status, "{user} {method} {path}");
     }
     assert!(get(&service, &format!("/{id}")).await.is_problem(404));
-    rig.evict_all_final().await;
-    assert!(
-        send(&service, "GET", &format!("/{id}"), &[("x-user", "bob")]).await.is_problem(404),
-        "nor that it was there"
-    );
+    tasks.evict_all_final().await;
+    assert!(send(&service, "GET", &format!("/{id}"), &[("x-user", "bob")]).await.is_problem(404), "an evicted one too");
     assert!(send(&service, "GET", &format!("/{id}"), &[("x-user", "ann")]).await.is_problem(410));
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_waits_is_answered_when_the_task_is_over() {
-    let rig = Rig::new().await;
-    let id = rig.accept("report").await;
-    rig.start(id).await;
-    let (service, path) = (rig.closed_service(), format!("/{id}"));
+async fn waiting_request_is_answered_when_the_task_finishes() {
+    let tasks = Controlled::new().await;
+    let id = tasks.accept("report").await;
+    tasks.start(id).await;
+    let (service, path) = (tasks.default_service(), format!("/{id}"));
     let wait = tokio::spawn(async move { send(&service, "GET", &path, &[("prefer", "wait=20")]).await });
     tokio::time::sleep(Duration::from_secs(10)).await;
-    rig.advance(id, 0.5, "half").await;
+    tasks.advance(id, 0.5, "half").await;
     tokio::time::sleep(Duration::from_secs(1)).await;
-    assert!(!wait.is_finished(), "progress is not the end");
-    rig.succeed(id).await;
+    assert!(!wait.is_finished(), "progress must not end the wait");
+    tasks.succeed(id).await;
     let reply = wait.await.unwrap();
     assert_eq!((reply.json()["state"].clone(), reply.header("preference-applied")), ("succeeded".into(), "wait=20"));
     assert_eq!(reply.header("vary"), "prefer");
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_waits_too_long_gets_the_status_of_then() {
-    let rig = Rig::new().await;
-    let id = rig.accept("report").await;
-    let service = rig.closed_service().max_wait(Duration::from_secs(5));
+async fn waiting_request_times_out_with_the_current_status() {
+    let tasks = Controlled::new().await;
+    let id = tasks.accept("report").await;
+    let service = tasks.default_service().max_wait(Duration::from_secs(5));
     let before = tokio::time::Instant::now();
     let reply = send(&service, "GET", &format!("/{id}"), &[("prefer", "wait=999999999999999")]).await;
     assert_eq!((reply.json()["state"].clone(), reply.header("preference-applied")), ("queued".into(), "wait=5"));
@@ -123,42 +117,38 @@ async fn who_waits_too_long_gets_the_status_of_then() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_finds_no_place_to_wait_is_answered_at_once() {
-    let rig = Rig::new().await;
-    let id = rig.accept("report").await;
-    let service = rig.closed_service().max_streams(0);
+async fn request_without_a_permit_does_not_wait() {
+    let tasks = Controlled::new().await;
+    let id = tasks.accept("report").await;
+    let service = tasks.default_service().max_streams(0);
     let path = format!("/{id}");
     let reply = timeout(Duration::ZERO, send(&service, "GET", &path, &[("prefer", "wait=9")])).await.unwrap();
     assert_eq!((reply.status.as_u16(), reply.header("preference-applied")), (200, ""));
 }
 
 #[tokio::test]
-async fn head_is_get_without_a_body_and_does_not_wait() {
-    let rig = Rig::new().await;
-    let id = rig.accept("report").await;
-    let service = rig.closed_service();
+async fn head_is_get_without_a_body_and_without_waiting() {
+    let tasks = Controlled::new().await;
+    let id = tasks.accept("report").await;
+    let service = tasks.default_service();
     for path in [format!("/{id}"), "/openapi.json".to_owned()] {
         let (get, head) = (get(&service, &path).await, send(&service, "HEAD", &path, &[("prefer", "wait=9")]).await);
         assert_eq!((head.status, head.text.as_str()), (get.status, ""));
         assert_eq!(head.header("content-length"), get.text.len().to_string());
         assert_eq!(head.header("content-type"), get.header("content-type"));
     }
-    let service = rig.closed_service().max_streams(1);
+    let service = tasks.default_service().max_streams(1);
     for _ in 0..2 {
         let head = send(&service, "HEAD", &format!("/{id}/events"), &[]).await;
-        assert_eq!(
-            (head.status.as_u16(), head.header("content-type")),
-            (200, "text/event-stream"),
-            "and takes no place"
-        );
+        assert_eq!((head.status.as_u16(), head.header("content-type")), (200, "text/event-stream"), "holds no permit");
     }
 }
 
 #[tokio::test]
-async fn without_a_decision_only_a_status_and_its_events_are_open() {
-    let rig = Rig::new().await;
-    let id = rig.accept("report").await;
-    let service = rig.closed_service();
+async fn default_authorization_permits_status_and_events_only() {
+    let tasks = Controlled::new().await;
+    let id = tasks.accept("report").await;
+    let service = tasks.default_service();
     for (method, path, accept, status) in [
         ("GET", format!("/{id}"), "*/*", 200),
         ("GET", format!("/{id}/events"), "*/*", 200),
@@ -176,10 +166,10 @@ async fn without_a_decision_only_a_status_and_its_events_are_open() {
 }
 
 #[tokio::test]
-async fn the_decision_is_asked_with_the_head_and_what_is_wanted_and_a_panic_of_it_is_a_500() {
-    let rig = Rig::new().await;
-    let id = rig.accept("report").await;
-    let service = rig.service().authorize(move |head, action| {
+async fn callback_gets_head_and_action_and_its_panic_is_a_500() {
+    let tasks = Controlled::new().await;
+    let id = tasks.accept("report").await;
+    let service = tasks.service().authorize(move |head, action| {
         assert!(*action != Action::List, "no list");
         assert_eq!(head.uri().path(), format!("/{id}"));
         if *action == Action::Show(id) { Access::All } else { Access::Denied }

@@ -1,0 +1,179 @@
+//! Jobs that survive a crash of their process.
+//!
+//! ```sh
+//! cargo run -p tower-offload-tasks --all-features --example jobs
+//! curl -i -X POST 'http://localhost:3000/jobs?ms=5000&key=first'
+//! ```
+//!
+//! Kill the process with `kill -9`, start it again, and look into `jobs.out`. With `--database
+//! postgres://..` several processes share the jobs. The page is at <http://localhost:3000/tasks/>.
+
+use std::{
+    error::Error,
+    fs::OpenOptions,
+    io::{self, Write},
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    process, thread,
+    time::Duration,
+};
+
+use axum::{Router, extract, http::HeaderMap, response::Response, routing};
+use clap::Parser;
+use serde::{Deserialize, Serialize};
+use tokio::{net::TcpListener, signal, sync::oneshot, time};
+use tower_offload::ThreadPool;
+use tower_offload_tasks::{
+    AcceptError, Accepted, Progress, SqlStore, Tasks,
+    jobs::{Backoff, Job, Jobs, Unique},
+    service::Access,
+};
+
+/// Jobs that survive a crash of their process
+///
+/// Enqueue a job with curl -i -X POST 'http://127.0.0.1:3000/jobs?ms=5000&key=first', kill the
+/// process with `kill -9`, and start it again. POST /poison enqueues a job that crashes the
+/// process. The page is at http://127.0.0.1:3000/tasks/. Other paths: /tasks/{id},
+/// /tasks/{id}/events, DELETE /tasks/{id}, /status?task_id={id}. With -H 'Prefer: wait=10' a POST
+/// waits for the result
+#[derive(Parser)]
+struct Options {
+    #[arg(long, default_value_t = 3000)]
+    port: u16,
+    /// sqlite:PATH or postgres://USER@HOST/DATABASE
+    #[arg(long, default_value = "sqlite:jobs.db")]
+    database: String,
+    /// File to which each job appends its key
+    #[arg(long, default_value = "jobs.out")]
+    out: PathBuf,
+    /// Lease of a process in milliseconds (Postgres)
+    #[arg(long, default_value_t = 15_000)]
+    lease: u64,
+    /// Delay before a failed job is retried, in milliseconds
+    #[arg(long, default_value_t = 1000)]
+    backoff: u64,
+    /// Maximum number of attempts of a job
+    #[arg(long, default_value_t = 25)]
+    attempts: u16,
+    /// Grace period after SIGTERM or Ctrl-C in seconds
+    #[arg(long, default_value_t = 10)]
+    grace: u64,
+}
+
+/// Appends its key to the file after `ms` milliseconds.
+#[derive(Serialize, Deserialize)]
+struct Append {
+    key: String,
+    ms: u64,
+}
+
+impl Job for Append {
+    const KIND: &'static str = "append";
+}
+
+/// Crashes the process that runs it.
+#[derive(Serialize, Deserialize)]
+struct Poison {}
+
+impl Job for Poison {
+    const KIND: &'static str = "poison";
+    const MAX_ATTEMPTS: u16 = 3;
+}
+
+#[derive(Deserialize)]
+struct Query {
+    #[serde(default)]
+    ms: u64,
+    key: String,
+}
+
+#[derive(Clone)]
+struct App {
+    jobs: Jobs,
+    attempts: u16,
+}
+
+/// Enqueues a job. A client that got no response can safely repeat the request, because the same
+/// key is the same job.
+async fn append(
+    extract::State(app): extract::State<App>,
+    extract::Query(Query { ms, key }): extract::Query<Query>,
+    headers: HeaderMap,
+) -> Result<Response, AcceptError> {
+    let enqueue = app.jobs.enqueue(Append { key, ms }).max_attempts(app.attempts);
+    let accepted = enqueue.unique(Unique::by_content()).await?;
+    Ok(app.jobs.tasks().respond(accepted, &headers).await)
+}
+
+async fn poison(extract::State(app): extract::State<App>) -> Result<Accepted, AcceptError> {
+    app.jobs.enqueue(Poison {}).await
+}
+
+/// Works in ten steps. If the process crashes after the write, the job runs again and the key is
+/// written twice, so readers of the file must ignore duplicates.
+fn work(out: &Path, job: &Append, progress: &Progress) -> Result<(), io::Error> {
+    for step in 0..10 {
+        if progress.is_cancelled() {
+            return Err(io::Error::other("cancelled"));
+        }
+        thread::sleep(Duration::from_millis(job.ms) / 10); // the actual work
+        progress.set(f64::from(step + 1) / 10.0, job.key.as_str());
+    }
+    let mut file = OpenOptions::new().create(true).append(true).open(out)?;
+    file.write_all(format!("{}\n", job.key).as_bytes())?;
+    file.sync_data()
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    // Shows errors of the database.
+    tracing_subscriber::fmt().with_max_level(tracing::Level::WARN).with_writer(io::stderr).init();
+    let Options { port, database, out, lease, backoff, attempts, grace } = Options::parse();
+    let grace = Duration::from_secs(grace);
+    let store = SqlStore::open_with_lease(&database, Duration::from_millis(lease.max(1))).await?;
+    let tasks = Tasks::new(store);
+    let jobs = Jobs::builder(&tasks)
+        .backoff(Backoff::fixed(Duration::from_millis(backoff)))
+        .blocking_worker(ThreadPool::blocking(32), Duration::from_secs(600), move |job, progress| {
+            work(&out, &job, &progress)
+        })
+        .blocking_worker(ThreadPool::blocking(1), Duration::from_secs(60), |_: Poison, _| -> Result<(), String> {
+            process::abort()
+        })
+        .start()
+        .await?;
+    let app = Router::new()
+        .route("/jobs", routing::post(append))
+        .route("/poison", routing::post(poison))
+        .route_service("/status", tasks.status_alias())
+        // Permits everything, because the server listens on the loopback interface only.
+        .nest_service("/tasks", tasks.service().authorize(|_, _| Access::All))
+        .with_state(App { jobs: jobs.clone(), attempts });
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await?;
+    let interrupted = interrupted()?;
+    println!("listening on http://{}, the page is at /tasks/", listener.local_addr()?);
+    let (stop, stopped) = oneshot::channel::<()>();
+    let server = axum::serve(listener, app).with_graceful_shutdown(async { drop(stopped.await) });
+    let server = tokio::spawn(server.into_future());
+    interrupted.await;
+    drop(stop);
+    tasks.end_streams(); // otherwise the server waits for open event streams
+    let report = jobs.shutdown(grace).await;
+    drop(time::timeout(Duration::from_secs(1), server).await);
+    println!("stopped: {report}; {} records not written", tasks.shutdown(grace).await.unwritten.len());
+    Ok(())
+}
+
+#[cfg(unix)]
+fn interrupted() -> io::Result<impl Future> {
+    use signal::unix::{SignalKind, signal};
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    Ok(async move {
+        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+    })
+}
+
+#[cfg(not(unix))]
+fn interrupted() -> io::Result<impl Future> {
+    Ok(signal::ctrl_c())
+}

@@ -1,0 +1,195 @@
+//! Jobs to be inserted, each together with its record.
+
+use std::{marker::PhantomData, pin::Pin};
+
+use riverqueue::{
+    Client, Error, InsertBatch, InsertBatchResult, InsertOpts, JobArgs, JobMetadata, JobRow, JobState, jiff, sqlx,
+};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::{Value, value::RawValue};
+use tokio::sync::oneshot;
+
+use super::{Job, error::InsertError};
+use crate::{Failure, Reason, Record, StoreError, TaskId, TaskState, Timestamp};
+
+/// Arguments of a job in River's representation. They are deserialized by the worker adapter, which
+/// handles errors and panics.
+pub(super) struct Arguments<J> {
+    json: Box<RawValue>,
+    job: PhantomData<fn() -> J>,
+}
+
+impl<J: Job> Arguments<J> {
+    /// Serializes a job to the same text as River's clients in other languages.
+    pub(super) fn encode(job: &J) -> Result<Box<RawValue>, serde_json::Error> {
+        riverqueue::encoding::encode_args(job)
+    }
+
+    pub(super) fn decode(&self) -> Result<J, serde_json::Error> {
+        serde_json::from_str(self.json.get())
+    }
+
+    /// Adds encoded arguments to a batch.
+    pub(super) fn push(batch: &mut InsertBatch, json: &RawValue, options: InsertOpts) {
+        batch.push_with(Self { json: json.to_owned(), job: PhantomData }, options);
+    }
+}
+
+impl<J> Serialize for Arguments<J> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.json.serialize(serializer)
+    }
+}
+
+impl<'de, J> Deserialize<'de> for Arguments<J> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Self { json: Box::deserialize(deserializer)?, job: PhantomData })
+    }
+}
+
+impl<J: Job> JobArgs for Arguments<J> {
+    const KIND: &'static str = J::KIND;
+}
+
+/// Parses JSON that both databases can store.
+///
+/// Postgres rejects some JSON that SQLite and `serde_json` accept. River would retry the statement
+/// forever, together with the other jobs in it, so arguments and results are checked before River
+/// gets them.
+pub(super) fn parse_storable(json: &str) -> Result<Value, &'static str> {
+    // This also rejects numbers that overflow and nesting that is too deep.
+    let value: Value = serde_json::from_str(json).map_err(|_| "the JSON cannot be stored by every database")?;
+    if has_nul(&value) { Err("the JSON contains NUL") } else { Ok(value) }
+}
+
+fn has_nul(value: &Value) -> bool {
+    match value {
+        Value::Array(values) => values.iter().any(has_nul),
+        Value::Object(fields) => fields.iter().any(|(key, value)| key.contains('\0') || has_nul(value)),
+        Value::String(text) => text.contains('\0'),
+        Value::Bool(_) | Value::Null | Value::Number(_) => false,
+    }
+}
+
+/// A job that is ready to be inserted, with its record.
+pub(super) struct Prepared {
+    pub(super) push: fn(&mut InsertBatch, &RawValue, InsertOpts),
+    pub(super) arguments: Box<RawValue>,
+    pub(super) options: InsertOpts,
+    pub(super) record: Record,
+}
+
+/// Result of an insertion.
+pub(super) struct Inserted {
+    /// Record of the new job, or of the equal job that exists.
+    pub(super) record: Record,
+    pub(super) is_duplicate: bool,
+}
+
+/// A job on its way to the task that inserts batches.
+pub(super) struct InsertRequest {
+    pub(super) job: Prepared,
+    pub(super) reply: oneshot::Sender<Result<Inserted, InsertError>>,
+}
+
+/// Key of the record's id in River's metadata.
+const TASK_KEY: &str = "tower_offload:task";
+/// Key of the owner in River's metadata. The owner is needed when the record was evicted.
+const OWNER_KEY: &str = "tower_offload:owner";
+
+impl Prepared {
+    fn options(&self) -> Result<InsertOpts, Error> {
+        let metadata = serde_json::json!({ TASK_KEY: self.record.id, OWNER_KEY: self.record.owner });
+        let metadata: JobMetadata = metadata.to_string().parse().map_err(Error::Json)?;
+        Ok(self.options.clone().with_metadata(metadata))
+    }
+}
+
+/// Returns the id of the record, or `None` if another client inserted the job.
+pub(super) fn task_id(row: &JobRow) -> Option<TaskId> {
+    row.metadata.get::<String>(TASK_KEY).ok().flatten()?.parse().ok()
+}
+
+pub(super) fn batch(jobs: &[&Prepared]) -> Result<InsertBatch, Error> {
+    let mut batch = InsertBatch::new();
+    for job in jobs {
+        (job.push)(&mut batch, &job.arguments, job.options()?);
+    }
+    Ok(batch)
+}
+
+/// Returns the record to be inserted, unless the job has one. A job without a record is new, or was
+/// inserted by another client.
+pub(super) fn record_of(result: &InsertBatchResult, job: &Prepared) -> Record {
+    let mut record = job.record.clone();
+    record.max_attempts = u32::try_from(result.job.max_attempts).unwrap_or_default();
+    if result.unique_skipped_as_duplicate {
+        if let Some(id) = task_id(&result.job) {
+            (record.id, record.owner) = (id, result.job.metadata.get(OWNER_KEY).ok().flatten());
+        }
+        copy_row(&mut record, &result.job);
+    }
+    record
+}
+
+/// Converts the result of a query for a record that must exist.
+pub(super) fn required(found: Option<Result<Record, StoreError>>) -> Result<Record, Error> {
+    let missing = || Error::Database(sqlx::Error::RowNotFound);
+    found.ok_or_else(missing)?.map_err(|error| Error::Database(sqlx::Error::Decode(error.into())))
+}
+
+/// Copies the state of River's row to a record.
+pub(super) fn copy_row(record: &mut Record, row: &JobRow) {
+    let time = |time: jiff::Timestamp| Timestamp::from_millis(u64::try_from(time.as_millisecond()).unwrap_or_default());
+    record.attempt = u32::try_from(row.attempt).unwrap_or_default();
+    record.max_attempts = u32::try_from(row.max_attempts).unwrap_or_default();
+    record.created_at = time(row.created_at);
+    record.started_at = row.attempted_at.map(time);
+    record.finished_at = row.finalized_at.map(time);
+    let failure = || row.errors.last().map(|last| Failure::new("error", last.error.clone()));
+    match row.state {
+        JobState::Running => record.state = TaskState::Running,
+        JobState::Completed => {
+            record.state = TaskState::Succeeded;
+            record.result = row.output().and_then(|output| output.get().parse().ok());
+        }
+        JobState::Cancelled => {
+            (record.state, record.reason) = (TaskState::Cancelled, Some(Reason::Requested));
+        }
+        JobState::Discarded => (record.state, record.failure) = (TaskState::Failed, failure()),
+        _ => {}
+    }
+}
+
+/// A transaction of the application in the database of the tasks: `sqlx::Transaction` of SQLite or
+/// Postgres.
+///
+/// On SQLite start it with `connection.begin_with("BEGIN IMMEDIATE")`. A deferred transaction that
+/// reads first fails to write if another connection has written in between. The trait is sealed.
+pub trait Transaction: sealed::Sealed {}
+
+#[allow(private_interfaces, reason = "the method of the sealed trait is not public")]
+pub(super) mod sealed {
+    use super::{Client, Error, Inserted, Pin, Prepared};
+
+    pub(crate) type Insertion<'a> = Pin<Box<dyn Future<Output = Result<Vec<Inserted>, Error>> + Send + 'a>>;
+
+    #[doc(hidden)]
+    pub trait Sealed: Send {
+        fn insert<'a>(&'a mut self, client: &'a Client, jobs: &'a [&'a Prepared]) -> Insertion<'a>;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse_storable;
+
+    #[test]
+    fn json_that_postgres_rejects_is_rejected() {
+        let escaped_backslash = r#"{"a": ["\\u0000", 1.5, null]}"#;
+        assert!(parse_storable(escaped_backslash).is_ok());
+        for json in [r#""\u0000""#, r#"{"a\u0000": 1}"#, r#"[["\\\u0000"]]"#, "1e400", "{"] {
+            assert!(parse_storable(json).is_err(), "{json}");
+        }
+    }
+}

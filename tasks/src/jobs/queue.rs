@@ -1,0 +1,194 @@
+use std::{
+    collections::HashSet,
+    sync::{Arc, Weak},
+};
+
+use tokio::sync::{mpsc, watch};
+
+use super::{
+    adapter::{Environment, warn},
+    client::{LeasedClient, Plan},
+    insert::InsertRequest,
+    running::Claim,
+};
+use crate::{
+    SqlStore, StoreError, TaskId, Timestamp,
+    store::{StoreFuture, sql::CancelHook},
+    sync::{Mutex, lock},
+};
+
+/// State of a job queue: its current client, and what maintenance has to remember.
+pub(super) struct Queue {
+    pub(super) environment: Arc<Environment>,
+    pub(super) plan: Plan,
+    pub(super) inserts: InsertSenders,
+    store: SqlStore,
+    /// Held while a client replaces another one.
+    replacing: tokio::sync::Mutex<()>,
+    state: Mutex<State>,
+    /// `true` once [`end_maintenance`](Self::end_maintenance) was called.
+    is_ending: watch::Sender<bool>,
+}
+
+/// Unique jobs have their own channel, because their insertion may wait for the transaction of
+/// another process.
+pub(super) struct InsertSenders {
+    pub(super) plain: mpsc::Sender<InsertRequest>,
+    pub(super) unique: mpsc::Sender<InsertRequest>,
+}
+
+#[derive(Default)]
+struct State {
+    /// `None` before the first client has started.
+    client: Option<Arc<LeasedClient>>,
+    is_closed: bool,
+    /// Number of polls for cancel requests since `forwarded` was cleared.
+    polls: u32,
+    /// Cancel requests that were forwarded to River.
+    forwarded: HashSet<i64>,
+    /// Claims that no attempt was working on at the last check.
+    unknown_claims: HashSet<Claim>,
+}
+
+/// Cancel requests are forwarded again after this number of polls, which is 10 s. River's
+/// notification of the worker may have been lost.
+const POLLS_UNTIL_REPEAT: u32 = 20;
+
+impl Queue {
+    pub(super) fn new(environment: Environment, plan: Plan, inserts: InsertSenders, store: SqlStore) -> Self {
+        Self {
+            environment: Arc::new(environment),
+            plan,
+            inserts,
+            store,
+            replacing: tokio::sync::Mutex::default(),
+            state: Mutex::default(),
+            is_ending: watch::Sender::new(false),
+        }
+    }
+
+    /// Registers the queue for the cancel requests of this process. Returns `false` if another
+    /// queue on the same store is registered.
+    pub(super) fn register(self: &Arc<Self>) -> bool {
+        let mut hook = lock(&self.store.cancel_hook);
+        let is_free = hook.as_ref().and_then(Weak::upgrade).is_none();
+        if is_free {
+            *hook = Some(Arc::downgrade(self) as Weak<dyn CancelHook>);
+        }
+        is_free
+    }
+
+    /// Permits another queue on the same store. No work of this one is running any longer.
+    pub(super) fn unregister(&self) {
+        let mut hook = lock(&self.store.cancel_hook);
+        let is_own = |hook: &Weak<dyn CancelHook>| std::ptr::addr_eq(hook.as_ptr(), self);
+        if hook.as_ref().is_some_and(is_own) {
+            *hook = None;
+        }
+    }
+
+    /// Starts a client and makes it the current one.
+    pub(super) async fn start_client(&self) -> Result<(), StoreError> {
+        let client = Arc::new(LeasedClient::start(&self.environment, &self.plan).await?);
+        let (previous, is_closed) = {
+            let mut state = lock(&self.state);
+            (state.client.replace(client.clone()), state.is_closed)
+        };
+        drop(previous);
+        if is_closed {
+            client.stop_and_cancel(); // closed while the client was starting
+        }
+        Ok(())
+    }
+
+    /// Replaces a client that has ended or has lost its lease. Its work is stopped.
+    pub(super) async fn replace_client(&self, lost: &Arc<LeasedClient>) {
+        lost.stop_and_cancel();
+        let _replacing = self.replacing.lock().await;
+        let is_current = self.client().is_some_and(|client| Arc::ptr_eq(&client, lost));
+        if self.is_closed() || !is_current {
+            return;
+        }
+        if let Err(error) = self.start_client().await {
+            warn("failed to start a new River client", &error);
+        }
+    }
+
+    /// Returns the current client. `None` before the first one has started.
+    pub(super) fn client(&self) -> Option<Arc<LeasedClient>> {
+        lock(&self.state).client.clone()
+    }
+
+    /// Returns the time of the tasks' clock.
+    pub(super) fn now(&self) -> Timestamp {
+        self.environment.tasks.writer().now()
+    }
+
+    pub(super) fn close(&self) {
+        lock(&self.state).is_closed = true;
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        lock(&self.state).is_closed
+    }
+
+    /// Ends the maintenance as soon as no job is running.
+    pub(super) fn end_maintenance(&self) {
+        self.is_ending.send_replace(true);
+    }
+
+    /// Completes when maintenance must end. Leases are renewed until then.
+    pub(super) async fn maintenance_ended(&self) {
+        let _ = self.is_ending.subscribe().wait_for(|is_ending| *is_ending).await;
+        self.environment.running.empty().await;
+    }
+
+    /// Forwards new cancel requests to River, and from time to time all of them.
+    pub(super) async fn forward_cancel_requests(&self) -> Result<(), StoreError> {
+        let requested = self.environment.database.cancel_requests().await?;
+        let new: Vec<_> = {
+            let mut state = lock(&self.state);
+            state.polls += 1;
+            if state.polls >= POLLS_UNTIL_REPEAT {
+                (state.polls, state.forwarded) = (0, HashSet::new());
+            }
+            state.forwarded.retain(|id| requested.contains(id));
+            requested.into_iter().filter(|id| !state.forwarded.contains(id)).collect()
+        };
+        let mut result = Ok(());
+        for id in new {
+            // A failure does not affect the other requests.
+            if let Err(error) = self.forward_cancel_request(id).await {
+                result = Err(error);
+            }
+        }
+        result
+    }
+
+    async fn forward_cancel_request(&self, river_id: i64) -> Result<(), StoreError> {
+        let Some(client) = self.client() else { return Ok(()) };
+        client.cancel(river_id).await?;
+        lock(&self.state).forwarded.insert(river_id);
+        Ok(())
+    }
+
+    /// Returns the claims that no attempt is working on now, nor was at the last check. Their reply
+    /// was lost: the time between a claim and its attempt is much shorter than between two checks.
+    pub(super) fn lost_claims(&self, claims: &[Claim]) -> Vec<Claim> {
+        let unknown = self.environment.running.unknown(claims);
+        let mut state = lock(&self.state);
+        let previous = std::mem::replace(&mut state.unknown_claims, unknown);
+        previous.intersection(&state.unknown_claims).copied().collect()
+    }
+}
+
+impl CancelHook for Queue {
+    fn cancel_requested(&self, id: TaskId) -> StoreFuture<'_, ()> {
+        Box::pin(async move {
+            match self.environment.database.river_id(id).await? {
+                Some(river_id) => self.forward_cancel_request(river_id).await,
+                None => Ok(()),
+            }
+        })
+    }
+}

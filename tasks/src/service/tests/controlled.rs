@@ -1,0 +1,265 @@
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, StatusCode};
+use http_body_util::{BodyExt, Empty};
+use serde_json::Value;
+use tokio::sync::{Semaphore, watch};
+use tower::ServiceExt;
+
+use crate::{
+    Failure, Json, MemoryStore, Reason, Record, Retention, StatusService, StoreError, TaskId, TaskState, TaskStore,
+    Timestamp,
+    record::Ending,
+    service::{
+        Access, ResponseBody,
+        source::{Changes, Source, StreamsEnded},
+    },
+    store::{Epoch, Filter, Found, Listing, Op, Page, Process, StoreFuture},
+};
+
+/// Tasks whose every step is made by the test.
+#[derive(Clone)]
+pub(super) struct Controlled(Arc<Inner>);
+
+struct Inner {
+    store: MemoryStore,
+    epoch: Epoch,
+    accepted: AtomicU64,
+    active: Mutex<HashMap<TaskId, watch::Sender<Record>>>,
+    is_closed: AtomicBool,
+    fault: Mutex<Option<fn() -> StoreError>>,
+    streams_ended: watch::Sender<bool>,
+}
+
+impl Controlled {
+    pub(super) async fn new() -> Self {
+        let store = MemoryStore::new();
+        let epoch = store.begin(&Process::new("test", Timestamp::default())).await.unwrap().epoch;
+        let (active, is_closed, fault) = (Mutex::default(), AtomicBool::new(false), Mutex::default());
+        let (accepted, streams_ended) = (AtomicU64::new(0), watch::Sender::new(false));
+        Self(Arc::new(Inner { store, epoch, accepted, active, is_closed, fault, streams_ended }))
+    }
+
+    /// Returns a service with the default options.
+    pub(super) fn default_service(&self) -> StatusService {
+        StatusService::new(self.clone(), Arc::new(Semaphore::new(1024)))
+    }
+
+    /// Returns a service that permits everything.
+    pub(super) fn service(&self) -> StatusService {
+        self.default_service().authorize(|_, _| Access::All)
+    }
+
+    pub(super) async fn accept(&self, name: &str) -> TaskId {
+        self.accept_of(name, None).await
+    }
+
+    pub(super) async fn accept_of(&self, name: &str, owner: Option<&str>) -> TaskId {
+        // Ids of the same millisecond have no order, so each task has a millisecond of its own.
+        let time = now().after(Duration::from_millis(self.0.accepted.fetch_add(1, Relaxed)));
+        let mut record = Record::new(TaskId::generate(time).unwrap(), name, now());
+        record.owner = owner.map(str::to_owned);
+        let id = record.id;
+        self.write(Op::Accept(Box::new(record.clone()))).await;
+        self.0.active.lock().unwrap().insert(id, watch::Sender::new(record));
+        id
+    }
+
+    pub(super) async fn start(&self, id: TaskId) {
+        self.change(id, |record| assert!(record.start(now()))).await;
+    }
+
+    pub(super) async fn advance(&self, id: TaskId, progress: f64, message: &str) {
+        self.change(id, |record| assert!(record.advance(Some(progress), Some(message.to_owned())))).await;
+    }
+
+    pub(super) async fn succeed(&self, id: TaskId) {
+        self.change(id, |record| assert!(record.finish(Ending::Succeeded(Json::new(&["row"]).unwrap()), now()))).await;
+    }
+
+    pub(super) async fn fail(&self, id: TaskId, message: &str) {
+        self.change(id, |record| assert!(record.finish(Ending::Failed(Failure::new("io", message)), now()))).await;
+    }
+
+    /// Ends all subscriptions to a task.
+    pub(super) fn forget(&self, id: TaskId) {
+        self.0.active.lock().unwrap().remove(&id);
+    }
+
+    pub(super) async fn evict_all_final(&self) {
+        self.0.store.sweep(now(), &Retention::default().max_records(0)).await.unwrap();
+    }
+
+    pub(super) fn close(&self) {
+        self.0.is_closed.store(true, Relaxed);
+    }
+
+    pub(super) fn end_streams(&self) {
+        self.0.streams_ended.send_replace(true);
+    }
+
+    pub(super) fn fail_with(&self, fault: fn() -> StoreError) {
+        *self.0.fault.lock().unwrap() = Some(fault);
+    }
+
+    async fn change(&self, id: TaskId, change: impl FnOnce(&mut Record)) {
+        let mut record = self.0.store.get(id).await.unwrap().into_record().unwrap();
+        change(&mut record);
+        self.write(Op::Update(Box::new(record.clone()))).await;
+        let active = self.0.active.lock().unwrap();
+        active[&id].send_replace(record);
+    }
+
+    async fn write(&self, op: Op) {
+        self.0.store.write(self.0.epoch, &[op]).await.unwrap();
+    }
+
+    fn fault(&self) -> Result<(), StoreError> {
+        self.0.fault.lock().unwrap().map_or(Ok(()), |fault| Err(fault()))
+    }
+}
+
+fn now() -> Timestamp {
+    Timestamp::from(std::time::SystemTime::now())
+}
+
+impl Source for Controlled {
+    fn get(&self, id: TaskId) -> StoreFuture<'_, Found> {
+        match self.fault() {
+            Ok(()) => self.0.store.get(id),
+            Err(error) => Box::pin(async { Err(error) }),
+        }
+    }
+
+    fn list<'a>(&'a self, filter: &'a Filter, page: Page) -> StoreFuture<'a, Listing> {
+        match self.fault() {
+            Ok(()) => self.0.store.list(filter, page),
+            Err(error) => Box::pin(async { Err(error) }),
+        }
+    }
+
+    fn cancel(&self, id: TaskId) -> StoreFuture<'_, Found> {
+        Box::pin(async move {
+            let Some(record) = self.get(id).await?.into_record() else { return self.get(id).await };
+            if !record.state.is_final() {
+                self.change(id, |record| {
+                    record.request_cancel(now());
+                    if record.state == TaskState::Queued {
+                        record.finish(Ending::Cancelled(Reason::Requested, None), now());
+                    }
+                })
+                .await;
+            }
+            self.get(id).await
+        })
+    }
+
+    fn subscribe(&self, id: TaskId) -> StoreFuture<'_, Option<Box<dyn Changes>>> {
+        Box::pin(async move {
+            self.fault()?;
+            let receiver = self.0.active.lock().unwrap().get(&id).map(watch::Sender::subscribe);
+            Ok(receiver.map(|mut receiver| {
+                let record = receiver.borrow_and_update().clone();
+                Box::new(Subscribed { record, receiver }) as _
+            }))
+        })
+    }
+
+    fn is_closed(&self) -> bool {
+        self.0.is_closed.load(Relaxed)
+    }
+
+    fn streams_ended(&self) -> StreamsEnded {
+        let mut streams_ended = self.0.streams_ended.subscribe();
+        Box::pin(async move { drop(streams_ended.wait_for(|ended| *ended).await) })
+    }
+}
+
+struct Subscribed {
+    record: Record,
+    receiver: watch::Receiver<Record>,
+}
+
+impl Changes for Subscribed {
+    fn record(&self) -> &Record {
+        &self.record
+    }
+
+    fn changed(&mut self) -> StoreFuture<'_, bool> {
+        Box::pin(async {
+            if self.record.state.is_final() || self.receiver.changed().await.is_err() {
+                return Ok(false);
+            }
+            self.record = self.receiver.borrow_and_update().clone();
+            Ok(true)
+        })
+    }
+}
+
+pub(super) struct Reply {
+    pub(super) status: StatusCode,
+    pub(super) headers: HeaderMap,
+    pub(super) text: String,
+}
+
+impl Reply {
+    pub(super) fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap()
+    }
+
+    pub(super) fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
+
+    /// Returns `true` for a problem response, whose body repeats the status.
+    pub(super) fn is_problem(&self, status: u16) -> bool {
+        self.status == status
+            && self.header("content-type") == "application/problem+json"
+            && self.json()["status"] == status
+    }
+}
+
+pub(super) fn request(method: &str, target: &str, headers: &[(&str, &str)]) -> Request<Empty<Bytes>> {
+    let method: Method = method.parse().unwrap();
+    let mut request = Request::builder().method(method).uri(target);
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    request.body(Empty::new()).unwrap()
+}
+
+/// Returns the response without reading its body.
+pub(super) async fn open<S>(
+    service: &S,
+    method: &str,
+    target: &str,
+    headers: &[(&str, &str)],
+) -> http::Response<ResponseBody>
+where
+    S: tower::Service<Request<Empty<Bytes>>, Response = http::Response<ResponseBody>> + Clone,
+    S::Error: std::fmt::Debug,
+{
+    service.clone().oneshot(request(method, target, headers)).await.unwrap()
+}
+
+pub(super) async fn send<S>(service: &S, method: &str, target: &str, headers: &[(&str, &str)]) -> Reply
+where
+    S: tower::Service<Request<Empty<Bytes>>, Response = http::Response<ResponseBody>> + Clone,
+    S::Error: std::fmt::Debug,
+{
+    let (head, body) = open(service, method, target, headers).await.into_parts();
+    let bytes = body.collect().await.unwrap().to_bytes();
+    Reply { status: head.status, headers: head.headers, text: String::from_utf8(bytes.to_vec()).unwrap() }
+}
+
+pub(super) async fn get(service: &StatusService, target: &str) -> Reply {
+    send(service, "GET", target, &[]).await
+}

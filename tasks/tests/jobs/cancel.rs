@@ -1,0 +1,67 @@
+//! Cancellation of jobs.
+
+use serde_json::json;
+use tower_offload_tasks::{Reason, TaskState};
+
+use super::support::{Act, ActAsync, LONG, TestDatabase, TestWorkers, ended, on_each_database, record, until};
+
+on_each_database! {
+    queued_job_is_cancelled_at_once
+    running_future_is_dropped
+    closure_is_cancelled_only_if_it_polls
+    request_of_another_process_is_forwarded
+}
+
+async fn queued_job_is_cancelled_at_once(database: TestDatabase) {
+    let tasks = database.tasks().await;
+    let jobs = TestWorkers::new().start(&tasks).await;
+    let waiting = jobs.enqueue(Act::Return(json!(1))).delay(LONG).await.unwrap();
+    let cancelled = tasks.cancel(waiting.id()).await.unwrap().into_record().unwrap();
+    assert_eq!((cancelled.state, cancelled.reason), (TaskState::Cancelled, Some(Reason::Requested)));
+    assert_eq!(cancelled.attempt, 0);
+    assert!(cancelled.cancel_requested_at.is_some());
+    let again = tasks.cancel(waiting.id()).await.unwrap().into_record().unwrap();
+    assert_eq!(again, cancelled, "calling it again has no effect");
+    assert!(jobs.shutdown(LONG).await.is_clean());
+}
+
+async fn running_future_is_dropped(database: TestDatabase) {
+    let tasks = database.tasks().await;
+    let workers = TestWorkers::new();
+    let jobs = workers.start(&tasks).await;
+    let held = jobs.enqueue(ActAsync(Act::Hold)).await.unwrap();
+    workers.started(1).await;
+    tasks.cancel(held.id()).await.unwrap();
+    let ended = ended(&tasks, held.id()).await;
+    assert_eq!((ended.state, ended.reason), (TaskState::Cancelled, Some(Reason::Requested)));
+    assert_eq!(ended.attempt, 1);
+    assert!(jobs.shutdown(LONG).await.is_clean());
+}
+
+async fn closure_is_cancelled_only_if_it_polls(database: TestDatabase) {
+    let tasks = database.tasks().await;
+    let workers = TestWorkers::new();
+    let jobs = workers.start(&tasks).await;
+    let polls = jobs.enqueue(Act::UntilCancelled).await.unwrap();
+    let held = jobs.enqueue(Act::Hold).await.unwrap();
+    workers.started(2).await;
+    tasks.cancel(polls.id()).await.unwrap();
+    tasks.cancel(held.id()).await.unwrap();
+    assert_eq!(ended(&tasks, polls.id()).await.state, TaskState::Cancelled);
+    let running = record(&tasks, held.id()).await;
+    assert_eq!(running.state, TaskState::Running, "a closure cannot be stopped");
+    workers.release();
+    assert_eq!(ended(&tasks, held.id()).await.state, TaskState::Succeeded);
+    assert!(jobs.shutdown(LONG).await.is_clean());
+}
+
+async fn request_of_another_process_is_forwarded(database: TestDatabase) {
+    let tasks = database.tasks().await;
+    let workers = TestWorkers::new();
+    let jobs = workers.start(&tasks).await;
+    let held = jobs.enqueue(ActAsync(Act::Hold)).await.unwrap();
+    workers.started(1).await;
+    database.execute("UPDATE tower_offload_task SET cancel_requested_at = 1").await;
+    assert_eq!(until(&tasks, held.id(), |record| record.state.is_final()).await.state, TaskState::Cancelled);
+    assert!(jobs.shutdown(LONG).await.is_clean());
+}

@@ -1,0 +1,17 @@
+//! Durable jobs. Each test runs on SQLite and, if `DATABASE_URL` is set, on Postgres.
+#![allow(clippy::unwrap_used)]
+
+mod cancel;
+#[path = "../databases/mod.rs"]
+mod databases;
+mod enqueue;
+mod leader;
+mod lease;
+mod other_client;
+mod other_languages;
+mod overflow;
+mod results;
+mod start;
+mod support;
+mod timeouts;
+mod transaction;
