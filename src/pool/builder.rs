@@ -354,7 +354,7 @@ impl fmt::Display for ThreadPoolBuildError {
             }
             Reason::NoCapacity => f.write_str("a pool with `queue_capacity` 0 admits no call: give it at least 1"),
             Reason::NicenessOutOfRange { niceness, range } => {
-                write!(f, "nice values are from {} to {}: {niceness} is not", range.start(), range.end())
+                write!(f, "nice value {niceness} is out of range: use {} to {}", range.start(), range.end())
             }
             Reason::NameHasNul => f.write_str("a pool's name must not contain a NUL byte, because it names threads"),
             Reason::Policy(error) => error.fmt(f),
