@@ -109,10 +109,9 @@ impl fmt::Display for InvalidPolicy {
             Self::ZeroTarget => {
                 f.write_str("`Codel` with a target of zero sheds every call that waits: use a longer target")
             }
-            Self::IntervalBelowTarget(Codel { target, interval }) => write!(
-                f,
-                "`Codel` has interval {interval:?} shorter than target {target:?}: use an interval of at least the target"
-            ),
+            Self::IntervalBelowTarget(Codel { target, interval }) => {
+                write!(f, "`Codel` interval {interval:?} is shorter than target {target:?}: use at least the target")
+            }
         }
     }
 }

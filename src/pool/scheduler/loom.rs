@@ -51,7 +51,7 @@ fn entries_pushed_by_two_threads_run_once(woken: fn(u32) -> bool) {
         let ran = Arc::new(AtomicU32::new(0));
         let run: Arc<dyn Fn(u32) + Send + Sync> = Arc::new({
             let ran = ran.clone();
-            move |item| drop(ran.fetch_add(item, Ordering::SeqCst))
+            move |item| _ = ran.fetch_add(item, Ordering::SeqCst)
         });
         let push = |item: u32| {
             let (scheduler, run) = (scheduler.clone(), run.clone());
@@ -133,7 +133,7 @@ fn entry_pushed_after_close_gets_a_worker() {
         let ran = Arc::new(AtomicU32::new(0));
         let run: Arc<dyn Fn(u32) + Send + Sync> = Arc::new({
             let ran = ran.clone();
-            move |item| drop(ran.fetch_add(item, Ordering::SeqCst))
+            move |item| _ = ran.fetch_add(item, Ordering::SeqCst)
         });
         let worker = {
             let (scheduler, run) = (scheduler.clone(), run.clone());
