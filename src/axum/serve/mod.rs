@@ -52,12 +52,12 @@ use std::{
 
 use ::axum::{extract::Request, response::Response, serve::Listener};
 use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
+    rt::{TokioIo, TokioTimer},
     server::conn::auto,
 };
 use tower_service::Service;
 
-use self::connection::{App, Connection, Connections};
+use self::connection::{App, Connection, Connections, Executor};
 pub use self::{
     incoming::IncomingStream,
     report::ServeShutdownReport,
@@ -177,7 +177,7 @@ where
     S: Service<Request, Response = Response, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send,
 {
-    let mut http = auto::Builder::new(TokioExecutor::new());
+    let mut http = auto::Builder::new(Executor);
     http.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_READ_TIMEOUT);
     http.http2()
         .timer(TokioTimer::new())
@@ -200,7 +200,7 @@ where
 pub struct Serve<L, M, S> {
     listener: L,
     make_service: M,
-    http: auto::Builder<TokioExecutor>,
+    http: auto::Builder<Executor>,
     header_read_timeout: Option<Duration>,
     tracker: Tracker,
     _service: PhantomData<fn() -> S>,
@@ -386,7 +386,8 @@ where
             };
             let (io, service) = tracker.track(TokioIo::new(io), App::new(service));
             let connection = Connection { io, service, http: http.clone(), header_read_timeout };
-            tokio::spawn(connection.serve(connections.register()));
+            let (phase, open) = connections.register();
+            tokio::spawn(connection.serve(phase, open));
         }
     }
 }
