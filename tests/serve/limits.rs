@@ -111,6 +111,22 @@ async fn an_http2_client_without_pongs_is_closed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_longest_timeouts_do_not_overflow() {
+    let longest = |server: Server| {
+        server
+            .header_read_timeout(Duration::MAX)
+            .http2_keep_alive_interval(Duration::MAX)
+            .http2_keep_alive_timeout(Duration::MAX)
+    };
+    let response = ask(&mut connect(longest), "/full/5").await;
+    assert!(response.ends_with("\r\n\r\nxxxxx"), "{response}");
+    let (mut client, connection) = h2::client::handshake(connect(longest)).await.unwrap();
+    tokio::spawn(connection);
+    let request = http::Request::get("http://site/full/5").body(()).unwrap();
+    assert_eq!(client.send_request(request, true).unwrap().0.await.unwrap().status(), 200);
+}
+
+#[tokio::test(start_paused = true)]
 async fn http2_pings_can_be_set_and_removed() {
     let seconds = Duration::from_secs;
     let mut io = connect(|server| server.http2_keep_alive_interval(seconds(3)).http2_keep_alive_timeout(seconds(4)));

@@ -71,6 +71,10 @@ const HTTP2_KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const HTTP2_KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 const HTTP2_MAX_CONCURRENT_STREAMS: u32 = 200;
 
+/// The longest duration that hyper gets, 30 years. It adds durations to an instant without a
+/// check, so that a longer one could panic in every connection.
+const MAX_TIMEOUT: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
+
 /// Serves `make_service` on the connections that `listener` accepts, like
 /// [`axum::serve`](::axum::serve()), and tracks when each response was flushed.
 ///
@@ -214,7 +218,7 @@ impl<L: Listener, M, S> Serve<L, M, S> {
     /// first bytes, which distinguish HTTP/1 from HTTP/2, from the moment the connection was
     /// accepted. The default is 30 seconds; `None` removes the limit.
     pub fn header_read_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
-        self.header_read_timeout = timeout.into();
+        self.header_read_timeout = timeout.into().map(|timeout| timeout.min(MAX_TIMEOUT));
         self.http.http1().header_read_timeout(self.header_read_timeout);
         self
     }
@@ -225,14 +229,14 @@ impl<L: Listener, M, S> Serve<L, M, S> {
     /// end as [`Aborted`](crate::after_response::End::Aborted). The default is 30 seconds; `None`
     /// sends no pings.
     pub fn http2_keep_alive_interval(mut self, interval: impl Into<Option<Duration>>) -> Self {
-        self.http.http2().keep_alive_interval(interval);
+        self.http.http2().keep_alive_interval(interval.into().map(|interval| interval.min(MAX_TIMEOUT)));
         self
     }
 
     /// Closes an HTTP/2 connection whose client does not acknowledge a
     /// [ping](Self::http2_keep_alive_interval) in time. The default is 20 seconds.
     pub fn http2_keep_alive_timeout(mut self, timeout: Duration) -> Self {
-        self.http.http2().keep_alive_timeout(timeout);
+        self.http.http2().keep_alive_timeout(timeout.min(MAX_TIMEOUT));
         self
     }
 
