@@ -55,6 +55,7 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     server::conn::auto,
 };
+use tokio::time;
 use tower_service::Service;
 
 use self::connection::{App, Connection, Connections, Executor};
@@ -377,6 +378,8 @@ where
     /// Accepts connections until `signal` completes, then closes the listener and returns the
     /// connections that are still open.
     async fn accept_until(self, signal: impl Future<Output = ()>) -> Connections {
+        // Panics without a timer. Otherwise each connection would, in a task that no one awaits.
+        drop(time::sleep(Duration::ZERO));
         let Self { mut listener, mut make_service, http, header_read_timeout, tracker, .. } = self;
         let http = Arc::new(http);
         let connections = Connections::new();
