@@ -7,7 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, Wake, Waker},
     time::Duration,
 };
 
@@ -232,5 +232,35 @@ async fn request_drop_may_panic_when_its_call_is_shed() {
         let service = layer.layer(service_fn_blocking(|n: u32| TestResult::Ok(n)));
         eventually(|| (pool.admission().stats().in_flight, pool.admission().stats().permits_in_use) == (0, 0)).await;
         while soon(service.clone().oneshot(7)).await.is_err() {} // a slow machine may shed this call too
+    }
+}
+
+/// Panics when it is woken.
+struct PanickingWaker;
+
+impl Wake for PanickingWaker {
+    fn wake(self: Arc<Self>) {
+        panic!("a waker that panics");
+    }
+}
+
+/// The permit of the cancelled call passes to a call that waits for it.
+#[tokio::test]
+async fn a_waker_may_panic_when_a_queued_call_is_cancelled() {
+    for pool in pools(1, 8) {
+        let layer =
+            OffloadLayer::new(pool.clone()).max_in_flight(1).wait(Duration::from_secs(60)).reject(RejectWithError);
+        let service = layer.layer(service_fn_blocking(|n: u32| TestResult::Ok(n)));
+        let held = hold(&pool).await;
+        let queued = service.clone().oneshot(1);
+        let mut queued = task::spawn(queued);
+        assert_pending!(queued.poll());
+        let mut waiting = Box::pin(service.clone().oneshot(2));
+        let waker = Waker::from(Arc::new(PanickingWaker));
+        assert_pending!(waiting.as_mut().poll(&mut Context::from_waker(&waker)));
+        drop(queued);
+        held.release().await.unwrap();
+        drop(waiting);
+        survives(&pool, &layer).await;
     }
 }

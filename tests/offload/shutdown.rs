@@ -4,7 +4,11 @@ use tokio::sync::{Notify, oneshot};
 use tokio_test::{assert_pending, task};
 use tower::{ServiceExt, service_fn};
 use tower_layer::Layer;
-use tower_offload::{CallError, OffloadLayer, cancelled, offload::RejectWithError, pool::Pool};
+use tower_offload::{
+    CallError, OffloadLayer, cancelled,
+    offload::RejectWithError,
+    pool::{Pool, Rayon, TokioBlocking},
+};
 
 use crate::support::{OnDrop, TestResult, eventually, hold, one_thread, pools, soon};
 
@@ -142,4 +146,29 @@ async fn pool_without_handles_finishes_its_queue() {
         (soon(queued).await, ())
     };
     assert_eq!((gate, threads), (Ok(3), ()));
+}
+
+/// The executor of a pool may be busy with work of others, so that the worker that was asked for
+/// never gets a thread.
+#[test]
+fn queued_calls_are_closed_although_the_executor_is_stuck() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().max_blocking_threads(1).enable_all().build().unwrap();
+    let threads = Arc::new(rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap());
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    let (release_rayon, released_rayon) = std::sync::mpsc::channel::<()>();
+    runtime.spawn_blocking(move || released.recv());
+    threads.spawn(move || {
+        let _ = released_rayon.recv();
+    });
+    runtime.block_on(async {
+        let pools: [Arc<dyn Pool>; 2] = [Arc::new(Rayon::new(threads.clone())), Arc::new(TokioBlocking::new(1))];
+        for pool in pools {
+            let queued = [pool.run(|| 5), pool.run(|| 6)];
+            assert_eq!(pool.shutdown(Duration::from_millis(10)).await.queued, 2);
+            for queued in queued {
+                assert_eq!(soon(queued).await, Err(CallError::Closed), "{pool:?}");
+            }
+        }
+    });
+    drop((release, release_rayon));
 }

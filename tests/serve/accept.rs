@@ -5,7 +5,7 @@ use std::{future::IntoFuture, process::Command};
 use axum::{Router, routing::get};
 use tower_offload::axum::serve;
 
-use crate::support::{ask, bind, read_response, send_get, within};
+use crate::support::{ask, bind, in_memory, read_response, send_get, within};
 
 const FEW_FILES: &str = "TOWER_OFFLOAD_FEW_FILES";
 
@@ -51,4 +51,17 @@ async fn runs_out_of_files() {
     drop(files);
     let response = String::from_utf8(crate::support::read_to_close(&mut late).await).unwrap();
     assert!(response.ends_with("hello"), "{response}");
+}
+
+#[test]
+fn a_runtime_without_a_timer_is_refused_at_the_start() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+    let error = runtime.block_on(async {
+        let (listener, _connect) = in_memory();
+        let server = tokio::spawn(serve(listener, Router::new()).into_future());
+        tokio::task::yield_now().await;
+        assert!(server.is_finished());
+        server.await.unwrap_err()
+    });
+    assert!(error.is_panic());
 }

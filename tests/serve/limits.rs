@@ -2,17 +2,17 @@
 
 use std::{future::IntoFuture, time::Duration};
 
-use axum::Router;
+use axum::{Router, body::Bytes, http::StatusCode, routing::get};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
     time::{Instant, sleep, timeout},
 };
 use tower_offload::{
-    Background,
+    AfterResponse, AfterResponseLayer, Background,
     axum::{serve, serve::Serve},
 };
 
-use crate::support::{MemoryListener, app, in_memory, read_response, read_to_close, send_get};
+use crate::support::{MemoryListener, app, ask, in_memory, read_response, read_to_close, send_get};
 
 /// The preface of HTTP/2 and an empty SETTINGS frame.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
@@ -111,6 +111,22 @@ async fn an_http2_client_without_pongs_is_closed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_longest_timeouts_do_not_overflow() {
+    let longest = |server: Server| {
+        server
+            .header_read_timeout(Duration::MAX)
+            .http2_keep_alive_interval(Duration::MAX)
+            .http2_keep_alive_timeout(Duration::MAX)
+    };
+    let response = ask(&mut connect(longest), "/full/5").await;
+    assert!(response.ends_with("\r\n\r\nxxxxx"), "{response}");
+    let (mut client, connection) = h2::client::handshake(connect(longest)).await.unwrap();
+    tokio::spawn(connection);
+    let request = http::Request::get("http://site/full/5").body(()).unwrap();
+    assert_eq!(client.send_request(request, true).unwrap().0.await.unwrap().status(), 200);
+}
+
+#[tokio::test(start_paused = true)]
 async fn http2_pings_can_be_set_and_removed() {
     let seconds = Duration::from_secs;
     let mut io = connect(|server| server.http2_keep_alive_interval(seconds(3)).http2_keep_alive_timeout(seconds(4)));
@@ -152,4 +168,32 @@ async fn announced_streams(mut io: DuplexStream) -> Option<u32> {
     io.read_exact(&mut settings).await.unwrap();
     let of_streams = settings.chunks(6).find(|setting| setting[..2] == [0, 3])?;
     Some(u32::from_be_bytes(of_streams[2..].try_into().unwrap()))
+}
+
+/// Each response holds the place of its task until it ends, and the client decides when that is.
+#[tokio::test(start_paused = true)]
+#[ignore = "no limit exists: a client without a window occupies all places of the background"]
+async fn clients_that_grant_no_window_do_not_fill_the_background() {
+    let background = Background::builder().max_tasks(200).build();
+    let register = async |after: AfterResponse| match after.task("mail").spawn(async {}) {
+        Ok(_) => (StatusCode::OK, "x"),
+        Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "full"),
+    };
+    let app = Router::new().route("/", get(register)).layer(AfterResponseLayer::new(background.clone()));
+    let (listener, connect) = in_memory();
+    tokio::spawn(serve(listener, app).into_future());
+
+    let (mut client, connection) =
+        h2::client::Builder::new().initial_window_size(0).handshake::<_, Bytes>(connect()).await.unwrap();
+    tokio::spawn(connection); // answers pings
+    let mut kept = Vec::new();
+    for _ in 0..200 {
+        let request = http::Request::get("http://site/").body(()).unwrap();
+        kept.push(client.send_request(request, true).unwrap().0.await.unwrap());
+        client = client.ready().await.unwrap();
+    }
+    sleep(HOUR).await;
+    assert_eq!(background.stats().reserved, 0);
+    let response = ask(&mut connect(), "/").await;
+    assert!(response.starts_with("HTTP/1.1 200"), "{response}");
 }

@@ -4,7 +4,11 @@ use std::{
     convert::Infallible,
     future::{self, IntoFuture},
     pin::Pin,
-    sync::mpsc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+        mpsc,
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -341,4 +345,36 @@ async fn a_handler_that_blocks_its_thread_does_not_hold_up_the_shutdown() {
     // Ends while the thread is still blocked.
     assert_eq!(within(server).await.unwrap().open_connections, 1);
     drop(release);
+}
+
+/// hyper runs each request of HTTP/2 in a task of its own, which may end after its connection.
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn a_request_that_outlives_its_http2_connection_is_waited_for() {
+    let background = Background::default();
+    let (listener, connect) = in_memory();
+    let (entered, mut has_entered) = tokio::sync::mpsc::unbounded_channel();
+    let hook_ran = Arc::new(AtomicBool::new(false));
+    let block = {
+        let hook_ran = hook_ran.clone();
+        async move |after: AfterResponse| {
+            after.hook(move |_| hook_ran.store(true, SeqCst));
+            entered.send(()).unwrap();
+            std::thread::sleep(Duration::from_millis(300)); // a computation on the event loop
+        }
+    };
+    let app = Router::new().route("/", get(block)).layer(AfterResponseLayer::new(background.clone()));
+    let (stop, stopped) = oneshot::channel::<()>();
+    let server = serve(listener, app).shutdown(async { drop(stopped.await) }, GRACE, &background);
+    let server = tokio::spawn(server.into_future());
+
+    let (mut client, connection) = h2::client::handshake(connect()).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let request = http::Request::get("http://site/").body(()).unwrap();
+    let _response = client.send_request(request, true).unwrap().0;
+    within(has_entered.recv()).await.unwrap();
+    connection.abort(); // the client leaves
+    drop(stop);
+    let report = within(server).await.unwrap();
+    assert!(report.is_clean(), "{report}");
+    assert!(hook_ran.load(SeqCst), "the hook ran before the report");
 }

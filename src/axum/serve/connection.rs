@@ -2,11 +2,7 @@ use std::{convert::Infallible, future, pin::pin, sync::Arc, time::Duration};
 
 use ::axum::{body::Body, extract::Request, response::Response};
 use hyper::body::Incoming;
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo},
-    server::conn::auto,
-    service::TowerToHyperService,
-};
+use hyper_util::{rt::TokioIo, server::conn::auto, service::TowerToHyperService};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::watch,
@@ -30,36 +26,66 @@ enum Phase {
 ///
 /// Dropping it leaves the connections open, in the phase that they are in.
 pub(super) struct Connections {
-    /// Each open connection holds exactly one receiver, so the number of receivers is the number of
-    /// open connections.
     phase: watch::Sender<Phase>,
+    /// Each [`OpenConnection`] holds exactly one receiver, so the number of receivers is the number
+    /// of open connections.
+    open: watch::Sender<()>,
 }
 
 impl Connections {
     pub(super) fn new() -> Self {
-        Self { phase: watch::Sender::new(Phase::Serving) }
+        Self { phase: watch::Sender::new(Phase::Serving), open: watch::Sender::new(()) }
     }
 
-    /// Adds a connection, which counts as open until it drops the receiver.
-    pub(super) fn register(&self) -> PhaseReceiver {
-        PhaseReceiver(self.phase.subscribe())
+    /// Adds a connection, which counts as open until every clone of the [`OpenConnection`] is
+    /// dropped.
+    pub(super) fn register(&self) -> (PhaseReceiver, OpenConnection) {
+        (PhaseReceiver(self.phase.subscribe()), OpenConnection(Arc::new(self.open.subscribe())))
     }
 
     /// Returns the number of open connections.
     pub(super) fn open(&self) -> usize {
-        self.phase.receiver_count()
+        self.open.receiver_count()
     }
 
     /// Asks the connections to end gracefully, and waits until all have.
     pub(super) async fn drain(&self) {
         self.phase.send_replace(Phase::Draining);
-        self.phase.closed().await;
+        self.open.closed().await;
     }
 
     /// Closes the connections, and waits until all are closed.
     pub(super) async fn close(&self) {
         self.phase.send_replace(Phase::Closing);
-        self.phase.closed().await;
+        self.open.closed().await;
+    }
+}
+
+/// Keeps a connection counted as open. Held by the task of the connection and by the tasks that
+/// hyper spawns for its requests, which may end after it.
+#[derive(Clone)]
+pub(super) struct OpenConnection(#[expect(dead_code, reason = "held for its drop")] Arc<watch::Receiver<()>>);
+
+tokio::task_local! {
+    /// The connection whose task this is.
+    static CURRENT: OpenConnection;
+}
+
+/// Spawns the tasks of hyper: one for each request on HTTP/2. Each belongs to the connection in
+/// whose task it was spawned.
+#[derive(Clone)]
+pub(super) struct Executor;
+
+impl<F> hyper::rt::Executor<F> for Executor
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    fn execute(&self, future: F) {
+        let connection = CURRENT.try_with(Clone::clone).ok();
+        tokio::spawn(async move {
+            future.await;
+            drop(connection);
+        });
     }
 }
 
@@ -80,7 +106,7 @@ impl PhaseReceiver {
 pub(super) struct Connection<T, S> {
     pub(super) io: TrackedIo<TokioIo<T>>,
     pub(super) service: TrackedService<App<S>>,
-    pub(super) http: Arc<auto::Builder<TokioExecutor>>,
+    pub(super) http: Arc<auto::Builder<Executor>>,
     pub(super) header_read_timeout: Option<Duration>,
 }
 
@@ -91,7 +117,11 @@ where
     S::Future: Send,
 {
     /// Serves the connection until it ends, or the server closes it.
-    pub(super) async fn serve(self, mut phase: PhaseReceiver) {
+    pub(super) async fn serve(self, phase: PhaseReceiver, open: OpenConnection) {
+        CURRENT.scope(open, self.run(phase)).await;
+    }
+
+    async fn run(self, mut phase: PhaseReceiver) {
         let Self { io, service, http, header_read_timeout } = self;
         let tracked = io.connection();
         let mut connection = pin!(http.serve_connection_with_upgrades(io, service));

@@ -52,12 +52,13 @@ use std::{
 
 use ::axum::{extract::Request, response::Response, serve::Listener};
 use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
+    rt::{TokioIo, TokioTimer},
     server::conn::auto,
 };
+use tokio::time;
 use tower_service::Service;
 
-use self::connection::{App, Connection, Connections};
+use self::connection::{App, Connection, Connections, Executor};
 pub use self::{
     incoming::IncomingStream,
     report::ServeShutdownReport,
@@ -70,6 +71,10 @@ const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(30);
 const HTTP2_KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const HTTP2_KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 const HTTP2_MAX_CONCURRENT_STREAMS: u32 = 200;
+
+/// The longest duration that hyper gets, 30 years. It adds durations to an instant without a
+/// check, so that a longer one could panic in every connection.
+const MAX_TIMEOUT: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
 
 /// Serves `make_service` on the connections that `listener` accepts, like
 /// [`axum::serve`](::axum::serve()), and tracks when each response was flushed.
@@ -177,7 +182,7 @@ where
     S: Service<Request, Response = Response, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send,
 {
-    let mut http = auto::Builder::new(TokioExecutor::new());
+    let mut http = auto::Builder::new(Executor);
     http.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_READ_TIMEOUT);
     http.http2()
         .timer(TokioTimer::new())
@@ -200,7 +205,7 @@ where
 pub struct Serve<L, M, S> {
     listener: L,
     make_service: M,
-    http: auto::Builder<TokioExecutor>,
+    http: auto::Builder<Executor>,
     header_read_timeout: Option<Duration>,
     tracker: Tracker,
     _service: PhantomData<fn() -> S>,
@@ -214,7 +219,7 @@ impl<L: Listener, M, S> Serve<L, M, S> {
     /// first bytes, which distinguish HTTP/1 from HTTP/2, from the moment the connection was
     /// accepted. The default is 30 seconds; `None` removes the limit.
     pub fn header_read_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
-        self.header_read_timeout = timeout.into();
+        self.header_read_timeout = timeout.into().map(|timeout| timeout.min(MAX_TIMEOUT));
         self.http.http1().header_read_timeout(self.header_read_timeout);
         self
     }
@@ -225,14 +230,14 @@ impl<L: Listener, M, S> Serve<L, M, S> {
     /// end as [`Aborted`](crate::after_response::End::Aborted). The default is 30 seconds; `None`
     /// sends no pings.
     pub fn http2_keep_alive_interval(mut self, interval: impl Into<Option<Duration>>) -> Self {
-        self.http.http2().keep_alive_interval(interval);
+        self.http.http2().keep_alive_interval(interval.into().map(|interval| interval.min(MAX_TIMEOUT)));
         self
     }
 
     /// Closes an HTTP/2 connection whose client does not acknowledge a
     /// [ping](Self::http2_keep_alive_interval) in time. The default is 20 seconds.
     pub fn http2_keep_alive_timeout(mut self, timeout: Duration) -> Self {
-        self.http.http2().keep_alive_timeout(timeout);
+        self.http.http2().keep_alive_timeout(timeout.min(MAX_TIMEOUT));
         self
     }
 
@@ -373,6 +378,8 @@ where
     /// Accepts connections until `signal` completes, then closes the listener and returns the
     /// connections that are still open.
     async fn accept_until(self, signal: impl Future<Output = ()>) -> Connections {
+        // Panics without a timer. Otherwise each connection would, in a task that no one awaits.
+        drop(time::sleep(Duration::ZERO));
         let Self { mut listener, mut make_service, http, header_read_timeout, tracker, .. } = self;
         let http = Arc::new(http);
         let connections = Connections::new();
@@ -386,7 +393,8 @@ where
             };
             let (io, service) = tracker.track(TokioIo::new(io), App::new(service));
             let connection = Connection { io, service, http: http.clone(), header_read_timeout };
-            tokio::spawn(connection.serve(connections.register()));
+            let (phase, open) = connections.register();
+            tokio::spawn(connection.serve(phase, open));
         }
     }
 }

@@ -379,16 +379,20 @@ impl<F: Future, S: Schedule> Call<F, S> {
     /// Drops the future on this thread, which does not belong to the pool, and releases what the
     /// call holds.
     fn drop_future(&self) {
-        let dropped = {
+        let (environment, dropped) = {
             let mut progress = lock(&self.progress);
             let Progress { stage, environment, .. } = &mut *progress;
             let environment = environment.take();
-            catch_unwind(|| match &environment {
+            let dropped = catch_unwind(|| match &environment {
                 Some(entered) => entered.trace.enter(self.header.runtime.as_ref(), || stage.clear()),
                 None => stage.clear(),
-            })
+            });
+            (environment, dropped)
         };
-        if let Err(payload) = dropped {
+        // Runs the subscriber, and wakes a caller that waits for the permit, by a waker that is user
+        // code.
+        let released = catch_unwind(|| drop(environment));
+        for payload in [dropped, released].into_iter().filter_map(Result::err) {
             self.report_panic(payload);
         }
         self.metrics().failed();

@@ -194,10 +194,14 @@ impl<T: QueueItem, P> SchedulerState<T, P> {
 
     /// Allows one more worker. The others may be stuck in work that cannot be stopped, and queued
     /// entries must be dropped nevertheless. Called after `close`.
+    ///
+    /// A worker that was asked for does not count as on its way, because the threads of a borrowed
+    /// executor may be stuck too. If it arrives, two workers drain the queue.
     pub(super) fn halt(&mut self) -> WakeUp<P> {
         if !self.halted {
             self.halted = true;
             self.limits.max = self.limits.max.saturating_add(1);
+            self.notified = false;
         }
         self.wake_if_nonempty()
     }
