@@ -85,8 +85,8 @@ impl AfterResponse {
         self.task("").spawn(work)
     }
 
-    /// Registers a closure that is called with any outcome. The last one registered
-    /// is called first.
+    /// Registers a closure that is called for every outcome. The request's closures are called in
+    /// reverse order of registration.
     ///
     /// Hooks run before the request's tasks start, in a task of the runtime in which the request's
     /// first hook or task was registered. Without a runtime, or if it has shut down, they run on a
@@ -133,8 +133,8 @@ impl AfterResponse {
         cancelled
     }
 
-    /// Returns `true` if the outcome will report whether the response was flushed, as far as is
-    /// known yet.
+    /// Returns `true` if, as far as is known, the outcome will report whether the response was
+    /// flushed.
     pub fn is_tracked(&self) -> bool {
         self.exchange.is_tracked()
     }

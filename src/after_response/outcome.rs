@@ -34,7 +34,7 @@ pub struct Outcome {
 
 impl Outcome {
     /// Returns `true` if the handler's response is not an error: its status is below 400, and its
-    /// `grpc-status`, if it is gRPC, is 0. The fate of the connection does not matter.
+    /// `grpc-status`, if it is gRPC, is 0. The state of the connection does not matter.
     pub fn is_success(&self) -> bool {
         let is_grpc_error = self.is_grpc && self.grpc_status != Some(0);
         self.status.is_some_and(|status| status.as_u16() < 400) && !is_grpc_error
@@ -85,7 +85,7 @@ pub enum Delivery {
     /// The HTTP implementation took all of the response. How much of it was written is unknown.
     HandedOver,
     /// The transport accepted every byte and flushed. Only a tracked connection can know (feature
-    /// `hyper`).
+    /// `flush`).
     Flushed,
 }
 

@@ -116,7 +116,7 @@ impl Background {
 }
 
 /// Calls `each` for every value, on a dedicated thread within the current runtime, because user
-/// code may block. A pool would not do: all of its threads may be blocked, which may be why the
+/// code may block. The pool is not used: all of its threads may be blocked, which may be why the
 /// shutdown timed out.
 fn for_each_on_thread<T: Send + 'static>(values: Vec<T>, each: fn(T)) {
     if values.is_empty() {

@@ -61,7 +61,7 @@ pin_project! {
     }
 }
 
-/// How a call is answered that the pool does not carry out.
+/// The answer to a call that fails with a [`CallError`].
 pub(super) struct Fallback<X, H> {
     pub(super) reject: X,
     /// `None` after it was used.

@@ -106,9 +106,9 @@ impl<X, A> OffloadLayer<X, A> {
         self
     }
 
-    /// Sets how a call is answered that the pool does not carry out: [`HttpReject`] (the default),
-    /// [`ProblemJson`](super::ProblemJson), [`RejectWithError`](super::RejectWithError), or another
-    /// [`Reject`](super::Reject).
+    /// Sets how the layer answers a call that fails with a [`CallError`]: [`HttpReject`] (the
+    /// default), [`ProblemJson`](super::ProblemJson), [`RejectWithError`](super::RejectWithError),
+    /// or another [`Reject`](super::Reject).
     #[must_use]
     pub fn reject<Y>(self, strategy: Y) -> OffloadLayer<Y, A> {
         let Config { pool, limiter, inspect, detached, catch_panics, .. } = self.config;
@@ -246,7 +246,7 @@ impl<X, A> OffloadLayer<X, A> {
         self.inspect(|inner| Propagate::new(inner, OfRequest::new(capture), in_context))
     }
 
-    /// Changes the limits, and starts to count calls anew.
+    /// Changes the limits. The layer gets a new limiter, which does not count earlier calls.
     fn limit(mut self, change: impl FnOnce(&mut Limits)) -> Self {
         let mut limits = self.config.limiter.limits();
         change(&mut limits);

@@ -19,13 +19,13 @@ use super::{
     worker::{Worker, WorkerConfig, WorkerPool},
 };
 
-/// Upper limit of the number of threads. Linux numbers threads with 15 bits by default, so more are
-/// a mistake.
+/// Upper limit of the number of threads. By default, Linux numbers threads with 15 bits, so a
+/// larger number is a mistake.
 const MAX_THREADS: usize = 32_767;
 
-/// Nice value of the threads of [`ThreadPool::cpu`]. `None` because a nice pool passes its value on
-/// to every thread that its work starts. Before this is set: a program that itself runs with a
-/// higher nice value, as under `nice -n 15`, must not fail because of it.
+/// Nice value of the threads of [`ThreadPool::cpu`]. `None`, because every thread that the work
+/// starts would inherit the value. If a default is ever set, a program that itself runs with a
+/// higher nice value, for example under `nice -n 15`, must not fail because of it.
 const CPU_NICENESS: Option<i32> = None;
 
 impl ThreadPool {

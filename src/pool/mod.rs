@@ -197,9 +197,9 @@ pub trait Pool: fmt::Debug + Send + Sync + 'static {
     /// Returns how long a new call is expected to wait, which becomes `Retry-After` of a rejected
     /// call. A pool that has become idle keeps its last value.
     ///
-    /// By default, this is how long the call waited that started last. The pools of this crate also
-    /// consider the call that waits longest, so that a pool whose threads are all stuck does not
-    /// report an outdated value.
+    /// By default, this is the queue wait of the call that started last. The pools of this crate
+    /// also consider the call that has waited longest, so that a pool whose threads are all stuck
+    /// does not report an outdated value.
     fn expected_wait(&self) -> Duration {
         self.admission().expected_wait()
     }

@@ -15,7 +15,7 @@ pub(super) const NICENESS_RANGE: RangeInclusive<i32> = -20..=19;
 
 type Hook = Arc<dyn Fn() + Send + Sync>;
 
-/// Closures of the user that run on each thread around its work.
+/// User closures that run on each thread around its work.
 #[derive(Clone, Default)]
 pub(super) struct Hooks {
     pub(super) start: Option<Hook>,
@@ -35,7 +35,7 @@ pub(super) struct ThreadSetup {
     pool: Arc<str>,
     niceness: Option<i32>,
     hooks: Hooks,
-    /// Set while the pool is built. Threads that are started meanwhile report whether they have got
+    /// Set while the pool is built. Threads that are started in that time report whether they got
     /// their nice value.
     report: Mutex<Option<mpsc::Sender<io::Result<()>>>>,
 }

@@ -36,8 +36,8 @@ pub struct TokioBlockingBuilder {
 }
 
 impl TokioBlocking {
-    /// Uses at most `max_threads` threads of the current runtime, with the defaults of
-    /// [`TokioBlockingBuilder`].
+    /// Creates a pool that uses at most `max_threads` threads of the current runtime, with the
+    /// defaults of [`TokioBlockingBuilder`].
     ///
     /// # Panics
     ///

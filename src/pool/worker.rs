@@ -121,8 +121,8 @@ impl Worker {
         Self { pool, state, has_exited: false }
     }
 
-    /// Makes the worker busy. Called on its thread if that has something to do before it runs
-    /// calls.
+    /// Makes the worker busy. Called on the worker's thread if the thread does something else
+    /// before it runs calls.
     pub(super) fn on_start(&mut self) {
         if self.pool.scheduler.on_worker_start(&mut self.state) {
             self.pool.spawn_worker();

@@ -13,7 +13,8 @@ use tower_service::Service;
 use super::{IncomingStream, Serve, ServeShutdownReport};
 use crate::Background;
 
-/// The most of the grace period that is kept for hooks and tasks of connections closed early.
+/// The maximum part of the grace period that is reserved for hooks and tasks of connections closed
+/// early.
 const MAX_RESERVE: Duration = Duration::from_secs(1);
 
 /// A server that stops when a signal completes. Returned by [`Serve::with_graceful_shutdown`];

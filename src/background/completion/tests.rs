@@ -293,7 +293,7 @@ fn a_panicking_callback_does_not_affect_other_tasks() {
 
 const CHAIN_LENGTH: usize = 1000;
 
-/// Reservations, each of which is submitted by the completion callback of the one before.
+/// Reservations, each of which is submitted by the completion callback of the previous one.
 #[derive(Clone)]
 struct Chain {
     remaining: Arc<Mutex<VecDeque<Reservation>>>,

@@ -76,7 +76,7 @@ pub(crate) trait Schedule: Send + Sync + 'static {
     /// Queues an entry of the call.
     fn schedule(&self, runnable: Runnable);
 
-    /// Releases the permit for the queue, also if it was released before.
+    /// Releases the permit for the queue. Has no effect if it was released before.
     fn release_queue_permit(&self);
 
     /// Called before the first poll, with the time that the call has waited for it. Releases the
@@ -87,7 +87,7 @@ pub(crate) trait Schedule: Send + Sync + 'static {
     /// notified. `run_time` is `None` if the call was never polled.
     fn on_complete(&self, run_time: Option<Duration>);
 
-    /// Returns `true` if calls are to be dropped instead of polled.
+    /// Returns `true` if calls must be dropped instead of polled.
     fn is_halted(&self) -> bool;
 
     fn metrics(&self) -> &Metrics;
@@ -294,7 +294,7 @@ where
     /// 4. If the caller has left, the output is dropped here, on the pool.
     fn complete(self: &Arc<Self>, environment: Environment, run_time: Option<Duration>) -> Option<CallerWaker> {
         let Environment { trace, layer_permit } = environment;
-        // Wakes a caller that waits for the permit, by a waker that is user code.
+        // Wakes a caller that waits for the permit. Its waker is user code.
         if let Some(Err(payload)) = layer_permit.map(|permit| catch_unwind(|| drop(permit))) {
             self.report_panic(payload);
         }

@@ -1,4 +1,4 @@
-//! Scheduler of a pool's workers: the queue, the places where workers park, and the protocol that
+//! Scheduler of a pool's workers: the queue, the stack of parked workers, and the protocol that
 //! wakes them.
 //!
 //! ```text
@@ -188,8 +188,8 @@ impl<T: QueueItem> Scheduler<T> {
                     worker.state = ThreadState::Busy;
                     return Action::Run(Dequeued { item, spawn_worker, has_more });
                 }
-                // A call has entered the inbox in the last moment and asks for a worker. Use this
-                // one.
+                // A call has just entered the inbox and needs a worker. This one continues instead
+                // of exiting.
                 Action::Exit if spawn_worker => worker.state = ThreadState::Notified,
                 Action::Exit => {
                     self.inbox.shrink();
@@ -302,7 +302,7 @@ impl<T: QueueItem> Scheduler<T> {
     }
 
     /// Stores `needs_wakeup`. Returns `true` if it was just set: the caller must check the inbox
-    /// next, because its submitter may not have seen the new value.
+    /// next, because a submitter may not have seen the new value.
     fn sync_flag(&self, state: &SchedulerState<T, Arc<Parker>>) -> bool {
         let needs_wakeup = state.needs_wakeup();
         if self.needs_wakeup.load(Ordering::Relaxed) == needs_wakeup {

@@ -143,7 +143,7 @@ impl<T: QueueItem> Queue<T> {
         lanes.into_iter().filter_map(|lane| lane.items.front().map(QueueItem::queued_at)).min()
     }
 
-    /// Frees memory that a burst required. Called when the queue is empty.
+    /// Frees memory that was allocated for a burst. Called when the queue is empty.
     pub(super) fn shrink(&mut self) {
         let Self { woken, normal, other, .. } = self;
         for items in [woken, &mut normal.items, &mut other.high.items, &mut other.low.items] {
@@ -207,7 +207,7 @@ impl<T: QueueItem> Lane<T> {
     }
 }
 
-/// Frees the memory of an empty queue that has grown in a burst.
+/// Frees the memory that an empty queue allocated for a burst.
 pub(super) fn shrink<T>(items: &mut VecDeque<T>) {
     if items.capacity() > MAX_IDLE_CAPACITY && items.is_empty() {
         *items = VecDeque::new();

@@ -49,8 +49,8 @@ pub(super) struct Semaphore {
 struct AcquireSide {
     /// Number of permits acquired so far.
     acquired: AtomicUsize,
-    /// Cached value of `released`, at most too low. Refreshed when it indicates that no permit is
-    /// available.
+    /// Cached value of `released`. It may be too low, but never too high. Refreshed when it
+    /// indicates that no permit is available.
     released: AtomicUsize,
 }
 
