@@ -74,7 +74,7 @@ async fn handle_costs_two_allocations_and_keeps_nothing() {
     assert_eq!(layer.background().stats(), Default::default());
     assert_eq!((to_some, to_none), (2.0, 4.0));
 
-    // Checks the check: a hook spawns one task.
+    // Proves that the assertion above can fail: a hook spawns one task.
     let mut hooked = layer.layer(service_fn(|request: Request<()>| {
         request.extensions().get::<AfterResponse>().unwrap().hook(|_| ());
         std::future::ready(Ok::<_, Infallible>(Response::new(Full::new(Bytes::new()))))

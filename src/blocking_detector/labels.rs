@@ -8,8 +8,8 @@ const MAX_LABELS: usize = 100;
 /// Limits the memory of one label, because a client can make up a path of any length.
 const MAX_LABEL_LEN: usize = 256;
 
-/// Routes chosen by clients that have become label values. They are counted because a recorder
-/// keeps every label value forever.
+/// Routes chosen by clients that have become label values. Their number is limited because a
+/// recorder keeps every label value forever.
 #[derive(Debug, Default)]
 pub(super) struct Labels {
     known: Mutex<HashSet<Box<str>>>,

@@ -13,7 +13,7 @@ fn tracer() -> (Arc<()>, Weak<()>) {
     (held, tracer)
 }
 
-/// Registers work of each kind that holds the handle, and so holds itself.
+/// Registers work of each kind that holds the handle, which holds the work: a reference cycle.
 fn register(after: &AfterResponse, held: &Arc<()>) {
     let own = || (after.clone(), held.clone());
     let it = own();

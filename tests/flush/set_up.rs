@@ -98,7 +98,7 @@ async fn tracker_counts_connections_and_outcomes() {
     .await;
 }
 
-/// The outermost owns the response.
+/// The outermost layer owns the response.
 #[tokio::test]
 async fn nested_layers_run_each_hook_once() {
     on_each(ALL, |stack| async move {
@@ -175,7 +175,7 @@ async fn hooks_of_ten_layers_run_after_a_disconnect() {
         let started = client.start("/hang/10").await;
         let _kept = client.await_head(started).await;
         client.hang_up().await;
-        // Last in, first out.
+        // Hooks run in reverse order of registration.
         for number in (0..10).rev() {
             assert_eq!(hooks.recv().await, Some((number, End::Aborted)));
         }

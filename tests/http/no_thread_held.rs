@@ -29,7 +29,7 @@ fn meeting_place() -> Router {
     let barrier = Arc::new(Barrier::new(REQUESTS));
     let handler = async move || {
         barrier.wait().await;
-        sleep(Duration::from_millis(200)).await; // in place of I/O
+        sleep(Duration::from_millis(200)).await; // simulates I/O
         "met"
     };
     Router::new().route("/", get(handler))

@@ -101,7 +101,7 @@ async fn calls_start_in_order_of_arrival() {
 async fn stats_separate_queue_wait_from_run_time() {
     let pool = one_thread();
     let held = hold(&pool).await;
-    let queued = pool.run(|| std::thread::sleep(Duration::from_millis(20))); // in place of work
+    let queued = pool.run(|| std::thread::sleep(Duration::from_millis(20))); // simulates work
     held.release().await.unwrap();
     soon(queued).await.unwrap();
     let stats = pool.stats();

@@ -111,7 +111,7 @@ async fn panicking_hook_costs_no_thread_and_no_call() {
     assert!(calls >= 9, "{calls}");
 }
 
-/// For example a hook that connects to a database.
+/// A start hook may be slow, for example if it connects to a database.
 #[tokio::test]
 async fn slow_start_hook_does_not_delay_calls() {
     let (started, (release, released)) = (AtomicUsize::new(0), std::sync::mpsc::channel::<()>());
@@ -242,7 +242,7 @@ mod linux {
         }
     }
 
-    /// The result depends on the privileges of the tests.
+    /// The result depends on the privileges of the test process.
     #[tokio::test]
     async fn privileged_niceness_is_set_or_a_build_error() {
         match ThreadPool::builder().threads(2).niceness(-5).build() {

@@ -1,4 +1,4 @@
-//! The edge cases of responses, on HTTP/1 and HTTP/2, with and without TLS.
+//! Unusual ends of responses, on HTTP/1 and HTTP/2, with and without TLS.
 
 use http::{Method, Request};
 use http_body_util::{BodyExt, Empty};

@@ -39,7 +39,7 @@ use tower_offload::{
     axum::serve,
 };
 
-/// Longer than any test takes; a test that hangs fails after it.
+/// Longer than any passing test takes.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Limits the time of a test.
@@ -129,7 +129,7 @@ static TLS: LazyLock<(Arc<ServerConfig>, ClientConfig)> = LazyLock::new(|| {
     (Arc::new(server), client)
 });
 
-/// Runs handshakes in tasks.
+/// Accepts TLS connections. Handshakes run in tasks.
 pub(crate) struct TlsListener {
     tcp: TcpListener,
     handshakes: JoinSet<Option<(TlsStream<TcpStream>, SocketAddr)>>,
