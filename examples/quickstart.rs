@@ -50,7 +50,7 @@ struct Options {
     threads: Option<usize>,
 }
 
-/// Ordinary async handlers that compute for a long time without an `.await`.
+/// Returns routes with ordinary async handlers that compute for a long time without an `.await`.
 fn heavy() -> Router {
     Router::new()
         .route("/hash", post(hash))

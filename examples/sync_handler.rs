@@ -29,7 +29,8 @@ fn write(State(notes): State<Notes>, Path(id): Path<u32>, Json(note): Json<Note>
     if notes.insert(id, note).is_none() { StatusCode::CREATED } else { StatusCode::NO_CONTENT }
 }
 
-/// The iterator may block. The pool produces a line once the client has received the previous one.
+/// Returns the lines as a body. The iterator may block. The pool produces a line once the client
+/// has received the previous one.
 fn export(pool: ThreadPool, lines: u32) -> Result<BlockingBody, CallError> {
     BlockingBody::new(pool, (1..=lines).map(|line| Ok::<_, Infallible>(Bytes::from(format!("line {line}\n")))))
 }

@@ -85,7 +85,8 @@ async fn handle_costs_two_allocations_and_keeps_nothing() {
     keeps_nothing().await;
 }
 
-/// A handle that outlives its response and registers many tasks, like that of a web socket.
+/// Checks that a handle which outlives its response and registers many tasks, like that of a web
+/// socket, keeps no memory.
 async fn keeps_nothing() {
     let background = Background::builder().pool(Inline::new()).build();
     let layer = AfterResponseLayer::new(background.clone());

@@ -74,7 +74,7 @@ async fn a_call_through_the_layer_adds_one_allocation() {
     detected().await;
 }
 
-/// The detector allocates nothing while nothing blocks.
+/// Checks that the detector allocates nothing while nothing blocks.
 async fn detected() {
     use axum::extract::MatchedPath;
     use http::Request;

@@ -51,7 +51,7 @@ impl Guard {
         }
     }
 
-    /// Runs user code that makes the response or a part of it.
+    /// Runs user code that produces the response or a part of it.
     pub(crate) fn run<T>(&mut self, user_code: impl FnOnce() -> T) -> T {
         self.is_inside = true;
         let value = user_code();
@@ -158,7 +158,7 @@ pub(crate) enum Observer {
 }
 
 impl Observer {
-    /// Runs user code that makes the response.
+    /// Runs user code that produces the response.
     pub(crate) fn run<T>(&mut self, user_code: impl FnOnce() -> T) -> T {
         match self {
             Self::Owner(guard) => guard.run(user_code),

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::background::Background;
 
-/// A service that gives each request an [`AfterResponse`] handle. Made by
+/// A service that gives each request an [`AfterResponse`] handle. Created by
 /// [`AfterResponseLayer`](super::AfterResponseLayer).
 ///
 /// See the [module docs](crate::after_response).

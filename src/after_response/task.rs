@@ -6,7 +6,7 @@ use crate::{
     panic::{catch_unwind, ignore_panic},
 };
 
-/// Builder of a named task that runs after the response. Made by [`AfterResponse::task`].
+/// Builder of a named task that runs after the response. Returned by [`AfterResponse::task`].
 ///
 /// By default the task runs if the response is a success ([`Outcome::is_success`]), and starts when
 /// the tasks that the request registered before have ended.

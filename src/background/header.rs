@@ -96,7 +96,8 @@ impl TaskHeader {
 }
 
 impl Wake for TaskHeader {
-    /// Called when the call on the pool has finished.
+    /// Releases the action once the call on the pool has finished: this header is the waker of that
+    /// call.
     fn wake(self: Arc<Self>) {
         drop(self.abort.take());
     }

@@ -164,7 +164,7 @@ where
     S: Service<Req>,
     A: Inspect<Req>,
 {
-    /// `service` must have been polled ready.
+    /// Creates the work of one call. `service` must have been polled ready.
     pub(super) fn new(service: S, request: Req, inspect: A, captured: A::Captured) -> Self {
         Self { inspect, captured, stage: Stage::Uncalled { call: Some((service, request)) } }
     }

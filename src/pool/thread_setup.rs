@@ -63,7 +63,7 @@ impl ThreadSetup {
         reports.iter().try_for_each(|report| report.map_err(&on_denied))
     }
 
-    /// Returns the main function of a thread. Called where the thread is spawned.
+    /// Returns the main function of a worker's thread. Called on the thread that spawns it.
     pub(super) fn wrap(self: &Arc<Self>, mut worker: Worker) -> impl FnOnce() + use<> {
         let (setup, report) = (self.clone(), lock(&self.report).clone());
         move || {

@@ -81,8 +81,8 @@ impl WorkerPool {
         }
     }
 
-    /// Returns the longer of two waits: of the call that started last, and of the oldest one that
-    /// waits now.
+    /// Returns the longer of two waits: that of the call that started last, and that of the oldest
+    /// call in the queue.
     pub(super) fn expected_wait(&self) -> Duration {
         self.admission.expected_wait().max(self.scheduler.longest_wait())
     }

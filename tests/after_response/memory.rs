@@ -6,7 +6,7 @@ use tower_offload::{AfterResponse, after_response::End};
 
 use crate::support::{Log, after_shutdown, exchange, on_no_thread, responded};
 
-/// A value that lives as long as the work that holds it.
+/// Returns a value for work to hold, and a reference that shows whether the value was dropped.
 fn tracer() -> (Arc<()>, Weak<()>) {
     let held = Arc::new(());
     let tracer = Arc::downgrade(&held);

@@ -123,7 +123,8 @@ impl Served {
     }
 }
 
-/// `/stream`: two chunks of 6 bytes, the second after the gate. `/full/n`: n bytes.
+/// Returns the body for a path. `/stream`: two chunks of 6 bytes, the second after the gate.
+/// `/full/n`: n bytes.
 fn body_of(path: &str, gate: Arc<Semaphore>) -> BoxBody {
     let Some(length) = path.strip_prefix("/full/") else {
         let frames = stream::unfold((0, gate), |(sent, gate)| async move {
@@ -218,7 +219,7 @@ async fn slow_stream_behind_a_full_transport_is_flushed() {
     .await;
 }
 
-/// Streams and short responses in turn, all of them requested at once.
+/// Streams alternate with short responses, and all of them are requested at once.
 #[tokio::test]
 async fn pipelined_streams_are_all_flushed() {
     within(on_each_split(|mut served| async move {

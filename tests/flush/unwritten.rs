@@ -1,4 +1,4 @@
-//! HTTP/1 responses that hyper never writes are not reported as flushed, although the transport is
+//! HTTP/1 responses that hyper never writes are not reported as flushed, even if the transport is
 //! flushed or shut down.
 
 use http::StatusCode;

@@ -55,7 +55,7 @@ async fn self_waking_future_does_not_starve_new_calls() {
         }));
         let spinning = tokio::spawn(service.oneshot(()));
         eventually(|| polls.load(SeqCst) > 0).await;
-        // The future stops after new calls have run.
+        // New calls run while the future wakes itself. The future ends only after them.
         for _ in 0..10 {
             soon(pool.run(|| ())).await.unwrap();
         }

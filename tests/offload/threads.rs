@@ -153,7 +153,7 @@ async fn leaked_runtime_guard_costs_no_thread() {
     other.shutdown_background();
 }
 
-/// A thread that does not end when it is idle must sleep, although `keep_alive` is zero.
+/// A thread that stays alive while idle must sleep, even if `keep_alive` is zero.
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn minimum_thread_sleeps_with_zero_keep_alive() {

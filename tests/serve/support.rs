@@ -284,7 +284,7 @@ fn chunks(n: usize, size: usize) -> Body {
     Body::from_stream(stream::iter((0..n).map(move |_| Ok::<_, Infallible>(vec![b'x'; size]))))
 }
 
-/// `n` bytes without an end of the body.
+/// Returns a body that yields `n` bytes and never ends.
 fn unending(n: usize) -> Body {
     let data = stream::iter([Ok::<_, Infallible>(vec![b'x'; n])]);
     Body::from_stream(data.chain(stream::pending()))
@@ -301,7 +301,7 @@ fn failing(n: usize) -> Response {
     Response::new(Body::from_stream(stream::iter(frames)))
 }
 
-// ---- HTTP/1 by hand ----
+// ---- raw HTTP/1 ----
 
 pub(crate) async fn send_get(io: &mut (impl AsyncWrite + Unpin), path: &str) {
     io.write_all(format!("GET {path} HTTP/1.1\r\nhost: site\r\n\r\n").as_bytes()).await.unwrap();

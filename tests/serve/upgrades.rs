@@ -28,7 +28,8 @@ const UPGRADE: &str = "GET /ws HTTP/1.1\r\nhost: site\r\nconnection: upgrade\r\n
 const MASKED_TEXT: &[u8] = b"\x81\x82\0\0\0\0hi";
 const TEXT: &[u8] = b"\x81\x02hi";
 
-/// Echoes, and sends the outcome of the response that began the WebSocket.
+/// Returns an app whose WebSocket echoes, and a receiver of the outcome of the response that began
+/// it.
 fn app() -> (Router, mpsc::UnboundedReceiver<(End, Delivery)>) {
     let (sender, outcomes) = mpsc::unbounded_channel();
     let echo = async move |after: AfterResponse, upgrade: WebSocketUpgrade| {

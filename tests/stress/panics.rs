@@ -80,8 +80,8 @@ async fn survives(pool: &(impl Pool + Clone), name: &str) {
 #[test]
 fn ten_thousand_panics_leave_every_thread_alive() {
     let mut runtime = Builder::new_current_thread();
-    // Tokio is limited as well, because it starts a new thread while the thread that a worker has
-    // just left is not idle yet.
+    // The number of tokio's threads is limited too, because tokio starts a new thread while the
+    // thread that a worker has just left is not idle yet.
     let runtime = runtime.thread_name("panics-tokio").thread_keep_alive(LONG).max_blocking_threads(THREADS);
     let runtime = runtime.enable_all().build().unwrap();
     runtime.block_on(async {

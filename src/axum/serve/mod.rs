@@ -151,9 +151,9 @@ const HTTP2_MAX_CONCURRENT_STREAMS: u32 = 200;
 /// # Accept errors
 ///
 /// [`Listener::accept`] returns no errors: a listener must handle them itself. axum does so for
-/// tokio's TCP and Unix listeners. It ignores a connection that failed before it was accepted. After
-/// any other error, for example if the process has no file descriptor left, it logs the error and
-/// waits for one second.
+/// tokio's TCP and Unix listeners. It ignores a connection that failed before it was accepted.
+/// After any other error, for example if the process has no file descriptor left, it logs the error
+/// and waits for one second.
 ///
 /// # Return value
 ///
@@ -391,7 +391,7 @@ where
     }
 }
 
-/// Accepts one connection and makes its service.
+/// Accepts one connection and creates its service.
 async fn accept<L, M, S>(listener: &mut L, make_service: &mut M) -> (L::Io, S)
 where
     L: Listener,

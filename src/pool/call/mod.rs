@@ -79,12 +79,12 @@ pub(crate) trait Schedule: Send + Sync + 'static {
     /// Releases the permit for the queue. Has no effect if it was released before.
     fn release_queue_permit(&self);
 
-    /// Called before the first poll, with the time that the call has waited for it. Releases the
-    /// permit for the queue.
+    /// Records the start of the call and releases the permit for the queue. Called before the first
+    /// poll, with the time that the call has waited for it.
     fn on_start(&self, waited: Duration);
 
-    /// Called once the work has ended and everything that it held is released, before the caller is
-    /// notified. `run_time` is `None` if the call was never polled.
+    /// Records the end of the call. Called once the work has ended and everything that it held is
+    /// released, before the caller is notified. `run_time` is `None` if the call was never polled.
     fn on_complete(&self, run_time: Option<Duration>);
 
     /// Returns `true` if calls must be dropped instead of polled.
@@ -93,7 +93,7 @@ pub(crate) trait Schedule: Send + Sync + 'static {
     fn metrics(&self) -> &Metrics;
 }
 
-/// Makes a call of `future` and queues it on the pool that has admitted it.
+/// Creates a call of `future` and queues it on the pool that has admitted it.
 pub(crate) fn spawn<F, S>(
     admitted: Admitted<S>,
     context: Context,
@@ -215,7 +215,7 @@ where
             let polled = catch_unwind(|| {
                 self.enter(entered, || match stage.poll(&mut task::Context::from_waker(&waker)) {
                     Poll::Pending => None,
-                    // The output is valid also if the future's destructor panics.
+                    // The output is valid even if the future's destructor panics.
                     Poll::Ready(output) => Some(catch_unwind(|| stage.store_result(Ok(output)))),
                 })
             });

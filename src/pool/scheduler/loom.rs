@@ -20,7 +20,7 @@ fn scheduler(min: usize, max: usize) -> Arc<Scheduler<u32>> {
     Arc::new(Scheduler::new(Limits { min, max }, QueuePolicy::Fifo, false))
 }
 
-/// The loop of a worker: runs entries, and spawns the workers that it is asked to spawn.
+/// Runs entries like a worker, and spawns the workers that the scheduler asks for.
 fn work(
     scheduler: &Arc<Scheduler<u32>>,
     mut worker: WorkerState<u32>,

@@ -345,7 +345,7 @@ impl<T: QueueItem> Scheduler<T> {
     }
 }
 
-/// First step of a wake-up. Called under the scheduler's lock; see [`Parker`].
+/// Performs the first step of a wake-up. Called under the scheduler's lock; see [`Parker`].
 fn notify(wake_up: &WakeUp<Arc<Parker>>) {
     if let WakeUp::Unpark(parker) = wake_up {
         parker.notify(ThreadState::Notified);

@@ -192,8 +192,8 @@ impl<T: QueueItem, P> SchedulerState<T, P> {
         std::mem::take(&mut self.idle)
     }
 
-    /// Allows one more worker. The others may be stuck in work that cannot be stopped, and queued
-    /// entries must be dropped nevertheless. Called after `close`.
+    /// Allows one more worker. The others may be stuck in work that cannot be stopped, but queued
+    /// entries must still be dropped. Called after `close`.
     pub(super) fn halt(&mut self) -> WakeUp<P> {
         if !self.halted {
             self.halted = true;

@@ -308,7 +308,7 @@ impl Watchdog {
         Self(AtomicBool::new(false))
     }
 
-    /// Called after a list was filled. Returns `true` if the caller must spawn the thread.
+    /// Returns `true` if the caller, which has filled a list, must spawn the thread.
     fn must_spawn(&self) -> bool {
         fence(SeqCst);
         !self.0.load(Relaxed) && !self.0.swap(true, SeqCst)
@@ -323,7 +323,7 @@ impl Watchdog {
     }
 }
 
-/// Body of the watchdog's thread. It exits when the pool is dropped.
+/// Runs on the watchdog's thread, until the pool is dropped or the watchdog exits.
 fn run_watchdog(shared: &Arc<Shared>) {
     let (mut generations, mut idle_intervals) = (0, 0);
     while Arc::strong_count(shared) > 1 {
