@@ -235,7 +235,7 @@ async fn graceful_shutdown_finishes_a_running_task() {
         server.signal(signal).await;
         assert_eq!(server.line().await.as_deref(), Some("sent"));
         let (code, report) = server.end().await;
-        // The report does not count the task if it ended before the shutdown of the background began.
+        // The report does not count a task that ended before the shutdown of the background began.
         assert!(
             report.starts_with("stopped: all connections ended; tasks: ")
                 && report.ends_with(" 0 cancelled, 0 still running"),
@@ -385,8 +385,8 @@ fn jpeg(image: &RgbaImage) -> Bytes {
     file.into()
 }
 
-/// Returns an image like a phone stores a photo taken upright: with rotated pixels, and an
-/// orientation in its metadata.
+/// Returns a JPEG file with rotated pixels and an orientation in its metadata. Phones store photos
+/// taken upright in this way.
 fn rotated_jpeg(image: &RgbaImage) -> Bytes {
     // A little-endian TIFF header, then a directory with one entry: orientation (0x0112), one short
     // with the value 6, which means a quarter turn.

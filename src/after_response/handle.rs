@@ -118,8 +118,8 @@ impl AfterResponse {
         ResponseTaskBuilder::new(self, name.into())
     }
 
-    /// Cancels every task of that name which this request registered and which has not ended.
-    /// Returns their number.
+    /// Cancels every incomplete task that this request registered under `name`. Returns the number
+    /// of tasks that were cancelled.
     ///
     /// Work that has not started is dropped before this method returns. A panic of its destructor
     /// is contained.

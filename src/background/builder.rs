@@ -19,8 +19,8 @@ pub struct BackgroundBuilder {
 /// Accepts a burst that a process can work off. Equal to the default queue capacity of the pools.
 const DEFAULT_MAX_TASKS: usize = 1024;
 
-/// Higher than the number of threads, because futures mostly wait, but low enough for databases and
-/// mail servers to accept as many connections from one process.
+/// Higher than the number of threads, because futures mostly wait, but low enough that each task
+/// can open a connection: databases and mail servers limit the connections of one process.
 const DEFAULT_MAX_RUNNING: usize = 64;
 
 /// Low, because background work is rarely urgent and must leave processors to the runtime.

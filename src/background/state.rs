@@ -206,7 +206,7 @@ impl<W, H: Clone> State<W, H> {
         Cancel::Removed { work }
     }
 
-    /// Rejects every new task that no running task adds.
+    /// Rejects new tasks, except those that a running task adds.
     pub(super) fn close(&mut self) {
         self.phase = self.phase.max(Phase::Closed);
     }

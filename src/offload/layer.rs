@@ -43,8 +43,8 @@ impl OffloadLayer {
 impl<X, A> OffloadLayer<X, A> {
     /// Sets the maximum number of calls in flight through this layer: queued, running or awaiting.
     ///
-    /// By default there is no limit, as without the layer: only the pool's queue is bounded then,
-    /// and calls that await are not in it.
+    /// By default there is no limit: only the pool's queue is bounded, and calls that await are not
+    /// in the queue.
     ///
     /// A call counts until its work ends, even if its caller has left. A call within a call of the
     /// same layer shares the outer call's permit.
@@ -121,7 +121,8 @@ impl<X, A> OffloadLayer<X, A> {
     /// use axum::{Router, response::IntoResponse, routing::post};
     /// use tower_offload::{CallError, OffloadLayer, ThreadPool};
     ///
-    /// let busy = |error: CallError| Ok((http::StatusCode::TOO_MANY_REQUESTS, error.to_string()).into_response());
+    /// let status = http::StatusCode::TOO_MANY_REQUESTS;
+    /// let busy = move |error: CallError| Ok((status, error.to_string()).into_response());
     /// let app: Router = Router::new()
     ///     .route("/hash", post(async || "hash"))
     ///     .layer(OffloadLayer::new(ThreadPool::cpu()).reject_with(busy));

@@ -201,7 +201,7 @@ impl ThreadPoolBuilder {
     /// Only Linux has a nice value for each thread; elsewhere this has no effect. A value below the
     /// one that a thread starts with requires `CAP_SYS_NICE` or a suitable `RLIMIT_NICE`.
     /// [`build`](Self::build) fails if a thread does not get the value. A thread that is started
-    /// later and does not get it works nevertheless, and feature `tracing` emits an event.
+    /// later and does not get it still works, and feature `tracing` emits an event.
     ///
     /// A thread inherits the nice value of the thread that starts it. Threads that offloaded work
     /// starts (a `std::thread`, a thread of tokio's blocking pool or of another pool that grows on
@@ -217,8 +217,9 @@ impl ThreadPoolBuilder {
     /// an earlier one.
     ///
     /// A panic of the hook is caught, reported by the panic hook and, with feature `tracing`, by an
-    /// event. The thread then continues. The thread that may be started after the timeout of a
-    /// [shutdown](crate::pool::Pool::shutdown), to drop what is left, runs no hooks.
+    /// event. The thread then continues. The extra thread that a timed-out
+    /// [shutdown](crate::pool::Pool::shutdown) may start, to drop the remaining calls, runs no
+    /// hooks.
     ///
     /// ```
     /// use tower_offload::ThreadPool;

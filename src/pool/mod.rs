@@ -23,9 +23,10 @@
 //!   programs that want no other threads and for tests with a paused clock.
 //! * [`Inline`], without threads, for tests and examples.
 //!
-//! Use two pools for two kinds of work. Work that waits, run on the few threads of a CPU pool,
-//! queues behind itself: with 50 ms sleeps at 200 per second on two threads, the queue grows to
-//! seconds. Work that computes, run on 64 threads, takes the cores away from the event loop.
+//! Use separate pools for work that waits and work that computes. On the few threads of a CPU pool,
+//! work that waits leaves the cores idle while calls queue: with 50 ms sleeps at 200 per second on
+//! two threads, the queue grows to seconds. On 64 threads, work that computes takes the cores away
+//! from the event loop.
 //!
 //! # Bounds
 //!
@@ -156,9 +157,9 @@ pub(crate) use self::{
 /// Runs calls on threads of its own.
 ///
 /// An implementation needs two methods: `schedule` must ensure that [`Runnable::run`] is called
-/// once, soon, on some thread, and `admission` returns the pool's [`Admission`]. That bounds,
-/// measures and closes the pool, so an implementation needs no bound, no counters and no panic
-/// handling of its own:
+/// once, soon, on some thread, and `admission` returns the pool's [`Admission`], which
+/// bounds, measures and closes the pool. An implementation therefore needs no bound, no counters
+/// and no panic handling of its own:
 ///
 /// ```
 /// use tower_offload::pool::{Admission, Pool, Runnable};

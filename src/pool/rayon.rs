@@ -16,7 +16,7 @@ use super::{
 /// offered to the other tasks of the rayon pool.
 ///
 /// While work waits in `join` or `par_iter`, rayon may run another call on the same thread and
-/// stack. Do not hold a lock across these that another handler acquires too.
+/// stack. Do not hold a lock across these calls if another handler acquires the same lock.
 ///
 /// This type is a handle, and clones refer to the same pool.
 ///

@@ -129,7 +129,7 @@ async fn nested_layers_run_each_hook_once() {
     .await;
 }
 
-/// Returns the outcome of a handler inside of the layer and of `outer`.
+/// Returns the outcome that a handler inside the layer and inside `outer` observes.
 async fn outcome_inside_of(tracked: bool, outer: impl Fn(Router) -> Router) -> Outcome {
     let (tx, mut outcomes) = mpsc::unbounded_channel();
     let app = Router::new().route(

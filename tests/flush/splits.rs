@@ -143,7 +143,7 @@ const GET: &str = "GET /full/10 HTTP/1.1\r\nhost: site\r\n\r\n";
 const POST: &str = "POST /full/10 HTTP/1.1\r\nhost: site\r\ncontent-length: 7\r\n\r\nunread.";
 const STREAM: &str = "GET /stream HTTP/1.1\r\nhost: site\r\n\r\n";
 
-/// Sizes of writes. The longest write in these tests is shorter than the last.
+/// Sizes of writes. The largest exceeds the longest write of these tests, so that it splits none.
 const SIZES: std::ops::Range<usize> = 1..250;
 
 /// Runs a case for each size of writes, with and without `pipeline_flush`.

@@ -9,7 +9,7 @@ use crate::{
     support::{HTTP1, Http1, Setup, Stack, on_each},
 };
 
-/// Requests whose response heads hyper refuses to encode. It takes them back and closes the
+/// Returns requests whose response heads hyper refuses to encode. It takes them back and closes the
 /// connection. On the server's side most of these responses are complete, because their bodies are
 /// not polled.
 fn refused(stack: Stack) -> impl Iterator<Item = (&'static str, &'static str)> {

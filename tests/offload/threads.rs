@@ -28,7 +28,7 @@ fn thread_name() -> String {
     thread::current().name().unwrap_or_default().to_owned()
 }
 
-/// Returns the builder of a pool whose threads end as soon as they are idle.
+/// Returns the builder of a pool whose threads exit as soon as they are idle.
 fn short_lived(max_threads: usize) -> ThreadPoolBuilder {
     ThreadPool::builder().min_threads(0).max_threads(max_threads).keep_alive(Duration::from_millis(1))
 }

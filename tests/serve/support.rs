@@ -213,17 +213,18 @@ impl Server {
         connect(self.address, self.transport).await
     }
 
-    /// Returns the outcome of the next request that ended, which was for `path`.
+    /// Returns the outcome of the next request that ends, which must be for `path`.
     pub(crate) async fn outcome(&mut self, path: &str) -> Outcome {
         self.outcomes.next(path).await
     }
 
-    /// Returns the path and the outcome of the next request that ended.
+    /// Returns the path and the outcome of the next request that ends.
     pub(crate) async fn any_outcome(&mut self) -> (String, Outcome) {
         within(self.outcomes.0.recv()).await.unwrap()
     }
 
-    /// Checks that the next response that ended was for `path`, and was flushed with that body.
+    /// Checks that the next response that ends is for `path`, and was flushed with a body of that
+    /// length.
     pub(crate) async fn flushed(&mut self, path: &str, body_bytes: u64) -> Outcome {
         let outcome = self.outcome(path).await;
         let seen = (outcome.end, outcome.delivery, outcome.body_bytes);
@@ -231,7 +232,7 @@ impl Server {
         outcome
     }
 
-    /// Checks how the next response that ended, for `path`, failed.
+    /// Checks that the next response that ends is for `path`, and ended with `end`.
     pub(crate) async fn failed(&mut self, path: &str, end: End) -> Outcome {
         let outcome = self.outcome(path).await;
         assert_eq!((outcome.end, outcome.delivery), (end, Delivery::NotDelivered), "{path} on {:?}", self.transport);
@@ -251,7 +252,7 @@ impl Outcomes {
     }
 }
 
-/// Returns an app whose response is described by the path, and the outcomes of its responses.
+/// Returns an app that responds as the path describes, and the outcomes of its responses.
 pub(crate) fn app(background: &Background) -> (Router, Outcomes) {
     let (sender, outcomes) = mpsc::unbounded_channel();
     let send_outcome = move |after: AfterResponse, request: Request, next: Next| {

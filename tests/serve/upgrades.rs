@@ -24,7 +24,7 @@ use crate::support::{in_memory, read_until, within};
 
 const UPGRADE: &str = "GET /ws HTTP/1.1\r\nhost: site\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
                        sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
-/// "hi" in one masked text frame, of a mask of zeros (RFC 6455, section 5.2).
+/// "hi" in a text frame with a mask of zeros (RFC 6455, section 5.2).
 const MASKED_TEXT: &[u8] = b"\x81\x82\0\0\0\0hi";
 const TEXT: &[u8] = b"\x81\x02hi";
 

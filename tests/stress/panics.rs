@@ -26,7 +26,8 @@ async fn soon<F: Future>(future: F) -> F::Output {
     tokio::time::timeout(Duration::from_secs(60), future).await.expect("the calls hang")
 }
 
-/// Returns all threads of the pool, found by as many calls that wait for each other.
+/// Returns the ids of all threads of the pool. One call per thread waits for all others, so each
+/// runs on a thread of its own.
 async fn threads(pool: &(impl Pool + Clone)) -> BTreeSet<String> {
     let barrier = Arc::new(Barrier::new(THREADS));
     let ids = (0..THREADS).map(|_| {
@@ -52,7 +53,7 @@ fn panics() {
     resume_unwind(Box::new("planned"));
 }
 
-/// Runs closures that panic, and as many futures that panic after they were woken. `name` is the
+/// Runs closures that panic, and futures that panic after they were woken. `name` is the
 /// name of the threads.
 async fn survives(pool: &(impl Pool + Clone), name: &str) {
     let before = (threads(pool).await, named(name));

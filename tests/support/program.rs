@@ -55,7 +55,7 @@ pub async fn run(program: &Path, arguments: &[&str]) -> Output {
     timeout(PATIENCE, output).await.expect("the program ends").unwrap()
 }
 
-/// Runs a program to its end, which must be a success, and returns the lines that it printed.
+/// Runs a program, which must succeed, and returns the lines that it printed.
 pub async fn lines_of(program: &Path) -> Vec<String> {
     let output = run(program, &[]).await;
     assert!(output.status.success(), "{output:?}");
@@ -89,7 +89,7 @@ impl Server {
         server
     }
 
-    /// Returns the next line of its standard output.
+    /// Returns the next line of the program's standard output.
     pub async fn line(&mut self) -> Option<String> {
         timeout(PATIENCE, self.lines.next_line()).await.expect("a line or the end of the output").unwrap()
     }

@@ -149,7 +149,7 @@ impl<L: fmt::Debug, M: fmt::Debug, S, F> fmt::Debug for WithShutdown<L, M, S, F>
     }
 }
 
-/// The future of a running server, whose output is `T`. It is boxed once for each server.
+/// The future of a running server. It is boxed once for each server.
 #[must_use = "futures do nothing unless polled"]
 pub struct ServeFuture<T>(Pin<Box<dyn Future<Output = T> + Send>>);
 

@@ -420,7 +420,7 @@ where
             Begin::Poll if self.scheduler.is_halted() => self.reject(CallError::Closed),
             Begin::Poll => self.start_and_poll(),
             Begin::Drop => self.drop_cancelled(CallError::Closed),
-            // The queue permit is released by the drop of the call, whose last owner is this entry.
+            // This entry is the last owner of the call. Dropping the call releases the queue permit.
             Begin::Nothing => None,
         })
     }

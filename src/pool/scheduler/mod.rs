@@ -160,7 +160,7 @@ impl<T: QueueItem> Scheduler<T> {
         lock(&self.state).add_worker()
     }
 
-    /// Makes a worker busy that has arrived but does not take an entry yet. Returns `true` if the
+    /// Marks a worker as busy that has arrived but does not take an entry yet. Returns `true` if the
     /// caller must spawn another worker, with [`WorkerState::notified`].
     #[must_use = "the scheduler counts on the worker that is asked for"]
     pub(super) fn on_worker_start(&self, worker: &mut WorkerState<T>) -> bool {

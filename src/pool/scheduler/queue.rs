@@ -38,7 +38,7 @@ pub(in crate::pool) trait QueueItem {
 /// each priority.
 ///
 /// A pick of an empty lane goes to the next lane in the cycle. A lane that is not empty is picked
-/// after at most 20 picks of others, also if these become empty and fill again. (Nginx
+/// after at most 20 picks of others, even if these become empty and fill again. (Nginx
 /// keeps credits from pick to pick, which guarantees this only while the same lanes are filled;
 /// otherwise a lane may wait for 32 picks.)
 #[derive(Debug)]
@@ -83,7 +83,7 @@ impl<T: QueueItem> Queue<T> {
     }
 
     /// Removes the next entry. New calls that the policy sheds are moved to `shed`. Returns `None`
-    /// only if the queue is empty then.
+    /// only if the queue is empty afterwards.
     ///
     /// A `Fifo` queue needs no `now`.
     #[inline]

@@ -15,7 +15,7 @@ pub(super) struct Sent {
     pub(super) stream: Option<u32>,
 }
 
-/// The end of the response without interference.
+/// The end of the response if nothing interferes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Expected {
     BodyError,
