@@ -183,7 +183,7 @@ impl Listener for TlsListener {
     }
 }
 
-/// Serves until a signal, tracked or plain: the app is the same.
+/// Serves the app until a signal, on tracked or plain connections.
 async fn run<L: Listener<Addr: Debug>>(listener: L, plain: bool) -> io::Result<BackgroundShutdownReport> {
     let background = Background::default();
     let app = routes().layer(middleware::from_fn(report)).layer(AfterResponseLayer::new(background.clone()));

@@ -55,7 +55,7 @@ impl Outcome {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum End {
-    /// The handler was dropped before it responded, as happens when the client leaves, or its
+    /// The handler was dropped before it responded, for example because the client left, or its
     /// response was dropped before it was sent.
     ///
     /// A response without a body that an outer layer replaces looks like one that was sent, unless

@@ -52,9 +52,9 @@ enum Stage {
     Reserved,
     /// Waiting for a run permit.
     Queued,
-    /// Owns a run permit and was handed to a pool or runtime, but its code has not started.
+    /// The task owns a run permit and was handed to a pool or runtime, but its code has not started.
     Dispatched,
-    /// Its code has started.
+    /// The code of the task has started.
     Running,
 }
 

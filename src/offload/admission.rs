@@ -42,11 +42,11 @@ pub(super) struct Limits {
 /// Handling of a call while there is no capacity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mode {
-    /// It is rejected at once.
+    /// The call is rejected at once.
     Reject,
-    /// It waits up to this duration and is then rejected.
+    /// The call waits up to this duration and is then rejected.
     Wait(Duration),
-    /// It is not made: `poll_ready` stays pending.
+    /// The call is not made: `poll_ready` stays pending.
     Backpressure,
 }
 

@@ -225,8 +225,8 @@ pub trait Pool: fmt::Debug + Send + Sync + 'static {
 
     /// Runs a closure on the pool and returns its value.
     ///
-    /// The permit for the queue is acquired now and not at the first poll, so a full pool is known
-    /// at once.
+    /// The permit for the queue is acquired by this method and not at the first poll, so the future
+    /// of a call that finds the queue full is ready at once.
     ///
     /// ```
     /// # #[tokio::main]

@@ -37,8 +37,8 @@ pub(super) struct WorkerConfig {
     pub(super) spawn_error: CallError,
 }
 
-/// The work of one pool thread. If it is dropped without being run, as by a runtime that shuts
-/// down, it removes itself from the scheduler.
+/// The work of one pool thread. If it is dropped without being run, for example by a runtime that
+/// shuts down, it removes itself from the scheduler.
 pub(super) struct Worker {
     pool: Arc<WorkerPool>,
     state: WorkerState<Runnable>,

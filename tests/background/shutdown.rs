@@ -125,7 +125,7 @@ async fn effects_of_tasks_are_visible_after_a_shutdown() {
     }
 }
 
-/// Its drop blocks until it is released.
+/// A value whose drop blocks until it is released.
 struct BlockingDrop {
     released: mpsc::Receiver<()>,
     /// Closes its channel when the drop has finished.

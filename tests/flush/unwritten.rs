@@ -79,7 +79,7 @@ async fn rejected_head_is_not_flushed_after_100_continue() {
     .await;
 }
 
-/// Both share the flush, which covers only the first response.
+/// Both responses share the flush, which covers only the first one.
 #[tokio::test]
 async fn rejected_head_is_not_flushed_with_the_response_before() {
     on_each(&with_one_flush(), |stack| async move {

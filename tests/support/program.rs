@@ -67,7 +67,7 @@ pub async fn lines_of(program: &Path) -> Vec<String> {
 pub struct Server {
     child: Child,
     lines: Lines<BufReader<ChildStdout>>,
-    /// Its base URL, without a trailing slash.
+    /// Base URL of the server, without a trailing slash.
     pub url: String,
 }
 
