@@ -61,8 +61,8 @@ fn routes() -> Router {
         .route("/slow/{ms}", get(async |Path(ms): Path<u64>| time::sleep(Duration::from_millis(ms)).await))
 }
 
-/// Registers a hook that prints the outcome and a task that prints that it ran. The middleware is
-/// around all routes, so that unknown paths have them too.
+/// Registers a hook that prints the outcome and a task that prints that it ran. The middleware
+/// wraps all routes, so that requests with unknown paths are reported too.
 async fn report(after: AfterResponse, request: Request, next: Next) -> Response {
     let (method, path) = (request.method().to_string(), request.uri().path().to_owned());
     let version =
@@ -125,7 +125,7 @@ async fn failing(Path(n): Path<usize>) -> Response {
     })
 }
 
-/// Serves until a signal, tracked or plain, with the same app.
+/// Serves the app until a signal, on tracked or plain connections.
 async fn start(options: Options) -> Result<(), Box<dyn Error>> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, options.port)).await;
     let listener = listener.map_err(|error| format!("cannot listen on port {}: {error}", options.port))?;

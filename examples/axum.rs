@@ -10,7 +10,7 @@ use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use tokio::net::TcpListener;
 use tower_offload::{OffloadLayer, ThreadPool, offload::ProblemJson};
 
-/// Blocks the thread, like a sync driver or a computation.
+/// Blocks the thread, like a synchronous driver or a computation.
 async fn write_report() -> String {
     thread::sleep(Duration::from_millis(300));
     format!("written on {}", current_thread())

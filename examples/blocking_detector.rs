@@ -14,7 +14,7 @@ use tower_offload::{
     blocking_detector::{Blocked, BlockingDetectorLayer},
 };
 
-/// Blocks the thread, like a sync driver.
+/// Blocks the thread, like a synchronous driver.
 async fn store() {
     thread::sleep(Duration::from_millis(100));
 }

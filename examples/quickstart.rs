@@ -50,7 +50,7 @@ struct Options {
     threads: Option<usize>,
 }
 
-/// Ordinary async handlers that compute for a long time without an `.await`.
+/// Returns routes with ordinary async handlers that compute for a long time without an `.await`.
 fn heavy() -> Router {
     Router::new()
         .route("/hash", post(hash))
@@ -167,7 +167,7 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
     let signal = async {
         signal.await;
         let again = shutdown_signal();
-        println!("draining for at most {} s; Ctrl-C again ends it at once", GRACE.as_secs());
+        println!("shutting down within {} s; press Ctrl-C again to exit at once", GRACE.as_secs());
         tokio::spawn(async {
             if let Ok(again) = again {
                 again.await;

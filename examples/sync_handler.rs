@@ -1,4 +1,4 @@
-//! Sync functions as axum handlers: `cargo run --example sync_handler --features axum`.
+//! Blocking functions as axum handlers: `cargo run --example sync_handler --features axum`.
 
 use std::{collections::BTreeMap, convert::Infallible, error::Error, sync::Arc, sync::Mutex};
 
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tower_offload::{CallError, ThreadPool, axum::blocking, offload::BlockingBody};
 
-/// In place of a connection of a sync database driver.
+/// Simulates a connection of a synchronous database driver.
 type Notes = Arc<Mutex<BTreeMap<u32, Note>>>;
 
 #[derive(Clone, Deserialize, Serialize)]
@@ -29,7 +29,8 @@ fn write(State(notes): State<Notes>, Path(id): Path<u32>, Json(note): Json<Note>
     if notes.insert(id, note).is_none() { StatusCode::CREATED } else { StatusCode::NO_CONTENT }
 }
 
-/// The iterator may block. The pool produces a line when the client has received the previous one.
+/// Returns the lines as a body. The iterator may block. The pool produces a line once the client
+/// has received the previous one.
 fn export(pool: ThreadPool, lines: u32) -> Result<BlockingBody, CallError> {
     BlockingBody::new(pool, (1..=lines).map(|line| Ok::<_, Infallible>(Bytes::from(format!("line {line}\n")))))
 }

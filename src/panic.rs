@@ -7,7 +7,8 @@ use std::{
 
 /// Runs user code and returns its panic as a value. The panic hook has run by then.
 ///
-/// Unwind safety is asserted: callers drop what the code left half done and never use it.
+/// Unwind safety is asserted, because callers drop values that a panic left inconsistent and never
+/// use them.
 #[inline]
 pub(crate) fn catch_unwind<T>(work: impl FnOnce() -> T) -> Result<T, Box<dyn Any + Send>> {
     panic::catch_unwind(AssertUnwindSafe(work))

@@ -21,7 +21,7 @@ pub(crate) use loom::{
 };
 
 /// Locks a mutex and ignores poisoning. Every critical section of this crate leaves a valid state
-/// behind, also if it unwinds.
+/// behind, even if it unwinds.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

@@ -74,7 +74,7 @@ async fn handle_costs_two_allocations_and_keeps_nothing() {
     assert_eq!(layer.background().stats(), Default::default());
     assert_eq!((to_some, to_none), (2.0, 4.0));
 
-    // Checks the check: a hook spawns one task.
+    // Proves that the assertion above can fail: a hook spawns one task.
     let mut hooked = layer.layer(service_fn(|request: Request<()>| {
         request.extensions().get::<AfterResponse>().unwrap().hook(|_| ());
         std::future::ready(Ok::<_, Infallible>(Response::new(Full::new(Bytes::new()))))
@@ -85,7 +85,8 @@ async fn handle_costs_two_allocations_and_keeps_nothing() {
     keeps_nothing().await;
 }
 
-/// A handle that outlives its response and registers many tasks, like that of a web socket.
+/// Checks that a handle which outlives its response and registers many tasks, like that of a web
+/// socket, keeps no memory.
 async fn keeps_nothing() {
     let background = Background::builder().pool(Inline::new()).build();
     let layer = AfterResponseLayer::new(background.clone());

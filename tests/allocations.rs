@@ -66,7 +66,8 @@ async fn a_call_through_the_layer_adds_one_allocation() {
     }
     let run = per_call(|| pool.run(|| 1)).await;
     println!("allocations a call: {run} for `Pool::run`");
-    // A whole number per call, and a few over all calls, as when a queue grows.
+    // Each call allocates a whole number. A few more over all calls are allowed, for example when
+    // a queue grows.
     for (name, added) in added {
         assert!(added < 1.01, "{name}: {added}");
     }
@@ -74,7 +75,7 @@ async fn a_call_through_the_layer_adds_one_allocation() {
     detected().await;
 }
 
-/// The detector allocates nothing while nothing blocks.
+/// Checks that the detector allocates nothing while nothing blocks.
 async fn detected() {
     use axum::extract::MatchedPath;
     use http::Request;

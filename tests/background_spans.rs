@@ -1,5 +1,5 @@
 //! Spans and events of background tasks. The first subscriber that sees a callsite decides for the
-//! process whether it is enabled, so these tests have their own binary.
+//! whole process whether the callsite is enabled, so these tests have their own binary.
 #![allow(clippy::unwrap_used)]
 
 use std::{sync::mpsc, time::Duration};

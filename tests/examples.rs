@@ -1,6 +1,7 @@
-//! The examples, run as their readers run them: as programs, over real connections.
+//! The examples, run as programs over real connections, like their readers run them.
 //!
-//! `cargo test` builds the examples first. `cargo test --test examples` does not: precede it with `cargo build --examples`.
+//! `cargo test` builds the examples first. `cargo test --test examples` does not: run `cargo build
+//! --examples` before it.
 
 #![allow(clippy::unwrap_used)]
 
@@ -49,7 +50,7 @@ async fn quickstart_hashes_on_the_pool_and_inline() {
 }
 
 #[tokio::test]
-async fn quickstart_shrinks_pngs_and_jpegs_to_256_pixels_and_enlarges_nothing() {
+async fn quickstart_shrinks_pngs_and_jpegs_to_256_pixels() {
     let Some(server) = start("quickstart", &[]).await else { return };
     let cases = [
         (png(&gradient(400, 300)), (256, 192)),
@@ -99,13 +100,14 @@ async fn quickstart_says_what_is_wrong_with_an_upload() {
             server.post(url, upload.clone()).await.assert_refused(status, text);
         }
     }
-    // One byte over, so that the server has read all of it when it answers, and the client can.
+    // The body exceeds the limit by one byte, so the server has read all of it when it responds,
+    // and the client can read the response.
     for url in ["/thumbnail", "/hash"] {
         let answer = server.post(url, vec![b'x'; BODY_LIMIT + 1]).await;
         answer.assert_refused(StatusCode::PAYLOAD_TOO_LARGE, "");
     }
     assert_eq!(server.get("/thumbnail").await.status, StatusCode::METHOD_NOT_ALLOWED);
-    assert_eq!(server.get("/ping").await.text(), "pong\n", "and goes on");
+    assert_eq!(server.get("/ping").await.text(), "pong\n", "the server continues");
 }
 
 #[tokio::test]
@@ -155,13 +157,13 @@ async fn quickstart_finishes_a_request_that_came_before_the_signal() {
         .write_all(b"POST /hash HTTP/1.1\r\nhost: localhost\r\nexpect: 100-continue\r\ncontent-length: 6\r\n\r\n")
         .await
         .unwrap();
-    // Sent when somebody asks for the body: the handler has begun.
-    let mut go_on = [0; 25];
-    connection.read_exact(&mut go_on).await.unwrap();
-    assert_eq!(&go_on, b"HTTP/1.1 100 Continue\r\n\r\n");
+    // hyper sends this response when the handler first polls the body, so the handler has started.
+    let mut interim = [0; 25];
+    connection.read_exact(&mut interim).await.unwrap();
+    assert_eq!(&interim, b"HTTP/1.1 100 Continue\r\n\r\n");
 
     server.signal("TERM").await;
-    while !server.line().await.expect("a line that says so").starts_with("draining") {}
+    while !server.line().await.expect("the line that reports the shutdown").starts_with("shutting down") {}
     connection.write_all(b"secret").await.unwrap();
     let mut answer = String::new();
     timeout(PATIENCE, connection.read_to_string(&mut answer)).await.unwrap().unwrap();
@@ -181,10 +183,10 @@ async fn quickstart_ends_at_once_on_a_second_signal() {
         .write_all(b"POST /hash HTTP/1.1\r\nhost: localhost\r\nexpect: 100-continue\r\ncontent-length: 6\r\n\r\n")
         .await
         .unwrap();
-    let mut go_on = [0; 25];
-    connection.read_exact(&mut go_on).await.unwrap(); // and the body never comes
+    let mut interim = [0; 25];
+    connection.read_exact(&mut interim).await.unwrap(); // the body is never sent
     server.signal("INT").await;
-    while !server.line().await.expect("a line that says so").starts_with("draining") {}
+    while !server.line().await.expect("the line that reports the shutdown").starts_with("shutting down") {}
     server.signal("INT").await;
     assert_eq!(server.end().await.0, Some(130));
 }
@@ -233,7 +235,7 @@ async fn graceful_shutdown_finishes_a_running_task() {
         server.signal(signal).await;
         assert_eq!(server.line().await.as_deref(), Some("sent"));
         let (code, report) = server.end().await;
-        // The report does not count the task if it ended before the shutdown of the background began.
+        // The report does not count a task that ended before the shutdown of the background began.
         assert!(
             report.starts_with("stopped: all connections ended; tasks: ")
                 && report.ends_with(" 0 cancelled, 0 still running"),
@@ -260,7 +262,7 @@ async fn graceful_shutdown_reports_a_task_that_runs_too_long() {
     assert_eq!(code, Some(0));
 }
 
-// ---- the examples that end by themselves ----
+// ---- examples that exit by themselves ----
 
 #[tokio::test]
 async fn axum_answers_on_the_pool_beside_it_and_503() {
@@ -268,13 +270,14 @@ async fn axum_answers_on_the_pool_beside_it_and_503() {
     let answers = |start: &str| lines.iter().filter(|line| line.starts_with(start)).count();
     let (written, refused) = (answers("POST /report: 200 OK written on reports-0"), answers("POST /report: 503 "));
     assert_eq!(written + refused, 5, "{lines:#?}");
-    assert!(written >= 3 && refused >= 1, "two of a burst of four have a place: {lines:#?}");
+    assert!(written >= 3 && refused >= 1, "two of a burst of four have capacity: {lines:#?}");
     assert_eq!(answers("GET /report: 200 OK read on "), 1, "{lines:#?}");
     assert_eq!(answers("GET /report: 200 OK read on reports"), 0, "{lines:#?}");
     assert_eq!(answers("GET /ping: 200 OK pong"), 1, "{lines:#?}");
 }
 
-/// That nothing else is reported is not asserted: on a busy machine any thread may be off its core for long.
+/// The test allows further reports: on a busy machine, the operating system may preempt any thread
+/// for long enough.
 #[tokio::test]
 async fn blocking_detector_names_the_route_that_blocks() {
     let Some(lines) = lines_of("blocking_detector").await else { return };
@@ -318,7 +321,7 @@ async fn tls_connections_are_tracked() {
 #[tokio::test]
 async fn tonic_checks_on_the_pool_and_refuses_in_grpc() {
     let Some(lines) = lines_of("tonic").await else { return };
-    assert!(lines[0].starts_with("checked on blocking-"), "{lines:?}"); // whichever thread was free
+    assert!(lines[0].starts_with("checked on blocking-"), "{lines:?}"); // any thread of the pool
     assert_eq!(lines[1..], ["status: Serving", "after shutdown: Some(Unavailable)"]);
 }
 
@@ -343,9 +346,9 @@ fn examples_are_short_enough_to_paste() {
     for file in fs::read_dir(directory).unwrap() {
         let path = file.unwrap().path();
         if path.is_dir() {
-            continue; // a program of several files is to be run, not to be pasted
+            continue; // a program of several files is meant to be run, not pasted
         }
-        // These are servers to be played with, and not to be pasted.
+        // These servers are meant to be run, not pasted.
         let is_server = ["quickstart.rs", "after_response.rs"].iter().any(|server| path.ends_with(server));
         let limit = if is_server { 240 } else { 75 };
         let lines = fs::read_to_string(&path).unwrap().lines().count();
@@ -355,7 +358,7 @@ fn examples_are_short_enough_to_paste() {
 
 // ---- programs ----
 
-/// `None` if the example is not built.
+/// Returns `None` if the example is not built.
 fn example(name: &str) -> Option<PathBuf> {
     tower_offload_tests::example(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples"), name)
 }
@@ -390,9 +393,11 @@ fn jpeg(image: &RgbaImage) -> Bytes {
     file.into()
 }
 
-/// As a phone stores a photo that was taken upright: lying, with a note to turn it.
+/// Returns a JPEG file with rotated pixels and an orientation in its metadata. Phones store photos
+/// taken upright in this way.
 fn rotated_jpeg(image: &RgbaImage) -> Bytes {
-    // A little-endian TIFF header, then a directory of one entry: orientation (0x0112), one short, 6 = a quarter turn.
+    // A little-endian TIFF header, then a directory with one entry: orientation (0x0112), one short
+    // with the value 6, which means a quarter turn.
     let exif = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";
     let mut file = Vec::new();
     let mut encoder = JpegEncoder::new(&mut file);
@@ -401,10 +406,10 @@ fn rotated_jpeg(image: &RgbaImage) -> Bytes {
     file.into()
 }
 
-/// A few bytes that ask the decoder for `width * height * 4`.
+/// Returns a small file whose header makes a decoder allocate `width * height * 4` bytes.
 fn png_that_claims_to_be(width: u32, height: u32) -> Bytes {
     let size = [width.to_be_bytes(), height.to_be_bytes()].concat();
-    let header = [&size[..], &[8, 6, 0, 0, 0]].concat(); // 8 bits a channel, RGBA
+    let header = [&size[..], &[8, 6, 0, 0, 0]].concat(); // 8 bits per channel, RGBA
     [&b"\x89PNG\r\n\x1a\n"[..], &chunk(b"IHDR", &header), &chunk(b"IDAT", &[]), &chunk(b"IEND", &[])].concat().into()
 }
 

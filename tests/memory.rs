@@ -25,7 +25,8 @@ use tower_offload::{
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 const CALLS: usize = 100_000;
-/// Bytes that runtimes and threads may allocate meanwhile, for queues, names and locals.
+/// The maximum number of bytes that runtimes and threads allocate during a test, for queues, names
+/// and thread-locals.
 const MAX_STRAY: isize = 64 * 1024;
 
 /// Returns the number of live bytes. Signed, because a thread may be freeing earlier allocations.
@@ -34,7 +35,7 @@ fn live() -> isize {
     stats.bytes_allocated as isize - stats.bytes_deallocated as isize
 }
 
-/// Counts its drop.
+/// Counts its drops.
 struct Request {
     drops: Arc<AtomicUsize>,
     _body: [u64; 32],

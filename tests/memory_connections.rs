@@ -1,4 +1,5 @@
-//! Counts the bytes that are allocated with an allocator of its own, so it is a program of its own; its tests run one at a time.
+//! Counts allocated bytes with a global allocator, so these tests have their own binary and run one
+//! at a time.
 #![allow(clippy::unwrap_used)]
 
 use std::{
@@ -34,18 +35,20 @@ use tower_offload::{
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
-/// All bytes of the process are counted, so there must be no other test meanwhile.
+/// Serializes the tests, because all bytes of the process are counted.
 static ALONE: Mutex<()> = Mutex::new(());
 
-/// Requests in a round, on either protocol.
-const ROUND: u64 = 32;
-/// Every so manieth request has a task, on the pool and on the runtime in turns.
-const TASK: u64 = 10;
-/// What is nobody's in particular: a thread that goes to sleep has freed a little or not. A byte kept of every tenth request would be
-/// five times that.
-const STRAY: usize = 2 * 1024;
+/// Number of requests in a round, on either protocol.
+const ROUND_LENGTH: u64 = 32;
+/// One request in this number has a task, alternately on the pool and on the runtime.
+const TASK_PERIOD: u64 = 10;
+/// The maximum number of bytes that may differ without a leak, because a parked thread may have
+/// freed a little or not. If every tenth request kept one byte, the difference would be five times
+/// as large.
+const MAX_STRAY: usize = 2 * 1024;
 
-/// What a stream may send before the client grants more, by default (RFC 9113, section 6.9.2).
+/// The number of bytes that a stream may send before the client grants more, by default (RFC 9113,
+/// section 6.9.2).
 const WINDOW: usize = 65_535;
 const BODY: &[u8] = b"hello";
 
@@ -60,19 +63,19 @@ fn a_million_requests_on_a_connection_keep_nothing() {
     keeps_nothing(1_000_000);
 }
 
-/// On one connection of each protocol, tracked, with the layer, a hook for each request and a task for every tenth.
+/// Tests one tracked connection of each protocol. Each request has a hook, and every tenth a task.
 fn keeps_nothing(requests: u64) {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(http1_keeps_nothing(requests / ROUND));
-    runtime.block_on(http2_keeps_nothing(requests / ROUND));
+    runtime.block_on(http1_keeps_nothing(requests / ROUND_LENGTH));
+    runtime.block_on(http2_keeps_nothing(requests / ROUND_LENGTH));
 }
 
-/// Half of a round one by one, half of it in one piece.
+/// Sends half of each round one by one, and the other half pipelined.
 async fn http1_keeps_nothing(rounds: u64) {
     const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n";
     const RESPONSE: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello";
-    const HALF: usize = ROUND as usize / 2;
+    const HALF: usize = ROUND_LENGTH as usize / 2;
 
     let mut world = World::default();
     let (mut client, server) = tokio::io::duplex(1 << 16);
@@ -96,14 +99,18 @@ async fn http1_keeps_nothing(rounds: u64) {
 
     drop(client);
     served.await.unwrap().unwrap();
-    let told = world.told();
-    assert_eq!(told, Told { handled: rounds * ROUND, flushed: rounds * ROUND, ..Told::default() });
+    let counted = world.counted();
+    assert_eq!(
+        counted,
+        Counted { handled: rounds * ROUND_LENGTH, flushed: rounds * ROUND_LENGTH, ..Counted::default() }
+    );
     let stats = world.tracker.stats();
-    assert_eq!((stats.flushed, without_flushed(stats)), (told.flushed, (0, 0, 0, 0, 0)));
+    assert_eq!((stats.flushed, without_flushed(stats)), (counted.flushed, (0, 0, 0, 0, 0)));
 }
 
-/// A round is 32 requests in one piece: one is malformed and never passed on, one is reset before there is a response, one when a
-/// window of its response has come, with the rest still queued.
+/// Sends the 32 requests of each round in one write. One is malformed and never delivered, one is
+/// reset before there is a response, and one is reset after a window of its response, with the rest
+/// still queued.
 async fn http2_keeps_nothing(rounds: u64) {
     const MALFORMED: u64 = 5;
     const UNANSWERED: u64 = 11;
@@ -113,7 +120,7 @@ async fn http2_keeps_nothing(rounds: u64) {
     let (client, server) = tokio::io::duplex(1 << 16);
     let (io, service) = world.tracker.track(TokioIo::new(server), world.service());
     let mut builder = http2::Builder::new(TokioExecutor::new());
-    // Unlimited, for malformed requests by the thousand are what h2 calls an attack.
+    // No limit, because h2 treats thousands of malformed requests as an attack.
     builder.auto_date_header(false).max_local_error_reset_streams(None);
     let served = tokio::spawn(builder.serve_connection(io, service));
     let mut client = Client::new(client).await;
@@ -121,9 +128,9 @@ async fn http2_keeps_nothing(rounds: u64) {
     let round = async |world: &World| {
         let mut requests = Vec::new();
         let first = next;
-        for number in 0..ROUND {
+        for number in 0..ROUND_LENGTH {
             requests.extend(match number {
-                MALFORMED => headers(next, &[&[0x82], &get("/")[..]].concat()), // the method twice
+                MALFORMED => headers(next, &[&[0x82], &get("/")[..]].concat()), // two methods
                 UNANSWERED => headers(next, &get("/unanswered")),
                 LARGE => headers(next, &get("/large")),
                 _ => headers(next, &get("/")),
@@ -135,7 +142,7 @@ async fn http2_keeps_nothing(rounds: u64) {
         client.send(&requests).await;
 
         let (mut ended, mut refused, mut received, mut of_large) = (0, 0, 0, 0);
-        while ended < ROUND - 3 || refused < 1 || of_large < WINDOW {
+        while ended < ROUND_LENGTH - 3 || refused < 1 || of_large < WINDOW {
             let frame = client.read().await;
             match frame.kind {
                 Frame::DATA => {
@@ -162,21 +169,21 @@ async fn http2_keeps_nothing(rounds: u64) {
 
     drop(client);
     let _ = served.await.unwrap();
-    let told = world.told();
-    let (handled, flushed) = (rounds * (ROUND - 1), rounds * (ROUND - 3));
-    assert_eq!(told, Told { handled, flushed, aborted: rounds, unanswered: rounds, other: 0 });
+    let counted = world.counted();
+    let (handled, flushed) = (rounds * (ROUND_LENGTH - 1), rounds * (ROUND_LENGTH - 3));
+    assert_eq!(counted, Counted { handled, flushed, aborted: rounds, unanswered: rounds, other: 0 });
     let stats = world.tracker.stats();
     assert_eq!((stats.flushed, without_flushed(stats)), (flushed, (0, 2 * rounds, 0, rounds, 0)));
 }
 
-/// Gave up, lost, mismatched, undelivered, unmapped.
+/// Returns the counters `gave_up`, `lost`, `mismatched`, `undelivered` and `unmapped`.
 fn without_flushed(stats: TrackerStats) -> (u64, u64, u64, u64, u64) {
     (stats.gave_up, stats.lost, stats.mismatched, stats.undelivered, stats.unmapped)
 }
 
 type Handler = BoxCloneService<Request<Incoming>, Response<Full<Bytes>>, Infallible>;
 
-/// What both protocols have in common: the service, and what its hooks have seen.
+/// The parts that both protocols share: the service, and the outcomes that its hooks have counted.
 struct World {
     tracker: Tracker,
     background: Background,
@@ -192,9 +199,9 @@ struct Counts {
     other: AtomicU64,
 }
 
-/// How many responses each were begun, and told of.
+/// Numbers of requests that reached the handler, and of their outcomes.
 #[derive(Debug, Default, PartialEq)]
-struct Told {
+struct Counted {
     handled: u64,
     flushed: u64,
     aborted: u64,
@@ -209,9 +216,9 @@ impl World {
         TowerToHyperService::new(AfterResponseLayer::new(self.background.clone()).layer(Handler::new(handler)))
     }
 
-    fn told(&self) -> Told {
+    fn counted(&self) -> Counted {
         let Counts { handled, flushed, aborted, unanswered, other } = &*self.counts;
-        Told {
+        Counted {
             handled: handled.load(SeqCst),
             flushed: flushed.load(SeqCst),
             aborted: aborted.load(SeqCst),
@@ -220,10 +227,10 @@ impl World {
         }
     }
 
-    /// Every hook has run, and every task.
+    /// Waits until every hook and every task has run.
     async fn settled(&self) {
         loop {
-            let Told { handled, flushed, aborted, unanswered, other } = self.told();
+            let Counted { handled, flushed, aborted, unanswered, other } = self.counted();
             let tasks = self.background.stats();
             let open = tasks.reserved + tasks.queued + tasks.running;
             if handled == flushed + aborted + unanswered + other && open == 0 {
@@ -233,7 +240,8 @@ impl World {
         }
     }
 
-    /// Plays some rounds until everything is warm, and then all of them, which must keep nothing. Returns how many there were.
+    /// Plays rounds as a warm-up, and then `rounds` more, which must keep no memory. Returns the
+    /// total number of rounds.
     async fn kept(&mut self, name: &str, rounds: u64, mut round: impl AsyncFnMut(&Self)) -> u64 {
         let warm_up = 200.min(rounds);
         for _ in 0..warm_up {
@@ -245,13 +253,13 @@ impl World {
             most = most.max(live() - before);
         }
         let idle = async {
-            while (live() - before).unsigned_abs() > STRAY {
-                tokio::time::sleep(Duration::from_millis(1)).await; // a thread that goes to sleep frees the last of it
+            while (live() - before).unsigned_abs() > MAX_STRAY {
+                tokio::time::sleep(Duration::from_millis(1)).await; // a thread that parks frees the rest
             }
         };
         let in_time = tokio::time::timeout(Duration::from_secs(60), idle).await;
         let kept = live() - before;
-        println!("{name}: {kept} bytes kept of {} requests, {most} at the most between rounds", rounds * ROUND);
+        println!("{name}: {kept} bytes kept of {} requests, {most} at the most between rounds", rounds * ROUND_LENGTH);
         in_time.expect("memory is kept");
         warm_up + rounds
     }
@@ -264,7 +272,7 @@ impl Default for World {
     }
 }
 
-/// In bytes. Signed, since a thread may just be freeing what was there before.
+/// Returns the number of live bytes. Signed, because a thread may be freeing earlier allocations.
 fn live() -> isize {
     let stats = ALLOCATOR.stats();
     stats.bytes_allocated as isize - stats.bytes_deallocated as isize
@@ -286,9 +294,9 @@ async fn handle(
         };
         counter.fetch_add(1, SeqCst);
     });
-    if number.is_multiple_of(2 * TASK) {
+    if number.is_multiple_of(2 * TASK_PERIOD) {
         after.task("on the pool").always().spawn_blocking(|| ()).unwrap();
-    } else if number.is_multiple_of(TASK) {
+    } else if number.is_multiple_of(TASK_PERIOD) {
         after.task("on the runtime").always().spawn(tokio::task::yield_now()).unwrap();
     }
     let body = match request.uri().path() {
@@ -299,10 +307,10 @@ async fn handle(
     Ok(Response::new(Full::new(body)))
 }
 
-/// An HTTP/2 client that says what it is told to.
+/// An HTTP/2 client that sends exactly the given bytes.
 struct Client(BufReader<DuplexStream>);
 
-/// Without its payload.
+/// The header of a frame.
 struct Frame {
     kind: u8,
     stream: u32,
@@ -324,7 +332,7 @@ impl Client {
         let mut client = Self(BufReader::new(io));
         client.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
         client.send(&frame(Frame::SETTINGS, 0, 0, &[])).await;
-        client.send(&window_update(64 * WINDOW)).await; // beside a stream's window, the connection's is never short
+        client.send(&window_update(64 * WINDOW)).await; // so that only the windows of streams limit the server
         client
     }
 
@@ -352,18 +360,18 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     [&length[..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
-/// A whole request.
+/// Returns a HEADERS frame with a whole request.
 fn headers(stream: u32, block: &[u8]) -> Vec<u8> {
     frame(Frame::HEADERS, 0x5, stream, block)
 }
 
-/// In HPACK: static fields and literals.
+/// Returns the header block of a GET request in HPACK, with static fields and literals.
 fn get(path: &str) -> Vec<u8> {
     let length = u8::try_from(path.len()).unwrap();
     [&[0x82, 0x86, 0x04, length], path.as_bytes(), &[0x01, 1, b'a']].concat()
 }
 
-/// With `CANCEL`.
+/// Returns a RST_STREAM frame with `CANCEL`.
 fn reset(stream: u32) -> Vec<u8> {
     frame(Frame::RESET, 0, stream, &8_u32.to_be_bytes())
 }

@@ -24,7 +24,7 @@ pin_project! {
 }
 
 impl<B> ResponseBody<B> {
-    /// Without a guard the body only forwards.
+    /// Creates a body. Without a guard it only forwards to `inner`.
     pub(crate) fn new(inner: B, guard: Option<Guard>) -> Self {
         Self { inner, guard }
     }

@@ -1,4 +1,4 @@
-//! Runs what was registered, once the exchange has settled.
+//! Runs hooks and tasks once their exchange has settled.
 
 use std::{
     pin::Pin,
@@ -43,13 +43,14 @@ impl Hook {
 
 /// A task that has a reservation and waits for the outcome.
 pub(super) struct RegisteredTask {
-    /// Declared before `reservation`: a shutdown that sees the permit released must find what the
-    /// work held dropped.
+    /// Declared before `reservation`, so that it is dropped first: when a shutdown sees the permit
+    /// released, the values that the work captured have been dropped.
     pub(super) body: TaskBody,
     pub(super) reservation: Reservation,
     pub(super) condition: Condition,
     pub(super) attempt: Option<InnerAttempt>,
-    /// The number of tasks of the request, including this one, that may run when it has started.
+    /// The maximum number of the request's tasks, including this one, that may be running once it
+    /// has started.
     pub(super) concurrent: usize,
     pub(super) stop_on_error: bool,
 }
@@ -59,15 +60,15 @@ pub(super) struct RegisteredTask {
 /// It is a task of its own, because an exchange settles in the middle of I/O, where no user code
 /// may run.
 pub(super) struct Driver {
-    /// The guard makes a shutdown of the background wait for hooks as well. `None` once the driver
-    /// or a thread in its place has started.
+    /// The guard makes a shutdown of the background wait for hooks. `None` once the driver, or the
+    /// thread that replaces it, has started.
     work: Option<(Arc<Exchange>, DrainGuard)>,
 }
 
 impl Driver {
     /// Spawns the driver on the runtime of the first registration, otherwise on the current one.
-    /// Without any, or if that runtime has shut down, it runs on a new thread: a pool may be full
-    /// or gone.
+    /// Without a runtime, or if it has shut down, the driver runs on a new thread, because a pool
+    /// may be full or shut down.
     pub(super) fn start(exchange: Arc<Exchange>) {
         let context = lock(&exchange.pending).context();
         let Some(SpawnContext { runtime, background }) = context else { return }; // nothing was registered
@@ -91,8 +92,8 @@ impl Future for Driver {
 }
 
 impl Drop for Driver {
-    /// If the driver was never polled, because there is no runtime or it has shut down, a thread
-    /// takes its place.
+    /// Runs the driver on a new thread if it was never polled, because there is no runtime or the
+    /// runtime has shut down.
     fn drop(&mut self) {
         let Some((exchange, guard)) = self.work.take() else { return };
         let name = "after-response".to_owned();
@@ -100,7 +101,7 @@ impl Drop for Driver {
     }
 }
 
-/// Runs hooks and submits selected tasks until nothing new was registered.
+/// Runs hooks and submits selected tasks until no registration is left.
 fn run_pending(exchange: &Arc<Exchange>, guard: &DrainGuard) {
     let begins = lock(&exchange.pending).begin_driving();
     if !begins {
@@ -132,7 +133,7 @@ fn skip(task: RegisteredTask, pending: &Mutex<Pending<Hook, RegisteredTask>>) {
     ignore_panic(|| drop(task));
 }
 
-/// Starts the ready tasks that may start now.
+/// Starts the ready tasks that their concurrency limits allow.
 pub(super) fn dispatch(exchange: &Arc<Exchange>) {
     let begins = lock(&exchange.pending).begin_dispatching();
     if !begins {

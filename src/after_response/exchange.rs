@@ -1,4 +1,4 @@
-//! A request and its response, shared by everything that learns how the response ended.
+//! A request and its response, shared by every component that observes the end of the response.
 
 use std::{
     fmt,
@@ -20,7 +20,7 @@ use super::{
 };
 use crate::sync::{AtomicU8, Mutex, Ordering, lock};
 
-/// A request and its response: what to run afterwards, and what is known about the end.
+/// A request and its response: the registered work, and the state of the response.
 ///
 /// The exchange settles once both sides have finished:
 ///
@@ -32,8 +32,8 @@ use crate::sync::{AtomicU8, Mutex, Ordering, lock};
 /// Settling starts the [`Driver`], which runs hooks and tasks in a task of its own. No method runs
 /// user code, because the callers are in the middle of I/O.
 ///
-/// A tracked connection owns a reference to the exchange (the waiter) and the exchange owns none to
-/// the connection.
+/// A tracked connection refers to the exchange through the waiter. The exchange does not refer to
+/// the connection, so there is no reference cycle.
 pub(crate) struct Exchange {
     began: Instant,
     is_multiplexed: bool,
@@ -114,14 +114,15 @@ impl FlushWaiter {
         self.0.state.ends_with_head()
     }
 
-    /// Reports the outcome. To be called under no lock: dropping the last reference to the exchange
-    /// drops hooks and tasks of users.
+    /// Reports the outcome. Must not be called under a lock, because dropping the last reference to
+    /// the exchange drops hooks and tasks of users.
     pub(crate) fn complete(self, outcome: FlushOutcome) {
         self.0.complete_flush(outcome);
     }
 }
 
-/// Request extension: the exchange that a tracked connection began. The outermost layer adopts it.
+/// Request extension that holds the exchange created by a tracked connection. The outermost layer
+/// adopts it.
 #[derive(Debug, Clone)]
 pub(crate) struct Tracked(pub(crate) Arc<Exchange>);
 
@@ -155,8 +156,8 @@ impl Exchange {
         self.began.elapsed()
     }
 
-    /// Returns `true` if the connection reports when this response was flushed, as far as is known
-    /// yet.
+    /// Returns `true` if, as far as is known, the connection will report when this response is
+    /// flushed.
     pub(super) fn is_tracked(&self) -> bool {
         self.tracking.is_some() && self.flush_outcome().is_none_or(FlushOutcome::is_certain)
     }
@@ -166,8 +167,8 @@ impl Exchange {
         self.state.has_registrations()
     }
 
-    /// Records that the response has a final head. To be called before the HTTP implementation has
-    /// it.
+    /// Records that the response has a final head. Must be called before the response is returned
+    /// to the HTTP implementation.
     pub(super) fn set_head(&self, opens_tunnel: bool) {
         self.state.set(if opens_tunnel { HAS_HEAD | ENDS_WITH_HEAD } else { HAS_HEAD });
     }
@@ -209,8 +210,7 @@ impl Exchange {
         }
     }
 
-    /// Lets `add` put something into the list. If the exchange has settled, the driver runs it at
-    /// once.
+    /// Calls `add` to add a registration. If the exchange has settled, the driver starts at once.
     pub(super) fn register(self: &Arc<Self>, add: impl FnOnce(&mut Pending<Hook, RegisteredTask>)) {
         add(&mut lock(&self.pending));
         if self.state.register() {
@@ -258,12 +258,12 @@ impl fmt::Debug for Exchange {
 
 /// The guard was dropped: the server's side has finished. Set once.
 const GUARD_DROPPED: u8 = 1;
-/// The connection's side has finished, or is not waited for. Set by the waiter, or by the guard of
-/// an incomplete response.
+/// The connection's side has finished, or the exchange does not wait for it. Set by the waiter, or
+/// by the guard of an incomplete response.
 const FLUSH_KNOWN: u8 = 1 << 1;
-/// The outcome can be read. Set once, by the later of the two sides.
+/// Both sides have finished, so the outcome can be read. Set once, by the side that finishes last.
 const SETTLED: u8 = 1 << 2;
-/// A hook or task was registered at some time.
+/// A hook or task was registered.
 const HAS_REGISTRATIONS: u8 = 1 << 3;
 /// The handler returned a final response. Set before the HTTP implementation has the head.
 const HAS_HEAD: u8 = 1 << 4;
@@ -287,8 +287,8 @@ impl ExchangeState {
         Self(AtomicU8::new(if is_tracked { 0 } else { FLUSH_KNOWN }))
     }
 
-    /// Returns `true` if the caller settles. Without `awaits_flush` the connection's side no longer
-    /// matters.
+    /// Records that the guard was dropped. Returns `true` if the caller must settle the exchange.
+    /// Unless `awaits_flush`, the exchange does not wait for the connection's side.
     fn drop_guard(&self, awaits_flush: bool) -> bool {
         if awaits_flush {
             self.set(GUARD_DROPPED) & FLUSH_KNOWN != 0
@@ -297,19 +297,20 @@ impl ExchangeState {
         }
     }
 
-    /// Returns `true` if the caller settles.
+    /// Records that the connection's side has finished. Returns `true` if the caller must settle
+    /// the exchange.
     #[cfg_attr(not(feature = "flush"), allow(dead_code, reason = "called by tracked connections"))]
     fn set_flush_known(&self) -> bool {
         self.set(FLUSH_KNOWN) & (GUARD_DROPPED | FLUSH_KNOWN) == GUARD_DROPPED
     }
 
-    /// Returns `true` if the caller starts the driver.
+    /// Records that the exchange has settled. Returns `true` if the caller must start the driver.
     fn settle(&self) -> bool {
         self.set(SETTLED) & HAS_REGISTRATIONS != 0
     }
 
-    /// Returns `true` if the caller starts the driver. To be called after the registration is in
-    /// the list.
+    /// Records a registration, which must already be in the list. Returns `true` if the caller must
+    /// start the driver.
     fn register(&self) -> bool {
         self.set(HAS_REGISTRATIONS) & SETTLED != 0
     }

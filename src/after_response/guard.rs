@@ -19,21 +19,21 @@ use super::{
 };
 use crate::panic::ignore_panic;
 
-/// Observes the one response that goes out, and finishes its exchange when it is dropped.
+/// Observes the response that is sent, and finishes its exchange when it is dropped.
 ///
 /// It is a field of the handler's [`ResponseFuture`](super::ResponseFuture) and then of the
-/// [`ResponseBody`](super::ResponseBody), in each after the user's value: what that value holds is
-/// released before anything runs after the response.
+/// [`ResponseBody`](super::ResponseBody). In both it is declared after the user's value, so that
+/// everything the value holds is released before work runs after the response.
 #[derive(Debug)]
 pub(crate) struct Guard {
     exchange: Arc<Exchange>,
     /// `None` once it was handed to the exchange. Owned, so that frames pass without a lock.
     progress: Option<Progress>,
-    /// `true` while user code runs under this guard. A guard that is dropped then was dropped by a
-    /// panic.
+    /// `true` while user code runs under this guard. If the guard is dropped in that state, the
+    /// user code has panicked.
     is_inside: bool,
-    /// `true` once the HTTP implementation was answered that the body is at its end. A body that
-    /// another task fills may answer differently later; the answer that was given counts.
+    /// `true` once `is_end_stream` has returned `true` to the HTTP implementation. That answer is
+    /// final, even if a body that another task fills returns `false` later.
     reported_end: AtomicBool,
     /// The connection's task, to be woken if the response ends without anything left to write.
     /// Otherwise hyper might not flush until the next event on the connection.
@@ -51,7 +51,7 @@ impl Guard {
         }
     }
 
-    /// Runs user code that makes the response or a part of it.
+    /// Runs user code that produces the response or a part of it.
     pub(crate) fn run<T>(&mut self, user_code: impl FnOnce() -> T) -> T {
         self.is_inside = true;
         let value = user_code();
@@ -82,7 +82,7 @@ impl Guard {
         }
     }
 
-    /// Records that the body answered `true` to `is_end_stream`.
+    /// Records that the body's `is_end_stream` returned `true`.
     pub(super) fn on_end_stream(&self) {
         self.reported_end.store(true, Ordering::Relaxed);
     }
@@ -153,12 +153,12 @@ pub(crate) enum Observer {
     Owner(Guard),
     /// An outer layer or connection owns the response.
     Attempt(InnerAttempt),
-    /// The future has returned. The body has the guard.
+    /// The future has returned. The guard has moved into the body.
     Done,
 }
 
 impl Observer {
-    /// Runs user code that makes the response.
+    /// Runs user code that produces the response.
     pub(crate) fn run<T>(&mut self, user_code: impl FnOnce() -> T) -> T {
         match self {
             Self::Owner(guard) => guard.run(user_code),

@@ -85,8 +85,8 @@ impl AfterResponse {
         self.task("").spawn(work)
     }
 
-    /// Registers a closure that is called with any outcome. The last one registered
-    /// is called first.
+    /// Registers a closure that is called for every outcome. The request's closures are called in
+    /// reverse order of registration.
     ///
     /// Hooks run before the request's tasks start, in a task of the runtime in which the request's
     /// first hook or task was registered. Without a runtime, or if it has shut down, they run on a
@@ -118,8 +118,8 @@ impl AfterResponse {
         ResponseTaskBuilder::new(self, name.into())
     }
 
-    /// Cancels every task of that name which this request registered and which has not ended.
-    /// Returns their number.
+    /// Cancels every incomplete task that this request registered under `name`. Returns the number
+    /// of tasks that were cancelled.
     ///
     /// Work that has not started is dropped before this method returns. A panic of its destructor
     /// is contained.
@@ -133,8 +133,8 @@ impl AfterResponse {
         cancelled
     }
 
-    /// Returns `true` if the outcome will report whether the response was flushed, as far as is
-    /// known yet.
+    /// Returns `true` if, as far as is known, the outcome will report whether the response was
+    /// flushed.
     pub fn is_tracked(&self) -> bool {
         self.exchange.is_tracked()
     }

@@ -13,8 +13,8 @@ pub struct AfterResponseLayer {
 }
 
 impl AfterResponseLayer {
-    /// Creates a layer whose tasks run in `background`. Keep a clone of it, to
-    /// [shut down](Background::shutdown) at shutdown.
+    /// Creates a layer whose tasks run in `background`. Keep a clone of the background, to [shut it
+    /// down](Background::shutdown) when the server stops.
     pub fn new(background: Background) -> Self {
         Self { background }
     }

@@ -64,15 +64,15 @@
 //! dropped the body, which is before the body is written. Neither means that the client received
 //! anything.
 //!
-//! Work runs exactly once for every kind of end: at the end of its body, by an error or an abort,
-//! by an error or a panic of the handler, or because the handler was dropped before it responded.
-//! The only exception is a response that is leaked.
+//! Work runs exactly once, however the response ends: its body ends, fails or is aborted, the
+//! handler fails or panics, or the handler is dropped before it responds. The only exception is a
+//! response that is leaked.
 //!
 //! # Which tasks run
 //!
 //! By default a task runs if the response is a success: its status is below 400 and, if it is gRPC,
-//! its `grpc-status` is 0. The fate of the connection does not matter, because a mail must be sent
-//! although the client lost its signal. Other tasks are skipped, and the background counts them.
+//! its `grpc-status` is 0. The state of the connection does not matter: the mail must be sent even
+//! if the client has disconnected. Other tasks are skipped, and the background counts them.
 //!
 //! | the client leaves, or something fails | [`End`] | a task without condition |
 //! |---|---|---|
@@ -97,7 +97,7 @@
 //! The outermost layer owns the response, and its background runs the tasks; inner layers use its
 //! handle. A tracked connection is outside of every layer: it reports the end, and the outermost
 //! layer runs the tasks. An untracked layer cannot see through outer layers that replace or buffer
-//! the response, so place it outside of those.
+//! the response, so add it outside of those layers.
 //!
 //! If an outer layer, such as a retry, replaces the response of an inner one, hooks see the outcome
 //! of the response that was sent. Tasks with the default condition also require that the response

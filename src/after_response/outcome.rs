@@ -34,7 +34,7 @@ pub struct Outcome {
 
 impl Outcome {
     /// Returns `true` if the handler's response is not an error: its status is below 400, and its
-    /// `grpc-status`, if it is gRPC, is 0. The fate of the connection does not matter.
+    /// `grpc-status`, if it is gRPC, is 0. The state of the connection does not matter.
     pub fn is_success(&self) -> bool {
         let is_grpc_error = self.is_grpc && self.grpc_status != Some(0);
         self.status.is_some_and(|status| status.as_u16() < 400) && !is_grpc_error
@@ -55,7 +55,7 @@ impl Outcome {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum End {
-    /// The handler was dropped before it responded, as happens when the client leaves, or its
+    /// The handler was dropped before it responded, for example because the client left, or its
     /// response was dropped before it was sent.
     ///
     /// A response without a body that an outer layer replaces looks like one that was sent, unless
@@ -85,7 +85,7 @@ pub enum Delivery {
     /// The HTTP implementation took all of the response. How much of it was written is unknown.
     HandedOver,
     /// The transport accepted every byte and flushed. Only a tracked connection can know (feature
-    /// `hyper`).
+    /// `flush`).
     Flushed,
 }
 

@@ -19,9 +19,11 @@ pub(super) struct Pending<H, T> {
     tasks: Vec<T>,
     /// Selected tasks, each with the number of tasks that may run when it has started.
     ready: VecDeque<(T, usize)>,
+    /// Number of started tasks that have not ended.
     running: usize,
     /// Set by a failed task that stops the later ones. Never cleared.
     stopped: bool,
+    /// `true` while a thread takes registrations out.
     driving: bool,
     /// Prevents recursion: a task that ends at once must not start the next one on its own stack.
     dispatching: bool,
@@ -77,13 +79,14 @@ impl<H, T> Pending<H, T> {
         self.context.clone()
     }
 
-    /// Returns `false` if another thread drives. It will see what is new.
+    /// Makes this thread the one that drives. Returns `false` if another thread drives: it will see
+    /// the new registrations.
     pub(super) fn begin_driving(&mut self) -> bool {
         !std::mem::replace(&mut self.driving, true)
     }
 
-    /// Takes the new registrations: hooks newest first, tasks oldest first. `None` ends the
-    /// driving.
+    /// Takes the new registrations: hooks newest first, tasks oldest first. Returns `None`, and
+    /// stops driving, if there are none.
     pub(super) fn take(&mut self) -> Option<(impl Iterator<Item = H> + use<H, T>, Vec<T>)> {
         let (hooks, tasks) = (std::mem::take(&mut self.hooks), std::mem::take(&mut self.tasks));
         self.driving = !(hooks.is_empty() && tasks.is_empty());
@@ -99,12 +102,14 @@ impl<H, T> Pending<H, T> {
         None
     }
 
-    /// Returns `false` if another thread dispatches. It will see what is ready.
+    /// Makes this thread the one that dispatches. Returns `false` if another thread dispatches: it
+    /// will see the ready tasks.
     pub(super) fn begin_dispatching(&mut self) -> bool {
         !std::mem::replace(&mut self.dispatching, true)
     }
 
-    /// Returns the task to start now. `None` ends the dispatching.
+    /// Returns a task that the caller must start. Returns `None`, and stops dispatching, if no task
+    /// may start now.
     pub(super) fn next_task(&mut self) -> Option<T> {
         let may_start = self.ready.front().is_some_and(|(_, concurrent)| self.running < *concurrent);
         let next = if may_start { self.ready.pop_front() } else { None };
@@ -113,7 +118,8 @@ impl<H, T> Pending<H, T> {
         next.map(|(task, _)| task)
     }
 
-    /// Records that a task ended. With `stop`, returns the ready tasks, which never start.
+    /// Records that a task ended. With `stop`, also removes the ready tasks, which must not start,
+    /// and returns them.
     #[must_use]
     pub(super) fn finish_task(&mut self, stop: bool) -> VecDeque<(T, usize)> {
         self.running -= 1;

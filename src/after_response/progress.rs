@@ -179,8 +179,7 @@ impl Progress {
         is_open && (self.request.version == Version::HTTP_10 || self.declared().is_some())
     }
 
-    /// Returns the outcome with an end and a delivery that take the connection's report into
-    /// account.
+    /// Returns the outcome. `end` and `delivery` already take the connection's report into account.
     pub(super) fn outcome(&self, end: End, delivery: Delivery, total: Duration) -> Outcome {
         let head = self.head.as_ref();
         Outcome {
@@ -209,7 +208,7 @@ impl Progress {
         self.head.as_ref().is_some_and(|head| head.is_doubtful)
     }
 
-    /// Returns how the response ended as far as the server's side knows, if it was dropped now.
+    /// Returns how the response ends, as far as the server's side knows, if it is dropped now.
     pub(super) fn end(&self) -> End {
         let Some(head) = &self.head else {
             return if self.failed { End::HandlerError } else { End::NoResponse };

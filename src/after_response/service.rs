@@ -17,7 +17,7 @@ use super::{
 };
 use crate::background::Background;
 
-/// A service that gives each request an [`AfterResponse`] handle. Made by
+/// A service that gives each request an [`AfterResponse`] handle. Created by
 /// [`AfterResponseLayer`](super::AfterResponseLayer).
 ///
 /// See the [module docs](crate::after_response).
@@ -65,8 +65,9 @@ where
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
         let line = RequestLine::new(&request);
         let extensions = request.extensions_mut();
-        // The outermost observer owns the response, because only it sees what really goes out: an
-        // outer layer, which left its handle, or a tracked connection.
+        // The outermost observer owns the response, because only it sees the response that is sent.
+        // It is an outer layer, which has left its handle in the extensions, or a tracked
+        // connection.
         let outer = match extensions.remove::<AfterResponse>() {
             Some(outer) => Some(outer),
             None => extensions.remove().map(|Tracked(exchange)| AfterResponse::new(exchange, self.background.clone())),

@@ -6,7 +6,7 @@ use crate::{
     panic::{catch_unwind, ignore_panic},
 };
 
-/// Builder of a named task that runs after the response. Made by [`AfterResponse::task`].
+/// Builder of a named task that runs after the response. Returned by [`AfterResponse::task`].
 ///
 /// By default the task runs if the response is a success ([`Outcome::is_success`]), and starts when
 /// the tasks that the request registered before have ended.
@@ -74,7 +74,7 @@ impl<'a> ResponseTaskBuilder<'a> {
     }
 
     /// Lets the task start while other tasks of this request run, as long as at most `tasks` of
-    /// them run then. Default: 1, one after the other.
+    /// them, including this one, then run. Default: 1, which runs them one after the other.
     ///
     /// The task never overtakes one that was registered before it.
     ///
@@ -156,7 +156,7 @@ impl<'a> ResponseTaskBuilder<'a> {
         })
     }
 
-    /// Lets the work that the reservation gets start after the response.
+    /// Makes the work that the reservation receives start after the response.
     pub(super) fn defer(self, reservation: Reservation) -> Reservation {
         let (after, registration) = (self.after.clone(), self.into_registration());
         reservation.after_response(move |reservation, body| registration.submit(&after, reservation, body))

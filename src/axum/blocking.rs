@@ -9,7 +9,7 @@ use ::axum::{
 use super::into_response::respond;
 use crate::pool::Pool;
 
-/// Creates an axum handler from a sync function `fn(T1, .., T16) -> impl IntoResponse`.
+/// Creates an axum handler from a blocking function `fn(T1, .., T16) -> impl IntoResponse`.
 ///
 /// The extractors run on the event loop, so a slow request body occupies no thread of the pool. The
 /// function and its return value's `into_response` run on the pool. All extractors work, including
@@ -44,7 +44,7 @@ pub fn blocking<F>(pool: impl Pool, handler: F) -> Blocking<F> {
     Blocking { pool: pool.into_shared(), handler }
 }
 
-/// An axum handler that runs a sync function on a pool. Created by [`blocking`].
+/// An axum handler that runs a blocking function on a pool. Created by [`blocking`].
 #[derive(Clone)]
 pub struct Blocking<F> {
     pool: Arc<dyn Pool>,

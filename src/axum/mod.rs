@@ -1,8 +1,8 @@
 //! Integration with axum: blocking functions as handlers and, with feature `flush`, a server that
 //! tracks when each response was flushed.
 //!
-//! [`blocking`] creates a handler from a sync function. Its extractors run on the event loop, the
-//! function on a pool:
+//! [`blocking`] creates a handler from a blocking function. Its extractors run on the event loop,
+//! the function on a pool:
 //!
 //! ```
 //! use axum::{Json, Router, extract::{Path, State}, routing::post};

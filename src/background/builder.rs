@@ -16,14 +16,14 @@ pub struct BackgroundBuilder {
     max_running: usize,
 }
 
-/// A burst that a process can work off. The same number as the queue capacity of the pools.
+/// Accepts a burst that a process can work off. Equal to the default queue capacity of the pools.
 const DEFAULT_MAX_TASKS: usize = 1024;
 
-/// More than the pool has threads, since futures mostly wait, but a number of connections that
-/// databases and mail servers accept from one process.
+/// Higher than the number of threads, because futures mostly wait, but low enough that each task
+/// can open a connection: databases and mail servers limit the connections of one process.
 const DEFAULT_MAX_RUNNING: usize = 64;
 
-/// Background work is rarely urgent, and few threads leave the processors to the runtime.
+/// Low, because background work is rarely urgent and must leave processors to the runtime.
 const DEFAULT_MAX_THREADS: usize = 8;
 
 impl BackgroundBuilder {
@@ -64,8 +64,8 @@ impl BackgroundBuilder {
         Self { max_running, ..self }
     }
 
-    /// Sets a callback that is called once per failed task. Default: with feature `tracing` it is
-    /// an event of level `ERROR`, otherwise nothing.
+    /// Sets a callback that is called once per failed task. Default: with feature `tracing`, a
+    /// failure emits an event of level `ERROR`; otherwise it is not reported.
     ///
     /// The callback runs on the thread that ended the task, so it should be short. Its panics are
     /// discarded.

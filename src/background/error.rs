@@ -6,8 +6,8 @@ use crate::pool::CallError;
 
 /// Error returned when a background does not admit a task. The task's work is dropped.
 ///
-/// A task is rejected when it is added or not at all. If the pool refuses a task later, that is
-/// reported as a [`TaskFailure`] with the pool's [`CallError`](crate::CallError).
+/// A background rejects a task only when it is submitted. If the pool refuses an admitted task
+/// later, that is reported as a [`TaskFailure`] with the pool's [`CallError`](crate::CallError).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SubmitError(Kind);
 
@@ -88,12 +88,12 @@ impl TaskFailure {
         Self { id, name, cause }
     }
 
-    /// The id of the task, unique within its background.
+    /// Returns the id of the task, unique within its background.
     pub fn id(&self) -> u64 {
         self.id
     }
 
-    /// The name of the task, empty if it has none.
+    /// Returns the name of the task, empty if it has none.
     pub fn name(&self) -> &str {
         &self.name
     }

@@ -25,7 +25,7 @@ pub(super) struct TaskHeader {
     completion_claimed: AtomicBool,
     /// Stored before the work is queued; taken by the first call of [`complete`](Self::complete).
     on_completion: Mutex<Option<CompletionFn>>,
-    /// Set before the work is dropped, if the pool refused it.
+    /// The error with which the pool refused the task. Set before the work is dropped.
     pub(super) refusal: OnceLock<CallError>,
 }
 
@@ -73,7 +73,7 @@ impl TaskHeader {
         self.abort.mark_cancelled();
     }
 
-    /// Aborts the task wherever it is, now or as soon as it gets there.
+    /// Aborts the task at once if it is on a pool or runtime, otherwise when it arrives there.
     pub(super) fn cancel(&self) {
         abort(self.abort.cancel());
     }
@@ -96,28 +96,30 @@ impl TaskHeader {
 }
 
 impl Wake for TaskHeader {
-    /// Called when the call on the pool has finished.
+    /// Releases the action once the call on the pool has finished: this header is the waker of that
+    /// call.
     fn wake(self: Arc<Self>) {
         drop(self.abort.take());
     }
 }
 
-/// The way to abort a task where it is now.
+/// How to abort a task at its current location.
 enum AbortAction {
     Runtime(AbortHandle),
-    /// Dropping the handle drops a future on the pool, and makes `cancelled()` true in a closure.
+    /// Dropping the handle drops a future on the pool, and makes `cancelled()` return `true` in a
+    /// closure.
     Pool(#[expect(dead_code, reason = "held for its drop")] JoinHandle<()>),
 }
 
 fn abort(action: Option<AbortAction>) {
-    // Either way may drop the user's future.
+    // Both actions may drop the user's future.
     ignore_panic(|| match action {
         Some(AbortAction::Runtime(task)) => task.abort(),
         Some(AbortAction::Pool(_)) | None => {}
     });
 }
 
-/// A cancellation flag, and the action that aborts a task where it is now.
+/// A cancellation flag, and the action that aborts a task at its current location.
 ///
 /// One thread cancels the task while another one moves it; either may come first. Each method
 /// returns the action that its caller must perform, outside the lock, because it may drop the work.

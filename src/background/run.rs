@@ -1,4 +1,5 @@
-//! The run of a task, from the moment it gets a run permit. All contact with the pool is here.
+//! The run of a task, from the moment it gets a run permit. Only this module submits calls to the
+//! pool.
 
 use std::{
     any::Any,
@@ -27,7 +28,7 @@ type Output = Result<(), String>;
 type BoxFuture = Pin<Box<dyn Future<Output = Output> + Send>>;
 type BoxClosure = Box<dyn FnOnce() -> Output + Send>;
 
-/// A task with its work, as it waits for a run permit.
+/// A task and its work, waiting for a run permit.
 pub(super) struct QueuedTask {
     pub(super) header: Arc<TaskHeader>,
     /// The runtime and span in which the task was reserved.

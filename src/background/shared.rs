@@ -90,7 +90,7 @@ impl Shared {
         self.dispatch();
     }
 
-    /// Returns `false` if the reservation was cancelled before.
+    /// Skips a reservation. Returns `false` if it was already cancelled.
     pub(super) fn skip(&self, id: u64) -> bool {
         self.release(|state| state.skip(id))
     }
@@ -105,7 +105,7 @@ impl Shared {
                     record_finished(&task.header, Completion::Cancelled, None);
                     drop_cancelled(task);
                 }
-                self.release(|_| ()); // after the drop, so that a waiting shutdown waits for it
+                self.release(|_| ()); // called after the drop, so that a shutdown waits for the drop
             }
             Cancel::Abort(header) => header.cancel(),
         }
@@ -137,14 +137,14 @@ impl Shared {
         self.release(State::remove_drain_guard);
     }
 
-    /// Closes the state. Returns the counters of that moment.
+    /// Closes the state. Returns the counters at that moment.
     pub(super) fn begin_shutdown(&self) -> BackgroundStats {
         let mut state = lock(&self.state);
         state.close();
         state.stats()
     }
 
-    /// Halts the state. Under the same lock it reads the counters, so that each task is either
+    /// Halts the state. The counters are read under the same lock, so that each task is either
     /// counted in them or still running.
     pub(super) fn halt(&self) -> (Halt<QueuedTask, Arc<TaskHeader>>, BackgroundStats) {
         self.release(|state| (state.halt(), state.stats()))
@@ -189,14 +189,14 @@ pub(super) fn drop_cancelled(task: QueuedTask) {
     header.complete(Completion::Cancelled);
 }
 
-/// The role of the current thread for backgrounds. A background is identified by the address of its
-/// [`Shared`], and 0 means none.
+/// The role of the current thread in backgrounds. A background is identified by the address of its
+/// [`Shared`]; 0 means none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct ThreadRole {
-    /// The background whose task runs here. Tasks that it adds belong to the shutdown that waits
-    /// for it, so a closed background still admits them.
+    /// The background whose task runs on this thread. A shutdown of that background waits for the
+    /// task, so even a closed background admits tasks that this one submits.
     task_of: usize,
-    /// The background that dispatches here.
+    /// The background whose queue this thread is dispatching.
     dispatches_for: usize,
 }
 
@@ -207,7 +207,8 @@ thread_local! {
 
 /// Runs `work` as part of a task of `background`.
 ///
-/// Tasks that it adds are dispatched by itself, even if it runs within a dispatch.
+/// Tasks that `work` submits are dispatched within that submission, even if this thread was already
+/// dispatching.
 pub(super) fn in_task_of<T>(background: &Shared, work: impl FnOnce() -> T) -> T {
     let _restore = RestoreRole(ROLE.replace(ThreadRole { task_of: address(background), dispatches_for: 0 }));
     work()

@@ -59,11 +59,10 @@ impl fmt::Display for BackgroundShutdownReport {
 impl Background {
     /// Closes the background and waits until its tasks are complete, up to `timeout`.
     ///
-    /// Tasks that were admitted still run, and so do tasks that running tasks submit from their own
-    /// code, as opposed to threads or tasks that they spawn. A [`Reservation`](super::Reservation)
-    /// is waited for like a task. After `timeout`, tasks that have not started are dropped and
-    /// counted as cancelled. Running tasks are cancelled and listed in the report, and not waited
-    /// for.
+    /// Admitted tasks still run. A running task may submit further tasks, but only from its own
+    /// code and not from threads or tasks that it spawns. A [`Reservation`](super::Reservation) is
+    /// waited for like a task. After `timeout`, tasks that have not started are dropped and counted
+    /// as cancelled. Running tasks are cancelled and listed in the report, and not waited for.
     ///
     /// Work that is dropped at the timeout is dropped on a separate thread, possibly after this
     /// method has returned, because user destructors may block. A running future is dropped by its
@@ -116,7 +115,7 @@ impl Background {
 }
 
 /// Calls `each` for every value, on a dedicated thread within the current runtime, because user
-/// code may block. A pool would not do: all of its threads may be blocked, which may be why the
+/// code may block. The pool is not used: all of its threads may be blocked, which may be why the
 /// shutdown timed out.
 fn for_each_on_thread<T: Send + 'static>(values: Vec<T>, each: fn(T)) {
     if values.is_empty() {

@@ -52,9 +52,9 @@ enum Stage {
     Reserved,
     /// Waiting for a run permit.
     Queued,
-    /// Owns a run permit and was handed to a pool or runtime, but its code has not started.
+    /// The task owns a run permit and was handed to a pool or runtime, but its code has not started.
     Dispatched,
-    /// Its code has started.
+    /// The code of the task has started.
     Running,
 }
 
@@ -85,18 +85,19 @@ pub struct BackgroundStats {
 pub(super) enum Cancel<W, H> {
     /// The task is complete or never existed. Nothing changed.
     Complete,
-    /// The task had no run permit. It is removed; `work` is to be dropped outside the lock.
+    /// The task had no run permit and was removed. `work` must be dropped outside the lock.
     Removed { work: Option<W> },
-    /// The task has a run permit. It is to be aborted, and stays until it reports its completion.
+    /// The task has a run permit. The caller must abort it. It stays in the state until it reports
+    /// its completion.
     Abort(H),
 }
 
 /// Result of [`State::halt`].
 #[derive(Debug)]
 pub(super) struct Halt<W, H> {
-    /// Queued work, to be dropped outside the lock.
+    /// Queued work. Must be dropped outside the lock.
     pub(super) queued: Vec<W>,
-    /// Tasks that have a run permit but did not start, and from now on cannot.
+    /// Tasks that have a run permit and have not started. They can no longer start.
     pub(super) dispatched: Vec<H>,
     /// Tasks that have started, each with the time of its start.
     pub(super) running: Vec<(H, Instant)>,
@@ -205,7 +206,7 @@ impl<W, H: Clone> State<W, H> {
         Cancel::Removed { work }
     }
 
-    /// Rejects every new task that no running task adds.
+    /// Rejects new tasks, except those that a running task adds.
     pub(super) fn close(&mut self) {
         self.phase = self.phase.max(Phase::Closed);
     }

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::panic::ignore_panic;
 
-/// A place where tasks can be submitted: a [`Background`], or an `AfterResponse` with feature
+/// Accepts tasks. Implemented by [`Background`], and by `AfterResponse` with feature
 /// `after-response`.
 ///
 /// A background starts a task as soon as a run permit is free. An `AfterResponse` does so after the
@@ -246,8 +246,8 @@ impl Reservation {
         handle
     }
 
-    /// Passes the work to `submit` instead of the queue. It is to submit the work after the
-    /// response, with the reservation that it gets.
+    /// Passes the work to `submit` instead of queueing it. `submit` receives the reservation too,
+    /// and must use it to submit the work after the response.
     #[cfg_attr(not(feature = "after-response"), allow(dead_code, reason = "for `after_response`"))]
     pub(crate) fn after_response(mut self, submit: impl FnOnce(Self, TaskBody) + Send + 'static) -> Self {
         self.after_response = Some(Box::new(submit));

@@ -13,11 +13,11 @@ pin_project! {
     ///
     /// # Panics
     ///
-    /// If the inner future panics. A poll that panics is measured like any other.
+    /// Panics if the inner future panics. A poll that panics is measured like any other.
     ///
     /// # Cancel safety
     ///
-    /// That of the inner future.
+    /// Equal to that of the inner future.
     #[must_use = "futures do nothing unless polled"]
     pub struct ResponseFuture<F> {
         #[pin]

@@ -5,12 +5,11 @@ use crate::sync::{Mutex, lock};
 /// Limits the number of time series that clients can create.
 const MAX_LABELS: usize = 100;
 
-/// Limits the memory of one label. Routes of the program are shorter; paths made up by clients may
-/// be longer.
+/// Limits the memory of one label, because a client can make up a path of any length.
 const MAX_LABEL_LEN: usize = 256;
 
-/// The routes that have become label values although clients choose them. A recorder keeps every
-/// label value forever.
+/// Routes chosen by clients that have become label values. Their number is limited because a
+/// recorder keeps every label value forever.
 #[derive(Debug, Default)]
 pub(super) struct Labels {
     known: Mutex<HashSet<Box<str>>>,

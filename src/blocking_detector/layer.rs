@@ -23,8 +23,8 @@ pub struct BlockingDetectorLayer<N = ByPath> {
 const DEFAULT_THRESHOLD: Duration = Duration::from_millis(10);
 
 impl BlockingDetectorLayer {
-    /// Creates a layer that reports what takes longer than 10 ms, and names HTTP requests by axum's
-    /// matched path or by their path.
+    /// Creates a layer that reports steps that take longer than 10 ms, and names HTTP requests by
+    /// axum's matched path or by their path.
     #[must_use]
     pub fn new() -> Self {
         let settings = Settings {
@@ -76,7 +76,8 @@ impl<N> BlockingDetectorLayer<N> {
         BlockingDetectorLayer { settings: self.settings, naming: FixedName::new(name.into()) }
     }
 
-    /// Names HTTP requests with a closure. It runs for every request, whether or not that blocks.
+    /// Names HTTP requests with a closure. It runs for every request, including those that do not
+    /// block.
     ///
     /// ```
     /// use tower_offload::blocking_detector::BlockingDetectorLayer;

@@ -49,7 +49,7 @@
 //! # What to do with a report
 //!
 //! Offload the route: with [`OffloadLayer::filter`](crate::OffloadLayer::filter), with
-//! `Router::route_layer` on a router of such routes, or as a sync function with
+//! `Router::route_layer` on a router of such routes, or as a blocking function with
 //! [`axum::blocking`](https://docs.rs/tower-offload/latest/tower_offload/axum/fn.blocking.html).
 //! Put the detector outside of the [`OffloadLayer`](crate::OffloadLayer), where it measures the
 //! event loop. Inside, it would measure the threads of the pool, which may be blocked.

@@ -42,11 +42,11 @@ pub(super) struct Limits {
 /// Handling of a call while there is no capacity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mode {
-    /// It is rejected at once.
+    /// The call is rejected at once.
     Reject,
-    /// It waits up to this duration and is then rejected.
+    /// The call waits up to this duration and is then rejected.
     Wait(Duration),
-    /// It is not made: `poll_ready` stays pending.
+    /// The call is not made: `poll_ready` stays pending.
     Backpressure,
 }
 
@@ -80,12 +80,12 @@ impl Limiter {
         self.limits
     }
 
-    /// Acquires both permits at once or none.
+    /// Acquires both permits without waiting, or neither.
     pub(super) fn try_admit(self: &Arc<Self>, pool: &Arc<dyn Pool>, priority: Priority) -> Result<Admitted, CallError> {
         let outer = CurrentCall::layer_permit();
         let layer_permit = match &self.in_flight {
             Some(in_flight) if !self.is_held_by(outer.as_ref()) => {
-                // `Closed` takes precedence over `Overloaded`, since a retry would be in vain.
+                // `Closed` takes precedence over `Overloaded`, because a retry would not succeed.
                 if pool.admission().is_closed() {
                     return Err(CallError::Closed);
                 }
@@ -127,8 +127,8 @@ impl Limiter {
     ///
     /// # Errors
     ///
-    /// `Overloaded` if `max_waiting` calls are waiting, `NoRuntime` if there is no timer that could
-    /// end the wait.
+    /// Returns `Overloaded` if `max_waiting` calls are waiting, and `NoRuntime` if there is no
+    /// timer that could end the wait.
     pub(super) fn try_wait(self: &Arc<Self>) -> Result<Waiting, CallError> {
         if Handle::try_current().is_err() {
             return Err(CallError::NoRuntime);
@@ -168,7 +168,7 @@ impl Limiter {
     }
 }
 
-/// A permit of the layer. The job owns it, not the response future, so a client that hangs up does
+/// A permit of the layer. The call owns it, not the response future, so a client that hangs up does
 /// not make room for another call while its own still occupies a thread.
 struct InFlightPermit {
     limiter: Arc<Limiter>,
@@ -230,8 +230,8 @@ pub(super) struct Backpressure {
 enum Reservation {
     None,
     Waiting(Pin<Box<dyn Future<Output = Result<Admitted, CallError>> + Send + Sync>>),
-    /// An error is reported by `call`: with a closed pool `poll_ready` would otherwise stay pending
-    /// forever.
+    /// Errors are reported by `call`, because with a closed pool `poll_ready` would otherwise stay
+    /// pending forever.
     Reserved(Result<Admitted, CallError>),
 }
 
@@ -264,7 +264,7 @@ impl Backpressure {
     ///
     /// # Panics
     ///
-    /// If `poll_reserve` has not returned ready since the last call.
+    /// Panics if `poll_reserve` has not returned ready since the last call.
     pub(super) fn take(&mut self) -> Result<Admitted, CallError> {
         let Reservation::Reserved(reserved) = std::mem::replace(&mut self.state, Reservation::None) else {
             panic!("`Offload` with `.backpressure()` was called before `poll_ready` returned ready");
@@ -275,7 +275,7 @@ impl Backpressure {
 }
 
 impl Clone for Backpressure {
-    /// Returns a value without a reservation, since a reservation admits one call.
+    /// Returns a value without a reservation, because a reservation admits one call.
     fn clone(&self) -> Self {
         Self::new(self.limiter.clone(), self.pool.clone())
     }

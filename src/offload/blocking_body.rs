@@ -62,7 +62,7 @@ impl BlockingBody {
     ///
     /// # Errors
     ///
-    /// If the pool is full or shut down.
+    /// Returns an error if the pool is full or shut down.
     pub fn new<P, I, T, E>(pool: P, source: I) -> Result<Self, CallError>
     where
         P: Pool,
@@ -85,7 +85,7 @@ impl BlockingBody {
     ///
     /// # Errors
     ///
-    /// If the pool is full or shut down.
+    /// Returns an error if the pool is full or shut down.
     pub fn from_read<P, R>(pool: P, mut reader: R) -> Result<Self, CallError>
     where
         P: Pool,
@@ -114,7 +114,7 @@ impl BlockingBody {
         T: Into<Bytes>,
         E: Into<BoxError>,
     {
-        // The channel holds the one item that the source may be ahead.
+        // With a capacity of 1, the source is at most one item ahead of the client.
         let (sender, items) = mpsc::channel(1);
         let steps = async move {
             while let Ok(permit) = sender.reserve().await {

@@ -61,7 +61,7 @@ pin_project! {
     }
 }
 
-/// How a call is answered that the pool does not carry out.
+/// The answer to a call that fails with a [`CallError`].
 pub(super) struct Fallback<X, H> {
     pub(super) reject: X,
     /// `None` after it was used.
@@ -164,7 +164,7 @@ where
     S: Service<Req>,
     A: Inspect<Req>,
 {
-    /// `service` must have been polled ready.
+    /// Creates the work of one call. `service` must have been polled ready.
     pub(super) fn new(service: S, request: Req, inspect: A, captured: A::Captured) -> Self {
         Self { inspect, captured, stage: Stage::Uncalled { call: Some((service, request)) } }
     }

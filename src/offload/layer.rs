@@ -43,8 +43,8 @@ impl OffloadLayer {
 impl<X, A> OffloadLayer<X, A> {
     /// Sets the maximum number of calls in flight through this layer: queued, running or awaiting.
     ///
-    /// By default there is no limit, as without the layer: only the pool's queue is bounded then,
-    /// and calls that await are not in it.
+    /// By default there is no limit: only the pool's queue is bounded, and calls that await are not
+    /// in the queue.
     ///
     /// A call counts until its work ends, even if its caller has left. A call within a call of the
     /// same layer shares the outer call's permit.
@@ -106,9 +106,9 @@ impl<X, A> OffloadLayer<X, A> {
         self
     }
 
-    /// Sets how a call is answered that the pool does not carry out: [`HttpReject`] (the default),
-    /// [`ProblemJson`](super::ProblemJson), [`RejectWithError`](super::RejectWithError), or another
-    /// [`Reject`](super::Reject).
+    /// Sets how the layer answers a call that fails with a [`CallError`]: [`HttpReject`] (the
+    /// default), [`ProblemJson`](super::ProblemJson), [`RejectWithError`](super::RejectWithError),
+    /// or another [`Reject`](super::Reject).
     #[must_use]
     pub fn reject<Y>(self, strategy: Y) -> OffloadLayer<Y, A> {
         let Config { pool, limiter, inspect, detached, catch_panics, .. } = self.config;
@@ -121,7 +121,8 @@ impl<X, A> OffloadLayer<X, A> {
     /// use axum::{Router, response::IntoResponse, routing::post};
     /// use tower_offload::{CallError, OffloadLayer, ThreadPool};
     ///
-    /// let busy = |error: CallError| Ok((http::StatusCode::TOO_MANY_REQUESTS, error.to_string()).into_response());
+    /// let status = http::StatusCode::TOO_MANY_REQUESTS;
+    /// let busy = move |error: CallError| Ok((status, error.to_string()).into_response());
     /// let app: Router = Router::new()
     ///     .route("/hash", post(async || "hash"))
     ///     .layer(OffloadLayer::new(ThreadPool::cpu()).reject_with(busy));
@@ -246,7 +247,7 @@ impl<X, A> OffloadLayer<X, A> {
         self.inspect(|inner| Propagate::new(inner, OfRequest::new(capture), in_context))
     }
 
-    /// Changes the limits, and starts to count calls anew.
+    /// Changes the limits. The layer gets a new limiter, which does not count earlier calls.
     fn limit(mut self, change: impl FnOnce(&mut Limits)) -> Self {
         let mut limits = self.config.limiter.limits();
         change(&mut limits);

@@ -96,8 +96,8 @@ where
 
     /// # Panics
     ///
-    /// With [`backpressure`](super::OffloadLayer::backpressure), if `poll_ready` did not return
-    /// ready before.
+    /// Panics with [`backpressure`](super::OffloadLayer::backpressure) if `poll_ready` did not
+    /// return ready before.
     fn call(&mut self, request: Req) -> Self::Future {
         let reserved = self.backpressure.as_mut().map(Backpressure::take);
         let hint = Some(self.config.reject.hint(&request));

@@ -6,7 +6,7 @@ use std::{
 
 use tower_service::Service;
 
-/// Creates a service from a sync function, like [`tower::service_fn`] from an async one. It is
+/// Creates a service from a blocking function, like [`tower::service_fn`] from an async one. It is
 /// always ready.
 ///
 /// The function runs in the caller's task and blocks it, so put the service behind an
@@ -30,7 +30,7 @@ pub fn service_fn_blocking<F>(function: F) -> ServiceFnBlocking<F> {
     ServiceFnBlocking { function }
 }
 
-/// A [`Service`] implemented by a sync function. Created by [`service_fn_blocking`].
+/// A [`Service`] implemented by a blocking function. Created by [`service_fn_blocking`].
 #[derive(Clone, Copy)]
 pub struct ServiceFnBlocking<F> {
     function: F,

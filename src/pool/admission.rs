@@ -40,11 +40,12 @@ pub struct Admission {
     name: Arc<str>,
     capacity: usize,
     semaphore: Semaphore,
+    /// `OPEN`, `CLOSED` or `HALTED`. It only increases.
     phase: AtomicU8,
     /// Notified when `phase` changes, and when the last call ends in a closed pool.
     changed: Notify,
-    /// Wait of the call that started last, in whole milliseconds. Written only when it changes, so
-    /// that threads do not contend for it while no call waits.
+    /// Queue wait of the call that started last, in whole milliseconds. Written only when it
+    /// changes, so that threads do not contend for it while no call waits.
     last_wait: Padded<AtomicU64>,
     metrics: Metrics,
 }
@@ -85,8 +86,8 @@ impl Admission {
         PoolStats { permits_in_use: self.semaphore.in_use(), ..self.metrics.stats() }
     }
 
-    /// Returns how long the call waited that started last.
-    /// [`Pool::expected_wait`](super::Pool::expected_wait) is more precise where a pool can inspect
+    /// Returns the queue wait of the call that started last.
+    /// [`Pool::expected_wait`](super::Pool::expected_wait) is more precise if the pool can inspect
     /// its queue.
     pub fn expected_wait(&self) -> Duration {
         Duration::from_millis(self.last_wait.load(Relaxed))
@@ -150,8 +151,8 @@ impl Admission {
         self.wait_until(|| self.is_closed()).await;
     }
 
-    /// Acquires a permit for the queue, if one is available. A [`Priority::Low`] call gets none of
-    /// the second half, so that it is rejected before others are.
+    /// Acquires a permit for the queue, if one is available. [`Priority::Low`] calls can use only
+    /// half of the permits, so they are rejected before others.
     pub(super) fn try_acquire(&self, priority: Priority) -> Result<(), CallError> {
         if self.is_closed() {
             return Err(CallError::Closed);
@@ -189,8 +190,7 @@ impl Admission {
         }
         self.metrics.ended();
         if self.is_closed() && self.metrics.in_flight() == 0 {
-            // Wakes tasks in `shutdown`, by wakers that are user code, in the middle of a call's
-            // end.
+            // Wakes tasks that wait in `shutdown`. Their wakers are user code.
             ignore_panic(|| self.changed.notify_waiters());
         }
     }

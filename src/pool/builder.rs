@@ -19,13 +19,13 @@ use super::{
     worker::{Worker, WorkerConfig, WorkerPool},
 };
 
-/// Upper limit of the number of threads. Linux numbers threads with 15 bits by default, so more are
-/// a mistake.
+/// Upper limit of the number of threads. By default, Linux numbers threads with 15 bits, so a
+/// larger number is a mistake.
 const MAX_THREADS: usize = 32_767;
 
-/// Nice value of the threads of [`ThreadPool::cpu`]. `None` because a nice pool passes its value on
-/// to every thread that its work starts. Before this is set: a program that itself runs with a
-/// higher nice value, as under `nice -n 15`, must not fail because of it.
+/// Nice value of the threads of [`ThreadPool::cpu`]. `None`, because every thread that the work
+/// starts would inherit the value. If a default is ever set, a program that itself runs with a
+/// higher nice value, for example under `nice -n 15`, must not fail because of it.
 const CPU_NICENESS: Option<i32> = None;
 
 impl ThreadPool {
@@ -201,7 +201,7 @@ impl ThreadPoolBuilder {
     /// Only Linux has a nice value for each thread; elsewhere this has no effect. A value below the
     /// one that a thread starts with requires `CAP_SYS_NICE` or a suitable `RLIMIT_NICE`.
     /// [`build`](Self::build) fails if a thread does not get the value. A thread that is started
-    /// later and does not get it works nevertheless, and feature `tracing` emits an event.
+    /// later and does not get it still works, and feature `tracing` emits an event.
     ///
     /// A thread inherits the nice value of the thread that starts it. Threads that offloaded work
     /// starts (a `std::thread`, a thread of tokio's blocking pool or of another pool that grows on
@@ -217,8 +217,9 @@ impl ThreadPoolBuilder {
     /// an earlier one.
     ///
     /// A panic of the hook is caught, reported by the panic hook and, with feature `tracing`, by an
-    /// event. The thread then continues. The thread that may be started after the timeout of a
-    /// [shutdown](crate::pool::Pool::shutdown), to drop what is left, runs no hooks.
+    /// event. The thread then continues. The extra thread that a timed-out
+    /// [shutdown](crate::pool::Pool::shutdown) may start, to drop the remaining calls, runs no
+    /// hooks.
     ///
     /// ```
     /// use tower_offload::ThreadPool;

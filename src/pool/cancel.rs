@@ -8,7 +8,7 @@ use super::call::{CurrentCall, RawCall};
 /// client disconnects, an outer timeout fires, or the timeout of the pool's shutdown has passed. It
 /// is always `false` outside offloaded work. In a
 /// [detached](crate::offload::OffloadLayer::detached) layer it becomes `true` only at the pool's
-/// shutdown. On other threads, as inside `par_iter`, use a [`cancellation_token`].
+/// shutdown. On other threads, for example inside `par_iter`, use a [`cancellation_token`].
 ///
 /// ```
 /// fn checksum(blocks: &[Vec<u8>]) -> Option<u32> {

@@ -62,8 +62,8 @@ impl Pool for Inline {
         &self.admission
     }
 
-    /// Runs the entry, and then the entries scheduled meanwhile. A call is therefore never
-    /// polled inside its own poll, and a future that wakes itself does not grow the stack.
+    /// Runs the entry, and then the entries that were scheduled while it ran. A call is therefore
+    /// never polled inside its own poll, and a future that wakes itself does not grow the stack.
     fn schedule(&self, runnable: Runnable) {
         let first = PENDING.try_with(|pending| match &mut *pending.borrow_mut() {
             Some(entries) => {

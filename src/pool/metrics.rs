@@ -1,5 +1,5 @@
-//! Counts what a pool does: always in atomics, for [`PoolStats`]; with feature `metrics` also in
-//! the installed recorder; with feature `tracing` as one event for each call that ended badly.
+//! Counts the events of a pool: always in atomics, for [`PoolStats`]; with feature `metrics` also
+//! in the installed recorder; with feature `tracing` as one event for each call that ended badly.
 
 use std::{
     any::Any,
@@ -30,9 +30,9 @@ pub(crate) struct Metrics {
     recorder: recorder::Recorder,
 }
 
-/// Counters of some threads. They only increase, so that each step of a call updates as few as
-/// possible; gauges are differences. The alignment is two cache lines of 64 bytes, since processors
-/// prefetch pairs.
+/// Counters that some of the threads share. They only increase, so that each step of a call updates
+/// few of them; gauges are computed as differences. The alignment is two cache lines of 64 bytes,
+/// since processors prefetch pairs.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 struct Stripe {
@@ -129,7 +129,7 @@ impl Metrics {
         &self.stripes[STRIPE.try_with(|stripe| *stripe).unwrap_or(0)]
     }
 
-    /// A call was rejected, by the layer or by the pool.
+    /// Records a call that was rejected, by the layer or by the pool.
     pub(crate) fn rejected(&self, error: CallError) {
         self.stripe().rejected.fetch_add(1, Relaxed);
         record!(self, rejected(error).increment(1));
@@ -138,19 +138,19 @@ impl Metrics {
         let _ = error;
     }
 
-    /// A call was admitted and waits for its first poll.
+    /// Records a call that was admitted and waits for its first poll.
     pub(super) fn admitted(&self) {
         self.stripe().admitted.fetch_add(1, SeqCst);
         record!(self, queue_depth.increment(1));
     }
 
-    /// A call leaves the queue without having been polled.
+    /// Records a call that leaves the queue without having been polled.
     pub(super) fn passed_over(&self) {
         self.stripe().passed_over.fetch_add(1, Relaxed);
         record!(self, queue_depth.decrement(1));
     }
 
-    /// The first poll of a call begins.
+    /// Records the start of the first poll of a call.
     pub(super) fn started(&self, waited: Duration) {
         let stripe = self.stripe();
         stripe.started.fetch_add(1, Relaxed);
@@ -160,12 +160,12 @@ impl Metrics {
         record!(self, active.increment(1));
     }
 
-    /// A parked call was woken and queued.
+    /// Records a parked call that was woken and queued.
     pub(super) fn woken(&self) {
         self.stripe().woken.fetch_add(1, Relaxed);
     }
 
-    /// A poll after the first one begins.
+    /// Records the start of a poll after the first.
     pub(super) fn resumed(&self, waited: Duration) {
         let stripe = self.stripe();
         stripe.resumed.fetch_add(1, Relaxed);
@@ -174,34 +174,34 @@ impl Metrics {
         record!(self, active.increment(1));
     }
 
-    /// A woken call leaves the queue without having been polled.
+    /// Records a woken call that leaves the queue without having been polled.
     pub(super) fn skipped(&self) {
         self.stripe().skipped.fetch_add(1, Relaxed);
     }
 
-    /// A poll has ended.
+    /// Records the end of a poll.
     pub(super) fn polled(&self) {
         self.stripe().polled.fetch_add(1, Relaxed);
         record!(self, active.decrement(1));
     }
 
-    /// A started call is about to end, after polls that took `run_time` in total.
+    /// Records the run time of a started call that is about to end: the total of its polls.
     pub(super) fn ran(&self, run_time: Duration) {
         self.stripe().run_time.fetch_add(nanos(run_time), Relaxed);
         record!(self, run.record(run_time));
     }
 
-    /// A call is about to end without an output.
+    /// Records a call that is about to end without an output.
     pub(super) fn failed(&self) {
         self.stripe().failed.fetch_add(1, Relaxed);
     }
 
-    /// An admitted call has ended.
+    /// Records the end of an admitted call.
     pub(super) fn ended(&self) {
         self.stripe().ended.fetch_add(1, SeqCst);
     }
 
-    /// The caller left before the call ended.
+    /// Records that the caller left before the call ended.
     pub(super) fn abandoned(&self, detached: bool) {
         self.stripe().abandoned.fetch_add(1, Relaxed);
         record!(self, abandoned.increment(1));
@@ -210,7 +210,7 @@ impl Metrics {
         let _ = detached;
     }
 
-    /// A detached call ended after its caller had left. This event is the only report of it.
+    /// Logs the end of a detached call whose caller had left. This event is the only report of it.
     pub(super) fn detached_ended(&self, run_time: Duration) {
         #[cfg(feature = "tracing")]
         tracing::event!(
@@ -222,7 +222,8 @@ impl Metrics {
         let _ = run_time;
     }
 
-    /// Work or a destructor panicked. `caller_present` is `true` if a caller receives the payload.
+    /// Records a panic of work or of a destructor. `caller_present` is `true` if a caller receives
+    /// the payload.
     pub(super) fn panicked(&self, payload: &(dyn Any + Send), caller_present: bool) {
         self.stripe().panicked.fetch_add(1, Relaxed);
         record!(self, panicked.increment(1));
@@ -300,7 +301,7 @@ mod recorder {
     }
 
     impl Handles {
-        /// Returns the counter of one reason. It is not registered ahead, because rejections are
+        /// Returns the counter of one reason. It is registered on first use, because rejections are
         /// rare, or cheaper than the work that they avoid.
         pub(super) fn rejected(&self, error: CallError) -> Counter {
             counter!("offload_rejected_total", "pool" => self.pool.to_string(), "reason" => error.as_str())

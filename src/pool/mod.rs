@@ -23,9 +23,10 @@
 //!   programs that want no other threads and for tests with a paused clock.
 //! * [`Inline`], without threads, for tests and examples.
 //!
-//! Use two pools for two kinds of work. Work that waits, run on the few threads of a CPU pool,
-//! queues behind itself: with 50 ms sleeps at 200 per second on two threads, the queue grows to
-//! seconds. Work that computes, run on 64 threads, takes the cores away from the event loop.
+//! Use separate pools for work that waits and work that computes. On the few threads of a CPU pool,
+//! work that waits leaves the cores idle while calls queue: with 50 ms sleeps at 200 per second on
+//! two threads, the queue grows to seconds. On 64 threads, work that computes takes the cores away
+//! from the event loop.
 //!
 //! # Bounds
 //!
@@ -156,9 +157,9 @@ pub(crate) use self::{
 /// Runs calls on threads of its own.
 ///
 /// An implementation needs two methods: `schedule` must ensure that [`Runnable::run`] is called
-/// once, soon, on some thread, and `admission` returns the pool's [`Admission`]. That bounds,
-/// measures and closes the pool, so an implementation needs no bound, no counters and no panic
-/// handling of its own:
+/// once, soon, on some thread, and `admission` returns the pool's [`Admission`], which
+/// bounds, measures and closes the pool. An implementation therefore needs no bound, no counters
+/// and no panic handling of its own:
 ///
 /// ```
 /// use tower_offload::pool::{Admission, Pool, Runnable};
@@ -197,9 +198,9 @@ pub trait Pool: fmt::Debug + Send + Sync + 'static {
     /// Returns how long a new call is expected to wait, which becomes `Retry-After` of a rejected
     /// call. A pool that has become idle keeps its last value.
     ///
-    /// By default, this is how long the call waited that started last. The pools of this crate also
-    /// consider the call that waits longest, so that a pool whose threads are all stuck does not
-    /// report an outdated value.
+    /// By default, this is the queue wait of the call that started last. The pools of this crate
+    /// also consider the call that has waited longest, so that a pool whose threads are all stuck
+    /// does not report an outdated value.
     fn expected_wait(&self) -> Duration {
         self.admission().expected_wait()
     }
@@ -224,8 +225,8 @@ pub trait Pool: fmt::Debug + Send + Sync + 'static {
 
     /// Runs a closure on the pool and returns its value.
     ///
-    /// The permit for the queue is acquired now and not at the first poll, so a full pool is known
-    /// at once.
+    /// The permit for the queue is acquired by this method and not at the first poll, so the future
+    /// of a call that finds the queue full is ready at once.
     ///
     /// ```
     /// # #[tokio::main]

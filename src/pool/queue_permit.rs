@@ -16,9 +16,9 @@ use super::{
 /// Permit for one entry in the queue of a pool.
 ///
 /// It becomes part of the call that it admits. The call releases it at its first poll, or when it
-/// is refused; otherwise the drop of the permit does. A caller that leaves early drops the future
-/// of its call, but the permit stays in use until the entry leaves the queue, since entries of such
-/// calls could pile up otherwise.
+/// is refused; otherwise dropping the permit releases it. A caller that leaves early drops the
+/// future of its call, but the permit stays in use until the entry leaves the queue. Otherwise the
+/// entries of abandoned calls could pile up.
 pub(crate) struct QueuePermit {
     pool: Arc<dyn Pool>,
     /// `false` once the permit is released. Not shared: it is accessed only by the thread that has
@@ -56,7 +56,8 @@ impl QueuePermit {
         Self { pool, is_held: AtomicBool::new(true) }
     }
 
-    /// Returns `true` the first time. The caller must release the permit.
+    /// Marks the permit as released. Returns `true` the first time: the caller must then release
+    /// it.
     fn take(&self) -> bool {
         // A load and a store suffice, because only one thread at a time accesses the flag.
         let is_held = self.is_held.load(Ordering::Relaxed);

@@ -16,7 +16,7 @@ use super::{
 /// offered to the other tasks of the rayon pool.
 ///
 /// While work waits in `join` or `par_iter`, rayon may run another call on the same thread and
-/// stack. Do not hold a lock across these that another handler acquires too.
+/// stack. Do not hold a lock across these calls if another handler acquires the same lock.
 ///
 /// This type is a handle, and clones refer to the same pool.
 ///
@@ -47,16 +47,16 @@ pub struct RayonBuilder {
 }
 
 impl Rayon {
-    /// Uses a rayon pool, with the defaults of [`RayonBuilder`].
+    /// Creates a pool on the threads of a rayon pool, with the defaults of [`RayonBuilder`].
     pub fn new(threads: impl Into<Arc<rayon_core::ThreadPool>>) -> Self {
         Self::builder(threads).build()
     }
 
-    /// Uses rayon's global pool, with the defaults of [`RayonBuilder`].
+    /// Creates a pool on the threads of rayon's global pool, with the defaults of [`RayonBuilder`].
     ///
     /// # Panics
     ///
-    /// Panics like rayon if its global pool cannot be started.
+    /// Panics, like rayon, if its global pool cannot be started.
     pub fn global() -> Self {
         Self::global_builder().build()
     }

@@ -2,9 +2,9 @@ use std::{fmt, time::Duration};
 
 /// Counters and gauges of a pool, returned by [`Admission::stats`](super::Admission::stats).
 ///
-/// The counters are read one after the other while calls are running. Each is exact, and sums of
-/// them may be off by the calls of that moment. Durations are totals over all calls: divide by
-/// `started` for a mean.
+/// The counters are read one after the other while calls are running. Each counter is exact, but
+/// sums may be off by the calls that changed their state in between. Durations are totals over all
+/// calls: divide by `started` for a mean.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PoolStats {

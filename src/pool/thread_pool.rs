@@ -21,7 +21,7 @@ pub struct ThreadPool {
 
 /// The shared part of all handles, which layers and calls hold. Its drop closes the pool.
 ///
-/// Aligned to cache lines of its own, because it stands behind the reference counts of an `Arc`,
+/// It is aligned to cache lines of its own, because an `Arc` stores it behind the reference counts,
 /// which every call changes.
 #[repr(align(128))]
 struct Handle {

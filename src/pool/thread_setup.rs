@@ -15,7 +15,7 @@ pub(super) const NICENESS_RANGE: RangeInclusive<i32> = -20..=19;
 
 type Hook = Arc<dyn Fn() + Send + Sync>;
 
-/// Closures of the user that run on each thread around its work.
+/// User closures that run on each thread around its work.
 #[derive(Clone, Default)]
 pub(super) struct Hooks {
     pub(super) start: Option<Hook>,
@@ -35,7 +35,7 @@ pub(super) struct ThreadSetup {
     pool: Arc<str>,
     niceness: Option<i32>,
     hooks: Hooks,
-    /// Set while the pool is built. Threads that are started meanwhile report whether they have got
+    /// Set while the pool is built. Threads that are started in that time report whether they got
     /// their nice value.
     report: Mutex<Option<mpsc::Sender<io::Result<()>>>>,
 }
@@ -63,7 +63,7 @@ impl ThreadSetup {
         reports.iter().try_for_each(|report| report.map_err(&on_denied))
     }
 
-    /// Returns the main function of a thread. Called where the thread is spawned.
+    /// Returns the main function of a worker's thread. Called on the thread that spawns it.
     pub(super) fn wrap(self: &Arc<Self>, mut worker: Worker) -> impl FnOnce() + use<> {
         let (setup, report) = (self.clone(), lock(&self.report).clone());
         move || {

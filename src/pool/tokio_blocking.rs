@@ -14,9 +14,9 @@ use super::{
 /// Runs calls on the blocking pool of a tokio runtime (`spawn_blocking`), using at most
 /// `max_threads` of its threads.
 ///
-/// Tokio starts a thread for each blocking task, up to 512, and bounds nothing beyond that. This
-/// pool also limits the number of calls that wait. All calls run on the runtime in which the pool
-/// was built, also those made from another runtime. When that runtime is gone, calls fail with
+/// Tokio starts a thread for each blocking task, up to 512, and does not bound its queue. This pool
+/// also limits the number of calls that wait. All calls run on the runtime in which the pool was
+/// built, even those made from another runtime. After that runtime has shut down, calls fail with
 /// [`CallError::Closed`].
 ///
 /// This type is a handle, and clones refer to the same pool.
@@ -36,8 +36,8 @@ pub struct TokioBlockingBuilder {
 }
 
 impl TokioBlocking {
-    /// Uses at most `max_threads` threads of the current runtime, with the defaults of
-    /// [`TokioBlockingBuilder`].
+    /// Creates a pool that uses at most `max_threads` threads of the current runtime, with the
+    /// defaults of [`TokioBlockingBuilder`].
     ///
     /// # Panics
     ///

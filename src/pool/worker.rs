@@ -37,8 +37,8 @@ pub(super) struct WorkerConfig {
     pub(super) spawn_error: CallError,
 }
 
-/// The work of one pool thread. If it is dropped without being run, as by a runtime that shuts
-/// down, it removes itself from the scheduler.
+/// The work of one pool thread. If it is dropped without being run, for example by a runtime that
+/// shuts down, it removes itself from the scheduler.
 pub(super) struct Worker {
     pool: Arc<WorkerPool>,
     state: WorkerState<Runnable>,
@@ -81,8 +81,8 @@ impl WorkerPool {
         }
     }
 
-    /// Returns the longer of two waits: of the call that started last, and of the oldest one that
-    /// waits now.
+    /// Returns the longer of two waits: that of the call that started last, and that of the oldest
+    /// call in the queue.
     pub(super) fn expected_wait(&self) -> Duration {
         self.admission.expected_wait().max(self.scheduler.longest_wait())
     }
@@ -121,8 +121,8 @@ impl Worker {
         Self { pool, state, has_exited: false }
     }
 
-    /// Makes the worker busy. Called on its thread if that has something to do before it runs
-    /// calls.
+    /// Makes the worker busy. Called on the worker's thread if the thread does something else
+    /// before it runs calls.
     pub(super) fn on_start(&mut self) {
         if self.pool.scheduler.on_worker_start(&mut self.state) {
             self.pool.spawn_worker();

@@ -88,7 +88,7 @@ async fn nothing_runs_before_handler_and_body_have_ended() {
     assert_eq!(after_shutdown(&background).await.completed, 1);
 }
 
-/// Stands for an open file. When it is dropped, no task exists that could call a hook on any
+/// Simulates an open file. Its drop asserts that no task exists that could run a hook on any
 /// thread.
 struct Open(Log);
 

@@ -49,7 +49,7 @@ impl<B> Policy<Request<()>, Response<B>, Infallible> for Once {
 
 type Retrying = BoxCloneSyncService<Request<()>, Response<ResponseBody<Full<Bytes>>>, Infallible>;
 
-/// A retry around the layer around a handler that responds with these statuses in turn.
+/// Returns a retry around the layer, around a handler that responds with these statuses in order.
 fn retrying(
     background: &Background,
     log: &Log,

@@ -36,7 +36,7 @@ async fn optional_extractor_works_without_the_layer() {
 #[tokio::test]
 async fn registration_error_is_a_503_or_500() {
     let background = on_threads(1).max_tasks(1).build();
-    let place = background.reserve("taken").unwrap();
+    let reservation = background.reserve("taken").unwrap();
     let register = async |after: AfterResponse| {
         after.spawn_blocking(|| ())?;
         Ok::<_, RegisterError>(StatusCode::CREATED)
@@ -52,7 +52,7 @@ async fn registration_error_is_a_503_or_500() {
     let (response, body) = send(app(get(strict))).await;
     assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
     assert!(body.contains("not tracked"), "{body}");
-    drop(place);
+    drop(reservation);
     assert_eq!(send(app(get(register))).await.0.status(), StatusCode::CREATED);
     assert_eq!(after_shutdown(&background).await.completed, 1);
     assert_eq!(send(app(get(register))).await.0.status(), StatusCode::SERVICE_UNAVAILABLE, "closed");

@@ -31,7 +31,7 @@ async fn runs_at(status: u16, condition: impl Fn(ResponseTaskBuilder<'_>) -> Res
 
 #[tokio::test]
 async fn every_condition_at_every_end() {
-    // The fate of the connection does not matter, nor that an outer layer replaced the response.
+    // Neither the state of the connection nor a replacement of the response matters.
     let responded = [End::Aborted, End::BodyError, End::BodyTooShort, End::Complete, End::NoResponse];
     assert_eq!(runs_at(200, |task| task).await, responded);
     assert_eq!(runs_at(307, |task| task).await, responded);

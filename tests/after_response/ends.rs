@@ -89,7 +89,7 @@ async fn reported_end_is_complete_without_polling_for_none() {
 }
 
 /// A body that another task fills may change its answer to `is_end_stream`. The answer that the
-/// connection got counts.
+/// connection received is final.
 #[tokio::test]
 async fn end_reported_to_the_connection_is_final() {
     struct Changing(Arc<AtomicBool>);
@@ -204,7 +204,7 @@ async fn polls_after_the_end_change_nothing() {
     assert_eq!(parts(&outcome), (End::Complete, Delivery::HandedOver, 6));
 }
 
-/// The delay until the hooks run is not part of the response.
+/// The delay until the hooks run does not count.
 #[tokio::test(start_paused = true)]
 async fn total_ends_with_the_response_and_not_with_the_hook() {
     let (second, mut outcome) = (std::time::Duration::from_secs(1), None);

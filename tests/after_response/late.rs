@@ -129,7 +129,8 @@ async fn registrations_in_tasks_run_five_levels_deep() {
     assert_eq!(log.entries(), ["1", "2", "3", "4", "5"]);
 }
 
-/// A shutdown waits for everything that a task or hook registers while the shutdown waits for it.
+/// During a shutdown, only running hooks and tasks may register work. The shutdown then waits for
+/// that work too.
 #[tokio::test]
 async fn during_a_shutdown_only_hooks_and_tasks_may_register() {
     let (background, log) = (on_threads(1).max_running(1).build(), Log::default());

@@ -6,14 +6,14 @@ use tower_offload::{AfterResponse, after_response::End};
 
 use crate::support::{Log, after_shutdown, exchange, on_no_thread, responded};
 
-/// A value that lives as long as the work that holds it.
+/// Returns a value for work to hold, and a reference that shows whether the value was dropped.
 fn tracer() -> (Arc<()>, Weak<()>) {
     let held = Arc::new(());
     let tracer = Arc::downgrade(&held);
     (held, tracer)
 }
 
-/// Registers work of each kind that holds the handle, and so holds itself.
+/// Registers work of each kind that holds the handle, which holds the work: a reference cycle.
 fn register(after: &AfterResponse, held: &Arc<()>) {
     let own = || (after.clone(), held.clone());
     let it = own();

@@ -18,7 +18,7 @@ fn small() -> runtime::Runtime {
     runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }
 
-/// A pool with one thread, named `pool-0`.
+/// Returns a pool with one thread, named `pool-0`.
 fn pool() -> ThreadPool {
     ThreadPool::builder().name("pool").threads(1).build().unwrap()
 }
@@ -27,7 +27,7 @@ fn here() -> String {
     thread::current().name().unwrap_or_default().to_owned()
 }
 
-/// A response whose hook and two tasks send the names of their threads.
+/// Returns a response whose hook and two tasks send the names of their threads.
 async fn reporting(
     background: &Background,
 ) -> (Response<ResponseBody<Script>>, mpsc::Receiver<(&'static str, String)>) {
@@ -140,7 +140,7 @@ fn hooks_run_on_the_runtime_that_drops_the_response() {
     expect(rx, [("hook", &name), ("run", "pool-0"), ("spawn", "pool-0")]);
 }
 
-/// A response whose hook sends the name of its thread.
+/// Drops a response whose hook sends the name of its thread.
 fn hooked(background: &Background, tx: &mpsc::Sender<String>) {
     let send = tx.clone();
     let response = responded(background, |after: &AfterResponse| after.hook(move |_| send.send(here()).unwrap()));

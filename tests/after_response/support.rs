@@ -30,7 +30,7 @@ pub(crate) fn on_threads(threads: usize) -> BackgroundBuilder {
     Background::builder().pool(ThreadPool::builder().threads(threads).build().unwrap())
 }
 
-/// A background whose pool has no threads: blocking work runs in the task that starts it.
+/// Returns a background whose pool has no threads: blocking work runs in the task that starts it.
 pub(crate) fn on_no_thread() -> Background {
     Background::builder().pool(Inline::new()).build()
 }
@@ -39,7 +39,7 @@ pub(crate) fn layer(background: &Background) -> AfterResponseLayer {
     AfterResponseLayer::new(background.clone())
 }
 
-/// A layer for tests that only register hooks.
+/// Returns a layer for tests that only register hooks.
 pub(crate) fn hooks_only() -> AfterResponseLayer {
     AfterResponseLayer::new(Background::default())
 }

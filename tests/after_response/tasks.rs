@@ -87,7 +87,8 @@ async fn cancel_after_the_response_stops_running_and_queued_tasks() {
     assert_eq!((after.cancel("runs"), runs.cancel()), (0, false), "both have ended");
 }
 
-/// The cancelled task must run alone, and the task behind it need not.
+/// The task `alone` waits because it must not run concurrently. The task `behind` may run
+/// concurrently, but waits for it because of the order.
 #[tokio::test]
 async fn cancelling_a_queued_task_starts_the_next_one() {
     let background = on_no_thread();

@@ -21,7 +21,8 @@ use tower_offload::{
 
 use crate::support::{after_shutdown, layer, on_no_thread};
 
-/// Registers a task and a hook in each call. Knows the services `missing`, `broken` and `endless`.
+/// Registers a task and a hook in each call. Responds differently to calls for the services
+/// `missing`, `broken` and `endless`.
 struct Service(UnboundedSender<Outcome>);
 
 impl Service {

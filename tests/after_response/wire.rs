@@ -14,7 +14,7 @@ use tower_offload::{
 
 use crate::support::{Log, after_shutdown, hold, layer, logging, on_no_thread, on_threads, panics};
 
-/// A client of `router` on a connection that buffers at most `bytes`.
+/// Returns a client of `router` on a connection that buffers at most `bytes`.
 async fn connect(router: Router, bytes: usize) -> SendRequest<Body> {
     let (client, server) = tokio::io::duplex(bytes);
     let service = TowerToHyperService::new(router);
@@ -31,7 +31,7 @@ async fn get_text(client: &mut SendRequest<Body>, path: &str) -> Bytes {
     client.send_request(request).await.unwrap().into_body().collect().await.unwrap().to_bytes()
 }
 
-/// A router whose handler registers a hook that sends the outcome, and calls `register`.
+/// Returns a router whose handler registers a hook that sends the outcome, and calls `register`.
 fn reporting(
     background: &Background,
     register: impl Fn(AfterResponse) + Clone + Send + Sync + 'static,

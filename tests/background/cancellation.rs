@@ -48,8 +48,8 @@ fn a_task_cancelled_between_dispatch_and_start_never_runs() {
     }
 }
 
-/// A pool that keeps its runnables until `run_all`, or until `is_eager` is set. Then each new one is run
-/// after all waiting ones.
+/// A pool that keeps its runnables until `run_all` is called. If `is_eager` is set, `schedule` also
+/// runs them all, the new one last.
 #[derive(Debug)]
 struct LazyPool {
     admission: Admission,
@@ -59,8 +59,8 @@ struct LazyPool {
 
 impl LazyPool {
     fn run_all(&self) {
-        let jobs = std::mem::take(&mut *self.waiting.lock().unwrap());
-        jobs.into_iter().for_each(Runnable::run);
+        let runnables = std::mem::take(&mut *self.waiting.lock().unwrap());
+        runnables.into_iter().for_each(Runnable::run);
     }
 }
 

@@ -125,7 +125,7 @@ async fn effects_of_tasks_are_visible_after_a_shutdown() {
     }
 }
 
-/// Its drop blocks until it is released.
+/// A value whose drop blocks until it is released.
 struct BlockingDrop {
     released: mpsc::Receiver<()>,
     /// Closes its channel when the drop has finished.
@@ -147,7 +147,7 @@ impl Drop for BlockingDrop {
     }
 }
 
-/// The values are released after the shutdown, which would otherwise never return.
+/// The drops block until after the shutdown, so a shutdown that waited for them would never return.
 #[tokio::test]
 async fn queued_work_whose_drop_blocks_does_not_delay_a_shutdown() {
     let background = with_threads(1).max_running(1).build();

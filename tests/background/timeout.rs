@@ -112,7 +112,7 @@ async fn a_failure_after_the_timeout_is_not_reported_again() {
 #[test]
 fn without_a_runtime_a_timeout_is_reported_when_the_task_ends() {
     let (background, failures) = with_failure_log(with_threads(1));
-    // The task must take longer than its timeout, so it really sleeps.
+    // The task must take longer than its timeout, so it sleeps.
     let late = background.task("late").timeout(Duration::ZERO);
     late.spawn_blocking(|| std::thread::sleep(Duration::from_millis(1))).unwrap();
     current_thread_runtime().block_on(background.shutdown(LONG));

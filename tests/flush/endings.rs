@@ -157,7 +157,7 @@ async fn body_panic_has_an_outcome() {
     .await;
 }
 
-/// The outcome has the error of the body, although the connection or stream ends as well.
+/// The outcome has the error of the body, and not that of the connection or stream, which ends too.
 #[tokio::test]
 async fn body_error_is_reported_with_its_text() {
     on_each(ALL, |stack| async move {

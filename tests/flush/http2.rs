@@ -7,8 +7,8 @@ use tower_offload::after_response::{Delivery, End};
 
 use crate::support::{HTTP2, Http2, PLAIN_HTTP2, Setup, frames, on_each, read};
 
-/// hyper sends `END_STREAM` nevertheless, so the end is on the wire. This client does not compare
-/// the length; others reset the stream.
+/// hyper sends `END_STREAM` anyway, so the end is on the wire. This client does not compare the
+/// length; others reset the stream.
 #[tokio::test]
 async fn body_under_its_length_is_too_short_but_flushed() {
     on_each(HTTP2, |stack| async move {

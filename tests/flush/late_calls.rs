@@ -45,7 +45,7 @@ async fn respond(
     Ok(Response::new(Full::new(Bytes::from(vec![b'x'; LENGTH]))))
 }
 
-/// Serves one connection with a service that the test makes from the tracked service. Returns a
+/// Serves one connection with a service that the test derives from the tracked service. Returns a
 /// client whose streams have a window smaller than a body, and the outcomes.
 macro_rules! connect {
     ($tracker:expr, $tracked:ident => $service:expr) => {{

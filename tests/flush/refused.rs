@@ -99,7 +99,7 @@ async fn http1_431_has_no_outcome() {
     .await;
 }
 
-/// Bytes that are not HTTP.
+/// The bytes after the request are not HTTP.
 #[tokio::test]
 async fn garbage_after_a_request_keeps_its_outcome() {
     on_each(HTTP1, |stack| async move {
@@ -114,7 +114,7 @@ async fn garbage_after_a_request_keeps_its_outcome() {
     .await;
 }
 
-/// A connection error. Flushed responses stay flushed.
+/// Responses that were flushed before a connection error stay flushed.
 #[tokio::test]
 async fn connection_error_keeps_earlier_outcomes() {
     on_each(HTTP2, |stack| async move {

@@ -98,7 +98,7 @@ async fn tracker_counts_connections_and_outcomes() {
     .await;
 }
 
-/// The outermost owns the response.
+/// The outermost layer owns the response.
 #[tokio::test]
 async fn nested_layers_run_each_hook_once() {
     on_each(ALL, |stack| async move {
@@ -129,7 +129,7 @@ async fn nested_layers_run_each_hook_once() {
     .await;
 }
 
-/// Returns the outcome of a handler inside of the layer and of `outer`.
+/// Returns the outcome that a handler inside the layer and inside `outer` observes.
 async fn outcome_inside_of(tracked: bool, outer: impl Fn(Router) -> Router) -> Outcome {
     let (tx, mut outcomes) = mpsc::unbounded_channel();
     let app = Router::new().route(
@@ -175,7 +175,7 @@ async fn hooks_of_ten_layers_run_after_a_disconnect() {
         let started = client.start("/hang/10").await;
         let _kept = client.await_head(started).await;
         client.hang_up().await;
-        // Last in, first out.
+        // Hooks run in reverse order of registration.
         for number in (0..10).rev() {
             assert_eq!(hooks.recv().await, Some((number, End::Aborted)));
         }

@@ -123,7 +123,8 @@ impl Served {
     }
 }
 
-/// `/stream`: two chunks of 6 bytes, the second after the gate. `/full/n`: n bytes.
+/// Returns the body for a path. `/stream`: two chunks of 6 bytes, the second after the gate.
+/// `/full/n`: n bytes.
 fn body_of(path: &str, gate: Arc<Semaphore>) -> BoxBody {
     let Some(length) = path.strip_prefix("/full/") else {
         let frames = stream::unfold((0, gate), |(sent, gate)| async move {
@@ -142,7 +143,7 @@ const GET: &str = "GET /full/10 HTTP/1.1\r\nhost: site\r\n\r\n";
 const POST: &str = "POST /full/10 HTTP/1.1\r\nhost: site\r\ncontent-length: 7\r\n\r\nunread.";
 const STREAM: &str = "GET /stream HTTP/1.1\r\nhost: site\r\n\r\n";
 
-/// Sizes of writes. The longest write in these tests is shorter than the last.
+/// Sizes of writes. The largest exceeds the longest write of these tests, so that it splits none.
 const SIZES: std::ops::Range<usize> = 1..250;
 
 /// Runs a case for each size of writes, with and without `pipeline_flush`.
@@ -218,7 +219,7 @@ async fn slow_stream_behind_a_full_transport_is_flushed() {
     .await;
 }
 
-/// Streams and short responses in turn, all of them requested at once.
+/// Streams alternate with short responses, and all of them are requested at once.
 #[tokio::test]
 async fn pipelined_streams_are_all_flushed() {
     within(on_each_split(|mut served| async move {

@@ -14,7 +14,7 @@ async fn check_flushed_with_last_byte(stack: Stack, path: &str) {
     let mut site = Setup::on(stack).small_buffers().start();
     let mut client = Http1::connect(&site).await;
     client.send_get(path).await;
-    let head = client.head().await; // part of the body was read as well
+    let head = client.head().await; // may read a part of the body too
     assert!(site.unasked().is_empty(), "a hook ran while the client had read {} bytes", client.wire.read());
     assert_eq!(client.body_of(head).await.body, BIG);
     let record = site.record(path).await;

@@ -1,4 +1,4 @@
-//! HTTP/1 responses that hyper never writes are not reported as flushed, although the transport is
+//! HTTP/1 responses that hyper never writes are not reported as flushed, even if the transport is
 //! flushed or shut down.
 
 use http::StatusCode;
@@ -9,7 +9,7 @@ use crate::{
     support::{HTTP1, Http1, Setup, Stack, on_each},
 };
 
-/// Requests whose response heads hyper refuses to encode. It takes them back and closes the
+/// Returns requests whose response heads hyper refuses to encode. It takes them back and closes the
 /// connection. On the server's side most of these responses are complete, because their bodies are
 /// not polled.
 fn refused(stack: Stack) -> impl Iterator<Item = (&'static str, &'static str)> {
@@ -79,7 +79,7 @@ async fn rejected_head_is_not_flushed_after_100_continue() {
     .await;
 }
 
-/// Both share the flush, which covers only the first response.
+/// Both responses share the flush, which covers only the first one.
 #[tokio::test]
 async fn rejected_head_is_not_flushed_with_the_response_before() {
     on_each(&with_one_flush(), |stack| async move {

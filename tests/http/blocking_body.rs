@@ -60,7 +60,7 @@ async fn items_arrive_in_order_over_http1() {
         let mut client = Raw::with(address, GET).await;
         assert!(client.read_until("\r\n\r\n").await.contains("transfer-encoding: chunked"));
         assert_eq!(client.read_until("0\r\n\r\n").await, "1\r\n0\r\n1\r\n1\r\n1\r\n2\r\n0\r\n\r\n");
-        client.write(GET).await; // the connection is reusable
+        client.write(GET).await; // the connection can be reused
         client.read_until("0\r\n\r\n").await;
     })
     .await;

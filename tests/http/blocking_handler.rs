@@ -1,4 +1,4 @@
-//! Sync functions as handlers: `tower_offload::axum::blocking`.
+//! Blocking functions as handlers: `tower_offload::axum::blocking`.
 
 use std::{any::Any, time::Duration};
 

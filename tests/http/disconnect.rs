@@ -233,7 +233,7 @@ async fn shutdown_report_omits_abandoned_queued_requests() {
         let _parked = Raw::with(address, GET.replace("GET /", "GET /park")).await;
         inner.pending(1).await;
         outer.pending(1).await;
-        let _held = hold(&pool, &latch).await; // so the first call has released the thread
+        let _held = hold(&pool, &latch).await; // the pool has one thread, so the first call has released it
         let client = Raw::with(address, GET).await;
         outer.pending(1).await;
         drop(client);
@@ -279,7 +279,7 @@ async fn waiting_request_takes_no_permit_after_a_hang_up() {
         drop(second);
         spy.dropped().await;
         let third = Raw::with(address, GET).await;
-        spy.pending(1).await; // it may wait, because the second request no longer does
+        spy.pending(1).await; // at most one request may wait, and the second one no longer does
         latch.open();
         assert!(first.read_some().await.starts_with("HTTP/1.1 200"));
         assert!(third.read_some().await.starts_with("HTTP/1.1 200"));
@@ -289,7 +289,7 @@ async fn waiting_request_takes_no_permit_after_a_hang_up() {
     .await;
 }
 
-/// The job owns the permit.
+/// The call owns the permit, not the response future.
 #[tokio::test]
 async fn running_handler_keeps_its_permit_after_a_hang_up() {
     within(async {

@@ -29,7 +29,7 @@ fn meeting_place() -> Router {
     let barrier = Arc::new(Barrier::new(REQUESTS));
     let handler = async move || {
         barrier.wait().await;
-        sleep(Duration::from_millis(200)).await; // in place of I/O
+        sleep(Duration::from_millis(200)).await; // simulates I/O
         "met"
     };
     Router::new().route("/", get(handler))
@@ -137,8 +137,8 @@ async fn nested_layer_through_another_pool_does_not_deadlock() {
     within(nests_in_itself(OffloadLayer::new(pool(1)).max_in_flight(1), between)).await;
 }
 
-/// The handler waits for the second half of a body, and the only thread and permit of the queue
-/// serve other requests.
+/// Checks that the only thread and permit of the queue serve other requests while a handler waits
+/// for the second half of a body.
 async fn serves_others_during_a_slow_body(pool: ThreadPool, router: Router, spy: Spy) {
     let address = serve(router).await;
     let mut slow = Raw::with(address, "POST /slow HTTP/1.1\r\nhost: test\r\ncontent-length: 10\r\n\r\nhello").await;

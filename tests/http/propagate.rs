@@ -23,7 +23,7 @@ fn tenant() -> String {
     TENANT.try_with(Clone::clone).unwrap_or_else(|_| "none".to_owned())
 }
 
-/// An outer layer that sets task-locals for the request.
+/// Sets task-locals for the request, like an outer layer.
 async fn with_tenant(request: Request, next: Next) -> Response {
     let tenant = request.uri().path().trim_start_matches('/').to_owned();
     TENANT.scope(tenant, USER.scope(7, next.run(request))).await

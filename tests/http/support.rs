@@ -32,7 +32,7 @@ use tower_offload::{
     pool::{Pool, Run},
 };
 
-/// A test that takes longer hangs.
+/// Longer than any passing test takes.
 const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Fails the test after [`TEST_TIMEOUT`].
@@ -61,12 +61,12 @@ pub(crate) fn is_pool_thread(name: &str) -> bool {
 /// The number of passes of an open latch.
 const OPEN: usize = usize::MAX;
 
-/// Blocks sync code until the test lets it continue.
+/// Blocks the calling thread until the test lets it continue.
 #[derive(Clone)]
 pub(crate) struct Latch(Arc<LatchState>);
 
 struct LatchState {
-    /// One permit for each thread that arrived and that `reached` has not returned for.
+    /// One permit for each thread that has arrived and was not yet reported by `reached`.
     arrived: Semaphore,
     /// The number of threads that may still continue.
     passes: Mutex<usize>,
@@ -95,7 +95,7 @@ impl Latch {
         self.0.arrived.acquire().await.unwrap().forget();
     }
 
-    /// Returns the number of threads that have arrived and that `reached` has not returned for.
+    /// Returns the number of threads that have arrived and were not yet reported by `reached`.
     pub(crate) fn unseen(&self) -> usize {
         self.0.arrived.available_permits()
     }

@@ -278,7 +278,7 @@ mod tracing_log {
     }
 }
 
-/// In an offloaded handler, before and after an await, and in a handler of `axum::blocking`.
+/// Checks an offloaded handler, before and after an await, and a handler of `axum::blocking`.
 #[tokio::test]
 async fn span_of_trace_layer_is_current_on_the_pool() {
     use std::sync::{Arc, Mutex};

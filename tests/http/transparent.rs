@@ -148,7 +148,7 @@ async fn expect_continue_is_answered_before_the_body() {
     .await;
 }
 
-/// The client is not asked for the upload.
+/// The server does not ask the client for the body.
 #[tokio::test]
 async fn expect_continue_of_a_rejected_call_is_answered_503() {
     within(async {

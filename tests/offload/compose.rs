@@ -29,7 +29,8 @@ fn offload() -> OffloadLayer<RejectWithError> {
     OffloadLayer::new(one_thread()).reject(RejectWithError)
 }
 
-/// The call uses the permit that `poll_ready` of the inner limit acquired; no clone keeps it.
+/// The call uses the permit that `poll_ready` of the inner limit acquired. No clone keeps the
+/// permit.
 #[tokio::test]
 async fn concurrency_limit_inside_keeps_its_permit() {
     let inner = ServiceBuilder::new()
@@ -67,7 +68,7 @@ async fn buffer_works_inside_and_outside() {
     let responses = soon(join_all((0..20).map(|n| service.clone().oneshot(n)))).await;
     assert_eq!(responses.into_iter().map(Result::unwrap).sum::<u32>(), 190);
 
-    // `Buffer` waits for `poll_ready`, so this is a use of backpressure.
+    // `Buffer` holds one service and waits for its `poll_ready`, which is what backpressure is for.
     let service = Buffer::new(offload().backpressure().layer(service_fn_blocking(|n: u32| TestResult::Ok(n))), 4);
     let responses = soon(join_all((0..20).map(|n| service.clone().oneshot(n)))).await;
     assert_eq!(responses.into_iter().map(Result::unwrap).sum::<u32>(), 190);

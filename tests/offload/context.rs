@@ -48,7 +48,7 @@ async fn work_runs_and_is_dropped_in_the_callers_span() {
     }
 }
 
-/// The dispatcher is a scoped one, as in tests and multi-tenant programs.
+/// The dispatcher is scoped, like those of tests and multi-tenant programs.
 #[tokio::test]
 async fn work_runs_with_the_callers_dispatcher() {
     let pool = one_thread();

@@ -10,7 +10,7 @@ use tower_offload::{
 
 use crate::support::{TestResult, eventually, soon};
 
-/// Drops every runnable, as a faulty pool might.
+/// Drops every runnable, like a faulty pool.
 #[derive(Debug)]
 struct Forgetful(Admission);
 

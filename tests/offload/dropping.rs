@@ -22,7 +22,7 @@ use tower_offload::{
 
 use crate::support::{TestResult, eventually, hold, hold_with_retry, pools, shedding_pools, soon, too_long};
 
-/// Its drop spawns a task, as sqlx's connections do, counts, and panics.
+/// Counts its drops. Each drop also spawns a task, like those of sqlx's connections, and panics.
 #[derive(Debug)]
 struct Bomb(Arc<AtomicUsize>);
 
@@ -34,7 +34,7 @@ impl Drop for Bomb {
     }
 }
 
-/// Never completes; its drop panics.
+/// A future that never completes and whose drop panics.
 struct Explosive(#[expect(dead_code, reason = "dropped with the future")] Bomb);
 
 impl Future for Explosive {

@@ -1,4 +1,4 @@
-//! Queue policies, and the wait that rejected callers are told to expect.
+//! Queue policies, and the expected wait that rejected callers receive.
 
 use std::{
     sync::{
@@ -144,7 +144,7 @@ async fn fifo_never_sheds() {
     }
 }
 
-/// Answers with `retry_after`.
+/// Returns `retry_after` as the response.
 #[derive(Clone)]
 struct RetryAfter;
 

@@ -50,7 +50,7 @@ async fn low_waits_like_any_call_if_the_layer_waits() {
     }
 }
 
-/// Four streams of high-priority calls, each of which queues its successor, keep the queue filled.
+/// Four streams of high-priority calls keep the queue filled: each call queues its successor.
 #[tokio::test]
 async fn high_priority_does_not_starve_low_priority() {
     struct Stream<P> {

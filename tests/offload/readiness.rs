@@ -38,7 +38,7 @@ async fn error_of_inner_readiness_is_returned() {
 /// Tower's contract: only the instance that was polled ready may be called.
 #[tokio::test]
 async fn readied_instance_is_the_one_called() {
-    /// Its clones are not ready.
+    /// A service whose clones are not ready.
     struct Probe {
         ready: bool,
     }

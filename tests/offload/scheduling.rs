@@ -55,7 +55,7 @@ async fn self_waking_future_does_not_starve_new_calls() {
         }));
         let spinning = tokio::spawn(service.oneshot(()));
         eventually(|| polls.load(SeqCst) > 0).await;
-        // The future stops after new calls have run.
+        // New calls run while the future wakes itself. The future ends only after them.
         for _ in 0..10 {
             soon(pool.run(|| ())).await.unwrap();
         }
@@ -101,7 +101,7 @@ async fn calls_start_in_order_of_arrival() {
 async fn stats_separate_queue_wait_from_run_time() {
     let pool = one_thread();
     let held = hold(&pool).await;
-    let queued = pool.run(|| std::thread::sleep(Duration::from_millis(20))); // in place of work
+    let queued = pool.run(|| std::thread::sleep(Duration::from_millis(20))); // simulates work
     held.release().await.unwrap();
     soon(queued).await.unwrap();
     let stats = pool.stats();

@@ -92,7 +92,7 @@ async fn calls_left_after_the_timeout_are_reported_and_closed() {
     }
 }
 
-/// They do not wait for the permits, which may never be released.
+/// The waiting callers are not kept waiting for permits, which may never be released.
 #[tokio::test]
 async fn waiting_callers_are_closed_at_once() {
     for pool in pools(1, 1) {

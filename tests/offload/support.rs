@@ -40,8 +40,7 @@ pub(crate) fn shedding_pools(queue_capacity: usize) -> Vec<Arc<dyn Pool>> {
     ]
 }
 
-/// Like `hold`, for pools that may shed the call which is to hold the thread, because the machine
-/// is slow.
+/// Like `hold`, for pools that may shed the blocking call if the machine is slow.
 pub(crate) async fn hold_with_retry(pool: &(impl Pool + Clone)) -> Held {
     loop {
         if let Some(held) = try_hold(pool).await {
@@ -50,7 +49,7 @@ pub(crate) async fn hold_with_retry(pool: &(impl Pool + Clone)) -> Held {
     }
 }
 
-/// Waits until the policy of [`shedding_pools`] has to shed. A longer wait would do too.
+/// Waits until the policy of [`shedding_pools`] must shed. Waiting longer has the same effect.
 pub(crate) async fn too_long() {
     tokio::time::sleep(Duration::from_millis(5)).await;
 }
@@ -59,7 +58,7 @@ pub(crate) fn one_thread() -> ThreadPool {
     ThreadPool::builder().threads(1).build().unwrap()
 }
 
-/// A thread of a pool that is blocked in sync work until this is released or dropped.
+/// A pool thread that is blocked until this value is released or dropped.
 pub(crate) struct Held {
     release: mpsc::Sender<()>,
     run: Run<()>,
@@ -93,7 +92,7 @@ pub(crate) async fn soon<F: Future>(future: F) -> F::Output {
     tokio::time::timeout(Duration::from_secs(30), future).await.expect("the future completes within 30 s")
 }
 
-/// Waits for a condition that another thread fulfils without a notification.
+/// Waits for a condition that another thread makes true without a notification.
 pub(crate) async fn eventually(mut condition: impl FnMut() -> bool) {
     soon(async {
         while !condition() {

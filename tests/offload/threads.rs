@@ -28,7 +28,7 @@ fn thread_name() -> String {
     thread::current().name().unwrap_or_default().to_owned()
 }
 
-/// Returns the builder of a pool whose threads end as soon as they are idle.
+/// Returns the builder of a pool whose threads exit as soon as they are idle.
 fn short_lived(max_threads: usize) -> ThreadPoolBuilder {
     ThreadPool::builder().min_threads(0).max_threads(max_threads).keep_alive(Duration::from_millis(1))
 }
@@ -111,7 +111,7 @@ async fn panicking_hook_costs_no_thread_and_no_call() {
     assert!(calls >= 9, "{calls}");
 }
 
-/// For example a hook that connects to a database.
+/// A start hook may be slow, for example if it connects to a database.
 #[tokio::test]
 async fn slow_start_hook_does_not_delay_calls() {
     let (started, (release, released)) = (AtomicUsize::new(0), std::sync::mpsc::channel::<()>());
@@ -153,7 +153,7 @@ async fn leaked_runtime_guard_costs_no_thread() {
     other.shutdown_background();
 }
 
-/// A thread that does not end when it is idle must sleep, although `keep_alive` is zero.
+/// A thread that stays alive while idle must sleep, even if `keep_alive` is zero.
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn minimum_thread_sleeps_with_zero_keep_alive() {
@@ -242,7 +242,7 @@ mod linux {
         }
     }
 
-    /// The result depends on the privileges of the tests.
+    /// The result depends on the privileges of the test process.
     #[tokio::test]
     async fn privileged_niceness_is_set_or_a_build_error() {
         match ThreadPool::builder().threads(2).niceness(-5).build() {

@@ -13,7 +13,7 @@ use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::{runtime, task};
 use tower_offload::{CallError, ThreadPool, pool::Pool};
 
-/// The number of concurrent callers. It suffices to keep the batch of wakes from being empty.
+/// The number of concurrent callers, large enough to keep the wake list nonempty.
 const CALLERS: usize = 64;
 const CALLS: u64 = 200;
 

@@ -9,14 +9,14 @@ use crate::support::{ask, bind, in_memory, read_response, send_get, within};
 
 const FEW_FILES: &str = "TOWER_OFFLOAD_FEW_FILES";
 
-/// Runs itself again in a process with few file descriptors.
+/// Runs this test again in a process with few file descriptors.
 #[cfg(unix)]
 #[test]
-fn a_process_without_file_descriptors_serves_open_connections_and_recovers() {
+fn a_server_without_file_descriptors_recovers() {
     if std::env::var_os(FEW_FILES).is_some() {
         return runs_out_of_files();
     }
-    let name = "accept::a_process_without_file_descriptors_serves_open_connections_and_recovers";
+    let name = "accept::a_server_without_file_descriptors_recovers";
     let output = Command::new("sh")
         .args(["-c", "ulimit -n 64 && exec \"$0\" --exact \"$1\""])
         .args([std::env::current_exe().unwrap().as_os_str(), name.as_ref()])
@@ -35,7 +35,7 @@ async fn runs_out_of_files() {
     send_get(&mut open, "/").await;
     assert_eq!(read_response(&mut open).await.1, 5);
 
-    // The client's descriptor is taken before there is none left for the server's side.
+    // Opens the client's socket while a descriptor is left. None is left for the server's side.
     let late = tokio::net::TcpSocket::new_v4().unwrap();
     let mut files = Vec::new();
     while let Ok(file) = std::fs::File::open("/dev/null") {

@@ -1,4 +1,4 @@
-//! The edge cases of responses, on HTTP/1 and HTTP/2, with and without TLS.
+//! Unusual ends of responses, on HTTP/1 and HTTP/2, with and without TLS.
 
 use http::{Method, Request};
 use http_body_util::{BodyExt, Empty};
@@ -9,7 +9,7 @@ use tower_offload::after_response::End;
 
 use crate::support::{ALL, HTTP1, HTTP2, Server, read_response, read_to_close, read_until, within};
 
-/// A client of hyper on one connection.
+/// A hyper client on one connection.
 struct Client {
     sender: Sender,
     connection: JoinHandle<()>,
@@ -170,7 +170,7 @@ async fn a_client_that_leaves_before_the_response_gets_none() {
     }
 }
 
-/// h2 discards the frames it has queued, although the body ended long before.
+/// h2 discards the frames that it has queued, even if the body ended long before.
 #[tokio::test]
 async fn a_reset_stream_is_aborted_and_others_are_flushed() {
     for transport in HTTP2 {

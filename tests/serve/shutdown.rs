@@ -53,8 +53,7 @@ impl<C: Fn() -> DuplexStream> Server<C> {
         (self.connect)()
     }
 
-    /// Asks the server to shut down, and returns its report and after how many milliseconds it
-    /// came.
+    /// Asks the server to shut down. Returns its report, and the milliseconds until the report.
     async fn shut_down(self) -> (ServeShutdownReport, u128) {
         drop(self.stop);
         let start = Instant::now();
@@ -231,7 +230,7 @@ async fn shutdown_works_without_a_background() {
     assert!(report.background.is_clean());
 }
 
-/// Makes no service for any connection.
+/// A make-service that is never ready.
 #[derive(Clone)]
 struct NeverReady;
 
@@ -324,7 +323,7 @@ async fn connections_outlive_a_dropped_server() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
-async fn a_handler_that_blocks_its_thread_does_not_hold_up_the_shutdown() {
+async fn a_handler_that_blocks_its_thread_does_not_delay_a_shutdown() {
     let (listener, connect) = in_memory();
     let (entered, mut has_entered) = tokio::sync::mpsc::unbounded_channel();
     let (release, released) = mpsc::channel::<()>();

@@ -39,7 +39,7 @@ use tower_offload::{
     axum::serve,
 };
 
-/// Longer than any test takes; a test that hangs fails after it.
+/// Longer than any passing test takes.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Limits the time of a test.
@@ -129,7 +129,7 @@ static TLS: LazyLock<(Arc<ServerConfig>, ClientConfig)> = LazyLock::new(|| {
     (Arc::new(server), client)
 });
 
-/// Runs handshakes in tasks.
+/// Accepts TLS connections. Handshakes run in tasks.
 pub(crate) struct TlsListener {
     tcp: TcpListener,
     handshakes: JoinSet<Option<(TlsStream<TcpStream>, SocketAddr)>>,
@@ -213,17 +213,18 @@ impl Server {
         connect(self.address, self.transport).await
     }
 
-    /// Returns the outcome of the next request that ended, which was for `path`.
+    /// Returns the outcome of the next request that ends, which must be for `path`.
     pub(crate) async fn outcome(&mut self, path: &str) -> Outcome {
         self.outcomes.next(path).await
     }
 
-    /// Returns the path and the outcome of the next request that ended.
+    /// Returns the path and the outcome of the next request that ends.
     pub(crate) async fn any_outcome(&mut self) -> (String, Outcome) {
         within(self.outcomes.0.recv()).await.unwrap()
     }
 
-    /// Checks that the next response that ended was for `path`, and was flushed with that body.
+    /// Checks that the next response that ends is for `path`, and was flushed with a body of that
+    /// length.
     pub(crate) async fn flushed(&mut self, path: &str, body_bytes: u64) -> Outcome {
         let outcome = self.outcome(path).await;
         let seen = (outcome.end, outcome.delivery, outcome.body_bytes);
@@ -231,7 +232,7 @@ impl Server {
         outcome
     }
 
-    /// Checks how the next response that ended, for `path`, failed.
+    /// Checks that the next response that ends is for `path`, and ended with `end`.
     pub(crate) async fn failed(&mut self, path: &str, end: End) -> Outcome {
         let outcome = self.outcome(path).await;
         assert_eq!((outcome.end, outcome.delivery), (end, Delivery::NotDelivered), "{path} on {:?}", self.transport);
@@ -251,7 +252,7 @@ impl Outcomes {
     }
 }
 
-/// Returns an app whose response is described by the path, and the outcomes of its responses.
+/// Returns an app that responds as the path describes, and the outcomes of its responses.
 pub(crate) fn app(background: &Background) -> (Router, Outcomes) {
     let (sender, outcomes) = mpsc::unbounded_channel();
     let send_outcome = move |after: AfterResponse, request: Request, next: Next| {
@@ -284,7 +285,7 @@ fn chunks(n: usize, size: usize) -> Body {
     Body::from_stream(stream::iter((0..n).map(move |_| Ok::<_, Infallible>(vec![b'x'; size]))))
 }
 
-/// `n` bytes without an end of the body.
+/// Returns a body that yields `n` bytes and never ends.
 fn unending(n: usize) -> Body {
     let data = stream::iter([Ok::<_, Infallible>(vec![b'x'; n])]);
     Body::from_stream(data.chain(stream::pending()))
@@ -301,7 +302,7 @@ fn failing(n: usize) -> Response {
     Response::new(Body::from_stream(stream::iter(frames)))
 }
 
-// ---- HTTP/1 by hand ----
+// ---- raw HTTP/1 ----
 
 pub(crate) async fn send_get(io: &mut (impl AsyncWrite + Unpin), path: &str) {
     io.write_all(format!("GET {path} HTTP/1.1\r\nhost: site\r\n\r\n").as_bytes()).await.unwrap();

@@ -24,11 +24,12 @@ use crate::support::{in_memory, read_until, within};
 
 const UPGRADE: &str = "GET /ws HTTP/1.1\r\nhost: site\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
                        sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
-/// "hi" in one masked text frame, of a mask of zeros (RFC 6455, section 5.2).
+/// "hi" in a text frame with a mask of zeros (RFC 6455, section 5.2).
 const MASKED_TEXT: &[u8] = b"\x81\x82\0\0\0\0hi";
 const TEXT: &[u8] = b"\x81\x02hi";
 
-/// Echoes, and sends the outcome of the response that began the WebSocket.
+/// Returns an app whose WebSocket echoes, and a receiver of the outcome of the response that began
+/// it.
 fn app() -> (Router, mpsc::UnboundedReceiver<(End, Delivery)>) {
     let (sender, outcomes) = mpsc::unbounded_channel();
     let echo = async move |after: AfterResponse, upgrade: WebSocketUpgrade| {

@@ -1,4 +1,4 @@
-//! Work of the calls.
+//! The work that calls run.
 
 use std::{
     any::Any,

@@ -26,7 +26,8 @@ async fn soon<F: Future>(future: F) -> F::Output {
     tokio::time::timeout(Duration::from_secs(60), future).await.expect("the calls hang")
 }
 
-/// Returns all threads of the pool, found by as many calls that wait for each other.
+/// Returns the ids of all threads of the pool. One call per thread waits for all others, so each
+/// runs on a thread of its own.
 async fn threads(pool: &(impl Pool + Clone)) -> BTreeSet<String> {
     let barrier = Arc::new(Barrier::new(THREADS));
     let ids = (0..THREADS).map(|_| {
@@ -52,7 +53,7 @@ fn panics() {
     resume_unwind(Box::new("planned"));
 }
 
-/// Runs closures that panic, and as many futures that panic after they were woken. `name` is the
+/// Runs closures that panic, and futures that panic after they were woken. `name` is the
 /// name of the threads.
 async fn survives(pool: &(impl Pool + Clone), name: &str) {
     let before = (threads(pool).await, named(name));
@@ -80,8 +81,8 @@ async fn survives(pool: &(impl Pool + Clone), name: &str) {
 #[test]
 fn ten_thousand_panics_leave_every_thread_alive() {
     let mut runtime = Builder::new_current_thread();
-    // Tokio is limited as well, because it starts a new thread while the thread that a worker has
-    // just left is not idle yet.
+    // The number of tokio's threads is limited too, because tokio starts a new thread while the
+    // thread that a worker has just left is not idle yet.
     let runtime = runtime.thread_name("panics-tokio").thread_keep_alive(LONG).max_blocking_threads(THREADS);
     let runtime = runtime.enable_all().build().unwrap();
     runtime.block_on(async {

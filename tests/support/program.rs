@@ -1,4 +1,4 @@
-//! Examples, run as their readers run them: as programs, over real connections.
+//! Runs examples as programs, like their readers run them.
 
 use std::{
     fs,
@@ -16,16 +16,19 @@ use tokio::{
     time::timeout,
 };
 
-/// Upper bound for a single step, so that a program that hangs fails its test. No step needs nearly as long.
+/// Upper bound for a single step, so that a program that hangs fails its test. Far longer than any
+/// step takes.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Returns the path of an example's program, which cargo puts beside the folder of the running test.
+/// Returns the path of an example's program, which cargo puts beside the folder of the running
+/// test.
 ///
-/// Returns `None`, and prints why, if cargo did not build it. `source` is the folder of its source file.
+/// Returns `None`, and prints the reason, if cargo did not build it. `source` is the folder of its
+/// source file.
 ///
 /// # Panics
 ///
-/// If the program is older than its source.
+/// Panics if the program is older than its source.
 pub fn example(source: &Path, name: &str) -> Option<PathBuf> {
     let test = std::env::current_exe().unwrap();
     let profile = test.parent().and_then(Path::parent).unwrap();
@@ -52,7 +55,7 @@ pub async fn run(program: &Path, arguments: &[&str]) -> Output {
     timeout(PATIENCE, output).await.expect("the program ends").unwrap()
 }
 
-/// Runs a program to its end, which must be a success, and returns the lines that it printed.
+/// Runs a program, which must succeed, and returns the lines that it printed.
 pub async fn lines_of(program: &Path) -> Vec<String> {
     let output = run(program, &[]).await;
     assert!(output.status.success(), "{output:?}");
@@ -64,7 +67,7 @@ pub async fn lines_of(program: &Path) -> Vec<String> {
 pub struct Server {
     child: Child,
     lines: Lines<BufReader<ChildStdout>>,
-    /// Its base URL, without a trailing slash.
+    /// Base URL of the server, without a trailing slash.
     pub url: String,
 }
 
@@ -86,7 +89,7 @@ impl Server {
         server
     }
 
-    /// Returns the next line of its standard output.
+    /// Returns the next line of the program's standard output.
     pub async fn line(&mut self) -> Option<String> {
         timeout(PATIENCE, self.lines.next_line()).await.expect("a line or the end of the output").unwrap()
     }
@@ -119,7 +122,7 @@ impl Server {
         assert!(Command::new("kill").args(["-s", name, &id]).status().await.unwrap().success());
     }
 
-    /// Waits for its end. Returns its exit code and the last line that it printed.
+    /// Waits until the program exits. Returns its exit code and the last line that it printed.
     pub async fn end(mut self) -> (Option<i32>, String) {
         let mut last = String::new();
         while let Some(line) = self.line().await {
@@ -132,11 +135,11 @@ impl Server {
 /// A whole response.
 #[derive(Debug)]
 pub struct Reply {
-    /// Its status.
+    /// The status.
     pub status: StatusCode,
-    /// Its header fields.
+    /// The header fields.
     pub headers: HeaderMap,
-    /// Its body.
+    /// The body.
     pub body: Bytes,
 }
 

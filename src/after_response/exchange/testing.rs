@@ -23,14 +23,14 @@ impl TestResponse {
         (Self { exchange, line }, waiter)
     }
 
-    /// Ends the body, which is complete.
+    /// Ends the body as complete.
     pub(crate) fn end(&self) {
         let mut progress = Progress::new(self.line);
         progress.respond(StatusCode::OK, &HeaderMap::new(), None, true, self.exchange.elapsed());
         self.exchange.finish(progress);
     }
 
-    /// Drops the response before there is one.
+    /// Drops the handler's future before it has returned a response.
     pub(crate) fn abandon(&self) {
         self.exchange.finish(Progress::new(self.line));
     }
@@ -39,13 +39,13 @@ impl TestResponse {
         self.exchange.set_head(opens_tunnel);
     }
 
-    /// Keeps `value` as long as the exchange is kept, like a hook that captured it.
+    /// Keeps `value` alive as long as the exchange, like a hook that captured it.
     pub(crate) fn keep(&self, value: impl Send + 'static) {
         let hook = super::Hook::new(move |_: &Outcome| drop(value));
         super::lock(&self.exchange.pending).push_hook(hook);
     }
 
-    /// The outcome that the connection reported.
+    /// Returns the outcome that the connection reported.
     pub(crate) fn flush_outcome(&self) -> Option<FlushOutcome> {
         self.exchange.flush_outcome()
     }

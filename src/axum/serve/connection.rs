@@ -12,7 +12,7 @@ use tower_service::Service;
 
 use crate::flush::{self, Protocol, TrackedIo, TrackedService};
 
-/// The state of a server as its connections see it. It only increases.
+/// Shutdown phase of a server. It only advances.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Phase {
     Serving,
@@ -24,7 +24,7 @@ enum Phase {
 
 /// The open connections of a server.
 ///
-/// Dropping it leaves the connections open, in the phase that they are in.
+/// Dropping it leaves the connections open, in their current phase.
 pub(super) struct Connections {
     phase: watch::Sender<Phase>,
     /// Each [`OpenConnection`] holds exactly one receiver, so the number of receivers is the number
@@ -162,7 +162,7 @@ fn report(result: Result<(), Box<dyn std::error::Error + Send + Sync>>) {
     drop(result);
 }
 
-/// An axum service as the service of a connection of hyper.
+/// Adapts an axum service to the service that hyper calls on a connection.
 pub(super) struct App<S>(TowerToHyperService<S>);
 
 impl<S> App<S> {

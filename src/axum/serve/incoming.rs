@@ -104,8 +104,8 @@ impl<L: Listener> Service<IncomingStream<'_, L>> for Router {
     }
 
     fn call(&mut self, _: IncomingStream<'_, L>) -> Self::Future {
-        // `with_state` makes the routes once for each connection, not for each request (axum's own
-        // `Service<IncomingStream>` for `Router`).
+        // `with_state` creates the routes once for each connection, not for each request (axum's
+        // own `Service<IncomingStream>` for `Router`).
         ready(Ok(self.clone().with_state(())))
     }
 }

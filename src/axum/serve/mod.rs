@@ -1,5 +1,5 @@
-//! [`serve`](serve()) and what belongs to it: axum's server with tracked connections, timeouts and
-//! a shutdown that ends in time.
+//! axum's server with tracked connections, timeouts, and a shutdown that ends within a grace
+//! period. See [`serve`](serve()).
 //!
 //! # Connections
 //!
@@ -24,7 +24,7 @@
 //!
 //! # TLS
 //!
-//! TLS belongs into the listener: its `Io` is the decrypted stream, and ALPN offers `h2` and
+//! TLS belongs in the listener: its `Io` is the decrypted stream, and ALPN offers `h2` and
 //! `http/1.1`. `accept` should run handshakes in tasks and limit their time, so that a slow client
 //! does not delay others. `examples/tls.rs` has such a listener for tokio-rustls.
 //!
@@ -79,7 +79,7 @@ const MAX_TIMEOUT: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
 /// Serves `make_service` on the connections that `listener` accepts, like
 /// [`axum::serve`](::axum::serve()), and tracks when each response was flushed.
 ///
-/// It takes what `axum::serve` takes: a [`Router`], a [`MethodRouter`], a handler, or a service
+/// It accepts what `axum::serve` accepts: a [`Router`], a [`MethodRouter`], a handler, or a service
 /// that makes a service for each connection. With an
 /// [`AfterResponseLayer`](crate::AfterResponseLayer) on the router, outcomes say
 /// [`Flushed`](crate::after_response::Delivery::Flushed).
@@ -155,14 +155,14 @@ const MAX_TIMEOUT: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
 ///
 /// # Accept errors
 ///
-/// [`Listener::accept`] returns no errors: a listener must handle them itself. Those of tokio's TCP
-/// and Unix listeners do so in axum, which ignores a connection that failed before it was accepted
-/// and otherwise, for example when the process has no file descriptor left, logs the error and
-/// waits for one second.
+/// [`Listener::accept`] returns no errors: a listener must handle them itself. axum does so for
+/// tokio's TCP and Unix listeners. It ignores a connection that failed before it was accepted.
+/// After any other error, for example if the process has no file descriptor left, it logs the error
+/// and waits for one second.
 ///
 /// # Return value
 ///
-/// The future never completes. Its output is `io::Result<()>` only to be like axum's.
+/// The future never completes. Its output is `io::Result<()>`, like axum's, for compatibility.
 ///
 /// # Panics
 ///
@@ -200,7 +200,7 @@ where
     }
 }
 
-/// A server that is about to start. Returned by [`serve`](serve()); `.await` runs it.
+/// A server that has not started yet. Returned by [`serve`](serve()); `.await` runs it.
 #[must_use = "a server does nothing unless it is awaited"]
 pub struct Serve<L, M, S> {
     listener: L,
@@ -226,9 +226,9 @@ impl<L: Listener, M, S> Serve<L, M, S> {
 
     /// Sends a ping on each HTTP/2 connection after this time without a frame from the client.
     ///
-    /// A client that has vanished without closing the connection is found by it; its responses then
-    /// end as [`Aborted`](crate::after_response::End::Aborted). The default is 30 seconds; `None`
-    /// sends no pings.
+    /// Pings detect clients that have vanished without closing the connection. Their responses end
+    /// as [`Aborted`](crate::after_response::End::Aborted). The default is 30 seconds; `None` sends
+    /// no pings.
     pub fn http2_keep_alive_interval(mut self, interval: impl Into<Option<Duration>>) -> Self {
         self.http.http2().keep_alive_interval(interval.into().map(|interval| interval.min(MAX_TIMEOUT)));
         self
@@ -241,8 +241,8 @@ impl<L: Listener, M, S> Serve<L, M, S> {
         self
     }
 
-    /// The maximum number of requests that a client may have open on one HTTP/2 connection. The
-    /// default is 200; `None` removes the limit.
+    /// Sets the maximum number of requests that a client may have open on one HTTP/2 connection.
+    /// The default is 200; `None` removes the limit.
     pub fn http2_max_concurrent_streams(mut self, max: impl Into<Option<u32>>) -> Self {
         self.http.http2().max_concurrent_streams(max);
         self
@@ -399,7 +399,7 @@ where
     }
 }
 
-/// Accepts one connection and makes its service.
+/// Accepts one connection and creates its service.
 async fn accept<L, M, S>(listener: &mut L, make_service: &mut M) -> (L::Io, S)
 where
     L: Listener,

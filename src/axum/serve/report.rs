@@ -23,8 +23,8 @@ impl ServeShutdownReport {
     }
 }
 
-/// For example `1 connection closed early; tasks: 3 completed, 0 failed, 0 cancelled, 0 still
-/// running`.
+/// Formats the report, for example as `1 connection closed early; tasks: 3 completed, 0 failed, 0
+/// cancelled, 0 still running`.
 impl fmt::Display for ServeShutdownReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { open_connections, background } = self;

@@ -13,7 +13,8 @@ use tower_service::Service;
 use super::{IncomingStream, Serve, ServeShutdownReport};
 use crate::Background;
 
-/// The most of the grace period that is kept for hooks and tasks of connections closed early.
+/// The maximum part of the grace period that is reserved for hooks and tasks of connections closed
+/// early.
 const MAX_RESERVE: Duration = Duration::from_secs(1);
 
 /// A server that stops when a signal completes. Returned by [`Serve::with_graceful_shutdown`];
@@ -148,7 +149,7 @@ impl<L: fmt::Debug, M: fmt::Debug, S, F> fmt::Debug for WithShutdown<L, M, S, F>
     }
 }
 
-/// The future of a running server, whose output is `T`. It is boxed once for each server.
+/// The future of a running server. It is boxed once for each server.
 #[must_use = "futures do nothing unless polled"]
 pub struct ServeFuture<T>(Pin<Box<dyn Future<Output = T> + Send>>);
 

@@ -25,7 +25,7 @@ fn with_threads(threads: usize) -> Background {
     Background::builder().pool(pool).on_failure(|_| ()).build()
 }
 
-/// A background whose pool is shut down.
+/// Returns a background whose pool is shut down.
 fn with_closed_pool() -> Background {
     let pool = ThreadPool::builder().threads(1).build().unwrap();
     Runtime::new().unwrap().block_on(pool.shutdown(LONG));
@@ -61,7 +61,7 @@ fn reserve(background: &Background) -> (Reservation, CompletionReceiver) {
     (reservation, CompletionReceiver(receiver))
 }
 
-/// A closure that signals its start and then blocks until the sender is dropped.
+/// Returns a closure that signals its start and then blocks until the sender is dropped.
 fn blocked() -> (TaskBody, oneshot::Receiver<()>, mpsc::Sender<()>) {
     let (release, released) = mpsc::channel::<()>();
     let (start, started) = oneshot::channel();
@@ -72,7 +72,7 @@ fn blocked() -> (TaskBody, oneshot::Receiver<()>, mpsc::Sender<()>) {
     (TaskBody::from_closure(work), started, release)
 }
 
-/// A future that signals its first poll and never completes.
+/// Returns a future that signals its first poll and never completes.
 fn endless() -> (TaskBody, oneshot::Receiver<()>) {
     let (start, started) = oneshot::channel();
     let work = async move {
@@ -293,7 +293,7 @@ fn a_panicking_callback_does_not_affect_other_tasks() {
 
 const CHAIN_LENGTH: usize = 1000;
 
-/// Reservations, each of which is submitted by the completion callback of the one before.
+/// Reservations, each of which is submitted by the completion callback of the previous one.
 #[derive(Clone)]
 struct Chain {
     remaining: Arc<Mutex<VecDeque<Reservation>>>,

@@ -13,7 +13,7 @@ enum Action {
     Pool,
 }
 
-/// The slot of a task that ends up on the pool, and the number of times it was aborted there.
+/// A task that ends up on the pool, and the number of times it was aborted there.
 #[derive(Clone)]
 struct Task {
     slot: Arc<AbortSlot<Action>>,

@@ -1,4 +1,4 @@
-//! Compares random histories with a model: a list of tasks in the queue of their admission.
+//! Compares random histories with a model: a list of tasks in the order of their admission.
 
 use proptest::prelude::*;
 use tokio::time::Instant;

@@ -1,4 +1,4 @@
-//! Strategies that answer a call which the pool does not carry out.
+//! Strategies that answer calls which fail with a [`CallError`].
 
 mod http;
 mod problem;
@@ -11,7 +11,7 @@ pub use self::{
 };
 use crate::pool::CallError;
 
-/// Answers a call that the pool does not carry out, with a response or an error.
+/// Answers a call that fails with a [`CallError`], with a response or an error.
 ///
 /// [`HttpReject`] is the default and fits every HTTP stack. [`ProblemJson`] adds a body.
 /// [`RejectWithError`] is for services other than HTTP.

@@ -17,7 +17,7 @@ use crate::pool::CallError;
 ///   "type": "about:blank",
 ///   "title": "Service Unavailable",
 ///   "status": 503,
-///   "detail": "the pool has no room for the call",
+///   "detail": "the pool has no capacity for the call",
 ///   "reason": "overloaded"
 /// }
 /// ```

@@ -101,8 +101,8 @@ impl Drop for RestoreEntered {
     }
 }
 
-/// Enters a runtime once for many calls in a row. Entering it for each call would change a counter
-/// twice that all threads of the runtime share.
+/// Enters a runtime once for many calls in a row. Entering it for each call would twice change a
+/// counter that all threads of the runtime share.
 #[derive(Debug)]
 pub(crate) struct RuntimeGuard<'a> {
     runtime: Option<Id>,
@@ -129,7 +129,7 @@ impl Drop for RuntimeGuard<'_> {
     }
 }
 
-/// The call that a thread works on, as its work can see it.
+/// The call that a thread is running, as its work can see it.
 #[derive(Clone)]
 pub(crate) struct CurrentCall {
     pub(super) call: Arc<dyn RawCall>,

@@ -12,7 +12,8 @@ use loom::{cell::UnsafeCell, future::block_on, thread};
 
 use super::state::{Begin, CallState, DropAction, OnCallerDrop, Park};
 
-/// A call with loom's cell in place of its stage. Loom reports two threads in the cell as an error.
+/// A call with loom's cell in place of its stage. Loom reports concurrent access to the cell as an
+/// error.
 struct Model {
     state: CallState,
     future: UnsafeCell<u32>,
@@ -24,7 +25,7 @@ struct Model {
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum Turn {
+enum RunResult {
     /// The entry was queued again, and this thread runs it.
     Again,
     Ended,
@@ -43,11 +44,11 @@ impl Model {
     }
 
     /// Runs an entry like `Call::run`.
-    fn run(&self) -> Turn {
+    fn run(&self) -> RunResult {
         assert_eq!(self.entries.fetch_sub(1, SeqCst), 1, "two entries for one call");
         let begin = self.state.begin();
         if begin == Begin::Nothing {
-            return Turn::Ended;
+            return RunResult::Ended;
         }
         let ready = self.future.with_mut(|polled| {
             // SAFETY: `CallState` gives one thread at a time access to the future. Loom checks it.
@@ -58,10 +59,10 @@ impl Model {
         });
         if begin == Begin::Poll && !ready {
             match self.state.park() {
-                Park::Parked => return Turn::Parked,
+                Park::Parked => return RunResult::Parked,
                 Park::Schedule => {
                     self.entries.fetch_add(1, SeqCst);
-                    return Turn::Again;
+                    return RunResult::Again;
                 }
                 Park::Cancelled => {}
             }
@@ -74,12 +75,12 @@ impl Model {
         if let Some(caller) = caller {
             caller.waker.wake();
         }
-        Turn::Ended
+        RunResult::Ended
     }
 
     /// Runs an entry like a worker, and again while it is queued again.
     fn work(&self) {
-        while self.run() == Turn::Again {}
+        while self.run() == RunResult::Again {}
     }
 
     fn wake(&self) {

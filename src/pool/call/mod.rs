@@ -76,24 +76,24 @@ pub(crate) trait Schedule: Send + Sync + 'static {
     /// Queues an entry of the call.
     fn schedule(&self, runnable: Runnable);
 
-    /// Releases the permit for the queue, also if it was released before.
+    /// Releases the permit for the queue. Has no effect if it was released before.
     fn release_queue_permit(&self);
 
-    /// Called before the first poll, with the time that the call has waited for it. Releases the
-    /// permit for the queue.
+    /// Records the start of the call and releases the permit for the queue. Called before the first
+    /// poll, with the time that the call has waited for it.
     fn on_start(&self, waited: Duration);
 
-    /// Called once the work has ended and everything that it held is released, before the caller is
-    /// notified. `run_time` is `None` if the call was never polled.
+    /// Records the end of the call. Called once the work has ended and everything that it held is
+    /// released, before the caller is notified. `run_time` is `None` if the call was never polled.
     fn on_complete(&self, run_time: Option<Duration>);
 
-    /// Returns `true` if calls are to be dropped instead of polled.
+    /// Returns `true` if calls must be dropped instead of polled.
     fn is_halted(&self) -> bool;
 
     fn metrics(&self) -> &Metrics;
 }
 
-/// Makes a call of `future` and queues it on the pool that has admitted it.
+/// Creates a call of `future` and queues it on the pool that has admitted it.
 pub(crate) fn spawn<F, S>(
     admitted: Admitted<S>,
     context: Context,
@@ -215,7 +215,7 @@ where
             let polled = catch_unwind(|| {
                 self.enter(entered, || match stage.poll(&mut task::Context::from_waker(&waker)) {
                     Poll::Pending => None,
-                    // The output is valid also if the future's destructor panics.
+                    // The output is valid even if the future's destructor panics.
                     Poll::Ready(output) => Some(catch_unwind(|| stage.store_result(Ok(output)))),
                 })
             });
@@ -294,7 +294,7 @@ where
     /// 4. If the caller has left, the output is dropped here, on the pool.
     fn complete(self: &Arc<Self>, environment: Environment, run_time: Option<Duration>) -> Option<CallerWaker> {
         let Environment { trace, layer_permit } = environment;
-        // Wakes a caller that waits for the permit, by a waker that is user code.
+        // Wakes a caller that waits for the permit. Its waker is user code.
         if let Some(Err(payload)) = layer_permit.map(|permit| catch_unwind(|| drop(permit))) {
             self.report_panic(payload);
         }
@@ -424,7 +424,7 @@ where
             Begin::Poll if self.scheduler.is_halted() => self.reject(CallError::Closed),
             Begin::Poll => self.start_and_poll(),
             Begin::Drop => self.drop_cancelled(CallError::Closed),
-            // The queue permit is released by the drop of the call, whose last owner is this entry.
+            // This entry is the last owner of the call. Dropping the call releases the queue permit.
             Begin::Nothing => None,
         })
     }

@@ -19,8 +19,8 @@ pub(in crate::pool) trait RawCall: Send + Sync {
     /// Polls or drops the future. Returns the waker of a caller that must be woken next.
     ///
     /// The entry releases its reference to the call before the caller is woken. The caller then
-    /// frees the allocation on the thread that made it, which spares two threads a meeting at the
-    /// allocator's lock.
+    /// frees the allocation on the thread that made it, which avoids contention for the allocator's
+    /// lock.
     fn run(self: Arc<Self>) -> Option<CallerWaker>;
 
     /// Drops the future and fails the call with `error`. Returns like `run`.

@@ -30,7 +30,7 @@ impl<F: Future> Stage<F> {
         future.poll(cx)
     }
 
-    /// Drops the future in place and then stores the result, also if that drop panics.
+    /// Drops the future in place and then stores the result, even if that drop panics.
     pub(super) fn store_result(&mut self, result: Result<F::Output, CallFailure>) {
         *self = Self::Result(result);
     }

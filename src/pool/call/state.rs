@@ -87,8 +87,8 @@ pub(super) enum Park {
 /// Effect of a dropped handle on the call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum OnCallerDrop {
-    /// The call is cancelled. If it has not started, the caller drops its future: what that holds
-    /// belonged to the caller a moment ago.
+    /// The call is cancelled. If it has not started, the caller drops its future, because the
+    /// future's values were the caller's own until the call was made.
     Cancel,
     /// The call is cancelled, and its future is always dropped on the pool, because its destructor
     /// may block.

@@ -66,8 +66,8 @@ pub struct Codel {
 }
 
 impl Codel {
-    /// Creates a policy from the wait that does no harm (`target`) and the time in which a burst
-    /// must have been worked off (`interval`).
+    /// Creates a policy from the acceptable wait (`target`) and the time within which the pool must
+    /// work off a burst (`interval`).
     ///
     /// Building a pool fails if the target is zero or the interval is shorter than the target.
     pub const fn new(target: Duration, interval: Duration) -> Self {
@@ -90,7 +90,7 @@ impl Default for Codel {
     /// interval too.
     ///
     /// Measured with calls offered at twice the capacity of a pool: 49 % were answered within
-    /// 200 ms, where at most 50 % can be, and 99 % of these within 66 ms.
+    /// 200 ms, of the 50 % that are possible, and 99 % of these within 66 ms.
     fn default() -> Self {
         Self::new(Duration::from_millis(10), Duration::from_millis(100))
     }

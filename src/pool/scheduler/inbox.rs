@@ -47,7 +47,7 @@ impl<T: QueueItem> Inbox<T> {
         lock(&self.items).front().map(QueueItem::queued_at)
     }
 
-    /// Frees memory that a burst required.
+    /// Frees memory that was allocated for a burst.
     pub(super) fn shrink(&self) {
         shrink(&mut lock(&self.items));
     }

@@ -20,7 +20,7 @@ fn scheduler(min: usize, max: usize) -> Arc<Scheduler<u32>> {
     Arc::new(Scheduler::new(Limits { min, max }, QueuePolicy::Fifo, false))
 }
 
-/// The loop of a worker: runs entries, and spawns the workers that it is asked to spawn.
+/// Runs entries like a worker, and spawns the workers that the scheduler asks for.
 fn work(
     scheduler: &Arc<Scheduler<u32>>,
     mut worker: WorkerState<u32>,
@@ -43,8 +43,8 @@ fn work(
     }
 }
 
-/// Two threads push the entries 1 and 2, and become the worker if one is asked for. `woken` selects
-/// the entries that bypass the inbox.
+/// Two threads push the entries 1 and 2. A thread whose push asks for a worker becomes that worker.
+/// `woken` selects the entries that bypass the inbox.
 fn entries_pushed_by_two_threads_run_once(woken: fn(u32) -> bool) {
     loom::model(move || {
         let scheduler = scheduler(0, 1);

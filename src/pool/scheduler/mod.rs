@@ -1,4 +1,4 @@
-//! Scheduler of a pool's workers: the queue, the places where workers park, and the protocol that
+//! Scheduler of a pool's workers: the queue, the stack of parked workers, and the protocol that
 //! wakes them.
 //!
 //! ```text
@@ -160,7 +160,7 @@ impl<T: QueueItem> Scheduler<T> {
         lock(&self.state).add_worker()
     }
 
-    /// Makes a worker busy that has arrived but does not take an entry yet. Returns `true` if the
+    /// Marks a worker as busy that has arrived but does not take an entry yet. Returns `true` if the
     /// caller must spawn another worker, with [`WorkerState::notified`].
     #[must_use = "the scheduler counts on the worker that is asked for"]
     pub(super) fn on_worker_start(&self, worker: &mut WorkerState<T>) -> bool {
@@ -188,8 +188,8 @@ impl<T: QueueItem> Scheduler<T> {
                     worker.state = ThreadState::Busy;
                     return Action::Run(Dequeued { item, spawn_worker, has_more });
                 }
-                // A call has entered the inbox in the last moment and asks for a worker. Use this
-                // one.
+                // A call has just entered the inbox and needs a worker. This one continues instead
+                // of exiting.
                 Action::Exit if spawn_worker => worker.state = ThreadState::Notified,
                 Action::Exit => {
                     self.inbox.shrink();
@@ -302,7 +302,7 @@ impl<T: QueueItem> Scheduler<T> {
     }
 
     /// Stores `needs_wakeup`. Returns `true` if it was just set: the caller must check the inbox
-    /// next, because its submitter may not have seen the new value.
+    /// next, because a submitter may not have seen the new value.
     fn sync_flag(&self, state: &SchedulerState<T, Arc<Parker>>) -> bool {
         let needs_wakeup = state.needs_wakeup();
         if self.needs_wakeup.load(Ordering::Relaxed) == needs_wakeup {
@@ -345,7 +345,7 @@ impl<T: QueueItem> Scheduler<T> {
     }
 }
 
-/// First step of a wake-up. Called under the scheduler's lock; see [`Parker`].
+/// Performs the first step of a wake-up. Called under the scheduler's lock; see [`Parker`].
 fn notify(wake_up: &WakeUp<Arc<Parker>>) {
     if let WakeUp::Unpark(parker) = wake_up {
         parker.notify(ThreadState::Notified);

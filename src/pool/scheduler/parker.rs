@@ -15,8 +15,8 @@ const CLOSING: u8 = 2;
 ///
 /// A wake-up has two steps:
 ///
-/// 1. [`notify`](Self::notify), under the scheduler's lock. A worker whose timeout expires takes
-///    the same lock and thereby learns for certain whether it was notified.
+/// 1. [`notify`](Self::notify), under the scheduler's lock. A worker whose timeout expires acquires
+///    the same lock, so it knows for certain whether it was notified.
 /// 2. [`unpark`](Self::unpark), after the lock was released, since the worker needs it next.
 #[derive(Debug)]
 pub(super) struct Parker {
@@ -74,7 +74,7 @@ impl Parker {
 }
 
 impl PartialEq for Parker {
-    /// Compares identities.
+    /// Compares addresses: each worker has one parker.
     fn eq(&self, other: &Self) -> bool {
         std::ptr::eq(self, other)
     }

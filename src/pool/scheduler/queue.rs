@@ -38,7 +38,7 @@ pub(in crate::pool) trait QueueItem {
 /// each priority.
 ///
 /// A pick of an empty lane goes to the next lane in the cycle. A lane that is not empty is picked
-/// after at most 20 picks of others, also if these become empty and fill again. (Nginx
+/// after at most 20 picks of others, even if these become empty and fill again. (Nginx
 /// keeps credits from pick to pick, which guarantees this only while the same lanes are filled;
 /// otherwise a lane may wait for 32 picks.)
 #[derive(Debug)]
@@ -83,7 +83,7 @@ impl<T: QueueItem> Queue<T> {
     }
 
     /// Removes the next entry. New calls that the policy sheds are moved to `shed`. Returns `None`
-    /// only if the queue is empty then.
+    /// only if the queue is empty afterwards.
     ///
     /// A `Fifo` queue needs no `now`.
     #[inline]
@@ -143,7 +143,7 @@ impl<T: QueueItem> Queue<T> {
         lanes.into_iter().filter_map(|lane| lane.items.front().map(QueueItem::queued_at)).min()
     }
 
-    /// Frees memory that a burst required. Called when the queue is empty.
+    /// Frees memory that was allocated for a burst. Called when the queue is empty.
     pub(super) fn shrink(&mut self) {
         let Self { woken, normal, other, .. } = self;
         for items in [woken, &mut normal.items, &mut other.high.items, &mut other.low.items] {
@@ -207,7 +207,7 @@ impl<T: QueueItem> Lane<T> {
     }
 }
 
-/// Frees the memory of an empty queue that has grown in a burst.
+/// Frees the memory that an empty queue allocated for a burst.
 pub(super) fn shrink<T>(items: &mut VecDeque<T>) {
     if items.capacity() > MAX_IDLE_CAPACITY && items.is_empty() {
         *items = VecDeque::new();

@@ -141,8 +141,8 @@ impl<T: QueueItem, P> SchedulerState<T, P> {
     }
 
     /// Returns the next action of a worker that leaves the state `left`, and the wake-up of another
-    /// one. A worker over the minimum exits instead of parking unless `may_park`. Entries that the
-    /// policy sheds at `now` are moved to `shed`, with every action.
+    /// one. A worker over the minimum exits instead of parking unless `may_park`. Whichever action is
+    /// returned, entries that the policy sheds at `now` have been moved to `shed`.
     pub(super) fn next(
         &mut self,
         left: ThreadState,
@@ -192,8 +192,8 @@ impl<T: QueueItem, P> SchedulerState<T, P> {
         std::mem::take(&mut self.idle)
     }
 
-    /// Allows one more worker. The others may be stuck in work that cannot be stopped, and queued
-    /// entries must be dropped nevertheless. Called after `close`.
+    /// Allows one more worker. The others may be stuck in work that cannot be stopped, but queued
+    /// entries must still be dropped. Called after `close`.
     ///
     /// A worker that was asked for does not count as on its way, because the threads of a borrowed
     /// executor may be stuck too. If it arrives, two workers drain the queue.

@@ -18,7 +18,7 @@ use crate::{
 
 /// Counting semaphore for the entries of a pool's queue. Waiters are served in order of arrival.
 ///
-/// It is made for one pattern: permits are acquired and released one at a time, by different
+/// It is designed for one pattern: permits are acquired and released one at a time, by different
 /// threads, and seldom waited for. Tokio's semaphore takes a lock for each release and an `Arc` for
 /// each owned permit, which is a fifth of the cost of a call at a million calls per second. A
 /// single counter would be passed between cores twice per call, so each end has its own.
@@ -49,8 +49,8 @@ pub(super) struct Semaphore {
 struct AcquireSide {
     /// Number of permits acquired so far.
     acquired: AtomicUsize,
-    /// Cached value of `released`, at most too low. Refreshed when it indicates that no permit is
-    /// available.
+    /// Cached value of `released`. It may be too low, but never too high. Refreshed when it
+    /// indicates that no permit is available.
     released: AtomicUsize,
 }
 
@@ -209,7 +209,7 @@ impl Semaphore {
 fn send(served: Vec<oneshot::Sender<()>>) -> usize {
     let send = |waiter: oneshot::Sender<()>| {
         catch_unwind(|| waiter.send(())).unwrap_or_else(|payload| {
-            // The waiter's waker panicked, which is user code. The permit has arrived.
+            // The waiter's waker, which is user code, panicked. The permit has arrived.
             drop_payload(payload);
             Ok(())
         })

@@ -111,7 +111,7 @@ fn dropped_wake_task_leaves_no_caller_behind() {
             let (list, caller) = (list.clone(), caller.clone());
             move || list.push(waker(&caller), false).perform()
         });
-        list.orphan().into_iter().for_each(Waker::wake);
+        list.on_task_drop().into_iter().for_each(Waker::wake);
         worker.join().unwrap();
         assert_eq!(caller.woken(), 1);
     });

@@ -83,7 +83,7 @@ impl WakeBatcher {
             if let Some((_, list)) = lists.iter().find(|(known, _)| *known == id) {
                 return list.clone();
             }
-            lists.retain(|(_, list)| !list.is_orphaned());
+            lists.retain(|(_, list)| !list.is_task_dropped());
             let list = Arc::new(WakeList::default());
             lists.push((id, list.clone()));
             list
@@ -139,7 +139,7 @@ struct ListState {
     /// `true` once no waker will be added.
     is_closed: bool,
     /// `true` once the wake task was dropped.
-    is_orphaned: bool,
+    is_task_dropped: bool,
 }
 
 impl ListState {
@@ -149,7 +149,7 @@ impl ListState {
     }
 }
 
-/// Wake-ups to be performed after the lock was released.
+/// Wake-ups that must be performed after the lock is released.
 #[derive(Debug)]
 #[must_use = "these wakers must be woken"]
 enum Wake {
@@ -219,8 +219,8 @@ impl WakeList {
         lock(&self.0).wakers.is_empty()
     }
 
-    fn is_orphaned(&self) -> bool {
-        lock(&self.0).is_orphaned
+    fn is_task_dropped(&self) -> bool {
+        lock(&self.0).is_task_dropped
     }
 
     /// Marks the list as closed. Returns the waker of the wake task, which then exits.
@@ -249,9 +249,9 @@ impl WakeList {
     }
 
     /// Records that the wake task is dropped, and returns the wakers that it takes with it.
-    fn orphan(&self) -> Vec<Waker> {
+    fn on_task_drop(&self) -> Vec<Waker> {
         let mut list = lock(&self.0);
-        list.is_orphaned = true;
+        list.is_task_dropped = true;
         list.task = None;
         list.take()
     }
@@ -290,7 +290,7 @@ impl Future for WakeTask {
 
 impl Drop for WakeTask {
     fn drop(&mut self) {
-        self.list.orphan().into_iter().for_each(Waker::wake);
+        self.list.on_task_drop().into_iter().for_each(Waker::wake);
     }
 }
 
@@ -308,7 +308,7 @@ impl Watchdog {
         Self(AtomicBool::new(false))
     }
 
-    /// Called after a list was filled. Returns `true` if the caller must spawn the thread.
+    /// Returns `true` if the caller, which has filled a list, must spawn the thread.
     fn must_spawn(&self) -> bool {
         fence(SeqCst);
         !self.0.load(Relaxed) && !self.0.swap(true, SeqCst)
@@ -323,7 +323,7 @@ impl Watchdog {
     }
 }
 
-/// Body of the watchdog's thread. It exits when the pool is dropped.
+/// Runs on the watchdog's thread, until the pool is dropped or the watchdog exits.
 fn run_watchdog(shared: &Arc<Shared>) {
     let (mut generations, mut idle_intervals) = (0, 0);
     while Arc::strong_count(shared) > 1 {

@@ -13,11 +13,11 @@ const IN_FLIGHT: usize = 40;
 /// How a client treats a response.
 #[derive(Clone, Copy)]
 enum Manner {
-    /// Drops it at once.
+    /// Drops the response at once.
     Drop,
-    /// Drops it after the head.
+    /// Drops the response after its head.
     DropAfterHead,
-    /// Drops it after some data.
+    /// Drops the response after some of its data.
     DropAfterData,
     Read,
 }

@@ -15,14 +15,14 @@ pub(super) struct Sent {
     pub(super) stream: Option<u32>,
 }
 
-/// The end of the response without interference.
+/// The end of the response if nothing interferes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Expected {
     BodyError,
     /// With the length of the body.
     Complete(u64),
     HandlerError,
-    /// It reaches no handler, because it is malformed or too large.
+    /// The request reaches no handler, because it is malformed or too large.
     Refused,
     TooShort,
     /// Only the client can end it.
@@ -31,9 +31,9 @@ pub(super) enum Expected {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Seen {
-    /// The client dropped it, or the connection closed.
+    /// The client dropped the response, or the connection closed.
     Cancelled,
-    /// It ended with an error.
+    /// The response ended with an error.
     Failed,
     /// The whole response, with the length of the body.
     Whole(u64),

@@ -28,7 +28,7 @@ async fn round(stack: Stack, seed: u64) -> usize {
     for connection in 0..CONNECTIONS {
         let mut random = random.split();
         if stack.is_http2() {
-            // With a window of 1000 bytes, hyper and h2 sometimes stall forever, also without this
+            // With a window of 1000 bytes, hyper and h2 sometimes stall forever, even without this
             // crate.
             let stream = [20_000, 65_535, 200_000][connection % 3];
             let (io, _wire) = site.connect().await;

@@ -27,17 +27,17 @@ impl Wire {
         Self { written: AtomicU64::new(0), read: AtomicU64::new(0), frames: Mutex::default() }
     }
 
-    /// The number of bytes that the kernel accepted from this side.
+    /// Returns the number of bytes that the kernel accepted from this side.
     pub(crate) fn written(&self) -> u64 {
         self.written.load(SeqCst)
     }
 
-    /// The number of bytes that this side read from the kernel.
+    /// Returns the number of bytes that this side read from the kernel.
     pub(crate) fn read(&self) -> u64 {
         self.read.load(SeqCst)
     }
 
-    /// On HTTP/2 without TLS, the offset after the last byte of a stream.
+    /// Returns the offset after the last byte of a stream. Only on HTTP/2 without TLS.
     pub(crate) fn end_of(&self, stream: u32) -> Option<u64> {
         self.frames.lock().unwrap().of(stream)
     }

@@ -14,7 +14,7 @@ pub(crate) enum Event {
 /// An outcome, and the state of the socket when the hook ran.
 #[derive(Debug, Clone)]
 pub(crate) struct Record {
-    /// Including the query.
+    /// Path of the request, including the query.
     pub(crate) path: String,
     pub(crate) end: End,
     pub(crate) delivery: Delivery,

@@ -97,8 +97,8 @@ pub(crate) fn get_with_field(stream: u32, path: &str, size: usize) -> Vec<u8> {
     parts
 }
 
-/// HPACK: a literal without indexing, its name by index, without Huffman coding (RFC 7541, section
-/// 6.2.2).
+/// Encodes an HPACK literal without indexing, with an indexed name and without Huffman coding (RFC
+/// 7541, section 6.2.2).
 fn literal(name: u8, value: &str) -> Vec<u8> {
     let mut field = vec![name];
     field.extend(length(value.len()));
@@ -106,7 +106,7 @@ fn literal(name: u8, value: &str) -> Vec<u8> {
     field
 }
 
-/// HPACK: an integer with a prefix of 7 bits (RFC 7541, section 5.1).
+/// Encodes an HPACK integer with a prefix of 7 bits (RFC 7541, section 5.1).
 fn length(value: usize) -> Vec<u8> {
     if value < 127 {
         return vec![u8::try_from(value).unwrap()];

@@ -16,11 +16,11 @@ pub(crate) struct Http1 {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
-    /// In lower case.
+    /// The head, in lower case.
     pub(crate) head: String,
     /// The length of the body.
     pub(crate) body: u64,
-    /// In lower case.
+    /// The trailers, in lower case.
     pub(crate) trailers: String,
 }
 

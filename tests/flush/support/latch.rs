@@ -2,13 +2,13 @@ use std::sync::Arc;
 
 use tokio::sync::{Semaphore, watch};
 
-/// Holds tasks and threads at its doors until it is opened or dropped.
+/// Blocks tasks and threads at its doors until it is opened or dropped.
 pub(crate) struct Latch {
     opened: watch::Sender<bool>,
     came: Arc<Semaphore>,
 }
 
-/// A place where a task or thread waits for a [`Latch`].
+/// A handle on which a task or thread waits for a [`Latch`].
 #[derive(Clone)]
 pub(crate) struct Door {
     opened: watch::Receiver<bool>,
@@ -41,7 +41,7 @@ impl Door {
         let _ = self.opened.wait_for(|opened| *opened).await;
     }
 
-    /// Waits in blocking code.
+    /// Blocks the thread until the latch is opened.
     pub(crate) fn block(self) {
         pollster::block_on(self.pass());
     }

@@ -64,12 +64,12 @@ impl Setup {
         Self { tracked: false, ..self }
     }
 
-    /// The number of nested layers: at least one on axum, at most two elsewhere.
+    /// Sets the number of nested layers: at least one on axum, at most two elsewhere.
     pub(crate) fn layers(self, layers: usize) -> Self {
         Self { layers, ..self }
     }
 
-    /// Small buffers, so that a client that does not read soon stalls the server.
+    /// Uses small buffers, so that a client that does not read soon stalls the server.
     pub(crate) fn small_buffers(self) -> Self {
         Self { small_buffers: true, ..self }
     }
@@ -82,7 +82,7 @@ impl Setup {
         Self { background: background.clone(), ..self }
     }
 
-    /// Called by each handler with its handle and path, before it responds.
+    /// Sets a closure that each handler calls with its handle and path, before it responds.
     pub(crate) fn registers(self, registers: impl Fn(&AfterResponse, &str) + Send + Sync + 'static) -> Self {
         Self { registers: Arc::new(registers), ..self }
     }
@@ -206,7 +206,7 @@ impl Setup {
         if !self.tracked {
             return self.serve(TokioIo::new(io), service, shutdown).await;
         }
-        // Tracks a transport with hyper's traits on one stack, and one with tokio's on the other.
+        // One stack tracks a transport with hyper's traits, the other one with tokio's.
         if matches!(self.stack, Stack::HyperHttp1 | Stack::TlsHttp2) {
             let (io, service) = tracker.track(TokioIo::new(io), service);
             self.serve(io, service, shutdown).await;

@@ -110,12 +110,12 @@ impl Site {
         self.server.abort();
     }
 
-    /// The number of handlers that have registered a hook.
+    /// Returns the number of handlers that have registered a hook.
     pub(crate) fn registered(&self) -> usize {
         self.registered.load(SeqCst)
     }
 
-    /// Returns the counters of the tracker, and checks that there was no doubt.
+    /// Returns the counters of the tracker, and checks that no outcome was uncertain.
     #[track_caller]
     pub(crate) fn sure_stats(&self) -> TrackerStats {
         let stats = self.tracker.stats();

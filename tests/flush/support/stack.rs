@@ -5,9 +5,9 @@ pub(crate) enum Stack {
     AutoHttp1,
     /// hyper-util's `auto`, HTTP/2 by prior knowledge.
     AutoHttp2,
-    /// `axum::serve`, HTTP/1.
+    /// `tower_offload::axum::serve`, or axum's own if untracked, HTTP/1.
     AxumHttp1,
-    /// `axum::serve`, HTTP/2 by prior knowledge.
+    /// Like `AxumHttp1`, HTTP/2 by prior knowledge.
     AxumHttp2,
     /// hyper's `http1`.
     HyperHttp1,

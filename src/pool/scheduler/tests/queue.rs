@@ -36,7 +36,7 @@ fn elapsed() -> impl Strategy<Value = Duration> {
     prop_oneof![8 => 0_u64..4, 3 => 4_u64..30, 1 => 30_u64..300].prop_map(Duration::from_millis)
 }
 
-/// One lane beside a plain list that applies the documented policy.
+/// Compares one lane with a plain list that applies the documented policy.
 struct Model {
     lane: Lane<Call>,
     list: Vec<Call>,

@@ -36,7 +36,7 @@ fn next<T: QueueItem, P>(
     state.next(left, true, None, &mut Vec::new(), parker)
 }
 
-/// Scheduler state beside the workers that it asks for. Proptest moves one worker at a time.
+/// Scheduler state, and the workers that it asks for. Proptest moves one worker at a time.
 struct Model {
     state: SchedulerState<u32, u32>,
     pushed: BTreeSet<u32>,
