@@ -44,7 +44,7 @@ impl Client {
         Ok(Self::Http1 { transport, requests: REQUEST.repeat(concurrency), responses })
     }
 
-    /// Sends as many requests as the protocol has in flight, and waits for all responses.
+    /// Sends the number of requests that the protocol has in flight, and waits for all responses.
     pub(crate) async fn exchange(&mut self, protocol: Protocol) -> Result<(), BoxError> {
         match self {
             Self::Http1 { transport, requests, responses } => {

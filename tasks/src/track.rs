@@ -29,7 +29,7 @@ pub struct TrackBuilder<'a> {
 }
 
 impl TrackBuilder<'_> {
-    /// Sets the owner, who may see the task. Default: everyone may see it who knows the id.
+    /// Sets the owner, who may see the task. Default: everyone who knows the id may see it.
     pub fn owner(self, owner: impl Into<String>) -> Self {
         Self { owner: Some(owner.into()), ..self }
     }

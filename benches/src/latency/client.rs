@@ -40,8 +40,8 @@ pub(super) enum Reply {
     Other(StatusCode),
 }
 
-/// Sends each request on an idle connection, or on a new one if none is idle, like many browsers
-/// would.
+/// Sends each request on an idle connection, or on a new one if none is idle, like a large number
+/// of browsers.
 ///
 /// If all connections are in use, a request waits here. Its latency counts from its intended start
 /// all the same.

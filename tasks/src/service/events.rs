@@ -147,7 +147,7 @@ type NextChange = Pin<Box<dyn Future<Output = Option<Box<dyn Changes>>> + Send>>
 /// Clients reconnect after a second.
 const RETRY: &str = "retry: 1000\n\n";
 const KEEP_ALIVE_COMMENT: &str = ": keep-alive\n\n";
-/// Clients ignore comments. It explains the end to a person who looks at the stream.
+/// Clients ignore comments. This one explains the end to a person who reads the stream.
 const SHUTDOWN_COMMENT: &str = ": shutting down, reconnect to resume\n\n";
 
 impl EventStream {

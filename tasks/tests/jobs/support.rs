@@ -99,7 +99,7 @@ impl Job for Act {
     const MAX_ATTEMPTS: u16 = 3;
 }
 
-/// The same for a worker with a future.
+/// Like [`Act`], for a worker with a future.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct ActAsync(pub(crate) Act);
 

@@ -12,9 +12,9 @@ use crate::store::{StoreError, Written};
 #[derive(Debug, Clone, Copy)]
 enum Step {
     Accept,
-    /// The store answers the batch that is out.
+    /// The store replies to the batch in flight.
     Reply(Reply),
-    /// The writer is dropped, possibly with a batch out.
+    /// The writer is dropped, possibly with a batch in flight.
     StopWriter,
     /// An accepted task changes.
     Advance(usize),
