@@ -72,11 +72,12 @@ struct Sample {
     allocs_per_op: f64,
 }
 
-/// The parts of one run.
+/// The lengths of the parts of one run.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 struct Phases {
     warm_up: Duration,
-    /// Counts allocations. It is not timed, because counting takes time.
+    /// The length of the part that counts allocations. It is not timed, because counting takes
+    /// time.
     count: Duration,
     measure: Duration,
 }

@@ -92,7 +92,7 @@ impl Stepped {
     }
 }
 
-/// Polls a call that is ready at once.
+/// Polls a call once and returns its output. Returns an error if it is not ready.
 pub(crate) fn now<F: Future>(call: F) -> Result<F::Output, BoxError> {
     match pin!(call).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(output) => Ok(output),

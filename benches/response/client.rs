@@ -13,7 +13,7 @@ use crate::{Protocol, server::BODY};
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: server\r\n\r\n";
 
 pub(crate) enum Client {
-    /// Writes the same bytes again and again, and reads the same number of bytes in return.
+    /// Writes the same bytes repeatedly, and reads the same number of bytes in return.
     Http1 {
         transport: DuplexStream,
         requests: Vec<u8>,

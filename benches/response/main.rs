@@ -84,11 +84,12 @@ struct Sample {
     allocations: f64,
 }
 
-/// The parts of one round of a protocol.
+/// The lengths of the parts of one round of a protocol.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 struct Phases {
     warm_up: Duration,
-    /// Counts allocations. It is not timed, because counting takes time.
+    /// The length of the part that counts allocations. It is not timed, because counting takes
+    /// time.
     count: Duration,
     /// The length of one slice of a variant. Slices are short, so that disturbances affect all
     /// variants alike.

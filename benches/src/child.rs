@@ -1,5 +1,5 @@
-//! Runs in processes of their own, so that no thread and no allocation of one run is left in the
-//! next.
+//! Child processes. Each run has its own, so that no thread and no allocation of one run affects
+//! the next.
 
 use std::{
     io::Read,

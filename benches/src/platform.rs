@@ -89,7 +89,7 @@ pub fn system() -> String {
 pub struct CpuUsage {
     all: u64,
     busy: u64,
-    /// Includes children that have ended.
+    /// Time of this process and of its children that have ended.
     ours: u64,
 }
 

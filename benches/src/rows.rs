@@ -36,7 +36,7 @@ impl<S, T> Row<S, T> {
         Self { variant: variant.into(), scene, rounds: Vec::new() }
     }
 
-    /// Returns the spread of `figure` over the rounds that have it.
+    /// Returns the spread of `figure` over the rounds for which it is not `None`.
     pub fn spread<F: Into<Option<f64>>>(&self, figure: impl Fn(&T) -> F) -> Option<Spread> {
         Spread::of(self.rounds.iter().filter_map(|round| figure(&round.sample).into()))
     }

@@ -54,7 +54,8 @@ impl Subscription {
         }
         match &mut self.source {
             Source::Active(receiver) => {
-                // The sender is dropped only after it has sent a final record, or with its store.
+                // The sender is dropped after it has sent a final record, or together with the
+                // writer.
                 if receiver.changed().await.is_err() {
                     return Ok(None);
                 }

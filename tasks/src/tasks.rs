@@ -20,15 +20,15 @@ pub struct Tasks {
 
 struct Shared {
     writer: Arc<Writer>,
-    /// The store of the writer, with its type.
+    /// The store of the writer, for a downcast to its concrete type.
     store: Arc<dyn Any + Send + Sync>,
     base_path: String,
     streams: Streams,
 }
 
 impl Drop for Shared {
-    /// The last handle was dropped: the writer task ends once the open tasks are finished and
-    /// written.
+    /// Closes the writer when the last handle is dropped. The writer task ends once the open tasks
+    /// are finished and written.
     fn drop(&mut self) {
         self.writer.close();
     }
@@ -147,7 +147,7 @@ impl Tasks {
     ///
     /// A task that has not started is cancelled at once. A running future is dropped at its next
     /// `.await`. A running closure can poll
-    /// [`Progress::is_cancelled`](crate::Progress::is_cancelled); if it succeeds all the same, the
+    /// [`Progress::is_cancelled`](crate::Progress::is_cancelled); if it succeeds nevertheless, the
     /// task has succeeded. A task of another process is cancelled within half a second.
     ///
     /// # Errors

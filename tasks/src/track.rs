@@ -168,7 +168,8 @@ impl Drop for AbandonGuard {
     }
 }
 
-/// Name and owner together fit into an index entry of both databases.
+/// Maximum length of a name. A name and an owner together fit into an index entry of both
+/// databases.
 const MAX_NAME_BYTES: usize = 200;
 const MAX_OWNER_BYTES: usize = 500;
 

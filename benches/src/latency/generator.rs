@@ -37,7 +37,7 @@ pub(super) struct Step {
     pub(super) per_second: f64,
 }
 
-/// A request that is sent again and again.
+/// A request that is sent repeatedly.
 #[derive(Debug, Clone)]
 pub(super) struct Stream {
     request: Request,
@@ -86,7 +86,7 @@ fn uniform(state: &mut u64) -> f64 {
     ((*state >> 11) as f64 + 1.0) / (1_u64 << 53) as f64
 }
 
-/// One request.
+/// The outcome of one request.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Outcome {
     /// The intended start, from the start of the run.
@@ -103,7 +103,7 @@ pub(super) enum End {
     /// The run ended before the response.
     Open,
     Success,
-    /// The server rejected the request because it was in a queue for too long.
+    /// The server rejected the request because it waited in a queue for too long.
     Expired,
     /// Any other response.
     Refused,

@@ -91,7 +91,7 @@ pub struct Setting {
     pub conditions: Conditions,
 }
 
-/// The parts of one run, in milliseconds.
+/// The lengths of the parts of one run, in milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Phases {
     /// Requests due in this time are sent and not counted.

@@ -17,7 +17,7 @@ use crate::{BoxError, Spread, number};
 const WIDTH: u32 = 1120;
 const TITLE_HEIGHT: u32 = 56;
 const PANEL_HEIGHT: u32 = 470;
-/// The space right of each plot. It holds the names of the curves.
+/// The space to the right of each plot. It holds the names of the curves.
 const LABEL_WIDTH: i32 = 450;
 const LABEL_HEIGHT: i32 = 25;
 const FONT: (&str, u32) = ("sans-serif", 21);
@@ -48,7 +48,7 @@ struct Panel {
 
 struct Curve {
     variant: String,
-    /// The text beside the name.
+    /// Text after the name of the variant in its label.
     note: String,
     points: Vec<(i32, f64)>,
     /// Points that are marked with a dot.

@@ -111,8 +111,9 @@ fn built(builder: tower_offload::pool::ThreadPoolBuilder) -> ThreadPool {
 /// The work of a job on its thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Work {
-    /// A fixed number of iterations, not of milliseconds: a preempted job has to do the rest later,
-    /// two jobs on one core take twice as long, and all servers of a session do the same work.
+    /// Computes for a fixed number of iterations instead of a fixed time: a preempted job has to do
+    /// the rest later, two jobs on one core take twice as long, and all servers of a session do the
+    /// same work.
     Compute { iterations: u64 },
     /// Sleeps, like a call that waits for a disk or a database.
     Sleep { milliseconds: u64 },
@@ -210,7 +211,7 @@ impl ServerProcess {
         Ok(server)
     }
 
-    /// Returns an error if the server has ended, because one that has ended would only look slow.
+    /// Returns an error if the server has exited. Otherwise its rows would show a slow server.
     pub(super) fn check_alive(&mut self) -> Result<(), BoxError> {
         match self.child.try_wait()? {
             None => Ok(()),

@@ -114,7 +114,7 @@ pub(crate) async fn commit_each(url: &str, connections: u32, order: &Order) -> R
     load::measure(&call, order).await
 }
 
-/// Returns an id with the layout of the crate's own: the time, then random bytes.
+/// Returns an id with the same layout as the ids of the crate: the time, then random bytes.
 fn random_id() -> Result<TaskId, BoxError> {
     let mut bytes = [0; TaskId::BYTES];
     let (time, random) = bytes.split_at_mut(6);

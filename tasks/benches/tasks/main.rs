@@ -74,7 +74,7 @@ struct Sample {
     evict_us: Option<f64>,
 }
 
-/// The parts of one run.
+/// The lengths of the parts of one run.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 struct Phases {
     warm_up: Duration,

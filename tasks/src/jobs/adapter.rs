@@ -42,7 +42,8 @@ pub(super) struct Adapter<J> {
     pub(super) environment: Arc<Environment>,
 }
 
-/// Delay of a job that could not run now. It does not count as an attempt.
+/// Delay before another try to run a job that could not start. The failed start does not count as
+/// an attempt.
 const SNOOZE_DELAY: Duration = Duration::from_secs(1);
 
 impl<J: Job> riverqueue::Worker<Arguments<J>> for Adapter<J> {

@@ -107,7 +107,7 @@ fn is_name(name: &str, separators: &str, max_len: usize) -> bool {
 pub(super) struct LeasedClient {
     pub(super) river: Client,
     id: String,
-    /// `None` if the client has no workers, and once it has ended.
+    /// Handle of the running client. `None` if the client has no workers, and once it has ended.
     run: Mutex<Option<RunHandle>>,
     /// `None` if the client has no workers.
     stopper: Option<Stopper>,

@@ -102,7 +102,10 @@ pub(super) fn no_result() -> StoreError {
 #[derive(Debug)]
 struct LeaseHealth {
     lease: Duration,
+    /// Time of the first renewal without a later gap or failure. `None` if and only if
+    /// `last_renewal` is `None`.
     healthy_since: Option<Instant>,
+    /// `None` after a failed renewal.
     last_renewal: Option<Instant>,
 }
 

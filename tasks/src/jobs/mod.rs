@@ -163,7 +163,8 @@ pub struct Jobs {
     owner: Arc<Owner>,
 }
 
-/// Stops the queue when the last handle is dropped. The background tasks hold only the queue.
+/// Stops the queue when the last handle is dropped. The background tasks hold the queue itself,
+/// which does not keep the handles alive.
 struct Owner(Arc<Queue>);
 
 impl Drop for Owner {

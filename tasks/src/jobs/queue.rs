@@ -30,8 +30,8 @@ pub(super) struct Queue {
     is_ending: watch::Sender<bool>,
 }
 
-/// Unique jobs have their own channel, because their insertion may wait for the transaction of
-/// another process.
+/// Channels to the tasks that insert jobs. Unique jobs have their own channel, because their
+/// insertion may wait for the transaction of another process.
 pub(super) struct InsertSenders {
     pub(super) plain: mpsc::Sender<InsertRequest>,
     pub(super) unique: mpsc::Sender<InsertRequest>,
@@ -41,6 +41,7 @@ pub(super) struct InsertSenders {
 struct State {
     /// `None` before the first client has started.
     client: Option<Arc<LeasedClient>>,
+    /// `true` once the queue was shut down. A client that starts later is stopped at once.
     is_closed: bool,
     /// Number of polls for cancel requests since `forwarded` was cleared.
     polls: u32,
@@ -50,7 +51,7 @@ struct State {
     unknown_claims: HashSet<Claim>,
 }
 
-/// Number of polls, in 10 s, after which cancel requests are forwarded again, because River's
+/// Number of polls, equal to 10 s, after which cancel requests are forwarded again, because River's
 /// notification of the worker may have been lost.
 const POLLS_UNTIL_REPEAT: u32 = 20;
 

@@ -27,8 +27,9 @@ struct Inner {
 
 #[derive(Default)]
 struct State {
+    /// Jobs whose work has not ended, by River's id.
     running: HashMap<i64, TaskId>,
-    /// Jobs that have ended here, and that River may still have to complete in its table.
+    /// Jobs whose work has ended, and that River may still have to complete in its table.
     completing: HashSet<i64>,
 }
 

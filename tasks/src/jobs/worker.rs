@@ -179,7 +179,8 @@ fn result(ended: Result<Ending, CallError>, timeout: Duration, is_late: bool, is
     }
 }
 
-/// The triggers give a job the state `timed_out` if its last attempt failed with this class.
+/// Class of the failure of an attempt that timed out. The triggers give a job the state `timed_out`
+/// if its last attempt failed with this class.
 const TIMEOUT_CLASS: &str = "timeout";
 
 fn timeout_failure(timeout: Duration) -> Failure {

@@ -22,13 +22,14 @@ pub(super) type Reply = oneshot::Sender<Result<(), StoreError>>;
 /// it, so it refers to the writer only weakly.
 pub(crate) struct ActiveTask {
     id: TaskId,
+    /// The newest version. A slow subscriber skips the versions before it.
     record: watch::Sender<Record>,
     /// How the work ended, set by the work. [`complete`](Self::complete) derives the final state
     /// from it.
     outcome: Mutex<Option<Ending>>,
     /// The caller that waits until the record is accepted.
     accept_reply: Mutex<Option<Reply>>,
-    /// The task starts after the response of the request that submitted it.
+    /// `true` if the task starts after the response of the request that submitted it.
     awaits_response: bool,
     handle: TaskHandle,
     clock: Clock,

@@ -51,7 +51,9 @@ pub(crate) struct Writer {
 
 struct State {
     queue: WriteQueue<TaskId, Arc<ActiveTask>>,
+    /// `None` before the first epoch begins, and after the lease has expired.
     lease: Option<Lease>,
+    /// Only moves forward.
     phase: Phase,
     /// `true` while a writer task exists.
     has_writer_task: bool,

@@ -17,7 +17,7 @@ use tower_offload_tasks::{
 
 use super::databases::{OnFile, OnServer};
 
-/// Longer than any passing test takes.
+/// A timeout that no passing test reaches.
 pub(crate) const LONG: Duration = Duration::from_secs(60);
 pub(crate) const SHORT: Duration = Duration::from_millis(20);
 

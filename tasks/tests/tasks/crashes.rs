@@ -31,7 +31,8 @@ use super::{
     store_suite::{Backend, now},
 };
 
-/// Long enough to be renewed on a busy machine, and short enough to wait for its expiry.
+/// Duration of leases: long enough to be renewed on a busy machine, and short enough that a test
+/// can wait for the expiry.
 const LEASE: Duration = Duration::from_secs(3);
 
 /// A process that serves the tasks of one store. Killed when dropped.

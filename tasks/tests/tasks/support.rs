@@ -14,7 +14,7 @@ use tower_offload_tasks::{
     store::{Epoch, Filter, Found, Lease, Listing, Op, Page, Process, StoreFuture, Swept, Written},
 };
 
-/// Longer than any passing test takes.
+/// A timeout that no passing test reaches.
 pub(crate) const LONG: Duration = Duration::from_secs(60);
 pub(crate) const SHORT: Duration = Duration::from_millis(5);
 

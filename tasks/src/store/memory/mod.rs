@@ -107,6 +107,7 @@ struct MemoryState {
     records: BTreeMap<TaskId, (Epoch, Record)>,
     /// Exactly the final records, by the time at which they ended.
     finished: BTreeSet<(Timestamp, TaskId)>,
+    /// Time at which each tombstone expires, and the owner of the evicted record.
     tombstones: BTreeMap<TaskId, (Timestamp, Option<String>)>,
     /// Exactly the tombstones, by the time at which they expire.
     tombstone_expiry: BTreeSet<(Timestamp, TaskId)>,

@@ -132,7 +132,7 @@ impl SqlStore {
     /// # Errors
     ///
     /// Returns an error if SQLite cannot write its last changes to the file. The store is closed
-    /// all the same.
+    /// nevertheless.
     pub async fn close(&self) -> Result<(), StoreError> {
         match &self.engine {
             #[cfg(feature = "postgres")]

@@ -43,8 +43,10 @@ pub(super) struct WriteQueue<K, T> {
 struct Entry<T> {
     task: T,
     stage: Stage,
+    /// Time of the next write, and its number in `schedule`. `None` if no write is scheduled.
     due: Option<(Instant, u64)>,
-    /// A batch with this entry failed, and the entry may be the cause. It is written alone.
+    /// `true` if a batch with this entry failed, and the entry may be the cause. It is written
+    /// alone.
     is_suspect: bool,
     /// Consecutive failures of batches that contained only this entry.
     failures: u32,
@@ -59,16 +61,20 @@ enum Stage {
     Stored,
 }
 
+/// A write of the batch in flight.
 struct InFlight<K> {
     id: K,
     is_accept: bool,
+    /// `true` if the written version is final. The entry is removed once it is confirmed.
     is_final: bool,
 }
 
-/// The store is unavailable, full or locked. Nothing is written or accepted before `until`.
+/// Period in which the store is unavailable, full or locked.
 struct Outage {
     error: StoreError,
+    /// Nothing is written or accepted before this time.
     until: Instant,
+    /// Consecutive failures, which determine the backoff.
     failures: u32,
 }
 
@@ -219,7 +225,7 @@ impl<K: Copy + Ord + Hash, T: Clone> WriteQueue<K, T> {
         }
     }
 
-    /// Processes a failure of the batch in flight. The store may have committed it all the same.
+    /// Processes a failure of the batch in flight. The store may have committed it nevertheless.
     ///
     /// If the store is unavailable, full or locked, every waiting caller gets that error. Otherwise
     /// a record of the batch may be the cause, and each is retried alone.

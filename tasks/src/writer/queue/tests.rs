@@ -92,7 +92,7 @@ impl Task {
     }
 }
 
-/// Follows the rules that [`TaskStore`](crate::TaskStore) has for `write`.
+/// A store that follows the rules of [`TaskStore::write`](crate::TaskStore::write).
 #[derive(Default)]
 struct Store(HashMap<usize, Record>);
 
