@@ -1,4 +1,4 @@
-//! The callers, and the job that they have run.
+//! The callers, and the job that they run on other threads.
 
 use std::{
     cell::Cell,
@@ -33,7 +33,7 @@ thread_local! {
     static IS_PINNED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// The job of every variant: next to nothing.
+/// The job of every variant, which does almost nothing.
 pub(crate) fn job(number: u64) -> u64 {
     let core = CORE.load(Relaxed);
     if core != ANYWHERE && !IS_PINNED.get() {
@@ -49,7 +49,7 @@ pub(crate) fn job(number: u64) -> u64 {
 /// runs.
 ///
 /// Threads must not inherit their core. Some variants start threads at any time, from a thread on
-/// the wrong core; and a pool that is built on one core takes the machine to have only one.
+/// the wrong core; and a pool that is built on a pinned thread detects only one core.
 fn pin_across_cores() -> Result<(), BoxError> {
     let [here, there, ..] = platform::cores()[..] else { return Err("threads cannot be pinned".into()) };
     pin_this_thread(here);
@@ -89,13 +89,13 @@ pub(crate) struct Stage {
     pub(crate) phases: Phases,
 }
 
-/// The observations of the callers.
+/// The measurements of the callers.
 struct Tally {
     calls: u64,
     elapsed: Duration,
-    /// In nanoseconds.
+    /// Latencies in nanoseconds.
     latency: Histogram<u64>,
-    /// 0 unless allocations were counted.
+    /// Number of allocations. 0 unless they were counted.
     allocations: u64,
 }
 
@@ -105,8 +105,8 @@ struct Shared {
     begin: Semaphore,
     end: AtomicBool,
     latency: Mutex<Histogram<u64>>,
-    /// One call in `timed` is timed. Only then a caller reads the clock, because reading it twice
-    /// per call would be a large part of the fastest calls.
+    /// One call in `timed` is timed. The caller reads the clock only for that call, because reading
+    /// it twice per call would be a large part of the fastest calls.
     timed: u64,
     length: Duration,
 }
@@ -144,8 +144,8 @@ impl Stage {
             },
             length,
         });
-        // Each caller begins with another number, so that at any time only one in many reads the
-        // clock.
+        // Each caller begins with a different number, so that at any time only one in many reads
+        // the clock.
         let callers = (0..self.scene.concurrency as u64)
             .map(|first| tokio::spawn(call_repeatedly(hop.clone(), first, shared.clone())));
         let callers: Vec<_> = callers.collect();
@@ -167,7 +167,7 @@ impl Stage {
 }
 
 async fn call_repeatedly(mut hop: impl Hop, first: u64, shared: Arc<Shared>) -> Result<u64, BoxError> {
-    // Returns an error when the semaphore is closed.
+    // An error means that the semaphore was closed, which is the signal to begin.
     let _ = shared.begin.acquire().await;
     let end = Instant::now() + shared.length;
     let mut number = first;

@@ -1,5 +1,5 @@
-//! Measures a trivial closure's way to another thread and back: this crate's pools and layer beside
-//! every other way to get a closure off the event loop.
+//! Measures the round trip of a trivial closure to another thread and back. Compares this crate's
+//! pools and layer with the other ways to run a closure outside of the event loop.
 // Benchmarks measure real time, so the ban on the standard library's clock does not apply.
 #![allow(clippy::disallowed_types)]
 
@@ -18,14 +18,14 @@ use tower_offload_benches::{
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator;
 
-/// The threads of every pool that has a size, and the workers of `multi_thread` runtimes.
+/// Number of threads of every pool that has a size, and of workers of `multi_thread` runtimes.
 const THREADS: usize = 2;
 
 /// Room for all calls at once, so that this crate's pools reject none; the other variants have no
 /// limit.
 const QUEUE_CAPACITY: usize = 8192;
 
-/// A run that takes longer has lost a call.
+/// Timeout of a run. A run that takes longer has lost a call.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,16 +72,17 @@ struct Sample {
     allocs_per_op: f64,
 }
 
-/// The parts of one run.
+/// The lengths of the parts of one run.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 struct Phases {
     warm_up: Duration,
-    /// Counts allocations. It is not timed, because counting takes time.
+    /// The length of the part that counts allocations. It is not timed, because counting takes
+    /// time.
     count: Duration,
     measure: Duration,
 }
 
-/// The order to a child process.
+/// The run that a child process performs.
 #[derive(Debug, Serialize, Deserialize)]
 struct Order {
     variant: String,
@@ -116,7 +117,7 @@ fn run(order: Order) -> Result<Sample, BoxError> {
     let Order { variant, scene, phases } = order;
     let variant = variants::VARIANTS.iter().find(|it| it.name == variant).ok_or("there is no such variant")?;
     if scene.pin == Pin::One {
-        // Before any other thread starts, because threads inherit the core.
+        // Pins before any other thread starts, because threads inherit the core.
         platform::pin(*platform::cores().first().ok_or("threads cannot be pinned")?)?;
     }
     let mut builder = match scene.runtime {
@@ -145,9 +146,9 @@ impl Scene {
 
     /// Returns all scenes.
     ///
-    /// The scheduler puts the threads of a call on one core or on two, and the latencies differ by
-    /// a multiple. So sequential scenes on `current_thread` are pinned. The threads of
-    /// `multi_thread` cannot all be on one side.
+    /// The scheduler places the threads of a call on one core or on two, and the latency is several
+    /// times higher on two. So sequential scenes on `current_thread` are pinned. Those on
+    /// `multi_thread` are not, because the runtime alone has more than one thread.
     fn all() -> Vec<Self> {
         let mut scenes = vec![
             Self::sequential(Flavor::CurrentThread, Pin::Cross),

@@ -60,7 +60,7 @@ fn median(spread: Option<Spread>) -> String {
 
 type HopGoal = Goal<Scene, Sample>;
 
-/// A goal for the p50 of `variant` as a multiple of that of `base`.
+/// Returns a goal for the p50 of `variant` as a multiple of that of `base`.
 const fn latency(
     name: &'static str,
     scene: fn(&Scene) -> bool,
@@ -72,7 +72,7 @@ const fn latency(
     Goal { name, scene, variant, compared: Compared::Ratio(base), figure, limits: Limits::AtMost { must, aim } }
 }
 
-/// A goal for the rate of `threads` as a multiple of that of `base`.
+/// Returns a goal for the rate of `threads` as a multiple of that of `base`.
 const fn rate(name: &'static str, scene: fn(&Scene) -> bool, base: &'static str, (must, aim): (f64, f64)) -> HopGoal {
     let (variant, figure) = ("threads", |sample: &Sample| Some(sample.ops_per_s));
     Goal { name, scene, variant, compared: Compared::Ratio(base), figure, limits: Limits::AtLeast { must, aim } }
@@ -101,7 +101,7 @@ const GOALS: &[HopGoal] = &[
         scene: CURRENT,
         variant: "offload",
         compared: Compared::Difference("inline"),
-        // Rounded, because a queue that grows allocates a few times in thousands of calls.
+        // Rounded, because a growing queue allocates a few times in thousands of calls.
         figure: |sample| Some((sample.allocs_per_op * 50.0).round() / 50.0),
         limits: Limits::AtMost { must: 2.0, aim: 1.0 },
     },

@@ -30,7 +30,7 @@ pub(crate) struct Variant {
 }
 
 pub(crate) const VARIANTS: &[Variant] = &[
-    // Takes the job nowhere: the cost of the loop around a call.
+    // Runs the job in place, to measure the cost of the loop around a call.
     variant("inline", |stage| stage.measure(|number| ready(Ok::<_, Infallible>(job(number))))),
     variant("spawn_blocking", spawn_blocking),
     Variant { name: "spawn_blocking/capped", is_capped: true, measure: spawn_blocking },
@@ -54,8 +54,8 @@ pub(crate) const VARIANTS: &[Variant] = &[
         let runtime = Arc::new(runtime);
         stage.measure(move |number| runtime.spawn(async move { job(number) }))
     }),
-    // `BlockingExecutor` is what the documentation of the crate names for computation and blocking
-    // calls: a thread of `spawn_blocking` drives the future of the service.
+    // The documentation of the crate recommends `BlockingExecutor` for computation and blocking
+    // calls. It drives the future of the service on a thread of `spawn_blocking`.
     variant("tower-resilience", |stage| {
         layered(stage, ExecutorLayer::new(BlockingExecutor::current()).layer(service()))
     }),

@@ -7,9 +7,9 @@ use tower_offload_benches::{BoxError, Table};
 
 use crate::{counters, scenes::EXACT};
 
-/// How much more than the baseline a call may cost, in percent. The counts of one toolchain repeat
-/// to a few instructions; the rest is room for side effects of a change on the choices of the
-/// compiler elsewhere.
+/// Maximum increase over the baseline, in percent. With one toolchain the counts vary by a few
+/// instructions only. The rest is a margin for unrelated changes that affect how the compiler
+/// optimizes a call.
 const TOLERANCE: f64 = 3.0;
 
 const RENEW: &str = "cargo bench --bench instructions -- --write";
@@ -21,8 +21,8 @@ pub(crate) struct Baseline {
     scenes: BTreeMap<String, u64>,
 }
 
-/// Everything besides this workspace that the counts depend on. Another compiler generates other
-/// code, and another C library has another allocator.
+/// The tools outside of this workspace that the counts depend on. Another compiler generates
+/// different code, and another C library has a different allocator.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Toolchain {
     rustc: String,
@@ -64,7 +64,7 @@ impl Baseline {
     }
 
     /// Prints the comparison with `before`. Returns an error if a call costs too much or if the
-    /// scenes differ. The counts of another toolchain are printed and not judged.
+    /// scenes differ. The counts of another toolchain are printed, but do not cause an error.
     pub(crate) fn check(&self, before: &Self) -> Result<(), BoxError> {
         let mut failures = 0;
         let mut rows = Vec::new();

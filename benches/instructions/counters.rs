@@ -9,14 +9,14 @@ use tower_offload_benches::BoxError;
 
 use crate::scenes::Scene;
 
-/// Without valgrind the program is fast, and more calls are needed to drown the noise of other
-/// processes.
+/// Factor for the number of calls without valgrind. The program is faster then, and needs more
+/// calls to average out the noise of other processes.
 const HARDWARE_FACTOR: u64 = 50;
 
 /// Returns the instructions of one call in user space, on all threads, as valgrind counts them.
 ///
-/// Runs N and 2N calls. The difference is that of N calls, without the start and the end of the
-/// process.
+/// Runs N and 2N calls. The difference between the two counts is the cost of N calls, without the
+/// start and the end of the process.
 pub(crate) fn valgrind(scene: &Scene) -> Result<u64, BoxError> {
     let run = |calls| {
         let output = Command::new("valgrind")

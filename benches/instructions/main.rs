@@ -16,10 +16,10 @@ use tower_offload_benches::{BoxError, Internal, finish};
 
 use self::{baseline::Baseline, scenes::Scene};
 
-/// Relative to the package, which is where cargo runs benchmarks.
+/// Path of the baseline, relative to the package, in which cargo runs benchmarks.
 const BASELINE: &str = "instructions/baseline.json";
 
-/// Counts the instructions of a call: exactly for calls that run on one thread, and roughly beside
+/// Counts the instructions of a call: exactly for calls that run on one thread, and roughly for
 /// other ways to run a closure on another thread.
 #[derive(Parser)]
 #[command(bin_name = "cargo bench --bench instructions --")]
@@ -55,7 +55,7 @@ fn count(arguments: &Arguments) -> Result<(), BoxError> {
         return Ok(());
     }
     if cfg!(debug_assertions) {
-        // `cargo test --all-targets` ends up here.
+        // `cargo test --all-targets` runs benchmarks without optimisation.
         eprintln!("instructions: built without optimisation, so nothing is counted; use `cargo bench`");
         return Ok(());
     }
@@ -63,7 +63,7 @@ fn count(arguments: &Arguments) -> Result<(), BoxError> {
         eprintln!("instructions: SKIPPED, nothing was counted: `valgrind` is not installed");
         return Ok(());
     }
-    // An unreadable file is reported before a minute of counting.
+    // Reads the file first, so that an unreadable one is reported before a minute of counting.
     let before = arguments.check.as_ref().map(|path| Baseline::read(path)).transpose()?;
     let now = Baseline::count()?;
     if let Some(before) = before {

@@ -1,7 +1,7 @@
-//! Rough counts beside other ways to run a closure: 256 calls at once on `current_thread`, with
-//! real threads.
+//! Rough counts for the ways to run a closure on another thread: 256 calls at once on
+//! `current_thread`, with real threads.
 //!
-//! Valgrind runs one thread at a time, so how long a thread searches or sleeps is chance. The
+//! Valgrind runs one thread at a time, so the time that a thread searches or sleeps is random. The
 //! counts are medians of a few runs, and are not compared with a baseline.
 
 use std::{hint::black_box, sync::Arc, thread};

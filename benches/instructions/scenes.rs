@@ -23,7 +23,7 @@ use crate::peers;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Scene {
     pub(crate) name: &'static str,
-    /// The number of calls to count; enough to drown everything that happens once.
+    /// The number of calls to count. It is large enough that one-time costs do not matter.
     pub(crate) calls: u64,
     pub(crate) make: fn(u64) -> Result<(), BoxError>,
 }
@@ -51,7 +51,7 @@ impl Scene {
     }
 }
 
-/// The job of every call: next to nothing.
+/// The job of every call, which does almost nothing.
 pub(crate) fn work(number: u64) -> u64 {
     black_box(number.wrapping_mul(31).wrapping_add(1))
 }
@@ -92,7 +92,7 @@ impl Stepped {
     }
 }
 
-/// Polls a call that is ready at once.
+/// Polls a call once and returns its output. Returns an error if it is not ready.
 pub(crate) fn now<F: Future>(call: F) -> Result<F::Output, BoxError> {
     match pin!(call).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(output) => Ok(output),

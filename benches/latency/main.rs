@@ -14,7 +14,7 @@ use tower_offload_benches::{
     platform,
 };
 
-/// Measures the latency of /ping at 500 requests per second beside heavy jobs, for each way to run
+/// Measures the latency of /ping at 500 requests per second during heavy jobs, for each way to run
 /// the jobs.
 #[derive(Parser)]
 #[command(bin_name = "cargo bench --bench latency --")]
@@ -35,7 +35,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    // Before any thread starts; see the function.
+    // Must be called before any thread starts.
     let descriptors = platform::grow_file_table();
     let Arguments { options, poisson, scene, target } = Arguments::parse();
     let arrivals = if poisson { Arrivals::Poisson } else { Arrivals::Constant };

@@ -13,7 +13,7 @@ use crate::{Protocol, server::BODY};
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: server\r\n\r\n";
 
 pub(crate) enum Client {
-    /// Writes the same bytes again and again, and reads the same number of bytes in return.
+    /// Writes the same bytes repeatedly, and reads the same number of bytes in return.
     Http1 {
         transport: DuplexStream,
         requests: Vec<u8>,
@@ -44,7 +44,7 @@ impl Client {
         Ok(Self::Http1 { transport, requests: REQUEST.repeat(concurrency), responses })
     }
 
-    /// Sends as many requests as the protocol has in flight, and waits for all responses.
+    /// Sends the number of requests that the protocol has in flight, and waits for all responses.
     pub(crate) async fn exchange(&mut self, protocol: Protocol) -> Result<(), BoxError> {
         match self {
             Self::Http1 { transport, requests, responses } => {

@@ -1,5 +1,5 @@
-//! Measures what the after-response layer and the tracked connection cost a response, beside the
-//! same server without them.
+//! Measures the cost of the after-response layer and of tracked connections per response, compared
+//! with the same server without them.
 // Benchmarks measure real time, so the ban on the standard library's clock does not apply.
 #![allow(clippy::disallowed_types)]
 
@@ -19,7 +19,7 @@ static ALLOCATOR: CountingAllocator = CountingAllocator;
 /// The variant that the others are compared with.
 const PLAIN: &str = "plain";
 
-/// A round that takes longer has lost a response.
+/// Timeout of a round. A round that takes longer has lost a response.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// One way to serve.
@@ -63,10 +63,10 @@ enum Protocol {
     /// One after the other.
     #[serde(rename = "http1")]
     Http1,
-    /// [`Self::concurrency`] requests in one write, and the next when all are answered.
+    /// [`Self::concurrency`] requests in one write, and the next ones after all responses.
     #[serde(rename = "http1/pipelined")]
     Http1Pipelined,
-    /// [`Self::concurrency`] streams, and the next when all are answered.
+    /// [`Self::concurrency`] streams, and the next ones after all responses.
     #[serde(rename = "http2")]
     Http2,
 }
@@ -84,20 +84,22 @@ struct Sample {
     allocations: f64,
 }
 
-/// The parts of one round of a protocol.
+/// The lengths of the parts of one round of a protocol.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 struct Phases {
     warm_up: Duration,
-    /// Counts allocations. It is not timed, because counting takes time.
+    /// The length of the part that counts allocations. It is not timed, because counting takes
+    /// time.
     count: Duration,
-    /// The length of one turn of a variant. Turns are short, so that disturbances hit all variants
-    /// alike.
-    turn: Duration,
-    /// The number of turns of each variant.
-    turns: usize,
+    /// The length of one slice of a variant. Slices are short, so that disturbances affect all
+    /// variants alike.
+    slice: Duration,
+    /// The number of slices of each variant.
+    slices: usize,
 }
 
-/// The order to a child process, which measures all variants of a protocol in turns.
+/// The run that a child process performs. It measures all variants of a protocol in alternating
+/// slices.
 #[derive(Debug, Serialize, Deserialize)]
 struct Order {
     protocol: Protocol,
@@ -127,9 +129,9 @@ fn main() -> ExitCode {
 }
 
 impl Phases {
-    const fn of(warm_up_ms: u64, count_ms: u64, turns: usize) -> Self {
+    const fn of(warm_up_ms: u64, count_ms: u64, slices: usize) -> Self {
         let ms = Duration::from_millis;
-        Self { warm_up: ms(warm_up_ms), count: ms(count_ms), turn: ms(10), turns }
+        Self { warm_up: ms(warm_up_ms), count: ms(count_ms), slice: ms(10), slices }
     }
 }
 

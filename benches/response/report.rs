@@ -12,9 +12,9 @@ extra: the figure minus that of plain in the same round. cpu: of all threads of 
 ~: other processes used over 10 % of the cores in a round.";
 
 pub(crate) fn text(rows: &[Row<Scene, Sample>], rounds: usize, phases: Phases) -> String {
-    let Phases { turn, turns, .. } = phases;
+    let Phases { slice, slices, .. } = phases;
     let mut text = format!(
-        "a response of 5 bytes, in memory, server and client on one thread; {rounds} round(s) of {turns} turns of {turn:?}\n\n"
+        "a response of 5 bytes, in memory, server and client on one thread; {rounds} round(s) of {slices} slices of {slice:?}\n\n"
     );
     for rows in rows.chunk_by(|a, b| a.scene == b.scene) {
         let extra = |row: &Row<Scene, Sample>, figure: fn(&Sample) -> f64| {
@@ -41,7 +41,8 @@ pub(crate) fn text(rows: &[Row<Scene, Sample>], rounds: usize, phases: Phases) -
     text
 }
 
-/// A goal for the CPU time that a hook on a tracked connection adds to a response, in microseconds.
+/// Returns a goal for the CPU time that a hook on a tracked connection adds to a response, in
+/// microseconds.
 const fn hook(name: &'static str, scene: fn(&Scene) -> bool) -> Goal<Scene, Sample> {
     Goal {
         name,

@@ -1,5 +1,5 @@
-//! One round of a protocol, in a child process: all variants in turns, each with its own
-//! connection.
+//! One round of a protocol, in a child process: all variants in alternating slices, each with its
+//! own connection.
 
 use std::{
     sync::atomic::Ordering::Relaxed,
@@ -21,13 +21,13 @@ use crate::{
 /// The buffer of a connection in each direction; larger than everything that is in flight.
 const BUFFER_BYTES: usize = 64 * 1024;
 
-/// The number of responses between two readings of the clock; a multiple of every concurrency.
+/// The number of responses between two reads of the clock. It is a multiple of every concurrency.
 const BATCH: usize = 64;
 
 /// Measures all variants of the order, and returns their samples in the same order.
 pub(crate) fn run(order: Order) -> Result<Vec<Sample>, BoxError> {
     if let [core, ..] = platform::cores()[..] {
-        // Before any other thread starts, because threads inherit the core.
+        // Pins before any other thread starts, because threads inherit the core.
         platform::pin(core)?;
     }
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
@@ -44,9 +44,9 @@ pub(crate) fn run(order: Order) -> Result<Vec<Sample>, BoxError> {
             side.allocations = CountingAllocator::stop() as f64 / responses as f64;
         }
         let count = sides.len();
-        for turn in 0..order.phases.turns {
+        for slice in 0..order.phases.slices {
             for position in 0..count {
-                sides[(turn + position) % count].take_turn(order.phases.turn).await?;
+                sides[(slice + position) % count].run_slice(order.phases.slice).await?;
             }
         }
         Ok(sides.iter().map(Side::sample).collect())
@@ -64,7 +64,7 @@ struct Side {
     measured: u64,
     wall: Duration,
     cpu: Duration,
-    /// Per response.
+    /// Allocations per response.
     allocations: f64,
 }
 
@@ -78,7 +78,8 @@ impl Side {
             client: Client::new(protocol, client).await?,
             completed,
             has_hook_or_task: variant.registers != Registers::Nothing,
-            // An HTTP/1 client has sent one request, to learn the length of the response.
+            // An HTTP/1 client has already sent one request, to determine the length of the
+            // response.
             responses: u64::from(protocol != Protocol::Http2),
             measured: 0,
             wall: Duration::ZERO,
@@ -89,12 +90,12 @@ impl Side {
         Ok(side)
     }
 
-    async fn take_turn(&mut self, length: Duration) -> Result<(), BoxError> {
+    async fn run_slice(&mut self, length: Duration) -> Result<(), BoxError> {
         let (wall, cpu) = (Instant::now(), platform::cpu_time());
         self.measured += self.exchange(length).await?;
         let wall = wall.elapsed();
         self.wall += wall;
-        // Systems that do not report CPU time get the wall time.
+        // Uses the wall time on systems that do not report CPU time.
         self.cpu += platform::cpu_time().zip(cpu).map_or(wall, |(now, then)| now - then);
         Ok(())
     }

@@ -1,5 +1,5 @@
-//! Runs in processes of their own, so that no thread and no allocation of one run is left in the
-//! next.
+//! Child processes. Each run has its own, so that no thread and no allocation of one run affects
+//! the next.
 
 use std::{
     io::Read,
@@ -23,15 +23,15 @@ pub fn command(order: &impl Serialize) -> Result<Command, BoxError> {
 
 /// Runs `order` in a child process and returns its result. The parent sleeps until then.
 ///
-/// A run that takes longer than `timeout` has lost a call. The child is killed, and that is an
-/// error.
+/// A run that takes longer than `timeout` has lost a call. Then the child is killed and an error is
+/// returned.
 pub fn run<T: DeserializeOwned>(order: &impl Serialize, timeout: Duration) -> Result<T, BoxError> {
     let mut child = command(order)?.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
     let mut stdout = child.stdout.take().ok_or("the child has no standard output")?;
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || {
         let mut output = Vec::new();
-        // The receiver is gone if the timeout has passed.
+        // The receiver was dropped if the timeout has elapsed.
         let _ = sender.send(stdout.read_to_end(&mut output).map(|_| output));
     });
     let Ok(output) = receiver.recv_timeout(timeout) else {

@@ -74,7 +74,7 @@ impl Options {
         arguments.options
     }
 
-    /// Runs a benchmark as the command line says.
+    /// Runs a benchmark according to the command line.
     ///
     /// In a child process this calls `child` with the order. Otherwise it calls `measure` with the
     /// rows that pass the filter, prints the report that `measure` returns, and writes the JSON
@@ -106,7 +106,7 @@ impl Options {
                 return Ok(());
             }
             if cfg!(debug_assertions) {
-                // `cargo test --all-targets` ends up here.
+                // `cargo test --all-targets` runs benchmarks without optimisation.
                 eprintln!("{bench}: built without optimisation, so nothing is measured; use `cargo bench`");
                 return Ok(());
             }
@@ -118,8 +118,8 @@ impl Options {
         })
     }
 
-    /// Keeps the rows of the variants that a filter names, by the whole name or else by a part of
-    /// it.
+    /// Returns the rows whose variant matches a filter. A filter matches the variant of that name
+    /// or, if there is none, every variant whose name contains it.
     fn matching<S, T>(&self, rows: Vec<Row<S, T>>) -> Result<Vec<Row<S, T>>, BoxError> {
         let is_exact = |filter: &str| rows.iter().any(|row| row.variant == filter);
         let matches = |row: &Row<S, T>, filter: &str| {
@@ -148,8 +148,8 @@ pub fn finish(program: &str, main: impl FnOnce() -> Result<(), BoxError>) -> Exi
     }
 }
 
-/// Returns an error if `path` cannot be written, so that this is known before anything is measured.
-/// Leaves the file as it is.
+/// Returns an error if `path` cannot be written, so that the error is reported before anything is
+/// measured. Does not change the file.
 pub fn check_writable(path: &Path) -> Result<(), BoxError> {
     let is_new = !path.exists();
     let opened = OpenOptions::new().append(true).create(true).open(path);

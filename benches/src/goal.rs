@@ -1,7 +1,6 @@
 use crate::{Row, Spread, Table, find};
 
-/// A limit that a figure of one row is meant to keep. Goals stay in the list whether they are met
-/// or not.
+/// A limit for a figure of one row. Goals that are not met stay in the list.
 #[derive(Debug)]
 pub struct Goal<S, T> {
     /// The name in the table.
@@ -18,10 +17,10 @@ pub struct Goal<S, T> {
     pub limits: Limits,
 }
 
-/// The figure that the figure of a goal is compared with, round by round.
+/// The row that a figure is compared with, round by round.
 #[derive(Debug, Clone, Copy)]
 pub enum Compared {
-    /// Nothing: the figure itself is the result.
+    /// No other row: the figure itself is the result.
     Alone,
     /// The figure minus that of this variant.
     Difference(&'static str),

@@ -1,7 +1,7 @@
 //! The services of the operating system that the measurements need.
 //!
-//! Other systems than Linux have no pinning, no priorities and no usage of the cores. Benchmarks
-//! leave out what needs them.
+//! Pinning, priorities and the usage of the cores are supported on Linux only. On other systems,
+//! benchmarks leave out the parts that need them.
 #![allow(unsafe_code, reason = "a global allocator and a system call that no crate here wraps")]
 
 use std::{
@@ -89,7 +89,7 @@ pub fn system() -> String {
 pub struct CpuUsage {
     all: u64,
     busy: u64,
-    /// Includes children that have ended.
+    /// Time of this process and of its children that have ended.
     ours: u64,
 }
 

@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{BoxError, Spread, platform::CpuUsage};
 
-/// If other processes use more of the cores than this, in percent, a row is marked as disturbed.
+/// Maximum share of the cores, in percent, that other processes may use before a row is marked as
+/// disturbed.
 const TOLERATED_OTHERS_PCT: f64 = 10.0;
 
 /// A variant in a scene, with one sample for each round.
@@ -35,13 +36,13 @@ impl<S, T> Row<S, T> {
         Self { variant: variant.into(), scene, rounds: Vec::new() }
     }
 
-    /// Returns the spread of `figure` over the rounds that have it.
+    /// Returns the spread of `figure` over the rounds for which it is not `None`.
     pub fn spread<F: Into<Option<f64>>>(&self, figure: impl Fn(&T) -> F) -> Option<Spread> {
         Spread::of(self.rounds.iter().filter_map(|round| figure(&round.sample).into()))
     }
 
-    /// Combines the figures of two rows round by round, because only within a round were the
-    /// conditions of both the same.
+    /// Combines the figures of two rows round by round, because both had the same conditions only
+    /// within a round.
     pub fn compare<F: Into<Option<f64>>>(
         &self,
         base: &Self,
@@ -90,7 +91,7 @@ pub enum Unit {
     Scene,
 }
 
-/// Measures all rows `rounds` times, round by round, so that disturbances hit all rows alike.
+/// Measures all rows `rounds` times, round by round, so that disturbances affect all rows alike.
 ///
 /// Rows of one scene must be adjacent; they are measured one right after the other. Each round
 /// begins with another scene, and each scene with another variant. `measure` gets the scene and the

@@ -12,8 +12,8 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// Returns the spread of `values`, or `None` without any. Infinity is a value and means
-    /// "never".
+    /// Returns the spread of `values`, or `None` if there are no values. Infinity is a value and
+    /// means "never".
     pub fn of(values: impl IntoIterator<Item = f64>) -> Option<Self> {
         let mut values: Vec<f64> = values.into_iter().collect();
         values.sort_by(f64::total_cmp);
@@ -22,7 +22,7 @@ impl Spread {
         Some(Self { median, min, max })
     }
 
-    /// Formats all three values with enough digits for goals that are thousandths.
+    /// Formats all three values with enough digits for goals of a few thousandths.
     pub fn precise(self) -> String {
         let digits = |value: f64| match value.abs() {
             0.0 => "0".to_owned(),

@@ -5,9 +5,9 @@ use http::HeaderValue;
 use crate::{Retention, TaskStore, Tasks, timestamp::Clock, writer::Writer};
 
 impl Tasks {
-    /// Creates `Tasks` with the default options that keep their records in `store`.
+    /// Creates `Tasks` that keep their records in `store`, with the default options.
     ///
-    /// The store is first used by [`start`](Self::start), or by the first other operation.
+    /// The store is not used until [`start`](Self::start) or another operation is called.
     pub fn new(store: impl TaskStore) -> Self {
         Self::builder(store).build()
     }
@@ -32,7 +32,7 @@ const DEFAULT_BASE_PATH: &str = "/tasks";
 #[must_use = "a builder does nothing until `build` is called"]
 pub struct TasksBuilder {
     store: Arc<dyn TaskStore>,
-    /// The same store, for [`Tasks::store`].
+    /// The same store, which [`Tasks::store`] downcasts to its concrete type.
     typed_store: Arc<dyn Any + Send + Sync>,
     base_path: String,
     retention: Retention,

@@ -64,7 +64,8 @@ impl<E: Display> IntoFailure for E {
     }
 }
 
-/// Returns `error` for types whose name says nothing about the failure.
+/// Returns the class of an error of type `E`: the name of the type, or `error` for types whose name
+/// says nothing about the failure.
 fn class_of<E>() -> &'static str {
     let class = type_name::<E>();
     let general = [

@@ -28,7 +28,7 @@ use crate::Timestamp;
 pub struct TaskId([u8; TaskId::BYTES]);
 
 impl TaskId {
-    /// Number of bytes: 6 of time and 16 random ones.
+    /// Number of bytes: 6 bytes of time and 16 random bytes.
     pub const BYTES: usize = TIME_BYTES + 16;
 
     /// Generates an id for a task created at `now`.

@@ -56,7 +56,7 @@ impl Json {
 impl TryFrom<String> for Json {
     type Error = JsonError;
 
-    /// Keeps the text as it is, without a limit on its size.
+    /// Keeps the text unchanged, without a limit on its size.
     ///
     /// # Errors
     ///

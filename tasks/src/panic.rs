@@ -12,7 +12,7 @@ pub(crate) type Payload = Box<dyn Any + Send>;
 
 /// Runs user code and returns its panic as a value. The panic hook has run by then.
 ///
-/// Unwind safety is asserted: callers drop what the code left half done and never use it.
+/// Unwind safety is asserted: callers drop state that the code left incomplete and never use it.
 pub(crate) fn catch_unwind<T>(work: impl FnOnce() -> T) -> Result<T, Payload> {
     panic::catch_unwind(AssertUnwindSafe(work))
 }
@@ -51,7 +51,7 @@ pub(crate) fn drop_payload(payload: Payload) {
     }
 }
 
-/// Returns the message of a panic, found like the standard library's panic hook finds it.
+/// Returns the message of a panic, by the same rule as the standard library's panic hook.
 pub(crate) fn panic_message(payload: &(dyn Any + Send)) -> &str {
     payload
         .downcast_ref::<&'static str>()

@@ -16,7 +16,7 @@ pub struct Progress {
 pub(crate) trait ProgressSink: Send + Sync {
     fn id(&self) -> TaskId;
 
-    /// Sets progress and message, where given.
+    /// Sets the progress and the message, unless they are `None`.
     fn advance(&self, progress: Option<f64>, message: Option<String>);
 
     /// Returns `true` if the work should stop.
@@ -53,8 +53,8 @@ impl Progress {
     /// Returns `true` if the work should stop: the task was cancelled, exceeded its timeout, or was
     /// still running when a shutdown timed out.
     ///
-    /// Poll it between the steps of a closure. Futures need not: they are dropped at their next
-    /// `.await`.
+    /// Poll it between the steps of a closure. A future does not need to poll: it is dropped at its
+    /// next `.await`.
     pub fn is_cancelled(&self) -> bool {
         self.sink.is_cancelled()
     }

@@ -8,7 +8,7 @@ pub struct Record {
     pub id: TaskId,
     /// The name of the task.
     pub name: String,
-    /// The owner, who may see the task. `None` if everyone may who knows the id.
+    /// The owner, who may see the task. `None` if everyone who knows the id may see it.
     pub owner: Option<String>,
     /// The state.
     pub state: TaskState,
@@ -73,8 +73,8 @@ impl Record {
         may_start
     }
 
-    /// Sets progress and message, where given. Returns `false`, without a change, if the task is
-    /// not running or neither value is new.
+    /// Sets the progress and the message, unless they are `None`. Returns `false`, without a
+    /// change, if the task is not running or neither value is new.
     pub(crate) fn advance(&mut self, progress: Option<f64>, message: Option<String>) -> bool {
         let progress = progress.filter(|value| !value.is_nan()).map(|value| value.clamp(0.0, 1.0)).or(self.progress);
         let message = message.map(|message| sanitize(message, MAX_MESSAGE_BYTES)).or_else(|| self.message.clone());
@@ -97,7 +97,8 @@ impl Record {
         is_new
     }
 
-    /// Finishes the task. Returns `false`, without a change, if it may not finish in this way.
+    /// Finishes the task. Returns `false`, without a change, if its state does not permit this
+    /// ending.
     pub(crate) fn finish(&mut self, ending: Ending, now: Timestamp) -> bool {
         let (state, reason, result, failure) = ending.into_parts();
         let may_finish = state.is_final() && self.state.may_become(state);
@@ -117,7 +118,7 @@ const MAX_MESSAGE_BYTES: usize = 1024;
 pub(crate) enum Ending {
     Succeeded(Json),
     Failed(Failure),
-    /// With the error that the work returned after it was cancelled, if it returned one.
+    /// Contains the error that the work returned after it was cancelled, if any.
     Cancelled(Reason, Option<Failure>),
     TimedOut,
     Lost(Reason),
@@ -170,7 +171,7 @@ mod tests {
     }
 
     proptest! {
-        /// Also if the clock goes backwards.
+        /// Holds even if the clock goes backwards.
         #[test]
         fn records_only_move_forward_and_final_ones_never_change(changes in changes()) {
             let mut record = Record::new(TaskId::from_bytes([7; 22]), "name", Timestamp::from_millis(1000));

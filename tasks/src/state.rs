@@ -122,7 +122,7 @@ pub enum Reason {
     /// Cancelled: the store's reply was lost, so the caller got an error.
     NotAccepted,
     /// Cancelled: the response that the task waited for failed, or an earlier task of the same
-    /// request that stops the later ones.
+    /// request failed and stopped the later ones.
     ResponseFailed,
     /// Cancelled: on request.
     Requested,

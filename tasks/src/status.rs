@@ -47,8 +47,8 @@ pub struct Status {
 }
 
 impl Status {
-    /// Returns when a client should ask again: after a second, since the run time of tasks is
-    /// unknown. `None` once the state is final.
+    /// Returns the delay after which a client should poll again: a second, since the run time of a
+    /// task is unknown. Returns `None` once the state is final.
     pub fn retry_after(&self) -> Option<Duration> {
         (!self.state.is_final()).then_some(Duration::from_secs(1))
     }

@@ -54,7 +54,8 @@ impl Subscription {
         }
         match &mut self.source {
             Source::Active(receiver) => {
-                // The sender is dropped only after it has sent a final record, or with its store.
+                // The sender is dropped after it has sent a final record, or together with the
+                // writer.
                 if receiver.changed().await.is_err() {
                     return Ok(None);
                 }
@@ -63,8 +64,9 @@ impl Subscription {
             Source::Store(writer) => loop {
                 sleep(POLL_INTERVAL).await;
                 match writer.get(self.record.id).await?.into_record() {
-                    // Not by version only: a cancel request increments it, and so does the process
-                    // of the task, which may not have seen the request.
+                    // Compares whole records, because equal versions may differ: a cancel request
+                    // increments the version, and so does the process of the task, which may not
+                    // have seen the request.
                     Some(record) if record == self.record => {}
                     Some(record) => {
                         self.record = record;

@@ -20,14 +20,15 @@ pub struct Tasks {
 
 struct Shared {
     writer: Arc<Writer>,
-    /// The store of the writer, with its type.
+    /// The store of the writer, for a downcast to its concrete type.
     store: Arc<dyn Any + Send + Sync>,
     base_path: String,
     streams: Streams,
 }
 
 impl Drop for Shared {
-    /// The last handle is gone: the writer task ends once the open tasks are finished and written.
+    /// Closes the writer when the last handle is dropped. The writer task ends once the open tasks
+    /// are finished and written.
     fn drop(&mut self) {
         self.writer.close();
     }
@@ -41,7 +42,7 @@ pub(crate) struct Streams {
     ended: watch::Sender<bool>,
 }
 
-/// A stream needs a few kilobytes.
+/// Default maximum number of streams. Each needs a few kilobytes.
 pub(crate) const DEFAULT_MAX_STREAMS: usize = 1024;
 
 impl Streams {
@@ -146,7 +147,7 @@ impl Tasks {
     ///
     /// A task that has not started is cancelled at once. A running future is dropped at its next
     /// `.await`. A running closure can poll
-    /// [`Progress::is_cancelled`](crate::Progress::is_cancelled); if it succeeds all the same, the
+    /// [`Progress::is_cancelled`](crate::Progress::is_cancelled); if it succeeds nevertheless, the
     /// task has succeeded. A task of another process is cancelled within half a second.
     ///
     /// # Errors
@@ -196,17 +197,17 @@ impl Tasks {
         self.writer().is_closed()
     }
 
-    /// Ends all current and future event streams, and answers requests that wait for the end of a
-    /// task. Tasks are not affected.
+    /// Ends all current and future event streams, and responds to requests that wait for the end of
+    /// a task. Tasks are not affected.
     ///
     /// Call it together with the server's graceful shutdown, which otherwise waits for streams that
-    /// last as long as their tasks. Clients reconnect after a second and resume where they were, at
-    /// another process or at the next one. [`shutdown`](Self::shutdown) calls it too.
+    /// last as long as their tasks. Clients reconnect after a second and resume after their last
+    /// event, at another process or after a restart. [`shutdown`](Self::shutdown) calls it too.
     pub fn end_streams(&self) {
         self.streams().end();
     }
 
-    /// Returns counters.
+    /// Returns the current counters.
     pub fn stats(&self) -> TasksStats {
         let stats = self.writer().stats();
         TasksStats { open: stats.open, failed_writes: stats.failed_writes, fenced: stats.fenced }

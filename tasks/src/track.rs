@@ -29,7 +29,7 @@ pub struct TrackBuilder<'a> {
 }
 
 impl TrackBuilder<'_> {
-    /// Sets the owner, who may see the task. Default: everyone may see it who knows the id.
+    /// Sets the owner, who may see the task. Default: everyone who knows the id may see it.
     pub fn owner(self, owner: impl Into<String>) -> Self {
         Self { owner: Some(owner.into()), ..self }
     }
@@ -168,7 +168,8 @@ impl Drop for AbandonGuard {
     }
 }
 
-/// Name and owner together fit into an index entry of both databases.
+/// Maximum length of a name. A name and an owner together fit into an index entry of both
+/// databases.
 const MAX_NAME_BYTES: usize = 200;
 const MAX_OWNER_BYTES: usize = 500;
 

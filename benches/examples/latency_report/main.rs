@@ -1,8 +1,8 @@
-//! Measures what a pool does for the latency of other requests, on this machine, and writes it as
-//! one HTML page: `cargo run --release -p tower-offload-benches --example latency_report`.
+//! Measures how a pool affects the latency of other requests on this machine, and writes the result
+//! as one HTML page: `cargo run --release -p tower-offload-benches --example latency_report`.
 //!
-//! The measurement is that of `cargo bench --bench latency`: real axum servers and an open-loop
-//! generator. The page needs no other file and no script.
+//! The measurement is the same as in `cargo bench --bench latency`: real axum servers and an
+//! open-loop generator. The page needs no other file and no script.
 
 mod page;
 
@@ -15,8 +15,8 @@ use tower_offload_benches::{
     platform, read_json, write_json,
 };
 
-/// Measures the latency of /ping beside heavy work, for each way to run the work, and writes a page
-/// about it.
+/// Measures the latency of /ping during heavy work, for each way to run the work, and writes the
+/// results as a page.
 #[derive(Parser)]
 #[command(bin_name = "cargo run --release -p tower-offload-benches --example latency_report --")]
 struct Arguments {
@@ -55,7 +55,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    // Before any thread starts; see the function.
+    // Must be called before any thread starts.
     let descriptors = platform::grow_file_table();
     let arguments = Arguments::parse();
     finish("error", || match arguments.internal.order()? {

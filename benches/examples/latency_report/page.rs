@@ -31,8 +31,8 @@ pub(crate) fn of(rows: &[Row], pictures: &[Picture]) -> String {
     )
 }
 
-/// Returns the result in one sentence: `inline` beside `offload/threads`, at the highest load that
-/// both have.
+/// Returns the result in one sentence. It compares `inline` with `offload/threads` at the highest
+/// load that was measured for both.
 fn summary(rows: &[Row]) -> String {
     let at = |variant: &str, load: u32| {
         let row = find(rows, |it| it.scene == Scene::Cpu && it.load_pct == Some(load), variant)?;
@@ -60,7 +60,7 @@ fn time(milliseconds: f64) -> String {
     if milliseconds < 1e3 { format!("{} ms", number(milliseconds)) } else { format!("{:.1} s", milliseconds / 1e3) }
 }
 
-/// `has_own_servers` is `false` if the server is one of the user.
+/// Returns the description of the method. `has_own_servers` is `false` if the user runs the server.
 fn method(has_own_servers: bool) -> [String; 3] {
     let (servers, turns) = if has_own_servers {
         let servers = format!(
@@ -124,7 +124,7 @@ fn paragraphs(lines: &[String]) -> String {
     lines.iter().map(|line| format!("<p>{}</p>", escaped(line))).collect()
 }
 
-/// Escapes a text. Names may come from a file of unknown origin.
+/// Escapes a text for HTML. Names may come from a file of unknown origin.
 fn escaped(text: &str) -> String {
     let replacements = [("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("\"", "&quot;"), ("'", "&#39;")];
     replacements.iter().fold(text.to_owned(), |text, (from, to)| text.replace(from, to))

@@ -15,7 +15,7 @@ use crate::BoxError;
 
 type Connection = http1::SendRequest<Full<Bytes>>;
 
-/// A request that is sent again and again.
+/// A request that is sent repeatedly.
 #[derive(Debug, Clone)]
 pub(super) struct Request {
     pub(super) path: String,
@@ -40,11 +40,11 @@ pub(super) enum Reply {
     Other(StatusCode),
 }
 
-/// Sends each request on an idle connection, or on a new one if none is idle, like many browsers
-/// would.
+/// Sends each request on an idle connection, or on a new one if none is idle, like a large number
+/// of browsers.
 ///
 /// If all connections are in use, a request waits here. Its latency counts from its intended start
-/// all the same.
+/// nevertheless.
 #[derive(Debug)]
 pub(super) struct Client {
     address: SocketAddr,

@@ -24,7 +24,7 @@ use crate::{BoxError, platform};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Arrivals {
     /// Evenly spaced. A server that is not saturated hardly ever has two requests at once, which is
-    /// kinder than real traffic.
+    /// easier to serve than real traffic.
     Constant,
     /// At random and independently of each other, like callers; the same sequence in every run.
     Poisson,
@@ -37,7 +37,7 @@ pub(super) struct Step {
     pub(super) per_second: f64,
 }
 
-/// A request that is sent again and again.
+/// A request that is sent repeatedly.
 #[derive(Debug, Clone)]
 pub(super) struct Stream {
     request: Request,
@@ -86,13 +86,13 @@ fn uniform(state: &mut u64) -> f64 {
     ((*state >> 11) as f64 + 1.0) / (1_u64 << 53) as f64
 }
 
-/// One request.
+/// The outcome of one request.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Outcome {
     /// The intended start, from the start of the run.
     pub(super) due: Duration,
-    /// From the intended start to the response; or to the end of the run if there was no success,
-    /// so that a server does not look fast by failing.
+    /// The time from the intended start to the response. If the request did not succeed, the time
+    /// to the end of the run, so that failures do not look fast.
     pub(super) latency: Duration,
     pub(super) end: End,
 }
@@ -103,7 +103,7 @@ pub(super) enum End {
     /// The run ended before the response.
     Open,
     Success,
-    /// The server rejected the request because it was in a queue for too long.
+    /// The server rejected the request because it waited in a queue for too long.
     Expired,
     /// Any other response.
     Refused,
@@ -111,7 +111,7 @@ pub(super) enum End {
     Failed,
 }
 
-/// The observations of one run.
+/// The measurements of one run.
 #[derive(Debug, Clone)]
 pub(super) struct Observation {
     /// The requests of both streams, in the order of their due times.
@@ -123,7 +123,7 @@ pub(super) struct Observation {
 
 /// Sends pings and jobs to `address`. Ends with the phases, even if the server does not respond.
 ///
-/// Each stream has its own connections, because clients that ping are not the ones that order jobs.
+/// Each stream has its own connections, because pings and jobs come from different clients.
 pub(super) fn run(
     address: SocketAddr,
     [pings, jobs]: [Stream; 2],
@@ -143,7 +143,7 @@ pub(super) fn run(
         thread::scope(|scope| {
             scope.spawn(|| pace(due_times, sender));
             let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-            // Some descriptors are for other things than connections.
+            // Leaves some descriptors for other uses than connections.
             let max_connections = descriptors.saturating_sub(100).max(100) / 2;
             let clients = [(); 2].map(|()| Arc::new(Client::new(address, max_connections)));
             let grace = Duration::from_millis(phases.grace_ms);
@@ -164,8 +164,8 @@ pub(super) fn with_priority<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     })
 }
 
-/// Reports each request when it is due. A sleeping thread is exact to some 50 us; tokio's timer has
-/// a resolution of milliseconds.
+/// Reports each request when it is due. A sleeping thread wakes within about 50 us of that time,
+/// whereas tokio's timer has a resolution of milliseconds.
 fn pace(due_times: Vec<(Instant, usize)>, arrivals: mpsc::UnboundedSender<(Instant, usize)>) {
     platform::raise_priority();
     for (due, stream) in due_times {
@@ -246,8 +246,8 @@ fn record_microseconds(histogram: &mut Histogram<u64>, duration: Duration) {
 
 /// Measures how many jobs per second a server can do.
 ///
-/// Each of a few callers orders the next job when the last one is done, so that the server always
-/// has work and never a long queue. The first fifth of `length` is a warm-up.
+/// Each of a few callers requests the next job when its previous one is done, so that the server
+/// always has work and never has a long queue. The first fifth of `length` is a warm-up.
 pub(super) fn measure_capacity(address: SocketAddr, length: Duration) -> Result<f64, BoxError> {
     with_priority(|| {
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;

@@ -2,8 +2,8 @@
 //! in a process of its own, and an open-loop load generator.
 //!
 //! [`session`] measures the rows of a [`plan`](plan::rows). A round of a row becomes a [`Sample`];
-//! tables, goals and [`pictures`] are made of rows alone, so that they can be made again from a
-//! JSON file.
+//! tables, goals and [`pictures`] are computed from rows alone, so that they can also be computed
+//! from a JSON file.
 
 use std::{fmt, time::Duration};
 
@@ -47,10 +47,11 @@ pub const BUSY_PCT: u32 = 78;
 /// The load during the overload of a recovery, in percent of the capacity.
 pub const OVERLOAD_PCT: u32 = 300;
 
-/// A job that is answered later than this after its intended start is of no use to its caller.
+/// Time from the intended start of a job after which its result is of no use to the caller.
 pub const JOB_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// If the p99 of the generator's own lateness is higher, it measured itself and not the server.
+/// Maximum p99 of the generator's own lateness. If it is higher, the generator measured itself and
+/// not the server.
 pub const TOLERATED_LATENESS: Duration = Duration::from_millis(5);
 
 /// The work that the server does while `/ping` is measured.
@@ -90,14 +91,15 @@ pub struct Setting {
     pub conditions: Conditions,
 }
 
-/// The parts of one run, in milliseconds.
+/// The lengths of the parts of one run, in milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Phases {
     /// Requests due in this time are sent and not counted.
     pub warm_up_ms: u64,
     /// Requests due in this time are counted.
     pub measure_ms: u64,
-    /// How long the run waits for the last responses. Requests still open then count at their age.
+    /// How long the run waits for the last responses. Requests that are still open then count with
+    /// their age.
     pub grace_ms: u64,
 }
 
@@ -117,7 +119,7 @@ pub struct Conditions {
     pub poisson: bool,
     /// The jobs per second that are 100 %, measured before the first round.
     pub capacity_per_second: Option<f64>,
-    /// The same after the last round.
+    /// The capacity in jobs per second, measured after the last round.
     pub capacity_after_per_second: Option<f64>,
     /// The number of cores.
     pub cores: usize,
@@ -134,9 +136,10 @@ impl Setting {
         Some(self.phases.measure_ms - after_ms - length_ms)
     }
 
-    /// Returns the mark of rows whose load is not what it says.
+    /// Returns the change of the capacity during the session, in percent, if it is too large for
+    /// the stated load to be correct.
     fn drift_pct(&self) -> Option<f64> {
-        /// The share by which the capacity may change during the session.
+        /// Maximum relative change of the capacity.
         const TOLERATED_DRIFT: f64 = 0.1;
         let (before, after) = (self.conditions.capacity_per_second?, self.conditions.capacity_after_per_second?);
         let drift = (after / before - 1.0).abs();

@@ -17,7 +17,7 @@ use crate::{BoxError, Spread, number};
 const WIDTH: u32 = 1120;
 const TITLE_HEIGHT: u32 = 56;
 const PANEL_HEIGHT: u32 = 470;
-/// The space right of each plot. It holds the names of the curves.
+/// The space to the right of each plot. It holds the names of the curves.
 const LABEL_WIDTH: i32 = 450;
 const LABEL_HEIGHT: i32 = 25;
 const FONT: (&str, u32) = ("sans-serif", 21);
@@ -28,9 +28,9 @@ const GREY: RGBColor = RGBColor(90, 90, 90);
 pub struct Picture {
     /// The name of its file.
     pub name: &'static str,
-    /// A description for readers who do not see the picture.
+    /// A description for readers who cannot see the picture.
     pub caption: String,
-    /// The picture.
+    /// The source of the picture.
     pub svg: String,
 }
 
@@ -48,10 +48,10 @@ struct Panel {
 
 struct Curve {
     variant: String,
-    /// The text beside the name.
+    /// Text after the name of the variant in its label.
     note: String,
     points: Vec<(i32, f64)>,
-    /// Points that get a dot.
+    /// Points that are marked with a dot.
     dots: Vec<(i32, f64)>,
 }
 
@@ -72,7 +72,7 @@ pub fn write(directory: &Path, pictures: &[Picture]) -> Result<(), BoxError> {
     Ok(())
 }
 
-/// The p99 of `/ping` against the load.
+/// Draws the p99 of `/ping` against the load.
 fn by_load(rows: &[Row]) -> Result<Option<Picture>, BoxError> {
     let mut rows: Vec<(i32, &Row)> = rows
         .iter()
@@ -101,7 +101,8 @@ fn by_load(rows: &[Row]) -> Result<Option<Picture>, BoxError> {
     let title = format!("p99 of /ping beside {} ms CPU jobs", JOB.as_millis());
     let panel = Panel {
         caption: String::new(),
-        // Room left of the first points, and none right of the last ones, where the labels are.
+        // Leaves room to the left of the first points. The labels are to the right of the last
+        // ones.
         x: lowest - 10..highest.max(lowest + 1),
         x_name: "jobs offered, of capacity",
         ticks,
@@ -112,7 +113,7 @@ fn by_load(rows: &[Row]) -> Result<Option<Picture>, BoxError> {
     picture("latency.svg", &title, caption, &[panel])
 }
 
-/// The slowest job and ping of each slice, before, during and after an overload.
+/// Draws the slowest job and ping of each slice, before, during and after an overload.
 fn recovery(rows: &[Row]) -> Result<Option<Picture>, BoxError> {
     let rows: Vec<&Row> = rows.iter().filter(|row| row.scene.scene == Scene::Recovery).collect();
     let Some(setting) = rows.first().map(|row| &row.scene) else { return Ok(None) };
@@ -154,7 +155,7 @@ fn recovery(rows: &[Row]) -> Result<Option<Picture>, BoxError> {
     picture("latency-recovery.svg", &title, caption, &panels)
 }
 
-/// The latency of `/ping` by percentile, with a panel for each load.
+/// Draws the latency of `/ping` by percentile, with a panel for each load.
 fn by_percentile(rows: &[Row]) -> Result<Option<Picture>, BoxError> {
     let mut rows: Vec<&Row> =
         rows.iter().filter(|row| matches!(row.scene.scene, Scene::Cpu | Scene::Sleeping)).collect();
@@ -277,7 +278,7 @@ fn draw(
         let Some((_, last)) = curve.points.last() else { continue };
         chart.draw_series(LineSeries::new(scaled(&curve.points), colour.stroke_width(3)))?;
         chart.draw_series(scaled(&curve.dots).into_iter().map(|point| Circle::new(point, 4, colour.filled())))?;
-        // The end of the plot, even if the curve ends before.
+        // Labels are at the end of the plot, even if the curve ends earlier.
         labels.push((chart.backend_coord(&(panel.x.end, on_scale(*last))), colour, curve));
     }
     labels.sort_by_key(|((_, y), ..)| *y);
@@ -296,8 +297,8 @@ fn draw(
     Ok(())
 }
 
-/// Returns ascending heights, each as near to the wanted one as the other labels and the bounds
-/// allow.
+/// Returns ascending heights, each as close to the wanted one as the other labels and the bounds
+/// permit.
 fn spread_labels(wanted: impl Iterator<Item = i32>, bounds: Range<i32>) -> Vec<i32> {
     let mut lowest = bounds.start;
     let mut heights: Vec<i32> = wanted
@@ -315,7 +316,7 @@ fn spread_labels(wanted: impl Iterator<Item = i32>, bounds: Range<i32>) -> Vec<i
     heights
 }
 
-/// A logarithmic scale has no 0, so a latency below a microsecond is drawn as one.
+/// Clamps a latency to at least a microsecond, because a logarithmic scale has no 0.
 fn on_scale(milliseconds: f64) -> f64 {
     milliseconds.max(1e-3)
 }

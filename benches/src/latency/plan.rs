@@ -22,10 +22,10 @@ impl Plan {
     }
 }
 
-/// Returns the rows of a run. Without `scenes` it has all of them.
+/// Returns the rows of a run for these scenes, or for all scenes if `scenes` is empty.
 pub fn rows(is_quick: bool, scenes: &[Scene]) -> Vec<super::Row> {
-    // Rayon, tokio and a nice value change nothing about the queue of `offload/threads`, so they
-    // recover like it.
+    // Variants with rayon, tokio or a nice value have the same queue as `offload/threads`, and
+    // therefore recover like it.
     let recovering = |name: &str| {
         !name.ends_with("/rayon") && !name.ends_with("/tokio") && !name.ends_with("/nice") && is_computing(name)
     };

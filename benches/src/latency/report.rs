@@ -33,7 +33,7 @@ pub fn facts(rows: &[Row]) -> Vec<String> {
     facts
 }
 
-/// Returns how to read the tables, and the doubts.
+/// Returns notes that explain the tables, and the reasons to doubt the figures.
 pub fn notes(rows: &[Row]) -> Vec<String> {
     let has = |scene: Scene| rows.iter().any(|row| row.scene.scene == scene);
     let timeout = JOB_TIMEOUT.as_millis();
@@ -148,19 +148,20 @@ fn count(row: &Row, figure: fn(&Sample) -> u64) -> String {
     row.spread(|sample| figure(sample) as f64).map_or_else(|| "-".to_owned(), |it| format!("{:.0}", it.median))
 }
 
-/// If latencies did not become normal, this gives the time that the run was observed.
+/// Formats the time until latencies were normal. If they did not become normal, formats a lower
+/// bound: the time for which the run was observed.
 fn recovery(row: &Row) -> String {
     let observed = row.scene.observed_after_overload_ms().unwrap_or_default();
     range(row.spread(Sample::recovery_or_never_ms)).replace("never", &format!("over {observed}"))
 }
 
-/// Returns the goals, unless the server is one of the user.
+/// Returns the goals, unless the user runs the server.
 pub fn goals(rows: &[Row]) -> Option<Table> {
     let has_own_servers = rows.iter().any(|row| row.scene.scene != Scene::Target);
     has_own_servers.then(|| Goal::table(GOALS, rows, is_doubtful))
 }
 
-/// A goal for the p99 of `/ping` at 130 % as a multiple of that of `base`.
+/// Returns a goal for the p99 of `/ping` at 130 % as a multiple of that of `base`.
 const fn ping(
     name: &'static str,
     variant: &'static str,
@@ -172,7 +173,7 @@ const fn ping(
     Goal { name, scene, variant, compared, figure, limits: Limits::AtMost { must, aim } }
 }
 
-/// A goal for a figure of one variant at 200 % or, if `is_recovery`, after the overload.
+/// Returns a goal for a figure of one variant at 200 % or, if `is_recovery`, after the overload.
 const fn alone(
     name: &'static str,
     variant: &'static str,

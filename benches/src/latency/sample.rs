@@ -12,8 +12,8 @@ use super::{
 /// The number of jobs in a window: the fewest for which the p99 is not simply the longest latency.
 pub(super) const WINDOW: usize = 100;
 
-/// A p99 of at most this multiple of the p99 before the overload is normal. Twice happens without
-/// overload.
+/// A p99 of at most this multiple of the p99 before the overload is normal. Twice that p99 occurs
+/// without an overload too.
 pub(super) const NORMAL_FACTOR: f64 = 3.0;
 
 /// The length of a slice of the timeline.
@@ -35,11 +35,11 @@ pub struct Sample {
     pub ping_p50_ms: f64,
     /// The p99 of the latency of `/ping`.
     pub ping_p99_ms: f64,
-    /// Pings without a success. They count at the age they had at the end of the run.
+    /// Pings that did not succeed. They count with their age at the end of the run.
     pub ping_unanswered: u64,
     /// Jobs that were due.
     pub jobs_offered: u64,
-    /// Jobs with a success.
+    /// Jobs that succeeded.
     pub jobs_ok: u64,
     /// Jobs rejected because they were in the queue for too long.
     pub jobs_expired: u64,
@@ -49,11 +49,11 @@ pub struct Sample {
     pub jobs_failed: u64,
     /// Jobs without a response when the run ended.
     pub jobs_open: u64,
-    /// Jobs with a success within [`JOB_TIMEOUT`], in percent of all jobs.
+    /// Jobs that succeeded within [`JOB_TIMEOUT`], in percent of all jobs.
     pub within_timeout_pct: f64,
-    /// The same jobs in percent of the capacity.
+    /// Jobs that succeeded within [`JOB_TIMEOUT`], in percent of the capacity.
     pub within_timeout_of_capacity_pct: Option<f64>,
-    /// The p99 of the latency of jobs with a success.
+    /// The p99 of the latency of jobs that succeeded.
     pub jobs_ok_p99_ms: Option<f64>,
     /// The time from the end of the overload until latencies were normal, if they became normal.
     pub recovery_ms: Option<f64>,
@@ -67,7 +67,7 @@ pub struct Sample {
     pub timeline: Vec<Slice>,
 }
 
-/// The requests that were due in one slice of the timeline. Open requests count at their age.
+/// The requests that were due in one slice of the timeline. Open requests count with their age.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Slice {
     /// The latency of the slowest ping.
@@ -134,11 +134,11 @@ enum Recovery {
     Unknown,
 }
 
-/// Returns the time from the end of the overload until jobs are answered like before it.
+/// Returns the time from the end of the overload until jobs are as fast as before it.
 ///
 /// That is the due time of the first job from which on every window of [`WINDOW`] jobs, in the
 /// order of their due times, has a p99 of at most [`NORMAL_FACTOR`] times the p99 of all jobs due
-/// before the overload. A job without a success counts as infinitely late.
+/// before the overload. A job that did not succeed counts as infinitely late.
 fn time_until_normal(jobs: &[Outcome], begin: Duration, end: Duration) -> Recovery {
     let latency = |job: &Outcome| if job.end == End::Success { job.latency } else { Duration::MAX };
     let before: Vec<Duration> = jobs.iter().filter(|job| job.due < begin).map(latency).collect();

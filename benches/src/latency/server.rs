@@ -27,7 +27,7 @@ use crate::{BoxError, child, platform};
 /// loses SYNs, and the client waits 1 to 4 s to send them again.
 const BACKLOG: u32 = 4096;
 
-/// How long a server may take to end by itself.
+/// Maximum time for a server to exit by itself.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// One way to run a job.
@@ -36,8 +36,8 @@ pub(super) struct Variant {
     pub(super) name: &'static str,
     /// If `true`, tokio's blocking pool has one thread per core instead of up to 512.
     is_capped: bool,
-    /// The colour in pictures. The first ones are of a palette without red and green (Okabe and
-    /// Ito).
+    /// The colour in pictures. The first ones are from a palette for colour-blind readers (Okabe
+    /// and Ito).
     pub(super) colour: [u8; 3],
     /// Builds the route `/job`. Must be called within the runtime of the server.
     job: fn(Work) -> Router,
@@ -58,7 +58,7 @@ pub(super) const VARIANTS: &[Variant] = &[
         offload(work, Rayon::new(threads.expect("a new server can start threads")))
     }),
     variant("offload/tokio", [86, 180, 233], |work| offload(work, TokioBlocking::new(platform::parallelism()))),
-    // Its queue has room for as many calls as take 80 ms on two cores.
+    // Its queue has room for the calls of 80 ms on two cores.
     variant("offload/bounded", [140, 86, 20], |work| offload(work, built(ThreadPool::builder().queue_capacity(32)))),
     variant("offload/codel", [110, 50, 160], |work| {
         offload(work, built(ThreadPool::builder().queue_policy(Codel::default())))
@@ -67,7 +67,7 @@ pub(super) const VARIANTS: &[Variant] = &[
     variant("offload/blocking", [120, 120, 120], |work| offload(work, ThreadPool::blocking(64))),
 ];
 
-/// Works in an `async fn`: the mistake that the other variants remedy.
+/// Runs the job in the `async fn`, which is the mistake that the other variants avoid.
 fn inline(work: Work) -> Router {
     Router::new().route(
         "/job",
@@ -78,7 +78,7 @@ fn inline(work: Work) -> Router {
     )
 }
 
-/// The remedy by hand.
+/// Runs the job with a hand-written `spawn_blocking`.
 fn spawn_blocking(work: Work) -> Router {
     Router::new().route(
         "/job",
@@ -89,17 +89,17 @@ fn spawn_blocking(work: Work) -> Router {
     )
 }
 
-/// Uses the executor that the documentation of the crate names for computation and blocking calls:
-/// a thread of `spawn_blocking` drives the future of the handler. Its error is not `Infallible`,
-/// which axum requires.
+/// Runs the job in `BlockingExecutor`, which the documentation of the crate recommends for
+/// computation and blocking calls. It drives the future of the handler on a thread of
+/// `spawn_blocking`. Its error is not `Infallible`, which axum requires.
 fn tower_resilience(work: Work) -> Router {
     let on_error = HandleErrorLayer::new(|_: ExecutorError<Infallible>| async { StatusCode::INTERNAL_SERVER_ERROR });
     let executor = ExecutorLayer::new(BlockingExecutor::current());
     inline(work).layer(ServiceBuilder::new().layer(on_error).layer(executor))
 }
 
-/// Rejects with `ProblemJson`, so that the client can distinguish expired calls from calls without
-/// room.
+/// Rejects with `ProblemJson`, so that the client can distinguish calls that expired from calls
+/// that found the queue full.
 fn offload(work: Work, pool: impl Pool) -> Router {
     inline(work).layer(OffloadLayer::new(pool).reject(ProblemJson))
 }
@@ -111,16 +111,17 @@ fn built(builder: tower_offload::pool::ThreadPoolBuilder) -> ThreadPool {
 /// The work of a job on its thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Work {
-    /// A fixed number of iterations, not of milliseconds: a preempted job has to do the rest later,
-    /// two jobs on one core take twice as long, and all servers of a session do the same work.
+    /// Computes for a fixed number of iterations instead of a fixed time: a preempted job has to do
+    /// the rest later, two jobs on one core take twice as long, and all servers of a session do the
+    /// same work.
     Compute { iterations: u64 },
-    /// Waits, as for a disk or a database.
+    /// Sleeps, like a call that waits for a disk or a database.
     Sleep { milliseconds: u64 },
 }
 
 impl Work {
-    /// Returns the computation that takes `duration` on an idle core. The fastest of many short
-    /// tries counts, because other load can only make a try slower.
+    /// Returns the computation that takes `duration` on an idle core. Measures many short tries and
+    /// uses the fastest, because other load can only make a try slower.
     pub(super) fn lasting(duration: Duration) -> Self {
         const TRIES: usize = 400;
         const SAMPLE: u64 = 100_000;
@@ -151,7 +152,7 @@ fn compute(iterations: u64) {
     }
 }
 
-/// The order to a child process to serve one variant.
+/// The server that a child process runs.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct ServerOrder {
     variant: String,
@@ -168,7 +169,7 @@ pub fn serve(ServerOrder { variant, work }: ServerOrder) -> Result<(), BoxError>
         builder.max_blocking_threads(cores);
     }
     let runtime = builder.build()?;
-    thread::Builder::new().name("orphan guard".to_owned()).spawn(exit_with_parent)?;
+    thread::Builder::new().name("parent watcher".to_owned()).spawn(exit_with_parent)?;
     runtime.block_on(async {
         let socket = TcpSocket::new_v4()?;
         socket.bind((Ipv4Addr::LOCALHOST, 0).into())?;
@@ -188,7 +189,7 @@ fn exit_with_parent() {
     std::process::exit(0);
 }
 
-/// The parent's side of a server. Its drop ends the process and waits for it.
+/// The parent's side of a server. Dropping it kills the process and waits for its exit.
 #[derive(Debug)]
 pub(super) struct ServerProcess {
     child: Child,
@@ -201,7 +202,7 @@ impl ServerProcess {
         let mut command = child::command(&ServerOrder { variant: variant.to_owned(), work })?;
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let output = child.stdout.take().ok_or("the server has no standard output")?;
-        // From here on the drop ends the process if there is an error.
+        // From here on, an error drops this value, which kills the process.
         let mut server = Self { child, address: ([127, 0, 0, 1], 0).into() };
         let mut line = String::new();
         BufReader::new(output).read_line(&mut line)?;
@@ -210,7 +211,7 @@ impl ServerProcess {
         Ok(server)
     }
 
-    /// Returns an error if the server has ended, because then it would only look slow.
+    /// Returns an error if the server has exited. Otherwise its rows would show a slow server.
     pub(super) fn check_alive(&mut self) -> Result<(), BoxError> {
         match self.child.try_wait()? {
             None => Ok(()),

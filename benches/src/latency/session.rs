@@ -39,8 +39,8 @@ pub fn measure(rows: &mut [Row], plan: Plan, arrivals: Arrivals, descriptors: us
         interleave(rows, rows[0].scene.round_count, Unit::Row, |setting, variants| {
             let run = || measure_once(setting, variants[0], computation, arrivals, descriptors);
             let mut sample = run()?;
-            // One more run if the generator was too late to judge the server, and then the less
-            // late of the two.
+            // Repeats the run if the generator was too late to judge the server, and keeps the
+            // sample with less lateness.
             if repeats > 0 && sample.generator_late_p99_ms > TOLERATED_LATENESS.as_secs_f64() * 1e3 {
                 repeats -= 1;
                 eprintln!(

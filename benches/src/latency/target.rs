@@ -12,10 +12,11 @@ use super::{
 };
 use crate::{BoxError, Round, platform};
 
-/// No generator on the same machine can offer more requests per second and be punctual.
+/// Maximum number of requests per second. A generator on the same machine cannot send more of them
+/// on time.
 const MAX_RATE: f64 = 100_000.0;
 
-/// How long the server may take for the first requests.
+/// Maximum time for the server to respond to the first requests.
 const FIRST_RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The address of a server on this machine, parsed from a URL such as `http://127.0.0.1:3000`.
@@ -28,7 +29,7 @@ impl FromStr for Target {
     fn from_str(url: &str) -> Result<Self, BoxError> {
         let authority = url.strip_prefix("http://").map(|rest| rest.strip_suffix('/').unwrap_or(rest));
         let authority = authority.ok_or_else(|| format!("`{url}` does not begin with http://"))?;
-        // No name is looked up.
+        // Replaces the only name that is supported, so that no name is resolved.
         let authority = authority.replace("localhost", "127.0.0.1");
         let with_port = [authority.clone(), format!("{authority}:80")];
         let address = with_port.iter().find_map(|it| it.parse::<SocketAddr>().ok());
@@ -41,7 +42,7 @@ impl FromStr for Target {
     }
 }
 
-/// The load for a server of the user.
+/// Options for the load on a server that the user runs.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "A server of yours")]
 pub struct TargetOptions {
@@ -96,7 +97,7 @@ impl TargetOptions {
         let observation = generator::run(target.0, [pings, jobs], phases, descriptors)?;
         let sample = Sample::of(&observation, &setting);
         let mut row = Row::new(format!("http://{}{}", target.0, self.job_path), setting);
-        // The server is another process, so the share of other processes says nothing.
+        // The server is another process, so the share of other processes would include it.
         row.rounds.push(Round { sample, others_cpu_pct: None });
         Ok(row)
     }

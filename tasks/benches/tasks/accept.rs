@@ -15,17 +15,17 @@ use tower_offload_tasks::{
 use crate::{
     Order, Sample,
     database::Pool,
-    load::{self, Answer, closed_loop},
+    load::{self, Outcome, closed_loop},
 };
 
 const NAME: &str = "bench";
 
-/// Longer than all tasks take, so that none is left.
+/// Timeout of the shutdown, longer than all tasks take.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Measures tracked tasks: a record is written, then the task runs, then its end is written.
 pub(crate) async fn tracked<S: TaskStore + Clone>(store: S, order: &Order) -> Result<Sample, BoxError> {
-    // Both with their defaults.
+    // Both have their default options.
     let (tasks, background) = (Tasks::new(store.clone()), Background::default());
     tasks.start().await?;
     let call = || {
@@ -34,8 +34,8 @@ pub(crate) async fn tracked<S: TaskStore + Clone>(store: S, order: &Order) -> Re
             let (tasks, background) = (tasks.clone(), background.clone());
             async move {
                 match tasks.track(NAME).spawn_blocking(&background, |_| Ok::<_, Infallible>(())).await {
-                    Ok(_) => Ok(Answer::Done),
-                    Err(error) if error.is_full() => Ok(Answer::Refused),
+                    Ok(_) => Ok(Outcome::Done),
+                    Err(error) if error.is_full() => Ok(Outcome::Refused),
                     Err(error) => Err(error.into()),
                 }
             }
@@ -80,7 +80,7 @@ pub(crate) async fn group_commit(url: &str, order: &Order) -> Result<Sample, Box
         async move {
             let record = Record::new(random_id()?, NAME, now());
             match store.write(epoch, &[Op::Accept(Box::new(record))]).await?[..] {
-                [Written::Done] => Ok(Answer::Done),
+                [Written::Done] => Ok(Outcome::Done),
                 ref written => Err(format!("the store returned {written:?}").into()),
             }
         }
@@ -108,13 +108,13 @@ pub(crate) async fn commit_each(url: &str, connections: u32, order: &Order) -> R
                     sqlx::query(INSERT).bind(&id[..]).bind(NAME).bind(created_at).execute(pool).await?;
                 }
             }
-            Ok(Answer::Done)
+            Ok(Outcome::Done)
         }
     };
     load::measure(&call, order).await
 }
 
-/// Returns an id with the layout of the crate's own: the time, then random bytes.
+/// Returns an id with the same layout as the ids of the crate: the time, then random bytes.
 fn random_id() -> Result<TaskId, BoxError> {
     let mut bytes = [0; TaskId::BYTES];
     let (time, random) = bytes.split_at_mut(6);

@@ -16,7 +16,7 @@ use tower_offload_benches::BoxError;
 
 use crate::Store;
 
-/// The same as that of the store.
+/// The same timeout as in the store.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Longer than a run, so that the measured latencies show how long a call waits for a connection.
@@ -24,7 +24,7 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(60);
 
 const NO_SERVER: &str = "DATABASE_URL names no Postgres";
 
-/// A new, empty database. Its drop removes it.
+/// A new, empty database. Dropping the value removes the database.
 pub(crate) struct Fresh {
     name: String,
     store: Store,
@@ -64,7 +64,7 @@ impl Drop for Fresh {
     }
 }
 
-/// Returns the URL of the database of that name, in a process with the same environment.
+/// Returns the URL of the database with this name, from the environment of the process.
 ///
 /// A URL may contain a password, and arguments of processes are public. So only the name is passed
 /// to child processes.

@@ -22,7 +22,7 @@ use tower_offload_tasks::{
 use crate::{
     Measure, Order, Sample, Store, WORKERS,
     database::Pool,
-    load::{self, Answer},
+    load::{self, Outcome},
 };
 
 /// The number of jobs that are enqueued at once before a drain.
@@ -61,7 +61,7 @@ pub(crate) async fn river(url: &str, fetch_cooldown: Duration, order: &Order) ->
             let client = client.clone();
             async move {
                 client.insert(Nothing {}).await?;
-                Ok(Answer::Done)
+                Ok(Outcome::Done)
             }
         };
         return load::measure(&call, order).await;
@@ -88,7 +88,7 @@ pub(crate) async fn durable(url: &str, order: &Order) -> Result<Sample, BoxError
             let enqueuer = enqueuer.clone();
             async move {
                 let _accepted = enqueuer.enqueue(Nothing {}).await?;
-                Ok(Answer::Done)
+                Ok(Outcome::Done)
             }
         };
         return load::measure(&call, order).await;
@@ -101,7 +101,7 @@ pub(crate) async fn durable(url: &str, order: &Order) -> Result<Sample, BoxError
     let _ = enqueuer.shutdown(TIMEOUT).await;
     drop(enqueuer);
     let completed = Completed::new();
-    // Unlike that of River, the drain includes the time to open the connections.
+    // Unlike the drain of plain River, this one includes the time to open the connections.
     let (begin, queue) = loop {
         let (begin, counter) = (Instant::now(), completed.clone());
         let builder = Jobs::builder(&tasks).concurrency(WORKERS).worker(TIMEOUT, move |_: Nothing, _| {
@@ -110,7 +110,7 @@ pub(crate) async fn durable(url: &str, order: &Order) -> Result<Sample, BoxError
         });
         match builder.start().await {
             Ok(queue) => break (begin, queue),
-            // The enqueuer is still ending.
+            // The instance that enqueued the jobs is still shutting down.
             Err(error) if error.is_invalid() => sleep(Duration::from_millis(1)).await,
             Err(error) => return Err(error.into()),
         }
@@ -139,8 +139,8 @@ impl Completed {
 
     /// Waits until all jobs are completed in River's table, and returns the rate since `begin`.
     ///
-    /// The database is asked only after all jobs have run, so that asking slows only the last
-    /// milliseconds of the drain.
+    /// Queries the database only after all jobs have run, so that the queries slow down only the
+    /// last milliseconds of the drain.
     async fn wait(&self, jobs: usize, begin: Instant, pool: &Pool) -> Result<Sample, BoxError> {
         const COMPLETED: &str = "SELECT count(*) FROM river_job WHERE state = 'completed'";
         self.permits.acquire_many(u32::try_from(jobs)?).await?.forget();

@@ -10,39 +10,40 @@ use crate::{Order, Sample};
 
 /// The call that a client repeats. Each client has a clone.
 pub(crate) trait Call: Clone + Send + 'static {
-    fn call(&mut self) -> impl Future<Output = Result<Answer, BoxError>> + Send;
+    fn call(&mut self) -> impl Future<Output = Result<Outcome, BoxError>> + Send;
 }
 
 impl<C, F> Call for C
 where
     C: FnMut() -> F + Clone + Send + 'static,
-    F: Future<Output = Result<Answer, BoxError>> + Send,
+    F: Future<Output = Result<Outcome, BoxError>> + Send,
 {
-    fn call(&mut self) -> impl Future<Output = Result<Answer, BoxError>> + Send {
+    fn call(&mut self) -> impl Future<Output = Result<Outcome, BoxError>> + Send {
         self()
     }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Answer {
+pub(crate) enum Outcome {
     Done,
-    /// There was no room.
+    /// The call was rejected because there was no room.
     Refused,
 }
 
-/// The observations of the clients.
+/// The measurements of the clients.
 #[derive(Debug)]
 pub(crate) struct Tally {
     pub(crate) done: u64,
     refused: u64,
     elapsed: Duration,
-    /// Of the calls that were done, in nanoseconds.
+    /// Latencies of the completed calls, in nanoseconds.
     latency: Histogram<u64>,
 }
 
 impl Tally {
     fn new() -> Result<Self, BoxError> {
-        // Exact to a percent. With more digits each client would begin by clearing half a megabyte.
+        // Two digits are exact to a percent. With more digits, each client would first clear half a
+        // megabyte.
         let latency = Histogram::new_with_bounds(1, 120_000_000_000, 2)?;
         Ok(Self { done: 0, refused: 0, elapsed: Duration::ZERO, latency })
     }
@@ -93,11 +94,11 @@ async fn client(mut call: impl Call, end: Instant, max_calls: usize) -> Result<T
             break;
         }
         match call.call().await? {
-            Answer::Done => {
+            Outcome::Done => {
                 tally.done += 1;
                 tally.latency.saturating_record(u64::try_from(before.elapsed().as_nanos()).unwrap_or(u64::MAX));
             }
-            Answer::Refused => {
+            Outcome::Refused => {
                 tally.refused += 1;
                 tokio::task::yield_now().await;
             }

@@ -1,4 +1,4 @@
-//! Measures the cost of accepting a task, for each store, and of enqueueing and working off a
+//! Measures the cost of accepting a task, for each store, and of enqueueing and processing a
 //! durable job.
 // Benchmarks measure real time, so the ban on the standard library's clock does not apply.
 #![allow(clippy::disallowed_types)]
@@ -18,17 +18,17 @@ use tower_offload_tasks::{MemoryStore, store::SqlStore};
 
 use self::database::Fresh;
 
-/// The worker threads of the runtime.
+/// Number of worker threads of the runtime.
 const THREADS: usize = 2;
 
-/// How many clients call at once. A single client pays for a whole commit; many clients can share
-/// one.
+/// Numbers of clients that call at once. A single client pays for a whole commit; many clients can
+/// share one.
 const CLIENTS: [usize; 2] = [1, 64];
 
 /// The maximum number of jobs that an engine runs at once: the default of a `Background`.
 const WORKERS: usize = 64;
 
-/// A run that takes longer has lost a task.
+/// Timeout of a run. A run that takes longer has lost a task.
 const TIMEOUT: Duration = Duration::from_secs(180);
 
 /// The event that is counted.
@@ -66,15 +66,15 @@ struct Sample {
     /// A drain has no latencies.
     p50_us: Option<f64>,
     p99_us: Option<f64>,
-    /// Calls for which there was no room. They are not in the rate.
+    /// Calls that were rejected because there was no room. They do not count in the rate.
     refused: u64,
-    /// Tasks whose end is in the store, in the time until that is true of all.
+    /// Rate of tasks whose final record is stored, measured until all final records are stored.
     settled_per_second: Option<f64>,
     /// The time to evict one record.
     evict_us: Option<f64>,
 }
 
-/// The parts of one run.
+/// The lengths of the parts of one run.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 struct Phases {
     warm_up: Duration,
@@ -85,7 +85,7 @@ struct Phases {
     jobs: usize,
 }
 
-/// The order to a child process.
+/// The run that a child process performs.
 #[derive(Debug, Serialize, Deserialize)]
 struct Order {
     variant: String,
@@ -94,13 +94,13 @@ struct Order {
     database: String,
 }
 
-/// One way to accept a task or to keep a job.
+/// One way to accept a task or to enqueue a job.
 #[derive(Debug, Clone, Copy)]
 struct Variant {
     name: &'static str,
     store: Store,
     engine: Engine,
-    /// The variant by whose rate the rate is divided.
+    /// The variant whose rate is the divisor of the ratio.
     base: &'static str,
 }
 
@@ -124,8 +124,8 @@ const fn variant(name: &'static str, store: Store, engine: Engine, base: &'stati
 
 const RIVER: Engine = Engine::River { fetch_cooldown: riverqueue::FETCH_COOLDOWN_DEFAULT };
 
-/// By default River fetches ten times per second, at most as many jobs as it has idle workers. That
-/// is what a drain of jobs without work measures.
+/// River that fetches without a pause. By default it fetches ten times per second, at most one job
+/// per idle worker, and a drain of jobs that do nothing would measure only that limit.
 const EAGER_RIVER: Engine = Engine::River { fetch_cooldown: riverqueue::FETCH_COOLDOWN_MIN };
 
 const VARIANTS: &[Variant] = &[
@@ -219,7 +219,7 @@ impl Variant {
     fn takes_part_in(&self, scene: Scene) -> bool {
         let takes_part = match self.engine {
             Engine::Tasks | Engine::GroupCommit | Engine::CommitEach { .. } => scene.measure == Measure::Accept,
-            // How often River fetches does not matter to clients that enqueue.
+            // The fetch interval of River does not affect clients that enqueue.
             Engine::River { .. } if self.name != self.base => scene.measure == Measure::Drain,
             Engine::Durable | Engine::River { .. } => scene.measure != Measure::Accept,
         };

@@ -17,7 +17,7 @@ use crate::{
     panic::{catch_unwind, drop_payload},
 };
 
-/// State shared by the attempts of a process. It outlives single River clients.
+/// State shared by the attempts of a process. It outlives each River client.
 pub(super) struct Environment {
     pub(super) tasks: Tasks,
     pub(super) database: Database,
@@ -36,13 +36,14 @@ pub(super) fn warn(message: &str, error: &StoreError) {
 /// River's worker for one kind of job.
 ///
 /// River's own timeout would start a second attempt while a closure is still running the first one.
-/// Therefore it is disabled, and `work` returns only when the work has really ended.
+/// Therefore it is disabled, and `work` returns only after the work has ended.
 pub(super) struct Adapter<J> {
     pub(super) worker: Worker<J>,
     pub(super) environment: Arc<Environment>,
 }
 
-/// Delay of a job that could not run now. It does not count as an attempt.
+/// Delay before another try to run a job that could not start. The failed start does not count as
+/// an attempt.
 const SNOOZE_DELAY: Duration = Duration::from_secs(1);
 
 impl<J: Job> riverqueue::Worker<Arguments<J>> for Adapter<J> {
@@ -92,7 +93,8 @@ async fn record_id(environment: &Environment, row: &JobRow) -> Result<TaskId, St
     }
 }
 
-/// Writes what River's row cannot hold, and converts the result for River.
+/// Writes the last progress and the details of a failure, which River's row cannot hold, and
+/// converts the result for River.
 async fn finish(
     environment: &Environment,
     context: &WorkContext,

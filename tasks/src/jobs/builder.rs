@@ -78,8 +78,8 @@ impl JobsBuilder {
         self
     }
 
-    /// Sets the maximum number of concurrent jobs of each other queue in this process, 1 to 10 000.
-    /// Default: 32.
+    /// Sets the maximum number of concurrent jobs in this process, 1 to 10 000, for each queue
+    /// without a limit of its own. Default: 32.
     ///
     /// A job that waits for a thread of the pool is not available to other processes. If several
     /// processes share the work, the limit should not exceed the number of threads.

@@ -40,7 +40,7 @@ pub(super) struct Plan {
 /// Adds a worker to a River client.
 type AddWorker = Box<dyn Fn(&mut Workers, &Arc<Environment>) -> Result<(), Error> + Send + Sync>;
 
-/// The limit of River.
+/// The maximum concurrency of a queue that River accepts.
 const MAX_CONCURRENCY: usize = 10_000;
 
 impl Plan {
@@ -58,7 +58,8 @@ impl Plan {
         self.queues.insert(name, Some(concurrency));
     }
 
-    /// Sets the concurrency of the other queues, and checks what River would reject.
+    /// Sets the concurrency of the other queues. Returns an error for options that River would
+    /// reject.
     pub(super) fn validate(&mut self, default_concurrency: usize) -> Result<(), String> {
         self.kinds.sort_unstable();
         if let Some(pair) = self.kinds.windows(2).find(|pair| pair[0] == pair[1]) {
@@ -106,19 +107,20 @@ fn is_name(name: &str, separators: &str, max_len: usize) -> bool {
 pub(super) struct LeasedClient {
     pub(super) river: Client,
     id: String,
-    /// `None` if the client has no workers, and once it has ended.
+    /// Handle of the running client. `None` if the client has no workers, and once it has ended.
     run: Mutex<Option<RunHandle>>,
     /// `None` if the client has no workers.
     stopper: Option<Stopper>,
 }
 
-/// Limits the time until River listens for jobs and knows its queues.
+/// Maximum time until River listens for jobs and knows its queues.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
-/// River must not hand out a running job again. The adapter always returns when the work ends.
+/// Threshold after which River considers a running job stuck and starts it again. It must never
+/// elapse, because the adapter always returns when the work ends.
 const NEVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// Minimum time between two claims. Jobs that finish in between share the next claim. With River's
-/// default of 100 ms a client runs some hundred short jobs a second, with 10 ms 2200, and with 1 ms
-/// a claim is for one or two jobs.
+/// default of 100 ms a client runs a few hundred short jobs per second, with 10 ms about 2200. With
+/// 1 ms each claim is for only one or two jobs.
 const FETCH_COOLDOWN: Duration = Duration::from_millis(2);
 /// Number of renewals within a lease. Two of them may fail.
 pub(super) const RENEWALS: u32 = 3;
@@ -188,7 +190,7 @@ impl LeasedClient {
         }
     }
 
-    /// Waits until all jobs have ended and River has written how.
+    /// Waits until all jobs have ended and River has written their results.
     pub(super) async fn ended(&self) -> Result<(), StoreError> {
         let mut run = self.run.lock().await;
         let ended = match &mut *run {
@@ -205,7 +207,7 @@ async fn renew_lease(database: &Database, client: &str) {
     let Some(lease) = database.lease() else { return pending().await };
     loop {
         sleep(lease / RENEWALS).await;
-        let _ = database.renew_lease(client).await; // a failure is noticed by the maintenance later
+        let _ = database.renew_lease(client).await; // maintenance detects a lost lease later
     }
 }
 
@@ -220,7 +222,7 @@ fn configure(
         .without_job_timeout()
         .job_stuck_threshold(NEVER)
         .fetch_cooldown(FETCH_COOLDOWN)
-        // Other processes may work other kinds of the same queues.
+        // Other processes may work jobs of other kinds in the same queues.
         .allow_unregistered_job_kinds()
         .fetch_only_known_kinds(true)
         .retry_policy(BackoffPolicy(plan.backoff));

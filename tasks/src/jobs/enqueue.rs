@@ -68,7 +68,7 @@ pub struct Enqueue<'a, J> {
 const MAX_ATTEMPTS: u16 = i16::MAX.unsigned_abs();
 
 impl<'a, J: Job> Enqueue<'a, J> {
-    /// Sets the owner, who may see the task. Default: everyone may see it who knows the id.
+    /// Sets the owner, who may see the task. Default: everyone who knows the id may see it.
     pub fn owner(self, owner: impl Into<String>) -> Self {
         Self { owner: Some(owner.into()), ..self }
     }
@@ -137,7 +137,7 @@ impl<'a, J: Job> Enqueue<'a, J> {
         self.queue.plan.worker::<J>().filter(|_| !needs_queue).map(|worker| worker.timeout)
     }
 
-    /// Checks and encodes the job. Nothing is checked again later.
+    /// Validates and encodes the job. Later steps do not validate it again.
     fn prepare(self) -> Result<Prepared, AcceptError> {
         if self.queue.is_closed() {
             return Err(AcceptError::closed());
@@ -199,7 +199,7 @@ fn runtime_ended() -> StoreError {
     StoreError::unavailable("the runtime that started the job queue has ended")
 }
 
-/// Saturates at the latest time that River can represent.
+/// Returns the time `delay` after `now`. Saturates at the latest time that River can represent.
 fn after(now: Timestamp, delay: Duration) -> jiff::Timestamp {
     let millis = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX).saturating_add(now.as_millis());
     i64::try_from(millis)

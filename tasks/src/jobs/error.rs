@@ -70,7 +70,7 @@ pub(super) enum InsertError {
 }
 
 impl InsertError {
-    /// Returns an equal error for another job of the same transaction.
+    /// Returns a copy of the error for another job of the same transaction.
     pub(super) fn duplicate(&self) -> Self {
         match self {
             Self::Invalid(message) => Self::Invalid(message.clone()),

@@ -86,7 +86,7 @@ pub(super) struct Inserted {
     pub(super) is_duplicate: bool,
 }
 
-/// A job on its way to the task that inserts batches.
+/// A request to the task that inserts batches.
 pub(super) struct InsertRequest {
     pub(super) job: Prepared,
     pub(super) reply: oneshot::Sender<Result<Inserted, InsertError>>,

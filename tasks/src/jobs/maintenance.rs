@@ -31,12 +31,13 @@ const MAX_INSERT_BATCH: usize = 256;
 
 const MIN_RECOVER_INTERVAL: Duration = Duration::from_millis(100);
 const MAX_RECOVER_INTERVAL: Duration = Duration::from_secs(5);
-/// Limits how long a cancel request of another process waits.
+/// Interval at which the database is polled for cancel requests of other processes.
 const CANCEL_POLL_INTERVAL: Duration = Duration::from_millis(500);
-/// Reports of progress within this time are written together.
+/// Delay before progress is written, together with later reports.
 const PROGRESS_DELAY: Duration = Duration::from_millis(250);
 const PROGRESS_RETRY_DELAY: Duration = Duration::from_millis(500);
-/// Much longer than the few milliseconds between a claim and its attempt.
+/// Interval at which claims are compared with the attempts of this process. It is much longer than
+/// the few milliseconds between a claim and its attempt.
 const CLAIM_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 const RESTART_DELAY: Duration = Duration::from_secs(1);
 
@@ -92,7 +93,7 @@ pub(super) fn no_result() -> StoreError {
     StoreError::other("River returned no result for a job")
 }
 
-/// Whether this process has renewed its own lease for long enough to judge the leases of others.
+/// Renewals of this process's own lease, which decide when it may expire the leases of others.
 ///
 /// After a database outage that is longer than a lease, all leases have expired although no process
 /// has crashed. The first process that reconnects must not recover the jobs of the others.
@@ -101,7 +102,10 @@ pub(super) fn no_result() -> StoreError {
 #[derive(Debug)]
 struct LeaseHealth {
     lease: Duration,
+    /// Time of the first renewal without a later gap or failure. `None` if and only if
+    /// `last_renewal` is `None`.
     healthy_since: Option<Instant>,
+    /// `None` after a failed renewal.
     last_renewal: Option<Instant>,
 }
 
@@ -150,7 +154,7 @@ async fn renew_lease(queue: Arc<Queue>, health: Arc<Mutex<LeaseHealth>>) {
     }
 }
 
-/// Replaces a River client that ends by itself, because one of its required parts failed.
+/// Replaces a River client that ends without a shutdown, because one of its required parts failed.
 async fn watch_client(queue: Arc<Queue>) {
     loop {
         let Some(client) = queue.client().filter(|client| client.id().is_some()) else { return };
@@ -222,8 +226,8 @@ async fn maintain_until_ended(queue: &Queue, health: &Mutex<LeaseHealth>) {
     }
 }
 
-/// Requeues jobs that River has claimed for this client without a reply, because the connection
-/// failed. River itself would rescue them after an hour.
+/// Requeues jobs that were claimed for this client although the reply was lost, because the
+/// connection failed. River itself would rescue them after an hour.
 async fn requeue_lost_claims(queue: &Queue) -> Result<(), StoreError> {
     let Some(client) = queue.client() else { return Ok(()) };
     let Some(id) = client.id() else { return Ok(()) };

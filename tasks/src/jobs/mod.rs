@@ -49,8 +49,8 @@
 //! # Transactions
 //!
 //! A job that belongs to a row of the application can be enqueued in the transaction that writes
-//! the row. Either both exist or neither. The id is available at once, and the 202 response after
-//! the commit.
+//! the row. Either both exist or neither does. The id is available at once, and the 202 response
+//! after the commit.
 //!
 #![cfg_attr(feature = "postgres", doc = "```")]
 #![cfg_attr(not(feature = "postgres"), doc = "```ignore")]
@@ -60,11 +60,14 @@
 //! # struct Confirm { order: i64 }
 //! # impl Job for Confirm { const KIND: &'static str = "confirm"; }
 //! # type BoxError = Box<dyn std::error::Error + Send + Sync>;
-//! async fn order(jobs: &Jobs, pool: &sqlx::PgPool) -> Result<Accepted, BoxError> { let mut
-//! transaction = pool.begin().await?; let order = sqlx::query_scalar("INSERT INTO orders DEFAULT
-//! VALUES RETURNING id").fetch_one(&mut *transaction).await?; let id = jobs.enqueue(Confirm { order
-//! }).owner("ann").tx(&mut transaction).await?; transaction.commit().await?;
-//! Ok(jobs.tasks().accepted(id).await?.ok_or("the job was committed")?) }
+//! async fn order(jobs: &Jobs, pool: &sqlx::PgPool) -> Result<Accepted, BoxError> {
+//!     let mut transaction = pool.begin().await?;
+//!     let insert = sqlx::query_scalar("INSERT INTO orders DEFAULT VALUES RETURNING id");
+//!     let order = insert.fetch_one(&mut *transaction).await?;
+//!     let id = jobs.enqueue(Confirm { order }).owner("ann").tx(&mut transaction).await?;
+//!     transaction.commit().await?;
+//!     Ok(jobs.tasks().accepted(id).await?.ok_or("the job was committed")?)
+//! }
 //! ```
 //!
 //! # Guarantees
@@ -75,18 +78,18 @@
 //!   an upsert or an idempotency key of the other service.
 //! - **A job never runs twice at the same time in one process.** A closure that exceeds its timeout
 //!   keeps its job, and the next attempt starts when the closure has returned.
-//! - **Between processes, two attempts overlap only if one process stood still.** On Postgres, a
-//!   process that is stopped for longer than its [lease](crate::SqlStore::open_with_lease) may work
-//!   beside its replacement until it notices, within a third of a lease. A trigger discards its
-//!   results. A database outage has no such effect: a process expires the leases of others only
-//!   after it has renewed its own for the duration of a lease.
+//! - **Between processes, two attempts overlap only if one process stalls.** On Postgres, a process
+//!   that stalls for longer than its [lease](crate::SqlStore::open_with_lease) may run jobs at the
+//!   same time as its replacement until it detects the loss, within a third of a lease. A trigger
+//!   discards its results. A database outage has no such effect: a process expires the leases of
+//!   others only after it has renewed its own for the duration of a lease.
 //! - **Jobs of a crashed process are recovered soon.** On SQLite when the next process starts, on
 //!   Postgres when the lease expires. The attempt counts, so a job that crashes its process ends as
 //!   `failed` with class `process_lost` when its attempts are used. After its first crash it is
 //!   retried at once, since another job may have caused the crash. After further ones the
 //!   [`Backoff`] applies.
 //! - **The status is that of the job.** Triggers update it in the transaction that changes the job,
-//!   also if another client does so.
+//!   even if another client changes it.
 //!
 //! | event | effect |
 //! |---|---|
@@ -160,7 +163,8 @@ pub struct Jobs {
     owner: Arc<Owner>,
 }
 
-/// Stops the queue when the last handle is dropped. The background tasks hold only the queue.
+/// Stops the queue when the last handle is dropped. The background tasks hold the queue itself,
+/// which does not keep the handles alive.
 struct Owner(Arc<Queue>);
 
 impl Drop for Owner {
@@ -175,7 +179,7 @@ impl Drop for Owner {
 
 /// Maximum time for stopped jobs to end, within the timeout of a shutdown.
 const MAX_STOP_TIME: Duration = Duration::from_secs(1);
-/// A year, which can be added to the current time.
+/// Maximum timeout: a year, which can be added to the current time.
 const MAX_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
 
 impl Jobs {
@@ -242,7 +246,7 @@ impl Jobs {
                         queue.unregister();
                     }
                 }
-                Ok(Err(error)) => warn("River has not ended properly", &error),
+                Ok(Err(error)) => warn("River failed to shut down", &error),
                 Err(_) => {}
             }
         }
@@ -250,8 +254,8 @@ impl Jobs {
         JobsShutdownReport { still_running: queue.environment.running.ids(), is_written }
     }
 
-    /// Ends the lease if the database shows no running jobs. River does not report whether it could
-    /// write how jobs ended.
+    /// Ends the lease if the database shows no running jobs. River does not report whether it has
+    /// written the results of all jobs.
     async fn end_lease(&self, client: &LeasedClient, end: Instant) -> bool {
         let end = end.max(Instant::now() + MAX_STOP_TIME);
         match timeout_at(end, client.end_lease(&self.queue().environment.database)).await {
@@ -282,9 +286,9 @@ pub struct JobsShutdownReport {
     /// Jobs whose closure is still running, or waits for a thread. If the process ends now, they
     /// run again.
     pub still_running: Vec<TaskId>,
-    /// `true` if the database knows how all other jobs ended. Otherwise it did not respond in time:
-    /// jobs that ended last or were to be requeued are recovered like after a crash,
-    /// and the attempt counts.
+    /// `true` if the results of all other jobs are written. Otherwise the database did not respond
+    /// in time: jobs that ended last or were to be requeued are recovered like after a crash, and
+    /// the attempt counts.
     pub is_written: bool,
 }
 
@@ -298,6 +302,6 @@ impl JobsShutdownReport {
 impl fmt::Display for JobsShutdownReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} jobs still running", self.still_running.len())?;
-        if self.is_written { Ok(()) } else { f.write_str(", and the end of other jobs may not be written") }
+        if self.is_written { Ok(()) } else { f.write_str(", and the results of other jobs may not be written") }
     }
 }

@@ -39,13 +39,15 @@ pub trait OrEnqueue: sealed::Sealed + Sized {
     ///
     /// Like [`TrackBuilder::spawn`](crate::TrackBuilder::spawn) and
     /// [`Jobs::enqueue`](super::Jobs::enqueue), except that a full or closed background is not an
-    /// error. A task for [flushed](tower_offload::after_response::ResponseTaskBuilder::on_flushed) responses is
-    /// rejected if the connection is not tracked.
+    /// error. A task for [flushed][on_flushed] responses is rejected if the connection is not
+    /// tracked.
     ///
     /// # Cancel safety
     ///
     /// Like [`TrackBuilder::spawn`](crate::TrackBuilder::spawn) and
     /// [`Jobs::enqueue`](super::Jobs::enqueue).
+    ///
+    /// [on_flushed]: tower_offload::after_response::ResponseTaskBuilder::on_flushed
     fn or_enqueue<J: Job>(self, job: Enqueue<'_, J>) -> impl Future<Output = Result<Accepted, AcceptError>> + Send;
 }
 

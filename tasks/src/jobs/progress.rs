@@ -25,6 +25,7 @@ struct Attempt {
     number: i64,
     /// Only its progress and its message are used.
     record: Record,
+    /// `true` if the record has progress that is not written.
     is_dirty: bool,
 }
 

@@ -30,8 +30,8 @@ pub(super) struct Queue {
     is_ending: watch::Sender<bool>,
 }
 
-/// Unique jobs have their own channel, because their insertion may wait for the transaction of
-/// another process.
+/// Channels to the tasks that insert jobs. Unique jobs have their own channel, because their
+/// insertion may wait for the transaction of another process.
 pub(super) struct InsertSenders {
     pub(super) plain: mpsc::Sender<InsertRequest>,
     pub(super) unique: mpsc::Sender<InsertRequest>,
@@ -41,6 +41,7 @@ pub(super) struct InsertSenders {
 struct State {
     /// `None` before the first client has started.
     client: Option<Arc<LeasedClient>>,
+    /// `true` once the queue was shut down. A client that starts later is stopped at once.
     is_closed: bool,
     /// Number of polls for cancel requests since `forwarded` was cleared.
     polls: u32,
@@ -50,7 +51,7 @@ struct State {
     unknown_claims: HashSet<Claim>,
 }
 
-/// Cancel requests are forwarded again after this number of polls, which is 10 s. River's
+/// Number of polls, equal to 10 s, after which cancel requests are forwarded again, because River's
 /// notification of the worker may have been lost.
 const POLLS_UNTIL_REPEAT: u32 = 20;
 
@@ -78,7 +79,8 @@ impl Queue {
         is_free
     }
 
-    /// Permits another queue on the same store. No work of this one is running any longer.
+    /// Unregisters the queue, so that the store can have another one. Call it only when no work of
+    /// this queue is running.
     pub(super) fn unregister(&self) {
         let mut hook = lock(&self.store.cancel_hook);
         let is_own = |hook: &Weak<dyn CancelHook>| std::ptr::addr_eq(hook.as_ptr(), self);
@@ -101,7 +103,7 @@ impl Queue {
         Ok(())
     }
 
-    /// Replaces a client that has ended or has lost its lease. Its work is stopped.
+    /// Replaces a client that has ended or has lost its lease, and stops its work.
     pub(super) async fn replace_client(&self, lost: &Arc<LeasedClient>) {
         lost.stop_and_cancel();
         let _replacing = self.replacing.lock().await;
@@ -143,7 +145,7 @@ impl Queue {
         self.environment.running.empty().await;
     }
 
-    /// Forwards new cancel requests to River, and from time to time all of them.
+    /// Forwards new cancel requests to River, and every 10 s all of them.
     pub(super) async fn forward_cancel_requests(&self) -> Result<(), StoreError> {
         let requested = self.environment.database.cancel_requests().await?;
         let new: Vec<_> = {
@@ -172,8 +174,8 @@ impl Queue {
         Ok(())
     }
 
-    /// Returns the claims that no attempt is working on now, nor was at the last check. Their reply
-    /// was lost: the time between a claim and its attempt is much shorter than between two checks.
+    /// Returns the claims that had no attempt at the last check and have none now. Their reply was
+    /// lost: the time between a claim and its attempt is much shorter than between two checks.
     pub(super) fn lost_claims(&self, claims: &[Claim]) -> Vec<Claim> {
         let unknown = self.environment.running.unknown(claims);
         let mut state = lock(&self.state);

@@ -13,8 +13,8 @@ use crate::{
 
 /// The jobs whose work is running in this process.
 ///
-/// A job is entered before its work starts and removed when its work has really ended. Thus a job
-/// never runs twice at once in a process, even if River hands it out again after a lost lease.
+/// A job is entered before its work starts and removed after its work has ended. So a job never
+/// runs twice at once in a process, even if River claims it again after a lost lease.
 #[derive(Clone, Default)]
 pub(super) struct RunningJobs(Arc<Inner>);
 
@@ -27,8 +27,9 @@ struct Inner {
 
 #[derive(Default)]
 struct State {
+    /// Jobs whose work has not ended, by River's id.
     running: HashMap<i64, TaskId>,
-    /// Jobs that have ended here, and that River may still have to complete in its table.
+    /// Jobs whose work has ended, and that River may still have to complete in its table.
     completing: HashSet<i64>,
 }
 

@@ -39,11 +39,12 @@ impl<J> Clone for Worker<J> {
 
 /// The work of one attempt.
 pub(super) struct Work {
-    /// Completes when the work has really ended.
+    /// Completes after the work has ended, even if it is a closure whose attempt was stopped.
     pub(super) future: Pin<Box<dyn Future<Output = Result<Ending, CallError>> + Send>>,
     /// Notified once, when the work starts.
     started: Arc<Notify>,
-    /// The future must not be dropped before it completes: the closure would continue unobserved.
+    /// `true` if the work is a closure. Its future must not be dropped before it completes, because
+    /// the closure would continue unobserved.
     is_blocking: bool,
 }
 
@@ -120,9 +121,9 @@ pub(super) struct Attempt {
 /// Result of an attempt.
 #[derive(Debug, PartialEq)]
 pub(super) enum AttemptResult {
-    /// The pool did not run it.
+    /// The pool did not run the work.
     NotRun(CallError),
-    /// It was cancelled, or the process shuts down.
+    /// The attempt was cancelled, or the process is shutting down.
     Stopped,
     Failed(Failure),
     Succeeded(Json),
@@ -169,7 +170,7 @@ impl Attempt {
 fn result(ended: Result<Ending, CallError>, timeout: Duration, is_late: bool, is_stopped: bool) -> AttemptResult {
     match ended {
         Ok(_) if is_late => AttemptResult::Failed(timeout_failure(timeout)),
-        // A closure that succeeded although it was stopped has succeeded.
+        // If a closure succeeds despite the stop, the attempt has succeeded.
         Ok(Ending::Succeeded(result)) => AttemptResult::Succeeded(result),
         _ if is_stopped => AttemptResult::Stopped,
         Ok(Ending::Failed(failure)) => AttemptResult::Failed(failure),
@@ -178,7 +179,8 @@ fn result(ended: Result<Ending, CallError>, timeout: Duration, is_late: bool, is
     }
 }
 
-/// The triggers give a job the state `timed_out` if its last attempt failed with this class.
+/// Class of the failure of an attempt that timed out. The triggers give a job the state `timed_out`
+/// if its last attempt failed with this class.
 const TIMEOUT_CLASS: &str = "timeout";
 
 fn timeout_failure(timeout: Duration) -> Failure {

@@ -69,7 +69,8 @@ impl Authorize {
 }
 
 impl Default for Authorize {
-    /// Permits requests that prove knowledge of an id, for tasks without an owner.
+    /// Returns the default: a request that has the id of a task may read it, if the task has no
+    /// owner.
     fn default() -> Self {
         Self::new(|_, action| match action {
             Action::Show(_) | Action::Events(_) | Action::Describe => Access::Public,

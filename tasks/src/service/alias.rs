@@ -17,8 +17,8 @@ use super::{
 };
 use crate::{Failure, Json, Status, TaskId, TaskState, problem::Problem, store::Found};
 
-/// Status in the style of `GET /status?task_id=`, with the states `running`, `completed` and
-/// `failed`.
+/// Reports the status of a task at `GET /status?task_id=`, with the states `running`, `completed`
+/// and `failed`.
 ///
 /// A queued task is `running`. A task that ended without a result is `failed`. An unknown task is
 /// 404. The service has no paths of its own, so mount it with `route_service`. It uses the

@@ -25,9 +25,9 @@ pub(super) struct Config {
     pub(super) streams: Arc<Semaphore>,
 }
 
-/// Half of the idle timeout that proxies commonly have.
+/// Default interval of comments: half of the idle timeout that proxies commonly have.
 const DEFAULT_KEEP_ALIVE: Duration = Duration::from_secs(15);
-/// Half of the response timeout that proxies commonly have.
+/// Default maximum wait: half of the response timeout that proxies commonly have.
 const DEFAULT_MAX_WAIT: Duration = Duration::from_secs(30);
 
 impl Config {

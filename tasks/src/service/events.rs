@@ -132,6 +132,7 @@ fn initial_status(record: &Record) -> Status {
 /// client that never reads costs a permit and a few kilobytes.
 pub(super) struct EventStream {
     buffer: String,
+    /// The last event that was written to the buffer, or that the client has received before.
     last: Option<EventId>,
     /// `None` if the stream has ended, apart from the buffer.
     next_change: Option<NextChange>,
@@ -144,10 +145,11 @@ pub(super) struct EventStream {
 /// Waits for the next change. Returns `None` if there is none.
 type NextChange = Pin<Box<dyn Future<Output = Option<Box<dyn Changes>>> + Send>>;
 
-/// Clients reconnect after a second.
+/// Field that makes clients reconnect after a second.
 const RETRY: &str = "retry: 1000\n\n";
 const KEEP_ALIVE_COMMENT: &str = ": keep-alive\n\n";
-/// Clients ignore comments. It explains the end to a person who looks at the stream.
+/// Comment before the end of a stream. Clients ignore it. It explains the end to a person who reads
+/// the stream.
 const SHUTDOWN_COMMENT: &str = ": shutting down, reconnect to resume\n\n";
 
 impl EventStream {

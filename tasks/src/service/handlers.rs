@@ -75,8 +75,8 @@ async fn open_events(config: Config, id: TaskId, access: &Access, last: Option<E
     Ok(uncached("text/event-stream", stream))
 }
 
-/// Converts an accepted task to a response, as
-/// [`StatusService::respond`](super::StatusService::respond) documents it.
+/// Converts an accepted task to a response; see
+/// [`StatusService::respond`](super::StatusService::respond).
 pub(super) async fn respond<B: From<Bytes>>(
     config: &Config,
     mut accepted: Accepted,
@@ -142,7 +142,7 @@ impl Wait {
             Ok(true)
         };
         match timeout(self.timeout, unless(config.source.streams_ended(), finished)).await {
-            Ok(Some(Ok(false))) => config.source.get(id).await, // the record is gone
+            Ok(Some(Ok(false))) => config.source.get(id).await, // the record was evicted
             Ok(Some(Err(error))) => Err(error),
             Ok(None | Some(Ok(true))) | Err(_) => Ok(Found::Record(Box::new(changes.record().clone()))),
         }

@@ -85,8 +85,8 @@ type Pair<'q> = (Cow<'q, str>, Cow<'q, str>);
 
 /// Parses a query in the form encoding.
 ///
-/// `form_urlencoded::parse` replaces what it cannot decode. A service that filters by the result
-/// must reject such a query instead.
+/// `form_urlencoded::parse` replaces bytes that it cannot decode. A service that filters by the
+/// result must reject such a query instead.
 pub(super) fn parse_query(query: &str) -> Result<Vec<Pair<'_>>, Problem> {
     let is_escape =
         |rest: &str| rest.as_bytes().get(..2).is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit));

@@ -11,9 +11,10 @@
 //! | `GET /openapi.json` | the OpenAPI document (feature `openapi`) |
 //!
 //! A task that failed has a status too, and unfinished tasks have `Retry-After`. A task of another
-//! owner is unknown. Event streams resume after `Last-Event-ID`. Errors are `application/problem+json`; with feature
-//! `tracing` the cause of a store error is logged as an event of level `ERROR`, and it is never
-//! sent to the client. HEAD is handled like GET without a body. Other methods are 405.
+//! owner is reported as unknown. Event streams resume after `Last-Event-ID`. Errors are
+//! `application/problem+json`; with feature `tracing` the cause of a store error is logged as an
+//! event of level `ERROR`, and it is never sent to the client. HEAD is handled like GET without a
+//! body. Other methods are 405.
 //!
 //! ```
 //! use axum::Router;
@@ -212,8 +213,9 @@ impl StatusService {
         StatusAlias::new(self.config.clone())
     }
 
-    /// Converts an accepted task to a response, as the `Prefer` header of the request asks
-    /// ([RFC 7240](https://www.rfc-editor.org/rfc/rfc7240)). `headers` are the headers of the request.
+    /// Converts an accepted task to a response, according to the `Prefer` header of the request
+    /// ([RFC 7240](https://www.rfc-editor.org/rfc/rfc7240)). `headers` are the headers of the
+    /// request.
     ///
     /// | `Prefer` | response |
     /// |---|---|

@@ -7,7 +7,8 @@ use http::{
 use super::response::{Response, uncached, vary_by};
 use crate::problem::Problem;
 
-/// The page contains its script and its style, so it needs no build step and no other resources.
+/// The HTML page. It contains its script and its style, so it needs no build step and no other
+/// resources.
 const PAGE: &str = include_str!("page.html");
 const NONCE: &str = "{{nonce}}";
 

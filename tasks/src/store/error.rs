@@ -43,7 +43,7 @@ impl StoreError {
     }
 
     /// Returns the same error for another caller that waits for the same transaction. Its source is
-    /// the text of this one's source.
+    /// the text of the original source.
     pub(crate) fn duplicate(&self) -> Self {
         Self { kind: self.kind, source: with_causes(&*self.source).into() }
     }

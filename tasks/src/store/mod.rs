@@ -31,7 +31,7 @@ pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>>
 ///
 /// [`Tasks`](crate::Tasks) writes in batches, one batch at a time. It reads from any task, at any
 /// time. Acceptance of tasks waits for the store, so a store should not wait indefinitely for its
-/// database, and return [`StoreError::unavailable`] after a timeout.
+/// database, but return [`StoreError::unavailable`] after a timeout.
 ///
 /// # Epochs
 ///

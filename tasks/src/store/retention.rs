@@ -10,8 +10,8 @@ use std::time::Duration;
 pub struct Retention {
     /// Maximum number of finished records. The oldest are evicted first. Default: 10 000.
     pub max_records: usize,
-    /// Maximum age of a finished record, measured from its end. Default: 24 hours, within which a
-    /// client that ordered a report fetches it.
+    /// Maximum age of a finished record, measured from its end. Default: 24 hours, in which a
+    /// client can fetch its result.
     pub max_age: Duration,
     /// How long a tombstone marks an evicted record, so that clients get 410 instead of 404.
     /// Default: 7 days.

@@ -22,24 +22,26 @@ pub(super) type Reply = oneshot::Sender<Result<(), StoreError>>;
 /// it, so it refers to the writer only weakly.
 pub(crate) struct ActiveTask {
     id: TaskId,
+    /// The newest version. A slow subscriber skips the versions before it.
     record: watch::Sender<Record>,
-    /// Set by the work when it ends. [`complete`](Self::complete) decides what becomes of it.
+    /// How the work ended, set by the work. [`complete`](Self::complete) derives the final state
+    /// from it.
     outcome: Mutex<Option<Ending>>,
     /// The caller that waits until the record is accepted.
     accept_reply: Mutex<Option<Reply>>,
-    /// The task starts after the response of the request that submitted it.
+    /// `true` if the task starts after the response of the request that submitted it.
     awaits_response: bool,
     handle: TaskHandle,
     clock: Clock,
     listener: Weak<dyn ChangeListener>,
 }
 
-/// Is notified of every change of a record.
+/// Receives a notification of every change of a record.
 pub(super) trait ChangeListener: Send + Sync {
     fn on_change(self: Arc<Self>, id: TaskId, urgency: Urgency);
 }
 
-/// When a changed record is to be written.
+/// Time at which a changed record is to be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Urgency {
     Now,
@@ -120,13 +122,13 @@ impl ActiveTask {
         self.change(Urgency::Now, |record| record.finish(ending, now));
     }
 
-    /// Finishes the task as the background completed it.
+    /// Finishes the task according to its completion in the background.
     pub(crate) fn complete(&self, completion: Completion) {
         let outcome = lock(&self.outcome).take();
         self.finish(match (completion, outcome) {
             (Completion::Skipped, _) => Ending::Cancelled(Reason::ResponseFailed, None),
             (Completion::Refused, _) => Ending::Failed(Failure::new("refused", "the pool refused the task")),
-            // A closure that succeeded although it was cancelled has succeeded.
+            // If a closure succeeds despite the cancellation, the task has succeeded.
             (Completion::Cancelled, Some(Ending::Succeeded(result))) => Ending::Succeeded(result),
             (Completion::Cancelled, Some(Ending::Failed(failure))) => {
                 Ending::Cancelled(self.cancel_reason(), Some(failure))
@@ -134,7 +136,7 @@ impl ActiveTask {
             (Completion::Cancelled, _) => Ending::Cancelled(self.cancel_reason(), None),
             (Completion::TimedOut, _) => Ending::TimedOut,
             (Completion::Completed | Completion::Failed, Some(ending)) => ending,
-            // `Lost`. Every other completion without an outcome is treated like it.
+            // `Completion::Lost`, and every other completion without an outcome.
             _ => Ending::Lost(Reason::RuntimeLost),
         });
     }
@@ -170,7 +172,7 @@ impl ProgressSink for ActiveTask {
         self.change(Urgency::Soon, |record| record.advance(progress, message));
     }
 
-    /// Returns `true` also for a final record, whose task should stop since its result is dropped.
+    /// Returns `true` for a final record too: its task should stop, since its result is dropped.
     fn is_cancelled(&self) -> bool {
         let record = self.record.borrow();
         record.cancel_requested_at.is_some() || record.state.is_final()

@@ -51,7 +51,9 @@ pub(crate) struct Writer {
 
 struct State {
     queue: WriteQueue<TaskId, Arc<ActiveTask>>,
+    /// `None` before the first epoch begins, and after the lease has expired.
     lease: Option<Lease>,
+    /// Only moves forward.
     phase: Phase,
     /// `true` while a writer task exists.
     has_writer_task: bool,
@@ -123,13 +125,13 @@ impl Writer {
         task.set_accept_reply(reply);
         self.with_state(|state| match state.phase {
             Phase::Open => state.queue.accept(id, task, Instant::now()),
-            Phase::Closed | Phase::Ended => Err(StoreError::unavailable("it is closed")),
+            Phase::Closed | Phase::Ended => Err(StoreError::unavailable("the store is closed")),
         })?;
         self.await_reply(replied).await
     }
 
-    /// Writes a request to cancel a task of another process. Returns `false`, without having done
-    /// so, after the shutdown.
+    /// Writes a request to cancel a task of another process. Returns `false`, without a write,
+    /// after the shutdown.
     pub(crate) async fn request_cancel(self: &Arc<Self>, id: TaskId) -> Result<bool, StoreError> {
         let now = self.now();
         let (reply, replied) = oneshot::channel();
@@ -146,7 +148,8 @@ impl Writer {
         self.await_reply(replied).await.map(|()| true)
     }
 
-    /// Returns once there is a lease, so that records of processes that no longer run are lost.
+    /// Waits until this process has a lease. By then the records of crashed processes are marked as
+    /// lost.
     pub(crate) async fn ensure_started(self: &Arc<Self>) -> Result<(), StoreError> {
         let (reply, replied) = oneshot::channel();
         let is_started = self.with_state(|state| {
@@ -164,7 +167,7 @@ impl Writer {
         replied: oneshot::Receiver<Result<(), StoreError>>,
     ) -> Result<(), StoreError> {
         if !self.wake_writer() {
-            let error = StoreError::unavailable("no Tokio runtime is available to write to it");
+            let error = StoreError::unavailable("no Tokio runtime is available to write records");
             self.reject_waiting(&error, |state| !state.has_writer_task);
             return Err(error);
         }
@@ -222,7 +225,7 @@ impl Writer {
         self.wake_writer();
     }
 
-    /// Returns once everything is written. Call [`close`](Self::close) first.
+    /// Waits until everything is written. Call [`close`](Self::close) first.
     pub(crate) async fn closed_and_written(self: &Arc<Self>) {
         loop {
             let mut stopped = std::pin::pin!(self.stopped.notified());
@@ -304,22 +307,24 @@ fn send(replies: &mut Vec<Reply>, result: impl Fn() -> Result<(), StoreError>) {
 }
 
 fn runtime_stopped() -> StoreError {
-    StoreError::unavailable("the runtime that wrote to it was shut down")
+    StoreError::unavailable("the runtime that wrote records was shut down")
 }
 
 /// Writes to the store until the [`Writer`] is closed and everything is written.
 struct WriterTask {
     writer: Arc<Writer>,
-    /// `None` while there is no lease, and for a lease that needs no renewal.
+    /// Time of the next renewal. `None` without a lease, and for a lease that needs no renewal.
     renew_at: Option<Instant>,
-    /// When to poll the store for cancel requests of other processes. `None` like `renew_at`.
+    /// Time of the next poll for cancel requests of other processes. `None` in the same cases as
+    /// `renew_at`.
     poll_cancels_at: Option<Instant>,
     sweep_at: Instant,
     /// Earliest time of the next attempt to get a lease.
     begin_at: Instant,
 }
 
-/// Sweeps evict by age, which is not urgent. Stores bound the number of records themselves.
+/// Interval between sweeps. They evict records by age, which is not urgent, because stores bound
+/// the number of records themselves.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
 /// Maximum delay of a cancel request from another process.
 const CANCEL_POLL_INTERVAL: Duration = Duration::from_millis(500);

@@ -94,7 +94,7 @@ impl Worker<Report> for Reporter {
     }
 }
 
-/// Much longer than a test takes.
+/// A timeout that no test reaches.
 pub(crate) const HOUR: Duration = Duration::from_secs(3600);
 const MAINTENANCE_INTERVAL: Duration = Duration::from_millis(20);
 

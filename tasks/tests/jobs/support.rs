@@ -17,7 +17,7 @@ use tower_offload_tasks::{
 
 use super::databases::{OnFile, OnServer};
 
-/// Longer than any passing test takes.
+/// A timeout that no passing test reaches.
 pub(crate) const LONG: Duration = Duration::from_secs(60);
 pub(crate) const SHORT: Duration = Duration::from_millis(20);
 
@@ -99,7 +99,7 @@ impl Job for Act {
     const MAX_ATTEMPTS: u16 = 3;
 }
 
-/// The same for a worker with a future.
+/// Like [`Act`], for a worker with a future.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct ActAsync(pub(crate) Act);
 

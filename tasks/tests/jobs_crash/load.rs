@@ -32,9 +32,10 @@ pub(crate) struct Requests {
 const CLIENTS: usize = 4;
 /// One in this number of jobs is enqueued again although it was accepted.
 const REPEAT_ONE_IN: usize = 10;
-/// Fifty rounds then make fewer than the ten thousand jobs whose records are kept.
+/// Maximum pause of a client before a job. With it, fifty rounds enqueue fewer than the 10 000 jobs
+/// whose records are kept.
 const MAX_PAUSE_MILLIS: usize = 120;
-/// Longer than most rounds, so that each one interrupts jobs.
+/// Maximum run time of a job, long enough that each round interrupts jobs.
 const MAX_WORK_MILLIS: usize = 500;
 
 impl Load {

@@ -27,4 +27,4 @@ mod program;
 mod restart;
 mod rounds;
 mod shutdown;
-mod standstill;
+mod stall;

@@ -42,7 +42,7 @@ impl Network {
         Self { url, state }
     }
 
-    /// Returns when the network hangs within a transaction of each connection.
+    /// Makes the network hang, and returns once each connection hangs within a transaction.
     pub(crate) async fn hang(&self) {
         self.state.armed.store(true, Ordering::SeqCst);
         self.state.hanging.subscribe().wait_for(|hanging| *hanging >= CONNECTIONS).await.unwrap();
@@ -91,7 +91,8 @@ async fn backward(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, state: State,
 }
 
 impl State {
-    /// Never completes once the network hangs. The end of a connection is not forwarded either.
+    /// Returns at once, or never if the network hangs. Then the end of a connection is not
+    /// forwarded either.
     async fn pass(&self) {
         if *self.hanging.borrow() >= CONNECTIONS {
             std::future::pending().await

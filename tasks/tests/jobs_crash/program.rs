@@ -10,7 +10,7 @@ use tokio::{
     time::timeout,
 };
 
-/// Fails a test that hangs. Much longer than anything takes.
+/// Timeout of each step, to fail a test that hangs. No passing test reaches it.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// A running example. It is killed when its test fails.

@@ -54,7 +54,7 @@ async fn restart_on_postgres(cluster: Cluster, rounds: usize) {
     restart(cluster, rounds, LEASE + Duration::from_secs(1)).await;
 }
 
-/// Kills during a start interrupt the recovery.
+/// Maximum time from a start to a kill that interrupts the recovery.
 const MAX_START_MILLIS: usize = 400;
 const MAX_RUN_MILLIS: usize = 1500;
 

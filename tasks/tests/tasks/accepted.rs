@@ -57,7 +57,7 @@ async fn unknown_id_and_id_of_another_name_are_not_found() {
 }
 
 #[tokio::test]
-async fn full_or_closed_background_responds_with_503_and_stores_nothing() {
+async fn full_or_closed_background_is_503_and_stores_nothing() {
     let pool = ThreadPool::builder().threads(1).build().unwrap();
     let background = Background::builder().pool(pool).max_tasks(1).build();
     let tasks = in_memory();

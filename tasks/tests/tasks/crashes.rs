@@ -31,7 +31,8 @@ use super::{
     store_suite::{Backend, now},
 };
 
-/// Long enough to be renewed on a busy machine, and short enough to wait for its expiry.
+/// Duration of leases: long enough to be renewed on a busy machine, and short enough that a test
+/// can wait for the expiry.
 const LEASE: Duration = Duration::from_secs(3);
 
 /// A process that serves the tasks of one store. Killed when dropped.
@@ -170,8 +171,8 @@ async fn killed_under_load(child: Child, random: &mut Random) -> Vec<String> {
                 let target = format!("/{kind}/{}", random.below(60));
                 let Ok(response) = client.open("POST", &target, &[]).await else { return };
                 assert!(response.status() == 202 || response.status() == 503);
-                if let Some(place) = response.headers().get("location") {
-                    let id = place.to_str().unwrap().strip_prefix("/tasks/").unwrap().to_owned();
+                if let Some(location) = response.headers().get("location") {
+                    let id = location.to_str().unwrap().strip_prefix("/tasks/").unwrap().to_owned();
                     accepted.lock().unwrap().push(id);
                 }
             }

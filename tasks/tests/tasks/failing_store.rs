@@ -14,7 +14,7 @@ async fn stored(store: &Failing) -> Vec<(String, TaskState, Option<Reason>)> {
     all.records.into_iter().map(|record| (record.name, record.state, record.reason)).collect()
 }
 
-/// No record stays at `running` because the store failed at its end.
+/// A failure of the store at the end of a task does not leave the record at `running`.
 #[tokio::test(start_paused = true)]
 async fn failing_store_rejects_new_tasks_and_catches_up_later() {
     for (mode, is_full) in [(Mode::Unavailable, false), (Mode::DiskFull, true), (Mode::Panics, false)] {
@@ -60,7 +60,7 @@ async fn rejected_record_that_was_stored_ends_as_not_accepted() {
     let store = Failing::new();
     let (tasks, background) = (Tasks::new(store.clone()), background());
     tasks.start().await.unwrap();
-    store.set(Mode::AnswerLost);
+    store.set(Mode::ReplyLost);
     tasks.track("never").spawn_blocking(&background, |_| done()).await.unwrap_err();
     store.set(Mode::Works);
     while tasks.stats().open > 0 {
@@ -76,7 +76,7 @@ async fn record_that_the_store_rejects_does_not_affect_others() {
     let (tasks, background) = (Tasks::new(store.clone()), background());
     tasks.start().await.unwrap();
     store.set(Mode::Poisoned);
-    let gate = store.hold().await;
+    let held = store.hold().await;
     let track = |name: &'static str| {
         let (tasks, background) = (tasks.clone(), background.clone());
         tokio::spawn(async move { tasks.track(name).spawn_blocking(&background, |_| done()).await })
@@ -86,7 +86,7 @@ async fn record_that_the_store_rejects_does_not_affect_others() {
     for _ in 0..10 {
         tokio::task::yield_now().await;
     }
-    drop(gate);
+    drop(held);
     assert!(first.await.unwrap().is_ok());
     let mut accepted = Vec::new();
     for other in others {
@@ -116,14 +116,14 @@ async fn caller_that_leaves_during_the_write_abandons_the_task() {
     let store = Failing::new();
     let (tasks, background) = (Tasks::new(store.clone()), background());
     tasks.start().await.unwrap();
-    let gate = store.hold().await;
+    let held = store.hold().await;
     let never = |_| -> Result<(), &str> { panic!("it ran") };
     let mut accepting = Box::pin(tasks.track("left").spawn_blocking(&background, never));
     assert!(futures_util::poll!(&mut accepting).is_pending());
-    tokio::task::yield_now().await; // the writer task waits for the gate
+    tokio::task::yield_now().await; // the writer task waits for the permit
     drop(accepting);
     assert_eq!((background.stats().reserved, background.stats().skipped), (0, 1));
-    drop(gate);
+    drop(held);
     assert!(tasks.shutdown(LONG).await.is_clean());
     assert_eq!(stored(&store).await, [("left".to_owned(), TaskState::Cancelled, Some(Reason::Abandoned))]);
 }

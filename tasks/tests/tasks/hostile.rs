@@ -152,7 +152,8 @@ async fn names_with_sql_and_markup_are_stored_as_text() {
     }
 }
 
-/// Returns the number of connections whose both ends fit into the file limit of this process.
+/// Returns the number of connections that fit into the file limit of this process, which has both
+/// ends of each.
 fn connections() -> usize {
     let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
     let files =

@@ -154,8 +154,8 @@ async fn nul_in_a_text_is_replaced_and_does_not_fail_the_batch() {
     assert_eq!(store.list(&by_nul, Default::default()).await.unwrap().records, []);
 }
 
-/// Forwards connections to the server until it is aborted. While `is_silent` is `true` it keeps
-/// back all data.
+/// Forwards connections to the server until it is aborted. Holds back all data while `is_silent` is
+/// `true`.
 async fn forward(listener: TcpListener, server: String, is_silent: watch::Receiver<bool>) {
     let mut connections = JoinSet::new();
     loop {

@@ -19,7 +19,8 @@ use super::{
     support::{background, ended, in_memory},
 };
 
-/// A server whose tasks send a sender when they start, and end when it is dropped.
+/// A server whose tasks run until the test ends them. Each task sends a sender to the test when it
+/// starts, and ends when the test drops that sender.
 #[derive(Clone)]
 struct App {
     tasks: Tasks,

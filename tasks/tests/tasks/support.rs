@@ -14,7 +14,7 @@ use tower_offload_tasks::{
     store::{Epoch, Filter, Found, Lease, Listing, Op, Page, Process, StoreFuture, Swept, Written},
 };
 
-/// Longer than any passing test takes.
+/// A timeout that no passing test reaches.
 pub(crate) const LONG: Duration = Duration::from_secs(60);
 pub(crate) const SHORT: Duration = Duration::from_millis(5);
 
@@ -74,8 +74,8 @@ pub(crate) async fn try_hold(tasks: &Tasks, background: &Background) -> Result<H
 /// How the store responds to the next operations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mode {
-    /// The batch is written, but an error is returned.
-    AnswerLost,
+    /// The batch is written, but the reply is an error.
+    ReplyLost,
     DiskFull,
     /// Batches with a task named `poison` fail.
     Poisoned,
@@ -89,7 +89,7 @@ pub(crate) enum Mode {
 pub(crate) struct Failing {
     pub(crate) inner: MemoryStore,
     mode: Arc<Mutex<Mode>>,
-    gate: Arc<Semaphore>,
+    write_permit: Arc<Semaphore>,
     renew_every: Option<Duration>,
     writes: Arc<Mutex<Vec<usize>>>,
 }
@@ -99,7 +99,7 @@ impl Failing {
         Self {
             inner: MemoryStore::new(),
             mode: Arc::new(Mutex::new(Mode::Works)),
-            gate: Arc::new(Semaphore::new(1)),
+            write_permit: Arc::new(Semaphore::new(1)),
             renew_every: None,
             writes: Arc::default(),
         }
@@ -116,7 +116,7 @@ impl Failing {
 
     /// Blocks all writes until the permit is dropped.
     pub(crate) async fn hold(&self) -> tokio::sync::OwnedSemaphorePermit {
-        self.gate.clone().acquire_owned().await.unwrap()
+        self.write_permit.clone().acquire_owned().await.unwrap()
     }
 
     /// Returns the sizes of all batches so far.
@@ -131,7 +131,7 @@ impl Failing {
             _ => false,
         };
         match mode {
-            Mode::AnswerLost | Mode::Unavailable => Err(StoreError::unavailable("the server has gone")),
+            Mode::ReplyLost | Mode::Unavailable => Err(StoreError::unavailable("the server has gone")),
             Mode::DiskFull => Err(StoreError::full(io::Error::from(io::ErrorKind::StorageFull))),
             Mode::Poisoned if batch.iter().any(is_poison) => Err(StoreError::other("invalid value")),
             Mode::Panics => panic!("in the store"),
@@ -159,8 +159,8 @@ impl TaskStore for Failing {
 
     fn write<'a>(&'a self, epoch: Epoch, batch: &'a [Op]) -> StoreFuture<'a, Vec<Written>> {
         Box::pin(async move {
-            let _gate = self.gate.acquire().await.unwrap();
-            let is_lost = *self.mode.lock().unwrap() == Mode::AnswerLost;
+            let _permit = self.write_permit.acquire().await.unwrap();
+            let is_lost = *self.mode.lock().unwrap() == Mode::ReplyLost;
             if is_lost {
                 self.inner.write(epoch, batch).await?;
             }

@@ -49,7 +49,7 @@ async fn tasks_that_arrive_during_a_write_share_the_next_batch() {
     tasks.start().await.unwrap();
     let pool = ThreadPool::builder().threads(1).build().unwrap();
     let background = Background::builder().pool(pool).max_running(1).build();
-    let gate = store.hold().await;
+    let held = store.hold().await;
     let all: Vec<_> = (0..100)
         .map(|_| {
             let (tasks, background) = (tasks.clone(), background.clone());
@@ -62,7 +62,7 @@ async fn tasks_that_arrive_during_a_write_share_the_next_batch() {
     for _ in 0..10 {
         tokio::task::yield_now().await;
     }
-    drop(gate);
+    drop(held);
     for accepted in all {
         assert!(accepted.await.unwrap().is_ok());
     }

@@ -2,7 +2,7 @@
 //! and recovery.
 //!
 //! A job has a row in River's `river_job` and one in `tower_offload_task`, inserted in one
-//! transaction. From then on triggers on `river_job` update the record, also if another client
+//! transaction. From then on triggers on `river_job` update the record, even if another client
 //! changes the job.
 
 #[cfg(feature = "postgres")]
@@ -31,7 +31,7 @@ use crate::{
     store::sql::{Engine, store_error},
 };
 
-/// The database of the tasks, as the job queue uses it.
+/// Operations of the job queue on the database of the tasks.
 pub(super) enum Database {
     #[cfg(feature = "postgres")]
     Postgres(PostgresJobs),
@@ -162,7 +162,7 @@ WHERE id = $1 AND state = 1 AND attempt = $2";
     }
 
     /// Inserts the record of a running job that another client has inserted. Returns the id of its
-    /// record, which is `id` unless another process was faster.
+    /// record, which is not `id` if another process inserted the record first.
     pub(super) async fn adopt(&self, row: &JobRow, id: TaskId) -> Result<TaskId, StoreError> {
         let mut record = Record::new(id, row.kind.clone(), Timestamp::default());
         copy_row(&mut record, row);

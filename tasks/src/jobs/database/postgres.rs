@@ -42,8 +42,8 @@ pub(in crate::jobs) struct PostgresJobs(pub(super) Arc<Postgres>);
 /// Records are written by the connections of the store.
 const MAX_CONNECTIONS: u32 = 8;
 
-/// Identifies the client of a connection for the fence trigger. Like in the store, a process that
-/// stands still within a transaction must not keep its locks.
+/// Identifies the client of a connection for the fence trigger. Also limits idle time within a
+/// transaction, like the store does: a process that stalls must not keep its locks.
 const PREPARE_CONNECTION: &str = "
 SELECT set_config('tower_offload.client', $1, false), set_config('idle_in_transaction_session_timeout', '5s', false)";
 
@@ -160,7 +160,7 @@ UPDATE tower_offload_client SET expires_at = clock_timestamp() + $2 * interval '
     }
 
     /// Writes each row in a transaction of its own. River completes many jobs in one statement, and
-    /// two statements that lock the same rows in another order would deadlock.
+    /// two statements that lock the same rows in different orders could deadlock.
     pub(super) async fn write_progress(&self, updates: &[ProgressUpdate]) -> Result<(), StoreError> {
         for update in updates {
             let write = sqlx::query(WRITE_PROGRESS).bind(&update.id.as_bytes()[..]).bind(update.attempt);
@@ -254,12 +254,13 @@ async fn find_record(
     Ok(row.as_ref().map(record))
 }
 
-/// The rows are locked and then checked again, so a lease that was just renewed is not among them,
-/// and one that is among them can no longer be renewed.
+/// Locks the clients whose lease has expired. Postgres checks the condition again after it has
+/// locked a row, so a lease that was just renewed is not returned, and one that is returned can no
+/// longer be renewed.
 const LOCK_EXPIRED: &str = "
 SELECT id FROM tower_offload_client WHERE expires_at <= clock_timestamp() ORDER BY id FOR UPDATE SKIP LOCKED";
-/// Includes jobs of clients without a row: such a job was claimed while its client was being
-/// recovered.
+/// Locks running jobs of expired clients and of clients without a row. A job of the latter was
+/// claimed while its client was being recovered.
 const FIND_LOST: &str = "
 SELECT job.id, job.attempt, coalesce((job.metadata ->> 'tower_offload:lost')::bigint, 0),
     job.attempted_by[array_upper(job.attempted_by, 1)] FROM river_job AS job
@@ -267,8 +268,8 @@ LEFT JOIN tower_offload_client AS client ON client.id = job.attempted_by[array_u
 WHERE job.state = 'running' AND job.attempted_by[array_upper(job.attempted_by, 1)] LIKE 'to-%'
     AND (client.id IS NULL OR client.id = ANY($2))
 ORDER BY job.id LIMIT $1 FOR UPDATE OF job SKIP LOCKED";
-/// Checks again that the job is in that attempt. The attempt stays counted, so a job that crashes
-/// its process ends after `max_attempts`.
+/// Requeues or ends a job, unless it has left the attempt that was found. The attempt stays
+/// counted, so a job that crashes its process ends after `max_attempts`.
 const RECOVER: &str = "
 UPDATE river_job AS job SET
     state = CASE WHEN job.metadata ? 'cancel_attempted_at' THEN 'cancelled' WHEN job.attempt >= job.max_attempts THEN 'discarded'

@@ -7,10 +7,10 @@
 -- Fence around jobs that are worked by this crate. Each connection of a River client of this crate sets
 -- `tower_offload.client` to the id of the client.
 --
--- 1. A process whose jobs were recovered, because it stood still for longer than its lease, may continue and complete them.
+-- 1. A process whose jobs were recovered, because it stalled for longer than its lease, may continue and complete them.
 --    Its updates have no effect if another client works on the job, or if the job is queued again.
 -- 2. River's leader rescues jobs that have been running for an hour, and discards those of a kind that it does not know. A job
---    whose client has a valid lease is not rescued. A leader of this crate retries jobs of other clients instead.
+--    whose client has a valid lease is not rescued. A leader of this crate retries jobs of other clients instead of discarding them.
 CREATE FUNCTION tower_offload_fence_1() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 DECLARE
     writer text := current_setting('tower_offload.client', true);

@@ -12,22 +12,22 @@ pub(super) const RIVER_VERSION: i64 = 8;
 
 /// Class and message of an attempt whose process crashed.
 pub(super) const LOST_CLASS: &str = "process_lost";
-pub(super) const LOST_MESSAGE: &str = "the process that ran the attempt is gone";
+pub(super) const LOST_MESSAGE: &str = "the process that ran the attempt has crashed";
 pub(super) const EXPLAIN_LOSS: &str = "
 UPDATE tower_offload_task SET error_class = $2, error_message = $3, error_detail = NULL WHERE river_id = $1 AND state = 1";
 
 /// Maximum number of jobs recovered in one transaction, so that it stays short.
 pub(super) const MAX_RECOVERY_BATCH: usize = 200;
-/// A job with a shorter delay becomes available at once, like in River. For a longer delay it waits
-/// for River's leader, which may be missing for a while.
+/// Maximum delay of a job that is made available at once, like in River. After a longer delay,
+/// River's leader makes the job available, and there may be no leader for a while.
 pub(super) const MAX_IMMEDIATE_DELAY: Duration = Duration::from_secs(5);
-/// A year. The databases cannot represent every `Duration` as a date.
+/// Maximum delay: a year. The databases cannot represent every `Duration` as a date.
 pub(super) const MAX_DELAY: Duration = Duration::from_secs(365 * 24 * 3600);
 
 pub(super) const WRITE_PROGRESS: &str = "
 UPDATE tower_offload_task SET progress = $3, message = $4, version = version + 1 WHERE id = $1 AND state = 1 AND attempt = $2";
 
-/// A running job whose process is gone.
+/// A running job whose process has crashed.
 pub(super) struct LostJob {
     pub(super) river_id: i64,
     pub(super) attempt: i16,
@@ -42,8 +42,8 @@ impl LostJob {
 
     /// Returns the delay before the next attempt, in milliseconds.
     ///
-    /// After the first crash there is none, since any job of the process may have caused it. After
-    /// a further one this job is suspect.
+    /// There is no delay after the first crash, since any job of the process may have caused it.
+    /// After another crash this job is suspect, and the backoff applies.
     pub(super) fn delay_millis(&self, backoff: Backoff) -> i64 {
         let failures = u32::try_from(self.losses).unwrap_or(u32::MAX);
         let delay = if failures == 0 { Duration::ZERO } else { backoff.mean_delay(failures) };

@@ -62,11 +62,12 @@ impl SqliteJobs {
         false
     }
 
-    /// Also recovers all running jobs, since no other process can be working on them.
+    /// Migrates the schema, recovers all running jobs, since no other process can be working on
+    /// them, and returns a builder for a River client.
     pub(super) async fn connect(&self, _: &str, backoff: Backoff) -> Result<ClientBuilder, StoreError> {
         let path = self.0.writer.lock().await.path.clone();
         // A power failure may lose River's last changes. Then a job runs again, but no job is lost:
-        // jobs are inserted by the store, which syncs.
+        // the store inserts jobs, and it syncs each commit.
         let options = write_options(&path).synchronous(SqliteSynchronous::Normal);
         let pool = SqlitePoolOptions::new().max_connections(MAX_CONNECTIONS).idle_timeout(None).max_lifetime(None);
         let pool = pool.connect_with(options).await.map_err(store_error)?;
@@ -221,8 +222,8 @@ async fn find_record(
 
 const FIND_LOST: &str = "
 SELECT id, attempt, coalesce(metadata ->> '$.\"tower_offload:lost\"', 0) FROM river_job WHERE state = 'running' ORDER BY id LIMIT $1";
-/// Checks again that the job is in that attempt. The attempt stays counted, so a job that crashes
-/// its process ends after `max_attempts`.
+/// Requeues or ends a job, unless it has left the attempt that was found. The attempt stays
+/// counted, so a job that crashes its process ends after `max_attempts`.
 const RECOVER: &str = "
 UPDATE river_job SET
     state = CASE WHEN metadata -> '$.cancel_attempted_at' IS NOT NULL THEN 'cancelled' WHEN attempt >= max_attempts THEN 'discarded'

@@ -25,7 +25,7 @@ use crate::{
     store::{Epoch, Filter, Found, Listing, Op, Page, Process, StoreFuture},
 };
 
-/// Tasks whose every step is made by the test.
+/// A [`Source`] whose tasks change only when the test changes them.
 #[derive(Clone)]
 pub(super) struct Controlled(Arc<Inner>);
 

@@ -107,12 +107,14 @@ struct MemoryState {
     records: BTreeMap<TaskId, (Epoch, Record)>,
     /// Exactly the final records, by the time at which they ended.
     finished: BTreeSet<(Timestamp, TaskId)>,
+    /// Time at which each tombstone expires, and the owner of the evicted record.
     tombstones: BTreeMap<TaskId, (Timestamp, Option<String>)>,
     /// Exactly the tombstones, by the time at which they expire.
     tombstone_expiry: BTreeSet<(Timestamp, TaskId)>,
 }
 
-/// A tombstone takes about a tenth of the memory of a small record.
+/// Maximum number of tombstones, as a multiple of the capacity. A tombstone takes about a tenth of
+/// the memory of a small record.
 const TOMBSTONES_PER_RECORD: usize = 8;
 
 impl MemoryState {
@@ -128,7 +130,7 @@ impl MemoryState {
         }
     }
 
-    /// Begins an epoch, which ends the one before.
+    /// Begins an epoch, which ends the previous one.
     fn begin(&mut self, now: Timestamp) -> Epoch {
         for (_, record) in self.records.values_mut() {
             if record.finish(Ending::Lost(Reason::ProcessLost), now) {
@@ -232,7 +234,7 @@ impl MemoryState {
         swept
     }
 
-    /// Returns `false` if no record is final.
+    /// Evicts the final record that ended first. Returns `false` if no record is final.
     fn evict_oldest(&mut self, now: Timestamp) -> bool {
         let Some((_, id)) = self.finished.pop_first() else { return false };
         if let Some((_, record)) = self.records.remove(&id) {

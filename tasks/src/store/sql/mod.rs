@@ -69,7 +69,7 @@ pub struct SqlStore {
     pub(crate) cancel_hook: Arc<Mutex<Option<Weak<dyn CancelHook>>>>,
 }
 
-/// Is notified of cancel requests that this process has written.
+/// Receives the cancel requests that this process has written.
 pub(crate) trait CancelHook: Send + Sync {
     fn cancel_requested(&self, id: TaskId) -> StoreFuture<'_, ()>;
 }
@@ -104,11 +104,11 @@ impl SqlStore {
         Self::open_with_lease(url, DEFAULT_LEASE).await
     }
 
-    /// Opens the database like [`open`](Self::open), with another lease. Default: 15 s.
+    /// Opens the database like [`open`](Self::open), with this duration of leases. Default: 15 s.
     ///
     /// On Postgres, the tasks of a process that does not renew its lease for this long are marked
-    /// as lost. Leases are renewed every third of it. The default lets a process survive a short
-    /// standstill or a lost connection. SQLite has no leases.
+    /// as lost. Leases are renewed every third of it. With the default, a process survives a short
+    /// stall or a lost connection. SQLite has no leases.
     ///
     /// # Errors
     ///
@@ -132,7 +132,7 @@ impl SqlStore {
     /// # Errors
     ///
     /// Returns an error if SQLite cannot write its last changes to the file. The store is closed
-    /// all the same.
+    /// nevertheless.
     pub async fn close(&self) -> Result<(), StoreError> {
         match &self.engine {
             #[cfg(feature = "postgres")]

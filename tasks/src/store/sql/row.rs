@@ -73,7 +73,8 @@ pub(crate) fn millis(time: Timestamp) -> i64 {
     integer(time.as_millis())
 }
 
-/// Saturates, because the databases have no unsigned 64-bit integers.
+/// Converts a number for a database. Saturates, because the databases have no unsigned 64-bit
+/// integers.
 pub(super) fn integer(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }

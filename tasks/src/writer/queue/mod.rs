@@ -11,8 +11,8 @@ use crate::store::{StoreError, Written};
 /// Decides which records are written when, and what a failed write means for each of them.
 ///
 /// It performs no I/O, takes no lock and runs no user code: the time is an argument, and tasks `T`
-/// are handed in and out without being called. One batch is out at a time. The owner takes it with
-/// [`take`](Self::take), writes it, and reports the result to [`settle`](Self::settle) or
+/// are stored and returned, but never called. At most one batch is in flight. The owner takes it
+/// with [`take`](Self::take), writes it, and reports the result to [`settle`](Self::settle) or
 /// [`fail`](Self::fail). Each of these returns effects that the owner applies outside its lock.
 ///
 /// # Life of an entry
@@ -28,13 +28,13 @@ pub(super) struct WriteQueue<K, T> {
     schedule: BTreeSet<(Instant, u64, K)>,
     /// Breaks ties in `schedule`, so that entries due at the same time are taken in order.
     next_number: u64,
-    /// The writes of the batch that is out, in their order. No id occurs twice.
+    /// The writes of the batch in flight, in order. No id occurs twice.
     in_flight: Vec<InFlight<K>>,
     outage: Option<Outage>,
     /// Tasks of removed entries. Dropping a task can run user code, so the owner takes them out
     /// with [`take_removed`](Self::take_removed) and drops them outside its lock.
     removed: Vec<T>,
-    /// Number of records that changed after the store had given them up as lost.
+    /// Number of records that changed after the store had marked them as lost.
     pub(super) fenced: u64,
     /// Number of batches that the store did not write.
     pub(super) failed_writes: u64,
@@ -43,8 +43,10 @@ pub(super) struct WriteQueue<K, T> {
 struct Entry<T> {
     task: T,
     stage: Stage,
+    /// Time of the next write, and its number in `schedule`. `None` if no write is scheduled.
     due: Option<(Instant, u64)>,
-    /// A batch with this entry failed, and the entry may be the cause. It is written alone.
+    /// `true` if a batch with this entry failed, and the entry may be the cause. It is written
+    /// alone.
     is_suspect: bool,
     /// Consecutive failures of batches that contained only this entry.
     failures: u32,
@@ -59,16 +61,20 @@ enum Stage {
     Stored,
 }
 
+/// A write of the batch in flight.
 struct InFlight<K> {
     id: K,
     is_accept: bool,
+    /// `true` if the written version is final. The entry is removed once it is confirmed.
     is_final: bool,
 }
 
-/// The store is unavailable, full or locked. Nothing is written or accepted before `until`.
+/// Period in which the store is unavailable, full or locked.
 struct Outage {
     error: StoreError,
+    /// Nothing is written or accepted before this time.
     until: Instant,
+    /// Consecutive failures, which determine the backoff.
     failures: u32,
 }
 
@@ -180,7 +186,7 @@ impl<K: Copy + Ord + Hash, T: Clone> WriteQueue<K, T> {
         batch
     }
 
-    /// Processes the store's results for the batch that is out, in the order of its writes.
+    /// Processes the store's results for the batch in flight, in the order of its writes.
     pub(super) fn settle(&mut self, written: &[Written]) -> Vec<Effect<T>> {
         self.end_outage();
         let in_flight = std::mem::take(&mut self.in_flight);
@@ -219,7 +225,7 @@ impl<K: Copy + Ord + Hash, T: Clone> WriteQueue<K, T> {
         }
     }
 
-    /// Processes a failure of the batch that is out. The store may have committed it all the same.
+    /// Processes a failure of the batch in flight. The store may have committed it nevertheless.
     ///
     /// If the store is unavailable, full or locked, every waiting caller gets that error. Otherwise
     /// a record of the batch may be the cause, and each is retried alone.
@@ -259,8 +265,8 @@ impl<K: Copy + Ord + Hash, T: Clone> WriteQueue<K, T> {
         self.outage = None;
     }
 
-    /// Processes the loss of the writer, possibly with a batch out, and rejects the tasks that wait
-    /// to be accepted.
+    /// Processes the loss of the writer, possibly with a batch in flight, and rejects the tasks
+    /// that wait to be accepted.
     pub(super) fn writer_stopped(&mut self, error: &StoreError, now: Instant) -> Vec<Effect<T>> {
         let mut effects = Vec::new();
         for InFlight { id, .. } in std::mem::take(&mut self.in_flight) {

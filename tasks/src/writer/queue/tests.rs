@@ -12,9 +12,9 @@ use crate::store::{StoreError, Written};
 #[derive(Debug, Clone, Copy)]
 enum Step {
     Accept,
-    /// The store answers the batch that is out.
+    /// The store replies to the batch in flight.
     Reply(Reply),
-    /// The writer is dropped, possibly with a batch out.
+    /// The writer is dropped, possibly with a batch in flight.
     StopWriter,
     /// An accepted task changes.
     Advance(usize),
@@ -92,7 +92,7 @@ impl Task {
     }
 }
 
-/// Follows the rules that [`TaskStore`](crate::TaskStore) has for `write`.
+/// A store that follows the rules of [`TaskStore::write`](crate::TaskStore::write).
 #[derive(Default)]
 struct Store(HashMap<usize, Record>);
 

@@ -19,20 +19,22 @@ pub(crate) struct Connections {
 }
 
 const MAX_CONNECTIONS: u32 = 5;
-/// A connection that was used within this time is assumed to work.
+/// Maximum idle time of a connection that is used without a test.
 const MAX_UNTESTED_IDLE: Duration = Duration::from_secs(1);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// A server that lost its network does not answer, and TCP gives up only after minutes.
+/// Maximum time to wait for the server. A server that lost its network does not respond, and TCP
+/// gives up only after minutes.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Conversely, a process that lost its network or stands still within a transaction must not keep
-/// its locks. The timeout is shorter than `RESPONSE_TIMEOUT`, after which a process that waits for
-/// the locks gives up. It is set per transaction, because a proxy may share the connection.
+/// Begins a transaction with a timeout on idle time, because a process that lost its network or
+/// stalls within a transaction must not keep its locks. The timeout is shorter than
+/// `RESPONSE_TIMEOUT`, after which a process that waits for the locks gives up. It is set per
+/// transaction, because a proxy may share the connection.
 const BEGIN: &str = "BEGIN; SET LOCAL idle_in_transaction_session_timeout = '5s'";
 
 impl Connections {
     pub(super) async fn open(url: &str) -> Result<Self, StoreError> {
         let options: PgConnectOptions = url.parse().map_err(store_error)?;
-        // Connects without the pool first: the pool would retry, and return only that it timed out.
+        // Connects without the pool first: the pool would retry, and report only a timeout.
         let first = timeout(CONNECT_TIMEOUT, PgConnection::connect_with(&options)).await;
         let first = first.map_err(|_| StoreError::unavailable(format!("no connection within {CONNECT_TIMEOUT:?}")))?;
         drop(first.map_err(store_error)?.close().await);
@@ -69,7 +71,8 @@ impl Connections {
         self.begin(async |transaction| change(&mut **transaction).await).await
     }
 
-    /// Executes `change` in a transaction that it can pass on, like [`attempt`](Self::attempt).
+    /// Executes `change` in a transaction, like [`attempt`](Self::attempt), and passes it the
+    /// transaction itself.
     pub(crate) async fn begin<T, E: From<sqlx::Error>>(
         &self,
         change: impl AsyncFnOnce(&mut Transaction<'_, sqlx::Postgres>) -> Result<T, E>,

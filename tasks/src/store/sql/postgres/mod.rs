@@ -31,7 +31,7 @@ use crate::{
 /// epochs whose lease has expired.
 pub(crate) struct Postgres {
     pub(crate) connections: Connections,
-    /// At least a millisecond and at most [`MAX_LEASE`].
+    /// Duration of leases, at least a millisecond and at most [`MAX_LEASE`].
     pub(crate) lease: Duration,
 }
 
@@ -39,7 +39,7 @@ pub(crate) struct Postgres {
 pub(crate) const RENEWALS: u32 = 3;
 /// Number of attempts at a write that the server rolls back because of a conflict.
 const MAX_ATTEMPTS: usize = 3;
-/// A year, which Postgres can still add to the current time.
+/// Maximum duration of a lease: a year, which Postgres can add to the current time.
 const MAX_LEASE: Duration = Duration::from_secs(365 * 24 * 3600);
 
 impl Postgres {
@@ -74,8 +74,8 @@ VALUES ($1, $2, clock_timestamp() + $3 * interval '1 millisecond') RETURNING epo
         })
     }
 
-    /// Also renews a lease that has expired, unless another process has ended the epoch: while its
-    /// row exists, none of its records is lost.
+    /// Renews the lease even after it has expired, unless another process has ended the epoch:
+    /// while its row exists, none of its records is lost.
     fn renew(&self, epoch: Epoch) -> StoreFuture<'_, bool> {
         const RENEW: &str = "
 UPDATE tower_offload_process SET expires_at = clock_timestamp() + $2 * interval '1 millisecond' WHERE epoch = $1";

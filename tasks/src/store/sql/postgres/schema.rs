@@ -1,6 +1,6 @@
-/// Times are milliseconds since the Unix epoch, except in the lease columns, which only the
-/// server's clock writes and reads. Rows with a `river_id` belong to jobs, and have the epoch 0,
-/// which no process has.
+/// Migration steps. Times are milliseconds since the Unix epoch, except in the lease columns, which
+/// only the server's clock writes and reads. Rows with a `river_id` belong to jobs, and have the
+/// epoch 0, which no process has.
 pub(super) const STEPS: &[&str] = &[
     "
 CREATE TABLE tower_offload_process (

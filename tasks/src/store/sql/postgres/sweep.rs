@@ -11,7 +11,8 @@ use crate::{
     },
 };
 
-/// Evicts the records that ended first. `SKIP LOCKED`, because all processes sweep the same table.
+/// Evicts the records that ended first. Uses `SKIP LOCKED`, because all processes sweep the same
+/// table.
 const EVICT: &str = "
 WITH doomed AS (
     SELECT id FROM tower_offload_task WHERE state >= 10 AND (finished_at < $1 OR (finished_at, id) <= (
@@ -45,8 +46,8 @@ pub(super) async fn sweep(
     Ok(swept)
 }
 
-/// Locks the rows, which evaluates the condition again: an epoch that writes or was just renewed is
-/// not returned.
+/// Locks the epochs whose lease has expired. Skips an epoch that writes, and checks the condition
+/// again after it has locked a row, so an epoch that was just renewed is not returned.
 const EXPIRED: &str = "
 SELECT epoch FROM tower_offload_process WHERE expires_at <= clock_timestamp() ORDER BY epoch FOR UPDATE SKIP LOCKED";
 
@@ -63,7 +64,8 @@ UPDATE tower_offload_task SET state = 14, reason = 'process_lost', version = ver
     finished_at = greatest(coalesce($2, (extract(epoch FROM clock_timestamp()) * 1000)::bigint), started_at, created_at)
 WHERE epoch = ANY($1) AND state < 10";
 
-/// Ends epochs whose rows are locked, at `at` or now.
+/// Marks the records of these epochs as lost at `at`, or now, and deletes the epochs. The caller
+/// has locked their rows.
 pub(super) async fn lose(
     connection: &mut PgConnection,
     epochs: Vec<i64>,

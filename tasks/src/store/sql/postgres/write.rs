@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// Locks the epoch until the commit, so that no other process marks its records as lost. The lock
-/// does not conflict with a renewal, but with the end of the epoch.
+/// conflicts with the end of the epoch, but not with a renewal.
 const IS_CURRENT: &str = "SELECT 1 FROM tower_offload_process WHERE epoch = $1 FOR KEY SHARE";
 
 /// Executes one statement per kind of operation, since each takes a round trip to the server.

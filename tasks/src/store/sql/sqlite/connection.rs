@@ -31,7 +31,7 @@ pub(crate) struct Writer {
     lock: Option<FileLock>,
 }
 
-/// How long a connection waits for another one that writes.
+/// Maximum time that a connection waits for another one that writes.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_READERS: u32 = 4;
 
@@ -59,10 +59,10 @@ impl Writer {
         change: impl AsyncFnOnce(&mut Transaction<'_, sqlx::Sqlite>) -> Result<T, E>,
     ) -> Result<Result<T, E>, StoreError> {
         if self.lock.is_none() {
-            return Err(StoreError::unavailable("it is closed"));
+            return Err(StoreError::unavailable("the store is closed"));
         }
         // SQLite does not notice that the file was deleted or replaced. It would continue to write
-        // to the old file, and all records would be gone with the process.
+        // to the old file, and all records would be lost when the process ends.
         if identity(&self.path)? != self.identity {
             return Err(StoreError::unavailable(format!("{} was replaced by another file", self.path.display())));
         }
@@ -87,7 +87,7 @@ impl Writer {
     }
 }
 
-/// Device and inode of a file. Links to one file have the same.
+/// Device and inode of a file, which are the same for all links to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Identity(u64, u64);
 
@@ -118,8 +118,8 @@ pub(super) fn readers(path: &Path) -> SqlitePool {
     pool.idle_timeout(None).max_lifetime(None).connect_lazy_with(options)
 }
 
-/// `IMMEDIATE`, because a deferred transaction that reads first fails to write if another
-/// connection has written in between.
+/// Executes `change` in an `IMMEDIATE` transaction. A deferred transaction that reads first fails
+/// to write if another connection has written in between.
 async fn transaction<T, E: From<sqlx::Error>>(
     connection: &mut SqliteConnection,
     change: impl AsyncFnOnce(&mut Transaction<'_, sqlx::Sqlite>) -> Result<T, E>,

@@ -53,7 +53,8 @@ impl Sqlite {
     }
 }
 
-/// Concerns the records of all epochs, because no other process uses the file. Jobs are not lost.
+/// Marks the unfinished records of all epochs as lost, because no other process uses the file.
+/// Records of jobs are kept.
 const LOSE: &str = "
 UPDATE tower_offload_task SET state = 14, reason = 'process_lost', version = version + 1,
     finished_at = max($1, coalesce(started_at, created_at)) WHERE state < 10 AND river_id IS NULL";

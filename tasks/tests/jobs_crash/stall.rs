@@ -1,4 +1,4 @@
-//! A process that stands still for longer than its lease and then continues.
+//! A process that stalls for longer than its lease and then continues.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use tokio::time::sleep;
 
 use super::{cluster::Cluster, network::Network, program::Program};
 
-/// Work of a job. Its last tenth is long enough to stop the process within.
+/// Run time of a job. Its last tenth is long enough for the test to stop the process in it.
 const MILLIS: usize = 8000;
 
 /// The fence discards the late result of a job that another process is running.
