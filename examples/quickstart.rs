@@ -189,9 +189,9 @@ Hash a password, shrink a picture (or any JPEG or PNG of yours):
   curl -s --data-binary @photo.png {url}/thumbnail -o small.jpg
 
 Time /ping while 400 hashes run, 8 at once, on the event loop and then on the pool:
-  for path in inline/hash hash; do
-    curl --no-progress-meter -Z --parallel-max 8 -d secret -o /dev/null "{url}/$path?[1-400]" & sleep 0.5
-    for i in 1 2 3 4 5 6 7 8 9 10; do curl -s -o /dev/null -w "beside $path: %{{time_total}} s\n" {url}/ping; done; wait
+  for route in inline/hash hash; do
+    curl --no-progress-meter -Z --parallel-max 8 -d secret -o /dev/null "{url}/$route?[1-400]" & sleep 0.5
+    for i in 1 2 3 4 5 6 7 8 9 10; do curl -s -o /dev/null -w "beside $route: %{{time_total}} s\n" {url}/ping; done; wait
   done
 "#
     )
