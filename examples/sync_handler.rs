@@ -29,8 +29,7 @@ fn write(State(notes): State<Notes>, Path(id): Path<u32>, Json(note): Json<Note>
     if notes.insert(id, note).is_none() { StatusCode::CREATED } else { StatusCode::NO_CONTENT }
 }
 
-/// Returns the lines as a body. The iterator may block. The pool produces a line once the client
-/// has received the previous one.
+/// Returns a body of lines. The iterator may block, and is at most one line ahead of the client.
 fn export(pool: ThreadPool, lines: u32) -> Result<BlockingBody, CallError> {
     BlockingBody::new(pool, (1..=lines).map(|line| Ok::<_, Infallible>(Bytes::from(format!("line {line}\n")))))
 }

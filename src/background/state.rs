@@ -52,7 +52,8 @@ enum Stage {
     Reserved,
     /// Waiting for a run permit.
     Queued,
-    /// The task owns a run permit and was handed to a pool or runtime, but its code has not started.
+    /// The task owns a run permit and was handed to a pool or runtime, but its code has not
+    /// started.
     Dispatched,
     /// The code of the task has started.
     Running,

@@ -424,7 +424,8 @@ where
             Begin::Poll if self.scheduler.is_halted() => self.reject(CallError::Closed),
             Begin::Poll => self.start_and_poll(),
             Begin::Drop => self.drop_cancelled(CallError::Closed),
-            // This entry is the last owner of the call. Dropping the call releases the queue permit.
+            // This entry is the last owner of the call. Dropping the call releases the queue
+            // permit.
             Begin::Nothing => None,
         })
     }

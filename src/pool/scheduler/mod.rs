@@ -160,8 +160,8 @@ impl<T: QueueItem> Scheduler<T> {
         lock(&self.state).add_worker()
     }
 
-    /// Marks a worker as busy that has arrived but does not take an entry yet. Returns `true` if the
-    /// caller must spawn another worker, with [`WorkerState::notified`].
+    /// Marks a worker as busy that has arrived but does not take an entry yet. Returns `true` if
+    /// the caller must spawn another worker, with [`WorkerState::notified`].
     #[must_use = "the scheduler counts on the worker that is asked for"]
     pub(super) fn on_worker_start(&self, worker: &mut WorkerState<T>) -> bool {
         let left = std::mem::replace(&mut worker.state, ThreadState::Busy);

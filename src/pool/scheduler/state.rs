@@ -141,8 +141,8 @@ impl<T: QueueItem, P> SchedulerState<T, P> {
     }
 
     /// Returns the next action of a worker that leaves the state `left`, and the wake-up of another
-    /// one. A worker over the minimum exits instead of parking unless `may_park`. Whichever action is
-    /// returned, entries that the policy sheds at `now` have been moved to `shed`.
+    /// one. A worker over the minimum exits instead of parking unless `may_park`. Whichever action
+    /// is returned, entries that the policy sheds at `now` have been moved to `shed`.
     pub(super) fn next(
         &mut self,
         left: ThreadState,
