@@ -39,6 +39,9 @@ impl BackgroundBuilder {
 
     /// Sets the maximum number of tasks: reserved, queued or running. Default: 1024.
     ///
+    /// A task that waits for a response is reserved until that response ends, which its client can
+    /// delay. So a few clients that do not read can use up all tasks.
+    ///
     /// # Panics
     ///
     /// Panics if `max_tasks` is 0.

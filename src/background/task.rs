@@ -180,9 +180,10 @@ impl Reservation {
     /// when a shutdown times out. Any other task completes when its work has ended or was dropped.
     ///
     /// The callback runs on the thread that completes the task, so it should be short. It may
-    /// submit tasks. Callbacks of tasks that complete within it run after it, so that a chain of
-    /// tasks does not recurse. A task that has a run permit keeps it until the callback returns, so
-    /// a shutdown waits for the callback, up to its timeout. Panics are discarded.
+    /// submit tasks, which a closed background rejects. Callbacks of tasks that complete within it
+    /// run after it, so that a chain of tasks does not recurse. A task that has a run permit keeps
+    /// it until the callback returns, so a shutdown waits for the callback, up to its timeout.
+    /// Panics are discarded.
     pub fn on_completion(mut self, callback: impl FnOnce(Completion) + Send + 'static) -> Self {
         self.on_completion = Some(match self.on_completion.take() {
             Some(first) => Box::new(move |completion| {

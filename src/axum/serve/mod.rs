@@ -20,7 +20,9 @@
 //!
 //! Request bodies, handlers and clients that do not read their response have no timeout. Use
 //! `tower_http::timeout` for the first two; [`Serve::shutdown`] limits all of them when the server
-//! stops.
+//! stops. A client that does not read keeps the tasks of its response reserved, and they count
+//! towards [`max_tasks`](crate::background::BackgroundBuilder::max_tasks). There is no limit on the
+//! number of connections either, and an HTTP/2 client that answers pings may be idle forever.
 //!
 //! # TLS
 //!
@@ -267,9 +269,11 @@ impl<L: Listener, M, S> Serve<L, M, S> {
     /// Stops accepting connections when `signal` completes, and waits until the open ones have
     /// ended.
     ///
-    /// Idle connections are closed at once, others after their current responses. There is no time
-    /// limit: a client that does not read keeps the server running. See
-    /// [`shutdown`](Self::shutdown) for one with a limit.
+    /// Idle connections are closed at once, others after their current responses. An HTTP/2
+    /// connection ends only when its client has acknowledged a ping, or at the timeout of the next
+    /// [keep-alive ping](Self::http2_keep_alive_interval). There is no time limit: a client that
+    /// does not read keeps the server running. See [`shutdown`](Self::shutdown) for one with a
+    /// limit.
     ///
     /// ```
     /// use axum::{Router, routing::get};
