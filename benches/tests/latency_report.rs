@@ -60,8 +60,8 @@ fn a_page_is_made_from_the_figures_of_an_earlier_run() {
         assert!(page.contains(part), "{part}");
     }
     assert_eq!(page.matches("<svg ").count(), 3);
-    for foreign in ["<script", "<link", "<img", "src=", "@import", "url("] {
-        assert!(!page.contains(foreign), "a page that needs nothing else has no {foreign}");
+    for resource in ["<script", "<link", "<img", "src=", "@import", "url("] {
+        assert!(!page.contains(resource), "the page must not contain {resource}");
     }
     assert_tags_match(&page);
 }

@@ -20,7 +20,7 @@ pub struct Tasks {
 
 struct Shared {
     writer: Arc<Writer>,
-    /// The store of the writer, for a downcast to its concrete type.
+    /// The store of the writer, which [`Tasks::store`] downcasts to its concrete type.
     store: Arc<dyn Any + Send + Sync>,
     base_path: String,
     streams: Streams,

@@ -20,8 +20,8 @@ use tower_offload_benches::{
 #[derive(Parser)]
 #[command(bin_name = "cargo run --release -p tower-offload-benches --example latency_report --")]
 struct Arguments {
-    /// Measure everything that the benchmark has, in a quarter of an hour, instead of a part in
-    /// little over a minute
+    /// Run the full measurement, which takes a quarter of an hour, instead of the quick one, which
+    /// takes little over a minute
     #[arg(long)]
     full: bool,
 

@@ -103,7 +103,7 @@ pub struct Phases {
     pub grace_ms: u64,
 }
 
-/// The time of an overload, in milliseconds.
+/// The start and the length of an overload, in milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Overload {
     /// From the end of the warm-up until the overload begins.

@@ -69,8 +69,7 @@ impl Authorize {
 }
 
 impl Default for Authorize {
-    /// Returns the default: a request that has the id of a task may read it, if the task has no
-    /// owner.
+    /// Permits clients to read the tasks whose id they know and that have no owner.
     fn default() -> Self {
         Self::new(|_, action| match action {
             Action::Show(_) | Action::Events(_) | Action::Describe => Access::Public,

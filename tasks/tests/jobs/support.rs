@@ -99,7 +99,7 @@ impl Job for Act {
     const MAX_ATTEMPTS: u16 = 3;
 }
 
-/// Like [`Act`], for a worker with a future.
+/// Like [`Act`], but with a worker that runs a future.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct ActAsync(pub(crate) Act);
 

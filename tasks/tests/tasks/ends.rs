@@ -1,4 +1,4 @@
-//! How tasks end, and what their records keep of it.
+//! Ends of tasks: results, failures, timeouts and panics, and the records that they leave.
 
 use std::{collections::HashMap, convert::Infallible, fmt, future, io};
 

@@ -259,8 +259,8 @@ async fn find_record(
 /// longer be renewed.
 const LOCK_EXPIRED: &str = "
 SELECT id FROM tower_offload_client WHERE expires_at <= clock_timestamp() ORDER BY id FOR UPDATE SKIP LOCKED";
-/// Locks running jobs of expired clients and of clients without a row. A job of the latter was
-/// claimed while its client was being recovered.
+/// Locks running jobs of expired clients and of clients without a row. A client without a row
+/// claimed its job while it was being recovered.
 const FIND_LOST: &str = "
 SELECT job.id, job.attempt, coalesce((job.metadata ->> 'tower_offload:lost')::bigint, 0),
     job.attempted_by[array_upper(job.attempted_by, 1)] FROM river_job AS job
