@@ -544,3 +544,22 @@ fn after(delay: Duration) -> Instant {
     let now = Instant::now();
     now.checked_add(delay).unwrap_or(now + FAR_FUTURE)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::MemoryStore;
+
+    /// `close` runs on another thread between the two steps of `ensure_started`.
+    #[tokio::test]
+    async fn caller_that_waits_for_a_lease_gets_a_reply_from_close() {
+        let clock = Clock::new(std::time::SystemTime::now);
+        let store = Arc::new(MemoryStore::new());
+        let writer = Arc::new(Writer::new(store, Retention::default(), String::new(), clock));
+        let (reply, replied) = oneshot::channel();
+        writer.with_state(|state| state.lease_waiters.push(reply));
+        writer.close();
+        let waiting = tokio::time::timeout(Duration::from_secs(5), writer.await_reply(replied));
+        assert!(waiting.await.expect("the caller waits for ever").is_ok(), "the store can be read");
+    }
+}

@@ -101,3 +101,34 @@ fn open_task_does_not_keep_its_store_alive() {
     assert!(weak.upgrade().is_none());
     held.release();
 }
+
+/// The task runs on another runtime, which can write its record.
+#[test]
+fn task_is_written_after_its_tasks_and_the_runtime_of_the_writer_are_gone() {
+    let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (first, second) = (runtime(), runtime());
+    let store = MemoryStore::new();
+    let (tasks, background) = (Tasks::new(store.clone()), background());
+    first.block_on(tasks.start()).unwrap();
+    let (release, released) = tokio::sync::oneshot::channel::<()>();
+    let (enter, entered) = tokio::sync::oneshot::channel();
+    let work = move |_| async move {
+        enter.send(()).unwrap();
+        let _ = released.await;
+        done()
+    };
+    let id = second.block_on(async { tasks.track("x").spawn(&background, work).await.unwrap().id() });
+    second.block_on(entered).unwrap();
+    let state = || second.block_on(store.get(id)).unwrap().into_record().unwrap().state;
+    while state() != TaskState::Running {
+        std::thread::sleep(SHORT);
+    }
+    drop(first);
+    drop(tasks);
+    release.send(()).unwrap();
+    let deadline = std::time::Instant::now() + Duration::from_secs(5);
+    while state() != TaskState::Succeeded {
+        assert!(std::time::Instant::now() < deadline, "the final record is not written");
+        std::thread::sleep(SHORT);
+    }
+}
