@@ -239,7 +239,7 @@ impl Jobs {
                 Ok(Ok(())) => {
                     is_written = self.running() == 0 && self.end_lease(&client, end).await;
                     if is_written {
-                        queue.unregister();
+                        queue.set_ended();
                     }
                 }
                 Ok(Err(error)) => warn("River has not ended properly", &error),
