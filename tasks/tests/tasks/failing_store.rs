@@ -118,7 +118,8 @@ async fn caller_of_a_task_cancelled_while_it_is_accepted_gets_a_reply() {
     assert_eq!(tasks.cancel(id).await.unwrap().into_record().unwrap().state, TaskState::Cancelled);
     store.set(Mode::Works);
     drop(gate);
-    assert!(other.await.unwrap().is_ok());
+    let other = other.await.unwrap().unwrap();
+    assert_eq!(ended(&tasks, other.id()).await.state, TaskState::Succeeded);
     let reply = tokio::time::timeout(LONG, cancelled).await.expect("the caller waits for a reply");
     assert!(reply.unwrap().is_err_and(|error| error.is_store()));
     assert!(tasks.shutdown(LONG).await.is_clean());
