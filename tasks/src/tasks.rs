@@ -160,9 +160,10 @@ impl Tasks {
         }
         let found = self.get(id).await?;
         let is_pending = matches!(&found, Found::Record(record) if !record.state.is_final());
-        if !is_pending || !self.writer().request_cancel(id).await? {
+        if !is_pending {
             return Ok(found);
         }
+        self.writer().request_cancel(id).await?;
         self.writer().store.cancel_requested(id).await?;
         self.get(id).await
     }

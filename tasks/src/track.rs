@@ -144,8 +144,11 @@ impl TrackBuilder<'_> {
         record.owner = self.owner;
         let status = Status::from(&record);
         let task = writer.create(record, &reservation);
-        let completed = task.clone();
-        let reservation = reservation.on_completion(move |completion| completed.complete(completion));
+        let (completed, keeps_writer) = (task.clone(), writer.clone());
+        let reservation = reservation.on_completion(move |completion| {
+            completed.complete(completion);
+            drop(keeps_writer); // a task refers to it weakly, and its final record must be written
+        });
         let awaits_response = reservation.awaits_response();
         // Declared after `reservation`, and therefore dropped before it: the task is abandoned
         // before its reservation reports that it was skipped.

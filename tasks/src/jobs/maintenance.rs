@@ -181,7 +181,7 @@ async fn maintain(queue: Arc<Queue>, health: Arc<Mutex<LeaseHealth>>) {
     if let Some(client) = queue.client() {
         let _ = client.ended().await; // the shutdown reports the error
     }
-    queue.unregister();
+    queue.set_ended();
 }
 
 async fn maintain_until_ended(queue: &Queue, health: &Mutex<LeaseHealth>) {

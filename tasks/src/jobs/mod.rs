@@ -243,7 +243,7 @@ impl Jobs {
                 Ok(Ok(())) => {
                     is_written = self.running() == 0 && self.end_lease(&client, end).await;
                     if is_written {
-                        queue.unregister();
+                        queue.set_ended();
                     }
                 }
                 Ok(Err(error)) => warn("River failed to shut down", &error),

@@ -43,6 +43,8 @@ struct State {
     client: Option<Arc<LeasedClient>>,
     /// `true` once the queue was shut down. A client that starts later is stopped at once.
     is_closed: bool,
+    /// `true` once River has ended. Another queue may take over when no job is running.
+    has_ended: bool,
     /// Number of polls for cancel requests since `forwarded` was cleared.
     polls: u32,
     /// Cancel requests that were forwarded to River.
@@ -72,21 +74,17 @@ impl Queue {
     /// queue on the same store is registered.
     pub(super) fn register(self: &Arc<Self>) -> bool {
         let mut hook = lock(&self.store.cancel_hook);
-        let is_free = hook.as_ref().and_then(Weak::upgrade).is_none();
+        let is_free = hook.as_ref().and_then(Weak::upgrade).is_none_or(|hook| hook.has_ended());
         if is_free {
             *hook = Some(Arc::downgrade(self) as Weak<dyn CancelHook>);
         }
         is_free
     }
 
-    /// Unregisters the queue, so that the store can have another one. Call it only when no work of
-    /// this queue is running.
-    pub(super) fn unregister(&self) {
-        let mut hook = lock(&self.store.cancel_hook);
-        let is_own = |hook: &Weak<dyn CancelHook>| std::ptr::addr_eq(hook.as_ptr(), self);
-        if hook.as_ref().is_some_and(is_own) {
-            *hook = None;
-        }
+    /// Permits another queue on the same store. Until there is one, this queue still forwards
+    /// cancel requests.
+    pub(super) fn set_ended(&self) {
+        lock(&self.state).has_ended = true;
     }
 
     /// Starts a client and makes it the current one.
@@ -185,6 +183,10 @@ impl Queue {
 }
 
 impl CancelHook for Queue {
+    fn has_ended(&self) -> bool {
+        lock(&self.state).has_ended && self.environment.running.len() == 0
+    }
+
     fn cancel_requested(&self, id: TaskId) -> StoreFuture<'_, ()> {
         Box::pin(async move {
             match self.environment.database.river_id(id).await? {

@@ -19,7 +19,8 @@ pub(super) type Reply = oneshot::Sender<Result<(), StoreError>>;
 /// cancel it.
 ///
 /// It exists from before the record is accepted until its final version is written. The writer owns
-/// it, so it refers to the writer only weakly.
+/// it, so it refers to the writer only weakly. The completion callback of the task keeps the writer
+/// alive until the task has ended.
 pub(crate) struct ActiveTask {
     id: TaskId,
     /// The newest version. A slow subscriber skips the versions before it.

@@ -8,6 +8,7 @@ mod active;
 mod queue;
 
 use std::{
+    cell::RefCell,
     collections::HashMap,
     sync::{Arc, Weak},
     time::Duration,
@@ -73,6 +74,12 @@ enum Phase {
 }
 
 impl State {
+    /// Enters the phase `Ended`. Returns the operations that wait for a lease: none is needed now.
+    fn end(&mut self) -> Vec<Reply> {
+        self.phase = Phase::Ended;
+        std::mem::take(&mut self.lease_waiters)
+    }
+
     fn take_cancel_replies(&mut self) -> Vec<Reply> {
         std::mem::take(&mut self.cancel_requests).into_values().flat_map(|(_, replies)| replies).collect()
     }
@@ -130,22 +137,26 @@ impl Writer {
         self.await_reply(replied).await
     }
 
-    /// Writes a request to cancel a task of another process. Returns `false`, without a write,
-    /// after the shutdown.
-    pub(crate) async fn request_cancel(self: &Arc<Self>, id: TaskId) -> Result<bool, StoreError> {
+    /// Writes a request to cancel a task of another process.
+    pub(crate) async fn request_cancel(self: &Arc<Self>, id: TaskId) -> Result<(), StoreError> {
         let now = self.now();
         let (reply, replied) = oneshot::channel();
-        let has_ended = self.with_state(|state| {
-            let has_ended = state.phase == Phase::Ended;
-            if !has_ended {
-                state.cancel_requests.entry(id).or_insert_with(|| (now, Vec::new())).1.push(reply);
+        let ended = self.with_state(|state| {
+            if state.phase == Phase::Ended {
+                return Some(state.lease);
             }
-            has_ended
+            state.cancel_requests.entry(id).or_insert_with(|| (now, Vec::new())).1.push(reply);
+            None
         });
-        if has_ended {
-            return Ok(false);
+        match ended {
+            None => self.await_reply(replied).await,
+            // The writer task has stopped. A request is valid in an epoch that has ended.
+            Some(Some(lease)) => {
+                let request = [Op::RequestCancel { id, now }];
+                call_store(|| self.store.write(lease.epoch, &request)).await.map(drop)
+            }
+            Some(None) => Err(StoreError::unavailable("it is closed")),
         }
-        self.await_reply(replied).await.map(|()| true)
     }
 
     /// Waits until this process has a lease. By then the records of crashed processes are marked as
@@ -216,12 +227,12 @@ impl Writer {
 
     /// Accepts no more tasks.
     pub(crate) fn close(self: &Arc<Self>) {
-        self.with_state(|state| {
+        let mut waiters = self.with_state(|state| {
             state.phase = state.phase.max(Phase::Closed);
-            if !state.has_writer_task && state.lease.is_none() && state.queue.is_empty() {
-                state.phase = Phase::Ended; // the store was never used
-            }
+            let is_unused = !state.has_writer_task && state.lease.is_none() && state.queue.is_empty();
+            if is_unused && state.cancel_requests.is_empty() { state.end() } else { Vec::new() }
         });
+        send(&mut waiters, || Ok(()));
         self.wake_writer();
     }
 
@@ -362,13 +373,13 @@ impl WriterTask {
 
     /// Enters the phase `Ended` if the writer is closed and everything is written.
     fn end_if_done(&self) -> bool {
-        self.writer.with_state(|state| {
+        let ended = self.writer.with_state(|state| {
             let is_done = state.phase > Phase::Open && state.queue.is_empty() && state.cancel_requests.is_empty();
-            if is_done {
-                state.phase = Phase::Ended;
-            }
-            is_done
-        })
+            is_done.then(|| state.end())
+        });
+        let is_done = ended.is_some();
+        send(&mut ended.unwrap_or_default(), || Ok(()));
+        is_done
     }
 
     async fn release_lease(&self) {
@@ -456,14 +467,29 @@ impl WriterTask {
         }
     }
 
-    /// Writes the records that are due. Returns `false` if there were none.
-    async fn write_records(&mut self, lease: Lease) -> bool {
+    /// Takes the records that are due.
+    fn take_batch(&self) -> Vec<Write<Box<Record>>> {
+        let finished = RefCell::new(Vec::new());
         let snapshot = |task: &Arc<ActiveTask>| {
             let record = task.record();
             let is_final = record.state.is_final();
+            if is_final {
+                finished.borrow_mut().push(task.clone());
+            }
             (Box::new(record), is_final)
         };
         let batch = self.writer.with_state(|state| state.queue.take(Instant::now(), snapshot));
+        for task in finished.into_inner() {
+            // A task that is final before its accept is confirmed is not accepted any more. The
+            // reply has no effect if there was one.
+            task.reply(Err(StoreError::unavailable("the task was cancelled before it was accepted")));
+        }
+        batch
+    }
+
+    /// Writes the records that are due. Returns `false` if there were none.
+    async fn write_records(&mut self, lease: Lease) -> bool {
+        let batch = self.take_batch();
         if batch.is_empty() {
             return false;
         }
@@ -548,4 +574,23 @@ fn after(delay: Duration) -> Instant {
     const FAR_FUTURE: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
     let now = Instant::now();
     now.checked_add(delay).unwrap_or(now + FAR_FUTURE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::MemoryStore;
+
+    /// `close` runs on another thread between the two steps of `ensure_started`.
+    #[tokio::test]
+    async fn caller_that_waits_for_a_lease_gets_a_reply_from_close() {
+        let clock = Clock::new(std::time::SystemTime::now);
+        let store = Arc::new(MemoryStore::new());
+        let writer = Arc::new(Writer::new(store, Retention::default(), String::new(), clock));
+        let (reply, replied) = oneshot::channel();
+        writer.with_state(|state| state.lease_waiters.push(reply));
+        writer.close();
+        let waiting = tokio::time::timeout(Duration::from_secs(5), writer.await_reply(replied));
+        assert!(waiting.await.expect("the caller waits for ever").is_ok(), "the store can be read");
+    }
 }

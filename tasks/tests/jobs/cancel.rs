@@ -7,6 +7,8 @@ use super::support::{Act, ActAsync, LONG, TestDatabase, TestWorkers, ended, on_e
 
 on_each_database! {
     queued_job_is_cancelled_at_once
+    queued_job_is_cancelled_at_once_after_the_shutdown_of_its_queue
+    job_is_cancelled_after_the_shutdown_of_its_tasks
     running_future_is_dropped
     closure_is_cancelled_only_if_it_polls
     request_of_another_process_is_forwarded
@@ -22,6 +24,27 @@ async fn queued_job_is_cancelled_at_once(database: TestDatabase) {
     assert!(cancelled.cancel_requested_at.is_some());
     let again = tasks.cancel(waiting.id()).await.unwrap().into_record().unwrap();
     assert_eq!(again, cancelled, "calling it again has no effect");
+    assert!(jobs.shutdown(LONG).await.is_clean());
+}
+
+/// The job must not start before the next process has seen the request.
+async fn queued_job_is_cancelled_at_once_after_the_shutdown_of_its_queue(database: TestDatabase) {
+    let tasks = database.tasks().await;
+    let jobs = TestWorkers::new().start(&tasks).await;
+    let waiting = jobs.enqueue(Act::Return(json!(1))).delay(LONG).await.unwrap();
+    assert!(jobs.shutdown(LONG).await.is_clean());
+    let cancelled = tasks.cancel(waiting.id()).await.unwrap().into_record().unwrap();
+    assert_eq!((cancelled.state, cancelled.reason), (TaskState::Cancelled, Some(Reason::Requested)));
+    TestWorkers::new().start(&tasks).await; // the first queue has ended
+}
+
+async fn job_is_cancelled_after_the_shutdown_of_its_tasks(database: TestDatabase) {
+    let tasks = database.tasks().await;
+    let jobs = TestWorkers::new().start(&tasks).await;
+    let waiting = jobs.enqueue(Act::Return(json!(1))).delay(LONG).await.unwrap();
+    assert!(tasks.shutdown(LONG).await.is_clean());
+    let cancelled = tasks.cancel(waiting.id()).await.unwrap().into_record().unwrap();
+    assert_eq!(cancelled.state, TaskState::Cancelled);
     assert!(jobs.shutdown(LONG).await.is_clean());
 }
 

@@ -96,6 +96,37 @@ async fn record_that_the_store_rejects_does_not_affect_others() {
     assert!(tasks.track("after").spawn_blocking(&background, |_| done()).await.is_ok(), "a later task");
 }
 
+/// The record can be seen, and cancelled, before its caller has a reply.
+#[tokio::test(start_paused = true)]
+async fn caller_of_a_task_cancelled_while_it_is_accepted_gets_a_reply() {
+    let store = Failing::new();
+    let (tasks, background) = (Tasks::new(store.clone()), background());
+    tasks.start().await.unwrap();
+    store.set(Mode::ReplyWrong);
+    let gate = store.hold().await;
+    let track = |name: &'static str| {
+        let (tasks, background) = (tasks.clone(), background.clone());
+        tokio::spawn(async move { tasks.track(name).spawn_blocking(&background, |_| done()).await })
+    };
+    let (cancelled, other) = (track("cancelled"), track("other"));
+    for _ in 0..10 {
+        tokio::task::yield_now().await;
+    }
+    let all = store.inner.list(&Default::default(), Default::default()).await.unwrap().records;
+    assert_eq!(all.len(), 2, "in one batch");
+    let id = all.iter().find(|record| record.name == "cancelled").unwrap().id;
+    assert_eq!(tasks.cancel(id).await.unwrap().into_record().unwrap().state, TaskState::Cancelled);
+    store.set(Mode::Works);
+    drop(gate);
+    let other = other.await.unwrap().unwrap();
+    assert_eq!(ended(&tasks, other.id()).await.state, TaskState::Succeeded);
+    let reply = tokio::time::timeout(LONG, cancelled).await.expect("the caller waits for a reply");
+    assert!(reply.unwrap().is_err_and(|error| error.is_store()));
+    assert!(tasks.shutdown(LONG).await.is_clean());
+    let record = store.inner.get(id).await.unwrap().into_record().unwrap();
+    assert_eq!((record.state, record.reason), (TaskState::Cancelled, Some(Reason::Requested)));
+}
+
 #[tokio::test]
 async fn store_that_cannot_be_opened_is_retried() {
     let store = Failing::new();

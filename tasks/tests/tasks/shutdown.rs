@@ -92,12 +92,77 @@ async fn tasks_are_written_after_the_last_handle_is_dropped() {
 }
 
 #[test]
-fn open_task_does_not_keep_its_store_alive() {
+fn ended_task_does_not_keep_its_store_alive() {
     let (store, background) = (Arc::new(MemoryStore::new()), background());
     let weak = Arc::downgrade(&store);
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let held = runtime.block_on(async { hold(&Tasks::new(store), &background).await });
     drop(runtime); // and with it the writer task
-    assert!(weak.upgrade().is_none());
     held.release();
+    let deadline = std::time::Instant::now() + LONG;
+    while weak.upgrade().is_some() {
+        assert!(std::time::Instant::now() < deadline, "the store is not released");
+        std::thread::sleep(SHORT);
+    }
+}
+
+/// The task runs on another runtime, which can write its record.
+#[test]
+fn task_is_written_after_its_tasks_and_the_runtime_of_the_writer_are_gone() {
+    let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (first, second) = (runtime(), runtime());
+    let store = MemoryStore::new();
+    let (tasks, background) = (Tasks::new(store.clone()), background());
+    first.block_on(tasks.start()).unwrap();
+    let (release, released) = tokio::sync::oneshot::channel::<()>();
+    let (enter, entered) = tokio::sync::oneshot::channel();
+    let work = move |_| async move {
+        enter.send(()).unwrap();
+        let _ = released.await;
+        done()
+    };
+    let id = second.block_on(async { tasks.track("x").spawn(&background, work).await.unwrap().id() });
+    second.block_on(entered).unwrap();
+    let state = || second.block_on(store.get(id)).unwrap().into_record().unwrap().state;
+    while state() != TaskState::Running {
+        std::thread::sleep(SHORT);
+    }
+    drop(first);
+    drop(tasks);
+    release.send(()).unwrap();
+    let deadline = std::time::Instant::now() + Duration::from_secs(5);
+    while state() != TaskState::Succeeded {
+        assert!(std::time::Instant::now() < deadline, "the final record is not written");
+        std::thread::sleep(SHORT);
+    }
+}
+
+/// Callers on another runtime get a reply, whatever the writer was doing.
+#[test]
+fn callers_get_a_reply_when_the_runtime_of_the_writer_ends() {
+    let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let second = runtime();
+    for round in 0..100_u64 {
+        let first = runtime();
+        let (tasks, background) = (Tasks::new(Failing::new()), background());
+        first.block_on(tasks.start()).unwrap();
+        let callers: Vec<_> = (0..20)
+            .map(|_| {
+                let (tasks, background) = (tasks.clone(), background.clone());
+                second.spawn(async move {
+                    let accepted = tasks.track("x").spawn(&background, |_| async { done() }).await;
+                    let id = accepted.map_or("00000000000000000000000000000000000z".parse().unwrap(), |x| x.id());
+                    let _ = tasks.cancel(id).await;
+                })
+            })
+            .collect();
+        std::thread::sleep(Duration::from_micros(round * 20));
+        drop(first);
+        for caller in callers {
+            let caller = async { tokio::time::timeout(LONG, caller).await };
+            second.block_on(caller).expect("a caller waits").unwrap();
+        }
+        second.block_on(background.shutdown(LONG));
+        assert!(second.block_on(tasks.shutdown(LONG)).is_clean());
+    }
 }

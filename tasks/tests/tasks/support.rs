@@ -76,6 +76,8 @@ pub(crate) async fn try_hold(tasks: &Tasks, background: &Background) -> Result<H
 pub(crate) enum Mode {
     /// The batch is written, but the reply is an error.
     ReplyLost,
+    /// The batch is written, but the reply is an error about a record, sent once writes are not held.
+    ReplyWrong,
     DiskFull,
     /// Batches with a task named `poison` fail.
     Poisoned,
@@ -135,7 +137,7 @@ impl Failing {
             Mode::DiskFull => Err(StoreError::full(io::Error::from(io::ErrorKind::StorageFull))),
             Mode::Poisoned if batch.iter().any(is_poison) => Err(StoreError::other("invalid value")),
             Mode::Panics => panic!("in the store"),
-            Mode::Poisoned | Mode::Works => Ok(()),
+            Mode::ReplyWrong | Mode::Poisoned | Mode::Works => Ok(()),
         }
     }
 }
@@ -159,7 +161,14 @@ impl TaskStore for Failing {
 
     fn write<'a>(&'a self, epoch: Epoch, batch: &'a [Op]) -> StoreFuture<'a, Vec<Written>> {
         Box::pin(async move {
+            let is_wrong = *self.mode.lock().unwrap() == Mode::ReplyWrong;
+            if is_wrong {
+                self.inner.write(epoch, batch).await?;
+            }
             let _permit = self.write_permit.acquire().await.unwrap();
+            if is_wrong {
+                return Err(StoreError::other("invalid value"));
+            }
             let is_lost = *self.mode.lock().unwrap() == Mode::ReplyLost;
             if is_lost {
                 self.inner.write(epoch, batch).await?;

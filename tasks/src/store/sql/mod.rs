@@ -71,6 +71,10 @@ pub struct SqlStore {
 
 /// Receives the cancel requests that this process has written.
 pub(crate) trait CancelHook: Send + Sync {
+    /// Returns `true` if another hook may take its place.
+    #[cfg_attr(not(feature = "river"), allow(dead_code, reason = "for job queues"))]
+    fn has_ended(&self) -> bool;
+
     fn cancel_requested(&self, id: TaskId) -> StoreFuture<'_, ()>;
 }
 
