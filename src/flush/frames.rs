@@ -45,6 +45,12 @@ impl StreamId {
     pub(super) fn is_client_initiated(self) -> bool {
         self.0 % 2 == 1
     }
+
+    /// Returns `true` if a header block of the client opens this stream: if its identifier is
+    /// greater than all before (RFC 9113, section 5.1.1).
+    pub(super) fn opens_after(self, highest: Option<Self>) -> bool {
+        self.is_client_initiated() && highest < Some(self)
+    }
 }
 
 /// A complete frame or header block.

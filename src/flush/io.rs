@@ -26,8 +26,9 @@ use super::{
 /// and a flush of TLS includes the socket's.
 ///
 /// On HTTP/1, reads and writes go straight through. On HTTP/2, it reads at most 16 KiB ahead into a
-/// buffer that lives as long as the connection, and delivers one new request at a time. If more
-/// bytes are buffered, it wakes its task at once.
+/// buffer that lives as long as the connection, and delivers one new request at a time, together
+/// with requests that the client has already reset. If more bytes are buffered, it wakes its task
+/// at once.
 ///
 /// When it is dropped or the transport fails, all responses that were not flushed are lost.
 pub struct TrackedIo<T> {
@@ -165,7 +166,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for TrackedIo<T> {
         }
         let bytes = ready!(reader.poll_read(&observer.connection, cx, buffer.remaining(), |cx, into| {
             let mut into = ReadBuf::new(into);
-            ready!(Pin::new(io).poll_read(cx, &mut into))?;
+            ready!(Pin::new(&mut *io).poll_read(cx, &mut into))?;
             Poll::Ready(Ok(into.filled().len()))
         }))?;
         buffer.put_slice(bytes);
@@ -212,7 +213,7 @@ impl<T: Read + Unpin> Read for TrackedIo<T> {
         }
         let bytes = ready!(reader.poll_read(&observer.connection, cx, buffer.remaining(), |cx, into| {
             let mut into = hyper::rt::ReadBuf::new(into);
-            ready!(Pin::new(io).poll_read(cx, into.unfilled()))?;
+            ready!(Pin::new(&mut *io).poll_read(cx, into.unfilled()))?;
             Poll::Ready(Ok(into.filled().len()))
         }))?;
         buffer.put_slice(bytes);

@@ -48,9 +48,10 @@
 //!
 //! On HTTP/2, a response is flushed once the transport has accepted its frame with `END_STREAM` and
 //! a later flush has succeeded. Nothing of a response follows that flag (RFC 9113, section 5.1). To
-//! find the stream of a request, at most one new stream is delivered to h2 at a time. h2 returns it
-//! from `poll_accept` in the same poll (`h2/server.rs`), and hyper calls the service in the same
-//! loop (`hyper/proto/h2/server.rs`). The bytes on the wire are the same as without tracking.
+//! find the stream of a request, at most one new stream is delivered to h2 at a time, apart from
+//! streams that the client has already reset. h2 returns it from `poll_accept` in the same poll
+//! (`h2/server.rs`), and hyper calls the service in the same loop (`hyper/proto/h2/server.rs`). The
+//! bytes on the wire are the same as without tracking.
 //!
 //! # What is promised
 //!
@@ -60,9 +61,12 @@
 //! it in [`Tracker::stats`]: if the stream is unknown, if the bytes were not understood, or if
 //! their length differs from that of the body.
 //!
-//! The limits of hyper and h2 protect a tracked connection like any other. If a client opens and
-//! resets more than 20 streams without a pause, tracking stops delaying its streams so that h2
-//! counts the resets. The responses to later requests on that connection are
+//! The limits of hyper and h2 protect a tracked connection like any other. h2 counts the requests
+//! that a client resets at once (CVE-2023-44487) if the reset arrives together with the request and
+//! at most 8 KiB behind it, up to hyper's `max_pending_accept_reset_streams`. If tracking hides
+//! more than 20 resets from h2 without a pause, because they are further behind or ordinary
+//! requests follow them, it stops delaying the streams of that client, so that h2 counts all
+//! further resets. The responses to later requests on that connection are
 //! [`HandedOver`](crate::after_response::Delivery::HandedOver).
 //!
 //! If the client resets a response or the connection closes before the flush, the response is
@@ -81,6 +85,7 @@ mod connection;
 mod frames;
 mod inbound;
 mod io;
+mod lookahead;
 mod outbound;
 mod preface;
 mod reader;

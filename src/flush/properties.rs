@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, io::IoSlice};
 use super::{
     frames::{Event, Frames, StreamId},
     inbound::Inbound,
+    lookahead::Lookahead,
     outbound::{Abort, Outbound, Waiter},
 };
 
@@ -69,7 +70,8 @@ fn delivered<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Delivered {
     let (mut inbound, mut at, mut opened, mut resets) = (Inbound::default(), 0, Vec::new(), Vec::new());
     for mut piece in pieces {
         while !piece.is_empty() {
-            let delivery = inbound.deliver(piece, |stream, error_code| resets.push((stream, error_code)));
+            let delivery = inbound
+                .deliver(piece, &mut Lookahead::default(), |stream, error_code| resets.push((stream, error_code)));
             assert!(delivery.opened.is_some() || delivery.bytes == piece.len(), "only a new stream closes the gate");
             at += delivery.bytes;
             piece = &piece[delivery.bytes..];

@@ -1,13 +1,19 @@
 //! The read gate: decides which bytes of the client are delivered, and when.
 //!
 //! HTTP/1 is read directly. HTTP/2 is read into a buffer, and delivered up to the end of each
-//! header block that opens a stream. Then the gate is closed:
+//! header block that opens a stream, unless the stream is reset in the bytes that follow. Then the
+//! gate is closed:
 //!
 //! 1. The next read returns `Pending`. h2 reads until it must wait, so it has decoded the block by
 //!    then and the request is in its queue. h2 and hyper pass it to the service before they read
 //!    again ([`inbound`](super::inbound) names the lines).
 //! 2. The read after that finds the stream taken. If it was not taken, the request was malformed or
 //!    refused, and the stream belongs to no request.
+//!
+//! To find the reset of a stream, the reader looks ahead: it delivers a header block only together
+//! with [`LOOKAHEAD`] bytes behind it in the buffer, or all that have arrived.
+//! [`inbound`](super::inbound) says why, and how requests that were reset are kept from the streams
+//! of others.
 //!
 //! If the client floods the connection with resets, or sends malformed bytes, the gate stays open:
 //! see [`Inbound::is_gating`].
@@ -16,7 +22,7 @@
 //! its waker.
 
 use std::{
-    io,
+    io, mem,
     ops::Range,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -25,10 +31,12 @@ use std::{
 use super::{
     connection::{self, Connection},
     inbound::Inbound,
+    lookahead::{LOOKAHEAD, Lookahead},
     preface::{self, Preface},
 };
 
-/// The maximum number of bytes read ahead: the default maximum size of a DATA frame.
+/// The maximum number of bytes read ahead: the default maximum size of a DATA frame, and more than
+/// [`LOOKAHEAD`].
 const MAX_BUFFER: usize = 16 * 1024;
 
 /// Reads for a connection until it is known to be HTTP/1.
@@ -42,6 +50,8 @@ pub(super) struct Reader {
     /// The end of the stream or an error, to be delivered after `unread`.
     end: Option<io::Result<()>>,
     preface: Preface,
+    /// Has read `buffer` up to the end of `unread`.
+    lookahead: Lookahead,
     inbound: Inbound,
     gate: Gate,
 }
@@ -77,29 +87,59 @@ impl Reader {
         connection: &Arc<Connection>,
         cx: &mut Context<'_>,
         room: usize,
-        poll_read: impl FnOnce(&mut Context<'_>, &mut [u8]) -> Poll<io::Result<usize>>,
+        mut poll_read: impl FnMut(&mut Context<'_>, &mut [u8]) -> Poll<io::Result<usize>>,
     ) -> Poll<io::Result<&[u8]>> {
         if room == 0 {
             return Poll::Ready(Ok(&[]));
         }
+        let delivered = ready!(self.poll_deliver(connection, cx, room, &mut poll_read))?;
+        Poll::Ready(Ok(&self.buffer[delivered]))
+    }
+
+    fn poll_deliver(
+        &mut self,
+        connection: &Arc<Connection>,
+        cx: &mut Context<'_>,
+        room: usize,
+        poll_read: &mut impl FnMut(&mut Context<'_>, &mut [u8]) -> Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<Range<usize>>> {
         let waits = self.waits(connection);
         if self.unread.is_empty() && self.end.is_none() {
             // With the caller's size, nothing is left in the buffer once the protocol is HTTP/1.
             let undecided = connection.protocol() == connection::Protocol::Undecided;
             let limit = if undecided { room.min(MAX_BUFFER) } else { MAX_BUFFER };
-            ready!(self.poll_fill(connection, cx, limit, poll_read));
+            if self.poll_fill(connection, cx, 0..limit, poll_read).is_pending() {
+                self.inbound.pause();
+                self.inbound.accept_one();
+                return Poll::Pending;
+            }
+        }
+        if self.unread.is_empty() && matches!(self.end, Some(Err(_))) {
+            connection.lose();
         }
         if waits {
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
+            return self.wait(cx);
         }
         if self.unread.is_empty() {
-            return Poll::Ready(self.end.take().unwrap_or(Ok(())).map(|()| &[][..]));
+            return Poll::Ready(self.end.take().unwrap_or(Ok(())).map(|()| 0..0));
         }
-        let start = self.unread.start;
-        let offered = start..self.unread.end.min(start.saturating_add(room));
+        self.look_ahead(connection, cx, poll_read);
+        let Range { start, mut end } = self.unread;
+        if self.unread.len() > LOOKAHEAD && self.end.is_none() && self.is_short(connection) {
+            end -= LOOKAHEAD;
+        }
+        let offered = start..end.min(start.saturating_add(room));
         self.unread.start += self.deliver(connection, offered);
-        Poll::Ready(Ok(&self.buffer[start..self.unread.start]))
+        let delivered = start..self.unread.start;
+        // No bytes would mean the end of the stream.
+        if delivered.is_empty() { self.wait(cx) } else { Poll::Ready(Ok(delivered)) }
+    }
+
+    /// Returns `Pending` so that h2 accepts a stream before it reads again.
+    fn wait<T>(&mut self, cx: &Context<'_>) -> Poll<T> {
+        cx.waker().wake_by_ref();
+        self.inbound.accept_one();
+        Poll::Pending
     }
 
     /// Returns the bytes that were read and not delivered.
@@ -121,22 +161,47 @@ impl Reader {
         false
     }
 
-    /// Reads from the transport until there is something unread, or an end.
+    /// Reads ahead of a header block that opens a stream, if too little behind it is buffered.
+    fn look_ahead(
+        &mut self,
+        connection: &Connection,
+        cx: &mut Context<'_>,
+        poll_read: &mut impl FnMut(&mut Context<'_>, &mut [u8]) -> Poll<io::Result<usize>>,
+    ) {
+        while self.unread.len() <= LOOKAHEAD && self.end.is_none() && self.is_short(connection) {
+            // Moves at most as many bytes as were delivered since the last move.
+            if self.unread.start >= self.unread.len() {
+                self.buffer.copy_within(self.unread.clone(), 0);
+                self.unread = 0..self.unread.len();
+            }
+            if self.poll_fill(connection, cx, self.unread.end..MAX_BUFFER, poll_read).is_pending() {
+                return;
+            }
+        }
+    }
+
+    /// Returns `true` if a header block in the buffer has less behind it than the lookahead needs.
+    fn is_short(&self, connection: &Connection) -> bool {
+        connection.protocol() == connection::Protocol::Http2
+            && self.inbound.is_gating()
+            && self.lookahead.is_short(self.unread.len())
+    }
+
+    /// Reads from the transport into this part of the buffer, which follows the unread bytes, until
+    /// there is more to deliver or an end.
     fn poll_fill(
         &mut self,
         connection: &Connection,
         cx: &mut Context<'_>,
-        limit: usize,
-        poll_read: impl FnOnce(&mut Context<'_>, &mut [u8]) -> Poll<io::Result<usize>>,
+        part: Range<usize>,
+        poll_read: &mut impl FnMut(&mut Context<'_>, &mut [u8]) -> Poll<io::Result<usize>>,
     ) -> Poll<()> {
-        if self.buffer.len() < limit {
-            self.buffer = vec![0; limit].into_boxed_slice();
+        if self.buffer.len() < part.end {
+            let mut longer = mem::take(&mut self.buffer).into_vec();
+            longer.resize(part.end, 0);
+            self.buffer = longer.into_boxed_slice();
         }
-        let Poll::Ready(result) = poll_read(cx, &mut self.buffer[..limit]) else {
-            self.inbound.pause();
-            return Poll::Pending;
-        };
-        match result {
+        match ready!(poll_read(cx, &mut self.buffer[part.clone()])) {
             Ok(0) => {
                 // The client may only have stopped sending, so responses are still followed. A
                 // client that did not send a whole preface is treated as HTTP/1.
@@ -145,21 +210,34 @@ impl Reader {
                 }
                 self.end = Some(Ok(()));
             }
-            Ok(read) => self.unread = 0..read,
-            Err(error) => {
-                connection.lose();
-                self.end = Some(Err(error));
+            Ok(read) => {
+                let filled = part.start..part.start + read;
+                if self.unread.is_empty() {
+                    self.unread.start = filled.start;
+                }
+                self.unread.end = filled.end;
+                if connection.protocol() == connection::Protocol::Http2 {
+                    self.scan(filled);
+                }
             }
+            Err(error) => self.end = Some(Err(error)),
         }
         Poll::Ready(())
     }
 
+    /// Shows a new part of the buffer to the lookahead.
+    fn scan(&mut self, part: Range<usize>) {
+        if self.inbound.is_gating() {
+            self.lookahead.scan(&self.buffer[part], self.inbound.highest());
+        }
+    }
+
     /// Returns the number of offered bytes that may be delivered.
     fn deliver(&mut self, connection: &Connection, offered: Range<usize>) -> usize {
-        let bytes = &self.buffer[offered];
-        let frames = match connection.protocol() {
+        let bytes = &self.buffer[offered.clone()];
+        match connection.protocol() {
             connection::Protocol::Http1 => return bytes.len(),
-            connection::Protocol::Http2 => 0,
+            connection::Protocol::Http2 => {}
             connection::Protocol::Undecided => match self.preface.read(bytes) {
                 preface::Protocol::Http1 => {
                     connection.set_protocol(connection::Protocol::Http1);
@@ -167,13 +245,15 @@ impl Reader {
                 }
                 preface::Protocol::Http2 { preface } => {
                     connection.set_protocol(connection::Protocol::Http2);
-                    preface
+                    // The frames behind it are delivered by later reads, which look ahead.
+                    self.scan(offered.start + preface..self.unread.end);
+                    return preface;
                 }
                 preface::Protocol::Undecided => return bytes.len(),
             },
-        };
+        }
         let was_gating = self.inbound.is_gating();
-        let delivery = self.inbound.deliver(&bytes[frames..], |stream, _| connection.reset_stream(stream));
+        let delivery = self.inbound.deliver(bytes, &mut self.lookahead, |stream, _| connection.reset_stream(stream));
         if was_gating && !self.inbound.is_gating() {
             connection.stop_mapping();
         }
@@ -181,7 +261,7 @@ impl Reader {
             connection.open_stream(stream);
             self.gate = Gate::Closed;
         }
-        frames + delivery.bytes
+        delivery.bytes
     }
 }
 

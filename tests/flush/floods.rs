@@ -1,17 +1,43 @@
 //! Hostile HTTP/2 clients. The limits of hyper and h2 apply to a tracked connection like to a plain
 //! one: each test sends the same bytes to both.
 //!
-//! How many frames the server reads in one poll depends on timing, so these tests compare bounds
-//! and error codes, not exact counts.
+//! How many frames the server reads in one poll of a socket depends on timing, so the tests with
+//! sockets compare bounds and error codes, not exact counts. The tests with [`Arrived`] are exact.
 
-use std::collections::VecDeque;
-
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    sync::oneshot,
+use std::{
+    collections::VecDeque,
+    convert::Infallible,
+    io,
+    pin::Pin,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    task::{Context, Poll, ready},
+    time::Duration,
 };
 
-use crate::support::{PLAIN_HTTP2, Setup, Stack, frames, on_each};
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    service::TowerToHyperService,
+};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
+    sync::oneshot,
+    time::{Instant, Sleep, sleep, timeout},
+};
+use tower::{Layer, service_fn};
+use tower_offload::{
+    Background,
+    after_response::{AfterResponseLayer, Delivery, End},
+    flush::{Tracker, TrackerStats},
+};
+
+use crate::support::{HTTP2, PLAIN_HTTP2, Setup, Stack, frames, on_each};
 
 const ENHANCE_YOUR_CALM: u32 = 11;
 
@@ -178,19 +204,266 @@ async fn rapid_reset_between_ordinary_requests_is_ended() {
     on_both(|| resets("/wait/full/5", 100, 100, every_second), calmed).await;
 }
 
+/// The number of pairs in a flood of large requests.
+const LARGE: usize = 4_000;
+
 /// The limit acts only when the server finds more than 20 pairs at once. A server that reads faster
-/// than this client writes runs many handlers first, tracked or not. A tracked connection has to
-/// find them twice: once to stop gating, and once for h2 to count.
-///
+/// than this client writes runs many handlers first, tracked or not: a plain connection up to 718
+/// on a busy machine.
+const MAX_LARGE_HANDLERS: usize = 1_500;
+
 /// The requests fill many reads, so that a reset seldom comes in the same read as its request.
+fn large(path: &str) -> Vec<Vec<u8>> {
+    let pair = |stream| [frames::get_with_field(stream, path, 8_000), frames::reset(stream)].concat();
+    streams().take(LARGE).map(pair).collect::<Vec<_>>().chunks(50).map(|pairs| pairs.concat()).collect()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rapid_reset_of_large_requests_is_ended() {
-    const REQUESTS: usize = 4_000;
-    fn large() -> Vec<Vec<u8>> {
-        let pair = |stream| [frames::get_with_field(stream, "/wait/full/5", 8_000), frames::reset(stream)].concat();
-        streams().take(REQUESTS).map(pair).collect::<Vec<_>>().chunks(50).map(|pairs| pairs.concat()).collect()
+    on_both(|| large("/full/5"), |stack, seen| calmed_within(MAX_LARGE_HANDLERS, stack, seen)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rapid_reset_of_large_requests_to_slow_handlers_is_ended() {
+    on_both(|| large("/wait/full/5"), |stack, seen| calmed_within(MAX_LARGE_HANDLERS, stack, seen)).await;
+}
+
+/// The transport of a client whose bytes arrive in bursts, each once the server waits. It accepts
+/// all bytes of the server.
+struct Arrived {
+    bursts: VecDeque<VecDeque<u8>>,
+    pause: Pin<Box<Sleep>>,
+    written: Arc<Mutex<VecDeque<u8>>>,
+}
+
+/// Time is paused in these tests, so it passes only when the server waits.
+const PAUSE: Duration = Duration::from_millis(1);
+
+impl AsyncRead for Arrived {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        ready!(self.pause.as_mut().poll(cx));
+        let Some(burst) = self.bursts.front_mut() else { return Poll::Pending };
+        let count = burst.len().min(buffer.remaining());
+        buffer.put_slice(&burst.drain(..count).collect::<Vec<_>>());
+        if burst.is_empty() {
+            self.bursts.pop_front();
+            self.pause.as_mut().reset(Instant::now() + PAUSE);
+        }
+        Poll::Ready(Ok(()))
     }
-    on_both(large, |stack, seen| calmed_within(REQUESTS - 100, stack, seen)).await;
+}
+
+impl AsyncWrite for Arrived {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.written.lock().unwrap().extend(bytes);
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// How a connection with [`Arrived`] ended.
+#[derive(Debug)]
+struct Served {
+    /// The error code of the GOAWAY frame.
+    go_away: Option<u32>,
+    handlers: usize,
+    stats: TrackerStats,
+}
+
+/// Serves the bursts until the connection ends or waits, with this limit of hyper. The path of a
+/// request is the length of its response.
+async fn serve(mut bursts: Vec<Vec<u8>>, max_resets: Option<usize>, is_tracked: bool) -> Served {
+    let (handlers, written) = (Arc::new(AtomicUsize::new(0)), Arc::default());
+    let called = handlers.clone();
+    let service = service_fn(move |request: Request<Incoming>| {
+        called.fetch_add(1, SeqCst);
+        let length = request.uri().path()[1..].parse().unwrap();
+        async move { Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(vec![b'x'; length])))) }
+    });
+    let service = TowerToHyperService::new(AfterResponseLayer::new(Background::default()).layer(service));
+    let start = [frames::PREFACE, &frames::settings(), &frames::wide_window()].concat();
+    bursts[0].splice(..0, start);
+    let io = TokioIo::new(Arrived {
+        bursts: bursts.into_iter().map(VecDeque::from).collect(),
+        pause: Box::pin(sleep(PAUSE)),
+        written: Arc::clone(&written),
+    });
+    let tracker = Tracker::new();
+    let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+    if max_resets.is_some() {
+        builder.max_pending_accept_reset_streams(max_resets);
+    }
+    let served = Duration::from_secs(1);
+    let _ = if is_tracked {
+        let (io, service) = tracker.track(io, service);
+        timeout(served, builder.serve_connection(io, service)).await
+    } else {
+        timeout(served, builder.serve_connection(io, service)).await
+    };
+    let mut go_away = None;
+    let mut written = written.lock().unwrap();
+    while let Some((kind, _, _, payload)) = frames::take(&mut written) {
+        if kind == 7 {
+            go_away = Some(u32::from_be_bytes(payload[4..8].try_into().unwrap()));
+        }
+    }
+    Served { go_away, handlers: handlers.load(SeqCst), stats: tracker.stats() }
+}
+
+fn large_resets(batches: usize, batch: usize, arrange: Arrange) -> Vec<Vec<u8>> {
+    let mut streams = streams();
+    let packets = (0..batches).map(|_| {
+        let streams: Vec<_> = streams.by_ref().take(batch).collect();
+        let opens: Vec<_> = streams.iter().map(|stream| frames::get_with_field(*stream, "/5", 8_000)).collect();
+        arrange(&opens, &streams.into_iter().map(frames::reset).collect::<Vec<_>>())
+    });
+    packets.collect()
+}
+
+fn opens_first(opens: &[Vec<u8>], resets: &[Vec<u8>]) -> Vec<u8> {
+    [opens.concat(), resets.concat()].concat()
+}
+
+/// The resets are buffered behind their requests, so h2 counts them like on a plain connection.
+#[tokio::test(start_paused = true)]
+async fn resets_that_have_arrived_run_no_handler() {
+    let floods = [
+        resets("/5", 1, 21, pairs),
+        resets("/5", 2, 100, pairs),
+        resets("/5", 1, 100, opens_first),
+        large_resets(1, 21, pairs),
+        large_resets(4, 50, pairs),
+    ];
+    for (number, flood) in floods.into_iter().enumerate() {
+        for is_tracked in [false, true] {
+            let served = serve(vec![flood.concat()], None, is_tracked).await;
+            let seen = (served.go_away, served.handlers);
+            assert_eq!(seen, (Some(ENHANCE_YOUR_CALM), 0), "flood {number}, tracked: {is_tracked}");
+        }
+    }
+}
+
+/// The limit is hyper's `max_pending_accept_reset_streams`.
+#[tokio::test(start_paused = true)]
+async fn limit_of_the_server_decides_about_resets() {
+    for (limit, sent) in [(0, 1), (5, 5), (5, 6), (20, 20), (100, 100), (100, 101)] {
+        for arrange in [pairs, opens_first] {
+            for is_tracked in [false, true] {
+                let served = serve(resets("/5", 1, sent, arrange), Some(limit), is_tracked).await;
+                let expected = if sent > limit { (Some(ENHANCE_YOUR_CALM), 0) } else { (None, sent) };
+                let seen = (served.go_away, served.handlers);
+                assert_eq!(seen, expected, "{sent} resets, limit {limit}, tracked: {is_tracked}");
+            }
+        }
+    }
+}
+
+/// The gate hides these resets from h2 until there are more than 20: each is followed by a request
+/// that is not reset, or is too far behind its own. Then h2 has to find more than 20 again.
+#[tokio::test(start_paused = true)]
+async fn hidden_resets_are_ended_by_the_second_limit() {
+    fn every_second(opens: &[Vec<u8>], resets: &[Vec<u8>]) -> Vec<u8> {
+        let pairs = opens.chunks(2).zip(resets.chunks(2));
+        pairs.flat_map(|(opens, resets)| [&opens[0][..], &resets[0], &opens[1]].concat()).collect()
+    }
+    // The number of handlers until the gate stays open.
+    let floods = [
+        (resets("/5", 4, 100, every_second), 2 * 21),
+        (large_resets(4, 100, every_second), 2 * 21),
+        (large_resets(4, 25, opens_first), 25 + 25),
+    ];
+    for (number, (flood, max_handlers)) in floods.into_iter().enumerate() {
+        let plain = serve(vec![flood.concat()], None, false).await;
+        assert_eq!((plain.go_away, plain.handlers), (Some(ENHANCE_YOUR_CALM), 0), "flood {number}");
+        let tracked = serve(vec![flood.concat()], None, true).await;
+        assert_eq!(tracked.go_away, Some(ENHANCE_YOUR_CALM), "flood {number}");
+        assert!(tracked.handlers <= max_handlers, "flood {number}: {} handlers", tracked.handlers);
+    }
+}
+
+/// Each request has a response of its own length, so that the outcome of another would be counted
+/// as mismatched.
+#[tokio::test(start_paused = true)]
+async fn live_requests_among_reset_ones_are_flushed() {
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    enum Kind {
+        Live,
+        Reset,
+        Malformed,
+        MalformedAndReset,
+    }
+    use Kind::*;
+
+    const REQUESTS: u32 = 5;
+    for case in 0..4_u32.pow(REQUESTS) {
+        let kinds = [Live, Reset, Malformed, MalformedAndReset];
+        let kinds: Vec<_> = (0..REQUESTS).map(|at| kinds[(case / 4_u32.pow(at) % 4) as usize]).collect();
+        let count = |kind| kinds.iter().filter(|of| **of == kind).count();
+        for resets_last in [false, true] {
+            let (mut packet, mut last) = (Vec::new(), Vec::new());
+            for (stream, kind) in streams().zip(&kinds) {
+                packet.extend(match kind {
+                    Live | Reset => frames::get(stream, &format!("/{}", 100 + stream)),
+                    Malformed | MalformedAndReset => frames::malformed(stream),
+                });
+                if matches!(kind, Reset | MalformedAndReset) {
+                    let resets = if resets_last { &mut last } else { &mut packet };
+                    resets.extend(frames::reset(stream));
+                }
+            }
+            let Served { go_away, handlers, stats } = serve(vec![[packet, last].concat()], None, true).await;
+            assert_eq!((go_away, handlers), (None, count(Live) + count(Reset)), "{kinds:?}");
+            let outcomes = (stats.flushed, stats.mismatched, stats.unmapped);
+            assert_eq!(outcomes, (count(Live) as u64, 0, count(Reset) as u64), "{kinds:?} {stats:?}");
+        }
+    }
+}
+
+/// h2 has counted all these resets and kept the connection, so it stays tracked.
+#[tokio::test(start_paused = true)]
+async fn request_after_many_permitted_resets_is_flushed() {
+    for (limit, count, size) in [(None, 30, 20), (Some(1_000), 2, 900)] {
+        let mut bursts = resets("/5", count, size, pairs);
+        bursts.push(frames::get(99_999, "/7"));
+        let served = serve(bursts, limit, true).await;
+        assert_eq!((served.go_away, served.handlers), (None, count * size + 1));
+        assert_eq!((served.stats.flushed, served.stats.gave_up), (1, 0), "{served:?}");
+    }
+}
+
+/// On all stacks, in one segment.
+#[tokio::test]
+async fn reset_request_in_a_segment_is_not_delivered() {
+    on_each(HTTP2, |stack| async move {
+        let mut site = Setup::on(stack).start();
+        let (mut io, _wire) = site.connect().await;
+        let mut bytes = [frames::PREFACE, &frames::settings()].concat();
+        for stream in streams().take(12) {
+            bytes.extend(frames::get(stream, &format!("/full/{}", 100 + stream)));
+            if stream % 3 == 0 {
+                bytes.extend(frames::reset(stream));
+            }
+        }
+        io.write_all(&bytes).await.unwrap();
+        io.flush().await.unwrap();
+        for stream in streams().take(12) {
+            let record = site.record(&format!("/full/{}", 100 + stream)).await;
+            if stream % 3 == 0 {
+                assert!(matches!(record.end, End::Aborted | End::NoResponse), "{record:?}");
+                assert_eq!(record.delivery, Delivery::NotDelivered);
+            } else {
+                record.is_flushed(u64::from(100 + stream));
+            }
+        }
+    })
+    .await;
 }
 
 /// h2 counts a reset only while the stream waits to be accepted. A client that waits for each

@@ -6,7 +6,7 @@ use crate::flush::tests::generated::{data, frame, headers, reset};
 fn gates(inbound: &mut Inbound, bytes: &[u8]) -> Vec<(usize, u32)> {
     let (mut at, mut gates) = (0, Vec::new());
     while at < bytes.len() {
-        let delivery = inbound.deliver(&bytes[at..], |_, _| {});
+        let delivery = inbound.deliver(&bytes[at..], &mut Lookahead::default(), |_, _| {});
         at += delivery.bytes;
         gates.extend(delivery.opened.map(|stream| (at, stream)));
     }
@@ -43,11 +43,13 @@ fn resets_are_reported_when_delivered() {
     let bytes = [reset(1, 8), headers(3, true), reset(3, 5)].concat();
     let (mut inbound, mut resets) = (Inbound::default(), Vec::new());
 
-    let first = inbound.deliver(&bytes, |stream, error_code| resets.push((stream, error_code)));
+    let first =
+        inbound.deliver(&bytes, &mut Lookahead::default(), |stream, error_code| resets.push((stream, error_code)));
     assert_eq!(first, Delivery { bytes: 23, opened: Some(StreamId::new(3)) });
     assert_eq!(resets, [(StreamId::new(1), 8)]);
 
-    let second = inbound.deliver(&bytes[23..], |stream, error_code| resets.push((stream, error_code)));
+    let second = inbound
+        .deliver(&bytes[23..], &mut Lookahead::default(), |stream, error_code| resets.push((stream, error_code)));
     assert_eq!(second, Delivery { bytes: 13, opened: None });
     assert_eq!(resets[1..], [(StreamId::new(3), 5)]);
 }
@@ -70,8 +72,78 @@ fn flood_of_resets_ends_the_gating() {
     inbound.pause();
     let mut resets = Vec::new();
     let bytes = [headers(999, true), reset(1, 8)].concat();
-    let delivery = inbound.deliver(&bytes, |stream, _| resets.push(stream));
+    let delivery = inbound.deliver(&bytes, &mut Lookahead::default(), |stream, _| resets.push(stream));
     assert_eq!((delivery, resets), (Delivery { bytes: bytes.len(), opened: None }, vec![StreamId::new(1)]));
+}
+
+/// A parser and the lookahead that it asks.
+#[derive(Default)]
+struct Buffered {
+    inbound: Inbound,
+    lookahead: Lookahead,
+    bytes: Vec<u8>,
+}
+
+impl Buffered {
+    fn add(&mut self, bytes: &[u8]) {
+        self.lookahead.scan(bytes, self.inbound.highest());
+        self.bytes.extend(bytes);
+    }
+
+    /// Returns the number of bytes delivered, and whether they open a stream.
+    fn deliver(&mut self) -> (usize, bool) {
+        let delivery = self.inbound.deliver(&self.bytes, &mut self.lookahead, |_, _| {});
+        self.bytes.drain(..delivery.bytes);
+        (delivery.bytes, delivery.opened.is_some())
+    }
+}
+
+#[test]
+fn streams_reset_in_the_buffer_do_not_close_the_gate() {
+    let mut buffered = Buffered::default();
+    let bytes = pairs(4 * MAX_RESETS);
+    buffered.add(&bytes);
+    assert_eq!(buffered.deliver(), (bytes.len(), false));
+    assert!(buffered.inbound.is_gating(), "h2 counts these resets");
+}
+
+#[test]
+fn block_is_completed_once_h2_has_accepted_all_others() {
+    let mut buffered = Buffered::default();
+    let bytes = [pairs(3), headers(7, true), data(0, 0, false)].concat();
+    buffered.add(&bytes);
+    assert_eq!(buffered.deliver(), (3 * 23 + 9, false), "the last byte of the block is held back");
+    for _ in 0..3 {
+        assert_eq!(buffered.deliver(), (0, false));
+        buffered.inbound.accept_one();
+    }
+    assert_eq!(buffered.deliver(), (1, true));
+}
+
+#[test]
+fn reset_that_arrives_while_its_block_is_held_is_found() {
+    let mut buffered = Buffered::default();
+    buffered.add(&[pairs(1), headers(3, true)].concat());
+    assert_eq!(buffered.deliver(), (23 + 9, false));
+    buffered.add(&reset(3, 8));
+    assert_eq!(buffered.deliver(), (1 + 13, false));
+}
+
+#[test]
+fn resets_before_ordinary_requests_end_the_gating() {
+    let mut buffered = Buffered::default();
+    let mut opened = 0;
+    for number in 0..2 * MAX_RESETS {
+        buffered
+            .add(&[headers(4 * number + 1, true), reset(4 * number + 1, 8), headers(4 * number + 3, true)].concat());
+        while !buffered.bytes.is_empty() {
+            match buffered.deliver() {
+                (0, _) => buffered.inbound.accept_one(),
+                (_, is_open) => opened += u32::from(is_open),
+            }
+        }
+    }
+    assert_eq!((opened, buffered.inbound.is_gating()), (MAX_RESETS, false));
 }
 
 #[test]

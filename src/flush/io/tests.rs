@@ -286,9 +286,9 @@ fn requests_in_one_segment_take_their_own_streams() {
     for mut world in World::both() {
         world.queue_bytes(&[PREFACE, &headers(1, true), &headers(3, true), &headers(5, true), &headers(7, true)]);
         let mut taken = Vec::new();
+        assert_eq!(assert_ready_ok!(world.read(ROOM)), PREFACE);
         for stream in [1, 3, 5, 7] {
-            let preface = if stream == 1 { PREFACE.len() } else { 0 };
-            assert_eq!(assert_ready_ok!(world.read(ROOM)).len(), preface + 10);
+            assert_eq!(assert_ready_ok!(world.read(ROOM)).len(), 10);
             assert_pending!(world.read(ROOM));
             if stream < 7 {
                 assert!(world.task.is_woken(), "more bytes are buffered");
@@ -442,13 +442,71 @@ fn only_accepted_bytes_count_in_pieces_and_slices() {
 fn reset_counts_when_it_is_delivered() {
     for mut world in World::both() {
         world.speaks_http2();
-        world.queue_bytes(&[&headers(1, true), &reset(1, 8)]);
-        assert_ready_ok!(world.read(ROOM));
-        let response = world.begin();
+        let response = world.open(1);
+        world.queue_bytes(&[&reset(1, 8)]);
         assert_eq!(assert_ready_ok!(world.read(12)).len(), 12);
         assert_eq!(response.flush_outcome(), None);
         assert_ready_ok!(world.read(12));
         assert_eq!(response.flush_outcome(), Some(Lost));
+    }
+}
+
+#[test]
+fn reset_request_does_not_take_the_stream_of_a_later_one() {
+    // Each is reset or not, and h2 passes it to the service or finds it malformed.
+    for case in 0..4_u32.pow(4) {
+        let kinds = (0..4).map(|at| case / 4_u32.pow(at) % 4);
+        let requests: Vec<_> = (1..).step_by(2).zip(kinds).map(|(id, kind)| (id, kind & 1 > 0, kind & 2 > 0)).collect();
+        for resets_last in [false, true] {
+            for mut world in World::both() {
+                world.speaks_http2();
+                check_mapping(&mut world, &requests, resets_last);
+            }
+        }
+    }
+}
+
+/// Reads like h2: until a read is pending, and then passes one request to the service.
+fn check_mapping(world: &mut World, requests: &[(u32, bool, bool)], resets_last: bool) {
+    let resets = || requests.iter().filter(|(_, is_reset, _)| *is_reset).flat_map(|(id, ..)| reset(*id, 8));
+    let opens = requests.iter().flat_map(|(id, is_reset, _)| {
+        let follows = if *is_reset && !resets_last { reset(*id, 8) } else { Vec::new() };
+        [headers(*id, true), follows].concat()
+    });
+    let bytes: Vec<u8> = if resets_last { opens.chain(resets()).collect() } else { opens.collect() };
+    world.queue_bytes(&[&bytes]);
+
+    let (mut unread, mut queue, mut accepted) = (Vec::new(), std::collections::VecDeque::new(), Vec::new());
+    let mut found = 0;
+    loop {
+        while let Poll::Ready(bytes) = world.read(ROOM) {
+            unread.extend(bytes.unwrap());
+        }
+        while let Some((kind, length)) = unread.get(3).map(|kind| (*kind, 9 + usize::from(unread[2]))) {
+            if unread.len() < length {
+                break;
+            }
+            unread.drain(..length);
+            if kind == 1 {
+                let (id, is_reset, is_malformed) = requests[found];
+                found += 1;
+                if !is_malformed {
+                    queue.push_back((id, is_reset));
+                }
+            }
+        }
+        match queue.pop_front() {
+            Some((id, is_reset)) => accepted.push((id, is_reset, scripted::begin(&world.connection, Version::HTTP_2))),
+            None if world.task.is_woken() => {}
+            None => break,
+        }
+    }
+    assert_eq!(found, requests.len(), "everything was delivered");
+    for (id, is_reset, response) in accepted {
+        world.write(&data(id, id as usize, true), ROOM);
+        world.flush();
+        let expected = if is_reset { Unmapped } else { flushed(id.into()) };
+        assert_eq!(response.flush_outcome(), Some(expected), "stream {id} of {requests:?}");
     }
 }
 

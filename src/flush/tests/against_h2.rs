@@ -16,6 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf, duplex};
 use crate::flush::{
     frames::StreamId,
     inbound::Inbound,
+    lookahead::Lookahead,
     outbound::{Abort, Outbound},
     preface::{Preface, Protocol},
 };
@@ -194,7 +195,8 @@ async fn parsers_find_what_h2_was_asked_to_write() {
                     Protocol::Http1 => panic!("h2 sends the preface first"),
                 };
                 while !rest.is_empty() {
-                    let delivery = inbound.deliver(rest, |stream, _| client_resets.push(stream));
+                    let delivery =
+                        inbound.deliver(rest, &mut Lookahead::default(), |stream, _| client_resets.push(stream));
                     rest = &rest[delivery.bytes..];
                     if let Some(stream) = delivery.opened {
                         assert!(outbound.open(stream));
