@@ -99,9 +99,9 @@ fn ended_task_does_not_keep_its_store_alive() {
     let held = runtime.block_on(async { hold(&Tasks::new(store), &background).await });
     drop(runtime); // and with it the writer task
     held.release();
-    let deadline = std::time::Instant::now() + LONG;
+    let deadline = tokio::time::Instant::now() + LONG;
     while weak.upgrade().is_some() {
-        assert!(std::time::Instant::now() < deadline, "the store is not released");
+        assert!(tokio::time::Instant::now() < deadline, "the store is not released");
         std::thread::sleep(SHORT);
     }
 }
@@ -130,9 +130,39 @@ fn task_is_written_after_its_tasks_and_the_runtime_of_the_writer_are_gone() {
     drop(first);
     drop(tasks);
     release.send(()).unwrap();
-    let deadline = std::time::Instant::now() + Duration::from_secs(5);
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(5);
     while state() != TaskState::Succeeded {
-        assert!(std::time::Instant::now() < deadline, "the final record is not written");
+        assert!(tokio::time::Instant::now() < deadline, "the final record is not written");
         std::thread::sleep(SHORT);
+    }
+}
+
+/// Callers on another runtime get a reply, whatever the writer was doing.
+#[test]
+fn callers_get_a_reply_when_the_runtime_of_the_writer_ends() {
+    let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let second = runtime();
+    for round in 0..100_u64 {
+        let first = runtime();
+        let (tasks, background) = (Tasks::new(Failing::new()), background());
+        first.block_on(tasks.start()).unwrap();
+        let callers: Vec<_> = (0..20)
+            .map(|_| {
+                let (tasks, background) = (tasks.clone(), background.clone());
+                second.spawn(async move {
+                    let accepted = tasks.track("x").spawn(&background, |_| async { done() }).await;
+                    let id = accepted.map_or("00000000000000000000000000000000000z".parse().unwrap(), |x| x.id());
+                    let _ = tasks.cancel(id).await;
+                })
+            })
+            .collect();
+        std::thread::sleep(Duration::from_micros(round * 20));
+        drop(first);
+        for caller in callers {
+            let caller = async { tokio::time::timeout(LONG, caller).await };
+            second.block_on(caller).expect("a caller waits").unwrap();
+        }
+        second.block_on(background.shutdown(LONG));
+        assert!(second.block_on(tasks.shutdown(LONG)).is_clean());
     }
 }
