@@ -189,10 +189,10 @@ impl CancelHook for Queue {
 
     fn cancel_requested(&self, id: TaskId) -> StoreFuture<'_, ()> {
         Box::pin(async move {
-            match self.environment.database.river_id(id).await? {
-                Some(river_id) => self.forward_cancel_request(river_id).await,
-                None => Ok(()),
-            }
+            let Some(river_id) = self.environment.database.river_id(id).await? else { return Ok(()) };
+            // A client may repeat its request as often as it likes.
+            let is_forwarded = lock(&self.state).forwarded.contains(&river_id);
+            if is_forwarded { Ok(()) } else { self.forward_cancel_request(river_id).await }
         })
     }
 }

@@ -11,6 +11,7 @@ on_each_database! {
     job_is_cancelled_after_the_shutdown_of_its_tasks
     running_future_is_dropped
     closure_is_cancelled_only_if_it_polls
+    repeated_request_is_not_forwarded_again
     request_of_another_process_is_forwarded
 }
 
@@ -75,6 +76,29 @@ async fn closure_is_cancelled_only_if_it_polls(database: TestDatabase) {
     assert_eq!(running.state, TaskState::Running, "a closure cannot be stopped");
     workers.release();
     assert_eq!(ended(&tasks, held.id()).await.state, TaskState::Succeeded);
+    assert!(jobs.shutdown(LONG).await.is_clean());
+}
+
+/// Each request that is forwarded updates the job and notifies all clients.
+async fn repeated_request_is_not_forwarded_again(database: TestDatabase) {
+    let tasks = database.tasks().await;
+    let workers = TestWorkers::new();
+    let jobs = workers.start(&tasks).await;
+    let held = jobs.enqueue(Act::Hold).await.unwrap();
+    workers.started(1).await;
+    tasks.cancel(held.id()).await.unwrap();
+    let mark = match database {
+        TestDatabase::Sqlite(_) => "UPDATE river_job SET metadata = jsonb_set(metadata, '$.cancel_attempted_at', 'x')",
+        TestDatabase::Postgres(_) => {
+            "UPDATE river_job SET metadata = jsonb_set(metadata, '{cancel_attempted_at}', '\"x\"')"
+        }
+    };
+    assert_eq!(database.execute(mark).await, 1);
+    tasks.cancel(held.id()).await.unwrap();
+    let marked = "SELECT count(*) FROM river_job WHERE metadata ->> 'cancel_attempted_at' = 'x'";
+    assert_eq!(database.number(marked).await, 1);
+    workers.release();
+    ended(&tasks, held.id()).await;
     assert!(jobs.shutdown(LONG).await.is_clean());
 }
 

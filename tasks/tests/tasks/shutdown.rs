@@ -99,9 +99,9 @@ fn ended_task_does_not_keep_its_store_alive() {
     let held = runtime.block_on(async { hold(&Tasks::new(store), &background).await });
     drop(runtime); // and with it the writer task
     held.release();
-    let deadline = std::time::Instant::now() + LONG;
+    let deadline = tokio::time::Instant::now() + LONG;
     while weak.upgrade().is_some() {
-        assert!(std::time::Instant::now() < deadline, "the store is not released");
+        assert!(tokio::time::Instant::now() < deadline, "the store is not released");
         std::thread::sleep(SHORT);
     }
 }
@@ -130,9 +130,9 @@ fn task_is_written_after_its_tasks_and_the_runtime_of_the_writer_are_gone() {
     drop(first);
     drop(tasks);
     release.send(()).unwrap();
-    let deadline = std::time::Instant::now() + Duration::from_secs(5);
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(5);
     while state() != TaskState::Succeeded {
-        assert!(std::time::Instant::now() < deadline, "the final record is not written");
+        assert!(tokio::time::Instant::now() < deadline, "the final record is not written");
         std::thread::sleep(SHORT);
     }
 }
