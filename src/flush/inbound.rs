@@ -181,6 +181,12 @@ impl Inbound {
         !self.flooded && !self.frames.gave_up()
     }
 
+    /// Returns `true` if h2 may have streams to accept that the client has reset. It has no others
+    /// then.
+    pub(super) fn expects_resets(&self) -> bool {
+        self.unaccepted > 0 && self.is_gating()
+    }
+
     /// Returns the highest stream whose header block was delivered.
     pub(super) fn highest(&self) -> Option<StreamId> {
         self.highest
