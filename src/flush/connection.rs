@@ -90,6 +90,10 @@ impl Connection {
             Protocol::Http2 => {
                 let caller = ThreadAndTaskId::current();
                 self.change(|state, completions| {
+                    if state.is_reset(caller) {
+                        completions.push(waiter, FlushOutcome::Lost);
+                        return;
+                    }
                     let stream = state.take_pending_stream(caller).filter(|_| version == Version::HTTP_2);
                     state.begin_http2(stream, waiter, completions);
                 });
@@ -112,6 +116,12 @@ impl Connection {
     /// followed is pending as well, otherwise its request would take the next stream.
     pub(super) fn open_stream(&self, stream: StreamId) {
         lock(&self.state).open_stream(stream, ThreadAndTaskId::current());
+    }
+
+    /// Sets whether the requests that h2 passes to the service before the next read were reset by
+    /// the client. Their responses are lost.
+    pub(super) fn expect_resets(&self, expected: bool) {
+        lock(&self.state).expect_resets(expected.then(ThreadAndTaskId::current));
     }
 
     /// Returns `true` if the service has not taken the stream that was opened last.

@@ -36,7 +36,7 @@
 //! # Accepting the streams that were reset
 //!
 //! h2 passes streams that were reset to the service as well, in the order of their header blocks,
-//! and skips those that are malformed. Such a request must not take the stream of a later one.
+//! and skips malformed ones. Such a request must not take the stream of a later one.
 //! Therefore a header block that closes the gate is completed only when h2 has no other stream to
 //! accept: [`Inbound`] counts the streams that it delivered with the gate open, and holds back the
 //! last byte of the block, without which h2 cannot decode it, until the reads have returned
@@ -49,8 +49,8 @@ use super::{
     lookahead::Lookahead,
 };
 
-/// The number of hidden resets in one [`Run`] that the gating survives. h2 allows as many by default
-/// (`h2/proto/mod.rs`, `DEFAULT_REMOTE_RESET_STREAM_MAX`).
+/// The number of hidden resets in one [`Run`] that the gating survives. h2 allows as many by
+/// default (`h2/proto/mod.rs`, `DEFAULT_REMOTE_RESET_STREAM_MAX`).
 const MAX_RESETS: u32 = 20;
 
 /// The length of a [`Run`]. A tokio socket gives up the thread after 128 reads, and h2 reads about
@@ -179,6 +179,12 @@ impl Inbound {
     /// Resets are still reported after a flood, but not after malformed bytes.
     pub(super) fn is_gating(&self) -> bool {
         !self.flooded && !self.frames.gave_up()
+    }
+
+    /// Returns `true` if h2 may have streams to accept that the client has reset. It has no others
+    /// then.
+    pub(super) fn expects_resets(&self) -> bool {
+        self.unaccepted > 0 && self.is_gating()
     }
 
     /// Returns the highest stream whose header block was delivered.

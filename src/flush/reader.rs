@@ -53,6 +53,8 @@ pub(super) struct Reader {
     /// Has read `buffer` up to the end of `unread`.
     lookahead: Lookahead,
     inbound: Inbound,
+    /// [`Inbound::expects_resets`], as the connection knows it.
+    expects_resets: bool,
     gate: Gate,
 }
 
@@ -103,6 +105,7 @@ impl Reader {
         room: usize,
         poll_read: &mut impl FnMut(&mut Context<'_>, &mut [u8]) -> Poll<io::Result<usize>>,
     ) -> Poll<io::Result<Range<usize>>> {
+        self.share_resets(connection);
         let waits = self.waits(connection);
         if self.unread.is_empty() && self.end.is_none() {
             // With the caller's size, nothing is left in the buffer once the protocol is HTTP/1.
@@ -130,6 +133,7 @@ impl Reader {
         }
         let offered = start..end.min(start.saturating_add(room));
         self.unread.start += self.deliver(connection, offered);
+        self.share_resets(connection);
         let delivered = start..self.unread.start;
         // No bytes would mean the end of the stream.
         if delivered.is_empty() { self.wait(cx) } else { Poll::Ready(Ok(delivered)) }
@@ -140,6 +144,15 @@ impl Reader {
         cx.waker().wake_by_ref();
         self.inbound.accept_one();
         Poll::Pending
+    }
+
+    /// Lets the connection know whether h2 passes on requests that were reset.
+    fn share_resets(&mut self, connection: &Connection) {
+        let expects_resets = self.inbound.expects_resets();
+        if expects_resets != self.expects_resets {
+            self.expects_resets = expects_resets;
+            connection.expect_resets(expects_resets);
+        }
     }
 
     /// Returns the bytes that were read and not delivered.

@@ -18,7 +18,7 @@ pub(super) struct Completions {
 }
 
 impl Completions {
-    fn push(&mut self, waiter: FlushWaiter, outcome: FlushOutcome) {
+    pub(super) fn push(&mut self, waiter: FlushWaiter, outcome: FlushOutcome) {
         match self.first {
             None => self.first = Some((waiter, outcome)),
             Some(_) => self.rest.push((waiter, outcome)),
@@ -55,6 +55,10 @@ pub(super) struct State {
     /// HTTP/2: set by the transport when a stream opens. Taken by the service, or by the transport
     /// if the service was not called.
     pub(super) pending_stream: Option<PendingStream>,
+    /// HTTP/2: the task that reads the transport, while h2 may pass on requests that the client has
+    /// reset, and no others. Then no stream is pending, because a stream becomes pending only when
+    /// h2 has accepted those before it.
+    resets_reader: Option<ThreadAndTaskId>,
     /// HTTP/2: the open responses.
     pub(super) outbound: Outbound<FlushWaiter>,
     /// HTTP/1: responses whose body may still be open, in the order of their requests.
@@ -106,6 +110,17 @@ impl State {
         } else {
             completions.push(waiter, FlushOutcome::Unmapped);
         }
+    }
+
+    /// Sets whether the requests that h2 passes on next were reset by the client. `reader` is the
+    /// task that reads the transport.
+    pub(super) fn expect_resets(&mut self, reader: Option<ThreadAndTaskId>) {
+        self.resets_reader = reader;
+    }
+
+    /// Returns `true` if the client has reset the request that the caller passes on.
+    pub(super) fn is_reset(&self, caller: ThreadAndTaskId) -> bool {
+        self.resets_reader == Some(caller)
     }
 
     /// Opens an HTTP/2 stream, unless responses can no longer be followed.

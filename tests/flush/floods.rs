@@ -420,7 +420,7 @@ async fn live_requests_among_reset_ones_are_flushed() {
             }
             let Served { go_away, handlers, stats } = serve(vec![[packet, last].concat()], None, true).await;
             assert_eq!((go_away, handlers), (None, count(Live) + count(Reset)), "{kinds:?}");
-            let outcomes = (stats.flushed, stats.mismatched, stats.unmapped);
+            let outcomes = (stats.flushed, stats.mismatched + stats.unmapped, stats.lost);
             assert_eq!(outcomes, (count(Live) as u64, 0, count(Reset) as u64), "{kinds:?} {stats:?}");
         }
     }
@@ -559,7 +559,8 @@ async fn tiny_windows_get_the_same_frames() {
     }
     on_both(grants, |stack, seen| {
         for seen in seen {
-            assert_eq!((seen.survived, seen.handlers, seen.count(3)), (true, 1, 0), "{stack:?}");
+            // The PING may be answered before the task of the handler has started.
+            assert_eq!((seen.survived, seen.handlers <= 1, seen.count(3)), (true, true, 0), "{stack:?}");
             assert!(seen.count(0) <= BYTES + 1, "{stack:?}");
         }
     })

@@ -505,7 +505,7 @@ fn check_mapping(world: &mut World, requests: &[(u32, bool, bool)], resets_last:
     for (id, is_reset, response) in accepted {
         world.write(&data(id, id as usize, true), ROOM);
         world.flush();
-        let expected = if is_reset { Unmapped } else { flushed(id.into()) };
+        let expected = if is_reset { Lost } else { flushed(id.into()) };
         assert_eq!(response.flush_outcome(), Some(expected), "stream {id} of {requests:?}");
     }
 }
