@@ -23,7 +23,7 @@ impl Listener for TlsListener {
     async fn accept(&mut self) -> (Self::Io, SocketAddr) {
         loop {
             tokio::select! {
-                // At most 1024 handshakes at a time; further clients wait in the backlog of the socket.
+                // Up to 1024 handshakes at a time; more clients wait in the backlog.
                 (stream, peer) = Listener::accept(&mut self.tcp), if self.handshakes.len() < 1024 => {
                     let handshake = time::timeout(Duration::from_secs(10), self.acceptor.accept(stream));
                     self.handshakes.spawn(async move { Some((handshake.await.ok()?.ok()?, peer)) });

@@ -1,4 +1,5 @@
-//! A gRPC service that blocks, behind the layer: `cargo run -p tower-offload-tests --example tonic`.
+//! A gRPC service that blocks, behind the layer:
+//! `cargo run -p tower-offload-tests --example tonic`.
 
 use std::{error::Error, fs, io, thread, time::Duration};
 

@@ -1,4 +1,4 @@
-//! A client of HTTP/1, some requests in one piece.
+//! An HTTP/1 client that pipelines requests.
 
 use std::ops::RangeInclusive;
 
@@ -6,7 +6,8 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, split};
 
 use crate::{BoxError, ledger::Ledger, server::Server, work::Work};
 
-/// With cancels, the client leaves in the middle of some responses, with others asked for, and goes on with a new connection.
+/// With `cancels`, the client disconnects during some responses, while others are pending, and
+/// continues on a new connection.
 pub(crate) async fn connection(
     ids: RangeInclusive<u32>,
     at_once: usize,
@@ -18,7 +19,8 @@ pub(crate) async fn connection(
     let mut io = server.connect();
     for works in works.chunks(at_once) {
         let requests: Vec<u8> = works.iter().flat_map(|work| request(*work)).collect();
-        // A large request is answered before it is all there; who only writes, and reads then, would wait for ever.
+        // The server may respond before it has read a large request, so writes and reads overlap.
+        // Otherwise both sides would wait forever.
         let (reader, mut writer) = split(&mut io);
         let mut reader = BufReader::new(reader);
         let write = async { writer.write_all(&requests).await.map_err(BoxError::from) };
@@ -36,12 +38,12 @@ pub(crate) async fn connection(
             }
             Ok(true)
         };
-        let goes_on = tokio::select! {
+        let is_open = tokio::select! {
             biased;
             read = read => read?,
             Err(error) = write => return Err(error),
         };
-        if !goes_on {
+        if !is_open {
             io = server.connect();
         }
     }
@@ -55,7 +57,7 @@ fn request(work: Work) -> Vec<u8> {
     [head.as_bytes(), &vec![b'r'; upload]].concat()
 }
 
-/// Reads a whole response, and returns how long its body is.
+/// Reads a whole response and returns the length of its body.
 async fn response(reader: &mut (impl AsyncBufReadExt + Unpin)) -> Result<usize, BoxError> {
     let mut length = None;
     loop {

@@ -1,4 +1,4 @@
-//! A client of HTTP/2 with little room, many requests at once.
+//! An HTTP/2 client with small windows and many concurrent requests.
 
 use std::{ops::RangeInclusive, sync::Arc};
 
@@ -11,12 +11,12 @@ use tokio::{sync::Semaphore, task::JoinSet};
 
 use crate::{BoxError, ledger::Ledger, server::Server, work::Work};
 
-const AT_ONCE: usize = 90;
+const MAX_CONCURRENT: usize = 90;
 
-/// Most responses need several of these.
+/// Window of a stream. Most responses need several windows.
 const STREAM_WINDOW: u32 = 10_000;
 
-/// With cancels, some responses are reset before their head, and some in the middle of their body.
+/// With `cancels`, some responses are reset before their head and some during their body.
 pub(crate) async fn connection(
     ids: RangeInclusive<u32>,
     cancels: bool,
@@ -29,16 +29,16 @@ pub(crate) async fn connection(
         .handshake(TokioIo::new(server.connect()))
         .await?;
     let connection = tokio::spawn(connection);
-    let (places, mut responses) = (Arc::new(Semaphore::new(AT_ONCE)), JoinSet::new());
+    let (permits, mut responses) = (Arc::new(Semaphore::new(MAX_CONCURRENT)), JoinSet::new());
     for work in ids.map(Work::new) {
-        let place = places.clone().acquire_owned().await?;
+        let permit = permits.clone().acquire_owned().await?;
         let (requests, ledger) = (requests.clone(), ledger.clone());
         responses.spawn(async move {
             let received = response(requests, work, cancels && work.is_cancelled()).await?;
             if received {
                 ledger.received(work.id);
             }
-            drop(place);
+            drop(permit);
             Ok::<_, BoxError>(())
         });
     }
@@ -47,12 +47,12 @@ pub(crate) async fn connection(
     while let Some(response) = responses.join_next().await {
         failed = failed.or(response?.err());
     }
-    // Whatever a response says, the connection knows better why.
+    // The error of the connection is the cause of those of its responses.
     connection.await??;
     failed.map_or(Ok(()), Err)
 }
 
-/// `false` if it was left.
+/// Returns `false` if the response was cancelled.
 async fn response(mut requests: SendRequest<Full<Bytes>>, work: Work, cancel: bool) -> Result<bool, BoxError> {
     let uri = format!("http://server{work}");
     let upload = work.upload();

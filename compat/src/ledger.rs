@@ -1,4 +1,4 @@
-//! What was begun, told and received, by the number of the request.
+//! The requests that were handled, their outcomes, and the responses that were received, by id.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,7 +13,7 @@ use tower_offload::{
 
 use crate::{CONNECTIONS, Options, REQUESTS, work::Work};
 
-/// How long an outcome may take once everything is over.
+/// Timeout for outcomes after all connections have ended.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Default)]
@@ -22,13 +22,13 @@ pub(crate) struct Ledger(Mutex<Accounts>);
 #[derive(Debug, Default)]
 struct Accounts {
     begun: Vec<u32>,
-    told: BTreeMap<u32, Vec<Told>>,
+    outcomes: BTreeMap<u32, Vec<Reported>>,
     received: BTreeSet<u32>,
 }
 
-/// Of an outcome.
+/// The compared parts of an outcome.
 #[derive(Debug, Clone, Copy)]
-struct Told {
+struct Reported {
     end: End,
     delivery: Delivery,
     body_bytes: u64,
@@ -39,41 +39,41 @@ impl Ledger {
         self.accounts().begun.push(id);
     }
 
-    pub(crate) fn told(&self, id: u32, outcome: &Outcome) {
+    pub(crate) fn reported(&self, id: u32, outcome: &Outcome) {
         let Outcome { end, delivery, body_bytes, .. } = *outcome;
-        self.accounts().told.entry(id).or_default().push(Told { end, delivery, body_bytes });
+        self.accounts().outcomes.entry(id).or_default().push(Reported { end, delivery, body_bytes });
     }
 
-    /// The client has all of it.
+    /// Records that the client received the whole response.
     pub(crate) fn received(&self, id: u32) {
         self.accounts().received.insert(id);
     }
 
-    /// Waits until each that was begun was told something; not for ever.
-    pub(crate) async fn all_told(&self) {
+    /// Waits, up to `PATIENCE`, until each request has an outcome.
+    pub(crate) async fn all_reported(&self) {
         let all = async {
-            let open = |accounts: &Accounts| accounts.told.len() < accounts.begun.len();
+            let open = |accounts: &Accounts| accounts.outcomes.len() < accounts.begun.len();
             while open(&self.accounts()) {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         };
-        let _ = tokio::time::timeout(PATIENCE, all).await; // what is missing is reported
+        let _ = tokio::time::timeout(PATIENCE, all).await; // missing outcomes are errors
     }
 
-    pub(crate) fn errors(&self, options: Options, stats: Option<Stats>, failures: &[String]) -> Vec<String> {
+    pub(crate) fn errors(&self, options: Options, stats: Option<TrackerStats>, failures: &[String]) -> Vec<String> {
         let accounts = self.accounts();
         let mut errors = Vec::new();
         for id in &accounts.begun {
-            let told = accounts.told.get(id).map_or(&[][..], Vec::as_slice);
-            let [Told { end, delivery, body_bytes }] = told else {
-                errors.push(format!("response {id} was told {} outcomes", told.len()));
+            let reported = accounts.outcomes.get(id).map_or(&[][..], Vec::as_slice);
+            let [Reported { end, delivery, body_bytes }] = reported else {
+                errors.push(format!("response {id} has {} outcomes", reported.len()));
                 continue;
             };
             let wanted = if options.plain { Delivery::HandedOver } else { Delivery::Flushed };
-            let is_whole = (*end, *delivery) == (End::Complete, wanted) && *body_bytes == Work::new(*id).length as u64;
-            if accounts.received.contains(id) && !is_whole {
+            let is_flushed = (*end, *delivery) == (End::Complete, wanted) && *body_bytes == Work::new(*id).length as u64;
+            if accounts.received.contains(id) && !is_flushed {
                 errors
-                    .push(format!("response {id} was received whole, and told {end}, {delivery}, {body_bytes} bytes"));
+                    .push(format!("response {id} was received but is {end}, {delivery}, {body_bytes} bytes"));
             }
         }
         let expected = (CONNECTIONS * REQUESTS) as usize;
@@ -86,20 +86,20 @@ impl Ledger {
         if let Some(stats) = stats
             && stats.mismatched + stats.unmapped + stats.gave_up > 0
         {
-            errors.push("some responses could not be told from others".to_owned());
+            errors.push("some responses were not matched with their streams".to_owned());
         }
         errors
     }
 
-    pub(crate) fn summary(&self, stats: Option<Stats>, failures: &[String]) -> String {
+    pub(crate) fn summary(&self, stats: Option<TrackerStats>, failures: &[String]) -> String {
         let accounts = self.accounts();
         let mut outcomes = BTreeMap::<String, usize>::new();
-        for told in accounts.told.values().flatten() {
-            *outcomes.entry(format!("{}/{}", told.end, told.delivery)).or_default() += 1;
+        for reported in accounts.outcomes.values().flatten() {
+            *outcomes.entry(format!("{}/{}", reported.end, reported.delivery)).or_default() += 1;
         }
         let (begun, received) = (accounts.begun.len(), accounts.received.len());
         let stats = stats.map_or_else(|| "not tracked".to_owned(), |stats| format!("{stats:?}"));
-        format!("begun {begun}, received whole {received}, told {outcomes:?}, connections failed {failures:?}; {stats}")
+        format!("handled {begun}, received {received}, outcomes {outcomes:?}, failed connections {failures:?}; {stats}")
     }
 
     fn accounts(&self) -> MutexGuard<'_, Accounts> {

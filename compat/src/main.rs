@@ -1,10 +1,13 @@
-//! Tracked connections on an old pair of hyper and h2: `cargo run --release -- [--cancels] [--plain]`.
+//! Tracked connections on the oldest supported hyper and h2: `cargo run --release -- [--cancels]
+//! [--plain]`.
 //!
-//! Two thousand responses on each of HTTP/2, HTTP/1 one after the other and HTTP/1 pipelined, every one of another size. Each must
-//! be told one outcome, and what a client received whole must be told flushed. Exit code 1 if anything is wrong.
+//! Sends two thousand responses of different sizes each over HTTP/2, sequential HTTP/1 and
+//! pipelined HTTP/1. Each response must have one outcome, and it must be `Flushed` if the client
+//! received the whole response. The exit code is 1 otherwise.
 //!
-//! With `--cancels` clients reset streams and leave. This pair of hyper and h2 may then close HTTP/2 connections with
-//! `PROTOCOL_ERROR`, with and without tracking; `--plain`, which tracks nothing, is the control for that.
+//! With `--cancels` clients reset streams and disconnect. These versions may then close HTTP/2
+//! connections with `PROTOCOL_ERROR`, with and without tracking. `--plain` disables tracking, as
+//! the control for that.
 
 mod http1;
 mod http2;
@@ -21,12 +24,13 @@ use self::{ledger::Ledger, server::Server};
 
 type BoxError = Box<dyn Error + Send + Sync>;
 
-/// Connections of each kind, and requests on each.
+/// Number of connections of each kind.
 const CONNECTIONS: u32 = 4;
+/// Number of requests on a connection.
 const REQUESTS: u32 = 500;
 
-/// That are printed.
-const MOST_ERRORS: usize = 10;
+/// Maximum number of errors that are printed.
+const MAX_ERRORS: usize = 10;
 
 #[derive(Debug, Clone, Copy)]
 struct Options {
@@ -61,7 +65,7 @@ async fn main() -> ExitCode {
     if is_right { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Prints the accounts, and says whether they are settled.
+/// Runs the connections of one kind and prints a summary. Returns `true` if every outcome is right.
 async fn stress(kind: Kind, options: Options) -> bool {
     let ledger = Arc::new(Ledger::default());
     let tracker = (!options.plain).then(Tracker::new);
@@ -83,15 +87,15 @@ async fn stress(kind: Kind, options: Options) -> bool {
         let ended = connection.unwrap_or_else(|panicked| Err(panicked.into()));
         failures.extend(ended.err().map(|error| error.to_string()));
     }
-    ledger.all_told().await;
+    ledger.all_reported().await;
     let stats = tracker.map(|tracker| tracker.stats());
     let errors = ledger.errors(options, stats, &failures);
     println!("{kind:?}: {}", ledger.summary(stats, &failures));
-    for error in errors.iter().take(MOST_ERRORS) {
+    for error in errors.iter().take(MAX_ERRORS) {
         println!("  WRONG: {error}");
     }
-    if errors.len() > MOST_ERRORS {
-        println!("  WRONG: {} more", errors.len() - MOST_ERRORS);
+    if errors.len() > MAX_ERRORS {
+        println!("  WRONG: {} more", errors.len() - MAX_ERRORS);
     }
     errors.is_empty()
 }

@@ -1,4 +1,4 @@
-//! The server: any number of connections, tracked or not.
+//! The server, whose connections are tracked or plain.
 
 use std::{convert::Infallible, sync::Arc};
 
@@ -24,7 +24,7 @@ use crate::{
 
 type Body = UnsyncBoxBody<Bytes, Infallible>;
 
-/// Little, so that writes are cut anywhere.
+/// Capacity of a transport. Small, so that writes are split at any byte.
 const TRANSPORT_BYTES: usize = 10_007;
 
 #[derive(Debug, Clone)]
@@ -39,7 +39,7 @@ impl Server {
         Self { ledger, layer: AfterResponseLayer::new(tower_offload::Background::default()), tracker }
     }
 
-    /// The client's end of a new connection.
+    /// Opens a connection and returns the client's end of it.
     pub(crate) fn connect(&self) -> DuplexStream {
         let (client, server) = duplex(TRANSPORT_BYTES);
         let ledger = self.ledger.clone();
@@ -62,8 +62,8 @@ async fn respond(request: Request<Incoming>, ledger: Arc<Ledger>) -> Result<Resp
     let work: Work = request.uri().path().parse()?;
     ledger.begun(work.id);
     let after = request.extensions().get::<AfterResponse>().ok_or("the layer is missing")?;
-    after.hook(move |outcome| ledger.told(work.id, outcome));
-    // HTTP/1 would close the connection behind a request that nobody reads.
+    after.hook(move |outcome| ledger.reported(work.id, outcome));
+    // hyper closes an HTTP/1 connection after a request whose body was not read.
     if work.reads() || request.version() < Version::HTTP_2 {
         request.into_body().collect().await?;
     }

@@ -1,13 +1,13 @@
-//! What is asked and answered, made of a number.
+//! Requests and responses, derived from an id.
 
 use std::{fmt, str::FromStr};
 
-/// A request, as its path says it.
+/// A request, which its path encodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Work {
     pub(crate) id: u32,
     pub(crate) shape: Shape,
-    /// Of the response.
+    /// Length of the response body.
     pub(crate) length: usize,
 }
 
@@ -21,7 +21,7 @@ pub(crate) enum Shape {
 
 impl Work {
     pub(crate) fn new(id: u32) -> Self {
-        // A prime, so that no two lengths are the same: responses that were mistaken for one another would show.
+        // A prime, so that no two lengths are equal and a mix-up of responses shows.
         const LENGTHS: usize = 150_011;
         let shape = match id % 7 {
             0 => Shape::Empty,
@@ -33,17 +33,17 @@ impl Work {
         Self { id, shape, length }
     }
 
-    /// The length of the request's body; a GET has none.
+    /// Returns the length of the request body; a GET has none.
     pub(crate) fn upload(self) -> usize {
         if self.id % 3 == 0 { 1 + self.length % 20_000 } else { 0 }
     }
 
-    /// Whether the handler reads that. Otherwise the response is over before the request is.
+    /// Returns `true` if the handler reads the request body. Otherwise the response ends first.
     pub(crate) fn reads(self) -> bool {
         self.id % 2 == 0
     }
 
-    /// Whether the client leaves it, if there are any cancels.
+    /// Returns `true` if the client cancels it in a run with cancels.
     pub(crate) fn is_cancelled(self) -> bool {
         self.id % 17 == 0
     }

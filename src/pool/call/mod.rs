@@ -389,8 +389,8 @@ impl<F: Future, S: Schedule> Call<F, S> {
             });
             (environment, dropped)
         };
-        // Runs the subscriber, and wakes a caller that waits for the permit, by a waker that is user
-        // code.
+        // User code: leaving the span calls the subscriber, and releasing the permit wakes the next
+        // caller.
         let released = catch_unwind(|| drop(environment));
         for payload in [dropped, released].into_iter().filter_map(Result::err) {
             self.report_panic(payload);

@@ -480,7 +480,7 @@ impl WriterTask {
         };
         let batch = self.writer.with_state(|state| state.queue.take(Instant::now(), snapshot));
         for task in finished.into_inner() {
-            // A task that is final before its accept is confirmed is not accepted any more. The
+            // A task that is final before its accept is confirmed is no longer accepted. The
             // reply has no effect if there was one.
             task.reply(Err(StoreError::unavailable("the task was cancelled before it was accepted")));
         }
@@ -591,6 +591,6 @@ mod tests {
         writer.with_state(|state| state.lease_waiters.push(reply));
         writer.close();
         let waiting = tokio::time::timeout(Duration::from_secs(5), writer.await_reply(replied));
-        assert!(waiting.await.expect("the caller waits for ever").is_ok(), "the store can be read");
+        assert!(waiting.await.expect("the caller waits forever").is_ok(), "the store can be read");
     }
 }

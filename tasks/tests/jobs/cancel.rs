@@ -7,7 +7,7 @@ use super::support::{Act, ActAsync, LONG, TestDatabase, TestWorkers, ended, on_e
 
 on_each_database! {
     queued_job_is_cancelled_at_once
-    queued_job_is_cancelled_at_once_after_the_shutdown_of_its_queue
+    queued_job_is_cancelled_after_its_queue_was_shut_down
     job_is_cancelled_after_the_shutdown_of_its_tasks
     running_future_is_dropped
     closure_is_cancelled_only_if_it_polls
@@ -29,7 +29,7 @@ async fn queued_job_is_cancelled_at_once(database: TestDatabase) {
 }
 
 /// The job must not start before the next process has seen the request.
-async fn queued_job_is_cancelled_at_once_after_the_shutdown_of_its_queue(database: TestDatabase) {
+async fn queued_job_is_cancelled_after_its_queue_was_shut_down(database: TestDatabase) {
     let tasks = database.tasks().await;
     let jobs = TestWorkers::new().start(&tasks).await;
     let waiting = jobs.enqueue(Act::Return(json!(1))).delay(LONG).await.unwrap();

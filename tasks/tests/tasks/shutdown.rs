@@ -108,7 +108,7 @@ fn ended_task_does_not_keep_its_store_alive() {
 
 /// The task runs on another runtime, which can write its record.
 #[test]
-fn task_is_written_after_its_tasks_and_the_runtime_of_the_writer_are_gone() {
+fn task_is_written_after_the_runtime_of_the_writer_ended() {
     let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let (first, second) = (runtime(), runtime());
     let store = MemoryStore::new();
@@ -137,7 +137,7 @@ fn task_is_written_after_its_tasks_and_the_runtime_of_the_writer_are_gone() {
     }
 }
 
-/// Callers on another runtime get a reply, whatever the writer was doing.
+/// Callers on another runtime get a reply at any state of the writer.
 #[test]
 fn callers_get_a_reply_when_the_runtime_of_the_writer_ends() {
     let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();

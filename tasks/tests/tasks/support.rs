@@ -76,7 +76,8 @@ pub(crate) async fn try_hold(tasks: &Tasks, background: &Background) -> Result<H
 pub(crate) enum Mode {
     /// The batch is written, but the reply is an error.
     ReplyLost,
-    /// The batch is written, but the reply is an error about a record, sent once writes are not held.
+    /// The batch is written, but the reply is an error about a record, sent once writes are not
+    /// held.
     ReplyWrong,
     DiskFull,
     /// Batches with a task named `poison` fail.
