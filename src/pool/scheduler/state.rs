@@ -11,7 +11,8 @@ use crate::pool::priority::Priority;
 ///
 /// A worker is *notified* (it was asked to be spawned or unparked and has not arrived yet),
 /// *searching* (it looks for work for a moment before it parks), *busy*, or *idle* (parked; its
-/// parker `P` is on the idle stack). At most one worker is notified (two after a halt) and at most one is searching.
+/// parker `P` is on the idle stack). At most one worker is notified (two after a halt) and at most
+/// one is searching.
 ///
 /// Invariant: while an entry waits, a worker is notified or searching, or all workers are busy and
 /// there may be no more of them. `push` establishes it. It is kept because a worker that takes an
