@@ -21,8 +21,8 @@ use std::{
 use axum::{Router, extract, http::HeaderMap, response::Response, routing};
 use clap::Parser;
 use serde::{Deserialize, Serialize};
-use tokio::{net::TcpListener, signal, sync::oneshot, time};
-use tower_offload::ThreadPool;
+use tokio::{net::TcpListener, sync::oneshot, time};
+use tower_offload::{ThreadPool, axum::shutdown_signal};
 use tower_offload_tasks::{
     AcceptError, Accepted, Progress, SqlStore, Tasks,
     jobs::{Backoff, Job, Jobs, Unique},
@@ -150,30 +150,16 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .nest_service("/tasks", tasks.service().authorize(|_, _| Access::All))
         .with_state(App { jobs: jobs.clone(), attempts });
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await?;
-    let interrupted = interrupted()?;
+    let signal = shutdown_signal()?;
     println!("listening on http://{}, the page is at /tasks/", listener.local_addr()?);
     let (stop, stopped) = oneshot::channel::<()>();
     let server = axum::serve(listener, app).with_graceful_shutdown(async { drop(stopped.await) });
     let server = tokio::spawn(server.into_future());
-    interrupted.await;
+    signal.await;
     drop(stop);
     tasks.end_streams(); // otherwise the server waits for open event streams
     let report = jobs.shutdown(grace).await;
     drop(time::timeout(Duration::from_secs(1), server).await);
     println!("stopped: {report}; {} records not written", tasks.shutdown(grace).await.unwritten.len());
     Ok(())
-}
-
-#[cfg(unix)]
-fn interrupted() -> io::Result<impl Future> {
-    use signal::unix::{SignalKind, signal};
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    Ok(async move {
-        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
-    })
-}
-
-#[cfg(not(unix))]
-fn interrupted() -> io::Result<impl Future> {
-    Ok(signal::ctrl_c())
 }

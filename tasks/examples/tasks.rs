@@ -12,8 +12,8 @@ use std::{error::Error, io, net::Ipv4Addr, thread, time::Duration};
 
 use axum::{Router, extract, routing};
 use clap::Parser;
-use tokio::{net::TcpListener, signal, sync::oneshot, time};
-use tower_offload::{AfterResponse, AfterResponseLayer, Background};
+use tokio::{net::TcpListener, sync::oneshot, time};
+use tower_offload::{AfterResponse, AfterResponseLayer, Background, axum::shutdown_signal};
 use tower_offload_tasks::{AcceptError, Accepted, MemoryStore, SqlStore, Tasks, service::Access};
 
 /// Timeout of each step of the shutdown: requests, work, records.
@@ -83,30 +83,16 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .layer(AfterResponseLayer::new(background.clone()))
         .with_state(tasks.clone());
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, options.port)).await?;
-    let interrupted = interrupted()?;
+    let signal = shutdown_signal()?;
     println!("listening on http://{}, the page is at /tasks/", listener.local_addr()?);
     let (stop, stopped) = oneshot::channel::<()>();
     let server = axum::serve(listener, app).with_graceful_shutdown(async { drop(stopped.await) });
     let server = tokio::spawn(server.into_future());
-    interrupted.await;
+    signal.await;
     drop(stop);
     tasks.end_streams(); // otherwise the server waits for open event streams
     drop(time::timeout(GRACE, server).await);
     let report = background.shutdown(GRACE).await;
     println!("stopped: {report}; {} records not written", tasks.shutdown(GRACE).await.unwritten.len());
     Ok(())
-}
-
-#[cfg(unix)]
-fn interrupted() -> io::Result<impl Future> {
-    use signal::unix::{SignalKind, signal};
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    Ok(async move {
-        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
-    })
-}
-
-#[cfg(not(unix))]
-fn interrupted() -> io::Result<impl Future> {
-    Ok(signal::ctrl_c())
 }
