@@ -219,14 +219,17 @@ impl Writer {
         self.with_state(|state| state.has_writer_task || state.phase == Phase::Ended)
     }
 
-    /// Notes that an attempt to renew the lease has failed.
-    fn renewal_failed(&self, error: &StoreError) {
+    /// Notes that an attempt to renew the lease has failed, `failures` times in a row.
+    fn renewal_failed(&self, error: &StoreError, failures: u32) {
         self.with_state(|state| state.failed_renewals += 1);
-        let _ = error;
+        #[cfg(not(feature = "tracing"))]
+        let _ = (error, failures);
         #[cfg(feature = "tracing")]
-        ignore_panic(|| {
-            tracing::warn!(error = error as &dyn std::error::Error, "failed to renew the lease of the tasks")
-        });
+        if failures == 1 {
+            ignore_panic(|| {
+                tracing::warn!(error = error as &dyn std::error::Error, "failed to renew the lease of the tasks");
+            });
+        }
     }
 
     /// Asks the store whether the epoch has ended, and drops the lease in that case. The writer
