@@ -414,4 +414,23 @@ mod tests {
         let waiting = tokio::time::timeout(Duration::from_secs(5), writer.await_reply(replied));
         assert!(waiting.await.expect("the caller waits forever").is_ok(), "the store can be read");
     }
+
+    /// The background starts a task just before its work marks it as running.
+    #[tokio::test]
+    async fn task_that_times_out_before_its_work_starts_ends() {
+        let clock = Clock::new(std::time::SystemTime::now);
+        let writer = Arc::new(Writer::new(Arc::new(MemoryStore::new()), Retention::default(), String::new(), clock));
+        let background = tower_offload::Background::default();
+        let reservation = background.reserve("x").expect("the background is empty");
+        let id = TaskId::generate(writer.now()).expect("there is a source of random numbers");
+        let task = writer.create(Record::new(id, "x", writer.now()), &reservation);
+        writer.accept(id, task.clone()).await.expect("the store accepts");
+        task.complete(tower_offload::background::Completion::TimedOut);
+        assert_eq!(task.record().state, crate::TaskState::TimedOut);
+        assert!(!task.start(), "the work must not run");
+        writer.close();
+        writer.closed_and_written().await;
+        let stored = writer.store.get(id).await.expect("the store works").into_record();
+        assert_eq!(stored.map(|record| record.state), Some(crate::TaskState::TimedOut));
+    }
 }
