@@ -90,10 +90,15 @@
 //! ```
 //!
 //! For a method that needs the service, such as `ready` or `oneshot`, the compiler only reports
-//! unsatisfied trait bounds (E0599). The cause is one of these: the strategy does not fit (use
-//! `.reject(RejectWithError)` outside of HTTP), a filter reads the head of a request that has none
-//! (use `.filter_request(..)`), or the inner service is not `Clone` and `Send`. To find out which,
-//! pass the service to a function like `serve` above, or call `ServiceBuilder::check_service`.
+//! unsatisfied trait bounds (E0599). The cause is that the strategy does not fit (use
+//! `.reject(RejectWithError)` outside of HTTP) or that a filter reads the head of a request that
+//! has none (use `.filter_request(..)`). To find out which, pass the service to a function like
+//! `serve` above, or call `ServiceBuilder::check_service`.
+//!
+//! | the compiler reports that .. is not satisfied | remedy |
+//! |---|---|
+//! | `MyService: Clone` | put tower's `Buffer` between the service and the layer |
+//! | `Infallible: From<Box<dyn Error + Send + Sync>>` | on axum use a strategy that responds |
 //!
 //! # Cancel safety
 //!
