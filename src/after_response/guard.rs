@@ -87,6 +87,14 @@ impl Guard {
         self.reported_end.store(true, Ordering::Relaxed);
     }
 
+    /// Records that the body is polled for a frame. To be called before the poll, because the client
+    /// may leave while the first frame is pending.
+    pub(super) fn on_poll(&mut self) {
+        if let Some(progress) = &mut self.progress {
+            progress.set_polled();
+        }
+    }
+
     /// Records what `poll_frame` returned.
     pub(super) fn on_frame<B: Body<Error: fmt::Display>>(
         &mut self,
@@ -97,7 +105,6 @@ impl Guard {
         let error = frame.and_then(|frame| frame.as_ref().err()).map(|error| self.text(error));
         let is_end_stream = matches!(frame, Some(Ok(_))) && self.run(|| body.is_end_stream());
         let Some(progress) = &mut self.progress else { return };
-        progress.set_polled();
         match frame {
             None => progress.end_body(),
             Some(Err(_)) => progress.fail(error.flatten()),
