@@ -125,6 +125,12 @@ impl Guard {
                 None => self.waker = Some(cx.waker().clone()),
             }
         }
+        // hyper may keep the body for as long as the client takes nothing of it.
+        if progress.has_ended() && self.exchange.is_tracked() {
+            if let Some(progress) = self.progress.take() {
+                self.exchange.end_body(progress);
+            }
+        }
     }
 
     /// Formats an error, unless no hook or task could read the text.
@@ -139,12 +145,14 @@ impl Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        let Some(mut progress) = self.progress.take() else { return };
-        if *self.reported_end.get_mut() {
-            progress.end_body();
-        }
-        if self.is_inside {
-            progress.fail(Some("panicked".to_owned()));
+        let mut progress = self.progress.take();
+        if let Some(progress) = &mut progress {
+            if *self.reported_end.get_mut() {
+                progress.end_body();
+            }
+            if self.is_inside {
+                progress.fail(Some("panicked".to_owned()));
+            }
         }
         self.exchange.finish(progress);
         if let Some(waker) = self.waker.take() {

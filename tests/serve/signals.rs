@@ -7,7 +7,7 @@ use std::{
     os::unix::process::ExitStatusExt,
     process::{Child, ChildStdout, Command, Stdio},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use tower_offload::axum::shutdown_signal;
@@ -53,18 +53,16 @@ impl Program {
 
     /// Waits until the process has ended, and returns its status.
     fn ended(mut self) -> Option<i32> {
-        let began = Instant::now();
-        loop {
+        const PAUSE: Duration = Duration::from_millis(5);
+        for _ in 0..PATIENCE.as_millis() / PAUSE.as_millis() {
             if let Some(status) = self.child.try_wait().unwrap() {
                 assert_eq!(status.signal(), None);
                 return status.code();
             }
-            if began.elapsed() > PATIENCE {
-                self.child.kill().unwrap();
-                panic!("the process hangs");
-            }
-            thread::sleep(Duration::from_millis(5));
+            thread::sleep(PAUSE);
         }
+        self.child.kill().unwrap();
+        panic!("the process hangs");
     }
 }
 
