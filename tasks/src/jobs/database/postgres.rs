@@ -27,6 +27,7 @@ use crate::{
             Postgres,
             columns::{bind, input},
             connection::is_conflict,
+            lease::{lock_expired, renew_lease},
         },
         row::{columns, record},
         store_error,
@@ -145,12 +146,9 @@ INSERT INTO tower_offload_client (id, name, expires_at) VALUES ($1, $2, clock_ti
     }
 
     pub(super) async fn renew_lease(&self, client: &str) -> Result<bool, StoreError> {
-        const RENEW: &str = "
-UPDATE tower_offload_client SET expires_at = clock_timestamp() + $2 * interval '1 millisecond' WHERE id = $1";
-        let renew = self.transaction(async |transaction| {
-            sqlx::query(RENEW).bind(client).bind(self.0.lease_millis()).execute(&mut **transaction).await
-        });
-        Ok(renew.await?.map_err(store_error)?.rows_affected() > 0)
+        const RENEW: &str = renew_lease!("tower_offload_client", "id");
+        let renew = sqlx::query(RENEW).bind(client).bind(self.0.lease_millis());
+        Ok(self.read(async |connection| renew.execute(connection).await).await?.rows_affected() > 0)
     }
 
     pub(super) async fn end_lease(&self, client: &str) -> Result<(), StoreError> {
@@ -170,9 +168,17 @@ UPDATE tower_offload_client SET expires_at = clock_timestamp() + $2 * interval '
         Ok(())
     }
 
-    pub(super) async fn recover(&self, may_expire: bool, backoff: Backoff) -> Result<(), StoreError> {
+    pub(super) async fn recover(&self, judge: Option<&str>, backoff: Backoff) -> Result<(), StoreError> {
+        let lease = self.0.lease_millis();
         loop {
-            let recovered = self.transaction(async |transaction| recover_batch(transaction, may_expire, backoff).await);
+            let recover = async |transaction: &mut PgTransaction<'_>| {
+                let expired = match judge {
+                    Some(client) => lock_expired(transaction, client, lease).await?,
+                    None => Vec::new(),
+                };
+                recover_batch(transaction, &expired, backoff).await
+            };
+            let recovered = self.transaction(recover);
             if recovered.await?.map_err(river_error)? < MAX_RECOVERY_BATCH {
                 return Ok(());
             }
@@ -254,11 +260,6 @@ async fn find_record(
     Ok(row.as_ref().map(record))
 }
 
-/// Locks the clients whose lease has expired. Postgres checks the condition again after it has
-/// locked a row, so a lease that was just renewed is not returned, and one that is returned can no
-/// longer be renewed.
-const LOCK_EXPIRED: &str = "
-SELECT id FROM tower_offload_client WHERE expires_at <= clock_timestamp() ORDER BY id FOR UPDATE SKIP LOCKED";
 /// Locks running jobs of expired clients and of clients without a row. A client without a row
 /// claimed its job while it was being recovered.
 const FIND_LOST: &str = "
@@ -287,17 +288,25 @@ const NOTIFY: &str = "
 SELECT pg_notify(concat(current_schema(), '.river_insert'), json_build_object('queue', $1::text)::text)";
 const DELETE_CLIENTS: &str = "DELETE FROM tower_offload_client WHERE id = ANY($1)";
 
+/// Locks the clients whose lease has expired, if the client `judge` may judge them.
+async fn lock_expired(
+    connection: &mut PgConnection,
+    judge: &str,
+    lease_millis: i64,
+) -> Result<Vec<String>, sqlx::Error> {
+    const LOCK_EXPIRED: &str = lock_expired!("tower_offload_client", "id");
+    sqlx::query_scalar(LOCK_EXPIRED).bind(judge).bind(lease_millis).fetch_all(connection).await
+}
+
 /// Recovers a batch of jobs and returns their number. Expired clients are deleted with the last
 /// batch, so a client that has a row has lost no jobs.
 async fn recover_batch(
     transaction: &mut PgTransaction<'_>,
-    may_expire: bool,
+    expired: &[String],
     backoff: Backoff,
 ) -> Result<usize, Error> {
     let connection: &mut PgConnection = transaction;
-    let expired: Vec<String> =
-        if may_expire { sqlx::query_scalar(LOCK_EXPIRED).fetch_all(&mut *connection).await? } else { Vec::new() };
-    let find = sqlx::query(FIND_LOST).bind(MAX_RECOVERY_BATCH as i64).bind(&expired);
+    let find = sqlx::query(FIND_LOST).bind(MAX_RECOVERY_BATCH as i64).bind(expired);
     let rows = find.fetch_all(&mut *connection).await?;
     let mut queues = BTreeSet::new();
     for row in &rows {
@@ -306,7 +315,7 @@ async fn recover_batch(
     }
     notify(connection, queues).await?;
     if rows.len() < MAX_RECOVERY_BATCH {
-        sqlx::query(DELETE_CLIENTS).bind(&expired).execute(connection).await?;
+        sqlx::query(DELETE_CLIENTS).bind(expired).execute(connection).await?;
     }
     Ok(rows.len())
 }

@@ -73,7 +73,7 @@ impl SqliteJobs {
         let pool = pool.connect_with(options).await.map_err(store_error)?;
         SqliteMigrator::new(pool.clone()).migrate_up().await.map_err(StoreError::other)?;
         self.install().await?;
-        self.recover(true, backoff).await?;
+        self.recover(None, backoff).await?;
         Ok(Client::builder(pool))
     }
 
@@ -140,7 +140,7 @@ impl SqliteJobs {
         written.await?.map_err(store_error)
     }
 
-    pub(super) async fn recover(&self, _: bool, backoff: Backoff) -> Result<(), StoreError> {
+    pub(super) async fn recover(&self, _: Option<&str>, backoff: Backoff) -> Result<(), StoreError> {
         loop {
             let recovered = self.transaction(async |transaction| recover_batch(transaction, backoff).await);
             if recovered.await?.map_err(river_error)? < MAX_RECOVERY_BATCH {
