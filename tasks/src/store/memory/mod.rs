@@ -206,7 +206,7 @@ impl MemoryState {
             None => self.records.range(..),
         };
         let matching = records.rev().map(|(_, (_, record))| record).filter(|record| filter.matches(record));
-        Listing::new(matching.take(page.limit + 1).cloned().collect(), page)
+        Listing::new(matching.take(page.limit + 1).map(Record::summary).collect(), page)
     }
 
     fn cancel_requests(&self, epoch: Epoch) -> Vec<TaskId> {

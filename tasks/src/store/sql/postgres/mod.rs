@@ -21,7 +21,7 @@ use crate::{
         Epoch, Filter, Found, Lease, Listing, Op, Page, Process, Retention, StoreFuture, Swept, Written,
         sql::{
             list,
-            row::{columns, integer, millis, record, task_id},
+            row::{columns, integer, millis, read_columns, record, task_id},
             store_error,
         },
     },
@@ -114,7 +114,7 @@ UPDATE tower_offload_process SET expires_at = clock_timestamp() + $2 * interval 
     }
 
     fn get(&self, id: TaskId) -> StoreFuture<'_, Found> {
-        const RECORD: &str = concat!("SELECT ", columns!(), " FROM tower_offload_task WHERE id = $1");
+        const RECORD: &str = concat!("SELECT ", read_columns!(), " FROM tower_offload_task WHERE id = $1");
         const TOMBSTONE: &str = "SELECT owner FROM tower_offload_tombstone WHERE id = $1";
         Box::pin(async move {
             let id = &id.as_bytes()[..];

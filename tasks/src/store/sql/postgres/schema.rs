@@ -51,6 +51,9 @@ CREATE TABLE tower_offload_client (
     expires_at timestamptz NOT NULL
 );
 ",
+    "
+ALTER TABLE tower_offload_task ADD COLUMN due_at bigint;
+",
 ];
 
 pub(super) const CREATE_MIGRATION: &str = "
