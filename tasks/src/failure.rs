@@ -6,16 +6,23 @@ use crate::{Json, text::sanitize};
 
 /// Failure of a task: a class for programs and a message for people.
 ///
-/// It does not implement [`Error`], so that a task can return either any error or a `Failure`.
+/// It does not implement [`Error`], so that a task can return either any error or a `Failure`. A
+/// task that returns another error has the class that [`IntoFailure`] describes.
+///
+/// Clients that may read the status of the task see the failure, so a message should not name files,
+/// servers or other internals.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(
+    feature = "openapi",
+    derive(utoipa::ToSchema),
+    schema(description = "The failure of a task: a class for programs and a message for people.")
+)]
 #[non_exhaustive]
 pub struct Failure {
-    /// The class of the failure. For an error it is the name of the error's type, or `error` for
-    /// strings and `Box<dyn Error>`. Other classes are `panic`, `refused` (the pool refused the
-    /// task) and `result` (the result could not be stored).
+    /// The class of the failure: `panic`, `refused` (no thread could run the task), `result` (the
+    /// result could not be stored), `error`, or a name that the application chose.
     pub class: String,
-    /// The error message.
+    /// The error message of the application.
     pub message: String,
     /// Further details, in a form that depends on the class.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -52,7 +59,8 @@ const MAX_NOTE_BYTES: usize = 1024;
 /// Error types of tasks: every type that implements [`Display`], and [`Failure`].
 ///
 /// The message is the alternate form (`{:#}`), which includes the causes for error types such as
-/// `anyhow::Error`. The class is the name of the type. A [`Failure`] has a class of its own.
+/// `anyhow::Error`. The class is the name of the type, or `error` for strings and `Box<dyn Error>`. A
+/// [`Failure`] has a class of its own.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be the error of a task",
     note = "the error of a task implements `Display`, or is a `tower_offload_tasks::Failure`"

@@ -26,7 +26,7 @@ use crate::{
             connection::{Role, TransactionError, is_conflict},
             lease::{lock_expired, renew_lease},
         },
-        row::{columns, record},
+        row::{columns, read_columns, record},
         store_error,
     },
 };
@@ -247,7 +247,7 @@ async fn find_record(
     connection: &mut PgConnection,
     river_id: i64,
 ) -> Result<Option<Result<Record, StoreError>>, sqlx::Error> {
-    const FIND: &str = concat!("SELECT ", columns!(), " FROM tower_offload_task WHERE river_id = $1");
+    const FIND: &str = concat!("SELECT ", read_columns!(), " FROM tower_offload_task WHERE river_id = $1");
     let row = sqlx::query(FIND).bind(river_id).fetch_optional(connection).await?;
     Ok(row.as_ref().map(record))
 }

@@ -23,7 +23,7 @@ use crate::{
         running::Claim,
     },
     store::sql::{
-        row::{Values, columns, record},
+        row::{Values, columns, read_columns, record},
         sqlite::{Sqlite, connection::write_options, write::bind},
         store_error,
     },
@@ -215,7 +215,7 @@ async fn find_record(
     connection: &mut SqliteConnection,
     river_id: i64,
 ) -> Result<Option<Result<Record, StoreError>>, sqlx::Error> {
-    const FIND: &str = concat!("SELECT ", columns!(), " FROM tower_offload_task WHERE river_id = $1");
+    const FIND: &str = concat!("SELECT ", read_columns!(), " FROM tower_offload_task WHERE river_id = $1");
     let row = sqlx::query(FIND).bind(river_id).fetch_optional(connection).await?;
     Ok(row.as_ref().map(record))
 }

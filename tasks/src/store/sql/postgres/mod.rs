@@ -29,7 +29,7 @@ use crate::{
         Epoch, Filter, Found, Lease, Listing, Op, Page, Process, Retention, StoreFuture, Swept, Written,
         sql::{
             list,
-            row::{columns, integer, millis, record, task_id},
+            row::{integer, millis, read_columns, record, task_id},
         },
     },
 };
@@ -129,7 +129,7 @@ impl TaskStore for Postgres {
         // One statement, because clients may ask for any number of unknown ids.
         const GET: &str = concat!(
             "SELECT ",
-            columns!(),
+            read_columns!(),
             ", tombstone IS NOT NULL AS is_evicted, last_owner FROM (VALUES ($1::bytea)) AS input(wanted) \
              LEFT JOIN tower_offload_task ON id = wanted \
              LEFT JOIN (SELECT id AS tombstone, owner AS last_owner FROM tower_offload_tombstone) AS evicted ON tombstone = wanted"

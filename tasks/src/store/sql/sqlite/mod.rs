@@ -29,7 +29,7 @@ use crate::{
         Epoch, Filter, Found, Lease, Listing, Op, Page, Process, Retention, StoreFuture, Swept, Written,
         sql::{
             list,
-            row::{columns, millis, record, task_id},
+            row::{columns, millis, read_columns, record, task_id},
             store_error,
         },
     },
@@ -191,7 +191,7 @@ impl TaskStore for Sqlite {
     }
 
     fn get(&self, id: TaskId) -> StoreFuture<'_, Found> {
-        const RECORD: &str = concat!("SELECT ", columns!(), " FROM tower_offload_task WHERE id = $1");
+        const RECORD: &str = concat!("SELECT ", read_columns!(), " FROM tower_offload_task WHERE id = $1");
         const TOMBSTONE: &str = "SELECT owner FROM tower_offload_tombstone WHERE id = $1";
         Box::pin(async move {
             let id = &id.as_bytes()[..];

@@ -137,7 +137,8 @@ INSERT INTO tower_offload_tombstone (id, expires_at) SELECT CAST(printf('%022d',
 async fn database_of_an_older_version_keeps_its_records() {
     const REVERT: &str = "
 DROP INDEX tower_offload_task_river; DROP INDEX tower_offload_task_cancel;
-ALTER TABLE tower_offload_task DROP COLUMN river_id; DELETE FROM tower_offload_migration WHERE version > 1";
+ALTER TABLE tower_offload_task DROP COLUMN river_id; ALTER TABLE tower_offload_task DROP COLUMN due_at;
+DELETE FROM tower_offload_migration WHERE version > 1";
     let fixture = Fixture::new().await;
     let id = large(1).id;
     fixture.accept(large(1)).await.unwrap();
