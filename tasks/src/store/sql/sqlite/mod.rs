@@ -29,7 +29,7 @@ use crate::{
         Epoch, Filter, Found, Lease, Listing, Op, Page, Process, Retention, StoreFuture, Swept, Written,
         sql::{
             list,
-            row::{columns, millis, read_columns, record, task_id},
+            row::{millis, read_columns, record, task_id},
             store_error,
         },
     },
