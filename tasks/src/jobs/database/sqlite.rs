@@ -42,7 +42,7 @@ impl SqliteJobs {
         &self,
         change: impl AsyncFnOnce(&mut SqliteTransaction<'_>) -> Result<T, E>,
     ) -> Result<Result<T, E>, StoreError> {
-        self.0.writer.lock().await.begin(change).await
+        self.0.lock_writer().await?.begin(change).await
     }
 
     pub(super) async fn read<T>(
@@ -65,7 +65,7 @@ impl SqliteJobs {
     /// Migrates the schema, recovers all running jobs, since no other process can be working on
     /// them, and returns a builder for a River client.
     pub(super) async fn connect(&self, _: &str, backoff: Backoff) -> Result<ClientBuilder, StoreError> {
-        let path = self.0.writer.lock().await.path.clone();
+        let path = self.0.lock_writer().await?.path.clone();
         // A power failure may lose River's last changes. Then a job runs again, but no job is lost:
         // the store inserts jobs, and it syncs each commit.
         let options = write_options(&path).synchronous(SqliteSynchronous::Normal);
