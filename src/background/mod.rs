@@ -61,6 +61,9 @@
 //! A closure that waits for another task of the same background needs a second thread and a second
 //! run permit.
 //!
+//! In tests with tokio's paused clock, use [`Inline`](crate::pool::Inline) as the pool. The clock
+//! advances while the runtime has nothing to do, even if a thread of another pool is running a task.
+//!
 //! # Guarantees
 //!
 //! - An admitted task runs, unless it is cancelled, a shutdown times out or the process exits.
