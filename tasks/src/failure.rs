@@ -42,7 +42,9 @@ impl Failure {
         match Json::new(detail) {
             Ok(detail) => self.detail = Some(detail),
             Err(error) => {
-                self.message = sanitize(format!("{} (details omitted: {error})", self.message), MAX_MESSAGE_BYTES);
+                // A long message is shortened, so that the note is not cut off.
+                let note = sanitize(format!(" (details omitted: {error})"), MAX_NOTE_BYTES);
+                self.message = sanitize(self.message, MAX_MESSAGE_BYTES - note.len()) + &note;
             }
         }
         self
@@ -51,6 +53,8 @@ impl Failure {
 
 const MAX_CLASS_BYTES: usize = 200;
 const MAX_MESSAGE_BYTES: usize = 8 * 1024;
+/// Maximum size of the note that details were omitted. It is a part of the message.
+const MAX_NOTE_BYTES: usize = 1024;
 
 /// Error types of tasks: every type that implements [`Display`], and [`Failure`].
 ///
@@ -98,4 +102,24 @@ mod sealed {
     pub trait Sealed {}
     impl<E: std::fmt::Display> Sealed for E {}
     impl Sealed for super::Failure {}
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::{Failure, MAX_MESSAGE_BYTES};
+
+    #[test]
+    fn note_about_omitted_details_ends_a_message_of_any_length() {
+        let without_json_form = HashMap::from([((1, 2), 3)]);
+        for length in [0, 10, MAX_MESSAGE_BYTES - 1, MAX_MESSAGE_BYTES, 10 * MAX_MESSAGE_BYTES] {
+            let failure = Failure::new("class", "\u{e9}".repeat(length)).detail(&without_json_form);
+            assert!(failure.message.len() <= MAX_MESSAGE_BYTES, "{length}");
+            let end = "(details omitted: the value cannot be represented in JSON: key must be a string)";
+            assert!(failure.message.ends_with(end), "{length}: {}", &failure.message[failure.message.len() - 99..]);
+        }
+        let too_large = Failure::new("class", "x".repeat(MAX_MESSAGE_BYTES)).detail(&"x".repeat(100_000));
+        assert!(too_large.message.ends_with("(details omitted: the JSON text exceeds 65536 bytes)"));
+    }
 }

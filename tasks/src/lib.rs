@@ -12,6 +12,7 @@ mod id;
 #[cfg_attr(docsrs, doc(cfg(feature = "river")))]
 pub mod jobs;
 mod json;
+mod lease;
 mod output;
 mod panic;
 mod problem;

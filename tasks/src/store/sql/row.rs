@@ -18,7 +18,7 @@ pub(crate) use columns;
 /// The columns that [`record`] reads. Only triggers of the job queue write `due_at`.
 macro_rules! read_columns {
     () => {
-        concat!(columns!(), ", due_at")
+        concat!($crate::store::sql::row::columns!(), ", due_at")
     };
 }
 pub(crate) use read_columns;
