@@ -358,7 +358,10 @@ async fn open_with_lease(lease: Duration) -> Outcome {
     let store = SqlStore::open_with_lease(&file.url(), lease).await.map_err(refused)?;
     accepted_by(store).await?;
     let Some(server) = databases::OnServer::fresh().await else { return Ok(()) };
-    accepted_by(SqlStore::open_with_lease(&server.url(), lease).await.map_err(refused)?).await
+    let outcome = accepted_by(SqlStore::open_with_lease(&server.url(), lease).await.map_err(refused)?).await;
+    // It blocks, which would stop the other values in the middle of their transactions.
+    tokio::task::spawn_blocking(|| drop(server)).await.unwrap();
+    outcome
 }
 
 async fn begin(name: String) -> Outcome {
