@@ -22,7 +22,7 @@ use tower_offload::{
 /// Longer than any scenario takes.
 const LONG: Duration = Duration::from_secs(60);
 
-/// Lines of all events of the program, for the threads of the pools too.
+/// Lines of all events of the program, including the threads of the pools.
 #[derive(Clone, Default)]
 struct Events(Arc<Mutex<Vec<u8>>>);
 
@@ -197,7 +197,8 @@ async fn nested_calls_that_end() {
     assert_eq!((pool.stats().stalls, one.stats().stalls), (0, 0));
 }
 
-/// The pool asks for a thread again and again while other blocking tasks occupy all of the runtime's.
+/// The pool asks for a thread again and again while other blocking tasks occupy all of the
+/// runtime's.
 fn busy_blocking_threads() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(1).build().unwrap();
     runtime.block_on(async {

@@ -33,7 +33,9 @@
 //! use axum::{Router, extract::State, http::StatusCode, response::Result, routing::post};
 //! use tower_offload::{AfterResponse, AfterResponseLayer, Background, ThreadPool, pool::Pool};
 //!
-//! async fn square(State(cpu): State<ThreadPool>, after: AfterResponse, n: String) -> Result<String> {
+//! type Cpu = State<ThreadPool>;
+//!
+//! async fn square(State(cpu): Cpu, after: AfterResponse, n: String) -> Result<String> {
 //!     let n = n.parse::<u64>().map_err(|_| StatusCode::BAD_REQUEST)?;
 //!     let square = cpu.run(move || n.wrapping_mul(n)).await?; // CallError: 503
 //!     after.spawn_blocking(move || println!("squared {n}"))?; // RegisterError: 503

@@ -88,7 +88,7 @@ where
 /// (rust-lang/rust#110338).
 pub type RouteOf<Req> = Box<dyn Fn(&Req) -> Name + Send + Sync>;
 
-/// Like [`RouteOf`], for the head of an HTTP request.
+/// A closure that names HTTP requests by their head. Boxed like [`RouteOf`].
 pub type RouteOfHead = Box<dyn Fn(&RequestHead<'_>) -> Name + Send + Sync>;
 
 /// The name of a request. Created by a [`Naming`].

@@ -118,8 +118,8 @@
 //! # Observability
 //!
 //! [`PoolStats`](crate::pool::PoolStats) has all counters and needs no feature. Feature `metrics`
-//! records through the [`metrics`] crate, each metric with the label `pool`, a unit and a help text.
-//! Install the recorder before the first call.
+//! records through the [`metrics`] crate, each metric with the label `pool`, a unit and a help
+//! text. Install the recorder before the first call.
 //!
 //! | metric | kind | value |
 //! |---|---|---|
@@ -151,8 +151,9 @@
 //! | `thread hook panicked` | error | |
 //!
 //! `nested` is the number of threads whose call waits for another call of the pool, and `waits` the
-//! number of such waits that are ended. The values of `reason` are those of [`CallError::as_str`](crate::CallError::as_str). A full pool
-//! rejects with `overloaded`, and a queue policy with `expired`.
+//! number of such waits that are ended. The values of `reason` are the names that
+//! [`CallError::as_str`](crate::CallError::as_str) returns. A full pool rejects with `overloaded`,
+//! and a queue policy with `expired`.
 //!
 //! [`metrics`]: https://docs.rs/metrics
 //! [stalled]: crate::pool#stalled-pools

@@ -260,8 +260,8 @@ impl Metrics {
         record!(self, queue_depth.decrement(1));
     }
 
-    /// Records the start of the first poll of a call, which has waited in the queue for `waited` and
-    /// before that for `delay` nanoseconds.
+    /// Records the start of the first poll of a call, which has waited in the queue for `waited`
+    /// and before that for `delay` nanoseconds.
     pub(super) fn started(&self, waited: Duration, delay: u64) {
         let waited = nanos(waited).saturating_add(delay);
         let stripe = self.stripe();

@@ -50,8 +50,8 @@ pub(in crate::pool) struct Header {
     pub(super) created: Instant,
     /// `true` once the future was polled. Written only by the thread that has taken the entry.
     pub(super) started: AtomicBool,
-    /// `true` while a poll or a drop is recorded as waiting for another call of the same pool. Written only
-    /// by the thread that polls.
+    /// `true` while a poll or a drop is recorded as waiting for another call of the same pool.
+    /// Written only by the thread that polls or drops.
     pub(super) waits_nested: AtomicBool,
 }
 
