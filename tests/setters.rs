@@ -259,6 +259,10 @@ fn durations() -> Vec<Setter<Duration>> {
             background.reserve("timed").unwrap().default_timeout(value).spawn_blocking(|| ());
             end(&background, 1).await;
         }),
+        setter("BackgroundBuilder::blocking_threshold", any, async |value| {
+            let background = Background::builder().blocking_threshold(value).build();
+            use_background(background, |it| it.task("task").on_runtime()).await;
+        }),
         setter("Background::shutdown", any, async |value| {
             let background = Background::default();
             assert!(background.shutdown(value).await.is_clean());
@@ -331,6 +335,9 @@ fn sizes() -> Vec<Setter<usize>> {
         }),
         setter("BackgroundBuilder::max_tasks", zero, async |value| {
             use_background(Background::builder().max_tasks(value).build(), |it| it.task("task")).await;
+        }),
+        setter("BackgroundBuilder::max_awaiting_response", zero, async |value| {
+            use_background(Background::builder().max_awaiting_response(value).build(), |it| it.task("task")).await;
         }),
         setter("BackgroundBuilder::max_running", zero, async |value| {
             use_background(Background::builder().max_running(value).build(), |it| it.task("task")).await;
