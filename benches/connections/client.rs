@@ -40,8 +40,8 @@ impl Client {
         Ok(Self { io, next: 1, requests: Vec::new(), skip: 0, header: Vec::new(), buffer, responses: 0 })
     }
 
-    /// Keeps [`STREAMS`] requests in flight until `goes_on` returns `false`, and then waits for their
-    /// responses. Returns the number of responses.
+    /// Keeps [`STREAMS`] requests in flight until `goes_on` returns `false`, and then waits for
+    /// their responses. Returns the number of responses.
     pub(crate) async fn run(&mut self, goes_on: impl Fn() -> bool) -> io::Result<u64> {
         let (mut open, mut ended) = (0, 0);
         self.send(STREAMS).await?;

@@ -88,8 +88,8 @@ impl Guard {
         self.reported_end.store(true, Ordering::Relaxed);
     }
 
-    /// Records that the body is polled for a frame. To be called before the poll, because the client
-    /// may leave while the first frame is pending.
+    /// Records that the body is polled for a frame. To be called before the poll, because the
+    /// client may leave while the first frame is pending.
     pub(super) fn on_poll(&mut self) {
         if let Some(progress) = &mut self.progress {
             progress.set_polled();
