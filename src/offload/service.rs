@@ -10,7 +10,7 @@ use super::{
     admission::{Backpressure, Limiter, Mode},
     future::{Fallback, ResponseFuture, State, Work},
     inspect::{Inspect, OffloadAll},
-    reject::{HttpReject, Reject},
+    reject::{HttpReject, Reject, Watch},
 };
 use crate::pool::{
     Admitted, CallError, Pool, Priority,
@@ -85,7 +85,13 @@ where
     /// Polls the inner service. With [`backpressure`](super::OffloadLayer::backpressure) it then
     /// reserves capacity; otherwise it reserves nothing, and a full pool does not make the service
     /// pending.
+    ///
+    /// # Panics
+    ///
+    /// Panics if another layer with [`backpressure`](super::OffloadLayer::backpressure) on the same
+    /// pool is inside this service.
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        let _reserving = self.backpressure.as_ref().map(Backpressure::enter);
         let ready = ready!(self.inner.poll_ready(cx));
         ready.map_err(|error| self.config.reject.map_err(error))?;
         if let Some(backpressure) = &mut self.backpressure {
@@ -109,7 +115,8 @@ where
                 Some(reserved) => reserved.map(|admitted| Admitted { priority, ..admitted }),
                 None => self.config.limiter.try_admit(&self.config.pool, priority),
             };
-            self.offload(request, priority, admitted)
+            let watch = self.config.reject.watch(&request);
+            self.offload(request, watch, priority, admitted)
         } else {
             State::Inline { future: self.inner.call(request) }
         };
@@ -124,6 +131,7 @@ impl<S, X, A> Offload<S, X, A> {
     fn offload<Req>(
         &mut self,
         request: Req,
+        watch: Option<Watch<S::Response>>,
         priority: Priority,
         admitted: Result<Admitted, CallError>,
     ) -> State<S::Future>
@@ -136,27 +144,29 @@ impl<S, X, A> Offload<S, X, A> {
         A: Inspect<Req>,
     {
         match (admitted, self.config.limiter.limits().mode) {
-            (Ok(admitted), _) => State::Offloaded { handle: self.prepare(request).start(admitted) },
-            (Err(CallError::Overloaded), Mode::Wait(timeout)) => match self.config.limiter.try_wait() {
-                Ok(waiting) => {
-                    let prepared = self.prepare(request);
-                    let admitted = async move {
-                        match waiting.admit(prepared.pool.clone(), priority, timeout).await {
-                            Ok(admitted) => Ok(prepared.start(admitted)),
-                            Err(error) => Err(count_rejection(&*prepared.pool, error)),
-                        }
-                    };
-                    State::Waiting { admitted: Box::pin(admitted) }
+            (Ok(admitted), _) => State::Offloaded { handle: self.prepare(request, watch).start(admitted) },
+            (Err(CallError::Overloaded), Mode::Wait(timeout)) => {
+                match self.config.limiter.try_wait(&self.config.pool) {
+                    Ok(waiting) => {
+                        let prepared = self.prepare(request, watch);
+                        let admitted = async move {
+                            match waiting.admit(priority, timeout).await {
+                                Ok(admitted) => Ok(prepared.start(admitted)),
+                                Err(error) => Err(count_rejection(&*prepared.pool, error)),
+                            }
+                        };
+                        State::Waiting { admitted: Box::pin(admitted) }
+                    }
+                    Err(error) => State::Rejected { error: count_rejection(&*self.config.pool, error) },
                 }
-                Err(error) => State::Rejected { error: count_rejection(&*self.config.pool, error) },
-            },
+            }
             // The inner service was not called, so it is still ready.
             (Err(error), _) => State::Rejected { error: count_rejection(&*self.config.pool, error) },
         }
     }
 
     /// Moves the service that was polled ready, and everything else the call needs, out of `self`.
-    fn prepare<Req>(&mut self, request: Req) -> Prepared<Work<S, Req, A>>
+    fn prepare<Req>(&mut self, request: Req, watch: Option<Watch<S::Response>>) -> Prepared<Work<S, Req, A>>
     where
         S: Service<Req> + Clone,
         A: Inspect<Req>,
@@ -168,7 +178,7 @@ impl<S, X, A> Offload<S, X, A> {
             pool: self.config.pool.clone(),
             context: CallContext::capture(),
             on_caller_drop: if self.config.detached { OnCallerDrop::Detach } else { OnCallerDrop::Cancel },
-            work: Work::new(ready, request, self.config.inspect.clone(), captured),
+            work: Work::new(ready, request, self.config.inspect.clone(), captured, watch),
         }
     }
 }

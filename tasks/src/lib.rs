@@ -12,6 +12,8 @@ mod id;
 #[cfg_attr(docsrs, doc(cfg(feature = "river")))]
 pub mod jobs;
 mod json;
+mod lease;
+mod output;
 mod panic;
 mod problem;
 mod progress;
@@ -39,6 +41,7 @@ pub use self::{
     failure::{Failure, IntoFailure},
     id::{ParseTaskIdError, TaskId},
     json::{Json, JsonError},
+    output::IntoTaskResult,
     progress::Progress,
     record::Record,
     service::{StatusAlias, StatusService},

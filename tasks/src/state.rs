@@ -4,7 +4,11 @@ use serde::{Deserialize, Serialize};
 
 /// State of a task. A final state never changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(
+    feature = "openapi",
+    derive(utoipa::ToSchema),
+    schema(description = "The state of a task. All except `queued` and `running` are final.")
+)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum TaskState {
@@ -37,14 +41,12 @@ impl TaskState {
         !matches!(self, Self::Queued | Self::Running)
     }
 
-    /// Returns `true` if a task may change from this state to `next`. A running task may become
-    /// queued again before its next attempt.
+    /// Returns `true` if a task may change from this state to `next`.
+    ///
+    /// An unfinished task may end in any way, even before it was seen running: its timeout may fire
+    /// just before its work starts. A running task may become queued again before its next attempt.
     pub fn may_become(self, next: Self) -> bool {
-        match self {
-            Self::Queued => !matches!(next, Self::Queued | Self::Succeeded | Self::TimedOut),
-            Self::Running => next != Self::Running,
-            _ => false,
-        }
+        !self.is_final() && next != self
     }
 
     /// Returns the serialized name, such as `timed_out`.
@@ -105,7 +107,8 @@ pub struct ParseTaskStateError(());
 
 impl fmt::Display for ParseTaskStateError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("unknown task state")
+        let names = TaskState::ALL.map(TaskState::as_str).join(", ");
+        write!(f, "unknown task state: use one of {names}")
     }
 }
 
@@ -113,7 +116,11 @@ impl Error for ParseTaskStateError {}
 
 /// The reason for a state that does not explain itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(
+    feature = "openapi",
+    derive(utoipa::ToSchema),
+    schema(description = "Why a task was cancelled or lost. Clients should accept other reasons.")
+)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Reason {
@@ -209,10 +216,11 @@ mod tests {
     }
 
     #[test]
-    fn only_unfinished_states_change_and_each_can_finish() {
+    fn every_unfinished_state_may_end_in_every_way() {
         for state in TaskState::ALL {
-            assert!(!state.may_become(state));
-            assert_eq!(state.is_final(), TaskState::ALL.iter().all(|next| !state.may_become(*next)));
+            for next in TaskState::ALL {
+                assert_eq!(state.may_become(next), !state.is_final() && state != next, "{state} to {next}");
+            }
         }
     }
 }

@@ -1,6 +1,7 @@
 use std::{
     cell::{Cell, RefCell},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
+    task::Waker,
 };
 
 use tokio::{
@@ -9,6 +10,7 @@ use tokio::{
 };
 
 use super::runnable::RawCall;
+use crate::pool::nested::NestedWaits;
 
 thread_local! {
     /// Runtime that the worker on this thread has entered for a run of calls. Empty while a call
@@ -130,7 +132,6 @@ impl Drop for RuntimeGuard<'_> {
 }
 
 /// The call that a thread is running, as its work can see it.
-#[derive(Clone)]
 pub(crate) struct CurrentCall {
     pub(super) call: Arc<dyn RawCall>,
     pub(super) layer_permit: Option<Arc<dyn LayerPermit>>,
@@ -160,6 +161,22 @@ impl CurrentCall {
         CURRENT
             .try_with(|current| current.borrow().as_ref().is_some_and(|current| current.call.is_unwanted()))
             .unwrap_or(false)
+    }
+
+    /// Called when this thread is about to wait for a call of `pool`. Returns `true` if it must
+    /// not, because all threads of that pool wait like this one, in calls of the same pool.
+    pub(super) fn wait_for_pool(pool: &NestedWaits, waker: &Waker) -> bool {
+        let is_nested = CURRENT.try_with(|current| {
+            current.borrow().as_ref().is_some_and(|current| std::ptr::eq(current.call.nested_waits(), pool))
+        });
+        is_nested == Ok(true) && Self::wait_nested(pool, waker.clone())
+    }
+
+    #[cold]
+    fn wait_nested(pool: &NestedWaits, waker: Waker) -> bool {
+        let Some(call) = Self::get() else { return false };
+        call.header().waits_nested.store(true, Ordering::Relaxed);
+        pool.wait(Arc::as_ptr(&call).addr(), waker)
     }
 
     /// Runs `work` as part of this call.

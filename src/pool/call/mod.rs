@@ -56,7 +56,7 @@ pub(crate) use self::{
     join::{CallFailure, JoinHandle},
     state::{CallerWaker, OnCallerDrop},
 };
-use super::{error::CallError, metrics::Metrics, priority::Priority};
+use super::{error::CallError, metrics::Metrics, nested::NestedWaits, priority::Priority};
 use crate::{
     panic::{catch_unwind, drop_payload, ignore_panic},
     sync::{Mutex, lock},
@@ -91,6 +91,9 @@ pub(crate) trait Schedule: Send + Sync + 'static {
     fn is_halted(&self) -> bool;
 
     fn metrics(&self) -> &Metrics;
+
+    /// Returns the waits of this pool's calls for each other.
+    fn nested_waits(&self) -> &NestedWaits;
 }
 
 /// Creates a call of `future` and queues it on the pool that has admitted it.
@@ -108,7 +111,13 @@ where
     let Admitted { queue_permit, layer_permit, priority } = admitted;
     let Context { runtime, task, trace } = context;
     let call = Arc::new(Call {
-        header: Header { priority, runtime, created: Instant::now(), started: AtomicBool::new(false) },
+        header: Header {
+            priority,
+            runtime,
+            created: Instant::now(),
+            started: AtomicBool::new(false),
+            waits_nested: AtomicBool::new(false),
+        },
         state: CallState::scheduled(),
         scheduler: queue_permit,
         task,
@@ -229,9 +238,18 @@ where
                 (Err(payload), _) => Polled::Panicked(payload),
             }
         };
-        // Before `park`, because another thread may own the call after that.
+        // Both before `park`, because another thread may own the call after that.
+        self.end_nested_wait();
         self.metrics().polled();
         polled
+    }
+
+    /// Removes the record that this thread waits for another call of the pool, if there is one.
+    fn end_nested_wait(self: &Arc<Self>) {
+        if self.header.waits_nested.load(Ordering::Relaxed) {
+            self.header.waits_nested.store(false, Ordering::Relaxed);
+            self.scheduler.nested_waits().remove(Arc::as_ptr(self).addr());
+        }
     }
 
     /// Records that the call leaves the queue and will not be polled.
@@ -282,6 +300,7 @@ where
             }
             (environment, *run_time)
         };
+        self.end_nested_wait();
         self.metrics().failed();
         self.complete(environment, self.header.has_started().then_some(run_time))
     }
@@ -445,6 +464,10 @@ where
     fn is_unwanted(&self) -> bool {
         self.state.is_cancelled() || self.scheduler.is_halted()
     }
+
+    fn nested_waits(&self) -> &NestedWaits {
+        self.scheduler.nested_waits()
+    }
 }
 
 impl<F, S> Join<F::Output> for Call<F, S>
@@ -456,13 +479,37 @@ where
     fn poll_result(&self, cx: &mut task::Context<'_>) -> Poll<Result<F::Output, CallFailure>> {
         let is_maker = self.task.is_some() && self.task == tokio::task::try_id();
         if !self.state.poll_complete(cx, is_maker) {
-            return Poll::Pending;
+            let is_deadlocked = CurrentCall::wait_for_pool(self.scheduler.nested_waits(), cx.waker());
+            if !is_deadlocked {
+                return Poll::Pending;
+            }
+            return Poll::Ready(Err(CallFailure::Rejected(CallError::Deadlock)));
         }
         let result = lock(&self.progress).stage.take_result();
         Poll::Ready(result.expect("a complete call holds its result until the caller takes it"))
     }
 
     fn drop_caller(self: Arc<Self>, on_drop: OnCallerDrop) {
+        if self.leave(on_drop) {
+            self.metrics().abandoned(on_drop == OnCallerDrop::Detach);
+        }
+    }
+
+    fn reject_caller(self: Arc<Self>, error: CallError) {
+        if self.leave(OnCallerDrop::Cancel) {
+            self.metrics().rejected(error);
+        }
+    }
+}
+
+impl<F, S> Call<F, S>
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+    S: Schedule,
+{
+    /// Separates the call from its caller. Returns `false` if the call was complete.
+    fn leave(self: &Arc<Self>, on_drop: OnCallerDrop) -> bool {
         match self.state.drop_caller(on_drop) {
             DropAction::DropFuture => {
                 self.drop_future();
@@ -475,10 +522,10 @@ where
                 if let Err(payload) = catch_unwind(|| drop_result(result)) {
                     self.report_panic(payload);
                 }
-                return;
+                return false;
             }
         }
-        self.metrics().abandoned(on_drop == OnCallerDrop::Detach);
+        true
     }
 }
 

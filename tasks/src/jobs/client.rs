@@ -23,7 +23,7 @@ use super::{
     insert::Arguments,
     worker::Worker,
 };
-use crate::{StoreError, TaskId};
+use crate::{StoreError, TaskId, lease::RENEWALS};
 
 /// The options of a queue, and its workers.
 #[derive(Default)]
@@ -122,8 +122,6 @@ const NEVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// default of 100 ms a client runs a few hundred short jobs per second, with 10 ms about 2200. With
 /// 1 ms each claim is for only one or two jobs.
 const FETCH_COOLDOWN: Duration = Duration::from_millis(2);
-/// Number of renewals within a lease. Two of them may fail.
-pub(super) const RENEWALS: u32 = 3;
 
 impl LeasedClient {
     /// Connects a client, migrates the schema, recovers the jobs of crashed processes on SQLite,

@@ -80,9 +80,9 @@
 //!   keeps its job, and the next attempt starts when the closure has returned.
 //! - **Between processes, two attempts overlap only if one process stalls.** On Postgres, a process
 //!   that stalls for longer than its [lease](crate::SqlStore::open_with_lease) may run jobs at the
-//!   same time as its replacement until it detects the loss, within a third of a lease. A trigger
-//!   discards its results. A database outage has no such effect: a process expires the leases of
-//!   others only after it has renewed its own for the duration of a lease.
+//!   same time as its replacement until it detects the loss, within half a lease. A trigger discards
+//!   its results. A database outage has no such effect: a process ends the leases of others only
+//!   after it has renewed its own without a gap for the duration of a lease.
 //! - **Jobs of a crashed process are recovered soon.** On SQLite when the next process starts, on
 //!   Postgres when the lease expires. The attempt counts, so a job that crashes its process ends as
 //!   `failed` with class `process_lost` when its attempts are used. After its first crash it is

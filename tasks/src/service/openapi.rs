@@ -7,15 +7,15 @@ use utoipa::{PartialSchema, ToSchema};
 use super::{
     list::StatusList,
     response::{self, Response},
-    routes::{Content, ROUTES, Route},
+    routes::{Content, Operation, ROUTES, Route},
 };
 use crate::{Status, TaskId, TaskState, problem::Problem};
 
-pub(super) fn respond() -> Response {
-    response::json(&document())
+pub(super) fn respond(base_path: &str) -> Response {
+    response::json(&document(base_path))
 }
 
-pub(super) fn document() -> Value {
+pub(super) fn document(base_path: &str) -> Value {
     let mut paths = Map::new();
     for route in ROUTES {
         let path = paths.entry(route.path).or_insert_with(|| json!({}));
@@ -24,8 +24,7 @@ pub(super) fn document() -> Value {
     json!({
         "openapi": "3.1.0",
         "info": {"title": "Tasks", "version": env!("CARGO_PKG_VERSION")},
-        // Relative to the document, because the service does not know where it is mounted.
-        "servers": [{"url": "."}],
+        "servers": [{"url": if base_path.is_empty() { "/" } else { base_path }}],
         "paths": paths,
         "components": {"schemas": schemas()},
     })
@@ -33,7 +32,10 @@ pub(super) fn document() -> Value {
 
 fn operation(route: &Route) -> Value {
     let responses = route.responses.iter().map(|(status, description, content)| {
-        (status.to_string(), json!({"description": description, "content": media(*content)}))
+        let headers = headers(route.operation, *status);
+        let headers: Map<_, _> = headers.iter().map(|name| (str::to_string(name), header(name))).collect();
+        let response = json!({"description": description, "headers": headers, "content": media(*content)});
+        (status.to_string(), response)
     });
     let parameters: Vec<_> = route.parameters.iter().map(|name| parameter(name)).collect();
     json!({
@@ -74,6 +76,29 @@ fn parameter(name: &str) -> Value {
     parameter
 }
 
+/// Returns the names of the headers that matter to clients, in responses with this status.
+fn headers(operation: Operation, status: u16) -> &'static [&'static str] {
+    match (operation, status) {
+        (Operation::List, 200) => &["Link"],
+        (Operation::Show, 200) => &["Preference-Applied", "Retry-After"],
+        (Operation::Cancel, 202) | (_, 503) => &["Retry-After"],
+        _ => &[],
+    }
+}
+
+fn header(name: &str) -> Value {
+    let text = json!({"type": "string"});
+    let (description, schema) = match name {
+        "Link" => ("The next page, with `rel=\"next\"`. Absent on the last page.", text),
+        "Preference-Applied" => ("`wait=n`, if the request has waited for the end of the task.", text),
+        _ => {
+            let schema = json!({"type": "integer", "minimum": 1});
+            ("The number of seconds after which to repeat the request. Absent if the state is final.", schema)
+        }
+    };
+    json!({"description": description, "schema": schema})
+}
+
 fn media(content: Content) -> Value {
     let json_of = |schema| json!({"application/json": {"schema": schema}});
     match content {
@@ -86,10 +111,30 @@ fn media(content: Content) -> Value {
         }
         Content::Document => json_of(json!({"type": "object"})),
         Content::Status => json_of(reference("Status")),
-        Content::Events => json!({"text/event-stream": {"schema": {"type": "string"}}}),
+        Content::Events => json!({"text/event-stream": {"schema": event()}}),
         Content::Problem => json!({"application/problem+json": {"schema": reference("Problem")}}),
         Content::Nothing => json!({}),
     }
+}
+
+/// Returns the schema of one event of a stream. OpenAPI 3.1 has no schema for the stream itself.
+fn event() -> Value {
+    let status = json!({
+        "type": "string",
+        "contentMediaType": "application/json",
+        "contentSchema": reference("Status"),
+        "description": "The status of the task after the event, as JSON.",
+    });
+    json!({
+        "type": "object",
+        "description": "One event of the stream.",
+        "properties": {
+            "id": {"type": "string", "description": "The value for `Last-Event-ID`."},
+            "event": {"type": "string", "enum": ["queued", "started", "progress", "finished"]},
+            "data": status,
+        },
+        "required": ["id", "event", "data"],
+    })
 }
 
 fn reference(schema: &str) -> Value {

@@ -48,6 +48,12 @@ impl StoreError {
         Self { kind: self.kind, source: with_causes(&*self.source).into() }
     }
 
+    /// Returns the text of the source, with its causes.
+    #[cfg(feature = "postgres")]
+    pub(crate) fn causes(&self) -> String {
+        with_causes(&*self.source)
+    }
+
     /// Logs the error with all its causes, which clients do not see. Does nothing without feature
     /// `tracing`.
     pub(crate) fn report(&self) {
@@ -75,7 +81,11 @@ fn with_causes(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {
-        text = format!("{text}: {cause}");
+        let cause_text = cause.to_string();
+        // An error of sqlx repeats that of the database.
+        if !text.ends_with(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
         next = cause.source();
     }
     text
@@ -85,7 +95,7 @@ impl fmt::Display for StoreError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.kind {
             Kind::Unavailable => "the task store is unavailable",
-            Kind::Locked => "the task store is in use by another process",
+            Kind::Locked => "the task store is in use",
             Kind::Full => "the task store is full",
             Kind::Other => "the task store failed",
         })

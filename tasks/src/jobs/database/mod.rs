@@ -87,10 +87,10 @@ impl Database {
         })
     }
 
-    /// Requeues or fails the running jobs of clients that no longer exist, and, if `may_expire`, of
-    /// clients whose lease has expired.
-    pub(super) async fn recover(&self, may_expire: bool, backoff: Backoff) -> Result<(), StoreError> {
-        dispatch!(self, |database| database.recover(may_expire, backoff).await)
+    /// Requeues or fails the running jobs of clients that no longer exist, and, if the client
+    /// `judge` [may judge](crate::lease) others, of clients whose lease has expired.
+    pub(super) async fn recover(&self, judge: Option<&str>, backoff: Backoff) -> Result<(), StoreError> {
+        dispatch!(self, |database| database.recover(judge, backoff).await)
     }
 
     /// Returns the jobs that the table shows as running in this client.

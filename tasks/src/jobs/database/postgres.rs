@@ -3,10 +3,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use riverqueue::{
     Client, ClientBuilder, Error,
     migrate::PostgresMigrator,
-    sqlx::{
-        self, PgConnection, PgPool, Row,
-        postgres::{PgPoolOptions, Postgres as PostgresDriver},
-    },
+    sqlx::{self, PgConnection, PgPool, Row, postgres::Postgres as PostgresDriver},
 };
 
 use super::recovery::{
@@ -26,9 +23,10 @@ use crate::{
         postgres::{
             Postgres,
             columns::{bind, input},
-            connection::is_conflict,
+            connection::{Role, TransactionError, is_conflict},
+            lease::{lock_expired, renew_lease},
         },
-        row::{columns, record},
+        row::{columns, read_columns, record},
         store_error,
     },
 };
@@ -42,24 +40,19 @@ pub(in crate::jobs) struct PostgresJobs(pub(super) Arc<Postgres>);
 /// Records are written by the connections of the store.
 const MAX_CONNECTIONS: u32 = 8;
 
-/// Identifies the client of a connection for the fence trigger. Also limits idle time within a
-/// transaction, like the store does: a process that stalls must not keep its locks.
-const PREPARE_CONNECTION: &str = "
-SELECT set_config('tower_offload.client', $1, false), set_config('idle_in_transaction_session_timeout', '5s', false)";
-
 impl PostgresJobs {
-    pub(super) async fn transaction<T, E: From<sqlx::Error>>(
+    pub(super) async fn transaction<T, E: TransactionError>(
         &self,
         change: impl AsyncFnOnce(&mut PgTransaction<'_>) -> Result<T, E>,
     ) -> Result<Result<T, E>, StoreError> {
-        self.0.connections.begin(change).await
+        self.0.connections.begin(Role::Maintenance, change).await
     }
 
     pub(super) async fn read<T>(
         &self,
         query: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
     ) -> Result<T, StoreError> {
-        self.0.connections.read(query).await
+        self.0.connections.read(Role::Maintenance, query).await
     }
 
     pub(super) fn lease(&self) -> Option<Duration> {
@@ -71,13 +64,9 @@ impl PostgresJobs {
     }
 
     pub(super) async fn connect(&self, client: &str, _: Backoff) -> Result<ClientBuilder, StoreError> {
-        let client = client.to_owned();
-        let pool = PgPoolOptions::new().max_connections(MAX_CONNECTIONS).after_connect(move |connection, _| {
-            let client = client.clone();
-            Box::pin(async move { sqlx::query(PREPARE_CONNECTION).bind(client).execute(connection).await.map(drop) })
-        });
-        let options = (*self.0.connections.pool.connect_options()).clone();
-        let pool = pool.connect_with(options).await.map_err(store_error)?;
+        // Identifies the client of a connection for the fence trigger.
+        let prepare = format!("SET tower_offload.client = '{client}'");
+        let pool = self.0.connections.pool(MAX_CONNECTIONS, &prepare);
         self.migrate(&pool).await?;
         Ok(Client::builder(pool))
     }
@@ -85,12 +74,12 @@ impl PostgresJobs {
     /// Migrates River's tables and installs the triggers. A lock serializes processes that start at
     /// the same time.
     async fn migrate(&self, pool: &PgPool) -> Result<(), StoreError> {
-        const LOCK: &str = "SELECT pg_advisory_lock(8388076842114)";
-        let mut locked = pool.acquire().await.map_err(store_error)?;
-        locked.close_on_drop(); // releases the lock
-        sqlx::query(LOCK).execute(&mut *locked).await.map_err(store_error)?;
-        PostgresMigrator::new(pool.clone()).migrate_up().await.map_err(StoreError::other)?;
-        self.install().await
+        const LOCK: i64 = 8_388_076_842_114;
+        let migrate = async {
+            PostgresMigrator::new(pool.clone()).migrate_up().await.map_err(StoreError::other)?;
+            self.install().await
+        };
+        self.0.connections.with_migration_lock(LOCK, migrate).await
     }
 
     async fn install(&self) -> Result<(), StoreError> {
@@ -137,26 +126,27 @@ SELECT EXISTS (SELECT 1 FROM pg_trigger WHERE tgname = 'tower_offload_deleted_1'
         const BEGIN: &str = "
 INSERT INTO tower_offload_client (id, name, expires_at) VALUES ($1, $2, clock_timestamp() + $3 * interval '1 millisecond')";
         let process = process.replace('\0', "\u{fffd}");
-        let begin = self.transaction(async |transaction| {
-            let begin = sqlx::query(BEGIN).bind(client).bind(process).bind(self.0.lease_millis());
-            begin.execute(&mut **transaction).await
+        let begin = self.0.connections.transaction(Role::Lease, async |connection| {
+            let begin = sqlx::query(BEGIN).bind(client).bind(&process).bind(self.0.lease_millis());
+            begin.execute(connection).await
         });
-        begin.await?.map(drop).map_err(store_error)
+        begin.await.map(drop)
     }
 
     pub(super) async fn renew_lease(&self, client: &str) -> Result<bool, StoreError> {
-        const RENEW: &str = "
-UPDATE tower_offload_client SET expires_at = clock_timestamp() + $2 * interval '1 millisecond' WHERE id = $1";
-        let renew = self.transaction(async |transaction| {
-            sqlx::query(RENEW).bind(client).bind(self.0.lease_millis()).execute(&mut **transaction).await
-        });
-        Ok(renew.await?.map_err(store_error)?.rows_affected() > 0)
+        const RENEW: &str = renew_lease!("tower_offload_client", "id");
+        let renew = sqlx::query(RENEW).bind(client).bind(self.0.lease_millis());
+        let renewed = self.0.connections.read(Role::Lease, async |connection| renew.execute(connection).await).await?;
+        Ok(renewed.rows_affected() > 0)
     }
 
     pub(super) async fn end_lease(&self, client: &str) -> Result<(), StoreError> {
         const END: &str = "DELETE FROM tower_offload_client WHERE id = $1";
-        let end = self.transaction(async |transaction| sqlx::query(END).bind(client).execute(&mut **transaction).await);
-        end.await?.map(drop).map_err(store_error)
+        let end = self
+            .0
+            .connections
+            .transaction(Role::Lease, async |connection| sqlx::query(END).bind(client).execute(connection).await);
+        end.await.map(drop)
     }
 
     /// Writes each row in a transaction of its own. River completes many jobs in one statement, and
@@ -170,9 +160,17 @@ UPDATE tower_offload_client SET expires_at = clock_timestamp() + $2 * interval '
         Ok(())
     }
 
-    pub(super) async fn recover(&self, may_expire: bool, backoff: Backoff) -> Result<(), StoreError> {
+    pub(super) async fn recover(&self, judge: Option<&str>, backoff: Backoff) -> Result<(), StoreError> {
+        let lease = self.0.lease_millis();
         loop {
-            let recovered = self.transaction(async |transaction| recover_batch(transaction, may_expire, backoff).await);
+            let recover = async |transaction: &mut PgTransaction<'_>| {
+                let expired = match judge {
+                    Some(client) => lock_expired(transaction, client, lease).await?,
+                    None => Vec::new(),
+                };
+                recover_batch(transaction, &expired, backoff).await
+            };
+            let recovered = self.transaction(recover);
             if recovered.await?.map_err(river_error)? < MAX_RECOVERY_BATCH {
                 return Ok(());
             }
@@ -249,16 +247,11 @@ async fn find_record(
     connection: &mut PgConnection,
     river_id: i64,
 ) -> Result<Option<Result<Record, StoreError>>, sqlx::Error> {
-    const FIND: &str = concat!("SELECT ", columns!(), " FROM tower_offload_task WHERE river_id = $1");
+    const FIND: &str = concat!("SELECT ", read_columns!(), " FROM tower_offload_task WHERE river_id = $1");
     let row = sqlx::query(FIND).bind(river_id).fetch_optional(connection).await?;
     Ok(row.as_ref().map(record))
 }
 
-/// Locks the clients whose lease has expired. Postgres checks the condition again after it has
-/// locked a row, so a lease that was just renewed is not returned, and one that is returned can no
-/// longer be renewed.
-const LOCK_EXPIRED: &str = "
-SELECT id FROM tower_offload_client WHERE expires_at <= clock_timestamp() ORDER BY id FOR UPDATE SKIP LOCKED";
 /// Locks running jobs of expired clients and of clients without a row. A client without a row
 /// claimed its job while it was being recovered.
 const FIND_LOST: &str = "
@@ -287,17 +280,25 @@ const NOTIFY: &str = "
 SELECT pg_notify(concat(current_schema(), '.river_insert'), json_build_object('queue', $1::text)::text)";
 const DELETE_CLIENTS: &str = "DELETE FROM tower_offload_client WHERE id = ANY($1)";
 
+/// Locks the clients whose lease has expired, if the client `judge` may judge them.
+async fn lock_expired(
+    connection: &mut PgConnection,
+    judge: &str,
+    lease_millis: i64,
+) -> Result<Vec<String>, sqlx::Error> {
+    const LOCK_EXPIRED: &str = lock_expired!("tower_offload_client", "id");
+    sqlx::query_scalar(LOCK_EXPIRED).bind(judge).bind(lease_millis).fetch_all(connection).await
+}
+
 /// Recovers a batch of jobs and returns their number. Expired clients are deleted with the last
 /// batch, so a client that has a row has lost no jobs.
 async fn recover_batch(
     transaction: &mut PgTransaction<'_>,
-    may_expire: bool,
+    expired: &[String],
     backoff: Backoff,
 ) -> Result<usize, Error> {
     let connection: &mut PgConnection = transaction;
-    let expired: Vec<String> =
-        if may_expire { sqlx::query_scalar(LOCK_EXPIRED).fetch_all(&mut *connection).await? } else { Vec::new() };
-    let find = sqlx::query(FIND_LOST).bind(MAX_RECOVERY_BATCH as i64).bind(&expired);
+    let find = sqlx::query(FIND_LOST).bind(MAX_RECOVERY_BATCH as i64).bind(expired);
     let rows = find.fetch_all(&mut *connection).await?;
     let mut queues = BTreeSet::new();
     for row in &rows {
@@ -306,7 +307,7 @@ async fn recover_batch(
     }
     notify(connection, queues).await?;
     if rows.len() < MAX_RECOVERY_BATCH {
-        sqlx::query(DELETE_CLIENTS).bind(&expired).execute(connection).await?;
+        sqlx::query(DELETE_CLIENTS).bind(expired).execute(connection).await?;
     }
     Ok(rows.len())
 }

@@ -23,7 +23,7 @@ use crate::{
         running::Claim,
     },
     store::sql::{
-        row::{Values, columns, record},
+        row::{Values, columns, read_columns, record},
         sqlite::{Sqlite, connection::write_options, write::bind},
         store_error,
     },
@@ -42,7 +42,7 @@ impl SqliteJobs {
         &self,
         change: impl AsyncFnOnce(&mut SqliteTransaction<'_>) -> Result<T, E>,
     ) -> Result<Result<T, E>, StoreError> {
-        self.0.writer.lock().await.begin(change).await
+        self.0.lock_writer().await?.begin(change).await
     }
 
     pub(super) async fn read<T>(
@@ -65,7 +65,7 @@ impl SqliteJobs {
     /// Migrates the schema, recovers all running jobs, since no other process can be working on
     /// them, and returns a builder for a River client.
     pub(super) async fn connect(&self, _: &str, backoff: Backoff) -> Result<ClientBuilder, StoreError> {
-        let path = self.0.writer.lock().await.path.clone();
+        let path = self.0.lock_writer().await?.path.clone();
         // A power failure may lose River's last changes. Then a job runs again, but no job is lost:
         // the store inserts jobs, and it syncs each commit.
         let options = write_options(&path).synchronous(SqliteSynchronous::Normal);
@@ -73,7 +73,7 @@ impl SqliteJobs {
         let pool = pool.connect_with(options).await.map_err(store_error)?;
         SqliteMigrator::new(pool.clone()).migrate_up().await.map_err(StoreError::other)?;
         self.install().await?;
-        self.recover(true, backoff).await?;
+        self.recover(None, backoff).await?;
         Ok(Client::builder(pool))
     }
 
@@ -140,7 +140,7 @@ impl SqliteJobs {
         written.await?.map_err(store_error)
     }
 
-    pub(super) async fn recover(&self, _: bool, backoff: Backoff) -> Result<(), StoreError> {
+    pub(super) async fn recover(&self, _: Option<&str>, backoff: Backoff) -> Result<(), StoreError> {
         loop {
             let recovered = self.transaction(async |transaction| recover_batch(transaction, backoff).await);
             if recovered.await?.map_err(river_error)? < MAX_RECOVERY_BATCH {
@@ -215,7 +215,7 @@ async fn find_record(
     connection: &mut SqliteConnection,
     river_id: i64,
 ) -> Result<Option<Result<Record, StoreError>>, sqlx::Error> {
-    const FIND: &str = concat!("SELECT ", columns!(), " FROM tower_offload_task WHERE river_id = $1");
+    const FIND: &str = concat!("SELECT ", read_columns!(), " FROM tower_offload_task WHERE river_id = $1");
     let row = sqlx::query(FIND).bind(river_id).fetch_optional(connection).await?;
     Ok(row.as_ref().map(record))
 }

@@ -24,22 +24,27 @@ use crate::{
     StoreError, TaskId, TaskStore, Timestamp,
     store::{Epoch, Filter, Found, Lease, Listing, Op, Page, Process, Retention, StoreFuture, Swept, Written},
     sync::{Mutex, lock},
+    text::sanitize,
 };
 
 /// Keeps records in a SQLite or Postgres database, so that they survive the process. Clones share
 /// the database.
 ///
 /// With SQLite (feature `sqlite`), one process uses the file; a second one gets an error that
-/// [names the first](StoreError::is_locked). The tasks of a crashed process are lost when the next
-/// process starts. An accepted task survives a crash and a power failure (`synchronous=FULL`).
+/// [names the first](StoreError::is_locked). Several [`Tasks`](crate::Tasks) of the process can use
+/// clones of one store. The tasks of a crashed process are lost when the next process starts. An
+/// accepted task survives a crash and a power failure (`synchronous=FULL`).
 ///
 /// With Postgres (feature `postgres`), many processes use the database. The tasks of a crashed
-/// process are lost when its lease expires, by the server's clock. Whether an accepted task
-/// survives a power failure of the server depends on its setting `synchronous_commit`.
+/// process are lost when its lease has expired, by the server's clock, and another process has had
+/// a connection without a gap for the duration of a lease: so after an outage of the server they
+/// are not lost. Whether an accepted task survives a power failure of the server depends on its
+/// setting `synchronous_commit`.
 ///
 /// [`open`](Self::open) creates and migrates the tables. Their names begin with `tower_offload_`,
 /// so the database can have other tables too. NUL characters, which Postgres does not store, become
-/// U+FFFD.
+/// U+FFFD. Connections, rights and the removal of the tables are described in `DATABASES.md` of
+/// this package.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -91,15 +96,20 @@ impl SqlStore {
     /// Opens the database at `url`: `sqlite:PATH` or `sqlite://PATH`, which creates the file if it
     /// does not exist, or `postgres://..`.
     ///
-    /// The path of a SQLite file is used as it is, without escapes and parameters. Connections to
-    /// Postgres use TLS only if the application depends on `sqlx` with one of its `tls` features.
+    /// The path of a SQLite file is used as it is, without escapes. It may be followed by
+    /// `?mode=rwc`, which is the default, or by `?mode=rw`, which does not create the file.
+    ///
+    /// A Postgres URL is read like libpq reads it, and may name several servers: each connection is
+    /// to the first one that accepts writes. Connections use TLS only if the application depends on
+    /// `sqlx` with one of its `tls` features.
     ///
     /// # Errors
     ///
-    /// [`StoreError::is_locked`] if another process uses the file, and
-    /// [`StoreError::is_unavailable`] if the file or the server cannot be reached. Other errors: an
-    /// unsupported URL, a SQLite database in memory (use [`MemoryStore`](crate::MemoryStore)), or a
-    /// schema from a newer version of this crate.
+    /// [`StoreError::is_locked`] if the file is in use by another process or by this one, and
+    /// [`StoreError::is_unavailable`] if the file or the server cannot be reached, or if the server
+    /// is read-only. Other errors: an unsupported URL or parameter, a SQLite database in memory
+    /// (use [`MemoryStore`](crate::MemoryStore)), a Postgres database with another encoding than
+    /// UTF8, a proxy that pools transactions, or a schema from a newer version of this crate.
     ///
     /// # Panics
     ///
@@ -111,8 +121,9 @@ impl SqlStore {
     /// Opens the database like [`open`](Self::open), with this duration of leases. Default: 15 s.
     ///
     /// On Postgres, the tasks of a process that does not renew its lease for this long are marked
-    /// as lost. Leases are renewed every third of it. With the default, a process survives a short
-    /// stall or a lost connection. SQLite has no leases.
+    /// as lost, unless no process could reach the server. Leases are renewed every eighth of it.
+    /// With the default, a process survives a short stall or a lost connection. SQLite has no
+    /// leases.
     ///
     /// # Errors
     ///
@@ -148,13 +159,17 @@ impl SqlStore {
 }
 
 const DEFAULT_LEASE: Duration = Duration::from_secs(15);
+/// Maximum length of a scheme in an error.
+const MAX_SCHEME_BYTES: usize = 50;
 
 impl Engine {
     async fn open(url: &str, lease: Duration) -> Result<Self, StoreError> {
         #[cfg(feature = "sqlite")]
         if let Some(path) = url.strip_prefix("sqlite:") {
             let path = path.strip_prefix("//").unwrap_or(path);
-            return Ok(Self::Sqlite(Arc::new(Sqlite::open(path.as_ref()).await?)));
+            let (path, parameters) = path.split_once('?').unwrap_or((path, ""));
+            let create = sqlite::creates_file(parameters)?;
+            return Ok(Self::Sqlite(Arc::new(Sqlite::open(path.as_ref(), create).await?)));
         }
         #[cfg(feature = "postgres")]
         if url.starts_with("postgres:") || url.starts_with("postgresql:") {
@@ -162,7 +177,7 @@ impl Engine {
         }
         let _ = lease; // used by Postgres only
         // Not the whole URL, which may contain a password.
-        let scheme = url.split(':').next().unwrap_or_default();
+        let scheme = sanitize(url.split(':').next().unwrap_or_default(), MAX_SCHEME_BYTES);
         Err(StoreError::other(format!(
             "unsupported scheme {scheme:?}: use `sqlite` or `postgres`, and enable the feature of that name"
         )))
@@ -215,6 +230,10 @@ impl TaskStore for SqlStore {
                 None => Ok(()),
             }
         })
+    }
+
+    fn mark_lost(&self, epoch: Epoch, now: Timestamp) -> StoreFuture<'_, u64> {
+        self.engine.store().mark_lost(epoch, now)
     }
 
     fn sweep<'a>(&'a self, now: Timestamp, retention: &'a Retention) -> StoreFuture<'a, Swept> {
