@@ -11,8 +11,9 @@ use crate::STREAMS;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const HEADER: usize = 9;
-/// The length of a request: `:method GET`, `:scheme http`, `:path /`, and `:authority`.
-const REQUEST: usize = HEADER + 6;
+/// The header block of a request: `:method GET`, `:scheme http`, `:path /`, `:authority a` and
+/// `user-agent: b`, because every client sends a field.
+const BLOCK: [u8; 10] = [0x82, 0x86, 0x84, 0x01, 1, b'a', 0x0f, 0x2b, 1, b'b'];
 
 /// The window of a connection runs out after this number of responses, whose bodies have 5 bytes.
 const MAX_RESPONSES: u64 = 400_000_000;
@@ -39,8 +40,8 @@ impl Client {
         Ok(Self { io, next: 1, requests: Vec::new(), skip: 0, header: Vec::new(), buffer, responses: 0 })
     }
 
-    /// Keeps [`STREAMS`] requests in flight until `goes_on` returns `false`, and then waits for their
-    /// responses. Returns the number of responses.
+    /// Keeps [`STREAMS`] requests in flight until `goes_on` returns `false`, and then waits for
+    /// their responses. Returns the number of responses.
     pub(crate) async fn run(&mut self, goes_on: impl Fn() -> bool) -> io::Result<u64> {
         let (mut open, mut ended) = (0, 0);
         self.send(STREAMS).await?;
@@ -59,9 +60,9 @@ impl Client {
     async fn send(&mut self, count: usize) -> io::Result<()> {
         self.requests.clear();
         for _ in 0..count {
-            self.requests.extend([0, 0, (REQUEST - HEADER) as u8, 1, 0x5]);
+            self.requests.extend([0, 0, BLOCK.len() as u8, 1, 0x5]);
             self.requests.extend(self.next.to_be_bytes());
-            self.requests.extend([0x82, 0x86, 0x84, 0x01, 1, b'a']);
+            self.requests.extend(BLOCK);
             self.next += 2;
         }
         self.io.write_all(&self.requests).await

@@ -4,6 +4,7 @@
 mod baseline;
 mod counters;
 mod peers;
+mod responses;
 mod scenes;
 
 use std::{

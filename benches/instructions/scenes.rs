@@ -17,7 +17,7 @@ use tower_offload::{
 
 use tower_offload_benches::BoxError;
 
-use crate::peers;
+use crate::{peers, responses};
 
 /// A way to make calls. A child process finds it by its name.
 #[derive(Debug, Clone, Copy)]
@@ -38,6 +38,9 @@ pub(crate) const EXACT: &[Scene] = &[
     exact("run, queue of 256", run_many_queued),
     exact("refused by a full queue", refused),
     exact("cancelled in the queue", cancelled),
+    exact("http2 response, plain", responses::plain),
+    exact("http2 response, tracked", responses::tracked),
+    exact("http2 response, tracked, hook", responses::hook),
 ];
 
 const fn exact(name: &'static str, make: fn(u64) -> Result<(), BoxError>) -> Scene {

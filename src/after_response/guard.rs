@@ -29,7 +29,8 @@ use crate::panic::ignore_panic;
 pub(crate) struct Guard {
     exchange: Arc<Exchange>,
     /// `None` once it was handed to the exchange. Owned, so that frames pass without a lock.
-    progress: Option<Progress>,
+    /// Boxed, because the guard is moved several times and is a part of the handler's task.
+    progress: Option<Box<Progress>>,
     /// `true` while user code runs under this guard. If the guard is dropped in that state, the
     /// user code has panicked.
     is_inside: bool,
@@ -45,7 +46,7 @@ impl Guard {
     pub(crate) fn new(exchange: Arc<Exchange>, request: RequestLine) -> Self {
         Self {
             exchange,
-            progress: Some(Progress::new(request)),
+            progress: Some(Box::new(Progress::new(request))),
             is_inside: false,
             reported_end: AtomicBool::new(false),
             waker: None,
@@ -88,8 +89,8 @@ impl Guard {
         self.reported_end.store(true, Ordering::Relaxed);
     }
 
-    /// Records that the body is polled for a frame. To be called before the poll, because the client
-    /// may leave while the first frame is pending.
+    /// Records that the body is polled for a frame. To be called before the poll, because the
+    /// client may leave while the first frame is pending.
     pub(super) fn on_poll(&mut self) {
         if let Some(progress) = &mut self.progress {
             progress.set_polled();

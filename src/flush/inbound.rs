@@ -203,8 +203,8 @@ impl Inbound {
         on_event(Event::Open(stream));
     }
 
-    /// Adds bytes to deliver before the next byte of the input. At most the header of a frame without
-    /// a payload, and a field or frame behind it, are added between two bytes.
+    /// Adds bytes to deliver before the next byte of the input. Between two bytes of the input, at
+    /// most the header of a frame without a payload and a field or frame behind it are added.
     fn add(&mut self, parts: &[&[u8]]) {
         if self.undelivered.is_empty() {
             self.undelivered = 0..0;

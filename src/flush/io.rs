@@ -27,8 +27,8 @@ use super::{
 /// It belongs directly below the HTTP implementation and above TLS: it must see the plain bytes,
 /// and a flush of TLS includes the socket's.
 ///
-/// On HTTP/1, reads and writes go straight through. On HTTP/2, it reads into a buffer of 16 KiB that
-/// lives as long as the connection.
+/// On HTTP/1, reads and writes go straight through. On HTTP/2, it reads into a buffer of 16 KiB,
+/// which lives as long as the connection.
 ///
 /// When it is dropped or the transport fails, all responses that were not flushed are lost.
 pub struct TrackedIo<T> {

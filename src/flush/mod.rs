@@ -49,7 +49,7 @@
 //! On HTTP/2, a response is flushed once the transport has accepted its frame with `END_STREAM` and
 //! a later flush has succeeded. Nothing of a response follows that flag (RFC 9113, section 5.1).
 //! hyper does not pass on the stream of a request. So [`TrackedIo`] appends a field with it to each
-//! request that it delivers, and [`TrackedService`] removes that field. Nothing changes on the wire.
+//! request that it delivers, and [`TrackedService`] removes it. Nothing changes on the wire.
 //!
 //! # What is promised
 //!

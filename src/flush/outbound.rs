@@ -204,8 +204,8 @@ impl<W: Waiter> Outbound<W> {
     }
 
     /// Ends the responses that a flush covers which began after all bytes so far were accepted.
-    /// Calls `flushed` with the length of the body on the wire and the waiter, in the order in which
-    /// the responses ended.
+    /// Calls `flushed` with the stream, the length of its body on the wire, and its slot, in the
+    /// order in which the responses ended.
     ///
     /// A length that differs from the body's is a doubt about the stream or about this parser.
     pub(super) fn flush(&mut self, mut flushed: impl FnMut(StreamId, u64, Slot<W>)) {

@@ -53,8 +53,9 @@ impl fmt::Debug for Tracker {
 /// Counters of a [`Tracker`].
 ///
 /// Every response on HTTP/2, and every response on HTTP/1 whose body ended, is counted in exactly
-/// one of `flushed`, `lost`, `gave_up`, `stalled` and `unmapped` once it is decided. The counters are read one
-/// after the other, so their sum may be off by the responses that are decided at that moment.
+/// one of `flushed`, `lost`, `gave_up`, `stalled` and `unmapped` once it is decided. The counters
+/// are read one after the other, so their sum may be off by the responses that are decided at that
+/// moment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TrackerStats {

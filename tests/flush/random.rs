@@ -212,7 +212,7 @@ async fn case(seed: u64) {
     let served = tokio::spawn(serve(io, pipeline_flush, works));
 
     let total: usize = exchanges.iter().map(|exchange| exchange.response.len()).sum();
-    // The client leaves after so many bytes, or reads everything.
+    // The client leaves after this number of bytes, or reads everything.
     let leaves = if random.below(3) == 0 { random.below(total + 1) } else { total };
     let requests = exchanges.iter().flat_map(|exchange| exchange.request.clone()).collect::<Vec<_>>();
     let (mut reader, mut writer) = tokio::io::split(client);

@@ -192,7 +192,36 @@ async fn clients_that_grant_no_window_do_not_fill_the_background() {
         client = client.ready().await.unwrap();
     }
     sleep(HOUR).await;
-    assert_eq!(background.stats().reserved, 0);
+    assert_eq!((background.stats().reserved, background.stats().awaiting_response), (0, 0));
     let response = ask(&mut connect(), "/").await;
     assert!(response.starts_with("HTTP/1.1 200"), "{response}");
+}
+
+/// No time passes: the tasks of the hostile clients still wait for their responses.
+#[tokio::test]
+async fn six_clients_without_windows_leave_room_for_a_seventh() {
+    let background = Background::default();
+    let register = async |after: AfterResponse| match after.task("mail").spawn(async {}) {
+        Ok(_) => (StatusCode::OK, "x"),
+        Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "full"),
+    };
+    let app = Router::new().route("/", get(register)).layer(AfterResponseLayer::new(background.clone()));
+    let (listener, connect) = in_memory();
+    tokio::spawn(serve(listener, app).into_future());
+    let mut kept = Vec::new();
+    for _ in 0..6 {
+        let (mut client, connection) =
+            h2::client::Builder::new().initial_window_size(0).handshake::<_, Bytes>(connect()).await.unwrap();
+        tokio::spawn(connection);
+        for _ in 0..200 {
+            let request = http::Request::get("http://site/").body(()).unwrap();
+            let response = client.send_request(request, true).unwrap().0.await.unwrap();
+            assert_eq!(response.status(), 200);
+            kept.push(response);
+            client = client.ready().await.unwrap();
+        }
+    }
+    let response = ask(&mut connect(), "/").await;
+    assert!(response.starts_with("HTTP/1.1 200"), "{response}");
+    background.spawn(async {}).unwrap();
 }

@@ -3,8 +3,8 @@
 //! On HTTP/1, hyper closes the connection behind a response whose request was not read to its end.
 //! A kernel that closes a socket with unread bytes resets it, and a client whose socket was reset
 //! may lose a response that it has not read yet (RFC 9112, section 9.6). So the transport first
-//! shuts down its sending side, and then reads and discards what the client still sends, for a
-//! limited time.
+//! shuts down its sending side. Then it reads and discards what the client still sends, within
+//! a time limit.
 
 use std::{
     io::{self, IoSlice},
