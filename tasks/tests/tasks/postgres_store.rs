@@ -121,8 +121,9 @@ async fn processes_that_start_together_migrate_once() {
     for store in &stores {
         begin(store).await;
     }
-    let query = sqlx::query_scalar::<_, i64>("SELECT count(*) FROM tower_offload_migration");
-    assert_eq!(query.fetch_one(&mut backend.connect().await).await.unwrap(), 4, "one row for each step");
+    let query = "SELECT count(*) = max(version) AND count(*) > 0 FROM tower_offload_migration";
+    let query = sqlx::query_scalar::<_, bool>(query);
+    assert!(query.fetch_one(&mut backend.connect().await).await.unwrap(), "one row for each step");
 
     let newer = "INSERT INTO tower_offload_migration (version, applied_at) VALUES (99, 0)";
     sqlx::query(newer).execute(&mut backend.connect().await).await.unwrap();

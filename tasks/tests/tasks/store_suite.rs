@@ -47,6 +47,7 @@ macro_rules! store_suite {
             record_accepted_twice_is_stored_once
             update_of_an_older_version_has_no_effect
             final_record_never_changes
+            final_update_whose_reply_was_lost_can_be_repeated
             unknown_id_is_reported_as_unknown
             unfinished_records_of_a_lost_process_are_lost
             second_epoch_of_a_living_process_ends_no_other
@@ -185,6 +186,16 @@ pub(crate) async fn final_record_never_changes(backend: &impl Backend) {
     let cancel = Op::RequestCancel { id: id(1), now: now() };
     assert_eq!(store.write(epoch, &[update(&late)]).await.unwrap(), [Written::Fenced]);
     assert_eq!(store.write(epoch, &[cancel]).await.unwrap(), [Written::Fenced]);
+    assert_eq!(found(&store, 1).await.unwrap(), last);
+}
+
+pub(crate) async fn final_update_whose_reply_was_lost_can_be_repeated(backend: &impl Backend) {
+    let store = backend.open().await;
+    let epoch = begin(&store).await;
+    let last = succeeded(1, now());
+    for ops in [[accept(&queued(1))], [update(&last)], [update(&last)]] {
+        assert_eq!(store.write(epoch, &ops).await.unwrap(), [Written::Done]);
+    }
     assert_eq!(found(&store, 1).await.unwrap(), last);
 }
 

@@ -214,7 +214,9 @@ impl MemoryState {
     fn update(&mut self, epoch: Epoch, update: &Record) -> Written {
         let Some((owner, record)) = self.records.get_mut(&update.id) else { return Written::Unknown };
         if *owner != epoch || record.state.is_final() {
-            return Written::Fenced;
+            // An earlier write of this version was committed, and its reply was lost.
+            let is_repeated = *owner == epoch && record.version == update.version;
+            return if is_repeated { Written::Done } else { Written::Fenced };
         }
         if update.version >= record.version {
             let cancel_requested_at = record.cancel_requested_at.or(update.cancel_requested_at);

@@ -4,7 +4,7 @@ use crate::{
     Record, TaskId, Timestamp,
     store::{
         Epoch, Op, Written,
-        sql::row::{Values, columns, millis},
+        sql::row::{Values, columns, integer, millis},
     },
 };
 
@@ -51,8 +51,10 @@ async fn update(connection: &mut SqliteConnection, epoch: Epoch, record: &Record
     if execute(UPDATE, connection, epoch, record).await? > 0 {
         return Ok(Written::Done);
     }
-    Ok(match owner_and_finality(connection, record.id).await? {
-        Some((owner, is_final)) if is_final || owner != epoch => Written::Fenced,
+    Ok(match stored_record(connection, record.id).await? {
+        // An earlier write of this version was committed, and its reply was lost.
+        Some(stored) if stored.owner == epoch && stored.version == integer(record.version) => Written::Done,
+        Some(stored) if stored.is_final || stored.owner != epoch => Written::Fenced,
         Some(_) => Written::Done,
         None => Written::Unknown,
     })
@@ -105,19 +107,23 @@ async fn request_cancel(connection: &mut SqliteConnection, id: TaskId, now: Time
     if request.execute(&mut *connection).await?.rows_affected() > 0 {
         return Ok(Written::Done);
     }
-    Ok(match owner_and_finality(connection, id).await? {
-        Some((_, is_final)) if is_final => Written::Fenced,
+    Ok(match stored_record(connection, id).await? {
+        Some(stored) if stored.is_final => Written::Fenced,
         Some(_) => Written::Done,
         None => Written::Unknown,
     })
 }
 
-/// Returns the epoch that owns a record, and whether the record is final.
-async fn owner_and_finality(
-    connection: &mut SqliteConnection,
-    id: TaskId,
-) -> Result<Option<(Epoch, bool)>, sqlx::Error> {
-    let found = sqlx::query("SELECT epoch, state FROM tower_offload_task WHERE id = $1").bind(&id.as_bytes()[..]);
-    let Some(row) = found.fetch_optional(connection).await? else { return Ok(None) };
-    Ok(Some((Epoch::from(row.try_get::<i64, _>(0)?), row.try_get::<i64, _>(1)? >= 10)))
+/// A record that no statement has changed.
+struct Stored {
+    owner: Epoch,
+    is_final: bool,
+    version: i64,
+}
+
+async fn stored_record(connection: &mut SqliteConnection, id: TaskId) -> Result<Option<Stored>, sqlx::Error> {
+    let found = sqlx::query("SELECT epoch, state, version FROM tower_offload_task WHERE id = $1");
+    let Some(row) = found.bind(&id.as_bytes()[..]).fetch_optional(connection).await? else { return Ok(None) };
+    let (owner, is_final) = (Epoch::from(row.try_get::<i64, _>(0)?), row.try_get::<i64, _>(1)? >= 10);
+    Ok(Some(Stored { owner, is_final, version: row.try_get(2)? }))
 }
