@@ -5,6 +5,7 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::{
     Accepted, Status, StoreError, Subscription, TaskId, TaskStore,
+    follow::Followers,
     panic::ignore_panic,
     store::{Filter, Found, Listing, Page},
     writer::Writer,
@@ -24,6 +25,7 @@ struct Shared {
     store: Arc<dyn Any + Send + Sync>,
     base_path: String,
     streams: Streams,
+    followers: Arc<Followers>,
 }
 
 impl Drop for Shared {
@@ -63,11 +65,16 @@ impl Streams {
 
 impl Tasks {
     pub(crate) fn from_parts(writer: Writer, store: Arc<dyn Any + Send + Sync>, base_path: String) -> Self {
-        Self { shared: Arc::new(Shared { writer: Arc::new(writer), store, base_path, streams: Streams::new() }) }
+        let (writer, streams, followers) = (Arc::new(writer), Streams::new(), Arc::default());
+        Self { shared: Arc::new(Shared { writer, store, base_path, streams, followers }) }
     }
 
     pub(crate) fn writer(&self) -> &Arc<Writer> {
         &self.shared.writer
+    }
+
+    pub(crate) fn followers(&self) -> &Arc<Followers> {
+        &self.shared.followers
     }
 
     pub(crate) fn streams(&self) -> &Streams {
@@ -178,7 +185,10 @@ impl Tasks {
             return Ok(Some(Subscription::active(task.subscribe())));
         }
         let record = self.get(id).await?.into_record();
-        Ok(record.map(|record| Subscription::stored(record, self.writer().clone())))
+        Ok(record.map(|record| {
+            let follower = self.followers().follow(&record, self.writer());
+            Subscription::stored(record, follower)
+        }))
     }
 
     /// Returns the [`Accepted`] of a task that was accepted earlier, for example in a transaction.

@@ -20,7 +20,7 @@ use crate::{
     store::{
         Epoch, Filter, Found, Lease, Listing, Op, Page, Process, Retention, StoreFuture, Swept, Written,
         sql::{
-            list,
+            found_many, list,
             row::{columns, integer, millis, record, task_id},
             store_error,
         },
@@ -130,6 +130,16 @@ UPDATE tower_offload_process SET expires_at = clock_timestamp() + $2 * interval 
                 }))
             });
             read.await?
+        })
+    }
+
+    fn get_many<'a>(&'a self, ids: &'a [TaskId]) -> StoreFuture<'a, Vec<Found>> {
+        const RECORDS: &str = concat!("SELECT ", columns!(), " FROM tower_offload_task WHERE id = ANY($1)");
+        Box::pin(async move {
+            let bytes: Vec<_> = ids.iter().map(|id| &id.as_bytes()[..]).collect();
+            let read =
+                self.connections.read(async |connection| sqlx::query(RECORDS).bind(bytes).fetch_all(connection).await);
+            found_many(ids, read.await?.iter().map(record))
         })
     }
 
