@@ -125,33 +125,39 @@
 #![doc = include_str!("elsewhere.md")]
 
 mod adapter;
+mod attempt;
 mod builder;
 mod client;
 mod database;
 mod enqueue;
 mod error;
+mod events;
+mod gate;
 mod insert;
 mod job;
 mod maintenance;
+mod outcome;
 mod overflow;
 mod progress;
 mod queue;
 mod running;
+mod slots;
 mod worker;
 
 use std::{fmt, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, timeout_at};
 
-use self::{adapter::warn, client::LeasedClient, queue::Queue};
 pub use self::{
     builder::JobsBuilder,
     enqueue::Enqueue,
     error::StartError,
+    events::JobsStats,
     insert::Transaction,
     job::{Backoff, Job, Unique},
     overflow::OrEnqueue,
 };
+use self::{client::LeasedClient, events::warn, queue::Queue};
 use crate::{TaskId, Tasks};
 
 /// A queue of durable jobs. Clones share the queue.
@@ -201,6 +207,17 @@ impl Jobs {
         self.queue().environment.running.len()
     }
 
+    /// Returns the current counters.
+    pub fn stats(&self) -> JobsStats {
+        let queue::Environment { counters, running, .. } = &*self.queue().environment;
+        JobsStats {
+            running: running.len(),
+            waiting: running.waiting(),
+            unwritten: running.unwritten().len(),
+            ..counters.stats()
+        }
+    }
+
     /// Returns `true` once [`shutdown`](Self::shutdown) was called.
     pub fn is_closed(&self) -> bool {
         self.queue().is_closed()
@@ -225,46 +242,45 @@ impl Jobs {
     /// continue.
     pub async fn shutdown(&self, timeout: Duration) -> JobsShutdownReport {
         let queue = self.queue();
+        let running = &queue.environment.running;
+        let (ended, returned) = running.totals();
         queue.close();
         let timeout = timeout.min(MAX_TIMEOUT);
         let end = Instant::now() + timeout;
-        let mut is_written = false;
         if let Some(client) = queue.client() {
             client.stop();
             let stop_at = end - (timeout / 5).min(MAX_STOP_TIME);
-            let ended = match timeout_at(stop_at, client.ended()).await {
+            let river = match timeout_at(stop_at, client.ended()).await {
                 Ok(ended) => Ok(ended),
                 Err(_) => {
                     client.stop_and_cancel();
                     timeout_at(end, client.ended()).await
                 }
             };
-            match ended {
-                Ok(Ok(())) => {
-                    is_written = self.running() == 0 && self.end_lease(&client, end).await;
-                    if is_written {
-                        queue.set_ended();
-                    }
-                }
-                Ok(Err(error)) => warn("River failed to shut down", &error),
-                Err(_) => {}
+            if let Ok(Err(error)) = &river {
+                warn("River failed to shut down", error);
             }
+            self.end_lease(&client, river.is_ok(), end).await;
         }
         queue.end_maintenance();
-        JobsShutdownReport { still_running: queue.environment.running.ids(), is_written }
+        let (ended, returned) = (running.totals().0 - ended, running.totals().1 - returned);
+        JobsShutdownReport { ended, returned, still_running: running.ids(), unwritten: running.unwritten() }
     }
 
-    /// Ends the lease if the database shows no running jobs. River does not report whether it has
-    /// written the results of all jobs.
-    async fn end_lease(&self, client: &LeasedClient, end: Instant) -> bool {
-        let end = end.max(Instant::now() + MAX_STOP_TIME);
-        match timeout_at(end, client.end_lease(&self.queue().environment.database)).await {
-            Ok(Ok(is_written)) => is_written,
-            Ok(Err(error)) => {
-                warn("failed to end the lease", &error);
-                false
+    /// Asks the database which ends are written, and ends the lease if no job is left. River does
+    /// not report whether it has written the ends of all jobs.
+    async fn end_lease(&self, client: &LeasedClient, has_ended: bool, end: Instant) {
+        let queue::Environment { database, running, .. } = &*self.queue().environment;
+        let end_lease = async {
+            running.late_ends(&client.claims(database).await?);
+            if has_ended && running.is_empty() {
+                self.queue().set_ended();
+                client.end_lease(database).await?;
             }
-            Err(_) => false,
+            Ok::<_, crate::StoreError>(())
+        };
+        if let Ok(Err(error)) = timeout_at(end.max(Instant::now() + MAX_STOP_TIME), end_lease).await {
+            warn("failed to end the lease", &error);
         }
     }
 }
@@ -283,25 +299,29 @@ impl fmt::Debug for Jobs {
 #[must_use = "it lists the jobs that are still running"]
 #[non_exhaustive]
 pub struct JobsShutdownReport {
-    /// Jobs whose closure is still running, or waits for a thread. If the process ends now, they
-    /// run again.
+    /// Number of attempts that ended during the shutdown.
+    pub ended: usize,
+    /// Number of jobs that were requeued during the shutdown. The attempt does not count.
+    pub returned: usize,
+    /// Jobs whose closure is still running. If the process ends now, they run again.
     pub still_running: Vec<TaskId>,
-    /// `true` if the results of all other jobs are written. Otherwise the database did not respond
-    /// in time: jobs that ended last or were to be requeued are recovered like after a crash, and
-    /// the attempt counts.
-    pub is_written: bool,
+    /// Jobs that have ended or were to be requeued, and for which the database did not confirm it in
+    /// time. Those that it does not know of are recovered like after a crash, and the attempt counts.
+    pub unwritten: Vec<TaskId>,
 }
 
 impl JobsShutdownReport {
-    /// Returns `true` if every job has ended or was requeued.
+    /// Returns `true` if every job has ended or was requeued, and the database has confirmed it.
     pub fn is_clean(&self) -> bool {
-        self.is_written && self.still_running.is_empty()
+        self.unwritten.is_empty() && self.still_running.is_empty()
     }
 }
 
 impl fmt::Display for JobsShutdownReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} jobs still running", self.still_running.len())?;
-        if self.is_written { Ok(()) } else { f.write_str(", and the results of other jobs may not be written") }
+        let Self { ended, returned, still_running, unwritten } = self;
+        write!(f, "{ended} jobs ended and {returned} were requeued during shutdown, ")?;
+        write!(f, "{} still running", still_running.len())?;
+        if unwritten.is_empty() { Ok(()) } else { write!(f, ", the end of {} may not be written", unwritten.len()) }
     }
 }

@@ -1,10 +1,12 @@
 //! Durable jobs. Each test runs on SQLite and, if `DATABASE_URL` is set, on Postgres.
 #![allow(clippy::unwrap_used)]
 
+mod begin;
 mod cancel;
 #[path = "../databases/mod.rs"]
 mod databases;
 mod enqueue;
+mod follow;
 mod leader;
 mod lease;
 mod other_client;
