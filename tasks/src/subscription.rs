@@ -7,9 +7,9 @@ use crate::{Record, StoreError, follow::Follower};
 /// Follows the changes of a task. Returned by [`Tasks::subscribe`](crate::Tasks::subscribe).
 ///
 /// A task of this process wakes its subscribers, and so does the end of a job that this process
-/// runs, or any process on Postgres. Other changes are polled twice a second, with one query for all
-/// subscriptions of the process. If several changes happen between two calls of [`changed`](Self::changed), only
-/// the latest record is returned.
+/// runs, or any process on Postgres. Other changes are polled twice a second, with one query for
+/// all subscriptions of the process. If several changes happen between two calls of
+/// [`changed`](Self::changed), only the latest record is returned.
 pub struct Subscription {
     record: Record,
     source: Source,

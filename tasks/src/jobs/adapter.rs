@@ -97,9 +97,9 @@ impl<J: Job> riverqueue::Worker<Arguments<J>> for Adapter<J> {
 
 /// Waits until a job has ended that was given back before this attempt began.
 ///
-/// River writes an outcome to whichever attempt is running, and it may be a later one of this
+/// River writes an outcome to the attempt that is running, and it may be a later one of this
 /// client. It writes nothing to a job that has ended. After a shutdown this process claims no more
-/// jobs, and the fence protects those of others.
+/// jobs, and the fence protects the jobs of others.
 async fn outwait(environment: &Environment, context: &WorkContext, river_id: i64) -> WorkOutcome {
     let ended = async {
         while !environment.database.has_ended(river_id).await.unwrap_or(false) {
@@ -142,8 +142,9 @@ async fn finish(
     let is_exact = output.as_ref().is_none_or(|output| {
         serde_json::to_string(output).is_ok_and(|text| Some(&*text) == end.result().map(crate::Json::as_str))
     });
-    // River waits for 10 ms before it writes an end, so that others share the transaction. Followers
-    // need not wait for that. River then writes nothing, because the job is not running any longer.
+    // River waits for 10 ms before it writes an end, so that others share the transaction.
+    // Followers need not wait for that. River then writes nothing, because the job is not running
+    // any longer.
     let is_final = !matches!(end.next(environment.backoff), Next::Queued(_));
     let is_followed = environment.tasks.followers().follows(end.id) && !context.cancellation_token().is_cancelled();
     let mut is_written = false;

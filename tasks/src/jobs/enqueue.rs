@@ -116,12 +116,16 @@ impl<'a, J: Job> Enqueue<'a, J> {
     /// Enqueues the job in a transaction of the application. The job exists if the transaction
     /// commits.
     ///
+    /// The transaction must find the tables of this queue: it belongs to the database of the task
+    /// store, and its search path starts with the same schema.
+    ///
     /// The result is only an id, because the transaction can still roll back. After the commit use
     /// [`Tasks::accepted`](crate::Tasks::accepted) for the response.
     ///
     /// # Errors
     ///
-    /// Like [`Jobs::enqueue`], and if the transaction belongs to another kind of database. Roll the
+    /// Like [`Jobs::enqueue`], and if the transaction belongs to another database or finds other
+    /// tables. Roll the
     /// transaction back after an error, because a part of the job may be written.
     ///
     /// # Cancel safety

@@ -8,7 +8,12 @@ use std::{
 
 use riverqueue::{JobEventKind, JobRow, JobState};
 
-use super::{attempt::TIMEOUT_CLASS, outcome::End, worker::ARGUMENTS_CLASS};
+use super::{
+    attempt::TIMEOUT_CLASS,
+    database::{LOST_CLASS, Recovered},
+    outcome::End,
+    worker::ARGUMENTS_CLASS,
+};
 use crate::StoreError;
 
 /// Counters and gauges of [`Jobs`](super::Jobs), for this process since its start.
@@ -80,10 +85,6 @@ impl Counters {
         }
     }
 
-    pub(super) fn recovered(&self, jobs: u64) {
-        increment(&self.recovered, jobs);
-    }
-
     pub(super) fn lost(&self, jobs: u64) {
         increment(&self.lost, jobs);
     }
@@ -150,12 +151,21 @@ pub(super) fn ended(kind: JobEventKind, job: &JobRow, end: Option<&End>) {
     let _ = (kind, job, end);
 }
 
-/// Reports the recovery of a job of a crashed process.
-pub(super) fn recovered(river_id: i64, kind: &str, state: &str) {
+/// Counts and reports a batch of jobs that were recovered.
+pub(super) fn recovered(counters: &Counters, jobs: &[Recovered]) {
+    increment(&counters.recovered, jobs.len() as u64);
+    let discarded = jobs.iter().filter(|job| job.state == "discarded");
+    increment(&counters.discarded, discarded.clone().count() as u64);
     #[cfg(feature = "tracing")]
-    tracing::warn!(river_id, kind, state, "recovered a job of a process that crashed or lost its lease");
-    #[cfg(not(feature = "tracing"))]
-    let _ = (river_id, kind, state);
+    if !jobs.is_empty() {
+        for Recovered { river_id, kind, .. } in discarded {
+            tracing::error!(river_id, kind, class = LOST_CLASS, "job failed, its process crashed in the last attempt");
+        }
+        for Recovered { river_id, kind, state } in jobs {
+            tracing::debug!(river_id, kind, state, "recovered a job");
+        }
+        tracing::warn!(jobs = jobs.len(), "recovered jobs of processes that crashed or lost their lease");
+    }
 }
 
 /// Reports a claim whose reply was lost.

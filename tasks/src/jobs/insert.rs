@@ -229,6 +229,12 @@ pub(super) fn copy_row(record: &mut Record, row: &JobRow) {
 ///
 /// On SQLite start it with `connection.begin_with("BEGIN IMMEDIATE")`. A deferred transaction that
 /// reads first fails to write if another connection has written in between. The trait is sealed.
+///
+/// The type must be that of `sqlx` 0.9, which this crate uses.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a transaction in which a job can be enqueued",
+    note = "pass `&mut transaction`, a `sqlx::Transaction` of SQLite or Postgres of `sqlx` 0.9: types of another version differ"
+)]
 pub trait Transaction: sealed::Sealed {}
 
 #[allow(private_interfaces, reason = "the method of the sealed trait is not public")]

@@ -83,6 +83,9 @@
 //!   same time as its replacement until it detects the loss, within a third of a lease. A trigger
 //!   discards its results. A database outage has no such effect: a process expires the leases of
 //!   others only after it has renewed its own for the duration of a lease.
+//! - **A job starts when its work starts.** A job that waits for a thread of its pool is `queued`.
+//!   If the process is shut down or crashes before the work has begun, the attempt does not count.
+//!   The first 20 ms of a wait are an exception: a crash in them counts.
 //! - **Jobs of a crashed process are recovered soon.** On SQLite when the next process starts, on
 //!   Postgres when the lease expires. The attempt counts, so a job that crashes its process ends as
 //!   `failed` with class `process_lost` when its attempts are used. After its first crash it is
@@ -96,22 +99,46 @@
 //! | error, panic, timeout | retried after the [`Backoff`]; then `failed` or `timed_out` |
 //! | cancellation | a queued job never starts, a future is dropped, a closure can poll for it |
 //! | the pool is full | retried after a second; the attempt does not count |
-//! | shutdown | jobs that do not end in time are requeued; the attempt does not count |
-//! | the job is deleted from River's table | `lost`, with reason `job_deleted` |
+//! | shutdown | jobs that wait or do not end in time are requeued; the attempt does not count |
+//! | the job is deleted from River's table, also by `TRUNCATE` | `lost`, reason `job_deleted` |
 //! | the result exceeds 64 KiB or contains NUL | the attempt has failed, with class `result` |
 //! | crash of the process | the job is recovered, see above |
+//!
+//! With a maximum of one attempt a job runs at most once, unless a process stalls for longer than
+//! its lease.
 //!
 //! A closure that was cancelled and returns `Ok` has succeeded. Closures that are still running
 //! after a shutdown are [reported](JobsShutdownReport).
 //!
+//! # Events and numbers
+//!
+//! [`Jobs::stats`] counts what happens to jobs. With feature `tracing` these are events, too:
+//!
+//! | event | level | field of [`JobsStats`] |
+//! |---|---|---|
+//! | the last attempt failed or timed out | `ERROR` | `discarded` |
+//! | an attempt failed or timed out, and the job is retried | `WARN` | `retried`, `timed_out` |
+//! | the arguments cannot be read (part of the two above) | | `unparsable` |
+//! | jobs of a process that crashed or lost its lease were recovered | `WARN` | `recovered` |
+//! | jobs were deleted from River's table without a trigger | `ERROR` | `lost` |
+//! | no process has worked on jobs of a kind and queue for a minute | `WARN` | `unserved` |
+//! | a claim was lost, or an end was written in place of River | `WARN` | |
+//! | success, cancellation, or handed back | `DEBUG` | `succeeded`, `cancelled`, `returned` |
+//!
 //! # Limits
 //!
-//! - **Connections.** On Postgres up to 8 and a listener, in addition to the 5 of the store. On
+//! - **Connections.** On Postgres up to 4 and two listeners, in addition to those of the store. On
 //!   SQLite up to 4. The connections have session settings, so a proxy must not pool transactions.
 //! - **Rights.** [`JobsBuilder::start`] creates triggers on River's tables, so the database user
 //!   must own these tables or be allowed to create them.
-//! - **Latency.** River polls for jobs up to ten times a second on SQLite, and is notified on
-//!   Postgres. Event streams and `Prefer: wait=n` report a change within half a second.
+//! - **Latency.** A job that this process enqueues is claimed at once, and one of another process
+//!   when Postgres notifies River. On SQLite a job of a transaction of the application is claimed
+//!   within 100 ms. The end of a job reaches event streams and `Prefer: wait=n` at once, on Postgres
+//!   also in other processes. They poll for other changes twice a second, with one query for all.
+//! - **A job that another process recovers.** If a job has waited for a thread, or was claimed more
+//!   than a second ago, its process first asks the database whether the job is still its own.
+//! - **A unique job waits for its equals.** If an equal job is part of a transaction of the
+//!   application, [`enqueue`](Jobs::enqueue) waits up to 10 s for its end. Other jobs do not wait.
 //! - **SQLite has one writer.** A writer waits for another one for up to five seconds. Keep
 //!   transactions short, and use [`tx`](Enqueue::tx) to enqueue within one. River does not sync
 //!   each of its writes, so after a power failure a job that has finished may run again.
@@ -305,8 +332,9 @@ pub struct JobsShutdownReport {
     pub returned: usize,
     /// Jobs whose closure is still running. If the process ends now, they run again.
     pub still_running: Vec<TaskId>,
-    /// Jobs that have ended or were to be requeued, and for which the database did not confirm it in
-    /// time. Those that it does not know of are recovered like after a crash, and the attempt counts.
+    /// Jobs that have ended or were to be requeued, and for which the database did not confirm it
+    /// in time. Those that it does not know of are recovered like after a crash, and the attempt
+    /// counts.
     pub unwritten: Vec<TaskId>,
 }
 

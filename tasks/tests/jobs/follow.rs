@@ -1,8 +1,9 @@
 //! Following jobs, and the delays between enqueueing, starting, ending and hearing of the end.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::json;
+use tokio::time::Instant;
 use tower_offload_tasks::TaskState;
 
 use super::support::{Act, ActAsync, LONG, TestDatabase, TestWorkers, ended, on_each_database};
@@ -80,7 +81,7 @@ async fn delays() {
             let mut subscription = tasks.subscribe(id).await.unwrap().unwrap();
             let begin = begun.recv().await.unwrap();
             while subscription.changed().await.unwrap().is_some() {}
-            to_begin.push((begin.saturating_duration_since(enqueued), begin.saturating_duration_since(accepted)));
+            to_begin.push((begin.duration_since(enqueued), begin.duration_since(accepted)));
             to_follower.push(begin.elapsed());
             tokio::time::sleep(Duration::from_millis(5)).await;
         }

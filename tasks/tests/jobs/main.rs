@@ -6,6 +6,7 @@ mod cancel;
 #[path = "../databases/mod.rs"]
 mod databases;
 mod enqueue;
+mod faults;
 mod follow;
 mod leader;
 mod lease;

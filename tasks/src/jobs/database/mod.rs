@@ -11,6 +11,8 @@ mod recovery;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 
+pub(super) use self::recovery::LOST_CLASS;
+
 use std::{sync::Arc, time::Duration};
 
 use riverqueue::{Client, ClientBuilder, Error, JobRow, sqlx};
@@ -93,8 +95,8 @@ impl Database {
         dispatch!(self, |database| database.is_conflict(error))
     }
 
-    /// Migrates the schema, and returns a builder for a River client with connections of its own. On
-    /// SQLite, where no other process can be working on them, it also recovers all running jobs.
+    /// Migrates the schema, and returns a builder for a River client with connections of its own.
+    /// On SQLite, where no other process can be working on them, it also recovers all running jobs.
     pub(super) async fn connect(&self, client: &str, environment: &Environment) -> Result<ClientBuilder, StoreError> {
         dispatch!(self, |database| database.connect(client, environment).await)
     }
@@ -261,8 +263,8 @@ SELECT NOT EXISTS (SELECT 1 FROM river_job WHERE id = $1 AND state NOT IN ('comp
         dispatch!(self, |database| database.write_progress(updates).await)
     }
 
-    /// Calls `notify` when jobs of other processes may have ended, until the connection fails. Never
-    /// returns on SQLite, which has no notifications.
+    /// Calls `notify` when jobs of other processes may have ended, until the connection fails.
+    /// Never returns on SQLite, which has no notifications.
     pub(super) async fn listen(&self, notify: impl Fn() + Send) -> Result<(), StoreError> {
         dispatch!(self, |database| database.listen(notify).await)
     }

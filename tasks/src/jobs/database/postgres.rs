@@ -161,7 +161,8 @@ impl PostgresJobs {
 
     async fn install(&self) -> Result<(), StoreError> {
         const VERSION: &str = "SELECT coalesce(max(version), 0) FROM river_migration WHERE line = 'main'";
-        // The functions may exist without the triggers, if `river_job` was dropped and created again.
+        // The functions may exist without the triggers, if `river_job` was dropped and created
+        // again.
         const IS_INSTALLED: &str = "
 SELECT EXISTS (SELECT 1 FROM pg_trigger WHERE tgname = 'tower_offload_truncated_2' AND tgrelid = to_regclass('river_job'))";
         let installed = self.transaction(async |transaction| {
@@ -294,8 +295,7 @@ UPDATE tower_offload_client SET expires_at = clock_timestamp() + $2 * interval '
             let delays = loss_delays(environment.backoff);
             let recovered = self.transaction(async |transaction| recover_batch(transaction, &delays).await);
             let recovered = recovered.await?.map_err(store_error)?;
-            environment.counters.recovered(recovered.len() as u64);
-            recovered.iter().for_each(|job| events::recovered(job.river_id, &job.kind, &job.state));
+            events::recovered(&environment.counters, &recovered);
             if recovered.len() < MAX_RECOVERY_BATCH {
                 return Ok(());
             }
@@ -406,8 +406,8 @@ WITH job AS (
 )
 SELECT EXISTS (SELECT 1 FROM job)";
 
-/// Writes an end, if the attempt still has its job. The parts that River's row cannot hold are written to the
-/// record first, and the trigger keeps it.
+/// Writes an end, if the attempt still has its job. The parts that River's row cannot hold are
+/// written to the record first, and the trigger keeps it.
 const WRITE_END: &str = "
 WITH ended AS (
     SELECT id, coalesce(metadata ? 'cancel_attempted_at', false) AS is_cancelled FROM river_job

@@ -110,6 +110,9 @@ BEGIN
     WHERE task.epoch = 0 AND task.river_id IS NOT NULL AND task.state < 10;
     RETURN NULL;
 END $$;
+DROP TRIGGER IF EXISTS tower_offload_fence_2 ON river_job;
+DROP TRIGGER IF EXISTS tower_offload_changed_2 ON river_job;
+DROP TRIGGER IF EXISTS tower_offload_deleted_2 ON river_job;
 CREATE TRIGGER tower_offload_fence_2 BEFORE UPDATE ON river_job FOR EACH ROW EXECUTE FUNCTION tower_offload_fence_2();
 CREATE TRIGGER tower_offload_changed_2 AFTER UPDATE ON river_job FOR EACH ROW
     WHEN (OLD.state IS DISTINCT FROM NEW.state OR OLD.attempt IS DISTINCT FROM NEW.attempt)

@@ -14,7 +14,7 @@ use crate::{
 pub(super) const RIVER_VERSION: i64 = 8;
 
 /// Class and message of an attempt whose process crashed.
-pub(super) const LOST_CLASS: &str = "process_lost";
+pub(in crate::jobs) const LOST_CLASS: &str = "process_lost";
 pub(super) const LOST_MESSAGE: &str = "the process that ran the attempt has crashed";
 /// Maximum number of jobs recovered in one transaction, so that it stays short.
 pub(super) const MAX_RECOVERY_BATCH: usize = 500;

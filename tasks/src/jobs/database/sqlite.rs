@@ -211,8 +211,7 @@ impl SqliteJobs {
         let delays = loss_delays(environment.backoff);
         loop {
             let recovered = self.change(async |connection| recover_batch(connection, &delays).await).await?;
-            environment.counters.recovered(recovered.len() as u64);
-            recovered.iter().for_each(|job| events::recovered(job.river_id, &job.kind, &job.state));
+            events::recovered(&environment.counters, &recovered);
             if recovered.len() < MAX_RECOVERY_BATCH {
                 return Ok(());
             }

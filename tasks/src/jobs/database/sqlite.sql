@@ -4,6 +4,8 @@
 
 DROP TRIGGER IF EXISTS tower_offload_changed_1;
 DROP TRIGGER IF EXISTS tower_offload_deleted_1;
+DROP TRIGGER IF EXISTS tower_offload_changed_2;
+DROP TRIGGER IF EXISTS tower_offload_deleted_2;
 
 -- Copies each change of a job's state to its record.
 CREATE TRIGGER tower_offload_changed_2 AFTER UPDATE ON river_job
