@@ -37,9 +37,11 @@ const CANCEL_POLL_INTERVAL: Duration = Duration::from_millis(500);
 /// Delay before progress is written, together with later reports.
 const PROGRESS_DELAY: Duration = Duration::from_millis(250);
 const PROGRESS_RETRY_DELAY: Duration = Duration::from_millis(500);
-/// Interval at which claims are compared with the attempts of this process. It is much longer than
-/// the few milliseconds between a claim and its attempt.
-const CLAIM_CHECK_INTERVAL: Duration = Duration::from_secs(5);
+/// Interval at which claims are compared with the attempts of this process: a third of a lease
+/// within these limits. It is much longer than the few milliseconds between a claim and its
+/// attempt.
+const MIN_CLAIM_CHECK_INTERVAL: Duration = Duration::from_millis(500);
+const MAX_CLAIM_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// Interval of checks for jobs that were deleted, and for jobs that no process works on.
 const AUDIT_INTERVAL: Duration = Duration::from_secs(60);
 const RESTART_DELAY: Duration = Duration::from_secs(1);
@@ -283,7 +285,10 @@ async fn maintain_until_ended(queue: &Queue, health: &Mutex<LeaseHealth>) {
     let recover_interval =
         database.lease().map(|lease| (lease / RENEWALS).clamp(MIN_RECOVER_INTERVAL, MAX_RECOVER_INTERVAL));
     let mut recovery = every(recover_interval.unwrap_or(MAX_RECOVER_INTERVAL));
-    let (mut cancel_polls, mut claim_checks) = (every(CANCEL_POLL_INTERVAL), every(CLAIM_CHECK_INTERVAL));
+    let claim_check_interval = database.lease().map_or(MAX_CLAIM_CHECK_INTERVAL, |lease| {
+        (lease / 3).clamp(MIN_CLAIM_CHECK_INTERVAL, MAX_CLAIM_CHECK_INTERVAL)
+    });
+    let (mut cancel_polls, mut claim_checks) = (every(CANCEL_POLL_INTERVAL), every(claim_check_interval));
     let mut audits = every(AUDIT_INTERVAL);
     let mut write_at: Option<Instant> = None;
     loop {

@@ -1,6 +1,9 @@
 //! Databases for tests. Each test has its own, which is deleted with the value.
 #![allow(dead_code, reason = "no test binary uses all items")]
 
+pub(crate) mod proxy;
+pub(crate) mod server;
+
 use std::path::PathBuf;
 
 use sqlx::{Connection, PgConnection, SqliteConnection};

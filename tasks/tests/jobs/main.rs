@@ -13,6 +13,7 @@ mod lease;
 mod other_client;
 mod other_languages;
 mod overflow;
+mod restart;
 mod results;
 mod start;
 mod support;
