@@ -166,14 +166,7 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
 
     let signal = async {
         signal.await;
-        let again = shutdown_signal();
         println!("shutting down within {} s; press Ctrl-C again to exit at once", GRACE.as_secs());
-        tokio::spawn(async {
-            if let Ok(again) = again {
-                again.await;
-                process::exit(130) // the status that a shell reports for a program ended by Ctrl-C
-            }
-        });
     };
     let open = serve(listener, app(&cpu)).shutdown(signal, GRACE, None).await.open_connections;
     println!("stopped: {open} connections closed early; the pool completed {} calls", cpu.stats().completed);

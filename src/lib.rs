@@ -1,3 +1,8 @@
+// The README defines these links relative to the repository. The first definition counts.
+//! [architecture]: https://docs.rs/crate/tower-offload/latest/source/ARCHITECTURE.md
+//! [changelog]: https://docs.rs/crate/tower-offload/latest/source/CHANGELOG.md
+//! [contributing]: https://docs.rs/crate/tower-offload/latest/source/CONTRIBUTING.md
+//! [tasks]: https://docs.rs/tower-offload-tasks
 #![doc = include_str!("../README.md")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 

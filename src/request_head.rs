@@ -69,6 +69,11 @@ impl fmt::Debug for RequestHead<'_> {
 
 /// A closure of a layer that reads a request: either its head ([`OfHead`]) or all of it
 /// ([`OfRequest`]). The module is private, which seals the trait.
+#[diagnostic::on_unimplemented(
+    message = "a closure that reads the head of an `http::Request` cannot read requests of type `{Req}`",
+    note = "for other requests use the method whose name ends in `_request`: `.filter_request(|request: &MyRequest| ..)`, \
+            `.priority_request(..)`, `.propagate_request(..)` or `.route_request(..)`"
+)]
 pub trait View<Req>: Clone + Send + Sync {
     /// The value that the closure returns.
     type Output;

@@ -424,8 +424,8 @@ mod events {
         BlockingDetectorLayer::new().layer(slow).oneshot(request).await.unwrap();
         BlockingDetectorLayer::new().named("job").layer(blocks(&[11, 0])).oneshot("").await.unwrap();
         let expected = [
-            r#"message=thread blocked route="/hash" method="POST" held_seconds=0.25 poll=1"#,
-            r#"message=thread blocked route="job" held_seconds=0.011 poll=0"#,
+            r#"message=thread blocked route="/hash" method="POST" duration_seconds=0.25 poll=1"#,
+            r#"message=thread blocked route="job" duration_seconds=0.011 poll=0"#,
         ];
         assert_eq!(*events.0.lock().unwrap(), expected);
     }

@@ -298,8 +298,8 @@ async fn hyper_answers_from_the_pool() {
 }
 
 #[tokio::test]
-async fn sync_handler_answers_with_state_path_json_and_a_stream() {
-    let Some(lines) = lines_of("sync_handler").await else { return };
+async fn blocking_handler_answers_with_state_path_json_and_a_stream() {
+    let Some(lines) = lines_of("blocking_handler").await else { return };
     let expected = [
         "PUT /notes/7: 201 Created ",
         r#"GET /notes/7: 200 OK {"text":"milk"}"#,

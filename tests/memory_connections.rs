@@ -71,6 +71,55 @@ fn keeps_nothing(requests: u64) {
     runtime.block_on(http2_keeps_nothing(requests / ROUND_LENGTH));
 }
 
+/// The client sends all requests without waiting for a response, and no handler reads their bodies.
+#[test]
+fn pipelined_requests_with_unread_bodies_keep_memory_flat() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    for pipeline_flush in [false, true] {
+        runtime.block_on(pipelined_with_unread_bodies(pipeline_flush));
+    }
+}
+
+async fn pipelined_with_unread_bodies(pipeline_flush: bool) {
+    const REQUESTS: u64 = 20_000;
+    const REQUEST: &[u8] = b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 7\r\n\r\nunread.";
+    const RESPONSE: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello";
+    /// Requests and responses that are in the buffers at a time.
+    const MAX_SPREAD: isize = 512 * 1024;
+
+    let world = World::default();
+    let (client, server) = tokio::io::duplex(1 << 16);
+    let (io, service) = world.tracker.track(TokioIo::new(server), world.service());
+    let mut builder = http1::Builder::new();
+    builder.auto_date_header(false).pipeline_flush(pipeline_flush);
+    let served = tokio::spawn(builder.serve_connection(io, service));
+    let (mut reader, mut writer) = tokio::io::split(client);
+    let requests = tokio::spawn(async move {
+        for _ in 0..REQUESTS {
+            writer.write_all(REQUEST).await.unwrap();
+        }
+        writer
+    });
+    let (mut received, mut levels) = ([0; RESPONSE.len()], Vec::new());
+    for number in 0..REQUESTS {
+        reader.read_exact(&mut received).await.unwrap();
+        assert_eq!(received, RESPONSE);
+        if number >= 2_000 && number % 500 == 0 {
+            levels.push(live());
+        }
+    }
+    let writer = requests.await.unwrap();
+    world.settled().await;
+    let spread = levels.iter().max().unwrap() - levels.iter().min().unwrap();
+    println!("pipeline_flush {pipeline_flush}: {spread} bytes between the levels");
+    assert!(spread < MAX_SPREAD, "{levels:?}");
+    drop(reader.unsplit(writer));
+    served.await.unwrap().unwrap();
+    assert_eq!(world.counted(), Counted { handled: REQUESTS, flushed: REQUESTS, ..Counted::default() });
+    assert_eq!(without_flushed(world.tracker.stats()), (0, 0, 0, 0, 0));
+}
+
 /// Sends half of each round one by one, and the other half pipelined.
 async fn http1_keeps_nothing(rounds: u64) {
     const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n";

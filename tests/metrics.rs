@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 
 use futures_util::FutureExt;
+use metrics::Unit;
 use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 use tower::{Layer, ServiceExt};
 use tower_offload::{
@@ -52,7 +53,10 @@ async fn metrics_have_the_name_of_the_pool_as_label() {
     yielding.oneshot(()).await.unwrap();
 
     let (mut seen, mut seconds) = (BTreeMap::new(), BTreeMap::new());
-    for (key, _, _, value) in snapshotter.snapshot().into_vec() {
+    for (key, unit, help, value) in snapshotter.snapshot().into_vec() {
+        let is_duration = key.key().name().ends_with("_seconds");
+        assert_eq!(unit, Some(if is_duration { Unit::Seconds } else { Unit::Count }), "{key:?}");
+        assert!(help.is_some_and(|help| help.ends_with('.')), "{key:?}");
         let labels: Vec<_> =
             key.key().labels().map(|label| (label.key().to_owned(), label.value().to_owned())).collect();
         assert!(labels.contains(&("pool".to_owned(), "measured".to_owned())), "{labels:?}");
@@ -76,6 +80,8 @@ async fn metrics_have_the_name_of_the_pool_as_label() {
         ("offload_rejected_total overloaded", 1.0),
         ("offload_resume_wait_seconds", 1.0),
         ("offload_run_seconds", 4.0),
+        ("offload_stalled", 0.0),
+        ("offload_stalls_total", 0.0),
     ];
     assert_eq!(seen, expected.map(|(name, value)| (name.to_owned(), value)).into());
 

@@ -1,8 +1,8 @@
 //! Random bytes of a client and a server in random pieces, through a tracked transport:
 //! `cargo +nightly fuzz run tracked_io`.
 //!
-//! The bytes arrive unchanged, a read is pending only at the gate and wakes its task, every
-//! response is counted once, and the split does not matter.
+//! The bytes arrive unchanged apart from the marks, a read is never pending, every response is
+//! counted once, and the split does not matter.
 #![no_main]
 
 use std::{
@@ -11,15 +11,11 @@ use std::{
     future::{Ready, ready},
     io::{self, IoSlice},
     pin::{Pin, pin},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::SeqCst},
-    },
-    task::{Context, Poll, Wake, Waker},
+    task::{Context, Poll, Waker},
 };
 
 use bytes::Bytes;
-use http::{Request, Response, Version};
+use http::{HeaderValue, Request, Response, Version, header::AGE};
 use http_body_util::Empty;
 use hyper::service::Service;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -29,7 +25,7 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Each stream with a multiple of this number is not passed to the service, like a malformed
 /// request.
-const NOT_PASSED_ON: u64 = 5;
+const NOT_PASSED_ON: u32 = 5;
 
 // The first byte is the number of piece sizes, the second decides whether there is a preface, and
 // the third is the share of the rest that belongs to the client.
@@ -40,14 +36,14 @@ libfuzzer_sys::fuzz_target!(|input: &[u8]| {
     let from = if http2 % 4 > 0 { [PREFACE, from].concat() } else { from.to_vec() };
 
     let whole = pass_through(&from, to, &[usize::MAX]);
-    assert_eq!(whole.delivered, from);
+    assert_eq!(whole.received, from);
     let sizes: Vec<usize> = sizes.iter().map(|size| usize::from(*size) + 1).chain([1]).collect();
     assert_eq!(pass_through(&from, to, &sizes), whole);
 });
 
 #[derive(Debug, PartialEq)]
 struct Seen {
-    delivered: Vec<u8>,
+    received: Vec<u8>,
     before_drop: TrackerStats,
     after_drop: TrackerStats,
 }
@@ -65,30 +61,35 @@ fn pass_through(from: &[u8], to: &[u8], sizes: &[usize]) -> Seen {
     }
     let tracker = Tracker::new();
     let (mut io, service) = tracker.track(script, Responder);
-    let task = Arc::new(Task::default());
-    let waker = Waker::from(task.clone());
-    let mut cx = Context::from_waker(&waker);
+    let mut cx = Context::from_waker(Waker::noop());
 
-    let (mut delivered, mut opened, mut called) = (Vec::new(), 0, 0);
+    let mut delivered = Vec::new();
     let mut room = vec![0; 1 << 14];
     loop {
         let length = next(room.len());
         let mut buffer = ReadBuf::new(&mut room[..length]);
         match Pin::new(&mut io).poll_read(&mut cx, &mut buffer) {
-            // There is always something to read, so only the gate is pending.
-            Poll::Pending => {
-                assert!(task.0.swap(false, SeqCst), "the task is woken");
-                opened += 1;
-                if opened % NOT_PASSED_ON != 0 {
-                    called += 1;
-                    let mut request = Request::new(());
-                    *request.version_mut() = Version::HTTP_2;
-                    assert!(pin!(service.call(request)).poll(&mut cx).is_ready());
-                }
-            }
+            Poll::Pending => panic!("there is always something to read"),
             Poll::Ready(Ok(())) if buffer.filled().is_empty() => break,
             Poll::Ready(Ok(())) => delivered.extend_from_slice(buffer.filled()),
             Poll::Ready(Err(error)) => panic!("{error}"),
+        }
+    }
+    let (received, marks) = match delivered.strip_prefix(PREFACE) {
+        Some(frames) => {
+            let (received, marks) = unmark(frames);
+            ([PREFACE, &received].concat(), marks)
+        }
+        None => (delivered, Vec::new()),
+    };
+    let mut called = 0;
+    for (number, mark) in (1..).zip(marks) {
+        if number % NOT_PASSED_ON != 0 {
+            called += 1;
+            let mut request = Request::new(());
+            *request.version_mut() = Version::HTTP_2;
+            request.headers_mut().insert(AGE, HeaderValue::from_bytes(&mark).expect("a mark is valid"));
+            assert!(pin!(service.call(request)).poll(&mut cx).is_ready());
         }
     }
     let mut rest = to;
@@ -108,7 +109,36 @@ fn pass_through(from: &[u8], to: &[u8], sizes: &[usize]) -> Seen {
     let after_drop = tracker.stats();
     let TrackerStats { flushed, gave_up, lost, unmapped, .. } = after_drop;
     assert_eq!(flushed + gave_up + lost + unmapped, called, "each response is counted once: {after_drop:?}");
-    Seen { delivered, before_drop, after_drop }
+    assert_eq!(unmapped, 0);
+    Seen { received, before_drop, after_drop }
+}
+
+/// Removes the marks from the frames of a client. Returns the bytes that the client sent, and the
+/// values of the marks.
+fn unmark(mut bytes: &[u8]) -> (Vec<u8>, Vec<Vec<u8>>) {
+    const FIELD: usize = 14;
+    let (mut sent, mut marks, mut last) = (Vec::new(), Vec::new(), 0);
+    while let Some(length) = bytes.get(..3).map(|length| u32::from_be_bytes([0, length[0], length[1], length[2]])) {
+        let Some((frame, behind)) = bytes.split_at_checked(9 + length as usize) else { break };
+        bytes = behind;
+        let is_block = matches!(frame[3], 1 | 9) && frame[4] & 4 != 0;
+        if !(is_block && frame.len() >= 9 + FIELD && frame[frame.len() - FIELD..].starts_with(&[15, 6, 11])) {
+            last = sent.len();
+            sent.extend(frame);
+            continue;
+        }
+        marks.push(frame[frame.len() - FIELD + 3..].to_vec());
+        let is_alone = frame[3] == 9 && frame.len() == 9 + FIELD && sent.len() > last + 4;
+        if is_alone && (sent[last + 4] & 8 != 0 || sent.len() - last > 16_384) {
+            sent[last + 4] |= 4;
+            continue;
+        }
+        last = sent.len();
+        sent.extend(&(length - FIELD as u32).to_be_bytes()[1..]);
+        sent.extend(&frame[3..frame.len() - FIELD]);
+    }
+    sent.extend(bytes);
+    (sent, marks)
 }
 
 /// Returns the scripted reads and then the end. Accepts at most `MAX_WRITE` bytes per write.
@@ -170,15 +200,5 @@ impl Service<Request<()>> for Responder {
 
     fn call(&self, _: Request<()>) -> Self::Future {
         ready(Ok(Response::new(Empty::new())))
-    }
-}
-
-/// A task that records whether it was woken.
-#[derive(Default)]
-struct Task(AtomicBool);
-
-impl Wake for Task {
-    fn wake(self: Arc<Self>) {
-        self.0.store(true, SeqCst);
     }
 }

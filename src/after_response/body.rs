@@ -47,6 +47,7 @@ where
         let this = self.project();
         let mut inner = this.inner;
         let Some(guard) = this.guard else { return inner.poll_frame(cx) };
+        guard.on_poll();
         let frame = ready!(guard.run(|| inner.as_mut().poll_frame(cx)));
         guard.on_frame(frame.as_ref(), &*inner, cx);
         Poll::Ready(frame)

@@ -29,6 +29,10 @@ use crate::sync::{AtomicU8, Mutex, Ordering, lock};
 /// 2. The connection's side finishes when it completes its [`FlushWaiter`]. An untracked exchange
 ///    has none. A response that is incomplete on the server's side does not wait for it.
 ///
+/// If the body has ended and the client does not take it, the connection gives up with
+/// [`FlushOutcome::Stalled`]. That finishes both sides, because hyper keeps a body of which the
+/// client takes nothing (`PipeToSendStream` in `hyper/proto/h2/mod.rs`).
+///
 /// Settling starts the [`Driver`], which runs hooks and tasks in a task of its own. No method runs
 /// user code, because the callers are in the middle of I/O.
 ///
@@ -38,7 +42,7 @@ pub(crate) struct Exchange {
     began: Instant,
     is_multiplexed: bool,
     state: ExchangeState,
-    /// Written before [`GUARD_DROPPED`] is set, read after [`SETTLED`] is set.
+    /// Written before [`GUARD_DROPPED`] or [`BODY_ENDED`] is set, read after [`SETTLED`] is set.
     progress: OnceLock<Progress>,
     /// `None` if the connection does not report flushes.
     tracking: Option<Tracking>,
@@ -65,6 +69,8 @@ pub(crate) enum FlushOutcome {
     Unmapped,
     /// The bytes on the connection were not understood.
     GaveUp,
+    /// The client did not take the response in time. Its body may not have been dropped.
+    Stalled,
     /// The stream was reset or the connection closed before the response was flushed.
     Lost,
     /// The transport accepted the whole response and flushed. `body_bytes` is the length of the
@@ -93,6 +99,12 @@ impl FlushWaiter {
     /// transport covers it.
     pub(crate) fn awaits_flush(&self) -> bool {
         self.0.state.awaits_flush()
+    }
+
+    /// Returns `true` if the body ended and was complete, but may not have been dropped. Then
+    /// [`FlushOutcome::Stalled`] is allowed.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.0.state.has_ended()
     }
 
     /// Returns `true` if the response has a head and its body was not dropped.
@@ -173,16 +185,32 @@ impl Exchange {
         self.state.set(if opens_tunnel { HAS_HEAD | ENDS_WITH_HEAD } else { HAS_HEAD });
     }
 
-    /// Finishes the server's side. Called once, by the guard's drop.
-    pub(super) fn finish(self: &Arc<Self>, progress: Progress) {
-        let awaits_flush = match progress.end() {
+    /// The body of a tracked response has ended, and was not dropped yet.
+    pub(super) fn end_body(&self, progress: Progress) {
+        let awaits_flush = self.awaits_flush(&progress);
+        if self.progress.set(progress).is_ok() && awaits_flush {
+            self.state.end_body();
+        }
+    }
+
+    /// Finishes the server's side. Called once, by the guard's drop. `progress` is `None` after
+    /// [`end_body`](Self::end_body).
+    pub(super) fn finish(self: &Arc<Self>, progress: Option<Progress>) {
+        let progress = match progress {
+            Some(progress) => self.progress.get_or_init(|| progress),
+            None => self.progress.get().expect("the body has ended"),
+        };
+        if self.state.drop_guard(self.awaits_flush(progress)) {
+            self.settle();
+        }
+    }
+
+    fn awaits_flush(&self, progress: &Progress) -> bool {
+        match progress.end() {
             End::Complete => true,
             // HTTP/2 sends such a response to its end; HTTP/1 closes the connection instead.
             End::BodyTooShort => self.is_multiplexed,
             _ => false,
-        };
-        if self.progress.set(progress).is_ok() && self.state.drop_guard(awaits_flush) {
-            self.settle();
         }
     }
 
@@ -190,7 +218,11 @@ impl Exchange {
     #[cfg(feature = "flush")]
     fn complete_flush(self: &Arc<Self>, outcome: FlushOutcome) {
         let is_first = self.tracking.as_ref().is_some_and(|tracking| tracking.outcome.set(outcome).is_ok());
-        if is_first && self.state.set_flush_known() {
+        let settles = match outcome {
+            FlushOutcome::Stalled => self.state.give_up(),
+            _ => self.state.set_flush_known(),
+        };
+        if is_first && settles {
             self.settle();
         }
     }
@@ -256,7 +288,8 @@ impl fmt::Debug for Exchange {
     }
 }
 
-/// The guard was dropped: the server's side has finished. Set once.
+/// The guard was dropped: the server's side has finished. Set once. Also set if the connection gave
+/// up on a response whose body has ended.
 const GUARD_DROPPED: u8 = 1;
 /// The connection's side has finished, or the exchange does not wait for it. Set by the waiter, or
 /// by the guard of an incomplete response.
@@ -270,12 +303,16 @@ const HAS_HEAD: u8 = 1 << 4;
 /// The response opens a tunnel, so its head is its end on the wire. Set together with [`HAS_HEAD`].
 const ENDS_WITH_HEAD: u8 = 1 << 5;
 
+/// The body of a complete response has ended, and [`Exchange::progress`] is known.
+const BODY_ENDED: u8 = 1 << 6;
+
 /// The life of an exchange. Bits are set and never cleared.
 ///
 /// Invariants:
 ///
-/// * Of the calls that set [`GUARD_DROPPED`] and [`FLUSH_KNOWN`], exactly the second returns
-///   `true`, and its caller settles. It sees everything that the first caller wrote before.
+/// * Of the calls that set [`GUARD_DROPPED`] and [`FLUSH_KNOWN`], exactly the one after which both
+///   are set returns `true`, and its caller settles. It sees everything that the others wrote
+///   before.
 /// * If [`SETTLED`] and [`HAS_REGISTRATIONS`] are both set, at least one of the two calls returned
 ///   `true`, and its caller starts the driver. Both may: [`Pending`] lets only one of them run what
 ///   is registered.
@@ -291,7 +328,7 @@ impl ExchangeState {
     /// Unless `awaits_flush`, the exchange does not wait for the connection's side.
     fn drop_guard(&self, awaits_flush: bool) -> bool {
         if awaits_flush {
-            self.set(GUARD_DROPPED) & FLUSH_KNOWN != 0
+            self.set(GUARD_DROPPED) & (GUARD_DROPPED | FLUSH_KNOWN) == FLUSH_KNOWN
         } else {
             self.set(GUARD_DROPPED | FLUSH_KNOWN) & GUARD_DROPPED == 0
         }
@@ -302,6 +339,18 @@ impl ExchangeState {
     #[cfg_attr(not(feature = "flush"), allow(dead_code, reason = "called by tracked connections"))]
     fn set_flush_known(&self) -> bool {
         self.set(FLUSH_KNOWN) & (GUARD_DROPPED | FLUSH_KNOWN) == GUARD_DROPPED
+    }
+
+    /// Records that the body of a complete response has ended.
+    fn end_body(&self) {
+        self.set(BODY_ENDED);
+    }
+
+    /// Records that the connection has given up on a response that [has
+    /// ended](Self::has_ended). Returns `true` if the caller must settle the exchange.
+    #[cfg_attr(not(feature = "flush"), allow(dead_code, reason = "called by tracked connections"))]
+    fn give_up(&self) -> bool {
+        self.set(GUARD_DROPPED | FLUSH_KNOWN) & FLUSH_KNOWN == 0
     }
 
     /// Records that the exchange has settled. Returns `true` if the caller must start the driver.
@@ -330,12 +379,22 @@ impl ExchangeState {
         self.0.load(Ordering::Acquire) & (GUARD_DROPPED | FLUSH_KNOWN) == GUARD_DROPPED
     }
 
+    fn has_ended(&self) -> bool {
+        let bits = self.0.load(Ordering::Acquire);
+        bits & (GUARD_DROPPED | BODY_ENDED) != 0 && bits & FLUSH_KNOWN == 0
+    }
+
     fn has_open_body(&self) -> bool {
         self.0.load(Ordering::Acquire) & (GUARD_DROPPED | HAS_HEAD) == HAS_HEAD
     }
 
     fn is_flush_known(&self) -> bool {
         self.0.load(Ordering::Acquire) & FLUSH_KNOWN != 0
+    }
+
+    #[cfg(test)]
+    fn is_settled(&self) -> bool {
+        self.0.load(Ordering::Acquire) & SETTLED != 0
     }
 
     fn ends_with_head(&self) -> bool {

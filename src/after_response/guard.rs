@@ -87,6 +87,14 @@ impl Guard {
         self.reported_end.store(true, Ordering::Relaxed);
     }
 
+    /// Records that the body is polled for a frame. To be called before the poll, because the client
+    /// may leave while the first frame is pending.
+    pub(super) fn on_poll(&mut self) {
+        if let Some(progress) = &mut self.progress {
+            progress.set_polled();
+        }
+    }
+
     /// Records what `poll_frame` returned.
     pub(super) fn on_frame<B: Body<Error: fmt::Display>>(
         &mut self,
@@ -97,7 +105,6 @@ impl Guard {
         let error = frame.and_then(|frame| frame.as_ref().err()).map(|error| self.text(error));
         let is_end_stream = matches!(frame, Some(Ok(_))) && self.run(|| body.is_end_stream());
         let Some(progress) = &mut self.progress else { return };
-        progress.set_polled();
         match frame {
             None => progress.end_body(),
             Some(Err(_)) => progress.fail(error.flatten()),
@@ -118,6 +125,12 @@ impl Guard {
                 None => self.waker = Some(cx.waker().clone()),
             }
         }
+        // hyper may keep the body for as long as the client takes nothing of it.
+        if progress.has_ended() && self.exchange.is_tracked() {
+            if let Some(progress) = self.progress.take() {
+                self.exchange.end_body(progress);
+            }
+        }
     }
 
     /// Formats an error, unless no hook or task could read the text.
@@ -132,12 +145,14 @@ impl Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        let Some(mut progress) = self.progress.take() else { return };
-        if *self.reported_end.get_mut() {
-            progress.end_body();
-        }
-        if self.is_inside {
-            progress.fail(Some("panicked".to_owned()));
+        let mut progress = self.progress.take();
+        if let Some(progress) = &mut progress {
+            if *self.reported_end.get_mut() {
+                progress.end_body();
+            }
+            if self.is_inside {
+                progress.fail(Some("panicked".to_owned()));
+            }
         }
         self.exchange.finish(progress);
         if let Some(waker) = self.waker.take() {

@@ -82,7 +82,8 @@ pub enum End {
 pub enum Delivery {
     /// The response, or a part of it, was not delivered.
     NotDelivered,
-    /// The HTTP implementation took all of the response. How much of it was written is unknown.
+    /// The HTTP implementation took all of the response. How much of it was written is unknown: the
+    /// client may have left or reset the stream before.
     HandedOver,
     /// The transport accepted every byte and flushed. Only a tracked connection can know (feature
     /// `flush`).

@@ -165,6 +165,11 @@ impl Progress {
         self.ended = true;
     }
 
+    /// Returns `true` if the body has reported its end, without an error.
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended && !self.failed
+    }
+
     /// Records that the handler or the body failed or panicked.
     pub(super) fn fail(&mut self, error: Option<String>) {
         self.failed = true;

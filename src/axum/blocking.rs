@@ -30,19 +30,35 @@ use crate::pool::Pool;
 ///
 /// # Compile errors
 ///
-/// If the function is async, or an argument is not an extractor, the compiler reports that
-/// `Blocking<..>: Handler<_, _>` is not satisfied:
+/// If the function is async, the compiler says so:
 ///
 /// ```compile_fail
 /// use axum::{Router, routing::get};
 /// use tower_offload::{ThreadPool, axum::blocking};
 ///
-/// // For an async function use an `OffloadLayer` around its route.
+/// // error: `{async closure}` is not a blocking handler
+/// // note: for an async function, use an `OffloadLayer` around its route
 /// let _: Router = Router::new().route("/", get(blocking(ThreadPool::cpu(), async || "no")));
 /// ```
-pub fn blocking<F>(pool: impl Pool, handler: F) -> Blocking<F> {
+///
+/// If an argument is not an extractor, it reports that `Blocking<..>: Handler<_, _>` is not
+/// satisfied.
+pub fn blocking<F, T>(pool: impl Pool, handler: F) -> Blocking<F>
+where
+    F: BlockingFn<T>,
+{
     Blocking { pool: pool.into_shared(), handler }
 }
+
+/// A function that [`blocking`] accepts: `fn(T1, .., T16) -> impl IntoResponse`. `T` is the tuple
+/// of its arguments.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a blocking handler",
+    label = "not a blocking function that returns a response",
+    note = "a blocking handler is a `fn(T1, .., T16) -> impl IntoResponse` that is not async",
+    note = "for an async function, use an `OffloadLayer` around its route"
+)]
+pub trait BlockingFn<T> {}
 
 /// An axum handler that runs a blocking function on a pool. Created by [`blocking`].
 #[derive(Clone)]
@@ -66,6 +82,13 @@ impl<F> fmt::Debug for Blocking<F> {
     }
 }
 
+impl<F, Res> BlockingFn<()> for F
+where
+    F: FnOnce() -> Res,
+    Res: IntoResponse,
+{
+}
+
 impl<F, Res, S> Handler<((),), S> for Blocking<F>
 where
     F: FnOnce() -> Res + Clone + Send + Sync + 'static,
@@ -79,10 +102,17 @@ where
     }
 }
 
-/// Implements `Handler` for functions with one to sixteen extractors, like axum's own macro for
+/// Implements both traits for functions with one to sixteen extractors, like axum's own macro for
 /// async functions.
 macro_rules! handler {
     ([$($part:ident),*], $last:ident) => {
+        impl<F, Res, $($part,)* $last> BlockingFn<($($part,)* $last,)> for F
+        where
+            F: FnOnce($($part,)* $last) -> Res,
+            Res: IntoResponse,
+        {
+        }
+
         #[allow(non_snake_case, unused_mut)]
         impl<F, Res, S, M, $($part,)* $last> Handler<(M, $($part,)* $last,), S> for Blocking<F>
         where

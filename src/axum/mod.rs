@@ -23,6 +23,30 @@
 //! # let _ = app;
 //! ```
 //!
+//! # Errors
+//!
+//! The errors of this crate are responses, so a handler that returns [`axum::response::Result`] can
+//! use `?` on all of them, and on its own errors:
+//!
+#![cfg_attr(feature = "after-response", doc = "```")]
+#![cfg_attr(not(feature = "after-response"), doc = "```ignore")]
+//! use axum::{Router, extract::State, http::StatusCode, response::Result, routing::post};
+//! use tower_offload::{AfterResponse, AfterResponseLayer, Background, ThreadPool, pool::Pool};
+//!
+//! async fn square(State(cpu): State<ThreadPool>, after: AfterResponse, n: String) -> Result<String> {
+//!     let n = n.parse::<u64>().map_err(|_| StatusCode::BAD_REQUEST)?;
+//!     let square = cpu.run(move || n.wrapping_mul(n)).await?; // CallError: 503
+//!     after.spawn_blocking(move || println!("squared {n}"))?; // RegisterError: 503
+//!     Ok(square.to_string())
+//! }
+//! # let _: Router = Router::new()
+//! #     .route("/square", post(square))
+//! #     .layer(AfterResponseLayer::new(Background::default()))
+//! #     .with_state(ThreadPool::cpu());
+//! ```
+//!
+//! [`axum::response::Result`]: https://docs.rs/axum/latest/axum/response/type.Result.html
+//!
 //! # After the response
 //!
 //! With feature `after-response`, handlers can take an `AfterResponse` as an extractor. Without its
@@ -72,6 +96,6 @@ pub mod serve;
 
 #[cfg(feature = "after-response")]
 pub use self::after_response::MissingAfterResponseLayer;
-pub use self::blocking::{Blocking, blocking};
+pub use self::blocking::{Blocking, BlockingFn, blocking};
 #[cfg(feature = "flush")]
 pub use self::serve::{serve, shutdown_signal};

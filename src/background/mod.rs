@@ -186,6 +186,8 @@ impl Background {
 
     /// [Cancels](TaskHandle::cancel) every incomplete task with this name. Returns the number of
     /// tasks that were cancelled.
+    ///
+    /// The empty name cancels nothing: it is the name of all tasks without one.
     pub fn cancel(&self, name: &str) -> usize {
         self.shared.cancel_named(name)
     }

@@ -113,6 +113,9 @@ impl Shared {
     }
 
     pub(super) fn cancel_named(&self, name: &str) -> usize {
+        if name.is_empty() {
+            return 0; // tasks without a name have nothing in common
+        }
         let ids = lock(&self.state).find(|header| header.name == name);
         ids.into_iter().filter(|id| self.cancel(*id)).count()
     }

@@ -4,7 +4,7 @@ use tower_layer::Layer;
 
 use super::{
     blocked::Blocked,
-    naming::{ByPath, FixedName, RouteFn},
+    naming::{ByPath, FixedName, Name, RouteFn, RouteOf, RouteOfHead},
     service::BlockingDetector,
     watch::Settings,
 };
@@ -88,23 +88,29 @@ impl<N> BlockingDetectorLayer<N> {
     /// # let _: Router = Router::new().route("/", get(async || "")).layer(layer);
     /// ```
     #[must_use]
-    pub fn route<F, T>(self, route: F) -> BlockingDetectorLayer<RouteFn<OfHead<F>>>
+    pub fn route<F, T>(self, route: F) -> BlockingDetectorLayer<RouteFn<OfHead<RouteOfHead>>>
     where
         F: Fn(&RequestHead<'_>) -> T + Send + Sync + 'static,
         T: Into<Cow<'static, str>>,
     {
-        BlockingDetectorLayer { settings: self.settings, naming: RouteFn::new(OfHead::new(route)) }
+        BlockingDetectorLayer {
+            settings: self.settings,
+            naming: RouteFn::new(OfHead::new(Box::new(move |head: &RequestHead<'_>| Name::from_closure(route(head))))),
+        }
     }
 
     /// Like [`route`](Self::route), for requests that are not HTTP:
     /// `.route_request(|request: &MyRequest| ..)`.
     #[must_use]
-    pub fn route_request<F, T, Req>(self, route: F) -> BlockingDetectorLayer<RouteFn<OfRequest<F>>>
+    pub fn route_request<F, T, Req>(self, route: F) -> BlockingDetectorLayer<RouteFn<OfRequest<RouteOf<Req>>>>
     where
         F: Fn(&Req) -> T + Send + Sync + 'static,
         T: Into<Cow<'static, str>>,
     {
-        BlockingDetectorLayer { settings: self.settings, naming: RouteFn::new(OfRequest::new(route)) }
+        BlockingDetectorLayer {
+            settings: self.settings,
+            naming: RouteFn::new(OfRequest::new(Box::new(move |request: &Req| Name::from_closure(route(request))))),
+        }
     }
 }
 

@@ -94,8 +94,8 @@
 //! # Observability
 //!
 //! Feature `tracing` emits one event for each report: `thread blocked`, level warn, with the fields
-//! `route`, `method` (HTTP only), `held_seconds` and `poll` (0 for `call`, then 1, 2, ..). Feature
-//! `metrics` records two metrics with the label `route`:
+//! `route`, `method` (HTTP only), `duration_seconds` and `poll` (0 for `call`, then 1, 2, ..).
+//! Feature `metrics` records two metrics with the label `route`, a unit and a help text:
 //!
 //! | metric | kind | value |
 //! |---|---|---|
@@ -124,6 +124,6 @@ pub use self::{
     blocked::{Blocked, Step},
     future::ResponseFuture,
     layer::BlockingDetectorLayer,
-    naming::{ByPath, FixedName, Name, Naming, RouteFn},
+    naming::{ByPath, FixedName, Name, Naming, RouteFn, RouteOf, RouteOfHead},
     service::BlockingDetector,
 };

@@ -75,13 +75,21 @@ impl<V> sealed::Sealed for RouteFn<V> {}
 
 impl<V, Req> Naming<Req> for RouteFn<V>
 where
-    V: View<Req, Output: Into<Cow<'static, str>>>,
+    V: View<Req, Output = Name>,
 {
     fn name(&self, request: &Req) -> Name {
         let method = self.route.head(request).map(|head| head.method().clone());
-        Name { route: Route::Closure(self.route.view(request).into()), method }
+        Name { method, ..self.route.view(request) }
     }
 }
+
+/// A closure that names requests of type `Req`. It is boxed, because rustc cannot prove that a
+/// closure which returns a `&'static str` names requests where it has erased that lifetime
+/// (rust-lang/rust#110338).
+pub type RouteOf<Req> = Box<dyn Fn(&Req) -> Name + Send + Sync>;
+
+/// Like [`RouteOf`], for the head of an HTTP request.
+pub type RouteOfHead = Box<dyn Fn(&RequestHead<'_>) -> Name + Send + Sync>;
 
 /// The name of a request. Created by a [`Naming`].
 ///
@@ -104,6 +112,10 @@ enum Route {
 }
 
 impl Name {
+    pub(super) fn from_closure(route: impl Into<Cow<'static, str>>) -> Self {
+        Self { route: Route::Closure(route.into()), method: None }
+    }
+
     fn by_path(head: &RequestHead<'_>) -> Self {
         let method = Some(head.method().clone());
         #[cfg(feature = "axum")]

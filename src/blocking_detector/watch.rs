@@ -59,7 +59,7 @@ impl Watch {
                 tracing::Level::WARN,
                 route = blocked.route,
                 method = blocked.method.map(http::Method::as_str),
-                held_seconds = duration.as_secs_f64(),
+                duration_seconds = duration.as_secs_f64(),
                 poll = step.number(),
                 "thread blocked"
             );
@@ -68,6 +68,9 @@ impl Watch {
         ignore_panic(|| {
             let bounded = self.name.is_bounded();
             let label = if bounded { blocked.route } else { self.settings.labels.bounded(blocked.route) };
+            metrics::describe_counter!("offload_blocking_total", metrics::Unit::Count, "Reports of blocked threads.");
+            let seconds = metrics::Unit::Seconds;
+            metrics::describe_histogram!("offload_blocking_seconds", seconds, "How long a thread was blocked.");
             let labels = [("route", label.to_owned())];
             metrics::counter!("offload_blocking_total", &labels).increment(1);
             metrics::histogram!("offload_blocking_seconds", &labels).record(duration);

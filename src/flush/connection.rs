@@ -14,13 +14,13 @@
 
 use std::{io::IoSlice, sync::Arc};
 
-use http::Version;
-use tokio::task;
+use http::{HeaderMap, Version};
 
 use super::{
-    frames::StreamId,
+    inbound::{Delivery, Event, Inbound},
+    mark::Mark,
     state::{Completions, State},
-    tracker::{Counters, count},
+    tracker::{Counters, add, count},
 };
 use crate::{
     after_response::{FlushOutcome, FlushWaiter},
@@ -43,9 +43,12 @@ pub(crate) struct Connection {
     counters: Arc<Counters>,
     /// A [`Protocol`]. Leaves `Undecided` once.
     protocol: AtomicU8,
+    mark: Mark,
     state: Mutex<State>,
     /// [`State::flushable`], so that a flush without open responses costs one load.
     flushable: AtomicUsize,
+    /// [`State::open`], so that an idle connection costs one load.
+    open: AtomicUsize,
 }
 
 impl Connection {
@@ -54,8 +57,10 @@ impl Connection {
         Self {
             counters,
             protocol: AtomicU8::new(Protocol::Undecided as u8),
+            mark: Mark::new(),
             state: Mutex::new(State::default()),
             flushable: AtomicUsize::new(0),
+            open: AtomicUsize::new(0),
         }
     }
 
@@ -73,33 +78,20 @@ impl Connection {
 
     // Called by the service.
 
-    /// Adds the response to the request that hyper passes to the service now. The waiter is
-    /// completed exactly once: here if the response cannot be followed, otherwise by a method of
-    /// the transport.
-    ///
-    /// On HTTP/2 the stream of the request is known only here, in the task that reads, and before
-    /// it reads again. A service that is called later in a task of its own must not take the stream
-    /// of another request.
-    pub(super) fn begin(&self, version: Version, waiter: FlushWaiter) {
+    /// Adds the response to a request, and removes the [mark](super::mark) from its fields. The
+    /// waiter is completed exactly once: here if the response cannot be followed, otherwise by a
+    /// method of the transport.
+    pub(super) fn begin(&self, version: Version, headers: &mut HeaderMap, waiter: FlushWaiter) {
         // The version is compared in case the transport was read before it was wrapped: the rule of
         // HTTP/1 would be too early for HTTP/2.
         match self.protocol() {
             Protocol::Http1 if version < Version::HTTP_2 => {
                 self.change(|state, completions| state.begin_http1(waiter, completions));
             }
-            Protocol::Http2 => {
-                let caller = ThreadAndTaskId::current();
-                self.change(|state, completions| {
-                    if state.is_reset(caller) {
-                        completions.push(waiter, FlushOutcome::Lost);
-                        return;
-                    }
-                    let stream = state.take_pending_stream(caller).filter(|_| version == Version::HTTP_2);
-                    state.begin_http2(stream, waiter, completions);
-                });
-            }
-            Protocol::Undecided | Protocol::Http1 => {
-                self.change(|state, completions| state.begin_http2(None, waiter, completions));
+            protocol => {
+                let is_http2 = protocol == Protocol::Http2 && version == Version::HTTP_2;
+                let stream = if is_http2 { self.mark.take(headers) } else { None };
+                self.change(|state, completions| state.begin_http2(stream, waiter, completions));
             }
         }
     }
@@ -112,40 +104,14 @@ impl Connection {
         self.protocol.store(protocol as u8, Ordering::Release);
     }
 
-    /// A header block that opens a stream was delivered to the end. A stream that cannot be
-    /// followed is pending as well, otherwise its request would take the next stream.
-    pub(super) fn open_stream(&self, stream: StreamId) {
-        lock(&self.state).open_stream(stream, ThreadAndTaskId::current());
-    }
-
-    /// Sets whether the requests that h2 passes to the service before the next read were reset by
-    /// the client. Their responses are lost.
-    pub(super) fn expect_resets(&self, expected: bool) {
-        lock(&self.state).expect_resets(expected.then(ThreadAndTaskId::current));
-    }
-
-    /// Returns `true` if the service has not taken the stream that was opened last.
-    pub(super) fn has_pending_stream(&self) -> bool {
-        lock(&self.state).pending_stream.is_some()
-    }
-
-    /// Takes the pending stream back: hyper has polled the transport again, so it did not pass the
-    /// request on.
-    pub(super) fn reclaim_stream(&self) {
-        if self.change(State::reclaim_stream) {
-            count(&self.counters.undelivered);
-        }
-    }
-
-    /// The client reset a stream, which may never have been open.
-    pub(super) fn reset_stream(&self, stream: StreamId) {
-        self.change(|state, completions| state.lose_stream(stream, completions));
-    }
-
-    /// Stops mapping requests to HTTP/2 streams. Responses to later requests are handed over only;
-    /// those whose stream is known are still followed.
-    pub(super) fn stop_mapping(&self) {
-        lock(&self.state).stop_mapping();
+    /// Delivers bytes of an HTTP/2 client, like [`Inbound::deliver`].
+    pub(super) fn read(&self, inbound: &mut Inbound, bytes: &[u8], room: usize, put: impl FnMut(&[u8])) -> Delivery {
+        self.change(|state, completions| {
+            inbound.deliver(&self.mark, bytes, room, put, |event| match event {
+                Event::Open(stream) => state.open_stream(stream),
+                Event::Reset(stream) => state.lose_stream(stream, completions),
+            })
+        })
     }
 
     /// The server's bytes on HTTP/1 belong to no known response. Ends tracking.
@@ -193,6 +159,16 @@ impl Connection {
         self.change(State::lose);
     }
 
+    /// Returns `true` if a response is open.
+    pub(super) fn has_open(&self) -> bool {
+        self.open.load(Ordering::Acquire) > 0
+    }
+
+    /// Gives up on responses that the client has not taken, as [`State::give_up_stalled`] says.
+    pub(super) fn give_up_stalled(&self, accepted: u64) {
+        self.change(|state, completions| state.give_up_stalled(accepted, completions));
+    }
+
     /// Changes the state, and completes waiters after the lock is released. Every change with
     /// completions goes through here.
     fn change<T>(&self, change: impl FnOnce(&mut State, &mut Completions) -> T) -> T {
@@ -201,8 +177,12 @@ impl Connection {
             let mut state = lock(&self.state);
             let changed = change(&mut state, &mut completions);
             self.flushable.store(state.flushable(), Ordering::Release);
+            self.open.store(state.open(), Ordering::Release);
             changed
         };
+        if completions.undelivered > 0 {
+            add(&self.counters.undelivered, completions.undelivered);
+        }
         for (waiter, outcome) in completions {
             // An HTTP/1 response whose body did not end is not lost on the wire.
             let is_counted =
@@ -217,35 +197,27 @@ impl Connection {
 }
 
 #[cfg(test)]
+use super::frames::StreamId;
+
+#[cfg(test)]
 impl Connection {
     pub(super) fn follows(&self, stream: StreamId) -> bool {
         lock(&self.state).outbound.follows(stream)
     }
 
-    /// Pretends that the pending stream could not be followed.
-    pub(super) fn unfollow_pending_stream(&self) {
-        if let Some(pending) = &mut lock(&self.state).pending_stream {
-            pending.stream = None;
-        }
+    pub(super) fn open_stream(&self, stream: StreamId) {
+        self.change(|state, _| state.open_stream(stream));
     }
-}
 
-thread_local! {
-    static THREAD: u8 = const { 0 };
-}
+    /// Returns the fields of a request on this stream, as the service receives them.
+    pub(super) fn fields(&self, stream: StreamId) -> HeaderMap {
+        let value = http::HeaderValue::from_bytes(&self.mark.field(stream)[3..]);
+        HeaderMap::from_iter([(http::header::AGE, value.expect("it is valid"))])
+    }
 
-/// The current thread, and the tokio task on it.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) struct ThreadAndTaskId {
-    /// Address of a thread-local, unique among living threads. Cheaper than the id of `std`, which
-    /// counts a reference.
-    thread: usize,
-    task: Option<task::Id>,
-}
-
-impl ThreadAndTaskId {
-    fn current() -> Self {
-        Self { thread: THREAD.with(|thread| std::ptr::from_ref(thread).addr()), task: task::try_id() }
+    /// The client resets a stream.
+    pub(super) fn reset_stream(&self, stream: StreamId) {
+        self.change(|state, completions| state.lose_stream(stream, completions));
     }
 }
 

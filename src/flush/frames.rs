@@ -10,23 +10,26 @@
 //!
 //! Memory is constant for all lengths: the header, and the first eight bytes of the payload.
 
+/// Length of a frame header.
+pub(super) const HEADER_LENGTH: usize = 9;
+
 /// Flag of DATA and HEADERS: the last frame or block of this direction of the stream.
 const END_STREAM: u8 = 0x1;
 /// Flag of HEADERS, PUSH_PROMISE and CONTINUATION: the block ends with this frame.
-const END_HEADERS: u8 = 0x4;
+pub(super) const END_HEADERS: u8 = 0x4;
 /// Flag of DATA: the payload begins with the length of the padding at its end.
-const PADDED: u8 = 0x8;
+pub(super) const PADDED: u8 = 0x8;
 /// Flag of SETTINGS.
 const ACK: u8 = 0x1;
 
 /// Types of frames (RFC 9113, section 6). Other types are skipped.
 const DATA: u8 = 0x0;
-const HEADERS: u8 = 0x1;
-const RST_STREAM: u8 = 0x3;
+pub(super) const HEADERS: u8 = 0x1;
+pub(super) const RST_STREAM: u8 = 0x3;
 const SETTINGS: u8 = 0x4;
 const PUSH_PROMISE: u8 = 0x5;
 const GOAWAY: u8 = 0x7;
-const CONTINUATION: u8 = 0x9;
+pub(super) const CONTINUATION: u8 = 0x9;
 
 /// Identifier of a stream: 31 bits.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -39,6 +42,10 @@ impl StreamId {
     /// Ignores the reserved bit, as RFC 9113, section 4.1 requires.
     pub(super) fn new(bits: u32) -> Self {
         Self(bits & 0x7fff_ffff)
+    }
+
+    pub(super) fn as_u32(self) -> u32 {
+        self.0
     }
 
     /// Returns `true` if a client opens streams with such identifiers (RFC 9113, section 5.1.1).
@@ -79,7 +86,7 @@ pub(super) enum Event {
 /// Parses frames from bytes in any split.
 #[derive(Debug, Default)]
 pub(super) struct Frames {
-    header: FixedBuf<9>,
+    header: FixedBuf<HEADER_LENGTH>,
     /// Unread bytes of the payload, once the header is complete.
     unread: u32,
     payload: FixedBuf<8>,

@@ -1,220 +1,218 @@
-//! Parser of the client's bytes on an HTTP/2 connection, and the points where their delivery stops.
+//! Parser of the client's frames on an HTTP/2 connection, which appends a field with the identifier
+//! of its stream to each request.
 //!
-//! hyper does not pass the identifier of a stream to the service. It is found by gating the reads:
-//! after the header block that opens a stream, delivery stops until h2 has passed the request to
-//! the service, which it does in the same poll (`h2/server.rs:425-449`,
-//! `hyper/proto/h2/server.rs:259-316`).
+//! The frames arrive like on a plain connection, except that the last frame of a header block that
+//! opens a stream is longer by the [field](super::mark). If that frame is padded or has the maximum
+//! length already, a CONTINUATION frame with the field follows it (RFC 9113, section 6.10). A block
+//! opens a stream if its identifier is odd and greater than all before (section 5.1.1). Any other
+//! block is trailers of a request, or an error that the server answers.
 //!
-//! A block opens a stream if its identifier is odd and greater than all before (RFC 9113, section
-//! 5.1.1). Any other block is trailers of a request, or an error that h2 answers, and does not
-//! close the gate.
+//! The field is a whole representation of HPACK without indexing, so it changes neither the dynamic
+//! table nor the fields before it (RFC 7541, section 6.2.2). A block that ends within a
+//! representation swallows the field and stays an error, or loses it. Then the request has no known
+//! stream.
 //!
-//! # Rapid reset
+//! Headers of frames are held back until they are complete. Nothing else is delayed, so the server
+//! reads and answers the same frames in the same order, and its limits apply as they do without
+//! tracking.
 //!
-//! h2 limits the streams that a client resets before they are accepted (`h2/proto/streams/recv.rs`,
-//! `recv_reset`), which is its protection against CVE-2023-44487. A stream that closes the gate is
-//! accepted before its reset is delivered, so h2 would never count one. Two rules restore the
-//! limit:
-//!
-//! 1. A stream whose reset is already buffered does not close the gate. h2 reads the request and
-//!    the reset in one poll and counts the stream, like on a plain connection, up to the limit that
-//!    the server has set.
-//! 2. The gate stays open for the rest of the connection once more than [`MAX_RESETS`] resets were
-//!    hidden from h2 without a pause. A reset is hidden if its stream had closed the gate, because
-//!    the reset was too far behind, or if h2 had to accept its stream so that the gate could close
-//!    for another request. From then on h2 reads the same bytes in the same polls as without the
-//!    gate, and ends the connection at its limit. The gate does not close again, otherwise a client
-//!    that pauses after each burst would never reach that limit.
-//!
-//! So a flood that hides its resets runs about [`MAX_RESETS`] more handlers than on a plain
-//! connection, plus the requests in between. A server with a lower limit applies that limit to the
-//! resets of rule 1 only.
-//!
-//! A client that pauses between a request and its reset is not limited by h2 either, because the
-//! stream is accepted in between.
-//!
-//! # Accepting the streams that were reset
-//!
-//! h2 passes streams that were reset to the service as well, in the order of their header blocks,
-//! and skips malformed ones. Such a request must not take the stream of a later one.
-//! Therefore a header block that closes the gate is completed only when h2 has no other stream to
-//! accept: [`Inbound`] counts the streams that it delivered with the gate open, and holds back the
-//! last byte of the block, without which h2 cannot decode it, until the reads have returned
-//! `Pending` as often. After each such read, h2 accepts one stream before it reads again, and it
-//! accepts streams in order. The count may be too high, because malformed streams are never
-//! accepted; then the reads only wait longer.
+//! The rules of RFC 9113 are not checked, because the server does so: if it finds an error of the
+//! connection, nothing after it matters.
+
+use std::ops::Range;
 
 use super::{
-    frames::{Event, Frames, StreamId},
-    lookahead::Lookahead,
+    frames::{CONTINUATION, END_HEADERS, HEADER_LENGTH, HEADERS, PADDED, RST_STREAM, StreamId},
+    mark::{FIELD_LENGTH, Mark},
 };
 
-/// The number of hidden resets in one [`Run`] that the gating survives. h2 allows as many by
-/// default (`h2/proto/mod.rs`, `DEFAULT_REMOTE_RESET_STREAM_MAX`).
-const MAX_RESETS: u32 = 20;
+/// The maximum length of a payload that every receiver accepts (RFC 9113, section 4.2).
+const MAX_PAYLOAD: u32 = 1 << 14;
 
-/// The length of a [`Run`]. A tokio socket gives up the thread after 128 reads, and h2 reads about
-/// 8 KiB at a time, so a plain connection reads about as much in one poll.
-const MAX_RUN_BYTES: usize = 1 << 20;
-
-/// Parses the bytes that are about to be delivered to h2, without the preface.
+/// Parses and delivers the bytes of a client, without the preface.
 #[derive(Debug, Default)]
 pub(super) struct Inbound {
-    frames: Frames,
-    /// The highest stream whose header block was delivered.
+    /// The header of the current frame.
+    header: [u8; HEADER_LENGTH],
+    /// The number of bytes of `header` that were read. Zero while `payload` is not.
+    filled: usize,
+    /// The rest of the payload.
+    payload: u32,
+    end: FrameEnd,
+    /// The stream of a header block that opens it, and whose last frame has not come yet.
+    block: Option<StreamId>,
+    /// The highest stream that was opened.
     highest: Option<StreamId>,
-    /// The stream of a header block that was read and whose last byte is held back.
-    held: Option<StreamId>,
-    /// The maximum number of streams that h2 has not accepted yet and that did not close the gate.
-    /// A stream closes the gate only while this is zero.
-    unaccepted: u32,
-    /// The resets of these streams, as h2 counts them.
-    unaccepted_resets: u32,
-    run: Run,
-    /// Set once, by more than [`MAX_RESETS`] hidden resets in a run.
-    flooded: bool,
+    /// Bytes that are not part of the input as it is: a header, and an appended field or frame.
+    added: [u8; 2 * HEADER_LENGTH + FIELD_LENGTH],
+    /// The part of `added` that was not delivered.
+    undelivered: Range<usize>,
 }
 
-/// Bytes that arrived without a pause. A plain connection reads them in one poll, before it accepts
-/// any stream that they open.
-#[derive(Debug, Default)]
-struct Run {
-    /// The highest stream before the run.
-    before: Option<StreamId>,
-    bytes: usize,
-    /// RST_STREAM frames for streams that the run opened, and that h2 no longer counts.
-    hidden_resets: u32,
+/// The effect of the end of the current frame.
+#[derive(Clone, Copy, Debug, Default)]
+enum FrameEnd {
+    #[default]
+    Nothing,
+    /// It completes the request. The field belongs to this frame.
+    Request(StreamId),
+    /// It completes the request. The field follows in a frame of its own.
+    LongRequest(StreamId),
+    Reset(StreamId),
 }
 
-/// The bytes that may be delivered now.
+/// An event in the client's bytes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) struct Delivery {
-    /// Number of bytes, from the first. The rest must be offered again: once the gate is open if
-    /// the bytes open a stream, otherwise after a read that returned `Pending`.
-    pub(super) bytes: usize,
-    /// The stream that the last of these bytes opens. The gate closes after it.
-    pub(super) opened: Option<StreamId>,
+pub(super) enum Event {
+    /// A header block opens this stream.
+    Open(StreamId),
+    /// A RST_STREAM frame. The stream may never have been open.
+    Reset(StreamId),
 }
 
-/// The effect of a header block that opens a stream on the gate.
-enum Passage {
-    /// It passes, and the gate stays open.
-    Free,
-    /// It passes, and the gate closes.
-    Closing,
-    /// Its last byte waits until h2 has accepted other streams.
-    Held,
+/// The result of [`Inbound::deliver`].
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(super) struct Delivery {
+    /// The number of bytes read. If it is not all of them, there was no room.
+    pub(super) read: usize,
+    /// The number of bytes delivered. If it is zero, only a part of a frame header was read.
+    pub(super) delivered: usize,
 }
 
 impl Inbound {
-    /// Returns the bytes that may be delivered: all of them, or up to the first that opens a
-    /// stream, or up to a byte that is held back. They count as delivered and must not be offered
-    /// again.
-    ///
-    /// Calls `on_reset` with the stream and the error code of each RST_STREAM frame in them. The
-    /// stream may never have been open.
+    /// Reads bytes, and delivers at most `room` bytes to `put`. Each event is reported before the
+    /// last byte of its frame or block is delivered, so that it precedes everything that the server
+    /// does about it.
     pub(super) fn deliver(
         &mut self,
+        mark: &Mark,
         bytes: &[u8],
-        lookahead: &mut Lookahead,
-        mut on_reset: impl FnMut(StreamId, u32),
+        room: usize,
+        mut put: impl FnMut(&[u8]),
+        mut on_event: impl FnMut(Event),
     ) -> Delivery {
-        let mut delivered = 0;
-        if let Some(stream) = self.held {
-            match self.pass(stream, lookahead) {
-                Passage::Held => return Delivery { bytes: 0, opened: None },
-                Passage::Closing => return Delivery { bytes: 1, opened: Some(stream) },
-                // The parser has read the byte already.
-                Passage::Free => delivered = 1,
+        let (mut rest, mut space) = (bytes, room);
+        while space > 0 {
+            if !self.undelivered.is_empty() {
+                let count = self.undelivered.len().min(space);
+                put(&self.added[self.undelivered.start..][..count]);
+                self.undelivered.start += count;
+                space -= count;
+            } else if self.payload > 0 {
+                let count = rest.len().min(space).min(self.payload as usize);
+                if count == 0 {
+                    break;
+                }
+                let (payload, behind) = rest.split_at(count);
+                // At most `payload`, which is an `u32`.
+                self.payload -= count as u32;
+                if self.payload == 0 {
+                    self.end_frame(mark, &mut on_event);
+                }
+                put(payload);
+                (rest, space) = (behind, space - count);
+            } else {
+                let count = rest.len().min(HEADER_LENGTH - self.filled);
+                let (header, behind) = rest.split_at(count);
+                self.header[self.filled..][..count].copy_from_slice(header);
+                self.filled += count;
+                rest = behind;
+                if self.filled < HEADER_LENGTH {
+                    break;
+                }
+                self.begin_frame();
+                if self.payload == 0 {
+                    self.end_frame(mark, &mut on_event);
+                }
             }
         }
-        while delivered < bytes.len() {
-            let (read, event) = self.frames.read(&bytes[delivered..]);
-            delivered += read;
-            self.run.bytes = self.run.bytes.saturating_add(read);
-            match event {
-                Some(Event::Headers { stream, .. }) if stream.opens_after(self.highest) => {
-                    match self.pass(stream, lookahead) {
-                        Passage::Held => return Delivery { bytes: delivered - 1, opened: None },
-                        Passage::Closing => return Delivery { bytes: delivered, opened: Some(stream) },
-                        Passage::Free => {}
-                    }
+        Delivery { read: bytes.len() - rest.len(), delivered: room - space }
+    }
+
+    /// Returns `true` if bytes can be delivered without reading any.
+    pub(super) fn has_undelivered(&self) -> bool {
+        !self.undelivered.is_empty()
+    }
+
+    /// The input has ended. Releases the header that is held back.
+    pub(super) fn finish(&mut self) {
+        let header = self.header;
+        self.add(&[&header[..self.filled]]);
+        self.filled = 0;
+    }
+
+    /// Returns the bytes that were read and not delivered.
+    pub(super) fn into_undelivered(mut self) -> Vec<u8> {
+        self.finish();
+        self.added[self.undelivered].to_vec()
+    }
+
+    /// The header is complete.
+    fn begin_frame(&mut self) {
+        let [high, middle, low, kind, flags, stream @ ..] = self.header;
+        let stream = StreamId::new(u32::from_be_bytes(stream));
+        self.payload = u32::from_be_bytes([0, high, middle, low]);
+        let opened = match kind {
+            HEADERS => Some(stream).filter(|stream| stream.opens_after(self.highest)),
+            CONTINUATION => self.block.filter(|open| *open == stream),
+            _ => None,
+        };
+        self.block = opened.filter(|_| flags & END_HEADERS == 0);
+        self.end = match opened {
+            Some(_) if self.block.is_some() => FrameEnd::Nothing,
+            Some(stream) => {
+                let longer = self.payload + FIELD_LENGTH as u32;
+                // CONTINUATION has no padding.
+                let is_padded = kind == HEADERS && flags & PADDED != 0;
+                if is_padded || longer > MAX_PAYLOAD {
+                    self.header[4] &= !END_HEADERS;
+                    FrameEnd::LongRequest(stream)
+                } else {
+                    self.header[..3].copy_from_slice(&longer.to_be_bytes()[1..]);
+                    FrameEnd::Request(stream)
                 }
-                Some(Event::Reset { stream, error_code }) => {
-                    if Some(stream) <= self.highest {
-                        if lookahead.remove(stream) {
-                            self.unaccepted_resets = self.unaccepted_resets.saturating_add(1);
-                        } else if Some(stream) > self.run.before {
-                            self.hide_resets(1);
-                        }
-                    }
-                    on_reset(stream, error_code);
-                }
-                _ => {}
+            }
+            None if kind == RST_STREAM => FrameEnd::Reset(stream),
+            None => FrameEnd::Nothing,
+        };
+        self.filled = 0;
+        let header = self.header;
+        self.add(&[&header]);
+    }
+
+    /// The payload was read.
+    fn end_frame(&mut self, mark: &Mark, on_event: &mut impl FnMut(Event)) {
+        match std::mem::take(&mut self.end) {
+            FrameEnd::Nothing => {}
+            FrameEnd::Reset(stream) => on_event(Event::Reset(stream)),
+            FrameEnd::Request(stream) => {
+                self.open(stream, on_event);
+                self.add(&[&mark.field(stream)]);
+            }
+            FrameEnd::LongRequest(stream) => {
+                self.open(stream, on_event);
+                let mut header = [0, 0, FIELD_LENGTH as u8, CONTINUATION, END_HEADERS, 0, 0, 0, 0];
+                header[5..].copy_from_slice(&stream.as_u32().to_be_bytes());
+                self.add(&[&header, &mark.field(stream)]);
             }
         }
-        Delivery { bytes: delivered, opened: None }
     }
 
-    /// A read returns `Pending`. h2 accepts a stream, if there is one, before it reads again.
-    pub(super) fn accept_one(&mut self) {
-        self.unaccepted = self.unaccepted.saturating_sub(1);
-        let resets = self.unaccepted_resets;
-        self.unaccepted_resets = resets.min(self.unaccepted);
-        if self.held.is_some() {
-            // A plain connection would have read the next request before h2 accepts this stream.
-            self.hide_resets(resets - self.unaccepted_resets);
-        }
-    }
-
-    /// Starts a new [`Run`]: the transport has no more bytes at the moment.
-    pub(super) fn pause(&mut self) {
-        self.run = Run { before: self.highest, ..Run::default() };
-    }
-
-    /// Returns `true` as long as each new stream closes the gate. After malformed bytes or a flood
-    /// of resets it returns `false` forever: all bytes are delivered at once, and requests have no
-    /// stream.
-    ///
-    /// Resets are still reported after a flood, but not after malformed bytes.
-    pub(super) fn is_gating(&self) -> bool {
-        !self.flooded && !self.frames.gave_up()
-    }
-
-    /// Returns `true` if h2 may have streams to accept that the client has reset. It has no others
-    /// then.
-    pub(super) fn expects_resets(&self) -> bool {
-        self.unaccepted > 0 && self.is_gating()
-    }
-
-    /// Returns the highest stream whose header block was delivered.
-    pub(super) fn highest(&self) -> Option<StreamId> {
-        self.highest
-    }
-
-    /// The header block of `stream` was read.
-    fn pass(&mut self, stream: StreamId, lookahead: &Lookahead) -> Passage {
-        self.flooded |= self.run.hidden_resets > MAX_RESETS;
-        let is_free = self.flooded || lookahead.is_reset(stream);
-        if !is_free && self.unaccepted > 0 {
-            self.held = Some(stream);
-            return Passage::Held;
-        }
-        self.held = None;
+    fn open(&mut self, stream: StreamId, on_event: &mut impl FnMut(Event)) {
         self.highest = Some(stream);
-        if is_free {
-            self.unaccepted = self.unaccepted.saturating_add(1);
-            Passage::Free
-        } else {
-            Passage::Closing
-        }
+        on_event(Event::Open(stream));
     }
 
-    fn hide_resets(&mut self, count: u32) {
-        if self.run.bytes > MAX_RUN_BYTES {
-            self.pause();
+    /// Adds bytes to deliver before the next byte of the input. At most the header of a frame without
+    /// a payload, and a field or frame behind it, are added between two bytes.
+    fn add(&mut self, parts: &[&[u8]]) {
+        if self.undelivered.is_empty() {
+            self.undelivered = 0..0;
         }
-        self.run.hidden_resets = self.run.hidden_resets.saturating_add(count);
+        for part in parts {
+            self.added[self.undelivered.end..][..part.len()].copy_from_slice(part);
+            self.undelivered.end += part.len();
+        }
     }
 }
 

@@ -14,21 +14,21 @@ use super::{
     connection::{Connection, Protocol},
     outbound::first_bytes,
     reader::Reader,
+    stall::StallTimer,
     status_line::StatusLineScanner,
 };
 
 /// A transport that observes its bytes to find out which responses were flushed on it.
 ///
 /// It implements tokio's `AsyncRead` and `AsyncWrite` if `T` does, and hyper's `Read` and `Write`
-/// if `T` does. It does not change the bytes.
+/// if `T` does. It does not change the bytes, except that it appends a field with the identifier of
+/// the stream to each HTTP/2 request, which [`TrackedService`](super::TrackedService) removes.
 ///
 /// It belongs directly below the HTTP implementation and above TLS: it must see the plain bytes,
 /// and a flush of TLS includes the socket's.
 ///
-/// On HTTP/1, reads and writes go straight through. On HTTP/2, it reads at most 16 KiB ahead into a
-/// buffer that lives as long as the connection, and delivers one new request at a time, together
-/// with requests that the client has already reset. If more bytes are buffered, it wakes its task
-/// at once.
+/// On HTTP/1, reads and writes go straight through. On HTTP/2, it reads into a buffer of 16 KiB that
+/// lives as long as the connection.
 ///
 /// When it is dropped or the transport fails, all responses that were not flushed are lost.
 pub struct TrackedIo<T> {
@@ -54,7 +54,12 @@ impl<T> TrackedIo<T> {
         Self {
             io,
             reader: Reader::default(),
-            observer: Observer { connection, status_line: StatusLineScanner::default() },
+            observer: Observer {
+                connection,
+                status_line: StatusLineScanner::default(),
+                accepted: 0,
+                stall: StallTimer::default(),
+            },
         }
     }
 
@@ -93,17 +98,26 @@ impl<T: fmt::Debug> fmt::Debug for TrackedIo<T> {
 struct Observer {
     connection: Arc<Connection>,
     status_line: StatusLineScanner,
+    /// The number of bytes that the transport has accepted.
+    accepted: u64,
+    stall: StallTimer,
 }
 
 impl Observer {
-    fn on_read<U>(&self, result: Poll<io::Result<U>>) -> Poll<io::Result<U>> {
-        self.check(&result);
+    fn on_read<U>(&mut self, cx: &mut Context<'_>, result: Poll<io::Result<U>>) -> Poll<io::Result<U>> {
+        self.check(cx, &result);
         result
     }
 
-    fn on_write(&mut self, slices: &[IoSlice<'_>], result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        self.check(&result);
+    fn on_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+        result: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        self.check(cx, &result);
         let accepted = ready!(result)?;
+        self.accepted = self.accepted.saturating_add(accepted as u64);
         self.connection.accept(slices, accepted);
         if self.connection.protocol() != Protocol::Http2 {
             first_bytes(slices, accepted).for_each(|accepted| self.status_line.accept(accepted));
@@ -116,8 +130,13 @@ impl Observer {
     }
 
     /// `is_awaited` is the result of [`Connection::begin_flush`] before this poll of the flush.
-    fn on_flush(&mut self, is_awaited: bool, result: Poll<io::Result<()>>) -> Poll<io::Result<()>> {
-        self.check(&result);
+    fn on_flush(
+        &mut self,
+        cx: &mut Context<'_>,
+        is_awaited: bool,
+        result: Poll<io::Result<()>>,
+    ) -> Poll<io::Result<()>> {
+        self.check(cx, &result);
         ready!(result)?;
         if !is_awaited {
             return Poll::Ready(Ok(()));
@@ -140,14 +159,16 @@ impl Observer {
 
     /// A shutdown is not a flush: the server may still hold bytes, as hyper 1.6 does, and 1.12 with
     /// `pipeline_flush`. A server that holds none has flushed before.
-    fn on_shutdown(&self, result: Poll<io::Result<()>>) -> Poll<io::Result<()>> {
-        self.check(&result);
+    fn on_shutdown(&mut self, cx: &mut Context<'_>, result: Poll<io::Result<()>>) -> Poll<io::Result<()>> {
+        self.check(cx, &result);
         result
     }
 
-    fn check<U>(&self, result: &Poll<io::Result<U>>) {
-        if matches!(result, Poll::Ready(Err(_))) {
-            self.connection.lose();
+    fn check<U>(&mut self, cx: &mut Context<'_>, result: &Poll<io::Result<U>>) {
+        match result {
+            Poll::Pending => self.stall.poll(&self.connection, self.accepted, cx),
+            Poll::Ready(Ok(_)) => {}
+            Poll::Ready(Err(_)) => self.connection.lose(),
         }
     }
 }
@@ -161,23 +182,26 @@ impl Drop for Observer {
 impl<T: AsyncRead + Unpin> AsyncRead for TrackedIo<T> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let Self { io, reader, observer } = self.get_mut();
-        if reader.is_done(&observer.connection) {
-            return observer.on_read(Pin::new(io).poll_read(cx, buffer));
-        }
-        let bytes = ready!(reader.poll_read(&observer.connection, cx, buffer.remaining(), |cx, into| {
-            let mut into = ReadBuf::new(into);
-            ready!(Pin::new(&mut *io).poll_read(cx, &mut into))?;
-            Poll::Ready(Ok(into.filled().len()))
-        }))?;
-        buffer.put_slice(bytes);
-        Poll::Ready(Ok(()))
+        let result = if reader.is_done(&observer.connection) {
+            Pin::new(io).poll_read(cx, buffer)
+        } else {
+            let room = buffer.remaining();
+            let put = |bytes: &[u8]| buffer.put_slice(bytes);
+            reader.poll_read(&observer.connection, cx, room, put, |cx, into| {
+                let mut into = ReadBuf::new(into);
+                ready!(Pin::new(&mut *io).poll_read(cx, &mut into))?;
+                Poll::Ready(Ok(into.filled().len()))
+            })
+        };
+        observer.on_read(cx, result)
     }
 }
 
 impl<T: AsyncWrite + Unpin> AsyncWrite for TrackedIo<T> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let Self { io, observer, .. } = self.get_mut();
-        observer.on_write(&[IoSlice::new(bytes)], Pin::new(io).poll_write(cx, bytes))
+        let result = Pin::new(io).poll_write(cx, bytes);
+        observer.on_write(cx, &[IoSlice::new(bytes)], result)
     }
 
     fn poll_write_vectored(
@@ -186,7 +210,8 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for TrackedIo<T> {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let Self { io, observer, .. } = self.get_mut();
-        observer.on_write(slices, Pin::new(io).poll_write_vectored(cx, slices))
+        let result = Pin::new(io).poll_write_vectored(cx, slices);
+        observer.on_write(cx, slices, result)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -196,35 +221,40 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for TrackedIo<T> {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Self { io, observer, .. } = self.get_mut();
         let is_awaited = observer.connection.begin_flush();
-        observer.on_flush(is_awaited, Pin::new(io).poll_flush(cx))
+        let result = Pin::new(io).poll_flush(cx);
+        observer.on_flush(cx, is_awaited, result)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Self { io, observer, .. } = self.get_mut();
-        observer.on_shutdown(Pin::new(io).poll_shutdown(cx))
+        let result = Pin::new(io).poll_shutdown(cx);
+        observer.on_shutdown(cx, result)
     }
 }
 
 impl<T: Read + Unpin> Read for TrackedIo<T> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, mut buffer: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
         let Self { io, reader, observer } = self.get_mut();
-        if reader.is_done(&observer.connection) {
-            return observer.on_read(Pin::new(io).poll_read(cx, buffer));
-        }
-        let bytes = ready!(reader.poll_read(&observer.connection, cx, buffer.remaining(), |cx, into| {
-            let mut into = hyper::rt::ReadBuf::new(into);
-            ready!(Pin::new(&mut *io).poll_read(cx, into.unfilled()))?;
-            Poll::Ready(Ok(into.filled().len()))
-        }))?;
-        buffer.put_slice(bytes);
-        Poll::Ready(Ok(()))
+        let result = if reader.is_done(&observer.connection) {
+            Pin::new(io).poll_read(cx, buffer)
+        } else {
+            let room = buffer.remaining();
+            let put = |bytes: &[u8]| buffer.put_slice(bytes);
+            reader.poll_read(&observer.connection, cx, room, put, |cx, into| {
+                let mut into = hyper::rt::ReadBuf::new(into);
+                ready!(Pin::new(&mut *io).poll_read(cx, into.unfilled()))?;
+                Poll::Ready(Ok(into.filled().len()))
+            })
+        };
+        observer.on_read(cx, result)
     }
 }
 
 impl<T: Write + Unpin> Write for TrackedIo<T> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let Self { io, observer, .. } = self.get_mut();
-        observer.on_write(&[IoSlice::new(bytes)], Pin::new(io).poll_write(cx, bytes))
+        let result = Pin::new(io).poll_write(cx, bytes);
+        observer.on_write(cx, &[IoSlice::new(bytes)], result)
     }
 
     fn poll_write_vectored(
@@ -233,7 +263,8 @@ impl<T: Write + Unpin> Write for TrackedIo<T> {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let Self { io, observer, .. } = self.get_mut();
-        observer.on_write(slices, Pin::new(io).poll_write_vectored(cx, slices))
+        let result = Pin::new(io).poll_write_vectored(cx, slices);
+        observer.on_write(cx, slices, result)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -243,12 +274,14 @@ impl<T: Write + Unpin> Write for TrackedIo<T> {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Self { io, observer, .. } = self.get_mut();
         let is_awaited = observer.connection.begin_flush();
-        observer.on_flush(is_awaited, Pin::new(io).poll_flush(cx))
+        let result = Pin::new(io).poll_flush(cx);
+        observer.on_flush(cx, is_awaited, result)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Self { io, observer, .. } = self.get_mut();
-        observer.on_shutdown(Pin::new(io).poll_shutdown(cx))
+        let result = Pin::new(io).poll_shutdown(cx);
+        observer.on_shutdown(cx, result)
     }
 }
 

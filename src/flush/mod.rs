@@ -47,31 +47,46 @@
 //! were accepted (`hyper/proto/h1/io.rs`).
 //!
 //! On HTTP/2, a response is flushed once the transport has accepted its frame with `END_STREAM` and
-//! a later flush has succeeded. Nothing of a response follows that flag (RFC 9113, section 5.1). To
-//! find the stream of a request, at most one new stream is delivered to h2 at a time, apart from
-//! streams that the client has already reset. h2 returns it from `poll_accept` in the same poll
-//! (`h2/server.rs`), and hyper calls the service in the same loop (`hyper/proto/h2/server.rs`). The
-//! bytes on the wire are the same as without tracking.
+//! a later flush has succeeded. Nothing of a response follows that flag (RFC 9113, section 5.1).
+//! hyper does not pass on the stream of a request. So [`TrackedIo`] appends a field with it to each
+//! request that it delivers, and [`TrackedService`] removes that field. Nothing changes on the wire.
 //!
 //! # What is promised
 //!
 //! The flush is that of the wrapped transport: usually the kernel has all bytes then. It does not
-//! mean that the client has received anything. If a tracked connection cannot prove that a response
-//! was flushed, it reports [`HandedOver`](crate::after_response::Delivery::HandedOver) and counts
-//! it in [`Tracker::stats`]: if the stream is unknown, if the bytes were not understood, or if
-//! their length differs from that of the body.
+//! mean that the client has received anything. In particular, a server that closes an HTTP/1
+//! connection without having read the whole request may make the kernel reset it, and discard what
+//! the client has not received; `tower_offload::axum::serve` reads a part of the rest before.
 //!
-//! The limits of hyper and h2 protect a tracked connection like any other. h2 counts the requests
-//! that a client resets at once (CVE-2023-44487) if the reset arrives together with the request and
-//! at most 8 KiB behind it, up to hyper's `max_pending_accept_reset_streams`. If tracking hides
-//! more than 20 resets from h2 without a pause, because they are further behind or ordinary
-//! requests follow them, it stops delaying the streams of that client, so that h2 counts all
-//! further resets. The responses to later requests on that connection are
-//! [`HandedOver`](crate::after_response::Delivery::HandedOver).
+//! If a tracked connection cannot prove that a response was flushed, it reports
+//! [`HandedOver`](crate::after_response::Delivery::HandedOver) and counts it in [`Tracker::stats`]:
+//! if the stream is unknown, if the server's bytes were not understood, or if their length differs
+//! from that of the body.
 //!
 //! If the client resets a response or the connection closes before the flush, the response is
 //! [`Aborted`](crate::after_response::End::Aborted), even if its body was handed over long before.
 //! A tunnel (`CONNECT` or an upgrade) is flushed with its head.
+//!
+//! # Clients that do not read
+//!
+//! A response whose body has ended waits for its client. If the transport accepts less than 4 KiB
+//! of it within 30 seconds, the response is
+//! [`HandedOver`](crate::after_response::Delivery::HandedOver), so that its hooks and tasks run at
+//! the latest a minute after the client has stopped. On HTTP/1 the whole connection must make that
+//! progress. The response itself is not cut off. Outside a tokio runtime with time enabled, the
+//! wait has no limit.
+//!
+//! A body that has not ended is not limited: a client can keep a stream open for as long as the
+//! service lets it. At most 16 384 streams of an HTTP/2 connection and 1024 responses of an HTTP/1
+//! connection are followed at once, which is far above the limits of hyper; others are handed over
+//! only.
+//!
+//! # Hostile clients
+//!
+//! The limits of hyper and h2 protect a tracked connection like any other, because h2 reads the
+//! same frames at the same time, among them the limits on resets (CVE-2023-44487), CONTINUATION
+//! frames and malformed requests. The only difference is the appended field: it counts as 46 bytes
+//! of the `max_header_list_size`.
 //!
 //! # When not to use it
 //!
@@ -85,11 +100,12 @@ mod connection;
 mod frames;
 mod inbound;
 mod io;
-mod lookahead;
+mod mark;
 mod outbound;
 mod preface;
 mod reader;
 mod service;
+mod stall;
 mod state;
 mod status_line;
 mod tracker;

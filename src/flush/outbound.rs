@@ -12,8 +12,9 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    hash::{BuildHasher, Hasher, RandomState},
     io::IoSlice,
-    iter, mem,
+    mem,
 };
 
 use super::frames::{Event, Frames, StreamId};
@@ -32,18 +33,33 @@ const MAX_STREAMS: usize = 16_384;
 pub(super) struct Outbound<W> {
     frames: Frames,
     /// Streams that are open, or ended and not flushed yet.
-    responses: HashMap<StreamId, Response<W>>,
+    responses: HashMap<StreamId, Response<W>, StreamHasher>,
     /// Streams that ended and are not flushed yet, in the order of their ends. Each has an entry in
     /// `responses`.
     ended: VecDeque<StreamId>,
+    /// `true` once a stream was not followed because there were too many. Then an unknown stream
+    /// may be open.
+    overflowed: bool,
 }
 
 #[derive(Debug)]
 struct Response<W> {
-    waiter: Option<W>,
+    slot: Slot<W>,
     /// Length of the accepted DATA frames without padding.
     body_bytes: u64,
+    /// `body_bytes` at the last check for progress, if the body had ended by then.
+    checked: Option<u64>,
     ended: bool,
+}
+
+/// The waiter of a stream.
+#[derive(Debug, PartialEq)]
+pub(super) enum Slot<W> {
+    /// The service was not called.
+    Vacant,
+    Waiting(W),
+    /// The waiter was completed before the response ended.
+    Completed,
 }
 
 /// The waiter of an open response.
@@ -54,6 +70,18 @@ pub(super) trait Waiter {
     /// That block must be the final one. An interim response that is accepted first would be taken
     /// for it; hyper sends none by itself.
     fn ends_with_head(&self) -> bool;
+
+    /// Returns `true` if the body has ended, although the server may not have written it.
+    fn has_ended(&self) -> bool;
+}
+
+/// Why a stream is unknown.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Unknown {
+    /// It was closed, or never opened.
+    Closed,
+    /// It may be open, but it is not followed.
+    NotFollowed,
 }
 
 /// Why a response ended without a flush.
@@ -66,38 +94,65 @@ pub(super) enum Abort {
 }
 
 impl<W: Waiter> Outbound<W> {
-    /// Follows a stream that the client opened. Frames of other streams are ignored, so memory is
-    /// bounded by the number of open streams.
-    ///
-    /// Returns `false` if too many streams are open or the bytes were malformed. The response is
-    /// only handed over then.
-    pub(super) fn open(&mut self, stream: StreamId) -> bool {
-        let follow = !self.gave_up() && self.responses.len() < MAX_STREAMS;
-        if follow {
-            self.responses.entry(stream).or_insert(Response { waiter: None, body_bytes: 0, ended: false });
+    /// Follows a stream that the client opened, unless the bytes were malformed or too many streams
+    /// are open. Frames of other streams are ignored, so memory is bounded by the number of open
+    /// streams.
+    pub(super) fn open(&mut self, stream: StreamId) {
+        self.overflowed |= self.responses.len() >= MAX_STREAMS;
+        if !self.gave_up() && self.responses.len() < MAX_STREAMS {
+            let response = Response { slot: Slot::Vacant, body_bytes: 0, checked: None, ended: false };
+            self.responses.entry(stream).or_insert(response);
         }
-        follow
     }
 
-    /// Attaches the waiter of the request on `stream`. Returns it if the stream is no longer
-    /// followed.
-    pub(super) fn attach(&mut self, stream: StreamId, waiter: W) -> Option<W> {
+    /// Attaches the waiter of the request on `stream`. Returns it if the stream is not followed.
+    pub(super) fn attach(&mut self, stream: StreamId, waiter: W) -> Result<(), (W, Unknown)> {
         match self.responses.get_mut(&stream) {
-            Some(response) => response.waiter.replace(waiter),
-            None => Some(waiter),
+            Some(Response { slot: slot @ Slot::Vacant, .. }) => {
+                *slot = Slot::Waiting(waiter);
+                Ok(())
+            }
+            Some(_) => Err((waiter, Unknown::NotFollowed)),
+            None if self.overflowed => Err((waiter, Unknown::NotFollowed)),
+            None => Err((waiter, Unknown::Closed)),
         }
     }
 
     /// Stops following a stream, for example because the client reset it. Returns the waiter to
     /// complete.
     pub(super) fn close(&mut self, stream: StreamId) -> Option<W> {
-        self.remove(stream)?.waiter
+        match self.remove(stream)?.slot {
+            Slot::Waiting(waiter) => Some(waiter),
+            Slot::Vacant | Slot::Completed => None,
+        }
     }
 
     /// Stops following all streams. Returns the waiters to complete.
-    pub(super) fn close_all(&mut self) -> impl Iterator<Item = W> + use<W> {
+    pub(super) fn close_all(&mut self) -> impl Iterator<Item = Slot<W>> + use<W> {
         self.ended = VecDeque::new();
-        mem::take(&mut self.responses).into_values().filter_map(|response| response.waiter)
+        mem::take(&mut self.responses).into_values().map(|response| response.slot)
+    }
+
+    /// Calls `stalled` with the waiters of responses of which less than `min_progress` bytes were
+    /// accepted since the last call, if their body had ended at both calls.
+    pub(super) fn give_up_stalled(&mut self, min_progress: u64, mut stalled: impl FnMut(W)) {
+        for response in self.responses.values_mut() {
+            let Slot::Waiting(waiter) = &response.slot else { continue };
+            if !waiter.has_ended() {
+                continue;
+            }
+            let before = response.checked.replace(response.body_bytes);
+            if before.is_some_and(|before| response.body_bytes - before < min_progress) {
+                if let Slot::Waiting(waiter) = mem::replace(&mut response.slot, Slot::Completed) {
+                    stalled(waiter);
+                }
+            }
+        }
+    }
+
+    /// Returns the number of streams that are followed.
+    pub(super) fn open_streams(&self) -> usize {
+        self.responses.len()
     }
 
     /// Returns `true` if the stream was opened and neither flushed nor closed since.
@@ -113,27 +168,23 @@ impl<W: Waiter> Outbound<W> {
 
     /// Reads bytes that the transport accepted. Responses that these bytes abort go to `aborted`,
     /// and their streams are no longer followed.
-    pub(super) fn accept(&mut self, bytes: &[u8], mut aborted: impl FnMut(Abort, Option<W>)) {
+    pub(super) fn accept(&mut self, bytes: &[u8], mut aborted: impl FnMut(Abort, Slot<W>)) {
         let mut rest = bytes;
         while !rest.is_empty() {
             let (read, event) = self.frames.read(rest);
             rest = &rest[read..];
             match event {
-                Some(Event::Data { stream, data, end_stream }) => self.add(stream, data, end_stream),
+                Some(Event::Data { stream, data, end_stream }) => self.add(stream, data, |_| end_stream),
                 Some(Event::Headers { stream, end_stream }) => {
-                    let is_tunnel = || {
-                        let waiter = self.responses.get(&stream).and_then(|response| response.waiter.as_ref());
-                        waiter.is_some_and(Waiter::ends_with_head)
-                    };
-                    let ends = end_stream || is_tunnel();
-                    self.add(stream, 0, ends);
+                    let is_tunnel = |slot: &Slot<W>| matches!(slot, Slot::Waiting(waiter) if waiter.ends_with_head());
+                    self.add(stream, 0, |slot| end_stream || is_tunnel(slot));
                 }
-                Some(Event::Malformed) => self.close_all().for_each(|waiter| aborted(Abort::Malformed, Some(waiter))),
+                Some(Event::Malformed) => self.close_all().for_each(|slot| aborted(Abort::Malformed, slot)),
                 Some(Event::Reset { stream, error_code }) => {
                     let is_complete = error_code == NO_ERROR && self.responses.get(&stream).is_some_and(|it| it.ended);
                     if !is_complete {
                         if let Some(response) = self.remove(stream) {
-                            aborted(Abort::Reset { stream, error_code }, response.waiter);
+                            aborted(Abort::Reset { stream, error_code }, response.slot);
                         }
                     }
                 }
@@ -147,22 +198,22 @@ impl<W: Waiter> Outbound<W> {
         &mut self,
         slices: &[IoSlice<'_>],
         count: usize,
-        mut aborted: impl FnMut(Abort, Option<W>),
+        mut aborted: impl FnMut(Abort, Slot<W>),
     ) {
         first_bytes(slices, count).for_each(|accepted| self.accept(accepted, &mut aborted));
     }
 
-    /// Returns the responses that a flush covers which began after all bytes so far were accepted:
-    /// the stream, the length of its body on the wire, and the waiter, in the order in which the
-    /// responses ended.
+    /// Ends the responses that a flush covers which began after all bytes so far were accepted.
+    /// Calls `flushed` with the length of the body on the wire and the waiter, in the order in which
+    /// the responses ended.
     ///
     /// A length that differs from the body's is a doubt about the stream or about this parser.
-    pub(super) fn flushed(&mut self) -> impl Iterator<Item = (StreamId, u64, Option<W>)> {
-        iter::from_fn(|| {
-            let stream = self.ended.pop_front()?;
-            let response = self.responses.remove(&stream)?;
-            Some((stream, response.body_bytes, response.waiter))
-        })
+    pub(super) fn flush(&mut self, mut flushed: impl FnMut(StreamId, u64, Slot<W>)) {
+        for stream in self.ended.drain(..) {
+            if let Some(response) = self.responses.remove(&stream) {
+                flushed(stream, response.body_bytes, response.slot);
+            }
+        }
     }
 
     /// Returns `true` if the bytes were malformed. No stream is followed from then on.
@@ -170,11 +221,11 @@ impl<W: Waiter> Outbound<W> {
         self.frames.gave_up()
     }
 
-    fn add(&mut self, stream: StreamId, data: u32, end_stream: bool) {
+    fn add(&mut self, stream: StreamId, data: u32, ends: impl FnOnce(&Slot<W>) -> bool) {
         // Frames after the end belong to a tunnel.
         let Some(response) = self.responses.get_mut(&stream).filter(|response| !response.ended) else { return };
         response.body_bytes += u64::from(data);
-        if end_stream {
+        if ends(&response.slot) {
             response.ended = true;
             self.ended.push_back(stream);
         }
@@ -191,7 +242,44 @@ impl<W: Waiter> Outbound<W> {
 
 impl<W> Default for Outbound<W> {
     fn default() -> Self {
-        Self { frames: Frames::default(), responses: HashMap::new(), ended: VecDeque::new() }
+        Self { frames: Frames::default(), responses: HashMap::default(), ended: VecDeque::new(), overflowed: false }
+    }
+}
+
+/// Hashes identifiers of streams: a multiplication by a random factor, because the client chooses
+/// the identifiers.
+#[derive(Clone, Copy, Debug)]
+struct StreamHasher {
+    factor: u64,
+    hash: u64,
+}
+
+impl Default for StreamHasher {
+    fn default() -> Self {
+        Self { factor: RandomState::new().hash_one(()) | 1, hash: 0 }
+    }
+}
+
+impl BuildHasher for StreamHasher {
+    type Hasher = Self;
+
+    fn build_hasher(&self) -> Self {
+        *self
+    }
+}
+
+impl Hasher for StreamHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u32((*byte).into()));
+    }
+
+    fn write_u32(&mut self, number: u32) {
+        let product = u128::from(self.hash ^ u64::from(number)) * u128::from(self.factor);
+        self.hash = (product >> 64) as u64 ^ product as u64;
+    }
+
+    fn finish(&self) -> u64 {
+        self.hash
     }
 }
 

@@ -4,13 +4,17 @@ use std::{collections::BTreeMap, io::IoSlice};
 
 use super::{
     frames::{Event, Frames, StreamId},
-    inbound::Inbound,
-    lookahead::Lookahead,
-    outbound::{Abort, Outbound, Waiter},
+    inbound::{self, Inbound},
+    mark::Mark,
+    outbound::{Abort, Outbound, Slot, Waiter},
 };
 
 impl Waiter for () {
     fn ends_with_head(&self) -> bool {
+        false
+    }
+
+    fn has_ended(&self) -> bool {
         false
     }
 }
@@ -25,7 +29,10 @@ pub(crate) fn split_changes_nothing(bytes: &[u8], sizes: &[u8]) {
     if let Some(malformed) = whole.iter().position(|(_, event)| *event == Event::Malformed) {
         assert_eq!(malformed, whole.len() - 1, "it is the last event");
     }
-    assert_eq!(delivered(pieces(bytes, sizes)), delivered([bytes]), "inbound");
+    let mark = Mark::new();
+    let delivered_whole = delivered(&mark, [bytes], &[]);
+    assert_eq!(delivered(&mark, pieces(bytes, sizes), &[]), delivered_whole, "inbound");
+    assert_eq!(delivered(&mark, pieces(bytes, sizes), sizes), delivered_whole, "inbound with little room");
 
     let streams: Vec<_> = whole.iter().filter_map(|(_, event)| stream(*event)).collect();
     let in_one = accepted(&streams, |outbound, reset| outbound.accept(bytes, reset));
@@ -60,26 +67,34 @@ pub(super) fn events<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Vec<(usi
 /// Results of [`Inbound`].
 #[derive(Debug, PartialEq)]
 struct Delivered {
-    /// Each with the number of bytes delivered by then.
-    opened: Vec<(usize, StreamId)>,
-    resets: Vec<(StreamId, u32)>,
-    is_gating: bool,
+    bytes: Vec<u8>,
+    events: Vec<inbound::Event>,
 }
 
-fn delivered<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Delivered {
-    let (mut inbound, mut at, mut opened, mut resets) = (Inbound::default(), 0, Vec::new(), Vec::new());
+/// Delivers pieces to a reader with as much room as the sizes say, or with enough.
+fn delivered<'a>(mark: &Mark, pieces: impl IntoIterator<Item = &'a [u8]>, rooms: &[u8]) -> Delivered {
+    let mut inbound = Inbound::default();
+    let (mut delivered, mut events) = (Vec::new(), Vec::new());
+    let rooms = rooms.iter().map(|room| usize::from(*room).max(1)).chain(rooms.is_empty().then_some(usize::MAX));
+    let mut rooms = rooms.collect::<Vec<_>>().into_iter().cycle();
     for mut piece in pieces {
-        while !piece.is_empty() {
-            let delivery = inbound
-                .deliver(piece, &mut Lookahead::default(), |stream, error_code| resets.push((stream, error_code)));
-            assert!(delivery.opened.is_some() || delivery.bytes == piece.len(), "only a new stream closes the gate");
-            at += delivery.bytes;
-            piece = &piece[delivery.bytes..];
-            opened.extend(delivery.opened.map(|stream| (at, stream)));
+        while !piece.is_empty() || inbound.has_undelivered() {
+            let room = rooms.next().unwrap_or(1);
+            let before = delivered.len();
+            let put = |bytes: &[u8]| delivered.extend_from_slice(bytes);
+            let delivery = inbound.deliver(mark, piece, room, put, |event| events.push(event));
+            assert_eq!(delivery.delivered, delivered.len() - before);
+            assert!(delivery.delivered <= room && (delivery.read == piece.len() || delivery.delivered == room));
+            piece = &piece[delivery.read..];
         }
     }
-    assert!(opened.is_sorted_by(|(_, one), (_, next)| one < next), "each stream opens once");
-    Delivered { opened, resets, is_gating: inbound.is_gating() }
+    delivered.extend(inbound.into_undelivered());
+    let opened = events.iter().filter_map(|event| match event {
+        inbound::Event::Open(stream) => Some(stream),
+        inbound::Event::Reset(_) => None,
+    });
+    assert!(opened.is_sorted_by(|one, next| one < next), "each stream opens once");
+    Delivered { bytes: delivered, events }
 }
 
 /// Results of [`Outbound`].
@@ -91,10 +106,7 @@ struct Accepted {
 }
 
 /// Opens the streams, accepts the bytes, and flushes.
-fn accepted(
-    streams: &[StreamId],
-    accept: impl FnOnce(&mut Outbound<()>, &mut dyn FnMut(Abort, Option<()>)),
-) -> Accepted {
+fn accepted(streams: &[StreamId], accept: impl FnOnce(&mut Outbound<()>, &mut dyn FnMut(Abort, Slot<()>))) -> Accepted {
     let (mut outbound, mut resets) = (Outbound::default(), Vec::new());
     for stream in streams {
         outbound.open(*stream);
@@ -104,8 +116,9 @@ fn accepted(
             resets.push((stream, error_code));
         }
     });
-    let flushed = outbound.flushed().map(|(stream, body_bytes, _)| (stream, body_bytes)).collect();
-    assert_eq!(outbound.flushed().next(), None, "a response is flushed once");
+    let mut flushed = BTreeMap::new();
+    outbound.flush(|stream, body_bytes, _| _ = flushed.insert(stream, body_bytes));
+    outbound.flush(|stream, _, _| panic!("{stream:?} is flushed twice"));
     Accepted { flushed, resets, gave_up: outbound.gave_up() }
 }
 

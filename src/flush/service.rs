@@ -8,9 +8,8 @@ use crate::after_response::{Exchange, Guard, Observer, RequestLine, ResponseBody
 
 /// The service of a tracked connection. Made by [`Tracker::track`](super::Tracker::track).
 ///
-/// Its `call` takes the HTTP/2 stream of the request, so it must run where hyper calls it: in the
-/// task that reads the connection, before it reads again. If a service around it calls it later,
-/// its responses are handed over only.
+/// On HTTP/2 it removes the field by which its [`TrackedIo`](super::TrackedIo) names the stream of
+/// the request, so it should be the outermost service.
 #[derive(Clone)]
 pub struct TrackedService<S> {
     inner: S,
@@ -56,7 +55,7 @@ impl<S: fmt::Debug> fmt::Debug for TrackedService<S> {
 fn begin<B>(connection: &Connection, request: &mut Request<B>) -> Guard {
     let line = RequestLine::new(request);
     let (exchange, waiter) = Exchange::tracked(line, connection.counters().mismatched.clone());
-    connection.begin(request.version(), waiter);
+    connection.begin(request.version(), request.headers_mut(), waiter);
     request.extensions_mut().insert(Tracked(exchange.clone()));
     Guard::new(exchange, line)
 }

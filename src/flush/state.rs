@@ -3,9 +3,8 @@
 use std::{collections::VecDeque, io::IoSlice, mem};
 
 use super::{
-    connection::ThreadAndTaskId,
     frames::StreamId,
-    outbound::{Abort, Outbound, Waiter},
+    outbound::{Abort, Outbound, Slot, Unknown, Waiter},
 };
 use crate::after_response::{FlushOutcome, FlushWaiter};
 
@@ -15,6 +14,8 @@ use crate::after_response::{FlushOutcome, FlushWaiter};
 pub(super) struct Completions {
     first: Option<(FlushWaiter, FlushOutcome)>,
     rest: Vec<(FlushWaiter, FlushOutcome)>,
+    /// The number of streams that have ended without a request.
+    pub(super) undelivered: u64,
 }
 
 impl Completions {
@@ -22,6 +23,15 @@ impl Completions {
         match self.first {
             None => self.first = Some((waiter, outcome)),
             Some(_) => self.rest.push((waiter, outcome)),
+        }
+    }
+
+    /// Adds the waiter of an HTTP/2 stream that has ended, if it has one.
+    fn push_slot(&mut self, slot: Slot<FlushWaiter>, outcome: FlushOutcome) {
+        match slot {
+            Slot::Waiting(waiter) => self.push(waiter, outcome),
+            Slot::Vacant => self.undelivered += 1,
+            Slot::Completed => {}
         }
     }
 }
@@ -39,41 +49,47 @@ impl Waiter for FlushWaiter {
     fn ends_with_head(&self) -> bool {
         self.ends_with_head()
     }
-}
 
-/// An HTTP/2 stream whose request hyper is about to pass to the service.
-pub(super) struct PendingStream {
-    /// `None` if the stream is not followed.
-    pub(super) stream: Option<StreamId>,
-    /// The task that reads the transport. hyper calls the service in the same poll.
-    pub(super) reader: ThreadAndTaskId,
+    fn has_ended(&self) -> bool {
+        self.has_ended()
+    }
 }
 
 /// The open responses of a connection.
 #[derive(Default)]
 pub(super) struct State {
-    /// HTTP/2: set by the transport when a stream opens. Taken by the service, or by the transport
-    /// if the service was not called.
-    pub(super) pending_stream: Option<PendingStream>,
-    /// HTTP/2: the task that reads the transport, while h2 may pass on requests that the client has
-    /// reset, and no others. Then no stream is pending, because a stream becomes pending only when
-    /// h2 has accepted those before it.
-    resets_reader: Option<ThreadAndTaskId>,
     /// HTTP/2: the open responses.
     pub(super) outbound: Outbound<FlushWaiter>,
     /// HTTP/1: responses whose body may still be open, in the order of their requests.
-    open: VecDeque<FlushWaiter>,
+    open: VecDeque<Http1Response>,
     /// HTTP/1: responses whose body had ended when the last flush was called. Only
     /// [`begin_flush`](Self::begin_flush) adds to it, so a flush that succeeds covers all of them.
-    flushing: Vec<FlushWaiter>,
+    flushing: Vec<Http1Response>,
     /// The transport failed or was dropped. Set once.
     lost: bool,
     /// The server's bytes were not understood, so no response can be followed. Set once.
     gave_up: bool,
-    /// HTTP/2: the streams of new requests are no longer known. Set once. Streams that were mapped
-    /// before are still followed, because the server's bytes decide about them.
-    mapping_stopped: bool,
+    /// The argument of the last [`give_up_stalled`](Self::give_up_stalled).
+    accepted: u64,
 }
+
+/// An open response on HTTP/1.
+struct Http1Response {
+    /// `None` once the response was given up. It stays in its list, so that the flush is
+    /// attributed like before.
+    waiter: Option<FlushWaiter>,
+    /// `true` if the body had ended at the last [`give_up_stalled`](State::give_up_stalled).
+    was_checked: bool,
+}
+
+impl Http1Response {
+    fn is(&self, condition: fn(&FlushWaiter) -> bool) -> bool {
+        self.waiter.as_ref().is_some_and(condition)
+    }
+}
+
+/// The minimum progress of a response between two calls of [`State::give_up_stalled`], in bytes.
+const MIN_PROGRESS: u64 = 4 * 1024;
 
 /// The maximum number of open responses on HTTP/1. Only `pipeline_flush` of hyper leads to more
 /// than a few. Responses over the limit are handed over only.
@@ -85,6 +101,11 @@ impl State {
         self.open.len() + self.flushing.len() + self.outbound.ended()
     }
 
+    /// Returns the number of open responses, including streams without a request.
+    pub(super) fn open(&self) -> usize {
+        self.open.len() + self.flushing.len() + self.outbound.open_streams()
+    }
+
     /// Adds a response on HTTP/1.
     pub(super) fn begin_http1(&mut self, waiter: FlushWaiter, completions: &mut Completions) {
         if self.lost {
@@ -92,56 +113,35 @@ impl State {
         } else if self.gave_up || self.open.len() + self.flushing.len() >= MAX_HTTP1_RESPONSES {
             completions.push(waiter, FlushOutcome::GaveUp);
         } else {
-            self.open.push_back(waiter);
+            self.open.push_back(Http1Response { waiter: Some(waiter), was_checked: false });
         }
     }
 
     /// Adds a response on HTTP/2. `stream` is `None` if it is unknown.
     pub(super) fn begin_http2(&mut self, stream: Option<StreamId>, waiter: FlushWaiter, completions: &mut Completions) {
-        if self.gave_up {
-            completions.push(waiter, FlushOutcome::GaveUp);
-        } else if let Some(stream) = stream {
-            // A pending stream that is no longer followed was reset, or the connection was lost.
-            if let Some(waiter) = self.outbound.attach(stream, waiter) {
-                completions.push(waiter, FlushOutcome::Lost);
-            }
-        } else if self.mapping_stopped {
-            completions.push(waiter, FlushOutcome::GaveUp);
-        } else {
-            completions.push(waiter, FlushOutcome::Unmapped);
+        let outcome = match stream {
+            _ if self.gave_up => FlushOutcome::GaveUp,
+            _ if self.lost => FlushOutcome::Lost,
+            None => FlushOutcome::Unmapped,
+            Some(stream) => match self.outbound.attach(stream, waiter) {
+                Ok(()) => return,
+                Err((waiter, unknown)) => {
+                    let outcome = match unknown {
+                        Unknown::Closed => FlushOutcome::Lost,
+                        Unknown::NotFollowed => FlushOutcome::Unmapped,
+                    };
+                    return completions.push(waiter, outcome);
+                }
+            },
+        };
+        completions.push(waiter, outcome);
+    }
+
+    /// The client opens an HTTP/2 stream. It is followed if responses can be.
+    pub(super) fn open_stream(&mut self, stream: StreamId) {
+        if !self.lost && !self.gave_up {
+            self.outbound.open(stream);
         }
-    }
-
-    /// Sets whether the requests that h2 passes on next were reset by the client. `reader` is the
-    /// task that reads the transport.
-    pub(super) fn expect_resets(&mut self, reader: Option<ThreadAndTaskId>) {
-        self.resets_reader = reader;
-    }
-
-    /// Returns `true` if the client has reset the request that the caller passes on.
-    pub(super) fn is_reset(&self, caller: ThreadAndTaskId) -> bool {
-        self.resets_reader == Some(caller)
-    }
-
-    /// Opens an HTTP/2 stream, unless responses can no longer be followed.
-    pub(super) fn open_stream(&mut self, stream: StreamId, reader: ThreadAndTaskId) {
-        let is_followed = !self.lost && !self.gave_up && !self.mapping_stopped && self.outbound.open(stream);
-        self.pending_stream = Some(PendingStream { stream: is_followed.then_some(stream), reader });
-    }
-
-    /// Takes the pending stream, if the caller reads the transport.
-    pub(super) fn take_pending_stream(&mut self, caller: ThreadAndTaskId) -> Option<StreamId> {
-        self.pending_stream.take_if(|pending| pending.reader == caller)?.stream
-    }
-
-    /// Takes the pending stream back from the service, which was not called. Returns `true` if
-    /// there was one.
-    pub(super) fn reclaim_stream(&mut self, completions: &mut Completions) -> bool {
-        let Some(pending) = self.pending_stream.take() else { return false };
-        if let Some(stream) = pending.stream {
-            self.lose_stream(stream, completions);
-        }
-        true
     }
 
     /// The client reset a stream.
@@ -156,14 +156,12 @@ impl State {
         if self.lost || self.gave_up {
             return;
         }
-        self.outbound.accept_vectored(slices, count, |abort, waiter| {
+        self.outbound.accept_vectored(slices, count, |abort, slot| {
             let outcome = match abort {
                 Abort::Reset { .. } => FlushOutcome::Lost,
                 Abort::Malformed => FlushOutcome::GaveUp,
             };
-            if let Some(waiter) = waiter {
-                completions.push(waiter, outcome);
-            }
+            completions.push_slot(slot, outcome);
         });
         self.gave_up |= self.outbound.gave_up();
     }
@@ -171,13 +169,11 @@ impl State {
     /// Prepares a flush of the transport. Returns `true` if it covers a response.
     pub(super) fn begin_flush(&mut self, completions: &mut Completions) -> bool {
         for _ in 0..self.open.len() {
-            let Some(waiter) = self.open.pop_front() else { break };
-            if waiter.awaits_flush() {
-                self.flushing.push(waiter);
-            } else if waiter.is_obsolete() {
-                completions.push(waiter, FlushOutcome::Lost);
-            } else {
-                self.open.push_back(waiter);
+            let Some(response) = self.open.pop_front() else { break };
+            match response.waiter {
+                Some(waiter) if waiter.is_obsolete() => completions.push(waiter, FlushOutcome::Lost),
+                Some(ref waiter) if !waiter.awaits_flush() => self.open.push_back(response),
+                _ => self.flushing.push(response),
             }
         }
         !self.flushing.is_empty() || self.outbound.ended() > 0
@@ -185,31 +181,43 @@ impl State {
 
     /// The flush succeeded. Returns `true` if an HTTP/1 response has an open body.
     pub(super) fn end_flush(&mut self, completions: &mut Completions) -> bool {
-        for waiter in self.flushing.drain(..) {
+        for waiter in self.flushing.drain(..).filter_map(|response| response.waiter) {
             completions.push(waiter, FlushOutcome::Flushed { body_bytes: None });
         }
-        for (_, body_bytes, waiter) in self.outbound.flushed() {
-            if let Some(waiter) = waiter {
-                completions.push(waiter, FlushOutcome::Flushed { body_bytes: Some(body_bytes) });
-            }
-        }
+        self.outbound.flush(|_, body_bytes, slot| {
+            completions.push_slot(slot, FlushOutcome::Flushed { body_bytes: Some(body_bytes) });
+        });
         self.has_open_body()
     }
 
     /// The flush succeeded, but the heads of the HTTP/1 responses that it should cover will never
     /// be written.
     pub(super) fn lose_flushing(&mut self, completions: &mut Completions) {
-        self.flushing.drain(..).for_each(|waiter| completions.push(waiter, FlushOutcome::Lost));
+        let waiters = self.flushing.drain(..).filter_map(|response| response.waiter);
+        waiters.for_each(|waiter| completions.push(waiter, FlushOutcome::Lost));
     }
 
     /// Returns `true` if an HTTP/1 response has a head and an open body.
     pub(super) fn has_open_body(&self) -> bool {
-        self.open.iter().any(FlushWaiter::has_open_body)
+        self.open.iter().any(|response| response.is(FlushWaiter::has_open_body))
     }
 
-    /// Stops mapping requests to HTTP/2 streams.
-    pub(super) fn stop_mapping(&mut self) {
-        self.mapping_stopped = true;
+    /// Gives up on responses whose body has ended, if they made less than [`MIN_PROGRESS`]
+    /// since the last call: on HTTP/2 each by itself, on HTTP/1 the connection as a whole.
+    ///
+    /// `accepted` is the number of bytes that the transport has accepted so far.
+    pub(super) fn give_up_stalled(&mut self, accepted: u64, completions: &mut Completions) {
+        let progress = accepted.saturating_sub(std::mem::replace(&mut self.accepted, accepted));
+        for response in self.open.iter_mut().chain(&mut self.flushing) {
+            let has_ended = response.is(FlushWaiter::has_ended);
+            if response.was_checked && has_ended && progress < MIN_PROGRESS {
+                if let Some(waiter) = response.waiter.take() {
+                    completions.push(waiter, FlushOutcome::Stalled);
+                }
+            }
+            response.was_checked = has_ended;
+        }
+        self.outbound.give_up_stalled(MIN_PROGRESS, |waiter| completions.push(waiter, FlushOutcome::Stalled));
     }
 
     /// The server's bytes were not understood.
@@ -226,6 +234,7 @@ impl State {
 
     fn complete_all(&mut self, outcome: FlushOutcome, completions: &mut Completions) {
         let http1 = mem::take(&mut self.flushing).into_iter().chain(mem::take(&mut self.open));
-        http1.chain(self.outbound.close_all()).for_each(|waiter| completions.push(waiter, outcome));
+        http1.filter_map(|response| response.waiter).for_each(|waiter| completions.push(waiter, outcome));
+        self.outbound.close_all().for_each(|slot| completions.push_slot(slot, outcome));
     }
 }

@@ -53,7 +53,7 @@ impl fmt::Debug for Tracker {
 /// Counters of a [`Tracker`].
 ///
 /// Every response on HTTP/2, and every response on HTTP/1 whose body ended, is counted in exactly
-/// one of `flushed`, `lost`, `gave_up` and `unmapped` once it is decided. The counters are read one
+/// one of `flushed`, `lost`, `gave_up`, `stalled` and `unmapped` once it is decided. The counters are read one
 /// after the other, so their sum may be off by the responses that are decided at that moment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -71,6 +71,9 @@ pub struct TrackerStats {
     /// Those of `flushed` whose length on the wire differs from the length of their body. Their
     /// outcome is handed over. It should stay at zero.
     pub mismatched: u64,
+    /// Responses that were handed over only, because the client did not take them in time: see the
+    /// [module docs](crate::flush#what-is-promised).
+    pub stalled: u64,
     /// HTTP/2 streams that a client opened and the HTTP implementation did not pass on, because
     /// they were malformed, refused or too large. All streams, if the service does not belong to
     /// the transport.
@@ -90,6 +93,7 @@ pub(super) struct Counters {
     lost: AtomicU64,
     /// Shared with the exchanges, which know the length of the body.
     pub(super) mismatched: Arc<AtomicU64>,
+    stalled: AtomicU64,
     pub(super) undelivered: AtomicU64,
     unmapped: AtomicU64,
 }
@@ -99,6 +103,7 @@ impl Counters {
         count(match outcome {
             FlushOutcome::Unmapped => &self.unmapped,
             FlushOutcome::GaveUp => &self.gave_up,
+            FlushOutcome::Stalled => &self.stalled,
             FlushOutcome::Lost => &self.lost,
             FlushOutcome::Flushed { .. } => &self.flushed,
         });
@@ -111,6 +116,7 @@ impl Counters {
             gave_up: self.gave_up.load(Relaxed),
             lost: self.lost.load(Relaxed),
             mismatched: self.mismatched.load(Relaxed),
+            stalled: self.stalled.load(Relaxed),
             undelivered: self.undelivered.load(Relaxed),
             unmapped: self.unmapped.load(Relaxed),
         }
@@ -118,5 +124,9 @@ impl Counters {
 }
 
 pub(super) fn count(counter: &AtomicU64) {
-    counter.fetch_add(1, Relaxed);
+    add(counter, 1);
+}
+
+pub(super) fn add(counter: &AtomicU64, count: u64) {
+    counter.fetch_add(count, Relaxed);
 }

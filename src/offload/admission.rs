@@ -5,6 +5,7 @@
 //! queue, until its first poll. They are always acquired in this order.
 
 use std::{
+    cell::RefCell,
     fmt,
     future::poll_fn,
     pin::{Pin, pin},
@@ -19,10 +20,11 @@ use std::{
 use tokio::{
     runtime::Handle,
     sync::{OwnedSemaphorePermit, Semaphore},
+    time::Instant,
 };
 
 use crate::{
-    panic::{catch_unwind, drop_payload},
+    panic::{catch_unwind, drop_payload, ignore_panic},
     pool::{
         Admitted, CallError, Pool, Priority, QueuePermit,
         call::{CurrentCall, LayerPermit},
@@ -129,13 +131,13 @@ impl Limiter {
     ///
     /// Returns `Overloaded` if `max_waiting` calls are waiting, and `NoRuntime` if there is no
     /// timer that could end the wait.
-    pub(super) fn try_wait(self: &Arc<Self>) -> Result<Waiting, CallError> {
+    pub(super) fn try_wait(self: &Arc<Self>, pool: &Arc<dyn Pool>) -> Result<Waiting, CallError> {
         if Handle::try_current().is_err() {
             return Err(CallError::NoRuntime);
         }
         let more = |waiting| (waiting < self.limits.max_waiting).then_some(waiting + 1);
         match self.waiting.fetch_update(SeqCst, SeqCst, more) {
-            Ok(_) => Ok(Waiting { limiter: self.clone(), outer: CurrentCall::layer_permit() }),
+            Ok(_) => Ok(Waiting::new(self.clone(), pool.clone())),
             Err(_) => Err(CallError::Overloaded),
         }
     }
@@ -159,7 +161,7 @@ impl Limiter {
         permit: OwnedSemaphorePermit,
         outer: Option<Arc<dyn LayerPermit>>,
     ) -> Arc<dyn LayerPermit> {
-        Arc::new(InFlightPermit { limiter: self.clone(), _permit: permit, outer })
+        Arc::new(InFlightPermit { limiter: self.clone(), permit: Some(permit), outer })
     }
 
     /// Identifies the limiter while a permit of it exists.
@@ -172,8 +174,17 @@ impl Limiter {
 /// not make room for another call while its own still occupies a thread.
 struct InFlightPermit {
     limiter: Arc<Limiter>,
-    _permit: OwnedSemaphorePermit,
+    /// `None` only during the drop.
+    permit: Option<OwnedSemaphorePermit>,
     outer: Option<Arc<dyn LayerPermit>>,
+}
+
+impl Drop for InFlightPermit {
+    fn drop(&mut self) {
+        // Wakes the next call that waits. Its waker is user code.
+        let permit = self.permit.take();
+        ignore_panic(|| drop(permit));
+    }
 }
 
 impl LayerPermit for InFlightPermit {
@@ -186,37 +197,64 @@ impl LayerPermit for InFlightPermit {
     }
 }
 
-/// A call that waits to be admitted in mode `Wait`. It is counted until it is dropped.
+/// A call that waits to be admitted in mode `Wait`. It is counted until it is dropped, by its layer
+/// and as a waiting call of its pool.
 pub(super) struct Waiting {
     limiter: Arc<Limiter>,
+    pool: Arc<dyn Pool>,
     outer: Option<Arc<dyn LayerPermit>>,
+    since: Instant,
 }
 
 impl Waiting {
+    /// The limiter has counted the call.
+    fn new(limiter: Arc<Limiter>, pool: Arc<dyn Pool>) -> Self {
+        let waiting = Self { limiter, pool, outer: CurrentCall::layer_permit(), since: Instant::now() };
+        waiting.pool.admission().metrics().delayed();
+        waiting
+    }
+
     /// Waits up to `timeout` for both permits.
-    pub(super) async fn admit(
-        self,
-        pool: Arc<dyn Pool>,
-        priority: Priority,
-        timeout: Duration,
-    ) -> Result<Admitted, CallError> {
-        let admitted = self.limiter.clone().admit(pool, priority, self.outer.clone());
-        let mut timed = pin!(async { tokio::time::timeout(timeout, admitted).await });
-        // Tokio's timer panics in a runtime without time enabled and in one that shuts down.
-        poll_fn(|cx| match catch_unwind(|| timed.as_mut().poll(cx)) {
-            Ok(polled) => polled.map(|in_time| in_time.unwrap_or(Err(CallError::Overloaded))),
-            Err(payload) => {
-                drop_payload(payload);
-                Poll::Ready(Err(CallError::NoRuntime))
+    pub(super) async fn admit(self, priority: Priority, timeout: Duration) -> Result<Admitted, CallError> {
+        let mut admitted = pin!(self.limiter.clone().admit(self.pool.clone(), priority, self.outer.clone()));
+        let mut timer = pin!(async { tokio::time::sleep(timeout).await });
+        let admitted = poll_fn(|cx| {
+            if let Poll::Ready(admitted) = admitted.as_mut().poll(cx) {
+                return Poll::Ready(admitted);
             }
-        })
-        .await
+            // Tokio's timer panics in a runtime without time enabled and in one that shuts down.
+            match catch_unwind(|| timer.as_mut().poll(cx)) {
+                Ok(polled) => polled.map(|()| Err(CallError::Overloaded)),
+                Err(payload) => {
+                    drop_payload(payload);
+                    Poll::Ready(Err(CallError::NoRuntime))
+                }
+            }
+        });
+        let Admitted { queue_permit, layer_permit, priority } = admitted.await?;
+        Ok(Admitted { queue_permit: queue_permit.with_delay(self.since.elapsed()), layer_permit, priority })
     }
 }
 
 impl Drop for Waiting {
     fn drop(&mut self) {
         self.limiter.waiting.fetch_sub(1, SeqCst);
+        self.pool.admission().metrics().undelayed();
+    }
+}
+
+thread_local! {
+    /// Addresses of the pools for which a service in mode `Backpressure` is being polled ready on
+    /// this thread, outermost first.
+    static RESERVING: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Returned by [`Backpressure::enter`]. The service is being polled ready until it is dropped.
+pub(super) struct Reserving(());
+
+impl Drop for Reserving {
+    fn drop(&mut self) {
+        let _ = RESERVING.try_with(|pools| pools.borrow_mut().pop());
     }
 }
 
@@ -238,6 +276,28 @@ enum Reservation {
 impl Backpressure {
     pub(super) fn new(limiter: Arc<Limiter>, pool: Arc<dyn Pool>) -> Self {
         Self { limiter, pool, state: Reservation::None }
+    }
+
+    /// Called before the inner service is polled ready.
+    ///
+    /// # Panics
+    ///
+    /// Panics inside the `poll_ready` of another layer that reserves a permit of the same queue.
+    /// Each would keep its permit while it waits for that of the other, and callers that have one
+    /// permit each would wait forever.
+    pub(super) fn enter(&self) -> Reserving {
+        let admission = self.pool.admission();
+        let pool = std::ptr::from_ref(admission).addr();
+        let _ = RESERVING.try_with(|pools| {
+            assert!(
+                !pools.borrow().contains(&pool),
+                "two layers of one stack use `.backpressure()` on pool `{}`, and would wait for each other forever: \
+                 use it on one of them, or give one a pool of its own",
+                admission.name()
+            );
+            pools.borrow_mut().push(pool);
+        });
+        Reserving(())
     }
 
     pub(super) fn poll_reserve(&mut self, cx: &mut Context<'_>) -> Poll<()> {

@@ -14,7 +14,7 @@ use tokio::{sync::mpsc, task::yield_now};
 use crate::pool::{
     Admitted, CallError, Pool, Priority, QueuePermit,
     call::{CallFailure, Context as CallContext, CurrentCall, JoinHandle, OnCallerDrop},
-    spawn,
+    cancelled, spawn,
 };
 
 type BoxError = Box<dyn Error + Send + Sync>;
@@ -81,7 +81,8 @@ impl BlockingBody {
 
     /// Creates a body from a reader, in chunks of up to 64 KiB.
     ///
-    /// An interrupted read is retried; any other error ends the body.
+    /// An interrupted read is retried until the body is dropped or the timeout of the pool's
+    /// shutdown has passed. Any other error ends the body.
     ///
     /// # Errors
     ///
@@ -100,8 +101,13 @@ impl BlockingBody {
                     match reader.read(&mut buffer) {
                         Ok(0) => return None,
                         Ok(read) => return Some(Ok(buffer.split_to(read).freeze())),
-                        Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                        Err(error) => return Some(Err(error)),
+                        // A reader may be interrupted forever.
+                        Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                            if cancelled() {
+                                return Some(Err(CallError::Closed.into()));
+                            }
+                        }
+                        Err(error) => return Some(Err(BoxError::from(error))),
                     }
                 }
             }),

@@ -12,12 +12,6 @@ use crate::{pool::Priority, request_head::View};
 ///
 /// The methods of [`OffloadLayer`](super::OffloadLayer) build the implementations. The trait is
 /// sealed; it is public so that a function which returns a layer can name it as a bound.
-#[diagnostic::on_unimplemented(
-    message = "`{Self}` cannot read requests of type `{Req}`",
-    note = "`.filter(..)`, `.priority(..)` and `.propagate(..)` read the head of an `http::Request`",
-    note = "for other requests use `.filter_request(|request: &MyRequest| ..)`, `.priority_request(..)` and \
-            `.propagate_request(..)`"
-)]
 pub trait Inspect<Req>: Clone + Send + Sync + sealed::Sealed {
     /// The values that travel with the request to the pool.
     type Captured: Send;

@@ -83,6 +83,11 @@ impl<X, A> OffloadLayer<X, A> {
     /// loop of a client. Do not use it in a server: hyper and axum poll a clone for each request,
     /// so requests would pile up without a bound. A service that is ready and not called keeps its
     /// capacity from others.
+    ///
+    /// Use it on one layer of a stack, the outermost one on its pool: while a service waits for a
+    /// permit, it keeps those that services inside it have reserved. If two layers on the same pool
+    /// use it, the service panics when it is polled ready. If they are on two pools, every stack
+    /// must have them in the same order.
     #[must_use]
     pub fn backpressure(self) -> Self {
         self.limit(|limits| limits.mode = Mode::Backpressure)
@@ -209,6 +214,10 @@ impl<X, A> OffloadLayer<X, A> {
     /// `capture` reads the value in the caller's task. `in_context` sets it around each poll of the
     /// work and around its drop; it must call its second argument.
     ///
+    /// If the value is a reference, such as a `&'static str`, wrap it in a struct. Otherwise rustc
+    /// may find that a call of the service in an async block is not `Send`
+    /// ("implementation of `FnOnce` is not general enough").
+    ///
     /// ```
     /// use tower_offload::{OffloadLayer, ThreadPool};
     ///
@@ -262,7 +271,9 @@ impl<X, A> OffloadLayer<X, A> {
     }
 }
 
-impl<S: 'static, X: Clone, A: Clone + 'static> Layer<S> for OffloadLayer<X, A> {
+// `Clone` and `Send` are bounds of the layer as well, so that the compiler reports them where the
+// stack is built. Missing bounds of `Service` would only be reported as missing methods.
+impl<S: Clone + Send + 'static, X: Clone, A: Clone + 'static> Layer<S> for OffloadLayer<X, A> {
     type Service = Offload<S, X, A>;
 
     fn layer(&self, inner: S) -> Self::Service {

@@ -90,10 +90,15 @@
 //! ```
 //!
 //! For a method that needs the service, such as `ready` or `oneshot`, the compiler only reports
-//! unsatisfied trait bounds (E0599). The cause is one of these: the strategy does not fit (use
-//! `.reject(RejectWithError)` outside of HTTP), a filter reads the head of a request that has none
-//! (use `.filter_request(..)`), or the inner service is not `Clone` and `Send`. To find out which,
-//! pass the service to a function like `serve` above, or call `ServiceBuilder::check_service`.
+//! unsatisfied trait bounds (E0599). The cause is that the strategy does not fit (use
+//! `.reject(RejectWithError)` outside of HTTP) or that a filter reads the head of a request that
+//! has none (use `.filter_request(..)`). To find out which, pass the service to a function like
+//! `serve` above, or call `ServiceBuilder::check_service`.
+//!
+//! | the compiler reports that .. is not satisfied | remedy |
+//! |---|---|
+//! | `MyService: Clone` | put tower's `Buffer` between the service and the layer |
+//! | `Infallible: From<Box<dyn Error + Send + Sync>>` | on axum use a strategy that responds |
 //!
 //! # Cancel safety
 //!
@@ -113,12 +118,12 @@
 //! # Observability
 //!
 //! [`PoolStats`](crate::pool::PoolStats) has all counters and needs no feature. Feature `metrics`
-//! records through the [`metrics`] crate, each metric with the label `pool`. Install the recorder
-//! before the first call.
+//! records through the [`metrics`] crate, each metric with the label `pool`, a unit and a help text.
+//! Install the recorder before the first call.
 //!
 //! | metric | kind | value |
 //! |---|---|---|
-//! | `offload_queue_depth` | gauge | calls that wait for their first poll |
+//! | `offload_queue_depth` | gauge | calls that wait for capacity or for their first poll |
 //! | `offload_active` | gauge | threads that poll a call |
 //! | `offload_queue_wait_seconds` | histogram | time from `call` to the first poll |
 //! | `offload_run_seconds` | histogram | total time of a call's polls |
@@ -126,6 +131,8 @@
 //! | `offload_rejected_total` | counter | rejected calls; label `reason` |
 //! | `offload_abandoned_total` | counter | calls whose caller left before they ended |
 //! | `offload_panicked_total` | counter | panics of work |
+//! | `offload_stalls_total` | counter | times that the pool was [stalled] |
+//! | `offload_stalled` | gauge | 1 while the pool is stalled, otherwise 0 |
 //!
 //! Feature `tracing` runs the work in the caller's span, with its dispatcher, and emits these
 //! events with the field `pool`:
@@ -133,15 +140,22 @@
 //! | event | level | fields |
 //! |---|---|---|
 //! | `call rejected` | debug | `reason` |
+//! | `pool overloaded: ..` | warn | `reason`, `rejected`: total; at most once in 10 s |
 //! | `call abandoned by its caller` | debug | `detached` |
 //! | `call panicked` | error | `message`, `caller_present` |
 //! | `detached call ended` | info | `run_seconds`; only if the caller had left |
+//! | `pool stalled: ..` | warn | `stalled_seconds`, `queued`, `active`, `nested` |
+//! | `pool deadlocked: ..` | error | `waits` |
+//! | `pool recovered` | info | `stalled_seconds` |
 //! | `thread did not get its nice value` | warn | `niceness`, `error` |
 //! | `thread hook panicked` | error | |
 //!
-//! The values of `reason` are those of [`CallError::as_str`](crate::CallError::as_str).
+//! `nested` is the number of threads whose call waits for another call of the pool, and `waits` the
+//! number of such waits that are ended. The values of `reason` are those of [`CallError::as_str`](crate::CallError::as_str). A full pool
+//! rejects with `overloaded`, and a queue policy with `expired`.
 //!
 //! [`metrics`]: https://docs.rs/metrics
+//! [stalled]: crate::pool#stalled-pools
 
 mod admission;
 mod blocking_body;

@@ -85,7 +85,13 @@ where
     /// Polls the inner service. With [`backpressure`](super::OffloadLayer::backpressure) it then
     /// reserves capacity; otherwise it reserves nothing, and a full pool does not make the service
     /// pending.
+    ///
+    /// # Panics
+    ///
+    /// Panics if another layer with [`backpressure`](super::OffloadLayer::backpressure) on the same
+    /// pool is inside this service.
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        let _reserving = self.backpressure.as_ref().map(Backpressure::enter);
         let ready = ready!(self.inner.poll_ready(cx));
         ready.map_err(|error| self.config.reject.map_err(error))?;
         if let Some(backpressure) = &mut self.backpressure {
@@ -137,19 +143,21 @@ impl<S, X, A> Offload<S, X, A> {
     {
         match (admitted, self.config.limiter.limits().mode) {
             (Ok(admitted), _) => State::Offloaded { handle: self.prepare(request).start(admitted) },
-            (Err(CallError::Overloaded), Mode::Wait(timeout)) => match self.config.limiter.try_wait() {
-                Ok(waiting) => {
-                    let prepared = self.prepare(request);
-                    let admitted = async move {
-                        match waiting.admit(prepared.pool.clone(), priority, timeout).await {
-                            Ok(admitted) => Ok(prepared.start(admitted)),
-                            Err(error) => Err(count_rejection(&*prepared.pool, error)),
-                        }
-                    };
-                    State::Waiting { admitted: Box::pin(admitted) }
+            (Err(CallError::Overloaded), Mode::Wait(timeout)) => {
+                match self.config.limiter.try_wait(&self.config.pool) {
+                    Ok(waiting) => {
+                        let prepared = self.prepare(request);
+                        let admitted = async move {
+                            match waiting.admit(priority, timeout).await {
+                                Ok(admitted) => Ok(prepared.start(admitted)),
+                                Err(error) => Err(count_rejection(&*prepared.pool, error)),
+                            }
+                        };
+                        State::Waiting { admitted: Box::pin(admitted) }
+                    }
+                    Err(error) => State::Rejected { error: count_rejection(&*self.config.pool, error) },
                 }
-                Err(error) => State::Rejected { error: count_rejection(&*self.config.pool, error) },
-            },
+            }
             // The inner service was not called, so it is still ready.
             (Err(error), _) => State::Rejected { error: count_rejection(&*self.config.pool, error) },
         }

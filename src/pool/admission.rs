@@ -15,6 +15,7 @@ use tokio::{runtime::Handle, sync::Notify};
 use super::{
     error::CallError,
     metrics::Metrics,
+    nested::NestedWaits,
     priority::Priority,
     semaphore::Semaphore,
     stats::{PoolShutdownReport, PoolStats},
@@ -48,6 +49,7 @@ pub struct Admission {
     /// changes, so that threads do not contend for it while no call waits.
     last_wait: Padded<AtomicU64>,
     metrics: Metrics,
+    nested_waits: Arc<NestedWaits>,
 }
 
 impl Admission {
@@ -68,6 +70,7 @@ impl Admission {
             phase: AtomicU8::new(OPEN),
             changed: Notify::new(),
             last_wait: Padded(AtomicU64::new(0)),
+            nested_waits: Arc::default(),
         }
     }
 
@@ -96,8 +99,7 @@ impl Admission {
     /// Rejects every new call with [`CallError::Closed`]. Admitted calls continue.
     pub fn close(&self) {
         let _ = self.phase.compare_exchange(OPEN, CLOSED, SeqCst, SeqCst);
-        self.semaphore.close();
-        self.changed.notify_waiters();
+        self.on_phase_change();
     }
 
     /// Closes the pool and stops polling: a runnable that is run from now on drops its call, which
@@ -105,8 +107,14 @@ impl Admission {
     /// that is running.
     pub fn halt(&self) {
         self.phase.store(HALTED, SeqCst);
+        self.on_phase_change();
+    }
+
+    /// Ends the waits for a permit and for `changed`. The wakers are user code, and this also runs
+    /// when the last handle of a pool is dropped.
+    fn on_phase_change(&self) {
         self.semaphore.close();
-        self.changed.notify_waiters();
+        ignore_panic(|| self.changed.notify_waiters());
     }
 
     /// Returns `true` once [`close`](Self::close) or [`halt`](Self::halt) was called.
@@ -146,6 +154,10 @@ impl Admission {
         &self.metrics
     }
 
+    pub(super) fn nested_waits(&self) -> &Arc<NestedWaits> {
+        &self.nested_waits
+    }
+
     /// Waits until the pool is closed.
     pub(crate) async fn closed(&self) {
         self.wait_until(|| self.is_closed()).await;
@@ -171,13 +183,14 @@ impl Admission {
         self.semaphore.release();
     }
 
-    /// Records that a call is about to be polled for the first time.
-    pub(super) fn on_start(&self, waited: Duration) {
+    /// Records that a call is about to be polled for the first time. It has waited in the queue for
+    /// `waited`, and before that for capacity for `delay`.
+    pub(super) fn on_start(&self, waited: Duration, delay: Duration) {
         let milliseconds = u64::try_from(waited.as_millis()).unwrap_or(u64::MAX);
         if self.last_wait.load(Relaxed) != milliseconds {
             self.last_wait.store(milliseconds, Relaxed);
         }
-        self.metrics.started(waited);
+        self.metrics.started(waited.saturating_add(delay));
     }
 
     /// Records that an admitted call has ended, after polls that took `run_time`.
@@ -219,7 +232,7 @@ mod tests {
         let admission = Admission::new("waits", 1);
         assert_eq!(admission.expected_wait(), Duration::ZERO);
         for milliseconds in [1100, 20] {
-            admission.on_start(Duration::from_millis(milliseconds));
+            admission.on_start(Duration::from_millis(milliseconds), Duration::from_secs(1));
             assert_eq!(admission.expected_wait(), Duration::from_millis(milliseconds));
         }
     }

@@ -14,6 +14,7 @@ use super::{
     admission::{Admission, DEFAULT_QUEUE_CAPACITY},
     error::CallError,
     scheduler::{InvalidPolicy, Limits, QueuePolicy},
+    stall::STALL_TIMEOUT,
     thread_pool::ThreadPool,
     thread_setup::{Hooks, NICENESS_RANGE, ThreadSetup},
     worker::{Worker, WorkerConfig, WorkerPool},
@@ -205,7 +206,7 @@ impl ThreadPoolBuilder {
     ///
     /// A thread inherits the nice value of the thread that starts it. Threads that offloaded work
     /// starts (a `std::thread`, a thread of tokio's blocking pool or of another pool that grows on
-    /// demand), and the pool's own `offload-replies`, therefore start with this value.
+    /// demand), and the pool's own `offload-wakeups`, therefore start with this value.
     ///
     /// Default: none is set.
     pub fn niceness(mut self, niceness: i32) -> Self {
@@ -266,6 +267,7 @@ impl ThreadPoolBuilder {
             queue_policy,
             is_borrowed: false,
             spin: thread::available_parallelism().map_or(1, usize::from) > 1,
+            stall_timeout: STALL_TIMEOUT,
             spawn_error: CallError::Overloaded,
         };
         let spawned = AtomicUsize::new(0);

@@ -18,19 +18,24 @@ pub enum CallError {
     /// never started. A pool of your own can fail a call like this with
     /// [`Runnable::refuse`](super::Runnable::refuse).
     Expired,
+    /// The caller is itself a call of the pool, and blocks its thread until this call is done. As
+    /// all threads of the pool did so for 10 s, no thread was left to run this call. See [stalled
+    /// pools](crate::pool#stalled-pools).
+    Deadlock,
     /// The work panicked, and the layer is configured to answer panics instead of resuming them.
     Panicked,
 }
 
 impl CallError {
     /// Returns a short machine-readable name: `"no_runtime"`, `"overloaded"`, `"closed"`,
-    /// `"expired"` or `"panicked"`. Metrics use it as the label `reason`.
+    /// `"expired"`, `"deadlock"` or `"panicked"`. Metrics use it as the label `reason`.
     pub const fn as_str(&self) -> &'static str {
         match self {
             Self::NoRuntime => "no_runtime",
             Self::Overloaded => "overloaded",
             Self::Closed => "closed",
             Self::Expired => "expired",
+            Self::Deadlock => "deadlock",
             Self::Panicked => "panicked",
         }
     }
@@ -43,6 +48,9 @@ impl fmt::Display for CallError {
             Self::Overloaded => "the pool has no capacity for the call",
             Self::Closed => "the pool is shut down",
             Self::Expired => "the call waited in the queue for too long",
+            Self::Deadlock => {
+                "the call waited for a thread of the pool that its caller blocks: run one of them on a second pool"
+            }
             Self::Panicked => "the work panicked",
         })
     }

@@ -10,10 +10,14 @@ use std::{
             Ordering::{Relaxed, SeqCst},
         },
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use super::{error::CallError, stats::PoolStats};
+use super::{error::CallError, stall::Observation, stats::PoolStats};
+use crate::{
+    panic::ignore_panic,
+    sync::{Mutex, lock},
+};
 
 /// Number of stripes, a power of two. It keeps a handful of busy threads apart.
 const STRIPES: usize = 16;
@@ -22,12 +26,24 @@ const STRIPES: usize = 16;
 pub(crate) struct Metrics {
     #[cfg(feature = "tracing")]
     pool: Arc<str>,
+    #[cfg(feature = "tracing")]
+    overload: OverloadWarning,
     /// Each thread counts in one stripe, and readers add the stripes up. Counters shared by all
     /// threads would be passed between cores a dozen times per call, which took a third of the cost
     /// of a call at full load.
     stripes: Box<[Stripe]>,
+    stall: Mutex<Stall>,
     #[cfg(feature = "metrics")]
     recorder: recorder::Recorder,
+}
+
+/// The stalls that the monitor of the pool has found. Written by the monitor only.
+#[derive(Debug, Default)]
+struct Stall {
+    /// Number of times that the pool was stalled.
+    count: u64,
+    /// Last progress of a pool that is stalled.
+    since: Option<Instant>,
 }
 
 /// Counters that some of the threads share. They only increase, so that each step of a call updates
@@ -37,6 +53,9 @@ pub(crate) struct Metrics {
 #[repr(align(128))]
 struct Stripe {
     rejected: AtomicU64,
+    /// Calls that started and stopped waiting for capacity.
+    delayed: AtomicU64,
+    undelayed: AtomicU64,
     admitted: AtomicU64,
     /// Calls that left the queue without having been polled.
     passed_over: AtomicU64,
@@ -74,7 +93,10 @@ impl Metrics {
         Self {
             #[cfg(feature = "tracing")]
             pool: pool.clone(),
+            #[cfg(feature = "tracing")]
+            overload: OverloadWarning::new(),
             stripes: (0..STRIPES).map(|_| Stripe::default()).collect(),
+            stall: Mutex::default(),
             #[cfg(feature = "metrics")]
             recorder: recorder::Recorder::new(pool.clone()),
         }
@@ -87,13 +109,17 @@ impl Metrics {
         let (polled, passed_over, skipped) =
             (self.sum(|it| &it.polled), self.sum(|it| &it.passed_over), self.sum(|it| &it.skipped));
         let (failed, ended) = (self.sum(|it| &it.failed), self.sum(|it| &it.ended));
+        let undelayed = self.sum(|it| &it.undelayed);
         let (started, resumed) = (self.sum(|it| &it.started), self.sum(|it| &it.resumed));
         let (admitted, woken) = (self.sum(|it| &it.admitted), self.sum(|it| &it.woken));
+        let waiting = gauge(self.sum(|it| &it.delayed), undelayed);
+        let Stall { count: stalls, since: stalled_since } = *lock(&self.stall);
         PoolStats {
             rejected: self.sum(|it| &it.rejected),
             permits_in_use: 0,
             in_flight: gauge(admitted, ended),
-            queued: gauge(admitted, started + passed_over),
+            waiting,
+            queued: waiting + gauge(admitted, started + passed_over),
             queue_wait: Duration::from_nanos(self.sum(|it| &it.queue_wait)),
             started,
             active: gauge(started + resumed, polled),
@@ -103,7 +129,68 @@ impl Metrics {
             abandoned: self.sum(|it| &it.abandoned),
             panicked: self.sum(|it| &it.panicked),
             completed: ended.saturating_sub(failed),
+            stalls,
+            stalled_for: stalled_since.map(|since| since.elapsed()).unwrap_or_default(),
         }
+    }
+
+    /// Reads what decides whether the pool is stalled.
+    pub(super) fn observe(&self) -> Observation {
+        let counters = |it: &Stripe| {
+            [&it.passed_over, &it.started, &it.resumed, &it.skipped, &it.polled].map(|counter| counter.load(Relaxed))
+        };
+        let progress = self.stripes.iter().flat_map(counters).fold(0, u64::wrapping_add);
+        let stats = self.stats();
+        Observation { progress, queued: stats.queued.saturating_sub(stats.waiting) + stats.woken, active: stats.active }
+    }
+
+    /// Records that the pool is stalled: calls wait, and none has made progress since `since`.
+    /// `nested` is the number of threads whose call waits for another call of the pool.
+    pub(super) fn stalled(&self, since: Instant, observation: Observation, nested: usize) {
+        {
+            let mut stall = lock(&self.stall);
+            *stall = Stall { count: stall.count + 1, since: Some(since) };
+        }
+        record!(self, stalls.increment(1));
+        record!(self, stalled.set(1));
+        #[cfg(feature = "tracing")]
+        tracing::event!(
+            tracing::Level::WARN,
+            pool = &*self.pool,
+            stalled_seconds = since.elapsed().as_secs_f64(),
+            queued = observation.queued,
+            active = observation.active,
+            nested,
+            "pool stalled: calls wait, and no call has made progress"
+        );
+        let _ = (observation, nested);
+    }
+
+    /// Records that the pool makes progress again.
+    pub(super) fn recovered(&self) {
+        let since = lock(&self.stall).since.take();
+        record!(self, stalled.set(0));
+        #[cfg(feature = "tracing")]
+        tracing::event!(
+            tracing::Level::INFO,
+            pool = &*self.pool,
+            stalled_seconds = since.map(|since| since.elapsed().as_secs_f64()),
+            "pool recovered"
+        );
+        let _ = since;
+    }
+
+    /// Logs that the calls on all threads wait for calls of the same pool. `waits` is the number of
+    /// waits that are ended because of that. Those that fail are also recorded as rejected.
+    pub(super) fn deadlocked(&self, waits: usize) {
+        #[cfg(feature = "tracing")]
+        tracing::event!(
+            tracing::Level::ERROR,
+            pool = &*self.pool,
+            waits,
+            "pool deadlocked: every thread blocks on another call of the pool, use a second pool for those"
+        );
+        let _ = waits;
     }
 
     /// Returns the number of admitted calls that have not ended. It decreases before the caller of
@@ -134,8 +221,29 @@ impl Metrics {
         self.stripe().rejected.fetch_add(1, Relaxed);
         record!(self, rejected(error).increment(1));
         #[cfg(feature = "tracing")]
-        tracing::event!(tracing::Level::DEBUG, pool = &*self.pool, reason = error.as_str(), "call rejected");
+        {
+            let reason = error.as_str();
+            tracing::event!(tracing::Level::DEBUG, pool = &*self.pool, reason, "call rejected");
+            let lacks_capacity = matches!(error, CallError::Overloaded | CallError::Expired);
+            if lacks_capacity && tracing::enabled!(tracing::Level::WARN) && self.overload.is_due() {
+                let rejected = self.sum(|it| &it.rejected);
+                let pool = &*self.pool;
+                tracing::event!(tracing::Level::WARN, pool, reason, rejected, "pool overloaded: calls are rejected");
+            }
+        }
         let _ = error;
+    }
+
+    /// Records a call that waits for capacity before it is admitted or rejected.
+    pub(crate) fn delayed(&self) {
+        self.stripe().delayed.fetch_add(1, Relaxed);
+        record!(self, queue_depth.increment(1));
+    }
+
+    /// Records the end of such a wait.
+    pub(crate) fn undelayed(&self) {
+        self.stripe().undelayed.fetch_add(1, Relaxed);
+        record!(self, queue_depth.decrement(1));
     }
 
     /// Records a call that was admitted and waits for its first poll.
@@ -239,6 +347,41 @@ impl Metrics {
     }
 }
 
+impl Drop for Metrics {
+    /// The monitor may not have seen that a stalled pool has ended all its calls.
+    fn drop(&mut self) {
+        if lock(&self.stall).since.is_some() {
+            ignore_panic(|| self.recovered());
+        }
+    }
+}
+
+/// Limits the warnings of an overloaded pool, which may reject thousands of calls per second.
+#[cfg(feature = "tracing")]
+#[derive(Debug)]
+struct OverloadWarning {
+    created: Instant,
+    /// Time of the last warning, in milliseconds after `created`, plus 1; 0 if there was none.
+    last: AtomicU64,
+}
+
+#[cfg(feature = "tracing")]
+impl OverloadWarning {
+    const INTERVAL_MILLIS: u64 = 10_000;
+
+    fn new() -> Self {
+        Self { created: Instant::now(), last: AtomicU64::new(0) }
+    }
+
+    /// Returns `true` to one caller per interval.
+    fn is_due(&self) -> bool {
+        let now = u64::try_from(self.created.elapsed().as_millis()).unwrap_or(u64::MAX).saturating_add(1);
+        let last = self.last.load(Relaxed);
+        (last == 0 || now.saturating_sub(last) >= Self::INTERVAL_MILLIS)
+            && self.last.compare_exchange(last, now, Relaxed, Relaxed).is_ok()
+    }
+}
+
 /// Returns the difference of two counters that are read while they change.
 fn gauge(increments: u64, decrements: u64) -> usize {
     usize::try_from(increments.saturating_sub(decrements)).unwrap_or(usize::MAX)
@@ -255,7 +398,10 @@ mod recorder {
         sync::{Arc, OnceLock},
     };
 
-    use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
+    use metrics::{
+        Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge,
+        histogram,
+    };
 
     use crate::pool::error::CallError;
 
@@ -276,6 +422,8 @@ mod recorder {
         pub(super) run: Histogram,
         pub(super) abandoned: Counter,
         pub(super) panicked: Counter,
+        pub(super) stalls: Counter,
+        pub(super) stalled: Gauge,
     }
 
     impl Recorder {
@@ -285,6 +433,7 @@ mod recorder {
 
         pub(super) fn get(&self) -> &Handles {
             self.handles.get_or_init(|| {
+                describe();
                 let labels = [("pool", self.pool.to_string())];
                 Handles {
                     pool: self.pool.clone(),
@@ -295,9 +444,26 @@ mod recorder {
                     run: histogram!("offload_run_seconds", &labels),
                     abandoned: counter!("offload_abandoned_total", &labels),
                     panicked: counter!("offload_panicked_total", &labels),
+                    stalls: counter!("offload_stalls_total", &labels),
+                    stalled: gauge!("offload_stalled", &labels),
                 }
             })
         }
+    }
+
+    /// Registers units and help texts.
+    fn describe() {
+        let (count, seconds) = (Unit::Count, Unit::Seconds);
+        describe_gauge!("offload_queue_depth", count, "Calls that wait for capacity or for their first poll.");
+        describe_histogram!("offload_queue_wait_seconds", seconds, "Time from a call to its first poll.");
+        describe_gauge!("offload_active", count, "Threads that poll a call.");
+        describe_histogram!("offload_resume_wait_seconds", seconds, "Time from each wake to the poll that follows it.");
+        describe_histogram!("offload_run_seconds", seconds, "Total time of a call's polls.");
+        describe_counter!("offload_rejected_total", count, "Rejected calls, by reason.");
+        describe_counter!("offload_abandoned_total", count, "Calls whose caller left before they ended.");
+        describe_counter!("offload_panicked_total", count, "Panics of work.");
+        describe_counter!("offload_stalls_total", count, "Times that calls waited and none made progress for 10 s.");
+        describe_gauge!("offload_stalled", count, "1 while calls wait and none makes progress, otherwise 0.");
     }
 
     impl Handles {

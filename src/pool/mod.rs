@@ -92,6 +92,22 @@
 //! # }
 //! ```
 //!
+//! # Stalled pools
+//!
+//! A pool is *stalled* if calls wait for a thread and for 10 s no call has made progress: no poll
+//! has ended and no entry has left the queue. Usually every thread is blocked. The pool then counts
+//! a stall in its [stats](PoolStats::stalls) and metrics, and feature `tracing` emits an event. A
+//! pool of long calls may also be stalled in this sense. Nothing happens to its calls.
+//!
+//! If a call blocks its thread until another call of the same pool is done, for example with
+//! `Handle::block_on(pool.run(..))`, and every thread of a stalled pool is blocked like this, none
+//! of these calls could ever end. Each wait then fails with [`CallError::Deadlock`]. A call that
+//! waits for another one in any other way, such as `recv`, is not recognized.
+//!
+//! A helper thread named `offload-monitor` looks for this once per second. The pool starts it when
+//! a call has to wait, and it exits after a minute in which no call has waited. Pools with an
+//! [`Admission`] of your own have no such thread.
+//!
 //! # Panics, cancellation and shutdown
 //!
 //! * A panic of the work is resumed in its caller and does not cost the pool a thread.
@@ -102,7 +118,7 @@
 //!
 //! Callers of a busy [`ThreadPool`] are woken many at a time, by a task that the pool spawns once
 //! in their runtime, at the first burst. The runtime counts it as an alive task until the pool is
-//! gone. While wake-ups are batched, a helper thread named `offload-replies` wakes callers that
+//! gone. While wake-ups are batched, a helper thread named `offload-wakeups` wakes callers that
 //! this task cannot reach.
 //!
 //! # When not to use a pool
@@ -117,6 +133,7 @@ mod cancel;
 mod error;
 mod inline;
 mod metrics;
+mod nested;
 mod priority;
 mod queue_permit;
 #[cfg(feature = "rayon")]
@@ -124,11 +141,13 @@ mod rayon;
 mod run;
 mod scheduler;
 mod semaphore;
+mod stall;
 mod stats;
 mod thread_pool;
 mod thread_setup;
 mod tokio_blocking;
 mod wake_batch;
+mod watchdog;
 mod worker;
 
 use std::{fmt, pin::Pin, sync::Arc, time::Duration};

@@ -11,6 +11,7 @@ use super::{
     CallError, Pool, Priority,
     call::{self, Runnable, Schedule},
     metrics::Metrics,
+    nested::NestedWaits,
 };
 
 /// Permit for one entry in the queue of a pool.
@@ -24,6 +25,8 @@ pub(crate) struct QueuePermit {
     /// `false` once the permit is released. Not shared: it is accessed only by the thread that has
     /// taken the call's entry, or that drops the permit.
     is_held: AtomicBool,
+    /// Time that the call waited for capacity before it was admitted.
+    delay: Duration,
 }
 
 pub(crate) type Admitted = call::Admitted<QueuePermit>;
@@ -52,8 +55,14 @@ impl QueuePermit {
         Ok(Self::new(pool.clone()))
     }
 
+    /// Adds the time that the call waited for capacity to the wait that is recorded for it.
+    pub(crate) fn with_delay(mut self, delay: Duration) -> Self {
+        self.delay = delay;
+        self
+    }
+
     fn new(pool: Arc<dyn Pool>) -> Self {
-        Self { pool, is_held: AtomicBool::new(true) }
+        Self { pool, is_held: AtomicBool::new(true), delay: Duration::ZERO }
     }
 
     /// Marks the permit as released. Returns `true` the first time: the caller must then release
@@ -86,7 +95,7 @@ impl Schedule for QueuePermit {
         if self.take() {
             admission.release();
         }
-        admission.on_start(waited);
+        admission.on_start(waited, self.delay);
     }
 
     #[inline]
@@ -102,6 +111,10 @@ impl Schedule for QueuePermit {
     #[inline]
     fn metrics(&self) -> &Metrics {
         self.pool.admission().metrics()
+    }
+
+    fn nested_waits(&self) -> &Arc<NestedWaits> {
+        self.pool.admission().nested_waits()
     }
 }
 

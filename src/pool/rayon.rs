@@ -5,6 +5,7 @@ use super::{
     admission::{Admission, DEFAULT_QUEUE_CAPACITY},
     error::CallError,
     scheduler::{Limits, QueuePolicy},
+    stall::STALL_TIMEOUT,
     stats::{PoolShutdownReport, PoolStats},
     worker::{Worker, WorkerConfig, WorkerPool},
 };
@@ -123,6 +124,7 @@ impl RayonBuilder {
             queue_policy,
             is_borrowed: true,
             spin: false,
+            stall_timeout: STALL_TIMEOUT,
             spawn_error: CallError::Closed,
         };
         let admission = Admission::new(name, queue_capacity);

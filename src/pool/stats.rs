@@ -17,9 +17,12 @@ pub struct PoolStats {
     /// Number of calls that were admitted and have not ended: queued, running, or parked until they
     /// are woken.
     pub in_flight: usize,
-    /// Number of calls that wait for their first poll.
+    /// Number of calls that wait for capacity, with [`wait`](crate::offload::OffloadLayer::wait):
+    /// for a permit of their layer or of the queue.
+    pub waiting: usize,
+    /// Number of calls that wait for their first poll, including the `waiting` ones.
     pub queued: usize,
-    /// Time that calls waited for their first poll.
+    /// Time that calls waited for their first poll, for capacity and in the queue.
     pub queue_wait: Duration,
     /// Number of calls that were polled at least once.
     pub started: u64,
@@ -38,6 +41,11 @@ pub struct PoolStats {
     pub panicked: u64,
     /// Number of calls that ended with an output.
     pub completed: u64,
+    /// Number of times that the pool was stalled: calls waited for a thread, and for 10 s no call
+    /// made progress. See [stalled pools](crate::pool#stalled-pools).
+    pub stalls: u64,
+    /// Time since the last progress of a pool that is stalled now; otherwise zero.
+    pub stalled_for: Duration,
 }
 
 /// Calls that were left when the timeout of a pool's shutdown had passed.
@@ -59,7 +67,7 @@ impl PoolShutdownReport {
     pub(super) fn new(stats: &PoolStats) -> Self {
         // The gauges were read while threads were running, so the parts may exceed the sum.
         let running = stats.active.min(stats.in_flight);
-        let queued = stats.queued.min(stats.in_flight - running);
+        let queued = stats.queued.saturating_sub(stats.waiting).min(stats.in_flight - running);
         Self { queued, running, parked: stats.in_flight - running - queued }
     }
 

@@ -1,4 +1,4 @@
-use std::{error::Error, fmt, io, panic::AssertUnwindSafe, pin::Pin, sync::Arc, time::Duration};
+use std::{error::Error, fmt, io, pin::Pin, sync::Arc, time::Duration};
 
 use tokio::runtime::Handle;
 
@@ -7,8 +7,13 @@ use super::{
     admission::{Admission, DEFAULT_QUEUE_CAPACITY},
     error::CallError,
     scheduler::{Limits, QueuePolicy},
+    stall::STALL_TIMEOUT,
     stats::{PoolShutdownReport, PoolStats},
-    worker::{Worker, WorkerConfig, WorkerPool},
+    worker::{Executor, Worker, WorkerConfig, WorkerPool},
+};
+use crate::{
+    panic::{catch_unwind, drop_payload},
+    sync::{Mutex, lock},
 };
 
 /// Runs calls on the blocking pool of a tokio runtime (`spawn_blocking`), using at most
@@ -17,7 +22,8 @@ use super::{
 /// Tokio starts a thread for each blocking task, up to 512, and does not bound its queue. This pool
 /// also limits the number of calls that wait. All calls run on the runtime in which the pool was
 /// built, even those made from another runtime. After that runtime has shut down, calls fail with
-/// [`CallError::Closed`].
+/// [`CallError::Closed`]. If the system starts no thread for the runtime, they fail with
+/// [`CallError::Overloaded`].
 ///
 /// This type is a handle, and clones refer to the same pool.
 #[derive(Debug, Clone)]
@@ -134,17 +140,90 @@ impl TokioBlockingBuilder {
             queue_policy,
             is_borrowed: false,
             spin: false,
+            stall_timeout: STALL_TIMEOUT,
             spawn_error: CallError::Closed,
         };
-        let admission = Admission::new(name, queue_capacity);
-        let workers = WorkerPool::new(admission, config, move |worker: Worker| {
-            // Tokio panics if the system starts no thread. The worker is dropped then, and queued
-            // calls fail.
-            let spawn = || drop(runtime.spawn_blocking(move || worker.run()));
-            std::panic::catch_unwind(AssertUnwindSafe(spawn))
-                .map_err(|_| io::Error::other("tokio could not start a blocking thread"))
-        });
+        let executor = TokioExecutor { runtime, handoff: Arc::default() };
+        let workers = WorkerPool::new(Admission::new(name, queue_capacity), config, executor);
         Ok(TokioBlocking { workers })
+    }
+}
+
+/// Runs workers as blocking tasks.
+struct TokioExecutor {
+    runtime: Handle,
+    handoff: Arc<Handoff>,
+}
+
+/// Workers that have no thread yet.
+///
+/// Tokio queues a blocking task before it starts a thread, and panics if that fails. The task stays
+/// in its queue, so a worker that the task contained could not be taken back. Workers are
+/// interchangeable: a task runs any one of them, or none if all have been taken.
+#[derive(Default)]
+struct Handoff(Mutex<Vec<Worker>>);
+
+impl Handoff {
+    fn put(&self, worker: Worker) {
+        lock(&self.0).push(worker);
+    }
+
+    fn take(&self) -> Option<Worker> {
+        lock(&self.0).pop()
+    }
+
+    fn is_empty(&self) -> bool {
+        lock(&self.0).is_empty()
+    }
+}
+
+impl Executor for TokioExecutor {
+    fn spawn(&self, worker: Worker) -> io::Result<()> {
+        self.handoff.put(worker);
+        self.spawn_task()
+    }
+
+    /// In a runtime with threads of its own, tokio ignores that the system is temporarily out of
+    /// threads. The task then waits until another blocking task is spawned.
+    fn retry(&self) {
+        if !self.handoff.is_empty() {
+            let _ = self.spawn_task();
+        }
+    }
+}
+
+impl TokioExecutor {
+    fn spawn_task(&self) -> io::Result<()> {
+        let task = WorkerTask(Some(self.handoff.clone()));
+        catch_unwind(|| drop(self.runtime.spawn_blocking(move || task.run()))).map_err(|payload| {
+            drop_payload(payload);
+            if let Some(worker) = self.handoff.take() {
+                worker.refuse_calls(CallError::Overloaded);
+            }
+            io::Error::other("tokio could not start a blocking thread")
+        })
+    }
+}
+
+/// A blocking task that runs a worker. If the runtime drops it instead, it drops the worker.
+struct WorkerTask(Option<Arc<Handoff>>);
+
+impl WorkerTask {
+    fn run(mut self) {
+        if let Some(worker) = self.take() {
+            worker.run();
+        }
+    }
+
+    /// Returns a worker the first time.
+    fn take(&mut self) -> Option<Worker> {
+        self.0.take()?.take()
+    }
+}
+
+impl Drop for WorkerTask {
+    fn drop(&mut self) {
+        drop(self.take());
     }
 }
 

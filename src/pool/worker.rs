@@ -1,16 +1,26 @@
-use std::{fmt, io, mem, sync::Arc, time::Duration};
+use std::{
+    fmt, io, mem,
+    sync::{Arc, Weak},
+    time::{Duration, Instant},
+};
 
-use tokio::{runtime::Handle, time::Instant};
+use tokio::runtime::Handle;
 
 use super::{
     admission::Admission,
     call::{CallerWaker, Runnable, RuntimeGuard},
     error::CallError,
-    scheduler::{Action, Dequeued, Limits, QueueItem, QueuePolicy, Scheduler, WorkerState},
+    scheduler::{Action, Dequeued, Limits, QueueItem, QueuePolicy, Scheduler, WakeUp, WorkerState},
+    stall::{Change, OBSERVATIONS, StallDetector},
     stats::PoolShutdownReport,
     wake_batch::{WakeBatcher, WakeList},
+    watchdog::Watchdog,
 };
 use crate::panic::{catch_unwind, drop_payload, ignore_panic};
+
+/// Number of intervals without a waiting call after which the monitor exits. A call that waits
+/// later spawns a new thread.
+const MAX_IDLE_INTERVALS: u32 = 60;
 
 /// Common part of `ThreadPool`, `Rayon` and `TokioBlocking`: admission, a scheduler, and a way to
 /// spawn a worker.
@@ -19,7 +29,26 @@ pub(super) struct WorkerPool {
     scheduler: Scheduler<Runnable>,
     config: WorkerConfig,
     wake_batcher: WakeBatcher,
-    spawn: Box<dyn Fn(Worker) -> io::Result<()> + Send + Sync>,
+    executor: Box<dyn Executor>,
+    /// The monitor is the thread that detects stalls. It runs while calls wait.
+    monitor: Watchdog,
+}
+
+/// Threads that run workers.
+pub(super) trait Executor: Send + Sync {
+    /// Runs a worker on a thread. A worker for which there is no thread is dropped, or passed to
+    /// [`Worker::refuse_calls`].
+    fn spawn(&self, worker: Worker) -> io::Result<()>;
+
+    /// Asks again for threads that were asked for and have not arrived. Called by the monitor while
+    /// calls wait and make no progress.
+    fn retry(&self) {}
+}
+
+impl<F: Fn(Worker) -> io::Result<()> + Send + Sync> Executor for F {
+    fn spawn(&self, worker: Worker) -> io::Result<()> {
+        self(worker)
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -33,6 +62,8 @@ pub(super) struct WorkerConfig {
     pub(super) is_borrowed: bool,
     /// `true` if a worker that looks for work spins for some microseconds.
     pub(super) spin: bool,
+    /// Time without progress after which the pool is stalled.
+    pub(super) stall_timeout: Duration,
     /// Error of queued calls when no worker can be spawned and none is left.
     pub(super) spawn_error: CallError,
 }
@@ -46,19 +77,22 @@ pub(super) struct Worker {
 }
 
 impl QueueItem for Runnable {
-    fn queued_at(&self) -> Instant {
+    fn queued_at(&self) -> tokio::time::Instant {
         self.created()
     }
 }
 
 impl WorkerPool {
-    pub(super) fn new(
-        admission: Admission,
-        config: WorkerConfig,
-        spawn: impl Fn(Worker) -> io::Result<()> + Send + Sync + 'static,
-    ) -> Arc<Self> {
+    pub(super) fn new(admission: Admission, config: WorkerConfig, executor: impl Executor + 'static) -> Arc<Self> {
         let scheduler = Scheduler::new(config.limits, config.queue_policy, config.spin);
-        Arc::new(Self { admission, scheduler, config, wake_batcher: WakeBatcher::new(), spawn: Box::new(spawn) })
+        Arc::new(Self {
+            admission,
+            scheduler,
+            config,
+            wake_batcher: WakeBatcher::new(),
+            executor: Box::new(executor),
+            monitor: Watchdog::new(),
+        })
     }
 
     pub(super) fn admission(&self) -> &Admission {
@@ -75,13 +109,55 @@ impl WorkerPool {
 
     /// Spawns one worker ahead of any work.
     pub(super) fn spawn_ahead(self: &Arc<Self>) -> io::Result<()> {
-        if self.scheduler.add_worker() { (self.spawn)(Worker::new(self.clone(), WorkerState::busy())) } else { Ok(()) }
+        if !self.scheduler.add_worker() {
+            return Ok(());
+        }
+        self.executor.spawn(Worker::new(self.clone(), WorkerState::busy()))
     }
 
     pub(super) fn schedule(self: &Arc<Self>, runnable: Runnable) {
         let (priority, has_started) = runnable.priority_and_started();
-        if self.scheduler.push(runnable, priority, has_started) {
+        let wake_up = self.scheduler.push(runnable, priority, has_started);
+        if wake_up == WakeUp::Spawn {
             self.spawn_worker();
+        }
+        // An idle worker that was woken takes the entry soon. Otherwise the entry may wait for a
+        // thread that is stuck, or for one that an executor never starts.
+        if wake_up != WakeUp::Unpark(()) && !self.monitor.is_running() {
+            self.start_monitor();
+        }
+    }
+
+    #[cold]
+    fn start_monitor(self: &Arc<Self>) {
+        if !self.monitor.must_spawn() {
+            return;
+        }
+        let (pool, interval) = (Arc::downgrade(self), self.config.stall_timeout / OBSERVATIONS);
+        let thread = std::thread::Builder::new().name("offload-monitor".to_owned());
+        if thread.spawn(move || run_monitor(&pool, interval)).is_err() {
+            self.monitor.try_exit(|| true); // The next call tries again.
+        }
+    }
+
+    /// Looks for a stall. Called by the monitor, once per interval.
+    fn observe(&self, detector: &mut StallDetector) {
+        let metrics = self.admission.metrics();
+        let nested = self.admission.nested_waits();
+        let observation = metrics.observe();
+        match detector.observe(Instant::now(), observation) {
+            Change::None => {}
+            Change::Stalled(since) => metrics.stalled(since, observation, nested.len()),
+            Change::Recovered => metrics.recovered(),
+        }
+        if detector.is_slow() {
+            self.executor.retry();
+        }
+        if detector.is_stalled() && observation.active > 0 && nested.len() >= observation.active {
+            let waits = nested.fail_all();
+            if waits > 0 {
+                metrics.deadlocked(waits);
+            }
         }
     }
 
@@ -115,7 +191,7 @@ impl WorkerPool {
             // The executor's own threads may be stuck in work that cannot be stopped.
             let _ = std::thread::Builder::new().name("offload-reaper".to_owned()).spawn(move || worker.run());
         } else {
-            let _ = (self.spawn)(worker);
+            let _ = self.executor.spawn(worker);
         }
     }
 }
@@ -144,7 +220,7 @@ impl Worker {
                     Some(action) => action,
                     None => {
                         let pool = self.pool.clone();
-                        let _ = (pool.spawn)(self);
+                        let _ = pool.executor.spawn(self);
                         return;
                     }
                 },
@@ -205,13 +281,25 @@ impl Worker {
     }
 }
 
+impl Worker {
+    /// Removes a worker that has no thread. If it was the last one, queued calls fail with `error`.
+    pub(super) fn refuse_calls(mut self, error: CallError) {
+        self.lose(error);
+    }
+
+    fn lose(&mut self, error: CallError) {
+        self.has_exited = true;
+        let WorkerPool { admission, scheduler, .. } = &*self.pool;
+        for runnable in scheduler.on_worker_lost(&self.state) {
+            runnable.refuse(if admission.is_closed() { CallError::Closed } else { error });
+        }
+    }
+}
+
 impl Drop for Worker {
     fn drop(&mut self) {
         if !self.has_exited {
-            let WorkerPool { admission, scheduler, config, .. } = &*self.pool;
-            for runnable in scheduler.on_worker_lost(&self.state) {
-                runnable.refuse(if admission.is_closed() { CallError::Closed } else { config.spawn_error });
-            }
+            self.lose(self.pool.config.spawn_error);
         }
     }
 }
@@ -223,6 +311,22 @@ impl fmt::Debug for WorkerPool {
             .field("config", &self.config)
             .field("workers", &self.workers())
             .finish_non_exhaustive()
+    }
+}
+
+/// Runs on the monitor's thread, until the pool is dropped or no call has waited for a while.
+fn run_monitor(pool: &Weak<WorkerPool>, interval: Duration) {
+    let Some(timeout) = pool.upgrade().map(|pool| pool.config.stall_timeout) else { return };
+    let (mut detector, mut idle_intervals) = (StallDetector::new(timeout), 0);
+    loop {
+        std::thread::sleep(interval);
+        let Some(pool) = pool.upgrade() else { return };
+        // A recorder or a subscriber may panic.
+        ignore_panic(|| pool.observe(&mut detector));
+        idle_intervals = if detector.is_idle() { idle_intervals + 1 } else { 0 };
+        if idle_intervals >= MAX_IDLE_INTERVALS && pool.monitor.try_exit(|| pool.scheduler.is_empty()) {
+            return;
+        }
     }
 }
 

@@ -58,6 +58,12 @@ impl AcceptError {
     }
 
     /// Returns `true` if the background or the store is full. A later attempt may succeed.
+    ///
+    /// A background is full if
+    /// [`max_tasks`](tower_offload::background::BackgroundBuilder::max_tasks) of its tasks have not
+    /// ended, 1024 by default: on a machine that is too slow for the load, this is the bound that
+    /// is reached. A [`MemoryStore`](crate::MemoryStore) is full if its whole capacity is used by
+    /// unfinished tasks.
     pub fn is_full(&self) -> bool {
         match &self.0 {
             Kind::Submit(error) => error.is_full(),

@@ -13,6 +13,7 @@ mod id;
 #[cfg_attr(docsrs, doc(cfg(feature = "river")))]
 pub mod jobs;
 mod json;
+mod lease;
 mod panic;
 mod problem;
 mod progress;

@@ -153,17 +153,32 @@ mod tests {
         Start,
     }
 
-    fn changes() -> impl Strategy<Value = Vec<(Change, u64)>> {
-        let ending = prop_oneof![
+    impl Change {
+        /// Returns `true` if the record changed.
+        fn apply(self, record: &mut Record, now: Timestamp) -> bool {
+            match self {
+                Self::Advance(progress, message) => record.advance(Some(progress), Some(message)),
+                Self::Finish(ending) => record.finish(ending, now),
+                Self::RequestCancel => record.request_cancel(now),
+                Self::Start => record.start(now),
+            }
+        }
+    }
+
+    fn endings() -> impl Strategy<Value = Ending> {
+        prop_oneof![
             Just(Ending::Cancelled(Reason::Requested, None)),
             Just(Ending::Failed(Failure::new("class", "message"))),
             Just(Ending::Lost(Reason::ProcessLost)),
             Just(Ending::Succeeded(Json::new(&1).unwrap())),
             Just(Ending::TimedOut),
-        ];
+        ]
+    }
+
+    fn changes() -> impl Strategy<Value = Vec<(Change, u64)>> {
         let change = prop_oneof![
             3 => (any::<f64>(), "[\0-z]{0,4}").prop_map(|(progress, message)| Change::Advance(progress, message)),
-            1 => ending.prop_map(Change::Finish),
+            1 => endings().prop_map(Change::Finish),
             1 => Just(Change::RequestCancel),
             2 => Just(Change::Start),
         ];
@@ -171,18 +186,29 @@ mod tests {
     }
 
     proptest! {
+        /// No ending is dropped: a record that is not final after `finish` would never become
+        /// final.
+        #[test]
+        fn every_ending_ends_every_unfinished_record(changes in changes(), ending in endings(), now in 0..2000_u64) {
+            let mut record = Record::new(TaskId::from_bytes([7; 22]), "name", Timestamp::from_millis(1000));
+            for (change, now) in changes {
+                change.apply(&mut record, Timestamp::from_millis(now));
+                let (mut ended, now) = (record.clone(), Timestamp::from_millis(now.max(1)));
+                prop_assert_eq!(ended.finish(ending.clone(), now), !record.state.is_final());
+                prop_assert!(ended.state.is_final() && ended.finished_at.is_some());
+            }
+            let was_final = record.state.is_final();
+            prop_assert_eq!(record.finish(ending, Timestamp::from_millis(now)), !was_final);
+            prop_assert!(record.state.is_final() && !record.start(Timestamp::from_millis(now)));
+        }
+
         /// Holds even if the clock goes backwards.
         #[test]
         fn records_only_move_forward_and_final_ones_never_change(changes in changes()) {
             let mut record = Record::new(TaskId::from_bytes([7; 22]), "name", Timestamp::from_millis(1000));
             for (change, now) in changes {
                 let (before, now) = (record.clone(), Timestamp::from_millis(now));
-                let changed = match change {
-                    Change::Advance(progress, message) => record.advance(Some(progress), Some(message)),
-                    Change::Finish(ending) => record.finish(ending, now),
-                    Change::RequestCancel => record.request_cancel(now),
-                    Change::Start => record.start(now),
-                };
+                let changed = change.apply(&mut record, now);
                 prop_assert_eq!(record.version, before.version + u64::from(changed));
                 if !changed {
                     prop_assert_eq!(&record, &before);

@@ -94,8 +94,10 @@ impl Tasks {
 
     /// Starts to use the store, unless an earlier operation did.
     ///
-    /// It marks as lost the tasks of processes that no longer run, and reports a store that cannot
-    /// be opened before the first request needs it.
+    /// It reports a store that cannot be opened before the first request needs it. In a store for
+    /// one process, the tasks of earlier processes are lost from now on. On Postgres, the tasks of
+    /// a crashed process are lost when its lease has expired and a process has been connected for a
+    /// lease.
     ///
     /// # Errors
     ///
@@ -221,7 +223,13 @@ impl Tasks {
     /// Returns the current counters.
     pub fn stats(&self) -> TasksStats {
         let stats = self.writer().stats();
-        TasksStats { open: stats.open, failed_writes: stats.failed_writes, fenced: stats.fenced }
+        TasksStats {
+            open: stats.open,
+            failed_writes: stats.failed_writes,
+            fenced: stats.fenced,
+            failed_renewals: stats.failed_renewals,
+            lost_leases: stats.lost_leases,
+        }
     }
 
     /// Accepts no more tasks, [ends the streams](Self::end_streams), waits up to `timeout` until
@@ -266,6 +274,11 @@ pub struct TasksStats {
     pub failed_writes: u64,
     /// Number of records that changed after the store had marked them as lost.
     pub fenced: u64,
+    /// Number of failed attempts to renew the lease. Each is repeated.
+    pub failed_renewals: u64,
+    /// Number of leases that were lost: the process was silent for too long, and another one has
+    /// marked its tasks as lost.
+    pub lost_leases: u64,
 }
 
 /// Result of [`Tasks::shutdown`].

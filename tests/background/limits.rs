@@ -74,6 +74,20 @@ async fn cancelling_a_queued_task_drops_it_and_makes_room() {
 }
 
 #[tokio::test]
+async fn cancelling_the_empty_name_cancels_nothing() {
+    let background = with_threads(1).max_running(1).build();
+    let blocked = block(&background, "").await;
+    background.spawn_blocking(|| ()).unwrap();
+    background.spawn(async {}).unwrap();
+    let reserved = background.reserve("").unwrap();
+    assert_eq!(background.cancel(""), 0);
+    reserved.spawn_blocking(|| ());
+    blocked.release();
+    let stats = shut_down(&background).await;
+    assert_eq!((stats.completed, stats.cancelled), (4, 0));
+}
+
+#[tokio::test]
 async fn a_reservation_counts_until_it_is_submitted_or_dropped() {
     let background = with_threads(1).max_tasks(2).build();
     let (submitted, dropped) = (background.reserve("submitted").unwrap(), background.reserve("dropped").unwrap());

@@ -250,3 +250,27 @@ async fn malformed_frame_aborts_a_response_that_is_not_sent() {
     })
     .await;
 }
+
+/// An event stream or a long poll.
+#[tokio::test]
+async fn disconnect_before_the_first_frame_is_aborted() {
+    on_each(ALL, |stack| async move {
+        for setup in [Setup::on(stack), Setup::on(stack).untracked()] {
+            for resets in [false, true] {
+                let mut site = setup.clone().start();
+                let mut client = Client::connect(&site).await;
+                let started = client.start("/held/5").await;
+                let kept = client.await_head(started).await;
+                if resets && stack.is_http2() {
+                    drop(kept);
+                } else {
+                    client.hang_up().await;
+                }
+                let record = site.record("/held/5").await;
+                record.is(End::Aborted, Delivery::NotDelivered);
+                assert_eq!((record.body_bytes, record.status), (0, Some(http::StatusCode::OK)));
+            }
+        }
+    })
+    .await;
+}

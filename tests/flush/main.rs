@@ -6,15 +6,15 @@
 #![allow(clippy::unwrap_used)]
 
 mod aborts;
-mod couplings;
 mod endings;
 mod floods;
 mod http1;
 mod http2;
 mod isolation;
 mod keep_alive;
-mod late_calls;
+mod mapping;
 mod pipelining;
+mod random;
 mod refused;
 mod set_up;
 mod shutdown;

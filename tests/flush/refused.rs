@@ -124,7 +124,10 @@ async fn connection_error_keeps_earlier_outcomes() {
         io.flush().await.unwrap();
         site.record("/full/5").await.is_flushed(5);
         // An even identifier belongs to the server (RFC 9113, section 5.1.1).
-        io.write_all(&[frames::get(3, "/wait/full/6"), frames::get(2, "/full/7")].concat()).await.unwrap();
+        io.write_all(&frames::get(3, "/wait/full/6")).await.unwrap();
+        io.flush().await.unwrap();
+        site.handlers.reached().await;
+        io.write_all(&frames::get(2, "/full/7")).await.unwrap();
         io.flush().await.unwrap();
         let record = site.record("/wait/full/6").await;
         assert_eq!(record.delivery, tower_offload::after_response::Delivery::NotDelivered, "{record:?}");

@@ -314,6 +314,44 @@ async fn reader_of_one_mebibyte_arrives_intact() {
     .await;
 }
 
+/// A reader that is always interrupted. It signals its first read.
+struct NeverReads(Option<tokio::sync::oneshot::Sender<()>>);
+
+impl Read for NeverReads {
+    fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+        self.0.take().map(|entered| entered.send(()).unwrap());
+        Err(io::ErrorKind::Interrupted.into())
+    }
+}
+
+#[tokio::test]
+async fn reader_interrupted_forever_ends_with_its_client() {
+    within(async {
+        let pool = one_thread(8);
+        let (entered, inside) = tokio::sync::oneshot::channel();
+        let body = BlockingBody::from_read(pool.clone(), NeverReads(Some(entered))).unwrap();
+        inside.await.unwrap();
+        drop(body);
+        assert_eq!(pool.run(|| "free").await, Ok("free"));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn reader_interrupted_forever_ends_with_its_pool() {
+    within(async {
+        let pool = one_thread(8);
+        let (entered, inside) = tokio::sync::oneshot::channel();
+        let mut body = BlockingBody::from_read(pool.clone(), NeverReads(Some(entered))).unwrap();
+        inside.await.unwrap();
+        assert_eq!(pool.shutdown(Duration::ZERO).await.running, 1);
+        let error = next(&mut body).await.unwrap().unwrap_err();
+        assert_eq!(error.downcast_ref(), Some(&CallError::Closed));
+        assert!(next(&mut body).await.is_none());
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn failed_read_ends_the_body_with_its_error() {
     within(async {

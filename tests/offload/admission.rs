@@ -107,6 +107,57 @@ async fn waiting_call_enters_the_queue_when_a_permit_is_free() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn wait_for_the_layers_permit_is_queue_wait() {
+    let pool = tower_offload::pool::Inline::new();
+    let (release, released) = (Arc::new(Semaphore::new(0)), Duration::from_millis(300));
+    let layer = OffloadLayer::new(pool.clone()).reject(RejectWithError).max_in_flight(1).wait(LONG);
+    let service = layer.layer(service_fn({
+        let release = release.clone();
+        move |()| {
+            let release = release.clone();
+            async move {
+                release.acquire().await.unwrap().forget();
+                TestResult::Ok(())
+            }
+        }
+    }));
+    let mut first = task::spawn(service.clone().oneshot(()));
+    assert_pending!(first.poll());
+    let mut waiting = task::spawn(service.clone().oneshot(()));
+    assert_pending!(waiting.poll());
+    let cancelled = service.clone().call(());
+    let stats = pool.stats();
+    assert_eq!((stats.waiting, stats.queued, stats.in_flight), (2, 2, 1));
+    drop(cancelled);
+    assert_eq!((pool.stats().waiting, pool.stats().queued), (1, 1));
+
+    tokio::time::advance(released).await;
+    release.add_permits(2);
+    soon(first).await.unwrap();
+    soon(waiting).await.unwrap();
+    let stats = pool.stats();
+    assert_eq!((stats.waiting, stats.queued, stats.started, stats.rejected), (0, 0, 2, 0));
+    assert_eq!(stats.queue_wait, released);
+    assert_eq!(pool.expected_wait(), Duration::ZERO, "the pool had capacity");
+}
+
+#[tokio::test]
+async fn shutdown_does_not_report_waiting_calls_as_queued() {
+    let pool = one_thread();
+    let layer = OffloadLayer::new(pool.clone()).reject(RejectWithError).max_in_flight(1).wait(LONG);
+    let service = layer.layer(service_fn(async |()| std::future::pending::<TestResult<()>>().await));
+    let mut parked = task::spawn(service.clone().oneshot(()));
+    assert_pending!(parked.poll());
+    let mut waiting = task::spawn(service.clone().oneshot(()));
+    assert_pending!(waiting.poll());
+    eventually(|| pool.stats().started == 1 && pool.stats().active == 0).await;
+    let report = pool.shutdown(Duration::ZERO).await;
+    assert_eq!((report.queued, report.running, report.parked), (0, 0, 1));
+    assert_eq!(soon(waiting).await.unwrap_err().downcast_ref(), Some(&CallError::Closed));
+    assert_eq!((pool.stats().waiting, pool.stats().queued), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
 async fn wait_timeout_ends_as_overloaded() {
     let service = OffloadLayer::new(tower_offload::pool::Inline::new())
         .reject(RejectWithError)

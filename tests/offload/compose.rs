@@ -17,9 +17,10 @@ use tower::{
 };
 use tower_layer::Layer;
 use tower_offload::{
-    CallError, OffloadLayer, Priority,
-    offload::{RejectWithError, service_fn_blocking},
-    pool::Pool,
+    AfterResponseLayer, Background, CallError, OffloadLayer, Priority,
+    blocking_detector::BlockingDetectorLayer,
+    offload::{ProblemJson, RejectWithError, service_fn_blocking},
+    pool::{Inline, Pool},
 };
 use tower_test::mock;
 
@@ -229,6 +230,68 @@ async fn filtered_requests_run_inline() {
     for (n, offloaded) in [(5, false), (15, true), (25, false)] {
         assert_eq!(soon(service.clone().oneshot(n)).await.unwrap() != here, offloaded, "{n}");
     }
+}
+
+/// Checks what `tokio::spawn` checks.
+fn is_send<F: Future + Send>(_: F) {}
+
+/// rustc erases lifetimes in the types that an async block holds, so it cannot prove a bound
+/// `'static` of the service, or one that only holds for `'static`.
+#[test]
+fn call_is_send_if_the_service_captures_a_static_str() {
+    let text: &'static str = String::from("text").leak();
+    let strings = move |request: String| TestResult::Ok(request + text);
+    let layer = || OffloadLayer::new(Inline::new()).reject(RejectWithError);
+    let service = layer().layer(service_fn_blocking(strings));
+    is_send(async move { service.oneshot("x".to_owned()).await.is_ok() });
+
+    let service = layer().max_in_flight(1).backpressure().layer(service_fn_blocking(strings));
+    is_send(async move { service.oneshot("x".to_owned()).await.is_ok() });
+
+    let filtered = layer().filter_request(move |request: &String| request.starts_with(text));
+    let mut service = filtered.layer(service_fn_blocking(TestResult::<String>::Ok));
+    is_send(async move { service.ready().await.is_ok() && service.call("x".to_owned()).await.is_ok() });
+
+    let asynchronous = service_fn(move |request: String| async move { TestResult::Ok(request + text) });
+    let service = ServiceBuilder::new().layer(layer()).layer(layer()).service(asynchronous);
+    is_send(async move { service.oneshot("x".to_owned()).await.is_ok() });
+
+    let detected = BlockingDetectorLayer::new().route_request(move |_: &String| text);
+    let service = detected.layer(layer().layer(service_fn_blocking(strings)));
+    is_send(async move { service.oneshot("x".to_owned()).await.is_ok() });
+}
+
+#[test]
+fn call_is_send_if_an_http_service_captures_a_static_str() {
+    type Body = http_body_util::Full<bytes::Bytes>;
+    let text: &'static str = String::from("text").leak();
+    let respond = move |_: http::Request<Body>| async move { TestResult::Ok(http::Response::new(Body::from(text))) };
+    let request = || http::Request::new(Body::default());
+    let layer = || OffloadLayer::new(Inline::new());
+    let service = layer().layer(service_fn(respond));
+    is_send(async move { service.oneshot(request()).await.is_ok() });
+
+    let service = layer().filter(move |head| head.uri().path() != text).reject(ProblemJson).layer(service_fn(respond));
+    is_send(async move { service.oneshot(request()).await.is_ok() });
+
+    #[derive(Clone)]
+    struct Tenant(&'static str);
+    let service = layer()
+        .priority(move |head| if head.uri().path() == text { Priority::High } else { Priority::Normal })
+        .propagate(
+            move |_| Tenant(text),
+            |tenant, poll| {
+                if !tenant.0.is_empty() {
+                    poll()
+                }
+            },
+        )
+        .layer(service_fn(respond));
+    is_send(async move { service.oneshot(request()).await.is_ok() });
+
+    let background = AfterResponseLayer::new(Background::new(Inline::new()));
+    let service = background.layer(layer().layer(service_fn(respond)));
+    is_send(async move { service.oneshot(request()).await.is_ok() });
 }
 
 /// rustc erases lifetimes in the types that an async block holds, so it cannot prove a bound

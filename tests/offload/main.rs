@@ -14,6 +14,7 @@ mod priority;
 mod readiness;
 mod runtimes;
 mod scheduling;
+mod second_pool;
 mod shutdown;
 mod support;
 mod threads;

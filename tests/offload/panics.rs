@@ -1,9 +1,11 @@
 use std::{
     panic::AssertUnwindSafe,
+    pin::Pin,
     sync::{
         Arc, Mutex,
         mpsc::{self, Receiver},
     },
+    task::{Context, Poll, Wake, Waker},
 };
 
 use futures_util::FutureExt;
@@ -73,6 +75,75 @@ async fn panic_of_a_payload_drop_is_not_counted() {
         drop((before, go));
         soon(pool.run(|| ())).await.unwrap();
         assert_eq!(pool.admission().stats().panicked, 2);
+    }
+}
+
+/// A waker that panics.
+struct Explosive;
+
+impl Explosive {
+    fn poll<F: Future>(future: Pin<&mut F>) -> Poll<F::Output> {
+        future.poll(&mut Context::from_waker(&Waker::from(Arc::new(Self))))
+    }
+}
+
+impl Wake for Explosive {
+    fn wake(self: Arc<Self>) {
+        panic!("a waker that panics");
+    }
+}
+
+/// The wakers of calls that wait for a permit of the queue, for one of the layer, and of shutdowns.
+#[tokio::test]
+async fn panicking_waker_does_not_affect_who_closes_the_pool() {
+    let pool = ThreadPool::builder().threads(1).queue_capacity(1).build().unwrap();
+    let held = crate::support::hold(&pool).await;
+    let layer = OffloadLayer::new(pool.clone()).reject(RejectWithError).wait(std::time::Duration::from_secs(60));
+    let service = |layer: OffloadLayer<RejectWithError>| layer.layer(service_fn_blocking(|()| TestResult::Ok(())));
+    let queued = pool.run(|| ());
+    let mut waiting = [(); 2].map(|()| Box::pin(service(layer.clone()).oneshot(())));
+    let limited = service(layer.max_in_flight(1));
+    waiting.iter_mut().for_each(|call| assert!(Explosive::poll(call.as_mut()).is_pending()));
+    let mut limited = [(); 2].map(|()| Box::pin(limited.clone().oneshot(())));
+    limited.iter_mut().for_each(|call| assert!(Explosive::poll(call.as_mut()).is_pending()));
+    pool.admission().close();
+    for call in waiting.into_iter().chain(limited) {
+        assert_eq!(soon(call).await.unwrap_err().downcast_ref(), Some(&CallError::Closed));
+    }
+
+    let shutdown_pool = pool.clone();
+    let mut shutdowns = [(); 2].map(|()| Box::pin(shutdown_pool.shutdown(std::time::Duration::MAX)));
+    shutdowns.iter_mut().for_each(|shutdown| assert!(Explosive::poll(shutdown.as_mut()).is_pending()));
+    pool.admission().halt();
+    held.release().await.unwrap();
+    assert_eq!(soon(queued).await, Err(CallError::Closed));
+    drop(pool);
+    for shutdown in shutdowns {
+        assert!(soon(shutdown).await.is_empty());
+    }
+}
+
+/// The pool wakes the callers of queued calls in a batch. These callers are tasks with wakers of
+/// their own, as a combinator may use.
+#[tokio::test]
+async fn panicking_waker_costs_no_thread() {
+    for pool in pools(1, 8) {
+        let task = tokio::spawn(async move {
+            let thread = || std::thread::current().id();
+            let before = soon(pool.run(thread)).await.unwrap();
+            let held = crate::support::hold(&pool).await;
+            let mut calls = [(); 4].map(|()| Box::pin(pool.run(|| ())));
+            calls.iter_mut().for_each(|call| assert!(Explosive::poll(call.as_mut()).is_pending()));
+            held.release().await.unwrap();
+            eventually(|| pool.admission().stats().in_flight == 0).await;
+            for call in calls {
+                assert_eq!(soon(call).await, Ok(()));
+            }
+            assert_eq!(pool.admission().stats().panicked, 0);
+            (before, soon(pool.run(thread)).await.unwrap(), format!("{pool:?}"))
+        });
+        let (before, after, pool) = soon(task).await.unwrap();
+        assert!(before == after || !pool.starts_with("ThreadPool"), "{pool}");
     }
 }
 
@@ -190,6 +261,7 @@ async fn rejected_abandoned_and_panicked_calls_emit_one_event() {
     for (message, detail) in [
         ("call panicked", "caller_present=true"),
         ("call rejected", r#"reason="overloaded""#),
+        ("pool overloaded: calls are rejected", r#"reason="overloaded" rejected=1"#),
         ("call abandoned by its caller", "detached=false"),
     ] {
         let matching: Vec<_> = lines.iter().filter(|line| line.contains(message)).collect();

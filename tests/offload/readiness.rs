@@ -150,6 +150,39 @@ async fn backpressure_without_poll_ready_panics_with_a_remedy() {
     drop(service.call(()));
 }
 
+/// Polls a service ready whose stack reserves twice. Without the panic, each of two callers would
+/// hold one permit and wait for the other's forever.
+async fn reserve_twice(inner: OffloadLayer, outer: OffloadLayer) {
+    let (inner, outer) = (inner.reject(RejectWithError), outer.reject(RejectWithError));
+    let service =
+        outer.layer(tower::util::BoxCloneService::new(inner.layer(service_fn(async |()| TestResult::Ok(())))));
+    soon(service.oneshot(())).await.unwrap();
+}
+
+#[tokio::test]
+#[should_panic(expected = "two layers of one stack use `.backpressure()` on pool `twice`")]
+async fn two_reservations_on_one_pool_panic_with_a_remedy() {
+    let pool = ThreadPool::builder().name("twice").threads(1).queue_capacity(2).build().unwrap();
+    let layer = OffloadLayer::new(pool).backpressure();
+    reserve_twice(layer.clone(), layer).await;
+}
+
+#[tokio::test]
+#[should_panic(expected = "would wait for each other forever")]
+async fn two_layers_with_limits_on_one_pool_panic_with_a_remedy() {
+    let pool = one_thread();
+    let layer = || OffloadLayer::new(pool.clone()).max_in_flight(8).backpressure();
+    reserve_twice(layer(), layer()).await;
+}
+
+#[tokio::test]
+async fn reservations_on_two_pools_of_a_stack_work() {
+    let layer = || OffloadLayer::new(ThreadPool::builder().threads(1).queue_capacity(1).build().unwrap());
+    reserve_twice(layer().backpressure(), layer().backpressure()).await;
+    let one = layer();
+    reserve_twice(one.clone(), one.backpressure()).await;
+}
+
 #[tokio::test]
 async fn service_of_a_closed_pool_is_ready_and_rejects() {
     let pool = one_thread();

@@ -169,6 +169,25 @@ fn tokio_pool_of_a_dropped_runtime_answers_closed() {
     });
 }
 
+/// No thread with such a stack can be started. Tokio panics after it has queued the task.
+#[test]
+fn tokio_pool_without_a_thread_answers_overloaded() {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().thread_stack_size(1 << 62).build().unwrap();
+    runtime.block_on(async {
+        let pool = TokioBlocking::new(2);
+        let calls: Vec<_> = (0..3).map(|_| pool.run(|| ())).collect();
+        for call in calls {
+            assert_eq!(soon(call).await, Err(CallError::Overloaded));
+        }
+        let cancelled = pool.run(|| ());
+        drop(cancelled);
+        let stats = pool.stats();
+        assert_eq!((stats.in_flight, stats.queued, stats.permits_in_use, stats.started), (0, 0, 0, 0), "{stats:?}");
+        assert!(soon(pool.shutdown(Duration::MAX)).await.is_empty());
+    });
+}
+
 /// With these pools tokio does not advance the clock while work runs.
 #[tokio::test(start_paused = true)]
 async fn paused_clock_works_with_inline_and_tokio_blocking() {

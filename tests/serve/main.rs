@@ -9,6 +9,7 @@ mod accept;
 mod apps;
 mod connect_info;
 mod limits;
+mod linger;
 mod outcomes;
 mod shutdown;
 #[cfg(unix)]

@@ -42,6 +42,20 @@ fn incomplete_response_settles_once_without_the_connection() {
 }
 
 #[test]
+fn response_that_is_given_up_settles_once() {
+    loom::model(|| {
+        let state = Arc::new(ExchangeState::new(true));
+        state.end_body();
+        let connection = thread::spawn({
+            let state = state.clone();
+            move || state.give_up()
+        });
+        let settles = state.drop_guard(true);
+        assert!(settles ^ connection.join().unwrap());
+    });
+}
+
+#[test]
 fn registration_during_settling_runs_once() {
     loom::model(|| {
         let shared = Arc::new((ExchangeState::new(false), Mutex::new(Vec::new()), AtomicU32::new(0)));

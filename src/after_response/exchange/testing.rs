@@ -27,12 +27,29 @@ impl TestResponse {
     pub(crate) fn end(&self) {
         let mut progress = Progress::new(self.line);
         progress.respond(StatusCode::OK, &HeaderMap::new(), None, true, self.exchange.elapsed());
-        self.exchange.finish(progress);
+        self.exchange.finish(Some(progress));
+    }
+
+    /// Ends the body as complete, and keeps it.
+    pub(crate) fn end_and_keep(&self) {
+        let mut progress = Progress::new(self.line);
+        progress.respond(StatusCode::OK, &HeaderMap::new(), None, true, self.exchange.elapsed());
+        self.exchange.end_body(progress);
+    }
+
+    /// Drops the body after its end.
+    pub(crate) fn drop_ended(&self) {
+        self.exchange.finish(None);
+    }
+
+    /// Returns how the response ended, if that is known.
+    pub(crate) fn outcome(&self) -> Option<Outcome> {
+        self.exchange.state.is_settled().then(|| self.exchange.outcome())
     }
 
     /// Drops the handler's future before it has returned a response.
     pub(crate) fn abandon(&self) {
-        self.exchange.finish(Progress::new(self.line));
+        self.exchange.finish(Some(Progress::new(self.line)));
     }
 
     pub(crate) fn set_head(&self, opens_tunnel: bool) {

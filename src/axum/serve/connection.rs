@@ -10,6 +10,7 @@ use tokio::{
 };
 use tower_service::Service;
 
+use super::linger::{Linger, UnreadRequest};
 use crate::flush::{self, Protocol, TrackedIo, TrackedService};
 
 /// Shutdown phase of a server. It only advances.
@@ -104,7 +105,7 @@ impl PhaseReceiver {
 
 /// An accepted connection and the service that answers on it.
 pub(super) struct Connection<T, S> {
-    pub(super) io: TrackedIo<TokioIo<T>>,
+    pub(super) io: TrackedIo<TokioIo<Linger<T>>>,
     pub(super) service: TrackedService<App<S>>,
     pub(super) http: Arc<auto::Builder<Executor>>,
     pub(super) header_read_timeout: Option<Duration>,
@@ -163,11 +164,14 @@ fn report(result: Result<(), Box<dyn std::error::Error + Send + Sync>>) {
 }
 
 /// Adapts an axum service to the service that hyper calls on a connection.
-pub(super) struct App<S>(TowerToHyperService<S>);
+pub(super) struct App<S> {
+    inner: TowerToHyperService<S>,
+    unread: UnreadRequest,
+}
 
 impl<S> App<S> {
-    pub(super) fn new(service: S) -> Self {
-        Self(TowerToHyperService::new(service))
+    pub(super) fn new(service: S, unread: UnreadRequest) -> Self {
+        Self { inner: TowerToHyperService::new(service), unread }
     }
 }
 
@@ -180,6 +184,6 @@ where
     type Future = <TowerToHyperService<S> as hyper::service::Service<Request>>::Future;
 
     fn call(&self, request: http::Request<Incoming>) -> Self::Future {
-        self.0.call(request.map(Body::new))
+        self.inner.call(self.unread.observe(request).map(Body::new))
     }
 }

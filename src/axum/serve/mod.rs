@@ -20,9 +20,14 @@
 //!
 //! Request bodies, handlers and clients that do not read their response have no timeout. Use
 //! `tower_http::timeout` for the first two; [`Serve::shutdown`] limits all of them when the server
-//! stops. A client that does not read keeps the tasks of its response reserved, and they count
-//! towards [`max_tasks`](crate::background::BackgroundBuilder::max_tasks). There is no limit on the
+//! stops. If a client stops reading, the [outcome](crate::flush#clients-that-do-not-read) of a
+//! response whose body has ended is known after a minute at the latest. There is no limit on the
 //! number of connections either, and an HTTP/2 client that answers pings may be idle forever.
+//!
+//! If a handler responds on HTTP/1 without reading the whole request, the connection is closed
+//! after the response. Then the server reads and discards up to 64 MiB of the rest for up to 5
+//! seconds, because otherwise the kernel may reset the connection and the client may lose the
+//! response (RFC 9112, section 9.6).
 //!
 //! # TLS
 //!
@@ -37,6 +42,7 @@
 
 mod connection;
 mod incoming;
+mod linger;
 mod report;
 mod shutdown;
 mod signal;
@@ -60,7 +66,10 @@ use hyper_util::{
 use tokio::time;
 use tower_service::Service;
 
-use self::connection::{App, Connection, Connections, Executor};
+use self::{
+    connection::{App, Connection, Connections, Executor},
+    linger::{Linger, UnreadRequest},
+};
 pub use self::{
     incoming::IncomingStream,
     report::ServeShutdownReport,
@@ -395,7 +404,9 @@ where
                 () = signal.as_mut() => return connections,
                 accepted = accept(&mut listener, &mut make_service) => accepted,
             };
-            let (io, service) = tracker.track(TokioIo::new(io), App::new(service));
+            let unread = UnreadRequest::default();
+            let io = TokioIo::new(Linger::new(io, unread.clone()));
+            let (io, service) = tracker.track(io, App::new(service, unread));
             let connection = Connection { io, service, http: http.clone(), header_read_timeout };
             let (phase, open) = connections.register();
             tokio::spawn(connection.serve(phase, open));

@@ -1,20 +1,30 @@
 use std::{
+    future::poll_fn,
     io,
     pin::Pin,
+    process,
+    sync::Once,
     task::{Context, Poll},
+    thread,
 };
 
+use tokio::runtime;
 #[cfg(unix)]
 use tokio::signal::unix::{Signal as First, Signal as Second, SignalKind, signal};
 #[cfg(windows)]
 use tokio::signal::windows::{CtrlBreak as Second, CtrlC as First, ctrl_break, ctrl_c};
 
-/// Returns a future that completes when the process is asked to end.
+/// Returns a future that completes when the process is asked to end. A second signal ends the
+/// process at once.
 ///
 /// On Unix the signals are SIGINT (Ctrl-C) and SIGTERM, which service managers send; on Windows
-/// they are Ctrl-C and Ctrl-Break. From this call on the signals no longer end the process by
-/// themselves, even after the future was dropped (see [`tokio::signal`]). To wait for a second
-/// signal, call this function again after the first.
+/// they are Ctrl-C and Ctrl-Break. From this call on the first signal no longer ends the process by
+/// itself, even after the future was dropped (see [`tokio::signal`]).
+///
+/// Once a future has completed, any of these signals ends the process with the status with which it
+/// would have ended without handling them (on Unix 128 plus the number of the signal, as shells
+/// report it), so that Ctrl-C works while a shutdown waits or hangs. No destructor runs then. Use
+/// [`tokio::signal`] itself to give a second signal another meaning.
 ///
 /// ```no_run
 /// # use axum::Router;
@@ -55,14 +65,54 @@ pub struct ShutdownSignal {
     second: Second,
 }
 
-impl Future for ShutdownSignal {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        if self.first.poll_recv(cx).is_ready() || self.second.poll_recv(cx).is_ready() {
-            Poll::Ready(())
+impl ShutdownSignal {
+    /// Completes with the status of a process that the signal has ended.
+    fn poll_status(&mut self, cx: &mut Context<'_>) -> Poll<i32> {
+        #[cfg(unix)]
+        let (first, second) =
+            (128 + SignalKind::interrupt().as_raw_value(), 128 + SignalKind::terminate().as_raw_value());
+        #[cfg(windows)]
+        let (first, second) = (CONTROL_C_EXIT, CONTROL_C_EXIT);
+        if self.first.poll_recv(cx).is_ready() {
+            Poll::Ready(first)
+        } else if self.second.poll_recv(cx).is_ready() {
+            Poll::Ready(second)
         } else {
             Poll::Pending
         }
     }
+}
+
+impl Future for ShutdownSignal {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        self.poll_status(cx).map(|_| exit_at_the_next_signal())
+    }
+}
+
+/// `STATUS_CONTROL_C_EXIT`.
+#[cfg(windows)]
+const CONTROL_C_EXIT: i32 = 0xc000_013a_u32 as i32;
+
+/// Ends the process at the next signal.
+///
+/// A thread with a runtime of its own waits for it, because the runtime of the caller may be
+/// blocked, which is a reason to press Ctrl-C again. If the thread cannot be started, later signals
+/// have no effect.
+fn exit_at_the_next_signal() {
+    static STARTED: Once = Once::new();
+    STARTED.call_once(|| {
+        fn wait() -> io::Result<()> {
+            let runtime = runtime::Builder::new_current_thread().enable_io().build()?;
+            let status = runtime.block_on(async {
+                let mut next = shutdown_signal()?;
+                io::Result::Ok(poll_fn(|cx| next.poll_status(cx)).await)
+            })?;
+            #[cfg(feature = "tracing")]
+            tracing::event!(tracing::Level::WARN, status, "the process ends at a second signal");
+            process::exit(status)
+        }
+        let _ = thread::Builder::new().name("shutdown-signal".to_owned()).spawn(wait);
+    });
 }

@@ -2,12 +2,12 @@ use std::{io::IoSlice, sync::Mutex as StdMutex};
 
 use super::*;
 use crate::{
-    after_response::{FlushOutcome::*, TestResponse},
+    after_response::{Delivery, End, FlushOutcome::*, TestResponse},
     flush::{
         state::MAX_HTTP1_RESPONSES,
         tests::{
             generated::{data, headers, reset},
-            scripted::{FLUSHED, begin, begin_stream, connection, flushed, stats},
+            scripted::{FLUSHED, begin, begin_on, begin_stream, begin_with, connection, flushed, stats},
         },
     },
 };
@@ -132,11 +132,11 @@ fn lost_connection_loses_open_and_later_responses() {
     let open = begin_stream(&connection, 1);
     connection.open_stream(StreamId::new(3));
     connection.lose();
-    let late = begin(&connection, Version::HTTP_2);
+    let late = begin_on(&connection, 3);
     assert_eq!(outcomes([&open, &late]), [Some(Lost); 2]);
     connection.open_stream(StreamId::new(5));
     assert!(!connection.follows(StreamId::new(5)));
-    assert_eq!(counters.stats(), stats(|stats| stats.lost = 2));
+    assert_eq!(counters.stats(), stats(|stats| (stats.lost, stats.undelivered) = (2, 1)));
 }
 
 #[test]
@@ -198,7 +198,7 @@ fn response_to_a_stream_that_was_reset_is_lost_at_once() {
     let (connection, _) = http2();
     connection.open_stream(StreamId::new(1));
     connection.reset_stream(StreamId::new(1));
-    assert_eq!(begin(&connection, Version::HTTP_2).flush_outcome(), Some(Lost));
+    assert_eq!(begin_on(&connection, 1).flush_outcome(), Some(Lost));
 }
 
 #[test]
@@ -218,7 +218,8 @@ fn request_of_another_protocol_than_the_bytes_is_unmapped() {
     ] {
         let (connection, counters) = speak();
         connection.open_stream(StreamId::new(1));
-        assert_eq!(begin(&connection, version).flush_outcome(), Some(Unmapped));
+        let response = begin_with(&connection, version, &mut connection.fields(StreamId::new(1)));
+        assert_eq!(response.flush_outcome(), Some(Unmapped));
         assert_eq!(counters.stats(), stats(|stats| stats.unmapped = 1));
     }
 }
@@ -237,28 +238,8 @@ fn malformed_outbound_bytes_end_tracking_once() {
 
     connection.open_stream(StreamId::new(5));
     assert!(!connection.follows(StreamId::new(5)));
-    assert_eq!(begin(&connection, Version::HTTP_2).flush_outcome(), Some(GaveUp));
+    assert_eq!(begin_on(&connection, 5).flush_outcome(), Some(GaveUp));
     assert_eq!(counters.stats(), stats(|stats| stats.gave_up = 3));
-}
-
-#[test]
-fn mapped_streams_are_followed_after_mapping_stopped() {
-    let (connection, counters) = http2();
-    let [flushed_one, reset_one, open] = [1, 3, 5].map(|stream| begin_stream(&connection, stream));
-    accept(&connection, &headers(1, false));
-    connection.stop_mapping();
-    connection.stop_mapping();
-    assert_eq!(flushed_one.flush_outcome(), None);
-    accept(&connection, &[data(1, 500, true), reset(3, CANCEL)].concat());
-    flush(&connection);
-    assert_eq!(outcomes([&flushed_one, &reset_one]), [Some(flushed(500)), Some(Lost)]);
-
-    connection.open_stream(StreamId::new(7));
-    assert!(!connection.follows(StreamId::new(7)));
-    assert_eq!(begin(&connection, Version::HTTP_2).flush_outcome(), Some(GaveUp));
-    connection.lose();
-    assert_eq!(open.flush_outcome(), Some(Lost));
-    assert_eq!(counters.stats(), stats(|stats| (stats.flushed, stats.lost, stats.gave_up) = (1, 2, 1)));
 }
 
 #[test]
@@ -270,16 +251,79 @@ fn resets_before_malformed_bytes_count() {
 }
 
 #[test]
-fn reclaimed_stream_is_undelivered_and_taken_by_no_request() {
+fn stream_that_ends_without_a_request_is_undelivered() {
     let (connection, counters) = http2();
-    connection.open_stream(StreamId::new(1));
-    assert!(connection.has_pending_stream());
-    connection.reclaim_stream();
-    connection.reclaim_stream();
-    assert!(!connection.has_pending_stream());
-    assert!(!connection.follows(StreamId::new(1)));
-    assert_eq!(begin(&connection, Version::HTTP_2).flush_outcome(), Some(Unmapped));
-    assert_eq!(counters.stats(), stats(|stats| (stats.undelivered, stats.unmapped) = (1, 1)));
+    [1, 3, 5].into_iter().for_each(|stream| connection.open_stream(StreamId::new(stream)));
+    accept(&connection, &[reset(1, 1), headers(3, true)].concat());
+    flush(&connection);
+    connection.reset_stream(StreamId::new(5));
+    assert_eq!(counters.stats(), stats(|stats| stats.undelivered = 2), "the client has reset the last one");
+}
+
+#[test]
+fn http2_response_without_progress_is_given_up() {
+    let (connection, counters) = http2();
+    let [ended, slow, open] = [1, 3, 5].map(|stream| begin_stream(&connection, stream));
+    ended.end();
+    slow.end();
+    connection.give_up_stalled(0);
+    accept(&connection, &[headers(3, false), data(3, 5000, false)].concat());
+    connection.give_up_stalled(5000);
+    assert_eq!(outcomes([&ended, &slow, &open]), [Some(Stalled), None, None]);
+
+    accept(&connection, &[headers(1, true), data(3, 1, true), headers(5, true)].concat());
+    flush(&connection);
+    assert_eq!(outcomes([&ended, &slow, &open]), [Some(Stalled), Some(flushed(5001)), Some(flushed(0))]);
+    assert_eq!(counters.stats(), stats(|stats| (stats.flushed, stats.stalled) = (2, 1)));
+    assert!(!connection.has_open());
+}
+
+/// hyper keeps the body while the client grants no window.
+#[test]
+fn given_up_response_has_an_outcome_before_its_body_is_dropped() {
+    let (connection, _) = http2();
+    let response = begin_stream(&connection, 1);
+    response.end_and_keep();
+    connection.give_up_stalled(0);
+    assert_eq!(response.outcome(), None);
+    connection.give_up_stalled(0);
+    let outcome = response.outcome().unwrap();
+    assert_eq!((outcome.end, outcome.delivery), (End::Complete, Delivery::HandedOver));
+    response.drop_ended();
+    connection.lose();
+    assert_eq!(response.outcome(), Some(outcome));
+}
+
+#[test]
+fn body_that_is_kept_after_its_end_is_flushed_when_it_is_dropped() {
+    let (connection, _) = http2();
+    let response = begin_stream(&connection, 1);
+    response.end_and_keep();
+    accept(&connection, &headers(1, true));
+    flush(&connection);
+    assert_eq!(response.outcome(), None);
+    response.drop_ended();
+    assert_eq!(response.outcome().unwrap().delivery, Delivery::Flushed);
+}
+
+#[test]
+fn http1_response_without_progress_is_given_up() {
+    let (connection, counters) = http1();
+    let [flushing, open] = std::array::from_fn(|_| begin(&connection, Version::HTTP_11));
+    flushing.end();
+    assert!(connection.begin_flush());
+    connection.give_up_stalled(1000);
+    connection.give_up_stalled(10_000);
+    assert_eq!(outcomes([&flushing, &open]), [None; 2], "the connection makes progress");
+    connection.give_up_stalled(10_001);
+    assert_eq!(outcomes([&flushing, &open]), [Some(Stalled), None]);
+
+    open.end();
+    assert!(connection.has_open() && connection.begin_flush());
+    connection.end_flush();
+    assert_eq!(outcomes([&flushing, &open]), [Some(Stalled), Some(FLUSHED)]);
+    assert!(!connection.has_open());
+    assert_eq!(counters.stats(), stats(|stats| (stats.flushed, stats.stalled) = (1, 1)));
 }
 
 #[test]
@@ -299,7 +343,7 @@ struct Reentrant(Arc<Connection>, Arc<StdMutex<u32>>);
 
 impl Drop for Reentrant {
     fn drop(&mut self) {
-        self.0.has_pending_stream();
+        self.0.has_open_body();
         *self.1.lock().unwrap() += 1;
     }
 }

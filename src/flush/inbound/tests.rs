@@ -1,182 +1,117 @@
 use super::*;
-use crate::flush::tests::generated::{data, frame, headers, reset};
+use crate::flush::tests::{
+    generated::{data, frame, headers, reset},
+    scripted::unmark,
+};
 
-/// Delivers all bytes, and returns the streams that opened, each with the number of bytes delivered
-/// by then.
-fn gates(inbound: &mut Inbound, bytes: &[u8]) -> Vec<(usize, u32)> {
-    let (mut at, mut gates) = (0, Vec::new());
-    while at < bytes.len() {
-        let delivery = inbound.deliver(&bytes[at..], &mut Lookahead::default(), |_, _| {});
-        at += delivery.bytes;
-        gates.extend(delivery.opened.map(|stream| (at, stream)));
-    }
-    gates.into_iter().map(|(at, stream)| (at, (1..99).find(|id| StreamId::new(*id) == stream).unwrap_or(0))).collect()
+/// Delivers all bytes, and returns what the server reads, and the events.
+fn deliver(bytes: &[u8]) -> (Vec<u8>, Vec<Event>) {
+    let (mut inbound, mark) = (Inbound::default(), Mark::new());
+    let (mut delivered, mut events) = (Vec::new(), Vec::new());
+    let put = |bytes: &[u8]| delivered.extend_from_slice(bytes);
+    let delivery = inbound.deliver(&mark, bytes, usize::MAX, put, |event| events.push(event));
+    assert_eq!(delivery, Delivery { read: bytes.len(), delivered: delivered.len() });
+    (delivered, events)
+}
+
+/// Checks that these streams are marked, and that nothing else was changed.
+fn marks(bytes: &[u8], streams: &[u32]) {
+    let (delivered, events) = deliver(bytes);
+    assert_eq!(unmark(&delivered), (bytes.to_vec(), streams.to_vec()));
+    let opened: Vec<_> = streams.iter().map(|stream| Event::Open(StreamId::new(*stream))).collect();
+    assert_eq!(events.into_iter().filter(|event| matches!(event, Event::Open(_))).collect::<Vec<_>>(), opened);
 }
 
 #[test]
-fn delivery_stops_after_each_block_that_opens_a_stream() {
+fn each_request_is_marked() {
     let bytes = [frame(4, 0, 0, b""), headers(1, true), headers(3, false), data(3, 4, true), headers(5, true)].concat();
-    assert_eq!(gates(&mut Inbound::default(), &bytes), [(19, 1), (29, 3), (52, 5)]);
+    marks(&bytes, &[1, 3, 5]);
+    let (delivered, _) = deliver(&headers(1, true));
+    assert_eq!(delivered.len(), 10 + FIELD_LENGTH);
+    assert_eq!(delivered[..10], [0, 0, 1 + FIELD_LENGTH as u8, 1, 0x5, 0, 0, 0, 1, 0x88]);
 }
 
 #[test]
-fn gate_closes_after_the_whole_block() {
+fn last_frame_of_a_block_is_marked() {
     let bytes = [frame(1, 0x1, 1, b"a"), frame(9, 0, 1, b"b"), frame(9, 0x4, 1, b"c"), headers(3, true)].concat();
-    assert_eq!(gates(&mut Inbound::default(), &bytes), [(30, 1), (40, 3)]);
+    marks(&bytes, &[1, 3]);
 }
 
 #[test]
-fn trailers_do_not_close_the_gate() {
-    let mut inbound = Inbound::default();
+fn trailers_are_not_marked() {
     let bytes = [headers(1, false), headers(3, false), data(1, 9, false), headers(1, true), headers(3, true)].concat();
-    assert_eq!(gates(&mut inbound, &bytes), [(10, 1), (20, 3)]);
+    marks(&bytes, &[1, 3]);
 }
 
 #[test]
 fn only_odd_and_increasing_identifiers_open_streams() {
     let bytes = [headers(7, true), headers(5, true), headers(8, true), headers(7, true), headers(9, true)].concat();
-    assert_eq!(gates(&mut Inbound::default(), &bytes), [(10, 7), (50, 9)]);
+    marks(&bytes, &[7, 9]);
 }
 
+/// A frame with padding, a frame without room, and an empty frame that claims to be padded.
 #[test]
-fn resets_are_reported_when_delivered() {
-    let bytes = [reset(1, 8), headers(3, true), reset(3, 5)].concat();
-    let (mut inbound, mut resets) = (Inbound::default(), Vec::new());
-
-    let first =
-        inbound.deliver(&bytes, &mut Lookahead::default(), |stream, error_code| resets.push((stream, error_code)));
-    assert_eq!(first, Delivery { bytes: 23, opened: Some(StreamId::new(3)) });
-    assert_eq!(resets, [(StreamId::new(1), 8)]);
-
-    let second = inbound
-        .deliver(&bytes[23..], &mut Lookahead::default(), |stream, error_code| resets.push((stream, error_code)));
-    assert_eq!(second, Delivery { bytes: 13, opened: None });
-    assert_eq!(resets[1..], [(StreamId::new(3), 5)]);
-}
-
-/// Returns frames that open and reset `count` streams.
-fn pairs(count: u32) -> Vec<u8> {
-    (0..count).flat_map(|number| [headers(2 * number + 1, true), reset(2 * number + 1, 8)].concat()).collect()
-}
-
-#[test]
-fn flood_of_resets_ends_the_gating() {
-    let mut inbound = Inbound::default();
-    assert_eq!(gates(&mut inbound, &pairs(MAX_RESETS)).len(), MAX_RESETS as usize);
-    assert!(inbound.is_gating());
-
-    let mut inbound = Inbound::default();
-    let bytes = pairs(MAX_RESETS + 30);
-    assert_eq!(gates(&mut inbound, &bytes).len(), MAX_RESETS as usize + 1);
-    assert!(!inbound.is_gating());
-    inbound.pause();
-    let mut resets = Vec::new();
-    let bytes = [headers(999, true), reset(1, 8)].concat();
-    let delivery = inbound.deliver(&bytes, &mut Lookahead::default(), |stream, _| resets.push(stream));
-    assert_eq!((delivery, resets), (Delivery { bytes: bytes.len(), opened: None }, vec![StreamId::new(1)]));
-}
-
-/// A parser and the lookahead that it asks.
-#[derive(Default)]
-struct Buffered {
-    inbound: Inbound,
-    lookahead: Lookahead,
-    bytes: Vec<u8>,
-}
-
-impl Buffered {
-    fn add(&mut self, bytes: &[u8]) {
-        self.lookahead.scan(bytes, self.inbound.highest());
-        self.bytes.extend(bytes);
+fn mark_that_does_not_fit_follows_in_its_own_frame() {
+    for last in [
+        frame(1, 0xd, 1, &[2, 0x88, 0, 0]),
+        frame(1, 0x5, 1, &[0x88; 16_384 - FIELD_LENGTH + 1]),
+        frame(1, 0x5, 1, &[0x88; 20_000]),
+        frame(1, 0xd, 1, &[]),
+    ] {
+        let (delivered, _) = deliver(&last);
+        assert_eq!(delivered[..4], last[..4]);
+        assert_eq!(delivered[4], last[4] & !END_HEADERS);
+        assert_eq!(delivered[5..last.len()], last[5..]);
+        assert_eq!(delivered[last.len()..][..9], [0, 0, FIELD_LENGTH as u8, 9, 0x4, 0, 0, 0, 1]);
+        assert_eq!(delivered.len(), last.len() + 9 + FIELD_LENGTH);
     }
+    let fits = frame(1, 0x5, 1, &[0x88; 16_384 - FIELD_LENGTH]);
+    assert_eq!(deliver(&fits).0.len(), 9 + 16_384);
+}
 
-    /// Returns the number of bytes delivered, and whether they open a stream.
-    fn deliver(&mut self) -> (usize, bool) {
-        let delivery = self.inbound.deliver(&self.bytes, &mut self.lookahead, |_, _| {});
-        self.bytes.drain(..delivery.bytes);
-        (delivery.bytes, delivery.opened.is_some())
+#[test]
+fn events_precede_the_end_of_their_frames() {
+    let bytes = [headers(1, true), reset(1, 8), reset(9, 5)].concat();
+    let (mut inbound, mark) = (Inbound::default(), Mark::new());
+    let (mut read, mut delivered, mut seen) = (0, 0, Vec::new());
+    while read < bytes.len() || inbound.has_undelivered() {
+        let mut events = Vec::new();
+        let delivery = inbound.deliver(&mark, &bytes[read..], 1, |_| (), |event| events.push(event));
+        (read, delivered) = (read + delivery.read, delivered + delivery.delivered);
+        seen.extend(events.into_iter().map(|event| (delivered, event)));
+    }
+    let end = 10 + FIELD_LENGTH;
+    let stream = StreamId::new;
+    assert_eq!(
+        seen,
+        [(10, Event::Open(stream(1))), (end + 13, Event::Reset(stream(1))), (end + 26, Event::Reset(stream(9)))]
+    );
+}
+
+/// The server answers them.
+#[test]
+fn broken_frames_pass_unchanged() {
+    for bytes in [
+        data(0, 1, true),
+        frame(9, 0x4, 1, b"alone"),
+        [frame(1, 0x1, 1, b"a"), data(1, 3, true), frame(9, 0x4, 1, b"b")].concat(),
+        [frame(1, 0x1, 1, b"a"), frame(9, 0x4, 3, b"b")].concat(),
+        frame(4, 0, 0, &[0; 5]),
+        headers(2, true),
+    ] {
+        assert_eq!(deliver(&bytes), (bytes, vec![]));
     }
 }
 
 #[test]
-fn streams_reset_in_the_buffer_do_not_close_the_gate() {
-    let mut buffered = Buffered::default();
-    let bytes = pairs(4 * MAX_RESETS);
-    buffered.add(&bytes);
-    assert_eq!(buffered.deliver(), (bytes.len(), false));
-    assert!(buffered.inbound.is_gating(), "h2 counts these resets");
-}
-
-#[test]
-fn block_is_completed_once_h2_has_accepted_all_others() {
-    let mut buffered = Buffered::default();
-    let bytes = [pairs(3), headers(7, true), data(0, 0, false)].concat();
-    buffered.add(&bytes);
-    assert_eq!(buffered.deliver(), (3 * 23 + 9, false), "the last byte of the block is held back");
-    for _ in 0..3 {
-        assert_eq!(buffered.deliver(), (0, false));
-        buffered.inbound.accept_one();
-    }
-    assert_eq!(buffered.deliver(), (1, true));
-}
-
-#[test]
-fn reset_that_arrives_while_its_block_is_held_is_found() {
-    let mut buffered = Buffered::default();
-    buffered.add(&[pairs(1), headers(3, true)].concat());
-    assert_eq!(buffered.deliver(), (23 + 9, false));
-    buffered.add(&reset(3, 8));
-    assert_eq!(buffered.deliver(), (1 + 13, false));
-}
-
-#[test]
-fn resets_before_ordinary_requests_end_the_gating() {
-    let mut buffered = Buffered::default();
-    let mut opened = 0;
-    for number in 0..2 * MAX_RESETS {
-        buffered
-            .add(&[headers(4 * number + 1, true), reset(4 * number + 1, 8), headers(4 * number + 3, true)].concat());
-        while !buffered.bytes.is_empty() {
-            match buffered.deliver() {
-                (0, _) => buffered.inbound.accept_one(),
-                (_, is_open) => opened += u32::from(is_open),
-            }
-        }
-    }
-    assert_eq!((opened, buffered.inbound.is_gating()), (MAX_RESETS, false));
-}
-
-#[test]
-fn resets_after_a_pause_do_not_end_the_gating() {
-    let mut inbound = Inbound::default();
-    for number in 0..4 * MAX_RESETS {
-        gates(&mut inbound, &headers(2 * number + 1, false));
-    }
-    inbound.pause();
-    for number in 0..4 * MAX_RESETS {
-        gates(&mut inbound, &reset(2 * number + 1, 8));
-    }
-    assert!(inbound.is_gating(), "the streams were accepted in the pause");
-}
-
-#[test]
-fn long_run_counts_as_several() {
-    let mut inbound = Inbound::default();
-    let pad = frame(0xff, 0, 0, &[0; MAX_RUN_BYTES]);
-    for (number, pair) in pairs(4 * MAX_RESETS).chunks(10 + 13).enumerate() {
-        gates(&mut inbound, pair);
-        if number % MAX_RESETS as usize == 0 {
-            gates(&mut inbound, &pad);
-        }
-    }
-    assert!(inbound.is_gating());
-}
-
-#[test]
-fn malformed_bytes_are_delivered_and_open_nothing() {
-    let mut inbound = Inbound::default();
-    assert_eq!(gates(&mut inbound, &[headers(1, true), data(0, 1, true), headers(3, true)].concat()), [(10, 1)]);
-    assert!(!inbound.is_gating());
+fn part_of_a_header_is_delivered_at_the_end() {
+    let (mut inbound, mark) = (Inbound::default(), Mark::new());
+    let delivery = inbound.deliver(&mark, b"12345", usize::MAX, |_| panic!("it is held back"), |_| ());
+    assert_eq!(delivery, Delivery { read: 5, delivered: 0 });
+    inbound.finish();
+    let mut delivered = Vec::new();
+    inbound.deliver(&mark, b"", usize::MAX, |bytes| delivered.extend_from_slice(bytes), |_| ());
+    assert_eq!(delivered, b"12345");
 }
 
 #[test]

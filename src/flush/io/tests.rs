@@ -20,7 +20,7 @@ use crate::{
         TrackerStats,
         tests::{
             generated::{data, frame, headers, reset},
-            scripted::{self, FLUSHED, Read, Script, Scripted, connection, flushed, poll_read, stats},
+            scripted::{self, FLUSHED, Read, Script, Scripted, connection, flushed, poll_read, stats, unmark},
         },
         tracker::Counters,
     },
@@ -88,10 +88,8 @@ impl World {
         assert_ready_ok!(self.poll(|io, cx| io.poll_flush(cx)));
     }
 
-    /// Begins the response to the stream that opened last.
-    fn begin(&self) -> TestResponse {
-        assert!(self.connection.has_pending_stream());
-        scripted::begin(&self.connection, Version::HTTP_2)
+    fn begin(&self, stream: u32) -> TestResponse {
+        scripted::begin_on(&self.connection, stream)
     }
 
     fn begin_http1(&self) -> TestResponse {
@@ -101,7 +99,7 @@ impl World {
     fn open(&mut self, stream: u32) -> TestResponse {
         self.queue_bytes(&[&headers(stream, true)]);
         assert_ready_ok!(self.read(ROOM));
-        self.begin()
+        self.begin(stream)
     }
 
     fn speaks_http2(&mut self) {
@@ -225,35 +223,6 @@ fn body_without_a_head_gives_up_at_once() {
     }
 }
 
-/// A service that is called later in a task of its own must not take the stream of another request.
-#[test]
-fn stream_is_taken_only_by_the_thread_that_reads() {
-    for mut world in World::both() {
-        world.speaks_http2();
-        world.queue_bytes(&[&headers(1, true)]);
-        assert_ready_ok!(world.read(ROOM));
-        let connection = world.connection.clone();
-        let elsewhere = std::thread::spawn(move || scripted::begin(&connection, Version::HTTP_2));
-        assert_eq!(elsewhere.join().unwrap().flush_outcome(), Some(Unmapped));
-        assert_eq!(world.begin().flush_outcome(), None);
-    }
-}
-
-/// Otherwise its request would take the next stream.
-#[test]
-fn gate_closes_for_a_stream_that_cannot_be_followed() {
-    for mut world in World::both() {
-        world.speaks_http2();
-        world.queue_bytes(&[&headers(1, true), &headers(3, true)]);
-        assert_eq!(assert_ready_ok!(world.read(ROOM)), headers(1, true));
-        world.connection.unfollow_pending_stream();
-        assert_pending!(world.read(ROOM));
-        assert_eq!(world.begin().flush_outcome(), Some(Unmapped));
-        assert_eq!(assert_ready_ok!(world.read(ROOM)), headers(3, true));
-        assert_eq!(world.begin().flush_outcome(), None);
-    }
-}
-
 #[test]
 fn shutdown_is_not_a_flush() {
     for mut world in World::both() {
@@ -282,26 +251,19 @@ fn end_within_the_preface_is_http1() {
 }
 
 #[test]
-fn requests_in_one_segment_take_their_own_streams() {
+fn requests_in_one_segment_have_their_own_streams() {
     for mut world in World::both() {
-        world.queue_bytes(&[PREFACE, &headers(1, true), &headers(3, true), &headers(5, true), &headers(7, true)]);
-        let mut taken = Vec::new();
+        let requests = [headers(1, true), headers(3, true), headers(5, true), headers(7, true)].concat();
+        world.queue_bytes(&[PREFACE, &requests]);
         assert_eq!(assert_ready_ok!(world.read(ROOM)), PREFACE);
-        for stream in [1, 3, 5, 7] {
-            assert_eq!(assert_ready_ok!(world.read(ROOM)).len(), 10);
-            assert_pending!(world.read(ROOM));
-            if stream < 7 {
-                assert!(world.task.is_woken(), "more bytes are buffered");
-            }
-            // Stream 3 is not taken, like a malformed request.
-            if stream != 3 {
-                taken.push((stream, world.begin()));
-            }
-        }
+        assert_eq!(unmark(&assert_ready_ok!(world.read(ROOM))), (requests, vec![1, 3, 5, 7]));
         assert_pending!(world.read(ROOM));
-        assert_eq!(world.counters.stats(), stats(|stats| stats.undelivered = 1));
 
-        for (stream, response) in taken {
+        // Stream 3 is malformed.
+        world.write(&reset(3, 1), ROOM);
+        let responses = [7, 1, 5].map(|stream| (stream, world.begin(stream)));
+        assert_eq!(world.counters.stats(), stats(|stats| stats.undelivered = 1));
+        for (stream, response) in responses {
             world.write(&data(stream, stream as usize, true), ROOM);
             world.flush();
             assert_eq!(response.flush_outcome(), Some(flushed(stream.into())));
@@ -310,64 +272,19 @@ fn requests_in_one_segment_take_their_own_streams() {
 }
 
 #[test]
-fn stream_taken_at_once_does_not_delay_the_next() {
+fn end_of_reads_leaves_responses_open() {
     for mut world in World::both() {
         world.speaks_http2();
-        world.queue_bytes(&[&headers(1, true), &headers(3, true)]);
-        for _ in 0..2 {
-            assert_eq!(assert_ready_ok!(world.read(ROOM)).len(), 10);
-            world.begin();
-        }
-        assert!(!world.task.is_woken());
-    }
-}
-
-#[test]
-fn closed_gate_without_buffered_bytes_waits_for_the_transport() {
-    for mut world in World::both() {
-        world.speaks_http2();
-        world.queue_bytes(&[&headers(1, true)]);
-        assert_ready_ok!(world.read(ROOM));
-        assert_pending!(world.read(ROOM));
-        assert!(!world.task.is_woken());
-        world.begin();
-        world.queue_bytes(&[b"later"]);
-        world.script.lock().unwrap().reader.take().unwrap().wake();
-        assert!(world.task.is_woken());
-        assert_eq!(assert_ready_ok!(world.read(ROOM)), b"later");
-    }
-}
-
-#[test]
-fn end_of_reads_is_delivered_after_the_gate() {
-    for mut world in World::both() {
-        world.speaks_http2();
-        world.queue_bytes(&[&headers(1, true)]);
+        world.queue_bytes(&[&headers(1, true), b"part"]);
         world.queue(Read::End);
         assert_ready_ok!(world.read(ROOM));
-        assert_pending!(world.read(ROOM));
-        assert!(world.task.is_woken());
-        let response = world.begin();
-        assert_eq!(assert_ready_ok!(world.read(ROOM)), b"");
+        let response = world.begin(1);
+        assert_eq!(assert_ready_ok!(world.read(3)), b"par");
+        assert_eq!(assert_ready_ok!(world.read(3)), b"t");
+        assert_eq!(assert_ready_ok!(world.read(3)), b"");
         world.write(&headers(1, true), ROOM);
         world.flush();
         assert_eq!(response.flush_outcome(), Some(flushed(0)), "a client may close its half of the connection");
-    }
-}
-
-#[test]
-fn read_error_is_delivered_after_the_gate() {
-    for mut world in World::both() {
-        world.speaks_http2();
-        world.queue_bytes(&[&headers(1, true)]);
-        world.queue(Read::Failure);
-        assert_ready_ok!(world.read(ROOM));
-        assert_pending!(world.read(ROOM));
-        assert!(world.task.is_woken());
-        let response = world.begin();
-        assert_eq!(response.flush_outcome(), Some(Lost));
-        let Poll::Ready(Err(error)) = world.read(ROOM) else { panic!() };
-        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
     }
 }
 
@@ -452,90 +369,52 @@ fn reset_counts_when_it_is_delivered() {
 }
 
 #[test]
-fn reset_request_does_not_take_the_stream_of_a_later_one() {
-    // Each is reset or not, and h2 passes it to the service or finds it malformed.
-    for case in 0..4_u32.pow(4) {
-        let kinds = (0..4).map(|at| case / 4_u32.pow(at) % 4);
-        let requests: Vec<_> = (1..).step_by(2).zip(kinds).map(|(id, kind)| (id, kind & 1 > 0, kind & 2 > 0)).collect();
-        for resets_last in [false, true] {
-            for mut world in World::both() {
-                world.speaks_http2();
-                check_mapping(&mut world, &requests, resets_last);
-            }
-        }
-    }
-}
-
-/// Reads like h2: until a read is pending, and then passes one request to the service.
-fn check_mapping(world: &mut World, requests: &[(u32, bool, bool)], resets_last: bool) {
-    let resets = || requests.iter().filter(|(_, is_reset, _)| *is_reset).flat_map(|(id, ..)| reset(*id, 8));
-    let opens = requests.iter().flat_map(|(id, is_reset, _)| {
-        let follows = if *is_reset && !resets_last { reset(*id, 8) } else { Vec::new() };
-        [headers(*id, true), follows].concat()
-    });
-    let bytes: Vec<u8> = if resets_last { opens.chain(resets()).collect() } else { opens.collect() };
-    world.queue_bytes(&[&bytes]);
-
-    let (mut unread, mut queue, mut accepted) = (Vec::new(), std::collections::VecDeque::new(), Vec::new());
-    let mut found = 0;
-    loop {
-        while let Poll::Ready(bytes) = world.read(ROOM) {
-            unread.extend(bytes.unwrap());
-        }
-        while let Some((kind, length)) = unread.get(3).map(|kind| (*kind, 9 + usize::from(unread[2]))) {
-            if unread.len() < length {
-                break;
-            }
-            unread.drain(..length);
-            if kind == 1 {
-                let (id, is_reset, is_malformed) = requests[found];
-                found += 1;
-                if !is_malformed {
-                    queue.push_back((id, is_reset));
-                }
-            }
-        }
-        match queue.pop_front() {
-            Some((id, is_reset)) => accepted.push((id, is_reset, scripted::begin(&world.connection, Version::HTTP_2))),
-            None if world.task.is_woken() => {}
-            None => break,
-        }
-    }
-    assert_eq!(found, requests.len(), "everything was delivered");
-    for (id, is_reset, response) in accepted {
-        world.write(&data(id, id as usize, true), ROOM);
-        world.flush();
-        let expected = if is_reset { Lost } else { flushed(id.into()) };
-        assert_eq!(response.flush_outcome(), Some(expected), "stream {id} of {requests:?}");
-    }
-}
-
-#[test]
-fn malformed_inbound_bytes_are_delivered_and_stop_the_mapping() {
-    for mut world in World::both() {
-        world.speaks_http2();
-        let response = world.open(1);
-        world.queue_bytes(&[&data(0, 1, false), &headers(3, true)]);
-        assert_eq!(assert_ready_ok!(world.read(ROOM)).len(), 20, "the gate stays open");
-        assert!(!world.connection.has_pending_stream());
-        world.queue_bytes(&[b"more"]);
-        assert_eq!(assert_ready_ok!(world.read(ROOM)), b"more");
-        assert_eq!(response.flush_outcome(), None);
-        drop(world);
-        assert_eq!(response.flush_outcome(), Some(Lost));
-    }
-}
-
-#[test]
-fn read_without_room_does_not_open_the_gate() {
+fn read_without_room_reads_nothing() {
     for mut world in World::both() {
         world.speaks_http2();
         world.queue_bytes(&[&headers(1, true)]);
-        assert_ready_ok!(world.read(ROOM));
-        for _ in 0..3 {
-            assert_eq!(assert_ready_ok!(world.read(0)), b"");
+        assert_eq!(assert_ready_ok!(world.read(0)), b"");
+        assert_eq!(world.script.lock().unwrap().reads.len(), 1);
+    }
+}
+
+/// The client reads nothing for longer than the timer runs.
+#[::tokio::test(start_paused = true)]
+async fn stalled_response_is_given_up_by_the_timer() {
+    for http2 in [false, true] {
+        for mut world in World::both() {
+            let response = if http2 {
+                world.speaks_http2();
+                world.open(1)
+            } else {
+                world.speaks_http1();
+                world.begin_http1()
+            };
+            response.end();
+            assert_pending!(world.poll(|io, cx| io.poll_write(cx, b"bytes")));
+            for outcome in [None, Some(Stalled)] {
+                ::tokio::time::advance(std::time::Duration::from_secs(29)).await;
+                assert_pending!(world.read(ROOM));
+                assert_eq!(response.flush_outcome(), None);
+                ::tokio::time::advance(std::time::Duration::from_secs(2)).await;
+                assert!(world.task.is_woken());
+                assert_pending!(world.read(ROOM));
+                assert_eq!(response.flush_outcome(), outcome);
+            }
         }
-        world.begin();
+    }
+}
+
+/// There is no runtime, so there is no timer.
+#[test]
+fn stalled_response_without_a_timer_stays_open() {
+    for mut world in World::both() {
+        world.speaks_http1();
+        let response = world.begin_http1();
+        response.end();
+        assert_pending!(world.poll(|io, cx| io.poll_write(cx, b"bytes")));
+        assert_pending!(world.read(ROOM));
+        assert_eq!(response.flush_outcome(), None);
     }
 }
 
@@ -551,20 +430,21 @@ fn into_parts_returns_undelivered_bytes() {
     }
     assert!(io.get_ref().0.lock().unwrap().reads.is_empty());
     let parts = io.into_parts();
-    assert_eq!(parts.read_buf, headers(1, true)[4..]);
+    assert_eq!(parts.read_buf, [&[0x5, 0, 0, 0, 1], &headers(1, true)[9..]].concat());
     let late = scripted::begin_stream(&connection, 3);
-    assert_eq!(late.flush_outcome(), Some(Unmapped), "tracking has ended");
+    assert_eq!(late.flush_outcome(), Some(Lost), "tracking has ended");
 }
 
 /// Results that do not depend on the split of the bytes and on the traits.
 #[derive(Debug, PartialEq)]
 struct Seen {
-    delivered: Vec<u8>,
+    received: Vec<u8>,
     outcomes: Vec<Option<FlushOutcome>>,
     stats: TrackerStats,
 }
 
-/// Passes bytes of a client and then of a server in pieces. Every stream except the fifth is taken.
+/// Passes bytes of a client and then of a server in pieces. Every stream except the fifth is
+/// passed to the service.
 fn pass_through(mut world: World, from: &[u8], to: &[u8], sizes: &[usize], flush_last: bool) -> Seen {
     let mut sizes = sizes.iter().copied().cycle();
     let mut rest = from;
@@ -574,24 +454,22 @@ fn pass_through(mut world: World, from: &[u8], to: &[u8], sizes: &[usize], flush
         rest = behind;
     }
     world.queue(Read::End);
-    let (mut delivered, mut responses) = (Vec::new(), Vec::new());
-    let mut opened = 0;
+    let mut delivered = Vec::new();
     loop {
-        match world.read(sizes.next().unwrap()) {
-            Poll::Pending => assert!(world.task.is_woken(), "the task is woken"),
-            Poll::Ready(bytes) if bytes.as_ref().unwrap().is_empty() => break,
-            Poll::Ready(bytes) => delivered.extend(bytes.unwrap()),
-        }
-        if world.connection.protocol() == Protocol::Http2 && world.connection.has_pending_stream() {
-            opened += 1;
-            if opened == 5 {
-                assert_pending!(world.read(1));
-                world.connection.reclaim_stream();
-            } else {
-                responses.push(world.begin());
-            }
+        match assert_ready_ok!(world.read(sizes.next().unwrap())) {
+            end if end.is_empty() => break,
+            bytes => delivered.extend(bytes),
         }
     }
+    let (received, streams) = match delivered.strip_prefix(PREFACE) {
+        Some(frames) => {
+            let (received, streams) = unmark(frames);
+            ([PREFACE, &received].concat(), streams)
+        }
+        None => (delivered, Vec::new()),
+    };
+    let delivered = streams.into_iter().enumerate().filter(|(at, _)| *at != 4);
+    let responses: Vec<_> = delivered.map(|(_, stream)| world.begin(stream)).collect();
     let mut rest = to;
     while !rest.is_empty() {
         let (piece, behind) = rest.split_at(rest.len().min(sizes.next().unwrap()));
@@ -607,7 +485,7 @@ fn pass_through(mut world: World, from: &[u8], to: &[u8], sizes: &[usize], flush
     }
     world.flush();
     let outcomes = responses.iter().map(TestResponse::flush_outcome).collect();
-    Seen { delivered, outcomes, stats: world.counters.stats() }
+    Seen { received, outcomes, stats: world.counters.stats() }
 }
 
 fn frames(is_client: bool) -> impl Strategy<Value = Vec<u8>> {
@@ -641,7 +519,11 @@ proptest! {
         }
         let [tokio, hyper] = World::both();
         let whole = pass_through(tokio, &from, &to, &[ROOM], false);
-        prop_assert_eq!(&whole.delivered, &from);
+        let sent = match from.strip_prefix(PREFACE) {
+            Some(frames) => [PREFACE, &scripted::as_unmarked(frames)].concat(),
+            None => from.clone(),
+        };
+        prop_assert_eq!(&whole.received, &sent);
         prop_assert_eq!(&pass_through(hyper, &from, &to, &[ROOM], false), &whole);
         for world in World::both() {
             prop_assert_eq!(&pass_through(world, &from, &to, &sizes, false), &whole);

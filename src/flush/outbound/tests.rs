@@ -13,41 +13,48 @@ impl Waiter for TestWaiter {
     fn ends_with_head(&self) -> bool {
         self.1
     }
+
+    fn has_ended(&self) -> bool {
+        true
+    }
 }
 
 /// Opens streams whose requests have waiters.
 fn open(streams: impl IntoIterator<Item = u32>) -> Outbound<TestWaiter> {
     let mut outbound = Outbound::default();
     for stream in streams {
-        assert!(outbound.open(StreamId::new(stream)));
-        assert_eq!(outbound.attach(StreamId::new(stream), (stream, false)), None);
+        outbound.open(StreamId::new(stream));
+        assert_eq!(outbound.attach(StreamId::new(stream), (stream, false)), Ok(()));
     }
     outbound
 }
 
-/// Makes the response of a stream a tunnel.
+/// Opens a stream whose response is a tunnel.
 fn open_tunnel(outbound: &mut Outbound<TestWaiter>, stream: u32) {
-    outbound.attach(StreamId::new(stream), (stream, true));
+    outbound.open(StreamId::new(stream));
+    assert_eq!(outbound.attach(StreamId::new(stream), (stream, true)), Ok(()));
 }
 
 /// Accepts the frames, and returns the streams that were reset.
 fn accept(outbound: &mut Outbound<TestWaiter>, frames: &[Vec<u8>]) -> Vec<(StreamId, u32)> {
     let mut resets = Vec::new();
-    outbound.accept(&frames.concat(), |abort, waiter| match abort {
+    outbound.accept(&frames.concat(), |abort, slot| match abort {
         Abort::Reset { stream, error_code } => {
-            assert_eq!(waiter.map(|(stream, _)| StreamId::new(stream)), Some(stream));
+            assert_eq!(slot, Slot::Waiting((stream.as_u32(), false)));
             resets.push((stream, error_code));
         }
-        Abort::Malformed => assert!(waiter.is_some()),
+        Abort::Malformed => assert!(matches!(slot, Slot::Waiting(_))),
     });
     resets
 }
 
 fn flushed(outbound: &mut Outbound<TestWaiter>) -> Vec<(StreamId, u64)> {
-    let flushed = outbound.flushed().inspect(|(stream, _, waiter)| {
-        assert_eq!(waiter.map(|(stream, _)| StreamId::new(stream)), Some(*stream));
+    let mut flushed = Vec::new();
+    outbound.flush(|stream, body_bytes, slot| {
+        assert!(matches!(slot, Slot::Waiting((of, _)) if of == stream.as_u32()));
+        flushed.push((stream, body_bytes));
     });
-    flushed.map(|(stream, body_bytes, _)| (stream, body_bytes)).collect()
+    flushed
 }
 
 fn of(stream: u32, data: u64) -> (StreamId, u64) {
@@ -83,7 +90,7 @@ fn trailers_and_a_final_head_end_a_response() {
 
 #[test]
 fn tunnel_ends_with_its_head() {
-    let mut outbound = open([1, 3]);
+    let mut outbound = open([3]);
     open_tunnel(&mut outbound, 1);
     accept(&mut outbound, &[headers(3, false), frame(1, 0, 1, b"he")]);
     assert_eq!((outbound.ended(), flushed(&mut outbound)), (0, vec![]), "a CONTINUATION frame is missing");
@@ -99,15 +106,18 @@ fn tunnel_ends_with_its_head() {
         "the end of the tunnel is not the end of the response"
     );
     assert_eq!(flushed(&mut outbound), []);
-    assert_eq!(outbound.attach(StreamId::new(9), (9, true)), Some((9, true)), "the stream was not opened");
+    let unknown = outbound.attach(StreamId::new(9), (9, true));
+    assert_eq!(unknown, Err(((9, true), Unknown::Closed)), "the stream was not opened");
 }
 
 #[test]
 fn tunnel_reset_before_its_flush_is_aborted() {
-    let mut outbound = open([ONE]);
+    let mut outbound = open([]);
     open_tunnel(&mut outbound, ONE);
     accept(&mut outbound, &[headers(ONE, false)]);
-    assert_eq!(accept(&mut outbound, &[reset(ONE, CANCEL)]), [(StreamId::new(ONE), CANCEL)]);
+    let mut aborted = Vec::new();
+    outbound.accept(&reset(ONE, CANCEL), |_, slot| aborted.push(slot));
+    assert_eq!(aborted, [Slot::Waiting((ONE, true))]);
     assert_eq!((outbound.ended(), flushed(&mut outbound)), (0, vec![]));
 }
 
@@ -169,16 +179,40 @@ fn malformed_bytes_abort_all_responses() {
     accept(&mut outbound, &[data(1, 5, true), data(0, 1, false), data(3, 5, true)]);
     assert!(outbound.gave_up());
     assert_eq!(flushed(&mut outbound), []);
-    assert!(!outbound.open(StreamId::new(5)));
+    outbound.open(StreamId::new(5));
+    assert!(!outbound.follows(StreamId::new(5)));
     assert_eq!((outbound.responses.capacity(), outbound.ended.capacity()), (0, 0));
 }
 
 #[test]
-fn untaken_responses_remain_for_the_next_flush() {
+fn stream_without_a_request_is_reported_as_vacant() {
+    let mut outbound = Outbound::<TestWaiter>::default();
+    [1, 3].into_iter().for_each(|stream| outbound.open(StreamId::new(stream)));
+    let mut slots = Vec::new();
+    outbound.accept(&[reset(1, CANCEL), headers(3, true)].concat(), |_, slot| slots.push(slot));
+    outbound.flush(|_, _, slot| slots.push(slot));
+    assert_eq!(slots, [Slot::Vacant, Slot::Vacant]);
+}
+
+#[test]
+fn response_without_progress_is_given_up_once() {
     let mut outbound = open([1, 3]);
-    accept(&mut outbound, &[data(1, 5, true), data(3, 6, true)]);
-    assert_eq!(outbound.flushed().next(), Some((StreamId::new(1), 5, Some((1, false)))));
-    assert_eq!(flushed(&mut outbound), [of(3, 6)]);
+    let stalled = |outbound: &mut Outbound<TestWaiter>| {
+        let mut stalled = Vec::new();
+        outbound.give_up_stalled(10, |(stream, _)| stalled.push(stream));
+        stalled
+    };
+    accept(&mut outbound, &[data(1, 100, false), data(3, 100, false)]);
+    assert_eq!(stalled(&mut outbound), [0_u32; 0], "it waits since then");
+    accept(&mut outbound, &[data(1, 10, false), data(3, 9, false)]);
+    assert_eq!(stalled(&mut outbound), [3]);
+    assert_eq!(stalled(&mut outbound), [1]);
+    assert_eq!(stalled(&mut outbound), [0_u32; 0]);
+
+    accept(&mut outbound, &[data(1, 1, true)]);
+    let mut slots = Vec::new();
+    outbound.flush(|stream, body_bytes, slot| slots.push((stream, body_bytes, slot)));
+    assert_eq!(slots, [(StreamId::new(1), 111, Slot::Completed)]);
 }
 
 #[test]
@@ -188,15 +222,15 @@ fn memory_is_bounded_by_the_open_streams() {
         // Of four streams, one is flushed, one is reset by the server, one by the client, and one
         // was never opened.
         if stream % 8 != 7 {
-            assert!(outbound.open(StreamId::new(stream)));
-            outbound.attach(StreamId::new(stream), (stream, false));
+            outbound.open(StreamId::new(stream));
+            outbound.attach(StreamId::new(stream), (stream, false)).unwrap();
         }
         match stream % 8 {
             3 => _ = accept(&mut outbound, &[headers(stream, false), data(stream, 1, true), reset(stream, CANCEL)]),
             5 => _ = outbound.close(StreamId::new(stream)),
             _ => _ = accept(&mut outbound, &[headers(stream, false), data(stream, 1, true)]),
         }
-        outbound.flushed().for_each(drop);
+        outbound.flush(|_, _, _| ());
     }
     assert!(outbound.responses.is_empty() && outbound.ended.is_empty());
     assert!(outbound.responses.capacity() < 16 && outbound.ended.capacity() < 16);
@@ -205,9 +239,12 @@ fn memory_is_bounded_by_the_open_streams() {
 #[test]
 fn streams_over_the_limit_are_not_followed() {
     let mut outbound = open((0..MAX_STREAMS as u32).map(|stream| 2 * stream + 1));
-    assert!(!outbound.open(StreamId::new(99_999)));
+    let over = StreamId::new(99_999);
+    outbound.open(over);
+    assert_eq!(outbound.attach(over, (99_999, false)), Err(((99_999, false), Unknown::NotFollowed)));
     assert!(outbound.close(StreamId::new(1)).is_some());
-    assert!(outbound.open(StreamId::new(99_999)));
+    outbound.open(over);
+    assert_eq!(outbound.attach(over, (99_999, false)), Ok(()));
 }
 
 /// The last frame of a response.

@@ -15,8 +15,8 @@ use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf, duplex};
 
 use crate::flush::{
     frames::StreamId,
-    inbound::Inbound,
-    lookahead::Lookahead,
+    inbound::{Event, Inbound},
+    mark::Mark,
     outbound::{Abort, Outbound},
     preface::{Preface, Protocol},
 };
@@ -173,7 +173,7 @@ async fn parsers_find_what_h2_was_asked_to_write() {
 
     let (mut preface, mut inbound, mut outbound) = (Preface::default(), Inbound::default(), Outbound::<()>::default());
     let (mut opened, mut client_resets, mut found, mut resets) = (Vec::new(), Vec::new(), BTreeMap::new(), Vec::new());
-    let (mut accepted, mut early_flushes) = (0, 0);
+    let (mut accepted, mut early_flushes, mark) = (0, 0, Mark::new());
     for step in steps.lock().unwrap().iter() {
         match step {
             Step::Accepted(bytes) => {
@@ -185,29 +185,33 @@ async fn parsers_find_what_h2_was_asked_to_write() {
             }
             Step::Flushed => {
                 let before = found.len();
-                found.extend(outbound.flushed().map(|(stream, data, _)| (stream, Requested::End(data))));
+                outbound.flush(|stream, data, _| _ = found.insert(stream, Requested::End(data)));
                 early_flushes += usize::from(found.len() == before);
             }
             Step::Read(bytes) => {
-                let mut rest = match preface.read(bytes) {
+                let rest = match preface.read(bytes) {
                     Protocol::Http2 { preface } => &bytes[preface..],
                     Protocol::Undecided => &[],
                     Protocol::Http1 => panic!("h2 sends the preface first"),
                 };
-                while !rest.is_empty() {
-                    let delivery =
-                        inbound.deliver(rest, &mut Lookahead::default(), |stream, _| client_resets.push(stream));
-                    rest = &rest[delivery.bytes..];
-                    if let Some(stream) = delivery.opened {
-                        assert!(outbound.open(stream));
-                        opened.push(stream);
-                    }
-                }
+                inbound.deliver(
+                    &mark,
+                    rest,
+                    usize::MAX,
+                    |_| (),
+                    |event| match event {
+                        Event::Open(stream) => {
+                            outbound.open(stream);
+                            opened.push(stream);
+                        }
+                        Event::Reset(stream) => client_resets.push(stream),
+                    },
+                );
             }
         }
     }
 
-    assert!(inbound.is_gating() && !outbound.gave_up());
+    assert!(!outbound.gave_up());
     assert_eq!(client_resets, []);
     assert_eq!(opened, requested.iter().map(|(stream, _)| *stream).collect::<Vec<_>>(), "in the order of acceptance");
     assert!(resets.iter().all(|(_, error_code)| *error_code == 2), "INTERNAL_ERROR");

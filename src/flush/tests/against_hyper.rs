@@ -26,7 +26,7 @@ use tokio_test::{assert_pending, task};
 
 use super::{
     generated::frame,
-    scripted::{FLUSHED, begin, connection, flushed, stats},
+    scripted::{FLUSHED, begin_with, connection, flushed, stats},
 };
 use crate::{
     after_response::{FlushOutcome, TestResponse},
@@ -85,8 +85,9 @@ impl Service<Request<Incoming>> for Responder {
     type Error = Infallible;
     type Future = Ready<Result<Self::Response, Infallible>>;
 
-    fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let response = begin(&self.connection, request.version());
+    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
+        let version = request.version();
+        let response = begin_with(&self.connection, version, request.headers_mut());
         let path = request.uri().path().trim_start_matches('/').to_owned();
         let bytes = path.parse().map_or_else(|_| path.clone().into(), |length| Bytes::from(vec![b'd'; length]));
         self.sent.lock().unwrap().push(Sent { path, response: response.clone() });

@@ -8,7 +8,7 @@ use std::{
     task::{Context, Poll, Waker, ready},
 };
 
-use http::Version;
+use http::{HeaderMap, Version};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::{
@@ -40,17 +40,87 @@ pub(in crate::flush) fn stats(change: impl FnOnce(&mut TrackerStats)) -> Tracker
     stats
 }
 
-/// Begins a response to a request of this version. On HTTP/2 it takes the pending stream.
+/// Begins a response to a request of this version, without a stream.
 pub(in crate::flush) fn begin(connection: &Connection, version: Version) -> TestResponse {
+    begin_with(connection, version, &mut HeaderMap::new())
+}
+
+/// Begins a response to a request with these fields.
+pub(in crate::flush) fn begin_with(connection: &Connection, version: Version, fields: &mut HeaderMap) -> TestResponse {
     let (response, waiter) = TestResponse::new(version);
-    connection.begin(version, waiter);
+    connection.begin(version, fields, waiter);
+    response
+}
+
+/// Begins the response of a stream.
+pub(in crate::flush) fn begin_on(connection: &Connection, stream: u32) -> TestResponse {
+    let mut fields = connection.fields(StreamId::new(stream));
+    let response = begin_with(connection, Version::HTTP_2, &mut fields);
+    assert!(fields.is_empty(), "the mark is removed");
     response
 }
 
 /// Opens a stream and begins its response.
 pub(in crate::flush) fn begin_stream(connection: &Connection, stream: u32) -> TestResponse {
     connection.open_stream(StreamId::new(stream));
-    begin(connection, Version::HTTP_2)
+    begin_on(connection, stream)
+}
+
+/// Removes the marks from the frames of a client, without the preface. Returns the bytes that the
+/// client sent, and the marked streams. See
+/// [`as_unmarked`] for a last frame that is incomplete.
+pub(in crate::flush) fn unmark(mut bytes: &[u8]) -> (Vec<u8>, Vec<u32>) {
+    const FIELD: usize = 14;
+    let (mut sent, mut streams, mut last) = (Vec::new(), Vec::new(), 0);
+    while let Some(length) = bytes.get(..3).map(|length| u32::from_be_bytes([0, length[0], length[1], length[2]])) {
+        let Some((frame, behind)) = bytes.split_at_checked(9 + length as usize) else { break };
+        bytes = behind;
+        let is_block = matches!(frame[3], 1 | 9) && frame[4] & 4 != 0;
+        let is_marked = is_block && frame.len() >= 9 + FIELD && frame[frame.len() - FIELD..].starts_with(&[15, 6, 11]);
+        if !is_marked {
+            last = sent.len();
+            sent.extend(frame);
+            continue;
+        }
+        streams.push(u32::from_be_bytes(frame[5..9].try_into().unwrap()) & 0x7fff_ffff);
+        if frame[3] == 9 && frame.len() == 9 + FIELD && sent.get(last + 3).is_some_and(|kind| matches!(kind, 1 | 9)) {
+            // The client's last frame of the block had no room, or padding.
+            let is_own = sent[last + 4] & 8 != 0 || sent.len() - last > 16_384;
+            if is_own {
+                sent[last + 4] |= 4;
+                continue;
+            }
+        }
+        last = sent.len();
+        sent.extend((length - FIELD as u32).to_be_bytes()[1..].iter());
+        sent.extend(&frame[3..frame.len() - FIELD]);
+    }
+    sent.extend(without_length(bytes));
+    (sent, streams)
+}
+
+/// Returns the first bytes of a frame without the length and the flags.
+fn without_length(frame: &[u8]) -> Vec<u8> {
+    let mut frame = frame.to_vec();
+    if frame.len() >= 9 {
+        frame[..3].fill(0);
+        frame[4] = 0;
+    }
+    frame
+}
+
+/// Returns the bytes that a client sent, comparable with those of [`unmark`]: the length and the
+/// flags of an incomplete last frame may announce a mark that did not follow.
+pub(in crate::flush) fn as_unmarked(frames: &[u8]) -> Vec<u8> {
+    let mut at = 0;
+    while let Some(length) = frames.get(at..at + 3) {
+        let end = at + 9 + u32::from_be_bytes([0, length[0], length[1], length[2]]) as usize;
+        if end > frames.len() {
+            break;
+        }
+        at = end;
+    }
+    [&frames[..at], &without_length(&frames[at..])].concat()
 }
 
 /// Results of a transport, and a record of the calls. A read, write or flush without a result is

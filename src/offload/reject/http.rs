@@ -14,7 +14,7 @@ use crate::{grpc::is_grpc, pool::CallError};
 /// |---|---|---|
 /// | `Closed` | 503 | 14 `UNAVAILABLE` |
 /// | `Expired`, `Overloaded` | 503 | 8 `RESOURCE_EXHAUSTED` |
-/// | `NoRuntime`, `Panicked` | 500 | 13 `INTERNAL` |
+/// | `NoRuntime`, `Deadlock`, `Panicked` | 500 | 13 `INTERNAL` |
 ///
 /// The body is empty. A 503 has `Retry-After` in whole seconds, at least 1 ([RFC 9110, section
 /// 10.2.3]). A request with the content type `application/grpc*` receives a trailers-only response
@@ -89,7 +89,7 @@ impl Protocol {
 pub(super) fn status(error: CallError) -> StatusCode {
     match error {
         CallError::Closed | CallError::Expired | CallError::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
-        CallError::NoRuntime | CallError::Panicked => StatusCode::INTERNAL_SERVER_ERROR,
+        CallError::NoRuntime | CallError::Deadlock | CallError::Panicked => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }
 
@@ -101,6 +101,7 @@ fn grpc_status(error: CallError) -> (&'static str, &'static str) {
         CallError::Expired => ("8", "waited too long in the queue"),
         CallError::Overloaded => ("8", "overloaded"),
         CallError::NoRuntime => ("13", "no runtime"),
+        CallError::Deadlock => ("13", "deadlock"),
         CallError::Panicked => ("13", "panicked"),
     }
 }

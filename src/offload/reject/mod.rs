@@ -40,7 +40,8 @@ pub trait Reject<Req, Res, E>: Clone + Send + Sync {
     fn reject(&self, hint: Self::Hint, error: CallError, retry_after: Duration) -> Result<Res, Self::Error>;
 }
 
-/// Rejects with an error, on any tower stack.
+/// Rejects with an error, on any tower stack whose errors are not `Infallible`. Axum needs
+/// infallible services: keep the default strategy there.
 ///
 /// The error type becomes `Box<dyn Error + Send + Sync>`, as with tower's `LoadShed`, `Timeout` and
 /// `Buffer`. Use `error.downcast_ref::<CallError>()` to find a rejection in it.

@@ -1,6 +1,7 @@
 use std::{
     cell::{Cell, RefCell},
     sync::Arc,
+    task::Waker,
 };
 
 use tokio::{
@@ -9,6 +10,7 @@ use tokio::{
 };
 
 use super::runnable::RawCall;
+use crate::pool::nested::{NestedWaitGuard, NestedWaits};
 
 thread_local! {
     /// Runtime that the worker on this thread has entered for a run of calls. Empty while a call
@@ -130,10 +132,11 @@ impl Drop for RuntimeGuard<'_> {
 }
 
 /// The call that a thread is running, as its work can see it.
-#[derive(Clone)]
 pub(crate) struct CurrentCall {
     pub(super) call: Arc<dyn RawCall>,
     pub(super) layer_permit: Option<Arc<dyn LayerPermit>>,
+    /// Created when this poll waits for another call of the same pool for the first time.
+    pub(super) nested_wait: Option<Arc<NestedWaitGuard>>,
 }
 
 /// Permit of a layer that limits its calls in flight. The call holds it until its work ends.
@@ -160,6 +163,25 @@ impl CurrentCall {
         CURRENT
             .try_with(|current| current.borrow().as_ref().is_some_and(|current| current.call.is_unwanted()))
             .unwrap_or(false)
+    }
+
+    /// Called when this thread is about to wait for a call of `pool`. Returns `true` if it must
+    /// not, because all threads of that pool wait like this one, in calls of the same pool.
+    pub(super) fn wait_for_pool(pool: &Arc<NestedWaits>, waker: &Waker) -> bool {
+        let is_nested = CURRENT.try_with(|current| {
+            current.borrow().as_ref().is_some_and(|current| Arc::ptr_eq(current.call.nested_waits(), pool))
+        });
+        is_nested == Ok(true) && Self::wait_nested(pool, waker.clone())
+    }
+
+    #[cold]
+    fn wait_nested(pool: &Arc<NestedWaits>, waker: Waker) -> bool {
+        let guard = CURRENT.with(|current| {
+            let mut current = current.borrow_mut();
+            let guard = &mut current.as_mut()?.nested_wait;
+            Some(guard.get_or_insert_with(|| Arc::new(NestedWaitGuard::new(pool.clone()))).clone())
+        });
+        guard.is_some_and(|guard| guard.wait(waker))
     }
 
     /// Runs `work` as part of this call.

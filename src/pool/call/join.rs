@@ -35,8 +35,12 @@ pub(crate) struct JoinHandle<T> {
 
 /// The part of a call that its handle uses, independent of the future's type.
 pub(super) trait Join<T>: Send + Sync {
+    /// Returns [`CallError::Deadlock`], without an end of the call, if the polling thread belongs
+    /// to the call's pool and must stop waiting.
     fn poll_result(&self, cx: &mut Context<'_>) -> Poll<Result<T, CallFailure>>;
     fn drop_caller(self: Arc<Self>, on_drop: OnCallerDrop);
+    /// Cancels the call, whose caller gets `error`.
+    fn reject_caller(self: Arc<Self>, error: CallError);
 }
 
 impl<T> JoinHandle<T> {
@@ -51,7 +55,10 @@ impl<T> Future for JoinHandle<T> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let call = self.call.as_ref().expect("a future of an offloaded call was polled after it completed");
         let result = ready!(call.poll_result(cx));
-        self.call = None;
+        let call = self.call.take();
+        if let (Err(CallFailure::Rejected(error @ CallError::Deadlock)), Some(call)) = (&result, call) {
+            call.reject_caller(*error);
+        }
         Poll::Ready(result)
     }
 }

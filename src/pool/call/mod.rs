@@ -56,7 +56,7 @@ pub(crate) use self::{
     join::{CallFailure, JoinHandle},
     state::{CallerWaker, OnCallerDrop},
 };
-use super::{error::CallError, metrics::Metrics, priority::Priority};
+use super::{error::CallError, metrics::Metrics, nested::NestedWaits, priority::Priority};
 use crate::{
     panic::{catch_unwind, drop_payload, ignore_panic},
     sync::{Mutex, lock},
@@ -91,6 +91,9 @@ pub(crate) trait Schedule: Send + Sync + 'static {
     fn is_halted(&self) -> bool;
 
     fn metrics(&self) -> &Metrics;
+
+    /// Returns the waits of this pool's calls for each other.
+    fn nested_waits(&self) -> &Arc<NestedWaits>;
 }
 
 /// Creates a call of `future` and queues it on the pool that has admitted it.
@@ -358,7 +361,7 @@ where
     /// Runs `work` as part of this call, in its environment.
     fn enter<T>(self: &Arc<Self>, environment: &Environment, work: impl FnOnce() -> T) -> T {
         let Environment { trace, layer_permit } = environment;
-        let current = CurrentCall { call: self.clone(), layer_permit: layer_permit.clone() };
+        let current = CurrentCall { call: self.clone(), layer_permit: layer_permit.clone(), nested_wait: None };
         current.scope(|| trace.enter(self.header.runtime.as_ref(), work))
     }
 
@@ -445,6 +448,10 @@ where
     fn is_unwanted(&self) -> bool {
         self.state.is_cancelled() || self.scheduler.is_halted()
     }
+
+    fn nested_waits(&self) -> &Arc<NestedWaits> {
+        self.scheduler.nested_waits()
+    }
 }
 
 impl<F, S> Join<F::Output> for Call<F, S>
@@ -456,13 +463,37 @@ where
     fn poll_result(&self, cx: &mut task::Context<'_>) -> Poll<Result<F::Output, CallFailure>> {
         let is_maker = self.task.is_some() && self.task == tokio::task::try_id();
         if !self.state.poll_complete(cx, is_maker) {
-            return Poll::Pending;
+            let is_deadlocked = CurrentCall::wait_for_pool(self.scheduler.nested_waits(), cx.waker());
+            if !is_deadlocked {
+                return Poll::Pending;
+            }
+            return Poll::Ready(Err(CallFailure::Rejected(CallError::Deadlock)));
         }
         let result = lock(&self.progress).stage.take_result();
         Poll::Ready(result.expect("a complete call holds its result until the caller takes it"))
     }
 
     fn drop_caller(self: Arc<Self>, on_drop: OnCallerDrop) {
+        if self.leave(on_drop) {
+            self.metrics().abandoned(on_drop == OnCallerDrop::Detach);
+        }
+    }
+
+    fn reject_caller(self: Arc<Self>, error: CallError) {
+        if self.leave(OnCallerDrop::Cancel) {
+            self.metrics().rejected(error);
+        }
+    }
+}
+
+impl<F, S> Call<F, S>
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+    S: Schedule,
+{
+    /// Separates the call from its caller. Returns `false` if the call was complete.
+    fn leave(self: &Arc<Self>, on_drop: OnCallerDrop) -> bool {
         match self.state.drop_caller(on_drop) {
             DropAction::DropFuture => {
                 self.drop_future();
@@ -475,10 +506,10 @@ where
                 if let Err(payload) = catch_unwind(|| drop_result(result)) {
                     self.report_panic(payload);
                 }
-                return;
+                return false;
             }
         }
-        self.metrics().abandoned(on_drop == OnCallerDrop::Detach);
+        true
     }
 }
 

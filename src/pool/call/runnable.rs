@@ -3,7 +3,7 @@ use std::{fmt, sync::Arc};
 use tokio::{runtime::Handle, time::Instant};
 
 use super::state::CallerWaker;
-use crate::pool::{error::CallError, priority::Priority};
+use crate::pool::{error::CallError, nested::NestedWaits, priority::Priority};
 
 /// Entry of a call in a pool's queue: one poll of its future. Created for the pool, which passes it
 /// to [`Pool::schedule`](crate::pool::Pool::schedule).
@@ -30,6 +30,9 @@ pub(in crate::pool) trait RawCall: Send + Sync {
 
     /// Returns `true` if the call is cancelled or its pool is halted.
     fn is_unwanted(&self) -> bool;
+
+    /// Returns the waits of its pool's calls for each other.
+    fn nested_waits(&self) -> &Arc<NestedWaits>;
 }
 
 /// Properties of a call that queues and workers read.

@@ -8,7 +8,8 @@ use std::{
 
 use loom::thread;
 
-use super::{Action, Dequeued, Limits, Priority, QueueItem, QueuePolicy, Scheduler, WorkerState};
+use super::{Action, Dequeued, Limits, Priority, QueueItem, QueuePolicy, Scheduler, WakeUp, WorkerState};
+use crate::pool::watchdog::Watchdog;
 
 impl QueueItem for u32 {
     fn queued_at(&self) -> tokio::time::Instant {
@@ -56,7 +57,7 @@ fn entries_pushed_by_two_threads_run_once(woken: fn(u32) -> bool) {
         let push = |item: u32| {
             let (scheduler, run) = (scheduler.clone(), run.clone());
             move || {
-                if scheduler.push(item, Priority::Normal, woken(item)) {
+                if scheduler.push(item, Priority::Normal, woken(item)) == WakeUp::Spawn {
                     work(&scheduler, WorkerState::notified(), Some(Duration::ZERO), &run);
                 }
             }
@@ -105,7 +106,7 @@ fn entries_run_without_further_wake_ups(workers: usize, entries: u32) {
             })
             .collect();
         for item in 0..entries {
-            assert!(!scheduler.push(item, Priority::Normal, item % 2 == 0));
+            assert_ne!(scheduler.push(item, Priority::Normal, item % 2 == 0), WakeUp::Spawn);
         }
         done.wait();
         scheduler.close();
@@ -140,11 +141,42 @@ fn entry_pushed_after_close_gets_a_worker() {
             thread::spawn(move || work(&scheduler, WorkerState::busy(), None, &run))
         };
         scheduler.close();
-        let spawn_worker = scheduler.push(5, Priority::Normal, true);
+        let spawn_worker = scheduler.push(5, Priority::Normal, true) == WakeUp::Spawn;
         worker.join().unwrap();
         if spawn_worker {
             work(&scheduler, WorkerState::notified(), None, &run);
         }
         assert_eq!(ran.load(Ordering::SeqCst), 5);
     });
+}
+
+/// The only worker is searching. Either the watchdog sees the entry before it exits, or the
+/// submitter sees that there is no watchdog.
+fn entry_pushed_while_the_watchdog_exits_is_watched(woken: bool) {
+    loom::model(move || {
+        let (scheduler, watchdog) = (scheduler(1, 1), Arc::new(Watchdog::new()));
+        assert!(scheduler.add_worker());
+        assert!(matches!(scheduler.next(&mut WorkerState::busy(), true), Action::Search));
+        assert!(watchdog.must_spawn());
+        let submitter = thread::spawn({
+            let (scheduler, watchdog) = (scheduler.clone(), watchdog.clone());
+            move || {
+                assert_eq!(scheduler.push(1, Priority::Normal, woken), WakeUp::None);
+                !watchdog.is_running() && watchdog.must_spawn()
+            }
+        });
+        let exited = watchdog.try_exit(|| scheduler.is_empty());
+        let is_watched = !exited || submitter.join().unwrap();
+        assert!(is_watched);
+    });
+}
+
+#[test]
+fn entry_in_the_inbox_while_the_watchdog_exits_is_watched() {
+    entry_pushed_while_the_watchdog_exits_is_watched(false);
+}
+
+#[test]
+fn woken_entry_while_the_watchdog_exits_is_watched() {
+    entry_pushed_while_the_watchdog_exits_is_watched(true);
 }

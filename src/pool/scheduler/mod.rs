@@ -25,12 +25,12 @@ pub use self::codel::{Codel, QueuePolicy};
 pub(super) use self::{
     codel::InvalidPolicy,
     queue::QueueItem,
-    state::{Action, Limits},
+    state::{Action, Limits, WakeUp},
 };
 use self::{
     inbox::Inbox,
     parker::Parker,
-    state::{SchedulerState, ThreadState, WakeUp},
+    state::{SchedulerState, ThreadState},
 };
 use super::priority::Priority;
 use crate::sync::{AtomicBool, Mutex, Ordering, Padded, fence, lock, spin_loop, thread};
@@ -129,10 +129,13 @@ impl<T: QueueItem> Scheduler<T> {
         }
     }
 
-    /// Queues an entry. Returns `true` if the caller must spawn a worker, with
-    /// [`WorkerState::notified`].
-    #[must_use = "the scheduler counts on the worker that is asked for"]
-    pub(super) fn push(&self, item: T, priority: Priority, woken: bool) -> bool {
+    /// Queues an entry, and wakes an idle worker for it. If the result is `Spawn`, the caller must
+    /// spawn a worker with [`WorkerState::notified`]. `None` means that the entry waits for a
+    /// worker that is busy or on its way.
+    ///
+    /// In the last two cases, a `SeqCst` fence or the scheduler's lock separates the push from the
+    /// caller's next step.
+    pub(super) fn push(&self, item: T, priority: Priority, woken: bool) -> WakeUp<()> {
         if woken || priority != Priority::Normal || self.is_timed {
             return self.with_state(|state| ((), state.push(item, priority, woken))).1;
         }
@@ -140,7 +143,7 @@ impl<T: QueueItem> Scheduler<T> {
             self.inbox.push(item);
             fence(Ordering::SeqCst);
             if !self.needs_wakeup.load(Ordering::Relaxed) {
-                return false;
+                return WakeUp::None;
             }
             return self.with_state(|state| ((), self.drain_inbox(state).wake_if_nonempty())).1;
         }
@@ -165,7 +168,7 @@ impl<T: QueueItem> Scheduler<T> {
     #[must_use = "the scheduler counts on the worker that is asked for"]
     pub(super) fn on_worker_start(&self, worker: &mut WorkerState<T>) -> bool {
         let left = std::mem::replace(&mut worker.state, ThreadState::Busy);
-        self.with_state(|state| ((), state.on_worker_start(left))).1
+        self.with_state(|state| ((), state.on_worker_start(left))).1 == WakeUp::Spawn
     }
 
     /// Returns the next action of the calling worker. A worker over the minimum exits instead of
@@ -176,13 +179,14 @@ impl<T: QueueItem> Scheduler<T> {
             let parker = || parker.get_or_insert_with(Parker::current).clone();
             // Read before the lock is taken. This is tokio's clock, which tests can pause.
             let now = self.is_timed.then(Instant::now);
-            let ((action, has_more), spawn_worker) = self.with_state(|state| {
+            let ((action, has_more), wake_up) = self.with_state(|state| {
                 if !self.is_timed && !state.queue.has_normal() {
                     self.drain_inbox(state);
                 }
                 let (action, wake_up) = state.next(*left, may_park, now, shed, parker);
                 ((action, !state.queue.is_empty() || !self.inbox.is_empty()), wake_up)
             });
+            let spawn_worker = wake_up == WakeUp::Spawn;
             match action {
                 Action::Run(item) => {
                     worker.state = ThreadState::Busy;
@@ -284,7 +288,7 @@ impl<T: QueueItem> Scheduler<T> {
     /// after `close`. Returns `true` if the caller must spawn it, with [`WorkerState::notified`].
     #[must_use = "the scheduler counts on the worker that is asked for"]
     pub(super) fn halt(&self) -> bool {
-        self.with_state(|state| ((), state.halt())).1
+        self.with_state(|state| ((), state.halt())).1 == WakeUp::Spawn
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -313,12 +317,12 @@ impl<T: QueueItem> Scheduler<T> {
         needs_wakeup
     }
 
-    /// Applies a transition under the lock and performs its wake-up. Returns `true` if the caller
-    /// must spawn a worker.
+    /// Applies a transition under the lock, and unparks the worker that it wakes. The caller must
+    /// spawn a worker if the wake-up is `Spawn`.
     fn with_state<R>(
         &self,
         transition: impl FnOnce(&mut SchedulerState<T, Arc<Parker>>) -> (R, WakeUp<Arc<Parker>>),
-    ) -> (R, bool) {
+    ) -> (R, WakeUp<()>) {
         let (result, wake_up) = {
             let mut state = lock(&self.state);
             let (result, mut wake_up) = transition(&mut state);
@@ -333,15 +337,12 @@ impl<T: QueueItem> Scheduler<T> {
             notify(&wake_up);
             (result, wake_up)
         };
-        let spawn_worker = match wake_up {
-            WakeUp::None => false,
-            WakeUp::Spawn => true,
-            WakeUp::Unpark(parker) => {
-                parker.unpark();
-                false
-            }
+        let wake_up = match wake_up {
+            WakeUp::None => WakeUp::None,
+            WakeUp::Spawn => WakeUp::Spawn,
+            WakeUp::Unpark(parker) => WakeUp::Unpark(parker.unpark()),
         };
-        (result, spawn_worker)
+        (result, wake_up)
     }
 }
 

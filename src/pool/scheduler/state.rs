@@ -44,7 +44,7 @@ pub(in crate::pool) struct Limits {
 /// Wake-up that the caller of a transition must perform after it has released the lock.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use = "the scheduler counts on the worker that is asked for"]
-pub(super) enum WakeUp<P> {
+pub(in crate::pool) enum WakeUp<P> {
     None,
     /// Unpark this worker. It continues as `Notified`.
     Unpark(P),

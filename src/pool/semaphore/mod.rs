@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use tokio::sync::oneshot;
 
 use crate::{
-    panic::{catch_unwind, drop_payload},
+    panic::{catch_unwind, drop_payload, ignore_panic},
     sync::{
         AtomicBool, AtomicUsize, Mutex,
         Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst},
@@ -200,7 +200,8 @@ impl Semaphore {
             self.has_waiters.store(false, Relaxed);
             std::mem::take(&mut waiters.queue)
         };
-        drop(queue); // Wakes the waiters, after the lock is released.
+        // Wakes the waiters, after the lock is released. Their wakers are user code.
+        queue.into_iter().for_each(|waiter| ignore_panic(|| drop(waiter)));
     }
 }
 

@@ -35,11 +35,10 @@ use std::{
 
 use tokio::runtime::{Handle, Id};
 
-use super::call::CallerWaker;
-use crate::sync::{
-    AtomicBool, Mutex,
-    Ordering::{Relaxed, SeqCst},
-    fence, lock,
+use super::{call::CallerWaker, watchdog::Watchdog};
+use crate::{
+    panic::ignore_panic,
+    sync::{Mutex, lock},
 };
 
 /// Number of lists that the wake task takes before it yields to the tasks that it has woken.
@@ -99,7 +98,7 @@ impl WakeBatcher {
         pushed.perform();
         if was_empty && self.0.watchdog.must_spawn() {
             let shared = self.0.clone();
-            let thread = thread::Builder::new().name("offload-replies".to_owned());
+            let thread = thread::Builder::new().name("offload-wakeups".to_owned());
             if thread.spawn(move || run_watchdog(&shared)).is_err() {
                 // Without a watchdog, no waker may stay in a list.
                 self.0.watchdog.try_exit(|| true);
@@ -164,11 +163,14 @@ enum Wake {
 }
 
 impl Wake {
+    /// Wakes. A panic of one waker, which may be user code, affects neither the others nor the
+    /// thread.
     fn perform(self) {
+        let wake = |waker: Waker| ignore_panic(|| waker.wake());
         match self {
             Self::None => {}
-            Self::Task(waker) | Self::Caller(waker) => waker.wake(),
-            Self::All(wakers) => wakers.into_iter().for_each(Waker::wake),
+            Self::Task(waker) | Self::Caller(waker) => wake(waker),
+            Self::All(wakers) => wakers.into_iter().for_each(wake),
         }
     }
 }
@@ -291,35 +293,6 @@ impl Future for WakeTask {
 impl Drop for WakeTask {
     fn drop(&mut self) {
         self.list.on_task_drop().into_iter().for_each(Waker::wake);
-    }
-}
-
-/// State of the thread that drains stale lists: `true` while the thread runs.
-///
-/// Invariant: while a list is nonempty, the watchdog runs, or the thread that filled the list is
-/// about to check this flag. That thread fills the list, issues a `SeqCst` fence, and loads the
-/// flag. The watchdog clears the flag, issues a `SeqCst` fence, and checks the lists. At least one
-/// of the two sees the other's write.
-#[derive(Debug)]
-struct Watchdog(AtomicBool);
-
-impl Watchdog {
-    fn new() -> Self {
-        Self(AtomicBool::new(false))
-    }
-
-    /// Returns `true` if the caller, which has filled a list, must spawn the thread.
-    fn must_spawn(&self) -> bool {
-        fence(SeqCst);
-        !self.0.load(Relaxed) && !self.0.swap(true, SeqCst)
-    }
-
-    /// Clears the flag. Returns `false` if the thread must continue, because a list is nonempty and
-    /// no other thread has taken over.
-    fn try_exit(&self, all_empty: impl Fn() -> bool) -> bool {
-        self.0.store(false, Relaxed);
-        fence(SeqCst);
-        all_empty() || self.0.swap(true, SeqCst)
     }
 }
 

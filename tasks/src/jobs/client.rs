@@ -26,7 +26,7 @@ use super::{
     running::Claim,
     worker::Worker,
 };
-use crate::{StoreError, TaskId};
+use crate::{StoreError, TaskId, lease::RENEWALS};
 
 /// The options of a queue, and its workers.
 #[derive(Default)]
@@ -182,8 +182,6 @@ const START_TIMEOUT: Duration = Duration::from_secs(30);
 const NEVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// Minimum time between two notifications of a queue, and between two claims of a queue.
 const FETCH_COOLDOWN: Duration = Duration::from_millis(2);
-/// Number of renewals within a lease. Two of them may fail.
-pub(super) const RENEWALS: u32 = 3;
 
 impl LeasedClient {
     /// Connects a client, migrates the schema, recovers the jobs of crashed processes on SQLite,

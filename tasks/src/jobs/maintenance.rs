@@ -12,7 +12,6 @@ use tokio::{
 };
 
 use super::{
-    client::RENEWALS,
     error::InsertError,
     events::{self, warn},
     insert::{InsertRequest, Inserted, Prepared},
@@ -21,7 +20,7 @@ use super::{
 };
 use crate::{
     StoreError,
-    sync::{Mutex, lock},
+    lease::{RENEWALS, keep_renewed},
 };
 
 /// Number of insertions that may wait for a transaction. Further callers wait for space.
@@ -59,11 +58,9 @@ pub(super) fn spawn(queue: &Arc<Queue>, inserts: InsertReceivers) {
     tokio::spawn(insert_batches(plain, None, Arc::downgrade(queue)));
     tokio::spawn(insert_batches(unique, Some(locked), Arc::downgrade(queue)));
     tokio::spawn(insert_locked(locked_requests, Arc::downgrade(queue)));
-    let lease = queue.environment.database.lease().unwrap_or_default();
-    let health = Arc::new(Mutex::new(LeaseHealth::new(lease)));
-    tokio::spawn(renew_lease(queue.clone(), health.clone()));
+    tokio::spawn(renew_lease(queue.clone()));
     tokio::spawn(watch_client(queue.clone()));
-    tokio::spawn(maintain(queue.clone(), health));
+    tokio::spawn(maintain(queue.clone()));
     tokio::spawn(listen(queue.clone()));
 }
 
@@ -173,63 +170,23 @@ pub(super) fn no_result() -> StoreError {
     StoreError::other("River returned no result for a job")
 }
 
-/// Renewals of this process's own lease, which decide when it may expire the leases of others.
-///
-/// After a database outage that is longer than a lease, all leases have expired although no process
-/// has crashed. The first process that reconnects must not recover the jobs of the others.
-/// Therefore a process expires other leases only after it has renewed its own one without a gap for
-/// the duration of a lease: by then every living process has renewed its lease too.
-#[derive(Debug)]
-struct LeaseHealth {
-    lease: Duration,
-    /// Time of the first renewal without a later gap or failure. `None` if and only if
-    /// `last_renewal` is `None`.
-    healthy_since: Option<Instant>,
-    /// `None` after a failed renewal.
-    last_renewal: Option<Instant>,
-}
-
-impl LeaseHealth {
-    fn new(lease: Duration) -> Self {
-        Self { lease, healthy_since: None, last_renewal: None }
-    }
-
-    fn renewed(&mut self, now: Instant) {
-        let is_gap = self.last_renewal.is_none_or(|last| now.duration_since(last) >= self.lease);
-        if is_gap {
-            self.healthy_since = Some(now);
-        }
-        self.last_renewal = Some(now);
-    }
-
-    fn failed(&mut self) {
-        (self.healthy_since, self.last_renewal) = (None, None);
-    }
-
-    fn may_expire_others(&self, now: Instant) -> bool {
-        let is_valid = self.last_renewal.is_some_and(|last| now.duration_since(last) < self.lease);
-        is_valid && self.healthy_since.is_some_and(|since| now.duration_since(since) >= self.lease)
-    }
-}
-
-/// Renews the lease. This is a task of its own, so that no other work delays a renewal.
-async fn renew_lease(queue: Arc<Queue>, health: Arc<Mutex<LeaseHealth>>) {
+/// Renews the lease of the current client. This is a task of its own, so that no other work delays
+/// a renewal.
+async fn renew_lease(queue: Arc<Queue>) {
     let Some(lease) = queue.environment.database.lease() else { return };
-    let mut renewals = every(lease / RENEWALS);
     loop {
-        tokio::select! {
-            () = queue.maintenance_ended() => return,
-            _ = renewals.tick() => {}
-        }
         let Some(client) = queue.client() else { return };
         let Some(id) = client.id() else { return };
-        match queue.environment.database.renew_lease(id).await {
-            Ok(true) => lock(&health).renewed(Instant::now()),
-            Ok(false) => queue.replace_client(&client).await,
-            Err(error) => {
-                lock(&health).failed();
-                warn("failed to renew the lease", &error);
-            }
+        let renewed = keep_renewed(
+            lease / RENEWALS,
+            || queue.environment.database.renew_lease(id),
+            |error| {
+                warn("failed to renew the lease of the job queue", error);
+            },
+        );
+        tokio::select! {
+            () = queue.maintenance_ended() => return,
+            () = renewed => queue.replace_client(&client).await,
         }
     }
 }
@@ -272,15 +229,15 @@ async fn listen(queue: Arc<Queue>) {
 
 /// Recovers jobs of crashed processes, forwards cancel requests, requeues lost claims and writes
 /// progress. Ends after River, which uses the database until then.
-async fn maintain(queue: Arc<Queue>, health: Arc<Mutex<LeaseHealth>>) {
-    maintain_until_ended(&queue, &health).await;
+async fn maintain(queue: Arc<Queue>) {
+    maintain_until_ended(&queue).await;
     if let Some(client) = queue.client() {
         let _ = client.ended().await; // the shutdown reports the error
     }
     queue.set_ended();
 }
 
-async fn maintain_until_ended(queue: &Queue, health: &Mutex<LeaseHealth>) {
+async fn maintain_until_ended(queue: &Queue) {
     let (database, progress) = (&queue.environment.database, &queue.environment.progress);
     let recover_interval =
         database.lease().map(|lease| (lease / RENEWALS).clamp(MIN_RECOVER_INTERVAL, MAX_RECOVER_INTERVAL));
@@ -295,8 +252,9 @@ async fn maintain_until_ended(queue: &Queue, health: &Mutex<LeaseHealth>) {
         tokio::select! {
             () = queue.maintenance_ended() => return,
             _ = recovery.tick(), if recover_interval.is_some() => {
-                let may_expire = lock(health).may_expire_others(Instant::now());
-                if let Err(error) = database.recover(may_expire, &queue.environment).await {
+                let client = queue.client();
+                let id = client.as_ref().and_then(|client| client.id());
+                if let Err(error) = database.recover(id.map(|id| &**id), &queue.environment).await {
                     warn("failed to recover the jobs of crashed processes", &error);
                 }
             }
@@ -399,32 +357,4 @@ fn every(period: Duration) -> Interval {
     let mut interval = interval(period);
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     interval
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn others_expire_only_after_a_lease_without_a_gap() {
-        let (lease, start) = (Duration::from_secs(3), Instant::now());
-        let at = |seconds| start + Duration::from_secs(seconds);
-        let mut health = LeaseHealth::new(lease);
-        assert!(!health.may_expire_others(at(100)), "no renewal yet");
-        for second in 0..3 {
-            health.renewed(at(second));
-            assert!(!health.may_expire_others(at(second)));
-        }
-        health.renewed(at(3));
-        assert!(health.may_expire_others(at(3)) && health.may_expire_others(at(5)));
-        assert!(!health.may_expire_others(at(6)), "the own lease has expired");
-        health.renewed(at(20));
-        assert!(!health.may_expire_others(at(20)), "there was a gap");
-        health.renewed(at(22));
-        health.renewed(at(23));
-        assert!(health.may_expire_others(at(23)));
-        health.failed();
-        health.renewed(at(24));
-        assert!(!health.may_expire_others(at(24)));
-    }
 }

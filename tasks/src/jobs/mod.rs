@@ -80,9 +80,9 @@
 //!   keeps its job, and the next attempt starts when the closure has returned.
 //! - **Between processes, two attempts overlap only if one process stalls.** On Postgres, a process
 //!   that stalls for longer than its [lease](crate::SqlStore::open_with_lease) may run jobs at the
-//!   same time as its replacement until it detects the loss, within a third of a lease. A trigger
-//!   discards its results. A database outage has no such effect: a process expires the leases of
-//!   others only after it has renewed its own for the duration of a lease.
+//!   same time as its replacement until it detects the loss, within half a lease. A trigger discards
+//!   its results. A database outage has no such effect: a process ends the leases of others only
+//!   after it has renewed its own without a gap for the duration of a lease.
 //! - **A job starts when its work starts.** A job that waits for a thread of its pool is `queued`.
 //!   If the process is shut down or crashes before the work has begun, the attempt does not count.
 //!   The first 20 ms of a wait are an exception: a crash in them counts.

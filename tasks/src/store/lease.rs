@@ -1,8 +1,9 @@
-use std::time::Duration;
+use std::{any::Any, fmt, sync::Arc, time::Duration};
 
 use crate::Timestamp;
 
-/// One use of a store by one process, identified by a number that grows with each epoch.
+/// One use of a store by one [`Tasks`](crate::Tasks), identified by a number that grows with each
+/// epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Epoch(i64);
 
@@ -18,28 +19,50 @@ impl From<Epoch> for i64 {
     }
 }
 
-/// The right of a process to write records. Returned by
-/// [`TaskStore::begin`](super::TaskStore::begin).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The right of a [`Tasks`](crate::Tasks) to write records, valid in one [epoch](Epoch). Returned
+/// by [`TaskStore::begin`](super::TaskStore::begin).
+#[derive(Clone)]
 #[non_exhaustive]
 pub struct Lease {
-    /// The epoch of the process.
+    /// The epoch.
     pub epoch: Epoch,
-    /// The interval at which the lease must be renewed. `None` if the store is for one process at a
-    /// time: the lease does not expire, and no other process can request cancellation.
+    /// The interval at which the lease must be renewed. `None` if the lease does not expire,
+    /// because the store is for one process at a time.
     pub renew_every: Option<Duration>,
+    guard: Option<Arc<dyn Any + Send + Sync>>,
 }
 
 impl Lease {
     /// Creates a lease that does not expire.
     pub fn exclusive(epoch: Epoch) -> Self {
-        Self { epoch, renew_every: None }
+        Self { epoch, renew_every: None, guard: None }
     }
 
-    /// Creates a lease that expires unless it is renewed. `interval` should be a third of its
-    /// duration, so that two renewals may fail.
+    /// Creates a lease that expires unless it is renewed.
+    ///
+    /// `interval` should be an eighth of the duration of the lease: an attempt may take two
+    /// intervals, and one that failed is repeated after a quarter of an interval.
     pub fn renewed_every(epoch: Epoch, interval: Duration) -> Self {
-        Self { epoch, renew_every: Some(interval) }
+        Self { epoch, renew_every: Some(interval), guard: None }
+    }
+
+    /// Keeps `guard` for as long as the lease or a clone of it exists.
+    ///
+    /// A store for one process learns from the drop of the guard that the owner of the epoch is
+    /// gone although it did not [end](super::TaskStore::end) the epoch.
+    #[must_use]
+    pub fn guard(self, guard: impl Any + Send + Sync) -> Self {
+        Self { guard: Some(Arc::new(guard)), ..self }
+    }
+}
+
+impl fmt::Debug for Lease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lease")
+            .field("epoch", &self.epoch)
+            .field("renew_every", &self.renew_every)
+            .field("has_guard", &self.guard.is_some())
+            .finish()
     }
 }
 

@@ -35,11 +35,18 @@ pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>>
 ///
 /// # Epochs
 ///
-/// A process [begins](Self::begin) an epoch and owns the records that it accepts in it, for as long
-/// as its lease is valid. After that the store marks the unfinished ones as
-/// [lost](crate::TaskState::Lost), and rejects later writes of that epoch as [`Written::Fenced`]. A
-/// store for one process at a time (memory, a locked file) needs no clock: a new epoch ends the
-/// earlier ones.
+/// Each `Tasks` [begins](Self::begin) an epoch and owns the records that it accepts in it, for as
+/// long as its lease is valid. Unfinished records of an epoch that has ended become
+/// [lost](crate::TaskState::Lost), and later writes of that epoch are rejected as
+/// [`Written::Fenced`].
+///
+/// A store for one process at a time (memory, a locked file) needs no clock. It can have several
+/// epochs at once, one for each `Tasks`, and sees when the owner of one is gone
+/// ([`Lease::guard`]).
+///
+/// A store for several processes gives each epoch a lease, which expires by the store's own clock.
+/// After an outage all leases may have expired although no process has crashed. So an epoch must
+/// not end just because its lease has expired: see [`mark_lost`](Self::mark_lost).
 ///
 /// # Invariants
 ///
@@ -53,15 +60,20 @@ pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>>
 ///
 /// If a future is dropped before it completes, its operation either has no effect or is complete.
 pub trait TaskStore: Send + Sync + 'static {
-    /// Begins an epoch, and marks as lost the records of processes whose lease has expired.
+    /// Begins an epoch. Epochs of living processes are not affected.
+    ///
+    /// A store for one process marks the records of earlier processes as lost.
     ///
     /// # Errors
     ///
     /// [`StoreError::is_locked`] if the store is for one process at a time and another one uses it.
     fn begin<'a>(&'a self, process: &'a Process) -> StoreFuture<'a, Lease>;
 
-    /// Renews the lease. Returns `false` if it has expired: the unfinished records of the epoch are
-    /// lost.
+    /// Renews the lease. Returns `false` if the epoch has ended: its unfinished records are lost.
+    ///
+    /// A lease that has expired can be renewed until another process ends the epoch. A task of its
+    /// own calls this, so a slow [`write`](Self::write) or [`sweep`](Self::sweep) should not delay
+    /// it within the store either.
     fn renew(&self, epoch: Epoch) -> StoreFuture<'_, bool>;
 
     /// Ends the epoch before its lease expires. Unfinished records are lost.
@@ -94,8 +106,8 @@ pub trait TaskStore: Send + Sync + 'static {
     /// Returns the records that match `filter`, newest first.
     fn list<'a>(&'a self, filter: &'a Filter, page: Page) -> StoreFuture<'a, Listing>;
 
-    /// Returns the unfinished tasks of this epoch for which cancellation was requested. A store
-    /// with leases is polled twice a second.
+    /// Returns the unfinished tasks of this epoch for which an [`Op::RequestCancel`] was written.
+    /// It is called twice a second while the epoch has unfinished tasks.
     fn cancel_requests(&self, epoch: Epoch) -> StoreFuture<'_, Vec<TaskId>>;
 
     /// Called after an [`Op::RequestCancel`] was written, in the process that wrote it.
@@ -108,9 +120,25 @@ pub trait TaskStore: Send + Sync + 'static {
         Box::pin(ready(Ok(())))
     }
 
-    /// Evicts final records that exceed the retention, deletes expired tombstones, and marks as
-    /// lost the records of processes whose lease has expired. It may process only a part at a time,
-    /// and reports that in [`Swept::more`].
+    /// Marks as lost the unfinished records of epochs whose owner is gone. Records of
+    /// `epoch`, which belongs to the caller, are not affected. Returns the number of these records.
+    ///
+    /// A store with leases ends an epoch only if its lease has expired and the caller is *steady*:
+    /// it has renewed its own lease for the duration of a lease without a gap of more than a
+    /// quarter of it, up to now. A process that was cut off from the store has such a gap, so it
+    /// gives all others the time to renew first. The store should check this by its own clock, in
+    /// the transaction that ends the epoch.
+    ///
+    /// The default does nothing. It is for stores that do all of this in [`begin`](Self::begin).
+    fn mark_lost(&self, epoch: Epoch, now: Timestamp) -> StoreFuture<'_, u64> {
+        let _ = (epoch, now);
+        Box::pin(ready(Ok(0)))
+    }
+
+    /// Evicts final records that exceed the retention, and deletes expired tombstones. It may
+    /// process only a part at a time, and reports that in [`Swept::more`].
+    ///
+    /// `now` is the time of the caller. A store for several processes should use its own clock.
     fn sweep<'a>(&'a self, now: Timestamp, retention: &'a Retention) -> StoreFuture<'a, Swept>;
 }
 
@@ -149,6 +177,10 @@ impl<S: TaskStore + ?Sized> TaskStore for Arc<S> {
 
     fn cancel_requested(&self, id: TaskId) -> StoreFuture<'_, ()> {
         (**self).cancel_requested(id)
+    }
+
+    fn mark_lost(&self, epoch: Epoch, now: Timestamp) -> StoreFuture<'_, u64> {
+        (**self).mark_lost(epoch, now)
     }
 
     fn sweep<'a>(&'a self, now: Timestamp, retention: &'a Retention) -> StoreFuture<'a, Swept> {

@@ -2,6 +2,10 @@ use std::time::Duration;
 
 /// Limits on finished records. Unfinished records are always kept.
 ///
+/// They are enforced every ten seconds, by the clock of the store: on Postgres that of the server,
+/// otherwise that of the process. In between there may be more and older records. A
+/// [`MemoryStore`](crate::MemoryStore) never exceeds its capacity.
+///
 /// The default keeps the 10 000 latest records for at most a day, and tombstones for a week. A
 /// typical record has 500 bytes. With results of 64 KiB the default number can take 640 MB, so keep
 /// fewer of those in memory.
@@ -13,8 +17,12 @@ pub struct Retention {
     /// Maximum age of a finished record, measured from its end. Default: 24 hours, in which a
     /// client can fetch its result.
     pub max_age: Duration,
-    /// How long a tombstone marks an evicted record, so that clients get 410 instead of 404.
-    /// Default: 7 days.
+    /// Maximum time for which a tombstone marks an evicted record, so that clients get 410 instead
+    /// of 404. Default: 7 days.
+    ///
+    /// There are at most eight tombstones for each record of `max_records`, and 80 000 in any case:
+    /// of a store that evicts more within this time, the oldest are deleted earlier. A
+    /// [`MemoryStore`](crate::MemoryStore) keeps eight for each record of its capacity.
     pub tombstone_ttl: Duration,
 }
 
@@ -54,8 +62,6 @@ pub struct Swept {
     pub evicted: u64,
     /// Number of tombstones that were deleted.
     pub forgotten: u64,
-    /// Number of records that were marked as lost.
-    pub lost: u64,
     /// `true` if another sweep has work to do at once.
     pub more: bool,
 }

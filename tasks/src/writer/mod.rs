@@ -2,13 +2,15 @@
 //!
 //! [`Writer`] is shared by the handles and the tasks. [`WriterTask`] runs on a runtime and is the
 //! only one that writes. It is started by the first operation that needs it, and again by the next
-//! one if its runtime was shut down.
+//! one if its runtime was shut down. [`Upkeep`] does what must not wait for writes: it renews the
+//! lease, polls for cancel requests and sweeps the store, each in a task of its own.
 
 mod active;
 mod queue;
+mod task;
+mod upkeep;
 
 use std::{
-    cell::RefCell,
     collections::HashMap,
     sync::{Arc, Weak},
     time::Duration,
@@ -17,21 +19,21 @@ use std::{
 use tokio::{
     runtime::Handle,
     sync::{Notify, oneshot},
-    time::{Instant, timeout_at},
+    time::Instant,
 };
 use tower_offload::background::Reservation;
 
 pub(crate) use self::active::ActiveTask;
 use self::{
     active::{ChangeListener, Reply, Urgency},
-    queue::{Effect, Write, WriteQueue},
+    queue::{Effect, WriteQueue},
+    task::WriterTask,
 };
 use crate::{
     Reason, Record, Retention, StoreError, TaskId, TaskStore, Timestamp,
     panic::{catch_unwind, catch_unwind_future, drop_payload, ignore_panic},
-    progress::ProgressSink as _,
     record::Ending,
-    store::{Found, Lease, Op, Process, StoreFuture, Written},
+    store::{Epoch, Found, Lease, Op, StoreFuture},
     sync::{Mutex, lock},
     timestamp::Clock,
 };
@@ -52,7 +54,7 @@ pub(crate) struct Writer {
 
 struct State {
     queue: WriteQueue<TaskId, Arc<ActiveTask>>,
-    /// `None` before the first epoch begins, and after the lease has expired.
+    /// `None` before the first epoch begins, and after it was lost.
     lease: Option<Lease>,
     /// Only moves forward.
     phase: Phase,
@@ -62,6 +64,10 @@ struct State {
     lease_waiters: Vec<Reply>,
     /// Requests to cancel tasks of other processes, with the callers that wait for each.
     cancel_requests: HashMap<TaskId, (Timestamp, Vec<Reply>)>,
+    /// Number of failed attempts to renew a lease.
+    failed_renewals: u64,
+    /// Number of epochs that ended although this process had not ended them.
+    lost_leases: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -83,6 +89,15 @@ impl State {
     fn take_cancel_replies(&mut self) -> Vec<Reply> {
         std::mem::take(&mut self.cancel_requests).into_values().flat_map(|(_, replies)| replies).collect()
     }
+
+    /// Takes at most `limit` cancel requests.
+    fn take_cancel_requests(&mut self, limit: usize) -> HashMap<TaskId, (Timestamp, Vec<Reply>)> {
+        if self.cancel_requests.len() <= limit {
+            return std::mem::take(&mut self.cancel_requests);
+        }
+        let ids: Vec<_> = self.cancel_requests.keys().take(limit).copied().collect();
+        ids.into_iter().filter_map(|id| self.cancel_requests.remove_entry(&id)).collect()
+    }
 }
 
 /// Maximum delay before progress is written.
@@ -97,6 +112,8 @@ impl Writer {
             has_writer_task: false,
             lease_waiters: Vec::new(),
             cancel_requests: HashMap::new(),
+            failed_renewals: 0,
+            lost_leases: 0,
         };
         let (state, wake, stopped) = (Mutex::new(state), Notify::new(), Notify::new());
         Self { store, retention, process, clock, state, wake, stopped }
@@ -143,7 +160,7 @@ impl Writer {
         let (reply, replied) = oneshot::channel();
         let ended = self.with_state(|state| {
             if state.phase == Phase::Ended {
-                return Some(state.lease);
+                return Some(state.lease.clone());
             }
             state.cancel_requests.entry(id).or_insert_with(|| (now, Vec::new())).1.push(reply);
             None
@@ -159,8 +176,8 @@ impl Writer {
         }
     }
 
-    /// Waits until this process has a lease. By then the records of crashed processes are marked as
-    /// lost.
+    /// Waits until this process has a lease. In a store for one process, the records of earlier
+    /// processes are marked as lost by then.
     pub(crate) async fn ensure_started(self: &Arc<Self>) -> Result<(), StoreError> {
         let (reply, replied) = oneshot::channel();
         let is_started = self.with_state(|state| {
@@ -200,6 +217,46 @@ impl Writer {
         }
         self.wake.notify_one();
         self.with_state(|state| state.has_writer_task || state.phase == Phase::Ended)
+    }
+
+    /// Notes that an attempt to renew the lease has failed.
+    fn renewal_failed(&self, error: &StoreError) {
+        self.with_state(|state| state.failed_renewals += 1);
+        let _ = error;
+        #[cfg(feature = "tracing")]
+        ignore_panic(|| {
+            tracing::warn!(error = error as &dyn std::error::Error, "failed to renew the lease of the tasks")
+        });
+    }
+
+    /// Asks the store whether the epoch has ended, and drops the lease in that case. The writer
+    /// task then begins another epoch.
+    async fn check_lease(&self, epoch: Epoch) {
+        if matches!(call_store(|| self.store.renew(epoch)).await, Ok(false)) {
+            self.lease_lost(epoch);
+        }
+    }
+
+    fn lease_lost(&self, epoch: Epoch) {
+        let was_current = self.with_state(|state| {
+            let is_current = state.lease.as_ref().is_some_and(|lease| lease.epoch == epoch);
+            if is_current {
+                state.lease = None;
+                state.lost_leases += 1;
+                state.queue.schedule_all(Instant::now());
+            }
+            is_current
+        });
+        if was_current {
+            #[cfg(feature = "tracing")]
+            ignore_panic(|| {
+                tracing::warn!(
+                    epoch = i64::from(epoch),
+                    "the lease was lost, and the unfinished tasks of the process with it"
+                );
+            });
+            self.wake.notify_one();
+        }
     }
 
     /// Called when the writer task is dropped, at its end or with its runtime.
@@ -264,6 +321,8 @@ impl Writer {
             open: state.queue.len(),
             failed_writes: state.queue.failed_writes,
             fenced: state.queue.fenced,
+            failed_renewals: state.failed_renewals,
+            lost_leases: state.lost_leases,
         })
     }
 
@@ -294,6 +353,8 @@ pub(crate) struct WriterStats {
     pub(crate) open: usize,
     pub(crate) failed_writes: u64,
     pub(crate) fenced: u64,
+    pub(crate) failed_renewals: u64,
+    pub(crate) lost_leases: u64,
 }
 
 /// Applies effects of the queue. They run user code: wakers of subscribers and callers.
@@ -321,242 +382,6 @@ fn runtime_stopped() -> StoreError {
     StoreError::unavailable("the runtime that wrote records was shut down")
 }
 
-/// Writes to the store until the [`Writer`] is closed and everything is written.
-struct WriterTask {
-    writer: Arc<Writer>,
-    /// Time of the next renewal. `None` without a lease, and for a lease that needs no renewal.
-    renew_at: Option<Instant>,
-    /// Time of the next poll for cancel requests of other processes. `None` in the same cases as
-    /// `renew_at`.
-    poll_cancels_at: Option<Instant>,
-    sweep_at: Instant,
-    /// Earliest time of the next attempt to get a lease.
-    begin_at: Instant,
-}
-
-/// Interval between sweeps. They evict records by age, which is not urgent, because stores bound
-/// the number of records themselves.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
-/// Maximum delay of a cancel request from another process.
-const CANCEL_POLL_INTERVAL: Duration = Duration::from_millis(500);
-const BEGIN_RETRY_DELAY: Duration = Duration::from_secs(1);
-
-impl WriterTask {
-    fn new(writer: Arc<Writer>) -> Self {
-        let now = Instant::now();
-        Self { writer, renew_at: None, poll_cancels_at: None, sweep_at: now, begin_at: now }
-    }
-
-    async fn run(mut self) {
-        loop {
-            if self.end_if_done() {
-                self.release_lease().await;
-                return;
-            }
-            let Some(lease) = self.acquire_lease().await else {
-                self.wait_until(Some(self.begin_at)).await;
-                continue;
-            };
-            if !self.renew(lease).await {
-                continue;
-            }
-            self.poll_cancels(lease).await;
-            let has_written = self.write_records(lease).await | self.write_cancel_requests(lease).await;
-            self.sweep().await;
-            if !has_written {
-                let due = self.writer.with_state(|state| state.queue.next_due());
-                let next = [due, self.renew_at, self.poll_cancels_at, Some(self.sweep_at)];
-                self.wait_until(next.into_iter().flatten().min()).await;
-            }
-        }
-    }
-
-    /// Enters the phase `Ended` if the writer is closed and everything is written.
-    fn end_if_done(&self) -> bool {
-        let ended = self.writer.with_state(|state| {
-            let is_done = state.phase > Phase::Open && state.queue.is_empty() && state.cancel_requests.is_empty();
-            is_done.then(|| state.end())
-        });
-        let is_done = ended.is_some();
-        send(&mut ended.unwrap_or_default(), || Ok(()));
-        is_done
-    }
-
-    async fn release_lease(&self) {
-        if let Some(lease) = self.writer.with_state(|state| state.lease) {
-            let now = self.writer.now();
-            let _ = call_store(|| self.writer.store.end(lease.epoch, now)).await;
-        }
-    }
-
-    async fn wait_until(&self, at: Option<Instant>) {
-        let at = at.unwrap_or_else(|| Instant::now() + SWEEP_INTERVAL);
-        let _ = timeout_at(at, self.writer.wake.notified()).await;
-    }
-
-    /// Returns the current lease, or begins an epoch. `None` if the last attempt failed recently
-    /// and no caller waits for a lease.
-    async fn acquire_lease(&mut self) -> Option<Lease> {
-        let (lease, is_awaited) = self.writer.with_state(|state| (state.lease, !state.lease_waiters.is_empty()));
-        if lease.is_some() || (self.begin_at > Instant::now() && !is_awaited) {
-            return lease;
-        }
-        let process = Process::new(self.writer.process.clone(), self.writer.now());
-        let lease = call_store(|| self.writer.store.begin(&process)).await;
-        let begun = lease.as_ref().ok().copied();
-        match begun {
-            Some(lease) => {
-                self.renew_at = lease.renew_every.map(after);
-                self.poll_cancels_at = lease.renew_every.map(|_| after(CANCEL_POLL_INTERVAL));
-            }
-            None => self.begin_at = after(BEGIN_RETRY_DELAY),
-        }
-        self.on_lease(lease);
-        begun
-    }
-
-    /// Publishes the result of an attempt to begin an epoch.
-    fn on_lease(&self, lease: Result<Lease, StoreError>) {
-        let (effects, mut waiters) = self.writer.with_state(|state| {
-            let mut waiters = std::mem::take(&mut state.lease_waiters);
-            let effects = match &lease {
-                Ok(lease) => {
-                    state.lease = Some(*lease);
-                    state.queue.end_outage();
-                    Vec::new()
-                }
-                Err(error) => {
-                    waiters.append(&mut state.take_cancel_replies());
-                    state.queue.begin_outage(error, Instant::now())
-                }
-            };
-            (effects, waiters)
-        });
-        apply(effects);
-        send(&mut waiters, || lease.as_ref().map(drop).map_err(StoreError::duplicate));
-    }
-
-    /// Renews the lease if that is due. Returns `false` if the lease has expired: later writes of
-    /// its epoch are fenced.
-    async fn renew(&mut self, lease: Lease) -> bool {
-        let is_due = self.renew_at.is_some_and(|at| at <= Instant::now());
-        let Some(interval) = lease.renew_every.filter(|_| is_due) else { return true };
-        self.renew_at = Some(after(interval));
-        let has_expired = matches!(call_store(|| self.writer.store.renew(lease.epoch)).await, Ok(false));
-        if has_expired {
-            self.writer.with_state(|state| state.lease = None);
-            self.begin_at = Instant::now();
-        }
-        !has_expired
-    }
-
-    /// Cancels the tasks for which other processes have written a cancel request.
-    async fn poll_cancels(&mut self, lease: Lease) {
-        if self.poll_cancels_at.is_none_or(|at| at > Instant::now()) {
-            return;
-        }
-        self.poll_cancels_at = Some(after(CANCEL_POLL_INTERVAL));
-        if self.writer.with_state(|state| state.queue.is_empty()) {
-            return;
-        }
-        let requests = call_store(|| self.writer.store.cancel_requests(lease.epoch)).await;
-        for task in requests.into_iter().flatten().filter_map(|id| self.writer.active(id)) {
-            if !task.is_cancelled() {
-                task.cancel();
-            }
-        }
-    }
-
-    /// Takes the records that are due.
-    fn take_batch(&self) -> Vec<Write<Box<Record>>> {
-        let finished = RefCell::new(Vec::new());
-        let snapshot = |task: &Arc<ActiveTask>| {
-            let record = task.record();
-            let is_final = record.state.is_final();
-            if is_final {
-                finished.borrow_mut().push(task.clone());
-            }
-            (Box::new(record), is_final)
-        };
-        let batch = self.writer.with_state(|state| state.queue.take(Instant::now(), snapshot));
-        for task in finished.into_inner() {
-            // A task that is final before its accept is confirmed is no longer accepted. The
-            // reply has no effect if there was one.
-            task.reply(Err(StoreError::unavailable("the task was cancelled before it was accepted")));
-        }
-        batch
-    }
-
-    /// Writes the records that are due. Returns `false` if there were none.
-    async fn write_records(&mut self, lease: Lease) -> bool {
-        let batch = self.take_batch();
-        if batch.is_empty() {
-            return false;
-        }
-        let ops: Vec<_> = batch.into_iter().map(Op::from).collect();
-        let written = self.write(lease, &ops).await;
-        if written.as_ref().is_ok_and(|written| written.contains(&Written::Fenced)) && self.renew_at.is_some() {
-            self.renew_at = Some(Instant::now()); // the lease may have expired: find out at once
-        }
-        if let Err(error) = &written {
-            ignore_panic(|| error.report());
-        }
-        let effects = self.writer.with_state(|state| match &written {
-            Ok(written) => state.queue.settle(written),
-            Err(error) => state.queue.fail(error, Instant::now()),
-        });
-        apply(effects);
-        true
-    }
-
-    /// Writes the cancel requests for tasks of other processes. Returns `false` if there were none.
-    async fn write_cancel_requests(&self, lease: Lease) -> bool {
-        let requests = self.writer.with_state(|state| std::mem::take(&mut state.cancel_requests));
-        if requests.is_empty() {
-            return false;
-        }
-        let ops: Vec<_> = requests.iter().map(|(id, (now, _))| Op::RequestCancel { id: *id, now: *now }).collect();
-        let written = self.write(lease, &ops).await;
-        let mut replies = requests.into_values().flat_map(|(_, replies)| replies).collect();
-        send(&mut replies, || written.as_ref().map(drop).map_err(StoreError::duplicate));
-        true
-    }
-
-    async fn write(&self, lease: Lease, ops: &[Op]) -> Result<Vec<Written>, StoreError> {
-        let written = call_store(|| self.writer.store.write(lease.epoch, ops)).await?;
-        if written.len() == ops.len() {
-            Ok(written)
-        } else {
-            let (results, expected) = (written.len(), ops.len());
-            Err(StoreError::other(format!("store returned {results} results for {expected} operations")))
-        }
-    }
-
-    async fn sweep(&mut self) {
-        if self.sweep_at > Instant::now() {
-            return;
-        }
-        let (now, retention) = (self.writer.now(), &self.writer.retention);
-        let has_more = call_store(|| self.writer.store.sweep(now, retention)).await.is_ok_and(|swept| swept.more);
-        self.sweep_at = if has_more { Instant::now() } else { after(SWEEP_INTERVAL) };
-    }
-}
-
-impl Drop for WriterTask {
-    fn drop(&mut self) {
-        self.writer.writer_stopped();
-    }
-}
-
-impl From<Write<Box<Record>>> for Op {
-    fn from(write: Write<Box<Record>>) -> Self {
-        match write {
-            Write::Accept(record) => Self::Accept(record),
-            Write::Update(record) => Self::Update(record),
-        }
-    }
-}
-
 /// Calls a method of the store, which is user code, and awaits its result.
 async fn call_store<'a, T>(call: impl FnOnce() -> StoreFuture<'a, T>) -> Result<T, StoreError> {
     let result = match catch_unwind(call) {
@@ -567,13 +392,6 @@ async fn call_store<'a, T>(call: impl FnOnce() -> StoreFuture<'a, T>) -> Result<
         drop_payload(payload);
         Err(StoreError::other("the store panicked"))
     })
-}
-
-/// Returns the time after `delay`, or a time in the far future if the clock cannot represent it.
-fn after(delay: Duration) -> Instant {
-    const FAR_FUTURE: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
-    let now = Instant::now();
-    now.checked_add(delay).unwrap_or(now + FAR_FUTURE)
 }
 
 #[cfg(test)]

@@ -28,7 +28,7 @@ use super::{
     databases::OnServer,
     http::{Client, part, rest},
     sqlite_store::Folder,
-    store_suite::{Backend, now},
+    store_suite::{Backend, begin, now},
 };
 
 /// Duration of leases: long enough to be renewed on a busy machine, and short enough that a test
@@ -94,8 +94,8 @@ impl Drop for Child {
 
 const ENDLESS: u32 = 3_600_001;
 
-/// Queries the state of a task through another process, and sweeps more often than any process
-/// does. All times are those of the server.
+/// Queries the state of a task through another process, and judges others more often than any
+/// process does. All times are by the clock of the server.
 #[tokio::test]
 async fn task_of_a_killed_process_is_lost_after_its_lease_expires() {
     let Some(server) = OnServer::fresh().await else { return };
@@ -114,7 +114,12 @@ async fn task_of_a_killed_process_is_lost_after_its_lease_expires() {
         let is_past = sqlx::query_scalar::<_, bool>("SELECT clock_timestamp() >= $1::timestamptz").bind(time);
         is_past.fetch_one(database).await.unwrap()
     };
-    let sweep = async || sweeper.sweep(now(), &Retention::default()).await.unwrap();
+    let judge = begin(&sweeper).await;
+    server.make_steady(judge).await;
+    let sweep = async || {
+        assert!(sweeper.renew(judge).await.unwrap());
+        sweeper.mark_lost(judge, now()).await.unwrap()
+    };
     let first = lease(&mut database).await.unwrap();
     while !is_past(&mut database, &first).await {
         sweep().await;
@@ -206,6 +211,9 @@ async fn rounds(url: &str, count: usize, server: Option<&OnServer>) {
     let mut are_finished = true;
     for round in 0..count {
         let child = Child::start(url).await;
+        if let Some(server) = server.filter(|_| are_finished) {
+            until_finished(server).await;
+        }
         assert_found(&child, all.iter().rev().take(2).flatten(), are_finished).await;
         let accepted = killed_under_load(child, &mut random).await;
         println!("round {round}: {} accepted", accepted.len());
@@ -221,6 +229,9 @@ async fn rounds(url: &str, count: usize, server: Option<&OnServer>) {
         };
     }
     let last = Child::start(url).await;
+    if let Some(server) = server {
+        until_finished(server).await;
+    }
     assert_found(&last, all.iter().flatten(), true).await;
     let pending = last.client.get("/tasks?state=queued,running").await;
     assert_eq!(pending.json()["tasks"], serde_json::json!([]), "all tasks without a reply are finished too");
@@ -241,6 +252,19 @@ async fn leases_expire(server: &OnServer) {
     while sqlx::query_scalar::<_, i64>(query).fetch_one(&mut database).await.unwrap() > 0 {
         sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// Waits until the only process is steady and has marked the records of the earlier ones as lost.
+async fn until_finished(server: &OnServer) {
+    let mut database = server.connect().await;
+    let query = "SELECT count(*) FROM tower_offload_task WHERE state < 10";
+    for _ in 0..1000 {
+        if sqlx::query_scalar::<_, i64>(query).fetch_one(&mut database).await.unwrap() == 0 {
+            return;
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
+    panic!("records of crashed processes are not lost");
 }
 
 async fn rounds_on_sqlite(count: usize) {

@@ -2,10 +2,10 @@
 
 use tower_offload_tasks::{
     MemoryStore, Record, TaskStore, Timestamp,
-    store::{Epoch, Op, Process, Written},
+    store::{Op, Written},
 };
 
-use super::store_suite::{Backend, id, store_suite};
+use super::store_suite::{Backend, begin, id, store_suite};
 
 struct InMemory(MemoryStore);
 
@@ -19,8 +19,6 @@ impl Backend for InMemory {
     async fn open(&self) -> MemoryStore {
         self.0.clone()
     }
-
-    async fn lose_process(&self, _: Epoch) {} // the next process that begins ends the epoch
 }
 
 store_suite!(InMemory);
@@ -28,11 +26,11 @@ store_suite!(InMemory);
 #[tokio::test]
 async fn full_store_evicts_a_final_record_or_rejects_the_new_one() {
     let store = MemoryStore::with_capacity(1);
-    let epoch = store.begin(&Process::new("", Timestamp::default())).await.unwrap().epoch;
+    let epoch = begin(&store).await;
     let accept = |number| [Op::Accept(Box::new(Record::new(id(number), "", Timestamp::default())))];
     assert_eq!(store.write(epoch, &accept(1)).await.unwrap(), [Written::Done]);
     assert_eq!(store.write(epoch, &accept(2)).await.unwrap(), [Written::Full]);
     store.end(epoch, Timestamp::default()).await.unwrap();
-    let epoch = store.begin(&Process::new("", Timestamp::default())).await.unwrap().epoch;
+    let epoch = begin(&store).await;
     assert_eq!(store.write(epoch, &accept(2)).await.unwrap(), [Written::Done]);
 }

@@ -16,7 +16,7 @@ use tokio::{
 };
 use tower_offload::{Background, ThreadPool};
 use tower_offload_tasks::{
-    Retention, TaskState, TaskStore, Tasks,
+    Record, Retention, TaskState, TaskStore, Tasks,
     store::{Epoch, Filter, Op, SqlStore, Written},
 };
 
@@ -41,6 +41,21 @@ impl Backend for OnServer {
         let expire = "UPDATE tower_offload_process SET expires_at = clock_timestamp() WHERE epoch = $1";
         sqlx::query(expire).bind(i64::from(epoch)).execute(&mut self.connect().await).await.unwrap();
     }
+
+    async fn make_steady(&self, epoch: Epoch) {
+        let age =
+            "UPDATE tower_offload_process SET steady_since = clock_timestamp() - interval '1 year' WHERE epoch = $1";
+        sqlx::query(age).bind(i64::from(epoch)).execute(&mut self.connect().await).await.unwrap();
+    }
+
+    async fn age(&self, store: &SqlStore, epoch: Epoch, records: Vec<Record>, age: Duration) {
+        let ops: Vec<_> = records.iter().map(accept).collect();
+        store.write(epoch, &ops).await.unwrap();
+        let age = format!("retained_since = clock_timestamp() - interval '{} seconds'", age.as_secs());
+        let ids: Vec<_> = records.iter().map(|record| record.id.as_bytes().to_vec()).collect();
+        let statement = sqlx::AssertSqlSafe(format!("UPDATE tower_offload_task SET {age} WHERE id = ANY($1)"));
+        sqlx::query(statement).bind(ids).execute(&mut self.connect().await).await.unwrap();
+    }
 }
 
 store_suite!(OnServer);
@@ -52,16 +67,17 @@ async fn records_are_lost_after_the_lease_and_not_before() {
     let epoch = begin(&first).await;
     first.write(epoch, &[accept(&running(1))]).await.unwrap();
     let other = begin(&second).await;
-    assert_eq!(second.sweep(now(), &Retention::default()).await.unwrap().lost, 0);
+    backend.make_steady(other).await;
+    assert_eq!(second.mark_lost(other, now()).await.unwrap(), 0);
     assert_eq!(found(&second, 1).await.unwrap().state, TaskState::Running, "read by the other process");
     assert_eq!(second.write(other, &[update(&running(1))]).await.unwrap(), [Written::Fenced]);
 
     backend.lose_process(epoch).await;
     assert!(first.renew(epoch).await.unwrap(), "no process has ended the epoch");
-    assert_eq!(second.sweep(now(), &Retention::default()).await.unwrap().lost, 0);
+    assert_eq!(second.mark_lost(other, now()).await.unwrap(), 0);
 
     backend.lose_process(epoch).await;
-    assert_eq!(second.sweep(now(), &Retention::default()).await.unwrap().lost, 1);
+    assert_eq!(second.mark_lost(other, now()).await.unwrap(), 1);
     assert_eq!(found(&first, 1).await.unwrap().state, TaskState::Lost);
     assert!(!first.renew(epoch).await.unwrap());
     assert_eq!(first.write(epoch, &[update(&running(1)), accept(&queued(2))]).await.unwrap(), [Written::Fenced; 2]);
@@ -78,19 +94,21 @@ async fn epoch_with_a_running_write_is_not_lost() {
     let mut writing = connection.begin().await.unwrap();
     let lock = "SELECT 1 FROM tower_offload_process WHERE epoch = $1 FOR KEY SHARE";
     sqlx::query(lock).bind(i64::from(epoch)).execute(&mut *writing).await.unwrap();
+    let other = begin(&second).await;
+    backend.make_steady(other).await;
     backend.lose_process(epoch).await;
-    assert_eq!(second.sweep(now(), &Retention::default()).await.unwrap().lost, 0);
+    assert_eq!(second.mark_lost(other, now()).await.unwrap(), 0);
     writing.commit().await.unwrap();
-    assert_eq!(second.sweep(now(), &Retention::default()).await.unwrap().lost, 1);
+    assert_eq!(second.mark_lost(other, now()).await.unwrap(), 1);
 }
 
 #[tokio::test]
-async fn lease_has_its_duration_and_a_renewal_each_third() {
+async fn lease_has_its_duration_and_eight_renewals() {
     let Some(backend) = OnServer::fresh().await else { return };
-    let store = SqlStore::open_with_lease(&backend.url(), Duration::from_secs(3)).await.unwrap();
+    let store = SqlStore::open_with_lease(&backend.url(), Duration::from_secs(8)).await.unwrap();
     let lease = store.begin(&tower_offload_tasks::store::Process::new("nul \0", now())).await.unwrap();
     assert_eq!(lease.renew_every, Some(Duration::from_secs(1)));
-    let query = "SELECT expires_at > clock_timestamp() AND expires_at <= clock_timestamp() + interval '3 seconds' \
+    let query = "SELECT expires_at > clock_timestamp() AND expires_at <= clock_timestamp() + interval '8 seconds' \
                  FROM tower_offload_process WHERE epoch = $1";
     let query = sqlx::query_scalar::<_, bool>(query).bind(i64::from(lease.epoch));
     assert!(query.fetch_one(&mut backend.connect().await).await.unwrap());
@@ -104,7 +122,7 @@ async fn processes_that_start_together_migrate_once() {
         begin(store).await;
     }
     let query = sqlx::query_scalar::<_, i64>("SELECT count(*) FROM tower_offload_migration");
-    assert_eq!(query.fetch_one(&mut backend.connect().await).await.unwrap(), 2, "one row for each step");
+    assert_eq!(query.fetch_one(&mut backend.connect().await).await.unwrap(), 3, "one row for each step");
 
     let newer = "INSERT INTO tower_offload_migration (version, applied_at) VALUES (99, 0)";
     sqlx::query(newer).execute(&mut backend.connect().await).await.unwrap();

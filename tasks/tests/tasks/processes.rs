@@ -4,7 +4,7 @@ use std::{convert::Infallible, future, time::Duration};
 
 use tower_offload_tasks::{
     MemoryStore, Reason, Record, TaskState, TaskStore, Tasks, Timestamp,
-    store::{Epoch, Op, Process, Written},
+    store::{Epoch, Op, Written},
 };
 
 use super::{
@@ -12,16 +12,16 @@ use super::{
     support::{Failing, LONG, background, done, ended, hold, record},
 };
 
-/// The first `Tasks` acts as a process that was killed.
+/// Another process ends the epoch of the first one, which stalls.
 #[tokio::test]
-async fn task_of_a_lost_process_is_lost_and_its_late_write_fenced() {
+async fn late_write_of_a_process_whose_epoch_has_ended_is_fenced() {
     let store = MemoryStore::new();
     let (first, background) = (Tasks::new(store.clone()), background());
     let held = hold(&first, &background).await;
     let id = held.id;
-
     let second = Tasks::new(store.clone());
     second.start().await.unwrap();
+    store.end(Epoch::from(1), Timestamp::default()).await.unwrap();
     let lost = record(&second, id).await;
     assert_eq!((lost.state, lost.reason), (TaskState::Lost, Some(Reason::ProcessLost)));
 
@@ -40,13 +40,13 @@ async fn task_of_a_lost_process_is_lost_and_its_late_write_fenced() {
 }
 
 #[tokio::test]
-async fn process_whose_epoch_was_ended_accepts_no_task() {
+async fn process_whose_epoch_has_ended_begins_another() {
     let store = MemoryStore::new();
-    let (first, background) = (Tasks::new(store.clone()), background());
-    first.start().await.unwrap();
-    Tasks::new(store.clone()).start().await.unwrap();
-    let error = first.track("x").spawn_blocking(&background, |_| done()).await.unwrap_err();
-    assert!(error.is_store());
+    let (tasks, background) = (Tasks::new(store.clone()), background());
+    tasks.start().await.unwrap();
+    store.end(Epoch::from(1), Timestamp::default()).await.unwrap();
+    let accepted = tasks.track("x").spawn_blocking(&background, |_| done()).await.unwrap();
+    assert_eq!(ended(&tasks, accepted.id()).await.state, TaskState::Succeeded);
 }
 
 #[tokio::test(start_paused = true)]
@@ -66,7 +66,7 @@ async fn expired_lease_loses_the_running_task_and_is_replaced() {
     let store = Failing::leased(Duration::from_secs(5));
     let (tasks, background) = (Tasks::new(store.clone()), background());
     let held = hold(&tasks, &background).await;
-    store.inner.begin(&Process::new("another", Timestamp::default())).await.unwrap();
+    store.inner.end(Epoch::from(1), Timestamp::default()).await.unwrap();
     tokio::time::sleep(Duration::from_secs(6)).await; // until the next renewal
 
     let accepted = tasks.track("x").spawn_blocking(&background, |_| done()).await.unwrap();
@@ -89,12 +89,11 @@ async fn lease_with_the_longest_interval_is_accepted() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn unnoticed_expiry_rejects_one_task_and_begins_an_epoch() {
+async fn unnoticed_expiry_rejects_no_task_and_begins_an_epoch() {
     let store = Failing::leased(Duration::from_secs(3600));
     let (tasks, background) = (Tasks::new(store.clone()), background());
     tasks.start().await.unwrap();
-    store.inner.begin(&Process::new("another", Timestamp::default())).await.unwrap();
-    assert!(tasks.track("x").spawn_blocking(&background, |_| done()).await.unwrap_err().is_store());
+    store.inner.end(Epoch::from(1), Timestamp::default()).await.unwrap();
     let accepted = tasks.track("x").spawn_blocking(&background, |_| done()).await.unwrap();
     assert_eq!(ended(&tasks, accepted.id()).await.state, TaskState::Succeeded);
 }

@@ -9,10 +9,7 @@ use std::{
 use futures_util::future::join_all;
 use sqlx::Connection;
 use tower_offload::{Background, ThreadPool};
-use tower_offload_tasks::{
-    Reason, TaskState, TaskStore, Tasks,
-    store::{Epoch, SqlStore},
-};
+use tower_offload_tasks::{Reason, TaskState, TaskStore, Tasks, store::SqlStore};
 
 use super::{
     store_suite::{Backend, accept, begin, found, queued, running, store_suite},
@@ -62,8 +59,6 @@ impl Backend for InFile {
     async fn open(&self) -> SqlStore {
         self.store.clone()
     }
-
-    async fn lose_process(&self, _: Epoch) {} // the next process that begins ends the epoch
 }
 
 store_suite!(InFile);

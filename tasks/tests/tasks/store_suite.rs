@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tower_offload_tasks::{
     Failure, Json, Reason, Record, Retention, TaskId, TaskState, TaskStore, Timestamp,
-    store::{Epoch, Filter, Found, Op, Page, Process, Written},
+    store::{Epoch, Filter, Found, Lease, Op, Page, Process, Written},
 };
 
 /// Creates stores of one kind.
@@ -18,8 +18,26 @@ pub(crate) trait Backend: Sized {
     /// Opens the store as another process does when it starts.
     async fn open(&self) -> Self::Store;
 
-    /// Lets the lease of this epoch expire, as if its process was killed.
-    async fn lose_process(&self, epoch: Epoch);
+    /// Lets the lease of this epoch expire, as if its process was killed. Its owner has dropped the
+    /// lease.
+    async fn lose_process(&self, _epoch: Epoch) {}
+
+    /// Lets the process of this epoch judge others, as if it had been steady for a lease.
+    async fn make_steady(&self, _epoch: Epoch) {}
+
+    /// Lets time pass for the finished records in the store.
+    async fn age(&self, store: &Self::Store, epoch: Epoch, records: Vec<Record>, age: Duration) {
+        let aged = records.into_iter().map(|record| {
+            let finished_at = record.finished_at.map(|at| at.before(age));
+            accept(&record_at(record, finished_at))
+        });
+        store.write(epoch, &aged.collect::<Vec<_>>()).await.unwrap();
+    }
+}
+
+fn record_at(mut record: Record, finished_at: Option<Timestamp>) -> Record {
+    record.finished_at = finished_at;
+    record
 }
 
 macro_rules! store_suite {
@@ -31,6 +49,7 @@ macro_rules! store_suite {
             final_record_never_changes
             unknown_id_is_reported_as_unknown
             unfinished_records_of_a_lost_process_are_lost
+            second_epoch_of_a_living_process_ends_no_other
             writes_after_the_end_of_the_epoch_are_fenced
             cancel_request_is_stored_and_listed_for_the_owner
             sweep_evicts_the_oldest_final_records_with_tombstones
@@ -91,8 +110,16 @@ pub(crate) fn update(record: &Record) -> Op {
     Op::Update(Box::new(record.clone()))
 }
 
+/// Begins an epoch whose owner is never gone.
 pub(crate) async fn begin<S: TaskStore>(store: &S) -> Epoch {
-    store.begin(&Process::new("suite", now())).await.unwrap().epoch
+    let lease = begin_lease(store).await;
+    let epoch = lease.epoch;
+    std::mem::forget(lease);
+    epoch
+}
+
+pub(crate) async fn begin_lease<S: TaskStore>(store: &S) -> Lease {
+    store.begin(&Process::new("suite", now())).await.unwrap()
 }
 
 pub(crate) async fn found<S: TaskStore>(store: &S, number: u16) -> Option<Record> {
@@ -172,14 +199,18 @@ pub(crate) async fn unknown_id_is_reported_as_unknown(backend: &impl Backend) {
 
 pub(crate) async fn unfinished_records_of_a_lost_process_are_lost(backend: &impl Backend) {
     let first = backend.open().await;
-    let epoch = begin(&first).await;
+    let lease = begin_lease(&first).await;
+    let epoch = lease.epoch;
     let finished = succeeded(3, now());
     first.write(epoch, &[accept(&queued(1)), accept(&running(2)), accept(&finished)]).await.unwrap();
+    drop(lease);
     backend.lose_process(epoch).await;
 
     let second = backend.open().await;
     let next = begin(&second).await;
     assert!(next > epoch);
+    backend.make_steady(next).await;
+    second.mark_lost(next, now()).await.unwrap();
     for number in [1, 2] {
         let record = found(&second, number).await.unwrap();
         assert_eq!((record.state, record.reason), (TaskState::Lost, Some(Reason::ProcessLost)));
@@ -192,6 +223,31 @@ pub(crate) async fn unfinished_records_of_a_lost_process_are_lost(backend: &impl
     assert!(!first.renew(epoch).await.unwrap());
     assert_eq!(found(&second, 2).await.unwrap().state, TaskState::Lost);
     assert_eq!(found(&second, 4).await, None);
+}
+
+/// Two `Tasks` of one process may use one store.
+pub(crate) async fn second_epoch_of_a_living_process_ends_no_other(backend: &impl Backend) {
+    let store = backend.open().await;
+    let (first, second) = (begin(&store).await, begin(&store).await);
+    backend.make_steady(second).await;
+    store.write(first, &[accept(&running(1))]).await.unwrap();
+    store.write(second, &[accept(&running(2))]).await.unwrap();
+    assert_eq!(store.mark_lost(second, now()).await.unwrap(), 0);
+    assert!(store.renew(first).await.unwrap() && store.renew(second).await.unwrap());
+    for number in [1, 2] {
+        assert_eq!(found(&store, number).await.unwrap().state, TaskState::Running);
+    }
+    let request = [Op::RequestCancel { id: id(1), now: now() }];
+    assert_eq!(store.write(second, &request).await.unwrap(), [Written::Done]);
+    assert_eq!(store.cancel_requests(first).await.unwrap(), [id(1)]);
+    assert_eq!(store.cancel_requests(second).await.unwrap(), []);
+
+    store.end(second, now()).await.unwrap();
+    assert_eq!(found(&store, 1).await.unwrap().state, TaskState::Running);
+    assert_eq!(found(&store, 2).await.unwrap().state, TaskState::Lost);
+    let mut done = succeeded(1, now());
+    done.version = 9;
+    assert_eq!(store.write(first, &[update(&done)]).await.unwrap(), [Written::Done]);
 }
 
 pub(crate) async fn writes_after_the_end_of_the_epoch_are_fenced(backend: &impl Backend) {
@@ -239,28 +295,33 @@ pub(crate) async fn sweep_evicts_the_oldest_final_records_with_tombstones(backen
     let mut oldest = succeeded(9, now());
     oldest.owner = Some("ann".to_owned());
     let newer = [succeeded(1, now().after(second)), succeeded(2, now().after(2 * second))];
-    let ops = [accept(&queued(3)), accept(&running(4)), accept(&oldest), accept(&newer[0]), accept(&newer[1])];
-    store.write(epoch, &ops).await.unwrap();
+    store.write(epoch, &[accept(&queued(3)), accept(&running(4)), accept(&oldest)]).await.unwrap();
+    for record in &newer {
+        store.write(epoch, &[accept(record)]).await.unwrap();
+    }
 
     let retention = Retention::default().max_records(2).tombstone_ttl(60 * second);
     assert_eq!(store.sweep(now(), &retention).await.unwrap().evicted, 1);
     assert_eq!(store.get(id(9)).await.unwrap(), Found::Evicted { owner: Some("ann".to_owned()) });
     assert_eq!(store.sweep(now(), &retention).await.unwrap().evicted, 0);
-    assert_eq!(store.sweep(now(), &retention.max_records(0)).await.unwrap().evicted, 2);
+    let brief = retention.max_records(0).tombstone_ttl(second / 2);
+    assert_eq!(store.sweep(now(), &brief).await.unwrap().evicted, 2);
     assert!(found(&store, 3).await.is_some() && found(&store, 4).await.is_some());
     assert_eq!(store.get(id(1)).await.unwrap(), Found::Evicted { owner: None });
     assert_eq!(store.write(epoch, &[update(&oldest)]).await.unwrap(), [Written::Unknown]);
 
-    assert_eq!(store.sweep(now().after(120 * second), &retention).await.unwrap().forgotten, 3);
-    assert_eq!(store.get(id(9)).await.unwrap(), Found::Unknown);
+    tokio::time::sleep(second).await;
+    assert_eq!(store.sweep(now(), &retention).await.unwrap().forgotten, 2, "the tombstones that have expired");
+    assert_eq!(store.get(id(1)).await.unwrap(), Found::Unknown);
+    assert_eq!(store.get(id(9)).await.unwrap(), Found::Evicted { owner: Some("ann".to_owned()) });
 }
 
 pub(crate) async fn sweep_evicts_records_that_are_too_old(backend: &impl Backend) {
     let store = backend.open().await;
     let epoch = begin(&store).await;
     let hour = Duration::from_secs(3600);
-    let old = succeeded(1, now().before(2 * hour));
-    store.write(epoch, &[accept(&old), accept(&succeeded(2, now()))]).await.unwrap();
+    backend.age(&store, epoch, vec![succeeded(1, now())], 2 * hour).await;
+    store.write(epoch, &[accept(&succeeded(2, now()))]).await.unwrap();
     assert_eq!(store.sweep(now(), &Retention::default().max_age(hour)).await.unwrap().evicted, 1);
     assert_eq!((found(&store, 1).await, found(&store, 2).await.is_some()), (None, true));
 }

@@ -147,8 +147,9 @@ impl TaskStore for Failing {
     fn begin<'a>(&'a self, process: &'a Process) -> StoreFuture<'a, Lease> {
         Box::pin(async move {
             self.respond(&[])?;
-            let lease = self.inner.begin(process).await?;
-            Ok(self.renew_every.map_or(lease, |every| Lease::renewed_every(lease.epoch, every)))
+            let mut lease = self.inner.begin(process).await?;
+            lease.renew_every = self.renew_every;
+            Ok(lease)
         })
     }
 
@@ -193,6 +194,10 @@ impl TaskStore for Failing {
 
     fn cancel_requests(&self, epoch: Epoch) -> StoreFuture<'_, Vec<TaskId>> {
         self.inner.cancel_requests(epoch)
+    }
+
+    fn mark_lost(&self, epoch: Epoch, now: Timestamp) -> StoreFuture<'_, u64> {
+        self.inner.mark_lost(epoch, now)
     }
 
     fn sweep<'a>(&'a self, now: Timestamp, retention: &'a Retention) -> StoreFuture<'a, Swept> {

@@ -52,6 +52,7 @@ impl Stage {
     /// | `/chunks/n/size` | n frames, without a known length |
     /// | `/length/n/size` | n frames with `content-length`, and no end |
     /// | `/gated/n/m` | n bytes, the gate, m bytes |
+    /// | `/held/n` | the gate, n bytes |
     /// | `/hang/n` | n bytes, and no end |
     /// | `/error/n/size`, `/panic-in-body/n/size` | n frames, then an error or a panic |
     /// | `/trailers/n` | n bytes and trailers |
@@ -92,6 +93,7 @@ impl Stage {
                 [Step::Data(number(0)), Step::Wait(Box::pin(gate.pass())), Step::Data(number(1))].into()
             }
             "grpc" => [Step::Data(10), Step::Trailers(trailers("grpc-status", number(0)))].into(),
+            "held" => [Step::Wait(Box::pin(self.gate.clone().pass())), Step::Data(number(0))].into(),
             "hang" => [Step::Data(number(0)), Step::Forever].into(),
             "length" => {
                 declared = Some(number(0) * number(1));

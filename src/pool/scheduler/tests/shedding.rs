@@ -4,7 +4,7 @@ use tokio::time::{Instant, advance};
 
 use crate::pool::{
     Priority,
-    scheduler::{Action, Codel, Limits, QueueItem, Scheduler, WorkerState},
+    scheduler::{Action, Codel, Limits, QueueItem, Scheduler, WakeUp, WorkerState},
 };
 
 #[derive(Debug)]
@@ -29,7 +29,8 @@ async fn scheduler_sheds_by_the_clock_and_recovers() {
     let scheduler = Scheduler::new(Limits { min: 1, max: 1 }, Codel::new(target, interval).into(), false);
     assert!(scheduler.add_worker());
     let mut worker = WorkerState::busy();
-    let push = |number| assert!(!scheduler.push(Call(number, Instant::now()), Priority::Normal, false));
+    let push =
+        |number| assert_ne!(scheduler.push(Call(number, Instant::now()), Priority::Normal, false), WakeUp::Spawn);
 
     (0..3).for_each(push);
     advance(interval - Duration::from_millis(1)).await;

@@ -180,10 +180,10 @@ WHERE id = $1 AND state = 1 AND attempt = $2";
         dispatch!(self, |database| database.write_end(end, backoff).await)
     }
 
-    /// Requeues or fails the running jobs of clients that no longer exist, and, if `may_expire`, of
-    /// clients whose lease has expired.
-    pub(super) async fn recover(&self, may_expire: bool, environment: &Environment) -> Result<(), StoreError> {
-        dispatch!(self, |database| database.recover(may_expire, environment).await)
+    /// Requeues or fails the running jobs of clients that no longer exist, and, if the client
+    /// `judge` [may judge](crate::lease) others, of clients whose lease has expired.
+    pub(super) async fn recover(&self, judge: Option<&str>, environment: &Environment) -> Result<(), StoreError> {
+        dispatch!(self, |database| database.recover(judge, environment).await)
     }
 
     /// Marks unfinished records as lost whose jobs do not exist. Returns their number.

@@ -35,6 +35,7 @@ use crate::{
             Postgres,
             columns::{bind, input},
             connection::is_conflict,
+            lease::{lock_expired, renew_lease},
         },
         row::{columns, record},
         store_error,
@@ -206,12 +207,9 @@ INSERT INTO tower_offload_client (id, name, expires_at) VALUES ($1, $2, clock_ti
     }
 
     pub(super) async fn renew_lease(&self, client: &str) -> Result<bool, StoreError> {
-        const RENEW: &str = "
-UPDATE tower_offload_client SET expires_at = clock_timestamp() + $2 * interval '1 millisecond' WHERE id = $1";
-        let renew = self.transaction(async |transaction| {
-            sqlx::query(RENEW).bind(client).bind(self.postgres.lease_millis()).execute(&mut **transaction).await
-        });
-        Ok(renew.await?.map_err(store_error)?.rows_affected() > 0)
+        const RENEW: &str = renew_lease!("tower_offload_client", "id");
+        let renew = sqlx::query(RENEW).bind(client).bind(self.postgres.lease_millis());
+        Ok(self.read(async |connection| renew.execute(connection).await).await?.rows_affected() > 0)
     }
 
     pub(super) async fn end_lease(&self, client: &str) -> Result<(), StoreError> {
@@ -287,9 +285,10 @@ UPDATE tower_offload_client SET expires_at = clock_timestamp() + $2 * interval '
 
     /// Deletes the expired clients first. From then on a client that has no row has lost its lease,
     /// and notices it at its next renewal, however long its jobs take to recover.
-    pub(super) async fn recover(&self, may_expire: bool, environment: &Environment) -> Result<(), StoreError> {
-        if may_expire {
-            self.read(async |connection| sqlx::query(EXPIRE).execute(connection).await).await?;
+    pub(super) async fn recover(&self, judge: Option<&str>, environment: &Environment) -> Result<(), StoreError> {
+        if let Some(judge) = judge {
+            let expire = sqlx::query(EXPIRE).bind(judge).bind(self.postgres.lease_millis());
+            self.read(async |connection| expire.execute(connection).await).await?;
         }
         loop {
             let delays = loss_delays(environment.backoff);
@@ -457,12 +456,10 @@ async fn find_record(
     Ok(row.as_ref().map(record))
 }
 
-/// Deletes the clients whose lease has expired. Postgres checks the condition again after it has
-/// locked a row, so a lease that was just renewed is kept, and one that is deleted can no longer be
-/// renewed.
-const EXPIRE: &str = "
-DELETE FROM tower_offload_client WHERE id IN (
-    SELECT id FROM tower_offload_client WHERE expires_at <= clock_timestamp() ORDER BY id FOR UPDATE SKIP LOCKED)";
+/// Deletes the clients whose lease has expired, if the client `$1` may judge them. The rows are locked
+/// while the condition holds, so a lease that is deleted can no longer be renewed.
+const EXPIRE: &str =
+    concat!("DELETE FROM tower_offload_client WHERE id IN (", lock_expired!("tower_offload_client", "id"), ")");
 /// Requeues or ends running jobs of clients without a row. The attempt stays counted, so a job that
 /// crashes its process ends after `max_attempts`, unless its record shows it as queued: then its
 /// work has not begun. Other programs write the metadata too, so it may have any type.

@@ -118,7 +118,7 @@ impl SqliteJobs {
         let pool = pool.connect_with(options).await.map_err(store_error)?;
         SqliteMigrator::new(pool.clone()).migrate_up().await.map_err(StoreError::other)?;
         self.install().await?;
-        self.recover(true, environment).await?;
+        self.recover(None, environment).await?;
         Ok(Client::builder(pool))
     }
 
@@ -207,7 +207,7 @@ impl SqliteJobs {
         self.change(async |connection| write_end(connection, end, &RowEnd::new(end, backoff)).await).await
     }
 
-    pub(super) async fn recover(&self, _: bool, environment: &Environment) -> Result<(), StoreError> {
+    pub(super) async fn recover(&self, _: Option<&str>, environment: &Environment) -> Result<(), StoreError> {
         let delays = loss_delays(environment.backoff);
         loop {
             let recovered = self.change(async |connection| recover_batch(connection, &delays).await).await?;

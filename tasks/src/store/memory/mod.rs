@@ -1,7 +1,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    sync::Arc,
+    sync::{Arc, Weak},
 };
 
 use crate::store::{
@@ -14,7 +14,8 @@ use crate::{
     sync::{Mutex, lock},
 };
 
-/// Keeps records in memory until the process ends. Clones share the records.
+/// Keeps records in memory until the process ends. Clones share the records, and several
+/// [`Tasks`](crate::Tasks) can use them.
 ///
 /// The number of records is limited by the capacity. If it is reached, a new record evicts the
 /// finished record that ended first. If no record is finished, the store is
@@ -51,7 +52,11 @@ const DEFAULT_CAPACITY: usize = 10_000;
 
 impl TaskStore for MemoryStore {
     fn begin<'a>(&'a self, process: &'a Process) -> StoreFuture<'a, Lease> {
-        self.ready(|state| Lease::exclusive(state.begin(process.started_at)))
+        self.ready(|state| {
+            let owner = Arc::new(());
+            let epoch = state.begin(Arc::downgrade(&owner), process.started_at);
+            Lease::exclusive(epoch).guard(owner)
+        })
     }
 
     fn renew(&self, epoch: Epoch) -> StoreFuture<'_, bool> {
@@ -76,6 +81,10 @@ impl TaskStore for MemoryStore {
 
     fn cancel_requests(&self, epoch: Epoch) -> StoreFuture<'_, Vec<TaskId>> {
         self.ready(|state| state.cancel_requests(epoch))
+    }
+
+    fn mark_lost(&self, _: Epoch, now: Timestamp) -> StoreFuture<'_, u64> {
+        self.ready(|state| state.mark_lost(now))
     }
 
     fn sweep<'a>(&'a self, now: Timestamp, retention: &'a Retention) -> StoreFuture<'a, Swept> {
@@ -103,8 +112,13 @@ impl fmt::Debug for MemoryStore {
 struct MemoryState {
     capacity: usize,
     retention: Retention,
-    epoch: i64,
+    /// Number of the latest epoch.
+    latest_epoch: i64,
+    /// The epochs that have not ended. A reference is dead once the owner has dropped its lease.
+    epochs: BTreeMap<Epoch, Weak<()>>,
     records: BTreeMap<TaskId, (Epoch, Record)>,
+    /// Records with a cancel request that their owner may not know of. Contains no evicted record.
+    cancel_requested: BTreeSet<TaskId>,
     /// Exactly the final records, by the time at which they ended.
     finished: BTreeSet<(Timestamp, TaskId)>,
     /// Time at which each tombstone expires, and the owner of the evicted record.
@@ -122,33 +136,50 @@ impl MemoryState {
         Self {
             capacity,
             retention: Retention::default(),
-            epoch: 0,
+            latest_epoch: 0,
+            epochs: BTreeMap::new(),
             records: BTreeMap::new(),
+            cancel_requested: BTreeSet::new(),
             finished: BTreeSet::new(),
             tombstones: BTreeMap::new(),
             tombstone_expiry: BTreeSet::new(),
         }
     }
 
-    /// Begins an epoch, which ends the previous one.
-    fn begin(&mut self, now: Timestamp) -> Epoch {
-        for (_, record) in self.records.values_mut() {
-            if record.finish(Ending::Lost(Reason::ProcessLost), now) {
-                self.finished.extend(record.finished_at.map(|at| (at, record.id)));
-            }
-        }
-        self.epoch += 1;
-        Epoch::from(self.epoch)
+    fn begin(&mut self, owner: Weak<()>, now: Timestamp) -> Epoch {
+        self.mark_lost(now);
+        self.latest_epoch += 1;
+        let epoch = Epoch::from(self.latest_epoch);
+        self.epochs.insert(epoch, owner);
+        epoch
     }
 
     fn is_current(&self, epoch: Epoch) -> bool {
-        i64::from(epoch) == self.epoch
+        self.epochs.contains_key(&epoch)
     }
 
     fn end(&mut self, epoch: Epoch, now: Timestamp) {
-        if self.is_current(epoch) {
-            self.begin(now);
+        if let Some(owner) = self.epochs.get_mut(&epoch) {
+            *owner = Weak::new();
+            self.mark_lost(now);
         }
+    }
+
+    /// Ends the epochs whose owner is gone. Returns the number of their unfinished records.
+    fn mark_lost(&mut self, now: Timestamp) -> u64 {
+        let before = self.epochs.len();
+        self.epochs.retain(|_, owner| owner.strong_count() > 0);
+        if self.epochs.len() == before {
+            return 0;
+        }
+        let mut lost = 0;
+        for (epoch, record) in self.records.values_mut() {
+            if !self.epochs.contains_key(epoch) && record.finish(Ending::Lost(Reason::ProcessLost), now) {
+                self.finished.extend(record.finished_at.map(|at| (at, record.id)));
+                lost += 1;
+            }
+        }
+        lost
     }
 
     fn write(&mut self, epoch: Epoch, op: &Op) -> Written {
@@ -158,6 +189,7 @@ impl MemoryState {
                 Some((_, record)) if record.state.is_final() => Written::Fenced,
                 Some((_, record)) => {
                     record.request_cancel(*now);
+                    self.cancel_requested.insert(*id);
                     Written::Done
                 }
             },
@@ -209,12 +241,14 @@ impl MemoryState {
         Listing::new(matching.take(page.limit + 1).cloned().collect(), page)
     }
 
-    fn cancel_requests(&self, epoch: Epoch) -> Vec<TaskId> {
-        let records = self.records.values().filter(|(owner, _)| *owner == epoch).map(|(_, record)| record);
-        records
-            .filter(|record| !record.state.is_final() && record.cancel_requested_at.is_some())
-            .map(|record| record.id)
-            .collect()
+    fn cancel_requests(&mut self, epoch: Epoch) -> Vec<TaskId> {
+        let (records, mut requests) = (&self.records, Vec::new());
+        self.cancel_requested.retain(|id| {
+            let unfinished = records.get(id).filter(|(_, record)| !record.state.is_final());
+            requests.extend(unfinished.filter(|(owner, _)| *owner == epoch).map(|_| *id));
+            unfinished.is_some()
+        });
+        requests
     }
 
     fn sweep(&mut self, now: Timestamp, retention: &Retention) -> Swept {
@@ -237,6 +271,7 @@ impl MemoryState {
     /// Evicts the final record that ended first. Returns `false` if no record is final.
     fn evict_oldest(&mut self, now: Timestamp) -> bool {
         let Some((_, id)) = self.finished.pop_first() else { return false };
+        self.cancel_requested.remove(&id);
         if let Some((_, record)) = self.records.remove(&id) {
             let expires_at = now.after(self.retention.tombstone_ttl);
             self.tombstones.insert(id, (expires_at, record.owner));

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
+    sync::Arc,
     time::Duration,
 };
 
@@ -45,7 +46,8 @@ proptest! {
     fn only_the_oldest_final_records_are_evicted_with_a_tombstone(steps in steps(), capacity in 1..6_usize) {
         let mut state = MemoryState::new(capacity);
         let mut now = Timestamp::from_millis(1_000_000);
-        let mut epoch = state.begin(now);
+        let mut owner = Arc::new(());
+        let mut epoch = state.begin(Arc::downgrade(&owner), now);
         let mut model: HashMap<TaskId, Record> = HashMap::new();
         for step in steps {
             let before: BTreeSet<_> = state.records.keys().copied().collect();
@@ -65,7 +67,8 @@ proptest! {
                 }
                 Step::Begin => {
                     let old = epoch;
-                    epoch = state.begin(now);
+                    drop(std::mem::take(&mut owner)); // the owner is gone
+                    epoch = state.begin(Arc::downgrade(&owner), now);
                     prop_assert!(epoch > old);
                     model.values_mut().for_each(|record| {
                         record.finish(Ending::Lost(Reason::ProcessLost), now);
@@ -123,7 +126,8 @@ proptest! {
     #[test]
     fn pages_partition_the_list(ids: BTreeSet<u8>, limit in 1..9_usize) {
         let mut state = MemoryState::new(300);
-        let epoch = state.begin(Timestamp::default());
+        let owner = Arc::new(());
+        let epoch = state.begin(Arc::downgrade(&owner), Timestamp::default());
         for number in &ids {
             state.write(epoch, &Op::Accept(Box::new(Record::new(id(*number), "", Timestamp::default()))));
         }

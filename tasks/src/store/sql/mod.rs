@@ -31,12 +31,15 @@ use crate::{
 /// the database.
 ///
 /// With SQLite (feature `sqlite`), one process uses the file; a second one gets an error that
-/// [names the first](StoreError::is_locked). The tasks of a crashed process are lost when the next
-/// process starts. An accepted task survives a crash and a power failure (`synchronous=FULL`).
+/// [names the first](StoreError::is_locked). Several [`Tasks`](crate::Tasks) of the process can use
+/// clones of one store. The tasks of a crashed process are lost when the next process starts. An
+/// accepted task survives a crash and a power failure (`synchronous=FULL`).
 ///
 /// With Postgres (feature `postgres`), many processes use the database. The tasks of a crashed
-/// process are lost when its lease expires, by the server's clock. Whether an accepted task
-/// survives a power failure of the server depends on its setting `synchronous_commit`.
+/// process are lost when its lease has expired, by the server's clock, and another process has had
+/// a connection without a gap for the duration of a lease: so after an outage of the server they
+/// are not lost. Whether an accepted task survives a power failure of the server depends on its
+/// setting `synchronous_commit`.
 ///
 /// [`open`](Self::open) creates and migrates the tables. Their names begin with `tower_offload_`,
 /// so the database can have other tables too. NUL characters, which Postgres does not store, become
@@ -112,8 +115,9 @@ impl SqlStore {
     /// Opens the database like [`open`](Self::open), with this duration of leases. Default: 15 s.
     ///
     /// On Postgres, the tasks of a process that does not renew its lease for this long are marked
-    /// as lost. Leases are renewed every third of it. With the default, a process survives a short
-    /// stall or a lost connection. SQLite has no leases.
+    /// as lost, unless no process could reach the server. Leases are renewed every eighth of it.
+    /// With the default, a process survives a short stall or a lost connection. SQLite has no
+    /// leases.
     ///
     /// # Errors
     ///
@@ -220,6 +224,10 @@ impl TaskStore for SqlStore {
                 None => Ok(()),
             }
         })
+    }
+
+    fn mark_lost(&self, epoch: Epoch, now: Timestamp) -> StoreFuture<'_, u64> {
+        self.engine.store().mark_lost(epoch, now)
     }
 
     fn sweep<'a>(&'a self, now: Timestamp, retention: &'a Retention) -> StoreFuture<'a, Swept> {

@@ -50,6 +50,8 @@ struct Entry<T> {
     is_suspect: bool,
     /// Consecutive failures of batches that contained only this entry.
     failures: u32,
+    /// `true` if the accept was fenced and is repeated in the next epoch.
+    is_repeated: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,7 +124,8 @@ impl<K: Copy + Ord + Hash, T: Clone> WriteQueue<K, T> {
         if let Some(outage) = self.outage.as_ref().filter(|outage| outage.until > now) {
             return Err(outage.error.duplicate());
         }
-        let entry = Entry { task, stage: Stage::Accepting, due: None, is_suspect: false, failures: 0 };
+        let (stage, due) = (Stage::Accepting, None);
+        let entry = Entry { task, stage, due, is_suspect: false, failures: 0, is_repeated: false };
         self.entries.insert(id, entry);
         self.schedule(id, now);
         Ok(())
@@ -145,6 +148,12 @@ impl<K: Copy + Ord + Hash, T: Clone> WriteQueue<K, T> {
         self.next_number += 1;
         entry.due = Some((at, self.next_number));
         self.schedule.insert((at, self.next_number, id));
+    }
+
+    /// Schedules a write of every record. Called when an epoch has ended: the store reports which
+    /// of them are lost.
+    pub(super) fn schedule_all(&mut self, now: Instant) {
+        self.ids().into_iter().for_each(|id| self.schedule(id, now));
     }
 
     /// Returns when the next batch can be taken.
@@ -187,13 +196,15 @@ impl<K: Copy + Ord + Hash, T: Clone> WriteQueue<K, T> {
     }
 
     /// Processes the store's results for the batch in flight, in the order of its writes.
-    pub(super) fn settle(&mut self, written: &[Written]) -> Vec<Effect<T>> {
+    ///
+    /// An accept that was fenced is repeated once: the epoch has ended, and the next one begins.
+    pub(super) fn settle(&mut self, written: &[Written], now: Instant) -> Vec<Effect<T>> {
         self.end_outage();
         let in_flight = std::mem::take(&mut self.in_flight);
-        in_flight.iter().zip(written).filter_map(|(write, written)| self.settle_one(write, *written)).collect()
+        in_flight.iter().zip(written).filter_map(|(write, written)| self.settle_one(write, *written, now)).collect()
     }
 
-    fn settle_one(&mut self, write: &InFlight<K>, written: Written) -> Option<Effect<T>> {
+    fn settle_one(&mut self, write: &InFlight<K>, written: Written, now: Instant) -> Option<Effect<T>> {
         let entry = self.entries.get_mut(&write.id)?;
         (entry.is_suspect, entry.failures) = (false, 0);
         let was_accepting = entry.stage == Stage::Accepting;
@@ -207,6 +218,11 @@ impl<K: Copy + Ord + Hash, T: Clone> WriteQueue<K, T> {
                 if write.is_final {
                     self.remove(write.id);
                 }
+                None
+            }
+            Written::Fenced if write.is_accept && was_accepting && !entry.is_repeated => {
+                entry.is_repeated = true;
+                self.schedule(write.id, now);
                 None
             }
             rejected if write.is_accept => {
@@ -333,7 +349,7 @@ impl<T: Clone> Entry<T> {
 fn rejection(written: Written) -> StoreError {
     match written {
         Written::Full => StoreError::full("every stored record belongs to an unfinished task"),
-        _ => StoreError::locked("the lease of this process expired"),
+        _ => StoreError::unavailable("the lease of this process has ended, and the next attempt to get one failed"),
     }
 }
 

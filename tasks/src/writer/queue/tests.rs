@@ -28,6 +28,8 @@ enum Step {
 #[derive(Debug, Clone, Copy)]
 enum Reply {
     Written,
+    /// The epoch has ended: nothing is accepted.
+    AcceptsFenced,
     /// The batch is committed, but the caller gets an error.
     Lost,
     Unavailable,
@@ -37,6 +39,7 @@ enum Reply {
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let reply = prop_oneof![
         4 => Just(Reply::Written),
+        1 => Just(Reply::AcceptsFenced),
         1 => Just(Reply::Lost),
         1 => Just(Reply::Unavailable),
         1 => Just(Reply::Other),
@@ -200,7 +203,15 @@ impl World {
         let effects = match reply {
             Reply::Written => {
                 let written = self.store.write(&batch);
-                self.queue.settle(&written)
+                self.queue.settle(&written, self.now)
+            }
+            Reply::AcceptsFenced => {
+                let write = |write: &_| match write {
+                    Write::Accept(_) => Written::Fenced,
+                    update => self.store.write_one(update),
+                };
+                let written: Vec<_> = batch.iter().map(write).collect();
+                self.queue.settle(&written, self.now)
             }
             Reply::Lost => {
                 self.store.write(&batch);

@@ -2,6 +2,7 @@
 
 pub(crate) mod columns;
 pub(crate) mod connection;
+pub(crate) mod lease;
 mod schema;
 mod sweep;
 mod write;
@@ -12,11 +13,13 @@ use sqlx::Row;
 
 use self::{
     connection::{Connections, is_conflict},
-    sweep::{lose, lose_expired, sweep},
+    lease::{BEGIN, END, RENEW, end_expired, lose_batch},
+    sweep::sweep,
     write::write,
 };
 use crate::{
     StoreError, TaskId, TaskStore, Timestamp,
+    lease::RENEWALS,
     store::{
         Epoch, Filter, Found, Lease, Listing, Op, Page, Process, Retention, StoreFuture, Swept, Written,
         sql::{
@@ -27,16 +30,13 @@ use crate::{
     },
 };
 
-/// A database that many processes use. Each has a row with its lease, and every sweep ends the
-/// epochs whose lease has expired.
+/// A database that many processes use. Each has a row with its lease.
 pub(crate) struct Postgres {
     pub(crate) connections: Connections,
     /// Duration of leases, at least a millisecond and at most [`MAX_LEASE`].
     pub(crate) lease: Duration,
 }
 
-/// Number of renewals within a lease. Two of them may fail.
-pub(crate) const RENEWALS: u32 = 3;
 /// Number of attempts at a write that the server rolls back because of a conflict.
 const MAX_ATTEMPTS: usize = 3;
 /// Maximum duration of a lease: a year, which Postgres can add to the current time.
@@ -53,6 +53,19 @@ impl Postgres {
         Ok(())
     }
 
+    /// Marks the records of epochs that have ended as lost.
+    async fn lose_records(&self) -> Result<u64, StoreError> {
+        let mut total = 0;
+        loop {
+            let batch = self.connections.transaction(async |connection| lose_batch(connection).await);
+            let (lost, has_more) = batch.await?;
+            total += lost;
+            if !has_more {
+                return Ok(total);
+            }
+        }
+    }
+
     pub(crate) fn lease_millis(&self) -> i64 {
         integer(u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX))
     }
@@ -60,44 +73,40 @@ impl Postgres {
 
 impl TaskStore for Postgres {
     fn begin<'a>(&'a self, process: &'a Process) -> StoreFuture<'a, Lease> {
-        const BEGIN: &str = "
-INSERT INTO tower_offload_process (name, started_at, expires_at)
-VALUES ($1, $2, clock_timestamp() + $3 * interval '1 millisecond') RETURNING epoch";
         Box::pin(async move {
             let name = process.name.replace('\0', "\u{fffd}");
-            let begin = self.connections.transaction(async |connection| {
-                lose_expired(connection).await?;
-                let begin = sqlx::query_scalar::<_, i64>(BEGIN).bind(&name).bind(millis(process.started_at));
-                begin.bind(self.lease_millis()).fetch_one(connection).await
-            });
-            Ok(Lease::renewed_every(Epoch::from(begin.await?), self.lease / RENEWALS))
+            let begin = sqlx::query_scalar::<_, i64>(BEGIN).bind(name).bind(millis(process.started_at));
+            let begin = begin.bind(self.lease_millis());
+            let epoch = self.connections.read(async |connection| begin.fetch_one(connection).await).await?;
+            Ok(Lease::renewed_every(Epoch::from(epoch), self.lease / RENEWALS))
         })
     }
 
-    /// Renews the lease even after it has expired, unless another process has ended the epoch:
-    /// while its row exists, none of its records is lost.
     fn renew(&self, epoch: Epoch) -> StoreFuture<'_, bool> {
-        const RENEW: &str = "
-UPDATE tower_offload_process SET expires_at = clock_timestamp() + $2 * interval '1 millisecond' WHERE epoch = $1";
         Box::pin(async move {
-            let renew = self.connections.transaction(async |connection| {
-                sqlx::query(RENEW).bind(i64::from(epoch)).bind(self.lease_millis()).execute(connection).await
-            });
-            Ok(renew.await?.rows_affected() > 0)
+            let renew = sqlx::query(RENEW).bind(i64::from(epoch)).bind(self.lease_millis());
+            let renewed = self.connections.read(async |connection| renew.execute(connection).await).await?;
+            Ok(renewed.rows_affected() > 0)
         })
     }
 
-    fn end(&self, epoch: Epoch, now: Timestamp) -> StoreFuture<'_, ()> {
-        const LOCK: &str = "SELECT 1 FROM tower_offload_process WHERE epoch = $1 FOR UPDATE";
+    fn end(&self, epoch: Epoch, _: Timestamp) -> StoreFuture<'_, ()> {
         Box::pin(async move {
-            let end = self.connections.transaction(async |connection| {
-                let lock = sqlx::query(LOCK).bind(i64::from(epoch));
-                match lock.fetch_optional(&mut *connection).await? {
-                    Some(_) => lose(connection, vec![i64::from(epoch)], Some(now)).await,
-                    None => Ok(0),
-                }
-            });
-            end.await.map(|_| ())
+            let end = sqlx::query(END).bind(i64::from(epoch));
+            let ended = self.connections.read(async |connection| end.execute(connection).await).await?;
+            if ended.rows_affected() > 0 {
+                self.lose_records().await?;
+            }
+            Ok(())
+        })
+    }
+
+    fn mark_lost(&self, epoch: Epoch, _: Timestamp) -> StoreFuture<'_, u64> {
+        Box::pin(async move {
+            let (own, lease) = (i64::from(epoch), self.lease_millis());
+            let end = self.connections.transaction(async |connection| end_expired(connection, own, lease).await);
+            end.await?;
+            self.lose_records().await
         })
     }
 
@@ -162,9 +171,9 @@ UPDATE tower_offload_process SET expires_at = clock_timestamp() + $2 * interval 
         })
     }
 
-    fn sweep<'a>(&'a self, now: Timestamp, retention: &'a Retention) -> StoreFuture<'a, Swept> {
-        Box::pin(async move {
-            self.connections.transaction(async |connection| sweep(connection, now, retention).await).await
-        })
+    fn sweep<'a>(&'a self, _: Timestamp, retention: &'a Retention) -> StoreFuture<'a, Swept> {
+        Box::pin(
+            async move { self.connections.transaction(async |connection| sweep(connection, retention).await).await },
+        )
     }
 }

@@ -1,6 +1,9 @@
-/// Migration steps. Times are milliseconds since the Unix epoch, except in the lease columns, which
-/// only the server's clock writes and reads. Rows with a `river_id` belong to jobs, and have the
-/// epoch 0, which no process has.
+/// Migration steps. Times are milliseconds since the Unix epoch by the clocks of the processes,
+/// except in columns of type `timestamptz`, which only the server's clock writes and reads. Rows
+/// with a `river_id` belong to jobs, and have the epoch 0, which no process has.
+///
+/// `retained_since` is the time at which a record became final, for retention. A trigger sets it,
+/// because records are written by several statements and by the triggers of jobs.
 pub(super) const STEPS: &[&str] = &[
     "
 CREATE TABLE tower_offload_process (
@@ -50,6 +53,21 @@ CREATE TABLE tower_offload_client (
     name text NOT NULL,
     expires_at timestamptz NOT NULL
 );
+",
+    "
+ALTER TABLE tower_offload_process ADD COLUMN steady_since timestamptz NOT NULL DEFAULT clock_timestamp();
+ALTER TABLE tower_offload_client ADD COLUMN steady_since timestamptz NOT NULL DEFAULT clock_timestamp();
+ALTER TABLE tower_offload_task ADD COLUMN retained_since timestamptz;
+UPDATE tower_offload_task SET retained_since = least(to_timestamp(finished_at / 1000.0), clock_timestamp()) WHERE state >= 10;
+DROP INDEX IF EXISTS tower_offload_task_final;
+CREATE INDEX tower_offload_task_retained ON tower_offload_task (retained_since, id) WHERE state >= 10;
+CREATE OR REPLACE FUNCTION tower_offload_retained() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    NEW.retained_since := clock_timestamp();
+    RETURN NEW;
+END $$;
+CREATE TRIGGER tower_offload_retained BEFORE INSERT OR UPDATE ON tower_offload_task FOR EACH ROW
+    WHEN (NEW.state >= 10 AND NEW.retained_since IS NULL) EXECUTE FUNCTION tower_offload_retained();
 ",
 ];
 

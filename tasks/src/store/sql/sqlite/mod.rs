@@ -6,7 +6,11 @@ mod schema;
 mod sweep;
 pub(crate) mod write;
 
-use std::path::Path;
+use std::{
+    collections::HashMap,
+    path::Path,
+    sync::{Arc, Weak},
+};
 
 use sqlx::{Row, SqliteConnection, sqlite::SqlitePool};
 use tokio::sync::Mutex;
@@ -26,13 +30,18 @@ use crate::{
             store_error,
         },
     },
+    sync,
 };
 
-/// A database of this process alone. The process that has locked the file has the only epoch.
+/// A database of this process alone. Each `Tasks` of the process has an epoch.
 pub(crate) struct Sqlite {
     pub(crate) readers: SqlitePool,
     /// Locked for each transaction.
     pub(crate) writer: Mutex<Writer>,
+    /// The epochs of this process. A reference is dead once the epoch has ended or its owner has
+    /// dropped the lease; the entry remains until the records are marked as lost. All other epochs
+    /// in the file belong to earlier processes.
+    epochs: sync::Mutex<HashMap<Epoch, Weak<()>>>,
 }
 
 impl Sqlite {
@@ -44,7 +53,7 @@ impl Sqlite {
             return Err(StoreError::other("SQLite databases in memory are not supported: use `MemoryStore`"));
         }
         let writer = Mutex::new(Writer::open(path).await?);
-        Ok(Self { readers: readers(path), writer })
+        Ok(Self { readers: readers(path), writer, epochs: sync::Mutex::default() })
     }
 
     pub(super) async fn close(&self) -> Result<(), StoreError> {
@@ -53,17 +62,32 @@ impl Sqlite {
     }
 }
 
-/// Marks the unfinished records of all epochs as lost, because no other process uses the file.
-/// Records of jobs are kept.
+/// Marks the unfinished records of tasks as lost, except in the epochs of the JSON array `$2`.
 const LOSE: &str = "
 UPDATE tower_offload_task SET state = 14, reason = 'process_lost', version = version + 1,
-    finished_at = max($1, coalesce(started_at, created_at)) WHERE state < 10 AND river_id IS NULL";
+    finished_at = max($1, coalesce(started_at, created_at))
+WHERE state < 10 AND river_id IS NULL AND epoch NOT IN (SELECT value FROM json_each($2))";
+const END: &str = "DELETE FROM tower_offload_process WHERE epoch NOT IN (SELECT value FROM json_each($1))";
 
-/// Marks the unfinished records as lost and ends all epochs.
-async fn lose_all(connection: &mut SqliteConnection, now: Timestamp) -> Result<(), sqlx::Error> {
-    sqlx::query(LOSE).bind(millis(now)).execute(&mut *connection).await?;
-    sqlx::query("DELETE FROM tower_offload_process").execute(connection).await?;
-    Ok(())
+/// Ends the epochs that are not among `living`, and returns the number of their records.
+async fn end_others(connection: &mut SqliteConnection, living: &str, now: Timestamp) -> Result<u64, sqlx::Error> {
+    let lost = sqlx::query(LOSE).bind(millis(now)).bind(living).execute(&mut *connection).await?.rows_affected();
+    sqlx::query(END).bind(living).execute(connection).await?;
+    Ok(lost)
+}
+
+impl Sqlite {
+    /// Returns the epochs whose owner exists as a JSON array, and the other epochs of this process.
+    fn living_and_dead_epochs(&self) -> (String, Vec<Epoch>) {
+        let epochs = sync::lock(&self.epochs);
+        let (living, dead): (Vec<_>, Vec<_>) = epochs.iter().partition(|(_, owner)| owner.strong_count() > 0);
+        let living: Vec<_> = living.iter().map(|(epoch, _)| i64::from(**epoch).to_string()).collect();
+        (format!("[{}]", living.join(",")), dead.into_iter().map(|(epoch, _)| *epoch).collect())
+    }
+
+    fn forget_epochs(&self, dead: &[Epoch]) {
+        sync::lock(&self.epochs).retain(|epoch, _| !dead.contains(epoch));
+    }
 }
 
 const IS_CURRENT: &str = "SELECT 1 FROM tower_offload_process WHERE epoch = $1";
@@ -73,13 +97,17 @@ impl TaskStore for Sqlite {
         const INSERT: &str = "INSERT INTO tower_offload_process (name, started_at) VALUES ($1, $2) RETURNING epoch";
         Box::pin(async move {
             let mut writer = self.writer.lock().await;
+            let (living, dead) = self.living_and_dead_epochs();
             let begin = writer.transaction(async |connection| {
-                lose_all(connection, process.started_at).await?;
+                end_others(connection, &living, process.started_at).await?;
                 let name = process.name.replace('\0', "\u{fffd}");
                 let insert = sqlx::query_scalar::<_, i64>(INSERT).bind(name).bind(millis(process.started_at));
                 insert.fetch_one(connection).await
             });
-            Ok(Lease::exclusive(Epoch::from(begin.await?)))
+            let (epoch, owner) = (Epoch::from(begin.await?), Arc::new(()));
+            self.forget_epochs(&dead);
+            sync::lock(&self.epochs).insert(epoch, Arc::downgrade(&owner));
+            Ok(Lease::exclusive(epoch).guard(owner))
         })
     }
 
@@ -92,15 +120,23 @@ impl TaskStore for Sqlite {
 
     fn end(&self, epoch: Epoch, now: Timestamp) -> StoreFuture<'_, ()> {
         Box::pin(async move {
+            if let Some(owner) = sync::lock(&self.epochs).get_mut(&epoch) {
+                *owner = Weak::new();
+            }
+            self.mark_lost(epoch, now).await.map(drop)
+        })
+    }
+
+    fn mark_lost(&self, _: Epoch, now: Timestamp) -> StoreFuture<'_, u64> {
+        Box::pin(async move {
             let mut writer = self.writer.lock().await;
-            let end = writer.transaction(async |connection| {
-                let query = sqlx::query(IS_CURRENT).bind(i64::from(epoch));
-                match query.fetch_optional(&mut *connection).await? {
-                    Some(_) => lose_all(connection, now).await,
-                    None => Ok(()),
-                }
-            });
-            end.await
+            let (living, dead) = self.living_and_dead_epochs();
+            if dead.is_empty() {
+                return Ok(0); // `begin` has ended the epochs of earlier processes
+            }
+            let lost = writer.transaction(async |connection| end_others(connection, &living, now).await).await?;
+            self.forget_epochs(&dead);
+            Ok(lost)
         })
     }
 

@@ -1,4 +1,4 @@
-//! Blocking functions as axum handlers: `cargo run --example sync_handler --features axum`.
+//! Blocking functions as axum handlers: `cargo run --example blocking_handler --features axum`.
 
 use std::{collections::BTreeMap, convert::Infallible, error::Error, sync::Arc, sync::Mutex};
 
