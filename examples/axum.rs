@@ -1,6 +1,6 @@
 //! An axum router that runs some of its requests on a pool: `cargo run --example axum`.
 
-use std::{error::Error, thread, time::Duration};
+use std::{thread, time::Duration};
 
 use axum::{Router, routing::get};
 use futures_util::future::join_all;
@@ -36,14 +36,14 @@ fn app(pool: ThreadPool) -> Router {
 }
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
+async fn main() -> anyhow::Result<()> {
     let pool = ThreadPool::builder().name("reports").threads(1).build()?;
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
     tokio::spawn(axum::serve(listener, app(pool)).into_future());
 
     let client = Client::builder(TokioExecutor::new()).build_http::<Empty<Bytes>>();
-    let send = async |method: Method, path: &str| -> Result<(), Box<dyn Error + Send + Sync>> {
+    let send = async |method: Method, path: &str| -> anyhow::Result<()> {
         let request = Request::builder().method(&method).uri(format!("http://{address}{path}")).body(Empty::new())?;
         let response = client.request(request).await?;
         let status = response.status();

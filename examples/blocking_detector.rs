@@ -1,6 +1,6 @@
 //! Finds a handler that blocks, then offloads it: `cargo run --example blocking_detector`.
 
-use std::{error::Error, thread, time::Duration};
+use std::{thread, time::Duration};
 
 use axum::{
     Router,
@@ -29,7 +29,7 @@ fn report(blocked: &Blocked<'_>) {
     println!("{method} {route} blocked the event loop for {:?}", blocked.duration());
 }
 
-async fn send_requests(app: &Router) -> Result<(), Box<dyn Error>> {
+async fn send_requests(app: &Router) -> anyhow::Result<()> {
     for (method, path) in [(Method::GET, "/ping"), (Method::PUT, "/users/7")] {
         let request = Request::builder().method(&method).uri(path).body(Body::empty())?;
         println!("{method} {path}: {}", app.clone().oneshot(request).await?.status());
@@ -38,7 +38,7 @@ async fn send_requests(app: &Router) -> Result<(), Box<dyn Error>> {
 }
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
+async fn main() -> anyhow::Result<()> {
     let detector = BlockingDetectorLayer::new().on_blocking(report); // see also `.threshold(..)`
 
     println!("inline:");

@@ -1,6 +1,6 @@
 //! Blocking functions as axum handlers: `cargo run --example blocking_handler --features axum`.
 
-use std::{collections::BTreeMap, convert::Infallible, error::Error, sync::Arc, sync::Mutex};
+use std::{collections::BTreeMap, convert::Infallible, sync::Arc, sync::Mutex};
 
 use axum::extract::{Path, State};
 use axum::{Json, Router, body::Bytes, http::StatusCode, routing::get};
@@ -35,7 +35,7 @@ fn export(pool: ThreadPool, lines: u32) -> Result<BlockingBody, CallError> {
 }
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
+async fn main() -> anyhow::Result<()> {
     let pool = ThreadPool::blocking(16);
     let exporting = pool.clone();
     let app = Router::new()

@@ -1,6 +1,6 @@
 //! The layer in hyper without a framework: `cargo run --example hyper`.
 
-use std::{convert::Infallible, error::Error, thread};
+use std::{convert::Infallible, thread};
 
 use http_body_util::{BodyExt, Full};
 use hyper::{Request, Response, StatusCode, body::Bytes, body::Incoming, server::conn::http1};
@@ -34,7 +34,7 @@ fn bits(bytes: &[u8]) -> f64 {
 }
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
+async fn main() -> anyhow::Result<()> {
     let service = ServiceBuilder::new().layer(OffloadLayer::new(ThreadPool::cpu())).service(service_fn(entropy));
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;

@@ -1,6 +1,6 @@
 //! Tracked connections over TLS: `cargo run -p tower-offload-tests --example tls`.
 
-use std::{error::Error, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{Router, routing::get, serve::Listener};
 use tokio::{
@@ -43,7 +43,7 @@ impl Listener for TlsListener {
 }
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
+async fn main() -> anyhow::Result<()> {
     let own = rcgen::generate_simple_self_signed(["localhost".to_owned()])?;
     let certificate = own.cert.der().clone();
     let config = rustls::ServerConfig::builder().with_no_client_auth();

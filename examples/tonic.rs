@@ -1,7 +1,7 @@
 //! A gRPC service that blocks, behind the layer:
 //! `cargo run -p tower-offload-tests --example tonic`.
 
-use std::{error::Error, fs, io, thread, time::Duration};
+use std::{fs, io, thread, time::Duration};
 
 use tokio::net::TcpListener;
 use tokio_stream::Pending;
@@ -38,7 +38,7 @@ fn read_disk() -> io::Result<usize> {
 }
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
+async fn main() -> anyhow::Result<()> {
     let pool = ThreadPool::blocking(8);
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;

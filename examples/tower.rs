@@ -1,6 +1,6 @@
 //! The layer around a tower service other than HTTP: `cargo run --example tower`.
 
-use std::{error::Error, thread, time::Duration};
+use std::{error::Error, process::ExitCode, thread, time::Duration};
 
 use tower::{Service, ServiceBuilder, ServiceExt};
 use tower_offload::{
@@ -23,7 +23,13 @@ fn count_primes(below: u64) -> Result<usize, String> {
 }
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
+async fn main() -> ExitCode {
+    let Err(error) = run().await else { return ExitCode::SUCCESS };
+    eprintln!("error: {error}");
+    ExitCode::FAILURE
+}
+
+async fn run() -> Result<(), Box<dyn Error + Send + Sync>> {
     let pool = ThreadPool::builder().name("numbers").build()?;
     let mut primes = ServiceBuilder::new()
         .layer(OffloadLayer::new(pool.clone()).max_in_flight(1).reject(RejectWithError)) // rejections are errors

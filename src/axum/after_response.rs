@@ -53,11 +53,15 @@ impl IntoResponse for MissingAfterResponseLayer {
 }
 
 impl IntoResponse for RegisterError {
-    /// Returns a 503 with `Retry-After`, or a 500 if the connection is not tracked, because that is
-    /// a mistake of the program.
+    /// Returns a 503 with `Retry-After`, or a 500 without a body if the connection is not tracked.
+    ///
+    /// The latter is a mistake of the program, which its clients need not see. With feature
+    /// `tracing` the remedy is an event of level `ERROR`.
     fn into_response(self) -> Response {
         if self.is_untracked() {
-            (StatusCode::INTERNAL_SERVER_ERROR, self.to_string()).into_response()
+            #[cfg(feature = "tracing")]
+            tracing::event!(tracing::Level::ERROR, "{self}");
+            StatusCode::INTERNAL_SERVER_ERROR.into_response()
         } else {
             try_later()
         }

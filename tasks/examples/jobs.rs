@@ -9,7 +9,6 @@
 //! postgres://..` several processes share the jobs. The page is at <http://localhost:3000/tasks/>.
 
 use std::{
-    error::Error,
     fs::OpenOptions,
     io::{self, Write},
     net::Ipv4Addr,
@@ -18,6 +17,7 @@ use std::{
     time::Duration,
 };
 
+use anyhow::Context;
 use axum::{Router, extract, http::HeaderMap, response::Response, routing};
 use clap::Parser;
 use serde::{Deserialize, Serialize};
@@ -38,6 +38,7 @@ use tower_offload_tasks::{
 /// waits for the result
 #[derive(Parser)]
 struct Options {
+    /// Port to listen on; 0 takes any that is free
     #[arg(long, default_value_t = 3000)]
     port: u16,
     /// sqlite:PATH or postgres://USER@HOST/DATABASE
@@ -47,13 +48,13 @@ struct Options {
     #[arg(long, default_value = "jobs.out")]
     out: PathBuf,
     /// Lease of a process in milliseconds (Postgres)
-    #[arg(long, default_value_t = 15_000)]
+    #[arg(long, default_value_t = 15_000, value_parser = clap::value_parser!(u64).range(1..))]
     lease: u64,
     /// Delay before a failed job is retried, in milliseconds
     #[arg(long, default_value_t = 1000)]
     backoff: u64,
     /// Maximum number of attempts of a job
-    #[arg(long, default_value_t = 25)]
+    #[arg(long, default_value_t = 25, value_parser = clap::value_parser!(u16).range(1..=32_767))]
     attempts: u16,
     /// Grace period after SIGTERM or Ctrl-C in seconds
     #[arg(long, default_value_t = 10)]
@@ -125,13 +126,13 @@ fn work(out: &Path, job: &Append, progress: &Progress) -> Result<(), io::Error> 
 }
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
+async fn main() -> anyhow::Result<()> {
+    let Options { port, database, out, lease, backoff, attempts, grace } = Options::parse();
     // Shows errors of the database.
     tracing_subscriber::fmt().with_max_level(tracing::Level::WARN).with_writer(io::stderr).init();
-    let Options { port, database, out, lease, backoff, attempts, grace } = Options::parse();
     let grace = Duration::from_secs(grace);
-    let store = SqlStore::open_with_lease(&database, Duration::from_millis(lease.max(1))).await?;
-    let tasks = Tasks::new(store);
+    let store = SqlStore::open_with_lease(&database, Duration::from_millis(lease)).await;
+    let tasks = Tasks::new(store.context("cannot open the database; choose another one with --database")?);
     let jobs = Jobs::builder(&tasks)
         .backoff(Backoff::fixed(Duration::from_millis(backoff)))
         .blocking_worker(ThreadPool::blocking(32), Duration::from_secs(600), move |job, progress| {
@@ -141,7 +142,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
             process::abort()
         })
         .start()
-        .await?;
+        .await
+        .context("cannot start the job queue")?;
     let app = Router::new()
         .route("/jobs", routing::post(append))
         .route("/poison", routing::post(poison))
@@ -149,7 +151,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
         // Permits everything, because the server listens on the loopback interface only.
         .nest_service("/tasks", tasks.service().authorize(|_, _| Access::All))
         .with_state(App { jobs: jobs.clone(), attempts });
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await?;
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await;
+    let listener = listener.with_context(|| format!("cannot listen on port {port}; choose another one with --port"))?;
     let signal = shutdown_signal()?;
     println!("listening on http://{}, the page is at /tasks/", listener.local_addr()?);
     let (stop, stopped) = oneshot::channel::<()>();

@@ -8,8 +8,9 @@
 //! The page is at <http://localhost:3000/tasks/>. With `--store sqlite:tasks.db` the records
 //! survive a restart.
 
-use std::{error::Error, io, net::Ipv4Addr, thread, time::Duration};
+use std::{io, net::Ipv4Addr, thread, time::Duration};
 
+use anyhow::Context;
 use axum::{Router, extract, routing};
 use clap::Parser;
 use tokio::{net::TcpListener, sync::oneshot, time};
@@ -26,9 +27,10 @@ const GRACE: Duration = Duration::from_secs(10);
 /// /tasks/{id}/events, DELETE /tasks/{id}, /status?task_id={id}, /tasks/openapi.json
 #[derive(Parser)]
 struct Options {
+    /// Port to listen on; 0 takes any that is free
     #[arg(long, default_value_t = 3000)]
     port: u16,
-    /// memory, sqlite:PATH or postgres:URL
+    /// memory, sqlite:PATH or postgres://USER@HOST/DATABASE
     #[arg(long, default_value = "memory")]
     store: String,
 }
@@ -61,18 +63,15 @@ async fn report(
 }
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
+async fn main() -> anyhow::Result<()> {
+    let Options { port, store } = Options::parse();
     // Shows errors of the store.
     tracing_subscriber::fmt().with_max_level(tracing::Level::WARN).with_writer(io::stderr).init();
-    let options = Options::parse();
-    let tasks = match options.store.as_str() {
+    let tasks = match store.as_str() {
         "memory" => Tasks::new(MemoryStore::new()),
-        // Accepts `postgres:postgres://..` and `postgres://..`.
-        store => Tasks::new(
-            SqlStore::open(store.strip_prefix("postgres:").filter(|url| url.contains(':')).unwrap_or(store)).await?,
-        ),
+        url => Tasks::new(SqlStore::open(url).await.context("cannot open the store; choose another one with --store")?),
     };
-    tasks.start().await?;
+    tasks.start().await.context("cannot use the store")?;
     let background = Background::default();
     // Permits everything, because the server listens on the loopback interface only.
     let service = tasks.service().authorize(|_, _| Access::All);
@@ -82,7 +81,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .nest_service("/tasks", service)
         .layer(AfterResponseLayer::new(background.clone()))
         .with_state(tasks.clone());
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, options.port)).await?;
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await;
+    let listener = listener.with_context(|| format!("cannot listen on port {port}; choose another one with --port"))?;
     let signal = shutdown_signal()?;
     println!("listening on http://{}, the page is at /tasks/", listener.local_addr()?);
     let (stop, stopped) = oneshot::channel::<()>();

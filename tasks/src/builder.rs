@@ -1,8 +1,8 @@
 use std::{any::Any, fmt, sync::Arc, time::SystemTime};
 
-use http::HeaderValue;
+use http::{HeaderValue, Uri};
 
-use crate::{Retention, TaskStore, Tasks, timestamp::Clock, writer::Writer};
+use crate::{Retention, TaskStore, Tasks, text::sanitize, timestamp::Clock, writer::Writer};
 
 impl Tasks {
     /// Creates `Tasks` that keep their records in `store`, with the default options.
@@ -27,6 +27,7 @@ impl Tasks {
 }
 
 const DEFAULT_BASE_PATH: &str = "/tasks";
+const MAX_PROCESS_BYTES: usize = 200;
 
 /// Configures [`Tasks`]. Returned by [`Tasks::builder`].
 #[must_use = "a builder does nothing until `build` is called"]
@@ -49,10 +50,13 @@ impl TasksBuilder {
     ///
     /// # Panics
     ///
-    /// Panics if the path is not a valid header value.
+    /// Panics unless it is a path that starts with `/` or an `http` or `https` URL, without a query.
     #[track_caller]
     pub fn base_path(self, path: &str) -> Self {
-        assert!(HeaderValue::from_str(path).is_ok(), "`base_path` must be a valid header value, got {path:?}");
+        assert!(
+            is_base_path(path),
+            "`base_path` must be a path that starts with `/`, or an `http` or `https` URL, without a query, got {path:?}"
+        );
         Self { base_path: path.trim_end_matches('/').to_owned(), ..self }
     }
 
@@ -61,8 +65,8 @@ impl TasksBuilder {
         Self { retention, ..self }
     }
 
-    /// Sets the name of this process, for people who inspect the store. Default: `process` and the
-    /// process id.
+    /// Sets the name of this process, for people who inspect the store. It is truncated to 200 bytes.
+    /// Default: `process` and the process id.
     pub fn process(self, name: impl Into<String>) -> Self {
         Self { process: Some(name.into()), ..self }
     }
@@ -75,9 +79,19 @@ impl TasksBuilder {
     /// Creates the `Tasks`. The store is not used yet.
     pub fn build(self) -> Tasks {
         let process = self.process.unwrap_or_else(|| format!("process {}", std::process::id()));
+        let process = sanitize(process, MAX_PROCESS_BYTES);
         let writer = Writer::new(self.store, self.retention, process, self.clock);
         Tasks::from_parts(writer, self.typed_store, self.base_path)
     }
+}
+
+/// Returns `true` if `Location` can start with this path. A path that starts with `//` is the name of
+/// a host, and one without `/` is relative to the path of the request.
+fn is_base_path(path: &str) -> bool {
+    let is_path = path.starts_with('/') && !path.starts_with("//");
+    let is_url = path.starts_with("http://") || path.starts_with("https://");
+    let has_path_only = || path.parse().is_ok_and(|uri: Uri| uri.query().is_none()) && !path.contains('#');
+    path.is_empty() || (is_path || is_url) && has_path_only() && HeaderValue::from_str(path).is_ok()
 }
 
 impl fmt::Debug for TasksBuilder {

@@ -92,16 +92,20 @@ impl AcceptError {
     ///
     /// | error | status |
     /// |---|---|
-    /// | [invalid](Self::is_invalid) | 500 |
+    /// | [invalid](Self::is_invalid) | 500, without the text |
     /// | [content](Self::is_content) | 422 |
     /// | [duplicate](Self::is_duplicate) | 409 |
     /// | other | 503, with `Retry-After` |
     ///
     /// The body contains the [`Display`](fmt::Display) text, but not the source. With feature
-    /// `tracing`, the source of a store error is logged as an event of level `ERROR`.
+    /// `tracing`, the text of an error of the program and the source of a store error are events of
+    /// level `ERROR`.
     pub fn into_response<B: From<Bytes>>(self) -> Response<B> {
-        if let Kind::Store(error) = &self.0 {
-            error.report();
+        match &self.0 {
+            Kind::Store(error) => error.report(),
+            #[cfg(feature = "tracing")]
+            Kind::Invalid(_) => tracing::event!(tracing::Level::ERROR, "{self}"),
+            _ => {}
         }
         let status = match &self.0 {
             Kind::Invalid(_) => StatusCode::INTERNAL_SERVER_ERROR,
@@ -109,7 +113,11 @@ impl AcceptError {
             Kind::Duplicate => StatusCode::CONFLICT,
             _ => StatusCode::SERVICE_UNAVAILABLE,
         };
-        Problem::new(status, self.to_string()).reason(self.reason()).into_response()
+        let detail = match &self.0 {
+            Kind::Invalid(_) => "the application passed an invalid option to the task".to_owned(),
+            _ => self.to_string(),
+        };
+        Problem::new(status, detail).reason(self.reason()).into_response()
     }
 }
 

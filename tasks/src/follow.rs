@@ -49,6 +49,8 @@ pub(crate) struct Update {
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 /// Minimum time between two looks, so that many changes share one.
 const MIN_INTERVAL: Duration = Duration::from_millis(2);
+/// Minimum time between two looks at all tasks. Every job that ends in another process causes one.
+const MIN_INTERVAL_OF_ALL: Duration = Duration::from_millis(50);
 /// Maximum number of records in one query.
 const MAX_BATCH: usize = 1000;
 
@@ -185,9 +187,15 @@ impl Looking {
         }
         let is_poll = *next_poll <= Instant::now();
         let changed = std::mem::take(&mut state.changed);
-        if !std::mem::take(&mut state.look_at_all) && !is_poll {
+        if !is_poll {
+            if std::mem::take(&mut state.look_at_all) {
+                // `next_poll` is an interval after the last look at all tasks.
+                let earliest = (*next_poll + MIN_INTERVAL_OF_ALL).checked_sub(POLL_INTERVAL).unwrap_or(*next_poll);
+                *next_poll = (*next_poll).min(earliest.max(Instant::now()));
+            }
             return Some(changed.into_iter().collect());
         }
+        state.look_at_all = false;
         *next_poll = Instant::now() + POLL_INTERVAL;
         Some(state.followed.keys().copied().collect())
     }

@@ -23,7 +23,12 @@ use crate::Timestamp;
 #[cfg_attr(
     feature = "openapi",
     derive(utoipa::ToSchema),
-    schema(value_type = String, pattern = "^[0-9a-hjkmnp-tv-z]{36}$")
+    schema(
+        value_type = String,
+        pattern = "^[01][0-9a-hjkmnp-tv-z]{35}$",
+        description = "The id of a task. Ids cannot be guessed, and they sort by the time of creation.",
+        example = "00y8j7g1z0b3t4kf6n2vqwhx9m5c7d1e8pr0"
+    )
 )]
 pub struct TaskId([u8; TaskId::BYTES]);
 

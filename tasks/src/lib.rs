@@ -14,6 +14,7 @@ mod id;
 pub mod jobs;
 mod json;
 mod lease;
+mod output;
 mod panic;
 mod problem;
 mod progress;
@@ -41,6 +42,7 @@ pub use self::{
     failure::{Failure, IntoFailure},
     id::{ParseTaskIdError, TaskId},
     json::{Json, JsonError},
+    output::IntoTaskResult,
     progress::Progress,
     record::Record,
     service::{StatusAlias, StatusService},

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 /// Body of an error response ([RFC 9457](https://www.rfc-editor.org/rfc/rfc9457)).
 #[derive(Debug, Clone, Serialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(description = "An error response (RFC 9457)."))]
 pub(crate) struct Problem {
     r#type: &'static str,
     title: &'static str,

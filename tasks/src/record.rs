@@ -24,6 +24,8 @@ pub struct Record {
     pub version: u64,
     /// When the task was accepted.
     pub created_at: Timestamp,
+    /// When the next attempt of a queued job is due, if it is delayed. Only the job queue sets it.
+    pub due_at: Option<Timestamp>,
     /// When the latest attempt started.
     pub started_at: Option<Timestamp>,
     /// When the state became final.
@@ -52,12 +54,41 @@ impl Record {
             message: None,
             version: 1,
             created_at,
+            due_at: None,
             started_at: None,
             finished_at: None,
             cancel_requested_at: None,
             reason: None,
             result: None,
             failure: None,
+        }
+    }
+
+    /// Returns a copy for a list: without the result and the details of the failure, each of which
+    /// can have 64 KiB.
+    pub(crate) fn summary(&self) -> Self {
+        let failure = self.failure.as_ref().map(|failure| {
+            let (class, message) = (failure.class.clone(), failure.message.clone());
+            Failure { class, message, detail: None }
+        });
+        Self {
+            id: self.id,
+            name: self.name.clone(),
+            owner: self.owner.clone(),
+            state: self.state,
+            attempt: self.attempt,
+            max_attempts: self.max_attempts,
+            progress: self.progress,
+            message: self.message.clone(),
+            version: self.version,
+            created_at: self.created_at,
+            due_at: self.due_at,
+            started_at: self.started_at,
+            finished_at: self.finished_at,
+            cancel_requested_at: self.cancel_requested_at,
+            reason: self.reason,
+            result: None,
+            failure,
         }
     }
 

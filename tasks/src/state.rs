@@ -4,7 +4,11 @@ use serde::{Deserialize, Serialize};
 
 /// State of a task. A final state never changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(
+    feature = "openapi",
+    derive(utoipa::ToSchema),
+    schema(description = "The state of a task. All except `queued` and `running` are final.")
+)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum TaskState {
@@ -103,7 +107,8 @@ pub struct ParseTaskStateError(());
 
 impl fmt::Display for ParseTaskStateError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("unknown task state")
+        let names = TaskState::ALL.map(TaskState::as_str).join(", ");
+        write!(f, "unknown task state: use one of {names}")
     }
 }
 
@@ -111,7 +116,11 @@ impl Error for ParseTaskStateError {}
 
 /// The reason for a state that does not explain itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(
+    feature = "openapi",
+    derive(utoipa::ToSchema),
+    schema(description = "Why a task was cancelled or lost. Clients should accept other reasons.")
+)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Reason {

@@ -1,4 +1,8 @@
-use std::{error::Error, fmt, time::Duration};
+use std::{
+    error::Error,
+    fmt,
+    time::{Duration, SystemTime},
+};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -6,7 +10,7 @@ use crate::{Failure, Json, JsonError, Reason, Record, TaskId, TaskState, Timesta
 
 /// Status of a task as clients see it, in the body of every response about one task.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(description = "The status of a task."))]
 #[non_exhaustive]
 pub struct Status {
     /// The id of the task.
@@ -26,6 +30,9 @@ pub struct Status {
     pub message: Option<String>,
     /// When the task was accepted.
     pub created_at: Timestamp,
+    /// When the next attempt is due, if the task is queued and waits for a time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub due_at: Option<Timestamp>,
     /// When the latest attempt started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started_at: Option<Timestamp>,
@@ -47,10 +54,18 @@ pub struct Status {
 }
 
 impl Status {
-    /// Returns the delay after which a client should poll again: a second, since the run time of a
-    /// task is unknown. Returns `None` once the state is final.
+    /// Returns the delay after which a client should poll again, in whole seconds. Returns `None`
+    /// once the state is final.
+    ///
+    /// It is the time until [`due_at`](Self::due_at), by the clock of this host, and at least a
+    /// second, since the run time of a task is unknown.
     pub fn retry_after(&self) -> Option<Duration> {
-        (!self.state.is_final()).then_some(Duration::from_secs(1))
+        if self.state.is_final() {
+            return None;
+        }
+        let now = Timestamp::from(SystemTime::now()).as_millis();
+        let millis = self.due_at.map_or(0, |due_at| due_at.as_millis().saturating_sub(now));
+        Some(Duration::from_secs(millis.div_ceil(1000).max(1)))
     }
 
     /// Deserializes the result of the task.
@@ -75,6 +90,7 @@ impl From<&Record> for Status {
             progress: record.progress,
             message: record.message.clone(),
             created_at: record.created_at,
+            due_at: record.due_at.filter(|_| record.state == TaskState::Queued),
             started_at: record.started_at,
             finished_at: record.finished_at,
             cancel_requested_at: record.cancel_requested_at,

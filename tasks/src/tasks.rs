@@ -1,12 +1,21 @@
-use std::{any::Any, fmt, sync::Arc, time::Duration};
+use std::{
+    any::Any,
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use http::HeaderValue;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 
 use crate::{
-    Accepted, Status, StoreError, Subscription, TaskId, TaskStore,
+    AcceptError, Accepted, Status, StoreError, Subscription, TaskId, TaskStore,
     follow::Followers,
     panic::ignore_panic,
+    service::Limits,
     store::{Filter, Found, Listing, Page},
     writer::Writer,
 };
@@ -24,7 +33,12 @@ struct Shared {
     /// The store of the writer, which [`Tasks::store`] downcasts to its concrete type.
     store: Arc<dyn Any + Send + Sync>,
     base_path: String,
-    streams: Streams,
+    /// Limits of the status services of these tasks.
+    limits: Limits,
+    /// Becomes `true` when open streams must end.
+    streams_ended: watch::Sender<bool>,
+    /// Number of tasks that were not accepted.
+    rejected: AtomicU64,
     followers: Arc<Followers>,
 }
 
@@ -36,37 +50,18 @@ impl Drop for Shared {
     }
 }
 
-/// Event streams and waiting requests of the status services of one [`Tasks`].
-pub(crate) struct Streams {
-    /// One permit for each open stream and each waiting request.
-    pub(crate) permits: Arc<Semaphore>,
-    /// Becomes `true` when open streams must end.
-    ended: watch::Sender<bool>,
-}
-
-/// Default maximum number of streams. Each needs a few kilobytes.
-pub(crate) const DEFAULT_MAX_STREAMS: usize = 1024;
-
-impl Streams {
-    fn new() -> Self {
-        Self { permits: Arc::new(Semaphore::new(DEFAULT_MAX_STREAMS)), ended: watch::Sender::new(false) }
-    }
-
-    fn end(&self) {
-        ignore_panic(|| _ = self.ended.send_replace(true)); // runs wakers, which are user code
-    }
-
-    /// Returns once streams must end.
-    pub(crate) fn ended(&self) -> impl Future<Output = ()> + Send + use<> {
-        let mut ended = self.ended.subscribe();
-        async move { drop(ended.wait_for(|ended| *ended).await) }
-    }
-}
-
 impl Tasks {
     pub(crate) fn from_parts(writer: Writer, store: Arc<dyn Any + Send + Sync>, base_path: String) -> Self {
-        let (writer, streams, followers) = (Arc::new(writer), Streams::new(), Arc::default());
-        Self { shared: Arc::new(Shared { writer, store, base_path, streams, followers }) }
+        let shared = Shared {
+            writer: Arc::new(writer),
+            store,
+            base_path,
+            limits: Limits::new(),
+            streams_ended: watch::Sender::new(false),
+            rejected: AtomicU64::new(0),
+            followers: Arc::default(),
+        };
+        Self { shared: Arc::new(shared) }
     }
 
     pub(crate) fn writer(&self) -> &Arc<Writer> {
@@ -77,13 +72,33 @@ impl Tasks {
         &self.shared.followers
     }
 
-    pub(crate) fn streams(&self) -> &Streams {
-        &self.shared.streams
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.shared.limits
+    }
+
+    /// Returns once streams must end.
+    pub(crate) fn streams_ended(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut ended = self.shared.streams_ended.subscribe();
+        async move { drop(ended.wait_for(|ended| *ended).await) }
+    }
+
+    /// Counts a task that was not accepted.
+    pub(crate) fn on_rejected(&self, name: &str, error: &AcceptError) {
+        self.shared.rejected.fetch_add(1, Relaxed);
+        #[cfg(feature = "tracing")]
+        tracing::event!(tracing::Level::DEBUG, name, error = error as &dyn std::error::Error, "task rejected");
+        #[cfg(not(feature = "tracing"))]
+        let _ = (name, error);
+    }
+
+    /// Returns the path or URL at which the status service is mounted, without a `/` at its end.
+    pub(crate) fn base_path(&self) -> &str {
+        &self.shared.base_path
     }
 
     /// Returns the URL of the status of a task.
     pub(crate) fn location(&self, id: TaskId) -> HeaderValue {
-        let location = format!("{}/{id}", self.shared.base_path);
+        let location = format!("{}/{id}", self.base_path());
         HeaderValue::from_str(&location).expect("the builder checked the base path, and an id is ASCII")
     }
 
@@ -134,7 +149,9 @@ impl Tasks {
     /// Returns the records that match `filter`, newest first.
     ///
     /// The records of this process's tasks are the latest versions. A list filtered by state may
-    /// omit tasks whose state has just changed.
+    /// omit tasks whose state has just changed. The records have neither a result nor the details
+    /// of a failure, so that a page of any length fits into memory; [`get`](Self::get) returns
+    /// them.
     ///
     /// # Errors
     ///
@@ -143,9 +160,8 @@ impl Tasks {
         self.start().await?;
         let mut listing = self.writer().store.list(filter, page).await?;
         for record in &mut listing.records {
-            if let Some(task) = self.writer().active(record.id) {
-                *record = task.record();
-            }
+            let newest = self.writer().active(record.id).map(|task| task.record());
+            *record = newest.as_ref().unwrap_or(record).summary();
         }
         listing.records.retain(|record| filter.matches(record));
         Ok(listing)
@@ -217,7 +233,8 @@ impl Tasks {
     /// last as long as their tasks. Clients reconnect after a second and resume after their last
     /// event, at another process or after a restart. [`shutdown`](Self::shutdown) calls it too.
     pub fn end_streams(&self) {
-        self.streams().end();
+        // Runs wakers, which are user code.
+        ignore_panic(|| _ = self.shared.streams_ended.send_replace(true));
     }
 
     /// Returns the current counters.
@@ -225,10 +242,13 @@ impl Tasks {
         let stats = self.writer().stats();
         TasksStats {
             open: stats.open,
+            rejected: self.shared.rejected.load(Relaxed),
             failed_writes: stats.failed_writes,
             fenced: stats.fenced,
             failed_renewals: stats.failed_renewals,
             lost_leases: stats.lost_leases,
+            denied: self.limits().denied(),
+            shed: self.limits().shed(),
         }
     }
 
@@ -270,6 +290,9 @@ pub struct TasksStats {
     /// Number of tasks of this process whose final record is not written: they are unfinished, or
     /// the store is unavailable.
     pub open: usize,
+    /// Number of tasks that were not accepted: the background or the store was full, closed or
+    /// unavailable, or an option was not valid.
+    pub rejected: u64,
     /// Number of batches that the store failed to write. Their records are retried.
     pub failed_writes: u64,
     /// Number of records that changed after the store had marked them as lost.
@@ -279,6 +302,12 @@ pub struct TasksStats {
     /// Number of leases that were lost: the process was silent for too long, and another one has
     /// marked its tasks as lost.
     pub lost_leases: u64,
+    /// Number of requests to the status service that were denied (403), because
+    /// [`authorize`](crate::StatusService::authorize) does not permit them.
+    pub denied: u64,
+    /// Number of requests to the status service that exceeded its limit of streams or of lists: 503,
+    /// or a response without the wait that the client preferred.
+    pub shed: u64,
 }
 
 /// Result of [`Tasks::shutdown`].

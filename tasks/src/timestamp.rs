@@ -14,7 +14,16 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 /// Its text form is RFC 3339 in UTC with three decimals: `2026-03-01T12:30:00.250Z`. Parsing
 /// accepts only this form.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(value_type = String, format = DateTime))]
+#[cfg_attr(
+    feature = "openapi",
+    derive(utoipa::ToSchema),
+    schema(
+        value_type = String,
+        format = DateTime,
+        description = "A time in UTC with milliseconds.",
+        example = "2026-03-01T12:30:00.250Z"
+    )
+)]
 pub struct Timestamp(u64);
 
 impl Timestamp {

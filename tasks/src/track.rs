@@ -1,10 +1,9 @@
 use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 
-use serde::Serialize;
 use tower_offload::background::{Reservation, TaskTarget};
 
 use crate::{
-    AcceptError, Accepted, IntoFailure, Progress, Reason, Record, Status, TaskId, Tasks, error::AcceptErrorKind,
+    AcceptError, Accepted, IntoTaskResult, Progress, Reason, Record, Status, TaskId, Tasks, error::AcceptErrorKind,
     record::Ending, work, writer::ActiveTask,
 };
 
@@ -58,12 +57,11 @@ impl TrackBuilder<'_> {
     /// If the future is dropped before it completes, the closure is dropped and does not run. If
     /// the record was stored by then, the task is cancelled as
     /// [abandoned](crate::Reason::Abandoned).
-    pub async fn spawn_blocking<R, F, T, E>(self, target: &R, work: F) -> Result<Accepted, AcceptError>
+    pub async fn spawn_blocking<R, F, O>(self, target: &R, work: F) -> Result<Accepted, AcceptError>
     where
         R: TaskTarget + ?Sized,
-        F: FnOnce(Progress) -> Result<T, E> + Send + 'static,
-        T: Serialize,
-        E: IntoFailure,
+        F: FnOnce(Progress) -> O + Send + 'static,
+        O: IntoTaskResult,
     {
         let reservation = self.reserve(target)?;
         let submit = move |reservation: Reservation, task| {
@@ -82,13 +80,12 @@ impl TrackBuilder<'_> {
     /// # Cancel safety
     ///
     /// Like [`spawn_blocking`](Self::spawn_blocking).
-    pub async fn spawn<R, F, A, T, E>(self, target: &R, work: F) -> Result<Accepted, AcceptError>
+    pub async fn spawn<R, F, A, O>(self, target: &R, work: F) -> Result<Accepted, AcceptError>
     where
         R: TaskTarget + ?Sized,
         F: FnOnce(Progress) -> A + Send + 'static,
-        A: Future<Output = Result<T, E>> + Send + 'static,
-        T: Serialize,
-        E: IntoFailure,
+        A: Future<Output = O> + Send + 'static,
+        O: IntoTaskResult,
     {
         let reservation = self.reserve(target)?;
         self.spawn_reserved(reservation, work).await
@@ -96,19 +93,17 @@ impl TrackBuilder<'_> {
 
     /// Accepts a task that has a reservation, like [`spawn`](Self::spawn). The caller has called
     /// [`validate`](Self::validate).
-    pub(crate) async fn spawn_reserved<F, A, T, E>(
+    pub(crate) async fn spawn_reserved<F, A, O>(
         self,
         reservation: Reservation,
         work: F,
     ) -> Result<Accepted, AcceptError>
     where
         F: FnOnce(Progress) -> A + Send + 'static,
-        A: Future<Output = Result<T, E>> + Send + 'static,
-        T: Serialize,
-        E: IntoFailure,
+        A: Future<Output = O> + Send + 'static,
+        O: IntoTaskResult,
     {
-        // The block keeps `T` and `E` out of the type of the future, since they need not be
-        // `'static`.
+        // The block keeps `O` out of the type of the future, since it need not be `'static`.
         let submit = move |reservation: Reservation, task| {
             reservation.spawn(async move { work::run(task, work).await });
         };
@@ -116,8 +111,8 @@ impl TrackBuilder<'_> {
     }
 
     fn reserve<R: TaskTarget + ?Sized>(&self, target: &R) -> Result<Reservation, AcceptError> {
-        self.validate()?;
-        let reservation = target.reserve(self.name.clone())?;
+        let reserved = self.validate().and_then(|()| Ok(target.reserve(self.name.clone())?));
+        let reservation = reserved.inspect_err(|error| self.tasks.on_rejected(&self.name, error))?;
         Ok(match self.timeout {
             Some(timeout) => reservation.timeout(timeout),
             None => reservation,
@@ -133,6 +128,16 @@ impl TrackBuilder<'_> {
 
     /// Stores the record of the task and then submits its work.
     async fn accept(
+        self,
+        reservation: Reservation,
+        submit: impl FnOnce(Reservation, Arc<ActiveTask>) + Send,
+    ) -> Result<Accepted, AcceptError> {
+        let (tasks, name) = (self.tasks, self.name.clone());
+        let accepted = self.try_accept(reservation, submit).await;
+        accepted.inspect_err(|error| tasks.on_rejected(&name, error))
+    }
+
+    async fn try_accept(
         self,
         reservation: Reservation,
         submit: impl FnOnce(Reservation, Arc<ActiveTask>) + Send,

@@ -2,10 +2,8 @@
 
 use std::{panic::resume_unwind, sync::Arc};
 
-use serde::Serialize;
-
 use crate::{
-    Failure, IntoFailure, Json, Progress,
+    Failure, IntoTaskResult, Progress,
     panic::{Payload, catch_unwind, catch_unwind_future, panic_message},
     record::Ending,
     writer::ActiveTask,
@@ -14,11 +12,10 @@ use crate::{
 /// Runs a closure, unless the task was cancelled before.
 ///
 /// The background gets an error message or a panic, which it counts and reports.
-pub(crate) fn run_blocking<F, T, E>(task: &Arc<ActiveTask>, work: F) -> Result<(), String>
+pub(crate) fn run_blocking<F, O>(task: &Arc<ActiveTask>, work: F) -> Result<(), String>
 where
-    F: FnOnce(Progress) -> Result<T, E>,
-    T: Serialize,
-    E: IntoFailure,
+    F: FnOnce(Progress) -> O,
+    O: IntoTaskResult,
 {
     if !task.start() {
         return Ok(());
@@ -28,12 +25,11 @@ where
 }
 
 /// Runs a future, like [`run_blocking`].
-pub(crate) async fn run<F, A, T, E>(task: Arc<ActiveTask>, work: F) -> Result<(), String>
+pub(crate) async fn run<F, A, O>(task: Arc<ActiveTask>, work: F) -> Result<(), String>
 where
     F: FnOnce(Progress) -> A,
-    A: Future<Output = Result<T, E>>,
-    T: Serialize,
-    E: IntoFailure,
+    A: Future<Output = O>,
+    O: IntoTaskResult,
 {
     if !task.start() {
         return Ok(());
@@ -46,15 +42,9 @@ where
     conclude(&task, ended)
 }
 
-/// Converts the result of user code. Serializing, formatting and dropping it runs user code too.
-pub(crate) fn ending<T: Serialize, E: IntoFailure>(result: Result<T, E>) -> Ending {
-    match result {
-        Ok(value) => match Json::new(&value) {
-            Ok(result) => Ending::Succeeded(result),
-            Err(error) => Ending::Failed(Failure::new("result", format!("the result cannot be stored: {error}"))),
-        },
-        Err(error) => Ending::Failed(error.into_failure()),
-    }
+/// Converts the output of user code. Serializing, formatting and dropping it runs user code too.
+pub(crate) fn ending(output: impl IntoTaskResult) -> Ending {
+    output.into_task_result().map_or_else(Ending::Failed, Ending::Succeeded)
 }
 
 fn conclude(task: &ActiveTask, ended: Result<Ending, Payload>) -> Result<(), String> {

@@ -1,4 +1,4 @@
-//! The example `tasks` as a program, over real connections.
+//! The examples as programs, over real connections.
 #![cfg(unix)]
 #![allow(clippy::unwrap_used)]
 
@@ -36,4 +36,42 @@ async fn tasks_are_accepted_followed_and_found_after_a_restart() {
     server.signal("INT").await;
     assert_eq!(server.end().await.0, Some(0));
     fs::remove_dir_all(folder).unwrap();
+}
+
+#[tokio::test]
+async fn wrong_options_end_with_a_sentence() {
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let missing = "sqlite:/no/such/folder/tasks.db";
+    let server = "postgres://nobody@127.0.0.1:1/none";
+    let sqlite = std::env::temp_dir().join(format!("tower-offload-options-{}.db", std::process::id()));
+    let sqlite = format!("sqlite:{}", sqlite.display());
+    let cases: &[(&str, &[&str], i32, &str)] = &[
+        ("tasks", &["--port", &port], 1, "choose another one with --port"),
+        ("tasks", &["--port", "x"], 2, "--port"),
+        ("tasks", &["--store", "mysql://host/db"], 1, "`sqlite` or `postgres`"),
+        ("tasks", &["--store", ""], 1, "--store"),
+        ("tasks", &["--store", missing], 1, "--store"),
+        ("tasks", &["--store", server], 1, "--store"),
+        ("tasks", &["--nonsense"], 2, "--nonsense"),
+        ("jobs", &["--database", &sqlite, "--port", &port], 1, "choose another one with --port"),
+        ("jobs", &["--database", "jobs.db"], 1, "`sqlite` or `postgres`"),
+        ("jobs", &["--database", missing], 1, "--database"),
+        ("jobs", &["--lease", "0"], 2, "--lease"),
+        ("jobs", &["--attempts", "0"], 2, "--attempts"),
+        ("jobs", &["--attempts", "40000"], 2, "--attempts"),
+        ("jobs", &["--grace", "-1"], 2, "--grace"),
+    ];
+    for (name, arguments, code, text) in cases {
+        let Some(program) = tower_offload_tests::example(&examples, name) else { return };
+        let output = tower_offload_tests::run(&program, arguments).await;
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(*code), "{name} {arguments:?}: {error}");
+        assert!(error.contains(text) && !error.contains(" { "), "{name} {arguments:?}: {error}");
+        assert!(!String::from_utf8_lossy(&output.stdout).contains("listening"), "{name} {arguments:?}");
+    }
+    for suffix in ["", "-wal", "-shm", ".tower-offload.lock"] {
+        let _ = fs::remove_file(format!("{}{suffix}", sqlite.trim_start_matches("sqlite:")));
+    }
 }

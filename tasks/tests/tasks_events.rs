@@ -7,10 +7,10 @@
 use std::{convert::Infallible, fmt, sync::mpsc};
 
 use bytes::Bytes;
-use http::Request;
+use http::{Request, StatusCode};
 use tower::ServiceExt;
 use tower_offload::Background;
-use tower_offload_tasks::{SqlStore, Tasks};
+use tower_offload_tasks::{MemoryStore, SqlStore, Tasks};
 use tracing_subscriber::{
     Layer, Registry,
     layer::{Context, SubscriberExt},
@@ -57,9 +57,47 @@ async fn each_response_to_a_store_failure_logs_the_cause_once() {
         assert!(events.try_recv().is_err());
     }
     let error = tasks.track("report").spawn_blocking(&background, work).await.unwrap_err();
+    // The writer reports the failed write, and the caller that its task was rejected.
+    let all: Vec<_> = events.try_iter().collect();
+    let rejected = all.iter().filter(|(level, _)| *level == tracing::Level::DEBUG).map(|(_, text)| text);
+    let rejected: Vec<_> = rejected.filter(|text| text.contains("message=task rejected")).collect();
+    assert!(rejected.len() == 1 && rejected[0].contains("name=\"report\""), "{all:?}");
     assert_eq!(error.into_response::<Bytes>().status(), 503);
     assert!(events.try_recv().unwrap().1.starts_with("message=the task store is unavailable: "));
     for suffix in ["", "-wal", "-shm", ".tower-offload.lock"] {
         let _ = std::fs::remove_file(format!("{}{suffix}", file.display()));
     }
+}
+
+#[tokio::test]
+async fn refused_requests_are_events_and_are_counted() {
+    let (sender, events) = mpsc::channel();
+    let _subscriber = tracing::subscriber::set_default(Registry::default().with(Events(sender)));
+    let (tasks, background) = (Tasks::new(MemoryStore::new()), Background::default());
+    let accepted = tasks.track("report").spawn_blocking(&background, |_| Ok::<_, Infallible>(())).await.unwrap();
+    let service = tasks.service().max_streams(0);
+    let send = async |method: &str, target: &str, status: StatusCode| {
+        let request = Request::builder().method(method).uri(target).header("accept", "text/html").body(()).unwrap();
+        assert_eq!(service.clone().oneshot(request).await.unwrap().status(), status, "{method} {target}");
+        let event = events.try_recv().unwrap();
+        assert_eq!(event.0, tracing::Level::DEBUG);
+        assert!(!event.1.contains(&accepted.id().to_string()), "an id is a capability: {}", event.1);
+        event.1
+    };
+    let page = send("GET", "/", StatusCode::FORBIDDEN).await;
+    assert!(page.contains("message=status request denied: not allowed") && page.contains("action=\"page\""), "{page}");
+    let cancel = send("DELETE", &format!("/{}", accepted.id()), StatusCode::FORBIDDEN).await;
+    assert!(cancel.contains("action=\"cancel\""), "{cancel}");
+    let events_of = format!("/{}/events", accepted.id());
+    let stream = send("GET", &events_of, StatusCode::SERVICE_UNAVAILABLE).await;
+    assert!(stream.contains("message=status request exceeded a limit;limit=\"streams\""), "{stream}");
+    assert_eq!((tasks.stats().denied, tasks.stats().shed, tasks.stats().rejected), (2, 1, 0));
+
+    let error = tasks.track("").spawn_blocking(&background, |_| Ok::<_, Infallible>(())).await.unwrap_err();
+    assert!(error.is_invalid() && events.try_recv().unwrap().1.contains("the name is empty"));
+    assert!(background.shutdown(std::time::Duration::from_secs(60)).await.is_clean());
+    let _ = events.try_iter().count();
+    let error = tasks.track("late").spawn_blocking(&background, |_| Ok::<_, Infallible>(())).await.unwrap_err();
+    assert!(error.is_closed() && events.try_recv().unwrap().1.contains("name=\"late\""));
+    assert_eq!(tasks.stats().rejected, 2);
 }

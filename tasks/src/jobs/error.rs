@@ -135,6 +135,16 @@ impl AcceptError {
     }
 }
 
+#[cfg(feature = "postgres")]
+impl crate::store::sql::postgres::connection::TransactionError for RiverError {
+    fn database(&self) -> Option<&riverqueue::sqlx::Error> {
+        match self {
+            Self::Database(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
 /// Converts an error of River. Database errors are classified like in the store.
 pub(super) fn river_error(error: RiverError) -> StoreError {
     match error {

@@ -186,6 +186,7 @@ pub(super) fn batch(jobs: &[&Prepared]) -> Result<InsertBatch, Error> {
 pub(super) fn record_of(result: &InsertBatchResult, job: &Prepared) -> Record {
     let mut record = job.record.clone();
     record.max_attempts = u32::try_from(result.job.max_attempts).unwrap_or_default();
+    record.due_at = (result.job.state == JobState::Scheduled).then(|| timestamp(result.job.scheduled_at));
     if result.unique_skipped_as_duplicate {
         if let Some(id) = task_id(&result.job) {
             (record.id, record.owner) = (id, result.job.metadata.get(OWNER_KEY).ok().flatten());
@@ -203,12 +204,11 @@ pub(super) fn required(found: Option<Result<Record, StoreError>>) -> Result<Reco
 
 /// Copies the state of River's row to a record.
 pub(super) fn copy_row(record: &mut Record, row: &JobRow) {
-    let time = |time: jiff::Timestamp| Timestamp::from_millis(u64::try_from(time.as_millisecond()).unwrap_or_default());
     record.attempt = u32::try_from(row.attempt).unwrap_or_default();
     record.max_attempts = u32::try_from(row.max_attempts).unwrap_or_default();
-    record.created_at = time(row.created_at);
-    record.started_at = row.attempted_at.map(time);
-    record.finished_at = row.finalized_at.map(time);
+    record.created_at = timestamp(row.created_at);
+    record.started_at = row.attempted_at.map(timestamp);
+    record.finished_at = row.finalized_at.map(timestamp);
     let failure = || row.errors.last().map(|last| Failure::new("error", last.error.clone()));
     match row.state {
         JobState::Running => record.state = TaskState::Running,
@@ -222,6 +222,10 @@ pub(super) fn copy_row(record: &mut Record, row: &JobRow) {
         JobState::Discarded => (record.state, record.failure) = (TaskState::Failed, failure()),
         _ => {}
     }
+}
+
+fn timestamp(time: jiff::Timestamp) -> Timestamp {
+    Timestamp::from_millis(u64::try_from(time.as_millisecond()).unwrap_or_default())
 }
 
 /// A transaction of the application in the database of the tasks: `sqlx::Transaction` of SQLite or

@@ -5,6 +5,9 @@ use tower_offload::offload::RequestHead;
 use crate::TaskId;
 
 /// Operation that a request to a [`StatusService`](super::StatusService) asks for.
+///
+/// Without [`authorize`](super::StatusService::authorize), `Show`, `Events` and `Describe` are
+/// permitted as [`Access::Public`] and the others are denied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Action {
@@ -23,6 +26,22 @@ pub enum Action {
     Describe,
 }
 
+impl Action {
+    /// Returns the name of the action for events. It does not contain the id, which is enough
+    /// to read a task.
+    #[cfg_attr(not(feature = "tracing"), allow(dead_code, reason = "for events"))]
+    pub(super) fn as_str(&self) -> &'static str {
+        match self {
+            Self::List => "list",
+            Self::Page => "page",
+            Self::Show(_) => "show",
+            Self::Events(_) => "events",
+            Self::Cancel(_) => "cancel",
+            Self::Describe => "describe",
+        }
+    }
+}
+
 /// Permission that [`StatusService::authorize`](super::StatusService::authorize) grants to a
 /// request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,8 +49,8 @@ pub enum Action {
 pub enum Access {
     /// Rejects the request with 403.
     Denied,
-    /// Permits the action on tasks without an owner. Other tasks are unknown (404), and lists omit
-    /// them, so a page of a list may be short.
+    /// Permits the action on tasks without an owner. Other tasks are unknown (404), and lists do not
+    /// contain them.
     Public,
     /// Permits the action on tasks of this owner and, if the request has the id, on tasks without
     /// an owner. Other tasks are unknown (404).
@@ -52,29 +71,36 @@ impl Access {
     }
 }
 
-/// The authorization callback.
-#[derive(Clone)]
-pub(super) struct Authorize(Arc<Callback>);
+/// The authorization callback. `None` permits clients to read the tasks whose id they know and that
+/// have no owner.
+#[derive(Clone, Default)]
+pub(super) struct Authorize(Option<Arc<Callback>>);
 
 type Callback = dyn Fn(&RequestHead<'_>, &Action) -> Access + Send + Sync;
 
 impl Authorize {
     pub(super) fn new(callback: impl Fn(&RequestHead<'_>, &Action) -> Access + Send + Sync + 'static) -> Self {
-        Self(Arc::new(callback))
+        Self(Some(Arc::new(callback)))
     }
 
     pub(super) fn call(&self, head: &RequestHead<'_>, action: &Action) -> Access {
-        (self.0)(head, action)
+        match (&self.0, action) {
+            (Some(callback), _) => callback(head, action),
+            (None, Action::Show(_) | Action::Events(_) | Action::Describe) => Access::Public,
+            (None, Action::List | Action::Page | Action::Cancel(_)) => Access::Denied,
+        }
     }
-}
 
-impl Default for Authorize {
-    /// Permits clients to read the tasks whose id they know and that have no owner.
-    fn default() -> Self {
-        Self::new(|_, action| match action {
-            Action::Show(_) | Action::Events(_) | Action::Describe => Access::Public,
-            Action::List | Action::Page | Action::Cancel(_) => Access::Denied,
-        })
+    /// Returns the detail of the response to a denied request. It names the remedy only while the
+    /// application has not decided on its authorization.
+    pub(super) fn denial(&self) -> &'static str {
+        match &self.0 {
+            Some(_) => "not allowed",
+            None => {
+                "not allowed: until the application sets `StatusService::authorize`, \
+                 clients may only read tasks whose id they know"
+            }
+        }
     }
 }
 

@@ -21,8 +21,10 @@ use crate::{Failure, Json, Status, TaskId, TaskState, problem::Problem, store::F
 /// and `failed`.
 ///
 /// A queued task is `running`. A task that ended without a result is `failed`. An unknown task is
-/// 404. The service has no paths of its own, so mount it with `route_service`. It uses the
-/// authorization of the [`StatusService`](super::StatusService) that created it.
+/// 404, and a request without exactly one `task_id` is 400.
+///
+/// The service has no paths of its own, so mount it with `route_service`. It uses the authorization
+/// of the [`StatusService`](super::StatusService) that created it.
 #[derive(Clone)]
 pub struct StatusAlias {
     config: Config,
@@ -36,7 +38,11 @@ impl StatusAlias {
     fn respond(&self, head: &RequestHead<'_>) -> Result<ResponseFuture, Problem> {
         let query = parse_query(head.uri().query().unwrap_or_default())?;
         let missing = || Problem::new(StatusCode::BAD_REQUEST, "`task_id` is missing");
-        let id = query.into_iter().find(|(name, _)| name == "task_id").ok_or_else(missing)?.1;
+        let mut ids = query.into_iter().filter(|(name, _)| name == "task_id").map(|(_, id)| id);
+        let id = ids.next().ok_or_else(missing)?;
+        if ids.next().is_some() {
+            return Err(Problem::new(StatusCode::BAD_REQUEST, "`task_id` must not be repeated"));
+        }
         let id: TaskId = id.parse().map_err(|_| unknown_task())?;
         let access = self.config.authorize(head, Action::Show(id))?;
         Ok(ResponseFuture::new(show(self.config.clone(), id, access)))

@@ -1,11 +1,11 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use http::StatusCode;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower_offload::offload::RequestHead;
 
 use super::{
     access::{Access, Action, Authorize},
+    limits::Limits,
     source::Source,
 };
 use crate::{
@@ -21,8 +21,7 @@ pub(super) struct Config {
     pub(super) is_read_only: bool,
     pub(super) keep_alive: Duration,
     pub(super) max_wait: Duration,
-    /// One permit for each open event stream and each waiting request.
-    pub(super) streams: Arc<Semaphore>,
+    pub(super) limits: Limits,
 }
 
 /// Default interval of comments: half of the idle timeout that proxies commonly have.
@@ -31,14 +30,14 @@ const DEFAULT_KEEP_ALIVE: Duration = Duration::from_secs(15);
 const DEFAULT_MAX_WAIT: Duration = Duration::from_secs(30);
 
 impl Config {
-    pub(super) fn new(source: impl Source, streams: Arc<Semaphore>) -> Self {
+    pub(super) fn new(source: impl Source, limits: Limits) -> Self {
         Self {
             source: Arc::new(source),
             authorize: Authorize::default(),
             is_read_only: false,
             keep_alive: DEFAULT_KEEP_ALIVE,
             max_wait: DEFAULT_MAX_WAIT,
-            streams,
+            limits,
         }
     }
 
@@ -49,18 +48,13 @@ impl Config {
     /// Returns 403 if it denies the request and 500 if it panics.
     pub(super) fn authorize(&self, head: &RequestHead<'_>, action: Action) -> Result<Access, Problem> {
         match catch_unwind(|| self.authorize.call(head, &action)) {
-            Ok(Access::Denied) => Err(Problem::new(StatusCode::FORBIDDEN, "not allowed")),
+            Ok(Access::Denied) => Err(self.limits.deny(&action, self.authorize.denial())),
             Ok(access) => Ok(access),
             Err(payload) => {
                 drop_payload(payload);
                 Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "authorization callback panicked"))
             }
         }
-    }
-
-    /// Acquires a permit for an event stream or a waiting request. Returns `None` if none is free.
-    pub(super) fn try_acquire_stream(&self) -> Option<OwnedSemaphorePermit> {
-        self.streams.clone().try_acquire_owned().ok()
     }
 }
 

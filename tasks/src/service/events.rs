@@ -13,7 +13,7 @@ use std::{
 use bytes::Bytes;
 use tokio::{
     sync::OwnedSemaphorePermit,
-    time::{Instant, Sleep, sleep},
+    time::{Sleep, sleep},
 };
 
 use super::source::{Changes, StreamsEnded};
@@ -86,7 +86,8 @@ fn event(record: &Record, phase: u8, name: &'static str, status: Status) -> Even
 }
 
 fn queued(record: &Record) -> Option<Event> {
-    let status = Status { state: TaskState::Queued, attempt: 0, started_at: None, ..initial_status(record) };
+    let due_at = record.due_at.filter(|_| record.state == TaskState::Queued && record.attempt == 0);
+    let status = Status { state: TaskState::Queued, attempt: 0, due_at, started_at: None, ..initial_status(record) };
     Some(event(record, QUEUED, "queued", status))
 }
 
@@ -115,6 +116,7 @@ fn finished(record: &Record) -> Option<Event> {
 fn initial_status(record: &Record) -> Status {
     let status = Status::from(record);
     Status {
+        due_at: None,
         progress: None,
         message: None,
         finished_at: None,
@@ -188,7 +190,8 @@ impl EventStream {
     pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         loop {
             if !self.buffer.is_empty() {
-                self.idle.as_mut().reset(Instant::now() + self.keep_alive);
+                // Unlike a deadline, `sleep` accepts any duration.
+                self.idle.set(sleep(self.keep_alive));
                 return Poll::Ready(Some(Bytes::from(std::mem::take(&mut self.buffer))));
             }
             let Some(next_change) = &mut self.next_change else { return Poll::Ready(None) };

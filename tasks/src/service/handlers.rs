@@ -64,7 +64,7 @@ async fn open_events(config: Config, id: TaskId, access: &Access, last: Option<E
         return Ok(response);
     }
     let too_many = || Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too many streams are open");
-    let permit = config.try_acquire_stream().ok_or_else(too_many)?;
+    let permit = config.limits.try_acquire_stream().ok_or_else(too_many)?;
     let Some(changes) = config.source.subscribe(id).await.map_err(|error| store_problem(&error))? else {
         // The record was evicted in between.
         visible(config.source.get(id).await, access)?;
@@ -114,7 +114,7 @@ impl Wait {
     /// wait, or if no permit is free: then it gets the current status.
     fn start(config: &Config, wanted: Option<Duration>) -> Option<Self> {
         let timeout = wanted?.min(config.max_wait);
-        Some(Self { timeout, _permit: config.try_acquire_stream()? })
+        Some(Self { timeout, _permit: config.limits.try_acquire_stream()? })
     }
 
     /// Returns the value for

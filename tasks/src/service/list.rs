@@ -6,6 +6,7 @@ use http::{
 };
 use percent_encoding::percent_decode_str;
 use serde::Serialize;
+use serde_json::value::{RawValue, to_raw_value};
 
 use super::{
     access::Access,
@@ -15,7 +16,7 @@ use super::{
 use crate::{
     Status, TaskId, TaskState,
     problem::Problem,
-    store::{Filter, Page},
+    store::{Filter, Listing, Page},
 };
 
 /// Query of a list request.
@@ -35,7 +36,7 @@ impl ListQuery {
                 "state" => {
                     for state in value.split(',').filter(|state| !state.is_empty()) {
                         let state: TaskState =
-                            state.parse().map_err(|_| bad_request("`state` must be a list of task states"))?;
+                            state.parse().map_err(|error| bad_request(format!("`state` is not valid: {error}")))?;
                         if !filter.states.contains(&state) {
                             filter = filter.state(state);
                         }
@@ -76,7 +77,7 @@ impl ListQuery {
     }
 }
 
-fn bad_request(message: &'static str) -> Problem {
+fn bad_request(message: impl Into<Cow<'static, str>>) -> Problem {
     Problem::new(StatusCode::BAD_REQUEST, message)
 }
 
@@ -105,30 +106,60 @@ fn parse_limit(text: &str) -> Option<usize> {
 
 /// A page of the list of tasks.
 #[derive(Debug, Serialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(description = "A page of the list of tasks."))]
 pub(super) struct StatusList {
-    /// The tasks, newest first.
-    tasks: Vec<Status>,
+    /// The tasks, newest first, without `result` and `error.detail`.
+    #[cfg_attr(feature = "openapi", schema(value_type = Vec<Status>))]
+    tasks: Vec<Box<RawValue>>,
     /// The value of `after` for the next page. Absent on the last page.
     #[serde(skip_serializing_if = "Option::is_none")]
     next: Option<TaskId>,
 }
 
-/// Returns a page of the list.
-pub(super) async fn list(config: Config, access: Access, mut query: ListQuery) -> Response {
-    if let Access::Owner(name) = &access {
-        query.filter = query.filter.owner(name);
+/// A page ends early once its statuses have this many bytes, so that a response fits into memory
+/// for every client that reads slowly. A typical status has 400 bytes.
+const MAX_BYTES: usize = 1024 * 1024;
+
+impl StatusList {
+    /// Returns as many statuses as fit, but at least one.
+    fn new(listing: &Listing) -> Result<Self, serde_json::Error> {
+        let (mut tasks, mut bytes, mut next) = (Vec::new(), 0, listing.next);
+        let mut last = None;
+        for record in &listing.records {
+            let status = to_raw_value(&Status::from(record))?;
+            bytes += status.get().len();
+            if bytes > MAX_BYTES && last.is_some() {
+                next = last;
+                break;
+            }
+            tasks.push(status);
+            last = Some(record.id);
+        }
+        Ok(Self { tasks, next })
     }
-    let listing = match config.source.list(&query.filter, query.page).await {
-        Ok(listing) => listing,
-        Err(error) => return store_problem(&error).into_response(),
+}
+
+/// Returns a page of the list.
+pub(super) async fn list(config: Config, access: Access, query: ListQuery) -> Response {
+    try_list(config, access, query).await.unwrap_or_else(Problem::into_response)
+}
+
+async fn try_list(config: Config, access: Access, mut query: ListQuery) -> Result<Response, Problem> {
+    query.filter = match &access {
+        Access::All => query.filter,
+        Access::Owner(name) => query.filter.owner(name),
+        Access::Public | Access::Denied => query.filter.unowned(),
     };
-    let visible = listing.records.iter().filter(|record| access.permits(record.owner.as_deref()));
-    let mut response = response::json(&StatusList { tasks: visible.map(Status::from).collect(), next: listing.next });
-    let link = listing.next.and_then(|next| HeaderValue::try_from(query.next_link(next)).ok());
+    let too_many = || Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too many lists are being read");
+    let _permit = config.limits.try_acquire_list().ok_or_else(too_many)?;
+    let listing = config.source.list(&query.filter, query.page).await.map_err(|error| store_problem(&error))?;
+    let list = StatusList::new(&listing);
+    let list = list.map_err(|_| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the list cannot be serialized"))?;
+    let mut response = response::json(&list);
+    let link = list.next.and_then(|next| HeaderValue::try_from(query.next_link(next)).ok());
     response.headers_mut().extend(link.map(|link| (LINK, link)));
     vary_by(&mut response, ACCEPT);
-    response
+    Ok(response)
 }
 
 #[cfg(test)]

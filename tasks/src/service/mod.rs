@@ -12,9 +12,12 @@
 //!
 //! A task that failed has a status too, and unfinished tasks have `Retry-After`. A task of another
 //! owner is reported as unknown. Event streams resume after `Last-Event-ID`. Errors are
-//! `application/problem+json`; with feature `tracing` the cause of a store error is logged as an
-//! event of level `ERROR`, and it is never sent to the client. HEAD is handled like GET without a
-//! body. Other methods are 405.
+//! `application/problem+json`. The cause of a store error is an event of level `ERROR` (feature
+//! `tracing`), and it is never sent to the client. HEAD is handled like GET without a body. Other
+//! methods are 405.
+//!
+//! A list omits results and the details of failures. A page ends early if it exceeds 1 MiB, and at
+//! most 16 lists are read at a time: a further request gets 503.
 //!
 //! ```
 //! use axum::Router;
@@ -30,8 +33,12 @@
 //! # Authorization
 //!
 //! By default a client that knows the id of a task may read its status and its events, if the task
-//! has no owner. Ids cannot be guessed. All other actions are denied until
-//! [`StatusService::authorize`] permits them. Tasks of other owners look like unknown tasks.
+//! has no owner. Ids cannot be guessed. The OpenAPI document, which contains nothing about any task,
+//! is open to every client. All other actions are denied (403) until [`StatusService::authorize`]
+//! permits them. Tasks of other owners look like unknown tasks.
+//!
+//! A status contains the result and the error message of the task, so a client that has the id can
+//! read both.
 //!
 //! ```
 //! use std::time::Duration;
@@ -80,6 +87,7 @@ mod alias;
 mod config;
 mod events;
 mod handlers;
+mod limits;
 mod list;
 mod negotiate;
 #[cfg(feature = "openapi")]
@@ -93,17 +101,16 @@ mod source;
 use std::{
     convert::Infallible,
     fmt,
-    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, StatusCode};
-use tokio::sync::Semaphore;
 use tower_offload::offload::RequestHead;
 use tower_service::Service;
 
+pub(crate) use self::limits::Limits;
 use self::{
     access::Authorize,
     config::Config,
@@ -124,10 +131,10 @@ impl Tasks {
     /// Returns a service for the status of these tasks. Mount it at the
     /// [base path](crate::TasksBuilder::base_path).
     ///
-    /// By default only the status and the events of tasks without an owner are accessible. See the
-    /// [module documentation](crate::service).
+    /// By default clients may read only tasks whose id they know and that have no owner. See the
+    /// [module documentation](crate::service#authorization).
     pub fn service(&self) -> StatusService {
-        StatusService::new(self.clone(), self.streams().permits.clone())
+        StatusService::new(self.clone(), self.limits().clone())
     }
 
     /// Converts an accepted task to a response, like [`StatusService::respond`] with the default
@@ -161,8 +168,8 @@ pub struct StatusService {
 }
 
 impl StatusService {
-    fn new(source: impl Source, streams: Arc<Semaphore>) -> Self {
-        Self { config: Config::new(source, streams) }
+    fn new(source: impl Source, limits: Limits) -> Self {
+        Self { config: Config::new(source, limits) }
     }
 
     /// Sets the callback that authorizes each request.
@@ -171,8 +178,7 @@ impl StatusService {
     /// authentication layer has put into the extensions of the request. If it panics, the response
     /// is 500.
     ///
-    /// By default a client may read the status and the events of tasks without an owner. It may not
-    /// list or cancel tasks or open the page.
+    /// Default: see [`Action`].
     pub fn authorize(mut self, callback: impl Fn(&RequestHead<'_>, &Action) -> Access + Send + Sync + 'static) -> Self {
         self.config.authorize = Authorize::new(callback);
         self
@@ -185,7 +191,7 @@ impl StatusService {
     }
 
     /// Sets the interval of comments in idle event streams, which keep proxies from closing the
-    /// connection. Default: 15 seconds.
+    /// connection. At least a millisecond. Default: 15 seconds.
     pub fn keep_alive(mut self, interval: Duration) -> Self {
         self.config.keep_alive = interval.max(Duration::from_millis(1));
         self
@@ -204,7 +210,7 @@ impl StatusService {
     /// A further stream gets 503, and a further request does not wait. A limit that is set here
     /// applies to this service and its clones only.
     pub fn max_streams(mut self, streams: usize) -> Self {
-        self.config.streams = Arc::new(Semaphore::new(streams.min(Semaphore::MAX_PERMITS)));
+        self.config.limits.set_max_streams(streams);
         self
     }
 
@@ -261,7 +267,7 @@ impl StatusService {
             #[cfg(feature = "openapi")]
             Operation::Describe => {
                 authorize(Action::Describe)?;
-                ResponseFuture::ready(openapi::respond())
+                ResponseFuture::ready(openapi::respond(config.source.base_path()))
             }
             Operation::Show => {
                 let id = id()?;
@@ -269,11 +275,11 @@ impl StatusService {
                 let wait = Prefer::parse(head.headers()).wait.filter(|_| head.method() != Method::HEAD);
                 ResponseFuture::new(handlers::show(config, id, access, wait))
             }
-            Operation::Cancel if config.is_read_only => {
-                return Err(Problem::new(StatusCode::FORBIDDEN, "the service is read-only"));
-            }
             Operation::Cancel => {
                 let id = id()?;
+                if config.is_read_only {
+                    return Err(config.limits.deny(&Action::Cancel(id), "the service is read-only"));
+                }
                 let access = authorize(Action::Cancel(id))?;
                 ResponseFuture::new(handlers::cancel(config, id, access))
             }

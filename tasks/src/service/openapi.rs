@@ -7,15 +7,15 @@ use utoipa::{PartialSchema, ToSchema};
 use super::{
     list::StatusList,
     response::{self, Response},
-    routes::{Content, ROUTES, Route},
+    routes::{Content, Operation, ROUTES, Route},
 };
 use crate::{Status, TaskId, TaskState, problem::Problem};
 
-pub(super) fn respond() -> Response {
-    response::json(&document())
+pub(super) fn respond(base_path: &str) -> Response {
+    response::json(&document(base_path))
 }
 
-pub(super) fn document() -> Value {
+pub(super) fn document(base_path: &str) -> Value {
     let mut paths = Map::new();
     for route in ROUTES {
         let path = paths.entry(route.path).or_insert_with(|| json!({}));
@@ -24,8 +24,7 @@ pub(super) fn document() -> Value {
     json!({
         "openapi": "3.1.0",
         "info": {"title": "Tasks", "version": env!("CARGO_PKG_VERSION")},
-        // Relative to the document, because the service does not know where it is mounted.
-        "servers": [{"url": "."}],
+        "servers": [{"url": if base_path.is_empty() { "/" } else { base_path }}],
         "paths": paths,
         "components": {"schemas": schemas()},
     })
@@ -33,7 +32,10 @@ pub(super) fn document() -> Value {
 
 fn operation(route: &Route) -> Value {
     let responses = route.responses.iter().map(|(status, description, content)| {
-        (status.to_string(), json!({"description": description, "content": media(*content)}))
+        let headers = headers(route.operation, *status);
+        let headers: Map<_, _> = headers.iter().map(|name| (str::to_string(name), header(name))).collect();
+        let response = json!({"description": description, "headers": headers, "content": media(*content)});
+        (status.to_string(), response)
     });
     let parameters: Vec<_> = route.parameters.iter().map(|name| parameter(name)).collect();
     json!({
@@ -72,6 +74,29 @@ fn parameter(name: &str) -> Value {
         parameter["explode"] = false.into(); // separated by commas
     }
     parameter
+}
+
+/// Returns the names of the headers that matter to clients, in responses with this status.
+fn headers(operation: Operation, status: u16) -> &'static [&'static str] {
+    match (operation, status) {
+        (Operation::List, 200) => &["Link"],
+        (Operation::Show, 200) => &["Preference-Applied", "Retry-After"],
+        (Operation::Cancel, 202) | (_, 503) => &["Retry-After"],
+        _ => &[],
+    }
+}
+
+fn header(name: &str) -> Value {
+    let text = json!({"type": "string"});
+    let (description, schema) = match name {
+        "Link" => ("The next page, with `rel=\"next\"`. Absent on the last page.", text),
+        "Preference-Applied" => ("`wait=n`, if the request has waited for the end of the task.", text),
+        _ => {
+            let schema = json!({"type": "integer", "minimum": 1});
+            ("The number of seconds after which to repeat the request. Absent if the state is final.", schema)
+        }
+    };
+    json!({"description": description, "schema": schema})
 }
 
 fn media(content: Content) -> Value {

@@ -151,7 +151,7 @@ pub(super) fn status(record: &Record) -> Response {
     let status = Status::from(record);
     let mut response = json(&status);
     if let Some(delay) = status.retry_after() {
-        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(delay.as_secs().max(1)));
+        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(delay.as_secs()));
     }
     response
 }

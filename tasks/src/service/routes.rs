@@ -15,7 +15,7 @@ pub(super) const ROUTES: &[Route] = &[
             (400, "A query parameter is not valid.", Content::Problem),
             (403, "Not allowed.", Content::Problem),
             (500, "The task database failed.", Content::Problem),
-            (503, "The task database is unavailable.", Content::Problem),
+            (503, "Too many lists are being read, or the task database is unavailable.", Content::Problem),
         ],
     },
     #[cfg(feature = "openapi")]

@@ -25,6 +25,9 @@ pub(super) trait Source: Send + Sync + 'static {
     /// Returns `true` once tasks can no longer be cancelled.
     fn is_closed(&self) -> bool;
 
+    /// Returns the path or URL at which the service is mounted, without a `/` at its end.
+    fn base_path(&self) -> &str;
+
     /// Completes once open streams must end.
     fn streams_ended(&self) -> StreamsEnded;
 }
@@ -65,8 +68,12 @@ impl Source for Tasks {
         Tasks::is_closed(self)
     }
 
+    fn base_path(&self) -> &str {
+        Tasks::base_path(self)
+    }
+
     fn streams_ended(&self) -> StreamsEnded {
-        Box::pin(self.streams().ended())
+        Box::pin(Tasks::streams_ended(self))
     }
 }
 

@@ -48,6 +48,12 @@ impl StoreError {
         Self { kind: self.kind, source: with_causes(&*self.source).into() }
     }
 
+    /// Returns the text of the source, with its causes.
+    #[cfg(feature = "postgres")]
+    pub(crate) fn causes(&self) -> String {
+        with_causes(&*self.source)
+    }
+
     /// Logs the error with all its causes, which clients do not see. Does nothing without feature
     /// `tracing`.
     pub(crate) fn report(&self) {
@@ -85,7 +91,7 @@ impl fmt::Display for StoreError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.kind {
             Kind::Unavailable => "the task store is unavailable",
-            Kind::Locked => "the task store is in use by another process",
+            Kind::Locked => "the task store is in use",
             Kind::Full => "the task store is full",
             Kind::Other => "the task store failed",
         })

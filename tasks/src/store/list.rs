@@ -8,6 +8,8 @@ pub struct Filter {
     pub name: Option<String>,
     /// Selects records of this owner.
     pub owner: Option<String>,
+    /// If `true`, selects only records without an owner.
+    pub unowned: bool,
     /// Selects records in one of these states. If empty, the state does not matter.
     pub states: Vec<TaskState>,
 }
@@ -25,6 +27,12 @@ impl Filter {
         Self { owner: Some(owner.into()), ..self }
     }
 
+    /// Selects only records without an owner.
+    #[must_use]
+    pub fn unowned(self) -> Self {
+        Self { unowned: true, ..self }
+    }
+
     /// Selects only records in this state, or in another one that was added.
     #[must_use]
     pub fn state(mut self, state: TaskState) -> Self {
@@ -36,6 +44,7 @@ impl Filter {
     pub fn matches(&self, record: &Record) -> bool {
         self.name.as_ref().is_none_or(|name| *name == record.name)
             && self.owner.as_ref().is_none_or(|owner| Some(owner) == record.owner.as_ref())
+            && !(self.unowned && record.owner.is_some())
             && (self.states.is_empty() || self.states.contains(&record.state))
     }
 }
@@ -81,7 +90,9 @@ impl Default for Page {
 #[derive(Debug, Clone, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Listing {
-    /// The records, newest first.
+    /// The records, newest first, without [`Record::result`] and [`Failure::detail`].
+    ///
+    /// [`Failure::detail`]: crate::Failure::detail
     pub records: Vec<Record>,
     /// The id [after](Page::after) which the next page starts. `None` for the last page.
     pub next: Option<TaskId>,

@@ -104,6 +104,9 @@ pub trait TaskStore: Send + Sync + 'static {
     }
 
     /// Returns the records that match `filter`, newest first.
+    ///
+    /// [`Tasks::list`](crate::Tasks::list) removes their results and the details of their failures,
+    /// so a store need not read them.
     fn list<'a>(&'a self, filter: &'a Filter, page: Page) -> StoreFuture<'a, Listing>;
 
     /// Returns the unfinished tasks of this epoch for which an [`Op::RequestCancel`] was written.

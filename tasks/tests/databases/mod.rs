@@ -17,13 +17,18 @@ pub(crate) struct OnServer {
 impl OnServer {
     /// Creates a database. Returns `None`, and prints why, if there is no server.
     pub(crate) async fn fresh() -> Option<Self> {
+        Self::fresh_with("").await
+    }
+
+    /// Creates a database with these options of `CREATE DATABASE`.
+    pub(crate) async fn fresh_with(options: &str) -> Option<Self> {
         let Ok(server) = std::env::var("DATABASE_URL") else {
             println!("skipped: DATABASE_URL is not set; .ci/run starts a Postgres server");
             return None;
         };
         let name = format!("tower_offload_{:016x}", random());
         let mut connection = PgConnection::connect(&server).await.unwrap();
-        let create = sqlx::AssertSqlSafe(format!("CREATE DATABASE {name}"));
+        let create = sqlx::AssertSqlSafe(format!("CREATE DATABASE {name} {options}"));
         sqlx::query(create).execute(&mut connection).await.unwrap();
         Some(Self { server, name })
     }

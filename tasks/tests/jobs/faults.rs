@@ -33,6 +33,7 @@ on_each_database! {
     content_of_any_form_can_be_unique
     kinds_and_queues_are_checked_with_one_message
     ends_are_counted
+    record_says_when_the_next_attempt_is_due
     many_jobs_of_a_crashed_process_are_recovered
     running_job_at_shutdown_does_not_spoil_the_report
     cancel_requests_under_load_are_all_accepted
@@ -236,6 +237,25 @@ async fn kinds_and_queues_are_checked_with_one_message(database: TestDatabase) {
     assert!(at_enqueue.is_invalid() && at_enqueue.to_string().ends_with(&at_start), "{at_enqueue}");
     let error = jobs.enqueue(Act::Fail).queue("Mail").await.unwrap_err();
     assert!(error.is_invalid() && error.to_string().ends_with(&queue), "{error}, {queue}");
+    assert!(jobs.shutdown(LONG).await.is_clean());
+}
+
+async fn record_says_when_the_next_attempt_is_due(database: TestDatabase) {
+    let tasks = database.tasks().await;
+    let jobs = TestWorkers::new().builder(&tasks).backoff(Backoff::fixed(2 * LONG)).start().await.unwrap();
+    let within = |record: &tower_offload_tasks::Record, delay: Duration| {
+        let due = record.due_at.expect("it is due").as_millis() - record.created_at.as_millis();
+        let delay = delay.as_millis() as u64;
+        assert!((delay.saturating_sub(1000)..delay + 10_000).contains(&due), "{due}");
+    };
+    let delayed = jobs.enqueue(Act::Return(json!(1))).delay(LONG).await.unwrap();
+    assert!(delayed.status().due_at.is_some());
+    within(&record(&tasks, delayed.id()).await, LONG);
+    let failing = jobs.enqueue(Act::Fail).await.unwrap();
+    assert_eq!(failing.status().due_at, None);
+    let failed =
+        until(&tasks, failing.id(), |record| record.failure.is_some() && record.state == TaskState::Queued).await;
+    within(&failed, 2 * LONG);
     assert!(jobs.shutdown(LONG).await.is_clean());
 }
 
@@ -468,7 +488,9 @@ async fn end_that_the_database_rejects_stops_no_other_job() {
     assert_eq!(ended_other.state, TaskState::Succeeded);
     let failed = tokio::time::timeout(deadline, ended_unfollowed(&tasks, rejected)).await.expect("it is stuck");
     assert_eq!(failed.state, TaskState::Failed);
-    assert!(failed.failure.unwrap().message.contains("no such character"));
+    let failure = failed.failure.unwrap();
+    assert_eq!(failure.class, "result");
+    assert!(failure.message.contains("the database rejected the result"), "{failure:?}");
     let _ = jobs.shutdown(Duration::from_secs(1)).await;
 }
 

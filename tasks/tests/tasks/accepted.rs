@@ -87,7 +87,10 @@ async fn invalid_name_or_owner_is_rejected_with_500() {
     for name in ["", "a\0b", "a\nb", &"x".repeat(201)] {
         let error = tasks.track(name.to_owned()).spawn_blocking(&background, |_| done()).await.unwrap_err();
         assert!(error.is_invalid(), "{name:?}");
-        assert_eq!(error.into_response::<Bytes>().status(), StatusCode::INTERNAL_SERVER_ERROR);
+        let response = error.into_response::<Bytes>();
+        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        let body = String::from_utf8_lossy(response.body()).into_owned();
+        assert!(!body.contains("name") && body.contains("\"reason\":\"invalid\""), "for the developer: {body}");
     }
     for owner in ["", "a\0b", &"x".repeat(501)] {
         assert!(

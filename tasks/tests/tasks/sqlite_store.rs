@@ -149,13 +149,107 @@ async fn child() {
 }
 
 #[tokio::test]
-async fn second_handle_in_one_process_finds_the_file_locked() {
+async fn second_handle_in_one_process_names_this_process() {
     let folder = Folder::new();
     let store = folder.open().await;
     let link = folder.0.join("link.db");
     std::os::unix::fs::symlink(folder.file(), &link).unwrap();
-    assert!(SqlStore::open(&format!("sqlite:{}", link.display())).await.unwrap_err().is_locked());
+    for path in [&folder.file(), &link] {
+        let error = SqlStore::open(&format!("sqlite:{}", path.display())).await.unwrap_err();
+        assert!(error.is_locked());
+        let source = std::error::Error::source(&error).unwrap().to_string();
+        assert!(source.contains("is open in this process: clone its `SqlStore`"), "{source}");
+    }
+    store.close().await.unwrap();
+    let relative = PathBuf::from("..").join(folder.0.file_name().unwrap()).join("tasks.db");
+    let again = folder.0.join(relative);
+    let store = SqlStore::open(&format!("sqlite:{}", again.display())).await.unwrap();
     drop(store);
+}
+
+#[tokio::test]
+async fn parameters_are_honoured_or_refused_by_name() {
+    let folder = Folder::new();
+    let open =
+        async |parameters: &str| SqlStore::open(&format!("sqlite:{}{parameters}", folder.file().display())).await;
+    let error = open("?mode=rw").await.unwrap_err();
+    assert!(error.is_unavailable() && source(&error).contains("does not exist"), "{}", source(&error));
+    assert_eq!(std::fs::read_dir(&folder.0).unwrap().count(), 0, "no file is left behind");
+    for (parameters, name) in [
+        ("?mode=ro", "mode=ro"),
+        ("?mode=memory", "`MemoryStore`"),
+        ("?mode=rwx", "`mode`"),
+        ("?cache=shared", "`cache`"),
+        ("?mode=rwc&immutable=1", "`immutable`"),
+    ] {
+        let error = open(parameters).await.unwrap_err();
+        assert!(source(&error).contains(name), "{parameters}: {}", source(&error));
+    }
+    for parameters in ["?mode=rwc", "?mode=rw", "?", "?mode=rw&"] {
+        open(parameters).await.unwrap().close().await.unwrap();
+    }
+    let files = std::fs::read_dir(&folder.0).unwrap().map(|file| file.unwrap().file_name());
+    assert!(files.into_iter().all(|file| !file.to_string_lossy().contains('?')));
+}
+
+fn source(error: &dyn std::error::Error) -> String {
+    let mut text = String::new();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text = format!("{text}: {cause}");
+        next = cause.source();
+    }
+    text
+}
+
+/// Another connection writes for longer than all of them may wait.
+#[tokio::test(flavor = "multi_thread")]
+async fn callers_wait_for_others_at_most_five_seconds_in_total() {
+    let folder = Folder::new();
+    let store = folder.open().await;
+    let epoch = begin(&store).await;
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(folder.file());
+    let mut other = sqlx::SqliteConnection::connect_with(&options).await.unwrap();
+    let writing = other.begin_with("BEGIN IMMEDIATE").await.unwrap();
+    let start = tokio::time::Instant::now();
+    let callers = (0..4).map(|number| {
+        let store = store.clone();
+        async move {
+            // Some arrive while others wait.
+            tokio::time::sleep(std::time::Duration::from_millis(u64::from(number) * 300)).await;
+            let error = store.write(epoch, &[accept(&queued(number))]).await.unwrap_err();
+            (error, start.elapsed())
+        }
+    });
+    for (number, (error, elapsed)) in join_all(callers).await.into_iter().enumerate() {
+        assert!(error.is_unavailable(), "{error:?}");
+        assert!(source(&error).contains("short"), "{}", source(&error));
+        assert!(elapsed.as_millis() < 5000 + 300 * number as u128 + 2000, "{number}: {elapsed:?}");
+    }
+    writing.rollback().await.unwrap();
+    store.write(epoch, &[accept(&queued(9))]).await.unwrap();
+    assert!(found(&store, 9).await.is_some());
+}
+
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Note;
+
+impl tower_offload_tasks::jobs::Job for Note {
+    const KIND: &'static str = "note";
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deferred_transaction_that_cannot_write_names_the_remedy() {
+    let folder = Folder::new();
+    let tasks = Tasks::new(folder.open().await);
+    let jobs = tower_offload_tasks::jobs::Jobs::builder(&tasks).start().await.unwrap();
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(folder.file());
+    let mut connection = sqlx::SqliteConnection::connect_with(&options).await.unwrap();
+    let mut deferred = connection.begin().await.unwrap();
+    sqlx::query("SELECT count(*) FROM river_job").execute(&mut *deferred).await.unwrap();
+    let _accepted = jobs.enqueue(Note).await.unwrap();
+    let error = jobs.enqueue(Note).tx(&mut deferred).await.unwrap_err();
+    assert!(source(&error).contains("BEGIN IMMEDIATE"), "{}", source(&error));
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use riverqueue::{
     migrate::PostgresMigrator,
     sqlx::{
         self, PgConnection, PgPool, Row,
-        postgres::{PgListener, PgPoolOptions, Postgres as PostgresDriver},
+        postgres::{PgListener, Postgres as PostgresDriver},
     },
 };
 
@@ -34,10 +34,10 @@ use crate::{
         postgres::{
             Postgres,
             columns::{bind, input},
-            connection::is_conflict,
+            connection::{Role, TransactionError, is_conflict},
             lease::{lock_expired, renew_lease},
         },
-        row::{columns, record},
+        row::{columns, read_columns, record},
         store_error,
     },
     sync::{Mutex, lock},
@@ -74,28 +74,23 @@ impl Tables {
 /// by the connections of the store.
 const MAX_CONNECTIONS: u32 = 4;
 
-/// Identifies the client of a connection for the fence trigger. Also limits idle time within a
-/// transaction, like the store does: a process that stalls must not keep its locks.
-const PREPARE_CONNECTION: &str = "
-SELECT set_config('tower_offload.client', $1, false), set_config('idle_in_transaction_session_timeout', '5s', false)";
-
 impl PostgresJobs {
     pub(super) fn new(postgres: Arc<Postgres>) -> Self {
         Self { postgres, tables: Mutex::new(None) }
     }
 
-    pub(super) async fn transaction<T, E: From<sqlx::Error>>(
+    pub(super) async fn transaction<T, E: TransactionError>(
         &self,
         change: impl AsyncFnOnce(&mut PgTransaction<'_>) -> Result<T, E>,
     ) -> Result<Result<T, E>, StoreError> {
-        self.postgres.connections.begin(change).await
+        self.postgres.connections.begin(Role::Maintenance, change).await
     }
 
     pub(super) async fn read<T>(
         &self,
         query: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
     ) -> Result<T, StoreError> {
-        self.postgres.connections.read(query).await
+        self.postgres.connections.read(Role::Maintenance, query).await
     }
 
     pub(super) fn lease(&self) -> Option<Duration> {
@@ -138,13 +133,9 @@ impl PostgresJobs {
     }
 
     pub(super) async fn connect(&self, client: &str, _: &Environment) -> Result<ClientBuilder, StoreError> {
-        let client = client.to_owned();
-        let pool = PgPoolOptions::new().max_connections(MAX_CONNECTIONS).after_connect(move |connection, _| {
-            let client = client.clone();
-            Box::pin(async move { sqlx::query(PREPARE_CONNECTION).bind(client).execute(connection).await.map(drop) })
-        });
-        let options = (*self.postgres.connections.pool.connect_options()).clone();
-        let pool = pool.connect_with(options).await.map_err(store_error)?;
+        // Identifies the client of a connection for the fence trigger.
+        let prepare = format!("SET tower_offload.client = '{client}'");
+        let pool = self.postgres.connections.pool(MAX_CONNECTIONS, &prepare);
         self.migrate(&pool).await?;
         Ok(Client::builder(pool))
     }
@@ -152,12 +143,12 @@ impl PostgresJobs {
     /// Migrates River's tables and installs the triggers. A lock serializes processes that start at
     /// the same time.
     async fn migrate(&self, pool: &PgPool) -> Result<(), StoreError> {
-        const LOCK: &str = "SELECT pg_advisory_lock(8388076842114)";
-        let mut locked = pool.acquire().await.map_err(store_error)?;
-        locked.close_on_drop(); // releases the lock
-        sqlx::query(LOCK).execute(&mut *locked).await.map_err(store_error)?;
-        PostgresMigrator::new(pool.clone()).migrate_up().await.map_err(StoreError::other)?;
-        self.install().await
+        const LOCK: i64 = 8_388_076_842_114;
+        let migrate = async {
+            PostgresMigrator::new(pool.clone()).migrate_up().await.map_err(StoreError::other)?;
+            self.install().await
+        };
+        self.postgres.connections.with_migration_lock(LOCK, migrate).await
     }
 
     async fn install(&self) -> Result<(), StoreError> {
@@ -199,23 +190,28 @@ SELECT EXISTS (SELECT 1 FROM pg_trigger WHERE tgname = 'tower_offload_truncated_
         const BEGIN: &str = "
 INSERT INTO tower_offload_client (id, name, expires_at) VALUES ($1, $2, clock_timestamp() + $3 * interval '1 millisecond')";
         let process = process.replace('\0', "\u{fffd}");
-        let begin = self.transaction(async |transaction| {
-            let begin = sqlx::query(BEGIN).bind(client).bind(process).bind(self.postgres.lease_millis());
-            begin.execute(&mut **transaction).await
+        let begin = self.postgres.connections.transaction(Role::Lease, async |connection| {
+            let begin = sqlx::query(BEGIN).bind(client).bind(&process).bind(self.postgres.lease_millis());
+            begin.execute(connection).await
         });
-        begin.await?.map(drop).map_err(store_error)
+        begin.await.map(drop)
     }
 
     pub(super) async fn renew_lease(&self, client: &str) -> Result<bool, StoreError> {
         const RENEW: &str = renew_lease!("tower_offload_client", "id");
         let renew = sqlx::query(RENEW).bind(client).bind(self.postgres.lease_millis());
-        Ok(self.read(async |connection| renew.execute(connection).await).await?.rows_affected() > 0)
+        let renewed =
+            self.postgres.connections.read(Role::Lease, async |connection| renew.execute(connection).await).await?;
+        Ok(renewed.rows_affected() > 0)
     }
 
     pub(super) async fn end_lease(&self, client: &str) -> Result<(), StoreError> {
         const END: &str = "DELETE FROM tower_offload_client WHERE id = $1";
-        let end = self.transaction(async |transaction| sqlx::query(END).bind(client).execute(&mut **transaction).await);
-        end.await?.map(drop).map_err(store_error)
+        let end = self
+            .postgres
+            .connections
+            .transaction(Role::Lease, async |connection| sqlx::query(END).bind(client).execute(connection).await);
+        end.await.map(drop)
     }
 
     /// Writes each row in a transaction of its own. River completes many jobs in one statement, and
@@ -331,20 +327,25 @@ WHERE state = 'running' AND attempted_by[array_upper(attempted_by, 1)] = $1";
     }
 
     pub(super) async fn listen(&self, notify: impl Fn() + Send) -> Result<(), StoreError> {
-        let options = (*self.postgres.connections.pool.connect_options()).clone();
-        let pool = PgPoolOptions::new().max_connections(1).idle_timeout(None).max_lifetime(None);
-        let mut listener = PgListener::connect_with(&pool.connect_lazy_with(options)).await.map_err(store_error)?;
-        listener.listen(ENDED).await.map_err(store_error)?;
-        loop {
-            notify(); // also after a reconnection, since notifications may have been missed
-            let Ok(received) = timeout(PING_INTERVAL, listener.try_recv()).await else {
-                let ping = sqlx::query("SELECT 1").execute(&mut listener);
-                let late = |_| StoreError::unavailable("the connection of the listener does not respond");
-                timeout(PING_INTERVAL, ping).await.map_err(late)?.map_err(store_error)?;
-                continue;
-            };
-            received.map_err(store_error)?;
-        }
+        let pool = self.postgres.connections.pool(1, "");
+        let listened = listen(&pool, notify).await;
+        pool.close().await;
+        listened
+    }
+}
+
+async fn listen(pool: &PgPool, notify: impl Fn() + Send) -> Result<(), StoreError> {
+    let mut listener = PgListener::connect_with(pool).await.map_err(store_error)?;
+    listener.listen(ENDED).await.map_err(store_error)?;
+    loop {
+        notify(); // also after a reconnection, since notifications may have been missed
+        let Ok(received) = timeout(PING_INTERVAL, listener.try_recv()).await else {
+            let ping = sqlx::query("SELECT 1").execute(&mut listener);
+            let late = |_| StoreError::unavailable("the connection of the listener does not respond");
+            timeout(PING_INTERVAL, ping).await.map_err(late)?.map_err(store_error)?;
+            continue;
+        };
+        received.map_err(store_error)?;
     }
 }
 
@@ -433,9 +434,10 @@ RETURNING job.id";
 /// Inserts records of jobs. A job that has a record keeps it.
 async fn insert_records(connection: &mut PgConnection, rows: &[(i64, &Record)]) -> Result<(), sqlx::Error> {
     const INSERT: &str = concat!(
-        "INSERT INTO tower_offload_task (epoch, river_id, ",
+        "INSERT INTO tower_offload_task (epoch, river_id, due_at, ",
         columns!(),
-        ") SELECT 0, job.river_id, ",
+        ") SELECT 0, job.river_id, (SELECT (extract(epoch FROM scheduled_at) * 1000)::bigint FROM river_job \
+         WHERE river_job.id = job.river_id AND river_job.state = 'scheduled'), ",
         columns!(),
         " FROM ",
         input!(),
@@ -451,7 +453,7 @@ async fn find_record(
     connection: &mut PgConnection,
     river_id: i64,
 ) -> Result<Option<Result<Record, StoreError>>, sqlx::Error> {
-    const FIND: &str = concat!("SELECT ", columns!(), " FROM tower_offload_task WHERE river_id = $1");
+    const FIND: &str = concat!("SELECT ", read_columns!(), " FROM tower_offload_task WHERE river_id = $1");
     let row = sqlx::query(FIND).bind(river_id).fetch_optional(connection).await?;
     Ok(row.as_ref().map(record))
 }

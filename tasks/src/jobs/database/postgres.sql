@@ -67,6 +67,8 @@ BEGIN
             ELSE 0 END,
         attempt = NEW.attempt,
         max_attempts = NEW.max_attempts,
+        due_at = CASE WHEN NEW.state IN ('available', 'scheduled', 'retryable') AND NEW.scheduled_at > clock_timestamp()
+            THEN (extract(epoch FROM NEW.scheduled_at) * 1000)::bigint END,
         version = task.version + 1,
         progress = CASE WHEN NEW.state <> 'running' THEN task.progress END,
         message = CASE WHEN NEW.state <> 'running' THEN task.message END,

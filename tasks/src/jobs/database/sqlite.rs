@@ -25,7 +25,7 @@ use crate::{
         running::Claim,
     },
     store::sql::{
-        row::{Values, columns, record},
+        row::{Values, columns, read_columns, record},
         sqlite::{Sqlite, connection::write_options, write::bind},
         store_error,
     },
@@ -61,7 +61,7 @@ impl SqliteJobs {
         &self,
         change: impl AsyncFnOnce(&mut SqliteTransaction<'_>) -> Result<T, E>,
     ) -> Result<Result<T, E>, StoreError> {
-        self.sqlite.writer.lock().await.begin(change).await
+        self.sqlite.lock_writer().await?.begin(change).await
     }
 
     pub(super) async fn read<T>(
@@ -109,7 +109,7 @@ impl SqliteJobs {
     }
 
     pub(super) async fn connect(&self, _: &str, environment: &Environment) -> Result<ClientBuilder, StoreError> {
-        let path = self.sqlite.writer.lock().await.path.clone();
+        let path = self.sqlite.lock_writer().await?.path.clone();
         *lock(&self.path) = Some(path.clone());
         // A power failure may lose River's last changes. Then a job runs again, but no job is lost:
         // the store inserts jobs, and it syncs each commit.
@@ -300,9 +300,10 @@ async fn insert(
 /// Inserts records of jobs. A job that has a record keeps it.
 async fn insert_records(connection: &mut SqliteConnection, rows: &[(i64, &Record)]) -> Result<(), sqlx::Error> {
     const INSERT: &str = concat!(
-        "INSERT INTO tower_offload_task (epoch, river_id, ",
+        "INSERT INTO tower_offload_task (epoch, river_id, due_at, ",
         columns!(),
-        ") VALUES (0, $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19) \
+        ") VALUES (0, $1, (SELECT CAST(unixepoch(scheduled_at, 'subsec') * 1000 AS INTEGER) FROM river_job \
+         WHERE id = $1 AND state = 'scheduled'), $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19) \
          ON CONFLICT (river_id) DO NOTHING"
     );
     for (river_id, record) in rows {
@@ -315,7 +316,7 @@ async fn find_record(
     connection: &mut SqliteConnection,
     river_id: i64,
 ) -> Result<Option<Result<Record, StoreError>>, sqlx::Error> {
-    const FIND: &str = concat!("SELECT ", columns!(), " FROM tower_offload_task WHERE river_id = $1");
+    const FIND: &str = concat!("SELECT ", read_columns!(), " FROM tower_offload_task WHERE river_id = $1");
     let row = sqlx::query(FIND).bind(river_id).fetch_optional(connection).await?;
     Ok(row.as_ref().map(record))
 }

@@ -21,6 +21,8 @@ BEGIN
             ELSE 0 END,
         attempt = NEW.attempt,
         max_attempts = NEW.max_attempts,
+        due_at = CASE WHEN NEW.state IN ('available', 'scheduled', 'retryable') AND NEW.scheduled_at > strftime('%Y-%m-%d %H:%M:%f', 'now')
+            THEN CAST(unixepoch(NEW.scheduled_at, 'subsec') * 1000 AS INTEGER) END,
         version = version + 1,
         progress = CASE WHEN NEW.state <> 'running' THEN progress END,
         message = CASE WHEN NEW.state <> 'running' THEN message END,

@@ -22,6 +22,9 @@ async fn states_are_running_completed_failed_or_404() {
         ("GET", "/status?task_id=000000000000000000000000000000000000", 404),
         ("GET", "/status", 400),
         ("GET", "/status?task_id=%", 400),
+        ("GET", &format!("/status?task_id={id}&task_id={other}"), 400),
+        ("GET", &format!("/status?task_id={id}&task_id={id}"), 400),
+        ("GET", &format!("/status?task_id={id}&x=1&task%5Fid="), 400),
         ("POST", "/status?task_id=1", 405),
     ] {
         assert!(send(&alias, method, target, &[]).await.is_problem(status), "{method} {target}");

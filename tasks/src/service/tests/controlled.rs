@@ -19,7 +19,7 @@ use crate::{
     Timestamp,
     record::Ending,
     service::{
-        Access, ResponseBody,
+        Access, Limits, ResponseBody,
         source::{Changes, Source, StreamsEnded},
     },
     store::{Epoch, Filter, Found, Listing, Op, Page, Process, StoreFuture},
@@ -36,6 +36,8 @@ struct Inner {
     active: Mutex<HashMap<TaskId, watch::Sender<Record>>>,
     is_closed: AtomicBool,
     fault: Mutex<Option<fn() -> StoreError>>,
+    /// Lists are read once a permit is free.
+    list_permits: Semaphore,
     streams_ended: watch::Sender<bool>,
 }
 
@@ -45,12 +47,13 @@ impl Controlled {
         let epoch = store.begin(&Process::new("test", Timestamp::default())).await.unwrap().epoch;
         let (active, is_closed, fault) = (Mutex::default(), AtomicBool::new(false), Mutex::default());
         let (accepted, streams_ended) = (AtomicU64::new(0), watch::Sender::new(false));
-        Self(Arc::new(Inner { store, epoch, accepted, active, is_closed, fault, streams_ended }))
+        let list_permits = Semaphore::new(Semaphore::MAX_PERMITS);
+        Self(Arc::new(Inner { store, epoch, accepted, active, is_closed, fault, list_permits, streams_ended }))
     }
 
     /// Returns a service with the default options.
     pub(super) fn default_service(&self) -> StatusService {
-        StatusService::new(self.clone(), Arc::new(Semaphore::new(1024)))
+        StatusService::new(self.clone(), Limits::new())
     }
 
     /// Returns a service that permits everything.
@@ -73,6 +76,15 @@ impl Controlled {
         id
     }
 
+    /// Delays a queued task until `millis` milliseconds from now.
+    pub(super) async fn delay(&self, id: TaskId, millis: u64) {
+        self.change(id, |record| {
+            record.due_at = Some(now().after(Duration::from_millis(millis)));
+            record.version += 1;
+        })
+        .await;
+    }
+
     pub(super) async fn start(&self, id: TaskId) {
         self.change(id, |record| assert!(record.start(now()))).await;
     }
@@ -82,11 +94,15 @@ impl Controlled {
     }
 
     pub(super) async fn succeed(&self, id: TaskId) {
-        self.change(id, |record| assert!(record.finish(Ending::Succeeded(Json::new(&["row"]).unwrap()), now()))).await;
+        self.finish(id, Ending::Succeeded(Json::new(&["row"]).unwrap())).await;
     }
 
     pub(super) async fn fail(&self, id: TaskId, message: &str) {
-        self.change(id, |record| assert!(record.finish(Ending::Failed(Failure::new("io", message)), now()))).await;
+        self.finish(id, Ending::Failed(Failure::new("io", message))).await;
+    }
+
+    pub(super) async fn finish(&self, id: TaskId, ending: Ending) {
+        self.change(id, |record| assert!(record.finish(ending, now()))).await;
     }
 
     /// Ends all subscriptions to a task.
@@ -96,6 +112,15 @@ impl Controlled {
 
     pub(super) async fn evict_all_final(&self) {
         self.0.store.sweep(now(), &Retention::default().max_records(0)).await.unwrap();
+    }
+
+    /// Blocks all lists until [`release_lists`](Self::release_lists).
+    pub(super) fn hold_lists(&self) {
+        self.0.list_permits.forget_permits(Semaphore::MAX_PERMITS);
+    }
+
+    pub(super) fn release_lists(&self) {
+        self.0.list_permits.add_permits(1000);
     }
 
     pub(super) fn close(&self) {
@@ -140,10 +165,11 @@ impl Source for Controlled {
     }
 
     fn list<'a>(&'a self, filter: &'a Filter, page: Page) -> StoreFuture<'a, Listing> {
-        match self.fault() {
-            Ok(()) => self.0.store.list(filter, page),
-            Err(error) => Box::pin(async { Err(error) }),
-        }
+        Box::pin(async move {
+            let _permit = self.0.list_permits.acquire().await.unwrap();
+            self.fault()?;
+            self.0.store.list(filter, page).await
+        })
     }
 
     fn cancel(&self, id: TaskId) -> StoreFuture<'_, Found> {
@@ -175,6 +201,10 @@ impl Source for Controlled {
 
     fn is_closed(&self) -> bool {
         self.0.is_closed.load(Relaxed)
+    }
+
+    fn base_path(&self) -> &str {
+        "/tasks"
     }
 
     fn streams_ended(&self) -> StreamsEnded {

@@ -84,6 +84,19 @@ async fn idle_stream_sends_keep_alive_comments() {
     assert_eq!(events(&chunk(&mut body).await.unwrap()), ["started"]);
 }
 
+#[tokio::test(start_paused = true)]
+async fn streams_accept_every_keep_alive_interval() {
+    let tasks = Controlled::new().await;
+    let id = tasks.accept("report").await;
+    for interval in [Duration::ZERO, Duration::from_nanos(1), Duration::from_secs(u64::MAX), Duration::MAX] {
+        let service = tasks.default_service().keep_alive(interval);
+        let mut body = open(&service, "GET", &format!("/{id}/events"), &[]).await.into_body();
+        assert_eq!(events(&chunk(&mut body).await.unwrap()), ["queued"], "{interval:?}");
+        let comment = tokio::time::timeout(Duration::from_secs(3600), chunk(&mut body)).await;
+        assert_eq!(comment.is_ok(), interval < Duration::from_secs(1), "{interval:?}");
+    }
+}
+
 #[tokio::test]
 async fn streams_are_limited_and_release_their_permits() {
     let tasks = Controlled::new().await;

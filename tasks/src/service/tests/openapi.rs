@@ -2,7 +2,7 @@ use std::collections::BTreeSet;
 
 use super::controlled::{Controlled, get, open};
 use crate::{
-    StoreError,
+    StoreError, TaskId,
     service::{Access, openapi::document, routes::ROUTES},
 };
 
@@ -18,6 +18,7 @@ async fn every_reference_in_the_document_resolves() {
     for reference in references {
         assert!(document.pointer(reference.strip_prefix('#').unwrap()).is_some(), "{reference}");
     }
+    assert_eq!(document["servers"][0]["url"], "/tasks");
     let parameters = document["paths"]["/{id}"]["delete"]["parameters"].as_array().unwrap();
     assert_eq!((&parameters[0]["name"], &parameters[0]["required"]), (&"id".into(), &true.into()));
 }
@@ -36,7 +37,7 @@ fn collect(value: &serde_json::Value, references: &mut Vec<String>) {
 /// Provokes every documented response, and no other.
 #[tokio::test]
 async fn documented_responses_are_exactly_the_actual_ones() {
-    let mut seen = BTreeSet::new();
+    let (mut seen, mut seen_headers) = (BTreeSet::new(), BTreeSet::new());
     for setting in ["open", "denied", "closed", "no streams", "unavailable", "broken"] {
         let tasks = Controlled::new().await;
         let (queued, running) = (tasks.accept("a").await, tasks.accept("a").await);
@@ -62,13 +63,14 @@ async fn documented_responses_are_exactly_the_actual_ones() {
         for route in ROUTES {
             let ids = [queued.to_string(), running.to_string(), done.to_string(), evicted.to_string(), "x".to_owned()];
             let ids = if route.path.contains("{id}") { &ids[..] } else { &ids[..1] };
-            for (id, query) in ids.iter().flat_map(|id| [(id, ""), (id, "?limit=x")]) {
+            for (id, query) in ids.iter().flat_map(|id| [(id, ""), (id, "?limit=x"), (id, "?limit=1")]) {
                 let target = route.path.replace("{id}", id) + query;
                 for last in ["", "9.4.0"] {
-                    let response = open(&service, route.method.as_str(), &target, &[("last-event-id", last)]).await;
+                    let headers = [("last-event-id", last), ("prefer", "wait=0")];
+                    let response = open(&service, route.method.as_str(), &target, &headers).await;
                     let status = response.status().as_u16();
                     let media = response.headers().get("content-type").map_or("", |media| media.to_str().unwrap());
-                    let documented = &document()["paths"][route.path][route.method.as_str().to_lowercase()]["responses"]
+                    let documented = &document("/tasks")["paths"][route.path][route.method.as_str().to_lowercase()]["responses"]
                         [status.to_string()];
                     let is_documented = if media.is_empty() {
                         documented["content"] == serde_json::json!({})
@@ -76,6 +78,11 @@ async fn documented_responses_are_exactly_the_actual_ones() {
                         !documented["content"][media].is_null()
                     };
                     assert!(is_documented, "{setting}: {} {target}: {status} {media}", route.method);
+                    for name in ["Link", "Preference-Applied", "Retry-After"] {
+                        let is_documented = !documented["headers"][name].is_null();
+                        assert!(is_documented || !response.headers().contains_key(name), "{target}: {status} {name}");
+                        seen_headers.extend(response.headers().contains_key(name).then_some(name));
+                    }
                     seen.insert((route.path, route.method.to_string(), status));
                 }
             }
@@ -85,4 +92,57 @@ async fn documented_responses_are_exactly_the_actual_ones() {
         .iter()
         .flat_map(|route| route.responses.iter().map(|response| (route.path, route.method.to_string(), response.0)));
     assert_eq!(seen, documented.collect());
+    assert_eq!(seen_headers.len(), 3);
+}
+
+#[test]
+fn document_does_not_show_how_the_program_is_written() {
+    let text = document("").to_string();
+    for word in ["::", "```", "[`", "`]", "Box<", "Rust", "std", "crate", "impl", "Option", "Err(", "&str", "clippy"] {
+        assert!(!text.contains(word), "{word}: {text}");
+    }
+    let mut descriptions = Vec::new();
+    collect_descriptions(&document(""), &mut descriptions);
+    for description in &descriptions {
+        assert!(description.len() > 5 && description.ends_with('.'), "{description:?}");
+    }
+    assert!(descriptions.len() > 30);
+}
+
+fn collect_descriptions(value: &serde_json::Value, descriptions: &mut Vec<String>) {
+    match value {
+        serde_json::Value::Object(fields) => {
+            descriptions.extend(fields.get("description").and_then(|text| text.as_str()).map(str::to_owned));
+            fields.values().for_each(|value| collect_descriptions(value, descriptions));
+        }
+        serde_json::Value::Array(values) => values.iter().for_each(|value| collect_descriptions(value, descriptions)),
+        _ => {}
+    }
+}
+
+/// The pattern is `^[a][b]{n}$` with two character classes.
+#[test]
+fn pattern_of_ids_matches_exactly_the_valid_ones() {
+    let document = document("");
+    let schema = &document["components"]["schemas"]["TaskId"];
+    let pattern = schema["pattern"].as_str().unwrap();
+    let (first, rest) = pattern.strip_prefix("^[").unwrap().split_once("][").unwrap();
+    let (rest, count) = rest.split_once("]{").unwrap();
+    let length: usize = count.strip_suffix("}$").unwrap().parse().unwrap();
+    let matches = |class: &str, character: char| {
+        let mut class: Vec<char> = class.chars().rev().collect();
+        std::iter::from_fn(|| {
+            let first = class.pop()?;
+            let last = if class.last() == Some(&'-') { class.pop().and(class.pop())? } else { first };
+            Some((first..=last).contains(&character))
+        })
+        .any(|is_match| is_match)
+    };
+    for character in (0..=127_u8).map(char::from) {
+        let first_differs = format!("{character}{}", "0".repeat(length));
+        let last_differs = format!("{}{character}", "0".repeat(length));
+        assert_eq!(matches(first, character), first_differs.parse::<TaskId>().is_ok(), "{first_differs}");
+        assert_eq!(matches(rest, character), last_differs.parse::<TaskId>().is_ok(), "{last_differs}");
+    }
+    assert!(schema["example"].as_str().unwrap().parse::<TaskId>().is_ok());
 }

@@ -179,3 +179,34 @@ async fn callback_gets_head_and_action_and_its_panic_is_a_500() {
     assert!(get(&service, "/").await.is_problem(500));
     assert_eq!(TaskState::Queued.as_str(), get(&service, &format!("/{id}")).await.json()["state"]);
 }
+
+#[tokio::test]
+async fn denial_names_the_remedy_until_authorize_is_set() {
+    let tasks = Controlled::new().await;
+    let task = format!("/{}", tasks.accept("report").await);
+    let denied = tasks.service().authorize(|_, _| Access::Denied);
+    for (method, target, accept) in [("GET", "/", "text/html"), ("GET", "/", "*/*"), ("DELETE", &task, "*/*")] {
+        for (service, is_default) in [(&tasks.default_service(), true), (&denied, false)] {
+            let reply = send(service, method, target, &[("accept", accept)]).await;
+            assert!(reply.is_problem(403), "{method} {target} {accept}");
+            assert_eq!(reply.text.contains("`StatusService::authorize`"), is_default, "{}", reply.text);
+        }
+    }
+}
+
+#[tokio::test]
+async fn retry_after_of_a_delayed_job_is_the_time_until_it_is_due() {
+    let tasks = Controlled::new().await;
+    let id = tasks.accept("report").await;
+    let due_in = async |millis| {
+        tasks.delay(id, millis).await;
+        let reply = get(&tasks.default_service(), &format!("/{id}")).await;
+        (reply.header("retry-after").parse::<u64>().unwrap(), reply.json()["due_at"].is_string())
+    };
+    assert_eq!(due_in(3_600_000).await, (3600, true));
+    assert_eq!(due_in(1500).await, (2, true));
+    assert_eq!(due_in(0).await, (1, true));
+    tasks.start(id).await;
+    assert_eq!(get(&tasks.default_service(), &format!("/{id}")).await.header("retry-after"), "1");
+    assert!(get(&tasks.default_service(), &format!("/{id}")).await.json()["due_at"].is_null());
+}

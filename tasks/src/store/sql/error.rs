@@ -1,24 +1,62 @@
-use std::io;
+use std::{error::Error, fmt, io};
 
 use sqlx::error::DatabaseError;
 
 use crate::StoreError;
 
-/// Classifies an error of the database.
+/// Classifies an error of the database, and adds the remedy if there is one.
 pub(crate) fn store_error(error: sqlx::Error) -> StoreError {
-    match &error {
-        sqlx::Error::Database(database) => match kind(&**database) {
-            Kind::Unavailable => StoreError::unavailable(error),
-            Kind::Full => StoreError::full(error),
-            Kind::Other => StoreError::other(error),
-        },
-        sqlx::Error::Io(source) if is_full(source) => StoreError::full(error),
+    classify(None, error)
+}
+
+/// Classifies an error like [`store_error`]. `place` is the server or the file.
+pub(crate) fn store_error_at(place: &str, error: sqlx::Error) -> StoreError {
+    classify(Some(place), error)
+}
+
+fn classify(place: Option<&str>, error: sqlx::Error) -> StoreError {
+    let kind = match &error {
+        sqlx::Error::Database(database) => kind(&**database),
+        sqlx::Error::Io(source) if is_full(source) => Kind::Full,
         sqlx::Error::BeginFailed
         | sqlx::Error::Io(_)
         | sqlx::Error::PoolClosed
         | sqlx::Error::PoolTimedOut
-        | sqlx::Error::WorkerCrashed => StoreError::unavailable(error),
-        _ => StoreError::other(error),
+        | sqlx::Error::WorkerCrashed => Kind::Unavailable,
+        _ => Kind::Other,
+    };
+    let remedy = error.as_database_error().and_then(remedy);
+    let context = match (place, remedy) {
+        (Some(place), Some(remedy)) => Some(format!("{place}: {remedy}")),
+        (place, remedy) => place.or(remedy).map(str::to_owned),
+    };
+    let source: Box<dyn Error + Send + Sync> = match context {
+        Some(context) => Box::new(Explained { context, source: error }),
+        None => Box::new(error),
+    };
+    match kind {
+        Kind::Unavailable => StoreError::unavailable(source),
+        Kind::Full => StoreError::full(source),
+        Kind::Other => StoreError::other(source),
+    }
+}
+
+/// An error of the database, with its place and the remedy.
+#[derive(Debug)]
+struct Explained {
+    context: String,
+    source: sqlx::Error,
+}
+
+impl fmt::Display for Explained {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.context)
+    }
+}
+
+impl Error for Explained {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(&self.source)
     }
 }
 
@@ -62,4 +100,48 @@ fn kind(error: &dyn DatabaseError) -> Kind {
         _ if ["08", "40", "53", "55", "57", "58"].iter().any(|class| code.starts_with(class)) => Kind::Unavailable,
         _ => Kind::Other,
     }
+}
+
+/// Returns what the user of the database can do about an error whose own text does not say it.
+fn remedy(error: &dyn DatabaseError) -> Option<&'static str> {
+    let code = error.code()?;
+    #[cfg(feature = "sqlite")]
+    if error.try_downcast_ref::<sqlx::sqlite::SqliteError>().is_some() {
+        return sqlite_remedy(code.parse().ok()?);
+    }
+    Some(match &*code {
+        // From a proxy: unsupported startup parameter.
+        "08P01" if error.message().contains("startup parameter") => {
+            "a proxy rejects a parameter of the URL: remove it, or add it to PgBouncer's `ignore_startup_parameters`"
+        }
+        "25006" => "the server has become read-only: name the primary in the URL, or all servers",
+        "26000" | "42P05" => {
+            "another client uses this session: give PgBouncer `pool_mode = session`, or connect to the server itself"
+        }
+        "3D000" => "create the database first, with the encoding UTF8",
+        "3F000" => "no schema of the `search_path` exists: create one, or name another one",
+        "42501" => "a right is missing: an owner opens the store once and grants the rights listed in DATABASES.md",
+        "42P01" => "a table was dropped or is not in the `search_path`: open the store again to create its tables",
+        "53300" => {
+            "the server has no free connection: raise `max_connections`, or run fewer processes; DATABASES.md says how \
+             many each uses"
+        }
+        _ => return None,
+    })
+}
+
+/// Takes an extended result code of SQLite.
+#[cfg(feature = "sqlite")]
+fn sqlite_remedy(code: u32) -> Option<&'static str> {
+    const BUSY_SNAPSHOT: u32 = 517;
+    Some(match (code, code & 255) {
+        (BUSY_SNAPSHOT, _) => "the transaction read before another connection wrote: begin it with `BEGIN IMMEDIATE`",
+        (_, 5 | 6) => {
+            "another connection to the file is writing: keep its transactions short, and begin those that write with \
+             `BEGIN IMMEDIATE`"
+        }
+        (_, 8 | 14) => "this process must be able to write the file, its directory, and its `-wal` and `-shm` files",
+        (_, 11 | 26) => "the file is not a database, or it is damaged: restore a backup or choose another file",
+        _ => return None,
+    })
 }

@@ -1,6 +1,6 @@
 use sqlx::{Database, Encode, QueryBuilder, Type};
 
-use super::row::columns;
+use super::row::list_columns;
 use crate::store::{Filter, Page};
 
 /// Builds the query for a page of a list. All values are bound, not quoted.
@@ -13,7 +13,7 @@ where
     for<'q> String: Encode<'q, DB> + Type<DB>,
     for<'q> i64: Encode<'q, DB> + Type<DB>,
 {
-    let mut query = QueryBuilder::new(concat!("SELECT ", columns!(), " FROM tower_offload_task WHERE 1 = 1"));
+    let mut query = QueryBuilder::new(concat!("SELECT ", list_columns!(), " FROM tower_offload_task WHERE 1 = 1"));
     for (column, value) in [("name", &filter.name), ("owner", &filter.owner)] {
         if let Some(value) = value {
             if value.contains('\0') {
@@ -21,6 +21,9 @@ where
             }
             query.push(format_args!(" AND {column} = ")).push_bind(value.clone());
         }
+    }
+    if filter.unowned {
+        query.push(" AND owner IS NULL");
     }
     if !filter.states.is_empty() {
         let numbers: Vec<_> = filter.states.iter().map(|state| i16::from(*state).to_string()).collect();

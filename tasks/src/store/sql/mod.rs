@@ -43,7 +43,8 @@ use crate::{
 ///
 /// [`open`](Self::open) creates and migrates the tables. Their names begin with `tower_offload_`,
 /// so the database can have other tables too. NUL characters, which Postgres does not store, become
-/// U+FFFD.
+/// U+FFFD. Connections, rights and the removal of the tables are described in `DATABASES.md` of
+/// this package.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -95,15 +96,20 @@ impl SqlStore {
     /// Opens the database at `url`: `sqlite:PATH` or `sqlite://PATH`, which creates the file if it
     /// does not exist, or `postgres://..`.
     ///
-    /// The path of a SQLite file is used as it is, without escapes and parameters. Connections to
-    /// Postgres use TLS only if the application depends on `sqlx` with one of its `tls` features.
+    /// The path of a SQLite file is used as it is, without escapes. It may be followed by
+    /// `?mode=rwc`, which is the default, or by `?mode=rw`, which does not create the file.
+    ///
+    /// A Postgres URL is read like libpq reads it, and may name several servers: each connection is
+    /// to the first one that accepts writes. Connections use TLS only if the application depends on
+    /// `sqlx` with one of its `tls` features.
     ///
     /// # Errors
     ///
-    /// [`StoreError::is_locked`] if another process uses the file, and
-    /// [`StoreError::is_unavailable`] if the file or the server cannot be reached. Other errors: an
-    /// unsupported URL, a SQLite database in memory (use [`MemoryStore`](crate::MemoryStore)), or a
-    /// schema from a newer version of this crate.
+    /// [`StoreError::is_locked`] if the file is in use by another process or by this one, and
+    /// [`StoreError::is_unavailable`] if the file or the server cannot be reached, or if the server
+    /// is read-only. Other errors: an unsupported URL or parameter, a SQLite database in memory
+    /// (use [`MemoryStore`](crate::MemoryStore)), a Postgres database with another encoding than
+    /// UTF8, a proxy that pools transactions, or a schema from a newer version of this crate.
     ///
     /// # Panics
     ///
@@ -159,7 +165,9 @@ impl Engine {
         #[cfg(feature = "sqlite")]
         if let Some(path) = url.strip_prefix("sqlite:") {
             let path = path.strip_prefix("//").unwrap_or(path);
-            return Ok(Self::Sqlite(Arc::new(Sqlite::open(path.as_ref()).await?)));
+            let (path, parameters) = path.split_once('?').unwrap_or((path, ""));
+            let create = sqlite::creates_file(parameters)?;
+            return Ok(Self::Sqlite(Arc::new(Sqlite::open(path.as_ref(), create).await?)));
         }
         #[cfg(feature = "postgres")]
         if url.starts_with("postgres:") || url.starts_with("postgresql:") {

@@ -15,6 +15,24 @@ macro_rules! columns {
 }
 pub(crate) use columns;
 
+/// The columns that [`record`] reads. Only triggers of the job queue write `due_at`.
+macro_rules! read_columns {
+    () => {
+        concat!($crate::store::sql::row::columns!(), ", due_at")
+    };
+}
+pub(crate) use read_columns;
+
+/// The [`read_columns!`] of a record in a list, which has neither a result nor the detail of a
+/// failure.
+macro_rules! list_columns {
+    () => {
+        "id, name, owner, state, attempt, max_attempts, progress, message, version, created_at, started_at, finished_at, \
+         cancel_requested_at, reason, NULL AS result, error_class, error_message, NULL AS error_detail, due_at"
+    };
+}
+pub(super) use list_columns;
+
 /// The values of a record, as both databases bind them.
 pub(crate) struct Values<'a> {
     pub(crate) id: &'a [u8],
@@ -79,7 +97,7 @@ pub(super) fn integer(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
-/// Reads the [`columns!`] of a row.
+/// Reads the [`read_columns!`] of a row.
 pub(crate) fn record<'r, R>(row: &'r R) -> Result<Record, StoreError>
 where
     R: Row,
@@ -114,6 +132,7 @@ where
     if let (Some(class), Some(message)) = (text(15)?, text(16)?) {
         record.failure = Some(Failure { class, message, detail: json(17)? });
     }
+    record.due_at = time(18)?.map(timestamp);
     Ok(record)
 }
 

@@ -1,116 +1,214 @@
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use sqlx::{
-    Connection, PgConnection, Transaction,
-    pool::PoolConnection,
-    postgres::{PgConnectOptions, PgPool, PgPoolOptions},
-};
+use sqlx::{Connection as _, PgConnection, Transaction, postgres::PgPool};
 use tokio::time::timeout;
 
-use super::schema::{CREATE_MIGRATION, STEPS};
-use crate::{
-    StoreError, Timestamp,
-    store::sql::{migration::missing_steps, row::millis, store_error},
+use super::{
+    pool::{Lent, Limits, RolePool},
+    server::Servers,
+    session::check,
+    url::Target,
 };
+use crate::{StoreError, store::sql::error::store_error_at};
 
-/// Connections to the server. Usually one of them writes and the others read.
+/// The connections to the server, by what they are used for.
+///
+/// Each role has connections of its own, so that a role that is overloaded does not delay the
+/// others. In particular, neither strangers that read statuses nor transactions that wait for a
+/// lock can make the lease of this process expire.
 pub(crate) struct Connections {
-    pub(crate) pool: PgPool,
+    pub(super) servers: Arc<Servers>,
+    lease: RolePool,
+    write: RolePool,
+    maintenance: RolePool,
+    read: RolePool,
 }
 
-const MAX_CONNECTIONS: u32 = 5;
-/// Maximum idle time of a connection that is used without a test.
-const MAX_UNTESTED_IDLE: Duration = Duration::from_secs(1);
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Maximum time to wait for the server. A server that lost its network does not respond, and TCP
-/// gives up only after minutes.
+/// The purpose of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// Begins, renews and ends leases, in transactions that do not wait for other rows.
+    Lease,
+    /// Writes the batches of the writer.
+    Write,
+    /// Sweeps, polls for cancel requests, inserts and recovers jobs, and writes their progress.
+    Maintenance,
+    /// Reads records for clients, of which there may be any number.
+    Read,
+}
+
+/// Timeout of transactions of every role except [`Role::Lease`].
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Begins a transaction with a timeout on idle time, because a process that lost its network or
-/// stalls within a transaction must not keep its locks. The timeout is shorter than
-/// `RESPONSE_TIMEOUT`, after which a process that waits for the locks gives up. It is set per
-/// transaction, because a proxy may share the connection.
-const BEGIN: &str = "BEGIN; SET LOCAL idle_in_transaction_session_timeout = '5s'";
+/// Bounds of the timeout of a transaction for a lease.
+const MIN_LEASE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Number of readers that wait. At 1 ms for a read, they wait for less than 0.2 s.
+const MAX_WAITING_READS: usize = 512;
+/// The callers of the other roles are tasks of this process, whose number has other bounds.
+const UNLIMITED: usize = usize::MAX;
+/// Number of attempts at a transaction that the server rolls back because of a conflict.
+const MAX_ATTEMPTS: usize = 3;
 
 impl Connections {
-    pub(super) async fn open(url: &str) -> Result<Self, StoreError> {
-        let options: PgConnectOptions = url.parse().map_err(store_error)?;
-        // Connects without the pool first: the pool would retry, and report only a timeout.
-        let first = timeout(CONNECT_TIMEOUT, PgConnection::connect_with(&options)).await;
-        let first = first.map_err(|_| StoreError::unavailable(format!("no connection within {CONNECT_TIMEOUT:?}")))?;
-        drop(first.map_err(store_error)?.close().await);
-        let pool = PgPoolOptions::new()
-            .max_connections(MAX_CONNECTIONS)
-            .acquire_timeout(CONNECT_TIMEOUT)
-            .test_before_acquire(false)
-            .before_acquire(|connection, metadata| {
-                Box::pin(async move {
-                    if metadata.idle_for > MAX_UNTESTED_IDLE {
-                        connection.ping().await?;
-                    }
-                    Ok(true)
-                })
-            });
-        let connections = Self { pool: pool.connect_with(options).await.map_err(store_error)? };
-        connections.transaction(async |connection| migrate(connection).await).await??;
+    /// Connects, and refuses a server or a database that cannot be used.
+    pub(super) async fn open(url: &str, lease: Duration) -> Result<Self, StoreError> {
+        let servers = Arc::new(Servers::new(Target::parse(url).map_err(StoreError::other)?));
+        let pool = |purpose, connections, waiting, response_timeout| {
+            RolePool::new(servers.clone(), Limits { purpose, connections, waiting, response_timeout })
+        };
+        // Leaves time for another attempt on another connection before the lease expires.
+        let lease_timeout = (lease / super::RENEWALS).clamp(MIN_LEASE_TIMEOUT, RESPONSE_TIMEOUT);
+        let connections = Self {
+            lease: pool("leases", 1, UNLIMITED, lease_timeout),
+            write: pool("writes", 1, UNLIMITED, RESPONSE_TIMEOUT),
+            maintenance: pool("maintenance", 3, UNLIMITED, RESPONSE_TIMEOUT),
+            read: pool("reads", 3, MAX_WAITING_READS, RESPONSE_TIMEOUT),
+            servers,
+        };
+        let (mut first, mut second) = (connections.servers.connect().await?, connections.servers.connect().await?);
+        let name = connections.servers.name(first.server);
+        let checked = timeout(RESPONSE_TIMEOUT, check(&mut first.connection, &mut second.connection, name)).await;
+        checked.map_err(|_| no_response(name, RESPONSE_TIMEOUT))??;
+        connections.lease.add(first);
+        connections.write.add(second);
         Ok(connections)
     }
 
-    /// Executes `change` in a transaction.
-    pub(super) async fn transaction<T>(
+    /// Executes `change` in a transaction. Repeats the transaction if the server rolls it back
+    /// because of a conflict with another one.
+    pub(crate) async fn transaction<T>(
         &self,
-        change: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+        role: Role,
+        change: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error> + Clone,
     ) -> Result<T, StoreError> {
-        self.attempt(change).await?.map_err(store_error)
+        for _ in 1..MAX_ATTEMPTS {
+            let change = change.clone();
+            let (server, done) = self.run(role, async |transaction| change(&mut **transaction).await).await?;
+            match done {
+                Err(error) if is_conflict(&error) => {
+                    #[cfg(feature = "tracing")]
+                    tracing::debug!(%error, "a transaction is repeated");
+                }
+                done => return done.map_err(|error| store_error_at(&server, error)),
+            }
+        }
+        let (server, done) = self.run(role, async |transaction| change(&mut **transaction).await).await?;
+        done.map_err(|error| store_error_at(&server, error))
     }
 
     /// Executes `change` in a transaction. The inner error is that of `change` or of the commit.
-    pub(super) async fn attempt<T>(
+    #[cfg_attr(not(feature = "river"), allow(dead_code, reason = "for job queues"))]
+    pub(crate) async fn begin<T, E: TransactionError>(
         &self,
-        change: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
-    ) -> Result<Result<T, sqlx::Error>, StoreError> {
-        self.begin(async |transaction| change(&mut **transaction).await).await
-    }
-
-    /// Executes `change` in a transaction, like [`attempt`](Self::attempt), and passes it the
-    /// transaction itself.
-    pub(crate) async fn begin<T, E: From<sqlx::Error>>(
-        &self,
+        role: Role,
         change: impl AsyncFnOnce(&mut Transaction<'_, sqlx::Postgres>) -> Result<T, E>,
     ) -> Result<Result<T, E>, StoreError> {
-        let mut connection = self.acquire().await?;
+        Ok(self.run(role, change).await?.1)
+    }
+
+    /// Executes `change` in a transaction. Returns the name of the server as well.
+    async fn run<T, E: TransactionError>(
+        &self,
+        role: Role,
+        change: impl AsyncFnOnce(&mut Transaction<'_, sqlx::Postgres>) -> Result<T, E>,
+    ) -> Result<(Arc<str>, Result<T, E>), StoreError> {
+        let pool = self.pool_of(role);
+        let mut lent = pool.acquire().await?;
+        let server = lent.server();
+        let connection = lent.connection()?;
         let work = async {
-            let mut transaction = connection.begin_with(BEGIN).await?;
-            let value = change(&mut transaction).await?;
-            transaction.commit().await?;
-            Ok(value)
+            let mut transaction = connection.begin().await?;
+            match change(&mut transaction).await {
+                Ok(value) => transaction.commit().await.map(|()| value).map_err(E::from),
+                Err(error) => {
+                    let _ = transaction.rollback().await; // the connection is tested before its next use
+                    Err(error)
+                }
+            }
         };
-        let done = timeout(RESPONSE_TIMEOUT, work).await;
-        if done.is_err() {
-            connection.close_on_drop();
-        }
-        done.map_err(|_| no_response())
+        let done = timeout(pool.limits.response_timeout, work).await;
+        let done = finish(lent, done, E::database, pool.limits.response_timeout)?;
+        Ok((server, done))
     }
 
     /// Executes statements without a transaction.
     pub(crate) async fn read<T>(
         &self,
+        role: Role,
         query: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
     ) -> Result<T, StoreError> {
-        let mut connection = self.acquire().await?;
-        let result = timeout(RESPONSE_TIMEOUT, query(&mut connection)).await;
-        if result.is_err() {
-            connection.close_on_drop();
-        }
-        result.map_err(|_| no_response())?.map_err(store_error)
+        let pool = self.pool_of(role);
+        let mut lent = pool.acquire().await?;
+        let server = lent.server();
+        let done = timeout(pool.limits.response_timeout, query(lent.connection()?)).await;
+        let done = finish(lent, done, TransactionError::database, pool.limits.response_timeout)?;
+        done.map_err(|error| store_error_at(&server, error))
     }
 
-    async fn acquire(&self) -> Result<PoolConnection<sqlx::Postgres>, StoreError> {
-        self.pool.acquire().await.map_err(store_error)
+    /// Returns a pool for a job queue. `prepare` is executed on each new connection.
+    ///
+    /// Its connections lead to the server that accepts writes, and those from before a failover are
+    /// not used again. Close it when it is no longer needed. Of several pools, the four newest
+    /// follow a failover to another host.
+    #[cfg_attr(not(feature = "river"), allow(dead_code, reason = "for job queues"))]
+    pub(crate) fn pool(&self, max_connections: u32, prepare: &str) -> PgPool {
+        self.servers.pool(max_connections, prepare)
+    }
+
+    pub(super) async fn close(&self) {
+        self.servers.close();
+        for pool in [&self.read, &self.maintenance, &self.write, &self.lease] {
+            pool.close().await;
+        }
+    }
+
+    fn pool_of(&self, role: Role) -> &RolePool {
+        match role {
+            Role::Lease => &self.lease,
+            Role::Write => &self.write,
+            Role::Maintenance => &self.maintenance,
+            Role::Read => &self.read,
+        }
     }
 }
 
-fn no_response() -> StoreError {
-    StoreError::unavailable(format!("no response from the server within {RESPONSE_TIMEOUT:?}"))
+/// Releases a connection. `done` is `Err` if the server did not respond in time.
+fn finish<T, E>(
+    lent: Lent<'_>,
+    done: Result<Result<T, E>, tokio::time::error::Elapsed>,
+    database: impl for<'a> FnOnce(&'a E) -> Option<&'a sqlx::Error>,
+    response_timeout: Duration,
+) -> Result<Result<T, E>, StoreError> {
+    match done {
+        Ok(Ok(value)) => {
+            lent.release();
+            Ok(Ok(value))
+        }
+        Ok(Err(error)) => {
+            lent.release_after(database(&error));
+            Ok(Err(error))
+        }
+        Err(_) => {
+            let error = no_response(&lent.server(), response_timeout);
+            lent.discard();
+            Err(error)
+        }
+    }
+}
+
+fn no_response(server: &str, response_timeout: Duration) -> StoreError {
+    StoreError::unavailable(format!("no response from the server {server} within {response_timeout:?}"))
+}
+
+/// An error of a transaction.
+pub(crate) trait TransactionError: From<sqlx::Error> {
+    /// Returns the error of the database, if it is one.
+    fn database(&self) -> Option<&sqlx::Error>;
+}
+
+impl TransactionError for sqlx::Error {
+    fn database(&self) -> Option<&sqlx::Error> {
+        Some(self)
+    }
 }
 
 /// Returns `true` if the server rolled the transaction back because of a deadlock or a
@@ -118,28 +216,4 @@ fn no_response() -> StoreError {
 pub(crate) fn is_conflict(error: &sqlx::Error) -> bool {
     let code = error.as_database_error().and_then(|error| error.code());
     code.is_some_and(|code| code == "40P01" || code == "40001")
-}
-
-/// Serializes the migrations of processes that start at the same time. The number is arbitrary.
-const LOCK: &str = "SELECT pg_advisory_xact_lock(8388076842113)";
-
-async fn migrate(connection: &mut PgConnection) -> Result<Result<(), StoreError>, sqlx::Error> {
-    sqlx::query(LOCK).execute(&mut *connection).await?;
-    // Checked first, because a user who may use the tables may not be allowed to create any.
-    let exists = sqlx::query_scalar("SELECT to_regclass('tower_offload_migration') IS NOT NULL");
-    if !exists.fetch_one(&mut *connection).await? {
-        sqlx::query(CREATE_MIGRATION).execute(&mut *connection).await?;
-    }
-    let version = sqlx::query_scalar("SELECT coalesce(max(version), 0) FROM tower_offload_migration");
-    let steps = match missing_steps(STEPS, version.fetch_one(&mut *connection).await?) {
-        Ok(steps) => steps,
-        Err(error) => return Ok(Err(error)),
-    };
-    let applied_at = millis(Timestamp::from(std::time::SystemTime::now()));
-    for (version, step) in steps {
-        sqlx::raw_sql(step).execute(&mut *connection).await?;
-        let insert = sqlx::query("INSERT INTO tower_offload_migration (version, applied_at) VALUES ($1, $2)");
-        insert.bind(version).bind(applied_at).execute(&mut *connection).await?;
-    }
-    Ok(Ok(()))
 }

@@ -3,8 +3,13 @@
 pub(crate) mod columns;
 pub(crate) mod connection;
 pub(crate) mod lease;
+mod migrate;
+mod pool;
 mod schema;
+mod server;
+mod session;
 mod sweep;
+mod url;
 mod write;
 
 use std::time::Duration;
@@ -12,7 +17,7 @@ use std::time::Duration;
 use sqlx::Row;
 
 use self::{
-    connection::{Connections, is_conflict},
+    connection::{Connections, Role},
     lease::{BEGIN, END, RENEW, end_expired, lose_batch},
     sweep::sweep,
     write::write,
@@ -24,8 +29,7 @@ use crate::{
         Epoch, Filter, Found, Lease, Listing, Op, Page, Process, Retention, StoreFuture, Swept, Written,
         sql::{
             found_many, list,
-            row::{columns, integer, millis, record, task_id},
-            store_error,
+            row::{integer, millis, read_columns, record, task_id},
         },
     },
 };
@@ -37,19 +41,19 @@ pub(crate) struct Postgres {
     pub(crate) lease: Duration,
 }
 
-/// Number of attempts at a write that the server rolls back because of a conflict.
-const MAX_ATTEMPTS: usize = 3;
 /// Maximum duration of a lease: a year, which Postgres can add to the current time.
 const MAX_LEASE: Duration = Duration::from_secs(365 * 24 * 3600);
 
 impl Postgres {
     pub(super) async fn open(url: &str, lease: Duration) -> Result<Self, StoreError> {
         let lease = lease.clamp(Duration::from_millis(1), MAX_LEASE);
-        Ok(Self { connections: Connections::open(url).await?, lease })
+        let connections = Connections::open(url, lease).await?;
+        connections.migrate().await?;
+        Ok(Self { connections, lease })
     }
 
     pub(super) async fn close(&self) -> Result<(), StoreError> {
-        self.connections.pool.close().await;
+        self.connections.close().await;
         Ok(())
     }
 
@@ -57,7 +61,8 @@ impl Postgres {
     async fn lose_records(&self) -> Result<u64, StoreError> {
         let mut total = 0;
         loop {
-            let batch = self.connections.transaction(async |connection| lose_batch(connection).await);
+            let batch =
+                self.connections.transaction(Role::Maintenance, async |connection| lose_batch(connection).await);
             let (lost, has_more) = batch.await?;
             total += lost;
             if !has_more {
@@ -77,7 +82,8 @@ impl TaskStore for Postgres {
             let name = process.name.replace('\0', "\u{fffd}");
             let begin = sqlx::query_scalar::<_, i64>(BEGIN).bind(name).bind(millis(process.started_at));
             let begin = begin.bind(self.lease_millis());
-            let epoch = self.connections.read(async |connection| begin.fetch_one(connection).await).await?;
+            let epoch =
+                self.connections.read(Role::Lease, async |connection| begin.fetch_one(connection).await).await?;
             Ok(Lease::renewed_every(Epoch::from(epoch), self.lease / RENEWALS))
         })
     }
@@ -85,7 +91,8 @@ impl TaskStore for Postgres {
     fn renew(&self, epoch: Epoch) -> StoreFuture<'_, bool> {
         Box::pin(async move {
             let renew = sqlx::query(RENEW).bind(i64::from(epoch)).bind(self.lease_millis());
-            let renewed = self.connections.read(async |connection| renew.execute(connection).await).await?;
+            let renewed =
+                self.connections.read(Role::Lease, async |connection| renew.execute(connection).await).await?;
             Ok(renewed.rows_affected() > 0)
         })
     }
@@ -93,7 +100,7 @@ impl TaskStore for Postgres {
     fn end(&self, epoch: Epoch, _: Timestamp) -> StoreFuture<'_, ()> {
         Box::pin(async move {
             let end = sqlx::query(END).bind(i64::from(epoch));
-            let ended = self.connections.read(async |connection| end.execute(connection).await).await?;
+            let ended = self.connections.read(Role::Lease, async |connection| end.execute(connection).await).await?;
             if ended.rows_affected() > 0 {
                 self.lose_records().await?;
             }
@@ -104,7 +111,9 @@ impl TaskStore for Postgres {
     fn mark_lost(&self, epoch: Epoch, _: Timestamp) -> StoreFuture<'_, u64> {
         Box::pin(async move {
             let (own, lease) = (i64::from(epoch), self.lease_millis());
-            let end = self.connections.transaction(async |connection| end_expired(connection, own, lease).await);
+            let end = self
+                .connections
+                .transaction(Role::Maintenance, async |connection| end_expired(connection, own, lease).await);
             end.await?;
             self.lose_records().await
         })
@@ -112,42 +121,39 @@ impl TaskStore for Postgres {
 
     fn write<'a>(&'a self, epoch: Epoch, batch: &'a [Op]) -> StoreFuture<'a, Vec<Written>> {
         Box::pin(async move {
-            for _ in 1..MAX_ATTEMPTS {
-                match self.connections.attempt(async |connection| write(connection, epoch, batch).await).await? {
-                    Err(error) if is_conflict(&error) => {}
-                    result => return result.map_err(store_error),
-                }
-            }
-            self.connections.transaction(async |connection| write(connection, epoch, batch).await).await
+            self.connections.transaction(Role::Write, async |connection| write(connection, epoch, batch).await).await
         })
     }
 
     fn get(&self, id: TaskId) -> StoreFuture<'_, Found> {
-        const RECORD: &str = concat!("SELECT ", columns!(), " FROM tower_offload_task WHERE id = $1");
-        const TOMBSTONE: &str = "SELECT owner FROM tower_offload_tombstone WHERE id = $1";
+        // One statement, because clients may ask for any number of unknown ids.
+        const GET: &str = concat!(
+            "SELECT ",
+            read_columns!(),
+            ", tombstone IS NOT NULL AS is_evicted, last_owner FROM (VALUES ($1::bytea)) AS input(wanted) \
+             LEFT JOIN tower_offload_task ON id = wanted \
+             LEFT JOIN (SELECT id AS tombstone, owner AS last_owner FROM tower_offload_tombstone) AS evicted ON tombstone = wanted"
+        );
         Box::pin(async move {
-            let id = &id.as_bytes()[..];
-            let read = self.connections.read(async |connection| {
-                if let Some(row) = sqlx::query(RECORD).bind(id).fetch_optional(&mut *connection).await? {
+            let read = self.connections.read(Role::Read, async |connection| {
+                let row = sqlx::query(GET).bind(&id.as_bytes()[..]).fetch_one(connection).await?;
+                if row.try_get::<Option<&[u8]>, _>(0)?.is_some() {
                     return Ok(record(&row).map(|record| Found::Record(Box::new(record))));
                 }
-                // A record that is evicted between the two queries has its tombstone by now.
-                let tombstone = sqlx::query(TOMBSTONE).bind(id).fetch_optional(connection).await?;
-                Ok(Ok(match tombstone {
-                    Some(row) => Found::Evicted { owner: row.try_get(0)? },
-                    None => Found::Unknown,
-                }))
+                let is_evicted = row.try_get("is_evicted")?;
+                Ok(Ok(if is_evicted { Found::Evicted { owner: row.try_get("last_owner")? } } else { Found::Unknown }))
             });
             read.await?
         })
     }
 
     fn get_many<'a>(&'a self, ids: &'a [TaskId]) -> StoreFuture<'a, Vec<Found>> {
-        const RECORDS: &str = concat!("SELECT ", columns!(), " FROM tower_offload_task WHERE id = ANY($1)");
+        const RECORDS: &str = concat!("SELECT ", read_columns!(), " FROM tower_offload_task WHERE id = ANY($1)");
         Box::pin(async move {
             let bytes: Vec<_> = ids.iter().map(|id| &id.as_bytes()[..]).collect();
-            let read =
-                self.connections.read(async |connection| sqlx::query(RECORDS).bind(bytes).fetch_all(connection).await);
+            let read = self
+                .connections
+                .read(Role::Read, async |connection| sqlx::query(RECORDS).bind(bytes).fetch_all(connection).await);
             found_many(ids, read.await?.iter().map(record))
         })
     }
@@ -155,7 +161,7 @@ impl TaskStore for Postgres {
     fn list<'a>(&'a self, filter: &'a Filter, page: Page) -> StoreFuture<'a, Listing> {
         Box::pin(async move {
             let Some(mut query) = list::query(filter, page) else { return Ok(Listing::default()) };
-            let read = self.connections.read(async |connection| query.build().fetch_all(connection).await);
+            let read = self.connections.read(Role::Read, async |connection| query.build().fetch_all(connection).await);
             Ok(Listing::new(read.await?.iter().map(record).collect::<Result<_, _>>()?, page))
         })
     }
@@ -164,7 +170,7 @@ impl TaskStore for Postgres {
         const REQUESTS: &str =
             "SELECT id FROM tower_offload_task WHERE epoch = $1 AND state < 10 AND cancel_requested_at IS NOT NULL";
         Box::pin(async move {
-            let read = self.connections.read(async |connection| {
+            let read = self.connections.read(Role::Maintenance, async |connection| {
                 sqlx::query_scalar(REQUESTS).bind(i64::from(epoch)).fetch_all(connection).await
             });
             read.await?.into_iter().map(task_id).collect()
@@ -172,8 +178,8 @@ impl TaskStore for Postgres {
     }
 
     fn sweep<'a>(&'a self, _: Timestamp, retention: &'a Retention) -> StoreFuture<'a, Swept> {
-        Box::pin(
-            async move { self.connections.transaction(async |connection| sweep(connection, retention).await).await },
-        )
+        Box::pin(async move {
+            self.connections.transaction(Role::Maintenance, async |connection| sweep(connection, retention).await).await
+        })
     }
 }

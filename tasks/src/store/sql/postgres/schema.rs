@@ -69,6 +69,9 @@ END $$;
 CREATE TRIGGER tower_offload_retained BEFORE INSERT OR UPDATE ON tower_offload_task FOR EACH ROW
     WHEN (NEW.state >= 10 AND NEW.retained_since IS NULL) EXECUTE FUNCTION tower_offload_retained();
 ",
+    "
+ALTER TABLE tower_offload_task ADD COLUMN due_at bigint;
+",
 ];
 
 pub(super) const CREATE_MIGRATION: &str = "

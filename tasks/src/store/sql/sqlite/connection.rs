@@ -8,6 +8,7 @@ use sqlx::{
     ConnectOptions, Connection, SqliteConnection, Transaction,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous},
 };
+use tokio::time::Instant;
 
 use super::{
     lock::FileLock,
@@ -15,7 +16,12 @@ use super::{
 };
 use crate::{
     StoreError, Timestamp,
-    store::sql::{error::file_error, migration::missing_steps, row::millis, store_error},
+    store::sql::{
+        error::{file_error, store_error_at},
+        migration::missing_steps,
+        row::millis,
+        store_error,
+    },
 };
 
 /// The only connection that writes records. The application and the job queue may write to other
@@ -29,20 +35,39 @@ pub(crate) struct Writer {
     identity: Identity,
     /// `None` once the store is closed.
     lock: Option<FileLock>,
+    /// When the caller that holds the writer must have begun its transaction. Set by
+    /// [`Sqlite::lock_writer`](super::Sqlite::lock_writer).
+    pub(super) deadline: Instant,
+    /// The timeout that `connection` has at present.
+    busy_timeout: Duration,
 }
 
-/// Maximum time that a connection waits for another one that writes.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Maximum time that a caller waits for others that write, in this process and outside.
+pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Shorter waits for the writer do not shorten the timeout of its connection, which takes a
+/// statement.
+const MIN_WAIT: Duration = Duration::from_millis(100);
 const MAX_READERS: u32 = 4;
 
 impl Writer {
-    pub(super) async fn open(path: &Path) -> Result<Self, StoreError> {
+    pub(super) async fn open(path: &Path, create: bool) -> Result<Self, StoreError> {
+        if !create && !path.exists() {
+            let path = path.display();
+            return Err(StoreError::unavailable(format!("{path} does not exist, and `mode=rw` does not create it")));
+        }
         let to_lock = path.to_owned();
         let lock = tokio::task::spawn_blocking(move || FileLock::acquire(&to_lock)).await;
         let lock = lock.map_err(StoreError::unavailable)??;
-        let mut connection = connect(path, true).await?;
-        migrate(&mut connection).await?;
-        Ok(Self { path: path.to_owned(), connection: Some(connection), identity: identity(path)?, lock: Some(lock) })
+        let mut connection = connect(path, create).await?;
+        migrate(path, &mut connection).await?;
+        Ok(Self {
+            path: path.to_owned(),
+            connection: Some(connection),
+            identity: identity(path)?,
+            lock: Some(lock),
+            deadline: Instant::now(),
+            busy_timeout: BUSY_TIMEOUT,
+        })
     }
 
     /// Executes `change` in a transaction.
@@ -50,14 +75,12 @@ impl Writer {
         &mut self,
         change: impl AsyncFnOnce(&mut SqliteConnection) -> Result<T, sqlx::Error>,
     ) -> Result<T, StoreError> {
-        self.begin(async |transaction| change(&mut **transaction).await).await?.map_err(store_error)
+        let done = self.begin(async |transaction| change(&mut **transaction).await).await?;
+        done.map_err(|error| store_error_at(&self.path.display().to_string(), error))
     }
 
-    /// Executes `change` in a transaction. The inner error is that of `change` or of the commit.
-    pub(crate) async fn begin<T, E: From<sqlx::Error>>(
-        &mut self,
-        change: impl AsyncFnOnce(&mut Transaction<'_, sqlx::Sqlite>) -> Result<T, E>,
-    ) -> Result<Result<T, E>, StoreError> {
+    /// Returns an error if the store is closed or its file was replaced.
+    pub(crate) fn check_open(&self) -> Result<(), StoreError> {
         if self.lock.is_none() {
             return Err(StoreError::unavailable("the store is closed"));
         }
@@ -66,15 +89,40 @@ impl Writer {
         if identity(&self.path)? != self.identity {
             return Err(StoreError::unavailable(format!("{} was replaced by another file", self.path.display())));
         }
+        Ok(())
+    }
+
+    /// Executes `change` in a transaction. The inner error is that of `change` or of the commit.
+    pub(crate) async fn begin<T, E: From<sqlx::Error>>(
+        &mut self,
+        change: impl AsyncFnOnce(&mut Transaction<'_, sqlx::Sqlite>) -> Result<T, E>,
+    ) -> Result<Result<T, E>, StoreError> {
+        self.check_open()?;
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
-            None => connect(&self.path, false).await?,
+            None => {
+                self.busy_timeout = BUSY_TIMEOUT;
+                connect(&self.path, false).await?
+            }
         };
+        self.limit_wait(&mut connection).await?;
         let value = transaction(&mut connection, change).await;
         if value.is_ok() {
             self.connection = Some(connection);
         }
         Ok(value)
+    }
+
+    /// Lets the connection wait for others only until the deadline.
+    async fn limit_wait(&mut self, connection: &mut SqliteConnection) -> Result<(), StoreError> {
+        let remaining = self.deadline.saturating_duration_since(Instant::now());
+        let wait = if remaining + MIN_WAIT >= BUSY_TIMEOUT { BUSY_TIMEOUT } else { remaining };
+        if wait != self.busy_timeout {
+            let set = format!("PRAGMA busy_timeout = {}", wait.as_millis());
+            sqlx::raw_sql(sqlx::AssertSqlSafe(set)).execute(connection).await.map_err(store_error)?;
+            self.busy_timeout = wait;
+        }
+        Ok(())
     }
 
     pub(super) async fn close(&mut self) -> Result<(), StoreError> {
@@ -102,7 +150,7 @@ fn identity(path: &Path) -> Result<Identity, StoreError> {
 async fn connect(path: &Path, create: bool) -> Result<SqliteConnection, StoreError> {
     // `FULL`, so that an accepted task survives a power failure.
     let options = write_options(path).create_if_missing(create).synchronous(SqliteSynchronous::Full);
-    options.connect().await.map_err(store_error)
+    options.connect().await.map_err(|error| store_error_at(&path.display().to_string(), error))
 }
 
 /// Returns the options of a connection that writes.
@@ -130,7 +178,7 @@ async fn transaction<T, E: From<sqlx::Error>>(
     Ok(value)
 }
 
-async fn migrate(connection: &mut SqliteConnection) -> Result<(), StoreError> {
+async fn migrate(path: &Path, connection: &mut SqliteConnection) -> Result<(), StoreError> {
     let applied_at = millis(Timestamp::from(std::time::SystemTime::now()));
     let migrated = transaction(connection, async |transaction| {
         let connection = &mut **transaction;
@@ -147,5 +195,5 @@ async fn migrate(connection: &mut SqliteConnection) -> Result<(), StoreError> {
         }
         Ok(Ok(()))
     });
-    migrated.await.map_err(store_error)?
+    migrated.await.map_err(|error| store_error_at(&path.display().to_string(), error))?
 }

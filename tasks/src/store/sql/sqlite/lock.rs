@@ -1,10 +1,15 @@
 use std::{
+    collections::BTreeSet,
     fs::{self, File, OpenOptions, TryLockError},
     io::{Read, Seek, Write},
     path::{Path, PathBuf},
 };
 
-use crate::{StoreError, Timestamp, store::sql::error::file_error};
+use crate::{
+    StoreError, Timestamp,
+    store::sql::error::file_error,
+    sync::{Mutex, lock},
+};
 
 /// Exclusive use of a database by this process.
 ///
@@ -13,8 +18,13 @@ use crate::{StoreError, Timestamp, store::sql::error::file_error};
 /// database file, and closing any handle of a file releases POSIX locks on it.
 #[derive(Debug)]
 pub(super) struct FileLock {
+    path: PathBuf,
     _file: File,
 }
+
+/// The lock files that this process has locked. Otherwise an error about a second handle in one
+/// process would speak of another process.
+static HELD: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 
 const SUFFIX: &str = ".tower-offload.lock";
 
@@ -23,7 +33,8 @@ impl FileLock {
     ///
     /// # Errors
     ///
-    /// [`StoreError::is_locked`] if another process has the lock. The source names it.
+    /// [`StoreError::is_locked`] if another process has the lock, which the source names, or if
+    /// this process has it.
     #[allow(clippy::incompatible_msrv, reason = "sqlx requires a later version of Rust than `try_lock`")]
     pub(super) fn acquire(database: &Path) -> Result<Self, StoreError> {
         let path = lock_path(database);
@@ -34,6 +45,12 @@ impl FileLock {
             Ok(()) => {}
             Err(TryLockError::Error(error)) => return Err(failed(error)),
             Err(TryLockError::WouldBlock) => {
+                if lock(&HELD).contains(&path) {
+                    return Err(StoreError::locked(format!(
+                        "{} is open in this process: clone its `SqlStore`, or close it first",
+                        database.display()
+                    )));
+                }
                 let mut owner = String::new();
                 let _ = file.read_to_string(&mut owner); // only for the message
                 let owner = if owner.is_empty() { "a process that has just started" } else { owner.trim() };
@@ -43,7 +60,14 @@ impl FileLock {
         let noted =
             file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(this_process().as_bytes()));
         noted.map_err(failed)?;
-        Ok(Self { _file: file })
+        lock(&HELD).insert(path.clone());
+        Ok(Self { path, _file: file })
+    }
+}
+
+impl Drop for FileLock {
+    fn drop(&mut self) {
+        lock(&HELD).remove(&self.path);
     }
 }
 
@@ -56,7 +80,17 @@ fn this_process() -> String {
 
 /// Returns the same lock file for all links to one database.
 fn lock_path(database: &Path) -> PathBuf {
-    let mut path = fs::canonicalize(database).unwrap_or_else(|_| database.to_owned()).into_os_string();
+    let mut path = fs::canonicalize(database).unwrap_or_else(|_| new_path(database)).into_os_string();
     path.push(SUFFIX);
     path.into()
+}
+
+/// Returns the canonical path of a file that does not exist.
+fn new_path(database: &Path) -> PathBuf {
+    let directory = database.parent().filter(|directory| !directory.as_os_str().is_empty());
+    let directory = fs::canonicalize(directory.unwrap_or(Path::new(".")));
+    match (directory, database.file_name()) {
+        (Ok(directory), Some(name)) => directory.join(name),
+        _ => database.to_owned(),
+    }
 }

@@ -13,10 +13,13 @@ use std::{
 };
 
 use sqlx::{Row, SqliteConnection, sqlite::SqlitePool};
-use tokio::sync::Mutex;
+use tokio::{
+    sync::{Mutex, MutexGuard},
+    time::{Instant, timeout_at},
+};
 
 use self::{
-    connection::{Writer, readers},
+    connection::{BUSY_TIMEOUT, Writer, readers},
     sweep::sweep,
     write::write,
 };
@@ -26,7 +29,7 @@ use crate::{
         Epoch, Filter, Found, Lease, Listing, Op, Page, Process, Retention, StoreFuture, Swept, Written,
         sql::{
             found_many, list,
-            row::{columns, millis, record, task_id},
+            row::{millis, read_columns, record, task_id},
             store_error,
         },
     },
@@ -37,7 +40,7 @@ use crate::{
 pub(crate) struct Sqlite {
     pub(crate) readers: SqlitePool,
     /// Locked for each transaction.
-    pub(crate) writer: Mutex<Writer>,
+    writer: Mutex<Writer>,
     /// The epochs of this process. A reference is dead once the epoch has ended or its owner has
     /// dropped the lease; the entry remains until the records are marked as lost. All other epochs
     /// in the file belong to earlier processes.
@@ -45,14 +48,14 @@ pub(crate) struct Sqlite {
 }
 
 impl Sqlite {
-    pub(super) async fn open(path: &Path) -> Result<Self, StoreError> {
+    pub(super) async fn open(path: &Path, create: bool) -> Result<Self, StoreError> {
         if path.as_os_str().is_empty() {
             return Err(StoreError::other("the URL has no path after `sqlite:`"));
         }
         if path == ":memory:" {
             return Err(StoreError::other("SQLite databases in memory are not supported: use `MemoryStore`"));
         }
-        let writer = Mutex::new(Writer::open(path).await?);
+        let writer = Mutex::new(Writer::open(path, create).await?);
         Ok(Self { readers: readers(path), writer, epochs: sync::Mutex::default() })
     }
 
@@ -60,6 +63,46 @@ impl Sqlite {
         self.readers.close().await;
         self.writer.lock().await.close().await
     }
+
+    /// Locks the writer for a transaction. The time that this takes shortens the time that the
+    /// transaction may wait for other connections.
+    pub(crate) async fn lock_writer(&self) -> Result<MutexGuard<'_, Writer>, StoreError> {
+        let deadline = Instant::now() + BUSY_TIMEOUT;
+        let Ok(mut writer) = timeout_at(deadline, self.writer.lock()).await else {
+            return Err(StoreError::unavailable(format!(
+                "other transactions of this process have used the file for {BUSY_TIMEOUT:?}: keep the transactions of other \
+                 connections short, because they hold up these"
+            )));
+        };
+        writer.deadline = deadline;
+        Ok(writer)
+    }
+}
+
+/// Reads the parameters of a URL. Returns `true` if the file is created if it does not exist.
+pub(super) fn creates_file(parameters: &str) -> Result<bool, StoreError> {
+    let mut create = true;
+    for parameter in parameters.split('&').filter(|parameter| !parameter.is_empty()) {
+        create = match parameter {
+            "mode=rwc" => true,
+            "mode=rw" => false,
+            "mode=memory" => {
+                return Err(StoreError::other("`mode=memory` is not supported: use `MemoryStore`"));
+            }
+            "mode=ro" => {
+                return Err(StoreError::other(
+                    "`mode=ro` is not supported, because the store writes: use `rw` or `rwc`",
+                ));
+            }
+            _ => {
+                let name = parameter.split('=').next().unwrap_or_default();
+                return Err(StoreError::other(format!(
+                    "the parameter `{name}` in the URL is not supported: remove it, or use `mode=rw` or `mode=rwc`"
+                )));
+            }
+        };
+    }
+    Ok(create)
 }
 
 /// Marks the unfinished records of tasks as lost, except in the epochs of the JSON array `$2`.
@@ -96,7 +139,7 @@ impl TaskStore for Sqlite {
     fn begin<'a>(&'a self, process: &'a Process) -> StoreFuture<'a, Lease> {
         const INSERT: &str = "INSERT INTO tower_offload_process (name, started_at) VALUES ($1, $2) RETURNING epoch";
         Box::pin(async move {
-            let mut writer = self.writer.lock().await;
+            let mut writer = self.lock_writer().await?;
             let (living, dead) = self.living_and_dead_epochs();
             let begin = writer.transaction(async |connection| {
                 end_others(connection, &living, process.started_at).await?;
@@ -129,7 +172,7 @@ impl TaskStore for Sqlite {
 
     fn mark_lost(&self, _: Epoch, now: Timestamp) -> StoreFuture<'_, u64> {
         Box::pin(async move {
-            let mut writer = self.writer.lock().await;
+            let mut writer = self.lock_writer().await?;
             let (living, dead) = self.living_and_dead_epochs();
             if dead.is_empty() {
                 return Ok(0); // `begin` has ended the epochs of earlier processes
@@ -142,13 +185,13 @@ impl TaskStore for Sqlite {
 
     fn write<'a>(&'a self, epoch: Epoch, batch: &'a [Op]) -> StoreFuture<'a, Vec<Written>> {
         Box::pin(async move {
-            let mut writer = self.writer.lock().await;
+            let mut writer = self.lock_writer().await?;
             writer.transaction(async |connection| write(connection, epoch, batch).await).await
         })
     }
 
     fn get(&self, id: TaskId) -> StoreFuture<'_, Found> {
-        const RECORD: &str = concat!("SELECT ", columns!(), " FROM tower_offload_task WHERE id = $1");
+        const RECORD: &str = concat!("SELECT ", read_columns!(), " FROM tower_offload_task WHERE id = $1");
         const TOMBSTONE: &str = "SELECT owner FROM tower_offload_tombstone WHERE id = $1";
         Box::pin(async move {
             let id = &id.as_bytes()[..];
@@ -169,7 +212,7 @@ impl TaskStore for Sqlite {
     fn get_many<'a>(&'a self, ids: &'a [TaskId]) -> StoreFuture<'a, Vec<Found>> {
         const RECORDS: &str = concat!(
             "SELECT ",
-            columns!(),
+            read_columns!(),
             " FROM tower_offload_task WHERE id IN (SELECT unhex(value) FROM json_each($1))"
         );
         Box::pin(async move {
@@ -200,7 +243,7 @@ impl TaskStore for Sqlite {
 
     fn sweep<'a>(&'a self, now: Timestamp, retention: &'a Retention) -> StoreFuture<'a, Swept> {
         Box::pin(async move {
-            let mut writer = self.writer.lock().await;
+            let mut writer = self.lock_writer().await?;
             writer.transaction(async |connection| sweep(connection, now, retention).await).await
         })
     }

@@ -45,6 +45,9 @@ CREATE UNIQUE INDEX tower_offload_task_river ON tower_offload_task (river_id);
 CREATE INDEX tower_offload_task_cancel ON tower_offload_task (river_id)
     WHERE river_id IS NOT NULL AND state < 10 AND cancel_requested_at IS NOT NULL;
 ",
+    "
+ALTER TABLE tower_offload_task ADD COLUMN due_at INTEGER;
+",
 ];
 
 pub(super) const CREATE_MIGRATION: &str = "

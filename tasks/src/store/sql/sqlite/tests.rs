@@ -21,7 +21,7 @@ impl Fixture {
         let name = TaskId::generate(Timestamp::default()).unwrap();
         let directory = std::env::temp_dir().join(format!("tower-offload-{name}"));
         std::fs::create_dir(&directory).unwrap();
-        let sqlite = Sqlite::open(&directory.join("tasks.db")).await.unwrap();
+        let sqlite = Sqlite::open(&directory.join("tasks.db"), true).await.unwrap();
         let epoch = begin(&sqlite).await;
         Self { directory, sqlite, epoch }
     }
@@ -32,7 +32,7 @@ impl Fixture {
 
     /// Executes a statement on the connection that writes.
     async fn execute(&self, statement: &'static str) {
-        let mut writer = self.sqlite.writer.lock().await;
+        let mut writer = self.sqlite.lock_writer().await.unwrap();
         sqlx::raw_sql(statement).execute(writer.connection.as_mut().unwrap()).await.unwrap();
     }
 }
@@ -86,7 +86,7 @@ async fn read_only_file_is_reported_as_unavailable() {
 #[tokio::test]
 async fn transaction_that_is_dropped_midway_has_no_effect() {
     let fixture = Fixture::new().await;
-    let mut writer = fixture.sqlite.writer.lock().await;
+    let mut writer = fixture.sqlite.lock_writer().await.unwrap();
     let (changed, has_changed) = tokio::sync::oneshot::channel();
     let stuck = writer.transaction(async |connection| {
         sqlx::query("DELETE FROM tower_offload_process").execute(connection).await?;
@@ -137,13 +137,14 @@ INSERT INTO tower_offload_tombstone (id, expires_at) SELECT CAST(printf('%022d',
 async fn database_of_an_older_version_keeps_its_records() {
     const REVERT: &str = "
 DROP INDEX tower_offload_task_river; DROP INDEX tower_offload_task_cancel;
-ALTER TABLE tower_offload_task DROP COLUMN river_id; DELETE FROM tower_offload_migration WHERE version > 1";
+ALTER TABLE tower_offload_task DROP COLUMN river_id; ALTER TABLE tower_offload_task DROP COLUMN due_at;
+DELETE FROM tower_offload_migration WHERE version > 1";
     let fixture = Fixture::new().await;
     let id = large(1).id;
     fixture.accept(large(1)).await.unwrap();
     fixture.execute(REVERT).await;
     fixture.sqlite.close().await.unwrap();
-    let sqlite = Sqlite::open(&fixture.directory.join("tasks.db")).await.unwrap();
+    let sqlite = Sqlite::open(&fixture.directory.join("tasks.db"), true).await.unwrap();
     assert!(matches!(sqlite.get(id).await.unwrap(), Found::Record(_)));
     let accept = Op::Accept(Box::new(large(2)));
     assert_eq!(sqlite.write(begin(&sqlite).await, &[accept]).await.unwrap(), [Written::Done]);

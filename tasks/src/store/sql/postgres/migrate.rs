@@ -1,0 +1,141 @@
+use std::{pin::pin, time::Duration};
+
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row};
+use tokio::time::{interval, timeout};
+
+use super::{
+    connection::{Connections, Role},
+    schema::{CREATE_MIGRATION, STEPS},
+};
+use crate::{
+    StoreError, Timestamp,
+    store::sql::{error::store_error_at, migration::missing_steps, row::millis},
+};
+
+/// Identifies the lock for migrations of the store. The number is arbitrary.
+const LOCK: i64 = 8_388_076_842_113;
+/// Maximum time to wait for another process that migrates.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(8);
+/// The session that holds the lock would be ended after 5 s without a statement.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(1);
+
+impl Connections {
+    /// Creates the tables, or migrates the tables of an earlier version.
+    ///
+    /// If they are of this version, no lock is taken and no right but `SELECT` is needed.
+    pub(super) async fn migrate(&self) -> Result<(), StoreError> {
+        let version = self.transaction(Role::Write, async |connection| version(connection).await).await?;
+        if missing_steps(STEPS, version)?.next().is_none() {
+            return Ok(());
+        }
+        self.with_migration_lock(LOCK, async {
+            self.transaction(Role::Write, async |connection| migrate(connection).await).await?
+        })
+        .await
+    }
+
+    /// Runs `work`, which migrates a schema, while no other process does so. `key` identifies the
+    /// schema.
+    ///
+    /// A process that is stopped or loses its network releases the lock within 5 s: it belongs to a
+    /// transaction, in which this method executes a statement each second.
+    ///
+    /// # Errors
+    ///
+    /// If the lock is not available within 8 s, the error names the session that holds it.
+    pub(crate) async fn with_migration_lock<T>(
+        &self,
+        key: i64,
+        work: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        let mut connected = self.servers.connect().await?;
+        let (connection, name) = (&mut connected.connection, self.servers.name(connected.server));
+        match timeout(LOCK_TIMEOUT * 2, acquire(connection, key)).await {
+            Err(_) => {
+                return Err(StoreError::unavailable(format!("no response from {name} within {:?}", LOCK_TIMEOUT * 2)));
+            }
+            Ok(Err(error)) => return Err(store_error_at(name, error)),
+            Ok(Ok(Some(holder))) => {
+                return Err(StoreError::unavailable(format!(
+                    "another session on {name} has held the lock for migrations for {LOCK_TIMEOUT:?}: {holder}"
+                )));
+            }
+            Ok(Ok(None)) => {}
+        }
+        let mut work = pin!(work);
+        let mut keep_alive = interval(KEEP_ALIVE_INTERVAL);
+        let done = loop {
+            tokio::select! {
+                done = &mut work => break done,
+                _ = keep_alive.tick() => {
+                    // If the lock is lost, another process may migrate as well. Each step is a
+                    // transaction, so one of the two fails.
+                    let _ = timeout(KEEP_ALIVE_INTERVAL, sqlx::raw_sql("SELECT 1").execute(&mut *connection)).await;
+                }
+            }
+        };
+        let _ = timeout(KEEP_ALIVE_INTERVAL, connected.connection.close()).await;
+        done
+    }
+}
+
+/// Begins a transaction with the lock. Returns the session that holds it if it is not available.
+async fn acquire(connection: &mut PgConnection, key: i64) -> Result<Option<String>, sqlx::Error> {
+    const LOCK_NOT_AVAILABLE: &str = "55P03";
+    let begin = format!("BEGIN; SET LOCAL lock_timeout = {}", LOCK_TIMEOUT.as_millis());
+    let lock = format!("{begin}; SELECT pg_advisory_xact_lock({key})");
+    match sqlx::raw_sql(AssertSqlSafe(lock)).execute(&mut *connection).await {
+        Ok(_) => Ok(None),
+        Err(sqlx::Error::Database(error)) if error.code().is_some_and(|code| code == LOCK_NOT_AVAILABLE) => {
+            sqlx::raw_sql("ROLLBACK").execute(&mut *connection).await?;
+            holder(connection, key).await.map(Some)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Describes the session that holds a lock, and how to end it.
+async fn holder(connection: &mut PgConnection, key: i64) -> Result<String, sqlx::Error> {
+    const HOLDER: &str = "
+SELECT pid, coalesce(application_name, ''), coalesce(client_addr::text, 'a local socket'), coalesce(state, 'unknown')
+FROM pg_locks JOIN pg_stat_activity USING (pid)
+WHERE locktype = 'advisory' AND granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    AND (classid::bigint << 32) | objid::bigint = $1 LIMIT 1";
+    let found = sqlx::query(HOLDER).bind(key).fetch_optional(connection).await?;
+    let Some(row) = found else { return Ok("it has just released it: start again".to_owned()) };
+    let (pid, name): (i32, String) = (row.try_get(0)?, row.try_get(1)?);
+    let (address, state): (String, String) = (row.try_get(2)?, row.try_get(3)?);
+    Ok(format!(
+        "process {pid} of the server, for {name:?} at {address}, which is {state}: wait for it, or end it with `SELECT \
+         pg_terminate_backend({pid})`"
+    ))
+}
+
+/// Returns the version of the schema, which is 0 if there is none.
+async fn version(connection: &mut PgConnection) -> Result<i64, sqlx::Error> {
+    // Checked first, because a user who may use the tables may not be allowed to create any.
+    let exists = sqlx::query_scalar("SELECT to_regclass('tower_offload_migration') IS NOT NULL");
+    if !exists.fetch_one(&mut *connection).await? {
+        return Ok(0);
+    }
+    let version = sqlx::query_scalar("SELECT coalesce(max(version), 0) FROM tower_offload_migration");
+    version.fetch_one(connection).await
+}
+
+async fn migrate(connection: &mut PgConnection) -> Result<Result<(), StoreError>, sqlx::Error> {
+    let version = version(&mut *connection).await?; // another process may have migrated
+    let steps = match missing_steps(STEPS, version) {
+        Ok(steps) => steps,
+        Err(error) => return Ok(Err(error)),
+    };
+    if version == 0 {
+        sqlx::raw_sql(CREATE_MIGRATION).execute(&mut *connection).await?;
+    }
+    let applied_at = millis(Timestamp::from(std::time::SystemTime::now()));
+    for (version, step) in steps {
+        sqlx::raw_sql(step).execute(&mut *connection).await?;
+        let insert = sqlx::query("INSERT INTO tower_offload_migration (version, applied_at) VALUES ($1, $2)");
+        insert.bind(version).bind(applied_at).execute(&mut *connection).await?;
+    }
+    Ok(Ok(()))
+}

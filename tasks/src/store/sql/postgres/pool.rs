@@ -1,0 +1,227 @@
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use sqlx::{Connection as _, PgConnection};
+use tokio::{
+    sync::{Semaphore, SemaphorePermit},
+    time::{Instant, timeout},
+};
+
+use super::server::{Connected, Servers};
+use crate::{
+    StoreError,
+    sync::{Mutex, lock},
+};
+
+/// The connections of one role. They are made when they are needed.
+pub(super) struct RolePool {
+    servers: Arc<Servers>,
+    pub(super) limits: Limits,
+    /// One permit for each connection.
+    permits: Semaphore,
+    /// Number of callers that wait for a permit, at most [`Limits::waiting`].
+    waiting: AtomicUsize,
+    /// The connection that was used last is at the end, and is used next.
+    idle: Mutex<Vec<Idle>>,
+    is_closed: AtomicBool,
+}
+
+/// The limits of a role.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    /// The purpose of the connections, for messages.
+    pub(super) purpose: &'static str,
+    pub(super) connections: usize,
+    /// Maximum number of callers that wait for a connection. Further ones get an error at once.
+    pub(super) waiting: usize,
+    /// Maximum duration of a transaction. A server that lost its network does not respond, and TCP
+    /// gives up only after minutes.
+    pub(super) response_timeout: Duration,
+}
+
+struct Idle {
+    connected: Connected,
+    since: Instant,
+    /// `false` after an error and after a caller was dropped: responses may be outstanding.
+    is_ready: bool,
+}
+
+/// Maximum time to wait for a connection that is in use.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Maximum idle time of a connection that is used without a test.
+const MAX_UNTESTED_IDLE: Duration = Duration::from_secs(1);
+const TEST_TIMEOUT: Duration = Duration::from_secs(2);
+/// Maximum idle time of a connection. Those above it in `idle` were used since.
+const MAX_IDLE: Duration = Duration::from_secs(10 * 60);
+/// Maximum age of a connection, so that a new address or a new password comes into effect.
+const MAX_AGE: Duration = Duration::from_secs(30 * 60);
+
+impl RolePool {
+    pub(super) fn new(servers: Arc<Servers>, limits: Limits) -> Self {
+        Self {
+            servers,
+            limits,
+            permits: Semaphore::new(limits.connections),
+            waiting: AtomicUsize::new(0),
+            idle: Mutex::default(),
+            is_closed: AtomicBool::new(false),
+        }
+    }
+
+    /// Adds a connection that the caller has made.
+    pub(super) fn add(&self, connected: Connected) {
+        lock(&self.idle).push(Idle { connected, since: Instant::now(), is_ready: true });
+    }
+
+    /// Returns an idle connection, or makes one.
+    pub(super) async fn acquire(&self) -> Result<Lent<'_>, StoreError> {
+        let permit = self.permit().await?;
+        if self.is_closed.load(Ordering::Relaxed) {
+            return Err(closed());
+        }
+        // In a statement of its own, so that the lock is not held across an `.await`.
+        while let Some(mut idle) = self.take_idle() {
+            if self.is_usable(&mut idle).await {
+                return Ok(Lent { pool: self, connected: Some(idle.connected), _permit: permit });
+            }
+        }
+        Ok(Lent { pool: self, connected: Some(self.servers.connect().await?), _permit: permit })
+    }
+
+    async fn permit(&self) -> Result<SemaphorePermit<'_>, StoreError> {
+        if let Ok(permit) = self.permits.try_acquire() {
+            return Ok(permit);
+        }
+        let waiter = Waiter(&self.waiting);
+        if self.waiting.fetch_add(1, Ordering::Relaxed) >= self.limits.waiting {
+            return Err(self.all_busy(&format!("and {} callers wait", self.limits.waiting)));
+        }
+        let permit = timeout(ACQUIRE_TIMEOUT, self.permits.acquire()).await;
+        drop(waiter);
+        match permit {
+            Ok(Ok(permit)) => Ok(permit),
+            Ok(Err(_)) => Err(closed()),
+            Err(_) => Err(self.all_busy(&format!("for {ACQUIRE_TIMEOUT:?}"))),
+        }
+    }
+
+    fn all_busy(&self, rest: &str) -> StoreError {
+        if self.is_closed.load(Ordering::Relaxed) {
+            return closed();
+        }
+        let (Limits { purpose, connections, .. }, servers) = (self.limits, self.servers.names());
+        StoreError::unavailable(format!("all connections for {purpose} ({connections}) to {servers} are busy {rest}"))
+    }
+
+    fn take_idle(&self) -> Option<Idle> {
+        lock(&self.idle).pop()
+    }
+
+    async fn is_usable(&self, idle: &mut Idle) -> bool {
+        if !idle.connected.is_trusted(&self.servers) || idle.connected.age() > MAX_AGE {
+            return false;
+        }
+        if idle.is_ready && idle.since.elapsed() <= MAX_UNTESTED_IDLE {
+            return true;
+        }
+        matches!(timeout(TEST_TIMEOUT, idle.connected.connection.ping()).await, Ok(Ok(())))
+    }
+
+    fn put(&self, connected: Connected, is_ready: bool) {
+        let mut idle = lock(&self.idle);
+        idle.retain(|idle| idle.since.elapsed() < MAX_IDLE);
+        idle.push(Idle { connected, since: Instant::now(), is_ready });
+    }
+
+    /// Waits for the transactions that are running, and closes all connections.
+    pub(super) async fn close(&self) {
+        self.is_closed.store(true, Ordering::Relaxed);
+        let all = u32::try_from(self.limits.connections).unwrap_or(u32::MAX);
+        drop(timeout(self.limits.response_timeout, self.permits.acquire_many(all)).await);
+        self.permits.close();
+        let idle = std::mem::take(&mut *lock(&self.idle));
+        for idle in idle {
+            let _ = timeout(TEST_TIMEOUT, idle.connected.connection.close()).await;
+        }
+    }
+}
+
+fn closed() -> StoreError {
+    StoreError::unavailable("the store is closed")
+}
+
+/// A caller that waits for a permit.
+struct Waiter<'a>(&'a AtomicUsize);
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A connection in use. If it is dropped, it is tested before its next use: statements that were
+/// sent end first, and a transaction is rolled back.
+pub(super) struct Lent<'a> {
+    pool: &'a RolePool,
+    /// `None` after `release` and `discard`.
+    connected: Option<Connected>,
+    _permit: SemaphorePermit<'a>,
+}
+
+impl Lent<'_> {
+    pub(super) fn connection(&mut self) -> Result<&mut PgConnection, StoreError> {
+        let connected = self.connected.as_mut().ok_or_else(|| StoreError::other("the connection was released"))?;
+        Ok(&mut connected.connection)
+    }
+
+    /// Returns the name of the server.
+    pub(super) fn server(&self) -> Arc<str> {
+        self.connected.as_ref().map_or_else(Arc::default, |connected| self.pool.servers.name(connected.server).clone())
+    }
+
+    /// Returns the connection for the next caller.
+    pub(super) fn release(mut self) {
+        if let Some(connected) = self.connected.take() {
+            self.pool.put(connected, true);
+        }
+    }
+
+    /// Closes the connection, because it does not respond.
+    pub(super) fn discard(mut self) {
+        self.connected = None;
+    }
+
+    /// Releases the connection after an error, or closes it if the error says that it or all
+    /// connections cannot be used.
+    pub(super) fn release_after(mut self, error: Option<&sqlx::Error>) {
+        let code = error.and_then(sqlx::Error::as_database_error).and_then(sqlx::error::DatabaseError::code);
+        let Some(connected) = &self.connected else { return };
+        match code.as_deref() {
+            // read_only_sql_transaction, and the codes with which a server ends its sessions:
+            // admin_shutdown, crash_shutdown, cannot_connect_now, database_dropped,
+            // idle_session_timeout. A statement that was cancelled is 57014.
+            Some(code) if code == "25006" || code.starts_with("57P") => {
+                self.pool.servers.distrust(connected, code);
+                self.connected = None;
+            }
+            Some(_) => {}
+            None if matches!(error, Some(sqlx::Error::Io(_) | sqlx::Error::Protocol(_) | sqlx::Error::Tls(_))) => {
+                self.connected = None;
+            }
+            None => {}
+        }
+    }
+}
+
+impl Drop for Lent<'_> {
+    fn drop(&mut self) {
+        if let Some(connected) = self.connected.take() {
+            self.pool.put(connected, false);
+        }
+    }
+}

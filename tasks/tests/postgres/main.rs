@@ -1,0 +1,14 @@
+//! Tests of the connections to Postgres: servers, proxies, roles and settings. They are skipped if
+//! `DATABASE_URL` is not set, or if the programs that they start are not installed.
+#![allow(clippy::unwrap_used)]
+
+#[path = "../databases/mod.rs"]
+mod databases;
+mod failover;
+mod open;
+mod overload;
+mod programs;
+mod proxy;
+mod rights;
+mod support;
+mod values;

@@ -1,0 +1,116 @@
+//! URLs and settings with which a store is opened, or refused with the remedy.
+
+use futures_util::future::join_all;
+use tokio::net::TcpListener;
+use tower_offload::Background;
+use tower_offload_tasks::SqlStore;
+
+use super::{
+    databases::OnServer,
+    programs::free_port,
+    support::{Note, accept, address, execute, forward, jobs, open_error, tasks, text, until_ok},
+};
+
+#[tokio::test]
+async fn database_with_another_encoding_is_refused() {
+    for encoding in ["LATIN1", "SQL_ASCII"] {
+        let options = format!("ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0");
+        let Some(database) = OnServer::fresh_with(&options).await else { return };
+        let error = text(&open_error(&database.url()).await);
+        let url = database.url();
+        let names = [encoding, &database.name, address(&url), "ENCODING 'UTF8' TEMPLATE template0"];
+        assert!(names.iter().all(|name| error.contains(name)), "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ipv6_address_in_brackets_is_connected_to() {
+    let Some(database) = OnServer::fresh().await else { return };
+    let Ok(listener) = TcpListener::bind("[::1]:0").await else { return println!("skipped: there is no IPv6") };
+    let (url, port) = (database.url(), listener.local_addr().unwrap().port());
+    tokio::spawn(forward(listener, address(&url).to_owned()));
+    let tasks = tasks(&url.replace(address(&url), &format!("[::1]:{port}"))).await;
+    accept(&tasks, &Background::default()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hosts_that_refuse_connections_are_skipped() {
+    let Some(database) = OnServer::fresh().await else { return };
+    let (url, closed) = (database.url(), format!("127.0.0.1:{}", free_port()));
+    let hosts = format!("{closed},{},{closed}", address(&url));
+    let separator = if url.contains('?') { '&' } else { '?' };
+    let hosts = url.replace(address(&url), &hosts);
+    let tasks = tasks(&format!("{hosts}{separator}target_session_attrs=read-write")).await;
+    accept(&tasks, &Background::default()).await.unwrap();
+
+    let nowhere = url.replace(address(&url), &format!("{closed},localhost:1"));
+    let error = open_error(&nowhere).await;
+    assert!(error.is_unavailable());
+    let error = text(&error);
+    assert!(error.contains(&closed) && error.contains("localhost:1") && error.contains("refused"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_are_created_in_the_search_path_of_the_url() {
+    let Some(database) = OnServer::fresh().await else { return };
+    let separator = if database.url().contains('?') { '&' } else { '?' };
+    let url = format!("{}{separator}options=-c%20search_path%3Dapp", database.url());
+    let error = text(&open_error(&url).await);
+    assert!(error.contains("search_path") && error.contains("create one"), "{error}");
+
+    let mut connection = database.connect().await;
+    execute(&mut connection, "CREATE SCHEMA app").await;
+    let tasks = tasks(&url).await;
+    accept(&tasks, &Background::default()).await.unwrap();
+    let _accepted = jobs(&tasks).await.enqueue(Note).await.unwrap();
+    let query = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'";
+    assert_eq!(sqlx::query_scalar::<_, i64>(query).fetch_one(&mut connection).await.unwrap(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stricter_isolation_refuses_no_accept_and_no_cancel() {
+    for level in ["repeatable read", "serializable"] {
+        let Some(database) = OnServer::fresh().await else { return };
+        let name = &database.name;
+        let set = format!("ALTER DATABASE {name} SET default_transaction_isolation = '{level}'");
+        execute(&mut database.connect().await, set).await;
+        let tasks = tasks(&database.url()).await;
+        let jobs = jobs(&tasks).await;
+        let all = (0..200).map(async |_| {
+            let id = jobs.enqueue(Note).delay(super::support::LONG).await.unwrap().id();
+            tasks.cancel(id).await
+        });
+        let refused: Vec<_> = join_all(all).await.into_iter().filter_map(Result::err).collect();
+        assert!(refused.is_empty(), "{level}: {} of 200, such as {}", refused.len(), text(&refused[0]));
+    }
+}
+
+/// Takes eight seconds, which is how long the store waits for the lock.
+#[tokio::test]
+async fn held_migration_lock_is_an_error_that_names_its_session() {
+    let Some(database) = OnServer::fresh().await else { return };
+    let mut holder = database.connect().await;
+    execute(&mut holder, "SET application_name = 'stuck'; SELECT pg_advisory_lock(8388076842113)").await;
+    let pid: i32 = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut holder).await.unwrap();
+    let error = open_error(&database.url()).await;
+    assert!(error.is_unavailable());
+    let error = text(&error);
+    assert!(error.contains("\"stuck\"") && error.contains(&format!("pg_terminate_backend({pid})")), "{error}");
+    drop(holder);
+    until_ok(async || SqlStore::open(&database.url()).await).await;
+
+    // The lock is needed for migrations only.
+    let mut holder = database.connect().await;
+    execute(&mut holder, "SELECT pg_advisory_lock(8388076842113)").await;
+    SqlStore::open(&database.url()).await.unwrap();
+}
+
+#[tokio::test]
+async fn missing_database_and_wrong_port_are_named() {
+    let Some(database) = OnServer::fresh().await else { return };
+    let (url, closed) = (database.url(), format!("127.0.0.1:{}", free_port()));
+    let error = text(&open_error(&url.replace(&database.name, "no_such_database")).await);
+    assert!(error.contains("no_such_database") && error.contains("create the database"), "{error}");
+    let error = open_error(&url.replace(address(&url), &closed)).await;
+    assert!(error.is_unavailable() && text(&error).contains(&closed), "{}", text(&error));
+}
