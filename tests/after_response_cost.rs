@@ -102,7 +102,7 @@ async fn keeps_nothing() {
             after.task("a".repeat(1024)).when(move |_| is_wanted).spawn_blocking(|| ()).unwrap();
             after.task("b".repeat(1024)).when(move |_| is_wanted).spawn(async {}).unwrap();
         }
-        while background.stats().running + background.stats().reserved > 0 {
+        while background.stats().running + background.stats().reserved + background.stats().awaiting_response > 0 {
             tokio::task::yield_now().await;
         }
     };

@@ -77,3 +77,36 @@ async fn missing_layer_is_logged_by_name() {
     let line = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
     assert!(line.contains("ERROR") && line.contains("AfterResponseLayer") && line.contains("/sign-up"), "{line}");
 }
+
+/// Returns the log of a request that registers a task and gets this response, or is dropped.
+async fn log_of(status: Option<u16>) -> String {
+    let lines = Lines::default();
+    let writer = lines.clone();
+    let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).without_time();
+    let _subscriber = tracing::subscriber::set_default(subscriber.with_max_level(tracing::Level::DEBUG).finish());
+    let background = Background::default();
+    let mut service = AfterResponseLayer::new(background.clone()).layer(service_fn(async |request: Request<()>| {
+        let after = request.extensions().get::<AfterResponse>().unwrap();
+        after.task("mail").spawn_blocking(|| ()).unwrap();
+        match status {
+            Some(status) => {
+                Ok::<_, Infallible>(Response::builder().status(status).body(Empty::<bytes::Bytes>::new()).unwrap())
+            }
+            None => std::future::pending().await,
+        }
+    }));
+    let mut call = tokio_test::task::spawn(tower::Service::call(&mut service, Request::new(())));
+    drop(call.poll());
+    drop(call);
+    background.shutdown(Duration::from_secs(60)).await;
+    String::from_utf8(lines.0.lock().unwrap().clone()).unwrap()
+}
+
+#[tokio::test]
+async fn skipped_task_is_logged_with_its_reason() {
+    assert!(!log_of(Some(200)).await.contains("skipped"));
+    let line = log_of(Some(404)).await;
+    assert!(line.contains("DEBUG") && line.contains("task skipped") && line.contains("mail"), "{line}");
+    let line = log_of(None).await;
+    assert!(line.contains("INFO") && line.contains("task skipped") && line.contains("mail"), "{line}");
+}

@@ -52,7 +52,7 @@ impl<S: tracing::Subscriber> Layer<S> for Levels {
 }
 
 #[tokio::test]
-async fn a_failure_without_a_handler_is_one_event() {
+async fn a_failure_is_one_event_with_or_without_a_handler() {
     let (sender, levels) = mpsc::channel();
     let _subscriber = tracing::subscriber::set_default(Registry::default().with(Levels(sender)));
     let background = Background::default();
@@ -61,8 +61,58 @@ async fn a_failure_without_a_handler_is_one_event() {
     assert!(background.shutdown(Duration::from_secs(60)).await.is_clean());
     assert_eq!(levels.try_iter().count(), 0);
 
-    let background = Background::default();
-    background.spawn_blocking(|| Err("no")).unwrap();
+    for builder in [Background::builder(), Background::builder().on_failure(|_| ())] {
+        let background = builder.build();
+        background.spawn_blocking(|| Err("no")).unwrap();
+        background.shutdown(Duration::from_secs(60)).await;
+        assert_eq!(levels.try_iter().collect::<Vec<_>>(), [tracing::Level::ERROR]);
+    }
+}
+
+#[tokio::test]
+async fn a_poll_that_blocks_the_runtime_is_an_event() {
+    let (sender, levels) = mpsc::channel();
+    let _subscriber = tracing::subscriber::set_default(Registry::default().with(Levels(sender)));
+    let background = Background::builder().blocking_threshold(Duration::ZERO).build();
+    background.task("on the runtime").on_runtime().spawn(async {}).unwrap();
     background.shutdown(Duration::from_secs(60)).await;
-    assert_eq!(levels.try_iter().collect::<Vec<_>>(), [tracing::Level::ERROR]);
+    assert_eq!(levels.try_iter().collect::<Vec<_>>(), [tracing::Level::WARN]);
+}
+
+/// Holds a task still between its start and its first instruction, until it has timed out.
+struct HoldUntil(std::sync::Mutex<mpsc::Receiver<()>>);
+
+impl<S: tracing::Subscriber> Layer<S> for HoldUntil {
+    fn on_new_span(&self, _: &tracing::span::Attributes<'_>, _: &tracing::span::Id, _: Context<'_, S>) {
+        self.0.lock().unwrap().recv_timeout(Duration::from_secs(60)).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_task_that_times_out_before_its_code_begins_never_runs() {
+    for is_async in [false, true] {
+        let (sender, failures) = mpsc::channel();
+        let (proceed, proceeds) = mpsc::channel();
+        let hold = HoldUntil(std::sync::Mutex::new(proceeds));
+        let _subscriber = tracing::subscriber::set_default(Registry::default().with(hold));
+        let background = Background::builder().on_failure(move |failure| {
+            sender.send((failure.is_timeout(), failure.is_still_running())).unwrap();
+            proceed.send(()).unwrap();
+        });
+        let background = background.build();
+        let (completed, completions) = mpsc::channel();
+        let reservation = background.reserve("late").unwrap().timeout(Duration::from_millis(1));
+        let reservation = reservation.on_completion(move |completion| completed.send(completion).unwrap());
+        let (run, ran) = mpsc::channel::<()>();
+        if is_async {
+            reservation.spawn(async move { run.send(()).unwrap() });
+        } else {
+            reservation.spawn_blocking(move || run.send(()).unwrap());
+        }
+        background.shutdown(Duration::from_secs(60)).await;
+        assert!(ran.recv().is_err(), "it ran");
+        assert_eq!(failures.try_iter().collect::<Vec<_>>(), [(true, false)]);
+        assert_eq!(completions.try_iter().collect::<Vec<_>>(), [tower_offload::background::Completion::TimedOut]);
+        assert_eq!((background.stats().failed, background.stats().running), (1, 0));
+    }
 }

@@ -281,7 +281,7 @@ impl World {
         loop {
             let Counted { handled, flushed, aborted, unanswered, other } = self.counted();
             let tasks = self.background.stats();
-            let open = tasks.reserved + tasks.queued + tasks.running;
+            let open = tasks.awaiting_response + tasks.reserved + tasks.queued + tasks.running;
             if handled == flushed + aborted + unanswered + other && open == 0 {
                 return;
             }

@@ -32,13 +32,8 @@ const DURATIONS: [Duration; 6] = [
 ];
 const SIZES: [usize; 7] = [0, 1, 2, 40_000, u32::MAX as usize + 1, usize::MAX >> 3, usize::MAX];
 const NAMES: [&str; 7] = ["", "a", "a b", "\0", "näme \u{1F980}", "a\n\"{}'; DROP TABLE names; --", LONG_NAME];
-const LONG_NAME: &str = {
-    const BYTES: [u8; 100_000] = [b'x'; 100_000];
-    match std::str::from_utf8(&BYTES) {
-        Ok(name) => name,
-        Err(_) => unreachable!(),
-    }
-};
+/// The text of this file.
+const LONG_NAME: &str = include_str!("setters.rs");
 
 /// A setter, with a use of what it configures. Panics if the use does not work.
 struct Setter<T> {
@@ -197,7 +192,10 @@ async fn use_detector<N>(layer: BlockingDetectorLayer<N>)
 where
     N: tower_offload::blocking_detector::Naming<()>,
 {
-    let service = layer.layer(service_fn(async |()| Ok::<_, Infallible>(std::thread::sleep(Duration::from_millis(1)))));
+    let service = layer.layer(service_fn(async |()| {
+        std::thread::sleep(Duration::from_millis(1)); // Blocks, for low thresholds.
+        Ok::<_, Infallible>(())
+    }));
     service.oneshot(()).await.unwrap();
 }
 

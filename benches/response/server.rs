@@ -80,7 +80,7 @@ fn respond(
         }
         Registers::AsyncTask => {
             let complete = complete();
-            after().spawn(async move { complete() }).expect("there is room");
+            after().task("").on_runtime().spawn(async move { complete() }).expect("there is room");
         }
         Registers::BlockingTask => _ = after().spawn_blocking(complete()).expect("there is room"),
     }

@@ -7,7 +7,7 @@ use std::{
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
-use super::guard::Guard;
+use super::guard::BodyObserver;
 
 pin_project! {
     /// The body of a response of [`AfterResponseService`](super::AfterResponseService).
@@ -19,14 +19,14 @@ pin_project! {
         inner: B,
         // Declared after `inner`, so that what the body holds is released before anything runs
         // after the response.
-        guard: Option<Guard>,
+        observer: Option<BodyObserver>,
     }
 }
 
 impl<B> ResponseBody<B> {
-    /// Creates a body. Without a guard it only forwards to `inner`.
-    pub(crate) fn new(inner: B, guard: Option<Guard>) -> Self {
-        Self { inner, guard }
+    /// Creates a body. Without an observer it only forwards to `inner`.
+    pub(crate) fn new(inner: B, observer: Option<BodyObserver>) -> Self {
+        Self { inner, observer }
     }
 
     /// Returns a reference to the inner body.
@@ -46,16 +46,25 @@ where
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
         let this = self.project();
         let mut inner = this.inner;
-        let Some(guard) = this.guard else { return inner.poll_frame(cx) };
-        guard.on_poll();
-        let frame = ready!(guard.run(|| inner.as_mut().poll_frame(cx)));
-        guard.on_frame(frame.as_ref(), &*inner, cx);
-        Poll::Ready(frame)
+        match this.observer {
+            None => inner.poll_frame(cx),
+            Some(BodyObserver::Owner(guard)) => {
+                guard.on_poll();
+                let frame = ready!(guard.run(|| inner.as_mut().poll_frame(cx)));
+                guard.on_frame(frame.as_ref(), &*inner, cx);
+                Poll::Ready(frame)
+            }
+            Some(BodyObserver::Attempt(attempt)) => {
+                let frame = ready!(inner.poll_frame(cx));
+                attempt.on_frame(frame.as_ref());
+                Poll::Ready(frame)
+            }
+        }
     }
 
     fn is_end_stream(&self) -> bool {
         let is_end_stream = self.inner.is_end_stream();
-        if let (true, Some(guard)) = (is_end_stream, &self.guard) {
+        if let (true, Some(BodyObserver::Owner(guard))) = (is_end_stream, &self.observer) {
             guard.on_end_stream();
         }
         is_end_stream

@@ -1,8 +1,8 @@
 //! Runs hooks and tasks once their exchange has settled.
 
 use std::{
-    pin::Pin,
-    sync::Arc,
+    pin::{Pin, pin},
+    sync::{Arc, LazyLock},
     task::{Context, Poll},
     thread,
 };
@@ -12,15 +12,16 @@ use tokio::runtime::Handle;
 use super::{
     Outcome,
     exchange::Exchange,
-    guard::InnerAttempt,
-    pending::{Pending, SpawnContext},
+    guard::{AttemptState, InnerAttempt},
+    pending::{SpawnContext, TaskKey},
+    run_queue::{RunQueue, Step},
     task::Condition,
 };
 use crate::panic::ignore_panic;
 use crate::{
     background::{Completion, DrainGuard, Reservation, TaskBody},
     pool::call::{self},
-    sync::{Mutex, lock},
+    sync::lock,
 };
 
 /// A hook, and the context in which it was registered.
@@ -49,30 +50,50 @@ pub(super) struct RegisteredTask {
     pub(super) reservation: Reservation,
     pub(super) condition: Condition,
     pub(super) attempt: Option<InnerAttempt>,
-    /// The maximum number of the request's tasks, including this one, that may be running once it
-    /// has started.
-    pub(super) concurrent: usize,
+    pub(super) key: TaskKey,
     pub(super) stop_on_error: bool,
 }
+
+impl RegisteredTask {
+    /// Returns `false` if the task depends on a handler that has not ended.
+    fn is_decided(&self, exchange: &Exchange) -> bool {
+        !self.condition.depends_on_handler() || self.call(exchange).is_none_or(AttemptState::is_decided)
+    }
+
+    /// Returns `true` if the task runs, as far as its handler's response is concerned.
+    fn has_succeeded(&self, outcome: &Outcome, exchange: &Exchange) -> bool {
+        self.call(exchange).map_or_else(|| outcome.is_success(), AttemptState::is_success)
+    }
+
+    /// Returns the handler's call that decides, or `None` if the outcome does.
+    fn call<'a>(&'a self, exchange: &'a Exchange) -> Option<&'a AttemptState> {
+        self.attempt.as_ref().map_or_else(|| exchange.own_call.offloaded(), |attempt| Some(attempt.state()))
+    }
+}
+
+/// Hooks and tasks that are processed before the driver lets other tasks of its runtime run.
+const STEPS_PER_POLL: usize = 32;
+
+/// Hooks and tasks without a runtime. A thread that is started for the first of them runs them all.
+static WITHOUT_RUNTIME: LazyLock<RunQueue<Drive>> = LazyLock::new(RunQueue::new);
 
 /// Future that runs the hooks of a settled exchange and starts its tasks.
 ///
 /// It is a task of its own, because an exchange settles in the middle of I/O, where no user code
 /// may run.
 pub(super) struct Driver {
-    /// The guard makes a shutdown of the background wait for hooks. `None` once the driver, or the
-    /// thread that replaces it, has started.
-    work: Option<(Arc<Exchange>, DrainGuard)>,
+    /// `None` once everything is done, or a thread has taken over.
+    drive: Option<Drive>,
 }
 
 impl Driver {
     /// Spawns the driver on the runtime of the first registration, otherwise on the current one.
-    /// Without a runtime, or if it has shut down, the driver runs on a new thread, because a pool
-    /// may be full or shut down.
+    /// Without a runtime, or if it has shut down, the driver runs on a thread, because a pool may
+    /// be full or shut down.
     pub(super) fn start(exchange: Arc<Exchange>) {
         let context = lock(&exchange.pending).context();
         let Some(SpawnContext { runtime, background }) = context else { return }; // nothing was registered
-        let driver = Self { work: Some((exchange, background.drain_guard())) };
+        let driver = Self { drive: Some(Drive::new(exchange, background.drain_guard())) };
         match runtime.or_else(|| Handle::try_current().ok()) {
             Some(runtime) => ignore_panic(|| drop(runtime.spawn(driver))), // the runtime's own task hooks are user code
             None => drop(driver),
@@ -83,54 +104,124 @@ impl Driver {
 impl Future for Driver {
     type Output = ();
 
-    fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {
-        if let Some((exchange, guard)) = self.work.take() {
-            run_pending(&exchange, &guard);
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if self.drive.as_mut().is_some_and(|drive| drive.step().is_pending()) {
+            // Unlike a wake-up, this lets the runtime look at its sockets and timers first.
+            return pin!(tokio::task::yield_now()).poll(cx);
         }
+        self.drive = None;
         Poll::Ready(())
     }
 }
 
 impl Drop for Driver {
-    /// Runs the driver on a new thread if it was never polled, because there is no runtime or the
+    /// Continues on a thread if the driver has not finished, because there is no runtime or the
     /// runtime has shut down.
     fn drop(&mut self) {
-        let Some((exchange, guard)) = self.work.take() else { return };
-        let name = "after-response".to_owned();
-        let _ = thread::Builder::new().name(name).spawn(move || run_pending(&exchange, &guard));
+        if let Some(drive) = self.drive.take() {
+            let queue: &'static RunQueue<_> = &WITHOUT_RUNTIME;
+            queue.run(drive, |run| thread::Builder::new().name("after-response".to_owned()).spawn(run));
+        }
     }
 }
 
-/// Runs hooks and submits selected tasks until no registration is left.
-fn run_pending(exchange: &Arc<Exchange>, guard: &DrainGuard) {
-    let begins = lock(&exchange.pending).begin_driving();
-    if !begins {
-        return;
+/// The progress of a driver.
+struct Drive {
+    exchange: Arc<Exchange>,
+    /// Makes a shutdown of the background wait for hooks.
+    guard: DrainGuard,
+    /// `None` until this driver drives the exchange.
+    outcome: Option<Outcome>,
+    /// Hooks that were taken and have not run, the newest last.
+    hooks: Vec<Hook>,
+    /// The number up to which tasks are selected once these hooks have run.
+    bound: u64,
+}
+
+impl Drive {
+    fn new(exchange: Arc<Exchange>, guard: DrainGuard) -> Self {
+        Self { exchange, guard, outcome: None, hooks: Vec::new(), bound: 0 }
     }
-    let outcome = exchange.outcome();
-    loop {
-        let taken = lock(&exchange.pending).take();
-        let Some((hooks, tasks)) = taken else { return };
-        hooks.for_each(|hook| guard.scope(|| hook.run(&outcome)));
-        tasks.into_iter().for_each(|task| select(task, &outcome, &exchange.pending));
-        dispatch(exchange);
+}
+
+impl Step for Drive {
+    /// Runs hooks and submits selected tasks until no registration is left, or until other tasks
+    /// must have a turn.
+    fn step(&mut self) -> Poll<()> {
+        let Self { exchange, guard, outcome, hooks, bound } = self;
+        if outcome.is_none() && !lock(&exchange.pending).begin_driving() {
+            return Poll::Ready(());
+        }
+        let outcome = &*outcome.get_or_insert_with(|| exchange.outcome());
+        let mut steps = STEPS_PER_POLL;
+        loop {
+            while let Some(hook) = hooks.pop() {
+                guard.scope(|| hook.run(outcome));
+                steps -= 1;
+                if steps == 0 {
+                    return Poll::Pending;
+                }
+            }
+            let mut has_selected = false;
+            while steps > 0 {
+                let next = lock(&exchange.pending).take_unselected(*bound, |task| task.is_decided(exchange));
+                let Some((task, concurrent)) = next else { break };
+                select(task, concurrent, outcome, exchange);
+                has_selected = true;
+                steps -= 1;
+            }
+            if has_selected {
+                dispatch(exchange);
+            }
+            if steps == 0 {
+                return Poll::Pending;
+            }
+            match lock(&exchange.pending).take(|task| task.is_decided(exchange)) {
+                Some(taken) => (*hooks, *bound) = taken,
+                None => return Poll::Ready(()),
+            }
+        }
     }
 }
 
 /// Makes a task ready if its condition holds, otherwise skips it.
-fn select(mut task: RegisteredTask, outcome: &Outcome, pending: &Mutex<Pending<Hook, RegisteredTask>>) {
-    let concurrent = task.concurrent;
-    let is_selected = std::mem::take(&mut task.condition).holds(outcome, task.attempt.as_ref());
-    let skipped = if is_selected { lock(pending).push_ready(task, concurrent) } else { Some(task) };
+fn select(mut task: Box<RegisteredTask>, concurrent: usize, outcome: &Outcome, exchange: &Exchange) {
+    let has_succeeded = task.has_succeeded(outcome, exchange);
+    let is_selected = std::mem::take(&mut task.condition).holds(outcome, has_succeeded);
+    let skipped = if is_selected {
+        task.reservation.end_response();
+        let key = task.key.clone();
+        lock(&exchange.pending).select(&key, task, concurrent)
+    } else {
+        log_skipped(&task, outcome);
+        Some(task)
+    };
     if let Some(skipped) = skipped {
-        skip(skipped, pending);
+        skip(skipped, exchange);
     }
 }
 
 /// Drops a task, which releases its reservation and counts it as skipped.
-fn skip(task: RegisteredTask, pending: &Mutex<Pending<Hook, RegisteredTask>>) {
-    lock(pending).unindex(task.reservation.id());
+fn skip(task: Box<RegisteredTask>, exchange: &Exchange) {
+    lock(&exchange.pending).unindex(&task.key);
     ignore_panic(|| drop(task));
+}
+
+/// Emits an event for a task that does not run because of the outcome. The level is `INFO` if the
+/// client left before the handler responded, which the author of the handler may not expect.
+/// Without feature `tracing` it has no effect.
+#[cfg_attr(not(feature = "tracing"), expect(unused_variables))]
+fn log_skipped(task: &RegisteredTask, outcome: &Outcome) {
+    #[cfg(feature = "tracing")]
+    ignore_panic(|| {
+        let (id, name, end) = (task.reservation.id(), task.reservation.name(), outcome.end);
+        let status = outcome.status.map(|status| status.as_u16());
+        if status.is_none() && end == super::End::NoResponse {
+            tracing::info!(id, name, "background task skipped: its request ended before the handler responded");
+        } else {
+            tracing::debug!(id, name, %end, status, "background task skipped: its condition does not hold");
+        }
+    });
 }
 
 /// Starts the ready tasks that their concurrency limits allow.
@@ -141,17 +232,18 @@ pub(super) fn dispatch(exchange: &Arc<Exchange>) {
     }
     loop {
         let next = lock(&exchange.pending).next_task();
-        let Some(RegisteredTask { reservation, body, stop_on_error, .. }) = next else { return };
-        let (exchange, id) = (exchange.clone(), reservation.id());
+        let Some(task) = next else { return };
+        let RegisteredTask { reservation, body, key, stop_on_error, .. } = *task;
+        let exchange = exchange.clone();
         let on_completion = move |completion: Completion| {
             let stop = stop_on_error && completion.is_failure();
             let stopped = {
                 let mut pending = lock(&exchange.pending);
-                pending.unindex(id);
+                pending.unindex(&key);
                 pending.finish_task(stop)
             };
             // One at a time: a panic while another one unwinds would abort the process.
-            stopped.into_iter().for_each(|(task, _)| skip(task, &exchange.pending));
+            stopped.into_iter().for_each(|task| skip(task, &exchange));
             dispatch(&exchange);
         };
         reservation.on_completion(on_completion).submit(body);

@@ -50,7 +50,9 @@ pub(crate) struct Exchange {
     total: AtomicU64,
     /// The first attempt at an inner layer is stored inline, because usually there is only one.
     pub(super) first_attempt: AttemptState,
-    pub(super) pending: Mutex<Pending<Hook, RegisteredTask>>,
+    /// The handler's call of the layer that owns the response. Used only if it runs on a pool.
+    pub(super) own_call: AttemptState,
+    pub(super) pending: Mutex<Pending<Hook, Box<RegisteredTask>>>,
 }
 
 struct Tracking {
@@ -160,6 +162,7 @@ impl Exchange {
             tracking,
             total: AtomicU64::new(0),
             first_attempt: AttemptState::default(),
+            own_call: AttemptState::default(),
             pending: Mutex::new(Pending::default()),
         }
     }
@@ -243,9 +246,17 @@ impl Exchange {
     }
 
     /// Calls `add` to add a registration. If the exchange has settled, the driver starts at once.
-    pub(super) fn register(self: &Arc<Self>, add: impl FnOnce(&mut Pending<Hook, RegisteredTask>)) {
+    pub(super) fn register(self: &Arc<Self>, add: impl FnOnce(&mut Pending<Hook, Box<RegisteredTask>>)) {
         add(&mut lock(&self.pending));
         if self.state.register() {
+            Driver::start(self.clone());
+        }
+    }
+
+    /// Starts the driver if the exchange has settled and tasks may wait for the attempt that was
+    /// decided. The decision must already be stored.
+    pub(super) fn on_decided(self: &Arc<Self>) {
+        if self.state.on_decided() {
             Driver::start(self.clone());
         }
     }
@@ -362,6 +373,15 @@ impl ExchangeState {
     /// start the driver.
     fn register(&self) -> bool {
         self.set(HAS_REGISTRATIONS) & SETTLED != 0
+    }
+
+    /// Records that an attempt was decided. Returns `true` if the caller must start the driver.
+    ///
+    /// It writes, although it sets no bit, so that it has a place in the order of all writes: if it
+    /// precedes [`settle`](Self::settle) and [`register`](Self::register), the driver that they
+    /// start sees the decision.
+    fn on_decided(&self) -> bool {
+        self.set(0) & (SETTLED | HAS_REGISTRATIONS) == SETTLED | HAS_REGISTRATIONS
     }
 
     fn has_registrations(&self) -> bool {

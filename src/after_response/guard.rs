@@ -14,8 +14,9 @@ use http::Response;
 use http_body::{Body, Frame};
 
 use super::{
+    AfterResponse,
     exchange::Exchange,
-    progress::{Progress, RequestLine},
+    progress::{Progress, RequestLine, success_of_head, success_of_trailers},
 };
 use crate::panic::ignore_panic;
 
@@ -167,7 +168,7 @@ pub(crate) enum Observer {
     /// This layer or connection is the outermost, so the handler's response is sent.
     Owner(Guard),
     /// An outer layer or connection owns the response.
-    Attempt(InnerAttempt),
+    Attempt(AttemptGuard),
     /// The future has returned. The guard has moved into the body.
     Done,
 }
@@ -181,66 +182,202 @@ impl Observer {
         }
     }
 
-    /// Records the response, and returns the guard for its body.
-    pub(super) fn on_response<B: Body>(&mut self, response: &Response<B>) -> Option<Guard> {
+    /// Records the response, and returns the observer of its body.
+    pub(super) fn on_response<B: Body>(&mut self, response: &Response<B>) -> Option<BodyObserver> {
         match std::mem::replace(self, Self::Done) {
             Self::Owner(mut guard) => {
                 guard.on_response(response);
-                Some(guard)
+                Some(BodyObserver::Owner(guard))
             }
-            Self::Attempt(attempt) => {
-                attempt.on_response(response);
-                None
-            }
+            Self::Attempt(attempt) => attempt.on_response(response).map(BodyObserver::Attempt),
             Self::Done => None,
         }
     }
 
     /// Records that the handler returned an error, and ends the observation.
     pub(super) fn on_error(&mut self, error: &impl fmt::Display) {
-        if let Self::Owner(mut guard) = std::mem::replace(self, Self::Done) {
-            guard.on_error(error);
+        match std::mem::replace(self, Self::Done) {
+            Self::Owner(mut guard) => guard.on_error(error),
+            Self::Attempt(attempt) => attempt.on_error(),
+            Self::Done => {}
         }
     }
+}
+
+/// Observes a response's body.
+#[derive(Debug)]
+pub(crate) enum BodyObserver {
+    Owner(Guard),
+    /// The trailers decide whether the attempt is successful.
+    Attempt(AttemptGuard),
 }
 
 /// One call of a layer that does not own the response.
 ///
-/// An outer layer, such as a retry, may discard its response and send another. A task for
-/// successful responses runs only if the attempt that registered it was successful too.
+/// An outer layer, such as a retry, may discard its response and send another. A task with the
+/// default condition runs if the attempt that registered it is successful.
 #[derive(Debug, Clone)]
 pub(crate) enum InnerAttempt {
     First(Arc<Exchange>),
-    Later(Arc<AttemptState>),
+    Later(Arc<(Arc<Exchange>, AttemptState)>),
 }
-
-const TAKEN: u8 = 1;
-const SUCCEEDED: u8 = 1 << 1;
-
-/// Result of an attempt. Bits are set and never cleared.
-#[derive(Debug, Default)]
-pub(crate) struct AttemptState(AtomicU8);
 
 impl InnerAttempt {
     pub(super) fn new(exchange: &Arc<Exchange>) -> Self {
         let is_first = exchange.first_attempt.0.fetch_or(TAKEN, Ordering::Relaxed) & TAKEN == 0;
-        if is_first { Self::First(exchange.clone()) } else { Self::Later(Arc::default()) }
+        if is_first {
+            Self::First(exchange.clone())
+        } else {
+            Self::Later(Arc::new((exchange.clone(), AttemptState::default())))
+        }
     }
 
-    fn on_response<B>(&self, response: &Response<B>) {
-        if response.status().as_u16() < 400 {
-            self.state().0.fetch_or(SUCCEEDED, Ordering::Release);
+    pub(super) fn state(&self) -> &AttemptState {
+        match self {
+            Self::First(exchange) => &exchange.first_attempt,
+            Self::Later(later) => &later.1,
         }
+    }
+
+    fn exchange(&self) -> &Arc<Exchange> {
+        match self {
+            Self::First(exchange) => exchange,
+            Self::Later(later) => &later.0,
+        }
+    }
+}
+
+/// The attempt is in use. Only for the attempt that is stored in its exchange.
+const TAKEN: u8 = 1;
+/// The handler's future has returned or was dropped. [`SUCCEEDED`] is set together with it.
+const LEFT: u8 = 1 << 1;
+const SUCCEEDED: u8 = 1 << 2;
+/// The handler runs on a pool, where it may end well after its future was dropped. Cleared if the
+/// call on the pool ends without a response.
+const OFFLOADED: u8 = 1 << 3;
+/// The call on the pool has returned a response. [`ENDED_WELL`] is set together with it.
+const ENDED: u8 = 1 << 4;
+const ENDED_WELL: u8 = 1 << 5;
+
+/// Result of a handler's call.
+///
+/// If the handler runs on a pool, its response there decides. It may differ from what the layer
+/// sees, because the client may leave, or a timeout respond, while the handler runs. Otherwise
+/// the response that the layer sees decides.
+#[derive(Debug, Default)]
+pub(crate) struct AttemptState(AtomicU8);
+
+impl AttemptState {
+    /// Returns `true` if it is known whether the attempt is successful.
+    pub(super) fn is_decided(&self) -> bool {
+        let bits = self.0.load(Ordering::Acquire);
+        bits & if is_offloaded(bits) { ENDED } else { LEFT } != 0
     }
 
     pub(super) fn is_success(&self) -> bool {
-        self.state().0.load(Ordering::Acquire) & SUCCEEDED != 0
+        let bits = self.0.load(Ordering::Acquire);
+        bits & if is_offloaded(bits) { ENDED_WELL } else { SUCCEEDED } != 0
     }
 
-    fn state(&self) -> &AttemptState {
-        match self {
-            Self::First(exchange) => &exchange.first_attempt,
-            Self::Later(state) => state,
+    /// Returns the result of the call on a pool, or `None` if there was none. While that call runs,
+    /// the attempt is not decided.
+    pub(super) fn offloaded(&self) -> Option<&Self> {
+        is_offloaded(self.0.load(Ordering::Acquire)).then_some(self)
+    }
+}
+
+fn is_offloaded(bits: u8) -> bool {
+    bits & OFFLOADED != 0
+}
+
+/// Decides an attempt: by the response of its handler, or when the guard is dropped.
+#[derive(Debug)]
+pub(crate) struct AttemptGuard {
+    /// `None` once the attempt is decided.
+    attempt: Option<InnerAttempt>,
+}
+
+impl AttemptGuard {
+    pub(super) fn new(attempt: InnerAttempt) -> Self {
+        Self { attempt: Some(attempt) }
+    }
+
+    /// Decides the attempt, unless the trailers do. Returns `self` in that case.
+    fn on_response<B>(mut self, response: &Response<B>) -> Option<Self> {
+        match success_of_head(response.status(), response.headers()) {
+            Some(is_success) => {
+                self.decide(is_success);
+                None
+            }
+            None => Some(self),
         }
+    }
+
+    /// Decides the attempt if `frame` is the trailers.
+    pub(super) fn on_frame<D, E>(&mut self, frame: Option<&Result<Frame<D>, E>>) {
+        if let Some(trailers) = frame.and_then(|frame| frame.as_ref().ok()?.trailers_ref()) {
+            self.decide(success_of_trailers(trailers));
+        }
+    }
+
+    fn on_error(mut self) {
+        self.decide(false);
+    }
+
+    fn decide(&mut self, is_success: bool) {
+        if let Some(attempt) = self.attempt.take() {
+            attempt.state().0.fetch_or(if is_success { LEFT | SUCCEEDED } else { LEFT }, Ordering::Release);
+            attempt.exchange().on_decided();
+        }
+    }
+}
+
+impl Drop for AttemptGuard {
+    fn drop(&mut self) {
+        self.decide(false);
+    }
+}
+
+/// A handler's call on a pool.
+#[derive(Debug)]
+pub(crate) struct OffloadedCall {
+    exchange: Arc<Exchange>,
+    /// `None` if the layer of the handle owns the response.
+    attempt: Option<InnerAttempt>,
+    /// `None` if the call has not returned a response, or its trailers decide.
+    is_success: Option<bool>,
+}
+
+impl OffloadedCall {
+    /// Begins a call of the handler to which `after` was given. An earlier call that has ended, for
+    /// example of a retry, no longer counts.
+    pub(crate) fn begin(after: &AfterResponse) -> Self {
+        let call = Self { exchange: after.exchange().clone(), attempt: after.attempt(), is_success: None };
+        call.update(|bits| Some(bits & !(ENDED | ENDED_WELL) | OFFLOADED));
+        call
+    }
+
+    /// Ends the call with a response.
+    pub(crate) fn respond<B>(mut self, response: &Response<B>) {
+        self.is_success = success_of_head(response.status(), response.headers());
+    }
+
+    fn update(&self, update: impl FnMut(u8) -> Option<u8>) {
+        let state = self.attempt.as_ref().map_or(&self.exchange.own_call, InnerAttempt::state);
+        let _ = state.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, update);
+    }
+}
+
+impl Drop for OffloadedCall {
+    fn drop(&mut self) {
+        // A nested call has decided before: it is closer to the handler.
+        self.update(|bits| {
+            (bits & ENDED == 0).then_some(match self.is_success {
+                Some(true) => bits | ENDED | ENDED_WELL,
+                Some(false) => bits | ENDED,
+                None => bits & !OFFLOADED,
+            })
+        });
+        self.exchange.on_decided();
     }
 }

@@ -7,7 +7,7 @@ use super::{
     driver::{Hook, RegisteredTask, dispatch},
     exchange::Exchange,
     guard::InnerAttempt,
-    pending::{Pending, SpawnContext},
+    pending::{Pending, SpawnContext, TaskKey},
 };
 use crate::{
     background::{Background, TaskHandle, TaskOutput},
@@ -69,11 +69,12 @@ impl AfterResponse {
         self.task("").spawn_blocking(work)
     }
 
-    /// Registers async work, which runs on the current runtime if the response is a success.
+    /// Registers async work, which is polled on the pool of the background if the response is a
+    /// success.
     ///
-    /// Shorthand for a [task](Self::task) without a name and options. The work must not block,
-    /// because it is an ordinary task of the runtime. Use [`spawn_blocking`](Self::spawn_blocking)
-    /// for work that blocks.
+    /// Shorthand for a [task](Self::task) without a name and options. Work that blocks holds a
+    /// thread of that pool and delays no other request. To run it on the runtime instead, use
+    /// [`on_runtime`](ResponseTaskBuilder::on_runtime).
     ///
     /// # Errors
     ///
@@ -89,9 +90,10 @@ impl AfterResponse {
     /// reverse order of registration.
     ///
     /// Hooks run before the request's tasks start, in a task of the runtime in which the request's
-    /// first hook or task was registered. Without a runtime, or if it has shut down, they run on a
-    /// thread of their own. A hook must be short and must not block: use [tasks](Self::task) for
-    /// work. A panic in it is contained.
+    /// first hook or task was registered. After every 32 hooks that task yields. Without a runtime,
+    /// or if it has shut down, hooks run on a thread named `after-response`, which all responses
+    /// share. If the system starts no thread, they run where the response ends. A hook must be
+    /// short and must not block: use [tasks](Self::task) for work. A panic in it is contained.
     ///
     /// A hook needs no permit, so it is never refused. A [shutdown](crate::Background::shutdown)
     /// waits for hooks that are due, but not for hooks of responses that are still open: close the
@@ -124,7 +126,7 @@ impl AfterResponse {
     /// Work that has not started is dropped before this method returns. A panic of its destructor
     /// is contained.
     pub fn cancel(&self, name: &str) -> usize {
-        let (ids, removed) = lock(&self.exchange.pending).remove_by_name(name, |task| task.reservation.id());
+        let (ids, removed) = lock(&self.exchange.pending).remove_by_name(name);
         let cancelled = ids.into_iter().filter(|id| self.background.cancel_id(*id)).count();
         // Dropped after the ids were cancelled, otherwise the tasks would count as skipped.
         removed.into_iter().for_each(|task| ignore_panic(|| drop(task)));
@@ -139,16 +141,18 @@ impl AfterResponse {
         self.exchange.is_tracked()
     }
 
-    pub(super) fn register_task(&self, name: Cow<'static, str>, id: u64, task: RegisteredTask) {
-        self.register(|pending| {
-            if !name.is_empty() {
-                pending.push_name(name, id);
-            }
-            pending.push_task(task);
-        });
+    /// Registers a task with this id and name. `task` creates it from its key.
+    pub(super) fn register_task(
+        &self,
+        name: Cow<'static, str>,
+        id: u64,
+        concurrent: usize,
+        task: impl FnOnce(TaskKey) -> Box<RegisteredTask>,
+    ) {
+        self.register(|pending| pending.push_task(name, id, concurrent, task));
     }
 
-    fn register(&self, add: impl FnOnce(&mut Pending<Hook, RegisteredTask>)) {
+    fn register(&self, add: impl FnOnce(&mut Pending<Hook, Box<RegisteredTask>>)) {
         let context =
             || SpawnContext { runtime: runtime::Handle::try_current().ok(), background: self.background.clone() };
         self.exchange.register(|pending| {

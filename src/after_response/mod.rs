@@ -2,7 +2,7 @@
 //!
 //! The layer gives each request a handle. Registered work runs when the outcome of the response is
 //! known: *hooks* read the outcome, *tasks* are blocking or async work that
-//! [`Background`](crate::Background) runs.
+//! [`Background`](crate::Background) runs on its pool.
 //!
 //! ```
 //! use std::time::Duration;
@@ -18,10 +18,9 @@
 //! # async fn main() -> Result<(), RegisterError> {
 //! async fn sign_up(request: Request<()>) -> Result<Response<Full<&'static [u8]>>, RegisterError> {
 //!     let after: &AfterResponse = request.extensions().get().expect("the layer is there");
-//!     // Blocking work runs on the background's pool. If the background is full, this is an error
-//!     // before anything was promised to the client.
+//!     // Work runs on the background's pool. If the background is full, this is an error before
+//!     // anything was promised to the client.
 //!     after.spawn_blocking(|| println!("send the mail, and take your time"))?;
-//!     // Async work runs on the runtime.
 //!     after.spawn(async { println!("build the index") })?;
 //!     // A hook is short and reads how the response ended.
 //!     after.hook(|outcome| println!("{} {}", outcome.end, outcome.delivery));
@@ -70,17 +69,23 @@
 //!
 //! # Which tasks run
 //!
-//! By default a task runs if the response is a success: its status is below 400 and, if it is gRPC,
-//! its `grpc-status` is 0. The state of the connection does not matter: the mail must be sent even
-//! if the client has disconnected. Other tasks are skipped, and the background counts them.
+//! By default a task runs if the handler that registered it ended with a success: the status of its
+//! response is below 400 and, if it is gRPC, its `grpc-status` is 0. Neither the state of the
+//! connection nor what outer layers send instead matters: the mail must be sent even if the client
+//! has disconnected. Other tasks are skipped. The background counts them, and with feature
+//! `tracing` each emits an event.
 //!
 //! | the client leaves, or something fails | [`End`] | a task without condition |
 //! |---|---|---|
-//! | before the handler has responded | `NoResponse` | is skipped |
+//! | before the handler has responded, so that it is dropped | `NoResponse` | is skipped |
+//! | the same, but the handler continues [on a pool](#on-a-pool) and succeeds | `NoResponse` | runs |
 //! | the handler fails or panics | `HandlerError` | is skipped |
-//! | after the head of a response below 400 | `Aborted` | runs |
+//! | a response below 400 is dropped before it is sent | `NoResponse` | runs |
+//! | after the head of such a response | `Aborted` | runs |
 //! | the body of such a response fails | `BodyError` | runs |
 //! | either of these, for gRPC before its trailers | either | is skipped |
+//! | an outer layer replaces such a response by an error | any | runs |
+//! | an outer layer replaces an error by such a response | any | is skipped |
 //!
 //! [`always`](ResponseTaskBuilder::always), [`when`](ResponseTaskBuilder::when),
 //! [`on_complete`](ResponseTaskBuilder::on_complete) and
@@ -92,6 +97,16 @@
 //! Hooks and tasks run in tasks of their own. They delay neither the connection nor its next
 //! request.
 //!
+//! # On a pool
+//!
+//! A handler that runs on a pool can end after its client has left or a timeout has responded:
+//! always if its [`OffloadLayer`](crate::OffloadLayer) is
+//! [detached](crate::OffloadLayer::detached), and otherwise if it has begun and does not await. Its
+//! tasks wait for its end and run if it succeeds, whether this layer is outside or inside of the
+//! `OffloadLayer`. Outside, it learns the end from the `OffloadLayer`, if that rejects with
+//! [`HttpReject`](crate::offload::HttpReject) or [`ProblemJson`](crate::offload::ProblemJson). With
+//! another [strategy](crate::offload::Reject), add this layer inside.
+//!
 //! # Nested layers
 //!
 //! The outermost layer owns the response, and its background runs the tasks; inner layers use its
@@ -99,9 +114,9 @@
 //! layer runs the tasks. An untracked layer cannot see through outer layers that replace or buffer
 //! the response, so add it outside of those layers.
 //!
-//! If an outer layer, such as a retry, replaces the response of an inner one, hooks see the outcome
-//! of the response that was sent. Tasks with the default condition also require that the response
-//! of the handler that registered them was not an error.
+//! If an outer layer, such as a retry, replaces the response of an inner one, hooks and the other
+//! conditions see the outcome of the response that was sent. The default condition depends on the
+//! response of the handler, as the innermost of these layers or the pool sees it.
 //!
 //! # Shutdown
 //!
@@ -132,12 +147,14 @@ mod layer;
 mod outcome;
 mod pending;
 mod progress;
+mod run_queue;
 mod service;
 mod task;
 mod task_target;
 
 #[cfg(all(test, feature = "flush"))]
 pub(crate) use self::exchange::testing::TestResponse;
+pub(crate) use self::guard::OffloadedCall;
 pub use self::{
     body::ResponseBody,
     handle::AfterResponse,

@@ -1,4 +1,4 @@
-use std::{borrow::Cow, collections::VecDeque};
+use std::{borrow::Cow, collections::BTreeMap};
 
 use tokio::runtime::Handle;
 
@@ -6,9 +6,10 @@ use crate::background::Background;
 
 /// Hooks `H` and tasks `T` of one request, and the rules of their order.
 ///
-/// The driver takes the registrations out, newest hook first. It puts the selected tasks back as
-/// `ready`, and the dispatcher starts them in the order of registration, each as soon as no more
-/// tasks run than it allows.
+/// Tasks are numbered in the order of registration. The driver takes the hooks, newest first, and
+/// then selects the tasks whose condition holds, in order. It stops at a task that is undecided,
+/// because its handler has not ended. The dispatcher starts the selected tasks in order, each as
+/// soon as no more tasks run than it allows.
 ///
 /// Pure except for `context`, which is only stored. At most one thread drives and at most one
 /// dispatches. A thread that stops doing so has seen under the same lock that nothing is left to
@@ -16,9 +17,13 @@ use crate::background::Background;
 #[derive(Debug)]
 pub(super) struct Pending<H, T> {
     hooks: Vec<H>,
-    tasks: Vec<T>,
-    /// Selected tasks, each with the number of tasks that may run when it has started.
-    ready: VecDeque<(T, usize)>,
+    /// Tasks that have not started, by number, each with the number of tasks that may run when it
+    /// has started.
+    tasks: BTreeMap<u64, (T, usize)>,
+    /// Tasks below this number are selected. Never decreases.
+    selected: u64,
+    /// The number of the next task.
+    next_number: u64,
     /// Number of started tasks that have not ended.
     running: usize,
     /// Set by a failed task that stops the later ones. Never cleared.
@@ -27,8 +32,8 @@ pub(super) struct Pending<H, T> {
     driving: bool,
     /// Prevents recursion: a task that ends at once must not start the next one on its own stack.
     dispatching: bool,
-    /// Names and ids of the named tasks that have not ended.
-    names: Vec<(Cow<'static, str>, u64)>,
+    /// Numbers and ids of the named tasks that have not ended, by name.
+    names: BTreeMap<Cow<'static, str>, BTreeMap<u64, u64>>,
     context: Option<SpawnContext>,
 }
 
@@ -39,35 +44,60 @@ pub(super) struct SpawnContext {
     pub(super) background: Background,
 }
 
+/// A task's position and name among the tasks of its request.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct TaskKey {
+    number: u64,
+    name: Cow<'static, str>,
+}
+
 impl<H, T> Pending<H, T> {
     pub(super) fn push_hook(&mut self, hook: H) {
         self.hooks.push(hook);
     }
 
-    pub(super) fn push_task(&mut self, task: T) {
-        self.tasks.push(task);
-    }
-
-    pub(super) fn push_name(&mut self, name: Cow<'static, str>, id: u64) {
-        self.names.push((name, id));
+    /// Adds a task with this id and name. An empty name is no name. `task` creates it from its key.
+    pub(super) fn push_task(
+        &mut self,
+        name: Cow<'static, str>,
+        id: u64,
+        concurrent: usize,
+        task: impl FnOnce(TaskKey) -> T,
+    ) {
+        let number = self.next_number;
+        self.next_number += 1;
+        if !name.is_empty() {
+            self.names.entry(name.clone()).or_default().insert(number, id);
+        }
+        self.tasks.insert(number, (task(TaskKey { number, name }), concurrent));
     }
 
     /// Returns the ids of the tasks with this name, and removes the unstarted ones.
-    pub(super) fn remove_by_name(&mut self, name: &str, id: impl Fn(&T) -> u64) -> (Vec<u64>, Vec<T>) {
-        let ids: Vec<_> = self.names.iter().filter(|(other, _)| other == name).map(|(_, id)| *id).collect();
-        let is_named = |task: &T| ids.contains(&id(task));
-        let (mut removed, tasks): (Vec<_>, _) = std::mem::take(&mut self.tasks).into_iter().partition(is_named);
-        let (waiting, ready): (VecDeque<_>, _) =
-            std::mem::take(&mut self.ready).into_iter().partition(|(task, _)| is_named(task));
-        (self.tasks, self.ready) = (tasks, ready);
-        removed.extend(waiting.into_iter().map(|(task, _)| task));
-        removed.iter().for_each(|task| self.unindex(id(task)));
+    pub(super) fn remove_by_name(&mut self, name: &str) -> (Vec<u64>, Vec<T>) {
+        let Some(named) = self.names.get_mut(name) else { return (Vec::new(), Vec::new()) };
+        let ids = named.values().copied().collect();
+        let mut removed = Vec::new();
+        named.retain(|number, _| match self.tasks.remove(number) {
+            Some((task, _)) => {
+                removed.push(task);
+                false
+            }
+            None => true,
+        });
+        if named.is_empty() {
+            self.names.remove(name);
+        }
         (ids, removed)
     }
 
     /// Removes a task that ended or never starts from the name index.
-    pub(super) fn unindex(&mut self, id: u64) {
-        self.names.retain(|(_, other)| *other != id);
+    pub(super) fn unindex(&mut self, key: &TaskKey) {
+        if let Some(named) = self.names.get_mut(&key.name) {
+            named.remove(&key.number);
+            if named.is_empty() {
+                self.names.remove(&key.name);
+            }
+        }
     }
 
     /// Stores the context of the first registration.
@@ -85,20 +115,37 @@ impl<H, T> Pending<H, T> {
         !std::mem::replace(&mut self.driving, true)
     }
 
-    /// Takes the new registrations: hooks newest first, tasks oldest first. Returns `None`, and
-    /// stops driving, if there are none.
-    pub(super) fn take(&mut self) -> Option<(impl Iterator<Item = H> + use<H, T>, Vec<T>)> {
-        let (hooks, tasks) = (std::mem::take(&mut self.hooks), std::mem::take(&mut self.tasks));
-        self.driving = !(hooks.is_empty() && tasks.is_empty());
-        self.driving.then(|| (hooks.into_iter().rev(), tasks))
+    /// Takes the new hooks, and returns them with the number up to which tasks may be selected
+    /// after they have run. The newest hook is the last one. Returns `None`, and stops driving, if
+    /// there is nothing to do.
+    pub(super) fn take(&mut self, is_decided: impl Fn(&T) -> bool) -> Option<(Vec<H>, u64)> {
+        let has_task = self.first_unselected().is_some_and(|(_, task)| is_decided(task));
+        self.driving = has_task || !self.hooks.is_empty();
+        self.driving.then(|| (std::mem::take(&mut self.hooks), self.next_number))
     }
 
-    /// Adds a selected task. Returns it if a failed task has stopped the later ones.
-    pub(super) fn push_ready(&mut self, task: T, concurrent: usize) -> Option<T> {
+    /// Takes the first unselected task below `bound`, unless it is undecided. Returns it with the
+    /// number of tasks that may run when it has started. If its condition holds, the caller puts it
+    /// back with [`select`](Self::select).
+    pub(super) fn take_unselected(&mut self, bound: u64, is_decided: impl Fn(&T) -> bool) -> Option<(T, usize)> {
+        let (number, task) = self.first_unselected()?;
+        if number >= bound || !is_decided(task) {
+            return None;
+        }
+        self.selected = number + 1;
+        self.tasks.remove(&number)
+    }
+
+    fn first_unselected(&self) -> Option<(u64, &T)> {
+        self.tasks.range(self.selected..).next().map(|(number, (task, _))| (*number, task))
+    }
+
+    /// Makes a task ready to start. Returns it if a failed task has stopped the later ones.
+    pub(super) fn select(&mut self, key: &TaskKey, task: T, concurrent: usize) -> Option<T> {
         if self.stopped {
             return Some(task);
         }
-        self.ready.push_back((task, concurrent));
+        self.tasks.insert(key.number, (task, concurrent));
         None
     }
 
@@ -111,20 +158,24 @@ impl<H, T> Pending<H, T> {
     /// Returns a task that the caller must start. Returns `None`, and stops dispatching, if no task
     /// may start now.
     pub(super) fn next_task(&mut self) -> Option<T> {
-        let may_start = self.ready.front().is_some_and(|(_, concurrent)| self.running < *concurrent);
-        let next = if may_start { self.ready.pop_front() } else { None };
+        let first = self.tasks.first_entry().filter(|first| *first.key() < self.selected);
+        let next = first.filter(|first| self.running < first.get().1).map(|first| first.remove().0);
         self.running += usize::from(next.is_some());
         self.dispatching = next.is_some();
-        next.map(|(task, _)| task)
+        next
     }
 
-    /// Records that a task ended. With `stop`, also removes the ready tasks, which must not start,
-    /// and returns them.
+    /// Records that a task ended. With `stop`, also removes the selected tasks, which must not
+    /// start, and returns them.
     #[must_use]
-    pub(super) fn finish_task(&mut self, stop: bool) -> VecDeque<(T, usize)> {
+    pub(super) fn finish_task(&mut self, stop: bool) -> Vec<T> {
         self.running -= 1;
         self.stopped |= stop;
-        if stop { std::mem::take(&mut self.ready) } else { VecDeque::new() }
+        if !stop {
+            return Vec::new();
+        }
+        let unselected = self.tasks.split_off(&self.selected);
+        std::mem::replace(&mut self.tasks, unselected).into_values().map(|(task, _)| task).collect()
     }
 }
 
@@ -132,13 +183,14 @@ impl<H, T> Default for Pending<H, T> {
     fn default() -> Self {
         Self {
             hooks: Vec::new(),
-            tasks: Vec::new(),
-            ready: VecDeque::new(),
+            tasks: BTreeMap::new(),
+            selected: 0,
+            next_number: 0,
             running: 0,
             stopped: false,
             driving: false,
             dispatching: false,
-            names: Vec::new(),
+            names: BTreeMap::new(),
             context: None,
         }
     }

@@ -104,7 +104,7 @@ impl Progress {
         is_end_stream: bool,
         at: Duration,
     ) {
-        if status.is_informational() && status != StatusCode::SWITCHING_PROTOCOLS {
+        if !is_final(status) {
             self.fail(Some(format!("{status} is not a final status")));
             return; // hyper sends 500 instead
         }
@@ -243,6 +243,26 @@ impl Progress {
     fn grpc_status(&self) -> Option<i32> {
         self.head.as_ref()?.grpc.map(|leading| leading.or(self.trailing_status))?
     }
+}
+
+fn is_final(status: StatusCode) -> bool {
+    !status.is_informational() || status == StatusCode::SWITCHING_PROTOCOLS
+}
+
+/// Returns whether a response with this head is a success, or `None` if its trailers decide.
+pub(super) fn success_of_head(status: StatusCode, headers: &HeaderMap) -> Option<bool> {
+    if !is_final(status) || status.as_u16() >= 400 {
+        Some(false)
+    } else if is_grpc(headers) {
+        grpc_status(headers).map(|status| status == 0)
+    } else {
+        Some(true)
+    }
+}
+
+/// Returns whether a gRPC response with these trailers is a success.
+pub(super) fn success_of_trailers(trailers: &HeaderMap) -> bool {
+    grpc_status(trailers) == Some(0)
 }
 
 /// Returns the `grpc-status`. Without one, or if it is not a number, the status is unknown

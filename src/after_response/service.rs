@@ -12,7 +12,7 @@ use tower_service::Service;
 use super::{
     AfterResponse, ResponseBody,
     exchange::{Exchange, Tracked},
-    guard::{Guard, InnerAttempt, Observer},
+    guard::{AttemptGuard, Guard, InnerAttempt, Observer},
     progress::RequestLine,
 };
 use crate::background::Background;
@@ -75,7 +75,7 @@ where
         let (after, mut observer) = match outer {
             Some(outer) => {
                 let attempt = InnerAttempt::new(outer.exchange());
-                (outer.for_attempt(attempt.clone()), Observer::Attempt(attempt))
+                (outer.for_attempt(attempt.clone()), Observer::Attempt(AttemptGuard::new(attempt)))
             }
             None => {
                 let exchange = Exchange::untracked(line);
@@ -125,8 +125,8 @@ where
         let observer = this.observer;
         Poll::Ready(match ready!(observer.run(|| this.inner.poll(cx))) {
             Ok(response) => {
-                let guard = observer.on_response(&response);
-                Ok(response.map(|body| ResponseBody::new(body, guard)))
+                let observer = observer.on_response(&response);
+                Ok(response.map(|body| ResponseBody::new(body, observer)))
             }
             Err(error) => {
                 observer.on_error(&error);

@@ -8,14 +8,15 @@ use crate::{
 
 /// Builder of a named task that runs after the response. Returned by [`AfterResponse::task`].
 ///
-/// By default the task runs if the response is a success ([`Outcome::is_success`]), and starts when
-/// the tasks that the request registered before have ended.
+/// By default the task runs if the handler's response is a success ([`Outcome::is_success`]), and
+/// starts when the tasks that the request registered before have ended.
 #[must_use = "the task is registered only by `spawn_blocking` or `spawn`"]
 pub struct ResponseTaskBuilder<'a> {
     after: &'a AfterResponse,
     name: Cow<'static, str>,
     condition: Condition,
     timeout: Option<Duration>,
+    on_runtime: bool,
     concurrent: usize,
     stop_on_error: bool,
     replace: bool,
@@ -28,6 +29,7 @@ impl<'a> ResponseTaskBuilder<'a> {
             name,
             condition: Condition::default(),
             timeout: None,
+            on_runtime: false,
             concurrent: 1,
             stop_on_error: false,
             replace: false,
@@ -73,6 +75,12 @@ impl<'a> ResponseTaskBuilder<'a> {
         Self { timeout: Some(timeout), ..self }
     }
 
+    /// Runs async work on the current runtime instead of the pool. See
+    /// [`background::Reservation::on_runtime`](crate::background::Reservation::on_runtime).
+    pub fn on_runtime(self) -> Self {
+        Self { on_runtime: true, ..self }
+    }
+
     /// Lets the task start while other tasks of this request run, as long as at most `tasks` of
     /// them, including this one, then run. Default: 1, which runs them one after the other.
     ///
@@ -113,8 +121,8 @@ impl<'a> ResponseTaskBuilder<'a> {
         self.register(TaskBody::from_closure(work))
     }
 
-    /// Registers the task with async work, which runs on the current runtime. Outside of a runtime,
-    /// it runs on the pool of the background.
+    /// Registers the task with async work, which is polled on the pool of the background, within
+    /// the current runtime.
     ///
     /// # Errors
     ///
@@ -149,11 +157,11 @@ impl<'a> ResponseTaskBuilder<'a> {
         if matches!(self.condition, Condition::Flushed) && !self.after.is_tracked() {
             return Err(RegisterError::UNTRACKED);
         }
-        let reservation = self.after.background().reserve(self.name.clone())?;
-        Ok(match self.timeout {
-            Some(timeout) => reservation.timeout(timeout),
-            None => reservation,
-        })
+        let mut reservation = self.after.background().reserve_after_response(self.name.clone())?;
+        if let Some(timeout) = self.timeout {
+            reservation = reservation.timeout(timeout);
+        }
+        Ok(if self.on_runtime { reservation.on_runtime() } else { reservation })
     }
 
     /// Makes the work that the reservation receives start after the response.
@@ -180,6 +188,7 @@ impl fmt::Debug for ResponseTaskBuilder<'_> {
             .field("name", &self.name)
             .field("condition", &self.condition)
             .field("timeout", &self.timeout)
+            .field("on_runtime", &self.on_runtime)
             .field("concurrent", &self.concurrent)
             .field("stop_on_error", &self.stop_on_error)
             .field("replace", &self.replace)
@@ -205,8 +214,9 @@ impl Registration {
             after.cancel(&name);
         }
         let id = reservation.id();
-        let task = RegisteredTask { body, reservation, condition, attempt, concurrent, stop_on_error };
-        after.register_task(name, id, task);
+        after.register_task(name, id, concurrent, |key| {
+            Box::new(RegisteredTask { body, reservation, condition, attempt, key, stop_on_error })
+        });
     }
 }
 
@@ -222,10 +232,17 @@ pub(super) enum Condition {
 }
 
 impl Condition {
-    /// Returns `false` if the predicate panics.
-    pub(super) fn holds(self, outcome: &Outcome, attempt: Option<&InnerAttempt>) -> bool {
+    /// Returns `true` if the condition depends on the response of the handler that registered the
+    /// task, which may not be the response that was sent.
+    pub(super) fn depends_on_handler(&self) -> bool {
+        matches!(self, Self::Success)
+    }
+
+    /// `has_succeeded` is `true` if the response of the handler that registered the task is a
+    /// success. Returns `false` if the predicate panics.
+    pub(super) fn holds(self, outcome: &Outcome, has_succeeded: bool) -> bool {
         match self {
-            Self::Success => outcome.is_success() && attempt.is_none_or(InnerAttempt::is_success),
+            Self::Success => has_succeeded,
             Self::Complete => outcome.is_complete(),
             Self::Flushed => outcome.is_flushed(),
             Self::Always => true,

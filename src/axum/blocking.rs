@@ -7,7 +7,7 @@ use ::axum::{
 };
 
 use super::into_response::respond;
-use crate::pool::Pool;
+use crate::{offload::Watch, pool::Pool};
 
 /// Creates an axum handler from a blocking function `fn(T1, .., T16) -> impl IntoResponse`.
 ///
@@ -68,8 +68,19 @@ pub struct Blocking<F> {
 }
 
 impl<F> Blocking<F> {
-    async fn run(pool: Arc<dyn Pool>, work: impl FnOnce() -> Response + Send + 'static) -> Response {
-        match pool.run(work).await {
+    async fn run(
+        pool: Arc<dyn Pool>,
+        watch: Option<Watch<Response>>,
+        work: impl FnOnce() -> Response + Send + 'static,
+    ) -> Response {
+        let watched = move || {
+            let response = work();
+            if let Some(watch) = watch {
+                watch.respond(&response);
+            }
+            response
+        };
+        match pool.run(watched).await {
             Ok(response) => response,
             Err(error) => respond(error, pool.expected_wait()),
         }
@@ -96,9 +107,9 @@ where
 {
     type Future = Pin<Box<dyn Future<Output = Response> + Send>>;
 
-    fn call(self, _: Request, _: S) -> Self::Future {
+    fn call(self, request: Request, _: S) -> Self::Future {
         let Self { pool, handler } = self;
-        Box::pin(Self::run(pool, move || handler().into_response()))
+        Box::pin(Self::run(pool, Watch::of(&request), move || handler().into_response()))
     }
 }
 
@@ -127,6 +138,7 @@ macro_rules! handler {
             fn call(self, request: Request, state: S) -> Self::Future {
                 let Self { pool, handler } = self;
                 Box::pin(async move {
+                    let watch = Watch::of(&request);
                     let (mut parts, body) = request.into_parts();
                     $(
                         let $part = match $part::from_request_parts(&mut parts, &state).await {
@@ -139,7 +151,7 @@ macro_rules! handler {
                         Ok(value) => value,
                         Err(rejection) => return rejection.into_response(),
                     };
-                    Self::run(pool, move || handler($($part,)* $last).into_response()).await
+                    Self::run(pool, watch, move || handler($($part,)* $last).into_response()).await
                 })
             }
         }

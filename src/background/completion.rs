@@ -19,7 +19,7 @@ pub enum Completion {
     TimedOut,
     /// The task returned an error or panicked.
     Failed,
-    /// The runtime dropped the task after it had started.
+    /// The runtime or the pool dropped the task after it had started.
     Lost,
     /// The task succeeded.
     Completed,

@@ -14,17 +14,20 @@ pub struct SubmitError(Kind);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Full,
+    TooManyAwaiting,
     Closed,
 }
 
 impl SubmitError {
     pub(super) const FULL: Self = Self(Kind::Full);
+    pub(super) const TOO_MANY_AWAITING: Self = Self(Kind::TooManyAwaiting);
     pub(super) const CLOSED: Self = Self(Kind::Closed);
 
     /// Returns `true` if the background has [`max_tasks`](super::BackgroundBuilder::max_tasks)
-    /// tasks. A later attempt may succeed.
+    /// tasks, or [`max_awaiting_response`](super::BackgroundBuilder::max_awaiting_response) tasks
+    /// that wait for responses. A later attempt may succeed.
     pub fn is_full(&self) -> bool {
-        *self == Self::FULL
+        matches!(self.0, Kind::Full | Kind::TooManyAwaiting)
     }
 
     /// Returns `true` if the background is closed, because it is being shut down.
@@ -37,6 +40,7 @@ impl fmt::Display for SubmitError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.0 {
             Kind::Full => "the background is full",
+            Kind::TooManyAwaiting => "too many tasks wait for responses that are still open",
             Kind::Closed => "the background is closed",
         })
     }
@@ -64,7 +68,7 @@ pub(super) enum Cause {
     /// The task returned an error.
     Error(String),
     Panicked(String),
-    /// The runtime dropped the task after it had started.
+    /// The runtime or the pool dropped the task after it had started.
     Lost,
 }
 
@@ -98,7 +102,8 @@ impl TaskFailure {
         &self.name
     }
 
-    /// Returns `true` if the pool refused the task, or its runtime shut down before it finished.
+    /// Returns `true` if the pool refused the task, or the pool or the runtime shut down before the
+    /// task finished.
     pub fn is_lost(&self) -> bool {
         matches!(self.cause, Cause::Lost | Cause::Refused(_))
     }
@@ -140,7 +145,7 @@ impl fmt::Display for TaskFailure {
             Cause::TimedOut { timeout, still_running: false } => write!(f, "exceeded its timeout of {timeout:?}"),
             Cause::Error(message) => write!(f, "failed: {message}"),
             Cause::Panicked(message) => write!(f, "panicked: {message}"),
-            Cause::Lost => f.write_str("was dropped by its runtime before it finished"),
+            Cause::Lost => f.write_str("was dropped before it finished, because its runtime or pool shut down"),
         }
     }
 }

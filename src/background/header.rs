@@ -11,7 +11,7 @@ use super::completion::{Completion, CompletionFn, run_callback};
 use crate::{
     panic::ignore_panic,
     pool::{CallError, call::JoinHandle},
-    sync::{AtomicBool, Mutex, Ordering::SeqCst, lock},
+    sync::{AtomicBool, AtomicU8, Mutex, Ordering::SeqCst, lock},
 };
 
 /// The shared part of a task: its identity, its completion, and the means to abort it.
@@ -21,8 +21,7 @@ pub(super) struct TaskHeader {
     pub(super) id: u64,
     pub(super) name: Cow<'static, str>,
     abort: AbortSlot<AbortAction>,
-    /// Set by the task or its timer. The first one to set it reports how the task ended.
-    completion_claimed: AtomicBool,
+    claim: CompletionClaim,
     /// Stored before the work is queued; taken by the first call of [`complete`](Self::complete).
     on_completion: Mutex<Option<CompletionFn>>,
     /// The error with which the pool refused the task. Set before the work is dropped.
@@ -35,15 +34,21 @@ impl TaskHeader {
             id,
             name,
             abort: AbortSlot::new(),
-            completion_claimed: AtomicBool::new(false),
+            claim: CompletionClaim::new(),
             on_completion: Mutex::new(None),
             refusal: OnceLock::new(),
         }
     }
 
-    /// Returns `true` to the first caller only, which then reports how the task ended.
-    pub(super) fn claim_completion(&self) -> bool {
-        !self.completion_claimed.swap(true, SeqCst)
+    /// Records that the code of the task begins. Returns `false` if the timer has ended the task
+    /// before, so that its code must not run.
+    pub(super) fn begin(&self) -> bool {
+        self.claim.begin()
+    }
+
+    /// Claims the completion for the task or its timer. Returns `None` if the other one was first.
+    pub(super) fn claim_completion(&self) -> Option<Claimed> {
+        self.claim.claim()
     }
 
     pub(super) fn set_on_completion(&self, callback: CompletionFn) {
@@ -100,6 +105,40 @@ impl Wake for TaskHeader {
     /// call.
     fn wake(self: Arc<Self>) {
         drop(self.abort.take());
+    }
+}
+
+/// The right to report how a task ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Claimed {
+    /// `true` if the code of the task has begun. Otherwise it never begins.
+    pub(super) has_begun: bool,
+}
+
+/// The code of the task has begun. Set once, unless [`CLAIMED`] is set before.
+const BEGUN: u8 = 1;
+/// The task or its timer reports how the task ended. Set once.
+const CLAIMED: u8 = 1 << 1;
+
+/// Decides between a task and its timer: which of them reports how the task ended, and whether the
+/// code of a task that timed out runs at all.
+///
+/// Bits are set and never cleared, so all calls agree on one order: a timer either finds that the
+/// code has begun, or the code finds that it must not begin.
+struct CompletionClaim(AtomicU8);
+
+impl CompletionClaim {
+    fn new() -> Self {
+        Self(AtomicU8::new(0))
+    }
+
+    fn begin(&self) -> bool {
+        self.0.fetch_or(BEGUN, SeqCst) & CLAIMED == 0
+    }
+
+    fn claim(&self) -> Option<Claimed> {
+        let before = self.0.fetch_or(CLAIMED, SeqCst);
+        (before & CLAIMED == 0).then_some(Claimed { has_begun: before & BEGUN != 0 })
     }
 }
 

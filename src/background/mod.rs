@@ -1,5 +1,5 @@
-//! Runs tasks whose result no caller waits for: closures on a pool and futures on the runtime,
-//! bounded, and drained at shutdown.
+//! Runs tasks whose result no caller waits for: closures and futures, on a pool, bounded, and
+//! drained at shutdown.
 //!
 //! ```
 //! use std::time::Duration;
@@ -8,8 +8,8 @@
 //! # #[tokio::main]
 //! # async fn main() -> Result<(), tower_offload::background::SubmitError> {
 //! let background = Background::default();
-//! background.spawn_blocking(|| std::fs::read("/dev/null").map(drop))?; // on the pool
-//! background.spawn(async { tokio::task::yield_now().await })?; // on the runtime
+//! background.spawn_blocking(|| std::fs::read("/dev/null").map(drop))?;
+//! background.spawn(async { tokio::task::yield_now().await })?; // polled on the pool
 //!
 //! let report = background.shutdown(Duration::from_secs(10)).await;
 //! assert!(report.is_clean());
@@ -50,21 +50,33 @@
 //! # Pool and runtime
 //!
 //! Give the background a pool that no [layer](crate::offload) uses. Otherwise its tasks occupy the
-//! threads that requests need. [`Background::default`] creates such a pool. Futures run on the
-//! runtime in which they were submitted. They run on the pool if there was none, or if it shut down
-//! before they started.
+//! threads that requests need. [`Background::default`] creates such a pool.
+//!
+//! A future is polled on the pool too, one poll at a time, like the future of an offloaded service.
+//! It holds a thread only during a poll, so a future that blocks by mistake delays no connection.
+//! Timers, sockets and `tokio::spawn` inside it use the runtime in which the task was submitted.
+//! [`on_runtime`](TaskBuilder::on_runtime) runs the future on that runtime instead, and polls that
+//! block it are reported.
+//!
+//! A closure that waits for another task of the same background needs a second thread and a second
+//! run permit.
+//!
+//! In tests with tokio's paused clock, use [`Inline`](crate::pool::Inline) as the pool. The clock
+//! advances while the runtime has nothing to do, even if a thread of another pool is running a task.
 //!
 //! # Guarantees
 //!
 //! - An admitted task runs, unless it is cancelled, a shutdown times out or the process exits.
 //!   Tasks exist only in memory.
-//! - An error or a panic ends only its own task, and is reported once to the [failure
+//! - An error or a panic ends only its own task. It is counted in [`BackgroundStats::failed`],
+//!   emitted as an event of level `ERROR` with feature `tracing`, and reported once to the [failure
 //!   handler](BackgroundBuilder::on_failure).
 //! - Dropping every handle does not stop the tasks.
 //! - A running closure cannot be stopped from outside. After its [timeout](TaskBuilder::timeout),
 //!   its [cancellation](TaskHandle::cancel) or a timed-out shutdown, [`cancelled`] returns `true`
 //!   inside it. It keeps its thread and its run permit until it returns. A running future is
 //!   dropped at its next `.await`.
+//! - A task that reaches its timeout before its code begins never runs.
 //!
 //! # When not to use it
 //!
@@ -107,7 +119,7 @@ pub struct Background {
 }
 
 impl Background {
-    /// Creates a background with default options that runs closures on `pool`.
+    /// Creates a background with default options that runs its tasks on `pool`.
     ///
     /// No layer should use the same pool.
     pub fn new(pool: impl Pool) -> Self {
@@ -133,11 +145,11 @@ impl Background {
         self.task("").spawn_blocking(work)
     }
 
-    /// Submits a future, which runs on the current runtime. It is a [task](Self::task) without a
-    /// name and a timeout.
+    /// Submits a future, which is polled on the pool, within the current runtime. It is a
+    /// [task](Self::task) without a name and a timeout.
     ///
-    /// The future must not block, like any task of the runtime. Use
-    /// [`spawn_blocking`](Self::spawn_blocking) for work that blocks.
+    /// A future that blocks holds a thread of the pool and delays neither the runtime nor its
+    /// connections. [`TaskBuilder::on_runtime`] runs a future on the runtime itself.
     ///
     /// # Errors
     ///
@@ -180,7 +192,7 @@ impl Background {
     ///
     /// Returns an error if the background is full or closed.
     pub fn reserve(&self, name: impl Into<Cow<'static, str>>) -> Result<Reservation, SubmitError> {
-        let header = self.shared.reserve(name.into())?;
+        let header = self.shared.reserve(name.into(), false)?;
         Ok(Reservation::new(self.shared.clone(), header))
     }
 
@@ -216,14 +228,21 @@ impl Background {
         self.shared.cancel(id)
     }
 
+    /// Admits a task that gets its work, and starts, after a response. It counts towards
+    /// [`max_awaiting_response`](BackgroundBuilder::max_awaiting_response) until then.
+    pub(crate) fn reserve_after_response(&self, name: Cow<'static, str>) -> Result<Reservation, SubmitError> {
+        let header = self.shared.reserve(name, true)?;
+        Ok(Reservation::new(self.shared.clone(), header))
+    }
+
     pub(crate) fn drain_guard(&self) -> DrainGuard {
         DrainGuard::new(self.shared.clone())
     }
 }
 
 impl Default for Background {
-    /// Creates a background with a pool of its own, named `background`, with up to 8 threads that
-    /// are started on demand.
+    /// Creates a background with a pool of its own, named `background`: up to 64 threads, started
+    /// on demand and stopped after 10 s without work.
     ///
     /// # Panics
     ///

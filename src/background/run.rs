@@ -16,7 +16,7 @@ pub(super) use crate::pool::call::Context as CallContext;
 use super::{
     Completion, TaskOutput,
     error::Cause,
-    header::TaskHeader,
+    header::{Claimed, TaskHeader},
     shared::{Shared, in_task_of},
 };
 use crate::{
@@ -34,6 +34,8 @@ pub(super) struct QueuedTask {
     /// The runtime and span in which the task was reserved.
     pub(super) context: CallContext,
     pub(super) timeout: Option<Duration>,
+    /// Runs a future on the runtime of `context`, if there is one, instead of the pool.
+    pub(super) on_runtime: bool,
     pub(super) body: TaskBody,
 }
 
@@ -63,16 +65,19 @@ impl TaskBody {
 impl QueuedTask {
     /// Hands the work to the pool or the runtime, together with its run permit.
     pub(super) fn start(self, shared: &Arc<Shared>) {
-        let Self { header, context, timeout, body } = self;
+        let Self { header, context, timeout, on_runtime, body } = self;
         let is_blocking = matches!(body, TaskBody::Blocking(_));
         let run = Run::new(shared.clone(), header.clone(), timeout, is_blocking);
         match body {
             TaskBody::Blocking(work) => spawn_on_pool(shared, &header, context, run_closure(run, work)),
             TaskBody::Async(future) => {
                 let task = AsyncTask::new(run, future);
-                match context.runtime().cloned() {
+                // A pool without threads cannot protect the runtime, and would run the future within
+                // wakers, which tokio may call while it holds a lock.
+                let on_runtime = on_runtime || shared.pool.is_inline();
+                match context.runtime().filter(|_| on_runtime).cloned() {
                     Some(runtime) => {
-                        let task = runtime.spawn(RuntimeTask { parts: Some((task, context)) });
+                        let task = runtime.spawn(RuntimeTask { parts: Some((task, context)), polls: 0 });
                         header.set_runtime_handle(task.abort_handle());
                     }
                     None => spawn_on_pool(shared, &header, context, task),
@@ -104,6 +109,11 @@ fn spawn_on_pool(
 async fn run_closure(mut run: Run, work: BoxClosure) {
     if run.start() {
         let span = TaskSpan::new(&run.header);
+        if !run.header.begin() {
+            ignore_panic(|| span.enter(|| drop(work)));
+            run.finish(None);
+            return;
+        }
         let result = catch_unwind(|| in_task_of(&run.shared, || span.enter(work)));
         drop(span);
         run.finish_with(result);
@@ -186,7 +196,7 @@ impl Run {
 
     /// Decides how the task ended, and reports a failure that its timer has not reported.
     fn report(&self, cause: Option<Cause>, ran: Option<Duration>) -> Completion {
-        if !self.header.claim_completion() {
+        if self.header.claim_completion().is_none() {
             return Completion::TimedOut; // the timer was first
         }
         if self.header.is_cancelled() && !matches!(cause, Some(Cause::Panicked(_))) {
@@ -217,13 +227,12 @@ impl Drop for Run {
 
 /// Ends a task whose timer fired, unless the task has finished.
 fn time_out(shared: &Shared, header: &TaskHeader, timeout: Duration, is_blocking: bool) {
-    if !header.claim_completion() {
-        return;
-    }
-    shared.report_failure(header, Cause::TimedOut { timeout, still_running: is_blocking });
+    let Some(Claimed { has_begun }) = header.claim_completion() else { return };
+    let still_running = is_blocking && has_begun;
+    shared.report_failure(header, Cause::TimedOut { timeout, still_running });
     header.cancel();
-    if is_blocking {
-        // A closure may run for a long time. A future completes when it is dropped, which is soon.
+    if still_running {
+        // A closure may run for a long time. Other work completes soon, when it is dropped.
         header.complete(Completion::TimedOut);
     }
 }
@@ -251,6 +260,12 @@ impl Future for AsyncTask {
                 return Poll::Ready(());
             }
             self.span = TaskSpan::new(&run.header);
+            if !run.header.begin() {
+                ignore_panic(|| self.span.enter(|| drop(future)));
+                self.span = TaskSpan::default();
+                run.finish(None);
+                return Poll::Ready(());
+            }
         }
         let shared = run.shared.clone();
         let polled = catch_unwind(|| in_task_of(&shared, || self.span.enter(|| future.as_mut().poll(cx))));
@@ -281,17 +296,32 @@ impl Drop for AsyncTask {
     }
 }
 
-/// An async task on the runtime in which it was reserved.
+/// An async task on the runtime in which it was reserved. It reports polls that block the runtime.
 struct RuntimeTask {
     parts: Option<(AsyncTask, CallContext)>,
+    /// The number of polls so far.
+    polls: u64,
 }
 
 impl Future for RuntimeTask {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let Some((task, context)) = &mut self.parts else { return Poll::Ready(()) };
-        context.enter_trace(|| Pin::new(task).poll(cx))
+        let Self { parts, polls } = &mut *self;
+        let Some((task, context)) = parts else { return Poll::Ready(()) };
+        let Some((run, _)) = &task.parts else { return Poll::Ready(()) };
+        let (shared, header) = (run.shared.clone(), run.header.clone());
+        *polls += 1;
+        context.enter_trace(|| {
+            let started = Instant::now();
+            let polled = Pin::new(task).poll(cx);
+            let held = started.elapsed();
+            if held > shared.blocking_threshold {
+                shared.count_blocked_poll();
+                report_blocked(&header, *polls, held);
+            }
+            polled
+        })
     }
 }
 
@@ -331,6 +361,22 @@ impl TaskSpan {
         let _span = self.span.as_ref().map(tracing::Span::enter);
         work()
     }
+}
+
+/// Reports a poll that blocked the runtime, like the blocking detector. Without the features
+/// `tracing` and `metrics` it has no effect.
+#[cold]
+#[cfg_attr(not(any(feature = "metrics", feature = "tracing")), expect(unused_variables))]
+fn report_blocked(header: &TaskHeader, poll: u64, held: Duration) {
+    #[cfg(feature = "tracing")]
+    ignore_panic(|| {
+        tracing::warn!(task = &*header.name, id = header.id, held_seconds = held.as_secs_f64(), poll, "thread blocked");
+    });
+    #[cfg(feature = "metrics")]
+    ignore_panic(|| {
+        metrics::counter!("offload_blocking_total", "route" => header.name.clone()).increment(1);
+        metrics::histogram!("offload_blocking_seconds", "route" => header.name.clone()).record(held);
+    });
 }
 
 /// Records the start of a task. Without feature `metrics` it has no effect.

@@ -6,6 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
 use tokio::{sync::Notify, time::Instant};
@@ -15,7 +16,7 @@ use super::{
     error::Cause,
     header::TaskHeader,
     run::{QueuedTask, record_finished},
-    state::{Cancel, Halt, State},
+    state::{Admit, Cancel, Halt, Limits, State},
 };
 use crate::panic::ignore_panic;
 use crate::{
@@ -32,6 +33,9 @@ pub(super) type FailureFn = Arc<dyn Fn(&TaskFailure) + Send + Sync>;
 pub(super) struct Shared {
     pub(super) pool: Arc<dyn Pool>,
     on_failure: Option<FailureFn>,
+    pub(super) blocking_threshold: Duration,
+    /// Total number of polls on a runtime that took longer than `blocking_threshold`.
+    blocked_polls: AtomicU64,
     next_id: AtomicU64,
     state: Mutex<State<QueuedTask, Arc<TaskHeader>>>,
     /// Notified after each transition that leaves the state idle.
@@ -42,19 +46,37 @@ impl Shared {
     pub(super) fn new(
         pool: Arc<dyn Pool>,
         on_failure: Option<FailureFn>,
-        max_tasks: usize,
-        max_running: usize,
+        blocking_threshold: Duration,
+        limits: Limits,
     ) -> Self {
-        let state = Mutex::new(State::new(max_tasks, max_running));
-        Self { pool, on_failure, next_id: AtomicU64::new(1), state, idle: Notify::new() }
+        Self {
+            pool,
+            on_failure,
+            blocking_threshold,
+            blocked_polls: AtomicU64::new(0),
+            next_id: AtomicU64::new(1),
+            state: Mutex::new(State::new(limits)),
+            idle: Notify::new(),
+        }
     }
 
-    pub(super) fn reserve(&self, name: Cow<'static, str>) -> Result<Arc<TaskHeader>, SubmitError> {
+    pub(super) fn reserve(
+        &self,
+        name: Cow<'static, str>,
+        awaits_response: bool,
+    ) -> Result<Arc<TaskHeader>, SubmitError> {
         let id = self.next_id.fetch_add(1, Relaxed);
         let header = Arc::new(TaskHeader::new(id, name));
-        let is_nested = runs_task_of(self);
-        lock(&self.state).reserve(id, header.clone(), is_nested, Instant::now())?;
+        let admit = Admit { is_nested: runs_task_of(self), awaits_response };
+        let reserved = lock(&self.state).reserve(id, header.clone(), admit, Instant::now());
+        reserved.inspect_err(|error| log_rejected(&header, *error))?;
         Ok(header)
+    }
+
+    /// Records that the response that a task waited for has ended.
+    #[cfg_attr(not(feature = "after-response"), allow(dead_code, reason = "for `after_response`"))]
+    pub(super) fn end_response(&self, id: u64) {
+        lock(&self.state).end_response(id);
     }
 
     pub(super) fn enqueue(self: &Arc<Self>, task: QueuedTask) {
@@ -129,7 +151,11 @@ impl Shared {
     }
 
     pub(super) fn stats(&self) -> BackgroundStats {
-        lock(&self.state).stats()
+        BackgroundStats { blocked_polls: self.blocked_polls.load(Relaxed), ..lock(&self.state).stats() }
+    }
+
+    pub(super) fn count_blocked_poll(&self) {
+        self.blocked_polls.fetch_add(1, Relaxed);
     }
 
     pub(super) fn add_drain_guard(&self) {
@@ -166,10 +192,10 @@ impl Shared {
 
     pub(super) fn report_failure(&self, header: &TaskHeader, cause: Cause) {
         let failure = TaskFailure::new(header.id, header.name.clone(), cause);
-        ignore_panic(|| match &self.on_failure {
-            Some(on_failure) => on_failure(&failure),
-            None => failure.log(),
-        });
+        ignore_panic(|| failure.log());
+        if let Some(on_failure) = &self.on_failure {
+            ignore_panic(|| on_failure(&failure));
+        }
     }
 
     /// Performs a transition that may leave the state idle, and then notifies shutdowns.
@@ -183,6 +209,14 @@ impl Shared {
         }
         value
     }
+}
+
+/// Emits an event for a task that was not admitted. Its submitter has the error, so the level is
+/// low. Without feature `tracing` it has no effect.
+#[cfg_attr(not(feature = "tracing"), expect(unused_variables))]
+fn log_rejected(header: &TaskHeader, error: SubmitError) {
+    #[cfg(feature = "tracing")]
+    ignore_panic(|| tracing::debug!(name = &*header.name, %error, "background task rejected"));
 }
 
 /// Drops queued work that was cancelled, and completes its task.

@@ -65,8 +65,8 @@ impl Background {
     /// as cancelled. Running tasks are cancelled and listed in the report, and not waited for.
     ///
     /// Work that is dropped at the timeout is dropped on a separate thread, possibly after this
-    /// method has returned, because user destructors may block. A running future is dropped by its
-    /// runtime, whose thread it can block.
+    /// method has returned, because user destructors may block. A running future is dropped by the
+    /// pool or runtime that polls it, whose thread it can block.
     ///
     /// The report counts the tasks that ended during this shutdown; [`stats`](Self::stats) counts
     /// all. A second shutdown waits for tasks that the first one left running, with its own

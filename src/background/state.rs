@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 
 use tokio::time::Instant;
 
@@ -10,13 +10,17 @@ use super::{Completion, SubmitError};
 /// returned, never inspected.
 #[derive(Debug)]
 pub(super) struct State<W, H> {
-    max_tasks: usize,
-    max_running: usize,
+    limits: Limits,
     phase: Phase,
-    /// Every task that is not complete. At most `max_tasks` entries.
+    /// Every task that is not complete.
     tasks: BTreeMap<u64, Entry<H>>,
-    /// Work that waits for a run permit, oldest first: one element per entry in stage `Queued`.
-    queue: VecDeque<(u64, W)>,
+    /// The number of entries in stage `AwaitingResponse`. At most `max_awaiting_response`.
+    awaiting_response: usize,
+    /// Work that waits for a run permit, oldest first, with the id of its task: one element per
+    /// entry in stage `Queued`, which has the key.
+    queue: BTreeMap<u64, (u64, W)>,
+    /// The key of the next element of `queue`.
+    next_key: u64,
     /// The number of entries in stage `Dispatched` or `Running`. At most `max_running`.
     permits_in_use: usize,
     /// The number of live [`DrainGuard`](super::DrainGuard)s, which a shutdown waits for like
@@ -24,6 +28,16 @@ pub(super) struct State<W, H> {
     drain_guards: usize,
     /// The counters since creation. The gauges in it stay zero.
     totals: BackgroundStats,
+}
+
+/// Bounds of a [`State`].
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    /// Bounds the tasks that may be admitted while they wait for nothing but the background. A
+    /// response that ends adds its tasks even beyond this limit, since they were admitted before.
+    pub(super) max_tasks: usize,
+    pub(super) max_awaiting_response: usize,
+    pub(super) max_running: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -48,10 +62,15 @@ struct Entry<H> {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
+    /// Admitted, and waiting for the end of a response, which a client can delay.
+    AwaitingResponse,
     /// Admitted, without work.
     Reserved,
     /// Waiting for a run permit.
-    Queued,
+    Queued {
+        /// The key of the work in the queue.
+        key: u64,
+    },
     /// The task owns a run permit and was handed to a pool or runtime, but its code has not
     /// started.
     Dispatched,
@@ -65,9 +84,12 @@ enum Stage {
 pub struct BackgroundStats {
     /// Total number of tasks that were rejected: the background was full or closed.
     pub rejected: u64,
-    /// Current number of reservations without work.
+    /// Current number of tasks that wait for the end of a response.
+    pub awaiting_response: usize,
+    /// Current number of other reservations without work.
     pub reserved: usize,
-    /// Total number of reservations that were dropped without work.
+    /// Total number of tasks that were skipped: the reservation was dropped without work, or the
+    /// response did not meet the condition of the task.
     pub skipped: u64,
     /// Current number of tasks that wait for a run permit.
     pub queued: usize,
@@ -79,6 +101,19 @@ pub struct BackgroundStats {
     pub failed: u64,
     /// Total number of tasks that succeeded.
     pub completed: u64,
+    /// Total number of polls of tasks on a runtime that took longer than the [blocking
+    /// threshold](super::BackgroundBuilder::blocking_threshold).
+    pub blocked_polls: u64,
+}
+
+/// Properties of a task that decide whether it is admitted.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Admit {
+    /// `true` if a running task of this background adds the task, which is allowed until the state
+    /// is halted.
+    pub(super) is_nested: bool,
+    /// `true` if the task waits for the end of a response.
+    pub(super) awaits_response: bool,
 }
 
 /// The stage in which a cancellation found its task.
@@ -105,43 +140,63 @@ pub(super) struct Halt<W, H> {
 }
 
 impl<W, H: Clone> State<W, H> {
-    pub(super) fn new(max_tasks: usize, max_running: usize) -> Self {
+    pub(super) fn new(limits: Limits) -> Self {
         Self {
-            max_tasks,
-            max_running,
+            limits,
             phase: Phase::Open,
             tasks: BTreeMap::new(),
-            queue: VecDeque::new(),
+            awaiting_response: 0,
+            queue: BTreeMap::new(),
+            next_key: 0,
             permits_in_use: 0,
             drain_guards: 0,
             totals: BackgroundStats::default(),
         }
     }
 
-    /// Admits a task without work. `is_nested` is `true` if a running task of this background adds
-    /// it, which is allowed until the state is halted.
-    pub(super) fn reserve(&mut self, id: u64, header: H, is_nested: bool, now: Instant) -> Result<(), SubmitError> {
+    /// Admits a task without work.
+    pub(super) fn reserve(&mut self, id: u64, header: H, admit: Admit, now: Instant) -> Result<(), SubmitError> {
+        let Admit { is_nested, awaits_response } = admit;
+        let Limits { max_tasks, max_awaiting_response, .. } = self.limits;
         let admitted = match self.phase {
             Phase::Closed if !is_nested => Err(SubmitError::CLOSED),
             Phase::Halted => Err(SubmitError::CLOSED),
-            Phase::Open | Phase::Closed if self.tasks.len() >= self.max_tasks => Err(SubmitError::FULL),
+            Phase::Open | Phase::Closed if self.tasks.len() - self.awaiting_response >= max_tasks => {
+                Err(SubmitError::FULL)
+            }
+            Phase::Open | Phase::Closed if awaits_response && self.awaiting_response >= max_awaiting_response => {
+                Err(SubmitError::TOO_MANY_AWAITING)
+            }
             Phase::Open | Phase::Closed => Ok(()),
         };
         match admitted {
             Ok(()) => {
-                self.tasks.insert(id, Entry { header, stage: Stage::Reserved, since: now, cancelled: false });
+                self.awaiting_response += usize::from(awaits_response);
+                let stage = if awaits_response { Stage::AwaitingResponse } else { Stage::Reserved };
+                self.tasks.insert(id, Entry { header, stage, since: now, cancelled: false });
             }
             Err(_) => self.totals.rejected += 1,
         }
         admitted
     }
 
+    /// Records that the response that a task waited for has ended.
+    pub(super) fn end_response(&mut self, id: u64) {
+        if let Some(entry) = self.tasks.get_mut(&id).filter(|entry| entry.stage == Stage::AwaitingResponse) {
+            entry.stage = Stage::Reserved;
+            self.awaiting_response -= 1;
+        }
+    }
+
     /// Queues the work of a reserved task. Returns the work if the task was cancelled in between.
     pub(super) fn enqueue(&mut self, id: u64, work: W, now: Instant) -> Result<(), W> {
+        self.end_response(id);
         match self.tasks.get_mut(&id) {
             Some(entry) if entry.stage == Stage::Reserved => {
-                (entry.stage, entry.since) = (Stage::Queued, now);
-                self.queue.push_back((id, work));
+                let key = self.next_key;
+                self.next_key += 1;
+                (entry.stage, entry.since) = (Stage::Queued { key }, now);
+                self.queue.insert(key, (id, work));
                 Ok(())
             }
             _ => Err(work),
@@ -150,10 +205,10 @@ impl<W, H: Clone> State<W, H> {
 
     /// Acquires a run permit for the oldest queued task, and returns its work.
     pub(super) fn dispatch(&mut self) -> Option<W> {
-        if self.permits_in_use >= self.max_running {
+        if self.permits_in_use >= self.limits.max_running {
             return None;
         }
-        let (id, work) = self.queue.pop_front()?;
+        let (_, (id, work)) = self.queue.pop_first()?;
         if let Some(entry) = self.tasks.get_mut(&id) {
             entry.stage = Stage::Dispatched;
             self.permits_in_use += 1;
@@ -173,8 +228,10 @@ impl<W, H: Clone> State<W, H> {
     /// was removed before.
     pub(super) fn finish(&mut self, id: u64, completion: Completion) {
         let Some(entry) = self.tasks.remove(&id) else { return };
-        if matches!(entry.stage, Stage::Dispatched | Stage::Running) {
-            self.permits_in_use -= 1;
+        match entry.stage {
+            Stage::AwaitingResponse => self.awaiting_response -= 1,
+            Stage::Dispatched | Stage::Running => self.permits_in_use -= 1,
+            Stage::Reserved | Stage::Queued { .. } => {}
         }
         *match completion {
             Completion::Skipped => &mut self.totals.skipped,
@@ -188,7 +245,8 @@ impl<W, H: Clone> State<W, H> {
 
     /// Removes a task that is still reserved. Returns `false` if it was cancelled before.
     pub(super) fn skip(&mut self, id: u64) -> bool {
-        let is_reserved = self.tasks.get(&id).is_some_and(|entry| entry.stage == Stage::Reserved);
+        let stage = self.tasks.get(&id).map(|entry| entry.stage);
+        let is_reserved = matches!(stage, Some(Stage::AwaitingResponse | Stage::Reserved));
         if is_reserved {
             self.finish(id, Completion::Skipped);
         }
@@ -197,12 +255,14 @@ impl<W, H: Clone> State<W, H> {
 
     pub(super) fn cancel(&mut self, id: u64) -> Cancel<W, H> {
         let Some(entry) = self.tasks.get_mut(&id) else { return Cancel::Complete };
-        if matches!(entry.stage, Stage::Dispatched | Stage::Running) {
-            entry.cancelled = true;
-            return Cancel::Abort(entry.header.clone());
-        }
-        let index = self.queue.iter().position(|(queued, _)| *queued == id);
-        let work = index.and_then(|index| self.queue.remove(index)).map(|(_, work)| work);
+        let work = match entry.stage {
+            Stage::Dispatched | Stage::Running => {
+                entry.cancelled = true;
+                return Cancel::Abort(entry.header.clone());
+            }
+            Stage::Queued { key } => self.queue.remove(&key).map(|(_, work)| work),
+            Stage::AwaitingResponse | Stage::Reserved => None,
+        };
         self.finish(id, Completion::Cancelled);
         Cancel::Removed { work }
     }
@@ -216,7 +276,7 @@ impl<W, H: Clone> State<W, H> {
     pub(super) fn halt(&mut self) -> Halt<W, H> {
         self.phase = Phase::Halted;
         let mut halt = Halt {
-            queued: self.queue.drain(..).map(|(_, work)| work).collect(),
+            queued: std::mem::take(&mut self.queue).into_values().map(|(_, work)| work).collect(),
             dispatched: Vec::new(),
             running: Vec::new(),
         };
@@ -228,7 +288,7 @@ impl<W, H: Clone> State<W, H> {
                     continue;
                 }
                 Stage::Dispatched => halt.dispatched.push(entry.header.clone()),
-                Stage::Queued | Stage::Reserved => {}
+                Stage::AwaitingResponse | Stage::Reserved | Stage::Queued { .. } => {}
             }
             not_started.push(*id);
         }
@@ -261,9 +321,9 @@ impl<W, H: Clone> State<W, H> {
     }
 
     pub(super) fn stats(&self) -> BackgroundStats {
-        let (queued, running) = (self.queue.len(), self.permits_in_use);
-        let reserved = self.tasks.len() - queued - running;
-        BackgroundStats { queued, running, reserved, ..self.totals }
+        let (awaiting_response, queued, running) = (self.awaiting_response, self.queue.len(), self.permits_in_use);
+        let reserved = self.tasks.len() - awaiting_response - queued - running;
+        BackgroundStats { awaiting_response, queued, running, reserved, ..self.totals }
     }
 }
 

@@ -69,11 +69,12 @@ pub struct TaskBuilder<'a> {
     background: &'a Background,
     name: Cow<'static, str>,
     timeout: Option<Duration>,
+    on_runtime: bool,
 }
 
 impl<'a> TaskBuilder<'a> {
     pub(super) fn new(background: &'a Background, name: Cow<'static, str>) -> Self {
-        Self { background, name, timeout: None }
+        Self { background, name, timeout: None, on_runtime: false }
     }
 
     /// Sets the maximum run time, measured from the start of the task. Default: unlimited.
@@ -88,15 +89,20 @@ impl<'a> TaskBuilder<'a> {
         Self { timeout: Some(timeout), ..self }
     }
 
+    /// Runs a future on the current runtime instead of the pool. See [`Reservation::on_runtime`].
+    pub fn on_runtime(self) -> Self {
+        Self { on_runtime: true, ..self }
+    }
+
     /// Admits the task, with the options set so far. It gets its work later.
     ///
     /// # Errors
     ///
     /// Returns an error if the background is full or closed.
     pub fn reserve(self) -> Result<Reservation, SubmitError> {
-        let Self { background, name, timeout } = self;
+        let Self { background, name, timeout, on_runtime } = self;
         let mut reservation = background.reserve(name)?;
-        reservation.timeout = timeout;
+        (reservation.timeout, reservation.on_runtime) = (timeout, on_runtime);
         Ok(reservation)
     }
 
@@ -113,7 +119,7 @@ impl<'a> TaskBuilder<'a> {
         Ok(self.reserve()?.spawn_blocking(work))
     }
 
-    /// Submits a future, which runs on the current runtime, or on the pool if there is none.
+    /// Submits a future, which is polled on the pool, within the current runtime.
     ///
     /// # Errors
     ///
@@ -135,6 +141,7 @@ pub struct Reservation {
     shared: Arc<Shared>,
     header: Arc<TaskHeader>,
     timeout: Option<Duration>,
+    on_runtime: bool,
     on_completion: Option<CompletionFn>,
     /// The runtime and span in which the task was reserved. `None` once the work was submitted.
     context: Option<CallContext>,
@@ -148,6 +155,7 @@ impl Reservation {
             shared,
             header,
             timeout: None,
+            on_runtime: false,
             on_completion: None,
             context: Some(CallContext::capture_for_background()),
             after_response: None,
@@ -162,6 +170,21 @@ impl Reservation {
     /// Sets the maximum run time, like [`TaskBuilder::timeout`].
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
+        self
+    }
+
+    /// Runs a future on the runtime in which the task was reserved, instead of the pool. Has no
+    /// effect on a closure, or if there was no runtime.
+    ///
+    /// The future must not block, because every other task on its thread would wait: connections,
+    /// timers and health checks. A poll that takes longer than the [blocking
+    /// threshold](super::BackgroundBuilder::blocking_threshold) is reported. The future moves to
+    /// the pool if the runtime shuts down before the first poll.
+    ///
+    /// Use it for work that mostly waits and wakes often, to which the hop to another thread would
+    /// add tens of microseconds per wake-up.
+    pub fn on_runtime(mut self) -> Self {
+        self.on_runtime = true;
         self
     }
 
@@ -220,8 +243,11 @@ impl Reservation {
         self.submit(TaskBody::from_closure(work))
     }
 
-    /// Submits a future, which runs on the runtime in which the task was reserved, or on the pool
-    /// if there was none.
+    /// Submits a future, which is polled on the pool, within the runtime in which the task was
+    /// reserved.
+    ///
+    /// It holds a thread of the pool only while it is polled, and may therefore block. It may use
+    /// everything that needs a runtime, except `spawn_local`.
     ///
     /// If the task was cancelled, or a shutdown has timed out, the future is dropped. The task was
     /// counted as cancelled then.
@@ -241,10 +267,24 @@ impl Reservation {
             if let Some(callback) = self.on_completion.take() {
                 self.header.set_on_completion(callback);
             }
-            let (header, timeout) = (self.header.clone(), self.timeout);
-            self.shared.enqueue(QueuedTask { header, context, timeout, body });
+            let (header, timeout, on_runtime) = (self.header.clone(), self.timeout, self.on_runtime);
+            self.shared.enqueue(QueuedTask { header, context, timeout, on_runtime, body });
         }
         handle
+    }
+
+    #[cfg_attr(
+        not(all(feature = "after-response", feature = "tracing")),
+        allow(dead_code, reason = "for events of `after_response`")
+    )]
+    pub(crate) fn name(&self) -> &str {
+        &self.header.name
+    }
+
+    /// Records that the response that the task waited for has ended.
+    #[cfg_attr(not(feature = "after-response"), allow(dead_code, reason = "for `after_response`"))]
+    pub(crate) fn end_response(&self) {
+        self.shared.end_response(self.header.id);
     }
 
     /// Passes the work to `submit` instead of queueing it. `submit` receives the reservation too,

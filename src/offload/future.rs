@@ -12,7 +12,10 @@ use std::{
 use pin_project_lite::pin_project;
 use tower_service::Service;
 
-use super::{inspect::Inspect, reject::Reject};
+use super::{
+    inspect::Inspect,
+    reject::{Reject, Watch},
+};
 use crate::{
     panic::drop_payload,
     pool::{
@@ -132,6 +135,8 @@ pin_project! {
         captured: A::Captured,
         #[pin]
         stage: Stage<S, Req>,
+        // `Some` in a call that is watched and has not returned a response.
+        watch: Option<Watch<S::Response>>,
     }
 
     impl<S, Req, A> PinnedDrop for Work<S, Req, A>
@@ -165,8 +170,14 @@ where
     A: Inspect<Req>,
 {
     /// Creates the work of one call. `service` must have been polled ready.
-    pub(super) fn new(service: S, request: Req, inspect: A, captured: A::Captured) -> Self {
-        Self { inspect, captured, stage: Stage::Uncalled { call: Some((service, request)) } }
+    pub(super) fn new(
+        service: S,
+        request: Req,
+        inspect: A,
+        captured: A::Captured,
+        watch: Option<Watch<S::Response>>,
+    ) -> Self {
+        Self { inspect, captured, stage: Stage::Uncalled { call: Some((service, request)) }, watch }
     }
 }
 
@@ -185,6 +196,11 @@ where
                 polled = Some(this.stage.as_mut().poll(cx));
             }
         });
+        if let Some(Poll::Ready(result)) = &polled {
+            if let (Ok(response), Some(watch)) = (result, this.watch.take()) {
+                watch.respond(response);
+            }
+        }
         polled.expect("the scope closure given to `propagate` did not call its second argument")
     }
 }

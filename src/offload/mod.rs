@@ -171,7 +171,7 @@ pub use self::{
     future::ResponseFuture,
     inspect::{Filter, Inspect, OffloadAll, Prioritize, Propagate},
     layer::OffloadLayer,
-    reject::{HttpReject, ProblemJson, Protocol, Reject, RejectFn, RejectWithError},
+    reject::{HttpReject, ProblemJson, Protocol, Reject, RejectFn, RejectWithError, Watch},
     service::Offload,
     service_fn::{ServiceFnBlocking, service_fn_blocking},
 };

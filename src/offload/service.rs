@@ -10,7 +10,7 @@ use super::{
     admission::{Backpressure, Limiter, Mode},
     future::{Fallback, ResponseFuture, State, Work},
     inspect::{Inspect, OffloadAll},
-    reject::{HttpReject, Reject},
+    reject::{HttpReject, Reject, Watch},
 };
 use crate::pool::{
     Admitted, CallError, Pool, Priority,
@@ -115,7 +115,8 @@ where
                 Some(reserved) => reserved.map(|admitted| Admitted { priority, ..admitted }),
                 None => self.config.limiter.try_admit(&self.config.pool, priority),
             };
-            self.offload(request, priority, admitted)
+            let watch = self.config.reject.watch(&request);
+            self.offload(request, watch, priority, admitted)
         } else {
             State::Inline { future: self.inner.call(request) }
         };
@@ -130,6 +131,7 @@ impl<S, X, A> Offload<S, X, A> {
     fn offload<Req>(
         &mut self,
         request: Req,
+        watch: Option<Watch<S::Response>>,
         priority: Priority,
         admitted: Result<Admitted, CallError>,
     ) -> State<S::Future>
@@ -142,11 +144,11 @@ impl<S, X, A> Offload<S, X, A> {
         A: Inspect<Req>,
     {
         match (admitted, self.config.limiter.limits().mode) {
-            (Ok(admitted), _) => State::Offloaded { handle: self.prepare(request).start(admitted) },
+            (Ok(admitted), _) => State::Offloaded { handle: self.prepare(request, watch).start(admitted) },
             (Err(CallError::Overloaded), Mode::Wait(timeout)) => {
                 match self.config.limiter.try_wait(&self.config.pool) {
                     Ok(waiting) => {
-                        let prepared = self.prepare(request);
+                        let prepared = self.prepare(request, watch);
                         let admitted = async move {
                             match waiting.admit(priority, timeout).await {
                                 Ok(admitted) => Ok(prepared.start(admitted)),
@@ -164,7 +166,7 @@ impl<S, X, A> Offload<S, X, A> {
     }
 
     /// Moves the service that was polled ready, and everything else the call needs, out of `self`.
-    fn prepare<Req>(&mut self, request: Req) -> Prepared<Work<S, Req, A>>
+    fn prepare<Req>(&mut self, request: Req, watch: Option<Watch<S::Response>>) -> Prepared<Work<S, Req, A>>
     where
         S: Service<Req> + Clone,
         A: Inspect<Req>,
@@ -176,7 +178,7 @@ impl<S, X, A> Offload<S, X, A> {
             pool: self.config.pool.clone(),
             context: CallContext::capture(),
             on_caller_drop: if self.config.detached { OnCallerDrop::Detach } else { OnCallerDrop::Cancel },
-            work: Work::new(ready, request, self.config.inspect.clone(), captured),
+            work: Work::new(ready, request, self.config.inspect.clone(), captured, watch),
         }
     }
 }

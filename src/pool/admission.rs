@@ -49,7 +49,7 @@ pub struct Admission {
     /// changes, so that threads do not contend for it while no call waits.
     last_wait: Padded<AtomicU64>,
     metrics: Metrics,
-    nested_waits: Arc<NestedWaits>,
+    nested_waits: NestedWaits,
 }
 
 impl Admission {
@@ -70,7 +70,7 @@ impl Admission {
             phase: AtomicU8::new(OPEN),
             changed: Notify::new(),
             last_wait: Padded(AtomicU64::new(0)),
-            nested_waits: Arc::default(),
+            nested_waits: NestedWaits::default(),
         }
     }
 
@@ -154,7 +154,7 @@ impl Admission {
         &self.metrics
     }
 
-    pub(super) fn nested_waits(&self) -> &Arc<NestedWaits> {
+    pub(super) fn nested_waits(&self) -> &NestedWaits {
         &self.nested_waits
     }
 
@@ -184,13 +184,13 @@ impl Admission {
     }
 
     /// Records that a call is about to be polled for the first time. It has waited in the queue for
-    /// `waited`, and before that for capacity for `delay`.
-    pub(super) fn on_start(&self, waited: Duration, delay: Duration) {
+    /// `waited`, and before that for capacity for `delay` nanoseconds.
+    pub(super) fn on_start(&self, waited: Duration, delay: u64) {
         let milliseconds = u64::try_from(waited.as_millis()).unwrap_or(u64::MAX);
         if self.last_wait.load(Relaxed) != milliseconds {
             self.last_wait.store(milliseconds, Relaxed);
         }
-        self.metrics.started(waited.saturating_add(delay));
+        self.metrics.started(waited, delay);
     }
 
     /// Records that an admitted call has ended, after polls that took `run_time`.
@@ -232,7 +232,7 @@ mod tests {
         let admission = Admission::new("waits", 1);
         assert_eq!(admission.expected_wait(), Duration::ZERO);
         for milliseconds in [1100, 20] {
-            admission.on_start(Duration::from_millis(milliseconds), Duration::from_secs(1));
+            admission.on_start(Duration::from_millis(milliseconds), 1_000_000_000);
             assert_eq!(admission.expected_wait(), Duration::from_millis(milliseconds));
         }
     }

@@ -62,6 +62,10 @@ impl Pool for Inline {
         &self.admission
     }
 
+    fn is_inline(&self) -> bool {
+        true
+    }
+
     /// Runs the entry, and then the entries that were scheduled while it ran. A call is therefore
     /// never polled inside its own poll, and a future that wakes itself does not grow the stack.
     fn schedule(&self, runnable: Runnable) {

@@ -10,8 +10,10 @@ use std::{
             Ordering::{Relaxed, SeqCst},
         },
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
+
+use tokio::time::Instant;
 
 use super::{error::CallError, stall::Observation, stats::PoolStats};
 use crate::{
@@ -258,13 +260,15 @@ impl Metrics {
         record!(self, queue_depth.decrement(1));
     }
 
-    /// Records the start of the first poll of a call.
-    pub(super) fn started(&self, waited: Duration) {
+    /// Records the start of the first poll of a call, which has waited in the queue for `waited` and
+    /// before that for `delay` nanoseconds.
+    pub(super) fn started(&self, waited: Duration, delay: u64) {
+        let waited = nanos(waited).saturating_add(delay);
         let stripe = self.stripe();
         stripe.started.fetch_add(1, Relaxed);
-        stripe.queue_wait.fetch_add(nanos(waited), Relaxed);
+        stripe.queue_wait.fetch_add(waited, Relaxed);
         record!(self, queue_depth.decrement(1));
-        record!(self, queue_wait.record(waited));
+        record!(self, queue_wait.record(Duration::from_nanos(waited)));
         record!(self, active.increment(1));
     }
 

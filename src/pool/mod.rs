@@ -315,6 +315,12 @@ pub trait Pool: fmt::Debug + Send + Sync + 'static {
         Run::new(self.clone().into_shared(), priority, work)
     }
 
+    /// Returns `true` if the pool has no threads, so that work runs where it is woken.
+    #[doc(hidden)]
+    fn is_inline(&self) -> bool {
+        false
+    }
+
     /// Converts the pool into a trait object, as layers store it.
     ///
     /// By default, this allocates an `Arc`. Handles that contain one return it instead.
@@ -347,6 +353,10 @@ impl Pool for Arc<dyn Pool> {
         (**self).shutdown(timeout)
     }
 
+    fn is_inline(&self) -> bool {
+        (**self).is_inline()
+    }
+
     fn into_shared(self) -> Arc<dyn Pool> {
         self
     }
@@ -371,6 +381,10 @@ impl<P: Pool> Pool for Arc<P> {
 
     fn shutdown(&self, timeout: Duration) -> Pin<Box<dyn Future<Output = PoolShutdownReport> + Send + '_>> {
         (**self).shutdown(timeout)
+    }
+
+    fn is_inline(&self) -> bool {
+        (**self).is_inline()
     }
 
     fn into_shared(self) -> Arc<dyn Pool> {

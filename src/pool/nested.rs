@@ -8,13 +8,7 @@
 //! that waits for a call of its own pool is therefore recorded until it ends. If the pool is
 //! stalled and every thread is in such a poll, the monitor fails the waits.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::SeqCst},
-    },
-    task::Waker,
-};
+use std::task::Waker;
 
 use crate::{
     panic::ignore_panic,
@@ -23,22 +17,17 @@ use crate::{
 
 /// The recorded polls of one pool.
 #[derive(Debug, Default)]
-pub(crate) struct NestedWaits(Mutex<Vec<Arc<NestedWait>>>);
+pub(crate) struct NestedWaits(Mutex<Vec<NestedWait>>);
 
 /// A poll of a call that waits for another call of the same pool.
 #[derive(Debug)]
 struct NestedWait {
-    /// Set when the poll must stop waiting.
-    is_deadlocked: AtomicBool,
+    /// Address of the call that is polled.
+    call: usize,
     /// Waker with which the other call was polled last.
-    waker: Mutex<Waker>,
-}
-
-/// Records a poll until it ends.
-#[derive(Debug)]
-pub(super) struct NestedWaitGuard {
-    pool: Arc<NestedWaits>,
-    wait: Arc<NestedWait>,
+    waker: Waker,
+    /// `true` if the poll must stop waiting.
+    is_deadlocked: bool,
 }
 
 impl NestedWaits {
@@ -47,42 +36,42 @@ impl NestedWaits {
         lock(&self.0).len()
     }
 
-    /// Makes every wait fail, and wakes the threads that wait. Returns the number of waits that
-    /// are notified for the first time. A wait does not fail if the call that it waits for ends first, on the
-    /// thread of a wait that has failed.
-    pub(super) fn fail_all(&self) -> usize {
-        let waits = lock(&self.0).clone();
-        let fail = |wait: &Arc<NestedWait>| {
-            let is_first = !wait.is_deadlocked.swap(true, SeqCst);
-            let waker = std::mem::replace(&mut *lock(&wait.waker), Waker::noop().clone());
-            ignore_panic(|| waker.wake()); // User code.
-            is_first
+    /// Records that the poll of `call` waits, or stores the waker of its current wait. Returns
+    /// `true` if the wait must fail.
+    pub(super) fn wait(&self, call: usize, waker: Waker) -> bool {
+        let mut waits = lock(&self.0);
+        let (is_deadlocked, replaced) = match waits.iter_mut().find(|wait| wait.call == call) {
+            Some(wait) => (wait.is_deadlocked, Some(std::mem::replace(&mut wait.waker, waker))),
+            None => {
+                waits.push(NestedWait { call, waker, is_deadlocked: false });
+                (false, None)
+            }
         };
-        waits.iter().filter(|wait| fail(wait)).count()
-    }
-}
-
-impl NestedWaitGuard {
-    pub(super) fn new(pool: Arc<NestedWaits>) -> Self {
-        let waker = Mutex::new(Waker::noop().clone());
-        let wait = Arc::new(NestedWait { is_deadlocked: AtomicBool::new(false), waker });
-        lock(&pool.0).push(wait.clone());
-        Self { pool, wait }
+        drop(waits);
+        drop(replaced); // User code, so after the lock.
+        is_deadlocked
     }
 
-    /// Stores the waker of the poll's current wait. Returns `true` if the wait must fail.
-    ///
-    /// This thread stores the waker and then loads the flag. The monitor sets the flag and then
-    /// loads the waker. At least one of them sees the other's write.
-    pub(super) fn wait(&self, waker: Waker) -> bool {
-        let replaced = std::mem::replace(&mut *lock(&self.wait.waker), waker);
-        drop(replaced); // User code.
-        self.wait.is_deadlocked.load(SeqCst)
+    /// Forgets a poll, because it has ended.
+    pub(super) fn remove(&self, call: usize) {
+        let mut waits = lock(&self.0);
+        let position = waits.iter().position(|wait| wait.call == call);
+        let removed = position.map(|position| waits.swap_remove(position));
+        drop(waits);
+        ignore_panic(|| drop(removed)); // User code, so after the lock.
     }
-}
 
-impl Drop for NestedWaitGuard {
-    fn drop(&mut self) {
-        lock(&self.pool.0).retain(|wait| !Arc::ptr_eq(wait, &self.wait));
+    /// Makes every wait fail, and wakes the threads that wait. Returns the number of waits that are
+    /// notified for the first time. A wait does not fail if the call that it waits for ends first,
+    /// on the thread of a wait that has failed.
+    pub(super) fn fail_all(&self) -> usize {
+        let mut wakers = Vec::new();
+        let mut notified = 0;
+        for wait in lock(&self.0).iter_mut() {
+            notified += usize::from(!std::mem::replace(&mut wait.is_deadlocked, true));
+            wakers.push(std::mem::replace(&mut wait.waker, Waker::noop().clone()));
+        }
+        wakers.into_iter().for_each(|waker| ignore_panic(|| waker.wake()));
+        notified
     }
 }

@@ -25,8 +25,8 @@ pub(crate) struct QueuePermit {
     /// `false` once the permit is released. Not shared: it is accessed only by the thread that has
     /// taken the call's entry, or that drops the permit.
     is_held: AtomicBool,
-    /// Time that the call waited for capacity before it was admitted.
-    delay: Duration,
+    /// Time that the call waited for capacity before it was admitted, in nanoseconds.
+    delay: u64,
 }
 
 pub(crate) type Admitted = call::Admitted<QueuePermit>;
@@ -57,12 +57,12 @@ impl QueuePermit {
 
     /// Adds the time that the call waited for capacity to the wait that is recorded for it.
     pub(crate) fn with_delay(mut self, delay: Duration) -> Self {
-        self.delay = delay;
+        self.delay = u64::try_from(delay.as_nanos()).unwrap_or(u64::MAX);
         self
     }
 
     fn new(pool: Arc<dyn Pool>) -> Self {
-        Self { pool, is_held: AtomicBool::new(true), delay: Duration::ZERO }
+        Self { pool, is_held: AtomicBool::new(true), delay: 0 }
     }
 
     /// Marks the permit as released. Returns `true` the first time: the caller must then release
@@ -113,7 +113,7 @@ impl Schedule for QueuePermit {
         self.pool.admission().metrics()
     }
 
-    fn nested_waits(&self) -> &Arc<NestedWaits> {
+    fn nested_waits(&self) -> &NestedWaits {
         self.pool.admission().nested_waits()
     }
 }

@@ -1,6 +1,8 @@
 //! Detection of pools that make no progress.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 /// Time without progress after which a pool with queued calls is stalled. Longer than most calls
 /// and shorter than most timeouts of clients, so that the event precedes their errors.

@@ -1,10 +1,10 @@
 use std::{
     fmt, io, mem,
     sync::{Arc, Weak},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, time::Instant};
 
 use super::{
     admission::Admission,
@@ -77,7 +77,7 @@ pub(super) struct Worker {
 }
 
 impl QueueItem for Runnable {
-    fn queued_at(&self) -> tokio::time::Instant {
+    fn queued_at(&self) -> Instant {
         self.created()
     }
 }

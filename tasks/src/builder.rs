@@ -28,6 +28,8 @@ impl Tasks {
 
 const DEFAULT_BASE_PATH: &str = "/tasks";
 const MAX_PROCESS_BYTES: usize = 200;
+/// Maximum length of a value in a panic message.
+const MAX_QUOTED_BYTES: usize = 200;
 
 /// Configures [`Tasks`]. Returned by [`Tasks::builder`].
 #[must_use = "a builder does nothing until `build` is called"]
@@ -55,7 +57,8 @@ impl TasksBuilder {
     pub fn base_path(self, path: &str) -> Self {
         assert!(
             is_base_path(path),
-            "`base_path` must be a path that starts with `/`, or an `http` or `https` URL, without a query, got {path:?}"
+            "`base_path` must be a path that starts with `/`, or an `http` or `https` URL, without a query, got {:?}",
+            sanitize(path, MAX_QUOTED_BYTES)
         );
         Self { base_path: path.trim_end_matches('/').to_owned(), ..self }
     }

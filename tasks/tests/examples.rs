@@ -61,7 +61,7 @@ async fn wrong_options_end_with_a_sentence() {
         ("jobs", &["--lease", "0"], 2, "--lease"),
         ("jobs", &["--attempts", "0"], 2, "--attempts"),
         ("jobs", &["--attempts", "40000"], 2, "--attempts"),
-        ("jobs", &["--grace", "-1"], 2, "--grace"),
+        ("jobs", &["--grace=-1"], 2, "--grace"),
     ];
     for (name, arguments, code, text) in cases {
         let Some(program) = tower_offload_tests::example(&examples, name) else { return };

@@ -41,7 +41,7 @@ async fn drop_of_the_response_returns_before_anything_runs() {
 }
 
 #[tokio::test]
-async fn hooks_and_async_tasks_run_in_tasks_and_blocking_on_the_pool() {
+async fn hooks_run_on_the_runtime_and_tasks_on_the_pool() {
     let background = on_threads(1).build();
     let here = (tokio::task::try_id(), thread::current().id());
     let (tx, rx) = mpsc::channel();
@@ -49,15 +49,19 @@ async fn hooks_and_async_tasks_run_in_tasks_and_blocking_on_the_pool() {
         let send = tx.clone();
         after.hook(move |_| send.send((tokio::task::try_id(), thread::current().id())).unwrap());
         let send = tx.clone();
+        let work = async move { send.send((tokio::task::try_id(), thread::current().id())).unwrap() };
+        after.task("").on_runtime().spawn(work).unwrap();
+        let send = tx.clone();
         after.spawn(async move { send.send((tokio::task::try_id(), thread::current().id())).unwrap() }).unwrap();
         after.spawn_blocking(move || tx.send((tokio::task::try_id(), thread::current().id())).unwrap()).unwrap();
     });
     drop(response.await);
     after_shutdown(&background).await;
-    let [hook, spawned, run] = rx.iter().collect::<Vec<_>>()[..] else { panic!("expected three results") };
-    assert!(hook.0.is_some() && hook.0 != here.0 && spawned.0.is_some() && spawned.0 != hook.0);
-    assert_eq!((hook.1, spawned.1), (here.1, here.1), "the runtime's one thread");
-    assert!(run.0.is_none() && run.1 != here.1);
+    let [hook, on_runtime, spawned, run] = rx.iter().collect::<Vec<_>>()[..] else { panic!("expected four results") };
+    assert!(hook.0.is_some() && hook.0 != here.0 && on_runtime.0.is_some() && on_runtime.0 != hook.0);
+    assert_eq!((hook.1, on_runtime.1), (here.1, here.1), "the runtime's one thread");
+    assert_ne!(run.1, here.1);
+    assert_eq!((spawned, run.0), (run, None), "the pool's one thread");
 }
 
 #[tokio::test]
@@ -75,7 +79,7 @@ async fn nothing_runs_before_handler_and_body_have_ended() {
             respond(&layer(&background), Request::new(()), handler).await
         }
     });
-    while background.stats().reserved == 0 {
+    while background.stats().awaiting_response == 0 {
         tokio::task::yield_now().await;
     }
     tokio::task::yield_now().await;
@@ -83,7 +87,7 @@ async fn nothing_runs_before_handler_and_body_have_ended() {
     proceed.send(()).unwrap();
     let response = handler.await.unwrap().unwrap();
     tokio::task::yield_now().await;
-    assert!(log.entries().is_empty() && background.stats().reserved == 1);
+    assert!(log.entries().is_empty() && background.stats().awaiting_response == 1);
     drop(response);
     assert_eq!(after_shutdown(&background).await.completed, 1);
 }

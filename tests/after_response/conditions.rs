@@ -119,7 +119,7 @@ fn expect_rejection(after: &AfterResponse, background: &Background) {
             .starts_with("task rejected: it is for flushed responses, and the connection is not tracked")
     );
     let stats = background.stats();
-    assert_eq!((stats.reserved, stats.rejected), (1, 0), "nothing was registered");
+    assert_eq!((stats.awaiting_response, stats.rejected), (1, 0), "nothing was registered");
 }
 
 #[tokio::test]

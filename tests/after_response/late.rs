@@ -1,6 +1,12 @@
 //! Registrations after the end of the response, during it, and from hooks and tasks.
 
-use std::convert::Infallible;
+use std::{
+    convert::Infallible,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+};
 
 use futures_util::StreamExt;
 use http::{Request, Response};
@@ -105,6 +111,67 @@ async fn registrations_in_a_hook_run_after_it() {
     rx.await.unwrap();
     assert_eq!(after_shutdown(&background).await.completed, 2);
     assert_eq!(log.entries(), ["hook", "task", "hook of the hook", "task of the hook"]);
+}
+
+/// Registers a hook that registers the next one, `length` times.
+fn chain(after: AfterResponse, ran: Arc<AtomicUsize>, length: usize) {
+    let inner = after.clone();
+    after.hook(move |_| {
+        ran.fetch_add(1, SeqCst);
+        if length > 1 {
+            chain(inner, ran, length - 1);
+        }
+    });
+}
+
+/// Waits until `ran` is `total`. Returns the maximum that was added between two turns of another
+/// task.
+async fn longest_run(ran: Arc<AtomicUsize>, total: usize) -> usize {
+    let observe = async move {
+        let (mut before, mut longest) = (0, 0);
+        while before < total {
+            tokio::task::yield_now().await;
+            let now = ran.load(SeqCst);
+            longest = longest.max(now - before);
+            before = now;
+        }
+        longest
+    };
+    tokio::spawn(observe).await.unwrap()
+}
+
+#[tokio::test]
+async fn chain_of_hooks_lets_other_tasks_run() {
+    const LENGTH: usize = 10_000;
+    for is_late in [false, true] {
+        let (background, ran) = (on_no_thread(), Arc::<AtomicUsize>::default());
+        let mut kept = None;
+        let mut response = Some(responded(&background, |after| kept = Some(after.clone())).await);
+        if is_late {
+            response = None;
+        }
+        chain(kept.unwrap(), ran.clone(), LENGTH);
+        drop(response);
+        let longest = longest_run(ran, LENGTH).await;
+        assert!(longest <= 100, "{longest} hooks ran in a row");
+    }
+}
+
+#[tokio::test]
+async fn many_hooks_and_tasks_of_a_request_let_other_tasks_run() {
+    const EACH: usize = 2_000;
+    let (background, ran) = (on_no_thread(), Arc::<AtomicUsize>::default());
+    let response = responded(&background, |after| {
+        for _ in 0..EACH {
+            let (hook, task) = (ran.clone(), ran.clone());
+            after.hook(move |_| _ = hook.fetch_add(1, SeqCst));
+            let task = move || _ = task.fetch_add(1, SeqCst);
+            after.task("").concurrent(EACH).spawn_blocking(task).unwrap();
+        }
+    });
+    drop(response.await);
+    let longest = longest_run(ran, 2 * EACH).await;
+    assert!(longest <= 100, "{longest} hooks and tasks ran in a row");
 }
 
 fn nest(after: &AfterResponse, log: &Log, depth: usize) {

@@ -13,7 +13,7 @@ use crate::support::{
 
 #[tokio::test]
 async fn full_background_rejects_at_registration() {
-    let (background, log) = (on_threads(1).max_tasks(1).build(), Log::default());
+    let (background, log) = (on_threads(1).max_awaiting_response(1).build(), Log::default());
     let mut outcome = None;
     let first = responded(&background, |after| drop(after.task("mail").spawn_blocking(|| ()).unwrap())).await;
     exchange(&background, 200, End::Complete, |after| {
@@ -27,7 +27,7 @@ async fn full_background_rejects_at_registration() {
     })
     .await;
     assert!(outcome.unwrap().await.unwrap().is_success());
-    assert_eq!((background.stats().rejected, background.stats().reserved), (2, 1));
+    assert_eq!((background.stats().rejected, background.stats().awaiting_response), (2, 1));
     drop(first);
     while background.stats().completed == 0 {
         tokio::task::yield_now().await;
@@ -40,7 +40,7 @@ async fn full_background_rejects_at_registration() {
 
 #[tokio::test]
 async fn rejected_task_does_not_replace_others() {
-    let background = on_threads(1).max_tasks(1).build();
+    let background = on_threads(1).max_awaiting_response(1).build();
     let log = Log::default();
     exchange(&background, 200, End::Complete, |after| {
         after.task("mail").spawn_blocking(log.adds("first")).unwrap();
@@ -53,18 +53,73 @@ async fn rejected_task_does_not_replace_others() {
 
 #[tokio::test]
 async fn task_reserves_from_registration_until_it_is_skipped() {
-    let background = on_threads(1).max_tasks(1).max_running(1).build();
+    let background = on_threads(1).max_awaiting_response(1).build();
     for _ in 0..3 {
         exchange(&background, 404, End::Complete, |after| {
             after.spawn_blocking(|| panics("ran")).unwrap();
-            assert_eq!((background.stats().reserved, background.stats().running), (1, 0));
+            assert_eq!((background.stats().awaiting_response, background.stats().running), (1, 0));
         })
         .await;
-        while background.stats().reserved > 0 {
+        while background.stats().awaiting_response > 0 {
             tokio::task::yield_now().await;
         }
     }
     assert_eq!(background.stats().skipped, 3);
+}
+
+/// A client that does not read its response delays its tasks for as long as it likes.
+#[tokio::test]
+async fn open_responses_take_no_capacity_from_the_background() {
+    let background = on_threads(1).max_tasks(1).max_awaiting_response(100).build();
+    let register = |after: &AfterResponse| drop(after.spawn_blocking(|| ()).unwrap());
+    let mut open = Vec::new();
+    for _ in 0..100 {
+        open.push(responded(&background, register).await);
+    }
+    let refused = responded(&background, |after| assert!(after.spawn_blocking(|| ()).unwrap_err().is_full()));
+    drop(refused.await);
+    assert_eq!(background.stats().awaiting_response, 100);
+    background.spawn_blocking(|| ()).unwrap();
+    drop(open);
+    assert_eq!(after_shutdown(&background).await.completed, 101);
+}
+
+#[tokio::test]
+async fn tasks_of_ended_responses_are_queued_beyond_max_tasks() {
+    let background = on_threads(1).max_tasks(2).max_running(1).build();
+    let mut open = Vec::new();
+    for _ in 0..5 {
+        open.push(responded(&background, |after| drop(after.spawn_blocking(|| ()).unwrap())).await);
+    }
+    let held = hold(&background).await;
+    drop(open);
+    while background.stats().queued < 5 {
+        tokio::task::yield_now().await;
+    }
+    assert!(background.spawn_blocking(|| ()).unwrap_err().is_full());
+    exchange(&background, 200, End::Complete, |after| assert!(after.spawn_blocking(|| ()).unwrap_err().is_full()))
+        .await;
+    held.release();
+    assert_eq!(after_shutdown(&background).await.completed, 6);
+}
+
+/// The tasks of a request start one after the other. Those that wait for another one no longer wait
+/// for the client.
+#[tokio::test]
+async fn tasks_of_an_ended_response_do_not_count_as_waiting_for_it() {
+    let background = on_threads(1).build();
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    exchange(&background, 200, End::Complete, |after| {
+        after.spawn_blocking(move || released.recv().unwrap_or_default()).unwrap();
+        (0..3).for_each(|_| drop(after.spawn_blocking(|| ()).unwrap()));
+    })
+    .await;
+    while background.stats().awaiting_response > 0 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!((background.stats().reserved, background.stats().running), (3, 1));
+    drop(release);
+    assert_eq!(after_shutdown(&background).await.completed, 4);
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@ mod axum;
 mod conditions;
 mod ends;
 mod ends_badly;
+mod handler_end;
 mod late;
 mod layers;
 mod limits;

@@ -108,7 +108,7 @@ async fn skipped_task_drops_its_values_before_its_reservation() {
     struct Last(Log, tower_offload::Background);
     impl Drop for Last {
         fn drop(&mut self) {
-            self.0.add(self.1.stats().reserved);
+            self.0.add(self.1.stats().awaiting_response);
         }
     }
     let (background, log) = (on_no_thread(), Log::default());

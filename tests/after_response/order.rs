@@ -139,7 +139,7 @@ async fn stop_on_error_ignores_success_and_cancellation() {
 
 #[tokio::test]
 async fn tasks_of_two_requests_overlap() {
-    let background = on_no_thread();
+    let background = on_threads(1).build();
     let ((one, first), (two, second)) = (oneshot::channel::<()>(), oneshot::channel::<()>());
     let one_waits = async move { first.await.unwrap() };
     let two_waits = async move {
@@ -150,7 +150,7 @@ async fn tasks_of_two_requests_overlap() {
         responded(&background, |after| drop(after.spawn(one_waits).unwrap())),
         responded(&background, |after| drop(after.spawn(two_waits).unwrap())),
     );
-    assert_eq!(background.stats().reserved, 2, "both responses are open");
+    assert_eq!(background.stats().awaiting_response, 2, "both responses are open");
     drop((a, b));
     two.send(()).unwrap();
     assert_eq!(after_shutdown(&background).await.completed, 2);

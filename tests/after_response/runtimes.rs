@@ -1,7 +1,10 @@
 //! Hooks run on the runtime of the registration, or on a thread of their own if that runtime has
 //! shut down.
 
-use std::{sync::mpsc, thread};
+use std::{
+    sync::{Arc, Mutex, mpsc},
+    thread,
+};
 
 use futures_util::FutureExt;
 use http::Response;
@@ -40,7 +43,7 @@ async fn reporting(
         });
         let send = tx.clone();
         after.spawn_blocking(move || send.send(("run", here())).unwrap()).unwrap();
-        after.spawn(async move { tx.send(("spawn", here())).unwrap() }).unwrap();
+        after.task("").on_runtime().spawn(async move { tx.send(("spawn", here())).unwrap() }).unwrap();
     });
     (response.await, rx)
 }
@@ -94,6 +97,34 @@ fn hooks_run_on_a_thread_if_the_runtime_ends_before_them() {
     assert_eq!(rx.try_recv(), Err(mpsc::TryRecvError::Empty));
     drop(runtime);
     expect(rx, [("hook", "after-response"), ("run", "pool-0"), ("spawn", "pool-0")]);
+}
+
+/// A server that shuts down its runtime with open responses would otherwise start as many threads.
+#[test]
+fn open_responses_of_a_runtime_share_one_thread() {
+    const RESPONSES: usize = 200;
+    let (background, runtime, (tx, rx)) = (Background::new(pool()), small(), mpsc::channel());
+    // Keeps the first hook, and with it the thread, until every response has ended.
+    let gate = Arc::new(Mutex::new(()));
+    let closed = gate.lock().unwrap();
+    for _ in 0..RESPONSES {
+        let (tx, gate) = (tx.clone(), gate.clone());
+        let response = runtime.block_on(responded(&background, |after: &AfterResponse| {
+            after.hook(move |_| {
+                drop(gate.lock());
+                tx.send(thread::current().id()).unwrap();
+            });
+        }));
+        drop(runtime.spawn(async move {
+            let _response = response;
+            std::future::pending::<()>().await;
+        }));
+    }
+    drop(runtime);
+    drop(closed);
+    let mut threads: Vec<_> = (0..RESPONSES).map(|_| rx.recv_timeout(LONG).unwrap()).collect();
+    threads.dedup();
+    assert_eq!(threads.len(), 1);
 }
 
 #[test]

@@ -48,7 +48,7 @@ async fn cancel_before_the_response_releases_the_reservation() {
         after.task("mail").spawn(async { panics("ran") }).unwrap();
         let kept = after.task("index").spawn_blocking(log.adds("index")).unwrap();
         assert_eq!((after.cancel("mail"), after.cancel("mail"), after.cancel("other")), (2, 0, 0));
-        assert_eq!((background.stats().reserved, background.stats().cancelled), (1, 2));
+        assert_eq!((background.stats().awaiting_response, background.stats().cancelled), (1, 2));
         let _ = kept;
     });
     drop(response.await);

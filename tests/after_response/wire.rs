@@ -154,3 +154,31 @@ async fn graceful_shutdown_of_server_then_background_loses_nothing() {
     assert_eq!(background.stats().completed, 1);
     assert!(rx.recv().await.is_some());
 }
+
+/// The runtime has one thread. If the task held it, the second request would not be served.
+#[tokio::test]
+async fn async_task_that_blocks_delays_no_other_request() {
+    let background = Background::default();
+    let (started, starts) = tokio::sync::oneshot::channel();
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    let parts = std::sync::Arc::new(std::sync::Mutex::new(Some((started, released))));
+    let blocks = async move |after: AfterResponse| {
+        let (started, released) = parts.lock().unwrap().take().unwrap();
+        let work = async move {
+            started.send(()).unwrap();
+            released.recv_timeout(crate::support::LONG).map_err(|_| "no other request was served")
+        };
+        after.spawn(work).unwrap();
+        "blocks"
+    };
+    let router = Router::new().route("/blocks", get(blocks)).route("/ping", get(async || "pong"));
+    let router = router.layer(layer(&background));
+    let mut client = connect(router.clone(), 1024).await;
+    assert_eq!(get_text(&mut client, "/blocks").await, "blocks");
+    starts.await.unwrap();
+    for client in [&mut client, &mut connect(router, 1024).await] {
+        assert_eq!(get_text(client, "/ping").await, "pong");
+    }
+    release.send(()).unwrap();
+    assert_eq!(after_shutdown(&background).await.completed, 1);
+}

@@ -79,7 +79,7 @@ async fn a_task_that_a_closed_pool_refuses_fails() {
     let (background, log) = with_failure_log(Background::builder().pool(pool.clone()));
     pool.shutdown(LONG).await;
     background.task("late").spawn_blocking(|| panics("ran")).unwrap();
-    background.spawn(async {}).unwrap();
+    background.task("on the runtime").on_runtime().spawn(async {}).unwrap();
     let stats = shut_down(&background).await;
     assert_eq!((stats.completed, stats.failed), (1, 1));
     assert_eq!(log.entries(), ["background task 1 `late` was refused by its pool: the pool is shut down"]);

@@ -1,19 +1,29 @@
-use std::thread;
+use std::{
+    sync::{Arc, Barrier, mpsc},
+    thread,
+    time::Duration,
+};
 
 use tokio::{runtime, sync::oneshot};
 use tower_offload::Background;
 
-use crate::support::{block, current_thread_runtime, panics, shut_down, with_failure_log, with_threads};
+use crate::support::{LONG, block, current_thread_runtime, panics, shut_down, with_failure_log, with_threads};
 
 #[test]
-fn futures_run_on_the_submitting_runtime_and_closures_do_not() {
+fn closures_and_futures_run_on_the_pool_within_the_runtime() {
     let runtime = current_thread_runtime();
     let background = with_threads(1).build();
     let here = thread::current().id();
     runtime.block_on(async {
         let (sender, receiver) = oneshot::channel();
-        background.spawn(async move { sender.send(thread::current().id()).unwrap() }).unwrap();
-        assert_eq!(receiver.await.unwrap(), here);
+        background
+            .spawn(async move {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                tokio::spawn(async {}).await.unwrap();
+                sender.send(thread::current().id()).unwrap();
+            })
+            .unwrap();
+        assert_ne!(receiver.await.unwrap(), here);
         let (sender, receiver) = oneshot::channel();
         background
             .spawn_blocking(move || {
@@ -26,10 +36,93 @@ fn futures_run_on_the_submitting_runtime_and_closures_do_not() {
 }
 
 #[test]
+fn a_future_on_the_runtime_runs_on_the_submitting_one() {
+    let runtime = current_thread_runtime();
+    let background = with_threads(1).build();
+    let here = thread::current().id();
+    runtime.block_on(async {
+        let (sender, receiver) = oneshot::channel();
+        let work = async move { sender.send(thread::current().id()).unwrap() };
+        background.task("").on_runtime().spawn(work).unwrap();
+        assert_eq!(receiver.await.unwrap(), here);
+        let (sender, receiver) = oneshot::channel();
+        let reservation = background.reserve("").unwrap().on_runtime();
+        reservation.spawn(async move { sender.send(thread::current().id()).unwrap() });
+        assert_eq!(receiver.await.unwrap(), here);
+    });
+}
+
+/// With the future on the runtime's only thread, this test would never get to the release.
+#[test]
+fn a_future_that_blocks_delays_nothing_else_on_the_runtime() {
+    let background = Background::default();
+    current_thread_runtime().block_on(async {
+        let (release, released) = mpsc::channel::<()>();
+        let (start, started) = oneshot::channel();
+        background
+            .spawn(async move {
+                start.send(()).unwrap();
+                released.recv_timeout(LONG).map_err(|_| "nothing else ran")
+            })
+            .unwrap();
+        started.await.unwrap();
+        tokio::spawn(async move { release.send(()).unwrap() }).await.unwrap();
+        assert_eq!(shut_down(&background).await.completed, 1);
+    });
+}
+
+#[tokio::test]
+async fn polls_that_block_the_runtime_are_counted() {
+    let background = with_threads(1).blocking_threshold(Duration::ZERO).build();
+    let work = || async {
+        tokio::task::yield_now().await;
+    };
+    background.task("on the runtime").on_runtime().spawn(work()).unwrap();
+    background.task("on the pool").spawn(work()).unwrap();
+    background.task("closure").on_runtime().spawn_blocking(|| ()).unwrap();
+    assert_eq!(shut_down(&background).await.blocked_polls, 2);
+
+    let background = with_threads(1).blocking_threshold(Duration::MAX).build();
+    background.task("on the runtime").on_runtime().spawn(work()).unwrap();
+    assert_eq!(shut_down(&background).await.blocked_polls, 0);
+}
+
+/// Each task waits for all others, so they all need a thread at the same time.
+#[tokio::test]
+async fn default_background_runs_60_blocking_tasks_at_once() {
+    const TASKS: usize = 60;
+    for is_async in [false, true] {
+        let (background, all) = (Background::default(), Arc::new(Barrier::new(TASKS)));
+        for _ in 0..TASKS {
+            let all = all.clone();
+            let work = move || _ = all.wait();
+            if is_async { background.spawn(async move { work() }) } else { background.spawn_blocking(work) }.unwrap();
+        }
+        assert_eq!(shut_down(&background).await.completed, TASKS as u64);
+    }
+}
+
+#[tokio::test]
+async fn default_background_has_a_thread_for_each_running_task() {
+    for max_running in [1, 3, 100] {
+        let background = Background::builder().max_running(max_running).build();
+        let all = Arc::new(Barrier::new(max_running));
+        for _ in 0..2 * max_running {
+            let all = all.clone();
+            background.spawn_blocking(move || _ = all.wait()).unwrap();
+        }
+        assert_eq!(shut_down(&background).await.completed, 2 * max_running as u64);
+    }
+    Background::builder().max_running(usize::MAX).max_tasks(usize::MAX).build();
+}
+
+#[test]
 fn futures_run_on_the_pool_without_a_runtime() {
     let background = Background::default();
     let (sender, receiver) = oneshot::channel();
     background
+        .task("")
+        .on_runtime()
         .spawn(async move {
             tokio::task::yield_now().await;
             sender.send(thread::current().id()).unwrap();
@@ -47,8 +140,9 @@ fn futures_run_on_the_pool_after_their_runtime_shut_down() {
     let reserved = {
         let _entered = runtime.enter();
         // Nothing drives this runtime, so the future is not polled before the runtime shuts down.
-        background.task("spawned").spawn(async move { sender.send(thread::current().id()).unwrap() }).unwrap();
-        background.reserve("reserved").unwrap()
+        let work = async move { sender.send(thread::current().id()).unwrap() };
+        background.task("spawned").on_runtime().spawn(work).unwrap();
+        background.reserve("reserved").unwrap().on_runtime()
     };
     drop(runtime);
     assert_ne!(receiver.blocking_recv().unwrap(), thread::current().id());
@@ -60,6 +154,26 @@ fn futures_run_on_the_pool_after_their_runtime_shut_down() {
 }
 
 #[test]
+fn a_future_on_the_pool_outlives_its_runtime() {
+    let runtime = current_thread_runtime();
+    let background = with_threads(1).build();
+    let (proceed, proceeds) = oneshot::channel::<()>();
+    let (start, started) = oneshot::channel();
+    let work = async move {
+        start.send(()).unwrap();
+        proceeds.await.map_err(|_| "dropped")
+    };
+    {
+        let _entered = runtime.enter();
+        background.spawn(work).unwrap();
+    }
+    started.blocking_recv().unwrap();
+    drop(runtime);
+    proceed.send(()).unwrap();
+    assert_eq!(current_thread_runtime().block_on(shut_down(&background)).completed, 1);
+}
+
+#[test]
 fn a_running_future_dropped_by_its_runtime_fails() {
     let runtime = current_thread_runtime();
     let (background, failures) = with_failure_log(with_threads(1));
@@ -67,6 +181,7 @@ fn a_running_future_dropped_by_its_runtime_fails() {
         let (start, started) = oneshot::channel();
         background
             .task("cut off")
+            .on_runtime()
             .spawn(async move {
                 start.send(()).unwrap();
                 std::future::pending::<()>().await;
@@ -75,7 +190,8 @@ fn a_running_future_dropped_by_its_runtime_fails() {
         started.await.unwrap();
     });
     drop(runtime);
-    assert_eq!(failures.entries(), ["background task 1 `cut off` was dropped by its runtime before it finished"]);
+    let expected = "background task 1 `cut off` was dropped before it finished, because its runtime or pool shut down";
+    assert_eq!(failures.entries(), [expected]);
     assert_eq!(background.stats().failed, 1);
 }
 
@@ -85,7 +201,7 @@ fn a_cancelled_future_does_not_move_to_the_pool() {
     let background = with_threads(1).build();
     let task = {
         let _entered = runtime.enter();
-        background.spawn(async { panics("a cancelled task ran") }).unwrap()
+        background.task("").on_runtime().spawn(async { panics("a cancelled task ran") }).unwrap()
     };
     assert!(task.cancel());
     drop(runtime);
@@ -95,16 +211,20 @@ fn a_cancelled_future_does_not_move_to_the_pool() {
 
 #[tokio::test]
 async fn cancelling_a_running_future_drops_it_and_frees_its_permit() {
-    let (background, failures) = with_failure_log(with_threads(1).max_running(1));
-    let (start, started) = oneshot::channel();
-    let task = background.spawn(async move {
-        start.send(()).unwrap();
-        std::future::pending::<()>().await;
-    });
-    started.await.unwrap();
-    assert!(task.unwrap().cancel());
-    block(&background, "next").await.release();
-    let stats = shut_down(&background).await;
-    assert_eq!((stats.cancelled, stats.failed), (1, 0));
-    assert!(failures.entries().is_empty());
+    for on_runtime in [false, true] {
+        let (background, failures) = with_failure_log(with_threads(1).max_running(1));
+        let (start, started) = oneshot::channel();
+        let task = background.task("");
+        let task = if on_runtime { task.on_runtime() } else { task };
+        let task = task.spawn(async move {
+            start.send(()).unwrap();
+            std::future::pending::<()>().await;
+        });
+        started.await.unwrap();
+        assert!(task.unwrap().cancel());
+        block(&background, "next").await.release();
+        let stats = shut_down(&background).await;
+        assert_eq!((stats.cancelled, stats.failed), (1, 0));
+        assert!(failures.entries().is_empty());
+    }
 }

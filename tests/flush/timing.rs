@@ -70,7 +70,7 @@ async fn nothing_runs_before_the_handler_responds() {
         let started = client.start("/wait/full/5").await;
         site.handlers.reached().await;
         assert!(site.unasked().is_empty());
-        assert_eq!((background.stats().reserved, background.stats().completed), (1, 0));
+        assert_eq!((background.stats().awaiting_response, background.stats().completed), (1, 0));
         site.handlers.open();
         assert_eq!(client.finish(started).await, 5);
         site.record("/wait/full/5").await.is_flushed(5);

@@ -319,7 +319,9 @@ struct NeverReads(Option<tokio::sync::oneshot::Sender<()>>);
 
 impl Read for NeverReads {
     fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
-        self.0.take().map(|entered| entered.send(()).unwrap());
+        if let Some(entered) = self.0.take() {
+            entered.send(()).unwrap();
+        }
         Err(io::ErrorKind::Interrupted.into())
     }
 }

@@ -27,6 +27,7 @@ use tower_offload::{
         serve,
         serve::{IncomingStream, ServeShutdownReport},
     },
+    pool::Inline,
 };
 
 use crate::support::{MemoryListener, app, in_memory, read_response, read_to_close, read_until, send_get, within};
@@ -159,7 +160,7 @@ fn app_with_tasks(background: &Background) -> Router {
 
 #[tokio::test(start_paused = true)]
 async fn a_request_in_flight_may_register_a_task() {
-    let background = Background::default();
+    let background = Background::new(Inline::new());
     let server = start(app_with_tasks(&background), GRACE, &background);
     let mut io = server.connect();
     send_get(&mut io, "/slow").await;
@@ -171,7 +172,7 @@ async fn a_request_in_flight_may_register_a_task() {
 
 #[tokio::test(start_paused = true)]
 async fn the_task_of_a_connection_closed_early_still_runs() {
-    let background = Background::default();
+    let background = Background::new(Inline::new());
     let server = start(app_with_tasks(&background), GRACE, &background);
     let mut io = server.connect();
     send_get(&mut io, "/big").await;

@@ -56,6 +56,41 @@ fn response_that_is_given_up_settles_once() {
 }
 
 #[test]
+fn decision_during_settling_is_seen_by_a_driver() {
+    loom::model(|| {
+        // The second value is the decision, the third the number of drivers that saw it.
+        let shared = Arc::new((ExchangeState::new(false), AtomicU32::new(0), AtomicU32::new(0)));
+        let drive = |shared: &(ExchangeState, AtomicU32, AtomicU32)| {
+            shared.2.fetch_add(shared.1.load(Relaxed), Relaxed);
+        };
+        let handler = thread::spawn({
+            let shared = shared.clone();
+            move || {
+                shared.1.store(1, Relaxed);
+                if shared.0.on_decided() {
+                    drive(&shared);
+                }
+            }
+        });
+        let registering = thread::spawn({
+            let shared = shared.clone();
+            move || {
+                if shared.0.register() {
+                    drive(&shared);
+                }
+            }
+        });
+        assert!(shared.0.drop_guard(true));
+        if shared.0.settle() {
+            drive(&shared);
+        }
+        handler.join().unwrap();
+        registering.join().unwrap();
+        assert!(shared.2.load(Relaxed) >= 1);
+    });
+}
+
+#[test]
 fn registration_during_settling_runs_once() {
     loom::model(|| {
         let shared = Arc::new((ExchangeState::new(false), Mutex::new(Vec::new()), AtomicU32::new(0)));

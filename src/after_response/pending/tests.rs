@@ -1,20 +1,52 @@
+use std::collections::HashMap;
+
 use proptest::prelude::*;
 
-use super::Pending;
+use super::{Pending, TaskKey};
 
-type Tasks = Pending<u32, u32>;
+/// A task with its number in the order of registration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Task {
+    key: TaskKey,
+    number: u64,
+}
 
-fn taken(pending: &mut Tasks) -> Option<(Vec<u32>, Vec<u32>)> {
-    pending.take().map(|(hooks, tasks)| (hooks.collect(), tasks))
+type Tasks = Pending<u32, Task>;
+
+/// Registers a task. Its id is its number plus 100.
+fn push(pending: &mut Tasks, name: &str, concurrent: usize) {
+    let number = pending.next_number;
+    pending.push_task(name.to_owned().into(), number + 100, concurrent, |key| Task { key, number });
+}
+
+fn all_decided(_: &Task) -> bool {
+    true
+}
+
+/// Selects every decided task below `bound`, and returns their numbers.
+fn select(pending: &mut Tasks, bound: u64, is_decided: impl Fn(&Task) -> bool) -> Vec<u64> {
+    let mut selected = Vec::new();
+    while let Some((task, concurrent)) = pending.take_unselected(bound, &is_decided) {
+        selected.push(task.number);
+        let key = task.key.clone();
+        assert_eq!(pending.select(&key, task, concurrent), None);
+    }
+    selected
+}
+
+fn numbers(tasks: impl IntoIterator<Item = Task>) -> Vec<u64> {
+    tasks.into_iter().map(|task| task.number).collect()
 }
 
 #[test]
 fn hooks_run_newest_first_and_tasks_oldest_first() {
     let mut pending = Tasks::default();
     (1..=3).for_each(|number| pending.push_hook(number));
-    (1..=3).for_each(|number| pending.push_task(number));
+    (1..=3).for_each(|_| push(&mut pending, "", 1));
     assert!(pending.begin_driving());
-    assert_eq!(taken(&mut pending), Some((vec![3, 2, 1], vec![1, 2, 3])));
+    let (mut hooks, bound) = pending.take(all_decided).unwrap();
+    assert_eq!((hooks.pop(), hooks.pop(), hooks.pop()), (Some(3), Some(2), Some(1)));
+    assert_eq!(select(&mut pending, bound, all_decided), [0, 1, 2]);
 }
 
 #[test]
@@ -22,87 +54,168 @@ fn driver_sees_registrations_made_while_it_runs() {
     let mut pending = Tasks::default();
     pending.push_hook(1);
     assert!(pending.begin_driving());
-    assert_eq!(taken(&mut pending), Some((vec![1], vec![])));
-    pending.push_task(2);
+    assert_eq!(pending.take(all_decided), Some((vec![1], 0)));
+    push(&mut pending, "", 1);
     assert!(!pending.begin_driving(), "it already runs");
-    assert_eq!(taken(&mut pending), Some((vec![], vec![2])));
-    assert_eq!(taken(&mut pending), None);
+    assert_eq!(select(&mut pending, 0, all_decided), [0_u64; 0], "later hooks run before it");
+    assert_eq!(pending.take(all_decided), Some((vec![], 1)));
+    assert_eq!(select(&mut pending, 1, all_decided), [0]);
+    assert_eq!(pending.take(all_decided), None);
     assert!(pending.begin_driving());
 }
 
 #[test]
-fn stop_returns_ready_tasks_and_starts_no_more() {
+fn an_undecided_task_holds_back_itself_and_later_ones() {
     let mut pending = Tasks::default();
-    (1..=3).for_each(|task| assert_eq!(pending.push_ready(task, 1), None));
+    (0..3).for_each(|_| push(&mut pending, "", 1));
+    let is_decided = |task: &Task| task.number != 1;
+    assert!(pending.begin_driving());
+    assert_eq!(pending.take(is_decided), Some((vec![], 3)));
+    assert_eq!(select(&mut pending, 3, is_decided), [0]);
+    assert_eq!(pending.take(is_decided), None);
+    pending.push_hook(1);
+    assert!(pending.begin_driving());
+    assert_eq!(pending.take(is_decided), Some((vec![1], 3)), "hooks do not wait");
+    assert_eq!(select(&mut pending, 3, all_decided), [1, 2]);
+}
+
+#[test]
+fn stop_returns_selected_tasks_and_starts_no_more() {
+    let mut pending = Tasks::default();
+    (0..4).for_each(|_| push(&mut pending, "", 1));
+    select(&mut pending, 3, all_decided);
     assert!(pending.begin_dispatching());
-    assert_eq!(pending.next_task(), Some(1));
-    assert_eq!(pending.finish_task(true), [(2, 1), (3, 1)]);
+    assert_eq!(pending.next_task().map(|task| task.number), Some(0));
+    assert_eq!(numbers(pending.finish_task(true)), [1, 2]);
     assert_eq!(pending.next_task(), None);
-    assert_eq!(pending.push_ready(4, 1), Some(4));
+    let (task, concurrent) = pending.take_unselected(4, all_decided).unwrap();
+    let key = task.key.clone();
+    assert_eq!(pending.select(&key, task.clone(), concurrent), Some(task));
 }
 
 #[test]
 fn remove_by_name_finds_every_task_of_that_name() {
     let mut pending = Tasks::default();
-    for (name, id) in [("mail", 1), ("index", 2), ("mail", 3)] {
-        pending.push_name(name.into(), id);
-    }
-    pending.push_task(1);
-    pending.push_task(2);
-    assert_eq!(pending.push_ready(3, 1), None);
-    assert_eq!(pending.remove_by_name("other", |task| u64::from(*task)), (vec![], vec![]));
-    assert_eq!(pending.remove_by_name("mail", |task| u64::from(*task)), (vec![1, 3], vec![1, 3]));
-    assert_eq!(pending.remove_by_name("mail", |task| u64::from(*task)), (vec![], vec![]));
+    ["mail", "index", "mail", ""].into_iter().for_each(|name| push(&mut pending, name, 1));
+    select(&mut pending, 1, all_decided);
+    assert_eq!(pending.remove_by_name("other"), (vec![], vec![]));
+    assert_eq!(pending.remove_by_name(""), (vec![], vec![]));
+    let (ids, removed) = pending.remove_by_name("mail");
+    assert_eq!((ids, numbers(removed)), (vec![100, 102], vec![0, 2]));
+    assert_eq!(pending.remove_by_name("mail"), (vec![], vec![]));
     assert_eq!(pending.next_task(), None);
-    assert_eq!(taken(&mut pending), Some((vec![], vec![2])));
+    assert_eq!(select(&mut pending, 4, all_decided), [1, 3]);
 }
 
 #[test]
 fn running_task_keeps_its_name_until_it_ends() {
     let mut pending = Tasks::default();
-    pending.push_name("mail".into(), 1);
-    assert_eq!(pending.remove_by_name("mail", |task| u64::from(*task)), (vec![1], vec![]));
-    pending.unindex(1);
-    assert_eq!(pending.remove_by_name("mail", |task| u64::from(*task)), (vec![], vec![]));
+    push(&mut pending, "mail", 1);
+    select(&mut pending, 1, all_decided);
+    let task = pending.next_task().unwrap();
+    assert_eq!(pending.remove_by_name("mail"), (vec![100], vec![]));
+    pending.unindex(&task.key);
+    assert_eq!(pending.remove_by_name("mail"), (vec![], vec![]));
 }
 
 #[derive(Debug, Clone)]
 enum Step {
-    Finish,
-    Push(usize),
+    Push { name: &'static str, concurrent: usize },
+    Decide(u64),
+    Drive,
+    Dispatch,
+    Finish { stop: bool },
+    Remove(&'static str),
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let step = prop_oneof![Just(Step::Finish), (1..4_usize).prop_map(Step::Push)];
-    proptest::collection::vec(step, 0..60)
+    let name = prop_oneof![Just(""), Just("a"), Just("b")];
+    let step = prop_oneof![
+        4 => (name.clone(), 1..4_usize).prop_map(|(name, concurrent)| Step::Push { name, concurrent }),
+        4 => (0..20_u64).prop_map(Step::Decide),
+        3 => Just(Step::Drive),
+        3 => Just(Step::Dispatch),
+        3 => prop::bool::weighted(0.1).prop_map(|stop| Step::Finish { stop }),
+        1 => name.prop_map(Step::Remove),
+    ];
+    proptest::collection::vec(step, 0..80)
 }
 
 proptest! {
+    /// Each task is started, removed or refused at most once, in order, within its limit; and at
+    /// the end none is forgotten.
     #[test]
-    fn tasks_start_in_order_within_their_concurrency_limits(steps in steps()) {
+    fn tasks_start_in_order_within_their_limits(steps in steps()) {
         let mut pending = Tasks::default();
-        let (mut pushed, mut started, mut running) = (Vec::new(), Vec::new(), 0);
-        for step in steps {
+        let mut pushed: Vec<(&str, usize)> = Vec::new();
+        let mut decided: Vec<u64> = Vec::new();
+        // How each task ended that no longer waits, and the tasks that run, oldest first.
+        let mut left: HashMap<u64, &str> = HashMap::new();
+        let mut running: Vec<Task> = Vec::new();
+        let (mut selected, mut stopped) = (0, false);
+        for step in steps.into_iter().chain([Step::Drive, Step::Dispatch]) {
             match step {
-                Step::Push(concurrent) => {
-                    pushed.push(concurrent);
-                    prop_assert_eq!(pending.push_ready(pushed.len() as u32 - 1, concurrent), None);
+                Step::Push { name, concurrent } => {
+                    pushed.push((name, concurrent));
+                    push(&mut pending, name, concurrent);
                 }
-                Step::Finish if running > 0 => {
-                    running -= 1;
-                    prop_assert!(pending.finish_task(false).is_empty());
+                Step::Decide(number) => decided.push(number),
+                Step::Drive => {
+                    let is_decided = |task: &Task| decided.contains(&task.number);
+                    prop_assert!(pending.begin_driving());
+                    while let Some((_, bound)) = pending.take(is_decided) {
+                        while let Some((task, concurrent)) = pending.take_unselected(bound, is_decided) {
+                            prop_assert!(task.number >= selected);
+                            selected = task.number + 1;
+                            let key = task.key.clone();
+                            if let Some(refused) = pending.select(&key, task, concurrent) {
+                                prop_assert!(stopped);
+                                pending.unindex(&key);
+                                prop_assert_eq!(left.insert(refused.number, "refused"), None);
+                            }
+                        }
+                    }
+                    let next = (selected..pushed.len() as u64).find(|number| !left.contains_key(number));
+                    prop_assert!(next.is_none_or(|number| !decided.contains(&number)), "{next:?} is forgotten");
                 }
-                Step::Finish => {}
+                Step::Dispatch => {
+                    prop_assert!(pending.begin_dispatching());
+                    while let Some(task) = pending.next_task() {
+                        let number = task.number;
+                        prop_assert!(number < selected && running.len() < pushed[number as usize].1);
+                        prop_assert!((0..number).all(|earlier| left.contains_key(&earlier)), "out of order");
+                        prop_assert_eq!(left.insert(number, "started"), None);
+                        running.push(task);
+                    }
+                    let next = (0..selected).find(|number| !left.contains_key(number));
+                    let is_blocked = |number: u64| running.len() >= pushed[number as usize].1;
+                    prop_assert!(next.is_none_or(is_blocked), "{next:?} waits although it may start");
+                }
+                Step::Finish { stop } => if !running.is_empty() {
+                    let task = running.remove(0);
+                    pending.unindex(&task.key);
+                    for removed in pending.finish_task(stop) {
+                        prop_assert!(stop && removed.number < selected);
+                        pending.unindex(&removed.key);
+                        prop_assert_eq!(left.insert(removed.number, "stopped"), None);
+                    }
+                    stopped |= stop;
+                },
+                Step::Remove(name) => {
+                    let is_named = |number: u64| !name.is_empty() && pushed[number as usize].0 == name;
+                    let waiting: Vec<u64> = (0..pushed.len() as u64)
+                        .filter(|number| is_named(*number) && !left.contains_key(number)).collect();
+                    let runs = |number: u64| running.iter().any(|task| task.number == number);
+                    let expected: Vec<u64> = (0..pushed.len() as u64)
+                        .filter(|number| is_named(*number) && (waiting.contains(number) || runs(*number)))
+                        .map(|number| number + 100).collect();
+                    let (ids, removed) = pending.remove_by_name(name);
+                    prop_assert_eq!(ids, expected);
+                    let removed = numbers(removed);
+                    prop_assert_eq!(&removed, &waiting);
+                    left.extend(removed.into_iter().map(|number| (number, "removed")));
+                }
             }
-            prop_assert!(pending.begin_dispatching());
-            while let Some(task) = pending.next_task() {
-                running += 1;
-                prop_assert!(running <= pushed[task as usize]);
-                started.push(task);
-            }
-            let waiting = pushed.get(started.len());
-            prop_assert!(waiting.is_none_or(|concurrent| running >= *concurrent), "a task waits although it may start");
         }
-        prop_assert!(started.iter().copied().eq(0..started.len() as u32));
     }
 }

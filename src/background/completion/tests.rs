@@ -194,7 +194,7 @@ fn cancelled_running_work_completes_when_it_ends() {
 fn a_closure_completes_at_its_timeout_while_it_runs() {
     let runtime = Runtime::new().unwrap();
     let _entered = runtime.enter();
-    let background = with_threads(1);
+    let background = with_threads(2);
     let (reservation, completion) = reserve(&background);
     let (body, _started, release) = blocked();
     reservation.timeout(SHORT).submit(body);
@@ -230,7 +230,7 @@ fn a_task_whose_runtime_shuts_down_while_it_runs_is_lost() {
     let completion = runtime.block_on(async {
         let (reservation, completion) = reserve(&background);
         let (body, started) = endless();
-        reservation.submit(body);
+        reservation.on_runtime().submit(body);
         started.await.unwrap();
         completion
     });
@@ -248,7 +248,7 @@ fn a_task_whose_runtime_is_gone_at_its_start_uses_the_pool() {
             reserve(&background)
         };
         drop(runtime);
-        reservation.submit(TaskBody::from_future(async {}));
+        reservation.on_runtime().submit(TaskBody::from_future(async {}));
         assert_eq!(completion.recv(), expected);
     }
 }
@@ -263,7 +263,7 @@ async fn a_timed_out_shutdown_completes_every_task_as_cancelled() {
     started.await.unwrap();
     let (body, started) = endless();
     let (polled, polled_completion) = reserve(&background);
-    polled.submit(body);
+    polled.on_runtime().submit(body);
     started.await.unwrap();
     let (dispatched, dispatched_completion) = reserve(&background);
     dispatched.spawn_blocking(panics);

@@ -5,7 +5,7 @@ use std::sync::{
 
 use loom::thread::{self, JoinHandle};
 
-use super::AbortSlot;
+use super::{AbortSlot, Claimed, CompletionClaim};
 
 #[derive(Debug, PartialEq, Eq)]
 enum Action {
@@ -97,5 +97,24 @@ fn the_action_of_a_finishing_task_is_taken_once() {
         canceller.join().unwrap();
         assert_eq!(task.aborts(), 1);
         assert!(task.slot.take().is_none());
+    });
+}
+
+#[test]
+fn code_begins_unless_its_timer_saw_that_it_had_not() {
+    loom::model(|| {
+        let claim = Arc::new(CompletionClaim::new());
+        let timer = thread::spawn({
+            let claim = claim.clone();
+            move || claim.claim()
+        });
+        let begins = claim.begin();
+        let task = claim.claim();
+        let timer = timer.join().unwrap();
+        assert!(task.is_some() ^ timer.is_some(), "one of them reports");
+        match timer {
+            Some(Claimed { has_begun }) => assert_eq!(has_begun, begins),
+            None => assert!(begins),
+        }
     });
 }

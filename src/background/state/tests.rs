@@ -7,7 +7,8 @@ use super::*;
 
 #[derive(Debug, Clone, Copy)]
 enum Step {
-    Reserve { is_nested: bool },
+    Reserve { is_nested: bool, awaits_response: bool },
+    EndResponse(usize),
     Skip(usize),
     Enqueue(usize),
     Dispatch,
@@ -29,7 +30,9 @@ fn step() -> impl Strategy<Value = Step> {
         Just(Completion::Completed),
     ];
     prop_oneof![
-        8 => any::<bool>().prop_map(|is_nested| Step::Reserve { is_nested }),
+        8 => any::<(bool, bool)>()
+            .prop_map(|(is_nested, awaits_response)| Step::Reserve { is_nested, awaits_response }),
+        2 => task.clone().prop_map(Step::EndResponse),
         1 => task.clone().prop_map(Step::Skip),
         6 => task.clone().prop_map(Step::Enqueue),
         6 => Just(Step::Dispatch),
@@ -43,6 +46,7 @@ fn step() -> impl Strategy<Value = Step> {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Model {
+    AwaitingResponse,
     Reserved,
     Queued,
     Dispatched { cancelled: bool },
@@ -51,42 +55,57 @@ enum Model {
 }
 
 const MAX_TASKS: usize = 4;
+const MAX_AWAITING: usize = 3;
 const MAX_RUNNING: usize = 2;
+
+fn new_state() -> State<u64, u64> {
+    State::new(Limits { max_tasks: MAX_TASKS, max_awaiting_response: MAX_AWAITING, max_running: MAX_RUNNING })
+}
 
 proptest! {
     #[test]
     fn every_task_and_permit_is_released_exactly_once(steps in proptest::collection::vec(step(), 0..80)) {
         let now = Instant::now();
-        let mut state = State::<u64, u64>::new(MAX_TASKS, MAX_RUNNING);
+        let mut state = new_state();
         let mut tasks: Vec<Model> = Vec::new();
         let mut queue: Vec<u64> = Vec::new();
         let (mut closed, mut halted) = (false, false);
         let mut expected_totals = BackgroundStats::default();
         for step in steps {
-            let incomplete = |tasks: &[Model]| tasks.iter().filter(|task| **task != Model::Complete).count();
+            let count = |tasks: &[Model], model| tasks.iter().filter(|task| **task == model).count();
+            let incomplete = |tasks: &[Model]| tasks.len() - count(tasks, Model::Complete);
             let permits = |tasks: &[Model]| {
                 tasks.iter().filter(|task| matches!(task, Model::Dispatched { .. } | Model::Running)).count()
             };
             // Prefer recent tasks, because old ones are usually complete.
             let pick = |from_end: usize| tasks.len().checked_sub(from_end + 1);
             match step {
-                Step::Reserve { is_nested } => {
+                Step::Reserve { is_nested, awaits_response } => {
+                    let awaiting = count(&tasks, Model::AwaitingResponse);
                     let expected = if halted || closed && !is_nested {
                         Err(SubmitError::CLOSED)
-                    } else if incomplete(&tasks) == MAX_TASKS {
+                    } else if incomplete(&tasks) - awaiting >= MAX_TASKS {
                         Err(SubmitError::FULL)
+                    } else if awaits_response && awaiting == MAX_AWAITING {
+                        Err(SubmitError::TOO_MANY_AWAITING)
                     } else {
                         Ok(())
                     };
                     let id = tasks.len() as u64;
-                    prop_assert_eq!(state.reserve(id, id, is_nested, now), expected);
+                    prop_assert_eq!(state.reserve(id, id, Admit { is_nested, awaits_response }, now), expected);
                     match expected {
-                        Ok(()) => tasks.push(Model::Reserved),
+                        Ok(()) => tasks.push(if awaits_response { Model::AwaitingResponse } else { Model::Reserved }),
                         Err(_) => expected_totals.rejected += 1,
                     }
                 }
+                Step::EndResponse(task) => if let Some(task) = pick(task) {
+                    state.end_response(task as u64);
+                    if tasks[task] == Model::AwaitingResponse {
+                        tasks[task] = Model::Reserved;
+                    }
+                },
                 Step::Enqueue(task) => if let Some(task) = pick(task) {
-                    let is_reserved = tasks[task] == Model::Reserved;
+                    let is_reserved = matches!(tasks[task], Model::AwaitingResponse | Model::Reserved);
                     prop_assert_eq!(state.enqueue(task as u64, task as u64, now).is_ok(), is_reserved);
                     if is_reserved {
                         tasks[task] = Model::Queued;
@@ -123,7 +142,7 @@ proptest! {
                     }
                 },
                 Step::Skip(task) => if let Some(task) = pick(task) {
-                    let is_reserved = tasks[task] == Model::Reserved;
+                    let is_reserved = matches!(tasks[task], Model::AwaitingResponse | Model::Reserved);
                     prop_assert_eq!(state.skip(task as u64), is_reserved);
                     if is_reserved {
                         tasks[task] = Model::Complete;
@@ -138,7 +157,7 @@ proptest! {
                             tasks[task] = Model::Dispatched { cancelled: true };
                         }
                         (Cancel::Abort(header), Model::Running) => prop_assert_eq!(header, task as u64),
-                        (Cancel::Removed { work }, previous @ (Model::Reserved | Model::Queued)) => {
+                        (Cancel::Removed { work }, previous @ (Model::AwaitingResponse | Model::Reserved | Model::Queued)) => {
                             prop_assert_eq!(work, (previous == Model::Queued).then_some(task as u64));
                             queue.retain(|id| *id != task as u64);
                             tasks[task] = Model::Complete;
@@ -168,8 +187,14 @@ proptest! {
             }
             let running = permits(&tasks);
             prop_assert!(running <= MAX_RUNNING);
-            let reserved = tasks.iter().filter(|task| **task == Model::Reserved).count();
-            prop_assert_eq!(state.stats(), BackgroundStats { reserved, running, queued: queue.len(), ..expected_totals });
+            let stats = BackgroundStats {
+                awaiting_response: count(&tasks, Model::AwaitingResponse),
+                reserved: count(&tasks, Model::Reserved),
+                running,
+                queued: queue.len(),
+                ..expected_totals
+            };
+            prop_assert_eq!(state.stats(), stats);
             prop_assert_eq!(state.is_idle(), incomplete(&tasks) == 0);
             prop_assert_eq!(state.is_closed(), closed);
         }
@@ -177,7 +202,7 @@ proptest! {
 
     #[test]
     fn drain_guards_keep_the_state_from_being_idle(guards in 1..5_usize) {
-        let mut state = State::<u64, u64>::new(MAX_TASKS, MAX_RUNNING);
+        let mut state = new_state();
         (0..guards).for_each(|_| state.add_drain_guard());
         for _ in 0..guards {
             prop_assert!(!state.is_idle());

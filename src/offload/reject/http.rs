@@ -5,7 +5,7 @@ use http::{
     header::{CONTENT_TYPE, RETRY_AFTER},
 };
 
-use super::Reject;
+use super::{Reject, Watch};
 use crate::{grpc::is_grpc, pool::CallError};
 
 /// Rejects with a response, on any HTTP stack. The default strategy.
@@ -35,6 +35,10 @@ where
 
     fn hint(&self, request: &Request<A>) -> Protocol {
         Protocol::of(request.headers())
+    }
+
+    fn watch(&self, request: &Request<A>) -> Option<Watch<Response<B>>> {
+        Watch::of(request)
     }
 
     fn map_err(&self, error: E) -> E {

@@ -2,12 +2,14 @@
 
 mod http;
 mod problem;
+mod watch;
 
 use std::{error::Error, fmt, sync::Arc, time::Duration};
 
 pub use self::{
     http::{HttpReject, Protocol},
     problem::ProblemJson,
+    watch::Watch,
 };
 use crate::pool::CallError;
 
@@ -31,6 +33,17 @@ pub trait Reject<Req, Res, E>: Clone + Send + Sync {
 
     /// Reads the hint from the request.
     fn hint(&self, request: &Req) -> Self::Hint;
+
+    /// Returns a watch that receives the response of the call on the pool, even if the caller has
+    /// left by then. Default: none.
+    ///
+    /// [`HttpReject`] and [`ProblemJson`] return one for a request with an `AfterResponse`, so that
+    /// the tasks of a handler that succeeds run even if its client has left. A strategy that wraps
+    /// another one should call the other one's `watch`.
+    fn watch(&self, request: &Req) -> Option<Watch<Res>> {
+        let _ = request;
+        None
+    }
 
     /// Converts an error of the inner service to one of the offloaded service.
     fn map_err(&self, error: E) -> Self::Error;

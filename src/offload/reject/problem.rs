@@ -4,7 +4,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Request, Response, header::CONTENT_TYPE};
 
 use super::{
-    Reject,
+    Reject, Watch,
     http::{HttpReject, Protocol, status},
 };
 use crate::pool::CallError;
@@ -37,6 +37,10 @@ where
 
     fn hint(&self, request: &Request<A>) -> Protocol {
         Protocol::of(request.headers())
+    }
+
+    fn watch(&self, request: &Request<A>) -> Option<Watch<Response<B>>> {
+        Watch::of(request)
     }
 
     fn map_err(&self, error: E) -> E {

@@ -1,6 +1,6 @@
 use std::{
     cell::{Cell, RefCell},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     task::Waker,
 };
 
@@ -10,7 +10,7 @@ use tokio::{
 };
 
 use super::runnable::RawCall;
-use crate::pool::nested::{NestedWaitGuard, NestedWaits};
+use crate::pool::nested::NestedWaits;
 
 thread_local! {
     /// Runtime that the worker on this thread has entered for a run of calls. Empty while a call
@@ -135,8 +135,6 @@ impl Drop for RuntimeGuard<'_> {
 pub(crate) struct CurrentCall {
     pub(super) call: Arc<dyn RawCall>,
     pub(super) layer_permit: Option<Arc<dyn LayerPermit>>,
-    /// Created when this poll waits for another call of the same pool for the first time.
-    pub(super) nested_wait: Option<Arc<NestedWaitGuard>>,
 }
 
 /// Permit of a layer that limits its calls in flight. The call holds it until its work ends.
@@ -167,21 +165,18 @@ impl CurrentCall {
 
     /// Called when this thread is about to wait for a call of `pool`. Returns `true` if it must
     /// not, because all threads of that pool wait like this one, in calls of the same pool.
-    pub(super) fn wait_for_pool(pool: &Arc<NestedWaits>, waker: &Waker) -> bool {
+    pub(super) fn wait_for_pool(pool: &NestedWaits, waker: &Waker) -> bool {
         let is_nested = CURRENT.try_with(|current| {
-            current.borrow().as_ref().is_some_and(|current| Arc::ptr_eq(current.call.nested_waits(), pool))
+            current.borrow().as_ref().is_some_and(|current| std::ptr::eq(current.call.nested_waits(), pool))
         });
         is_nested == Ok(true) && Self::wait_nested(pool, waker.clone())
     }
 
     #[cold]
-    fn wait_nested(pool: &Arc<NestedWaits>, waker: Waker) -> bool {
-        let guard = CURRENT.with(|current| {
-            let mut current = current.borrow_mut();
-            let guard = &mut current.as_mut()?.nested_wait;
-            Some(guard.get_or_insert_with(|| Arc::new(NestedWaitGuard::new(pool.clone()))).clone())
-        });
-        guard.is_some_and(|guard| guard.wait(waker))
+    fn wait_nested(pool: &NestedWaits, waker: Waker) -> bool {
+        let Some(call) = Self::get() else { return false };
+        call.header().waits_nested.store(true, Ordering::Relaxed);
+        pool.wait(Arc::as_ptr(&call).addr(), waker)
     }
 
     /// Runs `work` as part of this call.

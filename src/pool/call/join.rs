@@ -55,10 +55,10 @@ impl<T> Future for JoinHandle<T> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let call = self.call.as_ref().expect("a future of an offloaded call was polled after it completed");
         let result = ready!(call.poll_result(cx));
-        let call = self.call.take();
-        if let (Err(CallFailure::Rejected(error @ CallError::Deadlock)), Some(call)) = (&result, call) {
-            call.reject_caller(*error);
+        if let Err(CallFailure::Rejected(CallError::Deadlock)) = result {
+            call.clone().reject_caller(CallError::Deadlock);
         }
+        self.call = None;
         Poll::Ready(result)
     }
 }

@@ -93,7 +93,7 @@ pub(crate) trait Schedule: Send + Sync + 'static {
     fn metrics(&self) -> &Metrics;
 
     /// Returns the waits of this pool's calls for each other.
-    fn nested_waits(&self) -> &Arc<NestedWaits>;
+    fn nested_waits(&self) -> &NestedWaits;
 }
 
 /// Creates a call of `future` and queues it on the pool that has admitted it.
@@ -111,7 +111,13 @@ where
     let Admitted { queue_permit, layer_permit, priority } = admitted;
     let Context { runtime, task, trace } = context;
     let call = Arc::new(Call {
-        header: Header { priority, runtime, created: Instant::now(), started: AtomicBool::new(false) },
+        header: Header {
+            priority,
+            runtime,
+            created: Instant::now(),
+            started: AtomicBool::new(false),
+            waits_nested: AtomicBool::new(false),
+        },
         state: CallState::scheduled(),
         scheduler: queue_permit,
         task,
@@ -232,9 +238,18 @@ where
                 (Err(payload), _) => Polled::Panicked(payload),
             }
         };
-        // Before `park`, because another thread may own the call after that.
+        // Both before `park`, because another thread may own the call after that.
+        self.end_nested_wait();
         self.metrics().polled();
         polled
+    }
+
+    /// Removes the record that this thread waits for another call of the pool, if there is one.
+    fn end_nested_wait(self: &Arc<Self>) {
+        if self.header.waits_nested.load(Ordering::Relaxed) {
+            self.header.waits_nested.store(false, Ordering::Relaxed);
+            self.scheduler.nested_waits().remove(Arc::as_ptr(self).addr());
+        }
     }
 
     /// Records that the call leaves the queue and will not be polled.
@@ -285,6 +300,7 @@ where
             }
             (environment, *run_time)
         };
+        self.end_nested_wait();
         self.metrics().failed();
         self.complete(environment, self.header.has_started().then_some(run_time))
     }
@@ -361,7 +377,7 @@ where
     /// Runs `work` as part of this call, in its environment.
     fn enter<T>(self: &Arc<Self>, environment: &Environment, work: impl FnOnce() -> T) -> T {
         let Environment { trace, layer_permit } = environment;
-        let current = CurrentCall { call: self.clone(), layer_permit: layer_permit.clone(), nested_wait: None };
+        let current = CurrentCall { call: self.clone(), layer_permit: layer_permit.clone() };
         current.scope(|| trace.enter(self.header.runtime.as_ref(), work))
     }
 
@@ -449,7 +465,7 @@ where
         self.state.is_cancelled() || self.scheduler.is_halted()
     }
 
-    fn nested_waits(&self) -> &Arc<NestedWaits> {
+    fn nested_waits(&self) -> &NestedWaits {
         self.scheduler.nested_waits()
     }
 }

@@ -1,4 +1,10 @@
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use tokio::{runtime::Handle, time::Instant};
 
@@ -32,7 +38,7 @@ pub(in crate::pool) trait RawCall: Send + Sync {
     fn is_unwanted(&self) -> bool;
 
     /// Returns the waits of its pool's calls for each other.
-    fn nested_waits(&self) -> &Arc<NestedWaits>;
+    fn nested_waits(&self) -> &NestedWaits;
 }
 
 /// Properties of a call that queues and workers read.
@@ -43,12 +49,15 @@ pub(in crate::pool) struct Header {
     pub(super) runtime: Option<Handle>,
     pub(super) created: Instant,
     /// `true` once the future was polled. Written only by the thread that has taken the entry.
-    pub(super) started: std::sync::atomic::AtomicBool,
+    pub(super) started: AtomicBool,
+    /// `true` while a poll or a drop is recorded as waiting for another call of the same pool. Written only
+    /// by the thread that polls.
+    pub(super) waits_nested: AtomicBool,
 }
 
 impl Header {
     pub(super) fn has_started(&self) -> bool {
-        self.started.load(std::sync::atomic::Ordering::Relaxed)
+        self.started.load(Ordering::Relaxed)
     }
 }
 

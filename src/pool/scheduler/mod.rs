@@ -340,7 +340,10 @@ impl<T: QueueItem> Scheduler<T> {
         let wake_up = match wake_up {
             WakeUp::None => WakeUp::None,
             WakeUp::Spawn => WakeUp::Spawn,
-            WakeUp::Unpark(parker) => WakeUp::Unpark(parker.unpark()),
+            WakeUp::Unpark(parker) => {
+                parker.unpark();
+                WakeUp::Unpark(())
+            }
         };
         (result, wake_up)
     }

@@ -180,8 +180,10 @@ async fn renew_lease(queue: Arc<Queue>) {
         let renewed = keep_renewed(
             lease / RENEWALS,
             || queue.environment.database.renew_lease(id),
-            |error| {
-                warn("failed to renew the lease of the job queue", error);
+            |error, failures| {
+                if failures == 1 {
+                    warn("failed to renew the lease of the job queue", error);
+                }
             },
         );
         tokio::select! {

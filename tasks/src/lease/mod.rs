@@ -55,17 +55,18 @@ const MIN_INTERVAL: Duration = Duration::from_millis(1);
 /// Renews a lease at this interval for as long as the store confirms it. Returns once the store
 /// reports that the lease has ended.
 ///
-/// `on_failure` is called with the error of each attempt that failed or timed out.
+/// `on_failure` is called with the error of each attempt that failed or timed out, and with the
+/// number of failures since the last success.
 pub(crate) async fn keep_renewed<F>(
     interval: Duration,
     mut renew: impl FnMut() -> F,
-    mut on_failure: impl FnMut(&StoreError),
+    mut on_failure: impl FnMut(&StoreError, u32),
 ) where
     F: Future<Output = Result<bool, StoreError>>,
 {
     let interval = interval.max(MIN_INTERVAL);
     let attempt_timeout = interval.saturating_mul(ATTEMPT_TIMEOUT);
-    let mut delay = interval;
+    let (mut delay, mut failures) = (interval, 0_u32);
     loop {
         sleep(delay).await;
         let begin = Instant::now();
@@ -74,10 +75,14 @@ pub(crate) async fn keep_renewed<F>(
             Err(StoreError::unavailable(format!("the lease was not renewed within {attempt_timeout:?}")))
         });
         delay = match renewed {
-            Ok(true) => interval.saturating_sub(begin.elapsed()),
+            Ok(true) => {
+                failures = 0;
+                interval.saturating_sub(begin.elapsed())
+            }
             Ok(false) => return,
             Err(error) => {
-                on_failure(&error);
+                failures = failures.saturating_add(1);
+                on_failure(&error, failures);
                 (interval / RETRIES).max(MIN_INTERVAL)
             }
         };
@@ -86,7 +91,7 @@ pub(crate) async fn keep_renewed<F>(
 
 #[cfg(test)]
 mod tests {
-    use std::cell::Cell;
+    use std::cell::{Cell, RefCell};
 
     use super::*;
 
@@ -111,9 +116,9 @@ mod tests {
                 Ok(true)
             }
         };
-        let failures = Cell::new(0);
-        keep_renewed(INTERVAL, renew, |_| failures.set(failures.get() + 1)).await;
-        assert_eq!((attempts.take(), failures.get()), (vec![4, 8, 9, 18, 22], 2));
+        let failures = RefCell::new(Vec::new());
+        keep_renewed(INTERVAL, renew, |_, number| failures.borrow_mut().push(number)).await;
+        assert_eq!((attempts.take(), failures.take()), (vec![4, 8, 9, 18, 22], vec![1, 2]));
     }
 
     #[tokio::test(start_paused = true)]
@@ -123,9 +128,9 @@ mod tests {
             count.set(count.get() + 1);
             async { Ok(true) }
         };
-        let none = timeout(Duration::from_millis(100), keep_renewed(Duration::ZERO, renew, |_| ()));
+        let none = timeout(Duration::from_millis(100), keep_renewed(Duration::ZERO, renew, |_, _| ()));
         assert!(none.await.is_err() && (1..=100).contains(&count.get()), "{} renewals", count.get());
-        let longest = keep_renewed(Duration::MAX, || async { Ok(true) }, |_| ());
+        let longest = keep_renewed(Duration::MAX, || async { Ok(true) }, |_, _| ());
         assert!(timeout(Duration::from_secs(1), longest).await.is_err());
     }
 }

@@ -111,10 +111,30 @@ fn media(content: Content) -> Value {
         }
         Content::Document => json_of(json!({"type": "object"})),
         Content::Status => json_of(reference("Status")),
-        Content::Events => json!({"text/event-stream": {"schema": {"type": "string"}}}),
+        Content::Events => json!({"text/event-stream": {"schema": event()}}),
         Content::Problem => json!({"application/problem+json": {"schema": reference("Problem")}}),
         Content::Nothing => json!({}),
     }
+}
+
+/// Returns the schema of one event of a stream. OpenAPI 3.1 has no schema for the stream itself.
+fn event() -> Value {
+    let status = json!({
+        "type": "string",
+        "contentMediaType": "application/json",
+        "contentSchema": reference("Status"),
+        "description": "The status of the task after the event, as JSON.",
+    });
+    json!({
+        "type": "object",
+        "description": "One event of the stream.",
+        "properties": {
+            "id": {"type": "string", "description": "The value for `Last-Event-ID`."},
+            "event": {"type": "string", "enum": ["queued", "started", "progress", "finished"]},
+            "data": status,
+        },
+        "required": ["id", "event", "data"],
+    })
 }
 
 fn reference(schema: &str) -> Value {

@@ -219,14 +219,17 @@ impl Writer {
         self.with_state(|state| state.has_writer_task || state.phase == Phase::Ended)
     }
 
-    /// Notes that an attempt to renew the lease has failed.
-    fn renewal_failed(&self, error: &StoreError) {
+    /// Notes that an attempt to renew the lease has failed, `failures` times in a row.
+    fn renewal_failed(&self, error: &StoreError, failures: u32) {
         self.with_state(|state| state.failed_renewals += 1);
-        let _ = error;
+        #[cfg(not(feature = "tracing"))]
+        let _ = (error, failures);
         #[cfg(feature = "tracing")]
-        ignore_panic(|| {
-            tracing::warn!(error = error as &dyn std::error::Error, "failed to renew the lease of the tasks")
-        });
+        if failures == 1 {
+            ignore_panic(|| {
+                tracing::warn!(error = error as &dyn std::error::Error, "failed to renew the lease of the tasks");
+            });
+        }
     }
 
     /// Asks the store whether the epoch has ended, and drops the lease in that case. The writer
@@ -410,5 +413,24 @@ mod tests {
         writer.close();
         let waiting = tokio::time::timeout(Duration::from_secs(5), writer.await_reply(replied));
         assert!(waiting.await.expect("the caller waits forever").is_ok(), "the store can be read");
+    }
+
+    /// The background starts a task just before its work marks it as running.
+    #[tokio::test]
+    async fn task_that_times_out_before_its_work_starts_ends() {
+        let clock = Clock::new(std::time::SystemTime::now);
+        let writer = Arc::new(Writer::new(Arc::new(MemoryStore::new()), Retention::default(), String::new(), clock));
+        let background = tower_offload::Background::default();
+        let reservation = background.reserve("x").expect("the background is empty");
+        let id = TaskId::generate(writer.now()).expect("there is a source of random numbers");
+        let task = writer.create(Record::new(id, "x", writer.now()), &reservation);
+        writer.accept(id, task.clone()).await.expect("the store accepts");
+        task.complete(tower_offload::background::Completion::TimedOut);
+        assert_eq!(task.record().state, crate::TaskState::TimedOut);
+        assert!(!task.start(), "the work must not run");
+        writer.close();
+        writer.closed_and_written().await;
+        let stored = writer.store.get(id).await.expect("the store works").into_record();
+        assert_eq!(stored.map(|record| record.state), Some(crate::TaskState::TimedOut));
     }
 }

@@ -51,7 +51,7 @@ fn spawn(tasks: &mut JoinSet<()>, task: impl Future<Output = ()> + Send + 'stati
 
 async fn renew(writer: Arc<Writer>, epoch: Epoch, interval: Duration) {
     let renew = || call_store(|| writer.store.renew(epoch));
-    keep_renewed(interval, renew, |error| writer.renewal_failed(error)).await;
+    keep_renewed(interval, renew, |error, failures| writer.renewal_failed(error, failures)).await;
     writer.lease_lost(epoch);
 }
 

@@ -99,12 +99,12 @@ async fn queue_without_workers_enqueues_for_other_processes(database: TestDataba
 
 /// The crash tests do the same with two processes.
 #[tokio::test]
-async fn error_of_a_second_store_names_this_process() {
+async fn error_of_a_second_store_says_that_this_process_has_the_first() {
     let file = super::databases::OnFile::fresh();
     let tasks = Tasks::new(SqlStore::open(&file.url()).await.unwrap());
     let jobs = TestWorkers::new().start(&tasks).await;
     let error: StoreError = SqlStore::open(&file.url()).await.unwrap_err();
-    assert!(error.is_locked() && error.source().unwrap().to_string().contains("open in this process"), "{error:?}");
+    assert!(error.is_locked() && error.source().unwrap().to_string().contains("in use by this process"), "{error:?}");
     assert!(jobs.shutdown(LONG).await.is_clean());
 }
 

@@ -3,7 +3,7 @@
 use futures_util::future::join_all;
 use tokio::net::TcpListener;
 use tower_offload::Background;
-use tower_offload_tasks::SqlStore;
+use tower_offload_tasks::{SqlStore, jobs::Jobs};
 
 use super::{
     databases::OnServer,
@@ -102,6 +102,29 @@ async fn held_migration_lock_is_an_error_that_names_its_session() {
     // The lock is needed for migrations only.
     let mut holder = database.connect().await;
     execute(&mut holder, "SELECT pg_advisory_lock(8388076842113)").await;
+    SqlStore::open(&database.url()).await.unwrap();
+}
+
+/// The job queue has a lock of its own, because River's tables have versions of their own.
+#[tokio::test(flavor = "multi_thread")]
+async fn held_migration_lock_of_jobs_is_an_error_that_names_its_session() {
+    let Some(database) = OnServer::fresh().await else { return };
+    let tasks = tasks(&database.url()).await;
+    let mut holder = database.connect().await;
+    execute(&mut holder, "SET application_name = 'stuck'; SELECT pg_advisory_lock(8388076842114)").await;
+    let error = Jobs::builder(&tasks).start().await.map(drop).unwrap_err();
+    assert!(error.is_store() && text(&error).contains("\"stuck\""), "{}", text(&error));
+    drop(holder);
+    until_ok(async || Jobs::builder(&tasks).start().await.map(drop)).await;
+}
+
+/// The server ends the session of a process that stops within a migration.
+#[tokio::test]
+async fn lock_of_a_process_that_stops_while_it_migrates_is_released() {
+    let Some(database) = OnServer::fresh().await else { return };
+    let mut stopped = database.connect().await;
+    let lock = "SET idle_in_transaction_session_timeout = '5s'; BEGIN; SELECT pg_advisory_xact_lock(8388076842113)";
+    execute(&mut stopped, lock).await;
     SqlStore::open(&database.url()).await.unwrap();
 }
 

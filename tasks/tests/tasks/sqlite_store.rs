@@ -9,7 +9,10 @@ use std::{
 use futures_util::future::join_all;
 use sqlx::Connection;
 use tower_offload::{Background, ThreadPool};
-use tower_offload_tasks::{Reason, TaskState, TaskStore, Tasks, store::SqlStore};
+use tower_offload_tasks::{
+    Reason, TaskState, TaskStore, Tasks,
+    store::{Epoch, SqlStore},
+};
 
 use super::{
     store_suite::{Backend, accept, begin, found, queued, running, store_suite},
@@ -59,6 +62,8 @@ impl Backend for InFile {
     async fn open(&self) -> SqlStore {
         self.store.clone()
     }
+
+    async fn lose_process(&self, _: Epoch) {} // the next process that begins ends the epoch
 }
 
 store_suite!(InFile);
@@ -158,7 +163,7 @@ async fn second_handle_in_one_process_names_this_process() {
         let error = SqlStore::open(&format!("sqlite:{}", path.display())).await.unwrap_err();
         assert!(error.is_locked());
         let source = std::error::Error::source(&error).unwrap().to_string();
-        assert!(source.contains("is open in this process: clone its `SqlStore`"), "{source}");
+        assert!(source.contains("is in use by this process: clone its `SqlStore`"), "{source}");
     }
     store.close().await.unwrap();
     let relative = PathBuf::from("..").join(folder.0.file_name().unwrap()).join("tasks.db");

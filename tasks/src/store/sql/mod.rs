@@ -25,6 +25,7 @@ use crate::{
     Record, StoreError, TaskId, TaskStore, Timestamp,
     store::{Epoch, Filter, Found, Lease, Listing, Op, Page, Process, Retention, StoreFuture, Swept, Written},
     sync::{Mutex, lock},
+    text::sanitize,
 };
 
 /// Keeps records in a SQLite or Postgres database, so that they survive the process. Clones share
@@ -159,6 +160,8 @@ impl SqlStore {
 }
 
 const DEFAULT_LEASE: Duration = Duration::from_secs(15);
+/// Maximum length of a scheme in an error.
+const MAX_SCHEME_BYTES: usize = 50;
 
 impl Engine {
     async fn open(url: &str, lease: Duration) -> Result<Self, StoreError> {
@@ -175,7 +178,7 @@ impl Engine {
         }
         let _ = lease; // used by Postgres only
         // Not the whole URL, which may contain a password.
-        let scheme = url.split(':').next().unwrap_or_default();
+        let scheme = sanitize(url.split(':').next().unwrap_or_default(), MAX_SCHEME_BYTES);
         Err(StoreError::other(format!(
             "unsupported scheme {scheme:?}: use `sqlite` or `postgres`, and enable the feature of that name"
         )))

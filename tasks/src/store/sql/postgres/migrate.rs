@@ -1,7 +1,7 @@
 use std::{pin::pin, time::Duration};
 
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row};
-use tokio::time::{interval, timeout};
+use tokio::time::timeout;
 
 use super::{
     connection::{Connections, Role},
@@ -63,16 +63,13 @@ impl Connections {
             Ok(Ok(None)) => {}
         }
         let mut work = pin!(work);
-        let mut keep_alive = interval(KEEP_ALIVE_INTERVAL);
         let done = loop {
-            tokio::select! {
-                done = &mut work => break done,
-                _ = keep_alive.tick() => {
-                    // If the lock is lost, another process may migrate as well. Each step is a
-                    // transaction, so one of the two fails.
-                    let _ = timeout(KEEP_ALIVE_INTERVAL, sqlx::raw_sql("SELECT 1").execute(&mut *connection)).await;
-                }
+            if let Ok(done) = timeout(KEEP_ALIVE_INTERVAL, &mut work).await {
+                break done;
             }
+            // If the lock is lost, another process may migrate as well. Each step is a transaction,
+            // so one of the two fails.
+            let _ = timeout(KEEP_ALIVE_INTERVAL, sqlx::raw_sql("SELECT 1").execute(&mut *connection)).await;
         };
         let _ = timeout(KEEP_ALIVE_INTERVAL, connected.connection.close()).await;
         done

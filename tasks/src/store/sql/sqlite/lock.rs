@@ -47,7 +47,7 @@ impl FileLock {
             Err(TryLockError::WouldBlock) => {
                 if lock(&HELD).contains(&path) {
                     return Err(StoreError::locked(format!(
-                        "{} is open in this process: clone its `SqlStore`, or close it first",
+                        "{} is in use by this process: clone its `SqlStore`, or close it first",
                         database.display()
                     )));
                 }
