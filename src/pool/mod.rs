@@ -224,6 +224,13 @@ pub trait Pool: fmt::Debug + Send + Sync + 'static {
         self.admission().expected_wait()
     }
 
+    /// Returns the maximum number of calls that run at the same time, if it is known.
+    ///
+    /// A job queue claims no more jobs than its pool can run, so that other processes can run them.
+    fn max_threads(&self) -> Option<usize> {
+        None
+    }
+
     /// Rejects new calls, runs the others up to `timeout`, and reports what is left.
     ///
     /// After the timeout, calls that never started are dropped on the pool and fail with
@@ -338,6 +345,10 @@ impl Pool for Arc<dyn Pool> {
         (**self).expected_wait()
     }
 
+    fn max_threads(&self) -> Option<usize> {
+        (**self).max_threads()
+    }
+
     fn shutdown(&self, timeout: Duration) -> Pin<Box<dyn Future<Output = PoolShutdownReport> + Send + '_>> {
         (**self).shutdown(timeout)
     }
@@ -362,6 +373,10 @@ impl<P: Pool> Pool for Arc<P> {
 
     fn expected_wait(&self) -> Duration {
         (**self).expected_wait()
+    }
+
+    fn max_threads(&self) -> Option<usize> {
+        (**self).max_threads()
     }
 
     fn shutdown(&self, timeout: Duration) -> Pin<Box<dyn Future<Output = PoolShutdownReport> + Send + '_>> {

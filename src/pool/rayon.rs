@@ -152,6 +152,10 @@ impl Pool for Rayon {
         self.workers.expected_wait()
     }
 
+    fn max_threads(&self) -> Option<usize> {
+        Some(self.workers.max_threads())
+    }
+
     fn shutdown(&self, timeout: Duration) -> Pin<Box<dyn Future<Output = PoolShutdownReport> + Send + '_>> {
         Box::pin(self.workers.clone().shutdown(timeout))
     }

@@ -61,6 +61,10 @@ impl Pool for ThreadPool {
         self.handle.expected_wait()
     }
 
+    fn max_threads(&self) -> Option<usize> {
+        self.handle.max_threads()
+    }
+
     fn shutdown(&self, timeout: Duration) -> Pin<Box<dyn Future<Output = PoolShutdownReport> + Send + '_>> {
         self.handle.shutdown(timeout)
     }
@@ -81,6 +85,10 @@ impl Pool for Handle {
 
     fn expected_wait(&self) -> Duration {
         self.workers.expected_wait()
+    }
+
+    fn max_threads(&self) -> Option<usize> {
+        Some(self.workers.max_threads())
     }
 
     fn shutdown(&self, timeout: Duration) -> Pin<Box<dyn Future<Output = PoolShutdownReport> + Send + '_>> {

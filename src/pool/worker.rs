@@ -103,6 +103,10 @@ impl WorkerPool {
         self.scheduler.workers()
     }
 
+    pub(super) fn max_threads(&self) -> usize {
+        self.config.limits.max
+    }
+
     /// Spawns one worker ahead of any work.
     pub(super) fn spawn_ahead(self: &Arc<Self>) -> io::Result<()> {
         if !self.scheduler.add_worker() {

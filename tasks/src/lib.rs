@@ -7,6 +7,7 @@ mod axum;
 mod builder;
 mod error;
 mod failure;
+mod follow;
 mod id;
 #[cfg(feature = "river")]
 #[cfg_attr(docsrs, doc(cfg(feature = "river")))]

@@ -1,14 +1,15 @@
-use std::{fmt, sync::Arc, time::Duration};
+use std::fmt;
 
-use tokio::{sync::watch, time::sleep};
+use tokio::sync::watch;
 
-use crate::{Record, StoreError, writer::Writer};
+use crate::{Record, StoreError, follow::Follower};
 
 /// Follows the changes of a task. Returned by [`Tasks::subscribe`](crate::Tasks::subscribe).
 ///
-/// A task of this process wakes its subscribers. The record of another process's task is polled
-/// twice a second. If several changes happen between two calls of [`changed`](Self::changed), only
-/// the latest record is returned.
+/// A task of this process wakes its subscribers, and so does the end of a job that this process
+/// runs, or any process on Postgres. Other changes are polled twice a second, with one query for
+/// all subscriptions of the process. If several changes happen between two calls of
+/// [`changed`](Self::changed), only the latest record is returned.
 pub struct Subscription {
     record: Record,
     source: Source,
@@ -18,10 +19,8 @@ enum Source {
     /// The task runs in this process.
     Active(watch::Receiver<Record>),
     /// Only the store knows the task.
-    Store(Arc<Writer>),
+    Store(Follower),
 }
-
-const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 impl Subscription {
     pub(crate) fn active(mut receiver: watch::Receiver<Record>) -> Self {
@@ -29,8 +28,8 @@ impl Subscription {
         Self { record, source: Source::Active(receiver) }
     }
 
-    pub(crate) fn stored(record: Record, writer: Arc<Writer>) -> Self {
-        Self { record, source: Source::Store(writer) }
+    pub(crate) fn stored(record: Record, follower: Follower) -> Self {
+        Self { record, source: Source::Store(follower) }
     }
 
     /// Returns the record as of the latest call of [`changed`](Self::changed).
@@ -61,13 +60,17 @@ impl Subscription {
                 }
                 self.record = receiver.borrow_and_update().clone();
             }
-            Source::Store(writer) => loop {
-                sleep(POLL_INTERVAL).await;
-                match writer.get(self.record.id).await?.into_record() {
-                    // Compares whole records, because equal versions may differ: a cancel request
-                    // increments the version, and so does the process of the task, which may not
-                    // have seen the request.
-                    Some(record) if record == self.record => {}
+            Source::Store(follower) => loop {
+                if follower.updates.changed().await.is_err() {
+                    return Ok(None);
+                }
+                let update = follower.updates.borrow_and_update().clone();
+                if let Some(error) = update.error {
+                    return Err(error.duplicate());
+                }
+                match update.record {
+                    // The first update may be older than the record.
+                    Some(record) if record == self.record || record.version < self.record.version => {}
                     Some(record) => {
                         self.record = record;
                         break;

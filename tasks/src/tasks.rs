@@ -13,6 +13,7 @@ use tokio::sync::watch;
 
 use crate::{
     AcceptError, Accepted, Status, StoreError, Subscription, TaskId, TaskStore,
+    follow::Followers,
     panic::ignore_panic,
     service::Limits,
     store::{Filter, Found, Listing, Page},
@@ -38,6 +39,7 @@ struct Shared {
     streams_ended: watch::Sender<bool>,
     /// Number of tasks that were not accepted.
     rejected: AtomicU64,
+    followers: Arc<Followers>,
 }
 
 impl Drop for Shared {
@@ -57,12 +59,17 @@ impl Tasks {
             limits: Limits::new(),
             streams_ended: watch::Sender::new(false),
             rejected: AtomicU64::new(0),
+            followers: Arc::default(),
         };
         Self { shared: Arc::new(shared) }
     }
 
     pub(crate) fn writer(&self) -> &Arc<Writer> {
         &self.shared.writer
+    }
+
+    pub(crate) fn followers(&self) -> &Arc<Followers> {
+        &self.shared.followers
     }
 
     pub(crate) fn limits(&self) -> &Limits {
@@ -196,7 +203,10 @@ impl Tasks {
             return Ok(Some(Subscription::active(task.subscribe())));
         }
         let record = self.get(id).await?.into_record();
-        Ok(record.map(|record| Subscription::stored(record, self.writer().clone())))
+        Ok(record.map(|record| {
+            let follower = self.followers().follow(&record, self.writer());
+            Subscription::stored(record, follower)
+        }))
     }
 
     /// Returns the [`Accepted`] of a task that was accepted earlier, for example in a transaction.

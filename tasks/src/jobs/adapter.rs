@@ -3,35 +3,24 @@
 use std::{error::Error, fmt, sync::Arc, time::Duration};
 
 use riverqueue::{Job as RiverJob, JobRow, WorkCancelled, WorkContext, WorkOutcome, WorkerTimeout};
+use serde_json::Value;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep},
+};
 
 use super::{
     Job,
-    database::Database,
-    insert::{Arguments, parse_storable, task_id},
-    progress::ProgressBuffer,
-    running::RunningJobs,
-    worker::{Attempt, AttemptResult, Worker},
+    attempt::{Attempt, MAX_UNASKED, RETURN_DELAY, Run, storable},
+    events::warn,
+    gate::Gate,
+    insert::{Arguments, task_id},
+    outcome::{End, Next, Outcome},
+    queue::Environment,
+    running::{Claim, Entered},
+    worker::{Ticket, Worker},
 };
-use crate::{
-    Failure, Progress, StoreError, TaskId, Tasks,
-    panic::{catch_unwind, drop_payload},
-};
-
-/// State shared by the attempts of a process. It outlives each River client.
-pub(super) struct Environment {
-    pub(super) tasks: Tasks,
-    pub(super) database: Database,
-    pub(super) running: RunningJobs,
-    pub(super) progress: Arc<ProgressBuffer>,
-}
-
-/// Logs an error that no caller can handle.
-pub(super) fn warn(message: &str, error: &StoreError) {
-    #[cfg(feature = "tracing")]
-    tracing::warn!(error = error as &dyn Error, "{message}");
-    #[cfg(not(feature = "tracing"))]
-    let _ = (message, error);
-}
+use crate::{Progress, StoreError, TaskId};
 
 /// River's worker for one kind of job.
 ///
@@ -40,11 +29,9 @@ pub(super) fn warn(message: &str, error: &StoreError) {
 pub(super) struct Adapter<J> {
     pub(super) worker: Worker<J>,
     pub(super) environment: Arc<Environment>,
+    /// `true` once the queue was shut down.
+    pub(super) is_closed: watch::Receiver<bool>,
 }
-
-/// Delay before another try to run a job that could not start. The failed start does not count as
-/// an attempt.
-const SNOOZE_DELAY: Duration = Duration::from_secs(1);
 
 impl<J: Job> riverqueue::Worker<Arguments<J>> for Adapter<J> {
     type Error = Box<dyn Error + Send + Sync>;
@@ -54,32 +41,83 @@ impl<J: Job> riverqueue::Worker<Arguments<J>> for Adapter<J> {
     }
 
     async fn work(&self, context: WorkContext, job: RiverJob<Arguments<J>>) -> Result<WorkOutcome, Self::Error> {
-        let environment = &*self.environment;
-        let id = match record_id(environment, &job.row).await {
+        let (environment, row) = (&*self.environment, &job.row);
+        let started_at = Instant::now();
+        let id = match record_id(environment, row).await {
             Ok(id) => id,
             Err(error) => {
                 warn("failed to insert the record of a job of another client", &error);
-                return Ok(WorkOutcome::Snooze(SNOOZE_DELAY));
+                return Ok(WorkOutcome::Snooze(RETURN_DELAY));
             }
         };
-        let Some(running) = environment.running.enter(job.row.id, id) else {
-            return Ok(WorkOutcome::Snooze(SNOOZE_DELAY)); // an earlier attempt is still running here
+        let claim = Claim::of_row(row);
+        let entry = match environment.running.enter(&claim, id) {
+            Entered::New(entry) => entry,
+            Entered::StillRunning => return Ok(WorkOutcome::Snooze(RETURN_DELAY)),
+            Entered::GivenBack => return Ok(outwait(environment, &context, row.id).await),
         };
-        let number = i64::from(job.row.attempt);
-        let attempt = Arc::new(Attempt::new(id, number, environment.progress.clone()));
-        let result = match catch_unwind(|| job.args.decode()) {
-            Ok(Ok(arguments)) => {
-                let work = self.worker.start(arguments, Progress::new(attempt.clone()), Some(running));
-                attempt.run(work, self.worker.timeout, context.cancellation_token().cancelled()).await
+        let attempt = Arc::new(Attempt::new(id, row.attempt.into(), environment.progress.clone()));
+        let gate = Arc::new(Gate::default());
+        if started_at.elapsed() > MAX_UNASKED || is_old(row) {
+            gate.guard();
+        }
+        let progress = Progress::new(attempt.clone());
+        let outcome = match self.worker.start(job.args.text(), progress, Ticket { entry, gate: gate.clone() }) {
+            Ok(work) => {
+                let Some(slots) = environment.slots.get(&row.queue) else {
+                    return Ok(WorkOutcome::Snooze(RETURN_DELAY)); // River works only these queues
+                };
+                let run = Run {
+                    environment,
+                    slots,
+                    client: context.client(),
+                    claim: &claim,
+                    attempt: &attempt,
+                    is_blocking: self.worker.is_blocking(),
+                    timeout: self.worker.timeout,
+                };
+                let mut is_closed = self.is_closed.clone();
+                let closed = async { drop(is_closed.wait_for(|is_closed| *is_closed).await) };
+                run.run(work, &gate, context.cancellation_token().cancelled(), closed).await
             }
-            Ok(Err(error)) => AttemptResult::Failed(Failure::new("arguments", format!("invalid arguments: {error}"))),
-            Err(payload) => {
-                drop_payload(payload);
-                AttemptResult::Failed(Failure::new("arguments", "deserializing the arguments panicked"))
-            }
+            Err(failure) => Outcome::Failed(failure),
         };
-        finish(environment, &context, &attempt, number, result).await
+        let end = End {
+            claim,
+            id,
+            max_attempts: i16::try_from(row.max_attempts).unwrap_or(i16::MAX),
+            failures: u32::try_from(row.errors.len()).unwrap_or(u32::MAX),
+            outcome: storable(outcome),
+            progress: environment.progress.remove(attempt.progress_key),
+        };
+        environment.running.set_end(end.clone());
+        finish(environment, &context, end).await
     }
+}
+
+/// Waits until a job has ended that was given back before this attempt began.
+///
+/// River writes an outcome to the attempt that is running, and it may be a later one of this
+/// client. It writes nothing to a job that has ended. After a shutdown this process claims no more
+/// jobs, and the fence protects the jobs of others.
+async fn outwait(environment: &Environment, context: &WorkContext, river_id: i64) -> WorkOutcome {
+    let ended = async {
+        while !environment.database.has_ended(river_id).await.unwrap_or(false) {
+            sleep(RETURN_DELAY).await;
+        }
+    };
+    tokio::select! {
+        () = ended => {}
+        () = context.cancellation_token().cancelled() => {}
+    }
+    WorkOutcome::Snooze(Duration::ZERO)
+}
+
+/// Returns `true` if the job was claimed more than [`MAX_UNASKED`] ago by the database's clock. If
+/// the clocks differ, the database is asked once more than necessary.
+fn is_old(row: &JobRow) -> bool {
+    let age = row.attempted_at.map(|at| riverqueue::jiff::Timestamp::now().duration_since(at));
+    age.is_none_or(|age| age.as_millis() > i128::try_from(MAX_UNASKED.as_millis()).unwrap_or(i128::MAX))
 }
 
 /// Returns the id of the job's record. Inserts the record if another client inserted the job.
@@ -93,43 +131,58 @@ async fn record_id(environment: &Environment, row: &JobRow) -> Result<TaskId, St
     }
 }
 
-/// Writes the last progress and the details of a failure, which River's row cannot hold, and
-/// converts the result for River.
+/// Writes what River's row cannot hold, and converts the end for River.
 async fn finish(
     environment: &Environment,
     context: &WorkContext,
-    attempt: &Attempt,
-    number: i64,
-    result: AttemptResult,
+    end: End,
 ) -> Result<WorkOutcome, Box<dyn Error + Send + Sync>> {
-    let (result, output) = match result {
-        AttemptResult::Succeeded(json) => match parse_storable(json.as_str()) {
-            Ok(output) => (AttemptResult::Succeeded(json), Some(output)),
-            Err(message) => {
-                let failure = Failure::new("result", format!("the result cannot be stored: {message}"));
-                (AttemptResult::Failed(failure), None)
+    let output = end.result().map(|result| serde_json::from_str::<Value>(result.as_str())).transpose()?;
+    // River's output is a `Value`, which has no integers above `u64` and no exact decimals.
+    let is_exact = output.as_ref().is_none_or(|output| {
+        serde_json::to_string(output).is_ok_and(|text| Some(&*text) == end.result().map(crate::Json::as_str))
+    });
+    // River waits for 10 ms before it writes an end, so that others share the transaction.
+    // Followers need not wait for that. River then writes nothing, because the job is not running
+    // any longer.
+    let is_final = !matches!(end.next(environment.backoff), Next::Queued(_));
+    let is_followed = environment.tasks.followers().follows(end.id) && !context.cancellation_token().is_cancelled();
+    let mut is_written = false;
+    if is_final && (is_followed || !is_exact) {
+        match environment.database.write_end(&end, environment.backoff).await {
+            Ok(written) => is_written = written,
+            Err(error) => warn("failed to write the end of a job, which River writes instead", &error),
+        }
+        environment.tasks.followers().changed(end.id);
+    } else if end.progress.is_some() || end.failure().is_some() {
+        // The attempt is not repeated if this fails. River stores the message of a failure too.
+        if let Err(error) = environment.database.describe(&end).await {
+            warn("failed to write the details of the end of a job", &error);
+        }
+    }
+    match end.outcome {
+        Outcome::Succeeded(_) => {
+            if !is_written {
+                context.record_output(output)?;
             }
-        },
-        result => (result, None),
-    };
-    // The attempt is not repeated if these writes fail. River stores the message of a failure too.
-    if let Some(update) = environment.progress.remove(attempt.progress_key) {
-        if let Err(error) = environment.database.write_progress(&[update]).await {
-            warn("failed to write the last progress of an attempt", &error);
-        }
-    }
-    if let AttemptResult::Failed(failure) = &result {
-        if let Err(error) = environment.database.write_failure(attempt.id, number, failure).await {
-            warn("failed to write the failure of an attempt", &error);
-        }
-    }
-    match result {
-        AttemptResult::NotRun(_) => Ok(WorkOutcome::Snooze(SNOOZE_DELAY)),
-        AttemptResult::Stopped => Err(WorkCancelled.into()),
-        AttemptResult::Failed(failure) => Err(FailureMessage(failure.message).into()),
-        AttemptResult::Succeeded(_) => {
-            context.record_output(output)?;
             Ok(WorkOutcome::Complete)
+        }
+        Outcome::Failed(failure) => Err(FailureMessage(failure.message).into()),
+        Outcome::Stopped => Err(WorkCancelled.into()),
+        // River treats this like an interruption if it has stopped the attempt, and a cancelled job
+        // as cancelled.
+        Outcome::NotBegun(_) if context.cancellation_token().is_cancelled() => Err(WorkCancelled.into()),
+        Outcome::NotBegun(delay) => Ok(WorkOutcome::Snooze(delay)),
+    }
+}
+
+impl Claim {
+    fn of_row(row: &JobRow) -> Self {
+        Self {
+            river_id: row.id,
+            attempt: i16::try_from(row.attempt).unwrap_or(i16::MAX),
+            attempted_at: row.attempted_at.map(|at| at.as_microsecond()).unwrap_or_default(),
+            client: row.attempted_by.last().map(String::as_str).unwrap_or_default().into(),
         }
     }
 }

@@ -6,12 +6,13 @@ use tower_offload::Pool;
 
 use super::{
     Backoff, Job, Jobs, StartError,
-    adapter::Environment,
     client::Plan,
     database::Database,
-    maintenance::{self, INSERT_CHANNEL_CAPACITY},
-    queue::{InsertSenders, Queue},
+    events::Counters,
+    maintenance::{self, INSERT_CHANNEL_CAPACITY, InsertReceivers},
+    queue::{Environment, InsertSenders, Queue},
     running::RunningJobs,
+    slots::AllSlots,
     worker::Worker,
 };
 use crate::{IntoFailure, Progress, SqlStore, Tasks};
@@ -68,7 +69,8 @@ impl JobsBuilder {
         self
     }
 
-    /// Adds a queue, with a limit of 1 to 10 000 concurrent jobs in this process.
+    /// Adds a queue, with a limit of 1 to 10 000 concurrent jobs in this process. Its name has 1 to
+    /// 64 lower-case letters and digits, with single `-`, `_` or `|` between them.
     ///
     /// The [`Job::QUEUE`] of each worker is added automatically. Use this for a queue that jobs are
     /// [sent to](super::Enqueue::queue) explicitly, or for another
@@ -81,8 +83,8 @@ impl JobsBuilder {
     /// Sets the maximum number of concurrent jobs in this process, 1 to 10 000, for each queue
     /// without a limit of its own. Default: 32.
     ///
-    /// A job that waits for a thread of the pool is not available to other processes. If several
-    /// processes share the work, the limit should not exceed the number of threads.
+    /// A process claims no more jobs than can begin: as many as the pool of their worker has
+    /// threads, and a few more if jobs take less than 5 ms. Other processes can run the rest.
     pub fn concurrency(self, concurrency: usize) -> Self {
         Self { concurrency, ..self }
     }
@@ -121,6 +123,9 @@ impl JobsBuilder {
             database: Database::new(store.engine.clone()),
             running: RunningJobs::default(),
             progress: Arc::default(),
+            slots: AllSlots::new(plan.queues()),
+            counters: Counters::default(),
+            backoff: plan.backoff,
         };
         let (plain, plain_requests) = mpsc::channel(INSERT_CHANNEL_CAPACITY);
         let (unique, unique_requests) = mpsc::channel(INSERT_CHANNEL_CAPACITY);
@@ -130,7 +135,7 @@ impl JobsBuilder {
         }
         let jobs = Jobs::new(queue.clone()); // stops everything if this future is dropped
         queue.start_client().await?;
-        maintenance::spawn(&queue, [plain_requests, unique_requests]);
+        maintenance::spawn(&queue, InsertReceivers { plain: plain_requests, unique: unique_requests });
         Ok(jobs)
     }
 }
@@ -139,7 +144,7 @@ impl fmt::Debug for JobsBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("JobsBuilder")
             .field("kinds", &self.plan.kinds())
-            .field("queues", self.plan.queues())
+            .field("queues", &self.plan.queues().map(|(name, _)| name).collect::<Vec<_>>())
             .field("concurrency", &self.concurrency)
             .field("backoff", &self.plan.backoff)
             .finish_non_exhaustive()

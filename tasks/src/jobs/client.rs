@@ -7,20 +7,23 @@ use std::{
 };
 
 use riverqueue::{
-    Client, ClientBuilder, DefaultRetryPolicy, Error, JobRow, QueueConfig, RetryPolicy, RunHandle, Stopper, WorkError,
-    Workers, jiff::Timestamp,
+    Client, ClientBuilder, DefaultRetryPolicy, Error, Event, EventKind, EventReceiver, EventRecvError, JobRow,
+    RetryPolicy, RunHandle, Stopper, WorkError, Workers, jiff::Timestamp,
 };
 use tokio::{
-    sync::Mutex,
+    sync::{Mutex, watch},
     time::{sleep, timeout},
 };
 
 use super::{
     Backoff, Job,
-    adapter::{Adapter, Environment},
+    adapter::Adapter,
     database::Database,
     error::river_error,
-    insert::Arguments,
+    events,
+    insert::{Arguments, Unwrap, task_id},
+    queue::Environment,
+    running::Claim,
     worker::Worker,
 };
 use crate::{StoreError, TaskId, lease::RENEWALS};
@@ -29,33 +32,53 @@ use crate::{StoreError, TaskId, lease::RENEWALS};
 #[derive(Default)]
 pub(super) struct Plan {
     kinds: Vec<&'static str>,
-    /// Maximum number of concurrent jobs of each queue, if it is not the default.
-    queues: BTreeMap<String, Option<usize>>,
+    /// Maximum number of concurrent jobs of each queue.
+    queues: BTreeMap<String, Concurrency>,
     workers: Vec<AddWorker>,
     /// The same workers by the type of their job, for jobs that run without River.
     by_type: HashMap<TypeId, Box<dyn Any + Send + Sync>>,
     pub(super) backoff: Backoff,
+    /// The first option that is not valid.
+    error: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Concurrency {
+    Fixed(usize),
+    /// The default, or the number of threads of the workers if that is lower.
+    UpTo(Option<usize>),
 }
 
 /// Adds a worker to a River client.
-type AddWorker = Box<dyn Fn(&mut Workers, &Arc<Environment>) -> Result<(), Error> + Send + Sync>;
+type AddWorker =
+    Box<dyn Fn(&mut Workers, &Arc<Environment>, &watch::Receiver<bool>) -> Result<(), Error> + Send + Sync>;
 
 /// The maximum concurrency of a queue that River accepts.
-const MAX_CONCURRENCY: usize = 10_000;
+pub(super) const MAX_CONCURRENCY: usize = 10_000;
 
 impl Plan {
     pub(super) fn add_worker<J: Job>(&mut self, worker: Worker<J>) {
         self.kinds.push(J::KIND);
-        self.queues.entry(J::QUEUE.to_owned()).or_default();
+        let threads = worker.max_threads();
+        match self.queues.entry(J::QUEUE.to_owned()).or_insert(Concurrency::UpTo(Some(0))) {
+            Concurrency::Fixed(_) => {}
+            // Workers on the same pool are counted twice.
+            Concurrency::UpTo(sum) => *sum = sum.zip(threads).map(|(sum, threads)| sum.saturating_add(threads)),
+        }
+        if worker.timeout.is_zero() {
+            self.error.get_or_insert_with(|| {
+                format!("the worker of job kind {:?} has a timeout of zero: every attempt would fail", J::KIND)
+            });
+        }
         self.by_type.insert(TypeId::of::<J>(), Box::new(worker.clone()));
-        self.workers.push(Box::new(move |workers, environment| {
-            let adapter = Adapter { worker: worker.clone(), environment: environment.clone() };
-            workers.add::<Arguments<J>, _>(adapter).map(drop)
+        self.workers.push(Box::new(move |workers, environment, is_closed| {
+            let (environment, is_closed) = (environment.clone(), is_closed.clone());
+            workers.add::<Arguments<J>, _>(Adapter { worker: worker.clone(), environment, is_closed }).map(drop)
         }));
     }
 
     pub(super) fn add_queue(&mut self, name: String, concurrency: usize) {
-        self.queues.insert(name, Some(concurrency));
+        self.queues.insert(name, Concurrency::Fixed(concurrency));
     }
 
     /// Sets the concurrency of the other queues. Returns an error for options that River would
@@ -65,19 +88,21 @@ impl Plan {
         if let Some(pair) = self.kinds.windows(2).find(|pair| pair[0] == pair[1]) {
             return Err(format!("job kind {:?} has two workers", pair[0]));
         }
-        if let Some(kind) = self.kinds.iter().find(|kind| !is_name(kind, "-_./:", 128)) {
-            return Err(format!("invalid job kind {kind:?}: see `Job::KIND`"));
+        self.kinds.iter().try_for_each(|kind| validate_kind(kind))?;
+        if let Some(error) = self.error.take() {
+            return Err(error);
         }
+        let in_range = |concurrency: usize| {
+            let message = || format!("concurrency must be between 1 and {MAX_CONCURRENCY}, got {concurrency}");
+            (1..=MAX_CONCURRENCY).contains(&concurrency).then_some(concurrency).ok_or_else(message)
+        };
         for (name, concurrency) in &mut self.queues {
-            let concurrency = *concurrency.get_or_insert(default_concurrency);
-            if !is_name(name, "-_", 64) {
-                return Err(format!(
-                    "invalid queue name {name:?}: use 1 to 64 letters and digits, and `-` or `_` between them"
-                ));
-            }
-            if !(1..=MAX_CONCURRENCY).contains(&concurrency) {
-                return Err(format!("concurrency must be between 1 and {MAX_CONCURRENCY}, got {concurrency}"));
-            }
+            validate_queue(name)?;
+            *concurrency = Concurrency::Fixed(match *concurrency {
+                Concurrency::Fixed(concurrency) => in_range(concurrency)?,
+                Concurrency::UpTo(Some(threads)) => in_range(default_concurrency)?.min(threads.max(1)),
+                Concurrency::UpTo(None) => in_range(default_concurrency)?,
+            });
         }
         Ok(())
     }
@@ -90,23 +115,60 @@ impl Plan {
         &self.kinds
     }
 
-    pub(super) fn queues(&self) -> &BTreeMap<String, Option<usize>> {
-        &self.queues
+    /// Returns the queues with their concurrency.
+    pub(super) fn queues(&self) -> impl Iterator<Item = (String, usize)> {
+        self.queues.iter().map(|(name, concurrency)| match *concurrency {
+            Concurrency::Fixed(concurrency) => (name.clone(), concurrency),
+            Concurrency::UpTo(_) => (name.clone(), MAX_CONCURRENCY), // not validated yet
+        })
     }
 }
 
-/// Returns `true` if River accepts the name: letters and digits, with `separators` between them.
-fn is_name(name: &str, separators: &str, max_len: usize) -> bool {
-    let is_end = |end: Option<char>| end.is_some_and(|end| end.is_ascii_alphanumeric());
-    let is_allowed = |character: char| character.is_ascii_alphanumeric() || separators.contains(character);
-    name.len() <= max_len && is_end(name.chars().next()) && is_end(name.chars().last()) && name.chars().all(is_allowed)
+/// Checks the kind of a job by River's rule, which every River client applies.
+pub(super) fn validate_kind(kind: &str) -> Result<(), String> {
+    let is_allowed = |character: char| character.is_ascii_alphanumeric() || "_-[]<>/.·:+".contains(character);
+    let is_first = |first: char| first.is_ascii_alphanumeric() || first == '_';
+    if kind.len() < MIN_KIND_LEN {
+        return Err(format!("job kind {kind:?} is shorter than {MIN_KIND_LEN} bytes: choose a longer `Job::KIND`"));
+    }
+    if kind.len() > MAX_KIND_LEN {
+        return Err(format!(
+            "job kind {kind:?} has {} bytes, at most {MAX_KIND_LEN} are allowed: choose a shorter `Job::KIND`",
+            kind.len()
+        ));
+    }
+    if kind.starts_with(is_first) && kind.chars().all(is_allowed) {
+        return Ok(());
+    }
+    Err(format!(
+        "job kind {kind:?} is not valid: `Job::KIND` must start with a letter, a digit or `_`, \
+         and consist of letters, digits and `_-[]<>/.·:+`"
+    ))
 }
+
+const MIN_KIND_LEN: usize = 2;
+const MAX_KIND_LEN: usize = 127;
+
+/// Checks the name of a queue by River's rule, which every River client applies.
+pub(super) fn validate_queue(name: &str) -> Result<(), String> {
+    let is_word = |character: char| character.is_ascii_lowercase() || character.is_ascii_digit();
+    let mut words = name.split(['_', '|', '-']);
+    if name.len() <= MAX_QUEUE_LEN && words.all(|word| !word.is_empty() && word.chars().all(is_word)) {
+        return Ok(());
+    }
+    Err(format!(
+        "queue name {name:?} is not valid: use 1 to {MAX_QUEUE_LEN} lower-case letters and digits, \
+         and single `-`, `_` or `|` between them"
+    ))
+}
+
+const MAX_QUEUE_LEN: usize = 64;
 
 /// A River client with a lease. A process that loses its lease replaces its client; updates of the
 /// old one have no effect.
 pub(super) struct LeasedClient {
     pub(super) river: Client,
-    id: String,
+    id: Arc<str>,
     /// Handle of the running client. `None` if the client has no workers, and once it has ended.
     run: Mutex<Option<RunHandle>>,
     /// `None` if the client has no workers.
@@ -118,24 +180,30 @@ const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// Threshold after which River considers a running job stuck and starts it again. It must never
 /// elapse, because the adapter always returns when the work ends.
 const NEVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
-/// Minimum time between two claims. Jobs that finish in between share the next claim. With River's
-/// default of 100 ms a client runs a few hundred short jobs per second, with 10 ms about 2200. With
-/// 1 ms each claim is for only one or two jobs.
+/// Minimum time between two notifications of a queue, and between two claims of a queue.
 const FETCH_COOLDOWN: Duration = Duration::from_millis(2);
 
 impl LeasedClient {
     /// Connects a client, migrates the schema, recovers the jobs of crashed processes on SQLite,
     /// and starts the workers.
-    pub(super) async fn start(environment: &Arc<Environment>, plan: &Plan) -> Result<Self, StoreError> {
+    pub(super) async fn start(
+        environment: &Arc<Environment>,
+        plan: &Plan,
+        is_closed: &watch::Receiver<bool>,
+    ) -> Result<Self, StoreError> {
         let database = &environment.database;
         // The prefix marks the clients of this crate for the fence trigger.
         let id = format!("to-{}", TaskId::generate(crate::Timestamp::default()).map_err(StoreError::other)?);
-        let builder = database.connect(&id, plan.backoff).await?;
-        let river = configure(builder, &id, plan, environment).and_then(ClientBuilder::build).map_err(river_error)?;
+        let builder = database.connect(&id, environment).await?;
+        let builder = configure(builder, &id, plan, environment, is_closed);
+        let river = builder.and_then(ClientBuilder::build).map_err(river_error)?;
+        let id: Arc<str> = id.into();
         if plan.workers.is_empty() {
             return Ok(Self { river, id, run: Mutex::new(None), stopper: None });
         }
         database.begin_lease(&id, &environment.tasks.writer().process).await?;
+        let events = river.subscribe(&EVENTS).map_err(river_error)?;
+        tokio::spawn(settle(events, environment.clone()));
         let mut run = river.start().map_err(river_error)?;
         // Jobs may be running from here on, so the lease must not expire.
         tokio::select! {
@@ -151,27 +219,38 @@ impl LeasedClient {
 
     /// Returns the id of the client in the database, or `None` if it has no workers and therefore
     /// no lease.
-    pub(super) fn id(&self) -> Option<&str> {
-        self.stopper.as_ref().map(|_| &*self.id)
+    pub(super) fn id(&self) -> Option<&Arc<str>> {
+        self.stopper.as_ref().map(|_| &self.id)
     }
 
     /// Requests cancellation of a job. A job that has finished or was deleted does not change.
-    pub(super) async fn cancel(&self, river_id: i64) -> Result<(), StoreError> {
-        match self.river.jobs().cancel(river_id).await {
-            Ok(_) | Err(Error::NotFound(_)) => Ok(()),
-            Err(error) => Err(river_error(error)),
+    pub(super) async fn cancel(&self, database: &Database, river_id: i64) -> Result<(), StoreError> {
+        let mut attempts = 1;
+        loop {
+            match self.river.jobs().cancel(river_id).await {
+                Ok(_) | Err(Error::NotFound(_)) => return Ok(()),
+                Err(Error::Database(error)) if database.is_conflict(&error) && attempts < MAX_CANCEL_ATTEMPTS => {
+                    attempts += 1;
+                }
+                Err(error) => return Err(river_error(error)),
+            }
         }
     }
 
-    /// Ends the lease. Returns `false` and keeps the lease if the table still shows running jobs,
-    /// because their end could not be written.
-    pub(super) async fn end_lease(&self, database: &Database) -> Result<bool, StoreError> {
-        let Some(id) = self.id() else { return Ok(true) };
-        let is_written = database.claims(id).await?.is_empty();
-        if is_written {
-            database.end_lease(id).await?;
+    /// Returns the claims that the table still shows as running in this client.
+    pub(super) async fn claims(&self, database: &Database) -> Result<Vec<Claim>, StoreError> {
+        match self.id() {
+            Some(id) => database.claims(id).await,
+            None => Ok(Vec::new()),
         }
-        Ok(is_written)
+    }
+
+    /// Ends the lease.
+    pub(super) async fn end_lease(&self, database: &Database) -> Result<(), StoreError> {
+        match self.id() {
+            Some(id) => database.end_lease(id).await,
+            None => Ok(()),
+        }
     }
 
     /// Stops claiming jobs.
@@ -200,6 +279,9 @@ impl LeasedClient {
     }
 }
 
+/// Number of attempts to cancel a job, if other transactions change it at the same time.
+const MAX_CANCEL_ATTEMPTS: usize = 10;
+
 /// Renews the lease for as long as it is polled.
 async fn renew_lease(database: &Database, client: &str) {
     let Some(lease) = database.lease() else { return pending().await };
@@ -214,6 +296,7 @@ fn configure(
     id: &str,
     plan: &Plan,
     environment: &Arc<Environment>,
+    is_closed: &watch::Receiver<bool>,
 ) -> Result<ClientBuilder, Error> {
     let mut builder = builder
         .id(id)
@@ -223,16 +306,17 @@ fn configure(
         // Other processes may work jobs of other kinds in the same queues.
         .allow_unregistered_job_kinds()
         .fetch_only_known_kinds(true)
-        .retry_policy(BackoffPolicy(plan.backoff));
+        .retry_policy(BackoffPolicy(plan.backoff))
+        .insert_middleware(Unwrap);
     if plan.workers.is_empty() {
         return Ok(builder);
     }
     let mut workers = Workers::new();
     for add in &plan.workers {
-        add(&mut workers, environment)?;
+        add(&mut workers, environment, is_closed)?;
     }
-    for (name, concurrency) in &plan.queues {
-        builder = builder.queue(name, QueueConfig::new(concurrency.unwrap_or(MAX_CONCURRENCY)));
+    for slots in environment.slots.iter() {
+        builder = builder.queue(&slots.queue, slots.config());
     }
     Ok(builder.workers(workers))
 }
@@ -243,5 +327,61 @@ impl RetryPolicy for BackoffPolicy {
     fn next_retry(&self, job: &JobRow, error: &WorkError, now: Timestamp) -> Duration {
         let failures = u32::try_from(job.errors.len()).unwrap_or(u32::MAX).saturating_add(1);
         self.0.delay(failures).unwrap_or_else(|| DefaultRetryPolicy::default().next_retry(job, error, now))
+    }
+}
+
+const EVENTS: [EventKind; 5] = [
+    EventKind::JobCompleted,
+    EventKind::JobFailed,
+    EventKind::JobCancelled,
+    EventKind::JobSnoozed,
+    EventKind::JobInterrupted,
+];
+
+/// Counts and reports the ends that River has written, and notifies the followers of the jobs.
+async fn settle(mut written: EventReceiver, environment: Arc<Environment>) {
+    loop {
+        let event = match written.recv().await {
+            Ok(Event::Job(event)) => event,
+            Ok(_) => continue,
+            Err(EventRecvError::Closed) => return,
+            // The checks of the claims find the jobs whose events were dropped.
+            Err(_) => {
+                environment.tasks.followers().look();
+                continue;
+            }
+        };
+        let end = environment.running.written_by_river(event.job.id);
+        let id = end.as_ref().map(|end| end.id).or_else(|| task_id(&event.job));
+        environment.counters.count(event.kind, &event.job, end.as_ref());
+        events::ended(event.kind, &event.job, end.as_ref());
+        if let Some(id) = id {
+            environment.tasks.followers().changed(id);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{validate_kind, validate_queue};
+
+    #[test]
+    fn kinds_are_checked_by_rivers_rule() {
+        for kind in ["ab", "_a", "mail/send", "a·b", &"x".repeat(127)] {
+            assert_eq!(validate_kind(kind), Ok(()), "{kind}");
+        }
+        for kind in ["", "a", "-ab", "a b", "\u{e9}\u{e9}", &"x".repeat(128)] {
+            assert!(validate_kind(kind).is_err_and(|error| error.contains("job kind")), "{kind}");
+        }
+    }
+
+    #[test]
+    fn queue_names_are_checked_by_rivers_rule() {
+        for name in ["a", "0", "mail-out", "a|b_c", &"x".repeat(64)] {
+            assert_eq!(validate_queue(name), Ok(()), "{name}");
+        }
+        for name in ["", "Mail", "a b", "-a", "a-", "a--b", "a.b", &"x".repeat(65)] {
+            assert!(validate_queue(name).is_err_and(|error| error.contains("queue name")), "{name}");
+        }
     }
 }

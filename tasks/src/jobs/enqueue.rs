@@ -10,8 +10,8 @@ use tokio::sync::oneshot;
 
 use super::{
     Job, Jobs, Unique,
-    error::InsertError,
-    insert::{Arguments, InsertRequest, Inserted, Prepared, Transaction, parse_storable},
+    client::{validate_kind, validate_queue},
+    insert::{Arguments, InsertRequest, Inserted, Prepared, Transaction, canonical, parse_storable},
     maintenance::no_result,
     queue::Queue,
 };
@@ -45,6 +45,7 @@ impl Jobs {
             queue_name: J::QUEUE,
             max_attempts: J::MAX_ATTEMPTS,
             delay: None,
+            is_by_content: false,
             options: InsertOpts::default(),
         }
     }
@@ -61,6 +62,8 @@ pub struct Enqueue<'a, J> {
     queue_name: &'a str,
     max_attempts: u16,
     delay: Option<Duration>,
+    /// `true` if the arguments decide whether jobs are equal.
+    is_by_content: bool,
     options: InsertOpts,
 }
 
@@ -106,18 +109,23 @@ impl<'a, J: Job> Enqueue<'a, J> {
     /// If that job has another [owner](Self::owner), the future returns an error with
     /// [`AcceptError::is_duplicate`]. The owner does not affect whether jobs are equal.
     pub fn unique(self, unique: Unique) -> Self {
-        Self { options: self.options.with_unique(unique.into_options()), ..self }
+        let is_by_content = unique.is_by_content;
+        Self { options: self.options.with_unique(unique.into_options()), is_by_content, ..self }
     }
 
     /// Enqueues the job in a transaction of the application. The job exists if the transaction
     /// commits.
+    ///
+    /// The transaction must find the tables of this queue: it belongs to the database of the task
+    /// store, and its search path starts with the same schema.
     ///
     /// The result is only an id, because the transaction can still roll back. After the commit use
     /// [`Tasks::accepted`](crate::Tasks::accepted) for the response.
     ///
     /// # Errors
     ///
-    /// Like [`Jobs::enqueue`], and if the transaction belongs to another kind of database. Roll the
+    /// Like [`Jobs::enqueue`], and if the transaction belongs to another database or finds other
+    /// tables. Roll the
     /// transaction back after an error, because a part of the job may be written.
     ///
     /// # Cancel safety
@@ -127,7 +135,7 @@ impl<'a, J: Job> Enqueue<'a, J> {
         let (queue, owner) = (self.queue, self.owner.clone());
         let job = self.prepare()?;
         let client = queue.client().ok_or_else(AcceptError::closed)?;
-        let inserted = transaction.insert(&client.river, &[&job]).await.map_err(InsertError::from)?.pop();
+        let inserted = transaction.insert(&queue.environment.database, &client.river, &[&job]).await?.pop();
         Ok(visible_record(inserted.ok_or_else(no_result)?, owner)?.id)
     }
 
@@ -145,6 +153,7 @@ impl<'a, J: Job> Enqueue<'a, J> {
         if let Some(owner) = &self.owner {
             validate_owner(owner)?;
         }
+        validate_kind(J::KIND).and_then(|()| validate_queue(self.queue_name)).map_err(AcceptError::invalid)?;
         if !(1..=MAX_ATTEMPTS).contains(&self.max_attempts) {
             let got = self.max_attempts;
             return Err(AcceptError::invalid(format!(
@@ -163,6 +172,11 @@ impl<'a, J: Job> Enqueue<'a, J> {
             return Err(AcceptError::content(message));
         }
         parse_storable(arguments.get()).map_err(AcceptError::content)?;
+        let arguments = if self.is_by_content {
+            canonical(&arguments).map_err(|error| AcceptError::content(error.to_string()))?
+        } else {
+            arguments
+        };
         let now = self.queue.now();
         let mut record = Record::new(TaskId::generate(now).map_err(AcceptError::random)?, J::KIND, now);
         record.owner = self.owner;
@@ -170,7 +184,8 @@ impl<'a, J: Job> Enqueue<'a, J> {
         if let Some(delay) = self.delay {
             options = options.with_scheduled_at(after(now, delay));
         }
-        Ok(Prepared { push: Arguments::<J>::push, arguments, options, record })
+        let (queue, is_delayed) = (self.queue_name.to_owned(), self.delay.is_some());
+        Ok(Prepared { push: Arguments::<J>::push, arguments, options, queue, is_delayed, record })
     }
 
     async fn insert(self) -> Result<Accepted, AcceptError> {

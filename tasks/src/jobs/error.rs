@@ -66,6 +66,8 @@ impl Error for StartError {
 pub(super) enum InsertError {
     /// The job is not valid, so it can never be inserted.
     Invalid(String),
+    /// An equal job may exist, in a transaction that has not ended.
+    Locked,
     Store(StoreError),
 }
 
@@ -74,6 +76,7 @@ impl InsertError {
     pub(super) fn duplicate(&self) -> Self {
         match self {
             Self::Invalid(message) => Self::Invalid(message.clone()),
+            Self::Locked => Self::Locked,
             Self::Store(error) => Self::Store(error.duplicate()),
         }
     }
@@ -106,6 +109,9 @@ impl From<InsertError> for AcceptError {
     fn from(error: InsertError) -> Self {
         match error {
             InsertError::Invalid(message) => Self::invalid(message),
+            InsertError::Locked => Self::from(StoreError::unavailable(
+                "an equal job is part of a transaction that has not ended: commit it or roll it back",
+            )),
             InsertError::Store(error) => Self::from(error),
         }
     }

@@ -1,15 +1,16 @@
 //! Jobs to be inserted, each together with its record.
 
-use std::{marker::PhantomData, pin::Pin};
+use std::{collections::BTreeMap, marker::PhantomData, pin::Pin};
 
 use riverqueue::{
-    Client, Error, InsertBatch, InsertBatchResult, InsertOpts, JobArgs, JobMetadata, JobRow, JobState, jiff, sqlx,
+    Client, Error, InsertBatch, InsertBatchResult, InsertContext, InsertMiddleware, InsertNext, InsertOpts,
+    InsertedJob, JobArgs, JobMetadata, JobRow, JobState, jiff, sqlx,
 };
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Value, value::RawValue};
 use tokio::sync::oneshot;
 
-use super::{Job, error::InsertError};
+use super::{Job, database::Database, error::InsertError};
 use crate::{Failure, Reason, Record, StoreError, TaskId, TaskState, Timestamp};
 
 /// Arguments of a job in River's representation. They are deserialized by the worker adapter, which
@@ -25,13 +26,72 @@ impl<J: Job> Arguments<J> {
         riverqueue::encoding::encode_args(job)
     }
 
-    pub(super) fn decode(&self) -> Result<J, serde_json::Error> {
-        serde_json::from_str(self.json.get())
+    pub(super) fn text(&self) -> &str {
+        self.json.get()
     }
 
     /// Adds encoded arguments to a batch.
     pub(super) fn push(batch: &mut InsertBatch, json: &RawValue, options: InsertOpts) {
         batch.push_with(Self { json: json.to_owned(), job: PhantomData }, options);
+    }
+}
+
+/// Returns the arguments of a job that is unique by its content, in a form that is the same for
+/// equal jobs: the fields of all objects are sorted, since maps have no order.
+///
+/// River compares objects only. Other arguments are put into one, and [`Unwrap`] takes them out
+/// before they are written.
+pub(super) fn canonical(json: &RawValue) -> Result<Box<RawValue>, serde_json::Error> {
+    let sorted = riverqueue::encoding::encode_args(&Canonical::parse(json)?)?;
+    if sorted.get().starts_with('{') {
+        return Ok(sorted);
+    }
+    RawValue::from_string(format!("{WRAPPER}{}}}", sorted.get()))
+}
+
+/// Text before wrapped arguments.
+const WRAPPER: &str = "{\"tower_offload:content\":";
+
+/// JSON with sorted objects. Numbers and strings keep their text. The nesting is limited by
+/// [`parse_storable`].
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Canonical {
+    Object(BTreeMap<String, Canonical>),
+    Array(Vec<Canonical>),
+    Other(Box<RawValue>),
+}
+
+impl Canonical {
+    fn parse(json: &RawValue) -> Result<Self, serde_json::Error> {
+        Ok(match json.get().as_bytes().first() {
+            Some(b'{') => {
+                let fields: BTreeMap<String, Box<RawValue>> = serde_json::from_str(json.get())?;
+                let fields = fields.into_iter().map(|(key, value)| Ok((key, Self::parse(&value)?)));
+                Self::Object(fields.collect::<Result<_, serde_json::Error>>()?)
+            }
+            Some(b'[') => {
+                let values: Vec<Box<RawValue>> = serde_json::from_str(json.get())?;
+                Self::Array(values.iter().map(|value| Self::parse(value)).collect::<Result<_, _>>()?)
+            }
+            _ => Self::Other(json.to_owned()),
+        })
+    }
+}
+
+/// Takes arguments out of the object that [`canonical`] has put them into, after River has computed
+/// the key of the job.
+pub(super) struct Unwrap;
+
+impl InsertMiddleware for Unwrap {
+    async fn insert_many(&self, mut jobs: Vec<InsertContext>, next: InsertNext<'_>) -> Result<Vec<InsertedJob>, Error> {
+        for job in &mut jobs {
+            let inner = job.encoded_args.get().strip_prefix(WRAPPER).and_then(|rest| rest.strip_suffix('}'));
+            if let Some(inner) = inner {
+                job.encoded_args = RawValue::from_string(inner.to_owned()).map_err(Error::Json)?;
+            }
+        }
+        next.run(jobs).await
     }
 }
 
@@ -56,10 +116,10 @@ impl<J: Job> JobArgs for Arguments<J> {
 /// Postgres rejects some JSON that SQLite and `serde_json` accept. River would retry the statement
 /// forever, together with the other jobs in it, so arguments and results are checked before River
 /// gets them.
-pub(super) fn parse_storable(json: &str) -> Result<Value, &'static str> {
+pub(super) fn parse_storable(json: &str) -> Result<(), &'static str> {
     // This also rejects numbers that overflow and nesting that is too deep.
     let value: Value = serde_json::from_str(json).map_err(|_| "the JSON cannot be stored by every database")?;
-    if has_nul(&value) { Err("the JSON contains NUL") } else { Ok(value) }
+    if has_nul(&value) { Err("the JSON contains NUL") } else { Ok(()) }
 }
 
 fn has_nul(value: &Value) -> bool {
@@ -76,6 +136,9 @@ pub(super) struct Prepared {
     pub(super) push: fn(&mut InsertBatch, &RawValue, InsertOpts),
     pub(super) arguments: Box<RawValue>,
     pub(super) options: InsertOpts,
+    pub(super) queue: String,
+    /// `true` if the job must not start yet.
+    pub(super) is_delayed: bool,
     pub(super) record: Record,
 }
 
@@ -93,7 +156,7 @@ pub(super) struct InsertRequest {
 }
 
 /// Key of the record's id in River's metadata.
-const TASK_KEY: &str = "tower_offload:task";
+pub(super) const TASK_KEY: &str = "tower_offload:task";
 /// Key of the owner in River's metadata. The owner is needed when the record was evicted.
 const OWNER_KEY: &str = "tower_offload:owner";
 
@@ -123,6 +186,7 @@ pub(super) fn batch(jobs: &[&Prepared]) -> Result<InsertBatch, Error> {
 pub(super) fn record_of(result: &InsertBatchResult, job: &Prepared) -> Record {
     let mut record = job.record.clone();
     record.max_attempts = u32::try_from(result.job.max_attempts).unwrap_or_default();
+    record.due_at = (result.job.state == JobState::Scheduled).then(|| timestamp(result.job.scheduled_at));
     if result.unique_skipped_as_duplicate {
         if let Some(id) = task_id(&result.job) {
             (record.id, record.owner) = (id, result.job.metadata.get(OWNER_KEY).ok().flatten());
@@ -140,12 +204,11 @@ pub(super) fn required(found: Option<Result<Record, StoreError>>) -> Result<Reco
 
 /// Copies the state of River's row to a record.
 pub(super) fn copy_row(record: &mut Record, row: &JobRow) {
-    let time = |time: jiff::Timestamp| Timestamp::from_millis(u64::try_from(time.as_millisecond()).unwrap_or_default());
     record.attempt = u32::try_from(row.attempt).unwrap_or_default();
     record.max_attempts = u32::try_from(row.max_attempts).unwrap_or_default();
-    record.created_at = time(row.created_at);
-    record.started_at = row.attempted_at.map(time);
-    record.finished_at = row.finalized_at.map(time);
+    record.created_at = timestamp(row.created_at);
+    record.started_at = row.attempted_at.map(timestamp);
+    record.finished_at = row.finalized_at.map(timestamp);
     let failure = || row.errors.last().map(|last| Failure::new("error", last.error.clone()));
     match row.state {
         JobState::Running => record.state = TaskState::Running,
@@ -161,28 +224,60 @@ pub(super) fn copy_row(record: &mut Record, row: &JobRow) {
     }
 }
 
+fn timestamp(time: jiff::Timestamp) -> Timestamp {
+    Timestamp::from_millis(u64::try_from(time.as_millisecond()).unwrap_or_default())
+}
+
 /// A transaction of the application in the database of the tasks: `sqlx::Transaction` of SQLite or
 /// Postgres.
 ///
 /// On SQLite start it with `connection.begin_with("BEGIN IMMEDIATE")`. A deferred transaction that
 /// reads first fails to write if another connection has written in between. The trait is sealed.
+///
+/// The type must be that of `sqlx` 0.9, which this crate uses.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a transaction in which a job can be enqueued",
+    note = "pass `&mut transaction`, a `sqlx::Transaction` of SQLite or Postgres of `sqlx` 0.9: types of another version differ"
+)]
 pub trait Transaction: sealed::Sealed {}
 
 #[allow(private_interfaces, reason = "the method of the sealed trait is not public")]
 pub(super) mod sealed {
-    use super::{Client, Error, Inserted, Pin, Prepared};
+    use super::{Client, Database, InsertError, Inserted, Pin, Prepared};
 
-    pub(crate) type Insertion<'a> = Pin<Box<dyn Future<Output = Result<Vec<Inserted>, Error>> + Send + 'a>>;
+    pub(crate) type Insertion<'a> = Pin<Box<dyn Future<Output = Result<Vec<Inserted>, InsertError>> + Send + 'a>>;
 
     #[doc(hidden)]
     pub trait Sealed: Send {
-        fn insert<'a>(&'a mut self, client: &'a Client, jobs: &'a [&'a Prepared]) -> Insertion<'a>;
+        fn insert<'a>(
+            &'a mut self,
+            database: &'a Database,
+            client: &'a Client,
+            jobs: &'a [&'a Prepared],
+        ) -> Insertion<'a>;
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::parse_storable;
+    use serde_json::value::RawValue;
+
+    use super::{WRAPPER, canonical, parse_storable};
+
+    #[test]
+    fn equal_content_has_one_canonical_form() {
+        let canonical = |json: &str| {
+            let json = RawValue::from_string(json.to_owned()).expect("valid JSON");
+            canonical(&json).expect("valid JSON").get().to_owned()
+        };
+        assert_eq!(
+            canonical(r#"{"b":{"d":1,"c":[{"z":0,"y":1.50}]},"a":2}"#),
+            r#"{"a":2,"b":{"c":[{"y":1.50,"z":0}],"d":1}}"#
+        );
+        let large = "340282366920938463463374607431768211455";
+        assert_eq!(canonical(large), format!("{WRAPPER}{large}}}"), "only objects are compared");
+        assert_eq!(canonical(r#"["b","a"]"#), format!("{WRAPPER}[\"b\",\"a\"]}}"), "the order of an array matters");
+    }
 
     #[test]
     fn json_that_postgres_rejects_is_rejected() {

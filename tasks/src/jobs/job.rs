@@ -28,8 +28,8 @@ pub trait Job: Serialize + DeserializeOwned + Send + 'static {
     /// The kind of the job, in the queue and as the name of its task. River clients in other
     /// languages identify the job by it.
     ///
-    /// It has 1 to 128 letters, digits and characters of `-_./:`, and starts and ends with a letter
-    /// or a digit.
+    /// It has 2 to 127 bytes: letters, digits and characters of `_-[]<>/.·:+`, of which the first
+    /// is a letter, a digit or `_`. This is River's rule.
     const KIND: &'static str;
 
     /// The queue of the job, unless [`Enqueue::queue`](super::Enqueue::queue) sets another one.
@@ -102,17 +102,21 @@ const MAX_RIVER_SECONDS: u64 = (i64::MAX / 1_000_000_000).unsigned_abs();
 /// counts, until River deletes it after a day.
 #[derive(Debug, Clone)]
 #[must_use = "it has no effect unless it is passed to `Enqueue::unique`"]
-pub struct Unique(UniqueOpts);
+pub struct Unique {
+    options: UniqueOpts,
+    pub(super) is_by_content: bool,
+}
 
 impl Unique {
-    /// Jobs are equal if they have the same kind and the same arguments.
+    /// Jobs are equal if they have the same kind and the same arguments. The order of the fields of
+    /// objects does not matter, so maps can be compared.
     pub fn by_content() -> Self {
-        Self(UniqueOpts::new().with_by_args(true))
+        Self { options: UniqueOpts::new().with_by_args(true), is_by_content: true }
     }
 
     /// Jobs are equal if they have the same kind.
     pub fn by_kind() -> Self {
-        Self(UniqueOpts::new())
+        Self { options: UniqueOpts::new(), is_by_content: false }
     }
 
     /// Restricts the criterion to jobs of the same period.
@@ -120,16 +124,16 @@ impl Unique {
     /// Periods start at multiples of their length since 1970. The length is truncated to whole
     /// seconds and is at least one second.
     pub fn within(self, period: Duration) -> Self {
-        Self(self.0.with_by_period(Duration::from_secs(period.as_secs().max(1))))
+        Self { options: self.options.with_by_period(Duration::from_secs(period.as_secs().max(1))), ..self }
     }
 
     /// Restricts the criterion to jobs of the same queue.
     pub fn by_queue(self) -> Self {
-        Self(self.0.with_by_queue(true))
+        Self { options: self.options.with_by_queue(true), ..self }
     }
 
     pub(super) fn into_options(self) -> UniqueOpts {
-        self.0
+        self.options
     }
 }
 

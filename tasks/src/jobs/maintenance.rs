@@ -12,10 +12,11 @@ use tokio::{
 };
 
 use super::{
-    adapter::warn,
     error::InsertError,
+    events::{self, warn},
     insert::{InsertRequest, Inserted, Prepared},
-    queue::Queue,
+    outcome::{End, Next},
+    queue::{Environment, Queue},
 };
 use crate::{
     StoreError,
@@ -35,23 +36,50 @@ const CANCEL_POLL_INTERVAL: Duration = Duration::from_millis(500);
 /// Delay before progress is written, together with later reports.
 const PROGRESS_DELAY: Duration = Duration::from_millis(250);
 const PROGRESS_RETRY_DELAY: Duration = Duration::from_millis(500);
-/// Interval at which claims are compared with the attempts of this process. It is much longer than
-/// the few milliseconds between a claim and its attempt.
-const CLAIM_CHECK_INTERVAL: Duration = Duration::from_secs(5);
+/// Interval at which claims are compared with the attempts of this process: a third of a lease
+/// within these limits. It is much longer than the few milliseconds between a claim and its
+/// attempt.
+const MIN_CLAIM_CHECK_INTERVAL: Duration = Duration::from_millis(500);
+const MAX_CLAIM_CHECK_INTERVAL: Duration = Duration::from_secs(5);
+/// Interval of checks for jobs that were deleted, and for jobs that no process works on.
+const AUDIT_INTERVAL: Duration = Duration::from_secs(60);
 const RESTART_DELAY: Duration = Duration::from_secs(1);
+/// Maximum time that the insertion of a unique job holds a connection while an equal job is part of
+/// another transaction.
+const LOCK_TIMEOUT: Duration = Duration::from_millis(50);
+const LOCKED_RETRY_DELAY: Duration = Duration::from_millis(100);
+/// Time after which the insertion of a unique job fails, if the other transaction does not end.
+const MAX_LOCKED_TIME: Duration = Duration::from_secs(10);
 
 /// Starts the tasks of a queue. They end when maintenance ends.
-pub(super) fn spawn(queue: &Arc<Queue>, inserts: [mpsc::Receiver<InsertRequest>; 2]) {
-    for requests in inserts {
-        tokio::spawn(insert_batches(requests, Arc::downgrade(queue)));
-    }
+pub(super) fn spawn(queue: &Arc<Queue>, inserts: InsertReceivers) {
+    let InsertReceivers { plain, unique } = inserts;
+    let (locked, locked_requests) = mpsc::channel(INSERT_CHANNEL_CAPACITY);
+    tokio::spawn(insert_batches(plain, None, Arc::downgrade(queue)));
+    tokio::spawn(insert_batches(unique, Some(locked), Arc::downgrade(queue)));
+    tokio::spawn(insert_locked(locked_requests, Arc::downgrade(queue)));
     tokio::spawn(renew_lease(queue.clone()));
     tokio::spawn(watch_client(queue.clone()));
     tokio::spawn(maintain(queue.clone()));
+    tokio::spawn(listen(queue.clone()));
+}
+
+/// The other ends of the channels of [`InsertSenders`](super::queue::InsertSenders).
+pub(super) struct InsertReceivers {
+    pub(super) plain: mpsc::Receiver<InsertRequest>,
+    pub(super) unique: mpsc::Receiver<InsertRequest>,
 }
 
 /// Inserts jobs. The requests that arrive during a transaction share the next one.
-async fn insert_batches(mut receiver: mpsc::Receiver<InsertRequest>, queue: Weak<Queue>) {
+///
+/// A unique job may equal one in a transaction that has not ended. It is then passed to `locked`,
+/// so that it delays no other job.
+async fn insert_batches(
+    mut receiver: mpsc::Receiver<InsertRequest>,
+    locked: Option<mpsc::Sender<LockedRequest>>,
+    queue: Weak<Queue>,
+) {
+    let lock_timeout = locked.is_some().then_some(LOCK_TIMEOUT);
     let mut requests = Vec::new();
     while receiver.recv_many(&mut requests, MAX_INSERT_BATCH).await > 0 {
         requests.retain(|request| !request.reply.is_closed()); // their callers were dropped
@@ -60,30 +88,82 @@ async fn insert_batches(mut receiver: mpsc::Receiver<InsertRequest>, queue: Weak
         }
         let Some(queue) = queue.upgrade() else { return };
         let jobs: Vec<_> = requests.iter().map(|request| &request.job).collect();
-        let inserted = insert(&queue, &jobs).await;
+        let inserted = insert(&queue, &jobs, lock_timeout).await;
         let requests = requests.drain(..);
         match inserted {
             Ok(inserted) => requests.zip(inserted).for_each(|(request, inserted)| {
                 let _ = request.reply.send(Ok(inserted));
             }),
-            Err(error) if requests.len() == 1 || error.is_unrelated_to_jobs() => {
+            Err(error) if error.is_unrelated_to_jobs() => {
                 requests.for_each(|request| drop(request.reply.send(Err(error.duplicate()))));
             }
-            // One of the jobs may be invalid, or two of them equal. The others can be inserted.
+            // One of the jobs may be invalid or locked, or two of them equal. The others can be
+            // inserted.
             Err(_) => {
                 for request in requests {
-                    let inserted = insert(&queue, &[&request.job]).await;
-                    let inserted = inserted.and_then(|mut one| one.pop().ok_or_else(|| no_result().into()));
-                    let _ = request.reply.send(inserted);
+                    match (insert_one(&queue, &request.job, lock_timeout).await, &locked) {
+                        (Err(InsertError::Locked), Some(locked)) => {
+                            let until = Instant::now() + MAX_LOCKED_TIME;
+                            if let Err(error) = locked.try_send(LockedRequest { request, until }) {
+                                let LockedRequest { request, .. } = error.into_inner();
+                                let _ = request.reply.send(Err(InsertError::Locked));
+                            }
+                        }
+                        (inserted, _) => drop(request.reply.send(inserted)),
+                    }
                 }
             }
         }
     }
 }
 
-async fn insert(queue: &Queue, jobs: &[&Prepared]) -> Result<Vec<Inserted>, InsertError> {
+/// A unique job that waits until the transaction with an equal job has ended.
+struct LockedRequest {
+    request: InsertRequest,
+    until: Instant,
+}
+
+/// Tries to insert unique jobs until the transactions with equal jobs have ended. It uses one
+/// connection, however many there are.
+async fn insert_locked(mut receiver: mpsc::Receiver<LockedRequest>, queue: Weak<Queue>) {
+    let mut waiting: Vec<LockedRequest> = Vec::new();
+    loop {
+        if waiting.is_empty() {
+            let Some(locked) = receiver.recv().await else { return };
+            waiting.push(locked);
+        }
+        sleep(LOCKED_RETRY_DELAY).await;
+        while let Ok(locked) = receiver.try_recv() {
+            waiting.push(locked);
+        }
+        let Some(queue) = queue.upgrade() else { return };
+        let mut still_waiting = Vec::new();
+        for locked in waiting.drain(..).filter(|locked| !locked.request.reply.is_closed()) {
+            match insert_one(&queue, &locked.request.job, Some(LOCK_TIMEOUT)).await {
+                Err(InsertError::Locked) if Instant::now() < locked.until => still_waiting.push(locked),
+                inserted => drop(locked.request.reply.send(inserted)),
+            }
+        }
+        waiting = still_waiting;
+    }
+}
+
+async fn insert_one(queue: &Queue, job: &Prepared, lock_timeout: Option<Duration>) -> Result<Inserted, InsertError> {
+    insert(queue, &[job], lock_timeout).await?.pop().ok_or_else(|| no_result().into())
+}
+
+/// Inserts jobs, and makes the workers of this process claim them.
+async fn insert(
+    queue: &Queue,
+    jobs: &[&Prepared],
+    lock_timeout: Option<Duration>,
+) -> Result<Vec<Inserted>, InsertError> {
     let client = queue.client().ok_or_else(|| StoreError::unavailable("the job queue has not started"))?;
-    queue.environment.database.insert(&client.river, jobs).await
+    let inserted = queue.environment.database.insert(&client.river, jobs, lock_timeout).await?;
+    for job in jobs.iter().filter(|job| !job.is_delayed) {
+        queue.wake(&job.queue);
+    }
+    Ok(inserted)
 }
 
 pub(super) fn no_result() -> StoreError {
@@ -133,6 +213,22 @@ async fn watch_client(queue: Arc<Queue>) {
     }
 }
 
+/// Wakes the followers of jobs when jobs of other processes have ended.
+async fn listen(queue: Arc<Queue>) {
+    let followers = queue.environment.tasks.followers();
+    loop {
+        tokio::select! {
+            () = queue.closed() => return,
+            listened = queue.environment.database.listen(|| followers.look()) => {
+                if let Err(error) = listened {
+                    warn("failed to listen for notifications, records are polled meanwhile", &error);
+                }
+            }
+        }
+        sleep(RESTART_DELAY).await;
+    }
+}
+
 /// Recovers jobs of crashed processes, forwards cancel requests, requeues lost claims and writes
 /// progress. Ends after River, which uses the database until then.
 async fn maintain(queue: Arc<Queue>) {
@@ -148,7 +244,11 @@ async fn maintain_until_ended(queue: &Queue) {
     let recover_interval =
         database.lease().map(|lease| (lease / RENEWALS).clamp(MIN_RECOVER_INTERVAL, MAX_RECOVER_INTERVAL));
     let mut recovery = every(recover_interval.unwrap_or(MAX_RECOVER_INTERVAL));
-    let (mut cancel_polls, mut claim_checks) = (every(CANCEL_POLL_INTERVAL), every(CLAIM_CHECK_INTERVAL));
+    let claim_check_interval = database.lease().map_or(MAX_CLAIM_CHECK_INTERVAL, |lease| {
+        (lease / 3).clamp(MIN_CLAIM_CHECK_INTERVAL, MAX_CLAIM_CHECK_INTERVAL)
+    });
+    let (mut cancel_polls, mut claim_checks) = (every(CANCEL_POLL_INTERVAL), every(claim_check_interval));
+    let mut audits = every(AUDIT_INTERVAL);
     let mut write_at: Option<Instant> = None;
     loop {
         tokio::select! {
@@ -156,7 +256,7 @@ async fn maintain_until_ended(queue: &Queue) {
             _ = recovery.tick(), if recover_interval.is_some() => {
                 let client = queue.client();
                 let id = client.as_ref().and_then(|client| client.id());
-                if let Err(error) = database.recover(id, queue.plan.backoff).await {
+                if let Err(error) = database.recover(id.map(|id| &**id), &queue.environment).await {
                     warn("failed to recover the jobs of crashed processes", &error);
                 }
             }
@@ -166,8 +266,13 @@ async fn maintain_until_ended(queue: &Queue) {
                 }
             }
             _ = claim_checks.tick() => {
-                if let Err(error) = requeue_lost_claims(queue).await {
-                    warn("failed to requeue lost claims", &error);
+                if let Err(error) = check_claims(queue).await {
+                    warn("failed to check the claims of this process", &error);
+                }
+            }
+            _ = audits.tick() => {
+                if let Err(error) = audit(queue).await {
+                    warn("failed to look for deleted jobs and for jobs without a worker", &error);
                 }
             }
             () = progress.changed.notified(), if write_at.is_none() => {
@@ -186,14 +291,68 @@ async fn maintain_until_ended(queue: &Queue) {
     }
 }
 
-/// Requeues jobs that were claimed for this client although the reply was lost, because the
-/// connection failed. River itself would rescue them after an hour.
-async fn requeue_lost_claims(queue: &Queue) -> Result<(), StoreError> {
+/// Compares the claims in the database with the attempts of this process.
+///
+/// 1. A claim without an attempt: its reply was lost, because the connection failed. It is handed
+///    back, and does not count, since its work has not begun. River itself would rescue it after an
+///    hour.
+/// 2. An attempt that has ended, but whose claim remains: River failed to write its end. It is
+///    written here, one by one, so that an end that the database rejects delays no other.
+async fn check_claims(queue: &Queue) -> Result<(), StoreError> {
     let Some(client) = queue.client() else { return Ok(()) };
-    let Some(id) = client.id() else { return Ok(()) };
-    let database = &queue.environment.database;
-    let lost = queue.lost_claims(&database.claims(id).await?);
-    if lost.is_empty() { Ok(()) } else { database.requeue(&lost, id, queue.plan.backoff).await }
+    let Environment { database, running, backoff, .. } = &*queue.environment;
+    let claims = client.claims(database).await?;
+    for claim in running.give_back(&claims) {
+        events::given_back(claim.river_id);
+        database.write_end(&End::of_claim(claim), *backoff).await?;
+    }
+    let mut late = running.late_ends(&claims);
+    if late.is_empty() {
+        return Ok(());
+    }
+    if database.lease().is_some() {
+        // The fence discards what the old client may still write about a job that is queued again.
+        queue.replace_client(&client).await;
+    } else {
+        late.retain(|end| !matches!(end.next(*backoff), Next::Queued(_)));
+    }
+    for end in late {
+        write_late_end(queue, end).await?;
+    }
+    Ok(())
+}
+
+async fn write_late_end(queue: &Queue, mut end: End) -> Result<(), StoreError> {
+    let Environment { database, backoff, tasks, .. } = &*queue.environment;
+    if let Err(error) = database.write_end(&end, *backoff).await {
+        if error.is_unavailable() || error.is_full() {
+            return Err(error);
+        }
+        warn("the database rejected the end of a job, which has failed therefore", &error);
+        end.reject(&error);
+        database.write_end(&end, *backoff).await?;
+    }
+    events::written_late(end.id);
+    tasks.followers().changed(end.id);
+    Ok(())
+}
+
+/// Looks for jobs that would never end: their row was deleted without the trigger, or no process
+/// has a worker for them.
+async fn audit(queue: &Queue) -> Result<(), StoreError> {
+    let Environment { database, counters, .. } = &*queue.environment;
+    let lost = database.lose_deleted().await?;
+    if lost > 0 {
+        counters.lost(lost);
+        events::lost(lost);
+    }
+    let unserved = database.unserved().await?;
+    counters.set_unserved(unserved.iter().map(|jobs| u64::try_from(jobs.jobs).unwrap_or_default()).sum());
+    for jobs in unserved {
+        let oldest = Duration::from_secs(u64::try_from(jobs.oldest).unwrap_or_default());
+        events::unserved(&jobs.kind, &jobs.queue, jobs.jobs, oldest);
+    }
+    Ok(())
 }
 
 fn every(period: Duration) -> Interval {

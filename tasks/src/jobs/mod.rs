@@ -83,6 +83,9 @@
 //!   same time as its replacement until it detects the loss, within half a lease. A trigger discards
 //!   its results. A database outage has no such effect: a process ends the leases of others only
 //!   after it has renewed its own without a gap for the duration of a lease.
+//! - **A job starts when its work starts.** A job that waits for a thread of its pool is `queued`.
+//!   If the process is shut down or crashes before the work has begun, the attempt does not count.
+//!   The first 20 ms of a wait are an exception: a crash in them counts.
 //! - **Jobs of a crashed process are recovered soon.** On SQLite when the next process starts, on
 //!   Postgres when the lease expires. The attempt counts, so a job that crashes its process ends as
 //!   `failed` with class `process_lost` when its attempts are used. After its first crash it is
@@ -96,22 +99,46 @@
 //! | error, panic, timeout | retried after the [`Backoff`]; then `failed` or `timed_out` |
 //! | cancellation | a queued job never starts, a future is dropped, a closure can poll for it |
 //! | the pool is full | retried after a second; the attempt does not count |
-//! | shutdown | jobs that do not end in time are requeued; the attempt does not count |
-//! | the job is deleted from River's table | `lost`, with reason `job_deleted` |
+//! | shutdown | jobs that wait or do not end in time are requeued; the attempt does not count |
+//! | the job is deleted from River's table, also by `TRUNCATE` | `lost`, reason `job_deleted` |
 //! | the result exceeds 64 KiB or contains NUL | the attempt has failed, with class `result` |
 //! | crash of the process | the job is recovered, see above |
+//!
+//! With a maximum of one attempt a job runs at most once, unless a process stalls for longer than
+//! its lease.
 //!
 //! A closure that was cancelled and returns `Ok` has succeeded. Closures that are still running
 //! after a shutdown are [reported](JobsShutdownReport).
 //!
+//! # Events and numbers
+//!
+//! [`Jobs::stats`] counts what happens to jobs. With feature `tracing` these are events, too:
+//!
+//! | event | level | field of [`JobsStats`] |
+//! |---|---|---|
+//! | the last attempt failed or timed out | `ERROR` | `discarded` |
+//! | an attempt failed or timed out, and the job is retried | `WARN` | `retried`, `timed_out` |
+//! | the arguments cannot be read (part of the two above) | | `unparsable` |
+//! | jobs of a process that crashed or lost its lease were recovered | `WARN` | `recovered` |
+//! | jobs were deleted from River's table without a trigger | `ERROR` | `lost` |
+//! | no process has worked on jobs of a kind and queue for a minute | `WARN` | `unserved` |
+//! | a claim was lost, or an end was written in place of River | `WARN` | |
+//! | success, cancellation, or handed back | `DEBUG` | `succeeded`, `cancelled`, `returned` |
+//!
 //! # Limits
 //!
-//! - **Connections.** On Postgres up to 8 and a listener, in addition to the 5 of the store. On
+//! - **Connections.** On Postgres up to 4 and two listeners, in addition to those of the store. On
 //!   SQLite up to 4. The connections have session settings, so a proxy must not pool transactions.
 //! - **Rights.** [`JobsBuilder::start`] creates triggers on River's tables, so the database user
 //!   must own these tables or be allowed to create them.
-//! - **Latency.** River polls for jobs up to ten times a second on SQLite, and is notified on
-//!   Postgres. Event streams and `Prefer: wait=n` report a change within half a second.
+//! - **Latency.** A job that this process enqueues is claimed at once, and one of another process
+//!   when Postgres notifies River. On SQLite a job of a transaction of the application is claimed
+//!   within 100 ms. The end of a job reaches event streams and `Prefer: wait=n` at once, on Postgres
+//!   also in other processes. They poll for other changes twice a second, with one query for all.
+//! - **A job that another process recovers.** If a job has waited for a thread, or was claimed more
+//!   than a second ago, its process first asks the database whether the job is still its own.
+//! - **A unique job waits for its equals.** If an equal job is part of a transaction of the
+//!   application, [`enqueue`](Jobs::enqueue) waits up to 10 s for its end. Other jobs do not wait.
 //! - **SQLite has one writer.** A writer waits for another one for up to five seconds. Keep
 //!   transactions short, and use [`tx`](Enqueue::tx) to enqueue within one. River does not sync
 //!   each of its writes, so after a power failure a job that has finished may run again.
@@ -125,33 +152,39 @@
 #![doc = include_str!("elsewhere.md")]
 
 mod adapter;
+mod attempt;
 mod builder;
 mod client;
 mod database;
 mod enqueue;
 mod error;
+mod events;
+mod gate;
 mod insert;
 mod job;
 mod maintenance;
+mod outcome;
 mod overflow;
 mod progress;
 mod queue;
 mod running;
+mod slots;
 mod worker;
 
 use std::{fmt, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, timeout_at};
 
-use self::{adapter::warn, client::LeasedClient, queue::Queue};
 pub use self::{
     builder::JobsBuilder,
     enqueue::Enqueue,
     error::StartError,
+    events::JobsStats,
     insert::Transaction,
     job::{Backoff, Job, Unique},
     overflow::OrEnqueue,
 };
+use self::{client::LeasedClient, events::warn, queue::Queue};
 use crate::{TaskId, Tasks};
 
 /// A queue of durable jobs. Clones share the queue.
@@ -201,6 +234,17 @@ impl Jobs {
         self.queue().environment.running.len()
     }
 
+    /// Returns the current counters.
+    pub fn stats(&self) -> JobsStats {
+        let queue::Environment { counters, running, .. } = &*self.queue().environment;
+        JobsStats {
+            running: running.len(),
+            waiting: running.waiting(),
+            unwritten: running.unwritten().len(),
+            ..counters.stats()
+        }
+    }
+
     /// Returns `true` once [`shutdown`](Self::shutdown) was called.
     pub fn is_closed(&self) -> bool {
         self.queue().is_closed()
@@ -225,46 +269,45 @@ impl Jobs {
     /// continue.
     pub async fn shutdown(&self, timeout: Duration) -> JobsShutdownReport {
         let queue = self.queue();
+        let running = &queue.environment.running;
+        let (ended, returned) = running.totals();
         queue.close();
         let timeout = timeout.min(MAX_TIMEOUT);
         let end = Instant::now() + timeout;
-        let mut is_written = false;
         if let Some(client) = queue.client() {
             client.stop();
             let stop_at = end - (timeout / 5).min(MAX_STOP_TIME);
-            let ended = match timeout_at(stop_at, client.ended()).await {
+            let river = match timeout_at(stop_at, client.ended()).await {
                 Ok(ended) => Ok(ended),
                 Err(_) => {
                     client.stop_and_cancel();
                     timeout_at(end, client.ended()).await
                 }
             };
-            match ended {
-                Ok(Ok(())) => {
-                    is_written = self.running() == 0 && self.end_lease(&client, end).await;
-                    if is_written {
-                        queue.set_ended();
-                    }
-                }
-                Ok(Err(error)) => warn("River failed to shut down", &error),
-                Err(_) => {}
+            if let Ok(Err(error)) = &river {
+                warn("River failed to shut down", error);
             }
+            self.end_lease(&client, river.is_ok(), end).await;
         }
         queue.end_maintenance();
-        JobsShutdownReport { still_running: queue.environment.running.ids(), is_written }
+        let (ended, returned) = (running.totals().0 - ended, running.totals().1 - returned);
+        JobsShutdownReport { ended, returned, still_running: running.ids(), unwritten: running.unwritten() }
     }
 
-    /// Ends the lease if the database shows no running jobs. River does not report whether it has
-    /// written the results of all jobs.
-    async fn end_lease(&self, client: &LeasedClient, end: Instant) -> bool {
-        let end = end.max(Instant::now() + MAX_STOP_TIME);
-        match timeout_at(end, client.end_lease(&self.queue().environment.database)).await {
-            Ok(Ok(is_written)) => is_written,
-            Ok(Err(error)) => {
-                warn("failed to end the lease", &error);
-                false
+    /// Asks the database which ends are written, and ends the lease if no job is left. River does
+    /// not report whether it has written the ends of all jobs.
+    async fn end_lease(&self, client: &LeasedClient, has_ended: bool, end: Instant) {
+        let queue::Environment { database, running, .. } = &*self.queue().environment;
+        let end_lease = async {
+            running.late_ends(&client.claims(database).await?);
+            if has_ended && running.is_empty() {
+                self.queue().set_ended();
+                client.end_lease(database).await?;
             }
-            Err(_) => false,
+            Ok::<_, crate::StoreError>(())
+        };
+        if let Ok(Err(error)) = timeout_at(end.max(Instant::now() + MAX_STOP_TIME), end_lease).await {
+            warn("failed to end the lease", &error);
         }
     }
 }
@@ -283,25 +326,30 @@ impl fmt::Debug for Jobs {
 #[must_use = "it lists the jobs that are still running"]
 #[non_exhaustive]
 pub struct JobsShutdownReport {
-    /// Jobs whose closure is still running, or waits for a thread. If the process ends now, they
-    /// run again.
+    /// Number of attempts that ended during the shutdown.
+    pub ended: usize,
+    /// Number of jobs that were requeued during the shutdown. The attempt does not count.
+    pub returned: usize,
+    /// Jobs whose closure is still running. If the process ends now, they run again.
     pub still_running: Vec<TaskId>,
-    /// `true` if the results of all other jobs are written. Otherwise the database did not respond
-    /// in time: jobs that ended last or were to be requeued are recovered like after a crash, and
-    /// the attempt counts.
-    pub is_written: bool,
+    /// Jobs that have ended or were to be requeued, and for which the database did not confirm it
+    /// in time. Those that it does not know of are recovered like after a crash, and the attempt
+    /// counts.
+    pub unwritten: Vec<TaskId>,
 }
 
 impl JobsShutdownReport {
-    /// Returns `true` if every job has ended or was requeued.
+    /// Returns `true` if every job has ended or was requeued, and the database has confirmed it.
     pub fn is_clean(&self) -> bool {
-        self.is_written && self.still_running.is_empty()
+        self.unwritten.is_empty() && self.still_running.is_empty()
     }
 }
 
 impl fmt::Display for JobsShutdownReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} jobs still running", self.still_running.len())?;
-        if self.is_written { Ok(()) } else { f.write_str(", and the results of other jobs may not be written") }
+        let Self { ended, returned, still_running, unwritten } = self;
+        write!(f, "{ended} jobs ended and {returned} were requeued during shutdown, ")?;
+        write!(f, "{} still running", still_running.len())?;
+        if unwritten.is_empty() { Ok(()) } else { write!(f, ", the end of {} may not be written", unwritten.len()) }
     }
 }

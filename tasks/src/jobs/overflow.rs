@@ -87,9 +87,9 @@ async fn run_here<J: Job>(reservation: Reservation, enqueue: Enqueue<'_, J>) -> 
         let Some(worker) = worker else {
             return Err(Failure::new("refused", "this process has no worker for the job"));
         };
-        match worker.start(job, progress, None).future.await {
-            Ok(Ending::Succeeded(result)) => Ok::<Json, Failure>(result),
-            Ok(Ending::Failed(failure)) => Err(failure),
+        match worker.start_here(job, progress).await {
+            Ok(Some(Ending::Succeeded(result))) => Ok::<Json, Failure>(result),
+            Ok(Some(Ending::Failed(failure))) => Err(failure),
             Ok(_) => Err(Failure::new("cancelled", "the task was cancelled before it started")),
             Err(error) => Err(Failure::new("refused", format!("the pool refused the task: {error}"))),
         }

@@ -30,6 +30,7 @@ struct Attempt {
 }
 
 /// Progress of an attempt, to be written.
+#[derive(Debug, Clone)]
 pub(super) struct ProgressUpdate {
     /// Key of the attempt in the buffer.
     key: u64,

@@ -6,16 +6,31 @@ use std::{
 use tokio::sync::{mpsc, watch};
 
 use super::{
-    adapter::{Environment, warn},
+    Backoff,
     client::{LeasedClient, Plan},
+    database::Database,
+    events::{self, Counters},
     insert::InsertRequest,
-    running::Claim,
+    progress::ProgressBuffer,
+    running::RunningJobs,
+    slots::AllSlots,
 };
 use crate::{
-    SqlStore, StoreError, TaskId, Timestamp,
+    SqlStore, StoreError, TaskId, Tasks, Timestamp,
     store::{StoreFuture, sql::CancelHook},
     sync::{Mutex, lock},
 };
+
+/// State shared by the attempts of a process. It outlives each River client.
+pub(super) struct Environment {
+    pub(super) tasks: Tasks,
+    pub(super) database: Database,
+    pub(super) running: RunningJobs,
+    pub(super) progress: Arc<ProgressBuffer>,
+    pub(super) slots: AllSlots,
+    pub(super) counters: Counters,
+    pub(super) backoff: Backoff,
+}
 
 /// State of a job queue: its current client, and what maintenance has to remember.
 pub(super) struct Queue {
@@ -28,6 +43,8 @@ pub(super) struct Queue {
     state: Mutex<State>,
     /// `true` once [`end_maintenance`](Self::end_maintenance) was called.
     is_ending: watch::Sender<bool>,
+    /// `true` once the queue was shut down. No job is claimed from then on.
+    is_closed: watch::Sender<bool>,
 }
 
 /// Channels to the tasks that insert jobs. Unique jobs have their own channel, because their
@@ -41,16 +58,12 @@ pub(super) struct InsertSenders {
 struct State {
     /// `None` before the first client has started.
     client: Option<Arc<LeasedClient>>,
-    /// `true` once the queue was shut down. A client that starts later is stopped at once.
-    is_closed: bool,
     /// `true` once River has ended. Another queue may take over when no job is running.
     has_ended: bool,
     /// Number of polls for cancel requests since `forwarded` was cleared.
     polls: u32,
     /// Cancel requests that were forwarded to River.
     forwarded: HashSet<i64>,
-    /// Claims that no attempt was working on at the last check.
-    unknown_claims: HashSet<Claim>,
 }
 
 /// Number of polls, equal to 10 s, after which cancel requests are forwarded again, because River's
@@ -67,6 +80,7 @@ impl Queue {
             replacing: tokio::sync::Mutex::default(),
             state: Mutex::default(),
             is_ending: watch::Sender::new(false),
+            is_closed: watch::Sender::new(false),
         }
     }
 
@@ -89,13 +103,11 @@ impl Queue {
 
     /// Starts a client and makes it the current one.
     pub(super) async fn start_client(&self) -> Result<(), StoreError> {
-        let client = Arc::new(LeasedClient::start(&self.environment, &self.plan).await?);
-        let (previous, is_closed) = {
-            let mut state = lock(&self.state);
-            (state.client.replace(client.clone()), state.is_closed)
-        };
+        let is_closed = self.is_closed.subscribe();
+        let client = Arc::new(LeasedClient::start(&self.environment, &self.plan, &is_closed).await?);
+        let previous = lock(&self.state).client.replace(client.clone());
         drop(previous);
-        if is_closed {
+        if self.is_closed() {
             client.stop_and_cancel(); // closed while the client was starting
         }
         Ok(())
@@ -110,7 +122,14 @@ impl Queue {
             return;
         }
         if let Err(error) = self.start_client().await {
-            warn("failed to start a new River client", &error);
+            events::warn("failed to start a new River client", &error);
+        }
+    }
+
+    /// Makes River claim the jobs of a queue now.
+    pub(super) fn wake(&self, queue: &str) {
+        if let (Some(slots), Some(client)) = (self.environment.slots.get(queue), self.client()) {
+            slots.wake(&client.river);
         }
     }
 
@@ -124,12 +143,18 @@ impl Queue {
         self.environment.tasks.writer().now()
     }
 
+    /// Claims no more jobs, and hands back those whose work has not started.
     pub(super) fn close(&self) {
-        lock(&self.state).is_closed = true;
+        self.is_closed.send_replace(true);
     }
 
     pub(super) fn is_closed(&self) -> bool {
-        lock(&self.state).is_closed
+        *self.is_closed.borrow()
+    }
+
+    /// Completes once [`close`](Self::close) was called.
+    pub(super) async fn closed(&self) {
+        let _ = self.is_closed.subscribe().wait_for(|is_closed| *is_closed).await;
     }
 
     /// Ends the maintenance as soon as no job is running.
@@ -140,7 +165,7 @@ impl Queue {
     /// Completes when maintenance must end. Leases are renewed until then.
     pub(super) async fn maintenance_ended(&self) {
         let _ = self.is_ending.subscribe().wait_for(|is_ending| *is_ending).await;
-        self.environment.running.empty().await;
+        self.environment.running.ended().await;
     }
 
     /// Forwards new cancel requests to River, and every 10 s all of them.
@@ -167,24 +192,15 @@ impl Queue {
 
     async fn forward_cancel_request(&self, river_id: i64) -> Result<(), StoreError> {
         let Some(client) = self.client() else { return Ok(()) };
-        client.cancel(river_id).await?;
+        client.cancel(&self.environment.database, river_id).await?;
         lock(&self.state).forwarded.insert(river_id);
         Ok(())
-    }
-
-    /// Returns the claims that had no attempt at the last check and have none now. Their reply was
-    /// lost: the time between a claim and its attempt is much shorter than between two checks.
-    pub(super) fn lost_claims(&self, claims: &[Claim]) -> Vec<Claim> {
-        let unknown = self.environment.running.unknown(claims);
-        let mut state = lock(&self.state);
-        let previous = std::mem::replace(&mut state.unknown_claims, unknown);
-        previous.intersection(&state.unknown_claims).copied().collect()
     }
 }
 
 impl CancelHook for Queue {
     fn has_ended(&self) -> bool {
-        lock(&self.state).has_ended && self.environment.running.len() == 0
+        lock(&self.state).has_ended && self.environment.running.has_ended()
     }
 
     fn cancel_requested(&self, id: TaskId) -> StoreFuture<'_, ()> {

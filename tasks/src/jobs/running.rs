@@ -2,101 +2,297 @@ use std::{
     collections::{HashMap, HashSet},
     pin::pin,
     sync::Arc,
+    time::Duration,
 };
 
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 
+use super::outcome::End;
 use crate::{
     TaskId,
     sync::{Mutex, lock},
 };
 
-/// The jobs whose work is running in this process.
+/// The jobs that this process has claimed, from the claim until their end is written.
 ///
-/// A job is entered before its work starts and removed after its work has ended. So a job never
-/// runs twice at once in a process, even if River claims it again after a lost lease.
+/// A job is entered before its work starts, and at most once. So a job never runs twice at once in
+/// a process, even if it is claimed again after a lost lease.
 #[derive(Clone, Default)]
 pub(super) struct RunningJobs(Arc<Inner>);
 
 #[derive(Default)]
 struct Inner {
     state: Mutex<State>,
-    /// Notified when a job is removed.
-    removed: Notify,
+    /// Notified when a job changes its phase or is removed.
+    changed: Notify,
 }
 
 #[derive(Default)]
 struct State {
-    /// Jobs whose work has not ended, by River's id.
-    running: HashMap<i64, TaskId>,
-    /// Jobs whose work has ended, and that River may still have to complete in its table.
-    completing: HashSet<i64>,
+    /// By River's id.
+    entries: HashMap<i64, Entry>,
+    /// Claims that no attempt was working on at the last check.
+    unknown: HashSet<Claim>,
+    /// Claims that are written back because no attempt was working on them. If their reply arrives
+    /// late after all, their jobs must not start.
+    given_back: HashMap<Claim, Instant>,
+    /// Number of attempts that have ended and count.
+    ended: usize,
+    /// Number of attempts that do not count.
+    returned: usize,
 }
 
-/// A job that River's table shows as running in this process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Entry {
+    claim: Claim,
+    id: TaskId,
+    phase: Phase,
+    /// The end of the attempt, once it is reported to River.
+    end: Option<End>,
+    /// How many times the database still showed the job as running although it has ended.
+    late: u32,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// The work has not started.
+    Waiting,
+    Running,
+    /// The work has returned, or will never start. River may still have to write the end.
+    Ended,
+}
+
+/// A claim of a job: River's table shows the job as running in this process.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Claim {
     pub(super) river_id: i64,
     pub(super) attempt: i16,
+    /// Time of the claim by the database's clock. It distinguishes two claims with the same number
+    /// of attempts: a claim that is handed back does not count.
+    pub(super) attempted_at: i64,
+    /// The client that has claimed the job.
+    pub(super) client: Arc<str>,
 }
 
-/// Entry of a running job. Dropping it removes the job.
+/// Number of checks in which the database may show a job as running that has ended. River writes an
+/// end within milliseconds.
+const MAX_LATE_CHECKS: u32 = 2;
+/// How long a claim that was written back is remembered. A reply cannot be later than that: every
+/// query has a shorter timeout.
+const GIVEN_BACK_TTL: Duration = Duration::from_secs(3600);
+
+/// Entry of a job. Dropping it marks the work as ended.
 pub(super) struct RunningJob {
     jobs: RunningJobs,
-    river_id: i64,
+    claim: Claim,
+}
+
+/// Result of [`RunningJobs::enter`].
+pub(super) enum Entered {
+    /// The work may start.
+    New(RunningJob),
+    /// An earlier attempt of the job is still running here.
+    StillRunning,
+    /// The claim was written back, so another process may be running the job.
+    GivenBack,
 }
 
 impl RunningJobs {
-    /// Enters a job. Returns `None` if it is running already.
-    pub(super) fn enter(&self, river_id: i64, id: TaskId) -> Option<RunningJob> {
+    pub(super) fn enter(&self, claim: &Claim, id: TaskId) -> Entered {
         let mut state = lock(&self.0.state);
-        if state.running.contains_key(&river_id) {
-            return None;
+        if state.given_back.contains_key(claim) {
+            return Entered::GivenBack;
         }
-        state.running.insert(river_id, id);
-        Some(RunningJob { jobs: self.clone(), river_id })
+        // The end of an earlier attempt may be written and not removed yet.
+        if state.entries.get(&claim.river_id).is_some_and(|entry| entry.phase != Phase::Ended) {
+            return Entered::StillRunning;
+        }
+        state
+            .entries
+            .insert(claim.river_id, Entry { claim: claim.clone(), id, phase: Phase::Waiting, end: None, late: 0 });
+        Entered::New(RunningJob { jobs: self.clone(), claim: claim.clone() })
     }
 
-    /// Returns the claims whose jobs are not running here. `claims` are all claims of this process.
-    ///
-    /// Jobs that have ended count as running until River has completed them, that is, until they
-    /// are no longer among the claims.
-    pub(super) fn unknown(&self, claims: &[Claim]) -> HashSet<Claim> {
+    /// Records how an attempt ended, before River writes it.
+    pub(super) fn set_end(&self, end: End) {
+        self.change(|state| {
+            if end.is_refunded() {
+                state.returned += 1;
+            } else {
+                state.ended += 1;
+            }
+            if let Some(entry) = state.entries.get_mut(&end.claim.river_id).filter(|entry| entry.claim == end.claim) {
+                entry.phase = Phase::Ended;
+                entry.end = Some(end);
+            }
+        });
+    }
+
+    /// Removes a job whose end River has written, and returns the end.
+    pub(super) fn written_by_river(&self, river_id: i64) -> Option<End> {
+        let mut end = None;
+        self.change(|state| {
+            if state.entries.get(&river_id).is_some_and(|entry| entry.end.is_some()) {
+                end = state.entries.remove(&river_id).and_then(|entry| entry.end);
+            }
+        });
+        end
+    }
+
+    /// Returns how many attempts have ended, and how many of those do not count.
+    pub(super) fn totals(&self) -> (usize, usize) {
+        let state = lock(&self.0.state);
+        (state.ended, state.returned)
+    }
+
+    /// Returns the claims that no attempt was working on at the last check and none is working on
+    /// now. Their reply was lost: the time between a claim and its attempt is much shorter than
+    /// between two checks. From now on they cannot be entered.
+    pub(super) fn give_back(&self, claims: &[Claim]) -> Vec<Claim> {
         let mut state = lock(&self.0.state);
-        let ids: HashSet<_> = claims.iter().map(|claim| claim.river_id).collect();
-        state.completing.retain(|id| ids.contains(id));
-        let is_known = |id| state.running.contains_key(id) || state.completing.contains(id);
-        claims.iter().filter(|claim| !is_known(&claim.river_id)).copied().collect()
+        let is_known = |claim: &&Claim| state.entries.get(&claim.river_id).is_some_and(|entry| entry.claim == **claim);
+        let unknown: HashSet<_> = claims.iter().filter(|claim| !is_known(claim)).cloned().collect();
+        let previous = std::mem::replace(&mut state.unknown, unknown);
+        let lost: Vec<_> = previous.intersection(&state.unknown).cloned().collect();
+        let now = Instant::now();
+        state.given_back.retain(|_, since| now.duration_since(*since) < GIVEN_BACK_TTL);
+        state.given_back.extend(lost.iter().map(|claim| (claim.clone(), now)));
+        lost
     }
 
+    /// Removes the jobs that have ended and are not among the claims: River has written their ends.
+    /// Returns those ends that the claims have shown as not written for several checks.
+    pub(super) fn late_ends(&self, claims: &[Claim]) -> Vec<End> {
+        let claims: HashSet<_> = claims.iter().collect();
+        let mut late = Vec::new();
+        self.change(|state| {
+            state.entries.retain(|_, entry| entry.phase != Phase::Ended || claims.contains(&entry.claim));
+            for entry in state.entries.values_mut().filter(|entry| entry.phase == Phase::Ended) {
+                entry.late += 1;
+                late.extend(entry.end.clone().filter(|_| entry.late > MAX_LATE_CHECKS));
+            }
+        });
+        late
+    }
+
+    /// Returns the jobs whose work is running.
     pub(super) fn ids(&self) -> Vec<TaskId> {
-        lock(&self.0.state).running.values().copied().collect()
+        self.in_phase(Phase::Running)
     }
 
+    /// Returns the jobs whose work has ended and whose end is not written.
+    pub(super) fn unwritten(&self) -> Vec<TaskId> {
+        self.in_phase(Phase::Ended)
+    }
+
+    fn in_phase(&self, phase: Phase) -> Vec<TaskId> {
+        let state = lock(&self.0.state);
+        state.entries.values().filter(|entry| entry.phase == phase).map(|entry| entry.id).collect()
+    }
+
+    /// Returns `true` if every job has ended and every end is known to be written.
+    pub(super) fn is_empty(&self) -> bool {
+        lock(&self.0.state).entries.is_empty()
+    }
+
+    /// Returns `true` if no work is running or about to start.
+    pub(super) fn has_ended(&self) -> bool {
+        lock(&self.0.state).entries.values().all(|entry| entry.phase == Phase::Ended)
+    }
+
+    /// Returns the number of jobs whose work is running.
     pub(super) fn len(&self) -> usize {
-        lock(&self.0.state).running.len()
+        self.count(Phase::Running)
     }
 
-    /// Waits until no job is running.
-    pub(super) async fn empty(&self) {
+    /// Returns the number of jobs whose work has not started.
+    pub(super) fn waiting(&self) -> usize {
+        self.count(Phase::Waiting)
+    }
+
+    fn count(&self, phase: Phase) -> usize {
+        lock(&self.0.state).entries.values().filter(|entry| entry.phase == phase).count()
+    }
+
+    /// Waits until no work is running or about to start.
+    pub(super) async fn ended(&self) {
         loop {
-            let mut removed = pin!(self.0.removed.notified());
-            removed.as_mut().enable(); // before the check, so that no removal is missed
-            if self.len() == 0 {
+            let mut changed = pin!(self.0.changed.notified());
+            changed.as_mut().enable(); // before the check, so that no change is missed
+            if self.has_ended() {
                 return;
             }
-            removed.await;
+            changed.await;
         }
+    }
+
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        change(&mut lock(&self.0.state));
+        self.0.changed.notify_waiters();
+    }
+
+    fn set_phase(&self, claim: &Claim, phase: Phase) {
+        self.change(|state| {
+            if let Some(entry) = state.entries.get_mut(&claim.river_id).filter(|entry| entry.claim == *claim) {
+                entry.phase = phase;
+            }
+        });
+    }
+}
+
+impl RunningJob {
+    /// Marks the work as running.
+    pub(super) fn begin(&self) {
+        self.jobs.set_phase(&self.claim, Phase::Running);
     }
 }
 
 impl Drop for RunningJob {
     fn drop(&mut self) {
-        {
-            let mut state = lock(&self.jobs.0.state);
-            state.running.remove(&self.river_id);
-            state.completing.insert(self.river_id);
-        }
-        self.jobs.0.removed.notify_waiters();
+        self.jobs.set_phase(&self.claim, Phase::Ended);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Timestamp;
+
+    fn claim(attempted_at: i64) -> Claim {
+        Claim { river_id: 1, attempt: 1, attempted_at, client: "to-a".into() }
+    }
+
+    fn id() -> TaskId {
+        TaskId::generate(Timestamp::default()).expect("random numbers")
+    }
+
+    #[test]
+    fn claim_that_was_given_back_cannot_be_entered_late() {
+        let jobs = RunningJobs::default();
+        assert!(jobs.give_back(&[claim(1)]).is_empty(), "it was seen once");
+        assert_eq!(jobs.give_back(&[claim(1)]), [claim(1)]);
+        assert!(matches!(jobs.enter(&claim(1), id()), Entered::GivenBack));
+        // The same attempt number, since a claim that is given back does not count.
+        assert!(matches!(jobs.enter(&claim(2), id()), Entered::New(_)));
+    }
+
+    #[test]
+    fn claim_that_is_entered_is_not_given_back() {
+        let jobs = RunningJobs::default();
+        assert!(jobs.give_back(&[claim(1)]).is_empty());
+        let entered = jobs.enter(&claim(1), id());
+        assert!(matches!(entered, Entered::New(_)));
+        assert!(jobs.give_back(&[claim(1)]).is_empty());
+        drop(entered);
+        assert!(jobs.give_back(&[claim(1)]).is_empty(), "its end is not written yet");
+        assert_eq!(jobs.unwritten().len(), 1);
+    }
+
+    #[test]
+    fn job_is_not_entered_twice_at_once() {
+        let jobs = RunningJobs::default();
+        let first = jobs.enter(&claim(1), id());
+        assert!(matches!(jobs.enter(&claim(2), id()), Entered::StillRunning));
+        drop(first);
+        assert!(matches!(jobs.enter(&claim(2), id()), Entered::New(_)));
     }
 }

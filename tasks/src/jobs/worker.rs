@@ -1,23 +1,14 @@
-//! Workers, and the attempts that they make.
+//! Workers: user code with its timeout, and where it runs.
 
-use std::{
-    pin::{Pin, pin},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use serde::Serialize;
-use tokio::{sync::Notify, time::sleep};
 use tower_offload::{CallError, Pool};
 
-use super::{Job, progress::ProgressBuffer, running::RunningJob};
+use super::{Job, gate::Gate, running::RunningJob};
 use crate::{
-    Failure, IntoFailure, Json, Progress, TaskId,
-    panic::{Payload, catch_unwind, catch_unwind_future, drop_payload, ignore_panic, panic_message},
-    progress::ProgressSink,
+    Failure, IntoFailure, Progress,
+    panic::{Payload, catch_unwind, catch_unwind_future, drop_payload, panic_message},
     record::Ending,
     work::ending,
 };
@@ -27,28 +18,70 @@ pub(super) struct Worker<J> {
     start: Arc<StartWork<J>>,
     /// Maximum time of an attempt, measured from the start of its work.
     pub(super) timeout: Duration,
+    /// The pool of the closures. `None` if the work is a future.
+    pool: Option<Arc<dyn Pool>>,
 }
 
-type StartWork<J> = dyn Fn(J, Progress, Option<RunningJob>) -> Work + Send + Sync;
+type StartWork<J> = dyn Fn(J, Progress, Option<Ticket>) -> WorkFuture + Send + Sync;
+
+/// Completes after the work has ended. `None` if the work has not begun, because its ticket was
+/// refused.
+pub(super) type WorkFuture = Pin<Box<dyn Future<Output = Result<Option<Ending>, CallError>> + Send>>;
 
 impl<J> Clone for Worker<J> {
     fn clone(&self) -> Self {
-        Self { start: self.start.clone(), timeout: self.timeout }
+        Self { start: self.start.clone(), timeout: self.timeout, pool: self.pool.clone() }
     }
 }
 
-/// The work of one attempt.
-pub(super) struct Work {
-    /// Completes after the work has ended, even if it is a closure whose attempt was stopped.
-    pub(super) future: Pin<Box<dyn Future<Output = Result<Ending, CallError>> + Send>>,
-    /// Notified once, when the work starts.
-    started: Arc<Notify>,
-    /// `true` if the work is a closure. Its future must not be dropped before it completes, because
-    /// the closure would continue unobserved.
-    is_blocking: bool,
+/// Permits the work of a claimed job to begin. It is held until the work has ended, even if it is a
+/// closure whose attempt was stopped.
+pub(super) struct Ticket {
+    pub(super) entry: RunningJob,
+    pub(super) gate: Arc<Gate>,
 }
 
+impl Ticket {
+    fn begin(&self) -> bool {
+        let may_begin = self.gate.pass();
+        if may_begin {
+            self.entry.begin();
+        }
+        may_begin
+    }
+}
+
+/// Class of the failure of an attempt whose arguments cannot be read.
+pub(super) const ARGUMENTS_CLASS: &str = "arguments";
+
 impl<J: Job> Worker<J> {
+    /// Decodes the arguments and prepares the work, which starts at the first poll.
+    pub(super) fn start(&self, arguments: &str, progress: Progress, ticket: Ticket) -> Result<WorkFuture, Failure> {
+        match catch_unwind(|| serde_json::from_str::<J>(arguments)) {
+            Ok(Ok(job)) => Ok((self.start)(job, progress, Some(ticket))),
+            Ok(Err(error)) => Err(Failure::new(ARGUMENTS_CLASS, format!("invalid arguments: {error}"))),
+            Err(payload) => {
+                drop_payload(payload);
+                Err(Failure::new(ARGUMENTS_CLASS, "deserializing the arguments panicked"))
+            }
+        }
+    }
+
+    /// Starts the work of a job that was not claimed from the queue.
+    pub(super) fn start_here(&self, job: J, progress: Progress) -> WorkFuture {
+        (self.start)(job, progress, None)
+    }
+
+    /// Returns `true` if the work is a closure.
+    pub(super) fn is_blocking(&self) -> bool {
+        self.pool.is_some()
+    }
+
+    /// Returns the maximum number of jobs that can run at the same time, if it is known.
+    pub(super) fn max_threads(&self) -> Option<usize> {
+        self.pool.as_ref().and_then(|pool| pool.max_threads())
+    }
+
     pub(super) fn blocking<P, F, T, E>(pool: P, timeout: Duration, work: F) -> Self
     where
         P: Pool,
@@ -56,21 +89,18 @@ impl<J: Job> Worker<J> {
         T: Serialize,
         E: IntoFailure,
     {
-        let (pool, work) = (Arc::new(pool) as Arc<dyn Pool>, Arc::new(work));
-        let start = move |job, progress: Progress, running: Option<RunningJob>| {
-            let (pool, work, started) = (pool.clone(), work.clone(), Arc::new(Notify::new()));
-            let starts = started.clone();
+        let (pool, work) = (pool.into_shared(), Arc::new(work));
+        let shared = pool.clone();
+        let start = move |job, progress: Progress, ticket: Option<Ticket>| -> WorkFuture {
+            let (pool, work) = (shared.clone(), work.clone());
             let closure = move || {
-                let _running = running; // until the closure returns, even if its caller was dropped
-                if progress.is_cancelled() {
-                    return Ending::TimedOut; // not used, since the attempt was stopped
-                }
-                starts.notify_one();
-                panic_to_failure(catch_unwind(|| ending(work(job, progress))))
+                // Held until the closure returns, even if its caller was dropped.
+                let may_begin = ticket.as_ref().map_or_else(|| !progress.is_cancelled(), Ticket::begin);
+                may_begin.then(|| panic_to_failure(catch_unwind(|| ending(work(job, progress)))))
             };
-            Work { future: Box::pin(async move { pool.run(closure).await }), started, is_blocking: true }
+            Box::pin(async move { pool.run(closure).await })
         };
-        Self { start: Arc::new(start), timeout }
+        Self { start: Arc::new(start), timeout, pool: Some(pool) }
     }
 
     pub(super) fn future<F, A, T, E>(timeout: Duration, work: F) -> Self
@@ -81,23 +111,19 @@ impl<J: Job> Worker<J> {
         E: IntoFailure,
     {
         let work = Arc::new(work);
-        let start = move |job, progress, running: Option<RunningJob>| {
-            let (work, started) = (work.clone(), Arc::new(Notify::new()));
-            started.notify_one();
-            let future = async move {
-                let _running = running;
-                Ok(panic_to_failure(match catch_unwind(|| Box::pin(work(job, progress))) {
+        let start = move |job, progress, ticket: Option<Ticket>| -> WorkFuture {
+            let work = work.clone();
+            Box::pin(async move {
+                if !ticket.as_ref().is_none_or(Ticket::begin) {
+                    return Ok(None);
+                }
+                Ok(Some(panic_to_failure(match catch_unwind(|| Box::pin(work(job, progress))) {
                     Ok(future) => catch_unwind_future(future).await.and_then(|result| catch_unwind(|| ending(result))),
                     Err(payload) => Err(payload),
-                }))
-            };
-            Work { future: Box::pin(future), started, is_blocking: false }
+                })))
+            })
         };
-        Self { start: Arc::new(start), timeout }
-    }
-
-    pub(super) fn start(&self, job: J, progress: Progress, running: Option<RunningJob>) -> Work {
-        (self.start)(job, progress, running)
+        Self { start: Arc::new(start), timeout, pool: None }
     }
 }
 
@@ -107,102 +133,4 @@ fn panic_to_failure(ended: Result<Ending, Payload>) -> Ending {
         drop_payload(payload);
         Ending::Failed(failure)
     })
-}
-
-/// One attempt of a job.
-pub(super) struct Attempt {
-    pub(super) id: TaskId,
-    is_cancelled: AtomicBool,
-    buffer: Arc<ProgressBuffer>,
-    /// Key of the attempt in the buffer.
-    pub(super) progress_key: u64,
-}
-
-/// Result of an attempt.
-#[derive(Debug, PartialEq)]
-pub(super) enum AttemptResult {
-    /// The pool did not run the work.
-    NotRun(CallError),
-    /// The attempt was cancelled, or the process is shutting down.
-    Stopped,
-    Failed(Failure),
-    Succeeded(Json),
-}
-
-impl Attempt {
-    pub(super) fn new(id: TaskId, number: i64, buffer: Arc<ProgressBuffer>) -> Self {
-        let progress_key = buffer.add(id, number);
-        Self { id, is_cancelled: AtomicBool::new(false), buffer, progress_key }
-    }
-
-    /// Runs the work until it has ended. `stop` completes when River stops the attempt.
-    ///
-    /// On a timeout or a stop, a future is dropped. A closure cannot be stopped, so this function
-    /// waits for it, and River starts no other attempt in the meantime.
-    pub(super) async fn run(&self, work: Work, timeout: Duration, stop: impl Future<Output = ()>) -> AttemptResult {
-        let Work { mut future, started, is_blocking } = work;
-        let mut timed_out = pin!(async {
-            started.notified().await;
-            sleep(timeout).await;
-        });
-        let mut stop = pin!(stop);
-        let (mut is_late, mut is_stopped) = (false, false);
-        loop {
-            tokio::select! {
-                biased;
-                ended = &mut future => return result(ended, timeout, is_late, is_stopped),
-                () = &mut stop, if !is_stopped => is_stopped = true,
-                () = &mut timed_out, if !is_late => is_late = true,
-            }
-            self.is_cancelled.store(true, Ordering::Release);
-            if !is_blocking {
-                ignore_panic(|| drop(future));
-                return if is_stopped {
-                    AttemptResult::Stopped
-                } else {
-                    AttemptResult::Failed(timeout_failure(timeout))
-                };
-            }
-        }
-    }
-}
-
-fn result(ended: Result<Ending, CallError>, timeout: Duration, is_late: bool, is_stopped: bool) -> AttemptResult {
-    match ended {
-        Ok(_) if is_late => AttemptResult::Failed(timeout_failure(timeout)),
-        // If a closure succeeds despite the stop, the attempt has succeeded.
-        Ok(Ending::Succeeded(result)) => AttemptResult::Succeeded(result),
-        _ if is_stopped => AttemptResult::Stopped,
-        Ok(Ending::Failed(failure)) => AttemptResult::Failed(failure),
-        Ok(_) => AttemptResult::Stopped,
-        Err(error) => AttemptResult::NotRun(error),
-    }
-}
-
-/// Class of the failure of an attempt that timed out. The triggers give a job the state `timed_out`
-/// if its last attempt failed with this class.
-const TIMEOUT_CLASS: &str = "timeout";
-
-fn timeout_failure(timeout: Duration) -> Failure {
-    Failure::new(TIMEOUT_CLASS, format!("the attempt exceeded its timeout of {timeout:?}"))
-}
-
-impl Drop for Attempt {
-    fn drop(&mut self) {
-        self.buffer.remove(self.progress_key);
-    }
-}
-
-impl ProgressSink for Attempt {
-    fn id(&self) -> TaskId {
-        self.id
-    }
-
-    fn advance(&self, progress: Option<f64>, message: Option<String>) {
-        self.buffer.advance(self.progress_key, progress, message);
-    }
-
-    fn is_cancelled(&self) -> bool {
-        self.is_cancelled.load(Ordering::Acquire)
-    }
 }

@@ -90,6 +90,19 @@ pub trait TaskStore: Send + Sync + 'static {
     /// Returns the record of a task.
     fn get(&self, id: TaskId) -> StoreFuture<'_, Found>;
 
+    /// Returns the records of tasks, in the order of their ids. It is called twice a second with all
+    /// tasks of other processes that this process follows. The default calls [`get`](Self::get) for
+    /// each.
+    fn get_many<'a>(&'a self, ids: &'a [TaskId]) -> StoreFuture<'a, Vec<Found>> {
+        Box::pin(async move {
+            let mut found = Vec::with_capacity(ids.len());
+            for id in ids {
+                found.push(self.get(*id).await?);
+            }
+            Ok(found)
+        })
+    }
+
     /// Returns the records that match `filter`, newest first.
     ///
     /// [`Tasks::list`](crate::Tasks::list) removes their results and the details of their failures,
@@ -151,6 +164,10 @@ impl<S: TaskStore + ?Sized> TaskStore for Arc<S> {
 
     fn get(&self, id: TaskId) -> StoreFuture<'_, Found> {
         (**self).get(id)
+    }
+
+    fn get_many<'a>(&'a self, ids: &'a [TaskId]) -> StoreFuture<'a, Vec<Found>> {
+        (**self).get_many(ids)
     }
 
     fn list<'a>(&'a self, filter: &'a Filter, page: Page) -> StoreFuture<'a, Listing> {

@@ -1,15 +1,19 @@
 //! Durable jobs. Each test runs on SQLite and, if `DATABASE_URL` is set, on Postgres.
 #![allow(clippy::unwrap_used)]
 
+mod begin;
 mod cancel;
 #[path = "../databases/mod.rs"]
 mod databases;
 mod enqueue;
+mod faults;
+mod follow;
 mod leader;
 mod lease;
 mod other_client;
 mod other_languages;
 mod overflow;
+mod restart;
 mod results;
 mod start;
 mod support;

@@ -94,7 +94,7 @@ async fn snooze_of_another_client_does_not_count_as_an_attempt(database: TestDat
     let other = OtherClient::start(&database).await;
     running(&tasks, id, 1).await;
     other.finish(Outcome::Snooze);
-    let snoozed = waiting(&tasks, id).await;
+    let snoozed = until(&tasks, id, |record| record.state == TaskState::Queued).await;
     assert_eq!((snoozed.attempt, snoozed.failure), (0, None));
     other.client.jobs().retry(river_id(&database).await).await.unwrap();
     other.finish(Outcome::Complete(json!(1)));

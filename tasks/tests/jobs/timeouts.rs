@@ -123,7 +123,8 @@ async fn full_pool_does_not_count_as_an_attempt(database: TestDatabase) {
     let in_worker = workers.clone();
     let pool = ThreadPool::builder().threads(1).queue_capacity(1).build().unwrap();
     let work = move |act: Act, progress: Progress| in_worker.act(act, &progress);
-    let jobs = Jobs::builder(&tasks).blocking_worker(pool, LONG, work).start().await.unwrap();
+    let builder = Jobs::builder(&tasks).blocking_worker(pool, LONG, work);
+    let jobs = builder.queue("default", 8).start().await.unwrap(); // more than the pool can run
     let held = jobs.enqueue(Act::Hold).await.unwrap();
     workers.started(1).await;
     let mut others = Vec::new();

@@ -16,7 +16,10 @@ async fn jobs_that_do_not_end_in_time_are_requeued(cluster: Cluster) {
         ids.push(cluster.http.enqueue(&url, key, 6000).await);
     }
     cluster.until("SELECT count(*) FROM tower_offload_task WHERE state = 1", 3).await;
-    assert_eq!(program.terminate().await, "stopped: 0 jobs still running; 0 records not written");
+    assert_eq!(
+        program.terminate().await,
+        "stopped: 0 jobs ended and 3 were requeued during shutdown, 0 still running; 0 records not written"
+    );
     assert!(cluster.written().is_empty());
     let requeued = "SELECT count(*) FROM river_job WHERE state = 'available' AND attempt = 0";
     assert_eq!(cluster.database.number(requeued).await, 3);
@@ -38,5 +41,8 @@ async fn idle_process_exits_at_once(cluster: Cluster) {
     let (program, url) = cluster.start().await;
     cluster.http.enqueue(&url, "done", 0).await;
     cluster.until_finished().await;
-    assert_eq!(program.terminate().await, "stopped: 0 jobs still running; 0 records not written");
+    assert_eq!(
+        program.terminate().await,
+        "stopped: 0 jobs ended and 0 were requeued during shutdown, 0 still running; 0 records not written"
+    );
 }

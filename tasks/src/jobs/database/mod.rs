@@ -11,7 +11,9 @@ mod recovery;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 
-use std::time::Duration;
+pub(super) use self::recovery::LOST_CLASS;
+
+use std::{sync::Arc, time::Duration};
 
 use riverqueue::{Client, ClientBuilder, Error, JobRow, sqlx};
 
@@ -23,11 +25,13 @@ use super::{
     Backoff,
     error::{InsertError, river_error},
     insert::{Inserted, Prepared, copy_row, required},
+    outcome::End,
     progress::ProgressUpdate,
+    queue::Environment,
     running::Claim,
 };
 use crate::{
-    Failure, Json, Record, StoreError, TaskId, Timestamp,
+    Json, Record, StoreError, TaskId, Timestamp,
     store::sql::{Engine, store_error},
 };
 
@@ -37,6 +41,23 @@ pub(super) enum Database {
     Postgres(PostgresJobs),
     #[cfg(feature = "sqlite")]
     Sqlite(SqliteJobs),
+}
+
+/// Jobs that no process works on, of one kind in one queue.
+pub(super) struct Unserved {
+    pub(super) kind: String,
+    pub(super) queue: String,
+    pub(super) jobs: i64,
+    /// How long the oldest of them has waited, in seconds.
+    pub(super) oldest: i64,
+}
+
+/// A job that was recovered.
+pub(super) struct Recovered {
+    pub(super) river_id: i64,
+    pub(super) kind: String,
+    /// The new state in River's table.
+    pub(super) state: String,
 }
 
 /// Evaluates the same expression for either database.
@@ -51,16 +72,16 @@ macro_rules! dispatch {
     };
 }
 
-/// Number of attempts at an insertion that the server rolls back because of a conflict.
-const MAX_INSERT_ATTEMPTS: usize = 3;
+/// Number of attempts at a transaction that the server rolls back because of a conflict.
+const MAX_ATTEMPTS: usize = 5;
 
 impl Database {
     pub(super) fn new(engine: Engine) -> Self {
         match engine {
             #[cfg(feature = "postgres")]
-            Engine::Postgres(postgres) => Self::Postgres(PostgresJobs(postgres)),
+            Engine::Postgres(postgres) => Self::Postgres(PostgresJobs::new(postgres)),
             #[cfg(feature = "sqlite")]
-            Engine::Sqlite(sqlite) => Self::Sqlite(SqliteJobs(sqlite)),
+            Engine::Sqlite(sqlite) => Self::Sqlite(SqliteJobs::new(sqlite)),
         }
     }
 
@@ -69,38 +90,125 @@ impl Database {
         dispatch!(self, |database| database.lease())
     }
 
+    /// Returns `true` if the server rolled a transaction back because of a conflict.
+    pub(super) fn is_conflict(&self, error: &sqlx::Error) -> bool {
+        dispatch!(self, |database| database.is_conflict(error))
+    }
+
     /// Migrates the schema, and returns a builder for a River client with connections of its own.
-    pub(super) async fn connect(&self, client: &str, backoff: Backoff) -> Result<ClientBuilder, StoreError> {
-        dispatch!(self, |database| database.connect(client, backoff).await)
+    /// On SQLite, where no other process can be working on them, it also recovers all running jobs.
+    pub(super) async fn connect(&self, client: &str, environment: &Environment) -> Result<ClientBuilder, StoreError> {
+        dispatch!(self, |database| database.connect(client, environment).await)
     }
 
     /// Inserts jobs with their records. On error, none is inserted.
-    pub(super) async fn insert(&self, client: &Client, jobs: &[&Prepared]) -> Result<Vec<Inserted>, InsertError> {
+    ///
+    /// With `lock_timeout`, it fails instead of waiting for longer for the transaction of another
+    /// process.
+    pub(super) async fn insert(
+        &self,
+        client: &Client,
+        jobs: &[&Prepared],
+        lock_timeout: Option<Duration>,
+    ) -> Result<Vec<Inserted>, InsertError> {
         dispatch!(self, |database| {
-            for _ in 1..MAX_INSERT_ATTEMPTS {
-                match database.insert(client, jobs).await? {
-                    Err(Error::Database(error)) if database.is_conflict(&error) => {}
+            let mut attempts = 1;
+            loop {
+                match database.insert(client, jobs, lock_timeout).await? {
+                    Err(Error::Database(error)) if database.is_conflict(&error) && attempts < MAX_ATTEMPTS => {
+                        attempts += 1;
+                    }
+                    Err(Error::Database(error)) if database.is_lock_timeout(&error) => return Err(InsertError::Locked),
                     inserted => return Ok(inserted?),
                 }
             }
-            Ok(database.insert(client, jobs).await??)
         })
+    }
+
+    /// Inserts the record of a running job that another client has inserted. Returns the id of its
+    /// record, which is not `id` if another process inserted the record first.
+    pub(super) async fn adopt(&self, row: &JobRow, id: TaskId) -> Result<TaskId, StoreError> {
+        let mut record = Record::new(id, row.kind.clone(), Timestamp::default());
+        copy_row(&mut record, row);
+        let rows = [(row.id, &record)];
+        let adopted = dispatch!(self, |database| {
+            let adopt = database.transaction(async |transaction| {
+                database.insert_records(transaction, &rows).await?;
+                Ok::<_, Error>(required(database.find_record(transaction, row.id).await?)?.id)
+            });
+            adopt.await
+        });
+        adopted?.map_err(river_error)
+    }
+
+    /// Shows a claimed job as queued, because it waits for a thread. If the process crashes, the
+    /// attempt does not count.
+    pub(super) async fn show_as_queued(&self, claim: &Claim) -> Result<(), StoreError> {
+        dispatch!(self, |database| database.show_as_queued(claim).await)
+    }
+
+    /// Shows a claimed job as running. Returns `false` if the claim is no longer valid.
+    pub(super) async fn show_as_running(&self, claim: &Claim) -> Result<bool, StoreError> {
+        dispatch!(self, |database| database.show_as_running(claim).await)
+    }
+
+    /// Writes the parts of an end that River's row cannot hold, before River writes the rest: the
+    /// progress, and the class and the details of a failure.
+    pub(super) async fn describe(&self, end: &End) -> Result<(), StoreError> {
+        const DESCRIBE: &str = "
+UPDATE tower_offload_task SET progress = coalesce($3, progress), message = coalesce($4, message), error_class = $5, error_message = $6,
+    error_detail = $7, version = version + 1
+WHERE id = $1 AND state = 1 AND attempt = $2";
+        let (failure, progress) = (end.failure(), end.progress.as_ref());
+        let written = dispatch!(self, |database| {
+            let write = database.transaction(async |transaction| {
+                let describe = sqlx::query(DESCRIBE).bind(&end.id.as_bytes()[..]).bind(i64::from(end.claim.attempt));
+                let describe = describe.bind(progress.and_then(|update| update.progress));
+                let describe = describe.bind(progress.and_then(|update| update.message.as_deref()));
+                let describe = describe.bind(failure.map(|failure| &*failure.class));
+                let describe = describe.bind(failure.map(|failure| &*failure.message));
+                let describe = describe.bind(failure.and_then(|failure| failure.detail.as_ref()).map(Json::as_str));
+                describe.execute(&mut **transaction).await.map(drop)
+            });
+            write.await
+        });
+        written?.map_err(store_error)
+    }
+
+    /// Writes an end in place of River. Returns `false` if the attempt no longer has the job.
+    pub(super) async fn write_end(&self, end: &End, backoff: Backoff) -> Result<bool, StoreError> {
+        dispatch!(self, |database| database.write_end(end, backoff).await)
     }
 
     /// Requeues or fails the running jobs of clients that no longer exist, and, if the client
     /// `judge` [may judge](crate::lease) others, of clients whose lease has expired.
-    pub(super) async fn recover(&self, judge: Option<&str>, backoff: Backoff) -> Result<(), StoreError> {
-        dispatch!(self, |database| database.recover(judge, backoff).await)
+    pub(super) async fn recover(&self, judge: Option<&str>, environment: &Environment) -> Result<(), StoreError> {
+        dispatch!(self, |database| database.recover(judge, environment).await)
+    }
+
+    /// Marks unfinished records as lost whose jobs do not exist. Returns their number.
+    pub(super) async fn lose_deleted(&self) -> Result<u64, StoreError> {
+        const LOSE: &str = "
+UPDATE tower_offload_task SET state = 14, reason = 'job_deleted', version = version + 1, finished_at = $1
+WHERE epoch = 0 AND river_id IS NOT NULL AND state < 10 AND NOT EXISTS (SELECT 1 FROM river_job WHERE id = river_id)";
+        let now = i64::try_from(Timestamp::from(std::time::SystemTime::now()).as_millis()).unwrap_or(i64::MAX);
+        let lost = dispatch!(self, |database| {
+            let lose = database.transaction(async |transaction| {
+                sqlx::query(LOSE).bind(now).execute(&mut **transaction).await.map(|done| done.rows_affected())
+            });
+            lose.await
+        });
+        lost?.map_err(store_error)
+    }
+
+    /// Returns the jobs that have waited for a minute and that no process works on.
+    pub(super) async fn unserved(&self) -> Result<Vec<Unserved>, StoreError> {
+        dispatch!(self, |database| database.unserved().await)
     }
 
     /// Returns the jobs that the table shows as running in this client.
-    pub(super) async fn claims(&self, client: &str) -> Result<Vec<Claim>, StoreError> {
+    pub(super) async fn claims(&self, client: &Arc<str>) -> Result<Vec<Claim>, StoreError> {
         dispatch!(self, |database| database.claims(client).await)
-    }
-
-    /// Requeues claimed jobs that this client is not working on.
-    pub(super) async fn requeue(&self, claims: &[Claim], client: &str, backoff: Backoff) -> Result<(), StoreError> {
-        dispatch!(self, |database| database.requeue(claims, client, backoff).await)
     }
 
     /// Starts the lease of a client. `process` is for people who inspect the table.
@@ -139,41 +247,25 @@ SELECT river_id FROM tower_offload_task WHERE river_id IS NOT NULL AND state < 1
         })
     }
 
+    /// Returns `true` if a job has ended or was deleted.
+    pub(super) async fn has_ended(&self, river_id: i64) -> Result<bool, StoreError> {
+        const HAS_ENDED: &str = "
+SELECT NOT EXISTS (SELECT 1 FROM river_job WHERE id = $1 AND state NOT IN ('completed', 'cancelled', 'discarded'))";
+        dispatch!(self, |database| {
+            let read = database
+                .read(async |connection| sqlx::query_scalar(HAS_ENDED).bind(river_id).fetch_one(connection).await);
+            read.await
+        })
+    }
+
     /// Writes the progress of attempts that are still running.
     pub(super) async fn write_progress(&self, updates: &[ProgressUpdate]) -> Result<(), StoreError> {
         dispatch!(self, |database| database.write_progress(updates).await)
     }
 
-    /// Writes the failure of an attempt, before River records its error. River keeps only a
-    /// message.
-    pub(super) async fn write_failure(&self, id: TaskId, attempt: i64, failure: &Failure) -> Result<(), StoreError> {
-        const FAIL: &str = "
-UPDATE tower_offload_task SET error_class = $3, error_message = $4, error_detail = $5, version = version + 1
-WHERE id = $1 AND state = 1 AND attempt = $2";
-        let detail = failure.detail.as_ref().map(Json::as_str);
-        let written = dispatch!(self, |database| {
-            let write = database.transaction(async |transaction| {
-                let fail = sqlx::query(FAIL).bind(&id.as_bytes()[..]).bind(attempt).bind(&failure.class);
-                fail.bind(&failure.message).bind(detail).execute(&mut **transaction).await.map(drop)
-            });
-            write.await
-        });
-        written?.map_err(store_error)
-    }
-
-    /// Inserts the record of a running job that another client has inserted. Returns the id of its
-    /// record, which is not `id` if another process inserted the record first.
-    pub(super) async fn adopt(&self, row: &JobRow, id: TaskId) -> Result<TaskId, StoreError> {
-        let mut record = Record::new(id, row.kind.clone(), Timestamp::default());
-        copy_row(&mut record, row);
-        let rows = [(row.id, &record)];
-        let adopted = dispatch!(self, |database| {
-            let adopt = database.transaction(async |transaction| {
-                database.insert_records(transaction, &rows).await?;
-                Ok::<_, Error>(required(database.find_record(transaction, row.id).await?)?.id)
-            });
-            adopt.await
-        });
-        adopted?.map_err(river_error)
+    /// Calls `notify` when jobs of other processes may have ended, until the connection fails.
+    /// Never returns on SQLite, which has no notifications.
+    pub(super) async fn listen(&self, notify: impl Fn() + Send) -> Result<(), StoreError> {
+        dispatch!(self, |database| database.listen(notify).await)
     }
 }

@@ -3,20 +3,31 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use riverqueue::{
     Client, ClientBuilder, Error,
     migrate::PostgresMigrator,
-    sqlx::{self, PgConnection, PgPool, Row, postgres::Postgres as PostgresDriver},
+    sqlx::{
+        self, PgConnection, PgPool, Row,
+        postgres::{PgListener, Postgres as PostgresDriver},
+    },
 };
 
-use super::recovery::{
-    EXPLAIN_LOSS, LOST_CLASS, LOST_MESSAGE, LostJob, MAX_IMMEDIATE_DELAY, MAX_RECOVERY_BATCH, WRITE_PROGRESS,
-    check_river_version, millis,
+use tokio::time::timeout;
+
+use super::{
+    Database, Recovered, Unserved,
+    recovery::{
+        LOST_CLASS, LOST_MESSAGE, MAX_IMMEDIATE_DELAY, MAX_LOSSES, MAX_RECOVERY_BATCH, RowEnd, WRITE_PROGRESS,
+        check_river_version, loss_delays, millis,
+    },
 };
 use crate::{
-    Record, StoreError,
+    Json, Record, StoreError,
     jobs::{
         Backoff,
-        error::river_error,
+        error::InsertError,
+        events,
         insert::{Inserted, Prepared, Transaction, batch, record_of, required, sealed},
+        outcome::End,
         progress::ProgressUpdate,
+        queue::Environment,
         running::Claim,
     },
     store::sql::{
@@ -29,44 +40,102 @@ use crate::{
         row::{columns, read_columns, record},
         store_error,
     },
+    sync::{Mutex, lock},
 };
 
 type PgTransaction<'a> = sqlx::Transaction<'a, PostgresDriver>;
 
 /// Jobs on Postgres, which many processes share. Each client has a lease.
-pub(in crate::jobs) struct PostgresJobs(pub(super) Arc<Postgres>);
+pub(in crate::jobs) struct PostgresJobs {
+    postgres: Arc<Postgres>,
+    /// The tables of this queue, once they are known.
+    tables: Mutex<Option<Tables>>,
+}
 
-/// Maximum number of connections of a River client: for claims, completions and its listener.
-/// Records are written by the connections of the store.
-const MAX_CONNECTIONS: u32 = 8;
+/// Identifies the tables that a connection finds in its search path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Tables {
+    database: String,
+    jobs: Option<i64>,
+    records: Option<i64>,
+}
+
+const TABLES: &str = "
+SELECT current_database()::text, to_regclass('river_job')::oid::bigint, to_regclass('tower_offload_task')::oid::bigint";
+
+impl Tables {
+    async fn of(connection: &mut PgConnection) -> Result<Self, sqlx::Error> {
+        let row = sqlx::query(TABLES).fetch_one(connection).await?;
+        Ok(Self { database: row.try_get(0)?, jobs: row.try_get(1)?, records: row.try_get(2)? })
+    }
+}
+
+/// Maximum number of connections of a River client: for claims and completions. Records are written
+/// by the connections of the store.
+const MAX_CONNECTIONS: u32 = 4;
 
 impl PostgresJobs {
+    pub(super) fn new(postgres: Arc<Postgres>) -> Self {
+        Self { postgres, tables: Mutex::new(None) }
+    }
+
     pub(super) async fn transaction<T, E: TransactionError>(
         &self,
         change: impl AsyncFnOnce(&mut PgTransaction<'_>) -> Result<T, E>,
     ) -> Result<Result<T, E>, StoreError> {
-        self.0.connections.begin(Role::Maintenance, change).await
+        self.postgres.connections.begin(Role::Maintenance, change).await
     }
 
     pub(super) async fn read<T>(
         &self,
         query: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
     ) -> Result<T, StoreError> {
-        self.0.connections.read(Role::Maintenance, query).await
+        self.postgres.connections.read(Role::Maintenance, query).await
     }
 
     pub(super) fn lease(&self) -> Option<Duration> {
-        Some(self.0.lease)
+        Some(self.postgres.lease)
     }
 
     pub(super) fn is_conflict(&self, error: &sqlx::Error) -> bool {
         is_conflict(error)
     }
 
-    pub(super) async fn connect(&self, client: &str, _: Backoff) -> Result<ClientBuilder, StoreError> {
+    /// Returns an error if the transaction of an application finds other tables than this queue. A
+    /// job in these would never run.
+    async fn check_tables(&self, transaction: &mut PgTransaction<'_>) -> Result<(), InsertError> {
+        let found = Tables::of(transaction).await.map_err(Error::Database)?;
+        let known = lock(&self.tables).clone();
+        if known.as_ref() == Some(&found) {
+            return Ok(());
+        }
+        let own = self.read(async |connection| Tables::of(connection).await).await?;
+        *lock(&self.tables) = Some(own.clone());
+        if own == found {
+            return Ok(());
+        }
+        let Tables { database, jobs, .. } = found;
+        let message = if database == own.database {
+            let which = if jobs.is_some() { "another" } else { "no" };
+            format!(
+                "the search path of the transaction finds {which} `river_job`: use the search path of the connections \
+                 of the task store"
+            )
+        } else {
+            format!("the transaction belongs to database {database:?}, the task store to {:?}", own.database)
+        };
+        Err(InsertError::Invalid(message))
+    }
+
+    /// Returns `true` if a lock was not granted in time.
+    pub(super) fn is_lock_timeout(&self, error: &sqlx::Error) -> bool {
+        error.as_database_error().and_then(|error| error.code()).is_some_and(|code| code == "55P03")
+    }
+
+    pub(super) async fn connect(&self, client: &str, _: &Environment) -> Result<ClientBuilder, StoreError> {
         // Identifies the client of a connection for the fence trigger.
         let prepare = format!("SET tower_offload.client = '{client}'");
-        let pool = self.0.connections.pool(MAX_CONNECTIONS, &prepare);
+        let pool = self.postgres.connections.pool(MAX_CONNECTIONS, &prepare);
         self.migrate(&pool).await?;
         Ok(Client::builder(pool))
     }
@@ -79,13 +148,15 @@ impl PostgresJobs {
             PostgresMigrator::new(pool.clone()).migrate_up().await.map_err(StoreError::other)?;
             self.install().await
         };
-        self.0.connections.with_migration_lock(LOCK, migrate).await
+        self.postgres.connections.with_migration_lock(LOCK, migrate).await
     }
 
     async fn install(&self) -> Result<(), StoreError> {
         const VERSION: &str = "SELECT coalesce(max(version), 0) FROM river_migration WHERE line = 'main'";
+        // The functions may exist without the triggers, if `river_job` was dropped and created
+        // again.
         const IS_INSTALLED: &str = "
-SELECT EXISTS (SELECT 1 FROM pg_trigger WHERE tgname = 'tower_offload_deleted_1' AND tgrelid = to_regclass('river_job'))";
+SELECT EXISTS (SELECT 1 FROM pg_trigger WHERE tgname = 'tower_offload_truncated_2' AND tgrelid = to_regclass('river_job'))";
         let installed = self.transaction(async |transaction| {
             let version: i64 = sqlx::query_scalar(VERSION).fetch_one(&mut **transaction).await?;
             let is_installed: bool = sqlx::query_scalar(IS_INSTALLED).fetch_one(&mut **transaction).await?;
@@ -102,8 +173,56 @@ SELECT EXISTS (SELECT 1 FROM pg_trigger WHERE tgname = 'tower_offload_deleted_1'
         &self,
         client: &Client,
         jobs: &[&Prepared],
+        lock_timeout: Option<Duration>,
     ) -> Result<Result<Vec<Inserted>, Error>, StoreError> {
-        self.transaction(async |transaction| insert(transaction, client, jobs).await).await
+        const LIMIT: &str = "SELECT set_config('lock_timeout', $1, true)";
+        self.transaction(async |transaction| {
+            if let Some(timeout) = lock_timeout {
+                let limit = sqlx::query(LIMIT).bind(format!("{}ms", timeout.as_millis()));
+                limit.execute(&mut **transaction).await?;
+            }
+            insert(transaction, client, jobs).await
+        })
+        .await
+    }
+
+    pub(super) async fn begin_lease(&self, client: &str, process: &str) -> Result<(), StoreError> {
+        const BEGIN: &str = "
+INSERT INTO tower_offload_client (id, name, expires_at) VALUES ($1, $2, clock_timestamp() + $3 * interval '1 millisecond')";
+        let process = process.replace('\0', "\u{fffd}");
+        let begin = self.postgres.connections.transaction(Role::Lease, async |connection| {
+            let begin = sqlx::query(BEGIN).bind(client).bind(&process).bind(self.postgres.lease_millis());
+            begin.execute(connection).await
+        });
+        begin.await.map(drop)
+    }
+
+    pub(super) async fn renew_lease(&self, client: &str) -> Result<bool, StoreError> {
+        const RENEW: &str = renew_lease!("tower_offload_client", "id");
+        let renew = sqlx::query(RENEW).bind(client).bind(self.postgres.lease_millis());
+        let renewed =
+            self.postgres.connections.read(Role::Lease, async |connection| renew.execute(connection).await).await?;
+        Ok(renewed.rows_affected() > 0)
+    }
+
+    pub(super) async fn end_lease(&self, client: &str) -> Result<(), StoreError> {
+        const END: &str = "DELETE FROM tower_offload_client WHERE id = $1";
+        let end = self
+            .postgres
+            .connections
+            .transaction(Role::Lease, async |connection| sqlx::query(END).bind(client).execute(connection).await);
+        end.await.map(drop)
+    }
+
+    /// Writes each row in a transaction of its own. River completes many jobs in one statement, and
+    /// two statements that lock the same rows in different orders could deadlock.
+    pub(super) async fn write_progress(&self, updates: &[ProgressUpdate]) -> Result<(), StoreError> {
+        for update in updates {
+            let write = sqlx::query(WRITE_PROGRESS).bind(&update.id.as_bytes()[..]).bind(update.attempt);
+            let write = write.bind(update.progress).bind(&update.message);
+            self.read(async |connection| write.execute(connection).await).await?;
+        }
+        Ok(())
     }
 
     pub(super) async fn insert_records(
@@ -122,89 +241,135 @@ SELECT EXISTS (SELECT 1 FROM pg_trigger WHERE tgname = 'tower_offload_deleted_1'
         find_record(transaction, river_id).await
     }
 
-    pub(super) async fn begin_lease(&self, client: &str, process: &str) -> Result<(), StoreError> {
-        const BEGIN: &str = "
-INSERT INTO tower_offload_client (id, name, expires_at) VALUES ($1, $2, clock_timestamp() + $3 * interval '1 millisecond')";
-        let process = process.replace('\0', "\u{fffd}");
-        let begin = self.0.connections.transaction(Role::Lease, async |connection| {
-            let begin = sqlx::query(BEGIN).bind(client).bind(&process).bind(self.0.lease_millis());
-            begin.execute(connection).await
-        });
-        begin.await.map(drop)
+    pub(super) async fn show_as_queued(&self, claim: &Claim) -> Result<(), StoreError> {
+        self.read(async |connection| {
+            let show = sqlx::query(SHOW_AS_QUEUED).bind(claim.river_id).bind(claim.attempt).bind(&*claim.client);
+            show.execute(connection).await.map(drop)
+        })
+        .await
     }
 
-    pub(super) async fn renew_lease(&self, client: &str) -> Result<bool, StoreError> {
-        const RENEW: &str = renew_lease!("tower_offload_client", "id");
-        let renew = sqlx::query(RENEW).bind(client).bind(self.0.lease_millis());
-        let renewed = self.0.connections.read(Role::Lease, async |connection| renew.execute(connection).await).await?;
-        Ok(renewed.rows_affected() > 0)
+    pub(super) async fn show_as_running(&self, claim: &Claim) -> Result<bool, StoreError> {
+        self.read(async |connection| {
+            let show = sqlx::query_scalar(SHOW_AS_RUNNING).bind(claim.river_id).bind(claim.attempt);
+            show.bind(&*claim.client).fetch_one(connection).await
+        })
+        .await
     }
 
-    pub(super) async fn end_lease(&self, client: &str) -> Result<(), StoreError> {
-        const END: &str = "DELETE FROM tower_offload_client WHERE id = $1";
-        let end = self
-            .0
-            .connections
-            .transaction(Role::Lease, async |connection| sqlx::query(END).bind(client).execute(connection).await);
-        end.await.map(drop)
+    pub(super) async fn write_end(&self, end: &End, backoff: Backoff) -> Result<bool, StoreError> {
+        let (row, failure, progress) = (RowEnd::new(end, backoff), end.failure(), end.progress.as_ref());
+        self.read(async |connection| {
+            let write = sqlx::query_scalar::<_, i64>(WRITE_END)
+                .bind(end.claim.river_id)
+                .bind(end.claim.attempt)
+                .bind(&*end.claim.client)
+                .bind(row.state)
+                .bind(row.delay)
+                .bind(end.is_refunded())
+                .bind(row.error)
+                .bind(failure.map(|failure| &*failure.class))
+                .bind(failure.and_then(|failure| failure.detail.as_ref()).map(Json::as_str))
+                .bind(end.result().map(Json::as_str))
+                .bind(end.has_begun())
+                .bind(progress.and_then(|update| update.progress))
+                .bind(progress.and_then(|update| update.message.as_deref()));
+            Ok(write.fetch_optional(connection).await?.is_some())
+        })
+        .await
     }
 
-    /// Writes each row in a transaction of its own. River completes many jobs in one statement, and
-    /// two statements that lock the same rows in different orders could deadlock.
-    pub(super) async fn write_progress(&self, updates: &[ProgressUpdate]) -> Result<(), StoreError> {
-        for update in updates {
-            let write = sqlx::query(WRITE_PROGRESS).bind(&update.id.as_bytes()[..]).bind(update.attempt);
-            let write = write.bind(update.progress).bind(&update.message);
-            self.read(async |connection| write.execute(connection).await).await?;
+    /// Deletes the expired clients first. From then on a client that has no row has lost its lease,
+    /// and notices it at its next renewal, however long its jobs take to recover.
+    pub(super) async fn recover(&self, judge: Option<&str>, environment: &Environment) -> Result<(), StoreError> {
+        if let Some(judge) = judge {
+            let expire = sqlx::query(EXPIRE).bind(judge).bind(self.postgres.lease_millis());
+            self.read(async |connection| expire.execute(connection).await).await?;
         }
-        Ok(())
-    }
-
-    pub(super) async fn recover(&self, judge: Option<&str>, backoff: Backoff) -> Result<(), StoreError> {
-        let lease = self.0.lease_millis();
         loop {
-            let recover = async |transaction: &mut PgTransaction<'_>| {
-                let expired = match judge {
-                    Some(client) => lock_expired(transaction, client, lease).await?,
-                    None => Vec::new(),
-                };
-                recover_batch(transaction, &expired, backoff).await
-            };
-            let recovered = self.transaction(recover);
-            if recovered.await?.map_err(river_error)? < MAX_RECOVERY_BATCH {
+            let delays = loss_delays(environment.backoff);
+            let recovered = self.transaction(async |transaction| recover_batch(transaction, &delays).await);
+            let recovered = recovered.await?.map_err(store_error)?;
+            events::recovered(&environment.counters, &recovered);
+            if recovered.len() < MAX_RECOVERY_BATCH {
                 return Ok(());
             }
         }
     }
 
-    pub(super) async fn claims(&self, client: &str) -> Result<Vec<Claim>, StoreError> {
+    pub(super) async fn claims(&self, client: &Arc<str>) -> Result<Vec<Claim>, StoreError> {
         const CLAIMS: &str = "
-SELECT id, attempt FROM river_job WHERE state = 'running' AND attempted_by[array_upper(attempted_by, 1)] = $1";
+SELECT id, attempt, (extract(epoch FROM attempted_at) * 1000000)::bigint FROM river_job
+WHERE state = 'running' AND attempted_by[array_upper(attempted_by, 1)] = $1";
         let read = self.read(async |connection| {
-            let rows = sqlx::query(CLAIMS).bind(client).fetch_all(connection).await?;
-            rows.iter().map(|row| Ok(Claim { river_id: row.try_get(0)?, attempt: row.try_get(1)? })).collect()
+            let rows = sqlx::query(CLAIMS).bind(&**client).fetch_all(connection).await?;
+            rows.iter()
+                .map(|row| {
+                    let (river_id, attempt, attempted_at) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+                    Ok(Claim { river_id, attempt, attempted_at, client: client.clone() })
+                })
+                .collect()
         });
         read.await
     }
 
-    pub(super) async fn requeue(&self, claims: &[Claim], client: &str, backoff: Backoff) -> Result<(), StoreError> {
-        let requeued = self.transaction(async |transaction| {
-            let mut queues = BTreeSet::new();
-            for claim in claims {
-                queues.extend(recover_job(transaction, &LostJob::of_claim(claim), client, backoff).await?);
-            }
-            notify(transaction, queues).await
+    pub(super) async fn unserved(&self) -> Result<Vec<Unserved>, StoreError> {
+        let read = self.read(async |connection| {
+            let rows = sqlx::query(UNSERVED).fetch_all(connection).await?;
+            rows.iter()
+                .map(|row| {
+                    let (kind, queue) = (row.try_get(0)?, row.try_get(1)?);
+                    Ok(Unserved { kind, queue, jobs: row.try_get(2)?, oldest: row.try_get(3)? })
+                })
+                .collect()
         });
-        requeued.await?.map_err(river_error)
+        read.await
+    }
+
+    pub(super) async fn listen(&self, notify: impl Fn() + Send) -> Result<(), StoreError> {
+        let pool = self.postgres.connections.pool(1, "");
+        let listened = listen(&pool, notify).await;
+        pool.close().await;
+        listened
     }
 }
+
+async fn listen(pool: &PgPool, notify: impl Fn() + Send) -> Result<(), StoreError> {
+    let mut listener = PgListener::connect_with(pool).await.map_err(store_error)?;
+    listener.listen(ENDED).await.map_err(store_error)?;
+    loop {
+        notify(); // also after a reconnection, since notifications may have been missed
+        let Ok(received) = timeout(PING_INTERVAL, listener.try_recv()).await else {
+            let ping = sqlx::query("SELECT 1").execute(&mut listener);
+            let late = |_| StoreError::unavailable("the connection of the listener does not respond");
+            timeout(PING_INTERVAL, ping).await.map_err(late)?.map_err(store_error)?;
+            continue;
+        };
+        received.map_err(store_error)?;
+    }
+}
+
+/// Interval at which an idle listener tests its connection.
+const PING_INTERVAL: Duration = Duration::from_secs(5);
+/// Channel of the notification by the triggers that a job has ended.
+const ENDED: &str = "tower_offload_ended";
 
 impl Transaction for PgTransaction<'_> {}
 
 #[expect(private_interfaces, reason = "the trait is sealed")]
 impl sealed::Sealed for PgTransaction<'_> {
-    fn insert<'a>(&'a mut self, client: &'a Client, jobs: &'a [&'a Prepared]) -> sealed::Insertion<'a> {
-        Box::pin(insert(self, client, jobs))
+    fn insert<'a>(
+        &'a mut self,
+        database: &'a Database,
+        client: &'a Client,
+        jobs: &'a [&'a Prepared],
+    ) -> sealed::Insertion<'a> {
+        Box::pin(async move {
+            if let Database::Postgres(jobs) = database {
+                jobs.check_tables(self).await?;
+            }
+            Ok(insert(self, client, jobs).await?)
+        })
     }
 }
 
@@ -226,12 +391,53 @@ async fn insert(
     Ok(inserted)
 }
 
+const SHOW_AS_QUEUED: &str = "
+UPDATE tower_offload_task AS task SET state = 0, attempt = greatest(task.attempt - 1, 0), started_at = NULL, version = task.version + 1
+FROM river_job AS job WHERE task.river_id = $1 AND task.state = 1 AND job.id = $1 AND job.state = 'running' AND job.attempt = $2
+    AND job.attempted_by[array_upper(job.attempted_by, 1)] = $3";
+const SHOW_AS_RUNNING: &str = "
+WITH job AS (
+    SELECT id, attempt FROM river_job WHERE id = $1 AND state = 'running' AND attempt = $2
+        AND attempted_by[array_upper(attempted_by, 1)] = $3
+), shown AS (
+    UPDATE tower_offload_task AS task SET state = 1, attempt = job.attempt, version = task.version + 1,
+        started_at = greatest((extract(epoch FROM clock_timestamp()) * 1000)::bigint, task.created_at)
+    FROM job WHERE task.river_id = job.id AND task.state = 0
+)
+SELECT EXISTS (SELECT 1 FROM job)";
+
+/// Writes an end, if the attempt still has its job. The parts that River's row cannot hold are
+/// written to the record first, and the trigger keeps it.
+const WRITE_END: &str = "
+WITH ended AS (
+    SELECT id, coalesce(metadata ? 'cancel_attempted_at', false) AS is_cancelled FROM river_job
+    WHERE id = $1 AND state = 'running' AND attempt = $2 AND attempted_by[array_upper(attempted_by, 1)] = $3 FOR UPDATE
+), described AS (
+    UPDATE tower_offload_task AS task SET progress = coalesce($12, task.progress), message = coalesce($13, task.message),
+        error_class = $8, error_message = $7, error_detail = $9, result = $10,
+        started_at = CASE WHEN $11 THEN task.started_at END
+    FROM ended WHERE task.river_id = ended.id AND task.state < 10
+)
+UPDATE river_job AS job SET
+    state = CASE WHEN $5::bigint IS NULL THEN $4 WHEN ended.is_cancelled THEN 'cancelled' ELSE $4 END::river_job_state,
+    attempt = CASE WHEN $6 THEN greatest(job.attempt - 1, 0) ELSE job.attempt END,
+    finalized_at = CASE WHEN $5 IS NULL OR ended.is_cancelled THEN clock_timestamp() END,
+    scheduled_at = CASE WHEN $5 IS NULL OR ended.is_cancelled THEN job.scheduled_at
+        ELSE clock_timestamp() + $5 * interval '1 millisecond' END,
+    errors = CASE WHEN $7::text IS NULL THEN job.errors ELSE array_append(coalesce(job.errors, '{}'), jsonb_build_object(
+        'at', to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'),
+        'attempt', job.attempt, 'error', $7, 'trace', '')) END,
+    metadata = CASE WHEN $10::text IS NULL THEN job.metadata ELSE job.metadata || jsonb_build_object('output', $10::jsonb) END
+FROM ended WHERE job.id = ended.id
+RETURNING job.id";
+
 /// Inserts records of jobs. A job that has a record keeps it.
 async fn insert_records(connection: &mut PgConnection, rows: &[(i64, &Record)]) -> Result<(), sqlx::Error> {
     const INSERT: &str = concat!(
-        "INSERT INTO tower_offload_task (epoch, river_id, ",
+        "INSERT INTO tower_offload_task (epoch, river_id, due_at, ",
         columns!(),
-        ") SELECT 0, job.river_id, ",
+        ") SELECT 0, job.river_id, (SELECT (extract(epoch FROM scheduled_at) * 1000)::bigint FROM river_job \
+         WHERE river_job.id = job.river_id AND river_job.state = 'scheduled'), ",
         columns!(),
         " FROM ",
         input!(),
@@ -252,84 +458,77 @@ async fn find_record(
     Ok(row.as_ref().map(record))
 }
 
-/// Locks running jobs of expired clients and of clients without a row. A client without a row
-/// claimed its job while it was being recovered.
-const FIND_LOST: &str = "
-SELECT job.id, job.attempt, coalesce((job.metadata ->> 'tower_offload:lost')::bigint, 0),
-    job.attempted_by[array_upper(job.attempted_by, 1)] FROM river_job AS job
-LEFT JOIN tower_offload_client AS client ON client.id = job.attempted_by[array_upper(job.attempted_by, 1)]
-WHERE job.state = 'running' AND job.attempted_by[array_upper(job.attempted_by, 1)] LIKE 'to-%'
-    AND (client.id IS NULL OR client.id = ANY($2))
-ORDER BY job.id LIMIT $1 FOR UPDATE OF job SKIP LOCKED";
-/// Requeues or ends a job, unless it has left the attempt that was found. The attempt stays
-/// counted, so a job that crashes its process ends after `max_attempts`.
+/// Deletes the clients whose lease has expired, if the client `$1` may judge them. The rows are locked
+/// while the condition holds, so a lease that is deleted can no longer be renewed.
+const EXPIRE: &str =
+    concat!("DELETE FROM tower_offload_client WHERE id IN (", lock_expired!("tower_offload_client", "id"), ")");
+/// Requeues or ends running jobs of clients without a row. The attempt stays counted, so a job that
+/// crashes its process ends after `max_attempts`, unless its record shows it as queued: then its
+/// work has not begun. Other programs write the metadata too, so it may have any type.
 const RECOVER: &str = "
+WITH lost AS (
+    SELECT job.id, job.attempt, task.state IS NOT DISTINCT FROM 0 AS is_refunded,
+        CASE WHEN jsonb_typeof(job.metadata -> 'tower_offload:lost') = 'number'
+            THEN least(greatest((job.metadata ->> 'tower_offload:lost')::numeric, 0), $5::bigint)::bigint ELSE 0 END AS losses
+    FROM river_job AS job
+    LEFT JOIN tower_offload_client AS client ON client.id = job.attempted_by[array_upper(job.attempted_by, 1)]
+    LEFT JOIN tower_offload_task AS task ON task.river_id = job.id
+    WHERE job.state = 'running' AND job.attempted_by[array_upper(job.attempted_by, 1)] LIKE 'to-%' AND client.id IS NULL
+    ORDER BY job.id LIMIT $1 FOR UPDATE OF job SKIP LOCKED
+), delayed AS (
+    SELECT lost.*, CASE WHEN is_refunded THEN 0 ELSE ($2::bigint[])[losses + 1] END AS delay FROM lost
+), explained AS (
+    UPDATE tower_offload_task AS task SET error_class = $3, error_message = $4, error_detail = NULL
+    FROM lost WHERE task.river_id = lost.id AND task.state = 1
+)
 UPDATE river_job AS job SET
-    state = CASE WHEN job.metadata ? 'cancel_attempted_at' THEN 'cancelled' WHEN job.attempt >= job.max_attempts THEN 'discarded'
-        WHEN $1::bigint <= $5::bigint THEN 'available' ELSE 'retryable' END::river_job_state,
-    finalized_at = CASE WHEN job.metadata ? 'cancel_attempted_at' OR job.attempt >= job.max_attempts THEN clock_timestamp() END,
-    scheduled_at = CASE WHEN job.metadata ? 'cancel_attempted_at' OR job.attempt >= job.max_attempts THEN job.scheduled_at
-        ELSE clock_timestamp() + $1::bigint * interval '1 millisecond' END,
-    errors = array_append(coalesce(job.errors, '{}'), jsonb_build_object(
+    state = CASE WHEN job.metadata ? 'cancel_attempted_at' THEN 'cancelled'
+        WHEN job.attempt >= job.max_attempts AND NOT lost.is_refunded THEN 'discarded'
+        WHEN lost.delay <= $6::bigint THEN 'available' ELSE 'retryable' END::river_job_state,
+    attempt = CASE WHEN lost.is_refunded THEN greatest(job.attempt - 1, 0) ELSE job.attempt END,
+    finalized_at = CASE WHEN job.metadata ? 'cancel_attempted_at' OR job.attempt >= job.max_attempts AND NOT lost.is_refunded
+        THEN clock_timestamp() END,
+    scheduled_at = CASE WHEN job.metadata ? 'cancel_attempted_at' OR job.attempt >= job.max_attempts AND NOT lost.is_refunded
+        THEN job.scheduled_at ELSE clock_timestamp() + lost.delay * interval '1 millisecond' END,
+    errors = CASE WHEN lost.is_refunded THEN job.errors ELSE array_append(coalesce(job.errors, '{}'), jsonb_build_object(
         'at', to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'),
-        'attempt', job.attempt, 'error', $4::text, 'trace', '')),
-    metadata = job.metadata || jsonb_build_object('tower_offload:lost', coalesce((job.metadata ->> 'tower_offload:lost')::bigint, 0) + 1)
-WHERE job.id = $2 AND job.state = 'running' AND job.attempt = $3 AND job.attempted_by[array_upper(job.attempted_by, 1)] = $6
-RETURNING job.queue";
+        'attempt', job.attempt, 'error', $4::text, 'trace', '')) END,
+    metadata = CASE WHEN lost.is_refunded THEN job.metadata
+        ELSE job.metadata || jsonb_build_object('tower_offload:lost', lost.losses + 1) END
+FROM delayed AS lost WHERE job.id = lost.id
+RETURNING job.id, job.kind, job.state::text, job.queue";
 const NOTIFY: &str = "
-SELECT pg_notify(concat(current_schema(), '.river_insert'), json_build_object('queue', $1::text)::text)";
-const DELETE_CLIENTS: &str = "DELETE FROM tower_offload_client WHERE id = ANY($1)";
+SELECT pg_notify(concat(current_schema(), '.river_insert'), json_build_object('queue', queue)::text)
+FROM unnest($1::text[]) AS queue";
 
-/// Locks the clients whose lease has expired, if the client `judge` may judge them.
-async fn lock_expired(
-    connection: &mut PgConnection,
-    judge: &str,
-    lease_millis: i64,
-) -> Result<Vec<String>, sqlx::Error> {
-    const LOCK_EXPIRED: &str = lock_expired!("tower_offload_client", "id");
-    sqlx::query_scalar(LOCK_EXPIRED).bind(judge).bind(lease_millis).fetch_all(connection).await
-}
-
-/// Recovers a batch of jobs and returns their number. Expired clients are deleted with the last
-/// batch, so a client that has a row has lost no jobs.
-async fn recover_batch(
-    transaction: &mut PgTransaction<'_>,
-    expired: &[String],
-    backoff: Backoff,
-) -> Result<usize, Error> {
+/// Recovers a batch of jobs. Each batch takes three round trips to the server.
+async fn recover_batch(transaction: &mut PgTransaction<'_>, delays: &[i64]) -> Result<Vec<Recovered>, sqlx::Error> {
     let connection: &mut PgConnection = transaction;
-    let find = sqlx::query(FIND_LOST).bind(MAX_RECOVERY_BATCH as i64).bind(expired);
-    let rows = find.fetch_all(&mut *connection).await?;
+    let recover = sqlx::query(RECOVER).bind(MAX_RECOVERY_BATCH as i64).bind(delays).bind(LOST_CLASS).bind(LOST_MESSAGE);
+    let recover = recover.bind(MAX_LOSSES as i64).bind(millis(MAX_IMMEDIATE_DELAY));
+    let rows = recover.fetch_all(&mut *connection).await?;
     let mut queues = BTreeSet::new();
+    let mut recovered = Vec::with_capacity(rows.len());
     for row in &rows {
-        let lost = LostJob { river_id: row.try_get(0)?, attempt: row.try_get(1)?, losses: row.try_get(2)? };
-        queues.extend(recover_job(connection, &lost, row.try_get(3)?, backoff).await?);
+        recovered.push(Recovered { river_id: row.try_get(0)?, kind: row.try_get(1)?, state: row.try_get(2)? });
+        queues.insert(row.try_get::<String, _>(3)?);
     }
-    notify(connection, queues).await?;
-    if rows.len() < MAX_RECOVERY_BATCH {
-        sqlx::query(DELETE_CLIENTS).bind(expired).execute(connection).await?;
+    if !queues.is_empty() {
+        sqlx::query(NOTIFY).bind(Vec::from_iter(queues)).execute(connection).await?;
     }
-    Ok(rows.len())
+    Ok(recovered)
 }
 
-/// Recovers a job, and returns its queue unless the job has changed in between.
-async fn recover_job(
-    connection: &mut PgConnection,
-    lost: &LostJob,
-    client: &str,
-    backoff: Backoff,
-) -> Result<Option<String>, Error> {
-    let explain = sqlx::query(EXPLAIN_LOSS).bind(lost.river_id).bind(LOST_CLASS).bind(LOST_MESSAGE);
-    explain.execute(&mut *connection).await?;
-    let recover = sqlx::query_scalar(RECOVER).bind(lost.delay_millis(backoff)).bind(lost.river_id).bind(lost.attempt);
-    let recover = recover.bind(LOST_MESSAGE).bind(millis(MAX_IMMEDIATE_DELAY)).bind(client);
-    Ok(recover.fetch_optional(connection).await?)
-}
-
-/// Notifies the clients of these queues, like River does when it inserts jobs.
-async fn notify(connection: &mut PgConnection, queues: BTreeSet<String>) -> Result<(), Error> {
-    for queue in queues {
-        sqlx::query(NOTIFY).bind(queue).execute(&mut *connection).await?;
-    }
-    Ok(())
-}
+/// Jobs that have waited for a minute, of a kind and in a queue of which no job is running and none
+/// has started meanwhile.
+const UNSERVED: &str = "
+SELECT waiting.kind, waiting.queue, waiting.jobs, waiting.oldest FROM (
+    SELECT kind, queue, count(*) AS jobs, (extract(epoch FROM now() - min(scheduled_at)))::bigint AS oldest FROM (
+        SELECT kind, queue, scheduled_at FROM river_job WHERE state = 'available' AND scheduled_at < now() - interval '1 minute'
+        LIMIT 10000
+    ) AS available GROUP BY kind, queue
+) AS waiting
+WHERE NOT EXISTS (SELECT 1 FROM river_job AS job WHERE job.kind = waiting.kind AND job.queue = waiting.queue
+        AND (job.state = 'running' OR job.attempted_at > now() - interval '1 minute'))
+    AND NOT EXISTS (SELECT 1 FROM river_queue WHERE name = waiting.queue AND paused_at IS NOT NULL)
+ORDER BY waiting.jobs DESC LIMIT 20";

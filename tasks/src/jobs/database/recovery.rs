@@ -4,20 +4,20 @@ use std::time::Duration;
 
 use crate::{
     StoreError,
-    jobs::{Backoff, running::Claim},
+    jobs::{
+        Backoff,
+        outcome::{End, Next},
+    },
 };
 
 /// Version of River's schema that recovery and triggers are written for.
 pub(super) const RIVER_VERSION: i64 = 8;
 
 /// Class and message of an attempt whose process crashed.
-pub(super) const LOST_CLASS: &str = "process_lost";
+pub(in crate::jobs) const LOST_CLASS: &str = "process_lost";
 pub(super) const LOST_MESSAGE: &str = "the process that ran the attempt has crashed";
-pub(super) const EXPLAIN_LOSS: &str = "
-UPDATE tower_offload_task SET error_class = $2, error_message = $3, error_detail = NULL WHERE river_id = $1 AND state = 1";
-
 /// Maximum number of jobs recovered in one transaction, so that it stays short.
-pub(super) const MAX_RECOVERY_BATCH: usize = 200;
+pub(super) const MAX_RECOVERY_BATCH: usize = 500;
 /// Maximum delay of a job that is made available at once, like in River. After a longer delay,
 /// River's leader makes the job available, and there may be no leader for a while.
 pub(super) const MAX_IMMEDIATE_DELAY: Duration = Duration::from_secs(5);
@@ -27,27 +27,44 @@ pub(super) const MAX_DELAY: Duration = Duration::from_secs(365 * 24 * 3600);
 pub(super) const WRITE_PROGRESS: &str = "
 UPDATE tower_offload_task SET progress = $3, message = $4, version = version + 1 WHERE id = $1 AND state = 1 AND attempt = $2";
 
-/// A running job whose process has crashed.
-pub(super) struct LostJob {
-    pub(super) river_id: i64,
-    pub(super) attempt: i16,
-    /// Number of earlier attempts whose process crashed.
-    pub(super) losses: i64,
+/// Maximum number of crashes that are distinguished. The delay does not grow further.
+pub(super) const MAX_LOSSES: usize = 32;
+
+/// Returns the delays before the next attempt of a job whose process has crashed, in milliseconds,
+/// by the number of its earlier crashes.
+///
+/// There is no delay after the first crash, since any job of the process may have caused it. After
+/// another crash this job is suspect, and the backoff applies.
+pub(super) fn loss_delays(backoff: Backoff) -> Vec<i64> {
+    (0..=u32::try_from(MAX_LOSSES).unwrap_or(u32::MAX))
+        .map(|losses| if losses == 0 { Duration::ZERO } else { backoff.mean_delay(losses) })
+        .map(|delay| millis(delay.min(MAX_DELAY)))
+        .collect()
 }
 
-impl LostJob {
-    pub(super) fn of_claim(claim: &Claim) -> Self {
-        Self { river_id: claim.river_id, attempt: claim.attempt, losses: 0 }
-    }
+/// Effect of the end of an attempt on River's row.
+pub(super) struct RowEnd<'a> {
+    pub(super) state: &'static str,
+    /// Delay before the next attempt in milliseconds. `None` if the job has ended.
+    pub(super) delay: Option<i64>,
+    /// The error of the attempt.
+    pub(super) error: Option<&'a str>,
+}
 
-    /// Returns the delay before the next attempt, in milliseconds.
-    ///
-    /// There is no delay after the first crash, since any job of the process may have caused it.
-    /// After another crash this job is suspect, and the backoff applies.
-    pub(super) fn delay_millis(&self, backoff: Backoff) -> i64 {
-        let failures = u32::try_from(self.losses).unwrap_or(u32::MAX);
-        let delay = if failures == 0 { Duration::ZERO } else { backoff.mean_delay(failures) };
-        millis(delay.min(MAX_DELAY))
+impl<'a> RowEnd<'a> {
+    pub(super) fn new(end: &'a End, backoff: Backoff) -> Self {
+        let next = end.next(backoff);
+        let state = match next {
+            Next::Completed => "completed",
+            Next::Discarded => "discarded",
+            Next::Queued(delay) if delay <= MAX_IMMEDIATE_DELAY => "available",
+            Next::Queued(_) => "retryable",
+        };
+        let delay = match next {
+            Next::Queued(delay) => Some(millis(delay.min(MAX_DELAY))),
+            Next::Completed | Next::Discarded => None,
+        };
+        Self { state, delay, error: end.failure().map(|failure| &*failure.message) }
     }
 }
 

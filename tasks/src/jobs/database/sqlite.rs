@@ -1,5 +1,36 @@
-use std::{sync::Arc, time::Duration};
+use std::{
+    future::pending,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
+use super::{
+    Database, Recovered, Unserved,
+    recovery::{
+        LOST_CLASS, LOST_MESSAGE, MAX_IMMEDIATE_DELAY, MAX_LOSSES, MAX_RECOVERY_BATCH, RowEnd, WRITE_PROGRESS,
+        check_river_version, loss_delays, millis,
+    },
+};
+use crate::{
+    Json, Record, StoreError,
+    jobs::{
+        Backoff,
+        error::InsertError,
+        events,
+        insert::{Inserted, Prepared, Transaction, batch, record_of, required, sealed},
+        outcome::End,
+        progress::ProgressUpdate,
+        queue::Environment,
+        running::Claim,
+    },
+    store::sql::{
+        row::{Values, columns, read_columns, record},
+        sqlite::{Sqlite, connection::write_options, write::bind},
+        store_error,
+    },
+    sync::{Mutex, lock},
+};
 use riverqueue::{
     Client, ClientBuilder, Error,
     migrate::SqliteMigrator,
@@ -9,47 +40,35 @@ use riverqueue::{
     },
 };
 
-use super::recovery::{
-    EXPLAIN_LOSS, LOST_CLASS, LOST_MESSAGE, LostJob, MAX_IMMEDIATE_DELAY, MAX_RECOVERY_BATCH, WRITE_PROGRESS,
-    check_river_version, millis,
-};
-use crate::{
-    Record, StoreError,
-    jobs::{
-        Backoff,
-        error::river_error,
-        insert::{Inserted, Prepared, Transaction, batch, record_of, required, sealed},
-        progress::ProgressUpdate,
-        running::Claim,
-    },
-    store::sql::{
-        row::{Values, columns, read_columns, record},
-        sqlite::{Sqlite, connection::write_options, write::bind},
-        store_error,
-    },
-};
-
 type SqliteTransaction<'a> = sqlx::Transaction<'a, SqliteDriver>;
 
 /// Jobs on SQLite. The process that has locked the file is the only one, so there are no leases.
-pub(in crate::jobs) struct SqliteJobs(pub(super) Arc<Sqlite>);
+pub(in crate::jobs) struct SqliteJobs {
+    sqlite: Arc<Sqlite>,
+    /// Path of the file, once the queue has started.
+    path: Mutex<Option<PathBuf>>,
+}
 
 /// Maximum number of connections of the River client.
 const MAX_CONNECTIONS: u32 = 4;
 
 impl SqliteJobs {
+    pub(super) fn new(sqlite: Arc<Sqlite>) -> Self {
+        Self { sqlite, path: Mutex::new(None) }
+    }
+
     pub(super) async fn transaction<T, E: From<sqlx::Error>>(
         &self,
         change: impl AsyncFnOnce(&mut SqliteTransaction<'_>) -> Result<T, E>,
     ) -> Result<Result<T, E>, StoreError> {
-        self.0.lock_writer().await?.begin(change).await
+        self.sqlite.lock_writer().await?.begin(change).await
     }
 
     pub(super) async fn read<T>(
         &self,
         query: impl AsyncFnOnce(&mut SqliteConnection) -> Result<T, sqlx::Error>,
     ) -> Result<T, StoreError> {
-        let mut connection = self.0.readers.acquire().await.map_err(store_error)?;
+        let mut connection = self.sqlite.readers.acquire().await.map_err(store_error)?;
         query(&mut connection).await.map_err(store_error)
     }
 
@@ -62,10 +81,36 @@ impl SqliteJobs {
         false
     }
 
-    /// Migrates the schema, recovers all running jobs, since no other process can be working on
-    /// them, and returns a builder for a River client.
-    pub(super) async fn connect(&self, _: &str, backoff: Backoff) -> Result<ClientBuilder, StoreError> {
-        let path = self.0.lock_writer().await?.path.clone();
+    pub(super) fn is_lock_timeout(&self, _: &sqlx::Error) -> bool {
+        false
+    }
+
+    /// Executes `change` in a transaction.
+    async fn change<T>(
+        &self,
+        change: impl AsyncFnOnce(&mut SqliteConnection) -> Result<T, sqlx::Error>,
+    ) -> Result<T, StoreError> {
+        self.transaction(async |transaction| change(&mut **transaction).await).await?.map_err(store_error)
+    }
+
+    /// Returns an error if the transaction of an application belongs to another file. A job in it
+    /// would never run.
+    async fn check_file(&self, transaction: &mut SqliteConnection) -> Result<(), InsertError> {
+        const FILE: &str = "SELECT file FROM pragma_database_list WHERE name = 'main'";
+        let found: String = sqlx::query_scalar(FILE).fetch_one(transaction).await.map_err(Error::Database)?;
+        let own = lock(&self.path).clone();
+        match own {
+            Some(own) if !is_same_file(&own, Path::new(&found)) => Err(InsertError::Invalid(format!(
+                "the transaction belongs to file {found:?}, the task store to {:?}",
+                own.display().to_string()
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) async fn connect(&self, _: &str, environment: &Environment) -> Result<ClientBuilder, StoreError> {
+        let path = self.sqlite.lock_writer().await?.path.clone();
+        *lock(&self.path) = Some(path.clone());
         // A power failure may lose River's last changes. Then a job runs again, but no job is lost:
         // the store inserts jobs, and it syncs each commit.
         let options = write_options(&path).synchronous(SqliteSynchronous::Normal);
@@ -73,14 +118,14 @@ impl SqliteJobs {
         let pool = pool.connect_with(options).await.map_err(store_error)?;
         SqliteMigrator::new(pool.clone()).migrate_up().await.map_err(StoreError::other)?;
         self.install().await?;
-        self.recover(None, backoff).await?;
+        self.recover(None, environment).await?;
         Ok(Client::builder(pool))
     }
 
     async fn install(&self) -> Result<(), StoreError> {
         const VERSION: &str = "SELECT coalesce(max(version), 0) FROM river_migration WHERE line = 'main'";
         const IS_INSTALLED: &str =
-            "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'trigger' AND name = 'tower_offload_deleted_1')";
+            "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'trigger' AND name = 'tower_offload_deleted_2')";
         let installed = self.transaction(async |transaction| {
             let version: i64 = sqlx::query_scalar(VERSION).fetch_one(&mut **transaction).await?;
             let is_installed: bool = sqlx::query_scalar(IS_INSTALLED).fetch_one(&mut **transaction).await?;
@@ -97,24 +142,9 @@ impl SqliteJobs {
         &self,
         client: &Client,
         jobs: &[&Prepared],
+        _: Option<Duration>,
     ) -> Result<Result<Vec<Inserted>, Error>, StoreError> {
         self.transaction(async |transaction| insert(transaction, client, jobs).await).await
-    }
-
-    pub(super) async fn insert_records(
-        &self,
-        transaction: &mut SqliteTransaction<'_>,
-        rows: &[(i64, &Record)],
-    ) -> Result<(), sqlx::Error> {
-        insert_records(transaction, rows).await
-    }
-
-    pub(super) async fn find_record(
-        &self,
-        transaction: &mut SqliteTransaction<'_>,
-        river_id: i64,
-    ) -> Result<Option<Result<Record, StoreError>>, sqlx::Error> {
-        find_record(transaction, river_id).await
     }
 
     pub(super) async fn begin_lease(&self, _: &str, _: &str) -> Result<(), StoreError> {
@@ -140,42 +170,112 @@ impl SqliteJobs {
         written.await?.map_err(store_error)
     }
 
-    pub(super) async fn recover(&self, _: Option<&str>, backoff: Backoff) -> Result<(), StoreError> {
+    pub(super) async fn insert_records(
+        &self,
+        transaction: &mut SqliteTransaction<'_>,
+        rows: &[(i64, &Record)],
+    ) -> Result<(), sqlx::Error> {
+        insert_records(transaction, rows).await
+    }
+
+    pub(super) async fn find_record(
+        &self,
+        transaction: &mut SqliteTransaction<'_>,
+        river_id: i64,
+    ) -> Result<Option<Result<Record, StoreError>>, sqlx::Error> {
+        find_record(transaction, river_id).await
+    }
+
+    pub(super) async fn show_as_queued(&self, claim: &Claim) -> Result<(), StoreError> {
+        self.change(async |connection| {
+            let show = sqlx::query(SHOW_AS_QUEUED).bind(claim.river_id).bind(claim.attempt).bind(&*claim.client);
+            show.execute(connection).await.map(drop)
+        })
+        .await
+    }
+
+    pub(super) async fn show_as_running(&self, claim: &Claim) -> Result<bool, StoreError> {
+        self.change(async |connection| {
+            let bind = |query| sqlx::query(query).bind(claim.river_id).bind(claim.attempt).bind(&*claim.client);
+            bind(SHOW_AS_RUNNING).execute(&mut *connection).await?;
+            Ok(bind(IS_CLAIMED).fetch_optional(connection).await?.is_some())
+        })
+        .await
+    }
+
+    pub(super) async fn write_end(&self, end: &End, backoff: Backoff) -> Result<bool, StoreError> {
+        self.change(async |connection| write_end(connection, end, &RowEnd::new(end, backoff)).await).await
+    }
+
+    pub(super) async fn recover(&self, _: Option<&str>, environment: &Environment) -> Result<(), StoreError> {
+        let delays = loss_delays(environment.backoff);
         loop {
-            let recovered = self.transaction(async |transaction| recover_batch(transaction, backoff).await);
-            if recovered.await?.map_err(river_error)? < MAX_RECOVERY_BATCH {
+            let recovered = self.change(async |connection| recover_batch(connection, &delays).await).await?;
+            events::recovered(&environment.counters, &recovered);
+            if recovered.len() < MAX_RECOVERY_BATCH {
                 return Ok(());
             }
         }
     }
 
-    pub(super) async fn claims(&self, client: &str) -> Result<Vec<Claim>, StoreError> {
-        const CLAIMS: &str =
-            "SELECT id, attempt FROM river_job WHERE state = 'running' AND attempted_by ->> '$[#-1]' = $1";
+    pub(super) async fn claims(&self, client: &Arc<str>) -> Result<Vec<Claim>, StoreError> {
         let read = self.read(async |connection| {
-            let rows = sqlx::query(CLAIMS).bind(client).fetch_all(connection).await?;
-            rows.iter().map(|row| Ok(Claim { river_id: row.try_get(0)?, attempt: row.try_get(1)? })).collect()
+            let rows = sqlx::query(CLAIMS).bind(&**client).fetch_all(connection).await?;
+            rows.iter()
+                .map(|row| {
+                    let (river_id, attempt, attempted_at) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+                    Ok(Claim { river_id, attempt, attempted_at, client: client.clone() })
+                })
+                .collect()
         });
         read.await
     }
 
-    pub(super) async fn requeue(&self, claims: &[Claim], _: &str, backoff: Backoff) -> Result<(), StoreError> {
-        let requeued = self.transaction(async |transaction| {
-            for claim in claims {
-                recover_job(transaction, &LostJob::of_claim(claim), backoff).await?;
-            }
-            Ok(())
+    pub(super) async fn unserved(&self) -> Result<Vec<Unserved>, StoreError> {
+        let read = self.read(async |connection| {
+            let rows = sqlx::query(UNSERVED).fetch_all(connection).await?;
+            rows.iter()
+                .map(|row| {
+                    let (kind, queue) = (row.try_get(0)?, row.try_get(1)?);
+                    Ok(Unserved { kind, queue, jobs: row.try_get(2)?, oldest: row.try_get(3)? })
+                })
+                .collect()
         });
-        requeued.await?.map_err(river_error)
+        read.await
     }
+
+    pub(super) async fn listen(&self, _: impl Fn() + Send) -> Result<(), StoreError> {
+        pending().await
+    }
+}
+
+fn is_same_file(one: &Path, other: &Path) -> bool {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        let id = |path: &Path| std::fs::metadata(path).map(|file| (file.dev(), file.ino()));
+        matches!((id(one), id(other)), (Ok(one), Ok(other)) if one == other)
+    }
+    #[cfg(not(unix))]
+    matches!((one.canonicalize(), other.canonicalize()), (Ok(one), Ok(other)) if one == other)
 }
 
 impl Transaction for SqliteTransaction<'_> {}
 
 #[expect(private_interfaces, reason = "the trait is sealed")]
 impl sealed::Sealed for SqliteTransaction<'_> {
-    fn insert<'a>(&'a mut self, client: &'a Client, jobs: &'a [&'a Prepared]) -> sealed::Insertion<'a> {
-        Box::pin(insert(self, client, jobs))
+    fn insert<'a>(
+        &'a mut self,
+        database: &'a Database,
+        client: &'a Client,
+        jobs: &'a [&'a Prepared],
+    ) -> sealed::Insertion<'a> {
+        Box::pin(async move {
+            if let Database::Sqlite(jobs) = database {
+                jobs.check_file(self).await?;
+            }
+            Ok(insert(self, client, jobs).await?)
+        })
     }
 }
 
@@ -200,9 +300,10 @@ async fn insert(
 /// Inserts records of jobs. A job that has a record keeps it.
 async fn insert_records(connection: &mut SqliteConnection, rows: &[(i64, &Record)]) -> Result<(), sqlx::Error> {
     const INSERT: &str = concat!(
-        "INSERT INTO tower_offload_task (epoch, river_id, ",
+        "INSERT INTO tower_offload_task (epoch, river_id, due_at, ",
         columns!(),
-        ") VALUES (0, $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19) \
+        ") VALUES (0, $1, (SELECT CAST(unixepoch(scheduled_at, 'subsec') * 1000 AS INTEGER) FROM river_job \
+         WHERE id = $1 AND state = 'scheduled'), $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19) \
          ON CONFLICT (river_id) DO NOTHING"
     );
     for (river_id, record) in rows {
@@ -220,40 +321,168 @@ async fn find_record(
     Ok(row.as_ref().map(record))
 }
 
-const FIND_LOST: &str = "
-SELECT id, attempt, coalesce(metadata ->> '$.\"tower_offload:lost\"', 0) FROM river_job WHERE state = 'running' ORDER BY id LIMIT $1";
-/// Requeues or ends a job, unless it has left the attempt that was found. The attempt stays
-/// counted, so a job that crashes its process ends after `max_attempts`.
-const RECOVER: &str = "
-UPDATE river_job SET
-    state = CASE WHEN metadata -> '$.cancel_attempted_at' IS NOT NULL THEN 'cancelled' WHEN attempt >= max_attempts THEN 'discarded'
-        WHEN $1 <= $5 THEN 'available' ELSE 'retryable' END,
-    finalized_at = CASE WHEN metadata -> '$.cancel_attempted_at' IS NOT NULL OR attempt >= max_attempts
-        THEN strftime('%Y-%m-%d %H:%M:%f', 'now') END,
-    scheduled_at = CASE WHEN metadata -> '$.cancel_attempted_at' IS NOT NULL OR attempt >= max_attempts THEN scheduled_at
-        ELSE strftime('%Y-%m-%d %H:%M:%f', 'now', printf('+%.3f seconds', $1 / 1000.0)) END,
-    errors = jsonb_insert(coalesce(errors, jsonb('[]')), '$[#]',
-        jsonb_object('at', strftime('%Y-%m-%dT%H:%M:%fZ', 'now'), 'attempt', attempt, 'error', $4, 'trace', '')),
-    metadata = jsonb_set(metadata, '$.\"tower_offload:lost\"', coalesce(metadata ->> '$.\"tower_offload:lost\"', 0) + 1)
-WHERE id = $2 AND state = 'running' AND attempt = $3";
+/// Other programs write to River's table too, so each JSON value is checked before it is used.
+macro_rules! json_or {
+    ($column:literal, $default:literal) => {
+        concat!("CASE WHEN json_valid(", $column, ", 9) THEN ", $column, " ELSE jsonb('", $default, "') END")
+    };
+}
 
-/// Recovers a batch of running jobs and returns their number. Also clears the leader, which may be
-/// the process that crashed.
-async fn recover_batch(transaction: &mut SqliteTransaction<'_>, backoff: Backoff) -> Result<usize, Error> {
-    let connection: &mut SqliteConnection = transaction;
-    let rows = sqlx::query(FIND_LOST).bind(MAX_RECOVERY_BATCH as i64).fetch_all(&mut *connection).await?;
-    for row in &rows {
-        let lost = LostJob { river_id: row.try_get(0)?, attempt: row.try_get(1)?, losses: row.try_get(2)? };
-        recover_job(connection, &lost, backoff).await?;
+/// The client of the latest attempt.
+macro_rules! claimed_by {
+    () => {
+        concat!("(", json_or!("attempted_by", "[]"), ") ->> '$[#-1]'")
+    };
+}
+
+macro_rules! is_cancelled {
+    () => {
+        concat!("(", json_or!("metadata", "{}"), ") -> '$.cancel_attempted_at' IS NOT NULL")
+    };
+}
+
+macro_rules! now {
+    () => {
+        "strftime('%Y-%m-%d %H:%M:%f', 'now')"
+    };
+}
+
+const CLAIMS: &str = concat!(
+    "SELECT id, attempt, CAST(unixepoch(attempted_at, 'subsec') * 1000000 AS INTEGER) FROM river_job \
+     WHERE state = 'running' AND ",
+    claimed_by!(),
+    " = $1"
+);
+/// A job `$1` whose attempt `$2` was claimed by client `$3`.
+macro_rules! claimed {
+    () => {
+        concat!("FROM river_job WHERE id = $1 AND state = 'running' AND attempt = $2 AND ", claimed_by!(), " = $3")
+    };
+}
+const IS_CLAIMED: &str = concat!("SELECT 1 ", claimed!());
+const SHOW_AS_QUEUED: &str = concat!(
+    "UPDATE tower_offload_task SET state = 0, attempt = max(attempt - 1, 0), started_at = NULL, version = version + 1 \
+     WHERE river_id = $1 AND state = 1 AND EXISTS (SELECT 1 ",
+    claimed!(),
+    ")"
+);
+const SHOW_AS_RUNNING: &str = concat!(
+    "UPDATE tower_offload_task SET state = 1, attempt = $2, version = version + 1, \
+     started_at = max(CAST(unixepoch('subsec') * 1000 AS INTEGER), created_at) \
+     WHERE river_id = $1 AND state = 0 AND EXISTS (SELECT 1 ",
+    claimed!(),
+    ")"
+);
+
+/// The parts that River's row cannot hold are written to the record first, and the trigger keeps
+/// them.
+const DESCRIBE: &str = concat!(
+    "UPDATE tower_offload_task SET progress = coalesce($4, progress), message = coalesce($5, message), error_class = $6, \
+     error_message = $7, error_detail = $8, result = $9, started_at = CASE WHEN $10 THEN started_at END \
+     WHERE river_id = $1 AND state < 10 AND EXISTS (SELECT 1 ",
+    claimed!(),
+    ")"
+);
+const WRITE_END: &str = concat!(
+    "UPDATE river_job SET state = CASE WHEN $5 IS NULL THEN $4 WHEN ",
+    is_cancelled!(),
+    " THEN 'cancelled' ELSE $4 END, attempt = CASE WHEN $6 THEN max(attempt - 1, 0) ELSE attempt END, \
+     finalized_at = CASE WHEN $5 IS NULL OR ",
+    is_cancelled!(),
+    " THEN ",
+    now!(),
+    " END, scheduled_at = CASE WHEN $5 IS NULL OR ",
+    is_cancelled!(),
+    " THEN scheduled_at ELSE strftime('%Y-%m-%d %H:%M:%f', 'now', printf('+%.3f seconds', $5 / 1000.0)) END, \
+     errors = CASE WHEN $7 IS NULL THEN errors ELSE jsonb_insert(coalesce(",
+    json_or!("errors", "[]"),
+    ", jsonb('[]')), '$[#]', jsonb_object('at', strftime('%Y-%m-%dT%H:%M:%fZ', 'now'), 'attempt', attempt, 'error', $7, 'trace', '')) END, \
+     metadata = CASE WHEN $8 IS NULL THEN metadata ELSE jsonb_set(",
+    json_or!("metadata", "{}"),
+    ", '$.output', jsonb($8)) END \
+     WHERE id = $1 AND state = 'running' AND attempt = $2 AND ",
+    claimed_by!(),
+    " = $3"
+);
+
+async fn write_end(connection: &mut SqliteConnection, end: &End, row: &RowEnd<'_>) -> Result<bool, sqlx::Error> {
+    let Claim { river_id, attempt, client, .. } = &end.claim;
+    let (failure, progress) = (end.failure(), end.progress.as_ref());
+    let result = end.result().map(Json::as_str);
+    sqlx::query(DESCRIBE)
+        .bind(river_id)
+        .bind(attempt)
+        .bind(&**client)
+        .bind(progress.and_then(|update| update.progress))
+        .bind(progress.and_then(|update| update.message.as_deref()))
+        .bind(failure.map(|failure| &*failure.class))
+        .bind(failure.map(|failure| &*failure.message))
+        .bind(failure.and_then(|failure| failure.detail.as_ref()).map(Json::as_str))
+        .bind(result)
+        .bind(end.has_begun())
+        .execute(&mut *connection)
+        .await?;
+    let write = sqlx::query(WRITE_END).bind(river_id).bind(attempt).bind(&**client).bind(row.state);
+    let write = write.bind(row.delay).bind(end.is_refunded()).bind(row.error).bind(result);
+    Ok(write.execute(connection).await?.rows_affected() > 0)
+}
+
+const FIND_LOST: &str = "SELECT job.id, job.kind, coalesce(task.state = 0, 0), \
+     CASE WHEN json_valid(job.metadata, 9) AND json_type(job.metadata, '$.\"tower_offload:lost\"') = 'integer' \
+     THEN min(max(job.metadata ->> '$.\"tower_offload:lost\"', 0), $2) ELSE 0 END \
+     FROM river_job AS job LEFT JOIN tower_offload_task AS task ON task.river_id = job.id \
+     WHERE job.state = 'running' ORDER BY job.id LIMIT $1";
+const EXPLAIN_LOSS: &str = "
+UPDATE tower_offload_task SET error_class = $2, error_message = $3, error_detail = NULL WHERE river_id = $1 AND state = 1";
+/// Requeues or ends a job. The attempt stays counted, so a job that crashes its process ends after
+/// `max_attempts`, unless its work has not begun (`$5`).
+const RECOVER: &str = concat!(
+    "UPDATE river_job SET state = CASE WHEN ",
+    is_cancelled!(),
+    " THEN 'cancelled' WHEN attempt >= max_attempts AND NOT $5 THEN 'discarded' WHEN $1 <= $4 THEN 'available' ELSE 'retryable' END, \
+     attempt = CASE WHEN $5 THEN max(attempt - 1, 0) ELSE attempt END, finalized_at = CASE WHEN ",
+    is_cancelled!(),
+    " OR attempt >= max_attempts AND NOT $5 THEN ",
+    now!(),
+    " END, scheduled_at = CASE WHEN ",
+    is_cancelled!(),
+    " OR attempt >= max_attempts AND NOT $5 THEN scheduled_at \
+     ELSE strftime('%Y-%m-%d %H:%M:%f', 'now', printf('+%.3f seconds', $1 / 1000.0)) END, \
+     errors = CASE WHEN $5 THEN errors ELSE jsonb_insert(coalesce(",
+    json_or!("errors", "[]"),
+    ", jsonb('[]')), '$[#]', jsonb_object('at', strftime('%Y-%m-%dT%H:%M:%fZ', 'now'), 'attempt', attempt, 'error', $3, 'trace', '')) END, \
+     metadata = CASE WHEN $5 THEN metadata ELSE jsonb_set(",
+    json_or!("metadata", "{}"),
+    ", '$.\"tower_offload:lost\"', $6 + 1) END WHERE id = $2 RETURNING state"
+);
+
+/// Recovers a batch of running jobs. Also clears the leader, which may be the process that crashed.
+async fn recover_batch(connection: &mut SqliteConnection, delays: &[i64]) -> Result<Vec<Recovered>, sqlx::Error> {
+    let find = sqlx::query(FIND_LOST).bind(MAX_RECOVERY_BATCH as i64).bind(MAX_LOSSES as i64);
+    let mut recovered = Vec::new();
+    for row in find.fetch_all(&mut *connection).await? {
+        let (river_id, has_not_begun, losses): (i64, bool, i64) = (row.try_get(0)?, row.try_get(2)?, row.try_get(3)?);
+        let delay = usize::try_from(losses).ok().and_then(|losses| delays.get(losses)).copied().unwrap_or_default();
+        let delay = if has_not_begun { 0 } else { delay };
+        let explain = sqlx::query(EXPLAIN_LOSS).bind(river_id).bind(LOST_CLASS).bind(LOST_MESSAGE);
+        explain.execute(&mut *connection).await?;
+        let recover = sqlx::query_scalar(RECOVER).bind(delay).bind(river_id).bind(LOST_MESSAGE);
+        let recover = recover.bind(millis(MAX_IMMEDIATE_DELAY)).bind(has_not_begun).bind(losses);
+        let state = recover.fetch_one(&mut *connection).await?;
+        recovered.push(Recovered { river_id, kind: row.try_get(1)?, state });
     }
     sqlx::query("DELETE FROM river_leader").execute(connection).await?;
-    Ok(rows.len())
+    Ok(recovered)
 }
 
-async fn recover_job(connection: &mut SqliteConnection, lost: &LostJob, backoff: Backoff) -> Result<(), Error> {
-    let explain = sqlx::query(EXPLAIN_LOSS).bind(lost.river_id).bind(LOST_CLASS).bind(LOST_MESSAGE);
-    explain.execute(&mut *connection).await?;
-    let recover = sqlx::query(RECOVER).bind(lost.delay_millis(backoff)).bind(lost.river_id).bind(lost.attempt);
-    recover.bind(LOST_MESSAGE).bind(millis(MAX_IMMEDIATE_DELAY)).execute(connection).await?;
-    Ok(())
-}
+/// Jobs that have waited for a minute, of a kind and in a queue of which no job is running and none
+/// has started meanwhile.
+const UNSERVED: &str = "
+SELECT kind, queue, count(*), CAST(unixepoch('now') - unixepoch(min(scheduled_at)) AS INTEGER) FROM (
+    SELECT kind, queue, scheduled_at FROM river_job
+    WHERE state = 'available' AND scheduled_at < strftime('%Y-%m-%d %H:%M:%f', 'now', '-1 minute') LIMIT 10000
+) AS waiting
+WHERE NOT EXISTS (SELECT 1 FROM river_job AS job WHERE job.kind = waiting.kind AND job.queue = waiting.queue
+        AND (job.state = 'running' OR job.attempted_at > strftime('%Y-%m-%d %H:%M:%f', 'now', '-1 minute')))
+    AND NOT EXISTS (SELECT 1 FROM river_queue WHERE name = waiting.queue AND paused_at IS NOT NULL)
+GROUP BY kind, queue ORDER BY 3 DESC LIMIT 20";

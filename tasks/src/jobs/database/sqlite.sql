@@ -1,7 +1,14 @@
 -- Triggers on River's table, like those for Postgres. There is no fence, because one process owns the file.
 
+-- Other programs write to this table too, so its JSON may be invalid.
+
+DROP TRIGGER IF EXISTS tower_offload_changed_1;
+DROP TRIGGER IF EXISTS tower_offload_deleted_1;
+DROP TRIGGER IF EXISTS tower_offload_changed_2;
+DROP TRIGGER IF EXISTS tower_offload_deleted_2;
+
 -- Copies each change of a job's state to its record.
-CREATE TRIGGER tower_offload_changed_1 AFTER UPDATE ON river_job
+CREATE TRIGGER tower_offload_changed_2 AFTER UPDATE ON river_job
     WHEN OLD.state IS NOT NEW.state OR OLD.attempt IS NOT NEW.attempt
 BEGIN
     UPDATE tower_offload_task SET
@@ -14,27 +21,31 @@ BEGIN
             ELSE 0 END,
         attempt = NEW.attempt,
         max_attempts = NEW.max_attempts,
+        due_at = CASE WHEN NEW.state IN ('available', 'scheduled', 'retryable') AND NEW.scheduled_at > strftime('%Y-%m-%d %H:%M:%f', 'now')
+            THEN CAST(unixepoch(NEW.scheduled_at, 'subsec') * 1000 AS INTEGER) END,
         version = version + 1,
         progress = CASE WHEN NEW.state <> 'running' THEN progress END,
         message = CASE WHEN NEW.state <> 'running' THEN message END,
         started_at = CASE WHEN NEW.state = 'running'
-            THEN max(CAST(unixepoch('subsec') * 1000 AS INTEGER), created_at) ELSE started_at END,
+            THEN max(CAST(unixepoch('subsec') * 1000 AS INTEGER), created_at)
+            WHEN NEW.attempt > 0 THEN started_at END, -- an attempt that does not count leaves no start
         finished_at = CASE WHEN NEW.state IN ('completed', 'cancelled', 'discarded')
             THEN max(CAST(unixepoch('subsec') * 1000 AS INTEGER), coalesce(started_at, created_at)) END,
         reason = CASE WHEN NEW.state = 'cancelled' THEN 'requested' END,
-        result = CASE WHEN NEW.state = 'completed' AND octet_length(NEW.metadata -> '$.output') <= 131072
-            THEN NEW.metadata -> '$.output' END,
+        result = CASE WHEN NEW.state = 'completed' THEN coalesce(result, CASE WHEN json_valid(NEW.metadata, 9)
+            AND octet_length(NEW.metadata -> '$.output') <= 131072 THEN NEW.metadata -> '$.output' END) END,
         error_class = CASE WHEN NEW.state NOT IN ('running', 'completed', 'cancelled')
-            THEN coalesce(error_class, CASE WHEN NEW.errors ->> '$[#-1].attempt' = NEW.attempt THEN 'error' END) END,
+            THEN coalesce(error_class, CASE WHEN json_valid(NEW.errors, 9) AND NEW.errors ->> '$[#-1].attempt' = NEW.attempt THEN 'error' END) END,
         error_message = CASE WHEN NEW.state NOT IN ('running', 'completed', 'cancelled')
             THEN coalesce(error_message,
-                CASE WHEN NEW.errors ->> '$[#-1].attempt' = NEW.attempt THEN substr(NEW.errors ->> '$[#-1].error', 1, 2048) END) END,
+                CASE WHEN json_valid(NEW.errors, 9) AND NEW.errors ->> '$[#-1].attempt' = NEW.attempt
+                    THEN substr(NEW.errors ->> '$[#-1].error', 1, 2048) END) END,
         error_detail = CASE WHEN NEW.state NOT IN ('running', 'completed', 'cancelled') THEN error_detail END
     WHERE river_id = NEW.id AND state < 10;
 END;
 
 -- Marks the record of a deleted job as lost.
-CREATE TRIGGER tower_offload_deleted_1 AFTER DELETE ON river_job
+CREATE TRIGGER tower_offload_deleted_2 AFTER DELETE ON river_job
 BEGIN
     UPDATE tower_offload_task SET state = 14, reason = 'job_deleted', version = version + 1,
         finished_at = max(CAST(unixepoch('subsec') * 1000 AS INTEGER), coalesce(started_at, created_at))

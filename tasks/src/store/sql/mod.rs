@@ -10,6 +10,7 @@ pub(crate) mod row;
 pub(crate) mod sqlite;
 
 use std::{
+    collections::HashMap,
     fmt,
     sync::{Arc, Weak},
     time::Duration,
@@ -21,7 +22,7 @@ use self::postgres::Postgres;
 #[cfg(feature = "sqlite")]
 use self::sqlite::Sqlite;
 use crate::{
-    StoreError, TaskId, TaskStore, Timestamp,
+    Record, StoreError, TaskId, TaskStore, Timestamp,
     store::{Epoch, Filter, Found, Lease, Listing, Op, Page, Process, Retention, StoreFuture, Swept, Written},
     sync::{Mutex, lock},
     text::sanitize,
@@ -214,6 +215,10 @@ impl TaskStore for SqlStore {
         self.engine.store().get(id)
     }
 
+    fn get_many<'a>(&'a self, ids: &'a [TaskId]) -> StoreFuture<'a, Vec<Found>> {
+        self.engine.store().get_many(ids)
+    }
+
     fn list<'a>(&'a self, filter: &'a Filter, page: Page) -> StoreFuture<'a, Listing> {
         self.engine.store().list(filter, page)
     }
@@ -245,6 +250,18 @@ impl fmt::Debug for SqlStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SqlStore").finish_non_exhaustive()
     }
+}
+
+/// Returns what was found of each task. A record that is missing was evicted or never existed; the
+/// caller does not distinguish the two.
+fn found_many(
+    ids: &[TaskId],
+    records: impl Iterator<Item = Result<Record, StoreError>>,
+) -> Result<Vec<Found>, StoreError> {
+    let mut records: HashMap<_, _> =
+        records.map(|record| record.map(|record| (record.id, record))).collect::<Result<_, _>>()?;
+    let found = |id| records.remove(id).map_or(Found::Unknown, |record| Found::Record(Box::new(record)));
+    Ok(ids.iter().map(found).collect())
 }
 
 /// Maximum number of records or tombstones that a sweep removes, so that writes do not wait long

@@ -28,7 +28,7 @@ use crate::{
     store::{
         Epoch, Filter, Found, Lease, Listing, Op, Page, Process, Retention, StoreFuture, Swept, Written,
         sql::{
-            list,
+            found_many, list,
             row::{integer, millis, read_columns, record, task_id},
         },
     },
@@ -144,6 +144,17 @@ impl TaskStore for Postgres {
                 Ok(Ok(if is_evicted { Found::Evicted { owner: row.try_get("last_owner")? } } else { Found::Unknown }))
             });
             read.await?
+        })
+    }
+
+    fn get_many<'a>(&'a self, ids: &'a [TaskId]) -> StoreFuture<'a, Vec<Found>> {
+        const RECORDS: &str = concat!("SELECT ", read_columns!(), " FROM tower_offload_task WHERE id = ANY($1)");
+        Box::pin(async move {
+            let bytes: Vec<_> = ids.iter().map(|id| &id.as_bytes()[..]).collect();
+            let read = self
+                .connections
+                .read(Role::Read, async |connection| sqlx::query(RECORDS).bind(bytes).fetch_all(connection).await);
+            found_many(ids, read.await?.iter().map(record))
         })
     }
 

@@ -28,7 +28,7 @@ use crate::{
     store::{
         Epoch, Filter, Found, Lease, Listing, Op, Page, Process, Retention, StoreFuture, Swept, Written,
         sql::{
-            list,
+            found_many, list,
             row::{millis, read_columns, record, task_id},
             store_error,
         },
@@ -206,6 +206,21 @@ impl TaskStore for Sqlite {
                 Some(row) => Found::Evicted { owner: row.try_get(0).map_err(store_error)? },
                 None => Found::Unknown,
             })
+        })
+    }
+
+    fn get_many<'a>(&'a self, ids: &'a [TaskId]) -> StoreFuture<'a, Vec<Found>> {
+        const RECORDS: &str = concat!(
+            "SELECT ",
+            read_columns!(),
+            " FROM tower_offload_task WHERE id IN (SELECT unhex(value) FROM json_each($1))"
+        );
+        Box::pin(async move {
+            let hex = |id: &TaskId| id.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+            let hex: Vec<_> = ids.iter().map(hex).collect();
+            let hex = serde_json::to_string(&hex).map_err(StoreError::other)?;
+            let rows = sqlx::query(RECORDS).bind(hex).fetch_all(&self.readers).await.map_err(store_error)?;
+            found_many(ids, rows.iter().map(record))
         })
     }
 

@@ -1,0 +1,215 @@
+//! Numbers and events of what happens to jobs.
+
+use std::{
+    error::Error,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use riverqueue::{JobEventKind, JobRow, JobState};
+
+use super::{
+    attempt::TIMEOUT_CLASS,
+    database::{LOST_CLASS, Recovered},
+    outcome::End,
+    worker::ARGUMENTS_CLASS,
+};
+use crate::StoreError;
+
+/// Counters and gauges of [`Jobs`](super::Jobs), for this process since its start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct JobsStats {
+    /// Number of jobs whose work is running.
+    pub running: usize,
+    /// Number of jobs that this process has claimed and that wait for a thread of their pool.
+    pub waiting: usize,
+    /// Number of jobs whose work has ended and whose end is not known to be written.
+    pub unwritten: usize,
+    /// Number of attempts that succeeded.
+    pub succeeded: u64,
+    /// Number of attempts that failed, and whose job is retried.
+    pub retried: u64,
+    /// Number of jobs that failed for good: the last attempt failed or timed out.
+    pub discarded: u64,
+    /// Number of attempts that exceeded their timeout. They are part of `retried` and `discarded`.
+    pub timed_out: u64,
+    /// Number of attempts whose arguments could not be read. They are part of `retried` and
+    /// `discarded`.
+    pub unparsable: u64,
+    /// Number of attempts that were cancelled.
+    pub cancelled: u64,
+    /// Number of attempts that were handed back without counting: at a shutdown, or because the
+    /// pool was full.
+    pub returned: u64,
+    /// Number of jobs of crashed processes that this process has recovered.
+    pub recovered: u64,
+    /// Number of jobs that this process has marked as lost, because they were deleted from River's
+    /// table.
+    pub lost: u64,
+    /// Number of jobs that have waited for longer than a minute and that no process works on, at
+    /// the last check.
+    pub unserved: u64,
+}
+
+/// Counters of a queue.
+#[derive(Default)]
+pub(super) struct Counters {
+    succeeded: AtomicU64,
+    retried: AtomicU64,
+    discarded: AtomicU64,
+    timed_out: AtomicU64,
+    unparsable: AtomicU64,
+    cancelled: AtomicU64,
+    returned: AtomicU64,
+    recovered: AtomicU64,
+    lost: AtomicU64,
+    unserved: AtomicU64,
+}
+
+impl Counters {
+    /// Counts an end that River has written.
+    pub(super) fn count(&self, kind: JobEventKind, job: &JobRow, end: Option<&End>) {
+        let counter = match kind {
+            JobEventKind::Completed => &self.succeeded,
+            JobEventKind::Cancelled => &self.cancelled,
+            JobEventKind::Failed if job.state == JobState::Discarded => &self.discarded,
+            JobEventKind::Failed => &self.retried,
+            _ => &self.returned,
+        };
+        increment(counter, 1);
+        match end.and_then(End::failure) {
+            Some(failure) if failure.class == TIMEOUT_CLASS => increment(&self.timed_out, 1),
+            Some(failure) if failure.class == ARGUMENTS_CLASS => increment(&self.unparsable, 1),
+            _ => {}
+        }
+    }
+
+    pub(super) fn lost(&self, jobs: u64) {
+        increment(&self.lost, jobs);
+    }
+
+    pub(super) fn set_unserved(&self, jobs: u64) {
+        self.unserved.store(jobs, Ordering::Relaxed);
+    }
+
+    pub(super) fn stats(&self) -> JobsStats {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        JobsStats {
+            succeeded: get(&self.succeeded),
+            retried: get(&self.retried),
+            discarded: get(&self.discarded),
+            timed_out: get(&self.timed_out),
+            unparsable: get(&self.unparsable),
+            cancelled: get(&self.cancelled),
+            returned: get(&self.returned),
+            recovered: get(&self.recovered),
+            lost: get(&self.lost),
+            unserved: get(&self.unserved),
+            ..JobsStats::default()
+        }
+    }
+}
+
+fn increment(counter: &AtomicU64, by: u64) {
+    counter.fetch_add(by, Ordering::Relaxed);
+}
+
+/// Reports an end that River has written.
+pub(super) fn ended(kind: JobEventKind, job: &JobRow, end: Option<&End>) {
+    #[cfg(feature = "tracing")]
+    {
+        use tracing::{debug, error, field::display, warn};
+        let id = end.map(|end| display(end.id));
+        let (river_id, attempt, max_attempts) = (job.id, job.attempt, job.max_attempts);
+        let (queue, kind_of_job) = (&*job.queue, &*job.kind);
+        let failure = end.and_then(End::failure);
+        let class = failure.map_or("error", |failure| &*failure.class);
+        let message = job.errors.last().map(|error| &*error.error);
+        match kind {
+            JobEventKind::Failed if job.state == JobState::Discarded => error!(
+                id,
+                river_id,
+                kind = kind_of_job,
+                queue,
+                attempt,
+                max_attempts,
+                class,
+                error = message,
+                "job failed, all attempts are used"
+            ),
+            JobEventKind::Failed => warn!(
+                id, river_id, kind = kind_of_job, queue, attempt, max_attempts, class, error = message,
+                next_attempt_at = %job.scheduled_at, "job failed and will be retried"
+            ),
+            JobEventKind::Completed => debug!(id, river_id, kind = kind_of_job, queue, attempt, "job succeeded"),
+            JobEventKind::Cancelled => debug!(id, river_id, kind = kind_of_job, queue, attempt, "job was cancelled"),
+            _ => debug!(id, river_id, kind = kind_of_job, queue, "job was handed back, the attempt does not count"),
+        }
+    }
+    #[cfg(not(feature = "tracing"))]
+    let _ = (kind, job, end);
+}
+
+/// Counts and reports a batch of jobs that were recovered.
+pub(super) fn recovered(counters: &Counters, jobs: &[Recovered]) {
+    increment(&counters.recovered, jobs.len() as u64);
+    let discarded = jobs.iter().filter(|job| job.state == "discarded");
+    increment(&counters.discarded, discarded.clone().count() as u64);
+    #[cfg(feature = "tracing")]
+    if !jobs.is_empty() {
+        for Recovered { river_id, kind, .. } in discarded {
+            tracing::error!(river_id, kind, class = LOST_CLASS, "job failed, its process crashed in the last attempt");
+        }
+        for Recovered { river_id, kind, state } in jobs {
+            tracing::debug!(river_id, kind, state, "recovered a job");
+        }
+        tracing::warn!(jobs = jobs.len(), "recovered jobs of processes that crashed or lost their lease");
+    }
+}
+
+/// Reports a claim whose reply was lost.
+pub(super) fn given_back(river_id: i64) {
+    #[cfg(feature = "tracing")]
+    tracing::warn!(river_id, "handed a job back: it was claimed, but the reply of the database was lost");
+    #[cfg(not(feature = "tracing"))]
+    let _ = river_id;
+}
+
+/// Reports an end that was written in place of River.
+pub(super) fn written_late(id: crate::TaskId) {
+    #[cfg(feature = "tracing")]
+    tracing::warn!(%id, "wrote the end of a job that River has failed to write");
+    #[cfg(not(feature = "tracing"))]
+    let _ = id;
+}
+
+/// Reports jobs that were deleted from River's table.
+pub(super) fn lost(jobs: u64) {
+    #[cfg(feature = "tracing")]
+    tracing::error!(jobs, "jobs are lost: their rows were deleted from `river_job`");
+    #[cfg(not(feature = "tracing"))]
+    let _ = jobs;
+}
+
+/// Reports jobs that no process works on.
+pub(super) fn unserved(kind: &str, queue: &str, jobs: i64, oldest: Duration) {
+    #[cfg(feature = "tracing")]
+    tracing::warn!(
+        kind,
+        queue,
+        jobs,
+        ?oldest,
+        "no process works on these jobs: start one with a worker for the kind and with the queue"
+    );
+    #[cfg(not(feature = "tracing"))]
+    let _ = (kind, queue, jobs, oldest);
+}
+
+/// Reports an error that no caller can handle.
+pub(super) fn warn(message: &str, error: &StoreError) {
+    #[cfg(feature = "tracing")]
+    tracing::warn!(error = error as &dyn Error, "{message}");
+    #[cfg(not(feature = "tracing"))]
+    let _ = (message, error as &dyn Error);
+}
