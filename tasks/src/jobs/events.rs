@@ -8,12 +8,7 @@ use std::{
 
 use riverqueue::{JobEventKind, JobRow, JobState};
 
-use super::{
-    attempt::TIMEOUT_CLASS,
-    database::{LOST_CLASS, Recovered},
-    outcome::End,
-    worker::ARGUMENTS_CLASS,
-};
+use super::{attempt::TIMEOUT_CLASS, database::Recovered, outcome::End, worker::ARGUMENTS_CLASS};
 use crate::StoreError;
 
 /// Counters and gauges of [`Jobs`](super::Jobs), for this process since its start.
@@ -159,7 +154,12 @@ pub(super) fn recovered(counters: &Counters, jobs: &[Recovered]) {
     #[cfg(feature = "tracing")]
     if !jobs.is_empty() {
         for Recovered { river_id, kind, .. } in discarded {
-            tracing::error!(river_id, kind, class = LOST_CLASS, "job failed, its process crashed in the last attempt");
+            tracing::error!(
+                river_id,
+                kind,
+                class = super::database::LOST_CLASS,
+                "job failed, its process crashed in the last attempt"
+            );
         }
         for Recovered { river_id, kind, state } in jobs {
             tracing::debug!(river_id, kind, state, "recovered a job");

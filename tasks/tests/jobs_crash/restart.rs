@@ -32,7 +32,7 @@ async fn second_process_on_sqlite_reports_which_process_has_the_file() {
     assert_eq!(second.status.code(), Some(1));
     let error = String::from_utf8(second.stderr).unwrap();
     assert!(error.contains(&format!("is in use by process {} on ", program.process_id)), "{error}");
-    assert!(error.contains("Locked"), "{error}");
+    assert!(error.contains("the task store is in use"), "{error}");
     assert!(second.stdout.is_empty(), "it must not listen");
 
     cluster.http.enqueue(&url, "undisturbed", 0).await;

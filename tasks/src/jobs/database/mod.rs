@@ -11,6 +11,7 @@ mod recovery;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 
+#[cfg(feature = "tracing")]
 pub(super) use self::recovery::LOST_CLASS;
 
 use std::{sync::Arc, time::Duration};
@@ -53,6 +54,7 @@ pub(super) struct Unserved {
 }
 
 /// A job that was recovered.
+#[cfg_attr(not(feature = "tracing"), allow(dead_code, reason = "for events"))]
 pub(super) struct Recovered {
     pub(super) river_id: i64,
     pub(super) kind: String,

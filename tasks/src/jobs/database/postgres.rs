@@ -365,6 +365,7 @@ impl sealed::Sealed for PgTransaction<'_> {
         jobs: &'a [&'a Prepared],
     ) -> sealed::Insertion<'a> {
         Box::pin(async move {
+            #[allow(irrefutable_let_patterns, reason = "another kind exists with another feature")]
             if let Database::Postgres(jobs) = database {
                 jobs.check_tables(self).await?;
             }

@@ -271,6 +271,7 @@ impl sealed::Sealed for SqliteTransaction<'_> {
         jobs: &'a [&'a Prepared],
     ) -> sealed::Insertion<'a> {
         Box::pin(async move {
+            #[allow(irrefutable_let_patterns, reason = "another kind exists with another feature")]
             if let Database::Sqlite(jobs) = database {
                 jobs.check_file(self).await?;
             }
