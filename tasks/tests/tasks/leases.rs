@@ -451,7 +451,7 @@ async fn skewed_clocks_of_processes_affect_no_retention() {
     }
     server.age(&store, epoch, vec![succeeded(3, now().after(2 * hour))], 2 * hour).await;
     let evicted = store.sweep(now().before(2 * hour), &retention.max_records(1).tombstone_ttl(hour)).await.unwrap();
-    assert_eq!(evicted.evicted, 2, "the one that is old, and then the one that was written first");
+    assert_eq!(evicted.evicted, 2, "the oldest record, and the first of the others");
     assert!(found(&store, 2).await.is_some());
     assert_eq!(store.sweep(now().after(2 * hour), &retention).await.unwrap().forgotten, 0, "tombstones are not old");
 }
