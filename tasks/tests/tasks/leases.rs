@@ -20,7 +20,7 @@ use tokio::{
 };
 use tower_offload::Background;
 use tower_offload_tasks::{
-    Progress, Retention, SqlStore, TaskId, TaskState, TaskStore, Tasks,
+    Progress, Reason, Retention, SqlStore, TaskId, TaskState, TaskStore, Tasks,
     store::{Found, Written},
 };
 
@@ -344,6 +344,67 @@ async fn blocked_write_delays_neither_renewals_nor_cancellation() {
     locking.rollback().await.unwrap();
 }
 
+/// Anyone may ask for the status of an unknown task.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn flood_of_reads_delays_no_renewal() {
+    let Some(server) = OnServer::fresh().await else { return };
+    let tasks = Tasks::new(SqlStore::open_with_lease(&server.url(), LEASE).await.unwrap());
+    tasks.start().await.unwrap();
+    let mut connection = server.connect().await;
+    let (stop, mut readers) = (Arc::new(AtomicBool::new(false)), JoinSet::new());
+    for reader in 0..2000 {
+        let (tasks, stop) = (tasks.clone(), stop.clone());
+        readers.spawn(async move {
+            while !stop.load(Ordering::Relaxed) {
+                let _ = tasks.get(id(reader)).await; // may be refused
+                sleep(Duration::from_millis(1)).await;
+            }
+        });
+    }
+    let is_valid = "SELECT count(*) FROM tower_offload_process WHERE expires_at > clock_timestamp()";
+    let begin = Instant::now();
+    while begin.elapsed() < LEASE * 2 {
+        assert_eq!(number(&mut connection, is_valid).await, 1, "the lease has expired");
+        sleep(Duration::from_millis(50)).await;
+    }
+    stop.store(true, Ordering::Relaxed);
+    readers.join_all().await;
+    assert_eq!(tasks.stats().lost_leases, 0);
+}
+
+/// The other process is connected all the time, so it is steady.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn process_that_is_cut_off_alone_is_judged_and_continues() {
+    let Some(server) = OnServer::fresh().await else { return };
+    let (proxy, url) = Proxy::to(&server.url()).await;
+    let cut_off = Tasks::new(SqlStore::open_with_lease(&url, LEASE).await.unwrap());
+    let other = Tasks::new(SqlStore::open_with_lease(&server.url(), LEASE).await.unwrap());
+    let (first, second) = (hold(&cut_off, &background()).await, hold(&other, &background()).await);
+    proxy.hold();
+    let lost = timeout(LONG, ended(&other, first.id)).await.expect("the silent process is not judged");
+    assert_eq!((lost.state, lost.reason), (TaskState::Lost, Some(Reason::ProcessLost)));
+    proxy.resume();
+
+    let lost = timeout(LONG, ended(&cut_off, first.id)).await.expect("the process does not notice");
+    assert_eq!((lost.state, lost.reason), (TaskState::Lost, Some(Reason::ProcessLost)));
+    first.release();
+    let accept = async {
+        loop {
+            match cut_off.track("x").spawn_blocking(&background(), |_| done()).await {
+                Ok(accepted) => return accepted.id(),
+                Err(_) => sleep(Duration::from_millis(50)).await,
+            }
+        }
+    };
+    let accepted = timeout(LONG, accept).await.expect("no task is accepted");
+    assert_eq!(ended(&other, accepted).await.state, TaskState::Succeeded);
+    assert_eq!((cut_off.stats().lost_leases, cut_off.stats().fenced), (1, 1));
+    let id = second.id;
+    second.release();
+    assert_eq!(ended(&other, id).await.state, TaskState::Succeeded);
+    assert_eq!((other.stats().lost_leases, other.stats().fenced), (0, 0));
+}
+
 fn skewed(store: SqlStore, skew: i64) -> Tasks {
     let hours = Duration::from_secs(skew.unsigned_abs() * 3600);
     let clock = move || if skew < 0 { SystemTime::now() - hours } else { SystemTime::now() + hours };
@@ -390,7 +451,7 @@ async fn skewed_clocks_of_processes_affect_no_retention() {
     }
     server.age(&store, epoch, vec![succeeded(3, now().after(2 * hour))], 2 * hour).await;
     let evicted = store.sweep(now().before(2 * hour), &retention.max_records(1).tombstone_ttl(hour)).await.unwrap();
-    assert_eq!(evicted.evicted, 2, "the one that is old, and then the one that was written first");
+    assert_eq!(evicted.evicted, 2, "the oldest record, and the first of the others");
     assert!(found(&store, 2).await.is_some());
     assert_eq!(store.sweep(now().after(2 * hour), &retention).await.unwrap().forgotten, 0, "tombstones are not old");
 }
