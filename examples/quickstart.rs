@@ -4,13 +4,7 @@
 //! `/inline` they run on the event loop, where `/ping` has to wait for them. The program prints
 //! commands that show the difference.
 
-use std::{
-    error::Error,
-    io::Cursor,
-    net::Ipv4Addr,
-    process::{self, ExitCode},
-    time::Duration,
-};
+use std::{error::Error, io::Cursor, net::Ipv4Addr, process::ExitCode, time::Duration};
 
 use argon2::{Argon2, password_hash::PasswordHasher};
 use axum::{

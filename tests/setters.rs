@@ -373,7 +373,8 @@ fn names() -> Vec<Setter<&'static str>> {
             let cancelled = background.cancel(value);
             reserved.spawn(async {});
             end(&background, 1).await;
-            let expected = usize::from(!value.is_empty()); // the empty name is no name
+            // The empty name is that of tasks without one.
+            let expected = usize::from(!value.is_empty());
             assert_eq!((cancelled, background.stats().cancelled), (expected, expected as u64));
         }),
         setter("AfterResponse::task", any, async |value| {
