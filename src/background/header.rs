@@ -83,6 +83,11 @@ impl TaskHeader {
         abort(self.abort.cancel());
     }
 
+    /// Aborts the task without cancelling it: a task on the pool is lost, unless it has ended.
+    pub(super) fn release(&self) {
+        abort(self.abort.take());
+    }
+
     /// Records that the task is on the pool, and no longer on a runtime.
     pub(super) fn set_pool_handle(self: &Arc<Self>, mut handle: JoinHandle<()>) {
         // Dropping the handle of an unfinished call cancels that call. The call holds this header

@@ -55,6 +55,7 @@
 //! A future is polled on the pool too, one poll at a time, like the future of an offloaded service.
 //! It holds a thread only during a poll, so a future that blocks by mistake delays no connection.
 //! Timers, sockets and `tokio::spawn` inside it use the runtime in which the task was submitted.
+//! If that runtime shuts down, a future that has started is dropped and reported as lost.
 //! [`on_runtime`](TaskBuilder::on_runtime) runs the future on that runtime instead, and polls that
 //! block it are reported.
 //!

@@ -135,6 +135,7 @@ struct Run {
 struct Started {
     at: Instant,
     timer: Option<AbortHandle>,
+    watch: Option<AbortHandle>,
 }
 
 impl Run {
@@ -158,7 +159,9 @@ impl Run {
             });
             timer.abort_handle()
         });
-        self.started = Some(Started { at, timer });
+        let runtime = if self.is_blocking { None } else { Handle::try_current().ok() };
+        let watch = runtime.map(|runtime| runtime.spawn(RuntimeWatch(self.header.clone())).abort_handle());
+        self.started = Some(Started { at, timer, watch });
         record_started(&self.header, at.duration_since(queued_at));
         true
     }
@@ -184,8 +187,8 @@ impl Run {
     fn finish(&mut self, cause: Option<Cause>) {
         self.is_finished = true;
         let ran = self.started.as_ref().map(|started| started.at.elapsed());
-        if let Some(timer) = self.started.take().and_then(|started| started.timer) {
-            timer.abort();
+        if let Some(Started { timer, watch, .. }) = self.started.take() {
+            timer.into_iter().chain(watch).for_each(|task| task.abort());
         }
         let completion = self.report(cause, ran);
         record_finished(&self.header, completion, ran);
@@ -336,6 +339,24 @@ impl Drop for RuntimeTask {
             }
             _ => context.enter_trace(|| drop(task)),
         }
+    }
+}
+
+/// A task of the runtime within which a future is polled on the pool. If the runtime shuts down, it
+/// drops the future, which may wait for something that no longer happens.
+struct RuntimeWatch(Arc<TaskHeader>);
+
+impl Future for RuntimeWatch {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {
+        Poll::Pending // until the task ends and aborts it, or the runtime drops it
+    }
+}
+
+impl Drop for RuntimeWatch {
+    fn drop(&mut self) {
+        self.0.release();
     }
 }
 

@@ -154,45 +154,29 @@ fn futures_run_on_the_pool_after_their_runtime_shut_down() {
 }
 
 #[test]
-fn a_future_on_the_pool_outlives_its_runtime() {
-    let runtime = current_thread_runtime();
-    let background = with_threads(1).build();
-    let (proceed, proceeds) = oneshot::channel::<()>();
-    let (start, started) = oneshot::channel();
-    let work = async move {
-        start.send(()).unwrap();
-        proceeds.await.map_err(|_| "dropped")
-    };
-    {
-        let _entered = runtime.enter();
-        background.spawn(work).unwrap();
-    }
-    started.blocking_recv().unwrap();
-    drop(runtime);
-    proceed.send(()).unwrap();
-    assert_eq!(current_thread_runtime().block_on(shut_down(&background)).completed, 1);
-}
-
-#[test]
-fn a_running_future_dropped_by_its_runtime_fails() {
-    let runtime = current_thread_runtime();
-    let (background, failures) = with_failure_log(with_threads(1));
-    runtime.block_on(async {
-        let (start, started) = oneshot::channel();
-        background
-            .task("cut off")
-            .on_runtime()
-            .spawn(async move {
+fn a_running_future_is_lost_with_its_runtime() {
+    for on_runtime in [false, true] {
+        let runtime = current_thread_runtime();
+        let (background, failures) = with_failure_log(with_threads(1));
+        runtime.block_on(async {
+            let (start, started) = oneshot::channel();
+            let task = background.task("cut off");
+            let task = if on_runtime { task.on_runtime() } else { task };
+            task.spawn(async move {
                 start.send(()).unwrap();
                 std::future::pending::<()>().await;
             })
             .unwrap();
-        started.await.unwrap();
-    });
-    drop(runtime);
-    let expected = "background task 1 `cut off` was dropped before it finished, because its runtime or pool shut down";
-    assert_eq!(failures.entries(), [expected]);
-    assert_eq!(background.stats().failed, 1);
+            started.await.unwrap();
+        });
+        drop(runtime);
+        assert_eq!(current_thread_runtime().block_on(shut_down(&background)).failed, 1);
+        let cause = "because its runtime or pool shut down";
+        assert_eq!(
+            failures.entries(),
+            [format!("background task 1 `cut off` was dropped before it finished, {cause}")]
+        );
+    }
 }
 
 #[test]
