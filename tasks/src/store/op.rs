@@ -36,10 +36,11 @@ impl Op {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Written {
-    /// The store has this version of the record, or a newer one of the same epoch.
+    /// The store has this version of the record, or a newer one of the same epoch. This includes a
+    /// final version that was written before: its reply was lost.
     Done,
-    /// Nothing was written: the record is final or belongs to another epoch, or the epoch has
-    /// ended.
+    /// Nothing was written: another version of the record is final, the record belongs to another
+    /// epoch, or the epoch has ended.
     Fenced,
     /// Nothing was written: the store is full and no record can be evicted. Other operations of the
     /// batch are not affected.

@@ -71,6 +71,27 @@ async fn rejected_record_that_was_stored_ends_as_not_accepted() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn final_record_whose_reply_was_lost_is_not_fenced() {
+    let store = Failing::new();
+    let (tasks, background) = (Tasks::new(store.clone()), background());
+    let held = hold(&tasks, &background).await;
+    while tasks.get(held.id).await.unwrap() != store.inner.get(held.id).await.unwrap() {
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    }
+    store.set(Mode::ReplyLost);
+    held.release();
+    while tasks.stats().failed_writes == 0 {
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    }
+    store.set(Mode::Works);
+    while tasks.stats().open > 0 {
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    assert_eq!(stored(&store).await, [("held".to_owned(), TaskState::Succeeded, None)]);
+    assert_eq!(tasks.stats().fenced, 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn record_that_the_store_rejects_does_not_affect_others() {
     let store = Failing::new();
     let (tasks, background) = (Tasks::new(store.clone()), background());

@@ -47,7 +47,7 @@ macro_rules! store_suite {
             record_accepted_twice_is_stored_once
             update_of_an_older_version_has_no_effect
             final_record_never_changes
-            final_update_whose_reply_was_lost_can_be_repeated
+            final_record_written_twice_is_done
             unknown_id_is_reported_as_unknown
             unfinished_records_of_a_lost_process_are_lost
             second_epoch_of_a_living_process_ends_no_other
@@ -189,12 +189,24 @@ pub(crate) async fn final_record_never_changes(backend: &impl Backend) {
     assert_eq!(found(&store, 1).await.unwrap(), last);
 }
 
-pub(crate) async fn final_update_whose_reply_was_lost_can_be_repeated(backend: &impl Backend) {
+/// If the reply is lost, the final record is written again, perhaps after the epoch has ended.
+pub(crate) async fn final_record_written_twice_is_done(backend: &impl Backend) {
     let store = backend.open().await;
     let epoch = begin(&store).await;
     let last = succeeded(1, now());
-    for ops in [[accept(&queued(1))], [update(&last)], [update(&last)]] {
-        assert_eq!(store.write(epoch, &ops).await.unwrap(), [Written::Done]);
+    store.write(epoch, &[accept(&running(1)), accept(&running(2))]).await.unwrap();
+    for _ in 0..2 {
+        assert_eq!(store.write(epoch, &[update(&last)]).await.unwrap(), [Written::Done]);
+    }
+    let mut other = last.clone();
+    (other.state, other.result) = (TaskState::Failed, None);
+    assert_eq!(store.write(epoch, &[update(&other)]).await.unwrap(), [Written::Fenced]);
+
+    store.end(epoch, now()).await.unwrap();
+    let next = begin(&store).await;
+    for epoch in [epoch, next] {
+        let written = store.write(epoch, &[update(&last), update(&succeeded(2, now()))]).await.unwrap();
+        assert_eq!(written, [Written::Done, Written::Fenced], "the second was lost with the epoch");
     }
     assert_eq!(found(&store, 1).await.unwrap(), last);
 }

@@ -193,10 +193,17 @@ impl MemoryState {
                     Written::Done
                 }
             },
+            Op::Update(record) if self.is_final_of(record) => Written::Done,
             _ if !self.is_current(epoch) => Written::Fenced,
             Op::Accept(record) => self.accept(epoch, record),
             Op::Update(record) => self.update(epoch, record),
         }
+    }
+
+    /// Returns `true` if an earlier write has stored this final record, and its reply was lost.
+    fn is_final_of(&self, record: &Record) -> bool {
+        let is_same = |stored: &Record| (stored.state, stored.version) == (record.state, record.version);
+        record.state.is_final() && self.records.get(&record.id).is_some_and(|(_, stored)| is_same(stored))
     }
 
     fn accept(&mut self, epoch: Epoch, record: &Record) -> Written {
@@ -214,9 +221,7 @@ impl MemoryState {
     fn update(&mut self, epoch: Epoch, update: &Record) -> Written {
         let Some((owner, record)) = self.records.get_mut(&update.id) else { return Written::Unknown };
         if *owner != epoch || record.state.is_final() {
-            // An earlier write of this version was committed, and its reply was lost.
-            let is_repeated = *owner == epoch && record.version == update.version;
-            return if is_repeated { Written::Done } else { Written::Fenced };
+            return Written::Fenced;
         }
         if update.version >= record.version {
             let cancel_requested_at = record.cancel_requested_at.or(update.cancel_requested_at);

@@ -83,7 +83,14 @@ proptest! {
                     let (was_final, changed) = (record.state.is_final(), change(record));
                     let written = state.write(epoch, &Op::Update(Box::new(record.clone())));
                     match state.records.contains_key(&id(number)) {
-                        true => prop_assert_eq!(written, if was_final { Written::Fenced } else { Written::Done }),
+                        true => {
+                            prop_assert_eq!(written, Written::Done, "also if it was written before");
+                            let newer = Record { version: record.version + 1, ..record.clone() };
+                            if was_final {
+                                let written = state.write(epoch, &Op::Update(Box::new(newer)));
+                                prop_assert_eq!(written, Written::Fenced);
+                            }
+                        }
                         false => prop_assert!(written == Written::Unknown && !changed),
                     }
                 }

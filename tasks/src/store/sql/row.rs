@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use sqlx::{ColumnIndex, Decode, Row, Type};
 
-use crate::{Failure, Json, Reason, Record, StoreError, TaskId, TaskState, Timestamp};
+use crate::{Failure, Json, Reason, Record, StoreError, TaskId, TaskState, Timestamp, store::Epoch};
 
 /// The columns of a record, in the order of the fields of [`Values`].
 macro_rules! columns {
@@ -144,4 +144,28 @@ pub(super) fn task_id(bytes: Vec<u8>) -> Result<TaskId, StoreError> {
 
 fn timestamp(millis: i64) -> Timestamp {
     Timestamp::from_millis(u64::try_from(millis).unwrap_or_default())
+}
+
+/// The parts of a stored record that decide whether a write has an effect.
+pub(super) struct Stored {
+    pub(super) owner: Epoch,
+    state: i64,
+    version: i64,
+}
+
+impl Stored {
+    pub(super) fn new(owner: i64, state: i64, version: i64) -> Self {
+        Self { owner: Epoch::from(owner), state, version }
+    }
+
+    pub(super) fn is_final(&self) -> bool {
+        self.state >= 10
+    }
+
+    /// Returns `true` if an earlier write has stored this final record, and its reply was lost. A
+    /// record that was marked as lost has another state.
+    pub(super) fn is_final_of(&self, record: &Record) -> bool {
+        let (state, version) = (i16::from(record.state).into(), integer(record.version));
+        self.is_final() && (self.state, self.version) == (state, version)
+    }
 }

@@ -112,6 +112,7 @@ impl Store {
             }
             Write::Update(record) => match self.0.get_mut(&record.id) {
                 None => Written::Unknown,
+                Some(stored) if stored == record => Written::Done,
                 Some(stored) if stored.end.is_some() => Written::Fenced,
                 Some(stored) => {
                     if record.version >= stored.version {
@@ -279,6 +280,7 @@ proptest! {
             }
         }
         prop_assert!(world.queue.is_empty() && world.queue.schedule.is_empty() && world.out.is_none());
+        prop_assert_eq!(world.queue.fenced, 0, "no record was marked as lost");
         for (id, task) in world.tasks.iter().enumerate() {
             let task = task.borrow();
             match (task.accepted, world.store.0.get(&id)) {

@@ -7,7 +7,7 @@ use crate::{
     TaskId,
     store::{
         Epoch, Op, Written,
-        sql::row::{columns, integer, millis, task_id},
+        sql::row::{Stored, columns, millis, task_id},
     },
 };
 
@@ -43,7 +43,7 @@ pub(super) async fn write(
     }
     let rest: Vec<_> = batch.iter().filter(|op| !matches!(op, Op::Accept(_))).map(Op::id).collect();
     let rest: Vec<_> = rest.into_iter().filter(|id| !done.contains(id)).collect();
-    let unchanged = if rest.is_empty() { HashMap::new() } else { stored_records(connection, &rest).await? };
+    let unchanged = if rest.is_empty() { HashMap::new() } else { stored(connection, &rest).await? };
     Ok(batch.iter().map(|op| result(op, epoch, is_current, &done, &unchanged)).collect())
 }
 
@@ -56,13 +56,14 @@ fn result(
     unchanged: &HashMap<TaskId, Stored>,
 ) -> Written {
     let is_fenced = !matches!(op, Op::RequestCancel { .. });
-    match unchanged.get(&op.id()) {
+    match (op, unchanged.get(&op.id())) {
+        (Op::Update(record), Some(stored)) if stored.is_final_of(record) => Written::Done,
         _ if is_fenced && !is_current => Written::Fenced,
-        _ if matches!(op, Op::Accept(_)) || done.contains(&op.id()) => Written::Done,
-        Some(stored) if stored.has_version_of(op, epoch) => Written::Done,
-        Some(stored) if stored.is_final || is_fenced && stored.owner != epoch => Written::Fenced,
-        Some(_) => Written::Done,
-        None => Written::Unknown,
+        (Op::Accept(_), _) => Written::Done,
+        _ if done.contains(&op.id()) => Written::Done,
+        (_, Some(stored)) if stored.is_final() || is_fenced && stored.owner != epoch => Written::Fenced,
+        (_, Some(_)) => Written::Done,
+        (_, None) => Written::Unknown,
     }
 }
 
@@ -101,29 +102,13 @@ async fn changed(
     rows.iter().map(|row| task_id(row.try_get(0)?).map_err(|error| sqlx::Error::Decode(error.into()))).collect()
 }
 
-/// A record that no statement has changed.
-struct Stored {
-    owner: Epoch,
-    is_final: bool,
-    version: i64,
-}
-
-impl Stored {
-    /// Returns `true` for an update that was committed before, and whose reply was lost.
-    fn has_version_of(&self, op: &Op, epoch: Epoch) -> bool {
-        matches!(op, Op::Update(update) if self.owner == epoch && integer(update.version) == self.version)
-    }
-}
-
-async fn stored_records(connection: &mut PgConnection, ids: &[TaskId]) -> Result<HashMap<TaskId, Stored>, sqlx::Error> {
+async fn stored(connection: &mut PgConnection, ids: &[TaskId]) -> Result<HashMap<TaskId, Stored>, sqlx::Error> {
     let ids: Vec<_> = ids.iter().map(|id| id.as_bytes().to_vec()).collect();
     let query = sqlx::query("SELECT id, epoch, state, version FROM tower_offload_task WHERE id = ANY($1)").bind(ids);
     let rows = query.fetch_all(connection).await?;
     let entry = |row: &sqlx::postgres::PgRow| {
         let id = task_id(row.try_get(0)?).map_err(|error| sqlx::Error::Decode(error.into()))?;
-        let owner = Epoch::from(row.try_get::<i64, _>(1)?);
-        let (is_final, version) = (row.try_get::<i64, _>(2)? >= 10, row.try_get(3)?);
-        Ok((id, Stored { owner, is_final, version }))
+        Ok((id, Stored::new(row.try_get(1)?, row.try_get(2)?, row.try_get(3)?)))
     };
     rows.iter().map(entry).collect()
 }

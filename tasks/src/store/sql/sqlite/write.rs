@@ -4,7 +4,7 @@ use crate::{
     Record, TaskId, Timestamp,
     store::{
         Epoch, Op, Written,
-        sql::row::{Values, columns, integer, millis},
+        sql::row::{Stored, Values, columns, millis},
     },
 };
 
@@ -21,9 +21,9 @@ pub(super) async fn write(
     for op in batch {
         written.push(match op {
             Op::RequestCancel { id, now } => request_cancel(connection, *id, *now).await?,
-            _ if !is_current => Written::Fenced,
+            Op::Accept(_) if !is_current => Written::Fenced,
             Op::Accept(record) => accept(connection, epoch, record).await?,
-            Op::Update(record) => update(connection, epoch, record).await?,
+            Op::Update(record) => update(connection, epoch, is_current, record).await?,
         });
     }
     Ok(written)
@@ -47,14 +47,19 @@ UPDATE tower_offload_task SET name = $3, owner = $4, state = $5, attempt = $6, m
     result = $16, error_class = $17, error_message = $18, error_detail = $19
 WHERE id = $2 AND epoch = $1 AND state < 10 AND version <= $10";
 
-async fn update(connection: &mut SqliteConnection, epoch: Epoch, record: &Record) -> Result<Written, sqlx::Error> {
-    if execute(UPDATE, connection, epoch, record).await? > 0 {
+async fn update(
+    connection: &mut SqliteConnection,
+    epoch: Epoch,
+    is_current: bool,
+    record: &Record,
+) -> Result<Written, sqlx::Error> {
+    if is_current && execute(UPDATE, connection, epoch, record).await? > 0 {
         return Ok(Written::Done);
     }
-    Ok(match stored_record(connection, record.id).await? {
-        // An earlier write of this version was committed, and its reply was lost.
-        Some(stored) if stored.owner == epoch && stored.version == integer(record.version) => Written::Done,
-        Some(stored) if stored.is_final || stored.owner != epoch => Written::Fenced,
+    Ok(match stored(connection, record.id).await? {
+        Some(stored) if stored.is_final_of(record) => Written::Done,
+        _ if !is_current => Written::Fenced,
+        Some(stored) if stored.is_final() || stored.owner != epoch => Written::Fenced,
         Some(_) => Written::Done,
         None => Written::Unknown,
     })
@@ -107,23 +112,15 @@ async fn request_cancel(connection: &mut SqliteConnection, id: TaskId, now: Time
     if request.execute(&mut *connection).await?.rows_affected() > 0 {
         return Ok(Written::Done);
     }
-    Ok(match stored_record(connection, id).await? {
-        Some(stored) if stored.is_final => Written::Fenced,
+    Ok(match stored(connection, id).await? {
+        Some(stored) if stored.is_final() => Written::Fenced,
         Some(_) => Written::Done,
         None => Written::Unknown,
     })
 }
 
-/// A record that no statement has changed.
-struct Stored {
-    owner: Epoch,
-    is_final: bool,
-    version: i64,
-}
-
-async fn stored_record(connection: &mut SqliteConnection, id: TaskId) -> Result<Option<Stored>, sqlx::Error> {
-    let found = sqlx::query("SELECT epoch, state, version FROM tower_offload_task WHERE id = $1");
-    let Some(row) = found.bind(&id.as_bytes()[..]).fetch_optional(connection).await? else { return Ok(None) };
-    let (owner, is_final) = (Epoch::from(row.try_get::<i64, _>(0)?), row.try_get::<i64, _>(1)? >= 10);
-    Ok(Some(Stored { owner, is_final, version: row.try_get(2)? }))
+async fn stored(connection: &mut SqliteConnection, id: TaskId) -> Result<Option<Stored>, sqlx::Error> {
+    let query = sqlx::query("SELECT epoch, state, version FROM tower_offload_task WHERE id = $1");
+    let Some(row) = query.bind(&id.as_bytes()[..]).fetch_optional(connection).await? else { return Ok(None) };
+    Ok(Some(Stored::new(row.try_get(0)?, row.try_get(1)?, row.try_get(2)?)))
 }
