@@ -1,6 +1,7 @@
 //! Random bytes in random pieces for the parsers of a connection: `cargo +nightly fuzz run flush`.
 //!
-//! The modules are private and depend only on `std` and `http`, so they are compiled into the target.
+//! The modules are private and depend only on `std` and `http`, so they are compiled into the
+//! target.
 #![no_main]
 
 #[allow(dead_code, reason = "used by the crate and its unit tests")]

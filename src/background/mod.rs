@@ -63,7 +63,8 @@
 //! run permit.
 //!
 //! In tests with tokio's paused clock, use [`Inline`](crate::pool::Inline) as the pool. The clock
-//! advances while the runtime has nothing to do, even if a thread of another pool is running a task.
+//! advances while the runtime has nothing to do, even if a thread of another pool is running a
+//! task.
 //!
 //! # Guarantees
 //!

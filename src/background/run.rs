@@ -72,8 +72,8 @@ impl QueuedTask {
             TaskBody::Blocking(work) => spawn_on_pool(shared, &header, context, run_closure(run, work)),
             TaskBody::Async(future) => {
                 let task = AsyncTask::new(run, future);
-                // A pool without threads cannot protect the runtime, and would run the future within
-                // wakers, which tokio may call while it holds a lock.
+                // A pool without threads cannot protect the runtime, and would run the future
+                // within wakers, which tokio may call while it holds a lock.
                 let on_runtime = on_runtime || shared.pool.is_inline();
                 match context.runtime().filter(|_| on_runtime).cloned() {
                     Some(runtime) => {
@@ -387,11 +387,12 @@ impl TaskSpan {
 /// Reports a poll that blocked the runtime, like the blocking detector. Without the features
 /// `tracing` and `metrics` it has no effect.
 #[cold]
-#[cfg_attr(not(any(feature = "metrics", feature = "tracing")), expect(unused_variables))]
+#[cfg_attr(not(feature = "tracing"), expect(unused_variables))]
 fn report_blocked(header: &TaskHeader, poll: u64, held: Duration) {
     #[cfg(feature = "tracing")]
     ignore_panic(|| {
-        tracing::warn!(task = &*header.name, id = header.id, held_seconds = held.as_secs_f64(), poll, "thread blocked");
+        let duration_seconds = held.as_secs_f64();
+        tracing::warn!(task = &*header.name, id = header.id, duration_seconds, poll, "thread blocked");
     });
     #[cfg(feature = "metrics")]
     ignore_panic(|| {

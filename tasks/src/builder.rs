@@ -52,7 +52,8 @@ impl TasksBuilder {
     ///
     /// # Panics
     ///
-    /// Panics unless it is a path that starts with `/` or an `http` or `https` URL, without a query.
+    /// Panics unless it is a path that starts with `/` or an `http` or `https` URL, without a
+    /// query.
     #[track_caller]
     pub fn base_path(self, path: &str) -> Self {
         assert!(
@@ -68,8 +69,8 @@ impl TasksBuilder {
         Self { retention, ..self }
     }
 
-    /// Sets the name of this process, for people who inspect the store. It is truncated to 200 bytes.
-    /// Default: `process` and the process id.
+    /// Sets the name of this process, for people who inspect the store. It is truncated to 200
+    /// bytes. Default: `process` and the process id.
     pub fn process(self, name: impl Into<String>) -> Self {
         Self { process: Some(name.into()), ..self }
     }
@@ -88,8 +89,8 @@ impl TasksBuilder {
     }
 }
 
-/// Returns `true` if `Location` can start with this path. A path that starts with `//` is the name of
-/// a host, and one without `/` is relative to the path of the request.
+/// Returns `true` if `Location` can start with this path. A path that starts with `//` is the name
+/// of a host, and one without `/` is relative to the path of the request.
 fn is_base_path(path: &str) -> bool {
     let is_path = path.starts_with('/') && !path.starts_with("//");
     let is_url = path.starts_with("http://") || path.starts_with("https://");

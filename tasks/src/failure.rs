@@ -9,8 +9,8 @@ use crate::{Json, text::sanitize};
 /// It does not implement [`Error`], so that a task can return either any error or a `Failure`. A
 /// task that returns another error has the class that [`IntoFailure`] describes.
 ///
-/// Clients that may read the status of the task see the failure, so a message should not name files,
-/// servers or other internals.
+/// Clients that may read the status of the task see the failure, so a message should not name
+/// files, servers or other internals.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(
     feature = "openapi",
@@ -59,8 +59,8 @@ const MAX_NOTE_BYTES: usize = 1024;
 /// Error types of tasks: every type that implements [`Display`], and [`Failure`].
 ///
 /// The message is the alternate form (`{:#}`), which includes the causes for error types such as
-/// `anyhow::Error`. The class is the name of the type, or `error` for strings and `Box<dyn Error>`. A
-/// [`Failure`] has a class of its own.
+/// `anyhow::Error`. The class is the name of the type, or `error` for strings and `Box<dyn Error>`.
+/// A [`Failure`] has a class of its own.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be the error of a task",
     note = "the error of a task implements `Display`, or is a `tower_offload_tasks::Failure`"

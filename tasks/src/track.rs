@@ -70,8 +70,8 @@ impl TrackBuilder<'_> {
         self.accept(reservation, submit).await
     }
 
-    /// Accepts the task with a future, which is polled on the pool of the target's background, within
-    /// the current runtime. Otherwise it is like [`spawn_blocking`](Self::spawn_blocking).
+    /// Accepts the task with a future, which is polled on the pool of the target's background,
+    /// within the current runtime. Otherwise it is like [`spawn_blocking`](Self::spawn_blocking).
     ///
     /// # Errors
     ///

@@ -49,9 +49,9 @@ impl Run<'_> {
     /// Runs the work until it has ended.
     ///
     /// `stop` completes when River stops the attempt. On a stop or a timeout, a future is dropped.
-    /// A closure cannot be stopped, so this function waits for it, and River starts no other attempt
-    /// in the meantime. Work that has not begun is dropped in both cases, also if the queue is
-    /// closed, and when shorter jobs than it had been claimed for become long.
+    /// A closure cannot be stopped, so this function waits for it, and River starts no other
+    /// attempt in the meantime. Work that has not begun is dropped in both cases, also if the queue
+    /// is closed, and when shorter jobs than it had been claimed for become long.
     pub(super) async fn run(
         &self,
         mut work: WorkFuture,

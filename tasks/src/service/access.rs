@@ -49,8 +49,8 @@ impl Action {
 pub enum Access {
     /// Rejects the request with 403.
     Denied,
-    /// Permits the action on tasks without an owner. Other tasks are unknown (404), and lists do not
-    /// contain them.
+    /// Permits the action on tasks without an owner. Other tasks are unknown (404), and lists do
+    /// not contain them.
     Public,
     /// Permits the action on tasks of this owner and, if the request has the id, on tasks without
     /// an owner. Other tasks are unknown (404).

@@ -33,9 +33,9 @@
 //! # Authorization
 //!
 //! By default a client that knows the id of a task may read its status and its events, if the task
-//! has no owner. Ids cannot be guessed. The OpenAPI document, which contains nothing about any task,
-//! is open to every client. All other actions are denied (403) until [`StatusService::authorize`]
-//! permits them. Tasks of other owners look like unknown tasks.
+//! has no owner. Ids cannot be guessed. The OpenAPI document, which contains nothing about any
+//! task, is open to every client. All other actions are denied (403) until
+//! [`StatusService::authorize`] permits them. Tasks of other owners look like unknown tasks.
 //!
 //! A status contains the result and the error message of the task, so a client that has the id can
 //! read both.

@@ -90,9 +90,9 @@ pub trait TaskStore: Send + Sync + 'static {
     /// Returns the record of a task.
     fn get(&self, id: TaskId) -> StoreFuture<'_, Found>;
 
-    /// Returns the records of tasks, in the order of their ids. It is called twice a second with all
-    /// tasks of other processes that this process follows. The default calls [`get`](Self::get) for
-    /// each.
+    /// Returns the records of tasks, in the order of their ids. It is called twice a second with
+    /// all tasks of other processes that this process follows. The default calls [`get`](Self::get)
+    /// for each.
     fn get_many<'a>(&'a self, ids: &'a [TaskId]) -> StoreFuture<'a, Vec<Found>> {
         Box::pin(async move {
             let mut found = Vec::with_capacity(ids.len());

@@ -459,8 +459,8 @@ async fn find_record(
     Ok(row.as_ref().map(record))
 }
 
-/// Deletes the clients whose lease has expired, if the client `$1` may judge them. The rows are locked
-/// while the condition holds, so a lease that is deleted can no longer be renewed.
+/// Deletes the clients whose lease has expired, if the client `$1` may judge them. The rows are
+/// locked while the condition holds, so a lease that is deleted can no longer be renewed.
 const EXPIRE: &str =
     concat!("DELETE FROM tower_offload_client WHERE id IN (", lock_expired!("tower_offload_client", "id"), ")");
 /// Requeues or ends running jobs of clients without a row. The attempt stays counted, so a job that
