@@ -362,6 +362,13 @@ pub(crate) struct WriterStats {
 
 /// Applies effects of the queue. They run user code: wakers of subscribers and callers.
 fn apply(effects: Vec<Effect<Arc<ActiveTask>>>) {
+    #[cfg(feature = "tracing")]
+    {
+        let fenced = effects.iter().filter(|effect| matches!(effect, Effect::Lost(_))).count();
+        if fenced > 0 {
+            ignore_panic(|| tracing::warn!(records = fenced, "discarded changes of tasks that are marked as lost"));
+        }
+    }
     for effect in effects {
         match effect {
             Effect::Accepted(task) => task.reply(Ok(())),
