@@ -49,14 +49,40 @@ fn only_odd_and_increasing_identifiers_open_streams() {
     marks(&bytes, &[7, 9]);
 }
 
-/// A frame with padding, a frame without room, and an empty frame that claims to be padded.
+#[test]
+fn mark_precedes_the_padding() {
+    let bytes = [
+        frame(1, 0xd, 1, &[2, 0x88, 7, 7]),
+        frame(1, 0xd, 3, &[0]),
+        frame(1, 0xd, 5, &[1, 0]),
+        frame(1, 0x2d, 7, &[1, 0, 0, 0, 0, 0, 0x88, 7]),
+        frame(1, 0x2d, 9, &[0, 0, 0, 0, 0, 0]),
+    ];
+    marks(&bytes.concat(), &[1, 3, 5, 7, 9]);
+    let (delivered, _) = deliver(&bytes[0]);
+    assert_eq!(delivered[..9], [0, 0, 4 + FIELD_LENGTH as u8, 1, 0xd, 0, 0, 0, 1]);
+    assert_eq!((&delivered[9..11], &delivered[11 + FIELD_LENGTH..]), (&[2, 0x88][..], &[7, 7][..]));
+}
+
+/// With the mark they would be long enough.
+#[test]
+fn frame_too_short_for_its_padding_or_priority_passes_unchanged() {
+    for bytes in [
+        frame(1, 0xd, 1, &[]),
+        frame(1, 0xd, 1, &[2, 0x88]),
+        frame(1, 0x25, 1, &[0; 4]),
+        frame(1, 0x2d, 1, &[1, 0, 0, 0, 0, 0]),
+    ] {
+        assert_eq!(deliver(&bytes), (bytes, vec![]));
+    }
+}
+
 #[test]
 fn mark_that_does_not_fit_follows_in_its_own_frame() {
     for last in [
-        frame(1, 0xd, 1, &[2, 0x88, 0, 0]),
         frame(1, 0x5, 1, &[0x88; 16_384 - FIELD_LENGTH + 1]),
+        frame(1, 0xd, 1, &[1; 16_384 - FIELD_LENGTH + 1]),
         frame(1, 0x5, 1, &[0x88; 20_000]),
-        frame(1, 0xd, 1, &[]),
     ] {
         let (delivered, _) = deliver(&last);
         assert_eq!(delivered[..4], last[..4]);
