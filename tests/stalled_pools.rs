@@ -74,6 +74,7 @@ async fn blocked_threads_are_reported_and_deadlocks_end() {
         deadlock(TokioBlocking::builder(2).name("tokio's threads").build()),
         deadlock_behind_a_layer(threads("layer")),
         nested_calls_that_end(),
+        waits_that_have_ended(),
         tokio::task::spawn_blocking(busy_blocking_threads).map(Result::unwrap),
     );
 
@@ -115,7 +116,8 @@ async fn blocked_pool(events: &Events) {
     until(&pool, |stats| stats.active == 1).await;
     let queued = [(); 2].map(|()| pool.run(|| ()));
     assert_eq!((pool.stats().stalls, pool.stats().stalled_for), (0, Duration::ZERO));
-    until(&pool, |stats| stats.stalls == 1).await;
+    // The event follows the count.
+    until(&pool, |stats| stats.stalls == 1 && !events.of("blocked").is_empty()).await;
     assert!(pool.stats().stalled_for >= Duration::from_secs(10), "{:?}", pool.stats());
     let lines = events.of("blocked");
     assert!(lines.len() == 1 && lines[0].contains("WARN") && lines[0].contains("pool stalled"), "{lines:#?}");
@@ -195,6 +197,28 @@ async fn nested_calls_that_end() {
         assert_eq!((blocks, awaits.unwrap()), (Ok(Ok(())), n + 1));
     }
     assert_eq!((pool.stats().stalls, one.stats().stalls), (0, 0));
+}
+
+/// Both threads wait for a call of their pool, give up, and are blocked for longer than a stall
+/// lasts by something else. The thread that waits again later is not in a deadlock.
+async fn waits_that_have_ended() {
+    let pool = ThreadPool::builder().name("ended").threads(2).build().unwrap();
+    let both_run = Arc::new(Barrier::new(2));
+    let calls = [false, true].map(|waits_again| {
+        let (both_run, inner) = (both_run.clone(), pool.clone());
+        pool.run(move || {
+            both_run.wait();
+            let runtime = Handle::current();
+            let first = runtime.block_on(async { timeout(Duration::from_millis(50), inner.run(|| 1)).await });
+            assert!(first.is_err(), "the pool has no thread left");
+            std::thread::sleep(Duration::from_secs(if waits_again { 14 } else { 13 }));
+            if waits_again { runtime.block_on(inner.run(|| 2)) } else { Ok(2) }
+        })
+    });
+    until(&pool, |stats| stats.active == 2).await;
+    let queued = pool.run(|| ());
+    assert_eq!(timeout(LONG, join_all(calls)).await.unwrap(), [Ok(Ok(2)); 2]);
+    assert_eq!((queued.await, pool.stats().stalls), (Ok(()), 1));
 }
 
 /// The pool asks for a thread again and again while other blocking tasks occupy all of the

@@ -19,6 +19,8 @@ const END_STREAM: u8 = 0x1;
 pub(super) const END_HEADERS: u8 = 0x4;
 /// Flag of DATA: the payload begins with the length of the padding at its end.
 pub(super) const PADDED: u8 = 0x8;
+/// Flag of HEADERS: five bytes of priority precede the block.
+pub(super) const PRIORITY: u8 = 0x20;
 /// Flag of SETTINGS.
 const ACK: u8 = 0x1;
 

@@ -13,10 +13,7 @@
 
 use std::hash::{BuildHasher, RandomState};
 
-use http::{
-    HeaderMap,
-    header::{AGE, Entry},
-};
+use http::{HeaderMap, header::AGE};
 
 use super::frames::StreamId;
 
@@ -57,15 +54,13 @@ impl Mark {
     /// Removes the field from a request, and returns its stream. Returns `None`, and removes
     /// nothing, if the field is missing.
     pub(super) fn take(&self, headers: &mut HeaderMap) -> Option<StreamId> {
-        let Entry::Occupied(entry) = headers.try_entry(AGE).ok()? else { return None };
-        let stream = self.read(entry.iter().next_back()?.as_bytes())?;
-        let (_, mut values) = entry.remove_entry_mult();
-        let first = values.next();
-        let mut rest: Vec<_> = values.collect();
-        if rest.pop().is_some() {
-            for value in first.into_iter().chain(rest) {
-                headers.append(AGE, value);
-            }
+        // An entry would need room for one more name, which a full map does not have.
+        let mut values = headers.get_all(AGE).into_iter();
+        let stream = self.read(values.next_back()?.as_bytes())?;
+        let rest: Vec<_> = values.cloned().collect();
+        headers.remove(AGE);
+        for value in rest {
+            headers.append(AGE, value);
         }
         Some(stream)
     }

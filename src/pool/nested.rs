@@ -5,10 +5,11 @@
 //! pool do so, none is left to run the calls that they wait for.
 //!
 //! Whether a poll blocks or is about to return cannot be known when it starts to wait. Each poll
-//! that waits for a call of its own pool is therefore recorded until it ends. If the pool is
-//! stalled and every thread is in such a poll, the monitor fails the waits.
+//! that waits for calls of its own pool is therefore recorded until it ends, or until it has the
+//! result of each of these calls or has dropped it. If the pool is stalled and every thread is in
+//! such a poll, the monitor fails the waits.
 
-use std::task::Waker;
+use std::{collections::HashSet, task::Waker};
 
 use crate::{
     panic::ignore_panic,
@@ -19,12 +20,14 @@ use crate::{
 #[derive(Debug, Default)]
 pub(crate) struct NestedWaits(Mutex<Vec<NestedWait>>);
 
-/// A poll of a call that waits for another call of the same pool.
+/// A poll of a call that waits for other calls of the same pool.
 #[derive(Debug)]
 struct NestedWait {
     /// Address of the call that is polled.
     call: usize,
-    /// Waker with which the other call was polled last.
+    /// Addresses of the calls that it waits for. Not empty.
+    inner: HashSet<usize>,
+    /// Waker with which one of them was polled last.
     waker: Waker,
     /// `true` if the poll must stop waiting.
     is_deadlocked: bool,
@@ -36,14 +39,17 @@ impl NestedWaits {
         lock(&self.0).len()
     }
 
-    /// Records that the poll of `call` waits, or stores the waker of its current wait. Returns
-    /// `true` if the wait must fail.
-    pub(super) fn wait(&self, call: usize, waker: Waker) -> bool {
+    /// Records that the poll of `call` waits for `inner`, or stores the waker of its current wait.
+    /// Returns `true` if the wait must fail.
+    pub(super) fn wait(&self, call: usize, inner: usize, waker: Waker) -> bool {
         let mut waits = lock(&self.0);
         let (is_deadlocked, replaced) = match waits.iter_mut().find(|wait| wait.call == call) {
-            Some(wait) => (wait.is_deadlocked, Some(std::mem::replace(&mut wait.waker, waker))),
+            Some(wait) => {
+                wait.inner.insert(inner);
+                (wait.is_deadlocked, Some(std::mem::replace(&mut wait.waker, waker)))
+            }
             None => {
-                waits.push(NestedWait { call, waker, is_deadlocked: false });
+                waits.push(NestedWait { call, inner: HashSet::from([inner]), waker, is_deadlocked: false });
                 (false, None)
             }
         };
@@ -52,10 +58,23 @@ impl NestedWaits {
         is_deadlocked
     }
 
+    /// Records that the poll of `call` no longer waits for `inner`.
+    pub(super) fn end_wait(&self, call: usize, inner: usize) {
+        self.remove_if(call, |wait| {
+            wait.inner.remove(&inner);
+            wait.inner.is_empty()
+        });
+    }
+
     /// Forgets a poll, because it has ended.
     pub(super) fn remove(&self, call: usize) {
+        self.remove_if(call, |_| true);
+    }
+
+    fn remove_if(&self, call: usize, condition: impl FnOnce(&mut NestedWait) -> bool) {
         let mut waits = lock(&self.0);
         let position = waits.iter().position(|wait| wait.call == call);
+        let position = position.filter(|position| condition(&mut waits[*position]));
         let removed = position.map(|position| waits.swap_remove(position));
         drop(waits);
         ignore_panic(|| drop(removed)); // User code, so after the lock.

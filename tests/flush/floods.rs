@@ -629,3 +629,43 @@ async fn tiny_windows_get_the_same_frames() {
     })
     .await;
 }
+
+/// A malformed request is an error of its stream, also if its frame has padding or a priority. A
+/// frame that is too short for these is an error of the connection.
+#[tokio::test(start_paused = true)]
+async fn malformed_requests_end_what_they_end_on_a_plain_connection() {
+    const PADDED: u8 = 0x8;
+    const PRIORITY: u8 = 0x20;
+    let valid = &frames::get(1, "/5")[9..];
+    let repeated_method = [&[0x82], valid].concat();
+    let blocks = [valid, &repeated_method, &valid[..valid.len() - 1], &[0x80], &[]];
+    for (number, block) in blocks.into_iter().enumerate() {
+        for padding in [None, Some(0), Some(1), Some(9), Some(255)] {
+            for dependency in [None, Some(0_u32), Some(1)] {
+                for missing in 0..8 {
+                    let (mut payload, mut flags) = (Vec::new(), 0x5);
+                    if let Some(padding) = padding {
+                        payload.push(padding);
+                        flags |= PADDED;
+                    }
+                    if let Some(stream) = dependency {
+                        payload.extend(stream.to_be_bytes());
+                        payload.push(0);
+                        flags |= PRIORITY;
+                    }
+                    payload.extend(block);
+                    payload.resize(payload.len() + usize::from(padding.unwrap_or(0)), 0);
+                    payload.truncate(payload.len().saturating_sub(missing));
+                    let flood = vec![[frames::frame(1, flags, 1, &payload), frames::get(3, "/5")].concat()];
+                    let plain = serve(flood.clone(), None, false).await;
+                    let tracked = serve(flood, None, true).await;
+                    assert_eq!(
+                        (tracked.go_away, tracked.handlers),
+                        (plain.go_away, plain.handlers),
+                        "block {number}, padding {padding:?}, dependency {dependency:?}, {missing} bytes missing"
+                    );
+                }
+            }
+        }
+    }
+}

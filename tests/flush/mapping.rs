@@ -105,7 +105,7 @@ async fn handler_sees_the_fields_of_the_client() {
     .await;
 }
 
-/// Each frame is padded, so the field cannot be appended to it.
+/// Each frame is padded, so the field precedes its padding.
 #[tokio::test]
 async fn padded_requests_are_flushed() {
     within(async {

@@ -49,14 +49,80 @@ fn only_odd_and_increasing_identifiers_open_streams() {
     marks(&bytes, &[7, 9]);
 }
 
-/// A frame with padding, a frame without room, and an empty frame that claims to be padded.
+#[test]
+fn mark_precedes_the_padding() {
+    let bytes = [
+        frame(1, 0xd, 1, &[2, 0x88, 7, 7]),
+        frame(1, 0xd, 3, &[0]),
+        frame(1, 0xd, 5, &[1, 0]),
+        frame(1, 0x2d, 7, &[1, 0, 0, 0, 0, 0, 0x88, 7]),
+        frame(1, 0x2d, 9, &[0, 0, 0, 0, 0, 0]),
+    ];
+    marks(&bytes.concat(), &[1, 3, 5, 7, 9]);
+    let (delivered, _) = deliver(&bytes[0]);
+    assert_eq!(delivered[..9], [0, 0, 4 + FIELD_LENGTH as u8, 1, 0xd, 0, 0, 0, 1]);
+    assert_eq!((&delivered[9..11], &delivered[11 + FIELD_LENGTH..]), (&[2, 0x88][..], &[7, 7][..]));
+}
+
+#[test]
+fn split_of_padded_frames_changes_nothing() {
+    let bytes = [
+        frame(1, 0x9, 1, &[3, 0x88, 7, 7, 7]),
+        frame(9, 0xc, 1, &[0x88]),
+        frame(1, 0x2d, 3, &[2, 0, 0, 0, 0, 0, 0x88, 7, 7]),
+        frame(1, 0xd, 5, &[0]),
+        frame(1, 0xd, 7, &[9, 0]),
+    ]
+    .concat();
+    let (inbound, mark) = (Inbound::default, Mark::new());
+    let all = |splits: &[usize], room: usize| {
+        let (mut inbound, mut delivered) = (inbound(), Vec::new());
+        let mut start = 0;
+        for end in splits.iter().copied().chain([bytes.len()]) {
+            while start < end || inbound.has_undelivered() {
+                let put = |bytes: &[u8]| delivered.extend_from_slice(bytes);
+                start += inbound.deliver(&mark, &bytes[start..end], room, put, |_| ()).read;
+            }
+        }
+        delivered
+    };
+    let expected = all(&[], usize::MAX);
+    assert_eq!(expected.len(), bytes.len() + 3 * FIELD_LENGTH);
+    for split in 0..bytes.len() {
+        for room in [1, 3, usize::MAX] {
+            assert_eq!(all(&[split], room), expected, "{split} {room}");
+        }
+    }
+    assert_eq!(all(&(0..bytes.len()).collect::<Vec<_>>(), 1), expected);
+}
+
+#[test]
+fn header_without_its_padding_is_delivered_at_the_end() {
+    let (mut inbound, header) = (Inbound::default(), &frame(1, 0xd, 1, &[1, 0x88, 0])[..9]);
+    let delivery = inbound.deliver(&Mark::new(), header, usize::MAX, |_| panic!("it is held back"), |_| ());
+    assert_eq!(delivery, Delivery { read: 9, delivered: 0 });
+    assert_eq!(inbound.into_undelivered(), header);
+}
+
+/// With the mark they would be long enough.
+#[test]
+fn frame_too_short_for_its_padding_or_priority_passes_unchanged() {
+    for bytes in [
+        frame(1, 0xd, 1, &[]),
+        frame(1, 0xd, 1, &[2, 0x88]),
+        frame(1, 0x25, 1, &[0; 4]),
+        frame(1, 0x2d, 1, &[1, 0, 0, 0, 0, 0]),
+    ] {
+        assert_eq!(deliver(&bytes), (bytes, vec![]));
+    }
+}
+
 #[test]
 fn mark_that_does_not_fit_follows_in_its_own_frame() {
     for last in [
-        frame(1, 0xd, 1, &[2, 0x88, 0, 0]),
         frame(1, 0x5, 1, &[0x88; 16_384 - FIELD_LENGTH + 1]),
+        frame(1, 0xd, 1, &[1; 16_384 - FIELD_LENGTH + 1]),
         frame(1, 0x5, 1, &[0x88; 20_000]),
-        frame(1, 0xd, 1, &[]),
     ] {
         let (delivered, _) = deliver(&last);
         assert_eq!(delivered[..4], last[..4]);

@@ -41,3 +41,22 @@ fn mark_of_another_connection_is_not_taken() {
     assert_eq!(mark.take(&mut fields), None);
     assert_eq!(fields.len(), 1);
 }
+
+/// A map has room for 24 576 names, of which the last one is that of the mark.
+#[test]
+fn mark_is_taken_from_a_full_map() {
+    let mark = Mark::new();
+    for ages in [0, 1, 2] {
+        let mut fields = HeaderMap::new();
+        for _ in 0..ages {
+            fields.append(AGE, HeaderValue::from_static("1"));
+        }
+        let mut names = (0..).map(|number| http::HeaderName::try_from(format!("x-{number}")).unwrap());
+        while fields.keys_len() < 24_575 {
+            fields.insert(names.next().unwrap(), HeaderValue::from_static("1"));
+        }
+        fields.append(AGE, value(mark.field(StreamId::new(9))));
+        assert_eq!(mark.take(&mut fields), Some(StreamId::new(9)), "{ages}");
+        assert_eq!(fields.get_all(AGE).iter().count(), ages);
+    }
+}

@@ -76,7 +76,10 @@ pub(in crate::flush) fn unmark(mut bytes: &[u8]) -> (Vec<u8>, Vec<u32>) {
         let Some((frame, behind)) = bytes.split_at_checked(9 + length as usize) else { break };
         bytes = behind;
         let is_block = matches!(frame[3], 1 | 9) && frame[4] & 4 != 0;
-        let is_marked = is_block && frame.len() >= 9 + FIELD && frame[frame.len() - FIELD..].starts_with(&[15, 6, 11]);
+        let is_padded = frame[3] == 1 && frame[4] & 8 != 0 && length > 0;
+        let padding = if is_padded { usize::from(frame[9]) } else { 0 };
+        let end = frame.len().saturating_sub(padding);
+        let is_marked = is_block && end >= 9 + FIELD && frame[end - FIELD..].starts_with(&[15, 6, 11]);
         if !is_marked {
             last = sent.len();
             sent.extend(frame);
@@ -84,8 +87,8 @@ pub(in crate::flush) fn unmark(mut bytes: &[u8]) -> (Vec<u8>, Vec<u32>) {
         }
         streams.push(u32::from_be_bytes(frame[5..9].try_into().unwrap()) & 0x7fff_ffff);
         if frame[3] == 9 && frame.len() == 9 + FIELD && sent.get(last + 3).is_some_and(|kind| matches!(kind, 1 | 9)) {
-            // The client's last frame of the block had no room, or padding.
-            let is_own = sent[last + 4] & 8 != 0 || sent.len() - last > 16_384;
+            // The client's last frame of the block had no room.
+            let is_own = sent.len() - last > 9 + 16_384 - FIELD;
             if is_own {
                 sent[last + 4] |= 4;
                 continue;
@@ -93,7 +96,8 @@ pub(in crate::flush) fn unmark(mut bytes: &[u8]) -> (Vec<u8>, Vec<u32>) {
         }
         last = sent.len();
         sent.extend((length - FIELD as u32).to_be_bytes()[1..].iter());
-        sent.extend(&frame[3..frame.len() - FIELD]);
+        sent.extend(&frame[3..end - FIELD]);
+        sent.extend(&frame[end..]);
     }
     sent.extend(without_length(bytes));
     (sent, streams)

@@ -137,6 +137,17 @@ pub(crate) struct CurrentCall {
     pub(super) layer_permit: Option<Arc<dyn LayerPermit>>,
 }
 
+/// Result of [`CurrentCall::wait_for_pool`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wait {
+    /// The thread does not work on a call of the same pool.
+    Ordinary,
+    Nested,
+    /// The thread must not wait, because all threads of the pool wait like this one, in calls of
+    /// the same pool.
+    Deadlocked,
+}
+
 /// Permit of a layer that limits its calls in flight. The call holds it until its work ends.
 pub(crate) trait LayerPermit: Send + Sync + 'static {
     /// Returns the address of the state of the layer that issued the permit.
@@ -163,20 +174,35 @@ impl CurrentCall {
             .unwrap_or(false)
     }
 
-    /// Called when this thread is about to wait for a call of `pool`. Returns `true` if it must
-    /// not, because all threads of that pool wait like this one, in calls of the same pool.
-    pub(super) fn wait_for_pool(pool: &NestedWaits, waker: &Waker) -> bool {
-        let is_nested = CURRENT.try_with(|current| {
+    /// Called when this thread is about to wait for the call at the address `inner`, of `pool`. If
+    /// the wait is nested, [`end_wait`](Self::end_wait) must be called when it ends.
+    pub(super) fn wait_for_pool(pool: &NestedWaits, inner: usize, waker: &Waker) -> Wait {
+        if Self::is_of(pool) { Self::wait_nested(pool, inner, waker.clone()) } else { Wait::Ordinary }
+    }
+
+    /// Called when this thread stops waiting for the call at the address `inner`, of `pool`.
+    #[cold]
+    pub(super) fn end_wait(pool: &NestedWaits, inner: usize) {
+        if Self::is_of(pool) {
+            if let Some(call) = Self::get() {
+                pool.end_wait(Arc::as_ptr(&call).addr(), inner);
+            }
+        }
+    }
+
+    /// Returns `true` if this thread works on a call of this pool.
+    fn is_of(pool: &NestedWaits) -> bool {
+        let is_of = CURRENT.try_with(|current| {
             current.borrow().as_ref().is_some_and(|current| std::ptr::eq(current.call.nested_waits(), pool))
         });
-        is_nested == Ok(true) && Self::wait_nested(pool, waker.clone())
+        is_of == Ok(true)
     }
 
     #[cold]
-    fn wait_nested(pool: &NestedWaits, waker: Waker) -> bool {
-        let Some(call) = Self::get() else { return false };
+    fn wait_nested(pool: &NestedWaits, inner: usize, waker: Waker) -> Wait {
+        let Some(call) = Self::get() else { return Wait::Ordinary };
         call.header().waits_nested.store(true, Ordering::Relaxed);
-        pool.wait(Arc::as_ptr(&call).addr(), waker)
+        if pool.wait(Arc::as_ptr(&call).addr(), inner, waker) { Wait::Deadlocked } else { Wait::Nested }
     }
 
     /// Runs `work` as part of this call.

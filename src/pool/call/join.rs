@@ -31,21 +31,32 @@ pub(crate) struct JoinHandle<T> {
     /// `None` after the output was returned.
     call: Option<Arc<dyn Join<T>>>,
     on_drop: OnCallerDrop,
+    /// `true` once a call of the same pool has waited for this one.
+    waits_nested: bool,
 }
 
 /// The part of a call that its handle uses, independent of the future's type.
 pub(super) trait Join<T>: Send + Sync {
-    /// Returns [`CallError::Deadlock`], without an end of the call, if the polling thread belongs
-    /// to the call's pool and must stop waiting.
-    fn poll_result(&self, cx: &mut Context<'_>) -> Poll<Result<T, CallFailure>>;
+    /// Sets `waits_nested` if the polling thread waits and belongs to the call's pool, so that the
+    /// caller must call [`end_wait`](Self::end_wait).
+    fn poll_result(&self, cx: &mut Context<'_>, waits_nested: &mut bool) -> Poll<Joined<T>>;
+    /// Records that the current thread no longer waits for this call.
+    fn end_wait(&self);
     fn drop_caller(self: Arc<Self>, on_drop: OnCallerDrop);
-    /// Cancels the call, whose caller gets `error`.
-    fn reject_caller(self: Arc<Self>, error: CallError);
+    /// Cancels the call and returns `error`, or returns its result if it has just ended.
+    fn reject_caller(self: Arc<Self>, error: CallError) -> Result<T, CallFailure>;
+}
+
+/// Result of [`Join::poll_result`].
+pub(super) enum Joined<T> {
+    Complete(Result<T, CallFailure>),
+    /// The call has not ended, and the polling thread must stop waiting for it.
+    Deadlocked,
 }
 
 impl<T> JoinHandle<T> {
     pub(super) fn new(call: Arc<dyn Join<T>>, on_drop: OnCallerDrop) -> Self {
-        Self { call: Some(call), on_drop }
+        Self { call: Some(call), on_drop, waits_nested: false }
     }
 }
 
@@ -53,10 +64,15 @@ impl<T> Future for JoinHandle<T> {
     type Output = Result<T, CallFailure>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let call = self.call.as_ref().expect("a future of an offloaded call was polled after it completed");
-        let result = ready!(call.poll_result(cx));
-        if let Err(CallFailure::Rejected(CallError::Deadlock)) = result {
-            call.clone().reject_caller(CallError::Deadlock);
+        let Self { call, waits_nested, .. } = &mut *self;
+        let call = call.as_ref().expect("a future of an offloaded call was polled after it completed");
+        let joined = ready!(call.poll_result(cx, waits_nested));
+        let result = match joined {
+            Joined::Complete(result) => result,
+            Joined::Deadlocked => call.clone().reject_caller(CallError::Deadlock),
+        };
+        if *waits_nested {
+            call.end_wait();
         }
         self.call = None;
         Poll::Ready(result)
@@ -66,6 +82,9 @@ impl<T> Future for JoinHandle<T> {
 impl<T> Drop for JoinHandle<T> {
     fn drop(&mut self) {
         if let Some(call) = self.call.take() {
+            if self.waits_nested {
+                call.end_wait();
+            }
             call.drop_caller(self.on_drop);
         }
     }

@@ -44,17 +44,17 @@ use tokio::{task::Id, time::Instant};
 
 pub(super) use self::runnable::RawCall;
 pub use self::runnable::Runnable;
-use self::{
-    context::Trace,
-    join::Join,
-    runnable::Header,
-    stage::Stage,
-    state::{Begin, CallState, DropAction, Park},
-};
 pub(crate) use self::{
     context::{Context, CurrentCall, LayerPermit, RuntimeGuard},
     join::{CallFailure, JoinHandle},
     state::{CallerWaker, OnCallerDrop},
+};
+use self::{
+    context::{Trace, Wait},
+    join::{Join, Joined},
+    runnable::Header,
+    stage::Stage,
+    state::{Begin, CallState, DropAction, Park},
 };
 use super::{error::CallError, metrics::Metrics, nested::NestedWaits, priority::Priority};
 use crate::{
@@ -476,29 +476,38 @@ where
     F::Output: Send + 'static,
     S: Schedule,
 {
-    fn poll_result(&self, cx: &mut task::Context<'_>) -> Poll<Result<F::Output, CallFailure>> {
+    fn poll_result(&self, cx: &mut task::Context<'_>, waits_nested: &mut bool) -> Poll<Joined<F::Output>> {
         let is_maker = self.task.is_some() && self.task == tokio::task::try_id();
         if !self.state.poll_complete(cx, is_maker) {
-            let is_deadlocked = CurrentCall::wait_for_pool(self.scheduler.nested_waits(), cx.waker());
-            if !is_deadlocked {
-                return Poll::Pending;
-            }
-            return Poll::Ready(Err(CallFailure::Rejected(CallError::Deadlock)));
+            let pool = self.scheduler.nested_waits();
+            let wait = CurrentCall::wait_for_pool(pool, std::ptr::from_ref(self).addr(), cx.waker());
+            *waits_nested |= wait != Wait::Ordinary;
+            return if wait == Wait::Deadlocked { Poll::Ready(Joined::Deadlocked) } else { Poll::Pending };
         }
-        let result = lock(&self.progress).stage.take_result();
-        Poll::Ready(result.expect("a complete call holds its result until the caller takes it"))
+        Poll::Ready(Joined::Complete(self.take_result()))
+    }
+
+    fn end_wait(&self) {
+        CurrentCall::end_wait(self.scheduler.nested_waits(), std::ptr::from_ref(self).addr());
     }
 
     fn drop_caller(self: Arc<Self>, on_drop: OnCallerDrop) {
-        if self.leave(on_drop) {
+        if !self.leave(on_drop) {
             self.metrics().abandoned(on_drop == OnCallerDrop::Detach);
+            return;
+        }
+        let result = lock(&self.progress).stage.take_result();
+        if let Err(payload) = catch_unwind(|| drop_result(result)) {
+            self.report_panic(payload);
         }
     }
 
-    fn reject_caller(self: Arc<Self>, error: CallError) {
+    fn reject_caller(self: Arc<Self>, error: CallError) -> Result<F::Output, CallFailure> {
         if self.leave(OnCallerDrop::Cancel) {
-            self.metrics().rejected(error);
+            return self.take_result();
         }
+        self.metrics().rejected(error);
+        Err(CallFailure::Rejected(error))
     }
 }
 
@@ -508,7 +517,8 @@ where
     F::Output: Send + 'static,
     S: Schedule,
 {
-    /// Separates the call from its caller. Returns `false` if the call was complete.
+    /// Separates the call from its caller. Returns `true` if the call is complete: then the caller
+    /// must take the result.
     fn leave(self: &Arc<Self>, on_drop: OnCallerDrop) -> bool {
         match self.state.drop_caller(on_drop) {
             DropAction::DropFuture => {
@@ -517,15 +527,15 @@ where
             }
             DropAction::Schedule => self.schedule(),
             DropAction::None => {}
-            DropAction::DropOutput => {
-                let result = lock(&self.progress).stage.take_result();
-                if let Err(payload) = catch_unwind(|| drop_result(result)) {
-                    self.report_panic(payload);
-                }
-                return false;
-            }
+            DropAction::DropOutput => return true,
         }
-        true
+        false
+    }
+
+    /// Takes the result of a complete call. To be called once.
+    fn take_result(&self) -> Result<F::Output, CallFailure> {
+        let result = lock(&self.progress).stage.take_result();
+        result.expect("a complete call holds its result until the caller takes it")
     }
 }
 
