@@ -43,7 +43,7 @@ pub(crate) struct Exchange {
     is_multiplexed: bool,
     state: ExchangeState,
     /// Written before [`GUARD_DROPPED`] or [`BODY_ENDED`] is set, read after [`SETTLED`] is set.
-    progress: OnceLock<Box<Progress>>,
+    progress: OnceLock<Progress>,
     /// `None` if the connection does not report flushes.
     tracking: Option<Tracking>,
     /// Nanoseconds from the request to the end. Written before [`SETTLED`] is set, read afterwards.
@@ -189,7 +189,7 @@ impl Exchange {
     }
 
     /// The body of a tracked response has ended, and was not dropped yet.
-    pub(super) fn end_body(&self, progress: Box<Progress>) {
+    pub(super) fn end_body(&self, progress: Progress) {
         let awaits_flush = self.awaits_flush(&progress);
         if self.progress.set(progress).is_ok() && awaits_flush {
             self.state.end_body();
@@ -198,7 +198,7 @@ impl Exchange {
 
     /// Finishes the server's side. Called once, by the guard's drop. `progress` is `None` after
     /// [`end_body`](Self::end_body).
-    pub(super) fn finish(self: &Arc<Self>, progress: Option<Box<Progress>>) {
+    pub(super) fn finish(self: &Arc<Self>, progress: Option<Progress>) {
         let progress = match progress {
             Some(progress) => self.progress.get_or_init(|| progress),
             None => self.progress.get().expect("the body has ended"),

@@ -29,8 +29,7 @@ use crate::panic::ignore_panic;
 pub(crate) struct Guard {
     exchange: Arc<Exchange>,
     /// `None` once it was handed to the exchange. Owned, so that frames pass without a lock.
-    /// Boxed, because the guard is moved several times and is a part of the handler's task.
-    progress: Option<Box<Progress>>,
+    progress: Option<Progress>,
     /// `true` while user code runs under this guard. If the guard is dropped in that state, the
     /// user code has panicked.
     is_inside: bool,
@@ -46,7 +45,7 @@ impl Guard {
     pub(crate) fn new(exchange: Arc<Exchange>, request: RequestLine) -> Self {
         Self {
             exchange,
-            progress: Some(Box::new(Progress::new(request))),
+            progress: Some(Progress::new(request)),
             is_inside: false,
             reported_end: AtomicBool::new(false),
             waker: None,

@@ -27,14 +27,14 @@ impl TestResponse {
     pub(crate) fn end(&self) {
         let mut progress = Progress::new(self.line);
         progress.respond(StatusCode::OK, &HeaderMap::new(), None, true, self.exchange.elapsed());
-        self.exchange.finish(Some(Box::new(progress)));
+        self.exchange.finish(Some(progress));
     }
 
     /// Ends the body as complete, and keeps it.
     pub(crate) fn end_and_keep(&self) {
         let mut progress = Progress::new(self.line);
         progress.respond(StatusCode::OK, &HeaderMap::new(), None, true, self.exchange.elapsed());
-        self.exchange.end_body(Box::new(progress));
+        self.exchange.end_body(progress);
     }
 
     /// Drops the body after its end.
@@ -49,7 +49,7 @@ impl TestResponse {
 
     /// Drops the handler's future before it has returned a response.
     pub(crate) fn abandon(&self) {
-        self.exchange.finish(Some(Box::new(Progress::new(self.line))));
+        self.exchange.finish(Some(Progress::new(self.line)));
     }
 
     pub(crate) fn set_head(&self, opens_tunnel: bool) {
