@@ -42,10 +42,10 @@ static ALONE: Mutex<()> = Mutex::new(());
 const ROUND_LENGTH: u64 = 32;
 /// One request in this number has a task, alternately on the pool and on the runtime.
 const TASK_PERIOD: u64 = 10;
-/// The maximum number of bytes that may differ without a leak, because a parked thread may have
-/// freed a little or not. If every tenth request kept one byte, the difference would be five times
+/// The maximum growth in bytes without a leak, because a parked thread may have freed a little or
+/// not. If every tenth request kept one byte, the difference would be five times
 /// as large.
-const MAX_STRAY: usize = 2 * 1024;
+const MAX_STRAY: isize = 2 * 1024;
 
 /// The number of bytes that a stream may send before the client grants more, by default (RFC 9113,
 /// section 6.9.2).
@@ -302,7 +302,7 @@ impl World {
             most = most.max(live() - before);
         }
         let idle = async {
-            while (live() - before).unsigned_abs() > MAX_STRAY {
+            while live() - before > MAX_STRAY {
                 tokio::time::sleep(Duration::from_millis(1)).await; // a thread that parks frees the rest
             }
         };
