@@ -15,7 +15,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, Response, Version, header::AGE};
+use http::{HeaderValue, Request, Response, Version, header::WWW_AUTHENTICATE};
 use http_body_util::Empty;
 use hyper::service::Service;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -88,7 +88,7 @@ fn pass_through(from: &[u8], to: &[u8], sizes: &[usize]) -> Seen {
             called += 1;
             let mut request = Request::new(());
             *request.version_mut() = Version::HTTP_2;
-            request.headers_mut().insert(AGE, HeaderValue::from_bytes(&mark).expect("a mark is valid"));
+            request.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_bytes(&mark).expect("a mark is valid"));
             assert!(pin!(service.call(request)).poll(&mut cx).is_ready());
         }
     }
@@ -116,26 +116,29 @@ fn pass_through(from: &[u8], to: &[u8], sizes: &[usize]) -> Seen {
 /// Removes the marks from the frames of a client. Returns the bytes that the client sent, and the
 /// values of the marks.
 fn unmark(mut bytes: &[u8]) -> (Vec<u8>, Vec<Vec<u8>>) {
-    const FIELD: usize = 14;
+    const FIELD: usize = 19;
     let (mut sent, mut marks, mut last) = (Vec::new(), Vec::new(), 0);
     while let Some(length) = bytes.get(..3).map(|length| u32::from_be_bytes([0, length[0], length[1], length[2]])) {
         let Some((frame, behind)) = bytes.split_at_checked(9 + length as usize) else { break };
         bytes = behind;
         let is_block = matches!(frame[3], 1 | 9) && frame[4] & 4 != 0;
-        if !(is_block && frame.len() >= 9 + FIELD && frame[frame.len() - FIELD..].starts_with(&[15, 6, 11])) {
+        let is_padded = frame[3] == 1 && frame[4] & 8 != 0 && length > 0;
+        let end = frame.len().saturating_sub(if is_padded { frame[9].into() } else { 0 });
+        if !(is_block && end >= 9 + FIELD && frame[end - FIELD..].starts_with(&[15, 46, 16])) {
             last = sent.len();
             sent.extend(frame);
             continue;
         }
-        marks.push(frame[frame.len() - FIELD + 3..].to_vec());
+        marks.push(frame[end - FIELD + 3..end].to_vec());
         let is_alone = frame[3] == 9 && frame.len() == 9 + FIELD && sent.len() > last + 4;
-        if is_alone && (sent[last + 4] & 8 != 0 || sent.len() - last > 16_384) {
+        if is_alone && sent.len() - last > 9 + 16_384 - FIELD {
             sent[last + 4] |= 4;
             continue;
         }
         last = sent.len();
         sent.extend(&(length - FIELD as u32).to_be_bytes()[1..]);
-        sent.extend(&frame[3..frame.len() - FIELD]);
+        sent.extend(&frame[3..end - FIELD]);
+        sent.extend(&frame[end..]);
     }
     sent.extend(bytes);
     (sent, marks)

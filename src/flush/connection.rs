@@ -212,7 +212,7 @@ impl Connection {
     /// Returns the fields of a request on this stream, as the service receives them.
     pub(super) fn fields(&self, stream: StreamId) -> HeaderMap {
         let value = http::HeaderValue::from_bytes(&self.mark.field(stream)[3..]);
-        HeaderMap::from_iter([(http::header::AGE, value.expect("it is valid"))])
+        HeaderMap::from_iter([(super::mark::NAME, value.expect("it is valid"))])
     }
 
     /// The client resets a stream.

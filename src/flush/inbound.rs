@@ -8,13 +8,12 @@
 //! (section 5.1.1). Any other block is trailers of a request, or an error that the server answers.
 //!
 //! h2 takes a CONTINUATION frame behind a malformed block for an error of the connection, so only
-//! such a long frame is followed by one: a malformed request of 16 371 to 16 384 bytes ends the
+//! such a long frame is followed by one: a malformed request of 16 366 to 16 384 bytes ends the
 //! connection rather than its stream.
 //!
 //! The field is a whole representation of HPACK without indexing, so it changes neither the dynamic
 //! table nor the fields before it (RFC 7541, section 6.2.2). A block that ends within a
-//! representation swallows the field and stays an error, or loses it. Then the request has no known
-//! stream.
+//! representation stays an error, because the field begins with bytes that cannot be the rest of one.
 //!
 //! Headers of frames are held back until they are complete, with the length of the padding. Nothing
 //! else is delayed, so the server

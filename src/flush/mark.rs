@@ -4,27 +4,44 @@
 //! request that it delivers ([`inbound`](super::inbound)), and the service removes it before any
 //! other code sees the request.
 //!
-//! The name is `age`, because it is in the static table of HPACK and belongs to responses (RFC
-//! 9111, section 5.1). A client may send it nevertheless: the transport appends its own behind all
-//! others, and only that one is removed.
+//! The name is `www-authenticate`, because it is in the static table of HPACK and belongs to
+//! responses (RFC 9110, section 11.6.1). A client may send it nevertheless: the transport appends its
+//! own behind all others, and only that one is removed.
 //!
-//! The value contains a secret of the connection. Without it, a client could name the stream of
-//! another request, in a block that ends within a string and so swallows the appended field.
+//! A block that ends within a representation takes the first bytes of the field for the rest of it.
+//! It must stay the error that it is without the field:
+//!
+//! * A string without Huffman coding contains the first byte of the field or its length, which are
+//!   valid neither in a name nor in a value.
+//! * A string with Huffman coding cannot end with the index of the name, because no code ends like
+//!   it and it is no padding. It cannot contain the [`GUARD`], because that contains the code EOS (RFC
+//!   7541, section 5.2).
+//! * If the string ends before or within the guard, an integer that is too long, a size update behind
+//!   a field, or a string longer than the rest follows (sections 4.2 and 5.1).
+//! * An index or a length that is not complete ends with the first byte of the field. One of the
+//!   above follows.
+//!
+//! The value also contains a secret of the connection, so that a client cannot name the stream of
+//! another request even if the server takes such a block.
 
 use std::hash::{BuildHasher, RandomState};
 
-use http::{HeaderMap, header::AGE};
+use http::{HeaderMap, HeaderName, header::WWW_AUTHENTICATE};
 
 use super::frames::StreamId;
 
-/// The first bytes of the field: a literal without indexing, whose name is entry 21 of the static
+pub(super) const NAME: HeaderName = WWW_AUTHENTICATE;
+
+/// The first bytes of the field: a literal without indexing, whose name is entry 61 of the static
 /// table (RFC 7541, section 6.2.2 and appendix A), and whose value is not Huffman-coded.
-const PREFIX: [u8; 3] = [0x0f, 21 - 0x0f, VALUE_LENGTH as u8];
+const PREFIX: [u8; 3] = [0x0f, 61 - 0x0f, VALUE_LENGTH as u8];
+/// The first bytes of the value. EOS has 30 ones, and no other code ends with more than ten.
+const GUARD: [u8; 5] = [0xff; 5];
 const ID_LENGTH: usize = 5;
 const SECRET_LENGTH: usize = 6;
-const VALUE_LENGTH: usize = SECRET_LENGTH + ID_LENGTH;
+const VALUE_LENGTH: usize = GUARD.len() + SECRET_LENGTH + ID_LENGTH;
 
-/// The length of the field on the wire. In a header list it counts as 46 bytes (RFC 9113, section
+/// The length of the field on the wire. In a header list it counts as 64 bytes (RFC 9113, section
 /// 6.5.2).
 pub(super) const FIELD_LENGTH: usize = PREFIX.len() + VALUE_LENGTH;
 
@@ -46,8 +63,10 @@ impl Mark {
         let mut field = [0; FIELD_LENGTH];
         let (prefix, value) = field.split_at_mut(PREFIX.len());
         prefix.copy_from_slice(&PREFIX);
-        value[..SECRET_LENGTH].copy_from_slice(&self.secret);
-        value[SECRET_LENGTH..].copy_from_slice(&id);
+        let (guard, rest) = value.split_at_mut(GUARD.len());
+        guard.copy_from_slice(&GUARD);
+        rest[..SECRET_LENGTH].copy_from_slice(&self.secret);
+        rest[SECRET_LENGTH..].copy_from_slice(&id);
         field
     }
 
@@ -55,18 +74,18 @@ impl Mark {
     /// nothing, if the field is missing.
     pub(super) fn take(&self, headers: &mut HeaderMap) -> Option<StreamId> {
         // An entry would need room for one more name, which a full map does not have.
-        let mut values = headers.get_all(AGE).into_iter();
+        let mut values = headers.get_all(NAME).into_iter();
         let stream = self.read(values.next_back()?.as_bytes())?;
         let rest: Vec<_> = values.cloned().collect();
-        headers.remove(AGE);
+        headers.remove(NAME);
         for value in rest {
-            headers.append(AGE, value);
+            headers.append(NAME, value);
         }
         Some(stream)
     }
 
     fn read(&self, value: &[u8]) -> Option<StreamId> {
-        let id: [u8; ID_LENGTH] = value.strip_prefix(&self.secret)?.try_into().ok()?;
+        let id: [u8; ID_LENGTH] = value.strip_prefix(&GUARD)?.strip_prefix(&self.secret)?.try_into().ok()?;
         let number = id.iter().rev().fold(0, |number, digit| number << 7 | u32::from(digit & 0x7f));
         Some(StreamId::new(number))
     }

@@ -85,8 +85,8 @@
 //!
 //! The limits of hyper and h2 protect a tracked connection like any other, because h2 reads the
 //! same frames at the same time, among them the limits on resets (CVE-2023-44487), CONTINUATION
-//! frames and malformed requests. The only difference is the appended field: it counts as 46 bytes
-//! of the `max_header_list_size`, and a malformed request whose last frame is less than 14 bytes
+//! frames and malformed requests. The only difference is the appended field: it counts as 64 bytes
+//! of the `max_header_list_size`, and a malformed request whose last frame is less than 19 bytes
 //! shorter than 16 KiB ends its connection rather than its stream.
 //!
 //! # When not to use it

@@ -669,3 +669,25 @@ async fn malformed_requests_end_what_they_end_on_a_plain_connection() {
         }
     }
 }
+
+/// The rest of the string, or a part of it, is the field that the transport appends.
+#[tokio::test(start_paused = true)]
+async fn block_that_ends_within_a_string_ends_the_connection() {
+    const HUFFMAN: u8 = 0x80;
+    for missing in 1..=20_u8 {
+        for present in (0..=255).step_by(3).map(|byte| vec![byte]).chain([vec![]]) {
+            for (huffman, before) in
+                [(0, &[0x00, 1, b'x'][..]), (HUFFMAN, &[0x00, 1, b'x']), (0, &[0]), (HUFFMAN, &[0])]
+            {
+                let length = huffman | (missing + present.len() as u8);
+                let block = [&frames::get(1, "/5")[9..], before, &[length], &present].concat();
+                let bytes = [frames::frame(1, 0x5, 1, &block), frames::get(3, "/5")].concat();
+                let served = serve(vec![bytes], None, true).await;
+                assert!(
+                    served.go_away.is_some() && served.handlers == 0,
+                    "{missing} {before:?} {present:?}: {served:?}"
+                );
+            }
+        }
+    }
+}

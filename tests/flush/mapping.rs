@@ -82,11 +82,12 @@ async fn handler_sees_the_fields_of_the_client() {
                 client = client.ready().await.unwrap();
                 let mut request = Request::post(format!("http://site/{number}")).header("x-large", "~".repeat(size));
                 for age in 0..number % 3 {
-                    request = request.header("age", age);
+                    request = request.header("www-authenticate", age);
                 }
                 let expected = format!("{:?}", request.headers_ref().unwrap());
                 let (response, mut body) = client.send_request(request.body(()).unwrap(), false).unwrap();
-                body.send_trailers([(http::header::AGE, "9".parse().unwrap())].into_iter().collect()).unwrap();
+                body.send_trailers([(http::header::WWW_AUTHENTICATE, "9".parse().unwrap())].into_iter().collect())
+                    .unwrap();
                 let mut body = response.await.unwrap().into_body();
                 let mut received = Vec::new();
                 while let Some(data) = body.data().await {
@@ -139,8 +140,9 @@ async fn truncated_field_cannot_name_another_stream() {
                 let tracker = Tracker::new();
                 let (mut io, mut outcomes) = connect(&tracker, false, 1 << 14);
                 let mut block = frames::get(3, "/truncated")[9..].to_vec();
-                // The value of `age` looks like a mark, but its secret is unknown.
-                block.extend([0x0f, 6, 11, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x81, 0x80, 0x80, 0x80, 0x80]);
+                // The value of `www-authenticate` looks like a mark, but its secret is unknown.
+                block.extend([0x0f, 46, 16, 0xff, 0xff, 0xff, 0xff, 0xff]);
+                block.extend([0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x81, 0x80, 0x80, 0x80, 0x80]);
                 block.extend([0x00, 1, b'x', huffman | missing]);
                 let requests = [frames::get(1, "/whole"), frames::frame(1, 0x5, 3, &block)].concat();
                 io.write_all(&[frames::PREFACE, &frames::settings(), &requests].concat()).await.unwrap();

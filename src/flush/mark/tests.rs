@@ -12,7 +12,7 @@ fn mark_is_taken_once() {
     for number in [1, 127, 128, 200_001, 0x7fff_ffff] {
         let stream = StreamId::new(number);
         let mut fields = HeaderMap::from_iter([(http::header::HOST, HeaderValue::from_static("site"))]);
-        fields.append(AGE, value(mark.field(stream)));
+        fields.append(NAME, value(mark.field(stream)));
         assert_eq!(mark.take(&mut fields), Some(stream));
         assert_eq!(mark.take(&mut fields), None);
         assert_eq!(fields.len(), 1);
@@ -24,20 +24,20 @@ fn mark_is_taken_once() {
 fn fields_of_the_client_are_kept() {
     let (mark, mut fields) = (Mark::new(), HeaderMap::new());
     for age in ["1", "2", "3"] {
-        fields.append(AGE, HeaderValue::from_static(age));
+        fields.append(NAME, HeaderValue::from_static(age));
     }
     let before = fields.clone();
     assert_eq!(mark.take(&mut fields), None);
     assert_eq!(fields, before);
-    fields.append(AGE, value(mark.field(StreamId::new(9))));
+    fields.append(NAME, value(mark.field(StreamId::new(9))));
     assert_eq!(mark.take(&mut fields), Some(StreamId::new(9)));
-    assert_eq!(fields.get_all(AGE).iter().collect::<Vec<_>>(), before.get_all(AGE).iter().collect::<Vec<_>>());
+    assert_eq!(fields.get_all(NAME).iter().collect::<Vec<_>>(), before.get_all(NAME).iter().collect::<Vec<_>>());
 }
 
 #[test]
 fn mark_of_another_connection_is_not_taken() {
     let (mark, other) = (Mark::new(), Mark::new());
-    let mut fields = HeaderMap::from_iter([(AGE, value(other.field(StreamId::new(1))))]);
+    let mut fields = HeaderMap::from_iter([(NAME, value(other.field(StreamId::new(1))))]);
     assert_eq!(mark.take(&mut fields), None);
     assert_eq!(fields.len(), 1);
 }
@@ -49,14 +49,14 @@ fn mark_is_taken_from_a_full_map() {
     for ages in [0, 1, 2] {
         let mut fields = HeaderMap::new();
         for _ in 0..ages {
-            fields.append(AGE, HeaderValue::from_static("1"));
+            fields.append(NAME, HeaderValue::from_static("1"));
         }
         let mut names = (0..).map(|number| http::HeaderName::try_from(format!("x-{number}")).unwrap());
         while fields.keys_len() < 24_575 {
             fields.insert(names.next().unwrap(), HeaderValue::from_static("1"));
         }
-        fields.append(AGE, value(mark.field(StreamId::new(9))));
+        fields.append(NAME, value(mark.field(StreamId::new(9))));
         assert_eq!(mark.take(&mut fields), Some(StreamId::new(9)), "{ages}");
-        assert_eq!(fields.get_all(AGE).iter().count(), ages);
+        assert_eq!(fields.get_all(NAME).iter().count(), ages);
     }
 }

@@ -1,9 +1,12 @@
 use std::{sync::Arc, task::Waker};
 
 use super::*;
-use crate::flush::tests::{
-    generated::{data, headers},
-    scripted::{Read, Script, connection},
+use crate::flush::{
+    mark::FIELD_LENGTH,
+    tests::{
+        generated::{data, headers},
+        scripted::{Read, Script, connection},
+    },
 };
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -38,7 +41,7 @@ fn reader_reads_at_most_its_buffer_ahead() {
     let (mut reader, mut script) = (Reader::default(), Script::default());
     let mut bytes = PREFACE.to_vec();
     (0..9_000).for_each(|stream| bytes.extend(headers(2 * stream + 1, true)));
-    let marked = bytes.len() + 9_000 * 14;
+    let marked = bytes.len() + 9_000 * FIELD_LENGTH;
     script.reads.push_back(Read::Bytes(bytes));
 
     let mut delivered = 0;

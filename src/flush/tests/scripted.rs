@@ -70,7 +70,7 @@ pub(in crate::flush) fn begin_stream(connection: &Connection, stream: u32) -> Te
 /// client sent, and the marked streams. See
 /// [`as_unmarked`] for a last frame that is incomplete.
 pub(in crate::flush) fn unmark(mut bytes: &[u8]) -> (Vec<u8>, Vec<u32>) {
-    const FIELD: usize = 14;
+    const FIELD: usize = 19;
     let (mut sent, mut streams, mut last) = (Vec::new(), Vec::new(), 0);
     while let Some(length) = bytes.get(..3).map(|length| u32::from_be_bytes([0, length[0], length[1], length[2]])) {
         let Some((frame, behind)) = bytes.split_at_checked(9 + length as usize) else { break };
@@ -79,7 +79,7 @@ pub(in crate::flush) fn unmark(mut bytes: &[u8]) -> (Vec<u8>, Vec<u32>) {
         let is_padded = frame[3] == 1 && frame[4] & 8 != 0 && length > 0;
         let padding = if is_padded { usize::from(frame[9]) } else { 0 };
         let end = frame.len().saturating_sub(padding);
-        let is_marked = is_block && end >= 9 + FIELD && frame[end - FIELD..].starts_with(&[15, 6, 11]);
+        let is_marked = is_block && end >= 9 + FIELD && frame[end - FIELD..].starts_with(&[15, 46, 16]);
         if !is_marked {
             last = sent.len();
             sent.extend(frame);
