@@ -13,7 +13,8 @@
 //!
 //! The field is a whole representation of HPACK without indexing, so it changes neither the dynamic
 //! table nor the fields before it (RFC 7541, section 6.2.2). A block that ends within a
-//! representation stays an error, because the field begins with bytes that cannot be the rest of one.
+//! representation stays an error, because the field begins with bytes that cannot be the rest of
+//! one.
 //!
 //! Headers of frames are held back until they are complete, with the length of the padding. Nothing
 //! else is delayed, so the server

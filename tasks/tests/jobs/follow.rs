@@ -50,6 +50,7 @@ async fn followers_of_one_job_share_a_look(database: TestDatabase) {
         let before = database.number(TRANSACTIONS).await;
         tokio::time::sleep(Duration::from_secs(3)).await;
         let per_second = (database.number(TRANSACTIONS).await - before) / 3;
+        println!("1000 followers: {per_second} transactions per second of all kinds");
         assert!(per_second < 50, "{per_second} transactions per second");
     }
     tasks.cancel(id).await.unwrap();
