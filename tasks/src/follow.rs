@@ -180,12 +180,16 @@ impl Looking {
     /// Returns the tasks to look at. `None` if there are no followers.
     fn due(&mut self, next_poll: &mut Instant) -> Option<Vec<TaskId>> {
         let mut state = lock(&self.followers.state);
+        let is_poll = *next_poll <= Instant::now();
+        if is_poll {
+            // Two followers that leave at the same time may each have seen the other.
+            state.followed.retain(|_, updates| updates.receiver_count() > 0);
+        }
         if state.followed.is_empty() {
             state.is_looking = false;
             self.has_ended = true;
             return None;
         }
-        let is_poll = *next_poll <= Instant::now();
         let changed = std::mem::take(&mut state.changed);
         if !is_poll {
             if std::mem::take(&mut state.look_at_all) {

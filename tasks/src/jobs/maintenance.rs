@@ -18,10 +18,7 @@ use super::{
     outcome::{End, Next},
     queue::{Environment, Queue},
 };
-use crate::{
-    StoreError,
-    lease::{RENEWALS, keep_renewed},
-};
+use crate::{StoreError, lease::RENEWALS};
 
 /// Number of insertions that may wait for a transaction. Further callers wait for space.
 pub(super) const INSERT_CHANNEL_CAPACITY: usize = 1024;
@@ -58,7 +55,6 @@ pub(super) fn spawn(queue: &Arc<Queue>, inserts: InsertReceivers) {
     tokio::spawn(insert_batches(plain, None, Arc::downgrade(queue)));
     tokio::spawn(insert_batches(unique, Some(locked), Arc::downgrade(queue)));
     tokio::spawn(insert_locked(locked_requests, Arc::downgrade(queue)));
-    tokio::spawn(renew_lease(queue.clone()));
     tokio::spawn(watch_client(queue.clone()));
     tokio::spawn(maintain(queue.clone()));
     tokio::spawn(listen(queue.clone()));
@@ -170,29 +166,6 @@ pub(super) fn no_result() -> StoreError {
     StoreError::other("River returned no result for a job")
 }
 
-/// Renews the lease of the current client. This is a task of its own, so that no other work delays
-/// a renewal.
-async fn renew_lease(queue: Arc<Queue>) {
-    let Some(lease) = queue.environment.database.lease() else { return };
-    loop {
-        let Some(client) = queue.client() else { return };
-        let Some(id) = client.id() else { return };
-        let renewed = keep_renewed(
-            lease / RENEWALS,
-            || queue.environment.database.renew_lease(id),
-            |error, failures| {
-                if failures == 1 {
-                    warn("failed to renew the lease of the job queue", error);
-                }
-            },
-        );
-        tokio::select! {
-            () = queue.maintenance_ended() => return,
-            () = renewed => queue.replace_client(&client).await,
-        }
-    }
-}
-
 /// Replaces a River client that ends without a shutdown, because one of its required parts failed.
 async fn watch_client(queue: Arc<Queue>) {
     loop {
@@ -239,7 +212,7 @@ async fn maintain(queue: Arc<Queue>) {
     queue.set_ended();
 }
 
-async fn maintain_until_ended(queue: &Queue) {
+async fn maintain_until_ended(queue: &Arc<Queue>) {
     let (database, progress) = (&queue.environment.database, &queue.environment.progress);
     let recover_interval =
         database.lease().map(|lease| (lease / RENEWALS).clamp(MIN_RECOVER_INTERVAL, MAX_RECOVER_INTERVAL));
@@ -298,7 +271,7 @@ async fn maintain_until_ended(queue: &Queue) {
 ///    hour.
 /// 2. An attempt that has ended, but whose claim remains: River failed to write its end. It is
 ///    written here, one by one, so that an end that the database rejects delays no other.
-async fn check_claims(queue: &Queue) -> Result<(), StoreError> {
+async fn check_claims(queue: &Arc<Queue>) -> Result<(), StoreError> {
     let Some(client) = queue.client() else { return Ok(()) };
     let Environment { database, running, backoff, .. } = &*queue.environment;
     let claims = client.claims(database).await?;
@@ -316,10 +289,14 @@ async fn check_claims(queue: &Queue) -> Result<(), StoreError> {
     } else {
         late.retain(|end| !matches!(end.next(*backoff), Next::Queued(_)));
     }
+    let mut result = Ok(());
     for end in late {
-        write_late_end(queue, end).await?;
+        // A failure does not affect the other ends.
+        if let Err(error) = write_late_end(queue, end).await {
+            result = Err(error);
+        }
     }
-    Ok(())
+    result
 }
 
 async fn write_late_end(queue: &Queue, mut end: End) -> Result<(), StoreError> {

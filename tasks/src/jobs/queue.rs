@@ -1,9 +1,13 @@
 use std::{
     collections::HashSet,
+    pin::Pin,
     sync::{Arc, Weak},
 };
 
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    time::sleep,
+};
 
 use super::{
     Backoff,
@@ -17,6 +21,7 @@ use super::{
 };
 use crate::{
     SqlStore, StoreError, TaskId, Tasks, Timestamp,
+    lease::{RENEWALS, keep_renewed},
     store::{StoreFuture, sql::CancelHook},
     sync::{Mutex, lock},
 };
@@ -101,12 +106,13 @@ impl Queue {
         lock(&self.state).has_ended = true;
     }
 
-    /// Starts a client and makes it the current one.
-    pub(super) async fn start_client(&self) -> Result<(), StoreError> {
+    /// Starts a client, makes it the current one, and renews its lease.
+    pub(super) async fn start_client(self: &Arc<Self>) -> Result<(), StoreError> {
         let is_closed = self.is_closed.subscribe();
         let client = Arc::new(LeasedClient::start(&self.environment, &self.plan, &is_closed).await?);
         let previous = lock(&self.state).client.replace(client.clone());
         drop(previous);
+        tokio::spawn(renew_lease(self.clone(), client.clone()));
         if self.is_closed() {
             client.stop_and_cancel(); // closed while the client was starting
         }
@@ -114,7 +120,7 @@ impl Queue {
     }
 
     /// Replaces a client that has ended or has lost its lease, and stops its work.
-    pub(super) async fn replace_client(&self, lost: &Arc<LeasedClient>) {
+    pub(super) async fn replace_client(self: &Arc<Self>, lost: &Arc<LeasedClient>) {
         lost.stop_and_cancel();
         let _replacing = self.replacing.lock().await;
         let is_current = self.client().is_some_and(|client| Arc::ptr_eq(&client, lost));
@@ -196,6 +202,41 @@ impl Queue {
         lock(&self.state).forwarded.insert(river_id);
         Ok(())
     }
+}
+
+/// Renews the lease of a client, also after another client has replaced it, because its closures may
+/// still run. Each client has a task of its own, so that no other work delays a renewal.
+///
+/// Once River has ended, the ends that it has not written may be written for the duration of a
+/// lease. Then the lease ends, and the jobs that are left are recovered.
+///
+/// The future is boxed, because a lost lease starts a client, which has such a future, too.
+fn renew_lease(queue: Arc<Queue>, client: Arc<LeasedClient>) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+    Box::pin(async move {
+        let database = &queue.environment.database;
+        let (Some(lease), Some(id)) = (database.lease(), client.id()) else { return };
+        let on_failure = |error: &StoreError, failures| {
+            if failures == 1 {
+                events::warn("failed to renew the lease of the job queue", error);
+            }
+        };
+        let renewed = keep_renewed(lease / RENEWALS, || database.renew_lease(id), on_failure);
+        let ended = async {
+            if let Err(error) = client.ended().await {
+                events::warn("River has ended with an error", &error);
+            }
+            sleep(lease).await;
+        };
+        tokio::select! {
+            () = queue.maintenance_ended() => {}
+            () = renewed => queue.replace_client(&client).await,
+            () = ended => {
+                if let Err(error) = client.end_lease(database).await {
+                    events::warn("failed to end the lease of a River client", &error);
+                }
+            }
+        }
+    })
 }
 
 impl CancelHook for Queue {

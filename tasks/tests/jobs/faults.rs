@@ -468,7 +468,8 @@ async fn transaction_with_a_unique_job_delays_only_its_duplicates() {
 async fn end_that_the_database_rejects_stops_no_other_job() {
     let Some(server) = OnServer::fresh().await else { return };
     let database = TestDatabase::Postgres(server);
-    let tasks = database.tasks().await;
+    let store = SqlStore::open_with_lease(&database.url(), Duration::from_secs(2)).await.unwrap();
+    let tasks = Tasks::new(store);
     let jobs = TestWorkers::new().builder(&tasks).backoff(Backoff::fixed(LONG)).start().await.unwrap();
     // Rejects one result, as a database of another encoding does.
     database
@@ -491,6 +492,11 @@ async fn end_that_the_database_rejects_stops_no_other_job() {
     let failure = failed.failure.unwrap();
     assert_eq!(failure.class, "result");
     assert!(failure.message.contains("the database rejected the result"), "{failure:?}");
+    // Another client has replaced the first one. Its lease is renewed, and that of the first one ends.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let valid = "SELECT count(*) FROM tower_offload_client WHERE expires_at > clock_timestamp()";
+    assert_eq!(database.number(valid).await, 1, "the current client has no lease");
+    assert_eq!(database.number("SELECT count(*) FROM tower_offload_client").await, 1, "an old client has a lease");
     let _ = jobs.shutdown(Duration::from_secs(1)).await;
 }
 
