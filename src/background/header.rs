@@ -22,6 +22,9 @@ pub(super) struct TaskHeader {
     pub(super) name: Cow<'static, str>,
     abort: AbortSlot<AbortAction>,
     claim: CompletionClaim,
+    /// Set when the work has ended, before its `RuntimeWatch` is aborted. The call on
+    /// the pool ends later, and must not be dropped in between.
+    has_ended: AtomicBool,
     /// Stored before the work is queued; taken by the first call of [`complete`](Self::complete).
     on_completion: Mutex<Option<CompletionFn>>,
     /// The error with which the pool refused the task. Set before the work is dropped.
@@ -35,6 +38,7 @@ impl TaskHeader {
             name,
             abort: AbortSlot::new(),
             claim: CompletionClaim::new(),
+            has_ended: AtomicBool::new(false),
             on_completion: Mutex::new(None),
             refusal: OnceLock::new(),
         }
@@ -83,9 +87,16 @@ impl TaskHeader {
         abort(self.abort.cancel());
     }
 
+    /// Records that the work has ended, so that [`release`](Self::release) has no effect.
+    pub(super) fn set_ended(&self) {
+        self.has_ended.store(true, SeqCst);
+    }
+
     /// Aborts the task without cancelling it: a task on the pool is lost, unless it has ended.
     pub(super) fn release(&self) {
-        abort(self.abort.take());
+        if !self.has_ended.load(SeqCst) {
+            abort(self.abort.take());
+        }
     }
 
     /// Records that the task is on the pool, and no longer on a runtime.

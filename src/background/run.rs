@@ -186,6 +186,7 @@ impl Run {
 
     fn finish(&mut self, cause: Option<Cause>) {
         self.is_finished = true;
+        self.header.set_ended();
         let ran = self.started.as_ref().map(|started| started.at.elapsed());
         if let Some(Started { timer, watch, .. }) = self.started.take() {
             timer.into_iter().chain(watch).for_each(|task| task.abort());

@@ -396,10 +396,12 @@ const SHOW_AS_QUEUED: &str = "
 UPDATE tower_offload_task AS task SET state = 0, attempt = greatest(task.attempt - 1, 0), started_at = NULL, version = task.version + 1
 FROM river_job AS job WHERE task.river_id = $1 AND task.state = 1 AND job.id = $1 AND job.state = 'running' AND job.attempt = $2
     AND job.attempted_by[array_upper(job.attempted_by, 1)] = $3";
+/// Locks the job and the lease, so that a recovery either comes first or waits.
 const SHOW_AS_RUNNING: &str = "
 WITH job AS (
-    SELECT id, attempt FROM river_job WHERE id = $1 AND state = 'running' AND attempt = $2
-        AND attempted_by[array_upper(attempted_by, 1)] = $3
+    SELECT job.id, job.attempt FROM river_job AS job JOIN tower_offload_client AS client ON client.id = $3
+    WHERE job.id = $1 AND job.state = 'running' AND job.attempt = $2 AND job.attempted_by[array_upper(job.attempted_by, 1)] = $3
+    FOR UPDATE OF job FOR KEY SHARE OF client
 ), shown AS (
     UPDATE tower_offload_task AS task SET state = 1, attempt = job.attempt, version = task.version + 1,
         started_at = greatest((extract(epoch FROM clock_timestamp()) * 1000)::bigint, task.created_at)
@@ -466,15 +468,20 @@ const EXPIRE: &str =
 /// Requeues or ends running jobs of clients without a row. The attempt stays counted, so a job that
 /// crashes its process ends after `max_attempts`, unless its record shows it as queued: then its
 /// work has not begun. Other programs write the metadata too, so it may have any type.
+///
+/// The clients without a row are listed first, because Postgres checks the condition again after it
+/// has locked a job, and only against the job's own columns: another client may have claimed it.
 const RECOVER: &str = "
 WITH lost AS (
     SELECT job.id, job.attempt, task.state IS NOT DISTINCT FROM 0 AS is_refunded,
         CASE WHEN jsonb_typeof(job.metadata -> 'tower_offload:lost') = 'number'
             THEN least(greatest((job.metadata ->> 'tower_offload:lost')::numeric, 0), $5::bigint)::bigint ELSE 0 END AS losses
     FROM river_job AS job
-    LEFT JOIN tower_offload_client AS client ON client.id = job.attempted_by[array_upper(job.attempted_by, 1)]
     LEFT JOIN tower_offload_task AS task ON task.river_id = job.id
-    WHERE job.state = 'running' AND job.attempted_by[array_upper(job.attempted_by, 1)] LIKE 'to-%' AND client.id IS NULL
+    WHERE job.state = 'running' AND job.attempted_by[array_upper(job.attempted_by, 1)] = ANY(ARRAY(
+        SELECT claimed.attempted_by[array_upper(claimed.attempted_by, 1)] FROM river_job AS claimed
+        WHERE claimed.state = 'running' AND claimed.attempted_by[array_upper(claimed.attempted_by, 1)] LIKE 'to-%'
+        EXCEPT SELECT id FROM tower_offload_client))
     ORDER BY job.id LIMIT $1 FOR UPDATE OF job SKIP LOCKED
 ), delayed AS (
     SELECT lost.*, CASE WHEN is_refunded THEN 0 ELSE ($2::bigint[])[losses + 1] END AS delay FROM lost

@@ -66,6 +66,12 @@ impl Target {
     pub(super) fn parse(url: &str) -> Result<Self, String> {
         let rest = url.split_once("://").map(|(_, rest)| rest).ok_or("the URL must begin with `postgres://`")?;
         let (credentials, rest) = split_credentials(rest);
+        if credentials.is_empty() && rest.contains('@') {
+            // Does not quote the URL: a `/` in the password hides the `@` behind it.
+            return Err(
+                "an `@` in the URL does not end the user and the password: write `/` as `%2F` and `@` as `%40`".into(),
+            );
+        }
         let (user, password) = credentials.split_once(':').unwrap_or((credentials, ""));
         let (rest, parameters) = rest.split_once('?').unwrap_or((rest, ""));
         let (hosts, database) = rest.split_once('/').unwrap_or((rest, ""));
