@@ -12,12 +12,14 @@
 //! It must stay the error that it is without the field:
 //!
 //! * A string without Huffman coding contains the first byte of the field or its length, which are
-//! valid neither in a name nor in a value. * A string with Huffman coding cannot end with the index
-//! of the name, because no code ends like it and it is no padding. It cannot contain the [`GUARD`],
-//! because that contains the code EOS (RFC 7541, section 5.2). * If the string ends before or
-//! within the guard, an integer that is too long, a size update behind a field, or a string longer
-//! than the rest follows (sections 4.2 and 5.1). * An index or a length that is not complete ends
-//! with the first byte of the field. One of the above follows.
+//!   valid neither in a name nor in a value.
+//! * A string with Huffman coding cannot end with the index of the name, because no code ends like
+//!   it and it is no padding. It cannot contain the [`GUARD`], because that contains the code EOS
+//!   (RFC 7541, section 5.2).
+//! * If the string ends before or within the guard, an integer that is too long, a size update
+//!   behind a field, or a string longer than the rest follows (sections 4.2 and 5.1).
+//! * An index or a length that is not complete ends with the first byte of the field. One of the
+//!   above follows.
 //!
 //! The value also contains a secret of the connection, so that a client cannot name the stream of
 //! another request even if the server takes such a block.
