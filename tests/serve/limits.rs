@@ -170,17 +170,21 @@ async fn announced_streams(mut io: DuplexStream) -> Option<u32> {
     Some(u32::from_be_bytes(of_streams[2..].try_into().unwrap()))
 }
 
-/// Each response holds the place of its task until its end is reported.
-#[tokio::test(start_paused = true)]
-async fn clients_that_grant_no_window_do_not_fill_the_background() {
-    let background = Background::builder().max_tasks(200).build();
+/// Each request registers a task. The response is 503 if the background has no room.
+fn registering(background: &Background) -> Router {
     let register = async |after: AfterResponse| match after.task("mail").spawn(async {}) {
         Ok(_) => (StatusCode::OK, "x"),
         Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "full"),
     };
-    let app = Router::new().route("/", get(register)).layer(AfterResponseLayer::new(background.clone()));
+    Router::new().route("/", get(register)).layer(AfterResponseLayer::new(background.clone()))
+}
+
+/// Each response holds the place of its task until its end is reported.
+#[tokio::test(start_paused = true)]
+async fn clients_that_grant_no_window_do_not_fill_the_background() {
+    let background = Background::builder().max_tasks(200).build();
     let (listener, connect) = in_memory();
-    tokio::spawn(serve(listener, app).into_future());
+    tokio::spawn(serve(listener, registering(&background)).into_future());
 
     let (mut client, connection) =
         h2::client::Builder::new().initial_window_size(0).handshake::<_, Bytes>(connect()).await.unwrap();
@@ -201,13 +205,8 @@ async fn clients_that_grant_no_window_do_not_fill_the_background() {
 #[tokio::test]
 async fn six_clients_without_windows_leave_room_for_a_seventh() {
     let background = Background::default();
-    let register = async |after: AfterResponse| match after.task("mail").spawn(async {}) {
-        Ok(_) => (StatusCode::OK, "x"),
-        Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "full"),
-    };
-    let app = Router::new().route("/", get(register)).layer(AfterResponseLayer::new(background.clone()));
     let (listener, connect) = in_memory();
-    tokio::spawn(serve(listener, app).into_future());
+    tokio::spawn(serve(listener, registering(&background)).into_future());
     let mut kept = Vec::new();
     for _ in 0..6 {
         let (mut client, connection) =
