@@ -20,7 +20,8 @@ use super::source::{Changes, StreamsEnded};
 use crate::{Record, Status, TaskState};
 
 /// The `id` of an event. Ids are ordered like the events of a task, so a client that reconnects
-/// with the id of its last event gets the later ones.
+/// with the id of its last event gets the later ones. Only an attempt that is taken back, because it
+/// does not count, makes them smaller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct EventId {
     attempt: u32,
@@ -34,6 +35,13 @@ const STARTED: u8 = 1;
 const PROGRESS: u8 = 2;
 const REQUEUED: u8 = 3;
 const FINISHED: u8 = 4;
+
+impl EventId {
+    /// Returns the id of the start of an attempt, or `None` for 0: no attempt was started.
+    fn of_start(attempt: u32) -> Option<Self> {
+        (attempt > 0).then_some(Self { attempt, phase: STARTED, version: 0 })
+    }
+}
 
 impl fmt::Display for EventId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -63,7 +71,14 @@ impl Event {
     /// Returns the events after `last` that can be derived from a record, in order.
     ///
     /// The record has only the latest progress, so earlier progress events are omitted.
+    ///
+    /// An attempt that does not count is taken back. If the client has seen it, events of the
+    /// attempts before it are later than that.
     pub(super) fn after(last: Option<EventId>, record: &Record) -> Vec<Self> {
+        let last = match last {
+            Some(last) if last.attempt > record.attempt => EventId::of_start(record.attempt),
+            last => last,
+        };
         let all = [queued(record), started(record), progress(record), requeued(record), finished(record)];
         all.into_iter().flatten().filter(|event| last.is_none_or(|last| event.id > last)).collect()
     }
