@@ -1,14 +1,14 @@
 //! URLs and settings with which a store is opened, or refused with the remedy.
 
 use futures_util::future::join_all;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, time::timeout};
 use tower_offload::Background;
 use tower_offload_tasks::{SqlStore, jobs::Jobs};
 
 use super::{
     databases::OnServer,
     programs::free_port,
-    support::{Note, accept, address, execute, forward, jobs, open_error, tasks, text, until_ok},
+    support::{LONG, Note, accept, address, execute, forward, jobs, open_error, tasks, text, until_ok},
 };
 
 #[tokio::test]
@@ -48,6 +48,19 @@ async fn hosts_that_refuse_connections_are_skipped() {
     assert!(error.is_unavailable());
     let error = text(&error);
     assert!(error.contains(&closed) && error.contains("localhost:1") && error.contains("refused"), "{error}");
+}
+
+/// The kernel accepts connections to the first host, and nothing answers them.
+#[tokio::test(flavor = "multi_thread")]
+async fn host_that_does_not_answer_is_passed_over_at_once() {
+    let Some(database) = OnServer::fresh().await else { return };
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = database.url();
+    let hosts = url.replace(address(&url), &format!("{},{}", silent.local_addr().unwrap(), address(&url)));
+    let separator = if url.contains('?') { '&' } else { '?' };
+    let url = format!("{hosts}{separator}connect_timeout=60");
+    let tasks = timeout(LONG / 2, tasks(&url)).await.expect("waits for the host");
+    accept(&tasks, &Background::default()).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
