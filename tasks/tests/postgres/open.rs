@@ -131,6 +131,36 @@ async fn held_migration_lock_of_jobs_is_an_error_that_names_its_session() {
     until_ok(async || Jobs::builder(&tasks).start().await.map(drop)).await;
 }
 
+/// Makes the creation of a trigger, a step of the migration, take eleven seconds.
+const SLOW_STEP: &str = "
+CREATE FUNCTION slow() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(11); END $$;
+CREATE EVENT TRIGGER slow ON ddl_command_start WHEN TAG IN ('CREATE TRIGGER') EXECUTE FUNCTION slow()";
+
+/// A large table takes longer than any other transaction may take.
+#[tokio::test]
+async fn migration_may_take_longer_than_other_transactions() {
+    let Some(database) = OnServer::fresh().await else { return };
+    execute(&mut database.connect().await, SLOW_STEP).await;
+    SqlStore::open(&database.url()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn migration_ends_if_the_session_of_its_lock_is_terminated() {
+    let Some(database) = OnServer::fresh().await else { return };
+    let mut admin = database.connect().await;
+    execute(&mut admin, SLOW_STEP).await;
+    let url = database.url();
+    let opening = tokio::spawn(async move { open_error(&url).await });
+    let end = "SELECT count(*) FROM (SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND granted \
+               AND database = (SELECT oid FROM pg_database WHERE datname = current_database())) AS ended";
+    while sqlx::query_scalar::<_, i64>(end).fetch_one(&mut admin).await.unwrap() == 0 {
+        tokio::task::yield_now().await;
+    }
+    let error = timeout(LONG, opening).await.expect("waits for the migration").unwrap();
+    assert!(error.is_unavailable(), "{}", text(&error));
+    assert!(text(&error).contains(address(&database.url())), "{}", text(&error));
+}
+
 /// The server ends the session of a process that stops within a migration.
 #[tokio::test]
 async fn lock_of_a_process_that_stops_while_it_migrates_is_released() {
