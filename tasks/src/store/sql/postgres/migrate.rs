@@ -28,10 +28,8 @@ impl Connections {
         if missing_steps(STEPS, version)?.next().is_none() {
             return Ok(());
         }
-        self.with_migration_lock(LOCK, async {
-            self.migration(async |connection| migrate(connection).await).await?
-        })
-        .await
+        self.with_migration_lock(LOCK, async { self.migration(async |connection| migrate(connection).await).await? })
+            .await
     }
 
     /// Runs `work`, which migrates a schema, while no other process does so. `key` identifies the
