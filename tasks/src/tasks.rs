@@ -157,8 +157,7 @@ impl Tasks {
     ///
     /// Returns an error if the store cannot be read.
     pub async fn list(&self, filter: &Filter, page: Page) -> Result<Listing, StoreError> {
-        self.start().await?;
-        let mut listing = self.writer().store.list(filter, page).await?;
+        let mut listing = self.writer().list(filter, page).await?;
         for record in &mut listing.records {
             let newest = self.writer().active(record.id).map(|task| task.record());
             *record = newest.as_ref().unwrap_or(record).summary();
@@ -244,6 +243,7 @@ impl Tasks {
             open: stats.open,
             rejected: self.shared.rejected.load(Relaxed),
             failed_writes: stats.failed_writes,
+            failed_reads: stats.failed_reads,
             fenced: stats.fenced,
             failed_renewals: stats.failed_renewals,
             lost_leases: stats.lost_leases,
@@ -295,6 +295,8 @@ pub struct TasksStats {
     pub rejected: u64,
     /// Number of batches that the store failed to write. Their records are retried.
     pub failed_writes: u64,
+    /// Number of reads that the store failed or refused, because too many callers waited for it.
+    pub failed_reads: u64,
     /// Number of records that changed after the store had marked them as lost.
     pub fenced: u64,
     /// Number of failed attempts to renew the lease. Each is repeated.

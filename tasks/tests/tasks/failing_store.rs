@@ -4,7 +4,7 @@ use std::error::Error;
 
 use bytes::Bytes;
 use http::StatusCode;
-use tower_offload_tasks::{Reason, TaskState, TaskStore, Tasks, store::Found};
+use tower_offload_tasks::{Reason, TaskId, TaskState, TaskStore, Tasks, store::Found};
 
 use super::support::{Failing, LONG, Mode, background, done, ended, hold, record, try_hold};
 
@@ -51,6 +51,20 @@ async fn failing_store_rejects_new_tasks_and_catches_up_later() {
         assert_eq!(stored(&store).await, [("held".to_owned(), TaskState::Succeeded, None)]);
         let accepted = tasks.track("next").spawn_blocking(&background, |_| done()).await.unwrap();
         assert_eq!(ended(&tasks, accepted.id()).await.state, TaskState::Succeeded);
+    }
+}
+
+#[tokio::test]
+async fn reads_that_fail_are_counted() {
+    let store = Failing::new();
+    let tasks = Tasks::new(store.clone());
+    tasks.start().await.unwrap();
+    store.set(Mode::Unavailable);
+    for read in 1..=3 {
+        tasks.get(TaskId::from_bytes([0; TaskId::BYTES])).await.unwrap_err();
+        assert_eq!(tasks.stats().failed_reads, 2 * read - 1);
+        tasks.list(&Default::default(), Default::default()).await.unwrap_err();
+        assert_eq!(tasks.stats().failed_reads, 2 * read);
     }
 }
 
