@@ -2,19 +2,18 @@
 
 use std::{error::Error, fmt, sync::Arc, time::Duration};
 
-use riverqueue::{Job as RiverJob, JobRow, WorkCancelled, WorkContext, WorkOutcome, WorkerTimeout};
-use serde_json::Value;
-use tokio::{
-    sync::watch,
-    time::{Instant, sleep},
+use riverqueue::{
+    Job as RiverJob, JobRow, WorkCancelled, WorkContext, WorkError, WorkOutcome, WorkerTimeout, jiff::Timestamp,
 };
+use serde_json::Value;
+use tokio::{sync::watch, time::Instant};
 
 use super::{
     Job,
     attempt::{Attempt, MAX_UNASKED, RETURN_DELAY, Run, storable},
     events::warn,
     gate::Gate,
-    insert::{Arguments, task_id},
+    insert::{Arguments, set_end, task_id},
     outcome::{End, Next, Outcome},
     queue::Environment,
     running::{Claim, Entered},
@@ -47,14 +46,14 @@ impl<J: Job> riverqueue::Worker<Arguments<J>> for Adapter<J> {
             Ok(id) => id,
             Err(error) => {
                 warn("failed to insert the record of a job of another client", &error);
-                return Ok(WorkOutcome::Snooze(RETURN_DELAY));
+                return hand_back(&context, &Claim::of_row(row), RETURN_DELAY);
             }
         };
         let claim = Claim::of_row(row);
         let entry = match environment.running.enter(&claim, id) {
             Entered::New(entry) => entry,
-            Entered::StillRunning => return Ok(WorkOutcome::Snooze(RETURN_DELAY)),
-            Entered::GivenBack => return Ok(outwait(environment, &context, row.id).await),
+            Entered::StillRunning => return hand_back(&context, &claim, RETURN_DELAY),
+            Entered::GivenBack => return hand_back(&context, &claim, Duration::ZERO),
         };
         let attempt = Arc::new(Attempt::new(id, row.attempt.into(), environment.progress.clone()));
         let gate = Arc::new(Gate::default());
@@ -65,7 +64,7 @@ impl<J: Job> riverqueue::Worker<Arguments<J>> for Adapter<J> {
         let outcome = match self.worker.start(job.args.text(), progress, Ticket { entry, gate: gate.clone() }) {
             Ok(work) => {
                 let Some(slots) = environment.slots.get(&row.queue) else {
-                    return Ok(WorkOutcome::Snooze(RETURN_DELAY)); // River works only these queues
+                    return hand_back(&context, &claim, RETURN_DELAY); // River works only these queues
                 };
                 let run = Run {
                     environment,
@@ -91,32 +90,24 @@ impl<J: Job> riverqueue::Worker<Arguments<J>> for Adapter<J> {
             progress: environment.progress.remove(attempt.progress_key),
         };
         environment.running.set_end(end.clone());
-        finish(environment, &context, end).await
+        finish(environment, &context, row, end).await
     }
 }
 
-/// Waits until a job has ended that was given back before this attempt began.
-///
-/// River writes an outcome to the attempt that is running, and it may be a later one of this
-/// client. It writes nothing to a job that has ended. After a shutdown this process claims no more
-/// jobs, and the fence protects the jobs of others.
-async fn outwait(environment: &Environment, context: &WorkContext, river_id: i64) -> WorkOutcome {
-    let ended = async {
-        while !environment.database.has_ended(river_id).await.unwrap_or(false) {
-            sleep(RETURN_DELAY).await;
-        }
-    };
-    tokio::select! {
-        () = ended => {}
-        () = context.cancellation_token().cancelled() => {}
-    }
-    WorkOutcome::Snooze(Duration::ZERO)
+/// Ends an attempt whose work has not begun. It has no effect if the claim was written back.
+fn hand_back(
+    context: &WorkContext,
+    claim: &Claim,
+    delay: Duration,
+) -> Result<WorkOutcome, Box<dyn Error + Send + Sync>> {
+    set_end(context, claim, delay)?;
+    Ok(WorkOutcome::Snooze(delay))
 }
 
 /// Returns `true` if the job was claimed more than [`MAX_UNASKED`] ago by the database's clock. If
 /// the clocks differ, the database is asked once more than necessary.
 fn is_old(row: &JobRow) -> bool {
-    let age = row.attempted_at.map(|at| riverqueue::jiff::Timestamp::now().duration_since(at));
+    let age = row.attempted_at.map(|at| Timestamp::now().duration_since(at));
     age.is_none_or(|age| age.as_millis() > i128::try_from(MAX_UNASKED.as_millis()).unwrap_or(i128::MAX))
 }
 
@@ -135,6 +126,7 @@ async fn record_id(environment: &Environment, row: &JobRow) -> Result<TaskId, St
 async fn finish(
     environment: &Environment,
     context: &WorkContext,
+    row: &JobRow,
     end: End,
 ) -> Result<WorkOutcome, Box<dyn Error + Send + Sync>> {
     let output = end.result().map(|result| serde_json::from_str::<Value>(result.as_str())).transpose()?;
@@ -145,7 +137,8 @@ async fn finish(
     // River waits for 10 ms before it writes an end, so that others share the transaction.
     // Followers need not wait for that. River then writes nothing, because the job is not running
     // any longer.
-    let is_final = !matches!(end.next(environment.backoff), Next::Queued(_));
+    let next = end.next(environment.backoff);
+    let is_final = !matches!(next, Next::Queued(_));
     let is_followed = environment.tasks.followers().follows(end.id) && !context.cancellation_token().is_cancelled();
     let mut is_written = false;
     if is_final && (is_followed || !is_exact) {
@@ -159,6 +152,17 @@ async fn finish(
         if let Err(error) = environment.database.describe(&end).await {
             warn("failed to write the details of the end of a job", &error);
         }
+    }
+    if !is_written {
+        let delay = match (next, end.failure()) {
+            (Next::Queued(_), Some(failure)) => {
+                let error = WorkError::new(FailureMessage(failure.message.clone()));
+                environment.backoff.retry_delay(row, &error, Timestamp::now())
+            }
+            (Next::Queued(delay), None) => delay,
+            (Next::Completed | Next::Discarded, _) => Duration::ZERO,
+        };
+        set_end(context, &end.claim, delay)?;
     }
     match end.outcome {
         Outcome::Succeeded(_) => {
@@ -177,7 +181,7 @@ async fn finish(
 }
 
 impl Claim {
-    fn of_row(row: &JobRow) -> Self {
+    pub(super) fn of_row(row: &JobRow) -> Self {
         Self {
             river_id: row.id,
             attempt: i16::try_from(row.attempt).unwrap_or(i16::MAX),

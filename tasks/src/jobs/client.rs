@@ -7,8 +7,8 @@ use std::{
 };
 
 use riverqueue::{
-    Client, ClientBuilder, DefaultRetryPolicy, Error, Event, EventKind, EventReceiver, EventRecvError, JobRow,
-    RetryPolicy, RunHandle, Stopper, WorkError, Workers, jiff::Timestamp,
+    Client, ClientBuilder, Error, Event, EventKind, EventReceiver, EventRecvError, JobRow, RetryPolicy, RunHandle,
+    Stopper, WorkError, Workers, jiff::Timestamp,
 };
 use tokio::{
     sync::{Mutex, watch},
@@ -237,14 +237,6 @@ impl LeasedClient {
         }
     }
 
-    /// Returns the claims that the table still shows as running in this client.
-    pub(super) async fn claims(&self, database: &Database) -> Result<Vec<Claim>, StoreError> {
-        match self.id() {
-            Some(id) => database.claims(id).await,
-            None => Ok(Vec::new()),
-        }
-    }
-
     /// Ends the lease.
     pub(super) async fn end_lease(&self, database: &Database) -> Result<(), StoreError> {
         match self.id() {
@@ -325,8 +317,7 @@ struct BackoffPolicy(Backoff);
 
 impl RetryPolicy for BackoffPolicy {
     fn next_retry(&self, job: &JobRow, error: &WorkError, now: Timestamp) -> Duration {
-        let failures = u32::try_from(job.errors.len()).unwrap_or(u32::MAX).saturating_add(1);
-        self.0.delay(failures).unwrap_or_else(|| DefaultRetryPolicy::default().next_retry(job, error, now))
+        self.0.retry_delay(job, error, now)
     }
 }
 
@@ -351,7 +342,7 @@ async fn settle(mut written: EventReceiver, environment: Arc<Environment>) {
                 continue;
             }
         };
-        let end = environment.running.written_by_river(event.job.id);
+        let end = environment.running.written_by_river(&Claim::of_row(&event.job));
         let id = end.as_ref().map(|end| end.id).or_else(|| task_id(&event.job));
         environment.counters.count(event.kind, &event.job, end.as_ref());
         events::ended(event.kind, &event.job, end.as_ref());

@@ -91,8 +91,11 @@ impl<'a, J: Job> Enqueue<'a, J> {
         Self { options: self.options.with_priority(priority.into()), ..self }
     }
 
-    /// Delays the job until `time`. It starts up to 5 seconds later, since River polls for
-    /// scheduled jobs. A time in the past has no effect.
+    /// Delays the job until `time`. It starts up to 5 seconds later, since scheduled jobs are
+    /// polled. A time in the past has no effect.
+    ///
+    /// The delay until `time` is measured by the clock of this host, and from then on by that of the
+    /// Postgres server, so clocks that differ do not shift it.
     pub fn at(self, time: SystemTime) -> Self {
         let now = self.queue.now();
         let millis = Timestamp::from(time).as_millis().saturating_sub(now.as_millis());
@@ -184,8 +187,8 @@ impl<'a, J: Job> Enqueue<'a, J> {
         if let Some(delay) = self.delay {
             options = options.with_scheduled_at(after(now, delay));
         }
-        let (queue, is_delayed) = (self.queue_name.to_owned(), self.delay.is_some());
-        Ok(Prepared { push: Arguments::<J>::push, arguments, options, queue, is_delayed, record })
+        let (queue, delay) = (self.queue_name.to_owned(), self.delay);
+        Ok(Prepared { push: Arguments::<J>::push, arguments, options, queue, delay, record })
     }
 
     async fn insert(self) -> Result<Accepted, AcceptError> {

@@ -176,6 +176,14 @@ pub(super) fn given_back(river_id: i64) {
     let _ = river_id;
 }
 
+/// Reports that a client was replaced because it does not write its ends.
+pub(super) fn replaced() {
+    #[cfg(feature = "tracing")]
+    tracing::warn!(
+        "River does not write the ends of jobs: a new client claims further jobs, the running ones continue"
+    );
+}
+
 /// Reports an end that was written in place of River.
 pub(super) fn written_late(id: crate::TaskId) {
     #[cfg(feature = "tracing")]

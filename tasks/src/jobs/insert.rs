@@ -1,16 +1,21 @@
 //! Jobs to be inserted, each together with its record.
 
-use std::{collections::BTreeMap, marker::PhantomData, pin::Pin};
+use std::{collections::BTreeMap, marker::PhantomData, pin::Pin, time::Duration};
 
 use riverqueue::{
     Client, Error, InsertBatch, InsertBatchResult, InsertContext, InsertMiddleware, InsertNext, InsertOpts,
-    InsertedJob, JobArgs, JobMetadata, JobRow, JobState, jiff, sqlx,
+    InsertedJob, JobArgs, JobMetadata, JobRow, JobState, WorkContext, jiff, sqlx,
 };
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Value, value::RawValue};
 use tokio::sync::oneshot;
 
-use super::{Job, database::Database, error::InsertError};
+use super::{
+    Job,
+    database::{Database, millis},
+    error::InsertError,
+    running::Claim,
+};
 use crate::{Failure, Reason, Record, StoreError, TaskId, TaskState, Timestamp};
 
 /// Arguments of a job in River's representation. They are deserialized by the worker adapter, which
@@ -137,8 +142,8 @@ pub(super) struct Prepared {
     pub(super) arguments: Box<RawValue>,
     pub(super) options: InsertOpts,
     pub(super) queue: String,
-    /// `true` if the job must not start yet.
-    pub(super) is_delayed: bool,
+    /// Delay before the job may start.
+    pub(super) delay: Option<Duration>,
     pub(super) record: Record,
 }
 
@@ -155,14 +160,23 @@ pub(super) struct InsertRequest {
     pub(super) reply: oneshot::Sender<Result<Inserted, InsertError>>,
 }
 
+/// Longest delay that Postgres is asked to add to the current time: a thousand years.
+const MAX_SCHEDULE: Duration = Duration::from_secs(1000 * 365 * 24 * 3600);
+/// Key of the delay in River's metadata, in milliseconds. A trigger removes it.
+const DELAY_KEY: &str = "tower_offload:delay";
+/// Key of the claim to which an end belongs, in River's metadata. A trigger compares it.
+const END_KEY: &str = "tower_offload:end";
 /// Key of the record's id in River's metadata.
 pub(super) const TASK_KEY: &str = "tower_offload:task";
 /// Key of the owner in River's metadata. The owner is needed when the record was evicted.
 const OWNER_KEY: &str = "tower_offload:owner";
 
 impl Prepared {
-    fn options(&self) -> Result<InsertOpts, Error> {
-        let metadata = serde_json::json!({ TASK_KEY: self.record.id, OWNER_KEY: self.record.owner });
+    fn options(&self, has_server_clock: bool) -> Result<InsertOpts, Error> {
+        let mut metadata = serde_json::json!({ TASK_KEY: self.record.id, OWNER_KEY: self.record.owner });
+        if let Some(delay) = self.delay.filter(|_| has_server_clock) {
+            metadata[DELAY_KEY] = millis(delay.min(MAX_SCHEDULE)).into();
+        }
         let metadata: JobMetadata = metadata.to_string().parse().map_err(Error::Json)?;
         Ok(self.options.clone().with_metadata(metadata))
     }
@@ -173,10 +187,19 @@ pub(super) fn task_id(row: &JobRow) -> Option<TaskId> {
     row.metadata.get::<String>(TASK_KEY).ok().flatten()?.parse().ok()
 }
 
-pub(super) fn batch(jobs: &[&Prepared]) -> Result<InsertBatch, Error> {
+/// Sets the claim to which the end of an attempt belongs, and the delay before the next one. See
+/// the fence triggers.
+pub(super) fn set_end(context: &WorkContext, claim: &Claim, delay: Duration) -> Result<(), serde_json::Error> {
+    let end = serde_json::json!({ "claimed_at": claim.attempted_at, "delay": millis(delay.min(MAX_SCHEDULE)) });
+    context.metadata_set(END_KEY, end)
+}
+
+/// Returns a batch of jobs. If the server has a clock of its own, it decides when delayed jobs are
+/// due.
+pub(super) fn batch(jobs: &[&Prepared], has_server_clock: bool) -> Result<InsertBatch, Error> {
     let mut batch = InsertBatch::new();
     for job in jobs {
-        (job.push)(&mut batch, &job.arguments, job.options()?);
+        (job.push)(&mut batch, &job.arguments, job.options(has_server_clock)?);
     }
     Ok(batch)
 }

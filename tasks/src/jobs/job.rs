@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use riverqueue::UniqueOpts;
+use riverqueue::{DefaultRetryPolicy, JobRow, RetryPolicy, UniqueOpts, WorkError, jiff::Timestamp};
 use serde::{Serialize, de::DeserializeOwned};
 
 /// Arguments of a job. Each kind of job has its own type.
@@ -85,6 +85,12 @@ impl Backoff {
         }
     }
 
+    /// Returns the delay before the next attempt of a job that has just failed.
+    pub(super) fn retry_delay(self, job: &JobRow, error: &WorkError, now: Timestamp) -> Duration {
+        let failures = u32::try_from(job.errors.len()).unwrap_or(u32::MAX).saturating_add(1);
+        self.delay(failures).unwrap_or_else(|| DefaultRetryPolicy::default().next_retry(job, error, now))
+    }
+
     /// Returns the delay like [`delay`](Self::delay). For River's policy it is the delay without
     /// the random deviation.
     pub(super) fn mean_delay(self, failures: u32) -> Duration {
@@ -121,7 +127,8 @@ impl Unique {
 
     /// Restricts the criterion to jobs of the same period.
     ///
-    /// Periods start at multiples of their length since 1970. The length is truncated to whole
+    /// Periods start at multiples of their length since 1970, by the clock of the host that enqueues
+    /// the job. The length is truncated to whole
     /// seconds and is at least one second.
     pub fn within(self, period: Duration) -> Self {
         Self { options: self.options.with_by_period(Duration::from_secs(period.as_secs().max(1))), ..self }

@@ -12,11 +12,13 @@ use tokio::{
 };
 
 use super::{
+    database::MAX_IMMEDIATE_DELAY,
     error::InsertError,
     events::{self, warn},
     insert::{InsertRequest, Inserted, Prepared},
-    outcome::{End, Next},
+    outcome::End,
     queue::{Environment, Queue},
+    running::MAX_LATE_CHECKS,
 };
 use crate::{StoreError, lease::RENEWALS};
 
@@ -38,6 +40,8 @@ const PROGRESS_RETRY_DELAY: Duration = Duration::from_millis(500);
 /// attempt.
 const MIN_CLAIM_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 const MAX_CLAIM_CHECK_INTERVAL: Duration = Duration::from_secs(5);
+/// Interval at which scheduled jobs become available, like that of River's scheduler.
+const AVAILABLE_INTERVAL: Duration = MAX_IMMEDIATE_DELAY;
 /// Interval of checks for jobs that were deleted, and for jobs that no process works on.
 const AUDIT_INTERVAL: Duration = Duration::from_secs(60);
 const RESTART_DELAY: Duration = Duration::from_secs(1);
@@ -55,7 +59,6 @@ pub(super) fn spawn(queue: &Arc<Queue>, inserts: InsertReceivers) {
     tokio::spawn(insert_batches(plain, None, Arc::downgrade(queue)));
     tokio::spawn(insert_batches(unique, Some(locked), Arc::downgrade(queue)));
     tokio::spawn(insert_locked(locked_requests, Arc::downgrade(queue)));
-    tokio::spawn(watch_client(queue.clone()));
     tokio::spawn(maintain(queue.clone()));
     tokio::spawn(listen(queue.clone()));
 }
@@ -156,7 +159,7 @@ async fn insert(
 ) -> Result<Vec<Inserted>, InsertError> {
     let client = queue.client().ok_or_else(|| StoreError::unavailable("the job queue has not started"))?;
     let inserted = queue.environment.database.insert(&client.river, jobs, lock_timeout).await?;
-    for job in jobs.iter().filter(|job| !job.is_delayed) {
+    for job in jobs.iter().filter(|job| job.delay.is_none()) {
         queue.wake(&job.queue);
     }
     Ok(inserted)
@@ -164,26 +167,6 @@ async fn insert(
 
 pub(super) fn no_result() -> StoreError {
     StoreError::other("River returned no result for a job")
-}
-
-/// Replaces a River client that ends without a shutdown, because one of its required parts failed.
-async fn watch_client(queue: Arc<Queue>) {
-    loop {
-        let Some(client) = queue.client().filter(|client| client.id().is_some()) else { return };
-        tokio::select! {
-            () = queue.maintenance_ended() => return,
-            ended = client.ended() => {
-                if queue.is_closed() {
-                    return;
-                }
-                if let Err(error) = ended {
-                    warn("River has ended and will be restarted", &error);
-                }
-                queue.replace_client(&client).await;
-            }
-        }
-        sleep(RESTART_DELAY).await;
-    }
 }
 
 /// Wakes the followers of jobs when jobs of other processes have ended.
@@ -206,7 +189,7 @@ async fn listen(queue: Arc<Queue>) {
 /// progress. Ends after River, which uses the database until then.
 async fn maintain(queue: Arc<Queue>) {
     maintain_until_ended(&queue).await;
-    if let Some(client) = queue.client() {
+    for client in queue.clients() {
         let _ = client.ended().await; // the shutdown reports the error
     }
     queue.set_ended();
@@ -221,7 +204,7 @@ async fn maintain_until_ended(queue: &Arc<Queue>) {
         (lease / 3).clamp(MIN_CLAIM_CHECK_INTERVAL, MAX_CLAIM_CHECK_INTERVAL)
     });
     let (mut cancel_polls, mut claim_checks) = (every(CANCEL_POLL_INTERVAL), every(claim_check_interval));
-    let mut audits = every(AUDIT_INTERVAL);
+    let (mut audits, mut schedules) = (every(AUDIT_INTERVAL), every(AVAILABLE_INTERVAL));
     let mut write_at: Option<Instant> = None;
     loop {
         tokio::select! {
@@ -236,6 +219,11 @@ async fn maintain_until_ended(queue: &Arc<Queue>) {
             _ = cancel_polls.tick() => {
                 if let Err(error) = queue.forward_cancel_requests().await {
                     warn("failed to forward cancel requests", &error);
+                }
+            }
+            _ = schedules.tick() => {
+                if let Err(error) = database.make_available().await {
+                    warn("failed to make scheduled jobs available", &error);
                 }
             }
             _ = claim_checks.tick() => {
@@ -270,24 +258,18 @@ async fn maintain_until_ended(queue: &Arc<Queue>) {
 ///    back, and does not count, since its work has not begun. River itself would rescue it after an
 ///    hour.
 /// 2. An attempt that has ended, but whose claim remains: River failed to write its end. It is
-///    written here, one by one, so that an end that the database rejects delays no other.
+///    written here, one by one, so that an end that the database rejects delays no other. What River
+///    still writes about the claim has no effect.
 async fn check_claims(queue: &Arc<Queue>) -> Result<(), StoreError> {
-    let Some(client) = queue.client() else { return Ok(()) };
     let Environment { database, running, backoff, .. } = &*queue.environment;
-    let claims = client.claims(database).await?;
+    let claims = queue.claims().await?;
     for claim in running.give_back(&claims) {
         events::given_back(claim.river_id);
         database.write_end(&End::of_claim(claim), *backoff).await?;
     }
-    let mut late = running.late_ends(&claims);
-    if late.is_empty() {
-        return Ok(());
-    }
+    let late = running.late_ends(&claims, MAX_LATE_CHECKS);
     if database.lease().is_some() {
-        // The fence discards what the old client may still write about a job that is queued again.
-        queue.replace_client(&client).await;
-    } else {
-        late.retain(|end| !matches!(end.next(*backoff), Next::Queued(_)));
+        queue.replace_stuck_client(&late).await;
     }
     let mut result = Ok(());
     for end in late {
@@ -299,7 +281,8 @@ async fn check_claims(queue: &Arc<Queue>) -> Result<(), StoreError> {
     result
 }
 
-async fn write_late_end(queue: &Queue, mut end: End) -> Result<(), StoreError> {
+/// Writes an end in place of River.
+pub(super) async fn write_late_end(queue: &Queue, mut end: End) -> Result<(), StoreError> {
     let Environment { database, backoff, tasks, .. } = &*queue.environment;
     if let Err(error) = database.write_end(&end, *backoff).await {
         if error.is_unavailable() || error.is_full() {

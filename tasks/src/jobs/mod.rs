@@ -137,6 +137,9 @@
 //!   also in other processes. They poll for other changes twice a second, with one query for all.
 //! - **A job that another process recovers.** If a job has waited for a thread, or was claimed more
 //!   than a second ago, its process first asks the database whether the job is still its own.
+//! - **Clocks.** On Postgres the clock of the server decides when a job is due. A host's clock
+//!   decides about the periods of [`Unique::within`], and that of the leader's host about the day
+//!   after which River deletes a finished job. On SQLite there is one host.
 //! - **A unique job waits for its equals.** If an equal job is part of a transaction of the
 //!   application, [`enqueue`](Jobs::enqueue) waits up to 10 s for its end. Other jobs do not wait.
 //! - **SQLite has one writer.** A writer waits for another one for up to five seconds. Keep
@@ -184,7 +187,7 @@ pub use self::{
     job::{Backoff, Job, Unique},
     overflow::OrEnqueue,
 };
-use self::{client::LeasedClient, events::warn, queue::Queue};
+use self::{client::LeasedClient, events::warn, maintenance::write_late_end, queue::Queue};
 use crate::{TaskId, Tasks};
 
 /// A queue of durable jobs. Clones share the queue.
@@ -203,9 +206,7 @@ struct Owner(Arc<Queue>);
 impl Drop for Owner {
     fn drop(&mut self) {
         self.0.close();
-        if let Some(client) = self.0.client() {
-            client.stop_and_cancel();
-        }
+        self.0.clients().iter().for_each(|client| client.stop_and_cancel());
         self.0.end_maintenance();
     }
 }
@@ -274,42 +275,61 @@ impl Jobs {
         queue.close();
         let timeout = timeout.min(MAX_TIMEOUT);
         let end = Instant::now() + timeout;
-        if let Some(client) = queue.client() {
-            client.stop();
+        let clients = queue.clients();
+        if !clients.is_empty() {
+            clients.iter().for_each(|client| client.stop());
             let stop_at = end - (timeout / 5).min(MAX_STOP_TIME);
-            let river = match timeout_at(stop_at, client.ended()).await {
+            let river = match timeout_at(stop_at, all_ended(&clients)).await {
                 Ok(ended) => Ok(ended),
                 Err(_) => {
-                    client.stop_and_cancel();
-                    timeout_at(end, client.ended()).await
+                    clients.iter().for_each(|client| client.stop_and_cancel());
+                    timeout_at(end, all_ended(&clients)).await
                 }
             };
             if let Ok(Err(error)) = &river {
                 warn("River failed to shut down", error);
             }
-            self.end_lease(&client, river.is_ok(), end).await;
+            self.end_leases(&clients, river.is_ok(), end).await;
         }
         queue.end_maintenance();
         let (ended, returned) = (running.totals().0 - ended, running.totals().1 - returned);
         JobsShutdownReport { ended, returned, still_running: running.ids(), unwritten: running.unwritten() }
     }
 
-    /// Asks the database which ends are written, and ends the lease if no job is left. River does
-    /// not report whether it has written the ends of all jobs.
-    async fn end_lease(&self, client: &LeasedClient, has_ended: bool, end: Instant) {
+    /// Asks the database which ends are written, writes the others, and ends the leases if no job is
+    /// left. River does not report whether it has written the ends of all jobs.
+    async fn end_leases(&self, clients: &[Arc<LeasedClient>], has_ended: bool, end: Instant) {
         let queue::Environment { database, running, .. } = &*self.queue().environment;
-        let end_lease = async {
-            running.late_ends(&client.claims(database).await?);
+        let end_leases = async {
+            let unwritten = running.late_ends(&self.queue().claims().await?, 0);
+            if !unwritten.is_empty() {
+                for end in unwritten {
+                    write_late_end(self.queue(), end).await?;
+                }
+                running.late_ends(&self.queue().claims().await?, 0);
+            }
             if has_ended && running.is_empty() {
                 self.queue().set_ended();
-                client.end_lease(database).await?;
+                for client in clients {
+                    client.end_lease(database).await?;
+                }
             }
             Ok::<_, crate::StoreError>(())
         };
-        if let Ok(Err(error)) = timeout_at(end.max(Instant::now() + MAX_STOP_TIME), end_lease).await {
-            warn("failed to end the lease", &error);
+        if let Ok(Err(error)) = timeout_at(end.max(Instant::now() + MAX_STOP_TIME), end_leases).await {
+            warn("failed to end the leases of the job queue", &error);
         }
     }
+}
+
+/// Waits until all jobs of these clients have ended.
+async fn all_ended(clients: &[Arc<LeasedClient>]) -> Result<(), crate::StoreError> {
+    let mut all = Ok(());
+    for client in clients {
+        let ended = client.ended().await;
+        all = all.and(ended);
+    }
+    all
 }
 
 impl fmt::Debug for Jobs {

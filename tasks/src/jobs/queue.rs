@@ -2,11 +2,12 @@ use std::{
     collections::HashSet,
     pin::Pin,
     sync::{Arc, Weak},
+    time::Duration,
 };
 
 use tokio::{
-    sync::{mpsc, watch},
-    time::sleep,
+    sync::{Semaphore, mpsc, watch},
+    time::{Instant, sleep},
 };
 
 use super::{
@@ -15,8 +16,9 @@ use super::{
     database::Database,
     events::{self, Counters},
     insert::InsertRequest,
+    outcome::End,
     progress::ProgressBuffer,
-    running::RunningJobs,
+    running::{Claim, RunningJobs},
     slots::AllSlots,
 };
 use crate::{
@@ -46,6 +48,8 @@ pub(super) struct Queue {
     /// Held while a client replaces another one.
     replacing: tokio::sync::Mutex<()>,
     state: Mutex<State>,
+    /// Permits of callers that forward their cancel requests at once.
+    forwarding: Semaphore,
     /// `true` once [`end_maintenance`](Self::end_maintenance) was called.
     is_ending: watch::Sender<bool>,
     /// `true` once the queue was shut down. No job is claimed from then on.
@@ -63,6 +67,11 @@ pub(super) struct InsertSenders {
 struct State {
     /// `None` before the first client has started.
     client: Option<Arc<LeasedClient>>,
+    /// The current client and those that it has replaced, until their jobs have ended. Their claims
+    /// are claims of this process.
+    clients: Vec<Arc<LeasedClient>>,
+    /// Time of the latest replacement because of ends that were not written.
+    replaced_at: Option<Instant>,
     /// `true` once River has ended. Another queue may take over when no job is running.
     has_ended: bool,
     /// Number of polls for cancel requests since `forwarded` was cleared.
@@ -75,6 +84,15 @@ struct State {
 /// notification of the worker may have been lost.
 const POLLS_UNTIL_REPEAT: u32 = 20;
 
+/// Maximum number of callers that forward a cancel request at once. They use the connections of
+/// River and of the maintenance, which others need.
+const MAX_FORWARDING: usize = 2;
+/// Minimum time between two replacements of a client that does not write its ends.
+const MIN_REPLACE_INTERVAL: Duration = Duration::from_secs(60);
+/// Maximum number of leases for which the ends of a client that has ended may be written.
+const MAX_UNWRITTEN_LEASES: u32 = 4;
+const RESTART_DELAY: Duration = Duration::from_secs(1);
+
 impl Queue {
     pub(super) fn new(environment: Environment, plan: Plan, inserts: InsertSenders, store: SqlStore) -> Self {
         Self {
@@ -84,6 +102,7 @@ impl Queue {
             store,
             replacing: tokio::sync::Mutex::default(),
             state: Mutex::default(),
+            forwarding: Semaphore::new(MAX_FORWARDING),
             is_ending: watch::Sender::new(false),
             is_closed: watch::Sender::new(false),
         }
@@ -110,26 +129,71 @@ impl Queue {
     pub(super) async fn start_client(self: &Arc<Self>) -> Result<(), StoreError> {
         let is_closed = self.is_closed.subscribe();
         let client = Arc::new(LeasedClient::start(&self.environment, &self.plan, &is_closed).await?);
-        let previous = lock(&self.state).client.replace(client.clone());
+        let previous = {
+            let mut state = lock(&self.state);
+            state.clients.push(client.clone());
+            state.client.replace(client.clone())
+        };
         drop(previous);
         tokio::spawn(renew_lease(self.clone(), client.clone()));
+        tokio::spawn(watch_client(self.clone(), client.clone()));
         if self.is_closed() {
             client.stop_and_cancel(); // closed while the client was starting
         }
         Ok(())
     }
 
-    /// Replaces a client that has ended or has lost its lease, and stops its work.
-    pub(super) async fn replace_client(self: &Arc<Self>, lost: &Arc<LeasedClient>) {
-        lost.stop_and_cancel();
+    /// Starts another client if this one is the current one. It does not stop the previous one.
+    async fn replace_client(self: &Arc<Self>, previous: &Arc<LeasedClient>) {
         let _replacing = self.replacing.lock().await;
-        let is_current = self.client().is_some_and(|client| Arc::ptr_eq(&client, lost));
-        if self.is_closed() || !is_current {
+        if self.is_closed() || !self.is_current(previous) {
             return;
         }
         if let Err(error) = self.start_client().await {
             events::warn("failed to start a new River client", &error);
         }
+    }
+
+    fn is_current(&self, client: &Arc<LeasedClient>) -> bool {
+        self.client().is_some_and(|current| Arc::ptr_eq(&current, client))
+    }
+
+    /// Replaces the current client if River does not write its ends, at most once a minute. The
+    /// jobs of the previous one continue.
+    ///
+    /// River repeats a batch that the database rejects forever, together with all later ends.
+    pub(super) async fn replace_stuck_client(self: &Arc<Self>, late: &[End]) {
+        let Some(client) = self.client() else { return };
+        if !late.iter().any(|end| client.id().is_some_and(|id| *id == end.claim.client)) {
+            return;
+        }
+        {
+            let mut state = lock(&self.state);
+            if state.replaced_at.is_some_and(|at| at.elapsed() < MIN_REPLACE_INTERVAL) {
+                return;
+            }
+            state.replaced_at = Some(Instant::now());
+        }
+        self.replace_client(&client).await;
+        if !self.is_current(&client) {
+            events::replaced();
+            client.stop();
+        }
+    }
+
+    /// Returns the current client, and those that it has replaced and whose jobs may be running.
+    pub(super) fn clients(&self) -> Vec<Arc<LeasedClient>> {
+        lock(&self.state).clients.clone()
+    }
+
+    fn forget(&self, client: &Arc<LeasedClient>) {
+        lock(&self.state).clients.retain(|known| !Arc::ptr_eq(known, client));
+    }
+
+    /// Returns the jobs that the table shows as running in this process.
+    pub(super) async fn claims(&self) -> Result<Vec<Claim>, StoreError> {
+        let clients: Vec<_> = self.clients().iter().filter_map(|client| client.id().cloned()).collect();
+        if clients.is_empty() { Ok(Vec::new()) } else { self.environment.database.claims(&clients).await }
     }
 
     /// Makes River claim the jobs of a queue now.
@@ -207,8 +271,8 @@ impl Queue {
 /// Renews the lease of a client, also after another client has replaced it, because its closures may
 /// still run. Each client has a task of its own, so that no other work delays a renewal.
 ///
-/// Once River has ended, the ends that it has not written may be written for the duration of a
-/// lease. Then the lease ends, and the jobs that are left are recovered.
+/// Once River has ended, the ends that it has not written may be written for the duration of a few
+/// leases. Then the lease ends, and the jobs that are left are recovered.
 ///
 /// The future is boxed, because a lost lease starts a client, which has such a future, too.
 fn renew_lease(queue: Arc<Queue>, client: Arc<LeasedClient>) -> Pin<Box<dyn Future<Output = ()> + Send>> {
@@ -222,19 +286,53 @@ fn renew_lease(queue: Arc<Queue>, client: Arc<LeasedClient>) -> Pin<Box<dyn Futu
         };
         let renewed = keep_renewed(lease / RENEWALS, || database.renew_lease(id), on_failure);
         let ended = async {
-            if let Err(error) = client.ended().await {
-                events::warn("River has ended with an error", &error);
-            }
+            let _ = client.ended().await; // the other task reports the error
             sleep(lease).await;
+            for _ in 1..MAX_UNWRITTEN_LEASES {
+                if queue.environment.running.has_claims_of(id) {
+                    sleep(lease).await;
+                }
+            }
         };
         tokio::select! {
             () = queue.maintenance_ended() => {}
-            () = renewed => queue.replace_client(&client).await,
+            () = renewed => {
+                client.stop_and_cancel();
+                queue.replace_client(&client).await;
+                let _ = client.ended().await; // the other task reports the error
+            }
             () = ended => {
                 if let Err(error) = client.end_lease(database).await {
                     events::warn("failed to end the lease of a River client", &error);
                 }
             }
+        }
+        queue.forget(&client);
+    })
+}
+
+/// Replaces a client that ends without a shutdown, because one of its required parts failed.
+///
+/// The future is boxed, because it starts a client, which has such a future, too.
+fn watch_client(queue: Arc<Queue>, client: Arc<LeasedClient>) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+    Box::pin(async move {
+        if client.id().is_none() {
+            return;
+        }
+        tokio::select! {
+            () = queue.maintenance_ended() => return,
+            ended = client.ended() => {
+                if let Err(error) = ended {
+                    events::warn("River has ended and will be restarted", &error);
+                }
+            }
+        }
+        while !queue.is_closed() && queue.is_current(&client) {
+            queue.replace_client(&client).await;
+            sleep(RESTART_DELAY).await;
+        }
+        if queue.environment.database.lease().is_none() {
+            queue.forget(&client);
         }
     })
 }
@@ -246,6 +344,8 @@ impl CancelHook for Queue {
 
     fn cancel_requested(&self, id: TaskId) -> StoreFuture<'_, ()> {
         Box::pin(async move {
+            // The request is stored, so the next poll forwards it.
+            let Ok(_permit) = self.forwarding.try_acquire() else { return Ok(()) };
             let Some(river_id) = self.environment.database.river_id(id).await? else { return Ok(()) };
             // A client may repeat its request as often as it likes.
             let is_forwarded = lock(&self.state).forwarded.contains(&river_id);

@@ -75,7 +75,7 @@ pub(super) struct Claim {
 
 /// Number of checks in which the database may show a job as running that has ended. River writes an
 /// end within milliseconds.
-const MAX_LATE_CHECKS: u32 = 2;
+pub(super) const MAX_LATE_CHECKS: u32 = 2;
 /// How long a claim that was written back is remembered. A reply cannot be later than that: every
 /// query has a shorter timeout.
 const GIVEN_BACK_TTL: Duration = Duration::from_secs(3600);
@@ -127,15 +127,22 @@ impl RunningJobs {
         });
     }
 
-    /// Removes a job whose end River has written, and returns the end.
-    pub(super) fn written_by_river(&self, river_id: i64) -> Option<End> {
+    /// Removes a job whose end River has written, and returns the end. The attempt of `claim` may
+    /// have been reduced, so it is not compared.
+    pub(super) fn written_by_river(&self, claim: &Claim) -> Option<End> {
         let mut end = None;
         self.change(|state| {
-            if state.entries.get(&river_id).is_some_and(|entry| entry.end.is_some()) {
-                end = state.entries.remove(&river_id).and_then(|entry| entry.end);
+            let is_same = |entry: &Entry| entry.end.is_some() && entry.claim.attempted_at == claim.attempted_at;
+            if state.entries.get(&claim.river_id).is_some_and(is_same) {
+                end = state.entries.remove(&claim.river_id).and_then(|entry| entry.end);
             }
         });
         end
+    }
+
+    /// Returns `true` if jobs of a client have not ended, or if an end is not known to be written.
+    pub(super) fn has_claims_of(&self, client: &str) -> bool {
+        lock(&self.0.state).entries.values().any(|entry| &*entry.claim.client == client)
     }
 
     /// Returns how many attempts have ended, and how many of those do not count.
@@ -160,15 +167,15 @@ impl RunningJobs {
     }
 
     /// Removes the jobs that have ended and are not among the claims: River has written their ends.
-    /// Returns those ends that the claims have shown as not written for several checks.
-    pub(super) fn late_ends(&self, claims: &[Claim]) -> Vec<End> {
+    /// Returns those ends that more than `max_checks` checks have shown as not written.
+    pub(super) fn late_ends(&self, claims: &[Claim], max_checks: u32) -> Vec<End> {
         let claims: HashSet<_> = claims.iter().collect();
         let mut late = Vec::new();
         self.change(|state| {
             state.entries.retain(|_, entry| entry.phase != Phase::Ended || claims.contains(&entry.claim));
             for entry in state.entries.values_mut().filter(|entry| entry.phase == Phase::Ended) {
                 entry.late += 1;
-                late.extend(entry.end.clone().filter(|_| entry.late > MAX_LATE_CHECKS));
+                late.extend(entry.end.clone().filter(|_| entry.late > max_checks));
             }
         });
         late

@@ -45,7 +45,7 @@ async fn job_without_a_row_is_lost(database: TestDatabase) {
     match database {
         // SQLite has no statement that fires no trigger, except a trigger that is missing.
         TestDatabase::Sqlite(_) => {
-            database.execute("DROP TRIGGER tower_offload_deleted_2").await;
+            database.execute("DROP TRIGGER tower_offload_deleted").await;
             database.execute("DELETE FROM river_job").await;
             assert!(jobs.shutdown(LONG).await.is_clean());
             drop(jobs);
@@ -495,6 +495,70 @@ async fn end_that_the_database_rejects_stops_no_other_job() {
     assert_eq!(database.number(valid).await, 1, "the current client has no lease");
     assert_eq!(database.number("SELECT count(*) FROM tower_offload_client").await, 1, "an old client has a lease");
     let _ = jobs.shutdown(Duration::from_secs(1)).await;
+}
+
+/// Nothing else is wrong with the jobs of the process.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn end_that_is_not_written_stops_no_other_job() {
+    let Some(server) = OnServer::fresh().await else { return };
+    let database = TestDatabase::Postgres(server);
+    let store = SqlStore::open_with_lease(&database.url(), Duration::from_secs(2)).await.unwrap();
+    let (tasks, workers) = (Tasks::new(store), TestWorkers::new());
+    let jobs = workers.builder(&tasks).backoff(Backoff::fixed(LONG)).start().await.unwrap();
+    database
+        .execute(
+            "CREATE FUNCTION reject() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+             IF NEW.metadata ->> 'output' = 'rejected' THEN RAISE EXCEPTION 'no such character' USING ERRCODE = '22P05'; END IF; \
+             RETURN NEW; END $$",
+        )
+        .await;
+    database.execute("CREATE TRIGGER reject BEFORE UPDATE ON river_job FOR EACH ROW EXECUTE FUNCTION reject()").await;
+    let held = jobs.enqueue(ActAsync(Act::Hold)).await.unwrap().id();
+    workers.started(1).await;
+    let rejected = jobs.enqueue(Act::Return(json!("rejected"))).max_attempts(1).await.unwrap().id();
+    let deadline = Duration::from_secs(30);
+    let failed = tokio::time::timeout(deadline, ended_unfollowed(&tasks, rejected)).await.expect("it is stuck");
+    assert_eq!(failed.state, TaskState::Failed);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let starts = workers.started.lock().unwrap().iter().filter(|id| **id == held).count();
+    let running = record(&tasks, held).await;
+    assert_eq!((starts, running.state, running.attempt), (1, TaskState::Running, 1), "the future was dropped");
+    // The process claims with a new client.
+    let other = jobs.enqueue(Act::Return(json!("other"))).await.unwrap().id();
+    let ended_other = tokio::time::timeout(deadline, ended_unfollowed(&tasks, other)).await.expect("it is stuck");
+    assert_eq!(ended_other.state, TaskState::Succeeded);
+    // A shutdown waits for the jobs of all clients.
+    let report = jobs.shutdown(Duration::from_secs(5)).await;
+    assert!(report.is_clean() && report.returned == 1, "{report}");
+}
+
+/// A claim is handed back because its reply seems to be lost, and claimed again, while the first
+/// attempt is about to begin.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn end_of_an_earlier_claim_has_no_effect() {
+    let Some(server) = OnServer::fresh().await else { return };
+    for_both(TestDatabase::Postgres(server)).await;
+    for_both(TestDatabase::Sqlite(OnFile::fresh())).await;
+    async fn for_both(database: TestDatabase) {
+        let (tasks, workers) = (database.tasks().await, TestWorkers::new());
+        let jobs = workers.start(&tasks).await;
+        let id = jobs.enqueue(Act::Hold).await.unwrap().id();
+        workers.started(1).await;
+        let later = match database {
+            TestDatabase::Postgres(_) => "attempted_at + interval '1 second'",
+            TestDatabase::Sqlite(_) => "strftime('%Y-%m-%d %H:%M:%f', attempted_at, '+1 seconds')",
+        };
+        let claim_again = format!("UPDATE river_job SET attempted_at = {later}");
+        assert_eq!(database.execute(&claim_again).await, 1);
+        workers.release();
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert_eq!(record(&tasks, id).await.state, TaskState::Running, "the end of another claim was written");
+        // No attempt has the later claim, so it is handed back, and does not count.
+        let succeeded = ended(&tasks, id).await;
+        assert_eq!((succeeded.state, succeeded.attempt), (TaskState::Succeeded, 1));
+        assert_eq!(workers.started.lock().unwrap().len(), 2);
+        assert!(jobs.shutdown(LONG).await.is_clean());
+    }
 }
 
 async fn ended_unfollowed(tasks: &Tasks, id: tower_offload_tasks::TaskId) -> tower_offload_tasks::Record {

@@ -28,7 +28,9 @@ async fn age(database: &TestDatabase) {
             TestDatabase::Sqlite(_) => {
                 "UPDATE river_job SET attempted_at = strftime('%Y-%m-%d %H:%M:%f', 'now', '-2 hours')"
             }
-            TestDatabase::Postgres(_) => "UPDATE river_job SET attempted_at = now() - interval '2 hours'",
+            TestDatabase::Postgres(_) => {
+                "UPDATE river_job SET attempted_at = coalesce(attempted_at, now()) - interval '2 hours'"
+            }
         })
         .await;
 }
@@ -113,6 +115,8 @@ impl HeldJob {
     async fn assert_not_rescued(self, leader: OtherClient) {
         let record = self.after_rescue().await;
         assert_eq!((record.state, record.attempt, record.failure), (TaskState::Running, 1, None));
+        // The end belongs to the claim of that time.
+        self.database.execute("UPDATE river_job SET attempted_at = attempted_at + interval '2 hours'").await;
         self.release.notify_one();
         let ended = ended(&self.tasks, self.id).await;
         assert_eq!((ended.state, ended.attempt), (TaskState::Succeeded, 1));

@@ -3,6 +3,7 @@
 
 mod begin;
 mod cancel;
+mod clock;
 #[path = "../databases/mod.rs"]
 mod databases;
 mod enqueue;

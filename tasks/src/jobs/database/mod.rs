@@ -13,6 +13,7 @@ mod sqlite;
 
 #[cfg(feature = "tracing")]
 pub(super) use self::recovery::LOST_CLASS;
+pub(super) use self::recovery::{MAX_IMMEDIATE_DELAY, millis};
 
 use std::{sync::Arc, time::Duration};
 
@@ -190,17 +191,12 @@ WHERE id = $1 AND state = 1 AND attempt = $2";
 
     /// Marks unfinished records as lost whose jobs do not exist. Returns their number.
     pub(super) async fn lose_deleted(&self) -> Result<u64, StoreError> {
-        const LOSE: &str = "
-UPDATE tower_offload_task SET state = 14, reason = 'job_deleted', version = version + 1, finished_at = $1
-WHERE epoch = 0 AND river_id IS NOT NULL AND state < 10 AND NOT EXISTS (SELECT 1 FROM river_job WHERE id = river_id)";
-        let now = i64::try_from(Timestamp::from(std::time::SystemTime::now()).as_millis()).unwrap_or(i64::MAX);
-        let lost = dispatch!(self, |database| {
-            let lose = database.transaction(async |transaction| {
-                sqlx::query(LOSE).bind(now).execute(&mut **transaction).await.map(|done| done.rows_affected())
-            });
-            lose.await
-        });
-        lost?.map_err(store_error)
+        dispatch!(self, |database| database.lose_deleted().await)
+    }
+
+    /// Makes jobs available that are due soon by the database's clock.
+    pub(super) async fn make_available(&self) -> Result<(), StoreError> {
+        dispatch!(self, |database| database.make_available().await)
     }
 
     /// Returns the jobs that have waited for a minute and that no process works on.
@@ -208,9 +204,9 @@ WHERE epoch = 0 AND river_id IS NOT NULL AND state < 10 AND NOT EXISTS (SELECT 1
         dispatch!(self, |database| database.unserved().await)
     }
 
-    /// Returns the jobs that the table shows as running in this client.
-    pub(super) async fn claims(&self, client: &Arc<str>) -> Result<Vec<Claim>, StoreError> {
-        dispatch!(self, |database| database.claims(client).await)
+    /// Returns the jobs that the table shows as running in these clients.
+    pub(super) async fn claims(&self, clients: &[Arc<str>]) -> Result<Vec<Claim>, StoreError> {
+        dispatch!(self, |database| database.claims(clients).await)
     }
 
     /// Starts the lease of a client. `process` is for people who inspect the table.
@@ -246,17 +242,6 @@ SELECT river_id FROM tower_offload_task WHERE river_id IS NOT NULL AND state < 1
                 sqlx::query_scalar::<_, Option<i64>>(RIVER_ID).bind(id).fetch_optional(connection).await
             });
             Ok(read.await?.flatten())
-        })
-    }
-
-    /// Returns `true` if a job has ended or was deleted.
-    pub(super) async fn has_ended(&self, river_id: i64) -> Result<bool, StoreError> {
-        const HAS_ENDED: &str = "
-SELECT NOT EXISTS (SELECT 1 FROM river_job WHERE id = $1 AND state NOT IN ('completed', 'cancelled', 'discarded'))";
-        dispatch!(self, |database| {
-            let read = database
-                .read(async |connection| sqlx::query_scalar(HAS_ENDED).bind(river_id).fetch_one(connection).await);
-            read.await
         })
     }
 

@@ -15,7 +15,7 @@ use super::{
     Database, Recovered, Unserved,
     recovery::{
         LOST_CLASS, LOST_MESSAGE, MAX_IMMEDIATE_DELAY, MAX_LOSSES, MAX_RECOVERY_BATCH, RowEnd, WRITE_PROGRESS,
-        check_river_version, loss_delays, millis,
+        check_river_version, lose_deleted, loss_delays, millis,
     },
 };
 use crate::{
@@ -73,6 +73,23 @@ impl Tables {
 /// Maximum number of connections of a River client: for claims and completions. Records are written
 /// by the connections of the store.
 const MAX_CONNECTIONS: u32 = 4;
+
+/// Version of the triggers. Each change of `postgres.sql` increments it, in both constants.
+const TRIGGER_VERSION: i64 = 1;
+const SET_VERSION: &str = "COMMENT ON FUNCTION tower_offload_fence() IS '1'";
+/// Number of triggers on `river_job`.
+const TRIGGERS: i64 = 5;
+
+/// Returns an error if a newer version of this crate has installed its triggers.
+fn check_trigger_version(installed: Option<i64>) -> Result<(), StoreError> {
+    match installed {
+        Some(version) if version > TRIGGER_VERSION => Err(StoreError::other(format!(
+            "the triggers on `river_job` have version {version}, but this version of tower-offload-tasks installs \
+             {TRIGGER_VERSION}: use a newer one"
+        ))),
+        _ => Ok(()),
+    }
+}
 
 impl PostgresJobs {
     pub(super) fn new(postgres: Arc<Postgres>) -> Self {
@@ -155,14 +172,18 @@ impl PostgresJobs {
         const VERSION: &str = "SELECT coalesce(max(version), 0) FROM river_migration WHERE line = 'main'";
         // The functions may exist without the triggers, if `river_job` was dropped and created
         // again.
-        const IS_INSTALLED: &str = "
-SELECT EXISTS (SELECT 1 FROM pg_trigger WHERE tgname = 'tower_offload_truncated_2' AND tgrelid = to_regclass('river_job'))";
+        const INSTALLED: &str = "
+SELECT CASE WHEN comment ~ '^[0-9]{1,9}$' THEN comment::bigint END,
+    (SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'tower\\_offload\\_%' AND tgrelid = to_regclass('river_job'))
+FROM obj_description(to_regprocedure('tower_offload_fence()'), 'pg_proc') AS comment";
         let installed = self.transaction(async |transaction| {
             let version: i64 = sqlx::query_scalar(VERSION).fetch_one(&mut **transaction).await?;
-            let is_installed: bool = sqlx::query_scalar(IS_INSTALLED).fetch_one(&mut **transaction).await?;
-            let supported = check_river_version(version);
-            if supported.is_ok() && !is_installed {
+            let installed = sqlx::query(INSTALLED).fetch_one(&mut **transaction).await?;
+            let (installed, triggers): (Option<i64>, i64) = (installed.try_get(0)?, installed.try_get(1)?);
+            let supported = check_river_version(version).and_then(|()| check_trigger_version(installed));
+            if supported.is_ok() && (installed, triggers) != (Some(TRIGGER_VERSION), TRIGGERS) {
                 sqlx::raw_sql(include_str!("postgres.sql")).execute(&mut **transaction).await?;
+                sqlx::raw_sql(SET_VERSION).execute(&mut **transaction).await?;
             }
             Ok(supported)
         });
@@ -297,20 +318,32 @@ INSERT INTO tower_offload_client (id, name, expires_at) VALUES ($1, $2, clock_ti
         }
     }
 
-    pub(super) async fn claims(&self, client: &Arc<str>) -> Result<Vec<Claim>, StoreError> {
+    pub(super) async fn claims(&self, clients: &[Arc<str>]) -> Result<Vec<Claim>, StoreError> {
         const CLAIMS: &str = "
-SELECT id, attempt, (extract(epoch FROM attempted_at) * 1000000)::bigint FROM river_job
-WHERE state = 'running' AND attempted_by[array_upper(attempted_by, 1)] = $1";
+SELECT id, attempt, (extract(epoch FROM attempted_at) * 1000000)::bigint, attempted_by[array_upper(attempted_by, 1)] FROM river_job
+WHERE state = 'running' AND attempted_by[array_upper(attempted_by, 1)] = ANY($1)";
+        let clients: Vec<&str> = clients.iter().map(|client| &**client).collect();
         let read = self.read(async |connection| {
-            let rows = sqlx::query(CLAIMS).bind(&**client).fetch_all(connection).await?;
+            let rows = sqlx::query(CLAIMS).bind(clients).fetch_all(connection).await?;
             rows.iter()
                 .map(|row| {
                     let (river_id, attempt, attempted_at) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
-                    Ok(Claim { river_id, attempt, attempted_at, client: client.clone() })
+                    Ok(Claim { river_id, attempt, attempted_at, client: row.try_get::<&str, _>(3)?.into() })
                 })
                 .collect()
         });
         read.await
+    }
+
+    pub(super) async fn lose_deleted(&self) -> Result<u64, StoreError> {
+        const LOSE: &str = lose_deleted!("(extract(epoch FROM clock_timestamp()) * 1000)::bigint", "greatest");
+        self.read(async |connection| sqlx::query(LOSE).execute(connection).await.map(|done| done.rows_affected())).await
+    }
+
+    /// River's leader does the same, but by the clock of its host, and there may be no leader.
+    pub(super) async fn make_available(&self) -> Result<(), StoreError> {
+        let make = sqlx::query(MAKE_AVAILABLE).bind(millis(MAX_IMMEDIATE_DELAY)).bind(MAX_AVAILABLE_BATCH);
+        self.read(async |connection| make.execute(connection).await.map(drop)).await
     }
 
     pub(super) async fn unserved(&self) -> Result<Vec<Unserved>, StoreError> {
@@ -379,7 +412,7 @@ async fn insert(
     client: &Client,
     jobs: &[&Prepared],
 ) -> Result<Vec<Inserted>, Error> {
-    let results = client.insert_batch(batch(jobs)?).tx(&mut *transaction).await?;
+    let results = client.insert_batch(batch(jobs, true)?).tx(&mut *transaction).await?;
     let records: Vec<_> = results.iter().zip(jobs).map(|(result, job)| record_of(result, job)).collect();
     let rows: Vec<_> = results.iter().zip(&records).map(|(result, record)| (result.id(), record)).collect();
     insert_records(transaction, &rows).await?;
@@ -392,10 +425,31 @@ async fn insert(
     Ok(inserted)
 }
 
+/// Makes jobs available that are due within `$1` milliseconds, at most `$2`, and wakes the queues of
+/// those that are due now.
+///
+/// A job that is unique in its new state only may equal another one: River's leader discards it.
+const MAKE_AVAILABLE: &str = "
+WITH due AS (
+    SELECT id FROM river_job
+    WHERE state IN ('retryable', 'scheduled') AND priority >= 0 AND queue IS NOT NULL
+        AND scheduled_at <= clock_timestamp() + $1 * interval '1 millisecond'
+        AND (unique_key IS NULL OR unique_states IS NULL OR river_job_state_in_bitmask(unique_states, state)
+            OR NOT river_job_state_in_bitmask(unique_states, 'available'))
+    ORDER BY priority, scheduled_at, id LIMIT $2 FOR UPDATE SKIP LOCKED
+), available AS (
+    UPDATE river_job AS job SET state = 'available' FROM due WHERE job.id = due.id RETURNING job.queue, job.scheduled_at
+)
+SELECT pg_notify(concat(current_schema(), '.river_insert'), json_build_object('queue', queue)::text)
+FROM (SELECT DISTINCT queue FROM available WHERE scheduled_at <= clock_timestamp()) AS due_now";
+/// Maximum number of jobs that a process makes available at a time.
+const MAX_AVAILABLE_BATCH: i64 = 1000;
+
+/// Has no effect after the timeout of the caller, when the work may have begun.
 const SHOW_AS_QUEUED: &str = "
 UPDATE tower_offload_task AS task SET state = 0, attempt = greatest(task.attempt - 1, 0), started_at = NULL, version = task.version + 1
 FROM river_job AS job WHERE task.river_id = $1 AND task.state = 1 AND job.id = $1 AND job.state = 'running' AND job.attempt = $2
-    AND job.attempted_by[array_upper(job.attempted_by, 1)] = $3";
+    AND job.attempted_by[array_upper(job.attempted_by, 1)] = $3 AND job.attempted_at > clock_timestamp() - interval '10 seconds'";
 /// Locks the job and the lease, so that a recovery either comes first or waits.
 const SHOW_AS_RUNNING: &str = "
 WITH job AS (

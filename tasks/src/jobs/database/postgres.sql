@@ -1,33 +1,42 @@
--- Triggers on River's table. Their names contain a version: a changed trigger gets the next one, and its installation
--- drops the old one.
+-- Triggers on River's table. The comment of the fence is their version, which the installation compares.
 --
 -- The functions are SECURITY DEFINER, so that users who may change jobs need no rights on the tables of this crate. Their
 -- search path is fixed, with pg_temp last, and other users may not execute them.
 
 -- Fence around jobs that are worked by this crate. Each connection of a River client of this crate sets
--- `tower_offload.client` to the id of the client.
+-- `tower_offload.client` to the id of the client. Each end of an attempt names its claim in the metadata: when the job was
+-- claimed, by the clock of this server, and the delay before the next attempt.
 --
--- 1. A process whose jobs were recovered, because it stalled for longer than its lease, may continue and complete them.
---    Its updates have no effect if another client works on the job, or if the job is queued again.
--- 2. River's leader rescues jobs that have been running for an hour, and discards those of a kind that it does not know. A job
+-- 1. An end has no effect unless its claim is the current one. The job may have been recovered, handed back or claimed again,
+--    by another process or by the same one, before River writes the end.
+-- 2. The next attempt is due after the delay by the clock of this server. River writes times of the clock of its host. Only the
+--    end of a row that River cannot decode has no claim, and keeps River's time.
+-- 3. River's leader rescues jobs that have been running for an hour, and discards those of a kind that it does not know. A job
 --    whose client has a valid lease is not rescued. A leader of this crate retries jobs of other clients instead of discarding them.
--- 3. If the tables of this crate were dropped, River works without them.
-DROP FUNCTION IF EXISTS tower_offload_fence_1, tower_offload_changed_1, tower_offload_deleted_1 CASCADE;
-CREATE OR REPLACE FUNCTION tower_offload_fence_2() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+-- 4. If the tables of this crate were dropped, River works without them.
+CREATE OR REPLACE FUNCTION tower_offload_fence() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 DECLARE
     writer text := current_setting('tower_offload.client', true);
     worker text := OLD.attempted_by[array_upper(OLD.attempted_by, 1)];
     is_rescue boolean := NEW.metadata -> 'river:rescue_count' IS DISTINCT FROM OLD.metadata -> 'river:rescue_count';
+    claim jsonb := NEW.metadata -> 'tower_offload:end';
 BEGIN
-    IF OLD.state <> 'running' THEN
-        IF writer LIKE 'to-%' AND NEW.state = OLD.state AND NEW.metadata -> 'output' IS DISTINCT FROM OLD.metadata -> 'output' THEN
+    IF claim IS NOT NULL THEN
+        IF OLD.state <> 'running' OR claim ->> 'claimed_at' IS DISTINCT FROM (extract(epoch FROM OLD.attempted_at) * 1000000)::bigint::text THEN
             RETURN NULL;
         END IF;
+        NEW.metadata := NEW.metadata - 'tower_offload:end';
+        IF NEW.state IN ('available', 'retryable', 'scheduled') AND jsonb_typeof(claim -> 'delay') = 'number' THEN
+            NEW.scheduled_at := clock_timestamp() + (claim ->> 'delay')::bigint * interval '1 millisecond';
+        END IF;
+        IF NEW.finalized_at IS NOT NULL THEN
+            NEW.finalized_at := clock_timestamp();
+        END IF;
+    END IF;
+    IF OLD.state <> 'running' THEN
         RETURN NEW;
     END IF;
-    IF writer LIKE 'to-%' AND worker IS DISTINCT FROM writer AND NOT (is_rescue AND worker NOT LIKE 'to-%')
-        AND (NEW.state <> 'running' OR NEW.metadata -> 'output' IS DISTINCT FROM OLD.metadata -> 'output')
-    THEN
+    IF writer LIKE 'to-%' AND worker IS DISTINCT FROM writer AND NOT (is_rescue AND worker NOT LIKE 'to-%') AND NEW.state <> 'running' THEN
         RETURN NULL;
     END IF;
     IF is_rescue AND worker LIKE 'to-%' AND to_regclass('tower_offload_client') IS NOT NULL THEN
@@ -43,8 +52,18 @@ BEGIN
     RETURN NEW;
 END $$;
 
+-- Schedules a delayed job by the clock of this server. River writes the time of the clock of its host.
+CREATE OR REPLACE FUNCTION tower_offload_delayed() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+BEGIN
+    IF jsonb_typeof(NEW.metadata -> 'tower_offload:delay') = 'number' THEN
+        NEW.scheduled_at := clock_timestamp() + (NEW.metadata ->> 'tower_offload:delay')::bigint * interval '1 millisecond';
+        NEW.metadata := NEW.metadata - 'tower_offload:delay';
+    END IF;
+    RETURN NEW;
+END $$;
+
 -- Copies each change of a job's state to its record.
-CREATE OR REPLACE FUNCTION tower_offload_changed_2() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+CREATE OR REPLACE FUNCTION tower_offload_changed() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 DECLARE
     now_millis bigint := (extract(epoch FROM clock_timestamp()) * 1000)::bigint;
     failure jsonb := NEW.errors[array_upper(NEW.errors, 1)];
@@ -89,44 +108,36 @@ BEGIN
     RETURN NULL;
 END $$;
 
--- Marks the record of a deleted job as lost.
-CREATE OR REPLACE FUNCTION tower_offload_deleted_2() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+-- Marks the record of a deleted job, or after a TRUNCATE those of all jobs, as lost. OLD is NULL then.
+CREATE OR REPLACE FUNCTION tower_offload_deleted() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
     IF to_regclass('tower_offload_task') IS NULL THEN
         RETURN NULL;
     END IF;
     UPDATE tower_offload_task AS task SET state = 14, reason = 'job_deleted', version = task.version + 1,
         finished_at = greatest((extract(epoch FROM clock_timestamp()) * 1000)::bigint, task.started_at, task.created_at)
-    WHERE task.river_id = OLD.id AND task.state < 10;
+    WHERE task.epoch = 0 AND task.river_id IS NOT NULL AND task.state < 10 AND (TG_OP = 'TRUNCATE' OR task.river_id = OLD.id);
     RETURN NULL;
 END $$;
-
--- Marks the records of all jobs as lost. TRUNCATE fires no row triggers.
-CREATE OR REPLACE FUNCTION tower_offload_truncated_2() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
-BEGIN
-    IF to_regclass('tower_offload_task') IS NULL THEN
-        RETURN NULL;
-    END IF;
-    UPDATE tower_offload_task AS task SET state = 14, reason = 'job_deleted', version = task.version + 1,
-        finished_at = greatest((extract(epoch FROM clock_timestamp()) * 1000)::bigint, task.started_at, task.created_at)
-    WHERE task.epoch = 0 AND task.river_id IS NOT NULL AND task.state < 10;
-    RETURN NULL;
-END $$;
-DROP TRIGGER IF EXISTS tower_offload_fence_2 ON river_job;
-DROP TRIGGER IF EXISTS tower_offload_changed_2 ON river_job;
-DROP TRIGGER IF EXISTS tower_offload_deleted_2 ON river_job;
-CREATE TRIGGER tower_offload_fence_2 BEFORE UPDATE ON river_job FOR EACH ROW EXECUTE FUNCTION tower_offload_fence_2();
-CREATE TRIGGER tower_offload_changed_2 AFTER UPDATE ON river_job FOR EACH ROW
+DROP TRIGGER IF EXISTS tower_offload_fence ON river_job;
+DROP TRIGGER IF EXISTS tower_offload_delayed ON river_job;
+DROP TRIGGER IF EXISTS tower_offload_changed ON river_job;
+DROP TRIGGER IF EXISTS tower_offload_deleted ON river_job;
+DROP TRIGGER IF EXISTS tower_offload_truncated ON river_job;
+CREATE TRIGGER tower_offload_fence BEFORE UPDATE ON river_job FOR EACH ROW EXECUTE FUNCTION tower_offload_fence();
+CREATE TRIGGER tower_offload_delayed BEFORE INSERT ON river_job FOR EACH ROW
+    WHEN (NEW.metadata ? 'tower_offload:delay') EXECUTE FUNCTION tower_offload_delayed();
+CREATE TRIGGER tower_offload_changed AFTER UPDATE ON river_job FOR EACH ROW
     WHEN (OLD.state IS DISTINCT FROM NEW.state OR OLD.attempt IS DISTINCT FROM NEW.attempt)
-    EXECUTE FUNCTION tower_offload_changed_2();
-CREATE TRIGGER tower_offload_deleted_2 AFTER DELETE ON river_job FOR EACH ROW EXECUTE FUNCTION tower_offload_deleted_2();
-CREATE TRIGGER tower_offload_truncated_2 AFTER TRUNCATE ON river_job EXECUTE FUNCTION tower_offload_truncated_2();
+    EXECUTE FUNCTION tower_offload_changed();
+CREATE TRIGGER tower_offload_deleted AFTER DELETE ON river_job FOR EACH ROW EXECUTE FUNCTION tower_offload_deleted();
+CREATE TRIGGER tower_offload_truncated AFTER TRUNCATE ON river_job EXECUTE FUNCTION tower_offload_deleted();
 DO $$
 DECLARE
     name text;
     home regnamespace := (SELECT relnamespace FROM pg_class WHERE oid = 'tower_offload_task'::regclass);
 BEGIN
-    FOREACH name IN ARRAY ARRAY['tower_offload_fence_2', 'tower_offload_changed_2', 'tower_offload_deleted_2', 'tower_offload_truncated_2'] LOOP
+    FOREACH name IN ARRAY ARRAY['tower_offload_fence', 'tower_offload_delayed', 'tower_offload_changed', 'tower_offload_deleted'] LOOP
         EXECUTE format('ALTER FUNCTION %I() SET search_path = %s, pg_temp', name, home);
         EXECUTE format('REVOKE EXECUTE ON FUNCTION %I() FROM PUBLIC', name);
     END LOOP;

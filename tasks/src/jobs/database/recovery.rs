@@ -20,12 +20,27 @@ pub(super) const LOST_MESSAGE: &str = "the process that ran the attempt has cras
 pub(super) const MAX_RECOVERY_BATCH: usize = 500;
 /// Maximum delay of a job that is made available at once, like in River. After a longer delay,
 /// River's leader makes the job available, and there may be no leader for a while.
-pub(super) const MAX_IMMEDIATE_DELAY: Duration = Duration::from_secs(5);
+pub(in crate::jobs) const MAX_IMMEDIATE_DELAY: Duration = Duration::from_secs(5);
 /// Maximum delay: a year. The databases cannot represent every `Duration` as a date.
 pub(super) const MAX_DELAY: Duration = Duration::from_secs(365 * 24 * 3600);
 
 pub(super) const WRITE_PROGRESS: &str = "
 UPDATE tower_offload_task SET progress = $3, message = $4, version = version + 1 WHERE id = $1 AND state = 1 AND attempt = $2";
+
+/// Marks unfinished records as lost whose jobs do not exist, at the database's time `$now`.
+macro_rules! lose_deleted {
+    ($now:literal, $greatest:literal) => {
+        concat!(
+            "UPDATE tower_offload_task SET state = 14, reason = 'job_deleted', version = version + 1, finished_at = ",
+            $greatest,
+            "(",
+            $now,
+            ", coalesce(started_at, created_at)) WHERE epoch = 0 AND river_id IS NOT NULL AND state < 10 \
+             AND NOT EXISTS (SELECT 1 FROM river_job WHERE id = river_id)"
+        )
+    };
+}
+pub(super) use lose_deleted;
 
 /// Maximum number of crashes that are distinguished. The delay does not grow further.
 pub(super) const MAX_LOSSES: usize = 32;
@@ -68,7 +83,7 @@ impl<'a> RowEnd<'a> {
     }
 }
 
-pub(super) fn millis(duration: Duration) -> i64 {
+pub(in crate::jobs) fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 

@@ -9,7 +9,7 @@ use super::{
     Database, Recovered, Unserved,
     recovery::{
         LOST_CLASS, LOST_MESSAGE, MAX_IMMEDIATE_DELAY, MAX_LOSSES, MAX_RECOVERY_BATCH, RowEnd, WRITE_PROGRESS,
-        check_river_version, loss_delays, millis,
+        check_river_version, lose_deleted, loss_delays, millis,
     },
 };
 use crate::{
@@ -124,13 +124,10 @@ impl SqliteJobs {
 
     async fn install(&self) -> Result<(), StoreError> {
         const VERSION: &str = "SELECT coalesce(max(version), 0) FROM river_migration WHERE line = 'main'";
-        const IS_INSTALLED: &str =
-            "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'trigger' AND name = 'tower_offload_deleted_2')";
         let installed = self.transaction(async |transaction| {
             let version: i64 = sqlx::query_scalar(VERSION).fetch_one(&mut **transaction).await?;
-            let is_installed: bool = sqlx::query_scalar(IS_INSTALLED).fetch_one(&mut **transaction).await?;
             let supported = check_river_version(version);
-            if supported.is_ok() && !is_installed {
+            if supported.is_ok() {
                 sqlx::raw_sql(include_str!("sqlite.sql")).execute(&mut **transaction).await?;
             }
             Ok(supported)
@@ -218,17 +215,29 @@ impl SqliteJobs {
         }
     }
 
-    pub(super) async fn claims(&self, client: &Arc<str>) -> Result<Vec<Claim>, StoreError> {
+    pub(super) async fn claims(&self, clients: &[Arc<str>]) -> Result<Vec<Claim>, StoreError> {
         let read = self.read(async |connection| {
-            let rows = sqlx::query(CLAIMS).bind(&**client).fetch_all(connection).await?;
-            rows.iter()
-                .map(|row| {
+            let mut claims = Vec::new();
+            for client in clients {
+                for row in sqlx::query(CLAIMS).bind(&**client).fetch_all(&mut *connection).await? {
                     let (river_id, attempt, attempted_at) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
-                    Ok(Claim { river_id, attempt, attempted_at, client: client.clone() })
-                })
-                .collect()
+                    claims.push(Claim { river_id, attempt, attempted_at, client: client.clone() });
+                }
+            }
+            Ok(claims)
         });
         read.await
+    }
+
+    pub(super) async fn lose_deleted(&self) -> Result<u64, StoreError> {
+        const LOSE: &str = lose_deleted!("CAST(unixepoch('subsec') * 1000 AS INTEGER)", "max");
+        self.change(async |connection| sqlx::query(LOSE).execute(connection).await.map(|done| done.rows_affected()))
+            .await
+    }
+
+    /// River's scheduler does it, by the only clock there is.
+    pub(super) async fn make_available(&self) -> Result<(), StoreError> {
+        Ok(())
     }
 
     pub(super) async fn unserved(&self) -> Result<Vec<Unserved>, StoreError> {
@@ -285,7 +294,7 @@ async fn insert(
     client: &Client,
     jobs: &[&Prepared],
 ) -> Result<Vec<Inserted>, Error> {
-    let results = client.insert_batch(batch(jobs)?).tx(&mut *transaction).await?;
+    let results = client.insert_batch(batch(jobs, false)?).tx(&mut *transaction).await?;
     let records: Vec<_> = results.iter().zip(jobs).map(|(result, job)| record_of(result, job)).collect();
     let rows: Vec<_> = results.iter().zip(&records).map(|(result, record)| (result.id(), record)).collect();
     insert_records(transaction, &rows).await?;
@@ -349,7 +358,7 @@ macro_rules! now {
 }
 
 const CLAIMS: &str = concat!(
-    "SELECT id, attempt, CAST(unixepoch(attempted_at, 'subsec') * 1000000 AS INTEGER) FROM river_job \
+    "SELECT id, attempt, CAST(round(unixepoch(attempted_at, 'subsec') * 1000000) AS INTEGER) FROM river_job \
      WHERE state = 'running' AND ",
     claimed_by!(),
     " = $1"

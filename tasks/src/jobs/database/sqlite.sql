@@ -1,14 +1,25 @@
--- Triggers on River's table, like those for Postgres. There is no fence, because one process owns the file.
+-- Triggers on River's table, like those for Postgres. One process owns the file and there is one clock, so the fence compares
+-- claims only, and River's times are right.
 
 -- Other programs write to this table too, so its JSON may be invalid.
 
-DROP TRIGGER IF EXISTS tower_offload_changed_1;
-DROP TRIGGER IF EXISTS tower_offload_deleted_1;
-DROP TRIGGER IF EXISTS tower_offload_changed_2;
-DROP TRIGGER IF EXISTS tower_offload_deleted_2;
+DROP TRIGGER IF EXISTS tower_offload_fence;
+DROP TRIGGER IF EXISTS tower_offload_changed;
+DROP TRIGGER IF EXISTS tower_offload_deleted;
+
+-- An end of an attempt names its claim in the metadata. It has no effect unless that claim is the current one. The name stays in
+-- the metadata, so only a new one is compared.
+CREATE TRIGGER tower_offload_fence BEFORE UPDATE ON river_job
+    WHEN json_valid(NEW.metadata, 9) AND NEW.metadata -> '$."tower_offload:end"' IS NOT NULL
+        AND NEW.metadata -> '$."tower_offload:end"' IS NOT CASE WHEN json_valid(OLD.metadata, 9) THEN OLD.metadata -> '$."tower_offload:end"' END
+        AND (OLD.state <> 'running' OR NEW.metadata ->> '$."tower_offload:end".claimed_at'
+            IS NOT CAST(round(unixepoch(OLD.attempted_at, 'subsec') * 1000000) AS INTEGER))
+BEGIN
+    SELECT RAISE(IGNORE);
+END;
 
 -- Copies each change of a job's state to its record.
-CREATE TRIGGER tower_offload_changed_2 AFTER UPDATE ON river_job
+CREATE TRIGGER tower_offload_changed AFTER UPDATE ON river_job
     WHEN OLD.state IS NOT NEW.state OR OLD.attempt IS NOT NEW.attempt
 BEGIN
     UPDATE tower_offload_task SET
@@ -45,7 +56,7 @@ BEGIN
 END;
 
 -- Marks the record of a deleted job as lost.
-CREATE TRIGGER tower_offload_deleted_2 AFTER DELETE ON river_job
+CREATE TRIGGER tower_offload_deleted AFTER DELETE ON river_job
 BEGIN
     UPDATE tower_offload_task SET state = 14, reason = 'job_deleted', version = version + 1,
         finished_at = max(CAST(unixepoch('subsec') * 1000 AS INTEGER), coalesce(started_at, created_at))
