@@ -246,6 +246,7 @@ impl Tasks {
             failed_reads: stats.failed_reads,
             fenced: stats.fenced,
             failed_renewals: stats.failed_renewals,
+            failed_maintenance: stats.failed_maintenance,
             lost_leases: stats.lost_leases,
             denied: self.limits().denied(),
             shed: self.limits().shed(),
@@ -301,6 +302,9 @@ pub struct TasksStats {
     pub fenced: u64,
     /// Number of failed attempts to renew the lease. Each is repeated.
     pub failed_renewals: u64,
+    /// Number of failed attempts to evict records, to find the tasks of lost processes, or to find
+    /// cancel requests of other processes. Each is repeated.
+    pub failed_maintenance: u64,
     /// Number of leases that were lost: the process was silent for too long, and another one has
     /// marked its tasks as lost.
     pub lost_leases: u64,

@@ -46,6 +46,12 @@ impl StoreError {
         Self { kind, source: source.into() }
     }
 
+    /// Returns the same error for a store that cannot be reached.
+    #[cfg(feature = "postgres")]
+    pub(crate) fn into_unavailable(self) -> Self {
+        Self { kind: Kind::Unavailable, ..self }
+    }
+
     /// Returns the same error for another caller that waits for the same transaction. Its source is
     /// the text of the original source.
     pub(crate) fn duplicate(&self) -> Self {

@@ -71,6 +71,8 @@ struct State {
     cancel_requests: HashMap<TaskId, (Timestamp, Vec<Reply>)>,
     /// Number of failed attempts to renew a lease.
     failed_renewals: u64,
+    /// Number of failed attempts at other upkeep.
+    failed_maintenance: u64,
     /// Number of epochs that ended although this process had not ended them.
     lost_leases: u64,
 }
@@ -118,6 +120,7 @@ impl Writer {
             lease_waiters: Vec::new(),
             cancel_requests: HashMap::new(),
             failed_renewals: 0,
+            failed_maintenance: 0,
             lost_leases: 0,
         };
         let (state, wake, stopped) = (Mutex::new(state), Notify::new(), Notify::new());
@@ -355,6 +358,7 @@ impl Writer {
             failed_reads: self.failed_reads.load(Relaxed),
             fenced: state.queue.fenced,
             failed_renewals: state.failed_renewals,
+            failed_maintenance: state.failed_maintenance,
             lost_leases: state.lost_leases,
         })
     }
@@ -388,6 +392,7 @@ pub(crate) struct WriterStats {
     pub(crate) failed_reads: u64,
     pub(crate) fenced: u64,
     pub(crate) failed_renewals: u64,
+    pub(crate) failed_maintenance: u64,
     pub(crate) lost_leases: u64,
 }
 

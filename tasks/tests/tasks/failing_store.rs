@@ -68,6 +68,22 @@ async fn reads_that_fail_are_counted() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn sweeps_and_looks_that_fail_are_counted() {
+    let store = Failing::new();
+    let (tasks, background) = (Tasks::new(store.clone()), background());
+    let held = hold(&tasks, &background).await; // so that cancel requests are looked for
+    assert_eq!(tasks.stats().failed_maintenance, 0);
+    store.set(Mode::Unavailable);
+    tokio::time::sleep(std::time::Duration::from_millis(30_100)).await;
+    let failed = tasks.stats().failed_maintenance;
+    assert!(
+        (3 + 6 + 60 - 2..=3 + 6 + 60).contains(&failed),
+        "3 sweeps, 6 looks for processes, 60 for cancels: {failed}"
+    );
+    held.release();
+}
+
 /// The transaction was committed, but the reply was lost.
 #[tokio::test(start_paused = true)]
 async fn rejected_record_that_was_stored_ends_as_not_accepted() {

@@ -95,6 +95,8 @@ fn kind(error: &dyn DatabaseError) -> Kind {
         "53100" => Kind::Full,
         // read_only_sql_transaction: the server has become a standby
         "25006" => Kind::Unavailable,
+        // idle_in_transaction_session_timeout, transaction_timeout: the process was stopped
+        "25P03" | "25P04" => Kind::Unavailable,
         // Classes: connection exception, transaction rollback, insufficient resources, object not
         // in prerequisite state, operator intervention, system error.
         _ if ["08", "40", "53", "55", "57", "58"].iter().any(|class| code.starts_with(class)) => Kind::Unavailable,

@@ -1,4 +1,4 @@
-use std::time::Duration;
+use std::{future::poll_fn, pin::pin, task::Poll, time::Duration};
 
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row};
 use tokio::time::{Instant, sleep, timeout};
@@ -59,9 +59,13 @@ impl Connections {
             }
             Ok(Ok(None)) => {}
         }
-        let done = tokio::select! {
-            done = work => done,
-            error = lock_lost(connection, name) => Err(error),
+        let done = {
+            let (mut work, mut lost) = (pin!(work), pin!(lock_lost(connection, name)));
+            let done = poll_fn(|cx| match work.as_mut().poll(cx) {
+                Poll::Pending => lost.as_mut().poll(cx).map(Err),
+                done => done,
+            });
+            done.await
         };
         let _ = timeout(KEEP_ALIVE_INTERVAL, connected.connection.close()).await;
         done
