@@ -19,3 +19,4 @@ mod start;
 mod support;
 mod timeouts;
 mod transaction;
+mod values;
