@@ -142,9 +142,18 @@ async fn finish(
     let is_followed = environment.tasks.followers().follows(end.id) && !context.cancellation_token().is_cancelled();
     let mut is_written = false;
     if is_final && (is_followed || !is_exact) {
-        match environment.database.write_end(&end, environment.backoff).await {
-            Ok(written) => is_written = written,
-            Err(error) => warn("failed to write the end of a job, which River writes instead", &error),
+        loop {
+            match environment.database.write_end(&end, environment.backoff).await {
+                Ok(written) => is_written = written,
+                // River would write a rounded number.
+                Err(error) if !is_exact && error.is_unavailable() && !context.cancellation_token().is_cancelled() => {
+                    warn("failed to write the end of a job, and tries again", &error);
+                    tokio::time::sleep(RETURN_DELAY).await;
+                    continue;
+                }
+                Err(error) => warn("failed to write the end of a job, which River writes instead", &error),
+            }
+            break;
         }
         environment.tasks.followers().changed(end.id);
     } else if end.progress.is_some() || end.failure().is_some() {
