@@ -14,7 +14,7 @@ use tokio::{runtime::Handle, sync::Notify};
 
 use super::{
     error::CallError,
-    metrics::Metrics,
+    metrics::{Metrics, nanos},
     nested::NestedWaits,
     priority::Priority,
     semaphore::Semaphore,
@@ -186,22 +186,21 @@ impl Admission {
     /// Records that a call is about to be polled for the first time. It has waited in the queue for
     /// `waited`, and before that for capacity for `delay` nanoseconds.
     pub(super) fn on_start(&self, waited: Duration, delay: u64) {
-        let milliseconds = u64::try_from(waited.as_millis()).unwrap_or(u64::MAX);
+        let waited = nanos(waited);
+        let milliseconds = waited / 1_000_000;
         if self.last_wait.load(Relaxed) != milliseconds {
             self.last_wait.store(milliseconds, Relaxed);
         }
         self.metrics.started(waited, delay);
     }
 
-    /// Records that an admitted call has ended, after polls that took `run_time`.
+    /// Records that an admitted call has ended, after polls that took `run_time`. With `ends_poll`,
+    /// its last poll has just ended.
     ///
     /// This thread counts the end and then loads the phase. `shutdown` stores the phase and then
     /// loads the count. At least one of them sees the other's write.
-    pub(super) fn on_complete(&self, run_time: Option<Duration>) {
-        if let Some(run_time) = run_time {
-            self.metrics.ran(run_time);
-        }
-        self.metrics.ended();
+    pub(super) fn on_complete(&self, run_time: Option<Duration>, ends_poll: bool) {
+        self.metrics.ended(run_time, ends_poll);
         if self.is_closed() && self.metrics.in_flight() == 0 {
             // Wakes tasks that wait in `shutdown`. Their wakers are user code.
             ignore_panic(|| self.changed.notify_waiters());

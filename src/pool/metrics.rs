@@ -261,9 +261,9 @@ impl Metrics {
     }
 
     /// Records the start of the first poll of a call, which has waited in the queue for `waited`
-    /// and before that for `delay` nanoseconds.
-    pub(super) fn started(&self, waited: Duration, delay: u64) {
-        let waited = nanos(waited).saturating_add(delay);
+    /// nanoseconds and before that for `delay`.
+    pub(super) fn started(&self, waited: u64, delay: u64) {
+        let waited = waited.saturating_add(delay);
         let stripe = self.stripe();
         stripe.started.fetch_add(1, Relaxed);
         stripe.queue_wait.fetch_add(waited, Relaxed);
@@ -297,20 +297,27 @@ impl Metrics {
         record!(self, active.decrement(1));
     }
 
-    /// Records the run time of a started call that is about to end: the total of its polls.
-    pub(super) fn ran(&self, run_time: Duration) {
-        self.stripe().run_time.fetch_add(nanos(run_time), Relaxed);
-        record!(self, run.record(run_time));
-    }
-
     /// Records a call that is about to end without an output.
     pub(super) fn failed(&self) {
         self.stripe().failed.fetch_add(1, Relaxed);
     }
 
-    /// Records the end of an admitted call.
-    pub(super) fn ended(&self) {
-        self.stripe().ended.fetch_add(1, SeqCst);
+    /// Records the end of an admitted call: the total of its polls if it was polled and, with
+    /// `ends_poll`, the end of the last one.
+    ///
+    /// The end of the call is counted last, so that it is counted once if a recorder panics: the
+    /// call then fails and is recorded again, without its polls.
+    pub(super) fn ended(&self, run_time: Option<Duration>, ends_poll: bool) {
+        let stripe = self.stripe();
+        if ends_poll {
+            stripe.polled.fetch_add(1, Relaxed);
+            record!(self, active.decrement(1));
+        }
+        if let Some(run_time) = run_time {
+            stripe.run_time.fetch_add(nanos(run_time), Relaxed);
+            record!(self, run.record(run_time));
+        }
+        stripe.ended.fetch_add(1, SeqCst);
     }
 
     /// Records that the caller left before the call ended.
@@ -391,8 +398,9 @@ fn gauge(increments: u64, decrements: u64) -> usize {
     usize::try_from(increments.saturating_sub(decrements)).unwrap_or(usize::MAX)
 }
 
-fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+/// Returns whole nanoseconds. Without the 128-bit arithmetic of [`Duration::as_nanos`].
+pub(super) fn nanos(duration: Duration) -> u64 {
+    duration.as_secs().saturating_mul(1_000_000_000).saturating_add(u64::from(duration.subsec_nanos()))
 }
 
 #[cfg(feature = "metrics")]
