@@ -35,6 +35,8 @@ pub(crate) struct Metrics {
     /// of a call at full load.
     stripes: Box<[Stripe]>,
     stall: Mutex<Stall>,
+    /// Number of times that the pool became overloaded.
+    overloads: AtomicU64,
     #[cfg(feature = "metrics")]
     recorder: recorder::Recorder,
 }
@@ -99,6 +101,7 @@ impl Metrics {
             overload: OverloadWarning::new(),
             stripes: (0..STRIPES).map(|_| Stripe::default()).collect(),
             stall: Mutex::default(),
+            overloads: AtomicU64::new(0),
             #[cfg(feature = "metrics")]
             recorder: recorder::Recorder::new(pool.clone()),
         }
@@ -131,6 +134,7 @@ impl Metrics {
             abandoned: self.sum(|it| &it.abandoned),
             panicked: self.sum(|it| &it.panicked),
             completed: ended.saturating_sub(failed),
+            overloads: self.overloads.load(Relaxed),
             stalls,
             stalled_for: stalled_since.map(|since| since.elapsed()).unwrap_or_default(),
         }
@@ -166,6 +170,25 @@ impl Metrics {
             "pool stalled: calls wait, and no call has made progress"
         );
         let _ = (observation, nested);
+    }
+
+    /// Records that the queue grows and does not drain, so that fewer calls may wait.
+    pub(super) fn overloaded(&self) {
+        self.overloads.fetch_add(1, Relaxed);
+        record!(self, overloaded.set(1));
+        #[cfg(feature = "tracing")]
+        tracing::event!(
+            tracing::Level::WARN,
+            pool = &*self.pool,
+            "pool overloaded: calls are rejected until it drains"
+        );
+    }
+
+    /// Records that the pool is no longer overloaded.
+    pub(super) fn relieved(&self) {
+        record!(self, overloaded.set(0));
+        #[cfg(feature = "tracing")]
+        tracing::event!(tracing::Level::INFO, pool = &*self.pool, "pool no longer overloaded");
     }
 
     /// Records that the pool makes progress again.
@@ -436,6 +459,7 @@ mod recorder {
         pub(super) panicked: Counter,
         pub(super) stalls: Counter,
         pub(super) stalled: Gauge,
+        pub(super) overloaded: Gauge,
     }
 
     impl Recorder {
@@ -458,6 +482,7 @@ mod recorder {
                     panicked: counter!("offload_panicked_total", &labels),
                     stalls: counter!("offload_stalls_total", &labels),
                     stalled: gauge!("offload_stalled", &labels),
+                    overloaded: gauge!("offload_overloaded", &labels),
                 }
             })
         }
@@ -476,6 +501,11 @@ mod recorder {
         describe_counter!("offload_panicked_total", count, "Panics of work.");
         describe_counter!("offload_stalls_total", count, "Times that calls waited and none made progress for 10 s.");
         describe_gauge!("offload_stalled", count, "1 while calls wait and none makes progress, otherwise 0.");
+        describe_gauge!(
+            "offload_overloaded",
+            count,
+            "1 while calls are rejected because the queue does not drain, otherwise 0."
+        );
     }
 
     impl Handles {

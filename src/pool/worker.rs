@@ -89,6 +89,7 @@ impl QueueItem for Runnable {
 impl WorkerPool {
     pub(super) fn new(admission: Admission, config: WorkerConfig, executor: impl Executor + 'static) -> Arc<Self> {
         let scheduler = Scheduler::new(config.limits, config.queue_policy, config.spin);
+        let admission = admission.with_policy(config.queue_policy, config.limits.max);
         Arc::new_cyclic(|this| Self {
             admission,
             scheduler,
@@ -262,6 +263,9 @@ impl Worker {
             let Dequeued { item: runnable, spawn_worker, has_more } = dequeued;
             if spawn_worker {
                 pool.spawn_worker();
+            }
+            if let Some(limit) = admission.take_excess() {
+                state.shed.extend(scheduler.shed_to(limit));
             }
             for shed in state.shed.drain(..) {
                 clock.reset();
