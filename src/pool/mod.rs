@@ -137,6 +137,7 @@ mod error;
 mod inline;
 mod metrics;
 mod nested;
+mod overload;
 mod priority;
 mod queue_permit;
 #[cfg(feature = "rayon")]
