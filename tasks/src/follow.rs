@@ -45,14 +45,21 @@ pub(crate) struct Update {
     pub(crate) error: Option<Arc<StoreError>>,
 }
 
+impl Update {
+    /// Returns `false` if the record is final or was evicted. Its followers may not have read it.
+    fn may_change(&self) -> bool {
+        self.error.is_some() || self.record.as_ref().is_some_and(|record| !record.state.is_final())
+    }
+}
+
 /// Maximum time between two looks.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 /// Minimum time between two looks, so that many changes share one.
 const MIN_INTERVAL: Duration = Duration::from_millis(2);
 /// Minimum time between two looks at all tasks. Every job that ends in another process causes one.
 const MIN_INTERVAL_OF_ALL: Duration = Duration::from_millis(50);
-/// Maximum number of records in one query.
-const MAX_BATCH: usize = 1000;
+/// Maximum number of records in one query. A result may have 64 KiB.
+const MAX_BATCH: usize = 100;
 
 /// Receives the updates of one record.
 pub(crate) struct Follower {
@@ -190,18 +197,20 @@ impl Looking {
             self.has_ended = true;
             return None;
         }
-        let changed = std::mem::take(&mut state.changed);
+        let mut changed = std::mem::take(&mut state.changed);
         if !is_poll {
             if std::mem::take(&mut state.look_at_all) {
                 // `next_poll` is an interval after the last look at all tasks.
                 let earliest = (*next_poll + MIN_INTERVAL_OF_ALL).checked_sub(POLL_INTERVAL).unwrap_or(*next_poll);
                 *next_poll = (*next_poll).min(earliest.max(Instant::now()));
             }
+            changed.retain(|id| state.followed.get(id).is_some_and(|updates| updates.borrow().may_change()));
             return Some(changed.into_iter().collect());
         }
         state.look_at_all = false;
         *next_poll = Instant::now() + POLL_INTERVAL;
-        Some(state.followed.keys().copied().collect())
+        let may_change = state.followed.iter().filter(|(_, updates)| updates.borrow().may_change());
+        Some(may_change.map(|(id, _)| *id).collect())
     }
 }
 

@@ -14,6 +14,7 @@ mod id;
 pub mod jobs;
 mod json;
 mod lease;
+mod metrics;
 mod output;
 mod panic;
 mod problem;

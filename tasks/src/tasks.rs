@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use crate::{
     AcceptError, Accepted, Status, StoreError, Subscription, TaskId, TaskStore,
     follow::Followers,
+    metrics,
     panic::ignore_panic,
     service::Limits,
     store::{Filter, Found, Listing, Page},
@@ -85,6 +86,7 @@ impl Tasks {
     /// Counts a task that was not accepted.
     pub(crate) fn on_rejected(&self, name: &str, error: &AcceptError) {
         self.shared.rejected.fetch_add(1, Relaxed);
+        metrics::count("offload_tasks_rejected_total", 1);
         #[cfg(feature = "tracing")]
         tracing::event!(tracing::Level::DEBUG, name, error = error as &dyn std::error::Error, "task rejected");
         #[cfg(not(feature = "tracing"))]
@@ -172,7 +174,8 @@ impl Tasks {
     /// A task that has not started is cancelled at once. A running future is dropped at its next
     /// `.await`. A running closure can poll
     /// [`Progress::is_cancelled`](crate::Progress::is_cancelled); if it succeeds nevertheless, the
-    /// task has succeeded. A task of another process is cancelled within half a second.
+    /// task has succeeded. A task of another process is cancelled within half a second. A job is
+    /// cancelled at once if this process has a job queue, and otherwise within two seconds.
     ///
     /// # Errors
     ///

@@ -118,12 +118,14 @@ impl JobsBuilder {
         let store = tasks.store::<SqlStore>().cloned().ok_or(StartError::NO_DATABASE)?;
         plan.validate(concurrency).map_err(StartError::invalid)?;
         tasks.start().await?;
+        let database = Database::new(store.engine.clone());
+        let poll_interval = database.poll_interval();
         let environment = Environment {
             tasks,
-            database: Database::new(store.engine.clone()),
+            database,
             running: RunningJobs::default(),
             progress: Arc::default(),
-            slots: AllSlots::new(plan.queues()),
+            slots: AllSlots::new(plan.queues(), poll_interval),
             counters: Counters::default(),
             backoff: plan.backoff,
         };

@@ -9,7 +9,7 @@ use std::{
 use riverqueue::{JobEventKind, JobRow, JobState};
 
 use super::{attempt::TIMEOUT_CLASS, database::Recovered, outcome::End, worker::ARGUMENTS_CLASS};
-use crate::StoreError;
+use crate::{StoreError, metrics};
 
 /// Counters and gauges of [`Jobs`](super::Jobs), for this process since its start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -65,27 +65,36 @@ pub(super) struct Counters {
 impl Counters {
     /// Counts an end that River has written.
     pub(super) fn count(&self, kind: JobEventKind, job: &JobRow, end: Option<&End>) {
-        let counter = match kind {
-            JobEventKind::Completed => &self.succeeded,
-            JobEventKind::Cancelled => &self.cancelled,
-            JobEventKind::Failed if job.state == JobState::Discarded => &self.discarded,
-            JobEventKind::Failed => &self.retried,
-            _ => &self.returned,
+        let (counter, name) = match kind {
+            JobEventKind::Completed => (&self.succeeded, "succeeded"),
+            JobEventKind::Cancelled => (&self.cancelled, "cancelled"),
+            JobEventKind::Failed if job.state == JobState::Discarded => (&self.discarded, "discarded"),
+            JobEventKind::Failed => (&self.retried, "retried"),
+            _ => (&self.returned, "returned"),
         };
         increment(counter, 1);
+        metrics::job_ended(&job.kind, name);
         match end.and_then(End::failure) {
-            Some(failure) if failure.class == TIMEOUT_CLASS => increment(&self.timed_out, 1),
-            Some(failure) if failure.class == ARGUMENTS_CLASS => increment(&self.unparsable, 1),
+            Some(failure) if failure.class == TIMEOUT_CLASS => {
+                increment(&self.timed_out, 1);
+                metrics::count_job("offload_jobs_timed_out_total", &job.kind);
+            }
+            Some(failure) if failure.class == ARGUMENTS_CLASS => {
+                increment(&self.unparsable, 1);
+                metrics::count_job("offload_jobs_unparsable_total", &job.kind);
+            }
             _ => {}
         }
     }
 
     pub(super) fn lost(&self, jobs: u64) {
         increment(&self.lost, jobs);
+        metrics::count("offload_jobs_lost_total", jobs);
     }
 
     pub(super) fn set_unserved(&self, jobs: u64) {
-        self.unserved.store(jobs, Ordering::Relaxed);
+        let before = self.unserved.swap(jobs, Ordering::Relaxed);
+        metrics::change("offload_jobs_unserved", before as f64, jobs as f64);
     }
 
     pub(super) fn stats(&self) -> JobsStats {
@@ -151,6 +160,10 @@ pub(super) fn recovered(counters: &Counters, jobs: &[Recovered]) {
     increment(&counters.recovered, jobs.len() as u64);
     let discarded = jobs.iter().filter(|job| job.state == "discarded");
     increment(&counters.discarded, discarded.clone().count() as u64);
+    for job in jobs {
+        metrics::count_job("offload_jobs_recovered_total", &job.kind);
+    }
+    discarded.clone().for_each(|job| metrics::job_ended(&job.kind, "discarded"));
     #[cfg(feature = "tracing")]
     if !jobs.is_empty() {
         for Recovered { river_id, kind, .. } in discarded {
@@ -170,6 +183,7 @@ pub(super) fn recovered(counters: &Counters, jobs: &[Recovered]) {
 
 /// Reports a claim whose reply was lost.
 pub(super) fn given_back(river_id: i64) {
+    metrics::count("offload_jobs_given_back_total", 1);
     #[cfg(feature = "tracing")]
     tracing::warn!(river_id, "handed a job back: it was claimed, but the reply of the database was lost");
     #[cfg(not(feature = "tracing"))]
@@ -178,6 +192,7 @@ pub(super) fn given_back(river_id: i64) {
 
 /// Reports that a client was replaced because it does not write its ends.
 pub(super) fn replaced() {
+    metrics::count("offload_jobs_replaced_clients_total", 1);
     #[cfg(feature = "tracing")]
     tracing::warn!(
         "River does not write the ends of jobs: a new client claims further jobs, the running ones continue"
@@ -186,6 +201,7 @@ pub(super) fn replaced() {
 
 /// Reports an end that was written in place of River.
 pub(super) fn written_late(id: crate::TaskId) {
+    metrics::count("offload_jobs_written_late_total", 1);
     #[cfg(feature = "tracing")]
     tracing::warn!(%id, "wrote the end of a job that River has failed to write");
     #[cfg(not(feature = "tracing"))]

@@ -20,7 +20,7 @@ use super::{
     queue::{Environment, Queue},
     running::MAX_LATE_CHECKS,
 };
-use crate::{StoreError, lease::RENEWALS};
+use crate::{StoreError, lease::RENEWALS, metrics};
 
 /// Number of insertions that may wait for a transaction. Further callers wait for space.
 pub(super) const INSERT_CHANNEL_CAPACITY: usize = 1024;
@@ -30,8 +30,8 @@ const MAX_INSERT_BATCH: usize = 256;
 
 const MIN_RECOVER_INTERVAL: Duration = Duration::from_millis(100);
 const MAX_RECOVER_INTERVAL: Duration = Duration::from_secs(5);
-/// Interval at which the database is polled for cancel requests of other processes.
-const CANCEL_POLL_INTERVAL: Duration = Duration::from_millis(500);
+/// Interval at which the database is polled for cancel requests of processes without a job queue.
+const CANCEL_POLL_INTERVAL: Duration = Duration::from_secs(2);
 /// Delay before progress is written, together with later reports.
 const PROGRESS_DELAY: Duration = Duration::from_millis(250);
 const PROGRESS_RETRY_DELAY: Duration = Duration::from_millis(500);
@@ -159,8 +159,13 @@ async fn insert(
 ) -> Result<Vec<Inserted>, InsertError> {
     let client = queue.client().ok_or_else(|| StoreError::unavailable("the job queue has not started"))?;
     let inserted = queue.environment.database.insert(&client.river, jobs, lock_timeout).await?;
-    for job in jobs.iter().filter(|job| job.delay.is_none()) {
-        queue.wake(&job.queue);
+    for (job, inserted) in jobs.iter().zip(&inserted) {
+        if !inserted.is_duplicate {
+            metrics::count_job("offload_jobs_enqueued_total", &job.record.name);
+        }
+        if job.delay.is_none() {
+            queue.wake(&job.queue);
+        }
     }
     Ok(inserted)
 }
@@ -216,6 +221,7 @@ async fn maintain_until_ended(queue: &Arc<Queue>) {
                     warn("failed to recover the jobs of crashed processes", &error);
                 }
             }
+            () = queue.cancel_requested.notified() => cancel_polls.reset_immediately(),
             _ = cancel_polls.tick() => {
                 if let Err(error) = queue.forward_cancel_requests().await {
                     warn("failed to forward cancel requests", &error);

@@ -112,18 +112,9 @@
 //!
 //! # Events and numbers
 //!
-//! [`Jobs::stats`] counts what happens to jobs. With feature `tracing` these are events, too:
-//!
-//! | event | level | field of [`JobsStats`] |
-//! |---|---|---|
-//! | the last attempt failed or timed out | `ERROR` | `discarded` |
-//! | an attempt failed or timed out, and the job is retried | `WARN` | `retried`, `timed_out` |
-//! | the arguments cannot be read (part of the two above) | | `unparsable` |
-//! | jobs of a process that crashed or lost its lease were recovered | `WARN` | `recovered` |
-//! | jobs were deleted from River's table without a trigger | `ERROR` | `lost` |
-//! | no process has worked on jobs of a kind and queue for a minute | `WARN` | `unserved` |
-//! | a claim was lost, or an end was written in place of River | `WARN` | |
-//! | success, cancellation, or handed back | `DEBUG` | `succeeded`, `cancelled`, `returned` |
+//! [`Jobs::stats`] counts what happens to jobs. With feature `tracing` it is an event, too, and with
+//! feature `metrics` a number for a recorder. The [table](crate#events-and-numbers) of the crate
+//! lists them.
 //!
 //! # Limits
 //!
@@ -135,6 +126,9 @@
 //!   when Postgres notifies River. On SQLite a job of a transaction of the application is claimed
 //!   within 100 ms. The end of a job reaches event streams and `Prefer: wait=n` at once, on Postgres
 //!   also in other processes. They poll for other changes twice a second, with one query for all.
+//!   A trigger notifies them of the transactions that end jobs. Postgres takes a lock of the whole
+//!   server while such a transaction commits, so these commits follow one another; a commit ends
+//!   many jobs.
 //! - **A job that another process recovers.** If a job has waited for a thread, or was claimed more
 //!   than a second ago, its process first asks the database whether the job is still its own.
 //! - **Clocks.** On Postgres the clock of the server decides when a job is due. A host's clock

@@ -6,7 +6,7 @@ use std::{
 };
 
 use tokio::{
-    sync::{Semaphore, mpsc, watch},
+    sync::{Notify, Semaphore, mpsc, watch},
     time::{Instant, sleep},
 };
 
@@ -50,6 +50,8 @@ pub(super) struct Queue {
     state: Mutex<State>,
     /// Permits of callers that forward their cancel requests at once.
     forwarding: Semaphore,
+    /// Notified when a request of this process was not forwarded at once.
+    pub(super) cancel_requested: Notify,
     /// `true` once [`end_maintenance`](Self::end_maintenance) was called.
     is_ending: watch::Sender<bool>,
     /// `true` once the queue was shut down. No job is claimed from then on.
@@ -80,9 +82,9 @@ struct State {
     forwarded: HashSet<i64>,
 }
 
-/// Number of polls, equal to 10 s, after which cancel requests are forwarded again, because River's
+/// Number of polls, at most 10 s, after which cancel requests are forwarded again, because River's
 /// notification of the worker may have been lost.
-const POLLS_UNTIL_REPEAT: u32 = 20;
+const POLLS_UNTIL_REPEAT: u32 = 5;
 
 /// Maximum number of callers that forward a cancel request at once. They use the connections of
 /// River and of the maintenance, which others need.
@@ -103,6 +105,7 @@ impl Queue {
             replacing: tokio::sync::Mutex::default(),
             state: Mutex::default(),
             forwarding: Semaphore::new(MAX_FORWARDING),
+            cancel_requested: Notify::new(),
             is_ending: watch::Sender::new(false),
             is_closed: watch::Sender::new(false),
         }
@@ -344,8 +347,11 @@ impl CancelHook for Queue {
 
     fn cancel_requested(&self, id: TaskId) -> StoreFuture<'_, ()> {
         Box::pin(async move {
-            // The request is stored, so the next poll forwards it.
-            let Ok(_permit) = self.forwarding.try_acquire() else { return Ok(()) };
+            // The request is stored, so a poll forwards it.
+            let Ok(_permit) = self.forwarding.try_acquire() else {
+                self.cancel_requested.notify_one();
+                return Ok(());
+            };
             let Some(river_id) = self.environment.database.river_id(id).await? else { return Ok(()) };
             // A client may repeat its request as often as it likes.
             let is_forwarded = lock(&self.state).forwarded.contains(&river_id);

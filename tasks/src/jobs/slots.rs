@@ -19,6 +19,8 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 pub(super) struct Slots {
     pub(super) queue: String,
     concurrency: usize,
+    /// Interval between claims without a notification, which may be lost.
+    poll_interval: Duration,
     permits: Semaphore,
     /// Mean run time of the latest jobs, in microseconds. Greater than any run time before the
     /// first job has ended, and after a job had to wait for a long one.
@@ -53,14 +55,12 @@ const MAX_MICROS: u64 = 1 << 50;
 
 /// Minimum time between two claims. Jobs that finish in between share the next claim.
 const FETCH_COOLDOWN: Duration = Duration::from_millis(2);
-/// Interval between claims without a notification, which may be lost.
-const POLL_INTERVAL: Duration = Duration::from_secs(1);
-
 impl Slots {
-    pub(super) fn new(queue: String, concurrency: usize) -> Self {
+    pub(super) fn new(queue: String, concurrency: usize, poll_interval: Duration) -> Self {
         Self {
             queue,
             concurrency,
+            poll_interval,
             permits: Semaphore::new(concurrency),
             mean_run_time: AtomicU64::new(u64::MAX),
             ahead: AtomicUsize::new(0),
@@ -81,7 +81,7 @@ impl Slots {
         let parity = Duration::from_nanos(self.parity.load(Relaxed).into());
         QueueConfig::new((self.concurrency + self.ahead.load(Relaxed)).min(super::client::MAX_CONCURRENCY))
             .with_fetch_cooldown(FETCH_COOLDOWN + parity)
-            .with_fetch_poll_interval(POLL_INTERVAL)
+            .with_fetch_poll_interval(self.poll_interval)
     }
 
     /// Makes a running client claim jobs now.
@@ -119,8 +119,9 @@ impl Slots {
 pub(super) struct AllSlots(Vec<Arc<Slots>>);
 
 impl AllSlots {
-    pub(super) fn new(queues: impl IntoIterator<Item = (String, usize)>) -> Self {
-        Self(queues.into_iter().map(|(queue, concurrency)| Arc::new(Slots::new(queue, concurrency))).collect())
+    pub(super) fn new(queues: impl IntoIterator<Item = (String, usize)>, poll_interval: Duration) -> Self {
+        let slots = |(queue, concurrency)| Arc::new(Slots::new(queue, concurrency, poll_interval));
+        Self(queues.into_iter().map(slots).collect())
     }
 
     pub(super) fn get(&self, queue: &str) -> Option<&Arc<Slots>> {

@@ -7,7 +7,7 @@ use tower_offload::{CallError, Pool};
 
 use super::{Job, gate::Gate, running::RunningJob};
 use crate::{
-    Failure, IntoFailure, Progress,
+    Failure, IntoFailure, Progress, metrics,
     panic::{Payload, catch_unwind, catch_unwind_future, drop_payload, panic_message},
     record::Ending,
     work::ending,
@@ -42,10 +42,11 @@ pub(super) struct Ticket {
 }
 
 impl Ticket {
-    fn begin(&self) -> bool {
+    fn begin(&self, kind: &str) -> bool {
         let may_begin = self.gate.pass();
         if may_begin {
             self.entry.begin();
+            metrics::count_job("offload_jobs_begun_total", kind);
         }
         may_begin
     }
@@ -95,7 +96,8 @@ impl<J: Job> Worker<J> {
             let (pool, work) = (shared.clone(), work.clone());
             let closure = move || {
                 // Held until the closure returns, even if its caller was dropped.
-                let may_begin = ticket.as_ref().map_or_else(|| !progress.is_cancelled(), Ticket::begin);
+                let may_begin =
+                    ticket.as_ref().map_or_else(|| !progress.is_cancelled(), |ticket| ticket.begin(J::KIND));
                 may_begin.then(|| panic_to_failure(catch_unwind(|| ending(work(job, progress)))))
             };
             Box::pin(async move { pool.run(closure).await })
@@ -114,7 +116,7 @@ impl<J: Job> Worker<J> {
         let start = move |job, progress, ticket: Option<Ticket>| -> WorkFuture {
             let work = work.clone();
             Box::pin(async move {
-                if !ticket.as_ref().is_none_or(Ticket::begin) {
+                if !ticket.as_ref().is_none_or(|ticket| ticket.begin(J::KIND)) {
                     return Ok(None);
                 }
                 Ok(Some(panic_to_failure(match catch_unwind(|| Box::pin(work(job, progress))) {

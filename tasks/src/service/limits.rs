@@ -7,7 +7,7 @@ use http::StatusCode;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::access::Action;
-use crate::problem::Problem;
+use crate::{metrics, problem::Problem};
 
 /// Limits that the status services of one [`Tasks`](crate::Tasks) share, and counters of the
 /// requests that they refused.
@@ -58,6 +58,7 @@ impl Limits {
         let permit = permits.clone().try_acquire_owned().ok();
         if permit.is_none() {
             self.refused.shed.fetch_add(1, Relaxed);
+            metrics::count("offload_tasks_shed_total", 1);
             #[cfg(feature = "tracing")]
             tracing::event!(tracing::Level::DEBUG, limit, "status request exceeded a limit");
         }
@@ -69,6 +70,7 @@ impl Limits {
     /// Counts a request that was denied, and returns the response.
     pub(super) fn deny(&self, action: &Action, detail: &'static str) -> Problem {
         self.refused.denied.fetch_add(1, Relaxed);
+        metrics::count("offload_tasks_denied_total", 1);
         #[cfg(feature = "tracing")]
         tracing::event!(tracing::Level::DEBUG, action = action.as_str(), "status request denied: {detail}");
         #[cfg(not(feature = "tracing"))]

@@ -386,6 +386,7 @@ impl ChangeListener for Writer {
 }
 
 /// Counters of a [`Writer`].
+#[derive(Default)]
 pub(crate) struct WriterStats {
     pub(crate) open: usize,
     pub(crate) failed_writes: u64,

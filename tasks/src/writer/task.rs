@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     Record, StoreError,
+    metrics::WriterMetrics,
     panic::ignore_panic,
     store::{Lease, Op, Process, Written},
 };
@@ -23,6 +24,7 @@ pub(super) struct WriterTask {
     upkeep: Option<Upkeep>,
     /// Earliest time of the next attempt to get a lease.
     begin_at: Instant,
+    metrics: WriterMetrics,
 }
 
 /// Maximum time between two looks at the queue, which wakes the task if there is work.
@@ -31,11 +33,12 @@ const BEGIN_RETRY_DELAY: Duration = Duration::from_secs(1);
 
 impl WriterTask {
     pub(super) fn new(writer: Arc<Writer>) -> Self {
-        Self { writer, upkeep: None, begin_at: Instant::now() }
+        Self { writer, upkeep: None, begin_at: Instant::now(), metrics: WriterMetrics::default() }
     }
 
     pub(super) async fn run(mut self) {
         loop {
+            self.metrics.update(self.writer.stats());
             if self.end_if_done() {
                 self.release_lease().await;
                 return;

@@ -93,6 +93,13 @@ impl Database {
         dispatch!(self, |database| database.lease())
     }
 
+    /// Returns the interval at which a client polls a queue although it is notified of jobs: for
+    /// lost notifications, and for jobs that are due within seconds. On Postgres each poll is a
+    /// transaction of a shared server.
+    pub(super) fn poll_interval(&self) -> Duration {
+        Duration::from_secs(if self.lease().is_some() { 2 } else { 1 })
+    }
+
     /// Returns `true` if the server rolled a transaction back because of a conflict.
     pub(super) fn is_conflict(&self, error: &sqlx::Error) -> bool {
         dispatch!(self, |database| database.is_conflict(error))

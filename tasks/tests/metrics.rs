@@ -1,0 +1,82 @@
+//! The numbers that a recorder receives.
+#![allow(clippy::unwrap_used)]
+
+use std::{collections::HashMap, convert::Infallible, time::Duration};
+
+use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
+use serde::{Deserialize, Serialize};
+use tower_offload::Background;
+use tower_offload_tasks::{
+    SqlStore, Tasks,
+    jobs::{Backoff, Job, Jobs},
+};
+
+#[derive(Serialize, Deserialize)]
+struct Divide(u32);
+
+impl Job for Divide {
+    const KIND: &'static str = "divide";
+    const MAX_ATTEMPTS: u16 = 2;
+}
+
+/// Returns the counters and gauges by name and, for ends, by end. Each has a help text.
+fn numbers(snapshotter: &Snapshotter) -> HashMap<String, f64> {
+    let mut numbers = HashMap::new();
+    for (key, unit, help, value) in snapshotter.snapshot().into_vec() {
+        let end = key.key().labels().find(|label| label.key() == "end").map(|label| label.value().to_owned());
+        let name = [key.key().name().to_owned()].into_iter().chain(end).collect::<Vec<_>>().join(" ");
+        assert!(unit.is_some() && help.is_some_and(|help| help.ends_with('.')), "{name} has no description");
+        *numbers.entry(name).or_default() += match value {
+            DebugValue::Counter(value) => value as f64,
+            DebugValue::Gauge(value) => value.into_inner(),
+            DebugValue::Histogram(_) => 0.0,
+        };
+    }
+    numbers
+}
+
+#[test]
+fn jobs_and_tasks_are_counted_by_the_recorder() {
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    let _guard = metrics::set_default_local_recorder(&recorder);
+    let directory = std::env::temp_dir().join(format!("tower-offload-metrics-{}", std::process::id()));
+    std::fs::create_dir_all(&directory).unwrap();
+    // The recorder is that of this thread, on which the runtime runs everything.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let url = format!("sqlite:{}", directory.join("tasks.db").display());
+        let tasks = Tasks::new(SqlStore::open(&url).await.unwrap());
+        let work = |divide: Divide, _| async move { 1_u32.checked_div(divide.0).ok_or("division by zero") };
+        let timeout = Duration::from_secs(60);
+        let builder = Jobs::builder(&tasks).backoff(Backoff::fixed(Duration::ZERO));
+        let jobs = builder.worker(timeout, work).start().await.unwrap();
+        for divisor in [0, 1] {
+            let _accepted = jobs.enqueue(Divide(divisor)).await.unwrap();
+        }
+        let ended = async {
+            while jobs.stats().succeeded + jobs.stats().discarded < 2 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(timeout, ended).await.expect("the jobs end");
+        let background = Background::default();
+        let _accepted = tasks.track("x").spawn(&background, |_| async { Ok::<_, Infallible>(()) }).await.unwrap();
+        let too_long = tasks.track("x").owner("x".repeat(100_000));
+        too_long.spawn(&background, |_| async { Ok::<_, Infallible>(()) }).await.unwrap_err();
+        assert!(jobs.shutdown(timeout).await.is_clean() && tasks.shutdown(timeout).await.is_clean());
+    });
+    std::fs::remove_dir_all(&directory).unwrap();
+    let numbers = numbers(&snapshotter);
+    for (name, value) in [
+        ("offload_jobs_enqueued_total", 2.0),
+        ("offload_jobs_begun_total", 3.0),
+        ("offload_jobs_ended_total succeeded", 1.0),
+        ("offload_jobs_ended_total retried", 1.0),
+        ("offload_jobs_ended_total discarded", 1.0),
+        ("offload_tasks_rejected_total", 1.0),
+        ("offload_tasks_open", 0.0),
+    ] {
+        assert_eq!(numbers.get(name), Some(&value), "{name} in {numbers:?}");
+    }
+}
