@@ -144,7 +144,7 @@ async fn finish(
     if is_final && (is_followed || !is_exact) {
         match environment.database.write_end(&end, environment.backoff).await {
             Ok(written) => is_written = written,
-            Err(error) => warn("failed to write the end of a job, which River writes instead", &error),
+            Err(error) => warn("failed to write the end of a job, which is repeated", &error),
         }
         environment.tasks.followers().changed(end.id);
     } else if end.progress.is_some() || end.failure().is_some() {
@@ -162,7 +162,10 @@ async fn finish(
             (Next::Queued(delay), None) => delay,
             (Next::Completed | Next::Discarded, _) => Duration::ZERO,
         };
-        set_end(context, &end.claim, delay)?;
+        // River would round the result. Its update has no effect, and the check of the claims writes
+        // the end.
+        let claim = if is_exact { end.claim.clone() } else { Claim { attempted_at: 0, ..end.claim.clone() } };
+        set_end(context, &claim, delay)?;
     }
     match end.outcome {
         Outcome::Succeeded(_) => {
