@@ -12,7 +12,10 @@ use std::{
 use futures_util::future::join_all;
 use riverqueue::{JobArgs, QUEUE_DEFAULT, QueueConfig, WorkOutcome, Workers};
 use serde::{Deserialize, Serialize};
-use tokio::{sync::Semaphore, time::sleep};
+use tokio::{
+    sync::{Semaphore, mpsc},
+    time::sleep,
+};
 use tower_offload_benches::BoxError;
 use tower_offload_tasks::{
     SqlStore, Tasks,
@@ -22,11 +25,14 @@ use tower_offload_tasks::{
 use crate::{
     Measure, Order, Sample, Store, WORKERS,
     database::Pool,
-    load::{self, Outcome},
+    load::{self, Outcome, Tally},
 };
 
 /// The number of jobs that are enqueued at once before a drain.
 const BATCH: usize = 500;
+
+/// Time between two jobs whose delays are measured, so that the queue is idle.
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// Longer than a job or a shutdown takes.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -93,6 +99,12 @@ pub(crate) async fn durable(url: &str, order: &Order) -> Result<Sample, BoxError
         };
         return load::measure(&call, order).await;
     }
+    if matches!(order.scene.measure, Measure::Begin | Measure::Follow) {
+        let _ = enqueuer.shutdown(TIMEOUT).await;
+        drop(enqueuer);
+        return delays(&tasks, order).await;
+    }
+    let concurrency = if order.scene.measure == Measure::DrainTwo { 2 } else { WORKERS };
     let jobs = order.phases.jobs;
     for first in (0..jobs).step_by(BATCH) {
         let batch = (first..jobs).take(BATCH).map(|_| async { enqueuer.enqueue(Nothing {}).await.map(drop) });
@@ -104,7 +116,7 @@ pub(crate) async fn durable(url: &str, order: &Order) -> Result<Sample, BoxError
     // Unlike the drain of plain River, this one includes the time to open the connections.
     let (begin, queue) = loop {
         let (begin, counter) = (Instant::now(), completed.clone());
-        let builder = Jobs::builder(&tasks).concurrency(WORKERS).worker(TIMEOUT, move |_: Nothing, _| {
+        let builder = Jobs::builder(&tasks).concurrency(concurrency).worker(TIMEOUT, move |_: Nothing, _| {
             counter.add();
             async { Ok::<_, Infallible>(()) }
         });
@@ -118,6 +130,42 @@ pub(crate) async fn durable(url: &str, order: &Order) -> Result<Sample, BoxError
     let sample = completed.wait(jobs, begin, &pool).await?;
     let _ = queue.shutdown(TIMEOUT).await;
     Ok(sample)
+}
+
+/// Measures how long one job at a time waits for its begin, or its follower for its end.
+async fn delays(tasks: &Tasks, order: &Order) -> Result<Sample, BoxError> {
+    let (begins, mut begun) = mpsc::unbounded_channel();
+    let queue = loop {
+        let begins = begins.clone();
+        let builder = Jobs::builder(tasks).worker(TIMEOUT, move |_: Nothing, _| {
+            let _ = begins.send(Instant::now());
+            async { Ok::<_, Infallible>(()) }
+        });
+        match builder.start().await {
+            Ok(queue) => break queue,
+            // The instance that created the tables is still shutting down.
+            Err(error) if error.is_invalid() => sleep(Duration::from_millis(1)).await,
+            Err(error) => return Err(error.into()),
+        }
+    };
+    let mut tally = Tally::new()?;
+    let until = Instant::now() + order.phases.warm_up + order.phases.measure;
+    let warm_until = Instant::now() + order.phases.warm_up;
+    while Instant::now() < until {
+        let enqueued = Instant::now();
+        let id = queue.enqueue(Nothing {}).await?.id();
+        let mut subscription = tasks.subscribe(id).await?.ok_or("the job is unknown")?;
+        let begin = begun.recv().await.ok_or("the queue has ended")?;
+        while subscription.changed().await?.is_some() {}
+        if enqueued >= warm_until {
+            let is_begin = order.scene.measure == Measure::Begin;
+            tally.add(if is_begin { begin.duration_since(enqueued) } else { begin.elapsed() });
+        }
+        sleep(PAUSE).await;
+    }
+    tally.elapsed = order.phases.measure;
+    let _ = queue.shutdown(TIMEOUT).await;
+    Ok(tally.sample())
 }
 
 /// Counts jobs as they run.

@@ -35,17 +35,23 @@ pub(crate) enum Outcome {
 pub(crate) struct Tally {
     pub(crate) done: u64,
     refused: u64,
-    elapsed: Duration,
+    pub(crate) elapsed: Duration,
     /// Latencies of the completed calls, in nanoseconds.
     latency: Histogram<u64>,
 }
 
 impl Tally {
-    fn new() -> Result<Self, BoxError> {
+    pub(crate) fn new() -> Result<Self, BoxError> {
         // Two digits are exact to a percent. With more digits, each client would first clear half a
         // megabyte.
         let latency = Histogram::new_with_bounds(1, 120_000_000_000, 2)?;
         Ok(Self { done: 0, refused: 0, elapsed: Duration::ZERO, latency })
+    }
+
+    /// Adds a completed call.
+    pub(crate) fn add(&mut self, latency: Duration) {
+        self.done += 1;
+        self.latency.saturating_record(u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX));
     }
 
     pub(crate) fn sample(&self) -> Sample {
@@ -95,8 +101,7 @@ async fn client(mut call: impl Call, end: Instant, max_calls: usize) -> Result<T
         }
         match call.call().await? {
             Outcome::Done => {
-                tally.done += 1;
-                tally.latency.saturating_record(u64::try_from(before.elapsed().as_nanos()).unwrap_or(u64::MAX));
+                tally.add(before.elapsed());
             }
             Outcome::Refused => {
                 tally.refused += 1;

@@ -41,6 +41,23 @@ enum Measure {
     Enqueue,
     /// Durable jobs that were completed.
     Drain,
+    /// Durable jobs that were completed, two at once.
+    DrainTwo,
+    /// The time from the enqueueing of a durable job to the begin of its work. The queue is empty.
+    Begin,
+    /// The time from the end of the work of a durable job to its follower.
+    Follow,
+}
+
+impl Measure {
+    fn is_drain(self) -> bool {
+        matches!(self, Self::Drain | Self::DrainTwo)
+    }
+
+    /// Returns `true` if only this crate's queue takes part.
+    fn is_own(self) -> bool {
+        matches!(self, Self::DrainTwo | Self::Begin | Self::Follow)
+    }
 }
 
 /// The store of the records.
@@ -203,9 +220,14 @@ fn run(order: Order) -> Result<Sample, BoxError> {
 impl Scene {
     fn all() -> Vec<Self> {
         let mut scenes = Vec::new();
-        for (measure, clients) in
-            [(Measure::Accept, &CLIENTS[..]), (Measure::Enqueue, &CLIENTS), (Measure::Drain, &[1])]
-        {
+        for (measure, clients) in [
+            (Measure::Accept, &CLIENTS[..]),
+            (Measure::Enqueue, &CLIENTS),
+            (Measure::Drain, &[1]),
+            (Measure::DrainTwo, &[1]),
+            (Measure::Begin, &[1]),
+            (Measure::Follow, &[1]),
+        ] {
             for clients in clients.iter().copied() {
                 let stores = [Store::Memory, Store::Sqlite, Store::Postgres];
                 scenes.extend(stores.map(|store| Self { measure, clients, store }));
@@ -220,6 +242,7 @@ impl Variant {
         let takes_part = match self.engine {
             Engine::Tasks | Engine::GroupCommit | Engine::CommitEach { .. } => scene.measure == Measure::Accept,
             // The fetch interval of River does not affect clients that enqueue.
+            Engine::River { .. } if scene.measure.is_own() => false,
             Engine::River { .. } if self.name != self.base => scene.measure == Measure::Drain,
             Engine::Durable | Engine::River { .. } => scene.measure != Measure::Accept,
         };

@@ -22,6 +22,9 @@ pub(crate) fn text(rows: &[Row<Scene, Sample>], rounds: usize, phases: Phases) -
         (Measure::Accept, format!("accept: a record per call, {clients} clients")),
         (Measure::Enqueue, format!("enqueue: a job per call, {clients} clients")),
         (Measure::Drain, format!("drain: {} jobs that do nothing, at most {WORKERS} at once", phases.jobs)),
+        (Measure::DrainTwo, format!("drain: {} jobs that do nothing, at most 2 at once", phases.jobs)),
+        (Measure::Begin, "begin: from the enqueueing of a job to its begin, one at a time".to_owned()),
+        (Measure::Follow, "follow: from the end of a job to its follower, one at a time".to_owned()),
     ] {
         if rows.iter().any(|row| row.scene.measure == measure) {
             let _ = writeln!(text, "{}", table(rows, measure, heading));
@@ -47,12 +50,14 @@ fn table(rows: &[Row<Scene, Sample>], measure: Measure, heading: String) -> Tabl
     let ratio = |row: &Row<Scene, Sample>| ratio(row).unwrap_or_else(|| "-".to_owned());
     let rate = if measure == Measure::Accept { "accepted/s (range)" } else { "jobs/s (range)" };
     let mut columns: Vec<Cell<'_, Row<Scene, Sample>>> = vec![("variant", &|row| row.variant.clone())];
-    if measure != Measure::Drain {
+    if matches!(measure, Measure::Accept | Measure::Enqueue) {
         columns.push(("clients", &|row| row.scene.clients.to_string()));
     }
     columns.push((rate, &|row| range(row.spread(|it| it.per_second))));
-    columns.push(("v", &ratio));
-    if measure != Measure::Drain {
+    if !measure.is_own() {
+        columns.push(("v", &ratio));
+    }
+    if !measure.is_drain() {
         columns.push(("p50 us (range)", &|row| range(row.spread(|it| it.p50_us))));
         columns.push(("p99 us (range)", &|row| range(row.spread(|it| it.p99_us))));
     }

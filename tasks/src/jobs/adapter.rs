@@ -142,18 +142,9 @@ async fn finish(
     let is_followed = environment.tasks.followers().follows(end.id) && !context.cancellation_token().is_cancelled();
     let mut is_written = false;
     if is_final && (is_followed || !is_exact) {
-        loop {
-            match environment.database.write_end(&end, environment.backoff).await {
-                Ok(written) => is_written = written,
-                // River would write a rounded number.
-                Err(error) if !is_exact && error.is_unavailable() && !context.cancellation_token().is_cancelled() => {
-                    warn("failed to write the end of a job, and tries again", &error);
-                    tokio::time::sleep(RETURN_DELAY).await;
-                    continue;
-                }
-                Err(error) => warn("failed to write the end of a job, which River writes instead", &error),
-            }
-            break;
+        match environment.database.write_end(&end, environment.backoff).await {
+            Ok(written) => is_written = written,
+            Err(error) => warn("failed to write the end of a job, which is repeated", &error),
         }
         environment.tasks.followers().changed(end.id);
     } else if end.progress.is_some() || end.failure().is_some() {
@@ -171,7 +162,10 @@ async fn finish(
             (Next::Queued(delay), None) => delay,
             (Next::Completed | Next::Discarded, _) => Duration::ZERO,
         };
-        set_end(context, &end.claim, delay)?;
+        // River would round the result. Its update has no effect, and the check of the claims writes
+        // the end.
+        let claim = if is_exact { end.claim.clone() } else { Claim { attempted_at: 0, ..end.claim.clone() } };
+        set_end(context, &claim, delay)?;
     }
     match end.outcome {
         Outcome::Succeeded(_) => {

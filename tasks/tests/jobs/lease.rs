@@ -195,3 +195,34 @@ async fn trigger_functions_are_restricted() {
     assert_eq!(database.number(restricted).await, 4);
     assert!(jobs.shutdown(LONG).await.is_clean());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn newer_triggers_refuse_a_start_and_damaged_ones_are_restored() {
+    let Some(server) = OnServer::fresh().await else { return };
+    let database = TestDatabase::Postgres(server);
+    let tasks = database.tasks().await;
+    let jobs = TestWorkers::new().start(&tasks).await;
+    assert!(jobs.shutdown(LONG).await.is_clean());
+    drop(jobs);
+    let enabled = "SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'tower_offload_%' AND tgenabled = 'O' \
+                   AND tgrelid = 'river_job'::regclass";
+    for damage in [
+        "DROP TRIGGER tower_offload_changed ON river_job",
+        "ALTER TABLE river_job DISABLE TRIGGER tower_offload_deleted",
+        "COMMENT ON FUNCTION tower_offload_fence() IS 'other'",
+    ] {
+        database.execute(damage).await;
+        let jobs = start_when_free(&TestWorkers::new(), &tasks).await;
+        assert_eq!(database.number(enabled).await, 5, "{damage}");
+        assert!(jobs.shutdown(LONG).await.is_clean());
+    }
+    database.execute("COMMENT ON FUNCTION tower_offload_fence() IS '1000'").await;
+    let refused = loop {
+        match TestWorkers::new().builder(&tasks).start().await {
+            Err(error) if error.is_invalid() => tokio::time::sleep(SHORT).await,
+            started => break started.err().expect("an older process has started"),
+        }
+    };
+    let cause = std::error::Error::source(&refused).and_then(std::error::Error::source).unwrap().to_string();
+    assert!(cause.contains("the triggers on `river_job` have version 1000"), "{cause}");
+}

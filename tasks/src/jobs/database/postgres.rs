@@ -174,7 +174,8 @@ impl PostgresJobs {
         // again.
         const INSTALLED: &str = "
 SELECT CASE WHEN comment ~ '^[0-9]{1,9}$' THEN comment::bigint END,
-    (SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'tower\\_offload\\_%' AND tgrelid = to_regclass('river_job'))
+    (SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'tower\\_offload\\_%' AND tgrelid = to_regclass('river_job')
+        AND tgenabled <> 'D')
 FROM obj_description(to_regprocedure('tower_offload_fence()'), 'pg_proc') AS comment";
         let installed = self.transaction(async |transaction| {
             let version: i64 = sqlx::query_scalar(VERSION).fetch_one(&mut **transaction).await?;
