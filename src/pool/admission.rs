@@ -163,6 +163,7 @@ impl Admission {
     }
 
     /// Returns `true` once [`halt`](Self::halt) was called.
+    #[inline]
     pub fn is_halted(&self) -> bool {
         self.phase.load(SeqCst) == HALTED
     }
@@ -190,10 +191,12 @@ impl Admission {
         PoolShutdownReport::new(&stats)
     }
 
+    #[inline]
     pub(crate) fn metrics(&self) -> &Metrics {
         &self.metrics
     }
 
+    #[inline]
     pub(super) fn nested_waits(&self) -> &NestedWaits {
         &self.nested_waits
     }

@@ -63,6 +63,7 @@ impl QueuePermit {
     }
 
     /// Returns the admission control of the pool, by one virtual call.
+    #[inline]
     fn admission(&self) -> &Admission {
         (*self.pool).admission()
     }
@@ -73,6 +74,7 @@ impl QueuePermit {
 
     /// Marks the permit as released. Returns `true` the first time: the caller must then release
     /// it.
+    #[inline]
     fn take(&self) -> bool {
         // A load and a store suffice, because only one thread at a time accesses the flag.
         let is_held = self.is_held.load(Ordering::Relaxed);

@@ -64,11 +64,13 @@ pub(in crate::pool) struct Clock(Option<Instant>);
 
 impl Clock {
     /// Returns the current time.
+    #[inline]
     pub(super) fn now(&mut self) -> Instant {
         self.0.take().unwrap_or_else(Instant::now)
     }
 
     /// Sets the time at which a call has ended.
+    #[inline]
     pub(super) fn set(&mut self, ended: Instant) {
         self.0 = Some(ended);
     }
@@ -80,6 +82,7 @@ impl Clock {
 }
 
 impl Header {
+    #[inline]
     pub(super) fn has_started(&self) -> bool {
         self.started.load(Ordering::Relaxed)
     }

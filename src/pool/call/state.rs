@@ -118,6 +118,7 @@ impl CallState {
     }
 
     /// Takes the queue entry.
+    #[inline]
     pub(super) fn begin(&self) -> Begin {
         let begun = self.bits.fetch_update(Ordering::AcqRel, Ordering::Acquire, |bits| {
             (bits & COMPLETE == 0).then_some(bits & !(SCHEDULED | UNSTARTED) | RUNNING)
@@ -145,6 +146,7 @@ impl CallState {
 
     /// Publishes the output. Returns `true` if the caller has dropped its handle, and otherwise the
     /// waker to be woken, if the caller is waiting.
+    #[inline]
     pub(super) fn complete(&self) -> (bool, Option<CallerWaker>) {
         let before = self.bits.fetch_or(COMPLETE, Ordering::AcqRel);
         (before & ABANDONED != 0, lock(&self.caller).take())
@@ -188,10 +190,12 @@ impl CallState {
         self.is_complete()
     }
 
+    #[inline]
     pub(super) fn is_complete(&self) -> bool {
         self.bits.load(Ordering::Acquire) & COMPLETE != 0
     }
 
+    #[inline]
     pub(super) fn is_abandoned(&self) -> bool {
         self.bits.load(Ordering::Acquire) & ABANDONED != 0
     }
