@@ -22,8 +22,8 @@ use super::source::{Changes, StreamsEnded};
 use crate::{Record, Status, TaskState};
 
 /// The `id` of an event. Ids are ordered like the events of a task, so a client that reconnects
-/// with the id of its last event gets the later ones. Only an attempt that is taken back, because it
-/// does not count, makes them smaller.
+/// with the id of its last event gets the later ones. Only an attempt that is taken back, because
+/// it does not count, makes them smaller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct EventId {
     attempt: u32,
