@@ -20,6 +20,11 @@ pub(crate) use loom::{
     thread,
 };
 
+#[cfg(all(feature = "blocking-detector", tower_offload_loom))]
+pub(crate) use loom::sync::atomic::AtomicPtr;
+#[cfg(all(feature = "blocking-detector", not(tower_offload_loom)))]
+pub(crate) use std::sync::atomic::AtomicPtr;
+
 /// Locks a mutex and ignores poisoning. Every critical section of this crate leaves a valid state
 /// behind, even if it unwinds.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

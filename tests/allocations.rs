@@ -97,6 +97,8 @@ async fn detected() {
     let (mut plain, mut routed) = (Request::new(()), Request::new(()));
     *plain.uri_mut() = uri;
     routed.extensions_mut().insert(matched);
+    // The first step of a thread starts its watchdog.
+    plain = by_path.ready().await.unwrap().call(plain).await.unwrap();
     let region = Region::new(ALLOCATOR);
     for _ in 0..CALLS {
         plain = by_path.ready().await.unwrap().call(plain).await.unwrap();

@@ -6,12 +6,13 @@ use std::{
     convert::Infallible,
     future::poll_fn,
     panic::{AssertUnwindSafe, panic_any, resume_unwind},
-    sync::{Arc, Mutex},
+    sync::{Arc, LazyLock, Mutex, mpsc},
     task::{Context, Poll},
+    thread,
     time::Duration,
 };
 
-use futures_util::FutureExt;
+use futures_util::{FutureExt, future::BoxFuture};
 use http::Method;
 use tokio_test::{assert_pending, assert_ready_ok, task};
 use tower::{Layer, Service, ServiceExt, service_fn};
@@ -304,6 +305,189 @@ mod names {
         assert_eq!(reports.routes(), ["/api/users/1", "/api/users/{id}"]);
     }
 }
+
+/// Maximum time that a test waits for the watchdog.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A report about a step that has not ended.
+#[derive(Debug)]
+struct Still {
+    report: Report,
+    thread: Option<String>,
+    id: Option<u32>,
+}
+
+/// A thread that polls a service which blocks until [`Stuck::end`].
+struct Stuck {
+    latch: mpsc::Sender<()>,
+    thread: thread::JoinHandle<()>,
+}
+
+impl Stuck {
+    /// Ends the poll and waits for the thread.
+    fn end(self) {
+        self.latch.send(()).unwrap();
+        self.thread.join().unwrap();
+    }
+}
+
+/// Polls a service on a thread that is named like the route, by the given function. Returns the
+/// reports that arrive while the poll lasts.
+fn stuck(
+    route: &'static str,
+    layer: BlockingDetectorLayer,
+    run: impl FnOnce(BoxFuture<'static, ()>) + Send + 'static,
+) -> (Stuck, mpsc::Receiver<Still>) {
+    let ((latch, opened), (reports, seen)) = (mpsc::channel(), mpsc::channel());
+    let layer = layer.named(route).on_still_blocking(move |blocked| {
+        let report = Report {
+            route: blocked.route().to_owned(),
+            method: blocked.method().cloned(),
+            step: blocked.step(),
+            duration: blocked.duration(),
+        };
+        let thread = blocked.thread_name().map(str::to_owned);
+        let _ = reports.send(Still { report, thread, id: blocked.thread_id() });
+    });
+    let opened = Arc::new(Mutex::new(opened));
+    let service = layer.layer(service_fn(move |()| {
+        let opened = opened.clone();
+        async move {
+            opened.lock().unwrap().recv().unwrap();
+            Ok::<_, Infallible>(())
+        }
+    }));
+    let work = async move { service.oneshot(()).await.unwrap() }.boxed();
+    let thread = thread::Builder::new().name(route.to_owned()).spawn(move || run(work)).unwrap();
+    (Stuck { latch, thread }, seen)
+}
+
+/// Runs a future on a runtime of this thread.
+fn runtime(work: impl Future<Output = ()>) {
+    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(work);
+}
+
+mod while_it_lasts {
+    use super::*;
+
+    #[test]
+    fn poll_is_reported_before_it_ends_and_when_it_has_ended() {
+        let reports = Reports::default();
+        let layer = BlockingDetectorLayer::new().on_blocking(reports.callback());
+        let (stuck, seen) = stuck("lasts", layer, runtime);
+        let Still { report, thread, id } = seen.recv_timeout(LIMIT).unwrap();
+        assert_eq!(reports.take(), [], "the poll has not ended");
+        assert_eq!((&*report.route, report.step, report.method), ("lasts", Step::Poll(1), None));
+        assert!(report.duration >= 100 * MILLISECOND, "{:?}", report.duration);
+        assert_eq!(thread.as_deref(), Some("lasts"));
+        if cfg!(target_os = "linux") {
+            let name = std::fs::read_to_string(format!("/proc/self/task/{}/comm", id.unwrap())).unwrap();
+            assert_eq!(name.trim_end(), "lasts");
+        }
+        stuck.end();
+        let ended = reports.take();
+        assert!(ended.len() == 1 && ended[0].duration >= report.duration, "{ended:?}");
+    }
+
+    #[test]
+    fn endless_poll_is_reported_again_when_its_duration_has_doubled() {
+        let (stuck, seen) = stuck("endless", BlockingDetectorLayer::new(), runtime);
+        let durations: Vec<_> = (0..4).map(|_| seen.recv_timeout(LIMIT).unwrap().report.duration).collect();
+        stuck.end();
+        // A report is due at 100 ms times a power of two. A late one counts for all before it.
+        let due: Vec<_> = durations.iter().map(|duration| (duration.as_millis() / 100).ilog2()).collect();
+        assert!(due.is_sorted_by(|before, after| before < after), "{durations:?}");
+    }
+
+    #[test]
+    fn threshold_above_100_ms_is_awaited() {
+        let layer = BlockingDetectorLayer::new().threshold(400 * MILLISECOND);
+        let (stuck, seen) = stuck("patient", layer, runtime);
+        let report = seen.recv_timeout(LIMIT).unwrap().report;
+        stuck.end();
+        assert!(report.duration >= 400 * MILLISECOND, "{report:?}");
+    }
+
+    #[test]
+    fn paused_clock_of_a_runtime_does_not_pause_the_watchdog() {
+        let (stuck, seen) = stuck("paused", BlockingDetectorLayer::new(), |work| {
+            let mut builder = tokio::runtime::Builder::new_current_thread();
+            builder.enable_time().start_paused(true).build().unwrap().block_on(work);
+        });
+        assert_eq!(seen.recv_timeout(LIMIT).unwrap().report.route, "paused");
+        stuck.end();
+    }
+
+    #[test]
+    fn several_runtimes_are_watched_at_once() {
+        fn workers() -> tokio::runtime::Runtime {
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).thread_name("worker").build().unwrap()
+        }
+        let layer = BlockingDetectorLayer::new;
+        let stuck = [
+            stuck("current thread", layer(), runtime),
+            stuck("local set", layer(), |work| {
+                runtime(async { tokio::task::LocalSet::new().run_until(work).await });
+            }),
+            stuck("worker", layer(), |work| {
+                let runtime = workers();
+                runtime.block_on(runtime.spawn(work)).unwrap();
+            }),
+            stuck("block in place", layer(), |work| {
+                let runtime = workers();
+                let inner = async { tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(work)) };
+                runtime.block_on(runtime.spawn(inner)).unwrap();
+            }),
+            stuck("no runtime", layer(), |work| work.now_or_never().unwrap()),
+        ];
+        let threads = stuck.each_ref().map(|(_, seen)| seen.recv_timeout(LIMIT).unwrap().thread.unwrap());
+        stuck.into_iter().for_each(|(stuck, _)| stuck.end());
+        assert_eq!(threads, ["current thread", "local set", "worker", "worker", "no runtime"]);
+    }
+
+    #[test]
+    fn every_layer_around_a_blocked_service_reports() {
+        let (outer, reported) = mpsc::channel();
+        let (stuck, seen) = stuck("inner", BlockingDetectorLayer::new(), |work| {
+            let work = Mutex::new(Some(work));
+            let inner = service_fn(move |()| {
+                let work = work.lock().unwrap().take().unwrap();
+                async {
+                    work.await;
+                    Ok::<_, Infallible>(())
+                }
+            });
+            let layer = BlockingDetectorLayer::new().named("outer");
+            let layer =
+                layer.on_still_blocking(move |blocked| outer.send(blocked.route().to_owned()).unwrap_or_default());
+            runtime(async move { layer.layer(inner).oneshot(()).await.unwrap() });
+        });
+        assert_eq!(seen.recv_timeout(LIMIT).unwrap().report.route, "inner");
+        assert_eq!(reported.recv_timeout(LIMIT).unwrap(), "outer");
+        stuck.end();
+    }
+
+    #[test]
+    fn panicking_callback_does_not_end_the_watchdog() {
+        let panics = BlockingDetectorLayer::new().named("panics").on_still_blocking(|_| resume_unwind(Box::new("it")));
+        let (stuck, seen) = stuck("after a panic", BlockingDetectorLayer::new(), move |work| {
+            let work = Mutex::new(Some(work));
+            let inner = service_fn(move |()| {
+                let work = work.lock().unwrap().take().unwrap();
+                async {
+                    work.await;
+                    Ok::<_, Infallible>(())
+                }
+            });
+            runtime(async move { panics.layer(inner).oneshot(()).await.unwrap() });
+        });
+        for _ in 0..2 {
+            seen.recv_timeout(LIMIT).unwrap();
+        }
+        stuck.end();
+    }
+}
+
 mod metrics {
     use std::collections::BTreeMap;
 
@@ -349,6 +533,37 @@ mod metrics {
         let expected = [("offload_blocking_seconds", 0.52), ("offload_blocking_total", 2.0)];
         let key = |name: &str| (name.to_owned(), "measured".to_owned());
         assert_eq!(measured(&recorder), expected.map(|(name, value)| (key(name), value)).into());
+    }
+
+    /// The watchdog's thread uses the global recorder. No other test of this file does.
+    #[test]
+    fn gauge_counts_threads_that_are_blocked_now() {
+        let recorder = DebuggingRecorder::new();
+        let snapshotter = recorder.snapshotter();
+        recorder.install().unwrap();
+        let wait_until = |is_expected: fn(f64) -> bool| {
+            let limit = tokio::time::Instant::now() + LIMIT;
+            while tokio::time::Instant::now() < limit {
+                let snapshot = snapshotter.snapshot().into_vec();
+                let gauge = snapshot.iter().find_map(|(key, unit, help, value)| match value {
+                    DebugValue::Gauge(value) if key.key().name() == "offload_blocked_threads" => {
+                        assert!(unit.is_some() && help.is_some());
+                        Some(value.0)
+                    }
+                    _ => None,
+                });
+                if gauge.is_some_and(is_expected) {
+                    return;
+                }
+                thread::sleep(MILLISECOND);
+            }
+            panic!("the gauge has not changed");
+        };
+        let (stuck, seen) = stuck("gauge", BlockingDetectorLayer::new(), runtime);
+        seen.recv_timeout(LIMIT).unwrap();
+        wait_until(|threads| threads >= 1.0);
+        stuck.end();
+        wait_until(|threads| threads == 0.0);
     }
 
     #[tokio::test(start_paused = true)]
@@ -405,10 +620,27 @@ mod events {
         }
     }
 
+    /// Events on threads without a subscriber of their own, such as the watchdog.
+    static GLOBAL: LazyLock<Events> = LazyLock::new(Events::default);
+
     /// Sets a global subscriber, so that tracing does not cache the event as disabled when the
     /// thread of another test reaches it first.
     fn set_global_subscriber() {
-        let _ = tracing::subscriber::set_global_default(registry());
+        let _ = tracing::subscriber::set_global_default(registry().with(GLOBAL.clone()));
+    }
+
+    #[test]
+    fn event_while_a_poll_lasts_names_route_and_thread() {
+        set_global_subscriber();
+        let (stuck, seen) = stuck("event while it lasts", BlockingDetectorLayer::new(), runtime);
+        let report = seen.recv_timeout(LIMIT).unwrap();
+        // The event precedes the callback.
+        let event = GLOBAL.0.lock().unwrap().iter().find(|it| it.contains("event while it lasts")).cloned().unwrap();
+        stuck.end();
+        let start = r#"message=thread still blocked route="event while it lasts" duration_seconds="#;
+        assert!(event.starts_with(start), "{event}");
+        let id = report.id.map_or(String::new(), |id| format!(" thread_id={id}"));
+        assert!(event.ends_with(&format!(r#" poll=1 thread="event while it lasts"{id}"#)), "{event}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -2,14 +2,23 @@ use std::{fmt, time::Duration};
 
 use http::Method;
 
-/// A report that a service blocked the thread for longer than the threshold, passed to
-/// [`on_blocking`](super::BlockingDetectorLayer::on_blocking).
+/// A report that a service has blocked a thread, passed to
+/// [`on_blocking`](super::BlockingDetectorLayer::on_blocking), or that it still does, passed to
+/// [`on_still_blocking`](super::BlockingDetectorLayer::on_still_blocking).
 #[derive(Debug, Clone, Copy)]
 pub struct Blocked<'a> {
     pub(super) route: &'a str,
     pub(super) method: Option<&'a Method>,
     pub(super) step: Step,
     pub(super) duration: Duration,
+    pub(super) thread: &'a ThreadInfo,
+}
+
+/// The identity of a thread.
+#[derive(Debug)]
+pub(super) struct ThreadInfo {
+    pub(super) name: Option<Box<str>>,
+    pub(super) id: Option<u32>,
 }
 
 /// A step of a request that occupies the thread.
@@ -41,9 +50,30 @@ impl<'a> Blocked<'a> {
         self.step
     }
 
-    /// Returns how long the thread was blocked.
+    /// Returns how long the thread was blocked, or has been blocked so far.
     pub fn duration(&self) -> Duration {
         self.duration
+    }
+
+    /// Returns the name of the blocked thread. The workers of a tokio runtime share a name.
+    pub fn thread_name(&self) -> Option<&'a str> {
+        self.thread.name.as_deref()
+    }
+
+    /// Returns the operating system's id of the blocked thread, by which a debugger finds it. Linux
+    /// only, elsewhere `None`.
+    pub fn thread_id(&self) -> Option<u32> {
+        self.thread.id
+    }
+}
+
+impl ThreadInfo {
+    pub(super) fn current() -> Self {
+        #[cfg(target_os = "linux")]
+        let id = u32::try_from(rustix::thread::gettid().as_raw_nonzero().get()).ok();
+        #[cfg(not(target_os = "linux"))]
+        let id = None;
+        Self { name: std::thread::current().name().map(Box::from), id }
     }
 }
 

@@ -30,10 +30,16 @@ impl BlockingDetectorLayer {
         let settings = Settings {
             threshold: DEFAULT_THRESHOLD,
             on_blocking: None,
+            on_still_blocking: None,
             #[cfg(feature = "metrics")]
             labels: Arc::default(),
         };
         Self { settings: Arc::new(settings), naming: ByPath }
+    }
+
+    #[cfg(all(test, not(tower_offload_loom)))]
+    pub(super) fn settings(&self) -> &Arc<Settings> {
+        &self.settings
     }
 }
 
@@ -55,8 +61,8 @@ impl<N> BlockingDetectorLayer<N> {
         self
     }
 
-    /// Sets a callback for reports, in addition to the features `tracing` and `metrics`. A later
-    /// call replaces the callback.
+    /// Sets a callback for reports of steps that have ended, in addition to the features `tracing`
+    /// and `metrics`. A later call replaces the callback.
     ///
     /// The callback runs on the blocked thread and blocks it further, so send the report elsewhere
     /// or count it. A panic of the callback is caught.
@@ -67,6 +73,36 @@ impl<N> BlockingDetectorLayer<N> {
     {
         let on_blocking = Some(Arc::new(callback) as _);
         self.settings = Arc::new(Settings { on_blocking, ..Settings::clone(&self.settings) });
+        self
+    }
+
+    /// Sets a callback for steps that have not ended, in addition to feature `tracing`. A later
+    /// call replaces the callback.
+    ///
+    /// It is called after 100 ms, or after the [threshold](Self::threshold) if that is longer, and
+    /// again each time the duration has doubled. See [while it
+    /// lasts](self::super#while-it-lasts).
+    ///
+    /// The callback runs on the watchdog's thread and delays the other reports of the process. A
+    /// panic of the callback is caught.
+    ///
+    /// ```
+    /// use tower_offload::blocking_detector::BlockingDetectorLayer;
+    ///
+    /// let layer = BlockingDetectorLayer::new().on_still_blocking(|blocked| {
+    ///     let (route, thread) = (blocked.route(), blocked.thread_name().unwrap_or("?"));
+    ///     println!("{route} has blocked thread {thread} for {:?} so far", blocked.duration());
+    /// });
+    /// # use axum::{Router, routing::get};
+    /// # let _: Router = Router::new().route("/", get(async || "")).layer(layer);
+    /// ```
+    #[must_use]
+    pub fn on_still_blocking<F>(mut self, callback: F) -> Self
+    where
+        F: Fn(&Blocked<'_>) + Send + Sync + 'static,
+    {
+        let on_still_blocking = Some(Arc::new(callback) as _);
+        self.settings = Arc::new(Settings { on_still_blocking, ..Settings::clone(&self.settings) });
         self
     }
 

@@ -2,8 +2,9 @@
 //!
 //! [`BlockingDetectorLayer`] measures how long the inner service's `call`, and each poll of its
 //! future, occupies the thread. If that takes longer than a
-//! [threshold](BlockingDetectorLayer::threshold), it reports the name of the route. It changes
-//! nothing else: readiness, response, error, body and panics pass through.
+//! [threshold](BlockingDetectorLayer::threshold), it reports the name of the route when the step
+//! ends, and also [while it lasts](#while-it-lasts) if it is long or never ends. It changes nothing
+//! else: readiness, response, error, body and panics pass through.
 //!
 //! ```
 //! use axum::{Router, routing::get};
@@ -46,6 +47,39 @@
 //! # }
 //! ```
 //!
+//! # While it lasts
+//!
+//! A step that never ends, such as a deadlock or an endless loop, is reported too. A watchdog
+//! thread looks every 50 ms at the steps that run now. It reports a step that has lasted for 100 ms
+//! (or for the threshold, if that is longer), at most one period late, and again each time the
+//! duration has doubled. The report has the name of the route, the duration so far and the thread.
+//! When the step ends, it is reported as usual, with its total duration.
+//!
+//! There is one watchdog for all layers and runtimes of the process, named `offload-detector`. It
+//! is started by the first step and exits when no step has run for 10 seconds. It uses the real
+//! clock, also if tokio's clock is paused, and its durations are up to one period shorter than the
+//! real ones. It runs outside of your runtimes and threads, so its events and metrics reach the
+//! global subscriber and the global recorder. If no thread can be spawned, and in a process that
+//! was forked from one with a watchdog, steps are reported only when they end.
+//!
+//! A step within [`block_in_place`] is reported as well: it blocks its task, although tokio has
+//! moved the other tasks to another thread.
+//!
+//! [`block_in_place`]: https://docs.rs/tokio/latest/tokio/task/fn.block_in_place.html
+//!
+//! ## Find the position in the code
+//!
+//! On Linux a report has the [id of the thread](Blocked::thread_id). While the thread is blocked, a
+//! debugger shows its stack, as that of `LWP <id>`:
+//!
+//! ```text
+//! gdb -p "$(pidof server)" -batch -ex "thread apply all bt"
+//! ```
+//!
+//! The detector takes no stack traces. It would have to interrupt the blocked thread with a signal,
+//! and unwinding allocates and acquires locks, so it could deadlock a thread that was interrupted
+//! within the allocator or the dynamic loader.
+//!
 //! # What to do with a report
 //!
 //! Offload the route: with [`OffloadLayer::filter`](crate::OffloadLayer::filter), with
@@ -56,9 +90,10 @@
 //!
 //! # When not to use it
 //!
-//! It is not a profiler: it reports a route and a duration, not a position in the code. It measures
-//! wall-clock time, so on a machine that is short of processor time it also reports polls during
-//! which the operating system ran another thread. Look for routes that are reported repeatedly.
+//! It is not a profiler: it reports a route, a duration and a thread, not a position in the code.
+//! It measures wall-clock time, so on a machine that is short of processor time it also reports
+//! polls during which the operating system ran another thread. Look for routes that are reported
+//! repeatedly.
 //!
 //! It does not measure
 //!
@@ -93,22 +128,29 @@
 //!
 //! # Observability
 //!
-//! Feature `tracing` emits one event for each report: `thread blocked`, level warn, with the fields
-//! `route`, `method` (HTTP only), `duration_seconds` and `poll` (0 for `call`, then 1, 2, ..).
-//! Feature `metrics` records two metrics with the label `route`, a unit and a help text:
+//! Feature `tracing` emits one event for each report, level warn, with the fields `route`, `method`
+//! (HTTP only), `duration_seconds` and `poll` (0 for `call`, then 1, 2, ..): `thread blocked` when
+//! the step has ended, and `thread still blocked` while it lasts, with the fields `thread` (its
+//! name) and `thread_id` (Linux) in addition.
 //!
-//! | metric | kind | value |
-//! |---|---|---|
-//! | `offload_blocking_total` | counter | reports |
-//! | `offload_blocking_seconds` | histogram | duration of each report |
+//! Feature `metrics` records three metrics with a unit and a help text:
 //!
-//! [`on_blocking`](BlockingDetectorLayer::on_blocking) needs neither feature.
+//! | metric | kind | label | value |
+//! |---|---|---|---|
+//! | `offload_blocking_total` | counter | `route` | steps above the threshold that have ended |
+//! | `offload_blocking_seconds` | histogram | `route` | their duration |
+//! | `offload_blocked_threads` | gauge | | threads whose step was reported and has not ended |
+//!
+//! The callbacks [`on_blocking`](BlockingDetectorLayer::on_blocking) and
+//! [`on_still_blocking`](BlockingDetectorLayer::on_still_blocking) need neither feature.
 //!
 //! # Cost
 //!
 //! The clock is read twice for `call` and for each poll, and each request clones two
-//! reference-counted pointers (the layer's settings and the name of the route). The layer allocates
-//! only to report, and to copy a method that is not one of the standard methods. A closure given to
+//! reference-counted pointers (the layer's settings and the name of the route). To show a step to
+//! the watchdog takes two atomic operations on memory that only the thread itself writes, without a
+//! lock. The layer allocates only to report, in the first step of a thread, and to copy a method
+//! that is not one of the standard methods. A closure given to
 //! [`route`](BlockingDetectorLayer::route) may allocate for each request.
 
 mod blocked;
@@ -118,7 +160,9 @@ mod labels;
 mod layer;
 mod naming;
 mod service;
+mod slot;
 mod watch;
+mod watchdog;
 
 pub use self::{
     blocked::{Blocked, Step},

@@ -95,13 +95,13 @@ pub type RouteOfHead = Box<dyn Fn(&RequestHead<'_>) -> Name + Send + Sync>;
 ///
 /// It is created for every request, but read only for requests that block. It therefore holds cheap
 /// clones instead of text.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Name {
     route: Route,
     method: Option<Method>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum Route {
     Fixed(Arc<str>),
     Closure(Cow<'static, str>),
