@@ -90,7 +90,7 @@ impl Future for WakesWhilePolled {
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         self.0 += 1;
         let waker = context.waker().clone();
-        if self.0 % 100 == 0 {
+        if self.0.is_multiple_of(100) {
             std::thread::spawn(move || waker.wake()).join().unwrap();
         } else {
             waker.wake_by_ref();
@@ -239,11 +239,11 @@ async fn steered_and_boxed_services_answer() {
 fn calls_outlive_the_runtime_that_made_them() {
     let pool = ThreadPool::builder().threads(1).build().unwrap();
     let runtime_one = runtime();
-    let call = runtime_one.block_on(async {
+    let (call,) = runtime_one.block_on(async {
         let held = hold(&pool).await;
         let call = pool.run(|| 5);
         let _ = held.release().await;
-        call
+        (call,)
     });
     drop(runtime_one);
     assert_eq!(runtime().block_on(soon(call)), Ok(5));
@@ -282,7 +282,7 @@ async fn a_call_polled_after_its_end_panics_or_is_pending() {
     let pool = ThreadPool::builder().threads(1).build().unwrap();
     let mut call = Box::pin(pool.run(|| 1));
     assert_eq!(soon(call.as_mut()).await, Ok(1));
-    let again = tokio::spawn(async move { call.await });
+    let again = tokio::spawn(call);
     let error = again.await.unwrap_err();
     assert!(error.is_panic());
     assert_eq!(soon(pool.run(|| 2)).await, Ok(2));
