@@ -152,7 +152,7 @@ impl Progress {
     }
 
     pub(super) fn add_data(&mut self, bytes: u64) {
-        self.bytes += bytes;
+        self.bytes = self.bytes.saturating_add(bytes);
     }
 
     pub(super) fn set_trailers(&mut self, trailers: &HeaderMap) {

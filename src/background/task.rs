@@ -1,4 +1,4 @@
-use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
+use std::{borrow::Cow, fmt, panic::resume_unwind, sync::Arc, time::Duration};
 
 use super::{
     Background, Completion, SubmitError,
@@ -7,7 +7,7 @@ use super::{
     run::{CallContext, QueuedTask, TaskBody},
     shared::Shared,
 };
-use crate::panic::ignore_panic;
+use crate::panic::{catch_unwind, ignore_panic};
 
 /// Accepts tasks. Implemented by [`Background`], and by `AfterResponse` with feature
 /// `after-response`.
@@ -369,7 +369,11 @@ impl TaskOutput for () {
 
 impl<E: fmt::Display> TaskOutput for Result<(), E> {
     fn into_result(self) -> Result<(), String> {
-        self.map_err(|error| format!("{error:#}"))
+        let Err(error) = self else { return Ok(()) };
+        let text = catch_unwind(|| format!("{error:#}"));
+        // Not while a panic of `fmt` unwinds: a second panic would abort the process.
+        ignore_panic(|| drop(error));
+        Err(text.unwrap_or_else(|payload| resume_unwind(payload)))
     }
 }
 

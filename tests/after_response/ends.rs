@@ -17,6 +17,8 @@ use http_body::{Body, Frame};
 use http_body_util::{Empty, Full};
 use tower_offload::after_response::{Delivery, End, Outcome, ResponseBody};
 
+use futures_util::FutureExt;
+
 use crate::support::{Script, Step, frame, hooks_only, outcome_of, read, respond};
 
 type Parts = (End, Delivery, u64);
@@ -219,4 +221,31 @@ async fn total_ends_with_the_response_and_not_with_the_hook() {
     tokio::time::advance(second).await; // before any other task runs
     let outcome = outcome.unwrap().await.unwrap();
     assert_eq!((outcome.time_to_head, outcome.total), (Some(second), 2 * second));
+}
+
+/// Reports more data than fits in a counter if added twice.
+struct Endless;
+
+impl bytes::Buf for Endless {
+    fn remaining(&self) -> usize {
+        usize::MAX
+    }
+
+    fn chunk(&self) -> &[u8] {
+        b"endless"
+    }
+
+    fn advance(&mut self, _: usize) {}
+}
+
+#[tokio::test]
+async fn length_of_a_body_does_not_overflow() {
+    let frames = (0..2).map(|_| Ok::<_, Infallible>(http_body::Frame::data(Endless)));
+    let body = http_body_util::StreamBody::new(futures_util::stream::iter(frames));
+    let outcome = outcome(request(Method::GET), Response::new(body), |body| {
+        let mut body = Box::pin(body);
+        while let Some(Some(_)) = http_body_util::BodyExt::frame(&mut body).now_or_never() {}
+    })
+    .await;
+    assert_eq!(parts(&outcome), (End::Complete, Delivery::HandedOver, u64::MAX));
 }

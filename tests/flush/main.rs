@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod aborts;
+mod beside_plain;
 mod endings;
 mod floods;
 mod http1;

@@ -8,6 +8,7 @@ mod compose;
 mod context;
 mod custom_pool;
 mod dropping;
+mod odd_inputs;
 mod panics;
 mod policy;
 mod priority;
