@@ -77,6 +77,7 @@ async fn metrics_have_the_name_of_the_pool_as_label() {
         ("offload_panicked_total", 1.0),
         ("offload_queue_depth", 0.0),
         ("offload_queue_wait_seconds", 4.0),
+        ("offload_overloaded", 0.0),
         ("offload_rejected_total overloaded", 1.0),
         ("offload_resume_wait_seconds", 1.0),
         ("offload_run_seconds", 4.0),

@@ -76,6 +76,9 @@ async fn blocked_threads_are_reported_and_deadlocks_end() {
         nested_calls_that_end(),
         waits_that_have_ended(),
         tokio::task::spawn_blocking(busy_blocking_threads).map(Result::unwrap),
+        nested_wait_behind_work_of_rayon(),
+        tokio::task::spawn_blocking(nested_wait_behind_work_of_tokio).map(Result::unwrap),
+        dropped_pool(),
     );
 
     for pool in ["own threads", "rayon's threads", "tokio's threads", "layer"] {
@@ -102,7 +105,7 @@ async fn blocked_threads_are_reported_and_deadlocks_end() {
             )
         })
     };
-    for pool in ["blocked", "own threads", "rayon's threads", "tokio's threads", "layer"] {
+    for pool in ["blocked", "own threads", "rayon's threads", "tokio's threads", "layer", "dropped"] {
         assert_eq!(value("offload_stalls_total", pool), Some((true, 1.0)), "{pool}");
         assert_eq!(value("offload_stalled", pool), Some((true, 0.0)), "{pool}");
     }
@@ -238,4 +241,46 @@ fn busy_blocking_threads() {
         assert_eq!(timeout(LONG, pool.run(|| 1)).await.unwrap(), Ok(1));
         assert!(pool.shutdown(LONG).await.is_empty());
     });
+}
+
+/// A call waits for another one, while work that is none of the pool's holds the thread that would
+/// run it for longer than a stall lasts.
+async fn nested_wait_behind_work_of_rayon() {
+    let rayon = Arc::new(rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap());
+    let (busy, is_busy) = mpsc::channel();
+    rayon.spawn(move || {
+        busy.send(()).unwrap();
+        std::thread::sleep(Duration::from_secs(13));
+    });
+    is_busy.recv().unwrap();
+    nested_wait_ends(Rayon::builder(rayon).name("rayon's others").build()).await;
+}
+
+/// Like [`nested_wait_behind_work_of_rayon`], on a runtime with two blocking threads.
+fn nested_wait_behind_work_of_tokio() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(2).build().unwrap();
+    runtime.block_on(async {
+        tokio::task::spawn_blocking(|| std::thread::sleep(Duration::from_secs(13)));
+        nested_wait_ends(TokioBlocking::builder(2).name("tokio's others").build()).await;
+    });
+}
+
+async fn nested_wait_ends(pool: impl Pool + Clone) {
+    let inner = pool.clone();
+    let waits = pool.run(move || Handle::current().block_on(inner.run(|| 1)));
+    assert_eq!(timeout(LONG, waits).await.unwrap(), Ok(Ok(1)), "the thread becomes free");
+    assert_eq!(pool.admission().stats().stalls, 1);
+}
+
+/// The pool is dropped before its monitor sees that it has recovered.
+async fn dropped_pool() {
+    let pool = ThreadPool::builder().name("dropped").threads(1).build().unwrap();
+    let (release, released) = mpsc::channel::<()>();
+    let blocked = pool.run(move || released.recv().is_err());
+    until(&pool, |stats| stats.active == 1).await;
+    let queued = pool.run(|| ());
+    until(&pool, |stats| stats.stalls == 1).await;
+    drop(release);
+    assert_eq!((blocked.await, queued.await), (Ok(true), Ok(())));
+    drop(pool);
 }

@@ -56,12 +56,17 @@ pub(crate) struct Exchange {
 }
 
 struct Tracking {
-    /// Written before [`FLUSH_KNOWN`] is set, except that an incomplete response sets that bit
-    /// without an outcome.
-    outcome: OnceLock<FlushOutcome>,
-    /// Counts responses whose length on the wire differs from the length of their body.
-    mismatched: Arc<AtomicU64>,
+    /// A [`FlushOutcome`], encoded; zero before. Written once, before [`FLUSH_KNOWN`] is set. An
+    /// incomplete response sets that bit without an outcome.
+    outcome: AtomicU64,
+    mismatched: MismatchCounter,
 }
+
+/// Counts responses whose length on the wire differs from the length of their body.
+///
+/// Each connection has a reference of its own that it shares with its exchanges. Otherwise all
+/// threads would write to the reference count of one counter for each response.
+pub(crate) type MismatchCounter = Arc<Arc<AtomicU64>>;
 
 /// Result of a response on the wire, as a tracked connection reports it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,6 +86,30 @@ pub(crate) enum FlushOutcome {
 }
 
 impl FlushOutcome {
+    /// Returns a number other than zero from which [`decode`](Self::decode) restores the outcome.
+    fn encode(self) -> u64 {
+        match self {
+            Self::Unmapped => 1,
+            Self::GaveUp => 2,
+            Self::Stalled => 3,
+            Self::Lost => 4,
+            Self::Flushed { body_bytes: None } => 5,
+            Self::Flushed { body_bytes: Some(bytes) } => bytes.min(u64::MAX >> 3) << 3 | 6,
+        }
+    }
+
+    fn decode(number: u64) -> Option<Self> {
+        Some(match number & 7 {
+            1 => Self::Unmapped,
+            2 => Self::GaveUp,
+            3 => Self::Stalled,
+            4 => Self::Lost,
+            5 => Self::Flushed { body_bytes: None },
+            6 => Self::Flushed { body_bytes: Some(number >> 3) },
+            _ => return None,
+        })
+    }
+
     /// Returns `false` if the response may or may not have been flushed.
     fn is_certain(self) -> bool {
         matches!(self, Self::Lost | Self::Flushed { .. })
@@ -128,10 +157,10 @@ impl FlushWaiter {
         self.0.state.ends_with_head()
     }
 
-    /// Reports the outcome. Must not be called under a lock, because dropping the last reference to
-    /// the exchange drops hooks and tasks of users.
-    pub(crate) fn complete(self, outcome: FlushOutcome) {
-        self.0.complete_flush(outcome);
+    /// Reports the outcome, at the time `now`. Must not be called under a lock, because dropping
+    /// the last reference to the exchange drops hooks and tasks of users.
+    pub(crate) fn complete(self, outcome: FlushOutcome, now: Instant) {
+        self.0.complete_flush(outcome, now);
     }
 }
 
@@ -143,19 +172,25 @@ pub(crate) struct Tracked(pub(crate) Arc<Exchange>);
 impl Exchange {
     /// Creates an exchange on a connection that does not report flushes.
     pub(super) fn untracked(request: RequestLine) -> Arc<Self> {
-        Arc::new(Self::new(request, None))
+        Arc::new(Self::new(request, Instant::now(), None))
     }
 
-    /// Creates an exchange on a tracked connection, and the waiter that the connection completes.
+    /// Creates an exchange that began at this time on a tracked connection, and the waiter that the
+    /// connection completes.
     #[cfg(feature = "flush")]
-    pub(crate) fn tracked(request: RequestLine, mismatched: Arc<AtomicU64>) -> (Arc<Self>, FlushWaiter) {
-        let exchange = Arc::new(Self::new(request, Some(Tracking { outcome: OnceLock::new(), mismatched })));
+    pub(crate) fn tracked(
+        request: RequestLine,
+        began: Instant,
+        mismatched: MismatchCounter,
+    ) -> (Arc<Self>, FlushWaiter) {
+        let tracking = Tracking { outcome: AtomicU64::new(0), mismatched };
+        let exchange = Arc::new(Self::new(request, began, Some(tracking)));
         (exchange.clone(), FlushWaiter(exchange))
     }
 
-    fn new(request: RequestLine, tracking: Option<Tracking>) -> Self {
+    fn new(request: RequestLine, began: Instant, tracking: Option<Tracking>) -> Self {
         Self {
-            began: Instant::now(),
+            began,
             is_multiplexed: request.is_multiplexed(),
             state: ExchangeState::new(tracking.is_some()),
             progress: OnceLock::new(),
@@ -204,7 +239,7 @@ impl Exchange {
             None => self.progress.get().expect("the body has ended"),
         };
         if self.state.drop_guard(self.awaits_flush(progress)) {
-            self.settle();
+            self.settle(Instant::now());
         }
     }
 
@@ -219,19 +254,22 @@ impl Exchange {
 
     /// Finishes the connection's side.
     #[cfg(feature = "flush")]
-    fn complete_flush(self: &Arc<Self>, outcome: FlushOutcome) {
-        let is_first = self.tracking.as_ref().is_some_and(|tracking| tracking.outcome.set(outcome).is_ok());
+    fn complete_flush(self: &Arc<Self>, outcome: FlushOutcome, now: Instant) {
+        if let Some(tracking) = &self.tracking {
+            tracking.outcome.store(outcome.encode(), Relaxed);
+        }
         let settles = match outcome {
             FlushOutcome::Stalled => self.state.give_up(),
             _ => self.state.set_flush_known(),
         };
-        if is_first && settles {
-            self.settle();
+        if settles {
+            self.settle(now);
         }
     }
 
-    fn settle(self: &Arc<Self>) {
-        let total = u64::try_from(self.elapsed().as_nanos()).unwrap_or(u64::MAX);
+    fn settle(self: &Arc<Self>, now: Instant) {
+        let elapsed = now.saturating_duration_since(self.began);
+        let total = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX);
         self.total.store(total, Relaxed);
         if let (Some(tracking), Some(FlushOutcome::Flushed { body_bytes: Some(on_wire) }), Some(progress)) =
             (&self.tracking, self.flush_outcome(), self.progress.get())
@@ -262,7 +300,7 @@ impl Exchange {
     }
 
     fn flush_outcome(&self) -> Option<FlushOutcome> {
-        self.tracking.as_ref()?.outcome.get().copied()
+        FlushOutcome::decode(self.tracking.as_ref()?.outcome.load(Relaxed))
     }
 
     /// Returns how the response ended.

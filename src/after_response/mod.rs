@@ -165,7 +165,7 @@ pub use self::{
 };
 #[cfg(feature = "flush")]
 pub(crate) use self::{
-    exchange::{Exchange, FlushOutcome, FlushWaiter, Tracked},
+    exchange::{Exchange, FlushOutcome, FlushWaiter, MismatchCounter, Tracked},
     guard::{Guard, Observer},
     progress::RequestLine,
 };

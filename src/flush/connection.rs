@@ -12,9 +12,17 @@
 //! client that resets does not have its response. A response that was reported as flushed stays
 //! flushed.
 
-use std::{io::IoSlice, sync::Arc};
+use std::{
+    io::IoSlice,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use http::{HeaderMap, Version};
+use tokio::time::Instant;
 
 use super::{
     inbound::{Delivery, Event, Inbound},
@@ -23,7 +31,7 @@ use super::{
     tracker::{Counters, add, count},
 };
 use crate::{
-    after_response::{FlushOutcome, FlushWaiter},
+    after_response::{FlushOutcome, FlushWaiter, MismatchCounter},
     sync::{AtomicU8, AtomicUsize, Mutex, Ordering, lock},
 };
 
@@ -41,6 +49,11 @@ pub(crate) enum Protocol {
 /// The methods of the transport are called behind its `&mut`, one after the other.
 pub(crate) struct Connection {
     counters: Arc<Counters>,
+    mismatched: MismatchCounter,
+    created: Instant,
+    /// HTTP/2: nanoseconds from `created` to the last read that contained a request. One clock
+    /// reading serves all requests of a read.
+    read_after: AtomicU64,
     /// A [`Protocol`]. Leaves `Undecided` once.
     protocol: AtomicU8,
     mark: Mark,
@@ -55,6 +68,9 @@ impl Connection {
     pub(super) fn new(counters: Arc<Counters>) -> Self {
         count(&counters.connections);
         Self {
+            mismatched: Arc::new(counters.mismatched.clone()),
+            created: Instant::now(),
+            read_after: AtomicU64::new(0),
             counters,
             protocol: AtomicU8::new(Protocol::Undecided as u8),
             mark: Mark::new(),
@@ -72,8 +88,17 @@ impl Connection {
         }
     }
 
-    pub(super) fn counters(&self) -> &Counters {
-        &self.counters
+    pub(super) fn mismatched(&self) -> MismatchCounter {
+        self.mismatched.clone()
+    }
+
+    /// Returns the time at which the request was read that the service receives now: on HTTP/2 that
+    /// of the newest request, otherwise the current time.
+    pub(super) fn request_time(&self) -> Instant {
+        match self.protocol() {
+            Protocol::Http2 => self.created + Duration::from_nanos(self.read_after.load(Relaxed)),
+            Protocol::Http1 | Protocol::Undecided => Instant::now(),
+        }
     }
 
     // Called by the service.
@@ -107,10 +132,19 @@ impl Connection {
     /// Delivers bytes of an HTTP/2 client, like [`Inbound::deliver`].
     pub(super) fn read(&self, inbound: &mut Inbound, bytes: &[u8], room: usize, put: impl FnMut(&[u8])) -> Delivery {
         self.change(|state, completions| {
-            inbound.deliver(&self.mark, bytes, room, put, |event| match event {
-                Event::Open(stream) => state.open_stream(stream),
+            let mut has_request = false;
+            let delivery = inbound.deliver(&self.mark, bytes, room, put, |event| match event {
+                Event::Open(stream) => {
+                    has_request = true;
+                    state.open_stream(stream);
+                }
                 Event::Reset(stream) => state.lose_stream(stream, completions),
-            })
+            });
+            if has_request {
+                let elapsed = u64::try_from(self.created.elapsed().as_nanos()).unwrap_or(u64::MAX);
+                self.read_after.store(elapsed, Relaxed);
+            }
+            delivery
         })
     }
 
@@ -183,16 +217,30 @@ impl Connection {
         if completions.undelivered > 0 {
             add(&self.counters.undelivered, completions.undelivered);
         }
+        if !completions.is_empty() {
+            self.complete(completions);
+        }
+        changed
+    }
+
+    fn complete(&self, completions: Completions) {
+        let now = Instant::now();
+        // Added once for all, because the counter is shared by all connections.
+        let mut flushed = 0;
         for (waiter, outcome) in completions {
             // An HTTP/1 response whose body did not end is not lost on the wire.
             let is_counted =
                 outcome != FlushOutcome::Lost || self.protocol() != Protocol::Http1 || waiter.awaits_flush();
-            if is_counted {
-                self.counters.count(outcome);
+            match outcome {
+                FlushOutcome::Flushed { .. } => flushed += 1,
+                _ if is_counted => self.counters.count(outcome),
+                _ => {}
             }
-            waiter.complete(outcome);
+            waiter.complete(outcome, now);
         }
-        changed
+        if flushed > 0 {
+            add(&self.counters.flushed, flushed);
+        }
     }
 }
 

@@ -135,17 +135,28 @@ impl Frames {
     /// Reads the header, or the available part of the payload.
     fn step(&mut self, rest: &mut &[u8]) -> Result<Option<Event>, Violation> {
         if !self.header.is_full() {
-            let read = self.header.read(rest);
-            *rest = &rest[read..];
-            if !self.header.is_full() {
-                return Ok(None);
+            match rest.first_chunk() {
+                // Most headers come in one piece, and are copied without a loop.
+                Some(header) if self.header.read == 0 => {
+                    self.header = FixedBuf { bytes: *header, read: HEADER_LENGTH };
+                    *rest = &rest[HEADER_LENGTH..];
+                }
+                _ => {
+                    let read = self.header.read(rest);
+                    *rest = &rest[read..];
+                    if !self.header.is_full() {
+                        return Ok(None);
+                    }
+                }
             }
             self.unread = self.length();
             self.check_header()?;
         } else {
             let read = rest.len().min(usize::try_from(self.unread).unwrap_or(usize::MAX));
             let (payload, behind) = rest.split_at(read);
-            self.payload.read(payload);
+            if self.uses_payload() {
+                self.payload.read(payload);
+            }
             // At most `unread`, which is an u32.
             self.unread -= read as u32;
             *rest = behind;
@@ -154,9 +165,14 @@ impl Frames {
             return Ok(None);
         }
         let event = self.end_frame();
-        self.header = FixedBuf::default();
+        self.header.read = 0;
         self.payload = FixedBuf::default();
         event
+    }
+
+    /// Returns `true` if the event of the frame depends on the first bytes of its payload.
+    fn uses_payload(&self) -> bool {
+        matches!(self.kind(), GOAWAY | RST_STREAM) || self.has(PADDED)
     }
 
     /// Checks that the frame may come now and that its header is valid.
@@ -261,7 +277,8 @@ impl<const N: usize> FixedBuf<N> {
 
     /// Returns the four bytes from `at` in network order.
     fn number(&self, at: usize) -> u32 {
-        self.bytes[at..at + 4].iter().fold(0, |number, byte| number << 8 | u32::from(*byte))
+        let [first, second, third, fourth] = [0, 1, 2, 3].map(|offset| self.bytes[at + offset]);
+        u32::from_be_bytes([first, second, third, fourth])
     }
 }
 

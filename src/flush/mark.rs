@@ -26,7 +26,10 @@
 
 use std::hash::{BuildHasher, RandomState};
 
-use http::{HeaderMap, HeaderName, header::WWW_AUTHENTICATE};
+use http::{
+    HeaderMap, HeaderName,
+    header::{Entry, WWW_AUTHENTICATE},
+};
 
 use super::frames::StreamId;
 
@@ -73,7 +76,14 @@ impl Mark {
     /// Removes the field from a request, and returns its stream. Returns `None`, and removes
     /// nothing, if the field is missing.
     pub(super) fn take(&self, headers: &mut HeaderMap) -> Option<StreamId> {
-        // An entry would need room for one more name, which a full map does not have.
+        // A full map has no entries, since these need room for one more name.
+        if let Ok(Entry::Occupied(entry)) = headers.try_entry(NAME) {
+            if entry.iter().nth(1).is_none() {
+                let stream = self.read(entry.get().as_bytes())?;
+                entry.remove();
+                return Some(stream);
+            }
+        }
         let mut values = headers.get_all(NAME).into_iter();
         let stream = self.read(values.next_back()?.as_bytes())?;
         let rest: Vec<_> = values.cloned().collect();

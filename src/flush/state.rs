@@ -19,6 +19,10 @@ pub(super) struct Completions {
 }
 
 impl Completions {
+    pub(super) fn is_empty(&self) -> bool {
+        self.first.is_none()
+    }
+
     pub(super) fn push(&mut self, waiter: FlushWaiter, outcome: FlushOutcome) {
         match self.first {
             None => self.first = Some((waiter, outcome)),

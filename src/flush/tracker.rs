@@ -89,7 +89,7 @@ pub struct TrackerStats {
 #[derive(Debug, Default)]
 pub(super) struct Counters {
     pub(super) connections: AtomicU64,
-    flushed: AtomicU64,
+    pub(super) flushed: AtomicU64,
     gave_up: AtomicU64,
     lost: AtomicU64,
     /// Shared with the exchanges, which know the length of the body.

@@ -5,8 +5,8 @@ use std::{
     marker::PhantomData,
     panic::resume_unwind,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use pin_project_lite::pin_project;
@@ -19,7 +19,7 @@ use super::{
 use crate::{
     panic::drop_payload,
     pool::{
-        CallError, Pool,
+        CallError,
         call::{CallFailure, JoinHandle},
     },
 };
@@ -58,10 +58,17 @@ pin_project! {
     {
         /// The request runs inline.
         Inline { #[pin] future: F },
-        Waiting { admitted: Pin<Box<dyn Future<Output = Result<JoinHandle<F::Output>, CallError>> + Send>> },
+        Waiting { admitted: Pin<Box<dyn Future<Output = Result<JoinHandle<F::Output>, Rejected>> + Send>> },
         Offloaded { handle: JoinHandle<F::Output> },
-        Rejected { error: CallError },
+        Rejected { rejected: Rejected },
     }
+}
+
+/// A call that the pool did not run, or whose work panicked.
+pub(super) struct Rejected {
+    pub(super) error: CallError,
+    /// The time that a new call is expected to wait.
+    pub(super) expected_wait: Duration,
 }
 
 /// The answer to a call that fails with a [`CallError`].
@@ -69,7 +76,6 @@ pub(super) struct Fallback<X, H> {
     pub(super) reject: X,
     /// `None` after it was used.
     pub(super) hint: Option<H>,
-    pub(super) pool: Arc<dyn Pool>,
     pub(super) catch_panics: bool,
 }
 
@@ -88,7 +94,7 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
-        let Fallback { reject, hint, pool, catch_panics } = this.fallback;
+        let Fallback { reject, hint, catch_panics } = this.fallback;
         loop {
             let next = match this.state.as_mut().project() {
                 StateProjection::Inline { future } => {
@@ -96,20 +102,23 @@ where
                 }
                 StateProjection::Waiting { admitted } => match ready!(admitted.as_mut().poll(cx)) {
                     Ok(handle) => State::Offloaded { handle },
-                    Err(error) => State::Rejected { error },
+                    Err(rejected) => State::Rejected { rejected },
                 },
-                StateProjection::Offloaded { handle } => match ready!(Pin::new(handle).poll(cx)) {
+                StateProjection::Offloaded { handle } => match ready!(Pin::new(&mut *handle).poll(cx)) {
                     Ok(result) => return Poll::Ready(result.map_err(|error| reject.map_err(error))),
-                    Err(CallFailure::Rejected(error)) => State::Rejected { error },
+                    Err(CallFailure::Rejected(error)) => {
+                        State::Rejected { rejected: Rejected { error, expected_wait: handle.expected_wait() } }
+                    }
                     Err(CallFailure::Panicked(payload)) if *catch_panics => {
                         drop_payload(payload);
-                        State::Rejected { error: CallError::Panicked }
+                        let expected_wait = handle.expected_wait();
+                        State::Rejected { rejected: Rejected { error: CallError::Panicked, expected_wait } }
                     }
                     Err(CallFailure::Panicked(payload)) => resume_unwind(payload),
                 },
-                StateProjection::Rejected { error } => {
+                StateProjection::Rejected { rejected: Rejected { error, expected_wait } } => {
                     let hint = hint.take().expect("`ResponseFuture` polled after completion");
-                    return Poll::Ready(reject.reject(hint, *error, pool.expected_wait()));
+                    return Poll::Ready(reject.reject(hint, *error, *expected_wait));
                 }
             };
             this.state.set(next);

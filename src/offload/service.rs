@@ -8,7 +8,7 @@ use tower_service::Service;
 
 use super::{
     admission::{Backpressure, Limiter, Mode},
-    future::{Fallback, ResponseFuture, State, Work},
+    future::{Fallback, Rejected, ResponseFuture, State, Work},
     inspect::{Inspect, OffloadAll},
     reject::{HttpReject, Reject, Watch},
 };
@@ -120,8 +120,8 @@ where
         } else {
             State::Inline { future: self.inner.call(request) }
         };
-        let Config { pool, reject, catch_panics, .. } = &self.config;
-        let fallback = Fallback { reject: reject.clone(), hint, pool: pool.clone(), catch_panics: *catch_panics };
+        let Config { reject, catch_panics, .. } = &self.config;
+        let fallback = Fallback { reject: reject.clone(), hint, catch_panics: *catch_panics };
         ResponseFuture::new(state, fallback)
     }
 }
@@ -148,20 +148,20 @@ impl<S, X, A> Offload<S, X, A> {
             (Err(CallError::Overloaded), Mode::Wait(timeout)) => {
                 match self.config.limiter.try_wait(&self.config.pool) {
                     Ok(waiting) => {
-                        let prepared = self.prepare(request, watch);
+                        let (pool, prepared) = (self.config.pool.clone(), self.prepare(request, watch));
                         let admitted = async move {
                             match waiting.admit(priority, timeout).await {
                                 Ok(admitted) => Ok(prepared.start(admitted)),
-                                Err(error) => Err(count_rejection(&*prepared.pool, error)),
+                                Err(error) => Err(count_rejection(&*pool, error)),
                             }
                         };
                         State::Waiting { admitted: Box::pin(admitted) }
                     }
-                    Err(error) => State::Rejected { error: count_rejection(&*self.config.pool, error) },
+                    Err(error) => State::Rejected { rejected: count_rejection(&*self.config.pool, error) },
                 }
             }
             // The inner service was not called, so it is still ready.
-            (Err(error), _) => State::Rejected { error: count_rejection(&*self.config.pool, error) },
+            (Err(error), _) => State::Rejected { rejected: count_rejection(&*self.config.pool, error) },
         }
     }
 
@@ -175,7 +175,6 @@ impl<S, X, A> Offload<S, X, A> {
         let clone = self.inner.clone();
         let ready = mem::replace(&mut self.inner, clone);
         Prepared {
-            pool: self.config.pool.clone(),
             context: CallContext::capture(),
             on_caller_drop: if self.config.detached { OnCallerDrop::Detach } else { OnCallerDrop::Cancel },
             work: Work::new(ready, request, self.config.inspect.clone(), captured, watch),
@@ -185,7 +184,6 @@ impl<S, X, A> Offload<S, X, A> {
 
 /// A call that starts once it is admitted.
 struct Prepared<F> {
-    pool: Arc<dyn Pool>,
     context: CallContext,
     on_caller_drop: OnCallerDrop,
     work: F,
@@ -201,9 +199,9 @@ where
     }
 }
 
-fn count_rejection(pool: &dyn Pool, error: CallError) -> CallError {
+fn count_rejection(pool: &dyn Pool, error: CallError) -> Rejected {
     pool.admission().metrics().rejected(error);
-    error
+    Rejected { error, expected_wait: pool.expected_wait() }
 }
 
 impl<S: Clone, X: Clone, A: Clone> Clone for Offload<S, X, A> {

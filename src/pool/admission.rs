@@ -3,24 +3,29 @@ use std::{
     sync::{
         Arc,
         atomic::{
-            AtomicU8, AtomicU64,
+            AtomicBool, AtomicU8, AtomicU64,
             Ordering::{Relaxed, SeqCst},
         },
     },
     time::Duration,
 };
 
-use tokio::{runtime::Handle, sync::Notify};
+use tokio::{runtime::Handle, sync::Notify, time::Instant};
 
 use super::{
     error::CallError,
-    metrics::Metrics,
+    metrics::{Metrics, nanos},
     nested::NestedWaits,
+    overload::{Arrival, Change, OverloadDetector},
     priority::Priority,
+    scheduler::QueuePolicy,
     semaphore::Semaphore,
     stats::{PoolShutdownReport, PoolStats},
 };
-use crate::{panic::ignore_panic, sync::Padded};
+use crate::{
+    panic::ignore_panic,
+    sync::{Mutex, Padded, lock},
+};
 
 /// Number of calls that may wait for their first poll by default: a burst that a machine can work
 /// off, at some hundred kilobytes of memory.
@@ -41,6 +46,7 @@ pub struct Admission {
     name: Arc<str>,
     capacity: usize,
     semaphore: Semaphore,
+    overload: Option<Overload>,
     /// `OPEN`, `CLOSED` or `HALTED`. It only increases.
     phase: AtomicU8,
     /// Notified when `phase` changes, and when the last call ends in a closed pool.
@@ -50,6 +56,32 @@ pub struct Admission {
     last_wait: Padded<AtomicU64>,
     metrics: Metrics,
     nested_waits: NestedWaits,
+}
+
+/// The part of an admission that detects overload.
+#[derive(Debug)]
+struct Overload {
+    /// Number of calls that may wait during an overload.
+    limit: usize,
+    /// `true` if an arrival that finds fewer than `limit` calls changes nothing. Written under the
+    /// lock of `detector`. A reader that sees an old value takes the lock once too often, or leaves
+    /// one arrival out.
+    is_idle: AtomicBool,
+    /// `true` if the queue has to be cut to `limit` because the pool has become overloaded.
+    has_excess: AtomicBool,
+    detector: Mutex<OverloadDetector>,
+}
+
+impl Overload {
+    fn new(threads: usize) -> Self {
+        let detector = OverloadDetector::new(threads);
+        Self {
+            limit: detector.limit(),
+            is_idle: AtomicBool::new(true),
+            has_excess: AtomicBool::new(false),
+            detector: Mutex::new(detector),
+        }
+    }
 }
 
 impl Admission {
@@ -67,11 +99,19 @@ impl Admission {
             name,
             capacity: queue_capacity,
             semaphore: Semaphore::new(queue_capacity),
+            overload: None,
             phase: AtomicU8::new(OPEN),
             changed: Notify::new(),
             last_wait: Padded(AtomicU64::new(0)),
             nested_waits: NestedWaits::default(),
         }
+    }
+
+    /// Detects overload, in a pool with this number of threads. See
+    /// [`QueuePolicy::AcceptBursts`](super::QueuePolicy::AcceptBursts).
+    pub(super) fn with_policy(mut self, policy: QueuePolicy, threads: usize) -> Self {
+        self.overload = (policy == QueuePolicy::AcceptBursts).then(|| Overload::new(threads));
+        self
     }
 
     /// Returns the name of the pool, as used in metrics and events.
@@ -169,8 +209,49 @@ impl Admission {
         if self.is_closed() {
             return Err(CallError::Closed);
         }
-        let is_crowded = priority == Priority::Low && self.semaphore.in_use() >= self.capacity.div_ceil(2);
-        if !is_crowded && self.semaphore.try_acquire() { Ok(()) } else { Err(CallError::Overloaded) }
+        let is_crowded = priority == Priority::Low && self.semaphore.in_use() >= self.semaphore.limit().div_ceil(2);
+        let is_admitted = !is_crowded && self.semaphore.try_acquire();
+        if let Some(overload) = &self.overload {
+            self.observe(overload, is_admitted);
+        }
+        if is_admitted { Ok(()) } else { Err(CallError::Overloaded) }
+    }
+
+    /// Records an arrival, and changes the number of calls that may wait if the pool becomes
+    /// overloaded or recovers.
+    fn observe(&self, overload: &Overload, is_admitted: bool) {
+        // An admitted call finds itself in the queue.
+        if overload.is_idle.load(Relaxed) && !self.semaphore.is_in_use(overload.limit + usize::from(is_admitted)) {
+            return;
+        }
+        let mut detector = lock(&overload.detector);
+        let arrival = Arrival {
+            waiting: self.semaphore.in_use() - usize::from(is_admitted),
+            started: self.semaphore.released() as u64,
+            is_rejected: !is_admitted,
+        };
+        let change = detector.observe(arrival, Instant::now);
+        overload.is_idle.store(detector.is_idle(), Relaxed);
+        match change {
+            Change::None => {}
+            Change::Overloaded => {
+                self.semaphore.set_limit(overload.limit.min(self.capacity));
+                overload.has_excess.store(true, Relaxed);
+                self.metrics.overloaded();
+            }
+            Change::Recovered => {
+                self.semaphore.set_limit(self.capacity);
+                self.metrics.relieved();
+            }
+        }
+    }
+
+    /// Returns the number of calls to which the queue has to be cut, once after the pool has become
+    /// overloaded.
+    pub(super) fn take_excess(&self) -> Option<usize> {
+        let overload = self.overload.as_ref()?;
+        let has_excess = overload.has_excess.load(Relaxed) && overload.has_excess.swap(false, Relaxed);
+        has_excess.then_some(overload.limit)
     }
 
     /// Waits for a permit for the queue, in order of arrival.
@@ -186,22 +267,21 @@ impl Admission {
     /// Records that a call is about to be polled for the first time. It has waited in the queue for
     /// `waited`, and before that for capacity for `delay` nanoseconds.
     pub(super) fn on_start(&self, waited: Duration, delay: u64) {
-        let milliseconds = u64::try_from(waited.as_millis()).unwrap_or(u64::MAX);
+        let waited = nanos(waited);
+        let milliseconds = waited / 1_000_000;
         if self.last_wait.load(Relaxed) != milliseconds {
             self.last_wait.store(milliseconds, Relaxed);
         }
         self.metrics.started(waited, delay);
     }
 
-    /// Records that an admitted call has ended, after polls that took `run_time`.
+    /// Records that an admitted call has ended, after polls that took `run_time`. With `ends_poll`,
+    /// its last poll has just ended.
     ///
     /// This thread counts the end and then loads the phase. `shutdown` stores the phase and then
     /// loads the count. At least one of them sees the other's write.
-    pub(super) fn on_complete(&self, run_time: Option<Duration>) {
-        if let Some(run_time) = run_time {
-            self.metrics.ran(run_time);
-        }
-        self.metrics.ended();
+    pub(super) fn on_complete(&self, run_time: Option<Duration>, ends_poll: bool) {
+        self.metrics.ended(run_time, ends_poll);
         if self.is_closed() && self.metrics.in_flight() == 0 {
             // Wakes tasks that wait in `shutdown`. Their wakers are user code.
             ignore_panic(|| self.changed.notify_waiters());

@@ -1,4 +1,4 @@
-use std::{cell::RefCell, collections::VecDeque, sync::Arc};
+use std::{cell::RefCell, collections::VecDeque, mem, sync::Arc};
 
 use super::{
     Pool, Runnable,
@@ -7,8 +7,14 @@ use super::{
 };
 
 thread_local! {
-    /// Entries that were scheduled while this thread ran one. `None` while it runs none.
-    static PENDING: RefCell<Option<VecDeque<Runnable>>> = const { RefCell::new(None) };
+    static PENDING: RefCell<Pending> = const { RefCell::new(Pending { is_running: false, entries: VecDeque::new() }) };
+}
+
+struct Pending {
+    /// `true` while this thread runs an entry.
+    is_running: bool,
+    /// Entries that were scheduled meanwhile.
+    entries: VecDeque<Runnable>,
 }
 
 /// A pool without threads: a call runs where it is made, and later where it is woken. For tests and
@@ -69,20 +75,19 @@ impl Pool for Inline {
     /// Runs the entry, and then the entries that were scheduled while it ran. A call is therefore
     /// never polled inside its own poll, and a future that wakes itself does not grow the stack.
     fn schedule(&self, runnable: Runnable) {
-        let first = PENDING.try_with(|pending| match &mut *pending.borrow_mut() {
-            Some(entries) => {
+        let first = PENDING.try_with(|pending| {
+            let Pending { is_running, entries } = &mut *pending.borrow_mut();
+            if *is_running {
                 entries.push_back(runnable);
-                None
+                return None;
             }
-            none => {
-                *none = Some(VecDeque::new());
-                Some(runnable)
-            }
+            *is_running = true;
+            Some(runnable)
         });
         let Ok(Some(first)) = first else { return };
         let _reset = ResetPending;
         first.run();
-        while let Some(next) = PENDING.with(|pending| pending.borrow_mut().as_mut().and_then(VecDeque::pop_front)) {
+        while let Some(next) = PENDING.with(|pending| pending.borrow_mut().entries.pop_front()) {
             next.run();
         }
     }
@@ -93,7 +98,11 @@ struct ResetPending;
 
 impl Drop for ResetPending {
     fn drop(&mut self) {
-        let entries = PENDING.try_with(|pending| pending.borrow_mut().take());
+        let entries = PENDING.try_with(|pending| {
+            let Pending { is_running, entries } = &mut *pending.borrow_mut();
+            *is_running = false;
+            mem::take(entries)
+        });
         drop(entries);
     }
 }

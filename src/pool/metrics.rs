@@ -35,6 +35,8 @@ pub(crate) struct Metrics {
     /// of a call at full load.
     stripes: Box<[Stripe]>,
     stall: Mutex<Stall>,
+    /// Number of times that the pool became overloaded.
+    overloads: AtomicU64,
     #[cfg(feature = "metrics")]
     recorder: recorder::Recorder,
 }
@@ -99,6 +101,7 @@ impl Metrics {
             overload: OverloadWarning::new(),
             stripes: (0..STRIPES).map(|_| Stripe::default()).collect(),
             stall: Mutex::default(),
+            overloads: AtomicU64::new(0),
             #[cfg(feature = "metrics")]
             recorder: recorder::Recorder::new(pool.clone()),
         }
@@ -131,6 +134,7 @@ impl Metrics {
             abandoned: self.sum(|it| &it.abandoned),
             panicked: self.sum(|it| &it.panicked),
             completed: ended.saturating_sub(failed),
+            overloads: self.overloads.load(Relaxed),
             stalls,
             stalled_for: stalled_since.map(|since| since.elapsed()).unwrap_or_default(),
         }
@@ -166,6 +170,25 @@ impl Metrics {
             "pool stalled: calls wait, and no call has made progress"
         );
         let _ = (observation, nested);
+    }
+
+    /// Records that the queue grows and does not drain, so that fewer calls may wait.
+    pub(super) fn overloaded(&self) {
+        self.overloads.fetch_add(1, Relaxed);
+        record!(self, overloaded.set(1));
+        #[cfg(feature = "tracing")]
+        tracing::event!(
+            tracing::Level::WARN,
+            pool = &*self.pool,
+            "pool overloaded: calls are rejected until it drains"
+        );
+    }
+
+    /// Records that the pool is no longer overloaded.
+    pub(super) fn relieved(&self) {
+        record!(self, overloaded.set(0));
+        #[cfg(feature = "tracing")]
+        tracing::event!(tracing::Level::INFO, pool = &*self.pool, "pool no longer overloaded");
     }
 
     /// Records that the pool makes progress again.
@@ -261,9 +284,9 @@ impl Metrics {
     }
 
     /// Records the start of the first poll of a call, which has waited in the queue for `waited`
-    /// and before that for `delay` nanoseconds.
-    pub(super) fn started(&self, waited: Duration, delay: u64) {
-        let waited = nanos(waited).saturating_add(delay);
+    /// nanoseconds and before that for `delay`.
+    pub(super) fn started(&self, waited: u64, delay: u64) {
+        let waited = waited.saturating_add(delay);
         let stripe = self.stripe();
         stripe.started.fetch_add(1, Relaxed);
         stripe.queue_wait.fetch_add(waited, Relaxed);
@@ -297,20 +320,27 @@ impl Metrics {
         record!(self, active.decrement(1));
     }
 
-    /// Records the run time of a started call that is about to end: the total of its polls.
-    pub(super) fn ran(&self, run_time: Duration) {
-        self.stripe().run_time.fetch_add(nanos(run_time), Relaxed);
-        record!(self, run.record(run_time));
-    }
-
     /// Records a call that is about to end without an output.
     pub(super) fn failed(&self) {
         self.stripe().failed.fetch_add(1, Relaxed);
     }
 
-    /// Records the end of an admitted call.
-    pub(super) fn ended(&self) {
-        self.stripe().ended.fetch_add(1, SeqCst);
+    /// Records the end of an admitted call: the total of its polls if it was polled and, with
+    /// `ends_poll`, the end of the last one.
+    ///
+    /// The end of the call is counted last, so that it is counted once if a recorder panics: the
+    /// call then fails and is recorded again, without its polls.
+    pub(super) fn ended(&self, run_time: Option<Duration>, ends_poll: bool) {
+        let stripe = self.stripe();
+        if ends_poll {
+            stripe.polled.fetch_add(1, Relaxed);
+            record!(self, active.decrement(1));
+        }
+        if let Some(run_time) = run_time {
+            stripe.run_time.fetch_add(nanos(run_time), Relaxed);
+            record!(self, run.record(run_time));
+        }
+        stripe.ended.fetch_add(1, SeqCst);
     }
 
     /// Records that the caller left before the call ended.
@@ -391,8 +421,9 @@ fn gauge(increments: u64, decrements: u64) -> usize {
     usize::try_from(increments.saturating_sub(decrements)).unwrap_or(usize::MAX)
 }
 
-fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+/// Returns whole nanoseconds. Without the 128-bit arithmetic of [`Duration::as_nanos`].
+pub(super) fn nanos(duration: Duration) -> u64 {
+    duration.as_secs().saturating_mul(1_000_000_000).saturating_add(u64::from(duration.subsec_nanos()))
 }
 
 #[cfg(feature = "metrics")]
@@ -428,6 +459,7 @@ mod recorder {
         pub(super) panicked: Counter,
         pub(super) stalls: Counter,
         pub(super) stalled: Gauge,
+        pub(super) overloaded: Gauge,
     }
 
     impl Recorder {
@@ -450,6 +482,7 @@ mod recorder {
                     panicked: counter!("offload_panicked_total", &labels),
                     stalls: counter!("offload_stalls_total", &labels),
                     stalled: gauge!("offload_stalled", &labels),
+                    overloaded: gauge!("offload_overloaded", &labels),
                 }
             })
         }
@@ -468,6 +501,11 @@ mod recorder {
         describe_counter!("offload_panicked_total", count, "Panics of work.");
         describe_counter!("offload_stalls_total", count, "Times that calls waited and none made progress for 10 s.");
         describe_gauge!("offload_stalled", count, "1 while calls wait and none makes progress, otherwise 0.");
+        describe_gauge!(
+            "offload_overloaded",
+            count,
+            "1 while calls are rejected because the queue does not drain, otherwise 0."
+        );
     }
 
     impl Handles {

@@ -102,7 +102,10 @@
 //! If a call blocks its thread until another call of the same pool is done, for example with
 //! `Handle::block_on(pool.run(..))`, and every thread of a stalled pool is blocked like this, none
 //! of these calls could ever end. Each wait then fails with [`CallError::Deadlock`]. A call that
-//! waits for another one in any other way, such as `recv`, is not recognized.
+//! waits for another one in any other way, such as `recv`, is not recognized. A pool on borrowed
+//! threads ([`TokioBlocking`], `Rayon`) that is still waiting for one of them is only reported as
+//! stalled, because the thread may become free. Give [`TokioBlocking`] no more threads than the
+//! runtime has.
 //!
 //! A helper thread named `offload-monitor` looks for this once per second. The pool starts it when
 //! a call has to wait, and it exits after a minute in which no call has waited. Pools with an
@@ -134,6 +137,7 @@ mod error;
 mod inline;
 mod metrics;
 mod nested;
+mod overload;
 mod priority;
 mod queue_permit;
 #[cfg(feature = "rayon")]

@@ -9,6 +9,7 @@ use std::{
 
 use super::{
     CallError, Pool, Priority,
+    admission::Admission,
     call::{self, Runnable, Schedule},
     metrics::Metrics,
     nested::NestedWaits,
@@ -34,13 +35,13 @@ pub(crate) type Admitted = call::Admitted<QueuePermit>;
 impl QueuePermit {
     /// Acquires a permit if one is available. See [`Priority::Low`] for its smaller share.
     pub(crate) fn try_acquire(pool: &Arc<dyn Pool>, priority: Priority) -> Result<Self, CallError> {
-        pool.admission().try_acquire(priority)?;
+        (**pool).admission().try_acquire(priority)?;
         Ok(Self::new(pool.clone()))
     }
 
     /// Like `try_acquire`, and counts a failure as a rejected call.
     pub(crate) fn try_acquire_counted(pool: Arc<dyn Pool>, priority: Priority) -> Result<Self, CallError> {
-        match pool.admission().try_acquire(priority) {
+        match (*pool).admission().try_acquire(priority) {
             Ok(()) => Ok(Self::new(pool)),
             Err(error) => {
                 pool.admission().metrics().rejected(error);
@@ -59,6 +60,11 @@ impl QueuePermit {
     pub(crate) fn with_delay(mut self, delay: Duration) -> Self {
         self.delay = u64::try_from(delay.as_nanos()).unwrap_or(u64::MAX);
         self
+    }
+
+    /// Returns the admission control of the pool, by one virtual call.
+    fn admission(&self) -> &Admission {
+        (*self.pool).admission()
     }
 
     fn new(pool: Arc<dyn Pool>) -> Self {
@@ -80,18 +86,18 @@ impl QueuePermit {
 impl Schedule for QueuePermit {
     #[inline]
     fn schedule(&self, runnable: Runnable) {
-        self.pool.schedule(runnable);
+        (*self.pool).schedule(runnable);
     }
 
     fn release_queue_permit(&self) {
         if self.take() {
-            self.pool.admission().release();
+            self.admission().release();
         }
     }
 
     #[inline]
     fn on_start(&self, waited: Duration) {
-        let admission = self.pool.admission();
+        let admission = self.admission();
         if self.take() {
             admission.release();
         }
@@ -99,22 +105,26 @@ impl Schedule for QueuePermit {
     }
 
     #[inline]
-    fn on_complete(&self, run_time: Option<Duration>) {
-        self.pool.admission().on_complete(run_time);
+    fn on_complete(&self, run_time: Option<Duration>, ends_poll: bool) {
+        self.admission().on_complete(run_time, ends_poll);
     }
 
     #[inline]
     fn is_halted(&self) -> bool {
-        self.pool.admission().is_halted()
+        self.admission().is_halted()
     }
 
     #[inline]
     fn metrics(&self) -> &Metrics {
-        self.pool.admission().metrics()
+        self.admission().metrics()
+    }
+
+    fn expected_wait(&self) -> Duration {
+        (*self.pool).expected_wait()
     }
 
     fn nested_waits(&self) -> &NestedWaits {
-        self.pool.admission().nested_waits()
+        self.admission().nested_waits()
     }
 }
 

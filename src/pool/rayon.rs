@@ -153,11 +153,15 @@ impl Pool for Rayon {
     }
 
     fn max_threads(&self) -> Option<usize> {
-        Some(self.workers.max_threads())
+        self.workers.max_threads()
     }
 
     fn shutdown(&self, timeout: Duration) -> Pin<Box<dyn Future<Output = PoolShutdownReport> + Send + '_>> {
-        Box::pin(self.workers.clone().shutdown(timeout))
+        self.workers.shutdown(timeout)
+    }
+
+    fn into_shared(self) -> Arc<dyn Pool> {
+        self.workers
     }
 }
 

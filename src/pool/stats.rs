@@ -41,6 +41,9 @@ pub struct PoolStats {
     pub panicked: u64,
     /// Number of calls that ended with an output.
     pub completed: u64,
+    /// Number of times that the pool became overloaded, with
+    /// [`QueuePolicy::AcceptBursts`](super::QueuePolicy::AcceptBursts).
+    pub overloads: u64,
     /// Number of times that the pool was stalled: calls waited for a thread, and for 10 s no call
     /// made progress. See [stalled pools](crate::pool#stalled-pools).
     pub stalls: u64,

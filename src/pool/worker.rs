@@ -1,5 +1,6 @@
 use std::{
     fmt, io, mem,
+    pin::Pin,
     sync::{Arc, Weak},
     time::Duration,
 };
@@ -7,8 +8,9 @@ use std::{
 use tokio::{runtime::Handle, time::Instant};
 
 use super::{
+    Pool,
     admission::Admission,
-    call::{CallerWaker, Runnable, RuntimeGuard},
+    call::{CallerWaker, Clock, Runnable, RuntimeGuard},
     error::CallError,
     scheduler::{Action, Dequeued, Limits, QueueItem, QueuePolicy, Scheduler, WakeUp, WorkerState},
     stall::{Change, OBSERVATIONS, StallDetector},
@@ -32,6 +34,8 @@ pub(super) struct WorkerPool {
     executor: Box<dyn Executor>,
     /// The monitor is the thread that detects stalls. It runs while calls wait.
     monitor: Watchdog,
+    /// Upgraded only to start a thread. A call holds its pool, so the pool exists then.
+    this: Weak<Self>,
 }
 
 /// Threads that run workers.
@@ -85,26 +89,20 @@ impl QueueItem for Runnable {
 impl WorkerPool {
     pub(super) fn new(admission: Admission, config: WorkerConfig, executor: impl Executor + 'static) -> Arc<Self> {
         let scheduler = Scheduler::new(config.limits, config.queue_policy, config.spin);
-        Arc::new(Self {
+        let admission = admission.with_policy(config.queue_policy, config.limits.max);
+        Arc::new_cyclic(|this| Self {
             admission,
             scheduler,
             config,
             wake_batcher: WakeBatcher::new(),
             executor: Box::new(executor),
             monitor: Watchdog::new(),
+            this: this.clone(),
         })
-    }
-
-    pub(super) fn admission(&self) -> &Admission {
-        &self.admission
     }
 
     pub(super) fn workers(&self) -> usize {
         self.scheduler.workers()
-    }
-
-    pub(super) fn max_threads(&self) -> usize {
-        self.config.limits.max
     }
 
     /// Spawns one worker ahead of any work.
@@ -115,25 +113,12 @@ impl WorkerPool {
         self.executor.spawn(Worker::new(self.clone(), WorkerState::busy()))
     }
 
-    pub(super) fn schedule(self: &Arc<Self>, runnable: Runnable) {
-        let (priority, has_started) = runnable.priority_and_started();
-        let wake_up = self.scheduler.push(runnable, priority, has_started);
-        if wake_up == WakeUp::Spawn {
-            self.spawn_worker();
-        }
-        // An idle worker that was woken takes the entry soon. Otherwise the entry may wait for a
-        // thread that is stuck, or for one that an executor never starts.
-        if wake_up != WakeUp::Unpark(()) && !self.monitor.is_running() {
-            self.start_monitor();
-        }
-    }
-
     #[cold]
-    fn start_monitor(self: &Arc<Self>) {
+    fn start_monitor(&self) {
         if !self.monitor.must_spawn() {
             return;
         }
-        let (pool, interval) = (Arc::downgrade(self), self.config.stall_timeout / OBSERVATIONS);
+        let (pool, interval) = (self.this.clone(), self.config.stall_timeout / OBSERVATIONS);
         let thread = std::thread::Builder::new().name("offload-monitor".to_owned());
         if thread.spawn(move || run_monitor(&pool, interval)).is_err() {
             self.monitor.try_exit(|| true); // The next call tries again.
@@ -153,18 +138,15 @@ impl WorkerPool {
         if detector.is_slow() {
             self.executor.retry();
         }
-        if detector.is_stalled() && observation.active > 0 && nested.len() >= observation.active {
+        // A worker that is not active has been asked for, or has given its thread back to an executor
+        // with other users. It may still get a thread once their work ends.
+        let no_thread_to_come = observation.active > 0 && observation.active >= self.workers();
+        if detector.is_stalled() && no_thread_to_come && nested.len() >= observation.active {
             let waits = nested.fail_all();
             if waits > 0 {
                 metrics.deadlocked(waits);
             }
         }
-    }
-
-    /// Returns the longer of two waits: that of the call that started last, and that of the oldest
-    /// call in the queue.
-    pub(super) fn expected_wait(&self) -> Duration {
-        self.admission.expected_wait().max(self.scheduler.longest_wait())
     }
 
     /// Rejects new calls. Workers run the queued ones and exit.
@@ -173,26 +155,58 @@ impl WorkerPool {
         self.scheduler.close();
     }
 
-    pub(super) async fn shutdown(self: Arc<Self>, timeout: Duration) -> PoolShutdownReport {
-        self.close();
-        let report = self.admission.shutdown(timeout).await;
-        if self.scheduler.halt() {
-            self.spawn_worker();
-        }
-        report
-    }
-
     /// Spawns a worker that the scheduler has asked for. If that fails, the drop of the worker
     /// removes it from the scheduler. Queued calls then wait for other workers, or fail if there
     /// are none.
-    fn spawn_worker(self: &Arc<Self>) {
-        let worker = Worker::new(self.clone(), WorkerState::notified());
+    fn spawn_worker(&self) {
+        let Some(pool) = self.this.upgrade() else { return };
+        let worker = Worker::new(pool, WorkerState::notified());
         if self.admission.is_halted() {
             // The executor's own threads may be stuck in work that cannot be stopped.
             let _ = std::thread::Builder::new().name("offload-reaper".to_owned()).spawn(move || worker.run());
         } else {
             let _ = self.executor.spawn(worker);
         }
+    }
+}
+
+impl Pool for WorkerPool {
+    fn admission(&self) -> &Admission {
+        &self.admission
+    }
+
+    fn schedule(&self, runnable: Runnable) {
+        let (priority, has_started) = runnable.priority_and_started();
+        let wake_up = self.scheduler.push(runnable, priority, has_started);
+        if wake_up == WakeUp::Spawn {
+            self.spawn_worker();
+        }
+        // An idle worker that was woken takes the entry soon. Otherwise the entry may wait for a
+        // thread that is stuck, or for one that an executor never starts.
+        if wake_up != WakeUp::Unpark(()) && !self.monitor.is_running() {
+            self.start_monitor();
+        }
+    }
+
+    /// Returns the longer of two waits: that of the call that started last, and that of the oldest
+    /// call in the queue.
+    fn expected_wait(&self) -> Duration {
+        self.admission.expected_wait().max(self.scheduler.longest_wait())
+    }
+
+    fn max_threads(&self) -> Option<usize> {
+        Some(self.config.limits.max)
+    }
+
+    fn shutdown(&self, timeout: Duration) -> Pin<Box<dyn Future<Output = PoolShutdownReport> + Send + '_>> {
+        Box::pin(async move {
+            self.close();
+            let report = self.admission.shutdown(timeout).await;
+            if self.scheduler.halt() {
+                self.spawn_worker();
+            }
+            report
+        })
     }
 }
 
@@ -244,29 +258,36 @@ impl Worker {
         let WorkerPool { admission, scheduler, config, wake_batcher, .. } = &**pool;
         let runtime = first.item.runtime().filter(|_| !config.is_borrowed).cloned();
         let mut batch = RunBatch::enter(runtime.as_ref(), wake_batcher);
-        let mut dequeued = first;
+        let (mut dequeued, mut clock) = (first, Clock::default());
         let end = loop {
             let Dequeued { item: runnable, spawn_worker, has_more } = dequeued;
             if spawn_worker {
                 pool.spawn_worker();
             }
+            if let Some(limit) = admission.take_excess() {
+                state.shed.extend(scheduler.shed_to(limit));
+            }
             for shed in state.shed.drain(..) {
+                clock.reset();
                 ignore_panic(|| shed.refuse(CallError::Expired));
             }
             // A call catches the panics of its work. One that arrives here was raised by a metrics
             // recorder or a tracing subscriber.
-            let caller = catch_unwind(|| runnable.run_without_wake()).unwrap_or_else(|payload| {
+            let caller = catch_unwind(|| runnable.run_without_wake(&mut clock)).unwrap_or_else(|payload| {
                 drop_payload(payload);
                 None
             });
             if let Some(caller) = caller {
-                batch.wake(caller, !has_more);
+                if batch.wake(caller, !has_more) {
+                    clock.reset();
+                }
             }
             if config.is_borrowed && !admission.is_halted() && !scheduler.is_empty() {
                 break None;
             }
             let mut action = scheduler.next(state, may_park);
             while let Action::Search = action {
+                clock.reset();
                 scheduler.search(state);
                 action = scheduler.next(state, may_park);
             }
@@ -354,14 +375,18 @@ impl<'a> RunBatch<'a> {
     }
 
     /// Wakes a caller now, or together with others. `is_last` is `true` if no other call is queued.
-    fn wake(&mut self, caller: CallerWaker, is_last: bool) {
+    /// Returns `true` if a task was woken, which may have taken a while.
+    fn wake(&mut self, caller: CallerWaker, is_last: bool) -> bool {
         let is_first = mem::replace(&mut self.is_first, false);
         match self.runtime {
             Some(runtime) if caller.is_maker && !is_first => {
                 let list = self.wake_list.get_or_insert_with(|| self.wake_batcher.list(runtime));
-                self.wake_batcher.wake(list, caller, is_last);
+                self.wake_batcher.wake(list, caller, is_last)
             }
-            _ => caller.wake(),
+            _ => {
+                caller.wake();
+                true
+            }
         }
     }
 }

@@ -102,7 +102,7 @@ impl AcceptError {
     /// level `ERROR`.
     pub fn into_response<B: From<Bytes>>(self) -> Response<B> {
         match &self.0 {
-            Kind::Store(error) => error.report(),
+            Kind::Store(error) => error.report_response(),
             #[cfg(feature = "tracing")]
             Kind::Invalid(_) => tracing::event!(tracing::Level::ERROR, "{self}"),
             _ => {}

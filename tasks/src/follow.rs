@@ -170,7 +170,7 @@ impl Looking {
             let _ = timeout_at(next_poll, self.followers.wake.notified()).await;
             let Some(ids) = self.due(&mut next_poll) else { return };
             for ids in ids.chunks(MAX_BATCH) {
-                match self.writer.store.get_many(ids).await {
+                match self.writer.get_many(ids).await {
                     Ok(found) => ids.iter().zip(found).for_each(|(id, found)| {
                         self.followers.send(*id, Ok(found.into_record()));
                     }),

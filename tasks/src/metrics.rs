@@ -71,6 +71,8 @@ impl WriterMetrics {
         let stats = &self.0;
         change("offload_tasks_open", last.open as f64, stats.open as f64);
         count("offload_tasks_failed_writes_total", stats.failed_writes - last.failed_writes);
+        count("offload_tasks_failed_reads_total", stats.failed_reads - last.failed_reads);
+        count("offload_tasks_failed_maintenance_total", stats.failed_maintenance - last.failed_maintenance);
         count("offload_tasks_fenced_total", stats.fenced - last.fenced);
         count("offload_tasks_failed_renewals_total", stats.failed_renewals - last.failed_renewals);
         count("offload_tasks_lost_leases_total", stats.lost_leases - last.lost_leases);
@@ -90,6 +92,11 @@ fn describe() {
     let counters = [
         ("offload_tasks_rejected_total", "Tasks that were not accepted."),
         ("offload_tasks_failed_writes_total", "Batches that the store failed to write. They are retried."),
+        ("offload_tasks_failed_reads_total", "Reads that the store failed or refused."),
+        (
+            "offload_tasks_failed_maintenance_total",
+            "Sweeps, and looks for lost tasks and cancel requests, that failed.",
+        ),
         ("offload_tasks_fenced_total", "Records that changed after the store had marked them as lost."),
         ("offload_tasks_failed_renewals_total", "Attempts to renew the lease that failed. They are repeated."),
         ("offload_tasks_lost_leases_total", "Leases that were lost, with the unfinished tasks of the process."),

@@ -159,8 +159,7 @@ impl Tasks {
     ///
     /// Returns an error if the store cannot be read.
     pub async fn list(&self, filter: &Filter, page: Page) -> Result<Listing, StoreError> {
-        self.start().await?;
-        let mut listing = self.writer().store.list(filter, page).await?;
+        let mut listing = self.writer().list(filter, page).await?;
         for record in &mut listing.records {
             let newest = self.writer().active(record.id).map(|task| task.record());
             *record = newest.as_ref().unwrap_or(record).summary();
@@ -247,8 +246,10 @@ impl Tasks {
             open: stats.open,
             rejected: self.shared.rejected.load(Relaxed),
             failed_writes: stats.failed_writes,
+            failed_reads: stats.failed_reads,
             fenced: stats.fenced,
             failed_renewals: stats.failed_renewals,
+            failed_maintenance: stats.failed_maintenance,
             lost_leases: stats.lost_leases,
             denied: self.limits().denied(),
             shed: self.limits().shed(),
@@ -298,10 +299,15 @@ pub struct TasksStats {
     pub rejected: u64,
     /// Number of batches that the store failed to write. Their records are retried.
     pub failed_writes: u64,
+    /// Number of reads that the store failed or refused, because too many callers waited for it.
+    pub failed_reads: u64,
     /// Number of records that changed after the store had marked them as lost.
     pub fenced: u64,
     /// Number of failed attempts to renew the lease. Each is repeated.
     pub failed_renewals: u64,
+    /// Number of failed attempts to evict records, to find the tasks of lost processes, or to find
+    /// cancel requests of other processes. Each is repeated.
+    pub failed_maintenance: u64,
     /// Number of leases that were lost: the process was silent for too long, and another one has
     /// marked its tasks as lost.
     pub lost_leases: u64,

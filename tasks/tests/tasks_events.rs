@@ -64,6 +64,16 @@ async fn each_response_to_a_store_failure_logs_the_cause_once() {
     assert!(rejected.len() == 1 && rejected[0].contains("name=\"report\""), "{all:?}");
     assert_eq!(error.into_response::<Bytes>().status(), 503);
     assert!(events.try_recv().unwrap().1.starts_with("message=the task store is unavailable: "));
+
+    // A flood of requests is not a flood of events.
+    let (requests, failed) = (1000, tasks.stats().failed_reads);
+    for _ in 0..requests {
+        let request = Request::get(format!("/{}", accepted.id())).body(()).unwrap();
+        assert_eq!(tasks.service().oneshot(request).await.unwrap().status(), 503);
+    }
+    assert_eq!(tasks.stats().failed_reads - failed, requests);
+    let logged: Vec<_> = events.try_iter().filter(|(level, _)| *level == tracing::Level::ERROR).collect();
+    assert!(logged.len() < 500, "{} events", logged.len());
     for suffix in ["", "-wal", "-shm", ".tower-offload.lock"] {
         let _ = std::fs::remove_file(format!("{}{suffix}", file.display()));
     }

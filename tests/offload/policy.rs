@@ -213,3 +213,85 @@ async fn shutdown_answers_closed_before_the_policy_sheds() {
     assert_eq!(soon(queued).await, Err(CallError::Closed));
     held.release().await.unwrap();
 }
+
+/// A pool whose calls take as long as the test wants, in a runtime with a paused clock.
+struct Paced {
+    pool: ThreadPool,
+    release: std::sync::mpsc::Sender<()>,
+    released: Arc<Mutex<std::sync::mpsc::Receiver<()>>>,
+    calls: tokio::task::JoinSet<Result<(), CallError>>,
+}
+
+impl Paced {
+    fn new() -> Self {
+        let builder = ThreadPool::builder().threads(1).queue_policy(QueuePolicy::AcceptBursts);
+        let (release, released) = std::sync::mpsc::channel();
+        let released = Arc::new(Mutex::new(released));
+        Self { pool: builder.build().unwrap(), release, released, calls: tokio::task::JoinSet::new() }
+    }
+
+    fn call(&mut self) {
+        let released = self.released.clone();
+        self.calls.spawn(self.pool.run(move || released.lock().unwrap().recv().unwrap()));
+    }
+
+    /// Ends one call, and waits until the thread has taken the next one.
+    async fn end_call(&self) {
+        let before = self.pool.stats();
+        self.release.send(()).unwrap();
+        eventually(|| {
+            let now = self.pool.stats();
+            now.completed > before.completed && (now.started > before.started || now.queued == 0)
+        })
+        .await;
+    }
+
+    /// Returns the number of calls that failed so far, and their errors.
+    async fn failed(&mut self) -> Vec<CallError> {
+        tokio::task::yield_now().await;
+        std::iter::from_fn(|| self.calls.try_join_next()).filter_map(|call| call.unwrap().err()).collect()
+    }
+
+    /// One call ends in each millisecond, and `arrivals` begin.
+    async fn millisecond(&mut self, arrivals: usize) {
+        for _ in 0..arrivals {
+            self.call();
+            tokio::task::yield_now().await;
+        }
+        if self.pool.stats().in_flight > 0 {
+            self.end_call().await;
+        }
+        tokio::time::advance(Duration::from_millis(1)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn bursts_wait_and_steady_overload_is_rejected() {
+    let mut paced = Paced::new();
+    paced.millisecond(100).await;
+    for _ in 0..110 {
+        paced.millisecond(0).await;
+    }
+    assert_eq!((paced.pool.stats().completed, paced.failed().await), (100, vec![]), "the burst waits");
+
+    for _ in 0..200 {
+        paced.millisecond(2).await;
+    }
+    let stats = paced.pool.stats();
+    assert_eq!(stats.overloads, 1);
+    assert!(stats.queued <= 4, "{stats:?}");
+    let failed = paced.failed().await;
+    assert!(failed.contains(&CallError::Overloaded), "calls are rejected");
+    assert!(failed.contains(&CallError::Expired), "the oldest were shed once");
+
+    for _ in 0..200 {
+        paced.millisecond(usize::from(paced.pool.stats().queued == 0)).await;
+    }
+    paced.failed().await;
+    paced.millisecond(100).await;
+    assert_eq!(paced.failed().await, [], "the pool accepts bursts again");
+    for _ in 0..110 {
+        paced.millisecond(0).await;
+    }
+    assert_eq!(paced.pool.stats().queued, 0);
+}

@@ -17,7 +17,7 @@ use tower::ServiceBuilder;
 use tower_offload::{
     OffloadLayer, ThreadPool,
     offload::ProblemJson,
-    pool::{Codel, Pool, Rayon, TokioBlocking},
+    pool::{Codel, Pool, QueuePolicy, Rayon, TokioBlocking},
 };
 use tower_resilience_executor::{BlockingExecutor, ExecutorError, ExecutorLayer};
 
@@ -62,6 +62,9 @@ pub(super) const VARIANTS: &[Variant] = &[
     variant("offload/bounded", [140, 86, 20], |work| offload(work, built(ThreadPool::builder().queue_capacity(32)))),
     variant("offload/codel", [110, 50, 160], |work| {
         offload(work, built(ThreadPool::builder().queue_policy(Codel::default())))
+    }),
+    variant("offload/bursts", [213, 160, 20], |work| {
+        offload(work, built(ThreadPool::builder().queue_policy(QueuePolicy::AcceptBursts)))
     }),
     variant("offload/nice", [0, 90, 60], |work| offload(work, built(ThreadPool::builder().niceness(10)))),
     variant("offload/blocking", [120, 120, 120], |work| offload(work, ThreadPool::blocking(64))),

@@ -1,8 +1,9 @@
 //! Test double of a response: it has neither a handler nor a body.
 
-use std::sync::{Arc, atomic::AtomicU64};
+use std::sync::Arc;
 
 use http::{HeaderMap, Request, StatusCode, Version};
+use tokio::time::Instant;
 
 use super::{Exchange, FlushOutcome, FlushWaiter, Progress, RequestLine};
 use crate::after_response::Outcome;
@@ -19,7 +20,7 @@ impl TestResponse {
         let mut request = Request::new(());
         *request.version_mut() = version;
         let line = RequestLine::new(&request);
-        let (exchange, waiter) = Exchange::tracked(line, Arc::new(AtomicU64::new(0)));
+        let (exchange, waiter) = Exchange::tracked(line, Instant::now(), Arc::default());
         (Self { exchange, line }, waiter)
     }
 

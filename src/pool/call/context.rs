@@ -1,5 +1,6 @@
 use std::{
-    cell::{Cell, RefCell},
+    cell::RefCell,
+    mem,
     sync::{Arc, atomic::Ordering},
     task::Waker,
 };
@@ -13,13 +14,43 @@ use super::runnable::RawCall;
 use crate::pool::nested::NestedWaits;
 
 thread_local! {
-    /// Runtime that the worker on this thread has entered for a run of calls. Empty while a call
-    /// runs, because nested work (rayon and `Inline` run calls within calls) must enter its own.
-    static ENTERED: Cell<Option<Id>> = const { Cell::new(None) };
+    static CURRENT: RefCell<Current> = const { RefCell::new(Current::NONE) };
+}
 
-    /// Call that this thread polls or drops. It is replaced and restored rather than set and
-    /// cleared, because rayon and `Inline` may run a second call on the stack of a first.
-    static CURRENT: RefCell<Option<CurrentCall>> = const { RefCell::new(None) };
+/// What this thread works on. It is replaced and restored rather than set and cleared, because
+/// rayon and `Inline` may run a second call on the stack of a first.
+struct Current {
+    /// Runtime that the worker on this thread has entered for a run of calls. Empty while a call
+    /// runs, because nested work must enter its own.
+    entered: Option<Id>,
+    /// Call that this thread polls or drops.
+    call: Option<CurrentCall>,
+}
+
+impl Current {
+    const NONE: Self = Self { entered: None, call: None };
+
+    /// Accesses the state of this thread. Returns `None` while the thread's locals are dropped.
+    #[inline]
+    fn with<T>(access: impl FnOnce(&mut Self) -> T) -> Option<T> {
+        CURRENT.try_with(|current| access(&mut current.borrow_mut())).ok()
+    }
+
+    /// Accesses the call that this thread works on.
+    #[inline]
+    fn with_call<T>(access: impl FnOnce(&CurrentCall) -> T) -> Option<T> {
+        CURRENT.try_with(|current| current.borrow().call.as_ref().map(access)).ok().flatten()
+    }
+
+    /// Swaps the state of this thread with `other`.
+    #[inline]
+    fn swap(other: &mut Self) {
+        Self::with(|current| mem::swap(current, other));
+    }
+
+    fn set_entered(entered: Option<Id>) -> Option<Id> {
+        Self::with(|current| mem::replace(&mut current.entered, entered)).flatten()
+    }
 }
 
 /// Environment of the caller that the work runs in: tokio runtime, tracing span and dispatcher.
@@ -63,35 +94,58 @@ impl Context {
 /// is referenced.
 #[derive(Debug)]
 pub(super) struct Trace {
+    /// `None` if no subscriber enables anything.
     #[cfg(feature = "tracing")]
+    subscriber: Option<Subscriber>,
+}
+
+#[cfg(feature = "tracing")]
+#[derive(Debug)]
+struct Subscriber {
     span: tracing::Span,
     /// `None` without a subscriber: a scoped dispatcher slows tracing down in the whole process.
-    #[cfg(feature = "tracing")]
     dispatch: Option<tracing::Dispatch>,
 }
 
 impl Trace {
+    #[inline]
     fn capture() -> Self {
         Self {
             #[cfg(feature = "tracing")]
-            span: tracing::Span::current(),
-            #[cfg(feature = "tracing")]
-            dispatch: tracing::dispatcher::get_default(|dispatch| {
-                (!dispatch.is::<tracing::subscriber::NoSubscriber>()).then(|| dispatch.clone())
-            }),
+            subscriber: (tracing::level_filters::LevelFilter::current() != tracing::level_filters::LevelFilter::OFF)
+                .then(Subscriber::capture),
         }
     }
 
     /// Runs `work` in `runtime` and in this span.
     pub(super) fn enter<T>(&self, runtime: Option<&Handle>, work: impl FnOnce() -> T) -> T {
-        let entered = ENTERED.take();
-        let _restore = RestoreEntered(entered);
+        let entered = RestoreEntered(Current::set_entered(None));
+        self.enter_from(entered.0, runtime, work)
+    }
+
+    /// Like `enter`, on a thread that has entered `entered`.
+    #[inline]
+    fn enter_from<T>(&self, entered: Option<Id>, runtime: Option<&Handle>, work: impl FnOnce() -> T) -> T {
         let _runtime = runtime.filter(|runtime| entered != Some(runtime.id())).map(Handle::enter);
         #[cfg(feature = "tracing")]
-        let _dispatch = self.dispatch.as_ref().map(tracing::dispatcher::set_default);
-        #[cfg(feature = "tracing")]
-        let _span = self.span.enter();
+        if let Some(Subscriber { span, dispatch }) = &self.subscriber {
+            let _dispatch = dispatch.as_ref().map(tracing::dispatcher::set_default);
+            let _span = span.enter();
+            return work();
+        }
         work()
+    }
+}
+
+#[cfg(feature = "tracing")]
+impl Subscriber {
+    fn capture() -> Self {
+        Self {
+            span: tracing::Span::current(),
+            dispatch: tracing::dispatcher::get_default(|dispatch| {
+                (!dispatch.is::<tracing::subscriber::NoSubscriber>()).then(|| dispatch.clone())
+            }),
+        }
     }
 }
 
@@ -99,7 +153,7 @@ struct RestoreEntered(Option<Id>);
 
 impl Drop for RestoreEntered {
     fn drop(&mut self) {
-        ENTERED.set(self.0);
+        Current::set_entered(self.0);
     }
 }
 
@@ -115,7 +169,7 @@ impl<'a> RuntimeGuard<'a> {
     pub(crate) fn enter(runtime: Option<&'a Handle>) -> Self {
         let id = runtime.map(Handle::id);
         let guard = runtime.map(Handle::enter);
-        ENTERED.set(id);
+        Current::set_entered(id);
         Self { runtime: id, _guard: guard }
     }
 
@@ -127,7 +181,7 @@ impl<'a> RuntimeGuard<'a> {
 
 impl Drop for RuntimeGuard<'_> {
     fn drop(&mut self) {
-        ENTERED.set(None);
+        Current::set_entered(None);
     }
 }
 
@@ -137,11 +191,12 @@ pub(crate) struct CurrentCall {
     pub(super) layer_permit: Option<Arc<dyn LayerPermit>>,
 }
 
-/// Result of [`CurrentCall::wait_for_pool`].
+/// How the caller of a call waits for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Wait {
     /// The thread does not work on a call of the same pool.
     Ordinary,
+    /// It does, so that [`CurrentCall::end_wait`] must be called when the wait ends.
     Nested,
     /// The thread must not wait, because all threads of the pool wait like this one, in calls of
     /// the same pool.
@@ -158,68 +213,71 @@ pub(crate) trait LayerPermit: Send + Sync + 'static {
 
 impl CurrentCall {
     /// Returns the innermost layer permit of the call that this thread works on.
+    #[inline]
     pub(crate) fn layer_permit() -> Option<Arc<dyn LayerPermit>> {
-        CURRENT.try_with(|current| current.borrow().as_ref()?.layer_permit.clone()).ok().flatten()
+        Current::with_call(|current| current.layer_permit.clone()).flatten()
     }
 
     /// Returns the call that this thread works on.
     pub(in crate::pool) fn get() -> Option<Arc<dyn RawCall>> {
-        CURRENT.try_with(|current| Some(current.borrow().as_ref()?.call.clone())).ok().flatten()
+        Current::with_call(|current| current.call.clone())
     }
 
     /// Returns `true` if this thread works on a call that is no longer wanted.
     pub(in crate::pool) fn is_unwanted() -> bool {
-        CURRENT
-            .try_with(|current| current.borrow().as_ref().is_some_and(|current| current.call.is_unwanted()))
-            .unwrap_or(false)
+        Current::with_call(|current| current.call.is_unwanted()) == Some(true)
     }
 
-    /// Called when this thread is about to wait for the call at the address `inner`, of `pool`. If
-    /// the wait is nested, [`end_wait`](Self::end_wait) must be called when it ends.
-    pub(super) fn wait_for_pool(pool: &NestedWaits, inner: usize, waker: &Waker) -> Wait {
-        if Self::is_of(pool) { Self::wait_nested(pool, inner, waker.clone()) } else { Wait::Ordinary }
+    /// Called when this thread is about to wait for the call at the address `inner`, of `pool`.
+    /// Sets `wait` if the wait is nested; [`end_wait`](Self::end_wait) must be called when it ends.
+    #[inline]
+    pub(super) fn wait_for_pool<'a>(
+        pool: impl FnOnce() -> &'a NestedWaits,
+        inner: usize,
+        waker: &Waker,
+        wait: &mut Wait,
+    ) {
+        if let Some(call) = Self::of(pool) {
+            Self::wait_nested(&call, inner, waker.clone(), wait);
+        }
     }
 
     /// Called when this thread stops waiting for the call at the address `inner`, of `pool`.
     #[cold]
-    pub(super) fn end_wait(pool: &NestedWaits, inner: usize) {
-        if Self::is_of(pool) {
-            if let Some(call) = Self::get() {
-                pool.end_wait(Arc::as_ptr(&call).addr(), inner);
-            }
+    pub(super) fn end_wait<'a>(pool: impl FnOnce() -> &'a NestedWaits, inner: usize) {
+        if let Some(call) = Self::of(pool) {
+            call.nested_waits().end_wait(Arc::as_ptr(&call).addr(), inner);
         }
     }
 
-    /// Returns `true` if this thread works on a call of this pool.
-    fn is_of(pool: &NestedWaits) -> bool {
-        let is_of = CURRENT.try_with(|current| {
-            current.borrow().as_ref().is_some_and(|current| std::ptr::eq(current.call.nested_waits(), pool))
-        });
-        is_of == Ok(true)
+    /// Returns the call that this thread works on, if it is a call of this pool.
+    #[inline]
+    fn of<'a>(pool: impl FnOnce() -> &'a NestedWaits) -> Option<Arc<dyn RawCall>> {
+        Current::with_call(|current| std::ptr::eq(current.call.nested_waits(), pool()).then(|| current.call.clone()))
+            .flatten()
     }
 
     #[cold]
-    fn wait_nested(pool: &NestedWaits, inner: usize, waker: Waker) -> Wait {
-        let Some(call) = Self::get() else { return Wait::Ordinary };
+    fn wait_nested(call: &Arc<dyn RawCall>, inner: usize, waker: Waker, wait: &mut Wait) {
         call.header().waits_nested.store(true, Ordering::Relaxed);
-        if pool.wait(Arc::as_ptr(&call).addr(), inner, waker) { Wait::Deadlocked } else { Wait::Nested }
+        let is_deadlocked = call.nested_waits().wait(Arc::as_ptr(call).addr(), inner, waker);
+        *wait = if is_deadlocked { Wait::Deadlocked } else { Wait::Nested };
     }
 
-    /// Runs `work` as part of this call.
-    pub(super) fn scope<T>(self, work: impl FnOnce() -> T) -> T {
-        let _restore = RestoreCurrent(replace(Some(self)));
-        work()
+    /// Runs `work` as part of this call, in `runtime` and in the span of `trace`.
+    #[inline]
+    pub(super) fn scope<T>(self, trace: &Trace, runtime: Option<&Handle>, work: impl FnOnce() -> T) -> T {
+        let mut before = RestoreCurrent(Current { entered: None, call: Some(self) });
+        Current::swap(&mut before.0);
+        trace.enter_from(before.0.entered, runtime, work)
     }
 }
 
-struct RestoreCurrent(Option<CurrentCall>);
+struct RestoreCurrent(Current);
 
 impl Drop for RestoreCurrent {
     fn drop(&mut self) {
-        drop(replace(self.0.take()));
+        // The call is dropped after the access, because its drop may run user code.
+        Current::swap(&mut self.0);
     }
-}
-
-fn replace(current: Option<CurrentCall>) -> Option<CurrentCall> {
-    CURRENT.try_with(|slot| slot.replace(current)).ok().flatten()
 }

@@ -3,10 +3,11 @@ use std::{
     fmt,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
+    time::Duration,
 };
 
-use super::state::OnCallerDrop;
+use super::{context::Wait, state::OnCallerDrop};
 use crate::pool::error::CallError;
 
 /// Reason why a call has no output.
@@ -30,16 +31,20 @@ impl fmt::Debug for CallFailure {
 pub(crate) struct JoinHandle<T> {
     /// `None` after the output was returned.
     call: Option<Arc<dyn Join<T>>>,
+    /// `true` after a failure was returned. The call is then kept only for
+    /// [`expected_wait`](Self::expected_wait).
+    has_failed: bool,
     on_drop: OnCallerDrop,
-    /// `true` once a call of the same pool has waited for this one.
-    waits_nested: bool,
+    /// `Ordinary` until a call of the same pool has waited for this one.
+    wait: Wait,
 }
 
 /// The part of a call that its handle uses, independent of the future's type.
 pub(super) trait Join<T>: Send + Sync {
-    /// Sets `waits_nested` if the polling thread waits and belongs to the call's pool, so that the
-    /// caller must call [`end_wait`](Self::end_wait).
-    fn poll_result(&self, cx: &mut Context<'_>, waits_nested: &mut bool) -> Poll<Joined<T>>;
+    /// Sets `wait` if the polling thread waits and belongs to the call's pool.
+    fn poll_result(&self, cx: &mut Context<'_>, wait: &mut Wait) -> Poll<Result<T, CallFailure>>;
+    /// Returns how long a new call of the pool is expected to wait.
+    fn expected_wait(&self) -> Duration;
     /// Records that the current thread no longer waits for this call.
     fn end_wait(&self);
     fn drop_caller(self: Arc<Self>, on_drop: OnCallerDrop);
@@ -47,16 +52,23 @@ pub(super) trait Join<T>: Send + Sync {
     fn reject_caller(self: Arc<Self>, error: CallError) -> Result<T, CallFailure>;
 }
 
-/// Result of [`Join::poll_result`].
-pub(super) enum Joined<T> {
-    Complete(Result<T, CallFailure>),
-    /// The call has not ended, and the polling thread must stop waiting for it.
-    Deadlocked,
+impl<T> JoinHandle<T> {
+    pub(super) fn new(call: Arc<dyn Join<T>>, on_drop: OnCallerDrop) -> Self {
+        Self { call: Some(call), has_failed: false, on_drop, wait: Wait::Ordinary }
+    }
 }
 
 impl<T> JoinHandle<T> {
-    pub(super) fn new(call: Arc<dyn Join<T>>, on_drop: OnCallerDrop) -> Self {
-        Self { call: Some(call), on_drop, waits_nested: false }
+    /// Stops waiting for the call, because the wait would never end.
+    #[cold]
+    fn reject(call: &Arc<dyn Join<T>>) -> Result<T, CallFailure> {
+        call.clone().reject_caller(CallError::Deadlock)
+    }
+
+    /// Returns how long a new call of the pool is expected to wait. Zero once the output was
+    /// returned.
+    pub(crate) fn expected_wait(&self) -> Duration {
+        self.call.as_ref().map(|call| call.expected_wait()).unwrap_or_default()
     }
 }
 
@@ -64,25 +76,29 @@ impl<T> Future for JoinHandle<T> {
     type Output = Result<T, CallFailure>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let Self { call, waits_nested, .. } = &mut *self;
-        let call = call.as_ref().expect("a future of an offloaded call was polled after it completed");
-        let joined = ready!(call.poll_result(cx, waits_nested));
-        let result = match joined {
-            Joined::Complete(result) => result,
-            Joined::Deadlocked => call.clone().reject_caller(CallError::Deadlock),
+        let Self { call, has_failed, wait, .. } = &mut *self;
+        let known = call.as_ref().filter(|_| !*has_failed);
+        let known = known.expect("a future of an offloaded call was polled after it completed");
+        let result = match known.poll_result(cx, wait) {
+            Poll::Ready(result) => result,
+            Poll::Pending if *wait == Wait::Deadlocked => Self::reject(known),
+            Poll::Pending => return Poll::Pending,
         };
-        if *waits_nested {
-            call.end_wait();
+        if *wait != Wait::Ordinary {
+            known.end_wait();
         }
-        self.call = None;
+        match &result {
+            Ok(_) => *call = None,
+            Err(_) => *has_failed = true,
+        }
         Poll::Ready(result)
     }
 }
 
 impl<T> Drop for JoinHandle<T> {
     fn drop(&mut self) {
-        if let Some(call) = self.call.take() {
-            if self.waits_nested {
+        if let Some(call) = self.call.take().filter(|_| !self.has_failed) {
+            if self.wait != Wait::Ordinary {
                 call.end_wait();
             }
             call.drop_caller(self.on_drop);

@@ -154,7 +154,7 @@ fn caller_is_woken_at_completion() {
         });
         // loom reports a `block_on` that is never woken as a deadlock.
         block_on(std::future::poll_fn(|cx: &mut Context<'_>| {
-            if call.state.poll_complete(cx, true) { Poll::Ready(()) } else { Poll::Pending }
+            if call.state.poll_complete(cx, || true) { Poll::Ready(()) } else { Poll::Pending }
         }));
         assert_eq!(call.outputs.load(SeqCst), 1);
         runner.join().unwrap();

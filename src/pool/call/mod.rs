@@ -42,8 +42,8 @@ use std::{
 
 use tokio::{task::Id, time::Instant};
 
-pub(super) use self::runnable::RawCall;
 pub use self::runnable::Runnable;
+pub(super) use self::runnable::{Clock, RawCall};
 pub(crate) use self::{
     context::{Context, CurrentCall, LayerPermit, RuntimeGuard},
     join::{CallFailure, JoinHandle},
@@ -51,7 +51,7 @@ pub(crate) use self::{
 };
 use self::{
     context::{Trace, Wait},
-    join::{Join, Joined},
+    join::Join,
     runnable::Header,
     stage::Stage,
     state::{Begin, CallState, DropAction, Park},
@@ -85,12 +85,16 @@ pub(crate) trait Schedule: Send + Sync + 'static {
 
     /// Records the end of the call. Called once the work has ended and everything that it held is
     /// released, before the caller is notified. `run_time` is `None` if the call was never polled.
-    fn on_complete(&self, run_time: Option<Duration>);
+    /// `ends_poll` is `true` if this also ends the call's last poll, which is not recorded yet.
+    fn on_complete(&self, run_time: Option<Duration>, ends_poll: bool);
 
     /// Returns `true` if calls must be dropped instead of polled.
     fn is_halted(&self) -> bool;
 
     fn metrics(&self) -> &Metrics;
+
+    /// Returns how long a new call is expected to wait.
+    fn expected_wait(&self) -> Duration;
 
     /// Returns the waits of this pool's calls for each other.
     fn nested_waits(&self) -> &NestedWaits;
@@ -167,12 +171,8 @@ struct Environment {
 /// Result of one poll.
 enum Polled {
     Pending,
-    /// The result is stored. `dropped` is the panic of the future's destructor, if there was one.
-    Ready {
-        environment: Environment,
-        run_time: Duration,
-        dropped: Result<(), Box<dyn Any + Send>>,
-    },
+    /// The result is stored. The panic of the future's destructor, if there was one.
+    Ready(Result<(), Box<dyn Any + Send>>),
     Panicked(Box<dyn Any + Send>),
 }
 
@@ -184,8 +184,8 @@ where
     S: Schedule,
 {
     /// Records the end of the call's wait in the queue, and polls.
-    fn start_and_poll(self: &Arc<Self>) -> Option<CallerWaker> {
-        let now = Instant::now();
+    fn start_and_poll(self: &Arc<Self>, clock: &mut Clock) -> Option<CallerWaker> {
+        let now = clock.now();
         let waited = now.saturating_duration_since(self.header.created);
         if self.header.has_started() {
             let woken = Duration::from_nanos(self.woken.load(Ordering::Relaxed));
@@ -194,7 +194,19 @@ where
             self.header.started.store(true, Ordering::Relaxed);
             self.scheduler.on_start(waited);
         }
-        match self.poll_future(now) {
+        let mut progress = lock(&self.progress);
+        let polled = self.poll_future(&mut progress);
+        let ended = Instant::now();
+        progress.run_time = progress.run_time.saturating_add(ended.saturating_duration_since(now));
+        let run_time = progress.run_time;
+        let environment = if let Polled::Ready(_) = polled { progress.environment.take() } else { None };
+        drop(progress);
+        // Before `park`, because another thread may own the call after that.
+        self.end_nested_wait();
+        if environment.is_none() {
+            self.metrics().polled();
+        }
+        match polled {
             Polled::Pending => match self.state.park() {
                 Park::Parked => None,
                 Park::Schedule => {
@@ -203,11 +215,17 @@ where
                 }
                 Park::Cancelled => self.fail(CallFailure::Rejected(CallError::Closed)),
             },
-            Polled::Ready { environment, run_time, dropped } => {
+            Polled::Ready(dropped) => {
                 if let Err(payload) = dropped {
                     self.report_panic(payload);
                 }
-                self.complete(environment, Some(run_time))
+                let environment = environment.expect("a call completes once");
+                let caller = self.complete(environment, Some(run_time), true);
+                // Without a caller, the output may have been dropped here, which may take long.
+                if caller.is_some() {
+                    clock.set(ended);
+                }
+                caller
             }
             Polled::Panicked(payload) => self.fail(CallFailure::Panicked(payload)),
         }
@@ -215,33 +233,22 @@ where
 
     /// Polls the future, and drops it in its environment if it is ready.
     #[inline(never)] // Inlined, it costs 50 instructions more per call.
-    fn poll_future(self: &Arc<Self>, started: Instant) -> Polled {
+    fn poll_future(self: &Arc<Self>, progress: &mut Progress<F>) -> Polled {
         let waker = Waker::from(self.clone());
-        let polled = {
-            let mut progress = lock(&self.progress);
-            let Progress { stage, environment, run_time } = &mut *progress;
-            let entered = environment.as_ref().expect("a call has its environment until its future is dropped");
-            let polled = catch_unwind(|| {
-                self.enter(entered, || match stage.poll(&mut task::Context::from_waker(&waker)) {
-                    Poll::Pending => None,
-                    // The output is valid even if the future's destructor panics.
-                    Poll::Ready(output) => Some(catch_unwind(|| stage.store_result(Ok(output)))),
-                })
-            });
-            *run_time += started.elapsed();
-            match (polled, environment) {
-                (Ok(None), _) => Polled::Pending,
-                (Ok(Some(dropped)), environment) => {
-                    let environment = environment.take().expect("a call completes once");
-                    Polled::Ready { environment, run_time: *run_time, dropped }
-                }
-                (Err(payload), _) => Polled::Panicked(payload),
-            }
-        };
-        // Both before `park`, because another thread may own the call after that.
-        self.end_nested_wait();
-        self.metrics().polled();
-        polled
+        let Progress { stage, environment, .. } = progress;
+        let entered = environment.as_ref().expect("a call has its environment until its future is dropped");
+        let polled = catch_unwind(|| {
+            self.enter(entered, || match stage.poll(&mut task::Context::from_waker(&waker)) {
+                Poll::Pending => None,
+                // The output is valid even if the future's destructor panics.
+                Poll::Ready(output) => Some(catch_unwind(|| stage.store_result(Ok(output)))),
+            })
+        });
+        match polled {
+            Ok(None) => Polled::Pending,
+            Ok(Some(dropped)) => Polled::Ready(dropped),
+            Err(payload) => Polled::Panicked(payload),
+        }
     }
 
     /// Removes the record that this thread waits for another call of the pool, if there is one.
@@ -302,22 +309,27 @@ where
         };
         self.end_nested_wait();
         self.metrics().failed();
-        self.complete(environment, self.header.has_started().then_some(run_time))
+        self.complete(environment, self.header.has_started().then_some(run_time), false)
     }
 
-    /// Completes a call whose result is stored. `run_time` is `None` if it was never polled.
+    /// Completes a call whose result is stored. See [`Schedule::on_complete`] for the arguments.
     ///
     /// 1. The layer's permit is released, so that the caller's next call finds it free.
     /// 2. The pool no longer counts the call as in flight.
     /// 3. The result is published.
     /// 4. If the caller has left, the output is dropped here, on the pool.
-    fn complete(self: &Arc<Self>, environment: Environment, run_time: Option<Duration>) -> Option<CallerWaker> {
+    fn complete(
+        self: &Arc<Self>,
+        environment: Environment,
+        run_time: Option<Duration>,
+        ends_poll: bool,
+    ) -> Option<CallerWaker> {
         let Environment { trace, layer_permit } = environment;
         // Wakes a caller that waits for the permit. Its waker is user code.
         if let Some(Err(payload)) = layer_permit.map(|permit| catch_unwind(|| drop(permit))) {
             self.report_panic(payload);
         }
-        self.scheduler.on_complete(run_time);
+        self.scheduler.on_complete(run_time, ends_poll);
         let (is_abandoned, caller) = self.state.complete();
         if is_abandoned {
             self.drop_output(&trace, run_time.unwrap_or_default());
@@ -367,7 +379,7 @@ where
         ignore_panic(|| drop(environment));
         self.scheduler.release_queue_permit();
         self.metrics().failed();
-        self.scheduler.on_complete(None);
+        self.scheduler.on_complete(None, false);
         let (is_abandoned, caller) = self.state.complete();
         let result = if is_abandoned { lock(&self.progress).stage.take_result() } else { None };
         ignore_panic(|| drop(result));
@@ -378,7 +390,7 @@ where
     fn enter<T>(self: &Arc<Self>, environment: &Environment, work: impl FnOnce() -> T) -> T {
         let Environment { trace, layer_permit } = environment;
         let current = CurrentCall { call: self.clone(), layer_permit: layer_permit.clone() };
-        current.scope(|| trace.enter(self.header.runtime.as_ref(), work))
+        current.scope(trace, self.header.runtime.as_ref(), work)
     }
 
     /// Queues the call again. Called only if [`CallState`] returned this obligation.
@@ -415,7 +427,7 @@ impl<F: Future, S: Schedule> Call<F, S> {
             self.report_panic(payload);
         }
         self.metrics().failed();
-        self.scheduler.on_complete(None);
+        self.scheduler.on_complete(None, false);
     }
 
     /// Counts and logs a panic that no caller observes.
@@ -438,10 +450,10 @@ where
         &self.header
     }
 
-    fn run(self: Arc<Self>) -> Option<CallerWaker> {
+    fn run(self: Arc<Self>, clock: &mut Clock) -> Option<CallerWaker> {
         self.guard(|| match self.state.begin() {
             Begin::Poll if self.scheduler.is_halted() => self.reject(CallError::Closed),
-            Begin::Poll => self.start_and_poll(),
+            Begin::Poll => self.start_and_poll(clock),
             Begin::Drop => self.drop_cancelled(CallError::Closed),
             // This entry is the last owner of the call. Dropping the call releases the queue
             // permit.
@@ -476,19 +488,21 @@ where
     F::Output: Send + 'static,
     S: Schedule,
 {
-    fn poll_result(&self, cx: &mut task::Context<'_>, waits_nested: &mut bool) -> Poll<Joined<F::Output>> {
-        let is_maker = self.task.is_some() && self.task == tokio::task::try_id();
-        if !self.state.poll_complete(cx, is_maker) {
-            let pool = self.scheduler.nested_waits();
-            let wait = CurrentCall::wait_for_pool(pool, std::ptr::from_ref(self).addr(), cx.waker());
-            *waits_nested |= wait != Wait::Ordinary;
-            return if wait == Wait::Deadlocked { Poll::Ready(Joined::Deadlocked) } else { Poll::Pending };
+    fn poll_result(&self, cx: &mut task::Context<'_>, wait: &mut Wait) -> Poll<Result<F::Output, CallFailure>> {
+        let is_maker = || self.task.is_some() && self.task == tokio::task::try_id();
+        if self.state.poll_complete(cx, is_maker) {
+            return Poll::Ready(self.take_result());
         }
-        Poll::Ready(Joined::Complete(self.take_result()))
+        CurrentCall::wait_for_pool(|| self.scheduler.nested_waits(), std::ptr::from_ref(self).addr(), cx.waker(), wait);
+        Poll::Pending
     }
 
     fn end_wait(&self) {
-        CurrentCall::end_wait(self.scheduler.nested_waits(), std::ptr::from_ref(self).addr());
+        CurrentCall::end_wait(|| self.scheduler.nested_waits(), std::ptr::from_ref(self).addr());
+    }
+
+    fn expected_wait(&self) -> Duration {
+        self.scheduler.expected_wait()
     }
 
     fn drop_caller(self: Arc<Self>, on_drop: OnCallerDrop) {

@@ -9,8 +9,8 @@ use super::join::CallFailure;
 #[derive(Debug)]
 pub(super) enum Stage<F: Future> {
     Future(F),
-    Result(Result<F::Output, CallFailure>),
-    Empty,
+    /// `None` once it was taken.
+    Result(Option<Result<F::Output, CallFailure>>),
 }
 
 impl<F: Future> Stage<F> {
@@ -32,7 +32,7 @@ impl<F: Future> Stage<F> {
 
     /// Drops the future in place and then stores the result, even if that drop panics.
     pub(super) fn store_result(&mut self, result: Result<F::Output, CallFailure>) {
-        *self = Self::Result(result);
+        *self = Self::Result(Some(result));
     }
 
     pub(super) fn has_future(&self) -> bool {
@@ -41,17 +41,14 @@ impl<F: Future> Stage<F> {
 
     /// Drops future or result in place.
     pub(super) fn clear(&mut self) {
-        *self = Self::Empty;
+        *self = Self::Result(None);
     }
 
     /// Takes the result, if there is one. Leaves a future in place.
     pub(super) fn take_result(&mut self) -> Option<Result<F::Output, CallFailure>> {
         match self {
-            Self::Result(_) => match std::mem::replace(self, Self::Empty) {
-                Self::Result(result) => Some(result),
-                Self::Future(_) | Self::Empty => None,
-            },
-            Self::Future(_) | Self::Empty => None,
+            Self::Result(result) => result.take(),
+            Self::Future(_) => None,
         }
     }
 }

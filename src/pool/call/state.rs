@@ -175,11 +175,12 @@ impl CallState {
     }
 
     /// Returns `true` if the output is published. Otherwise stores the waker of the caller.
-    /// `is_maker` is `true` if the polling task also made the call.
-    pub(super) fn poll_complete(&self, cx: &mut Context<'_>, is_maker: bool) -> bool {
+    /// `is_maker` returns `true` if the polling task also made the call.
+    pub(super) fn poll_complete(&self, cx: &mut Context<'_>, is_maker: impl FnOnce() -> bool) -> bool {
         if self.is_complete() {
             return true;
         }
+        let is_maker = is_maker();
         // Cloning and dropping a waker is user code, so both happen outside the lock.
         let caller = CallerWaker { waker: cx.waker().clone(), is_maker };
         let replaced = lock(&self.caller).replace(caller);

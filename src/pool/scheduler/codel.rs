@@ -19,6 +19,21 @@ pub enum QueuePolicy {
     /// a call is rejected either at once or never.
     #[default]
     Fifo,
+    /// First in, first out, and bursts wait. If the queue does not drain, calls are rejected at
+    /// once until it does, so that the others wait only briefly. No setting depends on the duration
+    /// of calls.
+    ///
+    /// The pool is *overloaded* if at least two calls per thread wait for two windows of time, and
+    /// the queue still grows in the second, by over an eighth of the calls that start. A window
+    /// takes at least 20 ms, and at least four calls per thread start in it. From then on at most
+    /// two calls per thread wait; the pool rejects others with
+    /// [`CallError::Overloaded`](crate::CallError::Overloaded), and once also the oldest of those
+    /// that wait, with [`CallError::Expired`](crate::CallError::Expired). The overload ends with a
+    /// window in which fewer than an eighth of the arriving calls were rejected.
+    ///
+    /// The queue of a burst shrinks, and that of a fixed number of callers who wait for their
+    /// answers stays the same, so neither is an overload.
+    AcceptBursts,
     /// Sheds calls to keep waits short. See [`Codel`].
     Codel(Codel),
 }
@@ -26,7 +41,7 @@ pub enum QueuePolicy {
 impl QueuePolicy {
     pub(in crate::pool) fn validate(&self) -> Result<(), InvalidPolicy> {
         match self {
-            Self::Fifo => Ok(()),
+            Self::Fifo | Self::AcceptBursts => Ok(()),
             Self::Codel(codel) => codel.validate(),
         }
     }

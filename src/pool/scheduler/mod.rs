@@ -73,7 +73,7 @@ pub(super) struct Scheduler<T> {
     /// Hint for the searching worker that the queue is not empty. Written under the lock of
     /// `state`.
     work_available: Padded<AtomicBool>,
-    /// `true` if the policy depends on time. `Fifo` does not, and never reads the clock.
+    /// `true` if the order depends on time. Otherwise the scheduler never reads the clock.
     is_timed: bool,
     spin_rounds: u32,
 }
@@ -124,7 +124,7 @@ impl<T: QueueItem> Scheduler<T> {
             inbox: Padded(Inbox::new()),
             needs_wakeup: Padded(AtomicBool::new(true)),
             work_available: Padded(AtomicBool::new(false)),
-            is_timed: policy != QueuePolicy::Fifo,
+            is_timed: matches!(policy, QueuePolicy::Codel(_)),
             spin_rounds: if spin { SPIN_ROUNDS } else { 0 },
         }
     }
@@ -289,6 +289,12 @@ impl<T: QueueItem> Scheduler<T> {
     #[must_use = "the scheduler counts on the worker that is asked for"]
     pub(super) fn halt(&self) -> bool {
         self.with_state(|state| ((), state.halt())).1 == WakeUp::Spawn
+    }
+
+    /// Removes new calls until at most `len` are left: the oldest of the lowest priority first.
+    #[must_use = "these entries must be answered"]
+    pub(super) fn shed_to(&self, len: usize) -> Vec<T> {
+        self.with_state(|state| (self.drain_inbox(state).queue.shed_to(len), WakeUp::None)).0
     }
 
     pub(super) fn is_empty(&self) -> bool {

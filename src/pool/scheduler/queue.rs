@@ -137,6 +137,20 @@ impl<T: QueueItem> Queue<T> {
         }
     }
 
+    /// Removes new calls until at most `len` are left: the oldest of the lowest priority first.
+    pub(super) fn shed_to(&mut self, len: usize) -> Vec<T> {
+        let mut excess = (self.normal.items.len() + self.other_len).saturating_sub(len);
+        let mut shed = Vec::with_capacity(excess);
+        let OtherLanes { high, low, .. } = &mut *self.other;
+        for items in [&mut low.items, &mut self.normal.items, &mut high.items] {
+            let count = excess.min(items.len());
+            shed.extend(items.drain(..count));
+            excess -= count;
+        }
+        self.other_len = high.items.len() + low.items.len();
+        shed
+    }
+
     /// Returns the time since which the oldest new call waits.
     pub(super) fn oldest(&self) -> Option<Instant> {
         let lanes = [&self.normal, &self.other.high, &self.other.low];
@@ -171,7 +185,7 @@ pub(super) struct Lane<T> {
 impl<T: QueueItem> Lane<T> {
     pub(super) fn new(policy: QueuePolicy) -> Self {
         let detector = match policy {
-            QueuePolicy::Fifo => None,
+            QueuePolicy::Fifo | QueuePolicy::AcceptBursts => None,
             QueuePolicy::Codel(codel) => Some(Box::new(OverloadDetector::new(codel))),
         };
         Self { items: VecDeque::new(), detector }

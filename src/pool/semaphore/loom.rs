@@ -25,6 +25,22 @@ fn permit_released_while_a_task_starts_to_wait_reaches_it() {
 }
 
 #[test]
+fn limit_raised_while_a_task_starts_to_wait_serves_it() {
+    loom::model(|| {
+        let semaphore = Arc::new(Semaphore::new(1));
+        assert!(semaphore.try_acquire());
+        let other = thread::spawn({
+            let semaphore = semaphore.clone();
+            move || semaphore.set_limit(2)
+        });
+        let mut permit = semaphore.enqueue().unwrap();
+        other.join().unwrap();
+        assert!(permit.try_recv().is_ok());
+        assert_eq!(semaphore.in_use(), 2);
+    });
+}
+
+#[test]
 fn permits_never_exceed_the_capacity() {
     loom::model(|| {
         let semaphore = Arc::new(Semaphore::new(1));

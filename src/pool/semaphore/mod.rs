@@ -34,12 +34,14 @@ use crate::{
 /// free.
 #[derive(Debug)]
 pub(super) struct Semaphore {
-    capacity: usize,
+    /// Maximum number of permits in use. More may be in use after it was lowered.
+    limit: AtomicUsize,
     /// `true` while tasks wait. Written under the lock of `waiters`. While it is set, permits are
     /// acquired only on behalf of the first waiter.
     has_waiters: AtomicBool,
     acquire: Padded<AcquireSide>,
-    /// Number of permits released so far. Invariant: `released <= acquired <= released + capacity`.
+    /// Number of permits released so far. Invariant: `released <= acquired`, and no permit is
+    /// acquired while `acquired >= released + limit`.
     released: Padded<AtomicUsize>,
     waiters: Mutex<Waiters>,
 }
@@ -78,9 +80,9 @@ impl Waiters {
 pub(super) struct Closed;
 
 impl Semaphore {
-    pub(super) fn new(capacity: usize) -> Self {
+    pub(super) fn new(limit: usize) -> Self {
         Self {
-            capacity,
+            limit: AtomicUsize::new(limit),
             has_waiters: AtomicBool::new(false),
             acquire: Padded::default(),
             released: Padded::default(),
@@ -94,6 +96,42 @@ impl Semaphore {
         self.acquire.acquired.load(Acquire).wrapping_sub(released)
     }
 
+    /// Returns the number of permits released so far. It wraps around.
+    pub(super) fn released(&self) -> usize {
+        self.released.load(Relaxed)
+    }
+
+    /// Returns `true` if at least `permits` are in use. Cheaper than [`in_use`](Self::in_use) if
+    /// fewer are.
+    pub(super) fn is_in_use(&self, permits: usize) -> bool {
+        let AcquireSide { acquired, released: cached } = &*self.acquire;
+        let released = cached.load(Acquire);
+        if acquired.load(Acquire).wrapping_sub(released) < permits {
+            return false;
+        }
+        let released = self.released.load(Acquire);
+        let in_use = acquired.load(Acquire).wrapping_sub(released);
+        cached.store(released, Release);
+        in_use >= permits
+    }
+
+    /// Returns the maximum number of permits in use.
+    pub(super) fn limit(&self) -> usize {
+        self.limit.load(Relaxed)
+    }
+
+    /// Changes the limit. Permits that are in use stay so.
+    pub(super) fn set_limit(&self, limit: usize) {
+        self.limit.store(limit, Relaxed);
+        fence(SeqCst);
+        if self.has_waiters.load(Relaxed) {
+            let served = self.serve(&mut lock(&self.waiters));
+            for _ in 0..send(served) {
+                self.release();
+            }
+        }
+    }
+
     /// Acquires a permit if one is available and no task waits.
     pub(super) fn try_acquire(&self) -> bool {
         !self.has_waiters.load(Relaxed) && self.acquire_unfair()
@@ -105,11 +143,12 @@ impl Semaphore {
         // the difference is never negative.
         let mut released = cached.load(Acquire);
         let mut before = acquired.load(Acquire);
+        let limit = self.limit.load(Relaxed);
         loop {
-            if before.wrapping_sub(released) >= self.capacity {
+            if before.wrapping_sub(released) >= limit {
                 released = self.released.load(Acquire);
                 before = acquired.load(Acquire);
-                if before.wrapping_sub(released) >= self.capacity {
+                if before.wrapping_sub(released) >= limit {
                     return false;
                 }
                 cached.store(released, Release);

@@ -91,9 +91,19 @@ impl WakeBatcher {
         list
     }
 
-    /// Wakes the caller, or adds it to the list. See [`WakeList::push`].
-    pub(super) fn wake(&self, list: &WakeList, caller: CallerWaker, is_last: bool) {
+    /// Wakes the caller, or adds it to the list. See [`WakeList::push`]. Returns `true` if a task
+    /// was woken.
+    #[inline]
+    pub(super) fn wake(&self, list: &WakeList, caller: CallerWaker, is_last: bool) -> bool {
         let pushed = list.push(caller, is_last);
+        if matches!(pushed, Wake::None) {
+            return false;
+        }
+        self.perform(list, pushed);
+        true
+    }
+
+    fn perform(&self, list: &WakeList, pushed: Wake) {
         let was_empty = matches!(pushed, Wake::Task(_));
         pushed.perform();
         if was_empty && self.0.watchdog.must_spawn() {

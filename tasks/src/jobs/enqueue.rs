@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use super::{
     Job, Jobs, Unique,
     client::{validate_kind, validate_queue},
-    insert::{Arguments, InsertRequest, Inserted, Prepared, Transaction, canonical, parse_storable},
+    insert::{Arguments, InsertRequest, Inserted, Prepared, Transaction, WRAPPER, canonical, parse_storable},
     maintenance::no_result,
     queue::Queue,
 };
@@ -175,6 +175,9 @@ impl<'a, J: Job> Enqueue<'a, J> {
             return Err(AcceptError::content(message));
         }
         parse_storable(arguments.get()).map_err(AcceptError::content)?;
+        if arguments.get().starts_with(WRAPPER) {
+            return Err(AcceptError::content("the first field of the arguments has a reserved name, rename it"));
+        }
         let arguments = if self.is_by_content {
             canonical(&arguments).map_err(|error| AcceptError::content(error.to_string()))?
         } else {

@@ -55,7 +55,7 @@ pub(super) fn canonical(json: &RawValue) -> Result<Box<RawValue>, serde_json::Er
 }
 
 /// Text before wrapped arguments.
-const WRAPPER: &str = "{\"tower_offload:content\":";
+pub(super) const WRAPPER: &str = "{\"tower_offload:content\":";
 
 /// JSON with sorted objects. Numbers and strings keep their text. The nesting is limited by
 /// [`parse_storable`].

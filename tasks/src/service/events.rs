@@ -3,6 +3,7 @@
 
 use std::{
     fmt,
+    future::poll_fn,
     num::ParseIntError,
     pin::Pin,
     str::FromStr,
@@ -13,6 +14,7 @@ use std::{
 use bytes::Bytes;
 use tokio::{
     sync::OwnedSemaphorePermit,
+    task::unconstrained,
     time::{Sleep, sleep},
 };
 
@@ -20,7 +22,8 @@ use super::source::{Changes, StreamsEnded};
 use crate::{Record, Status, TaskState};
 
 /// The `id` of an event. Ids are ordered like the events of a task, so a client that reconnects
-/// with the id of its last event gets the later ones.
+/// with the id of its last event gets the later ones. Only an attempt that is taken back, because it
+/// does not count, makes them smaller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct EventId {
     attempt: u32,
@@ -34,6 +37,13 @@ const STARTED: u8 = 1;
 const PROGRESS: u8 = 2;
 const REQUEUED: u8 = 3;
 const FINISHED: u8 = 4;
+
+impl EventId {
+    /// Returns the id of the start of an attempt, or `None` for 0: no attempt was started.
+    fn of_start(attempt: u32) -> Option<Self> {
+        (attempt > 0).then_some(Self { attempt, phase: STARTED, version: 0 })
+    }
+}
 
 impl fmt::Display for EventId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -63,7 +73,14 @@ impl Event {
     /// Returns the events after `last` that can be derived from a record, in order.
     ///
     /// The record has only the latest progress, so earlier progress events are omitted.
+    ///
+    /// An attempt that does not count is taken back. If the client has seen it, events of the
+    /// attempts before it are later than that.
     pub(super) fn after(last: Option<EventId>, record: &Record) -> Vec<Self> {
+        let last = match last {
+            Some(last) if last.attempt > record.attempt => EventId::of_start(record.attempt),
+            last => last,
+        };
         let all = [queued(record), started(record), progress(record), requeued(record), finished(record)];
         all.into_iter().flatten().filter(|event| last.is_none_or(|last| event.id > last)).collect()
     }
@@ -137,15 +154,11 @@ pub(super) struct EventStream {
     /// The last event that was written to the buffer, or that the client has received before.
     last: Option<EventId>,
     /// `None` if the stream has ended, apart from the buffer.
-    next_change: Option<NextChange>,
+    next: Option<Pin<Box<dyn Future<Output = Next> + Send>>>,
     keep_alive: Duration,
     idle: Pin<Box<Sleep>>,
-    streams_ended: StreamsEnded,
     _permit: OwnedSemaphorePermit,
 }
-
-/// Waits for the next change. Returns `None` if there is none.
-type NextChange = Pin<Box<dyn Future<Output = Option<Box<dyn Changes>>> + Send>>;
 
 /// Field that makes clients reconnect after a second.
 const RETRY: &str = "retry: 1000\n\n";
@@ -162,28 +175,19 @@ impl EventStream {
         streams_ended: StreamsEnded,
         permit: OwnedSemaphorePermit,
     ) -> Self {
-        let mut stream = Self {
-            buffer: RETRY.to_owned(),
-            last,
-            next_change: None,
-            keep_alive,
-            idle: Box::pin(sleep(keep_alive)),
-            streams_ended,
-            _permit: permit,
-        };
-        stream.write_events(changes);
+        let idle = Box::pin(sleep(keep_alive));
+        let mut stream = Self { buffer: RETRY.to_owned(), last, next: None, keep_alive, idle, _permit: permit };
+        stream.write_events(changes.record());
+        if !changes.record().state.is_final() {
+            stream.next = Some(Box::pin(next(changes, streams_ended)));
+        }
         stream
     }
 
-    fn write_events(&mut self, mut changes: Box<dyn Changes>) {
-        for event in Event::after(self.last, changes.record()) {
+    fn write_events(&mut self, record: &Record) {
+        for event in Event::after(self.last, record) {
             event.write(&mut self.buffer);
             self.last = Some(event.id);
-        }
-        if !changes.record().state.is_final() {
-            // An error ends the stream. The client reconnects, and resumes after its last event.
-            self.next_change =
-                Some(Box::pin(async move { matches!(changes.changed().await, Ok(true)).then_some(changes) }));
         }
     }
 
@@ -194,23 +198,58 @@ impl EventStream {
                 self.idle.set(sleep(self.keep_alive));
                 return Poll::Ready(Some(Bytes::from(std::mem::take(&mut self.buffer))));
             }
-            let Some(next_change) = &mut self.next_change else { return Poll::Ready(None) };
-            match next_change.as_mut().poll(cx) {
-                Poll::Ready(changes) => {
-                    self.next_change = None;
-                    if let Some(changes) = changes {
-                        self.write_events(changes);
+            let Some(waiting) = &mut self.next else { return Poll::Ready(None) };
+            let Poll::Ready(outcome) = waiting.as_mut().poll(cx) else {
+                ready!(self.idle.as_mut().poll(cx));
+                self.buffer.push_str(KEEP_ALIVE_COMMENT);
+                continue;
+            };
+            self.next = None;
+            match outcome {
+                Next::Change(changes, streams_ended) => {
+                    self.write_events(changes.record());
+                    if !changes.record().state.is_final() {
+                        self.next = Some(Box::pin(next(changes, streams_ended)));
                     }
                 }
-                Poll::Pending if self.streams_ended.as_mut().poll(cx).is_ready() => {
-                    self.next_change = None;
-                    self.buffer.push_str(SHUTDOWN_COMMENT);
-                }
-                Poll::Pending => {
-                    ready!(self.idle.as_mut().poll(cx));
-                    self.buffer.push_str(KEEP_ALIVE_COMMENT);
+                Next::End => {}
+                Next::Shutdown(changes) => {
+                    self.write_events(changes.record());
+                    if !changes.record().state.is_final() {
+                        self.buffer.push_str(SHUTDOWN_COMMENT);
+                    }
                 }
             }
         }
     }
+}
+
+/// The result of [`next`].
+enum Next {
+    Change(Box<dyn Changes>, StreamsEnded),
+    /// There is no further change, or the task could not be read. The client reconnects, and
+    /// resumes after its last event.
+    End,
+    /// All streams must end. The record is the newest one.
+    Shutdown(Box<dyn Changes>),
+}
+
+/// Waits for the next change, or until all streams must end.
+async fn next(mut changes: Box<dyn Changes>, mut streams_ended: StreamsEnded) -> Next {
+    let mut change = changes.changed();
+    let changed = poll_fn(|cx| match change.as_mut().poll(cx) {
+        Poll::Ready(changed) => Poll::Ready(Some(changed)),
+        Poll::Pending => streams_ended.as_mut().poll(cx).map(|()| None),
+    });
+    let changed = changed.await;
+    drop(change);
+    if let Some(changed) = changed {
+        return if matches!(changed, Ok(true)) { Next::Change(changes, streams_ended) } else { Next::End };
+    }
+    // A sender publishes a record first and notifies its receivers afterwards. A new future sees a
+    // record whose notification is still on its way, even if the task's budget is used up.
+    let mut change = unconstrained(changes.changed());
+    _ = poll_fn(|cx| Poll::Ready(Pin::new(&mut change).poll(cx))).await;
+    drop(change);
+    Next::Shutdown(changes)
 }

@@ -88,7 +88,7 @@ pub(super) async fn respond<B: From<Bytes>>(
         match wait.until_finished(config, accepted.id(), &Access::All).await {
             Ok(Found::Record(record)) => accepted.set_status(Status::from(&*record)),
             Ok(_) => {} // evicted: the status at acceptance remains
-            Err(error) => error.report(),
+            Err(error) => error.report_response(),
         }
     }
     let is_finished = wait.is_some() && accepted.status().state.is_final();

@@ -169,7 +169,7 @@ pub(super) fn unknown_task() -> Problem {
 /// Reports a store error, and converts its message to a response. The source of the error is not
 /// sent, because it may name files and servers.
 pub(super) fn store_problem(error: &StoreError) -> Problem {
-    error.report();
+    error.report_response();
     let is_temporary = error.is_unavailable() || error.is_full() || error.is_locked();
     let status = if is_temporary { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::INTERNAL_SERVER_ERROR };
     Problem::new(status, error.to_string())

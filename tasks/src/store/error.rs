@@ -3,19 +3,23 @@ use std::{error::Error, fmt};
 /// Error of a [`TaskStore`](super::TaskStore).
 #[derive(Debug)]
 pub struct StoreError {
-    kind: Kind,
+    pub(super) kind: Kind,
     source: Source,
 }
 
 type Source = Box<dyn Error + Send + Sync>;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+pub(super) enum Kind {
     Unavailable,
     Locked,
     Full,
     Other,
 }
+
+/// Number of kinds.
+#[cfg(feature = "tracing")]
+pub(super) const KINDS: usize = Kind::Other as usize + 1;
 
 impl StoreError {
     /// Creates an error for a store that cannot be reached or does not respond.
@@ -42,6 +46,12 @@ impl StoreError {
         Self { kind, source: source.into() }
     }
 
+    /// Returns the same error for a store that cannot be reached.
+    #[cfg(feature = "postgres")]
+    pub(crate) fn into_unavailable(self) -> Self {
+        Self { kind: Kind::Unavailable, ..self }
+    }
+
     /// Returns the same error for another caller that waits for the same transaction. Its source is
     /// the text of the original source.
     pub(crate) fn duplicate(&self) -> Self {
@@ -54,11 +64,10 @@ impl StoreError {
         with_causes(&*self.source)
     }
 
-    /// Logs the error with all its causes, which clients do not see. Does nothing without feature
-    /// `tracing`.
-    pub(crate) fn report(&self) {
-        #[cfg(feature = "tracing")]
-        tracing::event!(tracing::Level::ERROR, "{}", with_causes(self));
+    /// Returns the text of the error, with its causes.
+    #[cfg(feature = "tracing")]
+    pub(super) fn with_causes(&self) -> String {
+        with_causes(self)
     }
 
     /// Returns `true` if the store cannot be reached. A later attempt may succeed.

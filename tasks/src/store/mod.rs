@@ -5,6 +5,7 @@ mod lease;
 mod list;
 mod memory;
 mod op;
+mod report;
 mod retention;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 pub(crate) mod sql;

@@ -6,6 +6,10 @@ use std::time::Duration;
 /// otherwise that of the process. In between there may be more and older records. A
 /// [`MemoryStore`](crate::MemoryStore) never exceeds its capacity.
 ///
+/// If the clock of the process is set, records of before that are older or younger by the
+/// difference: after two hours forward, those of the last 22 hours are kept by default, and after
+/// two hours back, those of the last 26. The maximum number still evicts earlier records first.
+///
 /// The default keeps the 10 000 latest records for at most a day, and tombstones for a week. A
 /// typical record has 500 bytes. With results of 64 KiB the default number can take 640 MB, so keep
 /// fewer of those in memory.
@@ -45,6 +49,10 @@ impl Retention {
         Self { tombstone_ttl, ..self }
     }
 }
+
+/// In a store for one process, a record that ended later than this in the future ended before the
+/// clock was set back. Smaller differences are common: a write may come after later ones.
+pub(super) const MAX_CLOCK_DIFFERENCE: Duration = Duration::from_secs(60);
 
 const HOUR: Duration = Duration::from_secs(3600);
 

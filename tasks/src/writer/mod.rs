@@ -12,7 +12,10 @@ mod upkeep;
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Weak},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -33,7 +36,7 @@ use crate::{
     Reason, Record, Retention, StoreError, TaskId, TaskStore, Timestamp,
     panic::{catch_unwind, catch_unwind_future, drop_payload, ignore_panic},
     record::Ending,
-    store::{Epoch, Found, Lease, Op, StoreFuture},
+    store::{Epoch, Filter, Found, Lease, Listing, Op, Page, StoreFuture},
     sync::{Mutex, lock},
     timestamp::Clock,
 };
@@ -46,6 +49,8 @@ pub(crate) struct Writer {
     clock: Clock,
     /// Held only for short transitions: no I/O and no user code runs under it.
     state: Mutex<State>,
+    /// Number of reads that have failed.
+    failed_reads: AtomicU64,
     /// Notifies the writer task that there may be work.
     wake: Notify,
     /// Notifies `shutdown` that the writer task has stopped.
@@ -66,6 +71,8 @@ struct State {
     cancel_requests: HashMap<TaskId, (Timestamp, Vec<Reply>)>,
     /// Number of failed attempts to renew a lease.
     failed_renewals: u64,
+    /// Number of failed attempts at other upkeep.
+    failed_maintenance: u64,
     /// Number of epochs that ended although this process had not ended them.
     lost_leases: u64,
 }
@@ -113,10 +120,11 @@ impl Writer {
             lease_waiters: Vec::new(),
             cancel_requests: HashMap::new(),
             failed_renewals: 0,
+            failed_maintenance: 0,
             lost_leases: 0,
         };
         let (state, wake, stopped) = (Mutex::new(state), Notify::new(), Notify::new());
-        Self { store, retention, process, clock, state, wake, stopped }
+        Self { store, retention, process, clock, state, failed_reads: AtomicU64::new(0), wake, stopped }
     }
 
     pub(crate) fn now(&self) -> Timestamp {
@@ -133,8 +141,32 @@ impl Writer {
         if let Some(task) = self.active(id) {
             return Ok(Found::Record(Box::new(task.record())));
         }
-        self.ensure_started().await?;
-        self.store.get(id).await
+        self.read(async || self.store.get(id).await).await
+    }
+
+    /// Returns the stored records that match `filter`, newest first.
+    pub(crate) async fn list(self: &Arc<Self>, filter: &Filter, page: Page) -> Result<Listing, StoreError> {
+        self.read(async || self.store.list(filter, page).await).await
+    }
+
+    async fn read<T>(self: &Arc<Self>, read: impl AsyncFnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
+        match self.ensure_started().await {
+            Ok(()) => self.count_read(read().await),
+            Err(error) => self.count_read(Err(error)),
+        }
+    }
+
+    /// Returns the stored records of tasks, in the order of their ids.
+    pub(crate) async fn get_many(&self, ids: &[TaskId]) -> Result<Vec<Found>, StoreError> {
+        self.count_read(self.store.get_many(ids).await)
+    }
+
+    /// Counts a read if it has failed.
+    fn count_read<T>(&self, read: Result<T, StoreError>) -> Result<T, StoreError> {
+        if read.is_err() {
+            self.failed_reads.fetch_add(1, Relaxed);
+        }
+        read
     }
 
     /// Creates the task of a record that is not accepted yet.
@@ -323,8 +355,10 @@ impl Writer {
         self.with_state(|state| WriterStats {
             open: state.queue.len(),
             failed_writes: state.queue.failed_writes,
+            failed_reads: self.failed_reads.load(Relaxed),
             fenced: state.queue.fenced,
             failed_renewals: state.failed_renewals,
+            failed_maintenance: state.failed_maintenance,
             lost_leases: state.lost_leases,
         })
     }
@@ -356,8 +390,10 @@ impl ChangeListener for Writer {
 pub(crate) struct WriterStats {
     pub(crate) open: usize,
     pub(crate) failed_writes: u64,
+    pub(crate) failed_reads: u64,
     pub(crate) fenced: u64,
     pub(crate) failed_renewals: u64,
+    pub(crate) failed_maintenance: u64,
     pub(crate) lost_leases: u64,
 }
 

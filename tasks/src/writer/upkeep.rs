@@ -5,10 +5,14 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::{task::JoinSet, time::sleep};
+use tokio::{
+    task::{JoinSet, yield_now},
+    time::sleep,
+};
 
 use super::{Writer, call_store};
 use crate::{
+    StoreError,
     lease::keep_renewed,
     panic::ignore_panic,
     progress::ProgressSink as _,
@@ -57,31 +61,29 @@ async fn renew(writer: Arc<Writer>, epoch: Epoch, interval: Duration) {
 
 /// Marks the tasks of crashed processes as lost.
 async fn judge(writer: Arc<Writer>, epoch: Epoch, interval: Duration) {
+    let mut failures = Failures::of(&writer, "look for tasks of lost processes");
     loop {
         sleep(interval).await;
         let now = writer.now();
-        let lost = call_store(|| writer.store.mark_lost(epoch, now)).await;
+        let lost = failures.note(call_store(|| writer.store.mark_lost(epoch, now)).await);
         #[cfg(feature = "tracing")]
-        ignore_panic(|| match &lost {
-            Ok(0) => {}
-            Ok(lost) => tracing::warn!(lost, "marked tasks as lost, because their processes have ended"),
-            Err(error) => {
-                tracing::warn!(error = error as &dyn std::error::Error, "failed to look for tasks of lost processes");
-            }
-        });
+        if let Some(lost @ 1..) = lost {
+            ignore_panic(|| tracing::warn!(lost, "marked tasks as lost, because their processes have ended"));
+        }
         #[cfg(not(feature = "tracing"))]
-        drop(lost);
+        let _ = lost;
     }
 }
 
 /// Cancels the tasks for which others have written a cancel request.
 async fn poll_cancels(writer: Arc<Writer>, epoch: Epoch) {
+    let mut failures = Failures::of(&writer, "look for cancel requests");
     loop {
         sleep(CANCEL_POLL_INTERVAL).await;
         if writer.with_state(|state| state.queue.is_empty()) {
             continue;
         }
-        let requests = call_store(|| writer.store.cancel_requests(epoch)).await;
+        let requests = failures.note(call_store(|| writer.store.cancel_requests(epoch)).await);
         for task in requests.into_iter().flatten().filter_map(|id| writer.active(id)) {
             if !task.is_cancelled() {
                 task.cancel();
@@ -91,11 +93,46 @@ async fn poll_cancels(writer: Arc<Writer>, epoch: Epoch) {
 }
 
 async fn sweep(writer: Arc<Writer>) {
+    let mut failures = Failures::of(&writer, "evict records");
     loop {
         let now = writer.now();
-        let swept = call_store(|| writer.store.sweep(now, &writer.retention)).await;
-        if !swept.is_ok_and(|swept| swept.more) {
+        let swept = failures.note(call_store(|| writer.store.sweep(now, &writer.retention)).await);
+        if swept.is_some_and(|swept| swept.more) {
+            yield_now().await; // a store may respond without waiting
+        } else {
             sleep(SWEEP_INTERVAL).await;
         }
+    }
+}
+
+/// The failures of one kind of upkeep, which is repeated.
+struct Failures<'a> {
+    writer: &'a Writer,
+    #[cfg_attr(not(feature = "tracing"), allow(dead_code, reason = "for events"))]
+    work: &'static str,
+    /// `true` if the last attempt has failed.
+    has_failed: bool,
+}
+
+impl<'a> Failures<'a> {
+    fn of(writer: &'a Writer, work: &'static str) -> Self {
+        Self { writer, work, has_failed: false }
+    }
+
+    /// Counts a failure, and logs it unless the attempt before it has failed too.
+    fn note<T>(&mut self, result: Result<T, StoreError>) -> Option<T> {
+        let had_failed = std::mem::replace(&mut self.has_failed, result.is_err());
+        if result.is_err() {
+            self.writer.with_state(|state| state.failed_maintenance += 1);
+        }
+        #[cfg(feature = "tracing")]
+        if let Err(error) = result.as_ref().map_err(|error| error as &dyn std::error::Error) {
+            if !had_failed {
+                ignore_panic(|| tracing::warn!(error, "failed to {}", self.work));
+            }
+        }
+        #[cfg(not(feature = "tracing"))]
+        let _ = had_failed;
+        result.ok()
     }
 }

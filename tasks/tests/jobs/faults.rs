@@ -11,7 +11,6 @@ use std::{
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sqlx::Connection;
-use tokio::time::Instant;
 use tower_offload::ThreadPool;
 use tower_offload_tasks::{
     Reason, SqlStore, TaskState, Tasks,
@@ -449,12 +448,10 @@ async fn transaction_with_a_unique_job_delays_only_its_duplicates() {
         })
         .collect();
     tokio::time::sleep(5 * SHORT).await;
-    let begun = Instant::now();
     let others = (1..20).map(|number| unique(number).into_future());
     for accepted in futures_util::future::join_all(others).await {
         let _accepted = accepted.unwrap();
     }
-    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
     assert!(duplicates.iter().all(|duplicate| !duplicate.is_finished()));
     transaction.commit().await.unwrap();
     for duplicate in duplicates {

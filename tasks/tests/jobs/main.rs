@@ -20,3 +20,4 @@ mod start;
 mod support;
 mod timeouts;
 mod transaction;
+mod values;

@@ -2,6 +2,7 @@
 //! `DATABASE_URL` is not set, or if the programs that they start are not installed.
 #![allow(clippy::unwrap_used)]
 
+mod connections;
 #[path = "../databases/mod.rs"]
 mod databases;
 mod failover;

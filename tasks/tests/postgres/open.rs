@@ -1,14 +1,14 @@
 //! URLs and settings with which a store is opened, or refused with the remedy.
 
 use futures_util::future::join_all;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, time::timeout};
 use tower_offload::Background;
 use tower_offload_tasks::{SqlStore, jobs::Jobs};
 
 use super::{
     databases::OnServer,
     programs::free_port,
-    support::{Note, accept, address, execute, forward, jobs, open_error, tasks, text, until_ok},
+    support::{LONG, Note, accept, address, execute, forward, jobs, open_error, tasks, text, until_ok},
 };
 
 #[tokio::test]
@@ -48,6 +48,19 @@ async fn hosts_that_refuse_connections_are_skipped() {
     assert!(error.is_unavailable());
     let error = text(&error);
     assert!(error.contains(&closed) && error.contains("localhost:1") && error.contains("refused"), "{error}");
+}
+
+/// The kernel accepts connections to the first host, and nothing answers them.
+#[tokio::test(flavor = "multi_thread")]
+async fn host_that_does_not_answer_is_passed_over_at_once() {
+    let Some(database) = OnServer::fresh().await else { return };
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = database.url();
+    let hosts = url.replace(address(&url), &format!("{},{}", silent.local_addr().unwrap(), address(&url)));
+    let separator = if url.contains('?') { '&' } else { '?' };
+    let url = format!("{hosts}{separator}connect_timeout=60");
+    let tasks = timeout(LONG / 2, tasks(&url)).await.expect("waits for the host");
+    accept(&tasks, &Background::default()).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -116,6 +129,36 @@ async fn held_migration_lock_of_jobs_is_an_error_that_names_its_session() {
     assert!(error.is_store() && text(&error).contains("\"stuck\""), "{}", text(&error));
     drop(holder);
     until_ok(async || Jobs::builder(&tasks).start().await.map(drop)).await;
+}
+
+/// Makes the creation of a trigger, a step of the migration, take eleven seconds.
+const SLOW_STEP: &str = "
+CREATE FUNCTION slow() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(11); END $$;
+CREATE EVENT TRIGGER slow ON ddl_command_start WHEN TAG IN ('CREATE TRIGGER') EXECUTE FUNCTION slow()";
+
+/// A large table takes longer than any other transaction may take.
+#[tokio::test]
+async fn migration_may_take_longer_than_other_transactions() {
+    let Some(database) = OnServer::fresh().await else { return };
+    execute(&mut database.connect().await, SLOW_STEP).await;
+    SqlStore::open(&database.url()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn migration_ends_if_the_session_of_its_lock_is_terminated() {
+    let Some(database) = OnServer::fresh().await else { return };
+    let mut admin = database.connect().await;
+    execute(&mut admin, SLOW_STEP).await;
+    let url = database.url();
+    let opening = tokio::spawn(async move { open_error(&url).await });
+    let end = "SELECT count(*) FROM (SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND granted \
+               AND database = (SELECT oid FROM pg_database WHERE datname = current_database())) AS ended";
+    while sqlx::query_scalar::<_, i64>(end).fetch_one(&mut admin).await.unwrap() == 0 {
+        tokio::task::yield_now().await;
+    }
+    let error = timeout(LONG, opening).await.expect("waits for the migration").unwrap();
+    assert!(error.is_unavailable(), "{}", text(&error));
+    assert!(text(&error).contains(address(&database.url())), "{}", text(&error));
 }
 
 /// The server ends the session of a process that stops within a migration.

@@ -4,7 +4,7 @@ use std::error::Error;
 
 use bytes::Bytes;
 use http::StatusCode;
-use tower_offload_tasks::{Reason, TaskState, TaskStore, Tasks, store::Found};
+use tower_offload_tasks::{Reason, TaskId, TaskState, TaskStore, Tasks, store::Found};
 
 use super::support::{Failing, LONG, Mode, background, done, ended, hold, record, try_hold};
 
@@ -52,6 +52,36 @@ async fn failing_store_rejects_new_tasks_and_catches_up_later() {
         let accepted = tasks.track("next").spawn_blocking(&background, |_| done()).await.unwrap();
         assert_eq!(ended(&tasks, accepted.id()).await.state, TaskState::Succeeded);
     }
+}
+
+#[tokio::test]
+async fn reads_that_fail_are_counted() {
+    let store = Failing::new();
+    let tasks = Tasks::new(store.clone());
+    tasks.start().await.unwrap();
+    store.set(Mode::Unavailable);
+    for read in 1..=3 {
+        tasks.get(TaskId::from_bytes([0; TaskId::BYTES])).await.unwrap_err();
+        assert_eq!(tasks.stats().failed_reads, 2 * read - 1);
+        tasks.list(&Default::default(), Default::default()).await.unwrap_err();
+        assert_eq!(tasks.stats().failed_reads, 2 * read);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn sweeps_and_looks_that_fail_are_counted() {
+    let store = Failing::new();
+    let (tasks, background) = (Tasks::new(store.clone()), background());
+    let held = hold(&tasks, &background).await; // so that cancel requests are looked for
+    assert_eq!(tasks.stats().failed_maintenance, 0);
+    store.set(Mode::Unavailable);
+    tokio::time::sleep(std::time::Duration::from_millis(30_100)).await;
+    let failed = tasks.stats().failed_maintenance;
+    assert!(
+        (3 + 6 + 60 - 2..=3 + 6 + 60).contains(&failed),
+        "3 sweeps, 6 looks for processes, 60 for cancels: {failed}"
+    );
+    held.release();
 }
 
 /// The transaction was committed, but the reply was lost.

@@ -166,6 +166,11 @@ impl Cluster {
     }
 }
 
+/// Returns the `host:port` of a URL.
+fn address(url: &str) -> &str {
+    url.split_once('@').unwrap().1.split(['/', '?']).next().unwrap()
+}
+
 async fn connect(url: &str) -> PgConnection {
     for _ in 0..500 {
         if let Ok(connection) = PgConnection::connect(url).await {
@@ -369,6 +374,27 @@ async fn flood_of_reads_delays_no_renewal() {
     }
     stop.store(true, Ordering::Relaxed);
     readers.join_all().await;
+    assert_eq!(tasks.stats().lost_leases, 0);
+}
+
+/// The first host has been the primary, and drops all packets from now on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn host_that_drops_packets_costs_no_lease_if_another_answers() {
+    let Some(server) = OnServer::fresh().await else { return };
+    let (proxy, url) = Proxy::to(&server.url()).await;
+    let (of_proxy, of_server) = (address(&url), server.url());
+    let hosts = format!("{of_proxy},{}", address(&of_server));
+    let url = format!("{}&connect_timeout=60", url.replace(of_proxy, &hosts));
+    let tasks = Tasks::new(SqlStore::open_with_lease(&url, LEASE * 2).await.unwrap());
+    tasks.start().await.unwrap();
+    let mut connection = server.connect().await;
+    proxy.hold();
+    let is_valid = "SELECT count(*) FROM tower_offload_process WHERE expires_at > clock_timestamp()";
+    let begin = Instant::now();
+    while begin.elapsed() < LEASE * 3 {
+        assert_eq!(number(&mut connection, is_valid).await, 1, "the lease has expired");
+        sleep(Duration::from_millis(50)).await;
+    }
     assert_eq!(tasks.stats().lost_leases, 0);
 }
 

@@ -4,6 +4,7 @@
 mod accepted;
 mod after_response;
 mod cancel;
+mod clock;
 mod crashes;
 #[path = "../databases/mod.rs"]
 mod databases;

@@ -189,18 +189,30 @@ impl TaskStore for Failing {
     }
 
     fn list<'a>(&'a self, filter: &'a Filter, page: Page) -> StoreFuture<'a, Listing> {
-        self.inner.list(filter, page)
+        Box::pin(async move {
+            self.respond(&[])?;
+            self.inner.list(filter, page).await
+        })
     }
 
     fn cancel_requests(&self, epoch: Epoch) -> StoreFuture<'_, Vec<TaskId>> {
-        self.inner.cancel_requests(epoch)
+        Box::pin(async move {
+            self.respond(&[])?;
+            self.inner.cancel_requests(epoch).await
+        })
     }
 
     fn mark_lost(&self, epoch: Epoch, now: Timestamp) -> StoreFuture<'_, u64> {
-        self.inner.mark_lost(epoch, now)
+        Box::pin(async move {
+            self.respond(&[])?;
+            self.inner.mark_lost(epoch, now).await
+        })
     }
 
     fn sweep<'a>(&'a self, now: Timestamp, retention: &'a Retention) -> StoreFuture<'a, Swept> {
-        self.inner.sweep(now, retention)
+        Box::pin(async move {
+            self.respond(&[])?;
+            self.inner.sweep(now, retention).await
+        })
     }
 }

@@ -45,6 +45,28 @@ fn each_attempt_has_its_own_events() {
     assert_eq!(names(Some(requeued), &record), ["started", "finished"]);
 }
 
+/// A shutdown hands jobs back, and their attempt does not count.
+#[test]
+fn attempt_that_is_taken_back_hides_no_later_event() {
+    let mut first = record();
+    first.start(Timestamp::default());
+    let mut second = first.clone();
+    second.state = TaskState::Queued;
+    second.start(Timestamp::default());
+    for mut record in [first, second] {
+        let started = Event::after(None, &record).pop().unwrap().id;
+        record.state = TaskState::Queued;
+        record.attempt -= 1;
+        assert_eq!(names(Some(started), &record), ["queued"], "attempt {}", record.attempt);
+        let queued = Event::after(Some(started), &record).pop().unwrap().id;
+        assert_eq!(names(Some(queued), &record), [""; 0]);
+        record.finish(Ending::Cancelled(Reason::Requested, None), Timestamp::default());
+        for last in [started, queued] {
+            assert_eq!(names(Some(last), &record).last(), Some(&"finished"), "attempt {}", record.attempt);
+        }
+    }
+}
+
 #[test]
 fn line_breaks_in_a_result_do_not_end_the_event() {
     let mut record = record();

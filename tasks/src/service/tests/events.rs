@@ -1,10 +1,23 @@
-use std::time::Duration;
+use std::{
+    future::{pending, poll_fn},
+    sync::{Arc, Mutex},
+    task::Poll,
+    time::Duration,
+};
 
 use http_body_util::BodyExt;
-use tokio::time::Instant;
+use tokio::{
+    sync::{Semaphore, oneshot},
+    time::Instant,
+};
 
 use super::controlled::{Controlled, get, open, send};
-use crate::{StoreError, service::ResponseBody};
+use crate::{
+    Json, Record, StoreError, TaskId, Timestamp,
+    record::Ending,
+    service::{ResponseBody, events::EventStream, source::Changes},
+    store::StoreFuture,
+};
 
 /// Returns the next chunk of a stream, or `None` at its end.
 async fn chunk(body: &mut ResponseBody) -> Option<String> {
@@ -159,4 +172,46 @@ async fn stream_ends_when_its_subscription_ends() {
     assert_eq!(chunk(&mut body).await, None);
     tasks.fail_with(|| StoreError::unavailable("gone"));
     assert!(get(&tasks.default_service(), &format!("/{id}/events")).await.is_problem(503));
+}
+
+/// Changes of a record that are published without a notification of the future that waits.
+struct Unnotified {
+    record: Record,
+    published: Arc<Mutex<Option<Record>>>,
+}
+
+impl Changes for Unnotified {
+    fn record(&self) -> &Record {
+        &self.record
+    }
+
+    fn changed(&mut self) -> StoreFuture<'_, bool> {
+        let published = self.published.lock().unwrap().take();
+        Box::pin(async {
+            let Some(record) = published else { return pending().await };
+            self.record = record;
+            Ok(true)
+        })
+    }
+}
+
+#[tokio::test]
+async fn end_streams_sends_a_record_before_its_notification_arrives() {
+    let now = Timestamp::default();
+    let mut record = Record::new(TaskId::generate(now).unwrap(), "report", now);
+    let published = Arc::new(Mutex::new(None));
+    let changes = Unnotified { record: record.clone(), published: Arc::clone(&published) };
+    let (end_streams, ended) = oneshot::channel::<()>();
+    let permit = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+    let ended = Box::pin(async move { drop(ended.await) });
+    let mut stream = EventStream::new(Box::new(changes), None, Duration::MAX, ended, permit);
+    poll_fn(|cx| stream.poll_next(cx)).await.unwrap();
+    assert!(poll_fn(|cx| Poll::Ready(stream.poll_next(cx))).await.is_pending());
+
+    assert!(record.start(now) && record.finish(Ending::Succeeded(Json::new(&["row"]).unwrap()), now));
+    *published.lock().unwrap() = Some(record);
+    drop(end_streams);
+    let last = poll_fn(|cx| stream.poll_next(cx)).await.unwrap();
+    assert_eq!(events(str::from_utf8(&last).unwrap()), ["started", "finished"]);
+    assert_eq!(poll_fn(|cx| stream.poll_next(cx)).await, None);
 }

@@ -6,7 +6,7 @@ use std::{
 
 use crate::store::{
     Epoch, Filter, Found, Lease, Listing, Op, Page, Process, Retention, StoreError, StoreFuture, Swept, TaskStore,
-    Written,
+    Written, retention::MAX_CLOCK_DIFFERENCE,
 };
 use crate::{
     Reason, Record, TaskId, Timestamp,
@@ -262,9 +262,11 @@ impl MemoryState {
         self.retention = *retention;
         let mut swept = Swept::default();
         let min_finished_at = now.before(retention.max_age);
-        while self.finished.len() > retention.max_records
-            || self.finished.first().is_some_and(|(at, _)| *at < min_finished_at)
-        {
+        while let Some(&oldest) = self.finished.first().filter(|(at, _)| *at < min_finished_at) {
+            self.evict(oldest, now);
+            swept.evicted += 1;
+        }
+        while self.finished.len() > retention.max_records {
             self.evict_oldest(now);
             swept.evicted += 1;
         }
@@ -277,7 +279,14 @@ impl MemoryState {
 
     /// Evicts the final record that ended first. Returns `false` if no record is final.
     fn evict_oldest(&mut self, now: Timestamp) -> bool {
-        let Some((_, id)) = self.finished.pop_first() else { return false };
+        // A record that ended in the future is older than the others: the clock was set back.
+        let future = (now.after(MAX_CLOCK_DIFFERENCE), TaskId::from_bytes([0; TaskId::BYTES]));
+        let oldest = self.finished.range(future..).next().or(self.finished.first()).copied();
+        oldest.inspect(|oldest| self.evict(*oldest, now)).is_some()
+    }
+
+    fn evict(&mut self, (finished_at, id): (Timestamp, TaskId), now: Timestamp) {
+        self.finished.remove(&(finished_at, id));
         self.cancel_requested.remove(&id);
         if let Some((_, record)) = self.records.remove(&id) {
             let expires_at = now.after(self.retention.tombstone_ttl);
@@ -287,7 +296,6 @@ impl MemoryState {
         while self.tombstone_expiry.len() > self.capacity.saturating_mul(TOMBSTONES_PER_RECORD) {
             self.delete_oldest_tombstone();
         }
-        true
     }
 
     fn delete_oldest_tombstone(&mut self) {

@@ -95,6 +95,8 @@ fn kind(error: &dyn DatabaseError) -> Kind {
         "53100" => Kind::Full,
         // read_only_sql_transaction: the server has become a standby
         "25006" => Kind::Unavailable,
+        // idle_in_transaction_session_timeout, transaction_timeout: the process was stopped
+        "25P03" | "25P04" => Kind::Unavailable,
         // Classes: connection exception, transaction rollback, insufficient resources, object not
         // in prerequisite state, operator intervention, system error.
         _ if ["08", "40", "53", "55", "57", "58"].iter().any(|class| code.starts_with(class)) => Kind::Unavailable,
@@ -122,6 +124,7 @@ fn remedy(error: &dyn DatabaseError) -> Option<&'static str> {
         "3F000" => "no schema of the `search_path` exists: create one, or name another one",
         "42501" => "a right is missing: an owner opens the store once and grants the rights listed in DATABASES.md",
         "42P01" => "a table was dropped or is not in the `search_path`: open the store again to create its tables",
+        "55P03" => "another session holds a lock on the table: end its transaction and try again",
         "53300" => {
             "the server has no free connection: raise `max_connections`, or run fewer processes; DATABASES.md says how \
              many each uses"

@@ -38,7 +38,7 @@ pub(crate) enum Role {
 }
 
 /// Timeout of transactions of every role except [`Role::Lease`].
-const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bounds of the timeout of a transaction for a lease.
 const MIN_LEASE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Number of readers that wait. At 1 ms for a read, they wait for less than 0.2 s.
@@ -195,7 +195,7 @@ fn finish<T, E>(
     }
 }
 
-fn no_response(server: &str, response_timeout: Duration) -> StoreError {
+pub(super) fn no_response(server: &str, response_timeout: Duration) -> StoreError {
     StoreError::unavailable(format!("no response from the server {server} within {response_timeout:?}"))
 }
 

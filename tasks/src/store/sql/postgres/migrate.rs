@@ -1,10 +1,10 @@
-use std::{pin::pin, time::Duration};
+use std::{future::poll_fn, pin::pin, task::Poll, time::Duration};
 
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{
-    connection::{Connections, Role},
+    connection::{Connections, RESPONSE_TIMEOUT, Role, no_response},
     schema::{CREATE_MIGRATION, STEPS},
 };
 use crate::{
@@ -28,10 +28,8 @@ impl Connections {
         if missing_steps(STEPS, version)?.next().is_none() {
             return Ok(());
         }
-        self.with_migration_lock(LOCK, async {
-            self.transaction(Role::Write, async |connection| migrate(connection).await).await?
-        })
-        .await
+        self.with_migration_lock(LOCK, async { self.migration(async |connection| migrate(connection).await).await? })
+            .await
     }
 
     /// Runs `work`, which migrates a schema, while no other process does so. `key` identifies the
@@ -42,7 +40,8 @@ impl Connections {
     ///
     /// # Errors
     ///
-    /// If the lock is not available within 8 s, the error names the session that holds it.
+    /// If the lock is not available within 8 s, the error names the session that holds it. If the
+    /// session is ended, or the server does not respond for 10 s, `work` is dropped.
     pub(crate) async fn with_migration_lock<T>(
         &self,
         key: i64,
@@ -51,9 +50,7 @@ impl Connections {
         let mut connected = self.servers.connect().await?;
         let (connection, name) = (&mut connected.connection, self.servers.name(connected.server));
         match timeout(LOCK_TIMEOUT * 2, acquire(connection, key)).await {
-            Err(_) => {
-                return Err(StoreError::unavailable(format!("no response from {name} within {:?}", LOCK_TIMEOUT * 2)));
-            }
+            Err(_) => return Err(no_response(name, LOCK_TIMEOUT * 2)),
             Ok(Err(error)) => return Err(store_error_at(name, error)),
             Ok(Ok(Some(holder))) => {
                 return Err(StoreError::unavailable(format!(
@@ -62,17 +59,55 @@ impl Connections {
             }
             Ok(Ok(None)) => {}
         }
-        let mut work = pin!(work);
-        let done = loop {
-            if let Ok(done) = timeout(KEEP_ALIVE_INTERVAL, &mut work).await {
-                break done;
-            }
-            // If the lock is lost, another process may migrate as well. Each step is a transaction,
-            // so one of the two fails.
-            let _ = timeout(KEEP_ALIVE_INTERVAL, sqlx::raw_sql("SELECT 1").execute(&mut *connection)).await;
+        let done = {
+            let (mut work, mut lost) = (pin!(work), pin!(lock_lost(connection, name)));
+            let done = poll_fn(|cx| match work.as_mut().poll(cx) {
+                Poll::Pending => lost.as_mut().poll(cx).map(Err),
+                done => done,
+            });
+            done.await
         };
         let _ = timeout(KEEP_ALIVE_INTERVAL, connected.connection.close()).await;
         done
+    }
+
+    /// Executes `change` in a transaction on a connection of its own. It may take any time, because
+    /// tables may be large, so call it within [`with_migration_lock`](Self::with_migration_lock).
+    ///
+    /// It does not wait for long for the locks of other transactions, since all later transactions
+    /// would wait behind it.
+    pub(crate) async fn migration<T>(
+        &self,
+        change: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+    ) -> Result<T, StoreError> {
+        let mut connected = self.servers.connect().await?;
+        let (connection, name) = (&mut connected.connection, self.servers.name(connected.server));
+        let set = format!("SET LOCAL lock_timeout = {}", LOCK_TIMEOUT.as_millis());
+        let work = async {
+            let mut transaction = connection.begin().await?;
+            sqlx::raw_sql(AssertSqlSafe(set)).execute(&mut *transaction).await?;
+            let value = change(&mut transaction).await?;
+            transaction.commit().await?;
+            Ok(value)
+        };
+        let done = work.await.map_err(|error| store_error_at(name, error));
+        let _ = timeout(KEEP_ALIVE_INTERVAL, connected.connection.close()).await;
+        done
+    }
+}
+
+/// Executes a statement each second. Returns once that fails, which ends the transaction with the
+/// lock, so that another process may migrate.
+async fn lock_lost(connection: &mut PgConnection, server: &str) -> StoreError {
+    let mut last_response = Instant::now();
+    loop {
+        sleep(KEEP_ALIVE_INTERVAL).await;
+        match timeout(KEEP_ALIVE_INTERVAL, sqlx::raw_sql("SELECT 1").execute(&mut *connection)).await {
+            Ok(Ok(_)) => last_response = Instant::now(),
+            Ok(Err(error)) => return store_error_at(server, error),
+            Err(_) if last_response.elapsed() >= RESPONSE_TIMEOUT => return no_response(server, RESPONSE_TIMEOUT),
+            Err(_) => {}
+        }
     }
 }
 

@@ -60,6 +60,8 @@ const TEST_TIMEOUT: Duration = Duration::from_secs(2);
 const MAX_IDLE: Duration = Duration::from_secs(10 * 60);
 /// Maximum age of a connection, so that a new address or a new password comes into effect.
 const MAX_AGE: Duration = Duration::from_secs(30 * 60);
+/// Maximum time for the replacement of an old connection.
+const REPLACE_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl RolePool {
     pub(super) fn new(servers: Arc<Servers>, limits: Limits) -> Self {
@@ -79,18 +81,31 @@ impl RolePool {
     }
 
     /// Returns an idle connection, or makes one.
+    ///
+    /// An old connection that works is used further if it cannot be replaced: a server without a
+    /// free connection would cost the lease otherwise.
     pub(super) async fn acquire(&self) -> Result<Lent<'_>, StoreError> {
-        let permit = self.permit().await?;
+        let mut lent = Lent { pool: self, connected: None, _permit: self.permit().await? };
         if self.is_closed.load(Ordering::Relaxed) {
             return Err(closed());
         }
         // In a statement of its own, so that the lock is not held across an `.await`.
         while let Some(mut idle) = self.take_idle() {
-            if self.is_usable(&mut idle).await {
-                return Ok(Lent { pool: self, connected: Some(idle.connected), _permit: permit });
+            if !self.is_usable(&mut idle).await {
+                continue;
             }
+            let is_old = idle.connected.age() > MAX_AGE;
+            lent.connected = Some(idle.connected); // returned to the pool if the caller is dropped
+            if is_old {
+                if let Ok(Ok(connected)) = timeout(REPLACE_TIMEOUT, self.servers.connect()).await {
+                    lent.connected = Some(connected);
+                }
+            }
+            return Ok(lent);
         }
-        Ok(Lent { pool: self, connected: Some(self.servers.connect().await?), _permit: permit })
+        // Not the fault of what the caller wants to do, whatever the error is.
+        lent.connected = Some(self.servers.connect().await.map_err(StoreError::into_unavailable)?);
+        Ok(lent)
     }
 
     async fn permit(&self) -> Result<SemaphorePermit<'_>, StoreError> {
@@ -123,7 +138,7 @@ impl RolePool {
     }
 
     async fn is_usable(&self, idle: &mut Idle) -> bool {
-        if !idle.connected.is_trusted(&self.servers) || idle.connected.age() > MAX_AGE {
+        if !idle.connected.is_trusted(&self.servers) {
             return false;
         }
         if idle.is_ready && idle.since.elapsed() <= MAX_UNTESTED_IDLE {
@@ -133,6 +148,9 @@ impl RolePool {
     }
 
     fn put(&self, connected: Connected, is_ready: bool) {
+        if self.permits.is_closed() {
+            return; // it was used for longer than `close` waits
+        }
         let mut idle = lock(&self.idle);
         idle.retain(|idle| idle.since.elapsed() < MAX_IDLE);
         idle.push(Idle { connected, since: Instant::now(), is_ready });

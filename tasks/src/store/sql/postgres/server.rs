@@ -1,10 +1,13 @@
 //! Finds the server that accepts writes, and prepares sessions on it.
 
 use std::{
+    future::poll_fn,
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    task::Poll,
     time::Duration,
 };
 
@@ -41,6 +44,8 @@ pub(crate) struct Connected {
     created_at: Instant,
 }
 
+/// Delay before the next server is tried too. RFC 8305 recommends 250 ms.
+const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 /// A job queue uses two pools at a time, and has two more while it replaces its client.
 const MAX_FOLLOWERS: usize = 4;
 
@@ -75,18 +80,28 @@ impl Servers {
         self.servers.iter().map(|server| &*server.name).collect::<Vec<_>>().join(", ")
     }
 
-    /// Connects to the first server that accepts writes. Begins with the server of the
-    /// previous connection.
+    /// Connects to the first server that accepts writes. Begins with the server of the previous
+    /// connection.
+    ///
+    /// If a server has not responded within [`ATTEMPT_DELAY`], it is tried at the same time as the
+    /// next one, like in RFC 8305. So one that drops all packets costs neither a lease nor a read.
     pub(super) async fn connect(&self) -> Result<Connected, StoreError> {
-        let first = self.primary.load(Ordering::Relaxed);
-        let mut errors = Vec::new();
-        for server in (0..self.servers.len()).map(|index| (first + index) % self.servers.len()) {
-            match self.connect_to(server).await {
-                Ok(connection) => {
-                    self.set_primary(server);
-                    return Ok(Connected { connection, server, created_at: Instant::now() });
+        let (count, first) = (self.servers.len(), self.primary.load(Ordering::Relaxed));
+        let mut untried = (0..count).map(|index| (first + index) % count);
+        let (mut attempts, mut errors) = (Vec::new(), Vec::new());
+        loop {
+            match untried.next() {
+                Some(server) => attempts.push(Box::pin(self.connect_to(server))),
+                None if attempts.is_empty() => break,
+                None => {}
+            }
+            match timeout(ATTEMPT_DELAY, first_done(&mut attempts)).await {
+                Ok(Ok(connected)) => {
+                    self.set_primary(connected.server);
+                    return Ok(connected);
                 }
-                Err(error) => errors.push(error),
+                Ok(Err(error)) => errors.push(error),
+                Err(_) => {} // the next attempt begins
             }
         }
         if errors.len() == 1 {
@@ -96,7 +111,7 @@ impl Servers {
         Err(StoreError::unavailable(format!("none of the servers accepts writes: {}", texts.join("; "))))
     }
 
-    async fn connect_to(&self, server: usize) -> Result<PgConnection, StoreError> {
+    async fn connect_to(&self, server: usize) -> Result<Connected, StoreError> {
         let Server { name, options } = &self.servers[server];
         let connect = async {
             let mut connection = options.connect().await?;
@@ -106,7 +121,7 @@ impl Servers {
         let connected = timeout(self.connect_timeout, connect).await;
         let late = |_| StoreError::unavailable(format!("no connection to {name} within {:?}", self.connect_timeout));
         match connected.map_err(late)?.map_err(|error| store_error_at(name, error))? {
-            (connection, false) => Ok(connection),
+            (connection, false) => Ok(Connected { connection, server, created_at: Instant::now() }),
             (_, true) => Err(StoreError::unavailable(format!("{name} {READ_ONLY}"))),
         }
     }
@@ -183,6 +198,20 @@ impl Connected {
     pub(super) fn age(&self) -> Duration {
         self.created_at.elapsed()
     }
+}
+
+/// Waits for the first attempt that has ended, and removes it.
+async fn first_done<F: Future>(attempts: &mut Vec<Pin<Box<F>>>) -> F::Output {
+    poll_fn(|cx| {
+        for index in 0..attempts.len() {
+            if let Poll::Ready(output) = attempts[index].as_mut().poll(cx) {
+                drop(attempts.remove(index));
+                return Poll::Ready(output);
+            }
+        }
+        Poll::Pending
+    })
+    .await
 }
 
 const READ_ONLY: &str = "is read-only: name the primary in the URL, or all servers, and see that \
