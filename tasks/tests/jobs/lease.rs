@@ -220,7 +220,7 @@ async fn newer_triggers_refuse_a_start_and_damaged_ones_are_restored() {
     let refused = loop {
         match TestWorkers::new().builder(&tasks).start().await {
             Err(error) if error.is_invalid() => tokio::time::sleep(SHORT).await,
-            started => break started.expect_err("an older process has started"),
+            started => break started.map(drop).expect_err("an older process has started"),
         }
     };
     let cause = std::error::Error::source(&refused).and_then(std::error::Error::source).unwrap().to_string();

@@ -177,18 +177,18 @@ SELECT CASE WHEN comment ~ '^[0-9]{1,9}$' THEN comment::bigint END,
     (SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'tower\\_offload\\_%' AND tgrelid = to_regclass('river_job')
         AND tgenabled <> 'D')
 FROM obj_description(to_regprocedure('tower_offload_fence()'), 'pg_proc') AS comment";
-        let installed = self.transaction(async |transaction| {
-            let version: i64 = sqlx::query_scalar(VERSION).fetch_one(&mut **transaction).await?;
-            let installed = sqlx::query(INSTALLED).fetch_one(&mut **transaction).await?;
+        let installed = self.postgres.connections.migration(async |connection| {
+            let version: i64 = sqlx::query_scalar(VERSION).fetch_one(&mut *connection).await?;
+            let installed = sqlx::query(INSTALLED).fetch_one(&mut *connection).await?;
             let (installed, triggers): (Option<i64>, i64) = (installed.try_get(0)?, installed.try_get(1)?);
             let supported = check_river_version(version).and_then(|()| check_trigger_version(installed));
             if supported.is_ok() && (installed, triggers) != (Some(TRIGGER_VERSION), TRIGGERS) {
-                sqlx::raw_sql(include_str!("postgres.sql")).execute(&mut **transaction).await?;
-                sqlx::raw_sql(SET_VERSION).execute(&mut **transaction).await?;
+                sqlx::raw_sql(include_str!("postgres.sql")).execute(&mut *connection).await?;
+                sqlx::raw_sql(SET_VERSION).execute(&mut *connection).await?;
             }
             Ok(supported)
         });
-        installed.await?.map_err(store_error)?
+        installed.await?
     }
 
     pub(super) async fn insert(
