@@ -41,6 +41,9 @@
 //!
 //! * [`QueuePolicy::Fifo`], the default: every queued call starts, however late. The excess is
 //!   rejected when the queue is full.
+//! * [`QueuePolicy::AcceptBursts`]: bursts wait, and callers with a deadline are answered in time
+//!   during a longer overload. The excess is rejected at once, before it costs anything. No setting
+//!   depends on the duration of calls.
 //! * [`Codel`]: callers with a deadline are answered in time, however long calls take. The excess
 //!   fails with [`CallError::Expired`] after it has waited for too long.
 //! * A small [`queue_capacity`](ThreadPoolBuilder::queue_capacity): the same, if all calls take
