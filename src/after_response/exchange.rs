@@ -87,6 +87,7 @@ pub(crate) enum FlushOutcome {
 
 impl FlushOutcome {
     /// Returns a number other than zero from which [`decode`](Self::decode) restores the outcome.
+    #[cfg(feature = "flush")]
     fn encode(self) -> u64 {
         match self {
             Self::Unmapped => 1,
