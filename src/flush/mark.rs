@@ -6,7 +6,7 @@
 //!
 //! The name is `www-authenticate`, because it is in the static table of HPACK and belongs to
 //! responses (RFC 9110, section 11.6.1). A client may send it nevertheless: the transport appends
-//! its own behind all others, and only that one is removed.
+//! its own behind all others, and only its own is removed.
 //!
 //! A block that ends within a representation takes the first bytes of the field for the rest of it.
 //! It must stay the error that it is without the field:

@@ -61,8 +61,8 @@
 //! If a tracked connection cannot prove that a response was flushed, it reports
 //! [`HandedOver`](crate::after_response::Delivery::HandedOver) and counts it in [`Tracker::stats`]:
 //! if the stream is unknown, if the server's bytes were not understood, or if their length differs
-//! from that of the body. On HTTP/1 a head with several lengths, or with one that is not a number, is
-//! handed over too, because hyper may send another response instead. It is counted as flushed.
+//! from that of the body. On HTTP/1 a head with several lengths, or with one that is not a number,
+//! is handed over too, because hyper may send another response instead. It is counted as flushed.
 //!
 //! If the client resets a response or the connection closes before the flush, the response is
 //! [`Aborted`](crate::after_response::End::Aborted), even if its body was handed over long before.

@@ -62,8 +62,8 @@ pub struct TrackerStats {
     /// Connections, including closed ones.
     pub connections: u64,
     /// Responses that were flushed: a flush succeeded after the transport had accepted all of their
-    /// bytes. On HTTP/1 these include heads that the server may have replaced, because their lengths
-    /// contradict each other; the outcome of those is handed over.
+    /// bytes. On HTTP/1 these include heads that the server may have replaced, because their
+    /// lengths contradict each other; the outcome of those is handed over.
     pub flushed: u64,
     /// Responses that were handed over only, because bytes on their HTTP/2 connection were not
     /// understood. Clients that break the protocol cause it. It should stay at zero otherwise.

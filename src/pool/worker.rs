@@ -138,8 +138,8 @@ impl WorkerPool {
         if detector.is_slow() {
             self.executor.retry();
         }
-        // A worker that is not active has been asked for, or has given its thread back to an executor
-        // with other users. It may still get a thread once their work ends.
+        // A worker that is not active has been asked for, or has given its thread back to an
+        // executor with other users. It may still get a thread once their work ends.
         let no_thread_to_come = observation.active > 0 && observation.active >= self.workers();
         if detector.is_stalled() && no_thread_to_come && nested.len() >= observation.active {
             let waits = nested.fail_all();

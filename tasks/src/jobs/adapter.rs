@@ -162,8 +162,8 @@ async fn finish(
             (Next::Queued(delay), None) => delay,
             (Next::Completed | Next::Discarded, _) => Duration::ZERO,
         };
-        // River would round the result. Its update has no effect, and the check of the claims writes
-        // the end.
+        // River would round the result. Its update has no effect, and the check of the claims
+        // writes the end.
         let claim = if is_exact { end.claim.clone() } else { Claim { attempted_at: 0, ..end.claim.clone() } };
         set_end(context, &claim, delay)?;
     }

@@ -94,8 +94,8 @@ impl<'a, J: Job> Enqueue<'a, J> {
     /// Delays the job until `time`. It starts up to 5 seconds later, since scheduled jobs are
     /// polled. A time in the past has no effect.
     ///
-    /// The delay until `time` is measured by the clock of this host, and from then on by that of the
-    /// Postgres server, so clocks that differ do not shift it.
+    /// The delay until `time` is measured by the clock of this host, and from then on by that of
+    /// the Postgres server, so clocks that differ do not shift it.
     pub fn at(self, time: SystemTime) -> Self {
         let now = self.queue.now();
         let millis = Timestamp::from(time).as_millis().saturating_sub(now.as_millis());

@@ -264,8 +264,8 @@ async fn maintain_until_ended(queue: &Arc<Queue>) {
 ///    back, and does not count, since its work has not begun. River itself would rescue it after an
 ///    hour.
 /// 2. An attempt that has ended, but whose claim remains: River failed to write its end. It is
-///    written here, one by one, so that an end that the database rejects delays no other. What River
-///    still writes about the claim has no effect.
+///    written here, one by one, so that an end that the database rejects delays no other. What
+///    River still writes about the claim has no effect.
 async fn check_claims(queue: &Arc<Queue>) -> Result<(), StoreError> {
     let Environment { database, running, backoff, .. } = &*queue.environment;
     let claims = queue.claims().await?;

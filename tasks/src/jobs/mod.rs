@@ -80,9 +80,9 @@
 //!   keeps its job, and the next attempt starts when the closure has returned.
 //! - **Between processes, two attempts overlap only if one process stalls.** On Postgres, a process
 //!   that stalls for longer than its [lease](crate::SqlStore::open_with_lease) may run jobs at the
-//!   same time as its replacement until it detects the loss, within half a lease. A trigger discards
-//!   its results. A database outage has no such effect: a process ends the leases of others only
-//!   after it has renewed its own without a gap for the duration of a lease.
+//!   same time as its replacement until it detects the loss, within half a lease. A trigger
+//!   discards its results. A database outage has no such effect: a process ends the leases of
+//!   others only after it has renewed its own without a gap for the duration of a lease.
 //! - **A job starts when its work starts.** A job that waits for a thread of its pool is `queued`.
 //!   If the process is shut down or crashes before the work has begun, the attempt does not count.
 //!   The first 20 ms of a wait are an exception: a crash in them counts.
@@ -112,9 +112,9 @@
 //!
 //! # Events and numbers
 //!
-//! [`Jobs::stats`] counts what happens to jobs. With feature `tracing` it is an event, too, and with
-//! feature `metrics` a number for a recorder. The [table](crate#events-and-numbers) of the crate
-//! lists them.
+//! [`Jobs::stats`] counts what happens to jobs. With feature `tracing` it is an event, too, and
+//! with feature `metrics` a number for a recorder. The [table](crate#events-and-numbers) of the
+//! crate lists them.
 //!
 //! # Limits
 //!
@@ -124,11 +124,11 @@
 //!   must own these tables or be allowed to create them.
 //! - **Latency.** A job that this process enqueues is claimed at once, and one of another process
 //!   when Postgres notifies River. On SQLite a job of a transaction of the application is claimed
-//!   within 100 ms. The end of a job reaches event streams and `Prefer: wait=n` at once, on Postgres
-//!   also in other processes. They poll for other changes twice a second, with one query for all.
-//!   A trigger notifies them of the transactions that end jobs. Postgres takes a lock of the whole
-//!   server while such a transaction commits, so these commits follow one another; a commit ends
-//!   many jobs.
+//!   within 100 ms. The end of a job reaches event streams and `Prefer: wait=n` at once, on
+//!   Postgres also in other processes. They poll for other changes twice a second, with one query
+//!   for all. A trigger notifies them of the transactions that end jobs. Postgres takes a lock of
+//!   the whole server while such a transaction commits, so these commits follow one another; a
+//!   commit ends many jobs.
 //! - **A job that another process recovers.** If a job has waited for a thread, or was claimed more
 //!   than a second ago, its process first asks the database whether the job is still its own.
 //! - **Clocks.** On Postgres the clock of the server decides when a job is due. A host's clock
@@ -290,8 +290,8 @@ impl Jobs {
         JobsShutdownReport { ended, returned, still_running: running.ids(), unwritten: running.unwritten() }
     }
 
-    /// Asks the database which ends are written, writes the others, and ends the leases if no job is
-    /// left. River does not report whether it has written the ends of all jobs.
+    /// Asks the database which ends are written, writes the others, and ends the leases if no job
+    /// is left. River does not report whether it has written the ends of all jobs.
     async fn end_leases(&self, clients: &[Arc<LeasedClient>], has_ended: bool, end: Instant) {
         let queue::Environment { database, running, .. } = &*self.queue().environment;
         let end_leases = async {

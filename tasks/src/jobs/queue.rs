@@ -69,7 +69,7 @@ pub(super) struct InsertSenders {
 struct State {
     /// `None` before the first client has started.
     client: Option<Arc<LeasedClient>>,
-    /// The current client and those that it has replaced, until their jobs have ended. Their claims
+    /// The current client and the clients it has replaced, until their jobs have ended. Their claims
     /// are claims of this process.
     clients: Vec<Arc<LeasedClient>>,
     /// Time of the latest replacement because of ends that were not written.
@@ -184,7 +184,7 @@ impl Queue {
         }
     }
 
-    /// Returns the current client, and those that it has replaced and whose jobs may be running.
+    /// Returns the current client, and the replaced ones whose jobs may be running.
     pub(super) fn clients(&self) -> Vec<Arc<LeasedClient>> {
         lock(&self.state).clients.clone()
     }
@@ -271,8 +271,8 @@ impl Queue {
     }
 }
 
-/// Renews the lease of a client, also after another client has replaced it, because its closures may
-/// still run. Each client has a task of its own, so that no other work delays a renewal.
+/// Renews the lease of a client, also after another client has replaced it, because its closures
+/// may still run. Each client has a task of its own, so that no other work delays a renewal.
 ///
 /// Once River has ended, the ends that it has not written may be written for the duration of a few
 /// leases. Then the lease ends, and the jobs that are left are recovered.

@@ -55,8 +55,8 @@ struct Limit {
 impl Limit {
     const NEW: Self = Self { since: None, events: 0, omitted: 0 };
 
-    /// Returns `None` if the event must be omitted, otherwise the number of events that were omitted
-    /// before it.
+    /// Returns `None` if the event must be omitted, otherwise the number of events that were
+    /// omitted before it.
     fn admit(&mut self, now: Instant) -> Option<u64> {
         if self.since.is_none_or(|since| now.saturating_duration_since(since) >= INTERVAL) {
             (self.since, self.events) = (Some(now), 0);

@@ -489,7 +489,8 @@ async fn end_that_the_database_rejects_stops_no_other_job() {
     let failure = failed.failure.unwrap();
     assert_eq!(failure.class, "result");
     assert!(failure.message.contains("the database rejected the result"), "{failure:?}");
-    // Another client has replaced the first one. Its lease is renewed, and that of the first one ends.
+    // Another client has replaced the first one. Its lease is renewed, and that of the first one
+    // ends.
     tokio::time::sleep(Duration::from_secs(5)).await;
     let valid = "SELECT count(*) FROM tower_offload_client WHERE expires_at > clock_timestamp()";
     assert_eq!(database.number(valid).await, 1, "the current client has no lease");

@@ -61,7 +61,7 @@ async fn restart(rounds: usize) {
         server.restart(if round % 2 == 0 { "fast" } else { "immediate" }).await;
         let restarted = Instant::now();
         accepted.extend(load.join_all().await.into_iter().flatten());
-        // Jobs whose claim or end was lost are those that stay running longer than their work.
+        // A job whose claim or end was lost stays running longer than its work.
         const STUCK: &str = "SELECT count(*) FROM river_job WHERE state = 'running'";
         let mut connection = PgConnection::connect(&server.url()).await.unwrap();
         while sqlx::query_scalar::<_, i64>(STUCK).fetch_one(&mut connection).await.unwrap() > 0 {

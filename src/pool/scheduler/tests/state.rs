@@ -206,7 +206,7 @@ impl Model {
         assert_eq!(self.state.workers(), arriving + self.searching + working + self.idle.len());
         assert!(self.state.workers() <= self.max && self.searching <= 1);
         if self.state.halted {
-            // A halt asks for a worker even if one is arriving, since that one may never get a
+            // A halt asks for a worker even if one is arriving, since it may never get a
             // thread.
             assert!(!self.state.notified || arriving > 0);
         } else {

@@ -426,8 +426,8 @@ async fn insert(
     Ok(inserted)
 }
 
-/// Makes jobs available that are due within `$1` milliseconds, at most `$2`, and wakes the queues of
-/// those that are due now.
+/// Makes jobs available that are due within `$1` milliseconds, at most `$2`, and wakes the queues
+/// of jobs that are due now.
 ///
 /// A job that is unique in its new state only may equal another one: River's leader discards it.
 const MAKE_AVAILABLE: &str = "
