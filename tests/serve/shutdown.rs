@@ -102,7 +102,7 @@ async fn a_request_in_flight_gets_its_response() {
 
 #[tokio::test(start_paused = true)]
 async fn a_stalled_client_and_a_long_task_end_with_the_grace_period() {
-    let background = Background::default();
+    let background = Background::new(Inline::new());
     let (app, mut outcomes) = app(&background);
     let server = start(app, Duration::from_secs(5), &background);
     let mut io = server.connect();
