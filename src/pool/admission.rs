@@ -214,7 +214,8 @@ impl Admission {
         }
         let is_crowded = priority == Priority::Low && self.semaphore.in_use() >= self.semaphore.limit().div_ceil(2);
         let is_admitted = !is_crowded && self.semaphore.try_acquire();
-        if let Some(overload) = &self.overload {
+        // Calls of low priority are rejected early in any case, which says nothing about the load.
+        if let Some(overload) = self.overload.as_ref().filter(|_| !is_crowded) {
             self.observe(overload, is_admitted);
         }
         if is_admitted { Ok(()) } else { Err(CallError::Overloaded) }
@@ -227,6 +228,19 @@ impl Admission {
         if overload.is_idle.load(Relaxed) && !self.semaphore.is_in_use(overload.limit + usize::from(is_admitted)) {
             return;
         }
+        let change = self.detect(overload, is_admitted);
+        // Outside of the lock, because waiters and recorders are user code.
+        match change {
+            Change::None => {}
+            Change::Overloaded => self.metrics.overloaded(),
+            Change::Recovered => {
+                self.semaphore.serve_waiters();
+                self.metrics.relieved();
+            }
+        }
+    }
+
+    fn detect(&self, overload: &Overload, is_admitted: bool) -> Change {
         let mut detector = lock(&overload.detector);
         let arrival = Arrival {
             waiting: self.semaphore.in_use() - usize::from(is_admitted),
@@ -240,13 +254,13 @@ impl Admission {
             Change::Overloaded => {
                 self.semaphore.set_limit(overload.limit.min(self.capacity));
                 overload.has_excess.store(true, Relaxed);
-                self.metrics.overloaded();
             }
             Change::Recovered => {
                 self.semaphore.set_limit(self.capacity);
-                self.metrics.relieved();
+                overload.has_excess.store(false, Relaxed);
             }
         }
+        change
     }
 
     /// Returns the number of calls to which the queue has to be cut, once after the pool has become

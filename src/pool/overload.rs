@@ -58,7 +58,8 @@ pub(super) enum Change {
 ///   over an eighth of the calls that start, or because calls are rejected. The queue of a burst
 ///   stands, but does not grow after its first window. Nor does that of a fixed number of callers
 ///   who wait for their answers.
-/// * The overload ends after a window in which fewer than an eighth of the calls were rejected.
+/// * The overload ends after a window in which fewer than an eighth of the calls were rejected, and
+///   with a call that finds the queue empty and comes later than a minimum window after the last.
 #[derive(Debug)]
 pub(super) struct OverloadDetector {
     limit: usize,
@@ -76,6 +77,8 @@ enum State {
     },
     Overloaded {
         window: Window,
+        /// Time of the last arrival.
+        last: Instant,
     },
 }
 
@@ -109,7 +112,8 @@ impl OverloadDetector {
         matches!(self.state, State::Idle)
     }
 
-    /// Records an arrival. `now` is called only if a window may start or end.
+    /// Records an arrival. `now` is called only during an overload, and if a window may start or
+    /// end.
     pub(super) fn observe(&mut self, arrival: Arrival, now: impl Fn() -> Instant) -> Change {
         let is_standing = arrival.waiting >= self.limit;
         match &mut self.state {
@@ -124,16 +128,22 @@ impl OverloadDetector {
                     let is_overloaded = window.grows(arrival) && !*is_first;
                     let window = Window::new(now, arrival);
                     self.state = if is_overloaded {
-                        State::Overloaded { window }
+                        State::Overloaded { window, last: now }
                     } else {
                         State::Standing { window, is_first: false }
                     };
                     return if is_overloaded { Change::Overloaded } else { Change::None };
                 }
             }
-            State::Overloaded { window } => {
+            State::Overloaded { window, last } => {
+                let now = now();
+                let pause = now.saturating_duration_since(std::mem::replace(last, now));
+                if arrival.waiting == 0 && pause >= MIN_WINDOW {
+                    self.state = State::Idle;
+                    return Change::Recovered;
+                }
                 window.count(arrival);
-                if let Some(now) = window.end(arrival, self.min_starts, now) {
+                if window.end(arrival, self.min_starts, || now).is_some() {
                     if window.rejected.saturating_mul(SHARE) < window.arrived {
                         self.state = State::Idle;
                         return Change::Recovered;
@@ -409,6 +419,20 @@ mod tests {
             let Some((time, Change::Recovered)) = simulation.changes.last() else { panic!("{pool} stays overloaded") };
             let window = service.mul_f64(simulation.detector.min_starts as f64 / threads as f64).max(MIN_WINDOW);
             assert!(*time < overload + 4 * window, "{pool}: {:?}", *time - overload);
+        }
+    }
+
+    #[test]
+    fn burst_long_after_an_overload_is_not_rejected() {
+        for (threads, service) in pools() {
+            let mut simulation = Simulation::new(threads, service);
+            let overload = time_for(2000, threads, service);
+            simulation.offer(3.0, Duration::ZERO, overload);
+            let burst = overload * 2;
+            (0..100).for_each(|_| simulation.arrive_at(burst));
+            simulation.run(overload * 4, false);
+            let rejected = simulation.rejected.iter().filter(|time| **time >= burst).count();
+            assert_eq!(rejected, 0, "{threads} x {service:?}");
         }
     }
 

@@ -141,9 +141,9 @@ impl<W: Sync, N: Default + Send> Slot<W, N> {
             INSPECTED => return Visit::Active,
             _ => {}
         }
-        if self.top.compare_exchange(top, state(INSPECTED), AcqRel, Relaxed).is_err() {
-            return Visit::Active;
-        }
+        // The exchange returns the pointer to the frame that is linked now. `top` may point to an
+        // earlier frame at the same address.
+        let Ok(top) = self.top.compare_exchange(top, state(INSPECTED), AcqRel, Relaxed) else { return Visit::Active };
         let _release = EndVisit { slot: self, top };
         let mut next = top;
         while next.addr() != IDLE {

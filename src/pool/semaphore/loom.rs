@@ -31,7 +31,10 @@ fn limit_raised_while_a_task_starts_to_wait_serves_it() {
         assert!(semaphore.try_acquire());
         let other = thread::spawn({
             let semaphore = semaphore.clone();
-            move || semaphore.set_limit(2)
+            move || {
+                semaphore.set_limit(2);
+                semaphore.serve_waiters();
+            }
         });
         let mut permit = semaphore.enqueue().unwrap();
         other.join().unwrap();

@@ -120,9 +120,14 @@ impl Semaphore {
         self.limit.load(Relaxed)
     }
 
-    /// Changes the limit. Permits that are in use stay so.
+    /// Changes the limit. Permits that are in use stay so. If the limit was raised,
+    /// [`serve_waiters`](Self::serve_waiters) must be called next.
     pub(super) fn set_limit(&self, limit: usize) {
         self.limit.store(limit, Relaxed);
+    }
+
+    /// Serves waiters after the limit was raised. Their wakers are user code.
+    pub(super) fn serve_waiters(&self) {
         fence(SeqCst);
         if self.has_waiters.load(Relaxed) {
             let served = self.serve(&mut lock(&self.waiters));
