@@ -362,6 +362,19 @@ fn stuck(
     (Stuck { latch, thread }, seen)
 }
 
+/// Runs a future in a service of this layer with this name, on a runtime of this thread.
+fn runtime_within(route: &'static str, layer: BlockingDetectorLayer, work: BoxFuture<'static, ()>) {
+    let work = Mutex::new(Some(work));
+    let inner = service_fn(move |()| {
+        let work = work.lock().unwrap().take().unwrap();
+        async {
+            work.await;
+            Ok::<_, Infallible>(())
+        }
+    });
+    runtime(async move { layer.named(route).layer(inner).oneshot(()).await.unwrap() });
+}
+
 /// Runs a future on a runtime of this thread.
 fn runtime(work: impl Future<Output = ()>) {
     tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(work);
@@ -449,18 +462,9 @@ mod while_it_lasts {
     fn every_layer_around_a_blocked_service_reports() {
         let (outer, reported) = mpsc::channel();
         let (stuck, seen) = stuck("inner", BlockingDetectorLayer::new(), |work| {
-            let work = Mutex::new(Some(work));
-            let inner = service_fn(move |()| {
-                let work = work.lock().unwrap().take().unwrap();
-                async {
-                    work.await;
-                    Ok::<_, Infallible>(())
-                }
-            });
-            let layer = BlockingDetectorLayer::new().named("outer");
-            let layer =
-                layer.on_still_blocking(move |blocked| outer.send(blocked.route().to_owned()).unwrap_or_default());
-            runtime(async move { layer.layer(inner).oneshot(()).await.unwrap() });
+            let layer = BlockingDetectorLayer::new()
+                .on_still_blocking(move |blocked| outer.send(blocked.route().to_owned()).unwrap_or_default());
+            runtime_within("outer", layer, work);
         });
         assert_eq!(seen.recv_timeout(LIMIT).unwrap().report.route, "inner");
         assert_eq!(reported.recv_timeout(LIMIT).unwrap(), "outer");
@@ -469,17 +473,9 @@ mod while_it_lasts {
 
     #[test]
     fn panicking_callback_does_not_end_the_watchdog() {
-        let panics = BlockingDetectorLayer::new().named("panics").on_still_blocking(|_| resume_unwind(Box::new("it")));
+        let panics = BlockingDetectorLayer::new().on_still_blocking(|_| resume_unwind(Box::new("it")));
         let (stuck, seen) = stuck("after a panic", BlockingDetectorLayer::new(), move |work| {
-            let work = Mutex::new(Some(work));
-            let inner = service_fn(move |()| {
-                let work = work.lock().unwrap().take().unwrap();
-                async {
-                    work.await;
-                    Ok::<_, Infallible>(())
-                }
-            });
-            runtime(async move { panics.layer(inner).oneshot(()).await.unwrap() });
+            runtime_within("panics", panics, work);
         });
         for _ in 0..2 {
             seen.recv_timeout(LIMIT).unwrap();

@@ -460,15 +460,8 @@ async fn transaction_with_a_unique_job_delays_only_its_duplicates() {
     assert!(jobs.shutdown(LONG).await.is_clean());
 }
 
-/// River itself would repeat a statement that the server rejects, with all other jobs in it.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn end_that_the_database_rejects_stops_no_other_job() {
-    let Some(server) = OnServer::fresh().await else { return };
-    let database = TestDatabase::Postgres(server);
-    let store = SqlStore::open_with_lease(&database.url(), Duration::from_secs(2)).await.unwrap();
-    let tasks = Tasks::new(store);
-    let jobs = TestWorkers::new().builder(&tasks).backoff(Backoff::fixed(LONG)).start().await.unwrap();
-    // Rejects one result, as a database of another encoding does.
+/// Makes the database reject the result `"rejected"`, as one of another encoding rejects some texts.
+async fn reject_one_result(database: &TestDatabase) {
     database
         .execute(
             "CREATE FUNCTION reject() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
@@ -477,6 +470,17 @@ async fn end_that_the_database_rejects_stops_no_other_job() {
         )
         .await;
     database.execute("CREATE TRIGGER reject BEFORE UPDATE ON river_job FOR EACH ROW EXECUTE FUNCTION reject()").await;
+}
+
+/// River itself would repeat a statement that the server rejects, with all other jobs in it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn end_that_the_database_rejects_stops_no_other_job() {
+    let Some(server) = OnServer::fresh().await else { return };
+    let database = TestDatabase::Postgres(server);
+    let store = SqlStore::open_with_lease(&database.url(), Duration::from_secs(2)).await.unwrap();
+    let tasks = Tasks::new(store);
+    let jobs = TestWorkers::new().builder(&tasks).backoff(Backoff::fixed(LONG)).start().await.unwrap();
+    reject_one_result(&database).await;
     let rejected = jobs.enqueue(Act::Return(json!("rejected"))).max_attempts(1).await.unwrap().id();
     tokio::time::sleep(Duration::from_millis(300)).await;
     let other = jobs.enqueue(Act::Return(json!("other"))).await.unwrap().id();
@@ -506,14 +510,7 @@ async fn end_that_is_not_written_stops_no_other_job() {
     let store = SqlStore::open_with_lease(&database.url(), Duration::from_secs(2)).await.unwrap();
     let (tasks, workers) = (Tasks::new(store), TestWorkers::new());
     let jobs = workers.builder(&tasks).backoff(Backoff::fixed(LONG)).start().await.unwrap();
-    database
-        .execute(
-            "CREATE FUNCTION reject() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
-             IF NEW.metadata ->> 'output' = 'rejected' THEN RAISE EXCEPTION 'no such character' USING ERRCODE = '22P05'; END IF; \
-             RETURN NEW; END $$",
-        )
-        .await;
-    database.execute("CREATE TRIGGER reject BEFORE UPDATE ON river_job FOR EACH ROW EXECUTE FUNCTION reject()").await;
+    reject_one_result(&database).await;
     let held = jobs.enqueue(ActAsync(Act::Hold)).await.unwrap().id();
     workers.started(1).await;
     let rejected = jobs.enqueue(Act::Return(json!("rejected"))).max_attempts(1).await.unwrap().id();
