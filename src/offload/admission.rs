@@ -26,7 +26,7 @@ use tokio::{
 use crate::{
     panic::{catch_unwind, drop_payload, ignore_panic},
     pool::{
-        Admitted, CallError, Pool, Priority, QueuePermit,
+        Admitted, CallError, CallOptions, Pool, QueuePermit,
         call::{CurrentCall, LayerPermit},
     },
 };
@@ -82,9 +82,14 @@ impl Limiter {
         self.limits
     }
 
-    /// Acquires both permits without waiting, or neither.
-    pub(super) fn try_admit(self: &Arc<Self>, pool: &Arc<dyn Pool>, priority: Priority) -> Result<Admitted, CallError> {
-        let outer = CurrentCall::layer_permit();
+    /// Acquires both permits without waiting, or neither. `outer` is the permit of the call within
+    /// which this call is made.
+    pub(super) fn try_admit(
+        self: &Arc<Self>,
+        pool: &Arc<dyn Pool>,
+        options: CallOptions,
+        outer: Option<Arc<dyn LayerPermit>>,
+    ) -> Result<Admitted, CallError> {
         let layer_permit = match &self.in_flight {
             Some(in_flight) if !self.is_held_by(outer.as_ref()) => {
                 // `Closed` takes precedence over `Overloaded`, because a retry would not succeed.
@@ -96,7 +101,7 @@ impl Limiter {
             }
             _ => outer,
         };
-        Ok(Admitted { queue_permit: QueuePermit::try_acquire(pool, priority)?, layer_permit, priority })
+        Ok(Admitted { queue_permit: QueuePermit::try_acquire(pool, options.priority)?, layer_permit, options })
     }
 
     /// Waits for both permits, for each in the order of arrival. Returns early if the pool is
@@ -104,7 +109,7 @@ impl Limiter {
     async fn admit(
         self: Arc<Self>,
         pool: Arc<dyn Pool>,
-        priority: Priority,
+        options: CallOptions,
         outer: Option<Arc<dyn LayerPermit>>,
     ) -> Result<Admitted, CallError> {
         let mut closed = pin!(pool.admission().closed());
@@ -116,7 +121,7 @@ impl Limiter {
                 }
                 _ => outer.clone(),
             };
-            Ok(Admitted { queue_permit: QueuePermit::acquire(&pool).await?, layer_permit, priority })
+            Ok(Admitted { queue_permit: QueuePermit::acquire(&pool).await?, layer_permit, options })
         });
         poll_fn(|cx| match closed.as_mut().poll(cx) {
             Poll::Ready(()) => Poll::Ready(Err(CallError::Closed)),
@@ -214,9 +219,13 @@ impl Waiting {
         waiting
     }
 
-    /// Waits up to `timeout` for both permits.
-    pub(super) async fn admit(self, priority: Priority, timeout: Duration) -> Result<Admitted, CallError> {
-        let mut admitted = pin!(self.limiter.clone().admit(self.pool.clone(), priority, self.outer.clone()));
+    /// Waits up to `timeout` for both permits, and at most until the deadline of the call.
+    pub(super) async fn admit(self, options: CallOptions, timeout: Duration) -> Result<Admitted, CallError> {
+        let (timeout, timeout_error) = match options.deadline.remaining() {
+            Some(remaining) if remaining <= timeout => (remaining, CallError::DeadlineExceeded),
+            _ => (timeout, CallError::Overloaded),
+        };
+        let mut admitted = pin!(self.limiter.clone().admit(self.pool.clone(), options, self.outer.clone()));
         let mut timer = pin!(async { tokio::time::sleep(timeout).await });
         let admitted = poll_fn(|cx| {
             if let Poll::Ready(admitted) = admitted.as_mut().poll(cx) {
@@ -224,15 +233,15 @@ impl Waiting {
             }
             // Tokio's timer panics in a runtime without time enabled and in one that shuts down.
             match catch_unwind(|| timer.as_mut().poll(cx)) {
-                Ok(polled) => polled.map(|()| Err(CallError::Overloaded)),
+                Ok(polled) => polled.map(|()| Err(timeout_error)),
                 Err(payload) => {
                     drop_payload(payload);
                     Poll::Ready(Err(CallError::NoRuntime))
                 }
             }
         });
-        let Admitted { queue_permit, layer_permit, priority } = admitted.await?;
-        Ok(Admitted { queue_permit: queue_permit.with_delay(self.since.elapsed()), layer_permit, priority })
+        let Admitted { queue_permit, layer_permit, options } = admitted.await?;
+        Ok(Admitted { queue_permit: queue_permit.with_delay(self.since.elapsed()), layer_permit, options })
     }
 }
 
@@ -303,17 +312,18 @@ impl Backpressure {
     pub(super) fn poll_reserve(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             self.state = match &mut self.state {
-                Reservation::None => match self.limiter.try_admit(&self.pool, Priority::Normal) {
-                    Err(CallError::Overloaded) => {
-                        let (limiter, pool) = (self.limiter.clone(), self.pool.clone());
-                        Reservation::Waiting(Box::pin(limiter.admit(
-                            pool,
-                            Priority::Normal,
+                // The options are those of the request, which is not known yet.
+                Reservation::None => {
+                    let (limiter, options) = (&self.limiter, CallOptions::new());
+                    match limiter.try_admit(&self.pool, options, CurrentCall::layer_permit()) {
+                        Err(CallError::Overloaded) => Reservation::Waiting(Box::pin(limiter.clone().admit(
+                            self.pool.clone(),
+                            options,
                             CurrentCall::layer_permit(),
-                        )))
+                        ))),
+                        reserved => Reservation::Reserved(reserved),
                     }
-                    reserved => Reservation::Reserved(reserved),
-                },
+                }
                 Reservation::Waiting(wait) => Reservation::Reserved(ready!(wait.as_mut().poll(cx))),
                 Reservation::Reserved(_) => return Poll::Ready(()),
             };

@@ -4,14 +4,18 @@ use tower_layer::Layer;
 
 use super::{
     admission::{Limiter, Limits, Mode},
-    inspect::{Filter, OffloadAll, Prioritize, Propagate},
+    inspect::{Filter, OffloadAll, Prioritize, Propagate, Timeout},
     reject::{HttpReject, RejectFn},
     service::{Config, Offload},
 };
 use crate::{
+    grpc,
     pool::{CallError, Pool, Priority},
     request_head::{OfHead, OfRequest, RequestHead},
 };
+
+/// Reads the timeout of a gRPC request. See [`OffloadLayer::grpc_timeout`].
+type GrpcTimeout = fn(&RequestHead<'_>) -> Option<Duration>;
 
 /// Runs the services it wraps on a pool.
 ///
@@ -207,6 +211,71 @@ impl<X, A> OffloadLayer<X, A> {
         F: Fn(&Req) -> Priority + Send + Sync + 'static,
     {
         self.inspect(|inner| Prioritize::new(inner, OfRequest::new(priority)))
+    }
+
+    /// Gives each HTTP request for which the closure returns a timeout a
+    /// [deadline](self::super#deadlines), measured from the `call` of the layer's service.
+    ///
+    /// A request that has not started by then never starts. Its caller, or that of work which is
+    /// running, is answered with [`CallError::DeadlineExceeded`]: by default a 504, or the gRPC
+    /// status `DEADLINE_EXCEEDED`. Of several timeouts and of an enclosing deadline, the earliest
+    /// one applies.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use axum::{Router, routing::get};
+    /// use tower_offload::{OffloadLayer, ThreadPool};
+    ///
+    /// let layer = OffloadLayer::new(ThreadPool::cpu()).timeout(|head| match head.uri().path() {
+    ///     "/export" => None,
+    ///     _ => Some(Duration::from_secs(2)),
+    /// });
+    /// let app: Router = Router::new().route("/search", get(async || "rows")).layer(layer);
+    /// # let _ = app;
+    /// ```
+    #[must_use]
+    pub fn timeout<F>(self, timeout: F) -> OffloadLayer<X, Timeout<A, OfHead<F>>>
+    where
+        F: Fn(&RequestHead<'_>) -> Option<Duration> + Send + Sync + 'static,
+    {
+        self.inspect(|inner| Timeout::new(inner, OfHead::new(timeout)))
+    }
+
+    /// Like [`timeout`](Self::timeout), for requests that are not HTTP:
+    /// `.timeout_request(|request: &MyRequest| ..)`.
+    #[must_use]
+    pub fn timeout_request<F, Req>(self, timeout: F) -> OffloadLayer<X, Timeout<A, OfRequest<F>>>
+    where
+        F: Fn(&Req) -> Option<Duration> + Send + Sync + 'static,
+    {
+        self.inspect(|inner| Timeout::new(inner, OfRequest::new(timeout)))
+    }
+
+    /// Gives each request with the header `grpc-timeout` that [`timeout`](Self::timeout).
+    ///
+    /// It is an option because any client can send the header. It never extends a timeout of the
+    /// server: the earliest deadline applies. A malformed value is ignored, as tonic does, so set a
+    /// `timeout` as well.
+    ///
+    /// Tonic's server reads the header too, outside of the layer, and drops a call at its deadline,
+    /// with the status `CANCELLED`. With this option the work also knows
+    /// [how much time is left](crate::remaining), and the status is `DEADLINE_EXCEEDED` if the
+    /// layer answers first.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tower_offload::{OffloadLayer, ThreadPool};
+    ///
+    /// let layer = OffloadLayer::new(ThreadPool::cpu())
+    ///     .grpc_timeout()
+    ///     .timeout(|_head| Some(Duration::from_secs(10)));
+    /// # use axum::{Router, routing::get};
+    /// # let _: Router = Router::new().route("/", get(async || "")).layer(layer);
+    /// ```
+    #[must_use]
+    pub fn grpc_timeout(self) -> OffloadLayer<X, Timeout<A, OfHead<GrpcTimeout>>> {
+        let timeout: GrpcTimeout = |head| grpc::timeout(head.headers());
+        self.inspect(|inner| Timeout::new(inner, OfHead::new(timeout)))
     }
 
     /// Propagates a value to the pool, such as a task-local of an outer layer.

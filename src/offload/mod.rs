@@ -170,7 +170,7 @@ mod service_fn;
 pub use self::{
     blocking_body::BlockingBody,
     future::ResponseFuture,
-    inspect::{Filter, Inspect, OffloadAll, Prioritize, Propagate},
+    inspect::{Filter, Inspect, OffloadAll, Prioritize, Propagate, Timeout},
     layer::OffloadLayer,
     reject::{HttpReject, ProblemJson, Protocol, Reject, RejectFn, RejectWithError, Watch},
     service::Offload,

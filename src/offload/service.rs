@@ -13,8 +13,8 @@ use super::{
     reject::{HttpReject, Reject, Watch},
 };
 use crate::pool::{
-    Admitted, CallError, Pool, Priority,
-    call::{Context as CallContext, JoinHandle, OnCallerDrop},
+    Admitted, CallError, CallOptions, Pool,
+    call::{Context as CallContext, CurrentCall, JoinHandle, OnCallerDrop},
     spawn,
 };
 
@@ -108,15 +108,16 @@ where
         let reserved = self.backpressure.as_mut().map(Backpressure::take);
         let hint = Some(self.config.reject.hint(&request));
         let state = if self.config.inspect.should_offload(&request) {
-            let priority = self.config.inspect.priority(&request);
+            let (options, outer) = CurrentCall::inherit(self.config.inspect.options(&request));
             let admitted = match reserved {
+                _ if options.deadline.has_passed() => Err(CallError::DeadlineExceeded),
                 // The permits were acquired before the request was known, so its priority only
                 // orders the queue.
-                Some(reserved) => reserved.map(|admitted| Admitted { priority, ..admitted }),
-                None => self.config.limiter.try_admit(&self.config.pool, priority),
+                Some(reserved) => reserved.map(|admitted| Admitted { options, ..admitted }),
+                None => self.config.limiter.try_admit(&self.config.pool, options, outer),
             };
             let watch = self.config.reject.watch(&request);
-            self.offload(request, watch, priority, admitted)
+            self.offload(request, watch, options, admitted)
         } else {
             State::Inline { future: self.inner.call(request) }
         };
@@ -132,7 +133,7 @@ impl<S, X, A> Offload<S, X, A> {
         &mut self,
         request: Req,
         watch: Option<Watch<S::Response>>,
-        priority: Priority,
+        options: CallOptions,
         admitted: Result<Admitted, CallError>,
     ) -> State<S::Future>
     where
@@ -150,7 +151,7 @@ impl<S, X, A> Offload<S, X, A> {
                     Ok(waiting) => {
                         let (pool, prepared) = (self.config.pool.clone(), self.prepare(request, watch));
                         let admitted = async move {
-                            match waiting.admit(priority, timeout).await {
+                            match waiting.admit(options, timeout).await {
                                 Ok(admitted) => Ok(prepared.start(admitted)),
                                 Err(error) => Err(count_rejection(&*pool, error)),
                             }
