@@ -32,5 +32,5 @@ pub use self::after_response::{AfterResponse, AfterResponseLayer};
 pub use self::{
     background::Background,
     offload::{Offload, OffloadLayer},
-    pool::{CallError, Pool, Priority, ThreadPool, cancelled},
+    pool::{CallError, Pool, Priority, ThreadPool, cancelled, remaining},
 };

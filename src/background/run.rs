@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     panic::{catch_unwind, drop_payload, ignore_panic},
-    pool::{self, Admitted, Priority, QueuePermit, call::OnCallerDrop},
+    pool::{self, Admitted, CallOptions, QueuePermit, call::OnCallerDrop},
 };
 
 type Output = Result<(), String>;
@@ -93,10 +93,10 @@ fn spawn_on_pool(
     context: CallContext,
     future: impl Future<Output = ()> + Send + 'static,
 ) {
-    let priority = Priority::Normal;
-    match QueuePermit::try_acquire_counted(shared.pool.clone(), priority) {
+    let options = CallOptions::new();
+    match QueuePermit::try_acquire_counted(shared.pool.clone(), options) {
         Ok(queue_permit) => {
-            let admitted = Admitted { queue_permit, layer_permit: None, priority };
+            let admitted = Admitted { queue_permit, layer_permit: None, options };
             header.set_pool_handle(pool::spawn(admitted, context, OnCallerDrop::CancelOnPool, future));
         }
         Err(error) => {

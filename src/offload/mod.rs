@@ -162,6 +162,7 @@ mod admission;
 mod blocking_body;
 mod future;
 mod inspect;
+mod key_limit;
 mod layer;
 mod reject;
 mod service;
@@ -170,7 +171,7 @@ mod service_fn;
 pub use self::{
     blocking_body::BlockingBody,
     future::ResponseFuture,
-    inspect::{Filter, Inspect, OffloadAll, Prioritize, Propagate},
+    inspect::{FairBy, FairByGroup, Filter, Inspect, OffloadAll, Prioritize, Propagate, Timeout},
     layer::OffloadLayer,
     reject::{HttpReject, ProblemJson, Protocol, Reject, RejectFn, RejectWithError, Watch},
     service::Offload,

@@ -13,8 +13,8 @@ use super::{
     reject::{HttpReject, Reject, Watch},
 };
 use crate::pool::{
-    Admitted, CallError, Pool, Priority,
-    call::{Context as CallContext, JoinHandle, OnCallerDrop},
+    Admitted, CallError, CallOptions, Pool,
+    call::{Context as CallContext, CurrentCall, JoinHandle, OnCallerDrop},
     spawn,
 };
 
@@ -108,15 +108,18 @@ where
         let reserved = self.backpressure.as_mut().map(Backpressure::take);
         let hint = Some(self.config.reject.hint(&request));
         let state = if self.config.inspect.should_offload(&request) {
-            let priority = self.config.inspect.priority(&request);
+            let (options, outer) = CurrentCall::inherit(self.config.inspect.options(&request));
             let admitted = match reserved {
-                // The permits were acquired before the request was known, so its priority only
-                // orders the queue.
-                Some(reserved) => reserved.map(|admitted| Admitted { priority, ..admitted }),
-                None => self.config.limiter.try_admit(&self.config.pool, priority),
+                _ if options.deadline.has_passed() => Err(CallError::DeadlineExceeded),
+                // The permits were acquired before the request was known, so its priority and key
+                // only order the queue.
+                Some(reserved) => {
+                    reserved.and_then(|admitted| self.config.limiter.try_admit_key(admitted, options, outer.as_ref()))
+                }
+                None => self.config.limiter.try_admit(&self.config.pool, options, outer),
             };
             let watch = self.config.reject.watch(&request);
-            self.offload(request, watch, priority, admitted)
+            self.offload(request, watch, options, admitted)
         } else {
             State::Inline { future: self.inner.call(request) }
         };
@@ -132,7 +135,7 @@ impl<S, X, A> Offload<S, X, A> {
         &mut self,
         request: Req,
         watch: Option<Watch<S::Response>>,
-        priority: Priority,
+        options: CallOptions,
         admitted: Result<Admitted, CallError>,
     ) -> State<S::Future>
     where
@@ -145,19 +148,23 @@ impl<S, X, A> Offload<S, X, A> {
     {
         match (admitted, self.config.limiter.limits().mode) {
             (Ok(admitted), _) => State::Offloaded { handle: self.prepare(request, watch).start(admitted) },
-            (Err(CallError::Overloaded), Mode::Wait(timeout)) => {
-                match self.config.limiter.try_wait(&self.config.pool) {
+            (Err(error @ (CallError::Overloaded | CallError::KeyLimited)), Mode::Wait(timeout)) => {
+                match self.config.limiter.try_wait(&self.config.pool, options.key) {
                     Ok(waiting) => {
                         let (pool, prepared) = (self.config.pool.clone(), self.prepare(request, watch));
                         let admitted = async move {
-                            match waiting.admit(priority, timeout).await {
+                            match waiting.admit(options, timeout).await {
                                 Ok(admitted) => Ok(prepared.start(admitted)),
                                 Err(error) => Err(count_rejection(&*pool, error)),
                             }
                         };
                         State::Waiting { admitted: Box::pin(admitted) }
                     }
-                    Err(error) => State::Rejected { rejected: count_rejection(&*self.config.pool, error) },
+                    Err(wait_error) => {
+                        // Without room to wait, the call is rejected for what it lacks.
+                        let error = if wait_error == CallError::Overloaded { error } else { wait_error };
+                        State::Rejected { rejected: count_rejection(&*self.config.pool, error) }
+                    }
                 }
             }
             // The inner service was not called, so it is still ready.

@@ -14,12 +14,15 @@ use tokio::{runtime::Handle, sync::Notify, time::Instant};
 
 use super::{
     error::CallError,
+    key::CallKey,
     metrics::{Metrics, nanos},
     nested::NestedWaits,
+    options::CallOptions,
     overload::{Arrival, Change, OverloadDetector},
     priority::Priority,
     scheduler::QueuePolicy,
     semaphore::Semaphore,
+    shares::Shares,
     stats::{PoolShutdownReport, PoolStats},
 };
 use crate::{
@@ -46,6 +49,8 @@ pub struct Admission {
     name: Arc<str>,
     capacity: usize,
     semaphore: Semaphore,
+    /// The permits of calls with a key.
+    shares: Mutex<Shares>,
     overload: Option<Overload>,
     /// `OPEN`, `CLOSED` or `HALTED`. It only increases.
     phase: AtomicU8,
@@ -99,6 +104,7 @@ impl Admission {
             name,
             capacity: queue_capacity,
             semaphore: Semaphore::new(queue_capacity),
+            shares: Mutex::default(),
             overload: None,
             phase: AtomicU8::new(OPEN),
             changed: Notify::new(),
@@ -207,18 +213,42 @@ impl Admission {
     }
 
     /// Acquires a permit for the queue, if one is available. [`Priority::Low`] calls can use only
-    /// half of the permits, so they are rejected before others.
-    pub(super) fn try_acquire(&self, priority: Priority) -> Result<(), CallError> {
+    /// half of the permits, so they are rejected before others. A call with a key is rejected with
+    /// [`CallError::KeyLimited`] if its key has used its share (see [`pool`](super#keys)).
+    pub(super) fn try_acquire(&self, options: CallOptions) -> Result<(), CallError> {
         if self.is_closed() {
             return Err(CallError::Closed);
         }
+        let CallOptions { priority, key, .. } = options;
         let is_crowded = priority == Priority::Low && self.semaphore.in_use() >= self.semaphore.limit().div_ceil(2);
-        let is_admitted = !is_crowded && self.semaphore.try_acquire();
+        let acquired = match key {
+            _ if is_crowded => Err(CallError::Overloaded),
+            None if self.semaphore.try_acquire() => Ok(()),
+            None => Err(CallError::Overloaded),
+            Some(key) => self.try_acquire_share(key),
+        };
         // Calls of low priority are rejected early in any case, which says nothing about the load.
         if let Some(overload) = self.overload.as_ref().filter(|_| !is_crowded) {
-            self.observe(overload, is_admitted);
+            self.observe(overload, acquired.is_ok());
         }
-        if is_admitted { Ok(()) } else { Err(CallError::Overloaded) }
+        acquired
+    }
+
+    /// Acquires a permit for a call with a key.
+    ///
+    /// The permit is counted after it was acquired, and no longer counted before it is released. A
+    /// key may therefore briefly have a permit that is not counted.
+    fn try_acquire_share(&self, key: CallKey) -> Result<(), CallError> {
+        let mut shares = lock(&self.shares);
+        let left = self.semaphore.limit().saturating_sub(self.semaphore.in_use());
+        if left > 0 && !shares.has_room(key, left) {
+            return Err(CallError::KeyLimited);
+        }
+        if !self.semaphore.try_acquire() {
+            return Err(CallError::Overloaded);
+        }
+        shares.add(key);
+        Ok(())
     }
 
     /// Records an arrival, and changes the number of calls that may wait if the pool becomes
@@ -271,13 +301,22 @@ impl Admission {
         has_excess.then_some(overload.limit)
     }
 
-    /// Waits for a permit for the queue, in order of arrival.
-    pub(super) async fn acquire(&self) -> Result<(), CallError> {
-        self.semaphore.acquire().await.map_err(|_| CallError::Closed)
+    /// Waits for a permit for the queue. Keys take turns, and calls of a key are served in order of
+    /// arrival.
+    pub(super) async fn acquire(&self, key: Option<CallKey>) -> Result<(), CallError> {
+        self.semaphore.acquire(key).await.map_err(|_| CallError::Closed)?;
+        if let Some(key) = key {
+            lock(&self.shares).add(key);
+        }
+        Ok(())
     }
 
-    /// Releases a permit for the queue.
-    pub(super) fn release(&self) {
+    /// Releases a permit for the queue that was acquired with this key.
+    #[inline]
+    pub(super) fn release(&self, key: Option<CallKey>) {
+        if let Some(key) = key {
+            lock(&self.shares).remove(key);
+        }
         self.semaphore.release();
     }
 

@@ -15,7 +15,11 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{error::CallError, stall::Observation, stats::PoolStats};
+use super::{
+    error::{CallError, CancelReason},
+    stall::Observation,
+    stats::PoolStats,
+};
 use crate::{
     panic::ignore_panic,
     sync::{Mutex, lock},
@@ -76,6 +80,7 @@ struct Stripe {
     polled: AtomicU64,
     run_time: AtomicU64,
     abandoned: AtomicU64,
+    cancelled_run_time: AtomicU64,
     panicked: AtomicU64,
     /// Calls that have ended.
     ended: AtomicU64,
@@ -132,6 +137,7 @@ impl Metrics {
             resume_wait: Duration::from_nanos(self.sum(|it| &it.resume_wait)),
             run_time: Duration::from_nanos(self.sum(|it| &it.run_time)),
             abandoned: self.sum(|it| &it.abandoned),
+            cancelled_run_time: Duration::from_nanos(self.sum(|it| &it.cancelled_run_time)),
             panicked: self.sum(|it| &it.panicked),
             completed: ended.saturating_sub(failed),
             overloads: self.overloads.load(Relaxed),
@@ -352,6 +358,13 @@ impl Metrics {
         let _ = detached;
     }
 
+    /// Records that a poll ran for `time` after its call was cancelled.
+    pub(super) fn ran_cancelled(&self, reason: CancelReason, time: Duration) {
+        self.stripe().cancelled_run_time.fetch_add(nanos(time), Relaxed);
+        record!(self, cancelled_run_time(reason).increment(nanos(time) / 1000));
+        let _ = reason;
+    }
+
     /// Logs the end of a detached call whose caller had left. This event is the only report of it.
     pub(super) fn detached_ended(&self, run_time: Duration) {
         #[cfg(feature = "tracing")]
@@ -438,7 +451,7 @@ mod recorder {
         histogram,
     };
 
-    use crate::pool::error::CallError;
+    use crate::pool::error::{CallError, CancelReason};
 
     /// Handles of one pool, registered at its first call. A recorder that is installed after the
     /// pool was created and before it is used therefore receives everything.
@@ -498,6 +511,11 @@ mod recorder {
         describe_histogram!("offload_run_seconds", seconds, "Total time of a call's polls.");
         describe_counter!("offload_rejected_total", count, "Rejected calls, by reason.");
         describe_counter!("offload_abandoned_total", count, "Calls whose caller left before they ended.");
+        describe_counter!(
+            "offload_cancelled_run_microseconds_total",
+            Unit::Microseconds,
+            "Time that calls ran after their caller had left or their deadline had passed."
+        );
         describe_counter!("offload_panicked_total", count, "Panics of work.");
         describe_counter!("offload_stalls_total", count, "Times that calls waited and none made progress for 10 s.");
         describe_gauge!("offload_stalled", count, "1 while calls wait and none makes progress, otherwise 0.");
@@ -513,6 +531,12 @@ mod recorder {
         /// rare, or cheaper than the work that they avoid.
         pub(super) fn rejected(&self, error: CallError) -> Counter {
             counter!("offload_rejected_total", "pool" => self.pool.to_string(), "reason" => error.as_str())
+        }
+
+        /// Returns the counter of one reason, which is registered on first use.
+        pub(super) fn cancelled_run_time(&self, reason: CancelReason) -> Counter {
+            let labels = [("pool", self.pool.to_string()), ("reason", reason.as_str().to_owned())];
+            counter!("offload_cancelled_run_microseconds_total", &labels)
         }
     }
 

@@ -136,12 +136,14 @@ mod admission;
 mod builder;
 pub(crate) mod call;
 mod cancel;
+mod deadline;
 mod error;
 mod flows;
 mod inline;
 mod key;
 mod metrics;
 mod nested;
+mod options;
 mod overload;
 mod priority;
 mod queue_permit;
@@ -149,6 +151,7 @@ mod queue_permit;
 mod rayon;
 mod run;
 mod scheduler;
+mod scope;
 mod semaphore;
 mod shares;
 mod stall;
@@ -168,19 +171,25 @@ pub use self::{
     admission::Admission,
     builder::{ThreadPoolBuildError, ThreadPoolBuilder},
     call::Runnable,
-    cancel::{CancellationToken, cancellation_token, cancelled},
-    error::CallError,
+    cancel::{CancellationToken, cancel_reason, cancellation_token, cancelled},
+    deadline::Deadline,
+    error::{CallError, CancelReason},
     inline::Inline,
+    options::CallOptions,
     priority::Priority,
     run::Run,
     scheduler::{Codel, QueuePolicy},
+    scope::{DeadlineScope, remaining},
     stats::{PoolShutdownReport, PoolStats},
     thread_pool::ThreadPool,
     tokio_blocking::{NoRuntimeError, TokioBlocking, TokioBlockingBuilder},
 };
 pub(crate) use self::{
     call::spawn,
+    key::CallKey,
     queue_permit::{Admitted, QueuePermit},
+    semaphore::Semaphore,
+    shares::Shares,
 };
 
 /// Runs calls on threads of its own.
@@ -296,7 +305,7 @@ pub trait Pool: fmt::Debug + Send + Sync + 'static {
         W: FnOnce() -> T + Send + 'static,
         T: Send + 'static,
     {
-        self.run_with_priority(Priority::Normal, work)
+        self.run_with(CallOptions::new(), work)
     }
 
     /// Like [`run`](Self::run), with a priority.
@@ -322,7 +331,22 @@ pub trait Pool: fmt::Debug + Send + Sync + 'static {
         W: FnOnce() -> T + Send + 'static,
         T: Send + 'static,
     {
-        Run::new(self.clone().into_shared(), priority, work)
+        self.run_with(CallOptions::new().priority(priority), work)
+    }
+
+    /// Like [`run`](Self::run), with a priority or a deadline. See [`CallOptions`].
+    ///
+    /// # Errors
+    ///
+    /// Like [`run_with_priority`](Self::run_with_priority). The future returns
+    /// [`CallError::DeadlineExceeded`] at the deadline, if the closure has not ended by then.
+    fn run_with<T, W>(&self, options: CallOptions, work: W) -> Run<T>
+    where
+        Self: Clone + Sized,
+        W: FnOnce() -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        Run::new(self.clone().into_shared(), options, work)
     }
 
     /// Returns `true` if the pool has no threads, so that work runs where it is woken.

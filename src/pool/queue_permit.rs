@@ -8,9 +8,10 @@ use std::{
 };
 
 use super::{
-    CallError, Pool, Priority,
+    CallError, CallOptions, Pool,
     admission::Admission,
     call::{self, Runnable, Schedule},
+    key::CallKey,
     metrics::Metrics,
     nested::NestedWaits,
 };
@@ -23,6 +24,8 @@ use super::{
 /// entries of abandoned calls could pile up.
 pub(crate) struct QueuePermit {
     pool: Arc<dyn Pool>,
+    /// The key of the call, if the permit is counted as part of its share.
+    key: Option<CallKey>,
     /// `false` once the permit is released. Not shared: it is accessed only by the thread that has
     /// taken the call's entry, or that drops the permit.
     is_held: AtomicBool,
@@ -33,16 +36,17 @@ pub(crate) struct QueuePermit {
 pub(crate) type Admitted = call::Admitted<QueuePermit>;
 
 impl QueuePermit {
-    /// Acquires a permit if one is available. See [`Priority::Low`] for its smaller share.
-    pub(crate) fn try_acquire(pool: &Arc<dyn Pool>, priority: Priority) -> Result<Self, CallError> {
-        (**pool).admission().try_acquire(priority)?;
-        Ok(Self::new(pool.clone()))
+    /// Acquires a permit if one is available. See [`Admission::try_acquire`] for the shares of keys
+    /// and of low priority.
+    pub(crate) fn try_acquire(pool: &Arc<dyn Pool>, options: CallOptions) -> Result<Self, CallError> {
+        (**pool).admission().try_acquire(options)?;
+        Ok(Self::new(pool.clone(), options.key))
     }
 
     /// Like `try_acquire`, and counts a failure as a rejected call.
-    pub(crate) fn try_acquire_counted(pool: Arc<dyn Pool>, priority: Priority) -> Result<Self, CallError> {
-        match (*pool).admission().try_acquire(priority) {
-            Ok(()) => Ok(Self::new(pool)),
+    pub(crate) fn try_acquire_counted(pool: Arc<dyn Pool>, options: CallOptions) -> Result<Self, CallError> {
+        match (*pool).admission().try_acquire(options) {
+            Ok(()) => Ok(Self::new(pool, options.key)),
             Err(error) => {
                 pool.admission().metrics().rejected(error);
                 Err(error)
@@ -50,10 +54,10 @@ impl QueuePermit {
         }
     }
 
-    /// Waits for a permit, in order of arrival.
-    pub(crate) async fn acquire(pool: &Arc<dyn Pool>) -> Result<Self, CallError> {
-        pool.admission().acquire().await?;
-        Ok(Self::new(pool.clone()))
+    /// Waits for a permit. Keys take turns, and calls of a key are served in order of arrival.
+    pub(crate) async fn acquire(pool: &Arc<dyn Pool>, key: Option<CallKey>) -> Result<Self, CallError> {
+        pool.admission().acquire(key).await?;
+        Ok(Self::new(pool.clone(), key))
     }
 
     /// Adds the time that the call waited for capacity to the wait that is recorded for it.
@@ -68,8 +72,8 @@ impl QueuePermit {
         (*self.pool).admission()
     }
 
-    fn new(pool: Arc<dyn Pool>) -> Self {
-        Self { pool, is_held: AtomicBool::new(true), delay: 0 }
+    fn new(pool: Arc<dyn Pool>, key: Option<CallKey>) -> Self {
+        Self { pool, key, is_held: AtomicBool::new(true), delay: 0 }
     }
 
     /// Marks the permit as released. Returns `true` the first time: the caller must then release
@@ -93,7 +97,7 @@ impl Schedule for QueuePermit {
 
     fn release_queue_permit(&self) {
         if self.take() {
-            self.admission().release();
+            self.admission().release(self.key);
         }
     }
 
@@ -101,7 +105,7 @@ impl Schedule for QueuePermit {
     fn on_start(&self, waited: Duration) {
         let admission = self.admission();
         if self.take() {
-            admission.release();
+            admission.release(self.key);
         }
         admission.on_start(waited, self.delay);
     }

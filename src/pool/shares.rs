@@ -13,13 +13,13 @@ use super::key::CallKey;
 ///
 /// Only keys and groups with permits are stored.
 #[derive(Debug, Default)]
-pub(super) struct Shares {
+pub(crate) struct Shares {
     in_use: HashMap<CallKey, usize>,
 }
 
 impl Shares {
     /// Returns `true` if `key` may have one more permit while `left` permits are left.
-    pub(super) fn has_room(&self, key: CallKey, left: usize) -> bool {
+    pub(crate) fn has_room(&self, key: CallKey, left: usize) -> bool {
         let Some(left_for_group) = left.checked_sub(self.in_use(key.group())).filter(|left| *left > 0) else {
             return false;
         };
@@ -27,7 +27,7 @@ impl Shares {
     }
 
     /// Counts a permit of `key`.
-    pub(super) fn add(&mut self, key: CallKey) {
+    pub(crate) fn add(&mut self, key: CallKey) {
         *self.in_use.entry(key.group()).or_default() += 1;
         if key.member().is_some() {
             *self.in_use.entry(key).or_default() += 1;
@@ -35,7 +35,7 @@ impl Shares {
     }
 
     /// Stops counting a permit of `key`.
-    pub(super) fn remove(&mut self, key: CallKey) {
+    pub(crate) fn remove(&mut self, key: CallKey) {
         self.remove_one(key.group());
         if key.member().is_some() {
             self.remove_one(key);

@@ -36,6 +36,9 @@ pub struct PoolStats {
     pub run_time: Duration,
     /// Number of calls whose caller left before they ended.
     pub abandoned: u64,
+    /// Time that calls ran after their caller had left or their deadline had passed, unless they
+    /// are [detached](crate::offload::OffloadLayer::detached). The metric has it by reason.
+    pub cancelled_run_time: Duration,
     /// Number of panics: of calls, whether or not a caller observed them, and of destructors that
     /// ran on the pool.
     pub panicked: u64,

@@ -84,6 +84,10 @@ impl QueueItem for Runnable {
     fn queued_at(&self) -> Instant {
         self.created()
     }
+
+    fn is_cancelled(&self) -> bool {
+        self.is_cancelled()
+    }
 }
 
 impl WorkerPool {
@@ -176,8 +180,8 @@ impl Pool for WorkerPool {
     }
 
     fn schedule(&self, runnable: Runnable) {
-        let (priority, has_started) = runnable.priority_and_started();
-        let wake_up = self.scheduler.push(runnable, priority, has_started);
+        let class = runnable.class();
+        let wake_up = self.scheduler.push(runnable, class);
         if wake_up == WakeUp::Spawn {
             self.spawn_worker();
         }

@@ -7,6 +7,7 @@ mod cancel;
 mod compose;
 mod context;
 mod custom_pool;
+mod deadline;
 mod dropping;
 mod odd_inputs;
 mod panics;

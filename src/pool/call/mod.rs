@@ -29,6 +29,7 @@ mod loom;
 mod runnable;
 mod stage;
 mod state;
+mod timer;
 
 use std::{
     any::Any,
@@ -56,19 +57,25 @@ use self::{
     stage::Stage,
     state::{Begin, CallState, DropAction, Park},
 };
-use super::{error::CallError, metrics::Metrics, nested::NestedWaits, priority::Priority};
+use super::{
+    deadline::Deadline,
+    error::{CallError, CancelReason},
+    metrics::{Metrics, nanos},
+    nested::NestedWaits,
+    options::CallOptions,
+};
 use crate::{
     panic::{catch_unwind, drop_payload, ignore_panic},
     sync::{Mutex, lock},
 };
 
-/// Permits that admit a call to a pool, and its priority.
+/// Permits that admit a call to a pool, and its options.
 pub(crate) struct Admitted<S> {
     /// Permit for the queue, and connection to the pool.
     pub(crate) queue_permit: S,
     /// Permit of a layer that limits its calls in flight.
     pub(crate) layer_permit: Option<Arc<dyn LayerPermit>>,
-    pub(crate) priority: Priority,
+    pub(crate) options: CallOptions,
 }
 
 /// Connection of a call to its pool. A value belongs to one call and is dropped with it.
@@ -112,13 +119,17 @@ where
     F::Output: Send + 'static,
     S: Schedule,
 {
-    let Admitted { queue_permit, layer_permit, priority } = admitted;
+    let Admitted { queue_permit, layer_permit, options } = admitted;
     let Context { runtime, task, trace } = context;
+    let created = Instant::now();
     let call = Arc::new(Call {
         header: Header {
-            priority,
+            priority: options.priority,
+            key: options.key,
             runtime,
-            created: Instant::now(),
+            created,
+            deadline: options.deadline.nanos_after(created),
+            is_detached: on_caller_drop == OnCallerDrop::Detach,
             started: AtomicBool::new(false),
             waits_nested: AtomicBool::new(false),
         },
@@ -126,6 +137,7 @@ where
         scheduler: queue_permit,
         task,
         woken: AtomicU64::new(0),
+        left: AtomicU64::new(u64::MAX),
         progress: Mutex::new(Progress {
             stage: Stage::Future(future),
             environment: Some(Environment { trace, layer_permit }),
@@ -135,7 +147,7 @@ where
     // Created first: if a recorder panics below, the drop of the entry releases everything.
     let runnable = Runnable::new(call.clone());
     call.scheduler.metrics().admitted();
-    let handle = JoinHandle::new(call.clone(), on_caller_drop);
+    let handle = JoinHandle::new(call.clone(), on_caller_drop, call.header.deadline != Deadline::NO_NANOS);
     call.scheduler.schedule(runnable);
     handle
 }
@@ -148,6 +160,9 @@ struct Call<F: Future, S: Schedule> {
     task: Option<Id>,
     /// Time of the last wake-up, in nanoseconds after `header.created`.
     woken: AtomicU64,
+    /// Time at which the caller cancelled the call, in nanoseconds after `header.created`. Written
+    /// by the caller before it sets `CANCELLED`, and not at all if it drops an unstarted call.
+    left: AtomicU64,
     /// Locked by the thread that owns the future, for as long as it owns it; after completion, by
     /// the thread that takes the output. The lock is therefore never contended. It makes the
     /// compiler check what [`CallState`] guarantees.
@@ -191,6 +206,9 @@ where
             let woken = Duration::from_nanos(self.woken.load(Ordering::Relaxed));
             self.metrics().resumed(waited.saturating_sub(woken));
         } else {
+            if self.header.is_expired(waited) {
+                return self.expire();
+            }
             self.header.started.store(true, Ordering::Relaxed);
             self.scheduler.on_start(waited);
         }
@@ -201,6 +219,9 @@ where
         let run_time = progress.run_time;
         let environment = if let Polled::Ready(_) = polled { progress.environment.take() } else { None };
         drop(progress);
+        if self.state.is_cancelled() {
+            self.count_cancelled(ended);
+        }
         // Before `park`, because another thread may own the call after that.
         self.end_nested_wait();
         if environment.is_none() {
@@ -251,6 +272,16 @@ where
         }
     }
 
+    /// Counts the time that the poll which has `ended` ran for a caller that was gone.
+    #[cold]
+    fn count_cancelled(&self, ended: Instant) {
+        let ended = nanos(ended.saturating_duration_since(self.header.created));
+        let time = ended.saturating_sub(self.left.load(Ordering::Relaxed));
+        if let Some(reason) = self.state.cancel_reason() {
+            self.metrics().ran_cancelled(reason, Duration::from_nanos(time));
+        }
+    }
+
     /// Removes the record that this thread waits for another call of the pool, if there is one.
     fn end_nested_wait(self: &Arc<Self>) {
         if self.header.waits_nested.load(Ordering::Relaxed) {
@@ -269,6 +300,16 @@ where
         }
     }
 
+    /// Fails a call that has not started at its deadline.
+    #[cold]
+    fn expire(self: &Arc<Self>) -> Option<CallerWaker> {
+        // A caller that reaches the deadline first has counted the rejection.
+        if self.state.expire() {
+            self.metrics().rejected(CallError::DeadlineExceeded);
+        }
+        self.drop_cancelled(CallError::DeadlineExceeded)
+    }
+
     /// Fails a call whose caller is waiting for it.
     fn reject(self: &Arc<Self>, error: CallError) -> Option<CallerWaker> {
         self.leave_queue();
@@ -276,7 +317,7 @@ where
         self.fail(CallFailure::Rejected(error))
     }
 
-    /// Fails a call that its caller has cancelled.
+    /// Fails a call without counting it as rejected.
     fn drop_cancelled(self: &Arc<Self>, error: CallError) -> Option<CallerWaker> {
         self.leave_queue();
         self.fail(CallFailure::Rejected(error))
@@ -395,8 +436,7 @@ where
 
     /// Queues the call again. Called only if [`CallState`] returned this obligation.
     fn schedule(self: &Arc<Self>) {
-        let woken = u64::try_from(self.header.created.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        self.woken.store(woken, Ordering::Relaxed);
+        self.woken.store(self.header.elapsed(), Ordering::Relaxed);
         self.metrics().woken();
         self.scheduler.schedule(Runnable::new(self.clone()));
     }
@@ -473,8 +513,15 @@ where
         self.state.is_cancelled()
     }
 
-    fn is_unwanted(&self) -> bool {
-        self.state.is_cancelled() || self.scheduler.is_halted()
+    fn cancel_reason(&self) -> Option<CancelReason> {
+        self.state.cancel_reason().or_else(|| {
+            if self.scheduler.is_halted() {
+                Some(CancelReason::Shutdown)
+            } else {
+                // The caller may have no timer, or a runtime that is busy.
+                self.header.work_deadline().has_passed().then_some(CancelReason::DeadlineExceeded)
+            }
+        })
     }
 
     fn nested_waits(&self) -> &NestedWaits {
@@ -497,6 +544,10 @@ where
         Poll::Pending
     }
 
+    fn deadline(&self) -> Deadline {
+        self.header.deadline()
+    }
+
     fn end_wait(&self) {
         CurrentCall::end_wait(|| self.scheduler.nested_waits(), std::ptr::from_ref(self).addr());
     }
@@ -506,6 +557,9 @@ where
     }
 
     fn drop_caller(self: Arc<Self>, on_drop: OnCallerDrop) {
+        if self.header.deadline().has_passed() {
+            self.state.expire();
+        }
         if !self.leave(on_drop) {
             self.metrics().abandoned(on_drop == OnCallerDrop::Detach);
             return;
@@ -516,11 +570,14 @@ where
         }
     }
 
-    fn reject_caller(self: Arc<Self>, error: CallError) -> Result<F::Output, CallFailure> {
-        if self.leave(OnCallerDrop::Cancel) {
+    fn reject_caller(self: Arc<Self>, error: CallError, on_drop: OnCallerDrop) -> Result<F::Output, CallFailure> {
+        let is_first = error != CallError::DeadlineExceeded || self.state.expire();
+        if self.leave(on_drop) {
             return self.take_result();
         }
-        self.metrics().rejected(error);
+        if is_first {
+            self.metrics().rejected(error);
+        }
         Err(CallFailure::Rejected(error))
     }
 }
@@ -534,6 +591,9 @@ where
     /// Separates the call from its caller. Returns `true` if the call is complete: then the caller
     /// must take the result.
     fn leave(self: &Arc<Self>, on_drop: OnCallerDrop) -> bool {
+        if on_drop != OnCallerDrop::Detach && self.state.has_begun() {
+            self.left.store(self.header.elapsed(), Ordering::Relaxed);
+        }
         match self.state.drop_caller(on_drop) {
             DropAction::DropFuture => {
                 self.drop_future();

@@ -4,12 +4,21 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use tokio::{runtime::Handle, time::Instant};
 
 use super::state::CallerWaker;
-use crate::pool::{error::CallError, nested::NestedWaits, priority::Priority};
+use crate::pool::{
+    deadline::Deadline,
+    error::{CallError, CancelReason},
+    key::CallKey,
+    metrics::nanos,
+    nested::NestedWaits,
+    priority::Priority,
+    scheduler::Class,
+};
 
 /// Entry of a call in a pool's queue: one poll of its future. Created for the pool, which passes it
 /// to [`Pool::schedule`](crate::pool::Pool::schedule).
@@ -36,8 +45,8 @@ pub(in crate::pool) trait RawCall: Send + Sync {
 
     fn is_cancelled(&self) -> bool;
 
-    /// Returns `true` if the call is cancelled or its pool is halted.
-    fn is_unwanted(&self) -> bool;
+    /// Returns why the work is no longer wanted, if it is not.
+    fn cancel_reason(&self) -> Option<CancelReason>;
 
     /// Returns the waits of its pool's calls for each other.
     fn nested_waits(&self) -> &NestedWaits;
@@ -46,10 +55,15 @@ pub(in crate::pool) trait RawCall: Send + Sync {
 /// Properties of a call that queues and workers read.
 pub(in crate::pool) struct Header {
     pub(super) priority: Priority,
+    pub(super) key: Option<CallKey>,
     /// Runtime in which the call was made. Kept until the allocation is freed, usually by the
     /// caller, so that the runtime's reference count is not passed between cores.
     pub(super) runtime: Option<Handle>,
     pub(super) created: Instant,
+    /// Deadline in nanoseconds after `created`. See [`Deadline::nanos_after`].
+    pub(super) deadline: u64,
+    /// `true` if the work continues without its caller. The deadline then ends when it starts.
+    pub(super) is_detached: bool,
     /// `true` once the future was polled. Written only by the thread that has taken the entry.
     pub(super) started: AtomicBool,
     /// `true` while a poll or a drop is recorded as waiting for another call of the same pool.
@@ -85,6 +99,27 @@ impl Header {
     #[inline]
     pub(super) fn has_started(&self) -> bool {
         self.started.load(Ordering::Relaxed)
+    }
+
+    /// Returns `true` if the deadline has passed for a call that has waited for `waited`.
+    #[inline]
+    pub(super) fn is_expired(&self, waited: Duration) -> bool {
+        self.deadline != Deadline::NO_NANOS && nanos(waited) >= self.deadline
+    }
+
+    pub(super) fn deadline(&self) -> Deadline {
+        Deadline::from_nanos_after(self.created, self.deadline)
+    }
+
+    /// Returns the deadline that the work has: none in a detached call, which would otherwise fail
+    /// after its caller has left.
+    pub(super) fn work_deadline(&self) -> Deadline {
+        if self.is_detached { Deadline::NONE } else { self.deadline() }
+    }
+
+    /// Returns the nanoseconds since the call was made.
+    pub(super) fn elapsed(&self) -> u64 {
+        u64::try_from(self.created.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 }
 
@@ -127,10 +162,13 @@ impl Runnable {
         self.0.take().and_then(|call| call.run(clock))
     }
 
-    /// Returns [`priority`](Self::priority) and [`has_started`](Self::has_started) in one virtual
-    /// call.
-    pub(in crate::pool) fn priority_and_started(&self) -> (Priority, bool) {
-        self.header().map_or((Priority::Normal, false), |header| (header.priority, header.has_started()))
+    /// Returns the properties that decide where the entry waits, by one virtual call.
+    pub(in crate::pool) fn class(&self) -> Class {
+        self.header().map_or_else(Class::default, |header| Class {
+            priority: header.priority,
+            key: header.key,
+            is_woken: header.has_started(),
+        })
     }
 
     /// Returns the runtime in which the call was made.

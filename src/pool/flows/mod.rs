@@ -111,9 +111,6 @@ impl<Q: Flow> Flows<Q> {
             Group::Key(flow) => size.change(flow, &mut pop),
             Group::Keys(keys) => (keys.next(|flow| size.change(flow, &mut pop)), !keys.is_empty()),
         });
-        if self.size.entries == 0 {
-            self.groups.clear(); // `Unkeyed` may be left.
-        }
         entry
     }
 
@@ -133,12 +130,10 @@ impl<Q: Flow> Flows<Q> {
             Group::Key(flow) => size.change(flow, |flow| cut(flow, keep)).0,
             Group::Keys(keys) => keys.cut(keep, Q::len, |flow, keep| size.change(flow, |flow| cut(flow, keep)).0),
         });
-        if self.size.entries == 0 {
-            self.groups.clear();
-        }
     }
 
-    /// Gives the entries without a key a turn, if there are any.
+    /// Gives the entries without a key a turn, if there are any. They keep it until it comes, even
+    /// if no other entry is left by then.
     fn enter_unkeyed(&mut self, unkeyed: &Q) {
         if unkeyed.len() > 0 {
             self.groups.enter(UNKEYED, || Group::Unkeyed);
@@ -283,11 +278,6 @@ impl<Q> Turns<Q> {
             }
             new_len > 0
         });
-    }
-
-    fn clear(&mut self) {
-        self.queues.clear();
-        self.order.clear();
     }
 }
 

@@ -24,7 +24,7 @@ use tokio::time::Instant;
 pub use self::codel::{Codel, QueuePolicy};
 pub(super) use self::{
     codel::InvalidPolicy,
-    queue::QueueItem,
+    queue::{Class, QueueItem},
     state::{Action, Limits, WakeUp},
 };
 use self::{
@@ -32,7 +32,6 @@ use self::{
     parker::Parker,
     state::{SchedulerState, ThreadState},
 };
-use super::priority::Priority;
 use crate::sync::{AtomicBool, Mutex, Ordering, Padded, fence, lock, spin_loop, thread};
 
 /// Rounds of spinning before a worker yields, as in crossbeam's `Backoff`: each round is twice as
@@ -50,8 +49,8 @@ const YIELDS: u32 = if cfg!(tower_offload_loom) { 4 } else { 256 };
 ///
 /// # Submitting without the lock
 ///
-/// While no push would wake or spawn a worker, new calls of normal priority go to the inbox, if the
-/// policy is `Fifo`. The flag `needs_wakeup` decides:
+/// While no push would wake or spawn a worker, new calls of normal priority and without a key go to
+/// the inbox, if the policy is `Fifo`. The flag `needs_wakeup` decides:
 ///
 /// 1. The submitter pushes into the inbox, issues a `SeqCst` fence, and loads `needs_wakeup`. If it
 ///    is set, the submitter drains the inbox itself and performs the wake-up.
@@ -135,9 +134,9 @@ impl<T: QueueItem> Scheduler<T> {
     ///
     /// In the last two cases, a `SeqCst` fence or the scheduler's lock separates the push from the
     /// caller's next step.
-    pub(super) fn push(&self, item: T, priority: Priority, woken: bool) -> WakeUp<()> {
-        if woken || priority != Priority::Normal || self.is_timed {
-            return self.with_state(|state| ((), state.push(item, priority, woken))).1;
+    pub(super) fn push(&self, item: T, class: Class) -> WakeUp<()> {
+        if self.is_timed || !class.is_default() {
+            return self.with_state(|state| ((), state.push(item, class))).1;
         }
         if !self.needs_wakeup.load(Ordering::Relaxed) {
             self.inbox.push(item);
@@ -147,7 +146,7 @@ impl<T: QueueItem> Scheduler<T> {
             }
             return self.with_state(|state| ((), self.drain_inbox(state).wake_if_nonempty())).1;
         }
-        self.with_state(|state| ((), self.drain_inbox(state).push(item, priority, woken))).1
+        self.with_state(|state| ((), self.drain_inbox(state).push(item, class))).1
     }
 
     fn drain_inbox<'a>(&self, state: &'a mut SchedulerState<T, Arc<Parker>>) -> &'a mut SchedulerState<T, Arc<Parker>> {
