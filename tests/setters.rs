@@ -330,6 +330,13 @@ fn sizes() -> Vec<Setter<usize>> {
         setter("OffloadLayer::max_in_flight, reserved", zero, async |value| {
             use_layer(|layer| layer.max_in_flight(value).backpressure()).await;
         }),
+        setter("OffloadLayer::max_in_flight_per_key", zero, async |value| {
+            use_layer(|layer| layer.max_in_flight_per_key(value)).await;
+            let layer = OffloadLayer::new(ThreadPool::blocking(4)).reject(RejectWithError);
+            let layer = layer.max_in_flight_per_key(value).fair_by_request(|n: &u32| *n);
+            let service = layer.layer(service_fn(async |n: u32| Ok::<_, Infallible>(n)));
+            assert_eq!(service.oneshot(1).await.unwrap(), 1);
+        }),
         setter("OffloadLayer::max_waiting", any, async |value| {
             use_layer(|layer| layer.max_in_flight(1).wait(Duration::from_secs(10)).max_waiting(value)).await;
         }),

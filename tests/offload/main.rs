@@ -9,6 +9,7 @@ mod context;
 mod custom_pool;
 mod deadline;
 mod dropping;
+mod fair;
 mod odd_inputs;
 mod panics;
 mod policy;

@@ -106,12 +106,11 @@ impl<Q: Flow> Flows<Q> {
         }
         self.enter_unkeyed(unkeyed);
         let Self { groups, size } = self;
-        let entry = groups.next(|group| match group {
+        groups.next(|group| match group {
             Group::Unkeyed => (pop(unkeyed), unkeyed.len() > 0),
             Group::Key(flow) => size.change(flow, &mut pop),
             Group::Keys(keys) => (keys.next(|flow| size.change(flow, &mut pop)), !keys.is_empty()),
-        });
-        entry
+        })
     }
 
     /// Calls `cut` with flows and their new lengths, such that at most `keep` entries are left,

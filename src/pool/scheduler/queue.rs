@@ -102,7 +102,7 @@ impl<T: QueueItem> Queue<T> {
         let other = OtherLanes {
             high: Lane::new(policy),
             low: Lane::new(policy),
-            keyed: [const { () }; WEIGHTS.len()].map(|()| Flows::new()),
+            keyed: std::array::from_fn(|_| Flows::new()),
             policy,
             position: 0,
         };
