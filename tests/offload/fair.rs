@@ -257,7 +257,7 @@ async fn key_at_its_limit_is_rejected_until_a_call_of_it_ends() {
     }
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn key_at_its_limit_waits_and_counts_as_queued() {
     let pool = one_thread();
     let (service, gate) = gated(OffloadLayer::new(pool.clone()).max_in_flight_per_key(1).wait(LONG));
@@ -269,9 +269,21 @@ async fn key_at_its_limit_waits_and_counts_as_queued() {
     gate.add_permits(2);
     assert_eq!(soon(calls.remove(3)).await.unwrap(), QUIET);
     assert_eq!(soon(calls.remove(0)).await.unwrap(), GREEDY);
-    // No call ends any longer.
-    tokio::time::advance(LONG).await;
-    assert_eq!(error(soon(calls.remove(1)).await), CallError::KeyLimited);
+    gate.add_permits(2);
+    for call in calls {
+        soon(call).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn wait_for_a_key_at_its_limit_ends_with_its_own_reason() {
+    let (service, gate) =
+        gated(OffloadLayer::new(one_thread()).max_in_flight_per_key(1).wait(Duration::from_millis(20)));
+    let mut first = task::spawn(service.clone().oneshot(GREEDY));
+    assert_pending!(first.poll());
+    assert_eq!(error(soon(service.clone().oneshot(GREEDY)).await), CallError::KeyLimited);
+    gate.add_permits(1);
+    soon(first).await.unwrap();
 }
 
 #[tokio::test]
