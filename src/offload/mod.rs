@@ -127,12 +127,21 @@
 //! | `offload_active` | gauge | threads that poll a call |
 //! | `offload_queue_wait_seconds` | histogram | time from `call` to the first poll |
 //! | `offload_run_seconds` | histogram | total time of a call's polls |
+//! | `offload_busy_microseconds_total` | counter | time that threads ran calls; see below |
+//! | `offload_max_threads` | gauge | threads that may run calls at the same time |
+//! | `offload_cancelled_run_microseconds_total` | counter | time that calls ran without a caller; label `reason` |
 //! | `offload_resume_wait_seconds` | histogram | time from each wake to the poll that follows it |
 //! | `offload_rejected_total` | counter | rejected calls; label `reason` |
 //! | `offload_abandoned_total` | counter | calls whose caller left before they ended |
 //! | `offload_panicked_total` | counter | panics of work |
 //! | `offload_stalls_total` | counter | times that the pool was [stalled] |
 //! | `offload_stalled` | gauge | 1 while the pool is stalled, otherwise 0 |
+//! | `offload_overloaded` | gauge | 1 while calls are rejected because the queue does not drain |
+//!
+//! In PromQL, the utilization of a pool is `rate(offload_busy_microseconds_total[1m]) / 1e6 /
+//! offload_max_threads`. A poll is added to the counter when it ends, so polls of minutes show
+//! late; [`busy_time`](crate::pool::PoolStats::busy_time) includes those that have not ended.
+//! Counters of the [`metrics`] crate are integers, hence the unit.
 //!
 //! Feature `tracing` runs the work in the caller's span, with its dispatcher, and emits these
 //! events with the field `pool`:

@@ -273,7 +273,7 @@ impl ThreadPoolBuilder {
         let spawned = AtomicUsize::new(0);
         let setup = Arc::new(ThreadSetup::new(name.as_str().into(), niceness, hooks));
         let thread_setup = setup.clone();
-        let workers = WorkerPool::new(admission, config, move |worker: Worker| {
+        let handle = WorkerPool::create(admission, config, move |worker: Worker| {
             let number = spawned.fetch_add(1, Ordering::Relaxed);
             let mut thread = thread::Builder::new().name(format!("{name}-{number}"));
             if let Some(bytes) = stack_size {
@@ -281,11 +281,10 @@ impl ThreadPoolBuilder {
             }
             thread.spawn(thread_setup.wrap(worker)).map(drop)
         });
-        let pool = ThreadPool::new(workers);
-        let start = || (0..min.max(1)).try_for_each(|_| pool.workers().spawn_ahead().map_err(Reason::Spawn));
+        let start = || (0..min.max(1)).try_for_each(|_| handle.workers.spawn_ahead().map_err(Reason::Spawn));
         let on_denied = |error| Reason::NicenessDenied { niceness: niceness.unwrap_or_default(), error };
         setup.start_checked(start, on_denied).map_err(ThreadPoolBuildError)?;
-        Ok(pool)
+        Ok(ThreadPool { handle })
     }
 
     fn validate(&self) -> Result<(), Reason> {

@@ -132,10 +132,40 @@
 //! For work that takes microseconds: a call to another thread and back costs tens of them. For work
 //! that only awaits: it blocks no thread where it is.
 
+/// Expands to the methods of [`Pool`] that a handle forwards to its pool.
+macro_rules! forward_to_pool {
+    ($self:ident => $pool:expr) => {
+        fn admission(&$self) -> &$crate::pool::Admission {
+            $pool.admission()
+        }
+
+        fn schedule(&$self, runnable: $crate::pool::Runnable) {
+            $pool.schedule(runnable);
+        }
+
+        fn expected_wait(&$self) -> std::time::Duration {
+            $pool.expected_wait()
+        }
+
+        fn max_threads(&$self) -> Option<usize> {
+            $pool.max_threads()
+        }
+
+        fn shutdown(
+            &$self,
+            timeout: std::time::Duration,
+        ) -> std::pin::Pin<Box<dyn Future<Output = $crate::pool::PoolShutdownReport> + Send + '_>> {
+            $pool.shutdown(timeout)
+        }
+    };
+}
+
 mod admission;
 mod builder;
+mod busy;
 pub(crate) mod call;
 mod cancel;
+mod clock;
 mod deadline;
 mod error;
 mod inline;
@@ -361,25 +391,7 @@ pub trait Pool: fmt::Debug + Send + Sync + 'static {
 }
 
 impl Pool for Arc<dyn Pool> {
-    fn admission(&self) -> &Admission {
-        (**self).admission()
-    }
-
-    fn schedule(&self, runnable: Runnable) {
-        (**self).schedule(runnable);
-    }
-
-    fn expected_wait(&self) -> Duration {
-        (**self).expected_wait()
-    }
-
-    fn max_threads(&self) -> Option<usize> {
-        (**self).max_threads()
-    }
-
-    fn shutdown(&self, timeout: Duration) -> Pin<Box<dyn Future<Output = PoolShutdownReport> + Send + '_>> {
-        (**self).shutdown(timeout)
-    }
+    forward_to_pool!(self => **self);
 
     fn is_inline(&self) -> bool {
         (**self).is_inline()
@@ -391,25 +403,7 @@ impl Pool for Arc<dyn Pool> {
 }
 
 impl<P: Pool> Pool for Arc<P> {
-    fn admission(&self) -> &Admission {
-        (**self).admission()
-    }
-
-    fn schedule(&self, runnable: Runnable) {
-        (**self).schedule(runnable);
-    }
-
-    fn expected_wait(&self) -> Duration {
-        (**self).expected_wait()
-    }
-
-    fn max_threads(&self) -> Option<usize> {
-        (**self).max_threads()
-    }
-
-    fn shutdown(&self, timeout: Duration) -> Pin<Box<dyn Future<Output = PoolShutdownReport> + Send + '_>> {
-        (**self).shutdown(timeout)
-    }
+    forward_to_pool!(self => **self);
 
     fn is_inline(&self) -> bool {
         (**self).is_inline()

@@ -3,6 +3,7 @@
 
 mod admission;
 mod bad_input;
+mod busy;
 mod cancel;
 mod compose;
 mod context;
