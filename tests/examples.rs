@@ -311,6 +311,21 @@ async fn blocking_handler_answers_with_state_path_json_and_a_stream() {
 }
 
 #[tokio::test]
+async fn deadline_cancels_what_runs_and_never_starts_what_waits() {
+    let Some(lines) = lines_of("deadline").await else { return };
+    let answers: Vec<_> = lines.iter().filter(|line| line.starts_with('/')).map(String::as_str).collect();
+    let expected = [
+        "/work/10 with 5000 ms: 200 OK done",
+        "/work/10 with 100 ms: 504 Gateway Timeout ",
+        "/work/600 with 300 ms: 504 Gateway Timeout ",
+    ];
+    assert_eq!(answers, expected);
+    let count = |text: &str| lines.iter().filter(|line| line.contains(text)).count();
+    assert_eq!((count("/work/10 starts"), count("/work/600 starts")), (1, 1), "{lines:?}");
+    assert_eq!((count("stops after"), count(": deadline_exceeded")), (1, 1), "{lines:?}");
+}
+
+#[tokio::test]
 async fn tls_connections_are_tracked() {
     let Some(lines) = lines_of("tls").await else { return };
     assert!(lines.contains(&"HTTP/1.1 200 OK".to_owned()), "{lines:?}");

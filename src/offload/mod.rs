@@ -115,6 +115,50 @@
 //! make room for another call while its own still occupies a thread. With
 //! [`detached`](OffloadLayer::detached) the work continues.
 //!
+//! # Deadlines
+//!
+//! [`timeout`](OffloadLayer::timeout) gives requests a [deadline](crate::pool#deadlines), and
+//! [`grpc_timeout`](OffloadLayer::grpc_timeout) reads it from the header of gRPC. The layer's calls
+//! also inherit the deadline of offloaded work that makes them, and of an enclosing
+//! [`Deadline::scope`](crate::pool::Deadline::scope). The earliest one applies, so a client cannot
+//! extend a timeout of the server.
+//!
+//! ```
+//! use std::time::Duration;
+//! use axum::{Router, http::StatusCode, routing::get};
+//! use tower_offload::{OffloadLayer, ThreadPool, cancelled, remaining};
+//!
+//! async fn search() -> Result<&'static str, StatusCode> {
+//!     if remaining().is_some_and(|left| left < Duration::from_millis(100)) {
+//!         return Ok("rows of the cache");
+//!     }
+//!     for _step in 0..10 {
+//!         if cancelled() {
+//!             return Err(StatusCode::GATEWAY_TIMEOUT); // the layer has sent the response
+//!         }
+//!     }
+//!     Ok("rows")
+//! }
+//!
+//! let app: Router = Router::new()
+//!     .route("/search", get(search))
+//!     .layer(OffloadLayer::new(ThreadPool::cpu()).timeout(|_head| Some(Duration::from_secs(2))));
+//! # let _ = app;
+//! ```
+//!
+//! | with | effect of a deadline |
+//! |---|---|
+//! | [`max_in_flight`](OffloadLayer::max_in_flight) | work that runs keeps its permit until it ends |
+//! | [`wait`](OffloadLayer::wait) | the wait ends at the deadline with `DeadlineExceeded`, or after its timeout with `Overloaded` |
+//! | [`backpressure`](OffloadLayer::backpressure) | none on `poll_ready`, since the request is not known; the reservation for an expired request is released |
+//! | [`detached`](OffloadLayer::detached) | an expired call never starts, and the caller is answered; work that has started continues, is not cancelled, and has no deadline |
+//! | [`filter`](OffloadLayer::filter) | none on requests that run inline; an outer `scope` stays visible to them |
+//! | [`catch_panics`](OffloadLayer::catch_panics) | a panic after the deadline is counted and logged, and not resumed |
+//! | [`Codel`](crate::pool::Codel) | both apply: a shed call is `Expired` |
+//! | [`AcceptBursts`](crate::pool::QueuePolicy::AcceptBursts) | a call that has expired before it is admitted is no arrival; one that expires in the queue is |
+//! | shutdown | queued calls are `Closed` after its timeout; the first of the two reasons counts |
+//! | an outer timeout, such as tonic's | one that fires first drops the call; at or after the deadline, the reason is the deadline |
+//!
 //! # Observability
 //!
 //! [`PoolStats`](crate::pool::PoolStats) has all counters and needs no feature. Feature `metrics`
@@ -150,7 +194,7 @@
 //! |---|---|---|
 //! | `call rejected` | debug | `reason` |
 //! | `pool overloaded: ..` | warn | `reason`, `rejected`: total; at most once in 10 s |
-//! | `call abandoned by its caller` | debug | `detached` |
+//! | `call abandoned by its caller` | debug | `detached`; not if it was answered at its deadline |
 //! | `call panicked` | error | `message`, `caller_present` |
 //! | `detached call ended` | info | `run_seconds`; only if the caller had left |
 //! | `pool stalled: ..` | warn | `stalled_seconds`, `queued`, `active`, `nested` |
@@ -161,8 +205,9 @@
 //!
 //! `nested` is the number of threads whose call waits for another call of the pool, and `waits` the
 //! number of such waits that are ended. The values of `reason` are the names that
-//! [`CallError::as_str`](crate::CallError::as_str) returns. A full pool rejects with `overloaded`,
-//! and a queue policy with `expired`.
+//! [`CallError::as_str`](crate::CallError::as_str) returns: a full pool rejects with `overloaded`, a
+//! queue policy with `expired`, and a deadline with `deadline_exceeded`. The metric of calls that run
+//! without a caller has those of [`CancelReason`](crate::pool::CancelReason).
 //!
 //! [`metrics`]: https://docs.rs/metrics
 //! [stalled]: crate::pool#stalled-pools

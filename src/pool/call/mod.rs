@@ -530,32 +530,28 @@ where
     }
 
     fn drop_caller(self: Arc<Self>, on_drop: OnCallerDrop) {
-        if self.header.deadline().has_passed() {
-            self.state.expire();
-        }
+        let is_first = self.header.deadline().has_passed() && self.state.expire();
         if !self.leave(on_drop) {
             self.metrics().abandoned(on_drop == OnCallerDrop::Detach);
             return;
         }
         let result = lock(&self.progress).stage.take_result();
+        if is_first && matches!(result, Some(Err(CallFailure::Rejected(CallError::DeadlineExceeded)))) {
+            self.metrics().rejected(CallError::DeadlineExceeded);
+        }
         if let Err(payload) = catch_unwind(|| drop_result(result)) {
             self.report_panic(payload);
         }
     }
 
-    fn reject_caller(
-        self: Arc<Self>,
-        error: CallError,
-        on_drop: OnCallerDrop,
-    ) -> Result<F::Output, CallFailure> {
+    fn reject_caller(self: Arc<Self>, error: CallError, on_drop: OnCallerDrop) -> Result<F::Output, CallFailure> {
         let is_first = error != CallError::DeadlineExceeded || self.state.expire();
-        if self.leave(on_drop) {
-            return self.take_result();
-        }
-        if is_first {
+        let result = if self.leave(on_drop) { self.take_result() } else { Err(CallFailure::Rejected(error)) };
+        // A worker that was later has left the count to this thread.
+        if is_first && matches!(result, Err(CallFailure::Rejected(rejected)) if rejected == error) {
             self.metrics().rejected(error);
         }
-        Err(CallFailure::Rejected(error))
+        result
     }
 }
 
