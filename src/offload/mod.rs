@@ -131,6 +131,7 @@
 //! | `offload_rejected_total` | counter | rejected calls; label `reason` |
 //! | `offload_abandoned_total` | counter | calls whose caller left before they ended |
 //! | `offload_panicked_total` | counter | panics of work |
+//! | `offload_misplaced_total` | counter | calls of an [adaptive](OffloadLayer::adaptive) layer that blocked their caller's thread |
 //! | `offload_stalls_total` | counter | times that the pool was [stalled] |
 //! | `offload_stalled` | gauge | 1 while the pool is stalled, otherwise 0 |
 //!
@@ -143,6 +144,7 @@
 //! | `pool overloaded: ..` | warn | `reason`, `rejected`: total; at most once in 10 s |
 //! | `call abandoned by its caller` | debug | `detached` |
 //! | `call panicked` | error | `message`, `caller_present` |
+//! | `call blocked its caller's thread: ..` | warn | `run_seconds` |
 //! | `detached call ended` | info | `run_seconds`; only if the caller had left |
 //! | `pool stalled: ..` | warn | `stalled_seconds`, `queued`, `active`, `nested` |
 //! | `pool deadlocked: ..` | error | `waits` |
@@ -158,6 +160,7 @@
 //! [`metrics`]: https://docs.rs/metrics
 //! [stalled]: crate::pool#stalled-pools
 
+mod adaptive;
 mod admission;
 mod blocking_body;
 mod future;

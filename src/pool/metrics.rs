@@ -86,6 +86,10 @@ struct Stripe {
     ended: AtomicU64,
     /// Calls that have ended without an output.
     failed: AtomicU64,
+    /// Calls whose first poll ran on the caller's thread.
+    in_place: AtomicU64,
+    /// Calls of these that occupied the thread for too long.
+    misplaced: AtomicU64,
 }
 
 /// Expands to a call of the recorder with feature `metrics`, otherwise to nothing.
@@ -140,6 +144,8 @@ impl Metrics {
             cancelled_run_time: Duration::from_nanos(self.sum(|it| &it.cancelled_run_time)),
             panicked: self.sum(|it| &it.panicked),
             completed: ended.saturating_sub(failed),
+            in_place: self.sum(|it| &it.in_place),
+            misplaced: self.sum(|it| &it.misplaced),
             overloads: self.overloads.load(Relaxed),
             stalls,
             stalled_for: stalled_since.map(|since| since.elapsed()).unwrap_or_default(),
@@ -326,6 +332,23 @@ impl Metrics {
         record!(self, active.decrement(1));
     }
 
+    /// Records a call whose first poll ran on the caller's thread. `blocked` is how long it occupied
+    /// the thread, if that was too long.
+    pub(crate) fn ran_in_place(&self, blocked: Option<Duration>) {
+        let stripe = self.stripe();
+        stripe.in_place.fetch_add(1, Relaxed);
+        let Some(blocked) = blocked else { return };
+        stripe.misplaced.fetch_add(1, Relaxed);
+        record!(self, misplaced.increment(1));
+        #[cfg(feature = "tracing")]
+        tracing::event!(
+            tracing::Level::WARN,
+            pool = &*self.pool,
+            run_seconds = blocked.as_secs_f64(),
+            "call blocked its caller's thread: calls of its service are offloaded for a minute"
+        );
+    }
+
     /// Records a call that is about to end without an output.
     pub(super) fn failed(&self) {
         self.stripe().failed.fetch_add(1, Relaxed);
@@ -470,6 +493,7 @@ mod recorder {
         pub(super) run: Histogram,
         pub(super) abandoned: Counter,
         pub(super) panicked: Counter,
+        pub(super) misplaced: Counter,
         pub(super) stalls: Counter,
         pub(super) stalled: Gauge,
         pub(super) overloaded: Gauge,
@@ -493,6 +517,7 @@ mod recorder {
                     run: histogram!("offload_run_seconds", &labels),
                     abandoned: counter!("offload_abandoned_total", &labels),
                     panicked: counter!("offload_panicked_total", &labels),
+                    misplaced: counter!("offload_misplaced_total", &labels),
                     stalls: counter!("offload_stalls_total", &labels),
                     stalled: gauge!("offload_stalled", &labels),
                     overloaded: gauge!("offload_overloaded", &labels),
@@ -517,6 +542,11 @@ mod recorder {
             "Time that calls ran after their caller had left or their deadline had passed."
         );
         describe_counter!("offload_panicked_total", count, "Panics of work.");
+        describe_counter!(
+            "offload_misplaced_total",
+            count,
+            "Calls that ran on their caller's thread and occupied it for more than 1 ms."
+        );
         describe_counter!("offload_stalls_total", count, "Times that calls waited and none made progress for 10 s.");
         describe_gauge!("offload_stalled", count, "1 while calls wait and none makes progress, otherwise 0.");
         describe_gauge!(

@@ -119,6 +119,40 @@ where
     F::Output: Send + 'static,
     S: Schedule,
 {
+    let (call, runnable, handle) = create(admitted, context, on_caller_drop, future);
+    call.scheduler.schedule(runnable);
+    handle
+}
+
+/// Like [`spawn`], but polls the call once on this thread first.
+pub(crate) fn spawn_in_place<F, S>(
+    admitted: Admitted<S>,
+    context: Context,
+    on_caller_drop: OnCallerDrop,
+    future: F,
+) -> JoinHandle<F::Output>
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+    S: Schedule,
+{
+    let (_, runnable, handle) = create(admitted, context, on_caller_drop, future);
+    runnable.run();
+    handle
+}
+
+#[inline]
+fn create<F, S>(
+    admitted: Admitted<S>,
+    context: Context,
+    on_caller_drop: OnCallerDrop,
+    future: F,
+) -> (Arc<Call<F, S>>, Runnable, JoinHandle<F::Output>)
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+    S: Schedule,
+{
     let Admitted { queue_permit, layer_permit, options } = admitted;
     let Context { runtime, task, trace } = context;
     let created = Instant::now();
@@ -147,8 +181,7 @@ where
     let runnable = Runnable::new(call.clone());
     call.scheduler.metrics().admitted();
     let handle = JoinHandle::new(call.clone(), on_caller_drop, call.header.deadline != Deadline::NO_NANOS);
-    call.scheduler.schedule(runnable);
-    handle
+    (call, runnable, handle)
 }
 
 struct Call<F: Future, S: Schedule> {
