@@ -75,7 +75,19 @@ mod tests {
     #[test]
     fn malformed_grpc_timeout_is_ignored() {
         let malformed: [&[u8]; 14] = [
-            b"", b"S", b"1", b"1s", b"1h", b"+1S", b"-1S", b" 1S", b"1 S", b"1.5S", b"123456789n", b"1S,2S", b"1\xc2\xb5",
+            b"",
+            b"S",
+            b"1",
+            b"1s",
+            b"1h",
+            b"+1S",
+            b"-1S",
+            b" 1S",
+            b"1 S",
+            b"1.5S",
+            b"123456789n",
+            b"1S,2S",
+            b"1\xc2\xb5",
             b"\xff\xffS",
         ];
         for value in malformed {

@@ -1,5 +1,6 @@
 //! Decides call by call whether the first poll of a service's calls runs on the caller's thread,
 //! for [`OffloadLayer::adaptive`](super::OffloadLayer::adaptive).
+#![expect(clippy::disallowed_types, reason = "a run takes real time, and a paused clock would show none")]
 
 use std::{
     sync::{
@@ -9,10 +10,8 @@ use std::{
             Ordering::{Acquire, Relaxed, Release},
         },
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
-
-use tokio::time::Instant;
 
 use crate::pool::Pool;
 
@@ -20,8 +19,14 @@ use crate::pool::Pool;
 /// one delays the other tasks of the thread noticeably.
 const SHORT: Duration = Duration::from_micros(50);
 
-/// Number of short runs in a row after which calls run on the caller's thread.
-const SHORT_RUNS: u8 = 64;
+/// Score from which calls run on the caller's thread: that of 64 short runs in a row.
+const TRUSTED: u8 = 64;
+
+const MAX_SCORE: u8 = 128;
+
+/// What a longer run takes from the score. Two in 64 runs, which may be due to other threads of the
+/// machine, do not end the trust.
+const PENALTY: u8 = 32;
 
 /// A run of this length on the caller's thread was a mistake.
 const LONG: Duration = Duration::from_millis(1);
@@ -69,9 +74,9 @@ struct Run {
 /// How long calls took. Pure: time is an argument, in milliseconds after the route was created.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Trust {
-    /// Number of short runs in a row, at most `SHORT_RUNS`.
-    short_runs: u8,
-    /// Runs before this time do not count.
+    /// At most `MAX_SCORE`. Short runs increase it by 1, and longer ones decrease it.
+    score: u8,
+    /// Short runs before this time do not count.
     paused_until: u64,
 }
 
@@ -82,7 +87,7 @@ impl Route {
 
     /// Returns `Some` if the next call should run on this thread.
     pub(super) fn try_run_in_place(self: &Arc<Self>) -> Option<InPlace> {
-        // Calls that take long only get here.
+        // Services whose calls take long get no further.
         if !self.is_trusted() || self.is_occupied.swap(true, Acquire) {
             return None;
         }
@@ -96,7 +101,7 @@ impl Route {
     }
 
     fn is_trusted(&self) -> bool {
-        Trust::decode(self.trust.load(Relaxed)).short_runs == SHORT_RUNS
+        Trust::decode(self.trust.load(Relaxed)).score >= TRUSTED
     }
 
     /// Records a run that has just ended.
@@ -152,24 +157,24 @@ impl Run {
 impl Trust {
     fn after(self, run: Run, now: u64) -> Self {
         if run.is_mistake() {
-            Self { short_runs: 0, paused_until: now.saturating_add(PAUSE_MS) }
+            Self { score: 0, paused_until: now.saturating_add(PAUSE_MS) }
         } else if run.took > SHORT || !run.is_complete {
-            Self { short_runs: 0, ..self }
-        } else if now < self.paused_until || self.short_runs == SHORT_RUNS {
+            Self { score: self.score.saturating_sub(PENALTY), ..self }
+        } else if now < self.paused_until {
             self
         } else {
-            Self { short_runs: self.short_runs + 1, ..self }
+            Self { score: (self.score + 1).min(MAX_SCORE), ..self }
         }
     }
 
     fn encode(self) -> u64 {
         // 56 bits of milliseconds are two million years.
-        self.paused_until << 8 | u64::from(self.short_runs)
+        self.paused_until << 8 | u64::from(self.score)
     }
 
     fn decode(trust: u64) -> Self {
-        let [short_runs, ..] = trust.to_le_bytes();
-        Self { short_runs, paused_until: trust >> 8 }
+        let [score, ..] = trust.to_le_bytes();
+        Self { score, paused_until: trust >> 8 }
     }
 }
 
@@ -179,34 +184,40 @@ mod tests {
 
     use super::*;
 
-    const NEW: Trust = Trust { short_runs: 0, paused_until: 0 };
-    const TRUSTED: Trust = Trust { short_runs: SHORT_RUNS, paused_until: 0 };
+    const NEW: Trust = Trust { score: 0, paused_until: 0 };
 
     fn run(took: Duration) -> Run {
         Run { took, is_complete: true, is_in_place: false }
     }
 
-    #[test]
-    fn service_is_trusted_after_64_short_runs_in_a_row() {
-        let trust = |runs| (0..runs).fold(NEW, |trust, _| trust.after(run(SHORT), 0));
-        assert_ne!(trust(63), TRUSTED);
-        assert_eq!(trust(64), TRUSTED);
-        assert_eq!(trust(1000), TRUSTED);
+    /// Returns what is known after this number of short runs.
+    fn after_short_runs(runs: u32) -> Trust {
+        (0..runs).fold(NEW, |trust, _| trust.after(run(SHORT), 0))
     }
 
     #[test]
-    fn longer_run_ends_the_trust() {
-        assert_eq!(TRUSTED.after(run(SHORT + Duration::from_nanos(1)), 0), NEW);
+    fn service_is_trusted_after_64_short_runs() {
+        assert!(after_short_runs(63).score < TRUSTED);
+        assert!(after_short_runs(64).score >= TRUSTED);
     }
 
     #[test]
-    fn run_that_awaits_ends_the_trust() {
-        assert_eq!(TRUSTED.after(Run { is_complete: false, ..run(Duration::ZERO) }, 0), NEW);
+    fn trust_survives_two_longer_runs_and_no_third() {
+        let longer = run(SHORT + Duration::from_nanos(1));
+        let trust = after_short_runs(1000).after(longer, 0).after(longer, 0);
+        assert!(trust.score >= TRUSTED);
+        assert!(trust.after(longer, 0).score < TRUSTED);
+    }
+
+    #[test]
+    fn run_that_awaits_counts_as_longer() {
+        let awaits = Run { is_complete: false, ..run(Duration::ZERO) };
+        assert_eq!(after_short_runs(64).after(awaits, 0).score, TRUSTED - PENALTY);
     }
 
     #[test]
     fn trust_survives_its_encoding() {
-        let trust = Trust { short_runs: 63, paused_until: u64::MAX >> 8 };
+        let trust = Trust { score: 63, paused_until: u64::MAX >> 8 };
         assert_eq!(Trust::decode(trust.encode()), trust);
     }
 
@@ -217,7 +228,7 @@ mod tests {
             let (mut trust, mut now, mut mistake) = (NEW, 0, None);
             for (milliseconds, pause) in runs {
                 now += pause;
-                let run = Run { is_in_place: trust == TRUSTED, ..run(Duration::from_millis(milliseconds)) };
+                let run = Run { is_in_place: trust.score >= TRUSTED, ..run(Duration::from_millis(milliseconds)) };
                 let run = if milliseconds == 0 || pause % 8 > 0 { Run { took: Duration::ZERO, ..run } } else { run };
                 if run.is_mistake() {
                     prop_assert!(mistake.is_none_or(|mistake| now >= mistake + PAUSE_MS));

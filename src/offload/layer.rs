@@ -118,12 +118,12 @@ impl<X, A> OffloadLayer<X, A> {
 
     /// Runs short calls on the caller's thread, where they cost less than a hop to the pool.
     ///
-    /// After 64 calls in a row that each returned their response within 50 us and without
-    /// awaiting, the next call runs where it is made. It goes on like that until a call takes longer
-    /// or awaits; a call that awaits continues on the pool. If a call occupies the caller's thread
-    /// for over 1 ms, the event `call blocked its caller's thread` is emitted, and calls are
-    /// offloaded for a minute. Only one call at a time runs on a caller's thread. So at most one
-    /// call per minute delays other tasks by more than 1 ms, and it delays those of one thread.
+    /// After 64 calls that each returned their response within 50 us and without awaiting, calls
+    /// run where they are made. Calls that take longer or await end that, unless they are rare. A
+    /// call that awaits continues on the pool. If a call occupies its caller's thread for more than
+    /// 1 ms, the event `call blocked its caller's thread` is emitted, and every call is offloaded
+    /// for a minute. Only one call at a time runs on a caller's thread. So at most one call per
+    /// minute delays other tasks by more than 1 ms, and only those of one thread.
     ///
     /// The calls of one service and its clones are judged together. On axum, `Router::layer` makes
     /// a service of each route; a whole `Router` inside a `ServiceBuilder` is one service.

@@ -44,6 +44,9 @@
 //! of microseconds. A service that cannot be cloned needs tower's `Buffer` between it and the
 //! layer.
 //!
+//! Handlers that take a few microseconds cost less where they are made. An
+//! [`adaptive`](OffloadLayer::adaptive) layer measures them and runs them there.
+//!
 //! # When there is no capacity
 //!
 //! A call needs a permit of the pool's queue until its first poll, and a permit of the layer

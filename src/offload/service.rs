@@ -233,12 +233,7 @@ impl<S: Clone, X: Clone, A: Clone> Clone for Offload<S, X, A> {
     /// Returns a service that has to be polled ready itself and holds no reservation.
     fn clone(&self) -> Self {
         let Self { inner, config, backpressure, route } = self;
-        Self {
-            inner: inner.clone(),
-            config: config.clone(),
-            backpressure: backpressure.clone(),
-            route: route.clone(),
-        }
+        Self { inner: inner.clone(), config: config.clone(), backpressure: backpressure.clone(), route: route.clone() }
     }
 }
 

@@ -23,9 +23,7 @@ use tower_offload::{
     remaining,
 };
 
-use crate::support::{
-    OnDrop, TestResult, eventually, hold, hold_with_retry, one_thread, pools, shedding_pools, soon,
-};
+use crate::support::{OnDrop, TestResult, eventually, hold, hold_with_retry, one_thread, pools, shedding_pools, soon};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
@@ -197,9 +195,7 @@ async fn awaiting_work_is_dropped_on_the_pool_at_its_deadline() {
 #[tokio::test]
 async fn caller_that_leaves_is_the_reason_before_the_deadline() {
     for pool in pools(1, 8) {
-        for (passed, reason) in
-            [(SECOND / 2, CancelReason::CallerLeft), (SECOND, CancelReason::DeadlineExceeded)]
-        {
+        for (passed, reason) in [(SECOND / 2, CancelReason::CallerLeft), (SECOND, CancelReason::DeadlineExceeded)] {
             let (work, steps) = steps();
             let mut call = task::spawn(run_within(&pool, SECOND, work));
             assert_pending!(call.poll());
@@ -265,7 +261,8 @@ async fn earliest_of_all_deadlines_applies() {
     let pool = one_thread();
     let left = |deadline: Deadline, timeouts: [Duration; 2]| {
         let layer = OffloadLayer::new(pool.clone()).reject(RejectWithError);
-        let layer = layer.timeout_request(move |(): &()| Some(timeouts[0])).timeout_request(move |(): &()| Some(timeouts[1]));
+        let layer =
+            layer.timeout_request(move |(): &()| Some(timeouts[0])).timeout_request(move |(): &()| Some(timeouts[1]));
         let service = layer.layer(service_fn_blocking(|()| TestResult::Ok(remaining().unwrap())));
         deadline.scope(async move { service.oneshot(()).await.unwrap() })
     };
@@ -492,7 +489,10 @@ async fn shutdown_is_the_reason_before_the_deadline() {
         assert_eq!(soon(queued).await, Err(CallError::Closed));
         steps.go.send(()).unwrap();
         let seen = soon(steps.seen).await.unwrap();
-        assert_eq!((seen.after.0, seen.on_another_thread), (Some(CancelReason::Shutdown), Some(CancelReason::Shutdown)));
+        assert_eq!(
+            (seen.after.0, seen.on_another_thread),
+            (Some(CancelReason::Shutdown), Some(CancelReason::Shutdown))
+        );
         assert_eq!(soon(running).await, Ok(()));
         assert_eq!(soon(run_within(&pool, MINUTE, || ())).await, Err(CallError::Closed));
     }
@@ -524,7 +524,8 @@ fn caller_without_a_timer_is_answered_when_its_turn_comes() {
     let started = Arc::new(AtomicUsize::new(0));
     let counted = started.clone();
     let deadline = Deadline::after(SECOND / 20);
-    let mut call = task::spawn(pool.run_with(CallOptions::new().deadline(deadline), move || counted.fetch_add(1, SeqCst)));
+    let mut call =
+        task::spawn(pool.run_with(CallOptions::new().deadline(deadline), move || counted.fetch_add(1, SeqCst)));
     assert_pending!(call.poll());
     while !deadline.has_passed() {
         std::thread::yield_now(); // There is no runtime whose clock could be advanced.
@@ -594,7 +595,10 @@ async fn races_of_deadline_start_and_end_count_each_call_once() {
 
 /// Returns what the work reads as its remaining time, or the error.
 async fn remaining_with(
-    layer: OffloadLayer<RejectWithError, impl tower_offload::offload::Inspect<Request<()>, Captured: Send + 'static> + Send + 'static>,
+    layer: OffloadLayer<
+        RejectWithError,
+        impl tower_offload::offload::Inspect<Request<()>, Captured: Send + 'static> + Send + 'static,
+    >,
     timeouts: &[&[u8]],
 ) -> Result<Option<Duration>, CallError> {
     let service = layer.layer(service_fn_blocking(|_: Request<()>| TestResult::Ok(remaining())));

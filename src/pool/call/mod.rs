@@ -602,11 +602,7 @@ where
         }
     }
 
-    fn reject_caller(
-        self: Arc<Self>,
-        error: CallError,
-        on_drop: OnCallerDrop,
-    ) -> Result<F::Output, CallFailure> {
+    fn reject_caller(self: Arc<Self>, error: CallError, on_drop: OnCallerDrop) -> Result<F::Output, CallFailure> {
         let is_first = error != CallError::DeadlineExceeded || self.state.expire();
         if self.leave(on_drop) {
             return self.take_result();
