@@ -24,7 +24,7 @@ const TRUSTED: u8 = 64;
 
 const MAX_SCORE: u8 = 128;
 
-/// What a longer run takes from the score. Two in 64 runs, which may be due to other threads of the
+/// Amount by which a longer run lowers the score. Two in 64 runs, which may be due to other threads of the
 /// machine, do not end the trust.
 const PENALTY: u8 = 32;
 
@@ -34,7 +34,7 @@ const LONG: Duration = Duration::from_millis(1);
 /// Time after such a mistake during which every call is offloaded, in milliseconds.
 const PAUSE_MS: u64 = 60_000;
 
-/// What is known of the calls of one service and its clones.
+/// Measurements of the calls of one service and its clones.
 #[derive(Debug)]
 pub(super) struct Route {
     pool: Arc<dyn Pool>,
