@@ -75,8 +75,8 @@ impl Tables {
 const MAX_CONNECTIONS: u32 = 4;
 
 /// Version of the triggers. Each change of `postgres.sql` increments it, in both constants.
-const TRIGGER_VERSION: i64 = 1;
-const SET_VERSION: &str = "COMMENT ON FUNCTION tower_offload_fence() IS '1'";
+const TRIGGER_VERSION: i64 = 2;
+const SET_VERSION: &str = "COMMENT ON FUNCTION tower_offload_fence() IS '2'";
 /// Number of triggers on `river_job`.
 const TRIGGERS: i64 = 5;
 
