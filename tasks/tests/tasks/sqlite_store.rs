@@ -220,7 +220,7 @@ async fn callers_wait_for_others_at_most_five_seconds_in_total() {
     let callers = (0..4).map(|number| {
         let store = store.clone();
         async move {
-            // Some arrive while others wait.
+            // Some arrive while others wait. In real time, because SQLite has its own timer.
             tokio::time::sleep(std::time::Duration::from_millis(u64::from(number) * 300)).await;
             let error = store.write(epoch, &[accept(&queued(number))]).await.unwrap_err();
             (error, start.elapsed())
