@@ -122,7 +122,8 @@
 //!
 //! [`PoolStats`](crate::pool::PoolStats) has all counters and needs no feature. Feature `metrics`
 //! records through the [`metrics`] crate, each metric with the label `pool`, a unit and a help
-//! text. Install the recorder before the first call.
+//! text. Counters are registered when a pool is created, so that they are 0 before their first
+//! event. Install the recorder before the first call.
 //!
 //! | metric | kind | value |
 //! |---|---|---|

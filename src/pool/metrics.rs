@@ -474,10 +474,14 @@ mod recorder {
         histogram,
     };
 
-    use crate::pool::error::{CallError, CancelReason};
+    use crate::{
+        panic::ignore_panic,
+        pool::error::{CallError, CancelReason},
+    };
 
-    /// Handles of one pool, registered at its first call. A recorder that is installed after the
-    /// pool was created and before it is used therefore receives everything.
+    /// Handles of one pool, registered when it is created, so that counters are 0 before their first
+    /// event, and again at its first call. A recorder that is installed in between therefore
+    /// receives everything.
     #[derive(Debug)]
     pub(super) struct Recorder {
         pool: Arc<str>,
@@ -501,30 +505,24 @@ mod recorder {
 
     impl Recorder {
         pub(super) fn new(pool: Arc<str>) -> Self {
+            ignore_panic(|| drop(Handles::register(&pool)));
             Self { pool, handles: OnceLock::new() }
         }
 
         pub(super) fn get(&self) -> &Handles {
-            self.handles.get_or_init(|| {
-                describe();
-                let labels = [("pool", self.pool.to_string())];
-                Handles {
-                    pool: self.pool.clone(),
-                    queue_depth: gauge!("offload_queue_depth", &labels),
-                    queue_wait: histogram!("offload_queue_wait_seconds", &labels),
-                    active: gauge!("offload_active", &labels),
-                    resume_wait: histogram!("offload_resume_wait_seconds", &labels),
-                    run: histogram!("offload_run_seconds", &labels),
-                    abandoned: counter!("offload_abandoned_total", &labels),
-                    panicked: counter!("offload_panicked_total", &labels),
-                    misplaced: counter!("offload_misplaced_total", &labels),
-                    stalls: counter!("offload_stalls_total", &labels),
-                    stalled: gauge!("offload_stalled", &labels),
-                    overloaded: gauge!("offload_overloaded", &labels),
-                }
-            })
+            self.handles.get_or_init(|| Handles::register(&self.pool))
         }
     }
+
+    /// Errors of calls that are counted as rejected.
+    const REJECTIONS: [CallError; 6] = [
+        CallError::NoRuntime,
+        CallError::Overloaded,
+        CallError::Closed,
+        CallError::Expired,
+        CallError::DeadlineExceeded,
+        CallError::Deadlock,
+    ];
 
     /// Registers units and help texts.
     fn describe() {
@@ -557,8 +555,29 @@ mod recorder {
     }
 
     impl Handles {
-        /// Returns the counter of one reason. It is registered on first use, because rejections are
-        /// rare, or cheaper than the work that they avoid.
+        fn register(pool: &Arc<str>) -> Self {
+            describe();
+            let labels = [("pool", pool.to_string())];
+            let handles = Self {
+                pool: pool.clone(),
+                queue_depth: gauge!("offload_queue_depth", &labels),
+                queue_wait: histogram!("offload_queue_wait_seconds", &labels),
+                active: gauge!("offload_active", &labels),
+                resume_wait: histogram!("offload_resume_wait_seconds", &labels),
+                run: histogram!("offload_run_seconds", &labels),
+                abandoned: counter!("offload_abandoned_total", &labels),
+                panicked: counter!("offload_panicked_total", &labels),
+                misplaced: counter!("offload_misplaced_total", &labels),
+                stalls: counter!("offload_stalls_total", &labels),
+                stalled: gauge!("offload_stalled", &labels),
+                overloaded: gauge!("offload_overloaded", &labels),
+            };
+            REJECTIONS.iter().for_each(|error| handles.rejected(*error).increment(0));
+            handles
+        }
+
+        /// Returns the counter of one reason. Its handle is not kept, because rejections are rare,
+        /// or cheaper than the work that they avoid.
         pub(super) fn rejected(&self, error: CallError) -> Counter {
             counter!("offload_rejected_total", "pool" => self.pool.to_string(), "reason" => error.as_str())
         }
