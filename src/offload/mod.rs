@@ -44,6 +44,9 @@
 //! of microseconds. A service that cannot be cloned needs tower's `Buffer` between it and the
 //! layer.
 //!
+//! Handlers that take a few microseconds cost less where they are made. An
+//! [`adaptive`](OffloadLayer::adaptive) layer measures them and runs them there.
+//!
 //! # When there is no capacity
 //!
 //! A call needs a permit of the pool's queue until its first poll, and a permit of the layer
@@ -153,6 +156,7 @@
 //! | [`backpressure`](OffloadLayer::backpressure) | none on `poll_ready`, since the request is not known; the reservation for an expired request is released |
 //! | [`detached`](OffloadLayer::detached) | an expired call never starts, and the caller is answered; work that has started continues, is not cancelled, and has no deadline |
 //! | [`filter`](OffloadLayer::filter) | none on requests that run inline; an outer `scope` stays visible to them |
+//! | [`adaptive`](OffloadLayer::adaptive) | that of an offloaded call, but a caller whose own thread runs the work is answered when it ends |
 //! | [`catch_panics`](OffloadLayer::catch_panics) | a panic after the deadline is counted and logged, and not resumed |
 //! | [`Codel`](crate::pool::Codel) | both apply: a shed call is `Expired` |
 //! | [`AcceptBursts`](crate::pool::QueuePolicy::AcceptBursts) | a call that has expired before it is admitted is no arrival; one that expires in the queue is |
@@ -163,7 +167,8 @@
 //!
 //! [`PoolStats`](crate::pool::PoolStats) has all counters and needs no feature. Feature `metrics`
 //! records through the [`metrics`] crate, each metric with the label `pool`, a unit and a help
-//! text. Install the recorder before the first call.
+//! text. Counters are registered when a pool is created, so that they are 0 before their first
+//! event. Install the recorder before the first call.
 //!
 //! | metric | kind | value |
 //! |---|---|---|
@@ -178,6 +183,7 @@
 //! | `offload_rejected_total` | counter | rejected calls; label `reason` |
 //! | `offload_abandoned_total` | counter | calls whose caller left before they ended |
 //! | `offload_panicked_total` | counter | panics of work |
+//! | `offload_misplaced_total` | counter | calls of an [adaptive](OffloadLayer::adaptive) layer that blocked their caller's thread |
 //! | `offload_stalls_total` | counter | times that the pool was [stalled] |
 //! | `offload_stalled` | gauge | 1 while the pool is stalled, otherwise 0 |
 //! | `offload_overloaded` | gauge | 1 while calls are rejected because the queue does not drain |
@@ -196,6 +202,7 @@
 //! | `pool overloaded: ..` | warn | `reason`, `rejected`: total; at most once in 10 s |
 //! | `call abandoned by its caller` | debug | `detached`; not if it was answered at its deadline |
 //! | `call panicked` | error | `message`, `caller_present` |
+//! | `call blocked its caller's thread: ..` | warn | `run_seconds` |
 //! | `detached call ended` | info | `run_seconds`; only if the caller had left |
 //! | `pool stalled: ..` | warn | `stalled_seconds`, `queued`, `active`, `nested` |
 //! | `pool deadlocked: ..` | error | `waits` |
@@ -212,6 +219,7 @@
 //! [`metrics`]: https://docs.rs/metrics
 //! [stalled]: crate::pool#stalled-pools
 
+mod adaptive;
 mod admission;
 mod blocking_body;
 mod future;

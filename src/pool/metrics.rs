@@ -88,9 +88,13 @@ struct Stripe {
     ended: AtomicU64,
     /// Calls that have ended without an output.
     failed: AtomicU64,
-    /// Total of the polls of calls that were cancelled before they ended.
+    /// Time that calls ran after they were cancelled.
     cancelled_run_time: AtomicU64,
     busy: BusyTime,
+    /// Calls whose first poll ran on the caller's thread.
+    in_place: AtomicU64,
+    /// Calls of these that occupied the thread for too long.
+    misplaced: AtomicU64,
 }
 
 /// Expands to a call of the recorder with feature `metrics`, otherwise to nothing.
@@ -155,6 +159,8 @@ impl Metrics {
             abandoned: self.sum(|it| &it.abandoned),
             panicked: self.sum(|it| &it.panicked),
             completed: ended.saturating_sub(failed),
+            in_place: self.sum(|it| &it.in_place),
+            misplaced: self.sum(|it| &it.misplaced),
             overloads: self.overloads.load(Relaxed),
             stalls,
             stalled_for: stalled_since.map(|since| since.elapsed()).unwrap_or_default(),
@@ -376,6 +382,23 @@ impl Metrics {
         record!(self, active.decrement(1));
     }
 
+    /// Records a call whose first poll ran on the caller's thread. `blocked` is how long it occupied
+    /// the thread, if that was too long.
+    pub(crate) fn ran_in_place(&self, blocked: Option<Duration>) {
+        let stripe = self.stripe();
+        stripe.in_place.fetch_add(1, Relaxed);
+        let Some(blocked) = blocked else { return };
+        stripe.misplaced.fetch_add(1, Relaxed);
+        record!(self, misplaced.increment(1));
+        #[cfg(feature = "tracing")]
+        tracing::event!(
+            tracing::Level::WARN,
+            pool = &*self.pool,
+            run_seconds = blocked.as_secs_f64(),
+            "call blocked its caller's thread: calls of its service are offloaded for a minute"
+        );
+    }
+
     /// Records a call that is about to end without an output.
     pub(super) fn failed(&self) {
         self.stripe().failed.fetch_add(1, Relaxed);
@@ -503,13 +526,17 @@ mod recorder {
         histogram,
     };
 
-    use crate::pool::error::{CallError, CancelReason};
+    use crate::{
+        panic::ignore_panic,
+        pool::error::{CallError, CancelReason},
+    };
 
     /// Reasons for which a call has no caller.
     const CANCELLATIONS: [CancelReason; 2] = [CancelReason::CallerLeft, CancelReason::DeadlineExceeded];
 
-    /// Handles of one pool, registered at its first call. A recorder that is installed after the
-    /// pool was created and before it is used therefore receives everything.
+    /// Handles of one pool, registered when it is created, so that counters are 0 before their first
+    /// event, and again at its first call. A recorder that is installed in between therefore
+    /// receives everything.
     #[derive(Debug)]
     pub(super) struct Recorder {
         pool: Arc<str>,
@@ -530,6 +557,7 @@ mod recorder {
         cancelled_run: [Counter; 2],
         pub(super) abandoned: Counter,
         pub(super) panicked: Counter,
+        pub(super) misplaced: Counter,
         pub(super) stalls: Counter,
         pub(super) stalled: Gauge,
         pub(super) overloaded: Gauge,
@@ -537,6 +565,7 @@ mod recorder {
 
     impl Recorder {
         pub(super) fn new(pool: Arc<str>) -> Self {
+            ignore_panic(|| drop(Handles::register(&pool)));
             Self { pool, max_threads: 0, handles: OnceLock::new() }
         }
 
@@ -553,33 +582,23 @@ mod recorder {
 
         pub(super) fn get(&self) -> &Handles {
             self.handles.get_or_init(|| {
-                describe();
-                let labels = [("pool", self.pool.to_string())];
+                let handles = Handles::register(&self.pool);
                 // Pools of the same name add up.
-                let max_threads = gauge!("offload_max_threads", &labels);
-                max_threads.increment(self.max_threads as f64);
-                Handles {
-                    max_threads,
-                    pool: self.pool.clone(),
-                    queue_depth: gauge!("offload_queue_depth", &labels),
-                    queue_wait: histogram!("offload_queue_wait_seconds", &labels),
-                    active: gauge!("offload_active", &labels),
-                    resume_wait: histogram!("offload_resume_wait_seconds", &labels),
-                    run: histogram!("offload_run_seconds", &labels),
-                    busy: counter!("offload_busy_microseconds_total", &labels),
-                    cancelled_run: CANCELLATIONS.map(|reason| {
-                        let labels = [("pool", self.pool.to_string()), ("reason", reason.as_str().to_owned())];
-                        counter!("offload_cancelled_run_microseconds_total", &labels)
-                    }),
-                    abandoned: counter!("offload_abandoned_total", &labels),
-                    panicked: counter!("offload_panicked_total", &labels),
-                    stalls: counter!("offload_stalls_total", &labels),
-                    stalled: gauge!("offload_stalled", &labels),
-                    overloaded: gauge!("offload_overloaded", &labels),
-                }
+                handles.max_threads.increment(self.max_threads as f64);
+                handles
             })
         }
     }
+
+    /// Errors of calls that are counted as rejected.
+    const REJECTIONS: [CallError; 6] = [
+        CallError::NoRuntime,
+        CallError::Overloaded,
+        CallError::Closed,
+        CallError::Expired,
+        CallError::DeadlineExceeded,
+        CallError::Deadlock,
+    ];
 
     /// Registers units and help texts.
     fn describe() {
@@ -603,6 +622,11 @@ mod recorder {
         describe_counter!("offload_rejected_total", count, "Rejected calls, by reason.");
         describe_counter!("offload_abandoned_total", count, "Calls whose caller left before they ended.");
         describe_counter!("offload_panicked_total", count, "Panics of work.");
+        describe_counter!(
+            "offload_misplaced_total",
+            count,
+            "Calls that ran on their caller's thread and occupied it for more than 1 ms."
+        );
         describe_counter!("offload_stalls_total", count, "Times that calls waited and none made progress for 10 s.");
         describe_gauge!("offload_stalled", count, "1 while calls wait and none makes progress, otherwise 0.");
         describe_gauge!(
@@ -613,8 +637,35 @@ mod recorder {
     }
 
     impl Handles {
-        /// Returns the counter of one reason. It is registered on first use, because rejections are
-        /// rare, or cheaper than the work that they avoid.
+        fn register(pool: &Arc<str>) -> Self {
+            describe();
+            let labels = [("pool", pool.to_string())];
+            let handles = Self {
+                max_threads: gauge!("offload_max_threads", &labels),
+                pool: pool.clone(),
+                queue_depth: gauge!("offload_queue_depth", &labels),
+                queue_wait: histogram!("offload_queue_wait_seconds", &labels),
+                active: gauge!("offload_active", &labels),
+                resume_wait: histogram!("offload_resume_wait_seconds", &labels),
+                run: histogram!("offload_run_seconds", &labels),
+                busy: counter!("offload_busy_microseconds_total", &labels),
+                cancelled_run: CANCELLATIONS.map(|reason| {
+                    let labels = [("pool", pool.to_string()), ("reason", reason.as_str().to_owned())];
+                    counter!("offload_cancelled_run_microseconds_total", &labels)
+                }),
+                abandoned: counter!("offload_abandoned_total", &labels),
+                panicked: counter!("offload_panicked_total", &labels),
+                misplaced: counter!("offload_misplaced_total", &labels),
+                stalls: counter!("offload_stalls_total", &labels),
+                stalled: gauge!("offload_stalled", &labels),
+                overloaded: gauge!("offload_overloaded", &labels),
+            };
+            REJECTIONS.iter().for_each(|error| handles.rejected(*error).increment(0));
+            handles
+        }
+
+        /// Returns the counter of one reason. Its handle is not kept, because rejections are rare,
+        /// or cheaper than the work that they avoid.
         pub(super) fn rejected(&self, error: CallError) -> Counter {
             counter!("offload_rejected_total", "pool" => self.pool.to_string(), "reason" => error.as_str())
         }

@@ -236,7 +236,7 @@ pub use self::{
     tokio_blocking::{NoRuntimeError, TokioBlocking, TokioBlockingBuilder},
 };
 pub(crate) use self::{
-    call::spawn,
+    call::{spawn, spawn_in_place},
     queue_permit::{Admitted, QueuePermit},
 };
 

@@ -53,6 +53,11 @@ pub struct PoolStats {
     pub panicked: u64,
     /// Number of calls that ended with an output.
     pub completed: u64,
+    /// Number of calls whose first poll ran on the caller's thread, with
+    /// [`adaptive`](crate::offload::OffloadLayer::adaptive).
+    pub in_place: u64,
+    /// Number of these that occupied the caller's thread for more than 1 ms.
+    pub misplaced: u64,
     /// Number of times that the pool became overloaded, with
     /// [`QueuePolicy::AcceptBursts`](super::QueuePolicy::AcceptBursts).
     pub overloads: u64,

@@ -81,6 +81,38 @@ where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
+    let (call, runnable, handle) = create(admitted, context, on_caller_drop, future);
+    call.permit.schedule(runnable);
+    handle
+}
+
+/// Like [`spawn`], but polls the call once on this thread first.
+pub(crate) fn spawn_in_place<F>(
+    admitted: Admitted,
+    context: Context,
+    on_caller_drop: OnCallerDrop,
+    future: F,
+) -> JoinHandle<F::Output>
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    let (_, runnable, handle) = create(admitted, context, on_caller_drop, future);
+    runnable.run();
+    handle
+}
+
+#[inline]
+fn create<F>(
+    admitted: Admitted,
+    context: Context,
+    on_caller_drop: OnCallerDrop,
+    future: F,
+) -> (Arc<Call<F>>, Runnable, JoinHandle<F::Output>)
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
     let Admitted { queue_permit, layer_permit, options } = admitted;
     let Context { runtime, task, trace } = context;
     let created = Instant::now();
@@ -109,8 +141,7 @@ where
     let runnable = Runnable::new(call.clone());
     call.permit.metrics().admitted();
     let handle = JoinHandle::new(call.clone(), on_caller_drop, call.header.deadline != Deadline::NO_NANOS);
-    call.permit.schedule(runnable);
-    handle
+    (call, runnable, handle)
 }
 
 struct Call<F: Future> {
