@@ -151,17 +151,17 @@
 //!
 //! | with | effect of a deadline |
 //! |---|---|
-//! | [`max_in_flight`](OffloadLayer::max_in_flight) | work that runs keeps its permit until it ends |
-//! | [`wait`](OffloadLayer::wait) | the wait ends at the deadline with `DeadlineExceeded`, or after its timeout with `Overloaded` |
-//! | [`backpressure`](OffloadLayer::backpressure) | none on `poll_ready`, since the request is not known; the reservation for an expired request is released |
-//! | [`detached`](OffloadLayer::detached) | an expired call never starts, and the caller is answered; work that has started continues, is not cancelled, and has no deadline |
-//! | [`filter`](OffloadLayer::filter) | none on requests that run inline; an outer `scope` stays visible to them |
-//! | [`adaptive`](OffloadLayer::adaptive) | that of an offloaded call, but a caller whose own thread runs the work is answered when it ends |
-//! | [`catch_panics`](OffloadLayer::catch_panics) | a panic after the deadline is counted and logged, and not resumed |
-//! | [`Codel`](crate::pool::Codel) | both apply: a shed call is `Expired` |
-//! | [`AcceptBursts`](crate::pool::QueuePolicy::AcceptBursts) | a call that has expired before it is admitted is no arrival; one that expires in the queue is |
-//! | shutdown | queued calls are `Closed` after its timeout; the first of the two reasons counts |
-//! | an outer timeout, such as tonic's | one that fires first drops the call; at or after the deadline, the reason is the deadline |
+//! | `max_in_flight` | work that runs keeps its permit until it ends |
+//! | `wait` | ends the wait: `DeadlineExceeded`, or `Overloaded` if the wait's timeout is earlier |
+//! | `backpressure` | none in `poll_ready`, which knows no request; an expired one frees its permits |
+//! | `detached` | answers the caller; an expired call never starts, started work has no deadline |
+//! | `filter` | none on inline requests; that of an outer `scope` is visible to them |
+//! | `adaptive` | that of an offloaded call, but work on the caller's thread delays its answer |
+//! | `catch_panics` | a panic after the deadline is counted and logged, and not resumed |
+//! | `Codel` | both apply; a call that the policy sheds is `Expired` |
+//! | `AcceptBursts` | a call that expires before its admission is no arrival |
+//! | shutdown | queued calls are `Closed` after its timeout; work sees the reason that is first |
+//! | an outer timeout | drops the call; at or after the deadline, the reason is the deadline |
 //!
 //! # Observability
 //!
@@ -178,7 +178,7 @@
 //! | `offload_run_seconds` | histogram | total time of a call's polls |
 //! | `offload_busy_microseconds_total` | counter | time that threads ran calls; see below |
 //! | `offload_max_threads` | gauge | threads that may run calls at the same time |
-//! | `offload_cancelled_run_microseconds_total` | counter | time that calls ran without a caller; label `reason` |
+//! | `offload_cancelled_run_microseconds_total` | counter | run time without a caller; label `reason` |
 //! | `offload_resume_wait_seconds` | histogram | time from each wake to the poll that follows it |
 //! | `offload_rejected_total` | counter | rejected calls; label `reason` |
 //! | `offload_abandoned_total` | counter | calls whose caller left before they ended |
@@ -212,9 +212,9 @@
 //!
 //! `nested` is the number of threads whose call waits for another call of the pool, and `waits` the
 //! number of such waits that are ended. The values of `reason` are the names that
-//! [`CallError::as_str`](crate::CallError::as_str) returns: a full pool rejects with `overloaded`, a
-//! queue policy with `expired`, and a deadline with `deadline_exceeded`. The metric of calls that run
-//! without a caller has those of [`CancelReason`](crate::pool::CancelReason).
+//! [`CallError::as_str`](crate::CallError::as_str) returns: a full pool rejects with `overloaded`,
+//! a queue policy with `expired`, and a deadline with `deadline_exceeded`. For the run time without
+//! a caller they are the names of [`CancelReason`](crate::pool::CancelReason).
 //!
 //! [`metrics`]: https://docs.rs/metrics
 //! [stalled]: crate::pool#stalled-pools

@@ -74,8 +74,9 @@
 //!
 //! # Deadlines
 //!
-//! A call has a [`Deadline`] if its [`CallOptions`] or an enclosing [`Deadline::scope`] give it one,
-//! or if offloaded work with a deadline makes it. The earliest one applies. Once it has passed,
+//! A call has a [`Deadline`] if its [`CallOptions`] or an enclosing [`Deadline::scope`] give it
+//! one, or if offloaded work with a deadline makes it. The earliest one applies. Once it has
+//! passed,
 //!
 //! * a call that has not started never starts. It fails with [`CallError::DeadlineExceeded`], and
 //!   before it is admitted it takes no place in the queue;
@@ -87,8 +88,8 @@
 //!
 //! The caller is woken by tokio's timer, with its resolution of a millisecond. Without one, outside
 //! a runtime or in a runtime without `enable_time`, a call in the queue is answered when its turn
-//! comes, and a call that runs when it ends. A call without a deadline reads no clock for it and has
-//! no timer.
+//! comes, and a call that runs when it ends. A call without a deadline reads no clock for it and
+//! has no timer.
 //!
 //! A deadline does not reach a [`Background`](crate::Background), a
 //! [`BlockingBody`](crate::offload::BlockingBody), tasks of the runtime or other threads, unless
@@ -141,8 +142,8 @@
 //! # Panics, cancellation and shutdown
 //!
 //! * A panic of the work is resumed in its caller and does not cost the pool a thread.
-//! * If the caller drops its future, or the deadline passes, a call that has not started is dropped.
-//!   One that is running can check [`cancelled`].
+//! * If the caller drops its future, or the deadline passes, a call that has not started is
+//!   dropped. One that is running can check [`cancelled`].
 //! * [`Pool::shutdown`] rejects new calls and waits for the others up to a timeout.
 //! * A crash of the process loses all calls.
 //!

@@ -54,7 +54,7 @@ async fn axum_request_is_answered_with_504_at_its_deadline() {
     within(async {
         let pool = one_thread(8);
         let app = Router::new()
-            .route("/timed", get(async || unreachable!("it has expired")))
+            .route("/timed", get(async || -> &'static str { unreachable!("it has expired") }))
             .route("/", get(async || "hello"))
             .layer(OffloadLayer::new(pool.clone()).timeout(|head| (head.uri().path() == "/timed").then_some(SHORT)));
         let address = serve(app).await;
