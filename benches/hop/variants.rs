@@ -62,6 +62,10 @@ pub(crate) const VARIANTS: &[Variant] = &[
     variant("threads", |stage| bare(stage, threads()?)),
     variant("rayon", |stage| bare(stage, Rayon::builder(rayon_threads()?).queue_capacity(QUEUE_CAPACITY).build())),
     variant("offload", |stage| layered(stage, OffloadLayer::new(threads()?).reject(RejectWithError).layer(service()))),
+    // Its calls are short, so nearly all of them run where they are made.
+    variant("adaptive", |stage| {
+        layered(stage, OffloadLayer::new(threads()?).reject(RejectWithError).adaptive().layer(service()))
+    }),
 ];
 
 const fn variant(name: &'static str, measure: fn(&Stage) -> Result<Sample, BoxError>) -> Variant {

@@ -225,7 +225,8 @@ where
     }
 }
 
-/// Gives each request a deadline. Created by [`OffloadLayer::timeout`](super::OffloadLayer::timeout),
+/// Gives each request a deadline. Created by
+/// [`OffloadLayer::timeout`](super::OffloadLayer::timeout),
 /// [`timeout_request`](super::OffloadLayer::timeout_request) and
 /// [`grpc_timeout`](super::OffloadLayer::grpc_timeout).
 #[derive(Debug, Clone)]

@@ -39,6 +39,7 @@ impl OffloadLayer {
                 inspect: OffloadAll,
                 detached: false,
                 catch_panics: false,
+                adaptive: false,
             },
         }
     }
@@ -144,13 +145,36 @@ impl<X, A> OffloadLayer<X, A> {
         self
     }
 
+    /// Runs short calls on the caller's thread, where they cost less than a hop to the pool.
+    ///
+    /// After 64 calls that each returned their response within 50 us and without awaiting, calls
+    /// run where they are made. Calls that take longer or await end that, unless they are rare. A
+    /// call that awaits continues on the pool. If a call occupies its caller's thread for more than
+    /// 1 ms, the event `call blocked its caller's thread` is emitted, and every call is offloaded
+    /// for a minute. Only one call at a time runs on a caller's thread. So at most one call per
+    /// minute delays other tasks by more than 1 ms, and only those of one thread.
+    ///
+    /// The calls of one service and its clones are judged together. On axum, `Router::layer` makes
+    /// a service of each route; a whole `Router` inside a `ServiceBuilder` is one service.
+    ///
+    /// Admission, limits, panics, cancellation and metrics are those of an offloaded call. The work
+    /// has to be able to run on a thread of the runtime: `Handle::block_on` and
+    /// `blocking_recv` panic there, and thread-locals that the pool's threads have are missing.
+    /// Whoever can choose how long a call takes can block one thread once per minute, so do not
+    /// use this for work whose length depends on its input.
+    #[must_use]
+    pub fn adaptive(mut self) -> Self {
+        self.config.adaptive = true;
+        self
+    }
+
     /// Sets how the layer answers a call that fails with a [`CallError`]: [`HttpReject`] (the
     /// default), [`ProblemJson`](super::ProblemJson), [`RejectWithError`](super::RejectWithError),
     /// or another [`Reject`](super::Reject).
     #[must_use]
     pub fn reject<Y>(self, strategy: Y) -> OffloadLayer<Y, A> {
-        let Config { pool, limiter, inspect, detached, catch_panics, .. } = self.config;
-        OffloadLayer { config: Config { pool, limiter, reject: strategy, inspect, detached, catch_panics } }
+        let Config { pool, limiter, inspect, detached, catch_panics, adaptive, .. } = self.config;
+        OffloadLayer { config: Config { pool, limiter, reject: strategy, inspect, detached, catch_panics, adaptive } }
     }
 
     /// Like [`reject`](Self::reject), with a closure.
@@ -443,9 +467,9 @@ impl<X, A> OffloadLayer<X, A> {
     }
 
     fn inspect<B>(self, wrap: impl FnOnce(A) -> B) -> OffloadLayer<X, B> {
-        let Config { pool, limiter, reject, inspect, detached, catch_panics } = self.config;
+        let Config { pool, limiter, reject, inspect, detached, catch_panics, adaptive } = self.config;
         let inspect = wrap(inspect);
-        OffloadLayer { config: Config { pool, limiter, reject, inspect, detached, catch_panics } }
+        OffloadLayer { config: Config { pool, limiter, reject, inspect, detached, catch_panics, adaptive } }
     }
 }
 

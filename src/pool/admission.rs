@@ -48,6 +48,8 @@ const HALTED: u8 = 2;
 pub struct Admission {
     name: Arc<str>,
     capacity: usize,
+    /// Maximum number of threads that run calls. `None` if it is not known.
+    max_threads: Option<usize>,
     semaphore: Semaphore,
     /// The permits of calls with a key.
     shares: Mutex<Shares>,
@@ -103,6 +105,7 @@ impl Admission {
             metrics: Metrics::new(&name),
             name,
             capacity: queue_capacity,
+            max_threads: None,
             semaphore: Semaphore::new(queue_capacity),
             shares: Mutex::default(),
             overload: None,
@@ -113,9 +116,11 @@ impl Admission {
         }
     }
 
-    /// Detects overload, in a pool with this number of threads. See
+    /// Sets the maximum number of threads, and detects overload if the policy is
     /// [`QueuePolicy::AcceptBursts`](super::QueuePolicy::AcceptBursts).
     pub(super) fn with_policy(mut self, policy: QueuePolicy, threads: usize) -> Self {
+        self.max_threads = Some(threads);
+        self.metrics.set_max_threads(threads);
         self.overload = (policy == QueuePolicy::AcceptBursts).then(|| Overload::new(threads));
         self
     }
@@ -132,7 +137,10 @@ impl Admission {
 
     /// Returns the counters and gauges of the pool.
     pub fn stats(&self) -> PoolStats {
-        PoolStats { permits_in_use: self.semaphore.in_use(), ..self.metrics.stats() }
+        let stats = PoolStats { permits_in_use: self.semaphore.in_use(), ..self.metrics.stats() };
+        let threads = self.max_threads.map_or(0, |threads| u32::try_from(threads).unwrap_or(u32::MAX));
+        // The age is read last, so that it includes the busy times.
+        PoolStats { idle_time: self.metrics.age().saturating_mul(threads).saturating_sub(stats.busy_time), ..stats }
     }
 
     /// Returns the queue wait of the call that started last.

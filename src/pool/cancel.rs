@@ -10,7 +10,7 @@ use super::{
 ///
 /// Check it between two steps of long synchronous work, and stop early. It becomes `true` when the
 /// client disconnects, an outer timeout fires, the [deadline](crate::pool#deadlines) passes, or the
-/// timeout of the pool's shutdown has passed; [`cancel_reason`] tells them apart. In a
+/// timeout of the pool's shutdown has passed; [`cancel_reason`] returns which one it was. In a
 /// [detached](crate::offload::OffloadLayer::detached) layer it becomes `true` only at the pool's
 /// shutdown. It is `false` outside offloaded work, unless the deadline of an enclosing
 /// [`scope`](Deadline::scope) has passed. On other threads, for example inside `par_iter`, use a

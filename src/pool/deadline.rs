@@ -5,8 +5,9 @@ use tokio::time::Instant;
 /// Time until which the result of a call is wanted.
 ///
 /// A call that has not started at its deadline never starts, and a caller that awaits a call is
-/// answered at the deadline with [`CallError::DeadlineExceeded`](crate::CallError::DeadlineExceeded).
-/// See [deadlines](crate::pool#deadlines).
+/// answered at the deadline, with
+/// [`CallError::DeadlineExceeded`](crate::CallError::DeadlineExceeded). See
+/// [deadlines](crate::pool#deadlines).
 ///
 /// A call gets a deadline from its options ([`CallOptions`](super::CallOptions),
 /// [`OffloadLayer::timeout`](crate::OffloadLayer::timeout)), from the offloaded work that makes it,
@@ -24,7 +25,8 @@ use tokio::time::Instant;
 /// assert_eq!(both.await, (Ok("fast"), Ok("slow"))); // or `Err(CallError::DeadlineExceeded)`
 ///
 /// let expired = Deadline::after(Duration::ZERO);
-/// assert_eq!(expired.scope(async { pool.run(|| ()).await }).await, Err(CallError::DeadlineExceeded));
+/// let ended = expired.scope(async { pool.run(|| ()).await }).await;
+/// assert_eq!(ended, Err(CallError::DeadlineExceeded));
 /// # }
 /// ```
 ///

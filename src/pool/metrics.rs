@@ -16,6 +16,7 @@ use std::{
 use tokio::time::Instant;
 
 use super::{
+    busy::BusyTime,
     error::{CallError, CancelReason},
     stall::Observation,
     stats::PoolStats,
@@ -38,6 +39,8 @@ pub(crate) struct Metrics {
     /// threads would be passed between cores a dozen times per call, which took a third of the cost
     /// of a call at full load.
     stripes: Box<[Stripe]>,
+    /// Time at which the pool was created. Busy times count from here.
+    created: Instant,
     stall: Mutex<Stall>,
     /// Number of times that the pool became overloaded.
     overloads: AtomicU64,
@@ -80,12 +83,18 @@ struct Stripe {
     polled: AtomicU64,
     run_time: AtomicU64,
     abandoned: AtomicU64,
-    cancelled_run_time: AtomicU64,
     panicked: AtomicU64,
     /// Calls that have ended.
     ended: AtomicU64,
     /// Calls that have ended without an output.
     failed: AtomicU64,
+    /// Time that calls ran after they were cancelled.
+    cancelled_run_time: AtomicU64,
+    busy: BusyTime,
+    /// Calls whose first poll ran on the caller's thread.
+    in_place: AtomicU64,
+    /// Calls of these that occupied the thread for too long.
+    misplaced: AtomicU64,
 }
 
 /// Expands to a call of the recorder with feature `metrics`, otherwise to nothing.
@@ -104,6 +113,7 @@ impl Metrics {
             pool: pool.clone(),
             #[cfg(feature = "tracing")]
             overload: OverloadWarning::new(),
+            created: Instant::now(),
             stripes: (0..STRIPES).map(|_| Stripe::default()).collect(),
             stall: Mutex::default(),
             overloads: AtomicU64::new(0),
@@ -112,7 +122,14 @@ impl Metrics {
         }
     }
 
-    /// Reads the counters. `permits_in_use` is not known here.
+    /// Sets the maximum number of threads. Called before the pool is used.
+    pub(super) fn set_max_threads(&mut self, threads: usize) {
+        #[cfg(feature = "metrics")]
+        self.recorder.set_max_threads(threads);
+        let _ = threads;
+    }
+
+    /// Reads the counters. `permits_in_use` and `idle_time` are not known here.
     pub(super) fn stats(&self) -> PoolStats {
         // The subtrahends are loaded first, so that a concurrent update can overstate a gauge but
         // never underflow it.
@@ -136,10 +153,14 @@ impl Metrics {
             woken: gauge(woken, resumed + skipped),
             resume_wait: Duration::from_nanos(self.sum(|it| &it.resume_wait)),
             run_time: Duration::from_nanos(self.sum(|it| &it.run_time)),
-            abandoned: self.sum(|it| &it.abandoned),
             cancelled_run_time: Duration::from_nanos(self.sum(|it| &it.cancelled_run_time)),
+            busy_time: self.busy_time(),
+            idle_time: Duration::ZERO,
+            abandoned: self.sum(|it| &it.abandoned),
             panicked: self.sum(|it| &it.panicked),
             completed: ended.saturating_sub(failed),
+            in_place: self.sum(|it| &it.in_place),
+            misplaced: self.sum(|it| &it.misplaced),
             overloads: self.overloads.load(Relaxed),
             stalls,
             stalled_for: stalled_since.map(|since| since.elapsed()).unwrap_or_default(),
@@ -234,6 +255,41 @@ impl Metrics {
         gauge(self.sum(|it| &it.admitted), ended)
     }
 
+    /// Returns the time since the pool was created.
+    pub(super) fn age(&self) -> Duration {
+        self.created.elapsed()
+    }
+
+    /// Returns the time that threads were busy, up to now.
+    fn busy_time(&self) -> Duration {
+        let now = self.micros(Instant::now());
+        let total = self.stripes.iter().map(|stripe| stripe.busy.total(now));
+        Duration::from_micros(total.fold(0, u64::wrapping_add))
+    }
+
+    /// Returns the whole microseconds from the creation of the pool to `time`.
+    fn micros(&self, time: Instant) -> u64 {
+        nanos(time.saturating_duration_since(self.created)) / 1000
+    }
+
+    /// Records that this thread has become busy.
+    pub(super) fn busy(&self, now: Instant) {
+        self.stripe().busy.start(self.micros(now));
+    }
+
+    /// Records that this thread is no longer busy.
+    pub(super) fn idle(&self, now: Instant) {
+        self.stripe().busy.stop(self.micros(now));
+    }
+
+    /// Reports that this thread was busy between two times. A panic of the recorder is ignored,
+    /// because it would end the thread.
+    pub(super) fn report_busy(&self, from: Instant, until: Instant) {
+        #[cfg(feature = "metrics")]
+        ignore_panic(|| self.recorder.get().busy.increment(self.micros(until).saturating_sub(self.micros(from))));
+        let _ = (from, until);
+    }
+
     fn sum(&self, counter: impl Fn(&Stripe) -> &AtomicU64) -> u64 {
         self.stripes.iter().fold(0, |sum, stripe| sum.wrapping_add(counter(stripe).load(SeqCst)))
     }
@@ -326,6 +382,23 @@ impl Metrics {
         record!(self, active.decrement(1));
     }
 
+    /// Records a call whose first poll ran on the caller's thread. `blocked` is how long it occupied
+    /// the thread, if that was too long.
+    pub(crate) fn ran_in_place(&self, blocked: Option<Duration>) {
+        let stripe = self.stripe();
+        stripe.in_place.fetch_add(1, Relaxed);
+        let Some(blocked) = blocked else { return };
+        stripe.misplaced.fetch_add(1, Relaxed);
+        record!(self, misplaced.increment(1));
+        #[cfg(feature = "tracing")]
+        tracing::event!(
+            tracing::Level::WARN,
+            pool = &*self.pool,
+            run_seconds = blocked.as_secs_f64(),
+            "call blocked its caller's thread: calls of its service are offloaded for a minute"
+        );
+    }
+
     /// Records a call that is about to end without an output.
     pub(super) fn failed(&self) {
         self.stripe().failed.fetch_add(1, Relaxed);
@@ -361,7 +434,7 @@ impl Metrics {
     /// Records that a poll ran for `time` after its call was cancelled.
     pub(super) fn ran_cancelled(&self, reason: CancelReason, time: Duration) {
         self.stripe().cancelled_run_time.fetch_add(nanos(time), Relaxed);
-        record!(self, cancelled_run_time(reason).increment(nanos(time) / 1000));
+        record!(self, cancelled_run(reason).increment(nanos(time) / 1000));
         let _ = reason;
     }
 
@@ -400,6 +473,8 @@ impl Drop for Metrics {
         if lock(&self.stall).since.is_some() {
             ignore_panic(|| self.recovered());
         }
+        #[cfg(feature = "metrics")]
+        ignore_panic(|| self.recorder.close());
     }
 }
 
@@ -451,25 +526,38 @@ mod recorder {
         histogram,
     };
 
-    use crate::pool::error::{CallError, CancelReason};
+    use crate::{
+        panic::ignore_panic,
+        pool::error::{CallError, CancelReason},
+    };
 
-    /// Handles of one pool, registered at its first call. A recorder that is installed after the
-    /// pool was created and before it is used therefore receives everything.
+    /// Reasons for which a call has no caller.
+    const CANCELLATIONS: [CancelReason; 2] = [CancelReason::CallerLeft, CancelReason::DeadlineExceeded];
+
+    /// Handles of one pool, registered when it is created, so that counters are 0 before their first
+    /// event, and again at its first call. A recorder that is installed in between therefore
+    /// receives everything.
     #[derive(Debug)]
     pub(super) struct Recorder {
         pool: Arc<str>,
+        /// 0 if it is not known.
+        max_threads: usize,
         handles: OnceLock<Handles>,
     }
 
     pub(super) struct Handles {
         pool: Arc<str>,
+        max_threads: Gauge,
         pub(super) queue_depth: Gauge,
         pub(super) queue_wait: Histogram,
         pub(super) active: Gauge,
         pub(super) resume_wait: Histogram,
         pub(super) run: Histogram,
+        pub(super) busy: Counter,
+        cancelled_run: [Counter; 2],
         pub(super) abandoned: Counter,
         pub(super) panicked: Counter,
+        pub(super) misplaced: Counter,
         pub(super) stalls: Counter,
         pub(super) stalled: Gauge,
         pub(super) overloaded: Gauge,
@@ -477,46 +565,68 @@ mod recorder {
 
     impl Recorder {
         pub(super) fn new(pool: Arc<str>) -> Self {
-            Self { pool, handles: OnceLock::new() }
+            ignore_panic(|| drop(Handles::register(&pool)));
+            Self { pool, max_threads: 0, handles: OnceLock::new() }
+        }
+
+        pub(super) fn set_max_threads(&mut self, threads: usize) {
+            self.max_threads = threads;
+        }
+
+        /// Removes the pool from the gauges that describe it.
+        pub(super) fn close(&self) {
+            if let Some(handles) = self.handles.get() {
+                handles.max_threads.decrement(self.max_threads as f64);
+            }
         }
 
         pub(super) fn get(&self) -> &Handles {
             self.handles.get_or_init(|| {
-                describe();
-                let labels = [("pool", self.pool.to_string())];
-                Handles {
-                    pool: self.pool.clone(),
-                    queue_depth: gauge!("offload_queue_depth", &labels),
-                    queue_wait: histogram!("offload_queue_wait_seconds", &labels),
-                    active: gauge!("offload_active", &labels),
-                    resume_wait: histogram!("offload_resume_wait_seconds", &labels),
-                    run: histogram!("offload_run_seconds", &labels),
-                    abandoned: counter!("offload_abandoned_total", &labels),
-                    panicked: counter!("offload_panicked_total", &labels),
-                    stalls: counter!("offload_stalls_total", &labels),
-                    stalled: gauge!("offload_stalled", &labels),
-                    overloaded: gauge!("offload_overloaded", &labels),
-                }
+                let handles = Handles::register(&self.pool);
+                // Pools of the same name add up.
+                handles.max_threads.increment(self.max_threads as f64);
+                handles
             })
         }
     }
 
+    /// Errors of calls that are counted as rejected.
+    const REJECTIONS: [CallError; 6] = [
+        CallError::NoRuntime,
+        CallError::Overloaded,
+        CallError::Closed,
+        CallError::Expired,
+        CallError::DeadlineExceeded,
+        CallError::Deadlock,
+    ];
+
     /// Registers units and help texts.
     fn describe() {
-        let (count, seconds) = (Unit::Count, Unit::Seconds);
+        let (count, seconds, microseconds) = (Unit::Count, Unit::Seconds, Unit::Microseconds);
         describe_gauge!("offload_queue_depth", count, "Calls that wait for capacity or for their first poll.");
         describe_histogram!("offload_queue_wait_seconds", seconds, "Time from a call to its first poll.");
         describe_gauge!("offload_active", count, "Threads that poll a call.");
         describe_histogram!("offload_resume_wait_seconds", seconds, "Time from each wake to the poll that follows it.");
         describe_histogram!("offload_run_seconds", seconds, "Total time of a call's polls.");
-        describe_counter!("offload_rejected_total", count, "Rejected calls, by reason.");
-        describe_counter!("offload_abandoned_total", count, "Calls whose caller left before they ended.");
+        describe_counter!(
+            "offload_busy_microseconds_total",
+            microseconds,
+            "Time that threads ran calls. Time of a call that runs is added when its poll ends."
+        );
+        describe_gauge!("offload_max_threads", count, "Threads that may run calls at the same time.");
         describe_counter!(
             "offload_cancelled_run_microseconds_total",
-            Unit::Microseconds,
-            "Time that calls ran after their caller had left or their deadline had passed."
+            microseconds,
+            "Time that calls ran after their caller had left or their deadline had passed, by reason."
         );
+        describe_counter!("offload_rejected_total", count, "Rejected calls, by reason.");
+        describe_counter!("offload_abandoned_total", count, "Calls whose caller left before they ended.");
         describe_counter!("offload_panicked_total", count, "Panics of work.");
+        describe_counter!(
+            "offload_misplaced_total",
+            count,
+            "Calls that ran on their caller's thread and occupied it for more than 1 ms."
+        );
         describe_counter!("offload_stalls_total", count, "Times that calls waited and none made progress for 10 s.");
         describe_gauge!("offload_stalled", count, "1 while calls wait and none makes progress, otherwise 0.");
         describe_gauge!(
@@ -527,16 +637,42 @@ mod recorder {
     }
 
     impl Handles {
-        /// Returns the counter of one reason. It is registered on first use, because rejections are
-        /// rare, or cheaper than the work that they avoid.
+        fn register(pool: &Arc<str>) -> Self {
+            describe();
+            let labels = [("pool", pool.to_string())];
+            let handles = Self {
+                max_threads: gauge!("offload_max_threads", &labels),
+                pool: pool.clone(),
+                queue_depth: gauge!("offload_queue_depth", &labels),
+                queue_wait: histogram!("offload_queue_wait_seconds", &labels),
+                active: gauge!("offload_active", &labels),
+                resume_wait: histogram!("offload_resume_wait_seconds", &labels),
+                run: histogram!("offload_run_seconds", &labels),
+                busy: counter!("offload_busy_microseconds_total", &labels),
+                cancelled_run: CANCELLATIONS.map(|reason| {
+                    let labels = [("pool", pool.to_string()), ("reason", reason.as_str().to_owned())];
+                    counter!("offload_cancelled_run_microseconds_total", &labels)
+                }),
+                abandoned: counter!("offload_abandoned_total", &labels),
+                panicked: counter!("offload_panicked_total", &labels),
+                misplaced: counter!("offload_misplaced_total", &labels),
+                stalls: counter!("offload_stalls_total", &labels),
+                stalled: gauge!("offload_stalled", &labels),
+                overloaded: gauge!("offload_overloaded", &labels),
+            };
+            REJECTIONS.iter().for_each(|error| handles.rejected(*error).increment(0));
+            handles
+        }
+
+        /// Returns the counter of one reason. Its handle is not kept, because rejections are rare,
+        /// or cheaper than the work that they avoid.
         pub(super) fn rejected(&self, error: CallError) -> Counter {
             counter!("offload_rejected_total", "pool" => self.pool.to_string(), "reason" => error.as_str())
         }
 
-        /// Returns the counter of one reason, which is registered on first use.
-        pub(super) fn cancelled_run_time(&self, reason: CancelReason) -> Counter {
-            let labels = [("pool", self.pool.to_string()), ("reason", reason.as_str().to_owned())];
-            counter!("offload_cancelled_run_microseconds_total", &labels)
+        /// Returns the counter of the cancelled calls that had lost their caller for this reason.
+        pub(super) fn cancelled_run(&self, reason: CancelReason) -> &Counter {
+            &self.cancelled_run[usize::from(reason == CANCELLATIONS[1])]
         }
     }
 

@@ -72,6 +72,31 @@
 //! # }
 //! ```
 //!
+//! # Deadlines
+//!
+//! A call has a [`Deadline`] if its [`CallOptions`] or an enclosing [`Deadline::scope`] give it
+//! one, or if offloaded work with a deadline makes it. The earliest one applies. Once it has
+//! passed,
+//!
+//! * a call that has not started never starts. It fails with [`CallError::DeadlineExceeded`], and
+//!   before it is admitted it takes no place in the queue;
+//! * a caller that awaits the call is answered with that error, even while the work runs;
+//! * work that runs is cancelled as if the caller had left: [`cancelled`] returns `true`,
+//!   [`cancel_reason`] returns the reason, and the call keeps its thread until the work returns.
+//!   Work can also ask how much time is [`remaining`]. Its result is returned if it is there before
+//!   the caller is answered.
+//!
+//! The caller is woken by tokio's timer, with its resolution of a millisecond. Without one, outside
+//! a runtime or in a runtime without `enable_time`, a call in the queue is answered when its turn
+//! comes, and a call that runs when it ends. A call without a deadline reads no clock for it and
+//! has no timer.
+//!
+//! A deadline does not reach a [`Background`](crate::Background), a
+//! [`BlockingBody`](crate::offload::BlockingBody), tasks of the runtime or other threads, unless
+//! [`Deadline::current`] is passed to them.
+//!
+//! [`PoolStats::cancelled_run_time`] is the time that threads ran calls without a caller.
+//!
 //! # Calls that wait for other calls
 //!
 //! If calls block on every thread of a pool until they get a connection, a permit or a lock, the
@@ -117,8 +142,8 @@
 //! # Panics, cancellation and shutdown
 //!
 //! * A panic of the work is resumed in its caller and does not cost the pool a thread.
-//! * If the caller drops its future, a call that has not started is dropped. One that is running
-//!   can check [`cancelled`].
+//! * If the caller drops its future, or the deadline passes, a call that has not started is
+//!   dropped. One that is running can check [`cancelled`].
 //! * [`Pool::shutdown`] rejects new calls and waits for the others up to a timeout.
 //! * A crash of the process loses all calls.
 //!
@@ -132,10 +157,40 @@
 //! For work that takes microseconds: a call to another thread and back costs tens of them. For work
 //! that only awaits: it blocks no thread where it is.
 
+/// Expands to the methods of [`Pool`] that a handle forwards to its pool.
+macro_rules! forward_to_pool {
+    ($self:ident => $pool:expr) => {
+        fn admission(&$self) -> &$crate::pool::Admission {
+            $pool.admission()
+        }
+
+        fn schedule(&$self, runnable: $crate::pool::Runnable) {
+            $pool.schedule(runnable);
+        }
+
+        fn expected_wait(&$self) -> std::time::Duration {
+            $pool.expected_wait()
+        }
+
+        fn max_threads(&$self) -> Option<usize> {
+            $pool.max_threads()
+        }
+
+        fn shutdown(
+            &$self,
+            timeout: std::time::Duration,
+        ) -> std::pin::Pin<Box<dyn Future<Output = $crate::pool::PoolShutdownReport> + Send + '_>> {
+            $pool.shutdown(timeout)
+        }
+    };
+}
+
 mod admission;
 mod builder;
+mod busy;
 pub(crate) mod call;
 mod cancel;
+mod clock;
 mod deadline;
 mod error;
 mod flows;
@@ -185,7 +240,7 @@ pub use self::{
     tokio_blocking::{NoRuntimeError, TokioBlocking, TokioBlockingBuilder},
 };
 pub(crate) use self::{
-    call::spawn,
+    call::{spawn, spawn_in_place},
     key::CallKey,
     queue_permit::{Admitted, QueuePermit},
     semaphore::Semaphore,
@@ -367,25 +422,7 @@ pub trait Pool: fmt::Debug + Send + Sync + 'static {
 }
 
 impl Pool for Arc<dyn Pool> {
-    fn admission(&self) -> &Admission {
-        (**self).admission()
-    }
-
-    fn schedule(&self, runnable: Runnable) {
-        (**self).schedule(runnable);
-    }
-
-    fn expected_wait(&self) -> Duration {
-        (**self).expected_wait()
-    }
-
-    fn max_threads(&self) -> Option<usize> {
-        (**self).max_threads()
-    }
-
-    fn shutdown(&self, timeout: Duration) -> Pin<Box<dyn Future<Output = PoolShutdownReport> + Send + '_>> {
-        (**self).shutdown(timeout)
-    }
+    forward_to_pool!(self => **self);
 
     fn is_inline(&self) -> bool {
         (**self).is_inline()
@@ -397,25 +434,7 @@ impl Pool for Arc<dyn Pool> {
 }
 
 impl<P: Pool> Pool for Arc<P> {
-    fn admission(&self) -> &Admission {
-        (**self).admission()
-    }
-
-    fn schedule(&self, runnable: Runnable) {
-        (**self).schedule(runnable);
-    }
-
-    fn expected_wait(&self) -> Duration {
-        (**self).expected_wait()
-    }
-
-    fn max_threads(&self) -> Option<usize> {
-        (**self).max_threads()
-    }
-
-    fn shutdown(&self, timeout: Duration) -> Pin<Box<dyn Future<Output = PoolShutdownReport> + Send + '_>> {
-        (**self).shutdown(timeout)
-    }
+    forward_to_pool!(self => **self);
 
     fn is_inline(&self) -> bool {
         (**self).is_inline()

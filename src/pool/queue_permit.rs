@@ -10,13 +10,13 @@ use std::{
 use super::{
     CallError, CallOptions, Pool,
     admission::Admission,
-    call::{self, Runnable, Schedule},
+    call::{LayerPermit, Runnable},
     key::CallKey,
     metrics::Metrics,
     nested::NestedWaits,
 };
 
-/// Permit for one entry in the queue of a pool.
+/// Permit for one entry in the queue of a pool, and the connection of a call to its pool.
 ///
 /// It becomes part of the call that it admits. The call releases it at its first poll, or when it
 /// is refused; otherwise dropping the permit releases it. A caller that leaves early drops the
@@ -33,7 +33,13 @@ pub(crate) struct QueuePermit {
     delay: u64,
 }
 
-pub(crate) type Admitted = call::Admitted<QueuePermit>;
+/// Permits that admit a call to a pool, and its options.
+pub(crate) struct Admitted {
+    pub(crate) queue_permit: QueuePermit,
+    /// Permit of a layer that limits its calls in flight.
+    pub(crate) layer_permit: Option<Arc<dyn LayerPermit>>,
+    pub(crate) options: CallOptions,
+}
 
 impl QueuePermit {
     /// Acquires a permit if one is available. See [`Admission::try_acquire`] for the shares of keys
@@ -89,20 +95,25 @@ impl QueuePermit {
     }
 }
 
-impl Schedule for QueuePermit {
+/// What a call does with its pool.
+impl QueuePermit {
+    /// Queues an entry of the call.
     #[inline]
-    fn schedule(&self, runnable: Runnable) {
+    pub(super) fn schedule(&self, runnable: Runnable) {
         (*self.pool).schedule(runnable);
     }
 
-    fn release_queue_permit(&self) {
+    /// Releases the permit. Has no effect if it was released before.
+    pub(super) fn release(&self) {
         if self.take() {
             self.admission().release(self.key);
         }
     }
 
+    /// Records the start of the call and releases the permit. Called before the first poll, with
+    /// the time that the call has waited for it.
     #[inline]
-    fn on_start(&self, waited: Duration) {
+    pub(super) fn on_start(&self, waited: Duration) {
         let admission = self.admission();
         if self.take() {
             admission.release(self.key);
@@ -110,33 +121,39 @@ impl Schedule for QueuePermit {
         admission.on_start(waited, self.delay);
     }
 
+    /// Records the end of the call. Called once the work has ended and everything that it held is
+    /// released, before the caller is notified. `run_time` is `None` if the call was never polled.
+    /// `ends_poll` is `true` if this also ends the call's last poll, which is not recorded yet.
     #[inline]
-    fn on_complete(&self, run_time: Option<Duration>, ends_poll: bool) {
+    pub(super) fn on_complete(&self, run_time: Option<Duration>, ends_poll: bool) {
         self.admission().on_complete(run_time, ends_poll);
     }
 
+    /// Returns `true` if calls must be dropped instead of polled.
     #[inline]
-    fn is_halted(&self) -> bool {
+    pub(super) fn is_halted(&self) -> bool {
         self.admission().is_halted()
     }
 
     #[inline]
-    fn metrics(&self) -> &Metrics {
+    pub(super) fn metrics(&self) -> &Metrics {
         self.admission().metrics()
     }
 
-    fn expected_wait(&self) -> Duration {
+    /// Returns how long a new call is expected to wait.
+    pub(super) fn expected_wait(&self) -> Duration {
         (*self.pool).expected_wait()
     }
 
-    fn nested_waits(&self) -> &NestedWaits {
+    /// Returns the waits of the pool's calls for each other.
+    pub(super) fn nested_waits(&self) -> &NestedWaits {
         self.admission().nested_waits()
     }
 }
 
 impl Drop for QueuePermit {
     fn drop(&mut self) {
-        self.release_queue_permit();
+        self.release();
     }
 }
 

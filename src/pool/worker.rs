@@ -10,7 +10,8 @@ use tokio::{runtime::Handle, time::Instant};
 use super::{
     Pool,
     admission::Admission,
-    call::{CallerWaker, Clock, Runnable, RuntimeGuard},
+    call::{CallerWaker, Runnable, RuntimeGuard},
+    clock::Clock,
     error::CallError,
     scheduler::{Action, Dequeued, Limits, QueueItem, QueuePolicy, Scheduler, WakeUp, WorkerState},
     stall::{Change, OBSERVATIONS, StallDetector},
@@ -91,10 +92,15 @@ impl QueueItem for Runnable {
 }
 
 impl WorkerPool {
-    pub(super) fn new(admission: Admission, config: WorkerConfig, executor: impl Executor + 'static) -> Arc<Self> {
+    /// Creates a pool without threads. Returns its first handle.
+    pub(super) fn create(
+        admission: Admission,
+        config: WorkerConfig,
+        executor: impl Executor + 'static,
+    ) -> Arc<PoolHandle> {
         let scheduler = Scheduler::new(config.limits, config.queue_policy, config.spin);
         let admission = admission.with_policy(config.queue_policy, config.limits.max);
-        Arc::new_cyclic(|this| Self {
+        let workers = Arc::new_cyclic(|this| Self {
             admission,
             scheduler,
             config,
@@ -102,10 +108,11 @@ impl WorkerPool {
             executor: Box::new(executor),
             monitor: Watchdog::new(),
             this: this.clone(),
-        })
+        });
+        Arc::new(PoolHandle { workers })
     }
 
-    pub(super) fn workers(&self) -> usize {
+    pub(super) fn threads(&self) -> usize {
         self.scheduler.workers()
     }
 
@@ -144,7 +151,7 @@ impl WorkerPool {
         }
         // A worker that is not active has been asked for, or has given its thread back to an
         // executor with other users. It may still get a thread once their work ends.
-        let no_thread_to_come = observation.active > 0 && observation.active >= self.workers();
+        let no_thread_to_come = observation.active > 0 && observation.active >= self.threads();
         if detector.is_stalled() && no_thread_to_come && nested.len() >= observation.active {
             let waits = nested.fail_all();
             if waits > 0 {
@@ -154,7 +161,7 @@ impl WorkerPool {
     }
 
     /// Rejects new calls. Workers run the queued ones and exit.
-    pub(super) fn close(&self) {
+    fn close(&self) {
         self.admission.close();
         self.scheduler.close();
     }
@@ -174,43 +181,71 @@ impl WorkerPool {
     }
 }
 
-impl Pool for WorkerPool {
+/// The part of a pool that all its handles share, and that layers and calls hold. Its drop closes
+/// the pool: workers run the queued calls and exit.
+///
+/// It is aligned to cache lines of its own, because an `Arc` stores it behind the reference counts,
+/// which every call changes.
+#[repr(align(128))]
+pub(super) struct PoolHandle {
+    pub(super) workers: Arc<WorkerPool>,
+}
+
+impl Pool for PoolHandle {
     fn admission(&self) -> &Admission {
-        &self.admission
+        &self.workers.admission
     }
 
     fn schedule(&self, runnable: Runnable) {
+        let WorkerPool { scheduler, monitor, .. } = &*self.workers;
         let class = runnable.class();
-        let wake_up = self.scheduler.push(runnable, class);
+        let wake_up = scheduler.push(runnable, class);
         if wake_up == WakeUp::Spawn {
-            self.spawn_worker();
+            self.workers.spawn_worker();
         }
         // An idle worker that was woken takes the entry soon. Otherwise the entry may wait for a
         // thread that is stuck, or for one that an executor never starts.
-        if wake_up != WakeUp::Unpark(()) && !self.monitor.is_running() {
-            self.start_monitor();
+        if wake_up != WakeUp::Unpark(()) && !monitor.is_running() {
+            self.workers.start_monitor();
         }
     }
 
     /// Returns the longer of two waits: that of the call that started last, and that of the oldest
     /// call in the queue.
     fn expected_wait(&self) -> Duration {
-        self.admission.expected_wait().max(self.scheduler.longest_wait())
+        self.admission().expected_wait().max(self.workers.scheduler.longest_wait())
     }
 
     fn max_threads(&self) -> Option<usize> {
-        Some(self.config.limits.max)
+        Some(self.workers.config.limits.max)
     }
 
     fn shutdown(&self, timeout: Duration) -> Pin<Box<dyn Future<Output = PoolShutdownReport> + Send + '_>> {
         Box::pin(async move {
-            self.close();
-            let report = self.admission.shutdown(timeout).await;
-            if self.scheduler.halt() {
-                self.spawn_worker();
+            let WorkerPool { admission, scheduler, .. } = &*self.workers;
+            self.workers.close();
+            let report = admission.shutdown(timeout).await;
+            if scheduler.halt() {
+                self.workers.spawn_worker();
             }
             report
         })
+    }
+}
+
+impl Drop for PoolHandle {
+    fn drop(&mut self) {
+        self.workers.close();
+    }
+}
+
+impl fmt::Debug for PoolHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pool")
+            .field("name", &self.admission().name())
+            .field("threads", &self.workers.threads())
+            .field("stats", &self.admission().stats())
+            .finish_non_exhaustive()
     }
 }
 
@@ -262,8 +297,9 @@ impl Worker {
         let WorkerPool { admission, scheduler, config, wake_batcher, .. } = &**pool;
         let runtime = first.item.runtime().filter(|_| !config.is_borrowed).cloned();
         let mut batch = RunBatch::enter(runtime.as_ref(), wake_batcher);
-        let (mut dequeued, mut clock) = (first, Clock::default());
+        let (mut dequeued, mut clock) = (first, Clock::new(admission.metrics()));
         let end = loop {
+            clock.start();
             let Dequeued { item: runnable, spawn_worker, has_more } = dequeued;
             if spawn_worker {
                 pool.spawn_worker();
@@ -277,7 +313,7 @@ impl Worker {
             }
             // A call catches the panics of its work. One that arrives here was raised by a metrics
             // recorder or a tracing subscriber.
-            let caller = catch_unwind(|| runnable.run_without_wake(&mut clock)).unwrap_or_else(|payload| {
+            let caller = catch_unwind(|| runnable.run_without_wake(Some(&mut clock))).unwrap_or_else(|payload| {
                 drop_payload(payload);
                 None
             });
@@ -286,12 +322,13 @@ impl Worker {
                     clock.reset();
                 }
             }
+            clock.report();
             if config.is_borrowed && !admission.is_halted() && !scheduler.is_empty() {
                 break None;
             }
             let mut action = scheduler.next(state, may_park);
             while let Action::Search = action {
-                clock.reset();
+                clock.stop();
                 scheduler.search(state);
                 action = scheduler.next(state, may_park);
             }
@@ -326,16 +363,6 @@ impl Drop for Worker {
         if !self.has_exited {
             self.lose(self.pool.config.spawn_error);
         }
-    }
-}
-
-impl fmt::Debug for WorkerPool {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("WorkerPool")
-            .field("admission", &self.admission)
-            .field("config", &self.config)
-            .field("workers", &self.workers())
-            .finish_non_exhaustive()
     }
 }
 

@@ -6,6 +6,7 @@ use std::{
 };
 
 use axum::{Router, body::Body, routing::get};
+use futures_util::future::join_all;
 use http::{Request, StatusCode, header::RETRY_AFTER};
 use tokio::sync::Semaphore;
 use tokio_test::{assert_pending, assert_ready, task};
@@ -309,15 +310,15 @@ async fn call_with_reserved_capacity_is_rejected_at_the_limit_of_its_key() {
 async fn keys_that_wait_for_the_layer_take_turns() {
     let pool = one_thread();
     let (service, gate) = gated(OffloadLayer::new(pool.clone()).max_in_flight(1).wait(LONG));
-    let mut greedy: Vec<_> = (0..20).map(|_| task::spawn(service.clone().oneshot(GREEDY))).collect();
-    greedy.iter_mut().for_each(|call| assert_pending!(call.poll()));
-    let mut quiet = task::spawn(service.clone().oneshot(QUIET));
-    assert_pending!(quiet.poll());
+    let greedy: Vec<_> = (0..20).map(|_| tokio::spawn(service.clone().oneshot(GREEDY))).collect();
+    eventually(|| pool.admission().stats().waiting == 19).await;
+    let quiet = tokio::spawn(service.clone().oneshot(QUIET));
+    eventually(|| pool.admission().stats().waiting == 20).await;
     gate.add_permits(3);
-    assert_eq!(soon(quiet).await.unwrap(), QUIET);
+    assert_eq!(soon(quiet).await.unwrap().unwrap(), QUIET);
     gate.add_permits(18);
     for call in greedy {
-        soon(call).await.unwrap();
+        soon(call).await.unwrap().unwrap();
     }
 }
 
@@ -355,7 +356,7 @@ async fn greedy_key_leaves_room_to_wait_for_others() {
     calls.push(task::spawn(service.clone().oneshot(QUIET)));
     assert_pending!(calls[3].poll());
     gate.add_permits(4);
-    for call in calls {
-        soon(call).await.unwrap();
+    for response in soon(join_all(calls)).await {
+        response.unwrap();
     }
 }

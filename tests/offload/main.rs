@@ -1,8 +1,10 @@
 //! Tests of the layer and the pools on plain tower, without HTTP or sockets.
 #![allow(clippy::unwrap_used)]
 
+mod adaptive;
 mod admission;
 mod bad_input;
+mod busy;
 mod cancel;
 mod compose;
 mod context;

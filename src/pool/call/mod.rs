@@ -3,14 +3,14 @@
 //! ```text
 //!  caller:  JoinHandle --------+              +--- Waker (timers, sockets, other calls)
 //!                              v              v
-//!                  Arc< Call { CallState, Stage, Schedule } >
+//!                  Arc< Call { CallState, Stage, QueuePermit } >
 //!                              ^
 //!  pool:    Runnable (a queue entry; at most one) --+
 //! ```
 //!
 //! [`CallState`] decides which thread may access the future, [`Stage`] holds the future or its
-//! result, [`Context`] is the environment that the work runs in, and [`Schedule`] is what the call
-//! needs of its pool.
+//! result, [`Context`] is the environment that the work runs in, and [`QueuePermit`] connects the
+//! call to its pool.
 //!
 //! # Life of a call
 //!
@@ -43,8 +43,8 @@ use std::{
 
 use tokio::{task::Id, time::Instant};
 
+pub(super) use self::runnable::RawCall;
 pub use self::runnable::Runnable;
-pub(super) use self::runnable::{Clock, RawCall};
 pub(crate) use self::{
     context::{Context, CurrentCall, LayerPermit, RuntimeGuard},
     join::{CallFailure, JoinHandle},
@@ -58,58 +58,21 @@ use self::{
     state::{Begin, CallState, DropAction, Park},
 };
 use super::{
+    clock::Clock,
     deadline::Deadline,
     error::{CallError, CancelReason},
     metrics::{Metrics, nanos},
     nested::NestedWaits,
-    options::CallOptions,
+    queue_permit::{Admitted, QueuePermit},
 };
 use crate::{
     panic::{catch_unwind, drop_payload, ignore_panic},
     sync::{Mutex, lock},
 };
 
-/// Permits that admit a call to a pool, and its options.
-pub(crate) struct Admitted<S> {
-    /// Permit for the queue, and connection to the pool.
-    pub(crate) queue_permit: S,
-    /// Permit of a layer that limits its calls in flight.
-    pub(crate) layer_permit: Option<Arc<dyn LayerPermit>>,
-    pub(crate) options: CallOptions,
-}
-
-/// Connection of a call to its pool. A value belongs to one call and is dropped with it.
-pub(crate) trait Schedule: Send + Sync + 'static {
-    /// Queues an entry of the call.
-    fn schedule(&self, runnable: Runnable);
-
-    /// Releases the permit for the queue. Has no effect if it was released before.
-    fn release_queue_permit(&self);
-
-    /// Records the start of the call and releases the permit for the queue. Called before the first
-    /// poll, with the time that the call has waited for it.
-    fn on_start(&self, waited: Duration);
-
-    /// Records the end of the call. Called once the work has ended and everything that it held is
-    /// released, before the caller is notified. `run_time` is `None` if the call was never polled.
-    /// `ends_poll` is `true` if this also ends the call's last poll, which is not recorded yet.
-    fn on_complete(&self, run_time: Option<Duration>, ends_poll: bool);
-
-    /// Returns `true` if calls must be dropped instead of polled.
-    fn is_halted(&self) -> bool;
-
-    fn metrics(&self) -> &Metrics;
-
-    /// Returns how long a new call is expected to wait.
-    fn expected_wait(&self) -> Duration;
-
-    /// Returns the waits of this pool's calls for each other.
-    fn nested_waits(&self) -> &NestedWaits;
-}
-
 /// Creates a call of `future` and queues it on the pool that has admitted it.
-pub(crate) fn spawn<F, S>(
-    admitted: Admitted<S>,
+pub(crate) fn spawn<F>(
+    admitted: Admitted,
     context: Context,
     on_caller_drop: OnCallerDrop,
     future: F,
@@ -117,7 +80,38 @@ pub(crate) fn spawn<F, S>(
 where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
-    S: Schedule,
+{
+    let (call, runnable, handle) = create(admitted, context, on_caller_drop, future);
+    call.permit.schedule(runnable);
+    handle
+}
+
+/// Like [`spawn`], but polls the call once on this thread first.
+pub(crate) fn spawn_in_place<F>(
+    admitted: Admitted,
+    context: Context,
+    on_caller_drop: OnCallerDrop,
+    future: F,
+) -> JoinHandle<F::Output>
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    let (_, runnable, handle) = create(admitted, context, on_caller_drop, future);
+    runnable.run();
+    handle
+}
+
+#[inline]
+fn create<F>(
+    admitted: Admitted,
+    context: Context,
+    on_caller_drop: OnCallerDrop,
+    future: F,
+) -> (Arc<Call<F>>, Runnable, JoinHandle<F::Output>)
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
 {
     let Admitted { queue_permit, layer_permit, options } = admitted;
     let Context { runtime, task, trace } = context;
@@ -134,7 +128,7 @@ where
             waits_nested: AtomicBool::new(false),
         },
         state: CallState::scheduled(),
-        scheduler: queue_permit,
+        permit: queue_permit,
         task,
         woken: AtomicU64::new(0),
         left: AtomicU64::new(u64::MAX),
@@ -146,16 +140,16 @@ where
     });
     // Created first: if a recorder panics below, the drop of the entry releases everything.
     let runnable = Runnable::new(call.clone());
-    call.scheduler.metrics().admitted();
+    call.permit.metrics().admitted();
     let handle = JoinHandle::new(call.clone(), on_caller_drop, call.header.deadline != Deadline::NO_NANOS);
-    call.scheduler.schedule(runnable);
-    handle
+    (call, runnable, handle)
 }
 
-struct Call<F: Future, S: Schedule> {
+struct Call<F: Future> {
     header: Header,
     state: CallState,
-    scheduler: S,
+    /// Permit for the queue, and connection to the pool.
+    permit: QueuePermit,
     /// Task in which the call was made, if it was made in one.
     task: Option<Id>,
     /// Time of the last wake-up, in nanoseconds after `header.created`.
@@ -192,15 +186,27 @@ enum Polled {
 }
 
 /// Running an entry. Each function returns the waker of the caller if it has completed the call.
-impl<F, S> Call<F, S>
+impl<F> Call<F>
 where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
-    S: Schedule,
 {
+    /// Takes the entry, and polls or drops the future.
+    #[inline]
+    fn run_with(self: &Arc<Self>, clock: &mut Clock<'_>) -> Option<CallerWaker> {
+        self.guard(|| match self.state.begin() {
+            Begin::Poll if self.permit.is_halted() => self.reject(CallError::Closed),
+            Begin::Poll => self.start_and_poll(clock),
+            Begin::Drop => self.drop_cancelled(CallError::Closed),
+            // This entry is the last owner of the call. Dropping the call releases the queue
+            // permit.
+            Begin::Nothing => None,
+        })
+    }
+
     /// Records the end of the call's wait in the queue, and polls.
-    fn start_and_poll(self: &Arc<Self>, clock: &mut Clock) -> Option<CallerWaker> {
-        let now = clock.now();
+    fn start_and_poll(self: &Arc<Self>, clock: &mut Clock<'_>) -> Option<CallerWaker> {
+        let now = clock.start_call();
         let waited = now.saturating_duration_since(self.header.created);
         if self.header.has_started() {
             let woken = Duration::from_nanos(self.woken.load(Ordering::Relaxed));
@@ -210,7 +216,7 @@ where
                 return self.expire();
             }
             self.header.started.store(true, Ordering::Relaxed);
-            self.scheduler.on_start(waited);
+            self.permit.on_start(waited);
         }
         let mut progress = lock(&self.progress);
         let polled = self.poll_future(&mut progress);
@@ -244,7 +250,7 @@ where
                 let caller = self.complete(environment, Some(run_time), true);
                 // Without a caller, the output may have been dropped here, which may take long.
                 if caller.is_some() {
-                    clock.set(ended);
+                    clock.end_call(ended);
                 }
                 caller
             }
@@ -286,7 +292,7 @@ where
     fn end_nested_wait(self: &Arc<Self>) {
         if self.header.waits_nested.load(Ordering::Relaxed) {
             self.header.waits_nested.store(false, Ordering::Relaxed);
-            self.scheduler.nested_waits().remove(Arc::as_ptr(self).addr());
+            self.permit.nested_waits().remove(Arc::as_ptr(self).addr());
         }
     }
 
@@ -295,7 +301,7 @@ where
         if self.header.has_started() {
             self.metrics().skipped();
         } else {
-            self.scheduler.release_queue_permit();
+            self.permit.release();
             self.metrics().passed_over();
         }
     }
@@ -353,7 +359,8 @@ where
         self.complete(environment, self.header.has_started().then_some(run_time), false)
     }
 
-    /// Completes a call whose result is stored. See [`Schedule::on_complete`] for the arguments.
+    /// Completes a call whose result is stored. See [`QueuePermit::on_complete`] for the
+    /// arguments.
     ///
     /// 1. The layer's permit is released, so that the caller's next call finds it free.
     /// 2. The pool no longer counts the call as in flight.
@@ -370,7 +377,7 @@ where
         if let Some(Err(payload)) = layer_permit.map(|permit| catch_unwind(|| drop(permit))) {
             self.report_panic(payload);
         }
-        self.scheduler.on_complete(run_time, ends_poll);
+        self.permit.on_complete(run_time, ends_poll);
         let (is_abandoned, caller) = self.state.complete();
         if is_abandoned {
             self.drop_output(&trace, run_time.unwrap_or_default());
@@ -418,9 +425,9 @@ where
             progress.environment.take()
         };
         ignore_panic(|| drop(environment));
-        self.scheduler.release_queue_permit();
+        self.permit.release();
         self.metrics().failed();
-        self.scheduler.on_complete(None, false);
+        self.permit.on_complete(None, false);
         let (is_abandoned, caller) = self.state.complete();
         let result = if is_abandoned { lock(&self.progress).stage.take_result() } else { None };
         ignore_panic(|| drop(result));
@@ -438,13 +445,13 @@ where
     fn schedule(self: &Arc<Self>) {
         self.woken.store(self.header.elapsed(), Ordering::Relaxed);
         self.metrics().woken();
-        self.scheduler.schedule(Runnable::new(self.clone()));
+        self.permit.schedule(Runnable::new(self.clone()));
     }
 }
 
-impl<F: Future, S: Schedule> Call<F, S> {
+impl<F: Future> Call<F> {
     fn metrics(&self) -> &Metrics {
-        self.scheduler.metrics()
+        self.permit.metrics()
     }
 
     /// Drops the future on this thread, which does not belong to the pool, and releases what the
@@ -467,7 +474,7 @@ impl<F: Future, S: Schedule> Call<F, S> {
             self.report_panic(payload);
         }
         self.metrics().failed();
-        self.scheduler.on_complete(None, false);
+        self.permit.on_complete(None, false);
     }
 
     /// Counts and logs a panic that no caller observes.
@@ -480,25 +487,24 @@ impl<F: Future, S: Schedule> Call<F, S> {
     }
 }
 
-impl<F, S> RawCall for Call<F, S>
+impl<F> RawCall for Call<F>
 where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
-    S: Schedule,
 {
     fn header(&self) -> &Header {
         &self.header
     }
 
-    fn run(self: Arc<Self>, clock: &mut Clock) -> Option<CallerWaker> {
-        self.guard(|| match self.state.begin() {
-            Begin::Poll if self.scheduler.is_halted() => self.reject(CallError::Closed),
-            Begin::Poll => self.start_and_poll(clock),
-            Begin::Drop => self.drop_cancelled(CallError::Closed),
-            // This entry is the last owner of the call. Dropping the call releases the queue
-            // permit.
-            Begin::Nothing => None,
-        })
+    fn run(self: Arc<Self>, clock: Option<&mut Clock<'_>>) -> Option<CallerWaker> {
+        match clock {
+            Some(clock) => self.run_with(clock),
+            None => {
+                let mut clock = Clock::new(self.metrics());
+                clock.start();
+                self.run_with(&mut clock)
+            }
+        }
     }
 
     fn refuse(self: Arc<Self>, error: CallError) -> Option<CallerWaker> {
@@ -515,7 +521,7 @@ where
 
     fn cancel_reason(&self) -> Option<CancelReason> {
         self.state.cancel_reason().or_else(|| {
-            if self.scheduler.is_halted() {
+            if self.permit.is_halted() {
                 Some(CancelReason::Shutdown)
             } else {
                 // The caller may have no timer, or a runtime that is busy.
@@ -525,22 +531,21 @@ where
     }
 
     fn nested_waits(&self) -> &NestedWaits {
-        self.scheduler.nested_waits()
+        self.permit.nested_waits()
     }
 }
 
-impl<F, S> Join<F::Output> for Call<F, S>
+impl<F> Join<F::Output> for Call<F>
 where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
-    S: Schedule,
 {
     fn poll_result(&self, cx: &mut task::Context<'_>, wait: &mut Wait) -> Poll<Result<F::Output, CallFailure>> {
         let is_maker = || self.task.is_some() && self.task == tokio::task::try_id();
         if self.state.poll_complete(cx, is_maker) {
             return Poll::Ready(self.take_result());
         }
-        CurrentCall::wait_for_pool(|| self.scheduler.nested_waits(), std::ptr::from_ref(self).addr(), cx.waker(), wait);
+        CurrentCall::wait_for_pool(|| self.permit.nested_waits(), std::ptr::from_ref(self).addr(), cx.waker(), wait);
         Poll::Pending
     }
 
@@ -549,22 +554,23 @@ where
     }
 
     fn end_wait(&self) {
-        CurrentCall::end_wait(|| self.scheduler.nested_waits(), std::ptr::from_ref(self).addr());
+        CurrentCall::end_wait(|| self.permit.nested_waits(), std::ptr::from_ref(self).addr());
     }
 
     fn expected_wait(&self) -> Duration {
-        self.scheduler.expected_wait()
+        self.permit.expected_wait()
     }
 
     fn drop_caller(self: Arc<Self>, on_drop: OnCallerDrop) {
-        if self.header.deadline().has_passed() {
-            self.state.expire();
-        }
+        let is_first = self.header.deadline().has_passed() && self.state.expire();
         if !self.leave(on_drop) {
             self.metrics().abandoned(on_drop == OnCallerDrop::Detach);
             return;
         }
         let result = lock(&self.progress).stage.take_result();
+        if is_first && matches!(result, Some(Err(CallFailure::Rejected(CallError::DeadlineExceeded)))) {
+            self.metrics().rejected(CallError::DeadlineExceeded);
+        }
         if let Err(payload) = catch_unwind(|| drop_result(result)) {
             self.report_panic(payload);
         }
@@ -572,21 +578,19 @@ where
 
     fn reject_caller(self: Arc<Self>, error: CallError, on_drop: OnCallerDrop) -> Result<F::Output, CallFailure> {
         let is_first = error != CallError::DeadlineExceeded || self.state.expire();
-        if self.leave(on_drop) {
-            return self.take_result();
-        }
-        if is_first {
+        let result = if self.leave(on_drop) { self.take_result() } else { Err(CallFailure::Rejected(error)) };
+        // A worker that was later has left the count to this thread.
+        if is_first && matches!(result, Err(CallFailure::Rejected(rejected)) if rejected == error) {
             self.metrics().rejected(error);
         }
-        Err(CallFailure::Rejected(error))
+        result
     }
 }
 
-impl<F, S> Call<F, S>
+impl<F> Call<F>
 where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
-    S: Schedule,
 {
     /// Separates the call from its caller. Returns `true` if the call is complete: then the caller
     /// must take the result.
@@ -613,11 +617,10 @@ where
     }
 }
 
-impl<F, S> Wake for Call<F, S>
+impl<F> Wake for Call<F>
 where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
-    S: Schedule,
 {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
@@ -630,7 +633,7 @@ where
     }
 }
 
-impl<F: Future, S: Schedule> Drop for Call<F, S> {
+impl<F: Future> Drop for Call<F> {
     /// Drops the future of a detached call that nothing can wake. Every other call is complete.
     fn drop(&mut self) {
         if !self.state.is_complete() {

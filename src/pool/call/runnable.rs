@@ -11,6 +11,7 @@ use tokio::{runtime::Handle, time::Instant};
 
 use super::state::CallerWaker;
 use crate::pool::{
+    clock::Clock,
     deadline::Deadline,
     error::{CallError, CancelReason},
     key::CallKey,
@@ -37,8 +38,8 @@ pub(in crate::pool) trait RawCall: Send + Sync {
     /// frees the allocation on the thread that made it, which avoids contention for the allocator's
     /// lock.
     ///
-    /// `clock` is that of the worker.
-    fn run(self: Arc<Self>, clock: &mut Clock) -> Option<CallerWaker>;
+    /// `clock` is that of the worker. `None` on a thread that runs no other calls before and after.
+    fn run(self: Arc<Self>, clock: Option<&mut Clock<'_>>) -> Option<CallerWaker>;
 
     /// Drops the future and fails the call with `error`. Returns like `run`.
     fn refuse(self: Arc<Self>, error: CallError) -> Option<CallerWaker>;
@@ -69,30 +70,6 @@ pub(in crate::pool) struct Header {
     /// `true` while a poll or a drop is recorded as waiting for another call of the same pool.
     /// Written only by the thread that polls or drops.
     pub(super) waits_nested: AtomicBool,
-}
-
-/// The time at which a worker has ended a call, if the next call starts right after it. The worker
-/// then reads the clock once per call instead of twice.
-#[derive(Debug, Default)]
-pub(in crate::pool) struct Clock(Option<Instant>);
-
-impl Clock {
-    /// Returns the current time.
-    #[inline]
-    pub(super) fn now(&mut self) -> Instant {
-        self.0.take().unwrap_or_else(Instant::now)
-    }
-
-    /// Sets the time at which a call has ended.
-    #[inline]
-    pub(super) fn set(&mut self, ended: Instant) {
-        self.0 = Some(ended);
-    }
-
-    /// Forgets the time, because the worker has done something that may have taken a while.
-    pub(in crate::pool) fn reset(&mut self) {
-        self.0 = None;
-    }
 }
 
 impl Header {
@@ -131,7 +108,7 @@ impl Runnable {
     /// Polls the call once, on this thread. Drops it instead if its caller has left or the pool is
     /// halted. Never unwinds.
     pub fn run(self) {
-        if let Some(caller) = self.run_without_wake(&mut Clock::default()) {
+        if let Some(caller) = self.run_without_wake(None) {
             caller.wake();
         }
     }
@@ -158,7 +135,7 @@ impl Runnable {
     }
 
     /// Like `run`, but leaves it to the worker to wake the caller.
-    pub(in crate::pool) fn run_without_wake(mut self, clock: &mut Clock) -> Option<CallerWaker> {
+    pub(in crate::pool) fn run_without_wake(mut self, clock: Option<&mut Clock<'_>>) -> Option<CallerWaker> {
         self.0.take().and_then(|call| call.run(clock))
     }
 
