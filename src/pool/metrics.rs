@@ -24,6 +24,11 @@ use crate::{
 /// Number of stripes, a power of two. It keeps a handful of busy threads apart.
 const STRIPES: usize = 16;
 
+/// Time since a pool was created, in nanoseconds.
+///
+/// Calls use it instead of [`Instant`], of which each subtraction costs as much as a dozen of these.
+pub(super) type PoolTime = u64;
+
 #[derive(Debug)]
 pub(crate) struct Metrics {
     #[cfg(feature = "tracing")]
@@ -34,7 +39,7 @@ pub(crate) struct Metrics {
     /// threads would be passed between cores a dozen times per call, which took a third of the cost
     /// of a call at full load.
     stripes: Box<[Stripe]>,
-    /// Time at which the pool was created. Busy times count from here.
+    /// The origin of [`PoolTime`].
     created: Instant,
     stall: Mutex<Stall>,
     /// Number of times that the pool became overloaded.
@@ -74,13 +79,15 @@ struct Stripe {
     resume_wait: AtomicU64,
     /// Woken calls that left the queue without having been polled.
     skipped: AtomicU64,
-    /// Polls that have ended.
+    /// Polls that have ended, without those that have ended their call.
     polled: AtomicU64,
     run_time: AtomicU64,
     abandoned: AtomicU64,
     panicked: AtomicU64,
-    /// Calls that have ended.
+    /// Calls that have ended, without those in `returned`.
     ended: AtomicU64,
+    /// Calls that have ended with their last poll.
+    returned: AtomicU64,
     /// Calls that have ended without an output.
     failed: AtomicU64,
     /// Total of the polls of calls that were cancelled before they ended.
@@ -126,7 +133,9 @@ impl Metrics {
         // never underflow it.
         let (polled, passed_over, skipped) =
             (self.sum(|it| &it.polled), self.sum(|it| &it.passed_over), self.sum(|it| &it.skipped));
-        let (failed, ended) = (self.sum(|it| &it.failed), self.sum(|it| &it.ended));
+        let (failed, ended, returned) =
+            (self.sum(|it| &it.failed), self.sum(|it| &it.ended), self.sum(|it| &it.returned));
+        let (polled, ended) = (polled + returned, ended + returned);
         let undelayed = self.sum(|it| &it.undelayed);
         let (started, resumed) = (self.sum(|it| &it.started), self.sum(|it| &it.resumed));
         let (admitted, woken) = (self.sum(|it| &it.admitted), self.sum(|it| &it.woken));
@@ -159,7 +168,8 @@ impl Metrics {
     /// Reads what decides whether the pool is stalled.
     pub(super) fn observe(&self) -> Observation {
         let counters = |it: &Stripe| {
-            [&it.passed_over, &it.started, &it.resumed, &it.skipped, &it.polled].map(|counter| counter.load(Relaxed))
+            [&it.passed_over, &it.started, &it.resumed, &it.skipped, &it.polled, &it.returned]
+                .map(|counter| counter.load(Relaxed))
         };
         let progress = self.stripes.iter().flat_map(counters).fold(0, u64::wrapping_add);
         let stats = self.stats();
@@ -237,46 +247,50 @@ impl Metrics {
     /// Returns the number of admitted calls that have not ended. It decreases before the caller of
     /// a call is woken.
     ///
-    /// Once no call is admitted any longer, the result is never too low: `admitted` and `ended` are
-    /// `SeqCst`, so the thread that ends the last call sees the end of every other one.
+    /// Once no call is admitted any longer, the result is never too low: `admitted`, `ended`
+    /// and `returned` are `SeqCst`, so the thread that ends the last call sees the end of every other one.
     pub(super) fn in_flight(&self) -> usize {
-        let ended = self.sum(|it| &it.ended); // Loaded first, as in `stats`.
+        // Loaded first, as in `stats`.
+        let ended = self.sum(|it| &it.ended) + self.sum(|it| &it.returned);
         gauge(self.sum(|it| &it.admitted), ended)
     }
 
-    /// Returns the time since the pool was created.
-    pub(super) fn age(&self) -> Duration {
-        self.created.elapsed()
+    /// Returns the current time.
+    #[inline]
+    pub(super) fn now(&self) -> PoolTime {
+        nanos(Instant::now().saturating_duration_since(self.created))
+    }
+
+    /// Converts a time.
+    pub(super) fn instant(&self, time: PoolTime) -> Instant {
+        self.created.checked_add(Duration::from_nanos(time)).unwrap_or(self.created)
     }
 
     /// Returns the time that threads were busy, up to now.
     fn busy_time(&self) -> Duration {
-        let now = self.micros(Instant::now());
+        let now = self.now() / 1000;
         let total = self.stripes.iter().map(|stripe| stripe.busy.total(now));
         Duration::from_micros(total.fold(0, u64::wrapping_add))
     }
 
-    /// Returns the whole microseconds from the creation of the pool to `time`.
-    fn micros(&self, time: Instant) -> u64 {
-        nanos(time.saturating_duration_since(self.created)) / 1000
-    }
-
     /// Records that this thread has become busy.
-    pub(super) fn busy(&self, now: Instant) {
-        self.stripe().busy.start(self.micros(now));
+    #[inline]
+    pub(super) fn busy(&self, now: PoolTime) {
+        self.stripe().busy.start(now / 1000);
     }
 
     /// Records that this thread is no longer busy.
-    pub(super) fn idle(&self, now: Instant) {
-        self.stripe().busy.stop(self.micros(now));
+    #[inline]
+    pub(super) fn idle(&self, now: PoolTime) {
+        self.stripe().busy.stop(now / 1000);
     }
 
-    /// Reports that this thread was busy between two times. A panic of the recorder is ignored,
-    /// because it would end the thread.
-    pub(super) fn report_busy(&self, from: Instant, until: Instant) {
+    /// Reports that this thread was busy for a number of nanoseconds. A panic of the recorder is
+    /// ignored, because it would end the thread.
+    pub(super) fn report_busy(&self, time: u64) {
         #[cfg(feature = "metrics")]
-        ignore_panic(|| self.recorder.get().busy.increment(self.micros(until).saturating_sub(self.micros(from))));
-        let _ = (from, until);
+        ignore_panic(|| self.recorder.get().busy.increment(time / 1000));
+        let _ = time;
     }
 
     fn sum(&self, counter: impl Fn(&Stripe) -> &AtomicU64) -> u64 {
@@ -351,12 +365,13 @@ impl Metrics {
         self.stripe().woken.fetch_add(1, Relaxed);
     }
 
-    /// Records the start of a poll after the first.
-    pub(super) fn resumed(&self, waited: Duration) {
+    /// Records the start of a poll after the first, which has waited for `waited` nanoseconds since
+    /// the wake-up.
+    pub(super) fn resumed(&self, waited: u64) {
         let stripe = self.stripe();
         stripe.resumed.fetch_add(1, Relaxed);
-        stripe.resume_wait.fetch_add(nanos(waited), Relaxed);
-        record!(self, resume_wait.record(waited));
+        stripe.resume_wait.fetch_add(waited, Relaxed);
+        record!(self, resume_wait.record(Duration::from_nanos(waited)));
         record!(self, active.increment(1));
     }
 
@@ -376,22 +391,22 @@ impl Metrics {
         self.stripe().failed.fetch_add(1, Relaxed);
     }
 
-    /// Records the end of an admitted call: the total of its polls if it was polled and, with
+    /// Records the end of an admitted call: the nanoseconds of its polls if it was polled and, with
     /// `ends_poll`, the end of the last one.
     ///
     /// The end of the call is counted last, so that it is counted once if a recorder panics: the
     /// call then fails and is recorded again, without its polls.
-    pub(super) fn ended(&self, run_time: Option<Duration>, ends_poll: bool) {
+    pub(super) fn ended(&self, run_time: Option<u64>, ends_poll: bool) {
         let stripe = self.stripe();
         if ends_poll {
-            stripe.polled.fetch_add(1, Relaxed);
             record!(self, active.decrement(1));
         }
         if let Some(run_time) = run_time {
-            stripe.run_time.fetch_add(nanos(run_time), Relaxed);
-            record!(self, run.record(run_time));
+            stripe.run_time.fetch_add(run_time, Relaxed);
+            record!(self, run.record(Duration::from_nanos(run_time)));
         }
-        stripe.ended.fetch_add(1, SeqCst);
+        let ended = if ends_poll { &stripe.returned } else { &stripe.ended };
+        ended.fetch_add(1, SeqCst);
     }
 
     /// Records that the caller left before the call ended.
@@ -403,19 +418,19 @@ impl Metrics {
         let _ = detached;
     }
 
-    /// Records the end of a call that was cancelled, after polls that took `run_time`.
-    pub(super) fn ran_cancelled(&self, run_time: Duration) {
-        self.stripe().cancelled_run_time.fetch_add(nanos(run_time), Relaxed);
-        record!(self, cancelled_run.increment(nanos(run_time) / 1000));
+    /// Records the end of a call that was cancelled, after polls that took `run_time` nanoseconds.
+    pub(super) fn ran_cancelled(&self, run_time: u64) {
+        self.stripe().cancelled_run_time.fetch_add(run_time, Relaxed);
+        record!(self, cancelled_run.increment(run_time / 1000));
     }
 
     /// Logs the end of a detached call whose caller had left. This event is the only report of it.
-    pub(super) fn detached_ended(&self, run_time: Duration) {
+    pub(super) fn detached_ended(&self, run_time: u64) {
         #[cfg(feature = "tracing")]
         tracing::event!(
             tracing::Level::INFO,
             pool = &*self.pool,
-            run_seconds = run_time.as_secs_f64(),
+            run_seconds = Duration::from_nanos(run_time).as_secs_f64(),
             "detached call ended"
         );
         let _ = run_time;
@@ -481,7 +496,7 @@ fn gauge(increments: u64, decrements: u64) -> usize {
 }
 
 /// Returns whole nanoseconds. Without the 128-bit arithmetic of [`Duration::as_nanos`].
-pub(super) fn nanos(duration: Duration) -> u64 {
+fn nanos(duration: Duration) -> u64 {
     duration.as_secs().saturating_mul(1_000_000_000).saturating_add(u64::from(duration.subsec_nanos()))
 }
 

@@ -10,7 +10,7 @@ use tokio::{
     task,
 };
 
-use super::runnable::RawCall;
+use super::{runnable::RawCall, uncounted::Uncounted};
 use crate::pool::nested::NestedWaits;
 
 thread_local! {
@@ -187,7 +187,7 @@ impl Drop for RuntimeGuard<'_> {
 
 /// The call that a thread is running, as its work can see it.
 pub(crate) struct CurrentCall {
-    pub(super) call: Arc<dyn RawCall>,
+    pub(super) call: Uncounted,
     pub(super) layer_permit: Option<Arc<dyn LayerPermit>>,
 }
 

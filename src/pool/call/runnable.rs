@@ -9,7 +9,7 @@ use std::{
 use tokio::{runtime::Handle, time::Instant};
 
 use super::state::CallerWaker;
-use crate::pool::{clock::Clock, error::CallError, nested::NestedWaits, priority::Priority};
+use crate::pool::{clock::Clock, error::CallError, metrics::PoolTime, nested::NestedWaits, priority::Priority};
 
 /// Entry of a call in a pool's queue: one poll of its future. Created for the pool, which passes it
 /// to [`Pool::schedule`](crate::pool::Pool::schedule).
@@ -29,10 +29,13 @@ pub(in crate::pool) trait RawCall: Send + Sync {
     /// lock.
     ///
     /// `clock` is that of the worker. `None` on a thread that runs no other calls before and after.
-    fn run(self: Arc<Self>, clock: Option<&mut Clock<'_>>) -> Option<CallerWaker>;
+    fn run(self: Arc<Self>, clock: Option<&mut Clock>) -> Option<CallerWaker>;
 
     /// Drops the future and fails the call with `error`. Returns like `run`.
     fn refuse(self: Arc<Self>, error: CallError) -> Option<CallerWaker>;
+
+    /// Returns the time at which the call was made.
+    fn created(&self) -> Instant;
 
     fn is_cancelled(&self) -> bool;
 
@@ -49,7 +52,7 @@ pub(in crate::pool) struct Header {
     /// Runtime in which the call was made. Kept until the allocation is freed, usually by the
     /// caller, so that the runtime's reference count is not passed between cores.
     pub(super) runtime: Option<Handle>,
-    pub(super) created: Instant,
+    pub(super) created: PoolTime,
     /// `true` once the future was polled. Written only by the thread that has taken the entry.
     pub(super) started: AtomicBool,
     /// `true` while a poll or a drop is recorded as waiting for another call of the same pool.
@@ -99,7 +102,7 @@ impl Runnable {
     }
 
     /// Like `run`, but leaves it to the worker to wake the caller.
-    pub(in crate::pool) fn run_without_wake(mut self, clock: Option<&mut Clock<'_>>) -> Option<CallerWaker> {
+    pub(in crate::pool) fn run_without_wake(mut self, clock: Option<&mut Clock>) -> Option<CallerWaker> {
         self.0.take().and_then(|call| call.run(clock))
     }
 
@@ -116,7 +119,7 @@ impl Runnable {
 
     /// Returns the time at which the call was made.
     pub(in crate::pool) fn created(&self) -> Instant {
-        self.header().map_or_else(Instant::now, |header| header.created)
+        self.0.as_ref().map_or_else(Instant::now, |call| call.created())
     }
 
     fn header(&self) -> Option<&Header> {
