@@ -1,5 +1,5 @@
-//! Names, labels and units of feature `metrics`. The recorder is global, so this program has one
-//! test.
+//! Names, labels and units of feature `metrics`. One recorder is global, so these tests have their
+//! own binary.
 #![allow(clippy::unwrap_used)]
 
 use std::{collections::BTreeMap, time::Duration};
@@ -12,6 +12,29 @@ use tower_offload::{
     CallError, ThreadPool,
     pool::{Codel, Pool},
 };
+
+#[test]
+fn counters_of_an_unused_pool_are_zero() {
+    let recorder = DebuggingRecorder::new();
+    let _local = metrics::set_default_local_recorder(&recorder);
+    let _unused = ThreadPool::builder().name("unused").threads(1).build().unwrap();
+    let mut seen = BTreeMap::<_, Vec<_>>::new();
+    for (key, _, _, value) in recorder.snapshotter().snapshot().into_vec() {
+        if let DebugValue::Counter(count) = value {
+            seen.entry(key.key().name().to_owned()).or_default().push(count);
+        }
+    }
+    let expected = [
+        ("offload_abandoned_total", vec![0]),
+        ("offload_busy_microseconds_total", vec![0]),
+        ("offload_cancelled_run_microseconds_total", vec![0; 2]),
+        ("offload_misplaced_total", vec![0]),
+        ("offload_panicked_total", vec![0]),
+        ("offload_rejected_total", vec![0; 7]),
+        ("offload_stalls_total", vec![0]),
+    ];
+    assert_eq!(seen, expected.map(|(name, counts)| (name.to_owned(), counts)).into());
+}
 
 #[tokio::test]
 async fn metrics_have_the_name_of_the_pool_as_label() {
@@ -89,10 +112,17 @@ async fn metrics_have_the_name_of_the_pool_as_label() {
         ("offload_abandoned_total", 1.0),
         ("offload_active", 0.0),
         ("offload_max_threads", 1.0),
+        ("offload_misplaced_total", 0.0),
         ("offload_panicked_total", 1.0),
         ("offload_queue_depth", 0.0),
         ("offload_queue_wait_seconds", 4.0),
         ("offload_overloaded", 0.0),
+        ("offload_rejected_total closed", 0.0),
+        ("offload_rejected_total deadline_exceeded", 0.0),
+        ("offload_rejected_total deadlock", 0.0),
+        ("offload_rejected_total expired", 0.0),
+        ("offload_rejected_total key_limited", 0.0),
+        ("offload_rejected_total no_runtime", 0.0),
         ("offload_rejected_total overloaded", 1.0),
         ("offload_resume_wait_seconds", 1.0),
         ("offload_run_seconds", 4.0),

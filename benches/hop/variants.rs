@@ -77,6 +77,10 @@ pub(crate) const VARIANTS: &[Variant] = &[
     variant("offload", |stage| {
         layered(stage, OffloadLayer::new(threads(stage)?).reject(RejectWithError).layer(service()))
     }),
+    // Its calls are short, so nearly all of them run where they are made.
+    variant("adaptive", |stage| {
+        layered(stage, OffloadLayer::new(threads(stage)?).reject(RejectWithError).adaptive().layer(service()))
+    }),
 ];
 
 const fn variant(name: &'static str, measure: fn(&Stage) -> Result<Sample, BoxError>) -> Variant {

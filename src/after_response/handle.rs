@@ -15,8 +15,11 @@ use crate::{
     sync::lock,
 };
 
-/// Registers work that runs after this request's response. A request extension, and an axum
-/// extractor with feature `axum`. Clones refer to the same request.
+/// Registers work that runs after this request's response. It is a request extension. Clones refer
+/// to the same request.
+///
+/// With feature `axum` it is an axum extractor. Without that feature, a handler that takes it does
+/// not compile: the compiler reports that the trait `Handler` is not satisfied.
 ///
 /// It may be used at any time and from any thread. Work that is registered after the response has
 /// ended runs at once.

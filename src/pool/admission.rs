@@ -14,12 +14,15 @@ use tokio::{runtime::Handle, sync::Notify, time::Instant};
 
 use super::{
     error::CallError,
+    key::CallKey,
     metrics::Metrics,
     nested::NestedWaits,
+    options::CallOptions,
     overload::{Arrival, Change, OverloadDetector},
     priority::Priority,
     scheduler::QueuePolicy,
     semaphore::Semaphore,
+    shares::Shares,
     stats::{PoolShutdownReport, PoolStats},
 };
 use crate::{
@@ -48,6 +51,8 @@ pub struct Admission {
     /// Maximum number of threads that run calls. `None` if it is not known.
     max_threads: Option<usize>,
     semaphore: Semaphore,
+    /// The permits of calls with a key.
+    shares: Mutex<Shares>,
     overload: Option<Overload>,
     /// `OPEN`, `CLOSED` or `HALTED`. It only increases.
     phase: AtomicU8,
@@ -102,6 +107,7 @@ impl Admission {
             capacity: queue_capacity,
             max_threads: None,
             semaphore: Semaphore::new(queue_capacity),
+            shares: Mutex::default(),
             overload: None,
             phase: AtomicU8::new(OPEN),
             changed: Notify::new(),
@@ -134,10 +140,7 @@ impl Admission {
         let stats = PoolStats { permits_in_use: self.semaphore.in_use(), ..self.metrics.stats() };
         let threads = self.max_threads.map_or(0, |threads| u32::try_from(threads).unwrap_or(u32::MAX));
         // The age is read last, so that it includes the busy times.
-        PoolStats {
-            idle_time: Duration::from_nanos(self.metrics.now()).saturating_mul(threads).saturating_sub(stats.busy_time),
-            ..stats
-        }
+        PoolStats { idle_time: self.metrics.age().saturating_mul(threads).saturating_sub(stats.busy_time), ..stats }
     }
 
     /// Returns the queue wait of the call that started last.
@@ -218,19 +221,43 @@ impl Admission {
     }
 
     /// Acquires a permit for the queue, if one is available. [`Priority::Low`] calls can use only
-    /// half of the permits, so they are rejected before others.
+    /// half of the permits, so they are rejected before others. A call with a key is rejected with
+    /// [`CallError::KeyLimited`] if its key has used its share (see [`pool`](super#keys)).
     #[inline]
-    pub(super) fn try_acquire(&self, priority: Priority) -> Result<(), CallError> {
+    pub(super) fn try_acquire(&self, options: CallOptions) -> Result<(), CallError> {
         if self.is_closed() {
             return Err(CallError::Closed);
         }
+        let CallOptions { priority, key, .. } = options;
         let is_crowded = priority == Priority::Low && self.semaphore.in_use() >= self.semaphore.limit().div_ceil(2);
-        let is_admitted = !is_crowded && self.semaphore.try_acquire();
+        let acquired = match key {
+            _ if is_crowded => Err(CallError::Overloaded),
+            None if self.semaphore.try_acquire() => Ok(()),
+            None => Err(CallError::Overloaded),
+            Some(key) => self.try_acquire_share(key),
+        };
         // Calls of low priority are rejected early in any case, which says nothing about the load.
         if let Some(overload) = self.overload.as_ref().filter(|_| !is_crowded) {
-            self.observe(overload, is_admitted);
+            self.observe(overload, acquired.is_ok());
         }
-        if is_admitted { Ok(()) } else { Err(CallError::Overloaded) }
+        acquired
+    }
+
+    /// Acquires a permit for a call with a key.
+    ///
+    /// The permit is counted after it was acquired, and no longer counted before it is released. A
+    /// key may therefore briefly have a permit that is not counted.
+    fn try_acquire_share(&self, key: CallKey) -> Result<(), CallError> {
+        let mut shares = lock(&self.shares);
+        let left = self.semaphore.limit().saturating_sub(self.semaphore.in_use());
+        if left > 0 && !shares.has_room(key, left) {
+            return Err(CallError::KeyLimited);
+        }
+        if !self.semaphore.try_acquire() {
+            return Err(CallError::Overloaded);
+        }
+        shares.add(key);
+        Ok(())
     }
 
     /// Records an arrival, and changes the number of calls that may wait if the pool becomes
@@ -283,13 +310,22 @@ impl Admission {
         has_excess.then_some(overload.limit)
     }
 
-    /// Waits for a permit for the queue, in order of arrival.
-    pub(super) async fn acquire(&self) -> Result<(), CallError> {
-        self.semaphore.acquire().await.map_err(|_| CallError::Closed)
+    /// Waits for a permit for the queue. Keys take turns, and calls of a key are served in order of
+    /// arrival.
+    pub(super) async fn acquire(&self, key: Option<CallKey>) -> Result<(), CallError> {
+        self.semaphore.acquire(key).await.map_err(|_| CallError::Closed)?;
+        if let Some(key) = key {
+            lock(&self.shares).add(key);
+        }
+        Ok(())
     }
 
-    /// Releases a permit for the queue.
-    pub(super) fn release(&self) {
+    /// Releases a permit for the queue that was acquired with this key.
+    #[inline]
+    pub(super) fn release(&self, key: Option<CallKey>) {
+        if let Some(key) = key {
+            lock(&self.shares).remove(key);
+        }
         self.semaphore.release();
     }
 

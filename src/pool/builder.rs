@@ -31,7 +31,8 @@ const CPU_NICENESS: Option<i32> = None;
 
 impl ThreadPool {
     /// Creates a pool for work that computes: one thread per core, and capacity for 1024 calls to
-    /// wait. It is named `cpu`.
+    /// wait. It is named `cpu`. A second such pool needs a name of its own: see
+    /// [`blocking`](Self::blocking).
     ///
     /// # Panics
     ///
@@ -45,6 +46,18 @@ impl ThreadPool {
     /// Creates a pool for work that waits, such as disk access or a synchronous database driver: up
     /// to `max_threads` threads, started when a call finds none idle and stopped after 10 s without
     /// work, and capacity for 1024 calls to wait. It is named `blocking`.
+    ///
+    /// Threads, metrics and events are told apart by the name of the pool. If a program has two such
+    /// pools, use the builder to name them:
+    ///
+    /// ```
+    /// use tower_offload::ThreadPool;
+    ///
+    /// let disk = ThreadPool::builder().name("disk").min_threads(0).max_threads(64).build()?;
+    /// let mail = ThreadPool::builder().name("mail").min_threads(0).max_threads(8).build()?;
+    /// # let _ = (disk, mail);
+    /// # Ok::<(), tower_offload::pool::ThreadPoolBuildError>(())
+    /// ```
     ///
     /// # Panics
     ///

@@ -15,7 +15,13 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{busy::BusyTime, error::CallError, stall::Observation, stats::PoolStats};
+use super::{
+    busy::BusyTime,
+    deadline::Deadline,
+    error::{CallError, CancelReason},
+    stall::Observation,
+    stats::PoolStats,
+};
 use crate::{
     panic::ignore_panic,
     sync::{Mutex, lock},
@@ -24,10 +30,14 @@ use crate::{
 /// Number of stripes, a power of two. It keeps a handful of busy threads apart.
 const STRIPES: usize = 16;
 
-/// Time since a pool was created, in nanoseconds.
+/// Time since the epoch of a pool, in nanoseconds.
 ///
 /// Calls use it instead of [`Instant`], of which each subtraction costs as much as a dozen of these.
 pub(super) type PoolTime = u64;
+
+/// Time from the epoch of a pool to its creation. Tests can stop tokio's clock and set it forward,
+/// so a pool that was created then may be used earlier by the clock of another runtime.
+const BEFORE_CREATION: Duration = Duration::from_secs(86_400);
 
 #[derive(Debug)]
 pub(crate) struct Metrics {
@@ -40,7 +50,9 @@ pub(crate) struct Metrics {
     /// of a call at full load.
     stripes: Box<[Stripe]>,
     /// The origin of [`PoolTime`].
-    created: Instant,
+    epoch: Instant,
+    /// Time at which the pool was created.
+    created: PoolTime,
     stall: Mutex<Stall>,
     /// Number of times that the pool became overloaded.
     overloads: AtomicU64,
@@ -90,9 +102,13 @@ struct Stripe {
     returned: AtomicU64,
     /// Calls that have ended without an output.
     failed: AtomicU64,
-    /// Total of the polls of calls that were cancelled before they ended.
+    /// Time that calls ran after they were cancelled.
     cancelled_run_time: AtomicU64,
     busy: BusyTime,
+    /// Calls whose first poll ran on the caller's thread.
+    in_place: AtomicU64,
+    /// Calls of these that occupied the thread for too long.
+    misplaced: AtomicU64,
 }
 
 /// Expands to a call of the recorder with feature `metrics`, otherwise to nothing.
@@ -106,12 +122,15 @@ macro_rules! record {
 impl Metrics {
     #[cfg_attr(not(any(feature = "metrics", feature = "tracing")), expect(unused_variables))]
     pub(super) fn new(pool: &Arc<str>) -> Self {
+        let created = Instant::now();
+        let epoch = created.checked_sub(BEFORE_CREATION).unwrap_or(created);
         Self {
             #[cfg(feature = "tracing")]
             pool: pool.clone(),
             #[cfg(feature = "tracing")]
             overload: OverloadWarning::new(),
-            created: Instant::now(),
+            epoch,
+            created: nanos(created.saturating_duration_since(epoch)),
             stripes: (0..STRIPES).map(|_| Stripe::default()).collect(),
             stall: Mutex::default(),
             overloads: AtomicU64::new(0),
@@ -159,6 +178,8 @@ impl Metrics {
             abandoned: self.sum(|it| &it.abandoned),
             panicked: self.sum(|it| &it.panicked),
             completed: ended.saturating_sub(failed),
+            in_place: self.sum(|it| &it.in_place),
+            misplaced: self.sum(|it| &it.misplaced),
             overloads: self.overloads.load(Relaxed),
             stalls,
             stalled_for: stalled_since.map(|since| since.elapsed()).unwrap_or_default(),
@@ -258,12 +279,28 @@ impl Metrics {
     /// Returns the current time.
     #[inline]
     pub(super) fn now(&self) -> PoolTime {
-        nanos(Instant::now().saturating_duration_since(self.created))
+        nanos(Instant::now().saturating_duration_since(self.epoch))
+    }
+
+    /// Returns the time since the pool was created.
+    pub(super) fn age(&self) -> Duration {
+        Duration::from_nanos(self.now().saturating_sub(self.created))
     }
 
     /// Converts a time.
     pub(super) fn instant(&self, time: PoolTime) -> Instant {
-        self.created.checked_add(Duration::from_nanos(time)).unwrap_or(self.created)
+        self.epoch.checked_add(Duration::from_nanos(time)).unwrap_or(self.epoch)
+    }
+
+    /// Converts a deadline. [`Deadline::NO_NANOS`] if there is none.
+    #[inline]
+    pub(super) fn pool_time(&self, deadline: Deadline) -> PoolTime {
+        deadline.nanos_after(self.epoch)
+    }
+
+    /// Returns the deadline of which [`pool_time`](Self::pool_time) has returned `time`.
+    pub(super) fn deadline(&self, time: PoolTime) -> Deadline {
+        Deadline::from_nanos_after(self.epoch, time)
     }
 
     /// Returns the time that threads were busy, up to now.
@@ -386,6 +423,23 @@ impl Metrics {
         record!(self, active.decrement(1));
     }
 
+    /// Records a call whose first poll ran on the caller's thread. `blocked` is how long it occupied
+    /// the thread, if that was too long.
+    pub(crate) fn ran_in_place(&self, blocked: Option<Duration>) {
+        let stripe = self.stripe();
+        stripe.in_place.fetch_add(1, Relaxed);
+        let Some(blocked) = blocked else { return };
+        stripe.misplaced.fetch_add(1, Relaxed);
+        record!(self, misplaced.increment(1));
+        #[cfg(feature = "tracing")]
+        tracing::event!(
+            tracing::Level::WARN,
+            pool = &*self.pool,
+            run_seconds = blocked.as_secs_f64(),
+            "call blocked its caller's thread: calls of its service are offloaded for a minute"
+        );
+    }
+
     /// Records a call that is about to end without an output.
     pub(super) fn failed(&self) {
         self.stripe().failed.fetch_add(1, Relaxed);
@@ -418,10 +472,11 @@ impl Metrics {
         let _ = detached;
     }
 
-    /// Records the end of a call that was cancelled, after polls that took `run_time` nanoseconds.
-    pub(super) fn ran_cancelled(&self, run_time: u64) {
-        self.stripe().cancelled_run_time.fetch_add(run_time, Relaxed);
-        record!(self, cancelled_run.increment(run_time / 1000));
+    /// Records that a poll ran for `time` nanoseconds after its call was cancelled.
+    pub(super) fn ran_cancelled(&self, reason: CancelReason, time: u64) {
+        self.stripe().cancelled_run_time.fetch_add(time, Relaxed);
+        record!(self, cancelled_run(reason).increment(time / 1000));
+        let _ = reason;
     }
 
     /// Logs the end of a detached call whose caller had left. This event is the only report of it.
@@ -512,10 +567,17 @@ mod recorder {
         histogram,
     };
 
-    use crate::pool::error::CallError;
+    use crate::{
+        panic::ignore_panic,
+        pool::error::{CallError, CancelReason},
+    };
 
-    /// Handles of one pool, registered at its first call. A recorder that is installed after the
-    /// pool was created and before it is used therefore receives everything.
+    /// Reasons for which a call has no caller.
+    const CANCELLATIONS: [CancelReason; 2] = [CancelReason::CallerLeft, CancelReason::DeadlineExceeded];
+
+    /// Handles of one pool, registered when it is created, so that counters are 0 before their first
+    /// event, and again at its first call. A recorder that is installed in between therefore
+    /// receives everything.
     #[derive(Debug)]
     pub(super) struct Recorder {
         pool: Arc<str>,
@@ -533,9 +595,10 @@ mod recorder {
         pub(super) resume_wait: Histogram,
         pub(super) run: Histogram,
         pub(super) busy: Counter,
-        pub(super) cancelled_run: Counter,
+        cancelled_run: [Counter; 2],
         pub(super) abandoned: Counter,
         pub(super) panicked: Counter,
+        pub(super) misplaced: Counter,
         pub(super) stalls: Counter,
         pub(super) stalled: Gauge,
         pub(super) overloaded: Gauge,
@@ -543,6 +606,7 @@ mod recorder {
 
     impl Recorder {
         pub(super) fn new(pool: Arc<str>) -> Self {
+            ignore_panic(|| drop(Handles::register(&pool)));
             Self { pool, max_threads: 0, handles: OnceLock::new() }
         }
 
@@ -559,30 +623,24 @@ mod recorder {
 
         pub(super) fn get(&self) -> &Handles {
             self.handles.get_or_init(|| {
-                describe();
-                let labels = [("pool", self.pool.to_string())];
+                let handles = Handles::register(&self.pool);
                 // Pools of the same name add up.
-                let max_threads = gauge!("offload_max_threads", &labels);
-                max_threads.increment(self.max_threads as f64);
-                Handles {
-                    max_threads,
-                    pool: self.pool.clone(),
-                    queue_depth: gauge!("offload_queue_depth", &labels),
-                    queue_wait: histogram!("offload_queue_wait_seconds", &labels),
-                    active: gauge!("offload_active", &labels),
-                    resume_wait: histogram!("offload_resume_wait_seconds", &labels),
-                    run: histogram!("offload_run_seconds", &labels),
-                    busy: counter!("offload_busy_microseconds_total", &labels),
-                    cancelled_run: counter!("offload_cancelled_run_microseconds_total", &labels),
-                    abandoned: counter!("offload_abandoned_total", &labels),
-                    panicked: counter!("offload_panicked_total", &labels),
-                    stalls: counter!("offload_stalls_total", &labels),
-                    stalled: gauge!("offload_stalled", &labels),
-                    overloaded: gauge!("offload_overloaded", &labels),
-                }
+                handles.max_threads.increment(self.max_threads as f64);
+                handles
             })
         }
     }
+
+    /// Errors of calls that are counted as rejected.
+    const REJECTIONS: [CallError; 7] = [
+        CallError::NoRuntime,
+        CallError::Overloaded,
+        CallError::KeyLimited,
+        CallError::Closed,
+        CallError::Expired,
+        CallError::DeadlineExceeded,
+        CallError::Deadlock,
+    ];
 
     /// Registers units and help texts.
     fn describe() {
@@ -601,11 +659,16 @@ mod recorder {
         describe_counter!(
             "offload_cancelled_run_microseconds_total",
             microseconds,
-            "Total time of the polls of calls that were cancelled before they ended."
+            "Time that calls ran after their caller had left or their deadline had passed, by reason."
         );
         describe_counter!("offload_rejected_total", count, "Rejected calls, by reason.");
         describe_counter!("offload_abandoned_total", count, "Calls whose caller left before they ended.");
         describe_counter!("offload_panicked_total", count, "Panics of work.");
+        describe_counter!(
+            "offload_misplaced_total",
+            count,
+            "Calls that ran on their caller's thread and occupied it for more than 1 ms."
+        );
         describe_counter!("offload_stalls_total", count, "Times that calls waited and none made progress for 10 s.");
         describe_gauge!("offload_stalled", count, "1 while calls wait and none makes progress, otherwise 0.");
         describe_gauge!(
@@ -616,10 +679,42 @@ mod recorder {
     }
 
     impl Handles {
-        /// Returns the counter of one reason. It is registered on first use, because rejections are
-        /// rare, or cheaper than the work that they avoid.
+        fn register(pool: &Arc<str>) -> Self {
+            describe();
+            let labels = [("pool", pool.to_string())];
+            let handles = Self {
+                max_threads: gauge!("offload_max_threads", &labels),
+                pool: pool.clone(),
+                queue_depth: gauge!("offload_queue_depth", &labels),
+                queue_wait: histogram!("offload_queue_wait_seconds", &labels),
+                active: gauge!("offload_active", &labels),
+                resume_wait: histogram!("offload_resume_wait_seconds", &labels),
+                run: histogram!("offload_run_seconds", &labels),
+                busy: counter!("offload_busy_microseconds_total", &labels),
+                cancelled_run: CANCELLATIONS.map(|reason| {
+                    let labels = [("pool", pool.to_string()), ("reason", reason.as_str().to_owned())];
+                    counter!("offload_cancelled_run_microseconds_total", &labels)
+                }),
+                abandoned: counter!("offload_abandoned_total", &labels),
+                panicked: counter!("offload_panicked_total", &labels),
+                misplaced: counter!("offload_misplaced_total", &labels),
+                stalls: counter!("offload_stalls_total", &labels),
+                stalled: gauge!("offload_stalled", &labels),
+                overloaded: gauge!("offload_overloaded", &labels),
+            };
+            REJECTIONS.iter().for_each(|error| handles.rejected(*error).increment(0));
+            handles
+        }
+
+        /// Returns the counter of one reason. Its handle is not kept, because rejections are rare,
+        /// or cheaper than the work that they avoid.
         pub(super) fn rejected(&self, error: CallError) -> Counter {
             counter!("offload_rejected_total", "pool" => self.pool.to_string(), "reason" => error.as_str())
+        }
+
+        /// Returns the counter of the cancelled calls that had lost their caller for this reason.
+        pub(super) fn cancelled_run(&self, reason: CancelReason) -> &Counter {
+            &self.cancelled_run[usize::from(reason == CANCELLATIONS[1])]
         }
     }
 

@@ -72,6 +72,31 @@
 //! # }
 //! ```
 //!
+//! # Deadlines
+//!
+//! A call has a [`Deadline`] if its [`CallOptions`] or an enclosing [`Deadline::scope`] give it
+//! one, or if offloaded work with a deadline makes it. The earliest one applies. Once it has
+//! passed,
+//!
+//! * a call that has not started never starts. It fails with [`CallError::DeadlineExceeded`], and
+//!   before it is admitted it takes no place in the queue;
+//! * a caller that awaits the call is answered with that error, even while the work runs;
+//! * work that runs is cancelled as if the caller had left: [`cancelled`] returns `true`,
+//!   [`cancel_reason`] returns the reason, and the call keeps its thread until the work returns.
+//!   Work can also ask how much time is [`remaining`]. Its result is returned if it is there before
+//!   the caller is answered.
+//!
+//! The caller is woken by tokio's timer, with its resolution of a millisecond. Without one, outside
+//! a runtime or in a runtime without `enable_time`, a call in the queue is answered when its turn
+//! comes, and a call that runs when it ends. A call without a deadline reads no clock for it and
+//! has no timer.
+//!
+//! A deadline does not reach a [`Background`](crate::Background), a
+//! [`BlockingBody`](crate::offload::BlockingBody), tasks of the runtime or other threads, unless
+//! [`Deadline::current`] is passed to them.
+//!
+//! [`PoolStats::cancelled_run_time`] is the time that threads ran calls without a caller.
+//!
 //! # Calls that wait for other calls
 //!
 //! If calls block on every thread of a pool until they get a connection, a permit or a lock, the
@@ -117,8 +142,8 @@
 //! # Panics, cancellation and shutdown
 //!
 //! * A panic of the work is resumed in its caller and does not cost the pool a thread.
-//! * If the caller drops its future, a call that has not started is dropped. One that is running
-//!   can check [`cancelled`].
+//! * If the caller drops its future, or the deadline passes, a call that has not started is
+//!   dropped. One that is running can check [`cancelled`].
 //! * [`Pool::shutdown`] rejects new calls and waits for the others up to a timeout.
 //! * A crash of the process loses all calls.
 //!
@@ -166,10 +191,14 @@ mod busy;
 pub(crate) mod call;
 mod cancel;
 mod clock;
+mod deadline;
 mod error;
+mod flows;
 mod inline;
+mod key;
 mod metrics;
 mod nested;
+mod options;
 mod overload;
 mod priority;
 mod queue_permit;
@@ -177,7 +206,9 @@ mod queue_permit;
 mod rayon;
 mod run;
 mod scheduler;
+mod scope;
 mod semaphore;
+mod shares;
 mod stall;
 mod stats;
 mod thread_pool;
@@ -195,19 +226,25 @@ pub use self::{
     admission::Admission,
     builder::{ThreadPoolBuildError, ThreadPoolBuilder},
     call::Runnable,
-    cancel::{CancellationToken, cancellation_token, cancelled},
-    error::CallError,
+    cancel::{CancellationToken, cancel_reason, cancellation_token, cancelled},
+    deadline::Deadline,
+    error::{CallError, CancelReason},
     inline::Inline,
+    options::CallOptions,
     priority::Priority,
     run::Run,
     scheduler::{Codel, QueuePolicy},
+    scope::{DeadlineScope, remaining},
     stats::{PoolShutdownReport, PoolStats},
     thread_pool::ThreadPool,
     tokio_blocking::{NoRuntimeError, TokioBlocking, TokioBlockingBuilder},
 };
 pub(crate) use self::{
-    call::spawn,
+    call::{spawn, spawn_in_place},
+    key::CallKey,
     queue_permit::{Admitted, QueuePermit},
+    semaphore::Semaphore,
+    shares::Shares,
 };
 
 /// Runs calls on threads of its own.
@@ -323,7 +360,7 @@ pub trait Pool: fmt::Debug + Send + Sync + 'static {
         W: FnOnce() -> T + Send + 'static,
         T: Send + 'static,
     {
-        self.run_with_priority(Priority::Normal, work)
+        self.run_with(CallOptions::new(), work)
     }
 
     /// Like [`run`](Self::run), with a priority.
@@ -349,7 +386,22 @@ pub trait Pool: fmt::Debug + Send + Sync + 'static {
         W: FnOnce() -> T + Send + 'static,
         T: Send + 'static,
     {
-        Run::new(self.clone().into_shared(), priority, work)
+        self.run_with(CallOptions::new().priority(priority), work)
+    }
+
+    /// Like [`run`](Self::run), with a priority or a deadline. See [`CallOptions`].
+    ///
+    /// # Errors
+    ///
+    /// Like [`run_with_priority`](Self::run_with_priority). The future returns
+    /// [`CallError::DeadlineExceeded`] at the deadline, if the closure has not ended by then.
+    fn run_with<T, W>(&self, options: CallOptions, work: W) -> Run<T>
+    where
+        Self: Clone + Sized,
+        W: FnOnce() -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        Run::new(self.clone().into_shared(), options, work)
     }
 
     /// Returns `true` if the pool has no threads, so that work runs where it is woken.

@@ -8,9 +8,10 @@ use std::{
 };
 
 use super::{
-    CallError, Pool, Priority,
+    CallError, CallOptions, Pool,
     admission::Admission,
     call::{LayerPermit, Runnable},
+    key::CallKey,
 };
 
 /// Permit for one entry in the queue of a pool, and the connection of a call to its pool.
@@ -21,6 +22,8 @@ use super::{
 /// entries of abandoned calls could pile up.
 pub(crate) struct QueuePermit {
     pool: Arc<dyn Pool>,
+    /// The key of the call, if the permit is counted as part of its share.
+    key: Option<CallKey>,
     /// `false` once the permit is released. Not shared: it is accessed only by the thread that has
     /// taken the call's entry, or that drops the permit.
     is_held: AtomicBool,
@@ -28,25 +31,26 @@ pub(crate) struct QueuePermit {
     delay: u64,
 }
 
-/// Permits that admit a call to a pool, and its priority.
+/// Permits that admit a call to a pool, and its options.
 pub(crate) struct Admitted {
     pub(crate) queue_permit: QueuePermit,
     /// Permit of a layer that limits its calls in flight.
     pub(crate) layer_permit: Option<Arc<dyn LayerPermit>>,
-    pub(crate) priority: Priority,
+    pub(crate) options: CallOptions,
 }
 
 impl QueuePermit {
-    /// Acquires a permit if one is available. See [`Priority::Low`] for its smaller share.
-    pub(crate) fn try_acquire(pool: &Arc<dyn Pool>, priority: Priority) -> Result<Self, CallError> {
-        (**pool).admission().try_acquire(priority)?;
-        Ok(Self::new(pool.clone()))
+    /// Acquires a permit if one is available. See [`Admission::try_acquire`] for the shares of keys
+    /// and of low priority.
+    pub(crate) fn try_acquire(pool: &Arc<dyn Pool>, options: CallOptions) -> Result<Self, CallError> {
+        (**pool).admission().try_acquire(options)?;
+        Ok(Self::new(pool.clone(), options.key))
     }
 
     /// Like `try_acquire`, and counts a failure as a rejected call.
-    pub(crate) fn try_acquire_counted(pool: Arc<dyn Pool>, priority: Priority) -> Result<Self, CallError> {
-        match (*pool).admission().try_acquire(priority) {
-            Ok(()) => Ok(Self::new(pool)),
+    pub(crate) fn try_acquire_counted(pool: Arc<dyn Pool>, options: CallOptions) -> Result<Self, CallError> {
+        match (*pool).admission().try_acquire(options) {
+            Ok(()) => Ok(Self::new(pool, options.key)),
             Err(error) => {
                 pool.admission().metrics().rejected(error);
                 Err(error)
@@ -54,10 +58,10 @@ impl QueuePermit {
         }
     }
 
-    /// Waits for a permit, in order of arrival.
-    pub(crate) async fn acquire(pool: &Arc<dyn Pool>) -> Result<Self, CallError> {
-        pool.admission().acquire().await?;
-        Ok(Self::new(pool.clone()))
+    /// Waits for a permit. Keys take turns, and calls of a key are served in order of arrival.
+    pub(crate) async fn acquire(pool: &Arc<dyn Pool>, key: Option<CallKey>) -> Result<Self, CallError> {
+        pool.admission().acquire(key).await?;
+        Ok(Self::new(pool.clone(), key))
     }
 
     /// Adds the time that the call waited for capacity to the wait that is recorded for it.
@@ -72,8 +76,8 @@ impl QueuePermit {
         (*self.pool).admission()
     }
 
-    fn new(pool: Arc<dyn Pool>) -> Self {
-        Self { pool, is_held: AtomicBool::new(true), delay: 0 }
+    fn new(pool: Arc<dyn Pool>, key: Option<CallKey>) -> Self {
+        Self { pool, key, is_held: AtomicBool::new(true), delay: 0 }
     }
 
     /// Marks the permit as released. Returns `true` the first time: the caller must then release
@@ -100,7 +104,7 @@ impl QueuePermit {
     /// Releases the permit. Has no effect if it was released before.
     pub(super) fn release(&self) {
         if self.take() {
-            self.admission().release();
+            self.admission().release(self.key);
         }
     }
 
@@ -109,7 +113,7 @@ impl QueuePermit {
     #[inline]
     pub(super) fn on_start(&self, admission: &Admission, waited: u64) {
         if self.take() {
-            admission.release();
+            admission.release(self.key);
         }
         admission.on_start(waited, self.delay);
     }

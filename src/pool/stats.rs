@@ -34,8 +34,9 @@ pub struct PoolStats {
     pub resume_wait: Duration,
     /// Time that calls ran: the sum of their polls. Added when a call ends.
     pub run_time: Duration,
-    /// The part of `run_time` of calls that were [cancelled](crate::cancelled) before they ended,
-    /// because their caller had left: work whose result no caller used.
+    /// The part of `run_time` after the caller had left or the deadline had passed: work whose
+    /// result no caller uses. Without [detached](crate::offload::OffloadLayer::detached) calls. The
+    /// metric has it by reason.
     pub cancelled_run_time: Duration,
     /// Time that the pool's threads ran calls, including destructors, up to now: a call that runs
     /// counts while it runs. The utilization between two readings is the increase of `busy_time`
@@ -52,6 +53,11 @@ pub struct PoolStats {
     pub panicked: u64,
     /// Number of calls that ended with an output.
     pub completed: u64,
+    /// Number of calls whose first poll ran on the caller's thread, with
+    /// [`adaptive`](crate::offload::OffloadLayer::adaptive).
+    pub in_place: u64,
+    /// Number of these that occupied the caller's thread for more than 1 ms.
+    pub misplaced: u64,
     /// Number of times that the pool became overloaded, with
     /// [`QueuePolicy::AcceptBursts`](super::QueuePolicy::AcceptBursts).
     pub overloads: u64,

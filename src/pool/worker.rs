@@ -86,6 +86,10 @@ impl QueueItem for Runnable {
     fn queued_at(&self) -> Instant {
         self.created()
     }
+
+    fn is_cancelled(&self) -> bool {
+        self.is_cancelled()
+    }
 }
 
 impl WorkerPool {
@@ -195,8 +199,8 @@ impl Pool for PoolHandle {
 
     fn schedule(&self, runnable: Runnable) {
         let WorkerPool { scheduler, monitor, .. } = &*self.workers;
-        let (priority, has_started) = runnable.priority_and_started();
-        let wake_up = scheduler.push(runnable, priority, has_started);
+        let class = runnable.class();
+        let wake_up = scheduler.push(runnable, class);
         if wake_up == WakeUp::Spawn {
             self.workers.spawn_worker();
         }

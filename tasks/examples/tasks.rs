@@ -13,11 +13,14 @@ use std::{io, net::Ipv4Addr, thread, time::Duration};
 use anyhow::Context;
 use axum::{Router, extract, routing};
 use clap::Parser;
-use tokio::{net::TcpListener, sync::oneshot, time};
-use tower_offload::{AfterResponse, AfterResponseLayer, Background, axum::shutdown_signal};
+use tokio::net::TcpListener;
+use tower_offload::{
+    AfterResponse, AfterResponseLayer, Background,
+    axum::{serve, shutdown_signal},
+};
 use tower_offload_tasks::{AcceptError, Accepted, MemoryStore, SqlStore, Tasks, service::Access};
 
-/// Timeout of each step of the shutdown: requests, work, records.
+/// Timeout of both steps of the shutdown: requests and work, records.
 const GRACE: Duration = Duration::from_secs(10);
 
 /// Tasks whose status clients can poll or follow
@@ -83,16 +86,9 @@ async fn main() -> anyhow::Result<()> {
         .with_state(tasks.clone());
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await;
     let listener = listener.with_context(|| format!("cannot listen on port {port}; choose another one with --port"))?;
-    let signal = shutdown_signal()?;
+    let signal = tasks.end_streams_on(shutdown_signal()?); // otherwise the server waits for open event streams
     println!("listening on http://{}, the page is at /tasks/", listener.local_addr()?);
-    let (stop, stopped) = oneshot::channel::<()>();
-    let server = axum::serve(listener, app).with_graceful_shutdown(async { drop(stopped.await) });
-    let server = tokio::spawn(server.into_future());
-    signal.await;
-    drop(stop);
-    tasks.end_streams(); // otherwise the server waits for open event streams
-    drop(time::timeout(GRACE, server).await);
-    let report = background.shutdown(GRACE).await;
+    let report = serve(listener, app).shutdown(signal, GRACE, &background).await;
     println!("stopped: {report}; {} records not written", tasks.shutdown(GRACE).await.unwritten.len());
     Ok(())
 }

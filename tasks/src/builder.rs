@@ -47,8 +47,8 @@ impl TasksBuilder {
     /// Sets the path or URL at which the [status service](Tasks::service) is mounted. Default:
     /// `/tasks`.
     ///
-    /// The `Location` of each [`Accepted`](crate::Accepted) starts with it. A nested service does
-    /// not know its own path.
+    /// The `Location` of each [`Accepted`](crate::Accepted) starts with it. See
+    /// [mounting](crate::service#mounting).
     ///
     /// # Panics
     ///

@@ -9,6 +9,9 @@ use crate::{StoreError, problem::Problem};
 
 /// Error returned when a task or a job is not accepted. Its work does not run, and its id is
 /// unknown.
+///
+/// [`Display`](fmt::Display) contains the text of the [`StoreError`], if there is one. Send
+/// [`into_response`](Self::into_response) to clients instead.
 #[derive(Debug)]
 pub struct AcceptError(pub(crate) AcceptErrorKind);
 
@@ -72,9 +75,17 @@ impl AcceptError {
         }
     }
 
-    /// Returns `true` if the store failed. [`source`](Error::source) returns its [`StoreError`].
+    /// Returns `true` if the store failed.
     pub fn is_store(&self) -> bool {
         matches!(self.0, Kind::Store(_))
+    }
+
+    /// Returns the error of the store, if it failed.
+    pub fn store_error(&self) -> Option<&StoreError> {
+        match &self.0 {
+            Kind::Store(error) => Some(error),
+            _ => None,
+        }
     }
 
     fn reason(&self) -> &'static str {
@@ -97,14 +108,13 @@ impl AcceptError {
     /// | [duplicate](Self::is_duplicate) | 409 |
     /// | other | 503, with `Retry-After` |
     ///
-    /// The body contains the [`Display`](fmt::Display) text, but not the source. With feature
-    /// `tracing`, the text of an error of the program and the source of a store error are events of
-    /// level `ERROR`.
+    /// The body says which kind of error it is. Neither an error of the program nor the text of a
+    /// store's error is sent. With feature `tracing` they are events of level `ERROR`.
     pub fn into_response<B: From<Bytes>>(self) -> Response<B> {
         match &self.0 {
             Kind::Store(error) => error.report_response(),
             #[cfg(feature = "tracing")]
-            Kind::Invalid(_) => tracing::event!(tracing::Level::ERROR, "{self}"),
+            Kind::Invalid(_) => tracing::error!(error = &self as &dyn Error, "an option of a task is not valid"),
             _ => {}
         }
         let status = match &self.0 {
@@ -113,9 +123,12 @@ impl AcceptError {
             Kind::Duplicate => StatusCode::CONFLICT,
             _ => StatusCode::SERVICE_UNAVAILABLE,
         };
-        let detail = match &self.0 {
-            Kind::Invalid(_) => "the application passed an invalid option to the task".to_owned(),
-            _ => self.to_string(),
+        let detail: Cow<'static, str> = match &self.0 {
+            Kind::Invalid(_) => "the application passed an invalid option to the task".into(),
+            Kind::Submit(_) => "task not accepted by the background".into(),
+            Kind::Random(_) => "failed to generate a task id".into(),
+            Kind::Store(_) => "failed to store the record of the task".into(),
+            Kind::Content(_) | Kind::Duplicate | Kind::Closed => self.to_string().into(),
         };
         Problem::new(status, detail).reason(self.reason()).into_response()
     }
@@ -140,9 +153,9 @@ impl fmt::Display for AcceptError {
             Kind::Content(message) => write!(f, "job not accepted: {message}"),
             Kind::Duplicate => f.write_str("job not accepted: an equal job exists"),
             Kind::Closed => f.write_str("task not accepted: shutting down"),
-            Kind::Submit(_) => f.write_str("task not accepted by the background"),
-            Kind::Random(_) => f.write_str("failed to generate a task id"),
-            Kind::Store(_) => f.write_str("failed to store the record of the task"),
+            Kind::Submit(error) => write!(f, "task not accepted: {error}"),
+            Kind::Random(error) => write!(f, "task not accepted: no random number for its id: {error}"),
+            Kind::Store(error) => write!(f, "task not accepted: {error}"),
         }
     }
 }
@@ -151,9 +164,9 @@ impl Error for AcceptError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match &self.0 {
             Kind::Invalid(_) | Kind::Content(_) | Kind::Duplicate | Kind::Closed => None,
-            Kind::Submit(error) => Some(error),
-            Kind::Random(error) => Some(error),
-            Kind::Store(error) => Some(error),
+            Kind::Submit(error) => error.source(),
+            Kind::Random(error) => error.source(),
+            Kind::Store(error) => error.source(),
         }
     }
 }

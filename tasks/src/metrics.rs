@@ -22,6 +22,70 @@ fn record(call: impl FnOnce()) {
     });
 }
 
+/// The counters of tasks that a recorder gets when a store is first used: a rate needs the zero
+/// before the first event.
+#[cfg(feature = "metrics")]
+const TASK_COUNTERS: &[&str] = &[
+    "offload_tasks_rejected_total",
+    "offload_tasks_failed_writes_total",
+    "offload_tasks_failed_reads_total",
+    "offload_tasks_failed_maintenance_total",
+    "offload_tasks_fenced_total",
+    "offload_tasks_failed_renewals_total",
+    "offload_tasks_lost_leases_total",
+    "offload_tasks_denied_total",
+    "offload_tasks_shed_total",
+];
+
+/// The counters of jobs that a recorder gets when a queue starts, without a label.
+#[cfg(all(feature = "metrics", feature = "river"))]
+const JOB_COUNTERS: &[&str] = &[
+    "offload_jobs_lost_total",
+    "offload_jobs_given_back_total",
+    "offload_jobs_written_late_total",
+    "offload_jobs_replaced_clients_total",
+];
+
+/// The counters of jobs that a recorder gets when a queue starts, for each kind.
+#[cfg(all(feature = "metrics", feature = "river"))]
+const KIND_COUNTERS: &[&str] = &[
+    "offload_jobs_enqueued_total",
+    "offload_jobs_begun_total",
+    "offload_jobs_timed_out_total",
+    "offload_jobs_unparsable_total",
+    "offload_jobs_recovered_total",
+];
+
+#[cfg(all(feature = "metrics", feature = "river"))]
+const ENDS: &[&str] = &["succeeded", "cancelled", "returned", "retried", "discarded"];
+
+/// Registers the numbers of tasks, with zero.
+pub(crate) fn register_tasks() {
+    #[cfg(feature = "metrics")]
+    record(|| {
+        gauge!("offload_tasks_open").increment(0.0);
+        TASK_COUNTERS.iter().for_each(|name| counter!(*name).increment(0));
+    });
+}
+
+/// Registers the numbers of a job queue that works these kinds, with zero.
+#[cfg(feature = "river")]
+pub(crate) fn register_jobs<'a>(kinds: impl Iterator<Item = &'a str>) {
+    #[cfg(feature = "metrics")]
+    record(|| {
+        gauge!("offload_jobs_unserved").increment(0.0);
+        JOB_COUNTERS.iter().for_each(|name| counter!(*name).increment(0));
+        for kind in kinds {
+            KIND_COUNTERS.iter().for_each(|name| counter!(*name, "kind" => kind.to_owned()).increment(0));
+            ENDS.iter().for_each(|end| {
+                counter!("offload_jobs_ended_total", "kind" => kind.to_owned(), "end" => *end).increment(0);
+            });
+        }
+    });
+    #[cfg(not(feature = "metrics"))]
+    drop(kinds);
+}
+
 /// Increments a counter by its name.
 pub(crate) fn count(name: &'static str, by: u64) {
     #[cfg(feature = "metrics")]
@@ -65,6 +129,11 @@ pub(crate) fn change(name: &'static str, from: f64, to: f64) {
 pub(crate) struct WriterMetrics(WriterStats);
 
 impl WriterMetrics {
+    pub(crate) fn new() -> Self {
+        register_tasks();
+        Self::default()
+    }
+
     /// Passes the changes on to the recorder.
     pub(crate) fn update(&mut self, stats: WriterStats) {
         let last = std::mem::replace(&mut self.0, stats);

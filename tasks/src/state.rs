@@ -190,7 +190,8 @@ pub struct ParseReasonError(());
 
 impl fmt::Display for ParseReasonError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("unknown reason")
+        let names = Reason::ALL.map(Reason::as_str).join(", ");
+        write!(f, "unknown reason: use one of {names}")
     }
 }
 

@@ -128,14 +128,11 @@ impl NoResultError {
 impl fmt::Display for NoResultError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.mismatch {
-            Some(_) => f.write_str("the result of the task has another type"),
-            None => write!(f, "the task has no result: it is {}", self.state),
+            Some(mismatch) => write!(f, "the result of the task cannot be read: {mismatch}"),
+            None if self.is_pending() => write!(f, "the task has no result yet: it is {}", self.state),
+            None => write!(f, "the task has no result: it is {}, see its `error` and `reason`", self.state),
         }
     }
 }
 
-impl Error for NoResultError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        self.mismatch.as_ref().map(|mismatch| mismatch as _)
-    }
-}
+impl Error for NoResultError {}

@@ -159,7 +159,7 @@ impl Tasks {
     ///
     /// Returns an error if the store cannot be read.
     pub async fn list(&self, filter: &Filter, page: Page) -> Result<Listing, StoreError> {
-        let mut listing = self.writer().list(filter, page).await?;
+        let mut listing = self.writer().list(filter, page.clamped()).await?;
         for record in &mut listing.records {
             let newest = self.writer().active(record.id).map(|task| task.record());
             *record = newest.as_ref().unwrap_or(record).summary();
@@ -231,12 +231,42 @@ impl Tasks {
     /// Ends all current and future event streams, and responds to requests that wait for the end of
     /// a task. Tasks are not affected.
     ///
-    /// Call it together with the server's graceful shutdown, which otherwise waits for streams that
-    /// last as long as their tasks. Clients reconnect after a second and resume after their last
-    /// event, at another process or after a restart. [`shutdown`](Self::shutdown) calls it too.
+    /// A server's graceful shutdown waits for streams, which last as long as their tasks: use
+    /// [`end_streams_on`](Self::end_streams_on) there. Clients reconnect after a second and resume
+    /// after their last event, at another process or after a restart. [`shutdown`](Self::shutdown)
+    /// calls it too.
     pub fn end_streams(&self) {
         // Runs wakers, which are user code.
         ignore_panic(|| _ = self.shared.streams_ended.send_replace(true));
+    }
+
+    /// Returns the signal of a server's graceful shutdown, which also
+    /// [ends the streams](Self::end_streams). Without it the server waits for each open stream as
+    /// long as it may.
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// use tower_offload::{Background, axum::{serve, shutdown_signal}};
+    /// # use tower_offload_tasks::{MemoryStore, Tasks};
+    ///
+    /// # #[tokio::main]
+    /// # async fn main() -> std::io::Result<()> {
+    /// # let (tasks, background) = (Tasks::new(MemoryStore::new()), Background::default());
+    /// # let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
+    /// # let (app, grace) = (axum::Router::new(), Duration::from_secs(10));
+    /// let signal = tasks.end_streams_on(shutdown_signal()?);
+    /// let report = serve(listener, app).shutdown(signal, grace, &background).await;
+    /// println!("{report}; {}", tasks.shutdown(grace).await);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn end_streams_on<F: Future>(&self, signal: F) -> impl Future<Output = F::Output> + use<F> {
+        let tasks = self.clone();
+        async move {
+            let output = signal.await;
+            tasks.end_streams();
+            output
+        }
     }
 
     /// Returns the current counters.

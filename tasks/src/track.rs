@@ -33,7 +33,8 @@ impl TrackBuilder<'_> {
         Self { owner: Some(owner.into()), ..self }
     }
 
-    /// Sets the maximum run time, measured from the start of the task. Default: unlimited.
+    /// Sets the maximum run time, measured from the start of the task. Default: unlimited. A task
+    /// with a timeout of zero is [refused](AcceptError::is_invalid).
     ///
     /// A task that exceeds it has [timed out](crate::TaskState::TimedOut). A future is dropped. A
     /// closure keeps its thread until it returns, and can poll [`Progress::is_cancelled`].
@@ -50,7 +51,7 @@ impl TrackBuilder<'_> {
     /// # Errors
     ///
     /// Returns an error if the background is full or closed, if the record cannot be stored, or if
-    /// the name or the owner is not valid. The closure is dropped then.
+    /// the name, the owner or the timeout is not valid. The closure is dropped then.
     ///
     /// # Cancel safety
     ///
@@ -119,10 +120,16 @@ impl TrackBuilder<'_> {
         })
     }
 
-    /// Checks the name, the owner, and that tasks are accepted.
+    /// Checks the name, the owner, the timeout, and that tasks are accepted.
     pub(crate) fn validate(&self) -> Result<(), AcceptError> {
         validate("name", &self.name, MAX_NAME_BYTES)?;
         self.owner.as_ref().map_or(Ok(()), |owner| validate_owner(owner))?;
+        if self.timeout.is_some_and(|timeout| timeout.is_zero()) {
+            let name = &self.name;
+            return Err(AcceptError::invalid(format!(
+                "the timeout of task {name:?} is zero, so it would always time out: omit it for no limit"
+            )));
+        }
         if self.tasks.is_closed() { Err(AcceptError(AcceptErrorKind::Closed)) } else { Ok(()) }
     }
 

@@ -19,6 +19,35 @@ impl Job for Divide {
     const MAX_ATTEMPTS: u16 = 2;
 }
 
+/// The numbers that a recorder has as soon as the store and the queue have started.
+const REGISTERED: &[&str] = &[
+    "offload_tasks_open",
+    "offload_tasks_rejected_total",
+    "offload_tasks_failed_writes_total",
+    "offload_tasks_failed_reads_total",
+    "offload_tasks_failed_maintenance_total",
+    "offload_tasks_fenced_total",
+    "offload_tasks_failed_renewals_total",
+    "offload_tasks_lost_leases_total",
+    "offload_tasks_denied_total",
+    "offload_tasks_shed_total",
+    "offload_jobs_unserved",
+    "offload_jobs_enqueued_total",
+    "offload_jobs_begun_total",
+    "offload_jobs_ended_total succeeded",
+    "offload_jobs_ended_total cancelled",
+    "offload_jobs_ended_total returned",
+    "offload_jobs_ended_total retried",
+    "offload_jobs_ended_total discarded",
+    "offload_jobs_timed_out_total",
+    "offload_jobs_unparsable_total",
+    "offload_jobs_recovered_total",
+    "offload_jobs_lost_total",
+    "offload_jobs_given_back_total",
+    "offload_jobs_written_late_total",
+    "offload_jobs_replaced_clients_total",
+];
+
 /// Returns the counters and gauges by name and, for ends, by end. Each has a help text.
 fn numbers(snapshotter: &Snapshotter) -> HashMap<String, f64> {
     let mut numbers = HashMap::new();
@@ -51,6 +80,11 @@ fn jobs_and_tasks_are_counted_by_the_recorder() {
         let timeout = Duration::from_secs(60);
         let builder = Jobs::builder(&tasks).backoff(Backoff::fixed(Duration::ZERO));
         let jobs = builder.worker(timeout, work).start().await.unwrap();
+        // A rate needs the zero before the first event.
+        let at_start = numbers(&snapshotter);
+        for name in REGISTERED {
+            assert_eq!(at_start.get(*name), Some(&0.0), "{name} in {at_start:?}");
+        }
         for divisor in [0, 1] {
             let _accepted = jobs.enqueue(Divide(divisor)).await.unwrap();
         }

@@ -111,3 +111,24 @@ async fn refused_requests_are_events_and_are_counted() {
     assert!(error.is_closed() && events.try_recv().unwrap().1.contains("name=\"late\""));
     assert_eq!(tasks.stats().rejected, 2);
 }
+
+#[cfg(feature = "axum")]
+#[tokio::test]
+async fn service_nested_elsewhere_than_its_base_path_is_an_event() {
+    let (sender, events) = mpsc::channel();
+    let _subscriber = tracing::subscriber::set_default(Registry::default().with(Events(sender)));
+    let tasks = Tasks::new(MemoryStore::new());
+    let get = async |app: axum::Router, path: &str| {
+        let request = Request::get(path).body(axum::body::Body::empty()).unwrap();
+        assert_eq!(app.oneshot(request).await.unwrap().status(), 404, "there is no such task");
+        events.try_iter().collect::<Vec<_>>()
+    };
+    let nested = axum::Router::new().nest_service("/tasks", tasks.service());
+    assert_eq!(get(nested.clone(), "/tasks/x").await, []);
+    assert_eq!(get(axum::Router::new().fallback_service(tasks.service()), "/tasks/x").await, []);
+    let elsewhere = axum::Router::new().nest("/api/v1", nested);
+    let found = get(elsewhere.clone(), "/api/v1/tasks/x").await;
+    let [(tracing::Level::WARN, text)] = &found[..] else { panic!("{found:?}") };
+    assert!(text.contains("nested_at=\"/api/v1/tasks\";base_path=\"/tasks\"") && text.contains("base_path`"), "{text}");
+    assert_eq!(get(elsewhere, "/api/v1/tasks/x").await, [], "once");
+}

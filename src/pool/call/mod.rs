@@ -29,6 +29,7 @@ mod loom;
 mod runnable;
 mod stage;
 mod state;
+mod timer;
 mod uncounted;
 
 use std::{
@@ -61,8 +62,9 @@ use self::{
 use super::{
     admission::Admission,
     clock::Clock,
-    error::CallError,
-    metrics::Metrics,
+    deadline::Deadline,
+    error::{CallError, CancelReason},
+    metrics::{Metrics, PoolTime},
     nested::NestedWaits,
     queue_permit::{Admitted, QueuePermit},
 };
@@ -82,14 +84,49 @@ where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
-    let Admitted { queue_permit, layer_permit, priority } = admitted;
+    let (call, runnable) = create(admitted, context, on_caller_drop, future);
+    call.permit.schedule(runnable);
+    // Not counted a third time: the worker may be writing to the count by now.
+    Call::into_handle(call, on_caller_drop)
+}
+
+/// Like [`spawn`], but polls the call once on this thread first.
+pub(crate) fn spawn_in_place<F>(
+    admitted: Admitted,
+    context: Context,
+    on_caller_drop: OnCallerDrop,
+    future: F,
+) -> JoinHandle<F::Output>
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    let (call, runnable) = create(admitted, context, on_caller_drop, future);
+    // The time is not busy time of the pool, so the clock is not started.
+    let caller = runnable.run_without_wake(Some(&mut Clock::default()));
+    debug_assert!(caller.is_none(), "no caller waits yet");
+    Call::into_handle(call, on_caller_drop)
+}
+
+#[inline]
+fn create<F>(admitted: Admitted, context: Context, on_caller_drop: OnCallerDrop, future: F) -> (Arc<Call<F>>, Runnable)
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    let Admitted { queue_permit, layer_permit, options } = admitted;
     let Context { runtime, task, trace } = context;
-    let created = queue_permit.admission().metrics().now();
+    let metrics = queue_permit.admission().metrics();
+    let created = metrics.now();
+    let deadline = metrics.pool_time(options.deadline);
     let call = Arc::new(Call {
         header: Header {
-            priority,
+            priority: options.priority,
+            key: options.key,
             runtime,
             created,
+            deadline,
+            is_detached: on_caller_drop == OnCallerDrop::Detach,
             started: AtomicBool::new(false),
             waits_nested: AtomicBool::new(false),
         },
@@ -102,13 +139,12 @@ where
         }),
         task,
         woken: AtomicU64::new(0),
+        left: AtomicU64::new(u64::MAX),
     });
     // Created first: if a recorder panics below, the drop of the entry releases everything.
     let runnable = Runnable::new(call.clone());
     call.permit.admission().metrics().admitted();
-    call.permit.schedule(runnable);
-    // Not counted a third time: the worker may be writing to the count by now.
-    JoinHandle::new(call, on_caller_drop)
+    (call, runnable)
 }
 
 /// The fields are in an order in which few cache lines pass between the caller and the worker: those
@@ -127,6 +163,9 @@ struct Call<F: Future> {
     task: Option<Id>,
     /// [`PoolTime`] of the last wake-up.
     woken: AtomicU64,
+    /// [`PoolTime`] at which the caller cancelled the call. Written by the caller before it sets
+    /// `CANCELLED`, and not at all if it drops an unstarted call.
+    left: AtomicU64,
 }
 
 #[repr(C)]
@@ -178,6 +217,9 @@ where
         if self.header.has_started() {
             admission.metrics().resumed(now.saturating_sub(self.woken.load(Ordering::Relaxed)));
         } else {
+            if self.header.deadline <= now {
+                return self.expire();
+            }
             self.header.started.store(true, Ordering::Relaxed);
             self.permit.on_start(admission, now.saturating_sub(self.header.created));
         }
@@ -188,6 +230,9 @@ where
         let run_time = progress.run_time;
         let environment = if let Polled::Ready(_) = polled { progress.environment.take() } else { None };
         drop(progress);
+        if self.state.is_cancelled() {
+            self.count_cancelled(ended);
+        }
         // Before `park`, because another thread may own the call after that.
         self.end_nested_wait();
         if environment.is_none() {
@@ -239,6 +284,15 @@ where
         }
     }
 
+    /// Counts the time that the poll which has `ended` ran for a caller that was gone.
+    #[cold]
+    fn count_cancelled(&self, ended: PoolTime) {
+        let time = ended.saturating_sub(self.left.load(Ordering::Relaxed));
+        if let Some(reason) = self.state.cancel_reason() {
+            self.metrics().ran_cancelled(reason, time);
+        }
+    }
+
     /// Removes the record that this thread waits for another call of the pool, if there is one.
     fn end_nested_wait(self: &Arc<Self>) {
         if self.header.waits_nested.load(Ordering::Relaxed) {
@@ -257,6 +311,16 @@ where
         }
     }
 
+    /// Fails a call that has not started at its deadline.
+    #[cold]
+    fn expire(self: &Arc<Self>) -> Option<CallerWaker> {
+        // A caller that reaches the deadline first has counted the rejection.
+        if self.state.expire() {
+            self.metrics().rejected(CallError::DeadlineExceeded);
+        }
+        self.drop_cancelled(CallError::DeadlineExceeded)
+    }
+
     /// Fails a call whose caller is waiting for it.
     fn reject(self: &Arc<Self>, error: CallError) -> Option<CallerWaker> {
         self.leave_queue();
@@ -264,7 +328,7 @@ where
         self.fail(CallFailure::Rejected(error))
     }
 
-    /// Fails a call that its caller has cancelled.
+    /// Fails a call without counting it as rejected.
     fn drop_cancelled(self: &Arc<Self>, error: CallError) -> Option<CallerWaker> {
         self.leave_queue();
         self.fail(CallFailure::Rejected(error))
@@ -319,9 +383,6 @@ where
         // Wakes a caller that waits for the permit. Its waker is user code.
         if let Some(Err(payload)) = layer_permit.map(|permit| catch_unwind(|| drop(permit))) {
             self.report_panic(payload);
-        }
-        if self.state.is_cancelled() {
-            admission.metrics().ran_cancelled(run_time.unwrap_or_default());
         }
         admission.on_complete(run_time, ends_poll);
         let (is_abandoned, caller) = self.state.complete();
@@ -401,6 +462,11 @@ where
 }
 
 impl<F: Future> Call<F> {
+    /// Returns the deadline of the caller.
+    fn deadline(&self) -> Deadline {
+        self.metrics().deadline(self.header.deadline)
+    }
+
     fn metrics(&self) -> &Metrics {
         self.permit.admission().metrics()
     }
@@ -476,8 +542,19 @@ where
         self.state.is_cancelled()
     }
 
-    fn is_unwanted(&self) -> bool {
-        self.state.is_cancelled() || self.permit.admission().is_halted()
+    fn work_deadline(&self) -> Deadline {
+        if self.header.is_detached { Deadline::NONE } else { Call::deadline(self) }
+    }
+
+    fn cancel_reason(&self) -> Option<CancelReason> {
+        self.state.cancel_reason().or_else(|| {
+            if self.permit.admission().is_halted() {
+                Some(CancelReason::Shutdown)
+            } else {
+                // The caller may have no timer, or a runtime that is busy.
+                RawCall::work_deadline(self).has_passed().then_some(CancelReason::DeadlineExceeded)
+            }
+        })
     }
 
     fn nested_waits(&self) -> &NestedWaits {
@@ -504,6 +581,10 @@ where
         Poll::Pending
     }
 
+    fn deadline(&self) -> Deadline {
+        Call::deadline(self)
+    }
+
     fn end_wait(&self) {
         CurrentCall::end_wait(|| self.permit.admission().nested_waits(), std::ptr::from_ref(self).addr());
     }
@@ -513,22 +594,28 @@ where
     }
 
     fn drop_caller(self: Arc<Self>, on_drop: OnCallerDrop) {
+        let is_first = Call::deadline(&self).has_passed() && self.state.expire();
         if !self.leave(on_drop) {
             self.metrics().abandoned(on_drop == OnCallerDrop::Detach);
             return;
         }
         let result = lock(&self.progress).stage.take_result();
+        if is_first && matches!(result, Some(Err(CallFailure::Rejected(CallError::DeadlineExceeded)))) {
+            self.metrics().rejected(CallError::DeadlineExceeded);
+        }
         if let Err(payload) = catch_unwind(|| drop_result(result)) {
             self.report_panic(payload);
         }
     }
 
-    fn reject_caller(self: Arc<Self>, error: CallError) -> Result<F::Output, CallFailure> {
-        if self.leave(OnCallerDrop::Cancel) {
-            return self.take_result();
+    fn reject_caller(self: Arc<Self>, error: CallError, on_drop: OnCallerDrop) -> Result<F::Output, CallFailure> {
+        let is_first = error != CallError::DeadlineExceeded || self.state.expire();
+        let result = if self.leave(on_drop) { self.take_result() } else { Err(CallFailure::Rejected(error)) };
+        // A worker that was later has left the count to this thread.
+        if is_first && matches!(result, Err(CallFailure::Rejected(rejected)) if rejected == error) {
+            self.metrics().rejected(error);
         }
-        self.metrics().rejected(error);
-        Err(CallFailure::Rejected(error))
+        result
     }
 }
 
@@ -537,9 +624,18 @@ where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
+    /// Makes the caller's handle. Called once.
+    fn into_handle(self: Arc<Self>, on_caller_drop: OnCallerDrop) -> JoinHandle<F::Output> {
+        let has_deadline = self.header.deadline != Deadline::NO_NANOS;
+        JoinHandle::new(self, on_caller_drop, has_deadline)
+    }
+
     /// Separates the call from its caller. Returns `true` if the call is complete: then the caller
     /// must take the result.
     fn leave(self: &Arc<Self>, on_drop: OnCallerDrop) -> bool {
+        if on_drop != OnCallerDrop::Detach && self.state.has_begun() {
+            self.left.store(self.metrics().now(), Ordering::Relaxed);
+        }
         match self.state.drop_caller(on_drop) {
             DropAction::DropFuture => {
                 self.drop_future();

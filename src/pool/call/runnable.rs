@@ -9,7 +9,16 @@ use std::{
 use tokio::{runtime::Handle, time::Instant};
 
 use super::state::CallerWaker;
-use crate::pool::{clock::Clock, error::CallError, metrics::PoolTime, nested::NestedWaits, priority::Priority};
+use crate::pool::{
+    clock::Clock,
+    deadline::Deadline,
+    error::{CallError, CancelReason},
+    key::CallKey,
+    metrics::PoolTime,
+    nested::NestedWaits,
+    priority::Priority,
+    scheduler::Class,
+};
 
 /// Entry of a call in a pool's queue: one poll of its future. Created for the pool, which passes it
 /// to [`Pool::schedule`](crate::pool::Pool::schedule).
@@ -39,8 +48,12 @@ pub(in crate::pool) trait RawCall: Send + Sync {
 
     fn is_cancelled(&self) -> bool;
 
-    /// Returns `true` if the call is cancelled or its pool is halted.
-    fn is_unwanted(&self) -> bool;
+    /// Returns the deadline that the work has: none in a detached call, which would otherwise fail
+    /// after its caller has left.
+    fn work_deadline(&self) -> Deadline;
+
+    /// Returns why the work is no longer wanted, if it is not.
+    fn cancel_reason(&self) -> Option<CancelReason>;
 
     /// Returns the waits of its pool's calls for each other.
     fn nested_waits(&self) -> &NestedWaits;
@@ -49,10 +62,15 @@ pub(in crate::pool) trait RawCall: Send + Sync {
 /// Properties of a call that queues and workers read.
 pub(in crate::pool) struct Header {
     pub(super) priority: Priority,
+    pub(super) key: Option<CallKey>,
     /// Runtime in which the call was made. Kept until the allocation is freed, usually by the
     /// caller, so that the runtime's reference count is not passed between cores.
     pub(super) runtime: Option<Handle>,
     pub(super) created: PoolTime,
+    /// The deadline; [`Deadline::NO_NANOS`] without one.
+    pub(super) deadline: PoolTime,
+    /// `true` if the work continues without its caller. The deadline then ends when it starts.
+    pub(super) is_detached: bool,
     /// `true` once the future was polled. Written only by the thread that has taken the entry.
     pub(super) started: AtomicBool,
     /// `true` while a poll or a drop is recorded as waiting for another call of the same pool.
@@ -106,10 +124,13 @@ impl Runnable {
         self.0.take().and_then(|call| call.run(clock))
     }
 
-    /// Returns [`priority`](Self::priority) and [`has_started`](Self::has_started) in one virtual
-    /// call.
-    pub(in crate::pool) fn priority_and_started(&self) -> (Priority, bool) {
-        self.header().map_or((Priority::Normal, false), |header| (header.priority, header.has_started()))
+    /// Returns the properties that decide where the entry waits, by one virtual call.
+    pub(in crate::pool) fn class(&self) -> Class {
+        self.header().map_or_else(Class::default, |header| Class {
+            priority: header.priority,
+            key: header.key,
+            is_woken: header.has_started(),
+        })
     }
 
     /// Returns the runtime in which the call was made.

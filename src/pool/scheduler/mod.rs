@@ -24,7 +24,7 @@ use tokio::time::Instant;
 pub use self::codel::{Codel, QueuePolicy};
 pub(super) use self::{
     codel::InvalidPolicy,
-    queue::QueueItem,
+    queue::{Class, QueueItem},
     state::{Action, Limits, WakeUp},
 };
 use self::{
@@ -32,7 +32,6 @@ use self::{
     parker::Parker,
     state::{SchedulerState, ThreadState},
 };
-use super::priority::Priority;
 use crate::sync::{AtomicBool, Mutex, Ordering, Padded, lock, spin_loop, thread};
 
 /// Rounds of spinning before a worker yields, as in crossbeam's `Backoff`: each round is twice as
@@ -51,10 +50,10 @@ const YIELDS: u32 = if cfg!(tower_offload_loom) { 4 } else { 256 };
 /// # Submitting without the lock
 ///
 /// While no push would wake or spawn a worker, the inbox is open, and new calls of normal priority
-/// go there, if the policy is `Fifo`. A thread that changes the state under the lock so that a push
-/// would wake or spawn a worker closes the inbox, moves its calls to the queue, and performs the
-/// wake-up for them. The inbox is opened and closed under its own lock, so a call is either in it
-/// before it is closed, or is pushed to the queue.
+/// and without a key go there, if the policy is `Fifo`. A thread that changes the state under the
+/// lock so that a push would wake or spawn a worker closes the inbox, moves its calls to the queue,
+/// and performs the wake-up for them. The inbox is opened and closed under its own lock, so a call
+/// is either in it before it is closed, or is pushed to the queue.
 #[derive(Debug)]
 pub(super) struct Scheduler<T> {
     state: Padded<Mutex<SchedulerState<T, Arc<Parker>>>>,
@@ -130,14 +129,14 @@ impl<T: QueueItem> Scheduler<T> {
     ///
     /// In the last two cases, the caller has acquired the lock of the queue or the inbox for the
     /// push. See [`is_empty`](Self::is_empty).
-    pub(super) fn push(&self, item: T, priority: Priority, woken: bool) -> WakeUp<()> {
-        if woken || priority != Priority::Normal || self.is_timed {
-            return self.with_state(|state| ((), state.push(item, priority, woken))).1;
+    pub(super) fn push(&self, item: T, class: Class) -> WakeUp<()> {
+        if self.is_timed || !class.is_default() {
+            return self.with_state(|state| ((), state.push(item, class))).1;
         }
         let item = if self.needs_wakeup.load(Ordering::Relaxed) { Err(item) } else { self.inbox.push(item) };
         match item {
             Ok(()) => WakeUp::None,
-            Err(item) => self.with_state(|state| ((), self.drain_inbox(state).push(item, priority, woken))).1,
+            Err(item) => self.with_state(|state| ((), self.drain_inbox(state).push(item, class))).1,
         }
     }
 

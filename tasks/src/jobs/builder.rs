@@ -117,6 +117,7 @@ impl JobsBuilder {
         let Self { tasks, mut plan, concurrency } = self;
         let store = tasks.store::<SqlStore>().cloned().ok_or(StartError::NO_DATABASE)?;
         plan.validate(concurrency).map_err(StartError::invalid)?;
+        crate::metrics::register_jobs(plan.kinds().iter().copied());
         tasks.start().await?;
         let database = Database::new(store.engine.clone());
         let poll_interval = database.poll_interval();

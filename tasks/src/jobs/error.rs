@@ -32,9 +32,17 @@ impl StartError {
         matches!(self.0, StartErrorKind::Invalid(_))
     }
 
-    /// Returns `true` if the database failed. [`source`](Error::source) returns its [`StoreError`].
+    /// Returns `true` if the database failed.
     pub fn is_store(&self) -> bool {
         matches!(self.0, StartErrorKind::Store(_))
+    }
+
+    /// Returns the error of the database, if it failed.
+    pub fn store_error(&self) -> Option<&StoreError> {
+        match &self.0 {
+            StartErrorKind::Invalid(_) => None,
+            StartErrorKind::Store(error) => Some(error),
+        }
     }
 }
 
@@ -48,7 +56,7 @@ impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
             StartErrorKind::Invalid(message) => f.write_str(message),
-            StartErrorKind::Store(_) => f.write_str("failed to start the job queue"),
+            StartErrorKind::Store(error) => write!(f, "failed to start the job queue: {error}"),
         }
     }
 }
@@ -57,7 +65,7 @@ impl Error for StartError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match &self.0 {
             StartErrorKind::Invalid(_) => None,
-            StartErrorKind::Store(error) => Some(error),
+            StartErrorKind::Store(error) => error.source(),
         }
     }
 }

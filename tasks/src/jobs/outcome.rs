@@ -1,6 +1,6 @@
 //! How attempts end.
 
-use std::{error::Error, time::Duration};
+use std::time::Duration;
 
 use super::{Backoff, progress::ProgressUpdate, running::Claim};
 use crate::{Failure, Json, StoreError, TaskId};
@@ -87,7 +87,7 @@ impl End {
 
     /// Replaces an end that the database rejects by a failure that it accepts.
     pub(super) fn reject(&mut self, error: &StoreError) {
-        let cause = error.source().map(ToString::to_string).unwrap_or_default();
+        let cause = error.get_ref().to_string();
         let cause: String = cause.chars().map(|character| if character.is_ascii() { character } else { '?' }).collect();
         self.outcome = Outcome::Failed(Failure::new("result", format!("the database rejected the result: {cause}")));
         self.progress = None;

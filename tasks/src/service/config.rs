@@ -6,6 +6,7 @@ use tower_offload::offload::RequestHead;
 use super::{
     access::{Access, Action, Authorize},
     limits::Limits,
+    mount::MountCheck,
     source::Source,
 };
 use crate::{
@@ -22,6 +23,7 @@ pub(super) struct Config {
     pub(super) keep_alive: Duration,
     pub(super) max_wait: Duration,
     pub(super) limits: Limits,
+    pub(super) mount: MountCheck,
 }
 
 /// Default interval of comments: half of the idle timeout that proxies commonly have.
@@ -38,6 +40,7 @@ impl Config {
             keep_alive: DEFAULT_KEEP_ALIVE,
             max_wait: DEFAULT_MAX_WAIT,
             limits,
+            mount: MountCheck::default(),
         }
     }
 

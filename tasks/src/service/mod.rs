@@ -30,6 +30,23 @@
 //! # let _ = app;
 //! ```
 //!
+//! # Mounting
+//!
+//! The `Location` of an accepted task is the [base path](crate::TasksBuilder::base_path), `/tasks`
+//! by default, and its id. A service does not know where it is mounted until it gets a request, and
+//! the first task may be accepted before, so the two must agree:
+//!
+//! | mounted with | base path |
+//! |---|---|
+//! | axum's `nest_service("/tasks", service)` | the default |
+//! | `nest_service("/api/jobs", service)`, or `"/jobs"` in `nest("/api", ..)` | `/api/jobs` |
+//! | `fallback_service(service)`, or hyper alone | the default, or the empty path for `/{id}` |
+//! | any, behind a proxy that removes `/api` | `/api/tasks`, or `https://example.com/api/tasks` |
+//!
+//! The service accepts paths with and without the base path in front, so it also works where
+//! nothing removes that. If it is nested elsewhere, its first request is an event of level `WARN`
+//! (features `axum` and `tracing`).
+//!
 //! # Authorization
 //!
 //! By default a client that knows the id of a task may read its status and its events, if the task
@@ -74,9 +91,9 @@
 //!
 //! # Shutdown
 //!
-//! A graceful shutdown waits for open connections, and a stream lasts as long as its task. Call
-//! [`Tasks::end_streams`] with the signal that stops the server. Clients reconnect after a second
-//! and resume.
+//! A graceful shutdown waits for open connections, and a stream lasts as long as its task. Wrap the
+//! signal that stops the server in [`Tasks::end_streams_on`]. Clients reconnect after a second and
+//! resume.
 //!
 //! # When not to use it
 //!
@@ -89,6 +106,7 @@ mod events;
 mod handlers;
 mod limits;
 mod list;
+mod mount;
 mod negotiate;
 #[cfg(feature = "openapi")]
 mod openapi;
@@ -115,6 +133,7 @@ use self::{
     access::Authorize,
     config::Config,
     list::{ListQuery, list},
+    mount::path_within,
     negotiate::Prefer,
     response::{Response, method_not_allowed, unknown_task},
     routes::{Operation, RouteError},
@@ -128,7 +147,7 @@ pub use self::{
 use crate::{Accepted, TaskId, Tasks, problem::Problem};
 
 impl Tasks {
-    /// Returns a service for the status of these tasks. Mount it at the
+    /// Returns a service for the status of these tasks. [Mount](crate::service#mounting) it at the
     /// [base path](crate::TasksBuilder::base_path).
     ///
     /// By default clients may read only tasks whose id they know and that have no owner. See the
@@ -305,8 +324,10 @@ impl<B> Service<Request<B>> for StatusService {
     /// Responds to a request. Its body is dropped unread.
     fn call(&mut self, request: Request<B>) -> ResponseFuture {
         let head = RequestHead::new(&request);
+        let base_path = self.config.source.base_path();
+        self.config.mount.check(head.extensions(), base_path);
         let problem = |problem: Problem| ResponseFuture::ready(problem.into_response());
-        let future = match routes::find(head.method(), head.uri().path()) {
+        let future = match routes::find(head.method(), path_within(head.uri().path(), base_path)) {
             Ok((operation, id)) => self.dispatch(&head, operation, id).unwrap_or_else(problem),
             Err(RouteError::PathNotFound) => problem(Problem::new(StatusCode::NOT_FOUND, "no such path")),
             Err(RouteError::MethodNotAllowed(allowed)) => ResponseFuture::ready(method_not_allowed(&allowed)),

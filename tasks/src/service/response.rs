@@ -166,13 +166,13 @@ pub(super) fn unknown_task() -> Problem {
     Problem::new(StatusCode::NOT_FOUND, "no such task")
 }
 
-/// Reports a store error, and converts its message to a response. The source of the error is not
-/// sent, because it may name files and servers.
+/// Reports a store error, and converts it to a response. The text of the store's error is not sent,
+/// because it may name files and servers.
 pub(super) fn store_problem(error: &StoreError) -> Problem {
     error.report_response();
     let is_temporary = error.is_unavailable() || error.is_full() || error.is_locked();
     let status = if is_temporary { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::INTERNAL_SERVER_ERROR };
-    Problem::new(status, error.to_string())
+    Problem::new(status, error.public_text())
 }
 
 /// Returns the record, if there is one and `access` permits it.

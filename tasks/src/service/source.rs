@@ -26,7 +26,6 @@ pub(super) trait Source: Send + Sync + 'static {
     fn is_closed(&self) -> bool;
 
     /// Returns the path or URL at which the service is mounted, without a `/` at its end.
-    #[cfg_attr(not(feature = "openapi"), allow(dead_code, reason = "for the OpenAPI document"))]
     fn base_path(&self) -> &str;
 
     /// Completes once open streams must end.

@@ -1,10 +1,14 @@
 use std::{error::Error, fmt};
 
-/// Error of a [`TaskStore`](super::TaskStore).
+/// Error of a [`TaskStore`](super::TaskStore): a kind, and the error of the store.
+///
+/// [`Display`](fmt::Display) contains the text of the store's error, which may name files and
+/// servers: do not send it to clients. Like in [`std::io::Error`], [`source`](Error::source)
+/// returns the source of the store's error, and [`get_ref`](Self::get_ref) that error itself.
 #[derive(Debug)]
 pub struct StoreError {
     pub(super) kind: Kind,
-    source: Source,
+    inner: Source,
 }
 
 type Source = Box<dyn Error + Send + Sync>;
@@ -27,7 +31,8 @@ impl StoreError {
         Self::new(Kind::Unavailable, source)
     }
 
-    /// Creates an error for a store that another process uses. `source` should name that process.
+    /// Creates an error for a store that another process uses. `source` should name that process
+    /// and the remedy.
     pub fn locked(source: impl Into<Source>) -> Self {
         Self::new(Kind::Locked, source)
     }
@@ -43,7 +48,28 @@ impl StoreError {
     }
 
     fn new(kind: Kind, source: impl Into<Source>) -> Self {
-        Self { kind, source: source.into() }
+        Self { kind, inner: source.into() }
+    }
+
+    /// Returns the error of the store, which is part of the [`Display`](fmt::Display) text.
+    pub fn get_ref(&self) -> &(dyn Error + Send + Sync + 'static) {
+        &*self.inner
+    }
+
+    /// Returns the text for clients, which names neither files nor servers.
+    pub(crate) fn public_text(&self) -> &'static str {
+        match self.kind {
+            Kind::Unavailable => "the task store is unavailable",
+            Kind::Locked => "the task store is in use",
+            Kind::Full => "the task store is full",
+            Kind::Other => "the task store failed",
+        }
+    }
+
+    /// The error of operations after the store was closed.
+    #[cfg(any(feature = "postgres", feature = "sqlite"))]
+    pub(crate) fn closed() -> Self {
+        Self::unavailable("the store is closed: open it again")
     }
 
     /// Returns the same error for a store that cannot be reached.
@@ -52,16 +78,15 @@ impl StoreError {
         Self { kind: Kind::Unavailable, ..self }
     }
 
-    /// Returns the same error for another caller that waits for the same transaction. Its source is
-    /// the text of the original source.
+    /// Returns the same error for another caller that waits for the same transaction. It has the
+    /// text of the store's error, with its causes.
     pub(crate) fn duplicate(&self) -> Self {
-        Self { kind: self.kind, source: with_causes(&*self.source).into() }
+        Self { kind: self.kind, inner: self.causes().into() }
     }
 
-    /// Returns the text of the source, with its causes.
-    #[cfg(feature = "postgres")]
+    /// Returns the text of the store's error, with its causes.
     pub(crate) fn causes(&self) -> String {
-        with_causes(&*self.source)
+        with_causes(&*self.inner)
     }
 
     /// Returns the text of the error, with its causes.
@@ -102,17 +127,12 @@ fn with_causes(error: &dyn Error) -> String {
 
 impl fmt::Display for StoreError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.kind {
-            Kind::Unavailable => "the task store is unavailable",
-            Kind::Locked => "the task store is in use",
-            Kind::Full => "the task store is full",
-            Kind::Other => "the task store failed",
-        })
+        write!(f, "{}: {}", self.public_text(), self.inner)
     }
 }
 
 impl Error for StoreError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
-        Some(&*self.source)
+        self.inner.source()
     }
 }

@@ -58,7 +58,7 @@ impl Filter {
 pub struct Page {
     /// The page starts after this task. `None` for the first page.
     pub after: Option<TaskId>,
-    /// Maximum number of records.
+    /// Maximum number of records. Values outside of 1 to 1000 are clamped.
     pub limit: usize,
 }
 
@@ -66,7 +66,12 @@ impl Page {
     /// Selects the first `limit` records, clamped to 1 to 1000.
     #[must_use]
     pub fn first(limit: usize) -> Self {
-        Self { after: None, limit: limit.clamp(1, MAX_LIMIT) }
+        Self { after: None, limit }.clamped()
+    }
+
+    /// Returns the page with a limit that is in range, since its field can have any value.
+    pub(crate) fn clamped(self) -> Self {
+        Self { limit: self.limit.clamp(1, MAX_LIMIT), ..self }
     }
 
     /// Selects the records after `id`, such as [`Listing::next`] of the previous page.
@@ -102,6 +107,7 @@ impl Listing {
     /// Creates a page from up to `page.limit + 1` records. The last one only shows that there
     /// is a next page.
     pub fn new(mut records: Vec<Record>, page: Page) -> Self {
+        let page = page.clamped();
         let is_last = records.len() <= page.limit;
         records.truncate(page.limit);
         let next = if is_last { None } else { records.last().map(|record| record.id) };

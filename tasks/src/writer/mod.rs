@@ -181,7 +181,7 @@ impl Writer {
         task.set_accept_reply(reply);
         self.with_state(|state| match state.phase {
             Phase::Open => state.queue.accept(id, task, Instant::now()),
-            Phase::Closed | Phase::Ended => Err(StoreError::unavailable("the store is closed")),
+            Phase::Closed | Phase::Ended => Err(closed()),
         })?;
         self.await_reply(replied).await
     }
@@ -204,7 +204,7 @@ impl Writer {
                 let request = [Op::RequestCancel { id, now }];
                 call_store(|| self.store.write(lease.epoch, &request)).await.map(drop)
             }
-            Some(None) => Err(StoreError::unavailable("it is closed")),
+            Some(None) => Err(closed()),
         }
     }
 
@@ -227,7 +227,7 @@ impl Writer {
         replied: oneshot::Receiver<Result<(), StoreError>>,
     ) -> Result<(), StoreError> {
         if !self.wake_writer() {
-            let error = StoreError::unavailable("no Tokio runtime is available to write records");
+            let error = StoreError::unavailable("no Tokio runtime is available to write records: call it within one");
             self.reject_waiting(&error, |state| !state.has_writer_task);
             return Err(error);
         }
@@ -425,8 +425,12 @@ fn send(replies: &mut Vec<Reply>, result: impl Fn() -> Result<(), StoreError>) {
     }
 }
 
+fn closed() -> StoreError {
+    StoreError::unavailable("these `Tasks` are shut down: create others")
+}
+
 fn runtime_stopped() -> StoreError {
-    StoreError::unavailable("the runtime that wrote records was shut down")
+    StoreError::unavailable("the runtime that wrote records was shut down: try again on one that runs")
 }
 
 /// Calls a method of the store, which is user code, and awaits its result.

@@ -33,7 +33,7 @@ const BEGIN_RETRY_DELAY: Duration = Duration::from_secs(1);
 
 impl WriterTask {
     pub(super) fn new(writer: Arc<Writer>) -> Self {
-        Self { writer, upkeep: None, begin_at: Instant::now(), metrics: WriterMetrics::default() }
+        Self { writer, upkeep: None, begin_at: Instant::now(), metrics: WriterMetrics::new() }
     }
 
     pub(super) async fn run(mut self) {

@@ -1,7 +1,5 @@
 //! Starting a job queue, and errors at the start.
 
-use std::error::Error;
-
 use tower_offload::ThreadPool;
 use tower_offload_tasks::{MemoryStore, SqlStore, StoreError, Tasks, jobs::Jobs};
 
@@ -69,7 +67,7 @@ async fn unknown_version_of_rivers_schema_is_rejected(database: TestDatabase) {
     let tasks = reopen(&database, tasks).await;
     let error = TestWorkers::new().builder(&tasks).start().await.unwrap_err();
     assert!(error.is_store());
-    assert!(error.source().unwrap().source().unwrap().to_string().contains("version 9"), "{error:?}");
+    assert!(error.to_string().contains("version 9"), "{error:?}");
 }
 
 async fn queue_can_be_started_after_a_failed_start(database: TestDatabase) {
@@ -104,7 +102,7 @@ async fn error_of_a_second_store_says_that_this_process_has_the_first() {
     let tasks = Tasks::new(SqlStore::open(&file.url()).await.unwrap());
     let jobs = TestWorkers::new().start(&tasks).await;
     let error: StoreError = SqlStore::open(&file.url()).await.unwrap_err();
-    assert!(error.is_locked() && error.source().unwrap().to_string().contains("in use by this process"), "{error:?}");
+    assert!(error.is_locked() && error.to_string().contains("in use by this process"), "{error:?}");
     assert!(jobs.shutdown(LONG).await.is_clean());
 }
 

@@ -40,7 +40,7 @@ async fn store_works_again_after_the_server_was_read_only() {
     for _ in 0..10 {
         assert!(accept(&tasks, &background).await.is_err());
         let _ = jobs.enqueue(Note).await;
-        sleep(Duration::from_millis(100)).await;
+        sleep(Duration::from_millis(100)).await; // a second of attempts, during which nothing recovers
     }
     let error = accept(&tasks, &background).await.unwrap_err();
     assert!(text(&error).contains("read-only"), "{}", text(&error));

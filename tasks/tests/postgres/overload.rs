@@ -123,7 +123,7 @@ async fn overload(database: &OnServer, lease: Duration, duration: Duration) -> C
             Ok(()) => accepts.push(begun.elapsed()),
             Err(_) => failed_accepts += 1,
         }
-        sleep(Duration::from_millis(10)).await;
+        sleep(Duration::from_millis(10)).await; // the pace of the accepts
     }
     done.store(true, Ordering::Relaxed);
     while readers.join_next().await.is_some() {}

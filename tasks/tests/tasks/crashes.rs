@@ -186,7 +186,7 @@ async fn killed_under_load(child: Child, random: &mut Random) -> Vec<String> {
     while accepted.lock().unwrap().is_empty() {
         sleep(Duration::from_millis(1)).await;
     }
-    sleep(Duration::from_millis(random.below(300) as u64)).await;
+    sleep(Duration::from_millis(random.below(300) as u64)).await; // the moment of the kill is random
     child.kill();
     clients.join_all().await;
     std::mem::take(&mut *accepted.lock().unwrap())

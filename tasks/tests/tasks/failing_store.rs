@@ -1,7 +1,5 @@
 //! Failing stores: new tasks are rejected, accepted tasks continue and are written later.
 
-use std::error::Error;
-
 use bytes::Bytes;
 use http::StatusCode;
 use tower_offload_tasks::{Reason, TaskId, TaskState, TaskStore, Tasks, store::Found};
@@ -31,7 +29,7 @@ async fn failing_store_rejects_new_tasks_and_catches_up_later() {
                 .await
                 .unwrap_err();
             assert!(error.is_store() && error.is_full() == is_full, "{mode:?}: {error}");
-            assert!(error.source().and_then(Error::source).is_some());
+            assert!(error.store_error().is_some());
             let response = error.into_response::<Bytes>();
             assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
             assert!(!response.body().windows(6).any(|bytes| bytes == b"server"), "the cause is not disclosed");

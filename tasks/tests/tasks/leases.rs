@@ -1,6 +1,7 @@
 //! Leases of processes that share a Postgres database: outages, restarts of the server, slow
 //! statements and skewed clocks. Each process is a `Tasks` with a store of its own. The tests are
-//! skipped if `DATABASE_URL` is not set.
+//! skipped if `DATABASE_URL` is not set. They take real time, because leases go by the server's
+//! clock.
 
 use std::{
     collections::HashMap,

@@ -3,18 +3,22 @@
 
 mod accepted;
 mod after_response;
+
 mod cancel;
 mod clock;
 mod crashes;
 #[path = "../databases/mod.rs"]
 mod databases;
+mod documented;
 mod ends;
+mod errors;
 mod failing_store;
 mod hostile;
 mod http;
 mod leases;
 mod list;
 mod memory_store;
+mod mounted;
 mod over_http;
 mod postgres_store;
 mod prefer;

@@ -128,7 +128,7 @@ async fn processes_that_start_together_migrate_once() {
     let newer = "INSERT INTO tower_offload_migration (version, applied_at) VALUES (99, 0)";
     sqlx::query(newer).execute(&mut backend.connect().await).await.unwrap();
     let error = SqlStore::open(&backend.url()).await.unwrap_err();
-    assert!(std::error::Error::source(&error).unwrap().to_string().contains("version 99"));
+    assert!(error.to_string().contains("version 99"));
 }
 
 #[tokio::test]
@@ -171,6 +171,33 @@ async fn nul_in_a_text_is_replaced_and_does_not_fail_the_batch() {
     assert_eq!(found(&store, 1).await.unwrap().name, "a\u{fffd}b");
     let by_nul = Filter::default().owner("\0");
     assert_eq!(store.list(&by_nul, Default::default()).await.unwrap().records, []);
+}
+
+/// The server's clock was set back by two hours after the first two records had ended.
+#[tokio::test]
+async fn records_that_end_after_the_servers_clock_was_set_back_stay() {
+    let Some(backend) = OnServer::fresh().await else { return };
+    let store = &backend.open().await;
+    let epoch = begin(store).await;
+    let end = async |number| {
+        store.write(epoch, &[accept(&succeeded(number, now()))]).await.unwrap();
+    };
+    end(1).await;
+    end(2).await;
+    let set_back = "UPDATE tower_offload_task SET retained_since = retained_since + interval '2 hours'";
+    sqlx::query(set_back).execute(&mut backend.connect().await).await.unwrap();
+    store.sweep(now(), &Retention::default()).await.unwrap();
+    for number in 3..=5 {
+        end(number).await;
+    }
+    for (limit, expected) in [(4, [false, true, true, true, true]), (2, [false, false, false, true, true])] {
+        store.sweep(now(), &Retention::default().max_records(limit)).await.unwrap();
+        for (number, is_kept) in (1..).zip(expected) {
+            assert_eq!(found(store, number).await.is_some(), is_kept, "record {number} of {limit}");
+        }
+    }
+    let hour = Duration::from_secs(3600);
+    assert_eq!(store.sweep(now(), &Retention::default().max_age(hour)).await.unwrap().evicted, 0);
 }
 
 /// Forwards connections to the server until it is aborted. Holds back all data while `is_silent` is
@@ -263,7 +290,7 @@ async fn silent_server_times_out_and_is_used_again_later() {
     holding.commit().await.unwrap();
     assert!(store.get(id(1)).await.unwrap_err().is_unavailable(), "no connection responds");
     let error = writing.await.unwrap().unwrap_err();
-    let source = std::error::Error::source(&error).unwrap().to_string();
+    let source = error.to_string();
     assert!(error.is_unavailable() && source.contains("no response from the server"), "{source}");
 
     is_silent.send_replace(false);

@@ -131,7 +131,7 @@ async fn locked_file_names_its_process_and_is_free_after_a_kill() {
 
     let error = SqlStore::open(&format!("sqlite:{}", folder.file().display())).await.unwrap_err();
     assert!(error.is_locked());
-    let source = std::error::Error::source(&error).unwrap().to_string();
+    let source = error.to_string();
     assert!(source.contains(&format!("process {} on", child.id())), "{source}");
 
     child.kill().unwrap();
@@ -162,7 +162,7 @@ async fn second_handle_in_one_process_names_this_process() {
     for path in [&folder.file(), &link] {
         let error = SqlStore::open(&format!("sqlite:{}", path.display())).await.unwrap_err();
         assert!(error.is_locked());
-        let source = std::error::Error::source(&error).unwrap().to_string();
+        let source = error.to_string();
         assert!(source.contains("is in use by this process: clone its `SqlStore`"), "{source}");
     }
     store.close().await.unwrap();
@@ -198,7 +198,7 @@ async fn parameters_are_honoured_or_refused_by_name() {
 }
 
 fn source(error: &dyn std::error::Error) -> String {
-    let mut text = String::new();
+    let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {
         text = format!("{text}: {cause}");
@@ -220,7 +220,7 @@ async fn callers_wait_for_others_at_most_five_seconds_in_total() {
     let callers = (0..4).map(|number| {
         let store = store.clone();
         async move {
-            // Some arrive while others wait.
+            // Some arrive while others wait. In real time, because SQLite has its own timer.
             tokio::time::sleep(std::time::Duration::from_millis(u64::from(number) * 300)).await;
             let error = store.write(epoch, &[accept(&queued(number))]).await.unwrap_err();
             (error, start.elapsed())
@@ -261,7 +261,7 @@ async fn deferred_transaction_that_cannot_write_names_the_remedy() {
 async fn missing_or_deleted_directory_is_unavailable() {
     let error = SqlStore::open("sqlite:///nowhere/at/all.db").await.unwrap_err();
     assert!(error.is_unavailable());
-    let source = std::error::Error::source(&error).unwrap().to_string();
+    let source = error.to_string();
     assert!(source.contains("/nowhere/at/all.db"), "{source}");
 
     let folder = Folder::new();
@@ -277,7 +277,7 @@ async fn unsupported_url_is_rejected_without_its_password() {
     for url in ["sqlite::memory:", "sqlite://:memory:", "sqlite:", "mysql://user:secret@host/tasks"] {
         let error = SqlStore::open(url).await.unwrap_err();
         assert!(!error.is_full() && !error.is_locked() && !error.is_unavailable());
-        assert!(!std::error::Error::source(&error).unwrap().to_string().contains("secret"));
+        assert!(!error.to_string().contains("secret"));
     }
 }
 
@@ -290,6 +290,6 @@ async fn schema_of_a_newer_version_is_rejected() {
     let newer = "INSERT INTO tower_offload_migration (version, applied_at) VALUES (99, 0)";
     sqlx::query(newer).execute(&mut connection).await.unwrap();
     let error = SqlStore::open(&format!("sqlite:{}", folder.file().display())).await.unwrap_err();
-    let source = std::error::Error::source(&error).unwrap().to_string();
+    let source = error.to_string();
     assert!(source.contains("version 99"), "{source}");
 }

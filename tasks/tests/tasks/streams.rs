@@ -54,6 +54,29 @@ async fn graceful_shutdown_does_not_wait_for_ended_streams() {
     );
 }
 
+/// The grace period is longer than any test.
+#[tokio::test]
+async fn serve_shuts_down_at_once_although_a_stream_is_open() {
+    let (tasks, background) = (in_memory(), background());
+    let held = hold(&tasks, &background).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let client = Client::of(listener.local_addr().unwrap());
+    let app = Router::new().nest_service("/tasks", tasks.service());
+    let (stop, stopped) = oneshot::channel::<()>();
+    let signal = tasks.end_streams_on(async { drop(stopped.await) });
+    let server = tower_offload::axum::serve(listener, app).shutdown(signal, 10 * LONG, None);
+    let server = tokio::spawn(server.into_future());
+    let target = format!("/tasks/{}/events", held.id);
+    let mut stream = client.open("GET", &target, &[]).await.unwrap().into_body();
+    assert!(part(&mut stream).await.unwrap().contains("event: started"));
+
+    drop(stop);
+    assert!(rest(&mut stream).await.starts_with(": "), "a comment says why the stream ends");
+    let report = timeout(LONG, server).await.expect("the server waits for the stream").unwrap();
+    assert!(report.is_clean(), "{report}");
+    assert_eq!(record(&tasks, held.id).await.state, TaskState::Running);
+}
+
 #[tokio::test]
 async fn shutdown_ends_streams_and_sends_known_final_events() {
     let (tasks, background) = (in_memory(), background());

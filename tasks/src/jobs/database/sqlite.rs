@@ -124,11 +124,14 @@ impl SqliteJobs {
 
     async fn install(&self) -> Result<(), StoreError> {
         const VERSION: &str = "SELECT coalesce(max(version), 0) FROM river_migration WHERE line = 'main'";
+        const INSTALLED: &str = "
+SELECT sql FROM sqlite_master WHERE type = 'trigger' AND tbl_name = 'river_job' AND name LIKE 'tower\\_offload\\_%' ESCAPE '\\'";
         let installed = self.transaction(async |transaction| {
             let version: i64 = sqlx::query_scalar(VERSION).fetch_one(&mut **transaction).await?;
             let supported = check_river_version(version);
-            if supported.is_ok() {
-                sqlx::raw_sql(include_str!("sqlite.sql")).execute(&mut **transaction).await?;
+            let installed: Vec<String> = sqlx::query_scalar(INSTALLED).fetch_all(&mut **transaction).await?;
+            if supported.is_ok() && !is_current(&installed) {
+                sqlx::raw_sql(TRIGGERS).execute(&mut **transaction).await?;
             }
             Ok(supported)
         });
@@ -256,6 +259,15 @@ impl SqliteJobs {
     pub(super) async fn listen(&self, _: impl Fn() + Send) -> Result<(), StoreError> {
         pending().await
     }
+}
+
+const TRIGGERS: &str = include_str!("sqlite.sql");
+
+/// Returns `true` if these are the triggers of this version. The schema table has the text with
+/// which they were created.
+fn is_current(installed: &[String]) -> bool {
+    let count = TRIGGERS.matches("\nCREATE TRIGGER ").count();
+    installed.len() == count && installed.iter().all(|trigger| TRIGGERS.contains(trigger.as_str()))
 }
 
 fn is_same_file(one: &Path, other: &Path) -> bool {

@@ -10,7 +10,6 @@ mod event;
 mod events;
 mod hostile;
 mod list;
-mod mounted;
 mod negotiate;
 #[cfg(feature = "openapi")]
 mod openapi;

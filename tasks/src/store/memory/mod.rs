@@ -245,7 +245,7 @@ impl MemoryState {
             None => self.records.range(..),
         };
         let matching = records.rev().map(|(_, (_, record))| record).filter(|record| filter.matches(record));
-        Listing::new(matching.take(page.limit + 1).map(Record::summary).collect(), page)
+        Listing::new(matching.take(page.clamped().limit + 1).map(Record::summary).collect(), page)
     }
 
     fn cancel_requests(&mut self, epoch: Epoch) -> Vec<TaskId> {

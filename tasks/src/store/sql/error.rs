@@ -25,13 +25,17 @@ fn classify(place: Option<&str>, error: sqlx::Error) -> StoreError {
         | sqlx::Error::WorkerCrashed => Kind::Unavailable,
         _ => Kind::Other,
     };
-    let remedy = error.as_database_error().and_then(remedy);
+    let remedy = match &error {
+        sqlx::Error::Database(database) => remedy(&**database),
+        sqlx::Error::Io(error) => unreachable_remedy(error),
+        _ => None,
+    };
     let context = match (place, remedy) {
         (Some(place), Some(remedy)) => Some(format!("{place}: {remedy}")),
         (place, remedy) => place.or(remedy).map(str::to_owned),
     };
     let source: Box<dyn Error + Send + Sync> = match context {
-        Some(context) => Box::new(Explained { context, source: error }),
+        Some(context) => Box::new(Explained { context, error }),
         None => Box::new(error),
     };
     match kind {
@@ -41,30 +45,46 @@ fn classify(place: Option<&str>, error: sqlx::Error) -> StoreError {
     }
 }
 
-/// An error of the database, with its place and the remedy.
+/// An error of the database, after its place and the remedy.
 #[derive(Debug)]
 struct Explained {
     context: String,
-    source: sqlx::Error,
+    error: sqlx::Error,
 }
 
 impl fmt::Display for Explained {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.context)
+        write!(f, "{}: {}", self.context, self.error)
     }
 }
 
 impl Error for Explained {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
-        Some(&self.source)
+        self.error.source()
     }
 }
 
 /// Classifies an error of the file system. `context` says what failed.
 #[cfg(feature = "sqlite")]
 pub(super) fn file_error(context: String, error: io::Error) -> StoreError {
-    let text = format!("{context}: {error}");
+    let remedy = match error.kind() {
+        io::ErrorKind::NotFound => "create its directory first: ",
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            "this process must be able to write the file and its directory: "
+        }
+        _ => "",
+    };
+    let text = format!("{context}: {remedy}{error}");
     if is_full(&error) { StoreError::full(text) } else { StoreError::unavailable(text) }
+}
+
+/// Returns what the user can do about a server that cannot be reached.
+fn unreachable_remedy(error: &io::Error) -> Option<&'static str> {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionRefused | io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable
+    )
+    .then_some("check the host and the port in the URL, and that the server is running")
 }
 
 fn is_full(error: &io::Error) -> bool {
@@ -116,6 +136,8 @@ fn remedy(error: &dyn DatabaseError) -> Option<&'static str> {
         "08P01" if error.message().contains("startup parameter") => {
             "a proxy rejects a parameter of the URL: remove it, or add it to PgBouncer's `ignore_startup_parameters`"
         }
+        // invalid_authorization_specification, invalid_password
+        "28000" | "28P01" => "check the user and the password in the URL, and `pg_hba.conf` of the server",
         "25006" => "the server has become read-only: name the primary in the URL, or all servers",
         "26000" | "42P05" => {
             "another client uses this session: give PgBouncer `pool_mode = session`, or connect to the server itself"

@@ -32,6 +32,6 @@ where
     if let Some(id) = page.after {
         query.push(" AND id < ").push_bind(id.as_bytes().to_vec());
     }
-    query.push(" ORDER BY id DESC LIMIT ").push_bind(page.limit as i64 + 1);
+    query.push(" ORDER BY id DESC LIMIT ").push_bind(page.clamped().limit as i64 + 1);
     Some(query)
 }

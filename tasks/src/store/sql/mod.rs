@@ -128,13 +128,15 @@ impl SqlStore {
     ///
     /// # Errors
     ///
-    /// Like [`open`](Self::open).
+    /// Like [`open`](Self::open), and if `lease` is zero.
     ///
     /// # Panics
     ///
-    /// Like [`open`](Self::open), and if `lease` is zero.
+    /// Like [`open`](Self::open).
     pub async fn open_with_lease(url: &str, lease: Duration) -> Result<Self, StoreError> {
-        assert!(!lease.is_zero(), "`lease` must be greater than zero");
+        if lease.is_zero() {
+            return Err(StoreError::other("the lease is zero: every process would be judged at once, use seconds"));
+        }
         Ok(Self { engine: Engine::open(url, lease).await?, cancel_hook: Arc::default() })
     }
 
@@ -180,7 +182,7 @@ impl Engine {
         // Not the whole URL, which may contain a password.
         let scheme = sanitize(url.split(':').next().unwrap_or_default(), MAX_SCHEME_BYTES);
         Err(StoreError::other(format!(
-            "unsupported scheme {scheme:?}: use `sqlite` or `postgres`, and enable the feature of that name"
+            "unsupported scheme {scheme:?} in the URL: use `sqlite` or `postgres`, and enable the feature of that name"
         )))
     }
 

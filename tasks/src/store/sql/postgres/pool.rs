@@ -26,9 +26,11 @@ pub(super) struct RolePool {
     permits: Semaphore,
     /// Number of callers that wait for a permit, at most [`Limits::waiting`].
     waiting: AtomicUsize,
-    /// The connection that was used last is at the end, and is used next.
-    idle: Mutex<Vec<Idle>>,
-    is_closed: AtomicBool,
+    /// The connection that was used last is at the end, and is used next. `None` once the pool has
+    /// closed them: a connection that is returned later is dropped.
+    idle: Mutex<Option<Vec<Idle>>>,
+    /// `true` since the begin of [`close`](Self::close), which waits for the connections in use.
+    is_closing: AtomicBool,
 }
 
 /// The limits of a role.
@@ -70,14 +72,14 @@ impl RolePool {
             limits,
             permits: Semaphore::new(limits.connections),
             waiting: AtomicUsize::new(0),
-            idle: Mutex::default(),
-            is_closed: AtomicBool::new(false),
+            idle: Mutex::new(Some(Vec::new())),
+            is_closing: AtomicBool::new(false),
         }
     }
 
     /// Adds a connection that the caller has made.
     pub(super) fn add(&self, connected: Connected) {
-        lock(&self.idle).push(Idle { connected, since: Instant::now(), is_ready: true });
+        self.put(connected, true);
     }
 
     /// Returns an idle connection, or makes one.
@@ -86,8 +88,8 @@ impl RolePool {
     /// free connection would cost the lease otherwise.
     pub(super) async fn acquire(&self) -> Result<Lent<'_>, StoreError> {
         let mut lent = Lent { pool: self, connected: None, _permit: self.permit().await? };
-        if self.is_closed.load(Ordering::Relaxed) {
-            return Err(closed());
+        if self.is_closing.load(Ordering::Relaxed) {
+            return Err(StoreError::closed());
         }
         // In a statement of its own, so that the lock is not held across an `.await`.
         while let Some(mut idle) = self.take_idle() {
@@ -120,21 +122,21 @@ impl RolePool {
         drop(waiter);
         match permit {
             Ok(Ok(permit)) => Ok(permit),
-            Ok(Err(_)) => Err(closed()),
+            Ok(Err(_)) => Err(StoreError::closed()),
             Err(_) => Err(self.all_busy(&format!("for {ACQUIRE_TIMEOUT:?}"))),
         }
     }
 
     fn all_busy(&self, rest: &str) -> StoreError {
-        if self.is_closed.load(Ordering::Relaxed) {
-            return closed();
+        if self.is_closing.load(Ordering::Relaxed) {
+            return StoreError::closed();
         }
         let (Limits { purpose, connections, .. }, servers) = (self.limits, self.servers.names());
         StoreError::unavailable(format!("all connections for {purpose} ({connections}) to {servers} are busy {rest}"))
     }
 
     fn take_idle(&self) -> Option<Idle> {
-        lock(&self.idle).pop()
+        lock(&self.idle).as_mut()?.pop()
     }
 
     async fn is_usable(&self, idle: &mut Idle) -> bool {
@@ -148,29 +150,29 @@ impl RolePool {
     }
 
     fn put(&self, connected: Connected, is_ready: bool) {
-        if self.permits.is_closed() {
-            return; // it was used for longer than `close` waits
-        }
-        let mut idle = lock(&self.idle);
-        idle.retain(|idle| idle.since.elapsed() < MAX_IDLE);
-        idle.push(Idle { connected, since: Instant::now(), is_ready });
+        let unused = Idle { connected, since: Instant::now(), is_ready };
+        // Dropped after the lock is released. `None` if the pool was closed while it was in use.
+        let _closed = match &mut *lock(&self.idle) {
+            Some(idle) => {
+                idle.retain(|idle| idle.since.elapsed() < MAX_IDLE);
+                idle.push(unused);
+                None
+            }
+            None => Some(unused),
+        };
     }
 
     /// Waits for the transactions that are running, and closes all connections.
     pub(super) async fn close(&self) {
-        self.is_closed.store(true, Ordering::Relaxed);
+        self.is_closing.store(true, Ordering::Relaxed);
         let all = u32::try_from(self.limits.connections).unwrap_or(u32::MAX);
         drop(timeout(self.limits.response_timeout, self.permits.acquire_many(all)).await);
         self.permits.close();
-        let idle = std::mem::take(&mut *lock(&self.idle));
-        for idle in idle {
+        let idle = lock(&self.idle).take();
+        for idle in idle.into_iter().flatten() {
             let _ = timeout(TEST_TIMEOUT, idle.connected.connection.close()).await;
         }
     }
-}
-
-fn closed() -> StoreError {
-    StoreError::unavailable("the store is closed")
 }
 
 /// A caller that waits for a permit.

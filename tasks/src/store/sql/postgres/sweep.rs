@@ -21,6 +21,12 @@ WITH doomed AS (
 )
 INSERT INTO tower_offload_tombstone (id, owner, expires_at)
 SELECT id, owner, (extract(epoch FROM clock_timestamp()) * 1000)::bigint + $4 FROM gone ON CONFLICT (id) DO NOTHING";
+/// Notes records that ended in the future, by more than clocks differ, as ended now. The server's
+/// clock was set back, and the records that end from now on would be evicted before them.
+const CORRECT: &str = "
+UPDATE tower_offload_task SET retained_since = clock_timestamp() WHERE id IN (
+    SELECT id FROM tower_offload_task WHERE state >= 10 AND retained_since > clock_timestamp() + interval '1 minute'
+    LIMIT $1 FOR UPDATE SKIP LOCKED)";
 const DELETE_TOMBSTONES: &str = "
 DELETE FROM tower_offload_tombstone WHERE id IN (
     SELECT id FROM tower_offload_tombstone
@@ -30,6 +36,7 @@ DELETE FROM tower_offload_tombstone WHERE id IN (
 
 pub(super) async fn sweep(connection: &mut PgConnection, retention: &Retention) -> Result<Swept, sqlx::Error> {
     let mut swept = Swept::default();
+    let corrected = sqlx::query(CORRECT).bind(MAX_SWEEP).execute(&mut *connection).await?.rows_affected();
     let evict = sqlx::query(EVICT)
         .bind(bounded_millis(retention.max_age))
         .bind(integer(retention.max_records as u64))
@@ -38,7 +45,7 @@ pub(super) async fn sweep(connection: &mut PgConnection, retention: &Retention) 
     swept.evicted = evict.execute(&mut *connection).await?.rows_affected();
     let delete = sqlx::query(DELETE_TOMBSTONES).bind(max_tombstones(retention)).bind(MAX_SWEEP);
     swept.forgotten = delete.execute(connection).await?.rows_affected();
-    swept.more = swept.evicted.max(swept.forgotten) >= MAX_SWEEP as u64;
+    swept.more = swept.evicted.max(swept.forgotten).max(corrected) >= MAX_SWEEP as u64;
     Ok(swept)
 }
 

@@ -53,7 +53,9 @@ impl Writer {
     pub(super) async fn open(path: &Path, create: bool) -> Result<Self, StoreError> {
         if !create && !path.exists() {
             let path = path.display();
-            return Err(StoreError::unavailable(format!("{path} does not exist, and `mode=rw` does not create it")));
+            return Err(StoreError::unavailable(format!(
+                "{path} does not exist, and `mode=rw` does not create it: use `mode=rwc`"
+            )));
         }
         let to_lock = path.to_owned();
         let lock = tokio::task::spawn_blocking(move || FileLock::acquire(&to_lock)).await;
@@ -82,12 +84,13 @@ impl Writer {
     /// Returns an error if the store is closed or its file was replaced.
     pub(crate) fn check_open(&self) -> Result<(), StoreError> {
         if self.lock.is_none() {
-            return Err(StoreError::unavailable("the store is closed"));
+            return Err(StoreError::closed());
         }
         // SQLite does not notice that the file was deleted or replaced. It would continue to write
         // to the old file, and all records would be lost when the process ends.
         if identity(&self.path)? != self.identity {
-            return Err(StoreError::unavailable(format!("{} was replaced by another file", self.path.display())));
+            let path = self.path.display();
+            return Err(StoreError::unavailable(format!("{path} was replaced by another file: open the store again")));
         }
         Ok(())
     }

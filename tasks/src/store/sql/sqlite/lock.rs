@@ -54,7 +54,10 @@ impl FileLock {
                 let mut owner = String::new();
                 let _ = file.read_to_string(&mut owner); // only for the message
                 let owner = if owner.is_empty() { "a process that has just started" } else { owner.trim() };
-                return Err(StoreError::locked(format!("{} is in use by {owner}", database.display())));
+                return Err(StoreError::locked(format!(
+                    "{} is in use by {owner}: end that process, or use a file for each process, or Postgres for all",
+                    database.display()
+                )));
             }
         }
         let noted =
