@@ -10,7 +10,7 @@ use tokio::{
     task,
 };
 
-use super::runnable::RawCall;
+use super::{runnable::RawCall, uncounted::Uncounted};
 use crate::pool::{deadline::Deadline, error::CancelReason, nested::NestedWaits, options::CallOptions};
 
 thread_local! {
@@ -52,7 +52,7 @@ impl Current {
 
     /// Returns the earlier deadline of the scope and the call.
     fn deadline(&self) -> Deadline {
-        self.call.as_ref().map_or(self.scope, |current| current.call.header().work_deadline().earlier(self.scope))
+        self.call.as_ref().map_or(self.scope, |current| current.call.work_deadline().earlier(self.scope))
     }
 
     fn set_entered(entered: Option<Id>) -> Option<Id> {
@@ -209,7 +209,7 @@ impl Drop for RuntimeGuard<'_> {
 
 /// The call that a thread is running, as its work can see it.
 pub(crate) struct CurrentCall {
-    pub(super) call: Arc<dyn RawCall>,
+    pub(super) call: Uncounted,
     pub(super) layer_permit: Option<Arc<dyn LayerPermit>>,
 }
 
