@@ -117,6 +117,7 @@ async fn metrics_have_the_name_of_the_pool_as_label() {
         ("offload_rejected_total closed", 0.0),
         ("offload_rejected_total deadlock", 0.0),
         ("offload_rejected_total expired", 0.0),
+        ("offload_rejected_total key_limited", 0.0),
         ("offload_rejected_total no_runtime", 0.0),
         ("offload_rejected_total overloaded", 1.0),
         ("offload_resume_wait_seconds", 1.0),

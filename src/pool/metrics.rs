@@ -591,9 +591,10 @@ mod recorder {
     }
 
     /// Errors of calls that are counted as rejected.
-    const REJECTIONS: [CallError; 6] = [
+    const REJECTIONS: [CallError; 7] = [
         CallError::NoRuntime,
         CallError::Overloaded,
+        CallError::KeyLimited,
         CallError::Closed,
         CallError::Expired,
         CallError::DeadlineExceeded,
