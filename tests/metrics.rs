@@ -26,8 +26,11 @@ fn counters_of_an_unused_pool_are_zero() {
     }
     let expected = [
         ("offload_abandoned_total", vec![0]),
+        ("offload_busy_microseconds_total", vec![0]),
+        ("offload_cancelled_run_microseconds_total", vec![0; 2]),
+        ("offload_misplaced_total", vec![0]),
         ("offload_panicked_total", vec![0]),
-        ("offload_rejected_total", vec![0; 5]),
+        ("offload_rejected_total", vec![0; 7]),
         ("offload_stalls_total", vec![0]),
     ];
     assert_eq!(seen, expected.map(|(name, counts)| (name.to_owned(), counts)).into());
@@ -110,11 +113,13 @@ async fn metrics_have_the_name_of_the_pool_as_label() {
         ("offload_abandoned_total", 1.0),
         ("offload_active", 0.0),
         ("offload_max_threads", 1.0),
+        ("offload_misplaced_total", 0.0),
         ("offload_panicked_total", 1.0),
         ("offload_queue_depth", 0.0),
         ("offload_queue_wait_seconds", 4.0),
         ("offload_overloaded", 0.0),
         ("offload_rejected_total closed", 0.0),
+        ("offload_rejected_total deadline_exceeded", 0.0),
         ("offload_rejected_total deadlock", 0.0),
         ("offload_rejected_total expired", 0.0),
         ("offload_rejected_total key_limited", 0.0),
