@@ -181,19 +181,17 @@ impl RunningJobs {
         late
     }
 
-    /// Returns the jobs whose work is running.
-    pub(super) fn ids(&self) -> Vec<TaskId> {
-        self.in_phase(Phase::Running)
+    /// Returns the jobs whose work is running, with their claims.
+    pub(super) fn running(&self) -> Vec<(Claim, TaskId)> {
+        let state = lock(&self.0.state);
+        let running = state.entries.values().filter(|entry| entry.phase == Phase::Running);
+        running.map(|entry| (entry.claim.clone(), entry.id)).collect()
     }
 
     /// Returns the jobs whose work has ended and whose end is not written.
     pub(super) fn unwritten(&self) -> Vec<TaskId> {
-        self.in_phase(Phase::Ended)
-    }
-
-    fn in_phase(&self, phase: Phase) -> Vec<TaskId> {
         let state = lock(&self.0.state);
-        state.entries.values().filter(|entry| entry.phase == phase).map(|entry| entry.id).collect()
+        state.entries.values().filter(|entry| entry.phase == Phase::Ended).map(|entry| entry.id).collect()
     }
 
     /// Returns `true` if every job has ended and every end is known to be written.
