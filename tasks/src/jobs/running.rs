@@ -292,6 +292,31 @@ mod tests {
         assert_eq!(jobs.unwritten().len(), 1);
     }
 
+    fn end() -> End {
+        End { claim: claim(1), id: id(), ..End::of_claim(claim(1)) }
+    }
+
+    #[test]
+    fn end_is_late_once_more_checks_show_its_claim() {
+        let jobs = RunningJobs::default();
+        let entered = jobs.enter(&claim(1), id());
+        jobs.set_end(end());
+        drop(entered);
+        let late = [1, 2, 3].map(|_| jobs.late_ends(&[claim(1)], 2).len());
+        assert_eq!(late, [0, 0, 1]);
+        assert!(jobs.late_ends(&[claim(2)], 2).is_empty() && jobs.is_empty(), "River has written it");
+    }
+
+    #[test]
+    fn end_of_another_claim_is_not_written_by_river() {
+        let jobs = RunningJobs::default();
+        let _entered = jobs.enter(&claim(1), id());
+        assert!(jobs.written_by_river(&claim(1)).is_none(), "it has not ended");
+        jobs.set_end(end());
+        assert!(jobs.written_by_river(&claim(2)).is_none());
+        assert!(jobs.written_by_river(&claim(1)).is_some() && jobs.is_empty());
+    }
+
     #[test]
     fn job_is_not_entered_twice_at_once() {
         let jobs = RunningJobs::default();

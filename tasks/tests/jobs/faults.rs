@@ -530,6 +530,8 @@ async fn number_of_replaced_clients_is_limited() {
     reject().await;
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!(jobs.stats().clients, 4);
+    let connections = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()";
+    let before = database.number(connections).await;
     let other = jobs.enqueue(Act::Return(json!("other"))).await.unwrap().id();
     assert_eq!(ended_unfollowed(&tasks, other).await.state, TaskState::Succeeded);
     workers.release();
@@ -543,6 +545,12 @@ async fn number_of_replaced_clients_is_limited() {
         }
     };
     tokio::time::timeout(LONG, ended).await.expect("replaced clients do not end");
+    let closed = async {
+        while database.number(connections).await > before - 3 {
+            tokio::time::sleep(SHORT).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), closed).await.expect("their connections are not closed");
     let _ = jobs.shutdown(Duration::from_secs(5)).await;
 }
 

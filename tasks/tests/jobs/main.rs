@@ -14,6 +14,7 @@ mod install;
 mod interrupted;
 mod leader;
 mod lease;
+mod notify;
 mod other_client;
 mod other_languages;
 mod overflow;
