@@ -294,3 +294,18 @@ proptest! {
         }
     }
 }
+
+/// A store that fences every accept would be asked forever.
+#[test]
+fn accept_that_is_fenced_twice_is_rejected() {
+    let (mut queue, now) = (WriteQueue::new(), Instant::now());
+    queue.accept(1, "task", now).unwrap();
+    let mut fence = || {
+        assert!(matches!(queue.take(now, |_| ((), false))[..], [Write::Accept(())]));
+        queue.settle(&[Written::Fenced], now)
+    };
+    assert!(fence().is_empty(), "the first time it is repeated");
+    let effects = fence();
+    assert!(matches!(&effects[..], [Effect::Rejected("task", error)] if error.is_unavailable()));
+    assert!(queue.is_empty());
+}
