@@ -80,7 +80,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let change = prop_oneof![
         3 => versions().prop_map(Change::Accept),
         4 => versions().prop_map(Change::Update),
-        1 => (-2_i64..3).prop_map(Change::Cancel),
+        1 => (-30_i64..3).prop_map(Change::Cancel),
     ];
     let ops = prop::collection::vec((1..=TASKS, change), 0..5);
     let filter = prop_oneof![

@@ -118,6 +118,8 @@ async fn write_locks_its_epoch_until_the_commit() {
     wait_for_a_blocked_session(&backend).await;
     backend.lose_process(epoch).await;
     assert_eq!(second.mark_lost(other, now()).await.unwrap(), 0);
+    let epochs = sqlx::query_scalar::<_, i64>("SELECT count(*) FROM tower_offload_process");
+    assert_eq!(epochs.fetch_one(&mut *locking).await.unwrap(), 2, "the epoch was ended under the write");
     locking.rollback().await.unwrap();
     assert_eq!(writing.await.unwrap().unwrap(), [Written::Done]);
     assert_eq!(second.mark_lost(other, now()).await.unwrap(), 0, "its only record has ended");
