@@ -1,7 +1,5 @@
 //! Starting a job queue, and errors at the start.
 
-use std::error::Error;
-
 use serde::{Deserialize, Serialize};
 use tower_offload::ThreadPool;
 use tower_offload_tasks::{
