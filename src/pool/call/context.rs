@@ -82,6 +82,14 @@ impl Context {
         Self { task: None, ..Self::capture() }
     }
 
+    /// Captures the span, for work that runs in a runtime anyway. Returns `None` if no subscriber
+    /// enables anything.
+    #[cfg_attr(not(feature = "after-response"), allow(dead_code, reason = "for `after_response`"))]
+    pub(crate) fn capture_trace() -> Option<Self> {
+        let trace = Trace::capture();
+        trace.is_enabled().then_some(Self { runtime: None, task: None, trace })
+    }
+
     pub(crate) fn runtime(&self) -> Option<&Handle> {
         self.runtime.as_ref()
     }
@@ -122,6 +130,13 @@ impl Trace {
             subscriber: (tracing::level_filters::LevelFilter::current() != tracing::level_filters::LevelFilter::OFF)
                 .then(Subscriber::capture),
         }
+    }
+
+    fn is_enabled(&self) -> bool {
+        #[cfg(feature = "tracing")]
+        return self.subscriber.is_some();
+        #[cfg(not(feature = "tracing"))]
+        return false;
     }
 
     /// Runs `work` in `runtime` and in this span.
