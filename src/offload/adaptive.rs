@@ -178,7 +178,7 @@ impl Trust {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(tower_offload_loom)))]
 mod tests {
     use proptest::prelude::*;
 
