@@ -276,6 +276,14 @@ async fn axum_answers_on_the_pool_beside_it_and_503() {
     assert_eq!(answers("GET /ping: 200 OK pong"), 1, "{lines:#?}");
 }
 
+#[tokio::test]
+async fn fair_by_tenant_answers_the_quiet_tenant_beside_the_greedy_one() {
+    let lines = lines_of("fair_by_tenant").await;
+    let starts = |start: &str| lines.iter().any(|line| line.starts_with(start));
+    assert!(starts("greedy: 20 x 200 OK") && starts("greedy: 30 x 429"), "{lines:#?}");
+    assert!(starts("quiet: 200 OK after"), "{lines:#?}");
+}
+
 /// The test allows further reports: on a busy machine, the operating system may preempt any thread
 /// for long enough.
 #[tokio::test]

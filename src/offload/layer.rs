@@ -270,8 +270,8 @@ impl<X, A> OffloadLayer<X, A> {
     /// key or an address. A key that makes a thousand times as many calls as another one delays it
     /// by at most one call per thread.
     ///
-    /// Keys whose calls wait take turns within their [priority](Self::priority), and a key may use
-    /// half of the free queue. See [keys](crate::pool#keys) for what is guaranteed. Requests of
+    /// Keys whose calls wait take turns within their [priority](Self::priority), and one key can
+    /// fill half of the queue. See [keys](crate::pool#keys) for what is guaranteed. Requests of
     /// layers without `fair_by` on the same pool take turns like one more key.
     ///
     /// Return a value that the client cannot choose freely, such as the name of an authenticated

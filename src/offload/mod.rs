@@ -60,8 +60,22 @@
 //! * is not made, with [`backpressure`](OffloadLayer::backpressure), which reserves both permits in
 //!   `poll_ready`.
 //!
-//! The pool's [queue policy](crate::pool#overload) and [`priority`](OffloadLayer::priority) decide
-//! which calls wait, and for how long.
+//! The pool's [queue policy](crate::pool#overload), [`priority`](OffloadLayer::priority) and
+//! [`fair_by`](OffloadLayer::fair_by) decide which calls wait, and for how long.
+//!
+//! With `fair_by`, the bounds are shared among [keys](crate::pool#keys):
+//!
+//! | bound | a key may use | order of those that [`wait`](OffloadLayer::wait) for it |
+//! |---|---|---|
+//! | queue of the pool | half of what others leave free | keys take turns |
+//! | [`max_in_flight`](OffloadLayer::max_in_flight) | all of it | keys take turns |
+//! | [`max_in_flight_per_key`](OffloadLayer::max_in_flight_per_key) | that number | arrival |
+//! | [`max_waiting`](OffloadLayer::max_waiting) | half of what others leave free | |
+//!
+//! One key can therefore use up `max_in_flight`. If calls do not wait for it, set
+//! `max_in_flight_per_key` as well. With [`backpressure`](OffloadLayer::backpressure) capacity is
+//! reserved before the key is known: the key orders only the pool's queue, and a call of a key at
+//! its limit is rejected.
 //!
 //! # Rejection
 //!
@@ -213,7 +227,7 @@
 //! `nested` is the number of threads whose call waits for another call of the pool, and `waits` the
 //! number of such waits that are ended. The values of `reason` are the names that
 //! [`CallError::as_str`](crate::CallError::as_str) returns: a full pool rejects with `overloaded`,
-//! a queue policy with `expired`, and a deadline with `deadline_exceeded`. For the run time without
+//! the limit or the share of a key with `key_limited`, a queue policy with `expired`, and a deadline with `deadline_exceeded`. For the run time without
 //! a caller they are the names of [`CancelReason`](crate::pool::CancelReason).
 //!
 //! [`metrics`]: https://docs.rs/metrics

@@ -53,7 +53,10 @@
 //! * [`Priority::Low`]: some calls run only when there is capacity. The excess is rejected when
 //!   half of the queue is in use, and shed first.
 //!
-//! Policies and priorities affect only calls that have not started.
+//! * [Keys](#keys): a client that makes too many calls delays only itself, and is the one whose
+//!   calls are rejected.
+//!
+//! Policies, priorities and keys affect only calls that have not started.
 //!
 //! ```
 //! use std::time::Duration;
@@ -71,6 +74,34 @@
 //! }
 //! # }
 //! ```
+//!
+//! # Keys
+//!
+//! Calls may have a key, such as a tenant, a user or an address: with
+//! [`OffloadLayer::fair_by`](crate::OffloadLayer::fair_by), or with [`CallOptions::fair_by`].
+//!
+//! * **Keys that wait take turns**, one call at a time, within a priority. When a thread becomes
+//!   free, the key whose last turn was longest ago has the next one. The first call of a key
+//!   therefore starts after at most one call of each other key that waits: within (number of keys x
+//!   longest call / threads) + one call, whatever the others do. Calls that were woken come first,
+//!   as always, and calls without a key take turns like one more key.
+//! * **A key leaves room for others.** A key that has as many calls in the queue as there are
+//!   places left gets no more: its next call is rejected with [`CallError::KeyLimited`], by default
+//!   with the status 429. One key fills half of the queue, two a third each. A key without a
+//!   queued call is rejected only if the queue is full to the last place, which takes at least as
+//!   many keys as the capacity has binary digits.
+//! * **Groups** count as one key, however many keys they have; their keys take turns within the
+//!   group. If clients can choose keys, such as the users of a tenant, group them: otherwise a
+//!   client that sends a new key with each call counts as many clients.
+//!
+//! A turn is one call, however long it takes. Queue policies apply to each key: [`Codel`] reverses
+//! and sheds only the calls of a key that waits for too long, and
+//! [`AcceptBursts`](QueuePolicy::AcceptBursts) sheds from the keys with the most calls. A pool of
+//! your own has the shares of the queue; the turns are up to it.
+//!
+//! Only hashes of keys are kept, with random keys of the process, and only while calls with the key
+//! wait. While 4096 keys wait in a priority, further ones share the turns of others. A pool without
+//! keys has no cost from this.
 //!
 //! # Deadlines
 //!
@@ -276,6 +307,10 @@ pub(crate) use self::{
 /// assert_eq!(pool.run(|| 6 * 7).await, Ok(42));
 /// # }
 /// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a pool",
+    note = "end a builder with `.build()?`, which returns a pool or an error"
+)]
 pub trait Pool: fmt::Debug + Send + Sync + 'static {
     /// Returns the admission control of this pool, always the same one.
     fn admission(&self) -> &Admission;

@@ -291,15 +291,14 @@ async fn wait_for_a_key_at_its_limit_ends_with_its_own_reason() {
 async fn call_with_reserved_capacity_is_rejected_at_the_limit_of_its_key() {
     let (service, gate) =
         gated(OffloadLayer::new(one_thread()).max_in_flight_per_key(1).max_in_flight(8).backpressure());
-    let ready = async |key| {
-        let mut service = service.clone();
+    let [mut first, mut second, mut other] = [(); 3].map(|()| service.clone());
+    for service in [&mut first, &mut second, &mut other] {
         soon(service.ready()).await.unwrap();
-        task::spawn(service.call(key))
-    };
-    let mut first = ready(GREEDY).await;
+    }
+    let mut first = task::spawn(first.call(GREEDY));
     assert_pending!(first.poll());
-    assert_eq!(error(soon(ready(GREEDY).await).await), CallError::KeyLimited);
-    let mut other = ready(QUIET).await;
+    assert_eq!(error(soon(second.call(GREEDY)).await), CallError::KeyLimited);
+    let mut other = task::spawn(other.call(QUIET));
     assert_pending!(other.poll());
     gate.add_permits(2);
     soon(first).await.unwrap();
