@@ -245,17 +245,20 @@ impl CurrentCall {
         Current::with_call(|current| current.call.clone())
     }
 
-    /// Adds to `options` the deadline of this thread. Also returns the innermost layer permit of
-    /// the call that it works on.
+    /// Adds to `options` the deadline of this thread. Returns the innermost layer permit of the call
+    /// that it works on.
     #[inline]
-    pub(crate) fn inherit(options: CallOptions) -> (CallOptions, Option<Arc<dyn LayerPermit>>) {
-        CURRENT
-            .try_with(|current| {
-                let current = current.borrow();
-                let layer_permit = current.call.as_ref().and_then(|current| current.layer_permit.clone());
-                (options.deadline(current.deadline()), layer_permit)
-            })
-            .unwrap_or((options, None))
+    pub(crate) fn inherit(options: &mut CallOptions) -> Option<Arc<dyn LayerPermit>> {
+        let inherited = CURRENT.try_with(|current| {
+            let current = current.borrow();
+            // Most threads that make calls work on none and are in no scope.
+            if current.call.is_none() && current.scope.at().is_none() {
+                return None;
+            }
+            *options = options.deadline(current.deadline());
+            current.call.as_ref()?.layer_permit.clone()
+        });
+        inherited.ok().flatten()
     }
 
     /// Returns the deadline of this thread.
