@@ -84,10 +84,10 @@ fn main() -> ExitCode {
 }
 
 const NOTES: &str = "\
-Medians of the rounds (lowest-highest). p50, p99: of the quiet tenant, from the call to the end of its work, in service times; moved: p99 minus
-that of the tenant alone in the same round. rejected: calls of the quiet tenant. busy: share of the time in which threads ran
-calls. alone: the quiet tenant only. split: 1000 keys that are not in a group count as 1000 tenants.
-~: other processes used over 10 % of the cores in a round.";
+Medians of the rounds (lowest-highest). p50, p99: of the quiet tenant, from the call to the end of its work, in service
+times; moved: p99 minus that of the tenant alone in the same round. rejected: calls of the quiet tenant. busy: share of the
+time in which threads ran calls. alone: the quiet tenant only. split: 1000 keys that are not in a group count as 1000
+tenants. ~: other processes used over 10 % of the cores in a round.";
 
 fn text(rows: &[Row<Scene, Sample>]) -> String {
     let mut text = String::new();
