@@ -16,7 +16,7 @@ spawn_blocking has tokio's default of up to 512 threads; spawn_blocking/capped h
 
 pub(crate) fn text(rows: &[Row<Scene, Sample>], rounds: usize, measured: Duration) -> String {
     let mut text = format!(
-        "a trivial closure's way to another thread and back; pools of {THREADS}; {rounds} round(s) of {measured:?}\n\n"
+        "a trivial closure's way to another thread and back; pools of {THREADS} unless noted; {rounds} round(s) of {measured:?}\n\n"
     );
     for rows in rows.chunk_by(|a, b| a.scene == b.scene) {
         let _ = writeln!(text, "{}", table(rows));

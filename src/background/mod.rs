@@ -259,6 +259,11 @@ impl Background {
         Ok(Reservation::new(self.shared.clone(), header))
     }
 
+    /// Returns `true` if both are handles to the same background.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+
     pub(crate) fn drain_guard(&self) -> DrainGuard {
         DrainGuard::new(self.shared.clone())
     }

@@ -357,7 +357,8 @@ impl fmt::Debug for TaskHandle {
 /// which error reporting crates print the chain of causes.
 #[diagnostic::on_unimplemented(
     message = "a task returns `()` or `Result<(), E>` where `E: Display`, not `{Self}`",
-    note = "end the work with `;`, or discard its value with `.map(drop)`"
+    note = "end the work with `;`, or discard its value with `.map(drop)`",
+    note = "a future is submitted with `spawn`, not with `spawn_blocking`"
 )]
 pub trait TaskOutput: sealed::Sealed {
     #[doc(hidden)]

@@ -15,7 +15,7 @@ use tokio::{runtime::Handle, sync::Notify, time::Instant};
 use super::{
     error::CallError,
     key::CallKey,
-    metrics::{Metrics, nanos},
+    metrics::Metrics,
     nested::NestedWaits,
     options::CallOptions,
     overload::{Arrival, Change, OverloadDetector},
@@ -223,6 +223,7 @@ impl Admission {
     /// Acquires a permit for the queue, if one is available. [`Priority::Low`] calls can use only
     /// half of the permits, so they are rejected before others. A call with a key is rejected with
     /// [`CallError::KeyLimited`] if its key has used its share (see [`pool`](super#keys)).
+    #[inline]
     pub(super) fn try_acquire(&self, options: CallOptions) -> Result<(), CallError> {
         if self.is_closed() {
             return Err(CallError::Closed);
@@ -329,9 +330,8 @@ impl Admission {
     }
 
     /// Records that a call is about to be polled for the first time. It has waited in the queue for
-    /// `waited`, and before that for capacity for `delay` nanoseconds.
-    pub(super) fn on_start(&self, waited: Duration, delay: u64) {
-        let waited = nanos(waited);
+    /// `waited` nanoseconds, and before that for capacity for `delay`.
+    pub(super) fn on_start(&self, waited: u64, delay: u64) {
         let milliseconds = waited / 1_000_000;
         if self.last_wait.load(Relaxed) != milliseconds {
             self.last_wait.store(milliseconds, Relaxed);
@@ -339,12 +339,14 @@ impl Admission {
         self.metrics.started(waited, delay);
     }
 
-    /// Records that an admitted call has ended, after polls that took `run_time`. With `ends_poll`,
-    /// its last poll has just ended.
+    /// Records that an admitted call has ended: its work has ended, and everything that it held is
+    /// released. Called before the caller is notified. `run_time` is the total of the call's polls
+    /// in nanoseconds, or `None` if it was never polled. With `ends_poll`, this also ends its last poll, which is
+    /// not recorded yet.
     ///
     /// This thread counts the end and then loads the phase. `shutdown` stores the phase and then
     /// loads the count. At least one of them sees the other's write.
-    pub(super) fn on_complete(&self, run_time: Option<Duration>, ends_poll: bool) {
+    pub(super) fn on_complete(&self, run_time: Option<u64>, ends_poll: bool) {
         self.metrics.ended(run_time, ends_poll);
         if self.is_closed() && self.metrics.in_flight() == 0 {
             // Wakes tasks that wait in `shutdown`. Their wakers are user code.
@@ -376,7 +378,7 @@ mod tests {
         let admission = Admission::new("waits", 1);
         assert_eq!(admission.expected_wait(), Duration::ZERO);
         for milliseconds in [1100, 20] {
-            admission.on_start(Duration::from_millis(milliseconds), 1_000_000_000);
+            admission.on_start(milliseconds * 1_000_000, 1_000_000_000);
             assert_eq!(admission.expected_wait(), Duration::from_millis(milliseconds));
         }
     }

@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use super::{
     busy::BusyTime,
+    deadline::Deadline,
     error::{CallError, CancelReason},
     stall::Observation,
     stats::PoolStats,
@@ -29,6 +30,15 @@ use crate::{
 /// Number of stripes, a power of two. It keeps a handful of busy threads apart.
 const STRIPES: usize = 16;
 
+/// Time since the epoch of a pool, in nanoseconds.
+///
+/// Calls use it instead of [`Instant`], of which each subtraction costs as much as a dozen of these.
+pub(super) type PoolTime = u64;
+
+/// Time from the epoch of a pool to its creation. Tests can stop tokio's clock and set it forward,
+/// so a pool that was created then may be used earlier by the clock of another runtime.
+const BEFORE_CREATION: Duration = Duration::from_secs(86_400);
+
 #[derive(Debug)]
 pub(crate) struct Metrics {
     #[cfg(feature = "tracing")]
@@ -39,8 +49,10 @@ pub(crate) struct Metrics {
     /// threads would be passed between cores a dozen times per call, which took a third of the cost
     /// of a call at full load.
     stripes: Box<[Stripe]>,
-    /// Time at which the pool was created. Busy times count from here.
-    created: Instant,
+    /// The origin of [`PoolTime`].
+    epoch: Instant,
+    /// Time at which the pool was created.
+    created: PoolTime,
     stall: Mutex<Stall>,
     /// Number of times that the pool became overloaded.
     overloads: AtomicU64,
@@ -79,13 +91,15 @@ struct Stripe {
     resume_wait: AtomicU64,
     /// Woken calls that left the queue without having been polled.
     skipped: AtomicU64,
-    /// Polls that have ended.
+    /// Polls that have ended, without those that have ended their call.
     polled: AtomicU64,
     run_time: AtomicU64,
     abandoned: AtomicU64,
     panicked: AtomicU64,
-    /// Calls that have ended.
+    /// Calls that have ended, without those in `returned`.
     ended: AtomicU64,
+    /// Calls that have ended with their last poll.
+    returned: AtomicU64,
     /// Calls that have ended without an output.
     failed: AtomicU64,
     /// Time that calls ran after they were cancelled.
@@ -108,12 +122,15 @@ macro_rules! record {
 impl Metrics {
     #[cfg_attr(not(any(feature = "metrics", feature = "tracing")), expect(unused_variables))]
     pub(super) fn new(pool: &Arc<str>) -> Self {
+        let created = Instant::now();
+        let epoch = created.checked_sub(BEFORE_CREATION).unwrap_or(created);
         Self {
             #[cfg(feature = "tracing")]
             pool: pool.clone(),
             #[cfg(feature = "tracing")]
             overload: OverloadWarning::new(),
-            created: Instant::now(),
+            epoch,
+            created: nanos(created.saturating_duration_since(epoch)),
             stripes: (0..STRIPES).map(|_| Stripe::default()).collect(),
             stall: Mutex::default(),
             overloads: AtomicU64::new(0),
@@ -135,7 +152,9 @@ impl Metrics {
         // never underflow it.
         let (polled, passed_over, skipped) =
             (self.sum(|it| &it.polled), self.sum(|it| &it.passed_over), self.sum(|it| &it.skipped));
-        let (failed, ended) = (self.sum(|it| &it.failed), self.sum(|it| &it.ended));
+        let (failed, ended, returned) =
+            (self.sum(|it| &it.failed), self.sum(|it| &it.ended), self.sum(|it| &it.returned));
+        let (polled, ended) = (polled + returned, ended + returned);
         let undelayed = self.sum(|it| &it.undelayed);
         let (started, resumed) = (self.sum(|it| &it.started), self.sum(|it| &it.resumed));
         let (admitted, woken) = (self.sum(|it| &it.admitted), self.sum(|it| &it.woken));
@@ -170,7 +189,8 @@ impl Metrics {
     /// Reads what decides whether the pool is stalled.
     pub(super) fn observe(&self) -> Observation {
         let counters = |it: &Stripe| {
-            [&it.passed_over, &it.started, &it.resumed, &it.skipped, &it.polled].map(|counter| counter.load(Relaxed))
+            [&it.passed_over, &it.started, &it.resumed, &it.skipped, &it.polled, &it.returned]
+                .map(|counter| counter.load(Relaxed))
         };
         let progress = self.stripes.iter().flat_map(counters).fold(0, u64::wrapping_add);
         let stats = self.stats();
@@ -248,46 +268,66 @@ impl Metrics {
     /// Returns the number of admitted calls that have not ended. It decreases before the caller of
     /// a call is woken.
     ///
-    /// Once no call is admitted any longer, the result is never too low: `admitted` and `ended` are
-    /// `SeqCst`, so the thread that ends the last call sees the end of every other one.
+    /// Once no call is admitted any longer, the result is never too low: `admitted`, `ended`
+    /// and `returned` are `SeqCst`, so the thread that ends the last call sees the end of every other one.
     pub(super) fn in_flight(&self) -> usize {
-        let ended = self.sum(|it| &it.ended); // Loaded first, as in `stats`.
+        // Loaded first, as in `stats`.
+        let ended = self.sum(|it| &it.ended) + self.sum(|it| &it.returned);
         gauge(self.sum(|it| &it.admitted), ended)
+    }
+
+    /// Returns the current time.
+    #[inline]
+    pub(super) fn now(&self) -> PoolTime {
+        nanos(Instant::now().saturating_duration_since(self.epoch))
     }
 
     /// Returns the time since the pool was created.
     pub(super) fn age(&self) -> Duration {
-        self.created.elapsed()
+        Duration::from_nanos(self.now().saturating_sub(self.created))
+    }
+
+    /// Converts a time.
+    pub(super) fn instant(&self, time: PoolTime) -> Instant {
+        self.epoch.checked_add(Duration::from_nanos(time)).unwrap_or(self.epoch)
+    }
+
+    /// Converts a deadline. [`Deadline::NO_NANOS`] if there is none.
+    #[inline]
+    pub(super) fn pool_time(&self, deadline: Deadline) -> PoolTime {
+        deadline.nanos_after(self.epoch)
+    }
+
+    /// Returns the deadline of which [`pool_time`](Self::pool_time) has returned `time`.
+    pub(super) fn deadline(&self, time: PoolTime) -> Deadline {
+        Deadline::from_nanos_after(self.epoch, time)
     }
 
     /// Returns the time that threads were busy, up to now.
     fn busy_time(&self) -> Duration {
-        let now = self.micros(Instant::now());
+        let now = self.now() / 1000;
         let total = self.stripes.iter().map(|stripe| stripe.busy.total(now));
         Duration::from_micros(total.fold(0, u64::wrapping_add))
     }
 
-    /// Returns the whole microseconds from the creation of the pool to `time`.
-    fn micros(&self, time: Instant) -> u64 {
-        nanos(time.saturating_duration_since(self.created)) / 1000
-    }
-
     /// Records that this thread has become busy.
-    pub(super) fn busy(&self, now: Instant) {
-        self.stripe().busy.start(self.micros(now));
+    #[inline]
+    pub(super) fn busy(&self, now: PoolTime) {
+        self.stripe().busy.start(now / 1000);
     }
 
     /// Records that this thread is no longer busy.
-    pub(super) fn idle(&self, now: Instant) {
-        self.stripe().busy.stop(self.micros(now));
+    #[inline]
+    pub(super) fn idle(&self, now: PoolTime) {
+        self.stripe().busy.stop(now / 1000);
     }
 
-    /// Reports that this thread was busy between two times. A panic of the recorder is ignored,
-    /// because it would end the thread.
-    pub(super) fn report_busy(&self, from: Instant, until: Instant) {
+    /// Reports that this thread was busy for a number of nanoseconds. A panic of the recorder is
+    /// ignored, because it would end the thread.
+    pub(super) fn report_busy(&self, time: u64) {
         #[cfg(feature = "metrics")]
-        ignore_panic(|| self.recorder.get().busy.increment(self.micros(until).saturating_sub(self.micros(from))));
-        let _ = (from, until);
+        ignore_panic(|| self.recorder.get().busy.increment(time / 1000));
+        let _ = time;
     }
 
     fn sum(&self, counter: impl Fn(&Stripe) -> &AtomicU64) -> u64 {
@@ -362,12 +402,13 @@ impl Metrics {
         self.stripe().woken.fetch_add(1, Relaxed);
     }
 
-    /// Records the start of a poll after the first.
-    pub(super) fn resumed(&self, waited: Duration) {
+    /// Records the start of a poll after the first, which has waited for `waited` nanoseconds since
+    /// the wake-up.
+    pub(super) fn resumed(&self, waited: u64) {
         let stripe = self.stripe();
         stripe.resumed.fetch_add(1, Relaxed);
-        stripe.resume_wait.fetch_add(nanos(waited), Relaxed);
-        record!(self, resume_wait.record(waited));
+        stripe.resume_wait.fetch_add(waited, Relaxed);
+        record!(self, resume_wait.record(Duration::from_nanos(waited)));
         record!(self, active.increment(1));
     }
 
@@ -404,22 +445,22 @@ impl Metrics {
         self.stripe().failed.fetch_add(1, Relaxed);
     }
 
-    /// Records the end of an admitted call: the total of its polls if it was polled and, with
+    /// Records the end of an admitted call: the nanoseconds of its polls if it was polled and, with
     /// `ends_poll`, the end of the last one.
     ///
     /// The end of the call is counted last, so that it is counted once if a recorder panics: the
     /// call then fails and is recorded again, without its polls.
-    pub(super) fn ended(&self, run_time: Option<Duration>, ends_poll: bool) {
+    pub(super) fn ended(&self, run_time: Option<u64>, ends_poll: bool) {
         let stripe = self.stripe();
         if ends_poll {
-            stripe.polled.fetch_add(1, Relaxed);
             record!(self, active.decrement(1));
         }
         if let Some(run_time) = run_time {
-            stripe.run_time.fetch_add(nanos(run_time), Relaxed);
-            record!(self, run.record(run_time));
+            stripe.run_time.fetch_add(run_time, Relaxed);
+            record!(self, run.record(Duration::from_nanos(run_time)));
         }
-        stripe.ended.fetch_add(1, SeqCst);
+        let ended = if ends_poll { &stripe.returned } else { &stripe.ended };
+        ended.fetch_add(1, SeqCst);
     }
 
     /// Records that the caller left before the call ended.
@@ -431,20 +472,20 @@ impl Metrics {
         let _ = detached;
     }
 
-    /// Records that a poll ran for `time` after its call was cancelled.
-    pub(super) fn ran_cancelled(&self, reason: CancelReason, time: Duration) {
-        self.stripe().cancelled_run_time.fetch_add(nanos(time), Relaxed);
-        record!(self, cancelled_run(reason).increment(nanos(time) / 1000));
+    /// Records that a poll ran for `time` nanoseconds after its call was cancelled.
+    pub(super) fn ran_cancelled(&self, reason: CancelReason, time: u64) {
+        self.stripe().cancelled_run_time.fetch_add(time, Relaxed);
+        record!(self, cancelled_run(reason).increment(time / 1000));
         let _ = reason;
     }
 
     /// Logs the end of a detached call whose caller had left. This event is the only report of it.
-    pub(super) fn detached_ended(&self, run_time: Duration) {
+    pub(super) fn detached_ended(&self, run_time: u64) {
         #[cfg(feature = "tracing")]
         tracing::event!(
             tracing::Level::INFO,
             pool = &*self.pool,
-            run_seconds = run_time.as_secs_f64(),
+            run_seconds = Duration::from_nanos(run_time).as_secs_f64(),
             "detached call ended"
         );
         let _ = run_time;
@@ -510,7 +551,7 @@ fn gauge(increments: u64, decrements: u64) -> usize {
 }
 
 /// Returns whole nanoseconds. Without the 128-bit arithmetic of [`Duration::as_nanos`].
-pub(super) fn nanos(duration: Duration) -> u64 {
+fn nanos(duration: Duration) -> u64 {
     duration.as_secs().saturating_mul(1_000_000_000).saturating_add(u64::from(duration.subsec_nanos()))
 }
 

@@ -307,6 +307,10 @@ pub(crate) use self::{
 /// assert_eq!(pool.run(|| 6 * 7).await, Ok(42));
 /// # }
 /// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a pool",
+    note = "end a builder with `.build()?`, which returns a pool or an error"
+)]
 pub trait Pool: fmt::Debug + Send + Sync + 'static {
     /// Returns the admission control of this pool, always the same one.
     fn admission(&self) -> &Admission;

@@ -12,8 +12,6 @@ use super::{
     admission::Admission,
     call::{LayerPermit, Runnable},
     key::CallKey,
-    metrics::Metrics,
-    nested::NestedWaits,
 };
 
 /// Permit for one entry in the queue of a pool, and the connection of a call to its pool.
@@ -74,7 +72,7 @@ impl QueuePermit {
 
     /// Returns the admission control of the pool, by one virtual call.
     #[inline]
-    fn admission(&self) -> &Admission {
+    pub(super) fn admission(&self) -> &Admission {
         (*self.pool).admission()
     }
 
@@ -110,44 +108,19 @@ impl QueuePermit {
         }
     }
 
-    /// Records the start of the call and releases the permit. Called before the first poll, with
-    /// the time that the call has waited for it.
+    /// Records the start of the call and releases the permit. Called before the first poll, for
+    /// which the call has waited for `waited` nanoseconds. `admission` is that of the pool.
     #[inline]
-    pub(super) fn on_start(&self, waited: Duration) {
-        let admission = self.admission();
+    pub(super) fn on_start(&self, admission: &Admission, waited: u64) {
         if self.take() {
             admission.release(self.key);
         }
         admission.on_start(waited, self.delay);
     }
 
-    /// Records the end of the call. Called once the work has ended and everything that it held is
-    /// released, before the caller is notified. `run_time` is `None` if the call was never polled.
-    /// `ends_poll` is `true` if this also ends the call's last poll, which is not recorded yet.
-    #[inline]
-    pub(super) fn on_complete(&self, run_time: Option<Duration>, ends_poll: bool) {
-        self.admission().on_complete(run_time, ends_poll);
-    }
-
-    /// Returns `true` if calls must be dropped instead of polled.
-    #[inline]
-    pub(super) fn is_halted(&self) -> bool {
-        self.admission().is_halted()
-    }
-
-    #[inline]
-    pub(super) fn metrics(&self) -> &Metrics {
-        self.admission().metrics()
-    }
-
     /// Returns how long a new call is expected to wait.
     pub(super) fn expected_wait(&self) -> Duration {
         (*self.pool).expected_wait()
-    }
-
-    /// Returns the waits of the pool's calls for each other.
-    pub(super) fn nested_waits(&self) -> &NestedWaits {
-        self.admission().nested_waits()
     }
 }
 

@@ -78,6 +78,7 @@ pub(super) struct WorkerConfig {
 pub(super) struct Worker {
     pool: Arc<WorkerPool>,
     state: WorkerState<Runnable>,
+    clock: Clock,
     has_exited: bool,
 }
 
@@ -251,7 +252,7 @@ impl fmt::Debug for PoolHandle {
 
 impl Worker {
     fn new(pool: Arc<WorkerPool>, state: WorkerState<Runnable>) -> Self {
-        Self { pool, state, has_exited: false }
+        Self { pool, state, clock: Clock::default(), has_exited: false }
     }
 
     /// Makes the worker busy. Called on the worker's thread if the thread does something else
@@ -281,25 +282,31 @@ impl Worker {
                     self.pool.scheduler.search(&mut self.state);
                     self.pool.scheduler.next(&mut self.state, may_park)
                 }
-                Action::Park if self.pool.scheduler.park(&mut self.state, keep_alive) => {
-                    self.pool.scheduler.next(&mut self.state, may_park)
-                }
+                Action::Park if self.park(keep_alive) => self.pool.scheduler.next(&mut self.state, may_park),
                 Action::Park | Action::Exit => break,
             };
         }
+        self.clock.flush(self.pool.admission.metrics());
         self.has_exited = true;
+    }
+
+    /// Parks until there is work. Returns `false` if the worker must exit.
+    fn park(&mut self, keep_alive: Option<Duration>) -> bool {
+        self.clock.flush(self.pool.admission.metrics());
+        self.pool.scheduler.park(&mut self.state, keep_alive)
     }
 
     /// Runs calls as long as they were made in the same runtime and the worker need not park.
     /// Returns the action that ends the batch, or `None` if the worker must give its thread back.
     fn run_batch(&mut self, first: Dequeued<Runnable>, may_park: bool) -> Option<Action<Dequeued<Runnable>>> {
-        let Self { pool, state, .. } = self;
+        let Self { pool, state, clock, .. } = self;
         let WorkerPool { admission, scheduler, config, wake_batcher, .. } = &**pool;
+        let metrics = admission.metrics();
         let runtime = first.item.runtime().filter(|_| !config.is_borrowed).cloned();
         let mut batch = RunBatch::enter(runtime.as_ref(), wake_batcher);
-        let (mut dequeued, mut clock) = (first, Clock::new(admission.metrics()));
+        let mut dequeued = first;
         let end = loop {
-            clock.start();
+            clock.start(metrics);
             let Dequeued { item: runnable, spawn_worker, has_more } = dequeued;
             if spawn_worker {
                 pool.spawn_worker();
@@ -313,7 +320,7 @@ impl Worker {
             }
             // A call catches the panics of its work. One that arrives here was raised by a metrics
             // recorder or a tracing subscriber.
-            let caller = catch_unwind(|| runnable.run_without_wake(Some(&mut clock))).unwrap_or_else(|payload| {
+            let caller = catch_unwind(|| runnable.run_without_wake(Some(&mut *clock))).unwrap_or_else(|payload| {
                 drop_payload(payload);
                 None
             });
@@ -322,13 +329,13 @@ impl Worker {
                     clock.reset();
                 }
             }
-            clock.report();
-            if config.is_borrowed && !admission.is_halted() && !scheduler.is_empty() {
+            clock.report(metrics);
+            if config.is_borrowed && !admission.is_halted() && !scheduler.looks_empty() {
                 break None;
             }
             let mut action = scheduler.next(state, may_park);
             while let Action::Search = action {
-                clock.stop();
+                clock.stop(metrics);
                 scheduler.search(state);
                 action = scheduler.next(state, may_park);
             }
@@ -337,6 +344,7 @@ impl Worker {
                 action => break Some(action),
             }
         };
+        clock.stop(metrics);
         // Tokio panics here if work has leaked the guard of a runtime that it entered.
         ignore_panic(|| drop(batch));
         end
@@ -351,6 +359,7 @@ impl Worker {
 
     fn lose(&mut self, error: CallError) {
         self.has_exited = true;
+        self.clock.flush(self.pool.admission.metrics());
         let WorkerPool { admission, scheduler, .. } = &*self.pool;
         for runnable in scheduler.on_worker_lost(&self.state) {
             runnable.refuse(if admission.is_closed() { CallError::Closed } else { error });

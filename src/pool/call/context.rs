@@ -10,7 +10,7 @@ use tokio::{
     task,
 };
 
-use super::runnable::RawCall;
+use super::{runnable::RawCall, uncounted::Uncounted};
 use crate::pool::{deadline::Deadline, error::CancelReason, nested::NestedWaits, options::CallOptions};
 
 thread_local! {
@@ -52,7 +52,7 @@ impl Current {
 
     /// Returns the earlier deadline of the scope and the call.
     fn deadline(&self) -> Deadline {
-        self.call.as_ref().map_or(self.scope, |current| current.call.header().work_deadline().earlier(self.scope))
+        self.call.as_ref().map_or(self.scope, |current| current.call.work_deadline().earlier(self.scope))
     }
 
     fn set_entered(entered: Option<Id>) -> Option<Id> {
@@ -80,6 +80,14 @@ impl Context {
     /// Like `capture`, for work that outlives the task that submits it and that no task awaits.
     pub(crate) fn capture_for_background() -> Self {
         Self { task: None, ..Self::capture() }
+    }
+
+    /// Captures the span, for work that runs in a runtime anyway. Returns `None` if no subscriber
+    /// enables anything.
+    #[cfg_attr(not(feature = "after-response"), allow(dead_code, reason = "for `after_response`"))]
+    pub(crate) fn capture_trace() -> Option<Self> {
+        let trace = Trace::capture();
+        trace.is_enabled().then_some(Self { runtime: None, task: None, trace })
     }
 
     pub(crate) fn runtime(&self) -> Option<&Handle> {
@@ -122,6 +130,13 @@ impl Trace {
             subscriber: (tracing::level_filters::LevelFilter::current() != tracing::level_filters::LevelFilter::OFF)
                 .then(Subscriber::capture),
         }
+    }
+
+    fn is_enabled(&self) -> bool {
+        #[cfg(feature = "tracing")]
+        return self.subscriber.is_some();
+        #[cfg(not(feature = "tracing"))]
+        return false;
     }
 
     /// Runs `work` in `runtime` and in this span.
@@ -194,7 +209,7 @@ impl Drop for RuntimeGuard<'_> {
 
 /// The call that a thread is running, as its work can see it.
 pub(crate) struct CurrentCall {
-    pub(super) call: Arc<dyn RawCall>,
+    pub(super) call: Uncounted,
     pub(super) layer_permit: Option<Arc<dyn LayerPermit>>,
 }
 

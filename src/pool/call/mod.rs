@@ -30,6 +30,7 @@ mod runnable;
 mod stage;
 mod state;
 mod timer;
+mod uncounted;
 
 use std::{
     any::Any,
@@ -37,7 +38,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    task::{self, Poll, Wake, Waker},
+    task::{self, Poll, Wake},
     time::Duration,
 };
 
@@ -56,12 +57,14 @@ use self::{
     runnable::Header,
     stage::Stage,
     state::{Begin, CallState, DropAction, Park},
+    uncounted::{Uncounted, with_waker},
 };
 use super::{
+    admission::Admission,
     clock::Clock,
     deadline::Deadline,
     error::{CallError, CancelReason},
-    metrics::{Metrics, nanos},
+    metrics::{Metrics, PoolTime},
     nested::NestedWaits,
     queue_permit::{Admitted, QueuePermit},
 };
@@ -81,9 +84,10 @@ where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
-    let (call, runnable, handle) = create(admitted, context, on_caller_drop, future);
+    let (call, runnable) = create(admitted, context, on_caller_drop, future);
     call.permit.schedule(runnable);
-    handle
+    // Not counted a third time: the worker may be writing to the count by now.
+    Call::into_handle(call, on_caller_drop)
 }
 
 /// Like [`spawn`], but polls the call once on this thread first.
@@ -97,79 +101,81 @@ where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
-    let (_, runnable, handle) = create(admitted, context, on_caller_drop, future);
-    runnable.run();
-    handle
+    let (call, runnable) = create(admitted, context, on_caller_drop, future);
+    // The time is not busy time of the pool, so the clock is not started.
+    let caller = runnable.run_without_wake(Some(&mut Clock::default()));
+    debug_assert!(caller.is_none(), "no caller waits yet");
+    Call::into_handle(call, on_caller_drop)
 }
 
 #[inline]
-fn create<F>(
-    admitted: Admitted,
-    context: Context,
-    on_caller_drop: OnCallerDrop,
-    future: F,
-) -> (Arc<Call<F>>, Runnable, JoinHandle<F::Output>)
+fn create<F>(admitted: Admitted, context: Context, on_caller_drop: OnCallerDrop, future: F) -> (Arc<Call<F>>, Runnable)
 where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
     let Admitted { queue_permit, layer_permit, options } = admitted;
     let Context { runtime, task, trace } = context;
-    let created = Instant::now();
+    let metrics = queue_permit.admission().metrics();
+    let created = metrics.now();
+    let deadline = metrics.pool_time(options.deadline);
     let call = Arc::new(Call {
         header: Header {
             priority: options.priority,
             key: options.key,
             runtime,
             created,
-            deadline: options.deadline.nanos_after(created),
+            deadline,
             is_detached: on_caller_drop == OnCallerDrop::Detach,
             started: AtomicBool::new(false),
             waits_nested: AtomicBool::new(false),
         },
         state: CallState::scheduled(),
         permit: queue_permit,
-        task,
-        woken: AtomicU64::new(0),
-        left: AtomicU64::new(u64::MAX),
         progress: Mutex::new(Progress {
             stage: Stage::Future(future),
             environment: Some(Environment { trace, layer_permit }),
-            run_time: Duration::ZERO,
+            run_time: 0,
         }),
+        task,
+        woken: AtomicU64::new(0),
+        left: AtomicU64::new(u64::MAX),
     });
     // Created first: if a recorder panics below, the drop of the entry releases everything.
     let runnable = Runnable::new(call.clone());
-    call.permit.metrics().admitted();
-    let handle = JoinHandle::new(call.clone(), on_caller_drop, call.header.deadline != Deadline::NO_NANOS);
-    (call, runnable, handle)
+    call.permit.admission().metrics().admitted();
+    (call, runnable)
 }
 
+/// The fields are in an order in which few cache lines pass between the caller and the worker: those
+/// that both of them access are next to the reference counts and to the beginning of `progress`.
+#[repr(C)]
 struct Call<F: Future> {
-    header: Header,
     state: CallState,
     /// Permit for the queue, and connection to the pool.
     permit: QueuePermit,
-    /// Task in which the call was made, if it was made in one.
-    task: Option<Id>,
-    /// Time of the last wake-up, in nanoseconds after `header.created`.
-    woken: AtomicU64,
-    /// Time at which the caller cancelled the call, in nanoseconds after `header.created`. Written
-    /// by the caller before it sets `CANCELLED`, and not at all if it drops an unstarted call.
-    left: AtomicU64,
+    header: Header,
     /// Locked by the thread that owns the future, for as long as it owns it; after completion, by
     /// the thread that takes the output. The lock is therefore never contended. It makes the
     /// compiler check what [`CallState`] guarantees.
     progress: Mutex<Progress<F>>,
+    /// Task in which the call was made, if it was made in one.
+    task: Option<Id>,
+    /// [`PoolTime`] of the last wake-up.
+    woken: AtomicU64,
+    /// [`PoolTime`] at which the caller cancelled the call. Written by the caller before it sets
+    /// `CANCELLED`, and not at all if it drops an unstarted call.
+    left: AtomicU64,
 }
 
+#[repr(C)]
 struct Progress<F: Future> {
     stage: Stage<F>,
     /// `None` once the future is dropped, so that a stale waker keeps neither a span open nor a
     /// layer's permit.
     environment: Option<Environment>,
-    /// Sum of all polls.
-    run_time: Duration,
+    /// Sum of all polls, in nanoseconds.
+    run_time: u64,
 }
 
 struct Environment {
@@ -193,10 +199,11 @@ where
 {
     /// Takes the entry, and polls or drops the future.
     #[inline]
-    fn run_with(self: &Arc<Self>, clock: &mut Clock<'_>) -> Option<CallerWaker> {
+    fn run_with(self: &Arc<Self>, clock: &mut Clock) -> Option<CallerWaker> {
+        let admission = self.permit.admission();
         self.guard(|| match self.state.begin() {
-            Begin::Poll if self.permit.is_halted() => self.reject(CallError::Closed),
-            Begin::Poll => self.start_and_poll(clock),
+            Begin::Poll if admission.is_halted() => self.reject(CallError::Closed),
+            Begin::Poll => self.start_and_poll(admission, clock),
             Begin::Drop => self.drop_cancelled(CallError::Closed),
             // This entry is the last owner of the call. Dropping the call releases the queue
             // permit.
@@ -205,23 +212,21 @@ where
     }
 
     /// Records the end of the call's wait in the queue, and polls.
-    fn start_and_poll(self: &Arc<Self>, clock: &mut Clock<'_>) -> Option<CallerWaker> {
-        let now = clock.start_call();
-        let waited = now.saturating_duration_since(self.header.created);
+    fn start_and_poll(self: &Arc<Self>, admission: &Admission, clock: &mut Clock) -> Option<CallerWaker> {
+        let now = clock.start_call(admission.metrics());
         if self.header.has_started() {
-            let woken = Duration::from_nanos(self.woken.load(Ordering::Relaxed));
-            self.metrics().resumed(waited.saturating_sub(woken));
+            admission.metrics().resumed(now.saturating_sub(self.woken.load(Ordering::Relaxed)));
         } else {
-            if self.header.is_expired(waited) {
+            if self.header.deadline <= now {
                 return self.expire();
             }
             self.header.started.store(true, Ordering::Relaxed);
-            self.permit.on_start(waited);
+            self.permit.on_start(admission, now.saturating_sub(self.header.created));
         }
         let mut progress = lock(&self.progress);
         let polled = self.poll_future(&mut progress);
-        let ended = Instant::now();
-        progress.run_time = progress.run_time.saturating_add(ended.saturating_duration_since(now));
+        let ended = admission.metrics().now();
+        progress.run_time = progress.run_time.saturating_add(ended.saturating_sub(now));
         let run_time = progress.run_time;
         let environment = if let Polled::Ready(_) = polled { progress.environment.take() } else { None };
         drop(progress);
@@ -231,7 +236,7 @@ where
         // Before `park`, because another thread may own the call after that.
         self.end_nested_wait();
         if environment.is_none() {
-            self.metrics().polled();
+            admission.metrics().polled();
         }
         match polled {
             Polled::Pending => match self.state.park() {
@@ -247,7 +252,7 @@ where
                     self.report_panic(payload);
                 }
                 let environment = environment.expect("a call completes once");
-                let caller = self.complete(environment, Some(run_time), true);
+                let caller = self.complete(admission, environment, Some(run_time), true);
                 // Without a caller, the output may have been dropped here, which may take long.
                 if caller.is_some() {
                     clock.end_call(ended);
@@ -261,14 +266,15 @@ where
     /// Polls the future, and drops it in its environment if it is ready.
     #[inline(never)] // Inlined, it costs 50 instructions more per call.
     fn poll_future(self: &Arc<Self>, progress: &mut Progress<F>) -> Polled {
-        let waker = Waker::from(self.clone());
         let Progress { stage, environment, .. } = progress;
         let entered = environment.as_ref().expect("a call has its environment until its future is dropped");
         let polled = catch_unwind(|| {
-            self.enter(entered, || match stage.poll(&mut task::Context::from_waker(&waker)) {
-                Poll::Pending => None,
-                // The output is valid even if the future's destructor panics.
-                Poll::Ready(output) => Some(catch_unwind(|| stage.store_result(Ok(output)))),
+            self.enter(entered, || {
+                match with_waker(self, |waker| stage.poll(&mut task::Context::from_waker(waker))) {
+                    Poll::Pending => None,
+                    // The output is valid even if the future's destructor panics.
+                    Poll::Ready(output) => Some(catch_unwind(|| stage.store_result(Ok(output)))),
+                }
             })
         });
         match polled {
@@ -280,11 +286,10 @@ where
 
     /// Counts the time that the poll which has `ended` ran for a caller that was gone.
     #[cold]
-    fn count_cancelled(&self, ended: Instant) {
-        let ended = nanos(ended.saturating_duration_since(self.header.created));
+    fn count_cancelled(&self, ended: PoolTime) {
         let time = ended.saturating_sub(self.left.load(Ordering::Relaxed));
         if let Some(reason) = self.state.cancel_reason() {
-            self.metrics().ran_cancelled(reason, Duration::from_nanos(time));
+            self.metrics().ran_cancelled(reason, time);
         }
     }
 
@@ -292,7 +297,7 @@ where
     fn end_nested_wait(self: &Arc<Self>) {
         if self.header.waits_nested.load(Ordering::Relaxed) {
             self.header.waits_nested.store(false, Ordering::Relaxed);
-            self.permit.nested_waits().remove(Arc::as_ptr(self).addr());
+            self.permit.admission().nested_waits().remove(Arc::as_ptr(self).addr());
         }
     }
 
@@ -355,11 +360,12 @@ where
             (environment, *run_time)
         };
         self.end_nested_wait();
-        self.metrics().failed();
-        self.complete(environment, self.header.has_started().then_some(run_time), false)
+        let admission = self.permit.admission();
+        admission.metrics().failed();
+        self.complete(admission, environment, self.header.has_started().then_some(run_time), false)
     }
 
-    /// Completes a call whose result is stored. See [`QueuePermit::on_complete`] for the
+    /// Completes a call whose result is stored. See [`Admission::on_complete`] for the
     /// arguments.
     ///
     /// 1. The layer's permit is released, so that the caller's next call finds it free.
@@ -368,8 +374,9 @@ where
     /// 4. If the caller has left, the output is dropped here, on the pool.
     fn complete(
         self: &Arc<Self>,
+        admission: &Admission,
         environment: Environment,
-        run_time: Option<Duration>,
+        run_time: Option<u64>,
         ends_poll: bool,
     ) -> Option<CallerWaker> {
         let Environment { trace, layer_permit } = environment;
@@ -377,7 +384,7 @@ where
         if let Some(Err(payload)) = layer_permit.map(|permit| catch_unwind(|| drop(permit))) {
             self.report_panic(payload);
         }
-        self.permit.on_complete(run_time, ends_poll);
+        admission.on_complete(run_time, ends_poll);
         let (is_abandoned, caller) = self.state.complete();
         if is_abandoned {
             self.drop_output(&trace, run_time.unwrap_or_default());
@@ -390,7 +397,7 @@ where
     }
 
     /// Drops an output that no caller takes, in the context of the work.
-    fn drop_output(&self, trace: &Trace, run_time: Duration) {
+    fn drop_output(&self, trace: &Trace, run_time: u64) {
         let result = lock(&self.progress).stage.take_result();
         let has_output = matches!(result, Some(Ok(_)));
         let dropped = catch_unwind(|| {
@@ -427,7 +434,7 @@ where
         ignore_panic(|| drop(environment));
         self.permit.release();
         self.metrics().failed();
-        self.permit.on_complete(None, false);
+        self.permit.admission().on_complete(None, false);
         let (is_abandoned, caller) = self.state.complete();
         let result = if is_abandoned { lock(&self.progress).stage.take_result() } else { None };
         ignore_panic(|| drop(result));
@@ -437,21 +444,31 @@ where
     /// Runs `work` as part of this call, in its environment.
     fn enter<T>(self: &Arc<Self>, environment: &Environment, work: impl FnOnce() -> T) -> T {
         let Environment { trace, layer_permit } = environment;
-        let current = CurrentCall { call: self.clone(), layer_permit: layer_permit.clone() };
+        // SAFETY: `scope` removes it from the thread before it returns or unwinds, and `self` is
+        // borrowed until then.
+        #[allow(unsafe_code)]
+        let call = unsafe { Uncounted::new(self) };
+        let current = CurrentCall { call, layer_permit: layer_permit.clone() };
         current.scope(trace, self.header.runtime.as_ref(), work)
     }
 
     /// Queues the call again. Called only if [`CallState`] returned this obligation.
     fn schedule(self: &Arc<Self>) {
-        self.woken.store(self.header.elapsed(), Ordering::Relaxed);
-        self.metrics().woken();
+        let metrics = self.metrics();
+        self.woken.store(metrics.now(), Ordering::Relaxed);
+        metrics.woken();
         self.permit.schedule(Runnable::new(self.clone()));
     }
 }
 
 impl<F: Future> Call<F> {
+    /// Returns the deadline of the caller.
+    fn deadline(&self) -> Deadline {
+        self.metrics().deadline(self.header.deadline)
+    }
+
     fn metrics(&self) -> &Metrics {
-        self.permit.metrics()
+        self.permit.admission().metrics()
     }
 
     /// Drops the future on this thread, which does not belong to the pool, and releases what the
@@ -474,7 +491,7 @@ impl<F: Future> Call<F> {
             self.report_panic(payload);
         }
         self.metrics().failed();
-        self.permit.on_complete(None, false);
+        self.permit.admission().on_complete(None, false);
     }
 
     /// Counts and logs a panic that no caller observes.
@@ -496,13 +513,15 @@ where
         &self.header
     }
 
-    fn run(self: Arc<Self>, clock: Option<&mut Clock<'_>>) -> Option<CallerWaker> {
+    fn run(self: Arc<Self>, clock: Option<&mut Clock>) -> Option<CallerWaker> {
         match clock {
             Some(clock) => self.run_with(clock),
             None => {
-                let mut clock = Clock::new(self.metrics());
-                clock.start();
-                self.run_with(&mut clock)
+                let mut clock = Clock::default();
+                clock.start(self.metrics());
+                let caller = self.run_with(&mut clock);
+                clock.flush(self.metrics());
+                caller
             }
         }
     }
@@ -515,23 +534,31 @@ where
         })
     }
 
+    fn created(&self) -> Instant {
+        self.metrics().instant(self.header.created)
+    }
+
     fn is_cancelled(&self) -> bool {
         self.state.is_cancelled()
     }
 
+    fn work_deadline(&self) -> Deadline {
+        if self.header.is_detached { Deadline::NONE } else { Call::deadline(self) }
+    }
+
     fn cancel_reason(&self) -> Option<CancelReason> {
         self.state.cancel_reason().or_else(|| {
-            if self.permit.is_halted() {
+            if self.permit.admission().is_halted() {
                 Some(CancelReason::Shutdown)
             } else {
                 // The caller may have no timer, or a runtime that is busy.
-                self.header.work_deadline().has_passed().then_some(CancelReason::DeadlineExceeded)
+                RawCall::work_deadline(self).has_passed().then_some(CancelReason::DeadlineExceeded)
             }
         })
     }
 
     fn nested_waits(&self) -> &NestedWaits {
-        self.permit.nested_waits()
+        self.permit.admission().nested_waits()
     }
 }
 
@@ -545,16 +572,21 @@ where
         if self.state.poll_complete(cx, is_maker) {
             return Poll::Ready(self.take_result());
         }
-        CurrentCall::wait_for_pool(|| self.permit.nested_waits(), std::ptr::from_ref(self).addr(), cx.waker(), wait);
+        CurrentCall::wait_for_pool(
+            || self.permit.admission().nested_waits(),
+            std::ptr::from_ref(self).addr(),
+            cx.waker(),
+            wait,
+        );
         Poll::Pending
     }
 
     fn deadline(&self) -> Deadline {
-        self.header.deadline()
+        Call::deadline(self)
     }
 
     fn end_wait(&self) {
-        CurrentCall::end_wait(|| self.permit.nested_waits(), std::ptr::from_ref(self).addr());
+        CurrentCall::end_wait(|| self.permit.admission().nested_waits(), std::ptr::from_ref(self).addr());
     }
 
     fn expected_wait(&self) -> Duration {
@@ -562,7 +594,7 @@ where
     }
 
     fn drop_caller(self: Arc<Self>, on_drop: OnCallerDrop) {
-        let is_first = self.header.deadline().has_passed() && self.state.expire();
+        let is_first = Call::deadline(&self).has_passed() && self.state.expire();
         if !self.leave(on_drop) {
             self.metrics().abandoned(on_drop == OnCallerDrop::Detach);
             return;
@@ -592,11 +624,17 @@ where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
+    /// Makes the caller's handle. Called once.
+    fn into_handle(self: Arc<Self>, on_caller_drop: OnCallerDrop) -> JoinHandle<F::Output> {
+        let has_deadline = self.header.deadline != Deadline::NO_NANOS;
+        JoinHandle::new(self, on_caller_drop, has_deadline)
+    }
+
     /// Separates the call from its caller. Returns `true` if the call is complete: then the caller
     /// must take the result.
     fn leave(self: &Arc<Self>, on_drop: OnCallerDrop) -> bool {
         if on_drop != OnCallerDrop::Detach && self.state.has_begun() {
-            self.left.store(self.header.elapsed(), Ordering::Relaxed);
+            self.left.store(self.metrics().now(), Ordering::Relaxed);
         }
         match self.state.drop_caller(on_drop) {
             DropAction::DropFuture => {

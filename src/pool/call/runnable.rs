@@ -4,7 +4,6 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
 };
 
 use tokio::{runtime::Handle, time::Instant};
@@ -15,7 +14,7 @@ use crate::pool::{
     deadline::Deadline,
     error::{CallError, CancelReason},
     key::CallKey,
-    metrics::nanos,
+    metrics::PoolTime,
     nested::NestedWaits,
     priority::Priority,
     scheduler::Class,
@@ -39,12 +38,19 @@ pub(in crate::pool) trait RawCall: Send + Sync {
     /// lock.
     ///
     /// `clock` is that of the worker. `None` on a thread that runs no other calls before and after.
-    fn run(self: Arc<Self>, clock: Option<&mut Clock<'_>>) -> Option<CallerWaker>;
+    fn run(self: Arc<Self>, clock: Option<&mut Clock>) -> Option<CallerWaker>;
 
     /// Drops the future and fails the call with `error`. Returns like `run`.
     fn refuse(self: Arc<Self>, error: CallError) -> Option<CallerWaker>;
 
+    /// Returns the time at which the call was made.
+    fn created(&self) -> Instant;
+
     fn is_cancelled(&self) -> bool;
+
+    /// Returns the deadline that the work has: none in a detached call, which would otherwise fail
+    /// after its caller has left.
+    fn work_deadline(&self) -> Deadline;
 
     /// Returns why the work is no longer wanted, if it is not.
     fn cancel_reason(&self) -> Option<CancelReason>;
@@ -60,9 +66,9 @@ pub(in crate::pool) struct Header {
     /// Runtime in which the call was made. Kept until the allocation is freed, usually by the
     /// caller, so that the runtime's reference count is not passed between cores.
     pub(super) runtime: Option<Handle>,
-    pub(super) created: Instant,
-    /// Deadline in nanoseconds after `created`. See [`Deadline::nanos_after`].
-    pub(super) deadline: u64,
+    pub(super) created: PoolTime,
+    /// The deadline; [`Deadline::NO_NANOS`] without one.
+    pub(super) deadline: PoolTime,
     /// `true` if the work continues without its caller. The deadline then ends when it starts.
     pub(super) is_detached: bool,
     /// `true` once the future was polled. Written only by the thread that has taken the entry.
@@ -76,27 +82,6 @@ impl Header {
     #[inline]
     pub(super) fn has_started(&self) -> bool {
         self.started.load(Ordering::Relaxed)
-    }
-
-    /// Returns `true` if the deadline has passed for a call that has waited for `waited`.
-    #[inline]
-    pub(super) fn is_expired(&self, waited: Duration) -> bool {
-        self.deadline != Deadline::NO_NANOS && nanos(waited) >= self.deadline
-    }
-
-    pub(super) fn deadline(&self) -> Deadline {
-        Deadline::from_nanos_after(self.created, self.deadline)
-    }
-
-    /// Returns the deadline that the work has: none in a detached call, which would otherwise fail
-    /// after its caller has left.
-    pub(super) fn work_deadline(&self) -> Deadline {
-        if self.is_detached { Deadline::NONE } else { self.deadline() }
-    }
-
-    /// Returns the nanoseconds since the call was made.
-    pub(super) fn elapsed(&self) -> u64 {
-        u64::try_from(self.created.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 }
 
@@ -135,7 +120,7 @@ impl Runnable {
     }
 
     /// Like `run`, but leaves it to the worker to wake the caller.
-    pub(in crate::pool) fn run_without_wake(mut self, clock: Option<&mut Clock<'_>>) -> Option<CallerWaker> {
+    pub(in crate::pool) fn run_without_wake(mut self, clock: Option<&mut Clock>) -> Option<CallerWaker> {
         self.0.take().and_then(|call| call.run(clock))
     }
 
@@ -155,7 +140,7 @@ impl Runnable {
 
     /// Returns the time at which the call was made.
     pub(in crate::pool) fn created(&self) -> Instant {
-        self.header().map_or_else(Instant::now, |header| header.created)
+        self.0.as_ref().map_or_else(Instant::now, |call| call.created())
     }
 
     fn header(&self) -> Option<&Header> {

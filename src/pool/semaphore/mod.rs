@@ -27,8 +27,8 @@ use crate::{
 ///
 /// # Waiting
 ///
-/// 1. A thread that releases increments `released`, issues a `SeqCst` fence, and loads
-///    `has_waiters`. If it is set, the thread serves waiters.
+/// 1. A thread that releases increments `released` and loads `has_waiters`, both with `SeqCst`. If
+///    it is set, the thread serves waiters.
 /// 2. A task that starts to wait stores `has_waiters` under the lock, issues a `SeqCst` fence, and
 ///    serves waiters.
 ///
@@ -235,9 +235,11 @@ impl Semaphore {
     pub(crate) fn release(&self) {
         let mut permits = 1;
         while permits > 0 {
-            self.released.fetch_add(permits, Release);
-            fence(SeqCst);
-            if !self.has_waiters.load(Relaxed) {
+            self.released.fetch_add(permits, SeqCst);
+            if cfg!(tower_offload_loom) {
+                fence(SeqCst); // Loom treats `SeqCst` accesses like `AcqRel`.
+            }
+            if !self.has_waiters.load(SeqCst) {
                 return;
             }
             let served = self.serve(&mut lock(&self.waiters));

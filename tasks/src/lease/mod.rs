@@ -111,6 +111,7 @@ mod tests {
                     2 => return Err(StoreError::unavailable("gone")), // repeated after a quarter
                     3 => std::future::pending().await,        // times out after two intervals
                     4 => {}
+                    5 => return Err(StoreError::unavailable("gone")), // the first one since a success
                     _ => return Ok(false),
                 }
                 Ok(true)
@@ -118,7 +119,7 @@ mod tests {
         };
         let failures = RefCell::new(Vec::new());
         keep_renewed(INTERVAL, renew, |_, number| failures.borrow_mut().push(number)).await;
-        assert_eq!((attempts.take(), failures.take()), (vec![4, 8, 9, 18, 22], vec![1, 2]));
+        assert_eq!((attempts.take(), failures.take()), (vec![4, 8, 9, 18, 22, 23], vec![1, 2, 1]));
     }
 
     #[tokio::test(start_paused = true)]

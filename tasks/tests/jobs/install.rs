@@ -1,4 +1,4 @@
-//! Installation of the triggers, also over those of earlier versions.
+//! Installation of the triggers, also after earlier versions.
 
 use super::{
     databases::{OnFile, OnServer},

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use tower_offload_tasks::{MemoryStore, Retention, SqlStore, TaskStore, Timestamp};
+use tower_offload_tasks::{MemoryStore, Retention, SqlStore, TaskStore, Timestamp, store::Found};
 
 use super::{
     databases::OnFile,
-    store_suite::{accept, begin, found, now, running, succeeded, update},
+    store_suite::{accept, begin, found, id, now, running, succeeded, update},
 };
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -37,6 +37,9 @@ async fn set_back(store: &impl TaskStore) {
     assert_eq!((swept.evicted, kept(store, 1..=5).await), (1, vec![2, 3, 4, 5]));
     let swept = store.sweep(after.after(3 * SECOND), &Retention::default().max_records(2)).await.unwrap();
     assert_eq!((swept.evicted, kept(store, 1..=5).await), (2, vec![4, 5]));
+    for number in 1..=3 {
+        assert_eq!(store.get(id(number)).await.unwrap(), Found::Evicted { owner: None }, "a tombstone");
+    }
 }
 
 #[tokio::test]

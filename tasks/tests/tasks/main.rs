@@ -3,7 +3,7 @@
 
 mod accepted;
 mod after_response;
-
+mod alike;
 mod cancel;
 mod clock;
 mod crashes;

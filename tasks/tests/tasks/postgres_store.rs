@@ -102,6 +102,31 @@ async fn epoch_with_a_running_write_is_not_lost() {
     assert_eq!(second.mark_lost(other, now()).await.unwrap(), 1);
 }
 
+/// The write has checked its epoch, and waits for a row that another transaction has locked.
+#[tokio::test]
+async fn write_locks_its_epoch_until_the_commit() {
+    let Some(backend) = OnServer::fresh().await else { return };
+    let (first, second) = (backend.open().await, backend.open().await);
+    let epoch = begin(&first).await;
+    first.write(epoch, &[accept(&running(1))]).await.unwrap();
+    let other = begin(&second).await;
+    backend.make_steady(other).await;
+    let mut connection = backend.connect().await;
+    let mut locking = connection.begin().await.unwrap();
+    lock_row(&mut locking, 1).await;
+    let writing = tokio::spawn(async move { first.write(epoch, &[update(&succeeded(1, now()))]).await });
+    wait_for_a_blocked_session(&backend).await;
+    backend.lose_process(epoch).await;
+    assert_eq!(second.mark_lost(other, now()).await.unwrap(), 0);
+    let epochs = sqlx::query_scalar::<_, i64>("SELECT count(*) FROM tower_offload_process");
+    assert_eq!(epochs.fetch_one(&mut *locking).await.unwrap(), 2, "the epoch was ended under the write");
+    locking.rollback().await.unwrap();
+    assert_eq!(writing.await.unwrap().unwrap(), [Written::Done]);
+    assert_eq!(second.mark_lost(other, now()).await.unwrap(), 0, "its only record has ended");
+    assert_eq!(found(&second, 1).await.unwrap().state, TaskState::Succeeded);
+    assert!(!second.renew(epoch).await.unwrap(), "the epoch has ended now");
+}
+
 #[tokio::test]
 async fn lease_has_its_duration_and_eight_renewals() {
     let Some(backend) = OnServer::fresh().await else { return };

@@ -294,3 +294,47 @@ proptest! {
         }
     }
 }
+
+/// A store that fences every accept would be asked forever.
+#[test]
+fn accept_that_is_fenced_twice_is_rejected() {
+    let (mut queue, now) = (WriteQueue::new(), Instant::now());
+    queue.accept(1, "task", now).unwrap();
+    let mut fence = || {
+        assert!(matches!(queue.take(now, |_| ((), false))[..], [Write::Accept(())]));
+        queue.settle(&[Written::Fenced], now)
+    };
+    assert!(fence().is_empty(), "the first time it is repeated");
+    let effects = fence();
+    assert!(matches!(&effects[..], [Effect::Rejected("task", error)] if error.is_unavailable()));
+    assert!(queue.is_empty());
+}
+
+/// Callers do not wait for a store that has just failed.
+#[test]
+fn accept_is_rejected_at_once_until_the_outage_may_have_ended() {
+    let (mut queue, now) = (WriteQueue::new(), Instant::now());
+    queue.accept(1, "task", now).unwrap();
+    assert_eq!(queue.take(now, |_| ((), false)).len(), 1);
+    let effects = queue.fail(&StoreError::unavailable("gone"), now);
+    assert!(matches!(effects[..], [Effect::Withdrawn("task", _)]));
+    assert!(queue.accept(2, "task", now).unwrap_err().is_unavailable());
+    assert!(queue.accept(2, "task", now + super::MIN_BACKOFF).is_ok());
+}
+
+/// One of them may be the cause of the failure.
+#[test]
+fn records_of_a_batch_that_failed_are_taken_alone() {
+    let (mut queue, now) = (WriteQueue::new(), Instant::now());
+    for id in 1..=3 {
+        queue.accept(id, "task", now).unwrap();
+    }
+    assert_eq!(queue.take(now, |_| ((), false)).len(), 3);
+    assert!(queue.fail(&StoreError::other("invalid value"), now).is_empty(), "no caller has a reply");
+    queue.accept(4, "task", now).unwrap(); // is not held back by them, and joins none of them
+    for _ in 1..=4 {
+        assert_eq!(queue.take(now, |_| ((), false)).len(), 1);
+        assert!(matches!(queue.settle(&[Written::Done], now)[..], [Effect::Accepted("task")]));
+    }
+    assert!(queue.take(now, |_| ((), false)).is_empty());
+}

@@ -9,8 +9,8 @@ use super::{super::recovery::check_river_version, PostgresJobs};
 use crate::StoreError;
 
 /// Version of the triggers. Each change of `triggers.sql` increments it, in both constants.
-const TRIGGER_VERSION: i64 = 2;
-const SET_VERSION: &str = "COMMENT ON FUNCTION tower_offload_fence() IS '2'";
+const TRIGGER_VERSION: i64 = 3;
+const SET_VERSION: &str = "COMMENT ON FUNCTION tower_offload_fence() IS '3'";
 /// Number of triggers on `river_job`.
 const TRIGGERS: i64 = 5;
 

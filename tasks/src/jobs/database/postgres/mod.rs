@@ -22,7 +22,7 @@ use crate::{
     jobs::{
         Backoff,
         error::InsertError,
-        insert::{Inserted, Prepared, Transaction, batch, record_of, required, sealed},
+        insert::{Inserted, Prepared, Transaction, batch, check_inserted, new_jobs, record_of, required, sealed},
         outcome::End,
         progress::ProgressUpdate,
         queue::Environment,
@@ -134,7 +134,10 @@ impl PostgresJobs {
         // Identifies the client of a connection for the fence trigger.
         let prepare = format!("SET tower_offload.client = '{client}'");
         let pool = self.postgres.connections.pool(MAX_CONNECTIONS, &prepare);
-        self.migrate(&pool).await?;
+        if let Err(error) = self.migrate(&pool).await {
+            pool.close().await; // otherwise the store holds it
+            return Err(error);
+        }
         Ok(Client::builder(pool))
     }
 
@@ -161,9 +164,10 @@ INSERT INTO tower_offload_client (id, name, expires_at) VALUES ($1, $2, clock_ti
         let process = process.replace('\0', "\u{fffd}");
         let begin = self.postgres.connections.transaction(Role::Lease, async |connection| {
             let begin = sqlx::query(BEGIN).bind(client).bind(&process).bind(self.postgres.lease_millis());
-            begin.execute(connection).await
+            let begun = begin.execute(connection).await?.rows_affected();
+            check_inserted("tower_offload_client", 1, usize::try_from(begun).unwrap_or(usize::MAX))
         });
-        begin.await.map(drop)
+        begin.await
     }
 
     pub(super) async fn renew_lease(&self, client: &str) -> Result<bool, StoreError> {
@@ -198,7 +202,7 @@ INSERT INTO tower_offload_client (id, name, expires_at) VALUES ($1, $2, clock_ti
         &self,
         transaction: &mut PgTransaction<'_>,
         rows: &[(i64, &Record)],
-    ) -> Result<(), sqlx::Error> {
+    ) -> Result<usize, sqlx::Error> {
         insert_records(transaction, rows).await
     }
 
@@ -338,9 +342,11 @@ async fn insert(
     jobs: &[&Prepared],
 ) -> Result<Vec<Inserted>, Error> {
     let results = client.insert_batch(batch(jobs, true)?).tx(&mut *transaction).await?;
+    check_inserted("river_job", jobs.len(), results.len()).map_err(Error::Database)?;
     let records: Vec<_> = results.iter().zip(jobs).map(|(result, job)| record_of(result, job)).collect();
     let rows: Vec<_> = results.iter().zip(&records).map(|(result, record)| (result.id(), record)).collect();
-    insert_records(transaction, &rows).await?;
+    let inserted = insert_records(transaction, &rows).await?;
+    check_inserted("tower_offload_task", new_jobs(&results), inserted).map_err(Error::Database)?;
     let mut inserted = Vec::with_capacity(jobs.len());
     for (result, record) in results.iter().zip(records) {
         let is_duplicate = result.unique_skipped_as_duplicate;
@@ -413,8 +419,8 @@ UPDATE river_job AS job SET
 FROM ended WHERE job.id = ended.id
 RETURNING job.id";
 
-/// Inserts records of jobs. A job that has a record keeps it.
-async fn insert_records(connection: &mut PgConnection, rows: &[(i64, &Record)]) -> Result<(), sqlx::Error> {
+/// Inserts records of jobs. A job that has a record keeps it. Returns the number of new records.
+async fn insert_records(connection: &mut PgConnection, rows: &[(i64, &Record)]) -> Result<usize, sqlx::Error> {
     const INSERT: &str = concat!(
         "INSERT INTO tower_offload_task (epoch, river_id, due_at, ",
         columns!(),
@@ -427,8 +433,8 @@ async fn insert_records(connection: &mut PgConnection, rows: &[(i64, &Record)]) 
          ON CONFLICT (river_id) DO NOTHING"
     );
     let (jobs, records): (Vec<_>, Vec<_>) = rows.iter().copied().unzip();
-    bind(sqlx::query(INSERT).bind(jobs), &records).execute(connection).await?;
-    Ok(())
+    let inserted = bind(sqlx::query(INSERT).bind(jobs), &records).execute(connection).await?;
+    Ok(usize::try_from(inserted.rows_affected()).unwrap_or(usize::MAX))
 }
 
 async fn find_record(

@@ -8,15 +8,15 @@ use super::{
     super::{
         Recovered,
         recovery::{
-            LOST_CLASS, LOST_MESSAGE, MAX_IMMEDIATE_DELAY, MAX_LOSSES, MAX_RECOVERY_BATCH, lose_deleted, loss_delays,
-            millis,
+            LOST_CLASS, LOST_MESSAGE, MAX_IMMEDIATE_DELAY, MAX_INTERRUPTIONS, MAX_LOSSES, MAX_RECOVERY_BATCH,
+            lose_deleted, loss_delays, millis, record_id,
         },
     },
     PgTransaction, PostgresJobs,
 };
 use crate::{
     StoreError,
-    jobs::{events, queue::Environment},
+    jobs::{events, queue::Environment, running::Claim},
     store::sql::{postgres::lease::lock_expired, store_error},
 };
 
@@ -43,6 +43,12 @@ impl PostgresJobs {
         }
     }
 
+    pub(in crate::jobs::database) async fn note_interrupted(&self, claims: &[Claim]) -> Result<Vec<i64>, StoreError> {
+        let (ids, times): (Vec<_>, Vec<_>) = claims.iter().map(|claim| (claim.river_id, claim.attempted_at)).unzip();
+        let note = sqlx::query_scalar(NOTE_INTERRUPTED).bind(ids).bind(times).bind(MAX_INTERRUPTIONS);
+        self.read(async |connection| note.fetch_all(connection).await).await
+    }
+
     pub(in crate::jobs::database) async fn lose_deleted(&self) -> Result<u64, StoreError> {
         const LOSE: &str = lose_deleted!("(extract(epoch FROM clock_timestamp()) * 1000)::bigint", "greatest");
         self.read(async |connection| sqlx::query(LOSE).execute(connection).await.map(|done| done.rows_affected())).await
@@ -54,14 +60,17 @@ impl PostgresJobs {
 const EXPIRE: &str =
     concat!("DELETE FROM tower_offload_client WHERE id IN (", lock_expired!("tower_offload_client", "id"), ")");
 /// Requeues or ends running jobs of clients without a row. The attempt stays counted, so a job that
-/// crashes its process ends after `max_attempts`, unless its record shows it as queued: then its
-/// work has not begun. Other programs write the metadata too, so it may have any type.
+/// crashes its process ends after `max_attempts`, unless its record shows it as queued, since its
+/// work has not begun then, or it is noted that a shutdown has interrupted it. Other programs write
+/// the metadata too, so it may have any type.
 ///
 /// The clients without a row are listed first, because Postgres checks the condition again after it
 /// has locked a job, and only against the job's own columns: another client may have claimed it.
 const RECOVER: &str = "
 WITH lost AS (
-    SELECT job.id, job.attempt, task.state IS NOT DISTINCT FROM 0 AS is_refunded,
+    SELECT job.id, job.attempt, task.id AS task_id, task.state IS NOT DISTINCT FROM 0 OR coalesce(
+            job.metadata #>> '{tower_offload:interrupted,claimed_at}' = (extract(epoch FROM job.attempted_at) * 1000000)::bigint::text,
+            false) AS is_refunded,
         CASE WHEN jsonb_typeof(job.metadata -> 'tower_offload:lost') = 'number'
             THEN least(greatest((job.metadata ->> 'tower_offload:lost')::numeric, 0), $5::bigint)::bigint ELSE 0 END AS losses
     FROM river_job AS job
@@ -75,7 +84,7 @@ WITH lost AS (
     SELECT lost.*, CASE WHEN is_refunded THEN 0 ELSE ($2::bigint[])[losses + 1] END AS delay FROM lost
 ), explained AS (
     UPDATE tower_offload_task AS task SET error_class = $3, error_message = $4, error_detail = NULL
-    FROM lost WHERE task.river_id = lost.id AND task.state = 1
+    FROM lost WHERE task.river_id = lost.id AND task.state = 1 AND NOT lost.is_refunded
 )
 UPDATE river_job AS job SET
     state = CASE WHEN job.metadata ? 'cancel_attempted_at' THEN 'cancelled'
@@ -92,7 +101,25 @@ UPDATE river_job AS job SET
     metadata = CASE WHEN lost.is_refunded THEN job.metadata
         ELSE job.metadata || jsonb_build_object('tower_offload:lost', lost.losses + 1) END
 FROM delayed AS lost WHERE job.id = lost.id
-RETURNING job.id, job.kind, job.state::text, job.queue";
+RETURNING job.id, job.kind, job.state::text, job.queue, lost.attempt, lost.is_refunded, lost.task_id";
+/// Notes in the metadata of running jobs that their attempts do not count if their processes end.
+/// The first note of a claim is final, so a repeated shutdown does not count it twice. Rows that
+/// River is completing are skipped: two statements that wait for each other's rows could deadlock.
+const NOTE_INTERRUPTED: &str = "
+WITH running AS (
+    SELECT job.id, claim.attempted_at, job.metadata #>> '{tower_offload:interrupted,claimed_at}' = claim.attempted_at::text AS is_noted,
+        CASE WHEN jsonb_typeof(job.metadata #> '{tower_offload:interrupted,count}') = 'number'
+            THEN least(greatest((job.metadata #>> '{tower_offload:interrupted,count}')::numeric, 0), $3::bigint)::bigint ELSE 0 END AS count
+    FROM river_job AS job JOIN unnest($1::bigint[], $2::bigint[]) AS claim(id, attempted_at) ON claim.id = job.id
+    WHERE job.state = 'running' AND job.max_attempts > 1
+        AND (extract(epoch FROM job.attempted_at) * 1000000)::bigint = claim.attempted_at
+    FOR UPDATE OF job SKIP LOCKED
+), noted AS (
+    UPDATE river_job AS job SET metadata = job.metadata || jsonb_build_object('tower_offload:interrupted',
+        jsonb_build_object('claimed_at', running.attempted_at, 'count', running.count + 1))
+    FROM running WHERE job.id = running.id AND running.count < $3 AND running.is_noted IS NOT true RETURNING job.id
+)
+SELECT id FROM noted UNION SELECT id FROM running WHERE is_noted";
 const NOTIFY: &str = "
 SELECT pg_notify(concat(current_schema(), '.river_insert'), json_build_object('queue', queue)::text)
 FROM unnest($1::text[]) AS queue";
@@ -106,8 +133,17 @@ async fn recover_batch(transaction: &mut PgTransaction<'_>, delays: &[i64]) -> R
     let mut queues = BTreeSet::new();
     let mut recovered = Vec::with_capacity(rows.len());
     for row in &rows {
-        recovered.push(Recovered { river_id: row.try_get(0)?, kind: row.try_get(1)?, state: row.try_get(2)? });
-        queues.insert(row.try_get::<String, _>(3)?);
+        let (queue, is_refunded): (String, bool) = (row.try_get(3)?, row.try_get(5)?);
+        queues.insert(queue.clone());
+        recovered.push(Recovered {
+            id: record_id(row.try_get(6)?),
+            river_id: row.try_get(0)?,
+            kind: row.try_get(1)?,
+            queue,
+            attempt: row.try_get(4)?,
+            is_counted: !is_refunded,
+            state: row.try_get(2)?,
+        });
     }
     if !queues.is_empty() {
         sqlx::query(NOTIFY).bind(Vec::from_iter(queues)).execute(connection).await?;

@@ -1,19 +1,24 @@
--- Triggers on River's table. The comment of the fence is their version, which the installation compares.
+-- Triggers on River's table. The comment of the fence is their version, which the installation
+-- compares.
 --
--- The functions are SECURITY DEFINER, so that users who may change jobs need no rights on the tables of this crate. Their
--- search path is fixed, with pg_temp last, and other users may not execute them.
+-- The functions are SECURITY DEFINER, so that users who may change jobs need no rights on the
+-- tables of this crate. Their search path is fixed, with pg_temp last, and other users may not
+-- execute them.
 
--- Fence around jobs that are worked by this crate. Each connection of a River client of this crate sets
--- `tower_offload.client` to the id of the client. Each end of an attempt names its claim in the metadata: when the job was
--- claimed, by the clock of this server, and the delay before the next attempt.
+-- Fence around jobs that are worked by this crate. Each connection of a River client of this crate
+-- sets `tower_offload.client` to the id of the client. Each end of an attempt names its claim in
+-- the metadata: when the job was claimed, by the clock of this server, and the delay before the
+-- next attempt.
 --
--- 1. An end has no effect unless its claim is the current one. The job may have been recovered, handed back or claimed again,
---    by another process or by the same one, before River writes the end. The name of the claim is not stored, and one that
---    another program has stored is no end.
--- 2. The next attempt is due after the delay by the clock of this server. River writes times of the clock of its host. Only the
---    end of a row that River cannot decode has no claim, and keeps River's time.
--- 3. River's leader rescues jobs that have been running for an hour, and discards those of a kind that it does not know. A job
---    whose client has a valid lease is not rescued. A leader of this crate retries jobs of other clients instead of discarding them.
+-- 1. An end has no effect unless its claim is the current one. The job may have been recovered,
+--    handed back or claimed again, by another process or by the same one, before River writes the
+--    end. The name of the claim is not stored, and one that another program has stored is no end.
+-- 2. The next attempt is due after the delay by the clock of this server. River writes times of the
+--    clock of its host. Only the end of a row that River cannot decode has no claim, and keeps
+--    River's time.
+-- 3. River's leader rescues jobs that have been running for an hour, and discards those of a kind
+--    that it does not know. A job whose client has a valid lease is not rescued. A leader of this
+--    crate retries jobs of other clients instead of discarding them.
 -- 4. If the tables of this crate were dropped, River works without them.
 CREATE OR REPLACE FUNCTION tower_offload_fence() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 DECLARE
@@ -55,8 +60,8 @@ BEGIN
     RETURN NEW;
 END $$;
 
--- Schedules a delayed job by the clock of this server. River writes the time of the clock of its host. Also removes the end of
--- another job, whose metadata a program has copied.
+-- Schedules a delayed job by the clock of this server. River writes the time of the clock of its
+-- host. Also removes the end of another job, whose metadata a program has copied.
 CREATE OR REPLACE FUNCTION tower_offload_inserted() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
     NEW.metadata := NEW.metadata - 'tower_offload:end';
@@ -67,7 +72,8 @@ BEGIN
     RETURN NEW;
 END $$;
 
--- Copies each change of a job's state to its record.
+-- Copies each change of a job's state to its record. Each update of a job that has ended does so
+-- again, for ends that were written while the triggers were disabled.
 CREATE OR REPLACE FUNCTION tower_offload_changed() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 DECLARE
     now_millis bigint := (extract(epoch FROM clock_timestamp()) * 1000)::bigint;
@@ -113,7 +119,8 @@ BEGIN
     RETURN NULL;
 END $$;
 
--- Marks the record of a deleted job, or after a TRUNCATE those of all jobs, as lost. OLD is NULL then.
+-- Marks the record of a deleted job, or after a TRUNCATE those of all jobs, as lost. OLD is NULL
+-- then.
 CREATE OR REPLACE FUNCTION tower_offload_deleted() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
     IF to_regclass('tower_offload_task') IS NULL THEN
@@ -141,7 +148,7 @@ CREATE TRIGGER tower_offload_fence BEFORE UPDATE ON river_job FOR EACH ROW EXECU
 CREATE TRIGGER tower_offload_inserted BEFORE INSERT ON river_job FOR EACH ROW
     WHEN (NEW.metadata ?| ARRAY['tower_offload:delay', 'tower_offload:end']) EXECUTE FUNCTION tower_offload_inserted();
 CREATE TRIGGER tower_offload_changed AFTER UPDATE ON river_job FOR EACH ROW
-    WHEN (OLD.state IS DISTINCT FROM NEW.state OR OLD.attempt IS DISTINCT FROM NEW.attempt)
+    WHEN (OLD.state IS DISTINCT FROM NEW.state OR OLD.attempt IS DISTINCT FROM NEW.attempt OR NEW.finalized_at IS NOT NULL)
     EXECUTE FUNCTION tower_offload_changed();
 CREATE TRIGGER tower_offload_deleted AFTER DELETE ON river_job FOR EACH ROW EXECUTE FUNCTION tower_offload_deleted();
 CREATE TRIGGER tower_offload_truncated AFTER TRUNCATE ON river_job EXECUTE FUNCTION tower_offload_deleted();

@@ -149,3 +149,15 @@ DELETE FROM tower_offload_migration WHERE version > 1";
     let accept = Op::Accept(Box::new(large(2)));
     assert_eq!(sqlite.write(begin(&sqlite).await, &[accept]).await.unwrap(), [Written::Done]);
 }
+
+/// Otherwise each look for lost processes is a transaction that writes.
+#[tokio::test]
+async fn epoch_that_has_ended_is_ended_once() {
+    let fixture = Fixture::new().await; // its epoch has no owner
+    let record = Record::new(TaskId::from_bytes([1; TaskId::BYTES]), "", Timestamp::default());
+    assert_eq!(fixture.accept(record).await.unwrap(), [Written::Done]);
+    assert_eq!(fixture.sqlite.mark_lost(fixture.epoch, Timestamp::default()).await.unwrap(), 1);
+    assert!(fixture.sqlite.living_and_dead_epochs().1.is_empty());
+    let living = fixture.sqlite.begin(&Process::new("", Timestamp::default())).await.unwrap();
+    assert_eq!(fixture.sqlite.living_and_dead_epochs(), (format!("[{}]", i64::from(living.epoch)), Vec::new()));
+}
