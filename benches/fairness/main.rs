@@ -47,7 +47,7 @@ impl fmt::Display for Scene {
 /// Figures of the quiet tenant, and of the pool.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 struct Sample {
-    /// Time from the call to its end, in service times. `None` if no call was answered.
+    /// Time from the call to the end of its work, in service times. `None` if none was answered.
     p50: Option<f64>,
     p99: Option<f64>,
     rejected_pct: f64,
@@ -84,10 +84,10 @@ fn main() -> ExitCode {
 }
 
 const NOTES: &str = "\
-Medians of the rounds (lowest-highest). p50, p99: of the quiet tenant, from call to end, in service times; moved: p99 minus
-that of the tenant alone in the same round. rejected: calls of the quiet tenant. busy: share of the time in which threads ran
-calls. alone: the quiet tenant only. split: 1000 keys that are not in a group count as 1000 tenants.
-~: other processes used over 10 % of the cores in a round.";
+Medians of the rounds (lowest-highest). p50, p99: of the quiet tenant, from the call to the end of its work, in service
+times; moved: p99 minus that of the tenant alone in the same round. rejected: calls of the quiet tenant. busy: share of the
+time in which threads ran calls. alone: the quiet tenant only. split: 1000 keys that are not in a group count as 1000
+tenants. ~: other processes used over 10 % of the cores in a round.";
 
 fn text(rows: &[Row<Scene, Sample>]) -> String {
     let mut text = String::new();

@@ -65,7 +65,7 @@
 //!
 //! With `fair_by`, the bounds are shared among [keys](crate::pool#keys):
 //!
-//! | bound | a key may use | order of those that [`wait`](OffloadLayer::wait) for it |
+//! | bound | a key may use | order of calls that [`wait`](OffloadLayer::wait) for it |
 //! |---|---|---|
 //! | queue of the pool | half of what others leave free | keys take turns |
 //! | [`max_in_flight`](OffloadLayer::max_in_flight) | all of it | keys take turns |
@@ -227,8 +227,9 @@
 //! `nested` is the number of threads whose call waits for another call of the pool, and `waits` the
 //! number of such waits that are ended. The values of `reason` are the names that
 //! [`CallError::as_str`](crate::CallError::as_str) returns: a full pool rejects with `overloaded`,
-//! the limit or the share of a key with `key_limited`, a queue policy with `expired`, and a deadline with `deadline_exceeded`. For the run time without
-//! a caller they are the names of [`CancelReason`](crate::pool::CancelReason).
+//! the limit or the share of a key with `key_limited`, a queue policy with `expired`, and a deadline
+//! with `deadline_exceeded`. For the run time without a caller they are the names of
+//! [`CancelReason`](crate::pool::CancelReason).
 //!
 //! [`metrics`]: https://docs.rs/metrics
 //! [stalled]: crate::pool#stalled-pools

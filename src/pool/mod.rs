@@ -97,7 +97,7 @@
 //! A turn is one call, however long it takes. Queue policies apply to each key: [`Codel`] reverses
 //! and sheds only the calls of a key that waits for too long, and
 //! [`AcceptBursts`](QueuePolicy::AcceptBursts) sheds from the keys with the most calls. A pool of
-//! your own has the shares of the queue; the turns are up to it.
+//! your own has the shares of the queue, but no turns.
 //!
 //! Only hashes of keys are kept, with random keys of the process, and only while calls with the key
 //! wait. While 4096 keys wait in a priority, further ones share the turns of others. A pool without

@@ -34,9 +34,9 @@ impl CallOptions {
     }
 
     /// Gives the call a key, such as a tenant, a user or an address. Keys that wait take turns, so
-    /// that one which makes many calls does not delay the others. See [`pool`](crate::pool#keys).
+    /// that many calls of one key do not delay others. See [`pool`](crate::pool#keys).
     ///
-    /// Only a hash of the key is kept.
+    /// Only a hash of the key is kept. Calls that the work makes do not inherit it.
     ///
     /// ```
     /// use tower_offload::{ThreadPool, pool::{CallOptions, Pool}};

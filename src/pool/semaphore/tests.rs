@@ -14,3 +14,20 @@ fn cancelled_waiters_are_removed() {
     assert_eq!((waiter.blocking_recv(), semaphore.in_use()), (Ok(()), 1));
     assert!(!semaphore.has_waiters.load(Relaxed));
 }
+
+#[test]
+fn keys_that_wait_take_turns_and_cancelled_waiters_use_none() {
+    let semaphore = Semaphore::new(1);
+    assert!(semaphore.try_acquire());
+    let (greedy, quiet) = (Some(CallKey::new(&1)), Some(CallKey::new(&2)));
+    let mut waiters: Vec<_> = (0..10).map(|_| semaphore.enqueue(greedy).unwrap()).collect();
+    drop(semaphore.enqueue(quiet).unwrap());
+    let mut others = [semaphore.enqueue(quiet).unwrap(), semaphore.enqueue(None).unwrap()];
+    (0..3).for_each(|_| semaphore.release());
+    assert!(others.iter_mut().all(|waiter| waiter.try_recv().is_ok()));
+    assert_eq!(waiters.iter_mut().filter_map(|waiter| waiter.try_recv().ok()).count(), 1);
+    waiters.clear();
+    semaphore.release();
+    assert!(!semaphore.has_waiters.load(Relaxed));
+    assert_eq!(semaphore.in_use(), 0);
+}
