@@ -13,7 +13,7 @@ use tonic_health::pb::{
     health_client::HealthClient,
     health_server::{Health, HealthServer},
 };
-use tower_offload::{OffloadLayer, ThreadPool, pool::Pool};
+use tower_offload::{OffloadLayer, ThreadPool, pool::Pool, remaining};
 
 /// Reports healthy if the disk can be read.
 struct Disk;
@@ -25,6 +25,7 @@ impl Health for Disk {
     async fn check(&self, _: Request<HealthCheckRequest>) -> Result<Response<HealthCheckResponse>, Status> {
         read_disk().map_err(|error| Status::unavailable(error.to_string()))?; // blocks the thread
         println!("checked on {}", thread::current().name().unwrap_or("an unnamed thread"));
+        assert!(remaining().is_some_and(|left| left <= Duration::from_secs(30)));
         Ok(Response::new(HealthCheckResponse { status: ServingStatus::Serving.into() }))
     }
 
@@ -42,11 +43,15 @@ async fn main() -> anyhow::Result<()> {
     let pool = ThreadPool::blocking(8);
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
-    let server = Server::builder().layer(OffloadLayer::new(pool.clone())).add_service(HealthServer::new(Disk));
+    // The layer also reads the timeouts of clients, so that calls know how much time is left.
+    let layer = OffloadLayer::new(pool.clone()).grpc_timeout();
+    let server = Server::builder().layer(layer).add_service(HealthServer::new(Disk));
     tokio::spawn(server.serve_with_incoming(TcpIncoming::from(listener)));
 
     let mut client = HealthClient::new(Endpoint::try_from(format!("http://{address}"))?.connect().await?);
-    let health = client.check(HealthCheckRequest::default()).await?.into_inner();
+    let mut request = Request::new(HealthCheckRequest::default());
+    request.set_timeout(Duration::from_secs(30));
+    let health = client.check(request).await?.into_inner();
     println!("status: {:?}", health.status());
 
     // After the shutdown calls are rejected with a gRPC status.

@@ -16,6 +16,8 @@ pub mod background;
 #[cfg(feature = "blocking-detector")]
 #[cfg_attr(docsrs, doc(cfg(feature = "blocking-detector")))]
 pub mod blocking_detector;
+#[cfg(feature = "metrics")]
+mod blocking_metrics;
 #[cfg(feature = "flush")]
 #[cfg_attr(docsrs, doc(cfg(feature = "flush")))]
 pub mod flush;
@@ -32,5 +34,5 @@ pub use self::after_response::{AfterResponse, AfterResponseLayer};
 pub use self::{
     background::Background,
     offload::{Offload, OffloadLayer},
-    pool::{CallError, Pool, Priority, ThreadPool, cancelled},
+    pool::{CallError, Pool, Priority, ThreadPool, cancelled, remaining},
 };

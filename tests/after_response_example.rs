@@ -28,21 +28,21 @@ use tower_offload_tests::{PATIENCE, example};
 
 #[tokio::test]
 async fn a_tracked_server_prints_what_was_flushed() {
-    let Some(mut server) = Server::start(&["--tracked"]).await else { return };
+    let mut server = Server::start(&["--tracked"]).await;
     server.walk("flushed").await;
     server.ends_in_order().await;
 }
 
 #[tokio::test]
 async fn a_plain_server_prints_what_was_handed_over() {
-    let Some(mut server) = Server::start(&["--plain"]).await else { return };
+    let mut server = Server::start(&["--plain"]).await;
     server.walk("handed_over").await;
     server.ends_in_order().await;
 }
 
 #[tokio::test]
 async fn a_signal_lets_the_current_response_end() {
-    let Some(mut server) = Server::start(&[]).await else { return };
+    let mut server = Server::start(&[]).await;
     let mut client = TcpStream::connect(&server.address).await.unwrap();
     client.write_all(b"GET /chunks/2000/16384 HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
     assert_eq!(client.read_u8().await.unwrap(), b'H'); // the response has begun, and cannot end before it is read
@@ -56,7 +56,7 @@ async fn a_signal_lets_the_current_response_end() {
 
 #[tokio::test]
 async fn sizes_over_the_limit_are_rejected() {
-    let Some(mut server) = Server::start(&[]).await else { return };
+    let mut server = Server::start(&[]).await;
     for path in ["/chunks/18446744073709551615/0", "/chunks/4294967296/4294967296", "/bytes/18446744073709551615"] {
         let answer = server.get(Method::GET, path, false).await.unwrap();
         assert!(answer.starts_with(b"at most "), "{answer:?}");
@@ -67,7 +67,7 @@ async fn sizes_over_the_limit_are_rejected() {
 
 #[tokio::test]
 async fn contradictory_options_are_rejected() {
-    let Some(program) = program() else { return };
+    let program = program();
     let output = Command::new(program).args(["--tracked", "--plain"]).output().await.unwrap();
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8(output.stderr).unwrap().contains("cannot be used with"));
@@ -82,8 +82,8 @@ struct Server {
 }
 
 impl Server {
-    async fn start(options: &[&str]) -> Option<Self> {
-        let mut child = Command::new(program()?)
+    async fn start(options: &[&str]) -> Self {
+        let mut child = Command::new(program())
             .args(["--port", "0"])
             .args(options)
             .stdout(Stdio::piped())
@@ -97,7 +97,7 @@ impl Server {
         let address = first.strip_prefix("listening on http://").and_then(|rest| rest.split(';').next());
         let client = |http2| Client::builder(TokioExecutor::new()).http2_only(http2).build_http();
         let address = address.expect(&first).to_owned();
-        Some(Self { child, outcomes, _log: log, address, clients: [client(false), client(true)] })
+        Self { child, outcomes, _log: log, address, clients: [client(false), client(true)] }
     }
 
     /// Requests every route on both protocols and compares each outcome.
@@ -189,6 +189,6 @@ impl Server {
     }
 }
 
-fn program() -> Option<PathBuf> {
+fn program() -> PathBuf {
     example(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples"), "after_response")
 }

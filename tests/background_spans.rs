@@ -116,3 +116,45 @@ async fn a_task_that_times_out_before_its_code_begins_never_runs() {
         assert_eq!((background.stats().failed, background.stats().running), (1, 0));
     }
 }
+
+/// Sends the names of the fields that events and spans record, without `message`.
+struct Fields(mpsc::Sender<Vec<&'static str>>);
+
+impl<S: tracing::Subscriber> Layer<S> for Fields {
+    fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
+        let mut fields = Recorded::default();
+        event.record(&mut fields);
+        self.0.send(fields.0).unwrap();
+    }
+
+    fn on_new_span(&self, span: &tracing::span::Attributes<'_>, _: &tracing::span::Id, _: Context<'_, S>) {
+        let mut fields = Recorded::default();
+        span.record(&mut fields);
+        self.0.send(fields.0).unwrap();
+    }
+}
+
+#[derive(Default)]
+struct Recorded(Vec<&'static str>);
+
+impl tracing::field::Visit for Recorded {
+    fn record_debug(&mut self, field: &tracing::field::Field, _: &dyn std::fmt::Debug) {
+        if field.name() != "message" {
+            self.0.push(field.name());
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_task_without_a_name_has_no_field_for_it() {
+    let (sender, fields) = mpsc::channel();
+    let _subscriber = tracing::subscriber::set_default(Registry::default().with(Fields(sender)));
+    let background = Background::default();
+    for (task, expected) in [(background.task("mail"), ["id", "name"].as_slice()), (background.task(""), &["id"])] {
+        task.spawn_blocking(|| Err("no")).unwrap();
+        // A span and an event.
+        for _ in 0..2 {
+            assert_eq!(fields.recv_timeout(Duration::from_secs(60)).unwrap(), expected);
+        }
+    }
+}

@@ -98,6 +98,22 @@ const ERROR_ON_AXUM: &str = "
     }
 ";
 
+const UNBUILT_POOL: &str = "
+    use tower_offload::{OffloadLayer, ThreadPool};
+
+    fn main() {
+        let _ = OffloadLayer::new(ThreadPool::builder().max_threads(4));
+    }
+";
+
+const ASYNC_BLOCK_IN_A_CLOSURE: &str = "
+    use tower_offload::Background;
+
+    fn main() {
+        let _ = Background::default().spawn_blocking(|| async {});
+    }
+";
+
 #[test]
 fn compile_errors_name_the_remedy() {
     let compiler = Compiler::new();
@@ -106,6 +122,8 @@ fn compile_errors_name_the_remedy() {
         (NOT_HTTP, &["`HttpReject` cannot answer for", "use `.reject(RejectWithError)`"]),
         (HEAD_OF_A_NUMBER, &["cannot read requests of type `u32`", "`.filter_request("]),
         (ASYNC_FUNCTION, &["is not a blocking handler", "for an async function, use an `OffloadLayer`"]),
+        (UNBUILT_POOL, &["`ThreadPoolBuilder` is not a pool", "`.build()?`"]),
+        (ASYNC_BLOCK_IN_A_CLOSURE, &["a task returns `()` or", "a future is submitted with `spawn`"]),
         // The bound is axum's. The module documentation of `offload` lists this message.
         (ERROR_ON_AXUM, &["`Infallible: From<Box<"]),
     ] {
@@ -135,7 +153,7 @@ impl Compiler {
             ["tower_offload", "axum", "tower"].map(|name| newest_first(&compiler.libraries, name));
         let mut errors = String::new();
         for offload in offload.iter().take(8) {
-            for (axum, tower) in axum.iter().flat_map(|axum| tower.iter().map(move |tower| (axum, tower))).take(16) {
+            for (axum, tower) in axum.iter().flat_map(|axum| tower.iter().map(move |tower| (axum, tower))).take(64) {
                 let named = [("tower_offload", offload), ("axum", axum), ("tower", tower)];
                 compiler.externs = named.map(|(name, path)| format!("{name}={}", path.display())).into();
                 match compiler.compile(VALID) {

@@ -1,7 +1,7 @@
 //! The examples, run as programs over real connections, like their readers run them.
 //!
-//! `cargo test` builds the examples first. `cargo test --test examples` does not: run `cargo build
-//! --examples` before it.
+//! `cargo test --workspace` builds the examples first. `cargo test --test examples` does not: run
+//! `cargo build --workspace --examples --all-features` before it.
 
 #![allow(clippy::unwrap_used)]
 
@@ -31,7 +31,7 @@ const BODY_LIMIT: usize = 20 * 1024 * 1024;
 
 #[tokio::test]
 async fn quickstart_hashes_on_the_pool_and_inline() {
-    let Some(server) = start("quickstart", &[]).await else { return };
+    let server = start("quickstart", &[]).await;
     assert_eq!(server.get("/ping").await.text(), "pong\n");
     for prefix in ["", "/inline"] {
         let url = format!("{prefix}/hash");
@@ -51,7 +51,7 @@ async fn quickstart_hashes_on_the_pool_and_inline() {
 
 #[tokio::test]
 async fn quickstart_shrinks_pngs_and_jpegs_to_256_pixels() {
-    let Some(server) = start("quickstart", &[]).await else { return };
+    let server = start("quickstart", &[]).await;
     let cases = [
         (png(&gradient(400, 300)), (256, 192)),
         (jpeg(&gradient(300, 600)), (128, 256)),
@@ -74,7 +74,7 @@ async fn quickstart_shrinks_pngs_and_jpegs_to_256_pixels() {
 
 #[tokio::test]
 async fn quickstart_shows_white_through_a_transparent_png() {
-    let Some(server) = start("quickstart", &[]).await else { return };
+    let server = start("quickstart", &[]).await;
     let clear = png(&RgbaImage::from_pixel(300, 300, Rgba([0, 0, 0, 0])));
     let answer = server.post("/thumbnail", clear).await;
     let thumbnail = image::load_from_memory_with_format(&answer.body, ImageFormat::Jpeg).unwrap();
@@ -83,7 +83,7 @@ async fn quickstart_shows_white_through_a_transparent_png() {
 
 #[tokio::test]
 async fn quickstart_says_what_is_wrong_with_an_upload() {
-    let Some(server) = start("quickstart", &[]).await else { return };
+    let server = start("quickstart", &[]).await;
     let whole = png(&gradient(400, 300));
     let cases: [(Bytes, StatusCode, &str); 8] = [
         (Bytes::new(), StatusCode::BAD_REQUEST, "send a JPEG or PNG"),
@@ -112,7 +112,7 @@ async fn quickstart_says_what_is_wrong_with_an_upload() {
 
 #[tokio::test]
 async fn quickstart_has_a_sample_for_those_without_a_picture() {
-    let Some(server) = start("quickstart", &[]).await else { return };
+    let server = start("quickstart", &[]).await;
     let sample = server.get("/sample.png").await;
     assert_eq!(sample.headers[CONTENT_TYPE], "image/png");
     assert!(sample.body.len() > 1_000_000, "as large as a photo, not {} bytes", sample.body.len());
@@ -123,7 +123,7 @@ async fn quickstart_has_a_sample_for_those_without_a_picture() {
 
 #[tokio::test]
 async fn quickstart_prints_its_own_address_in_what_there_is_to_try() {
-    let Some(mut server) = start("quickstart", &[]).await else { return };
+    let mut server = start("quickstart", &[]).await;
     let mut lines = Vec::new();
     while lines.last().is_none_or(|line: &String| line.trim() != "done") {
         lines.push(server.line().await.expect("the loop to try ends with `done`"));
@@ -138,7 +138,7 @@ async fn quickstart_prints_its_own_address_in_what_there_is_to_try() {
 #[tokio::test]
 async fn quickstart_ends_with_a_report_on_either_signal() {
     for signal in ["INT", "TERM"] {
-        let Some(server) = start("quickstart", &[]).await else { return };
+        let server = start("quickstart", &[]).await;
         assert_eq!(server.post("/hash", "secret").await.status, StatusCode::OK);
         assert_eq!(server.post("/inline/hash", "secret").await.status, StatusCode::OK);
         server.signal(signal).await;
@@ -151,7 +151,7 @@ async fn quickstart_ends_with_a_report_on_either_signal() {
 #[cfg(unix)]
 #[tokio::test]
 async fn quickstart_finishes_a_request_that_came_before_the_signal() {
-    let Some(mut server) = start("quickstart", &[]).await else { return };
+    let mut server = start("quickstart", &[]).await;
     let mut connection = TcpStream::connect(server.url.trim_start_matches("http://")).await.unwrap();
     connection
         .write_all(b"POST /hash HTTP/1.1\r\nhost: localhost\r\nexpect: 100-continue\r\ncontent-length: 6\r\n\r\n")
@@ -177,7 +177,7 @@ async fn quickstart_finishes_a_request_that_came_before_the_signal() {
 #[cfg(unix)]
 #[tokio::test]
 async fn quickstart_ends_at_once_on_a_second_signal() {
-    let Some(mut server) = start("quickstart", &[]).await else { return };
+    let mut server = start("quickstart", &[]).await;
     let mut connection = TcpStream::connect(server.url.trim_start_matches("http://")).await.unwrap();
     connection
         .write_all(b"POST /hash HTTP/1.1\r\nhost: localhost\r\nexpect: 100-continue\r\ncontent-length: 6\r\n\r\n")
@@ -195,7 +195,7 @@ async fn quickstart_ends_at_once_on_a_second_signal() {
 async fn quickstart_says_that_the_port_is_taken() {
     let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = taken.local_addr().unwrap().port();
-    let Some(output) = run("quickstart", &["--port", &port.to_string()]).await else { return };
+    let output = run("quickstart", &["--port", &port.to_string()]).await;
     assert_eq!(output.status.code(), Some(1));
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(error.starts_with(&format!("error: cannot listen on port {port}: ")), "{error}");
@@ -205,7 +205,7 @@ async fn quickstart_says_that_the_port_is_taken() {
 
 #[tokio::test]
 async fn quickstart_explains_its_options_and_refuses_impossible_ones() {
-    let Some(help) = run("quickstart", &["--help"]).await else { return };
+    let help = run("quickstart", &["--help"]).await;
     assert!(help.status.success());
     let help = String::from_utf8_lossy(&help.stdout).into_owned();
     assert!(help.contains("--port") && help.contains("--threads") && help.contains("3000"), "{help}");
@@ -216,7 +216,7 @@ async fn quickstart_explains_its_options_and_refuses_impossible_ones() {
         (["--threads", "1", "--port=70000"], "70000"),
     ];
     for (arguments, reason) in cases {
-        let refused = run("quickstart", &arguments).await.unwrap();
+        let refused = run("quickstart", &arguments).await;
         assert!(!refused.status.success());
         let error = String::from_utf8_lossy(&refused.stderr);
         assert!(error.contains(reason), "{error}");
@@ -229,7 +229,7 @@ async fn quickstart_explains_its_options_and_refuses_impossible_ones() {
 #[tokio::test]
 async fn graceful_shutdown_finishes_a_running_task() {
     for signal in ["INT", "TERM"] {
-        let Some(mut server) = start("graceful_shutdown", &["--grace", "60"]).await else { return };
+        let mut server = start("graceful_shutdown", &["--grace", "60"]).await;
         assert_eq!(server.post("/mail/1", "").await.status, StatusCode::ACCEPTED);
         assert_eq!(server.line().await.as_deref(), Some("sending a mail"));
         server.signal(signal).await;
@@ -248,7 +248,7 @@ async fn graceful_shutdown_finishes_a_running_task() {
 #[cfg(unix)]
 #[tokio::test]
 async fn graceful_shutdown_reports_a_task_that_runs_too_long() {
-    let Some(mut server) = start("graceful_shutdown", &["--grace", "1"]).await else { return };
+    let mut server = start("graceful_shutdown", &["--grace", "1"]).await;
     assert_eq!(server.post("/mail/86400", "").await.status, StatusCode::ACCEPTED);
     assert_eq!(server.line().await.as_deref(), Some("sending a mail"));
     server.signal("TERM").await;
@@ -266,7 +266,7 @@ async fn graceful_shutdown_reports_a_task_that_runs_too_long() {
 
 #[tokio::test]
 async fn axum_answers_on_the_pool_beside_it_and_503() {
-    let Some(lines) = lines_of("axum").await else { return };
+    let lines = lines_of("axum").await;
     let answers = |start: &str| lines.iter().filter(|line| line.starts_with(start)).count();
     let (written, refused) = (answers("POST /report: 200 OK written on reports-0"), answers("POST /report: 503 "));
     assert_eq!(written + refused, 5, "{lines:#?}");
@@ -276,11 +276,19 @@ async fn axum_answers_on_the_pool_beside_it_and_503() {
     assert_eq!(answers("GET /ping: 200 OK pong"), 1, "{lines:#?}");
 }
 
+#[tokio::test]
+async fn fair_by_tenant_answers_the_quiet_tenant_beside_the_greedy_one() {
+    let lines = lines_of("fair_by_tenant").await;
+    let starts = |start: &str| lines.iter().any(|line| line.starts_with(start));
+    assert!(starts("greedy: 20 x 200 OK") && starts("greedy: 30 x 429"), "{lines:#?}");
+    assert!(starts("quiet: 200 OK after"), "{lines:#?}");
+}
+
 /// The test allows further reports: on a busy machine, the operating system may preempt any thread
 /// for long enough.
 #[tokio::test]
 async fn blocking_detector_names_the_route_that_blocks() {
-    let Some(lines) = lines_of("blocking_detector").await else { return };
+    let lines = lines_of("blocking_detector").await;
     let after = |start: &str| lines.iter().position(|line| line == start).expect(start);
     let (inline, offloaded) = (after("inline:"), after("offloaded:"));
     let reported = |line: &String| line.starts_with("PUT /users/{id} blocked the event loop for ");
@@ -291,7 +299,7 @@ async fn blocking_detector_names_the_route_that_blocks() {
 
 #[tokio::test]
 async fn hyper_answers_from_the_pool() {
-    let Some(lines) = lines_of("hyper").await else { return };
+    let lines = lines_of("hyper").await;
     assert_eq!(lines.iter().filter(|line| line.starts_with("counting on cpu-")).count(), 3, "{lines:#?}");
     assert!(lines.contains(&"1000000 bytes: 0.000 bits a byte".to_owned()), "{lines:#?}");
     assert!(lines.contains(&"256 bytes: 8.000 bits a byte".to_owned()), "{lines:#?}");
@@ -299,7 +307,7 @@ async fn hyper_answers_from_the_pool() {
 
 #[tokio::test]
 async fn blocking_handler_answers_with_state_path_json_and_a_stream() {
-    let Some(lines) = lines_of("blocking_handler").await else { return };
+    let lines = lines_of("blocking_handler").await;
     let expected = [
         "PUT /notes/7: 201 Created ",
         r#"GET /notes/7: 200 OK {"text":"milk"}"#,
@@ -311,8 +319,23 @@ async fn blocking_handler_answers_with_state_path_json_and_a_stream() {
 }
 
 #[tokio::test]
+async fn deadline_cancels_what_runs_and_never_starts_what_waits() {
+    let lines = lines_of("deadline").await;
+    let answers: Vec<_> = lines.iter().filter(|line| line.starts_with('/')).map(String::as_str).collect();
+    let expected = [
+        "/work/10 with 5000 ms: 200 OK done",
+        "/work/10 with 100 ms: 504 Gateway Timeout ",
+        "/work/600 with 300 ms: 504 Gateway Timeout ",
+    ];
+    assert_eq!(answers, expected);
+    let count = |text: &str| lines.iter().filter(|line| line.contains(text)).count();
+    assert_eq!((count("/work/10 starts"), count("/work/600 starts")), (1, 1), "{lines:?}");
+    assert_eq!((count("stops after"), count(": deadline_exceeded")), (1, 1), "{lines:?}");
+}
+
+#[tokio::test]
 async fn tls_connections_are_tracked() {
-    let Some(lines) = lines_of("tls").await else { return };
+    let lines = lines_of("tls").await;
     assert!(lines.contains(&"HTTP/1.1 200 OK".to_owned()), "{lines:?}");
     assert!(lines.contains(&"complete flushed".to_owned()), "{lines:?}");
     assert!(lines.last().unwrap().starts_with("stopped: all connections ended"), "{lines:?}");
@@ -320,14 +343,14 @@ async fn tls_connections_are_tracked() {
 
 #[tokio::test]
 async fn tonic_checks_on_the_pool_and_refuses_in_grpc() {
-    let Some(lines) = lines_of("tonic").await else { return };
+    let lines = lines_of("tonic").await;
     assert!(lines[0].starts_with("checked on blocking-"), "{lines:?}"); // any thread of the pool
     assert_eq!(lines[1..], ["status: Serving", "after shutdown: Some(Unavailable)"]);
 }
 
 #[tokio::test]
 async fn tower_tells_results_errors_and_refusals_apart() {
-    let Some(lines) = lines_of("tower").await else { return };
+    let lines = lines_of("tower").await;
     let (threads, results): (Vec<_>, Vec<_>) = lines.into_iter().partition(|line| line.starts_with("counted on "));
     assert!(threads.len() == 2 && threads.iter().all(|line| line.starts_with("counted on numbers-")), "{threads:#?}");
     let expected = [
@@ -358,21 +381,20 @@ fn examples_are_short_enough_to_paste() {
 
 // ---- programs ----
 
-/// Returns `None` if the example is not built.
-fn example(name: &str) -> Option<PathBuf> {
+fn example(name: &str) -> PathBuf {
     tower_offload_tests::example(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples"), name)
 }
 
-async fn start(name: &str, arguments: &[&str]) -> Option<Server> {
-    Some(Server::start(&example(name)?, arguments).await)
+async fn start(name: &str, arguments: &[&str]) -> Server {
+    Server::start(&example(name), arguments).await
 }
 
-async fn run(name: &str, arguments: &[&str]) -> Option<Output> {
-    Some(tower_offload_tests::run(&example(name)?, arguments).await)
+async fn run(name: &str, arguments: &[&str]) -> Output {
+    tower_offload_tests::run(&example(name), arguments).await
 }
 
-async fn lines_of(name: &str) -> Option<Vec<String>> {
-    Some(tower_offload_tests::lines_of(&example(name)?).await)
+async fn lines_of(name: &str) -> Vec<String> {
+    tower_offload_tests::lines_of(&example(name)).await
 }
 
 // ---- pictures ----

@@ -1,8 +1,8 @@
-//! Names, labels and units of feature `metrics`. The recorder is global, so this program has one
-//! test.
+//! Names, labels and units of feature `metrics`. One recorder is global, so these tests have their
+//! own binary.
 #![allow(clippy::unwrap_used)]
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use futures_util::FutureExt;
 use metrics::Unit;
@@ -13,11 +13,36 @@ use tower_offload::{
     pool::{Codel, Pool},
 };
 
+#[test]
+fn counters_of_an_unused_pool_are_zero() {
+    let recorder = DebuggingRecorder::new();
+    let _local = metrics::set_default_local_recorder(&recorder);
+    let _unused = ThreadPool::builder().name("unused").threads(1).build().unwrap();
+    let mut seen = BTreeMap::<_, Vec<_>>::new();
+    for (key, _, _, value) in recorder.snapshotter().snapshot().into_vec() {
+        if let DebugValue::Counter(count) = value {
+            seen.entry(key.key().name().to_owned()).or_default().push(count);
+        }
+    }
+    let expected = [
+        ("offload_abandoned_total", vec![0]),
+        ("offload_busy_microseconds_total", vec![0]),
+        ("offload_cancelled_run_microseconds_total", vec![0; 2]),
+        ("offload_misplaced_total", vec![0]),
+        ("offload_panicked_total", vec![0]),
+        ("offload_rejected_total", vec![0; 7]),
+        ("offload_stalls_total", vec![0]),
+    ];
+    assert_eq!(seen, expected.map(|(name, counts)| (name.to_owned(), counts)).into());
+}
+
 #[tokio::test]
 async fn metrics_have_the_name_of_the_pool_as_label() {
     let recorder = DebuggingRecorder::new();
     let snapshotter = recorder.snapshotter();
-    let pool = ThreadPool::builder().name("measured").threads(1).queue_capacity(1).build().unwrap();
+    let (stop, stopped) = std::sync::mpsc::channel();
+    let builder = ThreadPool::builder().name("measured").threads(1).queue_capacity(1);
+    let pool = builder.on_thread_stop(move || stop.send(()).unwrap()).build().unwrap();
     recorder.install().unwrap(); // After the pool was built and before it is used.
 
     let (release, released) = std::sync::mpsc::channel::<()>();
@@ -52,16 +77,28 @@ async fn metrics_have_the_name_of_the_pool_as_label() {
     }));
     yielding.oneshot(()).await.unwrap();
 
+    // A thread has reported its busy time when it stops.
+    assert!(pool.shutdown(Duration::from_secs(30)).await.is_empty());
+    stopped.recv_timeout(Duration::from_secs(30)).unwrap();
     let (mut seen, mut seconds) = (BTreeMap::new(), BTreeMap::new());
+    let mut microseconds = BTreeMap::new();
     for (key, unit, help, value) in snapshotter.snapshot().into_vec() {
-        let is_duration = key.key().name().ends_with("_seconds");
-        assert_eq!(unit, Some(if is_duration { Unit::Seconds } else { Unit::Count }), "{key:?}");
+        let expected = match key.key().name() {
+            name if name.ends_with("_microseconds_total") => Unit::Microseconds,
+            name if name.ends_with("_seconds") => Unit::Seconds,
+            _ => Unit::Count,
+        };
+        assert_eq!(unit, Some(expected), "{key:?}");
         assert!(help.is_some_and(|help| help.ends_with('.')), "{key:?}");
         let labels: Vec<_> =
             key.key().labels().map(|label| (label.key().to_owned(), label.value().to_owned())).collect();
         assert!(labels.contains(&("pool".to_owned(), "measured".to_owned())), "{labels:?}");
         let reason = labels.iter().find(|(name, _)| name == "reason").map(|(_, reason)| reason.as_str());
         let value = match value {
+            DebugValue::Counter(value) if expected == Unit::Microseconds => {
+                microseconds.insert(key.key().name().to_owned(), Duration::from_micros(value));
+                continue;
+            }
             DebugValue::Counter(value) => value as f64,
             DebugValue::Gauge(value) => value.0,
             DebugValue::Histogram(values) => {
@@ -74,10 +111,18 @@ async fn metrics_have_the_name_of_the_pool_as_label() {
     let expected = [
         ("offload_abandoned_total", 1.0),
         ("offload_active", 0.0),
+        ("offload_max_threads", 1.0),
+        ("offload_misplaced_total", 0.0),
         ("offload_panicked_total", 1.0),
         ("offload_queue_depth", 0.0),
         ("offload_queue_wait_seconds", 4.0),
         ("offload_overloaded", 0.0),
+        ("offload_rejected_total closed", 0.0),
+        ("offload_rejected_total deadline_exceeded", 0.0),
+        ("offload_rejected_total deadlock", 0.0),
+        ("offload_rejected_total expired", 0.0),
+        ("offload_rejected_total key_limited", 0.0),
+        ("offload_rejected_total no_runtime", 0.0),
         ("offload_rejected_total overloaded", 1.0),
         ("offload_resume_wait_seconds", 1.0),
         ("offload_run_seconds", 4.0),
@@ -86,8 +131,21 @@ async fn metrics_have_the_name_of_the_pool_as_label() {
     ];
     assert_eq!(seen, expected.map(|(name, value)| (name.to_owned(), value)).into());
 
-    // Histograms are in seconds and have the same sums as `PoolStats`.
+    // Times have the same sums as in `PoolStats`.
     let stats = pool.stats();
+    // Busy times are in whole microseconds.
+    assert!(stats.busy_time + Duration::from_micros(10) >= stats.run_time, "{stats:?}");
+    let expected = [
+        ("offload_busy_microseconds_total", stats.busy_time),
+        ("offload_cancelled_run_microseconds_total", Duration::ZERO),
+    ];
+    assert_eq!(microseconds.len(), expected.len(), "{microseconds:?}");
+    for (name, expected) in expected {
+        assert!(
+            microseconds[name].abs_diff(expected) < Duration::from_micros(20),
+            "{name}: {microseconds:?} {stats:?}"
+        );
+    }
     for (name, expected) in [
         ("offload_queue_wait_seconds", stats.queue_wait),
         ("offload_resume_wait_seconds", stats.resume_wait),

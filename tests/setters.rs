@@ -19,7 +19,10 @@ use tower_offload::{
     background::TaskBuilder,
     blocking_detector::BlockingDetectorLayer,
     offload::RejectWithError,
-    pool::{Admission, Codel, Inline, Pool, Rayon, Runnable, ThreadPoolBuilder, TokioBlocking, TokioBlockingBuilder},
+    pool::{
+        Admission, CallOptions, Codel, Deadline, Inline, Pool, Rayon, Runnable, ThreadPoolBuilder, TokioBlocking,
+        TokioBlockingBuilder,
+    },
 };
 
 const DURATIONS: [Duration; 6] = [
@@ -98,6 +101,16 @@ async fn use_pool(pool: impl Pool + Clone) {
     assert_eq!(pool.run(|| 1).await, Ok(1));
     let _ = format!("{pool:?} {:?}", pool.admission().stats());
     assert!(pool.shutdown(Duration::from_secs(10)).await.is_empty());
+}
+
+/// Asserts that a call with this timeout has expired or not.
+fn assert_timed(timeout: Duration, ended: Result<(), impl Debug>) {
+    match timeout {
+        timeout if timeout <= Duration::from_nanos(1) => assert!(ended.is_err(), "{ended:?}"),
+        // A busy machine may need longer.
+        timeout if timeout < Duration::from_secs(10) => {}
+        _ => assert!(ended.is_ok(), "{ended:?}"),
+    }
 }
 
 async fn use_builder(builder: ThreadPoolBuilder) {
@@ -246,6 +259,32 @@ fn durations() -> Vec<Setter<Duration>> {
             assert!(Admission::new("custom", 1).shutdown(value).await.is_empty());
         }),
         setter("OffloadLayer::wait", any, async |value| use_layer(|layer| layer.max_in_flight(1).wait(value)).await),
+        setter("OffloadLayer::timeout", any, async |value| {
+            let layer = OffloadLayer::new(ThreadPool::cpu()).reject(RejectWithError);
+            let layer = layer.timeout_request(move |(): &()| Some(value));
+            assert_timed(value, layer.layer(service_fn(async |()| Ok::<_, Infallible>(()))).oneshot(()).await);
+        }),
+        setter("OffloadLayer::timeout, waiting", any, async |value| {
+            let layer = OffloadLayer::new(ThreadPool::cpu()).reject(RejectWithError).max_in_flight(1);
+            let layer = layer.wait(Duration::from_secs(10)).timeout_request(move |(): &()| Some(value));
+            let service = layer.layer(service_fn(async |()| {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                Ok::<_, Infallible>(())
+            }));
+            let (first, second) = tokio::join!(service.clone().oneshot(()), service.oneshot(()));
+            assert_timed(value, first);
+            assert_timed(value, second);
+        }),
+        setter("CallOptions::timeout", any, async |value| {
+            assert_timed(value, ThreadPool::cpu().run_with(CallOptions::new().timeout(value), || ()).await);
+        }),
+        setter("Deadline::after", any, async |value| {
+            let deadline = Deadline::after(value);
+            assert!(deadline.remaining().is_none_or(|left| left <= value));
+            let pool = ThreadPool::cpu();
+            assert_timed(value, deadline.scope(async { pool.run(|| ()).await }).await);
+            assert_timed(value, deadline.sync_scope(|| pool.run(|| ())).await);
+        }),
         setter("TaskBuilder::timeout", any, async |value| {
             use_background(Background::default(), move |it| it.task("timed").timeout(value)).await;
         }),
@@ -329,6 +368,13 @@ fn sizes() -> Vec<Setter<usize>> {
         setter("OffloadLayer::max_in_flight", zero, async |value| use_layer(|layer| layer.max_in_flight(value)).await),
         setter("OffloadLayer::max_in_flight, reserved", zero, async |value| {
             use_layer(|layer| layer.max_in_flight(value).backpressure()).await;
+        }),
+        setter("OffloadLayer::max_in_flight_per_key", zero, async |value| {
+            use_layer(|layer| layer.max_in_flight_per_key(value)).await;
+            let layer = OffloadLayer::new(ThreadPool::blocking(4)).reject(RejectWithError);
+            let layer = layer.max_in_flight_per_key(value).fair_by_request(|n: &u32| *n);
+            let service = layer.layer(service_fn(async |n: u32| Ok::<_, Infallible>(n)));
+            assert_eq!(service.oneshot(1).await.unwrap(), 1);
         }),
         setter("OffloadLayer::max_waiting", any, async |value| {
             use_layer(|layer| layer.max_in_flight(1).wait(Duration::from_secs(10)).max_waiting(value)).await;

@@ -18,7 +18,7 @@ use tower_offload_benches::{
     platform::{self, CountingAllocator},
 };
 
-use crate::{Mode, Phases, Pin, Sample, Scene, THREADS};
+use crate::{Mode, Phases, Pin, Sample, Scene};
 
 /// The number of a job that keeps its thread busy for a while, so that the next job needs another
 /// thread.
@@ -118,7 +118,7 @@ impl Stage {
         }
         let Phases { warm_up, count, measure } = self.phases;
         self.runtime.block_on(async {
-            start_all_threads(&hop).await?;
+            start_all_threads(&hop, self.scene.threads).await?;
             self.load(&hop, warm_up, false).await?;
             let counted = self.load(&hop, count, true).await?;
             let timed = self.load(&hop, measure, false).await?;
@@ -191,9 +191,9 @@ async fn call_repeatedly(mut hop: impl Hop, first: u64, shared: Arc<Shared>) -> 
 
 /// Runs as many jobs at once as there are threads. Each is long enough that no thread gets two, so
 /// that all threads have run a job and are pinned.
-async fn start_all_threads(hop: &impl Hop) -> Result<(), BoxError> {
+async fn start_all_threads(hop: &impl Hop, threads: usize) -> Result<(), BoxError> {
     let mut jobs = JoinSet::new();
-    for _ in 0..THREADS {
+    for _ in 0..threads {
         let mut hop = hop.clone();
         jobs.spawn(async move { hop.call(PAUSE).await.map(drop) });
     }

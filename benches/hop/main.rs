@@ -9,6 +9,7 @@ mod variants;
 
 use std::{fmt, process::ExitCode, time::Duration};
 
+use self::variants::Variant;
 use serde::{Deserialize, Serialize};
 use tower_offload_benches::{
     BoxError, Options, Row, Unit, child, interleave,
@@ -18,8 +19,12 @@ use tower_offload_benches::{
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator;
 
-/// Number of threads of every pool that has a size, and of workers of `multi_thread` runtimes.
+/// Number of workers of `multi_thread` runtimes, and of threads of every pool that has a size in
+/// most scenes.
 const THREADS: usize = 2;
+
+/// Number of threads of every pool that has a size in scenes with more threads than cores.
+const MANY_THREADS: usize = 64;
 
 /// Room for all calls at once, so that this crate's pools reject none; the other variants have no
 /// limit.
@@ -61,6 +66,8 @@ struct Scene {
     runtime: Flavor,
     pin: Pin,
     concurrency: usize,
+    /// Number of threads of every pool that has a size.
+    threads: usize,
 }
 
 /// The figures of one run.
@@ -99,8 +106,11 @@ fn main() -> ExitCode {
         let (rounds, phases) = if options.quick { (2, Phases::SHORT) } else { (7, Phases::LONG) };
         let measure = |phases| {
             move |scene: &Scene, variants: &[&str]| {
-                let order = |variant: &&str| Order { variant: (*variant).to_owned(), scene: *scene, phases };
-                variants.iter().map(|variant| child::run(&order(variant), TIMEOUT)).collect()
+                let run = |variant: &&str| {
+                    let order = Order { variant: (*variant).to_owned(), scene: *scene, phases };
+                    child::run_with_env(&order, Variant::named(variant)?.env, TIMEOUT)
+                };
+                variants.iter().map(run).collect()
             }
         };
         if !options.quick {
@@ -115,7 +125,7 @@ fn main() -> ExitCode {
 /// Runs one variant in one scene, in a child process.
 fn run(order: Order) -> Result<Sample, BoxError> {
     let Order { variant, scene, phases } = order;
-    let variant = variants::VARIANTS.iter().find(|it| it.name == variant).ok_or("there is no such variant")?;
+    let variant = Variant::named(&variant)?;
     if scene.pin == Pin::One {
         // Pins before any other thread starts, because threads inherit the core.
         platform::pin(*platform::cores().first().ok_or("threads cannot be pinned")?)?;
@@ -128,7 +138,11 @@ fn run(order: Order) -> Result<Sample, BoxError> {
         builder.worker_threads(THREADS);
     }
     if variant.is_capped {
-        builder.max_blocking_threads(THREADS);
+        builder.max_blocking_threads(scene.threads);
+    }
+    #[cfg(tokio_unstable)]
+    if variant.is_eager {
+        builder.enable_eager_driver_handoff();
     }
     let stage = load::Stage { runtime: builder.enable_all().build()?, scene, phases };
     let _guard = stage.runtime.enter();
@@ -137,11 +151,11 @@ fn run(order: Order) -> Result<Sample, BoxError> {
 
 impl Scene {
     const fn sequential(runtime: Flavor, pin: Pin) -> Self {
-        Self { mode: Mode::Sequential, runtime, pin, concurrency: 1 }
+        Self { mode: Mode::Sequential, runtime, pin, concurrency: 1, threads: THREADS }
     }
 
     const fn throughput(runtime: Flavor, concurrency: usize) -> Self {
-        Self { mode: Mode::Throughput, runtime, pin: Pin::None, concurrency }
+        Self { mode: Mode::Throughput, runtime, pin: Pin::None, concurrency, threads: THREADS }
     }
 
     /// Returns all scenes.
@@ -157,6 +171,7 @@ impl Scene {
         ];
         for runtime in [Flavor::CurrentThread, Flavor::MultiThread] {
             scenes.extend([1, 16, 256, 4096].map(|concurrency| Self::throughput(runtime, concurrency)));
+            scenes.push(Self { threads: MANY_THREADS, ..Self::throughput(runtime, 256) });
         }
         scenes
     }
@@ -191,7 +206,8 @@ impl fmt::Display for Scene {
             (_, Pin::None) => f.write_str(", not pinned"),
             (_, Pin::Cross) => f.write_str(", across cores"),
             (_, Pin::One) => f.write_str(", on one core"),
-        }
+        }?;
+        if self.threads == THREADS { Ok(()) } else { write!(f, ", pools of {}", self.threads) }
     }
 }
 

@@ -14,7 +14,7 @@ use tower_offload_benches::BoxError;
 use tower_resilience_executor::{BlockingExecutor, ExecutorLayer};
 
 use crate::{
-    QUEUE_CAPACITY, Sample, THREADS,
+    QUEUE_CAPACITY, Sample,
     load::{Stage, job},
 };
 
@@ -25,6 +25,11 @@ pub(crate) struct Variant {
     /// If `true`, tokio's blocking pool has as many threads as the other pools instead of up to
     /// 512.
     pub(crate) is_capped: bool,
+    /// If `true`, the runtime hands its drivers over eagerly. An option of unstable builds of tokio.
+    #[cfg(tokio_unstable)]
+    pub(crate) is_eager: bool,
+    /// Environment variable of the process.
+    pub(crate) env: Option<(&'static str, &'static str)>,
     /// Must be called within the runtime.
     pub(crate) measure: fn(&Stage) -> Result<Sample, BoxError>,
 }
@@ -33,13 +38,21 @@ pub(crate) const VARIANTS: &[Variant] = &[
     // Runs the job in place, to measure the cost of the loop around a call.
     variant("inline", |stage| stage.measure(|number| ready(Ok::<_, Infallible>(job(number))))),
     variant("spawn_blocking", spawn_blocking),
-    Variant { name: "spawn_blocking/capped", is_capped: true, measure: spawn_blocking },
+    Variant { is_capped: true, ..variant("spawn_blocking/capped", spawn_blocking) },
+    // Tokio's experimental queue for blocking tasks, which stable builds enable like this.
+    Variant {
+        is_capped: true,
+        env: Some(("TOKIO_UNSTABLE_SHARDED_BLOCKING_QUEUE", "1")),
+        ..variant("spawn_blocking/capped, sharded", spawn_blocking)
+    },
+    #[cfg(tokio_unstable)]
+    Variant { is_capped: true, is_eager: true, ..variant("spawn_blocking/capped, eager handoff", spawn_blocking) },
     variant("tokio-rayon", |stage| {
-        let threads = rayon_threads()?;
+        let threads = rayon_threads(stage)?;
         stage.measure(move |number| infallible(threads.spawn_async(move || job(number))))
     }),
     variant("rayon+oneshot", |stage| {
-        let threads = rayon_threads()?;
+        let threads = rayon_threads(stage)?;
         stage.measure(move |number| {
             let (sender, receiver) = oneshot::channel();
             threads.spawn(move || sender.send(job(number)).expect("the caller waits"));
@@ -50,7 +63,7 @@ pub(crate) const VARIANTS: &[Variant] = &[
     // The crate `blocking` has one pool for the process, of up to 500 threads.
     variant("unblock", |stage| stage.measure(|number| infallible(blocking::unblock(move || job(number))))),
     variant("second-runtime", |stage| {
-        let runtime = runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build()?;
+        let runtime = runtime::Builder::new_multi_thread().worker_threads(stage.scene.threads).enable_all().build()?;
         let runtime = Arc::new(runtime);
         stage.measure(move |number| runtime.spawn(async move { job(number) }))
     }),
@@ -59,13 +72,32 @@ pub(crate) const VARIANTS: &[Variant] = &[
     variant("tower-resilience", |stage| {
         layered(stage, ExecutorLayer::new(BlockingExecutor::current()).layer(service()))
     }),
-    variant("threads", |stage| bare(stage, threads()?)),
-    variant("rayon", |stage| bare(stage, Rayon::builder(rayon_threads()?).queue_capacity(QUEUE_CAPACITY).build())),
-    variant("offload", |stage| layered(stage, OffloadLayer::new(threads()?).reject(RejectWithError).layer(service()))),
+    variant("threads", |stage| bare(stage, threads(stage)?)),
+    variant("rayon", |stage| bare(stage, Rayon::builder(rayon_threads(stage)?).queue_capacity(QUEUE_CAPACITY).build())),
+    variant("offload", |stage| {
+        layered(stage, OffloadLayer::new(threads(stage)?).reject(RejectWithError).layer(service()))
+    }),
+    // Its calls are short, so nearly all of them run where they are made.
+    variant("adaptive", |stage| {
+        layered(stage, OffloadLayer::new(threads(stage)?).reject(RejectWithError).adaptive().layer(service()))
+    }),
 ];
 
 const fn variant(name: &'static str, measure: fn(&Stage) -> Result<Sample, BoxError>) -> Variant {
-    Variant { name, is_capped: false, measure }
+    Variant {
+        name,
+        is_capped: false,
+        #[cfg(tokio_unstable)]
+        is_eager: false,
+        env: None,
+        measure,
+    }
+}
+
+impl Variant {
+    pub(crate) fn named(name: &str) -> Result<&'static Self, BoxError> {
+        Ok(VARIANTS.iter().find(|variant| variant.name == name).ok_or("there is no such variant")?)
+    }
 }
 
 fn spawn_blocking(stage: &Stage) -> Result<Sample, BoxError> {
@@ -76,7 +108,7 @@ fn spawn_blocking(stage: &Stage) -> Result<Sample, BoxError> {
 /// sender.
 fn crossbeam_oneshot(stage: &Stage) -> Result<Sample, BoxError> {
     let (jobs, queue) = crossbeam_channel::unbounded::<Box<dyn FnOnce() + Send>>();
-    for _ in 0..THREADS {
+    for _ in 0..stage.scene.threads {
         let queue = queue.clone();
         thread::Builder::new().spawn(move || queue.iter().for_each(|job| job()))?;
     }
@@ -113,10 +145,10 @@ async fn infallible<F: Future>(call: F) -> Result<F::Output, Infallible> {
     Ok(call.await)
 }
 
-fn threads() -> Result<ThreadPool, BoxError> {
-    Ok(ThreadPool::builder().threads(THREADS).queue_capacity(QUEUE_CAPACITY).build()?)
+fn threads(stage: &Stage) -> Result<ThreadPool, BoxError> {
+    Ok(ThreadPool::builder().threads(stage.scene.threads).queue_capacity(QUEUE_CAPACITY).build()?)
 }
 
-fn rayon_threads() -> Result<Arc<rayon::ThreadPool>, BoxError> {
-    Ok(Arc::new(rayon::ThreadPoolBuilder::new().num_threads(THREADS).build()?))
+fn rayon_threads(stage: &Stage) -> Result<Arc<rayon::ThreadPool>, BoxError> {
+    Ok(Arc::new(rayon::ThreadPoolBuilder::new().num_threads(stage.scene.threads).build()?))
 }

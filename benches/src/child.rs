@@ -26,7 +26,16 @@ pub fn command(order: &impl Serialize) -> Result<Command, BoxError> {
 /// A run that takes longer than `timeout` has lost a call. Then the child is killed and an error is
 /// returned.
 pub fn run<T: DeserializeOwned>(order: &impl Serialize, timeout: Duration) -> Result<T, BoxError> {
-    let mut child = command(order)?.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+    run_with_env(order, None, timeout)
+}
+
+/// Like [`run`], with an environment variable for the child.
+pub fn run_with_env<T: DeserializeOwned>(
+    order: &impl Serialize,
+    env: Option<(&str, &str)>,
+    timeout: Duration,
+) -> Result<T, BoxError> {
+    let mut child = command(order)?.envs(env).stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
     let mut stdout = child.stdout.take().ok_or("the child has no standard output")?;
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || {

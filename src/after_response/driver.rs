@@ -1,6 +1,7 @@
 //! Runs hooks and tasks once their exchange has settled.
 
 use std::{
+    collections::VecDeque,
     pin::{Pin, pin},
     sync::{Arc, LazyLock},
     task::{Context, Poll},
@@ -13,32 +14,33 @@ use super::{
     Outcome,
     exchange::Exchange,
     guard::{AttemptState, InnerAttempt},
-    pending::{SpawnContext, TaskKey},
+    pending::{Hooks, SpawnContext, TaskKey},
     run_queue::{RunQueue, Step},
     task::Condition,
 };
 use crate::panic::ignore_panic;
 use crate::{
     background::{Completion, DrainGuard, Reservation, TaskBody},
-    pool::call::{self},
+    pool::call,
     sync::lock,
 };
 
-/// A hook, and the context in which it was registered.
-pub(super) struct Hook {
-    context: call::Context,
-    run: Box<dyn FnOnce(&Outcome) + Send>,
-}
+/// A hook, which runs in the span in which it was registered.
+pub(super) struct Hook(Box<dyn FnOnce(&Outcome) + Send>);
 
 impl Hook {
     pub(super) fn new(run: impl FnOnce(&Outcome) + Send + 'static) -> Self {
-        Self { context: call::Context::capture_for_background(), run: Box::new(run) }
+        match call::Context::capture_trace() {
+            None => Self(Box::new(run)),
+            Some(context) => Self(Box::new(move |outcome| {
+                ignore_panic(|| context.enter_trace(|| run(outcome)));
+                ignore_panic(|| drop(context));
+            })),
+        }
     }
 
     fn run(self, outcome: &Outcome) {
-        let Self { context, run } = self;
-        ignore_panic(|| context.enter_trace(|| run(outcome)));
-        ignore_panic(|| drop(context));
+        ignore_panic(|| (self.0)(outcome));
     }
 }
 
@@ -77,7 +79,47 @@ const STEPS_PER_POLL: usize = 32;
 /// Hooks and tasks without a runtime. A thread that is started for the first of them runs them all.
 static WITHOUT_RUNTIME: LazyLock<RunQueue<Drive>> = LazyLock::new(RunQueue::new);
 
-/// Future that runs the hooks of a settled exchange and starts its tasks.
+/// Starts the drivers of settled exchanges. Consecutive exchanges of the same runtime and
+/// background share a driver, because a driver for each costs more than its hooks. The last driver
+/// starts when this value is dropped.
+#[derive(Default)]
+pub(crate) struct SettledExchanges(Option<(SpawnContext, Drive)>);
+
+impl SettledExchanges {
+    pub(super) fn push(&mut self, exchange: Arc<Exchange>) {
+        let context = {
+            let pending = lock(&exchange.pending);
+            match (pending.context(), &self.0) {
+                (None, _) => return, // nothing was registered
+                (Some(context), Some((current, _))) if context.is_same(current) => None,
+                (Some(context), _) => Some(context.clone()),
+            }
+        };
+        match (context, &mut self.0) {
+            (None, Some((_, drive))) => drive.later.push_back(Current::new(exchange)),
+            (None, None) => {}
+            (Some(context), _) => {
+                self.start();
+                let drive = Drive::new(exchange, context.background.drain_guard());
+                self.0 = Some((context, drive));
+            }
+        }
+    }
+
+    fn start(&mut self) {
+        if let Some((context, drive)) = self.0.take() {
+            Driver { drive: Some(drive) }.spawn(context.runtime);
+        }
+    }
+}
+
+impl Drop for SettledExchanges {
+    fn drop(&mut self) {
+        self.start();
+    }
+}
+
+/// Future that runs the hooks of settled exchanges and starts their tasks.
 ///
 /// It is a task of its own, because an exchange settles in the middle of I/O, where no user code
 /// may run.
@@ -87,16 +129,18 @@ pub(super) struct Driver {
 }
 
 impl Driver {
+    /// Starts the driver of one exchange.
+    pub(super) fn start(exchange: Arc<Exchange>) {
+        SettledExchanges::default().push(exchange);
+    }
+
     /// Spawns the driver on the runtime of the first registration, otherwise on the current one.
     /// Without a runtime, or if it has shut down, the driver runs on a thread, because a pool may
     /// be full or shut down.
-    pub(super) fn start(exchange: Arc<Exchange>) {
-        let context = lock(&exchange.pending).context();
-        let Some(SpawnContext { runtime, background }) = context else { return }; // nothing was registered
-        let driver = Self { drive: Some(Drive::new(exchange, background.drain_guard())) };
+    fn spawn(self, runtime: Option<Handle>) {
         match runtime.or_else(|| Handle::try_current().ok()) {
-            Some(runtime) => ignore_panic(|| drop(runtime.spawn(driver))), // the runtime's own task hooks are user code
-            None => drop(driver),
+            Some(runtime) => ignore_panic(|| drop(runtime.spawn(self))), // the runtime's own task hooks are user code
+            None => drop(self),
         }
     }
 }
@@ -125,22 +169,28 @@ impl Drop for Driver {
     }
 }
 
-/// The progress of a driver.
+/// The progress of a driver, which drives one exchange after the other.
 struct Drive {
-    exchange: Arc<Exchange>,
+    current: Current,
+    later: VecDeque<Current>,
     /// Makes a shutdown of the background wait for hooks.
     guard: DrainGuard,
-    /// `None` until this driver drives the exchange.
-    outcome: Option<Outcome>,
-    /// Hooks that were taken and have not run, the newest last.
-    hooks: Vec<Hook>,
+}
+
+/// The progress of one exchange.
+struct Current {
+    exchange: Arc<Exchange>,
+    /// `true` once this driver drives the exchange.
+    drives: bool,
+    /// Hooks that were taken and have not run.
+    hooks: Hooks<Hook>,
     /// The number up to which tasks are selected once these hooks have run.
     bound: u64,
 }
 
 impl Drive {
     fn new(exchange: Arc<Exchange>, guard: DrainGuard) -> Self {
-        Self { exchange, guard, outcome: None, hooks: Vec::new(), bound: 0 }
+        Self { current: Current::new(exchange), later: VecDeque::new(), guard }
     }
 }
 
@@ -148,32 +198,55 @@ impl Step for Drive {
     /// Runs hooks and submits selected tasks until no registration is left, or until other tasks
     /// must have a turn.
     fn step(&mut self) -> Poll<()> {
-        let Self { exchange, guard, outcome, hooks, bound } = self;
-        if outcome.is_none() && !lock(&exchange.pending).begin_driving() {
-            return Poll::Ready(());
-        }
-        let outcome = &*outcome.get_or_insert_with(|| exchange.outcome());
         let mut steps = STEPS_PER_POLL;
+        loop {
+            let step = self.current.step(&self.guard, &mut steps);
+            let Some(next) = self.later.pop_front() else { return step };
+            let last = std::mem::replace(&mut self.current, next);
+            if step.is_pending() {
+                // An exchange with many hooks does not hold up the others.
+                self.later.push_back(last);
+                return step;
+            }
+            ignore_panic(|| drop(last)); // may drop values of users
+        }
+    }
+}
+
+impl Current {
+    fn new(exchange: Arc<Exchange>) -> Self {
+        Self { exchange, drives: false, hooks: Hooks::default(), bound: 0 }
+    }
+
+    /// Subtracts the hooks and tasks that were processed from `steps`. Returns `Pending` at zero.
+    fn step(&mut self, guard: &DrainGuard, steps: &mut usize) -> Poll<()> {
+        let Self { exchange, drives, hooks, bound } = self;
+        if !*drives {
+            let taken = lock(&exchange.pending).begin_driving(|task| task.is_decided(exchange));
+            let Some(taken) = taken else { return Poll::Ready(()) };
+            (*drives, (*hooks, *bound)) = (true, taken);
+        }
+        let outcome = &exchange.outcome();
         loop {
             while let Some(hook) = hooks.pop() {
                 guard.scope(|| hook.run(outcome));
-                steps -= 1;
-                if steps == 0 {
+                *steps -= 1;
+                if *steps == 0 {
                     return Poll::Pending;
                 }
             }
             let mut has_selected = false;
-            while steps > 0 {
-                let next = lock(&exchange.pending).take_unselected(*bound, |task| task.is_decided(exchange));
+            while *steps > 0 && *bound > 0 {
+                let next = lock(&exchange.pending).tasks().take_unselected(*bound, |task| task.is_decided(exchange));
                 let Some((task, concurrent)) = next else { break };
                 select(task, concurrent, outcome, exchange);
                 has_selected = true;
-                steps -= 1;
+                *steps -= 1;
             }
             if has_selected {
                 dispatch(exchange);
             }
-            if steps == 0 {
+            if *steps == 0 {
                 return Poll::Pending;
             }
             match lock(&exchange.pending).take(|task| task.is_decided(exchange)) {
@@ -191,7 +264,7 @@ fn select(mut task: Box<RegisteredTask>, concurrent: usize, outcome: &Outcome, e
     let skipped = if is_selected {
         task.reservation.end_response();
         let key = task.key.clone();
-        lock(&exchange.pending).select(&key, task, concurrent)
+        lock(&exchange.pending).tasks().select(&key, task, concurrent)
     } else {
         log_skipped(&task, outcome);
         Some(task)
@@ -203,7 +276,7 @@ fn select(mut task: Box<RegisteredTask>, concurrent: usize, outcome: &Outcome, e
 
 /// Drops a task, which releases its reservation and counts it as skipped.
 fn skip(task: Box<RegisteredTask>, exchange: &Exchange) {
-    lock(&exchange.pending).unindex(&task.key);
+    lock(&exchange.pending).tasks().unindex(&task.key);
     ignore_panic(|| drop(task));
 }
 
@@ -226,12 +299,12 @@ fn log_skipped(task: &RegisteredTask, outcome: &Outcome) {
 
 /// Starts the ready tasks that their concurrency limits allow.
 pub(super) fn dispatch(exchange: &Arc<Exchange>) {
-    let begins = lock(&exchange.pending).begin_dispatching();
+    let begins = lock(&exchange.pending).tasks().begin_dispatching();
     if !begins {
         return;
     }
     loop {
-        let next = lock(&exchange.pending).next_task();
+        let next = lock(&exchange.pending).tasks().next_task();
         let Some(task) = next else { return };
         let RegisteredTask { reservation, body, key, stop_on_error, .. } = *task;
         let exchange = exchange.clone();
@@ -239,8 +312,9 @@ pub(super) fn dispatch(exchange: &Arc<Exchange>) {
             let stop = stop_on_error && completion.is_failure();
             let stopped = {
                 let mut pending = lock(&exchange.pending);
-                pending.unindex(&key);
-                pending.finish_task(stop)
+                let tasks = pending.tasks();
+                tasks.unindex(&key);
+                tasks.finish_task(stop)
             };
             // One at a time: a panic while another one unwinds would abort the process.
             stopped.into_iter().for_each(|task| skip(task, &exchange));
@@ -249,3 +323,6 @@ pub(super) fn dispatch(exchange: &Arc<Exchange>) {
         reservation.on_completion(on_completion).submit(body);
     }
 }
+
+#[cfg(all(test, feature = "flush", not(tower_offload_loom)))]
+mod tests;

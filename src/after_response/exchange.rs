@@ -3,7 +3,7 @@
 use std::{
     fmt,
     sync::{
-        Arc, OnceLock,
+        Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::{
     Delivery, End, Outcome,
-    driver::{Driver, Hook, RegisteredTask},
+    driver::{Driver, Hook, RegisteredTask, SettledExchanges},
     guard::AttemptState,
     pending::Pending,
     progress::{Progress, RequestLine},
@@ -41,11 +41,13 @@ use crate::sync::{AtomicU8, Mutex, Ordering, lock};
 pub(crate) struct Exchange {
     began: Instant,
     is_multiplexed: bool,
+    /// `false` if the connection does not report flushes.
+    is_tracked: bool,
     state: ExchangeState,
-    /// Written before [`GUARD_DROPPED`] or [`BODY_ENDED`] is set, read after [`SETTLED`] is set.
-    progress: OnceLock<Progress>,
-    /// `None` if the connection does not report flushes.
-    tracking: Option<Tracking>,
+    sides: Mutex<Sides>,
+    /// A [`FlushOutcome`], encoded; zero before. Written once, before [`FLUSH_KNOWN`] is set. An
+    /// incomplete response sets that bit without an outcome.
+    flush_outcome: AtomicU64,
     /// Nanoseconds from the request to the end. Written before [`SETTLED`] is set, read afterwards.
     total: AtomicU64,
     /// The first attempt at an inner layer is stored inline, because usually there is only one.
@@ -55,18 +57,15 @@ pub(crate) struct Exchange {
     pub(super) pending: Mutex<Pending<Hook, Box<RegisteredTask>>>,
 }
 
-struct Tracking {
-    /// A [`FlushOutcome`], encoded; zero before. Written once, before [`FLUSH_KNOWN`] is set. An
-    /// incomplete response sets that bit without an outcome.
-    outcome: AtomicU64,
-    mismatched: MismatchCounter,
+/// Values that a side leaves for the other one.
+#[derive(Default)]
+struct Sides {
+    /// Written before [`GUARD_DROPPED`] or [`BODY_ENDED`] is set.
+    progress: Option<Progress>,
+    /// Counts responses whose length on the wire differs from the length of their body. Left by the
+    /// connection if it finishes before `progress` is known.
+    mismatched: Option<Arc<AtomicU64>>,
 }
-
-/// Counts responses whose length on the wire differs from the length of their body.
-///
-/// Each connection has a reference of its own that it shares with its exchanges. Otherwise all
-/// threads would write to the reference count of one counter for each response.
-pub(crate) type MismatchCounter = Arc<Arc<AtomicU64>>;
 
 /// Result of a response on the wire, as a tracked connection reports it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -158,10 +157,22 @@ impl FlushWaiter {
         self.0.state.ends_with_head()
     }
 
-    /// Reports the outcome, at the time `now`. Must not be called under a lock, because dropping
-    /// the last reference to the exchange drops hooks and tasks of users.
-    pub(crate) fn complete(self, outcome: FlushOutcome, now: Instant) {
-        self.0.complete_flush(outcome, now);
+    /// Reports the outcome, at the time `now`. If the exchange settles and work is due, adds it to
+    /// `settled`. `mismatched` counts responses whose length on the wire differs from the length of
+    /// their body.
+    ///
+    /// Must not be called under a lock, because dropping the last reference to the exchange drops
+    /// hooks and tasks of users.
+    pub(crate) fn complete(
+        self,
+        outcome: FlushOutcome,
+        now: Instant,
+        mismatched: &Arc<AtomicU64>,
+        settled: &mut SettledExchanges,
+    ) {
+        if self.0.complete_flush(outcome, now, mismatched) {
+            settled.push(self.0);
+        }
     }
 }
 
@@ -173,29 +184,25 @@ pub(crate) struct Tracked(pub(crate) Arc<Exchange>);
 impl Exchange {
     /// Creates an exchange on a connection that does not report flushes.
     pub(super) fn untracked(request: RequestLine) -> Arc<Self> {
-        Arc::new(Self::new(request, Instant::now(), None))
+        Arc::new(Self::new(request, Instant::now(), false))
     }
 
     /// Creates an exchange that began at this time on a tracked connection, and the waiter that the
     /// connection completes.
     #[cfg(feature = "flush")]
-    pub(crate) fn tracked(
-        request: RequestLine,
-        began: Instant,
-        mismatched: MismatchCounter,
-    ) -> (Arc<Self>, FlushWaiter) {
-        let tracking = Tracking { outcome: AtomicU64::new(0), mismatched };
-        let exchange = Arc::new(Self::new(request, began, Some(tracking)));
+    pub(crate) fn tracked(request: RequestLine, began: Instant) -> (Arc<Self>, FlushWaiter) {
+        let exchange = Arc::new(Self::new(request, began, true));
         (exchange.clone(), FlushWaiter(exchange))
     }
 
-    fn new(request: RequestLine, began: Instant, tracking: Option<Tracking>) -> Self {
+    fn new(request: RequestLine, began: Instant, is_tracked: bool) -> Self {
         Self {
             began,
             is_multiplexed: request.is_multiplexed(),
-            state: ExchangeState::new(tracking.is_some()),
-            progress: OnceLock::new(),
-            tracking,
+            is_tracked,
+            state: ExchangeState::new(is_tracked),
+            sides: Mutex::new(Sides::default()),
+            flush_outcome: AtomicU64::new(0),
             total: AtomicU64::new(0),
             first_attempt: AttemptState::default(),
             own_call: AttemptState::default(),
@@ -210,7 +217,7 @@ impl Exchange {
     /// Returns `true` if, as far as is known, the connection will report when this response is
     /// flushed.
     pub(super) fn is_tracked(&self) -> bool {
-        self.tracking.is_some() && self.flush_outcome().is_none_or(FlushOutcome::is_certain)
+        self.is_tracked && self.flush_outcome().is_none_or(FlushOutcome::is_certain)
     }
 
     /// Returns `true` if a hook or task was registered.
@@ -226,8 +233,10 @@ impl Exchange {
 
     /// The body of a tracked response has ended, and was not dropped yet.
     pub(super) fn end_body(&self, progress: Progress) {
+        let mut sides = lock(&self.sides);
         let awaits_flush = self.awaits_flush(&progress);
-        if self.progress.set(progress).is_ok() && awaits_flush {
+        self.set_progress(&mut sides, progress);
+        if awaits_flush {
             self.state.end_body();
         }
     }
@@ -235,12 +244,31 @@ impl Exchange {
     /// Finishes the server's side. Called once, by the guard's drop. `progress` is `None` after
     /// [`end_body`](Self::end_body).
     pub(super) fn finish(self: &Arc<Self>, progress: Option<Progress>) {
-        let progress = match progress {
-            Some(progress) => self.progress.get_or_init(|| progress),
-            None => self.progress.get().expect("the body has ended"),
+        let settles = {
+            let mut sides = lock(&self.sides);
+            if let Some(progress) = progress {
+                self.set_progress(&mut sides, progress);
+            }
+            let awaits_flush = sides.progress.as_ref().is_some_and(|progress| self.awaits_flush(progress));
+            self.state.drop_guard(awaits_flush)
         };
-        if self.state.drop_guard(self.awaits_flush(progress)) {
-            self.settle(Instant::now());
+        if settles && self.settle(Instant::now()) {
+            Driver::start(self.clone());
+        }
+    }
+
+    fn set_progress(&self, sides: &mut Sides, progress: Progress) {
+        if let Some(mismatched) = sides.mismatched.take() {
+            self.compare_length(&progress, &mismatched);
+        }
+        sides.progress = Some(progress);
+    }
+
+    fn compare_length(&self, progress: &Progress, mismatched: &AtomicU64) {
+        if let Some(FlushOutcome::Flushed { body_bytes: Some(on_wire) }) = self.flush_outcome() {
+            if on_wire != progress.body_bytes() {
+                mismatched.fetch_add(1, Relaxed);
+            }
         }
     }
 
@@ -253,35 +281,31 @@ impl Exchange {
         }
     }
 
-    /// Finishes the connection's side.
+    /// Finishes the connection's side. Returns `true` if the caller must start the driver.
     #[cfg(feature = "flush")]
-    fn complete_flush(self: &Arc<Self>, outcome: FlushOutcome, now: Instant) {
-        if let Some(tracking) = &self.tracking {
-            tracking.outcome.store(outcome.encode(), Relaxed);
-        }
-        let settles = match outcome {
-            FlushOutcome::Stalled => self.state.give_up(),
-            _ => self.state.set_flush_known(),
+    fn complete_flush(&self, outcome: FlushOutcome, now: Instant, mismatched: &Arc<AtomicU64>) -> bool {
+        let settles = {
+            let mut sides = lock(&self.sides);
+            self.flush_outcome.store(outcome.encode(), Relaxed);
+            match &sides.progress {
+                _ if self.state.is_flush_known() => {} // incomplete anyway
+                Some(progress) => self.compare_length(progress, mismatched),
+                None => sides.mismatched = Some(mismatched.clone()),
+            }
+            match outcome {
+                FlushOutcome::Stalled => self.state.give_up(),
+                _ => self.state.set_flush_known(),
+            }
         };
-        if settles {
-            self.settle(now);
-        }
+        settles && self.settle(now)
     }
 
-    fn settle(self: &Arc<Self>, now: Instant) {
+    /// Returns `true` if the caller must start the driver.
+    fn settle(&self, now: Instant) -> bool {
         let elapsed = now.saturating_duration_since(self.began);
         let total = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX);
         self.total.store(total, Relaxed);
-        if let (Some(tracking), Some(FlushOutcome::Flushed { body_bytes: Some(on_wire) }), Some(progress)) =
-            (&self.tracking, self.flush_outcome(), self.progress.get())
-        {
-            if on_wire != progress.body_bytes() {
-                tracking.mismatched.fetch_add(1, Relaxed);
-            }
-        }
-        if self.state.settle() {
-            Driver::start(self.clone());
-        }
+        self.state.settle()
     }
 
     /// Calls `add` to add a registration. If the exchange has settled, the driver starts at once.
@@ -301,7 +325,7 @@ impl Exchange {
     }
 
     fn flush_outcome(&self) -> Option<FlushOutcome> {
-        FlushOutcome::decode(self.tracking.as_ref()?.outcome.load(Relaxed))
+        FlushOutcome::decode(self.flush_outcome.load(Relaxed))
     }
 
     /// Returns how the response ended.
@@ -310,7 +334,8 @@ impl Exchange {
     ///
     /// Panics if the exchange has not settled.
     pub(super) fn outcome(&self) -> Outcome {
-        let progress = self.progress.get().expect("an exchange settles after its guard was dropped");
+        let sides = lock(&self.sides);
+        let progress = sides.progress.as_ref().expect("an exchange settles after its guard was dropped");
         let end = progress.end();
         let (end, delivery) = match end {
             End::BodyTooShort if !self.is_multiplexed => (end, Delivery::NotDelivered),
@@ -353,7 +378,7 @@ const HAS_HEAD: u8 = 1 << 4;
 /// The response opens a tunnel, so its head is its end on the wire. Set together with [`HAS_HEAD`].
 const ENDS_WITH_HEAD: u8 = 1 << 5;
 
-/// The body of a complete response has ended, and [`Exchange::progress`] is known.
+/// The body of a complete response has ended, and [`Sides::progress`] is known.
 const BODY_ENDED: u8 = 1 << 6;
 
 /// The life of an exchange. Bits are set and never cleared.

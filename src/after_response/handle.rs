@@ -15,8 +15,11 @@ use crate::{
     sync::lock,
 };
 
-/// Registers work that runs after this request's response. A request extension, and an axum
-/// extractor with feature `axum`. Clones refer to the same request.
+/// Registers work that runs after this request's response. It is a request extension. Clones refer
+/// to the same request.
+///
+/// With feature `axum` it is an axum extractor. Without that feature, a handler that takes it does
+/// not compile: the compiler reports that the trait `Handler` is not satisfied.
 ///
 /// It may be used at any time and from any thread. Work that is registered after the response has
 /// ended runs at once.
@@ -90,10 +93,11 @@ impl AfterResponse {
     /// reverse order of registration.
     ///
     /// Hooks run before the request's tasks start, in a task of the runtime in which the request's
-    /// first hook or task was registered. After every 32 hooks that task yields. Without a runtime,
-    /// or if it has shut down, hooks run on a thread named `after-response`, which all responses
-    /// share. If the system starts no thread, they run where the response ends. A hook must be
-    /// short and must not block: use [tasks](Self::task) for work. A panic in it is contained.
+    /// first hook or task was registered. Responses that are flushed together share it. After every
+    /// 32 hooks that task yields. Without a runtime, or if it has shut down, hooks run on a thread
+    /// named `after-response`, which all responses share. If the system starts no thread, they run
+    /// where the response ends. A hook must be short and must not block: use [tasks](Self::task)
+    /// for work. A panic in it is contained.
     ///
     /// A hook needs no permit, so it is never refused. A [shutdown](crate::Background::shutdown)
     /// waits for hooks that are due, but not for hooks of responses that are still open: close the
@@ -126,7 +130,7 @@ impl AfterResponse {
     /// Work that has not started is dropped before this method returns. A panic of its destructor
     /// is contained.
     pub fn cancel(&self, name: &str) -> usize {
-        let (ids, removed) = lock(&self.exchange.pending).remove_by_name(name);
+        let (ids, removed) = lock(&self.exchange.pending).tasks().remove_by_name(name);
         let cancelled = ids.into_iter().filter(|id| self.background.cancel_id(*id)).count();
         // Dropped after the ids were cancelled, otherwise the tasks would count as skipped.
         removed.into_iter().for_each(|task| ignore_panic(|| drop(task)));
@@ -149,7 +153,7 @@ impl AfterResponse {
         concurrent: usize,
         task: impl FnOnce(TaskKey) -> Box<RegisteredTask>,
     ) {
-        self.register(|pending| pending.push_task(name, id, concurrent, task));
+        self.register(|pending| pending.tasks().push(name, id, concurrent, task));
     }
 
     fn register(&self, add: impl FnOnce(&mut Pending<Hook, Box<RegisteredTask>>)) {

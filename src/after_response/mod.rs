@@ -165,7 +165,8 @@ pub use self::{
 };
 #[cfg(feature = "flush")]
 pub(crate) use self::{
-    exchange::{Exchange, FlushOutcome, FlushWaiter, MismatchCounter, Tracked},
+    driver::SettledExchanges,
+    exchange::{Exchange, FlushOutcome, FlushWaiter, Tracked},
     guard::{Guard, Observer},
     progress::RequestLine,
 };

@@ -16,10 +16,20 @@ use crate::background::Background;
 /// do.
 #[derive(Debug)]
 pub(super) struct Pending<H, T> {
-    hooks: Vec<H>,
+    hooks: Hooks<H>,
+    /// `true` while a thread takes registrations out.
+    driving: bool,
+    context: Option<SpawnContext>,
+    /// `None` before the first task. Boxed, because most requests have none.
+    tasks: Option<Box<Tasks<T>>>,
+}
+
+/// The tasks of one request.
+#[derive(Debug)]
+pub(super) struct Tasks<T> {
     /// Tasks that have not started, by number, each with the number of tasks that may run when it
     /// has started.
-    tasks: BTreeMap<u64, (T, usize)>,
+    waiting: BTreeMap<u64, (T, usize)>,
     /// Tasks below this number are selected. Never decreases.
     selected: u64,
     /// The number of the next task.
@@ -28,13 +38,41 @@ pub(super) struct Pending<H, T> {
     running: usize,
     /// Set by a failed task that stops the later ones. Never cleared.
     stopped: bool,
-    /// `true` while a thread takes registrations out.
-    driving: bool,
     /// Prevents recursion: a task that ends at once must not start the next one on its own stack.
     dispatching: bool,
     /// Numbers and ids of the named tasks that have not ended, by name.
     names: BTreeMap<Cow<'static, str>, BTreeMap<u64, u64>>,
-    context: Option<SpawnContext>,
+}
+
+/// Hooks, the newest first. The first one needs no allocation, because usually there is only one.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Hooks<H> {
+    oldest: Option<H>,
+    newer: Vec<H>,
+}
+
+impl<H> Hooks<H> {
+    fn push(&mut self, hook: H) {
+        match self.oldest {
+            None => self.oldest = Some(hook),
+            Some(_) => self.newer.push(hook),
+        }
+    }
+
+    /// Takes the newest hook.
+    pub(super) fn pop(&mut self) -> Option<H> {
+        self.newer.pop().or_else(|| self.oldest.take())
+    }
+
+    fn is_empty(&self) -> bool {
+        self.oldest.is_none()
+    }
+}
+
+impl<H> Default for Hooks<H> {
+    fn default() -> Self {
+        Self { oldest: None, newer: Vec::new() }
+    }
 }
 
 /// Runtime and background of the first registration. Hooks run there.
@@ -42,6 +80,14 @@ pub(super) struct Pending<H, T> {
 pub(super) struct SpawnContext {
     pub(super) runtime: Option<Handle>,
     pub(super) background: Background,
+}
+
+impl SpawnContext {
+    /// Returns `true` if hooks of both contexts may run in one task.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        let is_same_runtime = self.runtime.as_ref().map(Handle::id) == other.runtime.as_ref().map(Handle::id);
+        is_same_runtime && self.background.is_same(&other.background)
+    }
 }
 
 /// A task's position and name among the tasks of its request.
@@ -56,8 +102,41 @@ impl<H, T> Pending<H, T> {
         self.hooks.push(hook);
     }
 
+    pub(super) fn tasks(&mut self) -> &mut Tasks<T> {
+        self.tasks.get_or_insert_default()
+    }
+
+    /// Stores the context of the first registration.
+    pub(super) fn set_context(&mut self, context: impl FnOnce() -> SpawnContext) {
+        self.context.get_or_insert_with(context);
+    }
+
+    pub(super) fn context(&self) -> Option<&SpawnContext> {
+        self.context.as_ref()
+    }
+
+    /// Makes this thread the one that drives, and takes what [`take`](Self::take) does. Returns
+    /// `None` if there is nothing to do, or if another thread drives: it will see the new
+    /// registrations.
+    pub(super) fn begin_driving(&mut self, is_decided: impl Fn(&T) -> bool) -> Option<(Hooks<H>, u64)> {
+        if self.driving { None } else { self.take(is_decided) }
+    }
+
+    /// Takes the new hooks, and returns them with the number up to which tasks may be selected
+    /// after they have run: zero if there are none. Returns `None`, and stops driving, if there is
+    /// nothing to do.
+    pub(super) fn take(&mut self, is_decided: impl Fn(&T) -> bool) -> Option<(Hooks<H>, u64)> {
+        let unselected = self.tasks.as_ref().and_then(|tasks| Some((tasks.first_unselected()?.1, tasks.next_number)));
+        let bound = unselected.map_or(0, |(_, bound)| bound);
+        let has_task = unselected.is_some_and(|(task, _)| is_decided(task));
+        self.driving = has_task || !self.hooks.is_empty();
+        self.driving.then(|| (std::mem::take(&mut self.hooks), bound))
+    }
+}
+
+impl<T> Tasks<T> {
     /// Adds a task with this id and name. An empty name is no name. `task` creates it from its key.
-    pub(super) fn push_task(
+    pub(super) fn push(
         &mut self,
         name: Cow<'static, str>,
         id: u64,
@@ -69,7 +148,7 @@ impl<H, T> Pending<H, T> {
         if !name.is_empty() {
             self.names.entry(name.clone()).or_default().insert(number, id);
         }
-        self.tasks.insert(number, (task(TaskKey { number, name }), concurrent));
+        self.waiting.insert(number, (task(TaskKey { number, name }), concurrent));
     }
 
     /// Returns the ids of the tasks with this name, and removes the unstarted ones.
@@ -77,7 +156,7 @@ impl<H, T> Pending<H, T> {
         let Some(named) = self.names.get_mut(name) else { return (Vec::new(), Vec::new()) };
         let ids = named.values().copied().collect();
         let mut removed = Vec::new();
-        named.retain(|number, _| match self.tasks.remove(number) {
+        named.retain(|number, _| match self.waiting.remove(number) {
             Some((task, _)) => {
                 removed.push(task);
                 false
@@ -100,30 +179,6 @@ impl<H, T> Pending<H, T> {
         }
     }
 
-    /// Stores the context of the first registration.
-    pub(super) fn set_context(&mut self, context: impl FnOnce() -> SpawnContext) {
-        self.context.get_or_insert_with(context);
-    }
-
-    pub(super) fn context(&self) -> Option<SpawnContext> {
-        self.context.clone()
-    }
-
-    /// Makes this thread the one that drives. Returns `false` if another thread drives: it will see
-    /// the new registrations.
-    pub(super) fn begin_driving(&mut self) -> bool {
-        !std::mem::replace(&mut self.driving, true)
-    }
-
-    /// Takes the new hooks, and returns them with the number up to which tasks may be selected
-    /// after they have run. The newest hook is the last one. Returns `None`, and stops driving, if
-    /// there is nothing to do.
-    pub(super) fn take(&mut self, is_decided: impl Fn(&T) -> bool) -> Option<(Vec<H>, u64)> {
-        let has_task = self.first_unselected().is_some_and(|(_, task)| is_decided(task));
-        self.driving = has_task || !self.hooks.is_empty();
-        self.driving.then(|| (std::mem::take(&mut self.hooks), self.next_number))
-    }
-
     /// Takes the first unselected task below `bound`, unless it is undecided. Returns it with the
     /// number of tasks that may run when it has started. If its condition holds, the caller puts it
     /// back with [`select`](Self::select).
@@ -133,11 +188,11 @@ impl<H, T> Pending<H, T> {
             return None;
         }
         self.selected = number + 1;
-        self.tasks.remove(&number)
+        self.waiting.remove(&number)
     }
 
     fn first_unselected(&self) -> Option<(u64, &T)> {
-        self.tasks.range(self.selected..).next().map(|(number, (task, _))| (*number, task))
+        self.waiting.range(self.selected..).next().map(|(number, (task, _))| (*number, task))
     }
 
     /// Makes a task ready to start. Returns it if a failed task has stopped the later ones.
@@ -145,7 +200,7 @@ impl<H, T> Pending<H, T> {
         if self.stopped {
             return Some(task);
         }
-        self.tasks.insert(key.number, (task, concurrent));
+        self.waiting.insert(key.number, (task, concurrent));
         None
     }
 
@@ -158,7 +213,7 @@ impl<H, T> Pending<H, T> {
     /// Returns a task that the caller must start. Returns `None`, and stops dispatching, if no task
     /// may start now.
     pub(super) fn next_task(&mut self) -> Option<T> {
-        let first = self.tasks.first_entry().filter(|first| *first.key() < self.selected);
+        let first = self.waiting.first_entry().filter(|first| *first.key() < self.selected);
         let next = first.filter(|first| self.running < first.get().1).map(|first| first.remove().0);
         self.running += usize::from(next.is_some());
         self.dispatching = next.is_some();
@@ -174,24 +229,27 @@ impl<H, T> Pending<H, T> {
         if !stop {
             return Vec::new();
         }
-        let unselected = self.tasks.split_off(&self.selected);
-        std::mem::replace(&mut self.tasks, unselected).into_values().map(|(task, _)| task).collect()
+        let unselected = self.waiting.split_off(&self.selected);
+        std::mem::replace(&mut self.waiting, unselected).into_values().map(|(task, _)| task).collect()
     }
 }
 
 impl<H, T> Default for Pending<H, T> {
     fn default() -> Self {
+        Self { hooks: Hooks::default(), driving: false, context: None, tasks: None }
+    }
+}
+
+impl<T> Default for Tasks<T> {
+    fn default() -> Self {
         Self {
-            hooks: Vec::new(),
-            tasks: BTreeMap::new(),
+            waiting: BTreeMap::new(),
             selected: 0,
             next_number: 0,
             running: 0,
             stopped: false,
-            driving: false,
             dispatching: false,
             names: BTreeMap::new(),
-            context: None,
         }
     }
 }

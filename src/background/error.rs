@@ -23,6 +23,20 @@ impl SubmitError {
     pub(super) const TOO_MANY_AWAITING: Self = Self(Kind::TooManyAwaiting);
     pub(super) const CLOSED: Self = Self(Kind::Closed);
 
+    /// Every value.
+    #[cfg(feature = "metrics")]
+    pub(super) const ALL: [Self; 3] = [Self::CLOSED, Self::FULL, Self::TOO_MANY_AWAITING];
+
+    /// Returns the label `reason` of metrics.
+    #[cfg(feature = "metrics")]
+    pub(super) fn reason(self) -> &'static str {
+        match self.0 {
+            Kind::Full => "full",
+            Kind::TooManyAwaiting => "too_many_awaiting",
+            Kind::Closed => "closed",
+        }
+    }
+
     /// Returns `true` if the background has [`max_tasks`](super::BackgroundBuilder::max_tasks)
     /// tasks, or [`max_awaiting_response`](super::BackgroundBuilder::max_awaiting_response) tasks
     /// that wait for responses. A later attempt may succeed.
@@ -129,13 +143,18 @@ impl TaskFailure {
     /// Emits the failure as an event. Without feature `tracing` it has no effect.
     pub(super) fn log(&self) {
         #[cfg(feature = "tracing")]
-        tracing::event!(tracing::Level::ERROR, id = self.id(), name = self.name(), "{self}");
+        {
+            let name = Some(self.name()).filter(|name| !name.is_empty());
+            tracing::event!(tracing::Level::ERROR, id = self.id(), name, "{self}");
+        }
     }
 }
 
 impl fmt::Display for TaskFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "background task {} `{}` ", self.id, self.name)?;
+        f.write_str("background task ")?;
+        fmt_task(f, self.id, &self.name)?;
+        f.write_str(" ")?;
         match &self.cause {
             Cause::Refused(Some(error)) => write!(f, "was refused by its pool: {error}"),
             Cause::Refused(None) => f.write_str("was dropped by its pool before it started"),
@@ -147,5 +166,13 @@ impl fmt::Display for TaskFailure {
             Cause::Panicked(message) => write!(f, "panicked: {message}"),
             Cause::Lost => f.write_str("was dropped before it finished, because its runtime or pool shut down"),
         }
+    }
+}
+
+/// Writes the id of a task, and its name if it has one.
+pub(super) fn fmt_task(f: &mut fmt::Formatter<'_>, id: u64, name: &str) -> fmt::Result {
+    match name {
+        "" => write!(f, "{id}"),
+        name => write!(f, "{id} `{name}`"),
     }
 }

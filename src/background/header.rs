@@ -19,6 +19,7 @@ use crate::{
 /// The work itself is elsewhere: in the queue, on the pool or on a runtime.
 pub(super) struct TaskHeader {
     pub(super) id: u64,
+    /// Empty if the task has no name.
     pub(super) name: Cow<'static, str>,
     abort: AbortSlot<AbortAction>,
     claim: CompletionClaim,
@@ -42,6 +43,11 @@ impl TaskHeader {
             on_completion: Mutex::new(None),
             refusal: OnceLock::new(),
         }
+    }
+
+    /// Returns the name of the task, unless it has none.
+    pub(super) fn name(&self) -> Option<&str> {
+        Some(&*self.name).filter(|name| !name.is_empty())
     }
 
     /// Records that the code of the task begins. Returns `false` if the timer has ended the task

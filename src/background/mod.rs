@@ -80,6 +80,27 @@
 //!   dropped at its next `.await`.
 //! - A task that reaches its timeout before its code begins never runs.
 //!
+//! # Observability
+//!
+//! [`BackgroundStats`] has all counters and needs no feature. A failed task is an event of level
+//! `ERROR` with feature `tracing`, and its code runs in a span `background_task`. Feature `metrics`
+//! records through the [`metrics`] crate. The metrics of all backgrounds of a process are added up.
+//!
+//! | metric | kind | labels | value |
+//! |---|---|---|---|
+//! | `offload_background_rejected_total` | counter | `reason` | rejected tasks |
+//! | `offload_background_queue_wait_seconds` | histogram | `task` | time from submission to start |
+//! | `offload_background_run_seconds` | histogram | `task` | run time |
+//! | `offload_background_ended_total` | counter | `task`, `outcome` | tasks that ended |
+//! | `offload_blocking_total` | counter | `route` | polls that blocked the runtime |
+//! | `offload_blocking_seconds` | histogram | `route` | their duration |
+//!
+//! A `reason` is `full`, `too_many_awaiting` or `closed`. An `outcome` is `skipped`, `cancelled`,
+//! `failed` or `completed`. The labels `task` and `route` are the name of the task, and empty if it
+//! has none.
+//!
+//! [`metrics`]: https://docs.rs/metrics
+//!
 //! # When not to use it
 //!
 //! For work whose result the response needs, use [`Pool::run`]. Work that must survive a crash
@@ -89,6 +110,7 @@ mod builder;
 mod completion;
 mod error;
 mod header;
+mod metrics;
 mod run;
 mod shared;
 mod shutdown;
@@ -237,6 +259,11 @@ impl Background {
         Ok(Reservation::new(self.shared.clone(), header))
     }
 
+    /// Returns `true` if both are handles to the same background.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+
     pub(crate) fn drain_guard(&self) -> DrainGuard {
         DrainGuard::new(self.shared.clone())
     }
@@ -244,7 +271,9 @@ impl Background {
 
 impl Default for Background {
     /// Creates a background with a pool of its own, named `background`: up to 64 threads, started
-    /// on demand and stopped after 10 s without work.
+    /// on demand and stopped after 10 s without work. A second background of a process should have
+    /// a [pool](BackgroundBuilder::pool) with another name, by which threads and metrics are told
+    /// apart.
     ///
     /// # Panics
     ///

@@ -3,13 +3,18 @@
 
 use std::{
     any::Any,
+    future,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
-use tokio::{runtime::Handle, task::AbortHandle, time::Instant};
+use tokio::{
+    runtime::Handle,
+    task::AbortHandle,
+    time::{Instant, sleep_until},
+};
 
 pub(super) use crate::pool::call::Context as CallContext;
 
@@ -17,11 +22,12 @@ use super::{
     Completion, TaskOutput,
     error::Cause,
     header::{Claimed, TaskHeader},
+    metrics,
     shared::{Shared, in_task_of},
 };
 use crate::{
     panic::{catch_unwind, drop_payload, ignore_panic},
-    pool::{self, Admitted, Priority, QueuePermit, call::OnCallerDrop},
+    pool::{self, Admitted, CallOptions, QueuePermit, call::OnCallerDrop},
 };
 
 type Output = Result<(), String>;
@@ -93,10 +99,10 @@ fn spawn_on_pool(
     context: CallContext,
     future: impl Future<Output = ()> + Send + 'static,
 ) {
-    let priority = Priority::Normal;
-    match QueuePermit::try_acquire_counted(shared.pool.clone(), priority) {
+    let options = CallOptions::new();
+    match QueuePermit::try_acquire_counted(shared.pool.clone(), options) {
         Ok(queue_permit) => {
-            let admitted = Admitted { queue_permit, layer_permit: None, priority };
+            let admitted = Admitted { queue_permit, layer_permit: None, options };
             header.set_pool_handle(pool::spawn(admitted, context, OnCallerDrop::CancelOnPool, future));
         }
         Err(error) => {
@@ -154,7 +160,11 @@ impl Run {
         let timer = self.timeout.zip(Handle::try_current().ok()).map(|(timeout, runtime)| {
             let (shared, header, is_blocking) = (self.shared.clone(), self.header.clone(), self.is_blocking);
             let timer = runtime.spawn(async move {
-                tokio::time::sleep(timeout).await;
+                // Not from now on: a busy runtime may poll this for the first time much later.
+                match at.checked_add(timeout) {
+                    Some(deadline) => sleep_until(deadline).await,
+                    None => future::pending().await,
+                }
                 time_out(&shared, &header, timeout, is_blocking);
             });
             timer.abort_handle()
@@ -162,7 +172,7 @@ impl Run {
         let runtime = if self.is_blocking { None } else { Handle::try_current().ok() };
         let watch = runtime.map(|runtime| runtime.spawn(RuntimeWatch(self.header.clone())).abort_handle());
         self.started = Some(Started { at, timer, watch });
-        record_started(&self.header, at.duration_since(queued_at));
+        metrics::started(&self.header, at.duration_since(queued_at));
         true
     }
 
@@ -192,7 +202,7 @@ impl Run {
             timer.into_iter().chain(watch).for_each(|task| task.abort());
         }
         let completion = self.report(cause, ran);
-        record_finished(&self.header, completion, ran);
+        metrics::ended(&self.header, completion, ran);
         // The callback runs before the permit is released, so that a shutdown waits for it.
         self.header.complete(completion);
         self.shared.finish(self.header.id, completion);
@@ -374,7 +384,7 @@ impl TaskSpan {
     fn new(header: &TaskHeader) -> Self {
         Self {
             #[cfg(feature = "tracing")]
-            span: Some(tracing::info_span!("background_task", id = header.id, name = &*header.name)),
+            span: Some(tracing::info_span!("background_task", id = header.id, name = header.name())),
         }
     }
 
@@ -393,38 +403,7 @@ fn report_blocked(header: &TaskHeader, poll: u64, held: Duration) {
     #[cfg(feature = "tracing")]
     ignore_panic(|| {
         let duration_seconds = held.as_secs_f64();
-        tracing::warn!(task = &*header.name, id = header.id, duration_seconds, poll, "thread blocked");
+        tracing::warn!(task = header.name(), id = header.id, duration_seconds, poll, "thread blocked");
     });
-    #[cfg(feature = "metrics")]
-    ignore_panic(|| {
-        metrics::counter!("offload_blocking_total", "route" => header.name.clone()).increment(1);
-        metrics::histogram!("offload_blocking_seconds", "route" => header.name.clone()).record(held);
-    });
-}
-
-/// Records the start of a task. Without feature `metrics` it has no effect.
-#[cfg_attr(not(feature = "metrics"), expect(unused_variables))]
-fn record_started(header: &TaskHeader, waited: Duration) {
-    #[cfg(feature = "metrics")]
-    ignore_panic(|| {
-        metrics::histogram!("offload_background_queue_wait_seconds", "task" => header.name.clone()).record(waited);
-    });
-}
-
-/// Records the end of a task, and its run time if it started.
-#[cfg_attr(not(feature = "metrics"), expect(unused_variables))]
-pub(super) fn record_finished(header: &TaskHeader, completion: Completion, ran: Option<Duration>) {
-    #[cfg(feature = "metrics")]
-    ignore_panic(|| {
-        let outcome = match completion {
-            Completion::Completed => "completed",
-            Completion::Cancelled => "cancelled",
-            _ => "failed",
-        };
-        let name = || header.name.clone();
-        metrics::counter!("offload_background_ended_total", "task" => name(), "outcome" => outcome).increment(1);
-        if let Some(ran) = ran {
-            metrics::histogram!("offload_background_run_seconds", "task" => name()).record(ran);
-        }
-    });
+    metrics::blocked(header, held);
 }

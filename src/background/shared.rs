@@ -15,7 +15,8 @@ use super::{
     BackgroundStats, Completion, SubmitError, TaskFailure,
     error::Cause,
     header::TaskHeader,
-    run::{QueuedTask, record_finished},
+    metrics,
+    run::QueuedTask,
     state::{Admit, Cancel, Halt, Limits, State},
 };
 use crate::panic::ignore_panic;
@@ -23,6 +24,8 @@ use crate::{
     pool::Pool,
     sync::{Mutex, lock},
 };
+
+const FIRST_ID: u64 = 1;
 
 /// The callback that receives failures.
 pub(super) type FailureFn = Arc<dyn Fn(&TaskFailure) + Send + Sync>;
@@ -49,12 +52,13 @@ impl Shared {
         blocking_threshold: Duration,
         limits: Limits,
     ) -> Self {
+        metrics::register();
         Self {
             pool,
             on_failure,
             blocking_threshold,
             blocked_polls: AtomicU64::new(0),
-            next_id: AtomicU64::new(1),
+            next_id: AtomicU64::new(FIRST_ID),
             state: Mutex::new(State::new(limits)),
             idle: Notify::new(),
         }
@@ -66,10 +70,13 @@ impl Shared {
         awaits_response: bool,
     ) -> Result<Arc<TaskHeader>, SubmitError> {
         let id = self.next_id.fetch_add(1, Relaxed);
+        if id == FIRST_ID {
+            metrics::register(); // again, for a recorder installed after the background was built
+        }
         let header = Arc::new(TaskHeader::new(id, name));
         let admit = Admit { is_nested: runs_task_of(self), awaits_response };
         let reserved = lock(&self.state).reserve(id, header.clone(), admit, Instant::now());
-        reserved.inspect_err(|error| log_rejected(&header, *error))?;
+        reserved.inspect_err(|error| report_rejected(&header, *error))?;
         Ok(header)
     }
 
@@ -84,7 +91,10 @@ impl Shared {
         let enqueued = lock(&self.state).enqueue(id, task, Instant::now());
         match enqueued {
             Ok(()) => self.dispatch(),
-            Err(cancelled) => drop_cancelled(cancelled),
+            Err(cancelled) => {
+                metrics::ended(&cancelled.header, Completion::Cancelled, None);
+                drop_cancelled(cancelled);
+            }
         }
     }
 
@@ -124,7 +134,7 @@ impl Shared {
             Cancel::Complete => return false,
             Cancel::Removed { work } => {
                 if let Some(task) = work {
-                    record_finished(&task.header, Completion::Cancelled, None);
+                    metrics::ended(&task.header, Completion::Cancelled, None);
                     drop_cancelled(task);
                 }
                 self.release(|_| ()); // called after the drop, so that a shutdown waits for the drop
@@ -212,11 +222,12 @@ impl Shared {
 }
 
 /// Emits an event for a task that was not admitted. Its submitter has the error, so the level is
-/// low. Without feature `tracing` it has no effect.
+/// low. Without the features `tracing` and `metrics` it has no effect.
 #[cfg_attr(not(feature = "tracing"), expect(unused_variables))]
-fn log_rejected(header: &TaskHeader, error: SubmitError) {
+fn report_rejected(header: &TaskHeader, error: SubmitError) {
     #[cfg(feature = "tracing")]
-    ignore_panic(|| tracing::debug!(name = &*header.name, %error, "background task rejected"));
+    ignore_panic(|| tracing::debug!(name = header.name(), %error, "background task rejected"));
+    metrics::rejected(error);
 }
 
 /// Drops queued work that was cancelled, and completes its task.

@@ -4,7 +4,8 @@ use tokio::{runtime::Handle, time::Instant};
 
 use super::{
     Background, Completion,
-    run::record_finished,
+    error::fmt_task,
+    metrics,
     shared::{Shared, drop_cancelled, in_task_of},
     state::Halt,
 };
@@ -51,7 +52,9 @@ impl fmt::Display for BackgroundShutdownReport {
         let running = still_running.len();
         write!(f, "{completed} completed, {failed} failed, {cancelled} cancelled, {running} still running")?;
         still_running.iter().enumerate().try_for_each(|(index, RunningTask { id, name, age })| {
-            write!(f, "{}{id} `{name}` for {age:?}", if index == 0 { ": " } else { ", " })
+            f.write_str(if index == 0 { ": " } else { ", " })?;
+            fmt_task(f, *id, name)?;
+            write!(f, " for {age:?}")
         })
     }
 }
@@ -108,7 +111,7 @@ impl Background {
         cancelled.iter().for_each(|header| header.cancel());
         cancelled.retain(|header| header.has_callback());
         for_each_on_thread(cancelled, |header| header.complete(Completion::Cancelled));
-        queued.iter().for_each(|task| record_finished(&task.header, Completion::Cancelled, None));
+        queued.iter().for_each(|task| metrics::ended(&task.header, Completion::Cancelled, None));
         for_each_on_thread(queued, drop_cancelled);
         (stats, still_running)
     }

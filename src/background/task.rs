@@ -4,6 +4,7 @@ use super::{
     Background, Completion, SubmitError,
     completion::{CompletionFn, run_callback},
     header::TaskHeader,
+    metrics,
     run::{CallContext, QueuedTask, TaskBody},
     shared::Shared,
 };
@@ -277,8 +278,8 @@ impl Reservation {
         not(all(feature = "after-response", feature = "tracing")),
         allow(dead_code, reason = "for events of `after_response`")
     )]
-    pub(crate) fn name(&self) -> &str {
-        &self.header.name
+    pub(crate) fn name(&self) -> Option<&str> {
+        self.header.name()
     }
 
     /// Records that the response that the task waited for has ended.
@@ -300,8 +301,10 @@ impl Drop for Reservation {
     fn drop(&mut self) {
         if self.context.take().is_some() {
             let was_reserved = self.shared.skip(self.header.id);
+            let completion = if was_reserved { Completion::Skipped } else { Completion::Cancelled };
+            metrics::ended(&self.header, completion, None);
             if let Some(callback) = self.on_completion.take() {
-                run_callback(callback, if was_reserved { Completion::Skipped } else { Completion::Cancelled });
+                run_callback(callback, completion);
             }
         }
     }
@@ -354,7 +357,8 @@ impl fmt::Debug for TaskHandle {
 /// which error reporting crates print the chain of causes.
 #[diagnostic::on_unimplemented(
     message = "a task returns `()` or `Result<(), E>` where `E: Display`, not `{Self}`",
-    note = "end the work with `;`, or discard its value with `.map(drop)`"
+    note = "end the work with `;`, or discard its value with `.map(drop)`",
+    note = "a future is submitted with `spawn`, not with `spawn_blocking`"
 )]
 pub trait TaskOutput: sealed::Sealed {
     #[doc(hidden)]

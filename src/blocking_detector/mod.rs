@@ -141,6 +141,9 @@
 //! | `offload_blocking_seconds` | histogram | `route` | their duration |
 //! | `offload_blocked_threads` | gauge | | threads whose step was reported and has not ended |
 //!
+//! The series of a route begins with its first report, because a series for each route that never
+//! blocks would be of no use.
+//!
 //! The callbacks [`on_blocking`](BlockingDetectorLayer::on_blocking) and
 //! [`on_still_blocking`](BlockingDetectorLayer::on_still_blocking) need neither feature.
 //!

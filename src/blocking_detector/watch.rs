@@ -9,6 +9,8 @@ use super::{
     naming::Name,
     watchdog::watched,
 };
+#[cfg(feature = "metrics")]
+use crate::blocking_metrics::record_blocked;
 use crate::panic::{catch_unwind, ignore_panic};
 
 /// Minimum duration after which a step that has not ended is reported. Most steps above the
@@ -87,12 +89,7 @@ impl Watch {
         ignore_panic(|| {
             let bounded = self.name.is_bounded();
             let label = if bounded { blocked.route } else { self.settings.labels.bounded(blocked.route) };
-            metrics::describe_counter!("offload_blocking_total", metrics::Unit::Count, "Reports of blocked threads.");
-            let seconds = metrics::Unit::Seconds;
-            metrics::describe_histogram!("offload_blocking_seconds", seconds, "How long a thread was blocked.");
-            let labels = [("route", label.to_owned())];
-            metrics::counter!("offload_blocking_total", &labels).increment(1);
-            metrics::histogram!("offload_blocking_seconds", &labels).record(duration);
+            record_blocked(label.to_owned(), duration);
         });
         if let Some(on_blocking) = &self.settings.on_blocking {
             ignore_panic(|| on_blocking(&blocked));

@@ -31,7 +31,7 @@ use super::{
     tracker::{Counters, add, count},
 };
 use crate::{
-    after_response::{FlushOutcome, FlushWaiter, MismatchCounter},
+    after_response::{FlushOutcome, FlushWaiter, SettledExchanges},
     sync::{AtomicU8, AtomicUsize, Mutex, Ordering, lock},
 };
 
@@ -49,7 +49,6 @@ pub(crate) enum Protocol {
 /// The methods of the transport are called behind its `&mut`, one after the other.
 pub(crate) struct Connection {
     counters: Arc<Counters>,
-    mismatched: MismatchCounter,
     created: Instant,
     /// HTTP/2: nanoseconds from `created` to the last read that contained a request. One clock
     /// reading serves all requests of a read.
@@ -68,7 +67,6 @@ impl Connection {
     pub(super) fn new(counters: Arc<Counters>) -> Self {
         count(&counters.connections);
         Self {
-            mismatched: Arc::new(counters.mismatched.clone()),
             created: Instant::now(),
             read_after: AtomicU64::new(0),
             counters,
@@ -86,10 +84,6 @@ impl Connection {
             http2 if http2 == Protocol::Http2 as u8 => Protocol::Http2,
             _ => Protocol::Undecided,
         }
-    }
-
-    pub(super) fn mismatched(&self) -> MismatchCounter {
-        self.mismatched.clone()
     }
 
     /// Returns the time at which the request was read that the service receives now: on HTTP/2 that
@@ -224,7 +218,7 @@ impl Connection {
     }
 
     fn complete(&self, completions: Completions) {
-        let now = Instant::now();
+        let (now, mut settled) = (Instant::now(), SettledExchanges::default());
         // Added once for all, because the counter is shared by all connections.
         let mut flushed = 0;
         for (waiter, outcome) in completions {
@@ -236,7 +230,7 @@ impl Connection {
                 _ if is_counted => self.counters.count(outcome),
                 _ => {}
             }
-            waiter.complete(outcome, now);
+            waiter.complete(outcome, now, &self.counters.mismatched, &mut settled);
         }
         if flushed > 0 {
             add(&self.counters.flushed, flushed);

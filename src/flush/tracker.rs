@@ -93,7 +93,7 @@ pub(super) struct Counters {
     pub(super) flushed: AtomicU64,
     gave_up: AtomicU64,
     lost: AtomicU64,
-    /// Shared with the exchanges, which know the length of the body.
+    /// Shared with the exchanges whose body has not ended.
     pub(super) mismatched: Arc<AtomicU64>,
     stalled: AtomicU64,
     pub(super) undelivered: AtomicU64,

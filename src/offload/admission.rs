@@ -1,8 +1,9 @@
 //! Admission of calls to a layer: the limit on calls in flight, and the handling of calls while
 //! there is no capacity.
 //!
-//! An admitted call holds two permits: one of the layer, until its work ends, and one of the pool's
-//! queue, until its first poll. They are always acquired in this order.
+//! An admitted call holds up to three permits: one of its key and one of the layer, until its work
+//! ends, and one of the pool's queue, until its first poll. They are always acquired in this order,
+//! so that the calls of one key do not hold permits of the layer while they wait for each other.
 
 use std::{
     cell::RefCell,
@@ -11,24 +12,22 @@ use std::{
     pin::{Pin, pin},
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering::SeqCst},
+        atomic::{AtomicBool, Ordering::Relaxed},
     },
     task::{Context, Poll, ready},
     time::Duration,
 };
 
-use tokio::{
-    runtime::Handle,
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::Instant,
-};
+use tokio::{runtime::Handle, time::Instant};
 
+use super::key_limit::{KeyLimit, KeyPermit};
 use crate::{
-    panic::{catch_unwind, drop_payload, ignore_panic},
+    panic::{catch_unwind, drop_payload},
     pool::{
-        Admitted, CallError, Pool, Priority, QueuePermit,
+        Admitted, CallError, CallKey, CallOptions, Pool, QueuePermit, Semaphore, Shares,
         call::{CurrentCall, LayerPermit},
     },
+    sync::{Mutex, lock},
 };
 
 /// Options of a [`Limiter`].
@@ -36,6 +35,8 @@ use crate::{
 pub(super) struct Limits {
     /// The maximum number of calls in flight. `None`: no limit.
     pub(super) max_in_flight: Option<usize>,
+    /// The maximum number of calls in flight with the same key. `None`: no limit.
+    pub(super) max_in_flight_per_key: Option<usize>,
     pub(super) mode: Mode,
     /// The maximum number of calls that wait in mode `Wait`.
     pub(super) max_waiting: usize,
@@ -55,7 +56,7 @@ pub(super) enum Mode {
 impl Default for Limits {
     fn default() -> Self {
         // 1024 is also the default capacity of a pool's queue.
-        Self { max_in_flight: None, mode: Mode::Reject, max_waiting: 1024 }
+        Self { max_in_flight: None, max_in_flight_per_key: None, mode: Mode::Reject, max_waiting: 1024 }
     }
 }
 
@@ -67,56 +68,89 @@ impl Default for Limits {
 pub(super) struct Limiter {
     limits: Limits,
     /// One permit for each call in flight. `None`: no limit.
-    in_flight: Option<Arc<Semaphore>>,
-    /// The number of [`Waiting`] that exist, at most `limits.max_waiting`.
-    waiting: AtomicUsize,
+    in_flight: Option<Semaphore>,
+    of_key: Option<Arc<KeyLimit>>,
+    waiting: Mutex<WaitingCalls>,
+}
+
+/// The [`Waiting`] calls that exist, at most `limits.max_waiting`.
+#[derive(Debug, Default)]
+struct WaitingCalls {
+    count: usize,
+    /// Those with a key.
+    shares: Shares,
 }
 
 impl Limiter {
     pub(super) fn new(limits: Limits) -> Self {
-        let in_flight = limits.max_in_flight.map(|calls| Arc::new(Semaphore::new(calls.min(Semaphore::MAX_PERMITS))));
-        Self { limits, in_flight, waiting: AtomicUsize::new(0) }
+        Self {
+            limits,
+            in_flight: limits.max_in_flight.map(Semaphore::new),
+            of_key: limits.max_in_flight_per_key.map(KeyLimit::new),
+            waiting: Mutex::default(),
+        }
     }
 
     pub(super) fn limits(&self) -> Limits {
         self.limits
     }
 
-    /// Acquires both permits without waiting, or neither.
-    pub(super) fn try_admit(self: &Arc<Self>, pool: &Arc<dyn Pool>, priority: Priority) -> Result<Admitted, CallError> {
-        let outer = CurrentCall::layer_permit();
-        let layer_permit = match &self.in_flight {
-            Some(in_flight) if !self.is_held_by(outer.as_ref()) => {
-                // `Closed` takes precedence over `Overloaded`, because a retry would not succeed.
-                if pool.admission().is_closed() {
-                    return Err(CallError::Closed);
-                }
-                let permit = in_flight.clone().try_acquire_owned().map_err(|_| CallError::Overloaded)?;
-                Some(self.hold(permit, outer))
+    /// Acquires all permits without waiting, or none. `outer` is the permit of the call within
+    /// which this call is made.
+    pub(super) fn try_admit(
+        self: &Arc<Self>,
+        pool: &Arc<dyn Pool>,
+        options: CallOptions,
+        outer: Option<Arc<dyn LayerPermit>>,
+    ) -> Result<Admitted, CallError> {
+        let layer_permit = if self.needs_permit(outer.as_ref()) {
+            // `Closed` takes precedence over `Overloaded`, because a retry would not succeed.
+            if pool.admission().is_closed() {
+                return Err(CallError::Closed);
             }
-            _ => outer,
+            let of_key = self.try_acquire_for_key(options)?;
+            let in_flight = match &self.in_flight {
+                Some(in_flight) if !in_flight.try_acquire() => return Err(CallError::Overloaded),
+                in_flight => in_flight.is_some().then(|| InFlight(self.clone())),
+            };
+            Some(self.hold(in_flight, of_key, outer))
+        } else {
+            outer
         };
-        Ok(Admitted { queue_permit: QueuePermit::try_acquire(pool, priority)?, layer_permit, priority })
+        Ok(Admitted { queue_permit: QueuePermit::try_acquire(pool, options)?, layer_permit, options })
     }
 
-    /// Waits for both permits, for each in the order of arrival. Returns early if the pool is
-    /// closed.
+    /// Waits for all permits. Keys take turns, and calls of a key are served in order of arrival.
+    /// Returns early if the pool is closed. Sets `has_key_permit` when the call no longer waits for
+    /// the permit of its key.
     async fn admit(
         self: Arc<Self>,
         pool: Arc<dyn Pool>,
-        priority: Priority,
+        options: CallOptions,
         outer: Option<Arc<dyn LayerPermit>>,
+        has_key_permit: Arc<AtomicBool>,
     ) -> Result<Admitted, CallError> {
         let mut closed = pin!(pool.admission().closed());
         let mut admitted = pin!(async {
-            let layer_permit = match &self.in_flight {
-                Some(in_flight) if !self.is_held_by(outer.as_ref()) => {
-                    let permit = in_flight.clone().acquire_owned().await.map_err(|_| CallError::Closed)?;
-                    Some(self.hold(permit, outer.clone()))
-                }
-                _ => outer.clone(),
+            let layer_permit = if self.needs_permit(outer.as_ref()) {
+                let of_key = match (&self.of_key, options.key) {
+                    (Some(limit), Some(key)) => Some(limit.acquire(key).await),
+                    _ => None,
+                };
+                has_key_permit.store(true, Relaxed);
+                let in_flight = match &self.in_flight {
+                    Some(in_flight) => {
+                        in_flight.acquire(options.key).await.map_err(|_| CallError::Closed)?;
+                        Some(InFlight(self.clone()))
+                    }
+                    None => None,
+                };
+                Some(self.hold(in_flight, of_key, outer.clone()))
+            } else {
+                outer.clone()
             };
-            Ok(Admitted { queue_permit: QueuePermit::acquire(&pool).await?, layer_permit, priority })
+            has_key_permit.store(true, Relaxed);
+            Ok(Admitted { queue_permit: QueuePermit::acquire(&pool, options.key).await?, layer_permit, options })
         });
         poll_fn(|cx| match closed.as_mut().poll(cx) {
             Poll::Ready(()) => Poll::Ready(Err(CallError::Closed)),
@@ -125,21 +159,56 @@ impl Limiter {
         .await
     }
 
+    /// Adds a permit of the key to a call whose other permits were reserved before its key was
+    /// known.
+    pub(super) fn try_admit_key(
+        self: &Arc<Self>,
+        admitted: Admitted,
+        options: CallOptions,
+        outer: Option<&Arc<dyn LayerPermit>>,
+    ) -> Result<Admitted, CallError> {
+        if self.of_key.is_none() || self.is_held_by(outer) {
+            return Ok(Admitted { options, ..admitted });
+        }
+        let of_key = self.try_acquire_for_key(options)?;
+        let layer_permit = Some(self.hold(None, of_key, admitted.layer_permit));
+        Ok(Admitted { layer_permit, options, ..admitted })
+    }
+
+    fn try_acquire_for_key(&self, options: CallOptions) -> Result<Option<KeyPermit>, CallError> {
+        match (&self.of_key, options.key) {
+            (Some(limit), Some(key)) => limit.try_acquire(key).map(Some).ok_or(CallError::KeyLimited),
+            _ => Ok(None),
+        }
+    }
+
     /// Counts a call as waiting.
     ///
     /// # Errors
     ///
-    /// Returns `Overloaded` if `max_waiting` calls are waiting, and `NoRuntime` if there is no
-    /// timer that could end the wait.
-    pub(super) fn try_wait(self: &Arc<Self>, pool: &Arc<dyn Pool>) -> Result<Waiting, CallError> {
+    /// Returns `Overloaded` if `max_waiting` calls are waiting, `KeyLimited` if too many of them
+    /// have the same key, and `NoRuntime` if there is no timer that could end the wait.
+    pub(super) fn try_wait(self: &Arc<Self>, pool: &Arc<dyn Pool>, key: Option<CallKey>) -> Result<Waiting, CallError> {
         if Handle::try_current().is_err() {
             return Err(CallError::NoRuntime);
         }
-        let more = |waiting| (waiting < self.limits.max_waiting).then_some(waiting + 1);
-        match self.waiting.fetch_update(SeqCst, SeqCst, more) {
-            Ok(_) => Ok(Waiting::new(self.clone(), pool.clone())),
-            Err(_) => Err(CallError::Overloaded),
+        {
+            let mut waiting = lock(&self.waiting);
+            let left = self.limits.max_waiting.saturating_sub(waiting.count);
+            match key {
+                _ if left == 0 => return Err(CallError::Overloaded),
+                Some(key) if !waiting.shares.has_room(key, left) => return Err(CallError::KeyLimited),
+                Some(key) => waiting.shares.add(key),
+                None => {}
+            }
+            waiting.count += 1;
         }
+        Ok(Waiting::new(self.clone(), pool.clone(), key))
+    }
+
+    /// Returns `true` if a call with this outer permit needs one of this limiter.
+    fn needs_permit(self: &Arc<Self>, outer: Option<&Arc<dyn LayerPermit>>) -> bool {
+        (self.in_flight.is_some() || self.of_key.is_some()) && !self.is_held_by(outer)
     }
 
     /// Returns `true` if `permit`, or a permit around it, was issued by this limiter.
@@ -158,10 +227,11 @@ impl Limiter {
 
     fn hold(
         self: &Arc<Self>,
-        permit: OwnedSemaphorePermit,
+        in_flight: Option<InFlight>,
+        of_key: Option<KeyPermit>,
         outer: Option<Arc<dyn LayerPermit>>,
     ) -> Arc<dyn LayerPermit> {
-        Arc::new(InFlightPermit { limiter: self.clone(), permit: Some(permit), outer })
+        Arc::new(InFlightPermit { limiter: self.clone(), _in_flight: in_flight, _of_key: of_key, outer })
     }
 
     /// Identifies the limiter while a permit of it exists.
@@ -170,20 +240,23 @@ impl Limiter {
     }
 }
 
-/// A permit of the layer. The call owns it, not the response future, so a client that hangs up does
-/// not make room for another call while its own still occupies a thread.
+/// A permit of the layer, and of the key. The call owns it, not the response future, so a client
+/// that hangs up does not make room for another call while its own still occupies a thread.
 struct InFlightPermit {
     limiter: Arc<Limiter>,
-    /// `None` only during the drop.
-    permit: Option<OwnedSemaphorePermit>,
+    _in_flight: Option<InFlight>,
+    _of_key: Option<KeyPermit>,
     outer: Option<Arc<dyn LayerPermit>>,
 }
 
-impl Drop for InFlightPermit {
+/// A permit of `Limiter::in_flight`.
+struct InFlight(Arc<Limiter>);
+
+impl Drop for InFlight {
     fn drop(&mut self) {
-        // Wakes the next call that waits. Its waker is user code.
-        let permit = self.permit.take();
-        ignore_panic(|| drop(permit));
+        if let Some(in_flight) = &self.0.in_flight {
+            in_flight.release(); // Catches the panics of wakers.
+        }
     }
 }
 
@@ -202,21 +275,28 @@ impl LayerPermit for InFlightPermit {
 pub(super) struct Waiting {
     limiter: Arc<Limiter>,
     pool: Arc<dyn Pool>,
+    key: Option<CallKey>,
     outer: Option<Arc<dyn LayerPermit>>,
     since: Instant,
 }
 
 impl Waiting {
     /// The limiter has counted the call.
-    fn new(limiter: Arc<Limiter>, pool: Arc<dyn Pool>) -> Self {
-        let waiting = Self { limiter, pool, outer: CurrentCall::layer_permit(), since: Instant::now() };
+    fn new(limiter: Arc<Limiter>, pool: Arc<dyn Pool>, key: Option<CallKey>) -> Self {
+        let waiting = Self { limiter, pool, key, outer: CurrentCall::layer_permit(), since: Instant::now() };
         waiting.pool.admission().metrics().delayed();
         waiting
     }
 
-    /// Waits up to `timeout` for both permits.
-    pub(super) async fn admit(self, priority: Priority, timeout: Duration) -> Result<Admitted, CallError> {
-        let mut admitted = pin!(self.limiter.clone().admit(self.pool.clone(), priority, self.outer.clone()));
+    /// Waits up to `timeout` for all permits, and at most until the deadline of the call.
+    pub(super) async fn admit(self, options: CallOptions, timeout: Duration) -> Result<Admitted, CallError> {
+        let (timeout, timeout_error) = match options.deadline.remaining() {
+            Some(remaining) if remaining <= timeout => (remaining, CallError::DeadlineExceeded),
+            _ => (timeout, CallError::Overloaded),
+        };
+        let has_key_permit = Arc::new(AtomicBool::new(false));
+        let (limiter, pool, outer) = (self.limiter.clone(), self.pool.clone(), self.outer.clone());
+        let mut admitted = pin!(limiter.admit(pool, options, outer, has_key_permit.clone()));
         let mut timer = pin!(async { tokio::time::sleep(timeout).await });
         let admitted = poll_fn(|cx| {
             if let Poll::Ready(admitted) = admitted.as_mut().poll(cx) {
@@ -224,21 +304,30 @@ impl Waiting {
             }
             // Tokio's timer panics in a runtime without time enabled and in one that shuts down.
             match catch_unwind(|| timer.as_mut().poll(cx)) {
-                Ok(polled) => polled.map(|()| Err(CallError::Overloaded)),
+                Ok(polled) => polled.map(|()| match timeout_error {
+                    CallError::Overloaded if !has_key_permit.load(Relaxed) => Err(CallError::KeyLimited),
+                    error => Err(error),
+                }),
                 Err(payload) => {
                     drop_payload(payload);
                     Poll::Ready(Err(CallError::NoRuntime))
                 }
             }
         });
-        let Admitted { queue_permit, layer_permit, priority } = admitted.await?;
-        Ok(Admitted { queue_permit: queue_permit.with_delay(self.since.elapsed()), layer_permit, priority })
+        let Admitted { queue_permit, layer_permit, options } = admitted.await?;
+        Ok(Admitted { queue_permit: queue_permit.with_delay(self.since.elapsed()), layer_permit, options })
     }
 }
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        self.limiter.waiting.fetch_sub(1, SeqCst);
+        {
+            let mut waiting = lock(&self.limiter.waiting);
+            waiting.count -= 1;
+            if let Some(key) = self.key {
+                waiting.shares.remove(key);
+            }
+        }
         self.pool.admission().metrics().undelayed();
     }
 }
@@ -303,17 +392,19 @@ impl Backpressure {
     pub(super) fn poll_reserve(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             self.state = match &mut self.state {
-                Reservation::None => match self.limiter.try_admit(&self.pool, Priority::Normal) {
-                    Err(CallError::Overloaded) => {
-                        let (limiter, pool) = (self.limiter.clone(), self.pool.clone());
-                        Reservation::Waiting(Box::pin(limiter.admit(
-                            pool,
-                            Priority::Normal,
+                // The options are those of the request, which is not known yet.
+                Reservation::None => {
+                    let (limiter, options) = (&self.limiter, CallOptions::new());
+                    match limiter.try_admit(&self.pool, options, CurrentCall::layer_permit()) {
+                        Err(CallError::Overloaded) => Reservation::Waiting(Box::pin(limiter.clone().admit(
+                            self.pool.clone(),
+                            options,
                             CurrentCall::layer_permit(),
-                        )))
+                            Arc::default(),
+                        ))),
+                        reserved => Reservation::Reserved(reserved),
                     }
-                    reserved => Reservation::Reserved(reserved),
-                },
+                }
                 Reservation::Waiting(wait) => Reservation::Reserved(ready!(wait.as_mut().poll(cx))),
                 Reservation::Reserved(_) => return Poll::Ready(()),
             };

@@ -12,7 +12,7 @@ use http_body::{Body, Frame};
 use tokio::{sync::mpsc, task::yield_now};
 
 use crate::pool::{
-    Admitted, CallError, Pool, Priority, QueuePermit,
+    Admitted, CallError, CallOptions, Pool, QueuePermit,
     call::{CallFailure, Context as CallContext, CurrentCall, JoinHandle, OnCallerDrop},
     cancelled, spawn,
 };
@@ -71,10 +71,11 @@ impl BlockingBody {
         T: Into<Bytes>,
         E: Into<BoxError>,
     {
-        let priority = Priority::Normal;
-        let queue_permit = QueuePermit::try_acquire_counted(pool.into_shared(), priority)?;
+        // The deadline of the request does not apply: a download may take longer than its head.
+        let options = CallOptions::new();
+        let queue_permit = QueuePermit::try_acquire_counted(pool.into_shared(), options)?;
         Ok(Self::spawn(
-            Admitted { queue_permit, layer_permit: CurrentCall::layer_permit(), priority },
+            Admitted { queue_permit, layer_permit: CurrentCall::layer_permit(), options },
             source.into_iter(),
         ))
     }

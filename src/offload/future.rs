@@ -13,6 +13,7 @@ use pin_project_lite::pin_project;
 use tower_service::Service;
 
 use super::{
+    adaptive::Probe,
     inspect::Inspect,
     reject::{Reject, Watch},
 };
@@ -146,6 +147,8 @@ pin_project! {
         stage: Stage<S, Req>,
         // `Some` in a call that is watched and has not returned a response.
         watch: Option<Watch<S::Response>>,
+        // `Some` in a call of an adaptive layer, until its first poll has ended.
+        probe: Option<Probe>,
     }
 
     impl<S, Req, A> PinnedDrop for Work<S, Req, A>
@@ -185,8 +188,9 @@ where
         inspect: A,
         captured: A::Captured,
         watch: Option<Watch<S::Response>>,
+        probe: Option<Probe>,
     ) -> Self {
-        Self { inspect, captured, stage: Stage::Uncalled { call: Some((service, request)) }, watch }
+        Self { inspect, captured, stage: Stage::Uncalled { call: Some((service, request)) }, watch, probe }
     }
 }
 
@@ -199,12 +203,16 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
+        let probe = this.probe.take().map(Probe::start);
         let mut polled = None;
         this.inspect.in_context(this.captured, &mut || {
             if polled.is_none() {
                 polled = Some(this.stage.as_mut().poll(cx));
             }
         });
+        if let Some(probe) = probe {
+            probe.finish(matches!(polled, Some(Poll::Ready(_))));
+        }
         if let Some(Poll::Ready(result)) = &polled {
             if let (Ok(response), Some(watch)) = (result, this.watch.take()) {
                 watch.respond(response);

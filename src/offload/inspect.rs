@@ -1,12 +1,15 @@
 //! Decisions that a layer makes before a request moves to the pool: whether to offload it, its
-//! priority, and the values that travel with it.
+//! priority and deadline, and the values that travel with it.
 //!
 //! Each method of the layer wraps the previous inspector, so `.filter(f).priority(p)` creates a
 //! `Prioritize<Filter<OffloadAll, _>, _>`.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, hash::Hash, sync::Arc, time::Duration};
 
-use crate::{pool::Priority, request_head::View};
+use crate::{
+    pool::{CallOptions, Priority},
+    request_head::View,
+};
 
 /// Decides how a layer treats requests of type `Req`.
 ///
@@ -19,8 +22,8 @@ pub trait Inspect<Req>: Clone + Send + Sync + sealed::Sealed {
     /// Returns `false` if the request is to run inline, in the caller's task.
     fn should_offload(&self, request: &Req) -> bool;
 
-    /// Returns the priority of the request in the queue of the pool.
-    fn priority(&self, request: &Req) -> Priority;
+    /// Returns the options of the call that is made for the request.
+    fn options(&self, request: &Req) -> CallOptions;
 
     /// Reads the values that travel with the request.
     fn capture(&self, request: &Req) -> Self::Captured;
@@ -46,8 +49,8 @@ impl<Req> Inspect<Req> for OffloadAll {
         true
     }
 
-    fn priority(&self, _: &Req) -> Priority {
-        Priority::Normal
+    fn options(&self, _: &Req) -> CallOptions {
+        CallOptions::new()
     }
 
     fn capture(&self, _: &Req) {}
@@ -84,8 +87,8 @@ where
         self.predicate.view(request) && self.inner.should_offload(request)
     }
 
-    fn priority(&self, request: &Req) -> Priority {
-        self.inner.priority(request)
+    fn options(&self, request: &Req) -> CallOptions {
+        self.inner.options(request)
     }
 
     fn capture(&self, request: &Req) -> Self::Captured {
@@ -125,8 +128,135 @@ where
         self.inner.should_offload(request)
     }
 
-    fn priority(&self, request: &Req) -> Priority {
-        self.priority.view(request)
+    fn options(&self, request: &Req) -> CallOptions {
+        self.inner.options(request).priority(self.priority.view(request))
+    }
+
+    fn capture(&self, request: &Req) -> Self::Captured {
+        self.inner.capture(request)
+    }
+
+    fn in_context(&self, captured: &Self::Captured, poll: &mut dyn FnMut()) {
+        self.inner.in_context(captured, poll);
+    }
+}
+
+/// Gives each request a key. Created by [`OffloadLayer::fair_by`](super::OffloadLayer::fair_by) and
+/// [`fair_by_request`](super::OffloadLayer::fair_by_request).
+#[derive(Debug, Clone)]
+pub struct FairBy<A, V> {
+    inner: A,
+    key: V,
+}
+
+impl<A, V> FairBy<A, V> {
+    pub(super) fn new(inner: A, key: V) -> Self {
+        Self { inner, key }
+    }
+}
+
+impl<A, V> sealed::Sealed for FairBy<A, V> {}
+
+impl<A, V, Req> Inspect<Req> for FairBy<A, V>
+where
+    A: Inspect<Req>,
+    V: View<Req, Output: Hash>,
+{
+    type Captured = A::Captured;
+
+    fn should_offload(&self, request: &Req) -> bool {
+        self.inner.should_offload(request)
+    }
+
+    fn options(&self, request: &Req) -> CallOptions {
+        self.inner.options(request).fair_by(self.key.view(request))
+    }
+
+    fn capture(&self, request: &Req) -> Self::Captured {
+        self.inner.capture(request)
+    }
+
+    fn in_context(&self, captured: &Self::Captured, poll: &mut dyn FnMut()) {
+        self.inner.in_context(captured, poll);
+    }
+}
+
+/// Gives each request a group and a key in it. Created by
+/// [`OffloadLayer::fair_by_group`](super::OffloadLayer::fair_by_group) and
+/// [`fair_by_group_request`](super::OffloadLayer::fair_by_group_request).
+#[derive(Debug, Clone)]
+pub struct FairByGroup<A, V> {
+    inner: A,
+    group_and_key: V,
+}
+
+impl<A, V> FairByGroup<A, V> {
+    pub(super) fn new(inner: A, group_and_key: V) -> Self {
+        Self { inner, group_and_key }
+    }
+}
+
+impl<A, V> sealed::Sealed for FairByGroup<A, V> {}
+
+impl<A, V, G, K, Req> Inspect<Req> for FairByGroup<A, V>
+where
+    A: Inspect<Req>,
+    V: View<Req, Output = (G, K)>,
+    G: Hash,
+    K: Hash,
+{
+    type Captured = A::Captured;
+
+    fn should_offload(&self, request: &Req) -> bool {
+        self.inner.should_offload(request)
+    }
+
+    fn options(&self, request: &Req) -> CallOptions {
+        let (group, key) = self.group_and_key.view(request);
+        self.inner.options(request).fair_by_group(group, key)
+    }
+
+    fn capture(&self, request: &Req) -> Self::Captured {
+        self.inner.capture(request)
+    }
+
+    fn in_context(&self, captured: &Self::Captured, poll: &mut dyn FnMut()) {
+        self.inner.in_context(captured, poll);
+    }
+}
+
+/// Gives each request a deadline. Created by
+/// [`OffloadLayer::timeout`](super::OffloadLayer::timeout),
+/// [`timeout_request`](super::OffloadLayer::timeout_request) and
+/// [`grpc_timeout`](super::OffloadLayer::grpc_timeout).
+#[derive(Debug, Clone)]
+pub struct Timeout<A, V> {
+    inner: A,
+    timeout: V,
+}
+
+impl<A, V> Timeout<A, V> {
+    pub(super) fn new(inner: A, timeout: V) -> Self {
+        Self { inner, timeout }
+    }
+}
+
+impl<A, V> sealed::Sealed for Timeout<A, V> {}
+
+impl<A, V, Req> Inspect<Req> for Timeout<A, V>
+where
+    A: Inspect<Req>,
+    V: View<Req, Output = Option<Duration>>,
+{
+    type Captured = A::Captured;
+
+    fn should_offload(&self, request: &Req) -> bool {
+        self.inner.should_offload(request)
+    }
+
+    fn options(&self, request: &Req) -> CallOptions {
+        let options = self.inner.options(request);
+        self.timeout.view(request).map_or(options, |timeout| options.timeout(timeout))
     }
 
     fn capture(&self, request: &Req) -> Self::Captured {
@@ -167,8 +297,8 @@ where
         self.inner.should_offload(request)
     }
 
-    fn priority(&self, request: &Req) -> Priority {
-        self.inner.priority(request)
+    fn options(&self, request: &Req) -> CallOptions {
+        self.inner.options(request)
     }
 
     fn capture(&self, request: &Req) -> Self::Captured {

@@ -1,17 +1,21 @@
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, hash::Hash, sync::Arc, time::Duration};
 
 use tower_layer::Layer;
 
 use super::{
     admission::{Limiter, Limits, Mode},
-    inspect::{Filter, OffloadAll, Prioritize, Propagate},
+    inspect::{FairBy, FairByGroup, Filter, OffloadAll, Prioritize, Propagate, Timeout},
     reject::{HttpReject, RejectFn},
     service::{Config, Offload},
 };
 use crate::{
+    grpc,
     pool::{CallError, Pool, Priority},
     request_head::{OfHead, OfRequest, RequestHead},
 };
+
+/// Reads the timeout of a gRPC request. See [`OffloadLayer::grpc_timeout`].
+type GrpcTimeout = fn(&RequestHead<'_>) -> Option<Duration>;
 
 /// Runs the services it wraps on a pool.
 ///
@@ -35,6 +39,7 @@ impl OffloadLayer {
                 inspect: OffloadAll,
                 detached: false,
                 catch_panics: false,
+                adaptive: false,
             },
         }
     }
@@ -59,8 +64,37 @@ impl<X, A> OffloadLayer<X, A> {
         self.limit(|limits| limits.max_in_flight = Some(calls))
     }
 
+    /// Sets the maximum number of calls in flight with the same key: queued, running or awaiting. A
+    /// further call of that key is rejected with [`CallError::KeyLimited`], by default with the
+    /// status 429, or [waits](Self::wait). Calls without a [key](Self::fair_by) are not limited.
+    ///
+    /// By default there is no such limit, because a key that is alone may use all threads. Keys with
+    /// calls in flight take some hundred bytes each; others are not stored. A key of a
+    /// [group](Self::fair_by_group) is limited, its group is not.
+    ///
+    /// ```
+    /// use axum::{Router, routing::post};
+    /// use tower_offload::{OffloadLayer, ThreadPool};
+    ///
+    /// let layer = OffloadLayer::new(ThreadPool::cpu())
+    ///     .fair_by(|head| head.headers().get("x-tenant").cloned())
+    ///     .max_in_flight_per_key(8);
+    /// # let _: Router = Router::new().route("/", post(async || "")).layer(layer);
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// Panics if `calls` is 0.
+    #[must_use]
+    #[track_caller]
+    pub fn max_in_flight_per_key(self, calls: usize) -> Self {
+        assert!(calls > 0, "`max_in_flight_per_key(0)` admits no call: use at least 1, or omit it for no limit");
+        self.limit(|limits| limits.max_in_flight_per_key = Some(calls))
+    }
+
     /// Lets calls wait up to `timeout` for capacity, in the order of arrival, before they are
-    /// rejected with [`CallError::Overloaded`].
+    /// rejected with [`CallError::Overloaded`]. If they have [keys](Self::fair_by), the keys take
+    /// turns.
     ///
     /// At most 1024 calls wait at once (see [`max_waiting`](Self::max_waiting)). Waiting requires
     /// tokio's timer: outside a runtime, in a runtime without `enable_time`, and in a runtime that
@@ -111,13 +145,36 @@ impl<X, A> OffloadLayer<X, A> {
         self
     }
 
+    /// Runs short calls on the caller's thread, where they cost less than a hop to the pool.
+    ///
+    /// After 64 calls that each returned their response within 50 us and without awaiting, calls
+    /// run where they are made. Calls that take longer or await end that, unless they are rare. A
+    /// call that awaits continues on the pool. If a call occupies its caller's thread for more than
+    /// 1 ms, the event `call blocked its caller's thread` is emitted, and every call is offloaded
+    /// for a minute. Only one call at a time runs on a caller's thread. So at most one call per
+    /// minute delays other tasks by more than 1 ms, and only those of one thread.
+    ///
+    /// The calls of one service and its clones are judged together. On axum, `Router::layer` makes
+    /// a service of each route; a whole `Router` inside a `ServiceBuilder` is one service.
+    ///
+    /// Admission, limits, panics, cancellation and metrics are those of an offloaded call. The work
+    /// has to be able to run on a thread of the runtime: `Handle::block_on` and
+    /// `blocking_recv` panic there, and thread-locals that the pool's threads have are missing.
+    /// Whoever can choose how long a call takes can block one thread once per minute, so do not
+    /// use this for work whose length depends on its input.
+    #[must_use]
+    pub fn adaptive(mut self) -> Self {
+        self.config.adaptive = true;
+        self
+    }
+
     /// Sets how the layer answers a call that fails with a [`CallError`]: [`HttpReject`] (the
     /// default), [`ProblemJson`](super::ProblemJson), [`RejectWithError`](super::RejectWithError),
     /// or another [`Reject`](super::Reject).
     #[must_use]
     pub fn reject<Y>(self, strategy: Y) -> OffloadLayer<Y, A> {
-        let Config { pool, limiter, inspect, detached, catch_panics, .. } = self.config;
-        OffloadLayer { config: Config { pool, limiter, reject: strategy, inspect, detached, catch_panics } }
+        let Config { pool, limiter, inspect, detached, catch_panics, adaptive, .. } = self.config;
+        OffloadLayer { config: Config { pool, limiter, reject: strategy, inspect, detached, catch_panics, adaptive } }
     }
 
     /// Like [`reject`](Self::reject), with a closure.
@@ -209,6 +266,151 @@ impl<X, A> OffloadLayer<X, A> {
         self.inspect(|inner| Prioritize::new(inner, OfRequest::new(priority)))
     }
 
+    /// Gives each HTTP request a key, and shares the pool among the keys: a tenant, a user, an API
+    /// key or an address. A key that makes a thousand times as many calls as another one delays it
+    /// by at most one call per thread.
+    ///
+    /// Keys whose calls wait take turns within their [priority](Self::priority), and one key can
+    /// fill half of the queue. See [keys](crate::pool#keys) for what is guaranteed. Requests of
+    /// layers without `fair_by` on the same pool take turns like one more key.
+    ///
+    /// Return a value that the client cannot choose freely, such as the name of an authenticated
+    /// tenant: a client that sends another key with each request counts as many clients. If it can
+    /// choose, group its keys with [`fair_by_group`](Self::fair_by_group). Only a hash of the key is
+    /// kept. The last call of one of these methods takes effect. A panic of the closure is a panic
+    /// of `call`.
+    ///
+    /// ```
+    /// use axum::{Router, routing::get};
+    /// use tower_offload::{OffloadLayer, ThreadPool};
+    ///
+    /// let layer = OffloadLayer::new(ThreadPool::cpu())
+    ///     .fair_by(|head| head.headers().get("x-api-key").cloned()); // `None` is a key too
+    /// let app: Router = Router::new().route("/search", get(async || "rows")).layer(layer);
+    /// # let _ = app;
+    /// ```
+    #[must_use]
+    pub fn fair_by<F, K>(self, key: F) -> OffloadLayer<X, FairBy<A, OfHead<F>>>
+    where
+        F: Fn(&RequestHead<'_>) -> K + Send + Sync + 'static,
+        K: Hash,
+    {
+        self.inspect(|inner| FairBy::new(inner, OfHead::new(key)))
+    }
+
+    /// Like [`fair_by`](Self::fair_by), for requests that are not HTTP:
+    /// `.fair_by_request(|request: &MyRequest| ..)`.
+    #[must_use]
+    pub fn fair_by_request<F, K, Req>(self, key: F) -> OffloadLayer<X, FairBy<A, OfRequest<F>>>
+    where
+        F: Fn(&Req) -> K + Send + Sync + 'static,
+        K: Hash,
+    {
+        self.inspect(|inner| FairBy::new(inner, OfRequest::new(key)))
+    }
+
+    /// Like [`fair_by`](Self::fair_by), with a group and a key in it, such as a tenant and a user of
+    /// that tenant. Groups take turns, and the keys of a group share its turns. A tenant with a
+    /// thousand users gets no more than one with a single user.
+    ///
+    /// ```
+    /// use axum::{Router, routing::get};
+    /// use tower_offload::{OffloadLayer, ThreadPool};
+    ///
+    /// let layer = OffloadLayer::new(ThreadPool::cpu()).fair_by_group(|head| {
+    ///     let header = |name| head.headers().get(name).cloned();
+    ///     (header("x-tenant"), header("x-user"))
+    /// });
+    /// let app: Router = Router::new().route("/search", get(async || "rows")).layer(layer);
+    /// # let _ = app;
+    /// ```
+    #[must_use]
+    pub fn fair_by_group<F, G, K>(self, group_and_key: F) -> OffloadLayer<X, FairByGroup<A, OfHead<F>>>
+    where
+        F: Fn(&RequestHead<'_>) -> (G, K) + Send + Sync + 'static,
+        G: Hash,
+        K: Hash,
+    {
+        self.inspect(|inner| FairByGroup::new(inner, OfHead::new(group_and_key)))
+    }
+
+    /// Like [`fair_by_group`](Self::fair_by_group), for requests that are not HTTP:
+    /// `.fair_by_group_request(|request: &MyRequest| (.., ..))`.
+    #[must_use]
+    pub fn fair_by_group_request<F, G, K, Req>(self, group_and_key: F) -> OffloadLayer<X, FairByGroup<A, OfRequest<F>>>
+    where
+        F: Fn(&Req) -> (G, K) + Send + Sync + 'static,
+        G: Hash,
+        K: Hash,
+    {
+        self.inspect(|inner| FairByGroup::new(inner, OfRequest::new(group_and_key)))
+    }
+
+    /// Gives each HTTP request for which the closure returns a timeout a
+    /// [deadline](self::super#deadlines), measured from the `call` of the layer's service.
+    ///
+    /// A request that has not started by then never starts. Its caller, or that of work which is
+    /// running, is answered with [`CallError::DeadlineExceeded`]: by default a 504, or the gRPC
+    /// status `DEADLINE_EXCEEDED`. Of several timeouts and of an enclosing deadline, the earliest
+    /// one applies.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use axum::{Router, routing::get};
+    /// use tower_offload::{OffloadLayer, ThreadPool};
+    ///
+    /// let layer = OffloadLayer::new(ThreadPool::cpu()).timeout(|head| match head.uri().path() {
+    ///     "/export" => None,
+    ///     _ => Some(Duration::from_secs(2)),
+    /// });
+    /// let app: Router = Router::new().route("/search", get(async || "rows")).layer(layer);
+    /// # let _ = app;
+    /// ```
+    #[must_use]
+    pub fn timeout<F>(self, timeout: F) -> OffloadLayer<X, Timeout<A, OfHead<F>>>
+    where
+        F: Fn(&RequestHead<'_>) -> Option<Duration> + Send + Sync + 'static,
+    {
+        self.inspect(|inner| Timeout::new(inner, OfHead::new(timeout)))
+    }
+
+    /// Like [`timeout`](Self::timeout), for requests that are not HTTP:
+    /// `.timeout_request(|request: &MyRequest| ..)`.
+    #[must_use]
+    pub fn timeout_request<F, Req>(self, timeout: F) -> OffloadLayer<X, Timeout<A, OfRequest<F>>>
+    where
+        F: Fn(&Req) -> Option<Duration> + Send + Sync + 'static,
+    {
+        self.inspect(|inner| Timeout::new(inner, OfRequest::new(timeout)))
+    }
+
+    /// Gives each request with the header `grpc-timeout` that [`timeout`](Self::timeout).
+    ///
+    /// It is an option because any client can send the header. It never extends a timeout of the
+    /// server: the earliest deadline applies. A malformed value is ignored, as tonic does, so set a
+    /// `timeout` as well.
+    ///
+    /// Tonic's server reads the header too, outside of the layer, and drops a call at its deadline,
+    /// with the status `CANCELLED`. With this option the work also knows
+    /// [how much time is left](crate::remaining), and the status is `DEADLINE_EXCEEDED` if the
+    /// layer answers first.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tower_offload::{OffloadLayer, ThreadPool};
+    ///
+    /// let layer = OffloadLayer::new(ThreadPool::cpu())
+    ///     .grpc_timeout()
+    ///     .timeout(|_head| Some(Duration::from_secs(10)));
+    /// # use axum::{Router, routing::get};
+    /// # let _: Router = Router::new().route("/", get(async || "")).layer(layer);
+    /// ```
+    #[must_use]
+    pub fn grpc_timeout(self) -> OffloadLayer<X, Timeout<A, OfHead<GrpcTimeout>>> {
+        let timeout: GrpcTimeout = |head| grpc::timeout(head.headers());
+        self.inspect(|inner| Timeout::new(inner, OfHead::new(timeout)))
+    }
+
     /// Propagates a value to the pool, such as a task-local of an outer layer.
     ///
     /// `capture` reads the value in the caller's task. `in_context` sets it around each poll of the
@@ -265,9 +467,9 @@ impl<X, A> OffloadLayer<X, A> {
     }
 
     fn inspect<B>(self, wrap: impl FnOnce(A) -> B) -> OffloadLayer<X, B> {
-        let Config { pool, limiter, reject, inspect, detached, catch_panics } = self.config;
+        let Config { pool, limiter, reject, inspect, detached, catch_panics, adaptive } = self.config;
         let inspect = wrap(inspect);
-        OffloadLayer { config: Config { pool, limiter, reject, inspect, detached, catch_panics } }
+        OffloadLayer { config: Config { pool, limiter, reject, inspect, detached, catch_panics, adaptive } }
     }
 }
 

@@ -7,15 +7,16 @@ use std::{
 use tower_service::Service;
 
 use super::{
+    adaptive::{InPlace, Route},
     admission::{Backpressure, Limiter, Mode},
     future::{Fallback, Rejected, ResponseFuture, State, Work},
     inspect::{Inspect, OffloadAll},
     reject::{HttpReject, Reject, Watch},
 };
 use crate::pool::{
-    Admitted, CallError, Pool, Priority,
-    call::{Context as CallContext, JoinHandle, OnCallerDrop},
-    spawn,
+    Admitted, CallError, CallOptions, Pool,
+    call::{Context as CallContext, CurrentCall, JoinHandle, OnCallerDrop},
+    spawn, spawn_in_place,
 };
 
 /// Runs the inner service's `call`, and its future, on a pool.
@@ -31,6 +32,8 @@ pub struct Offload<S: 'static, X = HttpReject, A: 'static = OffloadAll> {
     config: Config<X, A>,
     /// `Some` in mode `Backpressure`.
     backpressure: Option<Backpressure>,
+    /// `Some` in an adaptive layer. Shared with the clones of this service.
+    route: Option<Arc<Route>>,
 }
 
 /// The options of a layer, shared with its services.
@@ -42,13 +45,15 @@ pub(super) struct Config<X, A> {
     pub(super) inspect: A,
     pub(super) detached: bool,
     pub(super) catch_panics: bool,
+    pub(super) adaptive: bool,
 }
 
 impl<S, X, A> Offload<S, X, A> {
     pub(super) fn new(inner: S, config: Config<X, A>) -> Self {
         let backpressure = (config.limiter.limits().mode == Mode::Backpressure)
             .then(|| Backpressure::new(config.limiter.clone(), config.pool.clone()));
-        Self { inner, config, backpressure }
+        let route = config.adaptive.then(|| Arc::new(Route::new(config.pool.clone())));
+        Self { inner, config, backpressure, route }
     }
 
     /// Returns a reference to the inner service.
@@ -108,15 +113,18 @@ where
         let reserved = self.backpressure.as_mut().map(Backpressure::take);
         let hint = Some(self.config.reject.hint(&request));
         let state = if self.config.inspect.should_offload(&request) {
-            let priority = self.config.inspect.priority(&request);
+            let (options, outer) = CurrentCall::inherit(self.config.inspect.options(&request));
             let admitted = match reserved {
-                // The permits were acquired before the request was known, so its priority only
-                // orders the queue.
-                Some(reserved) => reserved.map(|admitted| Admitted { priority, ..admitted }),
-                None => self.config.limiter.try_admit(&self.config.pool, priority),
+                _ if options.deadline.has_passed() => Err(CallError::DeadlineExceeded),
+                // The permits were acquired before the request was known, so its priority and key
+                // only order the queue.
+                Some(reserved) => {
+                    reserved.and_then(|admitted| self.config.limiter.try_admit_key(admitted, options, outer.as_ref()))
+                }
+                None => self.config.limiter.try_admit(&self.config.pool, options, outer),
             };
             let watch = self.config.reject.watch(&request);
-            self.offload(request, watch, priority, admitted)
+            self.offload(request, watch, options, admitted)
         } else {
             State::Inline { future: self.inner.call(request) }
         };
@@ -132,7 +140,7 @@ impl<S, X, A> Offload<S, X, A> {
         &mut self,
         request: Req,
         watch: Option<Watch<S::Response>>,
-        priority: Priority,
+        options: CallOptions,
         admitted: Result<Admitted, CallError>,
     ) -> State<S::Future>
     where
@@ -144,20 +152,32 @@ impl<S, X, A> Offload<S, X, A> {
         A: Inspect<Req>,
     {
         match (admitted, self.config.limiter.limits().mode) {
-            (Ok(admitted), _) => State::Offloaded { handle: self.prepare(request, watch).start(admitted) },
-            (Err(CallError::Overloaded), Mode::Wait(timeout)) => {
-                match self.config.limiter.try_wait(&self.config.pool) {
+            (Ok(admitted), _) => {
+                let in_place = self.route.as_ref().and_then(Route::try_run_in_place);
+                let prepared = self.prepare(request, watch, in_place.as_ref());
+                let handle = match in_place {
+                    Some(in_place) => prepared.start_in_place(admitted, in_place),
+                    None => prepared.start(admitted),
+                };
+                State::Offloaded { handle }
+            }
+            (Err(error @ (CallError::Overloaded | CallError::KeyLimited)), Mode::Wait(timeout)) => {
+                match self.config.limiter.try_wait(&self.config.pool, options.key) {
                     Ok(waiting) => {
-                        let (pool, prepared) = (self.config.pool.clone(), self.prepare(request, watch));
+                        let (pool, prepared) = (self.config.pool.clone(), self.prepare(request, watch, None));
                         let admitted = async move {
-                            match waiting.admit(priority, timeout).await {
+                            match waiting.admit(options, timeout).await {
                                 Ok(admitted) => Ok(prepared.start(admitted)),
                                 Err(error) => Err(count_rejection(&*pool, error)),
                             }
                         };
                         State::Waiting { admitted: Box::pin(admitted) }
                     }
-                    Err(error) => State::Rejected { rejected: count_rejection(&*self.config.pool, error) },
+                    Err(wait_error) => {
+                        // Without room to wait, the call is rejected for what it lacks.
+                        let error = if wait_error == CallError::Overloaded { error } else { wait_error };
+                        State::Rejected { rejected: count_rejection(&*self.config.pool, error) }
+                    }
                 }
             }
             // The inner service was not called, so it is still ready.
@@ -166,7 +186,12 @@ impl<S, X, A> Offload<S, X, A> {
     }
 
     /// Moves the service that was polled ready, and everything else the call needs, out of `self`.
-    fn prepare<Req>(&mut self, request: Req, watch: Option<Watch<S::Response>>) -> Prepared<Work<S, Req, A>>
+    fn prepare<Req>(
+        &mut self,
+        request: Req,
+        watch: Option<Watch<S::Response>>,
+        in_place: Option<&InPlace>,
+    ) -> Prepared<Work<S, Req, A>>
     where
         S: Service<Req> + Clone,
         A: Inspect<Req>,
@@ -174,10 +199,11 @@ impl<S, X, A> Offload<S, X, A> {
         let captured = self.config.inspect.capture(&request);
         let clone = self.inner.clone();
         let ready = mem::replace(&mut self.inner, clone);
+        let probe = self.route.as_ref().map(|route| route.probe(in_place));
         Prepared {
             context: CallContext::capture(),
             on_caller_drop: if self.config.detached { OnCallerDrop::Detach } else { OnCallerDrop::Cancel },
-            work: Work::new(ready, request, self.config.inspect.clone(), captured, watch),
+            work: Work::new(ready, request, self.config.inspect.clone(), captured, watch, probe),
         }
     }
 }
@@ -197,6 +223,11 @@ where
     fn start(self, admitted: Admitted) -> JoinHandle<F::Output> {
         spawn(admitted, self.context, self.on_caller_drop, self.work)
     }
+
+    /// Starts the call with a first poll on this thread.
+    fn start_in_place(self, admitted: Admitted, _in_place: InPlace) -> JoinHandle<F::Output> {
+        spawn_in_place(admitted, self.context, self.on_caller_drop, self.work)
+    }
 }
 
 fn count_rejection(pool: &dyn Pool, error: CallError) -> Rejected {
@@ -207,7 +238,8 @@ fn count_rejection(pool: &dyn Pool, error: CallError) -> Rejected {
 impl<S: Clone, X: Clone, A: Clone> Clone for Offload<S, X, A> {
     /// Returns a service that has to be polled ready itself and holds no reservation.
     fn clone(&self) -> Self {
-        Self { inner: self.inner.clone(), config: self.config.clone(), backpressure: self.backpressure.clone() }
+        let Self { inner, config, backpressure, route } = self;
+        Self { inner: inner.clone(), config: config.clone(), backpressure: backpressure.clone(), route: route.clone() }
     }
 }
 

@@ -14,12 +14,15 @@ use tokio::{runtime::Handle, sync::Notify, time::Instant};
 
 use super::{
     error::CallError,
-    metrics::{Metrics, nanos},
+    key::CallKey,
+    metrics::Metrics,
     nested::NestedWaits,
+    options::CallOptions,
     overload::{Arrival, Change, OverloadDetector},
     priority::Priority,
     scheduler::QueuePolicy,
     semaphore::Semaphore,
+    shares::Shares,
     stats::{PoolShutdownReport, PoolStats},
 };
 use crate::{
@@ -45,7 +48,11 @@ const HALTED: u8 = 2;
 pub struct Admission {
     name: Arc<str>,
     capacity: usize,
+    /// Maximum number of threads that run calls. `None` if it is not known.
+    max_threads: Option<usize>,
     semaphore: Semaphore,
+    /// The permits of calls with a key.
+    shares: Mutex<Shares>,
     overload: Option<Overload>,
     /// `OPEN`, `CLOSED` or `HALTED`. It only increases.
     phase: AtomicU8,
@@ -98,7 +105,9 @@ impl Admission {
             metrics: Metrics::new(&name),
             name,
             capacity: queue_capacity,
+            max_threads: None,
             semaphore: Semaphore::new(queue_capacity),
+            shares: Mutex::default(),
             overload: None,
             phase: AtomicU8::new(OPEN),
             changed: Notify::new(),
@@ -107,9 +116,11 @@ impl Admission {
         }
     }
 
-    /// Detects overload, in a pool with this number of threads. See
+    /// Sets the maximum number of threads, and detects overload if the policy is
     /// [`QueuePolicy::AcceptBursts`](super::QueuePolicy::AcceptBursts).
     pub(super) fn with_policy(mut self, policy: QueuePolicy, threads: usize) -> Self {
+        self.max_threads = Some(threads);
+        self.metrics.set_max_threads(threads);
         self.overload = (policy == QueuePolicy::AcceptBursts).then(|| Overload::new(threads));
         self
     }
@@ -126,7 +137,10 @@ impl Admission {
 
     /// Returns the counters and gauges of the pool.
     pub fn stats(&self) -> PoolStats {
-        PoolStats { permits_in_use: self.semaphore.in_use(), ..self.metrics.stats() }
+        let stats = PoolStats { permits_in_use: self.semaphore.in_use(), ..self.metrics.stats() };
+        let threads = self.max_threads.map_or(0, |threads| u32::try_from(threads).unwrap_or(u32::MAX));
+        // The age is read last, so that it includes the busy times.
+        PoolStats { idle_time: self.metrics.age().saturating_mul(threads).saturating_sub(stats.busy_time), ..stats }
     }
 
     /// Returns the queue wait of the call that started last.
@@ -207,18 +221,43 @@ impl Admission {
     }
 
     /// Acquires a permit for the queue, if one is available. [`Priority::Low`] calls can use only
-    /// half of the permits, so they are rejected before others.
-    pub(super) fn try_acquire(&self, priority: Priority) -> Result<(), CallError> {
+    /// half of the permits, so they are rejected before others. A call with a key is rejected with
+    /// [`CallError::KeyLimited`] if its key has used its share (see [`pool`](super#keys)).
+    #[inline]
+    pub(super) fn try_acquire(&self, options: CallOptions) -> Result<(), CallError> {
         if self.is_closed() {
             return Err(CallError::Closed);
         }
+        let CallOptions { priority, key, .. } = options;
         let is_crowded = priority == Priority::Low && self.semaphore.in_use() >= self.semaphore.limit().div_ceil(2);
-        let is_admitted = !is_crowded && self.semaphore.try_acquire();
+        let acquired = match key {
+            _ if is_crowded => Err(CallError::Overloaded),
+            None if self.semaphore.try_acquire() => Ok(()),
+            None => Err(CallError::Overloaded),
+            Some(key) => self.try_acquire_share(key),
+        };
         // Calls of low priority are rejected early in any case, which says nothing about the load.
         if let Some(overload) = self.overload.as_ref().filter(|_| !is_crowded) {
-            self.observe(overload, is_admitted);
+            self.observe(overload, acquired.is_ok());
         }
-        if is_admitted { Ok(()) } else { Err(CallError::Overloaded) }
+        acquired
+    }
+
+    /// Acquires a permit for a call with a key.
+    ///
+    /// The permit is counted after it was acquired, and no longer counted before it is released. A
+    /// key may therefore briefly have a permit that is not counted.
+    fn try_acquire_share(&self, key: CallKey) -> Result<(), CallError> {
+        let mut shares = lock(&self.shares);
+        let left = self.semaphore.limit().saturating_sub(self.semaphore.in_use());
+        if left > 0 && !shares.has_room(key, left) {
+            return Err(CallError::KeyLimited);
+        }
+        if !self.semaphore.try_acquire() {
+            return Err(CallError::Overloaded);
+        }
+        shares.add(key);
+        Ok(())
     }
 
     /// Records an arrival, and changes the number of calls that may wait if the pool becomes
@@ -271,20 +310,28 @@ impl Admission {
         has_excess.then_some(overload.limit)
     }
 
-    /// Waits for a permit for the queue, in order of arrival.
-    pub(super) async fn acquire(&self) -> Result<(), CallError> {
-        self.semaphore.acquire().await.map_err(|_| CallError::Closed)
+    /// Waits for a permit for the queue. Keys take turns, and calls of a key are served in order of
+    /// arrival.
+    pub(super) async fn acquire(&self, key: Option<CallKey>) -> Result<(), CallError> {
+        self.semaphore.acquire(key).await.map_err(|_| CallError::Closed)?;
+        if let Some(key) = key {
+            lock(&self.shares).add(key);
+        }
+        Ok(())
     }
 
-    /// Releases a permit for the queue.
-    pub(super) fn release(&self) {
+    /// Releases a permit for the queue that was acquired with this key.
+    #[inline]
+    pub(super) fn release(&self, key: Option<CallKey>) {
+        if let Some(key) = key {
+            lock(&self.shares).remove(key);
+        }
         self.semaphore.release();
     }
 
     /// Records that a call is about to be polled for the first time. It has waited in the queue for
-    /// `waited`, and before that for capacity for `delay` nanoseconds.
-    pub(super) fn on_start(&self, waited: Duration, delay: u64) {
-        let waited = nanos(waited);
+    /// `waited` nanoseconds, and before that for capacity for `delay`.
+    pub(super) fn on_start(&self, waited: u64, delay: u64) {
         let milliseconds = waited / 1_000_000;
         if self.last_wait.load(Relaxed) != milliseconds {
             self.last_wait.store(milliseconds, Relaxed);
@@ -292,12 +339,14 @@ impl Admission {
         self.metrics.started(waited, delay);
     }
 
-    /// Records that an admitted call has ended, after polls that took `run_time`. With `ends_poll`,
-    /// its last poll has just ended.
+    /// Records that an admitted call has ended: its work has ended, and everything that it held is
+    /// released. Called before the caller is notified. `run_time` is the total of the call's polls
+    /// in nanoseconds, or `None` if it was never polled. With `ends_poll`, this also ends its last poll, which is
+    /// not recorded yet.
     ///
     /// This thread counts the end and then loads the phase. `shutdown` stores the phase and then
     /// loads the count. At least one of them sees the other's write.
-    pub(super) fn on_complete(&self, run_time: Option<Duration>, ends_poll: bool) {
+    pub(super) fn on_complete(&self, run_time: Option<u64>, ends_poll: bool) {
         self.metrics.ended(run_time, ends_poll);
         if self.is_closed() && self.metrics.in_flight() == 0 {
             // Wakes tasks that wait in `shutdown`. Their wakers are user code.
@@ -329,7 +378,7 @@ mod tests {
         let admission = Admission::new("waits", 1);
         assert_eq!(admission.expected_wait(), Duration::ZERO);
         for milliseconds in [1100, 20] {
-            admission.on_start(Duration::from_millis(milliseconds), 1_000_000_000);
+            admission.on_start(milliseconds * 1_000_000, 1_000_000_000);
             assert_eq!(admission.expected_wait(), Duration::from_millis(milliseconds));
         }
     }

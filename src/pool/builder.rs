@@ -31,7 +31,8 @@ const CPU_NICENESS: Option<i32> = None;
 
 impl ThreadPool {
     /// Creates a pool for work that computes: one thread per core, and capacity for 1024 calls to
-    /// wait. It is named `cpu`.
+    /// wait. It is named `cpu`. A second such pool needs a name of its own: see
+    /// [`blocking`](Self::blocking).
     ///
     /// # Panics
     ///
@@ -45,6 +46,18 @@ impl ThreadPool {
     /// Creates a pool for work that waits, such as disk access or a synchronous database driver: up
     /// to `max_threads` threads, started when a call finds none idle and stopped after 10 s without
     /// work, and capacity for 1024 calls to wait. It is named `blocking`.
+    ///
+    /// Threads, metrics and events are told apart by the name of the pool. If a program has two such
+    /// pools, use the builder to name them:
+    ///
+    /// ```
+    /// use tower_offload::ThreadPool;
+    ///
+    /// let disk = ThreadPool::builder().name("disk").min_threads(0).max_threads(64).build()?;
+    /// let mail = ThreadPool::builder().name("mail").min_threads(0).max_threads(8).build()?;
+    /// # let _ = (disk, mail);
+    /// # Ok::<(), tower_offload::pool::ThreadPoolBuildError>(())
+    /// ```
     ///
     /// # Panics
     ///
@@ -273,7 +286,7 @@ impl ThreadPoolBuilder {
         let spawned = AtomicUsize::new(0);
         let setup = Arc::new(ThreadSetup::new(name.as_str().into(), niceness, hooks));
         let thread_setup = setup.clone();
-        let workers = WorkerPool::new(admission, config, move |worker: Worker| {
+        let handle = WorkerPool::create(admission, config, move |worker: Worker| {
             let number = spawned.fetch_add(1, Ordering::Relaxed);
             let mut thread = thread::Builder::new().name(format!("{name}-{number}"));
             if let Some(bytes) = stack_size {
@@ -281,11 +294,10 @@ impl ThreadPoolBuilder {
             }
             thread.spawn(thread_setup.wrap(worker)).map(drop)
         });
-        let pool = ThreadPool::new(workers);
-        let start = || (0..min.max(1)).try_for_each(|_| pool.workers().spawn_ahead().map_err(Reason::Spawn));
+        let start = || (0..min.max(1)).try_for_each(|_| handle.workers.spawn_ahead().map_err(Reason::Spawn));
         let on_denied = |error| Reason::NicenessDenied { niceness: niceness.unwrap_or_default(), error };
         setup.start_checked(start, on_denied).map_err(ThreadPoolBuildError)?;
-        Ok(pool)
+        Ok(ThreadPool { handle })
     }
 
     fn validate(&self) -> Result<(), Reason> {

@@ -12,12 +12,19 @@ pub enum CallError {
     /// The queue is full, or the layer has reached its limit, and no capacity became available in
     /// the time that the call may wait.
     Overloaded,
+    /// The key of the call has as many calls as it may have, while others have room: it has used its
+    /// share of the queue or of the layer's limit (see [`pool`](crate::pool#keys)), or it has reached
+    /// [`max_in_flight_per_key`](crate::OffloadLayer::max_in_flight_per_key).
+    KeyLimited,
     /// The pool is shut down, or its runtime is gone.
     Closed,
     /// The call waited in the queue for longer than the policy allows ([`Codel`](super::Codel)) and
     /// never started. A pool of your own can fail a call like this with
     /// [`Runnable::refuse`](super::Runnable::refuse).
     Expired,
+    /// The deadline of the call has passed. The call never started, or it was running and its work
+    /// is cancelled. See [deadlines](crate::pool#deadlines).
+    DeadlineExceeded,
     /// The caller is itself a call of the pool, and blocks its thread until this call is done. As
     /// all threads of the pool did so for 10 s, no thread was left to run this call. See [stalled
     /// pools](crate::pool#stalled-pools).
@@ -27,14 +34,17 @@ pub enum CallError {
 }
 
 impl CallError {
-    /// Returns a short machine-readable name: `"no_runtime"`, `"overloaded"`, `"closed"`,
-    /// `"expired"`, `"deadlock"` or `"panicked"`. Metrics use it as the label `reason`.
+    /// Returns a short machine-readable name: `"no_runtime"`, `"overloaded"`, `"key_limited"`,
+    /// `"closed"`, `"expired"`, `"deadline_exceeded"`, `"deadlock"` or `"panicked"`. Metrics use it as
+    /// the label `reason`.
     pub const fn as_str(&self) -> &'static str {
         match self {
             Self::NoRuntime => "no_runtime",
             Self::Overloaded => "overloaded",
+            Self::KeyLimited => "key_limited",
             Self::Closed => "closed",
             Self::Expired => "expired",
+            Self::DeadlineExceeded => "deadline_exceeded",
             Self::Deadlock => "deadlock",
             Self::Panicked => "panicked",
         }
@@ -46,8 +56,10 @@ impl fmt::Display for CallError {
         f.write_str(match self {
             Self::NoRuntime => "the call has to wait, which requires a tokio runtime with time enabled",
             Self::Overloaded => "the pool has no capacity for the call",
+            Self::KeyLimited => "the key of the call has as many calls as it may have",
             Self::Closed => "the pool is shut down",
             Self::Expired => "the call waited in the queue for too long",
+            Self::DeadlineExceeded => "the deadline of the call has passed",
             Self::Deadlock => {
                 "the call waited for a thread of the pool that its caller blocks: run one of them on a second pool"
             }
@@ -57,3 +69,28 @@ impl fmt::Display for CallError {
 }
 
 impl std::error::Error for CallError {}
+
+/// Reason why the result of running work is no longer wanted. Returned by
+/// [`cancel_reason`](super::cancel_reason).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum CancelReason {
+    /// The caller has left: a client that hung up, or an outer timeout.
+    CallerLeft,
+    /// The [deadline](crate::pool#deadlines) of the call has passed.
+    DeadlineExceeded,
+    /// The timeout of the pool's shutdown has passed.
+    Shutdown,
+}
+
+impl CancelReason {
+    /// Returns a short machine-readable name: `"caller_left"`, `"deadline_exceeded"` or
+    /// `"shutdown"`. Metrics use it as the label `reason`.
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::CallerLeft => "caller_left",
+            Self::DeadlineExceeded => "deadline_exceeded",
+            Self::Shutdown => "shutdown",
+        }
+    }
+}

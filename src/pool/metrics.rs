@@ -15,7 +15,13 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{error::CallError, stall::Observation, stats::PoolStats};
+use super::{
+    busy::BusyTime,
+    deadline::Deadline,
+    error::{CallError, CancelReason},
+    stall::Observation,
+    stats::PoolStats,
+};
 use crate::{
     panic::ignore_panic,
     sync::{Mutex, lock},
@@ -23,6 +29,15 @@ use crate::{
 
 /// Number of stripes, a power of two. It keeps a handful of busy threads apart.
 const STRIPES: usize = 16;
+
+/// Time since the epoch of a pool, in nanoseconds.
+///
+/// Calls use it instead of [`Instant`], of which each subtraction costs as much as a dozen of these.
+pub(super) type PoolTime = u64;
+
+/// Time from the epoch of a pool to its creation. Tests can stop tokio's clock and set it forward,
+/// so a pool that was created then may be used earlier by the clock of another runtime.
+const BEFORE_CREATION: Duration = Duration::from_secs(86_400);
 
 #[derive(Debug)]
 pub(crate) struct Metrics {
@@ -34,6 +49,10 @@ pub(crate) struct Metrics {
     /// threads would be passed between cores a dozen times per call, which took a third of the cost
     /// of a call at full load.
     stripes: Box<[Stripe]>,
+    /// The origin of [`PoolTime`].
+    epoch: Instant,
+    /// Time at which the pool was created.
+    created: PoolTime,
     stall: Mutex<Stall>,
     /// Number of times that the pool became overloaded.
     overloads: AtomicU64,
@@ -72,15 +91,24 @@ struct Stripe {
     resume_wait: AtomicU64,
     /// Woken calls that left the queue without having been polled.
     skipped: AtomicU64,
-    /// Polls that have ended.
+    /// Polls that have ended, without those that have ended their call.
     polled: AtomicU64,
     run_time: AtomicU64,
     abandoned: AtomicU64,
     panicked: AtomicU64,
-    /// Calls that have ended.
+    /// Calls that have ended, without those in `returned`.
     ended: AtomicU64,
+    /// Calls that have ended with their last poll.
+    returned: AtomicU64,
     /// Calls that have ended without an output.
     failed: AtomicU64,
+    /// Time that calls ran after they were cancelled.
+    cancelled_run_time: AtomicU64,
+    busy: BusyTime,
+    /// Calls whose first poll ran on the caller's thread.
+    in_place: AtomicU64,
+    /// Calls of these that occupied the thread for too long.
+    misplaced: AtomicU64,
 }
 
 /// Expands to a call of the recorder with feature `metrics`, otherwise to nothing.
@@ -94,11 +122,15 @@ macro_rules! record {
 impl Metrics {
     #[cfg_attr(not(any(feature = "metrics", feature = "tracing")), expect(unused_variables))]
     pub(super) fn new(pool: &Arc<str>) -> Self {
+        let created = Instant::now();
+        let epoch = created.checked_sub(BEFORE_CREATION).unwrap_or(created);
         Self {
             #[cfg(feature = "tracing")]
             pool: pool.clone(),
             #[cfg(feature = "tracing")]
             overload: OverloadWarning::new(),
+            epoch,
+            created: nanos(created.saturating_duration_since(epoch)),
             stripes: (0..STRIPES).map(|_| Stripe::default()).collect(),
             stall: Mutex::default(),
             overloads: AtomicU64::new(0),
@@ -107,13 +139,22 @@ impl Metrics {
         }
     }
 
-    /// Reads the counters. `permits_in_use` is not known here.
+    /// Sets the maximum number of threads. Called before the pool is used.
+    pub(super) fn set_max_threads(&mut self, threads: usize) {
+        #[cfg(feature = "metrics")]
+        self.recorder.set_max_threads(threads);
+        let _ = threads;
+    }
+
+    /// Reads the counters. `permits_in_use` and `idle_time` are not known here.
     pub(super) fn stats(&self) -> PoolStats {
         // The subtrahends are loaded first, so that a concurrent update can overstate a gauge but
         // never underflow it.
         let (polled, passed_over, skipped) =
             (self.sum(|it| &it.polled), self.sum(|it| &it.passed_over), self.sum(|it| &it.skipped));
-        let (failed, ended) = (self.sum(|it| &it.failed), self.sum(|it| &it.ended));
+        let (failed, ended, returned) =
+            (self.sum(|it| &it.failed), self.sum(|it| &it.ended), self.sum(|it| &it.returned));
+        let (polled, ended) = (polled + returned, ended + returned);
         let undelayed = self.sum(|it| &it.undelayed);
         let (started, resumed) = (self.sum(|it| &it.started), self.sum(|it| &it.resumed));
         let (admitted, woken) = (self.sum(|it| &it.admitted), self.sum(|it| &it.woken));
@@ -131,9 +172,14 @@ impl Metrics {
             woken: gauge(woken, resumed + skipped),
             resume_wait: Duration::from_nanos(self.sum(|it| &it.resume_wait)),
             run_time: Duration::from_nanos(self.sum(|it| &it.run_time)),
+            cancelled_run_time: Duration::from_nanos(self.sum(|it| &it.cancelled_run_time)),
+            busy_time: self.busy_time(),
+            idle_time: Duration::ZERO,
             abandoned: self.sum(|it| &it.abandoned),
             panicked: self.sum(|it| &it.panicked),
             completed: ended.saturating_sub(failed),
+            in_place: self.sum(|it| &it.in_place),
+            misplaced: self.sum(|it| &it.misplaced),
             overloads: self.overloads.load(Relaxed),
             stalls,
             stalled_for: stalled_since.map(|since| since.elapsed()).unwrap_or_default(),
@@ -143,7 +189,8 @@ impl Metrics {
     /// Reads what decides whether the pool is stalled.
     pub(super) fn observe(&self) -> Observation {
         let counters = |it: &Stripe| {
-            [&it.passed_over, &it.started, &it.resumed, &it.skipped, &it.polled].map(|counter| counter.load(Relaxed))
+            [&it.passed_over, &it.started, &it.resumed, &it.skipped, &it.polled, &it.returned]
+                .map(|counter| counter.load(Relaxed))
         };
         let progress = self.stripes.iter().flat_map(counters).fold(0, u64::wrapping_add);
         let stats = self.stats();
@@ -221,11 +268,66 @@ impl Metrics {
     /// Returns the number of admitted calls that have not ended. It decreases before the caller of
     /// a call is woken.
     ///
-    /// Once no call is admitted any longer, the result is never too low: `admitted` and `ended` are
-    /// `SeqCst`, so the thread that ends the last call sees the end of every other one.
+    /// Once no call is admitted any longer, the result is never too low: `admitted`, `ended`
+    /// and `returned` are `SeqCst`, so the thread that ends the last call sees the end of every other one.
     pub(super) fn in_flight(&self) -> usize {
-        let ended = self.sum(|it| &it.ended); // Loaded first, as in `stats`.
+        // Loaded first, as in `stats`.
+        let ended = self.sum(|it| &it.ended) + self.sum(|it| &it.returned);
         gauge(self.sum(|it| &it.admitted), ended)
+    }
+
+    /// Returns the current time.
+    #[inline]
+    pub(super) fn now(&self) -> PoolTime {
+        nanos(Instant::now().saturating_duration_since(self.epoch))
+    }
+
+    /// Returns the time since the pool was created.
+    pub(super) fn age(&self) -> Duration {
+        Duration::from_nanos(self.now().saturating_sub(self.created))
+    }
+
+    /// Converts a time.
+    pub(super) fn instant(&self, time: PoolTime) -> Instant {
+        self.epoch.checked_add(Duration::from_nanos(time)).unwrap_or(self.epoch)
+    }
+
+    /// Converts a deadline. [`Deadline::NO_NANOS`] if there is none.
+    #[inline]
+    pub(super) fn pool_time(&self, deadline: Deadline) -> PoolTime {
+        deadline.nanos_after(self.epoch)
+    }
+
+    /// Returns the deadline of which [`pool_time`](Self::pool_time) has returned `time`.
+    pub(super) fn deadline(&self, time: PoolTime) -> Deadline {
+        Deadline::from_nanos_after(self.epoch, time)
+    }
+
+    /// Returns the time that threads were busy, up to now.
+    fn busy_time(&self) -> Duration {
+        let now = self.now() / 1000;
+        let total = self.stripes.iter().map(|stripe| stripe.busy.total(now));
+        Duration::from_micros(total.fold(0, u64::wrapping_add))
+    }
+
+    /// Records that this thread has become busy.
+    #[inline]
+    pub(super) fn busy(&self, now: PoolTime) {
+        self.stripe().busy.start(now / 1000);
+    }
+
+    /// Records that this thread is no longer busy.
+    #[inline]
+    pub(super) fn idle(&self, now: PoolTime) {
+        self.stripe().busy.stop(now / 1000);
+    }
+
+    /// Reports that this thread was busy for a number of nanoseconds. A panic of the recorder is
+    /// ignored, because it would end the thread.
+    pub(super) fn report_busy(&self, time: u64) {
+        #[cfg(feature = "metrics")]
+        ignore_panic(|| self.recorder.get().busy.increment(time / 1000));
+        let _ = time;
     }
 
     fn sum(&self, counter: impl Fn(&Stripe) -> &AtomicU64) -> u64 {
@@ -300,12 +402,13 @@ impl Metrics {
         self.stripe().woken.fetch_add(1, Relaxed);
     }
 
-    /// Records the start of a poll after the first.
-    pub(super) fn resumed(&self, waited: Duration) {
+    /// Records the start of a poll after the first, which has waited for `waited` nanoseconds since
+    /// the wake-up.
+    pub(super) fn resumed(&self, waited: u64) {
         let stripe = self.stripe();
         stripe.resumed.fetch_add(1, Relaxed);
-        stripe.resume_wait.fetch_add(nanos(waited), Relaxed);
-        record!(self, resume_wait.record(waited));
+        stripe.resume_wait.fetch_add(waited, Relaxed);
+        record!(self, resume_wait.record(Duration::from_nanos(waited)));
         record!(self, active.increment(1));
     }
 
@@ -320,27 +423,44 @@ impl Metrics {
         record!(self, active.decrement(1));
     }
 
+    /// Records a call whose first poll ran on the caller's thread. `blocked` is how long it occupied
+    /// the thread, if that was too long.
+    pub(crate) fn ran_in_place(&self, blocked: Option<Duration>) {
+        let stripe = self.stripe();
+        stripe.in_place.fetch_add(1, Relaxed);
+        let Some(blocked) = blocked else { return };
+        stripe.misplaced.fetch_add(1, Relaxed);
+        record!(self, misplaced.increment(1));
+        #[cfg(feature = "tracing")]
+        tracing::event!(
+            tracing::Level::WARN,
+            pool = &*self.pool,
+            run_seconds = blocked.as_secs_f64(),
+            "call blocked its caller's thread: calls of its service are offloaded for a minute"
+        );
+    }
+
     /// Records a call that is about to end without an output.
     pub(super) fn failed(&self) {
         self.stripe().failed.fetch_add(1, Relaxed);
     }
 
-    /// Records the end of an admitted call: the total of its polls if it was polled and, with
+    /// Records the end of an admitted call: the nanoseconds of its polls if it was polled and, with
     /// `ends_poll`, the end of the last one.
     ///
     /// The end of the call is counted last, so that it is counted once if a recorder panics: the
     /// call then fails and is recorded again, without its polls.
-    pub(super) fn ended(&self, run_time: Option<Duration>, ends_poll: bool) {
+    pub(super) fn ended(&self, run_time: Option<u64>, ends_poll: bool) {
         let stripe = self.stripe();
         if ends_poll {
-            stripe.polled.fetch_add(1, Relaxed);
             record!(self, active.decrement(1));
         }
         if let Some(run_time) = run_time {
-            stripe.run_time.fetch_add(nanos(run_time), Relaxed);
-            record!(self, run.record(run_time));
+            stripe.run_time.fetch_add(run_time, Relaxed);
+            record!(self, run.record(Duration::from_nanos(run_time)));
         }
-        stripe.ended.fetch_add(1, SeqCst);
+        let ended = if ends_poll { &stripe.returned } else { &stripe.ended };
+        ended.fetch_add(1, SeqCst);
     }
 
     /// Records that the caller left before the call ended.
@@ -352,13 +472,20 @@ impl Metrics {
         let _ = detached;
     }
 
+    /// Records that a poll ran for `time` nanoseconds after its call was cancelled.
+    pub(super) fn ran_cancelled(&self, reason: CancelReason, time: u64) {
+        self.stripe().cancelled_run_time.fetch_add(time, Relaxed);
+        record!(self, cancelled_run(reason).increment(time / 1000));
+        let _ = reason;
+    }
+
     /// Logs the end of a detached call whose caller had left. This event is the only report of it.
-    pub(super) fn detached_ended(&self, run_time: Duration) {
+    pub(super) fn detached_ended(&self, run_time: u64) {
         #[cfg(feature = "tracing")]
         tracing::event!(
             tracing::Level::INFO,
             pool = &*self.pool,
-            run_seconds = run_time.as_secs_f64(),
+            run_seconds = Duration::from_nanos(run_time).as_secs_f64(),
             "detached call ended"
         );
         let _ = run_time;
@@ -387,6 +514,8 @@ impl Drop for Metrics {
         if lock(&self.stall).since.is_some() {
             ignore_panic(|| self.recovered());
         }
+        #[cfg(feature = "metrics")]
+        ignore_panic(|| self.recorder.close());
     }
 }
 
@@ -422,7 +551,7 @@ fn gauge(increments: u64, decrements: u64) -> usize {
 }
 
 /// Returns whole nanoseconds. Without the 128-bit arithmetic of [`Duration::as_nanos`].
-pub(super) fn nanos(duration: Duration) -> u64 {
+fn nanos(duration: Duration) -> u64 {
     duration.as_secs().saturating_mul(1_000_000_000).saturating_add(u64::from(duration.subsec_nanos()))
 }
 
@@ -438,25 +567,38 @@ mod recorder {
         histogram,
     };
 
-    use crate::pool::error::CallError;
+    use crate::{
+        panic::ignore_panic,
+        pool::error::{CallError, CancelReason},
+    };
 
-    /// Handles of one pool, registered at its first call. A recorder that is installed after the
-    /// pool was created and before it is used therefore receives everything.
+    /// Reasons for which a call has no caller.
+    const CANCELLATIONS: [CancelReason; 2] = [CancelReason::CallerLeft, CancelReason::DeadlineExceeded];
+
+    /// Handles of one pool, registered when it is created, so that counters are 0 before their first
+    /// event, and again at its first call. A recorder that is installed in between therefore
+    /// receives everything.
     #[derive(Debug)]
     pub(super) struct Recorder {
         pool: Arc<str>,
+        /// 0 if it is not known.
+        max_threads: usize,
         handles: OnceLock<Handles>,
     }
 
     pub(super) struct Handles {
         pool: Arc<str>,
+        max_threads: Gauge,
         pub(super) queue_depth: Gauge,
         pub(super) queue_wait: Histogram,
         pub(super) active: Gauge,
         pub(super) resume_wait: Histogram,
         pub(super) run: Histogram,
+        pub(super) busy: Counter,
+        cancelled_run: [Counter; 2],
         pub(super) abandoned: Counter,
         pub(super) panicked: Counter,
+        pub(super) misplaced: Counter,
         pub(super) stalls: Counter,
         pub(super) stalled: Gauge,
         pub(super) overloaded: Gauge,
@@ -464,41 +606,69 @@ mod recorder {
 
     impl Recorder {
         pub(super) fn new(pool: Arc<str>) -> Self {
-            Self { pool, handles: OnceLock::new() }
+            ignore_panic(|| drop(Handles::register(&pool)));
+            Self { pool, max_threads: 0, handles: OnceLock::new() }
+        }
+
+        pub(super) fn set_max_threads(&mut self, threads: usize) {
+            self.max_threads = threads;
+        }
+
+        /// Removes the pool from the gauges that describe it.
+        pub(super) fn close(&self) {
+            if let Some(handles) = self.handles.get() {
+                handles.max_threads.decrement(self.max_threads as f64);
+            }
         }
 
         pub(super) fn get(&self) -> &Handles {
             self.handles.get_or_init(|| {
-                describe();
-                let labels = [("pool", self.pool.to_string())];
-                Handles {
-                    pool: self.pool.clone(),
-                    queue_depth: gauge!("offload_queue_depth", &labels),
-                    queue_wait: histogram!("offload_queue_wait_seconds", &labels),
-                    active: gauge!("offload_active", &labels),
-                    resume_wait: histogram!("offload_resume_wait_seconds", &labels),
-                    run: histogram!("offload_run_seconds", &labels),
-                    abandoned: counter!("offload_abandoned_total", &labels),
-                    panicked: counter!("offload_panicked_total", &labels),
-                    stalls: counter!("offload_stalls_total", &labels),
-                    stalled: gauge!("offload_stalled", &labels),
-                    overloaded: gauge!("offload_overloaded", &labels),
-                }
+                let handles = Handles::register(&self.pool);
+                // Pools of the same name add up.
+                handles.max_threads.increment(self.max_threads as f64);
+                handles
             })
         }
     }
 
+    /// Errors of calls that are counted as rejected.
+    const REJECTIONS: [CallError; 7] = [
+        CallError::NoRuntime,
+        CallError::Overloaded,
+        CallError::KeyLimited,
+        CallError::Closed,
+        CallError::Expired,
+        CallError::DeadlineExceeded,
+        CallError::Deadlock,
+    ];
+
     /// Registers units and help texts.
     fn describe() {
-        let (count, seconds) = (Unit::Count, Unit::Seconds);
+        let (count, seconds, microseconds) = (Unit::Count, Unit::Seconds, Unit::Microseconds);
         describe_gauge!("offload_queue_depth", count, "Calls that wait for capacity or for their first poll.");
         describe_histogram!("offload_queue_wait_seconds", seconds, "Time from a call to its first poll.");
         describe_gauge!("offload_active", count, "Threads that poll a call.");
         describe_histogram!("offload_resume_wait_seconds", seconds, "Time from each wake to the poll that follows it.");
         describe_histogram!("offload_run_seconds", seconds, "Total time of a call's polls.");
+        describe_counter!(
+            "offload_busy_microseconds_total",
+            microseconds,
+            "Time that threads ran calls. Time of a call that runs is added when its poll ends."
+        );
+        describe_gauge!("offload_max_threads", count, "Threads that may run calls at the same time.");
+        describe_counter!(
+            "offload_cancelled_run_microseconds_total",
+            microseconds,
+            "Time that calls ran after their caller had left or their deadline had passed, by reason."
+        );
         describe_counter!("offload_rejected_total", count, "Rejected calls, by reason.");
         describe_counter!("offload_abandoned_total", count, "Calls whose caller left before they ended.");
         describe_counter!("offload_panicked_total", count, "Panics of work.");
+        describe_counter!(
+            "offload_misplaced_total",
+            count,
+            "Calls that ran on their caller's thread and occupied it for more than 1 ms."
+        );
         describe_counter!("offload_stalls_total", count, "Times that calls waited and none made progress for 10 s.");
         describe_gauge!("offload_stalled", count, "1 while calls wait and none makes progress, otherwise 0.");
         describe_gauge!(
@@ -509,10 +679,42 @@ mod recorder {
     }
 
     impl Handles {
-        /// Returns the counter of one reason. It is registered on first use, because rejections are
-        /// rare, or cheaper than the work that they avoid.
+        fn register(pool: &Arc<str>) -> Self {
+            describe();
+            let labels = [("pool", pool.to_string())];
+            let handles = Self {
+                max_threads: gauge!("offload_max_threads", &labels),
+                pool: pool.clone(),
+                queue_depth: gauge!("offload_queue_depth", &labels),
+                queue_wait: histogram!("offload_queue_wait_seconds", &labels),
+                active: gauge!("offload_active", &labels),
+                resume_wait: histogram!("offload_resume_wait_seconds", &labels),
+                run: histogram!("offload_run_seconds", &labels),
+                busy: counter!("offload_busy_microseconds_total", &labels),
+                cancelled_run: CANCELLATIONS.map(|reason| {
+                    let labels = [("pool", pool.to_string()), ("reason", reason.as_str().to_owned())];
+                    counter!("offload_cancelled_run_microseconds_total", &labels)
+                }),
+                abandoned: counter!("offload_abandoned_total", &labels),
+                panicked: counter!("offload_panicked_total", &labels),
+                misplaced: counter!("offload_misplaced_total", &labels),
+                stalls: counter!("offload_stalls_total", &labels),
+                stalled: gauge!("offload_stalled", &labels),
+                overloaded: gauge!("offload_overloaded", &labels),
+            };
+            REJECTIONS.iter().for_each(|error| handles.rejected(*error).increment(0));
+            handles
+        }
+
+        /// Returns the counter of one reason. Its handle is not kept, because rejections are rare,
+        /// or cheaper than the work that they avoid.
         pub(super) fn rejected(&self, error: CallError) -> Counter {
             counter!("offload_rejected_total", "pool" => self.pool.to_string(), "reason" => error.as_str())
+        }
+
+        /// Returns the counter of the cancelled calls that had lost their caller for this reason.
+        pub(super) fn cancelled_run(&self, reason: CancelReason) -> &Counter {
+            &self.cancelled_run[usize::from(reason == CANCELLATIONS[1])]
         }
     }
 

@@ -53,7 +53,10 @@
 //! * [`Priority::Low`]: some calls run only when there is capacity. The excess is rejected when
 //!   half of the queue is in use, and shed first.
 //!
-//! Policies and priorities affect only calls that have not started.
+//! * [Keys](#keys): a client that makes too many calls delays only itself, and is the one whose
+//!   calls are rejected.
+//!
+//! Policies, priorities and keys affect only calls that have not started.
 //!
 //! ```
 //! use std::time::Duration;
@@ -71,6 +74,59 @@
 //! }
 //! # }
 //! ```
+//!
+//! # Keys
+//!
+//! Calls may have a key, such as a tenant, a user or an address: with
+//! [`OffloadLayer::fair_by`](crate::OffloadLayer::fair_by), or with [`CallOptions::fair_by`].
+//!
+//! * **Keys that wait take turns**, one call at a time, within a priority. When a thread becomes
+//!   free, the key whose last turn was longest ago has the next one. The first call of a key
+//!   therefore starts after at most one call of each other key that waits: within (number of keys x
+//!   longest call / threads) + one call, whatever the others do. Calls that were woken come first,
+//!   as always, and calls without a key take turns like one more key.
+//! * **A key leaves room for others.** A key that has as many calls in the queue as there are
+//!   places left gets no more: its next call is rejected with [`CallError::KeyLimited`], by default
+//!   with the status 429. One key fills half of the queue, two a third each. A key without a
+//!   queued call is rejected only if the queue is full to the last place, which takes at least as
+//!   many keys as the capacity has binary digits.
+//! * **Groups** count as one key, however many keys they have; their keys take turns within the
+//!   group. If clients can choose keys, such as the users of a tenant, group them: otherwise a
+//!   client that sends a new key with each call counts as many clients.
+//!
+//! A turn is one call, however long it takes. Queue policies apply to each key: [`Codel`] reverses
+//! and sheds only the calls of a key that waits for too long, and
+//! [`AcceptBursts`](QueuePolicy::AcceptBursts) sheds from the keys with the most calls. A pool of
+//! your own has the shares of the queue; the turns are up to it.
+//!
+//! Only hashes of keys are kept, with random keys of the process, and only while calls with the key
+//! wait. While 4096 keys wait in a priority, further ones share the turns of others. A pool without
+//! keys has no cost from this.
+//!
+//! # Deadlines
+//!
+//! A call has a [`Deadline`] if its [`CallOptions`] or an enclosing [`Deadline::scope`] give it
+//! one, or if offloaded work with a deadline makes it. The earliest one applies. Once it has
+//! passed,
+//!
+//! * a call that has not started never starts. It fails with [`CallError::DeadlineExceeded`], and
+//!   before it is admitted it takes no place in the queue;
+//! * a caller that awaits the call is answered with that error, even while the work runs;
+//! * work that runs is cancelled as if the caller had left: [`cancelled`] returns `true`,
+//!   [`cancel_reason`] returns the reason, and the call keeps its thread until the work returns.
+//!   Work can also ask how much time is [`remaining`]. Its result is returned if it is there before
+//!   the caller is answered.
+//!
+//! The caller is woken by tokio's timer, with its resolution of a millisecond. Without one, outside
+//! a runtime or in a runtime without `enable_time`, a call in the queue is answered when its turn
+//! comes, and a call that runs when it ends. A call without a deadline reads no clock for it and
+//! has no timer.
+//!
+//! A deadline does not reach a [`Background`](crate::Background), a
+//! [`BlockingBody`](crate::offload::BlockingBody), tasks of the runtime or other threads, unless
+//! [`Deadline::current`] is passed to them.
+//!
+//! [`PoolStats::cancelled_run_time`] is the time that threads ran calls without a caller.
 //!
 //! # Calls that wait for other calls
 //!
@@ -117,8 +173,8 @@
 //! # Panics, cancellation and shutdown
 //!
 //! * A panic of the work is resumed in its caller and does not cost the pool a thread.
-//! * If the caller drops its future, a call that has not started is dropped. One that is running
-//!   can check [`cancelled`].
+//! * If the caller drops its future, or the deadline passes, a call that has not started is
+//!   dropped. One that is running can check [`cancelled`].
 //! * [`Pool::shutdown`] rejects new calls and waits for the others up to a timeout.
 //! * A crash of the process loses all calls.
 //!
@@ -132,14 +188,48 @@
 //! For work that takes microseconds: a call to another thread and back costs tens of them. For work
 //! that only awaits: it blocks no thread where it is.
 
+/// Expands to the methods of [`Pool`] that a handle forwards to its pool.
+macro_rules! forward_to_pool {
+    ($self:ident => $pool:expr) => {
+        fn admission(&$self) -> &$crate::pool::Admission {
+            $pool.admission()
+        }
+
+        fn schedule(&$self, runnable: $crate::pool::Runnable) {
+            $pool.schedule(runnable);
+        }
+
+        fn expected_wait(&$self) -> std::time::Duration {
+            $pool.expected_wait()
+        }
+
+        fn max_threads(&$self) -> Option<usize> {
+            $pool.max_threads()
+        }
+
+        fn shutdown(
+            &$self,
+            timeout: std::time::Duration,
+        ) -> std::pin::Pin<Box<dyn Future<Output = $crate::pool::PoolShutdownReport> + Send + '_>> {
+            $pool.shutdown(timeout)
+        }
+    };
+}
+
 mod admission;
 mod builder;
+mod busy;
 pub(crate) mod call;
 mod cancel;
+mod clock;
+mod deadline;
 mod error;
+mod flows;
 mod inline;
+mod key;
 mod metrics;
 mod nested;
+mod options;
 mod overload;
 mod priority;
 mod queue_permit;
@@ -147,7 +237,9 @@ mod queue_permit;
 mod rayon;
 mod run;
 mod scheduler;
+mod scope;
 mod semaphore;
+mod shares;
 mod stall;
 mod stats;
 mod thread_pool;
@@ -165,19 +257,25 @@ pub use self::{
     admission::Admission,
     builder::{ThreadPoolBuildError, ThreadPoolBuilder},
     call::Runnable,
-    cancel::{CancellationToken, cancellation_token, cancelled},
-    error::CallError,
+    cancel::{CancellationToken, cancel_reason, cancellation_token, cancelled},
+    deadline::Deadline,
+    error::{CallError, CancelReason},
     inline::Inline,
+    options::CallOptions,
     priority::Priority,
     run::Run,
     scheduler::{Codel, QueuePolicy},
+    scope::{DeadlineScope, remaining},
     stats::{PoolShutdownReport, PoolStats},
     thread_pool::ThreadPool,
     tokio_blocking::{NoRuntimeError, TokioBlocking, TokioBlockingBuilder},
 };
 pub(crate) use self::{
-    call::spawn,
+    call::{spawn, spawn_in_place},
+    key::CallKey,
     queue_permit::{Admitted, QueuePermit},
+    semaphore::Semaphore,
+    shares::Shares,
 };
 
 /// Runs calls on threads of its own.
@@ -209,6 +307,10 @@ pub(crate) use self::{
 /// assert_eq!(pool.run(|| 6 * 7).await, Ok(42));
 /// # }
 /// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a pool",
+    note = "end a builder with `.build()?`, which returns a pool or an error"
+)]
 pub trait Pool: fmt::Debug + Send + Sync + 'static {
     /// Returns the admission control of this pool, always the same one.
     fn admission(&self) -> &Admission;
@@ -293,7 +395,7 @@ pub trait Pool: fmt::Debug + Send + Sync + 'static {
         W: FnOnce() -> T + Send + 'static,
         T: Send + 'static,
     {
-        self.run_with_priority(Priority::Normal, work)
+        self.run_with(CallOptions::new(), work)
     }
 
     /// Like [`run`](Self::run), with a priority.
@@ -319,7 +421,22 @@ pub trait Pool: fmt::Debug + Send + Sync + 'static {
         W: FnOnce() -> T + Send + 'static,
         T: Send + 'static,
     {
-        Run::new(self.clone().into_shared(), priority, work)
+        self.run_with(CallOptions::new().priority(priority), work)
+    }
+
+    /// Like [`run`](Self::run), with a priority or a deadline. See [`CallOptions`].
+    ///
+    /// # Errors
+    ///
+    /// Like [`run_with_priority`](Self::run_with_priority). The future returns
+    /// [`CallError::DeadlineExceeded`] at the deadline, if the closure has not ended by then.
+    fn run_with<T, W>(&self, options: CallOptions, work: W) -> Run<T>
+    where
+        Self: Clone + Sized,
+        W: FnOnce() -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        Run::new(self.clone().into_shared(), options, work)
     }
 
     /// Returns `true` if the pool has no threads, so that work runs where it is woken.
@@ -340,25 +457,7 @@ pub trait Pool: fmt::Debug + Send + Sync + 'static {
 }
 
 impl Pool for Arc<dyn Pool> {
-    fn admission(&self) -> &Admission {
-        (**self).admission()
-    }
-
-    fn schedule(&self, runnable: Runnable) {
-        (**self).schedule(runnable);
-    }
-
-    fn expected_wait(&self) -> Duration {
-        (**self).expected_wait()
-    }
-
-    fn max_threads(&self) -> Option<usize> {
-        (**self).max_threads()
-    }
-
-    fn shutdown(&self, timeout: Duration) -> Pin<Box<dyn Future<Output = PoolShutdownReport> + Send + '_>> {
-        (**self).shutdown(timeout)
-    }
+    forward_to_pool!(self => **self);
 
     fn is_inline(&self) -> bool {
         (**self).is_inline()
@@ -370,25 +469,7 @@ impl Pool for Arc<dyn Pool> {
 }
 
 impl<P: Pool> Pool for Arc<P> {
-    fn admission(&self) -> &Admission {
-        (**self).admission()
-    }
-
-    fn schedule(&self, runnable: Runnable) {
-        (**self).schedule(runnable);
-    }
-
-    fn expected_wait(&self) -> Duration {
-        (**self).expected_wait()
-    }
-
-    fn max_threads(&self) -> Option<usize> {
-        (**self).max_threads()
-    }
-
-    fn shutdown(&self, timeout: Duration) -> Pin<Box<dyn Future<Output = PoolShutdownReport> + Send + '_>> {
-        (**self).shutdown(timeout)
-    }
+    forward_to_pool!(self => **self);
 
     fn is_inline(&self) -> bool {
         (**self).is_inline()

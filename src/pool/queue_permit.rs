@@ -8,14 +8,13 @@ use std::{
 };
 
 use super::{
-    CallError, Pool, Priority,
+    CallError, CallOptions, Pool,
     admission::Admission,
-    call::{self, Runnable, Schedule},
-    metrics::Metrics,
-    nested::NestedWaits,
+    call::{LayerPermit, Runnable},
+    key::CallKey,
 };
 
-/// Permit for one entry in the queue of a pool.
+/// Permit for one entry in the queue of a pool, and the connection of a call to its pool.
 ///
 /// It becomes part of the call that it admits. The call releases it at its first poll, or when it
 /// is refused; otherwise dropping the permit releases it. A caller that leaves early drops the
@@ -23,6 +22,8 @@ use super::{
 /// entries of abandoned calls could pile up.
 pub(crate) struct QueuePermit {
     pool: Arc<dyn Pool>,
+    /// The key of the call, if the permit is counted as part of its share.
+    key: Option<CallKey>,
     /// `false` once the permit is released. Not shared: it is accessed only by the thread that has
     /// taken the call's entry, or that drops the permit.
     is_held: AtomicBool,
@@ -30,19 +31,26 @@ pub(crate) struct QueuePermit {
     delay: u64,
 }
 
-pub(crate) type Admitted = call::Admitted<QueuePermit>;
+/// Permits that admit a call to a pool, and its options.
+pub(crate) struct Admitted {
+    pub(crate) queue_permit: QueuePermit,
+    /// Permit of a layer that limits its calls in flight.
+    pub(crate) layer_permit: Option<Arc<dyn LayerPermit>>,
+    pub(crate) options: CallOptions,
+}
 
 impl QueuePermit {
-    /// Acquires a permit if one is available. See [`Priority::Low`] for its smaller share.
-    pub(crate) fn try_acquire(pool: &Arc<dyn Pool>, priority: Priority) -> Result<Self, CallError> {
-        (**pool).admission().try_acquire(priority)?;
-        Ok(Self::new(pool.clone()))
+    /// Acquires a permit if one is available. See [`Admission::try_acquire`] for the shares of keys
+    /// and of low priority.
+    pub(crate) fn try_acquire(pool: &Arc<dyn Pool>, options: CallOptions) -> Result<Self, CallError> {
+        (**pool).admission().try_acquire(options)?;
+        Ok(Self::new(pool.clone(), options.key))
     }
 
     /// Like `try_acquire`, and counts a failure as a rejected call.
-    pub(crate) fn try_acquire_counted(pool: Arc<dyn Pool>, priority: Priority) -> Result<Self, CallError> {
-        match (*pool).admission().try_acquire(priority) {
-            Ok(()) => Ok(Self::new(pool)),
+    pub(crate) fn try_acquire_counted(pool: Arc<dyn Pool>, options: CallOptions) -> Result<Self, CallError> {
+        match (*pool).admission().try_acquire(options) {
+            Ok(()) => Ok(Self::new(pool, options.key)),
             Err(error) => {
                 pool.admission().metrics().rejected(error);
                 Err(error)
@@ -50,10 +58,10 @@ impl QueuePermit {
         }
     }
 
-    /// Waits for a permit, in order of arrival.
-    pub(crate) async fn acquire(pool: &Arc<dyn Pool>) -> Result<Self, CallError> {
-        pool.admission().acquire().await?;
-        Ok(Self::new(pool.clone()))
+    /// Waits for a permit. Keys take turns, and calls of a key are served in order of arrival.
+    pub(crate) async fn acquire(pool: &Arc<dyn Pool>, key: Option<CallKey>) -> Result<Self, CallError> {
+        pool.admission().acquire(key).await?;
+        Ok(Self::new(pool.clone(), key))
     }
 
     /// Adds the time that the call waited for capacity to the wait that is recorded for it.
@@ -64,12 +72,12 @@ impl QueuePermit {
 
     /// Returns the admission control of the pool, by one virtual call.
     #[inline]
-    fn admission(&self) -> &Admission {
+    pub(super) fn admission(&self) -> &Admission {
         (*self.pool).admission()
     }
 
-    fn new(pool: Arc<dyn Pool>) -> Self {
-        Self { pool, is_held: AtomicBool::new(true), delay: 0 }
+    fn new(pool: Arc<dyn Pool>, key: Option<CallKey>) -> Self {
+        Self { pool, key, is_held: AtomicBool::new(true), delay: 0 }
     }
 
     /// Marks the permit as released. Returns `true` the first time: the caller must then release
@@ -85,54 +93,40 @@ impl QueuePermit {
     }
 }
 
-impl Schedule for QueuePermit {
+/// What a call does with its pool.
+impl QueuePermit {
+    /// Queues an entry of the call.
     #[inline]
-    fn schedule(&self, runnable: Runnable) {
+    pub(super) fn schedule(&self, runnable: Runnable) {
         (*self.pool).schedule(runnable);
     }
 
-    fn release_queue_permit(&self) {
+    /// Releases the permit. Has no effect if it was released before.
+    pub(super) fn release(&self) {
         if self.take() {
-            self.admission().release();
+            self.admission().release(self.key);
         }
     }
 
+    /// Records the start of the call and releases the permit. Called before the first poll, for
+    /// which the call has waited for `waited` nanoseconds. `admission` is that of the pool.
     #[inline]
-    fn on_start(&self, waited: Duration) {
-        let admission = self.admission();
+    pub(super) fn on_start(&self, admission: &Admission, waited: u64) {
         if self.take() {
-            admission.release();
+            admission.release(self.key);
         }
         admission.on_start(waited, self.delay);
     }
 
-    #[inline]
-    fn on_complete(&self, run_time: Option<Duration>, ends_poll: bool) {
-        self.admission().on_complete(run_time, ends_poll);
-    }
-
-    #[inline]
-    fn is_halted(&self) -> bool {
-        self.admission().is_halted()
-    }
-
-    #[inline]
-    fn metrics(&self) -> &Metrics {
-        self.admission().metrics()
-    }
-
-    fn expected_wait(&self) -> Duration {
+    /// Returns how long a new call is expected to wait.
+    pub(super) fn expected_wait(&self) -> Duration {
         (*self.pool).expected_wait()
-    }
-
-    fn nested_waits(&self) -> &NestedWaits {
-        self.admission().nested_waits()
     }
 }
 
 impl Drop for QueuePermit {
     fn drop(&mut self) {
-        self.release_queue_permit();
+        self.release();
     }
 }
 

@@ -1,13 +1,13 @@
-use std::{fmt, pin::Pin, sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use super::{
-    Pool, Runnable,
+    Pool,
     admission::{Admission, DEFAULT_QUEUE_CAPACITY},
     error::CallError,
     scheduler::{Limits, QueuePolicy},
     stall::STALL_TIMEOUT,
-    stats::{PoolShutdownReport, PoolStats},
-    worker::{Worker, WorkerConfig, WorkerPool},
+    stats::PoolStats,
+    worker::{PoolHandle, Worker, WorkerConfig, WorkerPool},
 };
 
 /// The threads of a rayon pool, with a bounded queue in front.
@@ -34,7 +34,7 @@ use super::{
 /// ```
 #[derive(Clone)]
 pub struct Rayon {
-    workers: Arc<WorkerPool>,
+    handle: Arc<PoolHandle>,
 }
 
 /// Configures a [`Rayon`] pool. Created by [`Rayon::builder`] and [`Rayon::global_builder`].
@@ -128,46 +128,28 @@ impl RayonBuilder {
             spawn_error: CallError::Closed,
         };
         let admission = Admission::new(name, queue_capacity);
-        let workers = WorkerPool::new(admission, config, move |worker: Worker| {
+        let handle = WorkerPool::create(admission, config, move |worker: Worker| {
             match &threads {
                 Some(threads) => threads.spawn(move || worker.run()),
                 None => rayon_core::spawn(move || worker.run()),
             }
             Ok(())
         });
-        Rayon { workers }
+        Rayon { handle }
     }
 }
 
 impl Pool for Rayon {
-    fn admission(&self) -> &Admission {
-        self.workers.admission()
-    }
-
-    fn schedule(&self, runnable: Runnable) {
-        self.workers.schedule(runnable);
-    }
-
-    fn expected_wait(&self) -> Duration {
-        self.workers.expected_wait()
-    }
-
-    fn max_threads(&self) -> Option<usize> {
-        self.workers.max_threads()
-    }
-
-    fn shutdown(&self, timeout: Duration) -> Pin<Box<dyn Future<Output = PoolShutdownReport> + Send + '_>> {
-        self.workers.shutdown(timeout)
-    }
+    forward_to_pool!(self => *self.handle);
 
     fn into_shared(self) -> Arc<dyn Pool> {
-        self.workers
+        self.handle
     }
 }
 
 impl fmt::Debug for Rayon {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Rayon").field("workers", &self.workers).finish_non_exhaustive()
+        f.debug_tuple("Rayon").field(&self.handle).finish()
     }
 }
 

@@ -7,23 +7,28 @@ use std::{
 };
 
 use super::{
-    CallError, Pool, Priority,
+    CallError, CallOptions, Pool,
     call::{self, CallFailure, CurrentCall, JoinHandle, OnCallerDrop},
     queue_permit::{Admitted, QueuePermit},
 };
 
-/// Future of [`Pool::run`] and [`Pool::run_with_priority`]: the value of the closure, or the reason
-/// why it did not run.
+/// Future of [`Pool::run`] and [`Pool::run_with`]: the value of the closure, or the reason why it
+/// has none.
 #[must_use = "dropping it cancels the closure"]
 pub struct Run<T>(Result<JoinHandle<T>, CallError>);
 
 impl<T: Send + 'static> Run<T> {
-    pub(super) fn new<W>(pool: Arc<dyn Pool>, priority: Priority, work: W) -> Self
+    pub(super) fn new<W>(pool: Arc<dyn Pool>, options: CallOptions, work: W) -> Self
     where
         W: FnOnce() -> T + Send + 'static,
     {
-        Self(QueuePermit::try_acquire_counted(pool, priority).map(|queue_permit| {
-            let admitted = Admitted { queue_permit, layer_permit: CurrentCall::layer_permit(), priority };
+        let (options, layer_permit) = CurrentCall::inherit(options);
+        if options.deadline.has_passed() {
+            pool.admission().metrics().rejected(CallError::DeadlineExceeded);
+            return Self(Err(CallError::DeadlineExceeded));
+        }
+        Self(QueuePermit::try_acquire_counted(pool, options).map(|queue_permit| {
+            let admitted = Admitted { queue_permit, layer_permit, options };
             call::spawn(admitted, call::Context::capture(), OnCallerDrop::Cancel, async move { work() })
         }))
     }

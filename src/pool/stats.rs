@@ -32,8 +32,20 @@ pub struct PoolStats {
     pub woken: usize,
     /// Time that calls waited for a thread after they were woken.
     pub resume_wait: Duration,
-    /// Time that calls ran: the sum of their polls.
+    /// Time that calls ran: the sum of their polls. Added when a call ends.
     pub run_time: Duration,
+    /// The part of `run_time` after the caller had left or the deadline had passed: work whose
+    /// result no caller uses. Without [detached](crate::offload::OffloadLayer::detached) calls. The
+    /// metric has it by reason.
+    pub cancelled_run_time: Duration,
+    /// Time that the pool's threads ran calls, including destructors, up to now: a call that runs
+    /// counts while it runs. The utilization between two readings is the increase of `busy_time`
+    /// divided by that of `busy_time` and `idle_time` together.
+    pub busy_time: Duration,
+    /// Time that the pool's threads did not run calls. Threads that an on-demand pool has not
+    /// started count as idle. Zero if the maximum number of threads is not known, as for
+    /// [`Inline`](super::Inline) and pools with an [`Admission`](super::Admission) of your own.
+    pub idle_time: Duration,
     /// Number of calls whose caller left before they ended.
     pub abandoned: u64,
     /// Number of panics: of calls, whether or not a caller observed them, and of destructors that
@@ -41,6 +53,11 @@ pub struct PoolStats {
     pub panicked: u64,
     /// Number of calls that ended with an output.
     pub completed: u64,
+    /// Number of calls whose first poll ran on the caller's thread, with
+    /// [`adaptive`](crate::offload::OffloadLayer::adaptive).
+    pub in_place: u64,
+    /// Number of these that occupied the caller's thread for more than 1 ms.
+    pub misplaced: u64,
     /// Number of times that the pool became overloaded, with
     /// [`QueuePolicy::AcceptBursts`](super::QueuePolicy::AcceptBursts).
     pub overloads: u64,

@@ -1,15 +1,15 @@
-use std::{error::Error, fmt, io, pin::Pin, sync::Arc, time::Duration};
+use std::{error::Error, fmt, io, sync::Arc, time::Duration};
 
 use tokio::runtime::Handle;
 
 use super::{
-    Pool, Runnable,
+    Pool,
     admission::{Admission, DEFAULT_QUEUE_CAPACITY},
     error::CallError,
     scheduler::{Limits, QueuePolicy},
     stall::STALL_TIMEOUT,
-    stats::{PoolShutdownReport, PoolStats},
-    worker::{Executor, Worker, WorkerConfig, WorkerPool},
+    stats::PoolStats,
+    worker::{Executor, PoolHandle, Worker, WorkerConfig, WorkerPool},
 };
 use crate::{
     panic::{catch_unwind, drop_payload},
@@ -28,7 +28,7 @@ use crate::{
 /// This type is a handle, and clones refer to the same pool.
 #[derive(Debug, Clone)]
 pub struct TokioBlocking {
-    workers: Arc<WorkerPool>,
+    handle: Arc<PoolHandle>,
 }
 
 /// Configures a [`TokioBlocking`] pool. Created by [`TokioBlocking::builder`].
@@ -144,8 +144,8 @@ impl TokioBlockingBuilder {
             spawn_error: CallError::Closed,
         };
         let executor = TokioExecutor { runtime, handoff: Arc::default() };
-        let workers = WorkerPool::new(Admission::new(name, queue_capacity), config, executor);
-        Ok(TokioBlocking { workers })
+        let handle = WorkerPool::create(Admission::new(name, queue_capacity), config, executor);
+        Ok(TokioBlocking { handle })
     }
 }
 
@@ -228,28 +228,10 @@ impl Drop for WorkerTask {
 }
 
 impl Pool for TokioBlocking {
-    fn admission(&self) -> &Admission {
-        self.workers.admission()
-    }
-
-    fn schedule(&self, runnable: Runnable) {
-        self.workers.schedule(runnable);
-    }
-
-    fn expected_wait(&self) -> Duration {
-        self.workers.expected_wait()
-    }
-
-    fn max_threads(&self) -> Option<usize> {
-        self.workers.max_threads()
-    }
-
-    fn shutdown(&self, timeout: Duration) -> Pin<Box<dyn Future<Output = PoolShutdownReport> + Send + '_>> {
-        self.workers.shutdown(timeout)
-    }
+    forward_to_pool!(self => *self.handle);
 
     fn into_shared(self) -> Arc<dyn Pool> {
-        self.workers
+        self.handle
     }
 }
 

@@ -26,8 +26,8 @@ impl Watchdog {
     }
 
     /// Returns `true` if the thread runs. Without the fence of [`must_spawn`](Self::must_spawn):
-    /// the caller has issued it, or has produced what is watched under a lock that the watchdog
-    /// acquires for its check.
+    /// the caller has produced what is watched under a lock that the watchdog acquires for its
+    /// check.
     pub(super) fn is_running(&self) -> bool {
         self.0.load(Relaxed)
     }

@@ -10,7 +10,8 @@ use tokio::{runtime::Handle, time::Instant};
 use super::{
     Pool,
     admission::Admission,
-    call::{CallerWaker, Clock, Runnable, RuntimeGuard},
+    call::{CallerWaker, Runnable, RuntimeGuard},
+    clock::Clock,
     error::CallError,
     scheduler::{Action, Dequeued, Limits, QueueItem, QueuePolicy, Scheduler, WakeUp, WorkerState},
     stall::{Change, OBSERVATIONS, StallDetector},
@@ -77,6 +78,7 @@ pub(super) struct WorkerConfig {
 pub(super) struct Worker {
     pool: Arc<WorkerPool>,
     state: WorkerState<Runnable>,
+    clock: Clock,
     has_exited: bool,
 }
 
@@ -84,13 +86,22 @@ impl QueueItem for Runnable {
     fn queued_at(&self) -> Instant {
         self.created()
     }
+
+    fn is_cancelled(&self) -> bool {
+        self.is_cancelled()
+    }
 }
 
 impl WorkerPool {
-    pub(super) fn new(admission: Admission, config: WorkerConfig, executor: impl Executor + 'static) -> Arc<Self> {
+    /// Creates a pool without threads. Returns its first handle.
+    pub(super) fn create(
+        admission: Admission,
+        config: WorkerConfig,
+        executor: impl Executor + 'static,
+    ) -> Arc<PoolHandle> {
         let scheduler = Scheduler::new(config.limits, config.queue_policy, config.spin);
         let admission = admission.with_policy(config.queue_policy, config.limits.max);
-        Arc::new_cyclic(|this| Self {
+        let workers = Arc::new_cyclic(|this| Self {
             admission,
             scheduler,
             config,
@@ -98,10 +109,11 @@ impl WorkerPool {
             executor: Box::new(executor),
             monitor: Watchdog::new(),
             this: this.clone(),
-        })
+        });
+        Arc::new(PoolHandle { workers })
     }
 
-    pub(super) fn workers(&self) -> usize {
+    pub(super) fn threads(&self) -> usize {
         self.scheduler.workers()
     }
 
@@ -140,7 +152,7 @@ impl WorkerPool {
         }
         // A worker that is not active has been asked for, or has given its thread back to an
         // executor with other users. It may still get a thread once their work ends.
-        let no_thread_to_come = observation.active > 0 && observation.active >= self.workers();
+        let no_thread_to_come = observation.active > 0 && observation.active >= self.threads();
         if detector.is_stalled() && no_thread_to_come && nested.len() >= observation.active {
             let waits = nested.fail_all();
             if waits > 0 {
@@ -150,7 +162,7 @@ impl WorkerPool {
     }
 
     /// Rejects new calls. Workers run the queued ones and exit.
-    pub(super) fn close(&self) {
+    fn close(&self) {
         self.admission.close();
         self.scheduler.close();
     }
@@ -170,49 +182,77 @@ impl WorkerPool {
     }
 }
 
-impl Pool for WorkerPool {
+/// The part of a pool that all its handles share, and that layers and calls hold. Its drop closes
+/// the pool: workers run the queued calls and exit.
+///
+/// It is aligned to cache lines of its own, because an `Arc` stores it behind the reference counts,
+/// which every call changes.
+#[repr(align(128))]
+pub(super) struct PoolHandle {
+    pub(super) workers: Arc<WorkerPool>,
+}
+
+impl Pool for PoolHandle {
     fn admission(&self) -> &Admission {
-        &self.admission
+        &self.workers.admission
     }
 
     fn schedule(&self, runnable: Runnable) {
-        let (priority, has_started) = runnable.priority_and_started();
-        let wake_up = self.scheduler.push(runnable, priority, has_started);
+        let WorkerPool { scheduler, monitor, .. } = &*self.workers;
+        let class = runnable.class();
+        let wake_up = scheduler.push(runnable, class);
         if wake_up == WakeUp::Spawn {
-            self.spawn_worker();
+            self.workers.spawn_worker();
         }
         // An idle worker that was woken takes the entry soon. Otherwise the entry may wait for a
         // thread that is stuck, or for one that an executor never starts.
-        if wake_up != WakeUp::Unpark(()) && !self.monitor.is_running() {
-            self.start_monitor();
+        if wake_up != WakeUp::Unpark(()) && !monitor.is_running() {
+            self.workers.start_monitor();
         }
     }
 
     /// Returns the longer of two waits: that of the call that started last, and that of the oldest
     /// call in the queue.
     fn expected_wait(&self) -> Duration {
-        self.admission.expected_wait().max(self.scheduler.longest_wait())
+        self.admission().expected_wait().max(self.workers.scheduler.longest_wait())
     }
 
     fn max_threads(&self) -> Option<usize> {
-        Some(self.config.limits.max)
+        Some(self.workers.config.limits.max)
     }
 
     fn shutdown(&self, timeout: Duration) -> Pin<Box<dyn Future<Output = PoolShutdownReport> + Send + '_>> {
         Box::pin(async move {
-            self.close();
-            let report = self.admission.shutdown(timeout).await;
-            if self.scheduler.halt() {
-                self.spawn_worker();
+            let WorkerPool { admission, scheduler, .. } = &*self.workers;
+            self.workers.close();
+            let report = admission.shutdown(timeout).await;
+            if scheduler.halt() {
+                self.workers.spawn_worker();
             }
             report
         })
     }
 }
 
+impl Drop for PoolHandle {
+    fn drop(&mut self) {
+        self.workers.close();
+    }
+}
+
+impl fmt::Debug for PoolHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pool")
+            .field("name", &self.admission().name())
+            .field("threads", &self.workers.threads())
+            .field("stats", &self.admission().stats())
+            .finish_non_exhaustive()
+    }
+}
+
 impl Worker {
     fn new(pool: Arc<WorkerPool>, state: WorkerState<Runnable>) -> Self {
-        Self { pool, state, has_exited: false }
+        Self { pool, state, clock: Clock::default(), has_exited: false }
     }
 
     /// Makes the worker busy. Called on the worker's thread if the thread does something else
@@ -242,24 +282,31 @@ impl Worker {
                     self.pool.scheduler.search(&mut self.state);
                     self.pool.scheduler.next(&mut self.state, may_park)
                 }
-                Action::Park if self.pool.scheduler.park(&mut self.state, keep_alive) => {
-                    self.pool.scheduler.next(&mut self.state, may_park)
-                }
+                Action::Park if self.park(keep_alive) => self.pool.scheduler.next(&mut self.state, may_park),
                 Action::Park | Action::Exit => break,
             };
         }
+        self.clock.flush(self.pool.admission.metrics());
         self.has_exited = true;
+    }
+
+    /// Parks until there is work. Returns `false` if the worker must exit.
+    fn park(&mut self, keep_alive: Option<Duration>) -> bool {
+        self.clock.flush(self.pool.admission.metrics());
+        self.pool.scheduler.park(&mut self.state, keep_alive)
     }
 
     /// Runs calls as long as they were made in the same runtime and the worker need not park.
     /// Returns the action that ends the batch, or `None` if the worker must give its thread back.
     fn run_batch(&mut self, first: Dequeued<Runnable>, may_park: bool) -> Option<Action<Dequeued<Runnable>>> {
-        let Self { pool, state, .. } = self;
+        let Self { pool, state, clock, .. } = self;
         let WorkerPool { admission, scheduler, config, wake_batcher, .. } = &**pool;
+        let metrics = admission.metrics();
         let runtime = first.item.runtime().filter(|_| !config.is_borrowed).cloned();
         let mut batch = RunBatch::enter(runtime.as_ref(), wake_batcher);
-        let (mut dequeued, mut clock) = (first, Clock::default());
+        let mut dequeued = first;
         let end = loop {
+            clock.start(metrics);
             let Dequeued { item: runnable, spawn_worker, has_more } = dequeued;
             if spawn_worker {
                 pool.spawn_worker();
@@ -273,7 +320,7 @@ impl Worker {
             }
             // A call catches the panics of its work. One that arrives here was raised by a metrics
             // recorder or a tracing subscriber.
-            let caller = catch_unwind(|| runnable.run_without_wake(&mut clock)).unwrap_or_else(|payload| {
+            let caller = catch_unwind(|| runnable.run_without_wake(Some(&mut *clock))).unwrap_or_else(|payload| {
                 drop_payload(payload);
                 None
             });
@@ -282,12 +329,13 @@ impl Worker {
                     clock.reset();
                 }
             }
-            if config.is_borrowed && !admission.is_halted() && !scheduler.is_empty() {
+            clock.report(metrics);
+            if config.is_borrowed && !admission.is_halted() && !scheduler.looks_empty() {
                 break None;
             }
             let mut action = scheduler.next(state, may_park);
             while let Action::Search = action {
-                clock.reset();
+                clock.stop(metrics);
                 scheduler.search(state);
                 action = scheduler.next(state, may_park);
             }
@@ -296,6 +344,7 @@ impl Worker {
                 action => break Some(action),
             }
         };
+        clock.stop(metrics);
         // Tokio panics here if work has leaked the guard of a runtime that it entered.
         ignore_panic(|| drop(batch));
         end
@@ -310,6 +359,7 @@ impl Worker {
 
     fn lose(&mut self, error: CallError) {
         self.has_exited = true;
+        self.clock.flush(self.pool.admission.metrics());
         let WorkerPool { admission, scheduler, .. } = &*self.pool;
         for runnable in scheduler.on_worker_lost(&self.state) {
             runnable.refuse(if admission.is_closed() { CallError::Closed } else { error });
@@ -322,16 +372,6 @@ impl Drop for Worker {
         if !self.has_exited {
             self.lose(self.pool.config.spawn_error);
         }
-    }
-}
-
-impl fmt::Debug for WorkerPool {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("WorkerPool")
-            .field("admission", &self.admission)
-            .field("config", &self.config)
-            .field("workers", &self.workers())
-            .finish_non_exhaustive()
     }
 }
 

@@ -123,6 +123,35 @@ impl Followers {
         }
     }
 
+    /// Returns the tasks to look at. `None` if there are no followers, so that
+    /// the next one starts another instance.
+    fn due(&self, next_poll: &mut Instant) -> Option<Vec<TaskId>> {
+        let mut state = lock(&self.state);
+        let is_poll = *next_poll <= Instant::now();
+        if is_poll {
+            // Two followers that leave at the same time may each have seen the other.
+            state.followed.retain(|_, updates| updates.receiver_count() > 0);
+        }
+        if state.followed.is_empty() {
+            state.is_looking = false;
+            return None;
+        }
+        let mut changed = std::mem::take(&mut state.changed);
+        if !is_poll {
+            if std::mem::take(&mut state.look_at_all) {
+                // `next_poll` is an interval after the last look at all tasks.
+                let earliest = (*next_poll + MIN_INTERVAL_OF_ALL).checked_sub(POLL_INTERVAL).unwrap_or(*next_poll);
+                *next_poll = (*next_poll).min(earliest.max(Instant::now()));
+            }
+            changed.retain(|id| state.followed.get(id).is_some_and(|updates| updates.borrow().may_change()));
+            return Some(changed.into_iter().collect());
+        }
+        state.look_at_all = false;
+        *next_poll = Instant::now() + POLL_INTERVAL;
+        let may_change = state.followed.iter().filter(|(_, updates)| updates.borrow().may_change());
+        Some(may_change.map(|(id, _)| *id).collect())
+    }
+
     fn send(&self, id: TaskId, found: Result<Option<Record>, Arc<StoreError>>) {
         // The wakers of the receivers are user code, so they run outside of the lock.
         let Some(sender) = lock(&self.state).followed.get(&id).cloned() else { return };
@@ -168,7 +197,10 @@ impl Looking {
         let mut next_poll = Instant::now() + POLL_INTERVAL;
         loop {
             let _ = timeout_at(next_poll, self.followers.wake.notified()).await;
-            let Some(ids) = self.due(&mut next_poll) else { return };
+            let Some(ids) = self.followers.due(&mut next_poll) else {
+                self.has_ended = true;
+                return;
+            };
             for ids in ids.chunks(MAX_BATCH) {
                 match self.writer.get_many(ids).await {
                     Ok(found) => ids.iter().zip(found).for_each(|(id, found)| {
@@ -183,35 +215,6 @@ impl Looking {
             sleep(MIN_INTERVAL).await;
         }
     }
-
-    /// Returns the tasks to look at. `None` if there are no followers.
-    fn due(&mut self, next_poll: &mut Instant) -> Option<Vec<TaskId>> {
-        let mut state = lock(&self.followers.state);
-        let is_poll = *next_poll <= Instant::now();
-        if is_poll {
-            // Two followers that leave at the same time may each have seen the other.
-            state.followed.retain(|_, updates| updates.receiver_count() > 0);
-        }
-        if state.followed.is_empty() {
-            state.is_looking = false;
-            self.has_ended = true;
-            return None;
-        }
-        let mut changed = std::mem::take(&mut state.changed);
-        if !is_poll {
-            if std::mem::take(&mut state.look_at_all) {
-                // `next_poll` is an interval after the last look at all tasks.
-                let earliest = (*next_poll + MIN_INTERVAL_OF_ALL).checked_sub(POLL_INTERVAL).unwrap_or(*next_poll);
-                *next_poll = (*next_poll).min(earliest.max(Instant::now()));
-            }
-            changed.retain(|id| state.followed.get(id).is_some_and(|updates| updates.borrow().may_change()));
-            return Some(changed.into_iter().collect());
-        }
-        state.look_at_all = false;
-        *next_poll = Instant::now() + POLL_INTERVAL;
-        let may_change = state.followed.iter().filter(|(_, updates)| updates.borrow().may_change());
-        Some(may_change.map(|(id, _)| *id).collect())
-    }
 }
 
 impl Drop for Looking {
@@ -220,5 +223,65 @@ impl Drop for Looking {
         if !self.has_ended {
             lock(&self.followers.state).is_looking = false;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{TaskState, Timestamp};
+
+    fn record(state: TaskState) -> Record {
+        let id = TaskId::generate(Timestamp::default()).expect("random numbers");
+        Record { state, ..Record::new(id, "a", Timestamp::default()) }
+    }
+
+    /// Adds a record, and returns its id and its only receiver.
+    fn follow(followers: &Followers, record: Record) -> (TaskId, watch::Receiver<Update>) {
+        let (sender, updates) = watch::channel(Update { record: Some(record.clone()), error: None });
+        lock(&followers.state).followed.insert(record.id, Arc::new(sender));
+        (record.id, updates)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn poll_forgets_tasks_without_followers() {
+        let followers = Followers::default();
+        let (left, updates) = follow(&followers, record(TaskState::Running));
+        let (followed, _updates) = follow(&followers, record(TaskState::Running));
+        drop(updates);
+        assert_eq!(followers.due(&mut Instant::now()), Some(vec![followed]));
+        assert!(!followers.follows(left));
+        drop(_updates);
+        assert_eq!(followers.due(&mut Instant::now()), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn records_that_cannot_change_are_not_read() {
+        let followers = Followers::default();
+        let (is_final, _updates) = follow(&followers, record(TaskState::Succeeded));
+        let (running, _more) = follow(&followers, record(TaskState::Running));
+        assert_eq!(followers.due(&mut Instant::now()), Some(vec![running]));
+        followers.changed(is_final);
+        followers.changed(running);
+        let mut next_poll = Instant::now() + POLL_INTERVAL;
+        assert_eq!(followers.due(&mut next_poll), Some(vec![running]));
+        assert_eq!(followers.due(&mut next_poll), Some(vec![]), "each change is looked at once");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn look_at_all_is_due_soon_and_not_twice() {
+        let followers = Followers::default();
+        let (_, _updates) = follow(&followers, record(TaskState::Running));
+        let now = Instant::now();
+        let mut next_poll = now;
+        followers.due(&mut next_poll);
+        assert_eq!(next_poll, now + POLL_INTERVAL);
+        followers.look();
+        followers.due(&mut next_poll);
+        assert_eq!(next_poll, now + MIN_INTERVAL_OF_ALL);
+        tokio::time::advance(POLL_INTERVAL).await;
+        followers.look();
+        followers.due(&mut next_poll);
+        assert!(!lock(&followers.state).look_at_all, "a poll looks at all");
     }
 }

@@ -13,7 +13,7 @@ async fn tasks_are_accepted_followed_and_found_after_a_restart() {
     fs::create_dir_all(&folder).unwrap();
     let store = format!("sqlite:{}", folder.join("tasks.db").display());
     let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
-    let Some(program) = tower_offload_tests::example(&examples, "tasks") else { return };
+    let program = tower_offload_tests::example(&examples, "tasks");
     let mut server = Server::start(&program, &["--store", &store]).await;
     let mut locations = Vec::new();
     for (fail, state) in [(0, "succeeded"), (1, "failed")] {
@@ -64,7 +64,7 @@ async fn wrong_options_end_with_a_sentence() {
         ("jobs", &["--grace=-1"], 2, "--grace"),
     ];
     for (name, arguments, code, text) in cases {
-        let Some(program) = tower_offload_tests::example(&examples, name) else { return };
+        let program = tower_offload_tests::example(&examples, name);
         let output = tower_offload_tests::run(&program, arguments).await;
         let error = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(*code), "{name} {arguments:?}: {error}");

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use tower_offload::{Background, ThreadPool, pool::Pool};
 
 use crate::support::{LONG, Log, block, panics, shut_down, with_failure_log, with_threads};
@@ -22,6 +24,17 @@ async fn each_failure_is_reported_once_and_other_tasks_run() {
             "background task 4 `async panic` panicked: in a future",
         ]
     );
+}
+
+#[tokio::test]
+async fn a_task_without_a_name_is_reported_by_its_id_alone() {
+    let (background, log) = with_failure_log(with_threads(1));
+    background.spawn_blocking(|| Err("no")).unwrap();
+    let _blocked = block(&background, "").await;
+    let report = background.shutdown(Duration::ZERO).await;
+    assert_eq!(log.entries(), ["background task 1 failed: no"]);
+    let text = report.to_string();
+    assert!(text.contains("1 still running: 2 for "), "{text}");
 }
 
 #[tokio::test]

@@ -1,6 +1,12 @@
-use std::{sync::mpsc, time::Duration};
+use std::{
+    sync::{Mutex, mpsc},
+    time::Duration,
+};
 
-use tokio::sync::oneshot;
+use tokio::{
+    sync::oneshot,
+    time::{Instant, advance},
+};
 use tower_offload::background::cancelled;
 
 use crate::support::{LONG, current_thread_runtime, panics, with_failure_log, with_threads};
@@ -107,6 +113,31 @@ async fn a_failure_after_the_timeout_is_not_reported_again() {
     let expected = ["background task 1 `errs` still", "background task 2 `panics` still"];
     assert!(reports.len() == 2 && reports.iter().zip(expected).all(|(report, start)| report.starts_with(start)));
     assert_eq!(background.stats().failed, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_timeout_counts_from_the_start_of_the_task() {
+    let (reported, report) = oneshot::channel();
+    let reported = Mutex::new(Some(reported));
+    let builder = with_threads(1).on_failure(move |_| {
+        let reported = reported.lock().unwrap().take();
+        reported.unwrap().send(Instant::now()).unwrap();
+    });
+    let background = builder.build();
+    let (start, started) = mpsc::channel();
+    let (_release, released) = mpsc::channel::<()>();
+    let timeout = Duration::from_secs(60);
+    background
+        .task("late")
+        .timeout(timeout)
+        .spawn_blocking(move || {
+            start.send(Instant::now()).unwrap();
+            let _ = released.recv();
+        })
+        .unwrap();
+    let started = started.recv().unwrap(); // blocks the runtime, so that the timer is not polled yet
+    advance(timeout / 2).await;
+    assert_eq!(report.await.unwrap() - started, timeout);
 }
 
 #[test]

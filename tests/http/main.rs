@@ -6,6 +6,7 @@ mod blocking_body;
 mod blocking_detector;
 mod blocking_handler;
 mod bounded;
+mod deadline;
 mod disconnect;
 mod filter;
 mod hyper;

@@ -51,15 +51,17 @@ impl Program {
         assert!(Command::new("kill").args(["-s", name, &id]).status().unwrap().success());
     }
 
-    /// Waits until the process has ended, and returns its status.
-    fn ended(mut self) -> Option<i32> {
-        const PAUSE: Duration = Duration::from_millis(5);
+    /// Sends the signal until the process has ended, and returns its status. The process ignores
+    /// the signal until the thread that waits for it has started.
+    fn ended_by(mut self, name: &str) -> Option<i32> {
+        const PAUSE: Duration = Duration::from_millis(20);
         for _ in 0..PATIENCE.as_millis() / PAUSE.as_millis() {
             if let Some(status) = self.child.try_wait().unwrap() {
                 assert_eq!(status.signal(), None);
                 return status.code();
             }
-            thread::sleep(PAUSE);
+            self.signal(name);
+            thread::sleep(PAUSE); // another process, so there is no notification
         }
         self.child.kill().unwrap();
         panic!("the process hangs");
@@ -80,8 +82,17 @@ fn waits_for_a_signal() {
         signal.await;
         other.await;
         println!("stopping");
-        thread::sleep(2 * PATIENCE); // blocks the runtime
+        loop {
+            thread::park(); // blocks the runtime
+        }
     });
+}
+
+#[test]
+fn outside_a_runtime_the_panic_names_the_function_and_the_remedy() {
+    let panic = std::panic::catch_unwind(shutdown_signal).unwrap_err();
+    let message = panic.downcast_ref::<&str>().unwrap();
+    assert!(message.contains("`shutdown_signal`") && message.contains("`Runtime::enter`"), "{message}");
 }
 
 #[test]
@@ -91,8 +102,6 @@ fn second_signal_ends_the_process_although_the_runtime_is_blocked() {
         program.signal(first);
         program.says("stopping");
         assert!(program.child.try_wait().unwrap().is_none(), "one signal does not end it");
-        thread::sleep(Duration::from_millis(100)); // the thread that waits has started
-        program.signal(second);
-        assert_eq!(program.ended(), Some(status), "{first}, {second}");
+        assert_eq!(program.ended_by(second), Some(status), "{first}, {second}");
     }
 }

@@ -21,24 +21,19 @@ use tokio::{
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Returns the path of an example's program, which cargo puts beside the folder of the running
-/// test.
-///
-/// Returns `None`, and prints the reason, if cargo did not build it. `source` is the folder of its
-/// source file.
+/// test. `source` is the folder of its source file.
 ///
 /// # Panics
 ///
-/// Panics if the program is older than its source.
-pub fn example(source: &Path, name: &str) -> Option<PathBuf> {
+/// Panics if cargo did not build the program, or if it is older than its source.
+pub fn example(source: &Path, name: &str) -> PathBuf {
     let test = std::env::current_exe().unwrap();
     let profile = test.parent().and_then(Path::parent).unwrap();
     let program = profile.join("examples").join(name).with_extension(std::env::consts::EXE_EXTENSION);
-    if !program.exists() {
-        eprintln!(
-            "skipped: the example `{name}` is not built; run `cargo build --workspace --examples --all-features`"
-        );
-        return None;
-    }
+    assert!(
+        program.exists(),
+        "the example `{name}` is not built; run `cargo build --workspace --examples --all-features`"
+    );
     let file = source.join(name).with_extension("rs");
     let source = if file.exists() { file } else { source.join(name).join("main.rs") };
     let changed = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified()).unwrap();
@@ -46,7 +41,7 @@ pub fn example(source: &Path, name: &str) -> Option<PathBuf> {
         changed(&program) >= changed(&source),
         "`{name}` is older than its source; run `cargo build --workspace --examples --all-features`"
     );
-    Some(program)
+    program
 }
 
 /// Runs a program to its end.

@@ -201,10 +201,13 @@ const GOALS: &[Goal<Setting, Sample>] = &[
         "spawn_blocking/capped",
         (0.6, 0.3),
     ),
+    ping("/ping p99 at 130 %, offload/adaptive v offload/threads", "offload/adaptive", "offload/threads", (1.2, 1.0)),
     alone("200 %: jobs within 200 ms, % of capacity, offload/bounded", "offload/bounded", AT_200, WITHIN, ANSWERED),
     alone("200 %: jobs within 200 ms, % of capacity, offload/codel", "offload/codel", AT_200, WITHIN, ANSWERED),
+    alone("200 %: jobs within 200 ms, % of capacity, offload/bursts", "offload/bursts", AT_200, WITHIN, ANSWERED),
     alone("200 %: p99 of the jobs answered, ms, offload/bounded", "offload/bounded", AT_200, OK_P99, FAST),
     alone("200 %: p99 of the jobs answered, ms, offload/codel", "offload/codel", AT_200, OK_P99, FAST),
+    alone("200 %: p99 of the jobs answered, ms, offload/bursts", "offload/bursts", AT_200, OK_P99, FAST),
     alone(
         "after 300 %: ms until normal, offload/bounded",
         "offload/bounded",
@@ -215,6 +218,13 @@ const GOALS: &[Goal<Setting, Sample>] = &[
     alone(
         "after 300 %: ms until normal, offload/codel",
         "offload/codel",
+        RECOVERY,
+        Sample::recovery_or_never_ms,
+        NORMAL,
+    ),
+    alone(
+        "after 300 %: ms until normal, offload/bursts",
+        "offload/bursts",
         RECOVERY,
         Sample::recovery_or_never_ms,
         NORMAL,

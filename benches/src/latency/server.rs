@@ -66,6 +66,9 @@ pub(super) const VARIANTS: &[Variant] = &[
     variant("offload/bursts", [213, 160, 20], |work| {
         offload(work, built(ThreadPool::builder().queue_policy(QueuePolicy::AcceptBursts)))
     }),
+    variant("offload/adaptive", [90, 90, 200], |work| {
+        inline(work).layer(OffloadLayer::new(ThreadPool::cpu()).reject(ProblemJson).adaptive())
+    }),
     variant("offload/nice", [0, 90, 60], |work| offload(work, built(ThreadPool::builder().niceness(10)))),
     variant("offload/blocking", [120, 120, 120], |work| offload(work, ThreadPool::blocking(64))),
 ];

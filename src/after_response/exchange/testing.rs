@@ -6,7 +6,10 @@ use http::{HeaderMap, Request, StatusCode, Version};
 use tokio::time::Instant;
 
 use super::{Exchange, FlushOutcome, FlushWaiter, Progress, RequestLine};
-use crate::after_response::Outcome;
+use crate::{
+    after_response::{AfterResponse, Outcome},
+    background::Background,
+};
 
 /// The server's side of a tracked exchange.
 #[derive(Debug, Clone)]
@@ -20,8 +23,13 @@ impl TestResponse {
         let mut request = Request::new(());
         *request.version_mut() = version;
         let line = RequestLine::new(&request);
-        let (exchange, waiter) = Exchange::tracked(line, Instant::now(), Arc::default());
+        let (exchange, waiter) = Exchange::tracked(line, Instant::now());
         (Self { exchange, line }, waiter)
+    }
+
+    /// Returns the handle that a layer with this background gives to the handler.
+    pub(crate) fn handle(&self, background: &Background) -> AfterResponse {
+        AfterResponse::new(self.exchange.clone(), background.clone())
     }
 
     /// Ends the body as complete.

@@ -2,7 +2,7 @@ use std::collections::HashMap;
 
 use proptest::prelude::*;
 
-use super::{Pending, TaskKey};
+use super::{Hooks, Pending, TaskKey};
 
 /// A task with its number in the order of registration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -11,12 +11,19 @@ struct Task {
     number: u64,
 }
 
-type Tasks = Pending<u32, Task>;
+type TestPending = Pending<u32, Task>;
 
 /// Registers a task. Its id is its number plus 100.
-fn push(pending: &mut Tasks, name: &str, concurrent: usize) {
-    let number = pending.next_number;
-    pending.push_task(name.to_owned().into(), number + 100, concurrent, |key| Task { key, number });
+fn push(pending: &mut TestPending, name: &str, concurrent: usize) {
+    let number = pending.tasks().next_number;
+    pending.tasks().push(name.to_owned().into(), number + 100, concurrent, |key| Task { key, number });
+}
+
+/// Returns hooks of which the last number is the newest.
+fn hooks(numbers: &[u32]) -> Hooks<u32> {
+    let mut hooks = Hooks::default();
+    numbers.iter().for_each(|number| hooks.push(*number));
+    hooks
 }
 
 fn all_decided(_: &Task) -> bool {
@@ -24,12 +31,12 @@ fn all_decided(_: &Task) -> bool {
 }
 
 /// Selects every decided task below `bound`, and returns their numbers.
-fn select(pending: &mut Tasks, bound: u64, is_decided: impl Fn(&Task) -> bool) -> Vec<u64> {
+fn select(pending: &mut TestPending, bound: u64, is_decided: impl Fn(&Task) -> bool) -> Vec<u64> {
     let mut selected = Vec::new();
-    while let Some((task, concurrent)) = pending.take_unselected(bound, &is_decided) {
+    while let Some((task, concurrent)) = pending.tasks().take_unselected(bound, &is_decided) {
         selected.push(task.number);
         let key = task.key.clone();
-        assert_eq!(pending.select(&key, task, concurrent), None);
+        assert_eq!(pending.tasks().select(&key, task, concurrent), None);
     }
     selected
 }
@@ -40,82 +47,79 @@ fn numbers(tasks: impl IntoIterator<Item = Task>) -> Vec<u64> {
 
 #[test]
 fn hooks_run_newest_first_and_tasks_oldest_first() {
-    let mut pending = Tasks::default();
+    let mut pending = TestPending::default();
     (1..=3).for_each(|number| pending.push_hook(number));
     (1..=3).for_each(|_| push(&mut pending, "", 1));
-    assert!(pending.begin_driving());
-    let (mut hooks, bound) = pending.take(all_decided).unwrap();
+    let (mut hooks, bound) = pending.begin_driving(all_decided).unwrap();
     assert_eq!((hooks.pop(), hooks.pop(), hooks.pop()), (Some(3), Some(2), Some(1)));
     assert_eq!(select(&mut pending, bound, all_decided), [0, 1, 2]);
 }
 
 #[test]
 fn driver_sees_registrations_made_while_it_runs() {
-    let mut pending = Tasks::default();
+    let mut pending = TestPending::default();
     pending.push_hook(1);
-    assert!(pending.begin_driving());
-    assert_eq!(pending.take(all_decided), Some((vec![1], 0)));
+    assert_eq!(pending.begin_driving(all_decided), Some((hooks(&[1]), 0)));
     push(&mut pending, "", 1);
-    assert!(!pending.begin_driving(), "it already runs");
+    assert_eq!(pending.begin_driving(all_decided), None, "it already runs");
     assert_eq!(select(&mut pending, 0, all_decided), [0_u64; 0], "later hooks run before it");
-    assert_eq!(pending.take(all_decided), Some((vec![], 1)));
+    assert_eq!(pending.take(all_decided), Some((hooks(&[]), 1)));
     assert_eq!(select(&mut pending, 1, all_decided), [0]);
     assert_eq!(pending.take(all_decided), None);
-    assert!(pending.begin_driving());
+    pending.push_hook(2);
+    assert_eq!(pending.begin_driving(all_decided), Some((hooks(&[2]), 0)));
 }
 
 #[test]
 fn an_undecided_task_holds_back_itself_and_later_ones() {
-    let mut pending = Tasks::default();
+    let mut pending = TestPending::default();
     (0..3).for_each(|_| push(&mut pending, "", 1));
     let is_decided = |task: &Task| task.number != 1;
-    assert!(pending.begin_driving());
-    assert_eq!(pending.take(is_decided), Some((vec![], 3)));
+    assert_eq!(pending.begin_driving(is_decided), Some((hooks(&[]), 3)));
     assert_eq!(select(&mut pending, 3, is_decided), [0]);
     assert_eq!(pending.take(is_decided), None);
     pending.push_hook(1);
-    assert!(pending.begin_driving());
-    assert_eq!(pending.take(is_decided), Some((vec![1], 3)), "hooks do not wait");
+    assert_eq!(pending.begin_driving(is_decided), Some((hooks(&[1]), 3)), "hooks do not wait");
     assert_eq!(select(&mut pending, 3, all_decided), [1, 2]);
 }
 
 #[test]
 fn stop_returns_selected_tasks_and_starts_no_more() {
-    let mut pending = Tasks::default();
+    let mut pending = TestPending::default();
     (0..4).for_each(|_| push(&mut pending, "", 1));
     select(&mut pending, 3, all_decided);
-    assert!(pending.begin_dispatching());
-    assert_eq!(pending.next_task().map(|task| task.number), Some(0));
-    assert_eq!(numbers(pending.finish_task(true)), [1, 2]);
-    assert_eq!(pending.next_task(), None);
-    let (task, concurrent) = pending.take_unselected(4, all_decided).unwrap();
+    assert!(pending.tasks().begin_dispatching());
+    assert_eq!(pending.tasks().next_task().map(|task| task.number), Some(0));
+    assert_eq!(numbers(pending.tasks().finish_task(true)), [1, 2]);
+    assert_eq!(pending.tasks().next_task(), None);
+    let (task, concurrent) = pending.tasks().take_unselected(4, all_decided).unwrap();
     let key = task.key.clone();
-    assert_eq!(pending.select(&key, task.clone(), concurrent), Some(task));
+    assert_eq!(pending.tasks().select(&key, task.clone(), concurrent), Some(task));
 }
 
 #[test]
 fn remove_by_name_finds_every_task_of_that_name() {
-    let mut pending = Tasks::default();
+    let mut pending = TestPending::default();
     ["mail", "index", "mail", ""].into_iter().for_each(|name| push(&mut pending, name, 1));
     select(&mut pending, 1, all_decided);
-    assert_eq!(pending.remove_by_name("other"), (vec![], vec![]));
-    assert_eq!(pending.remove_by_name(""), (vec![], vec![]));
-    let (ids, removed) = pending.remove_by_name("mail");
+    assert_eq!(pending.tasks().remove_by_name("other"), (vec![], vec![]));
+    assert_eq!(pending.tasks().remove_by_name(""), (vec![], vec![]));
+    let (ids, removed) = pending.tasks().remove_by_name("mail");
     assert_eq!((ids, numbers(removed)), (vec![100, 102], vec![0, 2]));
-    assert_eq!(pending.remove_by_name("mail"), (vec![], vec![]));
-    assert_eq!(pending.next_task(), None);
+    assert_eq!(pending.tasks().remove_by_name("mail"), (vec![], vec![]));
+    assert_eq!(pending.tasks().next_task(), None);
     assert_eq!(select(&mut pending, 4, all_decided), [1, 3]);
 }
 
 #[test]
 fn running_task_keeps_its_name_until_it_ends() {
-    let mut pending = Tasks::default();
+    let mut pending = TestPending::default();
     push(&mut pending, "mail", 1);
     select(&mut pending, 1, all_decided);
-    let task = pending.next_task().unwrap();
-    assert_eq!(pending.remove_by_name("mail"), (vec![100], vec![]));
-    pending.unindex(&task.key);
-    assert_eq!(pending.remove_by_name("mail"), (vec![], vec![]));
+    let task = pending.tasks().next_task().unwrap();
+    assert_eq!(pending.tasks().remove_by_name("mail"), (vec![100], vec![]));
+    pending.tasks().unindex(&task.key);
+    assert_eq!(pending.tasks().remove_by_name("mail"), (vec![], vec![]));
 }
 
 #[derive(Debug, Clone)]
@@ -146,7 +150,7 @@ proptest! {
     /// the end none is forgotten.
     #[test]
     fn tasks_start_in_order_within_their_limits(steps in steps()) {
-        let mut pending = Tasks::default();
+        let mut pending = TestPending::default();
         let mut pushed: Vec<(&str, usize)> = Vec::new();
         let mut decided: Vec<u64> = Vec::new();
         // How each task ended that no longer waits, and the tasks that run, oldest first.
@@ -162,25 +166,26 @@ proptest! {
                 Step::Decide(number) => decided.push(number),
                 Step::Drive => {
                     let is_decided = |task: &Task| decided.contains(&task.number);
-                    prop_assert!(pending.begin_driving());
-                    while let Some((_, bound)) = pending.take(is_decided) {
-                        while let Some((task, concurrent)) = pending.take_unselected(bound, is_decided) {
+                    let mut taken = pending.begin_driving(is_decided);
+                    while let Some((_, bound)) = taken {
+                        while let Some((task, concurrent)) = pending.tasks().take_unselected(bound, is_decided) {
                             prop_assert!(task.number >= selected);
                             selected = task.number + 1;
                             let key = task.key.clone();
-                            if let Some(refused) = pending.select(&key, task, concurrent) {
+                            if let Some(refused) = pending.tasks().select(&key, task, concurrent) {
                                 prop_assert!(stopped);
-                                pending.unindex(&key);
+                                pending.tasks().unindex(&key);
                                 prop_assert_eq!(left.insert(refused.number, "refused"), None);
                             }
                         }
+                        taken = pending.take(is_decided);
                     }
                     let next = (selected..pushed.len() as u64).find(|number| !left.contains_key(number));
                     prop_assert!(next.is_none_or(|number| !decided.contains(&number)), "{next:?} is forgotten");
                 }
                 Step::Dispatch => {
-                    prop_assert!(pending.begin_dispatching());
-                    while let Some(task) = pending.next_task() {
+                    prop_assert!(pending.tasks().begin_dispatching());
+                    while let Some(task) = pending.tasks().next_task() {
                         let number = task.number;
                         prop_assert!(number < selected && running.len() < pushed[number as usize].1);
                         prop_assert!((0..number).all(|earlier| left.contains_key(&earlier)), "out of order");
@@ -193,10 +198,10 @@ proptest! {
                 }
                 Step::Finish { stop } => if !running.is_empty() {
                     let task = running.remove(0);
-                    pending.unindex(&task.key);
-                    for removed in pending.finish_task(stop) {
+                    pending.tasks().unindex(&task.key);
+                    for removed in pending.tasks().finish_task(stop) {
                         prop_assert!(stop && removed.number < selected);
-                        pending.unindex(&removed.key);
+                        pending.tasks().unindex(&removed.key);
                         prop_assert_eq!(left.insert(removed.number, "stopped"), None);
                     }
                     stopped |= stop;
@@ -209,7 +214,7 @@ proptest! {
                     let expected: Vec<u64> = (0..pushed.len() as u64)
                         .filter(|number| is_named(*number) && (waiting.contains(number) || runs(*number)))
                         .map(|number| number + 100).collect();
-                    let (ids, removed) = pending.remove_by_name(name);
+                    let (ids, removed) = pending.tasks().remove_by_name(name);
                     prop_assert_eq!(ids, expected);
                     let removed = numbers(removed);
                     prop_assert_eq!(&removed, &waiting);

@@ -44,7 +44,12 @@ use tokio::signal::windows::{CtrlBreak as Second, CtrlC as First, ctrl_break, ct
 /// # Panics
 ///
 /// Panics outside a tokio runtime with I/O enabled.
+#[track_caller]
 pub fn shutdown_signal() -> io::Result<ShutdownSignal> {
+    assert!(
+        runtime::Handle::try_current().is_ok(),
+        "`shutdown_signal` was called outside a tokio runtime: call it in an async function, or after `Runtime::enter`"
+    );
     #[cfg(unix)]
     let (first, second) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     #[cfg(windows)]

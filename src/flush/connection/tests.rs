@@ -274,7 +274,7 @@ fn http2_response_without_progress_is_given_up() {
     accept(&connection, &[headers(1, true), data(3, 1, true), headers(5, true)].concat());
     flush(&connection);
     assert_eq!(outcomes([&ended, &slow, &open]), [Some(Stalled), Some(flushed(5001)), Some(flushed(0))]);
-    assert_eq!(counters.stats(), stats(|stats| (stats.flushed, stats.stalled) = (2, 1)));
+    assert_eq!(counters.stats(), stats(|stats| (stats.flushed, stats.mismatched, stats.stalled) = (2, 1, 1)));
     assert!(!connection.has_open());
 }
 

@@ -14,13 +14,17 @@ use crate::{grpc::is_grpc, pool::CallError};
 /// |---|---|---|
 /// | `Closed` | 503 | 14 `UNAVAILABLE` |
 /// | `Expired`, `Overloaded` | 503 | 8 `RESOURCE_EXHAUSTED` |
+/// | `KeyLimited` | 429 | 8 `RESOURCE_EXHAUSTED` |
+/// | `DeadlineExceeded` | 504 | 4 `DEADLINE_EXCEEDED` |
 /// | `NoRuntime`, `Deadlock`, `Panicked` | 500 | 13 `INTERNAL` |
 ///
-/// The body is empty. A 503 has `Retry-After` in whole seconds, at least 1 ([RFC 9110, section
-/// 10.2.3]). A request with the content type `application/grpc*` receives a trailers-only response
+/// The body is empty. A 503 or 429 has `Retry-After` in whole seconds, at least 1 ([RFC 9110, section
+/// 10.2.3]). A passed deadline is a 504, the status that [`google.rpc.Code`] maps it to, and not a
+/// 503: the work may have run, and a retry after some time does not make it faster. A request with the content type `application/grpc*` receives a trailers-only response
 /// ([gRPC over HTTP/2]): status 200, with `grpc-status` and `grpc-message` in the header. Error and
 /// body types of the stack do not change, so no `HandleErrorLayer` is needed.
 ///
+/// [`google.rpc.Code`]: https://github.com/googleapis/googleapis/blob/master/google/rpc/code.proto
 /// [RFC 9110, section 10.2.3]: https://www.rfc-editor.org/rfc/rfc9110#section-10.2.3
 /// [gRPC over HTTP/2]: https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md#responses
 #[derive(Debug, Clone, Copy, Default)]
@@ -58,7 +62,7 @@ impl HttpReject {
             Protocol::Http => {
                 let status = status(error);
                 *response.status_mut() = status;
-                if status == StatusCode::SERVICE_UNAVAILABLE {
+                if matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
                     response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(whole_seconds(retry_after)));
                 }
             }
@@ -93,6 +97,8 @@ impl Protocol {
 pub(super) fn status(error: CallError) -> StatusCode {
     match error {
         CallError::Closed | CallError::Expired | CallError::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
+        CallError::KeyLimited => StatusCode::TOO_MANY_REQUESTS,
+        CallError::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
         CallError::NoRuntime | CallError::Deadlock | CallError::Panicked => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }
@@ -104,6 +110,8 @@ fn grpc_status(error: CallError) -> (&'static str, &'static str) {
         CallError::Closed => ("14", "shutting down"),
         CallError::Expired => ("8", "waited too long in the queue"),
         CallError::Overloaded => ("8", "overloaded"),
+        CallError::KeyLimited => ("8", "too many calls of one key"),
+        CallError::DeadlineExceeded => ("4", "deadline exceeded"),
         CallError::NoRuntime => ("13", "no runtime"),
         CallError::Deadlock => ("13", "deadlock"),
         CallError::Panicked => ("13", "panicked"),

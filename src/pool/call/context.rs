@@ -10,8 +10,8 @@ use tokio::{
     task,
 };
 
-use super::runnable::RawCall;
-use crate::pool::nested::NestedWaits;
+use super::{runnable::RawCall, uncounted::Uncounted};
+use crate::pool::{deadline::Deadline, error::CancelReason, nested::NestedWaits, options::CallOptions};
 
 thread_local! {
     static CURRENT: RefCell<Current> = const { RefCell::new(Current::NONE) };
@@ -25,10 +25,12 @@ struct Current {
     entered: Option<Id>,
     /// Call that this thread polls or drops.
     call: Option<CurrentCall>,
+    /// Deadline of the innermost [`Deadline::scope`] within the call. The call has one of its own.
+    scope: Deadline,
 }
 
 impl Current {
-    const NONE: Self = Self { entered: None, call: None };
+    const NONE: Self = Self { entered: None, call: None, scope: Deadline::NONE };
 
     /// Accesses the state of this thread. Returns `None` while the thread's locals are dropped.
     #[inline]
@@ -46,6 +48,11 @@ impl Current {
     #[inline]
     fn swap(other: &mut Self) {
         Self::with(|current| mem::swap(current, other));
+    }
+
+    /// Returns the earlier deadline of the scope and the call.
+    fn deadline(&self) -> Deadline {
+        self.call.as_ref().map_or(self.scope, |current| current.call.work_deadline().earlier(self.scope))
     }
 
     fn set_entered(entered: Option<Id>) -> Option<Id> {
@@ -73,6 +80,14 @@ impl Context {
     /// Like `capture`, for work that outlives the task that submits it and that no task awaits.
     pub(crate) fn capture_for_background() -> Self {
         Self { task: None, ..Self::capture() }
+    }
+
+    /// Captures the span, for work that runs in a runtime anyway. Returns `None` if no subscriber
+    /// enables anything.
+    #[cfg_attr(not(feature = "after-response"), allow(dead_code, reason = "for `after_response`"))]
+    pub(crate) fn capture_trace() -> Option<Self> {
+        let trace = Trace::capture();
+        trace.is_enabled().then_some(Self { runtime: None, task: None, trace })
     }
 
     pub(crate) fn runtime(&self) -> Option<&Handle> {
@@ -115,6 +130,13 @@ impl Trace {
             subscriber: (tracing::level_filters::LevelFilter::current() != tracing::level_filters::LevelFilter::OFF)
                 .then(Subscriber::capture),
         }
+    }
+
+    fn is_enabled(&self) -> bool {
+        #[cfg(feature = "tracing")]
+        return self.subscriber.is_some();
+        #[cfg(not(feature = "tracing"))]
+        return false;
     }
 
     /// Runs `work` in `runtime` and in this span.
@@ -187,7 +209,7 @@ impl Drop for RuntimeGuard<'_> {
 
 /// The call that a thread is running, as its work can see it.
 pub(crate) struct CurrentCall {
-    pub(super) call: Arc<dyn RawCall>,
+    pub(super) call: Uncounted,
     pub(super) layer_permit: Option<Arc<dyn LayerPermit>>,
 }
 
@@ -223,9 +245,43 @@ impl CurrentCall {
         Current::with_call(|current| current.call.clone())
     }
 
-    /// Returns `true` if this thread works on a call that is no longer wanted.
-    pub(in crate::pool) fn is_unwanted() -> bool {
-        Current::with_call(|current| current.call.is_unwanted()) == Some(true)
+    /// Adds to `options` the deadline of this thread. Also returns the innermost layer permit of
+    /// the call that it works on.
+    #[inline]
+    pub(crate) fn inherit(options: CallOptions) -> (CallOptions, Option<Arc<dyn LayerPermit>>) {
+        CURRENT
+            .try_with(|current| {
+                let current = current.borrow();
+                let layer_permit = current.call.as_ref().and_then(|current| current.layer_permit.clone());
+                (options.deadline(current.deadline()), layer_permit)
+            })
+            .unwrap_or((options, None))
+    }
+
+    /// Returns the deadline of this thread.
+    pub(in crate::pool) fn deadline() -> Deadline {
+        Current::with(|current| current.deadline()).unwrap_or_default()
+    }
+
+    /// Returns the deadline of the scope that this thread is in.
+    pub(in crate::pool) fn scope_deadline() -> Deadline {
+        Current::with(|current| current.scope).unwrap_or_default()
+    }
+
+    /// Runs `work` with this deadline, unless the one of an enclosing scope is earlier.
+    pub(in crate::pool) fn in_scope<T>(deadline: Deadline, work: impl FnOnce() -> T) -> T {
+        let outer = Current::with(|current| {
+            let inner = current.scope.earlier(deadline);
+            mem::replace(&mut current.scope, inner)
+        });
+        let _outer = RestoreScope(outer.unwrap_or_default());
+        work()
+    }
+
+    /// Returns why the call that this thread works on is no longer wanted, if it is not.
+    pub(in crate::pool) fn cancel_reason() -> Option<CancelReason> {
+        let reason = Current::with_call(|current| current.call.cancel_reason()).flatten();
+        reason.or_else(|| Self::scope_deadline().has_passed().then_some(CancelReason::DeadlineExceeded))
     }
 
     /// Called when this thread is about to wait for the call at the address `inner`, of `pool`.
@@ -267,9 +323,17 @@ impl CurrentCall {
     /// Runs `work` as part of this call, in `runtime` and in the span of `trace`.
     #[inline]
     pub(super) fn scope<T>(self, trace: &Trace, runtime: Option<&Handle>, work: impl FnOnce() -> T) -> T {
-        let mut before = RestoreCurrent(Current { entered: None, call: Some(self) });
+        let mut before = RestoreCurrent(Current { entered: None, call: Some(self), scope: Deadline::NONE });
         Current::swap(&mut before.0);
         trace.enter_from(before.0.entered, runtime, work)
+    }
+}
+
+struct RestoreScope(Deadline);
+
+impl Drop for RestoreScope {
+    fn drop(&mut self) {
+        Current::with(|current| current.scope = self.0);
     }
 }
 

@@ -7,8 +7,8 @@ use std::{
     time::Duration,
 };
 
-use super::{context::Wait, state::OnCallerDrop};
-use crate::pool::error::CallError;
+use super::{context::Wait, state::OnCallerDrop, timer::DeadlineTimer};
+use crate::pool::{deadline::Deadline, error::CallError};
 
 /// Reason why a call has no output.
 pub(crate) enum CallFailure {
@@ -37,6 +37,7 @@ pub(crate) struct JoinHandle<T> {
     on_drop: OnCallerDrop,
     /// `Ordinary` until a call of the same pool has waited for this one.
     wait: Wait,
+    timer: DeadlineTimer,
 }
 
 /// The part of a call that its handle uses, independent of the future's type.
@@ -48,21 +49,23 @@ pub(super) trait Join<T>: Send + Sync {
     /// Records that the current thread no longer waits for this call.
     fn end_wait(&self);
     fn drop_caller(self: Arc<Self>, on_drop: OnCallerDrop);
-    /// Cancels the call and returns `error`, or returns its result if it has just ended.
-    fn reject_caller(self: Arc<Self>, error: CallError) -> Result<T, CallFailure>;
+    /// Leaves the call and returns `error`, or returns its result if it has just ended.
+    fn reject_caller(self: Arc<Self>, error: CallError, on_drop: OnCallerDrop) -> Result<T, CallFailure>;
+    fn deadline(&self) -> Deadline;
 }
 
 impl<T> JoinHandle<T> {
-    pub(super) fn new(call: Arc<dyn Join<T>>, on_drop: OnCallerDrop) -> Self {
-        Self { call: Some(call), has_failed: false, on_drop, wait: Wait::Ordinary }
+    pub(super) fn new(call: Arc<dyn Join<T>>, on_drop: OnCallerDrop, has_deadline: bool) -> Self {
+        let timer = DeadlineTimer::new(has_deadline);
+        Self { call: Some(call), has_failed: false, on_drop, wait: Wait::Ordinary, timer }
     }
 }
 
 impl<T> JoinHandle<T> {
-    /// Stops waiting for the call, because the wait would never end.
+    /// Stops waiting for the call.
     #[cold]
-    fn reject(call: &Arc<dyn Join<T>>) -> Result<T, CallFailure> {
-        call.clone().reject_caller(CallError::Deadlock)
+    fn reject(call: &Arc<dyn Join<T>>, error: CallError, on_drop: OnCallerDrop) -> Result<T, CallFailure> {
+        call.clone().reject_caller(error, on_drop)
     }
 
     /// Returns how long a new call of the pool is expected to wait. Zero once the output was
@@ -76,12 +79,17 @@ impl<T> Future for JoinHandle<T> {
     type Output = Result<T, CallFailure>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let Self { call, has_failed, wait, .. } = &mut *self;
+        let Self { call, has_failed, on_drop, wait, timer } = &mut *self;
         let known = call.as_ref().filter(|_| !*has_failed);
         let known = known.expect("a future of an offloaded call was polled after it completed");
         let result = match known.poll_result(cx, wait) {
             Poll::Ready(result) => result,
-            Poll::Pending if *wait == Wait::Deadlocked => Self::reject(known),
+            Poll::Pending if *wait == Wait::Deadlocked => {
+                Self::reject(known, CallError::Deadlock, OnCallerDrop::Cancel)
+            }
+            Poll::Pending if timer.has_fired(|| known.deadline(), cx) => {
+                Self::reject(known, CallError::DeadlineExceeded, *on_drop)
+            }
             Poll::Pending => return Poll::Pending,
         };
         if *wait != Wait::Ordinary {

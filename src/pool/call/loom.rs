@@ -11,6 +11,7 @@ use std::{
 use loom::{cell::UnsafeCell, future::block_on, thread};
 
 use super::state::{Begin, CallState, DropAction, OnCallerDrop, Park};
+use crate::pool::error::CancelReason;
 
 /// A call with loom's cell in place of its stage. Loom reports concurrent access to the cell as an
 /// error.
@@ -81,6 +82,24 @@ impl Model {
     /// Runs an entry like a worker, and again while it is queued again.
     fn work(&self) {
         while self.run() == RunResult::Again {}
+    }
+
+    /// Runs the first entry like `Call::expire`, and counts the rejection if it is the first to.
+    fn expire(&self, rejections: &AtomicUsize) {
+        let begin = self.state.begin();
+        if begin == Begin::Nothing {
+            return;
+        }
+        if begin == Begin::Poll && self.state.expire() {
+            rejections.fetch_add(1, SeqCst);
+        }
+        // SAFETY: Like in `run`.
+        #[allow(unsafe_code)]
+        self.future.with_mut(|future| unsafe { *future += 1 });
+        self.outputs.fetch_add(1, SeqCst);
+        if self.state.complete().0 {
+            assert_eq!(self.outputs.fetch_sub(1, SeqCst), 1, "the output was dropped twice");
+        }
     }
 
     fn wake(&self) {
@@ -202,5 +221,43 @@ fn output_of_a_detached_call_is_dropped_once() {
         runner.join().unwrap();
         assert!(call.state.is_complete());
         assert_eq!((call.outputs.load(SeqCst), call.entries.load(SeqCst)), (0, 0));
+    });
+}
+
+#[test]
+fn expired_call_is_counted_once_and_dropped() {
+    loom::model(|| {
+        let (call, rejections) = (Model::new(1), Arc::new(AtomicUsize::new(0)));
+        let worker = thread::spawn({
+            let (call, rejections) = (call.clone(), rejections.clone());
+            move || call.expire(&rejections)
+        });
+        // The caller's timer. Whether the worker has completed the call or not, its error is the same.
+        if call.state.expire() {
+            rejections.fetch_add(1, SeqCst);
+        }
+        call.drop_caller(OnCallerDrop::Cancel);
+        if let Some(reason) = call.state.cancel_reason() {
+            assert_eq!(reason, CancelReason::DeadlineExceeded);
+        }
+        worker.join().unwrap();
+        assert!(call.state.is_complete(), "the future was not dropped");
+        assert_eq!((rejections.load(SeqCst), call.outputs.load(SeqCst)), (1, 0));
+    });
+}
+
+#[test]
+fn work_sees_the_deadline_and_not_that_its_caller_left() {
+    loom::model(|| {
+        let call = Model::new(1);
+        assert_eq!(call.state.begin(), Begin::Poll);
+        let worker = thread::spawn({
+            let call = call.clone();
+            move || assert_ne!(call.state.cancel_reason(), Some(CancelReason::CallerLeft))
+        });
+        call.state.expire();
+        assert_eq!(call.state.drop_caller(OnCallerDrop::Cancel), DropAction::None);
+        worker.join().unwrap();
+        assert_eq!(call.state.cancel_reason(), Some(CancelReason::DeadlineExceeded));
     });
 }

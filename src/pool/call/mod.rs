@@ -3,14 +3,14 @@
 //! ```text
 //!  caller:  JoinHandle --------+              +--- Waker (timers, sockets, other calls)
 //!                              v              v
-//!                  Arc< Call { CallState, Stage, Schedule } >
+//!                  Arc< Call { CallState, Stage, QueuePermit } >
 //!                              ^
 //!  pool:    Runnable (a queue entry; at most one) --+
 //! ```
 //!
 //! [`CallState`] decides which thread may access the future, [`Stage`] holds the future or its
-//! result, [`Context`] is the environment that the work runs in, and [`Schedule`] is what the call
-//! needs of its pool.
+//! result, [`Context`] is the environment that the work runs in, and [`QueuePermit`] connects the
+//! call to its pool.
 //!
 //! # Life of a call
 //!
@@ -29,6 +29,8 @@ mod loom;
 mod runnable;
 mod stage;
 mod state;
+mod timer;
+mod uncounted;
 
 use std::{
     any::Any,
@@ -36,14 +38,14 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    task::{self, Poll, Wake, Waker},
+    task::{self, Poll, Wake},
     time::Duration,
 };
 
 use tokio::{task::Id, time::Instant};
 
+pub(super) use self::runnable::RawCall;
 pub use self::runnable::Runnable;
-pub(super) use self::runnable::{Clock, RawCall};
 pub(crate) use self::{
     context::{Context, CurrentCall, LayerPermit, RuntimeGuard},
     join::{CallFailure, JoinHandle},
@@ -55,54 +57,25 @@ use self::{
     runnable::Header,
     stage::Stage,
     state::{Begin, CallState, DropAction, Park},
+    uncounted::{Uncounted, with_waker},
 };
-use super::{error::CallError, metrics::Metrics, nested::NestedWaits, priority::Priority};
+use super::{
+    admission::Admission,
+    clock::Clock,
+    deadline::Deadline,
+    error::{CallError, CancelReason},
+    metrics::{Metrics, PoolTime},
+    nested::NestedWaits,
+    queue_permit::{Admitted, QueuePermit},
+};
 use crate::{
     panic::{catch_unwind, drop_payload, ignore_panic},
     sync::{Mutex, lock},
 };
 
-/// Permits that admit a call to a pool, and its priority.
-pub(crate) struct Admitted<S> {
-    /// Permit for the queue, and connection to the pool.
-    pub(crate) queue_permit: S,
-    /// Permit of a layer that limits its calls in flight.
-    pub(crate) layer_permit: Option<Arc<dyn LayerPermit>>,
-    pub(crate) priority: Priority,
-}
-
-/// Connection of a call to its pool. A value belongs to one call and is dropped with it.
-pub(crate) trait Schedule: Send + Sync + 'static {
-    /// Queues an entry of the call.
-    fn schedule(&self, runnable: Runnable);
-
-    /// Releases the permit for the queue. Has no effect if it was released before.
-    fn release_queue_permit(&self);
-
-    /// Records the start of the call and releases the permit for the queue. Called before the first
-    /// poll, with the time that the call has waited for it.
-    fn on_start(&self, waited: Duration);
-
-    /// Records the end of the call. Called once the work has ended and everything that it held is
-    /// released, before the caller is notified. `run_time` is `None` if the call was never polled.
-    /// `ends_poll` is `true` if this also ends the call's last poll, which is not recorded yet.
-    fn on_complete(&self, run_time: Option<Duration>, ends_poll: bool);
-
-    /// Returns `true` if calls must be dropped instead of polled.
-    fn is_halted(&self) -> bool;
-
-    fn metrics(&self) -> &Metrics;
-
-    /// Returns how long a new call is expected to wait.
-    fn expected_wait(&self) -> Duration;
-
-    /// Returns the waits of this pool's calls for each other.
-    fn nested_waits(&self) -> &NestedWaits;
-}
-
 /// Creates a call of `future` and queues it on the pool that has admitted it.
-pub(crate) fn spawn<F, S>(
-    admitted: Admitted<S>,
+pub(crate) fn spawn<F>(
+    admitted: Admitted,
     context: Context,
     on_caller_drop: OnCallerDrop,
     future: F,
@@ -110,57 +83,99 @@ pub(crate) fn spawn<F, S>(
 where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
-    S: Schedule,
 {
-    let Admitted { queue_permit, layer_permit, priority } = admitted;
+    let (call, runnable) = create(admitted, context, on_caller_drop, future);
+    call.permit.schedule(runnable);
+    // Not counted a third time: the worker may be writing to the count by now.
+    Call::into_handle(call, on_caller_drop)
+}
+
+/// Like [`spawn`], but polls the call once on this thread first.
+pub(crate) fn spawn_in_place<F>(
+    admitted: Admitted,
+    context: Context,
+    on_caller_drop: OnCallerDrop,
+    future: F,
+) -> JoinHandle<F::Output>
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    let (call, runnable) = create(admitted, context, on_caller_drop, future);
+    // The time is not busy time of the pool, so the clock is not started.
+    let caller = runnable.run_without_wake(Some(&mut Clock::default()));
+    debug_assert!(caller.is_none(), "no caller waits yet");
+    Call::into_handle(call, on_caller_drop)
+}
+
+#[inline]
+fn create<F>(admitted: Admitted, context: Context, on_caller_drop: OnCallerDrop, future: F) -> (Arc<Call<F>>, Runnable)
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    let Admitted { queue_permit, layer_permit, options } = admitted;
     let Context { runtime, task, trace } = context;
+    let metrics = queue_permit.admission().metrics();
+    let created = metrics.now();
+    let deadline = metrics.pool_time(options.deadline);
     let call = Arc::new(Call {
         header: Header {
-            priority,
+            priority: options.priority,
+            key: options.key,
             runtime,
-            created: Instant::now(),
+            created,
+            deadline,
+            is_detached: on_caller_drop == OnCallerDrop::Detach,
             started: AtomicBool::new(false),
             waits_nested: AtomicBool::new(false),
         },
         state: CallState::scheduled(),
-        scheduler: queue_permit,
-        task,
-        woken: AtomicU64::new(0),
+        permit: queue_permit,
         progress: Mutex::new(Progress {
             stage: Stage::Future(future),
             environment: Some(Environment { trace, layer_permit }),
-            run_time: Duration::ZERO,
+            run_time: 0,
         }),
+        task,
+        woken: AtomicU64::new(0),
+        left: AtomicU64::new(u64::MAX),
     });
     // Created first: if a recorder panics below, the drop of the entry releases everything.
     let runnable = Runnable::new(call.clone());
-    call.scheduler.metrics().admitted();
-    let handle = JoinHandle::new(call.clone(), on_caller_drop);
-    call.scheduler.schedule(runnable);
-    handle
+    call.permit.admission().metrics().admitted();
+    (call, runnable)
 }
 
-struct Call<F: Future, S: Schedule> {
-    header: Header,
+/// The fields are in an order in which few cache lines pass between the caller and the worker: those
+/// that both of them access are next to the reference counts and to the beginning of `progress`.
+#[repr(C)]
+struct Call<F: Future> {
     state: CallState,
-    scheduler: S,
-    /// Task in which the call was made, if it was made in one.
-    task: Option<Id>,
-    /// Time of the last wake-up, in nanoseconds after `header.created`.
-    woken: AtomicU64,
+    /// Permit for the queue, and connection to the pool.
+    permit: QueuePermit,
+    header: Header,
     /// Locked by the thread that owns the future, for as long as it owns it; after completion, by
     /// the thread that takes the output. The lock is therefore never contended. It makes the
     /// compiler check what [`CallState`] guarantees.
     progress: Mutex<Progress<F>>,
+    /// Task in which the call was made, if it was made in one.
+    task: Option<Id>,
+    /// [`PoolTime`] of the last wake-up.
+    woken: AtomicU64,
+    /// [`PoolTime`] at which the caller cancelled the call. Written by the caller before it sets
+    /// `CANCELLED`, and not at all if it drops an unstarted call.
+    left: AtomicU64,
 }
 
+#[repr(C)]
 struct Progress<F: Future> {
     stage: Stage<F>,
     /// `None` once the future is dropped, so that a stale waker keeps neither a span open nor a
     /// layer's permit.
     environment: Option<Environment>,
-    /// Sum of all polls.
-    run_time: Duration,
+    /// Sum of all polls, in nanoseconds.
+    run_time: u64,
 }
 
 struct Environment {
@@ -177,34 +192,51 @@ enum Polled {
 }
 
 /// Running an entry. Each function returns the waker of the caller if it has completed the call.
-impl<F, S> Call<F, S>
+impl<F> Call<F>
 where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
-    S: Schedule,
 {
+    /// Takes the entry, and polls or drops the future.
+    #[inline]
+    fn run_with(self: &Arc<Self>, clock: &mut Clock) -> Option<CallerWaker> {
+        let admission = self.permit.admission();
+        self.guard(|| match self.state.begin() {
+            Begin::Poll if admission.is_halted() => self.reject(CallError::Closed),
+            Begin::Poll => self.start_and_poll(admission, clock),
+            Begin::Drop => self.drop_cancelled(CallError::Closed),
+            // This entry is the last owner of the call. Dropping the call releases the queue
+            // permit.
+            Begin::Nothing => None,
+        })
+    }
+
     /// Records the end of the call's wait in the queue, and polls.
-    fn start_and_poll(self: &Arc<Self>, clock: &mut Clock) -> Option<CallerWaker> {
-        let now = clock.now();
-        let waited = now.saturating_duration_since(self.header.created);
+    fn start_and_poll(self: &Arc<Self>, admission: &Admission, clock: &mut Clock) -> Option<CallerWaker> {
+        let now = clock.start_call(admission.metrics());
         if self.header.has_started() {
-            let woken = Duration::from_nanos(self.woken.load(Ordering::Relaxed));
-            self.metrics().resumed(waited.saturating_sub(woken));
+            admission.metrics().resumed(now.saturating_sub(self.woken.load(Ordering::Relaxed)));
         } else {
+            if self.header.deadline <= now {
+                return self.expire();
+            }
             self.header.started.store(true, Ordering::Relaxed);
-            self.scheduler.on_start(waited);
+            self.permit.on_start(admission, now.saturating_sub(self.header.created));
         }
         let mut progress = lock(&self.progress);
         let polled = self.poll_future(&mut progress);
-        let ended = Instant::now();
-        progress.run_time = progress.run_time.saturating_add(ended.saturating_duration_since(now));
+        let ended = admission.metrics().now();
+        progress.run_time = progress.run_time.saturating_add(ended.saturating_sub(now));
         let run_time = progress.run_time;
         let environment = if let Polled::Ready(_) = polled { progress.environment.take() } else { None };
         drop(progress);
+        if self.state.is_cancelled() {
+            self.count_cancelled(ended);
+        }
         // Before `park`, because another thread may own the call after that.
         self.end_nested_wait();
         if environment.is_none() {
-            self.metrics().polled();
+            admission.metrics().polled();
         }
         match polled {
             Polled::Pending => match self.state.park() {
@@ -220,10 +252,10 @@ where
                     self.report_panic(payload);
                 }
                 let environment = environment.expect("a call completes once");
-                let caller = self.complete(environment, Some(run_time), true);
+                let caller = self.complete(admission, environment, Some(run_time), true);
                 // Without a caller, the output may have been dropped here, which may take long.
                 if caller.is_some() {
-                    clock.set(ended);
+                    clock.end_call(ended);
                 }
                 caller
             }
@@ -234,14 +266,15 @@ where
     /// Polls the future, and drops it in its environment if it is ready.
     #[inline(never)] // Inlined, it costs 50 instructions more per call.
     fn poll_future(self: &Arc<Self>, progress: &mut Progress<F>) -> Polled {
-        let waker = Waker::from(self.clone());
         let Progress { stage, environment, .. } = progress;
         let entered = environment.as_ref().expect("a call has its environment until its future is dropped");
         let polled = catch_unwind(|| {
-            self.enter(entered, || match stage.poll(&mut task::Context::from_waker(&waker)) {
-                Poll::Pending => None,
-                // The output is valid even if the future's destructor panics.
-                Poll::Ready(output) => Some(catch_unwind(|| stage.store_result(Ok(output)))),
+            self.enter(entered, || {
+                match with_waker(self, |waker| stage.poll(&mut task::Context::from_waker(waker))) {
+                    Poll::Pending => None,
+                    // The output is valid even if the future's destructor panics.
+                    Poll::Ready(output) => Some(catch_unwind(|| stage.store_result(Ok(output)))),
+                }
             })
         });
         match polled {
@@ -251,11 +284,20 @@ where
         }
     }
 
+    /// Counts the time that the poll which has `ended` ran for a caller that was gone.
+    #[cold]
+    fn count_cancelled(&self, ended: PoolTime) {
+        let time = ended.saturating_sub(self.left.load(Ordering::Relaxed));
+        if let Some(reason) = self.state.cancel_reason() {
+            self.metrics().ran_cancelled(reason, time);
+        }
+    }
+
     /// Removes the record that this thread waits for another call of the pool, if there is one.
     fn end_nested_wait(self: &Arc<Self>) {
         if self.header.waits_nested.load(Ordering::Relaxed) {
             self.header.waits_nested.store(false, Ordering::Relaxed);
-            self.scheduler.nested_waits().remove(Arc::as_ptr(self).addr());
+            self.permit.admission().nested_waits().remove(Arc::as_ptr(self).addr());
         }
     }
 
@@ -264,9 +306,19 @@ where
         if self.header.has_started() {
             self.metrics().skipped();
         } else {
-            self.scheduler.release_queue_permit();
+            self.permit.release();
             self.metrics().passed_over();
         }
+    }
+
+    /// Fails a call that has not started at its deadline.
+    #[cold]
+    fn expire(self: &Arc<Self>) -> Option<CallerWaker> {
+        // A caller that reaches the deadline first has counted the rejection.
+        if self.state.expire() {
+            self.metrics().rejected(CallError::DeadlineExceeded);
+        }
+        self.drop_cancelled(CallError::DeadlineExceeded)
     }
 
     /// Fails a call whose caller is waiting for it.
@@ -276,7 +328,7 @@ where
         self.fail(CallFailure::Rejected(error))
     }
 
-    /// Fails a call that its caller has cancelled.
+    /// Fails a call without counting it as rejected.
     fn drop_cancelled(self: &Arc<Self>, error: CallError) -> Option<CallerWaker> {
         self.leave_queue();
         self.fail(CallFailure::Rejected(error))
@@ -308,11 +360,13 @@ where
             (environment, *run_time)
         };
         self.end_nested_wait();
-        self.metrics().failed();
-        self.complete(environment, self.header.has_started().then_some(run_time), false)
+        let admission = self.permit.admission();
+        admission.metrics().failed();
+        self.complete(admission, environment, self.header.has_started().then_some(run_time), false)
     }
 
-    /// Completes a call whose result is stored. See [`Schedule::on_complete`] for the arguments.
+    /// Completes a call whose result is stored. See [`Admission::on_complete`] for the
+    /// arguments.
     ///
     /// 1. The layer's permit is released, so that the caller's next call finds it free.
     /// 2. The pool no longer counts the call as in flight.
@@ -320,8 +374,9 @@ where
     /// 4. If the caller has left, the output is dropped here, on the pool.
     fn complete(
         self: &Arc<Self>,
+        admission: &Admission,
         environment: Environment,
-        run_time: Option<Duration>,
+        run_time: Option<u64>,
         ends_poll: bool,
     ) -> Option<CallerWaker> {
         let Environment { trace, layer_permit } = environment;
@@ -329,7 +384,7 @@ where
         if let Some(Err(payload)) = layer_permit.map(|permit| catch_unwind(|| drop(permit))) {
             self.report_panic(payload);
         }
-        self.scheduler.on_complete(run_time, ends_poll);
+        admission.on_complete(run_time, ends_poll);
         let (is_abandoned, caller) = self.state.complete();
         if is_abandoned {
             self.drop_output(&trace, run_time.unwrap_or_default());
@@ -342,7 +397,7 @@ where
     }
 
     /// Drops an output that no caller takes, in the context of the work.
-    fn drop_output(&self, trace: &Trace, run_time: Duration) {
+    fn drop_output(&self, trace: &Trace, run_time: u64) {
         let result = lock(&self.progress).stage.take_result();
         let has_output = matches!(result, Some(Ok(_)));
         let dropped = catch_unwind(|| {
@@ -377,9 +432,9 @@ where
             progress.environment.take()
         };
         ignore_panic(|| drop(environment));
-        self.scheduler.release_queue_permit();
+        self.permit.release();
         self.metrics().failed();
-        self.scheduler.on_complete(None, false);
+        self.permit.admission().on_complete(None, false);
         let (is_abandoned, caller) = self.state.complete();
         let result = if is_abandoned { lock(&self.progress).stage.take_result() } else { None };
         ignore_panic(|| drop(result));
@@ -389,22 +444,31 @@ where
     /// Runs `work` as part of this call, in its environment.
     fn enter<T>(self: &Arc<Self>, environment: &Environment, work: impl FnOnce() -> T) -> T {
         let Environment { trace, layer_permit } = environment;
-        let current = CurrentCall { call: self.clone(), layer_permit: layer_permit.clone() };
+        // SAFETY: `scope` removes it from the thread before it returns or unwinds, and `self` is
+        // borrowed until then.
+        #[allow(unsafe_code)]
+        let call = unsafe { Uncounted::new(self) };
+        let current = CurrentCall { call, layer_permit: layer_permit.clone() };
         current.scope(trace, self.header.runtime.as_ref(), work)
     }
 
     /// Queues the call again. Called only if [`CallState`] returned this obligation.
     fn schedule(self: &Arc<Self>) {
-        let woken = u64::try_from(self.header.created.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        self.woken.store(woken, Ordering::Relaxed);
-        self.metrics().woken();
-        self.scheduler.schedule(Runnable::new(self.clone()));
+        let metrics = self.metrics();
+        self.woken.store(metrics.now(), Ordering::Relaxed);
+        metrics.woken();
+        self.permit.schedule(Runnable::new(self.clone()));
     }
 }
 
-impl<F: Future, S: Schedule> Call<F, S> {
+impl<F: Future> Call<F> {
+    /// Returns the deadline of the caller.
+    fn deadline(&self) -> Deadline {
+        self.metrics().deadline(self.header.deadline)
+    }
+
     fn metrics(&self) -> &Metrics {
-        self.scheduler.metrics()
+        self.permit.admission().metrics()
     }
 
     /// Drops the future on this thread, which does not belong to the pool, and releases what the
@@ -427,7 +491,7 @@ impl<F: Future, S: Schedule> Call<F, S> {
             self.report_panic(payload);
         }
         self.metrics().failed();
-        self.scheduler.on_complete(None, false);
+        self.permit.admission().on_complete(None, false);
     }
 
     /// Counts and logs a panic that no caller observes.
@@ -440,25 +504,26 @@ impl<F: Future, S: Schedule> Call<F, S> {
     }
 }
 
-impl<F, S> RawCall for Call<F, S>
+impl<F> RawCall for Call<F>
 where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
-    S: Schedule,
 {
     fn header(&self) -> &Header {
         &self.header
     }
 
-    fn run(self: Arc<Self>, clock: &mut Clock) -> Option<CallerWaker> {
-        self.guard(|| match self.state.begin() {
-            Begin::Poll if self.scheduler.is_halted() => self.reject(CallError::Closed),
-            Begin::Poll => self.start_and_poll(clock),
-            Begin::Drop => self.drop_cancelled(CallError::Closed),
-            // This entry is the last owner of the call. Dropping the call releases the queue
-            // permit.
-            Begin::Nothing => None,
-        })
+    fn run(self: Arc<Self>, clock: Option<&mut Clock>) -> Option<CallerWaker> {
+        match clock {
+            Some(clock) => self.run_with(clock),
+            None => {
+                let mut clock = Clock::default();
+                clock.start(self.metrics());
+                let caller = self.run_with(&mut clock);
+                clock.flush(self.metrics());
+                caller
+            }
+        }
     }
 
     fn refuse(self: Arc<Self>, error: CallError) -> Option<CallerWaker> {
@@ -469,71 +534,108 @@ where
         })
     }
 
+    fn created(&self) -> Instant {
+        self.metrics().instant(self.header.created)
+    }
+
     fn is_cancelled(&self) -> bool {
         self.state.is_cancelled()
     }
 
-    fn is_unwanted(&self) -> bool {
-        self.state.is_cancelled() || self.scheduler.is_halted()
+    fn work_deadline(&self) -> Deadline {
+        if self.header.is_detached { Deadline::NONE } else { Call::deadline(self) }
+    }
+
+    fn cancel_reason(&self) -> Option<CancelReason> {
+        self.state.cancel_reason().or_else(|| {
+            if self.permit.admission().is_halted() {
+                Some(CancelReason::Shutdown)
+            } else {
+                // The caller may have no timer, or a runtime that is busy.
+                RawCall::work_deadline(self).has_passed().then_some(CancelReason::DeadlineExceeded)
+            }
+        })
     }
 
     fn nested_waits(&self) -> &NestedWaits {
-        self.scheduler.nested_waits()
+        self.permit.admission().nested_waits()
     }
 }
 
-impl<F, S> Join<F::Output> for Call<F, S>
+impl<F> Join<F::Output> for Call<F>
 where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
-    S: Schedule,
 {
     fn poll_result(&self, cx: &mut task::Context<'_>, wait: &mut Wait) -> Poll<Result<F::Output, CallFailure>> {
         let is_maker = || self.task.is_some() && self.task == tokio::task::try_id();
         if self.state.poll_complete(cx, is_maker) {
             return Poll::Ready(self.take_result());
         }
-        CurrentCall::wait_for_pool(|| self.scheduler.nested_waits(), std::ptr::from_ref(self).addr(), cx.waker(), wait);
+        CurrentCall::wait_for_pool(
+            || self.permit.admission().nested_waits(),
+            std::ptr::from_ref(self).addr(),
+            cx.waker(),
+            wait,
+        );
         Poll::Pending
     }
 
+    fn deadline(&self) -> Deadline {
+        Call::deadline(self)
+    }
+
     fn end_wait(&self) {
-        CurrentCall::end_wait(|| self.scheduler.nested_waits(), std::ptr::from_ref(self).addr());
+        CurrentCall::end_wait(|| self.permit.admission().nested_waits(), std::ptr::from_ref(self).addr());
     }
 
     fn expected_wait(&self) -> Duration {
-        self.scheduler.expected_wait()
+        self.permit.expected_wait()
     }
 
     fn drop_caller(self: Arc<Self>, on_drop: OnCallerDrop) {
+        let is_first = Call::deadline(&self).has_passed() && self.state.expire();
         if !self.leave(on_drop) {
             self.metrics().abandoned(on_drop == OnCallerDrop::Detach);
             return;
         }
         let result = lock(&self.progress).stage.take_result();
+        if is_first && matches!(result, Some(Err(CallFailure::Rejected(CallError::DeadlineExceeded)))) {
+            self.metrics().rejected(CallError::DeadlineExceeded);
+        }
         if let Err(payload) = catch_unwind(|| drop_result(result)) {
             self.report_panic(payload);
         }
     }
 
-    fn reject_caller(self: Arc<Self>, error: CallError) -> Result<F::Output, CallFailure> {
-        if self.leave(OnCallerDrop::Cancel) {
-            return self.take_result();
+    fn reject_caller(self: Arc<Self>, error: CallError, on_drop: OnCallerDrop) -> Result<F::Output, CallFailure> {
+        let is_first = error != CallError::DeadlineExceeded || self.state.expire();
+        let result = if self.leave(on_drop) { self.take_result() } else { Err(CallFailure::Rejected(error)) };
+        // A worker that was later has left the count to this thread.
+        if is_first && matches!(result, Err(CallFailure::Rejected(rejected)) if rejected == error) {
+            self.metrics().rejected(error);
         }
-        self.metrics().rejected(error);
-        Err(CallFailure::Rejected(error))
+        result
     }
 }
 
-impl<F, S> Call<F, S>
+impl<F> Call<F>
 where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
-    S: Schedule,
 {
+    /// Makes the caller's handle. Called once.
+    fn into_handle(self: Arc<Self>, on_caller_drop: OnCallerDrop) -> JoinHandle<F::Output> {
+        let has_deadline = self.header.deadline != Deadline::NO_NANOS;
+        JoinHandle::new(self, on_caller_drop, has_deadline)
+    }
+
     /// Separates the call from its caller. Returns `true` if the call is complete: then the caller
     /// must take the result.
     fn leave(self: &Arc<Self>, on_drop: OnCallerDrop) -> bool {
+        if on_drop != OnCallerDrop::Detach && self.state.has_begun() {
+            self.left.store(self.metrics().now(), Ordering::Relaxed);
+        }
         match self.state.drop_caller(on_drop) {
             DropAction::DropFuture => {
                 self.drop_future();
@@ -553,11 +655,10 @@ where
     }
 }
 
-impl<F, S> Wake for Call<F, S>
+impl<F> Wake for Call<F>
 where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
-    S: Schedule,
 {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
@@ -570,7 +671,7 @@ where
     }
 }
 
-impl<F: Future, S: Schedule> Drop for Call<F, S> {
+impl<F: Future> Drop for Call<F> {
     /// Drops the future of a detached call that nothing can wake. Every other call is complete.
     fn drop(&mut self) {
         if !self.state.is_complete() {

@@ -9,7 +9,16 @@ use std::{
 use tokio::{runtime::Handle, time::Instant};
 
 use super::state::CallerWaker;
-use crate::pool::{error::CallError, nested::NestedWaits, priority::Priority};
+use crate::pool::{
+    clock::Clock,
+    deadline::Deadline,
+    error::{CallError, CancelReason},
+    key::CallKey,
+    metrics::PoolTime,
+    nested::NestedWaits,
+    priority::Priority,
+    scheduler::Class,
+};
 
 /// Entry of a call in a pool's queue: one poll of its future. Created for the pool, which passes it
 /// to [`Pool::schedule`](crate::pool::Pool::schedule).
@@ -28,16 +37,23 @@ pub(in crate::pool) trait RawCall: Send + Sync {
     /// frees the allocation on the thread that made it, which avoids contention for the allocator's
     /// lock.
     ///
-    /// `clock` is that of the worker.
-    fn run(self: Arc<Self>, clock: &mut Clock) -> Option<CallerWaker>;
+    /// `clock` is that of the worker. `None` on a thread that runs no other calls before and after.
+    fn run(self: Arc<Self>, clock: Option<&mut Clock>) -> Option<CallerWaker>;
 
     /// Drops the future and fails the call with `error`. Returns like `run`.
     fn refuse(self: Arc<Self>, error: CallError) -> Option<CallerWaker>;
 
+    /// Returns the time at which the call was made.
+    fn created(&self) -> Instant;
+
     fn is_cancelled(&self) -> bool;
 
-    /// Returns `true` if the call is cancelled or its pool is halted.
-    fn is_unwanted(&self) -> bool;
+    /// Returns the deadline that the work has: none in a detached call, which would otherwise fail
+    /// after its caller has left.
+    fn work_deadline(&self) -> Deadline;
+
+    /// Returns why the work is no longer wanted, if it is not.
+    fn cancel_reason(&self) -> Option<CancelReason>;
 
     /// Returns the waits of its pool's calls for each other.
     fn nested_waits(&self) -> &NestedWaits;
@@ -46,39 +62,20 @@ pub(in crate::pool) trait RawCall: Send + Sync {
 /// Properties of a call that queues and workers read.
 pub(in crate::pool) struct Header {
     pub(super) priority: Priority,
+    pub(super) key: Option<CallKey>,
     /// Runtime in which the call was made. Kept until the allocation is freed, usually by the
     /// caller, so that the runtime's reference count is not passed between cores.
     pub(super) runtime: Option<Handle>,
-    pub(super) created: Instant,
+    pub(super) created: PoolTime,
+    /// The deadline; [`Deadline::NO_NANOS`] without one.
+    pub(super) deadline: PoolTime,
+    /// `true` if the work continues without its caller. The deadline then ends when it starts.
+    pub(super) is_detached: bool,
     /// `true` once the future was polled. Written only by the thread that has taken the entry.
     pub(super) started: AtomicBool,
     /// `true` while a poll or a drop is recorded as waiting for another call of the same pool.
     /// Written only by the thread that polls or drops.
     pub(super) waits_nested: AtomicBool,
-}
-
-/// The time at which a worker has ended a call, if the next call starts right after it. The worker
-/// then reads the clock once per call instead of twice.
-#[derive(Debug, Default)]
-pub(in crate::pool) struct Clock(Option<Instant>);
-
-impl Clock {
-    /// Returns the current time.
-    #[inline]
-    pub(super) fn now(&mut self) -> Instant {
-        self.0.take().unwrap_or_else(Instant::now)
-    }
-
-    /// Sets the time at which a call has ended.
-    #[inline]
-    pub(super) fn set(&mut self, ended: Instant) {
-        self.0 = Some(ended);
-    }
-
-    /// Forgets the time, because the worker has done something that may have taken a while.
-    pub(in crate::pool) fn reset(&mut self) {
-        self.0 = None;
-    }
 }
 
 impl Header {
@@ -96,7 +93,7 @@ impl Runnable {
     /// Polls the call once, on this thread. Drops it instead if its caller has left or the pool is
     /// halted. Never unwinds.
     pub fn run(self) {
-        if let Some(caller) = self.run_without_wake(&mut Clock::default()) {
+        if let Some(caller) = self.run_without_wake(None) {
             caller.wake();
         }
     }
@@ -123,14 +120,17 @@ impl Runnable {
     }
 
     /// Like `run`, but leaves it to the worker to wake the caller.
-    pub(in crate::pool) fn run_without_wake(mut self, clock: &mut Clock) -> Option<CallerWaker> {
+    pub(in crate::pool) fn run_without_wake(mut self, clock: Option<&mut Clock>) -> Option<CallerWaker> {
         self.0.take().and_then(|call| call.run(clock))
     }
 
-    /// Returns [`priority`](Self::priority) and [`has_started`](Self::has_started) in one virtual
-    /// call.
-    pub(in crate::pool) fn priority_and_started(&self) -> (Priority, bool) {
-        self.header().map_or((Priority::Normal, false), |header| (header.priority, header.has_started()))
+    /// Returns the properties that decide where the entry waits, by one virtual call.
+    pub(in crate::pool) fn class(&self) -> Class {
+        self.header().map_or_else(Class::default, |header| Class {
+            priority: header.priority,
+            key: header.key,
+            is_woken: header.has_started(),
+        })
     }
 
     /// Returns the runtime in which the call was made.
@@ -140,7 +140,7 @@ impl Runnable {
 
     /// Returns the time at which the call was made.
     pub(in crate::pool) fn created(&self) -> Instant {
-        self.header().map_or_else(Instant::now, |header| header.created)
+        self.0.as_ref().map_or_else(Instant::now, |call| call.created())
     }
 
     fn header(&self) -> Option<&Header> {

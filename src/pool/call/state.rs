@@ -2,6 +2,7 @@ use std::task::{Context, Waker};
 
 use crate::{
     panic::ignore_panic,
+    pool::error::CancelReason,
     sync::{AtomicU8, Mutex, Ordering, lock},
 };
 
@@ -22,6 +23,9 @@ const CANCELLED: u8 = 1 << 4;
 /// No thread has taken the first entry. Set at creation. Cleared by the thread that takes the
 /// entry, or by a caller that leaves before that and drops the future itself.
 const UNSTARTED: u8 = 1 << 5;
+/// The deadline has passed, and the call ends because of it. Set once, by the first of the caller
+/// and the thread that takes the first entry. The caller sets it before `CANCELLED`.
+const EXPIRED: u8 = 1 << 6;
 
 /// Ownership and completion state of a call: which thread may access the future, and who notifies
 /// the caller.
@@ -198,6 +202,25 @@ impl CallState {
     #[inline]
     pub(super) fn is_abandoned(&self) -> bool {
         self.bits.load(Ordering::Acquire) & ABANDONED != 0
+    }
+
+    /// Records that the call ends because of its deadline. Returns `true` the first time: the
+    /// thread must then count the rejection.
+    #[cold]
+    pub(super) fn expire(&self) -> bool {
+        self.bits.fetch_or(EXPIRED, Ordering::AcqRel) & EXPIRED == 0
+    }
+
+    /// Returns `true` if a thread has taken the first entry, or the caller has dropped the future.
+    pub(super) fn has_begun(&self) -> bool {
+        self.bits.load(Ordering::Acquire) & UNSTARTED == 0
+    }
+
+    /// Returns why the caller has cancelled the call, if it has.
+    pub(super) fn cancel_reason(&self) -> Option<CancelReason> {
+        let bits = self.bits.load(Ordering::Acquire);
+        let reason = if bits & EXPIRED == 0 { CancelReason::CallerLeft } else { CancelReason::DeadlineExceeded };
+        (bits & CANCELLED != 0).then_some(reason)
     }
 
     pub(super) fn is_cancelled(&self) -> bool {

@@ -8,8 +8,8 @@ use std::{
 
 use loom::thread;
 
-use super::{Action, Dequeued, Limits, Priority, QueueItem, QueuePolicy, Scheduler, WakeUp, WorkerState};
-use crate::pool::watchdog::Watchdog;
+use super::{Action, Class, Dequeued, Limits, QueueItem, QueuePolicy, Scheduler, WakeUp, WorkerState};
+use crate::pool::{Priority, watchdog::Watchdog};
 
 impl QueueItem for u32 {
     fn queued_at(&self) -> tokio::time::Instant {
@@ -57,7 +57,7 @@ fn entries_pushed_by_two_threads_run_once(woken: fn(u32) -> bool) {
         let push = |item: u32| {
             let (scheduler, run) = (scheduler.clone(), run.clone());
             move || {
-                if scheduler.push(item, Priority::Normal, woken(item)) == WakeUp::Spawn {
+                if scheduler.push(item, Class::of(Priority::Normal, woken(item))) == WakeUp::Spawn {
                     work(&scheduler, WorkerState::notified(), Some(Duration::ZERO), &run);
                 }
             }
@@ -106,7 +106,7 @@ fn entries_run_without_further_wake_ups(workers: usize, entries: u32) {
             })
             .collect();
         for item in 0..entries {
-            assert_ne!(scheduler.push(item, Priority::Normal, item % 2 == 0), WakeUp::Spawn);
+            assert_ne!(scheduler.push(item, Class::of(Priority::Normal, item % 2 == 0)), WakeUp::Spawn);
         }
         done.wait();
         scheduler.close();
@@ -141,7 +141,7 @@ fn entry_pushed_after_close_gets_a_worker() {
             thread::spawn(move || work(&scheduler, WorkerState::busy(), None, &run))
         };
         scheduler.close();
-        let spawn_worker = scheduler.push(5, Priority::Normal, true) == WakeUp::Spawn;
+        let spawn_worker = scheduler.push(5, Class::of(Priority::Normal, true)) == WakeUp::Spawn;
         worker.join().unwrap();
         if spawn_worker {
             work(&scheduler, WorkerState::notified(), None, &run);
@@ -161,7 +161,7 @@ fn entry_pushed_while_the_watchdog_exits_is_watched(woken: bool) {
         let submitter = thread::spawn({
             let (scheduler, watchdog) = (scheduler.clone(), watchdog.clone());
             move || {
-                assert_eq!(scheduler.push(1, Priority::Normal, woken), WakeUp::None);
+                assert_eq!(scheduler.push(1, Class::of(Priority::Normal, woken)), WakeUp::None);
                 !watchdog.is_running() && watchdog.must_spawn()
             }
         });

@@ -24,7 +24,7 @@ use tokio::time::Instant;
 pub use self::codel::{Codel, QueuePolicy};
 pub(super) use self::{
     codel::InvalidPolicy,
-    queue::QueueItem,
+    queue::{Class, QueueItem},
     state::{Action, Limits, WakeUp},
 };
 use self::{
@@ -32,8 +32,7 @@ use self::{
     parker::Parker,
     state::{SchedulerState, ThreadState},
 };
-use super::priority::Priority;
-use crate::sync::{AtomicBool, Mutex, Ordering, Padded, fence, lock, spin_loop, thread};
+use crate::sync::{AtomicBool, Mutex, Ordering, Padded, lock, spin_loop, thread};
 
 /// Rounds of spinning before a worker yields, as in crossbeam's `Backoff`: each round is twice as
 /// long as the one before, some microseconds in total. Waking threads is most of the cost of a
@@ -50,25 +49,20 @@ const YIELDS: u32 = if cfg!(tower_offload_loom) { 4 } else { 256 };
 ///
 /// # Submitting without the lock
 ///
-/// While no push would wake or spawn a worker, new calls of normal priority go to the inbox, if the
-/// policy is `Fifo`. The flag `needs_wakeup` decides:
-///
-/// 1. The submitter pushes into the inbox, issues a `SeqCst` fence, and loads `needs_wakeup`. If it
-///    is set, the submitter drains the inbox itself and performs the wake-up.
-/// 2. A thread that changes the state under the lock stores `needs_wakeup`, issues a `SeqCst`
-///    fence, and checks the inbox. If the flag was just set and the inbox is not empty, that thread
-///    drains the inbox and performs the wake-up.
-///
-/// At least one of the two sees the other's write.
+/// While no push would wake or spawn a worker, the inbox is open, and new calls of normal priority
+/// and without a key go there, if the policy is `Fifo`. A thread that changes the state under the
+/// lock so that a push would wake or spawn a worker closes the inbox, moves its calls to the queue,
+/// and performs the wake-up for them. The inbox is opened and closed under its own lock, so a call
+/// is either in it before it is closed, or is pushed to the queue.
 #[derive(Debug)]
 pub(super) struct Scheduler<T> {
     state: Padded<Mutex<SchedulerState<T, Arc<Parker>>>>,
-    /// Invariant: while the inbox is not empty, a worker is notified, searching or busy, and checks
-    /// the inbox before it parks or exits; or `needs_wakeup` is set, and the thread that filled the
-    /// inbox is about to check the flag.
-    inbox: Padded<Inbox<T>>,
-    /// Copy of [`SchedulerState::needs_wakeup`]. Written under the lock of `state`, when it
-    /// changes.
+    /// Open if and only if `needs_wakeup` is `false`. While it is open, a worker is notified or
+    /// searching, or all workers are busy and there may be no more of them. It is closed before
+    /// that changes.
+    inbox: Inbox<T>,
+    /// Copy of [`SchedulerState::needs_wakeup`], also `true` at first. Written under the lock of
+    /// `state`, when it changes. A submitter that sees an old value finds out from the inbox.
     needs_wakeup: Padded<AtomicBool>,
     /// Hint for the searching worker that the queue is not empty. Written under the lock of
     /// `state`.
@@ -121,7 +115,7 @@ impl<T: QueueItem> Scheduler<T> {
     pub(super) fn new(limits: Limits, policy: QueuePolicy, spin: bool) -> Self {
         Self {
             state: Padded(Mutex::new(SchedulerState::new(limits, policy))),
-            inbox: Padded(Inbox::new()),
+            inbox: Inbox::new(),
             needs_wakeup: Padded(AtomicBool::new(true)),
             work_available: Padded(AtomicBool::new(false)),
             is_timed: matches!(policy, QueuePolicy::Codel(_)),
@@ -133,25 +127,21 @@ impl<T: QueueItem> Scheduler<T> {
     /// spawn a worker with [`WorkerState::notified`]. `None` means that the entry waits for a
     /// worker that is busy or on its way.
     ///
-    /// In the last two cases, a `SeqCst` fence or the scheduler's lock separates the push from the
-    /// caller's next step.
-    pub(super) fn push(&self, item: T, priority: Priority, woken: bool) -> WakeUp<()> {
-        if woken || priority != Priority::Normal || self.is_timed {
-            return self.with_state(|state| ((), state.push(item, priority, woken))).1;
+    /// In the last two cases, the caller has acquired the lock of the queue or the inbox for the
+    /// push. See [`is_empty`](Self::is_empty).
+    pub(super) fn push(&self, item: T, class: Class) -> WakeUp<()> {
+        if self.is_timed || !class.is_default() {
+            return self.with_state(|state| ((), state.push(item, class))).1;
         }
-        if !self.needs_wakeup.load(Ordering::Relaxed) {
-            self.inbox.push(item);
-            fence(Ordering::SeqCst);
-            if !self.needs_wakeup.load(Ordering::Relaxed) {
-                return WakeUp::None;
-            }
-            return self.with_state(|state| ((), self.drain_inbox(state).wake_if_nonempty())).1;
+        let item = if self.needs_wakeup.load(Ordering::Relaxed) { Err(item) } else { self.inbox.push(item) };
+        match item {
+            Ok(()) => WakeUp::None,
+            Err(item) => self.with_state(|state| ((), self.drain_inbox(state).push(item, class))).1,
         }
-        self.with_state(|state| ((), self.drain_inbox(state).push(item, priority, woken))).1
     }
 
     fn drain_inbox<'a>(&self, state: &'a mut SchedulerState<T, Arc<Parker>>) -> &'a mut SchedulerState<T, Arc<Parker>> {
-        if !self.inbox.is_empty() {
+        if !self.inbox.looks_empty() {
             self.inbox.drain_into(&mut state.queue);
         }
         state
@@ -184,7 +174,7 @@ impl<T: QueueItem> Scheduler<T> {
                     self.drain_inbox(state);
                 }
                 let (action, wake_up) = state.next(*left, may_park, now, shed, parker);
-                ((action, !state.queue.is_empty() || !self.inbox.is_empty()), wake_up)
+                ((action, !state.queue.is_empty() || !self.inbox.looks_empty()), wake_up)
             });
             let spawn_worker = wake_up == WakeUp::Spawn;
             match action {
@@ -211,7 +201,7 @@ impl<T: QueueItem> Scheduler<T> {
     /// Looks for work for a moment, without the lock. Follows [`Action::Search`].
     pub(super) fn search(&self, worker: &mut WorkerState<T>) {
         worker.state = ThreadState::Searching;
-        let has_work = || self.work_available.load(Ordering::Relaxed) || !self.inbox.is_empty();
+        let has_work = || self.work_available.load(Ordering::Relaxed) || !self.inbox.looks_empty();
         for round in 0..self.spin_rounds {
             for _ in 0..1 << round {
                 spin_loop();
@@ -260,10 +250,10 @@ impl<T: QueueItem> Scheduler<T> {
         let (abandoned, wake_up) = {
             let mut state = lock(&self.state);
             state.on_worker_lost(worker.state);
-            // The flag is stored before the inbox is checked, as the protocol requires.
-            self.sync_flag(&state);
+            // The inbox is closed first if a push would now spawn a worker.
+            self.sync_inbox(&mut state);
             let (abandoned, wake_up) = self.drain_inbox(&mut state).rebalance();
-            self.sync_flag(&state);
+            self.sync_inbox(&mut state);
             notify(&wake_up);
             (abandoned, wake_up)
         };
@@ -297,8 +287,16 @@ impl<T: QueueItem> Scheduler<T> {
         self.with_state(|state| (self.drain_inbox(state).queue.shed_to(len), WakeUp::None)).0
     }
 
+    /// Returns `true` if no entry waits. If an entry is pushed later, everything that precedes this
+    /// call happens before what follows the push.
     pub(super) fn is_empty(&self) -> bool {
         self.inbox.is_empty() && lock(&self.state).queue.is_empty()
+    }
+
+    /// Like `is_empty`, without the lock of the inbox. An entry that has just been pushed may be
+    /// missed.
+    pub(super) fn looks_empty(&self) -> bool {
+        self.inbox.looks_empty() && lock(&self.state).queue.is_empty()
     }
 
     /// Returns how long the oldest new call has waited.
@@ -311,16 +309,22 @@ impl<T: QueueItem> Scheduler<T> {
         lock(&self.state).workers()
     }
 
-    /// Stores `needs_wakeup`. Returns `true` if it was just set: the caller must check the inbox
-    /// next, because a submitter may not have seen the new value.
-    fn sync_flag(&self, state: &SchedulerState<T, Arc<Parker>>) -> bool {
+    /// Opens or closes the inbox after the state has changed. Returns `true` if it was closed and
+    /// calls were moved from it to the queue.
+    #[inline]
+    fn sync_inbox(&self, state: &mut SchedulerState<T, Arc<Parker>>) -> bool {
         let needs_wakeup = state.needs_wakeup();
-        if self.needs_wakeup.load(Ordering::Relaxed) == needs_wakeup {
+        if self.is_timed || self.needs_wakeup.load(Ordering::Relaxed) == needs_wakeup {
             return false;
         }
         self.needs_wakeup.store(needs_wakeup, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
-        needs_wakeup
+        if !needs_wakeup {
+            self.inbox.open();
+            return false;
+        }
+        let before = state.queue.len();
+        self.inbox.close_into(&mut state.queue);
+        state.queue.len() > before
     }
 
     /// Applies a transition under the lock, and unparks the worker that it wakes. The caller must
@@ -335,10 +339,10 @@ impl<T: QueueItem> Scheduler<T> {
             if state.searching {
                 self.work_available.store(!state.queue.is_empty(), Ordering::Relaxed);
             }
-            if self.sync_flag(&state) && !self.inbox.is_empty() {
+            if self.sync_inbox(&mut state) {
                 debug_assert!(matches!(wake_up, WakeUp::None), "two workers are asked for at once");
-                wake_up = self.drain_inbox(&mut state).wake_if_nonempty();
-                self.sync_flag(&state);
+                wake_up = state.wake_if_nonempty();
+                self.sync_inbox(&mut state);
             }
             notify(&wake_up);
             (result, wake_up)

@@ -3,7 +3,11 @@ use std::{collections::VecDeque, mem};
 use tokio::time::Instant;
 
 use super::codel::{OverloadDetector, QueuePolicy};
-use crate::pool::priority::Priority;
+use crate::pool::{
+    flows::{Flow, Flows},
+    key::CallKey,
+    priority::Priority,
+};
 
 /// Period of the picks that go to new calls first. All other picks go to woken calls first, since
 /// these already hold memory and a waiting caller. New calls still get every eighth pick, so that a
@@ -29,13 +33,41 @@ const CYCLE: [Priority; CYCLE_LENGTH] = cycle();
 pub(in crate::pool) trait QueueItem {
     /// Returns the time at which the call entered the queue. Read only if the policy sheds calls.
     fn queued_at(&self) -> Instant;
+
+    /// Returns `true` if the entry will only be dropped. Read only if the call has a key.
+    fn is_cancelled(&self) -> bool {
+        false
+    }
+}
+
+/// Properties of an entry that decide where it waits.
+#[derive(Debug, Clone, Copy, Default)]
+pub(in crate::pool) struct Class {
+    pub(in crate::pool) priority: Priority,
+    pub(in crate::pool) key: Option<CallKey>,
+    /// `true` if the call was polled before.
+    pub(in crate::pool) is_woken: bool,
+}
+
+impl Class {
+    #[cfg(test)]
+    pub(super) fn of(priority: Priority, is_woken: bool) -> Self {
+        Self { priority, key: None, is_woken }
+    }
+
+    /// Returns `true` for a new call of normal priority without a key.
+    #[inline]
+    pub(super) fn is_default(self) -> bool {
+        !self.is_woken && self.key.is_none() && self.priority == Priority::Normal
+    }
 }
 
 /// Entries that wait for a worker, and the order in which they are picked. Pure: no locks, and time
 /// is an argument.
 ///
 /// Woken calls have a queue of their own, first in, first out. New calls wait in one [`Lane`] for
-/// each priority.
+/// each priority. Those with a key wait in [`Flows`] beside it: keys take turns, and the calls of
+/// the lane take turns like one more key. An entry that will only be dropped uses no turn.
 ///
 /// A pick of an empty lane goes to the next lane in the cycle. A lane that is not empty is picked
 /// after at most 20 picks of others, even if these become empty and fill again. (Nginx
@@ -48,7 +80,7 @@ pub(super) struct Queue<T> {
     /// Boxed because most pools never use it, so that the fields that are used under the
     /// scheduler's lock share few cache lines.
     other: Box<OtherLanes<T>>,
-    /// Number of calls in `other`.
+    /// Number of calls in `other`. While it is 0, new calls are in `normal` only.
     other_len: usize,
     /// Number of picks so far, modulo [`NEW_CALL_PERIOD`].
     picks: u8,
@@ -58,27 +90,35 @@ pub(super) struct Queue<T> {
 struct OtherLanes<T> {
     high: Lane<T>,
     low: Lane<T>,
+    /// Calls with a key, one element for each priority.
+    keyed: [Flows<Lane<T>>; WEIGHTS.len()],
+    policy: QueuePolicy,
     /// Position in [`CYCLE`] of the last pick.
     position: usize,
 }
 
 impl<T: QueueItem> Queue<T> {
     pub(super) fn new(policy: QueuePolicy) -> Self {
-        let other = OtherLanes { high: Lane::new(policy), low: Lane::new(policy), position: 0 };
+        let other = OtherLanes {
+            high: Lane::new(policy),
+            low: Lane::new(policy),
+            keyed: std::array::from_fn(|_| Flows::new()),
+            policy,
+            position: 0,
+        };
         Self { woken: VecDeque::new(), normal: Lane::new(policy), other: Box::new(other), other_len: 0, picks: 0 }
     }
 
     #[inline]
-    pub(super) fn push(&mut self, item: T, priority: Priority, woken: bool) {
-        if woken {
-            return self.woken.push_back(item);
+    pub(super) fn push(&mut self, item: T, class: Class) {
+        let Class { priority, key, is_woken } = class;
+        match (key, priority) {
+            _ if is_woken => return self.woken.push_back(item),
+            (None, Priority::Normal) => return self.normal.push(item),
+            (None, Priority::High) => self.other.high.push(item),
+            (None, Priority::Low) => self.other.low.push(item),
+            (Some(key), _) => self.other.push(item, priority, key),
         }
-        let lane = match priority {
-            Priority::Normal => return self.normal.push(item),
-            Priority::High => &mut self.other.high,
-            Priority::Low => &mut self.other.low,
-        };
-        lane.push(item);
         self.other_len += 1;
     }
 
@@ -104,12 +144,8 @@ impl<T: QueueItem> Queue<T> {
         while item.is_none() && self.normal.items.len() + self.other_len > 0 {
             let Self { normal, other, other_len, .. } = self;
             other.position = (other.position + 1) % CYCLE_LENGTH;
-            item = match CYCLE[other.position] {
-                Priority::High => other.high.pop(now, shed),
-                Priority::Normal => normal.pop(now, shed),
-                Priority::Low => other.low.pop(now, shed),
-            };
-            *other_len = other.high.items.len() + other.low.items.len();
+            item = other.pop(CYCLE[other.position], normal, now, shed);
+            *other_len = other.len();
         }
         item
     }
@@ -137,24 +173,30 @@ impl<T: QueueItem> Queue<T> {
         }
     }
 
-    /// Removes new calls until at most `len` are left: the oldest of the lowest priority first.
+    /// Removes new calls until at most `len` are left: the oldest of the lowest priority first, and
+    /// in a priority those of the keys with the most calls.
     pub(super) fn shed_to(&mut self, len: usize) -> Vec<T> {
         let mut excess = (self.normal.items.len() + self.other_len).saturating_sub(len);
         let mut shed = Vec::with_capacity(excess);
-        let OtherLanes { high, low, .. } = &mut *self.other;
-        for items in [&mut low.items, &mut self.normal.items, &mut high.items] {
-            let count = excess.min(items.len());
-            shed.extend(items.drain(..count));
-            excess -= count;
+        for priority in [Priority::Low, Priority::Normal, Priority::High] {
+            let (lane, flows) = self.other.of(priority, &mut self.normal);
+            let (before, waiting) = (shed.len(), lane.len() + flows.len());
+            flows.cut(lane, waiting.saturating_sub(excess), |lane, len| {
+                let count = lane.len().saturating_sub(len);
+                shed.extend(lane.items.drain(..count));
+            });
+            excess -= shed.len() - before;
         }
-        self.other_len = high.items.len() + low.items.len();
+        self.other_len = self.other.len();
         shed
     }
 
-    /// Returns the time since which the oldest new call waits.
+    /// Returns the time since which the oldest new call waits. Of the calls with a key, only those
+    /// of the key that has the next turn are considered.
     pub(super) fn oldest(&self) -> Option<Instant> {
         let lanes = [&self.normal, &self.other.high, &self.other.low];
-        lanes.into_iter().filter_map(|lane| lane.items.front().map(QueueItem::queued_at)).min()
+        let keyed = self.other.keyed.iter().filter_map(Flows::front);
+        lanes.into_iter().chain(keyed).filter_map(|lane| lane.items.front().map(QueueItem::queued_at)).min()
     }
 
     /// Frees memory that was allocated for a burst. Called when the queue is empty.
@@ -163,14 +205,46 @@ impl<T: QueueItem> Queue<T> {
         for items in [woken, &mut normal.items, &mut other.high.items, &mut other.low.items] {
             shrink(items);
         }
+        other.keyed.iter_mut().for_each(Flows::shrink);
     }
 
     /// Removes all entries.
     pub(super) fn drain(&mut self) -> impl Iterator<Item = T> {
         self.other_len = 0;
-        let OtherLanes { high, low, .. } = &mut *self.other;
+        let OtherLanes { high, low, keyed, .. } = &mut *self.other;
+        let mut of_keys = Vec::new();
+        keyed.iter_mut().for_each(|flows| flows.for_each(|lane| of_keys.extend(lane.items.drain(..))));
         let lanes = [&mut high.items, &mut self.normal.items, &mut low.items];
-        self.woken.drain(..).chain(lanes.into_iter().flat_map(|items| items.drain(..)))
+        self.woken.drain(..).chain(lanes.into_iter().flat_map(|items| items.drain(..))).chain(of_keys)
+    }
+}
+
+impl<T: QueueItem> OtherLanes<T> {
+    fn len(&self) -> usize {
+        self.high.len() + self.low.len() + self.keyed.iter().map(Flows::len).sum::<usize>()
+    }
+
+    /// Returns the places of the calls of one priority: without a key, and with one.
+    fn of<'a>(&'a mut self, priority: Priority, normal: &'a mut Lane<T>) -> (&'a mut Lane<T>, &'a mut Flows<Lane<T>>) {
+        let lane = match priority {
+            Priority::High => &mut self.high,
+            Priority::Normal => normal,
+            Priority::Low => &mut self.low,
+        };
+        (lane, &mut self.keyed[priority as usize])
+    }
+
+    fn push(&mut self, item: T, priority: Priority, key: CallKey) {
+        let policy = self.policy;
+        self.keyed[priority as usize].push(key, || Lane::new(policy), |lane| lane.push(item));
+    }
+
+    fn pop(&mut self, priority: Priority, normal: &mut Lane<T>, now: Option<Instant>, shed: &mut Vec<T>) -> Option<T> {
+        let (lane, flows) = self.of(priority, normal);
+        if flows.len() == 0 {
+            return lane.pop(now, shed);
+        }
+        flows.pop(lane, |lane| lane.pop_wanted(now, shed))
     }
 }
 
@@ -215,8 +289,20 @@ impl<T: QueueItem> Lane<T> {
         newest
     }
 
-    #[cfg(all(test, not(tower_offload_loom)))]
-    pub(super) fn len(&self) -> usize {
+    /// Removes the next call that is not cancelled. Cancelled ones are moved to `shed`, unless there
+    /// is no other call.
+    fn pop_wanted(&mut self, now: Option<Instant>, shed: &mut Vec<T>) -> Option<T> {
+        let mut item = self.pop(now, shed)?;
+        while item.is_cancelled() && shed.len() < MAX_SHED {
+            let Some(next) = self.pop(now, shed) else { break };
+            shed.push(std::mem::replace(&mut item, next));
+        }
+        Some(item)
+    }
+}
+
+impl<T> Flow for Lane<T> {
+    fn len(&self) -> usize {
         self.items.len()
     }
 }

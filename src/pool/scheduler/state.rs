@@ -2,9 +2,8 @@ use tokio::time::Instant;
 
 use super::{
     codel::QueuePolicy,
-    queue::{Queue, QueueItem},
+    queue::{Class, Queue, QueueItem},
 };
-use crate::pool::priority::Priority;
 
 /// State machine of the scheduler: queued entries and worker states. Each transition returns the
 /// action that the caller must perform. Pure: no threads, no locks, and time is an argument.
@@ -86,8 +85,8 @@ impl<T: QueueItem, P> SchedulerState<T, P> {
         }
     }
 
-    pub(super) fn push(&mut self, item: T, priority: Priority, woken: bool) -> WakeUp<P> {
-        self.queue.push(item, priority, woken);
+    pub(super) fn push(&mut self, item: T, class: Class) -> WakeUp<P> {
+        self.queue.push(item, class);
         self.wake_or_spawn()
     }
 

@@ -15,7 +15,7 @@ fn permit_released_while_a_task_starts_to_wait_reaches_it() {
         });
         // Tokio's channel is not modelled by loom. That is sound here, since it is only touched
         // under the lock or by this thread.
-        let mut permit = semaphore.enqueue().unwrap();
+        let mut permit = semaphore.enqueue(None).unwrap();
         releaser.join().unwrap();
         assert!(permit.try_recv().is_ok());
         assert_eq!(semaphore.in_use(), 1);
@@ -36,7 +36,7 @@ fn limit_raised_while_a_task_starts_to_wait_serves_it() {
                 semaphore.serve_waiters();
             }
         });
-        let mut permit = semaphore.enqueue().unwrap();
+        let mut permit = semaphore.enqueue(None).unwrap();
         other.join().unwrap();
         assert!(permit.try_recv().is_ok());
         assert_eq!(semaphore.in_use(), 2);
@@ -67,7 +67,7 @@ fn cancelled_wait_does_not_keep_a_permit() {
     loom::model(|| {
         let semaphore = Arc::new(Semaphore::new(1));
         assert!(semaphore.try_acquire());
-        let (mut first, mut second) = (semaphore.enqueue().unwrap(), semaphore.enqueue().unwrap());
+        let (mut first, mut second) = (semaphore.enqueue(None).unwrap(), semaphore.enqueue(None).unwrap());
         let releaser = thread::spawn({
             let semaphore = semaphore.clone();
             move || semaphore.release()

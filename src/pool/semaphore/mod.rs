@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 
 use tokio::sync::oneshot;
 
+use super::{flows::Flows, key::CallKey};
 use crate::{
     panic::{catch_unwind, drop_payload, ignore_panic},
     sync::{
@@ -16,7 +17,8 @@ use crate::{
     },
 };
 
-/// Counting semaphore for the entries of a pool's queue. Waiters are served in order of arrival.
+/// Counting semaphore for the entries of a pool's queue and for the calls of a layer. Waiters are
+/// served in order of arrival. If some have a key, keys take turns (see [`Flows`]).
 ///
 /// It is designed for one pattern: permits are acquired and released one at a time, by different
 /// threads, and seldom waited for. Tokio's semaphore takes a lock for each release and an `Arc` for
@@ -25,15 +27,15 @@ use crate::{
 ///
 /// # Waiting
 ///
-/// 1. A thread that releases increments `released`, issues a `SeqCst` fence, and loads
-///    `has_waiters`. If it is set, the thread serves waiters.
+/// 1. A thread that releases increments `released` and loads `has_waiters`, both with `SeqCst`. If
+///    it is set, the thread serves waiters.
 /// 2. A task that starts to wait stores `has_waiters` under the lock, issues a `SeqCst` fence, and
 ///    serves waiters.
 ///
 /// At least one of the two sees the other's write, so that no waiter is left while a permit is
 /// free.
 #[derive(Debug)]
-pub(super) struct Semaphore {
+pub(crate) struct Semaphore {
     /// Maximum number of permits in use. More may be in use after it was lowered.
     limit: AtomicUsize,
     /// `true` while tasks wait. Written under the lock of `waiters`. While it is set, permits are
@@ -61,32 +63,68 @@ struct Waiters {
     is_closed: bool,
     /// A message is sent once a permit was acquired for the receiver.
     queue: VecDeque<oneshot::Sender<()>>,
-    /// Upper bound of the number of receivers in `queue` that were dropped.
+    /// Waiters with a key.
+    keyed: Flows<VecDeque<oneshot::Sender<()>>>,
+    /// Upper bound of the number of waiters whose receiver was dropped.
     cancelled: usize,
 }
 
 impl Waiters {
-    /// Removes waiters at the front whose receiver was dropped.
-    fn pop_cancelled(&mut self) {
-        while self.queue.front().is_some_and(oneshot::Sender::is_closed) {
-            self.queue.pop_front();
-            self.cancelled = self.cancelled.saturating_sub(1);
+    fn new() -> Self {
+        Self { is_closed: false, queue: VecDeque::new(), keyed: Flows::new(), cancelled: 0 }
+    }
+
+    fn len(&self) -> usize {
+        self.queue.len() + self.keyed.len()
+    }
+
+    fn push(&mut self, key: Option<CallKey>, waiter: oneshot::Sender<()>) {
+        match key {
+            None => self.queue.push_back(waiter),
+            Some(key) => self.keyed.push(key, VecDeque::new, |queue| queue.push_back(waiter)),
         }
+    }
+
+    /// Removes the next waiter. Those whose receiver was dropped are skipped.
+    fn pop(&mut self) -> Option<oneshot::Sender<()>> {
+        let Self { queue, keyed, cancelled, .. } = self;
+        keyed.pop(queue, |queue| {
+            loop {
+                let waiter = queue.pop_front()?;
+                if !waiter.is_closed() {
+                    return Some(waiter);
+                }
+                *cancelled = cancelled.saturating_sub(1);
+            }
+        })
+    }
+
+    /// Removes the waiters whose receiver was dropped.
+    fn remove_cancelled(&mut self) {
+        self.cancelled = 0;
+        self.queue.retain(|waiter| !waiter.is_closed());
+        self.keyed.for_each(|queue| queue.retain(|waiter| !waiter.is_closed()));
+    }
+
+    fn take(&mut self) -> Vec<oneshot::Sender<()>> {
+        let mut waiters = Vec::from(std::mem::take(&mut self.queue));
+        self.keyed.for_each(|queue| waiters.extend(queue.drain(..)));
+        waiters
     }
 }
 
 /// Error of [`Semaphore::acquire`] after [`Semaphore::close`].
 #[derive(Debug)]
-pub(super) struct Closed;
+pub(crate) struct Closed;
 
 impl Semaphore {
-    pub(super) fn new(limit: usize) -> Self {
+    pub(crate) fn new(limit: usize) -> Self {
         Self {
             limit: AtomicUsize::new(limit),
             has_waiters: AtomicBool::new(false),
             acquire: Padded::default(),
             released: Padded::default(),
-            waiters: Mutex::new(Waiters { is_closed: false, queue: VecDeque::new(), cancelled: 0 }),
+            waiters: Mutex::new(Waiters::new()),
         }
     }
 
@@ -138,7 +176,7 @@ impl Semaphore {
     }
 
     /// Acquires a permit if one is available and no task waits.
-    pub(super) fn try_acquire(&self) -> bool {
+    pub(crate) fn try_acquire(&self) -> bool {
         !self.has_waiters.load(Relaxed) && self.acquire_unfair()
     }
 
@@ -166,8 +204,8 @@ impl Semaphore {
     }
 
     /// Waits for a permit. A wait that is cancelled neither keeps nor loses a permit.
-    pub(super) async fn acquire(&self) -> Result<(), Closed> {
-        let mut wait = Wait { semaphore: self, permit: self.enqueue()?, is_done: false };
+    pub(crate) async fn acquire(&self, key: Option<CallKey>) -> Result<(), Closed> {
+        let mut wait = Wait { semaphore: self, permit: self.enqueue(key)?, is_done: false };
         let received = (&mut wait.permit).await;
         wait.is_done = true;
         received.map_err(|_| Closed)
@@ -175,14 +213,14 @@ impl Semaphore {
 
     /// Starts to wait. The permit arrives through the receiver, which must be checked for one if it
     /// is dropped early.
-    fn enqueue(&self) -> Result<oneshot::Receiver<()>, Closed> {
+    fn enqueue(&self, key: Option<CallKey>) -> Result<oneshot::Receiver<()>, Closed> {
         let (sender, receiver) = oneshot::channel();
         let served = {
             let mut waiters = lock(&self.waiters);
             if waiters.is_closed {
                 return Err(Closed);
             }
-            waiters.queue.push_back(sender);
+            waiters.push(key, sender);
             self.has_waiters.store(true, Relaxed);
             fence(SeqCst);
             self.serve(&mut waiters)
@@ -194,12 +232,14 @@ impl Semaphore {
     }
 
     /// Releases a permit, and serves waiters.
-    pub(super) fn release(&self) {
+    pub(crate) fn release(&self) {
         let mut permits = 1;
         while permits > 0 {
-            self.released.fetch_add(permits, Release);
-            fence(SeqCst);
-            if !self.has_waiters.load(Relaxed) {
+            self.released.fetch_add(permits, SeqCst);
+            if cfg!(tower_offload_loom) {
+                fence(SeqCst); // Loom treats `SeqCst` accesses like `AcqRel`.
+            }
+            if !self.has_waiters.load(SeqCst) {
                 return;
             }
             let served = self.serve(&mut lock(&self.waiters));
@@ -211,12 +251,16 @@ impl Semaphore {
     /// released the lock.
     fn serve(&self, waiters: &mut Waiters) -> Vec<oneshot::Sender<()>> {
         let mut served = Vec::new();
-        waiters.pop_cancelled();
-        while !waiters.queue.is_empty() && self.acquire_unfair() {
-            served.extend(waiters.queue.pop_front());
-            waiters.pop_cancelled();
+        while waiters.len() > 0 && self.acquire_unfair() {
+            match waiters.pop() {
+                Some(waiter) => served.push(waiter),
+                // No task waits any longer, and one that starts to wait needs the lock.
+                None => {
+                    self.released.fetch_add(1, Release);
+                }
+            }
         }
-        if waiters.queue.is_empty() {
+        if waiters.len() == 0 {
             self.has_waiters.store(false, Relaxed);
         }
         served
@@ -227,11 +271,10 @@ impl Semaphore {
         let mut waiters = lock(&self.waiters);
         waiters.cancelled += 1;
         // Scanning the queue at every cancellation would be quadratic.
-        if waiters.cancelled * 2 > waiters.queue.len() {
-            waiters.cancelled = 0;
-            waiters.queue.retain(|waiter| !waiter.is_closed());
+        if waiters.cancelled * 2 > waiters.len() {
+            waiters.remove_cancelled();
         }
-        if waiters.queue.is_empty() {
+        if waiters.len() == 0 {
             self.has_waiters.store(false, Relaxed);
         }
     }
@@ -242,7 +285,7 @@ impl Semaphore {
             let mut waiters = lock(&self.waiters);
             waiters.is_closed = true;
             self.has_waiters.store(false, Relaxed);
-            std::mem::take(&mut waiters.queue)
+            waiters.take()
         };
         // Wakes the waiters, after the lock is released. Their wakers are user code.
         queue.into_iter().for_each(|waiter| ignore_panic(|| drop(waiter)));

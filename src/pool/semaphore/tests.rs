@@ -4,9 +4,9 @@ use super::*;
 fn cancelled_waiters_are_removed() {
     let semaphore = Semaphore::new(1);
     assert!(semaphore.try_acquire());
-    let waiter = semaphore.enqueue().unwrap();
+    let waiter = semaphore.enqueue(None).unwrap();
     for _ in 0..10_000 {
-        drop(semaphore.enqueue().unwrap());
+        drop(semaphore.enqueue(None).unwrap());
         semaphore.on_cancel();
     }
     assert!(lock(&semaphore.waiters).queue.len() < 10);

@@ -153,20 +153,19 @@ async fn finish(
             warn("failed to write the details of the end of a job", &error);
         }
     }
-    if !is_written {
-        let delay = match (next, end.failure()) {
-            (Next::Queued(_), Some(failure)) => {
-                let error = WorkError::new(FailureMessage(failure.message.clone()));
-                environment.backoff.retry_delay(row, &error, Timestamp::now())
-            }
-            (Next::Queued(delay), None) => delay,
-            (Next::Completed | Next::Discarded, _) => Duration::ZERO,
-        };
-        // River would round the result. Its update has no effect, and the check of the claims
-        // writes the end.
-        let claim = if is_exact { end.claim.clone() } else { Claim { attempted_at: 0, ..end.claim.clone() } };
-        set_end(context, &claim, delay)?;
-    }
+    let delay = match (next, end.failure()) {
+        (Next::Queued(_), Some(failure)) => {
+            let error = WorkError::new(FailureMessage(failure.message.clone()));
+            environment.backoff.retry_delay(row, &error, Timestamp::now())
+        }
+        (Next::Queued(delay), None) => delay,
+        (Next::Completed | Next::Discarded, _) => Duration::ZERO,
+    };
+    // Also if the end is written: when River writes it, the job may have been retried and claimed
+    // again. An end that River would round names no claim, and the check of the claims writes it.
+    let is_valid = is_written || is_exact;
+    let claim = if is_valid { end.claim.clone() } else { Claim { attempted_at: 0, ..end.claim.clone() } };
+    set_end(context, &claim, delay)?;
     match end.outcome {
         Outcome::Succeeded(_) => {
             if !is_written {

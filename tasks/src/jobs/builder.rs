@@ -8,7 +8,7 @@ use super::{
     Backoff, Job, Jobs, StartError,
     client::Plan,
     database::Database,
-    events::Counters,
+    events::{self, Counters},
     maintenance::{self, INSERT_CHANNEL_CAPACITY, InsertReceivers},
     queue::{Environment, InsertSenders, Queue},
     running::RunningJobs,
@@ -98,7 +98,7 @@ impl JobsBuilder {
     /// Creates or migrates River's tables, recovers jobs of crashed processes, and starts the
     /// workers.
     ///
-    /// Without workers, jobs can be enqueued for other processes.
+    /// Without workers, jobs can be enqueued for other processes. An event of level `INFO` says so.
     ///
     /// # Errors
     ///
@@ -118,6 +118,9 @@ impl JobsBuilder {
         let store = tasks.store::<SqlStore>().cloned().ok_or(StartError::NO_DATABASE)?;
         plan.validate(concurrency).map_err(StartError::invalid)?;
         crate::metrics::register_jobs(plan.kinds().iter().copied());
+        if plan.kinds().is_empty() {
+            events::no_workers();
+        }
         tasks.start().await?;
         let database = Database::new(store.engine.clone());
         let poll_interval = database.poll_interval();

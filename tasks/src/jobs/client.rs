@@ -70,6 +70,9 @@ impl Plan {
                 format!("the worker of job kind {:?} has a timeout of zero: every attempt would fail", J::KIND)
             });
         }
+        if let Err(error) = validate_max_attempts(J::MAX_ATTEMPTS) {
+            self.error.get_or_insert_with(|| format!("`Job::MAX_ATTEMPTS` of job kind {:?}: {error}", J::KIND));
+        }
         self.by_type.insert(TypeId::of::<J>(), Box::new(worker.clone()));
         self.workers.push(Box::new(move |workers, environment, is_closed| {
             let (environment, is_closed) = (environment.clone(), is_closed.clone());
@@ -86,7 +89,10 @@ impl Plan {
     pub(super) fn validate(&mut self, default_concurrency: usize) -> Result<(), String> {
         self.kinds.sort_unstable();
         if let Some(pair) = self.kinds.windows(2).find(|pair| pair[0] == pair[1]) {
-            return Err(format!("job kind {:?} has two workers", pair[0]));
+            return Err(format!(
+                "job kind {:?} has two workers: remove one, or change the `Job::KIND` of one",
+                pair[0]
+            ));
         }
         self.kinds.iter().try_for_each(|kind| validate_kind(kind))?;
         if let Some(error) = self.error.take() {
@@ -149,6 +155,14 @@ pub(super) fn validate_kind(kind: &str) -> Result<(), String> {
 const MIN_KIND_LEN: usize = 2;
 const MAX_KIND_LEN: usize = 127;
 
+pub(super) fn validate_max_attempts(attempts: u16) -> Result<(), String> {
+    let message = || format!("the maximum number of attempts must be between 1 and {MAX_ATTEMPTS}, got {attempts}");
+    (1..=MAX_ATTEMPTS).contains(&attempts).then_some(()).ok_or_else(message)
+}
+
+/// The largest number of attempts that River's table can store.
+const MAX_ATTEMPTS: u16 = i16::MAX.unsigned_abs();
+
 /// Checks the name of a queue by River's rule, which every River client applies.
 pub(super) fn validate_queue(name: &str) -> Result<(), String> {
     let is_word = |character: char| character.is_ascii_lowercase() || character.is_ascii_digit();
@@ -201,7 +215,12 @@ impl LeasedClient {
         if plan.workers.is_empty() {
             return Ok(Self { river, id, run: Mutex::new(None), stopper: None });
         }
-        database.begin_lease(&id, &environment.tasks.writer().process).await?;
+        let client = Self { river, id, run: Mutex::new(None), stopper: None };
+        if let Err(error) = database.begin_lease(&client.id, &environment.tasks.writer().process).await {
+            client.close_connections().await;
+            return Err(error);
+        }
+        let Self { river, id, .. } = client;
         let events = river.subscribe(&EVENTS).map_err(river_error)?;
         tokio::spawn(settle(events, environment.clone()));
         let mut run = river.start().map_err(river_error)?;
@@ -242,6 +261,16 @@ impl LeasedClient {
         match self.id() {
             Some(id) => database.end_lease(id).await,
             None => Ok(()),
+        }
+    }
+
+    /// Closes the connections of a client that has ended and was replaced. Otherwise the store holds
+    /// them on Postgres, to direct them to another server. On SQLite they are closed with the
+    /// client.
+    pub(super) async fn close_connections(&self) {
+        #[cfg(feature = "postgres")]
+        if let Some(database) = self.river.database().as_postgres() {
+            database.pool().close().await;
         }
     }
 

@@ -1,5 +1,6 @@
 use std::{
     fmt,
+    ops::RangeInclusive,
     pin::Pin,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -10,7 +11,7 @@ use tokio::sync::oneshot;
 
 use super::{
     Job, Jobs, Unique,
-    client::{validate_kind, validate_queue},
+    client::{validate_kind, validate_max_attempts, validate_queue},
     insert::{Arguments, InsertRequest, Inserted, Prepared, Transaction, WRAPPER, canonical, parse_storable},
     maintenance::no_result,
     queue::Queue,
@@ -67,8 +68,8 @@ pub struct Enqueue<'a, J> {
     options: InsertOpts,
 }
 
-/// The largest number of attempts that River's table can store.
-const MAX_ATTEMPTS: u16 = i16::MAX.unsigned_abs();
+/// The priorities of River.
+const PRIORITIES: RangeInclusive<i16> = 1..=4;
 
 impl<'a, J: Job> Enqueue<'a, J> {
     /// Sets the owner, who may see the task. Default: everyone who knows the id may see it.
@@ -157,10 +158,10 @@ impl<'a, J: Job> Enqueue<'a, J> {
             validate_owner(owner)?;
         }
         validate_kind(J::KIND).and_then(|()| validate_queue(self.queue_name)).map_err(AcceptError::invalid)?;
-        if !(1..=MAX_ATTEMPTS).contains(&self.max_attempts) {
-            let got = self.max_attempts;
+        validate_max_attempts(self.max_attempts).map_err(AcceptError::invalid)?;
+        if let Some(priority) = self.options.priority().filter(|priority| !PRIORITIES.contains(priority)) {
             return Err(AcceptError::invalid(format!(
-                "`max_attempts` must be between 1 and {MAX_ATTEMPTS}, got {got}"
+                "the priority must be between 1 (first) and 4 (last), got {priority}"
             )));
         }
         let encoded = catch_unwind(|| Arguments::encode(&self.job)).map_err(|payload| {

@@ -16,7 +16,8 @@ enum StartErrorKind {
 
 impl StartError {
     pub(super) const NO_DATABASE: Self = Self::fixed("jobs need tasks whose store is an `SqlStore`");
-    pub(super) const ALREADY_STARTED: Self = Self::fixed("a `Jobs` is already running on this store");
+    pub(super) const ALREADY_STARTED: Self =
+        Self::fixed("a `Jobs` is already running on this store: clone it, or shut it down first");
 
     const fn fixed(message: &'static str) -> Self {
         Self(StartErrorKind::Invalid(Cow::Borrowed(message)))

@@ -9,7 +9,7 @@ use std::{
 use riverqueue::{JobEventKind, JobRow, JobState};
 
 use super::{attempt::TIMEOUT_CLASS, database::Recovered, outcome::End, worker::ARGUMENTS_CLASS};
-use crate::{StoreError, metrics};
+use crate::{StoreError, TaskId, metrics};
 
 /// Counters and gauges of [`Jobs`](super::Jobs), for this process since its start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -37,11 +37,20 @@ pub struct JobsStats {
     /// Number of attempts that were handed back without counting: at a shutdown, or because the
     /// pool was full.
     pub returned: u64,
+    /// Number of attempts that a shutdown has interrupted: their closures were still running when it
+    /// timed out. They do not count.
+    pub interrupted: u64,
+    /// Number of River clients: the current one, and replaced ones whose jobs or leases have not
+    /// ended.
+    pub clients: usize,
     /// Number of jobs of crashed processes that this process has recovered.
     pub recovered: u64,
     /// Number of jobs that this process has marked as lost, because they were deleted from River's
     /// table.
     pub lost: u64,
+    /// Number of jobs that have ended without the triggers on River's table, and whose records this
+    /// process has made final.
+    pub copied: u64,
     /// Number of jobs that have waited for longer than a minute and that no process works on, at
     /// the last check.
     pub unserved: u64,
@@ -57,8 +66,10 @@ pub(super) struct Counters {
     unparsable: AtomicU64,
     cancelled: AtomicU64,
     returned: AtomicU64,
+    interrupted: AtomicU64,
     recovered: AtomicU64,
     lost: AtomicU64,
+    copied: AtomicU64,
     unserved: AtomicU64,
 }
 
@@ -92,6 +103,11 @@ impl Counters {
         metrics::count("offload_jobs_lost_total", jobs);
     }
 
+    pub(super) fn copied(&self, jobs: u64) {
+        increment(&self.copied, jobs);
+        metrics::count("offload_jobs_copied_total", jobs);
+    }
+
     pub(super) fn set_unserved(&self, jobs: u64) {
         let before = self.unserved.swap(jobs, Ordering::Relaxed);
         metrics::change("offload_jobs_unserved", before as f64, jobs as f64);
@@ -107,8 +123,10 @@ impl Counters {
             unparsable: get(&self.unparsable),
             cancelled: get(&self.cancelled),
             returned: get(&self.returned),
+            interrupted: get(&self.interrupted),
             recovered: get(&self.recovered),
             lost: get(&self.lost),
+            copied: get(&self.copied),
             unserved: get(&self.unserved),
             ..JobsStats::default()
         }
@@ -166,18 +184,24 @@ pub(super) fn recovered(counters: &Counters, jobs: &[Recovered]) {
     discarded.clone().for_each(|job| metrics::job_ended(&job.kind, "discarded"));
     #[cfg(feature = "tracing")]
     if !jobs.is_empty() {
-        for Recovered { river_id, kind, .. } in discarded {
+        for Recovered { id, river_id, kind, queue, attempt, .. } in discarded {
+            let (id, class) = (id.map(tracing::field::display), super::database::LOST_CLASS);
             tracing::error!(
+                id,
                 river_id,
                 kind,
-                class = super::database::LOST_CLASS,
+                queue,
+                attempt,
+                class,
                 "job failed, its process crashed in the last attempt"
             );
         }
-        for Recovered { river_id, kind, state } in jobs {
-            tracing::debug!(river_id, kind, state, "recovered a job");
+        for Recovered { id, river_id, kind, queue, attempt, is_counted, state } in jobs {
+            let id = id.map(tracing::field::display);
+            tracing::debug!(id, river_id, kind, queue, attempt, is_counted, state, "recovered a job");
         }
-        tracing::warn!(jobs = jobs.len(), "recovered jobs of processes that crashed or lost their lease");
+        let counted = jobs.iter().filter(|job| job.is_counted).count();
+        tracing::warn!(jobs = jobs.len(), counted, "recovered jobs of processes that ended or lost their lease");
     }
 }
 
@@ -199,8 +223,41 @@ pub(super) fn replaced() {
     );
 }
 
+/// Reports that a client writes no ends and was not replaced, because too many were.
+pub(super) fn not_replaced(clients: usize) {
+    metrics::count("offload_jobs_unreplaced_clients_total", 1);
+    #[cfg(feature = "tracing")]
+    tracing::error!(
+        clients,
+        "River does not write the ends of jobs, which are written late: no new client starts until the jobs of a \
+         replaced one have ended"
+    );
+    #[cfg(not(feature = "tracing"))]
+    let _ = clients;
+}
+
+/// Counts and reports the closures that are still running when a shutdown has timed out.
+pub(super) fn still_running(counters: &Counters, still_running: &[TaskId], interrupted: &[TaskId]) {
+    increment(&counters.interrupted, interrupted.len() as u64);
+    metrics::count("offload_jobs_interrupted_total", interrupted.len() as u64);
+    #[cfg(feature = "tracing")]
+    if !still_running.is_empty() {
+        let ids = still_running.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+        let counted = still_running.len() - interrupted.len();
+        tracing::warn!(ids, counted, "jobs are still running after the shutdown: if the process ends, they run again");
+    }
+    #[cfg(not(feature = "tracing"))]
+    let _ = still_running;
+}
+
+/// Reports a queue without workers.
+pub(super) fn no_workers() {
+    #[cfg(feature = "tracing")]
+    tracing::info!("the job queue has no workers: this process only enqueues jobs");
+}
+
 /// Reports an end that was written in place of River.
-pub(super) fn written_late(id: crate::TaskId) {
+pub(super) fn written_late(id: TaskId) {
     metrics::count("offload_jobs_written_late_total", 1);
     #[cfg(feature = "tracing")]
     tracing::warn!(%id, "wrote the end of a job that River has failed to write");
@@ -212,6 +269,18 @@ pub(super) fn written_late(id: crate::TaskId) {
 pub(super) fn lost(jobs: u64) {
     #[cfg(feature = "tracing")]
     tracing::error!(jobs, "jobs are lost: their rows were deleted from `river_job`");
+    #[cfg(not(feature = "tracing"))]
+    let _ = jobs;
+}
+
+/// Reports jobs that have ended without the triggers.
+pub(super) fn copied(jobs: u64) {
+    #[cfg(feature = "tracing")]
+    tracing::warn!(
+        jobs,
+        "jobs have ended while the triggers on `river_job` were disabled: their records are final now, unless the \
+         triggers still are"
+    );
     #[cfg(not(feature = "tracing"))]
     let _ = jobs;
 }

@@ -124,7 +124,43 @@ impl<J: Job> JobArgs for Arguments<J> {
 pub(super) fn parse_storable(json: &str) -> Result<(), &'static str> {
     // This also rejects numbers that overflow and nesting that is too deep.
     let value: Value = serde_json::from_str(json).map_err(|_| "the JSON cannot be stored by every database")?;
-    if has_nul(&value) { Err("the JSON contains NUL") } else { Ok(()) }
+    if has_nul(&value) {
+        return Err("the JSON contains NUL");
+    }
+    if has_tiny_number(json) {
+        return Err("the JSON contains a number that is closer to zero than any `f64` except zero");
+    }
+    Ok(())
+}
+
+/// Returns `true` if valid JSON has a number that is not zero, and that would be read as zero.
+fn has_tiny_number(json: &str) -> bool {
+    let is_of_number = |byte: &u8| matches!(byte, b'0'..=b'9' | b'-' | b'+' | b'.' | b'e' | b'E');
+    let bytes = json.as_bytes();
+    let mut at = 0;
+    while let Some(byte) = bytes.get(at) {
+        match byte {
+            b'"' => {
+                at += 1;
+                while bytes.get(at).is_some_and(|byte| *byte != b'"') {
+                    at += if bytes[at] == b'\\' { 2 } else { 1 };
+                }
+                at += 1;
+            }
+            b'0'..=b'9' | b'-' => {
+                let len = bytes[at..].iter().take_while(|byte| is_of_number(byte)).count();
+                let number = &json[at..at + len];
+                let digits = number.split(['e', 'E']).next().unwrap_or_default();
+                let is_zero = !digits.contains(|digit| matches!(digit, '1'..='9'));
+                if !is_zero && number.parse() == Ok(0.0) {
+                    return true;
+                }
+                at += len;
+            }
+            _ => at += 1,
+        }
+    }
+    false
 }
 
 fn has_nul(value: &Value) -> bool {
@@ -219,6 +255,23 @@ pub(super) fn record_of(result: &InsertBatchResult, job: &Prepared) -> Record {
     record
 }
 
+/// Returns an error if rows are missing that were inserted without an error: a trigger of another
+/// program has discarded them.
+pub(super) fn check_inserted(table: &str, expected: usize, inserted: usize) -> Result<(), sqlx::Error> {
+    if inserted >= expected {
+        return Ok(());
+    }
+    Err(sqlx::Error::InvalidArgument(format!(
+        "the database has inserted {inserted} of {expected} rows into `{table}` and reported no error: a trigger on it \
+         discards rows, remove it"
+    )))
+}
+
+/// Returns the number of jobs that did not exist before.
+pub(super) fn new_jobs(results: &[InsertBatchResult]) -> usize {
+    results.iter().filter(|result| !result.unique_skipped_as_duplicate).count()
+}
+
 /// Converts the result of a query for a record that must exist.
 pub(super) fn required(found: Option<Result<Record, StoreError>>) -> Result<Record, Error> {
     let missing = || Error::Database(sqlx::Error::RowNotFound);
@@ -306,6 +359,12 @@ mod tests {
     fn json_that_postgres_rejects_is_rejected() {
         let escaped_backslash = r#"{"a": ["\\u0000", 1.5, null]}"#;
         assert!(parse_storable(escaped_backslash).is_ok());
+        for json in ["[1e-323, -0.0e5, 0E-9]", r#"{"1e-999": "1e-999\"1e-999"}"#, "12345678901234567890.5"] {
+            assert_eq!(parse_storable(json), Ok(()), "{json}");
+        }
+        for json in ["1e-20000", "[1, -1.5E-400]", r#"{"a\"": 0.1e-323}"#] {
+            assert!(parse_storable(json).is_err_and(|error| error.contains("closer to zero")), "{json}");
+        }
         for json in [r#""\u0000""#, r#"{"a\u0000": 1}"#, r#"[["\\\u0000"]]"#, "1e400", "{"] {
             assert!(parse_storable(json).is_err(), "{json}");
         }

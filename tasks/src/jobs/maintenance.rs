@@ -239,7 +239,7 @@ async fn maintain_until_ended(queue: &Arc<Queue>) {
             }
             _ = audits.tick() => {
                 if let Err(error) = audit(queue).await {
-                    warn("failed to look for deleted jobs and for jobs without a worker", &error);
+                    warn("failed to look for jobs that were deleted, that ended without the triggers, and that have no worker", &error);
                 }
             }
             () = progress.changed.notified(), if write_at.is_none() => {
@@ -264,8 +264,8 @@ async fn maintain_until_ended(queue: &Arc<Queue>) {
 ///    back, and does not count, since its work has not begun. River itself would rescue it after an
 ///    hour.
 /// 2. An attempt that has ended, but whose claim remains: River failed to write its end. It is
-///    written here, one by one, so that an end that the database rejects delays no other. What
-///    River still writes about the claim has no effect.
+///    written here, one by one, so that an end that the database rejects delays no other. If River
+///    writes it later, that has no effect.
 async fn check_claims(queue: &Arc<Queue>) -> Result<(), StoreError> {
     let Environment { database, running, backoff, .. } = &*queue.environment;
     let claims = queue.claims().await?;
@@ -303,14 +303,19 @@ pub(super) async fn write_late_end(queue: &Queue, mut end: End) -> Result<(), St
     Ok(())
 }
 
-/// Looks for jobs that would never end: their row was deleted without the trigger, or no process
-/// has a worker for them.
+/// Looks for jobs that would never end: their row was deleted or ended without the triggers, or no
+/// process has a worker for them.
 async fn audit(queue: &Queue) -> Result<(), StoreError> {
     let Environment { database, counters, .. } = &*queue.environment;
     let lost = database.lose_deleted().await?;
     if lost > 0 {
         counters.lost(lost);
         events::lost(lost);
+    }
+    let copied = database.copy_ends().await?;
+    if copied > 0 {
+        counters.copied(copied);
+        events::copied(copied);
     }
     let unserved = database.unserved().await?;
     counters.set_unserved(unserved.iter().map(|jobs| u64::try_from(jobs.jobs).unwrap_or_default()).sum());

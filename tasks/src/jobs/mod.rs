@@ -103,12 +103,17 @@
 //! | the job is deleted from River's table, also by `TRUNCATE` | `lost`, reason `job_deleted` |
 //! | the result exceeds 64 KiB or contains NUL | the attempt has failed, with class `result` |
 //! | crash of the process | the job is recovered, see above |
+//! | the process exits or is killed during or after a shutdown | recovered; see below |
 //!
-//! With a maximum of one attempt a job runs at most once, unless a process stalls for longer than
-//! its lease.
+//! A closure that is still running when a shutdown times out is [reported](JobsShutdownReport). If
+//! the process exits before it returns, or is killed during the shutdown, the job is recovered like
+//! after a crash, but the attempt does not count. After ten such attempts of a job further ones
+//! count, so that a job that never ends by itself is not repeated forever.
 //!
-//! A closure that was cancelled and returns `Ok` has succeeded. Closures that are still running
-//! after a shutdown are [reported](JobsShutdownReport).
+//! With a maximum of one attempt a closure runs at most once, unless a process stalls for longer
+//! than its lease. A future that a shutdown has dropped starts again.
+//!
+//! A closure that was cancelled and returns `Ok` has succeeded.
 //!
 //! # Events and numbers
 //!
@@ -168,7 +173,7 @@ mod running;
 mod slots;
 mod worker;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{collections::HashSet, fmt, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, timeout_at};
 
@@ -182,7 +187,7 @@ pub use self::{
     overflow::OrEnqueue,
 };
 use self::{client::LeasedClient, events::warn, maintenance::write_late_end, queue::Queue};
-use crate::{TaskId, Tasks};
+use crate::{StoreError, TaskId, Tasks};
 
 /// A queue of durable jobs. Clones share the queue.
 ///
@@ -234,6 +239,7 @@ impl Jobs {
         let queue::Environment { counters, running, .. } = &*self.queue().environment;
         JobsStats {
             running: running.len(),
+            clients: self.queue().clients().len(),
             waiting: running.waiting(),
             unwritten: running.unwritten().len(),
             ..counters.stats()
@@ -251,8 +257,13 @@ impl Jobs {
     /// Jobs are stopped during the last fifth of the timeout, at most the last second: futures are
     /// dropped, and [`Progress::is_cancelled`](crate::Progress::is_cancelled) becomes `true` for
     /// closures. A requeued job starts again here after a restart, or at once in another process,
-    /// and the attempt does not count. Closures that are still running are reported, and keep the
-    /// lease until they return.
+    /// and the attempt does not count.
+    ///
+    /// Closures that are still running are reported, and keep the lease until they return. If the
+    /// process ends first, or is killed during the shutdown, their jobs start again: on SQLite when
+    /// the next process starts, and on Postgres when the lease has expired. Such an attempt does
+    /// not count, ten times for a job. It counts if the database does not respond, or if the job
+    /// has only one attempt.
     ///
     /// # Panics
     ///
@@ -270,24 +281,51 @@ impl Jobs {
         let timeout = timeout.min(MAX_TIMEOUT);
         let end = Instant::now() + timeout;
         let clients = queue.clients();
+        let mut noted = HashSet::new();
         if !clients.is_empty() {
             clients.iter().for_each(|client| client.stop());
             let stop_at = end - (timeout / 5).min(MAX_STOP_TIME);
-            let river = match timeout_at(stop_at, all_ended(&clients)).await {
-                Ok(ended) => Ok(ended),
-                Err(_) => {
-                    clients.iter().for_each(|client| client.stop_and_cancel());
-                    timeout_at(end, all_ended(&clients)).await
+            let ended = async {
+                match timeout_at(stop_at, all_ended(&clients)).await {
+                    Ok(ended) => Ok(ended),
+                    Err(_) => {
+                        clients.iter().for_each(|client| client.stop_and_cancel());
+                        timeout_at(end, all_ended(&clients)).await
+                    }
                 }
             };
+            // At once, because the process may be killed before the timeout elapses.
+            let (river, _) = tokio::join!(ended, self.note_interrupted(Instant::now()));
             if let Ok(Err(error)) = &river {
                 warn("River failed to shut down", error);
             }
-            self.end_leases(&clients, river.is_ok(), end).await;
+            let end_leases = self.end_leases(&clients, river.is_ok(), end);
+            (noted, ()) = tokio::join!(self.note_interrupted(end), end_leases);
         }
         queue.end_maintenance();
         let (ended, returned) = (running.totals().0 - ended, running.totals().1 - returned);
-        JobsShutdownReport { ended, returned, still_running: running.ids(), unwritten: running.unwritten() }
+        let still_running: Vec<_> = running.running().into_iter().map(|(_, id)| id).collect();
+        let interrupted: Vec<_> = still_running.iter().copied().filter(|id| noted.contains(id)).collect();
+        events::still_running(&queue.environment.counters, &still_running, &interrupted);
+        JobsShutdownReport { ended, returned, still_running, interrupted, unwritten: running.unwritten() }
+    }
+
+    /// Notes that the attempts that are running do not count if the process ends first, until `end`
+    /// or for a second. Returns their jobs.
+    async fn note_interrupted(&self, end: Instant) -> HashSet<TaskId> {
+        let queue::Environment { database, running, .. } = &*self.queue().environment;
+        let running = running.running();
+        if running.is_empty() {
+            return HashSet::new();
+        }
+        let claims: Vec<_> = running.iter().map(|(claim, _)| claim.clone()).collect();
+        let late = || Err(StoreError::unavailable(format!("no response within {MAX_STOP_TIME:?}")));
+        let noted = timeout_at(end.max(Instant::now() + MAX_STOP_TIME), database.note_interrupted(&claims)).await;
+        let noted = noted.unwrap_or_else(|_| late()).unwrap_or_else(|error| {
+            warn("failed to note which jobs the shutdown has interrupted, so these attempts count", &error);
+            Vec::new()
+        });
+        running.into_iter().filter(|(claim, _)| noted.contains(&claim.river_id)).map(|(_, id)| id).collect()
     }
 
     /// Asks the database which ends are written, writes the others, and ends the leases if no job
@@ -308,7 +346,7 @@ impl Jobs {
                     client.end_lease(database).await?;
                 }
             }
-            Ok::<_, crate::StoreError>(())
+            Ok::<_, StoreError>(())
         };
         if let Ok(Err(error)) = timeout_at(end.max(Instant::now() + MAX_STOP_TIME), end_leases).await {
             warn("failed to end the leases of the job queue", &error);
@@ -317,7 +355,7 @@ impl Jobs {
 }
 
 /// Waits until all jobs of these clients have ended.
-async fn all_ended(clients: &[Arc<LeasedClient>]) -> Result<(), crate::StoreError> {
+async fn all_ended(clients: &[Arc<LeasedClient>]) -> Result<(), StoreError> {
     let mut all = Ok(());
     for client in clients {
         let ended = client.ended().await;
@@ -346,6 +384,9 @@ pub struct JobsShutdownReport {
     pub returned: usize,
     /// Jobs whose closure is still running. If the process ends now, they run again.
     pub still_running: Vec<TaskId>,
+    /// The jobs of [`still_running`](Self::still_running) of which the attempt does not count if
+    /// the process ends now. See [`Jobs::shutdown`].
+    pub interrupted: Vec<TaskId>,
     /// Jobs that have ended or were to be requeued, and for which the database did not confirm it
     /// in time. Those that it does not know of are recovered like after a crash, and the attempt
     /// counts.
@@ -361,9 +402,13 @@ impl JobsShutdownReport {
 
 impl fmt::Display for JobsShutdownReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { ended, returned, still_running, unwritten } = self;
+        let Self { ended, returned, still_running, interrupted, unwritten } = self;
         write!(f, "{ended} jobs ended and {returned} were requeued during shutdown, ")?;
         write!(f, "{} still running", still_running.len())?;
+        let counted = still_running.len() - interrupted.len().min(still_running.len());
+        if counted > 0 {
+            write!(f, " (the attempt of {counted} counts)")?;
+        }
         if unwritten.is_empty() { Ok(()) } else { write!(f, ", the end of {} may not be written", unwritten.len()) }
     }
 }

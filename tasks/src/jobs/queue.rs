@@ -89,8 +89,11 @@ const POLLS_UNTIL_REPEAT: u32 = 5;
 /// Maximum number of callers that forward a cancel request at once. They use the connections of
 /// River and of the maintenance, which others need.
 const MAX_FORWARDING: usize = 2;
-/// Minimum time between two replacements of a client that does not write its ends.
-const MIN_REPLACE_INTERVAL: Duration = Duration::from_secs(60);
+/// Minimum time between two replacements of a client that does not write its ends, in leases. It is
+/// a minute by default.
+const MIN_REPLACE_LEASES: u32 = 4;
+/// Maximum number of replaced clients whose jobs have not ended. Each has connections of its own.
+const MAX_REPLACED: usize = 3;
 /// Maximum number of leases for which the ends of a client that has ended may be written.
 const MAX_UNWRITTEN_LEASES: u32 = 4;
 const RESTART_DELAY: Duration = Duration::from_secs(1);
@@ -164,18 +167,26 @@ impl Queue {
     /// Replaces the current client if River does not write its ends, at most once a minute. The
     /// jobs of the previous one continue.
     ///
-    /// River repeats a batch that the database rejects forever, together with all later ends.
+    /// River repeats a batch that the database rejects, together with all later ends, until the
+    /// last job of a stopped client has ended. If too many replaced clients have jobs that do not
+    /// end, the current one continues, and its ends are written late.
     pub(super) async fn replace_stuck_client(self: &Arc<Self>, late: &[End]) {
         let Some(client) = self.client() else { return };
         if !late.iter().any(|end| client.id().is_some_and(|id| *id == end.claim.client)) {
             return;
         }
-        {
+        let interval = self.environment.database.lease().unwrap_or_default().saturating_mul(MIN_REPLACE_LEASES);
+        let clients = {
             let mut state = lock(&self.state);
-            if state.replaced_at.is_some_and(|at| at.elapsed() < MIN_REPLACE_INTERVAL) {
+            if state.replaced_at.is_some_and(|at| at.elapsed() < interval) {
                 return;
             }
             state.replaced_at = Some(Instant::now());
+            state.clients.len()
+        };
+        if clients > MAX_REPLACED {
+            events::not_replaced(clients);
+            return;
         }
         self.replace_client(&client).await;
         if !self.is_current(&client) {
@@ -275,7 +286,8 @@ impl Queue {
 /// may still run. Each client has a task of its own, so that no other work delays a renewal.
 ///
 /// Once River has ended, the ends that it has not written may be written for the duration of a few
-/// leases. Then the lease ends, and the jobs that are left are recovered.
+/// leases. Then the lease ends, the jobs that are left are recovered, and the connections of a
+/// client that was replaced are closed.
 ///
 /// The future is boxed, because a lost lease starts a client, which has such a future, too.
 fn renew_lease(queue: Arc<Queue>, client: Arc<LeasedClient>) -> Pin<Box<dyn Future<Output = ()> + Send>> {
@@ -298,7 +310,8 @@ fn renew_lease(queue: Arc<Queue>, client: Arc<LeasedClient>) -> Pin<Box<dyn Futu
             }
         };
         tokio::select! {
-            () = queue.maintenance_ended() => {}
+            // The shutdown waits for the end of the client.
+            () = queue.maintenance_ended() => return,
             () = renewed => {
                 client.stop_and_cancel();
                 queue.replace_client(&client).await;
@@ -311,6 +324,14 @@ fn renew_lease(queue: Arc<Queue>, client: Arc<LeasedClient>) -> Pin<Box<dyn Futu
             }
         }
         queue.forget(&client);
+        // Until it is replaced, its connections are used to enqueue and to cancel jobs.
+        while queue.is_current(&client) {
+            tokio::select! {
+                () = queue.maintenance_ended() => return,
+                () = sleep(RESTART_DELAY) => {}
+            }
+        }
+        client.close_connections().await;
     })
 }
 

@@ -181,19 +181,17 @@ impl RunningJobs {
         late
     }
 
-    /// Returns the jobs whose work is running.
-    pub(super) fn ids(&self) -> Vec<TaskId> {
-        self.in_phase(Phase::Running)
+    /// Returns the jobs whose work is running, with their claims.
+    pub(super) fn running(&self) -> Vec<(Claim, TaskId)> {
+        let state = lock(&self.0.state);
+        let running = state.entries.values().filter(|entry| entry.phase == Phase::Running);
+        running.map(|entry| (entry.claim.clone(), entry.id)).collect()
     }
 
     /// Returns the jobs whose work has ended and whose end is not written.
     pub(super) fn unwritten(&self) -> Vec<TaskId> {
-        self.in_phase(Phase::Ended)
-    }
-
-    fn in_phase(&self, phase: Phase) -> Vec<TaskId> {
         let state = lock(&self.0.state);
-        state.entries.values().filter(|entry| entry.phase == phase).map(|entry| entry.id).collect()
+        state.entries.values().filter(|entry| entry.phase == Phase::Ended).map(|entry| entry.id).collect()
     }
 
     /// Returns `true` if every job has ended and every end is known to be written.
@@ -292,6 +290,31 @@ mod tests {
         drop(entered);
         assert!(jobs.give_back(&[claim(1)]).is_empty(), "its end is not written yet");
         assert_eq!(jobs.unwritten().len(), 1);
+    }
+
+    fn end() -> End {
+        End { claim: claim(1), id: id(), ..End::of_claim(claim(1)) }
+    }
+
+    #[test]
+    fn end_is_late_once_more_checks_show_its_claim() {
+        let jobs = RunningJobs::default();
+        let entered = jobs.enter(&claim(1), id());
+        jobs.set_end(end());
+        drop(entered);
+        let late = [1, 2, 3].map(|_| jobs.late_ends(&[claim(1)], 2).len());
+        assert_eq!(late, [0, 0, 1]);
+        assert!(jobs.late_ends(&[claim(2)], 2).is_empty() && jobs.is_empty(), "River has written it");
+    }
+
+    #[test]
+    fn end_of_another_claim_is_not_written_by_river() {
+        let jobs = RunningJobs::default();
+        let _entered = jobs.enter(&claim(1), id());
+        assert!(jobs.written_by_river(&claim(1)).is_none(), "it has not ended");
+        jobs.set_end(end());
+        assert!(jobs.written_by_river(&claim(2)).is_none());
+        assert!(jobs.written_by_river(&claim(1)).is_some() && jobs.is_empty());
     }
 
     #[test]

@@ -502,6 +502,64 @@ async fn end_that_the_database_rejects_stops_no_other_job() {
     let _ = jobs.shutdown(Duration::from_secs(1)).await;
 }
 
+/// Each client that River does not write the ends of is replaced, unless too many have jobs that
+/// are running.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn number_of_replaced_clients_is_limited() {
+    let Some(server) = OnServer::fresh().await else { return };
+    let database = TestDatabase::Postgres(server);
+    let store = SqlStore::open_with_lease(&database.url(), Duration::from_secs(1)).await.unwrap();
+    let (tasks, workers) = (Tasks::new(store), TestWorkers::new());
+    let jobs = workers.builder(&tasks).backoff(Backoff::fixed(LONG)).start().await.unwrap();
+    reject_one_result(&database).await;
+    let reject = async || {
+        let id = jobs.enqueue(Act::Return(json!("rejected"))).max_attempts(1).await.unwrap().id();
+        let failed = tokio::time::timeout(LONG, ended_unfollowed(&tasks, id)).await.expect("it is stuck");
+        assert_eq!(failed.state, TaskState::Failed);
+    };
+    let mut held = Vec::new();
+    for replaced in 1..=3 {
+        held.push(jobs.enqueue(Act::Hold).await.unwrap().id());
+        workers.started(2 * replaced - 1).await;
+        reject().await;
+        let replace = until_clients(&jobs, replaced + 1);
+        tokio::time::timeout(LONG, replace).await.expect("it is not replaced");
+        // A client is not replaced again before the interval has passed.
+        tokio::time::sleep(Duration::from_secs(4)).await;
+    }
+    reject().await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(jobs.stats().clients, 4);
+    let connections = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()";
+    let before = database.number(connections).await;
+    let other = jobs.enqueue(Act::Return(json!("other"))).await.unwrap().id();
+    assert_eq!(ended_unfollowed(&tasks, other).await.state, TaskState::Succeeded);
+    workers.release();
+    for id in held {
+        assert_eq!(ended_unfollowed(&tasks, id).await.state, TaskState::Succeeded);
+    }
+    // Their clients end, and their connections are closed.
+    let ended = async {
+        while jobs.stats().clients > 2 {
+            tokio::time::sleep(SHORT).await
+        }
+    };
+    tokio::time::timeout(LONG, ended).await.expect("replaced clients do not end");
+    let closed = async {
+        while database.number(connections).await > before - 3 {
+            tokio::time::sleep(SHORT).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), closed).await.expect("their connections are not closed");
+    let _ = jobs.shutdown(Duration::from_secs(5)).await;
+}
+
+async fn until_clients(jobs: &Jobs, clients: usize) {
+    while jobs.stats().clients < clients {
+        tokio::time::sleep(SHORT).await;
+    }
+}
+
 /// Nothing else is wrong with the jobs of the process.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn end_that_is_not_written_stops_no_other_job() {
@@ -587,11 +645,15 @@ fn failures_and_jobs_that_no_process_works_on_are_events() {
     let messages = Messages::default();
     let _default = tracing::subscriber::set_default(tracing_subscriber::registry().with(messages.clone()));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async {
+    let crashed = runtime.block_on(async {
         let database = TestDatabase::Sqlite(OnFile::fresh());
         let tasks = Tasks::new(SqlStore::open(&database.url()).await.unwrap());
         let enqueuer = Jobs::builder(&tasks).start().await.unwrap();
         let _accepted = enqueuer.enqueue(Limit { limit: 1.0 }).queue("empty").await.unwrap();
+        let crashed = enqueuer.enqueue(Act::Fail).max_attempts(1).await.unwrap().id();
+        let crash =
+            "UPDATE river_job SET state = 'running', attempt = 1, attempted_by = jsonb_array('to-gone') WHERE id = 2";
+        assert_eq!(database.execute(crash).await, 1);
         assert!(enqueuer.shutdown(LONG).await.is_clean());
         drop(enqueuer);
         database
@@ -603,16 +665,20 @@ fn failures_and_jobs_that_no_process_works_on_are_events() {
         let unparsable = jobs.enqueue(Old(7)).await.unwrap().id();
         ended(&tasks, unparsable).await;
         let counted = async {
-            while jobs.stats().discarded < 2 || jobs.stats().unserved == 0 {
+            while jobs.stats().discarded < 3 || jobs.stats().unserved == 0 {
                 tokio::time::sleep(SHORT).await;
             }
         };
         tokio::time::timeout(LONG, counted).await.expect("counted");
         assert_eq!(jobs.stats().unserved, 1);
         assert!(jobs.shutdown(LONG).await.is_clean());
+        crashed
     });
     let messages = messages.0.lock().unwrap();
+    let crashed = format!("id={crashed} river_id=2 kind=\"act\" queue=\"default\" attempt=1 class=\"process_lost\"");
     for (level, parts) in [
+        ("INFO", ["the job queue has no workers", ""]),
+        ("ERROR", ["job failed, its process crashed in the last attempt", &crashed]),
         ("WARN", ["job failed and will be retried", "out_of_paper"]),
         ("ERROR", ["job failed, all attempts are used", "there is no paper"]),
         ("ERROR", ["job failed, all attempts are used", "class=\"arguments\""]),

@@ -1,7 +1,11 @@
 //! Starting a job queue, and errors at the start.
 
+use serde::{Deserialize, Serialize};
 use tower_offload::ThreadPool;
-use tower_offload_tasks::{MemoryStore, SqlStore, StoreError, Tasks, jobs::Jobs};
+use tower_offload_tasks::{
+    MemoryStore, SqlStore, StoreError, Tasks,
+    jobs::{Job, Jobs},
+};
 
 use super::support::{Act, LONG, TestDatabase, TestWorkers, on_each_database};
 
@@ -10,6 +14,14 @@ on_each_database! {
     unknown_version_of_rivers_schema_is_rejected
     queue_can_be_started_after_a_failed_start
     queue_without_workers_enqueues_for_other_processes
+}
+
+#[derive(Serialize, Deserialize)]
+struct Never;
+
+impl Job for Never {
+    const KIND: &'static str = "never";
+    const MAX_ATTEMPTS: u16 = 0;
 }
 
 #[tokio::test]
@@ -23,11 +35,17 @@ async fn second_queue_on_the_same_store_is_rejected(database: TestDatabase) {
     let tasks = Tasks::new(store.clone());
     let jobs = TestWorkers::new().start(&tasks).await;
     let error = TestWorkers::new().builder(&tasks).start().await.unwrap_err();
-    assert!(error.is_invalid(), "{error}");
+    assert!(error.is_invalid() && error.to_string().contains("clone it, or shut it down first"), "{error}");
     let twice = |_: Act, _| Ok::<_, String>(());
     let builder = Jobs::builder(&tasks).blocking_worker(ThreadPool::blocking(1), LONG, twice);
     let error = builder.blocking_worker(ThreadPool::blocking(1), LONG, twice).start().await.unwrap_err();
-    assert!(error.is_invalid() && error.to_string().contains("kind \"act\""), "{error}");
+    assert!(error.is_invalid() && error.to_string().contains("kind \"act\" has two workers: remove one"), "{error}");
+    let builder =
+        Jobs::builder(&tasks).blocking_worker(ThreadPool::blocking(1), LONG, |_: Never, _| Ok::<_, String>(()));
+    let error = builder.start().await.unwrap_err().to_string();
+    assert!(error.contains("`Job::MAX_ATTEMPTS` of job kind \"never\"") && error.contains("got 0"), "{error}");
+    let error = jobs.enqueue(Act::Return(1.into())).priority(9).await.unwrap_err().to_string();
+    assert!(error.contains("between 1 (first) and 4 (last), got 9"), "{error}");
     for builder in [
         TestWorkers::new().builder(&tasks).concurrency(0),
         TestWorkers::new().builder(&tasks).queue("no queue has spaces", 1),

@@ -1,10 +1,19 @@
 //! Shutdown with SIGTERM.
 
-use super::cluster::{Cluster, on_each_database};
+use std::time::Duration;
+
+use tokio::time::{sleep, timeout};
+
+use super::{
+    cluster::{Cluster, on_each_database},
+    database::TestDatabase,
+    program::TIMEOUT,
+};
 
 on_each_database! {
     jobs_that_do_not_end_in_time_are_requeued ["--grace", "5"];
     idle_process_exits_at_once ["--grace", "86400"];
+    jobs_that_outlive_three_shutdowns_are_not_failed ["--grace", "1", "--attempts", "3"];
 }
 
 /// The jobs poll for cancellation every 600 ms, and are cancelled after 4 s, a second before the
@@ -45,4 +54,46 @@ async fn idle_process_exits_at_once(cluster: Cluster) {
         program.terminate().await,
         "stopped: 0 jobs ended and 0 were requeued during shutdown, 0 still running; 0 records not written"
     );
+}
+
+/// The job polls for cancellation every 20 s, so it runs until the process exits. It has three
+/// attempts.
+async fn jobs_that_outlive_three_shutdowns_are_not_failed(cluster: Cluster) {
+    let (mut program, mut url) = cluster.start().await;
+    let id = cluster.http.enqueue(&url, "long", 200_000).await;
+    let mut started_at = started_later_than(&cluster, 0).await;
+    for round in 0..3 {
+        if round == 1 {
+            // It is killed before the shutdown has timed out.
+            program.signal("TERM").await;
+            let count = match cluster.database {
+                TestDatabase::Sqlite(_) => "metadata ->> '$.\"tower_offload:interrupted\".count' = 2",
+                TestDatabase::Postgres(_) => "metadata #>> '{tower_offload:interrupted,count}' = '2'",
+            };
+            cluster.until(&format!("SELECT count(*) FROM river_job WHERE {count}"), 1).await;
+            program.kill().await;
+        } else {
+            let last = program.terminate().await;
+            assert!(last.contains("1 still running;"), "{last}");
+        }
+        (program, url) = cluster.start().await;
+        started_at = started_later_than(&cluster, started_at).await;
+    }
+    let status = cluster.http.status(&url, &id).await;
+    assert_eq!((&status["state"], &status["attempt"]), (&"running".into(), &1.into()), "{status}");
+    program.kill().await;
+}
+
+/// Waits until an attempt has started after this time, and returns its start.
+async fn started_later_than(cluster: &Cluster, time: i64) -> i64 {
+    let poll = async {
+        loop {
+            let query = "SELECT coalesce(max(started_at), 0) FROM tower_offload_task WHERE state = 1";
+            match cluster.database.number(query).await {
+                started_at if started_at > time => return started_at,
+                _ => sleep(Duration::from_millis(20)).await,
+            }
+        }
+    };
+    timeout(TIMEOUT, poll).await.expect("no attempt starts")
 }

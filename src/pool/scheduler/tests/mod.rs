@@ -1,3 +1,4 @@
+mod fair;
 mod queue;
 mod shedding;
 mod state;

@@ -5,8 +5,9 @@ use tokio::time::Instant;
 
 use crate::pool::{
     Priority,
+    flows::Flow,
     scheduler::{
-        Codel, QueueItem, QueuePolicy,
+        Class, Codel, QueueItem, QueuePolicy,
         queue::{Lane, MAX_SHED, Queue},
     },
 };
@@ -148,7 +149,7 @@ proptest! {
             removed.len()
         };
         for (priority, woken, elapsed, picks) in steps {
-            queue.push(Call { id: pushed, queued_at: now }, PRIORITIES[priority], woken);
+            queue.push(Call { id: pushed, queued_at: now }, Class::of(PRIORITIES[priority], woken));
             if woken {
                 woken_ids.insert(pushed);
             }
@@ -175,7 +176,7 @@ proptest! {
         let (mut waiting, mut passed_over) = ([0_u32; 3], [0; 3]);
         for (lane, pushes, picks) in steps {
             for _ in 0..pushes {
-                queue.push(Call { id: lane as u32, queued_at }, PRIORITIES[lane], false);
+                queue.push(Call { id: lane as u32, queued_at }, Class::of(PRIORITIES[lane], false));
             }
             waiting[lane] += pushes;
             for _ in 0..picks * 8 {
@@ -197,7 +198,7 @@ fn high_normal_and_low_share_picks_16_to_4_to_1() {
     let queued_at = Instant::now();
     let mut queue = Queue::new(QueuePolicy::Fifo);
     for priority in PRIORITIES {
-        (0..42).for_each(|_| queue.push(Call { id: priority as u32, queued_at }, priority, false));
+        (0..42).for_each(|_| queue.push(Call { id: priority as u32, queued_at }, Class::of(priority, false)));
     }
     let picks: Vec<_> = (0..42).filter_map(|_| queue.pop(None, &mut vec![])).map(|call| call.id).collect();
     for cycle in picks.chunks(21) {
@@ -216,9 +217,9 @@ fn low_is_shed_while_high_is_not() {
     let (mut low_shed, mut high) = (0, 0);
     for id in 0..400 {
         if id % 4 < 3 {
-            queue.push(Call { id, queued_at: now }, Priority::High, false);
+            queue.push(Call { id, queued_at: now }, Class::of(Priority::High, false));
         }
-        queue.push(Call { id: 1000 + id, queued_at: now }, Priority::Low, false);
+        queue.push(Call { id: 1000 + id, queued_at: now }, Class::of(Priority::Low, false));
         now += Duration::from_millis(1); // The capacity is one call per millisecond.
         let mut shed = Vec::new();
         high += u32::from(queue.pop(Some(now), &mut shed).is_some_and(|call| call.id < 1000));

@@ -2,10 +2,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, advance};
 
-use crate::pool::{
-    Priority,
-    scheduler::{Action, Codel, Limits, QueueItem, Scheduler, WakeUp, WorkerState},
-};
+use crate::pool::scheduler::{Action, Class, Codel, Limits, QueueItem, Scheduler, WakeUp, WorkerState};
 
 #[derive(Debug)]
 struct Call(u32, Instant);
@@ -29,8 +26,7 @@ async fn scheduler_sheds_by_the_clock_and_recovers() {
     let scheduler = Scheduler::new(Limits { min: 1, max: 1 }, Codel::new(target, interval).into(), false);
     assert!(scheduler.add_worker());
     let mut worker = WorkerState::busy();
-    let push =
-        |number| assert_ne!(scheduler.push(Call(number, Instant::now()), Priority::Normal, false), WakeUp::Spawn);
+    let push = |number| assert_ne!(scheduler.push(Call(number, Instant::now()), Class::default()), WakeUp::Spawn);
 
     (0..3).for_each(push);
     advance(interval - Duration::from_millis(1)).await;

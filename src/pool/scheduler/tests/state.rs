@@ -6,7 +6,7 @@ use tokio::time::Instant;
 use crate::pool::{
     Priority,
     scheduler::{
-        QueueItem, QueuePolicy,
+        Class, QueueItem, QueuePolicy,
         state::{Action, Limits, SchedulerState, ThreadState, WakeUp},
     },
 };
@@ -143,7 +143,7 @@ impl Model {
             Step::Push { woken } => {
                 let item = self.pushed.len() as u32;
                 self.pushed.insert(item);
-                let wake_up = self.state.push(item, Priority::Normal, *woken);
+                let wake_up = self.state.push(item, Class::of(Priority::Normal, *woken));
                 self.perform(wake_up);
             }
             Step::Spawned if self.spawning > 0 => {
@@ -267,11 +267,11 @@ proptest! {
 fn woken_calls_go_first_except_at_every_eighth_pick() {
     let mut state = state::<u32, ()>(1, 1);
     for number in 0..4 {
-        let _ = state.push(number, Priority::Normal, false);
+        let _ = state.push(number, Class::of(Priority::Normal, false));
     }
     let mut picked = Vec::new();
     for number in 100..132 {
-        let _ = state.push(number, Priority::Normal, true);
+        let _ = state.push(number, Class::of(Priority::Normal, true));
         match next(&mut state, ThreadState::Busy, || ()).0 {
             Action::Run(item) => picked.push(item),
             other => panic!("{other:?}"),
@@ -289,21 +289,25 @@ fn last_parked_worker_is_woken_first() {
         let next = next(&mut state, ThreadState::Searching, || parker);
         assert_eq!(next, (Action::Park, WakeUp::None));
     }
-    assert_eq!(state.push("a", Priority::Normal, false), WakeUp::Unpark(3));
-    assert_eq!(state.push("b", Priority::Normal, false), WakeUp::None, "the notified worker wakes the next one");
+    assert_eq!(state.push("a", Class::of(Priority::Normal, false)), WakeUp::Unpark(3));
+    assert_eq!(
+        state.push("b", Class::of(Priority::Normal, false)),
+        WakeUp::None,
+        "the notified worker wakes the next one"
+    );
     assert_eq!(next(&mut state, ThreadState::Notified, || 3), (Action::Run("a"), WakeUp::Unpark(2)));
 }
 
 #[test]
 fn idle_worker_replaces_one_that_was_never_spawned() {
     let mut state = state(0, 2);
-    assert_eq!(state.push("a", Priority::Normal, false), WakeUp::Spawn);
+    assert_eq!(state.push("a", Class::of(Priority::Normal, false)), WakeUp::Spawn);
     assert_eq!(next(&mut state, ThreadState::Notified, || 1), (Action::Run("a"), WakeUp::None));
-    assert_eq!(state.push("b", Priority::Normal, false), WakeUp::Spawn);
+    assert_eq!(state.push("b", Class::of(Priority::Normal, false)), WakeUp::Spawn);
     assert_eq!(next(&mut state, ThreadState::Busy, || 1), (Action::Run("b"), WakeUp::None));
     assert_eq!(next(&mut state, ThreadState::Busy, || 1), (Action::Search, WakeUp::None));
     assert_eq!(next(&mut state, ThreadState::Searching, || 1), (Action::Park, WakeUp::None));
-    assert_eq!(state.push("c", Priority::Normal, false), WakeUp::None, "the second worker is notified");
+    assert_eq!(state.push("c", Class::of(Priority::Normal, false)), WakeUp::None, "the second worker is notified");
     state.on_worker_lost(ThreadState::Notified);
     assert_eq!(state.rebalance(), (vec![], WakeUp::Unpark(1)));
 }

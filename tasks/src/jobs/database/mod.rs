@@ -21,6 +21,7 @@ use riverqueue::{Client, ClientBuilder, Error, JobRow, sqlx};
 
 #[cfg(feature = "postgres")]
 use self::postgres::PostgresJobs;
+use self::recovery::COPY_ENDS;
 #[cfg(feature = "sqlite")]
 use self::sqlite::SqliteJobs;
 use super::{
@@ -57,8 +58,16 @@ pub(super) struct Unserved {
 /// A job that was recovered.
 #[cfg_attr(not(feature = "tracing"), allow(dead_code, reason = "for events"))]
 pub(super) struct Recovered {
+    /// `None` if the job has no record.
+    pub(super) id: Option<TaskId>,
     pub(super) river_id: i64,
     pub(super) kind: String,
+    pub(super) queue: String,
+    /// The attempt that its process has not ended.
+    pub(super) attempt: i16,
+    /// `false` if the work had not begun, or was interrupted by the end of its process after a
+    /// shutdown.
+    pub(super) is_counted: bool,
     /// The new state in River's table.
     pub(super) state: String,
 }
@@ -190,6 +199,15 @@ WHERE id = $1 AND state = 1 AND attempt = $2";
         dispatch!(self, |database| database.write_end(end, backoff).await)
     }
 
+    /// Notes that attempts that are running during or after a shutdown do not count if their process
+    /// ends first. Returns River's ids of the jobs for which that is noted: not of jobs with one
+    /// attempt, which run at most once, and at most [`recovery::MAX_INTERRUPTIONS`] times for a job.
+    ///
+    /// The note names the claim, so it has no effect on later attempts.
+    pub(super) async fn note_interrupted(&self, claims: &[Claim]) -> Result<Vec<i64>, StoreError> {
+        dispatch!(self, |database| database.note_interrupted(claims).await)
+    }
+
     /// Requeues or fails the running jobs of clients that no longer exist, and, if the client
     /// `judge` [may judge](crate::lease) others, of clients whose lease has expired.
     pub(super) async fn recover(&self, judge: Option<&str>, environment: &Environment) -> Result<(), StoreError> {
@@ -199,6 +217,17 @@ WHERE id = $1 AND state = 1 AND attempt = $2";
     /// Marks unfinished records as lost whose jobs do not exist. Returns their number.
     pub(super) async fn lose_deleted(&self) -> Result<u64, StoreError> {
         dispatch!(self, |database| database.lose_deleted().await)
+    }
+
+    /// Makes the records final whose jobs have ended without the triggers. Returns their number.
+    pub(super) async fn copy_ends(&self) -> Result<u64, StoreError> {
+        let copied = dispatch!(self, |database| {
+            let copy = database.transaction(async |transaction| {
+                sqlx::query(COPY_ENDS).execute(&mut **transaction).await.map(|done| done.rows_affected())
+            });
+            copy.await
+        });
+        copied?.map_err(store_error)
     }
 
     /// Makes jobs available that are due soon by the database's clock.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::{
-    StoreError,
+    StoreError, TaskId,
     jobs::{
         Backoff,
         outcome::{End, Next},
@@ -41,6 +41,16 @@ macro_rules! lose_deleted {
     };
 }
 pub(super) use lose_deleted;
+
+/// Copies the ends of jobs to their records that the triggers have not copied, because they were
+/// disabled or dropped. The update itself changes nothing, and makes the triggers copy them.
+pub(super) const COPY_ENDS: &str = "
+UPDATE river_job SET finalized_at = finalized_at WHERE state IN ('completed', 'cancelled', 'discarded')
+    AND id IN (SELECT river_id FROM tower_offload_task WHERE epoch = 0 AND river_id IS NOT NULL AND state < 10)";
+
+/// Maximum number of attempts of a job that do not count because a shutdown interrupted them. A job
+/// that never ends by itself is not repeated forever.
+pub(super) const MAX_INTERRUPTIONS: i64 = 10;
 
 /// Maximum number of crashes that are distinguished. The delay does not grow further.
 pub(super) const MAX_LOSSES: usize = 32;
@@ -81,6 +91,11 @@ impl<'a> RowEnd<'a> {
         };
         Self { state, delay, error: end.failure().map(|failure| &*failure.message) }
     }
+}
+
+/// Converts the id of a record.
+pub(super) fn record_id(bytes: Option<Vec<u8>>) -> Option<TaskId> {
+    bytes?.try_into().ok().map(TaskId::from_bytes)
 }
 
 pub(in crate::jobs) fn millis(duration: Duration) -> i64 {

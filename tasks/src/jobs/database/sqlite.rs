@@ -8,8 +8,8 @@ use std::{
 use super::{
     Database, Recovered, Unserved,
     recovery::{
-        LOST_CLASS, LOST_MESSAGE, MAX_IMMEDIATE_DELAY, MAX_LOSSES, MAX_RECOVERY_BATCH, RowEnd, WRITE_PROGRESS,
-        check_river_version, lose_deleted, loss_delays, millis,
+        LOST_CLASS, LOST_MESSAGE, MAX_IMMEDIATE_DELAY, MAX_INTERRUPTIONS, MAX_LOSSES, MAX_RECOVERY_BATCH, RowEnd,
+        WRITE_PROGRESS, check_river_version, lose_deleted, loss_delays, millis, record_id,
     },
 };
 use crate::{
@@ -18,7 +18,7 @@ use crate::{
         Backoff,
         error::InsertError,
         events,
-        insert::{Inserted, Prepared, Transaction, batch, record_of, required, sealed},
+        insert::{Inserted, Prepared, Transaction, batch, check_inserted, new_jobs, record_of, required, sealed},
         outcome::End,
         progress::ProgressUpdate,
         queue::Environment,
@@ -124,11 +124,14 @@ impl SqliteJobs {
 
     async fn install(&self) -> Result<(), StoreError> {
         const VERSION: &str = "SELECT coalesce(max(version), 0) FROM river_migration WHERE line = 'main'";
+        const INSTALLED: &str = "
+SELECT sql FROM sqlite_master WHERE type = 'trigger' AND tbl_name = 'river_job' AND name LIKE 'tower\\_offload\\_%' ESCAPE '\\'";
         let installed = self.transaction(async |transaction| {
             let version: i64 = sqlx::query_scalar(VERSION).fetch_one(&mut **transaction).await?;
             let supported = check_river_version(version);
-            if supported.is_ok() {
-                sqlx::raw_sql(include_str!("sqlite.sql")).execute(&mut **transaction).await?;
+            let installed: Vec<String> = sqlx::query_scalar(INSTALLED).fetch_all(&mut **transaction).await?;
+            if supported.is_ok() && !is_current(&installed) {
+                sqlx::raw_sql(TRIGGERS).execute(&mut **transaction).await?;
             }
             Ok(supported)
         });
@@ -171,7 +174,7 @@ impl SqliteJobs {
         &self,
         transaction: &mut SqliteTransaction<'_>,
         rows: &[(i64, &Record)],
-    ) -> Result<(), sqlx::Error> {
+    ) -> Result<usize, sqlx::Error> {
         insert_records(transaction, rows).await
     }
 
@@ -229,6 +232,19 @@ impl SqliteJobs {
         read.await
     }
 
+    pub(super) async fn note_interrupted(&self, claims: &[Claim]) -> Result<Vec<i64>, StoreError> {
+        let noted = self.change(async |connection| {
+            let mut noted = Vec::new();
+            for claim in claims {
+                let bind = |query| sqlx::query(query).bind(claim.river_id).bind(claim.attempted_at);
+                bind(NOTE_INTERRUPTED).bind(MAX_INTERRUPTIONS).execute(&mut *connection).await?;
+                noted.extend(bind(IS_NOTED).fetch_optional(&mut *connection).await?.map(|_| claim.river_id));
+            }
+            Ok(noted)
+        });
+        noted.await
+    }
+
     pub(super) async fn lose_deleted(&self) -> Result<u64, StoreError> {
         const LOSE: &str = lose_deleted!("CAST(unixepoch('subsec') * 1000 AS INTEGER)", "max");
         self.change(async |connection| sqlx::query(LOSE).execute(connection).await.map(|done| done.rows_affected()))
@@ -256,6 +272,15 @@ impl SqliteJobs {
     pub(super) async fn listen(&self, _: impl Fn() + Send) -> Result<(), StoreError> {
         pending().await
     }
+}
+
+const TRIGGERS: &str = include_str!("sqlite.sql");
+
+/// Returns `true` if these are the triggers of this version. The schema table has the text with
+/// which they were created.
+fn is_current(installed: &[String]) -> bool {
+    let count = TRIGGERS.matches("\nCREATE TRIGGER ").count();
+    installed.len() == count && installed.iter().all(|trigger| TRIGGERS.contains(trigger.as_str()))
 }
 
 fn is_same_file(one: &Path, other: &Path) -> bool {
@@ -295,9 +320,11 @@ async fn insert(
     jobs: &[&Prepared],
 ) -> Result<Vec<Inserted>, Error> {
     let results = client.insert_batch(batch(jobs, false)?).tx(&mut *transaction).await?;
+    check_inserted("river_job", jobs.len(), results.len()).map_err(Error::Database)?;
     let records: Vec<_> = results.iter().zip(jobs).map(|(result, job)| record_of(result, job)).collect();
     let rows: Vec<_> = results.iter().zip(&records).map(|(result, record)| (result.id(), record)).collect();
-    insert_records(transaction, &rows).await?;
+    let inserted = insert_records(transaction, &rows).await?;
+    check_inserted("tower_offload_task", new_jobs(&results), inserted).map_err(Error::Database)?;
     let mut inserted = Vec::with_capacity(jobs.len());
     for (result, record) in results.iter().zip(records) {
         let is_duplicate = result.unique_skipped_as_duplicate;
@@ -307,8 +334,8 @@ async fn insert(
     Ok(inserted)
 }
 
-/// Inserts records of jobs. A job that has a record keeps it.
-async fn insert_records(connection: &mut SqliteConnection, rows: &[(i64, &Record)]) -> Result<(), sqlx::Error> {
+/// Inserts records of jobs. A job that has a record keeps it. Returns the number of new records.
+async fn insert_records(connection: &mut SqliteConnection, rows: &[(i64, &Record)]) -> Result<usize, sqlx::Error> {
     const INSERT: &str = concat!(
         "INSERT INTO tower_offload_task (epoch, river_id, due_at, ",
         columns!(),
@@ -316,10 +343,13 @@ async fn insert_records(connection: &mut SqliteConnection, rows: &[(i64, &Record
          WHERE id = $1 AND state = 'scheduled'), $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19) \
          ON CONFLICT (river_id) DO NOTHING"
     );
+    let mut inserted = 0;
     for (river_id, record) in rows {
-        bind(sqlx::query(INSERT).bind(river_id), &Values::from(*record)).execute(&mut *connection).await?;
+        let values = Values::from(*record);
+        let insert = bind(sqlx::query(INSERT).bind(river_id), &values);
+        inserted += insert.execute(&mut *connection).await?.rows_affected();
     }
-    Ok(())
+    Ok(usize::try_from(inserted).unwrap_or(usize::MAX))
 }
 
 async fn find_record(
@@ -437,7 +467,9 @@ async fn write_end(connection: &mut SqliteConnection, end: &End, row: &RowEnd<'_
     Ok(write.execute(connection).await?.rows_affected() > 0)
 }
 
-const FIND_LOST: &str = "SELECT job.id, job.kind, coalesce(task.state = 0, 0), \
+const FIND_LOST: &str = "SELECT job.id, job.kind, job.queue, job.attempt, task.id, coalesce(task.state = 0, 0) OR \
+     CASE WHEN json_valid(job.metadata, 9) THEN coalesce(job.metadata ->> '$.\"tower_offload:interrupted\".claimed_at' \
+     = CAST(round(unixepoch(job.attempted_at, 'subsec') * 1000000) AS INTEGER), 0) ELSE 0 END, \
      CASE WHEN json_valid(job.metadata, 9) AND json_type(job.metadata, '$.\"tower_offload:lost\"') = 'integer' \
      THEN min(max(job.metadata ->> '$.\"tower_offload:lost\"', 0), $2) ELSE 0 END \
      FROM river_job AS job LEFT JOIN tower_offload_task AS task ON task.river_id = job.id \
@@ -445,7 +477,7 @@ const FIND_LOST: &str = "SELECT job.id, job.kind, coalesce(task.state = 0, 0), \
 const EXPLAIN_LOSS: &str = "
 UPDATE tower_offload_task SET error_class = $2, error_message = $3, error_detail = NULL WHERE river_id = $1 AND state = 1";
 /// Requeues or ends a job. The attempt stays counted, so a job that crashes its process ends after
-/// `max_attempts`, unless its work has not begun (`$5`).
+/// `max_attempts`, unless its work has not begun or a shutdown has interrupted it (`$5`).
 const RECOVER: &str = concat!(
     "UPDATE river_job SET state = CASE WHEN ",
     is_cancelled!(),
@@ -466,20 +498,55 @@ const RECOVER: &str = concat!(
     ", '$.\"tower_offload:lost\"', $6 + 1) END WHERE id = $2 RETURNING state"
 );
 
+/// A running job `$1` with valid metadata that was claimed at `$2`.
+macro_rules! claimed_at {
+    () => {
+        "WHERE id = $1 AND state = 'running' AND max_attempts > 1 AND json_valid(metadata, 9) \
+         AND CAST(round(unixepoch(attempted_at, 'subsec') * 1000000) AS INTEGER) = $2 "
+    };
+}
+/// Notes in the metadata of a running job that its attempt does not count if its process ends, at
+/// most `$3` times. The first note of a claim is final, so a repeated shutdown does not count it
+/// twice.
+const NOTE_INTERRUPTED: &str = concat!(
+    "UPDATE river_job SET metadata = jsonb_set(metadata, '$.\"tower_offload:interrupted\"', jsonb_object('claimed_at', $2, \
+     'count', 1 + CASE json_type(metadata, '$.\"tower_offload:interrupted\".count') WHEN 'integer' \
+     THEN max(metadata ->> '$.\"tower_offload:interrupted\".count', 0) ELSE 0 END)) ",
+    claimed_at!(),
+    "AND metadata ->> '$.\"tower_offload:interrupted\".claimed_at' IS NOT $2 \
+     AND CASE json_type(metadata, '$.\"tower_offload:interrupted\".count') WHEN 'integer' \
+     THEN metadata ->> '$.\"tower_offload:interrupted\".count' < $3 ELSE true END"
+);
+const IS_NOTED: &str = concat!(
+    "SELECT 1 FROM river_job ",
+    claimed_at!(),
+    "AND metadata ->> '$.\"tower_offload:interrupted\".claimed_at' = $2"
+);
+
 /// Recovers a batch of running jobs. Also clears the leader, which may be the process that crashed.
 async fn recover_batch(connection: &mut SqliteConnection, delays: &[i64]) -> Result<Vec<Recovered>, sqlx::Error> {
     let find = sqlx::query(FIND_LOST).bind(MAX_RECOVERY_BATCH as i64).bind(MAX_LOSSES as i64);
     let mut recovered = Vec::new();
     for row in find.fetch_all(&mut *connection).await? {
-        let (river_id, has_not_begun, losses): (i64, bool, i64) = (row.try_get(0)?, row.try_get(2)?, row.try_get(3)?);
+        let (river_id, is_refunded, losses): (i64, bool, i64) = (row.try_get(0)?, row.try_get(5)?, row.try_get(6)?);
         let delay = usize::try_from(losses).ok().and_then(|losses| delays.get(losses)).copied().unwrap_or_default();
-        let delay = if has_not_begun { 0 } else { delay };
-        let explain = sqlx::query(EXPLAIN_LOSS).bind(river_id).bind(LOST_CLASS).bind(LOST_MESSAGE);
-        explain.execute(&mut *connection).await?;
+        let delay = if is_refunded { 0 } else { delay };
+        if !is_refunded {
+            let explain = sqlx::query(EXPLAIN_LOSS).bind(river_id).bind(LOST_CLASS).bind(LOST_MESSAGE);
+            explain.execute(&mut *connection).await?;
+        }
         let recover = sqlx::query_scalar(RECOVER).bind(delay).bind(river_id).bind(LOST_MESSAGE);
-        let recover = recover.bind(millis(MAX_IMMEDIATE_DELAY)).bind(has_not_begun).bind(losses);
+        let recover = recover.bind(millis(MAX_IMMEDIATE_DELAY)).bind(is_refunded).bind(losses);
         let state = recover.fetch_one(&mut *connection).await?;
-        recovered.push(Recovered { river_id, kind: row.try_get(1)?, state });
+        recovered.push(Recovered {
+            id: record_id(row.try_get(4)?),
+            river_id,
+            kind: row.try_get(1)?,
+            queue: row.try_get(2)?,
+            attempt: row.try_get(3)?,
+            is_counted: !is_refunded,
+            state,
+        });
     }
     sqlx::query("DELETE FROM river_leader").execute(connection).await?;
     Ok(recovered)

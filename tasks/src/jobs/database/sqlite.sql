@@ -1,26 +1,45 @@
--- Triggers on River's table, like those for Postgres. One process owns the file and there is one clock, so the fence compares
--- claims only, and River's times are right.
+-- Triggers on River's table, like those for Postgres. One process owns the file and there is one
+-- clock, so the fence compares claims only, and River's times are right.
 
 -- Other programs write to this table too, so its JSON may be invalid.
 
+-- Those of earlier versions, too. Otherwise both would run.
+DROP TRIGGER IF EXISTS tower_offload_fence_1;
+DROP TRIGGER IF EXISTS tower_offload_changed_1;
+DROP TRIGGER IF EXISTS tower_offload_deleted_1;
+DROP TRIGGER IF EXISTS tower_offload_fence_2;
+DROP TRIGGER IF EXISTS tower_offload_changed_2;
+DROP TRIGGER IF EXISTS tower_offload_deleted_2;
 DROP TRIGGER IF EXISTS tower_offload_fence;
+DROP TRIGGER IF EXISTS tower_offload_claimed;
 DROP TRIGGER IF EXISTS tower_offload_changed;
 DROP TRIGGER IF EXISTS tower_offload_deleted;
 
--- An end of an attempt names its claim in the metadata. It has no effect unless that claim is the current one. The name stays in
--- the metadata, so only a new one is compared.
+-- An end of an attempt names its claim in the metadata. It has no effect unless that claim is the
+-- current one. If the attempt has ended already, River changes only the metadata. The name stays in
+-- the metadata until the next claim, so only a new one is compared.
 CREATE TRIGGER tower_offload_fence BEFORE UPDATE ON river_job
     WHEN json_valid(NEW.metadata, 9) AND NEW.metadata -> '$."tower_offload:end"' IS NOT NULL
         AND NEW.metadata -> '$."tower_offload:end"' IS NOT CASE WHEN json_valid(OLD.metadata, 9) THEN OLD.metadata -> '$."tower_offload:end"' END
-        AND (OLD.state <> 'running' OR NEW.metadata ->> '$."tower_offload:end".claimed_at'
-            IS NOT CAST(round(unixepoch(OLD.attempted_at, 'subsec') * 1000000) AS INTEGER))
+        AND NEW.metadata ->> '$."tower_offload:end".claimed_at'
+            IS NOT CAST(round(unixepoch(OLD.attempted_at, 'subsec') * 1000000) AS INTEGER)
 BEGIN
     SELECT RAISE(IGNORE);
 END;
 
--- Copies each change of a job's state to its record.
+-- Removes the end of the previous attempt. River repeats it if the reply of the database was lost,
+-- and it is a new one then.
+CREATE TRIGGER tower_offload_claimed AFTER UPDATE ON river_job
+    WHEN NEW.state = 'running' AND OLD.attempted_at IS NOT NEW.attempted_at
+        AND json_valid(NEW.metadata, 9) AND NEW.metadata -> '$."tower_offload:end"' IS NOT NULL
+BEGIN
+    UPDATE river_job SET metadata = jsonb_remove(metadata, '$."tower_offload:end"') WHERE id = NEW.id;
+END;
+
+-- Copies each change of a job's state to its record. Each update of a job that has ended does so
+-- again, for ends that were written without this trigger.
 CREATE TRIGGER tower_offload_changed AFTER UPDATE ON river_job
-    WHEN OLD.state IS NOT NEW.state OR OLD.attempt IS NOT NEW.attempt
+    WHEN OLD.state IS NOT NEW.state OR OLD.attempt IS NOT NEW.attempt OR NEW.finalized_at IS NOT NULL
 BEGIN
     UPDATE tower_offload_task SET
         state = CASE

@@ -348,7 +348,9 @@ impl<T: Clone> Entry<T> {
 
 fn rejection(written: Written) -> StoreError {
     match written {
-        Written::Full => StoreError::full("every stored record belongs to an unfinished task: try again later, or raise the capacity"),
+        Written::Full => StoreError::full(
+            "every stored record belongs to an unfinished task: try again later, or raise the capacity",
+        ),
         _ => StoreError::unavailable("the lease of this process has ended, and the next attempt to get one failed"),
     }
 }

@@ -147,7 +147,7 @@ impl Connections {
     /// Returns a pool for a job queue. `prepare` is executed on each new connection.
     ///
     /// Its connections lead to the server that accepts writes, and those from before a failover are
-    /// not used again. Close it when it is no longer needed. Of several pools, the four newest
+    /// not used again. Close it when it is no longer needed. Of several pools, the eight newest
     /// follow a failover to another host.
     #[cfg_attr(not(feature = "river"), allow(dead_code, reason = "for job queues"))]
     pub(crate) fn pool(&self, max_connections: u32, prepare: &str) -> PgPool {

@@ -46,8 +46,9 @@ pub(crate) struct Connected {
 
 /// Delay before the next server is tried too. RFC 8305 recommends 250 ms.
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
-/// A job queue uses two pools at a time, and has two more while it replaces its client.
-const MAX_FOLLOWERS: usize = 4;
+/// A job queue has at most six pools: those of its listener, its client, three clients that were
+/// replaced, and the next client. Those that are no longer used are closed.
+const MAX_FOLLOWERS: usize = 8;
 
 /// Settings that the transactions of this crate rely on. A process that lost its network or stalls
 /// within a transaction must not keep its locks: the timeout on idle time is shorter than that

@@ -1,18 +1,24 @@
--- Triggers on River's table. The comment of the fence is their version, which the installation compares.
+-- Triggers on River's table. The comment of the fence is their version, which the installation
+-- compares.
 --
--- The functions are SECURITY DEFINER, so that users who may change jobs need no rights on the tables of this crate. Their
--- search path is fixed, with pg_temp last, and other users may not execute them.
+-- The functions are SECURITY DEFINER, so that users who may change jobs need no rights on the
+-- tables of this crate. Their search path is fixed, with pg_temp last, and other users may not
+-- execute them.
 
--- Fence around jobs that are worked by this crate. Each connection of a River client of this crate sets
--- `tower_offload.client` to the id of the client. Each end of an attempt names its claim in the metadata: when the job was
--- claimed, by the clock of this server, and the delay before the next attempt.
+-- Fence around jobs that are worked by this crate. Each connection of a River client of this crate
+-- sets `tower_offload.client` to the id of the client. Each end of an attempt names its claim in
+-- the metadata: when the job was claimed, by the clock of this server, and the delay before the
+-- next attempt.
 --
--- 1. An end has no effect unless its claim is the current one. The job may have been recovered, handed back or claimed again,
---    by another process or by the same one, before River writes the end.
--- 2. The next attempt is due after the delay by the clock of this server. River writes times of the clock of its host. Only the
---    end of a row that River cannot decode has no claim, and keeps River's time.
--- 3. River's leader rescues jobs that have been running for an hour, and discards those of a kind that it does not know. A job
---    whose client has a valid lease is not rescued. A leader of this crate retries jobs of other clients instead of discarding them.
+-- 1. An end has no effect unless its claim is the current one. The job may have been recovered,
+--    handed back or claimed again, by another process or by the same one, before River writes the
+--    end. The name of the claim is not stored, and one that another program has stored is no end.
+-- 2. The next attempt is due after the delay by the clock of this server. River writes times of the
+--    clock of its host. Only the end of a row that River cannot decode has no claim, and keeps
+--    River's time.
+-- 3. River's leader rescues jobs that have been running for an hour, and discards those of a kind
+--    that it does not know. A job whose client has a valid lease is not rescued. A leader of this
+--    crate retries jobs of other clients instead of discarding them.
 -- 4. If the tables of this crate were dropped, River works without them.
 CREATE OR REPLACE FUNCTION tower_offload_fence() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 DECLARE
@@ -22,10 +28,12 @@ DECLARE
     claim jsonb := NEW.metadata -> 'tower_offload:end';
 BEGIN
     IF claim IS NOT NULL THEN
+        NEW.metadata := NEW.metadata - 'tower_offload:end';
+    END IF;
+    IF claim IS NOT NULL AND claim IS DISTINCT FROM OLD.metadata -> 'tower_offload:end' THEN
         IF OLD.state <> 'running' OR claim ->> 'claimed_at' IS DISTINCT FROM (extract(epoch FROM OLD.attempted_at) * 1000000)::bigint::text THEN
             RETURN NULL;
         END IF;
-        NEW.metadata := NEW.metadata - 'tower_offload:end';
         IF NEW.state IN ('available', 'retryable', 'scheduled') AND jsonb_typeof(claim -> 'delay') = 'number' THEN
             NEW.scheduled_at := clock_timestamp() + (claim ->> 'delay')::bigint * interval '1 millisecond';
         END IF;
@@ -52,9 +60,11 @@ BEGIN
     RETURN NEW;
 END $$;
 
--- Schedules a delayed job by the clock of this server. River writes the time of the clock of its host.
-CREATE OR REPLACE FUNCTION tower_offload_delayed() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+-- Schedules a delayed job by the clock of this server. River writes the time of the clock of its
+-- host. Also removes the end of another job, whose metadata a program has copied.
+CREATE OR REPLACE FUNCTION tower_offload_inserted() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
+    NEW.metadata := NEW.metadata - 'tower_offload:end';
     IF jsonb_typeof(NEW.metadata -> 'tower_offload:delay') = 'number' THEN
         NEW.scheduled_at := clock_timestamp() + (NEW.metadata ->> 'tower_offload:delay')::bigint * interval '1 millisecond';
         NEW.metadata := NEW.metadata - 'tower_offload:delay';
@@ -62,7 +72,8 @@ BEGIN
     RETURN NEW;
 END $$;
 
--- Copies each change of a job's state to its record.
+-- Copies each change of a job's state to its record. Each update of a job that has ended does so
+-- again, for ends that were written while the triggers were disabled.
 CREATE OR REPLACE FUNCTION tower_offload_changed() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 DECLARE
     now_millis bigint := (extract(epoch FROM clock_timestamp()) * 1000)::bigint;
@@ -108,7 +119,8 @@ BEGIN
     RETURN NULL;
 END $$;
 
--- Marks the record of a deleted job, or after a TRUNCATE those of all jobs, as lost. OLD is NULL then.
+-- Marks the record of a deleted job, or after a TRUNCATE those of all jobs, as lost. OLD is NULL
+-- then.
 CREATE OR REPLACE FUNCTION tower_offload_deleted() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
     IF to_regclass('tower_offload_task') IS NULL THEN
@@ -119,16 +131,24 @@ BEGIN
     WHERE task.epoch = 0 AND task.river_id IS NOT NULL AND task.state < 10 AND (TG_OP = 'TRUNCATE' OR task.river_id = OLD.id);
     RETURN NULL;
 END $$;
-DROP TRIGGER IF EXISTS tower_offload_fence ON river_job;
-DROP TRIGGER IF EXISTS tower_offload_delayed ON river_job;
-DROP TRIGGER IF EXISTS tower_offload_changed ON river_job;
-DROP TRIGGER IF EXISTS tower_offload_deleted ON river_job;
-DROP TRIGGER IF EXISTS tower_offload_truncated ON river_job;
+DO $$
+DECLARE
+    -- Of earlier versions. Otherwise both would run.
+    old text[] := ARRAY['fence_1', 'changed_1', 'deleted_1', 'fence_2', 'changed_2', 'deleted_2', 'truncated_2', 'delayed'];
+    name text;
+BEGIN
+    FOREACH name IN ARRAY old || ARRAY['fence', 'inserted', 'changed', 'deleted', 'truncated'] LOOP
+        EXECUTE format('DROP TRIGGER IF EXISTS tower_offload_%s ON river_job', name);
+    END LOOP;
+    FOREACH name IN ARRAY old LOOP
+        EXECUTE format('DROP FUNCTION IF EXISTS tower_offload_%s()', name);
+    END LOOP;
+END $$;
 CREATE TRIGGER tower_offload_fence BEFORE UPDATE ON river_job FOR EACH ROW EXECUTE FUNCTION tower_offload_fence();
-CREATE TRIGGER tower_offload_delayed BEFORE INSERT ON river_job FOR EACH ROW
-    WHEN (NEW.metadata ? 'tower_offload:delay') EXECUTE FUNCTION tower_offload_delayed();
+CREATE TRIGGER tower_offload_inserted BEFORE INSERT ON river_job FOR EACH ROW
+    WHEN (NEW.metadata ?| ARRAY['tower_offload:delay', 'tower_offload:end']) EXECUTE FUNCTION tower_offload_inserted();
 CREATE TRIGGER tower_offload_changed AFTER UPDATE ON river_job FOR EACH ROW
-    WHEN (OLD.state IS DISTINCT FROM NEW.state OR OLD.attempt IS DISTINCT FROM NEW.attempt)
+    WHEN (OLD.state IS DISTINCT FROM NEW.state OR OLD.attempt IS DISTINCT FROM NEW.attempt OR NEW.finalized_at IS NOT NULL)
     EXECUTE FUNCTION tower_offload_changed();
 CREATE TRIGGER tower_offload_deleted AFTER DELETE ON river_job FOR EACH ROW EXECUTE FUNCTION tower_offload_deleted();
 CREATE TRIGGER tower_offload_truncated AFTER TRUNCATE ON river_job EXECUTE FUNCTION tower_offload_deleted();
@@ -137,7 +157,7 @@ DECLARE
     name text;
     home regnamespace := (SELECT relnamespace FROM pg_class WHERE oid = 'tower_offload_task'::regclass);
 BEGIN
-    FOREACH name IN ARRAY ARRAY['tower_offload_fence', 'tower_offload_delayed', 'tower_offload_changed', 'tower_offload_deleted'] LOOP
+    FOREACH name IN ARRAY ARRAY['tower_offload_fence', 'tower_offload_inserted', 'tower_offload_changed', 'tower_offload_deleted'] LOOP
         EXECUTE format('ALTER FUNCTION %I() SET search_path = %s, pg_temp', name, home);
         EXECUTE format('REVOKE EXECUTE ON FUNCTION %I() FROM PUBLIC', name);
     END LOOP;

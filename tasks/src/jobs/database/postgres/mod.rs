@@ -1,8 +1,10 @@
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+mod install;
+mod recover;
+
+use std::{sync::Arc, time::Duration};
 
 use riverqueue::{
     Client, ClientBuilder, Error,
-    migrate::PostgresMigrator,
     sqlx::{
         self, PgConnection, PgPool, Row,
         postgres::{PgListener, Postgres as PostgresDriver},
@@ -12,19 +14,15 @@ use riverqueue::{
 use tokio::time::timeout;
 
 use super::{
-    Database, Recovered, Unserved,
-    recovery::{
-        LOST_CLASS, LOST_MESSAGE, MAX_IMMEDIATE_DELAY, MAX_LOSSES, MAX_RECOVERY_BATCH, RowEnd, WRITE_PROGRESS,
-        check_river_version, lose_deleted, loss_delays, millis,
-    },
+    Database, Unserved,
+    recovery::{MAX_IMMEDIATE_DELAY, RowEnd, WRITE_PROGRESS, millis},
 };
 use crate::{
     Json, Record, StoreError,
     jobs::{
         Backoff,
         error::InsertError,
-        events,
-        insert::{Inserted, Prepared, Transaction, batch, record_of, required, sealed},
+        insert::{Inserted, Prepared, Transaction, batch, check_inserted, new_jobs, record_of, required, sealed},
         outcome::End,
         progress::ProgressUpdate,
         queue::Environment,
@@ -35,7 +33,7 @@ use crate::{
             Postgres,
             columns::{bind, input},
             connection::{Role, TransactionError, is_conflict},
-            lease::{lock_expired, renew_lease},
+            lease::renew_lease,
         },
         row::{columns, read_columns, record},
         store_error,
@@ -73,23 +71,6 @@ impl Tables {
 /// Maximum number of connections of a River client: for claims and completions. Records are written
 /// by the connections of the store.
 const MAX_CONNECTIONS: u32 = 4;
-
-/// Version of the triggers. Each change of `postgres.sql` increments it, in both constants.
-const TRIGGER_VERSION: i64 = 1;
-const SET_VERSION: &str = "COMMENT ON FUNCTION tower_offload_fence() IS '1'";
-/// Number of triggers on `river_job`.
-const TRIGGERS: i64 = 5;
-
-/// Returns an error if a newer version of this crate has installed its triggers.
-fn check_trigger_version(installed: Option<i64>) -> Result<(), StoreError> {
-    match installed {
-        Some(version) if version > TRIGGER_VERSION => Err(StoreError::other(format!(
-            "the triggers on `river_job` have version {version}, but this version of tower-offload-tasks installs \
-             {TRIGGER_VERSION}: use a newer one"
-        ))),
-        _ => Ok(()),
-    }
-}
 
 impl PostgresJobs {
     pub(super) fn new(postgres: Arc<Postgres>) -> Self {
@@ -153,42 +134,11 @@ impl PostgresJobs {
         // Identifies the client of a connection for the fence trigger.
         let prepare = format!("SET tower_offload.client = '{client}'");
         let pool = self.postgres.connections.pool(MAX_CONNECTIONS, &prepare);
-        self.migrate(&pool).await?;
+        if let Err(error) = self.migrate(&pool).await {
+            pool.close().await; // otherwise the store holds it
+            return Err(error);
+        }
         Ok(Client::builder(pool))
-    }
-
-    /// Migrates River's tables and installs the triggers. A lock serializes processes that start at
-    /// the same time.
-    async fn migrate(&self, pool: &PgPool) -> Result<(), StoreError> {
-        const LOCK: i64 = 8_388_076_842_114;
-        let migrate = async {
-            PostgresMigrator::new(pool.clone()).migrate_up().await.map_err(StoreError::other)?;
-            self.install().await
-        };
-        self.postgres.connections.with_migration_lock(LOCK, migrate).await
-    }
-
-    async fn install(&self) -> Result<(), StoreError> {
-        const VERSION: &str = "SELECT coalesce(max(version), 0) FROM river_migration WHERE line = 'main'";
-        // The functions may exist without the triggers, if `river_job` was dropped and created
-        // again.
-        const INSTALLED: &str = "
-SELECT CASE WHEN comment ~ '^[0-9]{1,9}$' THEN comment::bigint END,
-    (SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'tower\\_offload\\_%' AND tgrelid = to_regclass('river_job')
-        AND tgenabled <> 'D')
-FROM obj_description(to_regprocedure('tower_offload_fence()'), 'pg_proc') AS comment";
-        let installed = self.postgres.connections.migration(async |connection| {
-            let version: i64 = sqlx::query_scalar(VERSION).fetch_one(&mut *connection).await?;
-            let installed = sqlx::query(INSTALLED).fetch_one(&mut *connection).await?;
-            let (installed, triggers): (Option<i64>, i64) = (installed.try_get(0)?, installed.try_get(1)?);
-            let supported = check_river_version(version).and_then(|()| check_trigger_version(installed));
-            if supported.is_ok() && (installed, triggers) != (Some(TRIGGER_VERSION), TRIGGERS) {
-                sqlx::raw_sql(include_str!("postgres.sql")).execute(&mut *connection).await?;
-                sqlx::raw_sql(SET_VERSION).execute(&mut *connection).await?;
-            }
-            Ok(supported)
-        });
-        installed.await?
     }
 
     pub(super) async fn insert(
@@ -214,9 +164,10 @@ INSERT INTO tower_offload_client (id, name, expires_at) VALUES ($1, $2, clock_ti
         let process = process.replace('\0', "\u{fffd}");
         let begin = self.postgres.connections.transaction(Role::Lease, async |connection| {
             let begin = sqlx::query(BEGIN).bind(client).bind(&process).bind(self.postgres.lease_millis());
-            begin.execute(connection).await
+            let begun = begin.execute(connection).await?.rows_affected();
+            check_inserted("tower_offload_client", 1, usize::try_from(begun).unwrap_or(usize::MAX))
         });
-        begin.await.map(drop)
+        begin.await
     }
 
     pub(super) async fn renew_lease(&self, client: &str) -> Result<bool, StoreError> {
@@ -251,7 +202,7 @@ INSERT INTO tower_offload_client (id, name, expires_at) VALUES ($1, $2, clock_ti
         &self,
         transaction: &mut PgTransaction<'_>,
         rows: &[(i64, &Record)],
-    ) -> Result<(), sqlx::Error> {
+    ) -> Result<usize, sqlx::Error> {
         insert_records(transaction, rows).await
     }
 
@@ -301,24 +252,6 @@ INSERT INTO tower_offload_client (id, name, expires_at) VALUES ($1, $2, clock_ti
         .await
     }
 
-    /// Deletes the expired clients first. From then on a client that has no row has lost its lease,
-    /// and notices it at its next renewal, however long its jobs take to recover.
-    pub(super) async fn recover(&self, judge: Option<&str>, environment: &Environment) -> Result<(), StoreError> {
-        if let Some(judge) = judge {
-            let expire = sqlx::query(EXPIRE).bind(judge).bind(self.postgres.lease_millis());
-            self.read(async |connection| expire.execute(connection).await).await?;
-        }
-        loop {
-            let delays = loss_delays(environment.backoff);
-            let recovered = self.transaction(async |transaction| recover_batch(transaction, &delays).await);
-            let recovered = recovered.await?.map_err(store_error)?;
-            events::recovered(&environment.counters, &recovered);
-            if recovered.len() < MAX_RECOVERY_BATCH {
-                return Ok(());
-            }
-        }
-    }
-
     pub(super) async fn claims(&self, clients: &[Arc<str>]) -> Result<Vec<Claim>, StoreError> {
         const CLAIMS: &str = "
 SELECT id, attempt, (extract(epoch FROM attempted_at) * 1000000)::bigint, attempted_by[array_upper(attempted_by, 1)] FROM river_job
@@ -334,11 +267,6 @@ WHERE state = 'running' AND attempted_by[array_upper(attempted_by, 1)] = ANY($1)
                 .collect()
         });
         read.await
-    }
-
-    pub(super) async fn lose_deleted(&self) -> Result<u64, StoreError> {
-        const LOSE: &str = lose_deleted!("(extract(epoch FROM clock_timestamp()) * 1000)::bigint", "greatest");
-        self.read(async |connection| sqlx::query(LOSE).execute(connection).await.map(|done| done.rows_affected())).await
     }
 
     /// River's leader does the same, but by the clock of its host, and there may be no leader.
@@ -414,9 +342,11 @@ async fn insert(
     jobs: &[&Prepared],
 ) -> Result<Vec<Inserted>, Error> {
     let results = client.insert_batch(batch(jobs, true)?).tx(&mut *transaction).await?;
+    check_inserted("river_job", jobs.len(), results.len()).map_err(Error::Database)?;
     let records: Vec<_> = results.iter().zip(jobs).map(|(result, job)| record_of(result, job)).collect();
     let rows: Vec<_> = results.iter().zip(&records).map(|(result, record)| (result.id(), record)).collect();
-    insert_records(transaction, &rows).await?;
+    let inserted = insert_records(transaction, &rows).await?;
+    check_inserted("tower_offload_task", new_jobs(&results), inserted).map_err(Error::Database)?;
     let mut inserted = Vec::with_capacity(jobs.len());
     for (result, record) in results.iter().zip(records) {
         let is_duplicate = result.unique_skipped_as_duplicate;
@@ -489,8 +419,8 @@ UPDATE river_job AS job SET
 FROM ended WHERE job.id = ended.id
 RETURNING job.id";
 
-/// Inserts records of jobs. A job that has a record keeps it.
-async fn insert_records(connection: &mut PgConnection, rows: &[(i64, &Record)]) -> Result<(), sqlx::Error> {
+/// Inserts records of jobs. A job that has a record keeps it. Returns the number of new records.
+async fn insert_records(connection: &mut PgConnection, rows: &[(i64, &Record)]) -> Result<usize, sqlx::Error> {
     const INSERT: &str = concat!(
         "INSERT INTO tower_offload_task (epoch, river_id, due_at, ",
         columns!(),
@@ -503,8 +433,8 @@ async fn insert_records(connection: &mut PgConnection, rows: &[(i64, &Record)]) 
          ON CONFLICT (river_id) DO NOTHING"
     );
     let (jobs, records): (Vec<_>, Vec<_>) = rows.iter().copied().unzip();
-    bind(sqlx::query(INSERT).bind(jobs), &records).execute(connection).await?;
-    Ok(())
+    let inserted = bind(sqlx::query(INSERT).bind(jobs), &records).execute(connection).await?;
+    Ok(usize::try_from(inserted.rows_affected()).unwrap_or(usize::MAX))
 }
 
 async fn find_record(
@@ -514,72 +444,6 @@ async fn find_record(
     const FIND: &str = concat!("SELECT ", read_columns!(), " FROM tower_offload_task WHERE river_id = $1");
     let row = sqlx::query(FIND).bind(river_id).fetch_optional(connection).await?;
     Ok(row.as_ref().map(record))
-}
-
-/// Deletes the clients whose lease has expired, if the client `$1` may judge them. The rows are
-/// locked while the condition holds, so a lease that is deleted can no longer be renewed.
-const EXPIRE: &str =
-    concat!("DELETE FROM tower_offload_client WHERE id IN (", lock_expired!("tower_offload_client", "id"), ")");
-/// Requeues or ends running jobs of clients without a row. The attempt stays counted, so a job that
-/// crashes its process ends after `max_attempts`, unless its record shows it as queued: then its
-/// work has not begun. Other programs write the metadata too, so it may have any type.
-///
-/// The clients without a row are listed first, because Postgres checks the condition again after it
-/// has locked a job, and only against the job's own columns: another client may have claimed it.
-const RECOVER: &str = "
-WITH lost AS (
-    SELECT job.id, job.attempt, task.state IS NOT DISTINCT FROM 0 AS is_refunded,
-        CASE WHEN jsonb_typeof(job.metadata -> 'tower_offload:lost') = 'number'
-            THEN least(greatest((job.metadata ->> 'tower_offload:lost')::numeric, 0), $5::bigint)::bigint ELSE 0 END AS losses
-    FROM river_job AS job
-    LEFT JOIN tower_offload_task AS task ON task.river_id = job.id
-    WHERE job.state = 'running' AND job.attempted_by[array_upper(job.attempted_by, 1)] = ANY(ARRAY(
-        SELECT claimed.attempted_by[array_upper(claimed.attempted_by, 1)] FROM river_job AS claimed
-        WHERE claimed.state = 'running' AND claimed.attempted_by[array_upper(claimed.attempted_by, 1)] LIKE 'to-%'
-        EXCEPT SELECT id FROM tower_offload_client))
-    ORDER BY job.id LIMIT $1 FOR UPDATE OF job SKIP LOCKED
-), delayed AS (
-    SELECT lost.*, CASE WHEN is_refunded THEN 0 ELSE ($2::bigint[])[losses + 1] END AS delay FROM lost
-), explained AS (
-    UPDATE tower_offload_task AS task SET error_class = $3, error_message = $4, error_detail = NULL
-    FROM lost WHERE task.river_id = lost.id AND task.state = 1
-)
-UPDATE river_job AS job SET
-    state = CASE WHEN job.metadata ? 'cancel_attempted_at' THEN 'cancelled'
-        WHEN job.attempt >= job.max_attempts AND NOT lost.is_refunded THEN 'discarded'
-        WHEN lost.delay <= $6::bigint THEN 'available' ELSE 'retryable' END::river_job_state,
-    attempt = CASE WHEN lost.is_refunded THEN greatest(job.attempt - 1, 0) ELSE job.attempt END,
-    finalized_at = CASE WHEN job.metadata ? 'cancel_attempted_at' OR job.attempt >= job.max_attempts AND NOT lost.is_refunded
-        THEN clock_timestamp() END,
-    scheduled_at = CASE WHEN job.metadata ? 'cancel_attempted_at' OR job.attempt >= job.max_attempts AND NOT lost.is_refunded
-        THEN job.scheduled_at ELSE clock_timestamp() + lost.delay * interval '1 millisecond' END,
-    errors = CASE WHEN lost.is_refunded THEN job.errors ELSE array_append(coalesce(job.errors, '{}'), jsonb_build_object(
-        'at', to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'),
-        'attempt', job.attempt, 'error', $4::text, 'trace', '')) END,
-    metadata = CASE WHEN lost.is_refunded THEN job.metadata
-        ELSE job.metadata || jsonb_build_object('tower_offload:lost', lost.losses + 1) END
-FROM delayed AS lost WHERE job.id = lost.id
-RETURNING job.id, job.kind, job.state::text, job.queue";
-const NOTIFY: &str = "
-SELECT pg_notify(concat(current_schema(), '.river_insert'), json_build_object('queue', queue)::text)
-FROM unnest($1::text[]) AS queue";
-
-/// Recovers a batch of jobs. Each batch takes three round trips to the server.
-async fn recover_batch(transaction: &mut PgTransaction<'_>, delays: &[i64]) -> Result<Vec<Recovered>, sqlx::Error> {
-    let connection: &mut PgConnection = transaction;
-    let recover = sqlx::query(RECOVER).bind(MAX_RECOVERY_BATCH as i64).bind(delays).bind(LOST_CLASS).bind(LOST_MESSAGE);
-    let recover = recover.bind(MAX_LOSSES as i64).bind(millis(MAX_IMMEDIATE_DELAY));
-    let rows = recover.fetch_all(&mut *connection).await?;
-    let mut queues = BTreeSet::new();
-    let mut recovered = Vec::with_capacity(rows.len());
-    for row in &rows {
-        recovered.push(Recovered { river_id: row.try_get(0)?, kind: row.try_get(1)?, state: row.try_get(2)? });
-        queues.insert(row.try_get::<String, _>(3)?);
-    }
-    if !queues.is_empty() {
-        sqlx::query(NOTIFY).bind(Vec::from_iter(queues)).execute(connection).await?;
-    }
-    Ok(recovered)
 }
 
 /// Jobs that have waited for a minute, of a kind and in a queue of which no job is running and none

@@ -1,0 +1,60 @@
+//! Requests with deadlines: `cargo run --example deadline --features axum`.
+
+use std::time::{Duration, Instant};
+
+use axum::{Router, extract::Path, http::Request, routing::get};
+use http_body_util::{BodyExt, Empty};
+use hyper::body::Bytes;
+use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+use tokio::net::TcpListener;
+use tower_offload::{OffloadLayer, Pool, ThreadPool, pool, remaining};
+
+/// Works for a number of milliseconds, unless the result is no longer wanted.
+async fn work(Path(milliseconds): Path<u64>) -> String {
+    println!("  /work/{milliseconds} starts with {:.1?} left", remaining().unwrap_or(Duration::MAX));
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_millis(milliseconds) {
+        if let Some(reason) = pool::cancel_reason() {
+            println!("  /work/{milliseconds} stops after {:.0?}: {}", started.elapsed(), reason.as_str());
+            return String::new(); // is not sent
+        }
+        std::thread::sleep(Duration::from_millis(1)); // one step
+    }
+    "done".to_owned()
+}
+
+/// Reads the header `x-timeout`, in milliseconds. Clients of gRPC send `grpc-timeout`, which the
+/// layer reads with `.grpc_timeout()`.
+fn client_timeout(headers: &axum::http::HeaderMap) -> Option<Duration> {
+    Some(Duration::from_millis(headers.get("x-timeout")?.to_str().ok()?.parse().ok()?))
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let pool = ThreadPool::builder().threads(1).build()?;
+    let layer = OffloadLayer::new(pool.clone())
+        .timeout(|_head| Some(Duration::from_secs(1))) // that of the server
+        .timeout(|head| client_timeout(head.headers())); // the earlier one applies
+    let app = Router::new().route("/work/{milliseconds}", get(work)).layer(layer);
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?;
+    tokio::spawn(axum::serve(listener, app).into_future());
+
+    let client = Client::builder(TokioExecutor::new()).build_http::<Empty<Bytes>>();
+    let send = async |milliseconds: u64, timeout: &str| {
+        let request = Request::get(format!("http://{address}/work/{milliseconds}"));
+        let response = client.request(request.header("x-timeout", timeout).body(Empty::new())?).await?;
+        let status = response.status();
+        let body = response.into_body().collect().await?.to_bytes();
+        println!("/work/{milliseconds} with {timeout} ms: {status} {}", String::from_utf8_lossy(&body));
+        anyhow::Ok(())
+    };
+    send(10, "5000").await?; // in time
+    let second = async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        send(10, "100").await // never starts, because the first one runs
+    };
+    tokio::try_join!(send(600, "300"), second)?;
+    pool.shutdown(Duration::from_secs(1)).await;
+    Ok(())
+}

@@ -1,0 +1,84 @@
+use super::metrics::{Metrics, PoolTime};
+
+/// Busy time that a thread collects before it reports it to the recorder of feature `metrics`, in
+/// nanoseconds. A thread that parks reports what it has.
+const REPORT_INTERVAL: PoolTime = 1_000_000;
+
+/// Clock of a thread that runs calls one after the other. It records how long the thread is busy.
+///
+/// A call that starts right after another one starts at the time at which that one has ended. A
+/// busy thread therefore reads the clock once per call.
+#[derive(Debug, Default)]
+pub(super) struct Clock {
+    /// The current time, if nothing has happened since it was read.
+    now: Option<PoolTime>,
+    /// Time at which the last call has ended. `None` if that call did not read the clock.
+    ended: Option<PoolTime>,
+    /// Time since which the thread is busy and has not reported it. `None` while it is not busy.
+    busy_since: Option<PoolTime>,
+    /// Time that the thread was busy before that and has not reported.
+    unreported: PoolTime,
+}
+
+impl Clock {
+    /// Makes the thread busy, if it is not.
+    #[inline]
+    pub(super) fn start(&mut self, metrics: &Metrics) {
+        if self.busy_since.is_none() {
+            let now = metrics.now();
+            metrics.busy(now);
+            self.busy_since = Some(now);
+            self.now = Some(now);
+        }
+    }
+
+    /// Returns the time at which a call starts.
+    #[inline]
+    pub(super) fn start_call(&mut self, metrics: &Metrics) -> PoolTime {
+        self.ended = None;
+        self.now.take().unwrap_or_else(|| metrics.now())
+    }
+
+    /// Sets the time at which a call has ended.
+    #[inline]
+    pub(super) fn end_call(&mut self, ended: PoolTime) {
+        self.now = Some(ended);
+        self.ended = Some(ended);
+    }
+
+    /// Forgets the current time, because something has happened that may have taken a while.
+    #[inline]
+    pub(super) fn reset(&mut self) {
+        self.now = None;
+    }
+
+    /// Reports the busy time so far if it is long. Called between two calls.
+    #[inline]
+    pub(super) fn report(&mut self, metrics: &Metrics) {
+        if let (Some(since), Some(ended)) = (self.busy_since, self.ended) {
+            let unreported = self.unreported + ended.saturating_sub(since);
+            if unreported >= REPORT_INTERVAL {
+                metrics.report_busy(unreported);
+                (self.unreported, self.busy_since) = (0, Some(ended));
+            }
+        }
+    }
+
+    /// Records that the thread is no longer busy, since the end of the last call.
+    #[inline]
+    pub(super) fn stop(&mut self, metrics: &Metrics) {
+        if let Some(since) = self.busy_since.take() {
+            let now = self.ended.unwrap_or_else(|| metrics.now());
+            metrics.idle(now);
+            self.unreported += now.saturating_sub(since);
+        }
+    }
+
+    /// Reports the rest. Called before the thread parks or exits.
+    pub(super) fn flush(&mut self, metrics: &Metrics) {
+        self.stop(metrics);
+        if self.unreported > 0 {
+            metrics.report_busy(std::mem::take(&mut self.unreported));
+        }
+    }
+}
