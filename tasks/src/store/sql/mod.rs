@@ -124,8 +124,8 @@ impl SqlStore {
     /// On Postgres, the tasks of a process that does not renew its lease for this long are marked
     /// as lost, unless no process could reach the server. Leases are renewed every eighth of it.
     /// With the default, a process survives a short stall or a lost connection. All processes of a
-    /// database must use the same duration: after an outage, one with a much shorter lease may judge
-    /// the others before they have connected again. SQLite has no leases.
+    /// database must use the same duration: after an outage, one with a much shorter lease may
+    /// judge the others before they have connected again. SQLite has no leases.
     ///
     /// # Errors
     ///
