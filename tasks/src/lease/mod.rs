@@ -20,6 +20,8 @@
 //!
 //! # Why a live process is not judged
 //!
+//! All processes use the same duration of leases.
+//!
 //! After an outage all leases may have expired although no process has crashed.
 //!
 //! - An outage of more than a quarter of a lease is a gap in the renewals of every process. Nobody

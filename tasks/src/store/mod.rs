@@ -85,7 +85,9 @@ pub trait TaskStore: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// Returns an error if the transaction was not committed, or if its result is unknown.
+    /// Returns an error if the transaction was not committed, or if its result is unknown. In the
+    /// latter case it may be committed later, but not once a later batch of the epoch has reported
+    /// a record as [unknown](Written::Unknown).
     fn write<'a>(&'a self, epoch: Epoch, batch: &'a [Op]) -> StoreFuture<'a, Vec<Written>>;
 
     /// Returns the record of a task.

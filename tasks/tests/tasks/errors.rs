@@ -1,5 +1,5 @@
-//! What errors say: what failed, with which value, and the remedy. The text alone is enough, for a
-//! program that prints `{error}`.
+//! Errors say what failed, with which value, and the remedy. A program that prints `{error}` shows
+//! all of it.
 
 use std::{convert::Infallible, error::Error, fmt::Write, fs, time::Duration};
 
@@ -174,8 +174,8 @@ async fn errors_of_conversions_say_the_value_or_what_is_expected() {
     assert_rules(&errors);
 }
 
-/// Checks that no error repeats its source, and that the debug form, which a `main` that returns the
-/// error prints, has the text of a store's error too.
+/// Checks that no error repeats its source, and that the debug form, which a `main` that returns
+/// the error prints, has the text of a store's error too.
 fn assert_rules(errors: &Errors) {
     for (case, error) in &errors.0 {
         let (text, debug) = (error.to_string(), format!("{error:?}"));

@@ -75,8 +75,9 @@ async fn sweeps_and_looks_that_fail_are_counted() {
     store.set(Mode::Unavailable);
     tokio::time::sleep(std::time::Duration::from_millis(30_100)).await;
     let failed = tasks.stats().failed_maintenance;
+    // One more of each if the clock was advanced while the task was being held.
     assert!(
-        (3 + 6 + 60 - 2..=3 + 6 + 60).contains(&failed),
+        (3 + 6 + 60 - 2..=4 + 7 + 61).contains(&failed),
         "3 sweeps, 6 looks for processes, 60 for cancels: {failed}"
     );
     held.release();

@@ -17,7 +17,7 @@ use tokio::{
 use tower_offload::{Background, ThreadPool};
 use tower_offload_tasks::{
     Record, Retention, TaskState, TaskStore, Tasks,
-    store::{Epoch, Filter, Op, SqlStore, Written},
+    store::{Epoch, Filter, Found, Op, SqlStore, Written},
 };
 
 use super::{
@@ -375,4 +375,147 @@ async fn sweep_is_limited_and_so_is_the_number_of_tombstones() {
     assert_eq!((swept.forgotten, swept.more), (1000, true), "the oldest of the 1400");
     assert_eq!(store.sweep(now(), &retention).await.unwrap().forgotten, 400);
     assert_eq!(store.sweep(now(), &retention).await.unwrap().forgotten, 0);
+}
+
+/// The application names of the sessions of stores.
+const SESSIONS: &str =
+    "FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'tower-offload-tasks'";
+
+async fn number(connection: &mut PgConnection, query: String) -> i64 {
+    sqlx::query_scalar(sqlx::AssertSqlSafe(query)).fetch_one(connection).await.unwrap()
+}
+
+/// The proxy holds the reply to `BEGIN` until the caller has gone.
+#[tokio::test]
+async fn caller_dropped_during_begin_leaves_no_open_transaction() {
+    let Some(backend) = OnServer::fresh().await else { return };
+    let (proxy, url) = super::databases::proxy::Proxy::to(&backend.url()).await;
+    let store = SqlStore::open(&url).await.unwrap();
+    let epoch = begin(&store).await;
+    let retention = Retention::default();
+    store.sweep(now(), &retention).await.unwrap(); // the connection was just used, and is not tested
+    proxy.hold();
+    let dropped = tokio::time::timeout(Duration::from_millis(100), store.sweep(now(), &retention));
+    assert!(dropped.await.is_err());
+    proxy.resume();
+    store.cancel_requests(epoch).await.unwrap();
+    let mut connection = backend.connect().await;
+    let open = format!("SELECT count(*) {SESSIONS} AND state LIKE 'idle in transaction%'");
+    // The session that was closed may still be ending.
+    for _ in 0..100 {
+        if number(&mut connection, open.clone()).await == 0 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("a session is idle in a transaction");
+}
+
+/// The table is locked for longer than clients wait for a statement, which they repeat.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn blocked_statements_use_no_more_than_the_documented_connections() {
+    let Some(backend) = OnServer::fresh().await else { return };
+    let store = backend.open().await;
+    let tasks = Tasks::new(store.clone());
+    tasks.start().await.unwrap();
+    let mut connection = backend.connect().await;
+    let mut locking = connection.begin().await.unwrap();
+    sqlx::raw_sql("LOCK TABLE tower_offload_task IN ACCESS EXCLUSIVE MODE").execute(&mut *locking).await.unwrap();
+    let mut clients = JoinSet::new();
+    for client in 0..6 {
+        let (tasks, store) = (tasks.clone(), store.clone());
+        clients.spawn(async move {
+            for _ in 0..3 {
+                if client % 2 == 0 {
+                    let work = |_| done();
+                    drop(tasks.track("x").spawn_blocking(&Background::default(), work).await);
+                } else {
+                    drop(store.get(id(client)).await);
+                }
+            }
+        });
+    }
+    let most = async {
+        let mut most = 0;
+        for _ in 0..250 {
+            most = most.max(number(&mut locking, format!("SELECT count(*) {SESSIONS}")).await);
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        most
+    };
+    assert!(most.await <= 8, "more connections than DATABASES.md says");
+    locking.rollback().await.unwrap();
+    clients.join_all().await;
+    let accepted = tasks.track("x").spawn_blocking(&Background::default(), |_| done()).await;
+    assert!(accepted.is_ok() || accepted.is_err_and(|error| error.is_store()), "an outage ends within seconds");
+}
+
+/// Each commit waits for a standby that does not exist, also after its client has given up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn accept_that_is_committed_late_ends_as_not_accepted() {
+    let Some(server) = super::databases::server::OwnServer::start().await else { return };
+    let tasks = Tasks::new(SqlStore::open(&server.url()).await.unwrap());
+    tasks.start().await.unwrap();
+    let mut connection = PgConnection::connect(&server.url()).await.unwrap();
+    let mut standby = async |name: &str| {
+        let set = format!("ALTER SYSTEM SET synchronous_standby_names = '{name}'");
+        sqlx::raw_sql(sqlx::AssertSqlSafe(set)).execute(&mut connection).await.unwrap();
+        sqlx::raw_sql("SELECT pg_reload_conf()").execute(&mut connection).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(200)).await; // until the sessions have read it
+    };
+    standby("nobody").await;
+    let error = tasks.track("x").spawn_blocking(&Background::default(), |_| done()).await.unwrap_err();
+    assert!(error.is_store(), "{error}");
+    let mut connection = PgConnection::connect(&server.url()).await.unwrap();
+    let repeated = format!(
+        "SELECT count(*) {SESSIONS} AND (wait_event = 'advisory' OR wait_event = 'SyncRep' AND query = 'COMMIT')"
+    );
+    while number(&mut connection, repeated.clone()).await < 2 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    standby("").await;
+    let written = async {
+        while tasks.stats().open > 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(super::support::LONG, written).await.expect("the record is not written");
+    let unfinished = "SELECT count(*) FROM tower_offload_task WHERE state < 10".to_owned();
+    assert_eq!(number(&mut connection, unfinished).await, 0, "a task that was rejected stays open");
+}
+
+#[tokio::test]
+async fn migration_has_no_limit_of_the_role() {
+    let Some(backend) = OnServer::fresh().await else { return };
+    let limit = format!("ALTER DATABASE {} SET statement_timeout = '1s'", backend.name);
+    let mut connection = backend.connect().await;
+    sqlx::raw_sql(sqlx::AssertSqlSafe(limit)).execute(&mut connection).await.unwrap();
+    // Each statement that creates a table takes longer.
+    let slow =
+        "CREATE FUNCTION slow() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(1.5); END $$;
+        CREATE EVENT TRIGGER slow ON ddl_command_end WHEN TAG IN ('CREATE TABLE') EXECUTE FUNCTION slow()";
+    sqlx::raw_sql(slow).execute(&mut connection).await.unwrap();
+    backend.open().await;
+}
+
+/// A newer version may have states that this one does not know.
+#[tokio::test]
+async fn row_that_cannot_be_read_hides_no_other() {
+    let Some(backend) = OnServer::fresh().await else { return };
+    let store = backend.open().await;
+    let epoch = begin(&store).await;
+    let records: Vec<_> = (1..=4).map(|number| accept(&queued(number))).collect();
+    store.write(epoch, &records).await.unwrap();
+    let unknown = "UPDATE tower_offload_task SET state = 99 WHERE id = $1";
+    sqlx::query(unknown).bind(id(3).as_bytes().to_vec()).execute(&mut backend.connect().await).await.unwrap();
+    let found = store.get_many(&[id(1), id(3), id(4)]).await.unwrap();
+    assert_eq!(found.iter().filter(|found| **found == Found::Unknown).count(), 1);
+    let (mut page, mut ids) = (tower_offload_tasks::store::Page::first(2), Vec::new());
+    loop {
+        let listing = store.list(&Filter::default(), page).await.unwrap();
+        ids.extend(listing.records.iter().map(|record| record.id));
+        let Some(next) = listing.next else { break };
+        page = page.after(next);
+    }
+    assert_eq!(ids, [id(4), id(2), id(1)]);
 }

@@ -156,7 +156,7 @@ fn callers_get_a_reply_when_the_runtime_of_the_writer_ends() {
                 })
             })
             .collect();
-        // The writer has no point that a test could wait for, so each round ends it at another time.
+        // There is no point that a test could wait for, so each round ends it at another time.
         std::thread::sleep(Duration::from_micros(round * 20));
         drop(first);
         for caller in callers {

@@ -146,6 +146,7 @@ fn remedy(error: &dyn DatabaseError) -> Option<&'static str> {
         "3F000" => "no schema of the `search_path` exists: create one, or name another one",
         "42501" => "a right is missing: an owner opens the store once and grants the rights listed in DATABASES.md",
         "42P01" => "a table was dropped or is not in the `search_path`: open the store again to create its tables",
+        "57014" => "the statement took too long: look for locks on the table, and at the load of the server",
         "55P03" => "another session holds a lock on the table: end its transaction and try again",
         "53300" => {
             "the server has no free connection: raise `max_connections`, or run fewer processes; DATABASES.md says how \

@@ -123,8 +123,9 @@ impl SqlStore {
     ///
     /// On Postgres, the tasks of a process that does not renew its lease for this long are marked
     /// as lost, unless no process could reach the server. Leases are renewed every eighth of it.
-    /// With the default, a process survives a short stall or a lost connection. SQLite has no
-    /// leases.
+    /// With the default, a process survives a short stall or a lost connection. All processes of a
+    /// database must use the same duration: after an outage, one with a much shorter lease may
+    /// judge the others before they have connected again. SQLite has no leases.
     ///
     /// # Errors
     ///
@@ -254,16 +255,33 @@ impl fmt::Debug for SqlStore {
     }
 }
 
-/// Returns what was found of each task. A record that is missing was evicted or never existed; the
-/// caller does not distinguish the two.
-fn found_many(
-    ids: &[TaskId],
-    records: impl Iterator<Item = Result<Record, StoreError>>,
-) -> Result<Vec<Found>, StoreError> {
-    let mut records: HashMap<_, _> =
-        records.map(|record| record.map(|record| (record.id, record))).collect::<Result<_, _>>()?;
+/// Returns the record of a row. One that cannot be read, because a newer version of this crate or
+/// another program has written it, is an event, and does not hide the others.
+fn readable(record: Result<Record, StoreError>) -> Option<Record> {
+    record.inspect_err(StoreError::report_response).ok()
+}
+
+/// Returns a page of rows, each of which has been converted to its id and its record.
+fn listing(
+    rows: impl ExactSizeIterator<Item = (Result<TaskId, StoreError>, Result<Record, StoreError>)>,
+    page: Page,
+) -> Result<Listing, StoreError> {
+    let (page, mut listing, mut last) = (page.clamped(), Listing::default(), None);
+    let is_last = rows.len() <= page.limit;
+    for (id, record) in rows.take(page.limit) {
+        last = Some(id?);
+        listing.records.extend(readable(record));
+    }
+    listing.next = last.filter(|_| !is_last);
+    Ok(listing)
+}
+
+/// Returns what was found of each task. A record that is missing was evicted or never existed, or
+/// cannot be read; the caller does not distinguish them.
+fn found_many(ids: &[TaskId], records: impl Iterator<Item = Result<Record, StoreError>>) -> Vec<Found> {
+    let mut records: HashMap<_, _> = records.filter_map(readable).map(|record| (record.id, record)).collect();
     let found = |id| records.remove(id).map_or(Found::Unknown, |record| Found::Record(Box::new(record)));
-    Ok(ids.iter().map(found).collect())
+    ids.iter().map(found).collect()
 }
 
 /// Maximum number of records or tombstones that a sweep removes, so that writes do not wait long

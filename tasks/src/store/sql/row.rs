@@ -113,7 +113,7 @@ where
     let small = |index| u32::try_from(number(index)?).map_err(StoreError::other);
     let json = |index| text(index)?.map(Json::try_from).transpose().map_err(StoreError::other);
 
-    let id = task_id(row.try_get(0).map_err(StoreError::other)?)?;
+    let id = id_of(row)?;
     let mut record = Record::new(id, text(1)?.unwrap_or_default(), timestamp(number(9)?));
     record.owner = text(2)?;
     let state = number(3)?;
@@ -134,6 +134,16 @@ where
     }
     record.due_at = time(18)?.map(timestamp);
     Ok(record)
+}
+
+/// Reads the id of a row of [`read_columns!`].
+pub(super) fn id_of<'r, R>(row: &'r R) -> Result<TaskId, StoreError>
+where
+    R: Row,
+    usize: ColumnIndex<R>,
+    Vec<u8>: Decode<'r, R::Database> + Type<R::Database>,
+{
+    task_id(row.try_get(0).map_err(StoreError::other)?)
 }
 
 pub(super) fn task_id(bytes: Vec<u8>) -> Result<TaskId, StoreError> {

@@ -64,7 +64,8 @@ impl Connections {
             read: pool("reads", 3, MAX_WAITING_READS, RESPONSE_TIMEOUT),
             servers,
         };
-        let (mut first, mut second) = (connections.servers.connect().await?, connections.servers.connect().await?);
+        let connect = async |pool: &RolePool| pool.limits.connect(&connections.servers).await;
+        let (mut first, mut second) = (connect(&connections.lease).await?, connect(&connections.write).await?);
         let name = connections.servers.name(first.server);
         let checked = timeout(RESPONSE_TIMEOUT, check(&mut first.connection, &mut second.connection, name)).await;
         checked.map_err(|_| no_response(name, RESPONSE_TIMEOUT))??;
@@ -114,6 +115,7 @@ impl Connections {
         let pool = self.pool_of(role);
         let mut lent = pool.acquire().await?;
         let server = lent.server();
+        lent.begins_transaction();
         let connection = lent.connection()?;
         let work = async {
             let mut transaction = connection.begin().await?;

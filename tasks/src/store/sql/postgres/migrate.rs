@@ -47,7 +47,7 @@ impl Connections {
         key: i64,
         work: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
-        let mut connected = self.servers.connect().await?;
+        let mut connected = self.servers.connect(Duration::ZERO).await?;
         let (connection, name) = (&mut connected.connection, self.servers.name(connected.server));
         match timeout(LOCK_TIMEOUT * 2, acquire(connection, key)).await {
             Err(_) => return Err(no_response(name, LOCK_TIMEOUT * 2)),
@@ -80,7 +80,7 @@ impl Connections {
         &self,
         change: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
     ) -> Result<T, StoreError> {
-        let mut connected = self.servers.connect().await?;
+        let mut connected = self.servers.connect(Duration::ZERO).await?;
         let (connection, name) = (&mut connected.connection, self.servers.name(connected.server));
         let set = format!("SET LOCAL lock_timeout = {}", LOCK_TIMEOUT.as_millis());
         let work = async {

@@ -28,8 +28,8 @@ use crate::{
     store::{
         Epoch, Filter, Found, Lease, Listing, Op, Page, Process, Retention, StoreFuture, Swept, Written,
         sql::{
-            found_many, list,
-            row::{integer, millis, read_columns, record, task_id},
+            found_many, list, listing,
+            row::{id_of, integer, millis, read_columns, record, task_id},
         },
     },
 };
@@ -154,7 +154,7 @@ impl TaskStore for Postgres {
             let read = self
                 .connections
                 .read(Role::Read, async |connection| sqlx::query(RECORDS).bind(bytes).fetch_all(connection).await);
-            found_many(ids, read.await?.iter().map(record))
+            Ok(found_many(ids, read.await?.iter().map(record)))
         })
     }
 
@@ -162,7 +162,7 @@ impl TaskStore for Postgres {
         Box::pin(async move {
             let Some(mut query) = list::query(filter, page) else { return Ok(Listing::default()) };
             let read = self.connections.read(Role::Read, async |connection| query.build().fetch_all(connection).await);
-            Ok(Listing::new(read.await?.iter().map(record).collect::<Result<_, _>>()?, page))
+            listing(read.await?.iter().map(|row| (id_of(row), record(row))), page)
         })
     }
 

@@ -46,6 +46,15 @@ pub(super) struct Limits {
     pub(super) response_timeout: Duration,
 }
 
+impl Limits {
+    /// Connects. The server cancels a statement before its client gives up: it does not notice that
+    /// a client is gone while a statement waits for a lock, so that more and more sessions would
+    /// wait, until it accepts no connections.
+    pub(super) async fn connect(&self, servers: &Servers) -> Result<Connected, StoreError> {
+        servers.connect(self.response_timeout.mul_f64(0.9)).await
+    }
+}
+
 struct Idle {
     connected: Connected,
     since: Instant,
@@ -87,7 +96,7 @@ impl RolePool {
     /// An old connection that works is used further if it cannot be replaced: a server without a
     /// free connection would cost the lease otherwise.
     pub(super) async fn acquire(&self) -> Result<Lent<'_>, StoreError> {
-        let mut lent = Lent { pool: self, connected: None, _permit: self.permit().await? };
+        let mut lent = Lent { pool: self, connected: None, is_in_transaction: false, _permit: self.permit().await? };
         if self.is_closing.load(Ordering::Relaxed) {
             return Err(StoreError::closed());
         }
@@ -99,14 +108,14 @@ impl RolePool {
             let is_old = idle.connected.age() > MAX_AGE;
             lent.connected = Some(idle.connected); // returned to the pool if the caller is dropped
             if is_old {
-                if let Ok(Ok(connected)) = timeout(REPLACE_TIMEOUT, self.servers.connect()).await {
+                if let Ok(Ok(connected)) = timeout(REPLACE_TIMEOUT, self.limits.connect(&self.servers)).await {
                     lent.connected = Some(connected);
                 }
             }
             return Ok(lent);
         }
         // Not the fault of what the caller wants to do, whatever the error is.
-        lent.connected = Some(self.servers.connect().await.map_err(StoreError::into_unavailable)?);
+        lent.connected = Some(self.limits.connect(&self.servers).await.map_err(StoreError::into_unavailable)?);
         Ok(lent)
     }
 
@@ -185,11 +194,15 @@ impl Drop for Waiter<'_> {
 }
 
 /// A connection in use. If it is dropped, it is tested before its next use: statements that were
-/// sent end first, and a transaction is rolled back.
+/// sent end first. In a transaction it is closed instead: if its owner was dropped during `BEGIN`,
+/// sqlx does not know of the transaction and would not roll it back, and later statements would
+/// be executed in it.
 pub(super) struct Lent<'a> {
     pool: &'a RolePool,
     /// `None` after `release` and `discard`.
     connected: Option<Connected>,
+    /// `true` since before `BEGIN` was sent, until its transaction has ended.
+    is_in_transaction: bool,
     _permit: SemaphorePermit<'a>,
 }
 
@@ -202,6 +215,11 @@ impl Lent<'_> {
     /// Returns the name of the server.
     pub(super) fn server(&self) -> Arc<str> {
         self.connected.as_ref().map_or_else(Arc::default, |connected| self.pool.servers.name(connected.server).clone())
+    }
+
+    /// Notes that a transaction is about to begin, which ends before the connection is released.
+    pub(super) fn begins_transaction(&mut self) {
+        self.is_in_transaction = true;
     }
 
     /// Returns the connection for the next caller.
@@ -219,6 +237,7 @@ impl Lent<'_> {
     /// Releases the connection after an error, or closes it if the error says that it or all
     /// connections cannot be used.
     pub(super) fn release_after(mut self, error: Option<&sqlx::Error>) {
+        self.is_in_transaction = false; // it was rolled back
         let code = error.and_then(sqlx::Error::as_database_error).and_then(sqlx::error::DatabaseError::code);
         let Some(connected) = &self.connected else { return };
         match code.as_deref() {
@@ -240,7 +259,7 @@ impl Lent<'_> {
 
 impl Drop for Lent<'_> {
     fn drop(&mut self) {
-        if let Some(connected) = self.connected.take() {
+        if let Some(connected) = self.connected.take().filter(|_| !self.is_in_transaction) {
             self.pool.put(connected, false);
         }
     }

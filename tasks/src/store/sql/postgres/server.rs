@@ -55,8 +55,10 @@ const MAX_FOLLOWERS: usize = 8;
 /// after which a process that waits for the locks gives up. The default of the role for the
 /// isolation level may be stricter, and would refuse concurrent updates.
 ///
-/// The last statement returns whether the server accepts writes.
+/// A setting of the role or the database for the duration of transactions (Postgres 17) would end
+/// migrations. The last statement returns whether the server accepts writes.
 const PREPARE_SESSION: &str = "
+SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'transaction_timeout' AND setting <> '0';
 SET idle_in_transaction_session_timeout = '5s';
 SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED;
 SHOW transaction_read_only";
@@ -82,17 +84,18 @@ impl Servers {
     }
 
     /// Connects to the first server that accepts writes. Begins with the server of the previous
-    /// connection.
+    /// connection. A statement that takes longer than `statement_timeout` is cancelled; zero means
+    /// no limit.
     ///
     /// If a server has not responded within [`ATTEMPT_DELAY`], it is tried at the same time as the
     /// next one, like in RFC 8305. So one that drops all packets costs neither a lease nor a read.
-    pub(super) async fn connect(&self) -> Result<Connected, StoreError> {
+    pub(super) async fn connect(&self, statement_timeout: Duration) -> Result<Connected, StoreError> {
         let (count, first) = (self.servers.len(), self.primary.load(Ordering::Relaxed));
         let mut untried = (0..count).map(|index| (first + index) % count);
         let (mut attempts, mut errors) = (Vec::new(), Vec::new());
         loop {
             match untried.next() {
-                Some(server) => attempts.push(Box::pin(self.connect_to(server))),
+                Some(server) => attempts.push(Box::pin(self.connect_to(server, statement_timeout))),
                 None if attempts.is_empty() => break,
                 None => {}
             }
@@ -112,11 +115,12 @@ impl Servers {
         Err(StoreError::unavailable(format!("none of the servers accepts writes: {}", texts.join("; "))))
     }
 
-    async fn connect_to(&self, server: usize) -> Result<Connected, StoreError> {
+    async fn connect_to(&self, server: usize, statement_timeout: Duration) -> Result<Connected, StoreError> {
         let Server { name, options } = &self.servers[server];
         let connect = async {
             let mut connection = options.connect().await?;
-            let is_read_only = prepare(&mut connection).await?;
+            let set = format!("SET statement_timeout = {};", statement_timeout.as_millis());
+            let is_read_only = prepare(&mut connection, &set).await?;
             Ok((connection, is_read_only))
         };
         let connected = timeout(self.connect_timeout, connect).await;
@@ -166,7 +170,7 @@ impl Servers {
                 let prepare_more = prepare_more.to_string();
                 Box::pin(async move {
                     // An error makes the pool try again until its timeout elapses.
-                    if prepare(&mut *connection).await? {
+                    if prepare(&mut *connection, "").await? {
                         return Err(sqlx::Error::Configuration(format!("the server {READ_ONLY}").into()));
                     }
                     sqlx::raw_sql(sqlx::AssertSqlSafe(prepare_more)).execute(connection).await.map(drop)
@@ -218,9 +222,11 @@ async fn first_done<F: Future>(attempts: &mut Vec<Pin<Box<F>>>) -> F::Output {
 const READ_ONLY: &str = "is read-only: name the primary in the URL, or all servers, and see that \
                          `default_transaction_read_only` is off for the role and the database";
 
-/// Prepares a session. Returns `true` if the server does not accept writes.
-async fn prepare(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
-    let rows = sqlx::raw_sql(PREPARE_SESSION).fetch_all(connection).await?;
-    let setting: String = rows.first().ok_or(sqlx::Error::RowNotFound)?.try_get(0)?;
+/// Prepares a session, for which it also executes `more`. Returns `true` if the server does not
+/// accept writes.
+async fn prepare(connection: &mut PgConnection, more: &str) -> Result<bool, sqlx::Error> {
+    let statements = sqlx::AssertSqlSafe(format!("{more}{PREPARE_SESSION}"));
+    let rows = sqlx::raw_sql(statements).fetch_all(connection).await?;
+    let setting: String = rows.last().ok_or(sqlx::Error::RowNotFound)?.try_get(0)?;
     Ok(setting == "on")
 }

@@ -11,6 +11,14 @@ use crate::{
     },
 };
 
+/// Waits for an earlier batch of the epoch. Its client may have given up while its commit waited
+/// for the disk or for a standby, and it is committed later: until then this batch would not find
+/// its records, and would report them as unknown. A statement of its own, because the later ones
+/// must see what was committed meanwhile. Epochs that share a lock wait for each other.
+const LOCK_WRITES: &str = "SELECT pg_advisory_xact_lock($1, ($2 % 2147483647)::integer)";
+/// Identifies the locks of epochs. The number is arbitrary.
+const LOCK_CLASS: i32 = 746_110_294;
+
 /// Locks the epoch until the commit, so that no other process marks its records as lost. The lock
 /// conflicts with the end of the epoch, but not with a renewal.
 const IS_CURRENT: &str = "SELECT 1 FROM tower_offload_process WHERE epoch = $1 FOR KEY SHARE";
@@ -29,6 +37,8 @@ pub(super) async fn write(
             Op::Update(record) => updates.push(&**record),
         }
     }
+    let lock = sqlx::query(LOCK_WRITES).bind(LOCK_CLASS).bind(i64::from(epoch));
+    lock.execute(&mut *connection).await?;
     let is_current = sqlx::query(IS_CURRENT).bind(i64::from(epoch)).fetch_optional(&mut *connection).await?.is_some();
     let mut done = HashSet::new();
     if is_current && !accepts.is_empty() {

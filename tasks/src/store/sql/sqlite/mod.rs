@@ -28,8 +28,8 @@ use crate::{
     store::{
         Epoch, Filter, Found, Lease, Listing, Op, Page, Process, Retention, StoreFuture, Swept, Written,
         sql::{
-            found_many, list,
-            row::{millis, read_columns, record, task_id},
+            found_many, list, listing,
+            row::{id_of, millis, read_columns, record, task_id},
             store_error,
         },
     },
@@ -220,7 +220,7 @@ impl TaskStore for Sqlite {
             let hex: Vec<_> = ids.iter().map(hex).collect();
             let hex = serde_json::to_string(&hex).map_err(StoreError::other)?;
             let rows = sqlx::query(RECORDS).bind(hex).fetch_all(&self.readers).await.map_err(store_error)?;
-            found_many(ids, rows.iter().map(record))
+            Ok(found_many(ids, rows.iter().map(record)))
         })
     }
 
@@ -228,7 +228,7 @@ impl TaskStore for Sqlite {
         Box::pin(async move {
             let Some(mut query) = list::query(filter, page) else { return Ok(Listing::default()) };
             let rows = query.build().fetch_all(&self.readers).await.map_err(store_error)?;
-            Ok(Listing::new(rows.iter().map(record).collect::<Result<_, _>>()?, page))
+            listing(rows.iter().map(|row| (id_of(row), record(row))), page)
         })
     }
 
