@@ -6,7 +6,7 @@ use std::{cell::RefCell, collections::HashMap, rc::Rc, time::Duration};
 use proptest::prelude::*;
 use tokio::time::Instant;
 
-use super::{Effect, Write, WriteQueue};
+use super::{Effect, RECORD_COST, Snapshot, Write, WriteQueue};
 use crate::store::{StoreError, Written};
 
 #[derive(Debug, Clone, Copy)]
@@ -63,6 +63,8 @@ struct Record {
     id: usize,
     version: u64,
     end: Option<End>,
+    /// Size of the result.
+    bytes: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -167,7 +169,7 @@ impl World {
 
     fn accept(&mut self) {
         let id = self.tasks.len();
-        let record = Record { id, version: 1, end: None };
+        let record = Record { id, version: 1, end: None, bytes: 0 };
         let task = Rc::new(RefCell::new(Task { record, accepted: None }));
         if self.queue.accept(id, task.clone(), self.now).is_err() {
             task.borrow_mut().reply(false);
@@ -188,8 +190,7 @@ impl World {
         }
         let snapshot = |task: &Shared| {
             let record = task.borrow().record.clone();
-            let is_final = record.end.is_some();
-            (record, is_final)
+            Snapshot { is_final: record.end.is_some(), bytes: record.bytes, record }
         };
         let batch = self.queue.take(self.now, snapshot);
         let mut ids: Vec<_> = batch.iter().map(id).collect();
@@ -244,10 +245,14 @@ impl World {
     }
 }
 
-fn id(write: &Write<Record>) -> usize {
+fn record(write: &Write<Record>) -> &Record {
     match write {
-        Write::Accept(record) | Write::Update(record) => record.id,
+        Write::Accept(record) | Write::Update(record) => record,
     }
+}
+
+fn id(write: &Write<Record>) -> usize {
+    record(write).id
 }
 
 proptest! {
@@ -292,5 +297,49 @@ proptest! {
                 (accepted, stored) => prop_assert!(false, "{:?} {:?}", accepted, stored),
             }
         }
+    }
+}
+
+proptest! {
+    /// Large batches exceed a timeout, for example, and the result of their writes is unknown.
+    #[test]
+    fn store_that_fails_large_batches_gets_every_record(
+        sizes in prop::collection::vec(0..70_000_usize, 1..120),
+        max_bytes in 72_000..300_000_usize,
+        may_commit in any::<bool>(),
+    ) {
+        let mut world = World::new();
+        for _ in &sizes {
+            world.step(Step::Accept);
+            world.step(Step::Take);
+            world.step(Step::Reply(Reply::Written));
+        }
+        for (id, bytes) in sizes.iter().enumerate() {
+            world.tasks[id].borrow_mut().record.bytes = *bytes;
+            world.step(Step::Finish(id));
+        }
+        let mut failed = 0;
+        for round in 0..20 + 4 * sizes.len() {
+            world.step(Step::Accept);
+            world.step(Step::Take);
+            let bytes: usize = world.out.iter().flatten().map(|write| RECORD_COST + record(write).bytes).sum();
+            let is_written = bytes <= max_bytes || world.out.as_ref().is_some_and(|batch| batch.len() == 1);
+            world.step(Step::Reply(match (is_written, may_commit) {
+                (true, _) => Reply::Written,
+                (false, true) => Reply::Lost,
+                (false, false) => Reply::Unavailable,
+            }));
+            world.step(Step::Wait(6000));
+            failed += usize::from(!is_written);
+            prop_assert!(failed <= 12 + round / 3, "{} of {} batches have failed", failed, round);
+        }
+        for id in 0..sizes.len() {
+            prop_assert!(world.queue.get(id).is_none(), "{} is not written", id);
+            let stored = world.store.0[&id].clone();
+            prop_assert_eq!(stored, world.tasks[id].borrow().record.clone());
+        }
+        let new = &world.tasks[sizes.len()..];
+        let accepted = new.iter().filter(|task| task.borrow().accepted == Some(true)).count();
+        prop_assert!(2 * accepted > new.len(), "{} of {} tasks were accepted", accepted, new.len());
     }
 }
