@@ -51,7 +51,8 @@ impl Controlled {
         let (accepted, streams_ended) = (AtomicU64::new(0), watch::Sender::new(false));
         let list_permits = Semaphore::new(Semaphore::MAX_PERMITS);
         let changes_fail = AtomicBool::new(false);
-        let inner = Inner { store, epoch, accepted, active, is_closed, fault, changes_fail, list_permits, streams_ended };
+        let inner =
+            Inner { store, epoch, accepted, active, is_closed, fault, changes_fail, list_permits, streams_ended };
         Self(Arc::new(inner))
     }
 

@@ -181,7 +181,11 @@ async fn stream_that_fails_ends_with_a_longer_retry_delay() {
     tasks.fail_changes();
     let stream = send(&tasks.default_service(), "GET", &format!("/{id}/events"), &[]).await;
     assert_eq!(events(&stream.text), ["queued"]);
-    assert!(stream.text.ends_with("retry: 10000\n: the task cannot be read, reconnect to resume\n\n"), "{}", stream.text);
+    assert!(
+        stream.text.ends_with("retry: 10000\n: the task cannot be read, reconnect to resume\n\n"),
+        "{}",
+        stream.text
+    );
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use std::{collections::HashMap, hash::Hash, time::Duration};
 
 use tokio::time::Instant;
 
-use self::schedule::{Due, Lane, Schedule};
+use self::schedule::{Due, Lane, Schedule, Shares};
 use crate::store::{StoreError, Written};
 
 /// Decides which records are written when, and what a failed write means for each of them.
@@ -19,8 +19,13 @@ use crate::store::{StoreError, Written};
 /// 1. [`accept`](Self::accept) inserts it as [`Stage::Accepting`]: its caller waits for a reply.
 /// 2. When the store confirms the record, the entry becomes [`Stage::Stored`].
 /// 3. Each change of the record [schedules](Self::schedule) an update.
-/// 4. The entry is removed when the store confirms a final record, rejects the record, or reports
-///    it as unknown. So no accepted task is forgotten before its final record is written.
+/// 4. The entry is removed when the store confirms a final record or rejects the record. So no
+///    accepted task is forgotten before its final record is written.
+///
+/// A store can lose a record that it has confirmed, for example when an asynchronous standby
+/// becomes the primary. Then it reports the next update as unknown, the entry is
+/// [`Stage::Missing`], and the newest version is accepted again. An accept whose result is unknown
+/// is [`Stage::Withdrawn`] instead: an unknown record needs no further write.
 ///
 /// # Batches
 ///
@@ -47,6 +52,8 @@ pub(super) struct WriteQueue<K, T> {
     removed: Vec<T>,
     /// Number of records that changed after the store had marked them as lost.
     pub(super) fenced: u64,
+    /// Number of records that the store had lost and that were written again.
+    pub(super) restored: u64,
     /// Number of batches that the store did not write.
     pub(super) failed_writes: u64,
 }
@@ -61,7 +68,7 @@ struct Entry<T> {
     is_suspect: bool,
     /// Consecutive failures of batches that contained only this entry.
     failures: u32,
-    /// `true` if the accept was fenced and is repeated in the next epoch.
+    /// `true` if an accept was fenced and is repeated in the next epoch.
     is_repeated: bool,
 }
 
@@ -69,9 +76,21 @@ struct Entry<T> {
 enum Stage {
     /// The store has not confirmed the record, and the caller waits for a reply.
     Accepting,
-    /// The store has the record. After a lost reply it may not have it: then it reports the next
-    /// update as [`Written::Unknown`].
+    /// The caller got an error, but the store may have the record. It is written as cancelled.
+    Withdrawn,
+    /// The store has confirmed the record.
     Stored,
+    /// The store has confirmed the record, and has lost it since. It is accepted again.
+    Missing,
+    /// The store has confirmed the second accept. An update follows, because the store may have an
+    /// older version, if a reply was lost, or none: a final record may have been evicted.
+    Restored,
+}
+
+impl Stage {
+    fn is_accept(self) -> bool {
+        matches!(self, Self::Accepting | Self::Missing)
+    }
 }
 
 /// A write of the batch in flight.
@@ -118,6 +137,8 @@ pub(super) enum Effect<T> {
     Withdrawn(T, StoreError),
     /// Another process has marked the record as lost.
     Lost(T),
+    /// The store had lost the record and has it again.
+    Restored,
 }
 
 /// Maximum cost of a batch: 1 MiB, or 512 small records.
@@ -138,6 +159,7 @@ impl<K: Copy + Ord + Hash, T: Clone> WriteQueue<K, T> {
             outage: None,
             removed: Vec::new(),
             fenced: 0,
+            restored: 0,
             failed_writes: 0,
         }
     }
@@ -211,7 +233,7 @@ impl<K: Copy + Ord + Hash, T: Clone> WriteQueue<K, T> {
                     self.remove(id);
                     continue;
                 }
-                entry.stage = Stage::Stored; // the failed batch may have been committed
+                entry.stage = Stage::Withdrawn; // the failed batch may have been committed
             }
             let cost = RECORD_COST.saturating_add(bytes);
             if !taken.is_empty() && shares.total().saturating_add(cost) > self.max_cost {
@@ -222,7 +244,7 @@ impl<K: Copy + Ord + Hash, T: Clone> WriteQueue<K, T> {
                 self.schedule.remove(due, id);
             }
             shares.add(lane, cost);
-            let (is_accept, is_suspect) = (entry.stage == Stage::Accepting, entry.is_suspect);
+            let (is_accept, is_suspect) = (entry.stage.is_accept(), entry.is_suspect);
             let write = if is_accept { Write::Accept(record) } else { Write::Update(record) };
             taken.push((InFlight { id, is_accept, is_final, cost }, write));
             if is_suspect {
@@ -249,30 +271,43 @@ impl<K: Copy + Ord + Hash, T: Clone> WriteQueue<K, T> {
     fn settle_one(&mut self, write: &InFlight<K>, written: Written, now: Instant) -> Option<Effect<T>> {
         let entry = self.entries.get_mut(&write.id)?;
         (entry.is_suspect, entry.failures) = (false, 0);
-        let was_accepting = entry.stage == Stage::Accepting;
-        let task = entry.task.clone();
+        let (stage, task) = (entry.stage, entry.task.clone());
         match written {
-            Written::Done if write.is_accept => {
+            Written::Done if stage == Stage::Accepting => {
                 entry.stage = Stage::Stored;
-                was_accepting.then_some(Effect::Accepted(task))
+                Some(Effect::Accepted(task))
+            }
+            Written::Done if stage == Stage::Missing => {
+                (entry.stage, entry.is_repeated) = (Stage::Restored, false);
+                self.schedule(write.id, now);
+                None
             }
             Written::Done => {
+                if stage == Stage::Restored {
+                    entry.stage = Stage::Stored;
+                    self.restored += 1;
+                }
                 if write.is_final {
                     self.remove(write.id);
                 }
-                None
+                (stage == Stage::Restored).then_some(Effect::Restored)
             }
-            Written::Fenced if write.is_accept && was_accepting && !entry.is_repeated => {
+            Written::Fenced if stage.is_accept() && !entry.is_repeated => {
                 entry.is_repeated = true;
                 self.schedule(write.id, now);
                 None
             }
-            rejected if write.is_accept => {
+            rejected if stage == Stage::Accepting => {
                 self.remove(write.id);
-                was_accepting.then(|| Effect::Rejected(task, rejection(rejected)))
+                Some(Effect::Rejected(task, rejection(rejected)))
+            }
+            Written::Unknown if stage == Stage::Stored => {
+                (entry.stage, entry.is_repeated) = (Stage::Missing, false);
+                self.schedule(write.id, now);
+                None
             }
             Written::Unknown => {
-                self.remove(write.id); // the accept had not been committed
+                self.remove(write.id);
                 None
             }
             Written::Fenced | Written::Full => {
@@ -384,50 +419,23 @@ impl<K: Copy + Ord + Hash, T: Clone> WriteQueue<K, T> {
     }
 }
 
-/// The costs that each lane has contributed to a batch.
-struct Shares {
-    /// The lane of the first record, and then the other one.
-    lanes: [(Lane, usize); 2],
-    /// `true` for lanes that have no further record for this batch.
-    ended: [bool; 2],
-}
-
-impl Shares {
-    fn new(first: Lane) -> Self {
-        Self { lanes: [(first, 0), (first.other(), 0)], ended: [false; 2] }
-    }
-
-    fn total(&self) -> usize {
-        self.lanes.iter().map(|(_, cost)| cost).sum()
-    }
-
-    /// Returns the lane that provides the next record: the one with the smaller share.
-    fn next(&self) -> Option<Lane> {
-        let open = self.lanes.iter().zip(self.ended).filter(|(_, ended)| !ended);
-        open.map(|(lane, _)| *lane).min_by_key(|(_, cost)| *cost).map(|(lane, _)| lane)
-    }
-
-    fn add(&mut self, lane: Lane, cost: usize) {
-        self.lanes.iter_mut().filter(|(it, _)| *it == lane).for_each(|(_, total)| *total = total.saturating_add(cost));
-    }
-
-    fn end(&mut self, lane: Lane) {
-        self.lanes.iter().zip(&mut self.ended).for_each(|((it, _), ended)| *ended |= *it == lane);
-    }
-}
-
 impl<T: Clone> Entry<T> {
     /// Gives up an accept whose result is unknown. From now on the record is written as cancelled,
     /// until the store confirms that or reports the record as unknown.
     fn withdraw(&mut self, error: &StoreError) -> Option<Effect<T>> {
-        let was_accepting = std::mem::replace(&mut self.stage, Stage::Stored) == Stage::Accepting;
-        was_accepting.then(|| Effect::Withdrawn(self.task.clone(), error.duplicate()))
+        if self.stage != Stage::Accepting {
+            return None;
+        }
+        self.stage = Stage::Withdrawn;
+        Some(Effect::Withdrawn(self.task.clone(), error.duplicate()))
     }
 }
 
 fn rejection(written: Written) -> StoreError {
     match written {
-        Written::Full => StoreError::full("every stored record belongs to an unfinished task: try again later, or raise the capacity"),
+        Written::Full => StoreError::full(
+            "every stored record belongs to an unfinished task: try again later, or raise the capacity",
+        ),
         _ => StoreError::unavailable("the lease of this process has ended, and the next attempt to get one failed"),
     }
 }

@@ -75,3 +75,35 @@ impl<K: Copy + Ord> Schedule<K> {
         self.accepts.is_empty() && self.updates.is_empty()
     }
 }
+
+/// The costs that each lane has contributed to a batch.
+pub(super) struct Shares {
+    /// The lane of the first record, and then the other one.
+    lanes: [(Lane, usize); 2],
+    /// `true` for lanes that have no further record for this batch.
+    ended: [bool; 2],
+}
+
+impl Shares {
+    pub(super) fn new(first: Lane) -> Self {
+        Self { lanes: [(first, 0), (first.other(), 0)], ended: [false; 2] }
+    }
+
+    pub(super) fn total(&self) -> usize {
+        self.lanes.iter().map(|(_, cost)| cost).sum()
+    }
+
+    /// Returns the lane that provides the next record: the one with the smaller share.
+    pub(super) fn next(&self) -> Option<Lane> {
+        let open = self.lanes.iter().zip(self.ended).filter(|(_, ended)| !ended);
+        open.map(|(lane, _)| *lane).min_by_key(|(_, cost)| *cost).map(|(lane, _)| lane)
+    }
+
+    pub(super) fn add(&mut self, lane: Lane, cost: usize) {
+        self.lanes.iter_mut().filter(|(it, _)| *it == lane).for_each(|(_, total)| *total = total.saturating_add(cost));
+    }
+
+    pub(super) fn end(&mut self, lane: Lane) {
+        self.lanes.iter().zip(&mut self.ended).for_each(|((it, _), ended)| *ended |= *it == lane);
+    }
+}

@@ -6,7 +6,7 @@ use std::{cell::RefCell, collections::HashMap, rc::Rc, time::Duration};
 use proptest::prelude::*;
 use tokio::time::Instant;
 
-use super::{Effect, RECORD_COST, Snapshot, Write, WriteQueue};
+use super::{Effect, RECORD_COST, Snapshot, Stage, Write, WriteQueue};
 use crate::store::{StoreError, Written};
 
 #[derive(Debug, Clone, Copy)]
@@ -22,6 +22,8 @@ enum Step {
     /// The caller leaves while its task is being accepted.
     Leave(usize),
     Take,
+    /// The store forgets a record that it has confirmed.
+    Vanish(usize),
     Wait(u64),
 }
 
@@ -52,6 +54,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         3 => (0..20_usize).prop_map(Step::Finish),
         1 => (0..20_usize).prop_map(Step::Leave),
         5 => Just(Step::Take),
+        1 => (0..20_usize).prop_map(Step::Vanish),
         2 => (1..3000_u64).prop_map(Step::Wait),
     ];
     prop::collection::vec(step, 0..150)
@@ -163,6 +166,11 @@ impl World {
                 self.queue.schedule(index, self.now);
             }
             Step::Take => self.take(),
+            Step::Vanish(index) => {
+                if self.queue.entries.get(&index).is_some_and(|entry| entry.stage == Stage::Stored) {
+                    self.store.0.remove(&index);
+                }
+            }
             Step::Wait(millis) => self.now += Duration::from_millis(millis),
         }
     }
@@ -208,9 +216,9 @@ impl World {
                 self.queue.settle(&written, self.now)
             }
             Reply::AcceptsFenced => {
-                let write = |write: &_| match write {
-                    Write::Accept(_) => Written::Fenced,
-                    update => self.store.write_one(update),
+                let write = |write: &Write<Record>| match write {
+                    Write::Accept(record) if self.tasks[record.id].borrow().accepted.is_none() => Written::Fenced,
+                    write => self.store.write_one(write),
                 };
                 let written: Vec<_> = batch.iter().map(write).collect();
                 self.queue.settle(&written, self.now)
@@ -240,6 +248,7 @@ impl World {
                     task.borrow_mut().reply(false);
                 }
                 Effect::Lost(task) => finish(&task, End::Lost),
+                Effect::Restored => {}
             }
         }
     }
@@ -297,6 +306,25 @@ proptest! {
                 (accepted, stored) => prop_assert!(false, "{:?} {:?}", accepted, stored),
             }
         }
+    }
+}
+
+#[test]
+fn confirmed_record_that_vanished_is_written_again() {
+    for is_final in [false, true] {
+        let mut world = World::new();
+        let write = |world: &mut World| {
+            world.step(Step::Take);
+            world.step(Step::Reply(Reply::Written));
+        };
+        world.step(Step::Accept);
+        write(&mut world);
+        world.step(Step::Vanish(0));
+        assert!(world.store.0.is_empty());
+        world.step(if is_final { Step::Finish(0) } else { Step::Advance(0) });
+        (0..3).for_each(|_| write(&mut world));
+        assert_eq!(world.store.0.get(&0), Some(&world.tasks[0].borrow().record));
+        assert_eq!((world.queue.restored, world.queue.get(0).is_none()), (1, is_final));
     }
 }
 
