@@ -20,6 +20,9 @@ use crate::{
 
 /// The subscriptions to records that only the store knows. All of them share one look at the store,
 /// twice a second, or as soon as a change is known.
+///
+/// A look that fails is repeated. Only if looks have failed for [`MAX_OUTAGE`], followers get the
+/// error, so a restart or a failover of the database ends no event stream.
 #[derive(Default)]
 pub(crate) struct Followers {
     state: Mutex<State>,
@@ -42,10 +45,17 @@ struct State {
 pub(crate) struct Update {
     /// `None` if the record was evicted.
     pub(crate) record: Option<Record>,
+    /// When the first of the looks since then that have failed was begun.
+    failing_since: Option<Instant>,
+    /// The error of the latest look, if looks have failed for [`MAX_OUTAGE`].
     pub(crate) error: Option<Arc<StoreError>>,
 }
 
 impl Update {
+    fn new(record: Option<Record>) -> Self {
+        Self { record, failing_since: None, error: None }
+    }
+
     /// Returns `false` if the record is final or was evicted. Its followers may not have read it.
     fn may_change(&self) -> bool {
         self.error.is_some() || self.record.as_ref().is_some_and(|record| !record.state.is_final())
@@ -58,6 +68,8 @@ const POLL_INTERVAL: Duration = Duration::from_millis(500);
 const MIN_INTERVAL: Duration = Duration::from_millis(2);
 /// Minimum time between two looks at all tasks. Every job that ends in another process causes one.
 const MIN_INTERVAL_OF_ALL: Duration = Duration::from_millis(50);
+/// Time after which followers get the error of looks that fail. A failover takes less.
+const MAX_OUTAGE: Duration = Duration::from_secs(30);
 /// Maximum number of records in one query. A result may have 64 KiB.
 const MAX_BATCH: usize = 100;
 
@@ -77,7 +89,12 @@ impl Followers {
             let sender = state
                 .followed
                 .entry(id)
-                .or_insert_with(|| Arc::new(watch::Sender::new(Update { record: Some(record.clone()), error: None })));
+                .or_insert_with(|| Arc::new(watch::Sender::new(Update::new(Some(record.clone())))));
+            // The caller has just read the record. An error from before would be of no use to it.
+            sender.send_if_modified(|update| {
+                (update.failing_since, update.error) = (None, None);
+                false
+            });
             let mut updates = sender.subscribe();
             updates.mark_changed(); // it may be newer than `record`
             (updates, !std::mem::replace(&mut state.is_looking, true))
@@ -152,7 +169,8 @@ impl Followers {
         Some(may_change.map(|(id, _)| *id).collect())
     }
 
-    fn send(&self, id: TaskId, found: Result<Option<Record>, Arc<StoreError>>) {
+    /// Publishes the result of a look, or its error and when it was begun.
+    fn send(&self, id: TaskId, found: Result<Option<Record>, (Instant, Arc<StoreError>)>) {
         // The wakers of the receivers are user code, so they run outside of the lock.
         let Some(sender) = lock(&self.state).followed.get(&id).cloned() else { return };
         ignore_panic(|| {
@@ -162,12 +180,13 @@ impl Followers {
                 // seen the request.
                 Ok(record) => {
                     let is_new = update.record != record || update.error.is_some();
-                    *update = Update { record, error: None };
+                    *update = Update::new(record);
                     is_new
                 }
-                Err(error) => {
-                    update.error = Some(error);
-                    true
+                Err((begun, error)) => {
+                    let since = *update.failing_since.get_or_insert(begun);
+                    update.error = (since.elapsed() >= MAX_OUTAGE).then_some(error);
+                    update.error.is_some()
                 }
             });
         });
@@ -202,17 +221,22 @@ impl Looking {
                 return;
             };
             for ids in ids.chunks(MAX_BATCH) {
-                match self.writer.get_many(ids).await {
-                    Ok(found) => ids.iter().zip(found).for_each(|(id, found)| {
-                        self.followers.send(*id, Ok(found.into_record()));
-                    }),
-                    Err(error) => {
-                        let error = Arc::new(error);
-                        ids.iter().for_each(|id| self.followers.send(*id, Err(error.clone())));
-                    }
-                }
+                self.look(ids).await;
             }
             sleep(MIN_INTERVAL).await;
+        }
+    }
+
+    async fn look(&self, ids: &[TaskId]) {
+        let begun = Instant::now();
+        match self.writer.get_many(ids).await {
+            Ok(found) => ids.iter().zip(found).for_each(|(id, found)| {
+                self.followers.send(*id, Ok(found.into_record()));
+            }),
+            Err(error) => {
+                let error = Arc::new(error);
+                ids.iter().for_each(|id| self.followers.send(*id, Err((begun, error.clone()))));
+            }
         }
     }
 }
@@ -228,8 +252,132 @@ impl Drop for Looking {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+    use tokio::time::timeout;
+
     use super::*;
-    use crate::{TaskState, Timestamp};
+    use crate::{
+        MemoryStore, Reason, Retention, Subscription, TaskState, TaskStore, Tasks, Timestamp,
+        record::Ending,
+        store::{Epoch, Filter, Found, Lease, Listing, Op, Page, Process, StoreFuture, Swept, Written},
+    };
+
+    /// A store whose records another process writes, and whose reads fail on command.
+    struct Other {
+        store: MemoryStore,
+        lease: Lease,
+        fails: AtomicBool,
+    }
+
+    impl Other {
+        /// Returns the store with a running task, and `Tasks` that do not run it.
+        async fn new() -> (Arc<Self>, Tasks, Record) {
+            let store = MemoryStore::new();
+            let lease = store.begin(&Process::new("other", Timestamp::default())).await.unwrap();
+            let mut record = Record::new(TaskId::from_bytes([7; TaskId::BYTES]), "report", Timestamp::default());
+            assert!(record.start(Timestamp::default()));
+            let accept = [Op::Accept(Box::new(record.clone()))];
+            assert_eq!(store.write(lease.epoch, &accept).await.unwrap(), [Written::Done]);
+            let other = Arc::new(Self { store, lease, fails: AtomicBool::new(false) });
+            (other.clone(), Tasks::new(other), record)
+        }
+
+        fn fail(&self, fails: bool) {
+            self.fails.store(fails, Relaxed);
+        }
+
+        async fn finish(&self, mut record: Record) {
+            let now = Timestamp::from(std::time::SystemTime::now()); // so that it is not evicted
+            assert!(record.finish(Ending::Cancelled(Reason::Requested, None), now));
+            self.store.write(self.lease.epoch, &[Op::Update(Box::new(record))]).await.unwrap();
+        }
+    }
+
+    impl TaskStore for Other {
+        fn begin<'a>(&'a self, process: &'a Process) -> StoreFuture<'a, Lease> {
+            self.store.begin(process)
+        }
+
+        fn renew(&self, epoch: Epoch) -> StoreFuture<'_, bool> {
+            self.store.renew(epoch)
+        }
+
+        fn end(&self, epoch: Epoch, now: Timestamp) -> StoreFuture<'_, ()> {
+            self.store.end(epoch, now)
+        }
+
+        fn write<'a>(&'a self, epoch: Epoch, batch: &'a [Op]) -> StoreFuture<'a, Vec<Written>> {
+            self.store.write(epoch, batch)
+        }
+
+        fn get(&self, id: TaskId) -> StoreFuture<'_, Found> {
+            if self.fails.load(Relaxed) {
+                return Box::pin(async { Err(StoreError::unavailable("the server has gone")) });
+            }
+            self.store.get(id)
+        }
+
+        fn list<'a>(&'a self, filter: &'a Filter, page: Page) -> StoreFuture<'a, Listing> {
+            self.store.list(filter, page)
+        }
+
+        fn cancel_requests(&self, epoch: Epoch) -> StoreFuture<'_, Vec<TaskId>> {
+            self.store.cancel_requests(epoch)
+        }
+
+        fn sweep<'a>(&'a self, now: Timestamp, retention: &'a Retention) -> StoreFuture<'a, Swept> {
+            self.store.sweep(now, retention)
+        }
+    }
+
+    async fn changed(subscription: &mut Subscription) -> Option<TaskState> {
+        subscription.changed().await.unwrap().map(|record| record.state)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn follower_survives_a_store_that_fails_for_seconds() {
+        let (store, tasks, record) = Other::new().await;
+        let mut subscription = tasks.subscribe(record.id).await.unwrap().unwrap();
+        for _ in 0..3 {
+            store.fail(true);
+            let change = timeout(Duration::from_secs(20), subscription.changed()).await;
+            assert!(change.is_err(), "{change:?}");
+            store.fail(false);
+            assert!(timeout(Duration::from_secs(2), subscription.changed()).await.is_err(), "nothing has changed");
+        }
+        store.finish(record).await;
+        assert_eq!(changed(&mut subscription).await, Some(TaskState::Cancelled));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn follower_gets_the_error_of_a_long_outage() {
+        let (store, tasks, record) = Other::new().await;
+        let mut subscription = tasks.subscribe(record.id).await.unwrap().unwrap();
+        store.fail(true);
+        let since = Instant::now();
+        assert!(subscription.changed().await.unwrap_err().is_unavailable());
+        let failing = since.elapsed();
+        assert!(failing >= MAX_OUTAGE && failing <= MAX_OUTAGE + 2 * POLL_INTERVAL, "{failing:?}");
+        assert!(subscription.changed().await.unwrap_err().is_unavailable());
+        store.fail(false);
+        store.finish(record).await;
+        assert_eq!(changed(&mut subscription).await, Some(TaskState::Cancelled));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn new_follower_gets_no_earlier_error() {
+        let (store, tasks, record) = Other::new().await;
+        let mut subscription = tasks.subscribe(record.id).await.unwrap().unwrap();
+        store.fail(true);
+        subscription.changed().await.unwrap_err();
+        store.fail(false);
+        let mut new = tasks.subscribe(record.id).await.unwrap().unwrap();
+        store.finish(record).await;
+        assert_eq!(changed(&mut new).await, Some(TaskState::Cancelled));
+    }
 
     fn record(state: TaskState) -> Record {
         let id = TaskId::generate(Timestamp::default()).expect("random numbers");
@@ -238,7 +386,7 @@ mod tests {
 
     /// Adds a record, and returns its id and its only receiver.
     fn follow(followers: &Followers, record: Record) -> (TaskId, watch::Receiver<Update>) {
-        let (sender, updates) = watch::channel(Update { record: Some(record.clone()), error: None });
+        let (sender, updates) = watch::channel(Update::new(Some(record.clone())));
         lock(&followers.state).followed.insert(record.id, Arc::new(sender));
         (record.id, updates)
     }

@@ -31,6 +31,7 @@ const TASK_COUNTERS: &[&str] = &[
     "offload_tasks_failed_reads_total",
     "offload_tasks_failed_maintenance_total",
     "offload_tasks_fenced_total",
+    "offload_tasks_restored_total",
     "offload_tasks_failed_renewals_total",
     "offload_tasks_lost_leases_total",
     "offload_tasks_denied_total",
@@ -143,6 +144,7 @@ impl WriterMetrics {
         count("offload_tasks_failed_reads_total", stats.failed_reads - last.failed_reads);
         count("offload_tasks_failed_maintenance_total", stats.failed_maintenance - last.failed_maintenance);
         count("offload_tasks_fenced_total", stats.fenced - last.fenced);
+        count("offload_tasks_restored_total", stats.restored - last.restored);
         count("offload_tasks_failed_renewals_total", stats.failed_renewals - last.failed_renewals);
         count("offload_tasks_lost_leases_total", stats.lost_leases - last.lost_leases);
     }
@@ -167,6 +169,7 @@ fn describe() {
             "Sweeps, and looks for lost tasks and cancel requests, that failed.",
         ),
         ("offload_tasks_fenced_total", "Records that changed after the store had marked them as lost."),
+        ("offload_tasks_restored_total", "Records that the store had lost and that were written again."),
         ("offload_tasks_failed_renewals_total", "Attempts to renew the lease that failed. They are repeated."),
         ("offload_tasks_lost_leases_total", "Leases that were lost, with the unfinished tasks of the process."),
         ("offload_tasks_denied_total", "Requests to the status service that were denied."),

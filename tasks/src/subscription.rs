@@ -42,7 +42,7 @@ impl Subscription {
     ///
     /// # Errors
     ///
-    /// Returns an error if the store cannot be read. A later call tries again.
+    /// Returns an error if the store could not be read for 30 seconds. A later call tries again.
     ///
     /// # Cancel safety
     ///

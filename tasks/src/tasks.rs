@@ -278,6 +278,7 @@ impl Tasks {
             failed_writes: stats.failed_writes,
             failed_reads: stats.failed_reads,
             fenced: stats.fenced,
+            restored: stats.restored,
             failed_renewals: stats.failed_renewals,
             failed_maintenance: stats.failed_maintenance,
             lost_leases: stats.lost_leases,
@@ -333,6 +334,9 @@ pub struct TasksStats {
     pub failed_reads: u64,
     /// Number of records that changed after the store had marked them as lost.
     pub fenced: u64,
+    /// Number of records that the store had lost after it had confirmed them, and that were written
+    /// again: an asynchronous standby became the primary, or a row was deleted.
+    pub restored: u64,
     /// Number of failed attempts to renew the lease. Each is repeated.
     pub failed_renewals: u64,
     /// Number of failed attempts to evict records, to find the tasks of lost processes, or to find

@@ -27,6 +27,7 @@ const REGISTERED: &[&str] = &[
     "offload_tasks_failed_reads_total",
     "offload_tasks_failed_maintenance_total",
     "offload_tasks_fenced_total",
+    "offload_tasks_restored_total",
     "offload_tasks_failed_renewals_total",
     "offload_tasks_lost_leases_total",
     "offload_tasks_denied_total",

@@ -162,6 +162,9 @@ pub(super) struct EventStream {
 
 /// Field that makes clients reconnect after a second.
 const RETRY: &str = "retry: 1000\n\n";
+/// End of a stream whose task could not be read for a while. A reconnection gets an error as long
+/// as that lasts, so clients should wait for longer.
+const FAILED: &str = "retry: 10000\n: the task cannot be read, reconnect to resume\n\n";
 const KEEP_ALIVE_COMMENT: &str = ": keep-alive\n\n";
 /// Comment before the end of a stream. Clients ignore it. It explains the end to a person who reads
 /// the stream.
@@ -213,6 +216,7 @@ impl EventStream {
                     }
                 }
                 Next::End => {}
+                Next::Failed => self.buffer.push_str(FAILED),
                 Next::Shutdown(changes) => {
                     self.write_events(changes.record());
                     if !changes.record().state.is_final() {
@@ -227,9 +231,11 @@ impl EventStream {
 /// The result of [`next`].
 enum Next {
     Change(Box<dyn Changes>, StreamsEnded),
-    /// There is no further change, or the task could not be read. The client reconnects, and
-    /// resumes after its last event.
+    /// There is no further change.
     End,
+    /// The task could not be read, although that was tried for a while. The client reconnects, and
+    /// resumes after its last event.
+    Failed,
     /// All streams must end. The record is the newest one.
     Shutdown(Box<dyn Changes>),
 }
@@ -244,7 +250,14 @@ async fn next(mut changes: Box<dyn Changes>, mut streams_ended: StreamsEnded) ->
     let changed = changed.await;
     drop(change);
     if let Some(changed) = changed {
-        return if matches!(changed, Ok(true)) { Next::Change(changes, streams_ended) } else { Next::End };
+        return match changed {
+            Ok(true) => Next::Change(changes, streams_ended),
+            Ok(false) => Next::End,
+            Err(error) => {
+                error.report_response();
+                Next::Failed
+            }
+        };
     }
     // A sender publishes a record first and notifies its receivers afterwards. A new future sees a
     // record whose notification is still on its way, even if the task's budget is used up.

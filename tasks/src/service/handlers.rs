@@ -124,7 +124,8 @@ impl Wait {
     }
 
     /// Waits until the task has finished, the timeout has elapsed, or streams are ended, and
-    /// returns the latest record. Does not wait for a task that `access` does not permit.
+    /// returns the latest record. If the store fails meanwhile, that is the last one that was read.
+    /// Does not wait for a task that `access` does not permit.
     async fn until_finished(&self, config: &Config, id: TaskId, access: &Access) -> Result<Found, StoreError> {
         let found = config.source.get(id).await?;
         let must_wait = matches!(&found, Found::Record(record)
@@ -132,19 +133,30 @@ impl Wait {
         if !must_wait {
             return Ok(found);
         }
-        let Some(mut changes) = config.source.subscribe(id).await? else { return config.source.get(id).await };
+        let mut changes = match config.source.subscribe(id).await {
+            Ok(Some(changes)) => changes,
+            Ok(None) => return config.source.get(id).await,
+            Err(error) => {
+                error.report_response();
+                return Ok(found);
+            }
+        };
         let finished = async {
             while !changes.record().state.is_final() {
-                if !changes.changed().await? {
-                    return Ok(false);
+                match changes.changed().await {
+                    Ok(true) => {}
+                    Ok(false) => return false,
+                    Err(error) => {
+                        error.report_response();
+                        break;
+                    }
                 }
             }
-            Ok(true)
+            true
         };
         match timeout(self.timeout, unless(config.source.streams_ended(), finished)).await {
-            Ok(Some(Ok(false))) => config.source.get(id).await, // the record was evicted
-            Ok(Some(Err(error))) => Err(error),
-            Ok(None | Some(Ok(true))) | Err(_) => Ok(Found::Record(Box::new(changes.record().clone()))),
+            Ok(Some(false)) => config.source.get(id).await, // the record was evicted
+            Ok(None | Some(true)) | Err(_) => Ok(Found::Record(Box::new(changes.record().clone()))),
         }
     }
 }

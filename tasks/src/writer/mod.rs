@@ -357,6 +357,7 @@ impl Writer {
             failed_writes: state.queue.failed_writes,
             failed_reads: self.failed_reads.load(Relaxed),
             fenced: state.queue.fenced,
+            restored: state.queue.restored,
             failed_renewals: state.failed_renewals,
             failed_maintenance: state.failed_maintenance,
             lost_leases: state.lost_leases,
@@ -392,6 +393,7 @@ pub(crate) struct WriterStats {
     pub(crate) failed_writes: u64,
     pub(crate) failed_reads: u64,
     pub(crate) fenced: u64,
+    pub(crate) restored: u64,
     pub(crate) failed_renewals: u64,
     pub(crate) failed_maintenance: u64,
     pub(crate) lost_leases: u64,
@@ -405,6 +407,10 @@ fn apply(effects: Vec<Effect<Arc<ActiveTask>>>) {
         if fenced > 0 {
             ignore_panic(|| tracing::warn!(records = fenced, "discarded changes of tasks that are marked as lost"));
         }
+        let restored = effects.iter().filter(|effect| matches!(effect, Effect::Restored)).count();
+        if restored > 0 {
+            ignore_panic(|| tracing::warn!(records = restored, "wrote records again that the store had lost"));
+        }
     }
     for effect in effects {
         match effect {
@@ -415,6 +421,7 @@ fn apply(effects: Vec<Effect<Arc<ActiveTask>>>) {
                 task.reply(Err(error));
             }
             Effect::Lost(task) => task.finish(Ending::Lost(Reason::ProcessLost)),
+            Effect::Restored => {}
         }
     }
 }

@@ -6,7 +6,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{
     ActiveTask, Phase, Writer, apply, call_store,
-    queue::{MAX_BATCH, Write},
+    queue::{Snapshot, Write},
     send,
     upkeep::Upkeep,
 };
@@ -30,6 +30,8 @@ pub(super) struct WriterTask {
 /// Maximum time between two looks at the queue, which wakes the task if there is work.
 const IDLE_INTERVAL: Duration = Duration::from_secs(10);
 const BEGIN_RETRY_DELAY: Duration = Duration::from_secs(1);
+/// Maximum number of cancel requests per batch, so that a transaction stays short.
+const MAX_CANCEL_REQUESTS: usize = 512;
 
 impl WriterTask {
     pub(super) fn new(writer: Arc<Writer>) -> Self {
@@ -131,7 +133,7 @@ impl WriterTask {
             if is_final {
                 finished.borrow_mut().push(task.clone());
             }
-            (Box::new(record), is_final)
+            Snapshot { is_final, bytes: variable_bytes(&record), record: Box::new(record) }
         };
         let batch = self.writer.with_state(|state| state.queue.take(Instant::now(), snapshot));
         for task in finished.into_inner() {
@@ -167,7 +169,7 @@ impl WriterTask {
     /// Writes a batch of the cancel requests for tasks of other processes. Returns `false` if there
     /// were none.
     async fn write_cancel_requests(&self, lease: &Lease) -> bool {
-        let requests = self.writer.with_state(|state| state.take_cancel_requests(MAX_BATCH));
+        let requests = self.writer.with_state(|state| state.take_cancel_requests(MAX_CANCEL_REQUESTS));
         if requests.is_empty() {
             return false;
         }
@@ -187,6 +189,15 @@ impl WriterTask {
             Err(StoreError::other(format!("store returned {results} results for {expected} operations")))
         }
     }
+}
+
+/// Returns the size of the texts of a record.
+fn variable_bytes(record: &Record) -> usize {
+    let failure = record.failure.as_ref().map_or(0, |failure| {
+        failure.class.len() + failure.message.len() + failure.detail.as_ref().map_or(0, |detail| detail.as_str().len())
+    });
+    let texts = [&record.owner, &record.message].into_iter().flatten().map(String::len).sum::<usize>();
+    record.name.len() + texts + record.result.as_ref().map_or(0, |result| result.as_str().len()) + failure
 }
 
 impl Drop for WriterTask {

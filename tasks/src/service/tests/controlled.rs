@@ -36,6 +36,8 @@ struct Inner {
     active: Mutex<HashMap<TaskId, watch::Sender<Record>>>,
     is_closed: AtomicBool,
     fault: Mutex<Option<fn() -> StoreError>>,
+    /// `true` if subscriptions fail. Other reads work.
+    changes_fail: AtomicBool,
     /// Lists are read once a permit is free.
     list_permits: Semaphore,
     streams_ended: watch::Sender<bool>,
@@ -48,7 +50,10 @@ impl Controlled {
         let (active, is_closed, fault) = (Mutex::default(), AtomicBool::new(false), Mutex::default());
         let (accepted, streams_ended) = (AtomicU64::new(0), watch::Sender::new(false));
         let list_permits = Semaphore::new(Semaphore::MAX_PERMITS);
-        Self(Arc::new(Inner { store, epoch, accepted, active, is_closed, fault, list_permits, streams_ended }))
+        let changes_fail = AtomicBool::new(false);
+        let inner =
+            Inner { store, epoch, accepted, active, is_closed, fault, changes_fail, list_permits, streams_ended };
+        Self(Arc::new(inner))
     }
 
     /// Returns a service with the default options.
@@ -135,6 +140,10 @@ impl Controlled {
         *self.0.fault.lock().unwrap() = Some(fault);
     }
 
+    pub(super) fn fail_changes(&self) {
+        self.0.changes_fail.store(true, Relaxed);
+    }
+
     async fn change(&self, id: TaskId, change: impl FnOnce(&mut Record)) {
         let mut record = self.0.store.get(id).await.unwrap().into_record().unwrap();
         change(&mut record);
@@ -194,7 +203,7 @@ impl Source for Controlled {
             let receiver = self.0.active.lock().unwrap().get(&id).map(watch::Sender::subscribe);
             Ok(receiver.map(|mut receiver| {
                 let record = receiver.borrow_and_update().clone();
-                Box::new(Subscribed { record, receiver }) as _
+                Box::new(Subscribed { record, receiver, tasks: self.clone() }) as _
             }))
         })
     }
@@ -216,6 +225,7 @@ impl Source for Controlled {
 struct Subscribed {
     record: Record,
     receiver: watch::Receiver<Record>,
+    tasks: Controlled,
 }
 
 impl Changes for Subscribed {
@@ -225,6 +235,9 @@ impl Changes for Subscribed {
 
     fn changed(&mut self) -> StoreFuture<'_, bool> {
         Box::pin(async {
+            if self.tasks.0.changes_fail.load(Relaxed) {
+                return Err(StoreError::unavailable("the server has gone"));
+            }
             if self.record.state.is_final() || self.receiver.changed().await.is_err() {
                 return Ok(false);
             }

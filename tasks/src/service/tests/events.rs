@@ -174,6 +174,30 @@ async fn stream_ends_when_its_subscription_ends() {
     assert!(get(&tasks.default_service(), &format!("/{id}/events")).await.is_problem(503));
 }
 
+#[tokio::test]
+async fn stream_that_fails_ends_with_a_longer_retry_delay() {
+    let tasks = Controlled::new().await;
+    let id = tasks.accept("report").await;
+    tasks.fail_changes();
+    let stream = send(&tasks.default_service(), "GET", &format!("/{id}/events"), &[]).await;
+    assert_eq!(events(&stream.text), ["queued"]);
+    assert!(
+        stream.text.ends_with("retry: 10000\n: the task cannot be read, reconnect to resume\n\n"),
+        "{}",
+        stream.text
+    );
+}
+
+#[tokio::test]
+async fn waiting_request_gets_the_last_known_status_on_an_error() {
+    let tasks = Controlled::new().await;
+    let id = tasks.accept("report").await;
+    tasks.start(id).await;
+    tasks.fail_changes();
+    let reply = send(&tasks.default_service(), "GET", &format!("/{id}"), &[("prefer", "wait=5")]).await;
+    assert_eq!((reply.status.as_u16(), &reply.json()["state"]), (200, &"running".into()), "{}", reply.text);
+}
+
 /// Changes of a record that are published without a notification of the future that waits.
 struct Unnotified {
     record: Record,

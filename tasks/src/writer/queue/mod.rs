@@ -1,11 +1,10 @@
-use std::{
-    collections::{BTreeSet, HashMap},
-    hash::Hash,
-    time::Duration,
-};
+mod schedule;
+
+use std::{collections::HashMap, hash::Hash, time::Duration};
 
 use tokio::time::Instant;
 
+use self::schedule::{Due, Lane, Schedule, Shares};
 use crate::store::{StoreError, Written};
 
 /// Decides which records are written when, and what a failed write means for each of them.
@@ -20,14 +19,31 @@ use crate::store::{StoreError, Written};
 /// 1. [`accept`](Self::accept) inserts it as [`Stage::Accepting`]: its caller waits for a reply.
 /// 2. When the store confirms the record, the entry becomes [`Stage::Stored`].
 /// 3. Each change of the record [schedules](Self::schedule) an update.
-/// 4. The entry is removed when the store confirms a final record, rejects the record, or reports
-///    it as unknown. So no accepted task is forgotten before its final record is written.
+/// 4. The entry is removed when the store confirms a final record or rejects the record. So no
+///    accepted task is forgotten before its final record is written.
+///
+/// A store can lose a record that it has confirmed, for example when an asynchronous standby
+/// becomes the primary. Then it reports the next update as unknown, the entry is
+/// [`Stage::Missing`], and the newest version is accepted again. An accept whose result is unknown
+/// is [`Stage::Withdrawn`] instead: an unknown record needs no further write.
+///
+/// # Batches
+///
+/// A batch has a maximum cost, which counts the bytes of its records, so that a transaction stays
+/// short on a slow disk or network. A store may fail batches that others would write: each failure
+/// of a batch of several records halves that maximum, and each success raises it by an eighth. The
+/// minimum is a batch of one record.
+///
+/// Accepts and updates share a batch equally while both are due, and take turns to be its first
+/// record. So a backlog of results does not keep tasks from being accepted, nor the reverse.
 pub(super) struct WriteQueue<K, T> {
     entries: HashMap<K, Entry<T>>,
-    /// Contains each entry with a `due` time exactly once, in the order in which it will be taken.
-    schedule: BTreeSet<(Instant, u64, K)>,
-    /// Breaks ties in `schedule`, so that entries due at the same time are taken in order.
-    next_number: u64,
+    /// Contains each entry with a `due` time exactly once.
+    schedule: Schedule<K>,
+    /// The lane of the first record of the next batch.
+    next_lane: Lane,
+    /// Maximum cost of a batch of several records, at most [`MAX_BATCH_COST`].
+    max_cost: usize,
     /// The writes of the batch in flight, in order. No id occurs twice.
     in_flight: Vec<InFlight<K>>,
     outage: Option<Outage>,
@@ -36,6 +52,8 @@ pub(super) struct WriteQueue<K, T> {
     removed: Vec<T>,
     /// Number of records that changed after the store had marked them as lost.
     pub(super) fenced: u64,
+    /// Number of records that the store had lost and that were written again.
+    pub(super) restored: u64,
     /// Number of batches that the store did not write.
     pub(super) failed_writes: u64,
 }
@@ -43,14 +61,14 @@ pub(super) struct WriteQueue<K, T> {
 struct Entry<T> {
     task: T,
     stage: Stage,
-    /// Time of the next write, and its number in `schedule`. `None` if no write is scheduled.
-    due: Option<(Instant, u64)>,
+    /// Place in the schedule. `None` if no write is scheduled.
+    due: Option<Due>,
     /// `true` if a batch with this entry failed, and the entry may be the cause. It is written
     /// alone.
     is_suspect: bool,
     /// Consecutive failures of batches that contained only this entry.
     failures: u32,
-    /// `true` if the accept was fenced and is repeated in the next epoch.
+    /// `true` if an accept was fenced and is repeated in the next epoch.
     is_repeated: bool,
 }
 
@@ -58,9 +76,21 @@ struct Entry<T> {
 enum Stage {
     /// The store has not confirmed the record, and the caller waits for a reply.
     Accepting,
-    /// The store has the record. After a lost reply it may not have it: then it reports the next
-    /// update as [`Written::Unknown`].
+    /// The caller got an error, but the store may have the record. It is written as cancelled.
+    Withdrawn,
+    /// The store has confirmed the record.
     Stored,
+    /// The store has confirmed the record, and has lost it since. It is accepted again.
+    Missing,
+    /// The store has confirmed the second accept. An update follows, because the store may have an
+    /// older version, if a reply was lost, or none: a final record may have been evicted.
+    Restored,
+}
+
+impl Stage {
+    fn is_accept(self) -> bool {
+        matches!(self, Self::Accepting | Self::Missing)
+    }
 }
 
 /// A write of the batch in flight.
@@ -69,6 +99,7 @@ struct InFlight<K> {
     is_accept: bool,
     /// `true` if the written version is final. The entry is removed once it is confirmed.
     is_final: bool,
+    cost: usize,
 }
 
 /// Period in which the store is unavailable, full or locked.
@@ -78,6 +109,14 @@ struct Outage {
     until: Instant,
     /// Consecutive failures, which determine the backoff.
     failures: u32,
+}
+
+/// The current version of a record.
+pub(super) struct Snapshot<R> {
+    pub(super) record: R,
+    pub(super) is_final: bool,
+    /// Size of the parts whose length varies.
+    pub(super) bytes: usize,
 }
 
 /// A record to be written.
@@ -98,10 +137,14 @@ pub(super) enum Effect<T> {
     Withdrawn(T, StoreError),
     /// Another process has marked the record as lost.
     Lost(T),
+    /// The store had lost the record and has it again.
+    Restored,
 }
 
-/// Maximum number of records per batch, so that a transaction stays short on a slow disk.
-pub(super) const MAX_BATCH: usize = 512;
+/// Maximum cost of a batch: 1 MiB, or 512 small records.
+const MAX_BATCH_COST: usize = 512 * RECORD_COST;
+/// Cost of a record in addition to its bytes: its row, its index entries and the log of both.
+const RECORD_COST: usize = 2048;
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
 
@@ -109,12 +152,14 @@ impl<K: Copy + Ord + Hash, T: Clone> WriteQueue<K, T> {
     pub(super) fn new() -> Self {
         Self {
             entries: HashMap::new(),
-            schedule: BTreeSet::new(),
-            next_number: 0,
+            schedule: Schedule::new(),
+            next_lane: Lane::Accepts,
+            max_cost: MAX_BATCH_COST,
             in_flight: Vec::new(),
             outage: None,
             removed: Vec::new(),
             fenced: 0,
+            restored: 0,
             failed_writes: 0,
         }
     }
@@ -138,16 +183,14 @@ impl<K: Copy + Ord + Hash, T: Clone> WriteQueue<K, T> {
     /// Schedules a write of the record at `at`, unless it is due earlier. Unknown ids are ignored.
     pub(super) fn schedule(&mut self, id: K, at: Instant) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
-        match entry.due {
-            Some((due, _)) if due <= at => return,
-            Some((due, number)) => {
-                self.schedule.remove(&(due, number, id));
-            }
-            None => {}
+        if entry.due.is_some_and(|due| due.at <= at) {
+            return;
         }
-        self.next_number += 1;
-        entry.due = Some((at, self.next_number));
-        self.schedule.insert((at, self.next_number, id));
+        if let Some(due) = entry.due {
+            self.schedule.remove(due, id);
+        }
+        let lane = if entry.stage == Stage::Accepting { Lane::Accepts } else { Lane::Updates };
+        entry.due = Some(self.schedule.insert(lane, at, id));
     }
 
     /// Schedules a write of every record. Called when an epoch has ended: the store reports which
@@ -158,40 +201,60 @@ impl<K: Copy + Ord + Hash, T: Clone> WriteQueue<K, T> {
 
     /// Returns when the next batch can be taken.
     pub(super) fn next_due(&self) -> Option<Instant> {
-        let (at, ..) = self.schedule.first()?;
-        Some(self.outage.as_ref().map_or(*at, |outage| outage.until.max(*at)))
+        let at = self.schedule.next_due()?;
+        Some(self.outage.as_ref().map_or(at, |outage| outage.until.max(at)))
     }
 
-    /// Takes the batch that is due, in the order in which its records became due.
+    /// Takes the batch that is due. Each lane is taken in the order in which its records became
+    /// due.
     ///
-    /// `snapshot` returns the current record of a task, and whether that is final. A suspect is
-    /// taken alone. A task that became final before its first write is removed instead: its caller
-    /// left, and no other party knows its id.
-    pub(super) fn take<R>(&mut self, now: Instant, snapshot: impl Fn(&T) -> (R, bool)) -> Vec<Write<R>> {
-        let mut batch = Vec::new();
-        while batch.len() < MAX_BATCH && self.next_due().is_some_and(|due| due <= now) {
-            let Some(&(at, number, id)) = self.schedule.first() else { break };
+    /// A suspect is taken alone. A task that became final before its first write is removed
+    /// instead: its caller left, and no other party knows its id.
+    pub(super) fn take<R>(&mut self, now: Instant, snapshot: impl Fn(&T) -> Snapshot<R>) -> Vec<Write<R>> {
+        if self.next_due().is_none_or(|due| due > now) {
+            return Vec::new();
+        }
+        let mut shares = Shares::new(self.next_lane);
+        self.next_lane = self.next_lane.other();
+        let mut taken = Vec::new();
+        while let Some(lane) = shares.next() {
+            let Some(id) = self.schedule.first_due(lane, now) else {
+                shares.end(lane);
+                continue;
+            };
             let Some(entry) = self.entries.get_mut(&id) else { break };
-            if entry.is_suspect && !batch.is_empty() {
-                break;
+            if entry.is_suspect && !taken.is_empty() {
+                shares.end(lane);
+                continue;
             }
-            self.schedule.remove(&(at, number, id));
-            entry.due = None;
-            let (record, is_final) = snapshot(&entry.task);
+            let Snapshot { record, is_final, bytes } = snapshot(&entry.task);
             if entry.stage == Stage::Accepting && is_final {
                 if !entry.is_suspect {
                     self.remove(id);
                     continue;
                 }
-                entry.stage = Stage::Stored; // the failed batch may have been committed
+                entry.stage = Stage::Withdrawn; // the failed batch may have been committed
             }
-            let (is_accept, is_suspect) = (entry.stage == Stage::Accepting, entry.is_suspect);
-            batch.push(if is_accept { Write::Accept(record) } else { Write::Update(record) });
-            self.in_flight.push(InFlight { id, is_accept, is_final });
+            let cost = RECORD_COST.saturating_add(bytes);
+            if !taken.is_empty() && shares.total().saturating_add(cost) > self.max_cost {
+                shares.end(lane);
+                continue;
+            }
+            if let Some(due) = entry.due.take() {
+                self.schedule.remove(due, id);
+            }
+            shares.add(lane, cost);
+            let (is_accept, is_suspect) = (entry.stage.is_accept(), entry.is_suspect);
+            let write = if is_accept { Write::Accept(record) } else { Write::Update(record) };
+            taken.push((InFlight { id, is_accept, is_final, cost }, write));
             if is_suspect {
                 break;
             }
         }
+        // Updates first: a full store can evict the records that they end.
+        taken.sort_by_key(|(write, _)| write.is_accept);
+        let (in_flight, batch) = taken.into_iter().unzip();
+        self.in_flight = in_flight;
         batch
     }
 
@@ -200,6 +263,7 @@ impl<K: Copy + Ord + Hash, T: Clone> WriteQueue<K, T> {
     /// An accept that was fenced is repeated once: the epoch has ended, and the next one begins.
     pub(super) fn settle(&mut self, written: &[Written], now: Instant) -> Vec<Effect<T>> {
         self.end_outage();
+        self.max_cost = (self.max_cost + self.max_cost / 8).min(MAX_BATCH_COST);
         let in_flight = std::mem::take(&mut self.in_flight);
         in_flight.iter().zip(written).filter_map(|(write, written)| self.settle_one(write, *written, now)).collect()
     }
@@ -207,30 +271,43 @@ impl<K: Copy + Ord + Hash, T: Clone> WriteQueue<K, T> {
     fn settle_one(&mut self, write: &InFlight<K>, written: Written, now: Instant) -> Option<Effect<T>> {
         let entry = self.entries.get_mut(&write.id)?;
         (entry.is_suspect, entry.failures) = (false, 0);
-        let was_accepting = entry.stage == Stage::Accepting;
-        let task = entry.task.clone();
+        let (stage, task) = (entry.stage, entry.task.clone());
         match written {
-            Written::Done if write.is_accept => {
+            Written::Done if stage == Stage::Accepting => {
                 entry.stage = Stage::Stored;
-                was_accepting.then_some(Effect::Accepted(task))
+                Some(Effect::Accepted(task))
+            }
+            Written::Done if stage == Stage::Missing => {
+                (entry.stage, entry.is_repeated) = (Stage::Restored, false);
+                self.schedule(write.id, now);
+                None
             }
             Written::Done => {
+                if stage == Stage::Restored {
+                    entry.stage = Stage::Stored;
+                    self.restored += 1;
+                }
                 if write.is_final {
                     self.remove(write.id);
                 }
-                None
+                (stage == Stage::Restored).then_some(Effect::Restored)
             }
-            Written::Fenced if write.is_accept && was_accepting && !entry.is_repeated => {
+            Written::Fenced if stage.is_accept() && !entry.is_repeated => {
                 entry.is_repeated = true;
                 self.schedule(write.id, now);
                 None
             }
-            rejected if write.is_accept => {
+            rejected if stage == Stage::Accepting => {
                 self.remove(write.id);
-                was_accepting.then(|| Effect::Rejected(task, rejection(rejected)))
+                Some(Effect::Rejected(task, rejection(rejected)))
+            }
+            Written::Unknown if stage == Stage::Stored => {
+                (entry.stage, entry.is_repeated) = (Stage::Missing, false);
+                self.schedule(write.id, now);
+                None
             }
             Written::Unknown => {
-                self.remove(write.id); // the accept had not been committed
+                self.remove(write.id);
                 None
             }
             Written::Fenced | Written::Full => {
@@ -243,13 +320,18 @@ impl<K: Copy + Ord + Hash, T: Clone> WriteQueue<K, T> {
 
     /// Processes a failure of the batch in flight. The store may have committed it nevertheless.
     ///
-    /// If the store is unavailable, full or locked, every waiting caller gets that error. Otherwise
-    /// a record of the batch may be the cause, and each is retried alone.
+    /// If the store is unavailable, full or locked, every waiting caller gets that error, and the
+    /// next batches are smaller. Otherwise a record of the batch may be the cause, and each is
+    /// retried alone.
     pub(super) fn fail(&mut self, error: &StoreError, now: Instant) -> Vec<Effect<T>> {
         self.failed_writes += 1;
         let in_flight = std::mem::take(&mut self.in_flight);
         let is_outage = error.is_unavailable() || error.is_full() || error.is_locked();
         let is_alone = in_flight.len() == 1;
+        if is_outage && !is_alone {
+            let cost: usize = in_flight.iter().map(|write| write.cost).sum();
+            self.max_cost = (cost / 2).clamp(RECORD_COST, MAX_BATCH_COST);
+        }
         let mut effects = Vec::new();
         for InFlight { id, .. } in in_flight {
             let Some(entry) = self.entries.get_mut(&id) else { continue };
@@ -330,8 +412,8 @@ impl<K: Copy + Ord + Hash, T: Clone> WriteQueue<K, T> {
 
     fn remove(&mut self, id: K) {
         let Some(entry) = self.entries.remove(&id) else { return };
-        if let Some((at, number)) = entry.due {
-            self.schedule.remove(&(at, number, id));
+        if let Some(due) = entry.due {
+            self.schedule.remove(due, id);
         }
         self.removed.push(entry.task);
     }
@@ -341,8 +423,11 @@ impl<T: Clone> Entry<T> {
     /// Gives up an accept whose result is unknown. From now on the record is written as cancelled,
     /// until the store confirms that or reports the record as unknown.
     fn withdraw(&mut self, error: &StoreError) -> Option<Effect<T>> {
-        let was_accepting = std::mem::replace(&mut self.stage, Stage::Stored) == Stage::Accepting;
-        was_accepting.then(|| Effect::Withdrawn(self.task.clone(), error.duplicate()))
+        if self.stage != Stage::Accepting {
+            return None;
+        }
+        self.stage = Stage::Withdrawn;
+        Some(Effect::Withdrawn(self.task.clone(), error.duplicate()))
     }
 }
 

@@ -6,7 +6,7 @@ use std::{cell::RefCell, collections::HashMap, rc::Rc, time::Duration};
 use proptest::prelude::*;
 use tokio::time::Instant;
 
-use super::{Effect, Write, WriteQueue};
+use super::{Effect, RECORD_COST, Snapshot, Stage, Write, WriteQueue};
 use crate::store::{StoreError, Written};
 
 #[derive(Debug, Clone, Copy)]
@@ -22,6 +22,8 @@ enum Step {
     /// The caller leaves while its task is being accepted.
     Leave(usize),
     Take,
+    /// The store forgets a record that it has confirmed.
+    Vanish(usize),
     Wait(u64),
 }
 
@@ -52,6 +54,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         3 => (0..20_usize).prop_map(Step::Finish),
         1 => (0..20_usize).prop_map(Step::Leave),
         5 => Just(Step::Take),
+        1 => (0..20_usize).prop_map(Step::Vanish),
         2 => (1..3000_u64).prop_map(Step::Wait),
     ];
     prop::collection::vec(step, 0..150)
@@ -63,6 +66,8 @@ struct Record {
     id: usize,
     version: u64,
     end: Option<End>,
+    /// Size of the result.
+    bytes: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -161,13 +166,18 @@ impl World {
                 self.queue.schedule(index, self.now);
             }
             Step::Take => self.take(),
+            Step::Vanish(index) => {
+                if self.queue.entries.get(&index).is_some_and(|entry| entry.stage == Stage::Stored) {
+                    self.store.0.remove(&index);
+                }
+            }
             Step::Wait(millis) => self.now += Duration::from_millis(millis),
         }
     }
 
     fn accept(&mut self) {
         let id = self.tasks.len();
-        let record = Record { id, version: 1, end: None };
+        let record = Record { id, version: 1, end: None, bytes: 0 };
         let task = Rc::new(RefCell::new(Task { record, accepted: None }));
         if self.queue.accept(id, task.clone(), self.now).is_err() {
             task.borrow_mut().reply(false);
@@ -188,8 +198,7 @@ impl World {
         }
         let snapshot = |task: &Shared| {
             let record = task.borrow().record.clone();
-            let is_final = record.end.is_some();
-            (record, is_final)
+            Snapshot { is_final: record.end.is_some(), bytes: record.bytes, record }
         };
         let batch = self.queue.take(self.now, snapshot);
         let mut ids: Vec<_> = batch.iter().map(id).collect();
@@ -207,9 +216,9 @@ impl World {
                 self.queue.settle(&written, self.now)
             }
             Reply::AcceptsFenced => {
-                let write = |write: &_| match write {
-                    Write::Accept(_) => Written::Fenced,
-                    update => self.store.write_one(update),
+                let write = |write: &Write<Record>| match write {
+                    Write::Accept(record) if self.tasks[record.id].borrow().accepted.is_none() => Written::Fenced,
+                    write => self.store.write_one(write),
                 };
                 let written: Vec<_> = batch.iter().map(write).collect();
                 self.queue.settle(&written, self.now)
@@ -239,15 +248,20 @@ impl World {
                     task.borrow_mut().reply(false);
                 }
                 Effect::Lost(task) => finish(&task, End::Lost),
+                Effect::Restored => {}
             }
         }
     }
 }
 
-fn id(write: &Write<Record>) -> usize {
+fn record(write: &Write<Record>) -> &Record {
     match write {
-        Write::Accept(record) | Write::Update(record) => record.id,
+        Write::Accept(record) | Write::Update(record) => record,
     }
+}
+
+fn id(write: &Write<Record>) -> usize {
+    record(write).id
 }
 
 proptest! {
@@ -301,7 +315,10 @@ fn accept_that_is_fenced_twice_is_rejected() {
     let (mut queue, now) = (WriteQueue::new(), Instant::now());
     queue.accept(1, "task", now).unwrap();
     let mut fence = || {
-        assert!(matches!(queue.take(now, |_| ((), false))[..], [Write::Accept(())]));
+        assert!(matches!(
+            queue.take(now, |_| Snapshot { record: (), is_final: false, bytes: 0 })[..],
+            [Write::Accept(())]
+        ));
         queue.settle(&[Written::Fenced], now)
     };
     assert!(fence().is_empty(), "the first time it is repeated");
@@ -315,7 +332,7 @@ fn accept_that_is_fenced_twice_is_rejected() {
 fn accept_is_rejected_at_once_until_the_outage_may_have_ended() {
     let (mut queue, now) = (WriteQueue::new(), Instant::now());
     queue.accept(1, "task", now).unwrap();
-    assert_eq!(queue.take(now, |_| ((), false)).len(), 1);
+    assert_eq!(queue.take(now, |_| Snapshot { record: (), is_final: false, bytes: 0 }).len(), 1);
     let effects = queue.fail(&StoreError::unavailable("gone"), now);
     assert!(matches!(effects[..], [Effect::Withdrawn("task", _)]));
     assert!(queue.accept(2, "task", now).unwrap_err().is_unavailable());
@@ -329,12 +346,75 @@ fn records_of_a_batch_that_failed_are_taken_alone() {
     for id in 1..=3 {
         queue.accept(id, "task", now).unwrap();
     }
-    assert_eq!(queue.take(now, |_| ((), false)).len(), 3);
+    assert_eq!(queue.take(now, |_| Snapshot { record: (), is_final: false, bytes: 0 }).len(), 3);
     assert!(queue.fail(&StoreError::other("invalid value"), now).is_empty(), "no caller has a reply");
     queue.accept(4, "task", now).unwrap(); // is not held back by them, and joins none of them
     for _ in 1..=4 {
-        assert_eq!(queue.take(now, |_| ((), false)).len(), 1);
+        assert_eq!(queue.take(now, |_| Snapshot { record: (), is_final: false, bytes: 0 }).len(), 1);
         assert!(matches!(queue.settle(&[Written::Done], now)[..], [Effect::Accepted("task")]));
     }
-    assert!(queue.take(now, |_| ((), false)).is_empty());
+    assert!(queue.take(now, |_| Snapshot { record: (), is_final: false, bytes: 0 }).is_empty());
+}
+
+#[test]
+fn confirmed_record_that_vanished_is_written_again() {
+    for is_final in [false, true] {
+        let mut world = World::new();
+        let write = |world: &mut World| {
+            world.step(Step::Take);
+            world.step(Step::Reply(Reply::Written));
+        };
+        world.step(Step::Accept);
+        write(&mut world);
+        world.step(Step::Vanish(0));
+        assert!(world.store.0.is_empty());
+        world.step(if is_final { Step::Finish(0) } else { Step::Advance(0) });
+        (0..3).for_each(|_| write(&mut world));
+        assert_eq!(world.store.0.get(&0), Some(&world.tasks[0].borrow().record));
+        assert_eq!((world.queue.restored, world.queue.get(0).is_none()), (1, is_final));
+    }
+}
+
+proptest! {
+    /// Large batches exceed a timeout, for example, and the result of their writes is unknown.
+    #[test]
+    fn store_that_fails_large_batches_gets_every_record(
+        sizes in prop::collection::vec(0..70_000_usize, 1..120),
+        max_bytes in 72_000..300_000_usize,
+        may_commit in any::<bool>(),
+    ) {
+        let mut world = World::new();
+        for _ in &sizes {
+            world.step(Step::Accept);
+            world.step(Step::Take);
+            world.step(Step::Reply(Reply::Written));
+        }
+        for (id, bytes) in sizes.iter().enumerate() {
+            world.tasks[id].borrow_mut().record.bytes = *bytes;
+            world.step(Step::Finish(id));
+        }
+        let mut failed = 0;
+        for round in 0..20 + 4 * sizes.len() {
+            world.step(Step::Accept);
+            world.step(Step::Take);
+            let bytes: usize = world.out.iter().flatten().map(|write| RECORD_COST + record(write).bytes).sum();
+            let is_written = bytes <= max_bytes || world.out.as_ref().is_some_and(|batch| batch.len() == 1);
+            world.step(Step::Reply(match (is_written, may_commit) {
+                (true, _) => Reply::Written,
+                (false, true) => Reply::Lost,
+                (false, false) => Reply::Unavailable,
+            }));
+            world.step(Step::Wait(6000));
+            failed += usize::from(!is_written);
+            prop_assert!(failed <= 12 + round / 3, "{} of {} batches have failed", failed, round);
+        }
+        for id in 0..sizes.len() {
+            prop_assert!(world.queue.get(id).is_none(), "{} is not written", id);
+            let stored = world.store.0[&id].clone();
+            prop_assert_eq!(stored, world.tasks[id].borrow().record.clone());
+        }
+        let new = &world.tasks[sizes.len()..];
+        let accepted = new.iter().filter(|task| task.borrow().accepted == Some(true)).count();
+        prop_assert!(2 * accepted > new.len(), "{} of {} tasks were accepted", accepted, new.len());
+    }
 }

@@ -151,9 +151,10 @@ impl TaskStore for Postgres {
         const RECORDS: &str = concat!("SELECT ", read_columns!(), " FROM tower_offload_task WHERE id = ANY($1)");
         Box::pin(async move {
             let bytes: Vec<_> = ids.iter().map(|id| &id.as_bytes()[..]).collect();
-            let read = self
-                .connections
-                .read(Role::Read, async |connection| sqlx::query(RECORDS).bind(bytes).fetch_all(connection).await);
+            // Not of the role of reads: any number of clients may wait for its connections.
+            let read = self.connections.read(Role::Maintenance, async |connection| {
+                sqlx::query(RECORDS).bind(bytes).fetch_all(connection).await
+            });
             Ok(found_many(ids, read.await?.iter().map(record)))
         })
     }
