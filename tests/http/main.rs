@@ -16,3 +16,4 @@ mod support;
 mod tonic;
 mod tower_http;
 mod transparent;
+mod types;
