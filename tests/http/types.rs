@@ -72,9 +72,9 @@ struct Layers {
 async fn boxed_services_inside_and_outside() {
     let hello = service_fn(async |_: Request| Ok::<_, Infallible>("hello".into_response()));
     let layer = || OffloadLayer::new(ThreadPool::cpu());
-    is_hello(layer().layer(BoxCloneService::new(hello.clone()))).await;
-    is_hello(layer().layer(BoxCloneSyncService::new(hello.clone()))).await;
-    is_hello(BoxCloneService::new(layer().layer(hello.clone()))).await;
+    is_hello(layer().layer(BoxCloneService::new(hello))).await;
+    is_hello(layer().layer(BoxCloneSyncService::new(hello))).await;
+    is_hello(BoxCloneService::new(layer().layer(hello))).await;
     is_hello(BoxCloneSyncService::new(layer().layer(hello))).await;
 }
 
