@@ -551,7 +551,7 @@ mod metrics {
                 if gauge.is_some_and(is_expected) {
                     return;
                 }
-                thread::sleep(MILLISECOND);
+                thread::sleep(MILLISECOND); // the watchdog's thread sends no notification
             }
             panic!("the gauge has not changed");
         };

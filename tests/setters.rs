@@ -129,7 +129,7 @@ fn rayon() -> Arc<rayon::ThreadPool> {
 async fn use_layer(configure: impl FnOnce(OffloadLayer) -> OffloadLayer) {
     let layer = configure(OffloadLayer::new(ThreadPool::blocking(4))).reject(RejectWithError);
     let service = layer.layer(service_fn(async |n: u32| {
-        tokio::time::sleep(Duration::from_millis(1)).await;
+        tokio::time::sleep(Duration::from_millis(1)).await; // Parks the call.
         Ok::<_, Infallible>(n)
     }));
     assert_eq!(service.clone().oneshot(1).await.unwrap(), 1);

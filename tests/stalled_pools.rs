@@ -1,5 +1,6 @@
 //! Pools whose threads are all blocked. A pool is stalled after 10 s, so the scenarios run at the
-//! same time, in one test.
+//! same time, in one test. They sleep in real time, because the monitor is a thread, and the clock
+//! of a runtime cannot pause it.
 #![allow(clippy::unwrap_used)]
 
 use std::{

@@ -18,7 +18,7 @@ fn closures_and_futures_run_on_the_pool_within_the_runtime() {
         let (sender, receiver) = oneshot::channel();
         background
             .spawn(async move {
-                tokio::time::sleep(Duration::from_millis(1)).await;
+                tokio::time::sleep(Duration::from_millis(1)).await; // uses the timer
                 tokio::spawn(async {}).await.unwrap();
                 sender.send(thread::current().id()).unwrap();
             })

@@ -17,3 +17,4 @@ mod support;
 mod tonic;
 mod tower_http;
 mod transparent;
+mod types;

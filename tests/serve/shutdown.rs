@@ -360,7 +360,7 @@ async fn a_request_that_outlives_its_http2_connection_is_waited_for() {
         async move |after: AfterResponse| {
             after.hook(move |_| hook_ran.store(true, SeqCst));
             entered.send(()).unwrap();
-            std::thread::sleep(Duration::from_millis(300)); // a computation on the event loop
+            std::thread::sleep(Duration::from_millis(300)); // a computation on the event loop, in real time
         }
     };
     let app = Router::new().route("/", get(block)).layer(AfterResponseLayer::new(background.clone()));

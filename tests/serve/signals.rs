@@ -51,16 +51,14 @@ impl Program {
         assert!(Command::new("kill").args(["-s", name, &id]).status().unwrap().success());
     }
 
-    /// Sends the signal until the process has ended, and returns its status. The process ignores
-    /// the signal until the thread that waits for it has started.
-    fn ended_by(mut self, name: &str) -> Option<i32> {
-        const PAUSE: Duration = Duration::from_millis(20);
+    /// Waits until the process has ended, and returns its status.
+    fn ended(mut self) -> Option<i32> {
+        const PAUSE: Duration = Duration::from_millis(5);
         for _ in 0..PATIENCE.as_millis() / PAUSE.as_millis() {
             if let Some(status) = self.child.try_wait().unwrap() {
                 assert_eq!(status.signal(), None);
                 return status.code();
             }
-            self.signal(name);
             thread::sleep(PAUSE); // another process, so there is no notification
         }
         self.child.kill().unwrap();
@@ -102,6 +100,7 @@ fn second_signal_ends_the_process_although_the_runtime_is_blocked() {
         program.signal(first);
         program.says("stopping");
         assert!(program.child.try_wait().unwrap().is_none(), "one signal does not end it");
-        assert_eq!(program.ended_by(second), Some(status), "{first}, {second}");
+        program.signal(second);
+        assert_eq!(program.ended(), Some(status), "{first}, {second}");
     }
 }

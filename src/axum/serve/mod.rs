@@ -27,7 +27,13 @@
 //! If a handler responds on HTTP/1 without reading the whole request, the connection is closed
 //! after the response. Then the server reads and discards up to 64 MiB of the rest for up to 5
 //! seconds, because otherwise the kernel may reset the connection and the client may lose the
-//! response (RFC 9112, section 9.6).
+//! response (RFC 9112, section 9.6). hyper reads a short rest that has already arrived itself, and
+//! keeps the connection. If that request was the last one on a connection that the server closes,
+//! the server waits for the client to close its side too, for up to 5 seconds.
+//!
+//! In tests with tokio's paused clock, all of these times, and those after which a tracked response
+//! is handed over, pass as soon as the runtime is idle, also while a client of the test on another
+//! thread is busy.
 //!
 //! # TLS
 //!

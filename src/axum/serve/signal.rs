@@ -3,7 +3,7 @@ use std::{
     io,
     pin::Pin,
     process,
-    sync::Once,
+    sync::{Once, mpsc},
     task::{Context, Poll},
     thread,
 };
@@ -103,21 +103,25 @@ const CONTROL_C_EXIT: i32 = 0xc000_013a_u32 as i32;
 /// Ends the process at the next signal.
 ///
 /// A thread with a runtime of its own waits for it, because the runtime of the caller may be
-/// blocked, which is a reason to press Ctrl-C again. If the thread cannot be started, later signals
-/// have no effect.
+/// blocked, which is a reason to press Ctrl-C again. This function returns when that thread
+/// receives signals: one that came earlier would be lost. If the thread cannot be started, later
+/// signals have no effect.
 fn exit_at_the_next_signal() {
     static STARTED: Once = Once::new();
     STARTED.call_once(|| {
-        fn wait() -> io::Result<()> {
+        fn wait(starting: mpsc::Sender<()>) -> io::Result<()> {
             let runtime = runtime::Builder::new_current_thread().enable_io().build()?;
             let status = runtime.block_on(async {
                 let mut next = shutdown_signal()?;
+                drop(starting);
                 io::Result::Ok(poll_fn(|cx| next.poll_status(cx)).await)
             })?;
             #[cfg(feature = "tracing")]
             tracing::event!(tracing::Level::WARN, status, "the process ends at a second signal");
             process::exit(status)
         }
-        let _ = thread::Builder::new().name("shutdown-signal".to_owned()).spawn(wait);
+        let (starting, started) = mpsc::channel();
+        let _ = thread::Builder::new().name("shutdown-signal".to_owned()).spawn(|| wait(starting));
+        let _ = started.recv(); // returns when the sender is dropped, also if there is no thread
     });
 }
