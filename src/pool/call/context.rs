@@ -249,13 +249,16 @@ impl CurrentCall {
     /// the call that it works on.
     #[inline]
     pub(crate) fn inherit(options: CallOptions) -> (CallOptions, Option<Arc<dyn LayerPermit>>) {
-        CURRENT
-            .try_with(|current| {
-                let current = current.borrow();
-                let layer_permit = current.call.as_ref().and_then(|current| current.layer_permit.clone());
-                (options.deadline(current.deadline()), layer_permit)
-            })
-            .unwrap_or((options, None))
+        // Only the condition is on the path of most calls, which are made outside of others.
+        let has_any = |current: &Current| current.call.is_some() || current.scope != Deadline::NONE;
+        if CURRENT.try_with(|current| has_any(&current.borrow())) != Ok(true) {
+            return (options, None);
+        }
+        let inherited = Current::with(|current| {
+            let layer_permit = current.call.as_ref().and_then(|current| current.layer_permit.clone());
+            (current.deadline(), layer_permit)
+        });
+        inherited.map_or((options, None), |(deadline, layer_permit)| (options.deadline(deadline), layer_permit))
     }
 
     /// Returns the deadline of this thread.
