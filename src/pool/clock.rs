@@ -46,7 +46,7 @@ impl Clock {
         self.ended = Some(ended);
     }
 
-    /// Called instead of `start_call` for a call that is not polled, and whose drop may take a while.
+    /// Called instead of `start_call` for a call that is not polled. Its drop may take a while.
     pub(super) fn skip_call(&mut self) {
         (self.now, self.ended) = (None, None);
     }

@@ -147,8 +147,8 @@ where
     (call, runnable)
 }
 
-/// The fields are in an order in which few cache lines pass between the caller and the worker: those
-/// that both of them access are next to the reference counts and to the beginning of `progress`.
+/// The fields are in an order in which few cache lines pass between the caller and the worker:
+/// those that both of them access are next to the reference counts and to the beginning of `progress`.
 #[repr(C)]
 struct Call<F: Future> {
     state: CallState,
