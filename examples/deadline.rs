@@ -1,12 +1,12 @@
 //! Requests with deadlines: `cargo run --example deadline --features axum`.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::{Router, extract::Path, http::Request, routing::get};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Bytes;
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, time::Instant};
 use tower_offload::{OffloadLayer, Pool, ThreadPool, pool, remaining};
 
 /// Works for a number of milliseconds, unless the result is no longer wanted.

@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use futures_util::future::poll_fn;
 use h2::client::{self, ResponseFuture, SendRequest};
-use http::{Request, Uri};
+use http::{HeaderValue, Request, Uri, header::USER_AGENT};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tower_offload_benches::BoxError;
 
@@ -58,6 +58,8 @@ impl Client {
                     poll_fn(|cx| requests.poll_ready(cx)).await?;
                     let mut request = Request::new(());
                     *request.uri_mut() = Uri::from_static("http://server/");
+                    // Every client sends a field.
+                    request.headers_mut().insert(USER_AGENT, HeaderValue::from_static("b"));
                     responses.push(requests.send_request(request, true)?.0);
                 }
                 for response in responses.drain(..) {

@@ -113,7 +113,8 @@ where
         let reserved = self.backpressure.as_mut().map(Backpressure::take);
         let hint = Some(self.config.reject.hint(&request));
         let state = if self.config.inspect.should_offload(&request) {
-            let (options, outer) = CurrentCall::inherit(self.config.inspect.options(&request));
+            let mut options = self.config.inspect.options(&request);
+            let outer = CurrentCall::inherit(&mut options);
             let admitted = match reserved {
                 _ if options.deadline.has_passed() => Err(CallError::DeadlineExceeded),
                 // The permits were acquired before the request was known, so its priority and key

@@ -440,6 +440,7 @@ impl Metrics {
             run_seconds = blocked.as_secs_f64(),
             "call blocked its caller's thread: calls of its service are offloaded for a minute"
         );
+        let _ = blocked;
     }
 
     /// Records a call that is about to end without an output.

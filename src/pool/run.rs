@@ -18,11 +18,11 @@ use super::{
 pub struct Run<T>(Result<JoinHandle<T>, CallError>);
 
 impl<T: Send + 'static> Run<T> {
-    pub(super) fn new<W>(pool: Arc<dyn Pool>, options: CallOptions, work: W) -> Self
+    pub(super) fn new<W>(pool: Arc<dyn Pool>, mut options: CallOptions, work: W) -> Self
     where
         W: FnOnce() -> T + Send + 'static,
     {
-        let (options, layer_permit) = CurrentCall::inherit(options);
+        let layer_permit = CurrentCall::inherit(&mut options);
         if options.deadline.has_passed() {
             pool.admission().metrics().rejected(CallError::DeadlineExceeded);
             return Self(Err(CallError::DeadlineExceeded));

@@ -3,13 +3,7 @@
 
 use std::{
     convert::Infallible,
-    io,
-    pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::SeqCst},
-    },
-    task::{Context, Poll, ready},
+    sync::{Arc, atomic::Ordering::SeqCst},
 };
 
 use bytes::Bytes;
@@ -20,7 +14,7 @@ use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
 use hyper::{body::Incoming, server::conn::http1};
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf, duplex},
+    io::duplex,
     sync::{Semaphore, mpsc},
 };
 use tower::{Layer, service_fn};
@@ -30,53 +24,29 @@ use tower_offload::{
     flush::Tracker,
 };
 
-use crate::support::{Http1, within};
+use crate::support::{Chop, Choppy, Http1, within};
 
 type BoxBody = UnsyncBoxBody<Bytes, Infallible>;
 
 /// Accepts at most `size` bytes in a write.
 struct Narrow {
-    io: DuplexStream,
     size: usize,
     /// If `true`, each write and flush is pending once before it succeeds.
     stalls: bool,
     stalled: bool,
-    accepted: Arc<AtomicUsize>,
 }
 
-impl Narrow {
-    fn poll_stall(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.stalled = self.stalls && !self.stalled;
-        if self.stalled {
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
+impl Chop for Narrow {
+    fn pauses(&mut self, is_read: bool) -> bool {
+        if is_read {
+            return false;
         }
-        Poll::Ready(())
-    }
-}
-
-impl AsyncRead for Narrow {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Narrow {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        ready!(self.poll_stall(cx));
-        let size = self.size.min(buf.len());
-        let accepted = ready!(Pin::new(&mut self.io).poll_write(cx, &buf[..size]))?;
-        self.accepted.fetch_add(accepted, SeqCst);
-        Poll::Ready(Ok(accepted))
+        self.stalled = self.stalls && !self.stalled;
+        self.stalled
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.poll_stall(cx));
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
+    fn max_write(&mut self) -> usize {
+        self.size
     }
 }
 
@@ -92,8 +62,8 @@ struct Served {
 impl Served {
     fn new(size: usize, stalls: bool, pipeline_flush: bool) -> Self {
         let (client, io) = duplex(1 << 16);
-        let accepted = Arc::new(AtomicUsize::new(0));
-        let io = Narrow { io, size, stalls, stalled: false, accepted: accepted.clone() };
+        let io = Choppy::new(io, Narrow { size, stalls, stalled: false });
+        let accepted = io.accepted();
         let (sender, outcomes) = mpsc::unbounded_channel();
         let gate = Arc::new(Semaphore::new(0));
         let held = gate.clone();

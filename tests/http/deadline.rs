@@ -145,7 +145,8 @@ async fn grpc_request_is_answered_with_its_status_at_its_deadline() {
         }
         latch.open();
         held.await.unwrap();
-        for (timeout, has_deadline) in [("99999999H", "true"), ("123456789S", "false"), ("S", "false")] {
+        // The third one is after the end of the clock of a call, in 584 years.
+        for (timeout, has_deadline) in [("8H", "true"), ("123456789S", "false"), ("99999999H", "false")] {
             assert_eq!(client.send(grpc(&[timeout])).await.text(), has_deadline, "{timeout}");
         }
         assert_eq!(pool.stats().started, 4, "no expired call has started");

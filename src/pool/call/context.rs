@@ -245,20 +245,20 @@ impl CurrentCall {
         Current::with_call(|current| current.call.clone())
     }
 
-    /// Adds to `options` the deadline of this thread. Also returns the innermost layer permit of
-    /// the call that it works on.
+    /// Adds to `options` the deadline of this thread. Returns the innermost layer permit of the call
+    /// that it works on.
     #[inline]
-    pub(crate) fn inherit(options: CallOptions) -> (CallOptions, Option<Arc<dyn LayerPermit>>) {
-        // Only the condition is on the path of most calls, which are made outside of others.
-        let has_any = |current: &Current| current.call.is_some() || current.scope != Deadline::NONE;
-        if CURRENT.try_with(|current| has_any(&current.borrow())) != Ok(true) {
-            return (options, None);
-        }
-        let inherited = Current::with(|current| {
-            let layer_permit = current.call.as_ref().and_then(|current| current.layer_permit.clone());
-            (current.deadline(), layer_permit)
+    pub(crate) fn inherit(options: &mut CallOptions) -> Option<Arc<dyn LayerPermit>> {
+        let inherited = CURRENT.try_with(|current| {
+            let current = current.borrow();
+            // Most threads that make calls work on none and are in no scope.
+            if current.call.is_none() && current.scope.at().is_none() {
+                return None;
+            }
+            *options = options.deadline(current.deadline());
+            current.call.as_ref()?.layer_permit.clone()
         });
-        inherited.map_or((options, None), |(deadline, layer_permit)| (options.deadline(deadline), layer_permit))
+        inherited.ok().flatten()
     }
 
     /// Returns the deadline of this thread.

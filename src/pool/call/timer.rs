@@ -18,8 +18,8 @@ use crate::{
 pub(super) struct DeadlineTimer {
     /// `false` if the wait has no end: the call has no deadline, or the caller has no timer.
     is_armed: bool,
-    /// Allocated by the first poll, because most callers that have a deadline do not wait for long
-    /// enough to be polled, and none pays for a timer without one.
+    /// Allocated when the caller has to wait, so that neither a call without a deadline nor one
+    /// that is complete by then needs it.
     sleep: Option<Pin<Box<Sleep>>>,
 }
 

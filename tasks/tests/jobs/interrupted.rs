@@ -12,6 +12,7 @@ use super::{
 
 on_each_database! {
     interrupted_attempt_does_not_count
+    interrupted_job_waits_without_a_failure
     interruptions_beyond_the_limit_count
     interrupted_only_attempt_counts
     attempt_that_ends_after_the_shutdown_is_recorded
@@ -70,6 +71,21 @@ async fn interrupted_attempt_does_not_count(database: TestDatabase) {
     workers.release();
     let succeeded = ended(&tasks, id).await;
     assert_eq!((succeeded.state, succeeded.attempt), (TaskState::Succeeded, 1));
+    assert!(jobs.shutdown(LONG).await.is_clean());
+    first.release();
+}
+
+async fn interrupted_job_waits_without_a_failure(database: TestDatabase) {
+    // After real crashes the next attempt would be delayed.
+    let crashes = match database {
+        TestDatabase::Sqlite(_) => "UPDATE river_job SET metadata = jsonb_set(metadata, '$.\"tower_offload:lost\"', 3)",
+        TestDatabase::Postgres(_) => "UPDATE river_job SET metadata = metadata || '{\"tower_offload:lost\": 3}'",
+    };
+    let (_tasks, _jobs, first, id, _) = interrupt(&database, 3, crashes).await;
+    let (_copy, tasks) = next_process(&database).await;
+    let jobs = Jobs::builder(&tasks).start().await.unwrap(); // nothing works on the job
+    let queued = until(&tasks, id, |record| record.state == TaskState::Queued).await;
+    assert_eq!((queued.attempt, queued.failure, queued.started_at, queued.due_at), (0, None, None, None));
     assert!(jobs.shutdown(LONG).await.is_clean());
     first.release();
 }

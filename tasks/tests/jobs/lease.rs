@@ -15,6 +15,7 @@ on_each_database! {
     job_that_crashes_its_process_fails_after_max_attempts
     recovered_job_with_a_cancel_request_is_cancelled
     claim_whose_reply_was_lost_is_requeued
+    lost_claim_with_a_cancel_request_is_cancelled
 }
 
 /// Changes a job as if its process had crashed.
@@ -182,6 +183,27 @@ async fn claim_whose_reply_was_lost_is_requeued(database: TestDatabase) {
     workers.release();
     ended(&tasks, held.id()).await;
     assert_eq!(workers.started.lock().unwrap().len(), 2);
+    assert!(jobs.shutdown(LONG).await.is_clean());
+}
+
+async fn lost_claim_with_a_cancel_request_is_cancelled(database: TestDatabase) {
+    let (tasks, workers) = (database.tasks().await, TestWorkers::new());
+    let jobs = workers.start(&tasks).await;
+    let held = jobs.enqueue(Act::Hold).await.unwrap();
+    workers.started(1).await;
+    let claimed = jobs.enqueue(Act::Return(json!(1))).delay(LONG).await.unwrap();
+    let request = match database {
+        TestDatabase::Sqlite(_) => "jsonb_set(metadata, '$.cancel_attempted_at', 'now')",
+        TestDatabase::Postgres(_) => "metadata || '{\"cancel_attempted_at\": \"now\"}'",
+    };
+    let claim = format!(
+        "UPDATE river_job SET state = 'running', attempt = 1, attempted_at = created_at, metadata = {request}, attempted_by = \
+         (SELECT attempted_by FROM river_job WHERE state = 'running') WHERE state = 'scheduled'"
+    );
+    assert_eq!(database.execute(&claim).await, 1);
+    assert_eq!(ended(&tasks, claimed.id()).await.state, TaskState::Cancelled);
+    workers.release();
+    ended(&tasks, held.id()).await;
     assert!(jobs.shutdown(LONG).await.is_clean());
 }
 

@@ -100,20 +100,23 @@ async fn job_deleted_without_the_triggers_is_lost(database: TestDatabase) {
     let tasks = database.tasks().await;
     let jobs = Jobs::builder(&tasks).start().await.unwrap();
     let id = jobs.enqueue(Act::Return(json!(1))).await.unwrap().id();
+    let other = jobs.enqueue(Act::Return(json!(1))).await.unwrap().id();
+    let delete = "DELETE FROM river_job WHERE id = 1";
     match database {
         TestDatabase::Sqlite(_) => {
             database.execute("DROP TRIGGER tower_offload_deleted").await;
-            database.execute("DELETE FROM river_job").await;
+            database.execute(delete).await;
         }
         TestDatabase::Postgres(_) => {
-            let delete = "DO $$ BEGIN SET LOCAL session_replication_role = replica; DELETE FROM river_job; END $$";
-            database.execute(delete).await;
+            let delete = format!("DO $$ BEGIN SET LOCAL session_replication_role = replica; {delete}; END $$");
+            database.execute(&delete).await;
         }
     }
     assert_eq!(record(&tasks, id).await.state, TaskState::Queued);
     let (first, jobs) = (jobs.clone(), restart(jobs, &tasks).await);
     let lost = tokio::time::timeout(Duration::from_secs(5), ended(&tasks, id)).await.expect("it never ends");
     assert_eq!(lost.state, TaskState::Lost);
+    assert_eq!(ended(&tasks, other).await.state, TaskState::Succeeded);
     let counted = async {
         while first.stats().lost + jobs.stats().lost < 1 {
             tokio::time::sleep(SHORT).await;

@@ -1,5 +1,6 @@
 //! Servers, clients and latches. Nothing sleeps.
 
+mod choppy;
 mod client;
 mod counting;
 mod events;
@@ -20,6 +21,7 @@ use std::time::Duration;
 use tower_offload::{Background, background::BackgroundStats};
 
 pub(crate) use self::{
+    choppy::{Chop, Choppy},
     client::Client,
     counting::Wire,
     events::Record,
