@@ -25,7 +25,8 @@ pub(crate) struct Variant {
     /// If `true`, tokio's blocking pool has as many threads as the other pools instead of up to
     /// 512.
     pub(crate) is_capped: bool,
-    /// If `true`, the runtime hands its drivers over eagerly. An option of unstable builds of tokio.
+    /// If `true`, the runtime hands its drivers over eagerly, an option of unstable builds of
+    /// tokio.
     #[cfg(tokio_unstable)]
     pub(crate) is_eager: bool,
     /// Environment variable of the process.

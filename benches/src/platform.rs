@@ -6,12 +6,62 @@
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
-    fs,
+    fs, io,
+    path::{Path, PathBuf},
     sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     thread,
 };
 
 pub use self::imp::{cores, cpu_time, grow_file_table, pin, raise_priority};
+
+/// A control group that limits this process to the time of one core, as containers are limited.
+#[derive(Debug)]
+pub struct CpuQuota(PathBuf);
+
+impl CpuQuota {
+    /// Length of a period, in microseconds: the default of Linux and of container runtimes.
+    const PERIOD: u32 = 100_000;
+
+    /// Moves this process to a group of its own. Must be called before the first thread starts.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error without permission, or if there is no controller for processor time.
+    pub fn enter() -> io::Result<Self> {
+        let group = Self(Self::path(std::process::id()));
+        fs::create_dir(&group.0)?;
+        let period = Self::PERIOD;
+        if Self::is_v2() {
+            fs::write(group.0.join("cpu.max"), format!("{period} {period}"))?;
+        } else {
+            fs::write(group.0.join("cpu.cfs_period_us"), period.to_string())?;
+            fs::write(group.0.join("cpu.cfs_quota_us"), period.to_string())?;
+        }
+        fs::write(group.0.join("cgroup.procs"), "0")?;
+        Ok(group)
+    }
+
+    /// Returns the number of periods in which the group has used its time and had to wait.
+    pub fn throttled_periods(&self) -> Option<u64> {
+        let stat = fs::read_to_string(self.0.join("cpu.stat")).ok()?;
+        stat.lines().find_map(|line| line.strip_prefix("nr_throttled "))?.parse().ok()
+    }
+
+    /// Removes the group of a process that has ended, if it had one.
+    pub fn remove(process: u32) {
+        let _ = fs::remove_dir(Self::path(process));
+    }
+
+    fn is_v2() -> bool {
+        fs::read_to_string("/sys/fs/cgroup/cgroup.controllers")
+            .is_ok_and(|it| it.split(' ').any(|it| it.trim() == "cpu"))
+    }
+
+    fn path(process: u32) -> PathBuf {
+        let root = if Self::is_v2() { "/sys/fs/cgroup" } else { "/sys/fs/cgroup/cpu" };
+        Path::new(root).join(format!("tower-offload-bench-{process}"))
+    }
+}
 
 static IS_COUNTING: AtomicBool = AtomicBool::new(false);
 static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);

@@ -341,8 +341,8 @@ impl Admission {
 
     /// Records that an admitted call has ended: its work has ended, and everything that it held is
     /// released. Called before the caller is notified. `run_time` is the total of the call's polls
-    /// in nanoseconds, or `None` if it was never polled. With `ends_poll`, this also ends its last poll, which is
-    /// not recorded yet.
+    /// in nanoseconds, or `None` if it was never polled. With `ends_poll`, this also ends its last
+    /// poll, which is not recorded yet.
     ///
     /// This thread counts the end and then loads the phase. `shutdown` stores the phase and then
     /// loads the count. At least one of them sees the other's write.

@@ -46,6 +46,11 @@ impl Clock {
         self.ended = Some(ended);
     }
 
+    /// Called instead of `start_call` for a call that is not polled. Its drop may take a while.
+    pub(super) fn skip_call(&mut self) {
+        (self.now, self.ended) = (None, None);
+    }
+
     /// Forgets the current time, because something has happened that may have taken a while.
     #[inline]
     pub(super) fn reset(&mut self) {
@@ -68,7 +73,8 @@ impl Clock {
     #[inline]
     pub(super) fn stop(&mut self, metrics: &Metrics) {
         if let Some(since) = self.busy_since.take() {
-            let now = self.ended.unwrap_or_else(|| metrics.now());
+            // `now` is set if no call has ended because none has begun.
+            let now = self.ended.or(self.now).unwrap_or_else(|| metrics.now());
             metrics.idle(now);
             self.unreported += now.saturating_sub(since);
         }

@@ -32,7 +32,8 @@ const STRIPES: usize = 16;
 
 /// Time since the epoch of a pool, in nanoseconds.
 ///
-/// Calls use it instead of [`Instant`], of which each subtraction costs as much as a dozen of these.
+/// Calls use it instead of [`Instant`], of which each subtraction costs as much as a dozen of
+/// these.
 pub(super) type PoolTime = u64;
 
 /// Time from the epoch of a pool to its creation. Tests can stop tokio's clock and set it forward,
@@ -269,7 +270,8 @@ impl Metrics {
     /// a call is woken.
     ///
     /// Once no call is admitted any longer, the result is never too low: `admitted`, `ended`
-    /// and `returned` are `SeqCst`, so the thread that ends the last call sees the end of every other one.
+    /// and `returned` are `SeqCst`, so the thread that ends the last call sees the end of every
+    /// other one.
     pub(super) fn in_flight(&self) -> usize {
         // Loaded first, as in `stats`.
         let ended = self.sum(|it| &it.ended) + self.sum(|it| &it.returned);

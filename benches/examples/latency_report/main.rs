@@ -87,7 +87,7 @@ fn measure(arguments: &Arguments, descriptors: usize) -> Result<Vec<Row>, BoxErr
     rows.retain(|row| match row.scene.scene {
         Scene::Sleeping => !arguments.no_sleeping,
         Scene::Recovery => !arguments.no_recovery,
-        Scene::Cpu | Scene::Target => true,
+        Scene::Cpu | Scene::Quota | Scene::Target => true,
     });
     let arrivals = if arguments.poisson { Arrivals::Poisson } else { Arrivals::Constant };
     let duration = if arguments.full { "a quarter of an hour" } else { "little over a minute" };

@@ -64,6 +64,9 @@ pub enum Scene {
     Sleeping,
     /// A temporary overload by jobs that compute.
     Recovery,
+    /// Jobs that compute, on a server that has the time of one core, for different sizes of runtime
+    /// and pool.
+    Quota,
     /// Jobs of a server that the user runs.
     #[value(skip)]
     Target,
@@ -153,6 +156,7 @@ impl fmt::Display for Setting {
             Scene::Cpu => "cpu",
             Scene::Sleeping => "sleeping",
             Scene::Recovery => "recovery",
+            Scene::Quota => "quota",
             Scene::Target => "target",
         })?;
         self.load_pct.map_or(Ok(()), |load| write!(f, ", {load} %"))

@@ -46,6 +46,8 @@ pub fn rows(is_quick: bool, scenes: &[Scene]) -> Vec<super::Row> {
         add(setting(Scene::Sleeping, None, 1, phases(900)), &|it| sleeping(it) && it != "spawn_blocking/capped");
         let overload = Some(Overload { after_ms: 1000, length_ms: 2500 });
         let recovery = Setting { overload, ..setting(Scene::Recovery, Some(BUSY_PCT), 1, phases(5000)) };
+        let phases = Phases { warm_up_ms: 300, measure_ms: 1200, grace_ms: 250 };
+        add(setting(Scene::Quota, Some(78), 1, phases), &is_sized);
         let is_recovering = |name: &str| recovering(name) && is_quick(name);
         add(recovery, &|name| is_recovering(name) && name != "inline" && name != "spawn_blocking/capped");
     } else {
@@ -60,6 +62,10 @@ pub fn rows(is_quick: bool, scenes: &[Scene]) -> Vec<super::Row> {
         }
         let phases = Phases { warm_up_ms: 1000, measure_ms: 3000, grace_ms: 500 };
         add(setting(Scene::Sleeping, None, 2, phases), &sleeping);
+        for load in [78, 130] {
+            let phases = Phases { warm_up_ms: 1000, measure_ms: 4000, grace_ms: 500 };
+            add(setting(Scene::Quota, Some(load), 3, phases), &is_sized);
+        }
         let overload = Some(Overload { after_ms: 2000, length_ms: 10_000 });
         let phases = Phases { warm_up_ms: 1000, measure_ms: 16_000, grace_ms: 300 };
         add(Setting { overload, ..setting(Scene::Recovery, Some(BUSY_PCT), 2, phases) }, &recovering);
@@ -70,7 +76,12 @@ pub fn rows(is_quick: bool, scenes: &[Scene]) -> Vec<super::Row> {
 
 /// Returns `true` for variants that take part in the scenes with computing jobs.
 fn is_computing(name: &str) -> bool {
-    name != "offload/blocking"
+    name != "offload/blocking" && !is_sized(name)
+}
+
+/// Returns `true` for servers of which runtime and pool have given sizes.
+fn is_sized(name: &str) -> bool {
+    name.contains(" worker")
 }
 
 pub(super) fn setting(scene: Scene, load_pct: Option<u32>, round_count: usize, phases: Phases) -> Setting {

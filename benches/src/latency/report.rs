@@ -60,6 +60,12 @@ pub fn notes(rows: &[Row]) -> Vec<String> {
              late. A dash: too few successes before the overload to define what is normal."
         ));
     }
+    if has(Scene::Quota) {
+        notes.push(
+            "throttled: periods of 100 ms in which the server used its quota and had to wait; a dash if it was pinned instead."
+                .to_owned(),
+        );
+    }
     notes.extend(doubts(rows));
     notes
 }
@@ -92,7 +98,7 @@ pub fn tables(rows: &[Row]) -> Vec<Table> {
         let within = format!("% within {} ms", JOB_TIMEOUT.as_millis());
         let mut columns: Vec<Cell<'_, &Row>> =
             vec![(if scene == Scene::Target { "target" } else { "variant" }, &|it| it.variant.clone())];
-        if scene == Scene::Cpu {
+        if matches!(scene, Scene::Cpu | Scene::Quota) {
             columns.push(("load", &|it| it.scene.load_pct.map_or("-".to_owned(), |load| format!("{load} %"))));
         }
         if scene == Scene::Recovery {
@@ -111,6 +117,12 @@ pub fn tables(rows: &[Row]) -> Vec<Table> {
         if scene == Scene::Cpu {
             columns.push(("of capacity", &|it| range(it.spread(|sample| sample.within_timeout_of_capacity_pct))));
         }
+        if scene == Scene::Quota {
+            columns.push(("throttled", &|it| {
+                let periods = it.spread(|sample| sample.throttled_periods.map(|periods| periods as f64));
+                periods.map_or("-".to_owned(), |it| format!("{:.0}", it.median))
+            }));
+        }
         columns.extend::<[Cell<'_, &Row>; 4]>([
             ("ok jobs p99 ms (range)", &|it| range(it.spread(|sample| sample.jobs_ok_p99_ms))),
             ("pings open", &|it| count(it, |sample| sample.ping_unanswered)),
@@ -123,7 +135,7 @@ pub fn tables(rows: &[Row]) -> Vec<Table> {
         ]);
         Some(Table::new(heading, &rows, &columns))
     };
-    [Scene::Cpu, Scene::Sleeping, Scene::Recovery, Scene::Target].into_iter().filter_map(table).collect()
+    [Scene::Cpu, Scene::Sleeping, Scene::Recovery, Scene::Quota, Scene::Target].into_iter().filter_map(table).collect()
 }
 
 fn heading(row: &Row) -> String {
@@ -140,6 +152,7 @@ fn heading(row: &Row) -> String {
             let length = seconds(overload.map_or(0, |overload| overload.length_ms));
             format!("{OVERLOAD_PCT} % for {length} s, before and after it {BUSY_PCT} %; {rounds}")
         }
+        Scene::Quota => format!("a server with the time of one core, which is 100 %; {rounds}"),
         Scene::Target => format!("open loop, {jobs_per_second:.0} jobs per second; {rounds}"),
     }
 }

@@ -61,6 +61,10 @@ pub struct Sample {
     pub recovery_known: bool,
     /// The p99 of the generator's own lateness.
     pub generator_late_p99_ms: f64,
+    /// The periods of the whole run in which the server had to wait because of its quota, if it had
+    /// one.
+    #[serde(default)]
+    pub throttled_periods: Option<u64>,
     /// The latency of `/ping` at many percentiles up to 99.9 %.
     pub ping_percentiles_ms: Vec<f64>,
     /// The whole run of a recovery, in slices of 100 ms.
@@ -114,6 +118,7 @@ impl Sample {
             ping_percentiles_ms: positions()
                 .map(|position| ping_ms(1.0 - 10_f64.powf(-f64::from(position) / 1e3)))
                 .collect(),
+            throttled_periods: None,
             timeline: if setting.overload.is_some() { timeline(pings, jobs, setting) } else { Vec::new() },
         }
     }

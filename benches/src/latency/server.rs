@@ -2,10 +2,12 @@
 
 use std::{
     convert::Infallible,
+    future::ready,
     hint::black_box,
     io::{self, BufRead, BufReader, Read, Write},
-    net::{Ipv4Addr, SocketAddr},
+    net::{Ipv4Addr, SocketAddr, TcpStream},
     process::{Child, Stdio},
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -21,7 +23,10 @@ use tower_offload::{
 };
 use tower_resilience_executor::{BlockingExecutor, ExecutorError, ExecutorLayer};
 
-use crate::{BoxError, child, platform};
+use crate::{
+    BoxError, child,
+    platform::{self, CpuQuota},
+};
 
 /// The length of the queue of connections. With 128, a usual default, a burst of new connections
 /// loses SYNs, and the client waits 1 to 4 s to send them again.
@@ -36,6 +41,8 @@ pub(super) struct Variant {
     pub(super) name: &'static str,
     /// If `true`, tokio's blocking pool has one thread per core instead of up to 512.
     is_capped: bool,
+    /// Number of workers of the runtime. `None`: one per core.
+    workers: Option<usize>,
     /// The colour in pictures. The first ones are from a palette for colour-blind readers (Okabe
     /// and Ito).
     pub(super) colour: [u8; 3],
@@ -43,14 +50,19 @@ pub(super) struct Variant {
     job: fn(Work) -> Router,
 }
 
+/// Returns a server of which runtime and pool have these sizes, for the scene with one core.
+const fn sized(name: &'static str, workers: usize, colour: [u8; 3], job: fn(Work) -> Router) -> Variant {
+    Variant { workers: Some(workers), ..variant(name, colour, job) }
+}
+
 const fn variant(name: &'static str, colour: [u8; 3], job: fn(Work) -> Router) -> Variant {
-    Variant { name, is_capped: false, colour, job }
+    Variant { name, is_capped: false, workers: None, colour, job }
 }
 
 pub(super) const VARIANTS: &[Variant] = &[
     variant("inline", [0, 0, 0], inline),
     variant("spawn_blocking", [213, 94, 0], spawn_blocking),
-    Variant { name: "spawn_blocking/capped", is_capped: true, colour: [230, 159, 0], job: spawn_blocking },
+    Variant { is_capped: true, ..variant("spawn_blocking/capped", [230, 159, 0], spawn_blocking) },
     variant("tower-resilience", [204, 121, 167], tower_resilience),
     variant("offload/threads", [0, 114, 178], |work| offload(work, ThreadPool::cpu())),
     variant("offload/rayon", [0, 158, 115], |work| {
@@ -71,6 +83,12 @@ pub(super) const VARIANTS: &[Variant] = &[
     }),
     variant("offload/nice", [0, 90, 60], |work| offload(work, built(ThreadPool::builder().niceness(10)))),
     variant("offload/blocking", [120, 120, 120], |work| offload(work, ThreadPool::blocking(64))),
+    sized("1 worker + 1 thread", 1, [0, 0, 0], |work| offload(work, threads(1))),
+    sized("1 worker + 1 thread, nice", 1, [90, 90, 90], |work| offload(work, nice_threads(1))),
+    sized("1 worker + 2 threads", 1, [0, 114, 178], |work| offload(work, threads(2))),
+    sized("1 worker + 2 threads, nice", 1, [86, 180, 233], |work| offload(work, nice_threads(2))),
+    sized("2 workers + 2 threads", 2, [213, 94, 0], |work| offload(work, threads(2))),
+    sized("2 workers + 2 threads, nice", 2, [230, 159, 0], |work| offload(work, nice_threads(2))),
 ];
 
 /// Runs the job in the `async fn`, which is the mistake that the other variants avoid.
@@ -112,6 +130,14 @@ fn offload(work: Work, pool: impl Pool) -> Router {
 
 fn built(builder: tower_offload::pool::ThreadPoolBuilder) -> ThreadPool {
     builder.build().expect("a new server can start threads")
+}
+
+fn threads(count: usize) -> ThreadPool {
+    built(ThreadPool::builder().threads(count))
+}
+
+fn nice_threads(count: usize) -> ThreadPool {
+    built(ThreadPool::builder().threads(count).niceness(10))
 }
 
 /// The work of a job on its thread.
@@ -163,14 +189,18 @@ fn compute(iterations: u64) {
 pub struct ServerOrder {
     variant: String,
     work: Work,
+    /// `true` if the server gets the time of one core: by a control group, or pinned if that is not
+    /// permitted.
+    is_limited: bool,
 }
 
 /// The child's side: serves until standard input closes, which happens when the parent ends.
-pub fn serve(ServerOrder { variant, work }: ServerOrder) -> Result<(), BoxError> {
+pub fn serve(ServerOrder { variant, work, is_limited }: ServerOrder) -> Result<(), BoxError> {
     let variant = VARIANTS.iter().find(|it| it.name == variant).ok_or("there is no such variant")?;
+    let quota = if is_limited { limit()?.map(Arc::new) } else { None };
     let cores = platform::parallelism();
     let mut builder = runtime::Builder::new_multi_thread();
-    builder.worker_threads(cores).enable_all();
+    builder.worker_threads(variant.workers.unwrap_or(cores)).enable_all();
     if variant.is_capped {
         builder.max_blocking_threads(cores);
     }
@@ -184,9 +214,29 @@ pub fn serve(ServerOrder { variant, work }: ServerOrder) -> Result<(), BoxError>
         io::stdout().flush()?;
         // Without `nodelay` a response may wait for the acknowledgement of the previous one.
         let listener = listener.tap_io(|stream| _ = stream.set_nodelay(true));
-        let router = Router::new().route("/ping", get(|| async { "pong" })).merge((variant.job)(work));
+        // Empty if the server has no quota.
+        let throttled = move || {
+            let periods = quota.as_ref().and_then(|quota| quota.throttled_periods());
+            ready(periods.map(|periods| periods.to_string()).unwrap_or_default())
+        };
+        let router = Router::new()
+            .route("/ping", get(|| async { "pong" }))
+            .route("/throttled", get(throttled))
+            .merge((variant.job)(work));
         Ok(axum::serve(listener, router).await?)
     })
+}
+
+/// Limits this process to the time of one core. Returns `None` if it is pinned.
+fn limit() -> Result<Option<CpuQuota>, BoxError> {
+    match CpuQuota::enter() {
+        Ok(quota) => Ok(Some(quota)),
+        Err(error) => {
+            eprintln!("latency: the server is pinned to one core, because it got no quota: {error}");
+            platform::pin(*platform::cores().first().ok_or("threads cannot be pinned")?)?;
+            Ok(None)
+        }
+    }
 }
 
 fn exit_with_parent() {
@@ -204,8 +254,8 @@ pub(super) struct ServerProcess {
 
 impl ServerProcess {
     /// Must be called on a thread of normal priority, which the server inherits.
-    pub(super) fn start(variant: &str, work: Work) -> Result<Self, BoxError> {
-        let mut command = child::command(&ServerOrder { variant: variant.to_owned(), work })?;
+    pub(super) fn start(variant: &str, work: Work, is_limited: bool) -> Result<Self, BoxError> {
+        let mut command = child::command(&ServerOrder { variant: variant.to_owned(), work, is_limited })?;
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let output = child.stdout.take().ok_or("the server has no standard output")?;
         // From here on, an error drops this value, which kills the process.
@@ -215,6 +265,16 @@ impl ServerProcess {
         let line = line.trim();
         server.address = line.parse().map_err(|_| format!("the server of {variant} printed `{line}`"))?;
         Ok(server)
+    }
+
+    /// Returns the number of periods in which the server had to wait because of its quota.
+    pub(super) fn throttled_periods(&self) -> Option<u64> {
+        let mut stream = TcpStream::connect(self.address).ok()?;
+        stream.set_read_timeout(Some(EXIT_TIMEOUT)).ok()?;
+        stream.write_all(b"GET /throttled HTTP/1.0\r\n\r\n").ok()?;
+        let mut response = String::new();
+        stream.read_to_string(&mut response).ok()?;
+        response.rsplit_once("\r\n\r\n")?.1.parse().ok()
     }
 
     /// Returns an error if the server has exited. Otherwise its rows would show a slow server.
@@ -235,9 +295,10 @@ impl Drop for ServerProcess {
                 // Fails only if the process has just ended.
                 let _ = self.child.kill();
                 let _ = self.child.wait();
-                return;
+                break;
             }
             thread::sleep(Duration::from_millis(5));
         }
+        CpuQuota::remove(self.child.id());
     }
 }

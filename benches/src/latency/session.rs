@@ -22,14 +22,17 @@ pub fn measure(rows: &mut [Row], plan: Plan, arrivals: Arrivals, descriptors: us
     }
     let computation = Work::lasting(JOB);
     let measure_capacity = || {
-        let server = ServerProcess::start(YARDSTICK, computation)?;
+        let server = ServerProcess::start(YARDSTICK, computation, false)?;
         generator::measure_capacity(server.address, Duration::from_millis(plan.capacity_ms))
     };
     let capacity = measure_capacity()?;
     let priority = generator::with_priority(platform::raise_priority);
     eprintln!("latency: {capacity:.0} jobs per second are 100 %; {computation:?}; the generator has {priority}");
     for setting in rows.iter_mut().map(|row| &mut row.scene) {
-        setting.jobs_per_second = setting.load_pct.map_or(SLEEPING_RATE, |load| capacity * f64::from(load) / 100.0);
+        // The load of a server with one core is relative to that core.
+        let share = if setting.scene == Scene::Quota { 1.0 / platform::parallelism() as f64 } else { 1.0 };
+        let load = |load| capacity * share * f64::from(load) / 100.0;
+        setting.jobs_per_second = setting.load_pct.map_or(SLEEPING_RATE, load);
         setting.conditions.poisson = arrivals == Arrivals::Poisson;
         setting.conditions.capacity_per_second = Some(capacity);
         setting.conditions.priority = priority.to_owned();
@@ -69,14 +72,15 @@ fn measure_once(
 ) -> Result<Sample, BoxError> {
     let work = match setting.scene {
         Scene::Sleeping => Work::Sleep { milliseconds: SLEEPING_JOB.as_millis().try_into()? },
-        Scene::Cpu | Scene::Recovery | Scene::Target => computation,
+        Scene::Cpu | Scene::Recovery | Scene::Quota | Scene::Target => computation,
     };
-    let mut server = ServerProcess::start(variant, work)?;
+    let mut server = ServerProcess::start(variant, work, setting.scene == Scene::Quota)?;
     let pings = Stream::constant(Request::get("/ping"), PING_RATE);
     let jobs = Stream::new(Request::get("/job"), arrivals, job_rates(setting));
     let observation = generator::run(server.address, [pings, jobs], setting.phases, descriptors)?;
     server.check_alive()?;
-    Ok(Sample::of(&observation, setting))
+    let throttled_periods = if setting.scene == Scene::Quota { server.throttled_periods() } else { None };
+    Ok(Sample { throttled_periods, ..Sample::of(&observation, setting) })
 }
 
 /// Returns the rates of jobs before, during and after an overload, or the only rate.

@@ -147,8 +147,8 @@ where
     (call, runnable)
 }
 
-/// The fields are in an order in which few cache lines pass between the caller and the worker: those
-/// that both of them access are next to the reference counts and to the beginning of `progress`.
+/// The fields are in an order in which few cache lines pass between the caller and the worker:
+/// those that both of them access are next to the reference counts and to the beginning of `progress`.
 #[repr(C)]
 struct Call<F: Future> {
     state: CallState,
@@ -202,9 +202,15 @@ where
     fn run_with(self: &Arc<Self>, clock: &mut Clock) -> Option<CallerWaker> {
         let admission = self.permit.admission();
         self.guard(|| match self.state.begin() {
-            Begin::Poll if admission.is_halted() => self.reject(CallError::Closed),
+            Begin::Poll if admission.is_halted() => {
+                clock.skip_call();
+                self.reject(CallError::Closed)
+            }
             Begin::Poll => self.start_and_poll(admission, clock),
-            Begin::Drop => self.drop_cancelled(CallError::Closed),
+            Begin::Drop => {
+                clock.skip_call();
+                self.drop_cancelled(CallError::Closed)
+            }
             // This entry is the last owner of the call. Dropping the call releases the queue
             // permit.
             Begin::Nothing => None,

@@ -1,5 +1,5 @@
-//! Owners of a call that its reference count does not include, because the thread that runs the call
-//! owns it anyway. Each saves two changes of the count per poll.
+//! Owners of a call that its reference count does not include, because the thread that runs the
+//! call owns it anyway. Each saves two changes of the count per poll.
 
 use std::{
     fmt,

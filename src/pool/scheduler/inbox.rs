@@ -5,7 +5,8 @@ use tokio::time::Instant;
 use super::queue::{Queue, QueueItem, shrink};
 use crate::sync::{AtomicBool, Mutex, Ordering::Relaxed, Padded, lock};
 
-/// Submission buffer for new calls of normal priority without a key, used while every worker is busy.
+/// Submission buffer for new calls of normal priority without a key, used while every worker is
+/// busy.
 ///
 /// It has a lock of its own, so that submitters do not contend with workers for the scheduler's
 /// lock. A worker that runs out of queued calls moves the whole buffer into the queue.
