@@ -606,7 +606,7 @@ async fn races_of_deadline_start_and_end_count_each_call_once() {
 async fn remaining_with(
     layer: OffloadLayer<
         RejectWithError,
-        impl tower_offload::offload::Inspect<Request<()>, Captured: Send + 'static> + Send + 'static,
+        impl tower_offload::offload::Inspect<Request<()>, Captured: Send + 'static> + 'static,
     >,
     timeouts: &[&[u8]],
 ) -> Result<Option<Duration>, CallError> {
