@@ -11,9 +11,11 @@ use std::{
 
 use tokio::time::Instant;
 
+#[cfg(feature = "flush")]
+use super::driver::SettledExchanges;
 use super::{
     Delivery, End, Outcome,
-    driver::{Driver, Hook, RegisteredTask, SettledExchanges},
+    driver::{Driver, Hook, RegisteredTask},
     guard::AttemptState,
     pending::Pending,
     progress::{Progress, RequestLine},
