@@ -100,8 +100,8 @@ impl RolePool {
         self.put(Idle::ready(connected));
     }
 
-    /// Returns an idle connection, or makes one. Fails if the server still executes the statement of
-    /// a caller that was dropped, and no other connection is idle.
+    /// Returns an idle connection, or makes one. Fails if the server still executes the statement
+    /// of a caller that was dropped, and no other connection is idle.
     ///
     /// An old connection that works is used further if it cannot be replaced: a server without a
     /// free connection would cost the lease otherwise.
@@ -129,7 +129,7 @@ impl RolePool {
                 }
             }
             Some(_) => {}
-            // Not the fault of what the caller wants to do, whatever the error is.
+            // No error of a connection attempt is the fault of what the caller wants to do.
             connected @ None => {
                 *connected = Some(self.limits.connect(&self.servers).await.map_err(StoreError::into_unavailable)?);
             }
@@ -210,9 +210,12 @@ impl Drop for Waiter<'_> {
 }
 
 /// A connection in use. If it is dropped, it is tested before its next use: statements that were
-/// sent end first. In a transaction it is closed instead: if its owner was dropped during `BEGIN`,
-/// sqlx does not know of the transaction and would not roll it back, and later statements would
-/// be executed in it.
+/// sent end first. It is closed instead
+///
+/// - in a transaction: if its owner was dropped during `BEGIN`, sqlx does not know of the
+///   transaction and would not roll it back, and later statements would be executed in it;
+/// - during a test, if the server cannot be executing a statement: a dead connection would stay in
+///   the pool if all callers leave before the test times out.
 pub(super) struct Lent<'a> {
     pool: &'a RolePool,
     /// `None` after `release` and `discard`.
@@ -226,8 +229,9 @@ pub(super) struct Lent<'a> {
 }
 
 impl Lent<'_> {
-    /// Returns `true` if `idle` can be used, and closes it otherwise. If this future is dropped, and
-    /// if it fails because of a statement that is not finished, `idle` is returned to the pool.
+    /// Returns `true` if `idle` can be used, and closes it otherwise. Fails if the server may still
+    /// execute a statement of a caller that was dropped. In this case `idle` returns to the pool,
+    /// also if this future is dropped.
     async fn test(&mut self, idle: Idle) -> Result<bool, StoreError> {
         if !idle.connected.is_trusted(&self.pool.servers) {
             return Ok(false);
@@ -280,7 +284,6 @@ impl Lent<'_> {
     /// connections cannot be used.
     pub(super) fn release_after(mut self, error: Option<&sqlx::Error>) {
         self.is_in_transaction = false; // it was rolled back
-        self.busy_until = Some(Instant::now());
         let code = error.and_then(sqlx::Error::as_database_error).and_then(sqlx::error::DatabaseError::code);
         let Some(connected) = &self.connected else { return };
         match code.as_deref() {
@@ -297,6 +300,9 @@ impl Lent<'_> {
             }
             None => {}
         }
+        if let Some(connected) = self.connected.take() {
+            self.pool.put(Idle { is_ready: false, ..Idle::ready(connected) });
+        }
     }
 }
 
@@ -305,7 +311,9 @@ impl Drop for Lent<'_> {
         if let Some(connected) = self.connected.take().filter(|_| !self.is_in_transaction) {
             let since = Instant::now();
             let busy_until = self.busy_until.unwrap_or_else(|| since + self.pool.limits.statement_timeout());
-            self.pool.put(Idle { connected, since, is_ready: false, busy_until });
+            if busy_until > since {
+                self.pool.put(Idle { connected, since, is_ready: false, busy_until });
+            }
         }
     }
 }
