@@ -450,6 +450,59 @@ async fn blocked_statements_use_no_more_than_the_documented_connections() {
     assert!(accepted.is_ok() || accepted.is_err_and(|error| error.is_store()), "an outage ends within seconds");
 }
 
+/// The table is locked for longer than clients wait for a response, and each that leaves is replaced.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn callers_that_leave_blocked_reads_add_no_connections() {
+    let Some(backend) = OnServer::fresh().await else { return };
+    let store = backend.open().await;
+    let epoch = begin(&store).await;
+    store.write(epoch, &[accept(&queued(1))]).await.unwrap();
+    let mut connection = backend.connect().await;
+    let mut locking = connection.begin().await.unwrap();
+    sqlx::raw_sql("LOCK TABLE tower_offload_task IN ACCESS EXCLUSIVE MODE").execute(&mut *locking).await.unwrap();
+    let mut clients = JoinSet::new();
+    for _ in 0..6 {
+        let store = store.clone();
+        clients.spawn(async move {
+            for _ in 0..80 {
+                drop(tokio::time::timeout(Duration::from_millis(50), store.get(id(1))).await);
+            }
+        });
+    }
+    clients.join_all().await;
+    let sessions = number(&mut locking, format!("SELECT count(*) {SESSIONS}")).await;
+    assert!(sessions <= 8, "{sessions} connections, which is more than DATABASES.md says");
+    locking.rollback().await.unwrap();
+    assert!(found(&store, 1).await.is_some());
+}
+
+#[tokio::test]
+async fn dead_connection_is_not_kept_by_callers_that_leave() {
+    let Some(backend) = OnServer::fresh().await else { return };
+    let (proxy, url) = super::databases::proxy::Proxy::to(&backend.url()).await;
+    let store = SqlStore::open(&url).await.unwrap();
+    assert!(found(&store, 1).await.is_none());
+    let mut connection = backend.connect().await;
+    let first = format!("SELECT count(*) {SESSIONS} AND backend_start < '{}'", now_on(&mut connection).await);
+    let connections = number(&mut connection, first.clone()).await;
+    tokio::time::sleep(Duration::from_millis(1200)).await; // so that the connection is tested
+    proxy.hold();
+    assert!(tokio::time::timeout(Duration::from_millis(100), store.get(id(1))).await.is_err());
+    proxy.resume();
+    assert!(found(&store, 1).await.is_none());
+    for _ in 0..100 {
+        if number(&mut connection, first.clone()).await < connections {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("the connection that did not respond is still open");
+}
+
+async fn now_on(connection: &mut PgConnection) -> String {
+    sqlx::query_scalar("SELECT clock_timestamp()::text").fetch_one(connection).await.unwrap()
+}
+
 /// Each commit waits for a standby that does not exist, also after its client has given up.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn accept_that_is_committed_late_ends_as_not_accepted() {

@@ -26,8 +26,9 @@ pub(super) struct RolePool {
     permits: Semaphore,
     /// Number of callers that wait for a permit, at most [`Limits::waiting`].
     waiting: AtomicUsize,
-    /// The connection that was used last is at the end, and is used next. `None` once the pool has
-    /// closed them: a connection that is returned later is dropped.
+    /// Those that are not ready come first. Of the others, the connection that was used last is at
+    /// the end, and is used next. `None` once the pool has closed them: a connection that is
+    /// returned later is dropped.
     idle: Mutex<Option<Vec<Idle>>>,
     /// `true` since the begin of [`close`](Self::close), which waits for the connections in use.
     is_closing: AtomicBool,
@@ -51,7 +52,11 @@ impl Limits {
     /// a client is gone while a statement waits for a lock, so that more and more sessions would
     /// wait, until it accepts no connections.
     pub(super) async fn connect(&self, servers: &Servers) -> Result<Connected, StoreError> {
-        servers.connect(self.response_timeout.mul_f64(0.9)).await
+        servers.connect(self.statement_timeout()).await
+    }
+
+    fn statement_timeout(&self) -> Duration {
+        self.response_timeout.mul_f64(0.9)
     }
 }
 
@@ -60,6 +65,10 @@ struct Idle {
     since: Instant,
     /// `false` after an error and after a caller was dropped: responses may be outstanding.
     is_ready: bool,
+    /// Until then, the server may execute the statement of a caller that was dropped. The
+    /// connection must not be closed earlier because of a test without a response: its session
+    /// would stay on the server, in addition to that of the next connection.
+    busy_until: Instant,
 }
 
 /// Maximum time to wait for a connection that is in use.
@@ -67,7 +76,7 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Maximum idle time of a connection that is used without a test.
 const MAX_UNTESTED_IDLE: Duration = Duration::from_secs(1);
 const TEST_TIMEOUT: Duration = Duration::from_secs(2);
-/// Maximum idle time of a connection. Those above it in `idle` were used since.
+/// Maximum idle time of a connection.
 const MAX_IDLE: Duration = Duration::from_secs(10 * 60);
 /// Maximum age of a connection, so that a new address or a new password comes into effect.
 const MAX_AGE: Duration = Duration::from_secs(30 * 60);
@@ -88,34 +97,44 @@ impl RolePool {
 
     /// Adds a connection that the caller has made.
     pub(super) fn add(&self, connected: Connected) {
-        self.put(connected, true);
+        self.put(Idle::ready(connected));
     }
 
-    /// Returns an idle connection, or makes one.
+    /// Returns an idle connection, or makes one. Fails if the server still executes the statement
+    /// of a caller that was dropped, and no other connection is idle.
     ///
     /// An old connection that works is used further if it cannot be replaced: a server without a
     /// free connection would cost the lease otherwise.
     pub(super) async fn acquire(&self) -> Result<Lent<'_>, StoreError> {
-        let mut lent = Lent { pool: self, connected: None, is_in_transaction: false, _permit: self.permit().await? };
+        let mut lent = Lent {
+            pool: self,
+            connected: None,
+            is_in_transaction: false,
+            busy_until: None,
+            _permit: self.permit().await?,
+        };
         if self.is_closing.load(Ordering::Relaxed) {
             return Err(StoreError::closed());
         }
         // In a statement of its own, so that the lock is not held across an `.await`.
-        while let Some(mut idle) = self.take_idle() {
-            if !self.is_usable(&mut idle).await {
-                continue;
+        while let Some(idle) = self.take_idle() {
+            if lent.test(idle).await? {
+                break;
             }
-            let is_old = idle.connected.age() > MAX_AGE;
-            lent.connected = Some(idle.connected); // returned to the pool if the caller is dropped
-            if is_old {
+        }
+        match &mut lent.connected {
+            Some(old) if old.age() > MAX_AGE => {
                 if let Ok(Ok(connected)) = timeout(REPLACE_TIMEOUT, self.limits.connect(&self.servers)).await {
-                    lent.connected = Some(connected);
+                    *old = connected;
                 }
             }
-            return Ok(lent);
+            Some(_) => {}
+            // No error of a connection attempt is the fault of what the caller wants to do.
+            connected @ None => {
+                *connected = Some(self.limits.connect(&self.servers).await.map_err(StoreError::into_unavailable)?);
+            }
         }
-        // Not the fault of what the caller wants to do, whatever the error is.
-        lent.connected = Some(self.limits.connect(&self.servers).await.map_err(StoreError::into_unavailable)?);
+        lent.busy_until = None;
         Ok(lent)
     }
 
@@ -148,23 +167,13 @@ impl RolePool {
         lock(&self.idle).as_mut()?.pop()
     }
 
-    async fn is_usable(&self, idle: &mut Idle) -> bool {
-        if !idle.connected.is_trusted(&self.servers) {
-            return false;
-        }
-        if idle.is_ready && idle.since.elapsed() <= MAX_UNTESTED_IDLE {
-            return true;
-        }
-        matches!(timeout(TEST_TIMEOUT, idle.connected.connection.ping()).await, Ok(Ok(())))
-    }
-
-    fn put(&self, connected: Connected, is_ready: bool) {
-        let unused = Idle { connected, since: Instant::now(), is_ready };
+    fn put(&self, unused: Idle) {
         // Dropped after the lock is released. `None` if the pool was closed while it was in use.
         let _closed = match &mut *lock(&self.idle) {
             Some(idle) => {
                 idle.retain(|idle| idle.since.elapsed() < MAX_IDLE);
-                idle.push(unused);
+                let index = if unused.is_ready { idle.len() } else { 0 };
+                idle.insert(index, unused);
                 None
             }
             None => Some(unused),
@@ -184,6 +193,13 @@ impl RolePool {
     }
 }
 
+impl Idle {
+    fn ready(connected: Connected) -> Self {
+        let since = Instant::now();
+        Self { connected, since, is_ready: true, busy_until: since }
+    }
+}
+
 /// A caller that waits for a permit.
 struct Waiter<'a>(&'a AtomicUsize);
 
@@ -194,19 +210,49 @@ impl Drop for Waiter<'_> {
 }
 
 /// A connection in use. If it is dropped, it is tested before its next use: statements that were
-/// sent end first. In a transaction it is closed instead: if its owner was dropped during `BEGIN`,
-/// sqlx does not know of the transaction and would not roll it back, and later statements would
-/// be executed in it.
+/// sent end first. It is closed instead
+///
+/// - in a transaction: if its owner was dropped during `BEGIN`, sqlx does not know of the
+///   transaction and would not roll it back, and later statements would be executed in it;
+/// - during a test, if the server cannot be executing a statement: a dead connection would stay in
+///   the pool if all callers leave before the test times out.
 pub(super) struct Lent<'a> {
     pool: &'a RolePool,
     /// `None` after `release` and `discard`.
     connected: Option<Connected>,
     /// `true` since before `BEGIN` was sent, until its transaction has ended.
     is_in_transaction: bool,
+    /// [`Idle::busy_until`] of a connection on which its owner executes no statement. `None` if it
+    /// may execute one.
+    busy_until: Option<Instant>,
     _permit: SemaphorePermit<'a>,
 }
 
 impl Lent<'_> {
+    /// Returns `true` if `idle` can be used, and closes it otherwise. Fails if the server may still
+    /// execute a statement of a caller that was dropped. In this case `idle` returns to the pool,
+    /// also if this future is dropped.
+    async fn test(&mut self, idle: Idle) -> Result<bool, StoreError> {
+        if !idle.connected.is_trusted(&self.pool.servers) {
+            return Ok(false);
+        }
+        self.busy_until = Some(idle.busy_until);
+        let connected = self.connected.insert(idle.connected);
+        if idle.is_ready && idle.since.elapsed() <= MAX_UNTESTED_IDLE {
+            return Ok(true);
+        }
+        match timeout(TEST_TIMEOUT, connected.connection.ping()).await {
+            Ok(Ok(())) => Ok(true),
+            Err(_) if Instant::now() < idle.busy_until => {
+                Err(self.pool.all_busy("with statements whose callers have given up"))
+            }
+            Ok(Err(_)) | Err(_) => {
+                self.connected = None;
+                Ok(false)
+            }
+        }
+    }
+
     pub(super) fn connection(&mut self) -> Result<&mut PgConnection, StoreError> {
         let connected = self.connected.as_mut().ok_or_else(|| StoreError::other("the connection was released"))?;
         Ok(&mut connected.connection)
@@ -225,7 +271,7 @@ impl Lent<'_> {
     /// Returns the connection for the next caller.
     pub(super) fn release(mut self) {
         if let Some(connected) = self.connected.take() {
-            self.pool.put(connected, true);
+            self.pool.put(Idle::ready(connected));
         }
     }
 
@@ -254,13 +300,20 @@ impl Lent<'_> {
             }
             None => {}
         }
+        if let Some(connected) = self.connected.take() {
+            self.pool.put(Idle { is_ready: false, ..Idle::ready(connected) });
+        }
     }
 }
 
 impl Drop for Lent<'_> {
     fn drop(&mut self) {
         if let Some(connected) = self.connected.take().filter(|_| !self.is_in_transaction) {
-            self.pool.put(connected, false);
+            let since = Instant::now();
+            let busy_until = self.busy_until.unwrap_or_else(|| since + self.pool.limits.statement_timeout());
+            if busy_until > since {
+                self.pool.put(Idle { connected, since, is_ready: false, busy_until });
+            }
         }
     }
 }
