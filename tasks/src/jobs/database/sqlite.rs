@@ -188,17 +188,15 @@ SELECT sql FROM sqlite_master WHERE type = 'trigger' AND tbl_name = 'river_job' 
 
     pub(super) async fn show_as_queued(&self, claim: &Claim) -> Result<(), StoreError> {
         self.change(async |connection| {
-            let show = sqlx::query(SHOW_AS_QUEUED).bind(claim.river_id).bind(claim.attempt).bind(&*claim.client);
-            show.execute(connection).await.map(drop)
+            bind_claim(sqlx::query(SHOW_AS_QUEUED), claim).execute(connection).await.map(drop)
         })
         .await
     }
 
     pub(super) async fn show_as_running(&self, claim: &Claim) -> Result<bool, StoreError> {
         self.change(async |connection| {
-            let bind = |query| sqlx::query(query).bind(claim.river_id).bind(claim.attempt).bind(&*claim.client);
-            bind(SHOW_AS_RUNNING).execute(&mut *connection).await?;
-            Ok(bind(IS_CLAIMED).fetch_optional(connection).await?.is_some())
+            bind_claim(sqlx::query(SHOW_AS_RUNNING), claim).execute(&mut *connection).await?;
+            Ok(bind_claim(sqlx::query(IS_CLAIMED), claim).fetch_optional(connection).await?.is_some())
         })
         .await
     }
@@ -375,6 +373,13 @@ macro_rules! claimed_by {
     };
 }
 
+/// The time of the latest claim in microseconds.
+macro_rules! claimed_at {
+    () => {
+        "CAST(round(unixepoch(attempted_at, 'subsec') * 1000000) AS INTEGER)"
+    };
+}
+
 macro_rules! is_cancelled {
     () => {
         concat!("(", json_or!("metadata", "{}"), ") -> '$.cancel_attempted_at' IS NOT NULL")
@@ -388,15 +393,22 @@ macro_rules! now {
 }
 
 const CLAIMS: &str = concat!(
-    "SELECT id, attempt, CAST(round(unixepoch(attempted_at, 'subsec') * 1000000) AS INTEGER) FROM river_job \
-     WHERE state = 'running' AND ",
+    "SELECT id, attempt, ",
+    claimed_at!(),
+    " FROM river_job WHERE state = 'running' AND ",
     claimed_by!(),
     " = $1"
 );
-/// A job `$1` whose attempt `$2` was claimed by client `$3`.
+/// A job `$1` whose attempt `$2` was claimed by client `$3` at `$4`.
 macro_rules! claimed {
     () => {
-        concat!("FROM river_job WHERE id = $1 AND state = 'running' AND attempt = $2 AND ", claimed_by!(), " = $3")
+        concat!(
+            "FROM river_job WHERE id = $1 AND state = 'running' AND attempt = $2 AND ",
+            claimed_by!(),
+            " = $3 AND ",
+            claimed_at!(),
+            " = $4"
+        )
     };
 }
 const IS_CLAIMED: &str = concat!("SELECT 1 ", claimed!());
@@ -417,42 +429,47 @@ const SHOW_AS_RUNNING: &str = concat!(
 /// The parts that River's row cannot hold are written to the record first, and the trigger keeps
 /// them.
 const DESCRIBE: &str = concat!(
-    "UPDATE tower_offload_task SET progress = coalesce($4, progress), message = coalesce($5, message), error_class = $6, \
-     error_message = $7, error_detail = $8, result = $9, started_at = CASE WHEN $10 THEN started_at END \
+    "UPDATE tower_offload_task SET progress = coalesce($5, progress), message = coalesce($6, message), error_class = $7, \
+     error_message = $8, error_detail = $9, result = $10, started_at = CASE WHEN $11 THEN started_at END \
      WHERE river_id = $1 AND state < 10 AND EXISTS (SELECT 1 ",
     claimed!(),
     ")"
 );
 const WRITE_END: &str = concat!(
-    "UPDATE river_job SET state = CASE WHEN $5 IS NULL THEN $4 WHEN ",
+    "UPDATE river_job SET state = CASE WHEN $6 IS NULL THEN $5 WHEN ",
     is_cancelled!(),
-    " THEN 'cancelled' ELSE $4 END, attempt = CASE WHEN $6 THEN max(attempt - 1, 0) ELSE attempt END, \
-     finalized_at = CASE WHEN $5 IS NULL OR ",
+    " THEN 'cancelled' ELSE $5 END, attempt = CASE WHEN $7 THEN max(attempt - 1, 0) ELSE attempt END, \
+     finalized_at = CASE WHEN $6 IS NULL OR ",
     is_cancelled!(),
     " THEN ",
     now!(),
-    " END, scheduled_at = CASE WHEN $5 IS NULL OR ",
+    " END, scheduled_at = CASE WHEN $6 IS NULL OR ",
     is_cancelled!(),
-    " THEN scheduled_at ELSE strftime('%Y-%m-%d %H:%M:%f', 'now', printf('+%.3f seconds', $5 / 1000.0)) END, \
-     errors = CASE WHEN $7 IS NULL THEN errors ELSE jsonb_insert(coalesce(",
+    " THEN scheduled_at ELSE strftime('%Y-%m-%d %H:%M:%f', 'now', printf('+%.3f seconds', $6 / 1000.0)) END, \
+     errors = CASE WHEN $8 IS NULL THEN errors ELSE jsonb_insert(coalesce(",
     json_or!("errors", "[]"),
-    ", jsonb('[]')), '$[#]', jsonb_object('at', strftime('%Y-%m-%dT%H:%M:%fZ', 'now'), 'attempt', attempt, 'error', $7, 'trace', '')) END, \
-     metadata = CASE WHEN $8 IS NULL THEN metadata ELSE jsonb_set(",
+    ", jsonb('[]')), '$[#]', jsonb_object('at', strftime('%Y-%m-%dT%H:%M:%fZ', 'now'), 'attempt', attempt, 'error', $8, 'trace', '')) END, \
+     metadata = CASE WHEN $9 IS NULL THEN metadata ELSE jsonb_set(",
     json_or!("metadata", "{}"),
-    ", '$.output', jsonb($8)) END \
+    ", '$.output', jsonb($9)) END \
      WHERE id = $1 AND state = 'running' AND attempt = $2 AND ",
     claimed_by!(),
-    " = $3"
+    " = $3 AND ",
+    claimed_at!(),
+    " = $4"
 );
 
+type SqliteQuery<'a> = sqlx::query::Query<'a, SqliteDriver, sqlx::sqlite::SqliteArguments>;
+
+/// Binds the values of [`claimed!`].
+fn bind_claim<'a>(query: SqliteQuery<'a>, claim: &'a Claim) -> SqliteQuery<'a> {
+    query.bind(claim.river_id).bind(claim.attempt).bind(&*claim.client).bind(claim.attempted_at)
+}
+
 async fn write_end(connection: &mut SqliteConnection, end: &End, row: &RowEnd<'_>) -> Result<bool, sqlx::Error> {
-    let Claim { river_id, attempt, client, .. } = &end.claim;
     let (failure, progress) = (end.failure(), end.progress.as_ref());
     let result = end.result().map(Json::as_str);
-    sqlx::query(DESCRIBE)
-        .bind(river_id)
-        .bind(attempt)
-        .bind(&**client)
+    bind_claim(sqlx::query(DESCRIBE), &end.claim)
         .bind(progress.and_then(|update| update.progress))
         .bind(progress.and_then(|update| update.message.as_deref()))
         .bind(failure.map(|failure| &*failure.class))
@@ -462,7 +479,7 @@ async fn write_end(connection: &mut SqliteConnection, end: &End, row: &RowEnd<'_
         .bind(end.has_begun())
         .execute(&mut *connection)
         .await?;
-    let write = sqlx::query(WRITE_END).bind(river_id).bind(attempt).bind(&**client).bind(row.state);
+    let write = bind_claim(sqlx::query(WRITE_END), &end.claim).bind(row.state);
     let write = write.bind(row.delay).bind(end.is_refunded()).bind(row.error).bind(result);
     Ok(write.execute(connection).await?.rows_affected() > 0)
 }
@@ -499,10 +516,13 @@ const RECOVER: &str = concat!(
 );
 
 /// A running job `$1` with valid metadata that was claimed at `$2`.
-macro_rules! claimed_at {
+macro_rules! running_at {
     () => {
-        "WHERE id = $1 AND state = 'running' AND max_attempts > 1 AND json_valid(metadata, 9) \
-         AND CAST(round(unixepoch(attempted_at, 'subsec') * 1000000) AS INTEGER) = $2 "
+        concat!(
+            "WHERE id = $1 AND state = 'running' AND max_attempts > 1 AND json_valid(metadata, 9) AND ",
+            claimed_at!(),
+            " = $2 "
+        )
     };
 }
 /// Notes in the metadata of a running job that its attempt does not count if its process ends, at
@@ -512,14 +532,14 @@ const NOTE_INTERRUPTED: &str = concat!(
     "UPDATE river_job SET metadata = jsonb_set(metadata, '$.\"tower_offload:interrupted\"', jsonb_object('claimed_at', $2, \
      'count', 1 + CASE json_type(metadata, '$.\"tower_offload:interrupted\".count') WHEN 'integer' \
      THEN max(metadata ->> '$.\"tower_offload:interrupted\".count', 0) ELSE 0 END)) ",
-    claimed_at!(),
+    running_at!(),
     "AND metadata ->> '$.\"tower_offload:interrupted\".claimed_at' IS NOT $2 \
      AND CASE json_type(metadata, '$.\"tower_offload:interrupted\".count') WHEN 'integer' \
      THEN metadata ->> '$.\"tower_offload:interrupted\".count' < $3 ELSE true END"
 );
 const IS_NOTED: &str = concat!(
     "SELECT 1 FROM river_job ",
-    claimed_at!(),
+    running_at!(),
     "AND metadata ->> '$.\"tower_offload:interrupted\".claimed_at' = $2"
 );
 
