@@ -234,9 +234,10 @@ SELECT sql FROM sqlite_master WHERE type = 'trigger' AND tbl_name = 'river_job' 
         let noted = self.change(async |connection| {
             let mut noted = Vec::new();
             for claim in claims {
-                let bind = |query| sqlx::query(query).bind(claim.river_id).bind(claim.attempted_at);
-                bind(NOTE_INTERRUPTED).bind(MAX_INTERRUPTIONS).execute(&mut *connection).await?;
-                noted.extend(bind(IS_NOTED).fetch_optional(&mut *connection).await?.map(|_| claim.river_id));
+                let note = sqlx::query(NOTE_INTERRUPTED).bind(claim.river_id).bind(claim.attempted_at);
+                if note.bind(MAX_INTERRUPTIONS).execute(&mut *connection).await?.rows_affected() > 0 {
+                    noted.push(claim.river_id);
+                }
             }
             Ok(noted)
         });
@@ -484,17 +485,36 @@ async fn write_end(connection: &mut SqliteConnection, end: &End, row: &RowEnd<'_
     Ok(write.execute(connection).await?.rows_affected() > 0)
 }
 
-const FIND_LOST: &str = "SELECT job.id, job.kind, job.queue, job.attempt, task.id, coalesce(task.state = 0, 0) OR \
-     CASE WHEN json_valid(job.metadata, 9) THEN coalesce(job.metadata ->> '$.\"tower_offload:interrupted\".claimed_at' \
-     = CAST(round(unixepoch(job.attempted_at, 'subsec') * 1000000) AS INTEGER), 0) ELSE 0 END, \
+/// How many attempts of a job did not count because a shutdown interrupted them. The metadata must
+/// be valid.
+macro_rules! interruptions {
+    () => {
+        "CASE json_type(metadata, '$.\"tower_offload:interrupted\".count') WHEN 'integer' \
+         THEN max(metadata ->> '$.\"tower_offload:interrupted\".count', 0) ELSE 0 END"
+    };
+}
+
+/// Running jobs, at most `$1`, with the number of earlier interruptions if a shutdown has
+/// interrupted the attempt and they are fewer than `$3`.
+const FIND_LOST: &str = concat!(
+    "SELECT job.id, job.kind, job.queue, job.attempt, task.id, coalesce(task.state = 0, 0), \
+     CASE WHEN json_valid(metadata, 9) THEN CASE WHEN metadata ->> '$.\"tower_offload:interrupted\".claimed_at' = ",
+    claimed_at!(),
+    " AND ",
+    interruptions!(),
+    " < $3 THEN ",
+    interruptions!(),
+    " END END, \
      CASE WHEN json_valid(job.metadata, 9) AND json_type(job.metadata, '$.\"tower_offload:lost\"') = 'integer' \
      THEN min(max(job.metadata ->> '$.\"tower_offload:lost\"', 0), $2) ELSE 0 END \
      FROM river_job AS job LEFT JOIN tower_offload_task AS task ON task.river_id = job.id \
-     WHERE job.state = 'running' ORDER BY job.id LIMIT $1";
+     WHERE job.state = 'running' ORDER BY job.id LIMIT $1"
+);
 const EXPLAIN_LOSS: &str = "
 UPDATE tower_offload_task SET error_class = $2, error_message = $3, error_detail = NULL WHERE river_id = $1 AND state = 1";
 /// Requeues or ends a job. The attempt stays counted, so a job that crashes its process ends after
-/// `max_attempts`, unless its work has not begun or a shutdown has interrupted it (`$5`).
+/// `max_attempts`, unless its work has not begun or a shutdown has interrupted it (`$5`). `$7` is
+/// the number of earlier interruptions in the latter case.
 const RECOVER: &str = concat!(
     "UPDATE river_job SET state = CASE WHEN ",
     is_cancelled!(),
@@ -510,45 +530,32 @@ const RECOVER: &str = concat!(
      errors = CASE WHEN $5 THEN errors ELSE jsonb_insert(coalesce(",
     json_or!("errors", "[]"),
     ", jsonb('[]')), '$[#]', jsonb_object('at', strftime('%Y-%m-%dT%H:%M:%fZ', 'now'), 'attempt', attempt, 'error', $3, 'trace', '')) END, \
-     metadata = CASE WHEN $5 THEN metadata ELSE jsonb_set(",
+     metadata = CASE WHEN $7 IS NOT NULL THEN jsonb_set(metadata, '$.\"tower_offload:interrupted\".count', $7 + 1) \
+     WHEN $5 THEN metadata ELSE jsonb_set(",
     json_or!("metadata", "{}"),
     ", '$.\"tower_offload:lost\"', $6 + 1) END WHERE id = $2 RETURNING state"
 );
 
-/// A running job `$1` with valid metadata that was claimed at `$2`.
-macro_rules! running_at {
-    () => {
-        concat!(
-            "WHERE id = $1 AND state = 'running' AND max_attempts > 1 AND json_valid(metadata, 9) AND ",
-            claimed_at!(),
-            " = $2 "
-        )
-    };
-}
-/// Notes in the metadata of a running job that its attempt does not count if its process ends, at
-/// most `$3` times. The first note of a claim is final, so a repeated shutdown does not count it
-/// twice.
+/// Notes in the metadata of a running job that its attempt does not count if its process ends,
+/// unless `$3` attempts did not count already. The recovery counts the interruption.
 const NOTE_INTERRUPTED: &str = concat!(
-    "UPDATE river_job SET metadata = jsonb_set(metadata, '$.\"tower_offload:interrupted\"', jsonb_object('claimed_at', $2, \
-     'count', 1 + CASE json_type(metadata, '$.\"tower_offload:interrupted\".count') WHEN 'integer' \
-     THEN max(metadata ->> '$.\"tower_offload:interrupted\".count', 0) ELSE 0 END)) ",
-    running_at!(),
-    "AND metadata ->> '$.\"tower_offload:interrupted\".claimed_at' IS NOT $2 \
-     AND CASE json_type(metadata, '$.\"tower_offload:interrupted\".count') WHEN 'integer' \
-     THEN metadata ->> '$.\"tower_offload:interrupted\".count' < $3 ELSE true END"
-);
-const IS_NOTED: &str = concat!(
-    "SELECT 1 FROM river_job ",
-    running_at!(),
-    "AND metadata ->> '$.\"tower_offload:interrupted\".claimed_at' = $2"
+    "UPDATE river_job SET metadata = jsonb_set(metadata, '$.\"tower_offload:interrupted\"', jsonb_object('claimed_at', $2, 'count', ",
+    interruptions!(),
+    ")) WHERE id = $1 AND state = 'running' AND max_attempts > 1 AND json_valid(metadata, 9) AND ",
+    claimed_at!(),
+    " = $2 AND ",
+    interruptions!(),
+    " < $3"
 );
 
 /// Recovers a batch of running jobs. Also clears the leader, which may be the process that crashed.
 async fn recover_batch(connection: &mut SqliteConnection, delays: &[i64]) -> Result<Vec<Recovered>, sqlx::Error> {
-    let find = sqlx::query(FIND_LOST).bind(MAX_RECOVERY_BATCH as i64).bind(MAX_LOSSES as i64);
+    let find = sqlx::query(FIND_LOST).bind(MAX_RECOVERY_BATCH as i64).bind(MAX_LOSSES as i64).bind(MAX_INTERRUPTIONS);
     let mut recovered = Vec::new();
     for row in find.fetch_all(&mut *connection).await? {
-        let (river_id, is_refunded, losses): (i64, bool, i64) = (row.try_get(0)?, row.try_get(5)?, row.try_get(6)?);
+        let (river_id, is_queued, losses): (i64, bool, i64) = (row.try_get(0)?, row.try_get(5)?, row.try_get(7)?);
+        let interruptions: Option<i64> = row.try_get(6)?;
+        let is_refunded = is_queued || interruptions.is_some();
         let delay = usize::try_from(losses).ok().and_then(|losses| delays.get(losses)).copied().unwrap_or_default();
         let delay = if is_refunded { 0 } else { delay };
         if !is_refunded {
@@ -556,7 +563,7 @@ async fn recover_batch(connection: &mut SqliteConnection, delays: &[i64]) -> Res
             explain.execute(&mut *connection).await?;
         }
         let recover = sqlx::query_scalar(RECOVER).bind(delay).bind(river_id).bind(LOST_MESSAGE);
-        let recover = recover.bind(millis(MAX_IMMEDIATE_DELAY)).bind(is_refunded).bind(losses);
+        let recover = recover.bind(millis(MAX_IMMEDIATE_DELAY)).bind(is_refunded).bind(losses).bind(interruptions);
         let state = recover.fetch_one(&mut *connection).await?;
         recovered.push(Recovered {
             id: record_id(row.try_get(4)?),
