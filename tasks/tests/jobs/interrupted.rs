@@ -117,7 +117,7 @@ async fn interruptions(database: &TestDatabase) -> i64 {
     database.number(count).await
 }
 
-/// Each shutdown notes the jobs that are running, and those that are requeued were not interrupted.
+/// Each shutdown notes the jobs that are running. A job that is requeued was not interrupted.
 async fn shutdown_that_requeues_is_no_interruption(database: TestDatabase) {
     let (tasks, workers) = (database.tasks().await, TestWorkers::new());
     let jobs = workers.start(&tasks).await;

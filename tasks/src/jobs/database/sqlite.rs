@@ -16,7 +16,7 @@ use crate::{
     Json, Record, StoreError,
     jobs::{
         Backoff,
-        error::InsertError,
+        error::{InsertError, river_error},
         events,
         insert::{Inserted, Prepared, Transaction, batch, check_inserted, new_jobs, record_of, required, sealed},
         outcome::End,
@@ -108,7 +108,12 @@ impl SqliteJobs {
         }
     }
 
-    pub(super) async fn connect(&self, _: &str, environment: &Environment) -> Result<ClientBuilder, StoreError> {
+    pub(super) async fn connect(
+        &self,
+        _: &str,
+        environment: &Environment,
+        build: impl FnOnce(ClientBuilder) -> Result<Client, Error>,
+    ) -> Result<Client, StoreError> {
         let path = self.sqlite.lock_writer().await?.path.clone();
         *lock(&self.path) = Some(path.clone());
         // A power failure may lose River's last changes. Then a job runs again, but no job is lost:
@@ -119,7 +124,7 @@ impl SqliteJobs {
         SqliteMigrator::new(pool.clone()).migrate_up().await.map_err(StoreError::other)?;
         self.install().await?;
         self.recover(None, environment).await?;
-        Ok(Client::builder(pool))
+        build(Client::builder(pool)).map_err(river_error)
     }
 
     async fn install(&self) -> Result<(), StoreError> {

@@ -21,7 +21,7 @@ use crate::{
     Json, Record, StoreError,
     jobs::{
         Backoff,
-        error::InsertError,
+        error::{InsertError, river_error},
         insert::{Inserted, Prepared, Transaction, batch, check_inserted, new_jobs, record_of, required, sealed},
         outcome::End,
         progress::ProgressUpdate,
@@ -130,15 +130,21 @@ impl PostgresJobs {
         error.as_database_error().and_then(|error| error.code()).is_some_and(|code| code == "55P03")
     }
 
-    pub(super) async fn connect(&self, client: &str, _: &Environment) -> Result<ClientBuilder, StoreError> {
+    pub(super) async fn connect(
+        &self,
+        client: &str,
+        _: &Environment,
+        build: impl FnOnce(ClientBuilder) -> Result<Client, Error>,
+    ) -> Result<Client, StoreError> {
         // Identifies the client of a connection for the fence trigger.
         let prepare = format!("SET tower_offload.client = '{client}'");
         let pool = self.postgres.connections.pool(MAX_CONNECTIONS, &prepare);
-        if let Err(error) = self.migrate(&pool).await {
+        let migrated = self.migrate(&pool).await;
+        let built = migrated.and_then(|()| build(Client::builder(pool.clone())).map_err(river_error));
+        if built.is_err() {
             pool.close().await; // otherwise the store holds it
-            return Err(error);
         }
-        Ok(Client::builder(pool))
+        built
     }
 
     pub(super) async fn insert(
