@@ -20,7 +20,7 @@ use super::{
     adapter::Adapter,
     database::Database,
     error::river_error,
-    events,
+    events::{self, warn},
     insert::{Arguments, Unwrap, task_id},
     queue::Environment,
     running::Claim,
@@ -191,6 +191,8 @@ pub(super) struct LeasedClient {
 
 /// Maximum time until River listens for jobs and knows its queues.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
+/// Maximum time for which an error of the start waits until the client has ended.
+const MAX_ABANDON_TIME: Duration = Duration::from_secs(1);
 /// Threshold after which River considers a running job stuck and starts it again. It must never
 /// elapse, because the adapter always returns when the work ends.
 const NEVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
@@ -208,32 +210,53 @@ impl LeasedClient {
         let database = &environment.database;
         // The prefix marks the clients of this crate for the fence trigger.
         let id = format!("to-{}", TaskId::generate(crate::Timestamp::default()).map_err(StoreError::other)?);
-        let builder = database.connect(&id, environment).await?;
-        let builder = configure(builder, &id, plan, environment, is_closed);
-        let river = builder.and_then(ClientBuilder::build).map_err(river_error)?;
-        let id: Arc<str> = id.into();
+        let configure = |builder| configure(builder, &id, plan, environment, is_closed).and_then(ClientBuilder::build);
+        let river = database.connect(&id, environment, configure).await?;
+        let mut client = Self { river, id: id.into(), run: Mutex::new(None), stopper: None };
         if plan.workers.is_empty() {
-            return Ok(Self { river, id, run: Mutex::new(None), stopper: None });
+            return Ok(client);
         }
-        let client = Self { river, id, run: Mutex::new(None), stopper: None };
-        if let Err(error) = database.begin_lease(&client.id, &environment.tasks.writer().process).await {
-            client.close_connections().await;
-            return Err(error);
+        match client.start_workers(environment).await {
+            Ok(()) => Ok(client),
+            Err(error) => {
+                let abandoned = tokio::spawn(client.abandon(environment.clone()));
+                let _ = timeout(MAX_ABANDON_TIME, abandoned).await; // it continues afterwards
+                Err(error)
+            }
         }
-        let Self { river, id, .. } = client;
-        let events = river.subscribe(&EVENTS).map_err(river_error)?;
+    }
+
+    /// Begins the lease and starts the workers. On error some of them may have started.
+    async fn start_workers(&mut self, environment: &Arc<Environment>) -> Result<(), StoreError> {
+        let database = &environment.database;
+        database.begin_lease(&self.id, &environment.tasks.writer().process).await?;
+        let events = self.river.subscribe(&EVENTS).map_err(river_error)?;
         tokio::spawn(settle(events, environment.clone()));
-        let mut run = river.start().map_err(river_error)?;
+        let run = self.run.get_mut().insert(self.river.start().map_err(river_error)?);
+        self.stopper = Some(run.stopper());
         // Jobs may be running from here on, so the lease must not expire.
         tokio::select! {
             ready = timeout(START_TIMEOUT, run.wait_ready()) => {
                 let late = |_| StoreError::unavailable(format!("River was not ready within {START_TIMEOUT:?}"));
-                ready.map_err(late)?.map_err(river_error)?;
+                ready.map_err(late)?.map_err(river_error)
             }
-            () = renew_lease(database, &id) => {}
+            () = renew_lease(database, &self.id) => Ok(()),
         }
-        let stopper = run.stopper();
-        Ok(Self { river, id, run: Mutex::new(Some(run)), stopper: Some(stopper) })
+    }
+
+    /// Stops a client that has not started, requeues the jobs that it has claimed, and then closes
+    /// its connections and ends its lease.
+    async fn abandon(self, environment: Arc<Environment>) {
+        let database = &environment.database;
+        self.stop_and_cancel();
+        tokio::select! {
+            _ = self.ended() => {} // the caller has an error already
+            () = renew_lease(database, &self.id) => {}
+        }
+        self.close_connections().await;
+        if let Err(error) = database.end_lease(&self.id).await {
+            warn("failed to end the lease of a River client that did not start", &error);
+        }
     }
 
     /// Returns the id of the client in the database, or `None` if it has no workers and therefore

@@ -265,6 +265,15 @@ pub(super) fn written_late(id: TaskId) {
     let _ = id;
 }
 
+/// Reports the end of a job that the database does not accept. The record has a failure without the
+/// error of the database.
+pub(super) fn rejected(id: TaskId, error: &StoreError) {
+    #[cfg(feature = "tracing")]
+    tracing::warn!(%id, error = error as &dyn Error, "the database rejected the end of a job, which has failed therefore");
+    #[cfg(not(feature = "tracing"))]
+    let _ = (id, error as &dyn Error);
+}
+
 /// Reports jobs that were deleted from River's table.
 pub(super) fn lost(jobs: u64) {
     #[cfg(feature = "tracing")]

@@ -294,8 +294,8 @@ pub(super) async fn write_late_end(queue: &Queue, mut end: End) -> Result<(), St
         if error.is_unavailable() || error.is_full() {
             return Err(error);
         }
-        warn("the database rejected the end of a job, which has failed therefore", &error);
-        end.reject(&error);
+        events::rejected(end.id, &error);
+        end.reject();
         database.write_end(&end, *backoff).await?;
     }
     events::written_late(end.id);

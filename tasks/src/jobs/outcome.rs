@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Backoff, progress::ProgressUpdate, running::Claim};
-use crate::{Failure, Json, StoreError, TaskId};
+use crate::{Failure, Json, TaskId};
 
 /// The end of an attempt.
 #[derive(Debug, Clone)]
@@ -85,11 +85,10 @@ impl End {
         matches!(self.outcome, Outcome::Stopped | Outcome::NotBegun(_))
     }
 
-    /// Replaces an end that the database rejects by a failure that it accepts.
-    pub(super) fn reject(&mut self, error: &StoreError) {
-        let cause = error.get_ref().to_string();
-        let cause: String = cause.chars().map(|character| if character.is_ascii() { character } else { '?' }).collect();
-        self.outcome = Outcome::Failed(Failure::new("result", format!("the database rejected the result: {cause}")));
+    /// Replaces an end that the database rejects by a failure that it accepts. Clients see the
+    /// failure, so the error of the database is no part of it.
+    pub(super) fn reject(&mut self) {
+        self.outcome = Outcome::Failed(Failure::new("result", "the database rejected the result"));
         self.progress = None;
     }
 }

@@ -15,6 +15,7 @@ use super::support::{Act, LONG, SHORT, TestDatabase, TestWorkers, ended, on_each
 on_each_database! {
     repeated_end_does_not_end_a_later_attempt
     late_end_does_not_end_a_later_attempt
+    end_of_an_earlier_claim_is_not_written_for_followers
     followed_job_is_counted_once
     job_that_names_an_end_can_be_claimed
 }
@@ -94,6 +95,24 @@ async fn late_end_does_not_end_a_later_attempt(database: TestDatabase) {
     tokio::time::sleep(Duration::from_millis(300)).await;
     let running = "SELECT count(*) FROM river_job WHERE state = 'running' AND attempt = 2";
     assert_eq!(database.number(running).await, 1, "River's end of the first attempt was written");
+    let _ = jobs.shutdown(LONG).await;
+}
+
+/// A claim that is handed back does not count, so the next one may have the same client and number.
+async fn end_of_an_earlier_claim_is_not_written_for_followers(database: TestDatabase) {
+    let (tasks, workers) = (database.tasks().await, TestWorkers::new());
+    let jobs = workers.start(&tasks).await;
+    let id = jobs.enqueue(Act::Hold).await.unwrap().id();
+    workers.started(1).await;
+    let later = match database {
+        TestDatabase::Sqlite(_) => "strftime('%Y-%m-%d %H:%M:%f', attempted_at, '+1 seconds')",
+        TestDatabase::Postgres(_) => "attempted_at + interval '1 second'",
+    };
+    let _subscription = tasks.subscribe(id).await.unwrap().unwrap();
+    assert_eq!(database.execute(&format!("UPDATE river_job SET attempted_at = {later}")).await, 1);
+    workers.release();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(record(&tasks, id).await.state, TaskState::Running, "the end of another claim was written");
     let _ = jobs.shutdown(LONG).await;
 }
 

@@ -7,13 +7,14 @@ use tower_offload_tasks::{SqlStore, TaskId, TaskState, Tasks, jobs::Jobs};
 
 use super::{
     databases::OnFile,
-    support::{Act, LONG, TestDatabase, TestWorkers, ended, on_each_database, record, until},
+    support::{Act, ActAsync, LONG, TestDatabase, TestWorkers, ended, on_each_database, record, until},
 };
 
 on_each_database! {
     interrupted_attempt_does_not_count
     interrupted_job_waits_without_a_failure
     interruptions_beyond_the_limit_count
+    shutdown_that_requeues_is_no_interruption
     interrupted_only_attempt_counts
     attempt_that_ends_after_the_shutdown_is_recorded
 }
@@ -59,15 +60,17 @@ async fn next_process(database: &TestDatabase) -> (TestDatabase, Tasks) {
 }
 
 async fn interrupted_attempt_does_not_count(database: TestDatabase) {
-    let (_tasks, _jobs, first, id, interrupted) = interrupt(&database, 3, "").await;
+    let (_tasks, _jobs, first, id, interrupted) = interrupt(&database, 3, &set_interruptions(&database, 9)).await;
     assert_eq!(interrupted, [id]);
-    let (_copy, tasks) = next_process(&database).await;
+    let (copy, tasks) = next_process(&database).await;
     let workers = TestWorkers::new();
     let jobs = workers.start(&tasks).await;
     workers.started(1).await;
     let running = until(&tasks, id, |record| record.state == TaskState::Running).await;
     assert_eq!((running.attempt, running.failure), (1, None));
     assert_eq!(jobs.stats().recovered, 1);
+    let next = if let TestDatabase::Sqlite(_) = database { &copy } else { &database };
+    assert_eq!(interruptions(next).await, 10);
     workers.release();
     let succeeded = ended(&tasks, id).await;
     assert_eq!((succeeded.state, succeeded.attempt), (TaskState::Succeeded, 1));
@@ -90,19 +93,46 @@ async fn interrupted_job_waits_without_a_failure(database: TestDatabase) {
     first.release();
 }
 
-/// A job that never ends by itself must not be repeated forever.
-async fn interruptions_beyond_the_limit_count(database: TestDatabase) {
-    let ten = "{\"claimed_at\": 0, \"count\": 10}";
-    let change = match database {
+/// Returns the statement that records this number of interruptions of the job.
+fn set_interruptions(database: &TestDatabase, count: u32) -> String {
+    let note = format!("{{\"claimed_at\": 0, \"count\": {count}}}");
+    match database {
         TestDatabase::Sqlite(_) => {
             format!(
-                "UPDATE river_job SET metadata = jsonb_set(metadata, '$.\"tower_offload:interrupted\"', jsonb('{ten}'))"
+                "UPDATE river_job SET metadata = jsonb_set(metadata, '$.\"tower_offload:interrupted\"', jsonb('{note}'))"
             )
         }
         TestDatabase::Postgres(_) => {
-            format!("UPDATE river_job SET metadata = metadata || '{{\"tower_offload:interrupted\": {ten}}}'")
+            format!("UPDATE river_job SET metadata = metadata || '{{\"tower_offload:interrupted\": {note}}}'")
         }
+    }
+}
+
+/// Returns the number of interruptions of the job.
+async fn interruptions(database: &TestDatabase) -> i64 {
+    let count = match database {
+        TestDatabase::Sqlite(_) => "SELECT metadata ->> '$.\"tower_offload:interrupted\".count' FROM river_job",
+        TestDatabase::Postgres(_) => "SELECT (metadata #>> '{tower_offload:interrupted,count}')::bigint FROM river_job",
     };
+    database.number(count).await
+}
+
+/// Each shutdown notes the jobs that are running. A job that is requeued was not interrupted.
+async fn shutdown_that_requeues_is_no_interruption(database: TestDatabase) {
+    let (tasks, workers) = (database.tasks().await, TestWorkers::new());
+    let jobs = workers.start(&tasks).await;
+    let id = jobs.enqueue(ActAsync(Act::Hold)).await.unwrap().id();
+    workers.started(1).await;
+    assert_eq!(database.execute(&set_interruptions(&database, 9)).await, 1);
+    let report = jobs.shutdown(Duration::from_secs(1)).await;
+    assert!(report.is_clean() && report.returned == 1, "{report}");
+    assert_eq!(interruptions(&database).await, 9);
+    assert_eq!(record(&tasks, id).await.state, TaskState::Queued);
+}
+
+/// A job that never ends by itself must not be repeated forever.
+async fn interruptions_beyond_the_limit_count(database: TestDatabase) {
+    let change = set_interruptions(&database, 10);
     let (_tasks, _jobs, first, id, interrupted) = interrupt(&database, 3, &change).await;
     assert_eq!(interrupted, []);
     let (_copy, tasks) = next_process(&database).await;

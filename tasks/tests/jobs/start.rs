@@ -7,7 +7,7 @@ use tower_offload_tasks::{
     jobs::{Job, Jobs},
 };
 
-use super::support::{Act, LONG, TestDatabase, TestWorkers, on_each_database};
+use super::support::{Act, LONG, SHORT, TestDatabase, TestWorkers, on_each_database};
 
 on_each_database! {
     second_queue_on_the_same_store_is_rejected
@@ -135,4 +135,33 @@ async fn reopen(database: &TestDatabase, tasks: Tasks) -> Tasks {
             Err(error) => panic!("{error:?}"),
         }
     }
+}
+
+/// River knows its queues before it is ready, and the database refuses them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn client_that_is_not_ready_leaves_no_connections() {
+    let Some(server) = super::databases::OnServer::fresh().await else { return };
+    let database = TestDatabase::Postgres(server);
+    let tasks = database.tasks().await;
+    let jobs = Jobs::builder(&tasks).start().await.unwrap();
+    assert!(jobs.shutdown(LONG).await.is_clean());
+    drop(jobs);
+    let tasks = reopen(&database, tasks).await;
+    for statement in [
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no queues'; END $$",
+        "CREATE TRIGGER refuse BEFORE INSERT ON river_queue FOR EACH ROW EXECUTE FUNCTION refuse()",
+    ] {
+        database.execute(statement).await;
+    }
+    TestWorkers::new().builder(&tasks).start().await.unwrap_err();
+    let leases = "SELECT count(*) FROM tower_offload_client";
+    assert_eq!(database.number(leases).await, 0, "its lease has not ended");
+    let prepared = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND query LIKE '%river_%' \
+                    AND pid <> pg_backend_pid()";
+    let closed = async {
+        while database.number(prepared).await > 0 {
+            tokio::time::sleep(SHORT).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(5), closed).await.expect("its connections are not closed");
 }

@@ -114,10 +114,16 @@ impl Database {
         dispatch!(self, |database| database.is_conflict(error))
     }
 
-    /// Migrates the schema, and returns a builder for a River client with connections of its own.
-    /// On SQLite, where no other process can be working on them, it also recovers all running jobs.
-    pub(super) async fn connect(&self, client: &str, environment: &Environment) -> Result<ClientBuilder, StoreError> {
-        dispatch!(self, |database| database.connect(client, environment).await)
+    /// Migrates the schema, and builds a River client with connections of its own. They are closed
+    /// on error. On SQLite, where no other process can be working on them, it also recovers all
+    /// running jobs.
+    pub(super) async fn connect(
+        &self,
+        client: &str,
+        environment: &Environment,
+        build: impl FnOnce(ClientBuilder) -> Result<Client, Error>,
+    ) -> Result<Client, StoreError> {
+        dispatch!(self, |database| database.connect(client, environment, build).await)
     }
 
     /// Inserts jobs with their records. On error, none is inserted.

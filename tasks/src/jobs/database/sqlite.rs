@@ -16,7 +16,7 @@ use crate::{
     Json, Record, StoreError,
     jobs::{
         Backoff,
-        error::InsertError,
+        error::{InsertError, river_error},
         events,
         insert::{Inserted, Prepared, Transaction, batch, check_inserted, new_jobs, record_of, required, sealed},
         outcome::End,
@@ -108,7 +108,12 @@ impl SqliteJobs {
         }
     }
 
-    pub(super) async fn connect(&self, _: &str, environment: &Environment) -> Result<ClientBuilder, StoreError> {
+    pub(super) async fn connect(
+        &self,
+        _: &str,
+        environment: &Environment,
+        build: impl FnOnce(ClientBuilder) -> Result<Client, Error>,
+    ) -> Result<Client, StoreError> {
         let path = self.sqlite.lock_writer().await?.path.clone();
         *lock(&self.path) = Some(path.clone());
         // A power failure may lose River's last changes. Then a job runs again, but no job is lost:
@@ -119,7 +124,7 @@ impl SqliteJobs {
         SqliteMigrator::new(pool.clone()).migrate_up().await.map_err(StoreError::other)?;
         self.install().await?;
         self.recover(None, environment).await?;
-        Ok(Client::builder(pool))
+        build(Client::builder(pool)).map_err(river_error)
     }
 
     async fn install(&self) -> Result<(), StoreError> {
@@ -188,17 +193,15 @@ SELECT sql FROM sqlite_master WHERE type = 'trigger' AND tbl_name = 'river_job' 
 
     pub(super) async fn show_as_queued(&self, claim: &Claim) -> Result<(), StoreError> {
         self.change(async |connection| {
-            let show = sqlx::query(SHOW_AS_QUEUED).bind(claim.river_id).bind(claim.attempt).bind(&*claim.client);
-            show.execute(connection).await.map(drop)
+            bind_claim(sqlx::query(SHOW_AS_QUEUED), claim).execute(connection).await.map(drop)
         })
         .await
     }
 
     pub(super) async fn show_as_running(&self, claim: &Claim) -> Result<bool, StoreError> {
         self.change(async |connection| {
-            let bind = |query| sqlx::query(query).bind(claim.river_id).bind(claim.attempt).bind(&*claim.client);
-            bind(SHOW_AS_RUNNING).execute(&mut *connection).await?;
-            Ok(bind(IS_CLAIMED).fetch_optional(connection).await?.is_some())
+            bind_claim(sqlx::query(SHOW_AS_RUNNING), claim).execute(&mut *connection).await?;
+            Ok(bind_claim(sqlx::query(IS_CLAIMED), claim).fetch_optional(connection).await?.is_some())
         })
         .await
     }
@@ -236,9 +239,10 @@ SELECT sql FROM sqlite_master WHERE type = 'trigger' AND tbl_name = 'river_job' 
         let noted = self.change(async |connection| {
             let mut noted = Vec::new();
             for claim in claims {
-                let bind = |query| sqlx::query(query).bind(claim.river_id).bind(claim.attempted_at);
-                bind(NOTE_INTERRUPTED).bind(MAX_INTERRUPTIONS).execute(&mut *connection).await?;
-                noted.extend(bind(IS_NOTED).fetch_optional(&mut *connection).await?.map(|_| claim.river_id));
+                let note = sqlx::query(NOTE_INTERRUPTED).bind(claim.river_id).bind(claim.attempted_at);
+                if note.bind(MAX_INTERRUPTIONS).execute(&mut *connection).await?.rows_affected() > 0 {
+                    noted.push(claim.river_id);
+                }
             }
             Ok(noted)
         });
@@ -375,6 +379,13 @@ macro_rules! claimed_by {
     };
 }
 
+/// The time of the latest claim in microseconds.
+macro_rules! claimed_at {
+    () => {
+        "CAST(round(unixepoch(attempted_at, 'subsec') * 1000000) AS INTEGER)"
+    };
+}
+
 macro_rules! is_cancelled {
     () => {
         concat!("(", json_or!("metadata", "{}"), ") -> '$.cancel_attempted_at' IS NOT NULL")
@@ -388,15 +399,22 @@ macro_rules! now {
 }
 
 const CLAIMS: &str = concat!(
-    "SELECT id, attempt, CAST(round(unixepoch(attempted_at, 'subsec') * 1000000) AS INTEGER) FROM river_job \
-     WHERE state = 'running' AND ",
+    "SELECT id, attempt, ",
+    claimed_at!(),
+    " FROM river_job WHERE state = 'running' AND ",
     claimed_by!(),
     " = $1"
 );
-/// A job `$1` whose attempt `$2` was claimed by client `$3`.
+/// A job `$1` whose attempt `$2` was claimed by client `$3` at `$4`.
 macro_rules! claimed {
     () => {
-        concat!("FROM river_job WHERE id = $1 AND state = 'running' AND attempt = $2 AND ", claimed_by!(), " = $3")
+        concat!(
+            "FROM river_job WHERE id = $1 AND state = 'running' AND attempt = $2 AND ",
+            claimed_by!(),
+            " = $3 AND ",
+            claimed_at!(),
+            " = $4"
+        )
     };
 }
 const IS_CLAIMED: &str = concat!("SELECT 1 ", claimed!());
@@ -417,42 +435,47 @@ const SHOW_AS_RUNNING: &str = concat!(
 /// The parts that River's row cannot hold are written to the record first, and the trigger keeps
 /// them.
 const DESCRIBE: &str = concat!(
-    "UPDATE tower_offload_task SET progress = coalesce($4, progress), message = coalesce($5, message), error_class = $6, \
-     error_message = $7, error_detail = $8, result = $9, started_at = CASE WHEN $10 THEN started_at END \
+    "UPDATE tower_offload_task SET progress = coalesce($5, progress), message = coalesce($6, message), error_class = $7, \
+     error_message = $8, error_detail = $9, result = $10, started_at = CASE WHEN $11 THEN started_at END \
      WHERE river_id = $1 AND state < 10 AND EXISTS (SELECT 1 ",
     claimed!(),
     ")"
 );
 const WRITE_END: &str = concat!(
-    "UPDATE river_job SET state = CASE WHEN $5 IS NULL THEN $4 WHEN ",
+    "UPDATE river_job SET state = CASE WHEN $6 IS NULL THEN $5 WHEN ",
     is_cancelled!(),
-    " THEN 'cancelled' ELSE $4 END, attempt = CASE WHEN $6 THEN max(attempt - 1, 0) ELSE attempt END, \
-     finalized_at = CASE WHEN $5 IS NULL OR ",
+    " THEN 'cancelled' ELSE $5 END, attempt = CASE WHEN $7 THEN max(attempt - 1, 0) ELSE attempt END, \
+     finalized_at = CASE WHEN $6 IS NULL OR ",
     is_cancelled!(),
     " THEN ",
     now!(),
-    " END, scheduled_at = CASE WHEN $5 IS NULL OR ",
+    " END, scheduled_at = CASE WHEN $6 IS NULL OR ",
     is_cancelled!(),
-    " THEN scheduled_at ELSE strftime('%Y-%m-%d %H:%M:%f', 'now', printf('+%.3f seconds', $5 / 1000.0)) END, \
-     errors = CASE WHEN $7 IS NULL THEN errors ELSE jsonb_insert(coalesce(",
+    " THEN scheduled_at ELSE strftime('%Y-%m-%d %H:%M:%f', 'now', printf('+%.3f seconds', $6 / 1000.0)) END, \
+     errors = CASE WHEN $8 IS NULL THEN errors ELSE jsonb_insert(coalesce(",
     json_or!("errors", "[]"),
-    ", jsonb('[]')), '$[#]', jsonb_object('at', strftime('%Y-%m-%dT%H:%M:%fZ', 'now'), 'attempt', attempt, 'error', $7, 'trace', '')) END, \
-     metadata = CASE WHEN $8 IS NULL THEN metadata ELSE jsonb_set(",
+    ", jsonb('[]')), '$[#]', jsonb_object('at', strftime('%Y-%m-%dT%H:%M:%fZ', 'now'), 'attempt', attempt, 'error', $8, 'trace', '')) END, \
+     metadata = CASE WHEN $9 IS NULL THEN metadata ELSE jsonb_set(",
     json_or!("metadata", "{}"),
-    ", '$.output', jsonb($8)) END \
+    ", '$.output', jsonb($9)) END \
      WHERE id = $1 AND state = 'running' AND attempt = $2 AND ",
     claimed_by!(),
-    " = $3"
+    " = $3 AND ",
+    claimed_at!(),
+    " = $4"
 );
 
+type SqliteQuery<'a> = sqlx::query::Query<'a, SqliteDriver, sqlx::sqlite::SqliteArguments>;
+
+/// Binds the values of [`claimed!`].
+fn bind_claim<'a>(query: SqliteQuery<'a>, claim: &'a Claim) -> SqliteQuery<'a> {
+    query.bind(claim.river_id).bind(claim.attempt).bind(&*claim.client).bind(claim.attempted_at)
+}
+
 async fn write_end(connection: &mut SqliteConnection, end: &End, row: &RowEnd<'_>) -> Result<bool, sqlx::Error> {
-    let Claim { river_id, attempt, client, .. } = &end.claim;
     let (failure, progress) = (end.failure(), end.progress.as_ref());
     let result = end.result().map(Json::as_str);
-    sqlx::query(DESCRIBE)
-        .bind(river_id)
-        .bind(attempt)
-        .bind(&**client)
+    bind_claim(sqlx::query(DESCRIBE), &end.claim)
         .bind(progress.and_then(|update| update.progress))
         .bind(progress.and_then(|update| update.message.as_deref()))
         .bind(failure.map(|failure| &*failure.class))
@@ -462,22 +485,41 @@ async fn write_end(connection: &mut SqliteConnection, end: &End, row: &RowEnd<'_
         .bind(end.has_begun())
         .execute(&mut *connection)
         .await?;
-    let write = sqlx::query(WRITE_END).bind(river_id).bind(attempt).bind(&**client).bind(row.state);
+    let write = bind_claim(sqlx::query(WRITE_END), &end.claim).bind(row.state);
     let write = write.bind(row.delay).bind(end.is_refunded()).bind(row.error).bind(result);
     Ok(write.execute(connection).await?.rows_affected() > 0)
 }
 
-const FIND_LOST: &str = "SELECT job.id, job.kind, job.queue, job.attempt, task.id, coalesce(task.state = 0, 0) OR \
-     CASE WHEN json_valid(job.metadata, 9) THEN coalesce(job.metadata ->> '$.\"tower_offload:interrupted\".claimed_at' \
-     = CAST(round(unixepoch(job.attempted_at, 'subsec') * 1000000) AS INTEGER), 0) ELSE 0 END, \
+/// How many attempts of a job did not count because a shutdown interrupted them. The metadata must
+/// be valid.
+macro_rules! interruptions {
+    () => {
+        "CASE json_type(metadata, '$.\"tower_offload:interrupted\".count') WHEN 'integer' \
+         THEN max(metadata ->> '$.\"tower_offload:interrupted\".count', 0) ELSE 0 END"
+    };
+}
+
+/// Running jobs, at most `$1`, with the number of earlier interruptions if a shutdown has
+/// interrupted the attempt and they are fewer than `$3`.
+const FIND_LOST: &str = concat!(
+    "SELECT job.id, job.kind, job.queue, job.attempt, task.id, coalesce(task.state = 0, 0), \
+     CASE WHEN json_valid(metadata, 9) THEN CASE WHEN metadata ->> '$.\"tower_offload:interrupted\".claimed_at' = ",
+    claimed_at!(),
+    " AND ",
+    interruptions!(),
+    " < $3 THEN ",
+    interruptions!(),
+    " END END, \
      CASE WHEN json_valid(job.metadata, 9) AND json_type(job.metadata, '$.\"tower_offload:lost\"') = 'integer' \
      THEN min(max(job.metadata ->> '$.\"tower_offload:lost\"', 0), $2) ELSE 0 END \
      FROM river_job AS job LEFT JOIN tower_offload_task AS task ON task.river_id = job.id \
-     WHERE job.state = 'running' ORDER BY job.id LIMIT $1";
+     WHERE job.state = 'running' ORDER BY job.id LIMIT $1"
+);
 const EXPLAIN_LOSS: &str = "
 UPDATE tower_offload_task SET error_class = $2, error_message = $3, error_detail = NULL WHERE river_id = $1 AND state = 1";
 /// Requeues or ends a job. The attempt stays counted, so a job that crashes its process ends after
-/// `max_attempts`, unless its work has not begun or a shutdown has interrupted it (`$5`).
+/// `max_attempts`, unless its work has not begun or a shutdown has interrupted it (`$5`). `$7` is
+/// the number of earlier interruptions in the latter case.
 const RECOVER: &str = concat!(
     "UPDATE river_job SET state = CASE WHEN ",
     is_cancelled!(),
@@ -493,42 +535,32 @@ const RECOVER: &str = concat!(
      errors = CASE WHEN $5 THEN errors ELSE jsonb_insert(coalesce(",
     json_or!("errors", "[]"),
     ", jsonb('[]')), '$[#]', jsonb_object('at', strftime('%Y-%m-%dT%H:%M:%fZ', 'now'), 'attempt', attempt, 'error', $3, 'trace', '')) END, \
-     metadata = CASE WHEN $5 THEN metadata ELSE jsonb_set(",
+     metadata = CASE WHEN $7 IS NOT NULL THEN jsonb_set(metadata, '$.\"tower_offload:interrupted\".count', $7 + 1) \
+     WHEN $5 THEN metadata ELSE jsonb_set(",
     json_or!("metadata", "{}"),
     ", '$.\"tower_offload:lost\"', $6 + 1) END WHERE id = $2 RETURNING state"
 );
 
-/// A running job `$1` with valid metadata that was claimed at `$2`.
-macro_rules! claimed_at {
-    () => {
-        "WHERE id = $1 AND state = 'running' AND max_attempts > 1 AND json_valid(metadata, 9) \
-         AND CAST(round(unixepoch(attempted_at, 'subsec') * 1000000) AS INTEGER) = $2 "
-    };
-}
-/// Notes in the metadata of a running job that its attempt does not count if its process ends, at
-/// most `$3` times. The first note of a claim is final, so a repeated shutdown does not count it
-/// twice.
+/// Notes in the metadata of a running job that its attempt does not count if its process ends,
+/// unless `$3` attempts did not count already. The recovery counts the interruption.
 const NOTE_INTERRUPTED: &str = concat!(
-    "UPDATE river_job SET metadata = jsonb_set(metadata, '$.\"tower_offload:interrupted\"', jsonb_object('claimed_at', $2, \
-     'count', 1 + CASE json_type(metadata, '$.\"tower_offload:interrupted\".count') WHEN 'integer' \
-     THEN max(metadata ->> '$.\"tower_offload:interrupted\".count', 0) ELSE 0 END)) ",
+    "UPDATE river_job SET metadata = jsonb_set(metadata, '$.\"tower_offload:interrupted\"', jsonb_object('claimed_at', $2, 'count', ",
+    interruptions!(),
+    ")) WHERE id = $1 AND state = 'running' AND max_attempts > 1 AND json_valid(metadata, 9) AND ",
     claimed_at!(),
-    "AND metadata ->> '$.\"tower_offload:interrupted\".claimed_at' IS NOT $2 \
-     AND CASE json_type(metadata, '$.\"tower_offload:interrupted\".count') WHEN 'integer' \
-     THEN metadata ->> '$.\"tower_offload:interrupted\".count' < $3 ELSE true END"
-);
-const IS_NOTED: &str = concat!(
-    "SELECT 1 FROM river_job ",
-    claimed_at!(),
-    "AND metadata ->> '$.\"tower_offload:interrupted\".claimed_at' = $2"
+    " = $2 AND ",
+    interruptions!(),
+    " < $3"
 );
 
 /// Recovers a batch of running jobs. Also clears the leader, which may be the process that crashed.
 async fn recover_batch(connection: &mut SqliteConnection, delays: &[i64]) -> Result<Vec<Recovered>, sqlx::Error> {
-    let find = sqlx::query(FIND_LOST).bind(MAX_RECOVERY_BATCH as i64).bind(MAX_LOSSES as i64);
+    let find = sqlx::query(FIND_LOST).bind(MAX_RECOVERY_BATCH as i64).bind(MAX_LOSSES as i64).bind(MAX_INTERRUPTIONS);
     let mut recovered = Vec::new();
     for row in find.fetch_all(&mut *connection).await? {
-        let (river_id, is_refunded, losses): (i64, bool, i64) = (row.try_get(0)?, row.try_get(5)?, row.try_get(6)?);
+        let (river_id, is_queued, losses): (i64, bool, i64) = (row.try_get(0)?, row.try_get(5)?, row.try_get(7)?);
+        let interruptions: Option<i64> = row.try_get(6)?;
+        let is_refunded = is_queued || interruptions.is_some();
         let delay = usize::try_from(losses).ok().and_then(|losses| delays.get(losses)).copied().unwrap_or_default();
         let delay = if is_refunded { 0 } else { delay };
         if !is_refunded {
@@ -536,7 +568,7 @@ async fn recover_batch(connection: &mut SqliteConnection, delays: &[i64]) -> Res
             explain.execute(&mut *connection).await?;
         }
         let recover = sqlx::query_scalar(RECOVER).bind(delay).bind(river_id).bind(LOST_MESSAGE);
-        let recover = recover.bind(millis(MAX_IMMEDIATE_DELAY)).bind(is_refunded).bind(losses);
+        let recover = recover.bind(millis(MAX_IMMEDIATE_DELAY)).bind(is_refunded).bind(losses).bind(interruptions);
         let state = recover.fetch_one(&mut *connection).await?;
         recovered.push(Recovered {
             id: record_id(row.try_get(4)?),

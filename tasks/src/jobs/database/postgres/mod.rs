@@ -21,7 +21,7 @@ use crate::{
     Json, Record, StoreError,
     jobs::{
         Backoff,
-        error::InsertError,
+        error::{InsertError, river_error},
         insert::{Inserted, Prepared, Transaction, batch, check_inserted, new_jobs, record_of, required, sealed},
         outcome::End,
         progress::ProgressUpdate,
@@ -130,15 +130,21 @@ impl PostgresJobs {
         error.as_database_error().and_then(|error| error.code()).is_some_and(|code| code == "55P03")
     }
 
-    pub(super) async fn connect(&self, client: &str, _: &Environment) -> Result<ClientBuilder, StoreError> {
+    pub(super) async fn connect(
+        &self,
+        client: &str,
+        _: &Environment,
+        build: impl FnOnce(ClientBuilder) -> Result<Client, Error>,
+    ) -> Result<Client, StoreError> {
         // Identifies the client of a connection for the fence trigger.
         let prepare = format!("SET tower_offload.client = '{client}'");
         let pool = self.postgres.connections.pool(MAX_CONNECTIONS, &prepare);
-        if let Err(error) = self.migrate(&pool).await {
+        let migrated = self.migrate(&pool).await;
+        let built = migrated.and_then(|()| build(Client::builder(pool.clone())).map_err(river_error));
+        if built.is_err() {
             pool.close().await; // otherwise the store holds it
-            return Err(error);
         }
-        Ok(Client::builder(pool))
+        built
     }
 
     pub(super) async fn insert(
@@ -216,7 +222,8 @@ INSERT INTO tower_offload_client (id, name, expires_at) VALUES ($1, $2, clock_ti
 
     pub(super) async fn show_as_queued(&self, claim: &Claim) -> Result<(), StoreError> {
         self.read(async |connection| {
-            let show = sqlx::query(SHOW_AS_QUEUED).bind(claim.river_id).bind(claim.attempt).bind(&*claim.client);
+            let show = sqlx::query(SHOW_AS_QUEUED).bind(claim.river_id).bind(claim.attempt);
+            let show = show.bind(&*claim.client).bind(claim.attempted_at);
             show.execute(connection).await.map(drop)
         })
         .await
@@ -225,7 +232,7 @@ INSERT INTO tower_offload_client (id, name, expires_at) VALUES ($1, $2, clock_ti
     pub(super) async fn show_as_running(&self, claim: &Claim) -> Result<bool, StoreError> {
         self.read(async |connection| {
             let show = sqlx::query_scalar(SHOW_AS_RUNNING).bind(claim.river_id).bind(claim.attempt);
-            show.bind(&*claim.client).fetch_one(connection).await
+            show.bind(&*claim.client).bind(claim.attempted_at).fetch_one(connection).await
         })
         .await
     }
@@ -237,6 +244,7 @@ INSERT INTO tower_offload_client (id, name, expires_at) VALUES ($1, $2, clock_ti
                 .bind(end.claim.river_id)
                 .bind(end.claim.attempt)
                 .bind(&*end.claim.client)
+                .bind(end.claim.attempted_at)
                 .bind(row.state)
                 .bind(row.delay)
                 .bind(end.is_refunded())
@@ -380,12 +388,14 @@ const MAX_AVAILABLE_BATCH: i64 = 1000;
 const SHOW_AS_QUEUED: &str = "
 UPDATE tower_offload_task AS task SET state = 0, attempt = greatest(task.attempt - 1, 0), started_at = NULL, version = task.version + 1
 FROM river_job AS job WHERE task.river_id = $1 AND task.state = 1 AND job.id = $1 AND job.state = 'running' AND job.attempt = $2
-    AND job.attempted_by[array_upper(job.attempted_by, 1)] = $3 AND job.attempted_at > clock_timestamp() - interval '10 seconds'";
+    AND job.attempted_by[array_upper(job.attempted_by, 1)] = $3 AND (extract(epoch FROM job.attempted_at) * 1000000)::bigint = $4
+    AND job.attempted_at > clock_timestamp() - interval '10 seconds'";
 /// Locks the job and the lease, so that a recovery either comes first or waits.
 const SHOW_AS_RUNNING: &str = "
 WITH job AS (
     SELECT job.id, job.attempt FROM river_job AS job JOIN tower_offload_client AS client ON client.id = $3
     WHERE job.id = $1 AND job.state = 'running' AND job.attempt = $2 AND job.attempted_by[array_upper(job.attempted_by, 1)] = $3
+        AND (extract(epoch FROM job.attempted_at) * 1000000)::bigint = $4
     FOR UPDATE OF job FOR KEY SHARE OF client
 ), shown AS (
     UPDATE tower_offload_task AS task SET state = 1, attempt = job.attempt, version = task.version + 1,
@@ -399,23 +409,25 @@ SELECT EXISTS (SELECT 1 FROM job)";
 const WRITE_END: &str = "
 WITH ended AS (
     SELECT id, coalesce(metadata ? 'cancel_attempted_at', false) AS is_cancelled FROM river_job
-    WHERE id = $1 AND state = 'running' AND attempt = $2 AND attempted_by[array_upper(attempted_by, 1)] = $3 FOR UPDATE
+    WHERE id = $1 AND state = 'running' AND attempt = $2 AND attempted_by[array_upper(attempted_by, 1)] = $3
+        AND (extract(epoch FROM attempted_at) * 1000000)::bigint = $4
+    FOR UPDATE
 ), described AS (
-    UPDATE tower_offload_task AS task SET progress = coalesce($12, task.progress), message = coalesce($13, task.message),
-        error_class = $8, error_message = $7, error_detail = $9, result = $10,
-        started_at = CASE WHEN $11 THEN task.started_at END
+    UPDATE tower_offload_task AS task SET progress = coalesce($13, task.progress), message = coalesce($14, task.message),
+        error_class = $9, error_message = $8, error_detail = $10, result = $11,
+        started_at = CASE WHEN $12 THEN task.started_at END
     FROM ended WHERE task.river_id = ended.id AND task.state < 10
 )
 UPDATE river_job AS job SET
-    state = CASE WHEN $5::bigint IS NULL THEN $4 WHEN ended.is_cancelled THEN 'cancelled' ELSE $4 END::river_job_state,
-    attempt = CASE WHEN $6 THEN greatest(job.attempt - 1, 0) ELSE job.attempt END,
-    finalized_at = CASE WHEN $5 IS NULL OR ended.is_cancelled THEN clock_timestamp() END,
-    scheduled_at = CASE WHEN $5 IS NULL OR ended.is_cancelled THEN job.scheduled_at
-        ELSE clock_timestamp() + $5 * interval '1 millisecond' END,
-    errors = CASE WHEN $7::text IS NULL THEN job.errors ELSE array_append(coalesce(job.errors, '{}'), jsonb_build_object(
+    state = CASE WHEN $6::bigint IS NULL THEN $5 WHEN ended.is_cancelled THEN 'cancelled' ELSE $5 END::river_job_state,
+    attempt = CASE WHEN $7 THEN greatest(job.attempt - 1, 0) ELSE job.attempt END,
+    finalized_at = CASE WHEN $6 IS NULL OR ended.is_cancelled THEN clock_timestamp() END,
+    scheduled_at = CASE WHEN $6 IS NULL OR ended.is_cancelled THEN job.scheduled_at
+        ELSE clock_timestamp() + $6 * interval '1 millisecond' END,
+    errors = CASE WHEN $8::text IS NULL THEN job.errors ELSE array_append(coalesce(job.errors, '{}'), jsonb_build_object(
         'at', to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'),
-        'attempt', job.attempt, 'error', $7, 'trace', '')) END,
-    metadata = CASE WHEN $10::text IS NULL THEN job.metadata ELSE job.metadata || jsonb_build_object('output', $10::jsonb) END
+        'attempt', job.attempt, 'error', $8, 'trace', '')) END,
+    metadata = CASE WHEN $11::text IS NULL THEN job.metadata ELSE job.metadata || jsonb_build_object('output', $11::jsonb) END
 FROM ended WHERE job.id = ended.id
 RETURNING job.id";
 

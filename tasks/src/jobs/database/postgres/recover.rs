@@ -67,10 +67,12 @@ const EXPIRE: &str =
 /// The clients without a row are listed first, because Postgres checks the condition again after it
 /// has locked a job, and only against the job's own columns: another client may have claimed it.
 const RECOVER: &str = "
-WITH lost AS (
-    SELECT job.id, job.attempt, task.id AS task_id, task.state IS NOT DISTINCT FROM 0 OR coalesce(
-            job.metadata #>> '{tower_offload:interrupted,claimed_at}' = (extract(epoch FROM job.attempted_at) * 1000000)::bigint::text,
-            false) AS is_refunded,
+WITH claimed AS (
+    SELECT job.id, job.attempt, task.id AS task_id, task.state IS NOT DISTINCT FROM 0 AS is_queued,
+        coalesce(job.metadata #>> '{tower_offload:interrupted,claimed_at}' = (extract(epoch FROM job.attempted_at) * 1000000)::bigint::text,
+            false) AS is_noted,
+        CASE WHEN jsonb_typeof(job.metadata #> '{tower_offload:interrupted,count}') = 'number'
+            THEN least(greatest((job.metadata #>> '{tower_offload:interrupted,count}')::numeric, 0), $7::bigint)::bigint ELSE 0 END AS interruptions,
         CASE WHEN jsonb_typeof(job.metadata -> 'tower_offload:lost') = 'number'
             THEN least(greatest((job.metadata ->> 'tower_offload:lost')::numeric, 0), $5::bigint)::bigint ELSE 0 END AS losses
     FROM river_job AS job
@@ -80,6 +82,8 @@ WITH lost AS (
         WHERE claimed.state = 'running' AND claimed.attempted_by[array_upper(claimed.attempted_by, 1)] LIKE 'to-%'
         EXCEPT SELECT id FROM tower_offload_client))
     ORDER BY job.id LIMIT $1 FOR UPDATE OF job SKIP LOCKED
+), lost AS (
+    SELECT *, is_noted AND interruptions < $7 AS is_interrupted, is_queued OR is_noted AND interruptions < $7 AS is_refunded FROM claimed
 ), delayed AS (
     SELECT lost.*, CASE WHEN is_refunded THEN 0 ELSE ($2::bigint[])[losses + 1] END AS delay FROM lost
 ), explained AS (
@@ -98,28 +102,27 @@ UPDATE river_job AS job SET
     errors = CASE WHEN lost.is_refunded THEN job.errors ELSE array_append(coalesce(job.errors, '{}'), jsonb_build_object(
         'at', to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'),
         'attempt', job.attempt, 'error', $4::text, 'trace', '')) END,
-    metadata = CASE WHEN lost.is_refunded THEN job.metadata
+    metadata = CASE WHEN lost.is_interrupted THEN jsonb_set(job.metadata, '{tower_offload:interrupted,count}', to_jsonb(lost.interruptions + 1))
+        WHEN lost.is_refunded THEN job.metadata
         ELSE job.metadata || jsonb_build_object('tower_offload:lost', lost.losses + 1) END
 FROM delayed AS lost WHERE job.id = lost.id
 RETURNING job.id, job.kind, job.state::text, job.queue, lost.attempt, lost.is_refunded, lost.task_id";
 /// Notes in the metadata of running jobs that their attempts do not count if their processes end.
-/// The first note of a claim is final, so a repeated shutdown does not count it twice. Rows that
-/// River is completing are skipped: two statements that wait for each other's rows could deadlock.
+/// The recovery counts the interruption. Rows that River is completing are skipped: two statements
+/// that wait for each other's rows could deadlock.
 const NOTE_INTERRUPTED: &str = "
 WITH running AS (
-    SELECT job.id, claim.attempted_at, job.metadata #>> '{tower_offload:interrupted,claimed_at}' = claim.attempted_at::text AS is_noted,
+    SELECT job.id, claim.attempted_at,
         CASE WHEN jsonb_typeof(job.metadata #> '{tower_offload:interrupted,count}') = 'number'
             THEN least(greatest((job.metadata #>> '{tower_offload:interrupted,count}')::numeric, 0), $3::bigint)::bigint ELSE 0 END AS count
     FROM river_job AS job JOIN unnest($1::bigint[], $2::bigint[]) AS claim(id, attempted_at) ON claim.id = job.id
     WHERE job.state = 'running' AND job.max_attempts > 1
         AND (extract(epoch FROM job.attempted_at) * 1000000)::bigint = claim.attempted_at
     FOR UPDATE OF job SKIP LOCKED
-), noted AS (
-    UPDATE river_job AS job SET metadata = job.metadata || jsonb_build_object('tower_offload:interrupted',
-        jsonb_build_object('claimed_at', running.attempted_at, 'count', running.count + 1))
-    FROM running WHERE job.id = running.id AND running.count < $3 AND running.is_noted IS NOT true RETURNING job.id
 )
-SELECT id FROM noted UNION SELECT id FROM running WHERE is_noted";
+UPDATE river_job AS job SET metadata = job.metadata || jsonb_build_object('tower_offload:interrupted',
+    jsonb_build_object('claimed_at', running.attempted_at, 'count', running.count))
+FROM running WHERE job.id = running.id AND running.count < $3 RETURNING job.id";
 const NOTIFY: &str = "
 SELECT pg_notify(concat(current_schema(), '.river_insert'), json_build_object('queue', queue)::text)
 FROM unnest($1::text[]) AS queue";
@@ -128,7 +131,7 @@ FROM unnest($1::text[]) AS queue";
 async fn recover_batch(transaction: &mut PgTransaction<'_>, delays: &[i64]) -> Result<Vec<Recovered>, sqlx::Error> {
     let connection: &mut PgConnection = transaction;
     let recover = sqlx::query(RECOVER).bind(MAX_RECOVERY_BATCH as i64).bind(delays).bind(LOST_CLASS).bind(LOST_MESSAGE);
-    let recover = recover.bind(MAX_LOSSES as i64).bind(millis(MAX_IMMEDIATE_DELAY));
+    let recover = recover.bind(MAX_LOSSES as i64).bind(millis(MAX_IMMEDIATE_DELAY)).bind(MAX_INTERRUPTIONS);
     let rows = recover.fetch_all(&mut *connection).await?;
     let mut queues = BTreeSet::new();
     let mut recovered = Vec::with_capacity(rows.len());
