@@ -237,7 +237,9 @@ impl Admission {
             Some(key) => self.try_acquire_share(key),
         };
         // Calls of low priority are rejected early in any case, which says nothing about the load.
-        if let Some(overload) = self.overload.as_ref().filter(|_| !is_crowded) {
+        // Nor do the calls of a key that is over its share: the others still have room.
+        let is_early = is_crowded || acquired == Err(CallError::KeyLimited);
+        if let Some(overload) = self.overload.as_ref().filter(|_| !is_early) {
             self.observe(overload, acquired.is_ok());
         }
         acquired

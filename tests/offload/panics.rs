@@ -6,6 +6,7 @@ use std::{
         mpsc::{self, Receiver},
     },
     task::{Context, Poll, Wake, Waker},
+    time::Duration,
 };
 
 use futures_util::FutureExt;
@@ -270,11 +271,8 @@ async fn rejected_abandoned_and_panicked_calls_emit_one_event() {
     }
 }
 
-/// The subscriber is user code that runs between the crate's own steps. Its panic reaches the
-/// caller of that call.
-#[tokio::test]
-async fn panicking_subscriber_ends_only_its_call() {
-    use tower_offload::pool::{Admission, Runnable};
+/// Lets every event of this thread panic.
+fn panicking_subscriber() -> tracing::subscriber::DefaultGuard {
     use tracing_subscriber::layer::SubscriberExt;
     struct Explosive;
     impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Explosive {
@@ -282,6 +280,14 @@ async fn panicking_subscriber_ends_only_its_call() {
             panic!("a subscriber that panics");
         }
     }
+    tracing::subscriber::set_default(tracing_subscriber::registry().with(Explosive))
+}
+
+/// The subscriber is user code that runs between the crate's own steps. Its panic reaches the
+/// caller of that call.
+#[tokio::test]
+async fn panicking_subscriber_ends_only_its_call() {
+    use tower_offload::pool::{Admission, Runnable};
     /// Drops every runnable on the caller's thread, which emits a `call rejected` event to that
     /// thread's subscriber.
     #[derive(Debug)]
@@ -295,7 +301,7 @@ async fn panicking_subscriber_ends_only_its_call() {
             drop(runnable);
         }
     }
-    let _guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(Explosive));
+    let _guard = panicking_subscriber();
     let pool = Arc::new(Forgetful(Admission::new("forgetful", 1)));
     for _ in 0..3 {
         let panic = soon(AssertUnwindSafe(pool.run(|| ())).catch_unwind()).await.unwrap_err();
@@ -303,4 +309,33 @@ async fn panicking_subscriber_ends_only_its_call() {
         let stats = pool.admission().stats();
         assert_eq!((stats.in_flight, stats.queued, stats.permits_in_use), (0, 0, 0), "{stats:?}");
     }
+}
+
+#[tokio::test]
+async fn expired_call_leaves_the_queue_if_its_event_panics() {
+    use tower_offload::pool::{Admission, CallOptions, Runnable};
+    /// Keeps its runnables until the test runs them on its own thread.
+    #[derive(Debug)]
+    struct Later(Admission, Mutex<Vec<Runnable>>);
+    impl Pool for Later {
+        fn admission(&self) -> &Admission {
+            &self.0
+        }
+
+        fn schedule(&self, runnable: Runnable) {
+            self.1.lock().unwrap().push(runnable);
+        }
+    }
+    let pool = Arc::new(Later(Admission::new("later", 1), Mutex::default()));
+    let call = pool.run_with(CallOptions::new().timeout(Duration::from_millis(1)), || ());
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    let runnable = pool.1.lock().unwrap().pop().unwrap();
+    {
+        let _guard = panicking_subscriber();
+        runnable.run();
+    }
+    let panic = soon(AssertUnwindSafe(call).catch_unwind()).await.unwrap_err();
+    assert_eq!(panic.downcast_ref(), Some(&"a subscriber that panics"));
+    let stats = pool.admission().stats();
+    assert_eq!((stats.in_flight, stats.queued, stats.permits_in_use), (0, 0, 0), "{stats:?}");
 }

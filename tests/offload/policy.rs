@@ -16,7 +16,7 @@ use tower_layer::Layer;
 use tower_offload::{
     CallError, OffloadLayer, ThreadPool,
     offload::{Reject, RejectWithError, service_fn_blocking},
-    pool::{Codel, Pool, QueuePolicy},
+    pool::{CallOptions, Codel, Pool, QueuePolicy},
 };
 
 use crate::support::{
@@ -231,8 +231,12 @@ impl Paced {
     }
 
     fn call(&mut self) {
+        self.call_with(CallOptions::new());
+    }
+
+    fn call_with(&mut self, options: CallOptions) {
         let released = self.released.clone();
-        self.calls.spawn(self.pool.run(move || released.lock().unwrap().recv().unwrap()));
+        self.calls.spawn(self.pool.run_with(options, move || released.lock().unwrap().recv().unwrap()));
     }
 
     /// Ends one call, and waits until the thread has taken the next one.
@@ -294,4 +298,28 @@ async fn bursts_wait_and_steady_overload_is_rejected() {
         paced.millisecond(0).await;
     }
     assert_eq!(paced.pool.stats().queued, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn key_that_is_over_its_share_does_not_overload_the_pool() {
+    let (greedy, quiet) = (CallOptions::new().fair_by("greedy"), CallOptions::new().fair_by("quiet"));
+    let mut paced = Paced::new();
+    for _ in 0..1000 {
+        paced.call_with(greedy);
+    }
+    for _ in 0..300 {
+        for _ in 0..3 {
+            paced.call_with(greedy);
+        }
+        paced.millisecond(0).await;
+    }
+    let failed = paced.failed().await;
+    assert!(failed.len() > 600 && failed.iter().all(|error| *error == CallError::KeyLimited), "{failed:?}");
+    for _ in 0..20 {
+        paced.call_with(quiet);
+    }
+    assert_eq!((paced.failed().await, paced.pool.stats().overloads), (vec![], 0), "the burst waits");
+    while paced.pool.stats().in_flight > 0 {
+        paced.end_call().await;
+    }
 }

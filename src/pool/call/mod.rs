@@ -320,11 +320,14 @@ where
     /// Fails a call that has not started at its deadline.
     #[cold]
     fn expire(self: &Arc<Self>) -> Option<CallerWaker> {
+        let error = CallError::DeadlineExceeded;
+        // First, because recorders and subscribers are user code that may panic.
+        self.leave_queue();
         // A caller that reaches the deadline first has counted the rejection.
         if self.state.expire() {
-            self.metrics().rejected(CallError::DeadlineExceeded);
+            self.metrics().rejected(error);
         }
-        self.drop_cancelled(CallError::DeadlineExceeded)
+        self.fail(CallFailure::Rejected(error))
     }
 
     /// Fails a call whose caller is waiting for it.

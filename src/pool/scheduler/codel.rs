@@ -32,7 +32,8 @@ pub enum QueuePolicy {
     /// window in which fewer than an eighth of the arriving calls were rejected.
     ///
     /// The queue of a burst shrinks, and that of a fixed number of callers who wait for their
-    /// answers stays the same, so neither is an overload.
+    /// answers stays the same, so neither is an overload. Nor are calls of a key that are rejected
+    /// because it has used its [share of the queue](crate::pool#keys).
     AcceptBursts,
     /// Sheds calls to keep waits short. See [`Codel`].
     Codel(Codel),
