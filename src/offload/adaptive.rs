@@ -24,8 +24,8 @@ const TRUSTED: u8 = 64;
 
 const MAX_SCORE: u8 = 128;
 
-/// Amount by which a longer run lowers the score. Two in 64 runs, which may be due to other threads of the
-/// machine, do not end the trust.
+/// Amount by which a longer run lowers the score. Two in 64 runs, which may be due to other threads
+/// of the machine, do not end the trust.
 const PENALTY: u8 = 32;
 
 /// A run of this length on the caller's thread was a mistake.

@@ -68,8 +68,8 @@ impl<X, A> OffloadLayer<X, A> {
     /// further call of that key is rejected with [`CallError::KeyLimited`], by default with the
     /// status 429, or [waits](Self::wait). Calls without a [key](Self::fair_by) are not limited.
     ///
-    /// By default there is no such limit, because a key that is alone may use all threads. Keys with
-    /// calls in flight take some hundred bytes each; others are not stored. A key of a
+    /// By default there is no such limit, because a key that is alone may use all threads. Keys
+    /// with calls in flight take some hundred bytes each; others are not stored. A key of a
     /// [group](Self::fair_by_group) is limited, its group is not.
     ///
     /// ```
@@ -276,9 +276,9 @@ impl<X, A> OffloadLayer<X, A> {
     ///
     /// Return a value that the client cannot choose freely, such as the name of an authenticated
     /// tenant: a client that sends another key with each request counts as many clients. If it can
-    /// choose, group its keys with [`fair_by_group`](Self::fair_by_group). Only a hash of the key is
-    /// kept. The last call of one of these methods takes effect. A panic of the closure is a panic
-    /// of `call`.
+    /// choose, group its keys with [`fair_by_group`](Self::fair_by_group). Only a hash of the key
+    /// is kept. The last call of one of these methods takes effect. A panic of the closure is a
+    /// panic of `call`.
     ///
     /// ```
     /// use axum::{Router, routing::get};
@@ -309,8 +309,8 @@ impl<X, A> OffloadLayer<X, A> {
         self.inspect(|inner| FairBy::new(inner, OfRequest::new(key)))
     }
 
-    /// Like [`fair_by`](Self::fair_by), with a group and a key in it, such as a tenant and a user of
-    /// that tenant. Groups take turns, and the keys of a group share its turns. A tenant with a
+    /// Like [`fair_by`](Self::fair_by), with a group and a key in it, such as a tenant and a user
+    /// of that tenant. Groups take turns, and the keys of a group share its turns. A tenant with a
     /// thousand users gets no more than one with a single user.
     ///
     /// ```

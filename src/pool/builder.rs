@@ -47,8 +47,8 @@ impl ThreadPool {
     /// to `max_threads` threads, started when a call finds none idle and stopped after 10 s without
     /// work, and capacity for 1024 calls to wait. It is named `blocking`.
     ///
-    /// Threads, metrics and events are told apart by the name of the pool. If a program has two such
-    /// pools, use the builder to name them:
+    /// Threads, metrics and events carry the name of the pool. If a program has two
+    /// such pools, use the builder to name them:
     ///
     /// ```
     /// use tower_offload::ThreadPool;

@@ -12,9 +12,9 @@ pub enum CallError {
     /// The queue is full, or the layer has reached its limit, and no capacity became available in
     /// the time that the call may wait.
     Overloaded,
-    /// The key of the call has as many calls as it may have, while others have room: it has used its
-    /// share of the queue or of the layer's limit (see [`pool`](crate::pool#keys)), or it has reached
-    /// [`max_in_flight_per_key`](crate::OffloadLayer::max_in_flight_per_key).
+    /// The key of the call has as many calls as it may have, while others have room: it has used
+    /// its share of the queue or of the layer's limit (see [`pool`](crate::pool#keys)), or it has
+    /// reached [`max_in_flight_per_key`](crate::OffloadLayer::max_in_flight_per_key).
     KeyLimited,
     /// The pool is shut down, or its runtime is gone.
     Closed,
@@ -35,8 +35,8 @@ pub enum CallError {
 
 impl CallError {
     /// Returns a short machine-readable name: `"no_runtime"`, `"overloaded"`, `"key_limited"`,
-    /// `"closed"`, `"expired"`, `"deadline_exceeded"`, `"deadlock"` or `"panicked"`. Metrics use it as
-    /// the label `reason`.
+    /// `"closed"`, `"expired"`, `"deadline_exceeded"`, `"deadlock"` or `"panicked"`. Metrics use it
+    /// as the label `reason`.
     pub const fn as_str(&self) -> &'static str {
         match self {
             Self::NoRuntime => "no_runtime",

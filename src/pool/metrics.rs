@@ -425,8 +425,8 @@ impl Metrics {
         record!(self, active.decrement(1));
     }
 
-    /// Records a call whose first poll ran on the caller's thread. `blocked` is how long it occupied
-    /// the thread, if that was too long.
+    /// Records a call whose first poll ran on the caller's thread. `blocked` is how long it
+    /// occupied the thread, if that was too long.
     pub(crate) fn ran_in_place(&self, blocked: Option<Duration>) {
         let stripe = self.stripe();
         stripe.in_place.fetch_add(1, Relaxed);
@@ -578,8 +578,8 @@ mod recorder {
     /// Reasons for which a call has no caller.
     const CANCELLATIONS: [CancelReason; 2] = [CancelReason::CallerLeft, CancelReason::DeadlineExceeded];
 
-    /// Handles of one pool, registered when it is created, so that counters are 0 before their first
-    /// event, and again at its first call. A recorder that is installed in between therefore
+    /// Handles of one pool, registered when it is created, so that counters are 0 before their
+    /// first event, and again at its first call. A recorder that is installed in between therefore
     /// receives everything.
     #[derive(Debug)]
     pub(super) struct Recorder {

@@ -18,11 +18,12 @@ use crate::{grpc::is_grpc, pool::CallError};
 /// | `DeadlineExceeded` | 504 | 4 `DEADLINE_EXCEEDED` |
 /// | `NoRuntime`, `Deadlock`, `Panicked` | 500 | 13 `INTERNAL` |
 ///
-/// The body is empty. A 503 or 429 has `Retry-After` in whole seconds, at least 1 ([RFC 9110, section
-/// 10.2.3]). A passed deadline is a 504, the status that [`google.rpc.Code`] maps it to, and not a
-/// 503: the work may have run, and a retry after some time does not make it faster. A request with the content type `application/grpc*` receives a trailers-only response
-/// ([gRPC over HTTP/2]): status 200, with `grpc-status` and `grpc-message` in the header. Error and
-/// body types of the stack do not change, so no `HandleErrorLayer` is needed.
+/// The body is empty. A 503 or 429 has `Retry-After` in whole seconds, at least 1 ([RFC 9110,
+/// section 10.2.3]). A passed deadline is a 504, the status that [`google.rpc.Code`] maps it to,
+/// and not a 503: the work may have run, and a retry after some time does not make it faster. A
+/// request with the content type `application/grpc*` receives a trailers-only response ([gRPC over
+/// HTTP/2]): status 200, with `grpc-status` and `grpc-message` in the header. Error and body types
+/// of the stack do not change, so no `HandleErrorLayer` is needed.
 ///
 /// [`google.rpc.Code`]: https://github.com/googleapis/googleapis/blob/master/google/rpc/code.proto
 /// [RFC 9110, section 10.2.3]: https://www.rfc-editor.org/rfc/rfc9110#section-10.2.3

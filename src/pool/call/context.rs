@@ -245,8 +245,8 @@ impl CurrentCall {
         Current::with_call(|current| current.call.clone())
     }
 
-    /// Adds to `options` the deadline of this thread. Returns the innermost layer permit of the call
-    /// that it works on.
+    /// Adds to `options` the deadline of this thread. Returns the innermost layer permit of the
+    /// call that it works on.
     #[inline]
     pub(crate) fn inherit(options: &mut CallOptions) -> Option<Arc<dyn LayerPermit>> {
         let inherited = CURRENT.try_with(|current| {

@@ -232,7 +232,8 @@ fn expired_call_is_counted_once_and_dropped() {
             let (call, rejections) = (call.clone(), rejections.clone());
             move || call.expire(&rejections)
         });
-        // The caller's timer. Whether the worker has completed the call or not, its error is the same.
+        // The caller's timer. Whether the worker has completed the call or not, its error is the
+        // same.
         if call.state.expire() {
             rejections.fetch_add(1, SeqCst);
         }

@@ -148,7 +148,8 @@ where
 }
 
 /// The fields are in an order in which few cache lines pass between the caller and the worker:
-/// those that both of them access are next to the reference counts and to the beginning of `progress`.
+/// those that both of them access are next to the reference counts and to the beginning of
+/// `progress`.
 #[repr(C)]
 struct Call<F: Future> {
     state: CallState,

@@ -289,8 +289,8 @@ impl<T: QueueItem> Lane<T> {
         newest
     }
 
-    /// Removes the next call that is not cancelled. Cancelled ones are moved to `shed`, unless there
-    /// is no other call.
+    /// Removes the next call that is not cancelled. Cancelled ones are moved to `shed`, unless
+    /// there is no other call.
     fn pop_wanted(&mut self, now: Option<Instant>, shed: &mut Vec<T>) -> Option<T> {
         let mut item = self.pop(now, shed)?;
         while item.is_cancelled() && shed.len() < MAX_SHED {

@@ -287,8 +287,8 @@ impl LeasedClient {
         }
     }
 
-    /// Closes the connections of a client that has ended and was replaced. Otherwise the store holds
-    /// them on Postgres, to direct them to another server. On SQLite they are closed with the
+    /// Closes the connections of a client that has ended and was replaced. Otherwise the store
+    /// holds them on Postgres, to direct them to another server. On SQLite they are closed with the
     /// client.
     pub(super) async fn close_connections(&self) {
         #[cfg(feature = "postgres")]

@@ -37,8 +37,8 @@ pub struct JobsStats {
     /// Number of attempts that were handed back without counting: at a shutdown, or because the
     /// pool was full.
     pub returned: u64,
-    /// Number of attempts that a shutdown has interrupted: their closures were still running when it
-    /// timed out. They do not count.
+    /// Number of attempts that a shutdown has interrupted: their closures were still running when
+    /// it timed out. They do not count.
     pub interrupted: u64,
     /// Number of River clients: the current one, and replaced ones whose jobs or leases have not
     /// ended.

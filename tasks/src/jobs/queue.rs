@@ -69,8 +69,8 @@ pub(super) struct InsertSenders {
 struct State {
     /// `None` before the first client has started.
     client: Option<Arc<LeasedClient>>,
-    /// The current client and the clients it has replaced, until their jobs have ended. Their claims
-    /// are claims of this process.
+    /// The current client and the clients it has replaced, until their jobs have ended. Their
+    /// claims are claims of this process.
     clients: Vec<Arc<LeasedClient>>,
     /// Time of the latest replacement because of ends that were not written.
     replaced_at: Option<Instant>,

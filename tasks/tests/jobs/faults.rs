@@ -460,7 +460,8 @@ async fn transaction_with_a_unique_job_delays_only_its_duplicates() {
     assert!(jobs.shutdown(LONG).await.is_clean());
 }
 
-/// Makes the database reject the result `"rejected"`, as one of another encoding rejects some texts.
+/// Makes the database reject the result `"rejected"`, as one of another encoding rejects some
+/// texts.
 async fn reject_one_result(database: &TestDatabase) {
     database
         .execute(

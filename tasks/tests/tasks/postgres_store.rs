@@ -450,7 +450,8 @@ async fn blocked_statements_use_no_more_than_the_documented_connections() {
     assert!(accepted.is_ok() || accepted.is_err_and(|error| error.is_store()), "an outage ends within seconds");
 }
 
-/// The table is locked for longer than clients wait for a response, and each that leaves is replaced.
+/// The table is locked for longer than clients wait for a response, and each that leaves is
+/// replaced.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn callers_that_leave_blocked_reads_add_no_connections() {
     let Some(backend) = OnServer::fresh().await else { return };

@@ -205,9 +205,10 @@ WHERE id = $1 AND state = 1 AND attempt = $2";
         dispatch!(self, |database| database.write_end(end, backoff).await)
     }
 
-    /// Notes that attempts that are running during or after a shutdown do not count if their process
-    /// ends first. Returns River's ids of the jobs for which that is noted: not of jobs with one
-    /// attempt, which run at most once, and at most [`recovery::MAX_INTERRUPTIONS`] times for a job.
+    /// Notes that attempts that are running during or after a shutdown do not count if their
+    /// process ends first. Returns River's ids of the jobs for which that is noted: not of jobs
+    /// with one attempt, which run at most once, and at most [`recovery::MAX_INTERRUPTIONS`] times
+    /// for a job.
     ///
     /// The note names the claim, so it has no effect on later attempts.
     pub(super) async fn note_interrupted(&self, claims: &[Claim]) -> Result<Vec<i64>, StoreError> {

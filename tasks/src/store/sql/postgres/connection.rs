@@ -31,7 +31,8 @@ pub(crate) enum Role {
     Lease,
     /// Writes the batches of the writer.
     Write,
-    /// Sweeps, polls for cancel requests and for followed records, inserts and recovers jobs, and writes their progress.
+    /// Sweeps, polls for cancel requests and for followed records, inserts and recovers jobs, and
+    /// writes their progress.
     Maintenance,
     /// Reads records for clients, of which there may be any number.
     Read,
