@@ -51,7 +51,7 @@ impl Outcome {
     }
 }
 
-/// How far a response got, from the earliest end to the latest.
+/// How a response ended. The variants are in the order in which a response can reach them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum End {

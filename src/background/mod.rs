@@ -155,7 +155,7 @@ impl Background {
         BackgroundBuilder::new()
     }
 
-    /// Submits a closure, which runs on the pool. It is a [task](Self::task) without a name and a
+    /// Submits a closure, which runs on the pool. It is a [task](Self::task) without a name or a
     /// timeout.
     ///
     /// # Errors
@@ -170,7 +170,7 @@ impl Background {
     }
 
     /// Submits a future, which is polled on the pool, within the current runtime. It is a
-    /// [task](Self::task) without a name and a timeout.
+    /// [task](Self::task) without a name or a timeout.
     ///
     /// A future that blocks holds a thread of the pool and delays neither the runtime nor its
     /// connections. [`TaskBuilder::on_runtime`] runs a future on the runtime itself.

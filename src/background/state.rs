@@ -86,7 +86,7 @@ pub struct BackgroundStats {
     pub rejected: u64,
     /// Current number of tasks that wait for the end of a response.
     pub awaiting_response: usize,
-    /// Current number of other reservations without work.
+    /// Current number of reservations outside of a response that have no work yet.
     pub reserved: usize,
     /// Total number of tasks that were skipped: the reservation was dropped without work, or the
     /// response did not meet the condition of the task.

@@ -148,8 +148,9 @@ impl<X, A> OffloadLayer<X, A> {
     /// Runs short calls on the caller's thread, where they cost less than a hop to the pool.
     ///
     /// After 64 calls that each returned their response within 50 us and without awaiting, calls
-    /// run where they are made. Calls that take longer or await end that, unless they are rare. A
-    /// call that awaits continues on the pool. If a call occupies its caller's thread for more than
+    /// run where they are made. If more than about 3 % of them take longer or await, calls are
+    /// offloaded again. A call that awaits continues on the pool. `PoolStats::in_place` counts the
+    /// calls that ran where they were made. If a call occupies its caller's thread for more than
     /// 1 ms, the event `call blocked its caller's thread` is emitted, and every call is offloaded
     /// for a minute. Only one call at a time runs on a caller's thread. So at most one call per
     /// minute delays other tasks by more than 1 ms, and only those of one thread.
@@ -270,7 +271,7 @@ impl<X, A> OffloadLayer<X, A> {
     /// key or an address. A key that makes a thousand times as many calls as another one delays it
     /// by at most one call per thread.
     ///
-    /// Keys whose calls wait take turns within their [priority](Self::priority), and one key can
+    /// The closure returns an owned key. Keys whose calls wait take turns within their [priority](Self::priority), and one key can
     /// fill half of the queue. See [keys](crate::pool#keys) for what is guaranteed. Requests of
     /// layers without `fair_by` on the same pool take turns like one more key.
     ///
@@ -346,8 +347,8 @@ impl<X, A> OffloadLayer<X, A> {
         self.inspect(|inner| FairByGroup::new(inner, OfRequest::new(group_and_key)))
     }
 
-    /// Gives each HTTP request for which the closure returns a timeout a
-    /// [deadline](self::super#deadlines), measured from the `call` of the layer's service.
+    /// Sets a [deadline](self::super#deadlines) for each HTTP request for which the closure returns
+    /// a duration, which is measured from the `call` of the layer's service.
     ///
     /// A request that has not started by then never starts. Its caller, or that of work which is
     /// running, is answered with [`CallError::DeadlineExceeded`]: by default a 504, or the gRPC
@@ -384,7 +385,8 @@ impl<X, A> OffloadLayer<X, A> {
         self.inspect(|inner| Timeout::new(inner, OfRequest::new(timeout)))
     }
 
-    /// Gives each request with the header `grpc-timeout` that [`timeout`](Self::timeout).
+    /// Reads the [timeout](Self::timeout) of each HTTP request, gRPC or not, from its header
+    /// `grpc-timeout`.
     ///
     /// It is an option because any client can send the header. It never extends a timeout of the
     /// server: the earliest deadline applies. A malformed value is ignored, as tonic does, so set a

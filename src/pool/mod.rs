@@ -52,7 +52,6 @@
 //!   delayed, but never starved.
 //! * [`Priority::Low`]: some calls run only when there is capacity. The excess is rejected when
 //!   half of the queue is in use, and shed first.
-//!
 //! * [Keys](#keys): a client that makes too many calls delays only itself, and is the one whose
 //!   calls are rejected.
 //!

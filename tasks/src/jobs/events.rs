@@ -19,7 +19,7 @@ pub struct JobsStats {
     pub running: usize,
     /// Number of jobs that this process has claimed and that wait for a thread of their pool.
     pub waiting: usize,
-    /// Number of jobs whose work has ended and whose end is not known to be written.
+    /// Number of jobs whose work has ended, and whose final state the database has not confirmed.
     pub unwritten: usize,
     /// Number of attempts that succeeded.
     pub succeeded: u64,
@@ -244,7 +244,11 @@ pub(super) fn still_running(counters: &Counters, still_running: &[TaskId], inter
     if !still_running.is_empty() {
         let ids = still_running.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
         let counted = still_running.len() - interrupted.len();
-        tracing::warn!(ids, counted, "jobs are still running after the shutdown: if the process ends, they run again");
+        tracing::warn!(
+            ids,
+            counted,
+            "jobs are still running after the shutdown: if the process ends, they run again, or fail if no attempt is left"
+        );
     }
     #[cfg(not(feature = "tracing"))]
     let _ = still_running;

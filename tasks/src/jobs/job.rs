@@ -128,8 +128,7 @@ impl Unique {
     /// Restricts the criterion to jobs of the same period.
     ///
     /// Periods start at multiples of their length since 1970, by the clock of the host that
-    /// enqueues the job. The length is truncated to whole
-    /// seconds and is at least one second.
+    /// enqueues the job. The length is truncated to whole seconds and is at least one second.
     pub fn within(self, period: Duration) -> Self {
         Self { options: self.options.with_by_period(Duration::from_secs(period.as_secs().max(1))), ..self }
     }

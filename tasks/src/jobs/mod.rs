@@ -194,6 +194,7 @@ use crate::{StoreError, TaskId, Tasks};
 /// See the [module documentation](crate::jobs). Dropping the last clone has the effect of a
 /// [`shutdown`](Self::shutdown) without a grace period.
 #[derive(Clone)]
+#[must_use = "dropping the last handle stops the queue"]
 pub struct Jobs {
     owner: Arc<Owner>,
 }
@@ -382,7 +383,8 @@ pub struct JobsShutdownReport {
     pub ended: usize,
     /// Number of jobs that were requeued during the shutdown. The attempt does not count.
     pub returned: usize,
-    /// Jobs whose closure is still running. If the process ends now, they run again.
+    /// Jobs whose closure is still running. If the process ends now, they run again, except those
+    /// without an attempt left, which fail.
     pub still_running: Vec<TaskId>,
     /// The jobs of [`still_running`](Self::still_running) of which the attempt does not count if
     /// the process ends now. See [`Jobs::shutdown`].

@@ -6,8 +6,8 @@ use std::time::Duration;
 /// otherwise that of the process. In between there may be more and older records. A
 /// [`MemoryStore`](crate::MemoryStore) never exceeds its capacity.
 ///
-/// If the clock of the process is set, records of before that are older or younger by the
-/// difference: after two hours forward, those of the last 22 hours are kept by default, and after
+/// If the clock of the process is changed, earlier records seem older or younger by that amount:
+/// after two hours forward, those of the last 22 hours are kept by default, and after
 /// two hours back, those of the last 26. The maximum number still evicts earlier records first.
 ///
 /// The default keeps the 10 000 latest records for at most a day, and tombstones for a week. A

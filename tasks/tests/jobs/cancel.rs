@@ -36,7 +36,7 @@ async fn queued_job_is_cancelled_after_its_queue_was_shut_down(database: TestDat
     assert!(jobs.shutdown(LONG).await.is_clean());
     let cancelled = tasks.cancel(waiting.id()).await.unwrap().into_record().unwrap();
     assert_eq!((cancelled.state, cancelled.reason), (TaskState::Cancelled, Some(Reason::Requested)));
-    TestWorkers::new().start(&tasks).await; // the first queue has ended
+    drop(TestWorkers::new().start(&tasks).await); // the first queue has ended
 }
 
 async fn job_is_cancelled_after_the_shutdown_of_its_tasks(database: TestDatabase) {

@@ -80,7 +80,7 @@ impl HeldJob {
     /// The leader starts first. The job has a queue of its own, so that the leader does not claim
     /// it.
     async fn start_with_leader(leader: ClientBuilder, database: TestDatabase) -> (Self, OtherClient) {
-        without_workers(&database).await; // creates the tables
+        drop(without_workers(&database).await); // creates the tables
         let leader = OtherClient::start_with(eager(leader));
         wait_for_count(&database, "SELECT count(*) FROM river_leader").await;
         let tasks = database.tasks().await;
