@@ -22,7 +22,6 @@ use super::{
     priority::Priority,
     scheduler::QueuePolicy,
     semaphore::Semaphore,
-    shares::Shares,
     stats::{PoolShutdownReport, PoolStats},
 };
 use crate::{
@@ -51,8 +50,6 @@ pub struct Admission {
     /// Maximum number of threads that run calls. `None` if it is not known.
     max_threads: Option<usize>,
     semaphore: Semaphore,
-    /// The permits of calls with a key.
-    shares: Mutex<Shares>,
     overload: Option<Overload>,
     /// `OPEN`, `CLOSED` or `HALTED`. It only increases.
     phase: AtomicU8,
@@ -106,8 +103,7 @@ impl Admission {
             name,
             capacity: queue_capacity,
             max_threads: None,
-            semaphore: Semaphore::new(queue_capacity),
-            shares: Mutex::default(),
+            semaphore: Semaphore::with_shares(queue_capacity),
             overload: None,
             phase: AtomicU8::new(OPEN),
             changed: Notify::new(),
@@ -230,12 +226,7 @@ impl Admission {
         }
         let CallOptions { priority, key, .. } = options;
         let is_crowded = priority == Priority::Low && self.semaphore.in_use() >= self.semaphore.limit().div_ceil(2);
-        let acquired = match key {
-            _ if is_crowded => Err(CallError::Overloaded),
-            None if self.semaphore.try_acquire() => Ok(()),
-            None => Err(CallError::Overloaded),
-            Some(key) => self.try_acquire_share(key),
-        };
+        let acquired = if is_crowded { Err(CallError::Overloaded) } else { self.semaphore.try_acquire_share(key) };
         // Calls of low priority are rejected early in any case, which says nothing about the load.
         // Nor do the calls of a key that is over its share: the others still have room.
         let is_early = is_crowded || acquired == Err(CallError::KeyLimited);
@@ -243,23 +234,6 @@ impl Admission {
             self.observe(overload, acquired.is_ok());
         }
         acquired
-    }
-
-    /// Acquires a permit for a call with a key.
-    ///
-    /// The permit is counted after it was acquired, and no longer counted before it is released. A
-    /// key may therefore briefly have a permit that is not counted.
-    fn try_acquire_share(&self, key: CallKey) -> Result<(), CallError> {
-        let mut shares = lock(&self.shares);
-        let left = self.semaphore.limit().saturating_sub(self.semaphore.in_use());
-        if left > 0 && !shares.has_room(key, left) {
-            return Err(CallError::KeyLimited);
-        }
-        if !self.semaphore.try_acquire() {
-            return Err(CallError::Overloaded);
-        }
-        shares.add(key);
-        Ok(())
     }
 
     /// Records an arrival, and changes the number of calls that may wait if the pool becomes
@@ -312,23 +286,16 @@ impl Admission {
         has_excess.then_some(overload.limit)
     }
 
-    /// Waits for a permit for the queue. Keys take turns, and calls of a key are served in order of
-    /// arrival.
+    /// Waits for a permit for the queue. Keys take turns, calls of a key are served in order of
+    /// arrival, and a key that has used its share waits until it has less.
     pub(super) async fn acquire(&self, key: Option<CallKey>) -> Result<(), CallError> {
-        self.semaphore.acquire(key).await.map_err(|_| CallError::Closed)?;
-        if let Some(key) = key {
-            lock(&self.shares).add(key);
-        }
-        Ok(())
+        self.semaphore.acquire(key).await.map_err(|_| CallError::Closed)
     }
 
     /// Releases a permit for the queue that was acquired with this key.
     #[inline]
     pub(super) fn release(&self, key: Option<CallKey>) {
-        if let Some(key) = key {
-            lock(&self.shares).remove(key);
-        }
-        self.semaphore.release();
+        self.semaphore.release_share(key);
     }
 
     /// Records that a call is about to be polled for the first time. It has waited in the queue for

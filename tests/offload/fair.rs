@@ -359,3 +359,24 @@ async fn greedy_key_leaves_room_to_wait_for_others() {
         response.unwrap();
     }
 }
+
+#[tokio::test]
+async fn key_that_waits_leaves_room_in_the_queue_for_others() {
+    for pool in pools(1, 8) {
+        let layer = OffloadLayer::new(pool.clone()).reject(RejectWithError).wait(LONG);
+        let service = layer.fair_by_request(|key: &u32| *key).layer(service_fn_blocking(TestResult::Ok));
+        let held = hold(&pool).await;
+        let greedy: Vec<_> = (0..20).map(|_| tokio::spawn(service.clone().oneshot(GREEDY))).collect();
+        eventually(|| pool.admission().stats().waiting == 16).await;
+        let quiet = [pool.run_with(of(QUIET), || ()), pool.run(|| ())];
+        assert_eq!(pool.admission().stats().permits_in_use, 6);
+        held.release().await.unwrap();
+        for call in quiet {
+            soon(call).await.unwrap();
+        }
+        for call in greedy {
+            soon(call).await.unwrap().unwrap();
+        }
+        eventually(|| pool.admission().stats().permits_in_use == 0).await;
+    }
+}

@@ -98,8 +98,8 @@ impl<Q: Flow> Flows<Q> {
     }
 
     /// Removes an entry of the flow whose turn it is. That may be `unkeyed`, the entries without a
-    /// key. `pop` removes an entry, and others as it likes. It returns `None` only from a flow that
-    /// is empty then.
+    /// key. `pop` removes an entry, and others as it likes. A flow from which it returns `None` is
+    /// passed over: one that is not empty then has the last turn.
     pub(super) fn pop<T>(&mut self, unkeyed: &mut Q, mut pop: impl FnMut(&mut Q) -> Option<T>) -> Option<T> {
         if self.size.entries == 0 {
             return pop(unkeyed);
@@ -221,10 +221,11 @@ impl<Q> Turns<Q> {
         })
     }
 
-    /// Calls `take` with one queue after the other until it returns an entry. `take` also returns
-    /// whether the queue still waits. It does not if there was no entry.
+    /// Calls `take` with one queue after the other until it returns an entry, and with each once at
+    /// most. `take` also returns whether the queue still waits.
     fn next<T>(&mut self, mut take: impl FnMut(&mut Q) -> (Option<T>, bool)) -> Option<T> {
-        while let Some(id) = self.order.pop_front() {
+        for _ in 0..self.order.len() {
+            let id = self.order.pop_front()?;
             let Some(queue) = self.queues.get_mut(&id) else { continue };
             let (entry, is_waiting) = take(queue);
             if is_waiting {

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 
 use tokio::sync::oneshot;
 
-use super::{flows::Flows, key::CallKey};
+use super::{error::CallError, flows::Flows, key::CallKey, shares::Shares};
 use crate::{
     panic::{catch_unwind, drop_payload, ignore_panic},
     sync::{
@@ -33,13 +33,19 @@ use crate::{
 ///    serves waiters.
 ///
 /// At least one of the two sees the other's write, so that no waiter is left while a permit is
-/// free.
+/// free that it may have.
+///
+/// # Shares
+///
+/// With [`with_shares`](Self::with_shares) a key has at most its share of the permits (see
+/// [`Shares`]). Waiters of a key that has used it are passed over, and are no reason to refuse a
+/// permit to others.
 #[derive(Debug)]
 pub(crate) struct Semaphore {
     /// Maximum number of permits in use. More may be in use after it was lowered.
     limit: AtomicUsize,
     /// `true` while tasks wait. Written under the lock of `waiters`. While it is set, permits are
-    /// acquired only on behalf of the first waiter.
+    /// acquired only under that lock, and for others only if no waiter may have them.
     has_waiters: AtomicBool,
     acquire: Padded<AcquireSide>,
     /// Number of permits released so far. Invariant: `released <= acquired`, and no permit is
@@ -61,52 +67,86 @@ struct AcquireSide {
 #[derive(Debug)]
 struct Waiters {
     is_closed: bool,
-    /// A message is sent once a permit was acquired for the receiver.
-    queue: VecDeque<oneshot::Sender<()>>,
+    queue: VecDeque<Waiter>,
     /// Waiters with a key.
-    keyed: Flows<VecDeque<oneshot::Sender<()>>>,
+    keyed: Flows<VecDeque<Waiter>>,
+    /// Permits in use by calls with a key. `None` if keys have no share. A permit is counted when it
+    /// is acquired, and no longer counted before it is released.
+    shares: Option<Shares>,
     /// Upper bound of the number of waiters whose receiver was dropped.
     cancelled: usize,
 }
 
+#[derive(Debug)]
+struct Waiter {
+    key: Option<CallKey>,
+    /// A message is sent once a permit was acquired for the receiver.
+    sender: oneshot::Sender<()>,
+}
+
 impl Waiters {
-    fn new() -> Self {
-        Self { is_closed: false, queue: VecDeque::new(), keyed: Flows::new(), cancelled: 0 }
+    fn new(shares: Option<Shares>) -> Self {
+        Self { is_closed: false, queue: VecDeque::new(), keyed: Flows::new(), shares, cancelled: 0 }
     }
 
     fn len(&self) -> usize {
         self.queue.len() + self.keyed.len()
     }
 
-    fn push(&mut self, key: Option<CallKey>, waiter: oneshot::Sender<()>) {
-        match key {
+    fn push(&mut self, waiter: Waiter) {
+        match waiter.key {
             None => self.queue.push_back(waiter),
             Some(key) => self.keyed.push(key, VecDeque::new, |queue| queue.push_back(waiter)),
         }
     }
 
-    /// Removes the next waiter. Those whose receiver was dropped are skipped.
-    fn pop(&mut self) -> Option<oneshot::Sender<()>> {
-        let Self { queue, keyed, cancelled, .. } = self;
-        keyed.pop(queue, |queue| {
+    /// Removes the next waiter whose key may have one of the `left` permits, and counts it. Those
+    /// whose receiver was dropped are skipped.
+    fn pop(&mut self, left: usize) -> Option<Waiter> {
+        let Self { queue, keyed, shares, cancelled, .. } = self;
+        let may_have = |key: Option<CallKey>| match (&*shares, key) {
+            (Some(shares), Some(key)) => shares.has_room(key, left),
+            _ => true,
+        };
+        let waiter = keyed.pop(queue, |queue| {
             loop {
-                let waiter = queue.pop_front()?;
-                if !waiter.is_closed() {
-                    return Some(waiter);
+                let waiter = queue.front()?;
+                if waiter.sender.is_closed() {
+                    queue.pop_front();
+                    *cancelled = cancelled.saturating_sub(1);
+                } else if may_have(waiter.key) {
+                    return queue.pop_front();
+                } else {
+                    return None;
                 }
-                *cancelled = cancelled.saturating_sub(1);
             }
-        })
+        })?;
+        self.count(waiter.key);
+        Some(waiter)
+    }
+
+    /// Counts a permit of a key.
+    fn count(&mut self, key: Option<CallKey>) {
+        if let (Some(shares), Some(key)) = (&mut self.shares, key) {
+            shares.add(key);
+        }
+    }
+
+    /// Stops counting a permit of a key.
+    fn uncount(&mut self, key: CallKey) {
+        if let Some(shares) = &mut self.shares {
+            shares.remove(key);
+        }
     }
 
     /// Removes the waiters whose receiver was dropped.
     fn remove_cancelled(&mut self) {
         self.cancelled = 0;
-        self.queue.retain(|waiter| !waiter.is_closed());
-        self.keyed.for_each(|queue| queue.retain(|waiter| !waiter.is_closed()));
+        self.queue.retain(|waiter| !waiter.sender.is_closed());
+        self.keyed.for_each(|queue| queue.retain(|waiter| !waiter.sender.is_closed()));
     }
 
-    fn take(&mut self) -> Vec<oneshot::Sender<()>> {
+    fn take(&mut self) -> Vec<Waiter> {
         let mut waiters = Vec::from(std::mem::take(&mut self.queue));
         self.keyed.for_each(|queue| waiters.extend(queue.drain(..)));
         waiters
@@ -119,12 +159,21 @@ pub(crate) struct Closed;
 
 impl Semaphore {
     pub(crate) fn new(limit: usize) -> Self {
+        Self::of(limit, None)
+    }
+
+    /// Returns a semaphore of which each key has at most its share.
+    pub(super) fn with_shares(limit: usize) -> Self {
+        Self::of(limit, Some(Shares::default()))
+    }
+
+    fn of(limit: usize, shares: Option<Shares>) -> Self {
         Self {
             limit: AtomicUsize::new(limit),
             has_waiters: AtomicBool::new(false),
             acquire: Padded::default(),
             released: Padded::default(),
-            waiters: Mutex::new(Waiters::new()),
+            waiters: Mutex::new(Waiters::new(shares)),
         }
     }
 
@@ -169,15 +218,44 @@ impl Semaphore {
         fence(SeqCst);
         if self.has_waiters.load(Relaxed) {
             let served = self.serve(&mut lock(&self.waiters));
-            for _ in 0..send(served) {
-                self.release();
-            }
+            self.send(served);
         }
     }
 
     /// Acquires a permit if one is available and no task waits.
     pub(crate) fn try_acquire(&self) -> bool {
         !self.has_waiters.load(Relaxed) && self.acquire_unfair()
+    }
+
+    /// Acquires a permit if one is available that no waiter may have, and if the key has not used
+    /// its share.
+    ///
+    /// # Errors
+    ///
+    /// Returns `KeyLimited` if only the share of the key is used up, and otherwise `Overloaded`.
+    pub(super) fn try_acquire_share(&self, key: Option<CallKey>) -> Result<(), CallError> {
+        if key.is_none() && !self.has_waiters.load(Relaxed) {
+            return if self.acquire_unfair() { Ok(()) } else { Err(CallError::Overloaded) };
+        }
+        if self.is_in_use(self.limit()) {
+            return Err(CallError::Overloaded);
+        }
+        let mut waiters = lock(&self.waiters);
+        let (served, has_spare) = self.acquire_for(&mut waiters);
+        let acquired = match (key, &waiters.shares) {
+            _ if !has_spare => Err(CallError::Overloaded),
+            (Some(key), Some(shares)) if !shares.has_room(key, self.left_with_spare()) => {
+                self.discard_spare();
+                Err(CallError::KeyLimited)
+            }
+            _ => {
+                waiters.count(key);
+                Ok(())
+            }
+        };
+        drop(waiters);
+        self.send(served);
+        acquired
     }
 
     fn acquire_unfair(&self) -> bool {
@@ -205,7 +283,7 @@ impl Semaphore {
 
     /// Waits for a permit. A wait that is cancelled neither keeps nor loses a permit.
     pub(crate) async fn acquire(&self, key: Option<CallKey>) -> Result<(), Closed> {
-        let mut wait = Wait { semaphore: self, permit: self.enqueue(key)?, is_done: false };
+        let mut wait = Wait { semaphore: self, key, permit: self.enqueue(key)?, is_done: false };
         let received = (&mut wait.permit).await;
         wait.is_done = true;
         received.map_err(|_| Closed)
@@ -220,50 +298,105 @@ impl Semaphore {
             if waiters.is_closed {
                 return Err(Closed);
             }
-            waiters.push(key, sender);
+            waiters.push(Waiter { key, sender });
             self.has_waiters.store(true, Relaxed);
             fence(SeqCst);
             self.serve(&mut waiters)
         };
-        for _ in 0..send(served) {
-            self.release();
-        }
+        self.send(served);
         Ok(receiver)
     }
 
     /// Releases a permit, and serves waiters.
     pub(crate) fn release(&self) {
-        let mut permits = 1;
-        while permits > 0 {
-            self.released.fetch_add(permits, SeqCst);
-            if cfg!(tower_offload_loom) {
-                fence(SeqCst); // Loom treats `SeqCst` accesses like `AcqRel`.
+        let served = self.release_some(1);
+        self.send(served);
+    }
+
+    /// Releases a permit that was acquired with this key, and serves waiters.
+    pub(super) fn release_share(&self, key: Option<CallKey>) {
+        if let Some(key) = key {
+            lock(&self.waiters).uncount(key);
+        }
+        self.release();
+    }
+
+    /// Returns the waiters to which permits must be sent.
+    fn release_some(&self, permits: usize) -> Vec<Waiter> {
+        self.released.fetch_add(permits, SeqCst);
+        if cfg!(tower_offload_loom) {
+            fence(SeqCst); // Loom treats `SeqCst` accesses like `AcqRel`.
+        }
+        if !self.has_waiters.load(SeqCst) {
+            return Vec::new();
+        }
+        self.serve(&mut lock(&self.waiters))
+    }
+
+    /// Sends permits that were acquired for waiters, and releases those of waiters that were
+    /// cancelled meanwhile.
+    fn send(&self, mut served: Vec<Waiter>) {
+        loop {
+            let mut cancelled = 0;
+            for Waiter { key, sender } in served {
+                // A panic is that of the waiter's waker, which is user code. The permit has arrived.
+                let sent = catch_unwind(|| sender.send(())).unwrap_or_else(|payload| {
+                    drop_payload(payload);
+                    Ok(())
+                });
+                if sent.is_err() {
+                    cancelled += 1;
+                    key.into_iter().for_each(|key| lock(&self.waiters).uncount(key));
+                }
             }
-            if !self.has_waiters.load(SeqCst) {
+            if cancelled == 0 {
                 return;
             }
-            let served = self.serve(&mut lock(&self.waiters));
-            permits = send(served);
+            served = self.release_some(cancelled);
         }
     }
 
     /// Acquires permits for as many waiters as possible. The caller sends them after it has
     /// released the lock.
-    fn serve(&self, waiters: &mut Waiters) -> Vec<oneshot::Sender<()>> {
-        let mut served = Vec::new();
-        while waiters.len() > 0 && self.acquire_unfair() {
-            match waiters.pop() {
-                Some(waiter) => served.push(waiter),
-                // No task waits any longer, and one that starts to wait needs the lock.
-                None => {
-                    self.released.fetch_add(1, Release);
-                }
-            }
+    fn serve(&self, waiters: &mut Waiters) -> Vec<Waiter> {
+        if waiters.len() == 0 {
+            self.has_waiters.store(false, Relaxed);
+            return Vec::new();
         }
+        let (served, has_spare) = self.acquire_for(waiters);
+        if has_spare {
+            self.discard_spare();
+        }
+        served
+    }
+
+    /// Like `serve`, and tries to acquire one more permit: the spare, which no waiter may have.
+    fn acquire_for(&self, waiters: &mut Waiters) -> (Vec<Waiter>, bool) {
+        let mut served = Vec::new();
+        let has_spare = loop {
+            if !self.acquire_unfair() {
+                break false;
+            }
+            match waiters.pop(self.left_with_spare()) {
+                Some(waiter) => served.push(waiter),
+                None => break true,
+            }
+        };
         if waiters.len() == 0 {
             self.has_waiters.store(false, Relaxed);
         }
-        served
+        (served, has_spare)
+    }
+
+    /// Returns the number of permits left. The spare, which this thread has, is one of them.
+    fn left_with_spare(&self) -> usize {
+        (self.limit() + 1).saturating_sub(self.in_use())
+    }
+
+    /// Undoes the acquisition of the spare. Not by a release, because the numbers of acquired and
+    /// released permits are those of calls.
+    fn discard_spare(&self) {
+        self.acquire.acquired.fetch_sub(1, AcqRel);
     }
 
     /// Removes a waiter whose receiver was closed.
@@ -292,22 +425,10 @@ impl Semaphore {
     }
 }
 
-/// Sends permits to waiters. Returns the number of waiters that were cancelled, whose permits must
-/// be released.
-fn send(served: Vec<oneshot::Sender<()>>) -> usize {
-    let send = |waiter: oneshot::Sender<()>| {
-        catch_unwind(|| waiter.send(())).unwrap_or_else(|payload| {
-            // The waiter's waker, which is user code, panicked. The permit has arrived.
-            drop_payload(payload);
-            Ok(())
-        })
-    };
-    served.into_iter().filter_map(|waiter| send(waiter).err()).count()
-}
-
 /// A wait that may be cancelled after its permit has arrived.
 struct Wait<'a> {
     semaphore: &'a Semaphore,
+    key: Option<CallKey>,
     permit: oneshot::Receiver<()>,
     is_done: bool,
 }
@@ -319,7 +440,7 @@ impl Drop for Wait<'_> {
         }
         self.permit.close();
         if self.permit.try_recv().is_ok() {
-            self.semaphore.release();
+            self.semaphore.release_share(self.key);
         } else {
             self.semaphore.on_cancel();
         }
