@@ -70,8 +70,8 @@ struct Waiters {
     queue: VecDeque<Waiter>,
     /// Waiters with a key.
     keyed: Flows<VecDeque<Waiter>>,
-    /// Permits in use by calls with a key. `None` if keys have no share. A permit is counted when it
-    /// is acquired, and no longer counted before it is released.
+    /// Permits in use by calls with a key. `None` if keys have no share. A permit is counted when
+    /// it is acquired, and no longer counted before it is released.
     shares: Option<Shares>,
     /// Upper bound of the number of waiters whose receiver was dropped.
     cancelled: usize,
@@ -339,7 +339,7 @@ impl Semaphore {
         loop {
             let mut cancelled = 0;
             for Waiter { key, sender } in served {
-                // A panic is that of the waiter's waker, which is user code. The permit has arrived.
+                // A panic comes from the waiter's waker: user code. The permit has arrived.
                 let sent = catch_unwind(|| sender.send(())).unwrap_or_else(|payload| {
                     drop_payload(payload);
                     Ok(())
