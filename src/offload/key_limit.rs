@@ -104,7 +104,8 @@ mod tests {
         let limit = KeyLimit::new(1);
         let first = limit.try_acquire(CallKey::new(&1)).expect("one permit");
         assert!(limit.try_acquire(CallKey::new(&1)).is_none());
-        let others: Vec<_> = (2..10_000).map(|key| limit.try_acquire(CallKey::new(&key))).collect();
+        // So few that no two of their random hashes are equal, except once in some thousand runs.
+        let others: Vec<_> = (2..1000).map(|key| limit.try_acquire(CallKey::new(&key))).collect();
         assert!(others.iter().all(Option::is_some));
         drop(others);
         assert_eq!(lock(&limit.keys).len(), 1);
