@@ -66,11 +66,17 @@ async fn jobs_that_outlive_three_shutdowns_are_not_failed(cluster: Cluster) {
         if round == 1 {
             // It is killed before the shutdown has timed out.
             program.signal("TERM").await;
-            let count = match cluster.database {
-                TestDatabase::Sqlite(_) => "metadata ->> '$.\"tower_offload:interrupted\".count' = 2",
-                TestDatabase::Postgres(_) => "metadata #>> '{tower_offload:interrupted,count}' = '2'",
+            let is_noted = match cluster.database {
+                TestDatabase::Sqlite(_) => {
+                    "metadata ->> '$.\"tower_offload:interrupted\".claimed_at' = \
+                     CAST(round(unixepoch(attempted_at, 'subsec') * 1000000) AS INTEGER)"
+                }
+                TestDatabase::Postgres(_) => {
+                    "metadata #>> '{tower_offload:interrupted,claimed_at}' = \
+                     (extract(epoch FROM attempted_at) * 1000000)::bigint::text"
+                }
             };
-            cluster.until(&format!("SELECT count(*) FROM river_job WHERE {count}"), 1).await;
+            cluster.until(&format!("SELECT count(*) FROM river_job WHERE {is_noted}"), 1).await;
             program.kill().await;
         } else {
             let last = program.terminate().await;
