@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use axum::{Router, extract::Path, http::Request, routing::get};
+use axum::{Router, extract::Path, http, routing::get};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Bytes;
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
@@ -10,22 +10,22 @@ use tokio::{net::TcpListener, time::Instant};
 use tower_offload::{OffloadLayer, Pool, ThreadPool, pool, remaining};
 
 /// Works for a number of milliseconds, unless the result is no longer wanted.
-async fn work(Path(milliseconds): Path<u64>) -> String {
+async fn work(Path(milliseconds): Path<u64>) -> Result<&'static str, http::StatusCode> {
     println!("  /work/{milliseconds} starts with {:.1?} left", remaining().unwrap_or(Duration::MAX));
     let started = Instant::now();
     while started.elapsed() < Duration::from_millis(milliseconds) {
         if let Some(reason) = pool::cancel_reason() {
             println!("  /work/{milliseconds} stops after {:.0?}: {}", started.elapsed(), reason.as_str());
-            return String::new(); // is not sent
+            return Err(http::StatusCode::GATEWAY_TIMEOUT); // usually the layer has answered already
         }
         std::thread::sleep(Duration::from_millis(1)); // one step
     }
-    "done".to_owned()
+    Ok("done")
 }
 
 /// Reads the header `x-timeout`, in milliseconds. Clients of gRPC send `grpc-timeout`, which the
 /// layer reads with `.grpc_timeout()`.
-fn client_timeout(headers: &axum::http::HeaderMap) -> Option<Duration> {
+fn client_timeout(headers: &http::HeaderMap) -> Option<Duration> {
     Some(Duration::from_millis(headers.get("x-timeout")?.to_str().ok()?.parse().ok()?))
 }
 
@@ -42,7 +42,7 @@ async fn main() -> anyhow::Result<()> {
 
     let client = Client::builder(TokioExecutor::new()).build_http::<Empty<Bytes>>();
     let send = async |milliseconds: u64, timeout: &str| {
-        let request = Request::get(format!("http://{address}/work/{milliseconds}"));
+        let request = http::Request::get(format!("http://{address}/work/{milliseconds}"));
         let response = client.request(request.header("x-timeout", timeout).body(Empty::new())?).await?;
         let status = response.status();
         let body = response.into_body().collect().await?.to_bytes();
