@@ -11,11 +11,11 @@ use tower_offload::{OffloadLayer, Pool, ThreadPool, pool, remaining};
 
 /// Works for a number of milliseconds, unless the result is no longer wanted.
 async fn work(Path(milliseconds): Path<u64>) -> Result<&'static str, http::StatusCode> {
-    println!("  /work/{milliseconds} starts with {:.1?} left", remaining().unwrap_or(Duration::MAX));
+    println!("  /report/{milliseconds} starts with {:.1?} left", remaining().unwrap_or(Duration::MAX));
     let started = Instant::now();
     while started.elapsed() < Duration::from_millis(milliseconds) {
         if let Some(reason) = pool::cancel_reason() {
-            println!("  /work/{milliseconds} stops after {:.0?}: {}", started.elapsed(), reason.as_str());
+            println!("  /report/{milliseconds} stops after {:.0?}: {}", started.elapsed(), reason.as_str());
             return Err(http::StatusCode::GATEWAY_TIMEOUT); // usually the layer has answered already
         }
         std::thread::sleep(Duration::from_millis(1)); // one step
@@ -35,18 +35,18 @@ async fn main() -> anyhow::Result<()> {
     let layer = OffloadLayer::new(pool.clone())
         .timeout(|_head| Some(Duration::from_secs(1))) // that of the server
         .timeout(|head| client_timeout(head.headers())); // the earlier one applies
-    let app = Router::new().route("/work/{milliseconds}", get(work)).layer(layer);
+    let app = Router::new().route("/report/{milliseconds}", get(work)).layer(layer);
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
     tokio::spawn(axum::serve(listener, app).into_future());
 
     let client = Client::builder(TokioExecutor::new()).build_http::<Empty<Bytes>>();
     let send = async |milliseconds: u64, timeout: &str| {
-        let request = http::Request::get(format!("http://{address}/work/{milliseconds}"));
+        let request = http::Request::get(format!("http://{address}/report/{milliseconds}"));
         let response = client.request(request.header("x-timeout", timeout).body(Empty::new())?).await?;
         let status = response.status();
         let body = response.into_body().collect().await?.to_bytes();
-        println!("/work/{milliseconds} with {timeout} ms: {status} {}", String::from_utf8_lossy(&body));
+        println!("/report/{milliseconds} with {timeout} ms: {status} {}", String::from_utf8_lossy(&body));
         anyhow::Ok(())
     };
     send(10, "5000").await?; // in time

@@ -323,13 +323,13 @@ async fn deadline_cancels_what_runs_and_never_starts_what_waits() {
     let lines = lines_of("deadline").await;
     let answers: Vec<_> = lines.iter().filter(|line| line.starts_with('/')).map(String::as_str).collect();
     let expected = [
-        "/work/10 with 5000 ms: 200 OK done",
-        "/work/10 with 100 ms: 504 Gateway Timeout ",
-        "/work/600 with 300 ms: 504 Gateway Timeout ",
+        "/report/10 with 5000 ms: 200 OK done",
+        "/report/10 with 100 ms: 504 Gateway Timeout ",
+        "/report/600 with 300 ms: 504 Gateway Timeout ",
     ];
     assert_eq!(answers, expected);
     let count = |text: &str| lines.iter().filter(|line| line.contains(text)).count();
-    assert_eq!((count("/work/10 starts"), count("/work/600 starts")), (1, 1), "{lines:?}");
+    assert_eq!((count("/report/10 starts"), count("/report/600 starts")), (1, 1), "{lines:?}");
     assert_eq!((count("stops after"), count(": deadline_exceeded")), (1, 1), "{lines:?}");
 }
 
