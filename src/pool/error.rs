@@ -70,6 +70,16 @@ impl fmt::Display for CallError {
 
 impl std::error::Error for CallError {}
 
+impl From<CallError> for std::io::Error {
+    /// The kind is `TimedOut` for a deadline that has passed, otherwise `Other`.
+    fn from(error: CallError) -> Self {
+        match error {
+            CallError::DeadlineExceeded => Self::new(std::io::ErrorKind::TimedOut, error),
+            error => Self::other(error),
+        }
+    }
+}
+
 /// Reason why the result of running work is no longer wanted. Returned by
 /// [`cancel_reason`](super::cancel_reason).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -118,7 +118,7 @@ where
             Some(background) => background.shutdown(rest()).await,
             None => Default::default(),
         };
-        ServeShutdownReport::new(open_connections, background)
+        ServeShutdownReport::new(open_connections, background, began, grace)
     }
 }
 
