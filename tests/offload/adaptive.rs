@@ -4,7 +4,7 @@ use std::{
     convert::Infallible,
     future::ready,
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicBool, Ordering::SeqCst},
     },
     thread::{self, ThreadId},
@@ -13,7 +13,6 @@ use std::{
 
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_offload::{Offload, OffloadLayer, ThreadPool, offload::RejectWithError};
-use tracing::Instrument;
 
 /// Runs `work` in an adaptive layer and returns the thread that it ran on.
 fn service<F>(
@@ -90,44 +89,6 @@ async fn call_that_blocks_its_caller_ends_that_for_a_minute() {
         assert_ne!(call(&mut service).await, thread::current().id());
     }
     assert_eq!(pool.stats().misplaced, 1);
-}
-
-/// The span of a request names its route, which the layer does not know.
-#[tokio::test]
-async fn event_of_a_blocking_call_is_in_the_span_of_its_request() {
-    use tracing_subscriber::layer::{Context, SubscriberExt};
-    #[derive(Clone, Default)]
-    struct Spans(Arc<Mutex<Vec<&'static str>>>);
-    impl<S> tracing_subscriber::Layer<S> for Spans
-    where
-        S: tracing::Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>,
-    {
-        fn on_event(&self, event: &tracing::Event<'_>, context: Context<'_, S>) {
-            if *event.metadata().level() == tracing::Level::WARN {
-                self.0.lock().unwrap().push(context.event_span(event).map_or("none", |span| span.name()));
-            }
-        }
-    }
-    let spans = Spans::default();
-    let _guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(spans.clone()));
-    let pool = ThreadPool::cpu();
-    let blocks = Arc::new(AtomicBool::new(false));
-    let flag = blocks.clone();
-    let mut service = service(&pool, move || {
-        if flag.load(SeqCst) {
-            thread::sleep(Duration::from_millis(2)); // real time is measured
-        }
-    });
-    let calls = async {
-        while pool.stats().misplaced == 0 {
-            blocks.store(false, SeqCst);
-            warm_up(&mut service).await; // on a busy machine one of these calls may block too
-            blocks.store(true, SeqCst);
-            call(&mut service).await;
-        }
-    };
-    calls.instrument(tracing::info_span!("request")).await;
-    assert_eq!(*spans.0.lock().unwrap(), ["request"]);
 }
 
 #[tokio::test]
