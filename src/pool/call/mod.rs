@@ -277,16 +277,16 @@ where
         let entered = environment.as_ref().expect("a call has its environment until its future is dropped");
         let polled = catch_unwind(|| {
             self.enter(entered, || {
-                match with_waker(self, |waker| stage.poll(&mut task::Context::from_waker(waker))) {
-                    Poll::Pending => None,
-                    // The output is valid even if the future's destructor panics.
-                    Poll::Ready(output) => Some(catch_unwind(|| stage.store_result(Ok(output)))),
-                }
+                with_waker(self, |waker| stage.poll(&mut task::Context::from_waker(waker)))
+                    .map(|output| stage.store_result(Ok(output)))
             })
         });
         match polled {
-            Ok(None) => Polled::Pending,
-            Ok(Some(dropped)) => Polled::Ready(dropped),
+            Ok(Poll::Pending) => Polled::Pending,
+            Ok(Poll::Ready(())) => Polled::Ready(Ok(())),
+            // The output is stored and valid: the panic is that of the future's destructor, or of a
+            // subscriber afterwards.
+            Err(payload) if !stage.has_future() => Polled::Ready(Err(payload)),
             Err(payload) => Polled::Panicked(payload),
         }
     }
@@ -400,7 +400,7 @@ where
             self.drop_output(&trace, run_time.unwrap_or_default());
         }
         // Closes the span unless it is referenced elsewhere, which runs the subscriber.
-        if let Err(payload) = catch_unwind(|| drop(trace)) {
+        if let Some(Err(payload)) = trace.is_enabled().then(|| catch_unwind(|| drop(trace))) {
             self.report_panic(payload);
         }
         caller
