@@ -235,7 +235,11 @@ where
         let ended = admission.metrics().now();
         progress.run_time = progress.run_time.saturating_add(ended.saturating_sub(now));
         let run_time = progress.run_time;
-        let environment = if let Polled::Ready(_) = polled { progress.environment.take() } else { None };
+        let is_late = self.header.deadline <= ended && !self.state.is_abandoned();
+        let environment = match polled {
+            Polled::Ready(_) if !is_late => progress.environment.take(),
+            _ => None,
+        };
         drop(progress);
         if self.state.is_cancelled() {
             self.count_cancelled(ended);
@@ -258,7 +262,7 @@ where
                 if let Err(payload) = dropped {
                     self.report_panic(payload);
                 }
-                let environment = environment.expect("a call completes once");
+                let Some(environment) = environment else { return self.discard_late(now, ended) };
                 let caller = self.complete(admission, environment, Some(run_time), true);
                 // Without a caller, the output may have been dropped here, which may take long.
                 if caller.is_some() {
@@ -321,14 +325,30 @@ where
     /// Fails a call that has not started at its deadline.
     #[cold]
     fn expire(self: &Arc<Self>) -> Option<CallerWaker> {
-        let error = CallError::DeadlineExceeded;
         // First, because recorders and subscribers are user code that may panic.
         self.leave_queue();
-        // A caller that reaches the deadline first has counted the rejection.
+        self.end_at_deadline()
+    }
+
+    /// Fails a call because of its deadline.
+    fn end_at_deadline(self: &Arc<Self>) -> Option<CallerWaker> {
+        let error = CallError::DeadlineExceeded;
+        // A caller that reaches the deadline first counts the rejection.
         if self.state.expire() {
             self.metrics().rejected(error);
         }
         self.fail(CallFailure::Rejected(error))
+    }
+
+    /// Fails a call whose output is there after its deadline. The poll has `started` and `ended`.
+    #[cold]
+    fn discard_late(self: &Arc<Self>, started: PoolTime, ended: PoolTime) -> Option<CallerWaker> {
+        // Work of a detached call is never cancelled.
+        if !self.header.is_detached {
+            let late = ended.saturating_sub(self.header.deadline.max(started));
+            self.metrics().ran_cancelled(CancelReason::DeadlineExceeded, late);
+        }
+        self.end_at_deadline()
     }
 
     /// Fails a call whose caller is waiting for it.
