@@ -94,7 +94,8 @@ impl<X, A> OffloadLayer<X, A> {
 
     /// Lets calls wait up to `timeout` for capacity, in the order of arrival, before they are
     /// rejected with [`CallError::Overloaded`]. If they have [keys](Self::fair_by), the keys take
-    /// turns.
+    /// turns, and a call whose key has used its share at the end of the wait, while others have
+    /// room, is rejected with [`CallError::KeyLimited`].
     ///
     /// At most 1024 calls wait at once (see [`max_waiting`](Self::max_waiting)). Waiting requires
     /// tokio's timer: outside a runtime, in a runtime without `enable_time`, and in a runtime that

@@ -113,13 +113,15 @@
 //! * a caller that awaits the call is answered with that error, even while the work runs;
 //! * work that runs is cancelled as if the caller had left: [`cancelled`] returns `true`,
 //!   [`cancel_reason`] returns the reason, and the call keeps its thread until the work returns.
-//!   Work can also ask how much time is [`remaining`]. Its result is returned if it is there before
-//!   the caller is answered.
+//!   Work can also ask how much time is [`remaining`];
+//! * a result that comes too late is dropped on the pool, even if the caller has not been answered
+//!   yet. The time at which the last poll of the work ends decides. Work that stops at its deadline
+//!   can therefore return anything. A panic still reaches the caller.
 //!
 //! The caller is woken by tokio's timer, with its resolution of a millisecond. Without one, outside
 //! a runtime or in a runtime without `enable_time`, a call in the queue is answered when its turn
-//! comes, and a call that runs when it ends. A call without a deadline reads no clock for it and
-//! has no timer.
+//! comes, and a call that runs when it ends: with the same error. A call without a deadline reads no
+//! clock for it and has no timer.
 //!
 //! A deadline does not reach a [`Background`](crate::Background), a
 //! [`BlockingBody`](crate::offload::BlockingBody), tasks of the runtime or other threads, unless

@@ -185,15 +185,9 @@ impl<T: QueueItem> Scheduler<T> {
                 // A call has just entered the inbox and needs a worker. This one continues instead
                 // of exiting.
                 Action::Exit if spawn_worker => worker.state = ThreadState::Notified,
-                Action::Exit => {
-                    self.inbox.shrink();
-                    return Action::Exit;
-                }
+                Action::Exit => return Action::Exit,
                 Action::Search => return Action::Search,
-                Action::Park => {
-                    self.inbox.shrink();
-                    return Action::Park;
-                }
+                Action::Park => return Action::Park,
             }
         }
     }

@@ -274,8 +274,16 @@ impl<T: QueueItem> Lane<T> {
     }
 
     /// Removes the next call. Calls to be shed are moved to `shed`.
+    #[inline]
     pub(super) fn pop(&mut self, now: Option<Instant>, shed: &mut Vec<T>) -> Option<T> {
-        let (Some(detector), Some(now)) = (&mut self.detector, now) else { return self.items.pop_front() };
+        match now {
+            Some(now) if self.detector.is_some() => self.pop_or_shed(now, shed),
+            _ => self.items.pop_front(),
+        }
+    }
+
+    fn pop_or_shed(&mut self, now: Instant, shed: &mut Vec<T>) -> Option<T> {
+        let Some(detector) = &mut self.detector else { return self.items.pop_front() };
         if !detector.is_overloaded(self.items.front()?.queued_at(), now) {
             return self.items.pop_front();
         }

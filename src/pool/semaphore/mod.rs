@@ -217,8 +217,7 @@ impl Semaphore {
     pub(super) fn serve_waiters(&self) {
         fence(SeqCst);
         if self.has_waiters.load(Relaxed) {
-            let served = self.serve(&mut lock(&self.waiters));
-            self.send(served);
+            self.serve_and_send();
         }
     }
 
@@ -308,12 +307,15 @@ impl Semaphore {
     }
 
     /// Releases a permit, and serves waiters.
+    #[inline]
     pub(crate) fn release(&self) {
-        let served = self.release_some(1);
-        self.send(served);
+        if self.release_some(1) {
+            self.serve_and_send();
+        }
     }
 
     /// Releases a permit that was acquired with this key, and serves waiters.
+    #[inline]
     pub(super) fn release_share(&self, key: Option<CallKey>) {
         if let Some(key) = key {
             lock(&self.waiters).uncount(key);
@@ -321,16 +323,20 @@ impl Semaphore {
         self.release();
     }
 
-    /// Returns the waiters to which permits must be sent.
-    fn release_some(&self, permits: usize) -> Vec<Waiter> {
+    /// Returns `true` if waiters must be served next.
+    #[inline]
+    fn release_some(&self, permits: usize) -> bool {
         self.released.fetch_add(permits, SeqCst);
         if cfg!(tower_offload_loom) {
             fence(SeqCst); // Loom treats `SeqCst` accesses like `AcqRel`.
         }
-        if !self.has_waiters.load(SeqCst) {
-            return Vec::new();
-        }
-        self.serve(&mut lock(&self.waiters))
+        self.has_waiters.load(SeqCst)
+    }
+
+    #[cold]
+    fn serve_and_send(&self) {
+        let served = self.serve(&mut lock(&self.waiters));
+        self.send(served);
     }
 
     /// Sends permits that were acquired for waiters, and releases those of waiters that were
@@ -349,10 +355,10 @@ impl Semaphore {
                     key.into_iter().for_each(|key| lock(&self.waiters).uncount(key));
                 }
             }
-            if cancelled == 0 {
+            if cancelled == 0 || !self.release_some(cancelled) {
                 return;
             }
-            served = self.release_some(cancelled);
+            served = self.serve(&mut lock(&self.waiters));
         }
     }
 
