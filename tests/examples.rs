@@ -279,6 +279,17 @@ async fn fair_by_tenant_answers_the_quiet_tenant_beside_the_greedy_one() {
     assert!(starts("quiet: 200 OK after"), "{lines:#?}");
 }
 
+#[tokio::test]
+async fn busy_server_answers_some_jobs_and_rejects_others() {
+    let lines = lines_of("busy_server").await;
+    let jobs: Vec<u32> = lines[0].split(|it: char| !it.is_ascii_digit()).filter_map(|it| it.parse().ok()).collect();
+    assert!(
+        lines[0].contains(" answered, ") && jobs[0] == jobs[1] + jobs[2] && jobs[1] > 0 && jobs[2] > 0,
+        "{lines:#?}"
+    );
+    assert!(lines[1].contains(" threads, busy for "), "{lines:#?}");
+}
+
 /// The test allows further reports: on a busy machine, the operating system may preempt any thread
 /// for long enough.
 #[tokio::test]

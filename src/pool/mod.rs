@@ -13,7 +13,7 @@
 //! ```
 //!
 //! * [`ThreadPool::cpu`], with one thread per core, for work that computes: hashing, images,
-//!   parsing, models.
+//!   parsing, models. Beside a runtime that also answers short requests, [`CpuBudget`] sizes both.
 //! * [`ThreadPool::blocking`], with up to `n` threads that start on demand and stop when idle, for
 //!   work that waits: disks, synchronous database drivers.
 //! * [`Rayon`](https://docs.rs/tower-offload/latest/tower_offload/pool/struct.Rayon.html) (feature
@@ -223,6 +223,7 @@ mod busy;
 pub(crate) mod call;
 mod cancel;
 mod clock;
+mod cpu_budget;
 mod deadline;
 mod error;
 mod flows;
@@ -259,6 +260,7 @@ pub use self::{
     builder::{ThreadPoolBuildError, ThreadPoolBuilder},
     call::Runnable,
     cancel::{CancellationToken, cancel_reason, cancellation_token, cancelled},
+    cpu_budget::CpuBudget,
     deadline::Deadline,
     error::{CallError, CancelReason},
     inline::Inline,
