@@ -110,6 +110,9 @@ struct Stripe {
     in_place: AtomicU64,
     /// Calls of these that occupied the thread for too long.
     misplaced: AtomicU64,
+    /// Steps of workers. Only they change it, because callers that leave, and calls that run on their
+    /// caller's thread, say nothing about the threads of the pool.
+    progress: AtomicU64,
 }
 
 /// Expands to a call of the recorder with feature `metrics`, otherwise to nothing.
@@ -189,13 +192,18 @@ impl Metrics {
 
     /// Reads what decides whether the pool is stalled.
     pub(super) fn observe(&self) -> Observation {
-        let counters = |it: &Stripe| {
-            [&it.passed_over, &it.started, &it.resumed, &it.skipped, &it.polled, &it.returned]
-                .map(|counter| counter.load(Relaxed))
-        };
-        let progress = self.stripes.iter().flat_map(counters).fold(0, u64::wrapping_add);
+        let progress = self.sum(|it| &it.progress);
         let stats = self.stats();
         Observation { progress, queued: stats.queued.saturating_sub(stats.waiting) + stats.woken, active: stats.active }
+    }
+
+    /// Records that a worker has taken an entry, or gives its thread back.
+    #[inline]
+    pub(super) fn progressed(&self) {
+        let progress = &self.stripe().progress;
+        // Not a read-modify-write, because any change of the value is progress. If threads share the
+        // stripe, one of two changes at the same time may be lost.
+        progress.store(progress.load(Relaxed).wrapping_add(1), Relaxed);
     }
 
     /// Records that the pool is stalled: calls wait, and none has made progress since `since`.

@@ -307,6 +307,7 @@ impl Worker {
         let mut dequeued = first;
         let end = loop {
             clock.start(metrics);
+            metrics.progressed();
             let Dequeued { item: runnable, spawn_worker, has_more } = dequeued;
             if spawn_worker {
                 pool.spawn_worker();
@@ -331,6 +332,7 @@ impl Worker {
             }
             clock.report(metrics);
             if config.is_borrowed && !admission.is_halted() && !scheduler.looks_empty() {
+                metrics.progressed();
                 break None;
             }
             let mut action = scheduler.next(state, may_park);
