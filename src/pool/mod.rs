@@ -55,7 +55,7 @@
 //! * [Keys](#keys): a client that makes too many calls delays only itself, and is the one whose
 //!   calls are rejected.
 //!
-//! Policies, priorities and keys affect only calls that have not started.
+//! Policies and priorities affect only calls that have not started.
 //!
 //! ```
 //! use std::time::Duration;
@@ -83,7 +83,7 @@
 //!   free, the key whose last turn was longest ago has the next one. The first call of a key
 //!   therefore starts after at most one call of each other key that waits: within (number of keys x
 //!   longest call / threads) + one call, whatever the others do. Calls that were woken come first,
-//!   as always, and calls without a key take turns like one more key.
+//!   as always, and their keys take turns too. Calls without a key take turns like one more key.
 //! * **A key leaves room for others.** A key that has as many calls in the queue as there are
 //!   places left gets no more: its next call is rejected with [`CallError::KeyLimited`], by default
 //!   with the status 429. One key fills half of the queue, two a third each. A key without a
