@@ -10,7 +10,7 @@ pub(super) struct Mailbox<B>(Mutex<State<B>>);
 
 struct State<B> {
     receiver: Receiver<B>,
-    /// `true` if no batch will come any more.
+    /// `true` if no more batches will be put.
     is_closed: bool,
 }
 

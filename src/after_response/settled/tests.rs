@@ -128,8 +128,8 @@ async fn hooks_of_another_background_get_their_own_task() {
     assert_eq!(alive_tasks(), 2);
     yield_now().await;
     assert_eq!((ran.try_iter().count(), alive_tasks()), (2, 1));
-    let mut shutdown = Box::pin(backgrounds[1].shutdown(Duration::from_secs(60)));
-    assert!(futures_util::poll!(&mut shutdown).is_ready());
+    let mut shutdown = tokio_test::task::spawn(backgrounds[1].shutdown(Duration::from_secs(60)));
+    assert!(shutdown.poll().is_ready());
 }
 
 #[test]
@@ -151,7 +151,6 @@ fn hooks_run_on_a_thread_if_the_runtime_drops_the_driver() {
     assert_ne!(run_on, thread::current().id());
     // The driver is gone.
     let _entered = handle.enter();
-    let sender = sender.clone();
     super::tests::flush(&driver, &background, move || sender.send(thread::current().id()).unwrap());
     assert_ne!(ran.recv_timeout(Duration::from_secs(60)).unwrap(), thread::current().id());
 }
