@@ -12,7 +12,7 @@ use std::{
 use tokio::time::Instant;
 
 #[cfg(feature = "flush")]
-use super::driver::SettledExchanges;
+use super::settled::SettledExchanges;
 use super::{
     Delivery, End, Outcome,
     driver::{Driver, Hook, RegisteredTask},
@@ -183,7 +183,7 @@ impl FlushWaiter {
         outcome: FlushOutcome,
         now: Instant,
         mismatched: &Arc<AtomicU64>,
-        settled: &mut SettledExchanges,
+        settled: &mut SettledExchanges<'_>,
     ) {
         if self.0.complete_flush(outcome, now, mismatched) {
             settled.push(self.0);

@@ -93,8 +93,9 @@ impl AfterResponse {
     /// reverse order of registration.
     ///
     /// Hooks run before the request's tasks start, in a task of the runtime in which the request's
-    /// first hook or task was registered. Responses that are flushed together share it. After every
-    /// 32 hooks that task yields. Without a runtime, or if it has shut down, hooks run on a thread
+    /// first hook or task was registered. Responses of a connection that are flushed before it runs
+    /// share it, and a tracked connection keeps it for later responses. After every 32 hooks that
+    /// task yields. Without a runtime, or if it has shut down, hooks run on a thread
     /// named `after-response`, which all responses share. If the system starts no thread, they run
     /// where the response ends. A hook must be short and must not block: use [tasks](Self::task)
     /// for work. A panic in it is contained.

@@ -32,7 +32,7 @@ use super::{
     tracker::{Counters, add, count},
 };
 use crate::{
-    after_response::{FlushOutcome, FlushWaiter, SettledExchanges},
+    after_response::{ConnectionDriver, FlushOutcome, FlushWaiter, SettledExchanges},
     sync::{AtomicU8, AtomicUsize, Mutex, Ordering, lock},
 };
 
@@ -64,6 +64,7 @@ pub(crate) struct Connection {
     flushable: AtomicUsize,
     /// [`State::open`], so that an idle connection costs one load.
     open: AtomicUsize,
+    driver: ConnectionDriver,
 }
 
 impl Connection {
@@ -79,6 +80,7 @@ impl Connection {
             state: Mutex::new(State::default()),
             flushable: AtomicUsize::new(0),
             open: AtomicUsize::new(0),
+            driver: ConnectionDriver::default(),
         }
     }
 
@@ -250,7 +252,7 @@ impl Connection {
     }
 
     fn complete(&self, completions: Completions) {
-        let (now, mut settled) = (Instant::now(), SettledExchanges::default());
+        let (now, mut settled) = (Instant::now(), SettledExchanges::of(&self.driver));
         // Added once for all, because the counter is shared by all connections.
         let (mut flushed, mut acknowledged) = (0, 0);
         for (waiter, outcome) in completions {
