@@ -1,3 +1,4 @@
+#![allow(clippy::unwrap_used)]
 //! What the kernel reports, which the module relies on.
 
 use std::{
