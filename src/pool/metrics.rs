@@ -110,8 +110,8 @@ struct Stripe {
     in_place: AtomicU64,
     /// Calls of these that occupied the thread for too long.
     misplaced: AtomicU64,
-    /// Steps of workers. Only they change it, because callers that leave, and calls that run on their
-    /// caller's thread, say nothing about the threads of the pool.
+    /// Steps of workers. Only they change it, because callers that leave, and calls that run on
+    /// their caller's thread, say nothing about the threads of the pool.
     progress: AtomicU64,
 }
 
@@ -201,8 +201,8 @@ impl Metrics {
     #[inline]
     pub(super) fn progressed(&self) {
         let progress = &self.stripe().progress;
-        // Not a read-modify-write, because any change of the value is progress. If threads share the
-        // stripe, one of two changes at the same time may be lost.
+        // Not a read-modify-write, because any change of the value is progress. If threads share
+        // the stripe, one of two changes at the same time may be lost.
         progress.store(progress.load(Relaxed).wrapping_add(1), Relaxed);
     }
 

@@ -105,9 +105,9 @@ impl Waiters {
         }
     }
 
-    /// Moves the next waiter whose key may have one of the `left` permits to `served`, and counts it.
-    /// Those before it whose receiver was dropped are moved too, without a permit, because dropping
-    /// their wakers is user code. Returns `false` if there is no such waiter.
+    /// Moves the next waiter whose key may have one of the `left` permits to `served`, and counts
+    /// it. Those before it whose receiver was dropped are moved too, without a permit, because
+    /// dropping their wakers is user code. Returns `false` if there is no such waiter.
     fn serve_next(&mut self, left: usize, served: &mut Vec<Waiter>) -> bool {
         let Self { queue, keyed, shares, cancelled, .. } = self;
         let may_have = |key: Option<CallKey>| match (&*shares, key) {
