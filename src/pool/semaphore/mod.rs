@@ -44,6 +44,8 @@ use crate::{
 pub(crate) struct Semaphore {
     /// Maximum number of permits in use. More may be in use after it was lowered.
     limit: AtomicUsize,
+    /// Like `limit`, for a call whose group has no permit.
+    first_limit: AtomicUsize,
     /// `true` while tasks wait. Written under the lock of `waiters`. While it is set, permits are
     /// acquired only under that lock, and for others only if no waiter may have them.
     has_waiters: AtomicBool,
@@ -170,6 +172,7 @@ impl Semaphore {
     fn of(limit: usize, shares: Option<Shares>) -> Self {
         Self {
             limit: AtomicUsize::new(limit),
+            first_limit: AtomicUsize::new(limit),
             has_waiters: AtomicBool::new(false),
             acquire: Padded::default(),
             released: Padded::default(),
@@ -207,10 +210,12 @@ impl Semaphore {
         self.limit.load(Relaxed)
     }
 
-    /// Changes the limit. Permits that are in use stay so. If the limit was raised,
+    /// Changes the limit, and that for a call whose group has no permit. The latter does not apply
+    /// while tasks wait, which take turns. Permits that are in use stay so. If the limit was raised,
     /// [`serve_waiters`](Self::serve_waiters) must be called next.
-    pub(super) fn set_limit(&self, limit: usize) {
+    pub(super) fn set_limit(&self, limit: usize, first_limit: usize) {
         self.limit.store(limit, Relaxed);
+        self.first_limit.store(first_limit, Relaxed);
     }
 
     /// Serves waiters after the limit was raised. Their wakers are user code.
@@ -237,12 +242,22 @@ impl Semaphore {
         if key.is_none() && !self.has_waiters.load(Relaxed) {
             return if self.acquire_unfair() { Ok(()) } else { Err(CallError::Overloaded) };
         }
-        if self.is_in_use(self.limit()) {
+        let (limit, first_limit) = (self.limit(), self.first_limit.load(Relaxed));
+        if self.is_in_use(if key.is_some() { limit.max(first_limit) } else { limit }) {
             return Err(CallError::Overloaded);
         }
         let mut waiters = lock(&self.waiters);
         let (served, has_spare) = self.acquire_for(&mut waiters);
         let acquired = match (key, &waiters.shares) {
+            (Some(key), Some(shares))
+                if !has_spare
+                    && waiters.len() == 0
+                    && shares.has_none(key.group())
+                    && self.acquire_below(first_limit) =>
+            {
+                waiters.count(Some(key));
+                Ok(())
+            }
             _ if !has_spare => Err(CallError::Overloaded),
             (Some(key), Some(shares)) if !shares.has_room(key, self.left_with_spare()) => {
                 self.discard_spare();
@@ -259,12 +274,16 @@ impl Semaphore {
     }
 
     fn acquire_unfair(&self) -> bool {
+        self.acquire_below(self.limit())
+    }
+
+    /// Acquires a permit if fewer than `limit` are in use.
+    fn acquire_below(&self, limit: usize) -> bool {
         let AcquireSide { acquired, released: cached } = &*self.acquire;
         // `released` is always loaded first: every permit was acquired before it was released, so
         // the difference is never negative.
         let mut released = cached.load(Acquire);
         let mut before = acquired.load(Acquire);
-        let limit = self.limit.load(Relaxed);
         loop {
             if before.wrapping_sub(released) >= limit {
                 released = self.released.load(Acquire);
