@@ -252,7 +252,7 @@ impl Admission {
     fn observe(&self, overload: &Overload, fate: Fate) -> Change {
         // An admitted call finds itself in the queue.
         let itself = usize::from(fate == Fate::Admitted);
-        if overload.is_idle.load(Relaxed) && !self.semaphore.is_in_use(overload.limit + itself) {
+        if overload.is_idle.load(Relaxed) && !self.semaphore.is_in_use(overload.limit.saturating_add(itself)) {
             return Change::None;
         }
         let mut detector = lock(&overload.detector);
