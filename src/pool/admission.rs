@@ -394,7 +394,7 @@ mod tests {
             }
             if let Some(len) = self.admission.take_excess() {
                 while self.queue.len() > len {
-                    self.admission.release(self.queue.pop_front().unwrap());
+                    self.admission.release(self.queue.pop_front().flatten());
                 }
             }
             acquired
@@ -418,7 +418,7 @@ mod tests {
     }
 
     fn of(tenant: u32) -> CallOptions {
-        CallOptions::new().fair_by(&tenant)
+        CallOptions::new().fair_by(tenant)
     }
 
     #[tokio::test(start_paused = true)]
