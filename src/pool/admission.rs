@@ -252,7 +252,7 @@ impl Admission {
     fn observe(&self, overload: &Overload, fate: Fate) -> Change {
         // An admitted call finds itself in the queue.
         let itself = usize::from(fate == Fate::Admitted);
-        if overload.is_idle.load(Relaxed) && !self.semaphore.is_in_use(overload.limit + itself) {
+        if overload.is_idle.load(Relaxed) && !self.semaphore.is_in_use(overload.limit.saturating_add(itself)) {
             return Change::None;
         }
         let mut detector = lock(&overload.detector);
@@ -399,7 +399,7 @@ mod tests {
             }
             if let Some(len) = self.admission.take_excess() {
                 while self.queue.len() > len {
-                    self.admission.release(self.queue.pop_front().unwrap());
+                    self.admission.release(self.queue.pop_front().flatten());
                 }
             }
             acquired
@@ -423,7 +423,7 @@ mod tests {
     }
 
     fn of(tenant: u32) -> CallOptions {
-        CallOptions::new().fair_by(&tenant)
+        CallOptions::new().fair_by(tenant)
     }
 
     #[tokio::test(start_paused = true)]

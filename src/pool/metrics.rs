@@ -6,7 +6,7 @@ use std::{
     sync::{
         Arc,
         atomic::{
-            AtomicBool, AtomicU64, AtomicUsize,
+            AtomicU64, AtomicUsize,
             Ordering::{Relaxed, SeqCst},
         },
     },
@@ -50,7 +50,7 @@ pub(crate) struct Metrics {
     overload_change: OverloadWarning,
     /// `true` if an overload was reported whose end was not.
     #[cfg(feature = "tracing")]
-    has_warned: AtomicBool,
+    has_warned: std::sync::atomic::AtomicBool,
     /// Each thread counts in one stripe, and readers add the stripes up. Counters shared by all
     /// threads would be passed between cores a dozen times per call, which took a third of the cost
     /// of a call at full load.
@@ -141,7 +141,7 @@ impl Metrics {
             #[cfg(feature = "tracing")]
             overload_change: OverloadWarning::new(),
             #[cfg(feature = "tracing")]
-            has_warned: AtomicBool::new(false),
+            has_warned: std::sync::atomic::AtomicBool::default(),
             epoch,
             created: nanos(created.saturating_duration_since(epoch)),
             stripes: (0..STRIPES).map(|_| Stripe::default()).collect(),

@@ -15,8 +15,8 @@ use tokio::time::Instant;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum QueuePolicy {
-    /// First in, first out. Every queued call starts, however long it waited, and a call is rejected
-    /// either at once, because the queue is full, or never. For callers who would rather wait than
+    /// First in, first out. Every queued call starts, however long it waited, and a call is
+    /// rejected either at once, because the queue is full, or never. For callers who would rather wait than
     /// be rejected, such as batch jobs: with the default capacity and calls of 5 ms on two threads,
     /// an overload makes each of them wait for 2.5 s.
     Fifo,
@@ -39,10 +39,10 @@ pub enum QueuePolicy {
     /// queue is eight times as long, so that a few busy keys do not lock out others.
     ///
     /// The overload ends when fewer than an eighth of the arriving calls are rejected, or when one
-    /// finds the queue empty after a pause of 20 ms. To find out whether rejected callers who return
-    /// are all that is left of it, the limit is lifted from time to time: first after a second or
-    /// more, and then for less than 1 % of the time. If the queue grows quickly, that ends after two
-    /// windows, and otherwise after at most 1.5 s.
+    /// finds the queue empty after a pause of 20 ms. To find out whether it is only kept up by
+    /// rejected callers who return, the limit is lifted from time to time: first after a second or
+    /// more, and then for less than 1 % of the time. If the queue grows quickly, that ends after
+    /// two windows, and otherwise after at most 1.5 s.
     #[default]
     AcceptBursts,
     /// Sheds calls to keep waits short. See [`Codel`].

@@ -232,8 +232,8 @@ impl Semaphore {
     }
 
     /// Changes the limit, and that for a call whose group has no permit. The latter does not apply
-    /// while tasks wait, which take turns. Permits that are in use stay so. If the limit was raised,
-    /// [`serve_waiters`](Self::serve_waiters) must be called next.
+    /// while tasks wait, which take turns. Permits that are in use stay so. If the limit was
+    /// raised, [`serve_waiters`](Self::serve_waiters) must be called next.
     pub(super) fn set_limit(&self, limit: usize, first_limit: usize) {
         self.limit.store(limit, Relaxed);
         self.first_limit.store(first_limit, Relaxed);
