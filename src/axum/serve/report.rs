@@ -43,7 +43,7 @@ impl ServeShutdownReport {
     ///
     /// ```no_run
     /// # use std::time::Duration;
-    /// # use tower_offload::{ThreadPool, axum::{serve, shutdown_signal}};
+    /// # use tower_offload::{Pool, ThreadPool, axum::{serve, shutdown_signal}};
     /// # #[tokio::main]
     /// # async fn main() -> std::io::Result<()> {
     /// # let (app, pool) = (axum::Router::new(), ThreadPool::cpu());
