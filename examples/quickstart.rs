@@ -162,8 +162,8 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
         signal.await;
         println!("shutting down within {} s; press Ctrl-C again to exit at once", GRACE.as_secs());
     };
-    let open = serve(listener, app(&cpu)).shutdown(signal, GRACE, None).await.open_connections;
-    println!("stopped: {open} connections closed early; the pool completed {} calls", cpu.stats().completed);
+    let report = serve(listener, app(&cpu)).shutdown(signal, GRACE, None).await;
+    println!("stopped: {report}; calls that the pool completed: {}", cpu.stats().completed);
     Ok(())
 }
 

@@ -2,10 +2,12 @@
 //! own binary.
 #![allow(clippy::unwrap_used)]
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures_util::FutureExt;
-use metrics::Unit;
+use metrics::{
+    Counter, CounterFn, Gauge, GaugeFn, Histogram, HistogramFn, Key, KeyName, Metadata, Recorder, SharedString, Unit,
+};
 use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 use tower::{Layer, ServiceExt};
 use tower_offload::{
@@ -187,4 +189,93 @@ async fn metrics_have_the_name_of_the_pool_as_label() {
     });
     assert_eq!(expired, Some(DebugValue::Counter(shed)));
     assert_eq!(pool.stats().rejected, shed);
+}
+
+/// A recorder of which one metric panics.
+struct Panics(&'static str);
+
+struct PanicsAlways;
+
+impl CounterFn for PanicsAlways {
+    fn increment(&self, value: u64) {
+        assert_eq!(value, 0, "expected");
+    }
+
+    fn absolute(&self, _: u64) {}
+}
+
+impl GaugeFn for PanicsAlways {
+    fn increment(&self, _: f64) {
+        panic!("expected");
+    }
+
+    fn decrement(&self, _: f64) {
+        panic!("expected");
+    }
+
+    fn set(&self, _: f64) {}
+}
+
+impl HistogramFn for PanicsAlways {
+    fn record(&self, _: f64) {
+        panic!("expected");
+    }
+}
+
+impl Recorder for Panics {
+    fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
+        if key.name() == self.0 { Counter::from_arc(Arc::new(PanicsAlways)) } else { Counter::noop() }
+    }
+
+    fn register_gauge(&self, key: &Key, _: &Metadata<'_>) -> Gauge {
+        if key.name() == self.0 { Gauge::from_arc(Arc::new(PanicsAlways)) } else { Gauge::noop() }
+    }
+
+    fn register_histogram(&self, key: &Key, _: &Metadata<'_>) -> Histogram {
+        if key.name() == self.0 { Histogram::from_arc(Arc::new(PanicsAlways)) } else { Histogram::noop() }
+    }
+}
+
+#[tokio::test]
+async fn recorder_that_panics_leaves_no_call_active() {
+    for metric in [
+        "offload_active",
+        "offload_queue_wait_seconds",
+        "offload_resume_wait_seconds",
+        "offload_run_seconds",
+        "offload_cancelled_run_microseconds_total",
+        "offload_abandoned_total",
+    ] {
+        let recorder = Panics(metric);
+        let _local = metrics::set_default_local_recorder(&recorder);
+        let pool = ThreadPool::builder().name("panics").threads(1).queue_capacity(1).build().unwrap();
+        let layer = tower_offload::OffloadLayer::new(pool.clone()).reject(tower_offload::offload::RejectWithError);
+        let yields = layer.layer(tower::service_fn(async |()| {
+            tokio::task::yield_now().await;
+            Ok::<_, std::convert::Infallible>(())
+        }));
+        let _ = yields.oneshot(()).await;
+        let (release, released) = std::sync::mpsc::channel::<()>();
+        let (entered, inside) = tokio::sync::oneshot::channel();
+        let cancelled = pool.run(move || {
+            let _ = (entered.send(()), released.recv());
+        });
+        inside.await.unwrap();
+        let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(cancelled)));
+        drop(release);
+        let ended = async {
+            while pool.stats().in_flight > 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), ended).await.unwrap();
+        let stats = pool.stats();
+        assert_eq!((stats.active, stats.queued, stats.woken, stats.permits_in_use), (0, 0, 0, 0), "{metric}");
+    }
 }

@@ -80,6 +80,7 @@ async fn blocked_threads_are_reported_and_deadlocks_end() {
         nested_wait_behind_work_of_rayon(),
         tokio::task::spawn_blocking(nested_wait_behind_work_of_tokio).map(Result::unwrap),
         dropped_pool(),
+        callers_that_leave(),
     );
 
     for pool in ["own threads", "rayon's threads", "tokio's threads", "layer"] {
@@ -271,6 +272,25 @@ async fn nested_wait_ends(pool: impl Pool + Clone) {
     let waits = pool.run(move || Handle::current().block_on(inner.run(|| 1)));
     assert_eq!(timeout(LONG, waits).await.unwrap(), Ok(Ok(1)), "the thread becomes free");
     assert_eq!(pool.admission().stats().stalls, 1);
+}
+
+/// Callers of a pool whose only thread is blocked give up, again and again.
+async fn callers_that_leave() {
+    let pool = ThreadPool::builder().name("left").threads(1).build().unwrap();
+    let (release, released) = mpsc::channel::<()>();
+    let blocked = pool.run(move || released.recv().is_err());
+    until(&pool, |stats| stats.active == 1).await;
+    let queued = pool.run(|| ());
+    let leave_until_stalled = async {
+        while pool.stats().stalls == 0 {
+            assert!(timeout(Duration::from_millis(100), pool.run(|| ())).await.is_err());
+        }
+    };
+    timeout(LONG, leave_until_stalled).await.expect("callers that leave are no progress");
+    drop(release);
+    assert_eq!((blocked.await, queued.await), (Ok(true), Ok(())));
+    until(&pool, |stats| stats.stalled_for.is_zero()).await;
+    assert_eq!(pool.stats().stalls, 1);
 }
 
 /// The pool is dropped before its monitor sees that it has recovered.

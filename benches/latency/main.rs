@@ -1,15 +1,11 @@
 //! Measures the latency of `/ping` while the same server does heavy jobs, for each way to run the
 //! jobs.
 
-use std::{
-    env,
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+use std::process::ExitCode;
 
 use clap::Parser;
 use tower_offload_benches::{
-    Options,
+    Options, Picture,
     latency::{self, Arrivals, Scene, pictures, plan, report, session, target::TargetOptions},
     platform,
 };
@@ -48,16 +44,8 @@ fn main() -> ExitCode {
                 Some(address) => *rows = vec![target.measure(address, arrivals, descriptors)?],
                 None => session::measure(rows, plan::Plan::new(options.quick), arrivals, descriptors)?,
             }
-            pictures::write(&target_directory(), &pictures::all(rows)?)?;
+            Picture::write_all("latency", &pictures::all(rows)?)?;
             Ok(report::text(rows))
         },
     )
-}
-
-/// Returns cargo's target directory.
-fn target_directory() -> PathBuf {
-    let executable = env::current_exe().unwrap_or_default();
-    let of_executable = executable.ancestors().find(|path| path.ends_with("target")).map(Path::to_path_buf);
-    let directory = env::var_os("CARGO_TARGET_DIR").map(PathBuf::from).or(of_executable);
-    directory.unwrap_or_else(|| PathBuf::from("target"))
 }

@@ -50,7 +50,7 @@ const fn hook(name: &'static str, scene: fn(&Scene) -> bool) -> Goal<Scene, Samp
         variant: "tracked+hook",
         compared: Compared::Difference(PLAIN),
         figure: |sample| Some(sample.cpu_ns / 1e3),
-        limits: Limits::AtMost { must: 2.0, aim: 0.5 },
+        limits: Limits::AtMost { must: 0.9, aim: 0.5 },
     }
 }
 

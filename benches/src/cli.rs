@@ -2,6 +2,7 @@ use std::{
     collections::BTreeMap,
     fmt::{self, Write as _},
     fs::{self, OpenOptions},
+    mem,
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -163,6 +164,11 @@ pub fn check_writable(path: &Path) -> Result<(), BoxError> {
 /// Writes one JSON object per row: the variant, the scene, all rounds, and the medians of the
 /// rounds.
 pub fn write_json<S: Serialize, T: Serialize>(path: &Path, bench: &str, rows: &[Row<S, T>]) -> Result<(), BoxError> {
+    write_text(path, &json_lines(bench, rows)?)
+}
+
+/// Returns the text that [`write_json`] writes.
+pub fn json_lines<S: Serialize, T: Serialize>(bench: &str, rows: &[Row<S, T>]) -> Result<String, BoxError> {
     let machine = json!({ "cores": platform::parallelism(), "system": platform::system() });
     let mut text = String::new();
     for row in rows {
@@ -172,6 +178,11 @@ pub fn write_json<S: Serialize, T: Serialize>(path: &Path, bench: &str, rows: &[
         line.insert("median".to_owned(), json!(medians(&line["rounds"])));
         writeln!(text, "{}", Value::Object(line))?;
     }
+    Ok(text)
+}
+
+/// Writes a file.
+pub fn write_text(path: &Path, text: &str) -> Result<(), BoxError> {
     fs::write(path, text).map_err(|error| format!("cannot write {}: {error}", path.display()).into())
 }
 
@@ -184,14 +195,43 @@ fn medians(rounds: &Value) -> BTreeMap<&str, f64> {
     figures.into_iter().filter_map(|(name, values)| Some((name, Spread::of(values)?.median))).collect()
 }
 
-/// Reads what [`write_json`] wrote.
-pub fn read_json<S: DeserializeOwned, T: DeserializeOwned>(path: &Path) -> Result<Vec<Row<S, T>>, BoxError> {
-    let text = fs::read_to_string(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
-    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-    let rows = lines.map(|(index, line)| {
-        let row = serde_json::from_str(line);
-        row.map_err(|error| format!("{}, line {}: not a row of this benchmark: {error}", path.display(), index + 1))
-    });
-    let rows: Vec<Row<S, T>> = rows.collect::<Result<_, _>>()?;
-    if rows.is_empty() { Err(format!("{} is empty", path.display()).into()) } else { Ok(rows) }
+/// The rows of files that [`write_json`] wrote, of any benchmark.
+#[derive(Debug, Default)]
+pub struct JsonRows {
+    /// The benchmark, the object, and its position for messages.
+    lines: Vec<(String, Value, String)>,
+}
+
+impl JsonRows {
+    /// Reads a file, after those that were read before.
+    pub fn read(&mut self, path: &Path) -> Result<(), BoxError> {
+        let text = fs::read_to_string(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+        let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+        let before = self.lines.len();
+        for (index, line) in lines {
+            let position = format!("{}, line {}", path.display(), index + 1);
+            let value: Value = serde_json::from_str(line).map_err(|error| format!("{position}: no JSON: {error}"))?;
+            let bench = value["bench"].as_str().ok_or_else(|| format!("{position}: not a row of a benchmark"))?;
+            self.lines.push((bench.to_owned(), value, position));
+        }
+        if self.lines.len() == before { Err(format!("{} is empty", path.display()).into()) } else { Ok(()) }
+    }
+
+    /// Removes and returns the rows of a benchmark.
+    pub fn take<S: DeserializeOwned, T: DeserializeOwned>(&mut self, bench: &str) -> Result<Vec<Row<S, T>>, BoxError> {
+        let (taken, others) = mem::take(&mut self.lines).into_iter().partition::<Vec<_>, _>(|(name, ..)| name == bench);
+        self.lines = others;
+        let rows = taken.into_iter().map(|(_, value, position)| {
+            serde_json::from_value(value).map_err(|error| format!("{position}: not a row of `{bench}`: {error}").into())
+        });
+        rows.collect()
+    }
+
+    /// Returns an error if there are rows that were not taken.
+    pub fn finish(self) -> Result<(), BoxError> {
+        match self.lines.first() {
+            Some((bench, _, position)) => Err(format!("{position}: rows of `{bench}` are not on this page").into()),
+            None => Ok(()),
+        }
+    }
 }

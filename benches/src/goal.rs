@@ -42,8 +42,15 @@ impl<S, T> Goal<S, T> {
     /// Compares `rows` with `goals`, by the median of the rounds.
     ///
     /// A goal gets the mark `~` if `is_doubtful` returns `true` for a row that it is computed from.
-    pub fn table(goals: &[Self], rows: &[Row<S, T>], is_doubtful: impl Fn(&Row<S, T>) -> bool) -> Table {
-        let cells = goals.iter().map(|goal| {
+    pub fn table<'a>(
+        goals: impl IntoIterator<Item = &'a Self>,
+        rows: &[Row<S, T>],
+        is_doubtful: impl Fn(&Row<S, T>) -> bool,
+    ) -> Table
+    where
+        Self: 'a,
+    {
+        let cells = goals.into_iter().map(|goal| {
             let measured = goal.measured(rows);
             let (sign, must, aim) = match goal.limits {
                 Limits::AtMost { must, aim } => ("<=", must, aim),

@@ -14,7 +14,7 @@ use std::{
 
 pub use self::imp::{cores, cpu_time, grow_file_table, pin, raise_priority};
 
-/// A control group that limits this process to the time of one core, as containers are limited.
+/// A control group that limits the processor time of this process, as containers are limited.
 #[derive(Debug)]
 pub struct CpuQuota(PathBuf);
 
@@ -22,20 +22,22 @@ impl CpuQuota {
     /// Length of a period, in microseconds: the default of Linux and of container runtimes.
     const PERIOD: u32 = 100_000;
 
-    /// Moves this process to a group of its own. Must be called before the first thread starts.
+    /// Moves this process to a group of its own, with the time of `cores`. Must be called before the
+    /// first thread starts.
     ///
     /// # Errors
     ///
     /// Returns an error without permission, or if there is no controller for processor time.
-    pub fn enter() -> io::Result<Self> {
+    pub fn enter(cores: f64) -> io::Result<Self> {
         let group = Self(Self::path(std::process::id()));
         fs::create_dir(&group.0)?;
         let period = Self::PERIOD;
+        let quota = (f64::from(period) * cores).round();
         if Self::is_v2() {
-            fs::write(group.0.join("cpu.max"), format!("{period} {period}"))?;
+            fs::write(group.0.join("cpu.max"), format!("{quota} {period}"))?;
         } else {
             fs::write(group.0.join("cpu.cfs_period_us"), period.to_string())?;
-            fs::write(group.0.join("cpu.cfs_quota_us"), period.to_string())?;
+            fs::write(group.0.join("cpu.cfs_quota_us"), quota.to_string())?;
         }
         fs::write(group.0.join("cgroup.procs"), "0")?;
         Ok(group)

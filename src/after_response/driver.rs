@@ -5,7 +5,7 @@ use std::{
     pin::{Pin, pin},
     sync::{Arc, LazyLock},
     task::{Context, Poll},
-    thread,
+    thread, vec,
 };
 
 use tokio::runtime::Handle;
@@ -14,8 +14,10 @@ use super::{
     Outcome,
     exchange::Exchange,
     guard::{AttemptState, InnerAttempt},
-    pending::{Hooks, SpawnContext, TaskKey},
+    mailbox::{Mailbox, Taken},
+    pending::{Hooks, TaskKey},
     run_queue::{RunQueue, Step},
+    settled::{DueBatch, SettledExchanges},
     task::Condition,
 };
 use crate::panic::ignore_panic;
@@ -79,59 +81,31 @@ const STEPS_PER_POLL: usize = 32;
 /// Hooks and tasks without a runtime. A thread that is started for the first of them runs them all.
 static WITHOUT_RUNTIME: LazyLock<RunQueue<Drive>> = LazyLock::new(RunQueue::new);
 
-/// Starts the drivers of settled exchanges. Consecutive exchanges of the same runtime and
-/// background share a driver, because a driver for each costs more than its hooks. The last driver
-/// starts when this value is dropped.
-#[derive(Default)]
-pub(crate) struct SettledExchanges(Option<(SpawnContext, Drive)>);
-
-impl SettledExchanges {
-    pub(super) fn push(&mut self, exchange: Arc<Exchange>) {
-        let context = {
-            let pending = lock(&exchange.pending);
-            match (pending.context(), &self.0) {
-                (None, _) => return, // nothing was registered
-                (Some(context), Some((current, _))) if context.is_same(current) => None,
-                (Some(context), _) => Some(context.clone()),
-            }
-        };
-        match (context, &mut self.0) {
-            (None, Some((_, drive))) => drive.later.push_back(Current::new(exchange)),
-            (None, None) => {}
-            (Some(context), _) => {
-                self.start();
-                let drive = Drive::new(exchange, context.background.drain_guard());
-                self.0 = Some((context, drive));
-            }
-        }
-    }
-
-    fn start(&mut self) {
-        if let Some((context, drive)) = self.0.take() {
-            Driver { drive: Some(drive) }.spawn(context.runtime);
-        }
-    }
-}
-
-impl Drop for SettledExchanges {
-    fn drop(&mut self) {
-        self.start();
-    }
-}
-
 /// Future that runs the hooks of settled exchanges and starts their tasks.
 ///
 /// It is a task of its own, because an exchange settles in the middle of I/O, where no user code
 /// may run.
 pub(super) struct Driver {
-    /// `None` once everything is done, or a thread has taken over.
+    /// `None` while the driver waits, and once a thread has taken over.
     drive: Option<Drive>,
+    /// `None` if the driver ends with its first batch.
+    mailbox: Option<Arc<Mailbox<DueBatch>>>,
 }
 
 impl Driver {
     /// Starts the driver of one exchange.
     pub(super) fn start(exchange: Arc<Exchange>) {
         SettledExchanges::default().push(exchange);
+    }
+
+    /// Starts the driver of a batch.
+    pub(super) fn run(batch: DueBatch, runtime: Option<Handle>) {
+        Self { drive: Some(Drive::new(batch)), mailbox: None }.spawn(runtime);
+    }
+
+    /// Starts a driver that takes batches out of this mailbox, which contains one.
+    pub(super) fn serve(mailbox: Arc<Mailbox<DueBatch>>, runtime: Option<Handle>) {
+        Self { drive: None, mailbox: Some(mailbox) }.spawn(runtime);
     }
 
     /// Spawns the driver on the runtime of the first registration, otherwise on the current one.
@@ -149,12 +123,19 @@ impl Future for Driver {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        if self.drive.as_mut().is_some_and(|drive| drive.step().is_pending()) {
-            // Unlike a wake-up, this lets the runtime look at its sockets and timers first.
-            return pin!(tokio::task::yield_now()).poll(cx);
+        let Self { drive, mailbox } = &mut *self;
+        loop {
+            if drive.as_mut().is_some_and(|drive| drive.step().is_pending()) {
+                // Unlike a wake-up, this lets the runtime look at its sockets and timers first.
+                return pin!(tokio::task::yield_now()).poll(cx);
+            }
+            ignore_panic(|| *drive = None); // may drop values of users
+            match mailbox.as_ref().map(|mailbox| mailbox.take(cx.waker())) {
+                Some(Taken::Batch(batch)) => *drive = Some(Drive::new(batch)),
+                Some(Taken::Nothing) => return Poll::Pending,
+                Some(Taken::Closed) | None => return Poll::Ready(()),
+            }
         }
-        self.drive = None;
-        Poll::Ready(())
     }
 }
 
@@ -162,17 +143,20 @@ impl Drop for Driver {
     /// Continues on a thread if the driver has not finished, because there is no runtime or the
     /// runtime has shut down.
     fn drop(&mut self) {
-        if let Some(drive) = self.drive.take() {
-            let queue: &'static RunQueue<_> = &WITHOUT_RUNTIME;
-            queue.run(drive, |run| thread::Builder::new().name("after-response".to_owned()).spawn(run));
-        }
+        let queue: &'static RunQueue<_> = &WITHOUT_RUNTIME;
+        let run = |drive| queue.run(drive, |run| thread::Builder::new().name("after-response".to_owned()).spawn(run));
+        self.drive.take().map(run);
+        let untaken = self.mailbox.take().and_then(|mailbox| mailbox.retire());
+        untaken.map(Drive::new).map(run);
     }
 }
 
 /// The progress of a driver, which drives one exchange after the other.
 struct Drive {
     current: Current,
-    later: VecDeque<Current>,
+    later: vec::IntoIter<Arc<Exchange>>,
+    /// Exchanges with many hooks, which let the others go first.
+    paused: VecDeque<Current>,
     /// Makes a shutdown of the background wait for hooks.
     guard: DrainGuard,
 }
@@ -189,8 +173,8 @@ struct Current {
 }
 
 impl Drive {
-    fn new(exchange: Arc<Exchange>, guard: DrainGuard) -> Self {
-        Self { current: Current::new(exchange), later: VecDeque::new(), guard }
+    fn new(DueBatch { batch, guard }: DueBatch) -> Self {
+        Self { current: Current::new(batch.first), later: batch.later.into_iter(), paused: VecDeque::new(), guard }
     }
 }
 
@@ -201,11 +185,11 @@ impl Step for Drive {
         let mut steps = STEPS_PER_POLL;
         loop {
             let step = self.current.step(&self.guard, &mut steps);
-            let Some(next) = self.later.pop_front() else { return step };
+            let next = self.later.next().map(Current::new).or_else(|| self.paused.pop_front());
+            let Some(next) = next else { return step };
             let last = std::mem::replace(&mut self.current, next);
             if step.is_pending() {
-                // An exchange with many hooks does not hold up the others.
-                self.later.push_back(last);
+                self.paused.push_back(last);
                 return step;
             }
             ignore_panic(|| drop(last)); // may drop values of users

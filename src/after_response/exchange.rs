@@ -12,7 +12,7 @@ use std::{
 use tokio::time::Instant;
 
 #[cfg(feature = "flush")]
-use super::driver::SettledExchanges;
+use super::settled::SettledExchanges;
 use super::{
     Delivery, End, Outcome,
     driver::{Driver, Hook, RegisteredTask},
@@ -45,6 +45,8 @@ pub(crate) struct Exchange {
     is_multiplexed: bool,
     /// `false` if the connection does not report flushes.
     is_tracked: bool,
+    /// `true` if the connection may find out what its peer has acknowledged.
+    has_socket: bool,
     state: ExchangeState,
     sides: Mutex<Sides>,
     /// A [`FlushOutcome`], encoded; zero before. Written once, before [`FLUSH_KNOWN`] is set. An
@@ -84,6 +86,8 @@ pub(crate) enum FlushOutcome {
     /// The transport accepted the whole response and flushed. `body_bytes` is the length of the
     /// body on the wire; `None` on HTTP/1, where the body is not counted.
     Flushed { body_bytes: Option<u64> },
+    /// The response was flushed, and the peer's TCP has acknowledged all of it.
+    Acknowledged { body_bytes: Option<u64> },
 }
 
 impl FlushOutcome {
@@ -96,25 +100,29 @@ impl FlushOutcome {
             Self::Stalled => 3,
             Self::Lost => 4,
             Self::Flushed { body_bytes: None } => 5,
-            Self::Flushed { body_bytes: Some(bytes) } => bytes.min(u64::MAX >> 3) << 3 | 6,
+            Self::Flushed { body_bytes: Some(bytes) } => bytes.min(u64::MAX >> 4) << 4 | 6,
+            Self::Acknowledged { body_bytes: None } => 7,
+            Self::Acknowledged { body_bytes: Some(bytes) } => bytes.min(u64::MAX >> 4) << 4 | 8,
         }
     }
 
     fn decode(number: u64) -> Option<Self> {
-        Some(match number & 7 {
+        Some(match number & 15 {
             1 => Self::Unmapped,
             2 => Self::GaveUp,
             3 => Self::Stalled,
             4 => Self::Lost,
             5 => Self::Flushed { body_bytes: None },
-            6 => Self::Flushed { body_bytes: Some(number >> 3) },
+            6 => Self::Flushed { body_bytes: Some(number >> 4) },
+            7 => Self::Acknowledged { body_bytes: None },
+            8 => Self::Acknowledged { body_bytes: Some(number >> 4) },
             _ => return None,
         })
     }
 
     /// Returns `false` if the response may or may not have been flushed.
     fn is_certain(self) -> bool {
-        matches!(self, Self::Lost | Self::Flushed { .. })
+        matches!(self, Self::Lost | Self::Flushed { .. } | Self::Acknowledged { .. })
     }
 }
 
@@ -154,6 +162,11 @@ impl FlushWaiter {
         self.0.state.is_flush_known()
     }
 
+    /// Returns `true` if the response, once flushed, waits for an acknowledgement.
+    pub(crate) fn awaits_acknowledgement(&self) -> bool {
+        self.0.state.awaits_acknowledgement()
+    }
+
     /// Returns `true` if the response on the wire ends with its head, because it opens a tunnel.
     pub(crate) fn ends_with_head(&self) -> bool {
         self.0.state.ends_with_head()
@@ -170,7 +183,7 @@ impl FlushWaiter {
         outcome: FlushOutcome,
         now: Instant,
         mismatched: &Arc<AtomicU64>,
-        settled: &mut SettledExchanges,
+        settled: &mut SettledExchanges<'_>,
     ) {
         if self.0.complete_flush(outcome, now, mismatched) {
             settled.push(self.0);
@@ -186,22 +199,24 @@ pub(crate) struct Tracked(pub(crate) Arc<Exchange>);
 impl Exchange {
     /// Creates an exchange on a connection that does not report flushes.
     pub(super) fn untracked(request: RequestLine) -> Arc<Self> {
-        Arc::new(Self::new(request, Instant::now(), false))
+        Arc::new(Self::new(request, Instant::now(), false, false))
     }
 
     /// Creates an exchange that began at this time on a tracked connection, and the waiter that the
-    /// connection completes.
+    /// connection completes. `has_socket` is `true` if the connection may find out what its peer
+    /// has acknowledged.
     #[cfg(feature = "flush")]
-    pub(crate) fn tracked(request: RequestLine, began: Instant) -> (Arc<Self>, FlushWaiter) {
-        let exchange = Arc::new(Self::new(request, began, true));
+    pub(crate) fn tracked(request: RequestLine, began: Instant, has_socket: bool) -> (Arc<Self>, FlushWaiter) {
+        let exchange = Arc::new(Self::new(request, began, true, has_socket));
         (exchange.clone(), FlushWaiter(exchange))
     }
 
-    fn new(request: RequestLine, began: Instant, is_tracked: bool) -> Self {
+    fn new(request: RequestLine, began: Instant, is_tracked: bool, has_socket: bool) -> Self {
         Self {
             began,
             is_multiplexed: request.is_multiplexed(),
             is_tracked,
+            has_socket,
             state: ExchangeState::new(is_tracked),
             sides: Mutex::new(Sides::default()),
             flush_outcome: AtomicU64::new(0),
@@ -220,6 +235,18 @@ impl Exchange {
     /// flushed.
     pub(super) fn is_tracked(&self) -> bool {
         self.is_tracked && self.flush_outcome().is_none_or(FlushOutcome::is_certain)
+    }
+
+    /// Returns `true` if, as far as is known, the connection can report whether its peer has
+    /// acknowledged this response.
+    pub(super) fn reports_acknowledgement(&self) -> bool {
+        self.has_socket && self.flush_outcome().is_none()
+    }
+
+    /// Lets the connection's side finish only when the peer has acknowledged the response, or the
+    /// connection has given up on that.
+    pub(super) fn await_acknowledgement(&self) {
+        self.state.set(AWAITS_ACKNOWLEDGEMENT);
     }
 
     /// Returns `true` if a hook or task was registered.
@@ -267,7 +294,11 @@ impl Exchange {
     }
 
     fn compare_length(&self, progress: &Progress, mismatched: &AtomicU64) {
-        if let Some(FlushOutcome::Flushed { body_bytes: Some(on_wire) }) = self.flush_outcome() {
+        if let Some(
+            FlushOutcome::Flushed { body_bytes: Some(on_wire) }
+            | FlushOutcome::Acknowledged { body_bytes: Some(on_wire) },
+        ) = self.flush_outcome()
+        {
             if on_wire != progress.body_bytes() {
                 mismatched.fetch_add(1, Relaxed);
             }
@@ -338,15 +369,17 @@ impl Exchange {
     pub(super) fn outcome(&self) -> Outcome {
         let sides = lock(&self.sides);
         let progress = sides.progress.as_ref().expect("an exchange settles after its guard was dropped");
+        let is_certain = |body_bytes: Option<u64>| {
+            body_bytes.is_none_or(|on_wire| on_wire == progress.body_bytes()) && !progress.is_doubtful()
+        };
         let end = progress.end();
         let (end, delivery) = match end {
             End::BodyTooShort if !self.is_multiplexed => (end, Delivery::NotDelivered),
             End::Complete | End::BodyTooShort => match self.flush_outcome() {
                 Some(FlushOutcome::Lost) => (End::Aborted, Delivery::NotDelivered),
-                Some(FlushOutcome::Flushed { body_bytes })
-                    if body_bytes.is_none_or(|on_wire| on_wire == progress.body_bytes()) && !progress.is_doubtful() =>
-                {
-                    (end, Delivery::Flushed)
+                Some(FlushOutcome::Flushed { body_bytes }) if is_certain(body_bytes) => (end, Delivery::Flushed),
+                Some(FlushOutcome::Acknowledged { body_bytes }) if is_certain(body_bytes) => {
+                    (end, Delivery::Acknowledged)
                 }
                 _ => (end, Delivery::HandedOver),
             },
@@ -382,6 +415,9 @@ const ENDS_WITH_HEAD: u8 = 1 << 5;
 
 /// The body of a complete response has ended, and [`Sides::progress`] is known.
 const BODY_ENDED: u8 = 1 << 6;
+/// An acknowledgement was requested. A flush that is known before this is set does not wait for
+/// one.
+const AWAITS_ACKNOWLEDGEMENT: u8 = 1 << 7;
 
 /// The life of an exchange. Bits are set and never cleared.
 ///
@@ -472,6 +508,10 @@ impl ExchangeState {
 
     fn has_open_body(&self) -> bool {
         self.0.load(Ordering::Acquire) & (GUARD_DROPPED | HAS_HEAD) == HAS_HEAD
+    }
+
+    fn awaits_acknowledgement(&self) -> bool {
+        self.0.load(Ordering::Acquire) & (AWAITS_ACKNOWLEDGEMENT | FLUSH_KNOWN) == AWAITS_ACKNOWLEDGEMENT
     }
 
     fn is_flush_known(&self) -> bool {

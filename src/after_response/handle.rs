@@ -93,8 +93,9 @@ impl AfterResponse {
     /// reverse order of registration.
     ///
     /// Hooks run before the request's tasks start, in a task of the runtime in which the request's
-    /// first hook or task was registered. Responses that are flushed together share it. After every
-    /// 32 hooks that task yields. Without a runtime, or if it has shut down, hooks run on a thread
+    /// first hook or task was registered. Responses of a connection that are flushed before it runs
+    /// share it, and a tracked connection keeps it for later responses. After every 32 hooks that
+    /// task yields. Without a runtime, or if it has shut down, hooks run on a thread
     /// named `after-response`, which all responses share. If the system starts no thread, they run
     /// where the response ends. A hook must be short and must not block: use [tasks](Self::task)
     /// for work. A panic in it is contained.
@@ -137,6 +138,26 @@ impl AfterResponse {
         // A task that waited behind them may be able to start.
         dispatch(&self.exchange);
         cancelled
+    }
+
+    /// Lets the outcome of this response wait until the peer's TCP has acknowledged every byte of
+    /// it. Then its delivery is [`Acknowledged`](crate::after_response::Delivery::Acknowledged).
+    ///
+    /// Returns `false`, without effect, if the connection cannot report acknowledgements or the
+    /// outcome is known already. It can on Linux, if the connection is tracked and its TCP socket
+    /// is known: with `axum::serve` on a `TcpListener`, or with `TrackedIo::with_socket`.
+    ///
+    /// Every hook and task of this request waits for it too, after a flush at most 30 seconds, and
+    /// 5 seconds once the connection is shut down. If the acknowledgement has not arrived by then,
+    /// or the connection fails before, the delivery is
+    /// [`Flushed`](crate::after_response::Delivery::Flushed). The section on acknowledged responses
+    /// of the module `flush` lists the reasons.
+    pub fn request_acknowledgement(&self) -> bool {
+        let is_reported = self.exchange.reports_acknowledgement();
+        if is_reported {
+            self.exchange.await_acknowledgement();
+        }
+        is_reported
     }
 
     /// Returns `true` if, as far as is known, the outcome will report whether the response was

@@ -144,11 +144,13 @@ mod exchange;
 mod guard;
 mod handle;
 mod layer;
+mod mailbox;
 mod outcome;
 mod pending;
 mod progress;
 mod run_queue;
 mod service;
+mod settled;
 mod task;
 mod task_target;
 
@@ -165,8 +167,8 @@ pub use self::{
 };
 #[cfg(feature = "flush")]
 pub(crate) use self::{
-    driver::SettledExchanges,
     exchange::{Exchange, FlushOutcome, FlushWaiter, Tracked},
     guard::{Guard, Observer},
     progress::RequestLine,
+    settled::{ConnectionDriver, SettledExchanges},
 };

@@ -27,7 +27,8 @@ pub struct Outcome {
     pub error: Option<String>,
     /// Time from the request to the head of the response.
     pub time_to_head: Option<Duration>,
-    /// Time from the request to the end.
+    /// Time from the request to the end. If an acknowledgement was requested, it includes the wait
+    /// for it.
     pub total: Duration,
     pub(super) is_grpc: bool,
 }
@@ -45,9 +46,15 @@ impl Outcome {
         self.end == End::Complete
     }
 
-    /// Returns `true` if the whole response was flushed.
+    /// Returns `true` if the whole response was flushed, whether it was acknowledged or not.
     pub fn is_flushed(&self) -> bool {
-        self.is_complete() && self.delivery == Delivery::Flushed
+        self.is_complete() && matches!(self.delivery, Delivery::Flushed | Delivery::Acknowledged)
+    }
+
+    /// Returns `true` if the peer's TCP has acknowledged the whole response. See
+    /// [`Delivery::Acknowledged`].
+    pub fn is_acknowledged(&self) -> bool {
+        self.is_complete() && self.delivery == Delivery::Acknowledged
     }
 }
 
@@ -75,8 +82,8 @@ pub enum End {
     Complete,
 }
 
-/// How far a response is known to have been delivered. No variant means that the client received
-/// anything.
+/// How far a response is known to have been delivered, in ascending order. No variant means that
+/// the client's application received anything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Delivery {
@@ -88,6 +95,14 @@ pub enum Delivery {
     /// The transport accepted every byte and flushed. Only a tracked connection can know (feature
     /// `flush`).
     Flushed,
+    /// The response was flushed, and the TCP of the peer has acknowledged every byte of it. Linux
+    /// only, and only if it was
+    /// [requested](super::AfterResponse::request_acknowledgement).
+    ///
+    /// The kernel of the peer has the bytes. It does not mean that the application has read them,
+    /// or will: it may have crashed or be frozen. If there is a proxy or load balancer in between,
+    /// the peer is the proxy.
+    Acknowledged,
 }
 
 impl fmt::Display for End {
@@ -109,6 +124,7 @@ impl fmt::Display for Delivery {
             Self::NotDelivered => "not_delivered",
             Self::HandedOver => "handed_over",
             Self::Flushed => "flushed",
+            Self::Acknowledged => "acknowledged",
         })
     }
 }

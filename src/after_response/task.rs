@@ -58,6 +58,16 @@ impl<'a> ResponseTaskBuilder<'a> {
         Self { condition: Condition::Flushed, ..self }
     }
 
+    /// Runs the task if the peer's TCP has acknowledged the whole response
+    /// ([`Outcome::is_acknowledged`]), with any status.
+    ///
+    /// Registering it [requests](AfterResponse::request_acknowledgement) the acknowledgement, for
+    /// which the other hooks and tasks of the request wait too. It fails if the connection cannot
+    /// report acknowledgements, because the task could never run.
+    pub fn on_acknowledged(self) -> Self {
+        Self { condition: Condition::Acknowledged, ..self }
+    }
+
     /// Runs the task if `predicate` returns `true`.
     ///
     /// The predicate is called once, on the runtime, so it must be short. If it panics, the task is
@@ -111,8 +121,9 @@ impl<'a> ResponseTaskBuilder<'a> {
     /// # Errors
     ///
     /// Returns an error if the background is full or shut down, or if the task is for
-    /// [flushed](Self::on_flushed) responses and the connection is not tracked. The work is dropped
-    /// then, and tasks that it would have [replaced](Self::replace) stay registered.
+    /// [flushed](Self::on_flushed) or [acknowledged](Self::on_acknowledged) responses and the
+    /// connection cannot report these. The work is dropped then, and tasks that it would have
+    /// [replaced](Self::replace) stay registered.
     pub fn spawn_blocking<F, T>(self, work: F) -> Result<TaskHandle, RegisterError>
     where
         F: FnOnce() -> T + Send + 'static,
@@ -157,7 +168,13 @@ impl<'a> ResponseTaskBuilder<'a> {
         if matches!(self.condition, Condition::Flushed) && !self.after.is_tracked() {
             return Err(RegisterError::UNTRACKED);
         }
+        if matches!(self.condition, Condition::Acknowledged) && !self.after.exchange().reports_acknowledgement() {
+            return Err(RegisterError::NO_SOCKET);
+        }
         let mut reservation = self.after.background().reserve_after_response(self.name.clone())?;
+        if matches!(self.condition, Condition::Acknowledged) {
+            self.after.request_acknowledgement();
+        }
         if let Some(timeout) = self.timeout {
             reservation = reservation.timeout(timeout);
         }
@@ -227,6 +244,7 @@ pub(super) enum Condition {
     Success,
     Complete,
     Flushed,
+    Acknowledged,
     Always,
     When(Box<dyn FnOnce(&Outcome) -> bool + Send>),
 }
@@ -245,6 +263,7 @@ impl Condition {
             Self::Success => has_succeeded,
             Self::Complete => outcome.is_complete(),
             Self::Flushed => outcome.is_flushed(),
+            Self::Acknowledged => outcome.is_acknowledged(),
             Self::Always => true,
             Self::When(predicate) => catch_unwind(|| predicate(outcome)).unwrap_or_else(|payload| {
                 ignore_panic(|| drop(payload));
@@ -260,6 +279,7 @@ impl fmt::Debug for Condition {
             Self::Success => "Success",
             Self::Complete => "Complete",
             Self::Flushed => "Flushed",
+            Self::Acknowledged => "Acknowledged",
             Self::Always => "Always",
             Self::When(_) => "When",
         })
@@ -273,11 +293,13 @@ pub struct RegisterError(Kind);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Untracked,
+    NoSocket,
     Background(SubmitError),
 }
 
 impl RegisterError {
     const UNTRACKED: Self = Self(Kind::Untracked);
+    const NO_SOCKET: Self = Self(Kind::NoSocket);
 
     /// Returns `true` if the background no longer accepts tasks, because it is shut down.
     pub fn is_closed(&self) -> bool {
@@ -290,10 +312,11 @@ impl RegisterError {
         matches!(self.0, Kind::Background(error) if error.is_full())
     }
 
-    /// Returns `true` if the task is for [flushed](ResponseTaskBuilder::on_flushed) responses and
-    /// the connection is not tracked.
+    /// Returns `true` if the task is for [flushed](ResponseTaskBuilder::on_flushed) or
+    /// [acknowledged](ResponseTaskBuilder::on_acknowledged) responses and the connection cannot
+    /// report these.
     pub fn is_untracked(&self) -> bool {
-        self.0 == Kind::Untracked
+        matches!(self.0, Kind::Untracked | Kind::NoSocket)
     }
 }
 
@@ -310,6 +333,10 @@ impl fmt::Display for RegisterError {
                 "task rejected: it is for flushed responses, and the connection is not tracked. Serve it with \
                  `tower_offload::axum::serve` or `Tracker::track`",
             ),
+            Kind::NoSocket => f.write_str(
+                "task rejected: it is for acknowledged responses, and the TCP socket of the connection is unknown. On \
+                 Linux, serve it with `tower_offload::axum::serve` or call `TrackedIo::with_socket`",
+            ),
             Kind::Background(_) => f.write_str("task rejected"),
         }
     }
@@ -318,7 +345,7 @@ impl fmt::Display for RegisterError {
 impl Error for RegisterError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match &self.0 {
-            Kind::Untracked => None,
+            Kind::Untracked | Kind::NoSocket => None,
             Kind::Background(error) => Some(error),
         }
     }

@@ -52,16 +52,20 @@ impl IntoResponse for MissingAfterResponseLayer {
     }
 }
 
+/// Body of the response to a task for flushed responses on a connection that is not tracked.
+const UNTRACKED: &str = "a task for flushed responses needs a tracked connection, and this one is not tracked";
+
 impl IntoResponse for RegisterError {
-    /// Returns a 503 with `Retry-After`, or a 500 without a body if the connection is not tracked.
+    /// Returns a 503 with `Retry-After`, or a 500 if the connection is not tracked.
     ///
-    /// The latter is a mistake of the program, which its clients need not see. With feature
-    /// `tracing` the remedy is an event of level `ERROR`.
+    /// The latter is a mistake of the program. The body says what is missing in general terms,
+    /// because clients see it. The error itself names the remedy, and with feature `tracing` it is
+    /// an event of level `ERROR`.
     fn into_response(self) -> Response {
         if self.is_untracked() {
             #[cfg(feature = "tracing")]
             tracing::event!(tracing::Level::ERROR, "{self}");
-            StatusCode::INTERNAL_SERVER_ERROR.into_response()
+            (StatusCode::INTERNAL_SERVER_ERROR, UNTRACKED).into_response()
         } else {
             try_later()
         }

@@ -1,4 +1,4 @@
-use std::{any::Any, borrow::Cow, error::Error, fmt, time::Duration};
+use std::{any::Any, borrow::Cow, error::Error, fmt, io, time::Duration};
 
 use super::Completion;
 use crate::panic::panic_message;
@@ -61,6 +61,12 @@ impl fmt::Display for SubmitError {
 }
 
 impl Error for SubmitError {}
+
+impl From<SubmitError> for io::Error {
+    fn from(error: SubmitError) -> Self {
+        Self::other(error)
+    }
+}
 
 /// Report of one failed task, passed to the [failure
 /// handler](super::BackgroundBuilder::on_failure).

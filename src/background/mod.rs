@@ -108,6 +108,7 @@
 
 mod builder;
 mod completion;
+mod drain;
 mod error;
 mod header;
 mod metrics;

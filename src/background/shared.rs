@@ -13,6 +13,7 @@ use tokio::{sync::Notify, time::Instant};
 
 use super::{
     BackgroundStats, Completion, SubmitError, TaskFailure,
+    drain::DrainCount,
     error::Cause,
     header::TaskHeader,
     metrics,
@@ -22,7 +23,7 @@ use super::{
 use crate::panic::ignore_panic;
 use crate::{
     pool::Pool,
-    sync::{Mutex, lock},
+    sync::{Mutex, Padded, lock},
 };
 
 const FIRST_ID: u64 = 1;
@@ -41,7 +42,8 @@ pub(super) struct Shared {
     blocked_polls: AtomicU64,
     next_id: AtomicU64,
     state: Mutex<State<QueuedTask, Arc<TaskHeader>>>,
-    /// Notified after each transition that leaves the state idle.
+    drain_guards: Padded<DrainCount>,
+    /// Notified when a closed background becomes idle.
     idle: Notify,
 }
 
@@ -60,6 +62,7 @@ impl Shared {
             blocked_polls: AtomicU64::new(0),
             next_id: AtomicU64::new(FIRST_ID),
             state: Mutex::new(State::new(limits)),
+            drain_guards: Padded(DrainCount::new()),
             idle: Notify::new(),
         }
     }
@@ -153,7 +156,7 @@ impl Shared {
     }
 
     pub(super) fn close(&self) {
-        lock(&self.state).close();
+        self.begin_shutdown();
     }
 
     pub(super) fn is_closed(&self) -> bool {
@@ -169,15 +172,18 @@ impl Shared {
     }
 
     pub(super) fn add_drain_guard(&self) {
-        lock(&self.state).add_drain_guard();
+        self.drain_guards.acquire();
     }
 
     pub(super) fn remove_drain_guard(&self) {
-        self.release(State::remove_drain_guard);
+        if self.drain_guards.release() {
+            self.idle.notify_waiters();
+        }
     }
 
     /// Closes the state. Returns the counters at that moment.
     pub(super) fn begin_shutdown(&self) -> BackgroundStats {
+        self.drain_guards.close();
         let mut state = lock(&self.state);
         state.close();
         state.stats()
@@ -193,7 +199,7 @@ impl Shared {
         loop {
             let mut idle = pin!(self.idle.notified());
             idle.as_mut().enable(); // before the check, so that no notification is lost in between
-            if lock(&self.state).is_idle() {
+            if self.is_idle(&lock(&self.state)) {
                 return;
             }
             idle.await;
@@ -208,13 +214,20 @@ impl Shared {
         }
     }
 
+    /// Returns `true` if a shutdown has nothing to wait for. The guards are counted under the lock
+    /// of the state, so that a hook that adds a task before it ends is not missed, and neither is a
+    /// task after which hooks are due.
+    fn is_idle(&self, state: &State<QueuedTask, Arc<TaskHeader>>) -> bool {
+        state.is_idle() && !self.drain_guards.has_guards()
+    }
+
     /// Performs a transition that may leave the state idle, and then notifies shutdowns.
     fn release<T>(&self, transition: impl FnOnce(&mut State<QueuedTask, Arc<TaskHeader>>) -> T) -> T {
-        let (value, is_idle) = {
+        let (value, ends_shutdown) = {
             let mut state = lock(&self.state);
-            (transition(&mut state), state.is_idle())
+            (transition(&mut state), state.is_closed() && self.is_idle(&state))
         };
-        if is_idle {
+        if ends_shutdown {
             self.idle.notify_waiters();
         }
         value

@@ -46,18 +46,35 @@ impl BackgroundShutdownReport {
     }
 }
 
+/// Formats the counts that are not zero and the tasks that still run, for example as `tasks: 3
+/// completed, 1 still running (task 7 for 10.0s)`, or as `no task was open`.
 impl fmt::Display for BackgroundShutdownReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { completed, failed, cancelled, still_running } = self;
-        let running = still_running.len();
-        write!(f, "{completed} completed, {failed} failed, {cancelled} cancelled, {running} still running")?;
-        still_running.iter().enumerate().try_for_each(|(index, RunningTask { id, name, age })| {
-            f.write_str(if index == 0 { ": " } else { ", " })?;
+        let counts = [(*completed, "completed"), (*failed, "failed"), (*cancelled, "cancelled")];
+        let mut separator = "tasks: ";
+        for (count, what) in counts.into_iter().filter(|(count, _)| *count > 0) {
+            write!(f, "{separator}{count} {what}")?;
+            separator = ", ";
+        }
+        if still_running.is_empty() {
+            return if separator == ", " { Ok(()) } else { f.write_str("no task was open") };
+        }
+        write!(f, "{separator}{} still running (", still_running.len())?;
+        for (index, RunningTask { id, name, age }) in still_running.iter().take(MAX_LISTED).enumerate() {
+            f.write_str(if index == 0 { "task " } else { ", task " })?;
             fmt_task(f, *id, name)?;
-            write!(f, " for {age:?}")
-        })
+            write!(f, " for {age:.1?}")?;
+        }
+        match still_running.len().saturating_sub(MAX_LISTED) {
+            0 => f.write_str(")"),
+            more => write!(f, ", and {more} more)"),
+        }
     }
 }
+
+/// Maximum number of tasks that the text of a report lists.
+const MAX_LISTED: usize = 10;
 
 impl Background {
     /// Closes the background and waits until its tasks are complete, up to `timeout`.
@@ -156,5 +173,24 @@ impl DrainGuard {
 impl Drop for DrainGuard {
     fn drop(&mut self) {
         self.0.remove_drain_guard();
+    }
+}
+
+#[cfg(all(test, not(tower_offload_loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn report_lists_ten_tasks_and_no_zeros() {
+        let mut report = BackgroundShutdownReport::default();
+        assert_eq!(report.to_string(), "no task was open");
+        report.completed = 3;
+        assert_eq!(report.to_string(), "tasks: 3 completed");
+        let task = |id| RunningTask { id, name: "".into(), age: Duration::from_millis(1234) };
+        report.still_running = vec![RunningTask { name: "mail".into(), ..task(7) }, task(8)];
+        let two = "tasks: 3 completed, 2 still running (task 7 `mail` for 1.2s, task 8 for 1.2s)";
+        assert_eq!(report.to_string(), two);
+        report.still_running = (0..12).map(task).collect();
+        assert!(report.to_string().ends_with("task 9 for 1.2s, and 2 more)"), "{report}");
     }
 }

@@ -23,9 +23,6 @@ pub(super) struct State<W, H> {
     next_key: u64,
     /// The number of entries in stage `Dispatched` or `Running`. At most `max_running`.
     permits_in_use: usize,
-    /// The number of live [`DrainGuard`](super::DrainGuard)s, which a shutdown waits for like
-    /// tasks.
-    drain_guards: usize,
     /// The counters since creation. The gauges in it stay zero.
     totals: BackgroundStats,
 }
@@ -149,7 +146,6 @@ impl<W, H: Clone> State<W, H> {
             queue: BTreeMap::new(),
             next_key: 0,
             permits_in_use: 0,
-            drain_guards: 0,
             totals: BackgroundStats::default(),
         }
     }
@@ -298,22 +294,14 @@ impl<W, H: Clone> State<W, H> {
         halt
     }
 
-    pub(super) fn add_drain_guard(&mut self) {
-        self.drain_guards += 1;
-    }
-
-    pub(super) fn remove_drain_guard(&mut self) {
-        self.drain_guards -= 1;
-    }
-
     /// Returns the ids of the tasks whose header matches.
     pub(super) fn find(&self, matches: impl Fn(&H) -> bool) -> Vec<u64> {
         self.tasks.iter().filter(|(_, entry)| matches(&entry.header)).map(|(id, _)| *id).collect()
     }
 
-    /// Returns `true` if a shutdown has nothing to wait for.
+    /// Returns `true` if every task is complete.
     pub(super) fn is_idle(&self) -> bool {
-        self.tasks.is_empty() && self.drain_guards == 0
+        self.tasks.is_empty()
     }
 
     pub(super) fn is_closed(&self) -> bool {

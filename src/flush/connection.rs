@@ -16,7 +16,7 @@ use std::{
     io::IoSlice,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -25,13 +25,14 @@ use http::{HeaderMap, Version};
 use tokio::time::Instant;
 
 use super::{
+    acknowledge::FlushedResponse,
     inbound::{Delivery, Event, Inbound},
     mark::Mark,
     state::{Completions, State},
     tracker::{Counters, add, count},
 };
 use crate::{
-    after_response::{FlushOutcome, FlushWaiter, SettledExchanges},
+    after_response::{ConnectionDriver, FlushOutcome, FlushWaiter, SettledExchanges},
     sync::{AtomicU8, AtomicUsize, Mutex, Ordering, lock},
 };
 
@@ -56,11 +57,14 @@ pub(crate) struct Connection {
     /// A [`Protocol`]. Leaves `Undecided` once.
     protocol: AtomicU8,
     mark: Mark,
+    /// The socket is known, so that acknowledgements may be. Set before the connection is served.
+    has_socket: AtomicBool,
     state: Mutex<State>,
     /// [`State::flushable`], so that a flush without open responses costs one load.
     flushable: AtomicUsize,
     /// [`State::open`], so that an idle connection costs one load.
     open: AtomicUsize,
+    driver: ConnectionDriver,
 }
 
 impl Connection {
@@ -72,9 +76,11 @@ impl Connection {
             counters,
             protocol: AtomicU8::new(Protocol::Undecided as u8),
             mark: Mark::new(),
+            has_socket: AtomicBool::new(false),
             state: Mutex::new(State::default()),
             flushable: AtomicUsize::new(0),
             open: AtomicUsize::new(0),
+            driver: ConnectionDriver::default(),
         }
     }
 
@@ -93,6 +99,17 @@ impl Connection {
             Protocol::Http2 => self.created + Duration::from_nanos(self.read_after.load(Relaxed)),
             Protocol::Http1 | Protocol::Undecided => Instant::now(),
         }
+    }
+
+    /// Records that the transport knows its socket.
+    #[cfg(target_os = "linux")]
+    pub(super) fn set_socket_known(&self) {
+        self.has_socket.store(true, Relaxed);
+    }
+
+    /// Returns `true` if the connection may find out what its peer has acknowledged.
+    pub(super) fn has_socket(&self) -> bool {
+        self.has_socket.load(Relaxed)
     }
 
     // Called by the service.
@@ -170,9 +187,18 @@ impl Connection {
         }
     }
 
-    /// The flush succeeded. Returns `true` if an HTTP/1 response has a head and an open body.
-    pub(super) fn end_flush(&self) -> bool {
-        self.change(State::end_flush)
+    /// The flush succeeded. Returns `true` if an HTTP/1 response has a head and an open body, and
+    /// the responses that wait for an acknowledgement.
+    pub(super) fn end_flush(&self) -> (bool, Vec<FlushedResponse>) {
+        self.change(|state, completions| {
+            let has_open_body = state.end_flush(completions);
+            (has_open_body, std::mem::take(&mut completions.awaiting))
+        })
+    }
+
+    /// Completes responses that have waited for an acknowledgement.
+    pub(super) fn complete_flushed(&self, completions: Completions) {
+        self.complete_all(completions);
     }
 
     /// The flush succeeded, but it flushed bytes that an application wrote after it took over an
@@ -208,25 +234,34 @@ impl Connection {
             self.open.store(state.open(), Ordering::Release);
             changed
         };
+        self.complete_all(completions);
+        changed
+    }
+
+    /// Counts and completes what a change has left.
+    fn complete_all(&self, completions: Completions) {
         if completions.undelivered > 0 {
             add(&self.counters.undelivered, completions.undelivered);
+        }
+        if completions.unacknowledged > 0 {
+            add(&self.counters.unacknowledged, completions.unacknowledged);
         }
         if !completions.is_empty() {
             self.complete(completions);
         }
-        changed
     }
 
     fn complete(&self, completions: Completions) {
-        let (now, mut settled) = (Instant::now(), SettledExchanges::default());
+        let (now, mut settled) = (Instant::now(), SettledExchanges::of(&self.driver));
         // Added once for all, because the counter is shared by all connections.
-        let mut flushed = 0;
+        let (mut flushed, mut acknowledged) = (0, 0);
         for (waiter, outcome) in completions {
             // An HTTP/1 response whose body did not end is not lost on the wire.
             let is_counted =
                 outcome != FlushOutcome::Lost || self.protocol() != Protocol::Http1 || waiter.awaits_flush();
             match outcome {
                 FlushOutcome::Flushed { .. } => flushed += 1,
+                FlushOutcome::Acknowledged { .. } => (flushed, acknowledged) = (flushed + 1, acknowledged + 1),
                 _ if is_counted => self.counters.count(outcome),
                 _ => {}
             }
@@ -234,6 +269,9 @@ impl Connection {
         }
         if flushed > 0 {
             add(&self.counters.flushed, flushed);
+        }
+        if acknowledged > 0 {
+            add(&self.counters.acknowledged, acknowledged);
         }
     }
 }

@@ -11,11 +11,14 @@ use hyper::rt::{Read, ReadBufCursor, Write};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{
+    acknowledge::{Acknowledgements, FlushedResponse},
     connection::{Connection, Protocol},
     outbound::first_bytes,
     reader::Reader,
     stall::StallTimer,
+    state::Completions,
     status_line::StatusLineScanner,
+    tcp::{Progress, SocketOf},
 };
 
 /// A transport that observes its bytes to find out which responses were flushed on it.
@@ -33,6 +36,7 @@ use super::{
 /// When it is dropped or the transport fails, all responses that were not flushed are lost.
 pub struct TrackedIo<T> {
     io: T,
+    socket: SocketOf<T>,
     reader: Reader,
     observer: Observer,
 }
@@ -53,14 +57,45 @@ impl<T> TrackedIo<T> {
     pub(crate) fn new(io: T, connection: Arc<Connection>) -> Self {
         Self {
             io,
+            socket: SocketOf::unknown(),
             reader: Reader::default(),
             observer: Observer {
                 connection,
                 status_line: StatusLineScanner::default(),
                 accepted: 0,
                 stall: StallTimer::default(),
+                acknowledgements: None,
             },
         }
+    }
+
+    /// Names the TCP socket below the transport, so that a response can [request] that its
+    /// acknowledgement by the peer is reported. Linux only.
+    ///
+    /// `find` returns the socket, or `None` if this transport has none. All bytes of the transport
+    /// must go to that socket, and nothing else may write to it. Layers in between, such as TLS,
+    /// must have written everything to it when their flush succeeds. `find` is called only while a
+    /// response waits for an acknowledgement, and once here. Call this method before the connection
+    /// is served.
+    ///
+    /// ```
+    /// # use std::os::fd::AsFd;
+    /// # use hyper_util::rt::TokioIo;
+    /// # use tokio::net::TcpStream;
+    /// # use tower_offload::flush::Tracker;
+    /// # fn track<S>(tracker: Tracker, stream: TcpStream, service: S) {
+    /// let (io, service) = tracker.track(TokioIo::new(stream), service);
+    /// let io = io.with_socket(|io| Some(io.inner().as_fd()));
+    /// # }
+    /// ```
+    ///
+    /// [request]: crate::AfterResponse::request_acknowledgement
+    #[cfg(target_os = "linux")]
+    pub fn with_socket(self, find: fn(&T) -> Option<std::os::fd::BorrowedFd<'_>>) -> Self {
+        if find(&self.io).is_some() {
+            self.observer.connection.set_socket_known();
+        }
+        Self { socket: SocketOf::new(find), ..self }
     }
 
     /// Returns a reference to the transport, to read its address and options.
@@ -83,6 +118,38 @@ impl<T> TrackedIo<T> {
     pub fn into_parts(self) -> Parts<T> {
         Parts { io: self.io, read_buf: self.reader.into_unread().into() }
     }
+
+    /// To be called after each poll of the transport whose result may let the task sleep, or be the
+    /// last one. Checks the responses that wait for an acknowledgement.
+    fn poll_acknowledged<U>(&mut self, cx: &mut Context<'_>, result: &Poll<io::Result<U>>) {
+        let Self { io, socket, observer, .. } = self;
+        if let Some(acknowledgements) = &mut observer.acknowledgements {
+            let has_failed = matches!(result, Poll::Ready(Err(_)));
+            acknowledgements.poll(cx, has_failed, &observer.connection, || socket.progress(io));
+        }
+    }
+
+    /// Shuts down the transport with `shut_down`. Then the responses that wait for an
+    /// acknowledgement delay the result, because the socket is closed after it.
+    fn poll_shutdown_acknowledged(
+        &mut self,
+        cx: &mut Context<'_>,
+        shut_down: impl FnOnce(&mut T, &mut Context<'_>) -> Poll<io::Result<()>>,
+    ) -> Poll<io::Result<()>> {
+        let is_shut_down = self.observer.acknowledgements.as_ref().is_some_and(|waiting| waiting.is_shut_down());
+        let mut result = Poll::Ready(Ok(()));
+        if !is_shut_down {
+            let shutdown = shut_down(&mut self.io, cx);
+            result = self.observer.on_shutdown(cx, shutdown);
+        }
+        self.poll_acknowledged(cx, &result);
+        match &self.observer.acknowledgements {
+            Some(acknowledgements) if !acknowledgements.is_empty() && matches!(result, Poll::Ready(Ok(()))) => {
+                Poll::Pending
+            }
+            _ => result,
+        }
+    }
 }
 
 impl<T: fmt::Debug> fmt::Debug for TrackedIo<T> {
@@ -101,6 +168,8 @@ struct Observer {
     /// The number of bytes that the transport has accepted.
     accepted: u64,
     stall: StallTimer,
+    /// `None` before the first response that requests an acknowledgement.
+    acknowledgements: Option<Box<Acknowledgements>>,
 }
 
 impl Observer {
@@ -130,11 +199,13 @@ impl Observer {
     }
 
     /// `is_awaited` is the result of [`Connection::begin_flush`] before this poll of the flush.
+    /// `progress` reads how far the socket is.
     fn on_flush(
         &mut self,
         cx: &mut Context<'_>,
         is_awaited: bool,
         result: Poll<io::Result<()>>,
+        progress: impl FnOnce() -> Option<Progress>,
     ) -> Poll<io::Result<()>> {
         self.check(cx, &result);
         ready!(result)?;
@@ -142,14 +213,16 @@ impl Observer {
             return Poll::Ready(Ok(()));
         }
         if self.connection.protocol() == Protocol::Http2 {
-            self.connection.end_flush();
+            let (_, responses) = self.connection.end_flush();
+            self.acknowledge(responses, progress);
         } else if self.status_line.has_begun() {
             // The head of a response with an open body was accepted before this flush, perhaps in
             // one write with the end of a response that was flushed now.
-            let has_open_body = self.connection.end_flush();
+            let (has_open_body, responses) = self.connection.end_flush();
             if !has_open_body {
                 self.status_line.reset();
             }
+            self.acknowledge(responses, progress);
         } else if self.status_line.is_tunnel() {
             self.connection.lose_flushing();
         }
@@ -161,7 +234,23 @@ impl Observer {
     /// `pipeline_flush`. A server that holds none has flushed before.
     fn on_shutdown(&mut self, cx: &mut Context<'_>, result: Poll<io::Result<()>>) -> Poll<io::Result<()>> {
         self.check(cx, &result);
+        if let (Some(acknowledgements), Poll::Ready(Ok(()))) = (&mut self.acknowledgements, &result) {
+            acknowledgements.shut_down();
+        }
         result
+    }
+
+    /// Lets responses that were flushed just now wait for an acknowledgement.
+    fn acknowledge(&mut self, responses: Vec<FlushedResponse>, progress: impl FnOnce() -> Option<Progress>) {
+        if responses.is_empty() {
+            return;
+        }
+        // If fewer bytes were written than the transport has accepted, it is another socket, or one
+        // that does not count as Linux does.
+        let progress = progress().filter(|progress| progress.written >= self.accepted);
+        let mut completions = Completions::default();
+        self.acknowledgements.get_or_insert_default().add(responses, progress, &mut completions);
+        self.connection.complete_flushed(completions);
     }
 
     fn check<U>(&mut self, cx: &mut Context<'_>, result: &Poll<io::Result<U>>) {
@@ -176,12 +265,16 @@ impl Observer {
 impl Drop for Observer {
     fn drop(&mut self) {
         self.connection.lose();
+        if let Some(acknowledgements) = &mut self.acknowledgements {
+            acknowledgements.give_up(&self.connection);
+        }
     }
 }
 
 impl<T: AsyncRead + Unpin> AsyncRead for TrackedIo<T> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let Self { io, reader, observer } = self.get_mut();
+        let this = self.get_mut();
+        let Self { io, reader, observer, .. } = this;
         let result = if reader.is_done(&observer.connection) {
             Pin::new(io).poll_read(cx, buffer)
         } else {
@@ -193,15 +286,19 @@ impl<T: AsyncRead + Unpin> AsyncRead for TrackedIo<T> {
                 Poll::Ready(Ok(into.filled().len()))
             })
         };
-        observer.on_read(cx, result)
+        let result = observer.on_read(cx, result);
+        this.poll_acknowledged(cx, &result);
+        result
     }
 }
 
 impl<T: AsyncWrite + Unpin> AsyncWrite for TrackedIo<T> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let Self { io, observer, .. } = self.get_mut();
-        let result = Pin::new(io).poll_write(cx, bytes);
-        observer.on_write(cx, &[IoSlice::new(bytes)], result)
+        let this = self.get_mut();
+        let result = Pin::new(&mut this.io).poll_write(cx, bytes);
+        let result = this.observer.on_write(cx, &[IoSlice::new(bytes)], result);
+        this.poll_acknowledged(cx, &result);
+        result
     }
 
     fn poll_write_vectored(
@@ -209,9 +306,11 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for TrackedIo<T> {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let Self { io, observer, .. } = self.get_mut();
-        let result = Pin::new(io).poll_write_vectored(cx, slices);
-        observer.on_write(cx, slices, result)
+        let this = self.get_mut();
+        let result = Pin::new(&mut this.io).poll_write_vectored(cx, slices);
+        let result = this.observer.on_write(cx, slices, result);
+        this.poll_acknowledged(cx, &result);
+        result
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -219,22 +318,24 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for TrackedIo<T> {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Self { io, observer, .. } = self.get_mut();
+        let this = self.get_mut();
+        let Self { io, socket, observer, .. } = this;
         let is_awaited = observer.connection.begin_flush();
-        let result = Pin::new(io).poll_flush(cx);
-        observer.on_flush(cx, is_awaited, result)
+        let result = Pin::new(&mut *io).poll_flush(cx);
+        let result = observer.on_flush(cx, is_awaited, result, || socket.progress(io));
+        this.poll_acknowledged(cx, &result);
+        result
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Self { io, observer, .. } = self.get_mut();
-        let result = Pin::new(io).poll_shutdown(cx);
-        observer.on_shutdown(cx, result)
+        self.get_mut().poll_shutdown_acknowledged(cx, |io, cx| Pin::new(io).poll_shutdown(cx))
     }
 }
 
 impl<T: Read + Unpin> Read for TrackedIo<T> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, mut buffer: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
-        let Self { io, reader, observer } = self.get_mut();
+        let this = self.get_mut();
+        let Self { io, reader, observer, .. } = this;
         let result = if reader.is_done(&observer.connection) {
             Pin::new(io).poll_read(cx, buffer)
         } else {
@@ -246,15 +347,19 @@ impl<T: Read + Unpin> Read for TrackedIo<T> {
                 Poll::Ready(Ok(into.filled().len()))
             })
         };
-        observer.on_read(cx, result)
+        let result = observer.on_read(cx, result);
+        this.poll_acknowledged(cx, &result);
+        result
     }
 }
 
 impl<T: Write + Unpin> Write for TrackedIo<T> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let Self { io, observer, .. } = self.get_mut();
-        let result = Pin::new(io).poll_write(cx, bytes);
-        observer.on_write(cx, &[IoSlice::new(bytes)], result)
+        let this = self.get_mut();
+        let result = Pin::new(&mut this.io).poll_write(cx, bytes);
+        let result = this.observer.on_write(cx, &[IoSlice::new(bytes)], result);
+        this.poll_acknowledged(cx, &result);
+        result
     }
 
     fn poll_write_vectored(
@@ -262,9 +367,11 @@ impl<T: Write + Unpin> Write for TrackedIo<T> {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let Self { io, observer, .. } = self.get_mut();
-        let result = Pin::new(io).poll_write_vectored(cx, slices);
-        observer.on_write(cx, slices, result)
+        let this = self.get_mut();
+        let result = Pin::new(&mut this.io).poll_write_vectored(cx, slices);
+        let result = this.observer.on_write(cx, slices, result);
+        this.poll_acknowledged(cx, &result);
+        result
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -272,16 +379,17 @@ impl<T: Write + Unpin> Write for TrackedIo<T> {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Self { io, observer, .. } = self.get_mut();
+        let this = self.get_mut();
+        let Self { io, socket, observer, .. } = this;
         let is_awaited = observer.connection.begin_flush();
-        let result = Pin::new(io).poll_flush(cx);
-        observer.on_flush(cx, is_awaited, result)
+        let result = Pin::new(&mut *io).poll_flush(cx);
+        let result = observer.on_flush(cx, is_awaited, result, || socket.progress(io));
+        this.poll_acknowledged(cx, &result);
+        result
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Self { io, observer, .. } = self.get_mut();
-        let result = Pin::new(io).poll_shutdown(cx);
-        observer.on_shutdown(cx, result)
+        self.get_mut().poll_shutdown_acknowledged(cx, |io, cx| Pin::new(io).poll_shutdown(cx))
     }
 }
 

@@ -82,6 +82,37 @@
 //! connection are followed at once, which is far above the limits of hyper; others are handed over
 //! only.
 //!
+//! # Acknowledged responses
+//!
+//! On Linux, a response can
+//! [request](crate::after_response::AfterResponse::request_acknowledgement) that its outcome waits
+//! until the peer's TCP has acknowledged every byte of it, and is
+//! [`Acknowledged`](crate::after_response::Delivery::Acknowledged) then. Others pay nothing for it.
+//! `tower_offload::axum::serve` knows the socket of a `TcpStream`; otherwise it must be named with
+//! [`TrackedIo::with_socket`]. TLS is supported: the wait is for the encrypted bytes.
+//!
+//! It means that the kernel of the peer has received the response. It does not mean that the
+//! application has read it: a frozen process, or one that crashes a moment later, leaves the same
+//! trace. Behind a proxy or load balancer, the peer is the proxy. Only a message of the application
+//! itself says more.
+//!
+//! The wait ends without an acknowledgement, and the outcome is
+//! [`Flushed`](crate::after_response::Delivery::Flushed), in these cases, which
+//! [`TrackerStats::unacknowledged`] counts:
+//!
+//! - 30 seconds have passed since the flush, or 5 seconds since the server shut down its side of
+//!   the connection. The socket is closed after that wait, so a client that has vanished delays the
+//!   close of its connection, and a graceful shutdown of the server, by up to 5 seconds.
+//! - The connection has failed or was closed by the server.
+//! - The socket is not TCP (Multipath TCP has other counters), the kernel is older than 4.1, or the
+//!   task of the connection has no timer of tokio.
+//! - 1024 responses of the connection wait already.
+//!
+//! A response is acknowledged together with everything that the socket had accepted before its
+//! flush returned, so on a busy connection it may wait for bytes of others. An acknowledgement is
+//! found at the flush or by a check: one round trip later, at least a millisecond, and then at
+//! intervals that double up to 250 milliseconds.
+//!
 //! # Hostile clients
 //!
 //! The limits of hyper and h2 protect a tracked connection like any other, because h2 reads the
@@ -98,6 +129,7 @@
 
 // `src/flush/ARCHITECTURE.md` describes the parts.
 
+mod acknowledge;
 mod connection;
 mod frames;
 mod inbound;
@@ -110,10 +142,14 @@ mod service;
 mod stall;
 mod state;
 mod status_line;
+mod tcp;
+mod timer;
 mod tracker;
 
 #[cfg(feature = "axum")]
 pub(crate) use self::connection::{Connection, Protocol};
+#[cfg(all(feature = "axum", target_os = "linux"))]
+pub(crate) use self::tcp::FindSocket;
 pub use self::{
     io::{Parts, TrackedIo},
     service::TrackedService,

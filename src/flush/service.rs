@@ -54,7 +54,7 @@ impl<S: fmt::Debug> fmt::Debug for TrackedService<S> {
 /// layer finds it.
 fn begin<B>(connection: &Connection, request: &mut Request<B>) -> Guard {
     let line = RequestLine::new(request);
-    let (exchange, waiter) = Exchange::tracked(line, connection.request_time());
+    let (exchange, waiter) = Exchange::tracked(line, connection.request_time(), connection.has_socket());
     connection.begin(request.version(), request.headers_mut(), waiter);
     request.extensions_mut().insert(Tracked(exchange.clone()));
     Guard::new(exchange, line)

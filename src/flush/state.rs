@@ -3,6 +3,7 @@
 use std::{collections::VecDeque, io::IoSlice, mem};
 
 use super::{
+    acknowledge::FlushedResponse,
     frames::StreamId,
     outbound::{Abort, Outbound, Slot, Unknown, Waiter},
 };
@@ -16,6 +17,10 @@ pub(super) struct Completions {
     rest: Vec<(FlushWaiter, FlushOutcome)>,
     /// The number of streams that have ended without a request.
     pub(super) undelivered: u64,
+    /// The number of responses that were flushed and not acknowledged, although that was requested.
+    pub(super) unacknowledged: u64,
+    /// Responses that were flushed and wait for an acknowledgement.
+    pub(super) awaiting: Vec<FlushedResponse>,
 }
 
 impl Completions {
@@ -27,6 +32,15 @@ impl Completions {
         match self.first {
             None => self.first = Some((waiter, outcome)),
             Some(_) => self.rest.push((waiter, outcome)),
+        }
+    }
+
+    /// Adds the waiter of a response that was flushed.
+    fn push_flushed(&mut self, waiter: FlushWaiter, body_bytes: Option<u64>) {
+        if waiter.awaits_acknowledgement() {
+            self.awaiting.push((waiter, body_bytes));
+        } else {
+            self.push(waiter, FlushOutcome::Flushed { body_bytes });
         }
     }
 
@@ -186,10 +200,11 @@ impl State {
     /// The flush succeeded. Returns `true` if an HTTP/1 response has an open body.
     pub(super) fn end_flush(&mut self, completions: &mut Completions) -> bool {
         for waiter in self.flushing.drain(..).filter_map(|response| response.waiter) {
-            completions.push(waiter, FlushOutcome::Flushed { body_bytes: None });
+            completions.push_flushed(waiter, None);
         }
-        self.outbound.flush(|_, body_bytes, slot| {
-            completions.push_slot(slot, FlushOutcome::Flushed { body_bytes: Some(body_bytes) });
+        self.outbound.flush(|_, body_bytes, slot| match slot {
+            Slot::Waiting(waiter) => completions.push_flushed(waiter, Some(body_bytes)),
+            slot => completions.push_slot(slot, FlushOutcome::Flushed { body_bytes: Some(body_bytes) }),
         });
         self.has_open_body()
     }

@@ -59,6 +59,10 @@ impl fmt::Debug for Tracker {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TrackerStats {
+    /// Those of `flushed` whose bytes the peer's TCP has acknowledged. Only responses that
+    /// [requested](crate::AfterResponse::request_acknowledgement) it are counted here and in
+    /// `unacknowledged`.
+    pub acknowledged: u64,
     /// Connections, including closed ones.
     pub connections: u64,
     /// Responses that were flushed: a flush succeeded after the transport had accepted all of their
@@ -76,6 +80,9 @@ pub struct TrackerStats {
     /// Responses that were handed over only, because the client did not take them in time: see the
     /// [module docs](crate::flush#what-is-promised).
     pub stalled: u64,
+    /// Those of `flushed` whose acknowledgement was requested and was not seen: see the
+    /// [module docs](crate::flush#acknowledged-responses).
+    pub unacknowledged: u64,
     /// HTTP/2 streams that a client opened and the HTTP implementation did not pass on, because
     /// they were malformed, refused or too large. All streams, if the service does not belong to
     /// the transport.
@@ -89,6 +96,7 @@ pub struct TrackerStats {
 /// The counters behind [`TrackerStats`]. Their order relative to other memory does not matter.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
+    pub(super) acknowledged: AtomicU64,
     pub(super) connections: AtomicU64,
     pub(super) flushed: AtomicU64,
     gave_up: AtomicU64,
@@ -96,6 +104,7 @@ pub(super) struct Counters {
     /// Shared with the exchanges whose body has not ended.
     pub(super) mismatched: Arc<AtomicU64>,
     stalled: AtomicU64,
+    pub(super) unacknowledged: AtomicU64,
     pub(super) undelivered: AtomicU64,
     unmapped: AtomicU64,
 }
@@ -107,18 +116,20 @@ impl Counters {
             FlushOutcome::GaveUp => &self.gave_up,
             FlushOutcome::Stalled => &self.stalled,
             FlushOutcome::Lost => &self.lost,
-            FlushOutcome::Flushed { .. } => &self.flushed,
+            FlushOutcome::Flushed { .. } | FlushOutcome::Acknowledged { .. } => &self.flushed,
         });
     }
 
     pub(super) fn stats(&self) -> TrackerStats {
         TrackerStats {
+            acknowledged: self.acknowledged.load(Relaxed),
             connections: self.connections.load(Relaxed),
             flushed: self.flushed.load(Relaxed),
             gave_up: self.gave_up.load(Relaxed),
             lost: self.lost.load(Relaxed),
             mismatched: self.mismatched.load(Relaxed),
             stalled: self.stalled.load(Relaxed),
+            unacknowledged: self.unacknowledged.load(Relaxed),
             undelivered: self.undelivered.load(Relaxed),
             unmapped: self.unmapped.load(Relaxed),
         }

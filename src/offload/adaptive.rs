@@ -28,7 +28,8 @@ const MAX_SCORE: u8 = 128;
 /// of the machine, do not end the trust.
 const PENALTY: u8 = 32;
 
-/// A run of this length on the caller's thread was a mistake.
+/// A run of this length on the caller's thread was a mistake. So was one that panicked: it may have
+/// called something that panics there and succeeds on the pool, such as `Handle::block_on`.
 const LONG: Duration = Duration::from_millis(1);
 
 /// Time after such a mistake during which every call is offloaded, in milliseconds.
@@ -61,6 +62,8 @@ pub(super) struct Probe {
     started: Option<Instant>,
     /// `true` if the first poll has returned the response.
     is_complete: bool,
+    /// `true` if the first poll has not panicked.
+    has_returned: bool,
 }
 
 /// The first poll of a call.
@@ -69,6 +72,7 @@ struct Run {
     took: Duration,
     is_complete: bool,
     is_in_place: bool,
+    has_panicked: bool,
 }
 
 /// How long calls took. Pure: time is an argument, in milliseconds after the route was created.
@@ -97,7 +101,13 @@ impl Route {
 
     /// Returns a probe for the next call, which is offloaded or has the permission `in_place`.
     pub(super) fn probe(self: &Arc<Self>, in_place: Option<&InPlace>) -> Probe {
-        Probe { route: self.clone(), is_in_place: in_place.is_some(), started: None, is_complete: false }
+        Probe {
+            route: self.clone(),
+            is_in_place: in_place.is_some(),
+            started: None,
+            is_complete: false,
+            has_returned: false,
+        }
     }
 
     fn is_trusted(&self) -> bool {
@@ -114,7 +124,7 @@ impl Route {
         };
         let _ = self.trust.fetch_update(Relaxed, Relaxed, changed);
         if run.is_in_place {
-            self.pool.admission().metrics().ran_in_place(run.is_mistake().then_some(run.took));
+            self.pool.admission().metrics().ran_in_place(run.has_blocked().then_some(run.took));
         }
     }
 }
@@ -133,7 +143,7 @@ impl Probe {
 
     /// Records the first poll, which was pending or has returned a response.
     pub(super) fn finish(mut self, is_complete: bool) {
-        self.is_complete = is_complete;
+        (self.is_complete, self.has_returned) = (is_complete, true);
     }
 }
 
@@ -143,14 +153,18 @@ impl Drop for Probe {
         let Some(started) = self.started else { return };
         let now = Instant::now();
         let took = now.saturating_duration_since(started);
-        let Self { is_complete, is_in_place, .. } = *self;
-        self.route.record(Run { took, is_complete, is_in_place }, now);
+        let Self { is_complete, is_in_place, has_returned, .. } = *self;
+        self.route.record(Run { took, is_complete, is_in_place, has_panicked: !has_returned }, now);
     }
 }
 
 impl Run {
-    fn is_mistake(self) -> bool {
+    fn has_blocked(self) -> bool {
         self.is_in_place && self.took > LONG
+    }
+
+    fn is_mistake(self) -> bool {
+        self.has_blocked() || self.is_in_place && self.has_panicked
     }
 }
 
@@ -187,7 +201,7 @@ mod tests {
     const NEW: Trust = Trust { score: 0, paused_until: 0 };
 
     fn run(took: Duration) -> Run {
-        Run { took, is_complete: true, is_in_place: false }
+        Run { took, is_complete: true, is_in_place: false, has_panicked: false }
     }
 
     /// Returns what is known after this number of short runs.
@@ -213,6 +227,15 @@ mod tests {
     fn run_that_awaits_counts_as_longer() {
         let awaits = Run { is_complete: false, ..run(Duration::ZERO) };
         assert_eq!(after_short_runs(64).after(awaits, 0).score, TRUSTED - PENALTY);
+    }
+
+    #[test]
+    fn panic_on_the_callers_thread_is_a_mistake() {
+        let panicked = Run { is_complete: false, has_panicked: true, ..run(Duration::ZERO) };
+        let trust = after_short_runs(1000);
+        assert_eq!(trust.after(panicked, 5).score, MAX_SCORE - PENALTY, "on the pool");
+        let paused = trust.after(Run { is_in_place: true, ..panicked }, 5);
+        assert_eq!(paused, Trust { score: 0, paused_until: 5 + PAUSE_MS });
     }
 
     #[test]

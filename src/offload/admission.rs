@@ -121,14 +121,13 @@ impl Limiter {
     }
 
     /// Waits for all permits. Keys take turns, and calls of a key are served in order of arrival.
-    /// Returns early if the pool is closed. Sets `has_key_permit` when the call no longer waits for
-    /// the permit of its key.
+    /// Returns early if the pool is closed. Records in `progress` what the call no longer waits for.
     async fn admit(
         self: Arc<Self>,
         pool: Arc<dyn Pool>,
         options: CallOptions,
         outer: Option<Arc<dyn LayerPermit>>,
-        has_key_permit: Arc<AtomicBool>,
+        progress: Arc<Progress>,
     ) -> Result<Admitted, CallError> {
         let mut closed = pin!(pool.admission().closed());
         let mut admitted = pin!(async {
@@ -137,7 +136,7 @@ impl Limiter {
                     (Some(limit), Some(key)) => Some(limit.acquire(key).await),
                     _ => None,
                 };
-                has_key_permit.store(true, Relaxed);
+                progress.has_key_permit.store(true, Relaxed);
                 let in_flight = match &self.in_flight {
                     Some(in_flight) => {
                         in_flight.acquire(options.key).await.map_err(|_| CallError::Closed)?;
@@ -149,7 +148,8 @@ impl Limiter {
             } else {
                 outer.clone()
             };
-            has_key_permit.store(true, Relaxed);
+            progress.has_key_permit.store(true, Relaxed);
+            progress.has_layer_permit.store(true, Relaxed);
             Ok(Admitted { queue_permit: QueuePermit::acquire(&pool, options.key).await?, layer_permit, options })
         });
         poll_fn(|cx| match closed.as_mut().poll(cx) {
@@ -294,9 +294,9 @@ impl Waiting {
             Some(remaining) if remaining <= timeout => (remaining, CallError::DeadlineExceeded),
             _ => (timeout, CallError::Overloaded),
         };
-        let has_key_permit = Arc::new(AtomicBool::new(false));
+        let progress = Arc::<Progress>::default();
         let (limiter, pool, outer) = (self.limiter.clone(), self.pool.clone(), self.outer.clone());
-        let mut admitted = pin!(limiter.admit(pool, options, outer, has_key_permit.clone()));
+        let mut admitted = pin!(limiter.admit(pool, options, outer, progress.clone()));
         let mut timer = pin!(async { tokio::time::sleep(timeout).await });
         let admitted = poll_fn(|cx| {
             if let Poll::Ready(admitted) = admitted.as_mut().poll(cx) {
@@ -305,7 +305,7 @@ impl Waiting {
             // Tokio's timer panics in a runtime without time enabled and in one that shuts down.
             match catch_unwind(|| timer.as_mut().poll(cx)) {
                 Ok(polled) => polled.map(|()| match timeout_error {
-                    CallError::Overloaded if !has_key_permit.load(Relaxed) => Err(CallError::KeyLimited),
+                    CallError::Overloaded if self.lacks_share(&progress) => Err(CallError::KeyLimited),
                     error => Err(error),
                 }),
                 Err(payload) => {
@@ -317,6 +317,27 @@ impl Waiting {
         let Admitted { queue_permit, layer_permit, options } = admitted.await?;
         Ok(Admitted { queue_permit: queue_permit.with_delay(self.since.elapsed()), layer_permit, options })
     }
+}
+
+impl Waiting {
+    /// Returns `true` if the call waits because its key has as many calls as it may have, while
+    /// others have room.
+    fn lacks_share(&self, progress: &Progress) -> bool {
+        if !progress.has_key_permit.load(Relaxed) {
+            return true;
+        }
+        // Only the queue has shares.
+        progress.has_layer_permit.load(Relaxed) && self.key.is_some() && self.pool.admission().has_room()
+    }
+}
+
+/// What a waiting call has acquired or does not need.
+#[derive(Debug, Default)]
+struct Progress {
+    /// The permit of its key, for `max_in_flight_per_key`.
+    has_key_permit: AtomicBool,
+    /// The permit of the layer. The call now waits for that of the queue.
+    has_layer_permit: AtomicBool,
 }
 
 impl Drop for Waiting {

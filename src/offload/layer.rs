@@ -94,7 +94,8 @@ impl<X, A> OffloadLayer<X, A> {
 
     /// Lets calls wait up to `timeout` for capacity, in the order of arrival, before they are
     /// rejected with [`CallError::Overloaded`]. If they have [keys](Self::fair_by), the keys take
-    /// turns.
+    /// turns, and a call whose key has used its share at the end of the wait, while others have
+    /// room, is rejected with [`CallError::KeyLimited`].
     ///
     /// At most 1024 calls wait at once (see [`max_waiting`](Self::max_waiting)). Waiting requires
     /// tokio's timer: outside a runtime, in a runtime without `enable_time`, and in a runtime that
@@ -152,7 +153,8 @@ impl<X, A> OffloadLayer<X, A> {
     /// offloaded again. A call that awaits continues on the pool. `PoolStats::in_place` counts the
     /// calls that ran where they were made. If a call occupies its caller's thread for more than
     /// 1 ms, the event `call blocked its caller's thread` is emitted, and every call is offloaded
-    /// for a minute. Only one call at a time runs on a caller's thread. So at most one call per
+    /// for a minute. The event is in the span of the request, whose fields name the route if a layer
+    /// outside of this one records it, such as `tower_http::trace::TraceLayer`. Only one call at a time runs on a caller's thread. So at most one call per
     /// minute delays other tasks by more than 1 ms, and only those of one thread.
     ///
     /// The calls of one service and its clones are judged together. On axum, `Router::layer` makes
@@ -160,7 +162,10 @@ impl<X, A> OffloadLayer<X, A> {
     ///
     /// Admission, limits, panics, cancellation and metrics are those of an offloaded call. The work
     /// has to be able to run on a thread of the runtime: `Handle::block_on` and
-    /// `blocking_recv` panic there, and thread-locals that the pool's threads have are missing.
+    /// `blocking_recv` panic there, and thread-locals that the pool's threads have are missing. After
+    /// a panic on a caller's thread, calls are offloaded for a minute, in case the thread was its
+    /// reason. The work runs inside `call` of this service: a caller that holds a lock which the work
+    /// takes deadlocks.
     /// Whoever can choose how long a call takes can block one thread once per minute, so do not
     /// use this for work whose length depends on its input.
     #[must_use]
@@ -271,9 +276,14 @@ impl<X, A> OffloadLayer<X, A> {
     /// key or an address. A key that makes a thousand times as many calls as another one delays it
     /// by at most one call per thread.
     ///
-    /// The closure returns an owned key. Keys whose calls wait take turns within their [priority](Self::priority), and one key can
-    /// fill half of the queue. See [keys](crate::pool#keys) for what is guaranteed. Requests of
+    /// The closure returns an owned key. Keys whose calls wait take turns within their
+    /// [priority](Self::priority). See [keys](crate::pool#keys) for what is guaranteed. Requests of
     /// layers without `fair_by` on the same pool take turns like one more key.
+    ///
+    /// One key can fill half of the queue, also if it is the only one: 512 of the default 1024
+    /// calls. The rest is kept for keys that come later, since a call in the queue is not taken
+    /// back. Its next call gets a 429 although the queue has room. Give the pool twice the
+    /// [`queue_capacity`](crate::pool::ThreadPoolBuilder::queue_capacity) that one key needs.
     ///
     /// Return a value that the client cannot choose freely, such as the name of an authenticated
     /// tenant: a client that sends another key with each request counts as many clients. If it can

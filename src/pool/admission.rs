@@ -286,6 +286,11 @@ impl Admission {
         has_excess.then_some(overload.limit)
     }
 
+    /// Returns `true` if a call without a key, or with one that has no permit, could get one.
+    pub(crate) fn has_room(&self) -> bool {
+        !self.semaphore.is_in_use(self.semaphore.limit())
+    }
+
     /// Waits for a permit for the queue. Keys take turns, calls of a key are served in order of
     /// arrival, and a key that has used its share waits until it has less.
     pub(super) async fn acquire(&self, key: Option<CallKey>) -> Result<(), CallError> {

@@ -321,10 +321,10 @@ impl ThreadPoolBuilder {
 }
 
 /// Error of building a [`ThreadPool`].
-#[derive(Debug)]
+///
+/// It converts to [`std::io::Error`], for a `main` that returns `io::Result<()>`.
 pub struct ThreadPoolBuildError(Reason);
 
-#[derive(Debug)]
 enum Reason {
     NoThreads,
     TooManyThreads(usize),
@@ -352,6 +352,13 @@ impl ThreadPoolBuildError {
     /// Returns `true` if the system denied the [`niceness`](ThreadPoolBuilder::niceness).
     pub fn is_permission(&self) -> bool {
         matches!(self.0, Reason::NicenessDenied { .. })
+    }
+}
+
+/// Contains the text, because a `main` that returns the error prints this.
+impl fmt::Debug for ThreadPoolBuildError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("ThreadPoolBuildError").field(&WithSources(self).to_string()).finish()
     }
 }
 
@@ -387,6 +394,18 @@ impl Error for ThreadPoolBuildError {
             Reason::Spawn(error) | Reason::NicenessDenied { error, .. } => Some(error),
             _ => None,
         }
+    }
+}
+
+impl From<ThreadPoolBuildError> for io::Error {
+    /// The kind is that of the system's error, or `InvalidInput` for an option that is out of
+    /// range.
+    fn from(error: ThreadPoolBuildError) -> Self {
+        let kind = match &error.0 {
+            Reason::Spawn(error) | Reason::NicenessDenied { error, .. } => error.kind(),
+            _ => io::ErrorKind::InvalidInput,
+        };
+        Self::new(kind, error)
     }
 }
 

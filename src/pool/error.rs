@@ -22,8 +22,8 @@ pub enum CallError {
     /// never started. A pool of your own can fail a call like this with
     /// [`Runnable::refuse`](super::Runnable::refuse).
     Expired,
-    /// The deadline of the call has passed. The call never started, or it was running and its work
-    /// is cancelled. See [deadlines](crate::pool#deadlines).
+    /// The deadline of the call has passed. The call never started, its work was running and is
+    /// cancelled, or its result came too late. See [deadlines](crate::pool#deadlines).
     DeadlineExceeded,
     /// The caller is itself a call of the pool, and blocks its thread until this call is done. As
     /// all threads of the pool did so for 10 s, no thread was left to run this call. See [stalled
@@ -69,6 +69,16 @@ impl fmt::Display for CallError {
 }
 
 impl std::error::Error for CallError {}
+
+impl From<CallError> for std::io::Error {
+    /// The kind is `TimedOut` for a deadline that has passed, otherwise `Other`.
+    fn from(error: CallError) -> Self {
+        match error {
+            CallError::DeadlineExceeded => Self::new(std::io::ErrorKind::TimedOut, error),
+            error => Self::other(error),
+        }
+    }
+}
 
 /// Reason why the result of running work is no longer wanted. Returned by
 /// [`cancel_reason`](super::cancel_reason).

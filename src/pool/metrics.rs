@@ -110,6 +110,9 @@ struct Stripe {
     in_place: AtomicU64,
     /// Calls of these that occupied the thread for too long.
     misplaced: AtomicU64,
+    /// Steps of workers. Only they change it, because callers that leave, and calls that run on their
+    /// caller's thread, say nothing about the threads of the pool.
+    progress: AtomicU64,
 }
 
 /// Expands to a call of the recorder with feature `metrics`, otherwise to nothing.
@@ -189,13 +192,18 @@ impl Metrics {
 
     /// Reads what decides whether the pool is stalled.
     pub(super) fn observe(&self) -> Observation {
-        let counters = |it: &Stripe| {
-            [&it.passed_over, &it.started, &it.resumed, &it.skipped, &it.polled, &it.returned]
-                .map(|counter| counter.load(Relaxed))
-        };
-        let progress = self.stripes.iter().flat_map(counters).fold(0, u64::wrapping_add);
+        let progress = self.sum(|it| &it.progress);
         let stats = self.stats();
         Observation { progress, queued: stats.queued.saturating_sub(stats.waiting) + stats.woken, active: stats.active }
+    }
+
+    /// Records that a worker has taken an entry, or gives its thread back.
+    #[inline]
+    pub(super) fn progressed(&self) {
+        let progress = &self.stripe().progress;
+        // Not a read-modify-write, because any change of the value is progress. If threads share the
+        // stripe, one of two changes at the same time may be lost.
+        progress.store(progress.load(Relaxed).wrapping_add(1), Relaxed);
     }
 
     /// Records that the pool is stalled: calls wait, and none has made progress since `since`.
@@ -389,14 +397,19 @@ impl Metrics {
 
     /// Records the start of the first poll of a call, which has waited in the queue for `waited`
     /// nanoseconds and before that for `delay`.
+    ///
+    /// A panic of the recorder is ignored here and at the end of a poll, because a start without
+    /// its end, or the reverse, would make `active` wrong forever.
     pub(super) fn started(&self, waited: u64, delay: u64) {
         let waited = waited.saturating_add(delay);
         let stripe = self.stripe();
         stripe.started.fetch_add(1, Relaxed);
         stripe.queue_wait.fetch_add(waited, Relaxed);
-        record!(self, queue_depth.decrement(1));
-        record!(self, queue_wait.record(Duration::from_nanos(waited)));
-        record!(self, active.increment(1));
+        ignore_panic(|| {
+            record!(self, queue_depth.decrement(1));
+            record!(self, queue_wait.record(Duration::from_nanos(waited)));
+            record!(self, active.increment(1));
+        });
     }
 
     /// Records a parked call that was woken and queued.
@@ -410,8 +423,10 @@ impl Metrics {
         let stripe = self.stripe();
         stripe.resumed.fetch_add(1, Relaxed);
         stripe.resume_wait.fetch_add(waited, Relaxed);
-        record!(self, resume_wait.record(Duration::from_nanos(waited)));
-        record!(self, active.increment(1));
+        ignore_panic(|| {
+            record!(self, resume_wait.record(Duration::from_nanos(waited)));
+            record!(self, active.increment(1));
+        });
     }
 
     /// Records a woken call that leaves the queue without having been polled.
@@ -422,7 +437,9 @@ impl Metrics {
     /// Records the end of a poll.
     pub(super) fn polled(&self) {
         self.stripe().polled.fetch_add(1, Relaxed);
-        record!(self, active.decrement(1));
+        ignore_panic(|| {
+            record!(self, active.decrement(1));
+        });
     }
 
     /// Records a call whose first poll ran on the caller's thread. `blocked` is how long it
@@ -450,18 +467,19 @@ impl Metrics {
 
     /// Records the end of an admitted call: the nanoseconds of its polls if it was polled and, with
     /// `ends_poll`, the end of the last one.
-    ///
-    /// The end of the call is counted last, so that it is counted once if a recorder panics: the
-    /// call then fails and is recorded again, without its polls.
     pub(super) fn ended(&self, run_time: Option<u64>, ends_poll: bool) {
         let stripe = self.stripe();
-        if ends_poll {
-            record!(self, active.decrement(1));
-        }
         if let Some(run_time) = run_time {
             stripe.run_time.fetch_add(run_time, Relaxed);
-            record!(self, run.record(Duration::from_nanos(run_time)));
         }
+        ignore_panic(|| {
+            if ends_poll {
+                record!(self, active.decrement(1));
+            }
+            if let Some(_run_time) = run_time {
+                record!(self, run.record(Duration::from_nanos(_run_time)));
+            }
+        });
         let ended = if ends_poll { &stripe.returned } else { &stripe.ended };
         ended.fetch_add(1, SeqCst);
     }
@@ -478,7 +496,9 @@ impl Metrics {
     /// Records that a poll ran for `time` nanoseconds after its call was cancelled.
     pub(super) fn ran_cancelled(&self, reason: CancelReason, time: u64) {
         self.stripe().cancelled_run_time.fetch_add(time, Relaxed);
-        record!(self, cancelled_run(reason).increment(time / 1000));
+        ignore_panic(|| {
+            record!(self, cancelled_run(reason).increment(time / 1000));
+        });
         let _ = reason;
     }
 

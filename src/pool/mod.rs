@@ -13,7 +13,7 @@
 //! ```
 //!
 //! * [`ThreadPool::cpu`], with one thread per core, for work that computes: hashing, images,
-//!   parsing, models.
+//!   parsing, models. Beside a runtime that also answers short requests, [`CpuBudget`] sizes both.
 //! * [`ThreadPool::blocking`], with up to `n` threads that start on demand and stop when idle, for
 //!   work that waits: disks, synchronous database drivers.
 //! * [`Rayon`](https://docs.rs/tower-offload/latest/tower_offload/pool/struct.Rayon.html) (feature
@@ -55,7 +55,7 @@
 //! * [Keys](#keys): a client that makes too many calls delays only itself, and is the one whose
 //!   calls are rejected.
 //!
-//! Policies, priorities and keys affect only calls that have not started.
+//! Policies and priorities affect only calls that have not started.
 //!
 //! ```
 //! use std::time::Duration;
@@ -83,7 +83,7 @@
 //!   free, the key whose last turn was longest ago has the next one. The first call of a key
 //!   therefore starts after at most one call of each other key that waits: within (number of keys x
 //!   longest call / threads) + one call, whatever the others do. Calls that were woken come first,
-//!   as always, and calls without a key take turns like one more key.
+//!   as always, and their keys take turns too. Calls without a key take turns like one more key.
 //! * **A key leaves room for others.** A key that has as many calls in the queue as there are
 //!   places left gets no more: its next call is rejected with [`CallError::KeyLimited`], by default
 //!   with the status 429. One key fills half of the queue, two a third each. A key without a
@@ -113,13 +113,15 @@
 //! * a caller that awaits the call is answered with that error, even while the work runs;
 //! * work that runs is cancelled as if the caller had left: [`cancelled`] returns `true`,
 //!   [`cancel_reason`] returns the reason, and the call keeps its thread until the work returns.
-//!   Work can also ask how much time is [`remaining`]. Its result is returned if it is there before
-//!   the caller is answered.
+//!   Work can also ask how much time is [`remaining`];
+//! * a result that comes too late is dropped on the pool, even if the caller has not been answered
+//!   yet. The time at which the last poll of the work ends decides. Work that stops at its deadline
+//!   can therefore return anything. A panic still reaches the caller.
 //!
 //! The caller is woken by tokio's timer, with its resolution of a millisecond. Without one, outside
 //! a runtime or in a runtime without `enable_time`, a call in the queue is answered when its turn
-//! comes, and a call that runs when it ends. A call without a deadline reads no clock for it and
-//! has no timer.
+//! comes, and a call that runs when it ends: with the same error. A call without a deadline reads no
+//! clock for it and has no timer.
 //!
 //! A deadline does not reach a [`Background`](crate::Background), a
 //! [`BlockingBody`](crate::offload::BlockingBody), tasks of the runtime or other threads, unless
@@ -221,6 +223,7 @@ mod busy;
 pub(crate) mod call;
 mod cancel;
 mod clock;
+mod cpu_budget;
 mod deadline;
 mod error;
 mod flows;
@@ -257,6 +260,7 @@ pub use self::{
     builder::{ThreadPoolBuildError, ThreadPoolBuilder},
     call::Runnable,
     cancel::{CancellationToken, cancel_reason, cancellation_token, cancelled},
+    cpu_budget::CpuBudget,
     deadline::Deadline,
     error::{CallError, CancelReason},
     inline::Inline,

@@ -97,13 +97,20 @@ impl PoolShutdownReport {
     }
 }
 
+/// Formats the numbers that are not zero, for example as `calls: 3 never started, 1 still running`,
+/// or as `every call ended`.
 impl fmt::Display for PoolShutdownReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { queued, running, parked } = self;
+        let Self { queued, running, parked } = *self;
         if self.is_empty() {
-            f.write_str("every call ended")
-        } else {
-            write!(f, "{queued} calls queued, {running} running, {parked} parked")
+            return f.write_str("every call ended");
         }
+        let mut separator = "calls: ";
+        let counts = [(queued, "never started"), (running, "still running"), (parked, "dropped while they waited")];
+        for (count, what) in counts.into_iter().filter(|(count, _)| *count > 0) {
+            write!(f, "{separator}{count} {what}")?;
+            separator = ", ";
+        }
+        Ok(())
     }
 }

@@ -119,6 +119,17 @@ impl ThreadSetup {
     }
 }
 
+/// Returns the nice value of the calling thread, or 0 on systems where threads have none.
+#[cfg(target_os = "linux")]
+pub(super) fn niceness() -> i32 {
+    rustix::process::getpriority_process(None).unwrap_or_default()
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn niceness() -> i32 {
+    0
+}
+
 /// Sets the nice value of the calling thread only.
 ///
 /// POSIX has one nice value for all threads of a process. On Linux each thread has its own

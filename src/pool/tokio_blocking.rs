@@ -236,8 +236,17 @@ impl Pool for TokioBlocking {
 }
 
 /// Error of building a [`TokioBlocking`] pool outside a tokio runtime.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+///
+/// It converts to [`std::io::Error`], for a `main` that returns `io::Result<()>`.
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct NoRuntimeError(());
+
+/// Contains the text, because a `main` that returns the error prints this.
+impl fmt::Debug for NoRuntimeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("NoRuntimeError").field(&self.to_string()).finish()
+    }
+}
 
 impl fmt::Display for NoRuntimeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -246,3 +255,9 @@ impl fmt::Display for NoRuntimeError {
 }
 
 impl Error for NoRuntimeError {}
+
+impl From<NoRuntimeError> for std::io::Error {
+    fn from(error: NoRuntimeError) -> Self {
+        Self::other(error)
+    }
+}

@@ -1,7 +1,10 @@
 use std::{
     fmt, io, mem,
     pin::Pin,
-    sync::{Arc, Weak},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -13,7 +16,8 @@ use super::{
     call::{CallerWaker, Runnable, RuntimeGuard},
     clock::Clock,
     error::CallError,
-    scheduler::{Action, Dequeued, Limits, QueueItem, QueuePolicy, Scheduler, WakeUp, WorkerState},
+    metrics::PoolTime,
+    scheduler::{Action, Dequeued, Limits, Linger, QueueItem, QueuePolicy, Scheduler, WakeUp, WorkerState},
     stall::{Change, OBSERVATIONS, StallDetector},
     stats::PoolShutdownReport,
     wake_batch::{WakeBatcher, WakeList},
@@ -25,12 +29,20 @@ use crate::panic::{catch_unwind, drop_payload, ignore_panic};
 /// later spawns a new thread.
 const MAX_IDLE_INTERVALS: u32 = 60;
 
+/// Time that a worker of a closed pool waits at once for calls that may be woken. Then it looks
+/// whether there are any left.
+const LINGER_INTERVAL: Duration = Duration::from_millis(100);
+/// Number of such waits after which it exits. Calls that are woken during a shutdown therefore
+/// start at most one thread per second.
+const LINGER_INTERVALS: u32 = 10;
+
 /// Common part of `ThreadPool`, `Rayon` and `TokioBlocking`: admission, a scheduler, and a way to
 /// spawn a worker.
 pub(super) struct WorkerPool {
     admission: Admission,
     scheduler: Scheduler<Runnable>,
     config: WorkerConfig,
+    longest_wait: RecentWait,
     wake_batcher: WakeBatcher,
     executor: Box<dyn Executor>,
     /// The monitor is the thread that detects stalls. It runs while calls wait.
@@ -105,6 +117,7 @@ impl WorkerPool {
             admission,
             scheduler,
             config,
+            longest_wait: RecentWait::default(),
             wake_batcher: WakeBatcher::new(),
             executor: Box::new(executor),
             monitor: Watchdog::new(),
@@ -214,7 +227,9 @@ impl Pool for PoolHandle {
     /// Returns the longer of two waits: that of the call that started last, and that of the oldest
     /// call in the queue.
     fn expected_wait(&self) -> Duration {
-        self.admission().expected_wait().max(self.workers.scheduler.longest_wait())
+        let WorkerPool { admission, scheduler, longest_wait, .. } = &*self.workers;
+        let longest_wait = longest_wait.get(admission.metrics().now(), || scheduler.longest_wait());
+        admission.expected_wait().max(longest_wait)
     }
 
     fn max_threads(&self) -> Option<usize> {
@@ -283,6 +298,7 @@ impl Worker {
                     self.pool.scheduler.next(&mut self.state, may_park)
                 }
                 Action::Park if self.park(keep_alive) => self.pool.scheduler.next(&mut self.state, may_park),
+                Action::Exit if may_park && self.linger() => self.pool.scheduler.next(&mut self.state, may_park),
                 Action::Park | Action::Exit => break,
             };
         }
@@ -296,6 +312,26 @@ impl Worker {
         self.pool.scheduler.park(&mut self.state, keep_alive)
     }
 
+    /// Waits for calls of a closed pool that may be woken, because each would otherwise start a
+    /// thread. Returns `false` if the worker must exit.
+    #[cold]
+    fn linger(&mut self) -> bool {
+        let WorkerPool { admission, scheduler, .. } = &*self.pool;
+        self.clock.flush(admission.metrics());
+        for _ in 0..LINGER_INTERVALS {
+            if admission.metrics().in_flight() == 0 {
+                scheduler.close(); // Ends the wait of the worker that lingers.
+                return false;
+            }
+            match scheduler.linger(&mut self.state, LINGER_INTERVAL) {
+                Linger::Woken => return true,
+                Linger::TimedOut => {}
+                Linger::MustExit => return false,
+            }
+        }
+        false
+    }
+
     /// Runs calls as long as they were made in the same runtime and the worker need not park.
     /// Returns the action that ends the batch, or `None` if the worker must give its thread back.
     fn run_batch(&mut self, first: Dequeued<Runnable>, may_park: bool) -> Option<Action<Dequeued<Runnable>>> {
@@ -307,6 +343,7 @@ impl Worker {
         let mut dequeued = first;
         let end = loop {
             clock.start(metrics);
+            metrics.progressed();
             let Dequeued { item: runnable, spawn_worker, has_more } = dequeued;
             if spawn_worker {
                 pool.spawn_worker();
@@ -331,6 +368,7 @@ impl Worker {
             }
             clock.report(metrics);
             if config.is_borrowed && !admission.is_halted() && !scheduler.looks_empty() {
+                metrics.progressed();
                 break None;
             }
             let mut action = scheduler.next(state, may_park);
@@ -372,6 +410,31 @@ impl Drop for Worker {
         if !self.has_exited {
             self.lose(self.pool.config.spawn_error);
         }
+    }
+}
+
+/// The wait of the oldest call in the queue, as it was found in the current millisecond.
+///
+/// Finding it takes the locks of workers and submitters. Every rejected call asks for it, and a
+/// flood of them must not slow down the calls that are admitted.
+#[derive(Debug, Default)]
+struct RecentWait(AtomicU64);
+
+impl RecentWait {
+    /// Returns the wait in whole milliseconds, at most 49 days. `find` is called in most cases once
+    /// per millisecond.
+    fn get(&self, now: PoolTime, find: impl FnOnce() -> Duration) -> Duration {
+        // The upper half is the millisecond, which wraps around, and the lower half is the wait.
+        let now = (now / 1_000_000) << 32;
+        let recent = self.0.load(Relaxed);
+        let wait = if recent >> 32 == now >> 32 {
+            recent & u64::from(u32::MAX)
+        } else {
+            let wait = u64::from(u32::try_from(find().as_millis()).unwrap_or(u32::MAX));
+            self.0.store(now | wait, Relaxed);
+            wait
+        };
+        Duration::from_millis(wait)
     }
 }
 
@@ -437,5 +500,130 @@ impl Drop for RunBatch<'_> {
         if let Some(list) = &self.wake_list {
             list.wake_all();
         }
+    }
+}
+
+#[cfg(all(test, not(tower_offload_loom)))]
+mod tests {
+    use std::{
+        cell::Cell,
+        pin::pin,
+        sync::{
+            atomic::{AtomicUsize, Ordering::SeqCst},
+            mpsc,
+        },
+        task::{Context, Poll, Waker},
+        thread::sleep,
+    };
+
+    use super::*;
+    use crate::pool::{
+        CallOptions, QueuePermit,
+        call::{Context as CallContext, OnCallerDrop, spawn, spawn_in_place},
+        queue_permit::Admitted,
+    };
+
+    const LIMITS: Limits = Limits { min: 1, max: 1 };
+
+    /// Returns a pool of one thread, and a counter of the threads that it has started.
+    fn pool() -> (Arc<PoolHandle>, Arc<AtomicUsize>) {
+        let started = Arc::new(AtomicUsize::new(0));
+        let counter = started.clone();
+        let config = WorkerConfig {
+            limits: LIMITS,
+            keep_alive: None,
+            queue_policy: QueuePolicy::Fifo,
+            is_borrowed: false,
+            spin: false,
+            stall_timeout: Duration::from_secs(10),
+            spawn_error: CallError::Closed,
+        };
+        let executor = move |worker: Worker| {
+            counter.fetch_add(1, SeqCst);
+            std::thread::Builder::new().spawn(move || worker.run()).map(drop)
+        };
+        (WorkerPool::create(Admission::new("test", 8), config, executor), started)
+    }
+
+    fn admitted(pool: &Arc<PoolHandle>) -> Admitted {
+        let (pool, options): (Arc<dyn Pool>, _) = (pool.clone(), CallOptions::default());
+        let queue_permit = QueuePermit::try_acquire(&pool, options).expect("the queue has room");
+        Admitted { queue_permit, layer_permit: None, options }
+    }
+
+    fn until(condition: impl Fn() -> bool) {
+        for _ in 0..30_000 {
+            if condition() {
+                return;
+            }
+            sleep(Duration::from_millis(1));
+        }
+        panic!("nothing happens");
+    }
+
+    #[test]
+    fn only_workers_make_progress() {
+        let (pool, _) = pool();
+        let metrics = pool.admission().metrics();
+        let (release, released) = mpsc::channel::<()>();
+        let context = CallContext::capture;
+        let blocked = spawn(admitted(&pool), context(), OnCallerDrop::Cancel, async move { released.recv().is_err() });
+        until(|| metrics.stats().active == 1);
+        let before = metrics.observe();
+        let leaves = spawn(admitted(&pool), context(), OnCallerDrop::Cancel, async {});
+        let queued = spawn(admitted(&pool), context(), OnCallerDrop::Cancel, async {});
+        drop(leaves);
+        let mut in_place = spawn_in_place(admitted(&pool), context(), OnCallerDrop::Cancel, async {});
+        let mut cx = std::task::Context::from_waker(Waker::noop());
+        assert!(matches!(Pin::new(&mut in_place).poll(&mut cx), Poll::Ready(Ok(()))));
+        let after = metrics.observe();
+        assert_eq!((before.progress, before.queued), (after.progress, after.queued - 1));
+        drop(release);
+        until(|| metrics.in_flight() == 0);
+        assert_ne!(metrics.observe().progress, before.progress);
+        drop((blocked, queued));
+    }
+
+    #[test]
+    fn calls_that_are_woken_during_a_shutdown_start_no_threads() {
+        const WAKES: usize = 20;
+        let (pool, started) = pool();
+        let (waker, woken) = mpsc::channel();
+        let mut polls = 0;
+        let work = std::future::poll_fn(move |cx: &mut Context<'_>| {
+            polls += 1;
+            let _ = waker.send(cx.waker().clone());
+            if polls > WAKES { Poll::Ready(()) } else { Poll::Pending }
+        });
+        let call = spawn(admitted(&pool), CallContext::capture(), OnCallerDrop::Cancel, work);
+        let mut waker = woken.recv().expect("the first poll");
+        pool.workers.close();
+        for _ in 0..WAKES {
+            // A worker that has waited in vain exits, and the next wake-up starts another one.
+            let scheduler = &pool.workers.scheduler;
+            until(|| scheduler.has_idle_worker() || scheduler.workers() == 0);
+            waker.wake();
+            waker = woken.recv().expect("another poll");
+        }
+        until(|| pool.workers.scheduler.workers() == 0);
+        assert!(pin!(call).poll(&mut Context::from_waker(Waker::noop())).is_ready());
+        assert!(started.load(SeqCst) < WAKES / 2, "{} threads", started.load(SeqCst));
+    }
+
+    #[test]
+    fn rejected_calls_look_at_the_queue_once_per_millisecond() {
+        const MILLISECOND: PoolTime = 1_000_000;
+        let (recent, found) = (RecentWait::default(), Cell::new(0));
+        let get = |now| {
+            recent.get(now, || {
+                found.set(found.get() + 1);
+                Duration::from_micros(1999 + 1000 * found.get())
+            })
+        };
+        let day = 86_400_000 * MILLISECOND;
+        assert_eq!([day, day + 1, day + MILLISECOND - 1].map(get), [Duration::from_millis(2); 3]);
+        assert_eq!([day + MILLISECOND, day + MILLISECOND].map(get), [Duration::from_millis(3); 2]);
+        assert_eq!(recent.get(day + 2 * MILLISECOND, || Duration::MAX), Duration::from_millis(u32::MAX.into()));
+        assert_eq!(found.get(), 2);
     }
 }

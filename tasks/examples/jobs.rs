@@ -21,8 +21,11 @@ use anyhow::Context;
 use axum::{Router, extract, http::HeaderMap, response::Response, routing};
 use clap::Parser;
 use serde::{Deserialize, Serialize};
-use tokio::{net::TcpListener, sync::oneshot, time};
-use tower_offload::{ThreadPool, axum::shutdown_signal};
+use tokio::net::TcpListener;
+use tower_offload::{
+    ThreadPool,
+    axum::{serve, shutdown_signal},
+};
 use tower_offload_tasks::{
     AcceptError, Accepted, Progress, SqlStore, Tasks,
     jobs::{Backoff, Job, Jobs, Unique},
@@ -153,16 +156,11 @@ async fn main() -> anyhow::Result<()> {
         .with_state(App { jobs: jobs.clone(), attempts });
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await;
     let listener = listener.with_context(|| format!("cannot listen on port {port}; choose another one with --port"))?;
-    let signal = shutdown_signal()?;
+    // Event streams would hold up the server, and a job that starts now would only be interrupted.
+    let signal = jobs.stop_claiming_on(tasks.end_streams_on(shutdown_signal()?));
     println!("listening on http://{}, the page is at /tasks/", listener.local_addr()?);
-    let (stop, stopped) = oneshot::channel::<()>();
-    let server = axum::serve(listener, app).with_graceful_shutdown(async { drop(stopped.await) });
-    let server = tokio::spawn(server.into_future());
-    signal.await;
-    drop(stop);
-    tasks.end_streams(); // otherwise the server waits for open event streams
-    let report = jobs.shutdown(grace).await;
-    drop(time::timeout(Duration::from_secs(1), server).await);
-    println!("stopped: {report}; {} records not written", tasks.shutdown(grace).await.unwritten.len());
+    let server = serve(listener, app).shutdown(signal, grace, None).await;
+    let jobs = jobs.shutdown(server.remaining()).await;
+    println!("stopped: {server}; {jobs}; {}", tasks.shutdown(server.remaining()).await);
     Ok(())
 }

@@ -20,7 +20,7 @@ use tower_offload::{
 };
 use tower_offload_tasks::{AcceptError, Accepted, MemoryStore, SqlStore, Tasks, service::Access};
 
-/// Timeout of both steps of the shutdown: requests and work, records.
+/// Timeout of the shutdown: requests, work, records.
 const GRACE: Duration = Duration::from_secs(10);
 
 /// Tasks whose status clients can poll or follow
@@ -89,6 +89,6 @@ async fn main() -> anyhow::Result<()> {
     let signal = tasks.end_streams_on(shutdown_signal()?); // otherwise the server waits for open event streams
     println!("listening on http://{}, the page is at /tasks/", listener.local_addr()?);
     let report = serve(listener, app).shutdown(signal, GRACE, &background).await;
-    println!("stopped: {report}; {} records not written", tasks.shutdown(GRACE).await.unwritten.len());
+    println!("stopped: {report}; {}", tasks.shutdown(report.remaining()).await);
     Ok(())
 }

@@ -1,4 +1,4 @@
-use std::{borrow::Cow, error::Error, fmt};
+use std::{borrow::Cow, error::Error, fmt, io};
 
 use bytes::Bytes;
 use http::{Response, StatusCode};
@@ -19,7 +19,12 @@ pub struct AcceptError(pub(crate) AcceptErrorKind);
 #[allow(dead_code, reason = "some variants are constructed by the job queue only")]
 pub(crate) enum AcceptErrorKind {
     /// The program passed a name or an option that is not valid.
-    Invalid(Cow<'static, str>),
+    Invalid {
+        /// The option, in words that clients may read.
+        option: &'static str,
+        /// The value and the remedy.
+        message: Cow<'static, str>,
+    },
     /// The client passed a job that cannot be stored.
     Content(Cow<'static, str>),
     /// A unique job of another owner exists.
@@ -31,14 +36,14 @@ pub(crate) enum AcceptErrorKind {
 }
 
 impl AcceptError {
-    pub(crate) fn invalid(message: impl Into<Cow<'static, str>>) -> Self {
-        Self(Kind::Invalid(message.into()))
+    pub(crate) fn invalid(option: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
+        Self(Kind::Invalid { option, message: message.into() })
     }
 
     /// Returns `true` if the name, the owner or an option of the task is not valid. This is an
     /// error of the program, not of its client.
     pub fn is_invalid(&self) -> bool {
-        matches!(self.0, Kind::Invalid(_))
+        matches!(self.0, Kind::Invalid { .. })
     }
 
     /// Returns `true` if the content of a job cannot be stored: it has no JSON form, contains NUL,
@@ -92,7 +97,7 @@ impl AcceptError {
         match &self.0 {
             _ if self.is_full() => "full",
             _ if self.is_closed() => "closed",
-            Kind::Invalid(_) => "invalid",
+            Kind::Invalid { .. } => "invalid",
             Kind::Content(_) => "content",
             Kind::Duplicate => "duplicate",
             _ => "store",
@@ -103,7 +108,7 @@ impl AcceptError {
     ///
     /// | error | status |
     /// |---|---|
-    /// | [invalid](Self::is_invalid) | 500, without the text |
+    /// | [invalid](Self::is_invalid) | 500, which names the option and not its value |
     /// | [content](Self::is_content) | 422 |
     /// | [duplicate](Self::is_duplicate) | 409 |
     /// | other | 503, with `Retry-After` |
@@ -114,17 +119,19 @@ impl AcceptError {
         match &self.0 {
             Kind::Store(error) => error.report_response(),
             #[cfg(feature = "tracing")]
-            Kind::Invalid(_) => tracing::error!(error = &self as &dyn Error, "an option of a task is not valid"),
+            Kind::Invalid { .. } => {
+                tracing::error!(error = &self as &dyn Error, "task not accepted, an option is not valid")
+            }
             _ => {}
         }
         let status = match &self.0 {
-            Kind::Invalid(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Kind::Invalid { .. } => StatusCode::INTERNAL_SERVER_ERROR,
             Kind::Content(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Kind::Duplicate => StatusCode::CONFLICT,
             _ => StatusCode::SERVICE_UNAVAILABLE,
         };
         let detail: Cow<'static, str> = match &self.0 {
-            Kind::Invalid(_) => "the application passed an invalid option to the task".into(),
+            Kind::Invalid { option, .. } => format!("the application passed an invalid option: {option}").into(),
             Kind::Submit(_) => "task not accepted by the background".into(),
             Kind::Random(_) => "failed to generate a task id".into(),
             Kind::Store(_) => "failed to store the record of the task".into(),
@@ -149,7 +156,7 @@ impl From<StoreError> for AcceptError {
 impl fmt::Display for AcceptError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
-            Kind::Invalid(message) => write!(f, "task not accepted: {message}"),
+            Kind::Invalid { message, .. } => write!(f, "task not accepted: {message}"),
             Kind::Content(message) => write!(f, "job not accepted: {message}"),
             Kind::Duplicate => f.write_str("job not accepted: an equal job exists"),
             Kind::Closed => f.write_str("task not accepted: shutting down"),
@@ -163,10 +170,16 @@ impl fmt::Display for AcceptError {
 impl Error for AcceptError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match &self.0 {
-            Kind::Invalid(_) | Kind::Content(_) | Kind::Duplicate | Kind::Closed => None,
+            Kind::Invalid { .. } | Kind::Content(_) | Kind::Duplicate | Kind::Closed => None,
             Kind::Submit(error) => error.source(),
             Kind::Random(error) => error.source(),
             Kind::Store(error) => error.source(),
         }
+    }
+}
+
+impl From<AcceptError> for io::Error {
+    fn from(error: AcceptError) -> Self {
+        Self::other(error)
     }
 }

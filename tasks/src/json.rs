@@ -112,6 +112,12 @@ impl fmt::Display for JsonError {
 
 impl Error for JsonError {}
 
+impl From<JsonError> for io::Error {
+    fn from(error: JsonError) -> Self {
+        Self::new(io::ErrorKind::InvalidData, error)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]

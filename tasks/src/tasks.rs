@@ -256,7 +256,7 @@ impl Tasks {
     /// # let (app, grace) = (axum::Router::new(), Duration::from_secs(10));
     /// let signal = tasks.end_streams_on(shutdown_signal()?);
     /// let report = serve(listener, app).shutdown(signal, grace, &background).await;
-    /// println!("{report}; {}", tasks.shutdown(grace).await);
+    /// println!("{report}; {}", tasks.shutdown(report.remaining()).await);
     /// # Ok(())
     /// # }
     /// ```
@@ -369,12 +369,38 @@ impl TasksShutdownReport {
     }
 }
 
+/// Formats the report, for example as `all records are written`, or as `1 record is not written (task
+/// 00y8j7g1z0b3t4kf6n2vqwhx9m5c7d1e8pr0)`.
 impl fmt::Display for TasksShutdownReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} tasks without a final record", self.unwritten.len())?;
-        self.unwritten
-            .iter()
-            .enumerate()
-            .try_for_each(|(index, id)| write!(f, "{}{id}", if index == 0 { ": " } else { ", " }))
+        let listed = Listed { what: "task", ids: &self.unwritten };
+        match self.unwritten.len() {
+            0 => f.write_str("all records are written"),
+            1 => write!(f, "1 record is not written ({listed})"),
+            more => write!(f, "{more} records are not written ({listed})"),
+        }
+    }
+}
+
+/// Displays what ids belong to, and the first of them.
+pub(crate) struct Listed<'a> {
+    pub(crate) what: &'static str,
+    pub(crate) ids: &'a [TaskId],
+}
+
+/// Maximum number of ids that the text of a report lists.
+const MAX_LISTED: usize = 10;
+
+impl fmt::Display for Listed<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { what, ids } = self;
+        write!(f, "{what}{}", if ids.len() == 1 { "" } else { "s" })?;
+        for (index, id) in ids.iter().take(MAX_LISTED).enumerate() {
+            write!(f, "{}{id}", if index == 0 { " " } else { ", " })?;
+        }
+        match ids.len().saturating_sub(MAX_LISTED) {
+            0 => Ok(()),
+            more => write!(f, ", and {more} more"),
+        }
     }
 }

@@ -126,9 +126,9 @@ impl TrackBuilder<'_> {
         self.owner.as_ref().map_or(Ok(()), |owner| validate_owner(owner))?;
         if self.timeout.is_some_and(|timeout| timeout.is_zero()) {
             let name = &self.name;
-            return Err(AcceptError::invalid(format!(
-                "the timeout of task {name:?} is zero, so it would always time out: omit it for no limit"
-            )));
+            let message =
+                format!("the timeout of task {name:?} is zero, so it would always time out: omit it for no limit");
+            return Err(AcceptError::invalid("timeout", message));
         }
         if self.tasks.is_closed() { Err(AcceptError(AcceptErrorKind::Closed)) } else { Ok(()) }
     }
@@ -193,16 +193,17 @@ pub(crate) fn validate_owner(owner: &str) -> Result<(), AcceptError> {
     validate("owner", owner, MAX_OWNER_BYTES)
 }
 
-fn validate(what: &str, text: &str, max_bytes: usize) -> Result<(), AcceptError> {
-    if text.is_empty() {
-        Err(AcceptError::invalid(format!("the {what} is empty")))
+fn validate(option: &'static str, text: &str, max_bytes: usize) -> Result<(), AcceptError> {
+    let message = if text.is_empty() {
+        format!("the {option} is empty")
     } else if text.len() > max_bytes {
-        Err(AcceptError::invalid(format!("the {what} has {} bytes, at most {max_bytes} are allowed", text.len())))
+        format!("the {option} has {} bytes, at most {max_bytes} are allowed", text.len())
     } else if text.chars().any(char::is_control) {
-        Err(AcceptError::invalid(format!("the {what} {text:?} contains control characters")))
+        format!("the {option} {text:?} contains control characters")
     } else {
-        Ok(())
-    }
+        return Ok(());
+    };
+    Err(AcceptError::invalid(option, message))
 }
 
 impl fmt::Debug for TrackBuilder<'_> {

@@ -34,7 +34,7 @@ async fn a_task_without_a_name_is_reported_by_its_id_alone() {
     let report = background.shutdown(Duration::ZERO).await;
     assert_eq!(log.entries(), ["background task 1 failed: no"]);
     let text = report.to_string();
-    assert!(text.contains("1 still running: 2 for "), "{text}");
+    assert!(text.contains("1 still running (task 2 for "), "{text}");
 }
 
 #[tokio::test]
@@ -96,4 +96,26 @@ async fn a_task_that_a_closed_pool_refuses_fails() {
     let stats = shut_down(&background).await;
     assert_eq!((stats.completed, stats.failed), (1, 1));
     assert_eq!(log.entries(), ["background task 1 `late` was refused by its pool: the pool is shut down"]);
+}
+
+/// A `main` that returns `io::Result<()>` can use `?`, and prints the remedy.
+#[tokio::test]
+async fn errors_of_a_main_convert_to_io_errors() {
+    fn pool() -> std::io::Result<()> {
+        tower_offload::ThreadPool::builder().threads(0).build()?;
+        Ok(())
+    }
+    let error = pool().unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::InvalidInput);
+    assert!(format!("{error:?}").contains("give `threads` or `max_threads` at least 1"), "{error:?}");
+
+    let background = with_threads(1).build();
+    background.shutdown(Duration::ZERO).await;
+    let closed = std::io::Error::from(background.spawn_blocking(|| ()).unwrap_err());
+    assert_eq!(closed.to_string(), "the background is closed");
+    let late = std::io::Error::from(tower_offload::CallError::DeadlineExceeded);
+    assert_eq!(late.kind(), std::io::ErrorKind::TimedOut);
+    let no_runtime = std::thread::spawn(|| tower_offload::pool::TokioBlocking::try_new(1)).join().unwrap().unwrap_err();
+    let no_runtime = std::io::Error::from(no_runtime);
+    assert!(format!("{no_runtime:?}").contains("create the pool inside"), "{no_runtime:?}");
 }

@@ -47,7 +47,7 @@ async fn a_timeout_cancels_queued_tasks_and_lists_running_ones() {
     assert_eq!(running, [(cooperative.unwrap().id(), "cooperative"), (blocked.task.id(), "blocked")]);
     assert_eq!((report.completed, report.failed, report.cancelled), (0, 0, 2));
     assert!(!report.is_clean());
-    assert!(report.to_string().contains("2 still running: 1 `cooperative` for "), "{report}");
+    assert!(report.to_string().contains("2 still running (task 1 `cooperative` for "), "{report}");
     reserved.spawn_blocking(|| panics("a cancelled reservation ran"));
     stopped.await.unwrap();
 

@@ -6,6 +6,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod aborts;
+#[cfg(target_os = "linux")]
+mod acknowledged;
 mod beside_plain;
 mod endings;
 mod floods;

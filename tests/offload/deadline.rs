@@ -176,9 +176,63 @@ async fn work_sees_the_deadline_although_nobody_polls_the_call() {
     pass(SECOND).await;
     steps.go.send(()).unwrap();
     assert_eq!(soon(steps.seen).await.unwrap().after.0, Some(CancelReason::DeadlineExceeded));
-    soon(pool.run(|| ())).await.unwrap(); // The thread has ended the other call before.
-    assert_eq!(soon(call).await, Ok(()), "a result that is there is returned");
-    assert_eq!(pool.stats().cancelled_run_time, Duration::ZERO, "the caller was not gone");
+    assert_eq!(soon(call).await, Err(CallError::DeadlineExceeded), "the result is late");
+}
+
+#[tokio::test]
+async fn late_result_is_dropped_on_the_pool_before_its_caller_is_answered() {
+    for pool in pools_with_clock(1, 8) {
+        for detached in [false, true] {
+            let layer = OffloadLayer::new(pool.clone()).reject(RejectWithError).max_in_flight(1);
+            let layer = if detached { layer.detached() } else { layer };
+            let ((work, steps), (sender, dropped)) = (steps(), oneshot::channel());
+            let sender = Arc::new(Mutex::new(Some(sender)));
+            let mut service = layer.timeout_request(|(): &()| Some(SECOND)).layer(service_fn_blocking(move |()| {
+                work();
+                TestResult::Ok(OnDrop(sender.lock().unwrap().take()))
+            }));
+            let before = pool.admission().stats();
+            let call = service.ready().await.unwrap().call(()); // Not polled before its end, so it has no timer.
+            soon(steps.entered).await.unwrap();
+            pass(SECOND).await;
+            steps.go.send(()).unwrap();
+            assert_ne!(soon(dropped).await.unwrap(), std::thread::current().id());
+            let error = soon(call).await.map(drop).unwrap_err();
+            assert_eq!(error.downcast_ref(), Some(&CallError::DeadlineExceeded), "detached: {detached}");
+            eventually(|| pool.admission().stats().in_flight == 0).await;
+            let stats = pool.admission().stats();
+            assert_eq!((stats.rejected, stats.completed), (before.rejected + 1, before.completed));
+            assert_eq!(stats.cancelled_run_time == before.cancelled_run_time, detached);
+        }
+    }
+}
+
+#[tokio::test]
+async fn result_in_time_is_returned_to_a_caller_that_polls_after_the_deadline() {
+    let pool = one_thread();
+    let call = run_within(&pool, SECOND, || 7);
+    eventually(|| pool.stats().completed == 1).await;
+    pass(MINUTE).await;
+    assert_eq!(soon(call).await, Ok(7));
+    assert_eq!((pool.stats().rejected, pool.stats().cancelled_run_time), (0, Duration::ZERO));
+}
+
+#[tokio::test]
+async fn detached_call_keeps_a_late_result_if_its_caller_has_left() {
+    let pool = one_thread();
+    let (work, steps) = steps();
+    let layer = OffloadLayer::new(pool.clone()).reject(RejectWithError).detached();
+    let mut service = layer.timeout_request(|(): &()| Some(SECOND)).layer(service_fn_blocking(move |()| {
+        work();
+        TestResult::Ok(())
+    }));
+    drop(service.ready().await.unwrap().call(()));
+    soon(steps.entered).await.unwrap();
+    pass(SECOND).await;
+    steps.go.send(()).unwrap();
+    eventually(|| pool.stats().in_flight == 0).await;
+    let stats = pool.stats();
+    assert_eq!((stats.completed, stats.rejected, stats.cancelled_run_time), (1, 0, Duration::ZERO));
 }
 
 #[tokio::test]

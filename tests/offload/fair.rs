@@ -288,6 +288,27 @@ async fn wait_for_a_key_at_its_limit_ends_with_its_own_reason() {
 }
 
 #[tokio::test]
+async fn wait_for_the_queue_ends_with_the_reason_that_applies() {
+    let pool = ThreadPool::builder().threads(1).queue_capacity(4).build().unwrap();
+    let (service, gate) = gated(OffloadLayer::new(pool.clone()).wait(Duration::from_millis(20)));
+    gate.add_permits(8);
+    let held = hold(&pool).await;
+    let start = |key| {
+        let mut call = task::spawn(service.clone().oneshot(key));
+        assert_pending!(call.poll());
+        call
+    };
+    let mut calls = vec![start(GREEDY), start(GREEDY)];
+    assert_eq!(error(soon(service.clone().oneshot(GREEDY)).await), CallError::KeyLimited, "others have room");
+    calls.extend([start(QUIET), start(QUIET + 1)]);
+    assert_eq!(error(soon(service.clone().oneshot(GREEDY)).await), CallError::Overloaded, "the queue is full");
+    held.release().await.unwrap();
+    for call in calls {
+        soon(call).await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn call_with_reserved_capacity_is_rejected_at_the_limit_of_its_key() {
     let (service, gate) =
         gated(OffloadLayer::new(one_thread()).max_in_flight_per_key(1).max_in_flight(8).backpressure());

@@ -79,11 +79,24 @@ async fn idle_connections_are_closed_at_once() {
     let (report, elapsed) = server.shut_down().await;
     assert_eq!(elapsed, 0);
     assert!(report.is_clean());
-    assert_eq!(report.to_string(), format!("all connections ended; tasks: {}", report.background));
+    assert_eq!(report.to_string(), "all connections ended");
     assert_eq!(read_to_close(&mut silent).await, b"");
     assert_eq!(read_to_close(&mut idle).await, b"");
     within(connection).await.unwrap().unwrap();
     assert!(background.is_closed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_remains_of_the_grace_period_counts_from_the_signal() {
+    let background = Background::default();
+    let server = start(app(&background).0, GRACE, &background);
+    sleep(HOUR).await;
+    let (report, _) = server.shut_down().await;
+    assert_eq!(report.remaining(), GRACE);
+    sleep(Duration::from_secs(4)).await;
+    assert_eq!(report.remaining(), Duration::from_secs(6));
+    sleep(GRACE).await;
+    assert_eq!(report.remaining(), Duration::from_secs(1), "the next step can store what it has");
 }
 
 #[tokio::test(start_paused = true)]
@@ -117,7 +130,7 @@ async fn a_stalled_client_and_a_long_task_end_with_the_grace_period() {
     assert_eq!(report.background.still_running.len(), 1);
     assert_eq!(report.background.still_running[0].name, "mail");
     let text = report.to_string();
-    assert!(text.starts_with("1 connection closed early; tasks: ") && text.contains("`mail` for 6s"), "{text}");
+    assert!(text.ends_with("1 still running (task 1 `mail` for 6.0s)"), "{text}");
     let outcome = outcomes.next("/full/1000000").await;
     assert_eq!((outcome.end, outcome.delivery), (End::Aborted, Delivery::NotDelivered));
     assert!(read_to_close(&mut io).await.len() <= 1024, "no more than the pipe holds");
@@ -138,7 +151,7 @@ async fn stalled_http2_clients_end_with_the_grace_period() {
     }
     let (report, elapsed) = server.shut_down().await;
     assert_eq!((report.open_connections, elapsed), (2, 9000), "no task needs the last second");
-    assert!(report.to_string().starts_with("2 connections closed early; "), "{report}");
+    assert!(report.to_string().starts_with("2 connections were closed before they ended"), "{report}");
     for _ in 0..2 {
         assert_eq!(outcomes.next("/full/1000000").await.end, End::Aborted);
     }

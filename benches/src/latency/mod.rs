@@ -72,6 +72,11 @@ pub enum Scene {
     Target,
 }
 
+impl Scene {
+    /// All scenes, in the order of a report.
+    pub const ALL: [Self; 5] = [Self::Cpu, Self::Sleeping, Self::Recovery, Self::Quota, Self::Target];
+}
+
 /// Everything that the rows of a table have in common.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Setting {

@@ -1,6 +1,6 @@
 //! The rows as SVG pictures.
 
-use std::{fs, ops::Range, path::Path};
+use std::ops::Range;
 
 use plotters::{
     prelude::*,
@@ -12,27 +12,15 @@ use super::{
     sample::{LAST_POSITION, SLICE_MS, positions},
     server::VARIANTS,
 };
-use crate::{BoxError, Spread, number};
+use crate::{
+    BoxError, Picture, Spread, number,
+    picture::{FONT, GREY, TITLE_HEIGHT, WIDTH},
+};
 
-const WIDTH: u32 = 1120;
-const TITLE_HEIGHT: u32 = 56;
 const PANEL_HEIGHT: u32 = 470;
 /// The space to the right of each plot. It holds the names of the curves.
 const LABEL_WIDTH: i32 = 450;
 const LABEL_HEIGHT: i32 = 25;
-const FONT: (&str, u32) = ("sans-serif", 21);
-const GREY: RGBColor = RGBColor(90, 90, 90);
-
-/// A picture in SVG.
-#[derive(Debug, Clone)]
-pub struct Picture {
-    /// The name of its file.
-    pub name: &'static str,
-    /// A description for readers who cannot see the picture.
-    pub caption: String,
-    /// The source of the picture.
-    pub svg: String,
-}
 
 /// One plot of a picture. Its vertical axis is the latency in milliseconds, on a logarithmic scale.
 struct Panel {
@@ -55,21 +43,23 @@ struct Curve {
     dots: Vec<(i32, f64)>,
 }
 
-/// Returns the pictures for which there are rows.
+/// Returns all pictures for which there are rows.
 pub fn all(rows: &[Row]) -> Result<Vec<Picture>, BoxError> {
-    let pictures = [by_load(rows)?, recovery(rows)?, by_percentile(rows)?];
-    Ok(pictures.into_iter().flatten().collect())
+    let pictures = Scene::ALL.into_iter().map(|scene| of(scene, rows)).collect::<Result<Vec<_>, _>>()?;
+    Ok(pictures.concat())
 }
 
-/// Writes the pictures into a directory.
-pub fn write(directory: &Path, pictures: &[Picture]) -> Result<(), BoxError> {
-    fs::create_dir_all(directory)?;
-    for Picture { name, svg, .. } in pictures {
-        let path = directory.join(name);
-        fs::write(&path, svg).map_err(|error| format!("cannot write {}: {error}", path.display()))?;
-        eprintln!("latency: picture in {}", path.display());
-    }
-    Ok(())
+/// Returns the pictures that belong to a scene.
+pub fn of(scene: Scene, rows: &[Row]) -> Result<Vec<Picture>, BoxError> {
+    let has_cpu = rows.iter().any(|row| row.scene.scene == Scene::Cpu);
+    let pictures = match scene {
+        // The percentiles of sleeping jobs are in the same picture.
+        Scene::Cpu => [by_load(rows)?, if has_cpu { by_percentile(rows)? } else { None }],
+        Scene::Sleeping => [None, if has_cpu { None } else { by_percentile(rows)? }],
+        Scene::Recovery => [None, recovery(rows)?],
+        Scene::Quota | Scene::Target => [None, None],
+    };
+    Ok(pictures.into_iter().flatten().collect())
 }
 
 /// Draws the p99 of `/ping` against the load.

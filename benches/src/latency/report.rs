@@ -1,11 +1,11 @@
 //! The tables, the goals and the notes.
 
 use super::{
-    BUSY_PCT, JOB, JOB_TIMEOUT, OVERLOAD_PCT, PING_RATE, Row, SLEEPING_JOB, SLEEPING_RATE, Sample, Scene, Setting,
-    TOLERATED_LATENESS, is_doubtful, is_reliable, lateness_ms,
+    BUSY_PCT, Conditions, JOB, JOB_TIMEOUT, OVERLOAD_PCT, PING_RATE, Row, SLEEPING_JOB, SLEEPING_RATE, Sample, Scene,
+    Setting, TOLERATED_LATENESS, is_doubtful, is_reliable, lateness_ms, pictures,
     sample::{NORMAL_FACTOR, WINDOW},
 };
-use crate::{Cell, Compared, Goal, Limits, Table, number, range};
+use crate::{BoxError, Cell, Compared, Goal, Limits, Part, Table, number, range};
 
 /// Returns the whole report.
 pub fn text(rows: &[Row]) -> String {
@@ -16,9 +16,18 @@ pub fn text(rows: &[Row]) -> String {
     paragraphs.join("\n")
 }
 
-/// Returns what was measured, and on which machine.
+/// Returns what was measured, and on which machine, for each session that the rows are from.
 pub fn facts(rows: &[Row]) -> Vec<String> {
-    let Some(conditions) = rows.first().map(|row| &row.scene.conditions) else { return Vec::new() };
+    let mut sessions: Vec<&Conditions> = Vec::new();
+    for row in rows {
+        if !sessions.contains(&&row.scene.conditions) {
+            sessions.push(&row.scene.conditions);
+        }
+    }
+    sessions.into_iter().flat_map(facts_of).collect()
+}
+
+fn facts_of(conditions: &Conditions) -> Vec<String> {
     let (cores, system, priority) = (conditions.cores, &conditions.system, &conditions.priority);
     let mut facts = vec![format!("{cores} cores, {system}; the generator has {priority}")];
     if let Some(capacity) = conditions.capacity_per_second {
@@ -80,7 +89,7 @@ pub fn doubts(rows: &[Row]) -> Vec<String> {
     if rows.iter().any(Row::is_disturbed) {
         doubts.push("~ disturbed: other processes used over 10 % of the cores in a round.".to_owned());
     }
-    if let Some(drift) = rows.first().and_then(|row| row.scene.drift_pct()) {
+    if let Some(drift) = rows.iter().filter_map(|row| row.scene.drift_pct()).reduce(f64::max) {
         doubts.push(format!(
             "! the capacity changed by {drift:.0} % during the session, so the loads are wrong. Measure again on a quiet machine."
         ));
@@ -90,52 +99,130 @@ pub fn doubts(rows: &[Row]) -> Vec<String> {
 
 /// Returns a table for each scene that was measured.
 pub fn tables(rows: &[Row]) -> Vec<Table> {
-    let table = |scene: Scene| {
-        let mut rows: Vec<&Row> = rows.iter().filter(|row| row.scene.scene == scene).collect();
-        // The sort is stable, so the variants keep their order.
-        rows.sort_by_key(|row| row.scene.load_pct);
-        let heading = heading(rows.first()?);
-        let within = format!("% within {} ms", JOB_TIMEOUT.as_millis());
-        let mut columns: Vec<Cell<'_, &Row>> =
-            vec![(if scene == Scene::Target { "target" } else { "variant" }, &|it| it.variant.clone())];
-        if matches!(scene, Scene::Cpu | Scene::Quota) {
-            columns.push(("load", &|it| it.scene.load_pct.map_or("-".to_owned(), |load| format!("{load} %"))));
-        }
-        if scene == Scene::Recovery {
-            columns.push(("normal after ms (range)", &|row| recovery(row)));
-        }
-        columns.extend::<[Cell<'_, &Row>; 8]>([
-            ("/ping p50 ms (range)", &|it| range(it.spread(|sample| sample.ping_p50_ms))),
-            ("/ping p99 ms (range)", &|it| range(it.spread(|sample| sample.ping_p99_ms))),
-            ("jobs ok/offered", &|it| count(it, |sample| sample.jobs_ok) + "/" + &count(it, |it| it.jobs_offered)),
-            ("refused", &|it| count(it, |sample| sample.jobs_refused)),
-            ("expired", &|it| count(it, |sample| sample.jobs_expired)),
-            ("failed", &|it| count(it, |sample| sample.jobs_failed)),
-            ("jobs open", &|it| count(it, |sample| sample.jobs_open)),
-            (&within, &|it| range(it.spread(|sample| sample.within_timeout_pct))),
-        ]);
-        if scene == Scene::Cpu {
-            columns.push(("of capacity", &|it| range(it.spread(|sample| sample.within_timeout_of_capacity_pct))));
-        }
-        if scene == Scene::Quota {
-            columns.push(("throttled", &|it| {
-                let periods = it.spread(|sample| sample.throttled_periods.map(|periods| periods as f64));
-                periods.map_or("-".to_owned(), |it| format!("{:.0}", it.median))
-            }));
-        }
-        columns.extend::<[Cell<'_, &Row>; 4]>([
-            ("ok jobs p99 ms (range)", &|it| range(it.spread(|sample| sample.jobs_ok_p99_ms))),
-            ("pings open", &|it| count(it, |sample| sample.ping_unanswered)),
-            ("late ms", &|it| number(lateness_ms(it))),
-            ("others %", &|it| {
-                let late = if is_reliable(it) { "" } else { " !" };
-                let disturbed = if it.is_disturbed() { " ~" } else { "" };
-                it.others_pct().map_or("?".to_owned(), |others| format!("{others:.0}")) + late + disturbed
-            }),
-        ]);
-        Some(Table::new(heading, &rows, &columns))
-    };
-    [Scene::Cpu, Scene::Sleeping, Scene::Recovery, Scene::Quota, Scene::Target].into_iter().filter_map(table).collect()
+    Scene::ALL.into_iter().filter_map(|scene| table(scene, rows)).collect()
+}
+
+/// Returns the part of a page for each scene that was measured.
+pub fn parts(rows: &[Row]) -> Result<Vec<Part>, BoxError> {
+    let tables = Scene::ALL.into_iter().filter_map(|scene| Some((scene, table(scene, rows)?)));
+    tables.map(|(scene, table)| part(scene, table, rows)).collect()
+}
+
+fn part(scene: Scene, table: Table, rows: &[Row]) -> Result<Part, BoxError> {
+    let (heading, done, goal) = description(scene);
+    let is_of_scene =
+        |goal: &&Goal<Setting, Sample>| rows.iter().any(|row| row.scene.scene == scene && (goal.scene)(&row.scene));
+    let goals: Vec<_> = GOALS.iter().filter(is_of_scene).collect();
+    Ok(Part {
+        heading,
+        done,
+        goal,
+        pictures: pictures::of(scene, rows)?,
+        tables: vec![table],
+        goals: (!goals.is_empty()).then(|| Goal::table(goals, rows, is_doubtful)),
+        notes: Vec::new(),
+    })
+}
+
+/// Returns a heading, what was done, and the goal.
+fn description(scene: Scene) -> (&'static str, String, String) {
+    let (job, timeout, pings) = (JOB.as_millis(), JOB_TIMEOUT.as_millis(), format!("{PING_RATE:.0} pings per second"));
+    match scene {
+        Scene::Cpu => (
+            "Jobs that compute",
+            format!(
+                "The server answers {pings} at once, and does jobs of {job} ms of CPU time. 100 % is what the machine can do: \
+                 at 130 % and 200 %, more jobs are offered than it can run. The rows differ only in where a job runs: in the \
+                 handler (inline), on tokio's blocking threads, or on a pool."
+            ),
+            format!(
+                "A ping on a server with a pool takes at most a hundredth of what it takes when jobs run in the handler or on \
+                 tokio's default of 512 threads. At 200 %, a pool with a bound or a policy answers at least 90 % of what the \
+                 machine can do within {timeout} ms."
+            ),
+        ),
+        Scene::Sleeping => (
+            "Jobs that wait",
+            format!(
+                "The server answers {pings} at once, and does {SLEEPING_RATE:.0} jobs per second that sleep for {} ms, like a \
+                 call to a disk or a database. Ten jobs are in progress at any time, more than there are threads in a pool for \
+                 computation.",
+                SLEEPING_JOB.as_millis()
+            ),
+            String::new(),
+        ),
+        Scene::Recovery => (
+            "A temporary overload",
+            format!(
+                "Jobs of {job} ms arrive at {BUSY_PCT} % of what the machine can do, then at {OVERLOAD_PCT} % (grey in the \
+                 picture), then at {BUSY_PCT} % again. The figure is the time from the end of the overload until jobs are as \
+                 fast as before it. Without a bound or a policy, jobs that wait from the overload delay all later ones."
+            ),
+            "A pool with a bound or a policy is normal within a second after the overload.".to_owned(),
+        ),
+        Scene::Quota => (
+            "A server with the time of one core",
+            format!(
+                "The server answers {pings} and does jobs of {job} ms, and has the time of one core, as in a container with a \
+                 CPU limit of 1. The rows differ in the number of workers of the runtime and of threads of the pool. Threads that \
+                 use up the time of a period of 100 ms stop the whole server, with its pings, until the next period: it is \
+                 throttled."
+            ),
+            String::new(),
+        ),
+        Scene::Target => (
+            "Your server",
+            "The server was yours: /ping and the jobs are requests that you chose.".to_owned(),
+            String::new(),
+        ),
+    }
+}
+
+/// Returns the table of a scene, if it was measured.
+fn table(scene: Scene, rows: &[Row]) -> Option<Table> {
+    let mut rows: Vec<&Row> = rows.iter().filter(|row| row.scene.scene == scene).collect();
+    // The sort is stable, so the variants keep their order.
+    rows.sort_by_key(|row| row.scene.load_pct);
+    let heading = heading(rows.first()?);
+    let within = format!("% within {} ms", JOB_TIMEOUT.as_millis());
+    let mut columns: Vec<Cell<'_, &Row>> =
+        vec![(if scene == Scene::Target { "target" } else { "variant" }, &|it| it.variant.clone())];
+    if matches!(scene, Scene::Cpu | Scene::Quota) {
+        columns.push(("load", &|it| it.scene.load_pct.map_or("-".to_owned(), |load| format!("{load} %"))));
+    }
+    if scene == Scene::Recovery {
+        columns.push(("normal after ms (range)", &|row| recovery(row)));
+    }
+    columns.extend::<[Cell<'_, &Row>; 8]>([
+        ("/ping p50 ms (range)", &|it| range(it.spread(|sample| sample.ping_p50_ms))),
+        ("/ping p99 ms (range)", &|it| range(it.spread(|sample| sample.ping_p99_ms))),
+        ("jobs ok/offered", &|it| count(it, |sample| sample.jobs_ok) + "/" + &count(it, |it| it.jobs_offered)),
+        ("refused", &|it| count(it, |sample| sample.jobs_refused)),
+        ("expired", &|it| count(it, |sample| sample.jobs_expired)),
+        ("failed", &|it| count(it, |sample| sample.jobs_failed)),
+        ("jobs open", &|it| count(it, |sample| sample.jobs_open)),
+        (&within, &|it| range(it.spread(|sample| sample.within_timeout_pct))),
+    ]);
+    if scene == Scene::Cpu {
+        columns.push(("of capacity", &|it| range(it.spread(|sample| sample.within_timeout_of_capacity_pct))));
+    }
+    if scene == Scene::Quota {
+        columns.push(("throttled", &|it| {
+            let periods = it.spread(|sample| sample.throttled_periods.map(|periods| periods as f64));
+            periods.map_or("-".to_owned(), |it| format!("{:.0}", it.median))
+        }));
+    }
+    columns.extend::<[Cell<'_, &Row>; 4]>([
+        ("ok jobs p99 ms (range)", &|it| range(it.spread(|sample| sample.jobs_ok_p99_ms))),
+        ("pings open", &|it| count(it, |sample| sample.ping_unanswered)),
+        ("late ms", &|it| number(lateness_ms(it))),
+        ("others %", &|it| {
+            let late = if is_reliable(it) { "" } else { " !" };
+            let disturbed = if it.is_disturbed() { " ~" } else { "" };
+            it.others_pct().map_or("?".to_owned(), |others| format!("{others:.0}")) + late + disturbed
+        }),
+    ]);
+    Some(Table::new(heading, &rows, &columns))
 }
 
 fn heading(row: &Row) -> String {

@@ -35,6 +35,15 @@ const BACKLOG: u32 = 4096;
 /// Maximum time for a server to exit by itself.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// How the processor time of a server is limited.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Limit {
+    /// To the time of this many cores in each period, on any core. Pinned if that is not permitted.
+    Quota(f64),
+    /// To one core.
+    Pinned,
+}
+
 /// One way to run a job.
 #[derive(Debug)]
 pub(super) struct Variant {
@@ -43,6 +52,8 @@ pub(super) struct Variant {
     is_capped: bool,
     /// Number of workers of the runtime. `None`: one per core.
     workers: Option<usize>,
+    /// The processor time of a server whose time is limited.
+    limit: Limit,
     /// The colour in pictures. The first ones are from a palette for colour-blind readers (Okabe
     /// and Ito).
     pub(super) colour: [u8; 3],
@@ -55,8 +66,13 @@ const fn sized(name: &'static str, workers: usize, colour: [u8; 3], job: fn(Work
     Variant { workers: Some(workers), ..variant(name, colour, job) }
 }
 
+/// Returns a server with one worker and one thread, whose time is limited in another way.
+const fn limited(name: &'static str, limit: Limit, colour: [u8; 3], job: fn(Work) -> Router) -> Variant {
+    Variant { limit, ..sized(name, 1, colour, job) }
+}
+
 const fn variant(name: &'static str, colour: [u8; 3], job: fn(Work) -> Router) -> Variant {
-    Variant { name, is_capped: false, workers: None, colour, job }
+    Variant { name, is_capped: false, workers: None, limit: Limit::Quota(1.0), colour, job }
 }
 
 pub(super) const VARIANTS: &[Variant] = &[
@@ -87,8 +103,14 @@ pub(super) const VARIANTS: &[Variant] = &[
     sized("1 worker + 1 thread, nice", 1, [90, 90, 90], |work| offload(work, nice_threads(1))),
     sized("1 worker + 2 threads", 1, [0, 114, 178], |work| offload(work, threads(2))),
     sized("1 worker + 2 threads, nice", 1, [86, 180, 233], |work| offload(work, nice_threads(2))),
+    sized("2 workers + 1 thread", 2, [204, 121, 167], |work| offload(work, threads(1))),
     sized("2 workers + 2 threads", 2, [213, 94, 0], |work| offload(work, threads(2))),
     sized("2 workers + 2 threads, nice", 2, [230, 159, 0], |work| offload(work, nice_threads(2))),
+    limited("1 worker + 1 thread, time of 1.5 cores", Limit::Quota(1.5), [204, 121, 167], |work| {
+        offload(work, threads(1))
+    }),
+    limited("1 worker + 1 thread, one core", Limit::Pinned, [0, 158, 115], |work| offload(work, threads(1))),
+    limited("1 worker + 1 thread, nice, one core", Limit::Pinned, [0, 90, 60], |work| offload(work, nice_threads(1))),
 ];
 
 /// Runs the job in the `async fn`, which is the mistake that the other variants avoid.
@@ -189,15 +211,14 @@ fn compute(iterations: u64) {
 pub struct ServerOrder {
     variant: String,
     work: Work,
-    /// `true` if the server gets the time of one core: by a control group, or pinned if that is not
-    /// permitted.
+    /// `true` if the time of the server is limited.
     is_limited: bool,
 }
 
 /// The child's side: serves until standard input closes, which happens when the parent ends.
 pub fn serve(ServerOrder { variant, work, is_limited }: ServerOrder) -> Result<(), BoxError> {
     let variant = VARIANTS.iter().find(|it| it.name == variant).ok_or("there is no such variant")?;
-    let quota = if is_limited { limit()?.map(Arc::new) } else { None };
+    let quota = if is_limited { limit(variant.limit)?.map(Arc::new) } else { None };
     let cores = platform::parallelism();
     let mut builder = runtime::Builder::new_multi_thread();
     builder.worker_threads(variant.workers.unwrap_or(cores)).enable_all();
@@ -227,16 +248,16 @@ pub fn serve(ServerOrder { variant, work, is_limited }: ServerOrder) -> Result<(
     })
 }
 
-/// Limits this process to the time of one core. Returns `None` if it is pinned.
-fn limit() -> Result<Option<CpuQuota>, BoxError> {
-    match CpuQuota::enter() {
-        Ok(quota) => Ok(Some(quota)),
-        Err(error) => {
-            eprintln!("latency: the server is pinned to one core, because it got no quota: {error}");
-            platform::pin(*platform::cores().first().ok_or("threads cannot be pinned")?)?;
-            Ok(None)
+/// Limits the processor time of this process. Returns `None` if it is pinned.
+fn limit(limit: Limit) -> Result<Option<CpuQuota>, BoxError> {
+    if let Limit::Quota(cores) = limit {
+        match CpuQuota::enter(cores) {
+            Ok(quota) => return Ok(Some(quota)),
+            Err(error) => eprintln!("latency: the server is pinned to one core, because it got no quota: {error}"),
         }
     }
+    platform::pin(*platform::cores().first().ok_or("threads cannot be pinned")?)?;
+    Ok(None)
 }
 
 fn exit_with_parent() {

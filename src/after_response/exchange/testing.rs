@@ -23,7 +23,7 @@ impl TestResponse {
         let mut request = Request::new(());
         *request.version_mut() = version;
         let line = RequestLine::new(&request);
-        let (exchange, waiter) = Exchange::tracked(line, Instant::now());
+        let (exchange, waiter) = Exchange::tracked(line, Instant::now(), true);
         (Self { exchange, line }, waiter)
     }
 

@@ -27,6 +27,9 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
+#[cfg(target_os = "linux")]
+use crate::flush::FindSocket;
+
 /// The maximum time between the end of the response and the close of the connection. The client has
 /// seen the end of the response after a round trip, and needs time to read what its kernel holds.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -83,6 +86,8 @@ pub(super) struct Linger<T> {
     io: T,
     unread: UnreadRequest,
     discarding: Option<Discarding>,
+    #[cfg(target_os = "linux")]
+    find_socket: FindSocket<T>,
 }
 
 struct Discarding {
@@ -92,7 +97,24 @@ struct Discarding {
 
 impl<T> Linger<T> {
     pub(super) fn new(io: T, unread: UnreadRequest) -> Self {
-        Self { io, unread, discarding: None }
+        Self {
+            io,
+            unread,
+            discarding: None,
+            #[cfg(target_os = "linux")]
+            find_socket: |_| None,
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    pub(super) fn with_socket(self, find_socket: FindSocket<T>) -> Self {
+        Self { find_socket, ..self }
+    }
+
+    /// Returns the TCP socket, if the transport has one.
+    #[cfg(target_os = "linux")]
+    pub(super) fn socket(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
+        (self.find_socket)(&self.io)
     }
 }
 
@@ -124,7 +146,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Linger<T> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Self { io, unread, discarding } = &mut *self;
+        let Self { io, unread, discarding, .. } = &mut *self;
         let Discarding { timeout, bytes } = match discarding {
             Some(discarding) => discarding,
             None => {

@@ -82,6 +82,8 @@ pub use self::{
     shutdown::{ServeFuture, WithGracefulShutdown, WithShutdown},
     signal::{ShutdownSignal, shutdown_signal},
 };
+#[cfg(target_os = "linux")]
+use crate::flush::FindSocket;
 use crate::{Background, flush::Tracker};
 
 const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(30);
@@ -213,18 +215,22 @@ where
         http,
         header_read_timeout: Some(HEADER_READ_TIMEOUT),
         tracker: Tracker::new(),
+        #[cfg(target_os = "linux")]
+        find_socket: find_tcp_stream,
         _service: PhantomData,
     }
 }
 
 /// A server that has not started yet. Returned by [`serve`](serve()); `.await` runs it.
 #[must_use = "a server does nothing unless it is awaited"]
-pub struct Serve<L, M, S> {
+pub struct Serve<L: Listener, M, S> {
     listener: L,
     make_service: M,
     http: auto::Builder<Executor>,
     header_read_timeout: Option<Duration>,
     tracker: Tracker,
+    #[cfg(target_os = "linux")]
+    find_socket: FindSocket<L::Io>,
     _service: PhantomData<fn() -> S>,
 }
 
@@ -269,6 +275,30 @@ impl<L: Listener, M, S> Serve<L, M, S> {
     /// [`stats`](Tracker::stats) then cover this server too.
     pub fn tracker(mut self, tracker: &Tracker) -> Self {
         self.tracker = tracker.clone();
+        self
+    }
+
+    /// Names the TCP socket below the transports of the listener, so that a response can
+    /// [request](crate::AfterResponse::request_acknowledgement) that its acknowledgement by the
+    /// peer is reported. Linux only.
+    ///
+    /// This is needed only if the listener's `Io` is not a `TcpStream`, for example for TLS. `find`
+    /// returns `None` if a transport has no such socket. See
+    /// [`TrackedIo::with_socket`](crate::flush::TrackedIo::with_socket) for what it must guarantee.
+    ///
+    /// ```
+    /// # use axum::{Router, serve::Listener};
+    /// # use tokio::{io::BufStream, net::TcpStream};
+    /// # fn example(listener: impl Listener<Io = BufStream<TcpStream>>, app: Router) {
+    /// use std::os::fd::AsFd;
+    ///
+    /// let server = tower_offload::axum::serve(listener, app);
+    /// let server = server.tcp_socket(|io| Some(io.get_ref().as_fd()));
+    /// # }
+    /// ```
+    #[cfg(target_os = "linux")]
+    pub fn tcp_socket(mut self, find: fn(&L::Io) -> Option<std::os::fd::BorrowedFd<'_>>) -> Self {
+        self.find_socket = find;
         self
     }
 
@@ -399,6 +429,8 @@ where
     async fn accept_until(self, signal: impl Future<Output = ()>) -> Connections {
         // Panics without a timer. Otherwise each connection would, in a task that no one awaits.
         drop(time::sleep(Duration::ZERO));
+        #[cfg(target_os = "linux")]
+        let find_socket = self.find_socket;
         let Self { mut listener, mut make_service, http, header_read_timeout, tracker, .. } = self;
         let http = Arc::new(http);
         let connections = Connections::new();
@@ -411,13 +443,24 @@ where
                 accepted = accept(&mut listener, &mut make_service) => accepted,
             };
             let unread = UnreadRequest::default();
-            let io = TokioIo::new(Linger::new(io, unread.clone()));
-            let (io, service) = tracker.track(io, App::new(service, unread));
+            let io = Linger::new(io, unread.clone());
+            #[cfg(target_os = "linux")]
+            let io = io.with_socket(find_socket);
+            let (io, service) = tracker.track(TokioIo::new(io), App::new(service, unread));
+            #[cfg(target_os = "linux")]
+            let io = io.with_socket(|io| io.inner().socket());
             let connection = Connection { io, service, http: http.clone(), header_read_timeout };
             let (phase, open) = connections.register();
             tokio::spawn(connection.serve(phase, open));
         }
     }
+}
+
+/// Finds the socket of a listener without a TLS of its own.
+#[cfg(target_os = "linux")]
+fn find_tcp_stream<T: 'static>(io: &T) -> Option<std::os::fd::BorrowedFd<'_>> {
+    let stream = (io as &dyn std::any::Any).downcast_ref::<tokio::net::TcpStream>()?;
+    Some(std::os::fd::AsFd::as_fd(stream))
 }
 
 /// Accepts one connection and creates its service.
@@ -451,7 +494,7 @@ where
     }
 }
 
-impl<L: fmt::Debug, M: fmt::Debug, S> fmt::Debug for Serve<L, M, S> {
+impl<L: Listener + fmt::Debug, M: fmt::Debug, S> fmt::Debug for Serve<L, M, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Serve")
             .field("listener", &self.listener)

@@ -20,7 +20,7 @@ const MAX_RESERVE: Duration = Duration::from_secs(1);
 /// A server that stops when a signal completes. Returned by [`Serve::with_graceful_shutdown`];
 /// `.await` runs it.
 #[must_use = "a server does nothing unless it is awaited"]
-pub struct WithGracefulShutdown<L, M, S, F> {
+pub struct WithGracefulShutdown<L: Listener, M, S, F> {
     server: Serve<L, M, S>,
     signal: F,
 }
@@ -61,7 +61,7 @@ where
     }
 }
 
-impl<L: fmt::Debug, M: fmt::Debug, S, F> fmt::Debug for WithGracefulShutdown<L, M, S, F> {
+impl<L: Listener + fmt::Debug, M: fmt::Debug, S, F> fmt::Debug for WithGracefulShutdown<L, M, S, F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("WithGracefulShutdown").field("server", &self.server).finish_non_exhaustive()
     }
@@ -70,7 +70,7 @@ impl<L: fmt::Debug, M: fmt::Debug, S, F> fmt::Debug for WithGracefulShutdown<L, 
 /// A server that stops within a grace period after a signal completes. Returned by
 /// [`Serve::shutdown`]; `.await` runs it.
 #[must_use = "a server does nothing unless it is awaited"]
-pub struct WithShutdown<L, M, S, F> {
+pub struct WithShutdown<L: Listener, M, S, F> {
     server: Serve<L, M, S>,
     signal: F,
     grace: Duration,
@@ -118,7 +118,7 @@ where
             Some(background) => background.shutdown(rest()).await,
             None => Default::default(),
         };
-        ServeShutdownReport::new(open_connections, background)
+        ServeShutdownReport::new(open_connections, background, began, grace)
     }
 }
 
@@ -139,7 +139,7 @@ where
     }
 }
 
-impl<L: fmt::Debug, M: fmt::Debug, S, F> fmt::Debug for WithShutdown<L, M, S, F> {
+impl<L: Listener + fmt::Debug, M: fmt::Debug, S, F> fmt::Debug for WithShutdown<L, M, S, F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("WithShutdown")
             .field("server", &self.server)

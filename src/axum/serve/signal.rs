@@ -117,7 +117,7 @@ fn exit_at_the_next_signal() {
                 io::Result::Ok(poll_fn(|cx| next.poll_status(cx)).await)
             })?;
             #[cfg(feature = "tracing")]
-            tracing::event!(tracing::Level::WARN, status, "the process ends at a second signal");
+            tracing::event!(tracing::Level::WARN, status, "ending the process, because of a second signal");
             process::exit(status)
         }
         let (starting, started) = mpsc::channel();

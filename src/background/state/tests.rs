@@ -199,15 +199,4 @@ proptest! {
             prop_assert_eq!(state.is_closed(), closed);
         }
     }
-
-    #[test]
-    fn drain_guards_keep_the_state_from_being_idle(guards in 1..5_usize) {
-        let mut state = new_state();
-        (0..guards).for_each(|_| state.add_drain_guard());
-        for _ in 0..guards {
-            prop_assert!(!state.is_idle());
-            state.remove_drain_guard();
-        }
-        prop_assert!(state.is_idle());
-    }
 }

@@ -132,7 +132,7 @@ impl Trace {
         }
     }
 
-    fn is_enabled(&self) -> bool {
+    pub(super) fn is_enabled(&self) -> bool {
         #[cfg(feature = "tracing")]
         return self.subscriber.is_some();
         #[cfg(not(feature = "tracing"))]

@@ -235,7 +235,11 @@ where
         let ended = admission.metrics().now();
         progress.run_time = progress.run_time.saturating_add(ended.saturating_sub(now));
         let run_time = progress.run_time;
-        let environment = if let Polled::Ready(_) = polled { progress.environment.take() } else { None };
+        let is_late = self.header.deadline <= ended && !self.state.is_abandoned();
+        let environment = match polled {
+            Polled::Ready(_) if !is_late => progress.environment.take(),
+            _ => None,
+        };
         drop(progress);
         if self.state.is_cancelled() {
             self.count_cancelled(ended);
@@ -258,7 +262,7 @@ where
                 if let Err(payload) = dropped {
                     self.report_panic(payload);
                 }
-                let environment = environment.expect("a call completes once");
+                let Some(environment) = environment else { return self.discard_late(now, ended) };
                 let caller = self.complete(admission, environment, Some(run_time), true);
                 // Without a caller, the output may have been dropped here, which may take long.
                 if caller.is_some() {
@@ -277,16 +281,16 @@ where
         let entered = environment.as_ref().expect("a call has its environment until its future is dropped");
         let polled = catch_unwind(|| {
             self.enter(entered, || {
-                match with_waker(self, |waker| stage.poll(&mut task::Context::from_waker(waker))) {
-                    Poll::Pending => None,
-                    // The output is valid even if the future's destructor panics.
-                    Poll::Ready(output) => Some(catch_unwind(|| stage.store_result(Ok(output)))),
-                }
+                with_waker(self, |waker| stage.poll(&mut task::Context::from_waker(waker)))
+                    .map(|output| stage.store_result(Ok(output)))
             })
         });
         match polled {
-            Ok(None) => Polled::Pending,
-            Ok(Some(dropped)) => Polled::Ready(dropped),
+            Ok(Poll::Pending) => Polled::Pending,
+            Ok(Poll::Ready(())) => Polled::Ready(Ok(())),
+            // The output is stored and valid: the panic is that of the future's destructor, or of a
+            // subscriber afterwards.
+            Err(payload) if !stage.has_future() => Polled::Ready(Err(payload)),
             Err(payload) => Polled::Panicked(payload),
         }
     }
@@ -321,14 +325,30 @@ where
     /// Fails a call that has not started at its deadline.
     #[cold]
     fn expire(self: &Arc<Self>) -> Option<CallerWaker> {
-        let error = CallError::DeadlineExceeded;
         // First, because recorders and subscribers are user code that may panic.
         self.leave_queue();
-        // A caller that reaches the deadline first has counted the rejection.
+        self.end_at_deadline()
+    }
+
+    /// Fails a call because of its deadline.
+    fn end_at_deadline(self: &Arc<Self>) -> Option<CallerWaker> {
+        let error = CallError::DeadlineExceeded;
+        // A caller that reaches the deadline first counts the rejection.
         if self.state.expire() {
             self.metrics().rejected(error);
         }
         self.fail(CallFailure::Rejected(error))
+    }
+
+    /// Fails a call whose output is there after its deadline. The poll has `started` and `ended`.
+    #[cold]
+    fn discard_late(self: &Arc<Self>, started: PoolTime, ended: PoolTime) -> Option<CallerWaker> {
+        // Work of a detached call is never cancelled.
+        if !self.header.is_detached {
+            let late = ended.saturating_sub(self.header.deadline.max(started));
+            self.metrics().ran_cancelled(CancelReason::DeadlineExceeded, late);
+        }
+        self.end_at_deadline()
     }
 
     /// Fails a call whose caller is waiting for it.
@@ -400,7 +420,7 @@ where
             self.drop_output(&trace, run_time.unwrap_or_default());
         }
         // Closes the span unless it is referenced elsewhere, which runs the subscriber.
-        if let Err(payload) = catch_unwind(|| drop(trace)) {
+        if let Some(Err(payload)) = trace.is_enabled().then(|| catch_unwind(|| drop(trace))) {
             self.report_panic(payload);
         }
         caller

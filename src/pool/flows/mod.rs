@@ -163,7 +163,8 @@ impl<Q: Flow> Flows<Q> {
 
     /// Frees the memory of an empty table.
     pub(super) fn shrink(&mut self) {
-        if self.size.entries == 0 {
+        // Checked first, because most pools have no keys and become empty often.
+        if self.size.entries == 0 && self.groups.order.capacity() > 0 {
             self.groups = Turns::new();
         }
     }

@@ -65,11 +65,13 @@ impl<T: QueueItem> Inbox<T> {
         lock(&self.items).is_open = true;
     }
 
-    /// Accepts no more calls, and moves those that it has accepted to the end of the queue.
+    /// Accepts no more calls, and moves those that it has accepted to the end of the queue. Frees
+    /// memory that was allocated for a burst.
     pub(super) fn close_into(&self, queue: &mut Queue<T>) {
         let mut items = lock(&self.items);
         items.is_open = false;
         self.drain(&mut items, queue);
+        shrink(&mut items.queue);
     }
 
     fn drain(&self, items: &mut Items<T>, queue: &mut Queue<T>) {
@@ -82,10 +84,5 @@ impl<T: QueueItem> Inbox<T> {
     /// Returns the time since which the oldest call waits.
     pub(super) fn oldest(&self) -> Option<Instant> {
         lock(&self.items).queue.front().map(QueueItem::queued_at)
-    }
-
-    /// Frees memory that was allocated for a burst.
-    pub(super) fn shrink(&self) {
-        shrink(&mut lock(&self.items).queue);
     }
 }

@@ -8,7 +8,7 @@ use std::{
 
 use loom::thread;
 
-use super::{Action, Class, Dequeued, Limits, QueueItem, QueuePolicy, Scheduler, WakeUp, WorkerState};
+use super::{Action, Class, Dequeued, Limits, Linger, QueueItem, QueuePolicy, Scheduler, WakeUp, WorkerState};
 use crate::pool::{Priority, watchdog::Watchdog};
 
 impl QueueItem for u32 {
@@ -147,6 +147,44 @@ fn entry_pushed_after_close_gets_a_worker() {
             work(&scheduler, WorkerState::notified(), None, &run);
         }
         assert_eq!(ran.load(Ordering::SeqCst), 5);
+    });
+}
+
+/// The worker lingers until the entry or the second call of `close` wakes it. Loom reports a lost
+/// wake-up as a deadlock, since it has no time.
+#[test]
+fn entry_pushed_while_a_worker_lingers_is_run() {
+    loom::model(|| {
+        let scheduler = scheduler(1, 1);
+        assert!(scheduler.add_worker());
+        scheduler.close();
+        let ran = Arc::new(AtomicU32::new(0));
+        let run: Arc<dyn Fn(u32) + Send + Sync> = Arc::new({
+            let ran = ran.clone();
+            move |item| _ = ran.fetch_add(item, Ordering::SeqCst)
+        });
+        let worker = {
+            let (scheduler, run, ran) = (scheduler.clone(), run.clone(), ran.clone());
+            thread::spawn(move || {
+                let mut worker = WorkerState::busy();
+                loop {
+                    match scheduler.next(&mut worker, true) {
+                        Action::Run(Dequeued { item, .. }) => run(item),
+                        _ if ran.load(Ordering::SeqCst) > 0 => return,
+                        _ if scheduler.linger(&mut worker, Duration::MAX) == Linger::Woken => {}
+                        _ => return,
+                    }
+                }
+            })
+        };
+        let spawn_worker = scheduler.push(5, Class::of(Priority::Normal, true)) == WakeUp::Spawn;
+        if spawn_worker {
+            work(&scheduler, WorkerState::notified(), None, &run);
+        }
+        scheduler.close();
+        worker.join().unwrap();
+        assert_eq!(ran.load(Ordering::SeqCst), 5);
+        assert_eq!(scheduler.workers(), 0);
     });
 }
 

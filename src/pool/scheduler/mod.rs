@@ -93,6 +93,16 @@ pub(super) struct Dequeued<T> {
     pub(super) has_more: bool,
 }
 
+/// End of a wait of a worker that must exit.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Linger {
+    /// It continues with [`Scheduler::next`].
+    Woken,
+    TimedOut,
+    /// Another worker waits, or is on its way.
+    MustExit,
+}
+
 impl<T> WorkerState<T> {
     /// Returns the state of a worker that [`Scheduler::add_worker`] has counted.
     pub(super) fn busy() -> Self {
@@ -185,15 +195,9 @@ impl<T: QueueItem> Scheduler<T> {
                 // A call has just entered the inbox and needs a worker. This one continues instead
                 // of exiting.
                 Action::Exit if spawn_worker => worker.state = ThreadState::Notified,
-                Action::Exit => {
-                    self.inbox.shrink();
-                    return Action::Exit;
-                }
+                Action::Exit => return Action::Exit,
                 Action::Search => return Action::Search,
-                Action::Park => {
-                    self.inbox.shrink();
-                    return Action::Park;
-                }
+                Action::Park => return Action::Park,
             }
         }
     }
@@ -243,6 +247,21 @@ impl<T: QueueItem> Scheduler<T> {
         }
     }
 
+    /// Parks a worker for up to `timeout` that must exit because the scheduler is closed. May follow
+    /// [`Action::Exit`].
+    pub(super) fn linger(&self, worker: &mut WorkerState<T>, timeout: Duration) -> Linger {
+        let parker = worker.parker().clone();
+        // An entry that is pushed now wakes this worker, as it would have spawned one before. So
+        // neither `needs_wakeup` nor the inbox changes.
+        if !lock(&self.state).linger(|| parker) {
+            Linger::MustExit
+        } else if self.park(worker, Some(timeout)) {
+            Linger::Woken
+        } else {
+            Linger::TimedOut
+        }
+    }
+
     /// Removes a worker that was counted and could not be spawned or vanished. Returns the entries
     /// that no worker is left to run.
     #[must_use = "these entries must be answered"]
@@ -263,7 +282,8 @@ impl<T: QueueItem> Scheduler<T> {
         abandoned
     }
 
-    /// Makes workers exit once the queue is empty. Later entries get workers again.
+    /// Makes workers exit once the queue is empty, including one that lingers. Later entries get
+    /// workers again.
     pub(super) fn close(&self) {
         let idle = {
             let mut state = lock(&self.state);
@@ -303,6 +323,11 @@ impl<T: QueueItem> Scheduler<T> {
     pub(super) fn longest_wait(&self) -> Duration {
         let oldest = [lock(&self.state).queue.oldest(), self.inbox.oldest()];
         oldest.into_iter().flatten().min().map_or(Duration::ZERO, |queued_at| queued_at.elapsed())
+    }
+
+    #[cfg(all(test, not(tower_offload_loom)))]
+    pub(super) fn has_idle_worker(&self) -> bool {
+        lock(&self.state).has_idle_worker()
     }
 
     pub(super) fn workers(&self) -> usize {

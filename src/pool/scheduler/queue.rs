@@ -66,8 +66,9 @@ impl Class {
 /// is an argument.
 ///
 /// Woken calls have a queue of their own, first in, first out. New calls wait in one [`Lane`] for
-/// each priority. Those with a key wait in [`Flows`] beside it: keys take turns, and the calls of
-/// the lane take turns like one more key. An entry that will only be dropped uses no turn.
+/// each priority. In both cases, those with a key wait in [`Flows`] beside it: keys take turns, and
+/// the calls without one take turns like one more key. A new call that will only be dropped uses no
+/// turn.
 ///
 /// A pick of an empty lane goes to the next lane in the cycle. A lane that is not empty is picked
 /// after at most 20 picks of others, even if these become empty and fill again. (Nginx
@@ -76,11 +77,13 @@ impl Class {
 #[derive(Debug)]
 pub(super) struct Queue<T> {
     woken: VecDeque<T>,
+    /// Number of woken calls with a key, which are in `other`.
+    woken_keyed: usize,
     normal: Lane<T>,
     /// Boxed because most pools never use it, so that the fields that are used under the
     /// scheduler's lock share few cache lines.
     other: Box<OtherLanes<T>>,
-    /// Number of calls in `other`. While it is 0, new calls are in `normal` only.
+    /// Number of new calls in `other`. While it is 0, new calls are in `normal` only.
     other_len: usize,
     /// Number of picks so far, modulo [`NEW_CALL_PERIOD`].
     picks: u8,
@@ -92,6 +95,8 @@ struct OtherLanes<T> {
     low: Lane<T>,
     /// Calls with a key, one element for each priority.
     keyed: [Flows<Lane<T>>; WEIGHTS.len()],
+    /// Woken calls with a key.
+    woken: Flows<VecDeque<T>>,
     policy: QueuePolicy,
     /// Position in [`CYCLE`] of the last pick.
     position: usize,
@@ -103,17 +108,29 @@ impl<T: QueueItem> Queue<T> {
             high: Lane::new(policy),
             low: Lane::new(policy),
             keyed: std::array::from_fn(|_| Flows::new()),
+            woken: Flows::new(),
             policy,
             position: 0,
         };
-        Self { woken: VecDeque::new(), normal: Lane::new(policy), other: Box::new(other), other_len: 0, picks: 0 }
+        Self {
+            woken: VecDeque::new(),
+            woken_keyed: 0,
+            normal: Lane::new(policy),
+            other: Box::new(other),
+            other_len: 0,
+            picks: 0,
+        }
     }
 
     #[inline]
     pub(super) fn push(&mut self, item: T, class: Class) {
         let Class { priority, key, is_woken } = class;
         match (key, priority) {
-            _ if is_woken => return self.woken.push_back(item),
+            (None, _) if is_woken => return self.woken.push_back(item),
+            (Some(key), _) if is_woken => {
+                self.woken_keyed += 1;
+                return self.other.woken.push(key, VecDeque::new, |items| items.push_back(item));
+            }
             (None, Priority::Normal) => return self.normal.push(item),
             (None, Priority::High) => self.other.high.push(item),
             (None, Priority::Low) => self.other.low.push(item),
@@ -130,9 +147,19 @@ impl<T: QueueItem> Queue<T> {
     pub(super) fn pop(&mut self, now: Option<Instant>, shed: &mut Vec<T>) -> Option<T> {
         self.picks = (self.picks + 1) % NEW_CALL_PERIOD;
         match self.picks {
-            0 => self.pop_new(now, shed).or_else(|| self.woken.pop_front()),
-            _ => self.woken.pop_front().or_else(|| self.pop_new(now, shed)),
+            0 => self.pop_new(now, shed).or_else(|| self.pop_woken()),
+            _ => self.pop_woken().or_else(|| self.pop_new(now, shed)),
         }
+    }
+
+    #[inline]
+    fn pop_woken(&mut self) -> Option<T> {
+        if self.woken_keyed == 0 {
+            return self.woken.pop_front();
+        }
+        let item = self.other.woken.pop(&mut self.woken, VecDeque::pop_front);
+        self.woken_keyed = self.other.woken.len();
+        item
     }
 
     #[inline]
@@ -151,7 +178,7 @@ impl<T: QueueItem> Queue<T> {
     }
 
     pub(super) fn len(&self) -> usize {
-        self.woken.len() + self.normal.items.len() + self.other_len
+        self.woken.len() + self.woken_keyed + self.normal.items.len() + self.other_len
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -206,13 +233,15 @@ impl<T: QueueItem> Queue<T> {
             shrink(items);
         }
         other.keyed.iter_mut().for_each(Flows::shrink);
+        other.woken.shrink();
     }
 
     /// Removes all entries.
     pub(super) fn drain(&mut self) -> impl Iterator<Item = T> {
-        self.other_len = 0;
-        let OtherLanes { high, low, keyed, .. } = &mut *self.other;
+        (self.other_len, self.woken_keyed) = (0, 0);
+        let OtherLanes { high, low, keyed, woken, .. } = &mut *self.other;
         let mut of_keys = Vec::new();
+        woken.for_each(|items| of_keys.extend(items.drain(..)));
         keyed.iter_mut().for_each(|flows| flows.for_each(|lane| of_keys.extend(lane.items.drain(..))));
         let lanes = [&mut high.items, &mut self.normal.items, &mut low.items];
         self.woken.drain(..).chain(lanes.into_iter().flat_map(|items| items.drain(..))).chain(of_keys)
@@ -274,8 +303,16 @@ impl<T: QueueItem> Lane<T> {
     }
 
     /// Removes the next call. Calls to be shed are moved to `shed`.
+    #[inline]
     pub(super) fn pop(&mut self, now: Option<Instant>, shed: &mut Vec<T>) -> Option<T> {
-        let (Some(detector), Some(now)) = (&mut self.detector, now) else { return self.items.pop_front() };
+        match now {
+            Some(now) if self.detector.is_some() => self.pop_or_shed(now, shed),
+            _ => self.items.pop_front(),
+        }
+    }
+
+    fn pop_or_shed(&mut self, now: Instant, shed: &mut Vec<T>) -> Option<T> {
+        let Some(detector) = &mut self.detector else { return self.items.pop_front() };
         if !detector.is_overloaded(self.items.front()?.queued_at(), now) {
             return self.items.pop_front();
         }

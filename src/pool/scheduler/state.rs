@@ -185,11 +185,24 @@ impl<T: QueueItem, P> SchedulerState<T, P> {
         (abandoned, wake_up)
     }
 
-    /// Makes workers exit once the queue is empty. Returns the parkers of idle workers: the caller
-    /// must wake them, and they continue as `Busy`. Later entries get workers again.
+    /// Makes workers exit once the queue is empty. Returns the parkers of idle workers, also of one
+    /// that lingers: the caller must wake them, and they continue as `Busy`. Later entries get workers
+    /// again.
     pub(super) fn close(&mut self) -> Vec<P> {
         self.closing = true;
         std::mem::take(&mut self.idle)
+    }
+
+    /// Parks a worker that was told to exit because the scheduler closes, so that calls which are
+    /// woken need no new worker. Returns `false` if it must exit. One worker does so at a time.
+    pub(super) fn linger(&mut self, parker: impl FnOnce() -> P) -> bool {
+        // If a worker is on its way, it is the next that may linger.
+        let lingers = self.closing && self.queue.is_empty() && self.needs_wakeup() && self.idle.is_empty();
+        if lingers {
+            self.workers += 1;
+            self.idle.push(parker());
+        }
+        lingers
     }
 
     /// Allows one more worker. The others may be stuck in work that cannot be stopped, but queued
@@ -206,18 +219,23 @@ impl<T: QueueItem, P> SchedulerState<T, P> {
         self.wake_if_nonempty()
     }
 
+    #[cfg(all(test, not(tower_offload_loom)))]
+    pub(super) fn has_idle_worker(&self) -> bool {
+        !self.idle.is_empty()
+    }
+
     pub(super) fn workers(&self) -> usize {
         self.workers
     }
 }
 
 impl<T, P: PartialEq> SchedulerState<T, P> {
-    /// Removes an idle worker whose keep-alive has expired. Returns `false` if the worker was
-    /// notified just before, or belongs to the minimum.
+    /// Removes an idle worker whose timeout has expired. Returns `false` if the worker was notified
+    /// just before, or belongs to the minimum of a scheduler that is open.
     pub(super) fn try_expire(&mut self, parker: &P) -> bool {
         let position = self.idle.iter().position(|idle| idle == parker);
         match position {
-            Some(position) if self.workers > self.limits.min => {
+            Some(position) if self.closing || self.workers > self.limits.min => {
                 self.idle.remove(position);
                 self.workers -= 1;
                 true

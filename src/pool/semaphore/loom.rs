@@ -3,6 +3,7 @@ use std::sync::Arc;
 use loom::thread;
 
 use super::Semaphore;
+use crate::pool::{CallError, CallKey};
 
 #[test]
 fn permit_released_while_a_task_starts_to_wait_reaches_it() {
@@ -81,4 +82,47 @@ fn cancelled_wait_does_not_keep_a_permit() {
         assert!(second.try_recv().is_ok());
         assert_eq!(semaphore.in_use(), 1);
     });
+}
+
+/// One of two permits is left, which the key that has the other one may not have.
+fn last_permit_is_not_refused_while_another_key_is(other: Option<CallKey>, waits: bool) {
+    loom::model(move || {
+        let semaphore = Arc::new(Semaphore::with_shares(2));
+        let greedy = Some(CallKey::new(&1));
+        semaphore.try_acquire_share(greedy).unwrap();
+        let thread = thread::spawn({
+            let semaphore = semaphore.clone();
+            move || {
+                if waits {
+                    assert!(semaphore.enqueue(greedy).unwrap().try_recv().is_err());
+                } else {
+                    let refused = semaphore.try_acquire_share(greedy).unwrap_err();
+                    assert!(matches!(refused, CallError::KeyLimited | CallError::Overloaded));
+                }
+            }
+        });
+        assert_eq!(semaphore.try_acquire_share(other), Ok(()));
+        thread.join().unwrap();
+        assert_eq!(semaphore.in_use(), 2);
+    });
+}
+
+#[test]
+fn last_permit_goes_to_a_call_without_a_key() {
+    last_permit_is_not_refused_while_another_key_is(None, false);
+}
+
+#[test]
+fn last_permit_goes_to_another_key() {
+    last_permit_is_not_refused_while_another_key_is(Some(CallKey::new(&2)), false);
+}
+
+#[test]
+fn last_permit_goes_to_a_call_without_a_key_while_a_key_starts_to_wait() {
+    last_permit_is_not_refused_while_another_key_is(None, true);
+}
+
+#[test]
+fn last_permit_goes_to_another_key_while_a_key_starts_to_wait() {
+    last_permit_is_not_refused_while_another_key_is(Some(CallKey::new(&2)), true);
 }

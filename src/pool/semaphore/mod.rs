@@ -46,6 +46,9 @@ pub(crate) struct Semaphore {
     limit: AtomicUsize,
     /// `true` while tasks wait. Written under the lock of `waiters`. While it is set, permits are
     /// acquired only under that lock, and for others only if no waiter may have them.
+    ///
+    /// Only while it is set, a permit may be acquired for a moment that no waiter may have: the
+    /// spare. A thread without the lock that finds no permit loads this flag before it gives up.
     has_waiters: AtomicBool,
     acquire: Padded<AcquireSide>,
     /// Number of permits released so far. Invariant: `released <= acquired`, and no permit is
@@ -82,6 +85,8 @@ struct Waiter {
     key: Option<CallKey>,
     /// A message is sent once a permit was acquired for the receiver.
     sender: oneshot::Sender<()>,
+    /// `false` once the waiter is removed because its receiver was dropped.
+    has_permit: bool,
 }
 
 impl Waiters {
@@ -100,9 +105,10 @@ impl Waiters {
         }
     }
 
-    /// Removes the next waiter whose key may have one of the `left` permits, and counts it. Those
-    /// whose receiver was dropped are skipped.
-    fn pop(&mut self, left: usize) -> Option<Waiter> {
+    /// Moves the next waiter whose key may have one of the `left` permits to `served`, and counts it.
+    /// Those before it whose receiver was dropped are moved too, without a permit, because dropping
+    /// their wakers is user code. Returns `false` if there is no such waiter.
+    fn serve_next(&mut self, left: usize, served: &mut Vec<Waiter>) -> bool {
         let Self { queue, keyed, shares, cancelled, .. } = self;
         let may_have = |key: Option<CallKey>| match (&*shares, key) {
             (Some(shares), Some(key)) => shares.has_room(key, left),
@@ -112,7 +118,7 @@ impl Waiters {
             loop {
                 let waiter = queue.front()?;
                 if waiter.sender.is_closed() {
-                    queue.pop_front();
+                    served.extend(queue.pop_front());
                     *cancelled = cancelled.saturating_sub(1);
                 } else if may_have(waiter.key) {
                     return queue.pop_front();
@@ -120,9 +126,11 @@ impl Waiters {
                     return None;
                 }
             }
-        })?;
+        });
+        let Some(waiter) = waiter else { return false };
         self.count(waiter.key);
-        Some(waiter)
+        served.push(Waiter { has_permit: true, ..waiter });
+        true
     }
 
     /// Counts a permit of a key.
@@ -139,11 +147,24 @@ impl Waiters {
         }
     }
 
-    /// Removes the waiters whose receiver was dropped.
-    fn remove_cancelled(&mut self) {
+    /// Removes the waiters whose receiver was dropped. They must be dropped without the lock.
+    fn remove_cancelled(&mut self) -> Vec<Waiter> {
         self.cancelled = 0;
-        self.queue.retain(|waiter| !waiter.sender.is_closed());
-        self.keyed.for_each(|queue| queue.retain(|waiter| !waiter.sender.is_closed()));
+        let mut removed = Vec::new();
+        let mut remove = |queue: &mut VecDeque<Waiter>| {
+            let waiting = queue.drain(..).filter_map(|waiter| {
+                if waiter.sender.is_closed() {
+                    removed.push(waiter);
+                    None
+                } else {
+                    Some(waiter)
+                }
+            });
+            *queue = waiting.collect();
+        };
+        remove(&mut self.queue);
+        self.keyed.for_each(remove);
+        removed
     }
 
     fn take(&mut self) -> Vec<Waiter> {
@@ -217,8 +238,7 @@ impl Semaphore {
     pub(super) fn serve_waiters(&self) {
         fence(SeqCst);
         if self.has_waiters.load(Relaxed) {
-            let served = self.serve(&mut lock(&self.waiters));
-            self.send(served);
+            self.serve_and_send();
         }
     }
 
@@ -234,28 +254,50 @@ impl Semaphore {
     ///
     /// Returns `KeyLimited` if only the share of the key is used up, and otherwise `Overloaded`.
     pub(super) fn try_acquire_share(&self, key: Option<CallKey>) -> Result<(), CallError> {
-        if key.is_none() && !self.has_waiters.load(Relaxed) {
-            return if self.acquire_unfair() { Ok(()) } else { Err(CallError::Overloaded) };
+        if key.is_none() && !self.has_waiters.load(Relaxed) && self.acquire_unfair() {
+            return Ok(());
         }
-        if self.is_in_use(self.limit()) {
+        if self.is_full() {
             return Err(CallError::Overloaded);
         }
         let mut waiters = lock(&self.waiters);
         let (served, has_spare) = self.acquire_for(&mut waiters);
-        let acquired = match (key, &waiters.shares) {
-            _ if !has_spare => Err(CallError::Overloaded),
-            (Some(key), Some(shares)) if !shares.has_room(key, self.left_with_spare()) => {
-                self.discard_spare();
+        let acquired = self.acquire_as(key, &mut waiters, has_spare);
+        drop(waiters);
+        self.send(served);
+        acquired
+    }
+
+    /// Returns `true` if no permit is left. A spare is left.
+    fn is_full(&self) -> bool {
+        let is_in_use = || self.is_in_use(self.limit());
+        // The second look is for a spare that was discarded before the last waiter was removed.
+        is_in_use() && !self.has_waiters.load(Acquire) && is_in_use()
+    }
+
+    /// Acquires a permit for a call that does not wait, after `acquire_for` has served waiters.
+    fn acquire_as(&self, key: Option<CallKey>, waiters: &mut Waiters, has_spare: bool) -> Result<(), CallError> {
+        let left = match has_spare {
+            true => self.left_with_spare(),
+            // The waiters get the next permit.
+            false if waiters.len() > 0 => 0,
+            false => self.limit().saturating_sub(self.in_use()),
+        };
+        match (key, &waiters.shares) {
+            _ if left == 0 => Err(CallError::Overloaded),
+            // Checked before a permit is acquired, so that other threads are not refused it.
+            (Some(key), Some(shares)) if !shares.has_room(key, left) => {
+                if has_spare {
+                    self.discard_spare();
+                }
                 Err(CallError::KeyLimited)
             }
+            _ if !has_spare && !self.acquire_unfair() => Err(CallError::Overloaded),
             _ => {
                 waiters.count(key);
                 Ok(())
             }
-        };
-        drop(waiters);
-        self.send(served);
-        acquired
+        }
     }
 
     fn acquire_unfair(&self) -> bool {
@@ -298,7 +340,7 @@ impl Semaphore {
             if waiters.is_closed {
                 return Err(Closed);
             }
-            waiters.push(Waiter { key, sender });
+            waiters.push(Waiter { key, sender, has_permit: false });
             self.has_waiters.store(true, Relaxed);
             fence(SeqCst);
             self.serve(&mut waiters)
@@ -308,12 +350,15 @@ impl Semaphore {
     }
 
     /// Releases a permit, and serves waiters.
+    #[inline]
     pub(crate) fn release(&self) {
-        let served = self.release_some(1);
-        self.send(served);
+        if self.release_some(1) {
+            self.serve_and_send();
+        }
     }
 
     /// Releases a permit that was acquired with this key, and serves waiters.
+    #[inline]
     pub(super) fn release_share(&self, key: Option<CallKey>) {
         if let Some(key) = key {
             lock(&self.waiters).uncount(key);
@@ -321,16 +366,20 @@ impl Semaphore {
         self.release();
     }
 
-    /// Returns the waiters to which permits must be sent.
-    fn release_some(&self, permits: usize) -> Vec<Waiter> {
+    /// Returns `true` if waiters must be served next.
+    #[inline]
+    fn release_some(&self, permits: usize) -> bool {
         self.released.fetch_add(permits, SeqCst);
         if cfg!(tower_offload_loom) {
             fence(SeqCst); // Loom treats `SeqCst` accesses like `AcqRel`.
         }
-        if !self.has_waiters.load(SeqCst) {
-            return Vec::new();
-        }
-        self.serve(&mut lock(&self.waiters))
+        self.has_waiters.load(SeqCst)
+    }
+
+    #[cold]
+    fn serve_and_send(&self) {
+        let served = self.serve(&mut lock(&self.waiters));
+        self.send(served);
     }
 
     /// Sends permits that were acquired for waiters, and releases those of waiters that were
@@ -338,7 +387,11 @@ impl Semaphore {
     fn send(&self, mut served: Vec<Waiter>) {
         loop {
             let mut cancelled = 0;
-            for Waiter { key, sender } in served {
+            for Waiter { key, sender, has_permit } in served {
+                if !has_permit {
+                    ignore_panic(|| drop(sender));
+                    continue;
+                }
                 // A panic comes from the waiter's waker: user code. The permit has arrived.
                 let sent = catch_unwind(|| sender.send(())).unwrap_or_else(|payload| {
                     drop_payload(payload);
@@ -349,20 +402,16 @@ impl Semaphore {
                     key.into_iter().for_each(|key| lock(&self.waiters).uncount(key));
                 }
             }
-            if cancelled == 0 {
+            if cancelled == 0 || !self.release_some(cancelled) {
                 return;
             }
-            served = self.release_some(cancelled);
+            served = self.serve(&mut lock(&self.waiters));
         }
     }
 
     /// Acquires permits for as many waiters as possible. The caller sends them after it has
     /// released the lock.
     fn serve(&self, waiters: &mut Waiters) -> Vec<Waiter> {
-        if waiters.len() == 0 {
-            self.has_waiters.store(false, Relaxed);
-            return Vec::new();
-        }
         let (served, has_spare) = self.acquire_for(waiters);
         if has_spare {
             self.discard_spare();
@@ -370,27 +419,26 @@ impl Semaphore {
         served
     }
 
-    /// Like `serve`, and tries to acquire one more permit: the spare, which no waiter may have.
+    /// Like `serve`, and keeps the permit that no waiter may have, if waiters are left: the spare.
     fn acquire_for(&self, waiters: &mut Waiters) -> (Vec<Waiter>, bool) {
         let mut served = Vec::new();
-        let has_spare = loop {
-            if !self.acquire_unfair() {
-                break false;
-            }
-            match waiters.pop(self.left_with_spare()) {
-                Some(waiter) => served.push(waiter),
-                None => break true,
-            }
-        };
+        let mut has_spare = false;
+        while !has_spare && waiters.len() > 0 && self.acquire_unfair() {
+            has_spare = !waiters.serve_next(self.left_with_spare(), &mut served);
+        }
         if waiters.len() == 0 {
-            self.has_waiters.store(false, Relaxed);
+            if std::mem::take(&mut has_spare) {
+                self.discard_spare();
+            }
+            // After the spare was discarded: a thread that sees this sees that.
+            self.has_waiters.store(false, Release);
         }
         (served, has_spare)
     }
 
     /// Returns the number of permits left. The spare, which this thread has, is one of them.
     fn left_with_spare(&self) -> usize {
-        (self.limit() + 1).saturating_sub(self.in_use())
+        self.limit().saturating_sub(self.in_use().saturating_sub(1))
     }
 
     /// Undoes the acquisition of the spare. Not by a release, because the numbers of acquired and
@@ -401,15 +449,19 @@ impl Semaphore {
 
     /// Removes a waiter whose receiver was closed.
     fn on_cancel(&self) {
-        let mut waiters = lock(&self.waiters);
-        waiters.cancelled += 1;
-        // Scanning the queue at every cancellation would be quadratic.
-        if waiters.cancelled * 2 > waiters.len() {
-            waiters.remove_cancelled();
-        }
-        if waiters.len() == 0 {
-            self.has_waiters.store(false, Relaxed);
-        }
+        let removed = {
+            let mut waiters = lock(&self.waiters);
+            waiters.cancelled += 1;
+            // Scanning the queue at every cancellation would be quadratic.
+            let is_due = waiters.cancelled * 2 > waiters.len();
+            let removed = if is_due { waiters.remove_cancelled() } else { Vec::new() };
+            if waiters.len() == 0 {
+                self.has_waiters.store(false, Release);
+            }
+            removed
+        };
+        // Drops their wakers, which are user code.
+        removed.into_iter().for_each(|waiter| ignore_panic(|| drop(waiter)));
     }
 
     /// Fails current and future waits.

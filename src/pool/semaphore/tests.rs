@@ -1,4 +1,56 @@
+use std::{
+    pin::pin,
+    sync::Arc,
+    task::{Context, Wake, Waker},
+};
+
 use super::*;
+
+/// A waker whose drop is user code that looks at the semaphore.
+struct Looks(Arc<Semaphore>);
+
+impl Wake for Looks {
+    fn wake(self: Arc<Self>) {}
+}
+
+impl Drop for Looks {
+    fn drop(&mut self) {
+        assert!(self.0.waiters.try_lock().is_ok(), "a waker is dropped under the lock");
+    }
+}
+
+#[test]
+fn wakers_of_cancelled_waiters_are_dropped_without_the_lock() {
+    for key in [None, Some(CallKey::new(&1))] {
+        let semaphore = Arc::new(Semaphore::new(1));
+        assert!(semaphore.try_acquire());
+        for is_removed_by_release in [false, true] {
+            let other = semaphore.enqueue(None).unwrap();
+            {
+                let mut wait = pin!(semaphore.acquire(key));
+                let waker = Waker::from(Arc::new(Looks(semaphore.clone())));
+                assert!(wait.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+                drop(waker);
+                // One of two waiters is removed when it leaves. One of more waits for its turn.
+                let _others = is_removed_by_release.then(|| [(); 2].map(|()| semaphore.enqueue(None).unwrap()));
+            }
+            semaphore.release();
+            assert_eq!(other.blocking_recv(), Ok(()));
+        }
+        semaphore.release();
+        assert_eq!((semaphore.in_use(), lock(&semaphore.waiters).len()), (0, 0));
+    }
+}
+
+#[test]
+fn limit_may_be_the_largest_number() {
+    let semaphore = Semaphore::with_shares(usize::MAX);
+    let key = Some(CallKey::new(&1));
+    assert_eq!(semaphore.try_acquire_share(key), Ok(()));
+    assert_eq!(semaphore.enqueue(key).unwrap().blocking_recv(), Ok(()));
+    assert_eq!(semaphore.enqueue(None).unwrap().blocking_recv(), Ok(()));
+    assert_eq!(semaphore.in_use(), 3);
+}
 
 #[test]
 fn cancelled_waiters_are_removed() {

@@ -3,7 +3,8 @@
 use std::{error::Error, fmt, sync::Arc, time::Duration};
 
 use riverqueue::{
-    Job as RiverJob, JobRow, WorkCancelled, WorkContext, WorkError, WorkOutcome, WorkerTimeout, jiff::Timestamp,
+    Job as RiverJob, JobCancelError, JobRow, WorkCancelled, WorkContext, WorkError, WorkOutcome, WorkerTimeout,
+    jiff::Timestamp,
 };
 use serde_json::Value;
 use tokio::{sync::watch, time::Instant};
@@ -15,7 +16,7 @@ use super::{
     gate::Gate,
     insert::{Arguments, set_end, task_id},
     outcome::{End, Next, Outcome},
-    queue::Environment,
+    queue::{Environment, Phase},
     running::{Claim, Entered},
     worker::{Ticket, Worker},
 };
@@ -28,8 +29,7 @@ use crate::{Progress, StoreError, TaskId};
 pub(super) struct Adapter<J> {
     pub(super) worker: Worker<J>,
     pub(super) environment: Arc<Environment>,
-    /// `true` once the queue was shut down.
-    pub(super) is_closed: watch::Receiver<bool>,
+    pub(super) phase: watch::Receiver<Phase>,
 }
 
 impl<J: Job> riverqueue::Worker<Arguments<J>> for Adapter<J> {
@@ -55,6 +55,7 @@ impl<J: Job> riverqueue::Worker<Arguments<J>> for Adapter<J> {
             Entered::StillRunning => return hand_back(&context, &claim, RETURN_DELAY),
             Entered::GivenBack => return hand_back(&context, &claim, Duration::ZERO),
         };
+        let cancel_request = entry.cancel_request.clone();
         let attempt = Arc::new(Attempt::new(id, row.attempt.into(), environment.progress.clone()));
         let gate = Arc::new(Gate::default());
         if started_at.elapsed() > MAX_UNASKED || is_old(row) {
@@ -75,9 +76,16 @@ impl<J: Job> riverqueue::Worker<Arguments<J>> for Adapter<J> {
                     is_blocking: self.worker.is_blocking(),
                     timeout: self.worker.timeout,
                 };
-                let mut is_closed = self.is_closed.clone();
-                let closed = async { drop(is_closed.wait_for(|is_closed| *is_closed).await) };
-                run.run(work, &gate, context.cancellation_token().cancelled(), closed).await
+                let mut phase = self.phase.clone();
+                let drains = async { drop(phase.wait_for(|phase| *phase >= Phase::Draining).await) };
+                let token = context.cancellation_token();
+                let stop = async {
+                    tokio::select! {
+                        () = token.cancelled() => {}
+                        () = cancel_request.made() => {}
+                    }
+                };
+                run.run(work, &gate, stop, drains).await
             }
             Err(failure) => Outcome::Failed(failure),
         };
@@ -90,7 +98,7 @@ impl<J: Job> riverqueue::Worker<Arguments<J>> for Adapter<J> {
             progress: environment.progress.remove(attempt.progress_key),
         };
         environment.running.set_end(end.clone());
-        finish(environment, &context, row, end).await
+        finish(environment, &context, row, end, cancel_request.is_made()).await
     }
 }
 
@@ -128,6 +136,7 @@ async fn finish(
     context: &WorkContext,
     row: &JobRow,
     end: End,
+    is_cancel_requested: bool,
 ) -> Result<WorkOutcome, Box<dyn Error + Send + Sync>> {
     let output = end.result().map(|result| serde_json::from_str::<Value>(result.as_str())).transpose()?;
     // River's output is a `Value`, which has no integers above `u64` and no exact decimals.
@@ -144,7 +153,7 @@ async fn finish(
     if is_final && (is_followed || !is_exact) {
         match environment.database.write_end(&end, environment.backoff).await {
             Ok(written) => is_written = written,
-            Err(error) => warn("failed to write the end of a job, which is repeated", &error),
+            Err(error) => warn("failed to write the end of a job, will retry", &error),
         }
         environment.tasks.followers().changed(end.id);
     } else if end.progress.is_some() || end.failure().is_some() {
@@ -174,6 +183,10 @@ async fn finish(
             Ok(WorkOutcome::Complete)
         }
         Outcome::Failed(failure) => Err(FailureMessage(failure.message).into()),
+        // River does not know of the request, since the client of the job has stopped.
+        Outcome::Stopped if is_cancel_requested && !context.cancellation_token().is_cancelled() => {
+            Err(JobCancelError::new("job cancelled remotely").into())
+        }
         Outcome::Stopped => Err(WorkCancelled.into()),
         // River treats this like an interruption if it has stopped the attempt, and a cancelled job
         // as cancelled.

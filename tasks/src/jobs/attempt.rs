@@ -51,13 +51,13 @@ impl Run<'_> {
     /// `stop` completes when River stops the attempt. On a stop or a timeout, a future is dropped.
     /// A closure cannot be stopped, so this function waits for it, and River starts no other
     /// attempt in the meantime. Work that has not begun is dropped in both cases, also if the queue
-    /// is closed, and when shorter jobs than it had been claimed for become long.
+    /// `drains`, and when shorter jobs than it had been claimed for become long.
     pub(super) async fn run(
         &self,
         mut work: WorkFuture,
         gate: &Gate,
         stop: impl Future<Output = ()>,
-        closed: impl Future<Output = ()>,
+        drains: impl Future<Output = ()>,
     ) -> Outcome {
         let _revoke = Revoke(gate);
         let mut permit = None;
@@ -65,8 +65,8 @@ impl Run<'_> {
         let claimed_at = Instant::now();
         let (mut show_at, return_at) = (Some(claimed_at + MAX_HIDDEN_WAIT), claimed_at + MAX_AHEAD_WAIT);
         let (mut acquire, mut late) = (pin!(self.slots.acquire()), pin!(sleep(Duration::MAX)));
-        let (mut stop, mut closed) = (pin!(stop), pin!(closed));
-        let (mut is_late, mut is_stopped, mut is_closed) = (false, false, false);
+        let (mut stop, mut drains) = (pin!(stop), pin!(drains));
+        let (mut is_late, mut is_stopped, mut is_draining) = (false, false, false);
         loop {
             tokio::select! {
                 biased;
@@ -93,8 +93,8 @@ impl Run<'_> {
                         return Outcome::Stopped;
                     }
                 }
-                () = &mut closed, if !is_closed => {
-                    is_closed = true;
+                () = &mut drains, if !is_draining => {
+                    is_draining = true;
                     if gate.revoke() {
                         ignore_panic(|| drop(work));
                         return Outcome::NotBegun(Duration::ZERO);

@@ -22,7 +22,7 @@ use super::{
     error::river_error,
     events::{self, warn},
     insert::{Arguments, Unwrap, task_id},
-    queue::Environment,
+    queue::{Environment, Phase},
     running::Claim,
     worker::Worker,
 };
@@ -51,7 +51,7 @@ enum Concurrency {
 
 /// Adds a worker to a River client.
 type AddWorker =
-    Box<dyn Fn(&mut Workers, &Arc<Environment>, &watch::Receiver<bool>) -> Result<(), Error> + Send + Sync>;
+    Box<dyn Fn(&mut Workers, &Arc<Environment>, &watch::Receiver<Phase>) -> Result<(), Error> + Send + Sync>;
 
 /// The maximum concurrency of a queue that River accepts.
 pub(super) const MAX_CONCURRENCY: usize = 10_000;
@@ -70,13 +70,13 @@ impl Plan {
                 format!("the worker of job kind {:?} has a timeout of zero: every attempt would fail", J::KIND)
             });
         }
-        if let Err(error) = validate_max_attempts(J::MAX_ATTEMPTS) {
-            self.error.get_or_insert_with(|| format!("`Job::MAX_ATTEMPTS` of job kind {:?}: {error}", J::KIND));
+        if let Err(error) = validate_max_attempts(J::KIND, J::MAX_ATTEMPTS) {
+            self.error.get_or_insert(error);
         }
         self.by_type.insert(TypeId::of::<J>(), Box::new(worker.clone()));
-        self.workers.push(Box::new(move |workers, environment, is_closed| {
-            let (environment, is_closed) = (environment.clone(), is_closed.clone());
-            workers.add::<Arguments<J>, _>(Adapter { worker: worker.clone(), environment, is_closed }).map(drop)
+        self.workers.push(Box::new(move |workers, environment, phase| {
+            let (environment, phase) = (environment.clone(), phase.clone());
+            workers.add::<Arguments<J>, _>(Adapter { worker: worker.clone(), environment, phase }).map(drop)
         }));
     }
 
@@ -155,8 +155,13 @@ pub(super) fn validate_kind(kind: &str) -> Result<(), String> {
 const MIN_KIND_LEN: usize = 2;
 const MAX_KIND_LEN: usize = 127;
 
-pub(super) fn validate_max_attempts(attempts: u16) -> Result<(), String> {
-    let message = || format!("the maximum number of attempts must be between 1 and {MAX_ATTEMPTS}, got {attempts}");
+pub(super) fn validate_max_attempts(kind: &str, attempts: u16) -> Result<(), String> {
+    let message = || {
+        format!(
+            "the maximum number of attempts of job kind {kind:?} must be between 1 and {MAX_ATTEMPTS}, got {attempts}: \
+             change `Job::MAX_ATTEMPTS`, or pass another number to `Enqueue::max_attempts`"
+        )
+    };
     (1..=MAX_ATTEMPTS).contains(&attempts).then_some(()).ok_or_else(message)
 }
 
@@ -205,12 +210,12 @@ impl LeasedClient {
     pub(super) async fn start(
         environment: &Arc<Environment>,
         plan: &Plan,
-        is_closed: &watch::Receiver<bool>,
+        phase: &watch::Receiver<Phase>,
     ) -> Result<Self, StoreError> {
         let database = &environment.database;
         // The prefix marks the clients of this crate for the fence trigger.
         let id = format!("to-{}", TaskId::generate(crate::Timestamp::default()).map_err(StoreError::other)?);
-        let configure = |builder| configure(builder, &id, plan, environment, is_closed).and_then(ClientBuilder::build);
+        let configure = |builder| configure(builder, &id, plan, environment, phase).and_then(ClientBuilder::build);
         let river = database.connect(&id, environment, configure).await?;
         let mut client = Self { river, id: id.into(), run: Mutex::new(None), stopper: None };
         if plan.workers.is_empty() {
@@ -340,7 +345,7 @@ fn configure(
     id: &str,
     plan: &Plan,
     environment: &Arc<Environment>,
-    is_closed: &watch::Receiver<bool>,
+    phase: &watch::Receiver<Phase>,
 ) -> Result<ClientBuilder, Error> {
     let mut builder = builder
         .id(id)
@@ -357,7 +362,7 @@ fn configure(
     }
     let mut workers = Workers::new();
     for add in &plan.workers {
-        add(&mut workers, environment, is_closed)?;
+        add(&mut workers, environment, phase)?;
     }
     for slots in environment.slots.iter() {
         builder = builder.queue(&slots.queue, slots.config());

@@ -157,12 +157,13 @@ impl<'a, J: Job> Enqueue<'a, J> {
         if let Some(owner) = &self.owner {
             validate_owner(owner)?;
         }
-        validate_kind(J::KIND).and_then(|()| validate_queue(self.queue_name)).map_err(AcceptError::invalid)?;
-        validate_max_attempts(self.max_attempts).map_err(AcceptError::invalid)?;
+        let invalid = |option| move |message: String| AcceptError::invalid(option, message);
+        validate_kind(J::KIND).map_err(invalid("job kind"))?;
+        validate_queue(self.queue_name).map_err(invalid("queue"))?;
+        validate_max_attempts(J::KIND, self.max_attempts).map_err(invalid("maximum number of attempts"))?;
         if let Some(priority) = self.options.priority().filter(|priority| !PRIORITIES.contains(priority)) {
-            return Err(AcceptError::invalid(format!(
-                "the priority must be between 1 (first) and 4 (last), got {priority}"
-            )));
+            let message = format!("the priority must be between 1 (first) and 4 (last), got {priority}");
+            return Err(AcceptError::invalid("priority", message));
         }
         let encoded = catch_unwind(|| Arguments::encode(&self.job)).map_err(|payload| {
             drop_payload(payload);

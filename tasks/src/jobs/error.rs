@@ -1,4 +1,4 @@
-use std::{borrow::Cow, error::Error, fmt};
+use std::{borrow::Cow, error::Error, fmt, io};
 
 use riverqueue::Error as RiverError;
 
@@ -71,6 +71,12 @@ impl Error for StartError {
     }
 }
 
+impl From<StartError> for io::Error {
+    fn from(error: StartError) -> Self {
+        Self::other(error)
+    }
+}
+
 /// Error inserting a job.
 pub(super) enum InsertError {
     /// The job is not valid, so it can never be inserted.
@@ -117,7 +123,7 @@ impl From<StoreError> for InsertError {
 impl From<InsertError> for AcceptError {
     fn from(error: InsertError) -> Self {
         match error {
-            InsertError::Invalid(message) => Self::invalid(message),
+            InsertError::Invalid(message) => Self::invalid("job or transaction", message),
             InsertError::Locked => Self::from(StoreError::unavailable(
                 "an equal job is part of a transaction that has not ended: commit it or roll it back",
             )),

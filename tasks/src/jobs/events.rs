@@ -184,19 +184,31 @@ pub(super) fn recovered(counters: &Counters, jobs: &[Recovered]) {
     discarded.clone().for_each(|job| metrics::job_ended(&job.kind, "discarded"));
     #[cfg(feature = "tracing")]
     if !jobs.is_empty() {
-        for Recovered { id, river_id, kind, queue, attempt, .. } in discarded {
+        for Recovered { id, river_id, kind, queue, attempt, is_shutdown, .. } in discarded {
             let (id, class) = (id.map(tracing::field::display), super::database::LOST_CLASS);
-            tracing::error!(
-                id,
-                river_id,
-                kind,
-                queue,
-                attempt,
-                class,
-                "job failed, its process crashed in the last attempt"
-            );
+            if *is_shutdown {
+                tracing::error!(
+                    id,
+                    river_id,
+                    kind,
+                    queue,
+                    attempt,
+                    class,
+                    "job failed, its process was shut down during the last attempt"
+                );
+            } else {
+                tracing::error!(
+                    id,
+                    river_id,
+                    kind,
+                    queue,
+                    attempt,
+                    class,
+                    "job failed, its process crashed during the last attempt"
+                );
+            }
         }
-        for Recovered { id, river_id, kind, queue, attempt, is_counted, state } in jobs {
+        for Recovered { id, river_id, kind, queue, attempt, is_counted, state, .. } in jobs {
             let id = id.map(tracing::field::display);
             tracing::debug!(id, river_id, kind, queue, attempt, is_counted, state, "recovered a job");
         }
@@ -229,7 +241,7 @@ pub(super) fn not_replaced(clients: usize) {
     #[cfg(feature = "tracing")]
     tracing::error!(
         clients,
-        "River does not write the ends of jobs, which are written late: no new client starts until the jobs of a \
+        "River does not write the ends of jobs, so they are written late: no new client starts until the jobs of a \
          replaced one have ended"
     );
     #[cfg(not(feature = "tracing"))]
@@ -264,7 +276,7 @@ pub(super) fn no_workers() {
 pub(super) fn written_late(id: TaskId) {
     metrics::count("offload_jobs_written_late_total", 1);
     #[cfg(feature = "tracing")]
-    tracing::warn!(%id, "wrote the end of a job that River has failed to write");
+    tracing::warn!(%id, "wrote the end of a job in place of River");
     #[cfg(not(feature = "tracing"))]
     let _ = id;
 }
@@ -273,7 +285,7 @@ pub(super) fn written_late(id: TaskId) {
 /// error of the database.
 pub(super) fn rejected(id: TaskId, error: &StoreError) {
     #[cfg(feature = "tracing")]
-    tracing::warn!(%id, error = error as &dyn Error, "the database rejected the end of a job, which has failed therefore");
+    tracing::warn!(%id, error = error as &dyn Error, "job failed, the database rejected its end");
     #[cfg(not(feature = "tracing"))]
     let _ = (id, error as &dyn Error);
 }

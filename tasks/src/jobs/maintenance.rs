@@ -239,7 +239,7 @@ async fn maintain_until_ended(queue: &Arc<Queue>) {
             }
             _ = audits.tick() => {
                 if let Err(error) = audit(queue).await {
-                    warn("failed to look for jobs that were deleted, that ended without the triggers, and that have no worker", &error);
+                    warn("failed to check for jobs that were deleted, ended without the triggers or have no worker", &error);
                 }
             }
             () = progress.changed.notified(), if write_at.is_none() => {

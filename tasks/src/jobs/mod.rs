@@ -90,7 +90,7 @@
 //!   Postgres when the lease expires. The attempt counts, so a job that crashes its process ends as
 //!   `failed` with class `process_lost` when its attempts are used. After its first crash it is
 //!   retried at once, since another job may have caused the crash. After further ones the
-//!   [`Backoff`] applies.
+//!   [`Backoff`] applies. The message says whether the process crashed or was shut down.
 //! - **The status is that of the job.** Triggers update it in the transaction that changes the job,
 //!   even if another client changes it.
 //!
@@ -187,7 +187,7 @@ pub use self::{
     overflow::OrEnqueue,
 };
 use self::{client::LeasedClient, events::warn, maintenance::write_late_end, queue::Queue};
-use crate::{StoreError, TaskId, Tasks};
+use crate::{StoreError, TaskId, Tasks, tasks::Listed};
 
 /// A queue of durable jobs. Clones share the queue.
 ///
@@ -252,8 +252,46 @@ impl Jobs {
         self.queue().is_closed()
     }
 
-    /// Claims no more jobs, waits up to `timeout` until the running ones have ended, and requeues
-    /// the others.
+    /// Claims no more jobs. Jobs whose work has not started are handed back, running ones continue,
+    /// and jobs can still be enqueued: other processes run them, or this program when it starts
+    /// again.
+    ///
+    /// Call it as soon as the process is asked to end: a job that is claimed while the server ends
+    /// would only be interrupted. [`stop_claiming_on`](Self::stop_claiming_on) does that.
+    /// [`shutdown`](Self::shutdown) then waits for the running jobs. Calling it again has no
+    /// effect.
+    pub fn stop_claiming(&self) {
+        self.queue().stop_claiming();
+    }
+
+    /// Returns the signal of a server's graceful shutdown, which also
+    /// [stops claiming jobs](Self::stop_claiming). The signal holds a handle of the queue.
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// use tower_offload::{Background, axum::{serve, shutdown_signal}};
+    /// # async fn run(jobs: tower_offload_tasks::jobs::Jobs, background: Background) -> std::io::Result<()> {
+    /// # let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
+    /// # let (app, grace) = (axum::Router::new(), Duration::from_secs(20));
+    ///
+    /// let signal = jobs.stop_claiming_on(jobs.tasks().end_streams_on(shutdown_signal()?));
+    /// let server = serve(listener, app).shutdown(signal, grace, &background).await;
+    /// println!("{server}; {}", jobs.shutdown(server.remaining()).await);
+    /// println!("{}", jobs.tasks().shutdown(server.remaining()).await);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn stop_claiming_on<F: Future>(&self, signal: F) -> impl Future<Output = F::Output> + use<F> {
+        let jobs = self.clone();
+        async move {
+            let output = signal.await;
+            jobs.stop_claiming();
+            output
+        }
+    }
+
+    /// Accepts and claims no more jobs, waits up to `timeout` until the running ones have ended,
+    /// and requeues the others.
     ///
     /// Jobs are stopped during the last fifth of the timeout, at most the last second: futures are
     /// dropped, and [`Progress::is_cancelled`](crate::Progress::is_cancelled) becomes `true` for
@@ -277,14 +315,15 @@ impl Jobs {
     pub async fn shutdown(&self, timeout: Duration) -> JobsShutdownReport {
         let queue = self.queue();
         let running = &queue.environment.running;
-        let (ended, returned) = running.totals();
         queue.close();
+        let (ended, returned) = queue.take_totals_at_stop();
         let timeout = timeout.min(MAX_TIMEOUT);
         let end = Instant::now() + timeout;
         let clients = queue.clients();
         let mut noted = HashSet::new();
-        if !clients.is_empty() {
-            clients.iter().for_each(|client| client.stop());
+        if clients.is_empty() {
+            queue.set_ended(); // River has ended and its lease, too, since the queue stopped claiming
+        } else {
             let stop_at = end - (timeout / 5).min(MAX_STOP_TIME);
             let ended = async {
                 match timeout_at(stop_at, all_ended(&clients)).await {
@@ -379,7 +418,8 @@ impl fmt::Debug for Jobs {
 #[must_use = "it lists the jobs that are still running"]
 #[non_exhaustive]
 pub struct JobsShutdownReport {
-    /// Number of attempts that ended during the shutdown.
+    /// Number of attempts that ended during the shutdown, which begins when the queue
+    /// [stops claiming](Jobs::stop_claiming).
     pub ended: usize,
     /// Number of jobs that were requeued during the shutdown. The attempt does not count.
     pub returned: usize,
@@ -402,15 +442,30 @@ impl JobsShutdownReport {
     }
 }
 
+/// Formats the numbers that are not zero, for example as `jobs: 3 ended, 1 requeued`, or as `no job
+/// was running`.
 impl fmt::Display for JobsShutdownReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { ended, returned, still_running, interrupted, unwritten } = self;
-        write!(f, "{ended} jobs ended and {returned} were requeued during shutdown, ")?;
-        write!(f, "{} still running", still_running.len())?;
-        let counted = still_running.len() - interrupted.len().min(still_running.len());
-        if counted > 0 {
-            write!(f, " (the attempt of {counted} counts)")?;
+        let mut separator = "jobs: ";
+        for (count, what) in [(*ended, "ended"), (*returned, "requeued")].into_iter().filter(|(count, _)| *count > 0) {
+            write!(f, "{separator}{count} {what}")?;
+            separator = ", ";
         }
-        if unwritten.is_empty() { Ok(()) } else { write!(f, ", the end of {} may not be written", unwritten.len()) }
+        if !still_running.is_empty() {
+            let listed = Listed { what: "job", ids: still_running };
+            write!(f, "{separator}{} still running ({listed})", still_running.len())?;
+            separator = ", ";
+            let counted = still_running.len() - interrupted.len().min(still_running.len());
+            if counted > 0 {
+                write!(f, ", {counted} of them in an attempt that counts")?;
+            }
+        }
+        if !unwritten.is_empty() {
+            let listed = Listed { what: "job", ids: unwritten };
+            write!(f, "{separator}{} without a confirmed end ({listed})", unwritten.len())?;
+            separator = ", ";
+        }
+        if separator == ", " { Ok(()) } else { f.write_str("no job was running") }
     }
 }

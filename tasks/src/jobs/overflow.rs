@@ -56,7 +56,10 @@ impl OrEnqueue for after_response::ResponseTaskBuilder<'_> {
     fn or_enqueue<J: Job>(self, job: Enqueue<'_, J>) -> impl Future<Output = Result<Accepted, AcceptError>> + Send {
         let reservation = match job.local_timeout().map(|timeout| (self.reserve(), timeout)) {
             Some((Ok(reservation), timeout)) => Ok(Some(reservation.default_timeout(timeout))),
-            Some((Err(error), _)) if error.is_untracked() => Err(AcceptError::invalid(error.to_string())),
+            Some((Err(error), _)) if error.is_untracked() => Err(AcceptError::invalid(
+                "task for flushed responses, on a connection that is not tracked",
+                error.to_string(),
+            )),
             Some(_) | None => Ok(None),
         };
         accept(reservation, job)

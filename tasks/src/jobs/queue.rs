@@ -54,8 +54,18 @@ pub(super) struct Queue {
     pub(super) cancel_requested: Notify,
     /// `true` once [`end_maintenance`](Self::end_maintenance) was called.
     is_ending: watch::Sender<bool>,
-    /// `true` once the queue was shut down. No job is claimed from then on.
-    is_closed: watch::Sender<bool>,
+    phase: watch::Sender<Phase>,
+}
+
+/// How far the shutdown of a queue is. It never goes back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Phase {
+    /// Jobs are claimed and accepted.
+    Open,
+    /// No job is claimed, and those whose work has not started are handed back.
+    Draining,
+    /// No job is accepted either.
+    Closed,
 }
 
 /// Channels to the tasks that insert jobs. Unique jobs have their own channel, because their
@@ -80,6 +90,8 @@ struct State {
     polls: u32,
     /// Cancel requests that were forwarded to River.
     forwarded: HashSet<i64>,
+    /// [`RunningJobs::totals`] when the queue stopped claiming jobs, until a shutdown reports them.
+    totals_at_stop: Option<(usize, usize)>,
 }
 
 /// Number of polls, at most 10 s, after which cancel requests are forwarded again, because River's
@@ -110,7 +122,7 @@ impl Queue {
             forwarding: Semaphore::new(MAX_FORWARDING),
             cancel_requested: Notify::new(),
             is_ending: watch::Sender::new(false),
-            is_closed: watch::Sender::new(false),
+            phase: watch::Sender::new(Phase::Open),
         }
     }
 
@@ -133,8 +145,8 @@ impl Queue {
 
     /// Starts a client, makes it the current one, and renews its lease.
     pub(super) async fn start_client(self: &Arc<Self>) -> Result<(), StoreError> {
-        let is_closed = self.is_closed.subscribe();
-        let client = Arc::new(LeasedClient::start(&self.environment, &self.plan, &is_closed).await?);
+        let phase = self.phase.subscribe();
+        let client = Arc::new(LeasedClient::start(&self.environment, &self.plan, &phase).await?);
         let previous = {
             let mut state = lock(&self.state);
             state.clients.push(client.clone());
@@ -143,8 +155,10 @@ impl Queue {
         drop(previous);
         tokio::spawn(renew_lease(self.clone(), client.clone()));
         tokio::spawn(watch_client(self.clone(), client.clone()));
-        if self.is_closed() {
-            client.stop_and_cancel(); // closed while the client was starting
+        match self.phase() {
+            Phase::Open => {}
+            Phase::Draining => client.stop(), // the phase changed while the client was starting
+            Phase::Closed => client.stop_and_cancel(),
         }
         Ok(())
     }
@@ -152,7 +166,7 @@ impl Queue {
     /// Starts another client if this one is the current one. It does not stop the previous one.
     async fn replace_client(self: &Arc<Self>, previous: &Arc<LeasedClient>) {
         let _replacing = self.replacing.lock().await;
-        if self.is_closed() || !self.is_current(previous) {
+        if self.phase() != Phase::Open || !self.is_current(previous) {
             return;
         }
         if let Err(error) = self.start_client().await {
@@ -228,17 +242,45 @@ impl Queue {
     }
 
     /// Claims no more jobs, and hands back those whose work has not started.
+    pub(super) fn stop_claiming(&self) {
+        let totals = self.environment.running.totals();
+        lock(&self.state).totals_at_stop.get_or_insert(totals);
+        self.enter(Phase::Draining);
+        self.clients().iter().for_each(|client| client.stop());
+    }
+
+    /// Also accepts no more jobs.
     pub(super) fn close(&self) {
-        self.is_closed.send_replace(true);
+        self.stop_claiming();
+        self.enter(Phase::Closed);
+    }
+
+    fn enter(&self, phase: Phase) {
+        self.phase.send_if_modified(|current| {
+            let is_later = *current < phase;
+            *current = phase.max(*current);
+            is_later
+        });
+    }
+
+    fn phase(&self) -> Phase {
+        *self.phase.borrow()
     }
 
     pub(super) fn is_closed(&self) -> bool {
-        *self.is_closed.borrow()
+        self.phase() == Phase::Closed
     }
 
     /// Completes once [`close`](Self::close) was called.
     pub(super) async fn closed(&self) {
-        let _ = self.is_closed.subscribe().wait_for(|is_closed| *is_closed).await;
+        let _ = self.phase.subscribe().wait_for(|phase| *phase == Phase::Closed).await;
+    }
+
+    /// Returns the numbers of attempts that have ended and that do not count, at the time when this
+    /// queue stopped claiming jobs. A second call returns those of now.
+    pub(super) fn take_totals_at_stop(&self) -> (usize, usize) {
+        let at_stop = lock(&self.state).totals_at_stop.take();
+        at_stop.unwrap_or_else(|| self.environment.running.totals())
     }
 
     /// Ends the maintenance as soon as no job is running.
@@ -277,6 +319,8 @@ impl Queue {
     async fn forward_cancel_request(&self, river_id: i64) -> Result<(), StoreError> {
         let Some(client) = self.client() else { return Ok(()) };
         client.cancel(&self.environment.database, river_id).await?;
+        // A client that was replaced or stopped is no longer notified, and looks once a minute.
+        self.environment.running.cancel(river_id);
         lock(&self.state).forwarded.insert(river_id);
         Ok(())
     }
@@ -351,7 +395,7 @@ fn watch_client(queue: Arc<Queue>, client: Arc<LeasedClient>) -> Pin<Box<dyn Fut
                 }
             }
         }
-        while !queue.is_closed() && queue.is_current(&client) {
+        while queue.phase() == Phase::Open && queue.is_current(&client) {
             queue.replace_client(&client).await;
             sleep(RESTART_DELAY).await;
         }

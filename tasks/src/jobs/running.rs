@@ -1,7 +1,10 @@
 use std::{
     collections::{HashMap, HashSet},
     pin::pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -50,6 +53,33 @@ struct Entry {
     end: Option<End>,
     /// How many times the database still showed the job as running although it has ended.
     late: u32,
+    cancel_request: Arc<CancelRequest>,
+}
+
+/// A request of this process to cancel a running job. It is stored before it is made here.
+#[derive(Default)]
+pub(super) struct CancelRequest {
+    is_made: AtomicBool,
+    /// Notified when the request is made. At most one task waits.
+    made: Notify,
+}
+
+impl CancelRequest {
+    fn make(&self) {
+        self.is_made.store(true, Relaxed);
+        self.made.notify_one();
+    }
+
+    pub(super) fn is_made(&self) -> bool {
+        self.is_made.load(Relaxed)
+    }
+
+    /// Completes when the request is made.
+    pub(super) async fn made(&self) {
+        while !self.is_made() {
+            self.made.notified().await;
+        }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -84,6 +114,7 @@ const GIVEN_BACK_TTL: Duration = Duration::from_secs(3600);
 pub(super) struct RunningJob {
     jobs: RunningJobs,
     claim: Claim,
+    pub(super) cancel_request: Arc<CancelRequest>,
 }
 
 /// Result of [`RunningJobs::enter`].
@@ -106,10 +137,23 @@ impl RunningJobs {
         if state.entries.get(&claim.river_id).is_some_and(|entry| entry.phase != Phase::Ended) {
             return Entered::StillRunning;
         }
-        state
-            .entries
-            .insert(claim.river_id, Entry { claim: claim.clone(), id, phase: Phase::Waiting, end: None, late: 0 });
-        Entered::New(RunningJob { jobs: self.clone(), claim: claim.clone() })
+        let cancel_request = Arc::<CancelRequest>::default();
+        let job = RunningJob { jobs: self.clone(), claim: claim.clone(), cancel_request: cancel_request.clone() };
+        let entry = Entry { claim: claim.clone(), id, phase: Phase::Waiting, end: None, late: 0, cancel_request };
+        state.entries.insert(claim.river_id, entry);
+        Entered::New(job)
+    }
+
+    /// Cancels the attempt of a job that has not ended, if there is one in this process.
+    pub(super) fn cancel(&self, river_id: i64) {
+        let request = {
+            let state = lock(&self.0.state);
+            let running = state.entries.get(&river_id).filter(|entry| entry.phase != Phase::Ended);
+            running.map(|entry| entry.cancel_request.clone())
+        };
+        if let Some(request) = request {
+            request.make();
+        }
     }
 
     /// Records how an attempt ended, before River writes it.

@@ -287,7 +287,7 @@ impl Writer {
             ignore_panic(|| {
                 tracing::warn!(
                     epoch = i64::from(epoch),
-                    "the lease was lost, and the unfinished tasks of the process with it"
+                    "lost the lease: another process has marked the unfinished tasks of this one as lost"
                 );
             });
             self.wake.notify_one();
@@ -409,7 +409,7 @@ fn apply(effects: Vec<Effect<Arc<ActiveTask>>>) {
         }
         let restored = effects.iter().filter(|effect| matches!(effect, Effect::Restored)).count();
         if restored > 0 {
-            ignore_panic(|| tracing::warn!(records = restored, "wrote records again that the store had lost"));
+            ignore_panic(|| tracing::warn!(records = restored, "rewrote records that the store had lost"));
         }
     }
     for effect in effects {

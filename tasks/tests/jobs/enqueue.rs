@@ -67,7 +67,10 @@ async fn invalid_jobs_are_rejected_and_leave_no_rows(database: TestDatabase) {
     assert!(jobs.enqueue(Text(String::new())).owner("").await.unwrap_err().is_invalid());
     let queue = jobs.enqueue(Text(String::new())).queue("no queue has spaces").await.unwrap_err();
     assert!(queue.is_invalid(), "{queue:?}");
-    assert!(jobs.enqueue(Text(String::new())).max_attempts(0).await.unwrap_err().is_invalid());
+    let attempts = jobs.enqueue(Text(String::new())).max_attempts(0).await.unwrap_err();
+    assert!(attempts.is_invalid() && attempts.to_string().contains("got 0: change `Job::MAX_ATTEMPTS`"), "{attempts}");
+    let body = attempts.into_response::<bytes::Bytes>().into_body();
+    assert!(String::from_utf8_lossy(&body).contains("an invalid option: maximum number of attempts"), "{body:?}");
     assert_eq!(large.into_response::<bytes::Bytes>().status(), http::StatusCode::UNPROCESSABLE_ENTITY);
     let priority = jobs.enqueue(Text(String::new())).priority(9).await.unwrap_err();
     assert!(priority.is_invalid(), "{priority:?}");

@@ -324,7 +324,7 @@ async fn running_job_at_shutdown_does_not_spoil_the_report(database: TestDatabas
     let returned = record(&tasks, other).await;
     assert_eq!((returned.state, returned.attempt), (TaskState::Queued, 0));
     assert!(report.unwritten.is_empty(), "{report}");
-    assert_eq!(report.to_string(), "0 jobs ended and 1 were requeued during shutdown, 1 still running");
+    assert_eq!(report.to_string(), format!("jobs: 1 requeued, 1 still running (job {stuck})"));
     workers.release();
 }
 
@@ -680,7 +680,7 @@ fn failures_and_jobs_that_no_process_works_on_are_events() {
     let crashed = format!("id={crashed} river_id=2 kind=\"act\" queue=\"default\" attempt=1 class=\"process_lost\"");
     for (level, parts) in [
         ("INFO", ["the job queue has no workers", ""]),
-        ("ERROR", ["job failed, its process crashed in the last attempt", &crashed]),
+        ("ERROR", ["job failed, its process crashed during the last attempt", &crashed]),
         ("WARN", ["job failed and will be retried", "out_of_paper"]),
         ("ERROR", ["job failed, all attempts are used", "there is no paper"]),
         ("ERROR", ["job failed, all attempts are used", "class=\"arguments\""]),

@@ -155,7 +155,9 @@ async fn interrupted_only_attempt_counts(database: TestDatabase) {
     let workers = TestWorkers::new();
     let jobs = workers.start(&tasks).await;
     let failed = ended(&tasks, id).await;
-    assert_eq!((failed.state, failed.failure.unwrap().class.as_str()), (TaskState::Failed, "process_lost"));
+    let failure = failed.failure.unwrap();
+    assert_eq!((failed.state, failure.class.as_str()), (TaskState::Failed, "process_lost"));
+    assert_eq!(failure.message, "the process was shut down while the attempt was running");
     assert!(workers.started.lock().unwrap().is_empty());
     assert!(jobs.shutdown(LONG).await.is_clean());
     first.release();

@@ -21,6 +21,7 @@ mod overflow;
 mod restart;
 mod results;
 mod start;
+mod stop_claiming;
 mod strangers;
 mod support;
 mod timeouts;

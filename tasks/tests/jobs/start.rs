@@ -43,7 +43,7 @@ async fn second_queue_on_the_same_store_is_rejected(database: TestDatabase) {
     let builder =
         Jobs::builder(&tasks).blocking_worker(ThreadPool::blocking(1), LONG, |_: Never, _| Ok::<_, String>(()));
     let error = builder.start().await.unwrap_err().to_string();
-    assert!(error.contains("`Job::MAX_ATTEMPTS` of job kind \"never\"") && error.contains("got 0"), "{error}");
+    assert!(error.contains("job kind \"never\"") && error.contains("got 0: change `Job::MAX_ATTEMPTS`"), "{error}");
     let error = jobs.enqueue(Act::Return(1.into())).priority(9).await.unwrap_err().to_string();
     assert!(error.contains("between 1 (first) and 4 (last), got 9"), "{error}");
     for builder in [

@@ -6,6 +6,7 @@ use std::{convert::Infallible, error::Error, fmt::Write, fs, time::Duration};
 use tower_offload::Background;
 use tower_offload_tasks::{
     AcceptError, Json, MemoryStore, Reason, SqlStore, Status, StoreError, TaskId, TaskState, Tasks, Timestamp,
+    jobs::Jobs,
 };
 
 use super::{
@@ -81,7 +82,7 @@ const OPEN_ERRORS: &str = "\
 no path: the task store failed: the URL has no path after `sqlite:`
 in memory: the task store failed: SQLite databases in memory are not supported: use `MemoryStore`
 parameter: the task store failed: the parameter `cache` in the URL is not supported: remove it, or use `mode=rw` or `mode=rwc`
-scheme: the task store failed: unsupported scheme \"mysql\" in the URL: use `sqlite` or `postgres`, and enable the feature of that name
+scheme: the task store failed: unsupported scheme \"mysql\" in the URL: use `sqlite` or `postgres`, as in `sqlite:tasks.db`
 lease: the task store failed: the lease is zero: every process would be judged at once, use seconds
 no folder: the task store is unavailable: cannot lock /folder/none/tasks.db.tower-offload.lock: create its directory first: No such file or directory (os error 2)
 no file: the task store is unavailable: /folder/other.db does not exist, and `mode=rw` does not create it: use `mode=rwc`
@@ -193,4 +194,20 @@ fn assert_rules(errors: &Errors) {
             assert!(debug.replace(['"', '\\'], "").contains(&first), "{case}: {debug}");
         }
     }
+}
+
+/// A `main` that returns `io::Result<()>` can use `?`.
+#[tokio::test]
+async fn errors_of_a_main_convert_to_io_errors() {
+    async fn open(url: &str) -> std::io::Result<SqlStore> {
+        Ok(SqlStore::open(url).await?)
+    }
+    let error = open("mysql://host").await.unwrap_err();
+    assert!(error.to_string().contains("unsupported scheme") && error.get_ref().unwrap().is::<StoreError>());
+    let not_started = Jobs::builder(&in_memory()).start().await.unwrap_err();
+    assert!(std::io::Error::from(not_started).to_string().contains("SqlStore"));
+    let refused = in_memory().track("").spawn_blocking(&background(), |_| done()).await.unwrap_err();
+    assert!(refused.is_invalid() && std::io::Error::from(refused).to_string().contains("the name is empty"));
+    let parsed = "1".parse::<Json>().unwrap().parse::<String>().unwrap_err();
+    assert_eq!(std::io::Error::from(parsed).kind(), std::io::ErrorKind::InvalidData);
 }

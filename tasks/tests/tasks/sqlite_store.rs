@@ -272,6 +272,27 @@ async fn missing_or_deleted_directory_is_unavailable() {
     assert!(store.write(epoch, &[accept(&queued(2))]).await.unwrap_err().is_unavailable());
 }
 
+/// A reader keeps SQLite from starting the write-ahead log again, so that it grows.
+#[tokio::test]
+async fn write_ahead_log_that_grew_shrinks_after_its_readers() {
+    const MIB: u64 = 1 << 20;
+    let folder = Folder::new();
+    let store = folder.open().await;
+    let epoch = begin(&store).await;
+    let log = || std::fs::metadata(folder.0.join("tasks.db-wal")).unwrap().len();
+    let url = format!("sqlite://{}", folder.file().display());
+    let mut reader = sqlx::SqliteConnection::connect(&url).await.unwrap();
+    sqlx::raw_sql("BEGIN; SELECT count(*) FROM tower_offload_task").execute(&mut reader).await.unwrap();
+    let mut writer = sqlx::SqliteConnection::connect(&url).await.unwrap();
+    sqlx::raw_sql("CREATE TABLE large AS SELECT randomblob(20000000) AS bytes").execute(&mut writer).await.unwrap();
+    store.write(epoch, &[accept(&queued(1))]).await.unwrap();
+    assert!(log() > 16 * MIB);
+    sqlx::raw_sql("COMMIT").execute(&mut reader).await.unwrap();
+    store.write(epoch, &[accept(&queued(2))]).await.unwrap(); // copies the log to the file
+    store.write(epoch, &[accept(&queued(3))]).await.unwrap();
+    assert_eq!(log(), 8 * MIB);
+}
+
 #[tokio::test]
 async fn unsupported_url_is_rejected_without_its_password() {
     for url in ["sqlite::memory:", "sqlite://:memory:", "sqlite:", "mysql://user:secret@host/tasks"] {

@@ -73,6 +73,32 @@ impl<T> Counting<T> {
     }
 }
 
+/// A transport whose socket is known.
+#[cfg(target_os = "linux")]
+pub(crate) trait HasSocket {
+    fn socket(&self) -> Option<std::os::fd::BorrowedFd<'_>>;
+}
+
+#[cfg(target_os = "linux")]
+impl HasSocket for Counting<tokio::net::TcpStream> {
+    fn socket(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
+        Some(std::os::fd::AsFd::as_fd(&self.io))
+    }
+}
+
+#[cfg(target_os = "linux")]
+impl<T: HasSocket> HasSocket for tokio_rustls::server::TlsStream<T> {
+    fn socket(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
+        self.get_ref().0.socket()
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(crate) trait HasSocket {}
+
+#[cfg(not(target_os = "linux"))]
+impl<T> HasSocket for T {}
+
 impl<T: AsyncRead + Unpin> AsyncRead for Counting<T> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();

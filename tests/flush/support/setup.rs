@@ -29,6 +29,7 @@ use tower_offload::{
 
 use super::{
     BoxError, Latch, Peer, Site, Stack,
+    counting::HasSocket,
     listener::CountingListener,
     script::Stage,
     service::{Registers, Scripted},
@@ -130,7 +131,10 @@ impl Setup {
         let app = app.into_make_service_with_connect_info::<Peer>();
         let tracker = Tracker::new();
         let server = if self.tracked {
-            let serve = serve(listener, app).tracker(&tracker).with_graceful_shutdown(shut_down);
+            let serve = serve(listener, app).tracker(&tracker);
+            #[cfg(target_os = "linux")]
+            let serve = serve.tcp_socket(|io| io.socket());
+            let serve = serve.with_graceful_shutdown(shut_down);
             tokio::spawn(async move { serve.await.unwrap() })
         } else {
             let serve = axum::serve(listener, app).with_graceful_shutdown(shut_down);
@@ -175,7 +179,7 @@ impl Setup {
         tracker: &Tracker,
         shutdown: watch::Receiver<bool>,
     ) where
-        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        T: AsyncRead + AsyncWrite + HasSocket + Unpin + Send + 'static,
     {
         let layer = AfterResponseLayer::new(self.background.clone());
         let service = service_fn(move |request| scripted.clone().answer(request));
@@ -196,7 +200,7 @@ impl Setup {
 
     async fn track<T, S, B>(self, io: T, service: S, tracker: &Tracker, shutdown: watch::Receiver<bool>)
     where
-        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        T: AsyncRead + AsyncWrite + HasSocket + Unpin + Send + 'static,
         S: tower::Service<http::Request<Incoming>, Response = http::Response<B>> + Clone + Send + Sync + 'static,
         S::Error: Display + Into<BoxError>,
         S::Future: Send + 'static,
@@ -209,9 +213,13 @@ impl Setup {
         // One stack tracks a transport with hyper's traits, the other one with tokio's.
         if matches!(self.stack, Stack::HyperHttp1 | Stack::TlsHttp2) {
             let (io, service) = tracker.track(TokioIo::new(io), service);
+            #[cfg(target_os = "linux")]
+            let io = io.with_socket(|io| io.inner().socket());
             self.serve(io, service, shutdown).await;
         } else {
             let (io, service) = tracker.track(io, service);
+            #[cfg(target_os = "linux")]
+            let io = io.with_socket(|io| io.socket());
             self.serve(TokioIo::new(io), service, shutdown).await;
         }
     }

@@ -230,3 +230,27 @@ fn memory_of_a_flood_of_keys_is_freed() {
     queue.shrink();
     assert!(queue.is_empty() && queue.oldest().is_none());
 }
+
+#[test]
+fn woken_calls_of_keys_take_turns() {
+    let mut queue = Queue::new(QueuePolicy::Fifo);
+    let mut push_woken = |group, id| queue.push(Call::new(group, id), Class { is_woken: true, ..class(group, 0) });
+    (0..1000).for_each(|id| push_woken(1, id));
+    push_woken(2, 0);
+    push_woken(0, 0);
+    push_woken(0, 1);
+    let picked: Vec<_> = (0..6).map_while(|_| pop(&mut queue)).map(|call| (call.group, call.id)).collect();
+    assert_eq!(picked, [(1, 0), (2, 0), (0, 0), (1, 1), (0, 1), (1, 2)]);
+    assert_eq!(queue.len(), 997);
+    assert_eq!((queue.drain().count(), queue.len()), (997, 0));
+}
+
+#[test]
+fn woken_calls_with_a_key_leave_every_eighth_pick_to_new_calls() {
+    let mut queue = Queue::new(QueuePolicy::Fifo);
+    (0..4).for_each(|id| push(&mut queue, Call::new(0, id)));
+    (0..100).for_each(|id| queue.push(Call::new(1, id), Class { is_woken: true, ..class(1, 0) }));
+    let picked: Vec<_> = (0..32).map_while(|_| pop(&mut queue)).collect();
+    let new: Vec<_> = (0..).zip(picked).filter(|(_, call)| call.group == 0).map(|(pick, _)| pick).collect();
+    assert_eq!(new, [7, 15, 23, 31]);
+}

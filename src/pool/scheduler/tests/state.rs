@@ -133,7 +133,15 @@ impl Model {
             }
             Action::Search => self.searching += 1,
             Action::Park => {}
-            Action::Exit => assert!(self.closed, "a worker of the minimum exited"),
+            Action::Exit => {
+                assert!(self.closed, "a worker of the minimum exited");
+                let (parkers, idle) = (&mut self.parkers, &mut self.idle);
+                self.state.linger(|| {
+                    *parkers += 1;
+                    idle.insert(*parkers);
+                    *parkers
+                });
+            }
         }
         self.perform(wake_up);
     }
@@ -180,6 +188,7 @@ impl Model {
                         self.idle.remove(&parker);
                     }
                 }
+                assert!(self.idle.is_empty() || !self.closed, "a worker lingers forever");
             }
             Step::Close => self.close(),
             Step::Halt => {
@@ -244,6 +253,10 @@ proptest! {
             model.check();
         }
         model.settle();
+        if model.closed {
+            prop_assert!(model.idle.len() <= 1, "more than one worker lingers");
+            model.apply(&Step::KeepAliveExpired);
+        }
         prop_assert_eq!(&model.taken, &model.pushed);
         prop_assert!(!model.closed || model.state.workers() == 0);
     }
@@ -310,4 +323,35 @@ fn idle_worker_replaces_one_that_was_never_spawned() {
     assert_eq!(state.push("c", Class::of(Priority::Normal, false)), WakeUp::None, "the second worker is notified");
     state.on_worker_lost(ThreadState::Notified);
     assert_eq!(state.rebalance(), (vec![], WakeUp::Unpark(1)));
+}
+
+#[test]
+fn worker_that_lingers_is_woken_instead_of_a_new_one() {
+    let mut state = state(1, 1);
+    assert!(state.add_worker());
+    assert!(state.close().is_empty());
+    for call in ["a", "b"] {
+        assert_eq!(next(&mut state, ThreadState::Busy, || 1), (Action::Exit, WakeUp::None));
+        assert!(state.linger(|| 1));
+        assert_eq!(state.push(call, Class::of(Priority::Normal, true)), WakeUp::Unpark(1));
+        assert_eq!(next(&mut state, ThreadState::Notified, || 1), (Action::Run(call), WakeUp::None));
+    }
+    assert_eq!(next(&mut state, ThreadState::Busy, || 1), (Action::Exit, WakeUp::None));
+    assert!(state.linger(|| 1));
+    assert_eq!(state.close(), [1], "a second call of `close` ends the wait");
+    assert_eq!((next(&mut state, ThreadState::Busy, || 1).0, state.workers()), (Action::Exit, 0));
+}
+
+#[test]
+fn one_worker_lingers_at_a_time() {
+    let mut state = state::<&str, _>(2, 2);
+    assert!(state.add_worker() && state.add_worker());
+    assert!(!state.linger(|| 0), "the scheduler is open");
+    assert!(state.close().is_empty());
+    assert_eq!(next(&mut state, ThreadState::Busy, || 1).0, Action::Exit);
+    assert!(state.linger(|| 1));
+    assert_eq!(next(&mut state, ThreadState::Busy, || 2).0, Action::Exit);
+    assert!(!state.linger(|| 2));
+    assert!(state.try_expire(&1), "although it belongs to the minimum");
+    assert_eq!(state.workers(), 0);
 }

@@ -68,6 +68,8 @@ pub(super) struct Recovered {
     /// `false` if the work had not begun, or was interrupted by the end of its process after a
     /// shutdown.
     pub(super) is_counted: bool,
+    /// `true` if a shutdown had begun.
+    pub(super) is_shutdown: bool,
     /// The new state in River's table.
     pub(super) state: String,
 }
@@ -205,10 +207,10 @@ WHERE id = $1 AND state = 1 AND attempt = $2";
         dispatch!(self, |database| database.write_end(end, backoff).await)
     }
 
-    /// Notes that attempts that are running during or after a shutdown do not count if their
-    /// process ends first. Returns River's ids of the jobs for which that is noted: not of jobs
-    /// with one attempt, which run at most once, and at most [`recovery::MAX_INTERRUPTIONS`] times
-    /// for a job.
+    /// Notes that attempts are running during or after a shutdown. Such an attempt does not count if
+    /// its process ends first, except of jobs with one attempt, which run at most once, and at most
+    /// [`recovery::MAX_INTERRUPTIONS`] times for a job. Returns River's ids of the jobs whose
+    /// attempt would not count.
     ///
     /// The note names the claim, so it has no effect on later attempts.
     pub(super) async fn note_interrupted(&self, claims: &[Claim]) -> Result<Vec<i64>, StoreError> {

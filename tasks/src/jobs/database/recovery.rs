@@ -13,9 +13,12 @@ use crate::{
 /// Version of River's schema that recovery and triggers are written for.
 pub(super) const RIVER_VERSION: i64 = 8;
 
-/// Class and message of an attempt whose process crashed.
+/// Class of an attempt whose process ended before it.
 pub(in crate::jobs) const LOST_CLASS: &str = "process_lost";
-pub(super) const LOST_MESSAGE: &str = "the process that ran the attempt has crashed";
+/// Message of such an attempt, if the process has crashed.
+pub(super) const CRASH_MESSAGE: &str = "the process that ran the attempt has crashed";
+/// Message of such an attempt, if a shutdown had begun.
+pub(super) const SHUTDOWN_MESSAGE: &str = "the process was shut down while the attempt was running";
 /// Maximum number of jobs recovered in one transaction, so that it stays short.
 pub(super) const MAX_RECOVERY_BATCH: usize = 500;
 /// Maximum delay of a job that is made available at once, like in River. After a longer delay,

@@ -8,8 +8,8 @@ use std::{
 use super::{
     Database, Recovered, Unserved,
     recovery::{
-        LOST_CLASS, LOST_MESSAGE, MAX_IMMEDIATE_DELAY, MAX_INTERRUPTIONS, MAX_LOSSES, MAX_RECOVERY_BATCH, RowEnd,
-        WRITE_PROGRESS, check_river_version, lose_deleted, loss_delays, millis, record_id,
+        CRASH_MESSAGE, LOST_CLASS, MAX_IMMEDIATE_DELAY, MAX_INTERRUPTIONS, MAX_LOSSES, MAX_RECOVERY_BATCH, RowEnd,
+        SHUTDOWN_MESSAGE, WRITE_PROGRESS, check_river_version, lose_deleted, loss_delays, millis, record_id,
     },
 };
 use crate::{
@@ -239,10 +239,9 @@ SELECT sql FROM sqlite_master WHERE type = 'trigger' AND tbl_name = 'river_job' 
         let noted = self.change(async |connection| {
             let mut noted = Vec::new();
             for claim in claims {
-                let note = sqlx::query(NOTE_INTERRUPTED).bind(claim.river_id).bind(claim.attempted_at);
-                if note.bind(MAX_INTERRUPTIONS).execute(&mut *connection).await?.rows_affected() > 0 {
-                    noted.push(claim.river_id);
-                }
+                let note = sqlx::query_scalar(NOTE_INTERRUPTED).bind(claim.river_id).bind(claim.attempted_at);
+                let is_refunded: Option<bool> = note.bind(MAX_INTERRUPTIONS).fetch_optional(&mut *connection).await?;
+                noted.extend(is_refunded.filter(|is_refunded| *is_refunded).map(|_| claim.river_id));
             }
             Ok(noted)
         });
@@ -500,18 +499,16 @@ macro_rules! interruptions {
 }
 
 /// Running jobs, at most `$1`, with the number of earlier interruptions if a shutdown has
-/// interrupted the attempt and they are fewer than `$3`.
+/// interrupted the attempt.
 const FIND_LOST: &str = concat!(
     "SELECT job.id, job.kind, job.queue, job.attempt, task.id, coalesce(task.state = 0, 0), \
      CASE WHEN json_valid(metadata, 9) THEN CASE WHEN metadata ->> '$.\"tower_offload:interrupted\".claimed_at' = ",
     claimed_at!(),
-    " AND ",
-    interruptions!(),
-    " < $3 THEN ",
+    " THEN ",
     interruptions!(),
     " END END, \
      CASE WHEN json_valid(job.metadata, 9) AND json_type(job.metadata, '$.\"tower_offload:lost\"') = 'integer' \
-     THEN min(max(job.metadata ->> '$.\"tower_offload:lost\"', 0), $2) ELSE 0 END \
+     THEN min(max(job.metadata ->> '$.\"tower_offload:lost\"', 0), $2) ELSE 0 END, job.max_attempts \
      FROM river_job AS job LEFT JOIN tower_offload_task AS task ON task.river_id = job.id \
      WHERE job.state = 'running' ORDER BY job.id LIMIT $1"
 );
@@ -541,33 +538,37 @@ const RECOVER: &str = concat!(
     ", '$.\"tower_offload:lost\"', $6 + 1) END WHERE id = $2 RETURNING state"
 );
 
-/// Notes in the metadata of a running job that its attempt does not count if its process ends,
-/// unless `$3` attempts did not count already. The recovery counts the interruption.
+/// Notes in the metadata of a running job that a shutdown interrupts the attempt. Returns 1 if the
+/// attempt does not count: the job has several, and fewer than `$3` did not count already. The
+/// recovery counts the interruption.
 const NOTE_INTERRUPTED: &str = concat!(
     "UPDATE river_job SET metadata = jsonb_set(metadata, '$.\"tower_offload:interrupted\"', jsonb_object('claimed_at', $2, 'count', ",
     interruptions!(),
-    ")) WHERE id = $1 AND state = 'running' AND max_attempts > 1 AND json_valid(metadata, 9) AND ",
+    ")) WHERE id = $1 AND state = 'running' AND json_valid(metadata, 9) AND ",
     claimed_at!(),
-    " = $2 AND ",
+    " = $2 RETURNING max_attempts > 1 AND ",
     interruptions!(),
     " < $3"
 );
 
 /// Recovers a batch of running jobs. Also clears the leader, which may be the process that crashed.
 async fn recover_batch(connection: &mut SqliteConnection, delays: &[i64]) -> Result<Vec<Recovered>, sqlx::Error> {
-    let find = sqlx::query(FIND_LOST).bind(MAX_RECOVERY_BATCH as i64).bind(MAX_LOSSES as i64).bind(MAX_INTERRUPTIONS);
+    let find = sqlx::query(FIND_LOST).bind(MAX_RECOVERY_BATCH as i64).bind(MAX_LOSSES as i64);
     let mut recovered = Vec::new();
     for row in find.fetch_all(&mut *connection).await? {
         let (river_id, is_queued, losses): (i64, bool, i64) = (row.try_get(0)?, row.try_get(5)?, row.try_get(7)?);
-        let interruptions: Option<i64> = row.try_get(6)?;
+        let (interruptions, max_attempts): (Option<i64>, i64) = (row.try_get(6)?, row.try_get(8)?);
+        let is_shutdown = interruptions.is_some();
+        let interruptions = interruptions.filter(|count| max_attempts > 1 && *count < MAX_INTERRUPTIONS);
+        let message = if is_shutdown { SHUTDOWN_MESSAGE } else { CRASH_MESSAGE };
         let is_refunded = is_queued || interruptions.is_some();
         let delay = usize::try_from(losses).ok().and_then(|losses| delays.get(losses)).copied().unwrap_or_default();
         let delay = if is_refunded { 0 } else { delay };
         if !is_refunded {
-            let explain = sqlx::query(EXPLAIN_LOSS).bind(river_id).bind(LOST_CLASS).bind(LOST_MESSAGE);
+            let explain = sqlx::query(EXPLAIN_LOSS).bind(river_id).bind(LOST_CLASS).bind(message);
             explain.execute(&mut *connection).await?;
         }
-        let recover = sqlx::query_scalar(RECOVER).bind(delay).bind(river_id).bind(LOST_MESSAGE);
+        let recover = sqlx::query_scalar(RECOVER).bind(delay).bind(river_id).bind(message);
         let recover = recover.bind(millis(MAX_IMMEDIATE_DELAY)).bind(is_refunded).bind(losses).bind(interruptions);
         let state = recover.fetch_one(&mut *connection).await?;
         recovered.push(Recovered {
@@ -577,6 +578,7 @@ async fn recover_batch(connection: &mut SqliteConnection, delays: &[i64]) -> Res
             queue: row.try_get(2)?,
             attempt: row.try_get(3)?,
             is_counted: !is_refunded,
+            is_shutdown,
             state,
         });
     }

@@ -180,11 +180,7 @@ impl Engine {
             return Ok(Self::Postgres(Arc::new(Postgres::open(url, lease).await?)));
         }
         let _ = lease; // used by Postgres only
-        // Not the whole URL, which may contain a password.
-        let scheme = sanitize(url.split(':').next().unwrap_or_default(), MAX_SCHEME_BYTES);
-        Err(StoreError::other(format!(
-            "unsupported scheme {scheme:?} in the URL: use `sqlite` or `postgres`, and enable the feature of that name"
-        )))
+        Err(StoreError::other(unsupported(url)))
     }
 
     fn store(&self) -> &dyn TaskStore {
@@ -193,6 +189,27 @@ impl Engine {
             Self::Postgres(postgres) => postgres,
             #[cfg(feature = "sqlite")]
             Self::Sqlite(sqlite) => sqlite,
+        }
+    }
+}
+
+/// Returns the message for a URL of a database whose feature is disabled, or of another database.
+fn unsupported(url: &str) -> String {
+    // Not the whole URL, which may contain a password.
+    let scheme = url.split(':').next().unwrap_or_default();
+    let feature = match scheme {
+        "sqlite" => Some("sqlite"),
+        "postgres" | "postgresql" => Some("postgres"),
+        _ => None,
+    };
+    match feature.filter(|_| scheme.len() < url.len()) {
+        Some(feature) => format!(
+            "the URL has the scheme `{scheme}`, which needs the feature `{feature}` of `tower-offload-tasks`: enable it \
+             in Cargo.toml"
+        ),
+        None => {
+            let scheme = sanitize(scheme, MAX_SCHEME_BYTES);
+            format!("unsupported scheme {scheme:?} in the URL: use `sqlite` or `postgres`, as in `sqlite:tasks.db`")
         }
     }
 }
@@ -292,4 +309,23 @@ const MAX_SWEEP: i64 = 1000;
 /// and never fewer than for the default number of records.
 fn max_tombstones(retention: &Retention) -> i64 {
     row::integer(retention.max_records.max(Retention::default().max_records).saturating_mul(8) as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::unsupported;
+
+    #[test]
+    fn disabled_feature_is_named() {
+        for (url, feature) in
+            [("postgres://a:secret@b/c", "`postgres`"), ("postgresql://b/c", "`postgres`"), ("sqlite:a.db", "`sqlite`")]
+        {
+            let message = unsupported(url);
+            assert!(message.contains(&format!("the feature {feature}")) && !message.contains("secret"), "{message}");
+        }
+        for url in ["mysql://a:secret@b/c", "tasks.db", "postgres", ""] {
+            let message = unsupported(url);
+            assert!(message.starts_with("unsupported scheme") && !message.contains("secret"), "{message}");
+        }
+    }
 }

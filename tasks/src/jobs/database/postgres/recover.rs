@@ -8,8 +8,8 @@ use super::{
     super::{
         Recovered,
         recovery::{
-            LOST_CLASS, LOST_MESSAGE, MAX_IMMEDIATE_DELAY, MAX_INTERRUPTIONS, MAX_LOSSES, MAX_RECOVERY_BATCH,
-            lose_deleted, loss_delays, millis, record_id,
+            CRASH_MESSAGE, LOST_CLASS, MAX_IMMEDIATE_DELAY, MAX_INTERRUPTIONS, MAX_LOSSES, MAX_RECOVERY_BATCH,
+            SHUTDOWN_MESSAGE, lose_deleted, loss_delays, millis, record_id,
         },
     },
     PgTransaction, PostgresJobs,
@@ -45,8 +45,9 @@ impl PostgresJobs {
 
     pub(in crate::jobs::database) async fn note_interrupted(&self, claims: &[Claim]) -> Result<Vec<i64>, StoreError> {
         let (ids, times): (Vec<_>, Vec<_>) = claims.iter().map(|claim| (claim.river_id, claim.attempted_at)).unzip();
-        let note = sqlx::query_scalar(NOTE_INTERRUPTED).bind(ids).bind(times).bind(MAX_INTERRUPTIONS);
-        self.read(async |connection| note.fetch_all(connection).await).await
+        let note = sqlx::query_as(NOTE_INTERRUPTED).bind(ids).bind(times).bind(MAX_INTERRUPTIONS);
+        let noted: Vec<(i64, bool)> = self.read(async |connection| note.fetch_all(connection).await).await?;
+        Ok(noted.into_iter().filter(|(_, is_refunded)| *is_refunded).map(|(id, _)| id).collect())
     }
 
     pub(in crate::jobs::database) async fn lose_deleted(&self) -> Result<u64, StoreError> {
@@ -68,7 +69,7 @@ const EXPIRE: &str =
 /// has locked a job, and only against the job's own columns: another client may have claimed it.
 const RECOVER: &str = "
 WITH claimed AS (
-    SELECT job.id, job.attempt, task.id AS task_id, task.state IS NOT DISTINCT FROM 0 AS is_queued,
+    SELECT job.id, job.attempt, job.max_attempts, task.id AS task_id, task.state IS NOT DISTINCT FROM 0 AS is_queued,
         coalesce(job.metadata #>> '{tower_offload:interrupted,claimed_at}' = (extract(epoch FROM job.attempted_at) * 1000000)::bigint::text,
             false) AS is_noted,
         CASE WHEN jsonb_typeof(job.metadata #> '{tower_offload:interrupted,count}') = 'number'
@@ -83,11 +84,13 @@ WITH claimed AS (
         EXCEPT SELECT id FROM tower_offload_client))
     ORDER BY job.id LIMIT $1 FOR UPDATE OF job SKIP LOCKED
 ), lost AS (
-    SELECT *, is_noted AND interruptions < $7 AS is_interrupted, is_queued OR is_noted AND interruptions < $7 AS is_refunded FROM claimed
+    SELECT *, is_interrupted OR is_queued AS is_refunded, CASE WHEN is_noted THEN $8::text ELSE $4::text END AS message FROM (
+        SELECT *, is_noted AND interruptions < $7 AND max_attempts > 1 AS is_interrupted FROM claimed
+    ) AS claimed
 ), delayed AS (
     SELECT lost.*, CASE WHEN is_refunded THEN 0 ELSE ($2::bigint[])[losses + 1] END AS delay FROM lost
 ), explained AS (
-    UPDATE tower_offload_task AS task SET error_class = $3, error_message = $4, error_detail = NULL
+    UPDATE tower_offload_task AS task SET error_class = $3, error_message = lost.message, error_detail = NULL
     FROM lost WHERE task.river_id = lost.id AND task.state = 1 AND NOT lost.is_refunded
 )
 UPDATE river_job AS job SET
@@ -101,14 +104,15 @@ UPDATE river_job AS job SET
         THEN job.scheduled_at ELSE clock_timestamp() + lost.delay * interval '1 millisecond' END,
     errors = CASE WHEN lost.is_refunded THEN job.errors ELSE array_append(coalesce(job.errors, '{}'), jsonb_build_object(
         'at', to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'),
-        'attempt', job.attempt, 'error', $4::text, 'trace', '')) END,
+        'attempt', job.attempt, 'error', lost.message, 'trace', '')) END,
     metadata = CASE WHEN lost.is_interrupted THEN jsonb_set(job.metadata, '{tower_offload:interrupted,count}', to_jsonb(lost.interruptions + 1))
         WHEN lost.is_refunded THEN job.metadata
         ELSE job.metadata || jsonb_build_object('tower_offload:lost', lost.losses + 1) END
 FROM delayed AS lost WHERE job.id = lost.id
-RETURNING job.id, job.kind, job.state::text, job.queue, lost.attempt, lost.is_refunded, lost.task_id";
-/// Notes in the metadata of running jobs that their attempts do not count if their processes end.
-/// The recovery counts the interruption. Rows that River is completing are skipped: two statements
+RETURNING job.id, job.kind, job.state::text, job.queue, lost.attempt, lost.is_refunded, lost.task_id, lost.is_noted";
+/// Notes in the metadata of running jobs that a shutdown interrupts their attempts. Returns `true`
+/// for an attempt that does not count: its job has several, and fewer than `$3` did not count
+/// already. The recovery counts the interruption. Rows that River is completing are skipped: two statements
 /// that wait for each other's rows could deadlock.
 const NOTE_INTERRUPTED: &str = "
 WITH running AS (
@@ -116,13 +120,13 @@ WITH running AS (
         CASE WHEN jsonb_typeof(job.metadata #> '{tower_offload:interrupted,count}') = 'number'
             THEN least(greatest((job.metadata #>> '{tower_offload:interrupted,count}')::numeric, 0), $3::bigint)::bigint ELSE 0 END AS count
     FROM river_job AS job JOIN unnest($1::bigint[], $2::bigint[]) AS claim(id, attempted_at) ON claim.id = job.id
-    WHERE job.state = 'running' AND job.max_attempts > 1
+    WHERE job.state = 'running'
         AND (extract(epoch FROM job.attempted_at) * 1000000)::bigint = claim.attempted_at
     FOR UPDATE OF job SKIP LOCKED
 )
 UPDATE river_job AS job SET metadata = job.metadata || jsonb_build_object('tower_offload:interrupted',
     jsonb_build_object('claimed_at', running.attempted_at, 'count', running.count))
-FROM running WHERE job.id = running.id AND running.count < $3 RETURNING job.id";
+FROM running WHERE job.id = running.id RETURNING job.id, job.max_attempts > 1 AND running.count < $3";
 const NOTIFY: &str = "
 SELECT pg_notify(concat(current_schema(), '.river_insert'), json_build_object('queue', queue)::text)
 FROM unnest($1::text[]) AS queue";
@@ -130,8 +134,13 @@ FROM unnest($1::text[]) AS queue";
 /// Recovers a batch of jobs. Each batch takes three round trips to the server.
 async fn recover_batch(transaction: &mut PgTransaction<'_>, delays: &[i64]) -> Result<Vec<Recovered>, sqlx::Error> {
     let connection: &mut PgConnection = transaction;
-    let recover = sqlx::query(RECOVER).bind(MAX_RECOVERY_BATCH as i64).bind(delays).bind(LOST_CLASS).bind(LOST_MESSAGE);
-    let recover = recover.bind(MAX_LOSSES as i64).bind(millis(MAX_IMMEDIATE_DELAY)).bind(MAX_INTERRUPTIONS);
+    let recover =
+        sqlx::query(RECOVER).bind(MAX_RECOVERY_BATCH as i64).bind(delays).bind(LOST_CLASS).bind(CRASH_MESSAGE);
+    let recover = recover
+        .bind(MAX_LOSSES as i64)
+        .bind(millis(MAX_IMMEDIATE_DELAY))
+        .bind(MAX_INTERRUPTIONS)
+        .bind(SHUTDOWN_MESSAGE);
     let rows = recover.fetch_all(&mut *connection).await?;
     let mut queues = BTreeSet::new();
     let mut recovered = Vec::with_capacity(rows.len());
@@ -145,6 +154,7 @@ async fn recover_batch(transaction: &mut PgTransaction<'_>, delays: &[i64]) -> R
             queue,
             attempt: row.try_get(4)?,
             is_counted: !is_refunded,
+            is_shutdown: row.try_get(7)?,
             state: row.try_get(2)?,
         });
     }

@@ -156,9 +156,15 @@ async fn connect(path: &Path, create: bool) -> Result<SqliteConnection, StoreErr
     options.connect().await.map_err(|error| store_error_at(&path.display().to_string(), error))
 }
 
+/// Size in bytes to which the write-ahead log shrinks when it starts again, 8 MiB. SQLite copies it
+/// to the file after 4 MiB and starts again when no reader uses it, so it grows while reads overlap
+/// all the time.
+const MAX_EMPTY_LOG: &str = "8388608";
+
 /// Returns the options of a connection that writes.
 pub(crate) fn write_options(path: &Path) -> SqliteConnectOptions {
-    SqliteConnectOptions::new().filename(path).journal_mode(SqliteJournalMode::Wal).busy_timeout(BUSY_TIMEOUT)
+    let options = SqliteConnectOptions::new().filename(path).journal_mode(SqliteJournalMode::Wal);
+    options.pragma("journal_size_limit", MAX_EMPTY_LOG).busy_timeout(BUSY_TIMEOUT)
 }
 
 /// Returns a pool of read-only connections. In WAL mode readers and the writer do not block each

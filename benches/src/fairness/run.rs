@@ -18,9 +18,9 @@ use tower_offload::{
     ThreadPool,
     pool::{CallOptions, Pool},
 };
-use tower_offload_benches::BoxError;
 
-use crate::{ALONE, FIFO, GREED, GROUPS, KEYS, LOAD, Order, SPLIT, Sample, THREADS};
+use super::{ALONE, FIFO, GREED, GROUPS, KEYS, LOAD, Order, SPLIT, Sample, THREADS};
+use crate::BoxError;
 
 /// Part of the measurement that is not counted, in which the queue fills.
 const WARM_UP: f64 = 0.2;
@@ -34,7 +34,8 @@ enum Tenant {
     Quiet,
 }
 
-pub(crate) fn run(order: Order) -> Result<Vec<Sample>, BoxError> {
+/// The child's side: measures one round.
+pub fn run(order: Order) -> Result<Vec<Sample>, BoxError> {
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
     Ok(vec![runtime.block_on(measure(&order))?])
 }
