@@ -114,7 +114,7 @@ impl ProcessPoolBuilder {
     }
 
     /// Recycles a process that is older than this once it has no job: idle processes one at a time,
-    /// so that the pool keeps its capacity. Default: never.
+    /// so that the pool keeps its capacity. Longer than zero. Default: never.
     pub fn max_age(mut self, age: Duration) -> Self {
         self.max_age = Some(age);
         self
@@ -202,13 +202,10 @@ impl ProcessPoolBuilder {
     /// Returns an error if a value is invalid, if the program has not called
     /// [`init`](super::init), or if threads or processes cannot be started. It starts no process if
     /// it knows that without.
-    ///
-    /// # Panics
-    ///
-    /// Panics if the queue policy is invalid.
     pub fn build(self) -> Result<ProcessPool, ProcessPoolBuildError> {
         let processes = self.processes.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
-        self.validate(processes).map_err(|message| ProcessPoolBuildError(BuildErrorKind::Configuration(message)))?;
+        self.validate(processes)
+            .map_err(|message| ProcessPoolBuildError(BuildErrorKind::Configuration(message.into())))?;
         worker::report_not_initialized();
         if self.program.is_none() && self.arguments.is_empty() && !worker::is_initialized() {
             return Err(start_error(StartErrorKind::NotInitialized));
@@ -235,7 +232,13 @@ impl ProcessPoolBuilder {
             .queue_capacity(self.queue_capacity)
             .queue_policy(self.queue_policy)
             .build()
-            .map_err(|error| ProcessPoolBuildError(BuildErrorKind::Threads(error.into())))?;
+            .map_err(|error| {
+                ProcessPoolBuildError(if error.is_configuration() {
+                    BuildErrorKind::Configuration(error.to_string().into())
+                } else {
+                    BuildErrorKind::Threads(error.into())
+                })
+            })?;
         let shared = Arc::new(Shared::new(config, processes.saturating_add(self.spares), Wake::new().map_err(spawn)?));
         let supervisor = thread::Builder::new().name("offload-process".to_owned());
         supervisor
@@ -257,6 +260,8 @@ impl ProcessPoolBuilder {
             Err("`processes` and `spares` must not exceed 10000 together")
         } else if self.max_jobs == Some(0) {
             Err("`max_jobs` must be at least 1")
+        } else if self.max_age == Some(Duration::ZERO) {
+            Err("`max_age` must not be zero: give each job a process of its own with `max_jobs(1)`")
         } else if self.max_memory == Some(0) {
             Err("`max_memory` must be at least 1")
         } else if self.max_memory.is_some() && !cfg!(target_os = "linux") {

@@ -1,4 +1,4 @@
-use std::{error::Error, fmt, io, sync::Arc};
+use std::{borrow::Cow, error::Error, fmt, io, sync::Arc};
 
 use crate::CallError;
 
@@ -262,7 +262,7 @@ pub struct ProcessPoolBuildError(pub(super) BuildErrorKind);
 
 #[derive(Debug)]
 pub(super) enum BuildErrorKind {
-    Configuration(&'static str),
+    Configuration(Cow<'static, str>),
     Start(StartError),
     Threads(Box<dyn Error + Send + Sync>),
 }

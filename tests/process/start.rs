@@ -43,9 +43,12 @@ fn invalid_values_are_named() {
         (builder().processes(0), "processes"),
         (builder().spares(usize::MAX), "spares"),
         (builder().max_jobs(0), "max_jobs"),
+        (builder().max_age(Duration::ZERO), "max_age"),
         (builder().max_memory(0), "max_memory"),
         (builder().max_frame_size(0), "max_frame_size"),
         (builder().max_frame_size(usize::MAX), "max_frame_size"),
+        (builder().queue_capacity(0), "queue_capacity"),
+        (builder().name("a\0b"), "name"),
     ] {
         let error = builder.build().unwrap_err();
         assert!(error.is_configuration() && error.to_string().contains(name), "{error}");

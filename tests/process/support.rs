@@ -105,13 +105,9 @@ impl Work for Do {
             Self::PrintForever => loop {
                 println!("again and again");
             },
-            Self::Spawn => {
-                let child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
-                return Ok(child.id().to_string().into_bytes());
-            }
+            Self::Spawn => return Ok(start_sleeper().to_string().into_bytes()),
             Self::SpawnAndLoop(port) => {
-                let child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
-                write!(connect(port), "{}", child.id()).unwrap();
+                write!(connect(port), "{}", start_sleeper()).unwrap();
                 loop {
                     std::hint::spin_loop();
                 }
@@ -133,6 +129,12 @@ impl Work for Do {
         }
         Ok(Vec::new())
     }
+}
+
+/// Starts a program that the pool has to kill, and returns its process id.
+#[allow(clippy::zombie_processes)] // This process is killed before it can wait for it.
+fn start_sleeper() -> u32 {
+    std::process::Command::new("sleep").arg("1000").spawn().unwrap().id()
 }
 
 fn socket_number() -> i32 {
