@@ -162,10 +162,11 @@ impl<X, A> OffloadLayer<X, A> {
     ///
     /// Admission, limits, panics, cancellation and metrics are those of an offloaded call. The work
     /// has to be able to run on a thread of the runtime: `Handle::block_on` and
-    /// `blocking_recv` panic there, and thread-locals that the pool's threads have are missing. After
-    /// a panic on a caller's thread, calls are offloaded for a minute, in case the thread was its
-    /// reason. The work runs inside `call` of this service: a caller that holds a lock which the work
-    /// takes deadlocks.
+    /// `blocking_recv` panic there, and thread-locals that the pool's threads have are missing.
+    /// After a panic on a caller's thread, calls are offloaded for a minute, because the thread may
+    /// be its reason. The work runs inside `call` of this service, so a caller that holds a lock
+    /// which the work takes deadlocks.
+    ///
     /// Whoever can choose how long a call takes can block one thread once per minute, so do not
     /// use this for work whose length depends on its input.
     #[must_use]

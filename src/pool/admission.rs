@@ -18,7 +18,7 @@ use super::{
     metrics::Metrics,
     nested::NestedWaits,
     options::CallOptions,
-    overload::{Arrival, Change, OverloadDetector},
+    overload::{Arrival, Change, Fate, OverloadDetector},
     priority::Priority,
     scheduler::QueuePolicy,
     semaphore::Semaphore,
@@ -32,6 +32,11 @@ use crate::{
 /// Number of calls that may wait for their first poll by default: a burst that a machine can work
 /// off, at some hundred kilobytes of memory.
 pub(super) const DEFAULT_QUEUE_CAPACITY: usize = 1024;
+
+/// Number of times that more calls may wait during an overload if the key or the group of each
+/// further one has no other call in the queue. A few busy keys then do not lock out others. A
+/// service with one key per client would be without protection if there were no such bound.
+const GROUPS_PER_PERMIT: usize = 8;
 
 const OPEN: u8 = 0;
 const CLOSED: u8 = 1;
@@ -71,6 +76,8 @@ struct Overload {
     /// lock of `detector`. A reader that sees an old value takes the lock once too often, or leaves
     /// one arrival out.
     is_idle: AtomicBool,
+    /// `true` while the pool is overloaded. Written under the lock of `detector`.
+    is_overloaded: AtomicBool,
     /// `true` if the queue has to be cut to `limit` because the pool has become overloaded.
     has_excess: AtomicBool,
     detector: Mutex<OverloadDetector>,
@@ -82,6 +89,7 @@ impl Overload {
         Self {
             limit: detector.limit(),
             is_idle: AtomicBool::new(true),
+            is_overloaded: AtomicBool::new(false),
             has_excess: AtomicBool::new(false),
             detector: Mutex::new(detector),
         }
@@ -219,63 +227,73 @@ impl Admission {
     /// Acquires a permit for the queue, if one is available. [`Priority::Low`] calls can use only
     /// half of the permits, so they are rejected before others. A call with a key is rejected with
     /// [`CallError::KeyLimited`] if its key has used its share (see [`pool`](super#keys)).
+    ///
+    /// The caller must [`report`](Self::report) the change, once nothing is lost if that panics.
     #[inline]
-    pub(super) fn try_acquire(&self, options: CallOptions) -> Result<(), CallError> {
+    pub(super) fn try_acquire(&self, options: CallOptions) -> (Result<(), CallError>, Change) {
         if self.is_closed() {
-            return Err(CallError::Closed);
+            return (Err(CallError::Closed), Change::None);
         }
         let CallOptions { priority, key, .. } = options;
         let is_crowded = priority == Priority::Low && self.semaphore.in_use() >= self.semaphore.limit().div_ceil(2);
         let acquired = if is_crowded { Err(CallError::Overloaded) } else { self.semaphore.try_acquire_share(key) };
-        // Calls of low priority are rejected early in any case, which says nothing about the load.
-        // Nor do the calls of a key that is over its share: the others still have room.
-        let is_early = is_crowded || acquired == Err(CallError::KeyLimited);
-        if let Some(overload) = self.overload.as_ref().filter(|_| !is_early) {
-            self.observe(overload, acquired.is_ok());
-        }
-        acquired
+        let Some(overload) = &self.overload else { return (acquired, Change::None) };
+        let fate = match acquired {
+            Ok(()) => Fate::Admitted,
+            Err(CallError::KeyLimited) => Fate::RejectedEarly,
+            Err(_) if is_crowded => Fate::RejectedEarly,
+            Err(_) => Fate::Rejected,
+        };
+        (acquired, self.observe(overload, fate))
     }
 
     /// Records an arrival, and changes the number of calls that may wait if the pool becomes
     /// overloaded or recovers.
-    fn observe(&self, overload: &Overload, is_admitted: bool) {
+    fn observe(&self, overload: &Overload, fate: Fate) -> Change {
         // An admitted call finds itself in the queue.
-        if overload.is_idle.load(Relaxed) && !self.semaphore.is_in_use(overload.limit + usize::from(is_admitted)) {
-            return;
+        let itself = usize::from(fate == Fate::Admitted);
+        if overload.is_idle.load(Relaxed) && !self.semaphore.is_in_use(overload.limit.saturating_add(itself)) {
+            return Change::None;
         }
-        let change = self.detect(overload, is_admitted);
-        // Outside of the lock, because waiters and recorders are user code.
-        match change {
-            Change::None => {}
-            Change::Overloaded => self.metrics.overloaded(),
-            Change::Recovered => {
-                self.semaphore.serve_waiters();
-                self.metrics.relieved();
-            }
-        }
-    }
-
-    fn detect(&self, overload: &Overload, is_admitted: bool) -> Change {
         let mut detector = lock(&overload.detector);
-        let arrival = Arrival {
-            waiting: self.semaphore.in_use() - usize::from(is_admitted),
-            started: self.semaphore.released() as u64,
-            is_rejected: !is_admitted,
-        };
+        let arrival =
+            Arrival { waiting: self.semaphore.in_use() - itself, started: self.semaphore.released() as u64, fate };
         let change = detector.observe(arrival, Instant::now);
         overload.is_idle.store(detector.is_idle(), Relaxed);
+        overload.is_overloaded.store(detector.is_overloaded(), SeqCst);
         match change {
             Change::None => {}
-            Change::Overloaded => {
-                self.semaphore.set_limit(overload.limit.min(self.capacity));
+            Change::Overloaded | Change::ProbeFailed => {
+                let limit = overload.limit.min(self.capacity);
+                self.semaphore.set_limit(limit, limit.saturating_mul(GROUPS_PER_PERMIT).min(self.capacity));
                 overload.has_excess.store(true, Relaxed);
             }
-            Change::Recovered => {
-                self.semaphore.set_limit(self.capacity);
+            Change::ProbeStarted | Change::Recovered => {
+                self.semaphore.set_limit(self.capacity, self.capacity);
                 overload.has_excess.store(false, Relaxed);
             }
         }
         change
+    }
+
+    /// Reports a change that [`try_acquire`](Self::try_acquire) has made. Waiters, recorders and
+    /// subscribers are user code, which may panic.
+    #[inline]
+    pub(super) fn report(&self, change: Change) {
+        if change != Change::None {
+            self.report_change(change);
+        }
+    }
+
+    #[cold]
+    fn report_change(&self, change: Change) {
+        let Some(overload) = &self.overload else { return };
+        if matches!(change, Change::ProbeStarted | Change::Recovered) {
+            self.semaphore.serve_waiters();
+        }
+        if matches!(change, Change::Overloaded | Change::Recovered) {
+            self.metrics.overload_changed(change == Change::Overloaded, || overload.is_overloaded.load(SeqCst));
+        }
     }
 
     /// Returns the number of calls to which the queue has to be cut, once after the pool has become
@@ -345,6 +363,8 @@ impl Admission {
 
 #[cfg(all(test, not(tower_offload_loom)))]
 mod tests {
+    use std::collections::VecDeque;
+
     use super::*;
 
     #[test]
@@ -354,6 +374,94 @@ mod tests {
         for milliseconds in [1100, 20] {
             admission.on_start(milliseconds * 1_000_000, 1_000_000_000);
             assert_eq!(admission.expected_wait(), Duration::from_millis(milliseconds));
+        }
+    }
+
+    /// An admission with one thread that runs calls of one millisecond each.
+    struct Paced {
+        admission: Admission,
+        queue: VecDeque<Option<CallKey>>,
+        changes: Vec<Change>,
+    }
+
+    impl Paced {
+        fn new(threads: usize) -> Self {
+            let admission = Admission::new("bursts", 1024).with_policy(QueuePolicy::AcceptBursts, threads);
+            Self { admission, queue: VecDeque::new(), changes: Vec::new() }
+        }
+
+        fn call(&mut self, options: CallOptions) -> Result<(), CallError> {
+            let (acquired, change) = self.admission.try_acquire(options);
+            self.admission.report(change);
+            self.changes.extend((change != Change::None).then_some(change));
+            if acquired.is_ok() {
+                self.queue.push_back(options.key);
+            }
+            if let Some(len) = self.admission.take_excess() {
+                while self.queue.len() > len {
+                    self.admission.release(self.queue.pop_front().flatten());
+                }
+            }
+            acquired
+        }
+
+        async fn millisecond(&mut self) {
+            self.queue.pop_front().into_iter().for_each(|key| self.admission.release(key));
+            tokio::time::advance(Duration::from_millis(1)).await;
+        }
+
+        /// Lets calls arrive at three times the capacity until the pool is overloaded.
+        async fn overload(&mut self) {
+            while self.changes.is_empty() {
+                for _ in 0..3 {
+                    let _ = self.call(CallOptions::new());
+                }
+                self.millisecond().await;
+            }
+            assert_eq!(self.changes, [Change::Overloaded]);
+        }
+    }
+
+    fn of(tenant: u32) -> CallOptions {
+        CallOptions::new().fair_by(tenant)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn busy_keys_do_not_lock_out_others_during_an_overload() {
+        let mut paced = Paced::new(2);
+        paced.overload().await;
+        for step in 0..500 {
+            for key in 0..16 {
+                let _ = paced.call(of(key % 8));
+            }
+            if step % 20 == 0 {
+                assert_eq!(paced.call(of(100)), Ok(()), "step {step}");
+            }
+            assert!(paced.queue.len() <= 4 + 8, "{}", paced.queue.len());
+            paced.millisecond().await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn many_keys_do_not_fill_the_queue_of_an_overloaded_pool() {
+        let mut paced = Paced::new(2);
+        paced.overload().await;
+        let admitted = (0..1000).filter(|key| paced.call(of(*key)).is_ok()).count();
+        assert!((28..=32).contains(&admitted), "{admitted}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn overload_by_one_key_or_low_priority_lasts() {
+        for options in [of(1), CallOptions::new().priority(Priority::Low)] {
+            let mut paced = Paced::new(1);
+            for _ in 0..1000 {
+                for _ in 0..3 {
+                    let _ = paced.call(options);
+                }
+                paced.millisecond().await;
+            }
+            let count = |change| paced.changes.iter().filter(|it| **it == change).count();
+            assert_eq!((count(Change::Overloaded), count(Change::Recovered)), (1, 0), "{:?}", paced.changes);
         }
     }
 }

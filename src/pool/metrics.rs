@@ -46,6 +46,11 @@ pub(crate) struct Metrics {
     pool: Arc<str>,
     #[cfg(feature = "tracing")]
     overload: OverloadWarning,
+    #[cfg(feature = "tracing")]
+    overload_change: OverloadWarning,
+    /// `true` if an overload was reported whose end was not.
+    #[cfg(feature = "tracing")]
+    has_warned: std::sync::atomic::AtomicBool,
     /// Each thread counts in one stripe, and readers add the stripes up. Counters shared by all
     /// threads would be passed between cores a dozen times per call, which took a third of the cost
     /// of a call at full load.
@@ -110,8 +115,8 @@ struct Stripe {
     in_place: AtomicU64,
     /// Calls of these that occupied the thread for too long.
     misplaced: AtomicU64,
-    /// Steps of workers. Only they change it, because callers that leave, and calls that run on their
-    /// caller's thread, say nothing about the threads of the pool.
+    /// Steps of workers. Only they change it, because callers that leave, and calls that run on
+    /// their caller's thread, say nothing about the threads of the pool.
     progress: AtomicU64,
 }
 
@@ -133,6 +138,10 @@ impl Metrics {
             pool: pool.clone(),
             #[cfg(feature = "tracing")]
             overload: OverloadWarning::new(),
+            #[cfg(feature = "tracing")]
+            overload_change: OverloadWarning::new(),
+            #[cfg(feature = "tracing")]
+            has_warned: std::sync::atomic::AtomicBool::default(),
             epoch,
             created: nanos(created.saturating_duration_since(epoch)),
             stripes: (0..STRIPES).map(|_| Stripe::default()).collect(),
@@ -201,8 +210,8 @@ impl Metrics {
     #[inline]
     pub(super) fn progressed(&self) {
         let progress = &self.stripe().progress;
-        // Not a read-modify-write, because any change of the value is progress. If threads share the
-        // stripe, one of two changes at the same time may be lost.
+        // Not a read-modify-write, because any change of the value is progress. If threads share
+        // the stripe, one of two changes at the same time may be lost.
         progress.store(progress.load(Relaxed).wrapping_add(1), Relaxed);
     }
 
@@ -228,23 +237,36 @@ impl Metrics {
         let _ = (observation, nested);
     }
 
-    /// Records that the queue grows and does not drain, so that fewer calls may wait.
-    pub(super) fn overloaded(&self) {
-        self.overloads.fetch_add(1, Relaxed);
-        record!(self, overloaded.set(1));
+    /// Records that the queue grows and does not drain, so that fewer calls may wait, or that it
+    /// drains again. `current` returns the present state, which another thread may have changed.
+    /// The events are limited to one pair per interval, because clients can cause changes.
+    pub(super) fn overload_changed(&self, is_overloaded: bool, current: impl Fn() -> bool) {
+        if is_overloaded {
+            self.overloads.fetch_add(1, Relaxed);
+        }
+        // The thread that sets the gauge last sees a change that it has not set, and sets it again.
+        #[cfg(feature = "metrics")]
+        loop {
+            let state = current();
+            self.recorder.get().overloaded.set(u8::from(state));
+            if state == current() {
+                break;
+            }
+        }
         #[cfg(feature = "tracing")]
-        tracing::event!(
-            tracing::Level::WARN,
-            pool = &*self.pool,
-            "pool overloaded: calls are rejected until it drains"
-        );
-    }
-
-    /// Records that the pool is no longer overloaded.
-    pub(super) fn relieved(&self) {
-        record!(self, overloaded.set(0));
-        #[cfg(feature = "tracing")]
-        tracing::event!(tracing::Level::INFO, pool = &*self.pool, "pool no longer overloaded");
+        if is_overloaded && tracing::enabled!(tracing::Level::WARN) && self.overload_change.is_due() {
+            self.has_warned.store(true, Relaxed);
+            let overloads = self.overloads.load(Relaxed);
+            tracing::event!(
+                tracing::Level::WARN,
+                pool = &*self.pool,
+                overloads,
+                "pool overloaded: calls are rejected until it drains"
+            );
+        } else if !is_overloaded && self.has_warned.swap(false, Relaxed) {
+            tracing::event!(tracing::Level::INFO, pool = &*self.pool, "pool no longer overloaded");
+        }
+        let _ = current;
     }
 
     /// Records that the pool makes progress again.

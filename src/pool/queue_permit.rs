@@ -43,15 +43,24 @@ impl QueuePermit {
     /// Acquires a permit if one is available. See [`Admission::try_acquire`] for the shares of keys
     /// and of low priority.
     pub(crate) fn try_acquire(pool: &Arc<dyn Pool>, options: CallOptions) -> Result<Self, CallError> {
-        (**pool).admission().try_acquire(options)?;
-        Ok(Self::new(pool.clone(), options.key))
+        let (acquired, change) = (**pool).admission().try_acquire(options);
+        // Before the change is reported, which may panic.
+        let permit = acquired.map(|()| Self::new(pool.clone(), options.key));
+        (**pool).admission().report(change);
+        permit
     }
 
     /// Like `try_acquire`, and counts a failure as a rejected call.
     pub(crate) fn try_acquire_counted(pool: Arc<dyn Pool>, options: CallOptions) -> Result<Self, CallError> {
-        match (*pool).admission().try_acquire(options) {
-            Ok(()) => Ok(Self::new(pool, options.key)),
+        let (acquired, change) = (*pool).admission().try_acquire(options);
+        match acquired {
+            Ok(()) => {
+                let permit = Self::new(pool, options.key);
+                permit.admission().report(change);
+                Ok(permit)
+            }
             Err(error) => {
+                pool.admission().report(change);
                 pool.admission().metrics().rejected(error);
                 Err(error)
             }

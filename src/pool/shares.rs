@@ -26,6 +26,11 @@ impl Shares {
         key.member().is_none() || self.in_use(key) < left_for_group
     }
 
+    /// Returns `true` if the group has no permit.
+    pub(crate) fn has_none(&self, group: CallKey) -> bool {
+        self.in_use(group) == 0
+    }
+
     /// Counts a permit of `key`.
     pub(crate) fn add(&mut self, key: CallKey) {
         *self.in_use.entry(key.group()).or_default() += 1;

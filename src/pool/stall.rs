@@ -14,8 +14,8 @@ pub(super) const OBSERVATIONS: u32 = 10;
 /// State of a pool as its monitor sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Observation {
-    /// Counter that changes whenever a worker makes progress: it takes an entry, or gives its thread
-    /// back.
+    /// Counter that changes whenever a worker makes progress: it takes an entry, or gives its
+    /// thread back.
     pub(super) progress: u64,
     /// Number of calls that wait for a thread.
     pub(super) queued: usize,

@@ -319,15 +319,14 @@ impl Worker {
         let WorkerPool { admission, scheduler, .. } = &*self.pool;
         self.clock.flush(admission.metrics());
         for _ in 0..LINGER_INTERVALS {
-            if admission.metrics().in_flight() == 0 {
-                scheduler.close(); // Ends the wait of the worker that lingers.
-                return false;
-            }
-            match scheduler.linger(&mut self.state, LINGER_INTERVAL) {
+            match scheduler.linger(&mut self.state, LINGER_INTERVAL, || admission.metrics().in_flight() > 0) {
                 Linger::Woken => return true,
                 Linger::TimedOut => {}
-                Linger::MustExit => return false,
+                Linger::MustExit => break,
             }
+        }
+        if admission.metrics().in_flight() == 0 {
+            scheduler.close(); // Ends the wait of a worker that lingers.
         }
         false
     }

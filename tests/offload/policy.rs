@@ -224,7 +224,7 @@ struct Paced {
 
 impl Paced {
     fn new() -> Self {
-        let builder = ThreadPool::builder().threads(1).queue_policy(QueuePolicy::AcceptBursts);
+        let builder = ThreadPool::builder().threads(1);
         let (release, released) = std::sync::mpsc::channel();
         let released = Arc::new(Mutex::new(released));
         Self { pool: builder.build().unwrap(), release, released, calls: tokio::task::JoinSet::new() }
@@ -322,4 +322,30 @@ async fn key_that_is_over_its_share_does_not_overload_the_pool() {
     while paced.pool.stats().in_flight > 0 {
         paced.end_call().await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn subscriber_that_panics_at_an_overload_keeps_no_place_in_the_queue() {
+    use tracing_subscriber::layer::SubscriberExt;
+    struct Explosive;
+    impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Explosive {
+        fn on_event(&self, event: &tracing::Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
+            assert!(event.metadata().fields().field("overloads").is_none(), "a subscriber that panics");
+        }
+    }
+    let _guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(Explosive));
+    let mut paced = Paced::new();
+    let mut panics = 0;
+    while panics == 0 {
+        for _ in 0..3 {
+            let call = std::panic::AssertUnwindSafe(|| paced.call());
+            panics += usize::from(std::panic::catch_unwind(call).is_err());
+        }
+        paced.millisecond(0).await;
+    }
+    assert_eq!(paced.pool.stats().overloads, 1);
+    while paced.pool.stats().in_flight > 0 {
+        paced.end_call().await;
+    }
+    assert_eq!(paced.pool.stats().permits_in_use, 0);
 }

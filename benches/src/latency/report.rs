@@ -68,6 +68,11 @@ pub fn notes(rows: &[Row]) -> Vec<String> {
              in a row is at most {NORMAL_FACTOR} times the p99 before the overload. A job without a success counts as infinitely \
              late. A dash: too few successes before the overload to define what is normal."
         ));
+        notes.push(
+            "failing until: from the end of the overload to the last job without a success. If it is much shorter than \
+             `normal after`, the jobs in between were slow but none was rejected."
+                .to_owned(),
+        );
     }
     if has(Scene::Quota) {
         notes.push(
@@ -192,6 +197,7 @@ fn table(scene: Scene, rows: &[Row]) -> Option<Table> {
     }
     if scene == Scene::Recovery {
         columns.push(("normal after ms (range)", &|row| recovery(row)));
+        columns.push(("failing until ms (range)", &|it| range(it.spread(|sample| sample.failing_ms))));
     }
     columns.extend::<[Cell<'_, &Row>; 8]>([
         ("/ping p50 ms (range)", &|it| range(it.spread(|sample| sample.ping_p50_ms))),

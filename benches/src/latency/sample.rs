@@ -59,6 +59,10 @@ pub struct Sample {
     pub recovery_ms: Option<f64>,
     /// `true` if there were enough jobs to judge the recovery.
     pub recovery_known: bool,
+    /// The time from the end of the overload until the last job without a success was due: zero if
+    /// all later jobs succeeded.
+    #[serde(default)]
+    pub failing_ms: Option<f64>,
     /// The p99 of the generator's own lateness.
     pub generator_late_p99_ms: f64,
     /// The periods of the whole run in which the server had to wait because of its quota, if it had
@@ -91,11 +95,11 @@ impl Sample {
         let latencies = microseconds(pings.iter().map(|ping| ping.latency));
         let ping_ms = |quantile| latencies.value_at_quantile(quantile) as f64 / 1e3;
         let ok = microseconds(successes().map(|job| job.latency));
-        let recovery = setting.overload.map_or(Recovery::Unknown, |overload| {
-            let Overload { after_ms, length_ms } = overload;
+        let overload = setting.overload.map(|Overload { after_ms, length_ms }| {
             let begin = Duration::from_millis(setting.phases.warm_up_ms + after_ms);
-            time_until_normal(jobs, begin, begin + Duration::from_millis(length_ms))
+            (begin, begin + Duration::from_millis(length_ms))
         });
+        let recovery = overload.map_or(Recovery::Unknown, |(begin, end)| time_until_normal(jobs, begin, end));
         // Sleeping jobs use no share of the cores.
         let capacity = setting.conditions.capacity_per_second.filter(|_| setting.scene == Scene::Cpu);
         Self {
@@ -114,6 +118,10 @@ impl Sample {
             jobs_ok_p99_ms: (!ok.is_empty()).then(|| ok.value_at_quantile(0.99) as f64 / 1e3),
             recovery_ms: if let Recovery::After(time) = recovery { Some(milliseconds(time)) } else { None },
             recovery_known: recovery != Recovery::Unknown,
+            failing_ms: overload.map(|(_, end)| {
+                let last = jobs.iter().rfind(|job| job.end != End::Success && job.due >= end);
+                last.map_or(0.0, |job| milliseconds(job.due - end))
+            }),
             generator_late_p99_ms: lateness.value_at_quantile(0.99) as f64 / 1e3,
             ping_percentiles_ms: positions()
                 .map(|position| ping_ms(1.0 - 10_f64.powf(-f64::from(position) / 1e3)))

@@ -80,25 +80,28 @@ pub(super) const VARIANTS: &[Variant] = &[
     variant("spawn_blocking", [213, 94, 0], spawn_blocking),
     Variant { is_capped: true, ..variant("spawn_blocking/capped", [230, 159, 0], spawn_blocking) },
     variant("tower-resilience", [204, 121, 167], tower_resilience),
-    variant("offload/threads", [0, 114, 178], |work| offload(work, ThreadPool::cpu())),
+    variant("offload/threads", [0, 114, 178], |work| offload(work, fifo(ThreadPool::builder()))),
     variant("offload/rayon", [0, 158, 115], |work| {
         let threads = rayon::ThreadPoolBuilder::new().num_threads(platform::parallelism()).build();
-        offload(work, Rayon::new(threads.expect("a new server can start threads")))
+        let rayon = Rayon::builder(threads.expect("a new server can start threads"));
+        offload(work, rayon.queue_policy(QueuePolicy::Fifo).build())
     }),
-    variant("offload/tokio", [86, 180, 233], |work| offload(work, TokioBlocking::new(platform::parallelism()))),
+    variant("offload/tokio", [86, 180, 233], |work| {
+        offload(work, TokioBlocking::builder(platform::parallelism()).queue_policy(QueuePolicy::Fifo).build())
+    }),
     // Its queue has room for the calls of 80 ms on two cores.
-    variant("offload/bounded", [140, 86, 20], |work| offload(work, built(ThreadPool::builder().queue_capacity(32)))),
+    variant("offload/bounded", [140, 86, 20], |work| offload(work, fifo(ThreadPool::builder().queue_capacity(32)))),
     variant("offload/codel", [110, 50, 160], |work| {
         offload(work, built(ThreadPool::builder().queue_policy(Codel::default())))
     }),
-    variant("offload/bursts", [213, 160, 20], |work| {
-        offload(work, built(ThreadPool::builder().queue_policy(QueuePolicy::AcceptBursts)))
-    }),
+    variant("offload/bursts", [213, 160, 20], |work| offload(work, ThreadPool::cpu())),
     variant("offload/adaptive", [90, 90, 200], |work| {
-        inline(work).layer(OffloadLayer::new(ThreadPool::cpu()).reject(ProblemJson).adaptive())
+        inline(work).layer(OffloadLayer::new(fifo(ThreadPool::builder())).reject(ProblemJson).adaptive())
     }),
-    variant("offload/nice", [0, 90, 60], |work| offload(work, built(ThreadPool::builder().niceness(10)))),
-    variant("offload/blocking", [120, 120, 120], |work| offload(work, ThreadPool::blocking(64))),
+    variant("offload/nice", [0, 90, 60], |work| offload(work, fifo(ThreadPool::builder().niceness(10)))),
+    variant("offload/blocking", [120, 120, 120], |work| {
+        offload(work, fifo(ThreadPool::builder().min_threads(0).max_threads(64)))
+    }),
     sized("1 worker + 1 thread", 1, [0, 0, 0], |work| offload(work, threads(1))),
     sized("1 worker + 1 thread, nice", 1, [90, 90, 90], |work| offload(work, nice_threads(1))),
     sized("1 worker + 2 threads", 1, [0, 114, 178], |work| offload(work, threads(2))),
@@ -154,12 +157,17 @@ fn built(builder: tower_offload::pool::ThreadPoolBuilder) -> ThreadPool {
     builder.build().expect("a new server can start threads")
 }
 
+/// Builds a pool that rejects calls only if its queue is full.
+fn fifo(builder: tower_offload::pool::ThreadPoolBuilder) -> ThreadPool {
+    built(builder.queue_policy(QueuePolicy::Fifo))
+}
+
 fn threads(count: usize) -> ThreadPool {
-    built(ThreadPool::builder().threads(count))
+    fifo(ThreadPool::builder().threads(count))
 }
 
 fn nice_threads(count: usize) -> ThreadPool {
-    built(ThreadPool::builder().threads(count).niceness(10))
+    fifo(ThreadPool::builder().threads(count).niceness(10))
 }
 
 /// The work of a job on its thread.

@@ -15,25 +15,35 @@ use tokio::time::Instant;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum QueuePolicy {
-    /// First in, first out. Every queued call starts, however long it waited. The default, so that
-    /// a call is rejected either at once or never.
-    #[default]
+    /// First in, first out. Every queued call starts, however long it waited, and a call is
+    /// rejected either at once, because the queue is full, or never. For callers who would rather wait than
+    /// be rejected, such as batch jobs: with the default capacity and calls of 5 ms on two threads,
+    /// an overload makes each of them wait for 2.5 s.
     Fifo,
     /// First in, first out, and bursts wait. If the queue does not drain, calls are rejected at
     /// once until it does, so that the others wait only briefly. No setting depends on the duration
-    /// of calls.
+    /// of calls. The default, because calls that all wait for a full queue are of no use to callers
+    /// who have given up by then.
     ///
-    /// The pool is *overloaded* if at least two calls per thread wait for two windows of time, and
-    /// the queue still grows in the second, by over an eighth of the calls that start. A window
-    /// takes at least 20 ms, and at least four calls per thread start in it. From then on at most
-    /// two calls per thread wait; the pool rejects others with
-    /// [`CallError::Overloaded`](crate::CallError::Overloaded), and once also the oldest of those
-    /// that wait, with [`CallError::Expired`](crate::CallError::Expired). The overload ends with a
-    /// window in which fewer than an eighth of the arriving calls were rejected.
+    /// The pool becomes *overloaded* while at least two calls per thread, and at least four, wait
+    /// for two windows of time, and the queue still grows after the first: by over an eighth of the
+    /// calls that start, and by more than chance explains. A window takes at least 20 ms, and at
+    /// least four calls per thread start in it. The queue of a burst shrinks, and that of a fixed
+    /// number of callers who wait for their answers stays the same, so neither is an overload. Nor
+    /// are calls that are rejected early because of their key or priority.
     ///
-    /// The queue of a burst shrinks, and that of a fixed number of callers who wait for their
-    /// answers stays the same, so neither is an overload. Nor are calls of a key that are rejected
-    /// because it has used its [share of the queue](crate::pool#keys).
+    /// During an overload at most two calls per thread wait, and at least four. The pool rejects
+    /// others with [`CallError::Overloaded`](crate::CallError::Overloaded), and at its start also
+    /// the oldest of those that wait, with [`CallError::Expired`](crate::CallError::Expired). Calls
+    /// with a [key](crate::pool#keys) whose group has no other call in the queue may wait until the
+    /// queue is eight times as long, so that a few busy keys do not lock out others.
+    ///
+    /// The overload ends when fewer than an eighth of the arriving calls are rejected, or when one
+    /// finds the queue empty after a pause of 20 ms. To find out whether it is only kept up by
+    /// rejected callers who return, the limit is lifted from time to time: first after a second or
+    /// more, and then for less than 1 % of the time. If the queue grows quickly, that ends after
+    /// two windows, and otherwise after at most 1.5 s.
+    #[default]
     AcceptBursts,
     /// Sheds calls to keep waits short. See [`Codel`].
     Codel(Codel),

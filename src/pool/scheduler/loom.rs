@@ -170,9 +170,10 @@ fn entry_pushed_while_a_worker_lingers_is_run() {
                 loop {
                     match scheduler.next(&mut worker, true) {
                         Action::Run(Dequeued { item, .. }) => run(item),
-                        _ if ran.load(Ordering::SeqCst) > 0 => return,
-                        _ if scheduler.linger(&mut worker, Duration::MAX) == Linger::Woken => {}
-                        _ => return,
+                        _ => match scheduler.linger(&mut worker, Duration::MAX, || ran.load(Ordering::SeqCst) == 0) {
+                            Linger::Woken => {}
+                            Linger::TimedOut | Linger::MustExit => return,
+                        },
                     }
                 }
             })

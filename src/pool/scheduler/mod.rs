@@ -99,7 +99,7 @@ pub(super) enum Linger {
     /// It continues with [`Scheduler::next`].
     Woken,
     TimedOut,
-    /// Another worker waits, or is on its way.
+    /// No entries come, or another worker waits for them or is on its way.
     MustExit,
 }
 
@@ -247,13 +247,25 @@ impl<T: QueueItem> Scheduler<T> {
         }
     }
 
-    /// Parks a worker for up to `timeout` that must exit because the scheduler is closed. May follow
-    /// [`Action::Exit`].
-    pub(super) fn linger(&self, worker: &mut WorkerState<T>, timeout: Duration) -> Linger {
+    /// Parks a worker that must exit because the scheduler is closed, for up to `timeout`, if entries
+    /// may still come. May follow [`Action::Exit`].
+    ///
+    /// `is_needed` is called under the lock. A thread that makes it return `false` and then calls
+    /// [`close`](Self::close) therefore ends the wait, whichever of the two is first.
+    pub(super) fn linger(
+        &self,
+        worker: &mut WorkerState<T>,
+        timeout: Duration,
+        is_needed: impl FnOnce() -> bool,
+    ) -> Linger {
         let parker = worker.parker().clone();
-        // An entry that is pushed now wakes this worker, as it would have spawned one before. So
-        // neither `needs_wakeup` nor the inbox changes.
-        if !lock(&self.state).linger(|| parker) {
+        let lingers = {
+            let mut state = lock(&self.state);
+            // An entry that is pushed next wakes this worker. Before, it would have spawned one. So
+            // neither `needs_wakeup` nor the inbox changes.
+            is_needed() && state.linger(|| parker)
+        };
+        if !lingers {
             Linger::MustExit
         } else if self.park(worker, Some(timeout)) {
             Linger::Woken

@@ -186,8 +186,8 @@ impl<T: QueueItem, P> SchedulerState<T, P> {
     }
 
     /// Makes workers exit once the queue is empty. Returns the parkers of idle workers, also of one
-    /// that lingers: the caller must wake them, and they continue as `Busy`. Later entries get workers
-    /// again.
+    /// that lingers: the caller must wake them, and they continue as `Busy`. Later entries get
+    /// workers again.
     pub(super) fn close(&mut self) -> Vec<P> {
         self.closing = true;
         std::mem::take(&mut self.idle)

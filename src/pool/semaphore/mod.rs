@@ -44,6 +44,8 @@ use crate::{
 pub(crate) struct Semaphore {
     /// Maximum number of permits in use. More may be in use after it was lowered.
     limit: AtomicUsize,
+    /// Like `limit`, for a call whose group has no permit.
+    first_limit: AtomicUsize,
     /// `true` while tasks wait. Written under the lock of `waiters`. While it is set, permits are
     /// acquired only under that lock, and for others only if no waiter may have them.
     ///
@@ -105,9 +107,9 @@ impl Waiters {
         }
     }
 
-    /// Moves the next waiter whose key may have one of the `left` permits to `served`, and counts it.
-    /// Those before it whose receiver was dropped are moved too, without a permit, because dropping
-    /// their wakers is user code. Returns `false` if there is no such waiter.
+    /// Moves the next waiter whose key may have one of the `left` permits to `served`, and counts
+    /// it. Those before it whose receiver was dropped are moved too, without a permit, because
+    /// dropping their wakers is user code. Returns `false` if there is no such waiter.
     fn serve_next(&mut self, left: usize, served: &mut Vec<Waiter>) -> bool {
         let Self { queue, keyed, shares, cancelled, .. } = self;
         let may_have = |key: Option<CallKey>| match (&*shares, key) {
@@ -191,6 +193,7 @@ impl Semaphore {
     fn of(limit: usize, shares: Option<Shares>) -> Self {
         Self {
             limit: AtomicUsize::new(limit),
+            first_limit: AtomicUsize::new(limit),
             has_waiters: AtomicBool::new(false),
             acquire: Padded::default(),
             released: Padded::default(),
@@ -228,10 +231,12 @@ impl Semaphore {
         self.limit.load(Relaxed)
     }
 
-    /// Changes the limit. Permits that are in use stay so. If the limit was raised,
-    /// [`serve_waiters`](Self::serve_waiters) must be called next.
-    pub(super) fn set_limit(&self, limit: usize) {
+    /// Changes the limit, and that for a call whose group has no permit. The latter does not apply
+    /// while tasks wait, which take turns. Permits that are in use stay so. If the limit was
+    /// raised, [`serve_waiters`](Self::serve_waiters) must be called next.
+    pub(super) fn set_limit(&self, limit: usize, first_limit: usize) {
         self.limit.store(limit, Relaxed);
+        self.first_limit.store(first_limit, Relaxed);
     }
 
     /// Serves waiters after the limit was raised. Their wakers are user code.
@@ -257,7 +262,8 @@ impl Semaphore {
         if key.is_none() && !self.has_waiters.load(Relaxed) && self.acquire_unfair() {
             return Ok(());
         }
-        if self.is_full() {
+        let (limit, first_limit) = (self.limit(), self.first_limit.load(Relaxed));
+        if self.is_full(if key.is_some() { limit.max(first_limit) } else { limit }) {
             return Err(CallError::Overloaded);
         }
         let mut waiters = lock(&self.waiters);
@@ -268,9 +274,9 @@ impl Semaphore {
         acquired
     }
 
-    /// Returns `true` if no permit is left. A spare is left.
-    fn is_full(&self) -> bool {
-        let is_in_use = || self.is_in_use(self.limit());
+    /// Returns `true` if no permit below `limit` is left. A spare is left.
+    fn is_full(&self, limit: usize) -> bool {
+        let is_in_use = || self.is_in_use(limit);
         // The second look is for a spare that was discarded before the last waiter was removed.
         is_in_use() && !self.has_waiters.load(Acquire) && is_in_use()
     }
@@ -284,6 +290,15 @@ impl Semaphore {
             false => self.limit().saturating_sub(self.in_use()),
         };
         match (key, &waiters.shares) {
+            (Some(key), Some(shares))
+                if !has_spare
+                    && waiters.len() == 0
+                    && shares.has_none(key.group())
+                    && self.acquire_below(self.first_limit.load(Relaxed)) =>
+            {
+                waiters.count(Some(key));
+                Ok(())
+            }
             _ if left == 0 => Err(CallError::Overloaded),
             // Checked before a permit is acquired, so that other threads are not refused it.
             (Some(key), Some(shares)) if !shares.has_room(key, left) => {
@@ -301,12 +316,16 @@ impl Semaphore {
     }
 
     fn acquire_unfair(&self) -> bool {
+        self.acquire_below(self.limit())
+    }
+
+    /// Acquires a permit if fewer than `limit` are in use.
+    fn acquire_below(&self, limit: usize) -> bool {
         let AcquireSide { acquired, released: cached } = &*self.acquire;
         // `released` is always loaded first: every permit was acquired before it was released, so
         // the difference is never negative.
         let mut released = cached.load(Acquire);
         let mut before = acquired.load(Acquire);
-        let limit = self.limit.load(Relaxed);
         loop {
             if before.wrapping_sub(released) >= limit {
                 released = self.released.load(Acquire);
