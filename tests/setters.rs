@@ -21,8 +21,8 @@ use tower_offload::{
     blocking_detector::BlockingDetectorLayer,
     offload::RejectWithError,
     pool::{
-        Admission, CallOptions, Codel, Deadline, Inline, Pool, Rayon, Runnable, ThreadPoolBuilder, TokioBlocking,
-        TokioBlockingBuilder,
+        Admission, CallOptions, Codel, CpuBudget, Deadline, Inline, Pool, Rayon, Runnable, ThreadPoolBuilder,
+        TokioBlocking, TokioBlockingBuilder,
     },
     process::{self, KilledBy, ProcessPool, ProcessPoolBuilder, RunError, Work},
 };
@@ -435,6 +435,12 @@ fn sizes() -> Vec<Setter<usize>> {
             use_builder(ThreadPool::builder().max_threads(value))
         }),
         setter("ThreadPool::blocking", threads, async |value| use_pool(ThreadPool::blocking(value)).await),
+        setter(
+            "CpuBudget::of",
+            // 0 cores are 1.
+            |value| threads(value).filter(|_| value > 0),
+            |value| use_builder(CpuBudget::of(value).pool()),
+        ),
         setter("ThreadPoolBuilder::queue_capacity", zero, |value| {
             use_builder(ThreadPool::builder().queue_capacity(value))
         }),

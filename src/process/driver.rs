@@ -1,5 +1,5 @@
-//! Runs one job on a process. The driver is a call on a thread of the pool, which it occupies for as
-//! long as the job occupies its process.
+//! Runs one job on a process. The driver is a call on a thread of the pool, which it occupies for
+//! as long as the job occupies its process.
 
 use std::{os::unix::process::ExitStatusExt, process::ExitStatus, sync::Arc, time::Duration};
 
@@ -67,7 +67,8 @@ enum End {
     NotStarted(RunError<Vec<u8>>),
 }
 
-/// The state of a job while a process runs it. Nothing in here runs user code, so it does not panic.
+/// The state of a job while a process runs it. Nothing in here runs user code, so it does not
+/// panic.
 struct Exchange<'a> {
     shared: &'a Shared,
     job: &'a Job,

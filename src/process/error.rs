@@ -46,7 +46,7 @@ pub enum KilledBy {
     Cancelled,
     /// A signal that the pool did not send: the number of the signal, such as 11 for an invalid
     /// memory access (`SIGSEGV`), 6 for an abort (`SIGABRT`), and 9 (`SIGKILL`) if the system ran
-    /// out of memory or somebody killed the process.
+    /// out of memory or another program killed the process.
     Crash(i32),
 }
 

@@ -1,9 +1,9 @@
 //! Frames on the socket between a pool and a worker process.
 //!
-//! A frame is its length (`u32`, little-endian), a header, and for some headers a payload: the input
-//! or the result of a job. Header and payload are encoded by postcard. A process reads only frames
-//! that were written by the same executable (see [`Fingerprint`]), so the format has no versions of
-//! its own.
+//! A frame is its length (`u32`, little-endian), a header, and for some headers a payload: the
+//! input or the result of a job. Header and payload are encoded by postcard. A process reads only
+//! frames that were written by the same executable (see [`Fingerprint`]), so the format has no
+//! versions of its own.
 
 use std::{
     fs, io,
@@ -154,8 +154,8 @@ impl FloorCharBoundary for str {
     }
 }
 
-/// A frame that is being encoded. Bytes beyond `max` are counted and not kept, so that a huge result
-/// is not held in memory twice.
+/// A frame that is being encoded. Bytes beyond `max` are counted and not kept, so that a huge
+/// result is not held in memory twice.
 struct Bounded {
     bytes: Vec<u8>,
     /// Length of the encoded data, kept or not, without the prefix.

@@ -30,7 +30,7 @@
 //!
 //! #[tokio::main]
 //! async fn serve() {
-//!     let pool = ProcessPool::builder().processes(2).max_memory(256 << 20).build().expect("processes");
+//!     let pool = ProcessPool::builder().max_memory(256 << 20).build().expect("processes");
 //!     match pool.run(Render("page".to_owned())).timeout(Duration::from_secs(1)).await {
 //!         Ok(page) => println!("{page}"),
 //!         Err(RunError::Killed { by: KilledBy::Timeout }) => println!("the page takes too long"),
@@ -43,18 +43,18 @@
 //!
 //! For code that may loop, leak or crash and cannot be fixed: parsers of files that users upload,
 //! native libraries, scripts. For work that ends and checks [`cancelled`](crate::cancelled), a
-//! [`ThreadPool`](crate::ThreadPool) is ten times cheaper. It is no sandbox: a job has every right of
-//! the program, and one that wants to can leave its process group.
+//! [`ThreadPool`](crate::ThreadPool) is ten times cheaper. It is no sandbox: a job has every right
+//! of the program, and one that wants to can leave its process group.
 //!
 //! # What is promised
 //!
 //! * A job runs at most once. One whose process ends before it has begun gets another process.
-//! * [Admission](crate::pool#bounds) is that of the other pools: a bounded queue, rejection at once,
-//!   priorities, keys and [deadlines](crate::pool#deadlines). Work that was abandoned before it has
-//!   started never starts.
+//! * [Admission](crate::pool#bounds) is that of the other pools: a bounded queue, rejection at
+//!   once, priorities, keys and [deadlines](crate::pool#deadlines). Work that was abandoned before
+//!   it has started never starts.
 //! * A job over a limit is asked to stop, and its process group is killed after the
 //!   [grace period](ProcessPoolBuilder::grace). What work returns within the grace period is its
-//!   result. The caller is answered when the process is gone, so the job does not run any more;
+//!   result. The caller is answered when the process is gone, so the job no longer runs;
 //!   only a deadline answers it earlier.
 //! * A spare process takes over at once, and its successor starts in the background.
 //! * A panic is an error with its message and location, and does not cost the process.
@@ -85,8 +85,8 @@
 //! | `process killed` | warn | `pid`, `job`, `kind`, `by`, `signal` |
 //! | `process output` | info | `pid`, `job`, `kind`, `stream`, `line` |
 //!
-//! `process output` is a line that a process wrote to stdout or stderr. At most 1 MiB is reported for
-//! each job, and lines over 8 KiB are split.
+//! `process output` is a line that a process wrote to stdout or stderr. At most 1 MiB is reported
+//! for each job, and lines over 8 KiB are split.
 
 #[cfg(not(unix))]
 compile_error!("feature `process` of tower-offload requires Unix: do not enable it for Windows");
@@ -188,8 +188,8 @@ impl ProcessPool {
     ///
     /// # Panics
     ///
-    /// The future resumes a panic of the work's `Serialize`, and of the `Deserialize` of its result.
-    /// A panic of the work is an error.
+    /// The future resumes a panic of the work's `Serialize`, and of the `Deserialize` of its
+    /// result. A panic of the work is an error.
     ///
     /// # Cancel safety
     ///
@@ -214,8 +214,8 @@ impl ProcessPool {
         Run::new(call, control)
     }
 
-    /// Returns how long a new job is expected to wait for a process, for `Retry-After` of a rejected
-    /// one.
+    /// Returns how long a new job is expected to wait for a process, for `Retry-After` of a
+    /// rejected one.
     pub fn expected_wait(&self) -> Duration {
         self.threads.expected_wait()
     }

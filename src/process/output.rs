@@ -129,7 +129,8 @@ impl Output {
         }
     }
 
-    /// Reads what a stream contains, up to a limit. Returns the number of bytes that were discarded.
+    /// Reads what a stream contains, up to a limit. Returns the number of bytes that were
+    /// discarded.
     pub(super) fn read(
         &mut self,
         stream: OutputStream,

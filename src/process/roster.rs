@@ -18,8 +18,8 @@ pub(super) struct Roster<P> {
     idle: Vec<P>,
     busy: usize,
     starting: usize,
-    /// Number of processes that the pool keeps alive: those that may run a job at the same time, and
-    /// the spares.
+    /// Number of processes that the pool keeps alive: those that may run a job at the same time,
+    /// and the spares.
     target: usize,
     /// Starts that failed in a row.
     failures: u32,
@@ -232,12 +232,12 @@ mod tests {
                     0 => {
                         roster.start_missing(now);
                     }
-                    1 if starting > 0 => drop(roster.on_ready(id)),
+                    1 if starting > 0 => _ = roster.on_ready(id),
                     2 if starting > 0 => roster.on_start_failed(now, error()),
                     3 if idle > 0 => busy.extend(roster.take()),
                     4 if !busy.is_empty() => {
                         let process = busy.remove(0);
-                        if id % 2 == 0 { drop(roster.put_back(process)) } else { roster.remove_busy() }
+                        if id % 2 == 0 { _ = roster.put_back(process) } else { roster.remove_busy() }
                     }
                     _ => now += Duration::from_secs(1),
                 }
@@ -250,7 +250,7 @@ mod tests {
                 now += MAX_BACKOFF;
                 roster.start_missing(now);
                 while roster.counts().2 > 0 {
-                    drop(roster.on_ready(0));
+                    let _ = roster.on_ready(0);
                 }
             }
             prop_assert_eq!(roster.counts().0 + busy.len(), 4);

@@ -40,12 +40,14 @@ impl<W: Work> Run<W> {
     /// Limits how long the job may run. The time counts from when a process is given the job, so a
     /// job that waits in the queue does not use it up. Of several timeouts the shortest applies.
     ///
-    /// After the timeout, [`is_cancelled`](super::Context::is_cancelled) returns `true` in the work.
-    /// If it has not returned after the [grace period](super::ProcessPoolBuilder::grace), its
+    /// After the timeout, [`is_cancelled`](super::Context::is_cancelled) returns `true` in the
+    /// work. If it has not returned after the [grace period](super::ProcessPoolBuilder::grace), its
     /// process is killed, and the job ends with
     /// [`KilledBy::Timeout`](super::KilledBy::Timeout).
     ///
-    /// To also limit the time in the queue, use a [deadline](crate::pool#deadlines).
+    /// A job that has already begun is stopped in the same way, but does not see the timeout in
+    /// [`remaining`](super::Context::remaining). To have work see its time, or to also limit the
+    /// time in the queue, use a [deadline](crate::pool#deadlines).
     pub fn timeout(self, timeout: Duration) -> Self {
         self.control.set_timeout(timeout);
         self

@@ -100,8 +100,8 @@ impl Shared {
         self.next_job.fetch_add(1, Relaxed)
     }
 
-    /// Takes an idle process that is alive. Waits while one is about to be ready, as long as the job
-    /// is wanted.
+    /// Takes an idle process that is alive. Waits while one is about to be ready, as long as the
+    /// job is wanted.
     pub(super) fn acquire(&self, is_wanted: impl Fn() -> bool) -> Result<Process, NoProcess> {
         let mut roster = lock(&self.roster);
         let seen = roster.failed();

@@ -179,8 +179,8 @@ impl Context {
         self.job
     }
 
-    /// Returns `true` if the result is no longer wanted: the timeout or the deadline has passed, the
-    /// process uses too much memory, or the caller has left.
+    /// Returns `true` if the result is no longer wanted: the timeout or the deadline has passed,
+    /// the process uses too much memory, or the caller has left.
     ///
     /// Work that returns within the [grace period](super::ProcessPoolBuilder::grace) keeps its
     /// process, and what it returns is the result of the job. Otherwise the process is killed.

@@ -155,8 +155,8 @@ impl PoolSocket {
     }
 }
 
-/// The job that was cancelled last. A process runs one job at a time, and numbers are not reused, so
-/// a cancellation that arrives late affects no other job.
+/// The job that was cancelled last. A process runs one job at a time, and numbers are not reused,
+/// so a cancellation that arrives late affects no other job.
 #[derive(Debug, Clone, Default)]
 pub(super) struct CancelFlag(Arc<AtomicU64>);
 

@@ -3,9 +3,12 @@
 use std::time::Duration;
 
 use tower::ServiceExt;
-use tower_offload::process::{KilledBy, RunError};
+use tower_offload::{
+    pool::CallOptions,
+    process::{KilledBy, RunError},
+};
 
-use crate::support::{Do, Other, builder, number, pid_of};
+use crate::support::{Do, Meeting, Other, Unknown, builder, number, pid_of};
 
 #[tokio::test]
 async fn output_error_and_other_kinds_travel_back() {
@@ -51,6 +54,14 @@ async fn data_over_the_limit_is_a_typed_error() {
 }
 
 #[tokio::test]
+async fn unknown_kind_is_named_and_does_not_cost_the_process() {
+    let pool = builder().build().unwrap();
+    let before = pid_of(&pool).await;
+    assert_eq!(pool.run(Unknown).await, Err(RunError::UnknownKind("unknown")));
+    assert_eq!(pid_of(&pool).await, before);
+}
+
+#[tokio::test]
 async fn large_input_and_output_fit() {
     let pool = builder().build().unwrap();
     let bytes = (0..4_000_000_u32).map(|byte| byte as u8).collect::<Vec<_>>();
@@ -60,8 +71,18 @@ async fn large_input_and_output_fit() {
 #[tokio::test]
 async fn work_sees_its_deadline_and_no_stdin() {
     let pool = builder().build().unwrap();
-    let left = number(pool.run(Do::Remaining).timeout(Duration::from_secs(600)).await.unwrap());
-    assert!((500_000..=600_000).contains(&left) || left == 0, "{left}");
+    let limit = Duration::from_secs(600);
+    let by_deadline = pool.run_with(CallOptions::new().timeout(limit), Do::Remaining).await.unwrap();
+    // The process is occupied, so the timeout is set before the job begins.
+    let meeting = Meeting::new();
+    let occupied = pool.run(Do::Hold(meeting.port()));
+    let held = meeting.entered().await;
+    let by_timeout = pool.run(Do::Remaining).timeout(limit);
+    drop(held);
+    occupied.await.unwrap();
+    for left in [number(by_deadline), number(by_timeout.await.unwrap())] {
+        assert!((500_000..=600_000).contains(&left), "{left}");
+    }
     assert_eq!(number(pool.run(Do::Remaining).await.unwrap()), 0);
     assert_eq!(pool.run(Do::ReadStdin).await, Ok(Vec::new()));
 }

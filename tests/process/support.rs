@@ -55,6 +55,8 @@ pub(crate) enum Do {
     CloseSocket,
     /// Write these bytes to the socket.
     Garbage(Vec<u8>),
+    /// Write a part of a frame, and then exit with this status or keep the closed socket.
+    Truncate(Option<i32>),
     ReadStdin,
     Remaining,
 }
@@ -116,6 +118,13 @@ impl Work for Do {
                 pool_socket().shutdown(std::net::Shutdown::Write).unwrap();
                 thread::sleep(PATIENCE);
             }
+            Self::Truncate(exit) => {
+                let mut socket = pool_socket();
+                socket.write_all(&[&100_u32.to_le_bytes()[..], &[7; 3]].concat()).unwrap();
+                socket.shutdown(std::net::Shutdown::Write).unwrap();
+                exit.map(|status| std::process::exit(status));
+                thread::sleep(PATIENCE);
+            }
             Self::Garbage(bytes) => pool_socket().write_all(&bytes).unwrap(),
             Self::ReadStdin => {
                 let mut text = String::new();
@@ -145,7 +154,8 @@ fn socket_number() -> i32 {
     sockets.min().unwrap()
 }
 
-/// Duplicates the socket to the pool, like hostile work could: it is the first socket of the process.
+/// Duplicates the socket to the pool, like hostile work could: it is the first socket of the
+/// process.
 #[allow(unsafe_code)]
 fn pool_socket() -> UnixStream {
     // SAFETY: the socket is open for as long as the process lives.
@@ -164,6 +174,20 @@ impl Work for Other {
 
     fn run(self, _: &Context) -> Result<String, ()> {
         Ok("other".to_owned())
+    }
+}
+
+/// Work that is not passed to `init`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Unknown;
+
+impl Work for Unknown {
+    const KIND: &'static str = "unknown";
+    type Output = ();
+    type Error = ();
+
+    fn run(self, _: &Context) -> Result<(), ()> {
+        Ok(())
     }
 }
 
@@ -201,7 +225,7 @@ pub(crate) async fn eventually(what: &str, condition: impl Fn() -> bool) {
 }
 
 pub(crate) fn is_alive(pid: u32) -> bool {
-    // A process that is reaped by nobody remains as a zombie.
+    // A process that has not been reaped remains as a zombie.
     fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
 }
 
