@@ -43,7 +43,7 @@
 //!
 //! For code that may loop, leak or crash and cannot be fixed: parsers of files that users upload,
 //! native libraries, scripts. For work that ends and checks [`cancelled`](crate::cancelled), a
-//! [`ThreadPool`](crate::ThreadPool) is ten times cheaper. It is no sandbox: a job has every right
+//! [`ThreadPool`] is ten times cheaper. It is no sandbox: a job has every right
 //! of the program, and one that wants to can leave its process group.
 //!
 //! # What is promised
