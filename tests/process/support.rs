@@ -122,7 +122,9 @@ impl Work for Do {
                 let mut socket = pool_socket();
                 socket.write_all(&[&100_u32.to_le_bytes()[..], &[7; 3]].concat()).unwrap();
                 socket.shutdown(std::net::Shutdown::Write).unwrap();
-                exit.map(|status| std::process::exit(status));
+                if let Some(status) = exit {
+                    std::process::exit(status);
+                }
                 thread::sleep(PATIENCE);
             }
             Self::Garbage(bytes) => pool_socket().write_all(&bytes).unwrap(),
