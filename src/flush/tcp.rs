@@ -4,6 +4,9 @@
 
 use std::{fmt, time::Duration};
 
+#[cfg(target_os = "linux")]
+use crate::panic::{catch_unwind, drop_payload};
+
 /// A snapshot of a TCP connection. Positions are numbers of bytes since the connection was
 /// established; that of a SYN or FIN may be included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,7 +54,13 @@ impl<T> SocketOf<T> {
 
     /// Returns `None` if there is no TCP socket.
     pub(super) fn progress(&self, transport: &T) -> Option<Progress> {
-        linux::progress((self.find?)(transport)?)
+        let find = self.find?;
+        // User code. If it panics, the responses are flushed and not acknowledged.
+        let socket = catch_unwind(|| find(transport)).unwrap_or_else(|payload| {
+            drop_payload(payload);
+            None
+        });
+        linux::progress(socket?)
     }
 }
 

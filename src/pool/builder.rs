@@ -183,8 +183,7 @@ impl ThreadPoolBuilder {
 
     /// Sets the order in which calls start, and whether calls that waited for too long are shed.
     ///
-    /// Default: [`QueuePolicy::AcceptBursts`], which rejects calls while the queue does not drain.
-    /// With [`QueuePolicy::Fifo`], a call is rejected only if the queue is full.
+    /// Default: [`QueuePolicy::Fifo`], which rejects a call only if the queue is full.
     pub fn queue_policy(mut self, policy: impl Into<QueuePolicy>) -> Self {
         self.queue_policy = policy.into();
         self

@@ -39,11 +39,12 @@
 //!
 //! While more calls arrive than the threads can run, choose what happens to the excess:
 //!
-//! * [`QueuePolicy::AcceptBursts`], the default: bursts wait, and callers with a deadline are
-//!   answered in time during a longer overload. The excess is rejected at once, before it costs
-//!   anything. No setting depends on the duration of calls.
-//! * [`QueuePolicy::Fifo`]: every queued call starts, however late. The excess is rejected when the
-//!   queue is full.
+//! * [`QueuePolicy::Fifo`], the default: every queued call starts, however late. The excess is
+//!   rejected when the queue is full.
+//! * [`QueuePolicy::AcceptBursts`]: bursts wait, and callers with a deadline are answered in time
+//!   during a longer overload. The excess is rejected at once, before it costs anything. No setting
+//!   depends on the duration of calls. Not for a pool that also runs a background, whose admitted
+//!   tasks it would reject, nor for one whose permits are reserved with `backpressure` and not used.
 //! * [`Codel`]: callers with a deadline are answered in time, however long calls take. The excess
 //!   fails with [`CallError::Expired`] after it has waited for too long.
 //! * A small [`queue_capacity`](ThreadPoolBuilder::queue_capacity): the same, if all calls take

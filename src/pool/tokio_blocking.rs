@@ -99,7 +99,7 @@ impl TokioBlockingBuilder {
     }
 
     /// Sets the order in which calls start, and whether calls that waited for too long are shed.
-    /// Default: [`QueuePolicy::AcceptBursts`].
+    /// Default: [`QueuePolicy::Fifo`].
     pub fn queue_policy(mut self, policy: impl Into<QueuePolicy>) -> Self {
         self.queue_policy = policy.into();
         self

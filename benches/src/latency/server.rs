@@ -94,7 +94,9 @@ pub(super) const VARIANTS: &[Variant] = &[
     variant("offload/codel", [110, 50, 160], |work| {
         offload(work, built(ThreadPool::builder().queue_policy(Codel::default())))
     }),
-    variant("offload/bursts", [213, 160, 20], |work| offload(work, ThreadPool::cpu())),
+    variant("offload/bursts", [213, 160, 20], |work| {
+        offload(work, built(ThreadPool::builder().queue_policy(QueuePolicy::AcceptBursts)))
+    }),
     variant("offload/adaptive", [90, 90, 200], |work| {
         inline(work).layer(OffloadLayer::new(fifo(ThreadPool::builder())).reject(ProblemJson).adaptive())
     }),

@@ -15,15 +15,21 @@ use tokio::time::Instant;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum QueuePolicy {
-    /// First in, first out. Every queued call starts, however long it waited, and a call is
-    /// rejected either at once, because the queue is full, or never. For callers who would rather wait than
-    /// be rejected, such as batch jobs: with the default capacity and calls of 5 ms on two threads,
-    /// an overload makes each of them wait for 2.5 s.
+    /// First in, first out. Every queued call starts, however long it waited, and a call is rejected
+    /// either at once, because the queue is full, or never. The default, because a pool may also run
+    /// work that was accepted before, such as tasks of a background. With the default capacity and
+    /// calls of 5 ms on two threads, an overload makes each call wait for 2.5 s.
+    #[default]
     Fifo,
     /// First in, first out, and bursts wait. If the queue does not drain, calls are rejected at
     /// once until it does, so that the others wait only briefly. No setting depends on the duration
-    /// of calls. The default, because calls that all wait for a full queue are of no use to callers
-    /// who have given up by then.
+    /// of calls. For pools that serve requests.
+    ///
+    /// Not for a pool that also runs a [`Background`](crate::Background): a task that the background
+    /// has accepted fails if the pool rejects it. Permits that are reserved with
+    /// [`backpressure`](crate::OffloadLayer::backpressure) and not used count as waiting calls.
+    /// Calls without a key do not have the longer limit of keys, so give all calls of such a pool a
+    /// key, or none.
     ///
     /// The pool becomes *overloaded* while at least two calls per thread, and at least four, wait
     /// for two windows of time, and the queue still grows after the first: by over an eighth of the
@@ -43,7 +49,6 @@ pub enum QueuePolicy {
     /// rejected callers who return, the limit is lifted from time to time: first after a second or
     /// more, and then for less than 1 % of the time. If the queue grows quickly, that ends after
     /// two windows, and otherwise after at most 1.5 s.
-    #[default]
     AcceptBursts,
     /// Sheds calls to keep waits short. See [`Codel`].
     Codel(Codel),

@@ -33,7 +33,7 @@ fn limit_raised_while_a_task_starts_to_wait_serves_it() {
         let other = thread::spawn({
             let semaphore = semaphore.clone();
             move || {
-                semaphore.set_limit(2);
+                semaphore.set_limit(2, 2);
                 semaphore.serve_waiters();
             }
         });

@@ -299,7 +299,13 @@ impl Semaphore {
                 waiters.count(Some(key));
                 Ok(())
             }
-            _ if left == 0 => Err(CallError::Overloaded),
+            _ if left == 0 => {
+                // The limit may have been lowered since the spare was acquired.
+                if has_spare {
+                    self.discard_spare();
+                }
+                Err(CallError::Overloaded)
+            }
             // Checked before a permit is acquired, so that other threads are not refused it.
             (Some(key), Some(shares)) if !shares.has_room(key, left) => {
                 if has_spare {
