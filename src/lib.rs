@@ -25,6 +25,9 @@ mod grpc;
 pub mod offload;
 mod panic;
 pub mod pool;
+#[cfg(feature = "process")]
+#[cfg_attr(docsrs, doc(cfg(feature = "process")))]
+pub mod process;
 mod request_head;
 mod sync;
 

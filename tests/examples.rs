@@ -290,6 +290,26 @@ async fn busy_server_answers_some_jobs_and_rejects_others() {
     assert!(lines[1].contains(" threads, busy for "), "{lines:#?}");
 }
 
+/// Which limit ends a leak depends on how fast the machine allocates.
+#[tokio::test]
+async fn process_pool_survives_what_its_work_does() {
+    let server = start("process_pool", &[]).await;
+    for (mode, status, killed_by) in
+        [("loop", StatusCode::GATEWAY_TIMEOUT, "timeout"), ("crash", StatusCode::INTERNAL_SERVER_ERROR, "crash")]
+    {
+        let answer = server.get(&format!("/render?mode={mode}")).await;
+        assert_eq!(answer.status, status, "{}", answer.text());
+        assert!(answer.text().contains(&format!(r#""killed_by":"{killed_by}""#)), "{}", answer.text());
+    }
+    let leak = server.get("/render?mode=leak").await;
+    assert!([r#":"memory""#, r#":"timeout""#].iter().any(|by| leak.text().contains(by)), "{}", leak.text());
+    assert_eq!(server.get("/render?mode=ok").await.status, StatusCode::OK);
+    assert_eq!(server.get("/ping").await.text(), "pong\n");
+    assert!(server.get("/stats").await.text().contains("crashed: 1"));
+    server.signal("TERM").await;
+    assert_eq!(server.end().await.0, Some(0));
+}
+
 /// The test allows further reports: on a busy machine, the operating system may preempt any thread
 /// for long enough.
 #[tokio::test]

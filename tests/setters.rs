@@ -10,6 +10,7 @@ use std::{convert::Infallible, fmt::Debug, net::SocketAddr, sync::Arc, time::Dur
 use axum::{Router, routing::get};
 use futures_util::future::BoxFuture;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use serde::{Deserialize, Serialize};
 use tokio::net::{TcpListener, TcpStream};
 use tower::{Layer, ServiceExt, service_fn};
 use tower_offload::{
@@ -20,9 +21,10 @@ use tower_offload::{
     blocking_detector::BlockingDetectorLayer,
     offload::RejectWithError,
     pool::{
-        Admission, CallOptions, Codel, Deadline, Inline, Pool, Rayon, Runnable, ThreadPoolBuilder, TokioBlocking,
-        TokioBlockingBuilder,
+        Admission, CallOptions, Codel, CpuBudget, Deadline, Inline, Pool, Rayon, Runnable, ThreadPoolBuilder,
+        TokioBlocking, TokioBlockingBuilder,
     },
+    process::{self, KilledBy, ProcessPool, ProcessPoolBuilder, RunError, Work},
 };
 
 const DURATIONS: [Duration; 6] = [
@@ -226,6 +228,57 @@ impl Pool for Custom {
     }
 }
 
+/// The `main` of the processes of [`processes`]. In an ordinary test run it returns at once.
+#[test]
+fn process_worker() {
+    process::init::<Echo>();
+}
+
+/// Work that returns this number, or waits until it is cancelled.
+#[derive(Serialize, Deserialize)]
+enum Echo {
+    Now(u8),
+    OnceCancelled(u8),
+}
+
+impl Work for Echo {
+    const KIND: &'static str = "echo";
+    type Output = u8;
+    type Error = ();
+
+    fn run(self, context: &process::Context) -> Result<u8, ()> {
+        match self {
+            Self::Now(number) => Ok(number),
+            Self::OnceCancelled(number) => {
+                while !context.is_cancelled() {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                Ok(number)
+            }
+        }
+    }
+}
+
+fn processes() -> ProcessPoolBuilder {
+    ProcessPool::builder().processes(1).arguments(["process_worker", "--exact", "--nocapture"])
+}
+
+/// Runs two jobs, one after the other, and shuts the pool down.
+async fn use_processes(builder: ProcessPoolBuilder) {
+    let pool = builder.build().unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(pool.run(Echo::Now(1)).await, Ok(1));
+    assert_eq!(pool.run(Echo::Now(2)).await, Ok(2));
+    assert!(pool.shutdown(Duration::from_secs(10)).await.is_empty());
+}
+
+/// Runs a job that ends once it is asked to, or is killed.
+async fn use_timeout(builder: ProcessPoolBuilder, timeout: Duration) {
+    let pool = builder.build().unwrap_or_else(|error| panic!("{error}"));
+    let ended = pool.run(Echo::OnceCancelled(1)).timeout(timeout).await;
+    assert!(matches!(ended, Ok(1) | Err(RunError::Killed { by: KilledBy::Timeout })), "{ended:?}");
+    assert!(pool.shutdown(Duration::from_secs(10)).await.is_empty());
+}
+
 fn zero(value: usize) -> Option<&'static str> {
     (value == 0).then_some("at least 1")
 }
@@ -322,6 +375,44 @@ fn durations() -> Vec<Setter<Duration>> {
         setter("BlockingDetectorLayer::threshold", any, async |value| {
             use_detector(BlockingDetectorLayer::new().threshold(value).named("named")).await;
         }),
+        setter(
+            "ProcessPoolBuilder::max_age",
+            |age| age.is_zero().then_some("`max_age` must not be zero"),
+            |value| use_processes(processes().max_age(value)),
+        ),
+        setter("ProcessPoolBuilder::grace", any, |value| {
+            use_timeout(processes().grace(value), Duration::from_millis(1))
+        }),
+        setter(
+            "ProcessPoolBuilder::start_timeout",
+            |timeout| (timeout <= Duration::from_nanos(1)).then_some("not ready in time"),
+            async |value| {
+                let builder = processes().start_timeout(value);
+                // A busy machine may need longer than the shortest one that works.
+                if value == Duration::from_millis(50) {
+                    let error = builder.build().err().map(|error| error.to_string());
+                    assert!(error.as_ref().is_none_or(|error| error.contains("not ready in time")), "{error:?}");
+                } else {
+                    use_processes(builder).await;
+                }
+            },
+        ),
+        setter("ProcessPoolBuilder::queue_policy", codel_refusal, |value| {
+            use_processes(processes().queue_policy(Codel::new(value, value)))
+        }),
+        setter("process::Run::timeout", any, async |value| {
+            if value < Duration::from_secs(10) {
+                use_timeout(processes(), value).await;
+            } else {
+                let pool = processes().build().unwrap();
+                assert_eq!(pool.run(Echo::Now(1)).timeout(value).await, Ok(1));
+            }
+        }),
+        setter("ProcessPool::shutdown", any, async |value| {
+            let pool = processes().build().unwrap();
+            assert_eq!(pool.run(Echo::Now(1)).await, Ok(1));
+            assert!(pool.shutdown(value).await.is_empty());
+        }),
     ]
 }
 
@@ -344,6 +435,12 @@ fn sizes() -> Vec<Setter<usize>> {
             use_builder(ThreadPool::builder().max_threads(value))
         }),
         setter("ThreadPool::blocking", threads, async |value| use_pool(ThreadPool::blocking(value)).await),
+        setter(
+            "CpuBudget::of",
+            // 0 cores are 1.
+            |value| threads(value).filter(|_| value > 0),
+            |value| use_builder(CpuBudget::of(value).pool()),
+        ),
         setter("ThreadPoolBuilder::queue_capacity", zero, |value| {
             use_builder(ThreadPool::builder().queue_capacity(value))
         }),
@@ -395,6 +492,45 @@ fn sizes() -> Vec<Setter<usize>> {
             let value = u32::try_from(value).unwrap_or(u32::MAX);
             use_server(|server| server.http2_max_concurrent_streams(value), Duration::ZERO).await;
         }),
+        setter(
+            "ProcessPoolBuilder::processes",
+            |value| match value {
+                0 => Some("at least 1"),
+                value if value > 2 => Some("must not exceed 10000"),
+                _ => None,
+            },
+            |value| use_processes(processes().processes(value)),
+        ),
+        setter(
+            "ProcessPoolBuilder::spares",
+            |value| (value > 2).then_some("must not exceed 10000"),
+            |value| use_processes(processes().spares(value)),
+        ),
+        setter("ProcessPoolBuilder::queue_capacity", zero, |value| use_processes(processes().queue_capacity(value))),
+        setter("ProcessPoolBuilder::max_jobs", zero, |value| use_processes(processes().max_jobs(value as u64))),
+        setter(
+            "ProcessPoolBuilder::max_memory",
+            |value| match value {
+                0 => Some("at least 1"),
+                _ if !cfg!(target_os = "linux") => Some("requires Linux"),
+                _ => None,
+            },
+            async |value| {
+                let builder = processes().max_memory(value as u64);
+                if value > 40_000 {
+                    return use_processes(builder).await;
+                }
+                // Less than a process needs, so a job that takes time is killed.
+                let pool = builder.build().unwrap_or_else(|error| panic!("{error}"));
+                let ended = pool.run(Echo::OnceCancelled(1)).await;
+                assert_eq!(ended, Err(RunError::Killed { by: KilledBy::Memory }));
+            },
+        ),
+        setter(
+            "ProcessPoolBuilder::max_frame_size",
+            |value| (value != 40_000).then_some("from 1 KiB to 1 GiB"),
+            |value| use_processes(processes().max_frame_size(value)),
+        ),
     ]
 }
 
@@ -404,6 +540,11 @@ fn names() -> Vec<Setter<&'static str>> {
             "ThreadPoolBuilder::name",
             |name| name.contains('\0').then_some("must not contain a NUL byte"),
             |value| use_builder(ThreadPool::builder().name(value)),
+        ),
+        setter(
+            "ProcessPoolBuilder::name",
+            |name| name.contains('\0').then_some("must not contain a NUL byte"),
+            |value| use_processes(processes().name(value)),
         ),
         setter("TokioBlockingBuilder::name", any, async |value| {
             use_tokio_builder(|builder| builder.name(value)).await;

@@ -1,0 +1,291 @@
+//! Runs one job on a process. The driver is a call on a thread of the pool, which it occupies for
+//! as long as the job occupies its process.
+
+use std::{os::unix::process::ExitStatusExt, process::ExitStatus, sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+
+use super::{
+    child::{JobControl, Process},
+    error::{DataError, KilledBy, RunError, WorkPanic},
+    frame::{self, Outcome, Progress, Reply, Request},
+    limits::{Action, Limits, Observation},
+    os::{self, PollSet},
+    shared::{NoProcess, Shared},
+};
+use crate::CallError;
+
+/// Interval in which the memory of a process is sampled while it runs a job.
+const SAMPLE_INTERVAL: Duration = Duration::from_millis(20);
+/// Time to wait for a process that was killed. One that waits for a device may take longer; the
+/// supervisor reaps it then.
+const KILL_TIMEOUT: Duration = Duration::from_secs(1);
+/// Time to wait for the end of a process that has closed its socket.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(100);
+/// Processes that a job is given, if they end before they have started it.
+const MAX_ATTEMPTS: usize = 3;
+
+/// A job, whose input and error are encoded.
+pub(super) struct Job {
+    pub(super) id: u64,
+    pub(super) kind: &'static str,
+    pub(super) control: Arc<JobControl>,
+    /// Frame with the input.
+    pub(super) request: Vec<u8>,
+}
+
+/// The encoded result of a job.
+pub(super) type JobResult = Result<Vec<u8>, RunError<Vec<u8>>>;
+
+/// Runs a job to its end.
+pub(super) fn run(shared: &Shared, job: &Job) -> JobResult {
+    let mut attempts = 0;
+    loop {
+        attempts += 1;
+        let is_wanted = || !job.control.is_cancelled() && !shared.is_halted();
+        let process = shared.acquire(is_wanted).map_err(|error| match error {
+            NoProcess::Start(error) => RunError::NoProcess(error),
+            NoProcess::Unwanted => RunError::Rejected(CallError::Closed),
+        })?;
+        if shared.kinds.get().is_some_and(|kinds| !kinds.iter().any(|kind| kind == job.kind)) {
+            shared.release(process);
+            return Err(RunError::UnknownKind(job.kind));
+        }
+        match Exchange::begin(shared, job, &process).finish(process) {
+            End::Result(result) => return result,
+            // The code of the job has not run, so another process may run it.
+            End::NotStarted(_) if attempts < MAX_ATTEMPTS => {}
+            End::NotStarted(error) => return Err(error),
+        }
+    }
+}
+
+/// How a process ended a job.
+enum End {
+    Result(JobResult),
+    /// The process has ended before it has reported that it starts the job.
+    NotStarted(RunError<Vec<u8>>),
+}
+
+/// The state of a job while a process runs it. Nothing in here runs user code, so it does not
+/// panic.
+struct Exchange<'a> {
+    shared: &'a Shared,
+    job: &'a Job,
+    limits: Limits,
+    /// When the memory is sampled next. `None` if it has no limit.
+    next_sample: Option<Instant>,
+    has_started: bool,
+    /// The last panic that the process has reported.
+    panic: Option<WorkPanic>,
+}
+
+impl<'a> Exchange<'a> {
+    fn begin(shared: &'a Shared, job: &'a Job, process: &Process) -> Self {
+        let now = Instant::now();
+        let config = &shared.config;
+        shared.set_output_job(&process.handle, Some((job.id, job.kind)));
+        process.handle.wake.clear();
+        job.control.set_process(Some(process.handle.clone()));
+        Self {
+            shared,
+            job,
+            limits: Limits::new(now, config.grace, config.max_memory),
+            next_sample: config.max_memory.map(|_| now),
+            has_started: false,
+            panic: None,
+        }
+    }
+
+    fn finish(mut self, mut process: Process) -> End {
+        process.outbox.push(self.job.request.clone());
+        let ended = self.drive(&mut process);
+        self.job.control.set_process(None);
+        process.jobs += 1;
+        self.shared.set_output_job(&process.handle, None);
+        match ended {
+            Ended::Done(result) => {
+                self.recycle_or_release(process);
+                End::Result(result)
+            }
+            Ended::Killed(by) => {
+                process.kill();
+                process.reap(KILL_TIMEOUT);
+                self.shared.killed(&process.handle, self.job.id, self.job.kind, by);
+                self.shared.remove(process);
+                End::Result(Err(RunError::Killed { by }))
+            }
+            Ended::Died(status) => {
+                let end = self.judge(&process, status);
+                self.shared.remove(process);
+                end
+            }
+            Ended::Misbehaved => {
+                process.kill();
+                process.reap(KILL_TIMEOUT);
+                self.shared.remove(process);
+                End::Result(Err(RunError::Protocol))
+            }
+        }
+    }
+
+    fn recycle_or_release(&self, mut process: Process) {
+        process.reader.shrink();
+        let memory = self.shared.config.max_memory.and_then(|_| os::resident_memory(process.handle.pid));
+        match self.shared.recycle_reason(&process, memory) {
+            Some(reason) => {
+                self.shared.recycled(&process.handle, reason);
+                self.shared.remove(process);
+            }
+            None => self.shared.release(process),
+        }
+    }
+
+    /// Decides how a job ends whose process has ended by itself.
+    fn judge(&mut self, process: &Process, status: ExitStatus) -> End {
+        let error = match (status.signal(), self.panic.take()) {
+            // A program that aborts on panics.
+            (Some(signal), Some(panic)) if signal == rustix::process::Signal::ABORT.as_raw() => {
+                RunError::Panicked(panic)
+            }
+            (Some(signal), _) => RunError::Killed { by: KilledBy::Crash(signal) },
+            (None, _) => RunError::Exited { code: status.code().unwrap_or_default() },
+        };
+        if !self.has_started {
+            return End::NotStarted(error);
+        }
+        if let RunError::Killed { by } = error {
+            self.shared.killed(&process.handle, self.job.id, self.job.kind, by);
+        }
+        End::Result(Err(error))
+    }
+
+    /// Passes frames and enforces limits until the job or the process has ended.
+    fn drive(&mut self, process: &mut Process) -> Ended {
+        loop {
+            // An error means that the process has ended, which the read below finds out.
+            let _ = process.flush();
+            let progress = process.read();
+            match self.handle_replies(process) {
+                Ok(Some(result)) => return Ended::Done(result),
+                Ok(None) if progress == Progress::Read => continue,
+                Ok(None) => {}
+                Err(Misbehaved) => return Ended::Misbehaved,
+            }
+            if progress == Progress::Closed {
+                return process.reap(CLOSE_TIMEOUT).map_or(Ended::Misbehaved, Ended::Died);
+            }
+            // A process that was forked from this one may keep the socket open.
+            if process.has_died() {
+                if let Some(status) = process.try_reap() {
+                    return self.read_rest(process, status);
+                }
+            }
+            match self.observe(process.handle.pid) {
+                Action::None => {}
+                Action::Ask => process.outbox.push(frame::encode(&Request::Cancel { job: self.job.id })),
+                Action::Kill(by) => return Ended::Killed(by),
+            }
+            self.wait(process);
+        }
+    }
+
+    /// Reads what a process has written before it ended.
+    fn read_rest(&mut self, process: &mut Process, status: ExitStatus) -> Ended {
+        while process.read() == Progress::Read {
+            match self.handle_replies(process) {
+                Ok(Some(result)) => return Ended::Done(result),
+                Ok(None) => {}
+                Err(Misbehaved) => break,
+            }
+        }
+        Ended::Died(status)
+    }
+
+    fn observe(&mut self, pid: u32) -> Action {
+        let now = Instant::now();
+        let mut memory = None;
+        if self.next_sample.is_some_and(|at| now >= at) {
+            memory = os::resident_memory(pid);
+            self.next_sample = now.checked_add(SAMPLE_INTERVAL);
+        }
+        self.limits.observe(Observation {
+            now,
+            timeout: self.job.control.timeout(),
+            is_cancelled: self.job.control.is_cancelled(),
+            is_halted: self.shared.is_halted(),
+            memory,
+        })
+    }
+
+    /// Waits until there is something to do.
+    fn wait(&self, process: &Process) {
+        let due = [self.limits.next_observation(self.job.control.timeout()), self.next_sample];
+        let now = Instant::now();
+        let timeout = due.into_iter().flatten().min().map(|at| at.saturating_duration_since(now));
+        let mut poll = PollSet::default();
+        if process.outbox.is_empty() {
+            poll.readable(process.socket());
+        } else {
+            poll.readable_or_writable(process.socket());
+        }
+        let wake = poll.readable(process.handle.wake.descriptor());
+        if let Some(exit) = process.handle.exit() {
+            poll.readable(exit);
+        }
+        poll.wait(timeout.into_iter().chain(os::EXIT_INTERVAL).min());
+        if poll.is_ready(wake) {
+            process.handle.wake.clear();
+        }
+    }
+
+    /// Handles the frames that have arrived. Returns the result of the job, once it is there.
+    fn handle_replies(&mut self, process: &mut Process) -> Result<Option<JobResult>, Misbehaved> {
+        while let Some(reply) = process.reader.next().map_err(|_| Misbehaved)? {
+            match frame::decode::<Reply<'_>>(reply).map_err(|_| Misbehaved)? {
+                (Reply::Started { job }, _) if job == self.job.id => self.has_started = true,
+                (Reply::Panicking { message, location }, _) => {
+                    self.panic = Some(WorkPanic { message: message.to_owned(), location: location.to_owned() });
+                }
+                (Reply::Done { job, outcome }, payload) if job == self.job.id => {
+                    return Ok(Some(self.result(&outcome, payload)));
+                }
+                _ => return Err(Misbehaved),
+            }
+        }
+        Ok(None)
+    }
+
+    fn result(&mut self, outcome: &Outcome<'_>, payload: &[u8]) -> JobResult {
+        let data = |error| Err(RunError::InvalidData(error));
+        match *outcome {
+            Outcome::Output => Ok(payload.to_vec()),
+            Outcome::Error => Err(RunError::Failed(payload.to_vec())),
+            Outcome::Panicked => Err(RunError::Panicked(self.panic.take().unwrap_or_else(|| WorkPanic {
+                // A payload that was thrown without calling the panic hook.
+                message: "the panic was resumed".to_owned(),
+                location: "unknown".to_owned(),
+            }))),
+            Outcome::InvalidInput { reason } => data(DataError::encoding("input", reason)),
+            Outcome::InvalidResult { reason } => data(DataError::encoding("result", reason)),
+            Outcome::ResultTooLarge { len } => {
+                data(DataError::too_large("result", len, self.shared.config.max_frame_size))
+            }
+        }
+    }
+}
+
+/// How [`Exchange::drive`] ended.
+enum Ended {
+    /// The job has ended, and the process waits for the next one.
+    Done(JobResult),
+    /// A limit was exceeded, and the grace period is over. The process must be killed.
+    Killed(KilledBy),
+    /// The process has ended by itself.
+    Died(ExitStatus),
+    /// The process must be killed, because it broke the protocol.
+    Misbehaved,
+}
+
+/// The process has sent something that is not part of the protocol.
+struct Misbehaved;

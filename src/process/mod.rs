@@ -1,0 +1,287 @@
+//! A pool of worker processes, for work that must be killed when it does not end.
+//!
+//! A thread cannot be killed: work that loops forever occupies its thread until the program ends,
+//! and work that corrupts memory or allocates without end takes the program with it. A
+//! [`ProcessPool`] runs each job in a process of its own. On timeout, on cancellation, or above a
+//! memory limit, the process is killed, and only its job fails.
+//!
+//! ```no_run
+//! use std::time::Duration;
+//! use serde::{Deserialize, Serialize};
+//! use tower_offload::process::{self, Context, KilledBy, ProcessPool, RunError, Work};
+//!
+//! #[derive(Serialize, Deserialize)]
+//! struct Render(String);
+//!
+//! impl Work for Render {
+//!     const KIND: &'static str = "render";
+//!     type Output = String;
+//!     type Error = String;
+//!
+//!     fn run(self, _: &Context) -> Result<String, String> {
+//!         Ok(self.0.to_uppercase())
+//!     }
+//! }
+//!
+//! fn main() {
+//!     process::init::<Render>(); // never returns in a worker process
+//!     serve();
+//! }
+//!
+//! #[tokio::main]
+//! async fn serve() {
+//!     let pool = ProcessPool::builder().max_memory(256 << 20).build().expect("processes");
+//!     match pool.run(Render("page".to_owned())).timeout(Duration::from_secs(1)).await {
+//!         Ok(page) => println!("{page}"),
+//!         Err(RunError::Killed { by: KilledBy::Timeout }) => println!("the page takes too long"),
+//!         Err(error) => println!("no page: {error}"),
+//!     }
+//! }
+//! ```
+//!
+//! # When to use it
+//!
+//! For code that may loop, leak or crash and cannot be fixed: parsers of files that users upload,
+//! native libraries, scripts. For work that ends and checks [`cancelled`](crate::cancelled), a
+//! [`ThreadPool`] is ten times cheaper. It is no sandbox: a job has every right
+//! of the program, and one that wants to can leave its process group.
+//!
+//! # What is promised
+//!
+//! * A job runs at most once. One whose process ends before it has begun gets another process.
+//! * [Admission](crate::pool#bounds) is that of the other pools: a bounded queue, rejection at
+//!   once, priorities, keys and [deadlines](crate::pool#deadlines). Work that was abandoned before
+//!   it has started never starts.
+//! * A job over a limit is asked to stop, and its process group is killed after the
+//!   [grace period](ProcessPoolBuilder::grace). What work returns within the grace period is its
+//!   result. The caller is answered when the process is gone, so the job no longer runs;
+//!   only a deadline answers it earlier.
+//! * A spare process takes over at once, and its successor starts in the background.
+//! * A panic is an error with its message and location, and does not cost the process.
+//! * When the program ends in any way, its processes end: they see that the socket is closed, also
+//!   while they work, and Linux kills them.
+//!
+//! # Observability
+//!
+//! [`ProcessPoolStats`] has all counters. The jobs are the calls of a pool with the same name, with
+//! its [metrics and events](crate::offload#observability). Feature `metrics` also records these,
+//! with the label `pool`:
+//!
+//! | metric | kind | value |
+//! |---|---|---|
+//! | `offload_processes` | gauge | processes that are not reaped |
+//! | `offload_process_starts_total` | counter | processes that became ready |
+//! | `offload_process_start_failures_total` | counter | processes that could not be started |
+//! | `offload_process_recycled_total` | counter | processes that were replaced; label `reason`: `max_jobs`, `max_age`, `growth` |
+//! | `offload_process_killed_total` | counter | processes that were killed or crashed; label `by`: `timeout`, `memory`, `cancelled`, `crash` |
+//!
+//! Feature `tracing` emits these events with the field `pool`:
+//!
+//! | event | level | fields |
+//! |---|---|---|
+//! | `process started` | debug | `pid`, `start_seconds` |
+//! | `process could not be started` | error | `error` |
+//! | `process recycled` | debug | `pid`, `reason` |
+//! | `process killed` | warn | `pid`, `job`, `kind`, `by`, `signal` |
+//! | `process output` | info | `pid`, `job`, `kind`, `stream`, `line` |
+//!
+//! `process output` is a line that a process wrote to stdout or stderr. At most 1 MiB is reported
+//! for each job, and lines over 8 KiB are split.
+
+#[cfg(not(unix))]
+compile_error!("feature `process` of tower-offload requires Unix: do not enable it for Windows");
+
+mod builder;
+mod child;
+mod driver;
+mod error;
+mod frame;
+mod limits;
+mod metrics;
+mod os;
+mod output;
+mod roster;
+mod run;
+mod shared;
+mod stats;
+mod supervisor;
+mod work;
+mod worker;
+
+use std::{
+    fmt,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    task::{self, Poll},
+    time::Duration,
+};
+
+use tower_service::Service;
+
+pub use self::{
+    builder::ProcessPoolBuilder,
+    error::{DataError, KilledBy, ProcessPoolBuildError, RunError, StartError, WorkPanic},
+    output::{OutputLine, OutputStream},
+    run::Run,
+    stats::ProcessPoolStats,
+    work::{Context, Registry, Work, Works},
+    worker::{init, init_with},
+};
+use self::{child::JobControl, error::StartErrorKind, shared::Shared};
+use crate::{
+    ThreadPool,
+    pool::{CallOptions, Pool, PoolShutdownReport},
+};
+
+/// Time that a shutdown waits for killed processes. Only one that waits for a device takes long.
+const REAP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A pool that runs jobs in processes.
+///
+/// This type is a handle, and clones refer to the same pool. When the last handle is dropped, the
+/// pool runs the queued jobs, and its processes end. The drop itself does not wait. See the
+/// [module docs](self).
+///
+/// As a [`Service`], the pool takes [`Work`] as requests. It is always ready, and rejects a call if
+/// the queue is full, like [`run`](Self::run).
+#[derive(Clone)]
+pub struct ProcessPool {
+    threads: ThreadPool,
+    closer: Arc<Closer>,
+}
+
+/// Closes the pool when its last handle and its last job are gone.
+struct Closer(Arc<Shared>);
+
+impl Drop for Closer {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+impl ProcessPool {
+    /// Returns a builder, with a process for each core.
+    pub fn builder() -> ProcessPoolBuilder {
+        ProcessPoolBuilder::new()
+    }
+
+    fn new(threads: ThreadPool, shared: Arc<Shared>) -> Self {
+        Self { threads, closer: Arc::new(Closer(shared)) }
+    }
+
+    /// Waits until the first process is ready, or has failed to start.
+    fn wait_until_ready(&self) -> Result<(), StartError> {
+        let shared = &self.closer.0;
+        let silent = || StartError::new(StartErrorKind::Silent);
+        shared.first_start().unwrap_or_else(|| Err(silent()))
+    }
+
+    /// Runs a job in a process.
+    ///
+    /// The permit for the queue is acquired by this method and not at the first poll, so the future
+    /// of a job that finds the queue full is ready at once.
+    ///
+    /// # Errors
+    ///
+    /// The future returns a [`RunError`]: [`Rejected`](RunError::Rejected) if the job was not
+    /// started, [`Failed`](RunError::Failed) with the error of the work, and other variants if the
+    /// work or its process ended in another way.
+    ///
+    /// # Panics
+    ///
+    /// The future resumes a panic of the work's `Serialize`, and of the `Deserialize` of its
+    /// result. A panic of the work is an error.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future cancels the job: see [`Run`].
+    pub fn run<W: Work>(&self, work: W) -> Run<W> {
+        self.run_with(CallOptions::new(), work)
+    }
+
+    /// Like [`run`](Self::run), with a priority, a key or a deadline.
+    ///
+    /// # Errors
+    ///
+    /// Like [`run`](Self::run). At the deadline, the future returns
+    /// [`CallError::DeadlineExceeded`](crate::CallError::DeadlineExceeded), and a job that runs is
+    /// stopped like one at its [timeout](Run::timeout).
+    pub fn run_with<W: Work>(&self, options: CallOptions, work: W) -> Run<W> {
+        let control = Arc::new(JobControl::default());
+        let call = self.threads.run_with(options, {
+            let (closer, control) = (self.closer.clone(), control.clone());
+            move || run::run(&closer.0, control, work)
+        });
+        Run::new(call, control)
+    }
+
+    /// Returns how long a new job is expected to wait for a process, for `Retry-After` of a
+    /// rejected one.
+    pub fn expected_wait(&self) -> Duration {
+        self.threads.expected_wait()
+    }
+
+    /// Returns the counters and gauges of the pool.
+    pub fn stats(&self) -> ProcessPoolStats {
+        let shared = &self.closer.0;
+        let (idle, busy, starting) = crate::sync::lock(&shared.roster).counts();
+        let metrics = &shared.metrics;
+        let [killed_by_timeout, killed_by_memory, killed_by_cancel, crashed] =
+            [0, 1, 2, 3].map(|by| metrics.killed[by].load(Relaxed));
+        ProcessPoolStats {
+            jobs: self.threads.stats(),
+            idle,
+            busy,
+            starting,
+            alive: metrics.alive(),
+            started: metrics.started.load(Relaxed),
+            start_failures: metrics.start_failures.load(Relaxed),
+            recycled: metrics.recycled.load(Relaxed),
+            killed_by_timeout,
+            killed_by_memory,
+            killed_by_cancel,
+            crashed,
+            output_discarded: metrics.output_discarded.load(Relaxed),
+        }
+    }
+
+    /// Rejects new jobs, runs the others up to `timeout`, kills those that are left, and reports
+    /// them. No process of the pool is left when it returns, except one that the system cannot kill
+    /// within 5 s.
+    ///
+    /// # Panics
+    ///
+    /// The future panics outside a tokio runtime with time enabled.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped early, the pool rejects new jobs and runs the others.
+    pub async fn shutdown(&self, timeout: Duration) -> PoolShutdownReport {
+        let report = self.threads.shutdown(timeout).await;
+        self.closer.0.halt();
+        let _ = tokio::time::timeout(REAP_TIMEOUT, self.closer.0.gone()).await;
+        report
+    }
+}
+
+impl<W: Work> Service<W> for ProcessPool {
+    type Response = W::Output;
+    type Error = RunError<W::Error>;
+    type Future = Run<W>;
+
+    fn poll_ready(&mut self, _: &mut task::Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, work: W) -> Run<W> {
+        self.run(work)
+    }
+}
+
+impl fmt::Debug for ProcessPool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ProcessPool")
+            .field("name", &self.closer.0.config.name)
+            .field("stats", &self.stats())
+            .finish_non_exhaustive()
+    }
+}

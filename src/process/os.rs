@@ -1,0 +1,156 @@
+//! The system calls of this module, and what Linux has over other Unix systems.
+
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::PathBuf,
+    process::Child,
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec},
+    process::{Pid, Signal},
+};
+
+/// Interval in which processes are polled that have no file descriptor for their end.
+pub(super) const EXIT_INTERVAL: Option<Duration> =
+    if cfg!(target_os = "linux") { None } else { Some(Duration::from_millis(20)) };
+
+/// Returns the file that this process runs. On Linux it is the same file even if its path was
+/// replaced by another version.
+pub(super) fn running_executable() -> io::Result<PathBuf> {
+    if cfg!(target_os = "linux") { Ok(PathBuf::from("/proc/self/exe")) } else { std::env::current_exe() }
+}
+
+/// Has the system kill this process when the thread that has started it ends. Returns an error if
+/// that has happened already. On systems other than Linux, only the latter.
+pub(super) fn die_with_parent(parent: i32) -> io::Result<()> {
+    #[cfg(target_os = "linux")]
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    // After the signal was requested, so that a parent that dies in between is noticed.
+    match rustix::process::getppid() {
+        Some(pid) if pid.as_raw_nonzero().get() == parent => Ok(()),
+        _ => Err(io::Error::other("the process of the pool is gone")),
+    }
+}
+
+/// Ignores the signals that ask all processes of a terminal or a service to end. They have handlers
+/// instead of being ignored, because programs that work starts would inherit the latter.
+pub(super) fn ignore_termination_signals() -> io::Result<()> {
+    let ignored = Arc::new(AtomicBool::new(false));
+    for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
+        signal_hook::flag::register(signal.as_raw(), ignored.clone())?;
+    }
+    Ok(())
+}
+
+/// Ends this process without exit handlers.
+pub(super) fn kill_self() -> ! {
+    let _ = rustix::process::kill_process(rustix::process::getpid(), Signal::KILL);
+    std::process::abort()
+}
+
+/// Kills a process group. To be called before its leader is reaped: until then, the number of the
+/// group is not used again.
+pub(super) fn kill_group(leader: &Child) {
+    // Fails if every process of the group has ended.
+    let _ = rustix::process::kill_process_group(Pid::from_child(leader), Signal::KILL);
+}
+
+/// A file descriptor that becomes readable when a process ends, if the system has such.
+pub(super) fn exit_descriptor(child: &Child) -> io::Result<Option<OwnedFd>> {
+    #[cfg(target_os = "linux")]
+    return Ok(Some(rustix::process::pidfd_open(Pid::from_child(child), rustix::process::PidfdFlags::empty())?));
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = child;
+        Ok(None)
+    }
+}
+
+/// Makes reads and writes return instead of waiting.
+pub(super) fn set_nonblocking(descriptor: impl AsFd) -> io::Result<()> {
+    Ok(rustix::io::ioctl_fionbio(descriptor, true)?)
+}
+
+/// Descriptors that a thread waits for.
+#[derive(Default)]
+pub(super) struct PollSet<'a>(Vec<PollFd<'a>>);
+
+impl<'a> PollSet<'a> {
+    /// Waits until the descriptor is readable, or closed by the other side. Returns its index.
+    pub(super) fn readable(&mut self, descriptor: BorrowedFd<'a>) -> usize {
+        self.add(descriptor, PollFlags::IN)
+    }
+
+    /// Waits until the descriptor is readable, closed, or accepts bytes.
+    pub(super) fn readable_or_writable(&mut self, descriptor: BorrowedFd<'a>) -> usize {
+        self.add(descriptor, PollFlags::IN | PollFlags::OUT)
+    }
+
+    fn add(&mut self, descriptor: BorrowedFd<'a>, events: PollFlags) -> usize {
+        self.0.push(PollFd::from_borrowed_fd(descriptor, events));
+        self.0.len() - 1
+    }
+
+    /// Waits up to `timeout`; forever without one.
+    pub(super) fn wait(&mut self, timeout: Option<Duration>) {
+        // Rounded up, so that the thread does not wake just before its time. Timeouts that the
+        // system cannot represent are shortened: the caller looks at the clock.
+        let timeout = timeout.map(|timeout| timeout.min(Duration::from_secs(3600)) + Duration::from_micros(100));
+        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
+        // Interrupted by a signal, it reports nothing, and the caller waits again.
+        if rustix::event::poll(&mut self.0, timeout.as_ref()).is_err() {
+            self.0.iter_mut().for_each(PollFd::clear_revents);
+        }
+    }
+
+    /// Returns `true` if something has happened to the descriptor at `index`.
+    pub(super) fn is_ready(&self, index: usize) -> bool {
+        !self.0[index].revents().is_empty()
+    }
+}
+
+/// Returns the resident memory of a process and its descendants, in bytes, or `None` if it has
+/// ended or the system does not tell.
+pub(super) fn resident_memory(pid: u32) -> Option<u64> {
+    if !cfg!(target_os = "linux") {
+        return None;
+    }
+    let mut total = resident_pages(pid)?;
+    // Descendants that have lost their parent are not found.
+    let mut unseen = children(pid);
+    let mut visits = 0;
+    while let Some(pid) = unseen.pop().filter(|_| visits < MAX_DESCENDANTS) {
+        visits += 1;
+        total += resident_pages(pid).unwrap_or(0);
+        unseen.extend(children(pid));
+    }
+    Some(total * rustix::param::page_size() as u64)
+}
+
+/// Most descendants of a process whose memory is added up, so that a sample is cheap.
+const MAX_DESCENDANTS: usize = 64;
+
+/// The second field of `/proc/pid/statm`: `proc_pid_statm(5)`.
+fn resident_pages(pid: u32) -> Option<u64> {
+    read_to_string(&format!("/proc/{pid}/statm"))?.split_ascii_whitespace().nth(1)?.parse().ok()
+}
+
+/// Returns the children that the main thread and the thread of the work have started.
+/// `/proc/pid/task/tid/children` lists those of one thread.
+fn children(pid: u32) -> Vec<u32> {
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+    let paths = threads.flatten().take(MAX_DESCENDANTS).map(|thread| thread.path().join("children"));
+    let lists = paths.filter_map(|path| std::fs::read_to_string(path).ok());
+    lists
+        .flat_map(|list| list.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>())
+        .collect()
+}
+
+fn read_to_string(path: &str) -> Option<String> {
+    io::read_to_string(File::open(path).ok()?).ok()
+}

@@ -1,0 +1,299 @@
+//! The side of the worker process.
+//!
+//! ```text
+//! thread of `init`: reads the socket          thread `offload-work`
+//!   Run    --------- channel of 1 ----------->  decode, `Work::run`, encode, write Done
+//!   Cancel --------- CancelFlag ------------->  `Context::is_cancelled`
+//!   end of file: the process ends at once
+//! ```
+//!
+//! Work does not run on the thread of `init`, so that the process notices the end of its pool while
+//! it works, and so that `init` may be called inside of a runtime.
+
+use std::{
+    env,
+    fs::File,
+    io::{self, Write},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::{fs::FileTypeExt, net::UnixStream},
+    },
+    panic, process,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
+        mpsc,
+    },
+    thread,
+};
+
+use tokio::time::Instant;
+
+use super::{
+    frame::{self, Fingerprint, FrameReader, Outcome, Progress, Reply, Request, cut},
+    os,
+    work::{Context, Registry, Works},
+};
+use crate::{
+    panic::{catch_unwind, panic_message},
+    pool::Deadline,
+    sync::{Mutex, lock},
+};
+
+/// Environment variable that marks a worker process. Its value is the process id of the pool,
+/// `:`, and the maximum length of a payload.
+pub(super) const MARKER: &str = "TOWER_OFFLOAD_PROCESS";
+/// Exit status of a process that could not be set up: `EX_OSERR` of `sysexits.h`.
+const EXIT_SETUP: i32 = 71;
+/// Exit status of a process whose pool breaks the protocol: `EX_PROTOCOL`.
+const EXIT_PROTOCOL: i32 = 76;
+/// Stack of the thread that runs work: as large as that of a main thread on Linux.
+const STACK_SIZE: usize = 8 * 1024 * 1024;
+
+/// `true` once `init` was called, in a worker process or in its parent.
+static IS_INITIALIZED: AtomicBool = AtomicBool::new(false);
+
+/// Serves jobs if this process was started by a [`ProcessPool`](super::ProcessPool), and never
+/// returns then. Otherwise returns at once.
+///
+/// Make it the first line of `main`, with every kind of work that the program gives to process
+/// pools:
+///
+/// ```no_run
+/// # use serde::{Deserialize, Serialize};
+/// # use tower_offload::process::{Context, Work};
+/// # #[derive(Serialize, Deserialize)]
+/// # struct Thumbnail;
+/// # impl Work for Thumbnail {
+/// #     const KIND: &'static str = "thumbnail";
+/// #     type Output = ();
+/// #     type Error = ();
+/// #     fn run(self, _: &Context) -> Result<(), ()> { Ok(()) }
+/// # }
+/// # #[derive(Serialize, Deserialize)]
+/// # struct Report;
+/// # impl Work for Report {
+/// #     const KIND: &'static str = "report";
+/// #     type Output = ();
+/// #     type Error = ();
+/// #     fn run(self, _: &Context) -> Result<(), ()> { Ok(()) }
+/// # }
+/// fn main() {
+///     tower_offload::process::init::<(Thumbnail, Report)>();
+///     // the program
+/// }
+/// ```
+///
+/// The pool starts the file of the running program again. A line before this one runs in every
+/// worker process too. With `#[tokio::main]` it works as the first line of the `async fn main`; the
+/// idle threads of the runtime then remain in every worker process.
+///
+/// A worker process
+///
+/// * ends when its pool ends, even while it works: the socket to the pool is closed, and Linux
+///   kills it if the thread of the pool that has started it is gone;
+/// * ignores `SIGINT`, `SIGTERM` and `SIGHUP`, which a terminal or a service manager sends to all
+///   processes of a service: the pool decides when its processes end;
+/// * reads nothing from stdin. What it writes to stdout and stderr becomes events of the pool.
+///
+/// # Panics
+///
+/// Panics if two types of work have the same [`KIND`](super::Work::KIND).
+#[track_caller]
+pub fn init<W: Works>() {
+    init_with::<W>(|| {});
+}
+
+/// Like [`init`], and calls `setup` in each worker process before its first job: to install a
+/// subscriber, or to load a model that all jobs use. The process is ready when it returns.
+///
+/// # Panics
+///
+/// Like [`init`]. If `setup` panics, the process ends, and the pool could not start it.
+#[track_caller]
+pub fn init_with<W: Works>(setup: impl FnOnce() + Send + 'static) {
+    let registry = Registry::of::<W>();
+    IS_INITIALIZED.store(true, SeqCst);
+    if let Some(pool) = PoolSocket::find() {
+        let Err(error) = serve(pool, registry, setup);
+        eprintln!("cannot set up a worker process of tower-offload: {error}");
+        process::exit(EXIT_SETUP);
+    }
+}
+
+/// Returns `true` if `init` was called.
+pub(super) fn is_initialized() -> bool {
+    IS_INITIALIZED.load(SeqCst)
+}
+
+/// In a worker process that has not called `init`, tells its pool.
+pub(super) fn report_not_initialized() {
+    if let Some(pool) = PoolSocket::find().filter(|_| !is_initialized()) {
+        // The pool may be gone.
+        let _ = (&pool.socket).write_all(&frame::encode(&Reply::NotInitialized));
+    }
+}
+
+/// The socket to the pool that has started this process, which is its stdin.
+struct PoolSocket {
+    socket: UnixStream,
+    /// Process id of the pool.
+    parent: i32,
+    max_payload: usize,
+}
+
+impl PoolSocket {
+    /// Returns `None` if this process is not a worker process. A program that is started by work
+    /// inherits the marker, but not the socket.
+    fn find() -> Option<Self> {
+        let marker = env::var(MARKER).ok()?;
+        let (parent, max_payload) = marker.split_once(':')?;
+        let (parent, max_payload) = (parent.parse().ok()?, max_payload.parse().ok()?);
+        let stdin = File::from(io::stdin().as_fd().try_clone_to_owned().ok()?);
+        let is_socket = stdin.metadata().is_ok_and(|stdin| stdin.file_type().is_socket());
+        is_socket.then(|| Self { socket: UnixStream::from(OwnedFd::from(stdin)), parent, max_payload })
+    }
+}
+
+/// The job that was cancelled last. A process runs one job at a time, and numbers are not reused,
+/// so a cancellation that arrives late affects no other job.
+#[derive(Debug, Clone, Default)]
+pub(super) struct CancelFlag(Arc<AtomicU64>);
+
+impl CancelFlag {
+    fn set(&self, job: u64) {
+        self.0.store(job, SeqCst);
+    }
+
+    /// Jobs are numbered from 1.
+    pub(super) fn is_set(&self, job: u64) -> bool {
+        self.0.load(SeqCst) == job
+    }
+}
+
+/// A job on its way to the thread that runs it.
+struct Assignment {
+    frame: Vec<u8>,
+    received: Instant,
+}
+
+/// What the two threads of a worker process share.
+struct Worker {
+    /// Locked for one frame.
+    socket: Mutex<UnixStream>,
+    registry: Registry,
+    cancel: CancelFlag,
+    is_busy: AtomicBool,
+    max_payload: usize,
+}
+
+/// Serves jobs until the pool closes the socket.
+fn serve(
+    pool: PoolSocket,
+    registry: Registry,
+    setup: impl FnOnce() + Send + 'static,
+) -> io::Result<std::convert::Infallible> {
+    let PoolSocket { socket, parent, max_payload } = pool;
+    os::die_with_parent(parent)?;
+    os::ignore_termination_signals()?;
+    // Work that reads stdin must not read frames. Processes that work starts inherit this one.
+    rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
+    let executable = Fingerprint::of(os::running_executable()?.as_ref())?;
+    let worker = Arc::new(Worker {
+        socket: Mutex::new(socket.try_clone()?),
+        registry,
+        cancel: CancelFlag::default(),
+        is_busy: AtomicBool::new(false),
+        max_payload,
+    });
+    let (assign, assigned) = mpsc::sync_channel(1);
+    let thread = thread::Builder::new().name("offload-work".to_owned()).stack_size(STACK_SIZE);
+    thread.spawn({
+        let worker = worker.clone();
+        move || worker.work(executable, setup, &assigned)
+    })?;
+    worker.read(&socket, &assign)
+}
+
+impl Worker {
+    /// Sets the process up and runs jobs. Never returns.
+    fn work(self: &Arc<Self>, executable: Fingerprint, setup: impl FnOnce(), assigned: &mpsc::Receiver<Assignment>) {
+        if catch_unwind(setup).is_err() {
+            process::exit(EXIT_SETUP); // The panic hook has reported it on stderr.
+        }
+        // Afterwards, because `setup` may set a hook of its own.
+        report_panics(self.clone());
+        let ready = frame::encode(&Reply::Ready { executable, kinds: self.registry.kinds() });
+        self.write(&ready);
+        for Assignment { frame, received } in assigned {
+            let reply = self.run(&frame, received);
+            self.is_busy.store(false, SeqCst);
+            self.write(&reply);
+        }
+    }
+
+    fn run(&self, request: &[u8], received: Instant) -> Vec<u8> {
+        let Ok((Request::Run { job, kind, remaining }, input)) = frame::decode::<Request<'_>>(request) else {
+            process::exit(EXIT_PROTOCOL); // `read` has decoded it.
+        };
+        let Some(handler) = self.registry.find(kind) else {
+            let outcome = Outcome::InvalidInput { reason: "unknown kind" };
+            return frame::encode(&Reply::Done { job, outcome });
+        };
+        let remaining = remaining.map(|remaining| remaining.saturating_sub(received.elapsed()));
+        let deadline = remaining.map_or(Deadline::NONE, Deadline::after);
+        self.write(&frame::encode(&Reply::Started { job }));
+        handler(input, &Context { job, deadline, cancel: self.cancel.clone() }, self.max_payload)
+    }
+
+    /// Writes a frame. If the pool is gone, the thread that reads ends the process.
+    fn write(&self, frame: &[u8]) {
+        let _ = lock(&self.socket).write_all(frame);
+    }
+
+    /// Reads requests until the pool closes the socket, and ends the process then.
+    fn read(&self, socket: &UnixStream, assign: &mpsc::SyncSender<Assignment>) -> ! {
+        let mut reader = FrameReader::new(frame::max_frame(self.max_payload));
+        loop {
+            while let Some(frame) = reader.next().unwrap_or_else(|_| process::exit(EXIT_PROTOCOL)) {
+                match frame::decode::<Request<'_>>(frame) {
+                    Ok((Request::Run { .. }, _)) => {
+                        self.is_busy.store(true, SeqCst);
+                        let received = Instant::now();
+                        // Full only if the pool breaks the protocol.
+                        if assign.try_send(Assignment { frame: frame.to_vec(), received }).is_err() {
+                            process::exit(EXIT_PROTOCOL);
+                        }
+                    }
+                    Ok((Request::Cancel { job }, _)) => self.cancel.set(job),
+                    Err(_) => process::exit(EXIT_PROTOCOL),
+                }
+            }
+            reader.shrink();
+            if reader.read(socket) == Progress::Closed {
+                if self.is_busy.load(SeqCst) {
+                    // Exit handlers of libraries must not run beside the work.
+                    os::kill_self();
+                }
+                process::exit(0);
+            }
+        }
+    }
+}
+
+/// Sends the message and location of each panic to the pool, before the hook that was set before:
+/// with `panic = "abort"` there is no later time.
+fn report_panics(worker: Arc<Worker>) {
+    let previous = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        let location = info.location().map(ToString::to_string).unwrap_or_default();
+        let reply = Reply::Panicking { message: cut(panic_message(info.payload())), location: cut(&location) };
+        worker.write(&frame::encode(&reply));
+        previous(info);
+    }));
+}
+
+/// Returns the marker of a worker process whose payloads have at most this number of bytes.
+pub(super) fn marker(max_payload: usize) -> String {
+    format!("{}:{max_payload}", process::id())
+}

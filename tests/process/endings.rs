@@ -1,0 +1,88 @@
+//! How work ends by itself.
+
+use std::time::Duration;
+
+use tower::ServiceExt;
+use tower_offload::{
+    pool::CallOptions,
+    process::{KilledBy, RunError},
+};
+
+use crate::support::{Do, Meeting, Other, Unknown, builder, number, pid_of};
+
+#[tokio::test]
+async fn output_error_and_other_kinds_travel_back() {
+    let pool = builder().build().unwrap();
+    assert_eq!(pool.run(Do::Echo(b"in".to_vec())).await, Ok(b"in".to_vec()));
+    assert_eq!(pool.run(Do::Fail("no".to_owned())).await, Err(RunError::Failed("no".to_owned())));
+    assert_eq!(pool.run(Other).await.unwrap(), "other");
+    assert_eq!(pool.clone().oneshot(Do::Echo(b"in".to_vec())).await, Ok(b"in".to_vec()));
+    assert!(pool.shutdown(Duration::from_secs(5)).await.is_empty());
+    assert_eq!(pool.stats().alive, 0);
+}
+
+#[tokio::test]
+async fn panic_travels_back_and_does_not_cost_the_process() {
+    let pool = builder().build().unwrap();
+    let before = pid_of(&pool).await;
+    let Err(RunError::Panicked(panic)) = pool.run(Do::Panic("broken".to_owned())).await else { panic!("no panic") };
+    assert_eq!(panic.message(), "broken");
+    assert!(panic.location().contains("support.rs:"), "{panic}");
+    assert_eq!(pid_of(&pool).await, before);
+}
+
+#[tokio::test]
+async fn crash_and_exit_fail_only_their_job() {
+    let pool = builder().build().unwrap();
+    let crash = KilledBy::Crash(6);
+    assert_eq!(pool.run(Do::Abort).await, Err(RunError::Killed { by: crash }));
+    assert_eq!(pool.run(Do::Exit(3)).await, Err(RunError::Exited { code: 3 }));
+    assert_eq!(pool.run(Do::Echo(vec![1])).await, Ok(vec![1]));
+    assert_eq!(pool.stats().crashed, 1);
+}
+
+#[tokio::test]
+async fn data_over_the_limit_is_a_typed_error() {
+    let pool = builder().max_frame_size(64 * 1024).build().unwrap();
+    let before = pid_of(&pool).await;
+    for work in [Do::Echo(vec![0; 64 * 1024]), Do::Return(64 * 1024)] {
+        let Err(RunError::InvalidData(error)) = pool.run(work).await else { panic!("no error") };
+        assert!(error.is_too_large(), "{error}");
+    }
+    assert_eq!(pool.run(Do::Return(64 * 1024 - 8)).await.unwrap().len(), 64 * 1024 - 8);
+    assert_eq!(pid_of(&pool).await, before);
+}
+
+#[tokio::test]
+async fn unknown_kind_is_named_and_does_not_cost_the_process() {
+    let pool = builder().build().unwrap();
+    let before = pid_of(&pool).await;
+    assert_eq!(pool.run(Unknown).await, Err(RunError::UnknownKind("unknown")));
+    assert_eq!(pid_of(&pool).await, before);
+}
+
+#[tokio::test]
+async fn large_input_and_output_fit() {
+    let pool = builder().build().unwrap();
+    let bytes = (0..4_000_000_u32).map(|byte| byte as u8).collect::<Vec<_>>();
+    assert_eq!(pool.run(Do::Echo(bytes.clone())).await, Ok(bytes));
+}
+
+#[tokio::test]
+async fn work_sees_its_deadline_and_no_stdin() {
+    let pool = builder().build().unwrap();
+    let limit = Duration::from_secs(600);
+    let by_deadline = pool.run_with(CallOptions::new().timeout(limit), Do::Remaining).await.unwrap();
+    // The process is occupied, so the timeout is set before the job begins.
+    let meeting = Meeting::new();
+    let occupied = pool.run(Do::Hold(meeting.port()));
+    let held = meeting.entered().await;
+    let by_timeout = pool.run(Do::Remaining).timeout(limit);
+    drop(held);
+    occupied.await.unwrap();
+    for left in [number(by_deadline), number(by_timeout.await.unwrap())] {
+        assert!((500_000..=600_000).contains(&left), "{left}");
+    }
+    assert_eq!(number(pool.run(Do::Remaining).await.unwrap()), 0);
+    assert_eq!(pool.run(Do::ReadStdin).await, Ok(Vec::new()));
+}

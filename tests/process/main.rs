@@ -1,0 +1,13 @@
+//! Pools of real processes, which are really killed.
+#![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used)]
+
+mod admission;
+mod bad_children;
+mod endings;
+mod kills;
+mod output;
+mod parent;
+mod recycling;
+mod start;
+mod support;
