@@ -22,8 +22,8 @@ impl CpuQuota {
     /// Length of a period, in microseconds: the default of Linux and of container runtimes.
     const PERIOD: u32 = 100_000;
 
-    /// Moves this process to a group of its own, with the time of `cores`. Must be called before the
-    /// first thread starts.
+    /// Moves this process to a group of its own, with the time of `cores`. Must be called before
+    /// the first thread starts.
     ///
     /// # Errors
     ///

@@ -121,7 +121,8 @@ impl Limiter {
     }
 
     /// Waits for all permits. Keys take turns, and calls of a key are served in order of arrival.
-    /// Returns early if the pool is closed. Records in `progress` what the call no longer waits for.
+    /// Returns early if the pool is closed. Records in `progress` what the call no longer waits
+    /// for.
     async fn admit(
         self: Arc<Self>,
         pool: Arc<dyn Pool>,

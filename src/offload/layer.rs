@@ -153,9 +153,10 @@ impl<X, A> OffloadLayer<X, A> {
     /// offloaded again. A call that awaits continues on the pool. `PoolStats::in_place` counts the
     /// calls that ran where they were made. If a call occupies its caller's thread for more than
     /// 1 ms, the event `call blocked its caller's thread` is emitted, and every call is offloaded
-    /// for a minute. The event is in the span of the request, whose fields name the route if a layer
-    /// outside of this one records it, such as `tower_http::trace::TraceLayer`. Only one call at a time runs on a caller's thread. So at most one call per
-    /// minute delays other tasks by more than 1 ms, and only those of one thread.
+    /// for a minute. The event is in the span of the request, whose fields name the route if a
+    /// layer outside of this one records it, such as `tower_http::trace::TraceLayer`. Only one call
+    /// at a time runs on a caller's thread. So at most one call per minute delays other tasks by
+    /// more than 1 ms, and only those of one thread.
     ///
     /// The calls of one service and its clones are judged together. On axum, `Router::layer` makes
     /// a service of each route; a whole `Router` inside a `ServiceBuilder` is one service.

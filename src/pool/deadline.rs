@@ -6,8 +6,8 @@ use tokio::time::Instant;
 ///
 /// A call that has not started at its deadline never starts, and a caller that awaits a call is
 /// answered at the deadline, with
-/// [`CallError::DeadlineExceeded`](crate::CallError::DeadlineExceeded). A result that comes later is
-/// dropped. See [deadlines](crate::pool#deadlines).
+/// [`CallError::DeadlineExceeded`](crate::CallError::DeadlineExceeded). A result that comes later
+/// is dropped. See [deadlines](crate::pool#deadlines).
 ///
 /// A call gets a deadline from its options ([`CallOptions`](super::CallOptions),
 /// [`OffloadLayer::timeout`](crate::OffloadLayer::timeout)), from the offloaded work that makes it,

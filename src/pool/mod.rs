@@ -44,7 +44,8 @@
 //! * [`QueuePolicy::AcceptBursts`]: bursts wait, and callers with a deadline are answered in time
 //!   during a longer overload. The excess is rejected at once, before it costs anything. No setting
 //!   depends on the duration of calls. Not for a pool that also runs a background, whose admitted
-//!   tasks it would reject, nor for one whose permits are reserved with `backpressure` and not used.
+//!   tasks it would reject, nor for one whose permits are reserved with `backpressure` and not
+//!   used.
 //! * [`Codel`]: callers with a deadline are answered in time, however long calls take. The excess
 //!   fails with [`CallError::Expired`] after it has waited for too long.
 //! * A small [`queue_capacity`](ThreadPoolBuilder::queue_capacity): the same, if all calls take
@@ -121,8 +122,8 @@
 //!
 //! The caller is woken by tokio's timer, with its resolution of a millisecond. Without one, outside
 //! a runtime or in a runtime without `enable_time`, a call in the queue is answered when its turn
-//! comes, and a call that runs when it ends: with the same error. A call without a deadline reads no
-//! clock for it and has no timer.
+//! comes, and a call that runs when it ends: with the same error. A call without a deadline reads
+//! no clock for it and has no timer.
 //!
 //! A deadline does not reach a [`Background`](crate::Background), a
 //! [`BlockingBody`](crate::offload::BlockingBody), tasks of the runtime or other threads, unless

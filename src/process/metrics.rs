@@ -1,6 +1,6 @@
 //! Counts the events of a pool's processes: always in atomics, for
-//! [`ProcessPoolStats`](super::ProcessPoolStats); with feature `metrics` also in the installed recorder;
-//! with feature `tracing` as events.
+//! [`ProcessPoolStats`](super::ProcessPoolStats); with feature `metrics` also in the installed
+//! recorder; with feature `tracing` as events.
 
 use std::{
     sync::{

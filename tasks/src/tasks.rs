@@ -369,8 +369,8 @@ impl TasksShutdownReport {
     }
 }
 
-/// Formats the report, for example as `all records are written`, or as `1 record is not written (task
-/// 00y8j7g1z0b3t4kf6n2vqwhx9m5c7d1e8pr0)`.
+/// Formats the report, for example as `all records are written`, or as `1 record is not written
+/// (task 00y8j7g1z0b3t4kf6n2vqwhx9m5c7d1e8pr0)`.
 impl fmt::Display for TasksShutdownReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let listed = Listed { what: "task", ids: &self.unwritten };

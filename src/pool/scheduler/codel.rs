@@ -15,18 +15,18 @@ use tokio::time::Instant;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum QueuePolicy {
-    /// First in, first out. Every queued call starts, however long it waited, and a call is rejected
-    /// either at once, because the queue is full, or never. The default, because a pool may also run
-    /// work that was accepted before, such as tasks of a background. With the default capacity and
-    /// calls of 5 ms on two threads, an overload makes each call wait for 2.5 s.
+    /// First in, first out. Every queued call starts, however long it waited, and a call is
+    /// rejected either at once, because the queue is full, or never. The default, because a pool
+    /// may also run work that was accepted before, such as tasks of a background. With the default
+    /// capacity and calls of 5 ms on two threads, an overload makes each call wait for 2.5 s.
     #[default]
     Fifo,
     /// First in, first out, and bursts wait. If the queue does not drain, calls are rejected at
     /// once until it does, so that the others wait only briefly. No setting depends on the duration
     /// of calls. For pools that serve requests.
     ///
-    /// Not for a pool that also runs a [`Background`](crate::Background): a task that the background
-    /// has accepted fails if the pool rejects it. Permits that are reserved with
+    /// Not for a pool that also runs a [`Background`](crate::Background): a task that the
+    /// background has accepted fails if the pool rejects it. Permits that are reserved with
     /// [`backpressure`](crate::OffloadLayer::backpressure) and not used count as waiting calls.
     /// Calls without a key do not have the longer limit of keys, so give all calls of such a pool a
     /// key, or none.

@@ -247,8 +247,8 @@ impl<T: QueueItem> Scheduler<T> {
         }
     }
 
-    /// Parks a worker that must exit because the scheduler is closed, for up to `timeout`, if entries
-    /// may still come. May follow [`Action::Exit`].
+    /// Parks a worker that must exit because the scheduler is closed, for up to `timeout`, if
+    /// entries may still come. May follow [`Action::Exit`].
     ///
     /// `is_needed` is called under the lock. A thread that makes it return `false` and then calls
     /// [`close`](Self::close) therefore ends the wait, whichever of the two is first.

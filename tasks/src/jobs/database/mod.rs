@@ -207,9 +207,9 @@ WHERE id = $1 AND state = 1 AND attempt = $2";
         dispatch!(self, |database| database.write_end(end, backoff).await)
     }
 
-    /// Notes that attempts are running during or after a shutdown. Such an attempt does not count if
-    /// its process ends first, except of jobs with one attempt, which run at most once, and at most
-    /// [`recovery::MAX_INTERRUPTIONS`] times for a job. Returns River's ids of the jobs whose
+    /// Notes that attempts are running during or after a shutdown. Such an attempt does not count
+    /// if its process ends first, except of jobs with one attempt, which run at most once, and at
+    /// most [`recovery::MAX_INTERRUPTIONS`] times for a job. Returns River's ids of the jobs whose
     /// attempt would not count.
     ///
     /// The note names the claim, so it has no effect on later attempts.

@@ -33,14 +33,14 @@ use crate::{
 ///
 /// With SQLite (feature `sqlite`), one process uses the file; a second one gets an error that
 /// [names the first](StoreError::is_locked). Several [`Tasks`](crate::Tasks) of the process can use
-/// clones of one store. The tasks of a crashed process are marked as lost when the next process starts. An
-/// accepted task survives a crash and a power failure (`synchronous=FULL`).
+/// clones of one store. The tasks of a crashed process are marked as lost when the next process
+/// starts. An accepted task survives a crash and a power failure (`synchronous=FULL`).
 ///
 /// With Postgres (feature `postgres`), many processes use the database. The tasks of a crashed
-/// process are marked as lost when its lease has expired, by the server's clock, and another process has had
-/// a connection without a gap for the duration of a lease: so after an outage of the server they
-/// are not lost. Whether an accepted task survives a power failure of the server depends on its
-/// setting `synchronous_commit`.
+/// process are marked as lost when its lease has expired, by the server's clock, and another
+/// process has had a connection without a gap for the duration of a lease: so after an outage of
+/// the server they are not lost. Whether an accepted task survives a power failure of the server
+/// depends on its setting `synchronous_commit`.
 ///
 /// [`open`](Self::open) creates and migrates the tables. Their names begin with `tower_offload_`,
 /// so the database can have other tables too. NUL characters, which Postgres does not store, become

@@ -112,8 +112,8 @@ FROM delayed AS lost WHERE job.id = lost.id
 RETURNING job.id, job.kind, job.state::text, job.queue, lost.attempt, lost.is_refunded, lost.task_id, lost.is_noted";
 /// Notes in the metadata of running jobs that a shutdown interrupts their attempts. Returns `true`
 /// for an attempt that does not count: its job has several, and fewer than `$3` did not count
-/// already. The recovery counts the interruption. Rows that River is completing are skipped: two statements
-/// that wait for each other's rows could deadlock.
+/// already. The recovery counts the interruption. Rows that River is completing are skipped: two
+/// statements that wait for each other's rows could deadlock.
 const NOTE_INTERRUPTED: &str = "
 WITH running AS (
     SELECT job.id, claim.attempted_at,
