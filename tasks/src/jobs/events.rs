@@ -41,7 +41,7 @@ pub struct JobsStats {
     /// it timed out. They do not count.
     pub interrupted: u64,
     /// Number of River clients: the current one, and replaced ones whose jobs or leases have not
-    /// ended.
+    /// ended, or on SQLite whose ends are not written.
     pub clients: usize,
     /// Number of jobs of crashed processes that this process has recovered.
     pub recovered: u64,

@@ -320,28 +320,24 @@ impl Jobs {
         let timeout = timeout.min(MAX_TIMEOUT);
         let end = Instant::now() + timeout;
         let clients = queue.clients();
-        let mut noted = HashSet::new();
-        if clients.is_empty() {
-            queue.set_ended(); // River has ended and its lease, too, since the queue stopped claiming
-        } else {
-            let stop_at = end - (timeout / 5).min(MAX_STOP_TIME);
-            let ended = async {
-                match timeout_at(stop_at, all_ended(&clients)).await {
-                    Ok(ended) => Ok(ended),
-                    Err(_) => {
-                        clients.iter().for_each(|client| client.stop_and_cancel());
-                        timeout_at(end, all_ended(&clients)).await
-                    }
+        let stop_at = end - (timeout / 5).min(MAX_STOP_TIME);
+        let river_ended = async {
+            match timeout_at(stop_at, all_ended(&clients)).await {
+                Ok(ended) => Ok(ended),
+                Err(_) => {
+                    clients.iter().for_each(|client| client.stop_and_cancel());
+                    timeout_at(end, all_ended(&clients)).await
                 }
-            };
-            // At once, because the process may be killed before the timeout elapses.
-            let (river, _) = tokio::join!(ended, self.note_interrupted(Instant::now()));
-            if let Ok(Err(error)) = &river {
-                warn("River failed to shut down", error);
             }
-            let end_leases = self.end_leases(&clients, river.is_ok(), end);
-            (noted, ()) = tokio::join!(self.note_interrupted(end), end_leases);
+        };
+        // At once, because the process may be killed before the timeout elapses.
+        let (river, _) = tokio::join!(river_ended, self.note_interrupted(Instant::now()));
+        if let Ok(Err(error)) = &river {
+            warn("River failed to shut down", error);
         }
+        // Also if no client is left: an end may still be without a confirmation.
+        let end_leases = self.end_leases(&clients, river.is_ok(), end);
+        let (noted, ()) = tokio::join!(self.note_interrupted(end), end_leases);
         queue.end_maintenance();
         let (ended, returned) = (running.totals().0 - ended, running.totals().1 - returned);
         let still_running: Vec<_> = running.running().into_iter().map(|(_, id)| id).collect();

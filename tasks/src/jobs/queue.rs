@@ -1,6 +1,7 @@
 use std::{
     collections::HashSet,
     pin::Pin,
+    slice,
     sync::{Arc, Weak},
     time::Duration,
 };
@@ -79,8 +80,8 @@ pub(super) struct InsertSenders {
 struct State {
     /// `None` before the first client has started.
     client: Option<Arc<LeasedClient>>,
-    /// The current client and the clients it has replaced, until their jobs have ended. Their
-    /// claims are claims of this process.
+    /// The current client and the clients it has replaced, until their jobs have ended and their
+    /// ends are written. Their claims are claims of this process.
     clients: Vec<Arc<LeasedClient>>,
     /// Time of the latest replacement because of ends that were not written.
     replaced_at: Option<Instant>,
@@ -109,6 +110,8 @@ const MAX_REPLACED: usize = 3;
 /// Maximum number of leases for which the ends of a client that has ended may be written.
 const MAX_UNWRITTEN_LEASES: u32 = 4;
 const RESTART_DELAY: Duration = Duration::from_secs(1);
+/// Interval at which the claims of a client that has ended are polled on SQLite.
+const CLAIMS_POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 impl Queue {
     pub(super) fn new(environment: Environment, plan: Plan, inserts: InsertSenders, store: SqlStore) -> Self {
@@ -219,8 +222,14 @@ impl Queue {
     }
 
     /// Returns the jobs that the table shows as running in this process.
+    ///
+    /// This includes the claims of each job in [`RunningJobs`], also after its client was
+    /// forgotten: [`late_ends`](RunningJobs::late_ends) treats a claim that is missing here as
+    /// written.
     pub(super) async fn claims(&self) -> Result<Vec<Claim>, StoreError> {
-        let clients: Vec<_> = self.clients().iter().filter_map(|client| client.id().cloned()).collect();
+        let mut clients = self.environment.running.clients();
+        clients.extend(self.clients().iter().filter_map(|client| client.id().cloned()));
+        let clients: Vec<_> = clients.into_iter().collect();
         if clients.is_empty() { Ok(Vec::new()) } else { self.environment.database.claims(&clients).await }
     }
 
@@ -381,12 +390,14 @@ fn renew_lease(queue: Arc<Queue>, client: Arc<LeasedClient>) -> Pin<Box<dyn Futu
 
 /// Replaces a client that ends without a shutdown, because one of its required parts failed.
 ///
+/// On SQLite it then waits until the client has no claims, and forgets it. River may end without
+/// having written its ends, and there is no lease whose end would recover the jobs. The checks of
+/// the claims write these ends.
+///
 /// The future is boxed, because it starts a client, which has such a future, too.
 fn watch_client(queue: Arc<Queue>, client: Arc<LeasedClient>) -> Pin<Box<dyn Future<Output = ()> + Send>> {
     Box::pin(async move {
-        if client.id().is_none() {
-            return;
-        }
+        let Some(id) = client.id() else { return };
         tokio::select! {
             () = queue.maintenance_ended() => return,
             ended = client.ended() => {
@@ -399,9 +410,17 @@ fn watch_client(queue: Arc<Queue>, client: Arc<LeasedClient>) -> Pin<Box<dyn Fut
             queue.replace_client(&client).await;
             sleep(RESTART_DELAY).await;
         }
-        if queue.environment.database.lease().is_none() {
-            queue.forget(&client);
+        let database = &queue.environment.database;
+        if database.lease().is_some() {
+            return; // the other task forgets it
         }
+        while !database.claims(slice::from_ref(id)).await.is_ok_and(|claims| claims.is_empty()) {
+            tokio::select! {
+                () = queue.maintenance_ended() => return,
+                () = sleep(CLAIMS_POLL_INTERVAL) => {}
+            }
+        }
+        queue.forget(&client);
     })
 }
 

@@ -189,6 +189,11 @@ impl RunningJobs {
         lock(&self.0.state).entries.values().any(|entry| &*entry.claim.client == client)
     }
 
+    /// Returns the clients that have claimed these jobs.
+    pub(super) fn clients(&self) -> HashSet<Arc<str>> {
+        lock(&self.0.state).entries.values().map(|entry| entry.claim.client.clone()).collect()
+    }
+
     /// Returns how many attempts have ended, and how many of those do not count.
     pub(super) fn totals(&self) -> (usize, usize) {
         let state = lock(&self.0.state);
@@ -212,6 +217,8 @@ impl RunningJobs {
 
     /// Removes the jobs that have ended and are not among the claims: River has written their ends.
     /// Returns those ends that more than `max_checks` checks have shown as not written.
+    ///
+    /// `claims` must include the claims of all [`clients`](Self::clients).
     pub(super) fn late_ends(&self, claims: &[Claim], max_checks: u32) -> Vec<End> {
         let claims: HashSet<_> = claims.iter().collect();
         let mut late = Vec::new();

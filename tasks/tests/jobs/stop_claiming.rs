@@ -5,7 +5,10 @@ use std::time::Duration;
 use serde_json::json;
 use tower_offload_tasks::{Reason, TaskState};
 
-use super::support::{Act, ActAsync, LONG, TestDatabase, TestWorkers, ended, on_each_database, record};
+use super::{
+    databases::OnFile,
+    support::{Act, ActAsync, LONG, SHORT, TestDatabase, TestWorkers, ended, on_each_database, record},
+};
 
 on_each_database! {
     job_is_accepted_and_not_claimed
@@ -92,4 +95,39 @@ async fn signal_stops_the_claims(database: TestDatabase) {
     let _accepted = jobs.enqueue(Act::Return(json!(2))).await.unwrap();
     assert!(jobs.shutdown(LONG).await.is_clean());
     assert_eq!(*workers.started.lock().unwrap(), [claimed]);
+}
+
+/// A client that stops abandons the ends that the database has rejected.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn end_that_river_has_abandoned_is_written_on_sqlite() {
+    let database = TestDatabase::Sqlite(OnFile::fresh());
+    let tasks = database.tasks().await;
+    let workers = TestWorkers::new();
+    let jobs = workers.start(&tasks).await;
+    let id = jobs.enqueue(Act::Hold).max_attempts(1).await.unwrap().id();
+    workers.started(1).await;
+    // Only River names the claim in the metadata.
+    let reject = "CREATE TRIGGER reject BEFORE UPDATE ON river_job \
+                  WHEN NEW.state = 'completed' AND NEW.metadata -> '$.\"tower_offload:end\"' IS NOT NULL \
+                  BEGIN SELECT RAISE(ABORT, 'rejected'); END";
+    database.execute(reject).await;
+    jobs.stop_claiming();
+    workers.release();
+    let written = async {
+        while jobs.stats().running > 0 || jobs.stats().unwritten > 0 {
+            tokio::time::sleep(SHORT).await;
+        }
+    };
+    tokio::time::timeout(LONG, written).await.expect("the end is not written");
+    assert_eq!(record(&tasks, id).await.state, TaskState::Succeeded);
+    let forgotten = async {
+        while jobs.stats().clients > 0 {
+            tokio::time::sleep(SHORT).await;
+        }
+    };
+    tokio::time::timeout(LONG, forgotten).await.expect("the client is not forgotten");
+    assert!(jobs.shutdown(LONG).await.is_clean());
+    let next = TestWorkers::new().start(&tasks).await;
+    assert_eq!(record(&tasks, id).await.state, TaskState::Succeeded, "it was recovered");
+    assert!(next.shutdown(LONG).await.is_clean());
 }
