@@ -28,7 +28,8 @@ impl Clock {
             let now = metrics.now();
             metrics.busy(now);
             self.busy_since = Some(now);
-            self.now = Some(now);
+            // The last call has ended before this thread was idle.
+            (self.now, self.ended) = (Some(now), None);
         }
     }
 
@@ -86,5 +87,29 @@ impl Clock {
         if self.unreported > 0 {
             metrics.report_busy(std::mem::take(&mut self.unreported));
         }
+    }
+}
+
+#[cfg(all(test, not(tower_offload_loom)))]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn entry_without_a_call_takes_no_busy_time_back() {
+        let metrics = Metrics::new(&"pool".into());
+        let mut clock = Clock::default();
+        clock.start(&metrics);
+        clock.start_call(&metrics);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        clock.end_call(metrics.now());
+        clock.flush(&metrics);
+
+        tokio::time::advance(Duration::from_secs(3600)).await;
+        clock.start(&metrics);
+        // The caller has left, and nothing is called.
+        clock.flush(&metrics);
+        assert_eq!(metrics.stats().busy_time, Duration::from_secs(1));
     }
 }
