@@ -35,7 +35,7 @@ const LONG: Duration = Duration::from_millis(1);
 /// Time after such a mistake during which every call is offloaded, in milliseconds.
 const PAUSE_MS: u64 = 60_000;
 
-/// Measurements of the calls of one service and its clones.
+/// Measurements of the calls of a layer and its clones.
 #[derive(Debug)]
 pub(super) struct Route {
     pool: Arc<dyn Pool>,

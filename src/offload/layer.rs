@@ -3,6 +3,7 @@ use std::{fmt, hash::Hash, sync::Arc, time::Duration};
 use tower_layer::Layer;
 
 use super::{
+    adaptive::Route,
     admission::{Limiter, Limits, Mode},
     inspect::{FairBy, FairByGroup, Filter, OffloadAll, Prioritize, Propagate, Timeout},
     reject::{HttpReject, RejectFn},
@@ -39,7 +40,7 @@ impl OffloadLayer {
                 inspect: OffloadAll,
                 detached: false,
                 catch_panics: false,
-                adaptive: false,
+                route: None,
             },
         }
     }
@@ -158,8 +159,9 @@ impl<X, A> OffloadLayer<X, A> {
     /// at a time runs on a caller's thread. So at most one call per minute delays other tasks by
     /// more than 1 ms, and only those of one thread.
     ///
-    /// The calls of one service and its clones are judged together. On axum, `Router::layer` makes
-    /// a service of each route; a whole `Router` inside a `ServiceBuilder` is one service.
+    /// The calls of this layer and its clones are judged together, because axum may apply a layer
+    /// once per connection. So give a handler whose calls are short a layer of its own:
+    /// `get(handler).layer(OffloadLayer::new(pool).adaptive())`.
     ///
     /// Admission, limits, panics, cancellation and metrics are those of an offloaded call. The work
     /// has to be able to run on a thread of the runtime: `Handle::block_on` and
@@ -172,7 +174,7 @@ impl<X, A> OffloadLayer<X, A> {
     /// use this for work whose length depends on its input.
     #[must_use]
     pub fn adaptive(mut self) -> Self {
-        self.config.adaptive = true;
+        self.config.route = Some(Arc::new(Route::new(self.config.pool.clone())));
         self
     }
 
@@ -181,8 +183,8 @@ impl<X, A> OffloadLayer<X, A> {
     /// or another [`Reject`](super::Reject).
     #[must_use]
     pub fn reject<Y>(self, strategy: Y) -> OffloadLayer<Y, A> {
-        let Config { pool, limiter, inspect, detached, catch_panics, adaptive, .. } = self.config;
-        OffloadLayer { config: Config { pool, limiter, reject: strategy, inspect, detached, catch_panics, adaptive } }
+        let Config { pool, limiter, inspect, detached, catch_panics, route, .. } = self.config;
+        OffloadLayer { config: Config { pool, limiter, reject: strategy, inspect, detached, catch_panics, route } }
     }
 
     /// Like [`reject`](Self::reject), with a closure.
@@ -481,9 +483,9 @@ impl<X, A> OffloadLayer<X, A> {
     }
 
     fn inspect<B>(self, wrap: impl FnOnce(A) -> B) -> OffloadLayer<X, B> {
-        let Config { pool, limiter, reject, inspect, detached, catch_panics, adaptive } = self.config;
+        let Config { pool, limiter, reject, inspect, detached, catch_panics, route } = self.config;
         let inspect = wrap(inspect);
-        OffloadLayer { config: Config { pool, limiter, reject, inspect, detached, catch_panics, adaptive } }
+        OffloadLayer { config: Config { pool, limiter, reject, inspect, detached, catch_panics, route } }
     }
 }
 

@@ -32,8 +32,6 @@ pub struct Offload<S: 'static, X = HttpReject, A: 'static = OffloadAll> {
     config: Config<X, A>,
     /// `Some` in mode `Backpressure`.
     backpressure: Option<Backpressure>,
-    /// `Some` in an adaptive layer. Shared with the clones of this service.
-    route: Option<Arc<Route>>,
 }
 
 /// The options of a layer, shared with its services.
@@ -45,15 +43,15 @@ pub(super) struct Config<X, A> {
     pub(super) inspect: A,
     pub(super) detached: bool,
     pub(super) catch_panics: bool,
-    pub(super) adaptive: bool,
+    /// `Some` in an adaptive layer.
+    pub(super) route: Option<Arc<Route>>,
 }
 
 impl<S, X, A> Offload<S, X, A> {
     pub(super) fn new(inner: S, config: Config<X, A>) -> Self {
         let backpressure = (config.limiter.limits().mode == Mode::Backpressure)
             .then(|| Backpressure::new(config.limiter.clone(), config.pool.clone()));
-        let route = config.adaptive.then(|| Arc::new(Route::new(config.pool.clone())));
-        Self { inner, config, backpressure, route }
+        Self { inner, config, backpressure }
     }
 
     /// Returns a reference to the inner service.
@@ -154,7 +152,7 @@ impl<S, X, A> Offload<S, X, A> {
     {
         match (admitted, self.config.limiter.limits().mode) {
             (Ok(admitted), _) => {
-                let in_place = self.route.as_ref().and_then(Route::try_run_in_place);
+                let in_place = self.config.route.as_ref().and_then(Route::try_run_in_place);
                 let prepared = self.prepare(request, watch, in_place.as_ref());
                 let handle = match in_place {
                     Some(in_place) => prepared.start_in_place(admitted, in_place),
@@ -200,7 +198,7 @@ impl<S, X, A> Offload<S, X, A> {
         let captured = self.config.inspect.capture(&request);
         let clone = self.inner.clone();
         let ready = mem::replace(&mut self.inner, clone);
-        let probe = self.route.as_ref().map(|route| route.probe(in_place));
+        let probe = self.config.route.as_ref().map(|route| route.probe(in_place));
         Prepared {
             context: CallContext::capture(),
             on_caller_drop: if self.config.detached { OnCallerDrop::Detach } else { OnCallerDrop::Cancel },
@@ -239,8 +237,8 @@ fn count_rejection(pool: &dyn Pool, error: CallError) -> Rejected {
 impl<S: Clone, X: Clone, A: Clone> Clone for Offload<S, X, A> {
     /// Returns a service that has to be polled ready itself and holds no reservation.
     fn clone(&self) -> Self {
-        let Self { inner, config, backpressure, route } = self;
-        Self { inner: inner.clone(), config: config.clone(), backpressure: backpressure.clone(), route: route.clone() }
+        let Self { inner, config, backpressure } = self;
+        Self { inner: inner.clone(), config: config.clone(), backpressure: backpressure.clone() }
     }
 }
 

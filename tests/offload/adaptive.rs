@@ -91,27 +91,33 @@ async fn call_that_blocks_its_caller_ends_that_for_a_minute() {
     assert_eq!(pool.stats().misplaced, 1);
 }
 
-#[tokio::test]
-async fn another_service_of_the_layer_is_judged_on_its_own() {
-    let pool = ThreadPool::cpu();
-    let layer = OffloadLayer::new(pool.clone()).reject(RejectWithError).adaptive();
-    let inner = service_fn(|()| ready(Ok::<_, Infallible>(thread::current().id())));
-    let (mut short, mut other) = (layer.layer(inner), layer.layer(inner));
-    warm_up(&mut short).await;
-    assert_ne!(call(&mut other).await, thread::current().id());
-}
-
-#[tokio::test]
-async fn clone_shares_what_is_known_of_its_calls() {
-    let pool = ThreadPool::cpu();
-    let mut service = service(&pool, || {});
+/// Asserts that a call of `other` runs where it is made, after short calls of `service`. A run that
+/// the machine delays counts as long, so this takes several tries.
+async fn assert_judged_together<S>(mut service: S, mut other: S)
+where
+    S: Service<(), Response = ThreadId, Error: std::fmt::Debug>,
+{
     for _ in 0..10_000 {
         warm_up(&mut service).await;
-        if call(&mut service.clone()).await == thread::current().id() {
+        if call(&mut other).await == thread::current().id() {
             return;
         }
     }
-    panic!("no call of a clone ran on this thread");
+    panic!("no call of the other service ran on this thread");
+}
+
+#[tokio::test]
+async fn calls_of_a_clone_are_judged_together_with_those_of_the_service() {
+    let service = service(&ThreadPool::cpu(), || {});
+    assert_judged_together(service.clone(), service).await;
+}
+
+/// On axum, a layer may be applied once per connection.
+#[tokio::test]
+async fn calls_of_services_of_one_layer_are_judged_together() {
+    let layer = OffloadLayer::new(ThreadPool::cpu()).reject(RejectWithError).adaptive();
+    let inner = service_fn(|()| ready(Ok::<_, Infallible>(thread::current().id())));
+    assert_judged_together(layer.layer(inner), layer.clone().layer(inner)).await;
 }
 
 #[tokio::test]
