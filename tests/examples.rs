@@ -290,6 +290,24 @@ async fn busy_server_answers_some_jobs_and_rejects_others() {
     assert!(lines[1].contains(" threads, busy for "), "{lines:#?}");
 }
 
+/// A run that the machine delays counts as long, so a busy machine may need several tries.
+#[tokio::test]
+async fn adaptive_runs_short_requests_where_they_are_made_until_one_is_long() {
+    for _ in 0..10 {
+        let lines = lines_of("adaptive").await;
+        let in_place = |line: &String| -> u32 {
+            let (_, count) = line.rsplit_once(", ").unwrap();
+            count.split(' ').next().unwrap().parse().unwrap()
+        };
+        let in_place: Vec<_> = lines.iter().map(in_place).collect();
+        assert!(in_place[0] == 0 && in_place[2] <= 1, "{lines:#?}");
+        if in_place[1] > 0 {
+            return;
+        }
+    }
+    panic!("no request ran where it was made");
+}
+
 /// Which limit ends a leak depends on how fast the machine allocates.
 #[tokio::test]
 async fn process_pool_survives_what_its_work_does() {

@@ -1,0 +1,51 @@
+//! Short handlers that run where they are called: `cargo run --release --example adaptive`.
+//!
+//! A cache answers nearly every request in microseconds, so a hop to the pool would take longer
+//! than the handler. After a miss, which computes, the handler is offloaded for a minute.
+
+use std::{sync::Mutex, time::Duration};
+
+use axum::{Router, body::Body, extract::Request, routing::get};
+use tokio::time::Instant;
+use tower::{Service, ServiceExt};
+use tower_offload::{OffloadLayer, ThreadPool};
+
+static CACHE: Mutex<Option<u64>> = Mutex::new(None);
+
+/// Returns the answer from the cache, or computes it, which takes 5 ms.
+async fn answer() -> String {
+    let mut cache = CACHE.lock().unwrap();
+    let answer = cache.get_or_insert_with(|| {
+        std::thread::sleep(Duration::from_millis(5)); // stands for computation
+        42
+    });
+    answer.to_string()
+}
+
+fn app(layer: OffloadLayer) -> Router {
+    Router::new().route("/answer", get(answer)).layer(layer)
+}
+
+/// Makes 1000 requests, one after the other, and prints how long they took and where they ran.
+async fn measure(name: &str, app: &mut Router, pool: &ThreadPool) -> anyhow::Result<()> {
+    let (before, started) = (pool.stats().in_place, Instant::now());
+    for _ in 0..1000 {
+        let request = Request::get("/answer").body(Body::empty())?;
+        ServiceExt::<Request>::ready(app).await?.call(request).await?;
+    }
+    let (mean, in_place) = (started.elapsed() / 1000, pool.stats().in_place - before);
+    println!("{name}: {:.1} us per request, {in_place} of 1000 ran where they were made", mean.as_secs_f64() * 1e6);
+    Ok(())
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let pool = ThreadPool::cpu();
+    let mut offloaded = app(OffloadLayer::new(pool.clone()));
+    let mut adaptive = app(OffloadLayer::new(pool.clone()).adaptive());
+
+    measure("offloaded", &mut offloaded, &pool).await?;
+    measure("adaptive, after 64 short requests", &mut adaptive, &pool).await?;
+    *CACHE.lock().unwrap() = None; // the next request computes, once on the caller's thread
+    measure("adaptive, after one of 5 ms", &mut adaptive, &pool).await
+}
