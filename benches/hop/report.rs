@@ -86,16 +86,18 @@ const MULTI: fn(&Scene) -> bool = |scene| *scene == Scene::throughput(Flavor::Mu
 const GOALS: &[HopGoal] = &[
     latency("hop p50 v spawn_blocking, across cores", CROSS, "threads", "spawn_blocking", (0.75, 0.55)),
     latency("hop p50 v spawn_blocking, on one core", ONE, "threads", "spawn_blocking", (0.95, 0.75)),
-    latency("hop p50 v crossbeam+oneshot, across cores", CROSS, "threads", "crossbeam+oneshot", (1.2, 1.0)),
-    latency("hop p50 v crossbeam+oneshot, on one core", ONE, "threads", "crossbeam+oneshot", (1.2, 1.0)),
+    latency("hop p50 v crossbeam+oneshot, across cores", CROSS, "threads", "crossbeam+oneshot", (1.0, 0.9)),
+    latency("hop p50 v crossbeam+oneshot, on one core", ONE, "threads", "crossbeam+oneshot", (1.0, 0.9)),
     latency("the whole layer v a bare hop, across cores", CROSS, "offload", "threads", (1.25, 1.1)),
     latency("the whole layer v a bare hop, on one core", ONE, "offload", "threads", (1.25, 1.1)),
     rate("256 calls v spawn_blocking, current_thread", CURRENT, "spawn_blocking", (5.0, 14.0)),
     rate("256 calls v spawn_blocking, multi_thread(2)", MULTI, "spawn_blocking", (8.0, 15.0)),
-    rate("256 calls v spawn_blocking/capped, current_thread", CURRENT, "spawn_blocking/capped", (1.1, 2.5)),
+    rate("256 calls v spawn_blocking/capped, current_thread", CURRENT, "spawn_blocking/capped", (2.0, 3.0)),
     rate("256 calls v spawn_blocking/capped, multi_thread(2)", MULTI, "spawn_blocking/capped", (2.0, 3.0)),
-    rate("256 calls v rayon+oneshot, current_thread", CURRENT, "rayon+oneshot", (1.1, 2.5)),
-    rate("256 calls v rayon+oneshot, multi_thread(2)", MULTI, "rayon+oneshot", (1.1, 1.3)),
+    rate("256 calls v rayon+oneshot, current_thread", CURRENT, "rayon+oneshot", (1.5, 2.5)),
+    rate("256 calls v crossbeam+oneshot, current_thread", CURRENT, "crossbeam+oneshot", (1.0, 1.2)),
+    rate("256 calls v crossbeam+oneshot, multi_thread(2)", MULTI, "crossbeam+oneshot", (1.0, 1.2)),
+    rate("256 calls v rayon+oneshot, multi_thread(2)", MULTI, "rayon+oneshot", (1.3, 1.6)),
     // 0.5 us are 5 % of a call that takes 10 us.
     Goal {
         name: "us that an adaptive layer adds to a short call, on one core",
