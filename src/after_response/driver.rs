@@ -71,7 +71,10 @@ impl RegisteredTask {
 
     /// Returns the handler's call that decides, or `None` if the outcome does.
     fn call<'a>(&'a self, exchange: &'a Exchange) -> Option<&'a AttemptState> {
-        self.attempt.as_ref().map_or_else(|| exchange.own_call.offloaded(), |attempt| Some(attempt.state()))
+        match &self.attempt {
+            Some(attempt) => Some(attempt.state(exchange)),
+            None => exchange.own_call.offloaded(),
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use tower_service::Service;
 use super::{
     AfterResponse, ResponseBody,
     exchange::{Exchange, Tracked},
-    guard::{AttemptGuard, Guard, InnerAttempt, Observer},
+    guard::{Guard, Observer},
     progress::RequestLine,
 };
 use crate::background::Background;
@@ -73,9 +73,9 @@ where
             None => extensions.remove().map(|Tracked(exchange)| AfterResponse::new(exchange, self.background.clone())),
         };
         let (after, mut observer) = match outer {
-            Some(outer) => {
-                let attempt = InnerAttempt::new(outer.exchange());
-                (outer.for_attempt(attempt.clone()), Observer::Attempt(AttemptGuard::new(attempt)))
+            Some(mut outer) => {
+                let attempt = outer.begin_attempt();
+                (outer, Observer::Attempt(attempt))
             }
             None => {
                 let exchange = Exchange::untracked(line);
