@@ -12,7 +12,7 @@ use crate::grpc::is_grpc;
 ///
 /// Pure: no lock, no clock, no user code. The [`Guard`](super::guard::Guard) owns it while the
 /// response is open.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Progress {
     request: RequestLine,
     head: Option<Head>,
@@ -36,7 +36,7 @@ pub(crate) struct RequestLine {
     pub(crate) version: Version,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Head {
     status: StatusCode,
     /// Kept only if something was registered by then. Boxed, because it is large and usually
@@ -185,20 +185,21 @@ impl Progress {
     }
 
     /// Returns the outcome. `end` and `delivery` already take the connection's report into account.
-    pub(super) fn outcome(&self, end: End, delivery: Delivery, total: Duration) -> Outcome {
+    pub(super) fn into_outcome(mut self, end: End, delivery: Delivery, total: Duration) -> Outcome {
+        let headers = self.head.as_mut().and_then(|head| head.headers.take());
         let head = self.head.as_ref();
         Outcome {
             end,
             delivery,
             status: head.map(|head| head.status),
-            headers: head.and_then(|head| head.headers.as_deref().cloned()).unwrap_or_default(),
+            headers: headers.map(|headers| *headers).unwrap_or_default(),
             grpc_status: self.grpc_status(),
             body_bytes: self.body_bytes(),
             truncated: self.is_truncated(),
-            error: self.error.clone(),
             time_to_head: head.map(|head| head.at),
             total,
             is_grpc: head.is_some_and(|head| head.grpc.is_some()),
+            error: self.error,
         }
     }
 
