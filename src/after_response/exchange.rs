@@ -273,10 +273,14 @@ impl Exchange {
     /// Records that the response has a final head. Must be called before the response is returned
     /// to the HTTP implementation.
     pub(super) fn set_head(&self, opens_tunnel: bool) {
-        self.state.set(if opens_tunnel { HAS_HEAD | ENDS_WITH_HEAD } else { HAS_HEAD });
+        // Only a tracked connection asks, on HTTP/2 only for tunnels.
+        if self.is_tracked && (opens_tunnel || !self.is_multiplexed) {
+            self.state.set(if opens_tunnel { HAS_HEAD | ENDS_WITH_HEAD } else { HAS_HEAD });
+        }
     }
 
-    /// The body of a tracked response has ended, and was not dropped yet.
+    /// The body of a tracked response has ended, and was not dropped yet. Called at most once, only
+    /// on HTTP/2.
     pub(super) fn end_body(&self, progress: Progress) {
         let mut sides = lock(&self.sides);
         let awaits_flush = self.awaits_flush(&progress);
@@ -289,13 +293,14 @@ impl Exchange {
     /// Finishes the server's side. Called once, by the guard's drop. `progress` is `None` after
     /// [`end_body`](Self::end_body).
     pub(super) fn finish(self: &Arc<Self>, progress: Option<Progress>) {
-        let settles = {
-            let mut sides = lock(&self.sides);
-            if let Some(progress) = progress {
+        let settles = match progress {
+            Some(progress) => {
+                let mut sides = lock(&self.sides);
+                let awaits_flush = self.awaits_flush(&progress);
                 self.set_progress(&mut sides, progress);
+                self.state.drop_guard(awaits_flush)
             }
-            let awaits_flush = sides.progress.as_ref().is_some_and(|progress| self.awaits_flush(progress));
-            self.state.drop_guard(awaits_flush)
+            None => self.state.drop_guard(self.state.has_body_ended()),
         };
         if settles && self.settle(Instant::now()) {
             self.start_driver();
@@ -459,7 +464,8 @@ const FLUSH_KNOWN: u8 = 1 << 1;
 const SETTLED: u8 = 1 << 2;
 /// A hook or task was registered.
 const HAS_REGISTRATIONS: u8 = 1 << 3;
-/// The handler returned a final response. Set before the HTTP implementation has the head.
+/// The handler returned a final response. Set before the HTTP implementation has the head. On
+/// HTTP/2 only together with [`ENDS_WITH_HEAD`].
 const HAS_HEAD: u8 = 1 << 4;
 /// The response opens a tunnel, so its head is its end on the wire. Set together with [`HAS_HEAD`].
 const ENDS_WITH_HEAD: u8 = 1 << 5;
@@ -508,6 +514,10 @@ impl ExchangeState {
     /// Records that the body of a complete response has ended.
     fn end_body(&self) {
         self.set(BODY_ENDED);
+    }
+
+    fn has_body_ended(&self) -> bool {
+        self.0.load(Ordering::Relaxed) & BODY_ENDED != 0
     }
 
     /// Records that the connection has given up on a response that [has

@@ -126,8 +126,9 @@ impl Guard {
                 None => self.waker = Some(cx.waker().clone()),
             }
         }
-        // hyper may keep the body for as long as the client takes nothing of it.
-        if progress.has_ended() && self.exchange.is_tracked() {
+        // On HTTP/2 hyper may keep the body for as long as the client takes nothing of it. On HTTP/1
+        // it drops the body at once (`poll_write` in `hyper/proto/h1/dispatch.rs`).
+        if progress.has_ended() && progress.request().is_multiplexed() && self.exchange.is_tracked() {
             if let Some(progress) = self.progress.take() {
                 self.exchange.end_body(progress);
             }
