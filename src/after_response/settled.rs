@@ -1,7 +1,4 @@
-use std::{
-    mem,
-    sync::{Arc, OnceLock},
-};
+use std::sync::{Arc, OnceLock};
 
 use super::{
     driver::Driver,
@@ -107,7 +104,7 @@ impl ReusedDriver {
         let begin = |(batch, background)| DueBatch::new(batch, background);
         match self.mailbox.put((batch, background), begin, |due, (batch, _)| due.append(batch)) {
             Put::Joined => {}
-            Put::Wake(waker) => waker.wake(),
+            Put::Wake(waker) => waker.wake_by_ref(),
             Put::Start => Driver::serve(self.mailbox.clone(), runtime),
             Put::Refused((batch, background)) => Driver::run(DueBatch::new(batch, background), runtime),
         }
@@ -116,8 +113,8 @@ impl ReusedDriver {
 
 impl Drop for ConnectionDriver {
     fn drop(&mut self) {
-        if let Some(waker) = mem::take(&mut self.0).into_inner().and_then(|driver| driver.mailbox.close()) {
-            waker.wake();
+        if let Some(waker) = self.0.get().and_then(|driver| driver.mailbox.close()) {
+            waker.wake_by_ref();
         }
     }
 }
