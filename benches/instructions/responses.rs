@@ -1,5 +1,5 @@
-//! Responses on one connection in memory, served by hyper on the thread of the client: one by one on
-//! HTTP/1, and as [`STREAMS`] streams on HTTP/2.
+//! Responses on one connection in memory, served by hyper on the thread of the client: one by one
+//! on HTTP/1, and as [`STREAMS`] streams on HTTP/2.
 
 use std::{
     convert::Infallible,

@@ -167,7 +167,8 @@ struct Drive {
 /// The progress of one exchange.
 struct Current {
     exchange: Arc<Exchange>,
-    /// What this driver has begun and not finished. Boxed, because few exchanges have so many hooks.
+    /// `None` unless the driver has begun and yielded. Boxed, because few exchanges have so many
+    /// hooks.
     paused: Option<Box<Begun>>,
 }
 
@@ -178,7 +179,7 @@ struct Begun {
     hooks: Hooks<Hook>,
     /// The number up to which tasks are selected once these hooks have run.
     bound: u64,
-    /// `true` if only the driver refers to the exchange, so that nothing is registered any more.
+    /// `true` if only the driver refers to the exchange, so that nothing can be registered.
     is_last: bool,
 }
 
@@ -228,8 +229,8 @@ impl Current {
 }
 
 impl Begun {
-    /// Makes this driver the one that drives the exchange. Returns `None` if there is nothing to do,
-    /// or if another driver will do it.
+    /// Makes this driver the one that drives the exchange. Returns `None` if there is nothing to
+    /// do, or if another driver will do it.
     fn begin(exchange: &mut Arc<Exchange>) -> Option<Self> {
         if let Some((outcome, hooks)) = Arc::get_mut(exchange).and_then(Exchange::take_unshared) {
             return Some(Self { outcome, hooks, bound: 0, is_last: true });

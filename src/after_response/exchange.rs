@@ -20,7 +20,7 @@ use super::{
     pending::{Hooks, Pending, SpawnContext},
     progress::{Progress, RequestLine},
 };
-use crate::sync::{AtomicU8, Mutex, Ordering, get_mut, lock};
+use crate::sync::{AtomicU8, Mutex, Ordering, fence, get_mut, lock};
 
 /// A request and its response: the registered work, and the state of the response.
 ///
@@ -42,7 +42,7 @@ use crate::sync::{AtomicU8, Mutex, Ordering, get_mut, lock};
 /// the connection, so there is no reference cycle.
 ///
 /// When a response is flushed, usually only the waiter refers to its exchange, and later only the
-/// driver. Then nothing can be registered any more, and the methods named `unshared` need no locks.
+/// driver. Then nothing can be registered, and the methods named `unshared` need no locks.
 pub(crate) struct Exchange {
     began: Instant,
     is_multiplexed: bool,
@@ -184,22 +184,21 @@ impl FlushWaiter {
         self.0.state.ends_with_head()
     }
 
-    /// Reports the outcome, at the time `now`. If the exchange settles and work is due, adds it to
-    /// `settled`. `mismatched` counts responses whose length on the wire differs from the length of
-    /// their body.
+    /// Reports the outcome. If the exchange settles and work is due, adds it to `settled`.
+    /// `mismatched` counts responses whose length on the wire differs from the length of their
+    /// body.
     ///
     /// Must not be called under a lock, because dropping the last reference to the exchange drops
     /// hooks and tasks of users.
     pub(crate) fn complete(
         mut self,
         outcome: FlushOutcome,
-        now: Instant,
         mismatched: &Arc<AtomicU64>,
         settled: &mut SettledExchanges<'_>,
     ) {
         let context = match Arc::get_mut(&mut self.0) {
-            Some(exchange) => exchange.complete_flush_unshared(outcome, now, mismatched),
-            None => self.0.complete_flush(outcome, now, mismatched).then(|| self.0.context()).flatten(),
+            Some(exchange) => exchange.complete_flush_unshared(outcome, mismatched, settled),
+            None => self.0.complete_flush(outcome, mismatched, settled).then(|| self.0.context()).flatten(),
         };
         if let Some(context) = context {
             settled.push(self.0, context);
@@ -270,6 +269,18 @@ impl Exchange {
         self.state.has_registrations()
     }
 
+    /// Returns `true` if nothing was registered and nothing can be: only the guard and the waiter
+    /// refer to the exchange. Then the times of the response are not needed. Called by the guard.
+    pub(super) fn is_unobserved(self: &Arc<Self>) -> bool {
+        let references = Arc::strong_count(self);
+        // A handle that was dropped has registered before.
+        fence(Ordering::Acquire);
+        let bits = self.state.0.load(Ordering::Relaxed);
+        // The waiter sets `FLUSH_KNOWN` before it is dropped.
+        let expected = if bits & FLUSH_KNOWN == 0 { 2 } else { 1 };
+        references == expected && bits & HAS_REGISTRATIONS == 0
+    }
+
     /// Records that the response has a final head. Must be called before the response is returned
     /// to the HTTP implementation.
     pub(super) fn set_head(&self, opens_tunnel: bool) {
@@ -302,7 +313,7 @@ impl Exchange {
             }
             None => self.state.drop_guard(self.state.has_body_ended()),
         };
-        if settles && self.settle(Instant::now()) {
+        if settles && !self.is_unobserved() && self.settle(Instant::now()) {
             self.start_driver();
         }
     }
@@ -325,7 +336,12 @@ impl Exchange {
 
     /// Finishes the connection's side. Returns `true` if the caller must start the driver.
     #[cfg(feature = "flush")]
-    fn complete_flush(&self, outcome: FlushOutcome, now: Instant, mismatched: &Arc<AtomicU64>) -> bool {
+    fn complete_flush(
+        &self,
+        outcome: FlushOutcome,
+        mismatched: &Arc<AtomicU64>,
+        settled: &mut SettledExchanges<'_>,
+    ) -> bool {
         let settles = {
             let mut sides = lock(&self.sides);
             self.flush_outcome.store(outcome.encode(), Relaxed);
@@ -339,17 +355,17 @@ impl Exchange {
                 _ => self.state.set_flush_known(),
             }
         };
-        settles && self.settle(now)
+        settles && self.settle(settled.now())
     }
 
-    /// Like [`complete_flush`](Self::complete_flush), if only the waiter refers to the exchange: the
-    /// guard was dropped. Returns the context of the driver that the caller must start.
+    /// Like [`complete_flush`](Self::complete_flush), if only the waiter refers to the exchange, so
+    /// that the guard was dropped. Returns the context of the driver that the caller must start.
     #[cfg(feature = "flush")]
     fn complete_flush_unshared(
         &mut self,
         outcome: FlushOutcome,
-        now: Instant,
         mismatched: &AtomicU64,
+        settled: &mut SettledExchanges<'_>,
     ) -> Option<SpawnContext> {
         if self.state.is_flush_known() {
             return None; // settled without the connection
@@ -358,9 +374,10 @@ impl Exchange {
         if let Some(progress) = &get_mut(&mut self.sides).progress {
             outcome.compare_length(progress, mismatched);
         }
-        *self.total.get_mut() = self.total_at(now);
         self.state.settle_unshared();
-        get_mut(&mut self.pending).take_context()
+        let context = get_mut(&mut self.pending).take_context()?;
+        *self.total.get_mut() = self.total_at(settled.now());
+        Some(context)
     }
 
     /// Returns `true` if the caller must start the driver.
@@ -415,8 +432,8 @@ impl Exchange {
         self.outcome_of(progress.expect("an exchange settles after its guard was dropped"))
     }
 
-    /// Takes the outcome and the hooks of a settled exchange to which only its driver refers. Returns
-    /// `None`, and takes nothing, if the exchange has tasks.
+    /// Takes the outcome and the hooks of a settled exchange to which only its driver refers.
+    /// Returns `None`, and takes nothing, if the exchange has tasks.
     pub(super) fn take_unshared(&mut self) -> Option<(Outcome, Hooks<Hook>)> {
         let hooks = get_mut(&mut self.pending).take_only_hooks()?;
         let progress = get_mut(&mut self.sides).progress.take();

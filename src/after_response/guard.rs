@@ -7,6 +7,7 @@ use std::{
         atomic::{AtomicBool, AtomicU8, Ordering},
     },
     task::{Context, Waker},
+    time::Duration,
 };
 
 use bytes::Buf;
@@ -62,7 +63,7 @@ impl Guard {
 
     /// Records the head of the response.
     pub(super) fn on_response<B: Body>(&mut self, response: &Response<B>) {
-        let at = self.exchange.elapsed();
+        let at = if self.exchange.is_unobserved() { Duration::ZERO } else { self.exchange.elapsed() };
         let (status, headers, body) = (response.status(), response.headers(), response.body());
         let (exact, is_end_stream) = self.run(|| (body.size_hint().exact(), body.is_end_stream()));
         let Some(progress) = &mut self.progress else { return };
@@ -126,8 +127,8 @@ impl Guard {
                 None => self.waker = Some(cx.waker().clone()),
             }
         }
-        // On HTTP/2 hyper may keep the body for as long as the client takes nothing of it. On HTTP/1
-        // it drops the body at once (`poll_write` in `hyper/proto/h1/dispatch.rs`).
+        // On HTTP/2 hyper may keep the body for as long as the client takes nothing of it. On
+        // HTTP/1 it drops the body at once (`poll_write` in `hyper/proto/h1/dispatch.rs`).
         if progress.has_ended() && progress.request().is_multiplexed() && self.exchange.is_tracked() {
             if let Some(progress) = self.progress.take() {
                 self.exchange.end_body(progress);

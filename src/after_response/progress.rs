@@ -42,7 +42,7 @@ struct Head {
     /// Kept only if something was registered by then. Boxed, because it is large and usually
     /// absent.
     headers: Option<Box<HeaderMap>>,
-    /// Time since the request.
+    /// Time since the request. Zero if nothing was registered by then and nothing can be.
     at: Duration,
     /// The `content-length` that is sent.
     declared: Option<u64>,

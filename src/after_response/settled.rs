@@ -1,5 +1,8 @@
 use std::sync::{Arc, OnceLock};
 
+#[cfg(feature = "flush")]
+use tokio::time::Instant;
+
 use super::{
     driver::Driver,
     exchange::Exchange,
@@ -39,12 +42,20 @@ pub(crate) struct SettledExchanges<'a> {
     /// `None` if the exchanges belong to no tracked connection.
     connection: Option<&'a ConnectionDriver>,
     batch: Option<(SpawnContext, Batch)>,
+    #[cfg(feature = "flush")]
+    now: Option<Instant>,
 }
 
 impl<'a> SettledExchanges<'a> {
     #[cfg(feature = "flush")]
     pub(crate) fn of(connection: &'a ConnectionDriver) -> Self {
-        Self { connection: Some(connection), batch: None }
+        Self { connection: Some(connection), batch: None, now: None }
+    }
+
+    /// Returns the time at which the exchanges settle. One reading of the clock serves all of them.
+    #[cfg(feature = "flush")]
+    pub(super) fn now(&mut self) -> Instant {
+        *self.now.get_or_insert_with(Instant::now)
     }
 
     /// Adds an exchange with the context of its first registration.

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, atomic::AtomicU64};
 
 use http::Version;
-use tokio::{runtime, task::yield_now, time::Instant};
+use tokio::{runtime, task::yield_now};
 
 use super::*;
 use crate::{
@@ -26,7 +26,7 @@ async fn run_hooks(hooks: &[usize]) -> Vec<usize> {
         }
         response.end();
         let outcome = FlushOutcome::Flushed { body_bytes: Some(0) };
-        waiter.complete(outcome, Instant::now(), &Arc::new(AtomicU64::new(0)), &mut settled);
+        waiter.complete(outcome, &Arc::new(AtomicU64::new(0)), &mut settled);
     }
     assert_eq!(runtime::Handle::current().metrics().num_alive_tasks(), 0);
     drop(settled);
