@@ -117,17 +117,19 @@ impl Progress {
             Some(length) => exact.or(length),
             None => exact,
         };
-        let has_one_length = headers.get_all(CONTENT_LENGTH).iter().nth(1).is_none();
-        let may_have_length = !is_chunked && !self.request.opens_tunnel(status);
-        let is_length = has_one_length && length != Some(None) && may_have_length;
+        let opens_tunnel = self.request.opens_tunnel(status);
+        let is_length = || {
+            let has_one_length = headers.get_all(CONTENT_LENGTH).iter().nth(1).is_none();
+            has_one_length && length != Some(None) && !is_chunked && !opens_tunnel
+        };
         self.head = Some(Head {
             status,
             headers: None,
             at,
             declared,
-            is_doubtful: length.is_some() && !is_length && !self.request.is_multiplexed(),
+            is_doubtful: length.is_some() && !self.request.is_multiplexed() && !is_length(),
             without_body: self.request.is_head
-                || self.request.opens_tunnel(status)
+                || opens_tunnel
                 || status.is_informational()
                 || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED),
             grpc: is_grpc(headers).then(|| grpc_status(headers)),
