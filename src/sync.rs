@@ -31,6 +31,13 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
+/// Returns the value of a mutex that nothing else refers to, without locking it. Ignores poisoning,
+/// like [`lock`].
+#[cfg(feature = "after-response")]
+pub(crate) fn get_mut<T>(mutex: &mut Mutex<T>) -> &mut T {
+    mutex.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
 /// Parks the thread until it is unparked or `timeout` has passed. Loom has no time: there, the
 /// thread parks until it is unparked.
 #[cfg(not(tower_offload_loom))]

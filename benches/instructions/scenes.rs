@@ -17,7 +17,10 @@ use tower_offload::{
 
 use tower_offload_benches::BoxError;
 
-use crate::{peers, responses};
+use crate::{
+    peers,
+    responses::{self, Protocol},
+};
 
 /// A way to make calls. A child process finds it by its name.
 #[derive(Debug, Clone, Copy)]
@@ -38,9 +41,12 @@ pub(crate) const EXACT: &[Scene] = &[
     exact("run, queue of 256", run_many_queued),
     exact("refused by a full queue", refused),
     exact("cancelled in the queue", cancelled),
-    exact("http2 response, plain", responses::plain),
-    exact("http2 response, tracked", responses::tracked),
-    exact("http2 response, tracked, hook", responses::hook),
+    exact("http1 response, plain", |calls| responses::plain(Protocol::Http1, calls)),
+    exact("http1 response, tracked", |calls| responses::tracked(Protocol::Http1, calls)),
+    exact("http1 response, tracked, hook", |calls| responses::hook(Protocol::Http1, calls)),
+    exact("http2 response, plain", |calls| responses::plain(Protocol::Http2, calls)),
+    exact("http2 response, tracked", |calls| responses::tracked(Protocol::Http2, calls)),
+    exact("http2 response, tracked, hook", |calls| responses::hook(Protocol::Http2, calls)),
 ];
 
 const fn exact(name: &'static str, make: fn(u64) -> Result<(), BoxError>) -> Scene {

@@ -15,7 +15,7 @@ use super::{
     exchange::Exchange,
     guard::{AttemptState, InnerAttempt},
     mailbox::{Mailbox, Taken},
-    pending::{Hooks, TaskKey},
+    pending::{Hooks, SpawnContext, TaskKey},
     run_queue::{RunQueue, Step},
     settled::{DueBatch, SettledExchanges},
     task::Condition,
@@ -71,7 +71,10 @@ impl RegisteredTask {
 
     /// Returns the handler's call that decides, or `None` if the outcome does.
     fn call<'a>(&'a self, exchange: &'a Exchange) -> Option<&'a AttemptState> {
-        self.attempt.as_ref().map_or_else(|| exchange.own_call.offloaded(), |attempt| Some(attempt.state()))
+        match &self.attempt {
+            Some(attempt) => Some(attempt.state(exchange)),
+            None => exchange.own_call.offloaded(),
+        }
     }
 }
 
@@ -94,8 +97,8 @@ pub(super) struct Driver {
 
 impl Driver {
     /// Starts the driver of one exchange.
-    pub(super) fn start(exchange: Arc<Exchange>) {
-        SettledExchanges::default().push(exchange);
+    pub(super) fn start(exchange: Arc<Exchange>, context: SpawnContext) {
+        SettledExchanges::default().push(exchange, context);
     }
 
     /// Starts the driver of a batch.
@@ -164,12 +167,20 @@ struct Drive {
 /// The progress of one exchange.
 struct Current {
     exchange: Arc<Exchange>,
-    /// `true` once this driver drives the exchange.
-    drives: bool,
-    /// Hooks that were taken and have not run.
+    /// `None` unless the driver has begun and yielded. Boxed, because few exchanges have so many
+    /// hooks.
+    paused: Option<Box<Begun>>,
+}
+
+/// Registrations that were taken from an exchange. Its driver has not finished.
+struct Begun {
+    outcome: Outcome,
+    /// Hooks that have not run.
     hooks: Hooks<Hook>,
     /// The number up to which tasks are selected once these hooks have run.
     bound: u64,
+    /// `true` if only the driver refers to the exchange, so that nothing can be registered.
+    is_last: bool,
 }
 
 impl Drive {
@@ -199,18 +210,38 @@ impl Step for Drive {
 
 impl Current {
     fn new(exchange: Arc<Exchange>) -> Self {
-        Self { exchange, drives: false, hooks: Hooks::default(), bound: 0 }
+        Self { exchange, paused: None }
     }
 
     /// Subtracts the hooks and tasks that were processed from `steps`. Returns `Pending` at zero.
     fn step(&mut self, guard: &DrainGuard, steps: &mut usize) -> Poll<()> {
-        let Self { exchange, drives, hooks, bound } = self;
-        if !*drives {
-            let taken = lock(&exchange.pending).begin_driving(|task| task.is_decided(exchange));
-            let Some(taken) = taken else { return Poll::Ready(()) };
-            (*drives, (*hooks, *bound)) = (true, taken);
+        let begun = match self.paused.take() {
+            Some(paused) => Some(*paused),
+            None => Begun::begin(&mut self.exchange),
+        };
+        let Some(mut begun) = begun else { return Poll::Ready(()) };
+        let step = begun.step(&self.exchange, guard, steps);
+        if step.is_pending() {
+            self.paused = Some(Box::new(begun));
         }
-        let outcome = &exchange.outcome();
+        step
+    }
+}
+
+impl Begun {
+    /// Makes this driver the one that drives the exchange. Returns `None` if there is nothing to
+    /// do, or if another driver will do it.
+    fn begin(exchange: &mut Arc<Exchange>) -> Option<Self> {
+        if let Some((outcome, hooks)) = Arc::get_mut(exchange).and_then(Exchange::take_unshared) {
+            return Some(Self { outcome, hooks, bound: 0, is_last: true });
+        }
+        let (hooks, bound) = lock(&exchange.pending).begin_driving(|task| task.is_decided(exchange))?;
+        Some(Self { outcome: exchange.outcome(), hooks, bound, is_last: false })
+    }
+
+    /// Like [`Current::step`].
+    fn step(&mut self, exchange: &Arc<Exchange>, guard: &DrainGuard, steps: &mut usize) -> Poll<()> {
+        let Self { outcome, hooks, bound, is_last } = self;
         loop {
             while let Some(hook) = hooks.pop() {
                 guard.scope(|| hook.run(outcome));
@@ -218,6 +249,9 @@ impl Current {
                 if *steps == 0 {
                     return Poll::Pending;
                 }
+            }
+            if *is_last {
+                return Poll::Ready(());
             }
             let mut has_selected = false;
             while *steps > 0 && *bound > 0 {

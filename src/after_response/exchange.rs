@@ -17,10 +17,10 @@ use super::{
     Delivery, End, Outcome,
     driver::{Driver, Hook, RegisteredTask},
     guard::AttemptState,
-    pending::Pending,
+    pending::{Hooks, Pending, SpawnContext},
     progress::{Progress, RequestLine},
 };
-use crate::sync::{AtomicU8, Mutex, Ordering, lock};
+use crate::sync::{AtomicU8, Mutex, Ordering, fence, get_mut, lock};
 
 /// A request and its response: the registered work, and the state of the response.
 ///
@@ -40,6 +40,9 @@ use crate::sync::{AtomicU8, Mutex, Ordering, lock};
 ///
 /// A tracked connection refers to the exchange through the waiter. The exchange does not refer to
 /// the connection, so there is no reference cycle.
+///
+/// When a response is flushed, usually only the waiter refers to its exchange, and later only the
+/// driver. Then nothing can be registered, and the methods named `unshared` need no locks.
 pub(crate) struct Exchange {
     began: Instant,
     is_multiplexed: bool,
@@ -120,6 +123,15 @@ impl FlushOutcome {
         })
     }
 
+    /// Counts the response if its length on the wire differs from the length of its body.
+    fn compare_length(self, progress: &Progress, mismatched: &AtomicU64) {
+        if let Self::Flushed { body_bytes: Some(on_wire) } | Self::Acknowledged { body_bytes: Some(on_wire) } = self {
+            if on_wire != progress.body_bytes() {
+                mismatched.fetch_add(1, Relaxed);
+            }
+        }
+    }
+
     /// Returns `false` if the response may or may not have been flushed.
     fn is_certain(self) -> bool {
         matches!(self, Self::Lost | Self::Flushed { .. } | Self::Acknowledged { .. })
@@ -172,21 +184,24 @@ impl FlushWaiter {
         self.0.state.ends_with_head()
     }
 
-    /// Reports the outcome, at the time `now`. If the exchange settles and work is due, adds it to
-    /// `settled`. `mismatched` counts responses whose length on the wire differs from the length of
-    /// their body.
+    /// Reports the outcome. If the exchange settles and work is due, adds it to `settled`.
+    /// `mismatched` counts responses whose length on the wire differs from the length of their
+    /// body.
     ///
     /// Must not be called under a lock, because dropping the last reference to the exchange drops
     /// hooks and tasks of users.
     pub(crate) fn complete(
-        self,
+        mut self,
         outcome: FlushOutcome,
-        now: Instant,
         mismatched: &Arc<AtomicU64>,
         settled: &mut SettledExchanges<'_>,
     ) {
-        if self.0.complete_flush(outcome, now, mismatched) {
-            settled.push(self.0);
+        let context = match Arc::get_mut(&mut self.0) {
+            Some(exchange) => exchange.complete_flush_unshared(outcome, mismatched, settled),
+            None => self.0.complete_flush(outcome, mismatched, settled).then(|| self.0.context()).flatten(),
+        };
+        if let Some(context) = context {
+            settled.push(self.0, context);
         }
     }
 }
@@ -254,13 +269,29 @@ impl Exchange {
         self.state.has_registrations()
     }
 
+    /// Returns `true` if nothing was registered and nothing can be: only the guard and the waiter
+    /// refer to the exchange. Then the times of the response are not needed. Called by the guard.
+    pub(super) fn is_unobserved(self: &Arc<Self>) -> bool {
+        let references = Arc::strong_count(self);
+        // A handle that was dropped has registered before.
+        fence(Ordering::Acquire);
+        let bits = self.state.0.load(Ordering::Relaxed);
+        // The waiter sets `FLUSH_KNOWN` before it is dropped.
+        let expected = if bits & FLUSH_KNOWN == 0 { 2 } else { 1 };
+        references == expected && bits & HAS_REGISTRATIONS == 0
+    }
+
     /// Records that the response has a final head. Must be called before the response is returned
     /// to the HTTP implementation.
     pub(super) fn set_head(&self, opens_tunnel: bool) {
-        self.state.set(if opens_tunnel { HAS_HEAD | ENDS_WITH_HEAD } else { HAS_HEAD });
+        // Only a tracked connection asks, on HTTP/2 only for tunnels.
+        if self.is_tracked && (opens_tunnel || !self.is_multiplexed) {
+            self.state.set(if opens_tunnel { HAS_HEAD | ENDS_WITH_HEAD } else { HAS_HEAD });
+        }
     }
 
-    /// The body of a tracked response has ended, and was not dropped yet.
+    /// The body of a tracked response has ended, and was not dropped yet. Called at most once, only
+    /// on HTTP/2.
     pub(super) fn end_body(&self, progress: Progress) {
         let mut sides = lock(&self.sides);
         let awaits_flush = self.awaits_flush(&progress);
@@ -273,36 +304,25 @@ impl Exchange {
     /// Finishes the server's side. Called once, by the guard's drop. `progress` is `None` after
     /// [`end_body`](Self::end_body).
     pub(super) fn finish(self: &Arc<Self>, progress: Option<Progress>) {
-        let settles = {
-            let mut sides = lock(&self.sides);
-            if let Some(progress) = progress {
+        let settles = match progress {
+            Some(progress) => {
+                let mut sides = lock(&self.sides);
+                let awaits_flush = self.awaits_flush(&progress);
                 self.set_progress(&mut sides, progress);
+                self.state.drop_guard(awaits_flush)
             }
-            let awaits_flush = sides.progress.as_ref().is_some_and(|progress| self.awaits_flush(progress));
-            self.state.drop_guard(awaits_flush)
+            None => self.state.drop_guard(self.state.has_body_ended()),
         };
-        if settles && self.settle(Instant::now()) {
-            Driver::start(self.clone());
+        if settles && !self.is_unobserved() && self.settle(Instant::now()) {
+            self.start_driver();
         }
     }
 
     fn set_progress(&self, sides: &mut Sides, progress: Progress) {
-        if let Some(mismatched) = sides.mismatched.take() {
-            self.compare_length(&progress, &mismatched);
+        if let (Some(mismatched), Some(outcome)) = (sides.mismatched.take(), self.flush_outcome()) {
+            outcome.compare_length(&progress, &mismatched);
         }
         sides.progress = Some(progress);
-    }
-
-    fn compare_length(&self, progress: &Progress, mismatched: &AtomicU64) {
-        if let Some(
-            FlushOutcome::Flushed { body_bytes: Some(on_wire) }
-            | FlushOutcome::Acknowledged { body_bytes: Some(on_wire) },
-        ) = self.flush_outcome()
-        {
-            if on_wire != progress.body_bytes() {
-                mismatched.fetch_add(1, Relaxed);
-            }
-        }
     }
 
     fn awaits_flush(&self, progress: &Progress) -> bool {
@@ -316,13 +336,18 @@ impl Exchange {
 
     /// Finishes the connection's side. Returns `true` if the caller must start the driver.
     #[cfg(feature = "flush")]
-    fn complete_flush(&self, outcome: FlushOutcome, now: Instant, mismatched: &Arc<AtomicU64>) -> bool {
+    fn complete_flush(
+        &self,
+        outcome: FlushOutcome,
+        mismatched: &Arc<AtomicU64>,
+        settled: &mut SettledExchanges<'_>,
+    ) -> bool {
         let settles = {
             let mut sides = lock(&self.sides);
             self.flush_outcome.store(outcome.encode(), Relaxed);
             match &sides.progress {
                 _ if self.state.is_flush_known() => {} // incomplete anyway
-                Some(progress) => self.compare_length(progress, mismatched),
+                Some(progress) => outcome.compare_length(progress, mismatched),
                 None => sides.mismatched = Some(mismatched.clone()),
             }
             match outcome {
@@ -330,22 +355,58 @@ impl Exchange {
                 _ => self.state.set_flush_known(),
             }
         };
-        settles && self.settle(now)
+        settles && self.settle(settled.now())
+    }
+
+    /// Like [`complete_flush`](Self::complete_flush), if only the waiter refers to the exchange, so
+    /// that the guard was dropped. Returns the context of the driver that the caller must start.
+    #[cfg(feature = "flush")]
+    fn complete_flush_unshared(
+        &mut self,
+        outcome: FlushOutcome,
+        mismatched: &AtomicU64,
+        settled: &mut SettledExchanges<'_>,
+    ) -> Option<SpawnContext> {
+        if self.state.is_flush_known() {
+            return None; // settled without the connection
+        }
+        *self.flush_outcome.get_mut() = outcome.encode();
+        if let Some(progress) = &get_mut(&mut self.sides).progress {
+            outcome.compare_length(progress, mismatched);
+        }
+        self.state.settle_unshared();
+        let context = get_mut(&mut self.pending).take_context()?;
+        *self.total.get_mut() = self.total_at(settled.now());
+        Some(context)
     }
 
     /// Returns `true` if the caller must start the driver.
     fn settle(&self, now: Instant) -> bool {
-        let elapsed = now.saturating_duration_since(self.began);
-        let total = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX);
-        self.total.store(total, Relaxed);
+        self.total.store(self.total_at(now), Relaxed);
         self.state.settle()
+    }
+
+    fn total_at(&self, now: Instant) -> u64 {
+        u64::try_from(now.saturating_duration_since(self.began).as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// Returns runtime and background of the first registration.
+    fn context(&self) -> Option<SpawnContext> {
+        lock(&self.pending).context().cloned()
+    }
+
+    /// Starts the driver, unless nothing was registered.
+    fn start_driver(self: &Arc<Self>) {
+        if let Some(context) = self.context() {
+            Driver::start(self.clone(), context);
+        }
     }
 
     /// Calls `add` to add a registration. If the exchange has settled, the driver starts at once.
     pub(super) fn register(self: &Arc<Self>, add: impl FnOnce(&mut Pending<Hook, Box<RegisteredTask>>)) {
         add(&mut lock(&self.pending));
         if self.state.register() {
-            Driver::start(self.clone());
+            self.start_driver();
         }
     }
 
@@ -353,7 +414,7 @@ impl Exchange {
     /// decided. The decision must already be stored.
     pub(super) fn on_decided(self: &Arc<Self>) {
         if self.state.on_decided() {
-            Driver::start(self.clone());
+            self.start_driver();
         }
     }
 
@@ -367,8 +428,20 @@ impl Exchange {
     ///
     /// Panics if the exchange has not settled.
     pub(super) fn outcome(&self) -> Outcome {
-        let sides = lock(&self.sides);
-        let progress = sides.progress.as_ref().expect("an exchange settles after its guard was dropped");
+        let progress = lock(&self.sides).progress.clone();
+        self.outcome_of(progress.expect("an exchange settles after its guard was dropped"))
+    }
+
+    /// Takes the outcome and the hooks of a settled exchange to which only its driver refers.
+    /// Returns `None`, and takes nothing, if the exchange has tasks.
+    pub(super) fn take_unshared(&mut self) -> Option<(Outcome, Hooks<Hook>)> {
+        let hooks = get_mut(&mut self.pending).take_only_hooks()?;
+        let progress = get_mut(&mut self.sides).progress.take();
+        let outcome = self.outcome_of(progress.expect("an exchange settles after its guard was dropped"));
+        Some((outcome, hooks))
+    }
+
+    fn outcome_of(&self, progress: Progress) -> Outcome {
         let is_certain = |body_bytes: Option<u64>| {
             body_bytes.is_none_or(|on_wire| on_wire == progress.body_bytes()) && !progress.is_doubtful()
         };
@@ -385,7 +458,7 @@ impl Exchange {
             },
             _ => (end, Delivery::NotDelivered),
         };
-        progress.outcome(end, delivery, Duration::from_nanos(self.total.load(Relaxed)))
+        progress.into_outcome(end, delivery, Duration::from_nanos(self.total.load(Relaxed)))
     }
 }
 
@@ -408,7 +481,8 @@ const FLUSH_KNOWN: u8 = 1 << 1;
 const SETTLED: u8 = 1 << 2;
 /// A hook or task was registered.
 const HAS_REGISTRATIONS: u8 = 1 << 3;
-/// The handler returned a final response. Set before the HTTP implementation has the head.
+/// The handler returned a final response. Set before the HTTP implementation has the head. On
+/// HTTP/2 only together with [`ENDS_WITH_HEAD`].
 const HAS_HEAD: u8 = 1 << 4;
 /// The response opens a tunnel, so its head is its end on the wire. Set together with [`HAS_HEAD`].
 const ENDS_WITH_HEAD: u8 = 1 << 5;
@@ -459,6 +533,10 @@ impl ExchangeState {
         self.set(BODY_ENDED);
     }
 
+    fn has_body_ended(&self) -> bool {
+        self.0.load(Ordering::Relaxed) & BODY_ENDED != 0
+    }
+
     /// Records that the connection has given up on a response that [has
     /// ended](Self::has_ended). Returns `true` if the caller must settle the exchange.
     #[cfg_attr(not(feature = "flush"), allow(dead_code, reason = "called by tracked connections"))]
@@ -469,6 +547,13 @@ impl ExchangeState {
     /// Records that the exchange has settled. Returns `true` if the caller must start the driver.
     fn settle(&self) -> bool {
         self.set(SETTLED) & HAS_REGISTRATIONS != 0
+    }
+
+    /// Records that both sides have finished. Only one thread refers to the exchange.
+    #[cfg_attr(not(feature = "flush"), allow(dead_code, reason = "called by tracked connections"))]
+    fn settle_unshared(&mut self) {
+        let bits = self.0.load(Ordering::Relaxed);
+        self.0.store(bits | GUARD_DROPPED | FLUSH_KNOWN | SETTLED, Ordering::Relaxed);
     }
 
     /// Records a registration, which must already be in the list. Returns `true` if the caller must

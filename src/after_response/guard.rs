@@ -7,6 +7,7 @@ use std::{
         atomic::{AtomicBool, AtomicU8, Ordering},
     },
     task::{Context, Waker},
+    time::Duration,
 };
 
 use bytes::Buf;
@@ -62,7 +63,7 @@ impl Guard {
 
     /// Records the head of the response.
     pub(super) fn on_response<B: Body>(&mut self, response: &Response<B>) {
-        let at = self.exchange.elapsed();
+        let at = if self.exchange.is_unobserved() { Duration::ZERO } else { self.exchange.elapsed() };
         let (status, headers, body) = (response.status(), response.headers(), response.body());
         let (exact, is_end_stream) = self.run(|| (body.size_hint().exact(), body.is_end_stream()));
         let Some(progress) = &mut self.progress else { return };
@@ -126,8 +127,9 @@ impl Guard {
                 None => self.waker = Some(cx.waker().clone()),
             }
         }
-        // hyper may keep the body for as long as the client takes nothing of it.
-        if progress.has_ended() && self.exchange.is_tracked() {
+        // On HTTP/2 hyper may keep the body for as long as the client takes nothing of it. On
+        // HTTP/1 it drops the body at once (`poll_write` in `hyper/proto/h1/dispatch.rs`).
+        if progress.has_ended() && progress.request().is_multiplexed() && self.exchange.is_tracked() {
             if let Some(progress) = self.progress.take() {
                 self.exchange.end_body(progress);
             }
@@ -218,31 +220,22 @@ pub(crate) enum BodyObserver {
 /// default condition runs if the attempt that registered it is successful.
 #[derive(Debug, Clone)]
 pub(crate) enum InnerAttempt {
-    First(Arc<Exchange>),
-    Later(Arc<(Arc<Exchange>, AttemptState)>),
+    /// Its state is [`Exchange::first_attempt`].
+    First,
+    Later(Arc<AttemptState>),
 }
 
 impl InnerAttempt {
-    pub(super) fn new(exchange: &Arc<Exchange>) -> Self {
+    fn new(exchange: &Exchange) -> Self {
         let is_first = exchange.first_attempt.0.fetch_or(TAKEN, Ordering::Relaxed) & TAKEN == 0;
-        if is_first {
-            Self::First(exchange.clone())
-        } else {
-            Self::Later(Arc::new((exchange.clone(), AttemptState::default())))
-        }
+        if is_first { Self::First } else { Self::Later(Arc::default()) }
     }
 
-    pub(super) fn state(&self) -> &AttemptState {
+    /// Returns the state of this attempt, which belongs to `exchange`.
+    pub(super) fn state<'a>(&'a self, exchange: &'a Exchange) -> &'a AttemptState {
         match self {
-            Self::First(exchange) => &exchange.first_attempt,
-            Self::Later(later) => &later.1,
-        }
-    }
-
-    fn exchange(&self) -> &Arc<Exchange> {
-        match self {
-            Self::First(exchange) => exchange,
-            Self::Later(later) => &later.0,
+            Self::First => &exchange.first_attempt,
+            Self::Later(state) => state,
         }
     }
 }
@@ -294,12 +287,14 @@ fn is_offloaded(bits: u8) -> bool {
 #[derive(Debug)]
 pub(crate) struct AttemptGuard {
     /// `None` once the attempt is decided.
-    attempt: Option<InnerAttempt>,
+    undecided: Option<(Arc<Exchange>, InnerAttempt)>,
 }
 
 impl AttemptGuard {
-    pub(super) fn new(attempt: InnerAttempt) -> Self {
-        Self { attempt: Some(attempt) }
+    /// Begins an attempt. Also returns the attempt itself, for its handle.
+    pub(super) fn begin(exchange: &Arc<Exchange>) -> (Self, InnerAttempt) {
+        let attempt = InnerAttempt::new(exchange);
+        (Self { undecided: Some((exchange.clone(), attempt.clone())) }, attempt)
     }
 
     /// Decides the attempt, unless the trailers do. Returns `self` in that case.
@@ -325,9 +320,10 @@ impl AttemptGuard {
     }
 
     fn decide(&mut self, is_success: bool) {
-        if let Some(attempt) = self.attempt.take() {
-            attempt.state().0.fetch_or(if is_success { LEFT | SUCCEEDED } else { LEFT }, Ordering::Release);
-            attempt.exchange().on_decided();
+        if let Some((exchange, attempt)) = self.undecided.take() {
+            let bits = if is_success { LEFT | SUCCEEDED } else { LEFT };
+            attempt.state(&exchange).0.fetch_or(bits, Ordering::Release);
+            exchange.on_decided();
         }
     }
 }
@@ -363,7 +359,8 @@ impl OffloadedCall {
     }
 
     fn update(&self, update: impl FnMut(u8) -> Option<u8>) {
-        let state = self.attempt.as_ref().map_or(&self.exchange.own_call, InnerAttempt::state);
+        let exchange = &self.exchange;
+        let state = self.attempt.as_ref().map_or(&exchange.own_call, |attempt| attempt.state(exchange));
         let _ = state.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, update);
     }
 }

@@ -6,7 +6,7 @@ use super::{
     Outcome, RegisterError, ResponseTaskBuilder,
     driver::{Hook, RegisteredTask, dispatch},
     exchange::Exchange,
-    guard::InnerAttempt,
+    guard::{AttemptGuard, InnerAttempt},
     pending::{Pending, SpawnContext, TaskKey},
 };
 use crate::{
@@ -38,9 +38,11 @@ impl AfterResponse {
         Self { exchange, background, attempt: None }
     }
 
-    /// Returns the handle for an inner layer.
-    pub(super) fn for_attempt(self, attempt: InnerAttempt) -> Self {
-        Self { attempt: Some(attempt), ..self }
+    /// Makes this the handle of an inner layer, and returns the guard of the layer's call.
+    pub(super) fn begin_attempt(&mut self) -> AttemptGuard {
+        let (guard, attempt) = AttemptGuard::begin(&self.exchange);
+        self.attempt = Some(attempt);
+        guard
     }
 
     pub(super) fn exchange(&self) -> &Arc<Exchange> {

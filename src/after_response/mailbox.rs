@@ -1,4 +1,4 @@
-use std::{mem, task::Waker};
+use std::{mem, sync::OnceLock, task::Waker};
 
 use crate::sync::{Mutex, lock};
 
@@ -6,7 +6,12 @@ use crate::sync::{Mutex, lock};
 ///
 /// A batch is put only into the mailbox of a task that has not begun to work, so it never waits for
 /// user code. Every batch that was put is taken or [retired](Self::retire), exactly once.
-pub(super) struct Mailbox<B>(Mutex<State<B>>);
+pub(super) struct Mailbox<B> {
+    state: Mutex<State<B>>,
+    /// The waker of the first poll that found no batch. A spawned task has the same one in each of
+    /// its polls. Kept, because cloning it for each batch costs more than waking the task.
+    waker: OnceLock<Waker>,
+}
 
 struct State<B> {
     receiver: Receiver<B>,
@@ -23,15 +28,15 @@ enum Receiver<B> {
     /// It works on a batch, or ends.
     Busy,
     /// It waits for a batch.
-    Waiting(Waker),
+    Waiting,
 }
 
 /// Result of [`Mailbox::put`].
-pub(super) enum Put<I> {
+pub(super) enum Put<'a, I> {
     /// The task will take the items together with earlier ones.
     Joined,
     /// The caller must wake the task.
-    Wake(Waker),
+    Wake(&'a Waker),
     /// The caller must spawn the task.
     Start,
     /// The task is busy or was dropped.
@@ -49,36 +54,36 @@ pub(super) enum Taken<B> {
 
 impl<B> Mailbox<B> {
     pub(super) fn new() -> Self {
-        Self(Mutex::new(State { receiver: Receiver::NotStarted, is_closed: false }))
+        Self { state: Mutex::new(State { receiver: Receiver::NotStarted, is_closed: false }), waker: OnceLock::new() }
     }
 
     /// Adds `items` to the batch that the task will take, or makes a batch of them.
     ///
     /// `begin` and `join` are called under the lock.
-    pub(super) fn put<I>(&self, items: I, begin: impl FnOnce(I) -> B, join: impl FnOnce(&mut B, I)) -> Put<I> {
-        let mut state = lock(&self.0);
+    pub(super) fn put<I>(&self, items: I, begin: impl FnOnce(I) -> B, join: impl FnOnce(&mut B, I)) -> Put<'_, I> {
+        let mut state = lock(&self.state);
         match &mut state.receiver {
             Receiver::Busy => return Put::Refused(items),
             Receiver::Woken(batch) => {
                 join(batch, items);
                 return Put::Joined;
             }
-            Receiver::NotStarted | Receiver::Waiting(_) => {}
+            Receiver::NotStarted | Receiver::Waiting => {}
         }
-        match mem::replace(&mut state.receiver, Receiver::Woken(begin(items))) {
-            Receiver::Waiting(waker) => Put::Wake(waker),
-            _ => Put::Start,
-        }
+        state.receiver = Receiver::Woken(begin(items));
+        // It is set before the task waits first.
+        self.waker.get().map_or(Put::Start, Put::Wake)
     }
 
     /// Called by the task when it has nothing to do.
     pub(super) fn take(&self, waker: &Waker) -> Taken<B> {
-        let mut state = lock(&self.0);
+        let mut state = lock(&self.state);
         match mem::replace(&mut state.receiver, Receiver::Busy) {
             Receiver::Woken(batch) => Taken::Batch(batch),
             _ if state.is_closed => Taken::Closed,
             _ => {
-                state.receiver = Receiver::Waiting(waker.clone());
+                self.waker.get_or_init(|| waker.clone());
+                state.receiver = Receiver::Waiting;
                 Taken::Nothing
             }
         }
@@ -86,22 +91,19 @@ impl<B> Mailbox<B> {
 
     /// Makes the task end when it has nothing to do. Returns its waker if the caller must wake it.
     #[must_use = "a task that is not woken never ends"]
-    pub(super) fn close(&self) -> Option<Waker> {
-        let mut state = lock(&self.0);
+    pub(super) fn close(&self) -> Option<&Waker> {
+        let mut state = lock(&self.state);
         state.is_closed = true;
-        match mem::replace(&mut state.receiver, Receiver::Busy) {
-            Receiver::Waiting(waker) => Some(waker),
-            receiver => {
-                state.receiver = receiver;
-                None
-            }
+        match state.receiver {
+            Receiver::Waiting => self.waker.get(),
+            _ => None,
         }
     }
 
     /// Called when the task is dropped. Returns the batch that it has not taken.
     #[must_use = "otherwise the batch is lost"]
     pub(super) fn retire(&self) -> Option<B> {
-        match mem::replace(&mut lock(&self.0).receiver, Receiver::Busy) {
+        match mem::replace(&mut lock(&self.state).receiver, Receiver::Busy) {
             Receiver::Woken(batch) => Some(batch),
             _ => None,
         }

@@ -75,7 +75,8 @@ impl<H> Default for Hooks<H> {
     }
 }
 
-/// Runtime and background of the first registration. Hooks run there.
+/// Runtime and background of the first registration. Hooks run there. Clones count references that
+/// all connections share, so it is moved where possible.
 #[derive(Debug, Clone)]
 pub(super) struct SpawnContext {
     pub(super) runtime: Option<Handle>,
@@ -111,8 +112,20 @@ impl<H, T> Pending<H, T> {
         self.context.get_or_insert_with(context);
     }
 
+    /// Returns the context, unless nothing was registered.
     pub(super) fn context(&self) -> Option<&SpawnContext> {
         self.context.as_ref()
+    }
+
+    /// Takes the context, unless nothing was registered. Nothing may be registered afterwards.
+    #[cfg_attr(not(feature = "flush"), allow(dead_code, reason = "called by tracked connections"))]
+    pub(super) fn take_context(&mut self) -> Option<SpawnContext> {
+        self.context.take()
+    }
+
+    /// Takes the hooks if there was never a task. Nothing may be registered afterwards.
+    pub(super) fn take_only_hooks(&mut self) -> Option<Hooks<H>> {
+        self.tasks.is_none().then(|| std::mem::take(&mut self.hooks))
     }
 
     /// Makes this thread the one that drives, and takes what [`take`](Self::take) does. Returns

@@ -12,7 +12,7 @@ use crate::grpc::is_grpc;
 ///
 /// Pure: no lock, no clock, no user code. The [`Guard`](super::guard::Guard) owns it while the
 /// response is open.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Progress {
     request: RequestLine,
     head: Option<Head>,
@@ -36,13 +36,13 @@ pub(crate) struct RequestLine {
     pub(crate) version: Version,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Head {
     status: StatusCode,
     /// Kept only if something was registered by then. Boxed, because it is large and usually
     /// absent.
     headers: Option<Box<HeaderMap>>,
-    /// Time since the request.
+    /// Time since the request. Zero if nothing was registered by then and nothing can be.
     at: Duration,
     /// The `content-length` that is sent.
     declared: Option<u64>,
@@ -117,17 +117,19 @@ impl Progress {
             Some(length) => exact.or(length),
             None => exact,
         };
-        let has_one_length = headers.get_all(CONTENT_LENGTH).iter().nth(1).is_none();
-        let may_have_length = !is_chunked && !self.request.opens_tunnel(status);
-        let is_length = has_one_length && length != Some(None) && may_have_length;
+        let opens_tunnel = self.request.opens_tunnel(status);
+        let is_length = || {
+            let has_one_length = headers.get_all(CONTENT_LENGTH).iter().nth(1).is_none();
+            has_one_length && length != Some(None) && !is_chunked && !opens_tunnel
+        };
         self.head = Some(Head {
             status,
             headers: None,
             at,
             declared,
-            is_doubtful: length.is_some() && !is_length && !self.request.is_multiplexed(),
+            is_doubtful: length.is_some() && !self.request.is_multiplexed() && !is_length(),
             without_body: self.request.is_head
-                || self.request.opens_tunnel(status)
+                || opens_tunnel
                 || status.is_informational()
                 || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED),
             grpc: is_grpc(headers).then(|| grpc_status(headers)),
@@ -185,20 +187,21 @@ impl Progress {
     }
 
     /// Returns the outcome. `end` and `delivery` already take the connection's report into account.
-    pub(super) fn outcome(&self, end: End, delivery: Delivery, total: Duration) -> Outcome {
+    pub(super) fn into_outcome(mut self, end: End, delivery: Delivery, total: Duration) -> Outcome {
+        let headers = self.head.as_mut().and_then(|head| head.headers.take());
         let head = self.head.as_ref();
         Outcome {
             end,
             delivery,
             status: head.map(|head| head.status),
-            headers: head.and_then(|head| head.headers.as_deref().cloned()).unwrap_or_default(),
+            headers: headers.map(|headers| *headers).unwrap_or_default(),
             grpc_status: self.grpc_status(),
             body_bytes: self.body_bytes(),
             truncated: self.is_truncated(),
-            error: self.error.clone(),
             time_to_head: head.map(|head| head.at),
             total,
             is_grpc: head.is_some_and(|head| head.grpc.is_some()),
+            error: self.error,
         }
     }
 

@@ -12,7 +12,7 @@ use tower_service::Service;
 use super::{
     AfterResponse, ResponseBody,
     exchange::{Exchange, Tracked},
-    guard::{AttemptGuard, Guard, InnerAttempt, Observer},
+    guard::{Guard, Observer},
     progress::RequestLine,
 };
 use crate::background::Background;
@@ -65,25 +65,22 @@ where
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
         let line = RequestLine::new(&request);
         let extensions = request.extensions_mut();
+        let handle = |exchange| AfterResponse::new(exchange, self.background.clone());
         // The outermost observer owns the response, because only it sees the response that is sent.
-        // It is an outer layer, which has left its handle in the extensions, or a tracked
-        // connection.
-        let outer = match extensions.remove::<AfterResponse>() {
-            Some(outer) => Some(outer),
-            None => extensions.remove().map(|Tracked(exchange)| AfterResponse::new(exchange, self.background.clone())),
+        // It is a tracked connection, or an outer layer, which has left its handle in the
+        // extensions.
+        let mut observer = if let Some(Tracked(exchange)) = extensions.remove() {
+            let mut after = handle(exchange);
+            let attempt = after.begin_attempt();
+            extensions.insert(after);
+            Observer::Attempt(attempt)
+        } else if let Some(outer) = extensions.get_mut::<AfterResponse>() {
+            Observer::Attempt(outer.begin_attempt())
+        } else {
+            let exchange = Exchange::untracked(line);
+            extensions.insert(handle(exchange.clone()));
+            Observer::Owner(Guard::new(exchange, line))
         };
-        let (after, mut observer) = match outer {
-            Some(outer) => {
-                let attempt = InnerAttempt::new(outer.exchange());
-                (outer.for_attempt(attempt.clone()), Observer::Attempt(AttemptGuard::new(attempt)))
-            }
-            None => {
-                let exchange = Exchange::untracked(line);
-                let guard = Guard::new(exchange.clone(), line);
-                (AfterResponse::new(exchange, self.background.clone()), Observer::Owner(guard))
-            }
-        };
-        extensions.insert(after);
         let future = observer.run(|| self.inner.call(request));
         ResponseFuture::new(future, observer)
     }

@@ -1,7 +1,7 @@
-use std::{
-    mem,
-    sync::{Arc, OnceLock},
-};
+use std::sync::{Arc, OnceLock};
+
+#[cfg(feature = "flush")]
+use tokio::time::Instant;
 
 use super::{
     driver::Driver,
@@ -9,7 +9,7 @@ use super::{
     mailbox::{Mailbox, Put},
     pending::SpawnContext,
 };
-use crate::{background::DrainGuard, sync::lock};
+use crate::background::{Background, DrainGuard};
 
 /// Settled exchanges whose hooks are due, which one driver drives in this order.
 pub(super) struct Batch {
@@ -24,8 +24,8 @@ pub(super) struct DueBatch {
 }
 
 impl DueBatch {
-    fn new(batch: Batch, context: &SpawnContext) -> Self {
-        Self { batch, guard: context.background.drain_guard() }
+    fn new(batch: Batch, background: Background) -> Self {
+        Self { batch, guard: background.into_drain_guard() }
     }
 
     fn append(&mut self, batch: Batch) {
@@ -41,59 +41,39 @@ impl DueBatch {
 pub(crate) struct SettledExchanges<'a> {
     /// `None` if the exchanges belong to no tracked connection.
     connection: Option<&'a ConnectionDriver>,
-    batch: Option<(Target<'a>, Batch)>,
-}
-
-/// The driver that gets a batch.
-enum Target<'a> {
-    /// That of the connection.
-    Connection(&'a ReusedDriver),
-    /// A new one.
-    New(SpawnContext),
-}
-
-impl Target<'_> {
-    fn context(&self) -> &SpawnContext {
-        match self {
-            Self::Connection(driver) => &driver.context,
-            Self::New(context) => context,
-        }
-    }
+    batch: Option<(SpawnContext, Batch)>,
+    #[cfg(feature = "flush")]
+    now: Option<Instant>,
 }
 
 impl<'a> SettledExchanges<'a> {
     #[cfg(feature = "flush")]
     pub(crate) fn of(connection: &'a ConnectionDriver) -> Self {
-        Self { connection: Some(connection), batch: None }
+        Self { connection: Some(connection), batch: None, now: None }
     }
 
-    pub(super) fn push(&mut self, exchange: Arc<Exchange>) {
-        let target = {
-            let pending = lock(&exchange.pending);
-            let Some(context) = pending.context() else { return }; // nothing was registered
-            match &self.batch {
-                Some((target, _)) if context.is_same(target.context()) => None,
-                _ => Some(match self.connection.and_then(|connection| connection.driver(context)) {
-                    Some(driver) => Target::Connection(driver),
-                    None => Target::New(context.clone()),
-                }),
-            }
-        };
-        match (target, &mut self.batch) {
-            (Some(target), _) => {
+    /// Returns the time at which the exchanges settle. One reading of the clock serves all of them.
+    #[cfg(feature = "flush")]
+    pub(super) fn now(&mut self) -> Instant {
+        *self.now.get_or_insert_with(Instant::now)
+    }
+
+    /// Adds an exchange with the context of its first registration.
+    pub(super) fn push(&mut self, exchange: Arc<Exchange>, context: SpawnContext) {
+        match &mut self.batch {
+            Some((same, batch)) if context.is_same(same) => batch.later.push(exchange),
+            _ => {
                 self.start();
-                self.batch = Some((target, Batch { first: exchange, later: Vec::new() }));
+                self.batch = Some((context, Batch { first: exchange, later: Vec::new() }));
             }
-            (None, Some((_, batch))) => batch.later.push(exchange),
-            (None, None) => {}
         }
     }
 
     fn start(&mut self) {
-        match self.batch.take() {
-            None => {}
-            Some((Target::Connection(driver), batch)) => driver.run(batch),
-            Some((Target::New(context), batch)) => Driver::run(DueBatch::new(batch, &context), context.runtime),
+        let Some((context, batch)) = self.batch.take() else { return };
+        match self.connection.and_then(|connection| connection.driver(&context)) {
+            Some(driver) => driver.run(batch, context),
+            None => Driver::run(DueBatch::new(batch, context.background), context.runtime),
         }
     }
 }
@@ -130,21 +110,22 @@ impl ConnectionDriver {
 }
 
 impl ReusedDriver {
-    fn run(&self, batch: Batch) {
-        let runtime = || self.context.runtime.clone();
-        match self.mailbox.put(batch, |batch| DueBatch::new(batch, &self.context), DueBatch::append) {
+    /// Runs a batch of this context.
+    fn run(&self, batch: Batch, SpawnContext { runtime, background }: SpawnContext) {
+        let begin = |(batch, background)| DueBatch::new(batch, background);
+        match self.mailbox.put((batch, background), begin, |due, (batch, _)| due.append(batch)) {
             Put::Joined => {}
-            Put::Wake(waker) => waker.wake(),
-            Put::Start => Driver::serve(self.mailbox.clone(), runtime()),
-            Put::Refused(batch) => Driver::run(DueBatch::new(batch, &self.context), runtime()),
+            Put::Wake(waker) => waker.wake_by_ref(),
+            Put::Start => Driver::serve(self.mailbox.clone(), runtime),
+            Put::Refused((batch, background)) => Driver::run(DueBatch::new(batch, background), runtime),
         }
     }
 }
 
 impl Drop for ConnectionDriver {
     fn drop(&mut self) {
-        if let Some(waker) = mem::take(&mut self.0).into_inner().and_then(|driver| driver.mailbox.close()) {
-            waker.wake();
+        if let Some(waker) = self.0.get().and_then(|driver| driver.mailbox.close()) {
+            waker.wake_by_ref();
         }
     }
 }

@@ -265,8 +265,8 @@ impl Background {
         Arc::ptr_eq(&self.shared, &other.shared)
     }
 
-    pub(crate) fn drain_guard(&self) -> DrainGuard {
-        DrainGuard::new(self.shared.clone())
+    pub(crate) fn into_drain_guard(self) -> DrainGuard {
+        DrainGuard::new(self.shared)
     }
 }
 

@@ -252,7 +252,7 @@ impl Connection {
     }
 
     fn complete(&self, completions: Completions) {
-        let (now, mut settled) = (Instant::now(), SettledExchanges::of(&self.driver));
+        let mut settled = SettledExchanges::of(&self.driver);
         // Added once for all, because the counter is shared by all connections.
         let (mut flushed, mut acknowledged) = (0, 0);
         for (waiter, outcome) in completions {
@@ -265,7 +265,7 @@ impl Connection {
                 _ if is_counted => self.counters.count(outcome),
                 _ => {}
             }
-            waiter.complete(outcome, now, &self.counters.mismatched, &mut settled);
+            waiter.complete(outcome, &self.counters.mismatched, &mut settled);
         }
         if flushed > 0 {
             add(&self.counters.flushed, flushed);

@@ -223,6 +223,23 @@ async fn total_ends_with_the_response_and_not_with_the_hook() {
     assert_eq!((outcome.time_to_head, outcome.total), (Some(second), 2 * second));
 }
 
+/// Nothing was registered when the response ended, but its handle still exists.
+#[tokio::test(start_paused = true)]
+async fn late_hook_gets_the_times_of_the_response() {
+    let (second, mut kept) = (std::time::Duration::from_secs(1), None);
+    let handler = async |after| {
+        kept = Some(after);
+        tokio::time::sleep(second).await;
+        Ok::<_, Infallible>(Response::new(Script::of(6)))
+    };
+    let response = respond(&hooks_only(), Request::new(()), handler).await.unwrap();
+    tokio::time::advance(second).await;
+    drop(response);
+    tokio::time::advance(second).await;
+    let outcome = outcome_of(&kept.unwrap()).await.unwrap();
+    assert_eq!((outcome.time_to_head, outcome.total), (Some(second), 2 * second));
+}
+
 /// Reports more data than fits in a counter if added twice.
 struct Endless;
 

@@ -15,6 +15,9 @@ use crate::{
 #[derive(Debug, Clone)]
 pub(crate) struct TestResponse {
     exchange: Arc<Exchange>,
+    /// Like a handle: without one, an exchange that has no registration does not settle.
+    #[expect(dead_code, reason = "it is a reference that counts")]
+    handle: Arc<Exchange>,
     line: RequestLine,
 }
 
@@ -24,7 +27,7 @@ impl TestResponse {
         *request.version_mut() = version;
         let line = RequestLine::new(&request);
         let (exchange, waiter) = Exchange::tracked(line, Instant::now(), true);
-        (Self { exchange, line }, waiter)
+        (Self { handle: exchange.clone(), exchange, line }, waiter)
     }
 
     /// Returns the handle that a layer with this background gives to the handler.

@@ -11,7 +11,7 @@ fn request(method: Method, version: Version) -> Progress {
 
 impl Progress {
     fn outcome_untracked(&self) -> crate::after_response::Outcome {
-        self.outcome(self.end(), crate::after_response::Delivery::HandedOver, Duration::ZERO)
+        self.clone().into_outcome(self.end(), crate::after_response::Delivery::HandedOver, Duration::ZERO)
     }
 }
 

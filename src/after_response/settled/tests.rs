@@ -10,7 +10,6 @@ use http::Version;
 use tokio::{
     runtime::{self, Handle},
     task::{self, yield_now},
-    time::Instant,
 };
 
 use super::*;
@@ -34,7 +33,7 @@ fn flush(driver: &ConnectionDriver, background: &Background, hook: impl FnOnce()
     response.handle(background).hook(move |_| hook());
     response.end();
     let outcome = FlushOutcome::Flushed { body_bytes: None };
-    waiter.complete(outcome, Instant::now(), &Arc::new(AtomicU64::new(0)), &mut SettledExchanges::of(driver));
+    waiter.complete(outcome, &Arc::new(AtomicU64::new(0)), &mut SettledExchanges::of(driver));
 }
 
 type Sender = mpsc::Sender<(task::Id, ThreadId)>;
