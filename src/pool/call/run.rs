@@ -314,12 +314,11 @@ where
     /// Runs `work` as part of this call, in its environment.
     fn enter<T>(self: &Arc<Self>, environment: &Environment, work: impl FnOnce() -> T) -> T {
         let Environment { trace, layer_permit } = environment;
-        // SAFETY: `scope` removes it from the thread before it returns or unwinds, and `self` is
-        // borrowed until then.
+        // SAFETY: `scope` removes it from the thread before it returns or unwinds. `self` and
+        // `environment` are borrowed until then.
         #[allow(unsafe_code)]
-        let call = unsafe { Uncounted::new(self) };
-        let current = CurrentCall { call, layer_permit: layer_permit.clone() };
-        current.scope(trace, self.header.runtime.as_ref(), work)
+        let call = unsafe { Uncounted::new(self, layer_permit) };
+        CurrentCall(call).scope(trace, self.header.runtime.as_ref(), work)
     }
 
     /// Queues the call again. Called only if [`CallState`] returned this obligation.
