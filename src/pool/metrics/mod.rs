@@ -381,7 +381,7 @@ impl Metrics {
     /// Records a call that was rejected, by the layer or by the pool.
     pub(crate) fn rejected(&self, error: CallError) {
         self.stripe().rejected.fetch_add(1, Relaxed);
-        record!(self, rejected(error).increment(1));
+        record!(self, rejected(error));
         #[cfg(feature = "tracing")]
         {
             let reason = error.as_str();

@@ -36,6 +36,7 @@ pub(super) struct Handles {
     pub(super) run: Histogram,
     pub(super) busy: Counter,
     cancelled_run: [Counter; 2],
+    rejected: [Counter; REJECTIONS.len()],
     pub(super) abandoned: Counter,
     pub(super) panicked: Counter,
     pub(super) misplaced: Counter,
@@ -71,7 +72,7 @@ impl Recorder {
     }
 }
 
-/// Errors of calls that are counted as rejected.
+/// Errors of calls that are counted as rejected, in the order of their discriminants.
 const REJECTIONS: [CallError; 7] = [
     CallError::NoRuntime,
     CallError::Overloaded,
@@ -81,6 +82,14 @@ const REJECTIONS: [CallError; 7] = [
     CallError::DeadlineExceeded,
     CallError::Deadlock,
 ];
+
+const _: () = {
+    let mut index = 0;
+    while index < REJECTIONS.len() {
+        assert!(REJECTIONS[index] as usize == index);
+        index += 1;
+    }
+};
 
 /// Registers units and help texts.
 fn describe() {
@@ -122,7 +131,7 @@ impl Handles {
     fn register(pool: &Arc<str>) -> Self {
         describe();
         let labels = [("pool", pool.to_string())];
-        let handles = Self {
+        Self {
             max_threads: gauge!("offload_max_threads", &labels),
             pool: pool.clone(),
             queue_depth: gauge!("offload_queue_depth", &labels),
@@ -141,21 +150,31 @@ impl Handles {
             stalls: counter!("offload_stalls_total", &labels),
             stalled: gauge!("offload_stalled", &labels),
             overloaded: gauge!("offload_overloaded", &labels),
-        };
-        REJECTIONS.iter().for_each(|error| handles.rejected(*error).increment(0));
-        handles
+            rejected: REJECTIONS.map(|error| {
+                let counter = rejected(pool, error);
+                counter.increment(0);
+                counter
+            }),
+        }
     }
 
-    /// Returns the counter of one reason. Its handle is not kept, because rejections are rare,
-    /// or cheaper than the work that they avoid.
-    pub(super) fn rejected(&self, error: CallError) -> Counter {
-        counter!("offload_rejected_total", "pool" => self.pool.to_string(), "reason" => error.as_str())
+    /// Counts a call that was rejected with `error`.
+    pub(super) fn rejected(&self, error: CallError) {
+        match self.rejected.get(error as usize) {
+            Some(counter) => counter.increment(1),
+            // A pool of the user can fail calls with any error.
+            None => rejected(&self.pool, error).increment(1),
+        }
     }
 
     /// Returns the counter of the cancelled calls that had lost their caller for this reason.
     pub(super) fn cancelled_run(&self, reason: CancelReason) -> &Counter {
         &self.cancelled_run[usize::from(reason == CANCELLATIONS[1])]
     }
+}
+
+fn rejected(pool: &str, error: CallError) -> Counter {
+    counter!("offload_rejected_total", "pool" => pool.to_owned(), "reason" => error.as_str())
 }
 
 impl fmt::Debug for Handles {
