@@ -6,6 +6,7 @@ mod recorder;
 
 use std::{
     any::Any,
+    cell::Cell,
     sync::{
         Arc,
         atomic::{
@@ -57,7 +58,7 @@ pub(crate) struct Metrics {
     /// Each thread counts in one stripe, and readers add the stripes up. Counters shared by all
     /// threads would be passed between cores a dozen times per call, which took a third of the cost
     /// of a call at full load.
-    stripes: Box<[Stripe]>,
+    stripes: Box<[Stripe; STRIPES]>,
     /// The origin of [`PoolTime`].
     epoch: Instant,
     /// Time at which the pool was created.
@@ -147,7 +148,7 @@ impl Metrics {
             has_warned: std::sync::atomic::AtomicBool::default(),
             epoch,
             created: nanos(created.saturating_duration_since(epoch)),
-            stripes: (0..STRIPES).map(|_| Stripe::default()).collect(),
+            stripes: Box::default(),
             stall: Mutex::default(),
             overloads: AtomicU64::new(0),
             #[cfg(feature = "metrics")]
@@ -370,12 +371,22 @@ impl Metrics {
     }
 
     /// Returns the stripe of the calling thread.
+    #[inline]
     fn stripe(&self) -> &Stripe {
-        static NEXT: AtomicUsize = AtomicUsize::new(0);
         thread_local! {
-            static STRIPE: usize = NEXT.fetch_add(1, Relaxed) % STRIPES;
+            /// `usize::MAX` at first: a constant needs no check whether it was initialized.
+            static STRIPE: Cell<usize> = const { Cell::new(usize::MAX) };
         }
-        &self.stripes[STRIPE.try_with(|stripe| *stripe).unwrap_or(0)]
+        #[cold]
+        fn assign() -> usize {
+            static NEXT: AtomicUsize = AtomicUsize::new(0);
+            let stripe = NEXT.fetch_add(1, Relaxed) % STRIPES;
+            STRIPE.set(stripe);
+            stripe
+        }
+        let stripe = STRIPE.get();
+        let stripe = if stripe == usize::MAX { assign() } else { stripe };
+        &self.stripes[stripe % STRIPES]
     }
 
     /// Records a call that was rejected, by the layer or by the pool.
