@@ -47,6 +47,25 @@ impl Worker {
 
     /// Runs calls until the worker must exit. Never unwinds.
     pub(in crate::pool) fn run(mut self) {
+        // Calls catch the panics of user code, so this is for what they miss, such as a waker that
+        // panics when it is dropped with its call.
+        let exits = loop {
+            match catch_unwind(|| self.run_batches()) {
+                Ok(exits) => break exits,
+                Err(payload) => drop_payload(payload),
+            }
+        };
+        if exits {
+            self.clock.flush(self.pool.admission.metrics());
+            self.has_exited = true;
+        } else {
+            let pool = self.pool.clone();
+            let _ = pool.executor.spawn(self);
+        }
+    }
+
+    /// Returns `true` if the worker must exit, and `false` if it must give its thread back.
+    fn run_batches(&mut self) -> bool {
         let keep_alive = self.pool.config.keep_alive;
         let may_park = keep_alive != Some(Duration::ZERO);
         let mut action = self.pool.scheduler.next(&mut self.state, may_park);
@@ -54,11 +73,7 @@ impl Worker {
             action = match action {
                 Action::Run(first) => match self.run_batch(first, may_park) {
                     Some(action) => action,
-                    None => {
-                        let pool = self.pool.clone();
-                        let _ = pool.executor.spawn(self);
-                        return;
-                    }
+                    None => return false,
                 },
                 Action::Search => {
                     self.pool.scheduler.search(&mut self.state);
@@ -66,11 +81,9 @@ impl Worker {
                 }
                 Action::Park if self.park(keep_alive) => self.pool.scheduler.next(&mut self.state, may_park),
                 Action::Exit if may_park && self.linger() => self.pool.scheduler.next(&mut self.state, may_park),
-                Action::Park | Action::Exit => break,
+                Action::Park | Action::Exit => return true,
             };
         }
-        self.clock.flush(self.pool.admission.metrics());
-        self.has_exited = true;
     }
 
     /// Parks until there is work. Returns `false` if the worker must exit.
@@ -117,17 +130,11 @@ impl Worker {
             if let Some(limit) = admission.take_excess() {
                 state.shed.extend(scheduler.shed_to(limit));
             }
-            for shed in state.shed.drain(..) {
+            if !state.shed.is_empty() {
                 clock.reset();
-                ignore_panic(|| shed.refuse(CallError::Expired));
+                state.shed.drain(..).for_each(|shed| ignore_panic(|| shed.refuse(CallError::Expired)));
             }
-            // A call catches the panics of its work. One that arrives here was raised by a metrics
-            // recorder or a tracing subscriber.
-            let caller = catch_unwind(|| runnable.run_without_wake(Some(&mut *clock))).unwrap_or_else(|payload| {
-                drop_payload(payload);
-                None
-            });
-            if let Some(caller) = caller {
+            if let Some(caller) = runnable.run_without_wake(Some(&mut *clock)) {
                 if batch.wake(caller, !has_more) {
                     clock.reset();
                 }
