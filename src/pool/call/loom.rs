@@ -23,6 +23,8 @@ struct Model {
     /// Number of entries that were queued and have not run.
     entries: AtomicUsize,
     outputs: AtomicUsize,
+    /// 1 once the future was polled.
+    starts: AtomicUsize,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -41,6 +43,7 @@ impl Model {
             polls,
             entries: AtomicUsize::new(1),
             outputs: AtomicUsize::new(0),
+            starts: AtomicUsize::new(0),
         })
     }
 
@@ -50,6 +53,9 @@ impl Model {
         let begin = self.state.begin();
         if begin == Begin::Nothing {
             return RunResult::Ended;
+        }
+        if begin == Begin::Poll {
+            self.starts.store(1, SeqCst);
         }
         let ready = self.future.with_mut(|polled| {
             // SAFETY: `CallState` gives one thread at a time access to the future. Loom checks it.
@@ -90,7 +96,7 @@ impl Model {
         if begin == Begin::Nothing {
             return;
         }
-        if begin == Begin::Poll && self.state.expire() {
+        if matches!(begin, Begin::Poll | Begin::Expire) && self.state.expire() {
             rejections.fetch_add(1, SeqCst);
         }
         // SAFETY: Like in `run`.
@@ -260,5 +266,24 @@ fn work_sees_the_deadline_and_not_that_its_caller_left() {
         assert_eq!(call.state.drop_caller(OnCallerDrop::Cancel), DropAction::None);
         worker.join().unwrap();
         assert_eq!(call.state.cancel_reason(), Some(CancelReason::DeadlineExceeded));
+    });
+}
+
+#[test]
+fn detached_call_never_starts_after_its_caller_was_answered() {
+    loom::model(|| {
+        let call = Model::new(1);
+        let worker = thread::spawn({
+            let call = call.clone();
+            move || call.work()
+        });
+        // The caller's timer. The worker has read its clock before the deadline.
+        assert!(call.state.expire());
+        let has_begun = call.state.has_begun();
+        call.drop_caller(OnCallerDrop::Detach);
+        worker.join().unwrap();
+        assert!(has_begun || call.starts.load(SeqCst) == 0);
+        assert!(call.state.is_complete());
+        assert_eq!((call.outputs.load(SeqCst), call.entries.load(SeqCst)), (0, 0));
     });
 }

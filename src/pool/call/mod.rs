@@ -30,6 +30,8 @@ mod run;
 mod runnable;
 mod stage;
 mod state;
+#[cfg(all(test, not(tower_offload_loom)))]
+mod tests;
 mod timer;
 mod uncounted;
 
@@ -251,6 +253,7 @@ where
     fn refuse(self: Arc<Self>, error: CallError) -> Option<CallerWaker> {
         self.guard(|| match self.state.begin() {
             Begin::Poll => self.reject(error),
+            Begin::Expire => self.expire(),
             Begin::Drop => self.drop_cancelled(error),
             Begin::Nothing => None,
         })
@@ -316,7 +319,8 @@ where
     }
 
     fn drop_caller(self: Arc<Self>, on_drop: OnCallerDrop) {
-        let is_first = Call::deadline(&self).has_passed() && self.state.expire();
+        // A detached call may still start, so the worker decides whether it expires.
+        let is_first = on_drop != OnCallerDrop::Detach && Call::deadline(&self).has_passed() && self.state.expire();
         if !self.leave(on_drop) {
             self.metrics().abandoned(on_drop == OnCallerDrop::Detach);
             return;

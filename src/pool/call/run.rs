@@ -48,6 +48,10 @@ where
                 self.reject(CallError::Closed)
             }
             Begin::Poll => self.start_and_poll(admission, clock),
+            Begin::Expire => {
+                clock.skip_call();
+                self.expire()
+            }
             Begin::Drop => {
                 clock.skip_call();
                 self.drop_cancelled(CallError::Closed)
@@ -164,7 +168,7 @@ where
 
     /// Fails a call that has not started at its deadline.
     #[cold]
-    fn expire(self: &Arc<Self>) -> Option<CallerWaker> {
+    pub(super) fn expire(self: &Arc<Self>) -> Option<CallerWaker> {
         // First, because recorders and subscribers are user code that may panic.
         self.leave_queue();
         self.end_at_deadline()

@@ -24,7 +24,8 @@ const CANCELLED: u8 = 1 << 4;
 /// entry, or by a caller that leaves before that and drops the future itself.
 const UNSTARTED: u8 = 1 << 5;
 /// The deadline has passed, and the call ends because of it. Set once, by the first of the caller
-/// and the thread that takes the first entry. The caller sets it before `CANCELLED`.
+/// and the thread that takes the first entry. The caller sets it before it is answered and before
+/// `CANCELLED`. A call that is `UNSTARTED` then never starts.
 const EXPIRED: u8 = 1 << 6;
 
 /// Ownership and completion state of a call: which thread may access the future, and who notifies
@@ -70,6 +71,8 @@ impl CallerWaker {
 pub(super) enum Begin {
     /// Poll the future.
     Poll,
+    /// The caller was answered at its deadline before the call started: fail the call.
+    Expire,
     /// The caller has cancelled the call: drop the future, then `complete`.
     Drop,
     /// The caller has dropped the future before the call started.
@@ -131,7 +134,15 @@ impl CallState {
             Err(_) => Begin::Nothing,
             Ok(before) => {
                 debug_assert_eq!(before & (SCHEDULED | RUNNING), SCHEDULED, "an entry was taken twice");
-                if before & CANCELLED == 0 { Begin::Poll } else { Begin::Drop }
+                if before & (CANCELLED | EXPIRED) == 0 {
+                    Begin::Poll
+                } else if before & CANCELLED != 0 {
+                    Begin::Drop
+                } else if before & UNSTARTED != 0 {
+                    Begin::Expire
+                } else {
+                    Begin::Poll
+                }
             }
         }
     }
