@@ -152,17 +152,38 @@ impl<S, X, A> Offload<S, X, A> {
         Req: Send + 'static,
         A: Inspect<Req>,
     {
-        match (admitted, self.config.limiter.limits().mode) {
-            (Ok(admitted), _) => {
-                let in_place = self.route.as_ref().and_then(Route::try_run_in_place);
-                let prepared = self.prepare(request, watch, in_place.as_ref());
-                let handle = match in_place {
-                    Some(in_place) => prepared.start_in_place(admitted, in_place),
-                    None => prepared.start(admitted),
-                };
-                State::Offloaded { handle }
-            }
-            (Err(error @ (CallError::Overloaded | CallError::KeyLimited)), Mode::Wait(timeout)) => {
+        let admitted = match admitted {
+            Ok(admitted) => admitted,
+            Err(error) => return self.wait_or_reject(request, watch, options, error),
+        };
+        let in_place = self.route.as_ref().and_then(Route::try_run_in_place);
+        let prepared = self.prepare(request, watch, in_place.as_ref());
+        let handle = match in_place {
+            Some(in_place) => prepared.start_in_place(admitted, in_place),
+            None => prepared.start(admitted),
+        };
+        State::Offloaded { handle }
+    }
+
+    /// Lets a call wait that was not admitted because of `error`, or rejects it.
+    #[inline(never)] // Keeps it out of the path of calls that are admitted.
+    fn wait_or_reject<Req>(
+        &mut self,
+        request: Req,
+        watch: Option<Watch<S::Response>>,
+        options: CallOptions,
+        error: CallError,
+    ) -> State<S::Future>
+    where
+        S: Service<Req> + Clone + Send,
+        S::Future: Send,
+        S::Response: Send,
+        S::Error: Send,
+        Req: Send + 'static,
+        A: Inspect<Req>,
+    {
+        match (error, self.config.limiter.limits().mode) {
+            (CallError::Overloaded | CallError::KeyLimited, Mode::Wait(timeout)) => {
                 match self.config.limiter.try_wait(&self.config.pool, options.key) {
                     Ok(waiting) => {
                         let (pool, prepared) = (self.config.pool.clone(), self.prepare(request, watch, None));
@@ -182,7 +203,7 @@ impl<S, X, A> Offload<S, X, A> {
                 }
             }
             // The inner service was not called, so it is still ready.
-            (Err(error), _) => State::Rejected { rejected: count_rejection(&*self.config.pool, error) },
+            _ => State::Rejected { rejected: count_rejection(&*self.config.pool, error) },
         }
     }
 

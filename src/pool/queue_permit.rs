@@ -43,10 +43,11 @@ impl QueuePermit {
     /// Acquires a permit if one is available. See [`Admission::try_acquire`] for the shares of keys
     /// and of low priority.
     pub(crate) fn try_acquire(pool: &Arc<dyn Pool>, options: CallOptions) -> Result<Self, CallError> {
-        let (acquired, change) = (**pool).admission().try_acquire(options);
+        let admission = (**pool).admission();
+        let (acquired, change) = admission.try_acquire(options);
         // Before the change is reported, which may panic.
         let permit = acquired.map(|()| Self::new(pool.clone(), options.key));
-        (**pool).admission().report(change);
+        admission.report(change);
         permit
     }
 

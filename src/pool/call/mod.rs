@@ -120,7 +120,7 @@ where
     let metrics = queue_permit.admission().metrics();
     let created = metrics.now();
     let deadline = metrics.pool_time(options.deadline);
-    let call = Arc::new(Call {
+    let call = new_in_place(|| Call {
         header: Header {
             priority: options.priority,
             key: options.key,
@@ -146,6 +146,20 @@ where
     let runnable = Runnable::new(call.clone());
     call.permit.admission().metrics().admitted();
     (call, runnable)
+}
+
+/// Like `Arc::new`, but builds the value where it is stored: a value that is built before its
+/// memory is allocated is built on the stack and copied.
+#[inline(always)]
+#[allow(unsafe_code)]
+fn new_in_place<T>(value: impl FnOnce() -> T) -> Arc<T> {
+    let uninit = Arc::<T>::new_uninit();
+    let slot = Arc::as_ptr(&uninit).cast_mut().cast::<T>();
+    // SAFETY: There is no other reference to the allocation, which is large enough for the value.
+    unsafe {
+        slot.write(value());
+        uninit.assume_init()
+    }
 }
 
 /// The fields are in an order in which few cache lines pass between the caller and the worker:
