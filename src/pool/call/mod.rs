@@ -68,6 +68,7 @@ use super::{
     metrics::Metrics,
     nested::NestedWaits,
     queue_permit::{Admitted, QueuePermit},
+    time,
 };
 use crate::{
     panic::{catch_unwind, drop_payload},
@@ -117,16 +118,13 @@ where
 {
     let Admitted { queue_permit, layer_permit, options } = admitted;
     let Context { runtime, task, trace } = context;
-    let metrics = queue_permit.admission().metrics();
-    let created = metrics.now();
-    let deadline = metrics.pool_time(options.deadline);
     let call = new_in_place(|| Call {
         header: Header {
             priority: options.priority,
             key: options.key,
             runtime,
-            created,
-            deadline,
+            created: time::now(),
+            deadline: options.deadline,
             is_detached: on_caller_drop == OnCallerDrop::Detach,
             started: AtomicBool::new(false),
             waits_nested: AtomicBool::new(false),
@@ -200,11 +198,6 @@ struct Environment {
 }
 
 impl<F: Future> Call<F> {
-    /// Returns the deadline of the caller.
-    fn deadline(&self) -> Deadline {
-        self.metrics().deadline(self.header.deadline)
-    }
-
     fn metrics(&self) -> &Metrics {
         self.permit.admission().metrics()
     }
@@ -274,7 +267,7 @@ where
     }
 
     fn created(&self) -> Instant {
-        self.metrics().instant(self.header.created)
+        time::instant(self.header.created)
     }
 
     fn is_cancelled(&self) -> bool {
@@ -282,7 +275,7 @@ where
     }
 
     fn work_deadline(&self) -> Deadline {
-        if self.header.is_detached { Deadline::NONE } else { Call::deadline(self) }
+        if self.header.is_detached { Deadline::NONE } else { self.header.deadline }
     }
 
     fn cancel_reason(&self) -> Option<CancelReason> {
@@ -321,7 +314,7 @@ where
     }
 
     fn deadline(&self) -> Deadline {
-        Call::deadline(self)
+        self.header.deadline
     }
 
     fn end_wait(&self) {
@@ -334,7 +327,7 @@ where
 
     fn drop_caller(self: Arc<Self>, on_drop: OnCallerDrop) {
         // A detached call may still start, so the worker decides whether it expires.
-        let is_first = on_drop != OnCallerDrop::Detach && Call::deadline(&self).has_passed() && self.state.expire();
+        let is_first = on_drop != OnCallerDrop::Detach && self.header.deadline.has_passed() && self.state.expire();
         if !self.leave(on_drop) {
             self.metrics().abandoned(on_drop == OnCallerDrop::Detach);
             return;
@@ -366,7 +359,7 @@ where
 {
     /// Makes the caller's handle. Called once.
     fn into_handle(self: Arc<Self>, on_caller_drop: OnCallerDrop) -> JoinHandle<F::Output> {
-        let has_deadline = self.header.deadline != Deadline::NO_NANOS;
+        let has_deadline = self.header.deadline != Deadline::NONE;
         JoinHandle::new(self, on_caller_drop, has_deadline)
     }
 
@@ -374,7 +367,7 @@ where
     /// must take the result.
     fn leave(self: &Arc<Self>, on_drop: OnCallerDrop) -> bool {
         if on_drop != OnCallerDrop::Detach && self.state.has_begun() {
-            self.left.store(self.metrics().now(), Ordering::Relaxed);
+            self.left.store(time::now(), Ordering::Relaxed);
         }
         match self.state.drop_caller(on_drop) {
             DropAction::DropFuture => {

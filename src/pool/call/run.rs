@@ -19,7 +19,7 @@ use crate::{
         admission::Admission,
         clock::Clock,
         error::{CallError, CancelReason},
-        metrics::PoolTime,
+        time::{self, PoolTime},
     },
     sync::lock,
 };
@@ -64,11 +64,11 @@ where
 
     /// Records the end of the call's wait in the queue, and polls.
     fn start_and_poll(self: &Arc<Self>, admission: &Admission, clock: &mut Clock) -> Option<CallerWaker> {
-        let now = clock.start_call(admission.metrics());
+        let now = clock.start_call();
         if self.header.has_started() {
             admission.metrics().resumed(now.saturating_sub(self.woken.load(Ordering::Relaxed)));
         } else {
-            if self.header.deadline <= now {
+            if self.header.deadline.has_passed_at(now) {
                 return self.expire();
             }
             self.header.started.store(true, Ordering::Relaxed);
@@ -76,10 +76,10 @@ where
         }
         let mut progress = lock(&self.progress);
         let polled = self.poll_future(&mut progress);
-        let ended = admission.metrics().now();
+        let ended = time::now();
         progress.run_time = progress.run_time.saturating_add(ended.saturating_sub(now));
         let run_time = progress.run_time;
-        let is_late = self.header.deadline <= ended && !self.state.is_abandoned();
+        let is_late = self.header.deadline.has_passed_at(ended) && !self.state.is_abandoned();
         let environment = match polled {
             Polled::Ready(_) if !is_late => progress.environment.take(),
             _ => None,
@@ -189,7 +189,7 @@ where
     fn discard_late(self: &Arc<Self>, started: PoolTime, ended: PoolTime) -> Option<CallerWaker> {
         // Work of a detached call is never cancelled.
         if !self.header.is_detached {
-            let late = ended.saturating_sub(self.header.deadline.max(started));
+            let late = self.header.deadline.overrun_at(ended).min(ended.saturating_sub(started));
             self.metrics().ran_cancelled(CancelReason::DeadlineExceeded, late);
         }
         self.end_at_deadline()
@@ -328,7 +328,7 @@ where
     /// Queues the call again. Called only if [`CallState`] returned this obligation.
     pub(super) fn schedule(self: &Arc<Self>) {
         let metrics = self.metrics();
-        self.woken.store(metrics.now(), Ordering::Relaxed);
+        self.woken.store(time::now(), Ordering::Relaxed);
         metrics.woken();
         self.permit.schedule(Runnable::new(self.clone()));
     }

@@ -21,10 +21,10 @@ use tokio::time::Instant;
 
 use super::{
     busy::BusyTime,
-    deadline::Deadline,
     error::{CallError, CancelReason},
     stall::Observation,
     stats::PoolStats,
+    time::{self, PoolTime},
 };
 use crate::{
     panic::ignore_panic,
@@ -33,16 +33,6 @@ use crate::{
 
 /// Number of stripes, a power of two. It keeps a handful of busy threads apart.
 const STRIPES: usize = 16;
-
-/// Time since the epoch of a pool, in nanoseconds.
-///
-/// Calls use it instead of [`Instant`], of which each subtraction costs as much as a dozen of
-/// these.
-pub(super) type PoolTime = u64;
-
-/// Time from the epoch of a pool to its creation. Tests can stop tokio's clock and set it forward,
-/// so a pool that was created then may be used earlier by the clock of another runtime.
-const BEFORE_CREATION: Duration = Duration::from_secs(86_400);
 
 #[derive(Debug)]
 pub(crate) struct Metrics {
@@ -59,8 +49,6 @@ pub(crate) struct Metrics {
     /// threads would be passed between cores a dozen times per call, which took a third of the cost
     /// of a call at full load.
     stripes: Box<[Stripe; STRIPES]>,
-    /// The origin of [`PoolTime`].
-    epoch: Instant,
     /// Time at which the pool was created.
     created: PoolTime,
     stall: Mutex<Stall>,
@@ -135,8 +123,6 @@ macro_rules! record {
 impl Metrics {
     #[cfg_attr(not(any(feature = "metrics", feature = "tracing")), expect(unused_variables))]
     pub(super) fn new(pool: &Arc<str>) -> Self {
-        let created = Instant::now();
-        let epoch = created.checked_sub(BEFORE_CREATION).unwrap_or(created);
         Self {
             #[cfg(feature = "tracing")]
             pool: pool.clone(),
@@ -146,8 +132,7 @@ impl Metrics {
             overload_change: OverloadWarning::new(),
             #[cfg(feature = "tracing")]
             has_warned: std::sync::atomic::AtomicBool::default(),
-            epoch,
-            created: nanos(created.saturating_duration_since(epoch)),
+            created: time::now(),
             stripes: Box::default(),
             stall: Mutex::default(),
             overloads: AtomicU64::new(0),
@@ -312,36 +297,14 @@ impl Metrics {
         gauge(self.sum(|it| &it.admitted), ended)
     }
 
-    /// Returns the current time.
-    #[inline]
-    pub(super) fn now(&self) -> PoolTime {
-        nanos(Instant::now().saturating_duration_since(self.epoch))
-    }
-
     /// Returns the time since the pool was created.
     pub(super) fn age(&self) -> Duration {
-        Duration::from_nanos(self.now().saturating_sub(self.created))
-    }
-
-    /// Converts a time.
-    pub(super) fn instant(&self, time: PoolTime) -> Instant {
-        self.epoch.checked_add(Duration::from_nanos(time)).unwrap_or(self.epoch)
-    }
-
-    /// Converts a deadline. [`Deadline::NO_NANOS`] if there is none.
-    #[inline]
-    pub(super) fn pool_time(&self, deadline: Deadline) -> PoolTime {
-        deadline.nanos_after(self.epoch)
-    }
-
-    /// Returns the deadline of which [`pool_time`](Self::pool_time) has returned `time`.
-    pub(super) fn deadline(&self, time: PoolTime) -> Deadline {
-        Deadline::from_nanos_after(self.epoch, time)
+        Duration::from_nanos(time::now().saturating_sub(self.created))
     }
 
     /// Returns the time that threads were busy, up to now.
     fn busy_time(&self) -> Duration {
-        let now = self.now() / 1000;
+        let now = time::now() / 1000;
         let total = self.stripes.iter().map(|stripe| stripe.busy.total(now));
         Duration::from_micros(total.fold(0, u64::wrapping_add))
     }
@@ -607,9 +570,4 @@ impl OverloadWarning {
 /// Returns the difference of two counters that are read while they change.
 fn gauge(increments: u64, decrements: u64) -> usize {
     usize::try_from(increments.saturating_sub(decrements)).unwrap_or(usize::MAX)
-}
-
-/// Returns whole nanoseconds. Without the 128-bit arithmetic of [`Duration::as_nanos`].
-fn nanos(duration: Duration) -> u64 {
-    duration.as_secs().saturating_mul(1_000_000_000).saturating_add(u64::from(duration.subsec_nanos()))
 }

@@ -24,6 +24,7 @@ use super::{
     error::CallError,
     scheduler::{Limits, QueueItem, QueuePolicy, Scheduler, WakeUp, WorkerState},
     stats::PoolShutdownReport,
+    time,
     wake_batch::WakeBatcher,
     watchdog::Watchdog,
 };
@@ -175,7 +176,7 @@ impl Pool for PoolHandle {
     /// call in the queue.
     fn expected_wait(&self) -> Duration {
         let WorkerPool { admission, scheduler, longest_wait, .. } = &*self.workers;
-        let longest_wait = longest_wait.get(admission.metrics().now(), || scheduler.longest_wait());
+        let longest_wait = longest_wait.get(time::now(), || scheduler.longest_wait());
         admission.expected_wait().max(longest_wait)
     }
 

@@ -3,7 +3,7 @@ use std::{
     time::Duration,
 };
 
-use crate::pool::metrics::PoolTime;
+use crate::pool::time::PoolTime;
 
 /// The wait of the oldest call in the queue, as it was found in the current millisecond.
 ///

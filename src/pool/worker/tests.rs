@@ -13,8 +13,8 @@ use super::*;
 use crate::pool::{
     CallOptions, QueuePermit,
     call::{Context as CallContext, OnCallerDrop, spawn, spawn_in_place},
-    metrics::PoolTime,
     queue_permit::Admitted,
+    time::PoolTime,
 };
 
 const LIMITS: Limits = Limits { min: 1, max: 1 };
