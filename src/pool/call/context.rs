@@ -140,6 +140,16 @@ impl Trace {
         }
     }
 
+    /// Takes the span. Copies nothing if there is none.
+    #[inline]
+    pub(super) fn take(&mut self) -> Self {
+        Self {
+            #[cfg(feature = "tracing")]
+            subscriber: if self.subscriber.is_some() { self.subscriber.take() } else { None },
+        }
+    }
+
+    #[inline]
     pub(super) fn is_enabled(&self) -> bool {
         #[cfg(feature = "tracing")]
         return self.subscriber.is_some();

@@ -133,7 +133,7 @@ where
         permit: queue_permit,
         progress: Mutex::new(Progress {
             stage: Stage::Future(future),
-            environment: Some(Environment { trace, layer_permit }),
+            environment: Environment { trace, layer_permit },
             run_time: 0,
         }),
         task,
@@ -185,9 +185,9 @@ struct Call<F: Future> {
 #[repr(C)]
 struct Progress<F: Future> {
     stage: Stage<F>,
-    /// `None` once the future is dropped, so that a stale waker keeps neither a span open nor a
+    /// Empty once the future is dropped, so that a stale waker keeps neither a span open nor a
     /// layer's permit.
-    environment: Option<Environment>,
+    environment: Environment,
     /// Sum of all polls, in nanoseconds.
     run_time: u64,
 }
@@ -195,6 +195,13 @@ struct Progress<F: Future> {
 struct Environment {
     trace: Trace,
     layer_permit: Option<Arc<dyn LayerPermit>>,
+}
+
+impl Environment {
+    #[inline]
+    fn take(&mut self) -> Self {
+        Self { trace: self.trace.take(), layer_permit: self.layer_permit.take() }
+    }
 }
 
 impl<F: Future> Call<F> {
@@ -209,10 +216,7 @@ impl<F: Future> Call<F> {
             let mut progress = lock(&self.progress);
             let Progress { stage, environment, .. } = &mut *progress;
             let environment = environment.take();
-            let dropped = catch_unwind(|| match &environment {
-                Some(entered) => entered.trace.enter(self.header.runtime.as_ref(), || stage.clear()),
-                None => stage.clear(),
-            });
+            let dropped = catch_unwind(|| environment.trace.enter(self.header.runtime.as_ref(), || stage.clear()));
             (environment, dropped)
         };
         // User code: leaving the span calls the subscriber, and releasing the permit wakes the next
