@@ -404,10 +404,12 @@ impl Metrics {
         let stripe = self.stripe();
         stripe.started.fetch_add(1, Relaxed);
         stripe.queue_wait.fetch_add(waited, Relaxed);
+        #[cfg(feature = "metrics")]
         ignore_panic(|| {
-            record!(self, queue_depth.decrement(1));
-            record!(self, queue_wait.record(Duration::from_nanos(waited)));
-            record!(self, active.increment(1));
+            let handles = self.recorder.get();
+            handles.queue_depth.decrement(1);
+            handles.queue_wait.record(Duration::from_nanos(waited));
+            handles.active.increment(1);
         });
     }
 
@@ -471,12 +473,14 @@ impl Metrics {
         if let Some(run_time) = run_time {
             stripe.run_time.fetch_add(run_time, Relaxed);
         }
+        #[cfg(feature = "metrics")]
         ignore_panic(|| {
+            let handles = self.recorder.get();
             if ends_poll {
-                record!(self, active.decrement(1));
+                handles.active.decrement(1);
             }
-            if let Some(_run_time) = run_time {
-                record!(self, run.record(Duration::from_nanos(_run_time)));
+            if let Some(run_time) = run_time {
+                handles.run.record(Duration::from_nanos(run_time));
             }
         });
         let ended = if ends_poll { &stripe.returned } else { &stripe.ended };
