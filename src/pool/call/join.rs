@@ -43,7 +43,12 @@ pub(crate) struct JoinHandle<T> {
 /// The part of a call that its handle uses, independent of the future's type.
 pub(super) trait Join<T>: Send + Sync {
     /// Sets `wait` if the polling thread waits and belongs to the call's pool.
-    fn poll_result(&self, cx: &mut Context<'_>, wait: &mut Wait) -> Poll<Result<T, CallFailure>>;
+    ///
+    /// # Safety
+    ///
+    /// Only one thread at a time may call it.
+    #[allow(unsafe_code)]
+    unsafe fn poll_result(&self, cx: &mut Context<'_>, wait: &mut Wait) -> Poll<Result<T, CallFailure>>;
     /// Returns how long a new call of the pool is expected to wait.
     fn expected_wait(&self) -> Duration;
     /// Records that the current thread no longer waits for this call.
@@ -55,6 +60,7 @@ pub(super) trait Join<T>: Send + Sync {
 }
 
 impl<T> JoinHandle<T> {
+    /// Returns the handle of a call, which must have no other one.
     pub(super) fn new(call: Arc<dyn Join<T>>, on_drop: OnCallerDrop, has_deadline: bool) -> Self {
         let timer = DeadlineTimer::new(has_deadline);
         Self { call: Some(call), has_failed: false, on_drop, wait: Wait::Ordinary, timer }
@@ -82,7 +88,10 @@ impl<T> Future for JoinHandle<T> {
         let Self { call, has_failed, on_drop, wait, timer } = &mut *self;
         let known = call.as_ref().filter(|_| !*has_failed);
         let known = known.expect("a future of an offloaded call was polled after it completed");
-        let result = match known.poll_result(cx, wait) {
+        // SAFETY: A call has one handle, and `self` is borrowed exclusively.
+        #[allow(unsafe_code)]
+        let polled = unsafe { known.poll_result(cx, wait) };
+        let result = match polled {
             Poll::Ready(result) => result,
             Poll::Pending if *wait == Wait::Deadlocked => {
                 Self::reject(known, CallError::Deadlock, OnCallerDrop::Cancel)

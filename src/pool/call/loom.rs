@@ -115,6 +115,14 @@ impl Model {
         }
     }
 
+    fn poll_complete(&self, cx: &mut Context<'_>) -> bool {
+        // SAFETY: Each model has one caller.
+        #[allow(unsafe_code)]
+        unsafe {
+            self.state.poll_complete(cx, || true)
+        }
+    }
+
     fn drop_caller(&self, on_drop: OnCallerDrop) {
         match self.state.drop_caller(on_drop) {
             DropAction::DropOutput => {
@@ -178,8 +186,30 @@ fn caller_is_woken_at_completion() {
             move || call.work()
         });
         // loom reports a `block_on` that is never woken as a deadlock.
+        block_on(std::future::poll_fn(
+            |cx: &mut Context<'_>| {
+                if call.poll_complete(cx) { Poll::Ready(()) } else { Poll::Pending }
+            },
+        ));
+        assert_eq!(call.outputs.load(SeqCst), 1);
+        runner.join().unwrap();
+    });
+}
+
+/// A caller that polls twice, like one whose task was woken by something else.
+#[test]
+fn caller_that_polls_again_is_woken_or_sees_the_end() {
+    loom::model(|| {
+        let call = Model::new(1);
+        let runner = thread::spawn({
+            let call = call.clone();
+            move || call.work()
+        });
+        let mut polls = 0;
         block_on(std::future::poll_fn(|cx: &mut Context<'_>| {
-            if call.state.poll_complete(cx, || true) { Poll::Ready(()) } else { Poll::Pending }
+            polls += 1;
+            let is_complete = call.poll_complete(cx) || polls == 1 && call.poll_complete(cx);
+            if is_complete { Poll::Ready(()) } else { Poll::Pending }
         }));
         assert_eq!(call.outputs.load(SeqCst), 1);
         runner.join().unwrap();

@@ -303,9 +303,11 @@ where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
-    fn poll_result(&self, cx: &mut task::Context<'_>, wait: &mut Wait) -> Poll<Result<F::Output, CallFailure>> {
+    #[allow(unsafe_code)]
+    unsafe fn poll_result(&self, cx: &mut task::Context<'_>, wait: &mut Wait) -> Poll<Result<F::Output, CallFailure>> {
         let is_maker = || self.task.is_some() && self.task == tokio::task::try_id();
-        if self.state.poll_complete(cx, is_maker) {
+        // SAFETY: That is the contract of this method as well.
+        if unsafe { self.state.poll_complete(cx, is_maker) } {
             return Poll::Ready(self.take_result());
         }
         CurrentCall::wait_for_pool(
