@@ -23,6 +23,7 @@
 //! A caller that leaves drops its handle, and `drop_caller` decides which side drops what.
 
 mod context;
+mod exclusive;
 mod join;
 #[cfg(all(test, tower_offload_loom))]
 mod loom;
@@ -56,6 +57,7 @@ pub(crate) use self::{
 };
 use self::{
     context::{Trace, Wait},
+    exclusive::Exclusive,
     join::Join,
     runnable::Header,
     stage::Stage,
@@ -70,10 +72,7 @@ use super::{
     queue_permit::{Admitted, QueuePermit},
     time,
 };
-use crate::{
-    panic::{catch_unwind, drop_payload},
-    sync::{Mutex, lock},
-};
+use crate::panic::{catch_unwind, drop_payload};
 
 /// Creates a call of `future` and queues it on the pool that has admitted it.
 pub(crate) fn spawn<F>(
@@ -131,7 +130,7 @@ where
         },
         state: CallState::scheduled(),
         permit: queue_permit,
-        progress: Mutex::new(Progress {
+        progress: Exclusive::new(Progress {
             stage: Stage::Future(future),
             environment: Environment { trace, layer_permit },
             run_time: 0,
@@ -170,9 +169,8 @@ struct Call<F: Future> {
     permit: QueuePermit,
     header: Header,
     /// Locked by the thread that owns the future, for as long as it owns it; after completion, by
-    /// the thread that takes the output. The lock is therefore never contended. It makes the
-    /// compiler check what [`CallState`] guarantees.
-    progress: Mutex<Progress<F>>,
+    /// the thread that takes the output. [`CallState`] says which thread that is.
+    progress: Exclusive<Progress<F>>,
     /// Task in which the call was made, if it was made in one.
     task: Option<Id>,
     /// Time of the last wake-up.
@@ -213,7 +211,7 @@ impl<F: Future> Call<F> {
     /// call holds.
     fn drop_future(&self) {
         let (environment, dropped) = {
-            let mut progress = lock(&self.progress);
+            let mut progress = self.progress.lock();
             let Progress { stage, environment, .. } = &mut *progress;
             let environment = environment.take();
             let dropped = catch_unwind(|| environment.trace.enter(self.header.runtime.as_ref(), || stage.clear()));
@@ -338,7 +336,7 @@ where
             self.metrics().abandoned(on_drop == OnCallerDrop::Detach);
             return;
         }
-        let result = lock(&self.progress).stage.take_result();
+        let result = self.progress.lock().stage.take_result();
         if is_first && matches!(result, Some(Err(CallFailure::Rejected(CallError::DeadlineExceeded)))) {
             self.metrics().rejected(CallError::DeadlineExceeded);
         }
@@ -389,7 +387,7 @@ where
 
     /// Takes the result of a complete call. To be called once.
     fn take_result(&self) -> Result<F::Output, CallFailure> {
-        let result = lock(&self.progress).stage.take_result();
+        let result = self.progress.lock().stage.take_result();
         result.expect("a complete call holds its result until the caller takes it")
     }
 }

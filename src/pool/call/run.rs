@@ -21,7 +21,6 @@ use crate::{
         error::{CallError, CancelReason},
         time::{self, PoolTime},
     },
-    sync::lock,
 };
 
 /// Result of one poll.
@@ -74,7 +73,7 @@ where
             self.header.started.store(true, Ordering::Relaxed);
             self.permit.on_start(admission, now.saturating_sub(self.header.created));
         }
-        let mut progress = lock(&self.progress);
+        let mut progress = self.progress.lock();
         let polled = self.poll_future(&mut progress);
         let ended = time::now();
         progress.run_time = progress.run_time.saturating_add(ended.saturating_sub(now));
@@ -208,7 +207,7 @@ where
     #[inline(never)] // Keeps it out of the path of calls that complete.
     fn fail(self: &Arc<Self>, failure: CallFailure) -> Option<CallerWaker> {
         let (environment, run_time) = {
-            let mut progress = lock(&self.progress);
+            let mut progress = self.progress.lock();
             let Progress { stage, environment, run_time } = &mut *progress;
             let environment = environment.take();
             let dropped = catch_unwind(|| {
@@ -268,7 +267,7 @@ where
 
     /// Drops an output that no caller takes, in the context of the work.
     fn drop_output(&self, trace: &Trace, run_time: u64) {
-        let result = lock(&self.progress).stage.take_result();
+        let result = self.progress.lock().stage.take_result();
         let has_output = matches!(result, Some(Ok(_)));
         let dropped = catch_unwind(|| {
             trace.enter(self.header.runtime.as_ref(), || {
@@ -297,7 +296,7 @@ where
             return None;
         }
         let environment = {
-            let mut progress = lock(&self.progress);
+            let mut progress = self.progress.lock();
             ignore_panic(|| progress.stage.store_result(Err(CallFailure::Panicked(payload))));
             progress.environment.take()
         };
@@ -306,7 +305,7 @@ where
         self.metrics().failed();
         self.permit.admission().on_complete(None, false);
         let (is_abandoned, caller) = self.state.complete();
-        let result = if is_abandoned { lock(&self.progress).stage.take_result() } else { None };
+        let result = if is_abandoned { self.progress.lock().stage.take_result() } else { None };
         ignore_panic(|| drop(result));
         caller
     }
