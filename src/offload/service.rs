@@ -208,6 +208,7 @@ impl<S, X, A> Offload<S, X, A> {
     }
 
     /// Moves the service that was polled ready, and everything else the call needs, out of `self`.
+    #[inline(always)] // Like `spawn`.
     fn prepare<Req>(
         &mut self,
         request: Req,
@@ -242,6 +243,7 @@ where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
+    #[inline(always)]
     fn start(self, admitted: Admitted) -> JoinHandle<F::Output> {
         spawn(admitted, self.context, self.on_caller_drop, self.work)
     }

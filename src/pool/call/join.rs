@@ -53,6 +53,8 @@ pub(super) trait Join<T>: Send + Sync {
     fn expected_wait(&self) -> Duration;
     /// Records that the current thread no longer waits for this call.
     fn end_wait(&self);
+    /// Drops the reference. Cheaper than its drop, since the size of the call is known here.
+    fn release(self: Arc<Self>);
     fn drop_caller(self: Arc<Self>, on_drop: OnCallerDrop);
     /// Leaves the call and returns `error`, or returns its result if it has just ended.
     fn reject_caller(self: Arc<Self>, error: CallError, on_drop: OnCallerDrop) -> Result<T, CallFailure>;
@@ -84,6 +86,7 @@ impl<T> JoinHandle<T> {
 impl<T> Future for JoinHandle<T> {
     type Output = Result<T, CallFailure>;
 
+    #[inline(always)] // Into the future of the layer, so that the output is copied once less.
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let Self { call, has_failed, on_drop, wait, timer } = &mut *self;
         let known = call.as_ref().filter(|_| !*has_failed);
@@ -105,7 +108,7 @@ impl<T> Future for JoinHandle<T> {
             known.end_wait();
         }
         match &result {
-            Ok(_) => *call = None,
+            Ok(_) => call.take().into_iter().for_each(|call| call.release()),
             Err(_) => *has_failed = true,
         }
         Poll::Ready(result)

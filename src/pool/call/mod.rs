@@ -38,6 +38,7 @@ mod uncounted;
 
 use std::{
     any::Any,
+    mem::MaybeUninit,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -75,6 +76,7 @@ use super::{
 use crate::panic::{catch_unwind, drop_payload};
 
 /// Creates a call of `future` and queues it on the pool that has admitted it.
+#[inline(always)]
 pub(crate) fn spawn<F>(
     admitted: Admitted,
     context: Context,
@@ -109,7 +111,7 @@ where
     Call::into_handle(call, on_caller_drop)
 }
 
-#[inline]
+#[inline(always)] // So that the parts of the call are not copied on their way.
 fn create<F>(admitted: Admitted, context: Context, on_caller_drop: OnCallerDrop, future: F) -> (Arc<Call<F>>, Runnable)
 where
     F: Future + Send + 'static,
@@ -117,46 +119,41 @@ where
 {
     let Admitted { queue_permit, layer_permit, options } = admitted;
     let Context { runtime, task, trace } = context;
-    let call = new_in_place(|| Call {
-        header: Header {
-            priority: options.priority,
-            key: options.key,
-            runtime,
-            created: time::now(),
-            deadline: options.deadline,
-            is_detached: on_caller_drop == OnCallerDrop::Detach,
-            started: AtomicBool::new(false),
-            waits_nested: AtomicBool::new(false),
-        },
-        state: CallState::scheduled(),
-        permit: queue_permit,
-        progress: Exclusive::new(Progress {
+    let header = Header {
+        priority: options.priority,
+        key: options.key,
+        runtime,
+        created: time::now(),
+        deadline: options.deadline,
+        is_detached: on_caller_drop == OnCallerDrop::Detach,
+        started: AtomicBool::new(false),
+        waits_nested: AtomicBool::new(false),
+    };
+    let call = Arc::new(MaybeUninit::<Call<F>>::uninit());
+    let slot = Arc::as_ptr(&call).cast_mut().cast::<Call<F>>();
+    // Each field is moved where it stays. A call that is built as a whole is copied several times.
+    //
+    // SAFETY: There is no other reference to the allocation. Every field is written once, and
+    // nothing between the first one and `assume_init` can panic.
+    #[allow(unsafe_code)]
+    let call = unsafe {
+        (&raw mut (*slot).state).write(CallState::scheduled());
+        (&raw mut (*slot).permit).write(queue_permit);
+        (&raw mut (*slot).header).write(header);
+        (&raw mut (*slot).progress).write(Exclusive::new(Progress {
             stage: Stage::Future(future),
             environment: Environment { trace, layer_permit },
             run_time: 0,
-        }),
-        task,
-        woken: AtomicU64::new(0),
-        left: AtomicU64::new(u64::MAX),
-    });
+        }));
+        (&raw mut (*slot).task).write(task);
+        (&raw mut (*slot).woken).write(AtomicU64::new(0));
+        (&raw mut (*slot).left).write(AtomicU64::new(u64::MAX));
+        call.assume_init()
+    };
     // Created first: if a recorder panics below, the drop of the entry releases everything.
     let runnable = Runnable::new(call.clone());
     call.permit.admission().metrics().admitted();
     (call, runnable)
-}
-
-/// Like `Arc::new`, but builds the value where it is stored: a value that is built before its
-/// memory is allocated is built on the stack and copied.
-#[inline(always)]
-#[allow(unsafe_code)]
-fn new_in_place<T>(value: impl FnOnce() -> T) -> Arc<T> {
-    let uninit = Arc::<T>::new_uninit();
-    let slot = Arc::as_ptr(&uninit).cast_mut().cast::<T>();
-    // SAFETY: There is no other reference to the allocation, which is large enough for the value.
-    unsafe {
-        slot.write(value());
-        uninit.assume_init()
-    }
 }
 
 /// The fields are in an order in which few cache lines pass between the caller and the worker:
@@ -320,6 +317,8 @@ where
     fn deadline(&self) -> Deadline {
         self.header.deadline
     }
+
+    fn release(self: Arc<Self>) {}
 
     fn end_wait(&self) {
         CurrentCall::end_wait(|| self.permit.admission().nested_waits(), std::ptr::from_ref(self).addr());

@@ -2,6 +2,7 @@
 
 use std::{
     any::Any,
+    mem,
     sync::{Arc, atomic::Ordering},
     task::{self, Poll},
 };
@@ -241,6 +242,7 @@ where
     /// 2. The pool no longer counts the call as in flight.
     /// 3. The result is published.
     /// 4. If the caller has left, the output is dropped here, on the pool.
+    #[inline(always)] // Into `start_and_poll`, so that the environment is not copied.
     fn complete(
         self: &Arc<Self>,
         admission: &Admission,
@@ -259,7 +261,9 @@ where
             self.drop_output(&trace, run_time.unwrap_or_default());
         }
         // Closes the span unless it is referenced elsewhere, which runs the subscriber.
-        if let Some(Err(payload)) = trace.is_enabled().then(|| catch_unwind(|| drop(trace))) {
+        if !trace.is_enabled() {
+            mem::forget(trace); // Nothing to drop, which its destructor would find out by a call.
+        } else if let Err(payload) = catch_unwind(|| drop(trace)) {
             self.report_panic(payload);
         }
         caller

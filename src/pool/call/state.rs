@@ -214,6 +214,7 @@ impl CallState {
     /// # Safety
     ///
     /// Only one thread at a time may call it.
+    #[inline(always)]
     #[allow(unsafe_code)]
     pub(super) unsafe fn poll_complete(&self, cx: &mut Context<'_>, is_maker: impl FnOnce() -> bool) -> bool {
         let bits = self.bits.load(Ordering::Acquire);

@@ -383,6 +383,7 @@ impl Metrics {
     }
 
     /// Records a call that was admitted and waits for its first poll.
+    #[inline]
     pub(super) fn admitted(&self) {
         self.stripe().admitted.fetch_add(1, SeqCst);
         record!(self, queue_depth.increment(1));

@@ -362,11 +362,12 @@ impl<T: QueueItem> Scheduler<T> {
 
     /// Closes the inbox after the state has changed, if a push would now wake or spawn a worker.
     /// Returns `true` if calls were moved from it to the queue.
-    #[inline]
+    #[inline(always)]
     fn sync_inbox(&self, state: &mut SchedulerState<T, Arc<Parker>>) -> bool {
         self.is_inbox_open.load(Ordering::Relaxed) && state.needs_wakeup() && self.close_inbox(state)
     }
 
+    #[inline(never)] // Keeps it out of the path of a pool that stays busy.
     fn close_inbox(&self, state: &mut SchedulerState<T, Arc<Parker>>) -> bool {
         self.is_inbox_open.store(false, Ordering::Relaxed);
         let before = state.queue.len();

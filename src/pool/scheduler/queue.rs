@@ -145,6 +145,14 @@ impl<T: QueueItem> Queue<T> {
     /// A `Fifo` queue needs no `now`.
     #[inline]
     pub(super) fn pop(&mut self, now: Option<Instant>, shed: &mut Vec<T>) -> Option<T> {
+        if self.other_len + self.woken_keyed + self.woken.len() == 0 {
+            return self.normal.pop(now, shed);
+        }
+        self.pop_any(now, shed)
+    }
+
+    #[inline(never)] // Keeps it out of the path of a pool that has only new calls without a key.
+    fn pop_any(&mut self, now: Option<Instant>, shed: &mut Vec<T>) -> Option<T> {
         self.picks = (self.picks + 1) % NEW_CALL_PERIOD;
         match self.picks {
             0 => self.pop_new(now, shed).or_else(|| self.pop_woken()),
