@@ -156,13 +156,35 @@ impl<S, X, A> Offload<S, X, A> {
             Ok(admitted) => admitted,
             Err(error) => return self.wait_or_reject(request, watch, options, error),
         };
-        let in_place = self.route.as_ref().and_then(Route::try_run_in_place);
-        let prepared = self.prepare(request, watch, in_place.as_ref());
-        let handle = match in_place {
-            Some(in_place) => prepared.start_in_place(admitted, in_place),
-            None => prepared.start(admitted),
+        let handle = match self.route.as_ref().and_then(Route::try_run_in_place) {
+            Some(in_place) => self.start_in_place(request, watch, admitted, in_place),
+            None => {
+                let work = self.work(request, watch, None);
+                spawn(admitted, CallContext::capture(), self.on_caller_drop(), work)
+            }
         };
         State::Offloaded { handle }
+    }
+
+    /// Starts a call with a first poll on this thread.
+    #[inline(never)] // Keeps it out of the path of other calls.
+    fn start_in_place<Req>(
+        &mut self,
+        request: Req,
+        watch: Option<Watch<S::Response>>,
+        admitted: Admitted,
+        in_place: InPlace,
+    ) -> JoinHandle<Result<S::Response, S::Error>>
+    where
+        S: Service<Req> + Clone + Send,
+        S::Future: Send,
+        S::Response: Send,
+        S::Error: Send,
+        Req: Send + 'static,
+        A: Inspect<Req>,
+    {
+        let work = self.work(request, watch, Some(&in_place));
+        spawn_in_place(admitted, CallContext::capture(), self.on_caller_drop(), work)
     }
 
     /// Lets a call wait that was not admitted because of `error`, or rejects it.
@@ -186,10 +208,11 @@ impl<S, X, A> Offload<S, X, A> {
             (CallError::Overloaded | CallError::KeyLimited, Mode::Wait(timeout)) => {
                 match self.config.limiter.try_wait(&self.config.pool, options.key) {
                     Ok(waiting) => {
-                        let (pool, prepared) = (self.config.pool.clone(), self.prepare(request, watch, None));
+                        let (pool, context) = (self.config.pool.clone(), CallContext::capture());
+                        let (work, on_caller_drop) = (self.work(request, watch, None), self.on_caller_drop());
                         let admitted = async move {
                             match waiting.admit(options, timeout).await {
-                                Ok(admitted) => Ok(prepared.start(admitted)),
+                                Ok(admitted) => Ok(spawn(admitted, context, on_caller_drop, work)),
                                 Err(error) => Err(count_rejection(&*pool, error)),
                             }
                         };
@@ -207,14 +230,14 @@ impl<S, X, A> Offload<S, X, A> {
         }
     }
 
-    /// Moves the service that was polled ready, and everything else the call needs, out of `self`.
+    /// Moves the service that was polled ready, and everything else the work needs, out of `self`.
     #[inline(always)] // Like `spawn`.
-    fn prepare<Req>(
+    fn work<Req>(
         &mut self,
         request: Req,
         watch: Option<Watch<S::Response>>,
         in_place: Option<&InPlace>,
-    ) -> Prepared<Work<S, Req, A>>
+    ) -> Work<S, Req, A>
     where
         S: Service<Req> + Clone,
         A: Inspect<Req>,
@@ -223,34 +246,11 @@ impl<S, X, A> Offload<S, X, A> {
         let clone = self.inner.clone();
         let ready = mem::replace(&mut self.inner, clone);
         let probe = self.route.as_ref().map(|route| route.probe(in_place));
-        Prepared {
-            context: CallContext::capture(),
-            on_caller_drop: if self.config.detached { OnCallerDrop::Detach } else { OnCallerDrop::Cancel },
-            work: Work::new(ready, request, self.config.inspect.clone(), captured, watch, probe),
-        }
-    }
-}
-
-/// A call that starts once it is admitted.
-struct Prepared<F> {
-    context: CallContext,
-    on_caller_drop: OnCallerDrop,
-    work: F,
-}
-
-impl<F> Prepared<F>
-where
-    F: Future + Send + 'static,
-    F::Output: Send + 'static,
-{
-    #[inline(always)]
-    fn start(self, admitted: Admitted) -> JoinHandle<F::Output> {
-        spawn(admitted, self.context, self.on_caller_drop, self.work)
+        Work::new(ready, request, self.config.inspect.clone(), captured, watch, probe)
     }
 
-    /// Starts the call with a first poll on this thread.
-    fn start_in_place(self, admitted: Admitted, _in_place: InPlace) -> JoinHandle<F::Output> {
-        spawn_in_place(admitted, self.context, self.on_caller_drop, self.work)
+    fn on_caller_drop(&self) -> OnCallerDrop {
+        if self.config.detached { OnCallerDrop::Detach } else { OnCallerDrop::Cancel }
     }
 }
 

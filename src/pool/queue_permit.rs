@@ -120,7 +120,7 @@ impl QueuePermit {
 
     /// Records the start of the call and releases the permit. Called before the first poll, for
     /// which the call has waited for `waited` nanoseconds. `admission` is that of the pool.
-    #[inline]
+    #[inline(always)]
     pub(super) fn on_start(&self, admission: &Admission, waited: u64) {
         if self.take() {
             admission.release(self.key);

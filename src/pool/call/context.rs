@@ -81,6 +81,7 @@ pub(crate) struct Context {
 }
 
 impl Context {
+    #[inline]
     pub(crate) fn capture() -> Self {
         Self { runtime: Handle::try_current().ok(), task: task::try_id(), trace: Trace::capture() }
     }
@@ -132,6 +133,14 @@ struct Subscriber {
 
 impl Trace {
     #[inline]
+    pub(super) fn none() -> Self {
+        Self {
+            #[cfg(feature = "tracing")]
+            subscriber: None,
+        }
+    }
+
+    #[inline]
     fn capture() -> Self {
         Self {
             #[cfg(feature = "tracing")]
@@ -179,6 +188,7 @@ impl Trace {
 
 #[cfg(feature = "tracing")]
 impl Subscriber {
+    #[inline(never)]
     fn capture() -> Self {
         Self {
             span: tracing::Span::current(),
@@ -257,11 +267,14 @@ impl CurrentCall {
     /// call that it works on.
     #[inline]
     pub(crate) fn inherit(options: &mut CallOptions) -> Option<Arc<dyn LayerPermit>> {
-        let current = Current::get();
+        let Current { call, scope, .. } = Current::get();
         // Most threads that make calls work on none and are in no scope.
-        if current.call.is_none() && current.scope == Deadline::NONE {
-            return None;
-        }
+        if call.is_none() && scope == Deadline::NONE { None } else { Self::inherit_from_current(options) }
+    }
+
+    #[inline(never)] // Keeps it out of the path of other calls.
+    fn inherit_from_current(options: &mut CallOptions) -> Option<Arc<dyn LayerPermit>> {
+        let current = Current::get();
         *options = options.deadline(current.deadline());
         current.call?.0.layer_permit().cloned()
     }

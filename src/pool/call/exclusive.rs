@@ -20,8 +20,19 @@ pub(super) struct Exclusive<T> {
 unsafe impl<T: Send> Sync for Exclusive<T> {}
 
 impl<T> Exclusive<T> {
-    pub(super) const fn new(value: T) -> Self {
-        Self { is_locked: AtomicBool::new(false), value: UnsafeCell::new(value) }
+    /// Initializes everything but the value. Returns the place of the value.
+    ///
+    /// # Safety
+    ///
+    /// `this` must be valid for writes. The value must be initialized before the first use.
+    #[allow(unsafe_code)]
+    #[inline]
+    pub(super) unsafe fn init(this: *mut Self) -> *mut T {
+        // SAFETY: That is the contract of this function as well.
+        unsafe {
+            (&raw mut (*this).is_locked).write(AtomicBool::new(false));
+            UnsafeCell::raw_get(&raw const (*this).value)
+        }
     }
 
     /// Gives access to the value until the result is dropped.

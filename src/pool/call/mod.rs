@@ -38,7 +38,7 @@ mod uncounted;
 
 use std::{
     any::Any,
-    mem::MaybeUninit,
+    mem::{self, MaybeUninit},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -131,7 +131,8 @@ where
     };
     let call = Arc::new(MaybeUninit::<Call<F>>::uninit());
     let slot = Arc::as_ptr(&call).cast_mut().cast::<Call<F>>();
-    // Each field is moved where it stays. A call that is built as a whole is copied several times.
+    // Each field is moved where it stays, and the span only if there is one. A call that is built
+    // as a whole is copied several times.
     //
     // SAFETY: There is no other reference to the allocation. Every field is written once, and
     // nothing between the first one and `assume_init` can panic.
@@ -140,11 +141,16 @@ where
         (&raw mut (*slot).state).write(CallState::scheduled());
         (&raw mut (*slot).permit).write(queue_permit);
         (&raw mut (*slot).header).write(header);
-        (&raw mut (*slot).progress).write(Exclusive::new(Progress {
-            stage: Stage::Future(future),
-            environment: Environment { trace, layer_permit },
-            run_time: 0,
-        }));
+        let progress = Exclusive::init(&raw mut (*slot).progress);
+        (&raw mut (*progress).stage).write(Stage::Future(future));
+        (&raw mut (*progress).environment.layer_permit).write(layer_permit);
+        if trace.is_enabled() {
+            (&raw mut (*progress).environment.trace).write(trace);
+        } else {
+            (&raw mut (*progress).environment.trace).write(Trace::none());
+            mem::forget(trace); // Like in `complete`.
+        }
+        (&raw mut (*progress).run_time).write(0);
         (&raw mut (*slot).task).write(task);
         (&raw mut (*slot).woken).write(AtomicU64::new(0));
         (&raw mut (*slot).left).write(AtomicU64::new(u64::MAX));
