@@ -58,9 +58,9 @@ const YIELDS: u32 = if cfg!(tower_offload_loom) { 4 } else { 256 };
 #[derive(Debug)]
 pub(super) struct Scheduler<T> {
     state: Padded<Mutex<SchedulerState<T, Arc<Parker>>>>,
-    /// While it is open, a worker is notified or searching, or all workers are busy and there may be
-    /// no more of them: [`SchedulerState::needs_wakeup`] is `false`. It is closed before that
-    /// changes.
+    /// While it is open, [`SchedulerState::needs_wakeup`] is `false`: a worker is notified or
+    /// searching, or all workers are busy and there may be no more of them. It is closed before
+    /// that changes.
     inbox: Inbox<T>,
     /// `true` while the inbox is open. Written under the lock of `state`, when it changes. A
     /// submitter that sees an old value finds out from the inbox.
