@@ -25,6 +25,26 @@ pub(crate) use loom::sync::atomic::AtomicPtr;
 #[cfg(all(feature = "blocking-detector", not(tower_offload_loom)))]
 pub(crate) use std::sync::atomic::AtomicPtr;
 
+#[cfg(tower_offload_loom)]
+pub(crate) use loom::cell::UnsafeCell;
+
+/// A cell with the interface of loom's, which reports concurrent access.
+#[cfg(not(tower_offload_loom))]
+#[derive(Debug, Default)]
+pub(crate) struct UnsafeCell<T>(std::cell::UnsafeCell<T>);
+
+#[cfg(not(tower_offload_loom))]
+impl<T> UnsafeCell<T> {
+    pub(crate) const fn new(value: T) -> Self {
+        Self(std::cell::UnsafeCell::new(value))
+    }
+
+    #[inline]
+    pub(crate) fn with_mut<R>(&self, access: impl FnOnce(*mut T) -> R) -> R {
+        access(self.0.get())
+    }
+}
+
 /// Locks a mutex and ignores poisoning. Every critical section of this crate leaves a valid state
 /// behind, even if it unwinds.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

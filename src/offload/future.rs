@@ -158,7 +158,9 @@ pin_project! {
     {
         fn drop(this: Pin<&mut Self>) {
             let mut this = this.project();
-            this.inspect.in_context(this.captured, &mut || this.stage.set(Stage::Done));
+            if !matches!(*this.stage, Stage::Done) {
+                this.inspect.in_context(this.captured, &mut || this.stage.set(Stage::Done));
+            }
         }
     }
 }

@@ -45,16 +45,20 @@ impl sealed::Sealed for OffloadAll {}
 impl<Req> Inspect<Req> for OffloadAll {
     type Captured = ();
 
+    #[inline]
     fn should_offload(&self, _: &Req) -> bool {
         true
     }
 
+    #[inline]
     fn options(&self, _: &Req) -> CallOptions {
         CallOptions::new()
     }
 
+    #[inline]
     fn capture(&self, _: &Req) {}
 
+    #[inline]
     fn in_context(&self, (): &(), poll: &mut dyn FnMut()) {
         poll();
     }

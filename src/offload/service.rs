@@ -150,23 +150,67 @@ impl<S, X, A> Offload<S, X, A> {
         Req: Send + 'static,
         A: Inspect<Req>,
     {
-        match (admitted, self.config.limiter.limits().mode) {
-            (Ok(admitted), _) => {
-                let in_place = self.config.route.as_ref().and_then(Route::try_run_in_place);
-                let prepared = self.prepare(request, watch, in_place.as_ref());
-                let handle = match in_place {
-                    Some(in_place) => prepared.start_in_place(admitted, in_place),
-                    None => prepared.start(admitted),
-                };
-                State::Offloaded { handle }
+        let admitted = match admitted {
+            Ok(admitted) => admitted,
+            Err(error) => return self.wait_or_reject(request, watch, options, error),
+        };
+        let handle = match self.config.route.as_ref().and_then(Route::try_run_in_place) {
+            Some(in_place) => self.start_in_place(request, watch, admitted, in_place),
+            None => {
+                let work = self.work(request, watch, None);
+                spawn(admitted, CallContext::capture(), self.on_caller_drop(), work)
             }
-            (Err(error @ (CallError::Overloaded | CallError::KeyLimited)), Mode::Wait(timeout)) => {
+        };
+        State::Offloaded { handle }
+    }
+
+    /// Starts a call with a first poll on this thread.
+    #[inline(never)] // Keeps it out of the path of other calls.
+    fn start_in_place<Req>(
+        &mut self,
+        request: Req,
+        watch: Option<Watch<S::Response>>,
+        admitted: Admitted,
+        in_place: InPlace,
+    ) -> JoinHandle<Result<S::Response, S::Error>>
+    where
+        S: Service<Req> + Clone + Send,
+        S::Future: Send,
+        S::Response: Send,
+        S::Error: Send,
+        Req: Send + 'static,
+        A: Inspect<Req>,
+    {
+        let work = self.work(request, watch, Some(&in_place));
+        spawn_in_place(admitted, CallContext::capture(), self.on_caller_drop(), work)
+    }
+
+    /// Lets a call wait that was not admitted because of `error`, or rejects it.
+    #[inline(never)] // Keeps it out of the path of calls that are admitted.
+    fn wait_or_reject<Req>(
+        &mut self,
+        request: Req,
+        watch: Option<Watch<S::Response>>,
+        options: CallOptions,
+        error: CallError,
+    ) -> State<S::Future>
+    where
+        S: Service<Req> + Clone + Send,
+        S::Future: Send,
+        S::Response: Send,
+        S::Error: Send,
+        Req: Send + 'static,
+        A: Inspect<Req>,
+    {
+        match (error, self.config.limiter.limits().mode) {
+            (CallError::Overloaded | CallError::KeyLimited, Mode::Wait(timeout)) => {
                 match self.config.limiter.try_wait(&self.config.pool, options.key) {
                     Ok(waiting) => {
-                        let (pool, prepared) = (self.config.pool.clone(), self.prepare(request, watch, None));
+                        let (pool, context) = (self.config.pool.clone(), CallContext::capture());
+                        let (work, on_caller_drop) = (self.work(request, watch, None), self.on_caller_drop());
                         let admitted = async move {
                             match waiting.admit(options, timeout).await {
-                                Ok(admitted) => Ok(prepared.start(admitted)),
+                                Ok(admitted) => Ok(spawn(admitted, context, on_caller_drop, work)),
                                 Err(error) => Err(count_rejection(&*pool, error)),
                             }
                         };
@@ -180,17 +224,18 @@ impl<S, X, A> Offload<S, X, A> {
                 }
             }
             // The inner service was not called, so it is still ready.
-            (Err(error), _) => State::Rejected { rejected: count_rejection(&*self.config.pool, error) },
+            _ => State::Rejected { rejected: count_rejection(&*self.config.pool, error) },
         }
     }
 
-    /// Moves the service that was polled ready, and everything else the call needs, out of `self`.
-    fn prepare<Req>(
+    /// Moves the service that was polled ready, and everything else the work needs, out of `self`.
+    #[inline(always)] // Like `spawn`.
+    fn work<Req>(
         &mut self,
         request: Req,
         watch: Option<Watch<S::Response>>,
         in_place: Option<&InPlace>,
-    ) -> Prepared<Work<S, Req, A>>
+    ) -> Work<S, Req, A>
     where
         S: Service<Req> + Clone,
         A: Inspect<Req>,
@@ -199,33 +244,11 @@ impl<S, X, A> Offload<S, X, A> {
         let clone = self.inner.clone();
         let ready = mem::replace(&mut self.inner, clone);
         let probe = self.config.route.as_ref().map(|route| route.probe(in_place));
-        Prepared {
-            context: CallContext::capture(),
-            on_caller_drop: if self.config.detached { OnCallerDrop::Detach } else { OnCallerDrop::Cancel },
-            work: Work::new(ready, request, self.config.inspect.clone(), captured, watch, probe),
-        }
-    }
-}
-
-/// A call that starts once it is admitted.
-struct Prepared<F> {
-    context: CallContext,
-    on_caller_drop: OnCallerDrop,
-    work: F,
-}
-
-impl<F> Prepared<F>
-where
-    F: Future + Send + 'static,
-    F::Output: Send + 'static,
-{
-    fn start(self, admitted: Admitted) -> JoinHandle<F::Output> {
-        spawn(admitted, self.context, self.on_caller_drop, self.work)
+        Work::new(ready, request, self.config.inspect.clone(), captured, watch, probe)
     }
 
-    /// Starts the call with a first poll on this thread.
-    fn start_in_place(self, admitted: Admitted, _in_place: InPlace) -> JoinHandle<F::Output> {
-        spawn_in_place(admitted, self.context, self.on_caller_drop, self.work)
+    fn on_caller_drop(&self) -> OnCallerDrop {
+        if self.config.detached { OnCallerDrop::Detach } else { OnCallerDrop::Cancel }
     }
 }
 

@@ -1,4 +1,7 @@
-use super::metrics::{Metrics, PoolTime};
+use super::{
+    metrics::Metrics,
+    time::{self, PoolTime},
+};
 
 /// Busy time that a thread collects before it reports it to the recorder of feature `metrics`, in
 /// nanoseconds. A thread that parks reports what it has.
@@ -25,7 +28,7 @@ impl Clock {
     #[inline]
     pub(super) fn start(&mut self, metrics: &Metrics) {
         if self.busy_since.is_none() {
-            let now = metrics.now();
+            let now = time::now();
             metrics.busy(now);
             self.busy_since = Some(now);
             // The last call has ended before this thread was idle.
@@ -35,9 +38,9 @@ impl Clock {
 
     /// Returns the time at which a call starts.
     #[inline]
-    pub(super) fn start_call(&mut self, metrics: &Metrics) -> PoolTime {
+    pub(super) fn start_call(&mut self) -> PoolTime {
         self.ended = None;
-        self.now.take().unwrap_or_else(|| metrics.now())
+        self.now.take().unwrap_or_else(time::now)
     }
 
     /// Sets the time at which a call has ended.
@@ -75,7 +78,7 @@ impl Clock {
     pub(super) fn stop(&mut self, metrics: &Metrics) {
         if let Some(since) = self.busy_since.take() {
             // `now` is set if no call has ended because none has begun.
-            let now = self.ended.or(self.now).unwrap_or_else(|| metrics.now());
+            let now = self.ended.or(self.now).unwrap_or_else(time::now);
             metrics.idle(now);
             self.unreported += now.saturating_sub(since);
         }
@@ -101,9 +104,9 @@ mod tests {
         let metrics = Metrics::new(&"pool".into());
         let mut clock = Clock::default();
         clock.start(&metrics);
-        clock.start_call(&metrics);
+        clock.start_call();
         tokio::time::advance(Duration::from_secs(1)).await;
-        clock.end_call(metrics.now());
+        clock.end_call(time::now());
         clock.flush(&metrics);
 
         tokio::time::advance(Duration::from_secs(3600)).await;

@@ -1,6 +1,8 @@
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use tokio::time::Instant;
+
+use super::time::{self, PoolTime};
 
 /// Time until which the result of a call is wanted.
 ///
@@ -42,60 +44,66 @@ use tokio::time::Instant;
 /// # use axum::{Router, routing::get};
 /// # let _: Router = Router::new().route("/", get(async || "")).layer(layer);
 /// ```
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Deadline(
-    /// `None`: there is no deadline.
-    Option<Instant>,
+    /// `PoolTime::MAX` if there is no deadline, which is later than all others.
+    PoolTime,
 );
 
 impl Deadline {
     /// No deadline. The default.
-    pub const NONE: Self = Self(None);
+    pub const NONE: Self = Self(PoolTime::MAX);
 
-    /// Returns the deadline that passes after `timeout`. If the clock cannot represent it, there is
+    /// Returns the deadline that passes after `timeout`. After more than five centuries, there is
     /// no deadline.
     pub fn after(timeout: Duration) -> Self {
-        Self(Instant::now().checked_add(timeout))
+        Self(time::after(time::now(), timeout))
     }
 
     /// Returns the earlier one of two deadlines.
     #[must_use]
     pub fn earlier(self, other: Self) -> Self {
-        match (self.0, other.0) {
-            (Some(one), Some(two)) => Self(Some(one.min(two))),
-            (one, two) => Self(one.or(two)),
-        }
+        Self(self.0.min(other.0))
     }
 
     /// Returns the time until the deadline: zero once it has passed, and `None` if there is none.
     pub fn remaining(&self) -> Option<Duration> {
         // The clock is not read without a deadline.
-        self.0.map(|at| at.saturating_duration_since(Instant::now()))
+        (*self != Self::NONE).then(|| Duration::from_nanos(self.0.saturating_sub(time::now())))
     }
 
     /// Returns `true` if the deadline has passed.
-    pub fn has_passed(&self) -> bool {
-        self.remaining().is_some_and(|remaining| remaining.is_zero())
-    }
-
-    /// Returns the deadline as nanoseconds after `start`.
     #[inline]
-    pub(super) fn nanos_after(self, start: Instant) -> u64 {
-        let nanos = |at: Instant| u64::try_from(at.saturating_duration_since(start).as_nanos());
-        self.0.map_or(Self::NO_NANOS, |at| nanos(at).unwrap_or(Self::NO_NANOS))
+    pub fn has_passed(&self) -> bool {
+        *self != Self::NONE && self.has_passed_at(time::now())
     }
 
-    /// Returns the deadline of which [`nanos_after`](Self::nanos_after) has returned `nanos`.
-    pub(super) fn from_nanos_after(start: Instant, nanos: u64) -> Self {
-        Self((nanos != Self::NO_NANOS).then(|| start.checked_add(Duration::from_nanos(nanos))).flatten())
+    /// Returns `true` if the deadline has passed at this time.
+    #[inline]
+    pub(super) fn has_passed_at(self, time: PoolTime) -> bool {
+        self.0 <= time
     }
 
-    /// The nanoseconds of no deadline. Deadlines after 584 years have the same.
-    pub(super) const NO_NANOS: u64 = u64::MAX;
+    /// Returns the time since the deadline. Zero if it has not passed at `time`.
+    pub(super) fn overrun_at(self, time: PoolTime) -> PoolTime {
+        time.saturating_sub(self.0)
+    }
 
     /// Returns the time of the deadline.
     pub(super) fn at(self) -> Option<Instant> {
-        self.0
+        (self != Self::NONE).then(|| time::instant(self.0))
+    }
+}
+
+impl Default for Deadline {
+    fn default() -> Self {
+        Self::NONE
+    }
+}
+
+impl fmt::Debug for Deadline {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Deadline").field(&self.at()).finish()
     }
 }
 
@@ -120,12 +128,9 @@ mod tests {
     }
 
     #[test]
-    fn nanoseconds_of_a_deadline_are_converted_back() {
-        let start = Instant::now();
-        for deadline in [Deadline::NONE, Deadline(start.checked_add(Duration::from_millis(1500)))] {
-            assert_eq!(Deadline::from_nanos_after(start, deadline.nanos_after(start)), deadline);
-        }
-        let millennia = Deadline::after(Duration::from_secs(60 * 60 * 24 * 365_000));
-        assert_eq!(Deadline::from_nanos_after(start, millennia.nanos_after(start)), Deadline::NONE);
+    fn deadline_after_millennia_is_none() {
+        let centuries = |centuries: u64| Duration::from_secs(60 * 60 * 24 * 36_525 * centuries);
+        assert_ne!(Deadline::after(centuries(5)), Deadline::NONE);
+        assert_eq!(Deadline::after(centuries(10)), Deadline::NONE);
     }
 }

@@ -248,6 +248,7 @@ mod stall;
 mod stats;
 mod thread_pool;
 mod thread_setup;
+mod time;
 mod tokio_blocking;
 mod wake_batch;
 mod watchdog;

@@ -43,10 +43,11 @@ impl QueuePermit {
     /// Acquires a permit if one is available. See [`Admission::try_acquire`] for the shares of keys
     /// and of low priority.
     pub(crate) fn try_acquire(pool: &Arc<dyn Pool>, options: CallOptions) -> Result<Self, CallError> {
-        let (acquired, change) = (**pool).admission().try_acquire(options);
+        let admission = (**pool).admission();
+        let (acquired, change) = admission.try_acquire(options);
         // Before the change is reported, which may panic.
         let permit = acquired.map(|()| Self::new(pool.clone(), options.key));
-        (**pool).admission().report(change);
+        admission.report(change);
         permit
     }
 
@@ -119,7 +120,7 @@ impl QueuePermit {
 
     /// Records the start of the call and releases the permit. Called before the first poll, for
     /// which the call has waited for `waited` nanoseconds. `admission` is that of the pool.
-    #[inline]
+    #[inline(always)]
     pub(super) fn on_start(&self, admission: &Admission, waited: u64) {
         if self.take() {
             admission.release(self.key);

@@ -1,6 +1,5 @@
 use std::{
-    cell::RefCell,
-    mem,
+    cell::Cell,
     sync::{Arc, atomic::Ordering},
     task::Waker,
 };
@@ -14,11 +13,13 @@ use super::{runnable::RawCall, uncounted::Uncounted};
 use crate::pool::{deadline::Deadline, error::CancelReason, nested::NestedWaits, options::CallOptions};
 
 thread_local! {
-    static CURRENT: RefCell<Current> = const { RefCell::new(Current::NONE) };
+    /// Without a destructor, so that an access is a load or a store.
+    static CURRENT: Cell<Current> = const { Cell::new(Current::NONE) };
 }
 
 /// What this thread works on. It is replaced and restored rather than set and cleared, because
 /// rayon and `Inline` may run a second call on the stack of a first.
+#[derive(Clone, Copy)]
 struct Current {
     /// Runtime that the worker on this thread has entered for a run of calls. Empty while a call
     /// runs, because nested work must enter its own.
@@ -32,31 +33,38 @@ struct Current {
 impl Current {
     const NONE: Self = Self { entered: None, call: None, scope: Deadline::NONE };
 
-    /// Accesses the state of this thread. Returns `None` while the thread's locals are dropped.
     #[inline]
-    fn with<T>(access: impl FnOnce(&mut Self) -> T) -> Option<T> {
-        CURRENT.try_with(|current| access(&mut current.borrow_mut())).ok()
+    fn get() -> Self {
+        CURRENT.get()
     }
 
-    /// Accesses the call that this thread works on.
+    /// Changes the state of this thread until the result is dropped.
     #[inline]
-    fn with_call<T>(access: impl FnOnce(&CurrentCall) -> T) -> Option<T> {
-        CURRENT.try_with(|current| current.borrow().call.as_ref().map(access)).ok().flatten()
+    fn change(change: impl FnOnce(&mut Self)) -> Restore {
+        let before = Self::get();
+        let mut current = before;
+        change(&mut current);
+        CURRENT.set(current);
+        Restore(before)
     }
 
-    /// Swaps the state of this thread with `other`.
-    #[inline]
-    fn swap(other: &mut Self) {
-        Self::with(|current| mem::swap(current, other));
+    fn set_entered(entered: Option<Id>) {
+        CURRENT.set(Self { entered, ..Self::get() });
     }
 
     /// Returns the earlier deadline of the scope and the call.
     fn deadline(&self) -> Deadline {
-        self.call.as_ref().map_or(self.scope, |current| current.call.work_deadline().earlier(self.scope))
+        self.call.as_ref().map_or(self.scope, |current| current.call().work_deadline().earlier(self.scope))
     }
+}
 
-    fn set_entered(entered: Option<Id>) -> Option<Id> {
-        Self::with(|current| mem::replace(&mut current.entered, entered)).flatten()
+/// Restores the state of this thread.
+struct Restore(Current);
+
+impl Drop for Restore {
+    #[inline]
+    fn drop(&mut self) {
+        CURRENT.set(self.0);
     }
 }
 
@@ -73,6 +81,7 @@ pub(crate) struct Context {
 }
 
 impl Context {
+    #[inline]
     pub(crate) fn capture() -> Self {
         Self { runtime: Handle::try_current().ok(), task: task::try_id(), trace: Trace::capture() }
     }
@@ -124,6 +133,14 @@ struct Subscriber {
 
 impl Trace {
     #[inline]
+    pub(super) fn none() -> Self {
+        Self {
+            #[cfg(feature = "tracing")]
+            subscriber: None,
+        }
+    }
+
+    #[inline]
     fn capture() -> Self {
         Self {
             #[cfg(feature = "tracing")]
@@ -132,6 +149,16 @@ impl Trace {
         }
     }
 
+    /// Takes the span. Copies nothing if there is none.
+    #[inline]
+    pub(super) fn take(&mut self) -> Self {
+        Self {
+            #[cfg(feature = "tracing")]
+            subscriber: if self.subscriber.is_some() { self.subscriber.take() } else { None },
+        }
+    }
+
+    #[inline]
     pub(super) fn is_enabled(&self) -> bool {
         #[cfg(feature = "tracing")]
         return self.subscriber.is_some();
@@ -141,8 +168,8 @@ impl Trace {
 
     /// Runs `work` in `runtime` and in this span.
     pub(super) fn enter<T>(&self, runtime: Option<&Handle>, work: impl FnOnce() -> T) -> T {
-        let entered = RestoreEntered(Current::set_entered(None));
-        self.enter_from(entered.0, runtime, work)
+        let before = Current::change(|current| current.entered = None);
+        self.enter_from(before.0.entered, runtime, work)
     }
 
     /// Like `enter`, on a thread that has entered `entered`.
@@ -161,6 +188,7 @@ impl Trace {
 
 #[cfg(feature = "tracing")]
 impl Subscriber {
+    #[inline(never)]
     fn capture() -> Self {
         Self {
             span: tracing::Span::current(),
@@ -168,14 +196,6 @@ impl Subscriber {
                 (!dispatch.is::<tracing::subscriber::NoSubscriber>()).then(|| dispatch.clone())
             }),
         }
-    }
-}
-
-struct RestoreEntered(Option<Id>);
-
-impl Drop for RestoreEntered {
-    fn drop(&mut self) {
-        Current::set_entered(self.0);
     }
 }
 
@@ -208,10 +228,8 @@ impl Drop for RuntimeGuard<'_> {
 }
 
 /// The call that a thread is running, as its work can see it.
-pub(crate) struct CurrentCall {
-    pub(super) call: Uncounted,
-    pub(super) layer_permit: Option<Arc<dyn LayerPermit>>,
-}
+#[derive(Clone, Copy)]
+pub(crate) struct CurrentCall(pub(super) Uncounted);
 
 /// How the caller of a call waits for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -237,54 +255,51 @@ impl CurrentCall {
     /// Returns the innermost layer permit of the call that this thread works on.
     #[inline]
     pub(crate) fn layer_permit() -> Option<Arc<dyn LayerPermit>> {
-        Current::with_call(|current| current.layer_permit.clone()).flatten()
+        Current::get().call?.0.layer_permit().cloned()
     }
 
     /// Returns the call that this thread works on.
     pub(in crate::pool) fn get() -> Option<Arc<dyn RawCall>> {
-        Current::with_call(|current| current.call.clone())
+        Some(Current::get().call?.0.counted())
     }
 
     /// Adds to `options` the deadline of this thread. Returns the innermost layer permit of the
     /// call that it works on.
     #[inline]
     pub(crate) fn inherit(options: &mut CallOptions) -> Option<Arc<dyn LayerPermit>> {
-        let inherited = CURRENT.try_with(|current| {
-            let current = current.borrow();
-            // Most threads that make calls work on none and are in no scope.
-            if current.call.is_none() && current.scope.at().is_none() {
-                return None;
-            }
-            *options = options.deadline(current.deadline());
-            current.call.as_ref()?.layer_permit.clone()
-        });
-        inherited.ok().flatten()
+        let Current { call, scope, .. } = Current::get();
+        // Most threads that make calls work on none and are in no scope.
+        if call.is_none() && scope == Deadline::NONE { None } else { Self::inherit_from_current(options) }
+    }
+
+    #[inline(never)] // Keeps it out of the path of other calls.
+    fn inherit_from_current(options: &mut CallOptions) -> Option<Arc<dyn LayerPermit>> {
+        let current = Current::get();
+        *options = options.deadline(current.deadline());
+        current.call?.0.layer_permit().cloned()
     }
 
     /// Returns the deadline of this thread.
     pub(in crate::pool) fn deadline() -> Deadline {
-        Current::with(|current| current.deadline()).unwrap_or_default()
+        Current::get().deadline()
     }
 
     /// Returns the deadline of the scope that this thread is in.
     pub(in crate::pool) fn scope_deadline() -> Deadline {
-        Current::with(|current| current.scope).unwrap_or_default()
+        Current::get().scope
     }
 
     /// Runs `work` with this deadline, unless the one of an enclosing scope is earlier.
     pub(in crate::pool) fn in_scope<T>(deadline: Deadline, work: impl FnOnce() -> T) -> T {
-        let outer = Current::with(|current| {
-            let inner = current.scope.earlier(deadline);
-            mem::replace(&mut current.scope, inner)
-        });
-        let _outer = RestoreScope(outer.unwrap_or_default());
+        let _outer = Current::change(|current| current.scope = current.scope.earlier(deadline));
         work()
     }
 
     /// Returns why the call that this thread works on is no longer wanted, if it is not.
     pub(in crate::pool) fn cancel_reason() -> Option<CancelReason> {
-        let reason = Current::with_call(|current| current.call.cancel_reason()).flatten();
-        reason.or_else(|| Self::scope_deadline().has_passed().then_some(CancelReason::DeadlineExceeded))
+        let Current { call, scope, .. } = Current::get();
+        let reason = call.and_then(|current| current.call().cancel_reason());
+        reason.or_else(|| scope.has_passed().then_some(CancelReason::DeadlineExceeded))
     }
 
     /// Called when this thread is about to wait for the call at the address `inner`, of `pool`.
@@ -296,55 +311,42 @@ impl CurrentCall {
         waker: &Waker,
         wait: &mut Wait,
     ) {
-        if let Some(call) = Self::of(pool) {
-            Self::wait_nested(&call, inner, waker.clone(), wait);
+        if let Some(current) = Self::of(pool) {
+            Self::wait_nested(current.call(), inner, waker.clone(), wait);
         }
     }
 
     /// Called when this thread stops waiting for the call at the address `inner`, of `pool`.
     #[cold]
     pub(super) fn end_wait<'a>(pool: impl FnOnce() -> &'a NestedWaits, inner: usize) {
-        if let Some(call) = Self::of(pool) {
-            call.nested_waits().end_wait(Arc::as_ptr(&call).addr(), inner);
+        if let Some(current) = Self::of(pool) {
+            let call = current.call();
+            call.nested_waits().end_wait(std::ptr::from_ref(call).addr(), inner);
         }
     }
 
     /// Returns the call that this thread works on, if it is a call of this pool.
     #[inline]
-    fn of<'a>(pool: impl FnOnce() -> &'a NestedWaits) -> Option<Arc<dyn RawCall>> {
-        Current::with_call(|current| std::ptr::eq(current.call.nested_waits(), pool()).then(|| current.call.clone()))
-            .flatten()
+    fn of<'a>(pool: impl FnOnce() -> &'a NestedWaits) -> Option<Self> {
+        Current::get().call.filter(|current| std::ptr::eq(current.call().nested_waits(), pool()))
     }
 
     #[cold]
-    fn wait_nested(call: &Arc<dyn RawCall>, inner: usize, waker: Waker, wait: &mut Wait) {
+    fn wait_nested(call: &dyn RawCall, inner: usize, waker: Waker, wait: &mut Wait) {
         call.header().waits_nested.store(true, Ordering::Relaxed);
-        let is_deadlocked = call.nested_waits().wait(Arc::as_ptr(call).addr(), inner, waker);
+        let is_deadlocked = call.nested_waits().wait(std::ptr::from_ref(call).addr(), inner, waker);
         *wait = if is_deadlocked { Wait::Deadlocked } else { Wait::Nested };
     }
 
     /// Runs `work` as part of this call, in `runtime` and in the span of `trace`.
     #[inline]
     pub(super) fn scope<T>(self, trace: &Trace, runtime: Option<&Handle>, work: impl FnOnce() -> T) -> T {
-        let mut before = RestoreCurrent(Current { entered: None, call: Some(self), scope: Deadline::NONE });
-        Current::swap(&mut before.0);
+        let before = Current::change(|current| *current = Current { call: Some(self), ..Current::NONE });
         trace.enter_from(before.0.entered, runtime, work)
     }
-}
 
-struct RestoreScope(Deadline);
-
-impl Drop for RestoreScope {
-    fn drop(&mut self) {
-        Current::with(|current| current.scope = self.0);
-    }
-}
-
-struct RestoreCurrent(Current);
-
-impl Drop for RestoreCurrent {
-    fn drop(&mut self) {
-        // The call is dropped after the access, because its drop may run user code.
-        Current::swap(&mut self.0);
+    #[inline]
+    fn call(&self) -> &dyn RawCall {
+        self.0.call()
     }
 }

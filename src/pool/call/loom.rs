@@ -23,6 +23,8 @@ struct Model {
     /// Number of entries that were queued and have not run.
     entries: AtomicUsize,
     outputs: AtomicUsize,
+    /// 1 once the future was polled.
+    starts: AtomicUsize,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -41,6 +43,7 @@ impl Model {
             polls,
             entries: AtomicUsize::new(1),
             outputs: AtomicUsize::new(0),
+            starts: AtomicUsize::new(0),
         })
     }
 
@@ -50,6 +53,9 @@ impl Model {
         let begin = self.state.begin();
         if begin == Begin::Nothing {
             return RunResult::Ended;
+        }
+        if begin == Begin::Poll {
+            self.starts.store(1, SeqCst);
         }
         let ready = self.future.with_mut(|polled| {
             // SAFETY: `CallState` gives one thread at a time access to the future. Loom checks it.
@@ -90,7 +96,7 @@ impl Model {
         if begin == Begin::Nothing {
             return;
         }
-        if begin == Begin::Poll && self.state.expire() {
+        if matches!(begin, Begin::Poll | Begin::Expire) && self.state.expire() {
             rejections.fetch_add(1, SeqCst);
         }
         // SAFETY: Like in `run`.
@@ -106,6 +112,14 @@ impl Model {
         if self.state.wake() {
             self.entries.fetch_add(1, SeqCst);
             self.work();
+        }
+    }
+
+    fn poll_complete(&self, cx: &mut Context<'_>) -> bool {
+        // SAFETY: Each model has one caller.
+        #[allow(unsafe_code)]
+        unsafe {
+            self.state.poll_complete(cx, || true)
         }
     }
 
@@ -172,8 +186,30 @@ fn caller_is_woken_at_completion() {
             move || call.work()
         });
         // loom reports a `block_on` that is never woken as a deadlock.
+        block_on(std::future::poll_fn(
+            |cx: &mut Context<'_>| {
+                if call.poll_complete(cx) { Poll::Ready(()) } else { Poll::Pending }
+            },
+        ));
+        assert_eq!(call.outputs.load(SeqCst), 1);
+        runner.join().unwrap();
+    });
+}
+
+/// A caller that polls twice, like one whose task was woken by something else.
+#[test]
+fn caller_that_polls_again_is_woken_or_sees_the_end() {
+    loom::model(|| {
+        let call = Model::new(1);
+        let runner = thread::spawn({
+            let call = call.clone();
+            move || call.work()
+        });
+        let mut polls = 0;
         block_on(std::future::poll_fn(|cx: &mut Context<'_>| {
-            if call.state.poll_complete(cx, || true) { Poll::Ready(()) } else { Poll::Pending }
+            polls += 1;
+            let is_complete = call.poll_complete(cx) || polls == 1 && call.poll_complete(cx);
+            if is_complete { Poll::Ready(()) } else { Poll::Pending }
         }));
         assert_eq!(call.outputs.load(SeqCst), 1);
         runner.join().unwrap();
@@ -260,5 +296,24 @@ fn work_sees_the_deadline_and_not_that_its_caller_left() {
         assert_eq!(call.state.drop_caller(OnCallerDrop::Cancel), DropAction::None);
         worker.join().unwrap();
         assert_eq!(call.state.cancel_reason(), Some(CancelReason::DeadlineExceeded));
+    });
+}
+
+#[test]
+fn detached_call_never_starts_after_its_caller_was_answered() {
+    loom::model(|| {
+        let call = Model::new(1);
+        let worker = thread::spawn({
+            let call = call.clone();
+            move || call.work()
+        });
+        // The caller's timer. The worker has read its clock before the deadline.
+        assert!(call.state.expire());
+        let has_begun = call.state.has_begun();
+        call.drop_caller(OnCallerDrop::Detach);
+        worker.join().unwrap();
+        assert!(has_begun || call.starts.load(SeqCst) == 0);
+        assert!(call.state.is_complete());
+        assert_eq!((call.outputs.load(SeqCst), call.entries.load(SeqCst)), (0, 0));
     });
 }

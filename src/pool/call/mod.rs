@@ -23,17 +23,22 @@
 //! A caller that leaves drops its handle, and `drop_caller` decides which side drops what.
 
 mod context;
+mod exclusive;
 mod join;
 #[cfg(all(test, tower_offload_loom))]
 mod loom;
+mod run;
 mod runnable;
 mod stage;
 mod state;
+#[cfg(all(test, not(tower_offload_loom)))]
+mod tests;
 mod timer;
 mod uncounted;
 
 use std::{
     any::Any,
+    mem::{self, MaybeUninit},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -53,27 +58,25 @@ pub(crate) use self::{
 };
 use self::{
     context::{Trace, Wait},
+    exclusive::Exclusive,
     join::Join,
     runnable::Header,
     stage::Stage,
-    state::{Begin, CallState, DropAction, Park},
-    uncounted::{Uncounted, with_waker},
+    state::{Begin, CallState, DropAction},
 };
 use super::{
-    admission::Admission,
     clock::Clock,
     deadline::Deadline,
     error::{CallError, CancelReason},
-    metrics::{Metrics, PoolTime},
+    metrics::Metrics,
     nested::NestedWaits,
     queue_permit::{Admitted, QueuePermit},
+    time,
 };
-use crate::{
-    panic::{catch_unwind, drop_payload, ignore_panic},
-    sync::{Mutex, lock},
-};
+use crate::panic::{catch_unwind, drop_payload};
 
 /// Creates a call of `future` and queues it on the pool that has admitted it.
+#[inline(always)]
 pub(crate) fn spawn<F>(
     admitted: Admitted,
     context: Context,
@@ -108,7 +111,7 @@ where
     Call::into_handle(call, on_caller_drop)
 }
 
-#[inline]
+#[inline(always)] // So that the parts of the call are not copied on their way.
 fn create<F>(admitted: Admitted, context: Context, on_caller_drop: OnCallerDrop, future: F) -> (Arc<Call<F>>, Runnable)
 where
     F: Future + Send + 'static,
@@ -116,31 +119,43 @@ where
 {
     let Admitted { queue_permit, layer_permit, options } = admitted;
     let Context { runtime, task, trace } = context;
-    let metrics = queue_permit.admission().metrics();
-    let created = metrics.now();
-    let deadline = metrics.pool_time(options.deadline);
-    let call = Arc::new(Call {
-        header: Header {
-            priority: options.priority,
-            key: options.key,
-            runtime,
-            created,
-            deadline,
-            is_detached: on_caller_drop == OnCallerDrop::Detach,
-            started: AtomicBool::new(false),
-            waits_nested: AtomicBool::new(false),
-        },
-        state: CallState::scheduled(),
-        permit: queue_permit,
-        progress: Mutex::new(Progress {
-            stage: Stage::Future(future),
-            environment: Some(Environment { trace, layer_permit }),
-            run_time: 0,
-        }),
-        task,
-        woken: AtomicU64::new(0),
-        left: AtomicU64::new(u64::MAX),
-    });
+    let header = Header {
+        priority: options.priority,
+        key: options.key,
+        runtime,
+        created: time::now(),
+        deadline: options.deadline,
+        is_detached: on_caller_drop == OnCallerDrop::Detach,
+        started: AtomicBool::new(false),
+        waits_nested: AtomicBool::new(false),
+    };
+    let call = Arc::new(MaybeUninit::<Call<F>>::uninit());
+    let slot = Arc::as_ptr(&call).cast_mut().cast::<Call<F>>();
+    // Each field is moved where it stays, and the span only if there is one. A call that is built
+    // as a whole is copied several times.
+    //
+    // SAFETY: There is no other reference to the allocation. Every field is written once, and
+    // nothing between the first one and `assume_init` can panic.
+    #[allow(unsafe_code)]
+    let call = unsafe {
+        (&raw mut (*slot).state).write(CallState::scheduled());
+        (&raw mut (*slot).permit).write(queue_permit);
+        (&raw mut (*slot).header).write(header);
+        let progress = Exclusive::init(&raw mut (*slot).progress);
+        (&raw mut (*progress).stage).write(Stage::Future(future));
+        (&raw mut (*progress).environment.layer_permit).write(layer_permit);
+        if trace.is_enabled() {
+            (&raw mut (*progress).environment.trace).write(trace);
+        } else {
+            (&raw mut (*progress).environment.trace).write(Trace::none());
+            mem::forget(trace); // Like in `complete`.
+        }
+        (&raw mut (*progress).run_time).write(0);
+        (&raw mut (*slot).task).write(task);
+        (&raw mut (*slot).woken).write(AtomicU64::new(0));
+        (&raw mut (*slot).left).write(AtomicU64::new(u64::MAX));
+        call.assume_init()
+    };
     // Created first: if a recorder panics below, the drop of the entry releases everything.
     let runnable = Runnable::new(call.clone());
     call.permit.admission().metrics().admitted();
@@ -157,14 +172,13 @@ struct Call<F: Future> {
     permit: QueuePermit,
     header: Header,
     /// Locked by the thread that owns the future, for as long as it owns it; after completion, by
-    /// the thread that takes the output. The lock is therefore never contended. It makes the
-    /// compiler check what [`CallState`] guarantees.
-    progress: Mutex<Progress<F>>,
+    /// the thread that takes the output. [`CallState`] says which thread that is.
+    progress: Exclusive<Progress<F>>,
     /// Task in which the call was made, if it was made in one.
     task: Option<Id>,
-    /// [`PoolTime`] of the last wake-up.
+    /// Time of the last wake-up.
     woken: AtomicU64,
-    /// [`PoolTime`] at which the caller cancelled the call. Written by the caller before it sets
+    /// Time at which the caller cancelled the call. Written by the caller before it sets
     /// `CANCELLED`, and not at all if it drops an unstarted call.
     left: AtomicU64,
 }
@@ -172,9 +186,9 @@ struct Call<F: Future> {
 #[repr(C)]
 struct Progress<F: Future> {
     stage: Stage<F>,
-    /// `None` once the future is dropped, so that a stale waker keeps neither a span open nor a
+    /// Empty once the future is dropped, so that a stale waker keeps neither a span open nor a
     /// layer's permit.
-    environment: Option<Environment>,
+    environment: Environment,
     /// Sum of all polls, in nanoseconds.
     run_time: u64,
 }
@@ -184,319 +198,14 @@ struct Environment {
     layer_permit: Option<Arc<dyn LayerPermit>>,
 }
 
-/// Result of one poll.
-enum Polled {
-    Pending,
-    /// The result is stored. The panic of the future's destructor, if there was one.
-    Ready(Result<(), Box<dyn Any + Send>>),
-    Panicked(Box<dyn Any + Send>),
-}
-
-/// Running an entry. Each function returns the waker of the caller if it has completed the call.
-impl<F> Call<F>
-where
-    F: Future + Send + 'static,
-    F::Output: Send + 'static,
-{
-    /// Takes the entry, and polls or drops the future.
+impl Environment {
     #[inline]
-    fn run_with(self: &Arc<Self>, clock: &mut Clock) -> Option<CallerWaker> {
-        let admission = self.permit.admission();
-        self.guard(|| match self.state.begin() {
-            Begin::Poll if admission.is_halted() => {
-                clock.skip_call();
-                self.reject(CallError::Closed)
-            }
-            Begin::Poll => self.start_and_poll(admission, clock),
-            Begin::Drop => {
-                clock.skip_call();
-                self.drop_cancelled(CallError::Closed)
-            }
-            // This entry is the last owner of the call. Dropping the call releases the queue
-            // permit.
-            Begin::Nothing => None,
-        })
-    }
-
-    /// Records the end of the call's wait in the queue, and polls.
-    fn start_and_poll(self: &Arc<Self>, admission: &Admission, clock: &mut Clock) -> Option<CallerWaker> {
-        let now = clock.start_call(admission.metrics());
-        if self.header.has_started() {
-            admission.metrics().resumed(now.saturating_sub(self.woken.load(Ordering::Relaxed)));
-        } else {
-            if self.header.deadline <= now {
-                return self.expire();
-            }
-            self.header.started.store(true, Ordering::Relaxed);
-            self.permit.on_start(admission, now.saturating_sub(self.header.created));
-        }
-        let mut progress = lock(&self.progress);
-        let polled = self.poll_future(&mut progress);
-        let ended = admission.metrics().now();
-        progress.run_time = progress.run_time.saturating_add(ended.saturating_sub(now));
-        let run_time = progress.run_time;
-        let is_late = self.header.deadline <= ended && !self.state.is_abandoned();
-        let environment = match polled {
-            Polled::Ready(_) if !is_late => progress.environment.take(),
-            _ => None,
-        };
-        drop(progress);
-        if self.state.is_cancelled() {
-            self.count_cancelled(ended);
-        }
-        // Before `park`, because another thread may own the call after that.
-        self.end_nested_wait();
-        if environment.is_none() {
-            admission.metrics().polled();
-        }
-        match polled {
-            Polled::Pending => match self.state.park() {
-                Park::Parked => None,
-                Park::Schedule => {
-                    self.schedule();
-                    None
-                }
-                Park::Cancelled => self.fail(CallFailure::Rejected(CallError::Closed)),
-            },
-            Polled::Ready(dropped) => {
-                if let Err(payload) = dropped {
-                    self.report_panic(payload);
-                }
-                let Some(environment) = environment else { return self.discard_late(now, ended) };
-                let caller = self.complete(admission, environment, Some(run_time), true);
-                // Without a caller, the output may have been dropped here, which may take long.
-                if caller.is_some() {
-                    clock.end_call(ended);
-                }
-                caller
-            }
-            Polled::Panicked(payload) => self.fail(CallFailure::Panicked(payload)),
-        }
-    }
-
-    /// Polls the future, and drops it in its environment if it is ready.
-    #[inline(never)] // Inlined, it costs 50 instructions more per call.
-    fn poll_future(self: &Arc<Self>, progress: &mut Progress<F>) -> Polled {
-        let Progress { stage, environment, .. } = progress;
-        let entered = environment.as_ref().expect("a call has its environment until its future is dropped");
-        let polled = catch_unwind(|| {
-            self.enter(entered, || {
-                with_waker(self, |waker| stage.poll(&mut task::Context::from_waker(waker)))
-                    .map(|output| stage.store_result(Ok(output)))
-            })
-        });
-        match polled {
-            Ok(Poll::Pending) => Polled::Pending,
-            Ok(Poll::Ready(())) => Polled::Ready(Ok(())),
-            // The output is stored and valid: the panic is that of the future's destructor, or of a
-            // subscriber afterwards.
-            Err(payload) if !stage.has_future() => Polled::Ready(Err(payload)),
-            Err(payload) => Polled::Panicked(payload),
-        }
-    }
-
-    /// Counts the time that the poll which has `ended` ran for a caller that was gone.
-    #[cold]
-    fn count_cancelled(&self, ended: PoolTime) {
-        let time = ended.saturating_sub(self.left.load(Ordering::Relaxed));
-        if let Some(reason) = self.state.cancel_reason() {
-            self.metrics().ran_cancelled(reason, time);
-        }
-    }
-
-    /// Removes the record that this thread waits for another call of the pool, if there is one.
-    fn end_nested_wait(self: &Arc<Self>) {
-        if self.header.waits_nested.load(Ordering::Relaxed) {
-            self.header.waits_nested.store(false, Ordering::Relaxed);
-            self.permit.admission().nested_waits().remove(Arc::as_ptr(self).addr());
-        }
-    }
-
-    /// Records that the call leaves the queue and will not be polled.
-    fn leave_queue(&self) {
-        if self.header.has_started() {
-            self.metrics().skipped();
-        } else {
-            self.permit.release();
-            self.metrics().passed_over();
-        }
-    }
-
-    /// Fails a call that has not started at its deadline.
-    #[cold]
-    fn expire(self: &Arc<Self>) -> Option<CallerWaker> {
-        // First, because recorders and subscribers are user code that may panic.
-        self.leave_queue();
-        self.end_at_deadline()
-    }
-
-    /// Fails a call because of its deadline.
-    fn end_at_deadline(self: &Arc<Self>) -> Option<CallerWaker> {
-        let error = CallError::DeadlineExceeded;
-        // A caller that reaches the deadline first counts the rejection.
-        if self.state.expire() {
-            self.metrics().rejected(error);
-        }
-        self.fail(CallFailure::Rejected(error))
-    }
-
-    /// Fails a call whose output is there after its deadline. The poll has `started` and `ended`.
-    #[cold]
-    fn discard_late(self: &Arc<Self>, started: PoolTime, ended: PoolTime) -> Option<CallerWaker> {
-        // Work of a detached call is never cancelled.
-        if !self.header.is_detached {
-            let late = ended.saturating_sub(self.header.deadline.max(started));
-            self.metrics().ran_cancelled(CancelReason::DeadlineExceeded, late);
-        }
-        self.end_at_deadline()
-    }
-
-    /// Fails a call whose caller is waiting for it.
-    fn reject(self: &Arc<Self>, error: CallError) -> Option<CallerWaker> {
-        self.leave_queue();
-        self.metrics().rejected(error);
-        self.fail(CallFailure::Rejected(error))
-    }
-
-    /// Fails a call without counting it as rejected.
-    fn drop_cancelled(self: &Arc<Self>, error: CallError) -> Option<CallerWaker> {
-        self.leave_queue();
-        self.fail(CallFailure::Rejected(error))
-    }
-
-    /// Drops the future in its environment and completes the call without an output.
-    #[inline(never)] // Keeps it out of the path of calls that complete.
-    fn fail(self: &Arc<Self>, failure: CallFailure) -> Option<CallerWaker> {
-        let (environment, run_time) = {
-            let mut progress = lock(&self.progress);
-            let Progress { stage, environment, run_time } = &mut *progress;
-            let environment = environment.take().expect("a call completes once");
-            let dropped = catch_unwind(|| {
-                self.enter(&environment, || {
-                    if let CallFailure::Panicked(payload) = &failure {
-                        self.metrics().panicked(&**payload, !self.state.is_abandoned());
-                    }
-                    stage.store_result(Err(failure));
-                });
-            });
-            if let Err(payload) = dropped {
-                // A subscriber that panics may have prevented the result from being stored.
-                if stage.has_future() {
-                    let failure = CallFailure::Rejected(CallError::Panicked);
-                    ignore_panic(|| stage.store_result(Err(failure)));
-                }
-                self.report_panic(payload);
-            }
-            (environment, *run_time)
-        };
-        self.end_nested_wait();
-        let admission = self.permit.admission();
-        admission.metrics().failed();
-        self.complete(admission, environment, self.header.has_started().then_some(run_time), false)
-    }
-
-    /// Completes a call whose result is stored. See [`Admission::on_complete`] for the
-    /// arguments.
-    ///
-    /// 1. The layer's permit is released, so that the caller's next call finds it free.
-    /// 2. The pool no longer counts the call as in flight.
-    /// 3. The result is published.
-    /// 4. If the caller has left, the output is dropped here, on the pool.
-    fn complete(
-        self: &Arc<Self>,
-        admission: &Admission,
-        environment: Environment,
-        run_time: Option<u64>,
-        ends_poll: bool,
-    ) -> Option<CallerWaker> {
-        let Environment { trace, layer_permit } = environment;
-        // Wakes a caller that waits for the permit. Its waker is user code.
-        if let Some(Err(payload)) = layer_permit.map(|permit| catch_unwind(|| drop(permit))) {
-            self.report_panic(payload);
-        }
-        admission.on_complete(run_time, ends_poll);
-        let (is_abandoned, caller) = self.state.complete();
-        if is_abandoned {
-            self.drop_output(&trace, run_time.unwrap_or_default());
-        }
-        // Closes the span unless it is referenced elsewhere, which runs the subscriber.
-        if let Some(Err(payload)) = trace.is_enabled().then(|| catch_unwind(|| drop(trace))) {
-            self.report_panic(payload);
-        }
-        caller
-    }
-
-    /// Drops an output that no caller takes, in the context of the work.
-    fn drop_output(&self, trace: &Trace, run_time: u64) {
-        let result = lock(&self.progress).stage.take_result();
-        let has_output = matches!(result, Some(Ok(_)));
-        let dropped = catch_unwind(|| {
-            trace.enter(self.header.runtime.as_ref(), || {
-                drop_result(result);
-                if has_output && !self.state.is_cancelled() {
-                    self.metrics().detached_ended(run_time);
-                }
-            });
-        });
-        if let Err(payload) = dropped {
-            self.report_panic(payload);
-        }
-    }
-
-    /// Runs one step, and completes the call if that step panics, so that its caller does not wait
-    /// forever. Panics of the work are caught before: this one comes from a metrics recorder or a
-    /// tracing subscriber.
-    fn guard(self: &Arc<Self>, step: impl FnOnce() -> Option<CallerWaker>) -> Option<CallerWaker> {
-        catch_unwind(step).unwrap_or_else(|payload| self.recover(payload))
-    }
-
-    #[cold]
-    fn recover(self: &Arc<Self>, payload: Box<dyn Any + Send>) -> Option<CallerWaker> {
-        if self.state.is_complete() {
-            drop_payload(payload);
-            return None;
-        }
-        let environment = {
-            let mut progress = lock(&self.progress);
-            ignore_panic(|| progress.stage.store_result(Err(CallFailure::Panicked(payload))));
-            progress.environment.take()
-        };
-        ignore_panic(|| drop(environment));
-        self.permit.release();
-        self.metrics().failed();
-        self.permit.admission().on_complete(None, false);
-        let (is_abandoned, caller) = self.state.complete();
-        let result = if is_abandoned { lock(&self.progress).stage.take_result() } else { None };
-        ignore_panic(|| drop(result));
-        caller
-    }
-
-    /// Runs `work` as part of this call, in its environment.
-    fn enter<T>(self: &Arc<Self>, environment: &Environment, work: impl FnOnce() -> T) -> T {
-        let Environment { trace, layer_permit } = environment;
-        // SAFETY: `scope` removes it from the thread before it returns or unwinds, and `self` is
-        // borrowed until then.
-        #[allow(unsafe_code)]
-        let call = unsafe { Uncounted::new(self) };
-        let current = CurrentCall { call, layer_permit: layer_permit.clone() };
-        current.scope(trace, self.header.runtime.as_ref(), work)
-    }
-
-    /// Queues the call again. Called only if [`CallState`] returned this obligation.
-    fn schedule(self: &Arc<Self>) {
-        let metrics = self.metrics();
-        self.woken.store(metrics.now(), Ordering::Relaxed);
-        metrics.woken();
-        self.permit.schedule(Runnable::new(self.clone()));
+    fn take(&mut self) -> Self {
+        Self { trace: self.trace.take(), layer_permit: self.layer_permit.take() }
     }
 }
 
 impl<F: Future> Call<F> {
-    /// Returns the deadline of the caller.
-    fn deadline(&self) -> Deadline {
-        self.metrics().deadline(self.header.deadline)
-    }
-
     fn metrics(&self) -> &Metrics {
         self.permit.admission().metrics()
     }
@@ -505,13 +214,10 @@ impl<F: Future> Call<F> {
     /// call holds.
     fn drop_future(&self) {
         let (environment, dropped) = {
-            let mut progress = lock(&self.progress);
+            let mut progress = self.progress.lock();
             let Progress { stage, environment, .. } = &mut *progress;
             let environment = environment.take();
-            let dropped = catch_unwind(|| match &environment {
-                Some(entered) => entered.trace.enter(self.header.runtime.as_ref(), || stage.clear()),
-                None => stage.clear(),
-            });
+            let dropped = catch_unwind(|| environment.trace.enter(self.header.runtime.as_ref(), || stage.clear()));
             (environment, dropped)
         };
         // User code: leaving the span calls the subscriber, and releasing the permit wakes the next
@@ -559,13 +265,14 @@ where
     fn refuse(self: Arc<Self>, error: CallError) -> Option<CallerWaker> {
         self.guard(|| match self.state.begin() {
             Begin::Poll => self.reject(error),
+            Begin::Expire => self.expire(),
             Begin::Drop => self.drop_cancelled(error),
             Begin::Nothing => None,
         })
     }
 
     fn created(&self) -> Instant {
-        self.metrics().instant(self.header.created)
+        time::instant(self.header.created)
     }
 
     fn is_cancelled(&self) -> bool {
@@ -573,7 +280,7 @@ where
     }
 
     fn work_deadline(&self) -> Deadline {
-        if self.header.is_detached { Deadline::NONE } else { Call::deadline(self) }
+        if self.header.is_detached { Deadline::NONE } else { self.header.deadline }
     }
 
     fn cancel_reason(&self) -> Option<CancelReason> {
@@ -597,9 +304,11 @@ where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
-    fn poll_result(&self, cx: &mut task::Context<'_>, wait: &mut Wait) -> Poll<Result<F::Output, CallFailure>> {
+    #[allow(unsafe_code)]
+    unsafe fn poll_result(&self, cx: &mut task::Context<'_>, wait: &mut Wait) -> Poll<Result<F::Output, CallFailure>> {
         let is_maker = || self.task.is_some() && self.task == tokio::task::try_id();
-        if self.state.poll_complete(cx, is_maker) {
+        // SAFETY: That is the contract of this method as well.
+        if unsafe { self.state.poll_complete(cx, is_maker) } {
             return Poll::Ready(self.take_result());
         }
         CurrentCall::wait_for_pool(
@@ -612,8 +321,10 @@ where
     }
 
     fn deadline(&self) -> Deadline {
-        Call::deadline(self)
+        self.header.deadline
     }
+
+    fn release(self: Arc<Self>) {}
 
     fn end_wait(&self) {
         CurrentCall::end_wait(|| self.permit.admission().nested_waits(), std::ptr::from_ref(self).addr());
@@ -624,12 +335,13 @@ where
     }
 
     fn drop_caller(self: Arc<Self>, on_drop: OnCallerDrop) {
-        let is_first = Call::deadline(&self).has_passed() && self.state.expire();
+        // A detached call may still start, so the worker decides whether it expires.
+        let is_first = on_drop != OnCallerDrop::Detach && self.header.deadline.has_passed() && self.state.expire();
         if !self.leave(on_drop) {
             self.metrics().abandoned(on_drop == OnCallerDrop::Detach);
             return;
         }
-        let result = lock(&self.progress).stage.take_result();
+        let result = self.progress.lock().stage.take_result();
         if is_first && matches!(result, Some(Err(CallFailure::Rejected(CallError::DeadlineExceeded)))) {
             self.metrics().rejected(CallError::DeadlineExceeded);
         }
@@ -656,7 +368,7 @@ where
 {
     /// Makes the caller's handle. Called once.
     fn into_handle(self: Arc<Self>, on_caller_drop: OnCallerDrop) -> JoinHandle<F::Output> {
-        let has_deadline = self.header.deadline != Deadline::NO_NANOS;
+        let has_deadline = self.header.deadline != Deadline::NONE;
         JoinHandle::new(self, on_caller_drop, has_deadline)
     }
 
@@ -664,7 +376,7 @@ where
     /// must take the result.
     fn leave(self: &Arc<Self>, on_drop: OnCallerDrop) -> bool {
         if on_drop != OnCallerDrop::Detach && self.state.has_begun() {
-            self.left.store(self.metrics().now(), Ordering::Relaxed);
+            self.left.store(time::now(), Ordering::Relaxed);
         }
         match self.state.drop_caller(on_drop) {
             DropAction::DropFuture => {
@@ -680,7 +392,7 @@ where
 
     /// Takes the result of a complete call. To be called once.
     fn take_result(&self) -> Result<F::Output, CallFailure> {
-        let result = lock(&self.progress).stage.take_result();
+        let result = self.progress.lock().stage.take_result();
         result.expect("a complete call holds its result until the caller takes it")
     }
 }

@@ -14,10 +14,10 @@ use crate::pool::{
     deadline::Deadline,
     error::{CallError, CancelReason},
     key::CallKey,
-    metrics::PoolTime,
     nested::NestedWaits,
     priority::Priority,
     scheduler::Class,
+    time::PoolTime,
 };
 
 /// Entry of a call in a pool's queue: one poll of its future. Created for the pool, which passes it
@@ -67,8 +67,7 @@ pub(in crate::pool) struct Header {
     /// caller, so that the runtime's reference count is not passed between cores.
     pub(super) runtime: Option<Handle>,
     pub(super) created: PoolTime,
-    /// The deadline; [`Deadline::NO_NANOS`] without one.
-    pub(super) deadline: PoolTime,
+    pub(super) deadline: Deadline,
     /// `true` if the work continues without its caller. The deadline then ends when it starts.
     pub(super) is_detached: bool,
     /// `true` once the future was polled. Written only by the thread that has taken the entry.

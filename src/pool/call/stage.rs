@@ -22,7 +22,7 @@ impl<F: Future> Stage<F> {
     #[allow(unsafe_code)]
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<F::Output> {
         let Self::Future(future) = self else { panic!("a complete call was polled") };
-        // SAFETY: A stage is polled only inside the `Arc` allocation of its call, whose `Mutex`
+        // SAFETY: A stage is polled only inside the `Arc` allocation of its call, whose `Exclusive`
         // gives out references and never the value, and this module has no code that moves a future
         // out of `Future`: it is dropped in place, by assignment or with the allocation. So the
         // future does not move between its first poll and its drop.

@@ -3,7 +3,7 @@ use std::task::{Context, Waker};
 use crate::{
     panic::ignore_panic,
     pool::error::CancelReason,
-    sync::{AtomicU8, Mutex, Ordering, lock},
+    sync::{AtomicU8, Ordering, UnsafeCell},
 };
 
 /// An entry of the call is queued, or the thread that runs the call will queue it. Set by the
@@ -24,8 +24,13 @@ const CANCELLED: u8 = 1 << 4;
 /// entry, or by a caller that leaves before that and drops the future itself.
 const UNSTARTED: u8 = 1 << 5;
 /// The deadline has passed, and the call ends because of it. Set once, by the first of the caller
-/// and the thread that takes the first entry. The caller sets it before `CANCELLED`.
+/// and the thread that takes the first entry. The caller sets it before it is answered and before
+/// `CANCELLED`. A call that is `UNSTARTED` then never starts.
 const EXPIRED: u8 = 1 << 6;
+
+/// `caller` holds a waker that the thread which completes the call takes. Set and cleared by the
+/// caller.
+const HAS_WAKER: u8 = 1 << 7;
 
 /// Ownership and completion state of a call: which thread may access the future, and who notifies
 /// the caller.
@@ -43,12 +48,18 @@ const EXPIRED: u8 = 1 << 6;
 #[derive(Debug)]
 pub(super) struct CallState {
     bits: AtomicU8,
-    /// Waker of the caller, while the call is not complete.
+    /// Waker of the caller, which owns this field while `HAS_WAKER` is not set. The thread that
+    /// sets `COMPLETE` while `HAS_WAKER` is set owns it from then on.
     ///
-    /// `complete` sets `COMPLETE` and then takes the waker. `poll_complete` stores the waker and
-    /// then loads `COMPLETE`. At least one of them sees the other's write.
-    caller: Mutex<Option<CallerWaker>>,
+    /// `complete` sets `COMPLETE` and returns `HAS_WAKER`. `poll_complete` stores the waker, sets
+    /// `HAS_WAKER` and returns `COMPLETE`. Exactly one of them sees the other's bit.
+    caller: UnsafeCell<Option<CallerWaker>>,
 }
+
+// SAFETY: Only `caller` is not `Sync`. Its owner is the only thread that accesses it, and the bits
+// that change its owner are changed with `AcqRel`.
+#[allow(unsafe_code)]
+unsafe impl Sync for CallState {}
 
 /// Waker of a caller whose call is complete.
 #[derive(Debug)]
@@ -70,6 +81,8 @@ impl CallerWaker {
 pub(super) enum Begin {
     /// Poll the future.
     Poll,
+    /// The caller was answered at its deadline before the call started: fail the call.
+    Expire,
     /// The caller has cancelled the call: drop the future, then `complete`.
     Drop,
     /// The caller has dropped the future before the call started.
@@ -118,7 +131,7 @@ pub(super) enum DropAction {
 impl CallState {
     /// Returns the state of a call that is about to be queued for the first time.
     pub(super) fn scheduled() -> Self {
-        Self { bits: AtomicU8::new(SCHEDULED | UNSTARTED), caller: Mutex::new(None) }
+        Self { bits: AtomicU8::new(SCHEDULED | UNSTARTED), caller: UnsafeCell::new(None) }
     }
 
     /// Takes the queue entry.
@@ -131,7 +144,15 @@ impl CallState {
             Err(_) => Begin::Nothing,
             Ok(before) => {
                 debug_assert_eq!(before & (SCHEDULED | RUNNING), SCHEDULED, "an entry was taken twice");
-                if before & CANCELLED == 0 { Begin::Poll } else { Begin::Drop }
+                if before & (CANCELLED | EXPIRED) == 0 {
+                    Begin::Poll
+                } else if before & CANCELLED != 0 {
+                    Begin::Drop
+                } else if before & UNSTARTED != 0 {
+                    Begin::Expire
+                } else {
+                    Begin::Poll
+                }
             }
         }
     }
@@ -153,7 +174,14 @@ impl CallState {
     #[inline]
     pub(super) fn complete(&self) -> (bool, Option<CallerWaker>) {
         let before = self.bits.fetch_or(COMPLETE, Ordering::AcqRel);
-        (before & ABANDONED != 0, lock(&self.caller).take())
+        let caller = if before & HAS_WAKER != 0 {
+            // SAFETY: This thread has set `COMPLETE` while `HAS_WAKER` was set.
+            #[allow(unsafe_code)]
+            self.caller.with_mut(|caller| unsafe { (*caller).take() })
+        } else {
+            None
+        };
+        (before & ABANDONED != 0, caller)
     }
 
     /// Wakes the call. Returns `true` if the thread must queue it.
@@ -182,16 +210,27 @@ impl CallState {
 
     /// Returns `true` if the output is published. Otherwise stores the waker of the caller.
     /// `is_maker` returns `true` if the polling task also made the call.
-    pub(super) fn poll_complete(&self, cx: &mut Context<'_>, is_maker: impl FnOnce() -> bool) -> bool {
-        if self.is_complete() {
+    ///
+    /// # Safety
+    ///
+    /// Only one thread at a time may call it.
+    #[inline(always)]
+    #[allow(unsafe_code)]
+    pub(super) unsafe fn poll_complete(&self, cx: &mut Context<'_>, is_maker: impl FnOnce() -> bool) -> bool {
+        let bits = self.bits.load(Ordering::Acquire);
+        if bits & COMPLETE != 0 {
             return true;
         }
-        let is_maker = is_maker();
-        // Cloning and dropping a waker is user code, so both happen outside the lock.
-        let caller = CallerWaker { waker: cx.waker().clone(), is_maker };
-        let replaced = lock(&self.caller).replace(caller);
-        drop(replaced);
-        self.is_complete()
+        // Cloning a waker is user code, which may panic. Nothing has changed by then.
+        let caller = CallerWaker { waker: cx.waker().clone(), is_maker: is_maker() };
+        if bits & HAS_WAKER != 0 && self.bits.fetch_and(!HAS_WAKER, Ordering::AcqRel) & COMPLETE != 0 {
+            return true; // `complete` takes the waker of the last poll.
+        }
+        // SAFETY: `HAS_WAKER` is not set, and was not when the call completed, if it has.
+        let replaced = self.caller.with_mut(|stored| unsafe { (*stored).replace(caller) });
+        let is_complete = self.bits.fetch_or(HAS_WAKER, Ordering::AcqRel) & COMPLETE != 0;
+        drop(replaced); // User code, so last.
+        is_complete
     }
 
     #[inline]

@@ -2,14 +2,13 @@
 //! call owns it anyway. Each saves two changes of the count per poll.
 
 use std::{
-    fmt,
     mem::ManuallyDrop,
-    ops::Deref,
+    ptr::NonNull,
     sync::Arc,
     task::{Wake, Waker},
 };
 
-use super::runnable::RawCall;
+use super::{context::LayerPermit, runnable::RawCall};
 
 /// Runs `work` with a waker of the call.
 pub(super) fn with_waker<C, T>(call: &Arc<C>, work: impl FnOnce(&Waker) -> T) -> T
@@ -23,32 +22,47 @@ where
     work(&ManuallyDrop::new(Waker::from(call)))
 }
 
-/// A reference to a call without a lifetime.
-pub(super) struct Uncounted(ManuallyDrop<Arc<dyn RawCall>>);
+/// References to a call and to the layer permit that it holds, without a lifetime.
+#[derive(Clone, Copy)]
+pub(super) struct Uncounted {
+    call: NonNull<dyn RawCall>,
+    layer_permit: NonNull<Option<Arc<dyn LayerPermit>>>,
+}
 
 impl Uncounted {
     /// # Safety
     ///
-    /// The result must not be used once `call` may have been dropped.
+    /// Neither the result nor a copy of it must be used once `call` may have been dropped, or
+    /// `layer_permit` may have changed.
     #[allow(unsafe_code)]
-    pub(super) unsafe fn new<C: RawCall + 'static>(call: &Arc<C>) -> Self {
-        // SAFETY: The pointer is that of an `Arc`, which exists while the result is used. The
-        // result is never dropped, so the count does not decrease.
-        let call: Arc<C> = unsafe { Arc::from_raw(Arc::as_ptr(call)) };
-        Self(ManuallyDrop::new(call))
+    #[inline]
+    pub(super) unsafe fn new<C: RawCall + 'static>(call: &Arc<C>, layer_permit: &Option<Arc<dyn LayerPermit>>) -> Self {
+        let call: *const C = Arc::as_ptr(call);
+        // SAFETY: The pointer of an `Arc` is not null.
+        let call: NonNull<dyn RawCall> = unsafe { NonNull::new_unchecked(call.cast_mut()) };
+        Self { call, layer_permit: NonNull::from(layer_permit) }
     }
-}
 
-impl Deref for Uncounted {
-    type Target = Arc<dyn RawCall>;
-
-    fn deref(&self) -> &Self::Target {
-        &self.0
+    #[allow(unsafe_code)]
+    #[inline]
+    pub(super) fn call(&self) -> &dyn RawCall {
+        // SAFETY: The call exists while `self` is used, and calls are only shared.
+        unsafe { self.call.as_ref() }
     }
-}
 
-impl fmt::Debug for Uncounted {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Uncounted").finish_non_exhaustive()
+    /// Returns a reference to the call that its count includes.
+    #[allow(unsafe_code)]
+    pub(super) fn counted(&self) -> Arc<dyn RawCall> {
+        // SAFETY: The pointer is that of an `Arc`, which exists while `self` is used. It is not
+        // dropped here, so the count only increases.
+        let call = ManuallyDrop::new(unsafe { Arc::from_raw(self.call.as_ptr()) });
+        Arc::clone(&call)
+    }
+
+    #[allow(unsafe_code)]
+    #[inline]
+    pub(super) fn layer_permit(&self) -> Option<&Arc<dyn LayerPermit>> {
+        // SAFETY: The permit exists while `self` is used, and does not change.
+        unsafe { self.layer_permit.as_ref() }.as_ref()
     }
 }

@@ -80,9 +80,38 @@ fn new_calls_run_once_without_a_minimum() {
     entries_pushed_by_two_threads_run_once(|_| false);
 }
 
+/// The only worker, this thread, is busy with an entry that has opened the inbox. It closes the
+/// inbox when it exits.
+#[test]
+fn entry_pushed_while_the_inbox_closes_is_run() {
+    loom::model(|| {
+        let (scheduler, mut worker) = (scheduler(0, 1), WorkerState::busy());
+        assert!(scheduler.add_worker());
+        assert_eq!(scheduler.push(1, Class::of(Priority::Normal, false)), WakeUp::None);
+        assert!(matches!(scheduler.next(&mut worker, false), Action::Run(_)));
+        let ran = Arc::new(AtomicU32::new(0));
+        let run: Arc<dyn Fn(u32) + Send + Sync> = Arc::new({
+            let ran = ran.clone();
+            move |item| _ = ran.fetch_add(item, Ordering::SeqCst)
+        });
+        let submitter = thread::spawn({
+            let (scheduler, run) = (scheduler.clone(), run.clone());
+            move || {
+                if scheduler.push(2, Class::of(Priority::Normal, false)) == WakeUp::Spawn {
+                    work(&scheduler, WorkerState::notified(), Some(Duration::ZERO), &run);
+                }
+            }
+        });
+        work(&scheduler, worker, Some(Duration::ZERO), &run);
+        submitter.join().unwrap();
+        assert_eq!(ran.load(Ordering::SeqCst), 2);
+        assert_eq!(scheduler.workers(), 0);
+    });
+}
+
 /// The scheduler is closed only after the entries have run. Loom reports a lost wake-up as a
-/// deadlock.
-fn entries_run_without_further_wake_ups(workers: usize, entries: u32) {
+/// deadlock. `woken` selects the entries that bypass the inbox.
+fn entries_run_without_further_wake_ups(workers: usize, entries: u32, woken: fn(u32) -> bool) {
     let mut model = loom::model::Builder::new();
     model.preemption_bound = Some(2);
     model.check(move || {
@@ -106,7 +135,7 @@ fn entries_run_without_further_wake_ups(workers: usize, entries: u32) {
             })
             .collect();
         for item in 0..entries {
-            assert_ne!(scheduler.push(item, Class::of(Priority::Normal, item % 2 == 0)), WakeUp::Spawn);
+            assert_ne!(scheduler.push(item, Class::of(Priority::Normal, woken(item))), WakeUp::Spawn);
         }
         done.wait();
         scheduler.close();
@@ -117,13 +146,18 @@ fn entries_run_without_further_wake_ups(workers: usize, entries: u32) {
 
 #[test]
 fn entry_pushed_while_the_only_worker_parks_is_run() {
-    entries_run_without_further_wake_ups(1, 2);
+    entries_run_without_further_wake_ups(1, 2, |item| item == 0);
+}
+
+#[test]
+fn entry_in_the_inbox_while_the_only_worker_parks_is_run() {
+    entries_run_without_further_wake_ups(1, 2, |_| false);
 }
 
 /// Covers the idle stack, chained wake-ups and the search.
 #[test]
 fn two_workers_share_two_entries_and_lose_no_wake_up() {
-    entries_run_without_further_wake_ups(2, 2);
+    entries_run_without_further_wake_ups(2, 2, |item| item == 0);
 }
 
 #[test]
@@ -189,13 +223,14 @@ fn entry_pushed_while_a_worker_lingers_is_run() {
     });
 }
 
-/// The only worker is searching. Either the watchdog sees the entry before it exits, or the
-/// submitter sees that there is no watchdog.
+/// The only worker is busy with an entry that has opened the inbox. Either the watchdog sees the
+/// next entry before it exits, or the submitter sees that there is no watchdog.
 fn entry_pushed_while_the_watchdog_exits_is_watched(woken: bool) {
     loom::model(move || {
         let (scheduler, watchdog) = (scheduler(1, 1), Arc::new(Watchdog::new()));
         assert!(scheduler.add_worker());
-        assert!(matches!(scheduler.next(&mut WorkerState::busy(), true), Action::Search));
+        assert_eq!(scheduler.push(0, Class::of(Priority::Normal, false)), WakeUp::None);
+        assert!(matches!(scheduler.next(&mut WorkerState::busy(), true), Action::Run(_)));
         assert!(watchdog.must_spawn());
         let submitter = thread::spawn({
             let (scheduler, watchdog) = (scheduler.clone(), watchdog.clone());

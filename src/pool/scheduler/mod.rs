@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! submitters --push--> Inbox (own lock) --drain--> SchedulerState { Queue, idle stack } (lock)
-//!                 \___ needs_wakeup? _______________^            |
+//!                 \___ is the inbox open? __________^            |
 //! workers  <--Run / Search / Park / Exit-- next -----------------+
 //! ```
 
@@ -49,21 +49,22 @@ const YIELDS: u32 = if cfg!(tower_offload_loom) { 4 } else { 256 };
 ///
 /// # Submitting without the lock
 ///
-/// While no push would wake or spawn a worker, the inbox is open, and new calls of normal priority
-/// and without a key go there, if the policy is `Fifo`. A thread that changes the state under the
-/// lock so that a push would wake or spawn a worker closes the inbox, moves its calls to the queue,
-/// and performs the wake-up for them. The inbox is opened and closed under its own lock, so a call
-/// is either in it before it is closed, or is pushed to the queue.
+/// While the inbox is open, new calls of normal priority and without a key go there, if the policy
+/// is `Fifo`. A push that neither wakes nor spawns a worker opens it, because more such pushes may
+/// follow: a pool that is not busy never opens it. A thread that changes the state under the lock
+/// so that a push would wake or spawn a worker closes the inbox, moves its calls to the queue, and
+/// performs the wake-up for them. The inbox is opened and closed under its own lock, so a call is
+/// either in it before it is closed, or is pushed to the queue.
 #[derive(Debug)]
 pub(super) struct Scheduler<T> {
     state: Padded<Mutex<SchedulerState<T, Arc<Parker>>>>,
-    /// Open if and only if `needs_wakeup` is `false`. While it is open, a worker is notified or
+    /// While it is open, [`SchedulerState::needs_wakeup`] is `false`: a worker is notified or
     /// searching, or all workers are busy and there may be no more of them. It is closed before
     /// that changes.
     inbox: Inbox<T>,
-    /// Copy of [`SchedulerState::needs_wakeup`], also `true` at first. Written under the lock of
-    /// `state`, when it changes. A submitter that sees an old value finds out from the inbox.
-    needs_wakeup: Padded<AtomicBool>,
+    /// `true` while the inbox is open. Written under the lock of `state`, when it changes. A
+    /// submitter that sees an old value finds out from the inbox.
+    is_inbox_open: Padded<AtomicBool>,
     /// Hint for the searching worker that the queue is not empty. Written under the lock of
     /// `state`.
     work_available: Padded<AtomicBool>,
@@ -126,7 +127,7 @@ impl<T: QueueItem> Scheduler<T> {
         Self {
             state: Padded(Mutex::new(SchedulerState::new(limits, policy))),
             inbox: Inbox::new(),
-            needs_wakeup: Padded(AtomicBool::new(true)),
+            is_inbox_open: Padded(AtomicBool::new(false)),
             work_available: Padded(AtomicBool::new(false)),
             is_timed: matches!(policy, QueuePolicy::Codel(_)),
             spin_rounds: if spin { SPIN_ROUNDS } else { 0 },
@@ -143,11 +144,25 @@ impl<T: QueueItem> Scheduler<T> {
         if self.is_timed || !class.is_default() {
             return self.with_state(|state| ((), state.push(item, class))).1;
         }
-        let item = if self.needs_wakeup.load(Ordering::Relaxed) { Err(item) } else { self.inbox.push(item) };
+        let item = if self.is_inbox_open.load(Ordering::Relaxed) { self.inbox.push(item) } else { Err(item) };
         match item {
             Ok(()) => WakeUp::None,
-            Err(item) => self.with_state(|state| ((), self.drain_inbox(state).push(item, class))).1,
+            Err(item) => self.push_and_open_inbox(item, class),
         }
+    }
+
+    fn push_and_open_inbox(&self, item: T, class: Class) -> WakeUp<()> {
+        let push = |state: &mut SchedulerState<T, Arc<Parker>>| {
+            let wake_up = self.drain_inbox(state).push(item, class);
+            if matches!(wake_up, WakeUp::None) && !self.is_inbox_open.load(Ordering::Relaxed) {
+                // `push` asks for a worker if it can.
+                debug_assert!(!state.needs_wakeup());
+                self.is_inbox_open.store(true, Ordering::Relaxed);
+                self.inbox.open();
+            }
+            ((), wake_up)
+        };
+        self.with_state(push).1
     }
 
     fn drain_inbox<'a>(&self, state: &'a mut SchedulerState<T, Arc<Parker>>) -> &'a mut SchedulerState<T, Arc<Parker>> {
@@ -262,7 +277,7 @@ impl<T: QueueItem> Scheduler<T> {
         let lingers = {
             let mut state = lock(&self.state);
             // An entry that is pushed next wakes this worker. Before, it would have spawned one. So
-            // neither `needs_wakeup` nor the inbox changes.
+            // the inbox is closed, and stays so.
             is_needed() && state.linger(|| parker)
         };
         if !lingers {
@@ -284,7 +299,6 @@ impl<T: QueueItem> Scheduler<T> {
             // The inbox is closed first if a push would now spawn a worker.
             self.sync_inbox(&mut state);
             let (abandoned, wake_up) = self.drain_inbox(&mut state).rebalance();
-            self.sync_inbox(&mut state);
             notify(&wake_up);
             (abandoned, wake_up)
         };
@@ -346,19 +360,16 @@ impl<T: QueueItem> Scheduler<T> {
         lock(&self.state).workers()
     }
 
-    /// Opens or closes the inbox after the state has changed. Returns `true` if it was closed and
-    /// calls were moved from it to the queue.
-    #[inline]
+    /// Closes the inbox after the state has changed, if a push would now wake or spawn a worker.
+    /// Returns `true` if calls were moved from it to the queue.
+    #[inline(always)]
     fn sync_inbox(&self, state: &mut SchedulerState<T, Arc<Parker>>) -> bool {
-        let needs_wakeup = state.needs_wakeup();
-        if self.is_timed || self.needs_wakeup.load(Ordering::Relaxed) == needs_wakeup {
-            return false;
-        }
-        self.needs_wakeup.store(needs_wakeup, Ordering::Relaxed);
-        if !needs_wakeup {
-            self.inbox.open();
-            return false;
-        }
+        self.is_inbox_open.load(Ordering::Relaxed) && state.needs_wakeup() && self.close_inbox(state)
+    }
+
+    #[inline(never)] // Keeps it out of the path of a pool that stays busy.
+    fn close_inbox(&self, state: &mut SchedulerState<T, Arc<Parker>>) -> bool {
+        self.is_inbox_open.store(false, Ordering::Relaxed);
         let before = state.queue.len();
         self.inbox.close_into(&mut state.queue);
         state.queue.len() > before
@@ -379,7 +390,6 @@ impl<T: QueueItem> Scheduler<T> {
             if self.sync_inbox(&mut state) {
                 debug_assert!(matches!(wake_up, WakeUp::None), "two workers are asked for at once");
                 wake_up = state.wake_if_nonempty();
-                self.sync_inbox(&mut state);
             }
             notify(&wake_up);
             (result, wake_up)

@@ -85,7 +85,9 @@ pub(super) struct Queue<T> {
     other: Box<OtherLanes<T>>,
     /// Number of new calls in `other`. While it is 0, new calls are in `normal` only.
     other_len: usize,
-    /// Number of picks so far, modulo [`NEW_CALL_PERIOD`].
+    /// `true` if `other` may have allocated since it was shrunk.
+    is_other_used: bool,
+    /// Number of picks so far, modulo [`NEW_CALL_PERIOD`], without those from `normal` alone.
     picks: u8,
 }
 
@@ -118,6 +120,7 @@ impl<T: QueueItem> Queue<T> {
             normal: Lane::new(policy),
             other: Box::new(other),
             other_len: 0,
+            is_other_used: false,
             picks: 0,
         }
     }
@@ -128,6 +131,7 @@ impl<T: QueueItem> Queue<T> {
         match (key, priority) {
             (None, _) if is_woken => return self.woken.push_back(item),
             (Some(key), _) if is_woken => {
+                self.is_other_used = true;
                 self.woken_keyed += 1;
                 return self.other.woken.push(key, VecDeque::new, |items| items.push_back(item));
             }
@@ -136,6 +140,7 @@ impl<T: QueueItem> Queue<T> {
             (None, Priority::Low) => self.other.low.push(item),
             (Some(key), _) => self.other.push(item, priority, key),
         }
+        self.is_other_used = true;
         self.other_len += 1;
     }
 
@@ -145,6 +150,14 @@ impl<T: QueueItem> Queue<T> {
     /// A `Fifo` queue needs no `now`.
     #[inline]
     pub(super) fn pop(&mut self, now: Option<Instant>, shed: &mut Vec<T>) -> Option<T> {
+        if self.other_len + self.woken_keyed + self.woken.len() == 0 {
+            return self.normal.pop(now, shed);
+        }
+        self.pop_any(now, shed)
+    }
+
+    #[inline(never)] // Keeps it out of the path of a pool that has only new calls without a key.
+    fn pop_any(&mut self, now: Option<Instant>, shed: &mut Vec<T>) -> Option<T> {
         self.picks = (self.picks + 1) % NEW_CALL_PERIOD;
         match self.picks {
             0 => self.pop_new(now, shed).or_else(|| self.pop_woken()),
@@ -228,10 +241,18 @@ impl<T: QueueItem> Queue<T> {
 
     /// Frees memory that was allocated for a burst. Called when the queue is empty.
     pub(super) fn shrink(&mut self) {
-        let Self { woken, normal, other, .. } = self;
-        for items in [woken, &mut normal.items, &mut other.high.items, &mut other.low.items] {
-            shrink(items);
+        shrink(&mut self.woken);
+        shrink(&mut self.normal.items);
+        if mem::take(&mut self.is_other_used) {
+            self.shrink_other();
         }
+    }
+
+    #[cold]
+    fn shrink_other(&mut self) {
+        let other = &mut *self.other;
+        shrink(&mut other.high.items);
+        shrink(&mut other.low.items);
         other.keyed.iter_mut().for_each(Flows::shrink);
         other.woken.shrink();
     }

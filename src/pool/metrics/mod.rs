@@ -1,8 +1,12 @@
 //! Counts the events of a pool: always in atomics, for [`PoolStats`]; with feature `metrics` also
 //! in the installed recorder; with feature `tracing` as one event for each call that ended badly.
 
+#[cfg(feature = "metrics")]
+mod recorder;
+
 use std::{
     any::Any,
+    cell::Cell,
     sync::{
         Arc,
         atomic::{
@@ -17,10 +21,10 @@ use tokio::time::Instant;
 
 use super::{
     busy::BusyTime,
-    deadline::Deadline,
     error::{CallError, CancelReason},
     stall::Observation,
     stats::PoolStats,
+    time::{self, PoolTime},
 };
 use crate::{
     panic::ignore_panic,
@@ -29,16 +33,6 @@ use crate::{
 
 /// Number of stripes, a power of two. It keeps a handful of busy threads apart.
 const STRIPES: usize = 16;
-
-/// Time since the epoch of a pool, in nanoseconds.
-///
-/// Calls use it instead of [`Instant`], of which each subtraction costs as much as a dozen of
-/// these.
-pub(super) type PoolTime = u64;
-
-/// Time from the epoch of a pool to its creation. Tests can stop tokio's clock and set it forward,
-/// so a pool that was created then may be used earlier by the clock of another runtime.
-const BEFORE_CREATION: Duration = Duration::from_secs(86_400);
 
 #[derive(Debug)]
 pub(crate) struct Metrics {
@@ -54,9 +48,7 @@ pub(crate) struct Metrics {
     /// Each thread counts in one stripe, and readers add the stripes up. Counters shared by all
     /// threads would be passed between cores a dozen times per call, which took a third of the cost
     /// of a call at full load.
-    stripes: Box<[Stripe]>,
-    /// The origin of [`PoolTime`].
-    epoch: Instant,
+    stripes: Box<[Stripe; STRIPES]>,
     /// Time at which the pool was created.
     created: PoolTime,
     stall: Mutex<Stall>,
@@ -131,8 +123,6 @@ macro_rules! record {
 impl Metrics {
     #[cfg_attr(not(any(feature = "metrics", feature = "tracing")), expect(unused_variables))]
     pub(super) fn new(pool: &Arc<str>) -> Self {
-        let created = Instant::now();
-        let epoch = created.checked_sub(BEFORE_CREATION).unwrap_or(created);
         Self {
             #[cfg(feature = "tracing")]
             pool: pool.clone(),
@@ -142,9 +132,8 @@ impl Metrics {
             overload_change: OverloadWarning::new(),
             #[cfg(feature = "tracing")]
             has_warned: std::sync::atomic::AtomicBool::default(),
-            epoch,
-            created: nanos(created.saturating_duration_since(epoch)),
-            stripes: (0..STRIPES).map(|_| Stripe::default()).collect(),
+            created: time::now(),
+            stripes: Box::default(),
             stall: Mutex::default(),
             overloads: AtomicU64::new(0),
             #[cfg(feature = "metrics")]
@@ -308,36 +297,14 @@ impl Metrics {
         gauge(self.sum(|it| &it.admitted), ended)
     }
 
-    /// Returns the current time.
-    #[inline]
-    pub(super) fn now(&self) -> PoolTime {
-        nanos(Instant::now().saturating_duration_since(self.epoch))
-    }
-
     /// Returns the time since the pool was created.
     pub(super) fn age(&self) -> Duration {
-        Duration::from_nanos(self.now().saturating_sub(self.created))
-    }
-
-    /// Converts a time.
-    pub(super) fn instant(&self, time: PoolTime) -> Instant {
-        self.epoch.checked_add(Duration::from_nanos(time)).unwrap_or(self.epoch)
-    }
-
-    /// Converts a deadline. [`Deadline::NO_NANOS`] if there is none.
-    #[inline]
-    pub(super) fn pool_time(&self, deadline: Deadline) -> PoolTime {
-        deadline.nanos_after(self.epoch)
-    }
-
-    /// Returns the deadline of which [`pool_time`](Self::pool_time) has returned `time`.
-    pub(super) fn deadline(&self, time: PoolTime) -> Deadline {
-        Deadline::from_nanos_after(self.epoch, time)
+        Duration::from_nanos(time::now().saturating_sub(self.created))
     }
 
     /// Returns the time that threads were busy, up to now.
     fn busy_time(&self) -> Duration {
-        let now = self.now() / 1000;
+        let now = time::now() / 1000;
         let total = self.stripes.iter().map(|stripe| stripe.busy.total(now));
         Duration::from_micros(total.fold(0, u64::wrapping_add))
     }
@@ -367,18 +334,28 @@ impl Metrics {
     }
 
     /// Returns the stripe of the calling thread.
+    #[inline]
     fn stripe(&self) -> &Stripe {
-        static NEXT: AtomicUsize = AtomicUsize::new(0);
         thread_local! {
-            static STRIPE: usize = NEXT.fetch_add(1, Relaxed) % STRIPES;
+            /// `usize::MAX` at first: a constant needs no check whether it was initialized.
+            static STRIPE: Cell<usize> = const { Cell::new(usize::MAX) };
         }
-        &self.stripes[STRIPE.try_with(|stripe| *stripe).unwrap_or(0)]
+        #[cold]
+        fn assign() -> usize {
+            static NEXT: AtomicUsize = AtomicUsize::new(0);
+            let stripe = NEXT.fetch_add(1, Relaxed) % STRIPES;
+            STRIPE.set(stripe);
+            stripe
+        }
+        let stripe = STRIPE.get();
+        let stripe = if stripe == usize::MAX { assign() } else { stripe };
+        &self.stripes[stripe % STRIPES]
     }
 
     /// Records a call that was rejected, by the layer or by the pool.
     pub(crate) fn rejected(&self, error: CallError) {
         self.stripe().rejected.fetch_add(1, Relaxed);
-        record!(self, rejected(error).increment(1));
+        record!(self, rejected(error));
         #[cfg(feature = "tracing")]
         {
             let reason = error.as_str();
@@ -406,6 +383,7 @@ impl Metrics {
     }
 
     /// Records a call that was admitted and waits for its first poll.
+    #[inline]
     pub(super) fn admitted(&self) {
         self.stripe().admitted.fetch_add(1, SeqCst);
         record!(self, queue_depth.increment(1));
@@ -427,10 +405,12 @@ impl Metrics {
         let stripe = self.stripe();
         stripe.started.fetch_add(1, Relaxed);
         stripe.queue_wait.fetch_add(waited, Relaxed);
+        #[cfg(feature = "metrics")]
         ignore_panic(|| {
-            record!(self, queue_depth.decrement(1));
-            record!(self, queue_wait.record(Duration::from_nanos(waited)));
-            record!(self, active.increment(1));
+            let handles = self.recorder.get();
+            handles.queue_depth.decrement(1);
+            handles.queue_wait.record(Duration::from_nanos(waited));
+            handles.active.increment(1);
         });
     }
 
@@ -494,12 +474,14 @@ impl Metrics {
         if let Some(run_time) = run_time {
             stripe.run_time.fetch_add(run_time, Relaxed);
         }
+        #[cfg(feature = "metrics")]
         ignore_panic(|| {
+            let handles = self.recorder.get();
             if ends_poll {
-                record!(self, active.decrement(1));
+                handles.active.decrement(1);
             }
-            if let Some(_run_time) = run_time {
-                record!(self, run.record(Duration::from_nanos(_run_time)));
+            if let Some(run_time) = run_time {
+                handles.run.record(Duration::from_nanos(run_time));
             }
         });
         let ended = if ends_poll { &stripe.returned } else { &stripe.ended };
@@ -593,179 +575,4 @@ impl OverloadWarning {
 /// Returns the difference of two counters that are read while they change.
 fn gauge(increments: u64, decrements: u64) -> usize {
     usize::try_from(increments.saturating_sub(decrements)).unwrap_or(usize::MAX)
-}
-
-/// Returns whole nanoseconds. Without the 128-bit arithmetic of [`Duration::as_nanos`].
-fn nanos(duration: Duration) -> u64 {
-    duration.as_secs().saturating_mul(1_000_000_000).saturating_add(u64::from(duration.subsec_nanos()))
-}
-
-#[cfg(feature = "metrics")]
-mod recorder {
-    use std::{
-        fmt,
-        sync::{Arc, OnceLock},
-    };
-
-    use metrics::{
-        Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge,
-        histogram,
-    };
-
-    use crate::{
-        panic::ignore_panic,
-        pool::error::{CallError, CancelReason},
-    };
-
-    /// Reasons for which a call has no caller.
-    const CANCELLATIONS: [CancelReason; 2] = [CancelReason::CallerLeft, CancelReason::DeadlineExceeded];
-
-    /// Handles of one pool, registered when it is created, so that counters are 0 before their
-    /// first event, and again at its first call. A recorder that is installed in between therefore
-    /// receives everything.
-    #[derive(Debug)]
-    pub(super) struct Recorder {
-        pool: Arc<str>,
-        /// 0 if it is not known.
-        max_threads: usize,
-        handles: OnceLock<Handles>,
-    }
-
-    pub(super) struct Handles {
-        pool: Arc<str>,
-        max_threads: Gauge,
-        pub(super) queue_depth: Gauge,
-        pub(super) queue_wait: Histogram,
-        pub(super) active: Gauge,
-        pub(super) resume_wait: Histogram,
-        pub(super) run: Histogram,
-        pub(super) busy: Counter,
-        cancelled_run: [Counter; 2],
-        pub(super) abandoned: Counter,
-        pub(super) panicked: Counter,
-        pub(super) misplaced: Counter,
-        pub(super) stalls: Counter,
-        pub(super) stalled: Gauge,
-        pub(super) overloaded: Gauge,
-    }
-
-    impl Recorder {
-        pub(super) fn new(pool: Arc<str>) -> Self {
-            ignore_panic(|| drop(Handles::register(&pool)));
-            Self { pool, max_threads: 0, handles: OnceLock::new() }
-        }
-
-        pub(super) fn set_max_threads(&mut self, threads: usize) {
-            self.max_threads = threads;
-        }
-
-        /// Removes the pool from the gauges that describe it.
-        pub(super) fn close(&self) {
-            if let Some(handles) = self.handles.get() {
-                handles.max_threads.decrement(self.max_threads as f64);
-            }
-        }
-
-        pub(super) fn get(&self) -> &Handles {
-            self.handles.get_or_init(|| {
-                let handles = Handles::register(&self.pool);
-                // Pools of the same name add up.
-                handles.max_threads.increment(self.max_threads as f64);
-                handles
-            })
-        }
-    }
-
-    /// Errors of calls that are counted as rejected.
-    const REJECTIONS: [CallError; 7] = [
-        CallError::NoRuntime,
-        CallError::Overloaded,
-        CallError::KeyLimited,
-        CallError::Closed,
-        CallError::Expired,
-        CallError::DeadlineExceeded,
-        CallError::Deadlock,
-    ];
-
-    /// Registers units and help texts.
-    fn describe() {
-        let (count, seconds, microseconds) = (Unit::Count, Unit::Seconds, Unit::Microseconds);
-        describe_gauge!("offload_queue_depth", count, "Calls that wait for capacity or for their first poll.");
-        describe_histogram!("offload_queue_wait_seconds", seconds, "Time from a call to its first poll.");
-        describe_gauge!("offload_active", count, "Threads that poll a call.");
-        describe_histogram!("offload_resume_wait_seconds", seconds, "Time from each wake to the poll that follows it.");
-        describe_histogram!("offload_run_seconds", seconds, "Total time of a call's polls.");
-        describe_counter!(
-            "offload_busy_microseconds_total",
-            microseconds,
-            "Time that threads ran calls. Time of a call that runs is added when its poll ends."
-        );
-        describe_gauge!("offload_max_threads", count, "Threads that may run calls at the same time.");
-        describe_counter!(
-            "offload_cancelled_run_microseconds_total",
-            microseconds,
-            "Time that calls ran after their caller had left or their deadline had passed, by reason."
-        );
-        describe_counter!("offload_rejected_total", count, "Rejected calls, by reason.");
-        describe_counter!("offload_abandoned_total", count, "Calls whose caller left before they ended.");
-        describe_counter!("offload_panicked_total", count, "Panics of work.");
-        describe_counter!(
-            "offload_misplaced_total",
-            count,
-            "Calls that ran on their caller's thread and occupied it for more than 1 ms."
-        );
-        describe_counter!("offload_stalls_total", count, "Times that calls waited and none made progress for 10 s.");
-        describe_gauge!("offload_stalled", count, "1 while calls wait and none makes progress, otherwise 0.");
-        describe_gauge!(
-            "offload_overloaded",
-            count,
-            "1 while calls are rejected because the queue does not drain, otherwise 0."
-        );
-    }
-
-    impl Handles {
-        fn register(pool: &Arc<str>) -> Self {
-            describe();
-            let labels = [("pool", pool.to_string())];
-            let handles = Self {
-                max_threads: gauge!("offload_max_threads", &labels),
-                pool: pool.clone(),
-                queue_depth: gauge!("offload_queue_depth", &labels),
-                queue_wait: histogram!("offload_queue_wait_seconds", &labels),
-                active: gauge!("offload_active", &labels),
-                resume_wait: histogram!("offload_resume_wait_seconds", &labels),
-                run: histogram!("offload_run_seconds", &labels),
-                busy: counter!("offload_busy_microseconds_total", &labels),
-                cancelled_run: CANCELLATIONS.map(|reason| {
-                    let labels = [("pool", pool.to_string()), ("reason", reason.as_str().to_owned())];
-                    counter!("offload_cancelled_run_microseconds_total", &labels)
-                }),
-                abandoned: counter!("offload_abandoned_total", &labels),
-                panicked: counter!("offload_panicked_total", &labels),
-                misplaced: counter!("offload_misplaced_total", &labels),
-                stalls: counter!("offload_stalls_total", &labels),
-                stalled: gauge!("offload_stalled", &labels),
-                overloaded: gauge!("offload_overloaded", &labels),
-            };
-            REJECTIONS.iter().for_each(|error| handles.rejected(*error).increment(0));
-            handles
-        }
-
-        /// Returns the counter of one reason. Its handle is not kept, because rejections are rare,
-        /// or cheaper than the work that they avoid.
-        pub(super) fn rejected(&self, error: CallError) -> Counter {
-            counter!("offload_rejected_total", "pool" => self.pool.to_string(), "reason" => error.as_str())
-        }
-
-        /// Returns the counter of the cancelled calls that had lost their caller for this reason.
-        pub(super) fn cancelled_run(&self, reason: CancelReason) -> &Counter {
-            &self.cancelled_run[usize::from(reason == CANCELLATIONS[1])]
-        }
-    }
-
-    impl fmt::Debug for Handles {
-        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.debug_struct("Handles").finish_non_exhaustive()
-        }
-    }
 }
