@@ -43,9 +43,7 @@
 //!   rejected when the queue is full.
 //! * [`QueuePolicy::AcceptBursts`]: bursts wait, and callers with a deadline are answered in time
 //!   during a longer overload. The excess is rejected at once, before it costs anything. No setting
-//!   depends on the duration of calls. Not for a pool that also runs a background, whose admitted
-//!   tasks it would reject, nor for one whose permits are reserved with `backpressure` and not
-//!   used.
+//!   depends on the duration of calls. Only calls of a layer are rejected like this.
 //! * [`Codel`]: callers with a deadline are answered in time, however long calls take. The excess
 //!   fails with [`CallError::Expired`] after it has waited for too long.
 //! * A small [`queue_capacity`](ThreadPoolBuilder::queue_capacity): the same, if all calls take
@@ -235,6 +233,7 @@ mod metrics;
 mod nested;
 mod options;
 mod overload;
+mod permits;
 mod priority;
 mod queue_permit;
 #[cfg(feature = "rayon")]
@@ -278,6 +277,7 @@ pub use self::{
 pub(crate) use self::{
     call::{spawn, spawn_in_place},
     key::CallKey,
+    permits::PermitKind,
     queue_permit::{Admitted, QueuePermit},
     semaphore::Semaphore,
     shares::Shares,
@@ -441,7 +441,7 @@ pub trait Pool: fmt::Debug + Send + Sync + 'static {
         W: FnOnce() -> T + Send + 'static,
         T: Send + 'static,
     {
-        Run::new(self.clone().into_shared(), options, work)
+        Run::new(self.clone().into_shared(), options, PermitKind::Exempt, work)
     }
 
     /// Returns `true` if the pool has no threads, so that work runs where it is woken.

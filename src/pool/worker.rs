@@ -102,6 +102,10 @@ impl QueueItem for Runnable {
     fn is_cancelled(&self) -> bool {
         self.is_cancelled()
     }
+
+    fn is_exempt(&self) -> bool {
+        self.is_exempt()
+    }
 }
 
 impl WorkerPool {
@@ -519,6 +523,7 @@ mod tests {
     use crate::pool::{
         CallOptions, QueuePermit,
         call::{Context as CallContext, OnCallerDrop, spawn, spawn_in_place},
+        permits::PermitKind,
         queue_permit::Admitted,
     };
 
@@ -546,7 +551,7 @@ mod tests {
 
     fn admitted(pool: &Arc<PoolHandle>) -> Admitted {
         let (pool, options): (Arc<dyn Pool>, _) = (pool.clone(), CallOptions::default());
-        let queue_permit = QueuePermit::try_acquire(&pool, options).expect("the queue has room");
+        let queue_permit = QueuePermit::try_acquire(&pool, options, PermitKind::Exempt).expect("the queue has room");
         Admitted { queue_permit, layer_permit: None, options }
     }
 

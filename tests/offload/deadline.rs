@@ -515,9 +515,11 @@ async fn expired_calls_are_no_arrivals_of_an_overloaded_pool() {
     let policy = QueuePolicy::AcceptBursts;
     let pool = ThreadPool::builder().threads(1).queue_policy(policy).build().unwrap();
     let held = hold(&pool).await;
+    let layer = OffloadLayer::new(pool.clone()).reject(RejectWithError).timeout_request(|(): &()| Some(Duration::ZERO));
+    let service = layer.layer(service_fn_blocking(|()| TestResult::Ok(())));
     for _ in 0..10_000 {
-        let expired = run_within(&pool, Duration::ZERO, || ());
-        assert_eq!(expired.await, Err(CallError::DeadlineExceeded));
+        let error = service.clone().oneshot(()).await.unwrap_err();
+        assert_eq!(error.downcast_ref(), Some(&CallError::DeadlineExceeded));
     }
     assert_eq!((pool.stats().overloads, pool.stats().queued), (0, 0));
     held.release().await.unwrap();

@@ -9,14 +9,16 @@ use std::{
     time::Duration,
 };
 
+use axum::{Router, body::Body, routing::get};
 use http::{Request, Response, StatusCode};
 use tokio::sync::Notify;
 use tower::{Service, ServiceExt, service_fn};
 use tower_layer::Layer;
 use tower_offload::{
-    CallError, OffloadLayer, ThreadPool,
+    Background, CallError, OffloadLayer, ThreadPool,
+    axum::blocking,
     offload::{Reject, RejectWithError, service_fn_blocking},
-    pool::{CallOptions, Codel, Pool, QueuePolicy},
+    pool::{Codel, Pool, QueuePolicy},
 };
 
 use crate::support::{
@@ -214,7 +216,8 @@ async fn shutdown_answers_closed_before_the_policy_sheds() {
     held.release().await.unwrap();
 }
 
-/// A pool whose calls take as long as the test wants, in a runtime with a paused clock.
+/// A pool whose calls take as long as the test wants, in a runtime with a paused clock. Its calls
+/// come through a layer.
 struct Paced {
     pool: ThreadPool,
     release: std::sync::mpsc::Sender<()>,
@@ -230,13 +233,57 @@ impl Paced {
         Self { pool: builder.build().unwrap(), release, released, calls: tokio::task::JoinSet::new() }
     }
 
-    fn call(&mut self) {
-        self.call_with(CallOptions::new());
+    /// Returns work that ends when the test releases it.
+    fn work(&self) -> impl FnOnce() + Clone + Send + Sync + 'static {
+        let released = self.released.clone();
+        move || released.lock().unwrap().recv().unwrap()
     }
 
-    fn call_with(&mut self, options: CallOptions) {
-        let released = self.released.clone();
-        self.calls.spawn(self.pool.run_with(options, move || released.lock().unwrap().recv().unwrap()));
+    fn layer(&self) -> OffloadLayer<RejectWithError> {
+        OffloadLayer::new(self.pool.clone()).reject(RejectWithError)
+    }
+
+    fn call(&mut self) {
+        let work = self.work();
+        let response = self
+            .layer()
+            .layer(service_fn_blocking(move |()| {
+                work.clone()();
+                TestResult::Ok(())
+            }))
+            .call(());
+        self.calls.spawn(async { response.await.map_err(|error| *error.downcast_ref().unwrap()) });
+    }
+
+    fn call_of(&mut self, key: &'static str) {
+        let (work, layer) = (self.work(), self.layer().fair_by_request(move |(): &()| key));
+        let response = layer
+            .layer(service_fn_blocking(move |()| {
+                work.clone()();
+                TestResult::Ok(())
+            }))
+            .call(());
+        self.calls.spawn(async { response.await.map_err(|error| *error.downcast_ref().unwrap()) });
+    }
+
+    /// Makes a call without a layer.
+    fn run(&mut self) {
+        self.calls.spawn(self.pool.run(self.work()));
+    }
+
+    /// Lets calls arrive at three times the capacity until the pool is overloaded.
+    async fn overload(&mut self) {
+        while self.pool.stats().overloads == 0 {
+            self.millisecond(3).await;
+        }
+        self.millisecond(0).await; // The worker sheds the excess.
+        self.failed().await;
+    }
+
+    async fn end_calls(&self) {
+        while self.pool.stats().in_flight > 0 {
+            self.end_call().await;
+        }
     }
 
     /// Ends one call, and waits until the thread has taken the next one.
@@ -302,26 +349,92 @@ async fn bursts_wait_and_steady_overload_is_rejected() {
 
 #[tokio::test(start_paused = true)]
 async fn key_that_is_over_its_share_does_not_overload_the_pool() {
-    let (greedy, quiet) = (CallOptions::new().fair_by("greedy"), CallOptions::new().fair_by("quiet"));
     let mut paced = Paced::new();
     for _ in 0..1000 {
-        paced.call_with(greedy);
+        paced.call_of("greedy");
     }
     for _ in 0..300 {
         for _ in 0..3 {
-            paced.call_with(greedy);
+            paced.call_of("greedy");
         }
         paced.millisecond(0).await;
     }
     let failed = paced.failed().await;
     assert!(failed.len() > 600 && failed.iter().all(|error| *error == CallError::KeyLimited), "{failed:?}");
     for _ in 0..20 {
-        paced.call_with(quiet);
+        paced.call_of("quiet");
     }
     assert_eq!((paced.failed().await, paced.pool.stats().overloads), (vec![], 0), "the burst waits");
-    while paced.pool.stats().in_flight > 0 {
-        paced.end_call().await;
+    paced.end_calls().await;
+}
+
+/// A program that is no server makes many calls at once and waits for their results.
+#[tokio::test(start_paused = true)]
+async fn calls_without_a_layer_are_no_overload_and_are_not_rejected_in_one() {
+    let mut paced = Paced::new();
+    for _ in 0..300 {
+        (0..3).for_each(|_| paced.run());
+        paced.millisecond(0).await;
     }
+    assert_eq!((paced.failed().await, paced.pool.stats().overloads), (vec![], 0));
+    paced.call();
+    assert_eq!(paced.failed().await, [], "others are not locked out");
+    paced.end_calls().await;
+
+    paced.overload().await;
+    (0..500).for_each(|_| paced.run());
+    assert_eq!(paced.failed().await, []);
+    paced.end_calls().await;
+    assert_eq!(paced.failed().await, [], "nor are they shed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn background_on_an_overloaded_pool_loses_no_task() {
+    let mut paced = Paced::new();
+    paced.overload().await;
+    let background = Background::builder().pool(paced.pool.clone()).build();
+    for _ in 0..200 {
+        background.spawn_blocking(paced.work()).unwrap();
+        paced.millisecond(3).await;
+    }
+    assert!(paced.failed().await.contains(&CallError::Overloaded), "the pool is overloaded");
+    paced.end_calls().await;
+    let stats = background.stats();
+    assert_eq!((stats.completed, stats.failed), (200, 0), "{stats:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_of_blocking_handlers_are_rejected_during_an_overload() {
+    let mut paced = Paced::new();
+    paced.overload().await;
+    let app: Router = Router::new().route("/", get(blocking(paced.pool.clone(), paced.work())));
+    let mut responses = tokio::task::JoinSet::new();
+    for _ in 0..10 {
+        responses.spawn(app.clone().oneshot(Request::new(Body::empty())));
+    }
+    tokio::task::yield_now().await;
+    let rejected = std::iter::from_fn(|| responses.try_join_next()).map(|response| response.unwrap().unwrap().status());
+    let rejected: Vec<_> = rejected.collect();
+    assert!(rejected.len() >= 6 && rejected.iter().all(|it| *it == StatusCode::SERVICE_UNAVAILABLE), "{rejected:?}");
+    paced.end_calls().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn reserved_permits_are_no_calls_that_wait() {
+    let mut paced = Paced::new();
+    paced.overload().await;
+    let service = paced.layer().backpressure().layer(service_fn_blocking(|()| TestResult::Ok(())));
+    let mut services: Vec<_> = (0..100).map(|_| service.clone()).collect();
+    for service in &mut services {
+        let ready = std::future::poll_fn(|cx| Service::<()>::poll_ready(service, cx));
+        assert!(tokio_test::task::spawn(ready).poll().is_ready());
+    }
+    paced.end_calls().await;
+    (0..4).for_each(|_| paced.call());
+    assert_eq!(paced.failed().await, []);
+    drop(services);
+    paced.end_calls().await;
+    assert_eq!(paced.pool.stats().permits_in_use, 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -345,8 +458,6 @@ async fn subscriber_that_panics_at_an_overload_keeps_no_place_in_the_queue() {
         paced.millisecond(0).await;
     }
     assert_eq!(paced.pool.stats().overloads, 1);
-    while paced.pool.stats().in_flight > 0 {
-        paced.end_call().await;
-    }
+    paced.end_calls().await;
     assert_eq!(paced.pool.stats().permits_in_use, 0);
 }

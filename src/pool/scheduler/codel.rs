@@ -23,13 +23,17 @@ pub enum QueuePolicy {
     Fifo,
     /// First in, first out, and bursts wait. If the queue does not drain, calls are rejected at
     /// once until it does, so that the others wait only briefly. No setting depends on the duration
-    /// of calls. For pools that serve requests.
+    /// of calls.
     ///
-    /// Not for a pool that also runs a [`Background`](crate::Background): a task that the
-    /// background has accepted fails if the pool rejects it. Permits that are reserved with
-    /// [`backpressure`](crate::OffloadLayer::backpressure) and not used count as waiting calls.
-    /// Calls without a key do not have the longer limit of keys, so give all calls of such a pool a
-    /// key, or none.
+    /// This applies to requests: to the calls of an [`OffloadLayer`](crate::OffloadLayer) and of an
+    /// `axum::blocking` handler, whose callers get an answer if they are rejected, and to those of
+    /// a `ProcessPool` as a service. Other calls were accepted before, by the program or by a
+    /// background: those of [`run`](crate::pool::Pool::run), the tasks of a
+    /// [`Background`](crate::Background), a [`BlockingBody`](crate::offload::BlockingBody), and
+    /// what [`backpressure`](crate::OffloadLayer::backpressure) reserves. They are rejected only if
+    /// the queue is full, are never shed, and are no reason for an overload. In the queue they are
+    /// equal: a call of a layer waits for all that came before it, however many these are. Give the
+    /// layer [`Priority::High`](crate::Priority::High) or a pool of its own if it must not.
     ///
     /// The pool becomes *overloaded* while at least two calls per thread, and at least four, wait
     /// for two windows of time, and the queue still grows after the first: by over an eighth of the
@@ -40,12 +44,15 @@ pub enum QueuePolicy {
     ///
     /// During an overload at most two calls per thread wait, and at least four. The pool rejects
     /// others with [`CallError::Overloaded`](crate::CallError::Overloaded), and at its start also
-    /// the oldest of those that wait, with [`CallError::Expired`](crate::CallError::Expired). Calls
-    /// with a [key](crate::pool#keys) whose group has no other call in the queue may wait until the
-    /// queue is eight times as long, so that a few busy keys do not lock out others.
+    /// the oldest of those that wait, with [`CallError::Expired`](crate::CallError::Expired). A
+    /// call of a [key](crate::pool#keys) or group that has no other call in the queue may wait
+    /// until the queue is eight times as long, so that a few busy keys do not lock out others.
+    /// Calls without a key are one group. With a
+    /// [`queue_capacity`](crate::pool::ThreadPoolBuilder::queue_capacity) of at most two per
+    /// thread, or four, the queue is never longer, and this is the same as `Fifo`.
     ///
-    /// The overload ends when fewer than an eighth of the arriving calls are rejected, or when one
-    /// finds the queue empty after a pause of 20 ms. To find out whether it is only kept up by
+    /// The overload ends when fewer than an eighth of the arriving calls are rejected, or after a
+    /// pause of 20 ms in which the queue became empty. To find out whether it is only kept up by
     /// rejected callers who return, the limit is lifted from time to time: first after a second or
     /// more, and then for less than 1 % of the time. If the queue grows quickly, that ends after
     /// two windows, and otherwise after at most 1.5 s.

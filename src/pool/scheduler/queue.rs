@@ -38,6 +38,11 @@ pub(in crate::pool) trait QueueItem {
     fn is_cancelled(&self) -> bool {
         false
     }
+
+    /// Returns `true` if the call must not be shed to end an overload.
+    fn is_exempt(&self) -> bool {
+        false
+    }
 }
 
 /// Properties of an entry that decide where it waits.
@@ -200,18 +205,21 @@ impl<T: QueueItem> Queue<T> {
         }
     }
 
-    /// Removes new calls until at most `len` are left: the oldest of the lowest priority first, and
-    /// in a priority those of the keys with the most calls.
+    /// Removes new calls until at most `len` are left that are not exempt: the oldest of the lowest
+    /// priority first, and in a priority those of the keys with the most calls.
     pub(super) fn shed_to(&mut self, len: usize) -> Vec<T> {
-        let mut excess = (self.normal.items.len() + self.other_len).saturating_sub(len);
-        let mut shed = Vec::with_capacity(excess);
-        for priority in [Priority::Low, Priority::Normal, Priority::High] {
+        let priorities = [Priority::Low, Priority::Normal, Priority::High];
+        let waiting = priorities.map(|priority| {
             let (lane, flows) = self.other.of(priority, &mut self.normal);
-            let (before, waiting) = (shed.len(), lane.len() + flows.len());
-            flows.cut(lane, waiting.saturating_sub(excess), |lane, len| {
-                let count = lane.len().saturating_sub(len);
-                shed.extend(lane.items.drain(..count));
-            });
+            lane.sheddable() + flows.sum(Lane::sheddable)
+        });
+        let mut excess = waiting.iter().sum::<usize>().saturating_sub(len);
+        let mut shed = Vec::with_capacity(excess);
+        for (priority, waiting) in priorities.into_iter().zip(waiting) {
+            let before = shed.len();
+            let (lane, flows) = self.other.of(priority, &mut self.normal);
+            let keep = waiting.saturating_sub(excess);
+            flows.cut(lane, keep, Lane::sheddable, |lane, keep| lane.shed_to(keep, &mut shed));
             excess -= shed.len() - before;
         }
         self.other_len = self.other.len();
@@ -324,6 +332,25 @@ impl<T: QueueItem> Lane<T> {
             shed.extend(self.items.pop_front());
         }
         newest
+    }
+
+    /// Returns the number of calls that are not exempt.
+    fn sheddable(&self) -> usize {
+        self.items.iter().filter(|item| !item.is_exempt()).count()
+    }
+
+    /// Moves the oldest calls to `shed` until at most `keep` are left that are not exempt.
+    fn shed_to(&mut self, keep: usize, shed: &mut Vec<T>) {
+        let mut excess = self.sheddable().saturating_sub(keep);
+        let items = mem::take(&mut self.items).into_iter().filter_map(|item| {
+            if excess == 0 || item.is_exempt() {
+                return Some(item);
+            }
+            excess -= 1;
+            shed.push(item);
+            None
+        });
+        self.items = items.collect();
     }
 
     /// Removes the next call that is not cancelled. Cancelled ones are moved to `shed`, unless

@@ -26,11 +26,12 @@ struct Call {
     queued_at: Instant,
     service: u32,
     is_cancelled: bool,
+    is_exempt: bool,
 }
 
 impl Call {
     fn new(group: u32, id: u32) -> Self {
-        Self { group, id, queued_at: Instant::now(), service: 1, is_cancelled: false }
+        Self { group, id, queued_at: Instant::now(), service: 1, is_cancelled: false, is_exempt: false }
     }
 }
 
@@ -41,6 +42,10 @@ impl QueueItem for Call {
 
     fn is_cancelled(&self) -> bool {
         self.is_cancelled
+    }
+
+    fn is_exempt(&self) -> bool {
+        self.is_exempt
     }
 }
 
@@ -220,6 +225,26 @@ fn excess_is_shed_from_the_key_with_the_most_calls() {
     assert_eq!(shed.iter().find(|call| call.group == 1).map(|call| call.id), Some(0), "the oldest");
     let left: BTreeSet<_> = std::iter::from_fn(|| pop(&mut queue)).map(|call| call.group).collect();
     assert_eq!(left, BTreeSet::from([0, 1, 2]));
+}
+
+#[test]
+fn exempt_calls_are_not_shed_and_are_no_excess() {
+    let mut queue = Queue::new(QueuePolicy::AcceptBursts);
+    for group in [0, 1, 2] {
+        for id in 0..100 {
+            push(&mut queue, Call { is_exempt: id % 2 == 0 || group == 2, ..Call::new(group, id) });
+        }
+    }
+    let shed = queue.shed_to(4);
+    assert_eq!((shed.len(), queue.len()), (96, 204));
+    assert!(shed.iter().all(|call| !call.is_exempt));
+    let left: Vec<_> = std::iter::from_fn(|| pop(&mut queue)).collect();
+    assert_eq!(left.iter().filter(|call| !call.is_exempt).map(|call| call.id).collect::<Vec<_>>(), [97, 97, 99, 99]);
+    for group in [0, 1, 2] {
+        let ids: Vec<_> = left.iter().filter(|call| call.group == group).map(|call| call.id).collect();
+        assert!(ids.is_sorted(), "{ids:?}");
+    }
+    assert_eq!(queue.shed_to(0), []);
 }
 
 #[test]
