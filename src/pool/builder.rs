@@ -31,7 +31,8 @@ const CPU_NICENESS: Option<i32> = None;
 
 impl ThreadPool {
     /// Creates a pool for work that computes: one thread per core, and capacity for 1024 calls to
-    /// wait. It is named `cpu`. A second such pool needs a name of its own: see
+    /// wait, of which an [overload](crate::pool#overload) leaves those of layers only a few. It is
+    /// named `cpu`. A second such pool needs a name of its own: see
     /// [`blocking`](Self::blocking).
     ///
     /// # Panics
@@ -174,16 +175,16 @@ impl ThreadPoolBuilder {
     /// Sets the maximum number of calls that wait to be started, at least 1.
     ///
     /// Default: 1024, which accepts a burst that the machine can work off without using much
-    /// memory. If latency under overload matters more than accepting bursts, use the number of
-    /// calls that the threads can run in the time that a caller is willing to wait.
+    /// memory. With [`QueuePolicy::Fifo`], use the number of calls that the threads can run in the
+    /// time that a caller is willing to wait.
     pub fn queue_capacity(mut self, calls: usize) -> Self {
         self.queue_capacity = calls;
         self
     }
 
-    /// Sets the order in which calls start, and whether calls that waited for too long are shed.
+    /// Sets what happens to calls during an overload.
     ///
-    /// Default: [`QueuePolicy::Fifo`], which rejects a call only if the queue is full.
+    /// Default: [`QueuePolicy::AcceptBursts`], with which the calls of a layer wait only briefly.
     pub fn queue_policy(mut self, policy: impl Into<QueuePolicy>) -> Self {
         self.queue_policy = policy.into();
         self

@@ -39,11 +39,13 @@
 //!
 //! While more calls arrive than the threads can run, choose what happens to the excess:
 //!
-//! * [`QueuePolicy::Fifo`], the default: every queued call starts, however late. The excess is
-//!   rejected when the queue is full.
-//! * [`QueuePolicy::AcceptBursts`]: bursts wait, and callers with a deadline are answered in time
-//!   during a longer overload. The excess is rejected at once, before it costs anything. No setting
-//!   depends on the duration of calls. Only calls of a layer are rejected like this.
+//! * [`QueuePolicy::AcceptBursts`], the default: bursts wait, and callers with a deadline are
+//!   answered in time during a longer overload. The excess is rejected at once, before it costs
+//!   anything. No setting depends on the duration of calls. Only calls of a layer are rejected like
+//!   this: calls of [`run`](Pool::run), tasks of a background and the like are work that the
+//!   program has accepted, and are rejected only if the queue is full.
+//! * [`QueuePolicy::Fifo`]: every queued call starts, however late. The excess is rejected when the
+//!   queue is full.
 //! * [`Codel`]: callers with a deadline are answered in time, however long calls take. The excess
 //!   fails with [`CallError::Expired`] after it has waited for too long.
 //! * A small [`queue_capacity`](ThreadPoolBuilder::queue_capacity): the same, if all calls take
@@ -366,7 +368,10 @@ pub trait Pool: fmt::Debug + Send + Sync + 'static {
     /// Runs a closure on the pool and returns its value.
     ///
     /// The permit for the queue is acquired by this method and not at the first poll, so the future
-    /// of a call that finds the queue full is ready at once.
+    /// of a call that finds the queue full is ready at once. Only a full queue rejects the call: an
+    /// [overload](self#overload) does not. Offload the handler of a server with an
+    /// [`OffloadLayer`](crate::OffloadLayer) instead, which answers 503 during an overload, or give
+    /// the call a [timeout](CallOptions::timeout).
     ///
     /// ```
     /// # #[tokio::main]

@@ -100,8 +100,7 @@ impl RayonBuilder {
         self
     }
 
-    /// Sets the order in which calls start, and whether calls that waited for too long are shed.
-    /// Default: [`QueuePolicy::Fifo`].
+    /// Sets what happens to calls during an overload. Default: [`QueuePolicy::AcceptBursts`].
     pub fn queue_policy(mut self, policy: impl Into<QueuePolicy>) -> Self {
         self.queue_policy = policy.into();
         self

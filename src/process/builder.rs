@@ -88,7 +88,7 @@ impl ProcessPoolBuilder {
     }
 
     /// Sets the order in which jobs start, and whether jobs that waited for too long are shed.
-    /// Default: [`QueuePolicy::Fifo`].
+    /// Default: [`QueuePolicy::AcceptBursts`].
     pub fn queue_policy(mut self, policy: impl Into<QueuePolicy>) -> Self {
         self.queue_policy = policy.into();
         self

@@ -227,7 +227,7 @@ struct Paced {
 
 impl Paced {
     fn new() -> Self {
-        let builder = ThreadPool::builder().threads(1).queue_policy(QueuePolicy::AcceptBursts);
+        let builder = ThreadPool::builder().threads(1);
         let (release, released) = std::sync::mpsc::channel();
         let released = Arc::new(Mutex::new(released));
         Self { pool: builder.build().unwrap(), release, released, calls: tokio::task::JoinSet::new() }

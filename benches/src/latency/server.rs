@@ -95,7 +95,7 @@ pub(super) const VARIANTS: &[Variant] = &[
         offload(work, built(ThreadPool::builder().queue_policy(Codel::default())))
     }),
     variant("offload/bursts", [213, 160, 20], |work| {
-        offload(work, built(ThreadPool::builder().queue_policy(QueuePolicy::AcceptBursts)))
+        offload(work, ThreadPool::cpu())
     }),
     variant("offload/adaptive", [90, 90, 200], |work| {
         inline(work).layer(OffloadLayer::new(fifo(ThreadPool::builder())).reject(ProblemJson).adaptive())

@@ -16,14 +16,12 @@ use tokio::time::Instant;
 #[non_exhaustive]
 pub enum QueuePolicy {
     /// First in, first out. Every queued call starts, however long it waited, and a call is
-    /// rejected either at once, because the queue is full, or never. The default, because a pool
-    /// may also run work that was accepted before, such as tasks of a background. With the default
-    /// capacity and calls of 5 ms on two threads, an overload makes each call wait for 2.5 s.
-    #[default]
+    /// rejected either at once, because the queue is full, or never. With the default capacity and
+    /// calls of 5 ms on two threads, an overload makes each call wait for 2.5 s.
     Fifo,
     /// First in, first out, and bursts wait. If the queue does not drain, calls are rejected at
     /// once until it does, so that the others wait only briefly. No setting depends on the duration
-    /// of calls.
+    /// of calls, which is why this is the default.
     ///
     /// This applies to requests: to the calls of an [`OffloadLayer`](crate::OffloadLayer) and of an
     /// `axum::blocking` handler, whose callers get an answer if they are rejected, and to those of
@@ -56,6 +54,7 @@ pub enum QueuePolicy {
     /// rejected callers who return, the limit is lifted from time to time: first after a second or
     /// more, and then for less than 1 % of the time. If the queue grows quickly, that ends after
     /// two windows, and otherwise after at most 1.5 s.
+    #[default]
     AcceptBursts,
     /// Sheds calls to keep waits short. See [`Codel`].
     Codel(Codel),
