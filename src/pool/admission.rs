@@ -20,8 +20,8 @@ use super::{
     options::CallOptions,
     overload::{Arrival, Change, Fate, OverloadDetector},
     permits::PermitKind,
+    policy::QueuePolicy,
     priority::Priority,
-    scheduler::QueuePolicy,
     semaphore::Semaphore,
     stats::{PoolShutdownReport, PoolStats},
 };

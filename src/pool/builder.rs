@@ -13,7 +13,8 @@ use std::{
 use super::{
     admission::{Admission, DEFAULT_QUEUE_CAPACITY},
     error::CallError,
-    scheduler::{InvalidPolicy, Limits, QueuePolicy},
+    policy::QueuePolicy,
+    scheduler::Limits,
     stall::STALL_TIMEOUT,
     thread_pool::ThreadPool,
     thread_setup::{Hooks, NICENESS_RANGE, ThreadSetup},
@@ -185,8 +186,8 @@ impl ThreadPoolBuilder {
     /// Sets what happens to calls during an overload.
     ///
     /// Default: [`QueuePolicy::AcceptBursts`], with which the calls of a layer wait only briefly.
-    pub fn queue_policy(mut self, policy: impl Into<QueuePolicy>) -> Self {
-        self.queue_policy = policy.into();
+    pub fn queue_policy(mut self, policy: QueuePolicy) -> Self {
+        self.queue_policy = policy;
         self
     }
 
@@ -316,7 +317,7 @@ impl ThreadPoolBuilder {
         } else if self.name.contains('\0') {
             Err(Reason::NameHasNul)
         } else {
-            self.queue_policy.validate().map_err(Reason::Policy)
+            Ok(())
         }
     }
 }
@@ -333,7 +334,6 @@ enum Reason {
     NoCapacity,
     NicenessOutOfRange { niceness: i32, range: RangeInclusive<i32> },
     NameHasNul,
-    Policy(InvalidPolicy),
     Spawn(io::Error),
     NicenessDenied { niceness: i32, error: io::Error },
 }
@@ -380,7 +380,6 @@ impl fmt::Display for ThreadPoolBuildError {
                 write!(f, "nice value {niceness} is out of range: use {} to {}", range.start(), range.end())
             }
             Reason::NameHasNul => f.write_str("a pool's name must not contain a NUL byte, because it names threads"),
-            Reason::Policy(error) => error.fmt(f),
             Reason::Spawn(_) => f.write_str("the system did not start a thread for the pool"),
             Reason::NicenessDenied { niceness, .. } => {
                 write!(f, "the system denied the pool's threads nice value {niceness}")

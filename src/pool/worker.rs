@@ -17,7 +17,8 @@ use super::{
     clock::Clock,
     error::CallError,
     metrics::PoolTime,
-    scheduler::{Action, Dequeued, Limits, Linger, QueueItem, QueuePolicy, Scheduler, WakeUp, WorkerState},
+    policy::QueuePolicy,
+    scheduler::{Action, Dequeued, Limits, Linger, QueueItem, Scheduler, WakeUp, WorkerState},
     stall::{Change, OBSERVATIONS, StallDetector},
     stats::PoolShutdownReport,
     wake_batch::{WakeBatcher, WakeList},
@@ -115,7 +116,7 @@ impl WorkerPool {
         config: WorkerConfig,
         executor: impl Executor + 'static,
     ) -> Arc<PoolHandle> {
-        let scheduler = Scheduler::new(config.limits, config.queue_policy, config.spin);
+        let scheduler = Scheduler::new(config.limits, config.spin);
         let admission = admission.with_policy(config.queue_policy, config.limits.max);
         let workers = Arc::new_cyclic(|this| Self {
             admission,
@@ -356,7 +357,7 @@ impl Worker {
             }
             for shed in state.shed.drain(..) {
                 clock.reset();
-                ignore_panic(|| shed.refuse(CallError::Expired));
+                ignore_panic(|| shed.refuse(CallError::Overloaded));
             }
             // A call catches the panics of its work. One that arrives here was raised by a metrics
             // recorder or a tracing subscriber.
