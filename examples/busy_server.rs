@@ -14,17 +14,14 @@ use axum::{
 use hyper::{Request, StatusCode};
 use tokio::{runtime, task::JoinSet, time};
 use tower::ServiceExt;
-use tower_offload::{
-    OffloadLayer, ThreadPool,
-    pool::{CpuBudget, QueuePolicy},
-};
+use tower_offload::{OffloadLayer, ThreadPool, pool::CpuBudget};
 
 const JOB: Duration = Duration::from_millis(5);
 const ROUNDS: u32 = 400;
 
 fn main() -> anyhow::Result<()> {
     let budget = CpuBudget::detect();
-    let cpu = budget.pool().queue_policy(QueuePolicy::AcceptBursts).build()?;
+    let cpu = budget.pool().build()?;
     let runtime = runtime::Builder::new_multi_thread().worker_threads(budget.runtime_workers()).enable_all().build()?;
     runtime.block_on(overload(cpu))
 }

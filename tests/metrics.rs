@@ -10,10 +10,7 @@ use metrics::{
 };
 use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 use tower::{Layer, ServiceExt};
-use tower_offload::{
-    CallError, ThreadPool,
-    pool::{Codel, Pool},
-};
+use tower_offload::{ThreadPool, pool::Pool};
 
 #[test]
 fn counters_of_an_unused_pool_are_zero() {
@@ -32,7 +29,7 @@ fn counters_of_an_unused_pool_are_zero() {
         ("offload_cancelled_run_microseconds_total", vec![0; 2]),
         ("offload_misplaced_total", vec![0]),
         ("offload_panicked_total", vec![0]),
-        ("offload_rejected_total", vec![0; 7]),
+        ("offload_rejected_total", vec![0; 6]),
         ("offload_stalls_total", vec![0]),
     ];
     assert_eq!(seen, expected.map(|(name, counts)| (name.to_owned(), counts)).into());
@@ -122,7 +119,6 @@ async fn metrics_have_the_name_of_the_pool_as_label() {
         ("offload_rejected_total closed", 0.0),
         ("offload_rejected_total deadline_exceeded", 0.0),
         ("offload_rejected_total deadlock", 0.0),
-        ("offload_rejected_total expired", 0.0),
         ("offload_rejected_total key_limited", 0.0),
         ("offload_rejected_total no_runtime", 0.0),
         ("offload_rejected_total overloaded", 1.0),
@@ -156,39 +152,6 @@ async fn metrics_have_the_name_of_the_pool_as_label() {
         assert!(expected.as_nanos() > 0, "{name}");
         assert!((seconds[name] - expected.as_secs_f64()).abs() < 1e-6, "{name}: {} and {expected:?}", seconds[name]);
     }
-
-    // Shed calls have a reason of their own.
-    let short = std::time::Duration::from_millis(1);
-    let builder = ThreadPool::builder().name("shedding").threads(1).queue_policy(Codel::new(short, short));
-    let pool = builder.build().unwrap();
-    // On a slow machine the call that blocks the thread may be shed.
-    let mut shed = 0;
-    let (release, held) = loop {
-        let (entered, inside) = tokio::sync::oneshot::channel();
-        let (release, released) = std::sync::mpsc::channel::<()>();
-        let held = pool.run(move || {
-            entered.send(()).unwrap();
-            let _ = released.recv();
-        });
-        if inside.await.is_ok() {
-            break (release, held);
-        }
-        shed += 1;
-    };
-    let queued = pool.run(|| ());
-    let newest = pool.run(|| ());
-    tokio::time::sleep(5 * short).await; // Longer than the interval.
-    drop(release);
-    held.await.unwrap();
-    assert_eq!((queued.await, newest.await), (Err(CallError::Expired), Ok(())));
-    shed += 1;
-    let expired = snapshotter.snapshot().into_vec().into_iter().find_map(|(key, _, _, value)| {
-        let labels: Vec<_> = key.key().labels().map(|label| (label.key(), label.value())).collect();
-        let wanted = [("pool", "shedding"), ("reason", "expired")];
-        (key.key().name() == "offload_rejected_total" && labels == wanted).then_some(value)
-    });
-    assert_eq!(expired, Some(DebugValue::Counter(shed)));
-    assert_eq!(pool.stats().rejected, shed);
 }
 
 /// A recorder of which one metric panics.

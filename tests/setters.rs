@@ -21,8 +21,8 @@ use tower_offload::{
     blocking_detector::BlockingDetectorLayer,
     offload::RejectWithError,
     pool::{
-        Admission, CallOptions, Codel, CpuBudget, Deadline, Inline, Pool, Rayon, Runnable, ThreadPoolBuilder,
-        TokioBlocking, TokioBlockingBuilder,
+        Admission, CallOptions, CpuBudget, Deadline, Inline, Pool, Rayon, Runnable, ThreadPoolBuilder, TokioBlocking,
+        TokioBlockingBuilder,
     },
     process::{self, KilledBy, ProcessPool, ProcessPoolBuilder, RunError, Work},
 };
@@ -284,24 +284,9 @@ fn zero(value: usize) -> Option<&'static str> {
 }
 
 fn durations() -> Vec<Setter<Duration>> {
-    fn codel_refusal(target: Duration) -> Option<&'static str> {
-        target.is_zero().then_some("use a longer target")
-    }
     vec![
         setter("ThreadPoolBuilder::keep_alive", any, |value| {
             use_builder(ThreadPool::builder().min_threads(0).max_threads(2).keep_alive(value))
-        }),
-        setter("Codel::new", codel_refusal, |value| {
-            use_builder(ThreadPool::builder().queue_policy(Codel::new(value, value)))
-        }),
-        setter("Codel::new with a long interval", codel_refusal, |value| {
-            use_builder(ThreadPool::builder().queue_policy(Codel::new(value, Duration::MAX)))
-        }),
-        setter("RayonBuilder::queue_policy", codel_refusal, async |value| {
-            use_pool(Rayon::builder(rayon()).queue_policy(Codel::new(value, value)).build()).await;
-        }),
-        setter("TokioBlockingBuilder::queue_policy", codel_refusal, async |value| {
-            use_tokio_builder(|builder| builder.queue_policy(Codel::new(value, value))).await;
         }),
         setter("Pool::shutdown", any, async |value| {
             let pool = ThreadPool::cpu();
@@ -397,9 +382,6 @@ fn durations() -> Vec<Setter<Duration>> {
                 }
             },
         ),
-        setter("ProcessPoolBuilder::queue_policy", codel_refusal, |value| {
-            use_processes(processes().queue_policy(Codel::new(value, value)))
-        }),
         setter("process::Run::timeout", any, async |value| {
             if value < Duration::from_secs(10) {
                 use_timeout(processes(), value).await;

@@ -7,7 +7,10 @@ use ::axum::{
 };
 
 use super::into_response::respond;
-use crate::{offload::Watch, pool::Pool};
+use crate::{
+    offload::Watch,
+    pool::{CallOptions, PermitKind, Pool, Run},
+};
 
 /// Creates an axum handler from a blocking function `fn(T1, .., T16) -> impl IntoResponse`.
 ///
@@ -15,9 +18,9 @@ use crate::{offload::Watch, pool::Pool};
 /// function and its return value's `into_response` run on the pool. All extractors work, including
 /// `State` and a last one that consumes the body.
 ///
-/// If the pool is full or shut down, the response is a 503 with `Retry-After`, after the extractors
-/// have run. To reject before that, or to change the response, use an
-/// [`OffloadLayer`](crate::OffloadLayer) around the route.
+/// If the pool is full, [overloaded](crate::pool#overload) or shut down, the response is a 503 with
+/// `Retry-After`, after the extractors have run. To reject before that, or to change the response,
+/// use an [`OffloadLayer`](crate::OffloadLayer) around the route.
 ///
 /// # Panics
 ///
@@ -80,7 +83,7 @@ impl<F> Blocking<F> {
             }
             response
         };
-        match pool.run(watched).await {
+        match Run::new(pool.clone(), CallOptions::new(), PermitKind::Limited, watched).await {
             Ok(response) => response,
             Err(error) => respond(error, pool.expected_wait()),
         }

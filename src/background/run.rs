@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     panic::{catch_unwind, drop_payload, ignore_panic},
-    pool::{self, Admitted, CallOptions, QueuePermit, call::OnCallerDrop},
+    pool::{self, Admitted, CallOptions, PermitKind, QueuePermit, call::OnCallerDrop},
 };
 
 type Output = Result<(), String>;
@@ -100,7 +100,8 @@ fn spawn_on_pool(
     future: impl Future<Output = ()> + Send + 'static,
 ) {
     let options = CallOptions::new();
-    match QueuePermit::try_acquire_counted(shared.pool.clone(), options) {
+    // The background has accepted the task.
+    match QueuePermit::try_acquire_counted(shared.pool.clone(), options, PermitKind::Exempt) {
         Ok(queue_permit) => {
             let admitted = Admitted { queue_permit, layer_permit: None, options };
             header.set_pool_handle(pool::spawn(admitted, context, OnCallerDrop::CancelOnPool, future));

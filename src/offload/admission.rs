@@ -24,7 +24,7 @@ use super::key_limit::{KeyLimit, KeyPermit};
 use crate::{
     panic::{catch_unwind, drop_payload},
     pool::{
-        Admitted, CallError, CallKey, CallOptions, Pool, QueuePermit, Semaphore, Shares,
+        Admitted, CallError, CallKey, CallOptions, PermitKind, Pool, QueuePermit, Semaphore, Shares,
         call::{CurrentCall, LayerPermit},
     },
     sync::{Mutex, lock},
@@ -96,12 +96,13 @@ impl Limiter {
     }
 
     /// Acquires all permits without waiting, or none. `outer` is the permit of the call within
-    /// which this call is made.
+    /// which this call is made. `kind` is that of the permit for the queue.
     pub(super) fn try_admit(
         self: &Arc<Self>,
         pool: &Arc<dyn Pool>,
         options: CallOptions,
         outer: Option<Arc<dyn LayerPermit>>,
+        kind: PermitKind,
     ) -> Result<Admitted, CallError> {
         let layer_permit = if self.needs_permit(outer.as_ref()) {
             // `Closed` takes precedence over `Overloaded`, because a retry would not succeed.
@@ -117,7 +118,7 @@ impl Limiter {
         } else {
             outer
         };
-        Ok(Admitted { queue_permit: QueuePermit::try_acquire(pool, options)?, layer_permit, options })
+        Ok(Admitted { queue_permit: QueuePermit::try_acquire(pool, options, kind)?, layer_permit, options })
     }
 
     /// Waits for all permits. Keys take turns, and calls of a key are served in order of arrival.
@@ -199,7 +200,7 @@ impl Limiter {
             match key {
                 _ if left == 0 => return Err(CallError::Overloaded),
                 Some(key) if !waiting.shares.has_room(key, left) => return Err(CallError::KeyLimited),
-                Some(key) => waiting.shares.add(key),
+                Some(key) => waiting.shares.add(key, PermitKind::Limited),
                 None => {}
             }
             waiting.count += 1;
@@ -347,7 +348,7 @@ impl Drop for Waiting {
             let mut waiting = lock(&self.limiter.waiting);
             waiting.count -= 1;
             if let Some(key) = self.key {
-                waiting.shares.remove(key);
+                waiting.shares.remove(key, PermitKind::Limited);
             }
         }
         self.pool.admission().metrics().undelayed();
@@ -369,7 +370,8 @@ impl Drop for Reserving {
     }
 }
 
-/// The permits that `poll_ready` reserves for `call` in mode `Backpressure`.
+/// The permits that `poll_ready` reserves for `call` in mode `Backpressure`. That of the queue is
+/// exempt, because a reservation that is not used is no call that waits.
 pub(super) struct Backpressure {
     limiter: Arc<Limiter>,
     pool: Arc<dyn Pool>,
@@ -413,23 +415,29 @@ impl Backpressure {
 
     pub(super) fn poll_reserve(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
-            self.state = match &mut self.state {
-                // The options are those of the request, which is not known yet.
-                Reservation::None => {
-                    let (limiter, options) = (&self.limiter, CallOptions::new());
-                    match limiter.try_admit(&self.pool, options, CurrentCall::layer_permit()) {
-                        Err(CallError::Overloaded) => Reservation::Waiting(Box::pin(limiter.clone().admit(
-                            self.pool.clone(),
-                            options,
-                            CurrentCall::layer_permit(),
-                            Arc::default(),
-                        ))),
-                        reserved => Reservation::Reserved(reserved),
+            self.state =
+                match &mut self.state {
+                    // The options are those of the request, which is not known yet.
+                    Reservation::None => {
+                        let (limiter, options) = (&self.limiter, CallOptions::new());
+                        match limiter.try_admit(&self.pool, options, CurrentCall::layer_permit(), PermitKind::Exempt) {
+                            Err(CallError::Overloaded) => Reservation::Waiting(Box::pin(limiter.clone().admit(
+                                self.pool.clone(),
+                                options,
+                                CurrentCall::layer_permit(),
+                                Arc::default(),
+                            ))),
+                            reserved => Reservation::Reserved(reserved),
+                        }
                     }
-                }
-                Reservation::Waiting(wait) => Reservation::Reserved(ready!(wait.as_mut().poll(cx))),
-                Reservation::Reserved(_) => return Poll::Ready(()),
-            };
+                    Reservation::Waiting(wait) => {
+                        let admitted = ready!(wait.as_mut().poll(cx));
+                        Reservation::Reserved(admitted.map(|Admitted { queue_permit, layer_permit, options }| {
+                            Admitted { queue_permit: queue_permit.into_exempt(), layer_permit, options }
+                        }))
+                    }
+                    Reservation::Reserved(_) => return Poll::Ready(()),
+                };
         }
     }
 

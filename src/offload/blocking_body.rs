@@ -12,7 +12,7 @@ use http_body::{Body, Frame};
 use tokio::{sync::mpsc, task::yield_now};
 
 use crate::pool::{
-    Admitted, CallError, CallOptions, Pool, QueuePermit,
+    Admitted, CallError, CallOptions, PermitKind, Pool, QueuePermit,
     call::{CallFailure, Context as CallContext, CurrentCall, JoinHandle, OnCallerDrop},
     cancelled, spawn,
 };
@@ -73,7 +73,7 @@ impl BlockingBody {
     {
         // The deadline of the request does not apply: a download may take longer than its head.
         let options = CallOptions::new();
-        let queue_permit = QueuePermit::try_acquire_counted(pool.into_shared(), options)?;
+        let queue_permit = QueuePermit::try_acquire_counted(pool.into_shared(), options, PermitKind::Exempt)?;
         Ok(Self::spawn(
             Admitted { queue_permit, layer_permit: CurrentCall::layer_permit(), options },
             source.into_iter(),

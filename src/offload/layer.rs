@@ -29,7 +29,7 @@ pub struct OffloadLayer<X = HttpReject, A = OffloadAll> {
 
 impl OffloadLayer {
     /// Creates a layer that offloads every request to `pool` and rejects calls while the pool is
-    /// full.
+    /// full or [overloaded](crate::pool#overload).
     #[must_use]
     pub fn new(pool: impl Pool) -> Self {
         Self {
@@ -118,7 +118,8 @@ impl<X, A> OffloadLayer<X, A> {
     /// Use it for callers that hold one service and wait for it, such as `Buffer`, `Balance` or the
     /// loop of a client. Do not use it in a server: hyper and axum poll a clone for each request,
     /// so requests would pile up without a bound. A service that is ready and not called keeps its
-    /// capacity from others.
+    /// capacity from others. The callers decide how many calls there are, so an
+    /// [overload](crate::pool#overload) of the pool has no effect on them.
     ///
     /// Use it on one layer of a stack, the outermost one on its pool: while a service waits for a
     /// permit, it keeps those that services inside it have reserved. If two layers on the same pool

@@ -172,8 +172,7 @@
 //! | `filter` | none on inline requests; that of an outer `scope` is visible to them |
 //! | `adaptive` | that of an offloaded call, but work on the caller's thread delays its answer |
 //! | `catch_panics` | a panic after the deadline is counted and logged, and not resumed |
-//! | `Codel` | both apply; a call that the policy sheds is `Expired` |
-//! | `AcceptBursts` | a call that expires before its admission is no arrival |
+//! | an overload | a call that expires before its admission is no arrival |
 //! | shutdown | queued calls are `Closed` after its timeout; work sees the reason that is first |
 //! | an outer timeout | drops the call; at or after the deadline, the reason is the deadline |
 //!
@@ -227,8 +226,7 @@
 //! `nested` is the number of threads whose call waits for another call of the pool, and `waits` the
 //! number of such waits that are ended. The values of `reason` are the names that
 //! [`CallError::as_str`](crate::CallError::as_str) returns: a full pool rejects with `overloaded`,
-//! the limit or the share of a key with `key_limited`, a queue policy with `expired`, and a
-//! deadline with `deadline_exceeded`. For the run time without a caller they are the names of
+//! the limit or the share of a key with `key_limited`, and a deadline with `deadline_exceeded`. For the run time without a caller they are the names of
 //! [`CancelReason`](crate::pool::CancelReason).
 //!
 //! [`metrics`]: https://docs.rs/metrics

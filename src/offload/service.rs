@@ -14,7 +14,7 @@ use super::{
     reject::{HttpReject, Reject, Watch},
 };
 use crate::pool::{
-    Admitted, CallError, CallOptions, Pool,
+    Admitted, CallError, CallOptions, PermitKind, Pool,
     call::{Context as CallContext, CurrentCall, JoinHandle, OnCallerDrop},
     spawn, spawn_in_place,
 };
@@ -120,7 +120,7 @@ where
                 Some(reserved) => {
                     reserved.and_then(|admitted| self.config.limiter.try_admit_key(admitted, options, outer.as_ref()))
                 }
-                None => self.config.limiter.try_admit(&self.config.pool, options, outer),
+                None => self.config.limiter.try_admit(&self.config.pool, options, outer, PermitKind::Limited),
             };
             let watch = self.config.reject.watch(&request);
             self.offload(request, watch, options, admitted)

@@ -19,8 +19,9 @@ use super::{
     nested::NestedWaits,
     options::CallOptions,
     overload::{Arrival, Change, Fate, OverloadDetector},
+    permits::PermitKind,
+    policy::QueuePolicy,
     priority::Priority,
-    scheduler::QueuePolicy,
     semaphore::Semaphore,
     stats::{PoolShutdownReport, PoolStats},
 };
@@ -125,7 +126,9 @@ impl Admission {
     pub(super) fn with_policy(mut self, policy: QueuePolicy, threads: usize) -> Self {
         self.max_threads = Some(threads);
         self.metrics.set_max_threads(threads);
-        self.overload = (policy == QueuePolicy::AcceptBursts).then(|| Overload::new(threads));
+        // A shorter queue never stands.
+        let overload = (policy == QueuePolicy::AcceptBursts).then(|| Overload::new(threads));
+        self.overload = overload.filter(|overload| overload.limit < self.capacity);
         self
     }
 
@@ -141,7 +144,7 @@ impl Admission {
 
     /// Returns the counters and gauges of the pool.
     pub fn stats(&self) -> PoolStats {
-        let stats = PoolStats { permits_in_use: self.semaphore.in_use(), ..self.metrics.stats() };
+        let stats = PoolStats { permits_in_use: self.semaphore.in_use().total(), ..self.metrics.stats() };
         let threads = self.max_threads.map_or(0, |threads| u32::try_from(threads).unwrap_or(u32::MAX));
         // The age is read last, so that it includes the busy times.
         PoolStats { idle_time: self.metrics.age().saturating_mul(threads).saturating_sub(stats.busy_time), ..stats }
@@ -226,18 +229,24 @@ impl Admission {
 
     /// Acquires a permit for the queue, if one is available. [`Priority::Low`] calls can use only
     /// half of the permits, so they are rejected before others. A call with a key is rejected with
-    /// [`CallError::KeyLimited`] if its key has used its share (see [`pool`](super#keys)).
+    /// [`CallError::KeyLimited`] if its key has used its share (see [`pool`](super#keys)). An
+    /// overload has no effect on a call with an exempt permit, nor the call on an overload.
     ///
     /// The caller must [`report`](Self::report) the change, once nothing is lost if that panics.
     #[inline]
-    pub(super) fn try_acquire(&self, options: CallOptions) -> (Result<(), CallError>, Change) {
+    pub(super) fn try_acquire(&self, options: CallOptions, kind: PermitKind) -> (Result<(), CallError>, Change) {
         if self.is_closed() {
             return (Err(CallError::Closed), Change::None);
         }
         let CallOptions { priority, key, .. } = options;
-        let is_crowded = priority == Priority::Low && self.semaphore.in_use() >= self.semaphore.limit().div_ceil(2);
-        let acquired = if is_crowded { Err(CallError::Overloaded) } else { self.semaphore.try_acquire_share(key) };
-        let Some(overload) = &self.overload else { return (acquired, Change::None) };
+        let is_crowded = priority == Priority::Low && self.semaphore.is_used(kind, 2);
+        let acquired = match is_crowded {
+            true => Err(CallError::Overloaded),
+            false => self.semaphore.try_acquire_share(kind, key),
+        };
+        let Some(overload) = self.overload.as_ref().filter(|_| kind == PermitKind::Limited) else {
+            return (acquired, Change::None);
+        };
         let fate = match acquired {
             Ok(()) => Fate::Admitted,
             Err(CallError::KeyLimited) => Fate::RejectedEarly,
@@ -252,20 +261,21 @@ impl Admission {
     fn observe(&self, overload: &Overload, fate: Fate) -> Change {
         // An admitted call finds itself in the queue.
         let itself = usize::from(fate == Fate::Admitted);
-        if overload.is_idle.load(Relaxed) && !self.semaphore.is_in_use(overload.limit.saturating_add(itself)) {
+        let limit = overload.limit.saturating_add(itself);
+        if overload.is_idle.load(Relaxed) && !self.semaphore.is_in_use(|in_use| in_use.limited() >= limit) {
             return Change::None;
         }
         let mut detector = lock(&overload.detector);
-        let arrival =
-            Arrival { waiting: self.semaphore.in_use() - itself, started: self.semaphore.released() as u64, fate };
+        let waiting = self.semaphore.in_use().limited() - itself;
+        let arrival = Arrival { waiting, started: self.semaphore.limited_released(), fate };
         let change = detector.observe(arrival, Instant::now);
         overload.is_idle.store(detector.is_idle(), Relaxed);
         overload.is_overloaded.store(detector.is_overloaded(), SeqCst);
         match change {
             Change::None => {}
             Change::Overloaded | Change::ProbeFailed => {
-                let limit = overload.limit.min(self.capacity);
-                self.semaphore.set_limit(limit, limit.saturating_mul(GROUPS_PER_PERMIT).min(self.capacity));
+                let first_limit = overload.limit.saturating_mul(GROUPS_PER_PERMIT);
+                self.semaphore.set_limit(overload.limit, first_limit.min(self.capacity));
                 overload.has_excess.store(true, Relaxed);
             }
             Change::ProbeStarted | Change::Recovered => {
@@ -296,8 +306,8 @@ impl Admission {
         }
     }
 
-    /// Returns the number of calls to which the queue has to be cut, once after the pool has become
-    /// overloaded.
+    /// Returns the number of calls that are not exempt to which the queue has to be cut, once after
+    /// the pool has become overloaded.
     pub(super) fn take_excess(&self) -> Option<usize> {
         let overload = self.overload.as_ref()?;
         let has_excess = overload.has_excess.load(Relaxed) && overload.has_excess.swap(false, Relaxed);
@@ -306,7 +316,7 @@ impl Admission {
 
     /// Returns `true` if a call without a key, or with one that has no permit, could get one.
     pub(crate) fn has_room(&self) -> bool {
-        !self.semaphore.is_in_use(self.semaphore.limit())
+        !self.semaphore.is_used(PermitKind::Limited, 1)
     }
 
     /// Waits for a permit for the queue. Keys take turns, calls of a key are served in order of
@@ -315,10 +325,15 @@ impl Admission {
         self.semaphore.acquire(key).await.map_err(|_| CallError::Closed)
     }
 
-    /// Releases a permit for the queue that was acquired with this key.
+    /// Makes a permit for the queue that has no key exempt.
+    pub(super) fn exempt(&self) {
+        self.semaphore.exempt();
+    }
+
+    /// Releases a permit for the queue that was acquired like this.
     #[inline]
-    pub(super) fn release(&self, key: Option<CallKey>) {
-        self.semaphore.release_share(key);
+    pub(super) fn release(&self, kind: PermitKind, key: Option<CallKey>) {
+        self.semaphore.release_share(kind, key);
     }
 
     /// Records that a call is about to be polled for the first time. It has waited in the queue for
@@ -380,7 +395,7 @@ mod tests {
     /// An admission with one thread that runs calls of one millisecond each.
     struct Paced {
         admission: Admission,
-        queue: VecDeque<Option<CallKey>>,
+        queue: VecDeque<(PermitKind, Option<CallKey>)>,
         changes: Vec<Change>,
     }
 
@@ -391,22 +406,40 @@ mod tests {
         }
 
         fn call(&mut self, options: CallOptions) -> Result<(), CallError> {
-            let (acquired, change) = self.admission.try_acquire(options);
+            let (acquired, change) = self.admission.try_acquire(options, PermitKind::Limited);
             self.admission.report(change);
             self.changes.extend((change != Change::None).then_some(change));
             if acquired.is_ok() {
-                self.queue.push_back(options.key);
+                self.queue.push_back((PermitKind::Limited, options.key));
             }
             if let Some(len) = self.admission.take_excess() {
-                while self.queue.len() > len {
-                    self.admission.release(self.queue.pop_front().flatten());
-                }
+                let mut excess = self.limited().saturating_sub(len);
+                let Self { admission, queue, .. } = self;
+                queue.retain(|(kind, key)| {
+                    let is_shed = excess > 0 && *kind == PermitKind::Limited;
+                    if is_shed {
+                        excess -= 1;
+                        admission.release(*kind, *key);
+                    }
+                    !is_shed
+                });
             }
             acquired
         }
 
+        fn exempt_call(&mut self, options: CallOptions) -> Result<(), CallError> {
+            self.admission.try_acquire(options, PermitKind::Exempt).0?;
+            self.queue.push_back((PermitKind::Exempt, options.key));
+            Ok(())
+        }
+
+        /// Returns the number of calls in the queue that are not exempt.
+        fn limited(&self) -> usize {
+            self.queue.iter().filter(|(kind, _)| *kind == PermitKind::Limited).count()
+        }
+
         async fn millisecond(&mut self) {
-            self.queue.pop_front().into_iter().for_each(|key| self.admission.release(key));
+            self.queue.pop_front().into_iter().for_each(|(kind, key)| self.admission.release(kind, key));
             tokio::time::advance(Duration::from_millis(1)).await;
         }
 
@@ -462,6 +495,84 @@ mod tests {
             }
             let count = |change| paced.changes.iter().filter(|it| **it == change).count();
             assert_eq!((count(Change::Overloaded), count(Change::Recovered)), (1, 0), "{:?}", paced.changes);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn calls_without_a_key_are_not_locked_out_by_busy_keys() {
+        let mut paced = Paced::new(2);
+        paced.overload().await;
+        for step in 0..500 {
+            for key in 0..16 {
+                let _ = paced.call(of(key % 8));
+            }
+            if step % 20 == 10 {
+                assert_eq!(paced.call(CallOptions::new()), Ok(()), "step {step}");
+                assert_eq!(paced.call(CallOptions::new()), Err(CallError::Overloaded), "one group");
+            }
+            paced.millisecond().await;
+        }
+    }
+
+    /// Those of a background, for example.
+    #[tokio::test(start_paused = true)]
+    async fn exempt_calls_are_admitted_up_to_the_capacity_of_an_overloaded_pool() {
+        let mut paced = Paced::new(2);
+        paced.overload().await;
+        let waiting = paced.queue.len();
+        for _ in waiting..1024 {
+            assert_eq!(paced.exempt_call(CallOptions::new()), Ok(()));
+        }
+        assert_eq!(paced.exempt_call(CallOptions::new()), Err(CallError::Overloaded));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn exempt_calls_take_no_place_from_others_during_an_overload() {
+        // A key may have half of the places.
+        for (options, places) in [(CallOptions::new(), 4), (of(100), 2)] {
+            let mut paced = Paced::new(2);
+            paced.overload().await;
+            for _ in 0..100 {
+                assert_eq!(paced.exempt_call(options), Ok(()));
+            }
+            while paced.limited() > 0 {
+                paced.millisecond().await;
+            }
+            assert_eq!((0..10).filter(|_| paced.call(options).is_ok()).count(), places);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn exempt_calls_are_no_overload() {
+        let mut paced = Paced::new(2);
+        for _ in 0..300 {
+            for _ in 0..3 {
+                let _ = paced.exempt_call(CallOptions::new());
+            }
+            paced.millisecond().await;
+        }
+        assert_eq!(paced.changes, []);
+        assert_eq!(paced.call(CallOptions::new()), Ok(()));
+    }
+
+    #[test]
+    fn permit_that_becomes_exempt_leaves_its_place_to_others() {
+        let mut paced = Paced::new(2);
+        for _ in 0..4 {
+            assert_eq!(paced.call(CallOptions::new()), Ok(()));
+            paced.admission.exempt();
+        }
+        let in_use = paced.admission.semaphore.in_use();
+        assert_eq!((in_use.limited(), in_use.total()), (0, 4));
+        (0..4).for_each(|_| paced.admission.release(PermitKind::Exempt, None));
+        assert_eq!(paced.admission.semaphore.in_use().total(), 0);
+    }
+
+    #[test]
+    fn queue_that_is_shorter_than_the_limit_is_not_observed() {
+        for (capacity, is_observed) in [(4, false), (5, true)] {
+            let admission = Admission::new("short", capacity).with_policy(QueuePolicy::AcceptBursts, 2);
+            assert_eq!(admission.overload.is_some(), is_observed);
         }
     }
 }

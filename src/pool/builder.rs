@@ -13,7 +13,8 @@ use std::{
 use super::{
     admission::{Admission, DEFAULT_QUEUE_CAPACITY},
     error::CallError,
-    scheduler::{InvalidPolicy, Limits, QueuePolicy},
+    policy::QueuePolicy,
+    scheduler::Limits,
     stall::STALL_TIMEOUT,
     thread_pool::ThreadPool,
     thread_setup::{Hooks, NICENESS_RANGE, ThreadSetup},
@@ -31,7 +32,8 @@ const CPU_NICENESS: Option<i32> = None;
 
 impl ThreadPool {
     /// Creates a pool for work that computes: one thread per core, and capacity for 1024 calls to
-    /// wait. It is named `cpu`. A second such pool needs a name of its own: see
+    /// wait, of which an [overload](crate::pool#overload) leaves those of layers only a few. It is
+    /// named `cpu`. A second such pool needs a name of its own: see
     /// [`blocking`](Self::blocking).
     ///
     /// # Panics
@@ -174,18 +176,18 @@ impl ThreadPoolBuilder {
     /// Sets the maximum number of calls that wait to be started, at least 1.
     ///
     /// Default: 1024, which accepts a burst that the machine can work off without using much
-    /// memory. If latency under overload matters more than accepting bursts, use the number of
-    /// calls that the threads can run in the time that a caller is willing to wait.
+    /// memory. With [`QueuePolicy::Fifo`], use the number of calls that the threads can run in the
+    /// time that a caller is willing to wait.
     pub fn queue_capacity(mut self, calls: usize) -> Self {
         self.queue_capacity = calls;
         self
     }
 
-    /// Sets the order in which calls start, and whether calls that waited for too long are shed.
+    /// Sets what happens to calls during an overload.
     ///
-    /// Default: [`QueuePolicy::Fifo`], which rejects a call only if the queue is full.
-    pub fn queue_policy(mut self, policy: impl Into<QueuePolicy>) -> Self {
-        self.queue_policy = policy.into();
+    /// Default: [`QueuePolicy::AcceptBursts`], with which the calls of a layer wait only briefly.
+    pub fn queue_policy(mut self, policy: QueuePolicy) -> Self {
+        self.queue_policy = policy;
         self
     }
 
@@ -315,7 +317,7 @@ impl ThreadPoolBuilder {
         } else if self.name.contains('\0') {
             Err(Reason::NameHasNul)
         } else {
-            self.queue_policy.validate().map_err(Reason::Policy)
+            Ok(())
         }
     }
 }
@@ -332,7 +334,6 @@ enum Reason {
     NoCapacity,
     NicenessOutOfRange { niceness: i32, range: RangeInclusive<i32> },
     NameHasNul,
-    Policy(InvalidPolicy),
     Spawn(io::Error),
     NicenessDenied { niceness: i32, error: io::Error },
 }
@@ -379,7 +380,6 @@ impl fmt::Display for ThreadPoolBuildError {
                 write!(f, "nice value {niceness} is out of range: use {} to {}", range.start(), range.end())
             }
             Reason::NameHasNul => f.write_str("a pool's name must not contain a NUL byte, because it names threads"),
-            Reason::Policy(error) => error.fmt(f),
             Reason::Spawn(_) => f.write_str("the system did not start a thread for the pool"),
             Reason::NicenessDenied { niceness, .. } => {
                 write!(f, "the system denied the pool's threads nice value {niceness}")

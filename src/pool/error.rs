@@ -9,8 +9,8 @@ use std::fmt;
 pub enum CallError {
     /// The call has to wait for capacity, and waiting requires the timer of a tokio runtime.
     NoRuntime,
-    /// The queue is full, or the layer has reached its limit, and no capacity became available in
-    /// the time that the call may wait.
+    /// The queue is full, the pool is [overloaded](crate::pool#overload), or the layer has reached
+    /// its limit, and no capacity became available in the time that the call may wait.
     Overloaded,
     /// The key of the call has as many calls as it may have, while others have room: it has used
     /// its share of the queue or of the layer's limit (see [`pool`](crate::pool#keys)), or it has
@@ -18,10 +18,6 @@ pub enum CallError {
     KeyLimited,
     /// The pool is shut down, or its runtime is gone.
     Closed,
-    /// The call waited in the queue for longer than the policy allows ([`Codel`](super::Codel)) and
-    /// never started. A pool of your own can fail a call like this with
-    /// [`Runnable::refuse`](super::Runnable::refuse).
-    Expired,
     /// The deadline of the call has passed. The call never started, its work was running and is
     /// cancelled, or its result came too late. See [deadlines](crate::pool#deadlines).
     DeadlineExceeded,
@@ -35,15 +31,14 @@ pub enum CallError {
 
 impl CallError {
     /// Returns a short machine-readable name: `"no_runtime"`, `"overloaded"`, `"key_limited"`,
-    /// `"closed"`, `"expired"`, `"deadline_exceeded"`, `"deadlock"` or `"panicked"`. Metrics use it
-    /// as the label `reason`.
+    /// `"closed"`, `"deadline_exceeded"`, `"deadlock"` or `"panicked"`. Metrics use it as the label
+    /// `reason`.
     pub const fn as_str(&self) -> &'static str {
         match self {
             Self::NoRuntime => "no_runtime",
             Self::Overloaded => "overloaded",
             Self::KeyLimited => "key_limited",
             Self::Closed => "closed",
-            Self::Expired => "expired",
             Self::DeadlineExceeded => "deadline_exceeded",
             Self::Deadlock => "deadlock",
             Self::Panicked => "panicked",
@@ -58,7 +53,6 @@ impl fmt::Display for CallError {
             Self::Overloaded => "the pool has no capacity for the call",
             Self::KeyLimited => "the key of the call has as many calls as it may have",
             Self::Closed => "the pool is shut down",
-            Self::Expired => "the call waited in the queue for too long",
             Self::DeadlineExceeded => "the deadline of the call has passed",
             Self::Deadlock => {
                 "the call waited for a thread of the pool that its caller blocks: run one of them on a second pool"

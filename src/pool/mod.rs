@@ -39,17 +39,15 @@
 //!
 //! While more calls arrive than the threads can run, choose what happens to the excess:
 //!
-//! * [`QueuePolicy::Fifo`], the default: every queued call starts, however late. The excess is
-//!   rejected when the queue is full.
-//! * [`QueuePolicy::AcceptBursts`]: bursts wait, and callers with a deadline are answered in time
-//!   during a longer overload. The excess is rejected at once, before it costs anything. No setting
-//!   depends on the duration of calls. Not for a pool that also runs a background, whose admitted
-//!   tasks it would reject, nor for one whose permits are reserved with `backpressure` and not
-//!   used.
-//! * [`Codel`]: callers with a deadline are answered in time, however long calls take. The excess
-//!   fails with [`CallError::Expired`] after it has waited for too long.
-//! * A small [`queue_capacity`](ThreadPoolBuilder::queue_capacity): the same, if all calls take
-//!   about the same time. The excess is rejected at once.
+//! * [`QueuePolicy::AcceptBursts`], the default: bursts wait, and callers with a deadline are
+//!   answered in time during a longer overload. The excess is rejected at once, before it costs
+//!   anything. No setting depends on the duration of calls. Only calls of a layer are rejected like
+//!   this: calls of [`run`](Pool::run), tasks of a background and the like are work that the
+//!   program has accepted, and are rejected only if the queue is full.
+//! * [`QueuePolicy::Fifo`]: every queued call starts, however late. The excess is rejected when the
+//!   queue is full.
+//! * A small [`queue_capacity`](ThreadPoolBuilder::queue_capacity): the same for all calls, if they
+//!   take about the same time.
 //! * [`Priority::High`] and [`Priority::Normal`]: some calls start before others. The excess is
 //!   delayed, but never starved.
 //! * [`Priority::Low`]: some calls run only when there is capacity. The excess is rejected when
@@ -60,13 +58,11 @@
 //! Policies and priorities affect only calls that have not started.
 //!
 //! ```
-//! use std::time::Duration;
-//! use tower_offload::{CallError, Priority, ThreadPool, pool::{Codel, Pool}};
+//! use tower_offload::{CallError, Priority, ThreadPool, pool::Pool};
 //!
 //! # #[tokio::main]
 //! # async fn main() {
-//! let policy = Codel::new(Duration::from_millis(10), Duration::from_millis(100));
-//! let pool = ThreadPool::builder().threads(1).queue_policy(policy).build().expect("one thread");
+//! let pool = ThreadPool::builder().threads(1).queue_capacity(64).build().expect("one thread");
 //!
 //! match pool.run_with_priority(Priority::Low, || "rows").await {
 //!     Ok(report) => assert_eq!(report, "rows"),
@@ -95,10 +91,9 @@
 //!   group. If clients can choose keys, such as the users of a tenant, group them: otherwise a
 //!   client that sends a new key with each call counts as many clients.
 //!
-//! A turn is one call, however long it takes. Queue policies apply to each key: [`Codel`] reverses
-//! and sheds only the calls of a key that waits for too long, and
-//! [`AcceptBursts`](QueuePolicy::AcceptBursts) sheds from the keys with the most calls. A pool of
-//! your own has the shares of the queue, but no turns.
+//! A turn is one call, however long it takes. At the start of an [overload](self#overload), calls of
+//! the keys with the most calls are shed first. A pool of your own has the shares of the queue, but
+//! no turns.
 //!
 //! Only hashes of keys are kept, with random keys of the process, and only while calls with the key
 //! wait. While 4096 keys wait in a priority, further ones share the turns of others. A pool without
@@ -235,6 +230,8 @@ mod metrics;
 mod nested;
 mod options;
 mod overload;
+mod permits;
+mod policy;
 mod priority;
 mod queue_permit;
 #[cfg(feature = "rayon")]
@@ -268,9 +265,9 @@ pub use self::{
     error::{CallError, CancelReason},
     inline::Inline,
     options::CallOptions,
+    policy::QueuePolicy,
     priority::Priority,
     run::Run,
-    scheduler::{Codel, QueuePolicy},
     scope::{DeadlineScope, remaining},
     stats::{PoolShutdownReport, PoolStats},
     thread_pool::ThreadPool,
@@ -279,6 +276,7 @@ pub use self::{
 pub(crate) use self::{
     call::{spawn, spawn_in_place},
     key::CallKey,
+    permits::PermitKind,
     queue_permit::{Admitted, QueuePermit},
     semaphore::Semaphore,
     shares::Shares,
@@ -367,7 +365,10 @@ pub trait Pool: fmt::Debug + Send + Sync + 'static {
     /// Runs a closure on the pool and returns its value.
     ///
     /// The permit for the queue is acquired by this method and not at the first poll, so the future
-    /// of a call that finds the queue full is ready at once.
+    /// of a call that finds the queue full is ready at once. Only a full queue rejects the call: an
+    /// [overload](self#overload) does not. Offload the handler of a server with an
+    /// [`OffloadLayer`](crate::OffloadLayer) instead, which answers 503 during an overload, or give
+    /// the call a [timeout](CallOptions::timeout).
     ///
     /// ```
     /// # #[tokio::main]
@@ -382,9 +383,8 @@ pub trait Pool: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// The future returns [`CallError::Overloaded`] if the queue is full, [`CallError::Expired`] if
-    /// the call waited for longer than the pool's [policy](QueuePolicy) allows, and
-    /// [`CallError::Closed`] if the pool is shut down.
+    /// The future returns [`CallError::Overloaded`] if the queue is full, and [`CallError::Closed`]
+    /// if the pool is shut down.
     ///
     /// # Panics
     ///
@@ -442,7 +442,7 @@ pub trait Pool: fmt::Debug + Send + Sync + 'static {
         W: FnOnce() -> T + Send + 'static,
         T: Send + 'static,
     {
-        Run::new(self.clone().into_shared(), options, work)
+        Run::new(self.clone().into_shared(), options, PermitKind::Exempt, work)
     }
 
     /// Returns `true` if the pool has no threads, so that work runs where it is woken.

@@ -12,6 +12,7 @@ use super::{
     admission::Admission,
     call::{LayerPermit, Runnable},
     key::CallKey,
+    permits::PermitKind,
 };
 
 /// Permit for one entry in the queue of a pool, and the connection of a call to its pool.
@@ -20,8 +21,13 @@ use super::{
 /// is refused; otherwise dropping the permit releases it. A caller that leaves early drops the
 /// future of its call, but the permit stays in use until the entry leaves the queue. Otherwise the
 /// entries of abandoned calls could pile up.
+///
+/// A permit is *exempt* if its call was accepted before it reached the pool, so that no caller can
+/// be told that the pool is overloaded. Such a call is rejected only if the queue is full: an
+/// overload neither counts it nor sheds it.
 pub(crate) struct QueuePermit {
     pool: Arc<dyn Pool>,
+    kind: PermitKind,
     /// The key of the call, if the permit is counted as part of its share.
     key: Option<CallKey>,
     /// `false` once the permit is released. Not shared: it is accessed only by the thread that has
@@ -42,21 +48,25 @@ pub(crate) struct Admitted {
 impl QueuePermit {
     /// Acquires a permit if one is available. See [`Admission::try_acquire`] for the shares of keys
     /// and of low priority.
-    pub(crate) fn try_acquire(pool: &Arc<dyn Pool>, options: CallOptions) -> Result<Self, CallError> {
+    pub(crate) fn try_acquire(pool: &Arc<dyn Pool>, options: CallOptions, kind: PermitKind) -> Result<Self, CallError> {
         let admission = (**pool).admission();
-        let (acquired, change) = admission.try_acquire(options);
+        let (acquired, change) = admission.try_acquire(options, kind);
         // Before the change is reported, which may panic.
-        let permit = acquired.map(|()| Self::new(pool.clone(), options.key));
+        let permit = acquired.map(|()| Self::new(pool.clone(), kind, options.key));
         admission.report(change);
         permit
     }
 
     /// Like `try_acquire`, and counts a failure as a rejected call.
-    pub(crate) fn try_acquire_counted(pool: Arc<dyn Pool>, options: CallOptions) -> Result<Self, CallError> {
-        let (acquired, change) = (*pool).admission().try_acquire(options);
+    pub(crate) fn try_acquire_counted(
+        pool: Arc<dyn Pool>,
+        options: CallOptions,
+        kind: PermitKind,
+    ) -> Result<Self, CallError> {
+        let (acquired, change) = (*pool).admission().try_acquire(options, kind);
         match acquired {
             Ok(()) => {
-                let permit = Self::new(pool, options.key);
+                let permit = Self::new(pool, kind, options.key);
                 permit.admission().report(change);
                 Ok(permit)
             }
@@ -71,7 +81,21 @@ impl QueuePermit {
     /// Waits for a permit. Keys take turns, and calls of a key are served in order of arrival.
     pub(crate) async fn acquire(pool: &Arc<dyn Pool>, key: Option<CallKey>) -> Result<Self, CallError> {
         pool.admission().acquire(key).await?;
-        Ok(Self::new(pool.clone(), key))
+        Ok(Self::new(pool.clone(), PermitKind::Limited, key))
+    }
+
+    /// Makes a permit without a key exempt.
+    pub(crate) fn into_exempt(mut self) -> Self {
+        debug_assert!(self.key.is_none(), "permits of keys are counted by their kind");
+        if self.kind == PermitKind::Limited {
+            self.kind = PermitKind::Exempt; // First, because wakers are user code.
+            self.admission().exempt();
+        }
+        self
+    }
+
+    pub(super) fn is_exempt(&self) -> bool {
+        self.kind == PermitKind::Exempt
     }
 
     /// Adds the time that the call waited for capacity to the wait that is recorded for it.
@@ -86,8 +110,8 @@ impl QueuePermit {
         (*self.pool).admission()
     }
 
-    fn new(pool: Arc<dyn Pool>, key: Option<CallKey>) -> Self {
-        Self { pool, key, is_held: AtomicBool::new(true), delay: 0 }
+    fn new(pool: Arc<dyn Pool>, kind: PermitKind, key: Option<CallKey>) -> Self {
+        Self { pool, kind, key, is_held: AtomicBool::new(true), delay: 0 }
     }
 
     /// Marks the permit as released. Returns `true` the first time: the caller must then release
@@ -114,7 +138,7 @@ impl QueuePermit {
     /// Releases the permit. Has no effect if it was released before.
     pub(super) fn release(&self) {
         if self.take() {
-            self.admission().release(self.key);
+            self.admission().release(self.kind, self.key);
         }
     }
 
@@ -123,7 +147,7 @@ impl QueuePermit {
     #[inline(always)]
     pub(super) fn on_start(&self, admission: &Admission, waited: u64) {
         if self.take() {
-            admission.release(self.key);
+            admission.release(self.kind, self.key);
         }
         admission.on_start(waited, self.delay);
     }

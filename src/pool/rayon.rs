@@ -4,7 +4,8 @@ use super::{
     Pool,
     admission::{Admission, DEFAULT_QUEUE_CAPACITY},
     error::CallError,
-    scheduler::{Limits, QueuePolicy},
+    policy::QueuePolicy,
+    scheduler::Limits,
     stall::STALL_TIMEOUT,
     stats::PoolStats,
     worker::{PoolHandle, Worker, WorkerConfig, WorkerPool},
@@ -100,10 +101,9 @@ impl RayonBuilder {
         self
     }
 
-    /// Sets the order in which calls start, and whether calls that waited for too long are shed.
-    /// Default: [`QueuePolicy::Fifo`].
-    pub fn queue_policy(mut self, policy: impl Into<QueuePolicy>) -> Self {
-        self.queue_policy = policy.into();
+    /// Sets what happens to calls during an overload. Default: [`QueuePolicy::AcceptBursts`].
+    pub fn queue_policy(mut self, policy: QueuePolicy) -> Self {
+        self.queue_policy = policy;
         self
     }
 
@@ -111,12 +111,10 @@ impl RayonBuilder {
     ///
     /// # Panics
     ///
-    /// Panics if the queue capacity is 0, if the policy is invalid (see
-    /// [`Codel::new`](super::Codel::new)), or if rayon's global pool cannot be started.
+    /// Panics if the queue capacity is 0, or if rayon's global pool cannot be started.
     #[track_caller]
     pub fn build(self) -> Rayon {
         let Self { threads, name, queue_capacity, queue_policy } = self;
-        queue_policy.validate().unwrap_or_else(|error| panic!("{error}"));
         let max = threads.as_ref().map_or_else(rayon_core::current_num_threads, |it| it.current_num_threads());
         let config = WorkerConfig {
             limits: Limits { min: 0, max },

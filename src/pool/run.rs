@@ -9,6 +9,7 @@ use std::{
 use super::{
     CallError, CallOptions, Pool,
     call::{self, CallFailure, CurrentCall, JoinHandle, OnCallerDrop},
+    permits::PermitKind,
     queue_permit::{Admitted, QueuePermit},
 };
 
@@ -18,7 +19,8 @@ use super::{
 pub struct Run<T>(Result<JoinHandle<T>, CallError>);
 
 impl<T: Send + 'static> Run<T> {
-    pub(super) fn new<W>(pool: Arc<dyn Pool>, mut options: CallOptions, work: W) -> Self
+    /// Makes a call. It is exempt if no client could be told that the pool is overloaded.
+    pub(crate) fn new<W>(pool: Arc<dyn Pool>, mut options: CallOptions, kind: PermitKind, work: W) -> Self
     where
         W: FnOnce() -> T + Send + 'static,
     {
@@ -27,7 +29,7 @@ impl<T: Send + 'static> Run<T> {
             pool.admission().metrics().rejected(CallError::DeadlineExceeded);
             return Self(Err(CallError::DeadlineExceeded));
         }
-        Self(QueuePermit::try_acquire_counted(pool, options).map(|queue_permit| {
+        Self(QueuePermit::try_acquire_counted(pool, options, kind).map(|queue_permit| {
             let admitted = Admitted { queue_permit, layer_permit, options };
             call::spawn(admitted, call::Context::capture(), OnCallerDrop::Cancel, async move { work() })
         }))

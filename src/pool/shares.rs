@@ -1,6 +1,9 @@
 use std::collections::HashMap;
 
-use super::key::CallKey;
+use super::{
+    key::CallKey,
+    permits::{PermitKind, Permits},
+};
 
 /// Number of permits in use by each key, and the share of a limit that a key may use. Pure: no
 /// locks.
@@ -14,47 +17,63 @@ use super::key::CallKey;
 /// Only keys and groups with permits are stored.
 #[derive(Debug, Default)]
 pub(crate) struct Shares {
-    in_use: HashMap<CallKey, usize>,
+    in_use: HashMap<CallKey, Permits>,
+    all: Permits,
 }
 
 impl Shares {
     /// Returns `true` if `key` may have one more permit while `left` permits are left.
     pub(crate) fn has_room(&self, key: CallKey, left: usize) -> bool {
-        let Some(left_for_group) = left.checked_sub(self.in_use(key.group())).filter(|left| *left > 0) else {
-            return false;
-        };
-        key.member().is_none() || self.in_use(key) < left_for_group
+        self.has_room_for(key, left, Permits::total)
     }
 
-    /// Returns `true` if the group has no permit.
+    /// Like `has_room`, for the limited permits alone.
+    pub(crate) fn has_limited_room(&self, key: CallKey, left: usize) -> bool {
+        self.has_room_for(key, left, Permits::limited)
+    }
+
+    fn has_room_for(&self, key: CallKey, left: usize, count: impl Fn(Permits) -> usize) -> bool {
+        let of_group = count(self.in_use(key.group()));
+        let Some(left_for_group) = left.checked_sub(of_group).filter(|left| *left > 0) else { return false };
+        key.member().is_none() || count(self.in_use(key)) < left_for_group
+    }
+
+    /// Returns `true` if the group has no limited permit.
     pub(crate) fn has_none(&self, group: CallKey) -> bool {
-        self.in_use(group) == 0
+        self.in_use(group).limited() == 0
+    }
+
+    /// Returns the permits of all keys.
+    pub(crate) fn all(&self) -> Permits {
+        self.all
     }
 
     /// Counts a permit of `key`.
-    pub(crate) fn add(&mut self, key: CallKey) {
-        *self.in_use.entry(key.group()).or_default() += 1;
+    pub(crate) fn add(&mut self, key: CallKey, kind: PermitKind) {
+        self.all += kind;
+        *self.in_use.entry(key.group()).or_default() += kind;
         if key.member().is_some() {
-            *self.in_use.entry(key).or_default() += 1;
+            *self.in_use.entry(key).or_default() += kind;
         }
     }
 
     /// Stops counting a permit of `key`.
-    pub(crate) fn remove(&mut self, key: CallKey) {
-        self.remove_one(key.group());
+    pub(crate) fn remove(&mut self, key: CallKey, kind: PermitKind) {
+        self.all -= kind;
+        self.remove_one(key.group(), kind);
         if key.member().is_some() {
-            self.remove_one(key);
+            self.remove_one(key, kind);
         }
     }
 
-    fn in_use(&self, key: CallKey) -> usize {
+    fn in_use(&self, key: CallKey) -> Permits {
         self.in_use.get(&key).copied().unwrap_or_default()
     }
 
-    fn remove_one(&mut self, key: CallKey) {
+    fn remove_one(&mut self, key: CallKey, kind: PermitKind) {
         if let Some(in_use) = self.in_use.get_mut(&key) {
-            *in_use -= 1;
-            if *in_use == 0 {
+            *in_use -= kind;
+            if in_use.is_none() {
                 self.in_use.remove(&key);
                 self.shrink();
             }
@@ -79,6 +98,7 @@ mod tests {
     use super::*;
 
     const LIMIT: usize = 64;
+    const LIMITED: PermitKind = PermitKind::Limited;
 
     fn total(held: &[CallKey]) -> usize {
         LIMIT - held.len()
@@ -99,19 +119,19 @@ mod tests {
                     prop_assert!(has_room || !has_none || left == 0);
                     prop_assert!(!has_room || left > 0);
                     if has_room {
-                        shares.add(key);
+                        shares.add(key, LIMITED);
                         held.push(key);
                     }
                 } else if !held.is_empty() {
-                    shares.remove(held.swap_remove(index.index(held.len())));
+                    shares.remove(held.swap_remove(index.index(held.len())), LIMITED);
                 }
                 for key in &held {
                     let count = held.iter().filter(|other| *other == key).count();
-                    prop_assert!(key.member().is_none() || shares.in_use(*key) == count);
+                    prop_assert!(key.member().is_none() || shares.in_use(*key).total() == count);
                 }
             }
-            held.drain(..).for_each(|key| shares.remove(key));
-            prop_assert!(shares.in_use.is_empty());
+            held.drain(..).for_each(|key| shares.remove(key, LIMITED));
+            prop_assert!(shares.in_use.is_empty() && shares.all().is_none());
         }
     }
 
@@ -122,7 +142,7 @@ mod tests {
             for round in 0..LIMIT * keys {
                 let key = CallKey::of_hashes(1 + (round % keys) as u32, 0);
                 if shares.has_room(key, left) {
-                    shares.add(key);
+                    shares.add(key, LIMITED);
                     left -= 1;
                 }
             }
@@ -136,7 +156,7 @@ mod tests {
         for member in 1..=1000 {
             let key = CallKey::of_hashes(1, member);
             if shares.has_room(key, left) {
-                shares.add(key);
+                shares.add(key, LIMITED);
                 left -= 1;
             }
         }
@@ -149,7 +169,7 @@ mod tests {
         let (mut shares, mut left) = (Shares::default(), LIMIT);
         let (greedy, quiet) = (CallKey::of_hashes(1, 1), CallKey::of_hashes(1, 2));
         while shares.has_room(greedy, left) {
-            shares.add(greedy);
+            shares.add(greedy, LIMITED);
             left -= 1;
         }
         assert_eq!(left, LIMIT - 22, "a third of the limit");
@@ -160,8 +180,8 @@ mod tests {
     fn flood_of_keys_leaves_no_memory() {
         let mut shares = Shares::default();
         let keys = || (1..100_000).map(|top| CallKey::of_hashes(top, 0));
-        keys().for_each(|key| shares.add(key));
-        keys().for_each(|key| shares.remove(key));
+        keys().for_each(|key| shares.add(key, LIMITED));
+        keys().for_each(|key| shares.remove(key, LIMITED));
         assert!(shares.in_use.capacity() <= MAX_IDLE_CAPACITY);
     }
 }

@@ -6,7 +6,8 @@ use super::{
     Pool,
     admission::{Admission, DEFAULT_QUEUE_CAPACITY},
     error::CallError,
-    scheduler::{Limits, QueuePolicy},
+    policy::QueuePolicy,
+    scheduler::Limits,
     stall::STALL_TIMEOUT,
     stats::PoolStats,
     worker::{Executor, PoolHandle, Worker, WorkerConfig, WorkerPool},
@@ -98,10 +99,9 @@ impl TokioBlockingBuilder {
         self
     }
 
-    /// Sets the order in which calls start, and whether calls that waited for too long are shed.
-    /// Default: [`QueuePolicy::Fifo`].
-    pub fn queue_policy(mut self, policy: impl Into<QueuePolicy>) -> Self {
-        self.queue_policy = policy.into();
+    /// Sets what happens to calls during an overload. Default: [`QueuePolicy::AcceptBursts`].
+    pub fn queue_policy(mut self, policy: QueuePolicy) -> Self {
+        self.queue_policy = policy;
         self
     }
 
@@ -126,13 +126,11 @@ impl TokioBlockingBuilder {
     ///
     /// # Panics
     ///
-    /// Panics if the number of threads or the queue capacity is 0, or if the policy is invalid (see
-    /// [`Codel::new`](super::Codel::new)).
+    /// Panics if the number of threads or the queue capacity is 0.
     #[track_caller]
     pub fn try_build(self) -> Result<TokioBlocking, NoRuntimeError> {
         let Self { max_threads, name, queue_capacity, queue_policy } = self;
         assert!(max_threads > 0, "a pool with 0 threads runs no call: give `TokioBlocking` at least 1");
-        queue_policy.validate().unwrap_or_else(|error| panic!("{error}"));
         let runtime = Handle::try_current().map_err(|_| NoRuntimeError(()))?;
         let config = WorkerConfig {
             limits: Limits { min: 0, max: max_threads },

@@ -87,10 +87,10 @@ impl ProcessPoolBuilder {
         self
     }
 
-    /// Sets the order in which jobs start, and whether jobs that waited for too long are shed.
-    /// Default: [`QueuePolicy::Fifo`].
-    pub fn queue_policy(mut self, policy: impl Into<QueuePolicy>) -> Self {
-        self.queue_policy = policy.into();
+    /// Sets what happens to jobs during an overload. Default: [`QueuePolicy::AcceptBursts`], which
+    /// concerns only jobs of the pool as a [`Service`](tower_service::Service).
+    pub fn queue_policy(mut self, policy: QueuePolicy) -> Self {
+        self.queue_policy = policy;
         self
     }
 

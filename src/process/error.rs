@@ -134,10 +134,7 @@ impl<E> RunError<E> {
     /// Returns `true` if the job has not run and another attempt may succeed: the queue is full, or
     /// no process could be started.
     pub fn is_overload(&self) -> bool {
-        matches!(
-            self,
-            Self::Rejected(CallError::Overloaded | CallError::KeyLimited | CallError::Expired) | Self::NoProcess(_)
-        )
+        matches!(self, Self::Rejected(CallError::Overloaded | CallError::KeyLimited) | Self::NoProcess(_))
     }
 
     /// Returns why the process of the job was killed, if it was.

@@ -129,7 +129,7 @@ pub use self::{
 use self::{child::JobControl, error::StartErrorKind, shared::Shared};
 use crate::{
     ThreadPool,
-    pool::{CallOptions, Pool, PoolShutdownReport},
+    pool::{self, CallOptions, PermitKind, Pool, PoolShutdownReport},
 };
 
 /// Time that a shutdown waits for killed processes. Only one that waits for a device takes long.
@@ -206,8 +206,12 @@ impl ProcessPool {
     /// [`CallError::DeadlineExceeded`](crate::CallError::DeadlineExceeded), and a job that runs is
     /// stopped like one at its [timeout](Run::timeout).
     pub fn run_with<W: Work>(&self, options: CallOptions, work: W) -> Run<W> {
+        self.start(options, PermitKind::Exempt, work)
+    }
+
+    fn start<W: Work>(&self, options: CallOptions, kind: PermitKind, work: W) -> Run<W> {
         let control = Arc::new(JobControl::default());
-        let call = self.threads.run_with(options, {
+        let call = pool::Run::new(self.threads.clone().into_shared(), options, kind, {
             let (closer, control) = (self.closer.clone(), control.clone());
             move || run::run(&closer.0, control, work)
         });
@@ -273,7 +277,7 @@ impl<W: Work> Service<W> for ProcessPool {
     }
 
     fn call(&mut self, work: W) -> Run<W> {
-        self.run(work)
+        self.start(CallOptions::new(), PermitKind::Limited, work)
     }
 }
 

@@ -37,7 +37,7 @@ async fn dropped_runnable_ends_its_call_as_closed() {
     eventually(|| pool.admission().stats().in_flight == 0).await;
 }
 
-/// Refuses every call that has not started, like a queue policy.
+/// Refuses every call that has not started, like an overloaded pool.
 #[derive(Debug)]
 struct Shedding(Admission);
 
@@ -48,14 +48,14 @@ impl Pool for Shedding {
 
     fn schedule(&self, runnable: Runnable) {
         assert!(!runnable.has_started() && !runnable.is_cancelled());
-        std::thread::spawn(move || runnable.refuse(CallError::Expired));
+        std::thread::spawn(move || runnable.refuse(CallError::Overloaded));
     }
 }
 
 #[tokio::test]
 async fn pool_can_refuse_a_runnable_with_an_error() {
     let pool = Arc::new(Shedding(Admission::new("shedding", 1)));
-    assert_eq!(soon(pool.run(|| ())).await, Err(CallError::Expired));
+    assert_eq!(soon(pool.run(|| ())).await, Err(CallError::Overloaded));
 }
 
 #[tokio::test]

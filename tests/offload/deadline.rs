@@ -17,13 +17,11 @@ use tower_layer::Layer;
 use tower_offload::{
     Background, CallError, OffloadLayer, ThreadPool,
     offload::{BlockingBody, RejectWithError, service_fn_blocking},
-    pool::{
-        self, CallOptions, CancelReason, Deadline, Inline, Pool, QueuePolicy, Run, cancel_reason, cancellation_token,
-    },
+    pool::{self, CallOptions, CancelReason, Deadline, Inline, Pool, Run, cancel_reason, cancellation_token},
     remaining,
 };
 
-use crate::support::{OnDrop, TestResult, eventually, hold, hold_with_retry, one_thread, pools, shedding_pools, soon};
+use crate::support::{OnDrop, TestResult, eventually, hold, one_thread, pools, soon};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
@@ -494,30 +492,14 @@ async fn reservation_has_no_deadline_of_the_scope_that_made_it() {
 }
 
 #[tokio::test]
-async fn shedding_policy_and_deadline_have_errors_of_their_own() {
-    for pool in shedding_pools(8).into_iter().filter(|pool| pool.admission().name() != "rayon") {
-        let held = hold_with_retry(&pool).await;
-        let long = run_within(&pool, MINUTE, || ());
-        let short = run_within(&pool, SECOND / 10, || unreachable!("it has expired"));
-        let newest = pool.run(|| ());
-        pass(SECOND / 10).await;
-        held.release().await.unwrap();
-        soon(newest).await.unwrap();
-        assert_eq!(soon(long).await, Err(CallError::Expired), "shed");
-        // The policy sheds the call as well, unless the caller finds that its deadline has passed.
-        let error = soon(short).await.unwrap_err();
-        assert!(matches!(error, CallError::Expired | CallError::DeadlineExceeded), "{error:?}");
-    }
-}
-
-#[tokio::test]
 async fn expired_calls_are_no_arrivals_of_an_overloaded_pool() {
-    let policy = QueuePolicy::AcceptBursts;
-    let pool = ThreadPool::builder().threads(1).queue_policy(policy).build().unwrap();
+    let pool = one_thread();
     let held = hold(&pool).await;
+    let layer = OffloadLayer::new(pool.clone()).reject(RejectWithError).timeout_request(|(): &()| Some(Duration::ZERO));
+    let service = layer.layer(service_fn_blocking(|()| TestResult::Ok(())));
     for _ in 0..10_000 {
-        let expired = run_within(&pool, Duration::ZERO, || ());
-        assert_eq!(expired.await, Err(CallError::DeadlineExceeded));
+        let error = service.clone().oneshot(()).await.unwrap_err();
+        assert_eq!(error.downcast_ref(), Some(&CallError::DeadlineExceeded));
     }
     assert_eq!((pool.stats().overloads, pool.stats().queued), (0, 0));
     held.release().await.unwrap();

@@ -20,7 +20,7 @@ use tower_offload::{
     pool::Pool,
 };
 
-use crate::support::{TestResult, eventually, hold, hold_with_retry, pools, shedding_pools, soon, too_long};
+use crate::support::{TestResult, eventually, hold, overload, pools, soon};
 
 /// Counts its drops. Each drop also spawns a task, like those of sqlx's connections, and panics.
 #[derive(Debug)]
@@ -213,25 +213,27 @@ async fn panic_payload_drop_may_panic() {
 
 #[tokio::test]
 async fn request_drop_may_panic_when_its_call_is_shed() {
-    for pool in shedding_pools(8) {
-        let (layer, drops) =
-            (OffloadLayer::new(pool.clone()).reject(RejectWithError).max_in_flight(4), Arc::new(AtomicUsize::new(0)));
-        let service = layer.layer(service_fn_blocking(|_: Bomb| TestResult::Ok(())));
-        let held = hold_with_retry(&pool).await;
-        let panicked = pool.admission().stats().panicked;
-        let calls: Vec<_> = (0..4).map(|_| tokio::spawn(service.clone().oneshot(Bomb(drops.clone())))).collect();
-        eventually(|| pool.admission().stats().queued == 4).await;
-        let _newest = pool.run(|| ());
-        too_long().await;
-        held.release().await.unwrap();
+    for pool in pools(1, 1024) {
+        let (layer, drops) = (OffloadLayer::new(pool.clone()).reject(RejectWithError), Arc::new(AtomicUsize::new(0)));
+        let service = layer.clone().max_in_flight(1000).layer(service_fn_blocking(|_: Bomb| {
+            std::thread::sleep(Duration::from_millis(1)); // longer than the pause between calls
+            TestResult::Ok(())
+        }));
+        let mut calls = Vec::new();
+        overload(&pool, || calls.push(tokio::spawn(service.clone().oneshot(Bomb(drops.clone()))))).await;
+        let (made, mut shed) = (calls.len(), 0);
         for call in calls {
-            let error = soon(call).await.unwrap().unwrap_err();
-            assert_eq!(error.downcast_ref(), Some(&CallError::Expired));
+            // Those that ran or were rejected at once fail with the panic of the drop.
+            if let Ok(ended) = soon(call).await {
+                assert_eq!(ended.unwrap_err().downcast_ref(), Some(&CallError::Overloaded));
+                shed += 1;
+            }
         }
-        assert_eq!((drops.load(SeqCst), pool.admission().stats().panicked), (4, panicked + 4));
-        let service = layer.layer(service_fn_blocking(|n: u32| TestResult::Ok(n)));
+        assert!(shed > 0);
         eventually(|| (pool.admission().stats().in_flight, pool.admission().stats().permits_in_use) == (0, 0)).await;
-        while soon(service.clone().oneshot(7)).await.is_err() {} // a slow machine may shed this call too
+        assert_eq!(drops.load(SeqCst), made);
+        let service = layer.layer(service_fn_blocking(|n: u32| TestResult::Ok(n)));
+        assert_eq!(soon(service.oneshot(7)).await.unwrap(), 7);
     }
 }
 

@@ -96,9 +96,9 @@ async fn group_of_many_keys_takes_turns_like_one_key() {
 /// Also with queue policies, and on pools that have only their admission in common.
 #[tokio::test]
 async fn greedy_key_leaves_room_in_the_queue_for_others() {
-    let bursts = ThreadPool::builder().threads(1).queue_capacity(8).queue_policy(QueuePolicy::AcceptBursts);
-    let bursts: Arc<dyn Pool> = Arc::new(bursts.build().unwrap());
-    for pool in pools(1, 8).into_iter().chain([bursts]) {
+    let fifo = ThreadPool::builder().threads(1).queue_capacity(8).queue_policy(QueuePolicy::Fifo);
+    let fifo: Arc<dyn Pool> = Arc::new(fifo.build().unwrap());
+    for pool in pools(1, 8).into_iter().chain([fifo]) {
         let held = hold(&pool).await;
         let mut admitted: Vec<_> = (0..4).map(|_| pool.run_with(of(GREEDY), || ())).collect();
         for _ in 0..100 {

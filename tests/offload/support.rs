@@ -11,7 +11,7 @@ use std::{
 use tokio::sync::oneshot;
 use tower_offload::{
     ThreadPool,
-    pool::{CallError, Codel, Pool, Rayon, Run, TokioBlocking},
+    pool::{CallError, Pool, Rayon, Run, TokioBlocking},
 };
 
 /// Returns one pool of each kind. Must be called inside a runtime.
@@ -28,30 +28,13 @@ pub(crate) fn pools(threads: usize, queue_capacity: usize) -> Vec<Arc<dyn Pool>>
     ]
 }
 
-/// Returns pools with one thread and a queue policy that sheds calls that waited for [`too_long`].
-pub(crate) fn shedding_pools(queue_capacity: usize) -> Vec<Arc<dyn Pool>> {
-    let codel = Codel::new(Duration::from_millis(1), Duration::from_millis(1));
-    let rayon = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
-    let builder = ThreadPool::builder().threads(1).queue_capacity(queue_capacity).queue_policy(codel);
-    vec![
-        Arc::new(builder.build().unwrap()),
-        Arc::new(Rayon::builder(rayon).queue_policy(codel).queue_capacity(queue_capacity).build()),
-        Arc::new(TokioBlocking::builder(1).queue_policy(codel).queue_capacity(queue_capacity).name("shedding").build()),
-    ]
-}
-
-/// Like `hold`, for pools that may shed the blocking call if the machine is slow.
-pub(crate) async fn hold_with_retry(pool: &(impl Pool + Clone)) -> Held {
-    loop {
-        if let Some(held) = try_hold(pool).await {
-            return held;
-        }
+/// Makes calls through a layer, faster than the pool runs them, until the pool is overloaded.
+pub(crate) async fn overload(pool: &(impl Pool + Clone), mut call: impl FnMut()) {
+    while pool.admission().stats().overloads == 0 {
+        (0..3).for_each(|_| call());
+        // Time must pass, since windows of an overload are measured in it.
+        tokio::time::sleep(Duration::from_millis(1)).await;
     }
-}
-
-/// Waits until the policy of [`shedding_pools`] must shed. Waiting longer has the same effect.
-pub(crate) async fn too_long() {
-    tokio::time::sleep(Duration::from_millis(5)).await;
 }
 
 pub(crate) fn one_thread() -> ThreadPool {
@@ -66,17 +49,14 @@ pub(crate) struct Held {
 
 /// Blocks a thread of the pool. Returns when the thread has entered the work.
 pub(crate) async fn hold(pool: &(impl Pool + Clone)) -> Held {
-    try_hold(pool).await.expect("the pool accepts the call")
-}
-
-async fn try_hold(pool: &(impl Pool + Clone)) -> Option<Held> {
     let (entered, inside) = oneshot::channel();
     let (release, released) = mpsc::channel();
     let run = pool.run(move || {
         entered.send(()).unwrap();
         let _ = released.recv();
     });
-    soon(inside).await.ok().map(|()| Held { release, run })
+    soon(inside).await.expect("the pool accepts the call");
+    Held { release, run }
 }
 
 impl Held {

@@ -34,8 +34,6 @@ impl Request {
 pub(super) enum Reply {
     /// Any 2xx.
     Success,
-    /// The request was in a queue for too long.
-    Expired,
     /// Any other status.
     Other(StatusCode),
 }
@@ -60,9 +58,6 @@ impl Client {
 
     /// Returns when the whole response has been read.
     pub(super) async fn send(&self, request: &Request) -> Result<Reply, BoxError> {
-        /// The reason that [`tower_offload::offload::ProblemJson`] gives.
-        const EXPIRED: &[u8] = br#""reason":"expired""#;
-
         let _permit = self.open.acquire().await?;
         let mut connection = match self.take_idle().await {
             Some(connection) => connection,
@@ -75,13 +70,9 @@ impl Client {
         let body = Full::new(request.body.clone().unwrap_or_default());
         let response = connection.send_request(builder.header("host", self.address.to_string()).body(body)?).await?;
         let status = response.status();
-        let body = response.into_body().collect().await?.to_bytes();
+        response.into_body().collect().await?;
         self.idle().push(connection);
-        Ok(match status {
-            _ if status.is_success() => Reply::Success,
-            _ if body.windows(EXPIRED.len()).any(|part| part == EXPIRED) => Reply::Expired,
-            _ => Reply::Other(status),
-        })
+        Ok(if status.is_success() { Reply::Success } else { Reply::Other(status) })
     }
 
     async fn take_idle(&self) -> Option<Connection> {

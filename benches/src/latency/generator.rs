@@ -103,8 +103,6 @@ pub(super) enum End {
     /// The run ended before the response.
     Open,
     Success,
-    /// The server rejected the request because it waited in a queue for too long.
-    Expired,
     /// Any other response.
     Refused,
     /// The connection failed.
@@ -193,7 +191,6 @@ async fn send(
         outcome.latency = at.duration_since(start).saturating_sub(outcome.due);
         outcome.end = match reply {
             Ok(Reply::Success) => End::Success,
-            Ok(Reply::Expired) => End::Expired,
             Ok(Reply::Other(_)) => End::Refused,
             Err(_) => End::Failed,
         };

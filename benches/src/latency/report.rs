@@ -49,7 +49,7 @@ pub fn notes(rows: &[Row]) -> Vec<String> {
     let mut notes = vec![
         "Medians of the rounds (lowest-highest). Latency counts from the intended start.".to_owned(),
         format!("% within {timeout} ms: of all jobs offered. ok jobs p99: of the jobs with a success."),
-        "expired: rejected after too long in the queue. refused: any other response that is not a success.".to_owned(),
+        "refused: any other response that is not a success.".to_owned(),
         "jobs open: without a response when the run ended. They are in no other column.".to_owned(),
         "pings open: without a success when the run ended. They count at the age they had then.".to_owned(),
         "late ms: the p99 of the generator's own lateness in the worst round.".to_owned(),
@@ -199,12 +199,11 @@ fn table(scene: Scene, rows: &[Row]) -> Option<Table> {
         columns.push(("normal after ms (range)", &|row| recovery(row)));
         columns.push(("failing until ms (range)", &|it| range(it.spread(|sample| sample.failing_ms))));
     }
-    columns.extend::<[Cell<'_, &Row>; 8]>([
+    columns.extend::<[Cell<'_, &Row>; 7]>([
         ("/ping p50 ms (range)", &|it| range(it.spread(|sample| sample.ping_p50_ms))),
         ("/ping p99 ms (range)", &|it| range(it.spread(|sample| sample.ping_p99_ms))),
         ("jobs ok/offered", &|it| count(it, |sample| sample.jobs_ok) + "/" + &count(it, |it| it.jobs_offered)),
         ("refused", &|it| count(it, |sample| sample.jobs_refused)),
-        ("expired", &|it| count(it, |sample| sample.jobs_expired)),
         ("failed", &|it| count(it, |sample| sample.jobs_failed)),
         ("jobs open", &|it| count(it, |sample| sample.jobs_open)),
         (&within, &|it| range(it.spread(|sample| sample.within_timeout_pct))),
@@ -309,21 +308,12 @@ const GOALS: &[Goal<Setting, Sample>] = &[
     ),
     ping("/ping p99 at 130 %, offload/adaptive v offload/threads", "offload/adaptive", "offload/threads", (1.2, 1.0)),
     alone("200 %: jobs within 200 ms, % of capacity, offload/bounded", "offload/bounded", AT_200, WITHIN, ANSWERED),
-    alone("200 %: jobs within 200 ms, % of capacity, offload/codel", "offload/codel", AT_200, WITHIN, ANSWERED),
     alone("200 %: jobs within 200 ms, % of capacity, offload/bursts", "offload/bursts", AT_200, WITHIN, ANSWERED),
     alone("200 %: p99 of the jobs answered, ms, offload/bounded", "offload/bounded", AT_200, OK_P99, FAST),
-    alone("200 %: p99 of the jobs answered, ms, offload/codel", "offload/codel", AT_200, OK_P99, FAST),
     alone("200 %: p99 of the jobs answered, ms, offload/bursts", "offload/bursts", AT_200, OK_P99, FAST),
     alone(
         "after 300 %: ms until normal, offload/bounded",
         "offload/bounded",
-        RECOVERY,
-        Sample::recovery_or_never_ms,
-        NORMAL,
-    ),
-    alone(
-        "after 300 %: ms until normal, offload/codel",
-        "offload/codel",
         RECOVERY,
         Sample::recovery_or_never_ms,
         NORMAL,

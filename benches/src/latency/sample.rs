@@ -41,8 +41,6 @@ pub struct Sample {
     pub jobs_offered: u64,
     /// Jobs that succeeded.
     pub jobs_ok: u64,
-    /// Jobs rejected because they were in the queue for too long.
-    pub jobs_expired: u64,
     /// Jobs with any other response.
     pub jobs_refused: u64,
     /// Jobs without a response because the connection failed.
@@ -82,7 +80,7 @@ pub struct Slice {
     pub ping_max_ms: Option<f64>,
     /// The latency of the slowest job that was not rejected.
     pub job_max_ms: Option<f64>,
-    /// The number of jobs that were refused, expired or failed.
+    /// The number of jobs that were refused or failed.
     pub jobs_refused: u64,
 }
 
@@ -108,7 +106,6 @@ impl Sample {
             ping_unanswered: pings.len() as u64 - count(pings, End::Success),
             jobs_offered: jobs.len() as u64,
             jobs_ok: count(jobs, End::Success),
-            jobs_expired: count(jobs, End::Expired),
             jobs_refused: count(jobs, End::Refused),
             jobs_failed: count(jobs, End::Failed),
             jobs_open: count(jobs, End::Open),
@@ -196,7 +193,7 @@ fn timeline(pings: &[Outcome], jobs: &[Outcome], setting: &Setting) -> Vec<Slice
     for job in jobs {
         match (index(job), job.end) {
             (Some(index), End::Open | End::Success) => raise(&mut slices[index].job_max_ms, job.latency),
-            (Some(index), End::Expired | End::Refused | End::Failed) => slices[index].jobs_refused += 1,
+            (Some(index), End::Refused | End::Failed) => slices[index].jobs_refused += 1,
             (None, _) => {}
         }
     }

@@ -19,7 +19,7 @@ use tower::ServiceBuilder;
 use tower_offload::{
     OffloadLayer, ThreadPool,
     offload::ProblemJson,
-    pool::{Codel, Pool, QueuePolicy, Rayon, TokioBlocking},
+    pool::{Pool, QueuePolicy, Rayon, TokioBlocking},
 };
 use tower_resilience_executor::{BlockingExecutor, ExecutorError, ExecutorLayer};
 
@@ -91,12 +91,7 @@ pub(super) const VARIANTS: &[Variant] = &[
     }),
     // Its queue has room for the calls of 80 ms on two cores.
     variant("offload/bounded", [140, 86, 20], |work| offload(work, fifo(ThreadPool::builder().queue_capacity(32)))),
-    variant("offload/codel", [110, 50, 160], |work| {
-        offload(work, built(ThreadPool::builder().queue_policy(Codel::default())))
-    }),
-    variant("offload/bursts", [213, 160, 20], |work| {
-        offload(work, built(ThreadPool::builder().queue_policy(QueuePolicy::AcceptBursts)))
-    }),
+    variant("offload/bursts", [213, 160, 20], |work| offload(work, ThreadPool::cpu())),
     variant("offload/adaptive", [90, 90, 200], |work| {
         inline(work).layer(OffloadLayer::new(fifo(ThreadPool::builder())).reject(ProblemJson).adaptive())
     }),
@@ -149,8 +144,7 @@ fn tower_resilience(work: Work) -> Router {
     inline(work).layer(ServiceBuilder::new().layer(on_error).layer(executor))
 }
 
-/// Rejects with `ProblemJson`, so that the client can distinguish calls that expired from calls
-/// that found the queue full.
+/// Rejects with `ProblemJson`, so that a rejection has a body like those of other services.
 fn offload(work: Work, pool: impl Pool) -> Router {
     inline(work).layer(OffloadLayer::new(pool).reject(ProblemJson))
 }

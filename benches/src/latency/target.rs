@@ -117,7 +117,6 @@ fn check(Target(address): Target, requests: [&Request; 2]) -> Result<(), BoxErro
             let reply = time::timeout(FIRST_RESPONSE_TIMEOUT, client.send(request)).await;
             match reply.map_err(|_| format!("http://{address}{path} sent no response in {FIRST_RESPONSE_TIMEOUT:?}"))? {
                 Ok(Reply::Success) => {}
-                Ok(Reply::Expired) => return Err(format!("http://{address}{path} is already overloaded").into()),
                 Ok(Reply::Other(status)) => {
                     let method = if request.body.is_some() { "POST" } else { "GET" };
                     let remedy = "see --ping-path, --job-path and --job-body";

@@ -13,7 +13,7 @@ use crate::{grpc::is_grpc, pool::CallError};
 /// | [`CallError`] | HTTP | gRPC status |
 /// |---|---|---|
 /// | `Closed` | 503 | 14 `UNAVAILABLE` |
-/// | `Expired`, `Overloaded` | 503 | 8 `RESOURCE_EXHAUSTED` |
+/// | `Overloaded` | 503 | 8 `RESOURCE_EXHAUSTED` |
 /// | `KeyLimited` | 429 | 8 `RESOURCE_EXHAUSTED` |
 /// | `DeadlineExceeded` | 504 | 4 `DEADLINE_EXCEEDED` |
 /// | `NoRuntime`, `Deadlock`, `Panicked` | 500 | 13 `INTERNAL` |
@@ -97,7 +97,7 @@ impl Protocol {
 
 pub(super) fn status(error: CallError) -> StatusCode {
     match error {
-        CallError::Closed | CallError::Expired | CallError::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
+        CallError::Closed | CallError::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
         CallError::KeyLimited => StatusCode::TOO_MANY_REQUESTS,
         CallError::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
         CallError::NoRuntime | CallError::Deadlock | CallError::Panicked => StatusCode::INTERNAL_SERVER_ERROR,
@@ -109,7 +109,6 @@ pub(super) fn status(error: CallError) -> StatusCode {
 fn grpc_status(error: CallError) -> (&'static str, &'static str) {
     match error {
         CallError::Closed => ("14", "shutting down"),
-        CallError::Expired => ("8", "waited too long in the queue"),
         CallError::Overloaded => ("8", "overloaded"),
         CallError::KeyLimited => ("8", "too many calls of one key"),
         CallError::DeadlineExceeded => ("4", "deadline exceeded"),

@@ -125,6 +125,7 @@ where
         runtime,
         created: time::now(),
         deadline: options.deadline,
+        is_exempt: queue_permit.is_exempt(),
         is_detached: on_caller_drop == OnCallerDrop::Detach,
         started: AtomicBool::new(false),
         waits_nested: AtomicBool::new(false),

@@ -68,6 +68,9 @@ pub(in crate::pool) struct Header {
     pub(super) runtime: Option<Handle>,
     pub(super) created: PoolTime,
     pub(super) deadline: Deadline,
+    /// `true` if an overload has no effect on the call, because it was accepted before it reached
+    /// the pool.
+    pub(super) is_exempt: bool,
     /// `true` if the work continues without its caller. The deadline then ends when it starts.
     pub(super) is_detached: bool,
     /// `true` once the future was polled. Written only by the thread that has taken the entry.
@@ -130,6 +133,11 @@ impl Runnable {
             key: header.key,
             is_woken: header.has_started(),
         })
+    }
+
+    /// Returns `true` if an overload has no effect on the call.
+    pub(in crate::pool) fn is_exempt(&self) -> bool {
+        self.header().is_some_and(|header| header.is_exempt)
     }
 
     /// Returns the runtime in which the call was made.

@@ -4,7 +4,7 @@ use std::{
 };
 
 use super::*;
-use crate::pool::{Admission, CallOptions, Pool, time};
+use crate::pool::{Admission, CallOptions, Pool, permits::PermitKind, time};
 
 /// A pool whose entries are run by the test.
 #[derive(Debug)]
@@ -27,7 +27,7 @@ impl Held {
     fn detached(self: &Arc<Self>, runs: &Arc<AtomicUsize>) -> JoinHandle<()> {
         let (pool, runs): (Arc<dyn Pool>, _) = (self.clone(), runs.clone());
         let options = CallOptions::new().timeout(Duration::from_secs(1));
-        let queue_permit = QueuePermit::try_acquire(&pool, options).expect("the queue has room");
+        let queue_permit = QueuePermit::try_acquire(&pool, options, PermitKind::Exempt).expect("the queue has room");
         let admitted = Admitted { queue_permit, layer_permit: None, options };
         let work = async move { _ = runs.fetch_add(1, Ordering::SeqCst) };
         spawn(admitted, Context::capture(), OnCallerDrop::Detach, work)

@@ -113,22 +113,44 @@ impl<Q: Flow> Flows<Q> {
         })
     }
 
-    /// Calls `cut` with flows and their new lengths, such that at most `keep` entries are left,
-    /// with those in `unkeyed`. Longer groups are cut first, and in a group longer flows.
-    pub(super) fn cut(&mut self, unkeyed: &mut Q, keep: usize, mut cut: impl FnMut(&mut Q, usize)) {
+    /// Calls `cut` with flows and the numbers of entries that they keep, such that at most `keep`
+    /// are left, with those in `unkeyed`. `len` counts the entries of a flow that may be removed.
+    /// Longer groups are cut first, and in a group longer flows.
+    pub(super) fn cut(
+        &mut self,
+        unkeyed: &mut Q,
+        keep: usize,
+        len: impl Fn(&Q) -> usize,
+        mut cut: impl FnMut(&mut Q, usize),
+    ) {
         self.enter_unkeyed(unkeyed);
         let Self { groups, size } = self;
-        let unkeyed_len = unkeyed.len();
-        let len = |group: &Group<Q>| match group {
+        let unkeyed_len = len(unkeyed);
+        let len_of_group = |group: &Group<Q>| match group {
             Group::Unkeyed => unkeyed_len,
-            Group::Key(flow) => flow.len(),
-            Group::Keys(keys) => keys.sum(Q::len),
+            Group::Key(flow) => len(flow),
+            Group::Keys(keys) => keys.sum(&len),
         };
-        groups.cut(keep, len, |group, keep| match group {
-            Group::Unkeyed => cut(unkeyed, keep),
-            Group::Key(flow) => size.change(flow, |flow| cut(flow, keep)).0,
-            Group::Keys(keys) => keys.cut(keep, Q::len, |flow, keep| size.change(flow, |flow| cut(flow, keep)).0),
+        groups.cut(keep, len_of_group, |group, keep| match group {
+            Group::Unkeyed => {
+                cut(unkeyed, keep);
+                unkeyed.len() > 0
+            }
+            Group::Key(flow) => size.change(flow, |flow| cut(flow, keep)).1,
+            Group::Keys(keys) => {
+                keys.cut(keep, &len, |flow, keep| size.change(flow, |flow| cut(flow, keep)).1);
+                !keys.is_empty()
+            }
         });
+    }
+
+    /// Returns the sum of the lengths of all flows with a key.
+    pub(super) fn sum(&self, len: impl Fn(&Q) -> usize) -> usize {
+        self.groups.sum(|group| match group {
+            Group::Unkeyed => 0,
+            Group::Key(flow) => len(flow),
+            Group::Keys(keys) => keys.sum(&len),
+        })
     }
 
     /// Gives the entries without a key a turn, if there are any. They keep it until it comes, even
@@ -263,8 +285,8 @@ impl<Q> Turns<Q> {
     }
 
     /// Calls `cut` with the queues that have to become shorter, and their new lengths, such that at
-    /// most `keep` entries are left.
-    fn cut(&mut self, keep: usize, len: impl Fn(&Q) -> usize, mut cut: impl FnMut(&mut Q, usize)) {
+    /// most `keep` entries are left. It returns whether the queue still waits.
+    fn cut(&mut self, keep: usize, len: impl Fn(&Q) -> usize, mut cut: impl FnMut(&mut Q, usize) -> bool) {
         let lens: Vec<_> = self.iter().map(&len).collect();
         let (level, mut longer) = level(&lens, keep);
         self.retain(|queue| {
@@ -274,10 +296,7 @@ impl<Q> Turns<Q> {
                 longer -= 1;
                 new_len += 1;
             }
-            if new_len < len {
-                cut(queue, new_len);
-            }
-            new_len > 0
+            new_len == len || cut(queue, new_len)
         });
     }
 }

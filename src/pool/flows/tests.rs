@@ -140,7 +140,7 @@ proptest! {
         let lens: BTreeMap<_, _> = tested.model.groups().into_iter().map(|group| (group, len_of(&tested, group))).collect();
         let mut removed = Vec::new();
         let Tested { flows, unkeyed, .. } = &mut tested;
-        flows.cut(unkeyed, keep, |lane, len| removed.extend(lane.drain(..lane.len() - len)));
+        flows.cut(unkeyed, keep, VecDeque::len, |lane, len| removed.extend(lane.drain(..lane.len() - len)));
         prop_assert_eq!(removed.len(), before.saturating_sub(keep));
         for entry in removed {
             let key = *tested.model.waiting.iter().find(|(_, entries)| entries.front() == Some(&entry)).expect("the oldest").0;

@@ -360,7 +360,7 @@ impl Metrics {
         {
             let reason = error.as_str();
             tracing::event!(tracing::Level::DEBUG, pool = &*self.pool, reason, "call rejected");
-            let lacks_capacity = matches!(error, CallError::Overloaded | CallError::Expired);
+            let lacks_capacity = error == CallError::Overloaded;
             if lacks_capacity && tracing::enabled!(tracing::Level::WARN) && self.overload.is_due() {
                 let rejected = self.sum(|it| &it.rejected);
                 let pool = &*self.pool;

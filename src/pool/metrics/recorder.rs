@@ -73,12 +73,11 @@ impl Recorder {
 }
 
 /// Errors of calls that are counted as rejected, in the order of their discriminants.
-const REJECTIONS: [CallError; 7] = [
+const REJECTIONS: [CallError; 6] = [
     CallError::NoRuntime,
     CallError::Overloaded,
     CallError::KeyLimited,
     CallError::Closed,
-    CallError::Expired,
     CallError::DeadlineExceeded,
     CallError::Deadlock,
 ];

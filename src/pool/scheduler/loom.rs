@@ -8,7 +8,7 @@ use std::{
 
 use loom::thread;
 
-use super::{Action, Class, Dequeued, Limits, Linger, QueueItem, QueuePolicy, Scheduler, WakeUp, WorkerState};
+use super::{Action, Class, Dequeued, Limits, Linger, QueueItem, Scheduler, WakeUp, WorkerState};
 use crate::pool::{Priority, watchdog::Watchdog};
 
 impl QueueItem for u32 {
@@ -18,7 +18,7 @@ impl QueueItem for u32 {
 }
 
 fn scheduler(min: usize, max: usize) -> Arc<Scheduler<u32>> {
-    Arc::new(Scheduler::new(Limits { min, max }, QueuePolicy::Fifo, false))
+    Arc::new(Scheduler::new(Limits { min, max }, false))
 }
 
 /// Runs entries like a worker, and spawns the workers that the scheduler asks for.

@@ -7,7 +7,6 @@
 //! workers  <--Run / Search / Park / Exit-- next -----------------+
 //! ```
 
-mod codel;
 mod inbox;
 #[cfg(all(test, tower_offload_loom))]
 mod loom;
@@ -19,18 +18,14 @@ mod tests;
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::time::Instant;
-
-pub use self::codel::{Codel, QueuePolicy};
-pub(super) use self::{
-    codel::InvalidPolicy,
-    queue::{Class, QueueItem},
-    state::{Action, Limits, WakeUp},
-};
 use self::{
     inbox::Inbox,
     parker::Parker,
     state::{SchedulerState, ThreadState},
+};
+pub(super) use self::{
+    queue::{Class, QueueItem},
+    state::{Action, Limits, WakeUp},
 };
 use crate::sync::{AtomicBool, Mutex, Ordering, Padded, lock, spin_loop, thread};
 
@@ -49,8 +44,7 @@ const YIELDS: u32 = if cfg!(tower_offload_loom) { 4 } else { 256 };
 ///
 /// # Submitting without the lock
 ///
-/// While the inbox is open, new calls of normal priority and without a key go there, if the policy
-/// is `Fifo`. A push that neither wakes nor spawns a worker opens it, because more such pushes may
+/// While the inbox is open, new calls of normal priority and without a key go there. A push that neither wakes nor spawns a worker opens it, because more such pushes may
 /// follow: a pool that is not busy never opens it. A thread that changes the state under the lock
 /// so that a push would wake or spawn a worker closes the inbox, moves its calls to the queue, and
 /// performs the wake-up for them. The inbox is opened and closed under its own lock, so a call is
@@ -68,8 +62,6 @@ pub(super) struct Scheduler<T> {
     /// Hint for the searching worker that the queue is not empty. Written under the lock of
     /// `state`.
     work_available: Padded<AtomicBool>,
-    /// `true` if the order depends on time. Otherwise the scheduler never reads the clock.
-    is_timed: bool,
     spin_rounds: u32,
 }
 
@@ -77,8 +69,8 @@ pub(super) struct Scheduler<T> {
 #[derive(Debug)]
 pub(super) struct WorkerState<T> {
     state: ThreadState,
-    /// Entries that the policy shed at the last call of [`Scheduler::next`]. The worker must answer
-    /// them.
+    /// Entries that the worker must refuse: cancelled calls that the last call of
+    /// [`Scheduler::next`] has removed.
     pub(super) shed: Vec<T>,
     /// Created when the worker parks for the first time.
     parker: Option<Arc<Parker>>,
@@ -123,13 +115,12 @@ impl<T> WorkerState<T> {
 impl<T: QueueItem> Scheduler<T> {
     /// Creates a scheduler without workers. With `spin`, a worker that looks for work spins before
     /// it yields, which only pays where there is more than one core.
-    pub(super) fn new(limits: Limits, policy: QueuePolicy, spin: bool) -> Self {
+    pub(super) fn new(limits: Limits, spin: bool) -> Self {
         Self {
-            state: Padded(Mutex::new(SchedulerState::new(limits, policy))),
+            state: Padded(Mutex::new(SchedulerState::new(limits))),
             inbox: Inbox::new(),
             is_inbox_open: Padded(AtomicBool::new(false)),
             work_available: Padded(AtomicBool::new(false)),
-            is_timed: matches!(policy, QueuePolicy::Codel(_)),
             spin_rounds: if spin { SPIN_ROUNDS } else { 0 },
         }
     }
@@ -141,7 +132,7 @@ impl<T: QueueItem> Scheduler<T> {
     /// In the last two cases, the caller has acquired the lock of the queue or the inbox for the
     /// push. See [`is_empty`](Self::is_empty).
     pub(super) fn push(&self, item: T, class: Class) -> WakeUp<()> {
-        if self.is_timed || !class.is_default() {
+        if !class.is_default() {
             return self.with_state(|state| ((), state.push(item, class))).1;
         }
         let item = if self.is_inbox_open.load(Ordering::Relaxed) { self.inbox.push(item) } else { Err(item) };
@@ -192,13 +183,11 @@ impl<T: QueueItem> Scheduler<T> {
         loop {
             let WorkerState { state: left, shed, parker } = worker;
             let parker = || parker.get_or_insert_with(Parker::current).clone();
-            // Read before the lock is taken. This is tokio's clock, which tests can pause.
-            let now = self.is_timed.then(Instant::now);
             let ((action, has_more), wake_up) = self.with_state(|state| {
-                if !self.is_timed && !state.queue.has_normal() {
+                if !state.queue.has_normal() {
                     self.drain_inbox(state);
                 }
-                let (action, wake_up) = state.next(*left, may_park, now, shed, parker);
+                let (action, wake_up) = state.next(*left, may_park, shed, parker);
                 ((action, !state.queue.is_empty() || !self.inbox.looks_empty()), wake_up)
             });
             let spawn_worker = wake_up == WakeUp::Spawn;

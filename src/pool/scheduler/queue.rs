@@ -2,19 +2,15 @@ use std::{collections::VecDeque, mem};
 
 use tokio::time::Instant;
 
-use super::codel::{OverloadDetector, QueuePolicy};
-use crate::pool::{
-    flows::{Flow, Flows},
-    key::CallKey,
-    priority::Priority,
-};
+use crate::pool::{flows::Flows, key::CallKey, priority::Priority};
 
 /// Period of the picks that go to new calls first. All other picks go to woken calls first, since
 /// these already hold memory and a waiting caller. New calls still get every eighth pick, so that a
 /// future which wakes itself forever does not starve them.
 const NEW_CALL_PERIOD: u8 = 8;
 
-/// Maximum number of calls shed by one pick, so that the call that is picked starts promptly.
+/// Maximum number of cancelled calls that one pick passes over, so that the call that is picked
+/// starts promptly.
 pub(super) const MAX_SHED: usize = 64;
 
 /// Capacity that an empty queue keeps, 16 KiB of entries. More than that is freed after a burst.
@@ -31,11 +27,16 @@ const CYCLE: [Priority; CYCLE_LENGTH] = cycle();
 
 /// An entry of the queue.
 pub(in crate::pool) trait QueueItem {
-    /// Returns the time at which the call entered the queue. Read only if the policy sheds calls.
+    /// Returns the time at which the call entered the queue.
     fn queued_at(&self) -> Instant;
 
     /// Returns `true` if the entry will only be dropped. Read only if the call has a key.
     fn is_cancelled(&self) -> bool {
+        false
+    }
+
+    /// Returns `true` if the call must not be shed to end an overload.
+    fn is_exempt(&self) -> bool {
         false
     }
 }
@@ -62,13 +63,13 @@ impl Class {
     }
 }
 
-/// Entries that wait for a worker, and the order in which they are picked. Pure: no locks, and time
-/// is an argument.
+/// Entries that wait for a worker, and the order in which they are picked. Pure: no locks, and no
+/// time.
 ///
-/// Woken calls have a queue of their own, first in, first out. New calls wait in one [`Lane`] for
-/// each priority. In both cases, those with a key wait in [`Flows`] beside it: keys take turns, and
-/// the calls without one take turns like one more key. A new call that will only be dropped uses no
-/// turn.
+/// Woken calls have a queue of their own, first in, first out. New calls wait in one lane for each
+/// priority, in order of arrival. In both cases, those with a key wait in [`Flows`] beside it: keys
+/// take turns, and the calls without one take turns like one more key. A new call that will only be
+/// dropped uses no turn.
 ///
 /// A pick of an empty lane goes to the next lane in the cycle. A lane that is not empty is picked
 /// after at most 20 picks of others, even if these become empty and fill again. (Nginx
@@ -79,7 +80,7 @@ pub(super) struct Queue<T> {
     woken: VecDeque<T>,
     /// Number of woken calls with a key, which are in `other`.
     woken_keyed: usize,
-    normal: Lane<T>,
+    normal: VecDeque<T>,
     /// Boxed because most pools never use it, so that the fields that are used under the
     /// scheduler's lock share few cache lines.
     other: Box<OtherLanes<T>>,
@@ -93,31 +94,29 @@ pub(super) struct Queue<T> {
 
 #[derive(Debug)]
 struct OtherLanes<T> {
-    high: Lane<T>,
-    low: Lane<T>,
+    high: VecDeque<T>,
+    low: VecDeque<T>,
     /// Calls with a key, one element for each priority.
-    keyed: [Flows<Lane<T>>; WEIGHTS.len()],
+    keyed: [Flows<VecDeque<T>>; WEIGHTS.len()],
     /// Woken calls with a key.
     woken: Flows<VecDeque<T>>,
-    policy: QueuePolicy,
     /// Position in [`CYCLE`] of the last pick.
     position: usize,
 }
 
 impl<T: QueueItem> Queue<T> {
-    pub(super) fn new(policy: QueuePolicy) -> Self {
+    pub(super) fn new() -> Self {
         let other = OtherLanes {
-            high: Lane::new(policy),
-            low: Lane::new(policy),
+            high: VecDeque::new(),
+            low: VecDeque::new(),
             keyed: std::array::from_fn(|_| Flows::new()),
             woken: Flows::new(),
-            policy,
             position: 0,
         };
         Self {
             woken: VecDeque::new(),
             woken_keyed: 0,
-            normal: Lane::new(policy),
+            normal: VecDeque::new(),
             other: Box::new(other),
             other_len: 0,
             is_other_used: false,
@@ -135,33 +134,33 @@ impl<T: QueueItem> Queue<T> {
                 self.woken_keyed += 1;
                 return self.other.woken.push(key, VecDeque::new, |items| items.push_back(item));
             }
-            (None, Priority::Normal) => return self.normal.push(item),
-            (None, Priority::High) => self.other.high.push(item),
-            (None, Priority::Low) => self.other.low.push(item),
-            (Some(key), _) => self.other.push(item, priority, key),
+            (None, Priority::Normal) => return self.normal.push_back(item),
+            (None, Priority::High) => self.other.high.push_back(item),
+            (None, Priority::Low) => self.other.low.push_back(item),
+            (Some(key), _) => {
+                self.other.keyed[priority as usize].push(key, VecDeque::new, |items| items.push_back(item));
+            }
         }
         self.is_other_used = true;
         self.other_len += 1;
     }
 
-    /// Removes the next entry. New calls that the policy sheds are moved to `shed`. Returns `None`
-    /// only if the queue is empty afterwards.
-    ///
-    /// A `Fifo` queue needs no `now`.
+    /// Removes the next entry. Cancelled calls of keys that it passes over are moved to `shed`.
+    /// Returns `None` only if the queue is empty afterwards.
     #[inline]
-    pub(super) fn pop(&mut self, now: Option<Instant>, shed: &mut Vec<T>) -> Option<T> {
+    pub(super) fn pop(&mut self, shed: &mut Vec<T>) -> Option<T> {
         if self.other_len + self.woken_keyed + self.woken.len() == 0 {
-            return self.normal.pop(now, shed);
+            return self.normal.pop_front();
         }
-        self.pop_any(now, shed)
+        self.pop_any(shed)
     }
 
     #[inline(never)] // Keeps it out of the path of a pool that has only new calls without a key.
-    fn pop_any(&mut self, now: Option<Instant>, shed: &mut Vec<T>) -> Option<T> {
+    fn pop_any(&mut self, shed: &mut Vec<T>) -> Option<T> {
         self.picks = (self.picks + 1) % NEW_CALL_PERIOD;
         match self.picks {
-            0 => self.pop_new(now, shed).or_else(|| self.pop_woken()),
-            _ => self.pop_woken().or_else(|| self.pop_new(now, shed)),
+            0 => self.pop_new(shed).or_else(|| self.pop_woken()),
+            _ => self.pop_woken().or_else(|| self.pop_new(shed)),
         }
     }
 
@@ -176,22 +175,22 @@ impl<T: QueueItem> Queue<T> {
     }
 
     #[inline]
-    fn pop_new(&mut self, now: Option<Instant>, shed: &mut Vec<T>) -> Option<T> {
+    fn pop_new(&mut self, shed: &mut Vec<T>) -> Option<T> {
         if self.other_len == 0 {
-            return self.normal.pop(now, shed);
+            return self.normal.pop_front();
         }
         let mut item = None;
-        while item.is_none() && self.normal.items.len() + self.other_len > 0 {
+        while item.is_none() && self.normal.len() + self.other_len > 0 {
             let Self { normal, other, other_len, .. } = self;
             other.position = (other.position + 1) % CYCLE_LENGTH;
-            item = other.pop(CYCLE[other.position], normal, now, shed);
+            item = other.pop(CYCLE[other.position], normal, shed);
             *other_len = other.len();
         }
         item
     }
 
     pub(super) fn len(&self) -> usize {
-        self.woken.len() + self.woken_keyed + self.normal.items.len() + self.other_len
+        self.woken.len() + self.woken_keyed + self.normal.len() + self.other_len
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -199,32 +198,33 @@ impl<T: QueueItem> Queue<T> {
     }
 
     pub(super) fn has_normal(&self) -> bool {
-        !self.normal.items.is_empty()
+        !self.normal.is_empty()
     }
 
-    /// Appends all of `items` as new calls of normal priority. Only for `Fifo`: other policies
-    /// inspect each call.
+    /// Appends all of `items` as new calls of normal priority.
     pub(super) fn append_normal(&mut self, items: &mut VecDeque<T>) {
-        debug_assert!(self.normal.detector.is_none());
-        if self.normal.items.is_empty() {
-            mem::swap(&mut self.normal.items, items);
+        if self.normal.is_empty() {
+            mem::swap(&mut self.normal, items);
         } else {
-            self.normal.items.append(items);
+            self.normal.append(items);
         }
     }
 
-    /// Removes new calls until at most `len` are left: the oldest of the lowest priority first, and
-    /// in a priority those of the keys with the most calls.
+    /// Removes new calls until at most `len` are left that are not exempt: the oldest of the lowest
+    /// priority first, and in a priority those of the keys with the most calls.
     pub(super) fn shed_to(&mut self, len: usize) -> Vec<T> {
-        let mut excess = (self.normal.items.len() + self.other_len).saturating_sub(len);
-        let mut shed = Vec::with_capacity(excess);
-        for priority in [Priority::Low, Priority::Normal, Priority::High] {
+        let priorities = [Priority::Low, Priority::Normal, Priority::High];
+        let waiting = priorities.map(|priority| {
             let (lane, flows) = self.other.of(priority, &mut self.normal);
-            let (before, waiting) = (shed.len(), lane.len() + flows.len());
-            flows.cut(lane, waiting.saturating_sub(excess), |lane, len| {
-                let count = lane.len().saturating_sub(len);
-                shed.extend(lane.items.drain(..count));
-            });
+            sheddable(lane) + flows.sum(sheddable)
+        });
+        let mut excess = waiting.iter().sum::<usize>().saturating_sub(len);
+        let mut shed = Vec::with_capacity(excess);
+        for (priority, waiting) in priorities.into_iter().zip(waiting) {
+            let before = shed.len();
+            let (lane, flows) = self.other.of(priority, &mut self.normal);
+            let keep = waiting.saturating_sub(excess);
+            flows.cut(lane, keep, sheddable, |lane, keep| shed_lane_to(lane, keep, &mut shed));
             excess -= shed.len() - before;
         }
         self.other_len = self.other.len();
@@ -236,13 +236,13 @@ impl<T: QueueItem> Queue<T> {
     pub(super) fn oldest(&self) -> Option<Instant> {
         let lanes = [&self.normal, &self.other.high, &self.other.low];
         let keyed = self.other.keyed.iter().filter_map(Flows::front);
-        lanes.into_iter().chain(keyed).filter_map(|lane| lane.items.front().map(QueueItem::queued_at)).min()
+        lanes.into_iter().chain(keyed).filter_map(|lane| lane.front().map(QueueItem::queued_at)).min()
     }
 
     /// Frees memory that was allocated for a burst. Called when the queue is empty.
     pub(super) fn shrink(&mut self) {
         shrink(&mut self.woken);
-        shrink(&mut self.normal.items);
+        shrink(&mut self.normal);
         if mem::take(&mut self.is_other_used) {
             self.shrink_other();
         }
@@ -251,8 +251,8 @@ impl<T: QueueItem> Queue<T> {
     #[cold]
     fn shrink_other(&mut self) {
         let other = &mut *self.other;
-        shrink(&mut other.high.items);
-        shrink(&mut other.low.items);
+        shrink(&mut other.high);
+        shrink(&mut other.low);
         other.keyed.iter_mut().for_each(Flows::shrink);
         other.woken.shrink();
     }
@@ -263,8 +263,8 @@ impl<T: QueueItem> Queue<T> {
         let OtherLanes { high, low, keyed, woken, .. } = &mut *self.other;
         let mut of_keys = Vec::new();
         woken.for_each(|items| of_keys.extend(items.drain(..)));
-        keyed.iter_mut().for_each(|flows| flows.for_each(|lane| of_keys.extend(lane.items.drain(..))));
-        let lanes = [&mut high.items, &mut self.normal.items, &mut low.items];
+        keyed.iter_mut().for_each(|flows| flows.for_each(|lane| of_keys.extend(lane.drain(..))));
+        let lanes = [high, &mut self.normal, low];
         self.woken.drain(..).chain(lanes.into_iter().flat_map(|items| items.drain(..))).chain(of_keys)
     }
 }
@@ -275,7 +275,11 @@ impl<T: QueueItem> OtherLanes<T> {
     }
 
     /// Returns the places of the calls of one priority: without a key, and with one.
-    fn of<'a>(&'a mut self, priority: Priority, normal: &'a mut Lane<T>) -> (&'a mut Lane<T>, &'a mut Flows<Lane<T>>) {
+    fn of<'a>(
+        &'a mut self,
+        priority: Priority,
+        normal: &'a mut VecDeque<T>,
+    ) -> (&'a mut VecDeque<T>, &'a mut Flows<VecDeque<T>>) {
         let lane = match priority {
             Priority::High => &mut self.high,
             Priority::Normal => normal,
@@ -284,85 +288,43 @@ impl<T: QueueItem> OtherLanes<T> {
         (lane, &mut self.keyed[priority as usize])
     }
 
-    fn push(&mut self, item: T, priority: Priority, key: CallKey) {
-        let policy = self.policy;
-        self.keyed[priority as usize].push(key, || Lane::new(policy), |lane| lane.push(item));
-    }
-
-    fn pop(&mut self, priority: Priority, normal: &mut Lane<T>, now: Option<Instant>, shed: &mut Vec<T>) -> Option<T> {
+    fn pop(&mut self, priority: Priority, normal: &mut VecDeque<T>, shed: &mut Vec<T>) -> Option<T> {
         let (lane, flows) = self.of(priority, normal);
         if flows.len() == 0 {
-            return lane.pop(now, shed);
+            return lane.pop_front();
         }
-        flows.pop(lane, |lane| lane.pop_wanted(now, shed))
+        flows.pop(lane, |lane| pop_wanted(lane, shed))
     }
 }
 
-/// New calls of one priority, in order of arrival.
-#[derive(Debug)]
-pub(super) struct Lane<T> {
-    items: VecDeque<T>,
-    /// `None` for `Fifo`. Boxed for the same reason as [`Queue::other`].
-    detector: Option<Box<OverloadDetector>>,
+/// Removes the next call that is not cancelled. Cancelled ones are moved to `shed`, unless there is
+/// no other call.
+fn pop_wanted<T: QueueItem>(lane: &mut VecDeque<T>, shed: &mut Vec<T>) -> Option<T> {
+    let mut item = lane.pop_front()?;
+    while item.is_cancelled() && shed.len() < MAX_SHED {
+        let Some(next) = lane.pop_front() else { break };
+        shed.push(mem::replace(&mut item, next));
+    }
+    Some(item)
 }
 
-impl<T: QueueItem> Lane<T> {
-    pub(super) fn new(policy: QueuePolicy) -> Self {
-        let detector = match policy {
-            QueuePolicy::Fifo | QueuePolicy::AcceptBursts => None,
-            QueuePolicy::Codel(codel) => Some(Box::new(OverloadDetector::new(codel))),
-        };
-        Self { items: VecDeque::new(), detector }
-    }
-
-    #[inline]
-    pub(super) fn push(&mut self, item: T) {
-        if let (Some(detector), true) = (&mut self.detector, self.items.is_empty()) {
-            detector.on_empty(item.queued_at());
-        }
-        self.items.push_back(item);
-    }
-
-    /// Removes the next call. Calls to be shed are moved to `shed`.
-    #[inline]
-    pub(super) fn pop(&mut self, now: Option<Instant>, shed: &mut Vec<T>) -> Option<T> {
-        match now {
-            Some(now) if self.detector.is_some() => self.pop_or_shed(now, shed),
-            _ => self.items.pop_front(),
-        }
-    }
-
-    fn pop_or_shed(&mut self, now: Instant, shed: &mut Vec<T>) -> Option<T> {
-        let Some(detector) = &mut self.detector else { return self.items.pop_front() };
-        if !detector.is_overloaded(self.items.front()?.queued_at(), now) {
-            return self.items.pop_front();
-        }
-        // The newest call is removed before others are shed, so that a worker that is free never
-        // sheds the only call.
-        let newest = self.items.pop_back();
-        while shed.len() < MAX_SHED && self.items.front().is_some_and(|item| detector.is_expired(item.queued_at(), now))
-        {
-            shed.extend(self.items.pop_front());
-        }
-        newest
-    }
-
-    /// Removes the next call that is not cancelled. Cancelled ones are moved to `shed`, unless
-    /// there is no other call.
-    fn pop_wanted(&mut self, now: Option<Instant>, shed: &mut Vec<T>) -> Option<T> {
-        let mut item = self.pop(now, shed)?;
-        while item.is_cancelled() && shed.len() < MAX_SHED {
-            let Some(next) = self.pop(now, shed) else { break };
-            shed.push(std::mem::replace(&mut item, next));
-        }
-        Some(item)
-    }
+/// Returns the number of calls that are not exempt.
+fn sheddable<T: QueueItem>(lane: &VecDeque<T>) -> usize {
+    lane.iter().filter(|item| !item.is_exempt()).count()
 }
 
-impl<T> Flow for Lane<T> {
-    fn len(&self) -> usize {
-        self.items.len()
-    }
+/// Moves the oldest calls of a lane to `shed` until at most `keep` are left that are not exempt.
+fn shed_lane_to<T: QueueItem>(lane: &mut VecDeque<T>, keep: usize, shed: &mut Vec<T>) {
+    let mut excess = sheddable(lane).saturating_sub(keep);
+    let items = mem::take(lane).into_iter().filter_map(|item| {
+        if excess == 0 || item.is_exempt() {
+            return Some(item);
+        }
+        excess -= 1;
+        shed.push(item);
+        None
+    });
+    *lane = items.collect();
 }
 
 /// Frees the memory that an empty queue allocated for a burst.

@@ -1,12 +1,7 @@
-use tokio::time::Instant;
-
-use super::{
-    codel::QueuePolicy,
-    queue::{Class, Queue, QueueItem},
-};
+use super::queue::{Class, Queue, QueueItem};
 
 /// State machine of the scheduler: queued entries and worker states. Each transition returns the
-/// action that the caller must perform. Pure: no threads, no locks, and time is an argument.
+/// action that the caller must perform. Pure: no threads, no locks, and no time.
 ///
 /// A worker is *notified* (it was asked to be spawned or unparked and has not arrived yet),
 /// *searching* (it looks for work for a moment before it parks), *busy*, or *idle* (parked; its
@@ -72,9 +67,9 @@ pub(in crate::pool) enum Action<T> {
 }
 
 impl<T: QueueItem, P> SchedulerState<T, P> {
-    pub(super) fn new(limits: Limits, policy: QueuePolicy) -> Self {
+    pub(super) fn new(limits: Limits) -> Self {
         Self {
-            queue: Queue::new(policy),
+            queue: Queue::new(),
             limits,
             workers: 0,
             idle: Vec::new(),
@@ -142,17 +137,16 @@ impl<T: QueueItem, P> SchedulerState<T, P> {
 
     /// Returns the next action of a worker that leaves the state `left`, and the wake-up of another
     /// one. A worker over the minimum exits instead of parking unless `may_park`. Whichever action
-    /// is returned, entries that the policy sheds at `now` have been moved to `shed`.
+    /// is returned, cancelled entries that were passed over have been moved to `shed`.
     pub(super) fn next(
         &mut self,
         left: ThreadState,
         may_park: bool,
-        now: Option<Instant>,
         shed: &mut Vec<T>,
         parker: impl FnOnce() -> P,
     ) -> (Action<T>, WakeUp<P>) {
         self.leave_state(left);
-        if let Some(item) = self.queue.pop(now, shed) {
+        if let Some(item) = self.queue.pop(shed) {
             return (Action::Run(item), self.wake_if_nonempty());
         }
         self.queue.shrink();

@@ -1,9 +1,16 @@
 use std::sync::Arc;
 
 use loom::thread;
+use tokio::sync::oneshot;
 
-use super::Semaphore;
-use crate::pool::{CallError, CallKey};
+use super::{Semaphore, Waiter};
+use crate::{
+    pool::{CallError, CallKey, permits::PermitKind},
+    sync::{
+        Ordering::{Relaxed, SeqCst},
+        fence, lock,
+    },
+};
 
 #[test]
 fn permit_released_while_a_task_starts_to_wait_reaches_it() {
@@ -19,7 +26,7 @@ fn permit_released_while_a_task_starts_to_wait_reaches_it() {
         let mut permit = semaphore.enqueue(None).unwrap();
         releaser.join().unwrap();
         assert!(permit.try_recv().is_ok());
-        assert_eq!(semaphore.in_use(), 1);
+        assert_eq!(semaphore.in_use().total(), 1);
         semaphore.release();
         assert!(semaphore.try_acquire());
     });
@@ -28,7 +35,8 @@ fn permit_released_while_a_task_starts_to_wait_reaches_it() {
 #[test]
 fn limit_raised_while_a_task_starts_to_wait_serves_it() {
     loom::model(|| {
-        let semaphore = Arc::new(Semaphore::new(1));
+        let semaphore = Arc::new(Semaphore::new(2));
+        semaphore.set_limit(1, 1);
         assert!(semaphore.try_acquire());
         let other = thread::spawn({
             let semaphore = semaphore.clone();
@@ -40,7 +48,7 @@ fn limit_raised_while_a_task_starts_to_wait_serves_it() {
         let mut permit = semaphore.enqueue(None).unwrap();
         other.join().unwrap();
         assert!(permit.try_recv().is_ok());
-        assert_eq!(semaphore.in_use(), 2);
+        assert_eq!(semaphore.in_use().total(), 2);
     });
 }
 
@@ -51,7 +59,7 @@ fn permits_never_exceed_the_capacity() {
         let acquire = |semaphore: Arc<Semaphore>| {
             move || {
                 if semaphore.try_acquire() {
-                    assert_eq!(semaphore.in_use(), 1);
+                    assert_eq!(semaphore.in_use().total(), 1);
                     semaphore.release();
                 }
             }
@@ -59,7 +67,7 @@ fn permits_never_exceed_the_capacity() {
         let other = thread::spawn(acquire(semaphore.clone()));
         acquire(semaphore.clone())();
         other.join().unwrap();
-        assert_eq!(semaphore.in_use(), 0);
+        assert_eq!(semaphore.in_use().total(), 0);
     });
 }
 
@@ -80,7 +88,7 @@ fn cancelled_wait_does_not_keep_a_permit() {
         }
         releaser.join().unwrap();
         assert!(second.try_recv().is_ok());
-        assert_eq!(semaphore.in_use(), 1);
+        assert_eq!(semaphore.in_use().total(), 1);
     });
 }
 
@@ -89,21 +97,21 @@ fn last_permit_is_not_refused_while_another_key_is(other: Option<CallKey>, waits
     loom::model(move || {
         let semaphore = Arc::new(Semaphore::with_shares(2));
         let greedy = Some(CallKey::new(&1));
-        semaphore.try_acquire_share(greedy).unwrap();
+        semaphore.try_acquire_share(PermitKind::Limited, greedy).unwrap();
         let thread = thread::spawn({
             let semaphore = semaphore.clone();
             move || {
                 if waits {
                     assert!(semaphore.enqueue(greedy).unwrap().try_recv().is_err());
                 } else {
-                    let refused = semaphore.try_acquire_share(greedy).unwrap_err();
+                    let refused = semaphore.try_acquire_share(PermitKind::Limited, greedy).unwrap_err();
                     assert!(matches!(refused, CallError::KeyLimited | CallError::Overloaded));
                 }
             }
         });
-        assert_eq!(semaphore.try_acquire_share(other), Ok(()));
+        assert_eq!(semaphore.try_acquire_share(PermitKind::Limited, other), Ok(()));
         thread.join().unwrap();
-        assert_eq!(semaphore.in_use(), 2);
+        assert_eq!(semaphore.in_use().total(), 2);
     });
 }
 
@@ -125,4 +133,65 @@ fn last_permit_goes_to_a_call_without_a_key_while_a_key_starts_to_wait() {
 #[test]
 fn last_permit_goes_to_another_key_while_a_key_starts_to_wait() {
     last_permit_is_not_refused_while_another_key_is(Some(CallKey::new(&2)), true);
+}
+
+/// A waiter that is cancelled makes a thread acquire the only permit for a moment.
+#[test]
+fn permit_is_not_refused_while_a_cancelled_waiter_is_removed() {
+    loom::model(|| {
+        let semaphore = Arc::new(Semaphore::new(1));
+        let thread = thread::spawn({
+            let semaphore = semaphore.clone();
+            move || {
+                let served = {
+                    let mut waiters = lock(&semaphore.waiters);
+                    let (sender, _) = oneshot::channel();
+                    waiters.push(Waiter { key: None, sender, has_permit: false });
+                    semaphore.has_waiters.store(true, Relaxed);
+                    fence(SeqCst);
+                    semaphore.serve(&mut waiters)
+                };
+                semaphore.send(served);
+            }
+        });
+        assert!(semaphore.try_acquire());
+        thread.join().unwrap();
+        assert_eq!(semaphore.in_use().total(), 1);
+    });
+}
+
+#[test]
+fn permits_of_both_kinds_never_exceed_the_capacity() {
+    loom::model(|| {
+        let semaphore = Arc::new(Semaphore::with_shares(1));
+        let acquire = |semaphore: Arc<Semaphore>, kind| {
+            move || {
+                if semaphore.try_acquire_share(kind, None).is_ok() {
+                    assert_eq!(semaphore.in_use().total(), 1);
+                    semaphore.release_share(kind, None);
+                }
+            }
+        };
+        let other = thread::spawn(acquire(semaphore.clone(), PermitKind::Exempt));
+        acquire(semaphore.clone(), PermitKind::Limited)();
+        other.join().unwrap();
+        assert_eq!(semaphore.in_use().total(), 0);
+    });
+}
+
+#[test]
+fn permit_that_becomes_exempt_while_a_task_starts_to_wait_serves_it() {
+    loom::model(|| {
+        let semaphore = Arc::new(Semaphore::with_shares(2));
+        semaphore.set_limit(1, 1);
+        assert!(semaphore.try_acquire());
+        let other = thread::spawn({
+            let semaphore = semaphore.clone();
+            move || semaphore.exempt()
+        });
+        let mut permit = semaphore.enqueue(None).unwrap();
+        other.join().unwrap();
+        assert!(permit.try_recv().is_ok());
+        assert_eq!((semaphore.in_use().limited(), semaphore.in_use().total()), (1, 2));
+    });
 }

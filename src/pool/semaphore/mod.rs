@@ -7,11 +7,17 @@ use std::collections::VecDeque;
 
 use tokio::sync::oneshot;
 
-use super::{error::CallError, flows::Flows, key::CallKey, shares::Shares};
+use super::{
+    error::CallError,
+    flows::Flows,
+    key::CallKey,
+    permits::{MAX_PERMITS, PermitKind, Permits},
+    shares::Shares,
+};
 use crate::{
     panic::{catch_unwind, drop_payload, ignore_panic},
     sync::{
-        AtomicBool, AtomicUsize, Mutex,
+        AtomicBool, AtomicU64, AtomicUsize, Mutex,
         Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst},
         Padded, fence, lock,
     },
@@ -35,6 +41,11 @@ use crate::{
 /// At least one of the two sees the other's write, so that no waiter is left while a permit is
 /// free that it may have.
 ///
+/// # Kinds
+///
+/// All permits count toward the capacity, and those of kind [`Limited`](PermitKind::Limited) also
+/// toward a limit, which can be lowered and raised. Permits that tasks wait for are of that kind.
+///
 /// # Shares
 ///
 /// With [`with_shares`](Self::with_shares) a key has at most its share of the permits (see
@@ -42,9 +53,11 @@ use crate::{
 /// permit to others.
 #[derive(Debug)]
 pub(crate) struct Semaphore {
-    /// Maximum number of permits in use. More may be in use after it was lowered.
+    /// Maximum number of permits in use.
+    capacity: usize,
+    /// Maximum number of limited permits in use. More may be in use after it was lowered.
     limit: AtomicUsize,
-    /// Like `limit`, for a call whose group has no permit.
+    /// Like `limit`, for a call whose group has no limited permit.
     first_limit: AtomicUsize,
     /// `true` while tasks wait. Written under the lock of `waiters`. While it is set, permits are
     /// acquired only under that lock, and for others only if no waiter may have them.
@@ -53,20 +66,20 @@ pub(crate) struct Semaphore {
     /// spare. A thread without the lock that finds no permit loads this flag before it gives up.
     has_waiters: AtomicBool,
     acquire: Padded<AcquireSide>,
-    /// Number of permits released so far. Invariant: `released <= acquired`, and no permit is
-    /// acquired while `acquired >= released + limit`.
-    released: Padded<AtomicUsize>,
+    /// [`Permits`] released so far. Invariant: `released <= acquired` for each kind, and no permit
+    /// is acquired while their difference has reached the capacity, or the limit if it is limited.
+    released: Padded<AtomicU64>,
     waiters: Mutex<Waiters>,
 }
 
 /// Counters that only threads which acquire permits write.
 #[derive(Debug, Default)]
 struct AcquireSide {
-    /// Number of permits acquired so far.
-    acquired: AtomicUsize,
+    /// [`Permits`] acquired so far.
+    acquired: AtomicU64,
     /// Cached value of `released`. It may be too low, but never too high. Refreshed when it
     /// indicates that no permit is available.
-    released: AtomicUsize,
+    released: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -107,15 +120,12 @@ impl Waiters {
         }
     }
 
-    /// Moves the next waiter whose key may have one of the `left` permits to `served`, and counts
+    /// Moves the next waiter whose key may have one of the permits left to `served`, and counts
     /// it. Those before it whose receiver was dropped are moved too, without a permit, because
     /// dropping their wakers is user code. Returns `false` if there is no such waiter.
-    fn serve_next(&mut self, left: usize, served: &mut Vec<Waiter>) -> bool {
+    fn serve_next(&mut self, left: Left, served: &mut Vec<Waiter>) -> bool {
         let Self { queue, keyed, shares, cancelled, .. } = self;
-        let may_have = |key: Option<CallKey>| match (&*shares, key) {
-            (Some(shares), Some(key)) => shares.has_room(key, left),
-            _ => true,
-        };
+        let may_have = |key| may_have(shares.as_ref(), PermitKind::Limited, key, left);
         let waiter = keyed.pop(queue, |queue| {
             loop {
                 let waiter = queue.front()?;
@@ -130,23 +140,32 @@ impl Waiters {
             }
         });
         let Some(waiter) = waiter else { return false };
-        self.count(waiter.key);
+        self.count(PermitKind::Limited, waiter.key);
         served.push(Waiter { has_permit: true, ..waiter });
         true
     }
 
     /// Counts a permit of a key.
-    fn count(&mut self, key: Option<CallKey>) {
+    fn count(&mut self, kind: PermitKind, key: Option<CallKey>) {
         if let (Some(shares), Some(key)) = (&mut self.shares, key) {
-            shares.add(key);
+            shares.add(key, kind);
         }
     }
 
     /// Stops counting a permit of a key.
-    fn uncount(&mut self, key: CallKey) {
+    fn uncount(&mut self, kind: PermitKind, key: CallKey) {
         if let Some(shares) = &mut self.shares {
-            shares.remove(key);
+            shares.remove(key, kind);
         }
+    }
+
+    /// Returns `true` if the group of a call has none of the limited permits in use. Calls without
+    /// a key are one group.
+    fn has_none(&self, key: Option<CallKey>, in_use: Permits) -> bool {
+        self.shares.as_ref().is_some_and(|shares| match key {
+            Some(key) => shares.has_none(key.group()),
+            None => in_use.limited() == shares.all().limited(),
+        })
     }
 
     /// Removes the waiters whose receiver was dropped. They must be dropped without the lock.
@@ -176,6 +195,30 @@ impl Waiters {
     }
 }
 
+/// Numbers of permits left.
+#[derive(Debug, Clone, Copy)]
+struct Left {
+    of_capacity: usize,
+    of_limit: usize,
+}
+
+impl Left {
+    fn of(self, kind: PermitKind) -> usize {
+        match kind {
+            PermitKind::Limited => self.of_limit.min(self.of_capacity),
+            PermitKind::Exempt => self.of_capacity,
+        }
+    }
+}
+
+/// Returns `true` if the key has not used its share. A key of limited permits has a share of the
+/// limit as well.
+fn may_have(shares: Option<&Shares>, kind: PermitKind, key: Option<CallKey>, left: Left) -> bool {
+    let (Some(shares), Some(key)) = (shares, key) else { return true };
+    shares.has_room(key, left.of_capacity)
+        && (kind == PermitKind::Exempt || shares.has_limited_room(key, left.of_limit))
+}
+
 /// Error of [`Semaphore::acquire`] after [`Semaphore::close`].
 #[derive(Debug)]
 pub(crate) struct Closed;
@@ -191,9 +234,11 @@ impl Semaphore {
     }
 
     fn of(limit: usize, shares: Option<Shares>) -> Self {
+        let capacity = limit.min(MAX_PERMITS);
         Self {
-            limit: AtomicUsize::new(limit),
-            first_limit: AtomicUsize::new(limit),
+            capacity,
+            limit: AtomicUsize::new(capacity),
+            first_limit: AtomicUsize::new(capacity),
             has_waiters: AtomicBool::new(false),
             acquire: Padded::default(),
             released: Padded::default(),
@@ -201,39 +246,44 @@ impl Semaphore {
         }
     }
 
-    /// Returns the number of permits in use.
-    pub(super) fn in_use(&self) -> usize {
+    /// Returns the permits in use.
+    pub(super) fn in_use(&self) -> Permits {
         let released = self.released.load(Acquire); // Loaded first, so that the result is never negative.
-        self.acquire.acquired.load(Acquire).wrapping_sub(released)
+        Permits::in_use(self.acquire.acquired.load(Acquire), released)
     }
 
-    /// Returns the number of permits released so far. It wraps around.
-    pub(super) fn released(&self) -> usize {
-        self.released.load(Relaxed)
+    /// Returns the number of limited permits released so far. It wraps around.
+    pub(super) fn limited_released(&self) -> u32 {
+        self.released.load(Relaxed) as u32
     }
 
-    /// Returns `true` if at least `permits` are in use. Cheaper than [`in_use`](Self::in_use) if
-    /// fewer are.
-    pub(super) fn is_in_use(&self, permits: usize) -> bool {
+    /// Returns `true` if `is_full` returns `true` for the permits in use. It must then do so for
+    /// more permits too. Cheaper than [`in_use`](Self::in_use) if the result is `false`.
+    pub(super) fn is_in_use(&self, is_full: impl Fn(Permits) -> bool) -> bool {
         let AcquireSide { acquired, released: cached } = &*self.acquire;
         let released = cached.load(Acquire);
-        if acquired.load(Acquire).wrapping_sub(released) < permits {
+        if !is_full(Permits::in_use(acquired.load(Acquire), released)) {
             return false;
         }
         let released = self.released.load(Acquire);
-        let in_use = acquired.load(Acquire).wrapping_sub(released);
+        let in_use = Permits::in_use(acquired.load(Acquire), released);
         cached.store(released, Release);
-        in_use >= permits
+        is_full(in_use)
     }
 
-    /// Returns the maximum number of permits in use.
-    pub(super) fn limit(&self) -> usize {
+    /// Returns `true` if a `divisor`th of the permits that this kind may have are in use.
+    pub(super) fn is_used(&self, kind: PermitKind, divisor: usize) -> bool {
+        let (limit, capacity) = (self.limit().div_ceil(divisor), self.capacity.div_ceil(divisor));
+        self.is_in_use(|in_use| in_use.total() >= capacity || kind == PermitKind::Limited && in_use.limited() >= limit)
+    }
+
+    fn limit(&self) -> usize {
         self.limit.load(Relaxed)
     }
 
-    /// Changes the limit, and that for a call whose group has no permit. The latter does not apply
-    /// while tasks wait, which take turns. Permits that are in use stay so. If the limit was
-    /// raised, [`serve_waiters`](Self::serve_waiters) must be called next.
+    /// Changes the limit, and that for a call whose group has no limited permit. The latter does
+    /// not apply while tasks wait, which take turns. Permits that are in use stay so. If the limit
+    /// was raised, [`serve_waiters`](Self::serve_waiters) must be called next.
     pub(super) fn set_limit(&self, limit: usize, first_limit: usize) {
         self.limit.store(limit, Relaxed);
         self.first_limit.store(first_limit, Relaxed);
@@ -247,9 +297,9 @@ impl Semaphore {
         }
     }
 
-    /// Acquires a permit if one is available and no task waits.
+    /// Acquires a permit if one is available that no waiter may have.
     pub(crate) fn try_acquire(&self) -> bool {
-        !self.has_waiters.load(Relaxed) && self.acquire_unfair()
+        self.try_acquire_share(PermitKind::Limited, None).is_ok()
     }
 
     /// Acquires a permit if one is available that no waiter may have, and if the key has not used
@@ -258,94 +308,116 @@ impl Semaphore {
     /// # Errors
     ///
     /// Returns `KeyLimited` if only the share of the key is used up, and otherwise `Overloaded`.
-    pub(super) fn try_acquire_share(&self, key: Option<CallKey>) -> Result<(), CallError> {
-        if key.is_none() && !self.has_waiters.load(Relaxed) && self.acquire_unfair() {
+    #[inline]
+    pub(super) fn try_acquire_share(&self, kind: PermitKind, key: Option<CallKey>) -> Result<(), CallError> {
+        if key.is_none() && !self.has_waiters.load(Relaxed) && self.acquire_unfair(kind) {
             return Ok(());
         }
-        let (limit, first_limit) = (self.limit(), self.first_limit.load(Relaxed));
-        if self.is_full(if key.is_some() { limit.max(first_limit) } else { limit }) {
+        self.try_acquire_locked(kind, key)
+    }
+
+    fn try_acquire_locked(&self, kind: PermitKind, key: Option<CallKey>) -> Result<(), CallError> {
+        if self.is_full(kind) {
             return Err(CallError::Overloaded);
         }
         let mut waiters = lock(&self.waiters);
         let (served, has_spare) = self.acquire_for(&mut waiters);
-        let acquired = self.acquire_as(key, &mut waiters, has_spare);
+        let acquired = self.acquire_as(kind, key, &mut waiters, has_spare);
         drop(waiters);
         self.send(served);
         acquired
     }
 
-    /// Returns `true` if no permit below `limit` is left. A spare is left.
-    fn is_full(&self, limit: usize) -> bool {
-        let is_in_use = || self.is_in_use(limit);
+    /// Returns `true` if no permit is left, also for a group without one. A spare is left.
+    fn is_full(&self, kind: PermitKind) -> bool {
+        let limit = self.limit().max(self.first_limit.load(Relaxed));
+        let is_in_use = || self.is_in_use(|in_use| !self.has_room(kind, limit, in_use));
         // The second look is for a spare that was discarded before the last waiter was removed.
         is_in_use() && !self.has_waiters.load(Acquire) && is_in_use()
     }
 
     /// Acquires a permit for a call that does not wait, after `acquire_for` has served waiters.
-    fn acquire_as(&self, key: Option<CallKey>, waiters: &mut Waiters, has_spare: bool) -> Result<(), CallError> {
-        let left = match has_spare {
-            true => self.left_with_spare(),
-            // The waiters get the next permit.
-            false if waiters.len() > 0 => 0,
-            false => self.limit().saturating_sub(self.in_use()),
-        };
-        match (key, &waiters.shares) {
-            (Some(key), Some(shares))
-                if !has_spare
-                    && waiters.len() == 0
-                    && shares.has_none(key.group())
-                    && self.acquire_below(self.first_limit.load(Relaxed)) =>
-            {
-                waiters.count(Some(key));
+    fn acquire_as(
+        &self,
+        kind: PermitKind,
+        key: Option<CallKey>,
+        waiters: &mut Waiters,
+        has_spare: bool,
+    ) -> Result<(), CallError> {
+        let is_limited = kind == PermitKind::Limited;
+        let first_limit = self.first_limit.load(Relaxed);
+        let acquired = if is_limited
+            && !has_spare
+            && waiters.len() == 0
+            && waiters.has_none(key, self.in_use())
+            && self.acquire_below(kind, first_limit)
+        {
+            Ok(())
+        } else {
+            let left = self.left(has_spare);
+            // The waiters get the next limited permit.
+            let is_next = has_spare || !is_limited || waiters.len() == 0;
+            // Checked before a permit is acquired, so that other threads are not refused it.
+            if !is_next || left.of(kind) == 0 {
+                Err(CallError::Overloaded)
+            } else if !may_have(waiters.shares.as_ref(), kind, key, left) {
+                Err(CallError::KeyLimited)
+            } else if has_spare {
+                self.change_limited_into(kind);
                 Ok(())
-            }
-            _ if left == 0 => {
-                // The limit may have been lowered since the spare was acquired.
-                if has_spare {
-                    self.discard_spare();
-                }
+            } else if self.acquire_unfair(kind) {
+                Ok(())
+            } else {
                 Err(CallError::Overloaded)
             }
-            // Checked before a permit is acquired, so that other threads are not refused it.
-            (Some(key), Some(shares)) if !shares.has_room(key, left) => {
-                if has_spare {
-                    self.discard_spare();
-                }
-                Err(CallError::KeyLimited)
-            }
-            _ if !has_spare && !self.acquire_unfair() => Err(CallError::Overloaded),
-            _ => {
-                waiters.count(key);
-                Ok(())
-            }
+        };
+        match acquired {
+            Ok(()) => waiters.count(kind, key),
+            Err(_) if has_spare => self.discard_spare(),
+            Err(_) => {}
         }
+        acquired
     }
 
-    fn acquire_unfair(&self) -> bool {
-        self.acquire_below(self.limit())
+    /// Acquires a permit that a waiter may have.
+    #[inline]
+    fn acquire_unfair(&self, kind: PermitKind) -> bool {
+        self.acquire_below(kind, self.limit())
     }
 
-    /// Acquires a permit if fewer than `limit` are in use.
-    fn acquire_below(&self, limit: usize) -> bool {
+    #[inline]
+    fn has_room(&self, kind: PermitKind, limit: usize, in_use: Permits) -> bool {
+        in_use.total() < self.capacity && (kind == PermitKind::Exempt || in_use.limited() < limit)
+    }
+
+    /// Acquires a permit if one is left, and if it is exempt or fewer than `limit` are limited.
+    #[inline]
+    fn acquire_below(&self, kind: PermitKind, limit: usize) -> bool {
         let AcquireSide { acquired, released: cached } = &*self.acquire;
         // `released` is always loaded first: every permit was acquired before it was released, so
         // the difference is never negative.
         let mut released = cached.load(Acquire);
         let mut before = acquired.load(Acquire);
         loop {
-            if before.wrapping_sub(released) >= limit {
+            if !self.has_room(kind, limit, Permits::in_use(before, released)) {
                 released = self.released.load(Acquire);
                 before = acquired.load(Acquire);
-                if before.wrapping_sub(released) >= limit {
+                if !self.has_room(kind, limit, Permits::in_use(before, released)) {
                     return false;
                 }
                 cached.store(released, Release);
             }
-            match acquired.compare_exchange_weak(before, before.wrapping_add(1), AcqRel, Acquire) {
+            match acquired.compare_exchange_weak(before, before.wrapping_add(kind.unit()), AcqRel, Acquire) {
                 Ok(_) => return true,
                 Err(now) => before = now,
             }
         }
+    }
+
+    /// Turns a limited permit that is in use and has no key into an exempt one, and serves waiters.
+    pub(super) fn exempt(&self) {
+        self.change_limited_into(PermitKind::Exempt);
+        self.serve_waiters();
     }
 
     /// Waits for a permit. A wait that is cancelled neither keeps nor loses a permit.
@@ -377,23 +449,23 @@ impl Semaphore {
     /// Releases a permit, and serves waiters.
     #[inline]
     pub(crate) fn release(&self) {
-        if self.release_some(1) {
+        self.release_share(PermitKind::Limited, None);
+    }
+
+    /// Releases a permit that was acquired like this, and serves waiters.
+    #[inline]
+    pub(super) fn release_share(&self, kind: PermitKind, key: Option<CallKey>) {
+        if let Some(key) = key {
+            lock(&self.waiters).uncount(kind, key);
+        }
+        if self.release_some(kind.unit()) {
             self.serve_and_send();
         }
     }
 
-    /// Releases a permit that was acquired with this key, and serves waiters.
-    #[inline]
-    pub(super) fn release_share(&self, key: Option<CallKey>) {
-        if let Some(key) = key {
-            lock(&self.waiters).uncount(key);
-        }
-        self.release();
-    }
-
     /// Returns `true` if waiters must be served next.
     #[inline]
-    fn release_some(&self, permits: usize) -> bool {
+    fn release_some(&self, permits: u64) -> bool {
         self.released.fetch_add(permits, SeqCst);
         if cfg!(tower_offload_loom) {
             fence(SeqCst); // Loom treats `SeqCst` accesses like `AcqRel`.
@@ -424,7 +496,7 @@ impl Semaphore {
                 });
                 if sent.is_err() {
                     cancelled += 1;
-                    key.into_iter().for_each(|key| lock(&self.waiters).uncount(key));
+                    key.into_iter().for_each(|key| lock(&self.waiters).uncount(PermitKind::Limited, key));
                 }
             }
             if cancelled == 0 || !self.release_some(cancelled) {
@@ -448,8 +520,8 @@ impl Semaphore {
     fn acquire_for(&self, waiters: &mut Waiters) -> (Vec<Waiter>, bool) {
         let mut served = Vec::new();
         let mut has_spare = false;
-        while !has_spare && waiters.len() > 0 && self.acquire_unfair() {
-            has_spare = !waiters.serve_next(self.left_with_spare(), &mut served);
+        while !has_spare && waiters.len() > 0 && self.acquire_unfair(PermitKind::Limited) {
+            has_spare = !waiters.serve_next(self.left(true), &mut served);
         }
         if waiters.len() == 0 {
             if std::mem::take(&mut has_spare) {
@@ -461,15 +533,25 @@ impl Semaphore {
         (served, has_spare)
     }
 
-    /// Returns the number of permits left. The spare, which this thread has, is one of them.
-    fn left_with_spare(&self) -> usize {
-        self.limit().saturating_sub(self.in_use().saturating_sub(1))
+    /// Returns the numbers of permits left. The spare, if this thread has it, is one of them.
+    fn left(&self, has_spare: bool) -> Left {
+        let (in_use, spare) = (self.in_use(), usize::from(has_spare));
+        Left {
+            of_capacity: self.capacity.saturating_sub(in_use.total().saturating_sub(spare)),
+            of_limit: self.limit().saturating_sub(in_use.limited().saturating_sub(spare)),
+        }
+    }
+
+    /// Changes a limited permit, such as the spare, into one of this kind.
+    fn change_limited_into(&self, kind: PermitKind) {
+        let change = kind.unit().wrapping_sub(PermitKind::Limited.unit());
+        self.acquire.acquired.fetch_add(change, AcqRel);
     }
 
     /// Undoes the acquisition of the spare. Not by a release, because the numbers of acquired and
     /// released permits are those of calls.
     fn discard_spare(&self) {
-        self.acquire.acquired.fetch_sub(1, AcqRel);
+        self.acquire.acquired.fetch_sub(PermitKind::Limited.unit(), AcqRel);
     }
 
     /// Removes a waiter whose receiver was closed.
@@ -517,7 +599,7 @@ impl Drop for Wait<'_> {
         }
         self.permit.close();
         if self.permit.try_recv().is_ok() {
-            self.semaphore.release_share(self.key);
+            self.semaphore.release_share(PermitKind::Limited, self.key);
         } else {
             self.semaphore.on_cancel();
         }

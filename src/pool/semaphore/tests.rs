@@ -38,7 +38,7 @@ fn wakers_of_cancelled_waiters_are_dropped_without_the_lock() {
             assert_eq!(other.blocking_recv(), Ok(()));
         }
         semaphore.release();
-        assert_eq!((semaphore.in_use(), lock(&semaphore.waiters).len()), (0, 0));
+        assert_eq!((semaphore.in_use().total(), lock(&semaphore.waiters).len()), (0, 0));
     }
 }
 
@@ -46,10 +46,10 @@ fn wakers_of_cancelled_waiters_are_dropped_without_the_lock() {
 fn limit_may_be_the_largest_number() {
     let semaphore = Semaphore::with_shares(usize::MAX);
     let key = Some(CallKey::new(&1));
-    assert_eq!(semaphore.try_acquire_share(key), Ok(()));
+    assert_eq!(semaphore.try_acquire_share(PermitKind::Limited, key), Ok(()));
     assert_eq!(semaphore.enqueue(key).unwrap().blocking_recv(), Ok(()));
     assert_eq!(semaphore.enqueue(None).unwrap().blocking_recv(), Ok(()));
-    assert_eq!(semaphore.in_use(), 3);
+    assert_eq!(semaphore.in_use().total(), 3);
 }
 
 #[test]
@@ -63,7 +63,7 @@ fn cancelled_waiters_are_removed() {
     }
     assert!(lock(&semaphore.waiters).queue.len() < 10);
     semaphore.release();
-    assert_eq!((waiter.blocking_recv(), semaphore.in_use()), (Ok(()), 1));
+    assert_eq!((waiter.blocking_recv(), semaphore.in_use().total()), (Ok(()), 1));
     assert!(!semaphore.has_waiters.load(Relaxed));
 }
 
@@ -81,7 +81,7 @@ fn keys_that_wait_take_turns_and_cancelled_waiters_use_none() {
     waiters.clear();
     semaphore.release();
     assert!(!semaphore.has_waiters.load(Relaxed));
-    assert_eq!(semaphore.in_use(), 0);
+    assert_eq!(semaphore.in_use().total(), 0);
 }
 
 #[test]
@@ -90,18 +90,83 @@ fn key_that_waits_for_its_share_leaves_the_others_to_others() {
     let (greedy, quiet) = (Some(CallKey::new(&1)), Some(CallKey::new(&2)));
     let mut waiters: Vec<_> = (0..20).map(|_| semaphore.enqueue(greedy).unwrap()).collect();
     let mut served = || waiters.iter_mut().filter_map(|waiter| waiter.try_recv().ok()).count();
-    assert_eq!((served(), semaphore.in_use()), (4, 4));
-    assert_eq!(semaphore.try_acquire_share(greedy), Err(CallError::KeyLimited));
-    assert_eq!(semaphore.try_acquire_share(quiet), Ok(()));
-    assert_eq!(semaphore.try_acquire_share(None), Ok(()));
-    assert_eq!((served(), semaphore.in_use(), semaphore.released()), (0, 6, 0));
-    (0..2).for_each(|_| semaphore.release_share(greedy));
-    assert_eq!((served(), semaphore.in_use()), (1, 5), "three of the key, and three are left");
-    semaphore.release_share(quiet);
-    assert_eq!((served(), semaphore.in_use()), (1, 5));
+    assert_eq!((served(), semaphore.in_use().total()), (4, 4));
+    assert_eq!(semaphore.try_acquire_share(PermitKind::Limited, greedy), Err(CallError::KeyLimited));
+    assert_eq!(semaphore.try_acquire_share(PermitKind::Limited, quiet), Ok(()));
+    assert_eq!(semaphore.try_acquire_share(PermitKind::Limited, None), Ok(()));
+    assert_eq!((served(), semaphore.in_use().total(), semaphore.limited_released()), (0, 6, 0));
+    (0..2).for_each(|_| semaphore.release_share(PermitKind::Limited, greedy));
+    assert_eq!((served(), semaphore.in_use().total()), (1, 5), "three of the key, and three are left");
+    semaphore.release_share(PermitKind::Limited, quiet);
+    assert_eq!((served(), semaphore.in_use().total()), (1, 5));
     drop(waiters);
-    (0..4).for_each(|_| semaphore.release_share(greedy));
-    semaphore.release_share(None);
-    assert_eq!(semaphore.in_use(), 0);
+    (0..4).for_each(|_| semaphore.release_share(PermitKind::Limited, greedy));
+    semaphore.release_share(PermitKind::Limited, None);
+    assert_eq!(semaphore.in_use().total(), 0);
     assert!(!semaphore.has_waiters.load(Relaxed));
+}
+
+#[test]
+fn exempt_permits_count_toward_the_capacity_only() {
+    let semaphore = Semaphore::with_shares(8);
+    semaphore.set_limit(2, 2);
+    let acquire = |kind| semaphore.try_acquire_share(kind, None);
+    for _ in 0..5 {
+        assert_eq!(acquire(PermitKind::Exempt), Ok(()));
+    }
+    assert_eq!([(); 3].map(|()| acquire(PermitKind::Limited)), [Ok(()), Ok(()), Err(CallError::Overloaded)]);
+    assert_eq!([(); 2].map(|()| acquire(PermitKind::Exempt)), [Ok(()), Err(CallError::Overloaded)]);
+    let in_use = semaphore.in_use();
+    assert_eq!((in_use.limited(), in_use.total()), (2, 8));
+    semaphore.set_limit(8, 8);
+    assert_eq!(acquire(PermitKind::Limited), Err(CallError::Overloaded), "the capacity is used up");
+    (0..6).for_each(|_| semaphore.release_share(PermitKind::Exempt, None));
+    (0..2).for_each(|_| semaphore.release_share(PermitKind::Limited, None));
+    assert_eq!((semaphore.in_use().total(), semaphore.limited_released()), (0, 2));
+}
+
+#[test]
+fn exempt_permit_is_not_refused_while_tasks_wait_for_the_limit() {
+    let semaphore = Semaphore::with_shares(3);
+    semaphore.set_limit(1, 1);
+    assert!(semaphore.try_acquire());
+    let mut waiter = semaphore.enqueue(None).unwrap();
+    assert_eq!(semaphore.try_acquire_share(PermitKind::Exempt, None), Ok(()));
+    assert_eq!(semaphore.try_acquire_share(PermitKind::Exempt, Some(CallKey::new(&1))), Ok(()));
+    assert!(waiter.try_recv().is_err());
+    semaphore.release_share(PermitKind::Exempt, None);
+    assert!(waiter.try_recv().is_err(), "the limit is used up");
+    semaphore.release();
+    assert!(waiter.try_recv().is_ok());
+}
+
+#[test]
+fn limited_permit_that_becomes_exempt_serves_a_waiter() {
+    let semaphore = Semaphore::with_shares(3);
+    semaphore.set_limit(1, 1);
+    assert!(semaphore.try_acquire());
+    let mut waiter = semaphore.enqueue(None).unwrap();
+    semaphore.exempt();
+    assert!(waiter.try_recv().is_ok());
+    let in_use = semaphore.in_use();
+    assert_eq!((in_use.limited(), in_use.total()), (1, 2));
+}
+
+#[test]
+fn numbers_of_permits_survive_the_overflow_of_their_counters() {
+    let semaphore = Semaphore::with_shares(4);
+    for counter in [&semaphore.acquire.acquired, &semaphore.acquire.released, &*semaphore.released] {
+        counter.store(u64::MAX - 1, Relaxed);
+    }
+    for _ in 0..4 {
+        for kind in [PermitKind::Limited, PermitKind::Exempt, PermitKind::Limited] {
+            assert_eq!(semaphore.try_acquire_share(kind, None), Ok(()));
+        }
+        let in_use = semaphore.in_use();
+        assert_eq!((in_use.limited(), in_use.total()), (2, 3));
+        for kind in [PermitKind::Limited, PermitKind::Exempt, PermitKind::Limited] {
+            semaphore.release_share(kind, None);
+        }
+    }
+    assert_eq!((semaphore.in_use().total(), semaphore.limited_released()), (0, 6));
 }

@@ -22,7 +22,8 @@ use super::{
     admission::Admission,
     call::Runnable,
     error::CallError,
-    scheduler::{Limits, QueueItem, QueuePolicy, Scheduler, WakeUp, WorkerState},
+    policy::QueuePolicy,
+    scheduler::{Limits, QueueItem, Scheduler, WakeUp, WorkerState},
     stats::PoolShutdownReport,
     time,
     wake_batch::WakeBatcher,
@@ -86,6 +87,10 @@ impl QueueItem for Runnable {
     fn is_cancelled(&self) -> bool {
         self.is_cancelled()
     }
+
+    fn is_exempt(&self) -> bool {
+        self.is_exempt()
+    }
 }
 
 impl WorkerPool {
@@ -95,7 +100,7 @@ impl WorkerPool {
         config: WorkerConfig,
         executor: impl Executor + 'static,
     ) -> Arc<PoolHandle> {
-        let scheduler = Scheduler::new(config.limits, config.queue_policy, config.spin);
+        let scheduler = Scheduler::new(config.limits, config.spin);
         let admission = admission.with_policy(config.queue_policy, config.limits.max);
         let workers = Arc::new_cyclic(|this| Self {
             admission,

@@ -132,7 +132,7 @@ impl Worker {
             }
             if !state.shed.is_empty() {
                 clock.reset();
-                state.shed.drain(..).for_each(|shed| ignore_panic(|| shed.refuse(CallError::Expired)));
+                state.shed.drain(..).for_each(|shed| ignore_panic(|| shed.refuse(CallError::Overloaded)));
             }
             if let Some(caller) = runnable.run_without_wake(Some(&mut *clock)) {
                 if batch.wake(caller, !has_more) {

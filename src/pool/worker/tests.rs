@@ -13,6 +13,7 @@ use super::*;
 use crate::pool::{
     CallOptions, QueuePermit,
     call::{Context as CallContext, OnCallerDrop, spawn, spawn_in_place},
+    permits::PermitKind,
     queue_permit::Admitted,
     time::PoolTime,
 };
@@ -41,7 +42,7 @@ fn pool() -> (Arc<PoolHandle>, Arc<AtomicUsize>) {
 
 fn admitted(pool: &Arc<PoolHandle>) -> Admitted {
     let (pool, options): (Arc<dyn Pool>, _) = (pool.clone(), CallOptions::default());
-    let queue_permit = QueuePermit::try_acquire(&pool, options).expect("the queue has room");
+    let queue_permit = QueuePermit::try_acquire(&pool, options, PermitKind::Exempt).expect("the queue has room");
     Admitted { queue_permit, layer_permit: None, options }
 }
 

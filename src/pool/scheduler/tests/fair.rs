@@ -3,7 +3,6 @@
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet, BinaryHeap},
-    time::Duration,
 };
 
 use proptest::prelude::*;
@@ -13,7 +12,7 @@ use crate::pool::{
     Priority,
     key::CallKey,
     scheduler::{
-        Class, Codel, QueueItem, QueuePolicy,
+        Class, QueueItem,
         queue::{MAX_SHED, Queue},
     },
 };
@@ -26,11 +25,12 @@ struct Call {
     queued_at: Instant,
     service: u32,
     is_cancelled: bool,
+    is_exempt: bool,
 }
 
 impl Call {
     fn new(group: u32, id: u32) -> Self {
-        Self { group, id, queued_at: Instant::now(), service: 1, is_cancelled: false }
+        Self { group, id, queued_at: Instant::now(), service: 1, is_cancelled: false, is_exempt: false }
     }
 }
 
@@ -41,6 +41,10 @@ impl QueueItem for Call {
 
     fn is_cancelled(&self) -> bool {
         self.is_cancelled
+    }
+
+    fn is_exempt(&self) -> bool {
+        self.is_exempt
     }
 }
 
@@ -54,7 +58,7 @@ fn push(queue: &mut Queue<Call>, call: Call) {
 }
 
 fn pop(queue: &mut Queue<Call>) -> Option<Call> {
-    queue.pop(None, &mut Vec::new())
+    queue.pop(&mut Vec::new())
 }
 
 const LONGEST: u32 = 20;
@@ -75,7 +79,7 @@ proptest! {
             (0..count).map(move |_| (time, group, member, service)).collect::<Vec<_>>()
         }).collect::<Vec<_>>().into_iter().peekable();
 
-        let mut queue = Queue::new(QueuePolicy::Fifo);
+        let mut queue = Queue::new();
         let mut ends = BinaryHeap::new();
         // Number of waiting calls by group, and the time since which the group waits for its turn.
         let (mut waiting, mut since) = (BTreeMap::<u32, usize>::new(), BTreeMap::<u32, (u32, usize)>::new());
@@ -114,22 +118,19 @@ proptest! {
 
     #[test]
     fn every_call_with_a_key_is_removed_once(
-        steps in prop::collection::vec((0_u32..5, 0_usize..3, any::<bool>(), any::<bool>(), 0_u64..30, 0_usize..3), 0..300),
-        has_codel in any::<bool>(),
+        steps in prop::collection::vec((0_u32..5, 0_usize..3, any::<bool>(), any::<bool>(), 0_usize..3), 0..300),
     ) {
-        let codel = Codel::new(Duration::from_millis(10), Duration::from_millis(100));
-        let mut queue = Queue::new(if has_codel { codel.into() } else { QueuePolicy::Fifo });
-        let (mut now, mut removed, mut shed) = (Instant::now(), BTreeSet::new(), Vec::new());
+        let mut queue = Queue::new();
+        let (mut removed, mut shed) = (BTreeSet::new(), Vec::new());
         let priorities = [Priority::High, Priority::Normal, Priority::Low];
-        for (id, (group, priority, is_woken, is_cancelled, elapsed, picks)) in (0..).zip(steps) {
-            let call = Call { is_cancelled, queued_at: now, ..Call::new(group, id) };
+        for (id, (group, priority, is_woken, is_cancelled, picks)) in (0..).zip(steps) {
+            let call = Call { is_cancelled, ..Call::new(group, id) };
             queue.push(call, Class { priority: priorities[priority], is_woken, ..class(group, 0) });
-            now += Duration::from_millis(elapsed);
             for _ in 0..picks {
-                let picked = queue.pop(Some(now), &mut shed);
+                let picked = queue.pop(&mut shed);
                 prop_assert!(picked.is_some() || queue.is_empty() && shed.is_empty());
                 prop_assert!(shed.len() <= MAX_SHED);
-                prop_assert!(has_codel || shed.iter().all(|call| call.is_cancelled && call.group > 0 || call.group == 0));
+                prop_assert!(shed.iter().all(|call| call.is_cancelled && call.group > 0 || call.group == 0));
                 removed.extend(shed.drain(..).chain(picked).map(|call| call.id));
             }
             prop_assert_eq!(removed.len() + queue.len(), id as usize + 1);
@@ -142,7 +143,7 @@ proptest! {
 
 #[test]
 fn calls_without_a_key_take_turns_like_one_key() {
-    let mut queue = Queue::new(QueuePolicy::Fifo);
+    let mut queue = Queue::new();
     for id in 0..30 {
         [0, 0, 0, 1, 2].into_iter().for_each(|group| push(&mut queue, Call::new(group, id)));
     }
@@ -154,7 +155,7 @@ fn calls_without_a_key_take_turns_like_one_key() {
 
 #[test]
 fn priorities_come_before_keys() {
-    let mut queue = Queue::new(QueuePolicy::Fifo);
+    let mut queue = Queue::new();
     for id in 0..100 {
         let keyed = |group, priority| Class { priority, ..class(group, 0) };
         queue.push(Call::new(1, id), keyed(1, Priority::High));
@@ -167,7 +168,7 @@ fn priorities_come_before_keys() {
 
 #[test]
 fn woken_calls_come_before_keys_whatever_their_own() {
-    let mut queue = Queue::new(QueuePolicy::Fifo);
+    let mut queue = Queue::new();
     push(&mut queue, Call::new(1, 0));
     queue.push(Call::new(2, 1), Class { is_woken: true, ..class(2, 0) });
     assert_eq!(pop(&mut queue).map(|call| call.id), Some(1));
@@ -176,41 +177,21 @@ fn woken_calls_come_before_keys_whatever_their_own() {
 /// Their keys would otherwise wait one turn of all others for each call that a client gave up.
 #[test]
 fn cancelled_calls_use_no_turn() {
-    let mut queue = Queue::new(QueuePolicy::Fifo);
+    let mut queue = Queue::new();
     for id in 0..50 {
         push(&mut queue, Call { is_cancelled: true, ..Call::new(1, id) });
         push(&mut queue, Call::new(2, id));
     }
     push(&mut queue, Call::new(1, 50));
     let mut shed = Vec::new();
-    let picks: Vec<_> = (0..2).filter_map(|_| queue.pop(None, &mut shed)).map(|call| (call.group, call.id)).collect();
+    let picks: Vec<_> = (0..2).filter_map(|_| queue.pop(&mut shed)).map(|call| (call.group, call.id)).collect();
     assert!(picks.contains(&(1, 50)), "{picks:?}");
     assert_eq!(shed.len(), 50);
 }
 
 #[test]
-fn codel_sheds_only_calls_of_the_key_that_waits_too_long() {
-    let (target, interval) = (Duration::from_millis(10), Duration::from_millis(100));
-    let mut queue = Queue::new(Codel::new(target, interval).into());
-    let (mut now, mut all_shed, mut quiet) = (Instant::now(), Vec::new(), 0);
-    for id in 0..500 {
-        let at = |call: Call| Call { queued_at: now, ..call };
-        (0..4).for_each(|_| push(&mut queue, at(Call::new(1, id))));
-        if id % 5 == 0 {
-            push(&mut queue, at(Call::new(2, id)));
-        }
-        now += Duration::from_millis(1);
-        let mut shed = Vec::new();
-        quiet += u32::from(queue.pop(Some(now), &mut shed).is_some_and(|call| call.group == 2));
-        all_shed.append(&mut shed);
-    }
-    assert!(all_shed.len() > 500 && all_shed.iter().all(|call| call.group == 1), "{}", all_shed.len());
-    assert_eq!(quiet, 100);
-}
-
-#[test]
 fn excess_is_shed_from_the_key_with_the_most_calls() {
-    let mut queue = Queue::new(QueuePolicy::AcceptBursts);
+    let mut queue = Queue::new();
     (0..100).for_each(|id| push(&mut queue, Call::new(1, id)));
     (0..10).for_each(|id| push(&mut queue, Call::new(0, id)));
     push(&mut queue, Call::new(2, 0));
@@ -223,8 +204,28 @@ fn excess_is_shed_from_the_key_with_the_most_calls() {
 }
 
 #[test]
+fn exempt_calls_are_not_shed_and_are_no_excess() {
+    let mut queue = Queue::new();
+    for group in [0, 1, 2] {
+        for id in 0..100 {
+            push(&mut queue, Call { is_exempt: id % 2 == 0 || group == 2, ..Call::new(group, id) });
+        }
+    }
+    let shed = queue.shed_to(4);
+    assert_eq!((shed.len(), queue.len()), (96, 204));
+    assert!(shed.iter().all(|call| !call.is_exempt));
+    let left: Vec<_> = std::iter::from_fn(|| pop(&mut queue)).collect();
+    assert_eq!(left.iter().filter(|call| !call.is_exempt).map(|call| call.id).collect::<Vec<_>>(), [97, 97, 99, 99]);
+    for group in [0, 1, 2] {
+        let ids: Vec<_> = left.iter().filter(|call| call.group == group).map(|call| call.id).collect();
+        assert!(ids.is_sorted(), "{ids:?}");
+    }
+    assert_eq!(queue.shed_to(0), []);
+}
+
+#[test]
 fn memory_of_a_flood_of_keys_is_freed() {
-    let mut queue = Queue::new(QueuePolicy::Fifo);
+    let mut queue = Queue::new();
     (1..100_000).for_each(|group| push(&mut queue, Call::new(group, group)));
     assert_eq!(std::iter::from_fn(|| pop(&mut queue)).count(), 99_999);
     queue.shrink();
@@ -233,7 +234,7 @@ fn memory_of_a_flood_of_keys_is_freed() {
 
 #[test]
 fn woken_calls_of_keys_take_turns() {
-    let mut queue = Queue::new(QueuePolicy::Fifo);
+    let mut queue = Queue::new();
     let mut push_woken = |group, id| queue.push(Call::new(group, id), Class { is_woken: true, ..class(group, 0) });
     (0..1000).for_each(|id| push_woken(1, id));
     push_woken(2, 0);
@@ -247,7 +248,7 @@ fn woken_calls_of_keys_take_turns() {
 
 #[test]
 fn woken_calls_with_a_key_leave_every_eighth_pick_to_new_calls() {
-    let mut queue = Queue::new(QueuePolicy::Fifo);
+    let mut queue = Queue::new();
     (0..4).for_each(|id| push(&mut queue, Call::new(0, id)));
     (0..100).for_each(|id| queue.push(Call::new(1, id), Class { is_woken: true, ..class(1, 0) }));
     let picked: Vec<_> = (0..32).map_while(|_| pop(&mut queue)).collect();

@@ -1,4 +1,3 @@
 mod fair;
 mod queue;
-mod shedding;
 mod state;

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 use crate::pool::{
     Priority,
     scheduler::{
-        Class, QueueItem, QueuePolicy,
+        Class, QueueItem,
         state::{Action, Limits, SchedulerState, ThreadState, WakeUp},
     },
 };
@@ -24,16 +24,16 @@ impl QueueItem for &str {
 }
 
 fn state<T: QueueItem, P>(min: usize, max: usize) -> SchedulerState<T, P> {
-    SchedulerState::new(Limits { min, max }, QueuePolicy::Fifo)
+    SchedulerState::new(Limits { min, max })
 }
 
-/// Asks for the next action with a policy that sheds nothing.
+/// Asks for the next action.
 fn next<T: QueueItem, P>(
     state: &mut SchedulerState<T, P>,
     left: ThreadState,
     parker: impl FnOnce() -> P,
 ) -> (Action<T>, WakeUp<P>) {
-    state.next(left, true, None, &mut Vec::new(), parker)
+    state.next(left, true, &mut Vec::new(), parker)
 }
 
 /// Scheduler state, and the workers that it asks for. Proptest moves one worker at a time.
