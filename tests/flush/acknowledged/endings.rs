@@ -64,10 +64,12 @@ async fn incomplete_response_waits_for_no_acknowledgement() {
 }
 
 #[tokio::test]
-async fn stream_reset_before_its_flush_waits_for_no_acknowledgement() {
+async fn stream_that_is_reset_before_its_flush_waits_for_no_acknowledgement() {
     on_each(HTTP2, |stack| async move {
         let mut site = requesting(stack).start();
         let mut client = Http2::connect(&site).await;
+        client.get("/error/1/10").await.unwrap_err();
+        site.record("/error/1/10").await.is(End::BodyError, Delivery::NotDelivered);
         let response = client.start("/hang/5").await.await.unwrap();
         drop(response);
         site.record("/hang/5").await.is(End::Aborted, Delivery::NotDelivered);

@@ -24,7 +24,7 @@ use tower_offload::{
     flush::Tracker,
 };
 
-use crate::support::{ALL, Client, Http1, Setup, Stack, on_each, within};
+use crate::support::{ALL, Client, Http1, Setup, Stack, frames, on_each, within};
 
 fn requesting(stack: Stack) -> Setup {
     Setup::on(stack).registers(|after, _| assert!(after.request_acknowledgement()))
@@ -224,6 +224,50 @@ async fn wait_for_a_vanished_client_ends() {
         assert_eq!(world.server.counted(), (1, 1));
         tokio::time::resume();
     }
+}
+
+/// The client no longer wants the response, which is on its way.
+#[tokio::test]
+async fn stream_that_is_reset_after_its_flush_is_acknowledged() {
+    let mut server = Server::start();
+    let mut client = TcpStream::connect(server.address).await.unwrap();
+    client.write_all(&[frames::PREFACE, &frames::settings(), &frames::get(1, "/5")].concat()).await.unwrap();
+    server.begun().await;
+    assert_eq!(server.delivery().await, Delivery::Acknowledged);
+
+    freeze(&client);
+    client.write_all(&frames::get(3, "/5")).await.unwrap();
+    server.begun().await;
+    server.has_no_outcome().await;
+    client.write_all(&frames::reset(3)).await.unwrap();
+    server.has_no_outcome().await;
+    thaw(&client);
+    assert_eq!(server.delivery().await, Delivery::Acknowledged);
+}
+
+/// With `pipeline_flush`, hyper does not poll the transport while a handler runs and the next
+/// request has arrived. The module docs of `flush` say so.
+#[tokio::test]
+async fn pipeline_flush_delays_the_check_until_the_handler_ends() {
+    within(async {
+        let mut site = requesting(Stack::HyperHttp1).pipeline_flush().start();
+        let mut client = TcpStream::connect(site.address()).await.unwrap();
+        let get = |path| format!("GET {path} HTTP/1.1\r\nhost: site\r\n\r\n");
+        freeze(&client);
+        client.write_all(get("/full/5").as_bytes()).await.unwrap();
+        site.body_dropped("/full/5").await;
+        client.write_all((get("/wait/full/1") + &get("/full/2")).as_bytes()).await.unwrap();
+        site.handlers.reached().await;
+        thaw(&client);
+        let _ = client.read_u8().await.unwrap(); // the kernel of the client has acknowledged
+        tokio::time::sleep(Duration::from_millis(50)).await; // long enough for a check
+        assert!(site.unasked().is_empty());
+        site.handlers.open();
+        for path in ["/full/5", "/wait/full/1", "/full/2"] {
+            site.record(path).await.is(End::Complete, Delivery::Acknowledged);
+        }
+    })
+    .await;
 }
 
 /// Its kernel acknowledges, although the process reads nothing.

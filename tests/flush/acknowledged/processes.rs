@@ -65,6 +65,17 @@ async fn wait_for_a_stopped_process_ends_at_the_limit() {
     tokio::time::resume();
 }
 
+/// The response does not fit the two buffers, so it is not flushed.
+#[tokio::test]
+async fn larger_response_to_a_stopped_process_is_handed_over() {
+    let (mut server, socket, _reader) = stopped().await;
+    get(&mut server, &socket, 16 << 20).await;
+    tokio::time::pause();
+    assert_eq!(server.outcomes.recv().await, Some(("hook", Delivery::HandedOver)));
+    assert_eq!(server.counted(), (0, 0));
+    tokio::time::resume();
+}
+
 #[tokio::test]
 async fn process_killed_within_a_response_does_not_acknowledge_it() {
     let (mut server, socket, mut reader) = start(Pace { limit: 20_000, ..Pace::FAST });

@@ -117,7 +117,7 @@ async fn play(address: SocketAddr, stack: Stack, client: usize, mut random: Rand
     // Some clients are interrupted after a number of bytes, and some after a time.
     let total: usize = lengths.iter().sum();
     let part = if random.one_in(4) { total } else { random.below(total + 1) };
-    let patience = Duration::from_millis(random.pick(&[5, 50, 500]));
+    let patience = Duration::from_millis(random.pick(&[10, 100, 1000]));
     let _ = tokio::time::timeout(patience, reader.has_read(part)).await;
     let is_stopped = random.one_in(2);
     if is_stopped {
