@@ -272,6 +272,13 @@ async fn axum_answers_on_the_pool_beside_it_and_503() {
 }
 
 #[tokio::test]
+async fn acknowledged_keeps_an_export_until_it_is_delivered() {
+    let delivered = if cfg!(target_os = "linux") { "delivered and deleted" } else { "kept (complete, flushed)" };
+    let expected = ["export 1: kept (aborted, not_delivered)".to_owned(), format!("export 1: {delivered}")];
+    assert_eq!(lines_of("acknowledged").await, expected);
+}
+
+#[tokio::test]
 async fn fair_by_tenant_answers_the_quiet_tenant_beside_the_greedy_one() {
     let lines = lines_of("fair_by_tenant").await;
     let starts = |start: &str| lines.iter().any(|line| line.starts_with(start));

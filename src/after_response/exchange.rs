@@ -48,8 +48,7 @@ pub(crate) struct Exchange {
     is_multiplexed: bool,
     /// `false` if the connection does not report flushes.
     is_tracked: bool,
-    /// `true` if the connection may find out what its peer has acknowledged.
-    has_socket: bool,
+    acknowledgement: AcknowledgementRequest,
     state: ExchangeState,
     sides: Mutex<Sides>,
     /// A [`FlushOutcome`], encoded; zero before. Written once, before [`FLUSH_KNOWN`] is set. An
@@ -174,9 +173,10 @@ impl FlushWaiter {
         self.0.state.is_flush_known()
     }
 
-    /// Returns `true` if the response, once flushed, waits for an acknowledgement.
+    /// The response was flushed. Returns `true` if it waits for an acknowledgement. It is too late
+    /// to request one from now on.
     pub(crate) fn awaits_acknowledgement(&self) -> bool {
-        self.0.state.awaits_acknowledgement()
+        self.0.acknowledgement.close()
     }
 
     /// Returns `true` if the response on the wire ends with its head, because it opens a tunnel.
@@ -231,7 +231,7 @@ impl Exchange {
             began,
             is_multiplexed: request.is_multiplexed(),
             is_tracked,
-            has_socket,
+            acknowledgement: AcknowledgementRequest::new(has_socket),
             state: ExchangeState::new(is_tracked),
             sides: Mutex::new(Sides::default()),
             flush_outcome: AtomicU64::new(0),
@@ -252,16 +252,23 @@ impl Exchange {
         self.is_tracked && self.flush_outcome().is_none_or(FlushOutcome::is_certain)
     }
 
-    /// Returns `true` if, as far as is known, the connection can report whether its peer has
-    /// acknowledged this response.
-    pub(super) fn reports_acknowledgement(&self) -> bool {
-        self.has_socket && self.flush_outcome().is_none()
+    /// Returns `true` if, as far as is known, the outcome can be
+    /// [`Acknowledged`](Delivery::Acknowledged): [`request_acknowledgement`] would succeed, or the
+    /// peer has acknowledged the response already.
+    ///
+    /// [`request_acknowledgement`]: Self::request_acknowledgement
+    pub(super) fn can_be_acknowledged(&self) -> bool {
+        match self.flush_outcome() {
+            None => self.acknowledgement.is_possible() && !self.state.is_flush_known(),
+            Some(outcome) => matches!(outcome, FlushOutcome::Acknowledged { .. }),
+        }
     }
 
     /// Lets the connection's side finish only when the peer has acknowledged the response, or the
-    /// connection has given up on that.
-    pub(super) fn await_acknowledgement(&self) {
-        self.state.set(AWAITS_ACKNOWLEDGEMENT);
+    /// connection has given up on that. Returns `false`, without effect, if the connection cannot
+    /// find out, or the response was flushed before the first request or has ended in another way.
+    pub(super) fn request_acknowledgement(&self) -> bool {
+        !self.state.is_flush_known() && self.acknowledgement.request()
     }
 
     /// Returns `true` if a hook or task was registered.
@@ -489,9 +496,6 @@ const ENDS_WITH_HEAD: u8 = 1 << 5;
 
 /// The body of a complete response has ended, and [`Sides::progress`] is known.
 const BODY_ENDED: u8 = 1 << 6;
-/// An acknowledgement was requested. A flush that is known before this is set does not wait for
-/// one.
-const AWAITS_ACKNOWLEDGEMENT: u8 = 1 << 7;
 
 /// The life of an exchange. Bits are set and never cleared.
 ///
@@ -575,6 +579,10 @@ impl ExchangeState {
         self.0.load(Ordering::Relaxed) & HAS_REGISTRATIONS != 0
     }
 
+    fn is_flush_known(&self) -> bool {
+        self.0.load(Ordering::Acquire) & FLUSH_KNOWN != 0
+    }
+
     fn set(&self, bits: u8) -> u8 {
         self.0.fetch_or(bits, Ordering::AcqRel)
     }
@@ -595,14 +603,6 @@ impl ExchangeState {
         self.0.load(Ordering::Acquire) & (GUARD_DROPPED | HAS_HEAD) == HAS_HEAD
     }
 
-    fn awaits_acknowledgement(&self) -> bool {
-        self.0.load(Ordering::Acquire) & (AWAITS_ACKNOWLEDGEMENT | FLUSH_KNOWN) == AWAITS_ACKNOWLEDGEMENT
-    }
-
-    fn is_flush_known(&self) -> bool {
-        self.0.load(Ordering::Acquire) & FLUSH_KNOWN != 0
-    }
-
     #[cfg(test)]
     fn is_settled(&self) -> bool {
         self.0.load(Ordering::Acquire) & SETTLED != 0
@@ -610,6 +610,57 @@ impl ExchangeState {
 
     fn ends_with_head(&self) -> bool {
         self.0.load(Ordering::Acquire) & ENDS_WITH_HEAD != 0
+    }
+}
+
+/// The connection cannot find out what its peer has acknowledged.
+const NO_SOCKET: u8 = 0;
+/// An acknowledgement can be requested.
+const OPEN: u8 = 1;
+/// It was requested before the flush.
+const REQUESTED: u8 = 2;
+/// The response was flushed before a request.
+#[cfg(feature = "flush")]
+const CLOSED: u8 = 3;
+
+/// Decides between the first request for an acknowledgement and the flush: the response waits for
+/// one exactly if [`request`](Self::request) has returned `true`.
+///
+/// It leaves [`OPEN`] at most once, and no other state. It publishes no other value, so its order
+/// is relaxed.
+#[derive(Debug)]
+struct AcknowledgementRequest(AtomicU8);
+
+impl AcknowledgementRequest {
+    fn new(has_socket: bool) -> Self {
+        Self(AtomicU8::new(if has_socket { OPEN } else { NO_SOCKET }))
+    }
+
+    fn is_possible(&self) -> bool {
+        matches!(self.0.load(Ordering::Relaxed), OPEN | REQUESTED)
+    }
+
+    /// Requests an acknowledgement, if it is not too late. Returns `true` if the response waits for
+    /// one.
+    fn request(&self) -> bool {
+        self.leave_open(REQUESTED) == REQUESTED
+    }
+
+    /// Records the flush. Returns `true` if the response waits for an acknowledgement.
+    #[cfg(feature = "flush")]
+    fn close(&self) -> bool {
+        self.leave_open(CLOSED) == REQUESTED
+    }
+
+    /// Changes the state to `to` if it is [`OPEN`]. Returns the state afterwards.
+    fn leave_open(&self, to: u8) -> u8 {
+        match self.0.load(Ordering::Relaxed) {
+            OPEN => match self.0.compare_exchange(OPEN, to, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => to,
+                Err(other) => other,
+            },
+            other => other,
+        }
     }
 }
 

@@ -145,9 +145,13 @@ impl AfterResponse {
     /// Lets the outcome of this response wait until the peer's TCP has acknowledged every byte of
     /// it. Then its delivery is [`Acknowledged`](crate::after_response::Delivery::Acknowledged).
     ///
-    /// Returns `false`, without effect, if the connection cannot report acknowledgements or the
-    /// outcome is known already. It can on Linux, if the connection is tracked and its TCP socket
-    /// is known: with `axum::serve` on a `TcpListener`, or with `TrackedIo::with_socket`.
+    /// Returns `false`, without effect, if the connection cannot report acknowledgements, the
+    /// response was flushed before the first request, or its outcome is known already. A connection
+    /// can report them on Linux, if it is tracked and its TCP socket is known: with `axum::serve`
+    /// on a `TcpListener`, or with `TrackedIo::with_socket`.
+    ///
+    /// The kernel of the peer acknowledges, not the application: see
+    /// [`Acknowledged`](crate::after_response::Delivery::Acknowledged) for what that means.
     ///
     /// Every hook and task of this request waits for it too, after a flush at most 30 seconds, and
     /// 5 seconds once the connection is shut down. If the acknowledgement has not arrived by then,
@@ -155,11 +159,7 @@ impl AfterResponse {
     /// [`Flushed`](crate::after_response::Delivery::Flushed). The section on acknowledged responses
     /// of the module `flush` lists the reasons.
     pub fn request_acknowledgement(&self) -> bool {
-        let is_reported = self.exchange.reports_acknowledgement();
-        if is_reported {
-            self.exchange.await_acknowledgement();
-        }
-        is_reported
+        self.exchange.request_acknowledgement()
     }
 
     /// Returns `true` if, as far as is known, the outcome will report whether the response was

@@ -100,8 +100,9 @@ pub enum Delivery {
     /// [requested](super::AfterResponse::request_acknowledgement).
     ///
     /// The kernel of the peer has the bytes. It does not mean that the application has read them,
-    /// or will: it may have crashed or be frozen. If there is a proxy or load balancer in between,
-    /// the peer is the proxy.
+    /// or will: a process that is stopped (`SIGSTOP`) acknowledges whatever fits its receive
+    /// buffer, and one that is killed a moment later leaves the same trace. If there is a proxy or
+    /// load balancer in between, the peer is the proxy, and nothing is known about the client.
     Acknowledged,
 }
 

@@ -63,7 +63,8 @@ impl<'a> ResponseTaskBuilder<'a> {
     ///
     /// Registering it [requests](AfterResponse::request_acknowledgement) the acknowledgement, for
     /// which the other hooks and tasks of the request wait too. It fails if the connection cannot
-    /// report acknowledgements, because the task could never run.
+    /// report acknowledgements or the response was flushed before without a request, because the
+    /// task could never run.
     pub fn on_acknowledged(self) -> Self {
         Self { condition: Condition::Acknowledged, ..self }
     }
@@ -121,8 +122,8 @@ impl<'a> ResponseTaskBuilder<'a> {
     /// # Errors
     ///
     /// Returns an error if the background is full or shut down, or if the task is for
-    /// [flushed](Self::on_flushed) or [acknowledged](Self::on_acknowledged) responses and the
-    /// connection cannot report these. The work is dropped then, and tasks that it would have
+    /// [flushed](Self::on_flushed) or [acknowledged](Self::on_acknowledged) responses and this one
+    /// cannot be reported as such. The work is dropped then, and tasks that it would have
     /// [replaced](Self::replace) stay registered.
     pub fn spawn_blocking<F, T>(self, work: F) -> Result<TaskHandle, RegisterError>
     where
@@ -168,12 +169,16 @@ impl<'a> ResponseTaskBuilder<'a> {
         if matches!(self.condition, Condition::Flushed) && !self.after.is_tracked() {
             return Err(RegisterError::UNTRACKED);
         }
-        if matches!(self.condition, Condition::Acknowledged) && !self.after.exchange().reports_acknowledgement() {
-            return Err(RegisterError::NO_SOCKET);
+        let is_for_acknowledged = matches!(self.condition, Condition::Acknowledged);
+        if is_for_acknowledged && !self.after.exchange().can_be_acknowledged() {
+            return Err(RegisterError::UNACKNOWLEDGED);
         }
         let mut reservation = self.after.background().reserve_after_response(self.name.clone())?;
-        if matches!(self.condition, Condition::Acknowledged) {
-            self.after.request_acknowledgement();
+        // Requested last, so that a task that is rejected lets nothing wait. The response may have
+        // been flushed or acknowledged meanwhile.
+        if is_for_acknowledged && !self.after.request_acknowledgement() && !self.after.exchange().can_be_acknowledged()
+        {
+            return Err(RegisterError::UNACKNOWLEDGED);
         }
         if let Some(timeout) = self.timeout {
             reservation = reservation.timeout(timeout);
@@ -293,13 +298,13 @@ pub struct RegisterError(Kind);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Untracked,
-    NoSocket,
+    Unacknowledged,
     Background(SubmitError),
 }
 
 impl RegisterError {
     const UNTRACKED: Self = Self(Kind::Untracked);
-    const NO_SOCKET: Self = Self(Kind::NoSocket);
+    const UNACKNOWLEDGED: Self = Self(Kind::Unacknowledged);
 
     /// Returns `true` if the background no longer accepts tasks, because it is shut down.
     pub fn is_closed(&self) -> bool {
@@ -313,10 +318,10 @@ impl RegisterError {
     }
 
     /// Returns `true` if the task is for [flushed](ResponseTaskBuilder::on_flushed) or
-    /// [acknowledged](ResponseTaskBuilder::on_acknowledged) responses and the connection cannot
-    /// report these.
+    /// [acknowledged](ResponseTaskBuilder::on_acknowledged) responses and this one cannot be
+    /// reported as such.
     pub fn is_untracked(&self) -> bool {
-        matches!(self.0, Kind::Untracked | Kind::NoSocket)
+        matches!(self.0, Kind::Untracked | Kind::Unacknowledged)
     }
 }
 
@@ -333,9 +338,10 @@ impl fmt::Display for RegisterError {
                 "task rejected: it is for flushed responses, and the connection is not tracked. Serve it with \
                  `tower_offload::axum::serve` or `Tracker::track`",
             ),
-            Kind::NoSocket => f.write_str(
-                "task rejected: it is for acknowledged responses, and the TCP socket of the connection is unknown. On \
-                 Linux, serve it with `tower_offload::axum::serve` or call `TrackedIo::with_socket`",
+            Kind::Unacknowledged => f.write_str(
+                "task rejected: it is for acknowledged responses, and the TCP socket of the connection is unknown, or \
+                 the response was flushed already. On Linux, serve with `tower_offload::axum::serve` or call \
+                 `TrackedIo::with_socket`, and register the task in the handler",
             ),
             Kind::Background(_) => f.write_str("task rejected"),
         }
@@ -345,7 +351,7 @@ impl fmt::Display for RegisterError {
 impl Error for RegisterError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match &self.0 {
-            Kind::Untracked | Kind::NoSocket => None,
+            Kind::Untracked | Kind::Unacknowledged => None,
             Kind::Background(error) => Some(error),
         }
     }

@@ -87,14 +87,24 @@
 //! On Linux, a response can
 //! [request](crate::after_response::AfterResponse::request_acknowledgement) that its outcome waits
 //! until the peer's TCP has acknowledged every byte of it, and is
-//! [`Acknowledged`](crate::after_response::Delivery::Acknowledged) then. Others pay nothing for it.
-//! `tower_offload::axum::serve` knows the socket of a `TcpStream`; otherwise it must be named with
-//! [`TrackedIo::with_socket`]. TLS is supported: the wait is for the encrypted bytes.
+//! [`Acknowledged`](crate::after_response::Delivery::Acknowledged) then. Others pay one atomic
+//! operation. `tower_offload::axum::serve` knows the socket of a `TcpStream`; otherwise it must be
+//! named with [`TrackedIo::with_socket`]. TLS is supported: the wait is for the encrypted bytes.
+//! The example `acknowledged` keeps an export until it is delivered.
 //!
-//! It means that the kernel of the peer has received the response. It does not mean that the
-//! application has read it: a frozen process, or one that crashes a moment later, leaves the same
-//! trace. Behind a proxy or load balancer, the peer is the proxy. Only a message of the application
-//! itself says more.
+//! It means that the kernel of the peer has received the response. What it does not mean:
+//!
+//! - That the application has read the response. A stopped process (`SIGSTOP`, a debugger, a
+//!   suspended container) acknowledges what fits its receive buffer, usually up to some megabytes,
+//!   and a process that crashes a moment later leaves the same trace. A larger response waits until
+//!   the process continues.
+//! - That the client has received it, if there is a proxy, load balancer or tunnel in between: the
+//!   peer is the proxy then, and it may hold the response in its own buffers.
+//! - That a response without an acknowledgement was not received. The acknowledgement may have been
+//!   lost, or come after the limit. So work that is repeated for such a response happens at least
+//!   once, and not exactly once.
+//!
+//! Only a message of the application itself says more.
 //!
 //! The wait ends without an acknowledgement, and the outcome is
 //! [`Flushed`](crate::after_response::Delivery::Flushed), in these cases, which
@@ -112,6 +122,12 @@
 //! flush returned, so on a busy connection it may wait for bytes of others. An acknowledgement is
 //! found at the flush or by a check: one round trip later, at least a millisecond, and then at
 //! intervals that double up to 250 milliseconds.
+//!
+//! The task of the connection checks, so it must be polled. With `pipeline_flush(true)`, hyper does
+//! not poll the transport while a handler runs and the client has sent further requests
+//! (`hyper/proto/h1/io.rs`, `poll_flush`). Until that handler has ended, no acknowledgement is
+//! found, and none of the limits on this page applies to that connection. hyper's default is
+//! `false`, and `tower_offload::axum::serve` keeps it.
 //!
 //! # Hostile clients
 //!

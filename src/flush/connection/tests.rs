@@ -2,6 +2,7 @@ use std::{io::IoSlice, sync::Mutex as StdMutex};
 
 use super::*;
 use crate::{
+    AfterResponse, Background,
     after_response::{Delivery, End, FlushOutcome::*, TestResponse},
     flush::{
         state::MAX_HTTP1_RESPONSES,
@@ -39,6 +40,42 @@ fn accept(connection: &Connection, bytes: &[u8]) {
 
 fn outcomes<const N: usize>(responses: [&TestResponse; N]) -> [Option<FlushOutcome>; N] {
     responses.map(TestResponse::flush_outcome)
+}
+
+/// A response whose flush is called, with its handle.
+fn flushing(state: &mut State, completions: &mut Completions) -> AfterResponse {
+    let (response, waiter) = TestResponse::new(Version::HTTP_11);
+    state.begin_http1(waiter, completions);
+    response.end();
+    assert!(state.begin_flush(completions));
+    response.handle(&Background::default())
+}
+
+/// Its waiter is not completed yet.
+#[test]
+fn acknowledgement_is_not_requested_after_the_flush() {
+    let (mut state, mut completions) = (State::default(), Completions::default());
+    let handle = flushing(&mut state, &mut completions);
+    state.end_flush(&mut completions);
+    assert!(!handle.request_acknowledgement());
+    assert!(completions.awaiting.is_empty() && !completions.is_empty());
+}
+
+#[test]
+fn acknowledgement_that_was_requested_may_be_requested_again() {
+    let (mut state, mut completions) = (State::default(), Completions::default());
+    let handle = flushing(&mut state, &mut completions);
+    assert!(handle.request_acknowledgement() && handle.request_acknowledgement());
+    state.end_flush(&mut completions);
+    assert_eq!(completions.awaiting.len(), 1);
+    assert!(handle.request_acknowledgement());
+}
+
+#[test]
+fn acknowledgement_of_an_incomplete_response_is_not_requested() {
+    let (response, _waiter) = TestResponse::new(Version::HTTP_11);
+    response.abandon();
+    assert!(!response.handle(&Background::default()).request_acknowledgement());
 }
 
 #[test]

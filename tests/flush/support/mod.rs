@@ -14,7 +14,7 @@ mod service;
 mod setup;
 mod site;
 mod stack;
-mod tls;
+pub(crate) mod tls;
 
 use std::time::Duration;
 

@@ -51,6 +51,11 @@ impl Site {
         Self { address, stack, small_buffers, handlers, gate, events, seen, registered, tracker, shutdown, server }
     }
 
+    #[cfg(target_os = "linux")]
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// Waits for the outcome of a request.
     pub(crate) async fn record(&mut self, path: &str) -> Record {
         let found = self.find(|event| matches!(event, Event::Hook(record) if record.path == path)).await;
