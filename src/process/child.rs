@@ -17,7 +17,7 @@ use super::{
     os::{self, PollSet},
     output::{Output, OutputStream},
     shared::Config,
-    worker,
+    worker, workers,
 };
 use crate::sync::{Mutex, lock};
 
@@ -77,6 +77,8 @@ impl Process {
             .args(&config.arguments)
             .envs(config.environment.iter().map(|(key, value)| (key, value)))
             .env(worker::MARKER, worker::marker(config.max_frame_size))
+            // A pool in a worker of a supervisor: its processes are no such workers.
+            .env_remove(workers::MARKER)
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -159,18 +161,9 @@ impl Process {
         }
     }
 
-    /// Returns `true` if the process is known to have ended.
-    pub(super) fn has_died(&self) -> bool {
-        self.handle.exit().is_some() && self.has_ended()
-    }
-
-    /// Returns `true` if the process has ended, or if only reaping it can tell.
+    /// Returns `true` if the process has ended, reaped or not.
     pub(super) fn has_ended(&self) -> bool {
-        let Some(exit) = self.handle.exit() else { return true };
-        let mut poll = PollSet::default();
-        let exit = poll.readable(exit);
-        poll.wait(Some(Duration::ZERO));
-        poll.is_ready(exit)
+        self.status.is_some() || os::has_exited(&self.child)
     }
 }
 

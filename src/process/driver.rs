@@ -176,7 +176,7 @@ impl<'a> Exchange<'a> {
                 return process.reap(CLOSE_TIMEOUT).map_or(Ended::Misbehaved, Ended::Died);
             }
             // A process that was forked from this one may keep the socket open.
-            if process.has_died() {
+            if process.has_ended() {
                 if let Some(status) = process.try_reap() {
                     return self.read_rest(process, status);
                 }

@@ -46,6 +46,8 @@
 //! [`ThreadPool`] is ten times cheaper. It is no sandbox: a job has every right
 //! of the program, and one that wants to can leave its process group.
 //!
+//! To serve one port with several processes, see [`workers`].
+//!
 //! # What is promised
 //!
 //! * A job runs at most once. One whose process ends before it has begun gets another process.
@@ -107,6 +109,7 @@ mod stats;
 mod supervisor;
 mod work;
 mod worker;
+pub mod workers;
 
 use std::{
     fmt,

@@ -108,7 +108,7 @@ impl Shared {
         loop {
             if let Some(process) = roster.take() {
                 drop(roster);
-                if !process.has_died() {
+                if !process.has_ended() {
                     return Ok(process);
                 }
                 self.remove(process);

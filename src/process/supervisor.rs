@@ -63,10 +63,10 @@ impl Supervisor<'_> {
         let removed = lock(&self.shared.roster).remove_idle(|process| {
             let is_old = !recycled && self.starting.is_empty() && self.shared.recycle_reason(process, None).is_some();
             recycled |= is_old;
-            is_old || process.has_died()
+            is_old || process.has_ended()
         });
         for process in removed {
-            if !process.has_died() {
+            if !process.has_ended() {
                 ignore_panic(|| self.shared.metrics.recycled(process.handle.pid, "max_age"));
             }
             process.close();

@@ -27,6 +27,7 @@ use std::{
     thread,
 };
 
+use rustix::process::Signal;
 use tokio::time::Instant;
 
 use super::{
@@ -195,7 +196,8 @@ fn serve(
 ) -> io::Result<std::convert::Infallible> {
     let PoolSocket { socket, parent, max_payload } = pool;
     os::die_with_parent(parent)?;
-    os::ignore_termination_signals()?;
+    // A terminal or a service manager asks all processes to end.
+    os::ignore(&[Signal::INT, Signal::TERM, Signal::HUP])?;
     // Work that reads stdin must not read frames. Processes that work starts inherit this one.
     rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
     let executable = Fingerprint::of(os::running_executable()?.as_ref())?;
