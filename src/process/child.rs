@@ -1,5 +1,6 @@
 use std::{
     fs::File,
+    hash::{BuildHasher, Hasher, RandomState},
     io::{self, Read, Write},
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
@@ -34,6 +35,8 @@ pub(super) struct Process {
     pub(super) reader: FrameReader,
     pub(super) outbox: Outbox,
     pub(super) started: Instant,
+    /// When it reaches its maximum age.
+    pub(super) expires: Option<Instant>,
     /// Number of jobs that it has run.
     pub(super) jobs: u64,
     status: Option<ExitStatus>,
@@ -89,13 +92,15 @@ impl Process {
             os::kill_group(&child);
             let _ = child.wait();
         })?;
+        let started = Instant::now();
         Ok(Self {
             handle: Arc::new(handle),
             child,
             socket,
             reader: FrameReader::new(max_frame(config.max_frame_size)),
             outbox: Outbox::default(),
-            started: Instant::now(),
+            started,
+            expires: config.max_age.and_then(|age| started.checked_add(with_jitter(age))),
             jobs: 0,
             status: None,
         })
@@ -165,6 +170,14 @@ impl Process {
     pub(super) fn has_ended(&self) -> bool {
         self.status.is_some() || os::has_exited(&self.child)
     }
+}
+
+/// Shortens an age by up to a tenth, at random, so that processes that were started together are not
+/// recycled together.
+fn with_jitter(age: Duration) -> Duration {
+    // Each state has random keys.
+    let random = RandomState::new().build_hasher().finish();
+    age - (age / 10).mul_f64(random as f64 / u64::MAX as f64)
 }
 
 impl Drop for Process {

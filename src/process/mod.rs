@@ -135,6 +135,9 @@ use crate::{
     pool::{CallOptions, Pool, PoolShutdownReport},
 };
 
+/// Longest trace context that is passed to a process, in bytes. A `traceparent` has 55.
+const MAX_TRACE_CONTEXT: usize = 1024;
+
 /// Time that a shutdown waits for killed processes. Only one that waits for a device takes long.
 const REAP_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -212,7 +215,9 @@ impl ProcessPool {
         let control = Arc::new(JobControl::default());
         let call = self.threads.run_with(options, {
             let (closer, control) = (self.closer.clone(), control.clone());
-            move || run::run(&closer.0, control, work)
+            let trace = closer.0.config.trace_context.as_ref().and_then(|get| get());
+            let trace = trace.filter(|trace| trace.len() <= MAX_TRACE_CONTEXT);
+            move || run::run(&closer.0, control, trace.as_deref(), work)
         });
         Run::new(call, control)
     }
