@@ -38,7 +38,7 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 /// reading its response does not read it at all.
 const MAX_BYTES: usize = 64 * 1024 * 1024;
 
-/// What a connection, its transport and its service share.
+/// State that a connection, its transport and its service share.
 #[derive(Clone, Default)]
 pub(super) struct Flags(Arc<Shared>);
 

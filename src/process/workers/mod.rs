@@ -48,6 +48,8 @@
 //! | SIGTERM, SIGINT | drains all workers and ends; a second one kills them |
 //! | SIGKILL | the workers notice it, drain, and end |
 //!
+//! A worker that receives SIGTERM or SIGINT itself drains and ends, and another one starts then.
+//!
 //! # What is promised
 //!
 //! * A reload asks a worker to drain only when its successor is [ready](Worker::ready), so it never
