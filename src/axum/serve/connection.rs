@@ -116,8 +116,8 @@ where
 pub(super) struct PhaseReceiver(watch::Receiver<Phase>);
 
 impl PhaseReceiver {
-    /// Waits until the server is in `phase` or a later one, which it returns. Never completes if the
-    /// server was dropped before.
+    /// Waits until the server is in `phase` or a later one, which it returns. Never completes if
+    /// the server was dropped before.
     async fn reached(&mut self, phase: Phase) -> Phase {
         let reached = self.0.wait_for(|current| *current >= phase).await.map(|current| *current);
         match reached {

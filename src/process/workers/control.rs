@@ -5,8 +5,8 @@
 //! | `LISTENERS`, a count, and that many descriptors: once, first | `READY`, once |
 //! | `DRAIN`, once; end of file means the same | |
 //!
-//! Anything else is ignored. A worker that closes its socket cannot be asked to drain, and is killed
-//! when it has not ended in time.
+//! Anything else is ignored. A worker that closes its socket cannot be asked to drain, and is
+//! killed when it has not ended in time.
 
 use std::{
     ffi::OsString,

@@ -183,8 +183,8 @@ impl Fleet {
         self.is_vacant(slot) && self.slots[slot].retry_at.is_none_or(|at| now >= at)
     }
 
-    /// Returns `true` if a slot has no worker, except one that leaves after it was ready. The back-off
-    /// of one that was never ready begins with its end.
+    /// Returns `true` if a slot has no worker, except one that leaves after it was ready. The
+    /// back-off of one that was never ready begins with its end.
     fn is_vacant(&self, slot: usize) -> bool {
         self.of(slot).all(|member| member.has_been_ready && !member.is_ready())
     }

@@ -56,8 +56,8 @@
 //!   lowers the number of workers that serve. If a successor does not become ready, the reload ends
 //!   with an event, and the old workers that are left continue.
 //! * The supervisor keeps the socket open, so connections are not refused while workers die and
-//!   start: they wait in the queue of the socket. A worker that is killed loses the connections that
-//!   it had accepted, and no others.
+//!   start: they wait in the queue of the socket. A worker that is killed loses the connections
+//!   that it had accepted, and no others.
 //! * A worker that is asked to drain has [`drain_timeout`](SupervisorBuilder::drain_timeout), and
 //!   is killed [`kill_timeout`](SupervisorBuilder::kill_timeout) after that.
 //! * A worker that dies is restarted at once. If it dies again within a second, restarts wait from
@@ -213,8 +213,8 @@ impl SupervisorBuilder {
     }
 
     /// Sets the time between the end of [`drain_timeout`](Self::drain_timeout) and the kill of a
-    /// worker that has not ended. Default: 5 s, in which a program can store its state after its server has
-    /// ended.
+    /// worker that has not ended. Default: 5 s, in which a program can store its state after its
+    /// server has ended.
     pub fn kill_timeout(mut self, timeout: Duration) -> Self {
         self.kill_timeout = timeout.min(MAX_TIMEOUT);
         self
