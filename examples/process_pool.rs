@@ -1,17 +1,20 @@
 //! A server whose work may loop, leak or crash: `cargo run --example process_pool -- --port 3000`.
 
-use std::{error::Error, net::Ipv4Addr, thread, time::Duration};
-
-use axum::{Json, Router, extract::Query, http::StatusCode, routing::get};
-use clap::Parser;
-use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
-use tower_offload::{
-    axum::{serve, shutdown_signal},
-    process::{self, Context, KilledBy, ProcessPool, Work},
+#[cfg(unix)]
+use {
+    axum::{Json, Router, extract::Query, http::StatusCode, routing::get},
+    clap::Parser,
+    serde::{Deserialize, Serialize},
+    serde_json::{Value, json},
+    std::{error::Error, net::Ipv4Addr, thread, time::Duration},
+    tower_offload::{
+        axum::{serve, shutdown_signal},
+        process::{self, Context, KilledBy, ProcessPool, Work},
+    },
 };
 
 /// Answers GET /render?mode=ok|loop|leak|crash, /ping and /stats.
+#[cfg(unix)]
 #[derive(Parser)]
 struct Options {
     /// The port to listen on; 0 takes any that is free.
@@ -19,6 +22,7 @@ struct Options {
     port: u16,
 }
 
+#[cfg(unix)]
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Mode {
@@ -28,11 +32,13 @@ enum Mode {
     Crash,
 }
 
+#[cfg(unix)]
 #[derive(Debug, Serialize, Deserialize)]
 struct Render {
     mode: Mode,
 }
 
+#[cfg(unix)]
 impl Work for Render {
     const KIND: &'static str = "render";
     type Output = String;
@@ -53,6 +59,7 @@ impl Work for Render {
     }
 }
 
+#[cfg(unix)]
 async fn render(pool: ProcessPool, work: Render) -> (StatusCode, Json<Value>) {
     match pool.run(work).timeout(Duration::from_secs(1)).await {
         Ok(page) => (StatusCode::OK, Json(json!({ "page": page }))),
@@ -67,11 +74,13 @@ async fn render(pool: ProcessPool, work: Render) -> (StatusCode, Json<Value>) {
     }
 }
 
+#[cfg(unix)]
 fn main() -> Result<(), Box<dyn Error>> {
     process::init::<Render>(); // never returns in a worker process
     run(Options::parse())
 }
 
+#[cfg(unix)]
 #[tokio::main]
 async fn run(options: Options) -> Result<(), Box<dyn Error>> {
     let pool = ProcessPool::builder().processes(2).max_memory(256 << 20).build()?;
@@ -85,4 +94,9 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
     serve(listener, app).shutdown(shutdown_signal()?, Duration::from_secs(10), None).await;
     pool.shutdown(Duration::from_secs(1)).await;
     Ok(())
+}
+
+#[cfg(not(unix))]
+fn main() {
+    eprintln!("this example needs Unix");
 }

@@ -335,6 +335,47 @@ async fn process_pool_survives_what_its_work_does() {
     assert_eq!(server.end().await.0, Some(0));
 }
 
+#[cfg(unix)]
+#[tokio::test]
+async fn workers_serve_one_port_and_are_replaced() {
+    let mut server = start("workers", &["--workers", "2"]).await;
+    let mut pids = Vec::new();
+    for reloads in 0..2 {
+        while pids.len() < 2 * (reloads + 1) {
+            let line = server.line().await.unwrap();
+            let ready = line.strip_prefix("worker ").and_then(|line| line.strip_suffix(" ready"));
+            pids.extend(ready.map(str::to_owned));
+        }
+        assert_eq!(server.get("/slow/1").await.status, StatusCode::OK);
+        assert!(pids.contains(&server.get("/pid").await.text().to_owned()));
+        server.signal(if reloads == 0 { "HUP" } else { "TERM" }).await;
+    }
+    let (code, report) = server.end().await;
+    assert_eq!((code, &*report), (Some(0), "stopped: workers started: 4, died: 0, killed: 0; reloads: 1"));
+}
+
+/// As systemd passes a socket, but without `LISTEN_PID`, which only it can know.
+#[cfg(unix)]
+#[tokio::test]
+async fn workers_serve_a_socket_that_was_passed_to_the_supervisor() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut supervisor = tokio::process::Command::new("sh")
+        .args(["-c", "exec \"$0\" --workers 1 3<&0 </dev/null"])
+        .arg(example("workers"))
+        .env("LISTEN_FDS", "1")
+        .stdin(std::os::fd::OwnedFd::from(listener))
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut connection = TcpStream::connect(address).await.unwrap();
+    connection.write_all(b"GET /slow/1 HTTP/1.1\r\nhost: site\r\nconnection: close\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    timeout(PATIENCE, connection.read_to_string(&mut answer)).await.unwrap().unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    supervisor.kill().await.unwrap();
+}
+
 /// The test allows further reports: on a busy machine, the operating system may preempt any thread
 /// for long enough.
 #[tokio::test]

@@ -7,7 +7,7 @@ use super::{
     frame::Fingerprint,
     os,
     output::{OnOutput, OutputLine},
-    shared::{Config, Shared},
+    shared::{Config, Shared, TraceContext},
     supervisor, worker,
 };
 use crate::{ThreadPool, pool::QueuePolicy};
@@ -34,6 +34,7 @@ pub struct ProcessPoolBuilder {
     arguments: Vec<OsString>,
     environment: Vec<(OsString, OsString)>,
     on_output: Option<OnOutput>,
+    trace_context: Option<TraceContext>,
 }
 
 impl ProcessPoolBuilder {
@@ -54,6 +55,7 @@ impl ProcessPoolBuilder {
             arguments: Vec::new(),
             environment: Vec::new(),
             on_output: None,
+            trace_context: None,
         }
     }
 
@@ -113,8 +115,9 @@ impl ProcessPoolBuilder {
         self
     }
 
-    /// Recycles a process that is older than this once it has no job: idle processes one at a time,
-    /// so that the pool keeps its capacity. Longer than zero. Default: never.
+    /// Recycles a process that is older than a random 90 % to 100 % of this once it has
+    /// no job: idle processes one at a time, so that the pool keeps its capacity. Longer than zero.
+    /// Default: never.
     pub fn max_age(mut self, age: Duration) -> Self {
         self.max_age = Some(age);
         self
@@ -194,6 +197,16 @@ impl ProcessPoolBuilder {
         self
     }
 
+    /// Sets a function that returns the trace context of the caller, such as a
+    /// [`traceparent`](https://www.w3.org/TR/trace-context/#traceparent-header). It is called when a
+    /// job is submitted, and work finds the result in
+    /// [`Context::trace_context`](super::Context::trace_context), with which it can continue the
+    /// trace in its process. One of more than 1 KiB is dropped. Default: none.
+    pub fn trace_context(mut self, get: impl Fn() -> Option<String> + Send + Sync + 'static) -> Self {
+        self.trace_context = Some(Arc::new(get));
+        self
+    }
+
     /// Starts the threads of the pool and its processes, and waits until the first process is ready
     /// or has failed. It takes as long as the program takes to reach `init`: usually milliseconds.
     ///
@@ -225,6 +238,7 @@ impl ProcessPoolBuilder {
             grace: self.grace,
             start_timeout: self.start_timeout,
             on_output: self.on_output,
+            trace_context: self.trace_context,
         };
         let threads = ThreadPool::builder()
             .name(self.name)

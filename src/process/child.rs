@@ -1,5 +1,6 @@
 use std::{
     fs::File,
+    hash::{BuildHasher, Hasher, RandomState},
     io::{self, Read, Write},
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
@@ -17,7 +18,7 @@ use super::{
     os::{self, PollSet},
     output::{Output, OutputStream},
     shared::Config,
-    worker,
+    worker, workers,
 };
 use crate::sync::{Mutex, lock};
 
@@ -34,6 +35,8 @@ pub(super) struct Process {
     pub(super) reader: FrameReader,
     pub(super) outbox: Outbox,
     pub(super) started: Instant,
+    /// When it reaches its maximum age.
+    pub(super) expires: Option<Instant>,
     /// Number of jobs that it has run.
     pub(super) jobs: u64,
     status: Option<ExitStatus>,
@@ -77,6 +80,8 @@ impl Process {
             .args(&config.arguments)
             .envs(config.environment.iter().map(|(key, value)| (key, value)))
             .env(worker::MARKER, worker::marker(config.max_frame_size))
+            // A pool in a worker of a supervisor: its processes are no such workers.
+            .env_remove(workers::MARKER)
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -87,13 +92,15 @@ impl Process {
             os::kill_group(&child);
             let _ = child.wait();
         })?;
+        let started = Instant::now();
         Ok(Self {
             handle: Arc::new(handle),
             child,
             socket,
             reader: FrameReader::new(max_frame(config.max_frame_size)),
             outbox: Outbox::default(),
-            started: Instant::now(),
+            started,
+            expires: config.max_age.and_then(|age| started.checked_add(with_jitter(age))),
             jobs: 0,
             status: None,
         })
@@ -159,19 +166,18 @@ impl Process {
         }
     }
 
-    /// Returns `true` if the process is known to have ended.
-    pub(super) fn has_died(&self) -> bool {
-        self.handle.exit().is_some() && self.has_ended()
-    }
-
-    /// Returns `true` if the process has ended, or if only reaping it can tell.
+    /// Returns `true` if the process has ended, reaped or not.
     pub(super) fn has_ended(&self) -> bool {
-        let Some(exit) = self.handle.exit() else { return true };
-        let mut poll = PollSet::default();
-        let exit = poll.readable(exit);
-        poll.wait(Some(Duration::ZERO));
-        poll.is_ready(exit)
+        self.status.is_some() || os::has_exited(&self.child)
     }
+}
+
+/// Shortens an age by up to a tenth, at random, so that processes that were started together are not
+/// recycled together.
+fn with_jitter(age: Duration) -> Duration {
+    // Each state has random keys.
+    let random = RandomState::new().build_hasher().finish();
+    age - (age / 10).mul_f64(random as f64 / u64::MAX as f64)
 }
 
 impl Drop for Process {

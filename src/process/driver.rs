@@ -30,6 +30,8 @@ pub(super) struct Job {
     pub(super) id: u64,
     pub(super) kind: &'static str,
     pub(super) control: Arc<JobControl>,
+    /// The timeout in `request`.
+    pub(super) timeout: Option<Duration>,
     /// Frame with the input.
     pub(super) request: Vec<u8>,
 }
@@ -73,6 +75,9 @@ struct Exchange<'a> {
     shared: &'a Shared,
     job: &'a Job,
     limits: Limits,
+    started: Instant,
+    /// The timeout that the process knows.
+    sent_timeout: Option<Duration>,
     /// When the memory is sampled next. `None` if it has no limit.
     next_sample: Option<Instant>,
     has_started: bool,
@@ -91,6 +96,8 @@ impl<'a> Exchange<'a> {
             shared,
             job,
             limits: Limits::new(now, config.grace, config.max_memory),
+            started: now,
+            sent_timeout: job.timeout,
             next_sample: config.max_memory.map(|_| now),
             has_started: false,
             panic: None,
@@ -176,11 +183,12 @@ impl<'a> Exchange<'a> {
                 return process.reap(CLOSE_TIMEOUT).map_or(Ended::Misbehaved, Ended::Died);
             }
             // A process that was forked from this one may keep the socket open.
-            if process.has_died() {
+            if process.has_ended() {
                 if let Some(status) = process.try_reap() {
                     return self.read_rest(process, status);
                 }
             }
+            self.send_timeout(process);
             match self.observe(process.handle.pid) {
                 Action::None => {}
                 Action::Ask => process.outbox.push(frame::encode(&Request::Cancel { job: self.job.id })),
@@ -188,6 +196,16 @@ impl<'a> Exchange<'a> {
             }
             self.wait(process);
         }
+    }
+
+    /// Sends a timeout that was set, or shortened, after the job was given to the process.
+    fn send_timeout(&mut self, process: &mut Process) {
+        let timeout = self.job.control.timeout();
+        if let Some(timeout) = timeout.filter(|_| timeout != self.sent_timeout) {
+            let remaining = timeout.saturating_sub(self.started.elapsed());
+            process.outbox.push(frame::encode(&Request::Timeout { job: self.job.id, remaining }));
+        }
+        self.sent_timeout = timeout;
     }
 
     /// Reads what a process has written before it ended.

@@ -30,7 +30,9 @@ const MAX_HEADER: usize = 4 * MAX_MESSAGE;
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Request<'a> {
     /// Run a job. The payload is its input.
-    Run { job: u64, kind: &'a str, remaining: Option<Duration> },
+    Run { job: u64, kind: &'a str, remaining: Option<Duration>, trace: Option<&'a str> },
+    /// The job got a timeout after it was sent, or a shorter one.
+    Timeout { job: u64, remaining: Duration },
     /// The result of the job is no longer wanted.
     Cancel { job: u64 },
 }
@@ -340,7 +342,7 @@ mod tests {
         ) {
             let mut stream = Vec::new();
             for (job, payload) in payloads.iter().enumerate() {
-                let header = Request::Run { job: job as u64, kind: "kind", remaining: None };
+                let header = Request::Run { job: job as u64, kind: "kind", remaining: None, trace: None };
                 stream.extend(encode_with(&header, payload, 1024).unwrap());
             }
             let (mut reader, mut socket, mut received) = (FrameReader::new(max_frame(1024)), Drip(&stream, step), vec![]);

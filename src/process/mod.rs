@@ -46,6 +46,8 @@
 //! [`ThreadPool`] is ten times cheaper. It is no sandbox: a job has every right
 //! of the program, and one that wants to can leave its process group.
 //!
+//! To serve one port with several processes, see [`workers`].
+//!
 //! # What is promised
 //!
 //! * A job runs at most once. One whose process ends before it has begun gets another process.
@@ -107,6 +109,7 @@ mod stats;
 mod supervisor;
 mod work;
 mod worker;
+pub mod workers;
 
 use std::{
     fmt,
@@ -131,6 +134,9 @@ use crate::{
     ThreadPool,
     pool::{self, CallOptions, PermitKind, Pool, PoolShutdownReport},
 };
+
+/// Longest trace context that is passed to a process, in bytes. A `traceparent` has 55.
+const MAX_TRACE_CONTEXT: usize = 1024;
 
 /// Time that a shutdown waits for killed processes. Only one that waits for a device takes long.
 const REAP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -213,7 +219,9 @@ impl ProcessPool {
         let control = Arc::new(JobControl::default());
         let call = pool::Run::new(self.threads.clone().into_shared(), options, kind, {
             let (closer, control) = (self.closer.clone(), control.clone());
-            move || run::run(&closer.0, control, work)
+            let trace = closer.0.config.trace_context.as_ref().and_then(|get| get());
+            let trace = trace.filter(|trace| trace.len() <= MAX_TRACE_CONTEXT);
+            move || run::run(&closer.0, control, trace.as_deref(), work)
         });
         Run::new(call, control)
     }

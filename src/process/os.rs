@@ -2,8 +2,11 @@
 
 use std::{
     fs::File,
-    io,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    io::{self, Read},
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::net::UnixStream,
+    },
     path::PathBuf,
     process::Child,
     sync::{Arc, atomic::AtomicBool},
@@ -12,7 +15,7 @@ use std::{
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec},
-    process::{Pid, Signal},
+    process::{Pid, Signal, WaitId, WaitIdOptions},
 };
 
 /// Interval in which processes are polled that have no file descriptor for their end.
@@ -31,20 +34,61 @@ pub(super) fn die_with_parent(parent: i32) -> io::Result<()> {
     #[cfg(target_os = "linux")]
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     // After the signal was requested, so that a parent that dies in between is noticed.
+    check_parent(parent)
+}
+
+/// Returns an error if the process that has started this one has ended.
+pub(super) fn check_parent(parent: i32) -> io::Result<()> {
     match rustix::process::getppid() {
         Some(pid) if pid.as_raw_nonzero().get() == parent => Ok(()),
-        _ => Err(io::Error::other("the process of the pool is gone")),
+        _ => Err(io::Error::other("the process that has started this one is gone")),
     }
 }
 
-/// Ignores the signals that ask all processes of a terminal or a service to end. They have handlers
-/// instead of being ignored, because programs that work starts would inherit the latter.
-pub(super) fn ignore_termination_signals() -> io::Result<()> {
+/// Ignores signals. They have handlers instead of being ignored, because programs that this process
+/// starts would inherit the latter.
+pub(super) fn ignore(signals: &[Signal]) -> io::Result<()> {
     let ignored = Arc::new(AtomicBool::new(false));
-    for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
+    for signal in signals {
         signal_hook::flag::register(signal.as_raw(), ignored.clone())?;
     }
     Ok(())
+}
+
+/// Signals that this process handles, until it is dropped. Afterwards it ignores them.
+#[derive(Debug)]
+pub(super) struct Signals {
+    receiver: UnixStream,
+    registered: Vec<signal_hook::SigId>,
+}
+
+impl Signals {
+    pub(super) fn new(signals: &[Signal]) -> io::Result<Self> {
+        let (receiver, sender) = UnixStream::pair()?;
+        receiver.set_nonblocking(true)?;
+        let mut handled = Self { receiver, registered: Vec::new() };
+        for signal in signals {
+            handled.registered.push(signal_hook::low_level::pipe::register(signal.as_raw(), sender.try_clone()?)?);
+        }
+        Ok(handled)
+    }
+
+    /// Returns the number of signals that have arrived since the last call. The system combines
+    /// those that arrive at the same time.
+    pub(super) fn take(&self) -> usize {
+        (&self.receiver).read(&mut [0; 64]).unwrap_or(0)
+    }
+
+    /// Readable once a signal has arrived.
+    pub(super) fn descriptor(&self) -> BorrowedFd<'_> {
+        self.receiver.as_fd()
+    }
+}
+
+impl Drop for Signals {
+    fn drop(&mut self) {
+        self.registered.drain(..).for_each(|id| _ = signal_hook::low_level::unregister(id));
+    }
 }
 
 /// Ends this process without exit handlers.
@@ -58,6 +102,13 @@ pub(super) fn kill_self() -> ! {
 pub(super) fn kill_group(leader: &Child) {
     // Fails if every process of the group has ended.
     let _ = rustix::process::kill_process_group(Pid::from_child(leader), Signal::KILL);
+}
+
+/// Returns `true` if a process has ended, without reaping it.
+pub(super) fn has_exited(child: &Child) -> bool {
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    // Fails if it was reaped.
+    !matches!(rustix::process::waitid(WaitId::Pid(Pid::from_child(child)), options), Ok(None))
 }
 
 /// A file descriptor that becomes readable when a process ends, if the system has such.

@@ -45,9 +45,9 @@ impl<W: Work> Run<W> {
     /// process is killed, and the job ends with
     /// [`KilledBy::Timeout`](super::KilledBy::Timeout).
     ///
-    /// A job that has already begun is stopped in the same way, but does not see the timeout in
-    /// [`remaining`](super::Context::remaining). To have work see its time, or to also limit the
-    /// time in the queue, use a [deadline](crate::pool#deadlines).
+    /// The work sees the rest of the time in [`remaining`](super::Context::remaining), also if it
+    /// has already begun. To limit the time in the queue too, use a
+    /// [deadline](crate::pool#deadlines).
     pub fn timeout(self, timeout: Duration) -> Self {
         self.control.set_timeout(timeout);
         self
@@ -85,13 +85,15 @@ impl<W: Work> fmt::Debug for Run<W> {
 pub(super) fn run<W: Work>(
     shared: &Shared,
     control: Arc<JobControl>,
+    trace: Option<&str>,
     work: W,
 ) -> Result<W::Output, RunError<W::Error>> {
     if let Some(remaining) = Deadline::current().remaining() {
         control.set_timeout(remaining);
     }
     let (id, max) = (shared.next_job(), shared.config.max_frame_size);
-    let header = Request::Run { job: id, kind: W::KIND, remaining: control.timeout() };
+    let timeout = control.timeout();
+    let header = Request::Run { job: id, kind: W::KIND, remaining: timeout, trace };
     let request = frame::encode_with(&header, &work, max).map_err(|error| {
         RunError::InvalidData(match error {
             EncodeError::TooLarge(len) => DataError::too_large("input", len, max),
@@ -99,7 +101,7 @@ pub(super) fn run<W: Work>(
         })
     })?;
     drop(work);
-    match driver::run(shared, &Job { id, kind: W::KIND, control, request }) {
+    match driver::run(shared, &Job { id, kind: W::KIND, control, timeout, request }) {
         Ok(output) => decode(&output),
         Err(error) => Err(match error {
             RunError::Failed(error) => RunError::Failed(decode(&error)?),

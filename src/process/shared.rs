@@ -26,6 +26,9 @@ use crate::{
     sync::{Mutex, lock},
 };
 
+/// Returns the trace context of the caller.
+pub(super) type TraceContext = Arc<dyn Fn() -> Option<String> + Send + Sync>;
+
 /// Settings of a pool. They do not change.
 pub(super) struct Config {
     pub(super) name: Arc<str>,
@@ -40,6 +43,7 @@ pub(super) struct Config {
     pub(super) grace: Duration,
     pub(super) start_timeout: Duration,
     pub(super) on_output: Option<OnOutput>,
+    pub(super) trace_context: Option<TraceContext>,
 }
 
 /// What the handles of a pool, the drivers of jobs, and the supervisor share.
@@ -108,7 +112,7 @@ impl Shared {
         loop {
             if let Some(process) = roster.take() {
                 drop(roster);
-                if !process.has_died() {
+                if !process.has_ended() {
                     return Ok(process);
                 }
                 self.remove(process);
@@ -260,10 +264,10 @@ impl Shared {
 
     /// Returns why an idle process must not run another job, if it must not.
     pub(super) fn recycle_reason(&self, process: &Process, memory: Option<u64>) -> Option<&'static str> {
-        let Config { max_jobs, max_age, max_memory, .. } = self.config;
+        let Config { max_jobs, max_memory, .. } = self.config;
         if max_jobs.is_some_and(|max| process.jobs >= max) {
             Some("max_jobs")
-        } else if max_age.is_some_and(|max| process.started.elapsed() >= max) {
+        } else if process.expires.is_some_and(|at| Instant::now() >= at) {
             Some("max_age")
         } else if max_memory.zip(memory).is_some_and(|(max, used)| used > max / 2) {
             // The next job would have less than half of its limit for itself.
@@ -271,10 +275,5 @@ impl Shared {
         } else {
             None
         }
-    }
-
-    /// Returns when the first idle process reaches its maximum age.
-    pub(super) fn next_expiry(&self, started: Instant) -> Option<Instant> {
-        started.checked_add(self.config.max_age?)
     }
 }

@@ -63,10 +63,10 @@ impl Supervisor<'_> {
         let removed = lock(&self.shared.roster).remove_idle(|process| {
             let is_old = !recycled && self.starting.is_empty() && self.shared.recycle_reason(process, None).is_some();
             recycled |= is_old;
-            is_old || process.has_died()
+            is_old || process.has_ended()
         });
         for process in removed {
-            if !process.has_died() {
+            if !process.has_ended() {
                 ignore_panic(|| self.shared.metrics.recycled(process.handle.pid, "max_age"));
             }
             process.close();
@@ -186,7 +186,7 @@ impl Supervisor<'_> {
             }
         }
         // The ends of processes that run jobs are seen by their drivers.
-        let idle = lock(&self.shared.roster).map_idle(|process| (process.handle.clone(), process.started));
+        let idle = lock(&self.shared.roster).map_idle(|process| (process.handle.clone(), process.expires));
         let unowned = self.starting.iter().chain(self.ending.iter().map(|(process, _)| process));
         for exit in unowned.filter_map(|process| process.handle.exit()) {
             poll.readable(exit);
@@ -197,7 +197,7 @@ impl Supervisor<'_> {
         for process in &self.starting {
             poll.readable(process.socket());
         }
-        poll.wait(self.timeout(now, idle.iter().map(|(_, started)| *started)));
+        poll.wait(self.timeout(now, idle.iter().filter_map(|(_, expires)| *expires)));
         self.shared.wake.clear();
         for (index, handle, stream) in streams {
             if poll.is_ready(index) {
@@ -207,13 +207,12 @@ impl Supervisor<'_> {
     }
 
     /// Returns the time until something is due.
-    fn timeout(&self, now: Instant, idle: impl Iterator<Item = Instant>) -> Option<Duration> {
+    fn timeout(&self, now: Instant, expiries: impl Iterator<Item = Instant>) -> Option<Duration> {
         let start_timeout = self.shared.config.start_timeout;
         let due = self.starting.iter().filter_map(|process| process.started.checked_add(start_timeout));
         let due = due.chain(self.ending.iter().filter_map(|(_, kill_at)| *kill_at));
         // An idle process that is too old waits until no other one starts.
-        let expiries = idle.filter(|_| self.starting.is_empty());
-        let due = due.chain(expiries.filter_map(|started| self.shared.next_expiry(started)));
+        let due = due.chain(expiries.filter(|_| self.starting.is_empty()));
         let due = due.chain(lock(&self.shared.roster).next_start());
         let timeout = due.min().map(|at| at.saturating_duration_since(now));
         timeout.into_iter().chain(os::EXIT_INTERVAL).min()

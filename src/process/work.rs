@@ -4,7 +4,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
     frame::{self, EncodeError, Outcome, Reply, cut},
-    worker::CancelFlag,
+    worker::JobSignals,
 };
 use crate::{
     panic::{catch_unwind, drop_payload},
@@ -166,11 +166,14 @@ fn run<W: Work>(input: &[u8], context: &Context, max: usize) -> Vec<u8> {
 
 /// The job that work belongs to, as seen in its process.
 ///
-/// [`tower_offload::remaining`](crate::remaining) returns the time until the deadline as well.
+/// [`tower_offload::remaining`](crate::remaining) returns the time until the deadline that was known
+/// when the job started.
 pub struct Context {
     pub(super) job: u64,
+    /// As known when the job started.
     pub(super) deadline: Deadline,
-    pub(super) cancel: CancelFlag,
+    pub(super) trace: Option<String>,
+    pub(super) signals: JobSignals,
 }
 
 impl Context {
@@ -179,19 +182,29 @@ impl Context {
         self.job
     }
 
+    /// Returns the trace context of the caller, if the pool has a
+    /// [`trace_context`](super::ProcessPoolBuilder::trace_context).
+    pub fn trace_context(&self) -> Option<&str> {
+        self.trace.as_deref()
+    }
+
     /// Returns `true` if the result is no longer wanted: the timeout or the deadline has passed,
     /// the process uses too much memory, or the caller has left.
     ///
     /// Work that returns within the [grace period](super::ProcessPoolBuilder::grace) keeps its
     /// process, and what it returns is the result of the job. Otherwise the process is killed.
     pub fn is_cancelled(&self) -> bool {
-        self.cancel.is_set(self.job) || self.deadline.has_passed()
+        self.signals.is_cancelled(self.job) || self.deadline().has_passed()
     }
 
     /// Returns the time until the timeout or the deadline of the job, whichever is earlier. `None`
-    /// if it had neither when it started.
+    /// if it has neither.
     pub fn remaining(&self) -> Option<Duration> {
-        self.deadline.remaining()
+        self.deadline().remaining()
+    }
+
+    fn deadline(&self) -> Deadline {
+        self.deadline.earlier(self.signals.timeout(self.job))
     }
 }
 

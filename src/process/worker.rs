@@ -3,7 +3,7 @@
 //! ```text
 //! thread of `init`: reads the socket          thread `offload-work`
 //!   Run    --------- channel of 1 ----------->  decode, `Work::run`, encode, write Done
-//!   Cancel --------- CancelFlag ------------->  `Context::is_cancelled`
+//!   Cancel, Timeout -- JobSignals ----------->  `Context::is_cancelled`, `Context::remaining`
 //!   end of file: the process ends at once
 //! ```
 //!
@@ -25,8 +25,10 @@ use std::{
         mpsc,
     },
     thread,
+    time::Duration,
 };
 
+use rustix::process::Signal;
 use tokio::time::Instant;
 
 use super::{
@@ -155,19 +157,36 @@ impl PoolSocket {
     }
 }
 
-/// The job that was cancelled last. A process runs one job at a time, and numbers are not reused,
-/// so a cancellation that arrives late affects no other job.
+/// Requests about jobs that were given to the process before. A process runs one job at a time, and
+/// numbers are not reused, so a request that arrives late affects no other job.
 #[derive(Debug, Clone, Default)]
-pub(super) struct CancelFlag(Arc<AtomicU64>);
+pub(super) struct JobSignals(Arc<Signals>);
 
-impl CancelFlag {
-    fn set(&self, job: u64) {
-        self.0.store(job, SeqCst);
+#[derive(Debug, Default)]
+struct Signals {
+    /// The job that was cancelled last. Jobs are numbered from 1.
+    cancelled: AtomicU64,
+    /// The job whose timeout was set last.
+    timeout: Mutex<(u64, Deadline)>,
+}
+
+impl JobSignals {
+    fn cancel(&self, job: u64) {
+        self.0.cancelled.store(job, SeqCst);
     }
 
-    /// Jobs are numbered from 1.
-    pub(super) fn is_set(&self, job: u64) -> bool {
-        self.0.load(SeqCst) == job
+    pub(super) fn is_cancelled(&self, job: u64) -> bool {
+        self.0.cancelled.load(SeqCst) == job
+    }
+
+    fn set_timeout(&self, job: u64, remaining: Duration) {
+        *lock(&self.0.timeout) = (job, Deadline::after(remaining));
+    }
+
+    /// Returns the timeout of a job that was set after it was given to the process.
+    pub(super) fn timeout(&self, job: u64) -> Deadline {
+        let (of, deadline) = *lock(&self.0.timeout);
+        if of == job { deadline } else { Deadline::NONE }
     }
 }
 
@@ -182,7 +201,7 @@ struct Worker {
     /// Locked for one frame.
     socket: Mutex<UnixStream>,
     registry: Registry,
-    cancel: CancelFlag,
+    signals: JobSignals,
     is_busy: AtomicBool,
     max_payload: usize,
 }
@@ -195,14 +214,15 @@ fn serve(
 ) -> io::Result<std::convert::Infallible> {
     let PoolSocket { socket, parent, max_payload } = pool;
     os::die_with_parent(parent)?;
-    os::ignore_termination_signals()?;
+    // A terminal or a service manager asks all processes to end.
+    os::ignore(&[Signal::INT, Signal::TERM, Signal::HUP])?;
     // Work that reads stdin must not read frames. Processes that work starts inherit this one.
     rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
     let executable = Fingerprint::of(os::running_executable()?.as_ref())?;
     let worker = Arc::new(Worker {
         socket: Mutex::new(socket.try_clone()?),
         registry,
-        cancel: CancelFlag::default(),
+        signals: JobSignals::default(),
         is_busy: AtomicBool::new(false),
         max_payload,
     });
@@ -233,7 +253,7 @@ impl Worker {
     }
 
     fn run(&self, request: &[u8], received: Instant) -> Vec<u8> {
-        let Ok((Request::Run { job, kind, remaining }, input)) = frame::decode::<Request<'_>>(request) else {
+        let Ok((Request::Run { job, kind, remaining, trace }, input)) = frame::decode::<Request<'_>>(request) else {
             process::exit(EXIT_PROTOCOL); // `read` has decoded it.
         };
         let Some(handler) = self.registry.find(kind) else {
@@ -243,7 +263,11 @@ impl Worker {
         let remaining = remaining.map(|remaining| remaining.saturating_sub(received.elapsed()));
         let deadline = remaining.map_or(Deadline::NONE, Deadline::after);
         self.write(&frame::encode(&Reply::Started { job }));
-        handler(input, &Context { job, deadline, cancel: self.cancel.clone() }, self.max_payload)
+        handler(
+            input,
+            &Context { job, deadline, trace: trace.map(str::to_owned), signals: self.signals.clone() },
+            self.max_payload,
+        )
     }
 
     /// Writes a frame. If the pool is gone, the thread that reads ends the process.
@@ -265,7 +289,8 @@ impl Worker {
                             process::exit(EXIT_PROTOCOL);
                         }
                     }
-                    Ok((Request::Cancel { job }, _)) => self.cancel.set(job),
+                    Ok((Request::Timeout { job, remaining }, _)) => self.signals.set_timeout(job, remaining),
+                    Ok((Request::Cancel { job }, _)) => self.signals.cancel(job),
                     Err(_) => process::exit(EXIT_PROTOCOL),
                 }
             }

@@ -80,9 +80,28 @@ async fn work_sees_its_deadline_and_no_stdin() {
     let by_timeout = pool.run(Do::Remaining).timeout(limit);
     drop(held);
     occupied.await.unwrap();
-    for left in [number(by_deadline), number(by_timeout.await.unwrap())] {
+    let by_timeout = number(by_timeout.await.unwrap());
+    // The job has begun when the timeout is set.
+    let job = pool.run(Do::UntilRemaining(meeting.port()));
+    let _begun = meeting.entered().await;
+    let set_later = number(job.timeout(limit).await.unwrap());
+    for left in [number(by_deadline), by_timeout, set_later] {
         assert!((500_000..=600_000).contains(&left), "{left}");
     }
     assert_eq!(number(pool.run(Do::Remaining).await.unwrap()), 0);
     assert_eq!(pool.run(Do::ReadStdin).await, Ok(Vec::new()));
+}
+
+#[tokio::test]
+async fn work_sees_the_trace_context_of_its_caller() {
+    let parents = ["00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned(), "x".repeat(1025)];
+    for (parent, seen) in parents.into_iter().zip([true, false]) {
+        let pool = builder().trace_context({
+            let parent = parent.clone();
+            move || Some(parent.clone())
+        });
+        let trace = pool.build().unwrap().run(Do::TraceContext).await.unwrap();
+        assert_eq!(trace, if seen { parent.into_bytes() } else { Vec::new() });
+    }
+    assert_eq!(builder().build().unwrap().run(Do::TraceContext).await, Ok(Vec::new()));
 }

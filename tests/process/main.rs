@@ -11,3 +11,4 @@ mod parent;
 mod recycling;
 mod start;
 mod support;
+mod workers;

@@ -59,6 +59,9 @@ pub(crate) enum Do {
     Truncate(Option<i32>),
     ReadStdin,
     Remaining,
+    TraceContext,
+    /// Connect to the port, and return the remaining time once there is one.
+    UntilRemaining(u16),
 }
 
 impl Work for Do {
@@ -132,6 +135,16 @@ impl Work for Do {
                 let mut text = String::new();
                 std::io::stdin().read_to_string(&mut text).unwrap();
                 return Ok(text.into_bytes());
+            }
+            Self::TraceContext => return Ok(context.trace_context().unwrap_or_default().as_bytes().to_vec()),
+            Self::UntilRemaining(port) => {
+                let _connection = connect(port);
+                loop {
+                    if let Some(left) = context.remaining() {
+                        return Ok(left.as_millis().to_string().into_bytes());
+                    }
+                    thread::sleep(Duration::from_millis(1));
+                }
             }
             Self::Remaining => {
                 assert_eq!(context.remaining().is_some(), tower_offload::remaining().is_some());

@@ -64,7 +64,7 @@ impl<C: Fn() -> DuplexStream> Server<C> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn idle_connections_are_closed_at_once() {
+async fn idle_connections_are_closed_after_half_a_second() {
     let background = Background::default();
     let server = start(app(&background).0, GRACE, &background);
     let mut silent = server.connect();
@@ -77,13 +77,35 @@ async fn idle_connections_are_closed_at_once() {
     drop(client.send_request(request, true).unwrap().0.await.unwrap());
 
     let (report, elapsed) = server.shut_down().await;
-    assert_eq!(elapsed, 0);
+    assert_eq!(elapsed, 500);
     assert!(report.is_clean());
     assert_eq!(report.to_string(), "all connections ended");
     assert_eq!(read_to_close(&mut silent).await, b"");
     assert_eq!(read_to_close(&mut idle).await, b"");
     within(connection).await.unwrap().unwrap();
     assert!(background.is_closed());
+}
+
+/// Clients that have just connected, and that send one request after the other.
+#[tokio::test(start_paused = true)]
+async fn request_on_its_way_at_the_signal_gets_its_response() {
+    let background = Background::default();
+    let server = start(app(&background).0, GRACE, &background);
+    let mut fresh = server.connect();
+    let mut used = server.connect();
+    send_get(&mut used, "/full/5").await;
+    read_response(&mut used).await;
+    let send = async {
+        sleep(Duration::from_millis(400)).await;
+        for io in [&mut fresh, &mut used] {
+            send_get(io, "/full/5").await;
+            let (head, body) = read_response(io).await;
+            assert!(head.contains("connection: close") && body == 5, "{head}");
+            assert_eq!(read_to_close(io).await, b"");
+        }
+    };
+    let ((report, elapsed), ()) = tokio::join!(server.shut_down(), send);
+    assert_eq!((report.is_clean(), elapsed), (true, 400));
 }
 
 #[tokio::test(start_paused = true)]

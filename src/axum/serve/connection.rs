@@ -1,8 +1,17 @@
-use std::{convert::Infallible, future, pin::pin, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    future,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
 
 use ::axum::{body::Body, extract::Request, response::Response};
+use http::{HeaderValue, Version, header};
 use hyper::body::Incoming;
 use hyper_util::{rt::TokioIo, server::conn::auto, service::TowerToHyperService};
+use pin_project_lite::pin_project;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::watch,
@@ -10,15 +19,17 @@ use tokio::{
 };
 use tower_service::Service;
 
-use super::linger::{Linger, UnreadRequest};
+use super::linger::{Flags, Linger};
 use crate::flush::{self, Protocol, TrackedIo, TrackedService};
 
 /// Shutdown phase of a server. It only advances.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Phase {
     Serving,
-    /// Connections end after their current responses.
-    Draining,
+    /// Connections end after their current responses, those on HTTP/1 without one after `idle`.
+    Draining {
+        idle: Duration,
+    },
     /// Connections end now.
     Closing,
 }
@@ -31,6 +42,16 @@ pub(super) struct Connections {
     /// Each [`OpenConnection`] holds exactly one receiver, so the number of receivers is the number
     /// of open connections.
     open: watch::Sender<()>,
+}
+
+/// The time that an idle HTTP/1 connection of a server that drains remains open: longer than a
+/// request is on its way, so that a client that has just connected, or sends one request after the
+/// other, gets its response. A client that sends a request when the time has passed may lose it, as
+/// always when a server closes a connection (RFC 9112, section 9.5).
+pub(super) const IDLE_TIMEOUT: Duration = Duration::from_millis(500);
+
+impl Phase {
+    const DRAINING: Self = Self::Draining { idle: Duration::ZERO };
 }
 
 impl Connections {
@@ -49,9 +70,10 @@ impl Connections {
         self.open.receiver_count()
     }
 
-    /// Asks the connections to end gracefully, and waits until all have.
-    pub(super) async fn drain(&self) {
-        self.phase.send_replace(Phase::Draining);
+    /// Asks the connections to end gracefully, idle ones after `idle`, and waits until all
+    /// have.
+    pub(super) async fn drain(&self, idle: Duration) {
+        self.phase.send_replace(Phase::Draining { idle });
         self.open.closed().await;
     }
 
@@ -94,11 +116,13 @@ where
 pub(super) struct PhaseReceiver(watch::Receiver<Phase>);
 
 impl PhaseReceiver {
-    /// Waits until the server is in `phase` or a later one. Never completes if the server was
-    /// dropped before.
-    async fn reached(&mut self, phase: Phase) {
-        if self.0.wait_for(|current| *current >= phase).await.is_err() {
-            future::pending().await
+    /// Waits until the server is in `phase` or a later one, which it returns. Never completes if
+    /// the server was dropped before.
+    async fn reached(&mut self, phase: Phase) -> Phase {
+        let reached = self.0.wait_for(|current| *current >= phase).await.map(|current| *current);
+        match reached {
+            Ok(current) => current,
+            Err(_) => future::pending().await,
         }
     }
 }
@@ -107,6 +131,7 @@ impl PhaseReceiver {
 pub(super) struct Connection<T, S> {
     pub(super) io: TrackedIo<TokioIo<Linger<T>>>,
     pub(super) service: TrackedService<App<S>>,
+    pub(super) flags: Flags,
     pub(super) http: Arc<auto::Builder<Executor>>,
     pub(super) header_read_timeout: Option<Duration>,
 }
@@ -123,19 +148,34 @@ where
     }
 
     async fn run(self, mut phase: PhaseReceiver) {
-        let Self { io, service, http, header_read_timeout } = self;
+        let Self { io, service, flags, http, header_read_timeout } = self;
         let tracked = io.connection();
         let mut connection = pin!(http.serve_connection_with_upgrades(io, service));
-        tokio::select! {
+        let reached = tokio::select! {
             biased;
             result = connection.as_mut() => return report(result),
-            () = phase.reached(Phase::Draining) => connection.as_mut().graceful_shutdown(),
+            reached = phase.reached(Phase::DRAINING) => reached,
             () = silent_for(header_read_timeout, &tracked) => return,
+        };
+        // hyper closes an idle HTTP/1 connection at once, and hyper-util one that has not sent its
+        // first bytes. Before that, the response to a request that is on its way closes it. On
+        // HTTP/2, GOAWAY names the last request that is answered.
+        flags.drain();
+        if let Phase::Draining { idle } = reached {
+            if tracked.protocol() != Protocol::Http2 && !idle.is_zero() {
+                tokio::select! {
+                    biased;
+                    result = connection.as_mut() => return report(result),
+                    () = time::sleep(idle) => {}
+                    _ = phase.reached(Phase::Closing) => return,
+                }
+            }
         }
+        connection.as_mut().graceful_shutdown();
         tokio::select! {
             biased;
             result = connection => report(result),
-            () = phase.reached(Phase::Closing) => {}
+            _ = phase.reached(Phase::Closing) => {}
         }
     }
 }
@@ -166,12 +206,12 @@ fn report(result: Result<(), Box<dyn std::error::Error + Send + Sync>>) {
 /// Adapts an axum service to the service that hyper calls on a connection.
 pub(super) struct App<S> {
     inner: TowerToHyperService<S>,
-    unread: UnreadRequest,
+    flags: Flags,
 }
 
 impl<S> App<S> {
-    pub(super) fn new(service: S, unread: UnreadRequest) -> Self {
-        Self { inner: TowerToHyperService::new(service), unread }
+    pub(super) fn new(service: S, flags: Flags) -> Self {
+        Self { inner: TowerToHyperService::new(service), flags }
     }
 }
 
@@ -181,9 +221,34 @@ where
 {
     type Response = Response;
     type Error = Infallible;
-    type Future = <TowerToHyperService<S> as hyper::service::Service<Request>>::Future;
+    type Future = AppFuture<<TowerToHyperService<S> as hyper::service::Service<Request>>::Future>;
 
     fn call(&self, request: http::Request<Incoming>) -> Self::Future {
-        self.inner.call(self.unread.observe(request).map(Body::new))
+        let flags = (request.version() < Version::HTTP_2).then(|| self.flags.clone());
+        AppFuture { inner: self.inner.call(self.flags.observe(request).map(Body::new)), flags }
+    }
+}
+
+pin_project! {
+    /// Response of an [`App`], which closes the connection if the server drains.
+    pub(super) struct AppFuture<F> {
+        #[pin]
+        inner: F,
+        // `None` on HTTP/2, which has no header for it.
+        flags: Option<Flags>,
+    }
+}
+
+impl<F: Future<Output = Result<Response, Infallible>>> Future for AppFuture<F> {
+    type Output = Result<Response, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let Ok(mut response) = ready!(this.inner.poll(cx));
+        if this.flags.as_ref().is_some_and(Flags::is_draining) {
+            // An upgrade has a header of its own.
+            response.headers_mut().entry(header::CONNECTION).or_insert(HeaderValue::from_static("close"));
+        }
+        Poll::Ready(Ok(response))
     }
 }

@@ -38,15 +38,36 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 /// reading its response does not read it at all.
 const MAX_BYTES: usize = 64 * 1024 * 1024;
 
-/// `true` while the last request on a connection has a body that was not read to its end.
+/// State that a connection, its transport and its service share.
 #[derive(Clone, Default)]
-pub(super) struct UnreadRequest(Arc<AtomicBool>);
+pub(super) struct Flags(Arc<Shared>);
 
-impl UnreadRequest {
+#[derive(Default)]
+struct Shared {
+    /// The last request has a body that was not read to its end.
+    is_unread: AtomicBool,
+    /// Responses on HTTP/1 are the last ones of the connection.
+    is_draining: AtomicBool,
+}
+
+impl Flags {
+    /// Makes the next response on HTTP/1 the last one.
+    pub(super) fn drain(&self) {
+        self.0.is_draining.store(true, Relaxed);
+    }
+
+    pub(super) fn is_draining(&self) -> bool {
+        self.0.is_draining.load(Relaxed)
+    }
+
+    fn is_unread(&self) -> bool {
+        self.0.is_unread.load(Relaxed)
+    }
+
     /// Observes the body of the next request.
     pub(super) fn observe(&self, request: Request<Incoming>) -> Request<RequestBody> {
         let is_observed = request.version() < Version::HTTP_2 && !request.body().is_end_stream();
-        self.0.store(is_observed, Relaxed);
+        self.0.is_unread.store(is_observed, Relaxed);
         let unread = is_observed.then(|| self.clone());
         request.map(|inner| RequestBody { inner, unread })
     }
@@ -55,7 +76,7 @@ impl UnreadRequest {
 /// The body of a request, which notes that it was read to its end.
 pub(super) struct RequestBody {
     inner: Incoming,
-    unread: Option<UnreadRequest>,
+    unread: Option<Flags>,
 }
 
 impl Body for RequestBody {
@@ -65,8 +86,8 @@ impl Body for RequestBody {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         let frame = ready!(Pin::new(&mut self.inner).poll_frame(cx));
         if frame.is_none() || self.inner.is_end_stream() {
-            if let Some(UnreadRequest(unread)) = self.unread.take() {
-                unread.store(false, Relaxed);
+            if let Some(Flags(shared)) = self.unread.take() {
+                shared.is_unread.store(false, Relaxed);
             }
         }
         Poll::Ready(frame)
@@ -84,7 +105,7 @@ impl Body for RequestBody {
 /// The transport of a connection.
 pub(super) struct Linger<T> {
     io: T,
-    unread: UnreadRequest,
+    flags: Flags,
     discarding: Option<Discarding>,
     #[cfg(target_os = "linux")]
     find_socket: FindSocket<T>,
@@ -96,10 +117,10 @@ struct Discarding {
 }
 
 impl<T> Linger<T> {
-    pub(super) fn new(io: T, unread: UnreadRequest) -> Self {
+    pub(super) fn new(io: T, flags: Flags) -> Self {
         Self {
             io,
-            unread,
+            flags,
             discarding: None,
             #[cfg(target_os = "linux")]
             find_socket: |_| None,
@@ -146,12 +167,12 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Linger<T> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Self { io, unread, discarding, .. } = &mut *self;
+        let Self { io, flags, discarding, .. } = &mut *self;
         let Discarding { timeout, bytes } = match discarding {
             Some(discarding) => discarding,
             None => {
                 ready!(Pin::new(&mut *io).poll_shutdown(cx))?;
-                if !unread.0.load(Relaxed) {
+                if !flags.is_unread() {
                     return Poll::Ready(Ok(()));
                 }
                 discarding.insert(Discarding { timeout: Box::pin(sleep(TIMEOUT)), bytes: 0 })

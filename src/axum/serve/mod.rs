@@ -74,7 +74,7 @@ use tower_service::Service;
 
 use self::{
     connection::{App, Connection, Connections, Executor},
-    linger::{Linger, UnreadRequest},
+    linger::{Flags, Linger},
 };
 pub use self::{
     incoming::IncomingStream,
@@ -314,8 +314,8 @@ impl<L: Listener, M, S> Serve<L, M, S> {
     /// Stops accepting connections when `signal` completes, and waits until the open ones have
     /// ended.
     ///
-    /// Idle connections are closed at once, others after their current responses. An HTTP/2
-    /// connection ends only when its client has acknowledged a ping, or at the timeout of the next
+    /// Connections end after their current responses. An HTTP/1 connection that is idle is closed
+    /// after 500 ms: a request that its client has just sent is answered. An HTTP/2 connection ends only when its client has acknowledged a ping, or at the timeout of the next
     /// [keep-alive ping](Self::http2_keep_alive_interval). There is no time limit: a client that
     /// does not read keeps the server running. See [`shutdown`](Self::shutdown) for one with a
     /// limit.
@@ -357,8 +357,9 @@ impl<L: Listener, M, S> Serve<L, M, S> {
     /// Stops accepting connections when `signal` completes, and ends the open connections and the
     /// tasks of `background` within `grace`.
     ///
-    /// 1. The listener and idle connections are closed. Other connections end after their current
-    ///    responses.
+    /// 1. The listener is closed. Connections end after their current responses. An HTTP/1
+    ///    connection that is idle is closed after 500 ms, at most a tenth of `grace`: a request that
+    ///    its client has just sent is answered.
     /// 2. Connections that are still open when a tenth of `grace`, but at most one second, is left
     ///    are closed. Their responses end as [`Aborted`](crate::after_response::End::Aborted), and
     ///    the hooks and tasks registered with them run in the time that is left.
@@ -442,14 +443,14 @@ where
                 () = signal.as_mut() => return connections,
                 accepted = accept(&mut listener, &mut make_service) => accepted,
             };
-            let unread = UnreadRequest::default();
-            let io = Linger::new(io, unread.clone());
+            let flags = Flags::default();
+            let io = Linger::new(io, flags.clone());
             #[cfg(target_os = "linux")]
             let io = io.with_socket(find_socket);
-            let (io, service) = tracker.track(TokioIo::new(io), App::new(service, unread));
+            let (io, service) = tracker.track(TokioIo::new(io), App::new(service, flags.clone()));
             #[cfg(target_os = "linux")]
             let io = io.with_socket(|io| io.inner().socket());
-            let connection = Connection { io, service, http: http.clone(), header_read_timeout };
+            let connection = Connection { io, service, flags, http: http.clone(), header_read_timeout };
             let (phase, open) = connections.register();
             tokio::spawn(connection.serve(phase, open));
         }

@@ -10,7 +10,7 @@ use ::axum::{extract::Request, response::Response, serve::Listener};
 use tokio::time::{Instant, timeout};
 use tower_service::Service;
 
-use super::{IncomingStream, Serve, ServeShutdownReport};
+use super::{IncomingStream, Serve, ServeShutdownReport, connection::IDLE_TIMEOUT};
 use crate::Background;
 
 /// The maximum part of the grace period that is reserved for hooks and tasks of connections closed
@@ -55,7 +55,7 @@ where
     fn into_future(self) -> Self::IntoFuture {
         let Self { server, signal } = self;
         ServeFuture::new(async {
-            server.accept_until(signal).await.drain().await;
+            server.accept_until(signal).await.drain(IDLE_TIMEOUT).await;
             Ok(())
         })
     }
@@ -108,7 +108,8 @@ where
         let began = Instant::now();
         let rest = || grace.saturating_sub(began.elapsed());
         let mut open_connections = 0;
-        if timeout(grace - MAX_RESERVE.min(grace / 10), connections.drain()).await.is_err() {
+        if timeout(grace - MAX_RESERVE.min(grace / 10), connections.drain(IDLE_TIMEOUT.min(grace / 10))).await.is_err()
+        {
             open_connections = connections.open();
             // A connection cannot be closed while a handler blocks its thread.
             let _ = timeout(rest(), connections.close()).await;

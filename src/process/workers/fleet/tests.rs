@@ -1,0 +1,253 @@
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::*;
+
+const TIMEOUTS: Timeouts = Timeouts { start: Duration::from_secs(10), drain: Duration::from_secs(15) };
+
+/// Returns all actions that are due.
+fn actions(fleet: &mut Fleet, now: Instant) -> Vec<Action> {
+    std::iter::from_fn(|| fleet.next(now)).collect()
+}
+
+/// Returns a fleet whose workers, 1 to `workers`, are ready.
+fn ready(workers: usize, now: Instant) -> Fleet {
+    let mut fleet = Fleet::new(workers, TIMEOUTS);
+    let started = actions(&mut fleet, now);
+    assert_eq!(started, (1..=workers as Id).map(Action::Start).collect::<Vec<_>>());
+    assert!((1..=workers as Id).all(|id| fleet.on_ready(id, now)));
+    assert_eq!(actions(&mut fleet, now), []);
+    fleet
+}
+
+#[test]
+fn reload_drains_a_worker_when_its_successor_is_ready() {
+    let now = Instant::now();
+    let mut fleet = ready(2, now);
+    fleet.reload();
+    assert_eq!(actions(&mut fleet, now), [Action::Start(3)]);
+    fleet.on_ready(3, now);
+    assert_eq!(actions(&mut fleet, now), [Action::Drain(1), Action::Start(4)]);
+    assert_eq!(fleet.on_ended(1, now), End::Expected);
+    fleet.on_ready(4, now);
+    assert_eq!(actions(&mut fleet, now), [Action::Drain(2), Action::ReportReloaded]);
+    assert_eq!(fleet.on_ended(2, now), End::Expected);
+    assert_eq!((fleet.ready(), fleet.next_deadline()), (2, None));
+}
+
+#[test]
+fn reloads_during_a_reload_are_combined() {
+    let now = Instant::now();
+    let mut fleet = ready(1, now);
+    fleet.reload();
+    assert_eq!(actions(&mut fleet, now), [Action::Start(2)]);
+    fleet.reload();
+    fleet.reload();
+    fleet.on_ready(2, now);
+    assert_eq!(actions(&mut fleet, now), [Action::Drain(1)], "the slot has two workers");
+    fleet.on_ended(1, now);
+    assert_eq!(actions(&mut fleet, now), [Action::Start(3)]);
+    fleet.on_ready(3, now);
+    assert_eq!(actions(&mut fleet, now), [Action::Drain(2), Action::ReportReloaded]);
+}
+
+#[test]
+fn failed_reload_keeps_the_old_workers() {
+    let now = Instant::now();
+    let mut fleet = ready(2, now);
+    fleet.reload();
+    assert_eq!(actions(&mut fleet, now), [Action::Start(3)]);
+    assert_eq!(fleet.on_ended(3, now), End::ReloadFailed);
+    assert_eq!((actions(&mut fleet, now), fleet.ready()), (vec![], 2));
+    fleet.reload();
+    assert_eq!(actions(&mut fleet, now), [Action::Start(4)]);
+    let late = now + TIMEOUTS.start;
+    assert_eq!(actions(&mut fleet, late), [Action::Kill(4, KillReason::StartTimeout)]);
+    assert_eq!(fleet.on_ended(4, late), End::ReloadFailed);
+}
+
+#[test]
+fn first_start_that_fails_stops_the_supervisor() {
+    let now = Instant::now();
+    let mut fleet = Fleet::new(3, TIMEOUTS);
+    actions(&mut fleet, now);
+    fleet.on_ready(1, now);
+    assert_eq!(fleet.on_ended(2, now), End::FirstStartFailed);
+    assert_eq!(actions(&mut fleet, now), [Action::Kill(3, KillReason::Halted), Action::Drain(1)]);
+    assert_eq!((fleet.on_ended(1, now), fleet.on_ended(3, now)), (End::Expected, End::Expected));
+    assert!(fleet.is_done());
+}
+
+#[test]
+fn start_that_times_out_is_not_repeated_before_its_end() {
+    let now = Instant::now();
+    let mut fleet = ready(1, now);
+    fleet.on_ended(1, now);
+    assert_eq!(actions(&mut fleet, now), [Action::Start(2)]);
+    let late = now + TIMEOUTS.start;
+    assert_eq!(actions(&mut fleet, late), [Action::Kill(2, KillReason::StartTimeout)]);
+    assert_eq!(fleet.next_deadline(), None);
+    let retry_in = MIN_BACKOFF;
+    assert_eq!(fleet.on_ended(2, late), End::StartFailed { retry_in });
+    assert_eq!(fleet.next_deadline(), Some(late + retry_in));
+}
+
+#[test]
+fn dead_worker_is_restarted_at_once_and_then_backs_off() {
+    let mut now = Instant::now();
+    let mut fleet = ready(1, now);
+    let mut delays = Vec::new();
+    for id in 1..12 {
+        let End::Died { restart_in } = fleet.on_ended(id, now) else { panic!("it was ready") };
+        delays.push(restart_in.as_millis());
+        assert_eq!(fleet.next_deadline(), Some(now + restart_in));
+        now += restart_in;
+        assert_eq!(actions(&mut fleet, now), [Action::Start(id + 1)]);
+        fleet.on_ready(id + 1, now);
+    }
+    assert_eq!(delays, [0, 100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000, 10_000]);
+    now += STABLE_AFTER;
+    assert_eq!(fleet.on_ended(12, now), End::Died { restart_in: Duration::ZERO });
+}
+
+#[test]
+fn worker_that_does_not_drain_is_killed() {
+    let now = Instant::now();
+    let mut fleet = ready(1, now);
+    fleet.stop();
+    assert_eq!(actions(&mut fleet, now), [Action::Drain(1)]);
+    assert_eq!(fleet.next_deadline(), Some(now + TIMEOUTS.drain));
+    assert_eq!(actions(&mut fleet, now + TIMEOUTS.drain), [Action::Kill(1, KillReason::DrainTimeout)]);
+    assert!(!fleet.is_done());
+    assert_eq!(fleet.on_ended(1, now), End::Expected);
+    assert!(fleet.is_done());
+}
+
+#[test]
+fn second_stop_kills() {
+    let now = Instant::now();
+    let mut fleet = ready(2, now);
+    fleet.stop();
+    assert_eq!(actions(&mut fleet, now), [Action::Drain(1), Action::Drain(2)]);
+    fleet.halt();
+    let killed = [1, 2].map(|id| Action::Kill(id, KillReason::Halted));
+    assert_eq!(actions(&mut fleet, now), killed);
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Ready(usize),
+    End(usize),
+    Reload,
+    Wait(u64),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => any::<usize>().prop_map(Step::Ready),
+        2 => any::<usize>().prop_map(Step::End),
+        1 => Just(Step::Reload),
+        2 => (0_u64..20_000).prop_map(Step::Wait),
+    ]
+}
+
+/// What the processes of a fleet do, as its supervisor sees them.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Process {
+    Starting,
+    Ready,
+    Draining(Instant),
+    Killed,
+}
+
+proptest! {
+    #[test]
+    fn reloads_never_lower_the_number_of_ready_workers(
+        workers in 1_usize..5,
+        steps in prop::collection::vec(step(), 0..150),
+    ) {
+        let mut now = Instant::now();
+        let mut fleet = ready(workers, now);
+        let mut processes: BTreeMap<Id, Process> = (1..=workers as Id).map(|id| (id, Process::Ready)).collect();
+        // The least number of ready workers, which only their deaths lower.
+        let mut least = workers;
+        let recover = std::iter::repeat_n(Step::Wait(20_000), 2 * workers).chain(
+            std::iter::repeat_n([Step::Ready(0), Step::Wait(20_000)], 3 * workers).flatten(),
+        );
+        for step in steps.into_iter().chain(recover) {
+            match step {
+                Step::Reload => fleet.reload(),
+                Step::Wait(ms) => now += Duration::from_millis(ms),
+                Step::Ready(index) => {
+                    let starting: Vec<_> =
+                        processes.iter().filter(|it| *it.1 == Process::Starting).map(|it| *it.0).collect();
+                    if !starting.is_empty() {
+                        let id = starting[index % starting.len()];
+                        prop_assert!(fleet.on_ready(id, now));
+                        processes.insert(id, Process::Ready);
+                    }
+                }
+                Step::End(index) => {
+                    let ids: Vec<_> = processes.keys().copied().collect();
+                    if !ids.is_empty() {
+                        let id = ids[index % ids.len()];
+                        let was = processes.remove(&id).unwrap();
+                        let end = fleet.on_ended(id, now);
+                        prop_assert_eq!(matches!(end, End::Died { .. }), was == Process::Ready);
+                        prop_assert!(end != End::FirstStartFailed);
+                        least -= usize::from(was == Process::Ready && least > 0);
+                    }
+                }
+            }
+            while let Some(action) = fleet.next(now) {
+                match action {
+                    Action::Start(id) => prop_assert!(processes.insert(id, Process::Starting).is_none()),
+                    Action::Drain(id) => {
+                        prop_assert_eq!(processes.insert(id, Process::Draining(now)), Some(Process::Ready));
+                    }
+                    Action::Kill(id, _) => {
+                        prop_assert!(processes.insert(id, Process::Killed) != Some(Process::Killed));
+                        processes.remove(&id); // A killed process ends.
+                        fleet.on_ended(id, now);
+                    }
+                    Action::ReportReloaded => {}
+                }
+            }
+            least = least.max(fleet.ready().min(workers));
+            let count = |state| processes.values().filter(|process| **process == state).count();
+            prop_assert_eq!(fleet.ready(), count(Process::Ready));
+            prop_assert!(fleet.ready() >= least, "{} of {least} workers are ready", fleet.ready());
+            let is_late = |process: &Process| matches!(process, Process::Draining(since) if now >= *since + TIMEOUTS.drain);
+            prop_assert!(!processes.values().any(is_late));
+            prop_assert!((0..workers).all(|slot| fleet.of(slot).count() <= 2));
+            prop_assert_eq!(processes.len(), fleet.members.len());
+        }
+    }
+
+    #[test]
+    fn fleet_recovers_from_any_deaths(workers in 1_usize..5, deaths in prop::collection::vec(any::<bool>(), 0..60)) {
+        let mut now = Instant::now();
+        let mut fleet = ready(workers, now);
+        for is_ready in deaths {
+            let id = fleet.members.iter().find(|member| member.is_ready() == is_ready).map(|member| member.id);
+            if let Some(id) = id {
+                fleet.on_ended(id, now);
+            }
+            now += Duration::from_millis(300);
+            actions(&mut fleet, now);
+        }
+        fleet.reload();
+        for _ in 0..4 * workers {
+            now += MAX_BACKOFF;
+            let starting: Vec<_> = fleet.members.iter().filter(|it| it.is_starting()).map(|it| it.id).collect();
+            starting.into_iter().for_each(|id| _ = fleet.on_ready(id, now));
+            for action in actions(&mut fleet, now) {
+                if let Action::Drain(id) | Action::Kill(id, _) = action {
+                    fleet.on_ended(id, now);
+                }
+            }
+        }
+        prop_assert_eq!((fleet.ready(), fleet.members.len(), fleet.is_reloading), (workers, workers, false));
+    }
+}
