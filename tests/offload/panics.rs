@@ -328,7 +328,7 @@ async fn expired_call_leaves_the_queue_if_its_event_panics() {
     }
     let pool = Arc::new(Later(Admission::new("later", 1), Mutex::default()));
     let call = pool.run_with(CallOptions::new().timeout(Duration::from_millis(1)), || ());
-    tokio::time::sleep(Duration::from_millis(5)).await;
+    tokio::time::sleep(Duration::from_millis(5)).await; // until the deadline has passed
     let runnable = pool.1.lock().unwrap().pop().unwrap();
     {
         let _guard = panicking_subscriber();
