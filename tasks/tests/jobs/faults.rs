@@ -618,6 +618,9 @@ impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Messages {
 #[test]
 fn failures_and_jobs_that_no_process_works_on_are_events() {
     let messages = Messages::default();
+    // With only one dispatcher, tracing caches the interest of the thread that reaches an event
+    // first, and disables the event for all threads if it has no subscriber: another test's.
+    let _second = tracing::Dispatch::new(tracing::subscriber::NoSubscriber::new());
     let _default = tracing::subscriber::set_default(tracing_subscriber::registry().with(messages.clone()));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let crashed = runtime.block_on(async {

@@ -14,7 +14,7 @@ use tower_offload_tasks::{
     Failure, Progress, Record, SqlStore, TaskId, Tasks,
     jobs::{Backoff, Job, Jobs, JobsBuilder, StartError},
 };
-use tower_offload_tests::eventually;
+use tower_offload_tests::{PATIENCE, eventually};
 
 use super::databases::{OnFile, OnServer};
 
@@ -223,7 +223,7 @@ pub(crate) async fn until(tasks: &Tasks, id: TaskId, wanted: impl Fn(&Record) ->
             last = record(tasks, id).await;
         }
     };
-    let satisfied = tokio::time::timeout(LONG, poll).await.is_ok();
+    let satisfied = tokio::time::timeout(PATIENCE, poll).await.is_ok();
     assert!(satisfied, "timed out with {last:?}");
     last
 }
