@@ -65,7 +65,7 @@ impl io::Write for Lines {
 }
 
 #[tokio::test]
-async fn missing_layer_is_logged_by_name() {
+async fn missing_layer_is_logged_with_the_remedy() {
     let lines = Lines::default();
     let writer = lines.clone();
     let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).without_time().finish();
@@ -75,7 +75,9 @@ async fn missing_layer_is_logged_by_name() {
     let response = app.oneshot(request).await.unwrap();
     assert_eq!(response.status(), http::StatusCode::INTERNAL_SERVER_ERROR);
     let line = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
-    assert!(line.contains("ERROR") && line.contains("AfterResponseLayer") && line.contains("/sign-up"), "{line}");
+    for part in ["ERROR", "add `.layer(AfterResponseLayer::new(background))`", "/sign-up"] {
+        assert!(line.contains(part), "{line}");
+    }
 }
 
 /// Returns the log of a request that registers a task and gets this response, or is dropped.

@@ -251,7 +251,7 @@ impl Work for Echo {
             Self::Now(number) => Ok(number),
             Self::OnceCancelled(number) => {
                 while !context.is_cancelled() {
-                    std::thread::sleep(Duration::from_millis(1));
+                    std::thread::sleep(Duration::from_millis(1)); // the work gets no notification
                 }
                 Ok(number)
             }

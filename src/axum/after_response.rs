@@ -31,7 +31,11 @@ impl<S: Sync> OptionalFromRequestParts<S> for AfterResponse {
 }
 
 /// Rejection of the [`AfterResponse`] extractor: the route has no
-/// [`AfterResponseLayer`](crate::AfterResponseLayer). The response is a 500 with the remedy.
+/// [`AfterResponseLayer`](crate::AfterResponseLayer).
+///
+/// It is a mistake of the program. The error names the remedy, and with feature `tracing` it is an
+/// event of level `ERROR`. The response is a 500 whose body says what is missing in general terms,
+/// because clients see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MissingAfterResponseLayer(());
 
@@ -48,9 +52,12 @@ impl Error for MissingAfterResponseLayer {}
 
 impl IntoResponse for MissingAfterResponseLayer {
     fn into_response(self) -> Response {
-        (StatusCode::INTERNAL_SERVER_ERROR, self.to_string()).into_response()
+        (StatusCode::INTERNAL_SERVER_ERROR, MISSING_LAYER).into_response()
     }
 }
+
+/// Body of the response if the layer is missing.
+const MISSING_LAYER: &str = "the handler needs a layer for work after the response, and its route has none";
 
 /// Body of the response to a task for flushed responses on a connection that is not tracked.
 const UNTRACKED: &str = "a task for flushed responses needs a tracked connection, and this one is not tracked";
@@ -58,9 +65,8 @@ const UNTRACKED: &str = "a task for flushed responses needs a tracked connection
 impl IntoResponse for RegisterError {
     /// Returns a 503 with `Retry-After`, or a 500 if the connection is not tracked.
     ///
-    /// The latter is a mistake of the program. The body says what is missing in general terms,
-    /// because clients see it. The error itself names the remedy, and with feature `tracing` it is
-    /// an event of level `ERROR`.
+    /// The latter is a mistake of the program, answered like a
+    /// [missing layer](MissingAfterResponseLayer).
     fn into_response(self) -> Response {
         if self.is_untracked() {
             #[cfg(feature = "tracing")]

@@ -5,7 +5,7 @@ use super::{
     shared::{FailureFn, Shared},
     state::Limits,
 };
-use crate::pool::{Pool, ThreadPool};
+use crate::pool::{Pool, ThreadPool, ThreadPoolBuilder};
 
 /// Configures a [`Background`]. Returned by [`Background::builder`].
 #[derive(Clone)]
@@ -140,11 +140,14 @@ impl BackgroundBuilder {
 }
 
 fn default_pool(max_running: usize) -> ThreadPool {
-    let threads = max_running.min(MAX_DEFAULT_THREADS);
-    match ThreadPool::builder().name("background").min_threads(0).max_threads(threads).build() {
+    match default_pool_builder(max_running).build() {
         Ok(pool) => pool,
         Err(error) => panic!("failed to create the default pool of a background: {error}"),
     }
+}
+
+fn default_pool_builder(max_running: usize) -> ThreadPoolBuilder {
+    ThreadPool::builder().name("background").min_threads(0).max_threads(max_running.min(MAX_DEFAULT_THREADS))
 }
 
 impl fmt::Debug for BackgroundBuilder {
@@ -154,5 +157,25 @@ impl fmt::Debug for BackgroundBuilder {
             .field("limits", &self.limits)
             .field("blocking_threshold", &self.blocking_threshold)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(all(test, not(tower_offload_loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_those_of_the_documentation() {
+        let limits = "Limits { max_tasks: 1024, max_awaiting_response: 16384, max_running: 64 }";
+        let expected = format!("BackgroundBuilder {{ pool: None, limits: {limits}, blocking_threshold: 10ms, .. }}");
+        assert_eq!(format!("{:?}", BackgroundBuilder::new()), expected);
+    }
+
+    #[test]
+    fn default_pool_has_up_to_512_threads_and_none_without_work() {
+        for (max_running, max_threads) in [(3, 3), (512, 512), (513, 512)] {
+            let text = format!("{:?}", default_pool_builder(max_running));
+            assert!(text.contains(&format!("min_threads: Some(0), max_threads: Some({max_threads})")), "{text}");
+        }
     }
 }

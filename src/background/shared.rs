@@ -1,7 +1,6 @@
 use std::{
     borrow::Cow,
     cell::Cell,
-    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -132,16 +131,13 @@ impl Shared {
 
     /// Cancels a task. Returns `false` if it is complete.
     pub(super) fn cancel(&self, id: u64) -> bool {
-        let cancelled = lock(&self.state).cancel(id);
-        match cancelled {
+        match self.release(|state| state.cancel(id)) {
             Cancel::Complete => return false,
-            Cancel::Removed { work } => {
-                if let Some(task) = work {
-                    metrics::ended(&task.header, Completion::Cancelled, None);
-                    drop_cancelled(task);
-                }
-                self.release(|_| ()); // called after the drop, so that a shutdown waits for the drop
+            Cancel::Removed { work: Some(task) } => {
+                metrics::ended(&task.header, Completion::Cancelled, None);
+                drop_cancelled(task);
             }
+            Cancel::Removed { work: None } => {}
             Cancel::Abort(header) => header.cancel(),
         }
         true
@@ -197,8 +193,7 @@ impl Shared {
 
     pub(super) async fn wait_until_idle(&self) {
         loop {
-            let mut idle = pin!(self.idle.notified());
-            idle.as_mut().enable(); // before the check, so that no notification is lost in between
+            let idle = self.idle.notified(); // before the check, so that no notification is lost in between
             if self.is_idle(&lock(&self.state)) {
                 return;
             }

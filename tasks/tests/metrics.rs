@@ -10,6 +10,7 @@ use tower_offload_tasks::{
     SqlStore, Tasks,
     jobs::{Backoff, Job, Jobs},
 };
+use tower_offload_tests::eventually;
 
 #[derive(Serialize, Deserialize)]
 struct Divide(u32);
@@ -89,12 +90,7 @@ fn jobs_and_tasks_are_counted_by_the_recorder() {
         for divisor in [0, 1] {
             let _accepted = jobs.enqueue(Divide(divisor)).await.unwrap();
         }
-        let ended = async {
-            while jobs.stats().succeeded + jobs.stats().discarded < 2 {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        tokio::time::timeout(timeout, ended).await.expect("the jobs end");
+        eventually("the jobs end", async || jobs.stats().succeeded + jobs.stats().discarded >= 2).await;
         let background = Background::default();
         let _accepted = tasks.track("x").spawn(&background, |_| async { Ok::<_, Infallible>(()) }).await.unwrap();
         let too_long = tasks.track("x").owner("x".repeat(100_000));

@@ -3,6 +3,7 @@ use std::{
         Arc, Mutex, OnceLock,
         atomic::{AtomicBool, Ordering::SeqCst},
     },
+    task::Poll,
     time::Duration,
 };
 
@@ -11,7 +12,7 @@ use tower_offload::{
     pool::{Admission, Runnable},
 };
 
-use crate::support::{current_thread_runtime, panics, shut_down, with_failure_log};
+use crate::support::{LONG, current_thread_runtime, panics, shut_down, with_failure_log, with_threads};
 
 /// A pool that cancels the task named `cancelled` after it got its permit and before it starts.
 #[derive(Debug)]
@@ -46,6 +47,18 @@ fn a_task_cancelled_between_dispatch_and_start_never_runs() {
         assert_eq!((stats.cancelled, stats.completed, stats.failed), (1, 0, 0));
         assert!(failures.entries().is_empty(), "{:?}", failures.entries());
     }
+}
+
+#[tokio::test]
+async fn cancelling_the_last_reservation_ends_a_shutdown() {
+    let background = with_threads(1).build();
+    let reservation = background.reserve("").unwrap();
+    let mut shutdown = Box::pin(background.shutdown(LONG));
+    assert!(futures_util::poll!(&mut shutdown).is_pending());
+    assert!(reservation.handle().cancel());
+    let Poll::Ready(report) = futures_util::poll!(&mut shutdown) else { panic!("the shutdown was not notified") };
+    assert_eq!(report.cancelled, 1);
+    assert!(!report.is_clean());
 }
 
 /// A pool that keeps its runnables until `run_all` is called. If `is_eager` is set, `schedule` also

@@ -1,6 +1,9 @@
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
-use tower_offload::{Background, ThreadPool, pool::Pool};
+use tower_offload::{
+    Background, ThreadPool,
+    pool::{Admission, Pool, Runnable},
+};
 
 use crate::support::{LONG, Log, block, panics, shut_down, with_failure_log, with_threads};
 
@@ -96,6 +99,63 @@ async fn a_task_that_a_closed_pool_refuses_fails() {
     let stats = shut_down(&background).await;
     assert_eq!((stats.completed, stats.failed), (1, 1));
     assert_eq!(log.entries(), ["background task 1 `late` was refused by its pool: the pool is shut down"]);
+}
+
+/// A pool that panics instead of scheduling its runnables.
+#[derive(Debug)]
+struct PanickingPool(Admission);
+
+impl Pool for PanickingPool {
+    fn admission(&self) -> &Admission {
+        &self.0
+    }
+
+    fn schedule(&self, _: Runnable) {
+        panic!("in the pool");
+    }
+}
+
+#[tokio::test]
+async fn a_panic_of_the_pool_fails_the_task_and_not_its_submitter() {
+    let pool = PanickingPool(Admission::new("panicking", 8));
+    let (background, log) = with_failure_log(Background::builder().pool(pool));
+    for _ in 0..2 {
+        background.task("dropped").spawn_blocking(|| panics("ran")).unwrap();
+    }
+    assert_eq!(shut_down(&background).await.failed, 2);
+    assert_eq!(log.entries().len(), 2);
+}
+
+/// An error with a cause, which its alternate form contains. Its destructor panics, and its text
+/// does so with `panics`.
+struct NastyError {
+    panics: bool,
+}
+
+impl fmt::Display for NastyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        assert!(!self.panics, "in the text");
+        f.write_str(if f.alternate() { "no address: no user" } else { "no address" })
+    }
+}
+
+impl Drop for NastyError {
+    fn drop(&mut self) {
+        panic!("in a drop");
+    }
+}
+
+/// A second panic while one unwinds would abort the process.
+#[tokio::test]
+async fn an_error_is_reported_with_its_causes_even_if_it_panics() {
+    let (background, log) = with_failure_log(with_threads(1).max_running(1));
+    background.task("text").spawn_blocking(|| Err(NastyError { panics: false })).unwrap();
+    background.task("no text").spawn(async { Err::<(), _>(NastyError { panics: true }) }).unwrap();
+    assert_eq!(shut_down(&background).await.failed, 2);
+    assert_eq!(
+        log.entries(),
+        ["background task 1 `text` failed: no address: no user", "background task 2 `no text` panicked: in the text"]
+    );
 }
 
 /// A `main` that returns `io::Result<()>` can use `?`, and prints the remedy.

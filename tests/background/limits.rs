@@ -3,7 +3,7 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering::SeqCst},
 };
 
-use tower_offload::{Background, ThreadPool, pool::Pool};
+use tower_offload::{Background, ThreadPool, background::BackgroundBuilder, pool::Pool};
 
 use crate::support::{Blocked, Log, block, panics, shut_down, with_threads};
 
@@ -140,4 +140,20 @@ async fn max_running_is_at_most_the_queue_capacity_of_the_pool() {
         background.spawn_blocking(|| ()).unwrap();
     }
     assert_eq!(shut_down(&background).await.completed, 200);
+}
+
+#[test]
+fn a_limit_of_zero_panics_with_its_effect() {
+    type Setter = fn(BackgroundBuilder) -> BackgroundBuilder;
+    let setters: [(&str, Setter); 3] = [
+        ("`max_tasks` must be at least 1: with 0 every task is rejected", |builder| builder.max_tasks(0)),
+        ("`max_awaiting_response` must be at least 1: with 0 every such task is rejected", |builder| {
+            builder.max_awaiting_response(0)
+        }),
+        ("`max_running` must be at least 1: with 0 no task ever starts", |builder| builder.max_running(0)),
+    ];
+    for (message, set) in setters {
+        let payload = std::panic::catch_unwind(|| set(Background::builder())).unwrap_err();
+        assert_eq!(payload.downcast_ref(), Some(&message));
+    }
 }

@@ -1,11 +1,18 @@
 use std::{
-    sync::{Arc, Barrier, mpsc},
+    sync::{
+        Arc, Barrier,
+        atomic::{AtomicBool, Ordering::SeqCst},
+        mpsc,
+    },
     thread,
     time::Duration,
 };
 
 use tokio::{runtime, sync::oneshot};
-use tower_offload::Background;
+use tower_offload::{
+    Background, ThreadPool,
+    pool::{Admission, Pool, Runnable},
+};
 
 use crate::support::{LONG, block, current_thread_runtime, panics, shut_down, with_failure_log, with_threads};
 
@@ -211,4 +218,63 @@ async fn cancelling_a_running_future_drops_it_and_frees_its_permit() {
         assert_eq!((stats.cancelled, stats.failed), (1, 0));
         assert!(failures.entries().is_empty());
     }
+}
+
+/// A pool that runs its first runnable within `schedule`, and each later one on a new thread.
+#[derive(Debug)]
+struct FirstInline {
+    admission: Admission,
+    has_run: AtomicBool,
+}
+
+impl Pool for FirstInline {
+    fn admission(&self) -> &Admission {
+        &self.admission
+    }
+
+    fn schedule(&self, runnable: Runnable) {
+        if self.has_run.swap(true, SeqCst) {
+            thread::spawn(move || runnable.run());
+        } else {
+            runnable.run();
+        }
+    }
+}
+
+/// The thread of the first task is also the one that dispatches.
+#[test]
+fn a_task_that_runs_within_its_submission_may_wait_for_another() {
+    let pool = FirstInline { admission: Admission::new("first inline", 8), has_run: AtomicBool::new(false) };
+    let background = Background::new(pool);
+    let (inner, (sender, has_run)) = (background.clone(), mpsc::channel());
+    let outer = move || {
+        let (run, ran) = mpsc::channel();
+        inner.spawn_blocking(move || run.send(()).unwrap()).unwrap();
+        sender.send(ran.recv_timeout(LONG)).unwrap();
+    };
+    background.spawn_blocking(outer).unwrap();
+    assert_eq!(has_run.recv().unwrap(), Ok(()));
+}
+
+/// The task that watches for the end of the runtime ends before the call on the pool does.
+#[tokio::test]
+async fn a_future_that_has_ended_is_not_cancelled_on_the_pool() {
+    let pool = ThreadPool::builder().threads(1).build().unwrap();
+    let background = Background::new(pool.clone());
+    let (reach, reached) = oneshot::channel();
+    let (proceed, proceeds) = mpsc::channel::<()>();
+    let reservation = background.reserve("").unwrap().on_completion(move |_| {
+        reach.send(()).unwrap();
+        let _ = proceeds.recv();
+    });
+    reservation.spawn(async {});
+    reached.await.unwrap();
+    while runtime::Handle::current().metrics().num_alive_tasks() > 0 {
+        tokio::task::yield_now().await;
+    }
+    drop(proceed);
+    shut_down(&background).await;
+    assert!(pool.shutdown(LONG).await.is_empty());
+    let stats = pool.stats();
+    assert_eq!((stats.completed, stats.abandoned), (1, 0));
 }

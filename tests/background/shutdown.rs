@@ -1,6 +1,6 @@
-use std::{sync::mpsc, time::Duration};
+use std::{sync::mpsc, thread, time::Duration};
 
-use tokio::sync::oneshot;
+use tokio::{runtime::Handle, sync::oneshot, time::advance};
 use tower_offload::{Background, background::cancelled};
 
 use crate::support::{LONG, Log, block, panics, with_failure_log, with_threads};
@@ -160,6 +160,47 @@ async fn queued_work_whose_drop_blocks_does_not_delay_a_shutdown() {
     assert_eq!((report.cancelled, report.still_running.len()), (2, 1));
     drop((release_closure, release_future, blocked));
     assert!(closure_dropped.await.is_err() && future_dropped.await.is_err());
+}
+
+/// A destructor may spawn a task, for example one that closes a connection.
+#[tokio::test]
+async fn queued_work_is_dropped_within_the_runtime_at_the_timeout() {
+    struct SendThread(mpsc::Sender<(String, bool)>);
+    impl Drop for SendThread {
+        fn drop(&mut self) {
+            let name = thread::current().name().unwrap_or_default().to_owned();
+            self.0.send((name, Handle::try_current().is_ok())).unwrap();
+        }
+    }
+    let background = with_threads(1).max_running(1).build();
+    let blocked = block(&background, "blocked").await;
+    let (sender, drops) = mpsc::channel();
+    let value = SendThread(sender);
+    background.spawn_blocking(move || drop(value)).unwrap();
+    background.shutdown(Duration::ZERO).await;
+    assert_eq!(drops.recv_timeout(LONG), Ok(("background-shutdown".to_owned(), true)));
+    blocked.release();
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_age_of_a_running_task_counts_from_its_start() {
+    let background = with_threads(1).max_running(1).build();
+    let first = block(&background, "first").await;
+    let reservation = background.reserve("second").unwrap();
+    advance(Duration::from_secs(1)).await;
+    let (start, started) = oneshot::channel();
+    let (_release, released) = mpsc::channel::<()>();
+    reservation.spawn_blocking(move || {
+        start.send(()).unwrap();
+        let _ = released.recv();
+    });
+    advance(Duration::from_secs(2)).await;
+    first.release();
+    started.await.unwrap();
+    advance(Duration::from_secs(4)).await;
+    let report = background.shutdown(Duration::ZERO).await;
+    let running: Vec<_> = report.still_running.iter().map(|task| (&*task.name, task.age)).collect();
+    assert_eq!(running, [("second", Duration::from_secs(4))]);
 }
 
 /// The test itself is not on the runtime's worker thread, so it can await the shutdown.

@@ -16,7 +16,7 @@ use tower_offload::{
 
 use crate::support::{TestResult, eventually, hold, pools, soon};
 
-/// A time that is long compared with the resolution of the counters.
+/// A time that is long compared with the resolution of the counters, which measure real time.
 const A_WHILE: Duration = Duration::from_millis(5);
 
 #[tokio::test]

@@ -2,7 +2,7 @@ use std::{
     panic::AssertUnwindSafe,
     pin::Pin,
     sync::{
-        Arc, Mutex,
+        Arc, LazyLock, Mutex,
         mpsc::{self, Receiver},
     },
     task::{Context, Poll, Wake, Waker},
@@ -203,6 +203,11 @@ fn events() -> (tracing::subscriber::DefaultGuard, Arc<Mutex<Vec<String>>>) {
         }
     }
     let lines = Lines::default();
+    // With only one dispatcher, tracing caches the interest of the thread that reaches an event
+    // first, and disables the event for all threads if it has no subscriber.
+    static SECOND: LazyLock<tracing::Dispatch> =
+        LazyLock::new(|| tracing::Dispatch::new(tracing::subscriber::NoSubscriber::new()));
+    LazyLock::force(&SECOND);
     let guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(lines.clone()));
     (guard, lines.0)
 }
@@ -328,7 +333,7 @@ async fn expired_call_leaves_the_queue_if_its_event_panics() {
     }
     let pool = Arc::new(Later(Admission::new("later", 1), Mutex::default()));
     let call = pool.run_with(CallOptions::new().timeout(Duration::from_millis(1)), || ());
-    tokio::time::sleep(Duration::from_millis(5)).await;
+    tokio::time::sleep(Duration::from_millis(5)).await; // until the deadline has passed
     let runnable = pool.1.lock().unwrap().pop().unwrap();
     {
         let _guard = panicking_subscriber();

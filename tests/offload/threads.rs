@@ -153,36 +153,6 @@ async fn leaked_runtime_guard_costs_no_thread() {
     other.shutdown_background();
 }
 
-/// A thread that stays alive while idle must sleep, even if `keep_alive` is zero.
-#[cfg(target_os = "linux")]
-#[tokio::test]
-async fn minimum_thread_sleeps_with_zero_keep_alive() {
-    let pool = ThreadPool::builder().min_threads(1).max_threads(2).keep_alive(Duration::ZERO).build().unwrap();
-    let stat = loop {
-        let stat = pool.run(|| format!("/proc/self/task/{}/stat", unix_thread_id())).await.unwrap();
-        eventually(|| pool.threads() == 1).await;
-        if std::fs::exists(&stat).unwrap() {
-            break stat; // the call may have run on the thread that ends
-        }
-    };
-    // User and system time in ticks of 10 ms. A thread that does not sleep uses about 30 in 300 ms.
-    let ticks = || {
-        let stat = std::fs::read_to_string(&stat).unwrap();
-        let after_name: Vec<_> = stat[stat.rfind(')').unwrap()..].split(' ').collect();
-        after_name[12].parse::<u32>().unwrap() + after_name[13].parse::<u32>().unwrap()
-    };
-    let before = ticks();
-    thread::sleep(Duration::from_millis(300)); // a sleeping thread sends no notification
-    assert!(ticks() - before < 15);
-    assert_eq!(soon(pool.run(|| 1)).await, Ok(1));
-}
-
-#[cfg(target_os = "linux")]
-fn unix_thread_id() -> i32 {
-    let link = std::fs::read_link("/proc/thread-self").unwrap();
-    link.file_name().unwrap().to_str().unwrap().parse().unwrap()
-}
-
 #[test]
 fn builder_with_hooks_is_clone_and_debug() {
     let builder = ThreadPool::builder().threads(1).on_thread_start(|| ()).niceness(3);
@@ -204,7 +174,53 @@ fn niceness_out_of_range_is_a_configuration_error() {
 
 #[cfg(target_os = "linux")]
 mod linux {
+    use std::collections::BTreeSet;
+
     use super::*;
+
+    /// A thread that stays alive while idle must sleep, even if `keep_alive` is zero.
+    #[tokio::test]
+    async fn minimum_thread_sleeps_with_zero_keep_alive() {
+        let alive = Arc::<Mutex<BTreeSet<i32>>>::default();
+        let (starts, stops) = (alive.clone(), alive.clone());
+        let pool = ThreadPool::builder()
+            .min_threads(1)
+            .max_threads(2)
+            .keep_alive(Duration::ZERO)
+            .on_thread_start(move || _ = starts.lock().unwrap().insert(unix_thread_id()))
+            .on_thread_stop(move || _ = stops.lock().unwrap().remove(&unix_thread_id()))
+            .build()
+            .unwrap();
+        let held = [hold(&pool).await, hold(&pool).await];
+        for held in held {
+            held.release().await.unwrap();
+        }
+        eventually(|| alive.lock().unwrap().len() == 1).await;
+        let thread = *alive.lock().unwrap().first().unwrap();
+        eventually(|| {
+            let before = activity(thread);
+            thread::sleep(Duration::from_millis(100)); // nothing tells that a thread keeps sleeping
+            activity(thread) == before
+        })
+        .await;
+        assert_eq!(soon(pool.run(|| 1)).await, Ok(1));
+    }
+
+    /// Returns the CPU time of a thread in ticks of 10 ms, and how often it was switched out. Neither
+    /// changes while it sleeps.
+    fn activity(thread: i32) -> (u64, u64) {
+        let stat = std::fs::read_to_string(format!("/proc/self/task/{thread}/stat")).unwrap();
+        let (_, after_name) = stat.rsplit_once(')').unwrap();
+        let ticks = after_name.split_whitespace().skip(11).take(2).map(|ticks| ticks.parse::<u64>().unwrap()).sum();
+        let status = std::fs::read_to_string(format!("/proc/self/task/{thread}/status")).unwrap();
+        let switches = status.lines().filter_map(|line| line.split_once("voluntary_ctxt_switches:"));
+        (ticks, switches.map(|(_, count)| count.trim().parse::<u64>().unwrap()).sum())
+    }
+
+    fn unix_thread_id() -> i32 {
+        let link = std::fs::read_link("/proc/thread-self").unwrap();
+        link.file_name().unwrap().to_str().unwrap().parse().unwrap()
+    }
 
     /// Returns the nice value of the calling thread: field 19 of proc_pid_stat(5). Field 2 is a
     /// name with any characters.

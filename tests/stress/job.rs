@@ -186,7 +186,7 @@ fn start(entry: &Entry) {
 
 fn hold_thread(plan: Plan) {
     match plan {
-        Plan::Block => thread::sleep(Duration::from_micros(100)),
+        Plan::Block => thread::sleep(Duration::from_micros(100)), // work that blocks
         Plan::UntilCancelled => (0..50).take_while(|_| !cancelled()).for_each(|_| thread::yield_now()),
         _ => {}
     }

@@ -131,7 +131,7 @@ impl Round {
             _ => {}
         }
         while tickets.taken() < moment {
-            thread::sleep(Duration::from_micros(200));
+            thread::sleep(Duration::from_micros(200)); // leaves the cores to the callers
         }
         match &pool {
             Some(pool) if self.event == Event::Shutdown => {

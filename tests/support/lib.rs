@@ -3,8 +3,10 @@
 
 mod program;
 mod random;
+mod wait;
 
 pub use self::{
     program::{PATIENCE, Reply, Server, example, lines_of, run},
     random::Random,
+    wait::{eventually, eventually_within},
 };

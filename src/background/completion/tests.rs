@@ -168,6 +168,25 @@ fn cancelled_queued_work_completes_at_once() {
     assert_eq!(running_completion.recv(), Completion::Completed);
 }
 
+/// A callback may free what the work has used.
+#[test]
+fn cancelled_queued_work_is_dropped_before_its_callback_runs() {
+    let pool = ThreadPool::builder().threads(1).build().unwrap();
+    let background = Background::builder().pool(pool).max_running(1).build();
+    let (running, _completion) = reserve(&background);
+    let (body, started, _release) = blocked();
+    running.submit(body);
+    started.blocking_recv().unwrap();
+    let used = Arc::new(());
+    let (in_work, weak) = (used.clone(), Arc::downgrade(&used));
+    drop(used);
+    let (sender, receiver) = mpsc::channel();
+    let queued = background.reserve("").unwrap();
+    let queued = queued.on_completion(move |_| sender.send(weak.strong_count()).unwrap());
+    assert!(queued.spawn_blocking(move || drop(in_work)).cancel());
+    assert_eq!(receiver.recv_timeout(LONG), Ok(0));
+}
+
 #[test]
 fn cancelled_running_work_completes_when_it_ends() {
     let runtime = Runtime::new().unwrap();

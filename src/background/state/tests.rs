@@ -1,5 +1,7 @@
 //! Compares random histories with a model: a list of tasks in the order of their admission.
 
+use std::time::Duration;
+
 use proptest::prelude::*;
 use tokio::time::Instant;
 
@@ -65,13 +67,16 @@ fn new_state() -> State<u64, u64> {
 proptest! {
     #[test]
     fn every_task_and_permit_is_released_exactly_once(steps in proptest::collection::vec(step(), 0..80)) {
-        let now = Instant::now();
+        let mut now = Instant::now();
         let mut state = new_state();
         let mut tasks: Vec<Model> = Vec::new();
+        // The times at which the tasks were reserved, then queued, then started.
+        let mut since: Vec<Instant> = Vec::new();
         let mut queue: Vec<u64> = Vec::new();
         let (mut closed, mut halted) = (false, false);
         let mut expected_totals = BackgroundStats::default();
         for step in steps {
+            now += Duration::from_secs(1);
             let count = |tasks: &[Model], model| tasks.iter().filter(|task| **task == model).count();
             let incomplete = |tasks: &[Model]| tasks.len() - count(tasks, Model::Complete);
             let permits = |tasks: &[Model]| {
@@ -94,7 +99,10 @@ proptest! {
                     let id = tasks.len() as u64;
                     prop_assert_eq!(state.reserve(id, id, Admit { is_nested, awaits_response }, now), expected);
                     match expected {
-                        Ok(()) => tasks.push(if awaits_response { Model::AwaitingResponse } else { Model::Reserved }),
+                        Ok(()) => {
+                            tasks.push(if awaits_response { Model::AwaitingResponse } else { Model::Reserved });
+                            since.push(now);
+                        }
                         Err(_) => expected_totals.rejected += 1,
                     }
                 }
@@ -108,7 +116,7 @@ proptest! {
                     let is_reserved = matches!(tasks[task], Model::AwaitingResponse | Model::Reserved);
                     prop_assert_eq!(state.enqueue(task as u64, task as u64, now).is_ok(), is_reserved);
                     if is_reserved {
-                        tasks[task] = Model::Queued;
+                        (tasks[task], since[task]) = (Model::Queued, now);
                         queue.push(task as u64);
                     }
                 },
@@ -122,9 +130,10 @@ proptest! {
                 }
                 Step::Start(task) => if let Some(task) = pick(task) {
                     let starts = tasks[task] == Model::Dispatched { cancelled: false };
-                    prop_assert_eq!(state.start(task as u64, now).is_some(), starts);
+                    let queued_at = starts.then_some(since[task]);
+                    prop_assert_eq!(state.start(task as u64, now), queued_at, "the time since which it was queued");
                     if starts {
-                        tasks[task] = Model::Running;
+                        (tasks[task], since[task]) = (Model::Running, now);
                     }
                 },
                 Step::Finish(task, completion) => if let Some(task) = pick(task) {
@@ -176,7 +185,8 @@ proptest! {
                     for (id, task) in tasks.iter_mut().enumerate() {
                         let id = id as u64;
                         prop_assert_eq!(dispatched.contains(&id), matches!(task, Model::Dispatched { .. }));
-                        prop_assert_eq!(running.iter().any(|(header, _)| *header == id), *task == Model::Running);
+                        let started_at = running.iter().find(|(header, _)| *header == id).map(|(_, started_at)| *started_at);
+                        prop_assert_eq!(started_at, (*task == Model::Running).then_some(since[id as usize]));
                         if !matches!(task, Model::Running | Model::Complete) {
                             *task = Model::Complete;
                             expected_totals.cancelled += 1;

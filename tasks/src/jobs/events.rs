@@ -186,27 +186,16 @@ pub(super) fn recovered(counters: &Counters, jobs: &[Recovered]) {
     if !jobs.is_empty() {
         for Recovered { id, river_id, kind, queue, attempt, is_shutdown, .. } in discarded {
             let (id, class) = (id.map(tracing::field::display), super::database::LOST_CLASS);
-            if *is_shutdown {
-                tracing::error!(
-                    id,
-                    river_id,
-                    kind,
-                    queue,
-                    attempt,
-                    class,
-                    "job failed, its process was shut down during the last attempt"
-                );
-            } else {
-                tracing::error!(
-                    id,
-                    river_id,
-                    kind,
-                    queue,
-                    attempt,
-                    class,
-                    "job failed, its process crashed during the last attempt"
-                );
-            }
+            let end = if *is_shutdown { "was shut down" } else { "crashed" };
+            tracing::error!(
+                id,
+                river_id,
+                kind,
+                queue,
+                attempt,
+                class,
+                "job failed, its process {end} during the last attempt"
+            );
         }
         for Recovered { id, river_id, kind, queue, attempt, is_counted, state, .. } in jobs {
             let id = id.map(tracing::field::display);

@@ -18,8 +18,12 @@ use tower_offload_tasks::{
 
 use super::{
     databases::OnServer,
-    support::{Act, ActAsync, LONG, SHORT, TestDatabase, TestWorkers, ended, on_each_database, record, until},
+    support::{
+        A_WHILE, Act, ActAsync, LONG, TestDatabase, TestWorkers, ended, on_each_database, record, start_when_free,
+        until,
+    },
 };
+use tower_offload_tests::eventually;
 
 on_each_database! {
     job_that_waits_for_a_thread_is_shown_as_queued
@@ -60,12 +64,7 @@ impl BusyPool {
 async fn claimed(database: &TestDatabase, jobs: i64) {
     const CLAIMED: &str = "SELECT count(*) FROM river_job JOIN tower_offload_task AS task ON task.river_id = river_job.id \
                            WHERE river_job.state = 'running' AND task.state = 0";
-    let poll = async {
-        while database.number(CLAIMED).await < jobs {
-            tokio::time::sleep(SHORT).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(10), poll).await.expect("claimed and shown as queued");
+    eventually("the jobs are claimed and shown as queued", async || database.number(CLAIMED).await >= jobs).await;
 }
 
 async fn job_that_waits_for_a_thread_is_shown_as_queued(database: TestDatabase) {
@@ -95,7 +94,7 @@ async fn job_that_waits_for_a_thread_is_handed_back_at_shutdown(database: TestDa
     assert_eq!((queued.state, queued.attempt, queued.started_at), (TaskState::Queued, 0, None));
     assert_eq!(database.number("SELECT count(*) FROM river_job WHERE state = 'available' AND attempt = 0").await, 1);
     busy.release();
-    tokio::time::sleep(5 * SHORT).await;
+    tokio::time::sleep(A_WHILE).await;
     assert!(workers.started.lock().unwrap().is_empty(), "it ran after it was handed back");
 }
 
@@ -107,7 +106,7 @@ async fn job_that_waits_for_a_thread_is_cancelled_without_a_start(database: Test
     tasks.cancel(id).await.unwrap();
     assert_eq!(ended(&tasks, id).await.state, TaskState::Cancelled);
     busy.release();
-    tokio::time::sleep(5 * SHORT).await;
+    tokio::time::sleep(A_WHILE).await;
     assert!(workers.started.lock().unwrap().is_empty());
     assert!(jobs.shutdown(LONG).await.is_clean());
 }
@@ -126,13 +125,7 @@ async fn job_whose_process_crashed_before_its_start_does_not_count(database: Tes
     drop(enqueuer);
     database.execute(&format!("UPDATE river_job SET attempted_by = {by}")).await; // or the first queue recovers it
     let workers = TestWorkers::new();
-    let jobs = loop {
-        match workers.builder(&tasks).start().await {
-            Ok(jobs) => break jobs,
-            Err(error) => assert!(error.is_invalid(), "{error:?}"),
-        }
-        tokio::time::sleep(SHORT).await;
-    };
+    let jobs = start_when_free(|| workers.builder(&tasks)).await.unwrap();
     let ended = ended(&tasks, id).await;
     assert_eq!((ended.state, ended.attempt), (TaskState::Succeeded, 1), "{:?}", ended.failure);
     assert_eq!(jobs.stats().recovered, 1);
@@ -150,7 +143,7 @@ async fn job_recovered_while_it_waits_never_begins_here() {
     claimed(&database, 1).await;
     database.execute("UPDATE river_job SET attempted_by = array['to-other']").await;
     busy.release();
-    tokio::time::sleep(10 * SHORT).await;
+    tokio::time::sleep(A_WHILE).await;
     assert!(workers.started.lock().unwrap().is_empty(), "{:?}", record(&tasks, id).await);
     let _ = jobs.shutdown(Duration::from_millis(500)).await;
 }
@@ -165,7 +158,7 @@ async fn no_more_jobs_are_claimed_than_the_pool_has_threads(database: TestDataba
         let _accepted = jobs.enqueue(Act::Hold).await.unwrap();
     }
     workers.started(2).await;
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    tokio::time::sleep(A_WHILE).await;
     assert_eq!(database.number("SELECT count(*) FROM river_job WHERE state = 'running'").await, 2);
     workers.release();
     workers.started(6).await;
@@ -197,12 +190,10 @@ async fn short_jobs_are_claimed_ahead_and_long_ones_are_not(database: TestDataba
         let _accepted = jobs.enqueue(ActAsync(Act::Hold)).await.unwrap();
     }
     workers.started(102).await;
-    let others_may_have_them = async {
-        while database.number("SELECT count(*) FROM river_job WHERE state = 'running'").await > 2 {
-            tokio::time::sleep(SHORT).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(10), others_may_have_them).await.expect("long jobs are handed back");
+    eventually("long jobs are handed back", async || {
+        database.number("SELECT count(*) FROM river_job WHERE state = 'running'").await <= 2
+    })
+    .await;
     assert!(jobs.shutdown(Duration::from_secs(5)).await.is_clean());
     let queued = "SELECT count(*) FROM tower_offload_task WHERE state = 0 AND attempt = 0 AND started_at IS NULL";
     assert_eq!(database.number(queued).await, 8);
@@ -216,6 +207,7 @@ async fn every_job_of_a_pool_that_others_use_starts(database: TestDatabase) {
         let pool = pool.clone();
         async move {
             loop {
+                // Work that takes a while.
                 let calls = [(); 8].map(|()| pool.run(|| std::thread::sleep(Duration::from_millis(5))));
                 for call in calls {
                     call.await.unwrap();

@@ -16,6 +16,7 @@ use tower_offload_tasks::{
     Failure, Retention, SqlStore, TaskId, TaskState, Tasks,
     jobs::{Backoff, Jobs},
 };
+use tower_offload_tests::eventually;
 
 use super::{
     databases::OnServer,
@@ -134,12 +135,7 @@ async fn host_with_a_shifted_clock() {
     let due: i64 = sqlx::query_scalar(due).fetch_one(&mut connection).await.unwrap();
     assert_eq!(due, 1);
     // The record that ended 90 minutes ago is evicted, and no other.
-    let evicted = async {
-        while tasks.get(old).await.unwrap().into_record().is_some() {
-            tokio::time::sleep(SHORT).await;
-        }
-    };
-    tokio::time::timeout(LONG, evicted).await.expect("an old record is kept");
+    eventually("an old record is evicted", async || tasks.get(old).await.unwrap().into_record().is_none()).await;
     for id in [at_once, delayed, timed, in_transaction, retried] {
         assert!(tasks.get(id).await.unwrap().into_record().is_some(), "a new record is evicted");
     }

@@ -16,11 +16,15 @@ use tower_offload_tasks::{
     Reason, SqlStore, TaskState, Tasks,
     jobs::{Backoff, Job, Jobs, Unique},
 };
+use tower_offload_tests::eventually;
 use tracing_subscriber::layer::SubscriberExt;
 
 use super::{
     databases::{OnFile, OnServer},
-    support::{Act, ActAsync, LONG, SHORT, TestDatabase, TestWorkers, ended, on_each_database, record, until},
+    support::{
+        A_WHILE, Act, ActAsync, LONG, TestDatabase, TestWorkers, ended, on_each_database, record, start_when_free,
+        until,
+    },
 };
 
 on_each_database! {
@@ -65,15 +69,8 @@ async fn assert_lost(tasks: &Tasks, id: tower_offload_tasks::TaskId) {
     assert_eq!((lost.state, lost.reason), (TaskState::Lost, Some(Reason::JobDeleted)));
 }
 
-/// Starts a queue. The previous one ends shortly after its last handle was dropped.
 async fn start(tasks: &Tasks) -> Jobs {
-    loop {
-        match TestWorkers::new().builder(tasks).start().await {
-            Ok(jobs) => return jobs,
-            Err(error) => assert!(error.is_invalid(), "{error:?}"),
-        }
-        tokio::time::sleep(SHORT).await;
-    }
+    start_when_free(|| TestWorkers::new().builder(tasks)).await.unwrap()
 }
 
 /// Changes all jobs as if their process had crashed.
@@ -111,12 +108,7 @@ async fn unreadable_metadata_does_not_stop_recovery(database: TestDatabase) {
     drop(enqueuer);
     let jobs = start(&tasks).await;
     let running = "SELECT count(*) FROM river_job WHERE attempted_by IS NOT NULL AND state = 'running' AND attempt = 1";
-    let recovered = async {
-        while database.number(running).await > 0 {
-            tokio::time::sleep(SHORT).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(20), recovered).await.expect("recovery is stuck");
+    eventually("the jobs are recovered", async || database.number(running).await == 0).await;
     ended(&tasks, ids[values.len()]).await;
     let _ = jobs.shutdown(LONG).await;
 }
@@ -281,12 +273,10 @@ async fn ends_are_counted(database: TestDatabase) {
     workers.started(5).await;
     tasks.cancel(cancelled).await.unwrap();
     ended(&tasks, cancelled).await;
-    let counted = async {
-        while jobs.stats().cancelled == 0 || jobs.stats().succeeded == 0 || jobs.stats().discarded < 2 {
-            tokio::time::sleep(SHORT).await;
-        }
-    };
-    let _ = tokio::time::timeout(Duration::from_secs(5), counted).await;
+    eventually("the ends are counted", async || {
+        jobs.stats().cancelled > 0 && jobs.stats().succeeded > 0 && jobs.stats().discarded >= 2
+    })
+    .await;
     let stats = jobs.stats();
     assert_eq!((stats.succeeded, stats.retried, stats.discarded, stats.cancelled), (1, 2, 2, 1), "{stats:?}");
     assert_eq!((stats.unparsable, stats.timed_out, stats.running, stats.waiting), (1, 0, 0, 0), "{stats:?}");
@@ -447,7 +437,7 @@ async fn transaction_with_a_unique_job_delays_only_its_duplicates() {
             })
         })
         .collect();
-    tokio::time::sleep(5 * SHORT).await;
+    tokio::time::sleep(A_WHILE).await; // until the duplicates wait
     let others = (1..20).map(|number| unique(number).into_future());
     for accepted in futures_util::future::join_all(others).await {
         let _accepted = accepted.unwrap();
@@ -483,7 +473,7 @@ async fn end_that_the_database_rejects_stops_no_other_job() {
     let jobs = TestWorkers::new().builder(&tasks).backoff(Backoff::fixed(LONG)).start().await.unwrap();
     reject_one_result(&database).await;
     let rejected = jobs.enqueue(Act::Return(json!("rejected"))).max_attempts(1).await.unwrap().id();
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    tokio::time::sleep(A_WHILE).await; // until River repeats the end
     let other = jobs.enqueue(Act::Return(json!("other"))).await.unwrap().id();
     let deadline = Duration::from_secs(30);
     let ended_other =
@@ -496,7 +486,7 @@ async fn end_that_the_database_rejects_stops_no_other_job() {
     // Clients see it, so it has neither the server nor the text of the database.
     assert_eq!(failure.message, "the database rejected the result");
     // Another client has replaced the first one. Its lease is renewed, and that of the first one
-    // ends.
+    // ends. Leases go by the server's clock.
     tokio::time::sleep(Duration::from_secs(5)).await;
     let valid = "SELECT count(*) FROM tower_offload_client WHERE expires_at > clock_timestamp()";
     assert_eq!(database.number(valid).await, 1, "the current client has no lease");
@@ -524,13 +514,12 @@ async fn number_of_replaced_clients_is_limited() {
         held.push(jobs.enqueue(Act::Hold).await.unwrap().id());
         workers.started(2 * replaced - 1).await;
         reject().await;
-        let replace = until_clients(&jobs, replaced + 1);
-        tokio::time::timeout(LONG, replace).await.expect("it is not replaced");
+        eventually("it is replaced", async || jobs.stats().clients > replaced).await;
         // A client is not replaced again before the interval has passed.
         tokio::time::sleep(Duration::from_secs(4)).await;
     }
     reject().await;
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    tokio::time::sleep(Duration::from_secs(2)).await; // in which it would be replaced
     assert_eq!(jobs.stats().clients, 4);
     let connections = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()";
     let before = database.number(connections).await;
@@ -541,25 +530,9 @@ async fn number_of_replaced_clients_is_limited() {
         assert_eq!(ended_unfollowed(&tasks, id).await.state, TaskState::Succeeded);
     }
     // Their clients end, and their connections are closed.
-    let ended = async {
-        while jobs.stats().clients > 2 {
-            tokio::time::sleep(SHORT).await
-        }
-    };
-    tokio::time::timeout(LONG, ended).await.expect("replaced clients do not end");
-    let closed = async {
-        while database.number(connections).await > before - 3 {
-            tokio::time::sleep(SHORT).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(20), closed).await.expect("their connections are not closed");
+    eventually("replaced clients end", async || jobs.stats().clients <= 2).await;
+    eventually("their connections are closed", async || database.number(connections).await <= before - 3).await;
     let _ = jobs.shutdown(Duration::from_secs(5)).await;
-}
-
-async fn until_clients(jobs: &Jobs, clients: usize) {
-    while jobs.stats().clients < clients {
-        tokio::time::sleep(SHORT).await;
-    }
 }
 
 /// Nothing else is wrong with the jobs of the process.
@@ -577,7 +550,7 @@ async fn end_that_is_not_written_stops_no_other_job() {
     let deadline = Duration::from_secs(30);
     let failed = tokio::time::timeout(deadline, ended_unfollowed(&tasks, rejected)).await.expect("it is stuck");
     assert_eq!(failed.state, TaskState::Failed);
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    tokio::time::sleep(Duration::from_secs(1)).await; // in which it would restart
     let starts = workers.started.lock().unwrap().iter().filter(|id| **id == held).count();
     let running = record(&tasks, held).await;
     assert_eq!((starts, running.state, running.attempt), (1, TaskState::Running, 1), "the future was dropped");
@@ -609,7 +582,7 @@ async fn end_of_an_earlier_claim_has_no_effect() {
         let claim_again = format!("UPDATE river_job SET attempted_at = {later}");
         assert_eq!(database.execute(&claim_again).await, 1);
         workers.release();
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        tokio::time::sleep(A_WHILE).await;
         assert_eq!(record(&tasks, id).await.state, TaskState::Running, "the end of another claim was written");
         // No attempt has the later claim, so it is handed back, and does not count.
         let succeeded = ended(&tasks, id).await;
@@ -645,6 +618,9 @@ impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Messages {
 #[test]
 fn failures_and_jobs_that_no_process_works_on_are_events() {
     let messages = Messages::default();
+    // With only one dispatcher, tracing caches the interest of the thread that reaches an event
+    // first, and disables the event for all threads if it has no subscriber: another test's.
+    let _second = tracing::Dispatch::new(tracing::subscriber::NoSubscriber::new());
     let _default = tracing::subscriber::set_default(tracing_subscriber::registry().with(messages.clone()));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let crashed = runtime.block_on(async {
@@ -666,12 +642,7 @@ fn failures_and_jobs_that_no_process_works_on_are_events() {
         ended(&tasks, id).await;
         let unparsable = jobs.enqueue(Old(7)).await.unwrap().id();
         ended(&tasks, unparsable).await;
-        let counted = async {
-            while jobs.stats().discarded < 3 || jobs.stats().unserved == 0 {
-                tokio::time::sleep(SHORT).await;
-            }
-        };
-        tokio::time::timeout(LONG, counted).await.expect("counted");
+        eventually("the jobs are counted", async || jobs.stats().discarded >= 3 && jobs.stats().unserved > 0).await;
         assert_eq!(jobs.stats().unserved, 1);
         assert!(jobs.shutdown(LONG).await.is_clean());
         crashed

@@ -1,6 +1,6 @@
 //! Ends that River writes late or twice, and the triggers that compare them with the claim.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{json, value::RawValue};
@@ -10,7 +10,9 @@ use tower_offload_tasks::{
     jobs::{Job, Jobs},
 };
 
-use super::support::{Act, LONG, SHORT, TestDatabase, TestWorkers, ended, on_each_database, record, until};
+use tower_offload_tests::eventually;
+
+use super::support::{A_WHILE, Act, LONG, TestDatabase, TestWorkers, ended, on_each_database, record, until};
 
 on_each_database! {
     repeated_end_does_not_end_a_later_attempt
@@ -92,7 +94,7 @@ async fn late_end_does_not_end_a_later_attempt(database: TestDatabase) {
     let mut subscription = tasks.subscribe(id).await.unwrap().unwrap();
     workers.release();
     while subscription.changed().await.unwrap().is_some() {}
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    tokio::time::sleep(A_WHILE).await;
     let running = "SELECT count(*) FROM river_job WHERE state = 'running' AND attempt = 2";
     assert_eq!(database.number(running).await, 1, "River's end of the first attempt was written");
     let _ = jobs.shutdown(LONG).await;
@@ -111,7 +113,7 @@ async fn end_of_an_earlier_claim_is_not_written_for_followers(database: TestData
     let _subscription = tasks.subscribe(id).await.unwrap().unwrap();
     assert_eq!(database.execute(&format!("UPDATE river_job SET attempted_at = {later}")).await, 1);
     workers.release();
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    tokio::time::sleep(A_WHILE).await;
     assert_eq!(record(&tasks, id).await.state, TaskState::Running, "the end of another claim was written");
     let _ = jobs.shutdown(LONG).await;
 }
@@ -144,12 +146,8 @@ async fn followed_job_is_counted_once(database: TestDatabase) {
         end.notify_one();
         while subscription.changed().await.unwrap().is_some() {}
         assert_eq!(subscription.record().result.as_ref().unwrap().as_str(), number);
-        let counted = async {
-            while jobs.stats().succeeded < succeeded || jobs.stats().unwritten > 0 {
-                tokio::time::sleep(SHORT).await;
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(3), counted).await.expect("it is not counted");
+        eventually("the end is counted", async || jobs.stats().succeeded >= succeeded && jobs.stats().unwritten == 0)
+            .await;
         assert_eq!(jobs.stats().succeeded, succeeded);
     }
     assert!(jobs.shutdown(LONG).await.is_clean());
@@ -172,12 +170,7 @@ async fn job_that_names_an_end_can_be_claimed(database: TestDatabase) {
     ended(&tasks, id).await;
     assert_eq!(database.execute(&copy).await, 1);
     let completed = "SELECT count(*) FROM river_job WHERE state = 'completed'";
-    let claimed = async {
-        while database.number(completed).await < 2 {
-            tokio::time::sleep(SHORT).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(10), claimed).await.expect("it is never claimed");
+    eventually("the copy is claimed", async || database.number(completed).await >= 2).await;
     // Rows of before the trigger removed it keep the key.
     let held = jobs.enqueue(Act::Return(json!(2))).delay(LONG).await.unwrap().id();
     if let TestDatabase::Postgres(_) = database {

@@ -5,8 +5,9 @@ use std::time::Duration;
 use serde_json::json;
 use tokio::time::Instant;
 use tower_offload_tasks::TaskState;
+use tower_offload_tests::eventually;
 
-use super::support::{Act, ActAsync, LONG, TestDatabase, TestWorkers, ended, on_each_database};
+use super::support::{Act, ActAsync, LONG, TestDatabase, TestWorkers, ended, on_each_database, start_when_free};
 
 on_each_database! {
     end_of_a_job_reaches_its_followers_at_once
@@ -134,16 +135,9 @@ async fn drain() {
                 .concurrency(concurrency)
                 .worker(LONG, |_: ActAsync, _| async { Ok::<_, std::convert::Infallible>(()) })
         };
-        let jobs = loop {
-            match builder().start().await {
-                Ok(jobs) => break jobs,
-                Err(error) => assert!(error.is_invalid(), "{error:?}"),
-            }
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        };
-        while database.number("SELECT count(*) FROM river_job WHERE state <> 'completed'").await > 0 {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        let jobs = start_when_free(builder).await.unwrap();
+        let open = "SELECT count(*) FROM river_job WHERE state <> 'completed'";
+        eventually("all jobs are completed", async || database.number(open).await == 0).await;
         let rate = JOBS as f64 / begun.elapsed().as_secs_f64();
         println!(
             "{}: {rate:.0} jobs/s",

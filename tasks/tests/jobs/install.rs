@@ -2,22 +2,13 @@
 
 use super::{
     databases::{OnFile, OnServer},
-    support::{LONG, SHORT, TestDatabase, TestWorkers},
+    support::{LONG, TestDatabase, TestWorkers, start_when_free},
 };
 use tower_offload_tasks::Tasks;
 
 async fn start_and_stop(tasks: &Tasks) {
-    loop {
-        match TestWorkers::new().builder(tasks).start().await {
-            Ok(jobs) => {
-                assert!(jobs.shutdown(LONG).await.is_clean());
-                return;
-            }
-            // The previous queue ends shortly after its last handle was dropped.
-            Err(error) if error.is_invalid() => tokio::time::sleep(SHORT).await,
-            Err(error) => panic!("{error:?}: {:?}", std::error::Error::source(&error)),
-        }
-    }
+    let jobs = start_when_free(|| TestWorkers::new().builder(tasks)).await.unwrap();
+    assert!(jobs.shutdown(LONG).await.is_clean());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -7,7 +7,10 @@ use tower_offload_tasks::{SqlStore, TaskState, Tasks, jobs::Jobs};
 
 use super::{
     databases::OnServer,
-    support::{Act, ActAsync, LONG, SHORT, TestDatabase, TestWorkers, ended, on_each_database, record, until},
+    support::{
+        A_WHILE, Act, ActAsync, LONG, TestDatabase, TestWorkers, ended, on_each_database, record, start_when_free,
+        until,
+    },
 };
 
 on_each_database! {
@@ -43,7 +46,7 @@ async fn job_of_a_crashed_process_restarts_and_the_attempt_counts(database: Test
     let job = enqueuer.enqueue(Act::Return(json!(1))).await.unwrap();
     let tasks = crash(&database, &tasks, enqueuer).await;
     assert_eq!(record(&tasks, job.id()).await.state, TaskState::Running, "the trigger updates the record");
-    let jobs = start_when_free(&TestWorkers::new(), &tasks).await;
+    let jobs = start_when_free(|| TestWorkers::new().builder(&tasks)).await.unwrap();
     let ended = ended(&tasks, job.id()).await;
     assert_eq!((ended.state, ended.attempt), (TaskState::Succeeded, 2));
     assert!(jobs.shutdown(LONG).await.is_clean());
@@ -57,13 +60,7 @@ async fn job_that_crashes_its_process_fails_after_max_attempts(database: TestDat
         let tasks = crash(&database, &tasks, jobs).await;
         let running = record(&tasks, job.id()).await;
         assert_eq!((running.state, running.attempt), (TaskState::Running, attempt));
-        jobs = loop {
-            match Jobs::builder(&tasks).start().await {
-                Ok(jobs) => break jobs,
-                Err(error) => assert!(error.is_invalid(), "{error:?}"),
-            }
-            tokio::time::sleep(SHORT).await;
-        };
+        jobs = start_when_free(|| Jobs::builder(&tasks)).await.unwrap();
         let state = if attempt == 1 { TaskState::Queued } else { TaskState::Failed };
         until(&tasks, job.id(), |record| record.state == state).await;
     }
@@ -86,21 +83,10 @@ async fn recovered_job_with_a_cancel_request_is_cancelled(database: TestDatabase
     database.execute(request_cancel).await;
     let tasks = crash(&database, &tasks, enqueuer).await;
     let workers = TestWorkers::new();
-    let jobs = start_when_free(&workers, &tasks).await;
+    let jobs = start_when_free(|| workers.builder(&tasks)).await.unwrap();
     assert_eq!(ended(&tasks, job.id()).await.state, TaskState::Cancelled);
     assert!(workers.started.lock().unwrap().is_empty());
     assert!(jobs.shutdown(LONG).await.is_clean());
-}
-
-/// Starts a queue. The previous one ends shortly after its last handle was dropped.
-async fn start_when_free(workers: &TestWorkers, tasks: &Tasks) -> Jobs {
-    loop {
-        match workers.builder(tasks).start().await {
-            Ok(jobs) => return jobs,
-            Err(error) => assert!(error.is_invalid(), "{error:?}"),
-        }
-        tokio::time::sleep(SHORT).await;
-    }
 }
 
 /// The lease of a process is deleted while its work continues.
@@ -125,7 +111,7 @@ async fn process_that_lost_its_lease_continues_with_a_new_client() {
         |workers: &TestWorkers| workers.started.lock().unwrap().iter().filter(|id| **id == held.id()).count();
     assert_eq!((before, attempts_of_held(&workers)), (1, 1));
     assert_eq!(database.number(client).await, 1, "the new client");
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    tokio::time::sleep(A_WHILE).await;
     assert_eq!(attempts_of_held(&workers), 1, "two attempts overlap");
     workers.release();
     let ended = until(&tasks, held.id(), |record| record.state.is_final()).await;
@@ -234,17 +220,13 @@ async fn newer_triggers_refuse_a_start_and_damaged_ones_are_restored() {
         "COMMENT ON FUNCTION tower_offload_fence() IS 'other'",
     ] {
         database.execute(damage).await;
-        let jobs = start_when_free(&TestWorkers::new(), &tasks).await;
+        let jobs = start_when_free(|| TestWorkers::new().builder(&tasks)).await.unwrap();
         assert_eq!(database.number(enabled).await, 5, "{damage}");
         assert!(jobs.shutdown(LONG).await.is_clean());
     }
     database.execute("COMMENT ON FUNCTION tower_offload_fence() IS '1000'").await;
-    let refused = loop {
-        match TestWorkers::new().builder(&tasks).start().await {
-            Err(error) if error.is_invalid() => tokio::time::sleep(SHORT).await,
-            started => break started.map(drop).expect_err("an older process has started"),
-        }
-    };
+    let started = start_when_free(|| TestWorkers::new().builder(&tasks)).await;
+    let refused = started.map(drop).expect_err("an older process has started");
     let cause = refused.to_string();
     assert!(cause.contains("the triggers on `river_job` have version 1000"), "{cause}");
 }

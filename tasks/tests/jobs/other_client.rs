@@ -11,8 +11,9 @@ use serde_json::Value;
 use sqlx::{postgres::PgPoolOptions, sqlite::SqlitePoolOptions};
 use tokio::sync::{Mutex, mpsc};
 use tower_offload_tasks::jobs::Job;
+use tower_offload_tests::eventually;
 
-use super::support::{LONG, SHORT, TestDatabase};
+use super::support::TestDatabase;
 
 /// Has the same JSON on both sides.
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
@@ -125,10 +126,5 @@ pub(crate) fn eager(builder: ClientBuilder) -> ClientBuilder {
 
 /// Waits until the result of a query is greater than zero.
 pub(crate) async fn wait_for_count(database: &TestDatabase, query: &str) {
-    let poll = async {
-        while database.number(query).await == 0 {
-            tokio::time::sleep(SHORT).await;
-        }
-    };
-    tokio::time::timeout(LONG, poll).await.expect(query);
+    eventually(query, async || database.number(query).await > 0).await;
 }

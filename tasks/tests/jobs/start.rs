@@ -7,7 +7,9 @@ use tower_offload_tasks::{
     jobs::{Job, Jobs},
 };
 
-use super::support::{Act, LONG, SHORT, TestDatabase, TestWorkers, on_each_database};
+use tower_offload_tests::eventually;
+
+use super::support::{Act, LONG, TestDatabase, TestWorkers, on_each_database};
 
 on_each_database! {
     second_queue_on_the_same_store_is_rejected
@@ -128,13 +130,13 @@ async fn reopen(database: &TestDatabase, tasks: Tasks) -> Tasks {
     tasks.shutdown(LONG).await;
     drop(tasks);
     // The file is unlocked shortly after the last handle was dropped.
-    loop {
-        match SqlStore::open(&database.url()).await {
-            Ok(store) => return Tasks::new(store),
-            Err(error) if error.is_locked() => tokio::time::sleep(super::support::SHORT).await,
-            Err(error) => panic!("{error:?}"),
-        }
-    }
+    let mut opened = None;
+    eventually("the file is unlocked", async || {
+        opened = Some(SqlStore::open(&database.url()).await);
+        !matches!(&opened, Some(Err(error)) if error.is_locked())
+    })
+    .await;
+    Tasks::new(opened.unwrap().unwrap())
 }
 
 /// River knows its queues before it is ready, and the database refuses them.
@@ -158,10 +160,5 @@ async fn client_that_is_not_ready_leaves_no_connections() {
     assert_eq!(database.number(leases).await, 0, "its lease has not ended");
     let prepared = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND query LIKE '%river_%' \
                     AND pid <> pg_backend_pid()";
-    let closed = async {
-        while database.number(prepared).await > 0 {
-            tokio::time::sleep(SHORT).await;
-        }
-    };
-    tokio::time::timeout(std::time::Duration::from_secs(5), closed).await.expect("its connections are not closed");
+    eventually("the connections are closed", async || database.number(prepared).await == 0).await;
 }

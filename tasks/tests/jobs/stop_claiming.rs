@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use serde_json::json;
 use tower_offload_tasks::{Reason, TaskState};
+use tower_offload_tests::eventually;
 
 use super::{
     databases::OnFile,
-    support::{Act, ActAsync, LONG, SHORT, TestDatabase, TestWorkers, ended, on_each_database, record},
+    support::{Act, ActAsync, LONG, TestDatabase, TestWorkers, ended, on_each_database, record},
 };
 
 on_each_database! {
@@ -113,19 +114,9 @@ async fn end_that_river_has_abandoned_is_written_on_sqlite() {
     database.execute(reject).await;
     jobs.stop_claiming();
     workers.release();
-    let written = async {
-        while jobs.stats().running > 0 || jobs.stats().unwritten > 0 {
-            tokio::time::sleep(SHORT).await;
-        }
-    };
-    tokio::time::timeout(LONG, written).await.expect("the end is not written");
+    eventually("the end is written", async || jobs.stats().running == 0 && jobs.stats().unwritten == 0).await;
     assert_eq!(record(&tasks, id).await.state, TaskState::Succeeded);
-    let forgotten = async {
-        while jobs.stats().clients > 0 {
-            tokio::time::sleep(SHORT).await;
-        }
-    };
-    tokio::time::timeout(LONG, forgotten).await.expect("the client is not forgotten");
+    eventually("the client is forgotten", async || jobs.stats().clients == 0).await;
     assert!(jobs.shutdown(LONG).await.is_clean());
     let next = TestWorkers::new().start(&tasks).await;
     assert_eq!(record(&tasks, id).await.state, TaskState::Succeeded, "it was recovered");

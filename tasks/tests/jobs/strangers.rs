@@ -9,7 +9,12 @@ use tower_offload_tasks::{
     jobs::{Job, Jobs},
 };
 
-use super::support::{Act, LONG, SHORT, TestDatabase, TestWorkers, ended, on_each_database};
+use tower_offload_tests::eventually_within;
+
+use super::support::{Act, LONG, TestDatabase, TestWorkers, ended, on_each_database, start_when_free};
+
+/// A queue looks for such jobs when it starts, and then once per minute.
+const BEFORE_THE_NEXT_AUDIT: Duration = Duration::from_secs(40);
 
 on_each_database! {
     job_whose_record_is_discarded_is_not_accepted
@@ -81,18 +86,16 @@ async fn end_without_the_triggers_is_copied_to_the_record(database: TestDatabase
         }
     }
     let (first, jobs) = (jobs.clone(), restart(jobs, &tasks).await);
-    let succeeded = tokio::time::timeout(Duration::from_secs(5), ended(&tasks, id)).await.expect("it never ends");
+    let succeeded = tokio::time::timeout(BEFORE_THE_NEXT_AUDIT, ended(&tasks, id)).await.expect("it never ends");
     assert_eq!((succeeded.state, succeeded.attempt), (TaskState::Succeeded, 1));
     assert_eq!(succeeded.result.unwrap().as_str(), "7");
     assert_eq!(ended(&tasks, failed).await.state, TaskState::Failed);
     // The first queue may have looked at any time until it has ended. Neither counts what the
     // triggers copy.
-    let counted = async {
-        while first.stats().copied + jobs.stats().copied < 2 {
-            tokio::time::sleep(SHORT).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(5), counted).await.expect("it is not counted");
+    eventually_within(BEFORE_THE_NEXT_AUDIT, "the copies are counted", async || {
+        first.stats().copied + jobs.stats().copied == 2
+    })
+    .await;
     assert!(jobs.shutdown(LONG).await.is_clean());
 }
 
@@ -113,16 +116,14 @@ async fn job_deleted_without_the_triggers_is_lost(database: TestDatabase) {
         }
     }
     let (first, jobs) = (jobs.clone(), restart(jobs, &tasks).await);
-    let lost = tokio::time::timeout(Duration::from_secs(5), ended(&tasks, id)).await.expect("it never ends");
+    let lost = tokio::time::timeout(BEFORE_THE_NEXT_AUDIT, ended(&tasks, id)).await.expect("it never ends");
     assert_eq!(lost.state, TaskState::Lost);
     assert_eq!(ended(&tasks, other).await.state, TaskState::Succeeded);
     // Either queue may have looked, and the triggers count nothing.
-    let counted = async {
-        while first.stats().lost + jobs.stats().lost < 1 {
-            tokio::time::sleep(SHORT).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(5), counted).await.expect("it is not counted");
+    eventually_within(BEFORE_THE_NEXT_AUDIT, "the loss is counted", async || {
+        first.stats().lost + jobs.stats().lost == 1
+    })
+    .await;
     assert!(jobs.shutdown(LONG).await.is_clean());
 }
 
@@ -146,12 +147,7 @@ async fn jobs_of_a_paused_queue_are_not_unserved(database: TestDatabase) {
     assert_eq!(database.execute(&pause).await, 1);
     assert_eq!(database.execute(&format!("UPDATE river_job SET scheduled_at = {earlier}")).await, 2);
     let jobs = restart(jobs, &tasks).await;
-    let counted = async {
-        while jobs.stats().unserved == 0 {
-            tokio::time::sleep(SHORT).await
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(5), counted).await.expect("it is not reported");
+    eventually_within(BEFORE_THE_NEXT_AUDIT, "the jobs are reported", async || jobs.stats().unserved > 0).await;
     assert_eq!(jobs.stats().unserved, 1);
     assert!(jobs.shutdown(LONG).await.is_clean());
 }
@@ -160,13 +156,7 @@ async fn jobs_of_a_paused_queue_are_not_unserved(database: TestDatabase) {
 async fn restart(jobs: Jobs, tasks: &Tasks) -> Jobs {
     assert!(jobs.shutdown(LONG).await.is_clean());
     drop(jobs);
-    loop {
-        match TestWorkers::new().builder(tasks).start().await {
-            Ok(jobs) => return jobs,
-            Err(error) => assert!(error.is_invalid(), "{error:?}"),
-        }
-        tokio::time::sleep(SHORT).await;
-    }
+    start_when_free(|| TestWorkers::new().builder(tasks)).await.unwrap()
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -12,14 +12,18 @@ use tokio::sync::Notify;
 use tower_offload::ThreadPool;
 use tower_offload_tasks::{
     Failure, Progress, Record, SqlStore, TaskId, Tasks,
-    jobs::{Backoff, Job, Jobs, JobsBuilder},
+    jobs::{Backoff, Job, Jobs, JobsBuilder, StartError},
 };
+use tower_offload_tests::{PATIENCE, eventually};
 
 use super::databases::{OnFile, OnServer};
 
 /// A timeout that no passing test reaches.
 pub(crate) const LONG: Duration = Duration::from_secs(60);
 pub(crate) const SHORT: Duration = Duration::from_millis(20);
+/// Time in which something that must not happen would happen. There is no event to wait for. A slow
+/// machine can hide a fault, but cannot make a correct program fail.
+pub(crate) const A_WHILE: Duration = Duration::from_millis(300);
 
 pub(crate) enum TestDatabase {
     Sqlite(OnFile),
@@ -158,6 +162,7 @@ impl TestWorkers {
             Act::Return(value) => Ok(value),
             Act::UntilCancelled => {
                 while !progress.is_cancelled() {
+                    // A closure gets no notification.
                     std::thread::sleep(Duration::from_millis(1));
                 }
                 Err(Failure::new("cancelled", "as requested"))
@@ -193,25 +198,34 @@ impl TestWorkers {
     }
 }
 
+/// Starts a queue as soon as the previous one of the store has ended, which is shortly after its
+/// last handle was dropped.
+pub(crate) async fn start_when_free(builder: impl Fn() -> JobsBuilder) -> Result<Jobs, StartError> {
+    let mut started = None;
+    eventually("the previous queue has ended", async || {
+        started = Some(builder().start().await);
+        !matches!(&started, Some(Err(error)) if error.is_invalid())
+    })
+    .await;
+    started.unwrap()
+}
+
 pub(crate) async fn record(tasks: &Tasks, id: TaskId) -> Record {
     tasks.get(id).await.unwrap().into_record().expect("the task is unknown")
 }
 
 /// Waits until the record satisfies a condition, and returns it.
 pub(crate) async fn until(tasks: &Tasks, id: TaskId, wanted: impl Fn(&Record) -> bool) -> Record {
+    let mut last = record(tasks, id).await;
     let poll = async {
-        loop {
-            let record = record(tasks, id).await;
-            if wanted(&record) {
-                return record;
-            }
+        while !wanted(&last) {
             tokio::time::sleep(SHORT).await;
+            last = record(tasks, id).await;
         }
     };
-    match tokio::time::timeout(LONG, poll).await {
-        Ok(record) => record,
-        Err(_) => panic!("timed out with {:?}", record(tasks, id).await),
-    }
+    let satisfied = tokio::time::timeout(PATIENCE, poll).await.is_ok();
+    assert!(satisfied, "timed out with {last:?}");
+    last
 }
 
 /// Waits until the job has finished, and returns its record.

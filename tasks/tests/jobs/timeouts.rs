@@ -9,7 +9,11 @@ use tower_offload_tasks::{
     jobs::{Backoff, Jobs},
 };
 
-use super::support::{Act, ActAsync, LONG, SHORT, TestDatabase, TestWorkers, ended, on_each_database, record, until};
+use tower_offload_tests::eventually;
+
+use super::support::{
+    A_WHILE, Act, ActAsync, LONG, SHORT, TestDatabase, TestWorkers, ended, on_each_database, record, until,
+};
 
 on_each_database! {
     late_closure_keeps_its_job_until_it_returns
@@ -32,8 +36,7 @@ async fn late_closure_keeps_its_job_until_it_returns(database: TestDatabase) {
     let jobs = builder.blocking_worker(ThreadPool::blocking(2), SHORT, work).start().await.unwrap();
     let accepted = jobs.enqueue(Act::Hold).await.unwrap();
     on_pool.started(1).await;
-    // Much longer than the timeout.
-    tokio::time::sleep(50 * SHORT).await;
+    tokio::time::sleep(A_WHILE).await; // much longer than the timeout
     assert_eq!(on_pool.started.lock().unwrap().len(), 1, "two attempts overlap");
     assert_eq!(record(&tasks, accepted.id()).await.state, TaskState::Running);
     on_pool.release();
@@ -86,9 +89,7 @@ async fn shutdown_reports_closures_that_are_still_running(database: TestDatabase
     assert_eq!(record(&tasks, held.id()).await.state, TaskState::Running, "the closure is still running");
     assert_eq!(jobs.running(), 1);
     workers.release();
-    while jobs.running() > 0 {
-        tokio::time::sleep(SHORT).await;
-    }
+    eventually("the closure has returned", async || jobs.running() == 0).await;
 }
 
 async fn progress_is_written_during_and_after_the_attempt(database: TestDatabase) {

@@ -1,6 +1,7 @@
 use std::{collections::HashMap, fs, path::PathBuf, time::Duration};
 
 use tokio::time::{sleep, timeout};
+use tower_offload_tests::eventually;
 
 use super::{
     database::TestDatabase,
@@ -98,12 +99,10 @@ impl Cluster {
 
     /// Waits until none of these attempts is shown as running.
     pub(crate) async fn until_recovered(&self, attempts: &[(i64, i64)]) {
-        let poll = async {
-            while self.database.rows::<(i64, i64)>(RUNNING).await.iter().any(|attempt| attempts.contains(attempt)) {
-                sleep(POLL_INTERVAL).await;
-            }
-        };
-        timeout(TIMEOUT, poll).await.expect("the jobs of a crashed process are not recovered");
+        eventually("the jobs of a crashed process are recovered", async || {
+            !self.database.rows::<(i64, i64)>(RUNNING).await.iter().any(|attempt| attempts.contains(attempt))
+        })
+        .await;
     }
 
     /// Returns the jobs that are shown as running although no process is, with their attempts.

@@ -1,8 +1,6 @@
 //! A process that stalls for longer than its lease and then continues.
 
-use std::time::Duration;
-
-use tokio::time::sleep;
+use tower_offload_tests::eventually;
 
 use super::{cluster::Cluster, network::Network, program::Program};
 
@@ -22,9 +20,7 @@ async fn late_result_is_discarded_and_the_process_gets_a_new_client() {
     assert_eq!(recovered.len(), 1);
 
     first.signal("CONT").await;
-    while !cluster.written().contains_key(&key) {
-        sleep(Duration::from_millis(20)).await;
-    }
+    eventually("the attempt has ended", async || cluster.written().contains_key(&key)).await;
     // The first process starts a new client when it notices that its lease has expired.
     let renewed = format!("SELECT count(*) FROM tower_offload_client WHERE name = 'process {}'", first.process_id);
     cluster.until(&renewed, 1).await;

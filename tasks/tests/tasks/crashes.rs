@@ -22,7 +22,7 @@ use tower_offload::{AfterResponse, AfterResponseLayer, Background};
 use tower_offload_tasks::{
     AcceptError, Accepted, Progress, Retention, SqlStore, TaskId, TaskStore, TaskTarget, Tasks, service::Access,
 };
-use tower_offload_tests::Random;
+use tower_offload_tests::{Random, eventually};
 
 use super::{
     databases::OnServer,
@@ -80,9 +80,7 @@ impl Child {
     }
 
     async fn until(&self, id: &str, state: &str) {
-        while self.state(id).await != state {
-            sleep(Duration::from_millis(10)).await;
-        }
+        eventually(&format!("task {id} is {state}"), async || self.state(id).await == state).await;
     }
 }
 
@@ -183,9 +181,7 @@ async fn killed_under_load(child: Child, random: &mut Random) -> Vec<String> {
             }
         });
     }
-    while accepted.lock().unwrap().is_empty() {
-        sleep(Duration::from_millis(1)).await;
-    }
+    eventually("a task is accepted", async || !accepted.lock().unwrap().is_empty()).await;
     sleep(Duration::from_millis(random.below(300) as u64)).await; // the moment of the kill is random
     child.kill();
     clients.join_all().await;
@@ -249,22 +245,20 @@ fn fresh_seed() -> u64 {
 async fn leases_expire(server: &OnServer) {
     let mut database = server.connect().await;
     let query = "SELECT count(*) FROM tower_offload_process WHERE expires_at > clock_timestamp()";
-    while sqlx::query_scalar::<_, i64>(query).fetch_one(&mut database).await.unwrap() > 0 {
-        sleep(Duration::from_millis(20)).await;
-    }
+    eventually("the leases expire", async || {
+        sqlx::query_scalar::<_, i64>(query).fetch_one(&mut database).await.unwrap() == 0
+    })
+    .await;
 }
 
 /// Waits until the only process is steady and has marked the records of the earlier ones as lost.
 async fn until_finished(server: &OnServer) {
     let mut database = server.connect().await;
     let query = "SELECT count(*) FROM tower_offload_task WHERE state < 10";
-    for _ in 0..1000 {
-        if sqlx::query_scalar::<_, i64>(query).fetch_one(&mut database).await.unwrap() == 0 {
-            return;
-        }
-        sleep(Duration::from_millis(20)).await;
-    }
-    panic!("records of crashed processes are not lost");
+    eventually("records of crashed processes are lost", async || {
+        sqlx::query_scalar::<_, i64>(query).fetch_one(&mut database).await.unwrap() == 0
+    })
+    .await;
 }
 
 async fn rounds_on_sqlite(count: usize) {

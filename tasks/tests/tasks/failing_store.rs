@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use http::StatusCode;
 use tower_offload_tasks::{Reason, TaskId, TaskState, TaskStore, Tasks, store::Found};
+use tower_offload_tests::eventually;
 
 use super::support::{Failing, LONG, Mode, background, done, ended, hold, record, try_hold};
 
@@ -43,9 +44,7 @@ async fn failing_store_rejects_new_tasks_and_catches_up_later() {
         assert!(tasks.stats().failed_writes > 0);
 
         store.set(Mode::Works);
-        while tasks.stats().open > 0 {
-            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-        }
+        eventually("the record is written", async || tasks.stats().open == 0).await;
         assert_eq!(stored(&store).await, [("held".to_owned(), TaskState::Succeeded, None)]);
         let accepted = tasks.track("next").spawn_blocking(&background, |_| done()).await.unwrap();
         assert_eq!(ended(&tasks, accepted.id()).await.state, TaskState::Succeeded);
@@ -92,9 +91,7 @@ async fn rejected_record_that_was_stored_ends_as_not_accepted() {
     store.set(Mode::ReplyLost);
     tasks.track("never").spawn_blocking(&background, |_| done()).await.unwrap_err();
     store.set(Mode::Works);
-    while tasks.stats().open > 0 {
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-    }
+    eventually("the record is written", async || tasks.stats().open == 0).await;
     assert_eq!(stored(&store).await, [("never".to_owned(), TaskState::Cancelled, Some(Reason::NotAccepted))]);
     assert_eq!(background.stats().completed, 0);
 }
@@ -104,18 +101,15 @@ async fn final_record_whose_reply_was_lost_is_not_fenced() {
     let store = Failing::new();
     let (tasks, background) = (Tasks::new(store.clone()), background());
     let held = hold(&tasks, &background).await;
-    while tasks.get(held.id).await.unwrap() != store.inner.get(held.id).await.unwrap() {
-        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
-    }
+    eventually("the start is written", async || {
+        tasks.get(held.id).await.unwrap() == store.inner.get(held.id).await.unwrap()
+    })
+    .await;
     store.set(Mode::ReplyLost);
     held.release();
-    while tasks.stats().failed_writes == 0 {
-        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
-    }
+    eventually("a write fails", async || tasks.stats().failed_writes > 0).await;
     store.set(Mode::Works);
-    while tasks.stats().open > 0 {
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-    }
+    eventually("the record is written", async || tasks.stats().open == 0).await;
     assert_eq!(stored(&store).await, [("held".to_owned(), TaskState::Succeeded, None)]);
     assert_eq!(tasks.stats().fenced, 0);
 }

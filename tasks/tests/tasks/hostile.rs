@@ -1,6 +1,6 @@
 //! Malicious clients, over real connections.
 
-use std::{fs, net::SocketAddr, time::Duration};
+use std::{fs, net::SocketAddr};
 
 use axum::{Router, http::HeaderMap};
 use tokio::{
@@ -8,6 +8,7 @@ use tokio::{
     net::TcpStream,
 };
 use tower_offload_tasks::{SqlStore, TaskId, Tasks, service::Access};
+use tower_offload_tests::eventually;
 
 use super::{
     databases::OnServer,
@@ -175,15 +176,11 @@ async fn clients_that_never_read_do_not_block_others() {
         clients.push(stream);
     }
     let is_rejected = async || client.open("GET", &target, &[]).await.unwrap().status() == 503;
-    while !is_rejected().await {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    eventually("all streams are open", async || is_rejected().await).await;
     assert_eq!(client.get(&format!("/tasks/{}", held.id)).await.status, 200, "a status needs no permit");
     let id = held.id;
     held.release(); // sends an event to all streams
     ended(&tasks, id).await;
     drop(clients);
-    while is_rejected().await {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    eventually("the streams have ended", async || !is_rejected().await).await;
 }

@@ -24,6 +24,7 @@ use tower_offload_tasks::{
     Progress, Reason, Retention, SqlStore, TaskId, TaskState, TaskStore, Tasks,
     store::{Found, Written},
 };
+use tower_offload_tests::eventually;
 
 use super::{
     databases::{OnServer, proxy::Proxy, server::OwnServer},
@@ -131,12 +132,10 @@ impl Cluster {
         }
         let mut connection = connect(&self.database).await;
         let open = "SELECT count(*) FROM tower_offload_task WHERE id = ANY($1) AND state < 10";
-        let written = async {
-            while sqlx::query_scalar::<_, i64>(open).bind(&ids).fetch_one(&mut connection).await.unwrap() > 0 {
-                sleep(Duration::from_millis(20)).await;
-            }
-        };
-        timeout(LONG, written).await.expect("a final record is not written");
+        eventually("the final records are written", async || {
+            sqlx::query_scalar::<_, i64>(open).bind(&ids).fetch_one(&mut connection).await.unwrap() == 0
+        })
+        .await;
     }
 
     /// Ends all tasks, and checks that each accepted one has run exactly once and has succeeded.
@@ -322,9 +321,10 @@ async fn blocked_write_delays_neither_renewals_nor_cancellation() {
     let pending = |_| std::future::pending::<Result<(), Infallible>>();
     let other = tasks.track("other").spawn(&background, pending).await.unwrap().id();
     for id in [locked, other] {
-        while store.get(id).await.unwrap().into_record().unwrap().state != TaskState::Running {
-            sleep(Duration::from_millis(5)).await;
-        }
+        eventually("the start is written", async || {
+            store.get(id).await.unwrap().into_record().unwrap().state == TaskState::Running
+        })
+        .await;
     }
     let (mut locking, mut connection) = (server.connect().await, server.connect().await);
     let mut locking = locking.begin().await.unwrap();
@@ -333,9 +333,7 @@ async fn blocked_write_delays_neither_renewals_nor_cancellation() {
     advance.send(()).unwrap();
     let waiting =
         "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
-    while number(&mut connection, waiting).await == 0 {
-        sleep(Duration::from_millis(5)).await;
-    }
+    eventually("the write waits for the lock", async || number(&mut connection, waiting).await > 0).await;
     let request = "UPDATE tower_offload_task SET cancel_requested_at = created_at WHERE id = $1";
     sqlx::query(request).bind(other.as_bytes().to_vec()).execute(&mut connection).await.unwrap();
     let cancelled = timeout(LONG, ended(&tasks, other)).await.expect("the request waits for the write");

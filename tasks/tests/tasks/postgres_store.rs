@@ -19,6 +19,7 @@ use tower_offload_tasks::{
     Record, Retention, TaskState, TaskStore, Tasks,
     store::{Epoch, Filter, Found, Op, SqlStore, Written},
 };
+use tower_offload_tests::eventually;
 
 use super::{
     databases::OnServer,
@@ -278,9 +279,7 @@ async fn store_is_unavailable_while_the_server_is_gone() {
 async fn wait_for_a_blocked_session(backend: &OnServer) {
     let mut connection = backend.connect().await;
     let query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
-    while sqlx::query_scalar::<_, i64>(query).fetch_one(&mut connection).await.unwrap() == 0 {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    eventually("a session waits for a lock", async || number(&mut connection, query.to_owned()).await > 0).await;
 }
 
 /// Locks a row for the rest of the transaction and returns its version.
@@ -402,13 +401,7 @@ async fn caller_dropped_during_begin_leaves_no_open_transaction() {
     let mut connection = backend.connect().await;
     let open = format!("SELECT count(*) {SESSIONS} AND state LIKE 'idle in transaction%'");
     // The session that was closed may still be ending.
-    for _ in 0..100 {
-        if number(&mut connection, open.clone()).await == 0 {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    panic!("a session is idle in a transaction");
+    eventually("no session is idle in a transaction", async || number(&mut connection, open.clone()).await == 0).await;
 }
 
 /// The table is locked for longer than clients wait for a statement, which they repeat.
@@ -491,13 +484,10 @@ async fn dead_connection_is_not_kept_by_callers_that_leave() {
     assert!(tokio::time::timeout(Duration::from_millis(100), store.get(id(1))).await.is_err());
     proxy.resume();
     assert!(found(&store, 1).await.is_none());
-    for _ in 0..100 {
-        if number(&mut connection, first.clone()).await < connections {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    panic!("the connection that did not respond is still open");
+    eventually("the connection that did not respond is closed", async || {
+        number(&mut connection, first.clone()).await < connections
+    })
+    .await;
 }
 
 async fn now_on(connection: &mut PgConnection) -> String {
@@ -524,16 +514,9 @@ async fn accept_that_is_committed_late_ends_as_not_accepted() {
     let repeated = format!(
         "SELECT count(*) {SESSIONS} AND (wait_event = 'advisory' OR wait_event = 'SyncRep' AND query = 'COMMIT')"
     );
-    while number(&mut connection, repeated.clone()).await < 2 {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    eventually("the commit is repeated", async || number(&mut connection, repeated.clone()).await >= 2).await;
     standby("").await;
-    let written = async {
-        while tasks.stats().open > 0 {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(super::support::LONG, written).await.expect("the record is not written");
+    eventually("the record is written", async || tasks.stats().open == 0).await;
     let unfinished = "SELECT count(*) FROM tower_offload_task WHERE state < 10".to_owned();
     assert_eq!(number(&mut connection, unfinished).await, 0, "a task that was rejected stays open");
 }

@@ -5,6 +5,34 @@
 //! transaction. From then on triggers on `river_job` update the record, even if another client
 //! changes the job.
 
+/// Defines `insert`, which inserts jobs and their records in a transaction of one database. It uses
+/// `insert_records` and `find_record` of the module. If the server has a clock of its own, it
+/// decides when delayed jobs are due.
+macro_rules! insert_jobs {
+    ($transaction:ty, has_server_clock: $has_server_clock:literal) => {
+        async fn insert(
+            transaction: &mut $transaction,
+            client: &Client,
+            jobs: &[&Prepared],
+        ) -> Result<Vec<Inserted>, Error> {
+            let results = client.insert_batch(batch(jobs, $has_server_clock)?).tx(&mut *transaction).await?;
+            check_inserted("river_job", jobs.len(), results.len()).map_err(Error::Database)?;
+            let records: Vec<_> = results.iter().zip(jobs).map(|(result, job)| record_of(result, job)).collect();
+            let rows: Vec<_> = results.iter().zip(&records).map(|(result, record)| (result.id(), record)).collect();
+            let inserted = insert_records(transaction, &rows).await?;
+            check_inserted("tower_offload_task", new_jobs(&results), inserted).map_err(Error::Database)?;
+            let mut inserted = Vec::with_capacity(jobs.len());
+            for (result, record) in results.iter().zip(records) {
+                let is_duplicate = result.unique_skipped_as_duplicate;
+                let record =
+                    if is_duplicate { required(find_record(transaction, result.id()).await?)? } else { record };
+                inserted.push(Inserted { record, is_duplicate });
+            }
+            Ok(inserted)
+        }
+    };
+}
+
 #[cfg(feature = "postgres")]
 mod postgres;
 mod recovery;

@@ -317,25 +317,7 @@ impl sealed::Sealed for SqliteTransaction<'_> {
     }
 }
 
-async fn insert(
-    transaction: &mut SqliteTransaction<'_>,
-    client: &Client,
-    jobs: &[&Prepared],
-) -> Result<Vec<Inserted>, Error> {
-    let results = client.insert_batch(batch(jobs, false)?).tx(&mut *transaction).await?;
-    check_inserted("river_job", jobs.len(), results.len()).map_err(Error::Database)?;
-    let records: Vec<_> = results.iter().zip(jobs).map(|(result, job)| record_of(result, job)).collect();
-    let rows: Vec<_> = results.iter().zip(&records).map(|(result, record)| (result.id(), record)).collect();
-    let inserted = insert_records(transaction, &rows).await?;
-    check_inserted("tower_offload_task", new_jobs(&results), inserted).map_err(Error::Database)?;
-    let mut inserted = Vec::with_capacity(jobs.len());
-    for (result, record) in results.iter().zip(records) {
-        let is_duplicate = result.unique_skipped_as_duplicate;
-        let record = if is_duplicate { required(find_record(transaction, result.id()).await?)? } else { record };
-        inserted.push(Inserted { record, is_duplicate });
-    }
-    Ok(inserted)
-}
+insert_jobs!(SqliteTransaction<'_>, has_server_clock: false);
 
 /// Inserts records of jobs. A job that has a record keeps it. Returns the number of new records.
 async fn insert_records(connection: &mut SqliteConnection, rows: &[(i64, &Record)]) -> Result<usize, sqlx::Error> {

@@ -344,25 +344,7 @@ impl sealed::Sealed for PgTransaction<'_> {
     }
 }
 
-async fn insert(
-    transaction: &mut PgTransaction<'_>,
-    client: &Client,
-    jobs: &[&Prepared],
-) -> Result<Vec<Inserted>, Error> {
-    let results = client.insert_batch(batch(jobs, true)?).tx(&mut *transaction).await?;
-    check_inserted("river_job", jobs.len(), results.len()).map_err(Error::Database)?;
-    let records: Vec<_> = results.iter().zip(jobs).map(|(result, job)| record_of(result, job)).collect();
-    let rows: Vec<_> = results.iter().zip(&records).map(|(result, record)| (result.id(), record)).collect();
-    let inserted = insert_records(transaction, &rows).await?;
-    check_inserted("tower_offload_task", new_jobs(&results), inserted).map_err(Error::Database)?;
-    let mut inserted = Vec::with_capacity(jobs.len());
-    for (result, record) in results.iter().zip(records) {
-        let is_duplicate = result.unique_skipped_as_duplicate;
-        let record = if is_duplicate { required(find_record(transaction, result.id()).await?)? } else { record };
-        inserted.push(Inserted { record, is_duplicate });
-    }
-    Ok(inserted)
-}
+insert_jobs!(PgTransaction<'_>, has_server_clock: true);
 
 /// Makes jobs available that are due within `$1` milliseconds, at most `$2`, and wakes the queues
 /// of jobs that are due now.
