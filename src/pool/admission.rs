@@ -65,6 +65,9 @@ pub struct Admission {
     /// changes, so that threads do not contend for it while no call waits.
     last_wait: Padded<AtomicU64>,
     metrics: Metrics,
+    /// Largest idle time that was returned, in nanoseconds. While all threads are busy, the times
+    /// from which it is computed are read a moment apart, and the result varies by that.
+    idle: AtomicU64,
     nested_waits: NestedWaits,
 }
 
@@ -117,6 +120,7 @@ impl Admission {
             phase: AtomicU8::new(OPEN),
             changed: Notify::new(),
             last_wait: Padded(AtomicU64::new(0)),
+            idle: AtomicU64::new(0),
             nested_waits: NestedWaits::default(),
         }
     }
@@ -147,7 +151,10 @@ impl Admission {
         let stats = PoolStats { permits_in_use: self.semaphore.in_use().total(), ..self.metrics.stats() };
         let threads = self.max_threads.map_or(0, |threads| u32::try_from(threads).unwrap_or(u32::MAX));
         // The age is read last, so that it includes the busy times.
-        PoolStats { idle_time: self.metrics.age().saturating_mul(threads).saturating_sub(stats.busy_time), ..stats }
+        let idle = self.metrics.age().saturating_mul(threads).saturating_sub(stats.busy_time);
+        let idle = u64::try_from(idle.as_nanos()).unwrap_or(u64::MAX);
+        let idle = self.idle.fetch_max(idle, Relaxed).max(idle);
+        PoolStats { idle_time: Duration::from_nanos(idle), ..stats }
     }
 
     /// Returns the queue wait of the call that started last.

@@ -8,7 +8,9 @@ use std::{fmt, time::Duration};
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PoolStats {
-    /// Number of calls that were rejected, for any reason.
+    /// Number of calls that were rejected, for any reason. That includes calls that had started and
+    /// whose deadline passed: they also count in `started`, and in `completed` if their work
+    /// returned.
     pub rejected: u64,
     /// Number of permits for the queue in use: by calls that wait for their first poll, by entries
     /// of calls whose caller has left, and by reservations of
@@ -40,18 +42,19 @@ pub struct PoolStats {
     pub cancelled_run_time: Duration,
     /// Time that the pool's threads ran calls, including destructors, up to now: a call that runs
     /// counts while it runs. The utilization between two readings is the increase of `busy_time`
-    /// divided by that of `busy_time` and `idle_time` together.
+    /// divided by that of `busy_time` and `idle_time` together. It never decreases.
     pub busy_time: Duration,
     /// Time that the pool's threads did not run calls. Threads that an on-demand pool has not
     /// started count as idle. Zero if the maximum number of threads is not known, as for
-    /// [`Inline`](super::Inline) and pools with an [`Admission`](super::Admission) of your own.
+    /// [`Inline`](super::Inline) and pools with an [`Admission`](super::Admission) of your own. It
+    /// never decreases.
     pub idle_time: Duration,
     /// Number of calls whose caller left before they ended.
     pub abandoned: u64,
     /// Number of panics: of calls, whether or not a caller observed them, and of destructors that
     /// ran on the pool.
     pub panicked: u64,
-    /// Number of calls that ended with an output.
+    /// Number of calls whose work returned an output, whether or not a caller took it.
     pub completed: u64,
     /// Number of calls whose first poll ran on the caller's thread, with
     /// [`adaptive`](crate::offload::OffloadLayer::adaptive).

@@ -55,6 +55,22 @@ async fn calls_in_a_row_are_one_busy_period() {
     assert!(pool.stats().busy_time >= 3 * A_WHILE, "{:?}", pool.stats());
 }
 
+/// The utilization is computed from differences, and a negative [`Duration`] panics.
+#[tokio::test]
+async fn idle_time_of_busy_threads_never_decreases() {
+    let pool = ThreadPool::builder().threads(2).build().unwrap();
+    let held = [hold(&pool).await, hold(&pool).await];
+    let mut last = pool.stats().idle_time;
+    for _ in 0..10_000 {
+        let now = pool.stats().idle_time;
+        assert!(now >= last, "{now:?} after {last:?}");
+        last = now;
+    }
+    for held in held {
+        held.release().await.unwrap();
+    }
+}
+
 #[tokio::test]
 async fn pool_without_threads_has_busy_time_and_no_idle_time() {
     let pool = Inline::new();
