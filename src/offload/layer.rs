@@ -67,7 +67,8 @@ impl<X, A> OffloadLayer<X, A> {
 
     /// Sets the maximum number of calls in flight with the same key: queued, running or awaiting. A
     /// further call of that key is rejected with [`CallError::KeyLimited`], by default with the
-    /// status 429, or [waits](Self::wait). Calls without a [key](Self::fair_by) are not limited.
+    /// status 429, or [waits](Self::wait). Calls without a key are not limited, so this has no effect
+    /// without [`fair_by`](Self::fair_by).
     ///
     /// By default there is no such limit, because a key that is alone may use all threads. Keys
     /// with calls in flight take some hundred bytes each; others are not stored. A key of a
@@ -78,7 +79,7 @@ impl<X, A> OffloadLayer<X, A> {
     /// use tower_offload::{OffloadLayer, ThreadPool};
     ///
     /// let layer = OffloadLayer::new(ThreadPool::cpu())
-    ///     .fair_by(|head| head.headers().get("x-tenant").cloned())
+    ///     .fair_by(|head| head.headers().get("x-tenant").cloned()) // set by a proxy of yours
     ///     .max_in_flight_per_key(8);
     /// # let _: Router = Router::new().route("/", post(async || "")).layer(layer);
     /// ```
@@ -283,7 +284,12 @@ impl<X, A> OffloadLayer<X, A> {
     ///
     /// The closure returns an owned key. Keys whose calls wait take turns within their
     /// [priority](Self::priority). See [keys](crate::pool#keys) for what is guaranteed. Requests of
-    /// layers without `fair_by` on the same pool take turns like one more key.
+    /// layers without `fair_by` on the same pool take turns like one more key. The same value is
+    /// the same key in all layers on a pool: if one means a tenant and another a user, return
+    /// `("tenant", id)` and `("user", id)`.
+    ///
+    /// Calls that the handler makes, such as `pool.run(..)`, have no key unless it is given to them
+    /// with [`CallOptions::fair_by`](crate::pool::CallOptions::fair_by).
     ///
     /// One key can fill half of the queue, also if it is the only one: 512 of the default 1024
     /// calls. The rest is kept for keys that come later, since a call in the queue is not taken
@@ -296,13 +302,27 @@ impl<X, A> OffloadLayer<X, A> {
     /// is kept. The last call of one of these methods takes effect. A panic of the closure is a
     /// panic of `call`.
     ///
+    /// A layer that authenticates must be outside of this one, so that the closure sees what it has
+    /// found: on axum, add it after this layer. Requests for which the closure returns `None` share
+    /// the key `None`.
+    ///
     /// ```
-    /// use axum::{Router, routing::get};
+    /// use axum::{Router, extract::Request, middleware::{self, Next}, routing::get};
     /// use tower_offload::{OffloadLayer, ThreadPool};
     ///
+    /// #[derive(Clone, Hash)]
+    /// struct Tenant(u32);
+    ///
+    /// let authenticate = async |mut request: Request, next: Next| {
+    ///     request.extensions_mut().insert(Tenant(7)); // found by a token, for example
+    ///     next.run(request).await
+    /// };
     /// let layer = OffloadLayer::new(ThreadPool::cpu())
-    ///     .fair_by(|head| head.headers().get("x-api-key").cloned()); // `None` is a key too
-    /// let app: Router = Router::new().route("/search", get(async || "rows")).layer(layer);
+    ///     .fair_by(|head| head.extensions().get::<Tenant>().cloned()); // the key must be owned
+    /// let app: Router = Router::new()
+    ///     .route("/search", get(async || "rows"))
+    ///     .layer(layer)
+    ///     .layer(middleware::from_fn(authenticate));
     /// # let _ = app;
     /// ```
     #[must_use]
@@ -327,15 +347,17 @@ impl<X, A> OffloadLayer<X, A> {
 
     /// Like [`fair_by`](Self::fair_by), with a group and a key in it, such as a tenant and a user
     /// of that tenant. Groups take turns, and the keys of a group share its turns. A tenant with a
-    /// thousand users gets no more than one with a single user.
+    /// thousand users gets no more than one with a single user. The client must not be able to
+    /// choose its group.
     ///
     /// ```
     /// use axum::{Router, routing::get};
     /// use tower_offload::{OffloadLayer, ThreadPool};
     ///
+    /// # #[derive(Clone, Hash)] struct Tenant(u32);
     /// let layer = OffloadLayer::new(ThreadPool::cpu()).fair_by_group(|head| {
-    ///     let header = |name| head.headers().get(name).cloned();
-    ///     (header("x-tenant"), header("x-user"))
+    ///     // The tenant is authenticated by an outer layer, the user is what its client says.
+    ///     (head.extensions().get::<Tenant>().cloned(), head.headers().get("x-user").cloned())
     /// });
     /// let app: Router = Router::new().route("/search", get(async || "rows")).layer(layer);
     /// # let _ = app;

@@ -190,7 +190,7 @@
 //! | `offload_queue_wait_seconds` | histogram | time from `call` to the first poll |
 //! | `offload_run_seconds` | histogram | total time of a call's polls |
 //! | `offload_busy_microseconds_total` | counter | time that threads ran calls; see below |
-//! | `offload_max_threads` | gauge | threads that may run calls at the same time |
+//! | `offload_max_threads` | gauge | threads that may run calls at the same time; 0 until the pool's first call |
 //! | `offload_cancelled_run_microseconds_total` | counter | run time without a caller; label `reason` |
 //! | `offload_resume_wait_seconds` | histogram | time from each wake to the poll that follows it |
 //! | `offload_rejected_total` | counter | rejected calls; label `reason` |

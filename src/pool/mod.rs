@@ -117,8 +117,9 @@
 //!
 //! The caller is woken by tokio's timer, with its resolution of a millisecond. Without one, outside
 //! a runtime or in a runtime without `enable_time`, a call in the queue is answered when its turn
-//! comes, and a call that runs when it ends: with the same error. A call without a deadline reads
-//! no clock for it and has no timer.
+//! comes, and a call that runs when it ends: with the same error. Tokio offers no way to ask for its
+//! timer, so such a call with a deadline raises and catches tokio's panic, which a panic hook sees. A
+//! call without a deadline reads no clock for it and has no timer.
 //!
 //! A deadline does not reach a [`Background`](crate::Background), a
 //! [`BlockingBody`](crate::offload::BlockingBody), tasks of the runtime or other threads, unless
