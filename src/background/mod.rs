@@ -174,7 +174,8 @@ impl Background {
     /// [task](Self::task) without a name or a timeout.
     ///
     /// A future that blocks holds a thread of the pool and delays neither the runtime nor its
-    /// connections. [`TaskBuilder::on_runtime`] runs a future on the runtime itself.
+    /// connections. [`TaskBuilder::on_runtime`] runs a future on the runtime itself. Outside a
+    /// runtime, a future that needs one, such as for a timer or a socket, panics when it is polled.
     ///
     /// # Errors
     ///

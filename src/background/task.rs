@@ -357,7 +357,7 @@ impl fmt::Debug for TaskHandle {
 /// which error reporting crates print the chain of causes.
 #[diagnostic::on_unimplemented(
     message = "a task returns `()` or `Result<(), E>` where `E: Display`, not `{Self}`",
-    note = "end the work with `;`, or discard its value with `.map(drop)`",
+    note = "discard a value with `;`, and that of a `Result` with `.map(drop)`, which keeps its error",
     note = "a future is submitted with `spawn`, not with `spawn_blocking`"
 )]
 pub trait TaskOutput: sealed::Sealed {

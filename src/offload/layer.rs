@@ -124,8 +124,9 @@ impl<X, A> OffloadLayer<X, A> {
     ///
     /// Use it on one layer of a stack, the outermost one on its pool: while a service waits for a
     /// permit, it keeps those that services inside it have reserved. If two layers on the same pool
-    /// use it, the service panics when it is polled ready. If they are on two pools, every stack
-    /// must have them in the same order.
+    /// use it, the service panics when it is polled ready. (Axum polls the layers of a router ready
+    /// one after the other, so there it does not.) If they are on two pools, every stack must have
+    /// them in the same order.
     #[must_use]
     pub fn backpressure(self) -> Self {
         self.limit(|limits| limits.mode = Mode::Backpressure)
