@@ -147,8 +147,9 @@ impl AfterResponse {
     ///
     /// Returns `false`, without effect, if the connection cannot report acknowledgements, the
     /// response was flushed before the first request, or its outcome is known already. A connection
-    /// can report them on Linux, if it is tracked and its TCP socket is known: with `axum::serve`
-    /// on a `TcpListener`, or with `TrackedIo::with_socket`.
+    /// can report them on Linux, if it is tracked and its TCP socket is known: with
+    /// `tower_offload::axum::serve` (not that of axum) on a `TcpListener`, or with
+    /// `TrackedIo::with_socket`.
     ///
     /// The kernel of the peer acknowledges, not the application: see
     /// [`Acknowledged`](crate::after_response::Delivery::Acknowledged) for what that means.

@@ -292,7 +292,7 @@ impl fmt::Debug for Condition {
 }
 
 /// Error registering a task: the work was dropped and will not run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct RegisterError(Kind);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -328,6 +328,18 @@ impl RegisterError {
 impl From<SubmitError> for RegisterError {
     fn from(error: SubmitError) -> Self {
         Self(Kind::Background(error))
+    }
+}
+
+/// Contains the message, which names the remedy, because handlers that `unwrap` print this.
+impl fmt::Debug for RegisterError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut tuple = f.debug_tuple("RegisterError");
+        match &self.0 {
+            Kind::Untracked | Kind::Unacknowledged => tuple.field(&self.to_string()),
+            Kind::Background(error) => tuple.field(error),
+        }
+        .finish()
     }
 }
 

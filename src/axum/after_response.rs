@@ -59,11 +59,12 @@ impl IntoResponse for MissingAfterResponseLayer {
 /// Body of the response if the layer is missing.
 const MISSING_LAYER: &str = "the handler needs a layer for work after the response, and its route has none";
 
-/// Body of the response to a task for flushed responses on a connection that is not tracked.
-const UNTRACKED: &str = "a task for flushed responses needs a tracked connection, and this one is not tracked";
+/// Body of the response to a task that waits for what its connection does not report.
+const UNTRACKED: &str = "a task waits until this response is delivered, which its connection does not report";
 
 impl IntoResponse for RegisterError {
-    /// Returns a 503 with `Retry-After`, or a 500 if the connection is not tracked.
+    /// Returns a 503 with `Retry-After`, or a 500 if the connection does not report what the task
+    /// waits for.
     ///
     /// The latter is a mistake of the program, answered like a
     /// [missing layer](MissingAfterResponseLayer).

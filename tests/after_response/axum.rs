@@ -52,7 +52,7 @@ async fn registration_error_is_a_503_or_500() {
     assert_eq!(response.headers()["retry-after"], "1");
     let (response, body) = send(app(get(strict))).await;
     assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
-    assert!(body.contains("needs a tracked connection") && !body.contains("::"), "{body}");
+    assert!(body.contains("which its connection does not report") && !body.contains("::"), "{body}");
     drop(reservation);
     assert_eq!(send(app(get(register))).await.0.status(), StatusCode::CREATED);
     assert_eq!(after_shutdown(&background).await.completed, 1);
