@@ -272,12 +272,22 @@ impl Admission {
         if overload.is_idle.load(Relaxed) && !self.semaphore.is_in_use(|in_use| in_use.limited() >= limit) {
             return Change::None;
         }
-        let mut detector = lock(&overload.detector);
+        let mut detector = match overload.detector.try_lock() {
+            Ok(detector) => detector,
+            // Many calls arrive, so that one of them makes no difference.
+            Err(TryLockError::WouldBlock) if fate == Fate::Admitted => return Change::None,
+            Err(_) => lock(&overload.detector),
+        };
         let waiting = self.semaphore.in_use().limited() - itself;
         let arrival = Arrival { waiting, started: self.semaphore.limited_released(), fate };
         let change = detector.observe(arrival, Instant::now);
-        overload.is_idle.store(detector.is_idle(), Relaxed);
-        overload.is_overloaded.store(detector.is_overloaded(), SeqCst);
+        // Written only if they change, because every arrival reads them.
+        if overload.is_idle.load(Relaxed) != detector.is_idle() {
+            overload.is_idle.store(detector.is_idle(), Relaxed);
+        }
+        if overload.is_overloaded.load(Relaxed) != detector.is_overloaded() {
+            overload.is_overloaded.store(detector.is_overloaded(), SeqCst);
+        }
         match change {
             Change::None => {}
             Change::Overloaded | Change::ProbeFailed => {
