@@ -1,7 +1,7 @@
 use std::{
     pin::pin,
     sync::{
-        Arc,
+        Arc, TryLockError,
         atomic::{
             AtomicBool, AtomicU8, AtomicU64,
             Ordering::{Relaxed, SeqCst},
