@@ -608,8 +608,8 @@ fn every_public_setter_has_a_row() {
         .chain(sizes().iter().map(|it| it.name))
         .chain(names().iter().map(|it| it.name))
         .collect();
-    // Tested below, or by the rows of `TokioBlocking::new`.
-    let others = ["niceness", "builder", "try_new"];
+    // Tested below, by the rows of `TokioBlocking::new`, or with real workers in `tests/process/workers`.
+    let others = ["niceness", "builder", "try_new", "workers", "drain_timeout", "kill_timeout", "take_listener"];
     let has_row = |function: &str| {
         others.contains(&function)
             || rows.iter().any(|row| row.split([' ', ',']).any(|word| word.rsplit("::").next() == Some(function)))

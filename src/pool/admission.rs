@@ -39,6 +39,10 @@ pub(super) const DEFAULT_QUEUE_CAPACITY: usize = 1024;
 /// service with one key per client would be without protection if there were no such bound.
 const GROUPS_PER_PERMIT: usize = 8;
 
+/// Number of times longer than the limit of an overload that a queue is long: then every eighth
+/// call is enough to see whether it grows, so that the others do not write to shared memory.
+const LONG_QUEUE: usize = 8;
+
 const OPEN: u8 = 0;
 const CLOSED: u8 = 1;
 const HALTED: u8 = 2;
@@ -269,6 +273,10 @@ impl Admission {
         // An admitted call finds itself in the queue.
         let itself = usize::from(fate == Fate::Admitted);
         let limit = overload.limit.saturating_add(itself);
+        let is_one_of_many = || self.semaphore.is_one_of_many(overload.limit.saturating_mul(LONG_QUEUE));
+        if fate == Fate::Admitted && !overload.is_overloaded.load(Relaxed) && is_one_of_many() {
+            return Change::None;
+        }
         if overload.is_idle.load(Relaxed) && !self.semaphore.is_in_use(|in_use| in_use.limited() >= limit) {
             return Change::None;
         }

@@ -271,6 +271,17 @@ impl Semaphore {
         is_full(in_use)
     }
 
+    /// Returns `true` for seven of eight limited permits that are acquired while at least `many` are
+    /// in use. Their number may be overestimated until the eighth. Reads only what the thread has
+    /// just written.
+    #[inline]
+    pub(super) fn is_one_of_many(&self, many: usize) -> bool {
+        let AcquireSide { acquired, released: cached } = &*self.acquire;
+        let released = cached.load(Acquire);
+        let acquired = acquired.load(Acquire);
+        acquired % 8 != 0 && Permits::in_use(acquired, released).limited() >= many
+    }
+
     /// Returns `true` if a `divisor`th of the permits that this kind may have are in use.
     pub(super) fn is_used(&self, kind: PermitKind, divisor: usize) -> bool {
         let (limit, capacity) = (self.limit().div_ceil(divisor), self.capacity.div_ceil(divisor));
