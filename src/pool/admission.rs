@@ -69,8 +69,8 @@ pub struct Admission {
     /// changes, so that threads do not contend for it while no call waits.
     last_wait: Padded<AtomicU64>,
     metrics: Metrics,
-    /// Largest idle time that was returned, in nanoseconds. While all threads are busy, the times
-    /// from which it is computed are read a moment apart, and the result varies by that.
+    /// Largest idle time that was returned, in nanoseconds. A thread that stops after the clock was
+    /// read and before its time is read makes the result too small.
     idle: AtomicU64,
     nested_waits: NestedWaits,
 }
@@ -152,13 +152,13 @@ impl Admission {
 
     /// Returns the counters and gauges of the pool.
     pub fn stats(&self) -> PoolStats {
-        let stats = PoolStats { permits_in_use: self.semaphore.in_use().total(), ..self.metrics.stats() };
         let threads = self.max_threads.map_or(0, |threads| u32::try_from(threads).unwrap_or(u32::MAX));
-        // The age is read last, so that it includes the busy times.
-        let idle = self.metrics.age().saturating_mul(threads).saturating_sub(stats.busy_time);
+        let (busy_time, age) = self.metrics.busy_time_and_age();
+        let idle = age.saturating_mul(threads).saturating_sub(busy_time);
         let idle = u64::try_from(idle.as_nanos()).unwrap_or(u64::MAX);
         let idle = self.idle.fetch_max(idle, Relaxed).max(idle);
-        PoolStats { idle_time: Duration::from_nanos(idle), ..stats }
+        let idle_time = Duration::from_nanos(idle);
+        PoolStats { permits_in_use: self.semaphore.in_use().total(), busy_time, idle_time, ..self.metrics.stats() }
     }
 
     /// Returns the queue wait of the call that started last.
@@ -262,6 +262,8 @@ impl Admission {
             Ok(()) => Fate::Admitted,
             Err(CallError::KeyLimited) => Fate::RejectedEarly,
             Err(_) if is_crowded => Fate::RejectedEarly,
+            // Exempt calls fill the queue, which says nothing about those that an overload concerns.
+            Err(_) if !self.semaphore.is_limit_reached() => return (acquired, Change::None),
             Err(_) => Fate::Rejected,
         };
         (acquired, self.observe(overload, fate))
@@ -282,11 +284,14 @@ impl Admission {
         }
         let mut detector = match overload.detector.try_lock() {
             Ok(detector) => detector,
-            // Many calls arrive, so that one of them makes no difference.
-            Err(TryLockError::WouldBlock) if fate == Fate::Admitted => return Change::None,
+            // Many calls arrive, so one of them makes no difference. In an overload, the share of the
+            // admitted ones counts.
+            Err(TryLockError::WouldBlock) if fate == Fate::Admitted && !overload.is_overloaded.load(Relaxed) => {
+                return Change::None;
+            }
             Err(_) => lock(&overload.detector),
         };
-        let waiting = self.semaphore.in_use().limited() - itself;
+        let waiting = self.semaphore.refresh_in_use().limited() - itself;
         let arrival = Arrival { waiting, started: self.semaphore.limited_released(), fate };
         let change = detector.observe(arrival, Instant::now);
         // Written only if they change, because every arrival reads them.
@@ -506,6 +511,18 @@ mod tests {
         paced.overload().await;
         let admitted = (0..1000).filter(|key| paced.call(of(*key)).is_ok()).count();
         assert!((28..=32).contains(&admitted), "{admitted}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn exempt_calls_that_fill_the_queue_are_no_overload() {
+        let mut paced = Paced::new(2);
+        for _ in 0..500 {
+            while paced.limited() < 6 && paced.call(CallOptions::new()).is_ok() {}
+            while paced.exempt_call(CallOptions::new()).is_ok() {}
+            assert_eq!(paced.call(CallOptions::new()), Err(CallError::Overloaded), "the queue is full");
+            paced.millisecond().await;
+        }
+        assert_eq!(paced.changes, []);
     }
 
     #[tokio::test(start_paused = true)]

@@ -31,23 +31,27 @@ pub enum QueuePolicy {
     /// The pool becomes *overloaded* while at least two calls per thread, and at least four, wait
     /// for two windows of time, and the queue still grows after the first: by over an eighth of the
     /// calls that start, and by more than chance explains. A window takes at least 20 ms, and at
-    /// least four calls per thread start in it. The queue of a burst shrinks, and that of a fixed
-    /// number of callers who wait for their answers stays the same, so neither is an overload. Nor
-    /// are calls that are rejected early because of their key or priority.
+    /// least four calls per thread, and eight, start in it. The queue of a burst shrinks, and that
+    /// of a fixed number of callers who wait for their answers stays the same, so neither is an
+    /// overload. Calls that are rejected early because of their key or priority start none, but it
+    /// lasts while they arrive.
     ///
     /// During an overload at most two calls per thread wait, and at least four. The pool rejects
-    /// others with [`CallError::Overloaded`](crate::CallError::Overloaded), and at its start also
-    /// the oldest of those that wait. A call of a [key](crate::pool#keys) or group that has no
-    /// other call in the queue may wait until the queue is eight times as long, so that a few busy
-    /// keys do not lock out others. Calls without a key are one group. With a
+    /// others with [`CallError::Overloaded`](crate::CallError::Overloaded), or with
+    /// [`KeyLimited`](crate::CallError::KeyLimited) if their key has its share of these places. At
+    /// its start and after each probe (below), it sheds as many of those that wait: calls of low
+    /// priority and of keys with many calls first, and among equals the oldest. A call of a
+    /// [key](crate::pool#keys) or group that has no other call in the queue may wait until the queue
+    /// is eight times as long, so that a few busy keys do not lock out others. Calls without a key
+    /// are one group. With a
     /// [`queue_capacity`](crate::pool::ThreadPoolBuilder::queue_capacity) of at most two per
     /// thread, or four, the queue is never longer, and this is the same as `Fifo`.
     ///
-    /// The overload ends when fewer than an eighth of the arriving calls are rejected, or after a
-    /// pause of 20 ms in which the queue became empty. To find out whether it is only kept up by
-    /// rejected callers who return, the limit is lifted from time to time: first after a second or
-    /// more, and then for less than 1 % of the time. If the queue grows quickly, that ends after
-    /// two windows, and otherwise after at most 1.5 s.
+    /// The overload ends when fewer than an eighth of the arriving calls are rejected, or with the
+    /// first call after a pause of 20 ms in which the queue became empty. To find out whether it is
+    /// only kept up by rejected callers who return, the limit is lifted from time to time: first
+    /// after a second or more, and then for less than 1 % of the time. Such a *probe* ends after
+    /// two windows if the queue grows quickly, and otherwise after at most 1.5 s.
     #[default]
     AcceptBursts,
 }

@@ -1,6 +1,6 @@
-use std::sync::Arc;
+use std::{future::poll_fn, sync::Arc, task::Poll};
 
-use tower::ServiceExt;
+use tower::{ServiceExt, service_fn};
 use tower_layer::Layer;
 use tower_offload::{
     CallError, OffloadLayer,
@@ -35,6 +35,49 @@ async fn dropped_runnable_ends_its_call_as_closed() {
     }
     assert_eq!(pool.admission().stats().rejected, 3);
     eventually(|| pool.admission().stats().in_flight == 0).await;
+}
+
+/// Keeps its runnables until the test runs them, and then panics if a call is queued again.
+#[derive(Debug)]
+struct Panicking(Admission, std::sync::Mutex<Vec<Runnable>>);
+
+impl Pool for Panicking {
+    fn admission(&self) -> &Admission {
+        &self.0
+    }
+
+    fn schedule(&self, runnable: Runnable) {
+        let has_started = runnable.has_started();
+        self.1.lock().unwrap().push(runnable);
+        assert!(!has_started, "a call was queued again");
+    }
+}
+
+#[tokio::test]
+async fn pool_that_panics_after_it_has_queued_a_call_does_not_fail_it() {
+    let pool = Arc::new(Panicking(Admission::new("panicking", 1), Default::default()));
+    let run_next = || {
+        let next = pool.1.lock().unwrap().pop();
+        next.expect("a call is queued").run();
+    };
+    let wakes_itself_once = service_fn(|()| {
+        let mut is_first = true;
+        poll_fn(move |cx| {
+            if std::mem::take(&mut is_first) {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            Poll::Ready(TestResult::Ok("done"))
+        })
+    });
+    let service = OffloadLayer::new(pool.clone()).reject(RejectWithError).layer(wakes_itself_once);
+    let call = tokio::spawn(service.oneshot(()));
+    eventually(|| !pool.1.lock().unwrap().is_empty()).await;
+    run_next();
+    assert!(!call.is_finished(), "the call is queued again");
+    run_next();
+    assert_eq!(soon(call).await.unwrap().unwrap(), "done");
+    assert_eq!(pool.admission().stats().in_flight, 0);
 }
 
 /// Refuses every call that has not started, like an overloaded pool.

@@ -57,9 +57,12 @@ pub(crate) fn settled_stats(pool: &dyn Pool) -> PoolStats {
     }
 }
 
-/// Returns calls that were not dropped or not answered.
+/// Returns calls that were not dropped or not answered, or whose panic was not dropped. A pool no
+/// longer counts a call when it drops a result without a caller.
 pub(crate) fn unsettled(entries: &[Arc<Entry>]) -> Vec<&Arc<Entry>> {
-    let settled = |it: &Entry| count(&it.dropped) == 1 && count(&it.answered) + count(&it.left) == 1;
+    let has_payload = |it: &Entry| it.plan == Plan::PanicTwice && count(&it.payloads) < count(&it.panicked);
+    let settled =
+        |it: &Entry| count(&it.dropped) == 1 && count(&it.answered) + count(&it.left) == 1 && !has_payload(it);
     entries.iter().filter(|it| !settled(it)).take(10).collect()
 }
 

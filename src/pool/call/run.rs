@@ -94,7 +94,8 @@ where
             Polled::Pending => match self.state.park() {
                 Park::Parked => None,
                 Park::Schedule => {
-                    self.schedule();
+                    // Another thread may own the call by the time that a pool of the user panics.
+                    ignore_panic(|| self.schedule());
                     None
                 }
                 Park::Cancelled => self.fail(CallFailure::Rejected(CallError::Closed)),

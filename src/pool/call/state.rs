@@ -174,8 +174,8 @@ impl CallState {
     #[inline]
     pub(super) fn complete(&self) -> (bool, Option<CallerWaker>) {
         let before = self.bits.fetch_or(COMPLETE, Ordering::AcqRel);
-        let caller = if before & HAS_WAKER != 0 {
-            // SAFETY: This thread has set `COMPLETE` while `HAS_WAKER` was set.
+        let caller = if before & (HAS_WAKER | COMPLETE) == HAS_WAKER {
+            // SAFETY: This thread has set `COMPLETE` while `HAS_WAKER` was set, and no other can.
             #[allow(unsafe_code)]
             self.caller.with_mut(|caller| unsafe { (*caller).take() })
         } else {

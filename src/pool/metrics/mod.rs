@@ -175,7 +175,7 @@ impl Metrics {
             resume_wait: Duration::from_nanos(self.sum(|it| &it.resume_wait)),
             run_time: Duration::from_nanos(self.sum(|it| &it.run_time)),
             cancelled_run_time: Duration::from_nanos(self.sum(|it| &it.cancelled_run_time)),
-            busy_time: self.busy_time(),
+            busy_time: self.busy_time_and_age().0,
             idle_time: Duration::ZERO,
             abandoned: self.sum(|it| &it.abandoned),
             panicked: self.sum(|it| &it.panicked),
@@ -297,16 +297,13 @@ impl Metrics {
         gauge(self.sum(|it| &it.admitted), ended)
     }
 
-    /// Returns the time since the pool was created.
-    pub(super) fn age(&self) -> Duration {
-        Duration::from_nanos(time::now().saturating_sub(self.created))
-    }
-
-    /// Returns the time that threads were busy, up to now.
-    fn busy_time(&self) -> Duration {
-        let now = time::now() / 1000;
-        let total = self.stripes.iter().map(|stripe| stripe.busy.total(now));
-        Duration::from_micros(total.fold(0, u64::wrapping_add))
+    /// Returns the time that threads were busy and the time since the pool was created, both up to
+    /// the same reading of the clock.
+    pub(super) fn busy_time_and_age(&self) -> (Duration, Duration) {
+        let now = time::now();
+        let total = self.stripes.iter().map(|stripe| stripe.busy.total(now / 1000));
+        let busy = Duration::from_micros(total.fold(0, u64::wrapping_add));
+        (busy, Duration::from_nanos(now.saturating_sub(self.created)))
     }
 
     /// Records that this thread has become busy.

@@ -65,6 +65,8 @@ pub(crate) struct Semaphore {
     /// Only while it is set, a permit may be acquired for a moment that no waiter may have: the
     /// spare. A thread without the lock that finds no permit loads this flag before it gives up.
     has_waiters: AtomicBool,
+    /// `true` once a permit was requested with a key. Never reset.
+    has_keys: AtomicBool,
     acquire: Padded<AcquireSide>,
     /// [`Permits`] released so far. Invariant: `released <= acquired` for each kind, and no permit
     /// is acquired while their difference has reached the capacity, or the limit if it is limited.
@@ -240,6 +242,7 @@ impl Semaphore {
             limit: AtomicUsize::new(capacity),
             first_limit: AtomicUsize::new(capacity),
             has_waiters: AtomicBool::new(false),
+            has_keys: AtomicBool::new(false),
             acquire: Padded::default(),
             released: Padded::default(),
             waiters: Mutex::new(Waiters::new(shares)),
@@ -271,9 +274,22 @@ impl Semaphore {
         is_full(in_use)
     }
 
+    /// Like [`in_use`](Self::in_use), and refreshes the cache.
+    pub(super) fn refresh_in_use(&self) -> Permits {
+        let released = self.released.load(Acquire);
+        let in_use = Permits::in_use(self.acquire.acquired.load(Acquire), released);
+        self.acquire.released.store(released, Release);
+        in_use
+    }
+
+    /// Returns `true` if as many limited permits are in use as the limit allows.
+    pub(super) fn is_limit_reached(&self) -> bool {
+        self.in_use().limited() >= self.limit()
+    }
+
     /// Returns `true` for seven of eight limited permits that are acquired while at least `many` are
-    /// in use. Their number may be overestimated until the eighth. Reads only what the thread has
-    /// just written.
+    /// in use. With [`refresh_in_use`](Self::refresh_in_use) for the eighth, the number is that of
+    /// at most eight acquisitions before. Reads only what the thread has just written.
     #[inline]
     pub(super) fn is_one_of_many(&self, many: usize) -> bool {
         let AcquireSide { acquired, released: cached } = &*self.acquire;
@@ -324,6 +340,9 @@ impl Semaphore {
         if key.is_none() && !self.has_waiters.load(Relaxed) && self.acquire_unfair(kind) {
             return Ok(());
         }
+        if key.is_some() && !self.has_keys.load(Relaxed) {
+            self.has_keys.store(true, Relaxed);
+        }
         self.try_acquire_locked(kind, key)
     }
 
@@ -341,7 +360,9 @@ impl Semaphore {
 
     /// Returns `true` if no permit is left, also for a group without one. A spare is left.
     fn is_full(&self, kind: PermitKind) -> bool {
-        let limit = self.limit().max(self.first_limit.load(Relaxed));
+        // Without keys, no group but that of the call itself has permits.
+        let has_groups = self.has_keys.load(Relaxed);
+        let limit = if has_groups { self.limit().max(self.first_limit.load(Relaxed)) } else { self.limit() };
         let is_in_use = || self.is_in_use(|in_use| !self.has_room(kind, limit, in_use));
         // The second look is for a spare that was discarded before the last waiter was removed.
         is_in_use() && !self.has_waiters.load(Acquire) && is_in_use()
@@ -538,8 +559,11 @@ impl Semaphore {
             if std::mem::take(&mut has_spare) {
                 self.discard_spare();
             }
-            // After the spare was discarded: a thread that sees this sees that.
-            self.has_waiters.store(false, Release);
+            // After the spare was discarded: a thread that sees this sees that. Written only if it
+            // changes, because every release reads it.
+            if self.has_waiters.load(Relaxed) {
+                self.has_waiters.store(false, Release);
+            }
         }
         (served, has_spare)
     }
