@@ -198,10 +198,11 @@ impl ProcessPoolBuilder {
     }
 
     /// Sets a function that returns the trace context of the caller, such as a
-    /// [`traceparent`](https://www.w3.org/TR/trace-context/#traceparent-header). It is called when a
-    /// job is submitted, and work finds the result in
+    /// [`traceparent`](https://www.w3.org/TR/trace-context/#traceparent-header). It is called when
+    /// a job is submitted, and work finds the result in
     /// [`Context::trace_context`](super::Context::trace_context), with which it can continue the
-    /// trace in its process. One of more than 1 KiB is dropped. Default: none.
+    /// trace in its process. One of more than 1 KiB is dropped. If the function panics, the job
+    /// runs without one. Default: none.
     pub fn trace_context(mut self, get: impl Fn() -> Option<String> + Send + Sync + 'static) -> Self {
         self.trace_context = Some(Arc::new(get));
         self

@@ -93,6 +93,12 @@ async fn work_sees_its_deadline_and_no_stdin() {
 }
 
 #[tokio::test]
+async fn trace_context_that_panics_is_none() {
+    let pool = builder().trace_context(|| panic!("no trace")).build().unwrap();
+    assert_eq!(pool.run(Do::TraceContext).await, Ok(Vec::new()));
+}
+
+#[tokio::test]
 async fn work_sees_the_trace_context_of_its_caller() {
     let parents = ["00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned(), "x".repeat(1025)];
     for (parent, seen) in parents.into_iter().zip([true, false]) {
