@@ -211,6 +211,9 @@ impl ProcessPoolBuilder {
     /// Starts the threads of the pool and its processes, and waits until the first process is ready
     /// or has failed. It takes as long as the program takes to reach `init`: usually milliseconds.
     ///
+    /// If SIGCHLD is ignored, which a program may inherit, it gets a handler without effect: the
+    /// system discards exit statuses while it is ignored (Linux).
+    ///
     /// # Errors
     ///
     /// Returns an error if a value is invalid, if the program has not called
@@ -225,6 +228,7 @@ impl ProcessPoolBuilder {
             return Err(start_error(StartErrorKind::NotInitialized));
         }
         let spawn = |error| start_error(StartErrorKind::Spawn(error));
+        os::keep_exit_statuses().map_err(spawn)?;
         let program = self.program.map_or_else(os::running_executable, Ok).map_err(spawn)?;
         let config = Config {
             name: self.name.as_str().into(),

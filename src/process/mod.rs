@@ -98,6 +98,7 @@ mod child;
 mod driver;
 mod error;
 mod frame;
+mod leader;
 mod limits;
 mod metrics;
 mod os;
