@@ -44,8 +44,9 @@ pub enum WorkerEvent {
         /// Exit status. `None` if something other than the supervisor has reaped the worker, such
         /// as a thread of the program that waits for all of its children.
         status: Option<ExitStatus>,
-        /// Time until another worker is started.
-        restart_in: Duration,
+        /// Time until another worker is started. `None` if the worker that it should have replaced
+        /// continues.
+        restart_in: Option<Duration>,
     },
     /// A worker that was asked to drain, or was killed, has ended.
     Ended {
@@ -58,7 +59,8 @@ pub enum WorkerEvent {
     Reloading,
     /// Every worker was replaced. Old ones may still drain.
     Reloaded,
-    /// A new worker was not ready when it ended. The old ones that are left continue.
+    /// A new worker was not ready when it ended, or died within a second after it was ready. The
+    /// old ones that are left continue.
     ReloadFailed {
         /// How it ended.
         reason: String,
@@ -99,8 +101,11 @@ impl fmt::Display for WorkerEvent {
             Self::StartFailed { reason, retry_in: None } => f.write_str(reason),
             Self::Draining { pid } => write!(f, "worker {pid} drains"),
             Self::Killed { pid, reason } => write!(f, "worker {pid} was killed ({})", reason.as_str()),
-            Self::Died { pid, status, restart_in } => {
-                write!(f, "worker {pid} died ({}); another one starts in {restart_in:?}", Exit(*status))
+            Self::Died { pid, status, restart_in: Some(delay) } => {
+                write!(f, "worker {pid} died ({}); another one starts in {delay:?}", Exit(*status))
+            }
+            Self::Died { pid, status, restart_in: None } => {
+                write!(f, "worker {pid} died ({}); the one before it continues", Exit(*status))
             }
             Self::Ended { pid, status } => write!(f, "worker {pid} ended ({})", Exit(*status)),
             Self::Reloading => f.write_str("reloading the workers"),
@@ -226,7 +231,7 @@ fn trace(event: &WorkerEvent) {
         WorkerEvent::Draining { pid } => event!(Level::INFO, pid, "worker drains"),
         WorkerEvent::Killed { pid, reason } => event!(Level::WARN, pid, reason = reason.as_str(), "worker killed"),
         WorkerEvent::Died { pid, status, restart_in } => {
-            let (status, restart_seconds) = (Exit(*status), restart_in.as_secs_f64());
+            let (status, restart_seconds) = (Exit(*status), restart_in.map(|delay| delay.as_secs_f64()));
             event!(Level::ERROR, pid, %status, restart_seconds, "worker died");
         }
         WorkerEvent::Ended { pid, status } => event!(Level::INFO, pid, status = %Exit(*status), "worker ended"),

@@ -45,7 +45,7 @@
 //! | signal to the supervisor | effect |
 //! |---|---|
 //! | SIGHUP | reload: replaces the workers, one at a time |
-//! | SIGTERM, SIGINT | drains all workers and ends; a second one kills them |
+//! | SIGTERM, SIGINT | drains all workers and ends; another one, a second later or more, kills them |
 //! | SIGKILL | the workers notice it, drain, and end |
 //!
 //! A worker that receives SIGTERM or SIGINT itself drains and ends, and another one starts then.
@@ -61,8 +61,10 @@
 //! # What is promised
 //!
 //! * A reload asks a worker to drain only when its successor is [ready](Worker::ready), so it never
-//!   lowers the number of workers that serve. If a successor does not become ready, the reload ends
-//!   with an event, and the old workers that are left continue.
+//!   lowers the number of workers that serve. If a successor does not become ready, or dies within
+//!   a second while the reload lasts, the reload ends with an event, and the old workers that are
+//!   left continue. A version that dies only after all workers were replaced is not noticed by the
+//!   reload.
 //! * A worker that drains as in the example answers the requests in progress. A client that sends a
 //!   request at the moment at which the worker closes its idle connection gets no answer: see
 //!   "Requests that are not answered" in the documentation of `axum::serve`.

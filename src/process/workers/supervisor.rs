@@ -113,7 +113,7 @@ impl Supervision {
 
     fn read_signals(&mut self) {
         if self.stop.take() {
-            if self.fleet.is_stopping() { self.fleet.halt() } else { self.fleet.stop() }
+            self.fleet.stop(Instant::now());
         }
         if self.reload.take() && !self.fleet.is_stopping() {
             self.reporter.report(WorkerEvent::Reloading);
@@ -150,8 +150,12 @@ impl Supervision {
             (End::Expected, Ended::Process { pid, exit, .. }) => {
                 self.reporter.report(WorkerEvent::Ended { pid, status: exit.0 });
             }
-            (End::Died { restart_in }, Ended::Process { pid, exit, .. }) => {
+            (End::Died { restart_in, fails_reload }, Ended::Process { pid, exit, .. }) => {
                 self.reporter.report(WorkerEvent::Died { pid, status: exit.0, restart_in });
+                if fails_reload {
+                    let reason = format!("worker {pid} died within a second after it was ready ({exit})");
+                    self.reporter.report(WorkerEvent::ReloadFailed { reason });
+                }
             }
             (End::StartFailed { retry_in }, ended) => {
                 let reason = ended.into_reason();

@@ -55,6 +55,18 @@ fn worker_that_ignores_the_drain_is_killed() {
     assert_eq!(program.end().0, Some(0));
 }
 
+/// `timeout` signals its child and then its process group.
+#[test]
+fn sigterm_that_comes_twice_at_once_kills_nothing() {
+    let (program, address, pids) = Program::ready(&Settings { workers: 1, ..Settings::default() });
+    let mut slow = send_slow(address, 200);
+    program.signal(Signal::TERM);
+    program.until(&format!("worker {} drains", pids[0]));
+    program.signal(Signal::TERM);
+    assert_eq!(read_body(&mut slow).unwrap(), "slow");
+    assert_eq!(program.end().0, Some(0));
+}
+
 #[test]
 fn second_sigterm_kills_the_workers() {
     let (program, _, pids) = Program::ready(&Settings { mode: "stuck", ..Settings::default() });
