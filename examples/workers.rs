@@ -1,6 +1,7 @@
 //! Several processes that serve one port: `cargo run --example workers -- --port 3000 --workers 4`.
 //!
-//! `kill -HUP` replaces them without losing a request; `kill -9` of one costs only what it serves.
+//! `kill -HUP` replaces them: no connection is refused, and requests in progress are answered.
+//! `kill -9` of one costs only what it serves.
 
 #[cfg(unix)]
 use {

@@ -198,10 +198,11 @@ impl ProcessPoolBuilder {
     }
 
     /// Sets a function that returns the trace context of the caller, such as a
-    /// [`traceparent`](https://www.w3.org/TR/trace-context/#traceparent-header). It is called when a
-    /// job is submitted, and work finds the result in
+    /// [`traceparent`](https://www.w3.org/TR/trace-context/#traceparent-header). It is called when
+    /// a job is submitted, and work finds the result in
     /// [`Context::trace_context`](super::Context::trace_context), with which it can continue the
-    /// trace in its process. One of more than 1 KiB is dropped. Default: none.
+    /// trace in its process. One of more than 1 KiB is dropped. If the function panics, the job
+    /// runs without one. Default: none.
     pub fn trace_context(mut self, get: impl Fn() -> Option<String> + Send + Sync + 'static) -> Self {
         self.trace_context = Some(Arc::new(get));
         self
@@ -209,6 +210,9 @@ impl ProcessPoolBuilder {
 
     /// Starts the threads of the pool and its processes, and waits until the first process is ready
     /// or has failed. It takes as long as the program takes to reach `init`: usually milliseconds.
+    ///
+    /// If SIGCHLD is ignored, which a program may inherit, it gets a handler without effect: the
+    /// system discards exit statuses while it is ignored (Linux).
     ///
     /// # Errors
     ///
@@ -224,6 +228,7 @@ impl ProcessPoolBuilder {
             return Err(start_error(StartErrorKind::NotInitialized));
         }
         let spawn = |error| start_error(StartErrorKind::Spawn(error));
+        os::keep_exit_statuses().map_err(spawn)?;
         let program = self.program.map_or_else(os::running_executable, Ok).map_err(spawn)?;
         let config = Config {
             name: self.name.as_str().into(),

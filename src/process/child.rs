@@ -4,9 +4,9 @@ use std::{
     io::{self, Read, Write},
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
-        unix::{net::UnixStream, process::CommandExt},
+        unix::net::UnixStream,
     },
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Child, Command, Stdio},
     sync::Arc,
     time::Duration,
 };
@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use super::{
     frame::{FrameReader, Outbox, Progress, max_frame},
+    leader::{Exit, GroupLeader},
     os::{self, PollSet},
     output::{Output, OutputStream},
     shared::Config,
@@ -29,7 +30,7 @@ use crate::sync::{Mutex, lock};
 #[derive(Debug)]
 pub(super) struct Process {
     pub(super) handle: Arc<ProcessHandle>,
-    child: Child,
+    leader: GroupLeader,
     /// Does not block.
     socket: UnixStream,
     pub(super) reader: FrameReader,
@@ -39,7 +40,6 @@ pub(super) struct Process {
     pub(super) expires: Option<Instant>,
     /// Number of jobs that it has run.
     pub(super) jobs: u64,
-    status: Option<ExitStatus>,
 }
 
 /// The part of a process that threads other than its owner use.
@@ -84,25 +84,20 @@ impl Process {
             .env_remove(workers::MARKER)
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .process_group(0);
-        let mut child = command.spawn()?;
-        // From here on, an error must not leave the process behind.
-        let handle = ProcessHandle::new(&mut child).inspect_err(|_| {
-            os::kill_group(&child);
-            let _ = child.wait();
-        })?;
+            .stderr(Stdio::piped());
+        // From here on, an error kills and reaps the process.
+        let mut leader = GroupLeader::start(&mut command)?;
+        let handle = ProcessHandle::new(&mut leader.child)?;
         let started = Instant::now();
         Ok(Self {
             handle: Arc::new(handle),
-            child,
+            leader,
             socket,
             reader: FrameReader::new(max_frame(config.max_frame_size)),
             outbox: Outbox::default(),
             started,
             expires: config.max_age.and_then(|age| started.checked_add(with_jitter(age))),
             jobs: 0,
-            status: None,
         })
     }
 
@@ -127,29 +122,22 @@ impl Process {
     }
 
     /// Kills the process group.
-    pub(super) fn kill(&mut self) {
-        if self.status.is_none() {
-            os::kill_group(&self.child);
-        }
+    pub(super) fn kill(&self) {
+        self.leader.kill();
     }
 
     /// Reaps the process if it has ended, after it has killed what is left of its group.
-    pub(super) fn try_reap(&mut self) -> Option<ExitStatus> {
-        if self.status.is_none() && self.has_ended() {
-            // Until it is reaped, the number of the group belongs to it.
-            os::kill_group(&self.child);
-            self.status = self.child.try_wait().ok().flatten();
-        }
-        self.status
+    pub(super) fn try_reap(&mut self) -> Option<Exit> {
+        self.leader.try_reap()
     }
 
     /// Like `try_reap`, but waits up to `timeout`.
-    pub(super) fn reap(&mut self, timeout: Duration) -> Option<ExitStatus> {
+    pub(super) fn reap(&mut self, timeout: Duration) -> Option<Exit> {
         let until = Instant::now().checked_add(timeout);
         loop {
             let left = until.map(|until| until.saturating_duration_since(Instant::now()));
-            if let Some(status) = self.try_reap() {
-                return Some(status);
+            if let Some(exit) = self.try_reap() {
+                return Some(exit);
             }
             if left.is_some_and(|left| left.is_zero()) {
                 return None;
@@ -168,7 +156,7 @@ impl Process {
 
     /// Returns `true` if the process has ended, reaped or not.
     pub(super) fn has_ended(&self) -> bool {
-        self.status.is_some() || os::has_exited(&self.child)
+        self.leader.has_ended()
     }
 }
 
@@ -178,15 +166,6 @@ fn with_jitter(age: Duration) -> Duration {
     // Each state has random keys.
     let random = RandomState::new().build_hasher().finish();
     age - (age / 10).mul_f64(random as f64 / u64::MAX as f64)
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        if self.status.is_none() {
-            os::kill_group(&self.child);
-            let _ = self.child.wait();
-        }
-    }
 }
 
 impl ProcessHandle {

@@ -1,7 +1,7 @@
 //! Runs one job on a process. The driver is a call on a thread of the pool, which it occupies for
 //! as long as the job occupies its process.
 
-use std::{os::unix::process::ExitStatusExt, process::ExitStatus, sync::Arc, time::Duration};
+use std::{os::unix::process::ExitStatusExt, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
@@ -9,6 +9,7 @@ use super::{
     child::{JobControl, Process},
     error::{DataError, KilledBy, RunError, WorkPanic},
     frame::{self, Outcome, Progress, Reply, Request},
+    leader::Exit,
     limits::{Action, Limits, Observation},
     os::{self, PollSet},
     shared::{NoProcess, Shared},
@@ -122,8 +123,8 @@ impl<'a> Exchange<'a> {
                 self.shared.remove(process);
                 End::Result(Err(RunError::Killed { by }))
             }
-            Ended::Died(status) => {
-                let end = self.judge(&process, status);
+            Ended::Died(exit) => {
+                let end = self.judge(&process, exit);
                 self.shared.remove(process);
                 end
             }
@@ -149,14 +150,15 @@ impl<'a> Exchange<'a> {
     }
 
     /// Decides how a job ends whose process has ended by itself.
-    fn judge(&mut self, process: &Process, status: ExitStatus) -> End {
-        let error = match (status.signal(), self.panic.take()) {
+    fn judge(&mut self, process: &Process, exit: Exit) -> End {
+        let signal = exit.0.and_then(|status| status.signal());
+        let error = match (signal, self.panic.take()) {
             // A program that aborts on panics.
             (Some(signal), Some(panic)) if signal == rustix::process::Signal::ABORT.as_raw() => {
                 RunError::Panicked(panic)
             }
             (Some(signal), _) => RunError::Killed { by: KilledBy::Crash(signal) },
-            (None, _) => RunError::Exited { code: status.code().unwrap_or_default() },
+            (None, _) => RunError::Exited { code: exit.0.and_then(|status| status.code()) },
         };
         if !self.has_started {
             return End::NotStarted(error);
@@ -184,8 +186,8 @@ impl<'a> Exchange<'a> {
             }
             // A process that was forked from this one may keep the socket open.
             if process.has_ended() {
-                if let Some(status) = process.try_reap() {
-                    return self.read_rest(process, status);
+                if let Some(exit) = process.try_reap() {
+                    return self.read_rest(process, exit);
                 }
             }
             self.send_timeout(process);
@@ -209,7 +211,7 @@ impl<'a> Exchange<'a> {
     }
 
     /// Reads what a process has written before it ended.
-    fn read_rest(&mut self, process: &mut Process, status: ExitStatus) -> Ended {
+    fn read_rest(&mut self, process: &mut Process, exit: Exit) -> Ended {
         while process.read() == Progress::Read {
             match self.handle_replies(process) {
                 Ok(Some(result)) => return Ended::Done(result),
@@ -217,7 +219,7 @@ impl<'a> Exchange<'a> {
                 Err(Misbehaved) => break,
             }
         }
-        Ended::Died(status)
+        Ended::Died(exit)
     }
 
     fn observe(&mut self, pid: u32) -> Action {
@@ -300,7 +302,7 @@ enum Ended {
     /// A limit was exceeded, and the grace period is over. The process must be killed.
     Killed(KilledBy),
     /// The process has ended by itself.
-    Died(ExitStatus),
+    Died(Exit),
     /// The process must be killed, because it broke the protocol.
     Misbehaved,
 }

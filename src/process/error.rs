@@ -26,8 +26,9 @@ pub enum RunError<E> {
     },
     /// The process exited before the job ended, because the work called `exit`.
     Exited {
-        /// Exit status of the process.
-        code: i32,
+        /// Exit status of the process. `None` if something other than the pool has reaped it, such
+        /// as a thread of the program that waits for all of its children.
+        code: Option<i32>,
     },
     /// The process broke the protocol: it closed its socket, or something else wrote to it. It was
     /// killed.
@@ -162,7 +163,12 @@ impl<E> fmt::Display for RunError<E> {
                 f.write_str("the process was killed because the job was cancelled")
             }
             Self::Killed { by: KilledBy::Crash(signal) } => write!(f, "the process was killed by signal {signal}"),
-            Self::Exited { code } => write!(f, "the process exited with status {code} before the job ended"),
+            Self::Exited { code: Some(code) } => {
+                write!(f, "the process exited with status {code} before the job ended")
+            }
+            Self::Exited { code: None } => {
+                f.write_str("the process exited before the job ended, and its status is unknown")
+            }
             Self::Protocol => f.write_str("the process broke the protocol of the pool and was killed"),
         }
     }

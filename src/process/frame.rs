@@ -6,14 +6,16 @@
 //! versions of its own.
 
 use std::{
-    fs, io,
-    io::{Read, Write},
-    os::unix::fs::MetadataExt,
+    fs,
+    io::{self, Read},
+    os::{fd::AsFd, unix::fs::MetadataExt},
     path::Path,
     time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
+
+use super::os;
 
 /// Bytes of the length in front of a frame.
 const PREFIX: usize = size_of::<u32>();
@@ -302,12 +304,11 @@ impl Outbox {
     }
 
     /// Writes as much as the socket accepts.
-    pub(super) fn flush(&mut self, mut socket: impl Write) -> io::Result<()> {
+    pub(super) fn flush(&mut self, socket: impl AsFd) -> io::Result<()> {
         while !self.is_empty() {
-            match socket.write(&self.bytes[self.written..]) {
+            match os::send(&socket, &self.bytes[self.written..]) {
                 Ok(written) => self.written += written,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
         }

@@ -98,6 +98,7 @@ mod child;
 mod driver;
 mod error;
 mod frame;
+mod leader;
 mod limits;
 mod metrics;
 mod os;
@@ -132,6 +133,7 @@ pub use self::{
 use self::{child::JobControl, error::StartErrorKind, shared::Shared};
 use crate::{
     ThreadPool,
+    panic::ignore_panic,
     pool::{self, CallOptions, PermitKind, Pool, PoolShutdownReport},
 };
 
@@ -219,7 +221,10 @@ impl ProcessPool {
         let control = Arc::new(JobControl::default());
         let call = pool::Run::new(self.threads.clone().into_shared(), options, kind, {
             let (closer, control) = (self.closer.clone(), control.clone());
-            let trace = closer.0.config.trace_context.as_ref().and_then(|get| get());
+            let mut trace = None;
+            if let Some(get) = &closer.0.config.trace_context {
+                ignore_panic(|| trace = get());
+            }
             let trace = trace.filter(|trace| trace.len() <= MAX_TRACE_CONTEXT);
             move || run::run(&closer.0, control, trace.as_deref(), work)
         });

@@ -15,6 +15,8 @@ use std::{
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec},
+    io::retry_on_intr,
+    net::{RecvFlags, SendFlags},
     process::{Pid, Signal, WaitId, WaitIdOptions},
 };
 
@@ -73,10 +75,9 @@ impl Signals {
         Ok(handled)
     }
 
-    /// Returns the number of signals that have arrived since the last call. The system combines
-    /// those that arrive at the same time.
-    pub(super) fn take(&self) -> usize {
-        (&self.receiver).read(&mut [0; 64]).unwrap_or(0)
+    /// Returns `true` if a signal has arrived since the last call.
+    pub(super) fn take(&self) -> bool {
+        (&self.receiver).read(&mut [0; 64]).is_ok_and(|signals| signals > 0)
     }
 
     /// Readable once a signal has arrived.
@@ -91,24 +92,62 @@ impl Drop for Signals {
     }
 }
 
+/// Has the system keep the exit statuses of children until they are reaped. It discards them while
+/// SIGCHLD is ignored, which a program may inherit from the one that has started it.
+///
+/// Only on Linux, and only if the signal is ignored: a handler interrupts system calls of the
+/// program, such as reads from sockets with a timeout.
+pub(super) fn keep_exit_statuses() -> io::Result<()> {
+    let status = read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default();
+    if ignored & (1 << (Signal::CHILD.as_raw() - 1)) != 0 { ignore(&[Signal::CHILD]) } else { Ok(()) }
+}
+
 /// Ends this process without exit handlers.
 pub(super) fn kill_self() -> ! {
     let _ = rustix::process::kill_process(rustix::process::getpid(), Signal::KILL);
     std::process::abort()
 }
 
-/// Kills a process group. To be called before its leader is reaped: until then, the number of the
-/// group is not used again.
-pub(super) fn kill_group(leader: &Child) {
-    // Fails if every process of the group has ended.
-    let _ = rustix::process::kill_process_group(Pid::from_child(leader), Signal::KILL);
+/// Ends this process without exit handlers, and the process group if this process leads it.
+pub(super) fn kill_own_group() -> ! {
+    let pid = rustix::process::getpid();
+    if rustix::process::getpgrp() == pid {
+        let _ = rustix::process::kill_process_group(pid, Signal::KILL);
+    }
+    kill_self()
 }
 
-/// Returns `true` if a process has ended, without reaping it.
-pub(super) fn has_exited(child: &Child) -> bool {
+/// Kills a process group and its leader, which may have left it. To be called before the leader is
+/// reaped: until then, its number is not used again.
+pub(super) fn kill_group(leader: &Child) {
+    let pid = Pid::from_child(leader);
+    // These fail if the processes have ended.
+    let _ = rustix::process::kill_process_group(pid, Signal::KILL);
+    let _ = rustix::process::kill_process(pid, Signal::KILL);
+}
+
+/// State of a child of this process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ChildState {
+    Running,
+    /// It has ended and is not reaped.
+    Ended,
+    /// Its number may be that of another process.
+    Reaped,
+}
+
+/// Returns the state of a child, without reaping it.
+pub(super) fn child_state(child: &Child) -> ChildState {
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-    // Fails if it was reaped.
-    !matches!(rustix::process::waitid(WaitId::Pid(Pid::from_child(child)), options), Ok(None))
+    let id = || rustix::process::waitid(WaitId::Pid(Pid::from_child(child)), options);
+    match retry_on_intr(id) {
+        Ok(None) => ChildState::Running,
+        Ok(Some(_)) => ChildState::Ended,
+        // There is no such child.
+        Err(_) => ChildState::Reaped,
+    }
 }
 
 /// A file descriptor that becomes readable when a process ends, if the system has such.
@@ -121,6 +160,23 @@ pub(super) fn exit_descriptor(child: &Child) -> io::Result<Option<OwnedFd>> {
         Ok(None)
     }
 }
+
+/// Writes to a socket without raising SIGPIPE if its other end is closed: a program may have
+/// restored the effect of the signal, which ends the program.
+pub(super) fn send(socket: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
+    Ok(retry_on_intr(|| rustix::net::send(&socket, bytes, SEND_FLAGS))?)
+}
+
+#[cfg(target_os = "linux")]
+pub(super) const SEND_FLAGS: SendFlags = SendFlags::NOSIGNAL;
+#[cfg(not(target_os = "linux"))]
+pub(super) const SEND_FLAGS: SendFlags = SendFlags::empty();
+
+/// Descriptors that are received are closed when another program is executed, from the beginning.
+#[cfg(target_os = "linux")]
+pub(super) const RECEIVE_FLAGS: RecvFlags = RecvFlags::CMSG_CLOEXEC;
+#[cfg(not(target_os = "linux"))]
+pub(super) const RECEIVE_FLAGS: RecvFlags = RecvFlags::empty();
 
 /// Makes reads and writes return instead of waiting.
 pub(super) fn set_nonblocking(descriptor: impl AsFd) -> io::Result<()> {

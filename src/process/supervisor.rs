@@ -133,10 +133,10 @@ impl Supervisor<'_> {
             Ok(None) => {}
             Err(_) => return failed(StartErrorKind::Protocol),
         }
-        if let Some(status) = process.try_reap() {
+        if let Some(exit) = process.try_reap() {
             self.shared.read_output(&process.handle, &[OutputStream::Stderr]);
             let stderr = lock(&process.handle.output).tail();
-            return failed(StartErrorKind::Ended { status: status.to_string(), stderr });
+            return failed(StartErrorKind::Ended { status: exit.to_string(), stderr });
         }
         if is_closed_by_process && !process.has_ended() {
             // The program has closed stdin: it will never be ready. If it is about to end, its

@@ -29,7 +29,7 @@ async fn garbage_and_oversized_frames_end_only_their_job() {
 #[tokio::test]
 async fn truncated_frame_ends_only_its_job() {
     let pool = builder().build().unwrap();
-    for (exit, error) in [(None, RunError::Protocol), (Some(3), RunError::Exited { code: 3 })] {
+    for (exit, error) in [(None, RunError::Protocol), (Some(3), RunError::Exited { code: Some(3) })] {
         assert_eq!(pool.run(Do::Truncate(exit)).await, Err(error));
         assert_eq!(pool.run(Do::Echo(vec![1])).await, Ok(vec![1]));
     }

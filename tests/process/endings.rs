@@ -36,7 +36,7 @@ async fn crash_and_exit_fail_only_their_job() {
     let pool = builder().build().unwrap();
     let crash = KilledBy::Crash(6);
     assert_eq!(pool.run(Do::Abort).await, Err(RunError::Killed { by: crash }));
-    assert_eq!(pool.run(Do::Exit(3)).await, Err(RunError::Exited { code: 3 }));
+    assert_eq!(pool.run(Do::Exit(3)).await, Err(RunError::Exited { code: Some(3) }));
     assert_eq!(pool.run(Do::Echo(vec![1])).await, Ok(vec![1]));
     assert_eq!(pool.stats().crashed, 1);
 }
@@ -90,6 +90,12 @@ async fn work_sees_its_deadline_and_no_stdin() {
     }
     assert_eq!(number(pool.run(Do::Remaining).await.unwrap()), 0);
     assert_eq!(pool.run(Do::ReadStdin).await, Ok(Vec::new()));
+}
+
+#[tokio::test]
+async fn trace_context_that_panics_is_none() {
+    let pool = builder().trace_context(|| panic!("no trace")).build().unwrap();
+    assert_eq!(pool.run(Do::TraceContext).await, Ok(Vec::new()));
 }
 
 #[tokio::test]

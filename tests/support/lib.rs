@@ -3,10 +3,12 @@
 
 mod program;
 mod random;
+mod skip;
 mod wait;
 
 pub use self::{
     program::{PATIENCE, Reply, Server, example, lines_of, run},
     random::Random,
+    skip::skip,
     wait::{eventually, eventually_within},
 };

@@ -31,6 +31,20 @@
 //! keeps the connection. If that request was the last one on a connection that the server closes,
 //! the server waits for the client to close its side too, for up to 5 seconds.
 //!
+//! # Requests that are not answered
+//!
+//! A server that stops answers the requests whose head it has read, within the grace period if
+//! there is one. An HTTP/1 client can still send a request that is not answered, as with every
+//! server that closes connections (RFC 9112, section 9.5):
+//!
+//! - An idle connection is closed 500 ms after the stop began. A request that is sent at just that
+//!   moment is lost. One that arrives earlier is answered.
+//! - The next response of a connection has `connection: close`. Requests that the client has
+//!   already sent behind that one (pipelining) are not answered.
+//!
+//! Clients retry such requests if they are idempotent. HTTP/2 has no such gap: the server says
+//! which requests it has accepted.
+//!
 //! In tests with tokio's paused clock, all of these times, and those after which a tracked response
 //! is handed over, pass as soon as the runtime is idle, also while a client of the test on another
 //! thread is busy.
@@ -315,10 +329,11 @@ impl<L: Listener, M, S> Serve<L, M, S> {
     /// ended.
     ///
     /// Connections end after their current responses. An HTTP/1 connection that is idle is closed
-    /// after 500 ms: a request that its client has just sent is answered. An HTTP/2 connection ends only when its client has acknowledged a ping, or at the timeout of the next
-    /// [keep-alive ping](Self::http2_keep_alive_interval). There is no time limit: a client that
-    /// does not read keeps the server running. See [`shutdown`](Self::shutdown) for one with a
-    /// limit.
+    /// after 500 ms: see [requests that are not answered](self#requests-that-are-not-answered). An
+    /// HTTP/2 connection ends only when its client has acknowledged a ping, or at the timeout of
+    /// the next [keep-alive ping](Self::http2_keep_alive_interval). There is no time limit: a
+    /// client that does not read keeps the server running. See [`shutdown`](Self::shutdown) for one
+    /// with a limit.
     ///
     /// ```
     /// use axum::{Router, routing::get};
@@ -358,8 +373,8 @@ impl<L: Listener, M, S> Serve<L, M, S> {
     /// tasks of `background` within `grace`.
     ///
     /// 1. The listener is closed. Connections end after their current responses. An HTTP/1
-    ///    connection that is idle is closed after 500 ms, at most a tenth of `grace`: a request that
-    ///    its client has just sent is answered.
+    ///    connection that is idle is closed after 500 ms, at most a tenth of `grace`: see
+    ///    [requests that are not answered](self#requests-that-are-not-answered).
     /// 2. Connections that are still open when a tenth of `grace`, but at most one second, is left
     ///    are closed. Their responses end as [`Aborted`](crate::after_response::End::Aborted), and
     ///    the hooks and tasks registered with them run in the time that is left.

@@ -10,27 +10,27 @@
 
 use std::{
     ffi::OsString,
-    io::{self, IoSlice, IoSliceMut, Read, Write},
+    io::{self, IoSlice, IoSliceMut, Read},
     mem::MaybeUninit,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
-        unix::{net::UnixStream, process::CommandExt},
+        unix::net::UnixStream,
     },
     path::PathBuf,
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Command, Stdio},
 };
 
 use rustix::{
     io::{FdFlags, retry_on_intr},
-    net::{
-        RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
-        recvmsg, sendmsg,
-    },
+    net::{RecvAncillaryBuffer, RecvAncillaryMessage, SendAncillaryBuffer, SendAncillaryMessage, recvmsg, sendmsg},
 };
 use tokio::time::Instant;
 
 use super::{event::KillReason, worker};
-use crate::process::os;
+use crate::process::{
+    leader::{Exit, GroupLeader},
+    os, worker as pool,
+};
 
 /// Maximum number of sockets that are passed to a worker.
 pub(super) const MAX_LISTENERS: usize = 16;
@@ -55,13 +55,12 @@ pub(super) struct Process {
     pub(super) started: Instant,
     /// Why the supervisor has killed it, if it has.
     pub(super) killed: Option<KillReason>,
-    child: Child,
+    leader: GroupLeader,
     control: UnixStream,
     /// Readable once the process has ended. `None` if the system has no such descriptor.
     exit: Option<OwnedFd>,
     /// `READY` or the end of the socket was read. Then nothing of the socket matters.
     is_heard: bool,
-    is_reaped: bool,
 }
 
 impl Process {
@@ -75,21 +74,21 @@ impl Process {
         command
             .args(&program.arguments)
             .env(worker::MARKER, &program.marker)
-            .stdin(Stdio::from(OwnedFd::from(theirs)))
-            .process_group(0);
-        let child = command.spawn()?;
+            // A supervisor in a process of a pool: its workers are no such processes.
+            .env_remove(pool::MARKER)
+            .stdin(Stdio::from(OwnedFd::from(theirs)));
+        let leader = GroupLeader::start(&mut command)?;
         // From here on, an error drops the process, which kills it.
         let mut process = Self {
-            pid: child.id(),
+            pid: leader.child.id(),
             started: Instant::now(),
             killed: None,
-            child,
+            leader,
             control,
             exit: None,
             is_heard: false,
-            is_reaped: false,
         };
-        process.exit = os::exit_descriptor(&process.child)?;
+        process.exit = os::exit_descriptor(&process.leader.child)?;
         send_listeners(&process.control, listeners)?;
         Ok(process)
     }
@@ -102,15 +101,15 @@ impl Process {
 
     /// Returns `true` if the worker has reported that it is ready since the last call.
     pub(super) fn is_ready(&mut self) -> bool {
-        let mut message = [0];
+        let mut messages = [0; 64];
         while !self.is_heard {
-            match (&self.control).read(&mut message) {
+            match (&self.control).read(&mut messages) {
                 Ok(0) => self.is_heard = true,
-                Ok(_) if message == [READY] => {
+                Ok(len) if messages[..len].contains(&READY) => {
                     self.is_heard = true;
                     return true;
                 }
-                Ok(_) => return false, // the next byte is read in the next turn
+                Ok(_) => return false, // more is read in the next turn
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
                     self.is_heard = error.kind() != io::ErrorKind::WouldBlock;
@@ -124,33 +123,17 @@ impl Process {
     /// Asks the worker to drain.
     pub(super) fn drain(&self) {
         // Fails if it has ended or has closed its socket. Then it ends by itself or is killed.
-        let _ = (&self.control).write(&[DRAIN]);
+        let _ = os::send(&self.control, &[DRAIN]);
     }
 
     pub(super) fn kill(&mut self, reason: KillReason) {
         self.killed.get_or_insert(reason);
-        os::kill_group(&self.child);
+        self.leader.kill();
     }
 
     /// Reaps the process if it has ended, after it has killed what is left of its group.
-    pub(super) fn try_reap(&mut self) -> Option<ExitStatus> {
-        if self.is_reaped || !os::has_exited(&self.child) {
-            return None;
-        }
-        // Until it is reaped, the number of the group belongs to it.
-        os::kill_group(&self.child);
-        let status = self.child.try_wait().ok().flatten();
-        self.is_reaped |= status.is_some();
-        status
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        if !self.is_reaped {
-            os::kill_group(&self.child);
-            let _ = self.child.wait();
-        }
+    pub(super) fn try_reap(&mut self) -> Option<Exit> {
+        self.leader.try_reap()
     }
 }
 
@@ -163,7 +146,7 @@ fn send_listeners(control: &UnixStream, listeners: &[OwnedFd]) -> io::Result<()>
         return Err(io::Error::other("too many sockets"));
     }
     // The socket is empty, so it accepts the whole message.
-    sendmsg(control, &[IoSlice::new(&message)], &mut ancillary, SendFlags::empty())?;
+    sendmsg(control, &[IoSlice::new(&message)], &mut ancillary, os::SEND_FLAGS)?;
     Ok(())
 }
 
@@ -173,7 +156,7 @@ pub(super) fn receive_listeners(control: &UnixStream) -> io::Result<Vec<OwnedFd>
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_LISTENERS))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let received =
-        retry_on_intr(|| recvmsg(control, &mut [IoSliceMut::new(&mut message)], &mut ancillary, RecvFlags::empty()))?;
+        retry_on_intr(|| recvmsg(control, &mut [IoSliceMut::new(&mut message)], &mut ancillary, os::RECEIVE_FLAGS))?;
     let mut listeners = Vec::new();
     for message in ancillary.drain() {
         if let RecvAncillaryMessage::ScmRights(descriptors) = message {
@@ -183,6 +166,7 @@ pub(super) fn receive_listeners(control: &UnixStream) -> io::Result<Vec<OwnedFd>
     if received.bytes != message.len() || message != [LISTENERS, listeners.len() as u8] {
         return Err(io::Error::other("the supervisor is gone"));
     }
+    // Where the flag of `recvmsg` does not exist.
     for listener in &listeners {
         rustix::io::fcntl_setfd(listener, FdFlags::CLOEXEC)?;
     }
@@ -190,7 +174,7 @@ pub(super) fn receive_listeners(control: &UnixStream) -> io::Result<Vec<OwnedFd>
 }
 
 /// Reports in the worker that it is ready.
-pub(super) fn send_ready(mut control: &UnixStream) {
+pub(super) fn send_ready(control: &UnixStream) {
     // If the supervisor is gone, the worker drains.
-    let _ = control.write_all(&[READY]);
+    let _ = os::send(control, &[READY]);
 }

@@ -3,7 +3,7 @@
 
 use std::{fmt, process::ExitStatus, sync::Arc, time::Duration};
 
-use crate::panic::ignore_panic;
+use crate::{panic::ignore_panic, process::leader::Exit};
 
 /// Something that has happened to a worker, for [`on_event`](super::SupervisorBuilder::on_event).
 /// Its `Display` is a line for a log, such as `worker 4711 ready`.
@@ -41,23 +41,26 @@ pub enum WorkerEvent {
     Died {
         /// Process id.
         pid: u32,
-        /// Exit status.
-        status: ExitStatus,
-        /// Time until another worker is started.
-        restart_in: Duration,
+        /// Exit status. `None` if something other than the supervisor has reaped the worker, such
+        /// as a thread of the program that waits for all of its children.
+        status: Option<ExitStatus>,
+        /// Time until another worker is started. `None` if the worker that it should have replaced
+        /// continues.
+        restart_in: Option<Duration>,
     },
     /// A worker that was asked to drain, or was killed, has ended.
     Ended {
         /// Process id.
         pid: u32,
-        /// Exit status.
-        status: ExitStatus,
+        /// Exit status, if it is known, as in [`Died`](Self::Died).
+        status: Option<ExitStatus>,
     },
     /// A reload was requested.
     Reloading,
     /// Every worker was replaced. Old ones may still drain.
     Reloaded,
-    /// A new worker was not ready when it ended. The old ones that are left continue.
+    /// A new worker was not ready when it ended, or died within a second after it was ready. The
+    /// old ones that are left continue.
     ReloadFailed {
         /// How it ended.
         reason: String,
@@ -98,10 +101,13 @@ impl fmt::Display for WorkerEvent {
             Self::StartFailed { reason, retry_in: None } => f.write_str(reason),
             Self::Draining { pid } => write!(f, "worker {pid} drains"),
             Self::Killed { pid, reason } => write!(f, "worker {pid} was killed ({})", reason.as_str()),
-            Self::Died { pid, status, restart_in } => {
-                write!(f, "worker {pid} died ({status}); another one starts in {restart_in:?}")
+            Self::Died { pid, status, restart_in: Some(delay) } => {
+                write!(f, "worker {pid} died ({}); another one starts in {delay:?}", Exit(*status))
             }
-            Self::Ended { pid, status } => write!(f, "worker {pid} ended ({status})"),
+            Self::Died { pid, status, restart_in: None } => {
+                write!(f, "worker {pid} died ({}); the one before it continues", Exit(*status))
+            }
+            Self::Ended { pid, status } => write!(f, "worker {pid} ended ({})", Exit(*status)),
             Self::Reloading => f.write_str("reloading the workers"),
             Self::Reloaded => f.write_str("workers reloaded"),
             Self::ReloadFailed { reason } => write!(f, "reload failed, the old workers continue: {reason}"),
@@ -225,9 +231,10 @@ fn trace(event: &WorkerEvent) {
         WorkerEvent::Draining { pid } => event!(Level::INFO, pid, "worker drains"),
         WorkerEvent::Killed { pid, reason } => event!(Level::WARN, pid, reason = reason.as_str(), "worker killed"),
         WorkerEvent::Died { pid, status, restart_in } => {
-            event!(Level::ERROR, pid, %status, restart_seconds = restart_in.as_secs_f64(), "worker died");
+            let (status, restart_seconds) = (Exit(*status), restart_in.map(|delay| delay.as_secs_f64()));
+            event!(Level::ERROR, pid, %status, restart_seconds, "worker died");
         }
-        WorkerEvent::Ended { pid, status } => event!(Level::INFO, pid, %status, "worker ended"),
+        WorkerEvent::Ended { pid, status } => event!(Level::INFO, pid, status = %Exit(*status), "worker ended"),
         WorkerEvent::Reloading => event!(Level::INFO, "reloading the workers"),
         WorkerEvent::Reloaded => event!(Level::INFO, "workers reloaded"),
         WorkerEvent::ReloadFailed { reason } => event!(Level::ERROR, reason, "reload failed"),

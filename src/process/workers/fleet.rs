@@ -9,8 +9,12 @@ use super::event::KillReason;
 /// Delay of the second restart of a slot in a row. It doubles with each further one.
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
 const MAX_BACKOFF: Duration = Duration::from_secs(10);
-/// A worker that was ready for this long ends the back-off of its slot.
+/// A worker that was ready for this long ends the back-off of its slot. One that dies earlier ends
+/// a reload.
 const STABLE_AFTER: Duration = Duration::from_secs(1);
+/// A request to end that comes within this time after the first is part of it: `timeout` and
+/// systemd signal a process twice, and the system may deliver SIGTERM and SIGINT at once.
+const REPEATED_WITHIN: Duration = Duration::from_secs(1);
 
 /// Number of a worker. Numbers are not used again.
 pub(super) type Id = u64;
@@ -36,6 +40,8 @@ pub(super) struct Fleet {
     generation: u64,
     /// Workers of an earlier generation are being replaced.
     is_reloading: bool,
+    /// Time of the first request to end.
+    stop_requested: Option<Instant>,
     next_id: Id,
 }
 
@@ -104,8 +110,9 @@ pub(super) enum Action {
 pub(super) enum End {
     /// It had been asked to end, or was killed after it had been ready.
     Expected,
-    /// It was ready and ended by itself. Another one starts after this time.
-    Died { restart_in: Duration },
+    /// It was ready and ended by itself. Another one starts after this time, unless the worker that
+    /// it should have replaced continues. `fails_reload` if the reload ends because of it.
+    Died { restart_in: Option<Duration>, fails_reload: bool },
     /// It was never ready. Another one starts after this time.
     StartFailed { retry_in: Duration },
     /// It was never ready, and the supervisor ends because of it.
@@ -123,6 +130,7 @@ impl Fleet {
             phase: Phase::Starting,
             generation: 0,
             is_reloading: false,
+            stop_requested: None,
             next_id: 1,
         }
     }
@@ -156,11 +164,17 @@ impl Fleet {
     fn next_drain(&mut self, now: Instant) -> Option<Action> {
         let is_replaced = |old: &Member| {
             let is_newer = |new: &Member| new.slot == old.slot && new.id > old.id && new.is_ready();
-            old.is_ready() && self.members.iter().any(is_newer)
+            old.is_ready() && self.is_reloading && self.members.iter().any(is_newer)
+        };
+        // The reload has failed before the old worker of the slot was asked to end.
+        let is_surplus = |new: &Member| {
+            let is_older = |old: &Member| old.slot == new.slot && old.id < new.id && old.is_ready();
+            (new.is_starting() || new.is_ready()) && !self.is_reloading && self.members.iter().any(is_older)
         };
         // A worker that is starting may accept connections before the supervisor sees it ready.
         let is_stopped = |member: &Member| self.is_stopping() && (member.is_starting() || member.is_ready());
-        let index = self.members.iter().position(|member| is_replaced(member) || is_stopped(member))?;
+        let leaves = |member: &Member| is_replaced(member) || is_surplus(member) || is_stopped(member);
+        let index = self.members.iter().position(leaves)?;
         let member = &mut self.members[index];
         member.state = State::Draining { since: now };
         Some(Action::Drain(member.id))
@@ -170,7 +184,7 @@ impl Fleet {
         if self.is_stopping() {
             return None;
         }
-        let slot = (0..self.slots.len()).find(|slot| self.is_due(*slot, now)).or_else(|| self.next_to_replace())?;
+        let slot = (0..self.slots.len()).find(|slot| self.is_due(*slot, now)).or_else(|| self.next_to_replace(now))?;
         let id = self.next_id;
         self.next_id += 1;
         let state = State::Starting { since: now };
@@ -180,7 +194,12 @@ impl Fleet {
 
     /// Returns `true` if a slot has no worker that serves or is about to, and does not back off.
     fn is_due(&self, slot: usize, now: Instant) -> bool {
-        self.is_vacant(slot) && self.slots[slot].retry_at.is_none_or(|at| now >= at)
+        self.is_vacant(slot) && self.may_start(slot, now)
+    }
+
+    /// Returns `true` if a slot does not back off.
+    fn may_start(&self, slot: usize, now: Instant) -> bool {
+        self.slots[slot].retry_at.is_none_or(|at| now >= at)
     }
 
     /// Returns `true` if a slot has no worker, except one that leaves after it was ready. The
@@ -189,19 +208,20 @@ impl Fleet {
         self.of(slot).all(|member| member.has_been_ready && !member.is_ready())
     }
 
-    /// Returns the next slot whose worker is to be replaced by the reload: one at a time, and only
-    /// if the previous worker of the slot is gone.
-    fn next_to_replace(&self) -> Option<usize> {
-        if !self.is_reloading
-            || self.phase != Phase::Serving
-            || self.members.iter().any(|member| !member.has_been_ready)
-        {
-            return None;
-        }
-        (0..self.slots.len()).find(|slot| {
-            let is_old = |member: &Member| member.is_ready() && member.generation < self.generation;
-            self.of(*slot).count() == 1 && self.of(*slot).all(is_old)
-        })
+    /// Returns the next slot whose worker is to be replaced by the reload.
+    fn next_to_replace(&self, now: Instant) -> Option<usize> {
+        (0..self.slots.len()).find(|slot| self.is_to_replace(*slot) && self.may_start(*slot, now))
+    }
+
+    /// Returns `true` if the worker of a slot is the next to be replaced by the reload, unless the
+    /// slot backs off: one at a time, and only if the previous worker of the slot is gone.
+    fn is_to_replace(&self, slot: usize) -> bool {
+        let is_old = |member: &Member| member.is_ready() && member.generation < self.generation;
+        self.is_reloading
+            && self.phase == Phase::Serving
+            && self.members.iter().all(|member| member.has_been_ready)
+            && self.of(slot).count() == 1
+            && self.of(slot).all(is_old)
     }
 
     /// Ends a reload that has replaced every worker.
@@ -220,7 +240,7 @@ impl Fleet {
             State::Draining { since } => since.checked_add(self.timeouts.drain),
             State::Ready { .. } | State::Killed => None,
         });
-        let waits = |slot: &usize| !self.is_stopping() && self.is_vacant(*slot);
+        let waits = |slot: &usize| !self.is_stopping() && (self.is_vacant(*slot) || self.is_to_replace(*slot));
         let starts = (0..self.slots.len()).filter(waits).filter_map(|slot| self.slots[slot].retry_at);
         ends.chain(starts).min()
     }
@@ -254,6 +274,9 @@ impl Fleet {
             }
             // The worker that it should have replaced continues.
             if self.of(member.slot).any(Member::is_ready) {
+                if !self.is_reloading {
+                    return End::Expected; // the reload has already failed
+                }
                 self.is_reloading = member.generation < self.generation;
                 return End::ReloadFailed;
             }
@@ -261,10 +284,16 @@ impl Fleet {
         }
         match member.state {
             State::Ready { since } => {
-                if now.saturating_duration_since(since) >= STABLE_AFTER {
+                let is_stable = now.saturating_duration_since(since) >= STABLE_AFTER;
+                if is_stable {
                     self.slots[member.slot].failures = 0;
                 }
-                End::Died { restart_in: self.back_off(member.slot, Duration::ZERO, now) }
+                // The reload is about to start the same version in the other slots.
+                let fails_reload = self.is_reloading && !is_stable && member.generation == self.generation;
+                self.is_reloading &= !fails_reload;
+                let delay = self.back_off(member.slot, Duration::ZERO, now);
+                let is_replaced = !self.of(member.slot).any(Member::is_ready);
+                End::Died { restart_in: is_replaced.then_some(delay), fails_reload }
             }
             _ => End::Expected,
         }
@@ -288,16 +317,18 @@ impl Fleet {
         }
     }
 
-    /// Drains all workers and starts none.
-    pub(super) fn stop(&mut self) {
-        if !self.is_stopping() {
-            self.phase = Phase::Stopping;
+    /// Drains all workers and starts none. A second request kills them.
+    pub(super) fn stop(&mut self, now: Instant) {
+        match self.stop_requested {
+            None => {
+                self.stop_requested = Some(now);
+                if !self.is_stopping() {
+                    self.phase = Phase::Stopping;
+                }
+            }
+            Some(first) if now.saturating_duration_since(first) < REPEATED_WITHIN => {}
+            Some(_) => self.phase = Phase::Halted,
         }
-    }
-
-    /// Kills all workers.
-    pub(super) fn halt(&mut self) {
-        self.phase = Phase::Halted;
     }
 
     pub(super) fn is_stopping(&self) -> bool {

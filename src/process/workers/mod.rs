@@ -1,8 +1,8 @@
 //! Several worker processes that serve one port.
 //!
 //! A [`Supervisor`] binds the port once and starts worker processes, which accept connections from
-//! the same socket. It restarts a worker that dies, and replaces all of them on SIGHUP without
-//! losing a connection.
+//! the same socket. It restarts a worker that dies, and replaces all of them on SIGHUP while they
+//! serve.
 //!
 #![cfg_attr(all(feature = "axum", feature = "flush"), doc = "```no_run")]
 #![cfg_attr(not(all(feature = "axum", feature = "flush")), doc = "```ignore")]
@@ -45,16 +45,29 @@
 //! | signal to the supervisor | effect |
 //! |---|---|
 //! | SIGHUP | reload: replaces the workers, one at a time |
-//! | SIGTERM, SIGINT | drains all workers and ends; a second one kills them |
+//! | SIGTERM, SIGINT | drains all workers and ends; another one, a second later or more, kills them |
 //! | SIGKILL | the workers notice it, drain, and end |
 //!
 //! A worker that receives SIGTERM or SIGINT itself drains and ends, and another one starts then.
 //!
+//! If SIGCHLD is ignored, which a program may inherit, the supervisor adds a handler without effect:
+//! the system discards exit statuses while it is ignored (Linux). A program that reaps all of its
+//! children itself, with `waitpid(-1)`, may take the exit status of a worker. The worker is
+//! restarted then too, and its status is `None`.
+//!
+//! As process 1 of a container, a supervisor does not reap the orphans of other processes. Run it
+//! below an init such as `tini` (`docker run --init`) if workers start programs that outlive them.
+//!
 //! # What is promised
 //!
 //! * A reload asks a worker to drain only when its successor is [ready](Worker::ready), so it never
-//!   lowers the number of workers that serve. If a successor does not become ready, the reload ends
-//!   with an event, and the old workers that are left continue.
+//!   lowers the number of workers that serve. If a successor does not become ready, or dies within
+//!   a second while the reload lasts, the reload ends with an event, and the old workers that are
+//!   left continue. A version that dies only after all workers were replaced is not noticed by the
+//!   reload.
+//! * A worker that drains as in the example answers the requests in progress. A client that sends a
+//!   request at the moment at which the worker closes its idle connection gets no answer: see
+//!   "Requests that are not answered" in the documentation of `axum::serve`.
 //! * The supervisor keeps the socket open, so connections are not refused while workers die and
 //!   start: they wait in the queue of the socket. A worker that is killed loses the connections
 //!   that it had accepted, and no others.
@@ -67,7 +80,9 @@
 //! * When the supervisor ends in any way, its workers end.
 //!
 //! A worker runs the file at the path of the program. A worker that is restarted after the file was
-//! replaced is of the new version already.
+//! replaced is of the new version already. By default, symbolic links in the path are resolved when
+//! the supervisor starts. If a new version is deployed by changing a link, such as `current`, pass
+//! a path with the link to [`program`](SupervisorBuilder::program).
 //!
 //! # One socket, not `SO_REUSEPORT`
 //!
@@ -183,6 +198,9 @@ impl SupervisorBuilder {
     /// Sets the number of workers that serve at the same time, from 1 to 1000. During a reload
     /// there are more: one that starts, and the old ones while they drain.
     ///
+    /// The supervisor has two file descriptors for each process. For several hundred workers, raise
+    /// the limit of open files, which often is 1024 (`ulimit -n`, `LimitNOFILE` of systemd).
+    ///
     /// Default: the available parallelism.
     pub fn workers(mut self, workers: usize) -> Self {
         self.workers = Some(workers);
@@ -222,7 +240,9 @@ impl SupervisorBuilder {
 
     /// Sets the program that the workers run, which must call [`run`](Self::run) too.
     ///
-    /// Default: the path of the running program.
+    /// Default: [`current_exe`](std::env::current_exe) when the supervisor starts, in which
+    /// symbolic links are resolved. If a new version is deployed by changing a link, pass a path
+    /// with the link, or a reload starts the old version.
     pub fn program(mut self, path: impl Into<PathBuf>) -> Self {
         self.program = Some(path.into());
         self
@@ -250,7 +270,12 @@ impl SupervisorBuilder {
     ///
     /// A worker exits with status 0 if `work` returns `Ok`. Otherwise it prints the error to stderr
     /// and exits with status 1. No destructor of `main` runs. Its stdin is empty, and it has a
-    /// process group of its own, which ends with it.
+    /// process group of its own. When it ends, the supervisor kills the programs that it has
+    /// started and that are left in its group. Without a supervisor, they are killed only if the
+    /// worker does not end in time.
+    ///
+    /// After `run` has returned, SIGHUP, SIGTERM and SIGINT have no effect on this process. A
+    /// program that continues must handle them itself.
     ///
     /// # Errors
     ///

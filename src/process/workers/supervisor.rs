@@ -1,6 +1,6 @@
 //! Performs the actions of the fleet, and reports signals and processes to it.
 
-use std::{io, os::fd::OwnedFd, process::ExitStatus};
+use std::{io, os::fd::OwnedFd};
 
 use rustix::process::Signal;
 use tokio::time::Instant;
@@ -11,7 +11,10 @@ use super::{
     event::{KillReason, Reporter, SupervisorReport, WorkerEvent},
     fleet::{Action, End, Fleet, Id},
 };
-use crate::process::os::{self, PollSet, Signals};
+use crate::process::{
+    leader::Exit,
+    os::{self, PollSet, Signals},
+};
 
 pub(super) struct Supervision {
     program: Program,
@@ -29,6 +32,7 @@ pub(super) struct Supervision {
 impl Supervision {
     /// From here on, this process handles the signals.
     pub(super) fn new(program: Program, fleet: Fleet, reporter: Reporter) -> io::Result<Self> {
+        os::keep_exit_statuses()?;
         Ok(Self {
             program,
             listeners: Vec::new(),
@@ -53,7 +57,7 @@ impl Supervision {
             if self.fleet.is_done() {
                 break;
             }
-            self.wait(now);
+            self.wait();
             self.read_signals();
             self.read_processes();
         }
@@ -95,22 +99,23 @@ impl Supervision {
     }
 
     /// Waits for a signal, a message, the end of a process, or until something is due.
-    fn wait(&self, now: Instant) {
+    fn wait(&self) {
         let mut poll = PollSet::default();
         poll.readable(self.stop.descriptor());
         poll.readable(self.reload.descriptor());
         for descriptor in self.processes.iter().flat_map(|(_, process)| process.descriptors()) {
             poll.readable(descriptor);
         }
-        let due = self.fleet.next_deadline().map(|at| at.saturating_duration_since(now));
+        // The callback may have blocked since the last actions.
+        let due = self.fleet.next_deadline().map(|at| at.saturating_duration_since(Instant::now()));
         poll.wait(due.into_iter().chain(os::EXIT_INTERVAL).min());
     }
 
     fn read_signals(&mut self) {
-        for _ in 0..self.stop.take() {
-            if self.fleet.is_stopping() { self.fleet.halt() } else { self.fleet.stop() }
+        if self.stop.take() {
+            self.fleet.stop(Instant::now());
         }
-        if self.reload.take() > 0 && !self.fleet.is_stopping() {
+        if self.reload.take() && !self.fleet.is_stopping() {
             self.reporter.report(WorkerEvent::Reloading);
             self.fleet.reload();
         }
@@ -118,32 +123,39 @@ impl Supervision {
 
     /// Looks which workers are ready and which have ended.
     fn read_processes(&mut self) {
-        let now = Instant::now();
-        // Messages before ends, so that a worker that was ready and died counts as such.
-        for (id, process) in &mut self.processes {
-            if process.is_ready() && self.fleet.on_ready(*id, now) {
-                let (pid, after) = (process.pid, now.saturating_duration_since(process.started));
-                self.reporter.report(WorkerEvent::Ready { pid, after });
-            }
-        }
         for (id, mut process) in std::mem::take(&mut self.processes) {
-            match process.try_reap() {
-                Some(status) => {
-                    self.end(id, Ended::Process { pid: process.pid, status, killed: process.killed });
-                }
+            // The message after the end, so that a worker that was ready and died counts as such.
+            let exit = process.try_reap();
+            if process.is_ready() {
+                self.report_ready(id, &process);
+            }
+            match exit {
+                Some(exit) => self.end(id, Ended::Process { pid: process.pid, exit, killed: process.killed }),
                 None => self.processes.push((id, process)),
             }
+        }
+    }
+
+    fn report_ready(&mut self, id: Id, process: &Process) {
+        let now = Instant::now();
+        if self.fleet.on_ready(id, now) {
+            let (pid, after) = (process.pid, now.saturating_duration_since(process.started));
+            self.reporter.report(WorkerEvent::Ready { pid, after });
         }
     }
 
     fn end(&mut self, id: Id, ended: Ended) {
         match (self.fleet.on_ended(id, Instant::now()), ended) {
             (End::Expected | End::Died { .. }, Ended::NotStarted(_)) => {}
-            (End::Expected, Ended::Process { pid, status, .. }) => {
-                self.reporter.report(WorkerEvent::Ended { pid, status });
+            (End::Expected, Ended::Process { pid, exit, .. }) => {
+                self.reporter.report(WorkerEvent::Ended { pid, status: exit.0 });
             }
-            (End::Died { restart_in }, Ended::Process { pid, status, .. }) => {
-                self.reporter.report(WorkerEvent::Died { pid, status, restart_in });
+            (End::Died { restart_in, fails_reload }, Ended::Process { pid, exit, .. }) => {
+                self.reporter.report(WorkerEvent::Died { pid, status: exit.0, restart_in });
+                if fails_reload {
+                    let reason = format!("worker {pid} died within a second after it was ready ({exit})");
+                    self.reporter.report(WorkerEvent::ReloadFailed { reason });
+                }
             }
             (End::StartFailed { retry_in }, ended) => {
                 let reason = ended.into_reason();
@@ -164,7 +176,7 @@ impl Supervision {
 /// How a worker ended.
 enum Ended {
     NotStarted(String),
-    Process { pid: u32, status: ExitStatus, killed: Option<KillReason> },
+    Process { pid: u32, exit: Exit, killed: Option<KillReason> },
 }
 
 impl Ended {
@@ -175,7 +187,7 @@ impl Ended {
             Self::Process { pid, killed: Some(KillReason::StartTimeout), .. } => {
                 format!("worker {pid} was not ready in time: see `Worker::ready` and `start_timeout`")
             }
-            Self::Process { pid, status, .. } => format!("worker {pid} ended before it was ready ({status})"),
+            Self::Process { pid, exit, .. } => format!("worker {pid} ended before it was ready ({exit})"),
         }
     }
 }

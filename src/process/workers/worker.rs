@@ -162,5 +162,5 @@ fn watch(control: &UnixStream, signals: &Signals, drain: &watch::Sender<bool>, t
     // Wakers are user code.
     ignore_panic(|| _ = drain.send_replace(true));
     thread::sleep(timeout);
-    os::kill_self();
+    os::kill_own_group();
 }

@@ -23,7 +23,7 @@ impl OnServer {
     /// Creates a database with these options of `CREATE DATABASE`.
     pub(crate) async fn fresh_with(options: &str) -> Option<Self> {
         let Ok(server) = std::env::var("DATABASE_URL") else {
-            println!("skipped: DATABASE_URL is not set; .ci/run starts a Postgres server");
+            tower_offload_tests::skip("DATABASE_URL is not set; .ci/run starts a Postgres server");
             return None;
         };
         let name = format!("tower_offload_{:016x}", random());

@@ -16,7 +16,7 @@ use tower_offload_tasks::{
     Failure, Retention, SqlStore, TaskId, TaskState, Tasks,
     jobs::{Backoff, Jobs},
 };
-use tower_offload_tests::eventually;
+use tower_offload_tests::{eventually, skip};
 
 use super::{
     databases::OnServer,
@@ -37,8 +37,7 @@ const CHILD: &str = "TOWER_OFFLOAD_CLOCK_TEST";
 async fn clock_of_the_host_decides_about_nothing() {
     if !Command::new("faketime").arg("--version").stdout(Stdio::null()).status().await.is_ok_and(|exit| exit.success())
     {
-        println!("skipped: the program `faketime` is not installed: its Debian package has the same name");
-        return;
+        return skip("the program `faketime` is not installed: its Debian package has the same name");
     }
     let (Some(ahead), Some(behind)) = (OnServer::fresh().await, OnServer::fresh().await) else { return };
     let child = |database: &OnServer, shift: &str| {

@@ -27,9 +27,9 @@ async fn restarts_of_the_server_leave_no_job_running() {
 
 /// Takes minutes. Prints the longest time after a restart in which a job was shown as running.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "takes minutes"]
+#[ignore = "takes minutes; TOWER_OFFLOAD_ROUNDS sets the number of rounds, 100 by default"]
 async fn many_restarts_of_the_server_leave_no_job_running() {
-    restart(std::env::var("ROUNDS").map_or(100, |rounds| rounds.parse().unwrap())).await;
+    restart(std::env::var("TOWER_OFFLOAD_ROUNDS").map_or(100, |rounds| rounds.parse().unwrap())).await;
 }
 
 async fn restart(rounds: usize) {

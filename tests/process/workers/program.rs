@@ -15,15 +15,20 @@ use std::{
 };
 
 use axum::{Router, extract::Path, routing::get};
-use rustix::process::{Pid, Signal};
+use rustix::process::{Pid, Signal, WaitOptions};
 use tower_offload::{
     axum::serve,
-    process::workers::{Supervisor, Worker},
+    process::workers::{Supervisor, Worker, WorkerEvent},
 };
 
 use crate::support::PATIENCE;
 
 const SETTINGS: &str = "WORKERS_TEST";
+const MODE: &str = "WORKERS_TEST_MODE";
+/// Set if a thread of the program reaps all children.
+pub(super) const REAP: &str = "WORKERS_TEST_REAP";
+/// Marks the processes of a `ProcessPool`.
+pub(super) const POOL_MARKER: &str = "TOWER_OFFLOAD_PROCESS";
 
 /// The program, in the supervisor and in its workers. It prints what happens.
 #[test]
@@ -33,6 +38,9 @@ fn program() {
     let settings: Vec<u64> = settings.split(' ').map(|value| value.parse().unwrap()).collect();
     let [workers, port, start, drain, kill] = settings[..] else { panic!("{settings:?}") };
     println!(); // behind what the test harness has printed
+    if std::env::var(REAP).is_ok() {
+        thread::spawn(reap);
+    }
     let listen = move || {
         let listener = TcpListener::bind(("127.0.0.1", port.try_into().unwrap()))?;
         println!("listening {}", listener.local_addr()?);
@@ -44,7 +52,7 @@ fn program() {
         .start_timeout(Duration::from_millis(start))
         .drain_timeout(Duration::from_millis(drain))
         .kill_timeout(Duration::from_millis(kill))
-        .on_event(|event| println!("{event}"))
+        .on_event(on_event)
         .run(work);
     match ran {
         Ok(report) => println!("stopped: {report}"),
@@ -57,9 +65,37 @@ fn program() {
     std::process::exit(0);
 }
 
+/// Reaps all children of this process.
+fn reap() {
+    loop {
+        if rustix::process::wait(WaitOptions::empty()).is_err() {
+            thread::sleep(Duration::from_millis(1)); // there is none
+        }
+    }
+}
+
+fn on_event(event: &WorkerEvent) {
+    println!("{event}");
+    while matches!(event, WorkerEvent::Died { .. }) && hold_path(&mode_path()).exists() {
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn mode_path() -> PathBuf {
+    std::env::var_os(MODE).unwrap().into()
+}
+
+/// While there is such a file, the callback of a death does not return.
+fn hold_path(mode: &std::path::Path) -> PathBuf {
+    mode.with_extension("hold")
+}
+
 /// Does what the file of the test says.
 fn work(worker: Worker) -> Result<(), String> {
-    let read_mode = || fs::read_to_string(std::env::var("WORKERS_TEST_MODE").unwrap()).unwrap();
+    let read_mode = || fs::read_to_string(mode_path()).unwrap();
+    if read_mode() == "wait" {
+        println!("waiting {}", worker.id());
+    }
     while read_mode() == "wait" {
         thread::sleep(Duration::from_millis(2));
     }
@@ -69,13 +105,32 @@ fn work(worker: Worker) -> Result<(), String> {
         "silent" => loop {
             thread::sleep(PATIENCE);
         },
-        "stuck" => {
+        "stuck" => stuck(&worker),
+        "die" => {
             worker.ready();
-            loop {
-                thread::sleep(PATIENCE);
-            }
+            std::process::exit(3);
+        }
+        "stuck with a child" => {
+            println!("child {}", Command::new("sleep").arg("600").spawn().unwrap().id());
+            stuck(&worker)
+        }
+        "stuck in another group" => {
+            let group = rustix::process::getpgid(rustix::process::getppid()).unwrap();
+            rustix::process::setpgid(None, Some(group)).unwrap();
+            stuck(&worker)
+        }
+        "environment" => {
+            println!("marker of a pool: {:?}", std::env::var(POOL_MARKER));
+            stuck(&worker)
         }
         mode => panic!("{mode}"),
+    }
+}
+
+fn stuck(worker: &Worker) -> ! {
+    worker.ready();
+    loop {
+        thread::sleep(PATIENCE);
     }
 }
 
@@ -100,11 +155,24 @@ pub(super) struct Settings {
     pub(super) start_timeout: u64,
     pub(super) drain_timeout: u64,
     pub(super) kill_timeout: u64,
+    /// A program that starts the program, and its arguments.
+    pub(super) launcher: &'static [&'static str],
+    /// A variable that is set in the environment.
+    pub(super) variable: Option<&'static str>,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { mode: "serve", workers: 2, port: 0, start_timeout: 60_000, drain_timeout: 60_000, kill_timeout: 60_000 }
+        Self {
+            mode: "serve",
+            workers: 2,
+            port: 0,
+            start_timeout: 60_000,
+            drain_timeout: 60_000,
+            kill_timeout: 60_000,
+            launcher: &[],
+            variable: None,
+        }
     }
 }
 
@@ -120,12 +188,16 @@ impl Program {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!("workers-{}-{}", std::process::id(), NEXT.fetch_add(1, Relaxed));
         let path = std::env::temp_dir().join(name);
-        let Settings { mode, workers, port, start_timeout, drain_timeout, kill_timeout } = settings;
+        let Settings { mode, workers, port, start_timeout, drain_timeout, kill_timeout, launcher, variable } = settings;
         write_mode(&path, mode);
-        let mut child = Command::new(std::env::current_exe().unwrap())
+        let program = std::env::current_exe().unwrap();
+        let mut words = launcher.iter().map(AsRef::as_ref).chain([program.as_os_str()]);
+        let mut child = Command::new(words.next().unwrap())
+            .args(words)
             .args(["workers::program::program", "--exact", "--ignored", "--nocapture"])
+            .envs(variable.map(|name| (name, "1:1")))
             .env(SETTINGS, format!("{workers} {port} {start_timeout} {drain_timeout} {kill_timeout}"))
-            .env("WORKERS_TEST_MODE", &path)
+            .env(MODE, &path)
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
@@ -146,6 +218,25 @@ impl Program {
     /// Sets what workers do that are started from now on.
     pub(super) fn set_mode(&self, mode: &str) {
         write_mode(&self.mode, mode);
+    }
+
+    /// Has the next callback of a death wait until [`release`](Self::release).
+    pub(super) fn hold(&self) {
+        fs::write(hold_path(&self.mode), "").unwrap();
+    }
+
+    pub(super) fn release(&self) {
+        fs::remove_file(hold_path(&self.mode)).unwrap();
+    }
+
+    /// Sends a signal again and again until there is a line that contains `text`.
+    pub(super) fn signal_until(&self, signal: Signal, text: &str) {
+        loop {
+            self.signal(signal);
+            if self.lines.recv_timeout(Duration::from_millis(50)).is_ok_and(|line| line.contains(text)) {
+                return;
+            }
+        }
     }
 
     /// Waits for a line that begins with `start`, and returns its rest.
@@ -204,6 +295,7 @@ impl Drop for Program {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        let _ = fs::remove_file(hold_path(&self.mode));
         let _ = fs::remove_file(&self.mode);
     }
 }

@@ -21,6 +21,10 @@ fn ready(workers: usize, now: Instant) -> Fleet {
     fleet
 }
 
+fn died(restart_in: Option<Duration>, fails_reload: bool) -> End {
+    End::Died { restart_in, fails_reload }
+}
+
 #[test]
 fn reload_drains_a_worker_when_its_successor_is_ready() {
     let now = Instant::now();
@@ -68,6 +72,81 @@ fn failed_reload_keeps_the_old_workers() {
 }
 
 #[test]
+fn reload_to_a_version_that_dies_keeps_the_old_workers() {
+    let now = Instant::now();
+    let mut fleet = ready(3, now);
+    fleet.reload();
+    assert_eq!(actions(&mut fleet, now), [Action::Start(4)]);
+    fleet.on_ready(4, now);
+    assert_eq!(actions(&mut fleet, now), [Action::Drain(1), Action::Start(5)]);
+    let died_at = now + STABLE_AFTER - Duration::from_millis(1);
+    assert_eq!(fleet.on_ended(4, died_at), died(Some(Duration::ZERO), true));
+    // The successor that starts is not needed any longer, and the first slot has lost its old worker.
+    assert_eq!(actions(&mut fleet, died_at), [Action::Drain(5), Action::Start(6)]);
+    assert_eq!(fleet.on_ended(5, died_at), End::Expected);
+    fleet.on_ready(6, died_at);
+    assert_eq!(fleet.on_ended(6, died_at), died(Some(MIN_BACKOFF), false));
+    assert_eq!((actions(&mut fleet, died_at), fleet.ready()), (vec![], 2));
+}
+
+#[test]
+fn successors_leave_when_the_reload_fails() {
+    let now = Instant::now();
+    let mut fleet = ready(3, now);
+    fleet.reload();
+    assert_eq!(actions(&mut fleet, now), [Action::Start(4)]);
+    fleet.on_ready(4, now);
+    assert_eq!(actions(&mut fleet, now), [Action::Drain(1), Action::Start(5)]);
+    // Before its predecessor was asked to drain.
+    fleet.on_ready(5, now);
+    assert_eq!(fleet.on_ended(4, now), died(Some(Duration::ZERO), true));
+    assert_eq!(actions(&mut fleet, now), [Action::Drain(5), Action::Start(6)]);
+}
+
+#[test]
+fn reload_fails_once() {
+    let now = Instant::now();
+    let mut fleet = ready(2, now);
+    fleet.reload();
+    assert_eq!(actions(&mut fleet, now), [Action::Start(3)]);
+    fleet.on_ready(3, now);
+    assert_eq!(actions(&mut fleet, now), [Action::Drain(1), Action::Start(4)]);
+    assert_eq!(fleet.on_ended(3, now), died(Some(Duration::ZERO), true));
+    assert_eq!(fleet.on_ended(4, now), End::Expected);
+}
+
+#[test]
+fn next_reload_waits_for_the_back_off() {
+    let now = Instant::now();
+    let mut fleet = ready(1, now);
+    for id in [2, 3] {
+        fleet.reload();
+        assert_eq!(actions(&mut fleet, now), [Action::Start(id)]);
+        fleet.on_ready(id, now);
+        // The worker before it was not asked to drain yet.
+        assert_eq!(fleet.on_ended(id, now), died(None, true));
+        assert_eq!((actions(&mut fleet, now), fleet.ready(), fleet.next_deadline()), (vec![], 1, None));
+    }
+    fleet.reload();
+    let retry_at = now + MIN_BACKOFF;
+    assert_eq!((actions(&mut fleet, now), fleet.next_deadline()), (vec![], Some(retry_at)));
+    assert_eq!(actions(&mut fleet, retry_at), [Action::Start(4)]);
+}
+
+#[test]
+fn old_worker_that_dies_does_not_end_the_reload() {
+    let now = Instant::now();
+    let mut fleet = ready(2, now);
+    fleet.reload();
+    assert_eq!(actions(&mut fleet, now), [Action::Start(3)]);
+    assert_eq!(fleet.on_ended(2, now), died(Some(Duration::ZERO), false));
+    assert_eq!(actions(&mut fleet, now), [Action::Start(4)]);
+    fleet.on_ready(3, now);
+    fleet.on_ready(4, now);
+    assert_eq!(actions(&mut fleet, now), [Action::Drain(1), Action::ReportReloaded]);
+}
+
+#[test]
 fn first_start_that_fails_stops_the_supervisor() {
     let now = Instant::now();
     let mut fleet = Fleet::new(3, TIMEOUTS);
@@ -99,7 +178,9 @@ fn dead_worker_is_restarted_at_once_and_then_backs_off() {
     let mut fleet = ready(1, now);
     let mut delays = Vec::new();
     for id in 1..12 {
-        let End::Died { restart_in } = fleet.on_ended(id, now) else { panic!("it was ready") };
+        let End::Died { restart_in: Some(restart_in), fails_reload: false } = fleet.on_ended(id, now) else {
+            panic!("it was ready")
+        };
         delays.push(restart_in.as_millis());
         assert_eq!(fleet.next_deadline(), Some(now + restart_in));
         now += restart_in;
@@ -108,14 +189,14 @@ fn dead_worker_is_restarted_at_once_and_then_backs_off() {
     }
     assert_eq!(delays, [0, 100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000, 10_000]);
     now += STABLE_AFTER;
-    assert_eq!(fleet.on_ended(12, now), End::Died { restart_in: Duration::ZERO });
+    assert_eq!(fleet.on_ended(12, now), died(Some(Duration::ZERO), false));
 }
 
 #[test]
 fn worker_that_does_not_drain_is_killed() {
     let now = Instant::now();
     let mut fleet = ready(1, now);
-    fleet.stop();
+    fleet.stop(now);
     assert_eq!(actions(&mut fleet, now), [Action::Drain(1)]);
     assert_eq!(fleet.next_deadline(), Some(now + TIMEOUTS.drain));
     assert_eq!(actions(&mut fleet, now + TIMEOUTS.drain), [Action::Kill(1, KillReason::DrainTimeout)]);
@@ -128,11 +209,27 @@ fn worker_that_does_not_drain_is_killed() {
 fn second_stop_kills() {
     let now = Instant::now();
     let mut fleet = ready(2, now);
-    fleet.stop();
+    fleet.stop(now);
     assert_eq!(actions(&mut fleet, now), [Action::Drain(1), Action::Drain(2)]);
-    fleet.halt();
+    fleet.stop(now + REPEATED_WITHIN - Duration::from_millis(1));
+    assert_eq!(actions(&mut fleet, now), [], "the signal was sent twice at once");
+    fleet.stop(now + REPEATED_WITHIN);
     let killed = [1, 2].map(|id| Action::Kill(id, KillReason::Halted));
     assert_eq!(actions(&mut fleet, now), killed);
+}
+
+#[test]
+fn first_stop_after_a_failed_start_kills_no_ready_worker() {
+    let now = Instant::now();
+    let mut fleet = Fleet::new(2, TIMEOUTS);
+    actions(&mut fleet, now);
+    fleet.on_ready(1, now);
+    assert_eq!(fleet.on_ended(2, now), End::FirstStartFailed);
+    assert_eq!(actions(&mut fleet, now), [Action::Drain(1)]);
+    fleet.stop(now);
+    assert_eq!(actions(&mut fleet, now), []);
+    fleet.stop(now + REPEATED_WITHIN);
+    assert_eq!(actions(&mut fleet, now), [Action::Kill(1, KillReason::Halted)]);
 }
 
 #[derive(Debug, Clone)]
@@ -172,12 +269,17 @@ proptest! {
         let mut processes: BTreeMap<Id, Process> = (1..=workers as Id).map(|id| (id, Process::Ready)).collect();
         // The least number of ready workers, which only their deaths lower.
         let mut least = workers;
+        // The last reload has failed.
+        let mut has_failed = false;
         let recover = std::iter::repeat_n(Step::Wait(20_000), 2 * workers).chain(
             std::iter::repeat_n([Step::Ready(0), Step::Wait(20_000)], 3 * workers).flatten(),
         );
         for step in steps.into_iter().chain(recover) {
             match step {
-                Step::Reload => fleet.reload(),
+                Step::Reload => {
+                    fleet.reload();
+                    has_failed = false;
+                }
                 Step::Wait(ms) => now += Duration::from_millis(ms),
                 Step::Ready(index) => {
                     let starting: Vec<_> =
@@ -196,6 +298,8 @@ proptest! {
                         let end = fleet.on_ended(id, now);
                         prop_assert_eq!(matches!(end, End::Died { .. }), was == Process::Ready);
                         prop_assert!(end != End::FirstStartFailed);
+                        has_failed |= matches!(end, End::Died { fails_reload: true, .. });
+                        has_failed |= end == End::ReloadFailed && !fleet.is_reloading;
                         least -= usize::from(was == Process::Ready && least > 0);
                     }
                 }
@@ -203,17 +307,24 @@ proptest! {
             while let Some(action) = fleet.next(now) {
                 match action {
                     Action::Start(id) => prop_assert!(processes.insert(id, Process::Starting).is_none()),
+                    Action::Drain(id) if has_failed => {
+                        processes.insert(id, Process::Draining(now));
+                        let slot = fleet.members.iter().find(|member| member.id == id).unwrap().slot;
+                        prop_assert!(fleet.of(slot).any(|old| old.id < id && old.is_ready()), "an old worker drains");
+                    }
                     Action::Drain(id) => {
                         prop_assert_eq!(processes.insert(id, Process::Draining(now)), Some(Process::Ready));
                     }
                     Action::Kill(id, _) => {
                         prop_assert!(processes.insert(id, Process::Killed) != Some(Process::Killed));
                         processes.remove(&id); // A killed process ends.
-                        fleet.on_ended(id, now);
+                        let end = fleet.on_ended(id, now);
+                        has_failed |= end == End::ReloadFailed && !fleet.is_reloading;
                     }
                     Action::ReportReloaded => {}
                 }
             }
+            prop_assert!(fleet.next_deadline().is_none_or(|at| at > now), "the supervisor spins");
             least = least.max(fleet.ready().min(workers));
             let count = |state| processes.values().filter(|process| **process == state).count();
             prop_assert_eq!(fleet.ready(), count(Process::Ready));
