@@ -60,13 +60,13 @@ const NICENESS_STEP: i32 = 10;
 /// Short requests beside jobs of 5 ms, at 130 % of the capacity of one core (medians of 3 rounds
 /// on 2 cores; method and all rows: `benches/README.md`, `latency --scene quota`):
 ///
-/// | limit | workers + threads | p99, ms | periods of 40 in which the program had to wait |
+/// | limit | workers + threads | p99, ms | throttled periods, of 55 |
 /// |---|---|---|---|
-/// | time of one core | 1 + 1 | 0.58 | all |
-/// | time of one core | 2 + 1 | 0.80 | all |
-/// | time of one core | 1 + 2 | 48 | all |
-/// | time of one core | 2 + 2 | 48 | all |
-/// | time of 1.5 cores | 1 + 1 | 0.36 | none |
+/// | time of one core | 1 + 1 | 0.58 | 43 |
+/// | time of one core | 2 + 1 | 0.80 | 45 |
+/// | time of one core | 1 + 2 | 48 | 55 |
+/// | time of one core | 2 + 2 | 48 | 55 |
+/// | time of 1.5 cores | 1 + 1 | 0.36 | 0 |
 /// | one core | 1 + 1 | 2.25 | |
 /// | one core | 1 + 1, nice value 10 | 0.64 | |
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
