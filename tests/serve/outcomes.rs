@@ -164,7 +164,7 @@ async fn a_client_that_leaves_before_the_response_gets_none() {
     for transport in ALL {
         let mut server = Server::start(transport).await;
         let mut client = Client::connect(&server).await;
-        assert!(tokio::time::timeout(std::time::Duration::from_millis(50), client.get("/wait")).await.is_err());
+        assert!(tokio::time::timeout(std::time::Duration::from_millis(500), client.get("/wait")).await.is_err());
         client.leave().await;
         server.failed("/wait", End::NoResponse).await;
     }
