@@ -43,8 +43,8 @@ const ROUND_LENGTH: u64 = 32;
 /// One request in this number has a task, alternately on the pool and on the runtime.
 const TASK_PERIOD: u64 = 10;
 /// The maximum growth in bytes without a leak, because a parked thread may have freed a little or
-/// not. If every tenth request kept an allocation of 16 bytes, the difference would be almost twenty
-/// times as large.
+/// not. If every tenth request kept an allocation of 16 bytes, the difference would be almost
+/// twenty times as large.
 const MAX_STRAY: isize = 2 * 1024;
 
 /// The number of bytes that a stream may send before the client grants more, by default (RFC 9113,

@@ -608,7 +608,8 @@ fn every_public_setter_has_a_row() {
         .chain(sizes().iter().map(|it| it.name))
         .chain(names().iter().map(|it| it.name))
         .collect();
-    // Tested below, by the rows of `TokioBlocking::new`, or with real workers in `tests/process/workers`.
+    // Tested below, by the rows of `TokioBlocking::new`, or with real workers in
+    // `tests/process/workers`.
     let others = ["niceness", "builder", "try_new", "workers", "drain_timeout", "kill_timeout", "take_listener"];
     let has_row = |function: &str| {
         others.contains(&function)

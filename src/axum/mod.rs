@@ -53,8 +53,8 @@
 //!
 //! With feature `after-response`, handlers can take an `AfterResponse` as an extractor. Without its
 //! layer the extractor rejects the request with a 500; the remedy is in the rejection and, with
-//! feature `tracing`, in an event. With feature `flush`, `serve` in place of `axum::serve` makes the
-//! outcomes exact:
+//! feature `tracing`, in an event. With feature `flush`, `serve` in place of `axum::serve` makes
+//! the outcomes exact:
 //!
 #![cfg_attr(feature = "flush", doc = "```no_run")]
 #![cfg_attr(not(feature = "flush"), doc = "```ignore")]

@@ -415,29 +415,26 @@ impl Backpressure {
 
     pub(super) fn poll_reserve(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
-            self.state =
-                match &mut self.state {
-                    // The options are those of the request, which is not known yet.
-                    Reservation::None => {
-                        let (limiter, options) = (&self.limiter, CallOptions::new());
-                        match limiter.try_admit(&self.pool, options, CurrentCall::layer_permit(), PermitKind::Exempt) {
-                            Err(CallError::Overloaded) => Reservation::Waiting(Box::pin(limiter.clone().admit(
-                                self.pool.clone(),
-                                options,
-                                CurrentCall::layer_permit(),
-                                Arc::default(),
-                            ))),
-                            reserved => Reservation::Reserved(reserved),
-                        }
+            self.state = match &mut self.state {
+                // The options are those of the request, which is not known yet.
+                Reservation::None => {
+                    let (limiter, options) = (&self.limiter, CallOptions::new());
+                    match limiter.try_admit(&self.pool, options, CurrentCall::layer_permit(), PermitKind::Exempt) {
+                        Err(CallError::Overloaded) => Reservation::Waiting(Box::pin(limiter.clone().admit(
+                            self.pool.clone(),
+                            options,
+                            CurrentCall::layer_permit(),
+                            Arc::default(),
+                        ))),
+                        reserved => Reservation::Reserved(reserved),
                     }
-                    Reservation::Waiting(wait) => {
-                        let admitted = ready!(wait.as_mut().poll(cx));
-                        Reservation::Reserved(admitted.map(|Admitted { queue_permit, layer_permit, options }| {
-                            Admitted { queue_permit: queue_permit.into_exempt(), layer_permit, options }
-                        }))
-                    }
-                    Reservation::Reserved(_) => return Poll::Ready(()),
-                };
+                }
+                Reservation::Waiting(wait) => {
+                    let admitted = ready!(wait.as_mut().poll(cx));
+                    Reservation::Reserved(admitted.map(Admitted::into_exempt))
+                }
+                Reservation::Reserved(_) => return Poll::Ready(()),
+            };
         }
     }
 

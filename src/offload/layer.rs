@@ -67,8 +67,8 @@ impl<X, A> OffloadLayer<X, A> {
 
     /// Sets the maximum number of calls in flight with the same key: queued, running or awaiting. A
     /// further call of that key is rejected with [`CallError::KeyLimited`], by default with the
-    /// status 429, or [waits](Self::wait). Calls without a key are not limited, so this has no effect
-    /// without [`fair_by`](Self::fair_by).
+    /// status 429, or [waits](Self::wait). Calls without a key are not limited, so this has no
+    /// effect without [`fair_by`](Self::fair_by).
     ///
     /// By default there is no such limit, because a key that is alone may use all threads. Keys
     /// with calls in flight take some hundred bytes each; others are not stored. A key of a

@@ -226,8 +226,8 @@
 //! `nested` is the number of threads whose call waits for another call of the pool, and `waits` the
 //! number of such waits that are ended. The values of `reason` are the names that
 //! [`CallError::as_str`](crate::CallError::as_str) returns: a full pool rejects with `overloaded`,
-//! the limit or the share of a key with `key_limited`, and a deadline with `deadline_exceeded`. For the run time without a caller they are the names of
-//! [`CancelReason`](crate::pool::CancelReason).
+//! the limit or the share of a key with `key_limited`, and a deadline with `deadline_exceeded`. For
+//! the run time without a caller they are the names of [`CancelReason`](crate::pool::CancelReason).
 //!
 //! [`metrics`]: https://docs.rs/metrics
 //! [stalled]: crate::pool#stalled-pools

@@ -113,6 +113,6 @@ mod tests {
         clock.start(&metrics);
         // The caller has left, and nothing is called.
         clock.flush(&metrics);
-        assert_eq!(metrics.stats().busy_time, Duration::from_secs(1));
+        assert_eq!(metrics.busy_time_and_age().0, Duration::from_secs(1));
     }
 }

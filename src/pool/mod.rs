@@ -91,9 +91,9 @@
 //!   group. If clients can choose keys, such as the users of a tenant, group them: otherwise a
 //!   client that sends a new key with each call counts as many clients.
 //!
-//! A turn is one call, however long it takes. At the start of an [overload](self#overload), calls of
-//! the keys with the most calls are shed first. A pool of your own has the shares of the queue, but
-//! no turns.
+//! A turn is one call, however long it takes. At the start of an [overload](self#overload), calls
+//! of the keys with the most calls are shed first. A pool of your own has the shares of the queue,
+//! but no turns.
 //!
 //! Only hashes of keys are kept, with random keys of the process, and only while calls with the key
 //! wait. While 4096 keys wait in a priority, further ones share the turns of others. A pool without
@@ -117,9 +117,9 @@
 //!
 //! The caller is woken by tokio's timer, with its resolution of a millisecond. Without one, outside
 //! a runtime or in a runtime without `enable_time`, a call in the queue is answered when its turn
-//! comes, and a call that runs when it ends: with the same error. Tokio offers no way to ask for its
-//! timer, so such a call with a deadline raises and catches tokio's panic, which a panic hook sees. A
-//! call without a deadline reads no clock for it and has no timer.
+//! comes, and a call that runs when it ends: with the same error. Tokio offers no way to ask for
+//! its timer, so such a call with a deadline raises and catches tokio's panic, which a panic hook
+//! sees. A call without a deadline reads no clock for it and has no timer.
 //!
 //! A deadline does not reach a [`Background`](crate::Background), a
 //! [`BlockingBody`](crate::offload::BlockingBody), tasks of the runtime or other threads, unless

@@ -41,9 +41,9 @@ pub enum QueuePolicy {
     /// [`KeyLimited`](crate::CallError::KeyLimited) if their key has its share of these places. At
     /// its start and after each probe (below), it sheds as many of those that wait: calls of low
     /// priority and of keys with many calls first, and among equals the oldest. A call of a
-    /// [key](crate::pool#keys) or group that has no other call in the queue may wait until the queue
-    /// is eight times as long, so that a few busy keys do not lock out others. Calls without a key
-    /// are one group. With a
+    /// [key](crate::pool#keys) or group that has no other call in the queue may wait until the
+    /// queue is eight times as long, so that a few busy keys do not lock out others. Calls without
+    /// a key are one group. With a
     /// [`queue_capacity`](crate::pool::ThreadPoolBuilder::queue_capacity) of at most two per
     /// thread, or four, the queue is never longer, and this is the same as `Fifo`.
     ///

@@ -45,6 +45,13 @@ pub(crate) struct Admitted {
     pub(crate) options: CallOptions,
 }
 
+impl Admitted {
+    /// Exempts the call from overloads.
+    pub(crate) fn into_exempt(self) -> Self {
+        Self { queue_permit: self.queue_permit.into_exempt(), ..self }
+    }
+}
+
 impl QueuePermit {
     /// Acquires a permit if one is available. See [`Admission::try_acquire`] for the shares of keys
     /// and of low priority.

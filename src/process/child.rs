@@ -160,8 +160,8 @@ impl Process {
     }
 }
 
-/// Shortens an age by up to a tenth, at random, so that processes that were started together are not
-/// recycled together.
+/// Shortens an age by up to a tenth, at random, so that processes that were started together are
+/// not recycled together.
 fn with_jitter(age: Duration) -> Duration {
     // Each state has random keys.
     let random = RandomState::new().build_hasher().finish();

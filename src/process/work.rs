@@ -166,8 +166,8 @@ fn run<W: Work>(input: &[u8], context: &Context, max: usize) -> Vec<u8> {
 
 /// The job that work belongs to, as seen in its process.
 ///
-/// [`tower_offload::remaining`](crate::remaining) returns the time until the deadline that was known
-/// when the job started.
+/// [`tower_offload::remaining`](crate::remaining) returns the time until the deadline that was
+/// known when the job started.
 pub struct Context {
     pub(super) job: u64,
     /// As known when the job started.

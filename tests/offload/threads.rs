@@ -206,8 +206,8 @@ mod linux {
         assert_eq!(soon(pool.run(|| 1)).await, Ok(1));
     }
 
-    /// Returns the CPU time of a thread in ticks of 10 ms, and how often it was switched out. Neither
-    /// changes while it sleeps.
+    /// Returns the CPU time of a thread in ticks of 10 ms, and how often it was switched out.
+    /// Neither changes while it sleeps.
     fn activity(thread: i32) -> (u64, u64) {
         let stat = std::fs::read_to_string(format!("/proc/self/task/{thread}/stat")).unwrap();
         let (_, after_name) = stat.rsplit_once(')').unwrap();

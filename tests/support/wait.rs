@@ -18,8 +18,8 @@ pub async fn eventually(what: &str, condition: impl AsyncFnMut() -> bool) {
     eventually_within(PATIENCE, what, condition).await;
 }
 
-/// Like [`eventually`], with another limit: for a condition that something else would make true
-/// later. The limit is in real time, also if tokio's clock is paused.
+/// Like [`eventually`], with another limit. For conditions that would become true later in any
+/// case. The limit is in real time, even if tokio's clock is paused.
 ///
 /// # Panics
 ///

@@ -148,7 +148,7 @@ impl Metrics {
         let _ = threads;
     }
 
-    /// Reads the counters. `permits_in_use` and `idle_time` are not known here.
+    /// Reads the counters. `permits_in_use`, `busy_time` and `idle_time` are not known here.
     pub(super) fn stats(&self) -> PoolStats {
         // The subtrahends are loaded first, so that a concurrent update can overstate a gauge but
         // never underflow it.
@@ -175,7 +175,7 @@ impl Metrics {
             resume_wait: Duration::from_nanos(self.sum(|it| &it.resume_wait)),
             run_time: Duration::from_nanos(self.sum(|it| &it.run_time)),
             cancelled_run_time: Duration::from_nanos(self.sum(|it| &it.cancelled_run_time)),
-            busy_time: self.busy_time_and_age().0,
+            busy_time: Duration::ZERO,
             idle_time: Duration::ZERO,
             abandoned: self.sum(|it| &it.abandoned),
             panicked: self.sum(|it| &it.panicked),

@@ -44,11 +44,12 @@ const YIELDS: u32 = if cfg!(tower_offload_loom) { 4 } else { 256 };
 ///
 /// # Submitting without the lock
 ///
-/// While the inbox is open, new calls of normal priority and without a key go there. A push that neither wakes nor spawns a worker opens it, because more such pushes may
-/// follow: a pool that is not busy never opens it. A thread that changes the state under the lock
-/// so that a push would wake or spawn a worker closes the inbox, moves its calls to the queue, and
-/// performs the wake-up for them. The inbox is opened and closed under its own lock, so a call is
-/// either in it before it is closed, or is pushed to the queue.
+/// While the inbox is open, new calls of normal priority and without a key go there. A push that
+/// neither wakes nor spawns a worker opens it, because more such pushes may follow: a pool that is
+/// not busy never opens it. A thread that changes the state under the lock so that a push would
+/// wake or spawn a worker closes the inbox, moves its calls to the queue, and performs the wake-up
+/// for them. The inbox is opened and closed under its own lock, so a call is either in it before it
+/// is closed, or is pushed to the queue.
 #[derive(Debug)]
 pub(super) struct Scheduler<T> {
     state: Padded<Mutex<SchedulerState<T, Arc<Parker>>>>,

@@ -287,9 +287,9 @@ impl Semaphore {
         self.in_use().limited() >= self.limit()
     }
 
-    /// Returns `true` for seven of eight limited permits that are acquired while at least `many` are
-    /// in use. With [`refresh_in_use`](Self::refresh_in_use) for the eighth, the number is that of
-    /// at most eight acquisitions before. Reads only what the thread has just written.
+    /// Returns `true` for seven of eight limited permits that are acquired while at least `many`
+    /// are in use. With [`refresh_in_use`](Self::refresh_in_use) for the eighth, the number is that
+    /// of at most eight acquisitions before. Reads only what the thread has just written.
     #[inline]
     pub(super) fn is_one_of_many(&self, many: usize) -> bool {
         let AcquireSide { acquired, released: cached } = &*self.acquire;
@@ -340,10 +340,15 @@ impl Semaphore {
         if key.is_none() && !self.has_waiters.load(Relaxed) && self.acquire_unfair(kind) {
             return Ok(());
         }
+        self.note_key(key);
+        self.try_acquire_locked(kind, key)
+    }
+
+    /// Records that calls have keys. Written once, because the flag is read for each rejection.
+    fn note_key(&self, key: Option<CallKey>) {
         if key.is_some() && !self.has_keys.load(Relaxed) {
             self.has_keys.store(true, Relaxed);
         }
-        self.try_acquire_locked(kind, key)
     }
 
     fn try_acquire_locked(&self, kind: PermitKind, key: Option<CallKey>) -> Result<(), CallError> {
@@ -463,6 +468,7 @@ impl Semaphore {
     /// Starts to wait. The permit arrives through the receiver, which must be checked for one if it
     /// is dropped early.
     fn enqueue(&self, key: Option<CallKey>) -> Result<oneshot::Receiver<()>, Closed> {
+        self.note_key(key);
         let (sender, receiver) = oneshot::channel();
         let served = {
             let mut waiters = lock(&self.waiters);

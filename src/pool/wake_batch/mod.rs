@@ -87,7 +87,8 @@ impl WakeBatcher {
             lists.push((id, list.clone()));
             list
         };
-        // The hooks of the runtime are user code. Without a task, the list passes callers on at once.
+        // The hooks of the runtime are user code. Without a task, the list passes callers on at
+        // once.
         ignore_panic(|| drop(runtime.spawn(WakeTask::new(list.clone()))));
         list
     }

@@ -73,8 +73,8 @@ pub enum WorkerEvent {
 pub enum KillReason {
     /// It was not ready within [`start_timeout`](super::SupervisorBuilder::start_timeout).
     StartTimeout,
-    /// It had not ended [`kill_timeout`](super::SupervisorBuilder::kill_timeout) after the end of
-    /// [`drain_timeout`](super::SupervisorBuilder::drain_timeout).
+    /// It was still running when [`drain_timeout`](super::SupervisorBuilder::drain_timeout) and
+    /// then [`kill_timeout`](super::SupervisorBuilder::kill_timeout) had passed.
     DrainTimeout,
     /// The supervisor was asked a second time to end, or another one of its first workers has
     /// failed before this one was ready.

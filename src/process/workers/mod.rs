@@ -50,9 +50,9 @@
 //!
 //! A worker that receives SIGTERM or SIGINT itself drains and ends, and another one starts then.
 //!
-//! If SIGCHLD is ignored, which a program may inherit, the supervisor adds a handler without effect:
-//! the system discards exit statuses while it is ignored (Linux). A program that reaps all of its
-//! children itself, with `waitpid(-1)`, may take the exit status of a worker. The worker is
+//! If SIGCHLD is ignored, which a program may inherit, the supervisor adds a handler without
+//! effect: the system discards exit statuses while it is ignored (Linux). A program that reaps all
+//! of its children itself, with `waitpid(-1)`, may take the exit status of a worker. The worker is
 //! restarted then too, and its status is `None`.
 //!
 //! As process 1 of a container, a supervisor does not reap the orphans of other processes. Run it

@@ -121,7 +121,7 @@ impl Supervision {
         }
     }
 
-    /// Looks which workers are ready and which have ended.
+    /// Finds out which workers are ready and which have ended.
     fn read_processes(&mut self) {
         for (id, mut process) in std::mem::take(&mut self.processes) {
             // The message after the end, so that a worker that was ready and died counts as such.

@@ -21,8 +21,8 @@ use super::databases::{OnFile, OnServer};
 /// A timeout that no passing test reaches.
 pub(crate) const LONG: Duration = Duration::from_secs(60);
 pub(crate) const SHORT: Duration = Duration::from_millis(20);
-/// Time in which something that must not happen would happen. There is no event to wait for. A slow
-/// machine can hide a fault, but cannot make a correct program fail.
+/// Time that a test waits before it asserts that something has not happened, for which there is no
+/// event. A slow machine can hide a fault, but cannot make a correct program fail.
 pub(crate) const A_WHILE: Duration = Duration::from_millis(300);
 
 pub(crate) enum TestDatabase {

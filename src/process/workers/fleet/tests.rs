@@ -81,7 +81,8 @@ fn reload_to_a_version_that_dies_keeps_the_old_workers() {
     assert_eq!(actions(&mut fleet, now), [Action::Drain(1), Action::Start(5)]);
     let died_at = now + STABLE_AFTER - Duration::from_millis(1);
     assert_eq!(fleet.on_ended(4, died_at), died(Some(Duration::ZERO), true));
-    // The successor that starts is not needed any longer, and the first slot has lost its old worker.
+    // The successor that starts is not needed any longer, and the first slot has lost its old
+    // worker.
     assert_eq!(actions(&mut fleet, died_at), [Action::Drain(5), Action::Start(6)]);
     assert_eq!(fleet.on_ended(5, died_at), End::Expected);
     fleet.on_ready(6, died_at);
