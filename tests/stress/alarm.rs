@@ -44,7 +44,8 @@ impl Ring {
     }
 }
 
-/// Starts the thread. It exits when all senders are dropped, including those in calls.
+/// Starts the thread. It exits when all senders are dropped, including those of calls and of their
+/// callers.
 pub(crate) fn start() -> (Sender<Ring>, JoinHandle<()>) {
     let (sender, rings) = channel();
     (sender, thread::spawn(move || serve(&rings)))

@@ -85,7 +85,7 @@ impl Caller {
         let entry = self.ledger.enter(plan);
         let inner = (plan == Plan::Nest).then(|| self.inner(way.clone()));
         let request = Request { token: Token(entry.clone()), alarm: self.alarm.clone(), inner };
-        Watched::new(entry, way.call(request))
+        Watched::new(entry, way.call(request), self.alarm.clone())
     }
 
     /// Returns a call through the same layer, or without it. Two layers that wait for each other's
@@ -95,8 +95,8 @@ impl Caller {
         let (ledger, alarm) = (self.ledger.clone(), self.alarm.clone());
         Box::new(move || {
             let entry = ledger.enter(plan);
-            let request = Request { token: Token(entry.clone()), alarm, inner: None };
-            Watched::new(entry, way.call(request))
+            let request = Request { token: Token(entry.clone()), alarm: alarm.clone(), inner: None };
+            Watched::new(entry, way.call(request), alarm)
         })
     }
 

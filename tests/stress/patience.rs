@@ -4,7 +4,7 @@ use std::{
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
-    sync::{Arc, atomic::Ordering::SeqCst},
+    sync::{Arc, atomic::Ordering::SeqCst, mpsc::Sender},
     task::{Context, Poll},
 };
 
@@ -12,7 +12,10 @@ use tower_offload::CallError;
 
 use tower_offload_tests::Random;
 
-use crate::ledger::{Answer, Entry};
+use crate::{
+    alarm::Ring,
+    ledger::{Answer, Entry},
+};
 
 pub(crate) type Response = Pin<Box<dyn Future<Output = Result<u64, CallError>> + Send>>;
 
@@ -21,11 +24,13 @@ pub(crate) struct Watched {
     entry: Arc<Entry>,
     /// `None` after the answer.
     response: Option<Response>,
+    /// Dropped after the record is complete: a round ends when all senders are dropped.
+    _alarm: Sender<Ring>,
 }
 
 impl Watched {
-    pub(crate) fn new(entry: Arc<Entry>, response: Response) -> Self {
-        Self { entry, response: Some(response) }
+    pub(crate) fn new(entry: Arc<Entry>, response: Response, alarm: Sender<Ring>) -> Self {
+        Self { entry, response: Some(response), _alarm: alarm }
     }
 }
 

@@ -339,6 +339,10 @@ impl Jobs {
         let end_leases = self.end_leases(&clients, river.is_ok(), end);
         let (noted, ()) = tokio::join!(self.note_interrupted(end), end_leases);
         queue.end_maintenance();
+        if running.has_ended() {
+            // A recovery in progress must not change jobs after the shutdown.
+            let _ = timeout_at(end.min(Instant::now() + MAX_STOP_TIME), queue.maintenance_over()).await;
+        }
         let (ended, returned) = (running.totals().0 - ended, running.totals().1 - returned);
         let still_running: Vec<_> = running.running().into_iter().map(|(_, id)| id).collect();
         let interrupted: Vec<_> = still_running.iter().copied().filter(|id| noted.contains(id)).collect();

@@ -55,6 +55,8 @@ pub(super) struct Queue {
     pub(super) cancel_requested: Notify,
     /// `true` once [`end_maintenance`](Self::end_maintenance) was called.
     is_ending: watch::Sender<bool>,
+    /// `true` once the maintenance executes no more statements.
+    maintenance_is_over: watch::Sender<bool>,
     phase: watch::Sender<Phase>,
 }
 
@@ -125,6 +127,7 @@ impl Queue {
             forwarding: Semaphore::new(MAX_FORWARDING),
             cancel_requested: Notify::new(),
             is_ending: watch::Sender::new(false),
+            maintenance_is_over: watch::Sender::new(false),
             phase: watch::Sender::new(Phase::Open),
         }
     }
@@ -295,6 +298,16 @@ impl Queue {
     /// Ends the maintenance as soon as no job is running.
     pub(super) fn end_maintenance(&self) {
         self.is_ending.send_replace(true);
+    }
+
+    pub(super) fn set_maintenance_over(&self) {
+        self.maintenance_is_over.send_replace(true);
+    }
+
+    /// Completes when the maintenance executes no more statements, not even a recovery that was in
+    /// progress.
+    pub(super) async fn maintenance_over(&self) {
+        let _ = self.maintenance_is_over.subscribe().wait_for(|is_over| *is_over).await;
     }
 
     /// Completes when maintenance must end. Leases are renewed until then.
