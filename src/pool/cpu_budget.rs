@@ -62,13 +62,13 @@ const NICENESS_STEP: i32 = 10;
 ///
 /// | limit | workers + threads | p99, ms | throttled periods, of 55 |
 /// |---|---|---|---|
-/// | time of one core | 1 + 1 | 0.58 | 43 |
-/// | time of one core | 2 + 1 | 0.80 | 45 |
-/// | time of one core | 1 + 2 | 48 | 55 |
-/// | time of one core | 2 + 2 | 48 | 55 |
-/// | time of 1.5 cores | 1 + 1 | 0.36 | 0 |
-/// | one core | 1 + 1 | 2.25 | |
-/// | one core | 1 + 1, nice value 10 | 0.64 | |
+/// | time of one core | 1 + 1 | 3.3 | 52 |
+/// | time of one core | 2 + 1 | 0.30 | 41 |
+/// | time of one core | 1 + 2 | 49 | 55 |
+/// | time of one core | 2 + 2 | 49 | 55 |
+/// | time of 1.5 cores | 1 + 1 | 0.26 | 0 |
+/// | one core | 1 + 1 | 1.2 | |
+/// | one core | 1 + 1, nice value 10 | 0.72 | |
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CpuBudget {
     cores: usize,
