@@ -78,7 +78,7 @@ pub(crate) enum Do {
     /// Return, and write garbage to the socket once the connection to this port is closed. Connects
     /// again afterwards.
     GarbageLater(u16),
-    /// Write valid frames without end.
+    /// Write valid frames without end, from several threads.
     Flood,
     /// Fork, and exit with status 3. The fork, whose process id is sent to the port, keeps the
     /// socket open and waits; or leaves the process group and writes valid frames without end.
@@ -182,10 +182,12 @@ impl Work for Do {
                 });
             }
             Self::Flood => {
-                let (mut socket, frames) = (pool_socket(), many_frames(context.job()));
-                loop {
-                    socket.write_all(&frames).unwrap();
-                }
+                let frames = many_frames(context.job());
+                thread::scope(|scope| {
+                    for _ in 0..4 {
+                        scope.spawn(|| while pool_socket().write_all(&frames).is_ok() {});
+                    }
+                });
             }
             Self::Fork(port, afterwards) => {
                 let fork = fork(afterwards, &many_frames(context.job()));
@@ -244,11 +246,12 @@ pub(crate) fn segfault() -> ! {
     unreachable!("the address 8 is mapped")
 }
 
-/// Returns 64 KiB of frames which report that a job has started: a length, the variant and the job.
+/// Returns frames which report that a job has started: a length, the variant and the job. They fit
+/// into one buffer of the socket, so that the writes of several threads do not mix.
 fn many_frames(job: u64) -> Vec<u8> {
     let job = u8::try_from(job).unwrap();
     assert!(job < 128, "its encoding has one byte");
-    [2, 0, 0, 0, 2, job].repeat(64 * 1024 / 6)
+    [2, 0, 0, 0, 2, job].repeat(500)
 }
 
 /// Forks this process and returns the process id of the fork.
