@@ -98,10 +98,11 @@ impl ProcessPoolBuilder {
 
     /// Limits the resident memory of a process and its descendants, in bytes, while it runs a job.
     ///
-    /// The memory is sampled every 20 ms. A job that exceeds the limit is asked to stop, and killed
-    /// after the [grace period](Self::grace); at twice the limit it is killed at once. A process
-    /// that has kept more than half of the limit after a job is recycled. Shared memory counts for
-    /// each process that uses it, and descendants that have outlived their parent do not count.
+    /// The memory is sampled every 20 ms, see [the module docs](super#memory). A job that exceeds
+    /// the limit is asked to stop, and killed after the [grace period](Self::grace); at twice the
+    /// limit it is killed at once. A process that has kept more than half of the limit after a job
+    /// is recycled. Shared memory counts for each process that uses it, and descendants that have
+    /// outlived their parent do not count.
     ///
     /// Default: no limit. Requires Linux.
     pub fn max_memory(mut self, bytes: u64) -> Self {
@@ -115,9 +116,9 @@ impl ProcessPoolBuilder {
         self
     }
 
-    /// Recycles a process that is older than a random 90 % to 100 % of this once it has
-    /// no job: idle processes one at a time, so that the pool keeps its capacity. Longer than zero.
-    /// Default: never.
+    /// Recycles a process that is older than a random 90 % to 100 % of this once it has no job.
+    /// Idle processes are recycled one at a time, and none while the successor of another one cannot
+    /// be started, so that the pool keeps its capacity. Longer than zero. Default: never.
     pub fn max_age(mut self, age: Duration) -> Self {
         self.max_age = Some(age);
         self

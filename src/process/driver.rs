@@ -14,7 +14,7 @@ use super::{
     os::{self, PollSet},
     shared::{NoProcess, Shared},
 };
-use crate::CallError;
+use crate::{CallError, pool::Deadline, sync::lock};
 
 /// Interval in which the memory of a process is sampled while it runs a job.
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(20);
@@ -25,6 +25,10 @@ const KILL_TIMEOUT: Duration = Duration::from_secs(1);
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(100);
 /// Processes that a job is given, if they end before they have started it.
 const MAX_ATTEMPTS: usize = 3;
+/// Reads of what a process has written between two jobs. One that has written more is replaced.
+const MAX_LATE_READS: usize = 64;
+/// Reads of what is left in the socket of a process that has ended, far more than it holds.
+const MAX_LAST_READS: usize = 1024;
 
 /// A job, whose input and error are encoded.
 pub(super) struct Job {
@@ -45,8 +49,8 @@ pub(super) fn run(shared: &Shared, job: &Job) -> JobResult {
     let mut attempts = 0;
     loop {
         attempts += 1;
-        let is_wanted = || !job.control.is_cancelled() && !shared.is_halted();
-        let process = shared.acquire(is_wanted).map_err(|error| match error {
+        let is_wanted = || !job.control.is_cancelled() && !shared.is_halted() && !Deadline::current().has_passed();
+        let mut process = shared.acquire(is_wanted).map_err(|error| match error {
             NoProcess::Start(error) => RunError::NoProcess(error),
             NoProcess::Unwanted => RunError::Rejected(CallError::Closed),
         })?;
@@ -54,13 +58,41 @@ pub(super) fn run(shared: &Shared, job: &Job) -> JobResult {
             shared.release(process);
             return Err(RunError::UnknownKind(job.kind));
         }
-        match Exchange::begin(shared, job, &process).finish(process) {
+        let end = if is_ready(&mut process) {
+            Exchange::begin(shared, job, &process).finish(process)
+        } else {
+            process.kill();
+            shared.remove(process);
+            End::NotStarted(RunError::Protocol)
+        };
+        match end {
             End::Result(result) => return result,
             // The code of the job has not run, so another process may run it.
             End::NotStarted(_) if attempts < MAX_ATTEMPTS => {}
             End::NotStarted(error) => return Err(error),
         }
     }
+}
+
+/// Discards what an idle process has reported, such as a panic of a thread that a job has left
+/// behind. Returns `false` if it has broken the protocol or closed its socket since its last job,
+/// for which the next job must not fail.
+fn is_ready(process: &mut Process) -> bool {
+    for _ in 0..MAX_LATE_READS {
+        loop {
+            match process.reader.next() {
+                Ok(Some(reply)) if matches!(frame::decode(reply), Ok((Reply::Panicking { .. }, _))) => {}
+                Ok(None) => break,
+                _ => return false,
+            }
+        }
+        match process.read() {
+            Progress::Read => {}
+            Progress::Blocked => return process.reader.is_empty(),
+            Progress::Closed => return false,
+        }
+    }
+    false
 }
 
 /// How a process ended a job.
@@ -92,6 +124,10 @@ impl<'a> Exchange<'a> {
         let config = &shared.config;
         shared.set_output_job(&process.handle, Some((job.id, job.kind)));
         process.handle.wake.clear();
+        // A timeout counts from here, but the deadline has counted while the job waited for a process.
+        if let Some(remaining) = Deadline::current().remaining() {
+            job.control.set_timeout(remaining);
+        }
         job.control.set_process(Some(process.handle.clone()));
         Self {
             shared,
@@ -99,14 +135,17 @@ impl<'a> Exchange<'a> {
             limits: Limits::new(now, config.grace, config.max_memory),
             started: now,
             sent_timeout: job.timeout,
-            next_sample: config.max_memory.map(|_| now),
+            // The memory of an idle process was sampled after its last job.
+            next_sample: config.max_memory.and_then(|_| now.checked_add(SAMPLE_INTERVAL)),
             has_started: false,
             panic: None,
         }
     }
 
     fn finish(mut self, mut process: Process) -> End {
-        process.outbox.push(self.job.request.clone());
+        // Before the request, so that the work never sees the timeout that the request contains.
+        self.send_timeout(&mut process);
+        process.outbox.push(&self.job.request);
         let ended = self.drive(&mut process);
         self.job.control.set_process(None);
         process.jobs += 1;
@@ -140,7 +179,8 @@ impl<'a> Exchange<'a> {
     fn recycle_or_release(&self, mut process: Process) {
         process.reader.shrink();
         let memory = self.shared.config.max_memory.and_then(|_| os::resident_memory(process.handle.pid));
-        match self.shared.recycle_reason(&process, memory) {
+        let can_start = lock(&self.shared.roster).can_start();
+        match self.shared.recycle_reason(&process, memory, can_start) {
             Some(reason) => {
                 self.shared.recycled(&process.handle, reason);
                 self.shared.remove(process);
@@ -177,7 +217,6 @@ impl<'a> Exchange<'a> {
             let progress = process.read();
             match self.handle_replies(process) {
                 Ok(Some(result)) => return Ended::Done(result),
-                Ok(None) if progress == Progress::Read => continue,
                 Ok(None) => {}
                 Err(Misbehaved) => return Ended::Misbehaved,
             }
@@ -193,26 +232,34 @@ impl<'a> Exchange<'a> {
             self.send_timeout(process);
             match self.observe(process.handle.pid) {
                 Action::None => {}
-                Action::Ask => process.outbox.push(frame::encode(&Request::Cancel { job: self.job.id })),
+                Action::Ask => process.outbox.push(&frame::encode(&Request::Cancel { job: self.job.id })),
                 Action::Kill(by) => return Ended::Killed(by),
             }
-            self.wait(process);
+            // After a read there may be more to read. The limits are enforced in between: a process
+            // can write without end.
+            if progress == Progress::Blocked {
+                self.wait(process);
+            }
         }
     }
 
-    /// Sends a timeout that was set, or shortened, after the job was given to the process.
+    /// Sends a timeout that was set, or shortened, after the request was encoded.
     fn send_timeout(&mut self, process: &mut Process) {
         let timeout = self.job.control.timeout();
         if let Some(timeout) = timeout.filter(|_| timeout != self.sent_timeout) {
             let remaining = timeout.saturating_sub(self.started.elapsed());
-            process.outbox.push(frame::encode(&Request::Timeout { job: self.job.id, remaining }));
+            process.outbox.push(&frame::encode(&Request::Timeout { job: self.job.id, remaining }));
         }
         self.sent_timeout = timeout;
     }
 
     /// Reads what a process has written before it ended.
     fn read_rest(&mut self, process: &mut Process, exit: Exit) -> Ended {
-        while process.read() == Progress::Read {
+        // Bounded, because a fork that has left the process group may write without end.
+        for _ in 0..MAX_LAST_READS {
+            if process.read() != Progress::Read {
+                break;
+            }
             match self.handle_replies(process) {
                 Ok(Some(result)) => return Ended::Done(result),
                 Ok(None) => {}

@@ -33,7 +33,7 @@ const MAX_HEADER: usize = 4 * MAX_MESSAGE;
 pub(super) enum Request<'a> {
     /// Run a job. The payload is its input.
     Run { job: u64, kind: &'a str, remaining: Option<Duration>, trace: Option<&'a str> },
-    /// The job got a timeout after it was sent, or a shorter one.
+    /// The job got a timeout after its request was encoded, or a shorter one. May come before `Run`.
     Timeout { job: u64, remaining: Duration },
     /// The result of the job is no longer wanted.
     Cancel { job: u64 },
@@ -269,9 +269,14 @@ impl FrameReader {
         Ok(Some(&self.buffer[frame]))
     }
 
+    /// Returns `true` if there is no part of a frame.
+    pub(super) fn is_empty(&self) -> bool {
+        self.start == self.buffer.len()
+    }
+
     /// Releases the memory that a long frame has used.
     pub(super) fn shrink(&mut self) {
-        if self.start == self.buffer.len() && self.buffer.capacity() > KEPT_CAPACITY {
+        if self.is_empty() && self.buffer.capacity() > KEPT_CAPACITY {
             *self = Self::new(self.max);
         }
     }
@@ -291,12 +296,8 @@ pub(super) struct Outbox {
 }
 
 impl Outbox {
-    pub(super) fn push(&mut self, frame: Vec<u8>) {
-        if self.is_empty() {
-            *self = Self { bytes: frame, written: 0 };
-        } else {
-            self.bytes.extend_from_slice(&frame);
-        }
+    pub(super) fn push(&mut self, frame: &[u8]) {
+        self.bytes.extend_from_slice(frame);
     }
 
     pub(super) fn is_empty(&self) -> bool {

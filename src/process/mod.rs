@@ -63,6 +63,31 @@
 //! * When the program ends in any way, its processes end: they see that the socket is closed, also
 //!   while they work, and Linux kills them.
 //!
+//! # Memory
+//!
+//! [`max_memory`](ProcessPoolBuilder::max_memory) limits the resident size of each process, which
+//! is sampled; [`ProcessPoolStats::memory_limit`] reports that. A control group (cgroup v2) would
+//! be exact, but the pool creates none: the system enables the memory controller only below a group
+//! that has no processes of its own, so the program would have to be moved first, which is up to
+//! the service manager. To protect the machine as well, limit the whole service, with `MemoryMax=`
+//! and `OOMPolicy=continue` of systemd for example: a process that the system kills fails its job
+//! with [`KilledBy::Crash`]`(9)`.
+//!
+//! # Large inputs
+//!
+//! An input is copied to the process. If it is larger than
+//! [`max_frame_size`](ProcessPoolBuilder::max_frame_size), or already in a file, pass the path. On
+//! Linux, a file without a name has a path too while it is open:
+//!
+//! ```
+//! use std::{fs::File, os::fd::AsRawFd, path::PathBuf};
+//!
+//! fn path_of(file: &File) -> PathBuf {
+//!     PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()))
+//! }
+//! # let _ = path_of;
+//! ```
+//!
 //! # Observability
 //!
 //! [`ProcessPoolStats`] has all counters. The jobs are the calls of a pool with the same name, with
@@ -126,7 +151,7 @@ pub use self::{
     error::{DataError, KilledBy, ProcessPoolBuildError, RunError, StartError, WorkPanic},
     output::{OutputLine, OutputStream},
     run::Run,
-    stats::ProcessPoolStats,
+    stats::{MemoryLimit, ProcessPoolStats},
     work::{Context, Registry, Work, Works},
     worker::{init, init_with},
 };
@@ -246,6 +271,7 @@ impl ProcessPool {
             [0, 1, 2, 3].map(|by| metrics.killed[by].load(Relaxed));
         ProcessPoolStats {
             jobs: self.threads.stats(),
+            memory_limit: shared.config.max_memory.map_or(MemoryLimit::None, |_| MemoryLimit::ResidentSize),
             idle,
             busy,
             starting,

@@ -113,6 +113,11 @@ impl<P> Roster<P> {
         None
     }
 
+    /// Records that a start is given up, because the roster is closed.
+    pub(super) fn on_start_cancelled(&mut self) {
+        self.starting -= 1;
+    }
+
     /// Records that a process could not be started.
     pub(super) fn on_start_failed(&mut self, now: Instant, error: StartError) {
         self.starting -= 1;
@@ -133,6 +138,11 @@ impl<P> Roster<P> {
     /// Returns the error of the last start, if it failed.
     pub(super) fn last_error(&self) -> Option<StartError> {
         self.last_error.clone()
+    }
+
+    /// Returns `true` unless the last start has failed.
+    pub(super) fn can_start(&self) -> bool {
+        self.failures == 0
     }
 
     /// Number of starts that failed.
@@ -202,12 +212,12 @@ mod tests {
             assert_eq!((roster.start_error(seen), roster.start_missing(now)), (None, 0));
         }
         roster.on_start_failed(now, error());
-        assert!(roster.start_error(seen).is_some());
+        assert!(roster.start_error(seen).is_some() && !roster.can_start());
         assert_eq!(roster.start_error(roster.failed()), None, "a job that came later");
         now = roster.next_start().unwrap();
         assert_eq!((roster.start_missing(now), roster.start_missing(now)), (1, 0), "one attempt at a time");
         assert!(roster.on_ready('a').is_none());
-        assert_eq!((roster.start_error(seen), roster.start_missing(now)), (None, 2));
+        assert_eq!((roster.can_start(), roster.start_error(seen), roster.start_missing(now)), (true, None, 2));
     }
 
     #[test]

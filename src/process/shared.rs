@@ -110,6 +110,10 @@ impl Shared {
         let mut roster = lock(&self.roster);
         let seen = roster.failed();
         loop {
+            // First, so that a job that was abandoned while it waited does not start.
+            if !is_wanted() {
+                return Err(NoProcess::Unwanted);
+            }
             if let Some(process) = roster.take() {
                 drop(roster);
                 if !process.has_ended() {
@@ -121,9 +125,6 @@ impl Shared {
             }
             if let Some(error) = roster.start_error(seen) {
                 return Err(NoProcess::Start(error));
-            }
-            if !is_wanted() {
-                return Err(NoProcess::Unwanted);
             }
             let waited = self.available.wait_timeout(roster, WAIT_INTERVAL);
             roster = waited.unwrap_or_else(std::sync::PoisonError::into_inner).0;
@@ -262,12 +263,18 @@ impl Shared {
         ignore_panic(|| self.metrics.recycled(handle.pid, reason));
     }
 
-    /// Returns why an idle process must not run another job, if it must not.
-    pub(super) fn recycle_reason(&self, process: &Process, memory: Option<u64>) -> Option<&'static str> {
+    /// Returns why an idle process must not run another job, if it must not. An old process is kept
+    /// while its successor cannot be started.
+    pub(super) fn recycle_reason(
+        &self,
+        process: &Process,
+        memory: Option<u64>,
+        can_start: bool,
+    ) -> Option<&'static str> {
         let Config { max_jobs, max_memory, .. } = self.config;
         if max_jobs.is_some_and(|max| process.jobs >= max) {
             Some("max_jobs")
-        } else if process.expires.is_some_and(|at| Instant::now() >= at) {
+        } else if can_start && process.expires.is_some_and(|at| Instant::now() >= at) {
             Some("max_age")
         } else if max_memory.zip(memory).is_some_and(|(max, used)| used > max / 2) {
             // The next job would have less than half of its limit for itself.

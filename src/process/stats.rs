@@ -7,6 +7,8 @@ pub struct ProcessPoolStats {
     /// Jobs, counted like the calls of every pool. `active` is the number of jobs that run, or wait
     /// for a process that starts.
     pub jobs: PoolStats,
+    /// How the limit of the memory is enforced.
+    pub memory_limit: MemoryLimit,
     /// Number of processes that are ready and have no job.
     pub idle: usize,
     /// Number of processes that run a job.
@@ -32,4 +34,18 @@ pub struct ProcessPoolStats {
     /// Bytes that processes have written to stdout and stderr beyond the 1 MiB that is reported for
     /// each job.
     pub output_discarded: u64,
+}
+
+/// How a pool enforces [`max_memory`](super::ProcessPoolBuilder::max_memory).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum MemoryLimit {
+    /// There is no limit.
+    #[default]
+    None,
+    /// The resident size of a process and its descendants is sampled every 20 ms, so a job can
+    /// exceed the limit by what it allocates between two samples.
+    ///
+    /// A cgroup would be exact. The pool does not create one: see [the module docs](super#memory).
+    ResidentSize,
 }

@@ -50,19 +50,20 @@ impl Supervisor<'_> {
         true
     }
 
+    /// Returns `true` if every process is reaped and none will be started. The roster and `ended` do
+    /// not tell: a process that another thread moves from one to the other is in neither.
     fn is_done(&self) -> bool {
-        let roster = lock(&self.shared.roster);
-        let is_idle = self.starting.is_empty() && self.ending.is_empty() && lock(&self.shared.ended).is_empty();
-        roster.is_closed() && roster.counts() == (0, 0, 0) && is_idle
+        let is_closed = lock(&self.shared.roster).is_closed();
+        is_closed && lock(&self.shared.handles).is_empty()
     }
 
     /// Removes idle processes that have died, and one that is too old: the others are then left for
     /// jobs while its successor starts.
     fn recycle_idle(&mut self) {
-        let mut recycled = false;
+        let mut may_recycle = self.may_recycle();
         let removed = lock(&self.shared.roster).remove_idle(|process| {
-            let is_old = !recycled && self.starting.is_empty() && self.shared.recycle_reason(process, None).is_some();
-            recycled |= is_old;
+            let is_old = may_recycle && self.shared.recycle_reason(process, None, true).is_some();
+            may_recycle &= !is_old;
             is_old || process.has_ended()
         });
         for process in removed {
@@ -72,6 +73,11 @@ impl Supervisor<'_> {
             process.close();
             lock(&self.shared.ended).push(process);
         }
+    }
+
+    /// Returns `true` if an idle process may be replaced because of its age.
+    fn may_recycle(&self) -> bool {
+        self.starting.is_empty() && lock(&self.shared.roster).can_start()
     }
 
     fn start_missing(&mut self, now: Instant) {
@@ -98,7 +104,12 @@ impl Supervisor<'_> {
     fn check_starting(&mut self, now: Instant) {
         let is_closed = lock(&self.shared.roster).is_closed();
         for mut process in std::mem::take(&mut self.starting) {
-            match self.handshake(&mut process, now, is_closed) {
+            match self.handshake(&mut process, now) {
+                None if is_closed => {
+                    process.kill();
+                    self.ending.push((process, Some(now)));
+                    lock(&self.shared.roster).on_start_cancelled();
+                }
                 None => self.starting.push(process),
                 Some(Ok(())) => {
                     lock(&process.handle.output).on_ready();
@@ -117,7 +128,7 @@ impl Supervisor<'_> {
     }
 
     /// Returns how the start of a process has ended, if it has.
-    fn handshake(&self, process: &mut Process, now: Instant, is_closed: bool) -> Option<Result<(), StartError>> {
+    fn handshake(&self, process: &mut Process, now: Instant) -> Option<Result<(), StartError>> {
         let failed = |kind| Some(Err(StartError::new(kind)));
         let is_closed_by_process = process.read() == Progress::Closed;
         match process.reader.next() {
@@ -142,12 +153,12 @@ impl Supervisor<'_> {
             // The program has closed stdin: it will never be ready. If it is about to end, its
             // status says more.
             return match process.reap(Duration::from_millis(100)) {
-                Some(_) => self.handshake(process, now, is_closed),
+                Some(_) => self.handshake(process, now),
                 None => failed(StartErrorKind::Protocol),
             };
         }
         let is_late = now.saturating_duration_since(process.started) >= self.shared.config.start_timeout;
-        if is_late || is_closed { failed(StartErrorKind::Silent) } else { None }
+        if is_late { failed(StartErrorKind::Silent) } else { None }
     }
 
     fn take_ended(&mut self, now: Instant) {
@@ -211,8 +222,9 @@ impl Supervisor<'_> {
         let start_timeout = self.shared.config.start_timeout;
         let due = self.starting.iter().filter_map(|process| process.started.checked_add(start_timeout));
         let due = due.chain(self.ending.iter().filter_map(|(_, kill_at)| *kill_at));
-        // An idle process that is too old waits until no other one starts.
-        let due = due.chain(expiries.filter(|_| self.starting.is_empty()));
+        // Otherwise, an idle process that is too old waits for the start of another one.
+        let may_recycle = self.may_recycle();
+        let due = due.chain(expiries.filter(|_| may_recycle));
         let due = due.chain(lock(&self.shared.roster).next_start());
         let timeout = due.min().map(|at| at.saturating_duration_since(now));
         timeout.into_iter().chain(os::EXIT_INTERVAL).min()

@@ -139,9 +139,14 @@ impl Registry {
 fn run<W: Work>(input: &[u8], context: &Context, max: usize) -> Vec<u8> {
     let job = context.job;
     let done = |outcome| Reply::Done { job, outcome };
-    let work = match postcard::from_bytes::<W>(input) {
-        Ok(work) => work,
-        Err(error) => return frame::encode(&done(Outcome::InvalidInput { reason: cut(&error.to_string()) })),
+    let panicked = |payload| {
+        drop_payload(payload);
+        frame::encode(&done(Outcome::Panicked))
+    };
+    let work = match catch_unwind(|| postcard::from_bytes::<W>(input)) {
+        Ok(Ok(work)) => work,
+        Ok(Err(error)) => return frame::encode(&done(Outcome::InvalidInput { reason: cut(&error.to_string()) })),
+        Err(payload) => return panicked(payload),
     };
     let result = catch_unwind(|| context.deadline.sync_scope(|| work.run(context)));
     // Encoding is user code too, and so is the drop of the result.
@@ -157,10 +162,7 @@ fn run<W: Work>(input: &[u8], context: &Context, max: usize) -> Vec<u8> {
         Ok(Err(EncodeError::Invalid(error))) => {
             frame::encode(&done(Outcome::InvalidResult { reason: cut(&error.to_string()) }))
         }
-        Err(payload) => {
-            drop_payload(payload);
-            frame::encode(&done(Outcome::Panicked))
-        }
+        Err(payload) => panicked(payload),
     }
 }
 

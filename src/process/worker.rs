@@ -157,8 +157,8 @@ impl PoolSocket {
     }
 }
 
-/// Requests about jobs that were given to the process before. A process runs one job at a time, and
-/// numbers are not reused, so a request that arrives late affects no other job.
+/// Requests about a job that runs, or comes next. A process runs one job at a time, and numbers are
+/// not reused, so a request that arrives late affects no other job.
 #[derive(Debug, Clone, Default)]
 pub(super) struct JobSignals(Arc<Signals>);
 
@@ -241,10 +241,10 @@ impl Worker {
         if catch_unwind(setup).is_err() {
             process::exit(EXIT_SETUP); // The panic hook has reported it on stderr.
         }
+        // The first frame is `Ready`, also if a thread of `setup` panics meanwhile.
+        self.write(&frame::encode(&Reply::Ready { executable, kinds: self.registry.kinds() }));
         // Afterwards, because `setup` may set a hook of its own.
         report_panics(self.clone());
-        let ready = frame::encode(&Reply::Ready { executable, kinds: self.registry.kinds() });
-        self.write(&ready);
         for Assignment { frame, received } in assigned {
             let reply = self.run(&frame, received);
             self.is_busy.store(false, SeqCst);
@@ -261,7 +261,7 @@ impl Worker {
             return frame::encode(&Reply::Done { job, outcome });
         };
         let remaining = remaining.map(|remaining| remaining.saturating_sub(received.elapsed()));
-        let deadline = remaining.map_or(Deadline::NONE, Deadline::after);
+        let deadline = remaining.map_or(Deadline::NONE, Deadline::after).earlier(self.signals.timeout(job));
         self.write(&frame::encode(&Reply::Started { job }));
         handler(
             input,

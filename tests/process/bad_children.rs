@@ -1,10 +1,13 @@
-//! Processes that break the protocol.
+//! Processes that break the protocol, or do not do what they are asked.
 
-use std::time::Duration;
+use std::{io::Read, time::Duration};
 
-use tower_offload::process::RunError;
+use rustix::process::Signal;
+use tower_offload::process::{KilledBy, RunError};
 
-use crate::support::{Do, builder, eventually, is_reaped, kill, pid_of};
+use crate::support::{
+    Afterwards, Do, Meeting, PATIENCE, builder, eventually, is_alive, is_reaped, kill, number, pid_of, send_signal,
+};
 
 #[tokio::test]
 async fn process_that_closes_its_socket_is_killed() {
@@ -46,4 +49,53 @@ async fn idle_process_that_is_killed_fails_no_job() {
     }
     assert_eq!(pool.shutdown(Duration::from_secs(5)).await.running, 0);
     assert_eq!(pool.stats().alive, 0);
+}
+
+#[tokio::test]
+async fn process_that_was_damaged_by_an_earlier_job_fails_no_other() {
+    let pool = builder().build().unwrap();
+    let (meeting, before) = (Meeting::new(), pid_of(&pool).await);
+    assert_eq!(pool.run(Do::GarbageLater(meeting.port())).await, Ok(Vec::new()));
+    drop(meeting.entered().await);
+    let _written = meeting.entered().await;
+    assert_eq!(pool.run(Do::Echo(vec![1])).await, Ok(vec![1]));
+    eventually("the process is replaced", || is_reaped(before)).await;
+}
+
+#[tokio::test]
+async fn frames_without_end_do_not_suspend_the_limits() {
+    let pool = builder().grace(Duration::from_millis(20)).build().unwrap();
+    let job = pool.run(Do::Flood).timeout(Duration::from_millis(50));
+    let ended = tokio::time::timeout(PATIENCE, job).await;
+    assert_eq!(ended, Ok(Err(RunError::Killed { by: KilledBy::Timeout })));
+    assert_eq!(pool.run(Do::Echo(vec![1])).await, Ok(vec![1]));
+}
+
+#[tokio::test]
+async fn fork_that_keeps_the_socket_does_not_hide_the_end() {
+    for afterwards in [Afterwards::Wait, Afterwards::LeaveAndFlood] {
+        let (pool, meeting) = (builder().build().unwrap(), Meeting::new());
+        let job = pool.run(Do::Fork(meeting.port(), afterwards));
+        let mut text = Vec::new();
+        meeting.entered().await.read_to_end(&mut text).unwrap();
+        let ended = tokio::time::timeout(PATIENCE, job).await;
+        assert_eq!(ended, Ok(Err(RunError::Exited { code: Some(3) })), "{afterwards:?}");
+        // Killed with its group, or by the end of the socket.
+        let fork = number(text);
+        eventually("the fork ends", || !is_alive(fork)).await;
+    }
+}
+
+#[tokio::test]
+async fn signals_of_a_terminal_or_service_manager_end_no_process() {
+    let pool = builder().build().unwrap();
+    let (meeting, pid) = (Meeting::new(), pid_of(&pool).await);
+    let job = pool.run(Do::Hold(meeting.port()));
+    let held = meeting.entered().await;
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
+        send_signal(pid, signal);
+    }
+    drop(held);
+    assert_eq!(job.await, Ok(Vec::new()));
+    assert_eq!(pid_of(&pool).await, pid);
 }

@@ -1,6 +1,6 @@
 //! How work ends by itself.
 
-use std::time::Duration;
+use std::{fs, os::fd::AsRawFd, time::Duration};
 
 use tower::ServiceExt;
 use tower_offload::{
@@ -8,7 +8,9 @@ use tower_offload::{
     process::{KilledBy, RunError},
 };
 
-use crate::support::{Do, Meeting, Other, Unknown, builder, number, pid_of};
+use crate::support::{
+    Do, Meeting, Other, PATIENCE, Undecodable, Unknown, builder, eventually, number, pid_of, pool_that_holds_starts,
+};
 
 #[tokio::test]
 async fn output_error_and_other_kinds_travel_back() {
@@ -28,6 +30,16 @@ async fn panic_travels_back_and_does_not_cost_the_process() {
     let Err(RunError::Panicked(panic)) = pool.run(Do::Panic("broken".to_owned())).await else { panic!("no panic") };
     assert_eq!(panic.message(), "broken");
     assert!(panic.location().contains("support.rs:"), "{panic}");
+    assert_eq!(pid_of(&pool).await, before);
+}
+
+#[tokio::test]
+async fn panic_while_the_input_is_decoded_travels_back_too() {
+    let pool = builder().build().unwrap();
+    let before = pid_of(&pool).await;
+    let ended = tokio::time::timeout(PATIENCE, pool.run(Undecodable)).await;
+    let Ok(Err(RunError::Panicked(panic))) = ended else { panic!("{ended:?}") };
+    assert_eq!(panic.message(), "undecodable");
     assert_eq!(pid_of(&pool).await, before);
 }
 
@@ -68,6 +80,28 @@ async fn large_input_and_output_fit() {
     assert_eq!(pool.run(Do::Echo(bytes.clone())).await, Ok(bytes));
 }
 
+/// As the documentation of the module recommends.
+#[tokio::test]
+async fn large_input_may_be_an_open_file_without_a_name() {
+    let pool = builder().max_frame_size(64 * 1024).build().unwrap();
+    let name = std::env::temp_dir().join(format!("process-test-input-{}", std::process::id()));
+    let file = fs::File::create_new(&name).unwrap();
+    fs::write(&name, vec![7; 1_000_000]).unwrap();
+    fs::remove_file(&name).unwrap();
+    let path = format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
+    assert_eq!(number(pool.run(Do::Measure(path.into())).await.unwrap()), 1_000_000);
+}
+
+#[tokio::test]
+async fn work_sees_the_environment_of_its_pool() {
+    let variables = [("PROCESS_TEST_VARIABLE", "of the pool"), ("TOWER_OFFLOAD_PROCESS", "overwritten")];
+    let pool = builder().environment(variables).build().unwrap();
+    let variable = |name: &str| Do::Variable(name.to_owned());
+    assert_eq!(pool.run(variable("PROCESS_TEST_VARIABLE")).await.unwrap(), b"of the pool");
+    let inherited = std::env::var("PATH").unwrap();
+    assert_eq!(pool.run(variable("PATH")).await.unwrap(), inherited.into_bytes());
+}
+
 #[tokio::test]
 async fn work_sees_its_deadline_and_no_stdin() {
     let pool = builder().build().unwrap();
@@ -90,6 +124,21 @@ async fn work_sees_its_deadline_and_no_stdin() {
     }
     assert_eq!(number(pool.run(Do::Remaining).await.unwrap()), 0);
     assert_eq!(pool.run(Do::ReadStdin).await, Ok(Vec::new()));
+}
+
+#[tokio::test]
+async fn deadline_counts_while_the_job_waits_for_a_process() {
+    let meeting = Meeting::new();
+    let pool = pool_that_holds_starts(builder(), &meeting).await;
+    assert!(pool.run(Do::Abort).await.is_err());
+    let starting = meeting.entered().await;
+    let job = pool.run_with(CallOptions::new().timeout(Duration::from_secs(600)), Do::Remaining);
+    eventually("the job waits for a process", || pool.stats().jobs.started == 2).await;
+    // Takes real time, which must be missing later.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    drop(starting);
+    let left = number(job.await.unwrap());
+    assert!((500_000..=599_950).contains(&left), "{left}");
 }
 
 #[tokio::test]

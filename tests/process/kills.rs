@@ -5,7 +5,7 @@ use std::{io::Read, time::Duration};
 use tower_offload::{
     CallError,
     pool::CallOptions,
-    process::{KilledBy, RunError},
+    process::{KilledBy, MemoryLimit, RunError},
 };
 
 use crate::support::{Do, Meeting, builder, eventually, is_alive, is_reaped, number, pid_of};
@@ -40,6 +40,7 @@ async fn memory_over_the_limit_is_killed() {
     let pool = builder().grace(SHORT).max_memory(200 << 20).build().unwrap();
     let killed = pool.run(Do::Allocate(300 << 20)).await;
     assert_eq!(killed, Err(RunError::Killed { by: KilledBy::Memory }));
+    assert_eq!(pool.stats().memory_limit, MemoryLimit::ResidentSize);
     let pool = builder().grace(Duration::from_secs(600)).max_memory(100 << 20).build().unwrap();
     let killed = pool.run(Do::Allocate(300 << 20)).await;
     assert_eq!(killed, Err(RunError::Killed { by: KilledBy::Memory }), "twice the limit needs no grace period");
@@ -60,9 +61,14 @@ async fn caller_that_leaves_kills_its_job() {
 #[tokio::test]
 async fn deadline_answers_the_caller_and_kills_the_job() {
     let pool = builder().grace(SHORT).build().unwrap();
-    let pid = pid_of(&pool).await;
-    let ended = pool.run_with(CallOptions::new().timeout(SHORT), Do::Loop).await;
-    assert_eq!(ended, Err(RunError::Rejected(CallError::DeadlineExceeded)));
+    let (pid, mut limit) = (pid_of(&pool).await, SHORT);
+    // On a busy machine, the deadline may pass before the job begins.
+    while pool.stats().killed_by_timeout + pool.stats().killed_by_cancel == 0 {
+        let ended = pool.run_with(CallOptions::new().timeout(limit), Do::Loop).await;
+        assert_eq!(ended, Err(RunError::Rejected(CallError::DeadlineExceeded)));
+        eventually("no job runs", || pool.stats().jobs.active == 0).await;
+        limit *= 2;
+    }
     eventually("killed", || is_reaped(pid)).await;
 }
 
@@ -86,6 +92,17 @@ async fn crashed_process_leaves_no_group_behind() {
     assert!(is_alive(grandchild));
     assert!(pool.run(Do::Abort).await.is_err());
     eventually("killed", || !is_alive(grandchild)).await;
+}
+
+#[tokio::test]
+async fn shutdown_waits_for_idle_processes() {
+    // The threads that end and that reap a process must meet at the wrong moment.
+    for _ in 0..5 {
+        let pool = builder().processes(3).build().unwrap();
+        eventually("idle", || pool.stats().idle == 4).await;
+        pool.shutdown(SHORT).await;
+        assert_eq!(pool.stats().alive, 0);
+    }
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@ mod kills;
 mod output;
 mod parent;
 mod recycling;
+mod soak;
 mod start;
 mod support;
 mod workers;

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use crate::support::{Do, builder, eventually, is_reaped, pid_of};
+use crate::support::{Do, Program, builder, eventually, is_reaped, pid_of};
 
 #[tokio::test]
 async fn process_is_recycled_after_max_jobs() {
@@ -27,4 +27,17 @@ async fn idle_processes_are_recycled_by_age() {
     let pool = builder().max_age(Duration::from_millis(100)).build().unwrap();
     eventually("recycled", || pool.stats().recycled >= 3).await;
     assert_eq!(pool.run(Do::Echo(vec![1])).await, Ok(vec![1]));
+}
+
+#[tokio::test]
+async fn old_process_is_kept_while_no_successor_can_start() {
+    let program = Program::new("removed");
+    let pool = builder().spares(2).max_age(Duration::from_millis(100)).program(program.path()).build().unwrap();
+    eventually("every process is ready", || pool.stats().idle == 3).await;
+    drop(program);
+    eventually("starts fail", || pool.stats().start_failures >= 3).await;
+    for _ in 0..3 {
+        assert_eq!(pool.run(Do::Echo(vec![1])).await, Ok(vec![1]));
+    }
+    assert_eq!(pool.stats().idle, 2);
 }

@@ -3,26 +3,46 @@ use std::{
     io::{Read, Write},
     net::{TcpListener, TcpStream},
     os::{fd::BorrowedFd, unix::net::UnixStream},
-    path::Path,
+    path::{Path, PathBuf},
     sync::OnceLock,
     thread,
     time::Duration,
 };
 
+use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 use tower_offload::process::{self, Context, ProcessPool, ProcessPoolBuilder, Work};
+
+use crate::soak;
 
 /// Longest wait for something that must happen, far longer than it takes.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Environment variable of worker processes that become ready only once a connection to this port
+/// is closed.
+pub(crate) const HOLD_START: &str = "PROCESS_TEST_HOLD_START";
+
 /// The `main` of worker processes. In an ordinary test run it returns at once.
 #[test]
 fn process_worker() {
-    process::init::<(Do, Other)>();
+    process::init_with::<(Do, Other, Undecodable, soak::Job)>(|| {
+        if let Ok(port) = std::env::var(HOLD_START) {
+            let _ = connect(port.parse().unwrap()).read(&mut [0]);
+        }
+    });
 }
 
 pub(crate) fn builder() -> ProcessPoolBuilder {
     ProcessPool::builder().processes(1).arguments(["support::process_worker", "--exact", "--nocapture"])
+}
+
+/// Builds a pool without spares whose first process is ready. Each further one becomes ready when
+/// the connection to the port is dropped.
+pub(crate) async fn pool_that_holds_starts(builder: ProcessPoolBuilder, meeting: &Meeting) -> ProcessPool {
+    let builder = builder.spares(0).environment([(HOLD_START, meeting.port().to_string())]);
+    let build = tokio::task::spawn_blocking(|| builder.build().unwrap());
+    drop(meeting.entered().await);
+    build.await.unwrap()
 }
 
 /// What a process is told to do.
@@ -34,7 +54,7 @@ pub(crate) enum Do {
     Pid,
     Fail(String),
     Panic(String),
-    /// Loop with all signals that can be handled ignored.
+    /// Loop with all signals blocked.
     Loop,
     /// Connect to the port, and wait until the connection is closed.
     Hold(u16),
@@ -55,13 +75,32 @@ pub(crate) enum Do {
     CloseSocket,
     /// Write these bytes to the socket.
     Garbage(Vec<u8>),
+    /// Return, and write garbage to the socket once the connection to this port is closed. Connects
+    /// again afterwards.
+    GarbageLater(u16),
+    /// Write valid frames without end, from several threads.
+    Flood,
+    /// Fork, and exit with status 3. The fork, whose process id is sent to the port, keeps the
+    /// socket open and waits; or leaves the process group and writes valid frames without end.
+    Fork(u16, Afterwards),
     /// Write a part of a frame, and then exit with this status or keep the closed socket.
     Truncate(Option<i32>),
     ReadStdin,
+    /// Return the length of this file.
+    Measure(PathBuf),
+    /// Return this environment variable.
+    Variable(String),
     Remaining,
     TraceContext,
     /// Connect to the port, and return the remaining time once there is one.
     UntilRemaining(u16),
+}
+
+/// What a fork does after its parent has exited.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(crate) enum Afterwards {
+    Wait,
+    LeaveAndFlood,
 }
 
 impl Work for Do {
@@ -76,9 +115,12 @@ impl Work for Do {
             Self::Pid => return Ok(std::process::id().to_string().into_bytes()),
             Self::Fail(error) => return Err(error),
             Self::Panic(message) => panic!("{message}"),
-            Self::Loop => loop {
-                std::hint::spin_loop();
-            },
+            Self::Loop => {
+                block_signals();
+                loop {
+                    std::hint::spin_loop();
+                }
+            }
             Self::Hold(port) => {
                 let _ = connect(port).read(&mut [0]);
             }
@@ -131,11 +173,34 @@ impl Work for Do {
                 thread::sleep(PATIENCE);
             }
             Self::Garbage(bytes) => pool_socket().write_all(&bytes).unwrap(),
+            Self::GarbageLater(port) => {
+                let mut held = connect(port);
+                thread::spawn(move || {
+                    let _ = held.read(&mut [0]);
+                    pool_socket().write_all(&[0xff; 4]).unwrap();
+                    connect(port);
+                });
+            }
+            Self::Flood => {
+                let frames = many_frames(context.job());
+                thread::scope(|scope| {
+                    for _ in 0..4 {
+                        scope.spawn(|| while pool_socket().write_all(&frames).is_ok() {});
+                    }
+                });
+            }
+            Self::Fork(port, afterwards) => {
+                let fork = fork(afterwards, &many_frames(context.job()));
+                write!(connect(port), "{fork}").unwrap();
+                std::process::exit(3);
+            }
             Self::ReadStdin => {
                 let mut text = String::new();
                 std::io::stdin().read_to_string(&mut text).unwrap();
                 return Ok(text.into_bytes());
             }
+            Self::Measure(path) => return Ok(fs::read(path).unwrap().len().to_string().into_bytes()),
+            Self::Variable(name) => return Ok(std::env::var(name).unwrap().into_bytes()),
             Self::TraceContext => return Ok(context.trace_context().unwrap_or_default().as_bytes().to_vec()),
             Self::UntilRemaining(port) => {
                 let _connection = connect(port);
@@ -159,6 +224,59 @@ impl Work for Do {
 #[allow(clippy::zombie_processes)] // This process is killed before it can wait for it.
 fn start_sleeper() -> u32 {
     std::process::Command::new("sleep").arg("1000").spawn().unwrap().id()
+}
+
+/// Blocks every signal that can be blocked, on this thread.
+#[allow(unsafe_code)]
+pub(crate) fn block_signals() {
+    // SAFETY: the set is a local variable, which is initialized before it is used.
+    unsafe {
+        let mut all = std::mem::zeroed::<libc::sigset_t>();
+        libc::sigfillset(&mut all);
+        libc::pthread_sigmask(libc::SIG_BLOCK, &all, std::ptr::null_mut());
+    }
+}
+
+/// Accesses memory that is not mapped.
+#[allow(unsafe_code)]
+pub(crate) fn segfault() -> ! {
+    // SAFETY: no object has this address. The system keeps the lowest pages unmapped, so the write
+    // ends the process.
+    unsafe { std::ptr::without_provenance_mut::<u8>(8).write_volatile(1) };
+    unreachable!("the address 8 is mapped")
+}
+
+/// Returns frames which report that a job has started: a length, the variant and the job. They fit
+/// into one buffer of the socket, so that the writes of several threads do not mix.
+fn many_frames(job: u64) -> Vec<u8> {
+    let job = u8::try_from(job).unwrap();
+    assert!(job < 128, "its encoding has one byte");
+    [2, 0, 0, 0, 2, job].repeat(500)
+}
+
+/// Forks this process and returns the process id of the fork.
+#[allow(unsafe_code)]
+fn fork(afterwards: Afterwards, frames: &[u8]) -> i32 {
+    let socket = socket_number();
+    // SAFETY: the fork calls only functions that are safe in a fork of a process with threads, and
+    // never returns. `frames` and the socket are valid for as long as it lives.
+    unsafe {
+        let fork = libc::fork();
+        if fork == 0 {
+            match afterwards {
+                Afterwards::Wait => {
+                    libc::pause();
+                }
+                Afterwards::LeaveAndFlood => {
+                    libc::setpgid(0, 0);
+                    // Until the pool has closed the socket.
+                    while libc::write(socket, frames.as_ptr().cast(), frames.len()) > 0 {}
+                }
+            }
+            libc::_exit(0);
+        }
+        fork
+    }
 }
 
 fn socket_number() -> i32 {
@@ -189,6 +307,26 @@ impl Work for Other {
 
     fn run(self, _: &Context) -> Result<String, ()> {
         Ok("other".to_owned())
+    }
+}
+
+/// Work whose input panics when it is decoded.
+#[derive(Debug, Serialize)]
+pub(crate) struct Undecodable;
+
+impl<'de> Deserialize<'de> for Undecodable {
+    fn deserialize<D: serde::Deserializer<'de>>(_: D) -> Result<Self, D::Error> {
+        panic!("undecodable")
+    }
+}
+
+impl Work for Undecodable {
+    const KIND: &'static str = "undecodable";
+    type Output = ();
+    type Error = ();
+
+    fn run(self, _: &Context) -> Result<(), ()> {
+        Ok(())
     }
 }
 
@@ -258,6 +396,40 @@ pub(crate) fn number(text: Vec<u8>) -> u32 {
 }
 
 pub(crate) fn kill(pid: u32) {
+    send_signal(pid, Signal::KILL);
+}
+
+pub(crate) fn send_signal(pid: u32, signal: Signal) {
     let pid = rustix::process::Pid::from_raw(pid.try_into().unwrap()).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    rustix::process::kill_process(pid, signal).unwrap();
+}
+
+/// Another name of the file of this program, which a test can replace or remove.
+pub(crate) struct Program(PathBuf);
+
+impl Program {
+    pub(crate) fn new(name: &str) -> Self {
+        let name = format!("{name}-{}", std::process::id());
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        let _ = fs::remove_file(&path); // of an earlier run
+        fs::hard_link(std::env::current_exe().unwrap(), &path).unwrap();
+        Self(path)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Replaces the file by a copy, as an upgrade does.
+    pub(crate) fn replace(&self) {
+        let copy = self.0.with_extension("copy");
+        fs::copy(&self.0, &copy).unwrap();
+        fs::rename(copy, &self.0).unwrap();
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
 }
