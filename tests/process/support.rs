@@ -18,7 +18,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// The `main` of worker processes. In an ordinary test run it returns at once.
 #[test]
 fn process_worker() {
-    process::init::<(Do, Other)>();
+    process::init::<(Do, Other, crate::progress::Report)>();
 }
 
 pub(crate) fn builder() -> ProcessPoolBuilder {
