@@ -45,7 +45,8 @@ impl<J> Clone for Worker<J> {
 pub(super) struct Ticket {
     pub(super) entry: RunningJob,
     pub(super) gate: Arc<Gate>,
-    /// Notified when the attempt is stopped. At most one task waits.
+    /// Notified when the attempt is stopped. At most one task waits: that of a process.
+    #[cfg_attr(not(feature = "process"), expect(dead_code))]
     pub(super) stopped: Arc<Notify>,
 }
 

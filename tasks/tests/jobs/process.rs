@@ -187,8 +187,11 @@ async fn failure_says_how_the_work_ended(database: TestDatabase) {
         (InProcess::Abort, "crash", "the process was killed by signal 6"),
         (InProcess::Exit, "exit", "the process exited with status 3 before the job ended"),
     ];
-    for (job, class, message) in expected {
-        let id = jobs.enqueue(job).await.unwrap().id();
+    let mut ids = Vec::new();
+    for (job, ..) in &expected {
+        ids.push(jobs.enqueue(job.clone()).await.unwrap().id());
+    }
+    for ((_, class, message), id) in expected.into_iter().zip(ids) {
         let ended = ended(&tasks, id).await;
         assert_eq!((ended.state, ended.attempt), (TaskState::Failed, 2));
         let failure = ended.failure.unwrap();
@@ -350,7 +353,7 @@ fn program() {
     tokio::runtime::Runtime::new().unwrap().block_on(async {
         let tasks = Tasks::new(SqlStore::open_with_lease(&database, LEASE).await.unwrap());
         let jobs = builder(&tasks, &pool().build().unwrap(), LONG).start().await.unwrap();
-        jobs.enqueue(InProcess::Hold(port.parse().unwrap())).await.unwrap();
+        let _ = jobs.enqueue(InProcess::Hold(port.parse().unwrap())).await.unwrap();
         std::future::pending::<()>().await;
     });
 }
