@@ -608,9 +608,9 @@ fn every_public_setter_has_a_row() {
         .chain(sizes().iter().map(|it| it.name))
         .chain(names().iter().map(|it| it.name))
         .collect();
-    // Tested below, by the rows of `TokioBlocking::new`, or with real workers in
-    // `tests/process/workers`.
-    let others = ["niceness", "builder", "try_new", "workers", "drain_timeout", "kill_timeout", "take_listener"];
+    // Tested below, by the rows of `TokioBlocking::new`, or with real processes in `tests/process`.
+    let others =
+        ["niceness", "builder", "try_new", "progress", "workers", "drain_timeout", "kill_timeout", "take_listener"];
     let has_row = |function: &str| {
         others.contains(&function)
             || rows.iter().any(|row| row.split([' ', ',']).any(|word| word.rsplit("::").next() == Some(function)))

@@ -219,14 +219,18 @@ impl Wake {
     }
 }
 
+/// Receives the progress of a job.
+pub(super) type OnProgress = Arc<dyn Fn(f64, &str) + Send + Sync>;
+
 /// What a caller wants of a job that may be running: shared by the caller's future and the driver.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct JobControl(Mutex<ControlState>);
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct ControlState {
     is_cancelled: bool,
     timeout: Option<Duration>,
+    on_progress: Option<OnProgress>,
     /// The process that runs the job.
     process: Option<Arc<ProcessHandle>>,
 }
@@ -239,6 +243,17 @@ impl JobControl {
     /// Sets the timeout, unless there is a shorter one.
     pub(super) fn set_timeout(&self, timeout: Duration) {
         self.change(|state| state.timeout = Some(state.timeout.map_or(timeout, |set| set.min(timeout))));
+    }
+
+    /// Sets who gets the progress. The driver passes on the latest report if it came before.
+    pub(super) fn set_on_progress(&self, callback: OnProgress) {
+        let mut previous = None;
+        self.change(|state| previous = state.on_progress.replace(callback));
+        drop(previous); // user code, after the lock
+    }
+
+    pub(super) fn on_progress(&self) -> Option<OnProgress> {
+        lock(&self.0).on_progress.clone()
     }
 
     fn change(&self, change: impl FnOnce(&mut ControlState)) {

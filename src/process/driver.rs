@@ -14,7 +14,7 @@ use super::{
     os::{self, PollSet},
     shared::{NoProcess, Shared},
 };
-use crate::{CallError, pool::Deadline, sync::lock};
+use crate::{CallError, panic::ignore_panic, pool::Deadline, sync::lock};
 
 /// Interval in which the memory of a process is sampled while it runs a job.
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(20);
@@ -44,8 +44,9 @@ pub(super) struct Job {
 /// The encoded result of a job.
 pub(super) type JobResult = Result<Vec<u8>, RunError<Vec<u8>>>;
 
-/// Runs a job to its end.
-pub(super) fn run(shared: &Shared, job: &Job) -> JobResult {
+/// Runs a job to its end. Asks `begins` whether it begins once there is a process for it, before
+/// each attempt to run it.
+pub(super) fn run(shared: &Shared, job: &Job, begins: &mut dyn FnMut() -> bool) -> JobResult {
     let mut attempts = 0;
     loop {
         attempts += 1;
@@ -58,12 +59,15 @@ pub(super) fn run(shared: &Shared, job: &Job) -> JobResult {
             shared.release(process);
             return Err(RunError::UnknownKind(job.kind));
         }
-        let end = if is_ready(&mut process) {
-            Exchange::begin(shared, job, &process).finish(process)
-        } else {
+        let end = if !is_ready(&mut process) {
             process.kill();
             shared.remove(process);
             End::NotStarted(RunError::Protocol)
+        } else if is_wanted() && begins() {
+            Exchange::begin(shared, job, &process).finish(process)
+        } else {
+            shared.release(process);
+            return Err(RunError::Rejected(CallError::Closed));
         };
         match end {
             End::Result(result) => return result,
@@ -102,8 +106,8 @@ enum End {
     NotStarted(RunError<Vec<u8>>),
 }
 
-/// The state of a job while a process runs it. Nothing in here runs user code, so it does not
-/// panic.
+/// The state of a job while a process runs it. The only user code in here is the callback for
+/// progress, whose panic is contained, so nothing in here panics.
 struct Exchange<'a> {
     shared: &'a Shared,
     job: &'a Job,
@@ -116,6 +120,8 @@ struct Exchange<'a> {
     has_started: bool,
     /// The last panic that the process has reported.
     panic: Option<WorkPanic>,
+    /// The latest progress that no callback has got.
+    progress: Option<(f64, String)>,
 }
 
 impl<'a> Exchange<'a> {
@@ -139,6 +145,7 @@ impl<'a> Exchange<'a> {
             next_sample: config.max_memory.and_then(|_| now.checked_add(SAMPLE_INTERVAL)),
             has_started: false,
             panic: None,
+            progress: None,
         }
     }
 
@@ -308,9 +315,30 @@ impl<'a> Exchange<'a> {
 
     /// Handles the frames that have arrived. Returns the result of the job, once it is there.
     fn handle_replies(&mut self, process: &mut Process) -> Result<Option<JobResult>, Misbehaved> {
+        let result = self.read_replies(process);
+        self.report_progress();
+        result
+    }
+
+    /// Passes the latest progress to the callback. Without one it is kept, because the caller may
+    /// set it a moment after the job was given to a process.
+    fn report_progress(&mut self) {
+        if self.progress.is_none() {
+            return;
+        }
+        let Some(callback) = self.job.control.on_progress() else { return };
+        if let Some((value, message)) = self.progress.take() {
+            ignore_panic(move || callback(value, &message));
+        }
+    }
+
+    fn read_replies(&mut self, process: &mut Process) -> Result<Option<JobResult>, Misbehaved> {
         while let Some(reply) = process.reader.next().map_err(|_| Misbehaved)? {
             match frame::decode::<Reply<'_>>(reply).map_err(|_| Misbehaved)? {
                 (Reply::Started { job }, _) if job == self.job.id => self.has_started = true,
+                (Reply::Progress { job, value, message }, _) if job == self.job.id => {
+                    self.progress = Some((value, message.to_owned()));
+                }
                 (Reply::Panicking { message, location }, _) => {
                     self.panic = Some(WorkPanic { message: message.to_owned(), location: location.to_owned() });
                 }

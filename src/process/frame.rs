@@ -52,6 +52,8 @@ pub(super) enum Reply<'a> {
     NotInitialized,
     /// The next thing that the process does is to run the code of the job.
     Started { job: u64 },
+    /// The work of the job has reported progress.
+    Progress { job: u64, value: f64, message: &'a str },
     /// A thread of the process panics.
     Panicking { message: &'a str, location: &'a str },
     /// The job has ended.

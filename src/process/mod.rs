@@ -63,6 +63,9 @@
 //! * When the program ends in any way, its processes end: they see that the socket is closed, also
 //!   while they work, and Linux kills them.
 //!
+//! Work reports [progress](Context::progress), which the caller [receives](Run::on_progress). With
+//! feature `process` of `tower-offload-tasks`, durable jobs and tasks with a status run on a pool.
+//!
 //! # Memory
 //!
 //! [`max_memory`](ProcessPoolBuilder::max_memory) limits the resident size of each process, which
@@ -128,6 +131,7 @@ mod limits;
 mod metrics;
 mod os;
 mod output;
+mod progress;
 mod roster;
 mod run;
 mod shared;
@@ -239,10 +243,36 @@ impl ProcessPool {
     /// [`CallError::DeadlineExceeded`](crate::CallError::DeadlineExceeded), and a job that runs is
     /// stopped like one at its [timeout](Run::timeout).
     pub fn run_with<W: Work>(&self, options: CallOptions, work: W) -> Run<W> {
-        self.start(options, PermitKind::Exempt, work)
+        self.run_if(options, || Some(()), work)
     }
 
-    fn start<W: Work>(&self, options: CallOptions, kind: PermitKind, work: W) -> Run<W> {
+    /// Like [`run_with`](Self::run_with), but runs the job only if `begin` returns a guard. For job
+    /// queues, whose job may have been cancelled, or taken over by another machine, while it waited.
+    ///
+    /// `begin` is called on a thread of the pool, at most once, when a process is ready for the job.
+    /// It may block, and the process waits for it. The guard is dropped when the process no longer
+    /// runs the job, even if the future was dropped before.
+    ///
+    /// # Errors
+    ///
+    /// Like [`run_with`](Self::run_with). If `begin` returns `None` or panics, the future returns
+    /// [`CallError::Closed`](crate::CallError::Closed).
+    pub fn run_if<W: Work, G: 'static>(
+        &self,
+        options: CallOptions,
+        begin: impl FnOnce() -> Option<G> + Send + 'static,
+        work: W,
+    ) -> Run<W> {
+        self.start(options, PermitKind::Exempt, begin, work)
+    }
+
+    fn start<W: Work, G: 'static>(
+        &self,
+        options: CallOptions,
+        kind: PermitKind,
+        begin: impl FnOnce() -> Option<G> + Send + 'static,
+        work: W,
+    ) -> Run<W> {
         let control = Arc::new(JobControl::default());
         let call = pool::Run::new(self.threads.clone().into_shared(), options, kind, {
             let (closer, control) = (self.closer.clone(), control.clone());
@@ -251,9 +281,14 @@ impl ProcessPool {
                 ignore_panic(|| trace = get());
             }
             let trace = trace.filter(|trace| trace.len() <= MAX_TRACE_CONTEXT);
-            move || run::run(&closer.0, control, trace.as_deref(), work)
+            move || run::run(&closer.0, control, trace.as_deref(), begin, work)
         });
         Run::new(call, control)
+    }
+
+    /// Returns the maximum number of jobs that run at the same time, each in a process of its own.
+    pub fn processes(&self) -> usize {
+        self.threads.max_threads().unwrap_or(usize::MAX)
     }
 
     /// Returns how long a new job is expected to wait for a process, for `Retry-After` of a
@@ -316,7 +351,7 @@ impl<W: Work> Service<W> for ProcessPool {
     }
 
     fn call(&mut self, work: W) -> Run<W> {
-        self.start(CallOptions::new(), PermitKind::Limited, work)
+        self.start(CallOptions::new(), PermitKind::Limited, || Some(()), work)
     }
 }
 

@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     CallError,
+    panic::{catch_unwind, drop_payload},
     pool::{self, Deadline},
 };
 
@@ -52,6 +53,26 @@ impl<W: Work> Run<W> {
         self.control.set_timeout(timeout);
         self
     }
+
+    /// Sets a callback for the [progress](super::Context::progress) that the work reports: how much
+    /// is done, and a message. Of several callbacks the last one applies.
+    ///
+    /// It runs on a thread of the pool, at most once every 20 ms, and must not block: the thread
+    /// enforces the limits of the job. If it panics, the report is lost.
+    pub fn on_progress(self, callback: impl Fn(f64, &str) + Send + Sync + 'static) -> Self {
+        self.control.set_on_progress(Arc::new(callback));
+        self
+    }
+
+    /// Cancels the job like dropping the future does, for a caller that waits for its end.
+    ///
+    /// The future then returns [`KilledBy::Cancelled`](super::KilledBy::Cancelled) when the process
+    /// is gone, or what the work has returned within the
+    /// [grace period](super::ProcessPoolBuilder::grace). If the job has not started, it never does,
+    /// and the future returns [`CallError::Closed`] when its turn comes.
+    pub fn cancel(&self) {
+        self.control.cancel();
+    }
 }
 
 impl<W: Work> Future for Run<W> {
@@ -81,11 +102,13 @@ impl<W: Work> fmt::Debug for Run<W> {
     }
 }
 
-/// Runs a job on this thread, which belongs to the pool.
-pub(super) fn run<W: Work>(
+/// Runs a job on this thread, which belongs to the pool, if `begin` returns a guard. The guard is
+/// held until the job has ended.
+pub(super) fn run<W: Work, G>(
     shared: &Shared,
     control: Arc<JobControl>,
     trace: Option<&str>,
+    begin: impl FnOnce() -> Option<G>,
     work: W,
 ) -> Result<W::Output, RunError<W::Error>> {
     if let Some(remaining) = Deadline::current().remaining() {
@@ -101,7 +124,17 @@ pub(super) fn run<W: Work>(
         })
     })?;
     drop(work);
-    match driver::run(shared, &Job { id, kind: W::KIND, control, timeout, request }) {
+    let (mut begin, mut guard) = (Some(begin), None);
+    let mut begins = || {
+        // The job gets another process if the first one ends before it has started the job.
+        let Some(begin) = begin.take() else { return true };
+        guard = catch_unwind(begin).unwrap_or_else(|payload| {
+            drop_payload(payload);
+            None
+        });
+        guard.is_some()
+    };
+    match driver::run(shared, &Job { id, kind: W::KIND, control, timeout, request }, &mut begins) {
         Ok(output) => decode(&output),
         Err(error) => Err(match error {
             RunError::Failed(error) => RunError::Failed(decode(&error)?),

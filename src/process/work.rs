@@ -1,9 +1,10 @@
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
     frame::{self, EncodeError, Outcome, Reply, cut},
+    progress::ProgressSender,
     worker::JobSignals,
 };
 use crate::{
@@ -176,6 +177,7 @@ pub struct Context {
     pub(super) deadline: Deadline,
     pub(super) trace: Option<String>,
     pub(super) signals: JobSignals,
+    pub(super) progress: Arc<ProgressSender>,
 }
 
 impl Context {
@@ -203,6 +205,17 @@ impl Context {
     /// if it has neither.
     pub fn remaining(&self) -> Option<Duration> {
         self.deadline().remaining()
+    }
+
+    /// Reports progress to the callback of [`Run::on_progress`](super::Run::on_progress): how much
+    /// of the work is done, by convention from 0.0 to 1.0, and a message of at most 4 KiB.
+    /// A longer one is cut.
+    ///
+    /// A report costs a lock. At most one is sent every 20 ms, and it is the latest one, so that
+    /// each step of a loop may report. What is reported in the 20 ms before the process crashes may
+    /// be lost.
+    pub fn progress(&self, value: f64, message: &str) {
+        self.progress.report(self.job, value, message);
     }
 
     fn deadline(&self) -> Deadline {

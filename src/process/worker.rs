@@ -34,6 +34,7 @@ use tokio::time::Instant;
 use super::{
     frame::{self, Fingerprint, FrameReader, Outcome, Progress, Reply, Request, cut},
     os,
+    progress::ProgressSender,
     work::{Context, Registry, Works},
 };
 use crate::{
@@ -199,7 +200,8 @@ struct Assignment {
 /// What the two threads of a worker process share.
 struct Worker {
     /// Locked for one frame.
-    socket: Mutex<UnixStream>,
+    socket: Arc<Mutex<UnixStream>>,
+    progress: Arc<ProgressSender>,
     registry: Registry,
     signals: JobSignals,
     is_busy: AtomicBool,
@@ -219,8 +221,10 @@ fn serve(
     // Work that reads stdin must not read frames. Processes that work starts inherit this one.
     rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
     let executable = Fingerprint::of(os::running_executable()?.as_ref())?;
+    let writer = Arc::new(Mutex::new(socket.try_clone()?));
     let worker = Arc::new(Worker {
-        socket: Mutex::new(socket.try_clone()?),
+        progress: Arc::new(ProgressSender::new(writer.clone())),
+        socket: writer,
         registry,
         signals: JobSignals::default(),
         is_busy: AtomicBool::new(false),
@@ -263,11 +267,16 @@ impl Worker {
         let remaining = remaining.map(|remaining| remaining.saturating_sub(received.elapsed()));
         let deadline = remaining.map_or(Deadline::NONE, Deadline::after).earlier(self.signals.timeout(job));
         self.write(&frame::encode(&Reply::Started { job }));
-        handler(
-            input,
-            &Context { job, deadline, trace: trace.map(str::to_owned), signals: self.signals.clone() },
-            self.max_payload,
-        )
+        let context = Context {
+            job,
+            deadline,
+            trace: trace.map(str::to_owned),
+            signals: self.signals.clone(),
+            progress: self.progress.clone(),
+        };
+        let reply = handler(input, &context, self.max_payload);
+        self.progress.flush();
+        reply
     }
 
     /// Writes a frame. If the pool is gone, the thread that reads ends the process.

@@ -18,6 +18,8 @@ mod metrics;
 mod output;
 mod panic;
 mod problem;
+#[cfg(feature = "process")]
+mod process;
 mod progress;
 mod record;
 pub mod service;

@@ -11,6 +11,7 @@ use std::{
     fmt::Display,
     fs,
     path::Path,
+    sync::LazyLock,
     time::{Duration, SystemTime},
 };
 
@@ -19,7 +20,10 @@ use http::{HeaderMap, Request, Uri};
 use http_body_util::BodyExt;
 use serde::{Deserialize, Serialize};
 use tower::ServiceExt;
-use tower_offload::{Background, ThreadPool};
+use tower_offload::{
+    Background, ThreadPool,
+    process::{self, Context, ProcessPool, Work},
+};
 use tower_offload_tasks::{
     AcceptError, Accepted, Failure, MemoryStore, Progress, Record, Retention, SqlStore, TaskId, TaskState, TaskStore,
     Tasks, Timestamp,
@@ -83,6 +87,9 @@ const OPTIONS: &[(&str, Try)] = options! {
     "Jobs::shutdown" => Duration(shutdown_jobs),
     "JobsBuilder::blocking_worker" => Duration(async |timeout| job(
         |jobs| jobs.blocking_worker(ThreadPool::blocking(1), timeout, |_: Echo, _| Ok::<_, Infallible>(())), |job| job,
+    ).await),
+    "JobsBuilder::process_worker" => Duration(async |timeout| job(
+        |jobs| jobs.process_worker::<Echo>(process_pool(), timeout), |job| job,
     ).await),
     "JobsBuilder::worker" => Duration(async |timeout| job(
         |jobs| jobs.worker(timeout, async |_: Echo, _| Ok::<_, Infallible>(())), |job| job,
@@ -489,6 +496,32 @@ struct Echo {}
 
 impl Job for Echo {
     const KIND: &'static str = "echo";
+}
+
+impl Work for Echo {
+    const KIND: &'static str = <Self as Job>::KIND;
+    type Output = ();
+    type Error = String;
+
+    fn run(self, _: &Context) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+/// The `main` of worker processes. In an ordinary test run it returns at once.
+#[test]
+fn process_worker() {
+    process::init::<Echo>();
+}
+
+/// Returns a pool that all queues share.
+fn process_pool() -> ProcessPool {
+    static POOL: LazyLock<ProcessPool> = LazyLock::new(|| {
+        let arguments = ["process_worker", "--exact", "--nocapture"];
+        // An attempt that is late from the start succeeds within the grace period.
+        ProcessPool::builder().processes(2).grace(LONG).arguments(arguments).build().unwrap()
+    });
+    POOL.clone()
 }
 
 fn echo(jobs: JobsBuilder) -> JobsBuilder {

@@ -8,6 +8,7 @@ mod endings;
 mod kills;
 mod output;
 mod parent;
+mod progress;
 mod recycling;
 mod soak;
 mod start;

@@ -25,7 +25,7 @@ pub(crate) const HOLD_START: &str = "PROCESS_TEST_HOLD_START";
 /// The `main` of worker processes. In an ordinary test run it returns at once.
 #[test]
 fn process_worker() {
-    process::init_with::<(Do, Other, Undecodable, soak::Job)>(|| {
+    process::init_with::<(Do, Other, Undecodable, soak::Job, crate::progress::Report)>(|| {
         if let Ok(port) = std::env::var(HOLD_START) {
             let _ = connect(port.parse().unwrap()).read(&mut [0]);
         }

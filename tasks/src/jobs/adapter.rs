@@ -7,7 +7,10 @@ use riverqueue::{
     jiff::Timestamp,
 };
 use serde_json::Value;
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
 
 use super::{
     Job,
@@ -57,12 +60,13 @@ impl<J: Job> riverqueue::Worker<Arguments<J>> for Adapter<J> {
         };
         let cancel_request = entry.cancel_request.clone();
         let attempt = Arc::new(Attempt::new(id, row.attempt.into(), environment.progress.clone()));
-        let gate = Arc::new(Gate::default());
+        let (gate, stopped) = (Arc::new(Gate::default()), Arc::new(Notify::new()));
         if started_at.elapsed() > MAX_UNASKED || is_old(row) {
             gate.guard();
         }
         let progress = Progress::new(attempt.clone());
-        let outcome = match self.worker.start(job.args.text(), progress, Ticket { entry, gate: gate.clone() }) {
+        let ticket = Ticket { entry, gate: gate.clone(), stopped: stopped.clone() };
+        let outcome = match self.worker.start(job.args.text(), progress, ticket) {
             Ok(work) => {
                 let Some(slots) = environment.slots.get(&row.queue) else {
                     return hand_back(&context, &claim, RETURN_DELAY); // River works only these queues
@@ -73,7 +77,9 @@ impl<J: Job> riverqueue::Worker<Arguments<J>> for Adapter<J> {
                     client: context.client(),
                     claim: &claim,
                     attempt: &attempt,
-                    is_blocking: self.worker.is_blocking(),
+                    stopped: &stopped,
+                    outlives_future: self.worker.outlives_future,
+                    enforces_timeout: self.worker.enforces_timeout,
                     timeout: self.worker.timeout,
                 };
                 let mut phase = self.phase.clone();

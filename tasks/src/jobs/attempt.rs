@@ -10,7 +10,10 @@ use std::{
 };
 
 use riverqueue::Client;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep, sleep_until},
+};
 use tower_offload::CallError;
 
 use super::{
@@ -39,9 +42,13 @@ pub(super) struct Run<'a> {
     pub(super) client: Option<&'a Client>,
     pub(super) claim: &'a Claim,
     pub(super) attempt: &'a Attempt,
-    /// `true` if the work is a closure. Its future must not be dropped once it has begun, because
-    /// the closure would continue unobserved.
-    pub(super) is_blocking: bool,
+    /// Notified when the attempt is stopped.
+    pub(super) stopped: &'a Notify,
+    /// `true` if the work is a closure or runs in a process. Its future must not be dropped once it
+    /// has begun, because the work would continue unobserved.
+    pub(super) outlives_future: bool,
+    /// `true` if the work ends by itself at the timeout, and its end says so.
+    pub(super) enforces_timeout: bool,
     pub(super) timeout: Duration,
 }
 
@@ -49,9 +56,10 @@ impl Run<'_> {
     /// Runs the work until it has ended.
     ///
     /// `stop` completes when River stops the attempt. On a stop or a timeout, a future is dropped.
-    /// A closure cannot be stopped, so this function waits for it, and River starts no other
-    /// attempt in the meantime. Work that has not begun is dropped in both cases, also if the queue
-    /// `drains`, and when shorter jobs than it had been claimed for become long.
+    /// A closure cannot be stopped, and a process has a grace period, so this function waits for
+    /// them, and River starts no other attempt in the meantime. Work that has not begun is dropped
+    /// in both cases, also if the queue `drains`, and when shorter jobs than it had been claimed for
+    /// become long.
     pub(super) async fn run(
         &self,
         mut work: WorkFuture,
@@ -76,10 +84,12 @@ impl Run<'_> {
                     }
                     return outcome(ended, self.timeout, is_late, is_stopped);
                 }
-                // A closure begins on its own thread.
+                // A closure begins on its own thread, and so does the driver of a process.
                 () = gate.begun(), if permit.is_some() && !has_begun => {
                     has_begun = true;
-                    late.set(sleep(self.timeout));
+                    if !self.enforces_timeout {
+                        late.set(sleep(self.timeout));
+                    }
                 }
                 () = &mut stop, if !is_stopped => {
                     is_stopped = true;
@@ -88,7 +98,8 @@ impl Run<'_> {
                         return Outcome::NotBegun(Duration::ZERO);
                     }
                     self.attempt.is_cancelled.store(true, Ordering::Release);
-                    if !self.is_blocking {
+                    self.stopped.notify_one();
+                    if !self.outlives_future {
                         ignore_panic(|| drop(work));
                         return Outcome::Stopped;
                     }
@@ -103,7 +114,7 @@ impl Run<'_> {
                 () = &mut late, if has_begun && !is_late => {
                     is_late = true;
                     self.attempt.is_cancelled.store(true, Ordering::Release);
-                    if !self.is_blocking {
+                    if !self.outlives_future {
                         ignore_panic(|| drop(work));
                         return Outcome::Failed(timeout_failure(self.timeout));
                     }

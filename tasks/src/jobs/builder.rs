@@ -3,6 +3,8 @@ use std::{fmt, sync::Arc, time::Duration};
 use serde::Serialize;
 use tokio::sync::mpsc;
 use tower_offload::Pool;
+#[cfg(feature = "process")]
+use tower_offload::process::{ProcessPool, Work};
 
 use super::{
     Backoff, Job, Jobs, StartError,
@@ -66,6 +68,23 @@ impl JobsBuilder {
         E: IntoFailure,
     {
         self.plan.add_worker(Worker::future(timeout, work));
+        self
+    }
+
+    /// Adds a worker for the jobs of type `W`, each of which runs in a process of the pool. See
+    /// [processes](crate::jobs#processes).
+    ///
+    /// At `timeout`, measured from when a process gets the job, the work is asked to stop, and its
+    /// process is killed after the
+    /// [grace period](tower_offload::process::ProcessPoolBuilder::grace) of the pool.
+    #[cfg(feature = "process")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "process")))]
+    pub fn process_worker<W>(mut self, pool: ProcessPool, timeout: Duration) -> Self
+    where
+        W: Job + Work,
+        W::Error: IntoFailure,
+    {
+        self.plan.add_worker(Worker::<W>::process(pool, timeout));
         self
     }
 

@@ -59,7 +59,7 @@ pub(super) const MAX_CONCURRENCY: usize = 10_000;
 impl Plan {
     pub(super) fn add_worker<J: Job>(&mut self, worker: Worker<J>) {
         self.kinds.push(J::KIND);
-        let threads = worker.max_threads();
+        let threads = worker.max_threads;
         match self.queues.entry(J::QUEUE.to_owned()).or_insert(Concurrency::UpTo(Some(0))) {
             Concurrency::Fixed(_) => {}
             // Workers on the same pool are counted twice.

@@ -97,7 +97,8 @@
 //! | event | effect |
 //! |---|---|
 //! | error, panic, timeout | retried after the [`Backoff`]; then `failed` or `timed_out` |
-//! | cancellation | a queued job never starts, a future is dropped, a closure can poll for it |
+//! | cancellation | a queued job never starts, a future is dropped, a closure can poll for it, a process ends |
+//! | its worker process is killed or crashes | only this attempt has failed; see [processes](#processes) |
 //! | the pool is full | retried after a second; the attempt does not count |
 //! | shutdown | jobs that wait or do not end in time are requeued; the attempt does not count |
 //! | the job is deleted from River's table, also by `TRUNCATE` | `lost`, reason `job_deleted` |
@@ -114,6 +115,78 @@
 //! than its lease. A future that a shutdown has dropped starts again.
 //!
 //! A closure that was cancelled and returns `Ok` has succeeded.
+//!
+//! # Processes
+//!
+//! A thread cannot be killed, so a closure that loops forever keeps its job and its thread, and one
+//! that crashes takes the program and all its other jobs with it. With feature `process`, on Unix,
+//! [`process_worker`](JobsBuilder::process_worker) runs each attempt in a process of a
+//! [`ProcessPool`](tower_offload::process::ProcessPool). One type is both the job and the work:
+//!
+#![cfg_attr(feature = "process", doc = "```no_run")]
+#![cfg_attr(not(feature = "process"), doc = "```ignore")]
+//! use std::time::Duration;
+//! use serde::{Deserialize, Serialize};
+//! use tower_offload::process::{self, Context, ProcessPool, Work};
+//! use tower_offload_tasks::{SqlStore, Tasks, jobs::{Job, Jobs}};
+//!
+//! #[derive(Serialize, Deserialize)]
+//! struct Thumbnail { path: String }
+//!
+//! impl Work for Thumbnail {
+//!     const KIND: &'static str = "thumbnail";
+//!     type Output = u64;
+//!     type Error = String;
+//!
+//!     fn run(self, context: &Context) -> Result<u64, String> {
+//!         context.progress(0.5, "decoded");
+//!         Err(format!("no image: {}", self.path))
+//!     }
+//! }
+//!
+//! impl Job for Thumbnail {
+//!     const KIND: &'static str = <Self as Work>::KIND;
+//!     const MAX_ATTEMPTS: u16 = 3;
+//! }
+//!
+//! fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     process::init::<Thumbnail>(); // never returns in a worker process
+//!     tokio::runtime::Runtime::new()?.block_on(serve())
+//! }
+//!
+//! async fn serve() -> Result<(), Box<dyn std::error::Error>> {
+//!     let tasks = Tasks::new(SqlStore::open("sqlite:jobs.db").await?);
+//!     let pool = ProcessPool::builder().max_memory(256 << 20).build()?;
+//!     let jobs = Jobs::builder(&tasks)
+//!         .process_worker::<Thumbnail>(pool.clone(), Duration::from_secs(30))
+//!         .start()
+//!         .await?;
+//!     jobs.enqueue(Thumbnail { path: "cat.jpeg".to_owned() }).await?;
+//!     println!("{}", jobs.shutdown(Duration::from_secs(10)).await);
+//!     println!("{:?}", pool.shutdown(Duration::from_secs(1)).await); // after the queue
+//!     Ok(())
+//! }
+//! ```
+//!
+//! - **Failures.** An attempt fails with the error of the work, or with the class `panic`,
+//!   `timeout`, `memory`, `crash` or another one of [this table][classes]. What work returns within
+//!   the [grace period][grace] after its timeout is the result of the attempt, as in the pool.
+//! - **Cancellation.** The work is asked to stop, and its process is killed after the grace period.
+//!   The job is `running` until the process is gone, so that it never runs twice at once.
+//! - **Shutdown.** The work is stopped like by a cancellation, and the job is requeued. Jobs are
+//!   stopped during the last fifth of the timeout, at most the last second: with a longer grace
+//!   period they may be reported as still running.
+//! - **What does not count as an attempt.** The pool is full or shut down, no process could be
+//!   started, or the job still waits for a process: it is `queued` until a process gets it.
+//! - **Crash of the program.** Its processes end with it, and the job is recovered as described
+//!   above.
+//! - **Two encodings.** The arguments are stored as JSON, and sent to the process by postcard, which
+//!   is not self-describing: it does not support `serde(flatten)`, `serde(untagged)` and
+//!   `serde(skip_serializing_if)`. Output and error are sent by postcard, too, so the error cannot
+//!   be a [`Failure`](crate::Failure). Its class is the name of its type.
+//!
+//! [classes]: crate::Failure#trait-implementations
+//! [grace]: tower_offload::process::ProcessPoolBuilder::grace
 //!
 //! # Events and numbers
 //!
@@ -167,6 +240,8 @@ mod job;
 mod maintenance;
 mod outcome;
 mod overflow;
+#[cfg(feature = "process")]
+mod process;
 mod progress;
 mod queue;
 mod running;

@@ -3,6 +3,7 @@
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use serde::Serialize;
+use tokio::sync::Notify;
 use tower_offload::{CallError, Pool};
 
 use super::{Job, gate::Gate, running::RunningJob};
@@ -15,14 +16,19 @@ use crate::{
 
 /// Runs the jobs of one kind.
 pub(super) struct Worker<J> {
-    start: Arc<StartWork<J>>,
+    pub(super) start: Arc<StartWork<J>>,
     /// Maximum time of an attempt, measured from the start of its work.
     pub(super) timeout: Duration,
-    /// The pool of the closures. `None` if the work is a future.
-    pool: Option<Arc<dyn Pool>>,
+    /// `true` if the work continues when its future is dropped: it is a closure, or runs in a
+    /// process.
+    pub(super) outlives_future: bool,
+    /// `true` if the work ends by itself at its timeout, because it runs in a process.
+    pub(super) enforces_timeout: bool,
+    /// Maximum number of jobs that can run at the same time, if it is known.
+    pub(super) max_threads: Option<usize>,
 }
 
-type StartWork<J> = dyn Fn(J, Progress, Option<Ticket>) -> WorkFuture + Send + Sync;
+pub(super) type StartWork<J> = dyn Fn(J, Progress, Option<Ticket>) -> WorkFuture + Send + Sync;
 
 /// Completes after the work has ended. `None` if the work has not begun, because its ticket was
 /// refused.
@@ -30,19 +36,22 @@ pub(super) type WorkFuture = Pin<Box<dyn Future<Output = Result<Option<Ending>, 
 
 impl<J> Clone for Worker<J> {
     fn clone(&self) -> Self {
-        Self { start: self.start.clone(), timeout: self.timeout, pool: self.pool.clone() }
+        Self { start: self.start.clone(), ..*self }
     }
 }
 
-/// Permits the work of a claimed job to begin. It is held until the work has ended, even if it is a
-/// closure whose attempt was stopped.
+/// Permits the work of a claimed job to begin. It is held until the work has ended, even if the
+/// work outlives its future.
 pub(super) struct Ticket {
     pub(super) entry: RunningJob,
     pub(super) gate: Arc<Gate>,
+    /// Notified when the attempt is stopped. At most one task waits: that of a process.
+    #[cfg_attr(not(feature = "process"), expect(dead_code))]
+    pub(super) stopped: Arc<Notify>,
 }
 
 impl Ticket {
-    fn begin(&self, kind: &str) -> bool {
+    pub(super) fn begin(&self, kind: &str) -> bool {
         let may_begin = self.gate.pass();
         if may_begin {
             self.entry.begin();
@@ -73,16 +82,6 @@ impl<J: Job> Worker<J> {
         (self.start)(job, progress, None)
     }
 
-    /// Returns `true` if the work is a closure.
-    pub(super) fn is_blocking(&self) -> bool {
-        self.pool.is_some()
-    }
-
-    /// Returns the maximum number of jobs that can run at the same time, if it is known.
-    pub(super) fn max_threads(&self) -> Option<usize> {
-        self.pool.as_ref().and_then(|pool| pool.max_threads())
-    }
-
     pub(super) fn blocking<P, F, T, E>(pool: P, timeout: Duration, work: F) -> Self
     where
         P: Pool,
@@ -91,9 +90,9 @@ impl<J: Job> Worker<J> {
         E: IntoFailure,
     {
         let (pool, work) = (pool.into_shared(), Arc::new(work));
-        let shared = pool.clone();
+        let max_threads = pool.max_threads();
         let start = move |job, progress: Progress, ticket: Option<Ticket>| -> WorkFuture {
-            let (pool, work) = (shared.clone(), work.clone());
+            let (pool, work) = (pool.clone(), work.clone());
             let closure = move || {
                 // Held until the closure returns, even if its caller was dropped.
                 let may_begin =
@@ -102,7 +101,7 @@ impl<J: Job> Worker<J> {
             };
             Box::pin(async move { pool.run(closure).await })
         };
-        Self { start: Arc::new(start), timeout, pool: Some(pool) }
+        Self { start: Arc::new(start), timeout, outlives_future: true, enforces_timeout: false, max_threads }
     }
 
     pub(super) fn future<F, A, T, E>(timeout: Duration, work: F) -> Self
@@ -125,11 +124,12 @@ impl<J: Job> Worker<J> {
                 })))
             })
         };
-        Self { start: Arc::new(start), timeout, pool: None }
+        let start = Arc::new(start);
+        Self { start, timeout, outlives_future: false, enforces_timeout: false, max_threads: None }
     }
 }
 
-fn panic_to_failure(ended: Result<Ending, Payload>) -> Ending {
+pub(super) fn panic_to_failure(ended: Result<Ending, Payload>) -> Ending {
     ended.unwrap_or_else(|payload| {
         let failure = Failure::new("panic", panic_message(&*payload));
         drop_payload(payload);

@@ -18,6 +18,8 @@ mod notify;
 mod other_client;
 mod other_languages;
 mod overflow;
+#[cfg(target_os = "linux")]
+mod process;
 mod restart;
 mod results;
 mod start;

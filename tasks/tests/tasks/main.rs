@@ -15,6 +15,8 @@ mod errors;
 mod failing_store;
 mod hostile;
 mod http;
+#[cfg(target_os = "linux")]
+mod in_process;
 mod leases;
 mod list;
 mod memory_store;

@@ -1,0 +1,38 @@
+use tower_offload::process::RunError;
+
+use crate::{Failure, IntoFailure};
+
+/// The failure of work that runs in a process, so that a task can use `?` on the result of a
+/// [`ProcessPool`](tower_offload::process::ProcessPool).
+///
+/// An error of the work becomes what [`IntoFailure`] describes. Otherwise the class says how the
+/// work ended:
+///
+/// | class | [`RunError`] |
+/// |---|---|
+/// | `refused` | `Rejected`, `NoProcess` |
+/// | `panic` | `Panicked` |
+/// | `timeout`, `memory`, `cancelled`, `crash` | `Killed`; the message has the signal of a crash |
+/// | `exit` | `Exited`; the message has the exit status |
+/// | `data` | `InvalidData` |
+/// | `protocol` | `Protocol` |
+/// | `unknown_kind` | `UnknownKind` |
+#[cfg_attr(docsrs, doc(cfg(feature = "process")))]
+impl<E: IntoFailure> From<RunError<E>> for Failure {
+    fn from(error: RunError<E>) -> Self {
+        let class = match error {
+            RunError::Failed(error) => return error.into_failure(),
+            // The location is not for clients. It is part of what the process writes to stderr.
+            RunError::Panicked(panic) => return Self::new("panic", panic.message()),
+            RunError::Rejected(reason) => return Self::new("refused", format!("{error}: {reason}")),
+            RunError::InvalidData(ref reason) => return Self::new("data", format!("{error}: {reason}")),
+            RunError::NoProcess(_) => "refused",
+            RunError::Killed { ref by } => by.as_str(),
+            RunError::Exited { .. } => "exit",
+            RunError::Protocol => "protocol",
+            RunError::UnknownKind(_) => "unknown_kind",
+            _ => "error",
+        };
+        Self::new(class, error.to_string())
+    }
+}
