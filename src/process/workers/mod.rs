@@ -61,10 +61,10 @@
 //! # What is promised
 //!
 //! * A reload asks a worker to drain only when its successor is [ready](Worker::ready), so it never
-//!   lowers the number of workers that serve. If a successor does not become ready, or dies within
-//!   a second while the reload lasts, the reload ends with an event, and the old workers that are
-//!   left continue. A version that dies only after all workers were replaced is not noticed by the
-//!   reload.
+//!   lowers the number of workers that serve. The first successor must be ready for a second before
+//!   any worker is asked to drain, so a version that does not start, or dies within that second,
+//!   replaces none. If a later successor does not become ready, or dies within a second while the
+//!   reload lasts, the reload ends with an event, and the old workers that are left continue.
 //! * A worker that drains as in the example answers the requests in progress. A client that sends a
 //!   request at the moment at which the worker closes its idle connection gets no answer: see
 //!   "Requests that are not answered" in the documentation of `axum::serve`.
