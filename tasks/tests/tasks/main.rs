@@ -32,3 +32,4 @@ mod store_suite;
 mod streams;
 mod support;
 mod together;
+mod workers;
