@@ -37,8 +37,11 @@
 //! # When not to
 //!
 //! When workers need common state: caches, rate limits, counters and connection pools exist once in
-//! each worker. A store of tasks on SQLite allows one process; use Postgres. For single calls that
-//! must be killed, use a [`ProcessPool`](crate::process::ProcessPool).
+//! each worker. A store of tasks on SQLite allows one process: two workers do not start, and the
+//! error names the remedy, which is Postgres. For single calls that must be killed, use a
+//! [`ProcessPool`](crate::process::ProcessPool). The guide has measurements and a list of what
+//! workers do not share:
+//! [When a thread is not enough](crate::guide::when_a_thread_is_not_enough).
 //!
 //! # Signals
 //!
@@ -88,10 +91,15 @@
 //!
 //! With `SO_REUSEPORT`, each worker has a socket and a queue of its own. When a worker ends, the
 //! connections in its queue are reset, unless the kernel moves them, which Linux does from 5.14 on
-//! if `net.ipv4.tcp_migrate_req` is set. It is off by default. Here, all workers accept from one
-//! queue, which the supervisor owns, so no connection in it is lost. It also goes to whichever
-//! worker is free. In exchange, the distribution is not even, and a new connection wakes every idle
+//! if `net.ipv4.tcp_migrate_req` is set. It is off by default: `sysctl net.ipv4.tcp_migrate_req`
+//! prints its value. Here, all workers accept from one queue, which the supervisor owns, so no
+//! connection in it is lost, and the setting does not matter. A connection also goes to a worker
+//! that is free. In exchange, the distribution is not even, and a new connection wakes every idle
 //! worker.
+//!
+//! The queue ends with the supervisor. To replace the supervisor itself without losing it, have
+//! systemd own the socket, as in the next section. Two supervisors with `SO_REUSEPORT` are the case
+//! above.
 //!
 //! # Socket activation
 //!
