@@ -1,7 +1,8 @@
 //! Several processes that serve one port: `cargo run --example workers -- --port 3000 --workers 4`.
 //!
 //! `kill -HUP` replaces them: no connection is refused, and requests in progress are answered.
-//! `kill -9` of one costs only what it serves.
+//! `kill -9` of one costs only what it serves. Connections that wait in the queue are kept, because
+//! all share one socket: `net.ipv4.tcp_migrate_req` matters only with `SO_REUSEPORT`.
 
 #[cfg(unix)]
 use {
@@ -37,8 +38,7 @@ fn main() -> anyhow::Result<()> {
         io::Result::Ok(listener)
     };
     let supervisor = Supervisor::builder().workers(workers).listen(listen).drain_timeout(Duration::from_secs(10));
-    let report = supervisor.on_event(|event| println!("{event}")).run(work)?;
-    println!("stopped: {report}");
+    println!("stopped: {}", supervisor.on_event(|event| println!("{event}")).run(work)?);
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 // The README defines these links relative to the repository. The first definition counts.
 //! [architecture]: https://docs.rs/crate/tower-offload/latest/source/ARCHITECTURE.md
 //! [changelog]: https://docs.rs/crate/tower-offload/latest/source/CHANGELOG.md
+//! [processes]: https://docs.rs/tower-offload/latest/tower_offload/guide/when_a_thread_is_not_enough/
 //! [contributing]: https://docs.rs/crate/tower-offload/latest/source/CONTRIBUTING.md
 //! [tasks]: https://docs.rs/tower-offload-tasks
 #![doc = include_str!("../README.md")]
@@ -22,6 +23,9 @@ mod blocking_metrics;
 #[cfg_attr(docsrs, doc(cfg(feature = "flush")))]
 pub mod flush;
 mod grpc;
+#[cfg(all(doc, feature = "process"))]
+#[cfg_attr(docsrs, doc(cfg(feature = "process")))]
+pub mod guide;
 pub mod offload;
 mod panic;
 pub mod pool;

@@ -46,7 +46,8 @@
 //! [`ThreadPool`] is ten times cheaper. It is no sandbox: a job has every right
 //! of the program, and one that wants to can leave its process group.
 //!
-//! To serve one port with several processes, see [`workers`].
+//! To serve one port with several processes, see [`workers`]. The guide compares both with threads:
+//! [When a thread is not enough](crate::guide::when_a_thread_is_not_enough).
 //!
 //! # What is promised
 //!

@@ -30,11 +30,38 @@ pub enum Arrivals {
     Poisson,
 }
 
+impl Arrivals {
+    /// Returns the times before `end` at which requests are due, from the start of the run. The
+    /// last step lasts forever.
+    pub fn due_times(self, steps: &[Step], end: Duration) -> Vec<Duration> {
+        let (mut now, mut due_times) = (0.0, Vec::new());
+        // The time until the next request, in mean intervals.
+        let mut gap = 0.0;
+        let mut random = 0x9E37_79B9_7F4A_7C15;
+        for Step { length, per_second } in steps {
+            let step_end = (now + length.as_secs_f64()).min(end.as_secs_f64());
+            while now + gap / per_second < step_end {
+                now += gap / per_second;
+                due_times.push(Duration::from_secs_f64(now));
+                gap = match self {
+                    Self::Constant => 1.0,
+                    Self::Poisson => -uniform(&mut random).ln(),
+                };
+            }
+            gap -= (step_end - now) * per_second;
+            now = step_end;
+        }
+        due_times
+    }
+}
+
 /// A rate, and how long it lasts.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Step {
-    pub(super) length: Duration,
-    pub(super) per_second: f64,
+pub struct Step {
+    /// How long it lasts.
+    pub length: Duration,
+    /// Requests per second.
+    pub per_second: f64,
 }
 
 /// A request that is sent repeatedly.
@@ -53,28 +80,6 @@ impl Stream {
 
     pub(super) fn constant(request: Request, per_second: f64) -> Self {
         Self::new(request, Arrivals::Constant, vec![Step { length: Duration::MAX, per_second }])
-    }
-
-    /// Returns the times before `end` at which the request is due, from the start of the run.
-    fn due_times(&self, end: Duration) -> Vec<Duration> {
-        let (mut now, mut due_times) = (0.0, Vec::new());
-        // The time until the next request, in mean intervals.
-        let mut gap = 0.0;
-        let mut random = 0x9E37_79B9_7F4A_7C15;
-        for Step { length, per_second } in &self.steps {
-            let step_end = (now + length.as_secs_f64()).min(end.as_secs_f64());
-            while now + gap / per_second < step_end {
-                now += gap / per_second;
-                due_times.push(Duration::from_secs_f64(now));
-                gap = match self.arrivals {
-                    Arrivals::Constant => 1.0,
-                    Arrivals::Poisson => -uniform(&mut random).ln(),
-                };
-            }
-            gap -= (step_end - now) * per_second;
-            now = step_end;
-        }
-        due_times
     }
 }
 
@@ -134,7 +139,8 @@ pub(super) fn run(
         let start = Instant::now() + Duration::from_millis(20);
         let mut due_times = Vec::new();
         for (stream, it) in [&pings, &jobs].into_iter().enumerate() {
-            due_times.extend(it.due_times(warm_up + measure).into_iter().map(|due| (start + due, stream)));
+            let due = it.arrivals.due_times(&it.steps, warm_up + measure);
+            due_times.extend(due.into_iter().map(|due| (start + due, stream)));
         }
         due_times.sort_unstable();
         let requests = [pings.request.clone(), jobs.request.clone()].map(Arc::new);
@@ -152,7 +158,7 @@ pub(super) fn run(
 
 /// Runs `work` on a thread with the priority of a generator. The calling thread keeps its own
 /// priority, which the servers that it starts inherit.
-pub(super) fn with_priority<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+pub fn with_priority<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     thread::scope(|scope| {
         let worker = scope.spawn(|| {
             platform::raise_priority();
@@ -162,9 +168,9 @@ pub(super) fn with_priority<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     })
 }
 
-/// Reports each request when it is due. A sleeping thread wakes within about 50 us of that time,
-/// whereas tokio's timer has a resolution of milliseconds.
-fn pace(due_times: Vec<(Instant, usize)>, arrivals: mpsc::UnboundedSender<(Instant, usize)>) {
+/// Reports each request when it is due, with its number. A sleeping thread wakes within about 50 us
+/// of that time, whereas tokio's timer has a resolution of milliseconds.
+pub fn pace(due_times: Vec<(Instant, usize)>, arrivals: mpsc::UnboundedSender<(Instant, usize)>) {
     platform::raise_priority();
     for (due, stream) in due_times {
         thread::sleep(due.saturating_duration_since(Instant::now()));

@@ -21,9 +21,9 @@ pub mod session;
 pub mod target;
 
 pub use self::{
-    generator::Arrivals,
+    generator::{Arrivals, Step, pace, with_priority},
     sample::{Sample, Slice},
-    server::{ServerOrder, serve},
+    server::{ServerOrder, Work, serve},
 };
 
 /// A row of this benchmark.

@@ -168,19 +168,25 @@ fn nice_threads(count: usize) -> ThreadPool {
 
 /// The work of a job on its thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum Work {
+pub enum Work {
     /// Computes for a fixed number of iterations instead of a fixed time: a preempted job has to do
     /// the rest later, two jobs on one core take twice as long, and all servers of a session do the
     /// same work.
-    Compute { iterations: u64 },
+    Compute {
+        /// Their number.
+        iterations: u64,
+    },
     /// Sleeps, like a call that waits for a disk or a database.
-    Sleep { milliseconds: u64 },
+    Sleep {
+        /// How long.
+        milliseconds: u64,
+    },
 }
 
 impl Work {
     /// Returns the computation that takes `duration` on an idle core. Measures many short tries and
     /// uses the fastest, because other load can only make a try slower.
-    pub(super) fn lasting(duration: Duration) -> Self {
+    pub fn lasting(duration: Duration) -> Self {
         const TRIES: usize = 400;
         const SAMPLE: u64 = 100_000;
         let tries = (0..TRIES).map(|_| {
@@ -193,7 +199,8 @@ impl Work {
         Self::Compute { iterations }
     }
 
-    fn run(self) {
+    /// Does the work on this thread.
+    pub fn run(self) {
         match self {
             Self::Compute { iterations } => compute(iterations),
             Self::Sleep { milliseconds } => thread::sleep(Duration::from_millis(milliseconds)),

@@ -44,8 +44,8 @@ pub enum WorkerEvent {
         /// Exit status. `None` if something other than the supervisor has reaped the worker, such
         /// as a thread of the program that waits for all of its children.
         status: Option<ExitStatus>,
-        /// Time until another worker is started. `None` if the worker that it should have replaced
-        /// continues.
+        /// Time until another worker is started. `None` if the other worker of its slot continues:
+        /// during a reload, the one that it should have replaced, or the one that replaces it.
         restart_in: Option<Duration>,
     },
     /// A worker that was asked to drain, or was killed, has ended.
@@ -105,7 +105,7 @@ impl fmt::Display for WorkerEvent {
                 write!(f, "worker {pid} died ({}); another one starts in {delay:?}", Exit(*status))
             }
             Self::Died { pid, status, restart_in: None } => {
-                write!(f, "worker {pid} died ({}); the one before it continues", Exit(*status))
+                write!(f, "worker {pid} died ({}); the other worker of its slot continues", Exit(*status))
             }
             Self::Ended { pid, status } => write!(f, "worker {pid} ended ({})", Exit(*status)),
             Self::Reloading => f.write_str("reloading the workers"),

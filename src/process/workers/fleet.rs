@@ -9,8 +9,8 @@ use super::event::KillReason;
 /// Delay of the second restart of a slot in a row. It doubles with each further one.
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
 const MAX_BACKOFF: Duration = Duration::from_secs(10);
-/// A worker that was ready for this long ends the back-off of its slot. One that dies earlier ends
-/// a reload.
+/// A worker that was ready for this long is stable. It ends the back-off of its slot, and lets the
+/// reload to its generation continue, which a worker that dies earlier ends.
 const STABLE_AFTER: Duration = Duration::from_secs(1);
 /// A request to end that comes within this time after the first is part of it: `timeout` and
 /// systemd signal a process twice, and the system may deliver SIGTERM and SIGINT at once.
@@ -38,6 +38,8 @@ pub(super) struct Fleet {
     phase: Phase,
     /// Number of requested reloads. A worker has the number at its start.
     generation: u64,
+    /// The latest generation that has had a stable worker. Workers of later ones replace no others.
+    stable_generation: u64,
     /// Workers of an earlier generation are being replaced.
     is_reloading: bool,
     /// Time of the first request to end.
@@ -110,8 +112,8 @@ pub(super) enum Action {
 pub(super) enum End {
     /// It had been asked to end, or was killed after it had been ready.
     Expected,
-    /// It was ready and ended by itself. Another one starts after this time, unless the worker that
-    /// it should have replaced continues. `fails_reload` if the reload ends because of it.
+    /// It was ready and ended by itself. Another one starts after this time, unless the other
+    /// worker of its slot continues. `fails_reload` if the reload ends because of it.
     Died { restart_in: Option<Duration>, fails_reload: bool },
     /// It was never ready. Another one starts after this time.
     StartFailed { retry_in: Duration },
@@ -129,6 +131,7 @@ impl Fleet {
             timeouts,
             phase: Phase::Starting,
             generation: 0,
+            stable_generation: 0,
             is_reloading: false,
             stop_requested: None,
             next_id: 1,
@@ -138,10 +141,26 @@ impl Fleet {
     /// Returns the next action, which the caller must perform before it asks again. `None` means
     /// that nothing is due.
     pub(super) fn next(&mut self, now: Instant) -> Option<Action> {
+        self.find_stable(now);
         self.next_kill(now)
             .or_else(|| self.next_drain(now))
             .or_else(|| self.next_start(now))
             .or_else(|| self.end_reload().then_some(Action::ReportReloaded))
+    }
+
+    /// Records the generation of workers that have become stable.
+    fn find_stable(&mut self, now: Instant) {
+        let is_stable = |member: &&Member| match member.state {
+            State::Ready { since } => now.saturating_duration_since(since) >= STABLE_AFTER,
+            _ => false,
+        };
+        let stable = self.members.iter().filter(is_stable).map(|member| member.generation).max();
+        self.stable_generation = self.stable_generation.max(stable.unwrap_or(0));
+    }
+
+    /// Returns `true` if a worker is ready and none of its generation has been stable.
+    fn is_unproven(&self, member: &Member) -> bool {
+        member.is_ready() && member.generation > self.stable_generation
     }
 
     fn next_kill(&mut self, now: Instant) -> Option<Action> {
@@ -163,7 +182,8 @@ impl Fleet {
 
     fn next_drain(&mut self, now: Instant) -> Option<Action> {
         let is_replaced = |old: &Member| {
-            let is_newer = |new: &Member| new.slot == old.slot && new.id > old.id && new.is_ready();
+            let is_newer =
+                |new: &Member| new.slot == old.slot && new.id > old.id && new.is_ready() && !self.is_unproven(new);
             old.is_ready() && self.is_reloading && self.members.iter().any(is_newer)
         };
         // The reload has failed before the old worker of the slot was asked to end.
@@ -214,21 +234,25 @@ impl Fleet {
     }
 
     /// Returns `true` if the worker of a slot is the next to be replaced by the reload, unless the
-    /// slot backs off: one at a time, and only if the previous worker of the slot is gone.
+    /// slot backs off: one at a time, the second one only after the first new worker is stable, and
+    /// only if the previous worker of the slot is gone.
     fn is_to_replace(&self, slot: usize) -> bool {
         let is_old = |member: &Member| member.is_ready() && member.generation < self.generation;
         self.is_reloading
             && self.phase == Phase::Serving
-            && self.members.iter().all(|member| member.has_been_ready)
+            && self.members.iter().all(|member| member.has_been_ready && !self.is_unproven(member))
             && self.of(slot).count() == 1
             && self.of(slot).all(is_old)
     }
 
     /// Ends a reload that has replaced every worker.
     fn end_reload(&mut self) -> bool {
-        let is_new = |member: &Member| member.is_ready() && member.generation == self.generation;
-        let is_done =
-            self.is_reloading && !self.is_stopping() && (0..self.slots.len()).all(|slot| self.of(slot).any(is_new));
+        let is_new = |member: &Member| member.generation == self.generation;
+        let is_replaced = |slot| {
+            let mut ready = self.of(slot).filter(|member| member.is_ready()).peekable();
+            ready.peek().is_some() && ready.all(is_new)
+        };
+        let is_done = self.is_reloading && !self.is_stopping() && (0..self.slots.len()).all(is_replaced);
         self.is_reloading &= !is_done;
         is_done
     }
@@ -238,6 +262,7 @@ impl Fleet {
         let ends = self.members.iter().filter_map(|member| match member.state {
             State::Starting { since } => since.checked_add(self.timeouts.start),
             State::Draining { since } => since.checked_add(self.timeouts.drain),
+            State::Ready { since } if self.is_reloading && self.is_unproven(member) => since.checked_add(STABLE_AFTER),
             State::Ready { .. } | State::Killed => None,
         });
         let waits = |slot: &usize| !self.is_stopping() && (self.is_vacant(*slot) || self.is_to_replace(*slot));

@@ -37,8 +37,11 @@
 //! # When not to
 //!
 //! When workers need common state: caches, rate limits, counters and connection pools exist once in
-//! each worker. A store of tasks on SQLite allows one process; use Postgres. For single calls that
-//! must be killed, use a [`ProcessPool`](crate::process::ProcessPool).
+//! each worker. A store of tasks on SQLite allows one process: two workers do not start, and the
+//! error names the remedy, which is Postgres. For single calls that must be killed, use a
+//! [`ProcessPool`](crate::process::ProcessPool). The guide has measurements and a list of what
+//! workers do not share:
+//! [When a thread is not enough](crate::guide::when_a_thread_is_not_enough).
 //!
 //! # Signals
 //!
@@ -61,10 +64,10 @@
 //! # What is promised
 //!
 //! * A reload asks a worker to drain only when its successor is [ready](Worker::ready), so it never
-//!   lowers the number of workers that serve. If a successor does not become ready, or dies within
-//!   a second while the reload lasts, the reload ends with an event, and the old workers that are
-//!   left continue. A version that dies only after all workers were replaced is not noticed by the
-//!   reload.
+//!   lowers the number of workers that serve. The first successor must be ready for a second before
+//!   any worker is asked to drain, so a version that does not start, or dies within that second,
+//!   replaces none. If a later successor does not become ready, or dies within a second while the
+//!   reload lasts, the reload ends with an event, and the old workers that are left continue.
 //! * A worker that drains as in the example answers the requests in progress. A client that sends a
 //!   request at the moment at which the worker closes its idle connection gets no answer: see
 //!   "Requests that are not answered" in the documentation of `axum::serve`.
@@ -88,10 +91,15 @@
 //!
 //! With `SO_REUSEPORT`, each worker has a socket and a queue of its own. When a worker ends, the
 //! connections in its queue are reset, unless the kernel moves them, which Linux does from 5.14 on
-//! if `net.ipv4.tcp_migrate_req` is set. It is off by default. Here, all workers accept from one
-//! queue, which the supervisor owns, so no connection in it is lost. It also goes to whichever
-//! worker is free. In exchange, the distribution is not even, and a new connection wakes every idle
+//! if `net.ipv4.tcp_migrate_req` is set. It is off by default: `sysctl net.ipv4.tcp_migrate_req`
+//! prints its value. Here, all workers accept from one queue, which the supervisor owns, so no
+//! connection in it is lost, and the setting does not matter. A connection also goes to a worker
+//! that is free. In exchange, the distribution is not even, and a new connection wakes every idle
 //! worker.
+//!
+//! The queue ends with the supervisor. To replace the supervisor itself without losing it, have
+//! systemd own the socket, as in the next section. Two supervisors with `SO_REUSEPORT` are the case
+//! above.
 //!
 //! # Socket activation
 //!

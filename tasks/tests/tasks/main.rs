@@ -34,3 +34,4 @@ mod store_suite;
 mod streams;
 mod support;
 mod together;
+mod workers;

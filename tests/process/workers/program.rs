@@ -307,11 +307,17 @@ pub(super) fn send_signal(pid: u32, signal: Signal) {
 
 /// Opens a connection, which a worker accepts, and sends a request that takes this time.
 pub(super) fn send_slow(address: SocketAddr, ms: u64) -> TcpStream {
+    let mut stream = connect(address);
+    write_request(&mut stream, &format!("/slow/{ms}"), "keep-alive").unwrap();
+    stream
+}
+
+/// Opens a connection, which a worker accepts.
+pub(super) fn connect(address: SocketAddr) -> TcpStream {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     write_request(&mut stream, "/pid", "keep-alive").unwrap();
     read_body(&mut stream).unwrap();
-    write_request(&mut stream, &format!("/slow/{ms}"), "keep-alive").unwrap();
     stream
 }
 

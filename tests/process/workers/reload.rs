@@ -2,7 +2,7 @@
 
 use rustix::process::Signal;
 
-use super::program::{Program, Settings, pid_at, read_body, send_slow};
+use super::program::{Program, Settings, connect, pid_at, read_body, write_request};
 use crate::support::{eventually, is_alive};
 
 #[tokio::test]
@@ -19,8 +19,11 @@ async fn reload_replaces_every_worker() {
 #[test]
 fn request_in_flight_survives_a_reload() {
     let (program, address, old) = Program::ready(&Settings { workers: 1, ..Settings::default() });
-    let mut slow = send_slow(address, 300);
+    let mut slow = connect(address);
     program.signal(Signal::HUP);
+    program.next_ready();
+    // Takes longer than the second for which the new worker must be ready.
+    write_request(&mut slow, "/slow/2000", "keep-alive").unwrap();
     program.until("workers reloaded");
     assert_eq!(read_body(&mut slow).unwrap(), "slow");
     program.until(&format!("worker {} ended (exit status: 0)", old[0]));
@@ -58,6 +61,19 @@ fn reload_that_fails_keeps_the_old_workers() {
     program.until("workers reloaded");
     program.signal(Signal::TERM);
     assert_eq!(program.end().0, Some(0));
+}
+
+#[test]
+fn reload_to_a_version_that_dies_replaces_no_worker() {
+    let (program, address, old) = Program::ready(&Settings::default());
+    program.set_mode("die");
+    program.signal(Signal::HUP);
+    assert!(program.until("reload failed, the old workers continue: ").contains("died within a second"));
+    assert!(old.iter().all(|pid| is_alive(*pid)) && old.contains(&pid_at(address)));
+    program.signal(Signal::TERM);
+    let (code, lines) = program.end();
+    assert_eq!(code, Some(0));
+    assert!(lines.contains(&"stopped: workers started: 3, died: 1, killed: 0; reloads: 0".to_owned()), "{lines:?}");
 }
 
 #[test]

@@ -25,35 +25,43 @@ fn died(restart_in: Option<Duration>, fails_reload: bool) -> End {
     End::Died { restart_in, fails_reload }
 }
 
-#[test]
-fn reload_drains_a_worker_when_its_successor_is_ready() {
-    let now = Instant::now();
-    let mut fleet = ready(2, now);
+/// Begins a reload, whose first worker has this id. Returns the time at which that one is stable.
+fn reload_until_stable(fleet: &mut Fleet, id: Id, now: Instant) -> Instant {
     fleet.reload();
-    assert_eq!(actions(&mut fleet, now), [Action::Start(3)]);
-    fleet.on_ready(3, now);
-    assert_eq!(actions(&mut fleet, now), [Action::Drain(1), Action::Start(4)]);
+    assert_eq!(actions(fleet, now), [Action::Start(id)]);
+    fleet.on_ready(id, now);
+    let stable = now + STABLE_AFTER;
+    assert_eq!((actions(fleet, now), fleet.next_deadline()), (vec![], Some(stable)));
+    stable
+}
+
+#[test]
+fn reload_drains_workers_once_the_first_new_one_is_stable() {
+    let mut fleet = ready(3, Instant::now());
+    let now = reload_until_stable(&mut fleet, 4, Instant::now());
+    assert_eq!(actions(&mut fleet, now), [Action::Drain(1), Action::Start(5)]);
     assert_eq!(fleet.on_ended(1, now), End::Expected);
-    fleet.on_ready(4, now);
-    assert_eq!(actions(&mut fleet, now), [Action::Drain(2), Action::ReportReloaded]);
-    assert_eq!(fleet.on_ended(2, now), End::Expected);
-    assert_eq!((fleet.ready(), fleet.next_deadline()), (2, None));
+    fleet.on_ready(5, now);
+    assert_eq!(actions(&mut fleet, now), [Action::Drain(2), Action::Start(6)]);
+    fleet.on_ready(6, now);
+    assert_eq!(actions(&mut fleet, now), [Action::Drain(3), Action::ReportReloaded]);
+    assert_eq!([2, 3].map(|id| fleet.on_ended(id, now)), [End::Expected; 2]);
+    assert_eq!((fleet.ready(), fleet.next_deadline()), (3, None));
 }
 
 #[test]
 fn reloads_during_a_reload_are_combined() {
     let now = Instant::now();
     let mut fleet = ready(1, now);
+    let stable = reload_until_stable(&mut fleet, 2, now);
     fleet.reload();
-    assert_eq!(actions(&mut fleet, now), [Action::Start(2)]);
     fleet.reload();
-    fleet.reload();
-    fleet.on_ready(2, now);
-    assert_eq!(actions(&mut fleet, now), [Action::Drain(1)], "the slot has two workers");
-    fleet.on_ended(1, now);
-    assert_eq!(actions(&mut fleet, now), [Action::Start(3)]);
-    fleet.on_ready(3, now);
-    assert_eq!(actions(&mut fleet, now), [Action::Drain(2), Action::ReportReloaded]);
+    assert_eq!(actions(&mut fleet, stable), [Action::Drain(1)], "the slot has two workers");
+    fleet.on_ended(1, stable);
+    assert_eq!(actions(&mut fleet, stable), [Action::Start(3)]);
+    fleet.on_ready(3, stable);
+    assert_eq!(actions(&mut fleet, stable), [], "the first worker of the last reload");
+    assert_eq!(actions(&mut fleet, stable + STABLE_AFTER), [Action::Drain(2), Action::ReportReloaded]);
 }
 
 #[test]
@@ -73,47 +81,40 @@ fn failed_reload_keeps_the_old_workers() {
 
 #[test]
 fn reload_to_a_version_that_dies_keeps_the_old_workers() {
-    let now = Instant::now();
-    let mut fleet = ready(3, now);
-    fleet.reload();
-    assert_eq!(actions(&mut fleet, now), [Action::Start(4)]);
-    fleet.on_ready(4, now);
-    assert_eq!(actions(&mut fleet, now), [Action::Drain(1), Action::Start(5)]);
-    let died_at = now + STABLE_AFTER - Duration::from_millis(1);
-    assert_eq!(fleet.on_ended(4, died_at), died(Some(Duration::ZERO), true));
-    // The successor that starts is not needed any longer, and the first slot has lost its old
-    // worker.
-    assert_eq!(actions(&mut fleet, died_at), [Action::Drain(5), Action::Start(6)]);
-    assert_eq!(fleet.on_ended(5, died_at), End::Expected);
-    fleet.on_ready(6, died_at);
-    assert_eq!(fleet.on_ended(6, died_at), died(Some(MIN_BACKOFF), false));
-    assert_eq!((actions(&mut fleet, died_at), fleet.ready()), (vec![], 2));
+    let mut fleet = ready(3, Instant::now());
+    let stable = reload_until_stable(&mut fleet, 4, Instant::now());
+    let died_at = stable - Duration::from_millis(1);
+    assert_eq!(fleet.on_ended(4, died_at), died(None, true));
+    assert_eq!((actions(&mut fleet, stable), fleet.ready()), (vec![], 3));
 }
 
 #[test]
 fn successors_leave_when_the_reload_fails() {
-    let now = Instant::now();
-    let mut fleet = ready(3, now);
-    fleet.reload();
-    assert_eq!(actions(&mut fleet, now), [Action::Start(4)]);
-    fleet.on_ready(4, now);
-    assert_eq!(actions(&mut fleet, now), [Action::Drain(1), Action::Start(5)]);
-    // Before its predecessor was asked to drain.
-    fleet.on_ready(5, now);
-    assert_eq!(fleet.on_ended(4, now), died(Some(Duration::ZERO), true));
-    assert_eq!(actions(&mut fleet, now), [Action::Drain(5), Action::Start(6)]);
+    for is_ready in [false, true] {
+        let mut fleet = ready(3, Instant::now());
+        let now = reload_until_stable(&mut fleet, 4, Instant::now());
+        assert_eq!(actions(&mut fleet, now), [Action::Drain(1), Action::Start(5)]);
+        assert_eq!(fleet.on_ended(3, now), died(Some(Duration::ZERO), false));
+        assert_eq!(actions(&mut fleet, now), [Action::Start(6)]);
+        if is_ready {
+            fleet.on_ready(5, now); // before its predecessor was asked to drain
+        }
+        fleet.on_ready(6, now);
+        assert_eq!(fleet.on_ended(6, now), died(Some(MIN_BACKOFF), true));
+        assert_eq!((actions(&mut fleet, now), fleet.ready()), (vec![Action::Drain(5)], 2));
+    }
 }
 
 #[test]
 fn reload_fails_once() {
-    let now = Instant::now();
-    let mut fleet = ready(2, now);
-    fleet.reload();
-    assert_eq!(actions(&mut fleet, now), [Action::Start(3)]);
-    fleet.on_ready(3, now);
-    assert_eq!(actions(&mut fleet, now), [Action::Drain(1), Action::Start(4)]);
-    assert_eq!(fleet.on_ended(3, now), died(Some(Duration::ZERO), true));
-    assert_eq!(fleet.on_ended(4, now), End::Expected);
+    let mut fleet = ready(3, Instant::now());
+    let now = reload_until_stable(&mut fleet, 4, Instant::now());
+    assert_eq!(actions(&mut fleet, now), [Action::Drain(1), Action::Start(5)]);
+    fleet.on_ended(3, now);
+    assert_eq!(actions(&mut fleet, now), [Action::Start(6)]);
+    fleet.on_ready(6, now);
+    assert_eq!(fleet.on_ended(6, now), died(Some(MIN_BACKOFF), true));
+    assert_eq!(fleet.on_ended(5, now), End::Expected);
 }
 
 #[test]
@@ -144,7 +145,18 @@ fn old_worker_that_dies_does_not_end_the_reload() {
     assert_eq!(actions(&mut fleet, now), [Action::Start(4)]);
     fleet.on_ready(3, now);
     fleet.on_ready(4, now);
-    assert_eq!(actions(&mut fleet, now), [Action::Drain(1), Action::ReportReloaded]);
+    assert_eq!(actions(&mut fleet, now), []);
+    assert_eq!(actions(&mut fleet, now + STABLE_AFTER), [Action::Drain(1), Action::ReportReloaded]);
+}
+
+#[test]
+fn old_worker_that_dies_beside_its_successor_is_replaced() {
+    let now = Instant::now();
+    let mut fleet = ready(2, now);
+    let stable = reload_until_stable(&mut fleet, 3, now);
+    assert_eq!(fleet.on_ended(1, now), died(None, false));
+    assert_eq!((actions(&mut fleet, now), fleet.ready()), (vec![], 2));
+    assert_eq!(actions(&mut fleet, stable), [Action::Start(4)]);
 }
 
 #[test]
@@ -268,10 +280,13 @@ proptest! {
         let mut now = Instant::now();
         let mut fleet = ready(workers, now);
         let mut processes: BTreeMap<Id, Process> = (1..=workers as Id).map(|id| (id, Process::Ready)).collect();
-        // The least number of ready workers, which only their deaths lower.
+        // The least number of slots with a ready worker, which only deaths lower. For a second of a
+        // reload, one slot has two.
         let mut least = workers;
         // The last reload has failed.
         let mut has_failed = false;
+        // The latest generation that had a stable worker.
+        let mut stable = 0;
         let recover = std::iter::repeat_n(Step::Wait(20_000), 2 * workers).chain(
             std::iter::repeat_n([Step::Ready(0), Step::Wait(20_000)], 3 * workers).flatten(),
         );
@@ -305,6 +320,11 @@ proptest! {
                     }
                 }
             }
+            for member in &fleet.members {
+                if matches!(member.state, State::Ready { since } if now >= since + STABLE_AFTER) {
+                    stable = stable.max(member.generation);
+                }
+            }
             while let Some(action) = fleet.next(now) {
                 match action {
                     Action::Start(id) => prop_assert!(processes.insert(id, Process::Starting).is_none()),
@@ -315,6 +335,8 @@ proptest! {
                     }
                     Action::Drain(id) => {
                         prop_assert_eq!(processes.insert(id, Process::Draining(now)), Some(Process::Ready));
+                        let generation = fleet.members.iter().find(|member| member.id == id).unwrap().generation;
+                        prop_assert!(generation < stable, "no later version has lasted for a second");
                     }
                     Action::Kill(id, _) => {
                         prop_assert!(processes.insert(id, Process::Killed) != Some(Process::Killed));
@@ -326,14 +348,37 @@ proptest! {
                 }
             }
             prop_assert!(fleet.next_deadline().is_none_or(|at| at > now), "the supervisor spins");
-            least = least.max(fleet.ready().min(workers));
+            let serving = (0..workers).filter(|slot| fleet.of(*slot).any(Member::is_ready)).count();
+            least = least.max(serving);
             let count = |state| processes.values().filter(|process| **process == state).count();
             prop_assert_eq!(fleet.ready(), count(Process::Ready));
-            prop_assert!(fleet.ready() >= least, "{} of {least} workers are ready", fleet.ready());
+            prop_assert!(serving >= least, "{serving} of {least} slots have a ready worker");
             let is_late = |process: &Process| matches!(process, Process::Draining(since) if now >= *since + TIMEOUTS.drain);
             prop_assert!(!processes.values().any(is_late));
             prop_assert!((0..workers).all(|slot| fleet.of(slot).count() <= 2));
             prop_assert_eq!(processes.len(), fleet.members.len());
+        }
+    }
+
+    #[test]
+    fn version_that_dies_within_a_second_replaces_no_worker(
+        workers in 1_usize..6,
+        lives in prop::collection::vec((0_u64..10_000, 0_u64..1000), 1..20),
+    ) {
+        let mut now = Instant::now();
+        let mut fleet = ready(workers, now);
+        for (start, life) in lives {
+            now += MAX_BACKOFF;
+            fleet.reload();
+            let id = fleet.next_id;
+            prop_assert_eq!(actions(&mut fleet, now), [Action::Start(id)]);
+            now += Duration::from_millis(start);
+            fleet.on_ready(id, now);
+            prop_assert_eq!(actions(&mut fleet, now), []);
+            now += Duration::from_millis(life);
+            prop_assert_eq!(actions(&mut fleet, now), []);
+            prop_assert_eq!(fleet.on_ended(id, now), died(None, true));
+            prop_assert_eq!((actions(&mut fleet, now), fleet.ready()), (vec![], workers));
         }
     }
 
