@@ -122,13 +122,14 @@ impl Limiter {
     }
 
     /// Waits for all permits. Keys take turns, and calls of a key are served in order of arrival.
-    /// Returns early if the pool is closed. Records in `progress` what the call no longer waits
-    /// for.
+    /// Returns early if the pool is closed. `kind` is that of the permit for the queue. Records in
+    /// `progress` what the call no longer waits for.
     async fn admit(
         self: Arc<Self>,
         pool: Arc<dyn Pool>,
         options: CallOptions,
         outer: Option<Arc<dyn LayerPermit>>,
+        kind: PermitKind,
         progress: Arc<Progress>,
     ) -> Result<Admitted, CallError> {
         let mut closed = pin!(pool.admission().closed());
@@ -141,7 +142,8 @@ impl Limiter {
                 progress.has_key_permit.store(true, Relaxed);
                 let in_flight = match &self.in_flight {
                     Some(in_flight) => {
-                        in_flight.acquire(options.key).await.map_err(|_| CallError::Closed)?;
+                        let acquired = in_flight.acquire(PermitKind::Limited, options.key).await;
+                        acquired.map_err(|_| CallError::Closed)?;
                         Some(InFlight(self.clone()))
                     }
                     None => None,
@@ -152,7 +154,7 @@ impl Limiter {
             };
             progress.has_key_permit.store(true, Relaxed);
             progress.has_layer_permit.store(true, Relaxed);
-            Ok(Admitted { queue_permit: QueuePermit::acquire(&pool, options.key).await?, layer_permit, options })
+            Ok(Admitted { queue_permit: QueuePermit::acquire(&pool, kind, options.key).await?, layer_permit, options })
         });
         poll_fn(|cx| match closed.as_mut().poll(cx) {
             Poll::Ready(()) => Poll::Ready(Err(CallError::Closed)),
@@ -298,7 +300,7 @@ impl Waiting {
         };
         let progress = Arc::<Progress>::default();
         let (limiter, pool, outer) = (self.limiter.clone(), self.pool.clone(), self.outer.clone());
-        let mut admitted = pin!(limiter.admit(pool, options, outer, progress.clone()));
+        let mut admitted = pin!(limiter.admit(pool, options, outer, PermitKind::Limited, progress.clone()));
         let mut timer = pin!(async { tokio::time::sleep(timeout).await });
         let admitted = poll_fn(|cx| {
             if let Poll::Ready(admitted) = admitted.as_mut().poll(cx) {
@@ -424,15 +426,13 @@ impl Backpressure {
                             self.pool.clone(),
                             options,
                             CurrentCall::layer_permit(),
+                            PermitKind::Exempt,
                             Arc::default(),
                         ))),
                         reserved => Reservation::Reserved(reserved),
                     }
                 }
-                Reservation::Waiting(wait) => {
-                    let admitted = ready!(wait.as_mut().poll(cx));
-                    Reservation::Reserved(admitted.map(Admitted::into_exempt))
-                }
+                Reservation::Waiting(wait) => Reservation::Reserved(ready!(wait.as_mut().poll(cx))),
                 Reservation::Reserved(_) => return Poll::Ready(()),
             };
         }

@@ -45,13 +45,6 @@ pub(crate) struct Admitted {
     pub(crate) options: CallOptions,
 }
 
-impl Admitted {
-    /// Exempts the call from overloads.
-    pub(crate) fn into_exempt(self) -> Self {
-        Self { queue_permit: self.queue_permit.into_exempt(), ..self }
-    }
-}
-
 impl QueuePermit {
     /// Acquires a permit if one is available. See [`Admission::try_acquire`] for the shares of keys
     /// and of low priority.
@@ -86,19 +79,13 @@ impl QueuePermit {
     }
 
     /// Waits for a permit. Keys take turns, and calls of a key are served in order of arrival.
-    pub(crate) async fn acquire(pool: &Arc<dyn Pool>, key: Option<CallKey>) -> Result<Self, CallError> {
-        pool.admission().acquire(key).await?;
-        Ok(Self::new(pool.clone(), PermitKind::Limited, key))
-    }
-
-    /// Makes a permit without a key exempt.
-    pub(crate) fn into_exempt(mut self) -> Self {
-        debug_assert!(self.key.is_none(), "permits of keys are counted by their kind");
-        if self.kind == PermitKind::Limited {
-            self.kind = PermitKind::Exempt; // First, because wakers are user code.
-            self.admission().exempt();
-        }
-        self
+    pub(crate) async fn acquire(
+        pool: &Arc<dyn Pool>,
+        kind: PermitKind,
+        key: Option<CallKey>,
+    ) -> Result<Self, CallError> {
+        pool.admission().acquire(kind, key).await?;
+        Ok(Self::new(pool.clone(), kind, key))
     }
 
     pub(super) fn is_exempt(&self) -> bool {

@@ -6,7 +6,7 @@ use std::{
     sync::{
         Arc, TryLockError,
         atomic::{
-            AtomicBool, AtomicU8, AtomicU64,
+            AtomicU8, AtomicU64,
             Ordering::{Relaxed, SeqCst},
         },
     },
@@ -30,7 +30,7 @@ use super::{
 };
 use crate::{
     panic::ignore_panic,
-    sync::{Mutex, Padded, lock},
+    sync::{AtomicBool, Mutex, Padded, lock, set_flag},
 };
 
 /// Number of calls that may wait for their first poll by default: a burst that a machine can work
@@ -298,13 +298,8 @@ impl Admission {
         let waiting = self.semaphore.refresh_in_use().limited() - itself;
         let arrival = Arrival { waiting, started: self.semaphore.limited_released(), fate };
         let change = detector.observe(arrival, Instant::now);
-        // Written only if they change, because every arrival reads them.
-        if overload.is_idle.load(Relaxed) != detector.is_idle() {
-            overload.is_idle.store(detector.is_idle(), Relaxed);
-        }
-        if overload.is_overloaded.load(Relaxed) != detector.is_overloaded() {
-            overload.is_overloaded.store(detector.is_overloaded(), SeqCst);
-        }
+        set_flag(&overload.is_idle, detector.is_idle(), Relaxed);
+        set_flag(&overload.is_overloaded, detector.is_overloaded(), SeqCst);
         match change {
             Change::None => {}
             Change::Overloaded | Change::ProbeFailed => {
@@ -355,13 +350,8 @@ impl Admission {
 
     /// Waits for a permit for the queue. Keys take turns, calls of a key are served in order of
     /// arrival, and a key that has used its share waits until it has less.
-    pub(super) async fn acquire(&self, key: Option<CallKey>) -> Result<(), CallError> {
-        self.semaphore.acquire(key).await.map_err(|_| CallError::Closed)
-    }
-
-    /// Makes a permit for the queue that has no key exempt.
-    pub(super) fn exempt(&self) {
-        self.semaphore.exempt();
+    pub(super) async fn acquire(&self, kind: PermitKind, key: Option<CallKey>) -> Result<(), CallError> {
+        self.semaphore.acquire(kind, key).await.map_err(|_| CallError::Closed)
     }
 
     /// Releases a permit for the queue that was acquired like this.

@@ -188,19 +188,6 @@ async fn exempt_calls_are_no_overload() {
 }
 
 #[test]
-fn permit_that_becomes_exempt_leaves_its_place_to_others() {
-    let mut paced = Paced::new(2);
-    for _ in 0..4 {
-        assert_eq!(paced.call(CallOptions::new()), Ok(()));
-        paced.admission.exempt();
-    }
-    let in_use = paced.admission.semaphore.in_use();
-    assert_eq!((in_use.limited(), in_use.total()), (0, 4));
-    (0..4).for_each(|_| paced.admission.release(PermitKind::Exempt, None));
-    assert_eq!(paced.admission.semaphore.in_use().total(), 0);
-}
-
-#[test]
 fn queue_that_is_shorter_than_the_limit_is_not_observed() {
     for (capacity, is_observed) in [(4, false), (5, true)] {
         let admission = Admission::new("short", capacity).with_policy(QueuePolicy::AcceptBursts, 2);
