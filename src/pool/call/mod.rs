@@ -87,10 +87,7 @@ where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
-    let (call, runnable) = create(admitted, context, on_caller_drop, future);
-    call.permit.schedule(runnable);
-    // Not counted a third time: the worker may be writing to the count by now.
-    Call::into_handle(call, on_caller_drop)
+    create(admitted, context, on_caller_drop, future, |permit, runnable| permit.schedule(runnable))
 }
 
 /// Like [`spawn`], but polls the call once on this thread first.
@@ -104,15 +101,22 @@ where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
-    let (call, runnable) = create(admitted, context, on_caller_drop, future);
-    // The time is not busy time of the pool, so the clock is not started.
-    let caller = runnable.run_without_wake(Some(&mut Clock::default()));
-    debug_assert!(caller.is_none(), "no caller waits yet");
-    Call::into_handle(call, on_caller_drop)
+    create(admitted, context, on_caller_drop, future, |_, runnable| {
+        // The time is not busy time of the pool, so the clock is not started.
+        let caller = runnable.run_without_wake(Some(&mut Clock::default()));
+        debug_assert!(caller.is_none(), "no caller waits yet");
+    })
 }
 
+/// Creates a call, calls `start` with its first entry, and returns the caller's handle.
 #[inline(always)] // So that the parts of the call are not copied on their way.
-fn create<F>(admitted: Admitted, context: Context, on_caller_drop: OnCallerDrop, future: F) -> (Arc<Call<F>>, Runnable)
+fn create<F>(
+    admitted: Admitted,
+    context: Context,
+    on_caller_drop: OnCallerDrop,
+    future: F,
+    start: impl FnOnce(&QueuePermit, Runnable),
+) -> JoinHandle<F::Output>
 where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
@@ -160,7 +164,16 @@ where
     // Created first: if a recorder panics below, the drop of the entry releases everything.
     let runnable = Runnable::new(call.clone());
     call.permit.admission().metrics().admitted();
-    (call, runnable)
+    start(&call.permit, runnable);
+    let has_deadline = options.deadline != Deadline::NONE;
+    // The reference becomes the handle's. To count it a third time would take the count from the
+    // worker, which may be writing to it by now.
+    //
+    // SAFETY: The call was created here, and this is its only handle.
+    #[allow(unsafe_code)]
+    unsafe {
+        JoinHandle::new(call, on_caller_drop, has_deadline)
+    }
 }
 
 /// The fields are in an order in which few cache lines pass between the caller and the worker:
@@ -367,12 +380,6 @@ where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
-    /// Makes the caller's handle. Called once.
-    fn into_handle(self: Arc<Self>, on_caller_drop: OnCallerDrop) -> JoinHandle<F::Output> {
-        let has_deadline = self.header.deadline != Deadline::NONE;
-        JoinHandle::new(self, on_caller_drop, has_deadline)
-    }
-
     /// Separates the call from its caller. Returns `true` if the call is complete: then the caller
     /// must take the result.
     fn leave(self: &Arc<Self>, on_drop: OnCallerDrop) -> bool {
