@@ -97,6 +97,7 @@ impl Limiter {
 
     /// Acquires all permits without waiting, or none. `outer` is the permit of the call within
     /// which this call is made. `kind` is that of the permit for the queue.
+    #[inline(always)] // So that the permits are not copied.
     pub(super) fn try_admit(
         self: &Arc<Self>,
         pool: &Arc<dyn Pool>,
@@ -104,21 +105,29 @@ impl Limiter {
         outer: Option<Arc<dyn LayerPermit>>,
         kind: PermitKind,
     ) -> Result<Admitted, CallError> {
-        let layer_permit = if self.needs_permit(outer.as_ref()) {
-            // `Closed` takes precedence over `Overloaded`, because a retry would not succeed.
-            if pool.admission().is_closed() {
-                return Err(CallError::Closed);
-            }
-            let of_key = self.try_acquire_for_key(options)?;
-            let in_flight = match &self.in_flight {
-                Some(in_flight) if !in_flight.try_acquire() => return Err(CallError::Overloaded),
-                in_flight => in_flight.is_some().then(|| InFlight(self.clone())),
-            };
-            Some(self.hold(in_flight, of_key, outer))
-        } else {
-            outer
-        };
+        let layer_permit =
+            if self.needs_permit(outer.as_ref()) { Some(self.try_acquire(pool, options, outer)?) } else { outer };
         Ok(Admitted { queue_permit: QueuePermit::try_acquire(pool, options, kind)?, layer_permit, options })
+    }
+
+    /// Acquires the permits of the key and of the layer without waiting, or none.
+    #[inline(never)] // Keeps it out of the path of layers without limits.
+    fn try_acquire(
+        self: &Arc<Self>,
+        pool: &Arc<dyn Pool>,
+        options: CallOptions,
+        outer: Option<Arc<dyn LayerPermit>>,
+    ) -> Result<Arc<dyn LayerPermit>, CallError> {
+        // `Closed` takes precedence over `Overloaded`, because a retry would not succeed.
+        if pool.admission().is_closed() {
+            return Err(CallError::Closed);
+        }
+        let of_key = self.try_acquire_for_key(options)?;
+        let in_flight = match &self.in_flight {
+            Some(in_flight) if !in_flight.try_acquire() => return Err(CallError::Overloaded),
+            in_flight => in_flight.is_some().then(|| InFlight(self.clone())),
+        };
+        Ok(self.hold(in_flight, of_key, outer))
     }
 
     /// Waits for all permits. Keys take turns, and calls of a key are served in order of arrival.
@@ -211,6 +220,7 @@ impl Limiter {
     }
 
     /// Returns `true` if a call with this outer permit needs one of this limiter.
+    #[inline]
     fn needs_permit(self: &Arc<Self>, outer: Option<&Arc<dyn LayerPermit>>) -> bool {
         (self.in_flight.is_some() || self.of_key.is_some()) && !self.is_held_by(outer)
     }

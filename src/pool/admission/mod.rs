@@ -20,7 +20,6 @@ use super::{
     key::CallKey,
     metrics::Metrics,
     nested::NestedWaits,
-    options::CallOptions,
     overload::{Arrival, Change, Fate, OverloadDetector},
     permits::PermitKind,
     policy::QueuePolicy,
@@ -248,11 +247,15 @@ impl Admission {
     ///
     /// The caller must [`report`](Self::report) the change, once nothing is lost if that panics.
     #[inline]
-    pub(super) fn try_acquire(&self, options: CallOptions, kind: PermitKind) -> (Result<(), CallError>, Change) {
+    pub(super) fn try_acquire(
+        &self,
+        priority: Priority,
+        key: Option<CallKey>,
+        kind: PermitKind,
+    ) -> (Result<(), CallError>, Change) {
         if self.is_closed() {
             return (Err(CallError::Closed), Change::None);
         }
-        let CallOptions { priority, key, .. } = options;
         let is_crowded = priority == Priority::Low && self.semaphore.is_used(kind, 2);
         let acquired = match is_crowded {
             true => Err(CallError::Overloaded),
@@ -273,8 +276,8 @@ impl Admission {
         (acquired, self.observe(overload, fate))
     }
 
-    /// Records an arrival, and changes the number of calls that may wait if the pool becomes
-    /// overloaded or recovers.
+    /// Records an arrival, if it may change something.
+    #[inline]
     fn observe(&self, overload: &Overload, fate: Fate) -> Change {
         // An admitted call finds itself in the queue.
         let itself = usize::from(fate == Fate::Admitted);
@@ -286,6 +289,13 @@ impl Admission {
         if overload.is_idle.load(Relaxed) && !self.semaphore.is_in_use(|in_use| in_use.limited() >= limit) {
             return Change::None;
         }
+        self.observe_arrival(overload, fate)
+    }
+
+    /// Records an arrival, and changes the number of calls that may wait if the pool becomes
+    /// overloaded or recovers.
+    #[inline(never)] // Keeps it out of the path of calls that change nothing.
+    fn observe_arrival(&self, overload: &Overload, fate: Fate) -> Change {
         let mut detector = match overload.detector.try_lock() {
             Ok(detector) => detector,
             // Many calls arrive, so one of them makes no difference. In an overload, the share of
@@ -295,7 +305,8 @@ impl Admission {
             }
             Err(_) => lock(&overload.detector),
         };
-        let waiting = self.semaphore.refresh_in_use().limited() - itself;
+        // An admitted call finds itself in the queue.
+        let waiting = self.semaphore.refresh_in_use().limited() - usize::from(fate == Fate::Admitted);
         let arrival = Arrival { waiting, started: self.semaphore.limited_released(), fate };
         let change = detector.observe(arrival, Instant::now);
         set_flag(&overload.is_idle, detector.is_idle(), Relaxed);

@@ -1,6 +1,7 @@
 use std::collections::VecDeque;
 
 use super::*;
+use crate::pool::CallOptions;
 
 #[test]
 fn expected_wait_is_the_wait_of_the_last_started_call() {
@@ -26,7 +27,7 @@ impl Paced {
     }
 
     fn call(&mut self, options: CallOptions) -> Result<(), CallError> {
-        let (acquired, change) = self.admission.try_acquire(options, PermitKind::Limited);
+        let (acquired, change) = self.admission.try_acquire(options.priority, options.key, PermitKind::Limited);
         self.admission.report(change);
         self.changes.extend((change != Change::None).then_some(change));
         if acquired.is_ok() {
@@ -48,7 +49,7 @@ impl Paced {
     }
 
     fn exempt_call(&mut self, options: CallOptions) -> Result<(), CallError> {
-        self.admission.try_acquire(options, PermitKind::Exempt).0?;
+        self.admission.try_acquire(options.priority, options.key, PermitKind::Exempt).0?;
         self.queue.push_back((PermitKind::Exempt, options.key));
         Ok(())
     }

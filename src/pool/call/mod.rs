@@ -121,19 +121,8 @@ where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
-    let Admitted { queue_permit, layer_permit, options } = admitted;
-    let Context { runtime, task, trace } = context;
-    let header = Header {
-        priority: options.priority,
-        key: options.key,
-        runtime,
-        created: time::now(),
-        deadline: options.deadline,
-        is_exempt: queue_permit.is_exempt(),
-        is_detached: on_caller_drop == OnCallerDrop::Detach,
-        started: AtomicBool::new(false),
-        waits_nested: AtomicBool::new(false),
-    };
+    let options = admitted.options;
+    let created = time::now();
     let call = Arc::new(MaybeUninit::<Call<F>>::uninit());
     let slot = Arc::as_ptr(&call).cast_mut().cast::<Call<F>>();
     // Each field is moved where it stays, and the span only if there is one. A call that is built
@@ -144,19 +133,29 @@ where
     #[allow(unsafe_code)]
     let call = unsafe {
         (&raw mut (*slot).state).write(CallState::scheduled());
-        (&raw mut (*slot).permit).write(queue_permit);
-        (&raw mut (*slot).header).write(header);
+        (&raw mut (*slot).header).write(Header {
+            priority: options.priority,
+            key: options.key,
+            runtime: context.runtime,
+            created,
+            deadline: options.deadline,
+            is_exempt: admitted.queue_permit.is_exempt(),
+            is_detached: on_caller_drop == OnCallerDrop::Detach,
+            started: AtomicBool::new(false),
+            waits_nested: AtomicBool::new(false),
+        });
+        (&raw mut (*slot).permit).write(admitted.queue_permit);
         let progress = Exclusive::init(&raw mut (*slot).progress);
         (&raw mut (*progress).stage).write(Stage::Future(future));
-        (&raw mut (*progress).environment.layer_permit).write(layer_permit);
-        if trace.is_enabled() {
-            (&raw mut (*progress).environment.trace).write(trace);
+        (&raw mut (*progress).environment.layer_permit).write(admitted.layer_permit);
+        if context.trace.is_enabled() {
+            (&raw mut (*progress).environment.trace).write(context.trace);
         } else {
             (&raw mut (*progress).environment.trace).write(Trace::none());
-            mem::forget(trace); // Like in `complete`.
+            mem::forget(context.trace); // Like in `complete`.
         }
         (&raw mut (*progress).run_time).write(0);
-        (&raw mut (*slot).task).write(task);
+        (&raw mut (*slot).task).write(context.task);
         (&raw mut (*slot).woken).write(AtomicU64::new(0));
         (&raw mut (*slot).left).write(AtomicU64::new(u64::MAX));
         call.assume_init()

@@ -212,6 +212,7 @@ impl Semaphore {
         }
     }
 
+    #[inline(never)] // Keeps it out of the path of a call without a key.
     fn try_acquire_locked(&self, kind: PermitKind, key: Option<CallKey>) -> Result<(), CallError> {
         if self.is_full(kind) {
             return Err(CallError::Overloaded);
