@@ -352,9 +352,9 @@ async fn permits_that_services_waited_for_are_no_calls_that_wait() {
     (0..256).for_each(|_| paced.run());
     let service = paced.layer().backpressure().layer(service_fn_blocking(|()| TestResult::Ok(())));
     let mut services: Vec<_> = (0..8).map(|_| service.clone()).collect();
-    let waits = services.iter_mut().map(|service| {
-        tokio_test::task::spawn(std::future::poll_fn(move |cx| Service::<()>::poll_ready(service, cx)))
-    });
+    let waits = services
+        .iter_mut()
+        .map(|service| tokio_test::task::spawn(std::future::poll_fn(move |cx| Service::<()>::poll_ready(service, cx))));
     let mut waits: Vec<_> = waits.collect();
     assert!(waits.iter_mut().all(|wait| wait.poll().is_pending()), "the queue is full");
     paced.end_calls().await;

@@ -87,8 +87,8 @@ pub(super) enum Fate {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Change {
     None,
-    /// The pool is overloaded: at most [`OverloadDetector::limit`] calls should wait, and the others
-    /// should be shed.
+    /// The pool is overloaded: at most [`OverloadDetector::limit`] calls should wait. Others should
+    /// be shed.
     Overloaded,
     /// The limit should be raised for a moment, to find out whether the queue would still grow.
     ProbeStarted,
