@@ -58,6 +58,15 @@ pub(crate) fn get_mut<T>(mutex: &mut Mutex<T>) -> &mut T {
     mutex.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
+/// Stores `value` in a flag that many threads read. Writes only if that changes it, because a write
+/// takes the cache line from all of them.
+#[inline]
+pub(crate) fn set_flag(flag: &AtomicBool, value: bool, ordering: Ordering) {
+    if flag.load(Ordering::Relaxed) != value {
+        flag.store(value, ordering);
+    }
+}
+
 /// Parks the thread until it is unparked or `timeout` has passed. Loom has no time: there, the
 /// thread parks until it is unparked.
 #[cfg(not(tower_offload_loom))]

@@ -1,7 +1,7 @@
 //! Measures the latency of `/ping` while the same server does heavy jobs, for each way to run the
 //! jobs.
 
-use std::process::ExitCode;
+use std::{num::NonZeroUsize, process::ExitCode};
 
 use clap::Parser;
 use tower_offload_benches::{
@@ -26,6 +26,10 @@ struct Arguments {
     #[arg(long)]
     scene: Vec<Scene>,
 
+    /// Measure each row N times, instead of one to three times
+    #[arg(long, value_name = "N")]
+    rounds: Option<NonZeroUsize>,
+
     #[command(flatten)]
     target: TargetOptions,
 }
@@ -33,11 +37,17 @@ struct Arguments {
 fn main() -> ExitCode {
     // Must be called before any thread starts.
     let descriptors = platform::grow_file_table();
-    let Arguments { options, poisson, scene, target } = Arguments::parse();
+    let Arguments { options, poisson, scene, rounds, target } = Arguments::parse();
     let arrivals = if poisson { Arrivals::Poisson } else { Arrivals::Constant };
     options.run(
         "latency",
-        || plan::rows(options.quick, &scene),
+        || {
+            let mut rows = plan::rows(options.quick, &scene);
+            if let Some(rounds) = rounds {
+                rows.iter_mut().for_each(|row| row.scene.round_count = rounds.get());
+            }
+            rows
+        },
         latency::serve,
         |rows| {
             match target.target {

@@ -97,6 +97,7 @@ impl Limiter {
 
     /// Acquires all permits without waiting, or none. `outer` is the permit of the call within
     /// which this call is made. `kind` is that of the permit for the queue.
+    #[inline(always)] // So that the permits are not copied.
     pub(super) fn try_admit(
         self: &Arc<Self>,
         pool: &Arc<dyn Pool>,
@@ -104,31 +105,40 @@ impl Limiter {
         outer: Option<Arc<dyn LayerPermit>>,
         kind: PermitKind,
     ) -> Result<Admitted, CallError> {
-        let layer_permit = if self.needs_permit(outer.as_ref()) {
-            // `Closed` takes precedence over `Overloaded`, because a retry would not succeed.
-            if pool.admission().is_closed() {
-                return Err(CallError::Closed);
-            }
-            let of_key = self.try_acquire_for_key(options)?;
-            let in_flight = match &self.in_flight {
-                Some(in_flight) if !in_flight.try_acquire() => return Err(CallError::Overloaded),
-                in_flight => in_flight.is_some().then(|| InFlight(self.clone())),
-            };
-            Some(self.hold(in_flight, of_key, outer))
-        } else {
-            outer
-        };
+        let layer_permit =
+            if self.needs_permit(outer.as_ref()) { Some(self.try_acquire(pool, options, outer)?) } else { outer };
         Ok(Admitted { queue_permit: QueuePermit::try_acquire(pool, options, kind)?, layer_permit, options })
     }
 
+    /// Acquires the permits of the key and of the layer without waiting, or none.
+    #[inline(never)] // Keeps it out of the path of layers without limits.
+    fn try_acquire(
+        self: &Arc<Self>,
+        pool: &Arc<dyn Pool>,
+        options: CallOptions,
+        outer: Option<Arc<dyn LayerPermit>>,
+    ) -> Result<Arc<dyn LayerPermit>, CallError> {
+        // `Closed` takes precedence over `Overloaded`, because a retry would not succeed.
+        if pool.admission().is_closed() {
+            return Err(CallError::Closed);
+        }
+        let of_key = self.try_acquire_for_key(options)?;
+        let in_flight = match &self.in_flight {
+            Some(in_flight) if !in_flight.try_acquire() => return Err(CallError::Overloaded),
+            in_flight => in_flight.is_some().then(|| InFlight(self.clone())),
+        };
+        Ok(self.hold(in_flight, of_key, outer))
+    }
+
     /// Waits for all permits. Keys take turns, and calls of a key are served in order of arrival.
-    /// Returns early if the pool is closed. Records in `progress` what the call no longer waits
-    /// for.
+    /// Returns early if the pool is closed. `kind` is that of the permit for the queue. Records in
+    /// `progress` what the call no longer waits for.
     async fn admit(
         self: Arc<Self>,
         pool: Arc<dyn Pool>,
         options: CallOptions,
         outer: Option<Arc<dyn LayerPermit>>,
+        kind: PermitKind,
         progress: Arc<Progress>,
     ) -> Result<Admitted, CallError> {
         let mut closed = pin!(pool.admission().closed());
@@ -141,7 +151,8 @@ impl Limiter {
                 progress.has_key_permit.store(true, Relaxed);
                 let in_flight = match &self.in_flight {
                     Some(in_flight) => {
-                        in_flight.acquire(options.key).await.map_err(|_| CallError::Closed)?;
+                        let acquired = in_flight.acquire(PermitKind::Limited, options.key).await;
+                        acquired.map_err(|_| CallError::Closed)?;
                         Some(InFlight(self.clone()))
                     }
                     None => None,
@@ -152,7 +163,7 @@ impl Limiter {
             };
             progress.has_key_permit.store(true, Relaxed);
             progress.has_layer_permit.store(true, Relaxed);
-            Ok(Admitted { queue_permit: QueuePermit::acquire(&pool, options.key).await?, layer_permit, options })
+            Ok(Admitted { queue_permit: QueuePermit::acquire(&pool, kind, options.key).await?, layer_permit, options })
         });
         poll_fn(|cx| match closed.as_mut().poll(cx) {
             Poll::Ready(()) => Poll::Ready(Err(CallError::Closed)),
@@ -209,6 +220,7 @@ impl Limiter {
     }
 
     /// Returns `true` if a call with this outer permit needs one of this limiter.
+    #[inline]
     fn needs_permit(self: &Arc<Self>, outer: Option<&Arc<dyn LayerPermit>>) -> bool {
         (self.in_flight.is_some() || self.of_key.is_some()) && !self.is_held_by(outer)
     }
@@ -298,7 +310,7 @@ impl Waiting {
         };
         let progress = Arc::<Progress>::default();
         let (limiter, pool, outer) = (self.limiter.clone(), self.pool.clone(), self.outer.clone());
-        let mut admitted = pin!(limiter.admit(pool, options, outer, progress.clone()));
+        let mut admitted = pin!(limiter.admit(pool, options, outer, PermitKind::Limited, progress.clone()));
         let mut timer = pin!(async { tokio::time::sleep(timeout).await });
         let admitted = poll_fn(|cx| {
             if let Poll::Ready(admitted) = admitted.as_mut().poll(cx) {
@@ -424,15 +436,13 @@ impl Backpressure {
                             self.pool.clone(),
                             options,
                             CurrentCall::layer_permit(),
+                            PermitKind::Exempt,
                             Arc::default(),
                         ))),
                         reserved => Reservation::Reserved(reserved),
                     }
                 }
-                Reservation::Waiting(wait) => {
-                    let admitted = ready!(wait.as_mut().poll(cx));
-                    Reservation::Reserved(admitted.map(Admitted::into_exempt))
-                }
+                Reservation::Waiting(wait) => Reservation::Reserved(ready!(wait.as_mut().poll(cx))),
                 Reservation::Reserved(_) => return Poll::Ready(()),
             };
         }

@@ -108,24 +108,15 @@ where
     /// Panics with [`backpressure`](super::OffloadLayer::backpressure) if `poll_ready` did not
     /// return ready before.
     fn call(&mut self, request: Req) -> Self::Future {
-        let reserved = self.backpressure.as_mut().map(Backpressure::take);
         let hint = Some(self.config.reject.hint(&request));
-        let state = if self.config.inspect.should_offload(&request) {
-            let mut options = self.config.inspect.options(&request);
-            let outer = CurrentCall::inherit(&mut options);
-            let admitted = match reserved {
-                _ if options.deadline.has_passed() => Err(CallError::DeadlineExceeded),
-                // The permits were acquired before the request was known, so its priority and key
-                // only order the queue.
-                Some(reserved) => {
-                    reserved.and_then(|admitted| self.config.limiter.try_admit_key(admitted, options, outer.as_ref()))
-                }
-                None => self.config.limiter.try_admit(&self.config.pool, options, outer, PermitKind::Limited),
-            };
-            let watch = self.config.reject.watch(&request);
-            self.offload(request, watch, options, admitted)
-        } else {
+        let state = if !self.config.inspect.should_offload(&request) {
+            drop(self.backpressure.as_mut().map(Backpressure::take));
             State::Inline { future: self.inner.call(request) }
+        } else if let Some(backpressure) = &mut self.backpressure {
+            let reserved = backpressure.take();
+            self.offload_reserved(request, reserved)
+        } else {
+            self.offload(request)
         };
         let Config { reject, catch_panics, .. } = &self.config;
         let fallback = Fallback { reject: reject.clone(), hint, catch_panics: *catch_panics };
@@ -133,75 +124,102 @@ where
     }
 }
 
+/// A service whose calls can run on another thread.
+trait SendService<Req>: Service<Req, Response: Send, Error: Send, Future: Send> + Clone + Send {}
+
+impl<S, Req> SendService<Req> for S where S: Service<Req, Response: Send, Error: Send, Future: Send> + Clone + Send {}
+
 impl<S, X, A> Offload<S, X, A> {
-    /// Starts the call if it is admitted; otherwise lets it wait, or rejects it.
-    fn offload<Req>(
-        &mut self,
-        request: Req,
-        watch: Option<Watch<S::Response>>,
-        options: CallOptions,
-        admitted: Result<Admitted, CallError>,
-    ) -> State<S::Future>
+    /// Makes a call without a reservation.
+    #[inline(always)] // So that the permits are not copied on their way into the call.
+    fn offload<Req>(&mut self, request: Req) -> State<S::Future>
     where
-        S: Service<Req> + Clone + Send,
-        S::Future: Send,
-        S::Response: Send,
-        S::Error: Send,
+        S: SendService<Req>,
         Req: Send + 'static,
+        X: Reject<Req, S::Response, S::Error>,
         A: Inspect<Req>,
     {
-        let admitted = match admitted {
-            Ok(admitted) => admitted,
-            Err(error) => return self.wait_or_reject(request, watch, options, error),
+        let (options, outer) = CurrentCall::inherit(self.config.inspect.options(&request));
+        if options.deadline.has_passed() {
+            return self.wait_or_reject(request, options, CallError::DeadlineExceeded);
+        }
+        match self.config.limiter.try_admit(&self.config.pool, options, outer, PermitKind::Limited) {
+            Ok(admitted) => State::Offloaded { handle: self.start(request, admitted) },
+            Err(error) => self.wait_or_reject(request, options, error),
+        }
+    }
+
+    /// Makes a call with the permits that `poll_ready` has reserved. They were acquired before the
+    /// request was known, so its priority and key only order the queue.
+    #[inline(never)] // Keeps it out of the path of other calls, like the next two.
+    fn offload_reserved<Req>(&mut self, request: Req, reserved: Result<Admitted, CallError>) -> State<S::Future>
+    where
+        S: SendService<Req>,
+        Req: Send + 'static,
+        X: Reject<Req, S::Response, S::Error>,
+        A: Inspect<Req>,
+    {
+        let (options, outer) = CurrentCall::inherit(self.config.inspect.options(&request));
+        let admitted = match reserved {
+            _ if options.deadline.has_passed() => Err(CallError::DeadlineExceeded),
+            reserved => {
+                reserved.and_then(|admitted| self.config.limiter.try_admit_key(admitted, options, outer.as_ref()))
+            }
         };
-        let handle = match self.config.route.as_ref().and_then(Route::try_run_in_place) {
-            Some(in_place) => self.start_in_place(request, watch, admitted, in_place),
+        match admitted {
+            Ok(admitted) => State::Offloaded { handle: self.start(request, admitted) },
+            Err(error) => self.wait_or_reject(request, options, error),
+        }
+    }
+
+    /// Starts a call that is admitted.
+    #[inline(always)] // Like `offload`.
+    fn start<Req>(&mut self, request: Req, admitted: Admitted) -> JoinHandle<Result<S::Response, S::Error>>
+    where
+        S: SendService<Req>,
+        Req: Send + 'static,
+        X: Reject<Req, S::Response, S::Error>,
+        A: Inspect<Req>,
+    {
+        match self.config.route.as_ref().and_then(Route::try_run_in_place) {
+            Some(in_place) => self.start_in_place(request, admitted, in_place),
             None => {
+                let watch = self.config.reject.watch(&request);
                 let work = self.work(request, watch, None);
                 spawn(admitted, CallContext::capture(), self.on_caller_drop(), work)
             }
-        };
-        State::Offloaded { handle }
+        }
     }
 
     /// Starts a call with a first poll on this thread.
-    #[inline(never)] // Keeps it out of the path of other calls.
+    #[inline(never)]
     fn start_in_place<Req>(
         &mut self,
         request: Req,
-        watch: Option<Watch<S::Response>>,
         admitted: Admitted,
         in_place: InPlace,
     ) -> JoinHandle<Result<S::Response, S::Error>>
     where
-        S: Service<Req> + Clone + Send,
-        S::Future: Send,
-        S::Response: Send,
-        S::Error: Send,
+        S: SendService<Req>,
         Req: Send + 'static,
+        X: Reject<Req, S::Response, S::Error>,
         A: Inspect<Req>,
     {
+        let watch = self.config.reject.watch(&request);
         let work = self.work(request, watch, Some(&in_place));
         spawn_in_place(admitted, CallContext::capture(), self.on_caller_drop(), work)
     }
 
     /// Lets a call wait that was not admitted because of `error`, or rejects it.
-    #[inline(never)] // Keeps it out of the path of calls that are admitted.
-    fn wait_or_reject<Req>(
-        &mut self,
-        request: Req,
-        watch: Option<Watch<S::Response>>,
-        options: CallOptions,
-        error: CallError,
-    ) -> State<S::Future>
+    #[inline(never)]
+    fn wait_or_reject<Req>(&mut self, request: Req, options: CallOptions, error: CallError) -> State<S::Future>
     where
-        S: Service<Req> + Clone + Send,
-        S::Future: Send,
-        S::Response: Send,
-        S::Error: Send,
+        S: SendService<Req>,
         Req: Send + 'static,
+        X: Reject<Req, S::Response, S::Error>,
         A: Inspect<Req>,
     {
+        let watch = self.config.reject.watch(&request);
         match (error, self.config.limiter.limits().mode) {
             (CallError::Overloaded | CallError::KeyLimited, Mode::Wait(timeout)) => {
                 match self.config.limiter.try_wait(&self.config.pool, options.key) {

@@ -62,6 +62,7 @@ impl Deadline {
 
     /// Returns the earlier one of two deadlines.
     #[must_use]
+    #[inline]
     pub fn earlier(self, other: Self) -> Self {
         Self(self.0.min(other.0))
     }

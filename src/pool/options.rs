@@ -65,6 +65,7 @@ impl CallOptions {
     }
 
     /// Gives the call a deadline, unless it has an earlier one.
+    #[inline]
     pub fn deadline(self, deadline: Deadline) -> Self {
         Self { deadline: self.deadline.earlier(deadline), ..self }
     }

@@ -1,5 +1,6 @@
 use std::{
     fmt,
+    panic::resume_unwind,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -12,8 +13,10 @@ use super::{
     admission::Admission,
     call::{LayerPermit, Runnable},
     key::CallKey,
+    overload::Change,
     permits::PermitKind,
 };
+use crate::panic::catch_unwind;
 
 /// Permit for one entry in the queue of a pool, and the connection of a call to its pool.
 ///
@@ -45,23 +48,27 @@ pub(crate) struct Admitted {
     pub(crate) options: CallOptions,
 }
 
-impl Admitted {
-    /// Exempts the call from overloads.
-    pub(crate) fn into_exempt(self) -> Self {
-        Self { queue_permit: self.queue_permit.into_exempt(), ..self }
-    }
-}
-
 impl QueuePermit {
     /// Acquires a permit if one is available. See [`Admission::try_acquire`] for the shares of keys
     /// and of low priority.
+    #[inline(always)] // So that the permit is not copied on its way into a call.
     pub(crate) fn try_acquire(pool: &Arc<dyn Pool>, options: CallOptions, kind: PermitKind) -> Result<Self, CallError> {
-        let admission = (**pool).admission();
-        let (acquired, change) = admission.try_acquire(options, kind);
-        // Before the change is reported, which may panic.
-        let permit = acquired.map(|()| Self::new(pool.clone(), kind, options.key));
-        admission.report(change);
-        permit
+        let CallOptions { priority, key, .. } = options;
+        let (acquired, change) = (**pool).admission().try_acquire(priority, key, kind);
+        if change != Change::None {
+            Self::report(pool.admission(), change, acquired.is_ok().then_some((kind, key)));
+        }
+        acquired?;
+        Ok(Self::new(pool.clone(), kind, key))
+    }
+
+    /// Reports a change. Releases the permit if there is one and a panic prevents its use.
+    #[cold]
+    fn report(admission: &Admission, change: Change, acquired: Option<(PermitKind, Option<CallKey>)>) {
+        if let Err(payload) = catch_unwind(|| admission.report(change)) {
+            acquired.into_iter().for_each(|(kind, key)| admission.release(kind, key));
+            resume_unwind(payload);
+        }
     }
 
     /// Like `try_acquire`, and counts a failure as a rejected call.
@@ -70,35 +77,26 @@ impl QueuePermit {
         options: CallOptions,
         kind: PermitKind,
     ) -> Result<Self, CallError> {
-        let (acquired, change) = (*pool).admission().try_acquire(options, kind);
-        match acquired {
-            Ok(()) => {
-                let permit = Self::new(pool, kind, options.key);
-                permit.admission().report(change);
-                Ok(permit)
-            }
-            Err(error) => {
-                pool.admission().report(change);
-                pool.admission().metrics().rejected(error);
-                Err(error)
-            }
+        let CallOptions { priority, key, .. } = options;
+        let (acquired, change) = (*pool).admission().try_acquire(priority, key, kind);
+        if change != Change::None {
+            Self::report(pool.admission(), change, acquired.is_ok().then_some((kind, key)));
         }
+        if let Err(error) = acquired {
+            pool.admission().metrics().rejected(error);
+            return Err(error);
+        }
+        Ok(Self::new(pool, kind, key))
     }
 
     /// Waits for a permit. Keys take turns, and calls of a key are served in order of arrival.
-    pub(crate) async fn acquire(pool: &Arc<dyn Pool>, key: Option<CallKey>) -> Result<Self, CallError> {
-        pool.admission().acquire(key).await?;
-        Ok(Self::new(pool.clone(), PermitKind::Limited, key))
-    }
-
-    /// Makes a permit without a key exempt.
-    pub(crate) fn into_exempt(mut self) -> Self {
-        debug_assert!(self.key.is_none(), "permits of keys are counted by their kind");
-        if self.kind == PermitKind::Limited {
-            self.kind = PermitKind::Exempt; // First, because wakers are user code.
-            self.admission().exempt();
-        }
-        self
+    pub(crate) async fn acquire(
+        pool: &Arc<dyn Pool>,
+        kind: PermitKind,
+        key: Option<CallKey>,
+    ) -> Result<Self, CallError> {
+        pool.admission().acquire(kind, key).await?;
+        Ok(Self::new(pool.clone(), kind, key))
     }
 
     pub(super) fn is_exempt(&self) -> bool {

@@ -20,11 +20,11 @@ pub struct Run<T>(Result<JoinHandle<T>, CallError>);
 
 impl<T: Send + 'static> Run<T> {
     /// Makes a call. It is exempt if no client could be told that the pool is overloaded.
-    pub(crate) fn new<W>(pool: Arc<dyn Pool>, mut options: CallOptions, kind: PermitKind, work: W) -> Self
+    pub(crate) fn new<W>(pool: Arc<dyn Pool>, options: CallOptions, kind: PermitKind, work: W) -> Self
     where
         W: FnOnce() -> T + Send + 'static,
     {
-        let layer_permit = CurrentCall::inherit(&mut options);
+        let (options, layer_permit) = CurrentCall::inherit(options);
         if options.deadline.has_passed() {
             pool.admission().metrics().rejected(CallError::DeadlineExceeded);
             return Self(Err(CallError::DeadlineExceeded));

@@ -23,7 +23,8 @@ use tower_offload::{
 
 use crate::support::{OnDrop, TestResult, eventually, hold, one_thread, pools, soon};
 
-const SECOND: Duration = Duration::from_secs(1);
+/// No test waits for it, because `pass` advances the clock. Long enough for a machine that stalls.
+const TIMEOUT: Duration = Duration::from_secs(10);
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// Advances the clock of the test by `duration`, and lets timers fire.
@@ -99,15 +100,15 @@ async fn queued_call_is_answered_and_dropped_at_its_deadline() {
         let (sender, dropped) = oneshot::channel();
         let layer = OffloadLayer::new(pool.clone()).reject(RejectWithError).max_in_flight(1);
         let service = layer
-            .timeout_request(|_: &OnDrop| Some(SECOND))
+            .timeout_request(|_: &OnDrop| Some(TIMEOUT))
             .layer(service_fn_blocking(|_: OnDrop| -> TestResult<()> { unreachable!("it has expired") }));
         let held = hold(&pool).await;
         let mut call = task::spawn(service.clone().oneshot(OnDrop(Some(sender))));
         assert_pending!(call.poll());
-        pass(SECOND / 2).await;
+        pass(TIMEOUT / 2).await;
         assert!(!call.is_woken(), "half of the time is left");
         assert_pending!(call.poll());
-        pass(SECOND / 2).await;
+        pass(TIMEOUT / 2).await;
         assert!(call.is_woken());
         let error = assert_ready_err!(call.poll());
         assert_eq!(error.downcast_ref(), Some(&CallError::DeadlineExceeded));
@@ -125,9 +126,9 @@ async fn queued_call_is_answered_and_dropped_at_its_deadline() {
 async fn expired_call_that_nobody_polls_never_starts() {
     for pool in pools_with_clock(1, 8) {
         let held = hold(&pool).await;
-        let call = run_within(&pool, SECOND, || unreachable!("it has expired"));
+        let call = run_within(&pool, TIMEOUT, || unreachable!("it has expired"));
         let in_time = run_within(&pool, MINUTE, || 7);
-        pass(SECOND).await;
+        pass(TIMEOUT).await;
         held.release().await.unwrap();
         assert_eq!(soon(in_time).await, Ok(7));
         assert_eq!(soon(call).await, Err::<(), _>(CallError::DeadlineExceeded));
@@ -141,14 +142,14 @@ async fn running_work_sees_the_deadline_and_keeps_its_permit() {
     for pool in pools_with_clock(2, 8) {
         let (work, steps) = steps();
         let layer = OffloadLayer::new(pool.clone()).reject(RejectWithError).max_in_flight(1);
-        let service = layer.timeout_request(|(): &()| Some(SECOND)).layer(service_fn_blocking(move |()| {
+        let service = layer.timeout_request(|(): &()| Some(TIMEOUT)).layer(service_fn_blocking(move |()| {
             work();
             TestResult::Ok(())
         }));
         let mut call = task::spawn(service.clone().oneshot(()));
         assert_pending!(call.poll());
         soon(steps.entered).await.unwrap();
-        pass(SECOND).await;
+        pass(TIMEOUT).await;
         let error = assert_ready_err!(call.poll());
         assert_eq!(error.downcast_ref(), Some(&CallError::DeadlineExceeded));
 
@@ -157,7 +158,7 @@ async fn running_work_sees_the_deadline_and_keeps_its_permit() {
         steps.go.send(()).unwrap();
         let seen = soon(steps.seen).await.unwrap();
         assert_eq!(seen.before.0, None);
-        assert!(seen.before.1.is_some_and(|left| left > SECOND / 2 && left <= SECOND), "{seen:?}");
+        assert!(seen.before.1.is_some_and(|left| left > TIMEOUT / 2 && left <= TIMEOUT), "{seen:?}");
         assert_eq!(seen.after, (Some(CancelReason::DeadlineExceeded), Some(Duration::ZERO)));
         assert_eq!(seen.on_another_thread, Some(CancelReason::DeadlineExceeded));
         eventually(|| pool.admission().stats().in_flight == 0).await;
@@ -169,9 +170,9 @@ async fn running_work_sees_the_deadline_and_keeps_its_permit() {
 async fn work_sees_the_deadline_although_nobody_polls_the_call() {
     let pool = one_thread();
     let (work, steps) = steps();
-    let call = run_within(&pool, SECOND, work);
+    let call = run_within(&pool, TIMEOUT, work);
     soon(steps.entered).await.unwrap();
-    pass(SECOND).await;
+    pass(TIMEOUT).await;
     steps.go.send(()).unwrap();
     assert_eq!(soon(steps.seen).await.unwrap().after.0, Some(CancelReason::DeadlineExceeded));
     assert_eq!(soon(call).await, Err(CallError::DeadlineExceeded), "the result is late");
@@ -185,14 +186,14 @@ async fn late_result_is_dropped_on_the_pool_before_its_caller_is_answered() {
             let layer = if detached { layer.detached() } else { layer };
             let ((work, steps), (sender, dropped)) = (steps(), oneshot::channel());
             let sender = Arc::new(Mutex::new(Some(sender)));
-            let mut service = layer.timeout_request(|(): &()| Some(SECOND)).layer(service_fn_blocking(move |()| {
+            let mut service = layer.timeout_request(|(): &()| Some(TIMEOUT)).layer(service_fn_blocking(move |()| {
                 work();
                 TestResult::Ok(OnDrop(sender.lock().unwrap().take()))
             }));
             let before = pool.admission().stats();
             let call = service.ready().await.unwrap().call(()); // Not polled before its end, so it has no timer.
             soon(steps.entered).await.unwrap();
-            pass(SECOND).await;
+            pass(TIMEOUT).await;
             steps.go.send(()).unwrap();
             assert_ne!(soon(dropped).await.unwrap(), std::thread::current().id());
             let error = soon(call).await.map(drop).unwrap_err();
@@ -208,7 +209,7 @@ async fn late_result_is_dropped_on_the_pool_before_its_caller_is_answered() {
 #[tokio::test]
 async fn result_in_time_is_returned_to_a_caller_that_polls_after_the_deadline() {
     let pool = one_thread();
-    let call = run_within(&pool, SECOND, || 7);
+    let call = run_within(&pool, TIMEOUT, || 7);
     eventually(|| pool.stats().completed == 1).await;
     pass(MINUTE).await;
     assert_eq!(soon(call).await, Ok(7));
@@ -220,13 +221,13 @@ async fn detached_call_keeps_a_late_result_if_its_caller_has_left() {
     let pool = one_thread();
     let (work, steps) = steps();
     let layer = OffloadLayer::new(pool.clone()).reject(RejectWithError).detached();
-    let mut service = layer.timeout_request(|(): &()| Some(SECOND)).layer(service_fn_blocking(move |()| {
+    let mut service = layer.timeout_request(|(): &()| Some(TIMEOUT)).layer(service_fn_blocking(move |()| {
         work();
         TestResult::Ok(())
     }));
     drop(service.ready().await.unwrap().call(()));
     soon(steps.entered).await.unwrap();
-    pass(SECOND).await;
+    pass(TIMEOUT).await;
     steps.go.send(()).unwrap();
     eventually(|| pool.stats().in_flight == 0).await;
     let stats = pool.stats();
@@ -238,7 +239,7 @@ async fn awaiting_work_is_dropped_on_the_pool_at_its_deadline() {
     for pool in pools(1, 8) {
         let (sender, dropped) = oneshot::channel();
         let layer = OffloadLayer::new(pool.clone()).reject(RejectWithError);
-        let service = layer.timeout_request(|_: &OnDrop| Some(SECOND)).layer(service_fn(async |guard: OnDrop| {
+        let service = layer.timeout_request(|_: &OnDrop| Some(TIMEOUT)).layer(service_fn(async |guard: OnDrop| {
             std::future::pending::<()>().await;
             drop(guard);
             TestResult::Ok(())
@@ -246,7 +247,7 @@ async fn awaiting_work_is_dropped_on_the_pool_at_its_deadline() {
         let mut call = task::spawn(service.oneshot(OnDrop(Some(sender))));
         assert_pending!(call.poll());
         eventually(|| pool.admission().stats().started == 1 && pool.admission().stats().active == 0).await;
-        pass(SECOND).await;
+        pass(TIMEOUT).await;
         let error = assert_ready_err!(call.poll());
         assert_eq!(error.downcast_ref(), Some(&CallError::DeadlineExceeded));
         assert_ne!(soon(dropped).await.unwrap(), std::thread::current().id());
@@ -256,9 +257,9 @@ async fn awaiting_work_is_dropped_on_the_pool_at_its_deadline() {
 #[tokio::test]
 async fn caller_that_leaves_is_the_reason_before_the_deadline() {
     for pool in pools(1, 8) {
-        for (passed, reason) in [(SECOND / 2, CancelReason::CallerLeft), (SECOND, CancelReason::DeadlineExceeded)] {
+        for (passed, reason) in [(TIMEOUT / 2, CancelReason::CallerLeft), (TIMEOUT, CancelReason::DeadlineExceeded)] {
             let (work, steps) = steps();
-            let mut call = task::spawn(run_within(&pool, SECOND, work));
+            let mut call = task::spawn(run_within(&pool, TIMEOUT, work));
             assert_pending!(call.poll());
             soon(steps.entered).await.unwrap();
             pass(passed).await;
@@ -280,18 +281,18 @@ async fn time_for_a_caller_that_is_gone_begins_when_it_leaves() {
     soon(steps.entered).await.unwrap();
     pass(MINUTE).await;
     drop(call);
-    pass(SECOND).await;
+    pass(TIMEOUT).await;
     steps.go.send(()).unwrap();
     eventually(|| pool.stats().in_flight == 0).await;
     let stats = pool.stats();
-    assert!(stats.cancelled_run_time >= SECOND && stats.cancelled_run_time < MINUTE, "{stats:?}");
+    assert!(stats.cancelled_run_time >= TIMEOUT && stats.cancelled_run_time < MINUTE, "{stats:?}");
     assert!(stats.run_time >= MINUTE, "{stats:?}");
 }
 
 #[tokio::test]
 async fn call_that_waits_for_capacity_is_answered_at_its_deadline() {
     for (wait, timeout, expected) in
-        [(MINUTE, SECOND, CallError::DeadlineExceeded), (SECOND, MINUTE, CallError::Overloaded)]
+        [(MINUTE, TIMEOUT, CallError::DeadlineExceeded), (TIMEOUT, MINUTE, CallError::Overloaded)]
     {
         for pool in pools(1, 8) {
             let layer = OffloadLayer::new(pool.clone()).reject(RejectWithError).max_in_flight(1).wait(wait);
@@ -306,7 +307,7 @@ async fn call_that_waits_for_capacity_is_answered_at_its_deadline() {
             let mut second = task::spawn(service.oneshot(()));
             assert_pending!(second.poll());
             assert_eq!(pool.admission().stats().waiting, 1);
-            pass(SECOND).await;
+            pass(TIMEOUT).await;
             let error = assert_ready_err!(second.poll());
             assert_eq!(error.downcast_ref(), Some(&expected));
             assert_eq!(pool.admission().stats().waiting, 0);
@@ -345,19 +346,19 @@ async fn calls_within_a_call_inherit_its_deadline() {
     let calls = inner.clone();
     let (inherited, own) = soon(run_within(&outer, MINUTE, move || {
         let inherited = calls.run(remaining);
-        let own = run_within(&calls, SECOND, remaining);
+        let own = run_within(&calls, TIMEOUT, remaining);
         (inherited, own)
     }))
     .await
     .unwrap();
-    assert!(soon(inherited).await.unwrap().is_some_and(|left| left <= MINUTE && left > SECOND));
-    assert!(soon(own).await.unwrap().is_some_and(|left| left <= SECOND));
+    assert!(soon(inherited).await.unwrap().is_some_and(|left| left <= MINUTE && left > TIMEOUT));
+    assert!(soon(own).await.unwrap().is_some_and(|left| left <= TIMEOUT));
     assert_eq!(soon(inner.run(remaining)).await, Ok(None), "a call outside of it");
 }
 
 #[tokio::test]
 async fn enclosing_scope_never_extends_an_outer_one() {
-    let (soon, late) = (Deadline::after(SECOND), Deadline::after(MINUTE));
+    let (soon, late) = (Deadline::after(TIMEOUT), Deadline::after(MINUTE));
     for (outer, inner) in [(soon, late), (late, soon)] {
         let seen = outer.scope(async { inner.scope(async { Deadline::current() }).await });
         assert_eq!(seen.await, soon);
@@ -407,11 +408,11 @@ async fn background_task_has_a_deadline_only_if_asked() {
 async fn blocking_body_outlives_the_deadline_of_its_request() {
     let pool = one_thread();
     let lines = pool.clone();
-    let body = soon(run_within(&pool, SECOND, move || {
+    let body = soon(run_within(&pool, TIMEOUT, move || {
         BlockingBody::new(lines, (0..2).map(|_| Ok::<_, std::io::Error>(format!("{:?}\n", remaining()))))
     }));
     let body = body.await.unwrap().unwrap();
-    pass(SECOND).await;
+    pass(TIMEOUT).await;
     let body = soon(http_body_util::BodyExt::collect(body)).await.unwrap().to_bytes();
     assert_eq!(body, "None\nNone\n");
 }
@@ -423,14 +424,14 @@ async fn detached_work_has_no_deadline_once_it_runs() {
     for pool in pools(1, 8) {
         let (work, steps) = steps();
         let layer = OffloadLayer::new(pool.clone()).reject(RejectWithError).detached();
-        let service = layer.timeout_request(|(): &()| Some(SECOND)).layer(service_fn_blocking(move |()| {
+        let service = layer.timeout_request(|(): &()| Some(TIMEOUT)).layer(service_fn_blocking(move |()| {
             work();
             TestResult::Ok(())
         }));
         let mut call = task::spawn(service.oneshot(()));
         assert_pending!(call.poll());
         soon(steps.entered).await.unwrap();
-        pass(SECOND).await;
+        pass(TIMEOUT).await;
         let error = assert_ready_err!(call.poll());
         assert_eq!(error.downcast_ref(), Some(&CallError::DeadlineExceeded));
         steps.go.send(()).unwrap();
@@ -447,18 +448,18 @@ async fn detached_call_that_has_expired_never_starts() {
         for keeps_waiting in [true, false] {
             let layer = OffloadLayer::new(pool.clone()).reject(RejectWithError).detached();
             let service = layer
-                .timeout_request(|(): &()| Some(SECOND))
+                .timeout_request(|(): &()| Some(TIMEOUT))
                 .layer(service_fn_blocking(|()| -> TestResult<()> { unreachable!("it has expired") }));
             let before = pool.admission().stats();
             let held = hold(&pool).await;
             let mut call = task::spawn(service.oneshot(()));
             assert_pending!(call.poll());
             if keeps_waiting {
-                pass(SECOND).await;
+                pass(TIMEOUT).await;
                 assert_ready_err!(call.poll());
             } else {
                 drop(call);
-                pass(SECOND).await;
+                pass(TIMEOUT).await;
             }
             held.release().await.unwrap();
             eventually(|| pool.admission().stats().in_flight == 0).await;
@@ -487,7 +488,7 @@ async fn expired_request_releases_what_backpressure_reserved() {
 async fn reservation_has_no_deadline_of_the_scope_that_made_it() {
     let layer = OffloadLayer::new(one_thread()).reject(RejectWithError).backpressure();
     let mut service = layer.layer(service_fn_blocking(|()| TestResult::Ok(remaining())));
-    Deadline::after(SECOND).scope(async { service.ready().await.map(drop) }).await.unwrap();
+    Deadline::after(TIMEOUT).scope(async { service.ready().await.map(drop) }).await.unwrap();
     assert_eq!(soon(service.call(())).await.unwrap(), None);
 }
 
@@ -547,13 +548,13 @@ async fn shutdown_is_the_reason_before_the_deadline() {
 async fn panic_after_the_deadline_is_counted_and_not_resumed() {
     let pool = one_thread();
     let (work, steps) = steps();
-    let mut call = task::spawn(run_within(&pool, SECOND, move || {
+    let mut call = task::spawn(run_within(&pool, TIMEOUT, move || {
         work();
         panic!("expected panic");
     }));
     assert_pending!(call.poll());
     soon(steps.entered).await.unwrap();
-    pass(SECOND).await;
+    pass(TIMEOUT).await;
     assert_eq!(assert_ready!(call.poll()), Err::<(), _>(CallError::DeadlineExceeded));
     steps.go.send(()).unwrap();
     eventually(|| pool.stats().in_flight == 0).await;
@@ -568,7 +569,7 @@ fn caller_without_a_timer_is_answered_when_its_turn_comes() {
     let held = pool.run(move || released.recv());
     let started = Arc::new(AtomicUsize::new(0));
     let counted = started.clone();
-    let deadline = Deadline::after(SECOND / 20);
+    let deadline = Deadline::after(TIMEOUT / 20);
     let mut call =
         task::spawn(pool.run_with(CallOptions::new().deadline(deadline), move || counted.fetch_add(1, SeqCst)));
     assert_pending!(call.poll());

@@ -14,7 +14,7 @@ use tower_offload::{
     Background, CallError, OffloadLayer, ThreadPool,
     axum::blocking,
     offload::{Reject, RejectWithError, service_fn_blocking},
-    pool::Pool,
+    pool::{Pool, ThreadPoolBuilder},
 };
 
 use crate::support::{TestResult, eventually, hold, one_thread, pools, soon};
@@ -99,7 +99,10 @@ struct Paced {
 
 impl Paced {
     fn new() -> Self {
-        let builder = ThreadPool::builder().threads(1);
+        Self::of(ThreadPool::builder().threads(1))
+    }
+
+    fn of(builder: ThreadPoolBuilder) -> Self {
         let (release, released) = std::sync::mpsc::channel();
         let released = Arc::new(Mutex::new(released));
         Self { pool: builder.build().unwrap(), release, released, calls: tokio::task::JoinSet::new() }
@@ -335,6 +338,33 @@ async fn reserved_permits_are_no_calls_that_wait() {
     paced.end_calls().await;
     (0..4).for_each(|_| paced.call());
     assert_eq!(paced.failed().await, []);
+    drop(services);
+    paced.end_calls().await;
+    assert_eq!(paced.pool.stats().permits_in_use, 0);
+}
+
+/// A service that waited in `poll_ready` may be called much later, or never.
+#[tokio::test(start_paused = true)]
+async fn permits_that_services_waited_for_are_no_calls_that_wait() {
+    let mut paced = Paced::of(ThreadPool::builder().threads(1).queue_capacity(256));
+    paced.run();
+    eventually(|| paced.pool.stats().started == 1).await;
+    (0..256).for_each(|_| paced.run());
+    let service = paced.layer().backpressure().layer(service_fn_blocking(|()| TestResult::Ok(())));
+    let mut services: Vec<_> = (0..8).map(|_| service.clone()).collect();
+    let waits = services
+        .iter_mut()
+        .map(|service| tokio_test::task::spawn(std::future::poll_fn(move |cx| Service::<()>::poll_ready(service, cx))));
+    let mut waits: Vec<_> = waits.collect();
+    assert!(waits.iter_mut().all(|wait| wait.poll().is_pending()), "the queue is full");
+    paced.end_calls().await;
+    assert_eq!(paced.pool.stats().permits_in_use, 8);
+
+    paced.overload().await;
+    paced.end_calls().await;
+    (0..4).for_each(|_| paced.call());
+    assert_eq!(paced.failed().await, []);
+    drop(waits);
     drop(services);
     paced.end_calls().await;
     assert_eq!(paced.pool.stats().permits_in_use, 0);

@@ -73,6 +73,10 @@ pub fn notes(rows: &[Row]) -> Vec<String> {
              `normal after`, the jobs in between were slow but none was rejected."
                 .to_owned(),
         );
+        notes.push(format!(
+            "goodput: the jobs due during the overload that succeeded within {timeout} ms, as a share of those that \
+             offload/threads, whose queue is full, ended in that time in the same round."
+        ));
     }
     if has(Scene::Quota) {
         notes.push(
@@ -163,7 +167,10 @@ fn description(scene: Scene) -> (&'static str, String, String) {
                  picture), then at {BUSY_PCT} % again. The figure is the time from the end of the overload until jobs are as \
                  fast as before it. Without a bound or a policy, jobs that wait from the overload delay all later ones."
             ),
-            "A pool with a bound or a policy is normal within a second after the overload.".to_owned(),
+            format!(
+                "A pool with a bound or a policy is normal within a second after the overload. During it, at least 97 % of the \
+                 jobs that the machine can do are answered within {timeout} ms."
+            ),
         ),
         Scene::Quota => (
             "A server with the time of one core",
@@ -198,6 +205,7 @@ fn table(scene: Scene, rows: &[Row]) -> Option<Table> {
     if scene == Scene::Recovery {
         columns.push(("normal after ms (range)", &|row| recovery(row)));
         columns.push(("failing until ms (range)", &|it| range(it.spread(|sample| sample.failing_ms))));
+        columns.push(("goodput % (range)", &|it| range(it.spread(|sample| sample.goodput_pct))));
     }
     columns.extend::<[Cell<'_, &Row>; 7]>([
         ("/ping p50 ms (range)", &|it| range(it.spread(|sample| sample.ping_p50_ms))),
@@ -278,7 +286,7 @@ const fn ping(
     Goal { name, scene, variant, compared, figure, limits: Limits::AtMost { must, aim } }
 }
 
-/// Returns a goal for a figure of one variant at 200 % or, if `is_recovery`, after the overload.
+/// Returns a goal for a figure of one variant.
 const fn alone(
     name: &'static str,
     variant: &'static str,
@@ -296,6 +304,9 @@ const OK_P99: fn(&Sample) -> Option<f64> = |it| Some(it.jobs_ok_p99_ms.unwrap_or
 const ANSWERED: Limits = Limits::AtLeast { must: 90.0, aim: 97.0 };
 const FAST: Limits = Limits::AtMost { must: 150.0, aim: 30.0 };
 const NORMAL: Limits = Limits::AtMost { must: 1000.0, aim: 100.0 };
+
+const GOODPUT: fn(&Sample) -> Option<f64> = |it| it.goodput_pct;
+const BUSY: Limits = Limits::AtLeast { must: 97.0, aim: 99.0 };
 
 const GOALS: &[Goal<Setting, Sample>] = &[
     ping("/ping p99 at 130 %, offload/threads v inline", "offload/threads", "inline", (0.01, 0.001)),
@@ -325,4 +336,6 @@ const GOALS: &[Goal<Setting, Sample>] = &[
         Sample::recovery_or_never_ms,
         NORMAL,
     ),
+    alone("300 %: goodput, % of a full queue's rate, offload/bounded", "offload/bounded", RECOVERY, GOODPUT, BUSY),
+    alone("300 %: goodput, % of a full queue's rate, offload/bursts", "offload/bursts", RECOVERY, GOODPUT, BUSY),
 ];

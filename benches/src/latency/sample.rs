@@ -1,6 +1,6 @@
 //! The figures of one round of a row.
 
-use std::time::Duration;
+use std::{ops::Range, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -61,6 +61,16 @@ pub struct Sample {
     /// all later jobs succeeded.
     #[serde(default)]
     pub failing_ms: Option<f64>,
+    /// Jobs that were due during the overload and succeeded within [`JOB_TIMEOUT`].
+    #[serde(default)]
+    pub overload_in_time: Option<u64>,
+    /// Jobs whose success came during the overload, whenever they were due.
+    #[serde(default)]
+    pub overload_ended: Option<u64>,
+    /// `overload_in_time`, in percent of what the machine could do at that time: of the
+    /// `overload_ended` of a row whose queue is always full, in the same round.
+    #[serde(default)]
+    pub goodput_pct: Option<f64>,
     /// The p99 of the generator's own lateness.
     pub generator_late_p99_ms: f64,
     /// The periods of the whole run in which the server had to wait because of its quota, if it had
@@ -97,6 +107,10 @@ impl Sample {
             let begin = Duration::from_millis(setting.phases.warm_up_ms + after_ms);
             (begin, begin + Duration::from_millis(length_ms))
         });
+        let during_overload = |is_counted: &dyn Fn(&Outcome, Range<Duration>) -> bool| {
+            let (begin, end) = overload?;
+            Some(successes().filter(|job| is_counted(job, begin..end)).count() as u64)
+        };
         let recovery = overload.map_or(Recovery::Unknown, |(begin, end)| time_until_normal(jobs, begin, end));
         // Sleeping jobs use no share of the cores.
         let capacity = setting.conditions.capacity_per_second.filter(|_| setting.scene == Scene::Cpu);
@@ -119,6 +133,11 @@ impl Sample {
                 let last = jobs.iter().rfind(|job| job.end != End::Success && job.due >= end);
                 last.map_or(0.0, |job| milliseconds(job.due - end))
             }),
+            overload_in_time: during_overload(&|job, overload| {
+                overload.contains(&job.due) && job.latency <= JOB_TIMEOUT
+            }),
+            overload_ended: during_overload(&|job, overload| overload.contains(&(job.due + job.latency))),
+            goodput_pct: None,
             generator_late_p99_ms: lateness.value_at_quantile(0.99) as f64 / 1e3,
             ping_percentiles_ms: positions()
                 .map(|position| ping_ms(1.0 - 10_f64.powf(-f64::from(position) / 1e3)))

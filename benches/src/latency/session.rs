@@ -10,7 +10,7 @@ use super::{
     plan::Plan,
     server::{ServerProcess, Work},
 };
-use crate::{BoxError, Unit, interleave, platform};
+use crate::{BoxError, Unit, find, interleave, platform};
 
 /// The variant whose capacity is 100 %. All variants get the same number of jobs per second.
 const YARDSTICK: &str = "offload/threads";
@@ -58,9 +58,24 @@ pub fn measure(rows: &mut [Row], plan: Plan, arrivals: Arrivals, descriptors: us
             Ok(vec![sample])
         })?;
     }
+    set_goodput(rows);
     let after = measure_capacity()?;
     rows.iter_mut().for_each(|row| row.scene.conditions.capacity_after_per_second = Some(after));
     Ok(())
+}
+
+/// Compares what each row did during the overload with the yardstick, whose queue is full then, so
+/// that its threads are never idle. Round by round, because the capacity of a machine changes from
+/// minute to minute.
+fn set_goodput(rows: &mut [Row]) {
+    let Some(full) = find(rows, |setting| setting.scene == Scene::Recovery, YARDSTICK) else { return };
+    let full: Vec<_> = full.rounds.iter().map(|round| round.sample.overload_ended).collect();
+    for row in rows.iter_mut().filter(|row| row.scene.scene == Scene::Recovery) {
+        for (round, full) in row.rounds.iter_mut().zip(&full) {
+            let in_time = round.sample.overload_in_time.zip(*full);
+            round.sample.goodput_pct = in_time.map(|(in_time, full)| 100.0 * in_time as f64 / full as f64);
+        }
+    }
 }
 
 fn measure_once(

@@ -6,7 +6,7 @@ use std::{
     sync::{
         Arc, TryLockError,
         atomic::{
-            AtomicBool, AtomicU8, AtomicU64,
+            AtomicU8, AtomicU64,
             Ordering::{Relaxed, SeqCst},
         },
     },
@@ -20,7 +20,6 @@ use super::{
     key::CallKey,
     metrics::Metrics,
     nested::NestedWaits,
-    options::CallOptions,
     overload::{Arrival, Change, Fate, OverloadDetector},
     permits::PermitKind,
     policy::QueuePolicy,
@@ -30,7 +29,7 @@ use super::{
 };
 use crate::{
     panic::ignore_panic,
-    sync::{Mutex, Padded, lock},
+    sync::{AtomicBool, Mutex, Padded, lock, set_flag},
 };
 
 /// Number of calls that may wait for their first poll by default: a burst that a machine can work
@@ -248,11 +247,15 @@ impl Admission {
     ///
     /// The caller must [`report`](Self::report) the change, once nothing is lost if that panics.
     #[inline]
-    pub(super) fn try_acquire(&self, options: CallOptions, kind: PermitKind) -> (Result<(), CallError>, Change) {
+    pub(super) fn try_acquire(
+        &self,
+        priority: Priority,
+        key: Option<CallKey>,
+        kind: PermitKind,
+    ) -> (Result<(), CallError>, Change) {
         if self.is_closed() {
             return (Err(CallError::Closed), Change::None);
         }
-        let CallOptions { priority, key, .. } = options;
         let is_crowded = priority == Priority::Low && self.semaphore.is_used(kind, 2);
         let acquired = match is_crowded {
             true => Err(CallError::Overloaded),
@@ -273,8 +276,8 @@ impl Admission {
         (acquired, self.observe(overload, fate))
     }
 
-    /// Records an arrival, and changes the number of calls that may wait if the pool becomes
-    /// overloaded or recovers.
+    /// Records an arrival, if it may change something.
+    #[inline]
     fn observe(&self, overload: &Overload, fate: Fate) -> Change {
         // An admitted call finds itself in the queue.
         let itself = usize::from(fate == Fate::Admitted);
@@ -286,6 +289,13 @@ impl Admission {
         if overload.is_idle.load(Relaxed) && !self.semaphore.is_in_use(|in_use| in_use.limited() >= limit) {
             return Change::None;
         }
+        self.observe_arrival(overload, fate)
+    }
+
+    /// Records an arrival, and changes the number of calls that may wait if the pool becomes
+    /// overloaded or recovers.
+    #[inline(never)] // Keeps it out of the path of calls that change nothing.
+    fn observe_arrival(&self, overload: &Overload, fate: Fate) -> Change {
         let mut detector = match overload.detector.try_lock() {
             Ok(detector) => detector,
             // Many calls arrive, so one of them makes no difference. In an overload, the share of
@@ -295,16 +305,12 @@ impl Admission {
             }
             Err(_) => lock(&overload.detector),
         };
-        let waiting = self.semaphore.refresh_in_use().limited() - itself;
+        // An admitted call finds itself in the queue.
+        let waiting = self.semaphore.refresh_in_use().limited() - usize::from(fate == Fate::Admitted);
         let arrival = Arrival { waiting, started: self.semaphore.limited_released(), fate };
         let change = detector.observe(arrival, Instant::now);
-        // Written only if they change, because every arrival reads them.
-        if overload.is_idle.load(Relaxed) != detector.is_idle() {
-            overload.is_idle.store(detector.is_idle(), Relaxed);
-        }
-        if overload.is_overloaded.load(Relaxed) != detector.is_overloaded() {
-            overload.is_overloaded.store(detector.is_overloaded(), SeqCst);
-        }
+        set_flag(&overload.is_idle, detector.is_idle(), Relaxed);
+        set_flag(&overload.is_overloaded, detector.is_overloaded(), SeqCst);
         match change {
             Change::None => {}
             Change::Overloaded | Change::ProbeFailed => {
@@ -355,13 +361,8 @@ impl Admission {
 
     /// Waits for a permit for the queue. Keys take turns, calls of a key are served in order of
     /// arrival, and a key that has used its share waits until it has less.
-    pub(super) async fn acquire(&self, key: Option<CallKey>) -> Result<(), CallError> {
-        self.semaphore.acquire(key).await.map_err(|_| CallError::Closed)
-    }
-
-    /// Makes a permit for the queue that has no key exempt.
-    pub(super) fn exempt(&self) {
-        self.semaphore.exempt();
+    pub(super) async fn acquire(&self, kind: PermitKind, key: Option<CallKey>) -> Result<(), CallError> {
+        self.semaphore.acquire(kind, key).await.map_err(|_| CallError::Closed)
     }
 
     /// Releases a permit for the queue that was acquired like this.

@@ -1,6 +1,7 @@
 use std::collections::VecDeque;
 
 use super::*;
+use crate::pool::CallOptions;
 
 #[test]
 fn expected_wait_is_the_wait_of_the_last_started_call() {
@@ -26,7 +27,7 @@ impl Paced {
     }
 
     fn call(&mut self, options: CallOptions) -> Result<(), CallError> {
-        let (acquired, change) = self.admission.try_acquire(options, PermitKind::Limited);
+        let (acquired, change) = self.admission.try_acquire(options.priority, options.key, PermitKind::Limited);
         self.admission.report(change);
         self.changes.extend((change != Change::None).then_some(change));
         if acquired.is_ok() {
@@ -48,7 +49,7 @@ impl Paced {
     }
 
     fn exempt_call(&mut self, options: CallOptions) -> Result<(), CallError> {
-        self.admission.try_acquire(options, PermitKind::Exempt).0?;
+        self.admission.try_acquire(options.priority, options.key, PermitKind::Exempt).0?;
         self.queue.push_back((PermitKind::Exempt, options.key));
         Ok(())
     }
@@ -185,19 +186,6 @@ async fn exempt_calls_are_no_overload() {
     }
     assert_eq!(paced.changes, []);
     assert_eq!(paced.call(CallOptions::new()), Ok(()));
-}
-
-#[test]
-fn permit_that_becomes_exempt_leaves_its_place_to_others() {
-    let mut paced = Paced::new(2);
-    for _ in 0..4 {
-        assert_eq!(paced.call(CallOptions::new()), Ok(()));
-        paced.admission.exempt();
-    }
-    let in_use = paced.admission.semaphore.in_use();
-    assert_eq!((in_use.limited(), in_use.total()), (0, 4));
-    (0..4).for_each(|_| paced.admission.release(PermitKind::Exempt, None));
-    assert_eq!(paced.admission.semaphore.in_use().total(), 0);
 }
 
 #[test]

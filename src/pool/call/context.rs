@@ -263,20 +263,22 @@ impl CurrentCall {
         Some(Current::get().call?.0.counted())
     }
 
-    /// Adds to `options` the deadline of this thread. Returns the innermost layer permit of the
-    /// call that it works on.
+    /// Adds to `options` the deadline of this thread. Also returns the innermost layer permit of
+    /// the call that it works on.
     #[inline]
-    pub(crate) fn inherit(options: &mut CallOptions) -> Option<Arc<dyn LayerPermit>> {
+    pub(crate) fn inherit(options: CallOptions) -> (CallOptions, Option<Arc<dyn LayerPermit>>) {
         let Current { call, scope, .. } = Current::get();
         // Most threads that make calls work on none and are in no scope.
-        if call.is_none() && scope == Deadline::NONE { None } else { Self::inherit_from_current(options) }
+        if call.is_none() && scope == Deadline::NONE {
+            return (options, None);
+        }
+        let (deadline, layer_permit) = Self::deadline_and_permit();
+        (options.deadline(deadline), layer_permit)
     }
 
     #[inline(never)] // Keeps it out of the path of other calls.
-    fn inherit_from_current(options: &mut CallOptions) -> Option<Arc<dyn LayerPermit>> {
-        let current = Current::get();
-        *options = options.deadline(current.deadline());
-        current.call?.0.layer_permit().cloned()
+    fn deadline_and_permit() -> (Deadline, Option<Arc<dyn LayerPermit>>) {
+        (Current::get().deadline(), Self::layer_permit())
     }
 
     /// Returns the deadline of this thread.

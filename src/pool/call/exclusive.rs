@@ -2,8 +2,9 @@ use std::{
     cell::UnsafeCell,
     marker::PhantomData,
     ops::{Deref, DerefMut},
-    sync::atomic::{AtomicBool, Ordering},
 };
+
+use crate::sync::{AtomicBool, Ordering};
 
 /// A value that one thread at a time accesses, because the state of its call says which one.
 ///
@@ -42,13 +43,17 @@ impl<T> Exclusive<T> {
     /// Panics if another thread has access, which the state of the call rules out.
     #[inline]
     pub(super) fn lock(&self) -> ExclusiveGuard<'_, T> {
-        assert!(!self.is_locked.swap(true, Ordering::Acquire), "two threads access the future of a call");
-        ExclusiveGuard(self, PhantomData)
+        self.try_lock().expect("two threads access the future of a call")
+    }
+
+    /// Like `lock`, but returns `None` if another thread has access.
+    #[inline]
+    pub(super) fn try_lock(&self) -> Option<ExclusiveGuard<'_, T>> {
+        (!self.is_locked.swap(true, Ordering::Acquire)).then(|| ExclusiveGuard(self, PhantomData))
     }
 }
 
-/// Access to the value of an [`Exclusive`].
-/// It stays on its thread.
+/// Access to the value of an [`Exclusive`]. It stays on its thread.
 pub(super) struct ExclusiveGuard<'a, T>(&'a Exclusive<T>, PhantomData<*mut T>);
 
 impl<T> Deref for ExclusiveGuard<'_, T> {

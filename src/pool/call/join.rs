@@ -62,8 +62,13 @@ pub(super) trait Join<T>: Send + Sync {
 }
 
 impl<T> JoinHandle<T> {
-    /// Returns the handle of a call, which must have no other one.
-    pub(super) fn new(call: Arc<dyn Join<T>>, on_drop: OnCallerDrop, has_deadline: bool) -> Self {
+    /// Returns the handle of a call.
+    ///
+    /// # Safety
+    ///
+    /// The call must have no other handle.
+    #[allow(unsafe_code)]
+    pub(super) unsafe fn new(call: Arc<dyn Join<T>>, on_drop: OnCallerDrop, has_deadline: bool) -> Self {
         let timer = DeadlineTimer::new(has_deadline);
         Self { call: Some(call), has_failed: false, on_drop, wait: Wait::Ordinary, timer }
     }
@@ -91,7 +96,7 @@ impl<T> Future for JoinHandle<T> {
         let Self { call, has_failed, on_drop, wait, timer } = &mut *self;
         let known = call.as_ref().filter(|_| !*has_failed);
         let known = known.expect("a future of an offloaded call was polled after it completed");
-        // SAFETY: A call has one handle, and `self` is borrowed exclusively.
+        // SAFETY: This is the only handle of the call, and it is borrowed exclusively.
         #[allow(unsafe_code)]
         let polled = unsafe { known.poll_result(cx, wait) };
         let result = match polled {

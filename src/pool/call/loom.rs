@@ -1,6 +1,7 @@
 //! Interleaves one call, a thread that runs it, a waker, and a caller that may leave.
 
 use std::{
+    mem::MaybeUninit,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::SeqCst},
@@ -10,7 +11,10 @@ use std::{
 
 use loom::{cell::UnsafeCell, future::block_on, thread};
 
-use super::state::{Begin, CallState, DropAction, OnCallerDrop, Park};
+use super::{
+    exclusive::Exclusive,
+    state::{Begin, CallState, DropAction, OnCallerDrop, Park},
+};
 use crate::pool::error::CancelReason;
 
 /// A call with loom's cell in place of its stage. Loom reports concurrent access to the cell as an
@@ -315,5 +319,34 @@ fn detached_call_never_starts_after_its_caller_was_answered() {
         assert!(has_begun || call.starts.load(SeqCst) == 0);
         assert!(call.state.is_complete());
         assert_eq!((call.outputs.load(SeqCst), call.entries.load(SeqCst)), (0, 0));
+    });
+}
+
+/// The value is loom's cell, which reports an access that is not ordered with the one before it.
+#[test]
+fn accesses_to_an_exclusive_value_are_ordered() {
+    loom::model(|| {
+        let slot = Arc::new(MaybeUninit::<Exclusive<UnsafeCell<u32>>>::uninit());
+        // SAFETY: There is no other reference to the allocation, and both parts are initialized.
+        #[allow(unsafe_code)]
+        let exclusive = unsafe {
+            Exclusive::<UnsafeCell<u32>>::init(Arc::as_ptr(&slot).cast_mut().cast()).write(UnsafeCell::new(0_u32));
+            slot.assume_init()
+        };
+        let access = |exclusive: Arc<Exclusive<UnsafeCell<u32>>>| {
+            // In a call, `CallState` rules out that the value is locked.
+            exclusive.try_lock().map(|value| {
+                // SAFETY: The value is locked. Loom checks it.
+                #[allow(unsafe_code)]
+                value.with_mut(|accesses| unsafe { *accesses += 1 });
+            })
+        };
+        assert!((0..2).all(|_| access(exclusive.clone()).is_some()), "access ends");
+        let other = thread::spawn({
+            let exclusive = exclusive.clone();
+            move || access(exclusive).is_some()
+        });
+        let here = access(exclusive);
+        assert!(other.join().unwrap() || here.is_some());
     });
 }

@@ -87,10 +87,7 @@ where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
-    let (call, runnable) = create(admitted, context, on_caller_drop, future);
-    call.permit.schedule(runnable);
-    // Not counted a third time: the worker may be writing to the count by now.
-    Call::into_handle(call, on_caller_drop)
+    create(admitted, context, on_caller_drop, future, |permit, runnable| permit.schedule(runnable))
 }
 
 /// Like [`spawn`], but polls the call once on this thread first.
@@ -104,32 +101,28 @@ where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
-    let (call, runnable) = create(admitted, context, on_caller_drop, future);
-    // The time is not busy time of the pool, so the clock is not started.
-    let caller = runnable.run_without_wake(Some(&mut Clock::default()));
-    debug_assert!(caller.is_none(), "no caller waits yet");
-    Call::into_handle(call, on_caller_drop)
+    create(admitted, context, on_caller_drop, future, |_, runnable| {
+        // The time is not busy time of the pool, so the clock is not started.
+        let caller = runnable.run_without_wake(Some(&mut Clock::default()));
+        debug_assert!(caller.is_none(), "no caller waits yet");
+    })
 }
 
+/// Creates a call, calls `start` with its first entry, and returns the caller's handle.
 #[inline(always)] // So that the parts of the call are not copied on their way.
-fn create<F>(admitted: Admitted, context: Context, on_caller_drop: OnCallerDrop, future: F) -> (Arc<Call<F>>, Runnable)
+fn create<F>(
+    admitted: Admitted,
+    context: Context,
+    on_caller_drop: OnCallerDrop,
+    future: F,
+    start: impl FnOnce(&QueuePermit, Runnable),
+) -> JoinHandle<F::Output>
 where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
-    let Admitted { queue_permit, layer_permit, options } = admitted;
-    let Context { runtime, task, trace } = context;
-    let header = Header {
-        priority: options.priority,
-        key: options.key,
-        runtime,
-        created: time::now(),
-        deadline: options.deadline,
-        is_exempt: queue_permit.is_exempt(),
-        is_detached: on_caller_drop == OnCallerDrop::Detach,
-        started: AtomicBool::new(false),
-        waits_nested: AtomicBool::new(false),
-    };
+    let options = admitted.options;
+    let created = time::now();
     let call = Arc::new(MaybeUninit::<Call<F>>::uninit());
     let slot = Arc::as_ptr(&call).cast_mut().cast::<Call<F>>();
     // Each field is moved where it stays, and the span only if there is one. A call that is built
@@ -140,19 +133,29 @@ where
     #[allow(unsafe_code)]
     let call = unsafe {
         (&raw mut (*slot).state).write(CallState::scheduled());
-        (&raw mut (*slot).permit).write(queue_permit);
-        (&raw mut (*slot).header).write(header);
+        (&raw mut (*slot).header).write(Header {
+            priority: options.priority,
+            key: options.key,
+            runtime: context.runtime,
+            created,
+            deadline: options.deadline,
+            is_exempt: admitted.queue_permit.is_exempt(),
+            is_detached: on_caller_drop == OnCallerDrop::Detach,
+            started: AtomicBool::new(false),
+            waits_nested: AtomicBool::new(false),
+        });
+        (&raw mut (*slot).permit).write(admitted.queue_permit);
         let progress = Exclusive::init(&raw mut (*slot).progress);
         (&raw mut (*progress).stage).write(Stage::Future(future));
-        (&raw mut (*progress).environment.layer_permit).write(layer_permit);
-        if trace.is_enabled() {
-            (&raw mut (*progress).environment.trace).write(trace);
+        (&raw mut (*progress).environment.layer_permit).write(admitted.layer_permit);
+        if context.trace.is_enabled() {
+            (&raw mut (*progress).environment.trace).write(context.trace);
         } else {
             (&raw mut (*progress).environment.trace).write(Trace::none());
-            mem::forget(trace); // Like in `complete`.
+            mem::forget(context.trace); // Like in `complete`.
         }
         (&raw mut (*progress).run_time).write(0);
-        (&raw mut (*slot).task).write(task);
+        (&raw mut (*slot).task).write(context.task);
         (&raw mut (*slot).woken).write(AtomicU64::new(0));
         (&raw mut (*slot).left).write(AtomicU64::new(u64::MAX));
         call.assume_init()
@@ -160,7 +163,16 @@ where
     // Created first: if a recorder panics below, the drop of the entry releases everything.
     let runnable = Runnable::new(call.clone());
     call.permit.admission().metrics().admitted();
-    (call, runnable)
+    start(&call.permit, runnable);
+    let has_deadline = options.deadline != Deadline::NONE;
+    // The reference becomes the handle's. To count it a third time would take the count from the
+    // worker, which may be writing to it by now.
+    //
+    // SAFETY: The call was created here, and this is its only handle.
+    #[allow(unsafe_code)]
+    unsafe {
+        JoinHandle::new(call, on_caller_drop, has_deadline)
+    }
 }
 
 /// The fields are in an order in which few cache lines pass between the caller and the worker:
@@ -367,12 +379,6 @@ where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
-    /// Makes the caller's handle. Called once.
-    fn into_handle(self: Arc<Self>, on_caller_drop: OnCallerDrop) -> JoinHandle<F::Output> {
-        let has_deadline = self.header.deadline != Deadline::NONE;
-        JoinHandle::new(self, on_caller_drop, has_deadline)
-    }
-
     /// Separates the call from its caller. Returns `true` if the call is complete: then the caller
     /// must take the result.
     fn leave(self: &Arc<Self>, on_drop: OnCallerDrop) -> bool {

@@ -68,7 +68,8 @@ const MEMORY: Duration = Duration::from_secs(10);
 pub(super) struct Arrival {
     /// Number of calls that wait in the queue.
     pub(super) waiting: usize,
-    /// Number of calls that have left the queue so far. It wraps around.
+    /// Number of calls that have left the queue so far: they have started, or were shed. It wraps
+    /// around.
     pub(super) started: u32,
     pub(super) fate: Fate,
 }
@@ -86,11 +87,12 @@ pub(super) enum Fate {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Change {
     None,
-    /// The pool is overloaded: at most [`OverloadDetector::limit`] calls should wait.
+    /// The pool is overloaded: at most [`OverloadDetector::limit`] calls should wait. Others should
+    /// be shed.
     Overloaded,
     /// The limit should be raised for a moment, to find out whether the queue would still grow.
     ProbeStarted,
-    /// The queue still grows: the limit applies again.
+    /// The queue still grows: the limit applies again, as for `Overloaded`.
     ProbeFailed,
     /// The overload is over.
     Recovered,
@@ -156,7 +158,7 @@ struct Probe {
 #[derive(Debug, Clone, Copy)]
 struct Window {
     since: Instant,
-    /// Values at the start of the window.
+    /// Values at the start of the window. `started` includes the calls that are shed then.
     started: u32,
     waiting: usize,
     /// Arrivals since the start of the window.
@@ -198,7 +200,7 @@ impl OverloadDetector {
     pub(super) fn observe(&mut self, arrival: Arrival, now: impl Fn() -> Instant) -> Change {
         // Calls that arrive at the same time find each other in the queue, so `waiting` may never
         // be 0. This is the number of those that were there before.
-        let was_empty = arrival.started.wrapping_sub(self.empty_at) < u32::MAX / 2;
+        let was_empty = passed(arrival.started, self.empty_at).is_some();
         let itself = usize::from(arrival.fate == Fate::Admitted);
         self.empty_at = arrival.started.wrapping_add((arrival.waiting + itself) as u32);
         let is_ignored = arrival.fate == Fate::RejectedEarly && !matches!(self.state, State::Overloaded { .. });
@@ -269,7 +271,7 @@ impl OverloadDetector {
                 self.probe_at = later(now, length, FIRST_PAUSE);
             }
         }
-        (State::Overloaded { window: next, last: now }, Change::Overloaded)
+        (State::Overloaded { window: next.after_shedding(arrival, self.limit), last: now }, Change::Overloaded)
     }
 
     fn overloaded(&self, window: Window, arrival: Arrival, now: Instant) -> (State, Change) {
@@ -309,7 +311,7 @@ impl OverloadDetector {
         if !is_steep {
             self.extend_patience(length);
         }
-        (State::Overloaded { window: next, last: now }, Change::ProbeFailed)
+        (State::Overloaded { window: next.after_shedding(arrival, self.limit), last: now }, Change::ProbeFailed)
     }
 
     /// Lets the next probe take longer than one that took `length` and was not long enough.
@@ -323,9 +325,23 @@ fn later(now: Instant, length: Duration, factor: u32) -> Option<Instant> {
     now.checked_add(length.saturating_mul(factor))
 }
 
+/// Returns by how much a number of starts has passed another one, or `None` if it has not yet
+/// reached it. Both wrap around.
+fn passed(started: u32, mark: u32) -> Option<u32> {
+    Some(started.wrapping_sub(mark)).filter(|difference| *difference < u32::MAX / 2)
+}
+
 impl Window {
     fn new(since: Instant, arrival: Arrival) -> Self {
         Self { since, started: arrival.started, waiting: arrival.waiting, arrived: 0, rejected: 0, due: 0 }
+    }
+
+    /// Leaves out the calls that are shed because of the arrival with which the window starts,
+    /// until `limit` are left. They leave the queue without a start.
+    fn after_shedding(self, arrival: Arrival, limit: usize) -> Self {
+        let itself = usize::from(arrival.fate == Fate::Admitted);
+        let shed = (arrival.waiting + itself).saturating_sub(limit);
+        Self { started: self.started.wrapping_add(shed as u32), ..self }
     }
 
     /// Counts an arrival.
@@ -338,8 +354,10 @@ impl Window {
         now.saturating_duration_since(self.since)
     }
 
+    /// Returns the number of calls that have started in the window.
     fn starts(&self, arrival: Arrival) -> u64 {
-        u64::from(arrival.started.wrapping_sub(self.started))
+        // None before the worker has shed all.
+        passed(arrival.started, self.started).map_or(0, u64::from)
     }
 
     /// Returns `true` if the window ends with this arrival.

@@ -121,6 +121,7 @@ impl Simulation {
                 self.limit = self.detector.limit();
                 while self.queue.len() > self.limit {
                     self.queue.pop_front();
+                    self.started = self.started.wrapping_add(1); // Their permits are released too.
                     self.reject(now);
                 }
             }
@@ -327,6 +328,32 @@ fn calls_that_arrive_together_after_a_pause_end_an_overload() {
             assert_eq!(observe(4, 88, Fate::Rejected, 100), Change::None, "two have waited since before the pause");
         }
         assert_eq!(observe(3, 92, Fate::Admitted, 100), Change::Recovered, "probing: {is_probing}");
+    }
+}
+
+/// Like calls that start, they release their permits.
+#[test]
+fn calls_that_are_shed_do_not_end_an_overload() {
+    let start = Instant::now();
+    for (is_after_probe, is_seen_before) in [(false, false), (false, true), (true, false), (true, true)] {
+        let (mut detector, mut step) = overloaded(start);
+        let (mut waiting, mut started) = (4 + 2 * step, step);
+        let mut observe = |waiting: u32, started, fate, pause: u32| {
+            step += pause;
+            detector.observe(Arrival { waiting: waiting as usize, started, fate }, || start + step * MILLISECOND)
+        };
+        if is_after_probe {
+            (waiting, started) = (100, 100);
+            assert_eq!(observe(30, 60, Fate::Rejected, 5000), Change::ProbeStarted);
+            assert_eq!(observe(40, 80, Fate::Admitted, 25), Change::None);
+            assert_eq!(observe(waiting, started, Fate::Admitted, 25), Change::ProbeFailed);
+        }
+        if is_seen_before {
+            assert_eq!(observe(waiting, started + 1, Fate::Rejected, 25), Change::None, "nothing is shed yet");
+        }
+        let shed = waiting + 1 - 4;
+        assert_eq!(observe(3, started + shed + 1, Fate::Admitted, 25), Change::None);
+        assert!(detector.is_overloaded(), "after a probe: {is_after_probe}, seen before: {is_seen_before}");
     }
 }
 

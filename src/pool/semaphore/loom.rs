@@ -23,7 +23,7 @@ fn permit_released_while_a_task_starts_to_wait_reaches_it() {
         });
         // Tokio's channel is not modelled by loom. That is sound here, since it is only touched
         // under the lock or by this thread.
-        let mut permit = semaphore.enqueue(None).unwrap();
+        let mut permit = semaphore.enqueue(PermitKind::Limited, None).unwrap();
         releaser.join().unwrap();
         assert!(permit.try_recv().is_ok());
         assert_eq!(semaphore.in_use().total(), 1);
@@ -45,7 +45,7 @@ fn limit_raised_while_a_task_starts_to_wait_serves_it() {
                 semaphore.serve_waiters();
             }
         });
-        let mut permit = semaphore.enqueue(None).unwrap();
+        let mut permit = semaphore.enqueue(PermitKind::Limited, None).unwrap();
         other.join().unwrap();
         assert!(permit.try_recv().is_ok());
         assert_eq!(semaphore.in_use().total(), 2);
@@ -76,7 +76,10 @@ fn cancelled_wait_does_not_keep_a_permit() {
     loom::model(|| {
         let semaphore = Arc::new(Semaphore::new(1));
         assert!(semaphore.try_acquire());
-        let (mut first, mut second) = (semaphore.enqueue(None).unwrap(), semaphore.enqueue(None).unwrap());
+        let (mut first, mut second) = (
+            semaphore.enqueue(PermitKind::Limited, None).unwrap(),
+            semaphore.enqueue(PermitKind::Limited, None).unwrap(),
+        );
         let releaser = thread::spawn({
             let semaphore = semaphore.clone();
             move || semaphore.release()
@@ -102,7 +105,7 @@ fn last_permit_is_not_refused_while_another_key_is(other: Option<CallKey>, waits
             let semaphore = semaphore.clone();
             move || {
                 if waits {
-                    assert!(semaphore.enqueue(greedy).unwrap().try_recv().is_err());
+                    assert!(semaphore.enqueue(PermitKind::Limited, greedy).unwrap().try_recv().is_err());
                 } else {
                     let refused = semaphore.try_acquire_share(PermitKind::Limited, greedy).unwrap_err();
                     assert!(matches!(refused, CallError::KeyLimited | CallError::Overloaded));
@@ -135,7 +138,6 @@ fn last_permit_goes_to_another_key_while_a_key_starts_to_wait() {
     last_permit_is_not_refused_while_another_key_is(Some(CallKey::new(&2)), true);
 }
 
-/// A waiter that is cancelled makes a thread acquire the only permit for a moment.
 #[test]
 fn permit_is_not_refused_while_a_cancelled_waiter_is_removed() {
     loom::model(|| {
@@ -146,10 +148,10 @@ fn permit_is_not_refused_while_a_cancelled_waiter_is_removed() {
                 let served = {
                     let mut waiters = lock(&semaphore.waiters);
                     let (sender, _) = oneshot::channel();
-                    waiters.push(Waiter { key: None, sender, has_permit: false });
+                    waiters.push(Waiter { kind: PermitKind::Limited, key: None, sender, has_permit: false });
                     semaphore.has_waiters.store(true, Relaxed);
                     fence(SeqCst);
-                    semaphore.serve(&mut waiters)
+                    semaphore.serve(&mut waiters).0
                 };
                 semaphore.send(served);
             }
@@ -180,16 +182,17 @@ fn permits_of_both_kinds_never_exceed_the_capacity() {
 }
 
 #[test]
-fn permit_that_becomes_exempt_while_a_task_starts_to_wait_serves_it() {
+fn exempt_permit_released_while_a_task_starts_to_wait_reaches_it() {
     loom::model(|| {
         let semaphore = Arc::new(Semaphore::with_shares(2));
         semaphore.set_limit(1, 1);
         assert!(semaphore.try_acquire());
+        semaphore.try_acquire_share(PermitKind::Exempt, None).unwrap();
         let other = thread::spawn({
             let semaphore = semaphore.clone();
-            move || semaphore.exempt()
+            move || semaphore.release_share(PermitKind::Exempt, None)
         });
-        let mut permit = semaphore.enqueue(None).unwrap();
+        let mut permit = semaphore.enqueue(PermitKind::Exempt, None).unwrap();
         other.join().unwrap();
         assert!(permit.try_recv().is_ok());
         assert_eq!((semaphore.in_use().limited(), semaphore.in_use().total()), (1, 2));

@@ -2,14 +2,13 @@
 mod loom;
 #[cfg(all(test, not(tower_offload_loom)))]
 mod tests;
-
-use std::collections::VecDeque;
+mod waiters;
 
 use tokio::sync::oneshot;
 
+use self::waiters::{Left, Waiter, Waiters};
 use super::{
     error::CallError,
-    flows::Flows,
     key::CallKey,
     permits::{MAX_PERMITS, PermitKind, Permits},
     shares::Shares,
@@ -19,12 +18,13 @@ use crate::{
     sync::{
         AtomicBool, AtomicU64, AtomicUsize, Mutex,
         Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst},
-        Padded, fence, lock,
+        Padded, fence, lock, set_flag,
     },
 };
 
 /// Counting semaphore for the entries of a pool's queue and for the calls of a layer. Waiters are
-/// served in order of arrival. If some have a key, keys take turns (see [`Flows`]).
+/// served in order of arrival. If some have a key, keys take turns (see
+/// [`Flows`](super::flows::Flows)).
 ///
 /// It is designed for one pattern: permits are acquired and released one at a time, by different
 /// threads, and seldom waited for. Tokio's semaphore takes a lock for each release and an `Arc` for
@@ -44,7 +44,8 @@ use crate::{
 /// # Kinds
 ///
 /// All permits count toward the capacity, and those of kind [`Limited`](PermitKind::Limited) also
-/// toward a limit, which can be lowered and raised. Permits that tasks wait for are of that kind.
+/// toward a limit, which can be lowered and raised. Waiters for the two kinds take turns, and those
+/// for which there is no permit are passed over.
 ///
 /// # Shares
 ///
@@ -61,9 +62,6 @@ pub(crate) struct Semaphore {
     first_limit: AtomicUsize,
     /// `true` while tasks wait. Written under the lock of `waiters`. While it is set, permits are
     /// acquired only under that lock, and for others only if no waiter may have them.
-    ///
-    /// Only while it is set, a permit may be acquired for a moment that no waiter may have: the
-    /// spare. A thread without the lock that finds no permit loads this flag before it gives up.
     has_waiters: AtomicBool,
     /// `true` once a permit was requested with a key. Never reset.
     has_keys: AtomicBool,
@@ -82,143 +80,6 @@ struct AcquireSide {
     /// Cached value of `released`. It may be too low, but never too high. Refreshed when it
     /// indicates that no permit is available.
     released: AtomicU64,
-}
-
-#[derive(Debug)]
-struct Waiters {
-    is_closed: bool,
-    queue: VecDeque<Waiter>,
-    /// Waiters with a key.
-    keyed: Flows<VecDeque<Waiter>>,
-    /// Permits in use by calls with a key. `None` if keys have no share. A permit is counted when
-    /// it is acquired, and no longer counted before it is released.
-    shares: Option<Shares>,
-    /// Upper bound of the number of waiters whose receiver was dropped.
-    cancelled: usize,
-}
-
-#[derive(Debug)]
-struct Waiter {
-    key: Option<CallKey>,
-    /// A message is sent once a permit was acquired for the receiver.
-    sender: oneshot::Sender<()>,
-    /// `false` once the waiter is removed because its receiver was dropped.
-    has_permit: bool,
-}
-
-impl Waiters {
-    fn new(shares: Option<Shares>) -> Self {
-        Self { is_closed: false, queue: VecDeque::new(), keyed: Flows::new(), shares, cancelled: 0 }
-    }
-
-    fn len(&self) -> usize {
-        self.queue.len() + self.keyed.len()
-    }
-
-    fn push(&mut self, waiter: Waiter) {
-        match waiter.key {
-            None => self.queue.push_back(waiter),
-            Some(key) => self.keyed.push(key, VecDeque::new, |queue| queue.push_back(waiter)),
-        }
-    }
-
-    /// Moves the next waiter whose key may have one of the permits left to `served`, and counts
-    /// it. Those before it whose receiver was dropped are moved too, without a permit, because
-    /// dropping their wakers is user code. Returns `false` if there is no such waiter.
-    fn serve_next(&mut self, left: Left, served: &mut Vec<Waiter>) -> bool {
-        let Self { queue, keyed, shares, cancelled, .. } = self;
-        let may_have = |key| may_have(shares.as_ref(), PermitKind::Limited, key, left);
-        let waiter = keyed.pop(queue, |queue| {
-            loop {
-                let waiter = queue.front()?;
-                if waiter.sender.is_closed() {
-                    served.extend(queue.pop_front());
-                    *cancelled = cancelled.saturating_sub(1);
-                } else if may_have(waiter.key) {
-                    return queue.pop_front();
-                } else {
-                    return None;
-                }
-            }
-        });
-        let Some(waiter) = waiter else { return false };
-        self.count(PermitKind::Limited, waiter.key);
-        served.push(Waiter { has_permit: true, ..waiter });
-        true
-    }
-
-    /// Counts a permit of a key.
-    fn count(&mut self, kind: PermitKind, key: Option<CallKey>) {
-        if let (Some(shares), Some(key)) = (&mut self.shares, key) {
-            shares.add(key, kind);
-        }
-    }
-
-    /// Stops counting a permit of a key.
-    fn uncount(&mut self, kind: PermitKind, key: CallKey) {
-        if let Some(shares) = &mut self.shares {
-            shares.remove(key, kind);
-        }
-    }
-
-    /// Returns `true` if the group of a call has none of the limited permits in use. Calls without
-    /// a key are one group.
-    fn has_none(&self, key: Option<CallKey>, in_use: Permits) -> bool {
-        self.shares.as_ref().is_some_and(|shares| match key {
-            Some(key) => shares.has_none(key.group()),
-            None => in_use.limited() == shares.all().limited(),
-        })
-    }
-
-    /// Removes the waiters whose receiver was dropped. They must be dropped without the lock.
-    fn remove_cancelled(&mut self) -> Vec<Waiter> {
-        self.cancelled = 0;
-        let mut removed = Vec::new();
-        let mut remove = |queue: &mut VecDeque<Waiter>| {
-            let waiting = queue.drain(..).filter_map(|waiter| {
-                if waiter.sender.is_closed() {
-                    removed.push(waiter);
-                    None
-                } else {
-                    Some(waiter)
-                }
-            });
-            *queue = waiting.collect();
-        };
-        remove(&mut self.queue);
-        self.keyed.for_each(remove);
-        removed
-    }
-
-    fn take(&mut self) -> Vec<Waiter> {
-        let mut waiters = Vec::from(std::mem::take(&mut self.queue));
-        self.keyed.for_each(|queue| waiters.extend(queue.drain(..)));
-        waiters
-    }
-}
-
-/// Numbers of permits left.
-#[derive(Debug, Clone, Copy)]
-struct Left {
-    of_capacity: usize,
-    of_limit: usize,
-}
-
-impl Left {
-    fn of(self, kind: PermitKind) -> usize {
-        match kind {
-            PermitKind::Limited => self.of_limit.min(self.of_capacity),
-            PermitKind::Exempt => self.of_capacity,
-        }
-    }
-}
-
-/// Returns `true` if the key has not used its share. A key of limited permits has a share of the
-/// limit as well.
-fn may_have(shares: Option<&Shares>, kind: PermitKind, key: Option<CallKey>, left: Left) -> bool {
-    let (Some(shares), Some(key)) = (shares, key) else { return true };
-    shares.has_room(key, left.of_capacity)
-        && (kind == PermitKind::Exempt || shares.has_limited_room(key, left.of_limit))
 }
 
 /// Error of [`Semaphore::acquire`] after [`Semaphore::close`].
@@ -344,74 +205,57 @@ impl Semaphore {
         self.try_acquire_locked(kind, key)
     }
 
-    /// Records that calls have keys. Written once, because the flag is read for each rejection.
+    /// Records that calls have keys.
     fn note_key(&self, key: Option<CallKey>) {
-        if key.is_some() && !self.has_keys.load(Relaxed) {
-            self.has_keys.store(true, Relaxed);
+        if key.is_some() {
+            set_flag(&self.has_keys, true, Relaxed);
         }
     }
 
+    #[inline(never)] // Keeps it out of the path of a call without a key.
     fn try_acquire_locked(&self, kind: PermitKind, key: Option<CallKey>) -> Result<(), CallError> {
         if self.is_full(kind) {
             return Err(CallError::Overloaded);
         }
         let mut waiters = lock(&self.waiters);
-        let (served, has_spare) = self.acquire_for(&mut waiters);
-        let acquired = self.acquire_as(kind, key, &mut waiters, has_spare);
+        let (served, left) = self.serve(&mut waiters);
+        let acquired = self.acquire_as(kind, key, &mut waiters, left);
         drop(waiters);
         self.send(served);
         acquired
     }
 
-    /// Returns `true` if no permit is left, also for a group without one. A spare is left.
+    /// Returns `true` if no permit is left, also for a group without one.
     fn is_full(&self, kind: PermitKind) -> bool {
         // Without keys, no group but that of the call itself has permits.
         let has_groups = self.has_keys.load(Relaxed);
         let limit = if has_groups { self.limit().max(self.first_limit.load(Relaxed)) } else { self.limit() };
-        let is_in_use = || self.is_in_use(|in_use| !self.has_room(kind, limit, in_use));
-        // The second look is for a spare that was discarded before the last waiter was removed.
-        is_in_use() && !self.has_waiters.load(Acquire) && is_in_use()
+        self.is_in_use(|in_use| !self.has_room(kind, limit, in_use))
     }
 
-    /// Acquires a permit for a call that does not wait, after `acquire_for` has served waiters.
+    /// Acquires a permit for a call that does not wait, if it is one of those that `serve` has
+    /// left.
     fn acquire_as(
         &self,
         kind: PermitKind,
         key: Option<CallKey>,
         waiters: &mut Waiters,
-        has_spare: bool,
+        left: Left,
     ) -> Result<(), CallError> {
-        let is_limited = kind == PermitKind::Limited;
-        let first_limit = self.first_limit.load(Relaxed);
-        let acquired = if is_limited
-            && !has_spare
-            && waiters.len() == 0
-            && waiters.has_none(key, self.in_use())
-            && self.acquire_below(kind, first_limit)
-        {
+        let is_first = kind == PermitKind::Limited && waiters.len() == 0 && waiters.has_none(key, self.in_use());
+        let acquired = if is_first && self.acquire_below(kind, self.first_limit.load(Relaxed)) {
+            Ok(())
+        } else if left.of(kind) == 0 {
+            Err(CallError::Overloaded)
+        } else if !waiters.may_have(kind, key, left) {
+            Err(CallError::KeyLimited)
+        } else if self.acquire_unfair(kind) {
             Ok(())
         } else {
-            let left = self.left(has_spare);
-            // The waiters get the next limited permit.
-            let is_next = has_spare || !is_limited || waiters.len() == 0;
-            // Checked before a permit is acquired, so that other threads are not refused it.
-            if !is_next || left.of(kind) == 0 {
-                Err(CallError::Overloaded)
-            } else if !may_have(waiters.shares.as_ref(), kind, key, left) {
-                Err(CallError::KeyLimited)
-            } else if has_spare {
-                self.change_limited_into(kind);
-                Ok(())
-            } else if self.acquire_unfair(kind) {
-                Ok(())
-            } else {
-                Err(CallError::Overloaded)
-            }
+            Err(CallError::Overloaded)
         };
-        match acquired {
-            Ok(()) => waiters.count(kind, key),
-            Err(_) if has_spare => self.discard_spare(),
-            Err(_) => {}
+        if acquired.is_ok() {
+            waiters.count(kind, key);
         }
         acquired
     }
@@ -451,15 +295,9 @@ impl Semaphore {
         }
     }
 
-    /// Turns a limited permit that is in use and has no key into an exempt one, and serves waiters.
-    pub(super) fn exempt(&self) {
-        self.change_limited_into(PermitKind::Exempt);
-        self.serve_waiters();
-    }
-
     /// Waits for a permit. A wait that is cancelled neither keeps nor loses a permit.
-    pub(crate) async fn acquire(&self, key: Option<CallKey>) -> Result<(), Closed> {
-        let mut wait = Wait { semaphore: self, key, permit: self.enqueue(key)?, is_done: false };
+    pub(crate) async fn acquire(&self, kind: PermitKind, key: Option<CallKey>) -> Result<(), Closed> {
+        let mut wait = Wait { semaphore: self, kind, key, permit: self.enqueue(kind, key)?, is_done: false };
         let received = (&mut wait.permit).await;
         wait.is_done = true;
         received.map_err(|_| Closed)
@@ -467,7 +305,7 @@ impl Semaphore {
 
     /// Starts to wait. The permit arrives through the receiver, which must be checked for one if it
     /// is dropped early.
-    fn enqueue(&self, key: Option<CallKey>) -> Result<oneshot::Receiver<()>, Closed> {
+    fn enqueue(&self, kind: PermitKind, key: Option<CallKey>) -> Result<oneshot::Receiver<()>, Closed> {
         self.note_key(key);
         let (sender, receiver) = oneshot::channel();
         let served = {
@@ -475,10 +313,10 @@ impl Semaphore {
             if waiters.is_closed {
                 return Err(Closed);
             }
-            waiters.push(Waiter { key, sender, has_permit: false });
+            waiters.push(Waiter { kind, key, sender, has_permit: false });
             self.has_waiters.store(true, Relaxed);
             fence(SeqCst);
-            self.serve(&mut waiters)
+            self.serve(&mut waiters).0
         };
         self.send(served);
         Ok(receiver)
@@ -513,7 +351,7 @@ impl Semaphore {
 
     #[cold]
     fn serve_and_send(&self) {
-        let served = self.serve(&mut lock(&self.waiters));
+        let served = self.serve(&mut lock(&self.waiters)).0;
         self.send(served);
     }
 
@@ -522,7 +360,7 @@ impl Semaphore {
     fn send(&self, mut served: Vec<Waiter>) {
         loop {
             let mut cancelled = 0;
-            for Waiter { key, sender, has_permit } in served {
+            for Waiter { kind, key, sender, has_permit } in served {
                 if !has_permit {
                     ignore_panic(|| drop(sender));
                     continue;
@@ -533,78 +371,48 @@ impl Semaphore {
                     Ok(())
                 });
                 if sent.is_err() {
-                    cancelled += 1;
-                    key.into_iter().for_each(|key| lock(&self.waiters).uncount(PermitKind::Limited, key));
+                    cancelled += kind.unit();
+                    key.into_iter().for_each(|key| lock(&self.waiters).uncount(kind, key));
                 }
             }
             if cancelled == 0 || !self.release_some(cancelled) {
                 return;
             }
-            served = self.serve(&mut lock(&self.waiters));
+            served = self.serve(&mut lock(&self.waiters)).0;
         }
     }
 
     /// Acquires permits for as many waiters as possible. The caller sends them after it has
-    /// released the lock.
-    fn serve(&self, waiters: &mut Waiters) -> Vec<Waiter> {
-        let (served, has_spare) = self.acquire_for(waiters);
-        if has_spare {
-            self.discard_spare();
-        }
-        served
-    }
-
-    /// Like `serve`, and keeps the permit that no waiter may have, if waiters are left: the spare.
-    fn acquire_for(&self, waiters: &mut Waiters) -> (Vec<Waiter>, bool) {
+    /// released the lock. Also returns the numbers of permits left, which no waiter may have.
+    fn serve(&self, waiters: &mut Waiters) -> (Vec<Waiter>, Left) {
         let mut served = Vec::new();
-        let mut has_spare = false;
-        while !has_spare && waiters.len() > 0 && self.acquire_unfair(PermitKind::Limited) {
-            has_spare = !waiters.serve_next(self.left(true), &mut served);
-        }
+        let left = loop {
+            let left = self.left();
+            if !waiters.serve_next(left, |kind| self.acquire_unfair(kind), &mut served) {
+                break left;
+            }
+        };
         if waiters.len() == 0 {
-            if std::mem::take(&mut has_spare) {
-                self.discard_spare();
-            }
-            // After the spare was discarded: a thread that sees this sees that. Written only if it
-            // changes, because every release reads it.
-            if self.has_waiters.load(Relaxed) {
-                self.has_waiters.store(false, Release);
-            }
+            set_flag(&self.has_waiters, false, Relaxed);
         }
-        (served, has_spare)
+        (served, left)
     }
 
-    /// Returns the numbers of permits left. The spare, if this thread has it, is one of them.
-    fn left(&self, has_spare: bool) -> Left {
-        let (in_use, spare) = (self.in_use(), usize::from(has_spare));
+    fn left(&self) -> Left {
+        let in_use = self.in_use();
         Left {
-            of_capacity: self.capacity.saturating_sub(in_use.total().saturating_sub(spare)),
-            of_limit: self.limit().saturating_sub(in_use.limited().saturating_sub(spare)),
+            of_capacity: self.capacity.saturating_sub(in_use.total()),
+            of_limit: self.limit().saturating_sub(in_use.limited()),
         }
-    }
-
-    /// Changes a limited permit, such as the spare, into one of this kind.
-    fn change_limited_into(&self, kind: PermitKind) {
-        let change = kind.unit().wrapping_sub(PermitKind::Limited.unit());
-        self.acquire.acquired.fetch_add(change, AcqRel);
-    }
-
-    /// Undoes the acquisition of the spare. Not by a release, because the numbers of acquired and
-    /// released permits are those of calls.
-    fn discard_spare(&self) {
-        self.acquire.acquired.fetch_sub(PermitKind::Limited.unit(), AcqRel);
     }
 
     /// Removes a waiter whose receiver was closed.
     fn on_cancel(&self) {
         let removed = {
             let mut waiters = lock(&self.waiters);
-            waiters.cancelled += 1;
-            // Scanning the queue at every cancellation would be quadratic.
-            let is_due = waiters.cancelled * 2 > waiters.len();
-            let removed = if is_due { waiters.remove_cancelled() } else { Vec::new() };
+            let removed = waiters.on_cancel();
             if waiters.len() == 0 {
-                self.has_waiters.store(false, Release);
+                set_flag(&self.has_waiters, false, Relaxed);
             }
             removed
         };
@@ -628,6 +436,7 @@ impl Semaphore {
 /// A wait that may be cancelled after its permit has arrived.
 struct Wait<'a> {
     semaphore: &'a Semaphore,
+    kind: PermitKind,
     key: Option<CallKey>,
     permit: oneshot::Receiver<()>,
     is_done: bool,
@@ -640,7 +449,7 @@ impl Drop for Wait<'_> {
         }
         self.permit.close();
         if self.permit.try_recv().is_ok() {
-            self.semaphore.release_share(PermitKind::Limited, self.key);
+            self.semaphore.release_share(self.kind, self.key);
         } else {
             self.semaphore.on_cancel();
         }
