@@ -35,14 +35,25 @@ thread_local! {
 
 /// The job of every variant, which does almost nothing.
 pub(crate) fn job(number: u64) -> u64 {
-    let core = CORE.load(Relaxed);
-    if core != ANYWHERE && !IS_PINNED.get() {
-        pin_this_thread(core);
-    }
+    pin_to_core_of_jobs();
     if number == PAUSE {
         thread::sleep(Duration::from_millis(5));
     }
     black_box(number.wrapping_mul(31).wrapping_add(1))
+}
+
+/// Pins this thread, unless it is pinned or the scene pins none.
+pub(crate) fn pin_to_core_of_jobs() {
+    let core = CORE.load(Relaxed);
+    if core != ANYWHERE && !IS_PINNED.get() {
+        pin_this_thread(core);
+    }
+}
+
+/// Returns the core of the runtime and that of the threads that run jobs, for [`Pin::Cross`].
+pub(crate) fn cores_across() -> Result<(usize, usize), BoxError> {
+    let [here, there, ..] = platform::cores()[..] else { return Err("threads cannot be pinned".into()) };
+    Ok((here, there))
 }
 
 /// Pins this thread to one core, and every other thread to the next core with the first job that it
@@ -51,7 +62,7 @@ pub(crate) fn job(number: u64) -> u64 {
 /// Threads must not inherit their core. Some variants start threads at any time, from a thread on
 /// the wrong core; and a pool that is built on a pinned thread detects only one core.
 fn pin_across_cores() -> Result<(), BoxError> {
-    let [here, there, ..] = platform::cores()[..] else { return Err("threads cannot be pinned".into()) };
+    let (here, there) = cores_across()?;
     pin_this_thread(here);
     CORE.store(there, Relaxed);
     Ok(())

@@ -4,6 +4,7 @@
 #![allow(clippy::disallowed_types)]
 
 mod load;
+mod processes;
 mod report;
 mod variants;
 
@@ -98,9 +99,13 @@ struct Order {
 }
 
 fn main() -> ExitCode {
+    processes::init();
     let options =
         Options::parse("hop", "Measures a trivial closure's way to another thread and back: latency and throughput");
-    let variants = |scene| variants::VARIANTS.iter().map(move |variant| Row::new(variant.name, scene));
+    let variants = |scene: Scene| {
+        let possible = variants::VARIANTS.iter().filter(move |variant| variant.is_possible(&scene));
+        possible.map(move |variant| Row::new(variant.name, scene))
+    };
     let rows = || Scene::all().into_iter().filter(Scene::is_possible).flat_map(variants).collect();
     options.run("hop", rows, run, |rows| {
         let (rounds, phases) = if options.quick { (2, Phases::SHORT) } else { (7, Phases::LONG) };

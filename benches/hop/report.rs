@@ -98,6 +98,14 @@ const GOALS: &[HopGoal] = &[
     rate("256 calls v crossbeam+oneshot, current_thread", CURRENT, "crossbeam+oneshot", (1.0, 1.2)),
     rate("256 calls v crossbeam+oneshot, multi_thread(2)", MULTI, "crossbeam+oneshot", (1.0, 1.2)),
     rate("256 calls v rayon+oneshot, multi_thread(2)", MULTI, "rayon+oneshot", (1.3, 1.6)),
+    Goal {
+        name: "us of a round trip to a process, across cores",
+        scene: CROSS,
+        variant: "process",
+        compared: Compared::Alone,
+        figure: |sample| Some(sample.p50_us),
+        limits: Limits::AtMost { must: 100.0, aim: 50.0 },
+    },
     // 0.5 us are 5 % of a call that takes 10 us.
     Goal {
         name: "us that an adaptive layer adds to a short call, on one core",

@@ -14,8 +14,9 @@ use tower_offload_benches::BoxError;
 use tower_resilience_executor::{BlockingExecutor, ExecutorLayer};
 
 use crate::{
-    QUEUE_CAPACITY, Sample,
+    QUEUE_CAPACITY, Sample, Scene, THREADS,
     load::{Stage, job},
+    processes,
 };
 
 /// One way to run a job.
@@ -34,6 +35,9 @@ pub(crate) struct Variant {
     /// Must be called within the runtime.
     pub(crate) measure: fn(&Stage) -> Result<Sample, BoxError>,
 }
+
+/// The variant whose jobs run in other processes.
+const PROCESS: &str = "process";
 
 pub(crate) const VARIANTS: &[Variant] = &[
     // Runs the job in place, to measure the cost of the loop around a call.
@@ -82,6 +86,7 @@ pub(crate) const VARIANTS: &[Variant] = &[
     variant("adaptive", |stage| {
         layered(stage, OffloadLayer::new(threads(stage)?).reject(RejectWithError).adaptive().layer(service()))
     }),
+    variant(PROCESS, processes::measure),
 ];
 
 const fn variant(name: &'static str, measure: fn(&Stage) -> Result<Sample, BoxError>) -> Variant {
@@ -98,6 +103,11 @@ const fn variant(name: &'static str, measure: fn(&Stage) -> Result<Sample, BoxEr
 impl Variant {
     pub(crate) fn named(name: &str) -> Result<&'static Self, BoxError> {
         Ok(VARIANTS.iter().find(|variant| variant.name == name).ok_or("there is no such variant")?)
+    }
+
+    /// Returns `false` for a pool of many processes, each of which takes milliseconds to start.
+    pub(crate) fn is_possible(&self, scene: &Scene) -> bool {
+        self.name != PROCESS || scene.threads == THREADS
     }
 }
 
