@@ -19,6 +19,9 @@ use crate::{NO_SPARE, Order, PROCESSES, SIZE, Sample, TEXT, THREADS, Task};
 /// Timeout for the end of the processes, which have no job left.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Timeout of a job that must be killed, long enough for it to begin.
+const JOB_TIMEOUT: Duration = Duration::from_millis(20);
+
 /// Serves jobs if this is a worker process. Otherwise returns at once.
 pub(crate) fn init() {
     type Inputs = (Input<Vec<u8>>, Input<String>);
@@ -200,8 +203,8 @@ async fn start(count: usize) -> Result<Sample, BoxError> {
     Ok(Sample::new(times, elapsed))
 }
 
-/// Has the process of a job killed, and measures the time from the end of that job to the result of
-/// the next one.
+/// Has the process of a job killed, and measures the time from its timeout to the result of the next
+/// job, which waits for a process.
 async fn replace(spares: usize, count: usize) -> Result<Sample, BoxError> {
     let pool = ProcessPool::builder().processes(1).spares(spares).grace(Duration::ZERO).build()?;
     let mut times = Vec::new();
@@ -209,13 +212,13 @@ async fn replace(spares: usize, count: usize) -> Result<Sample, BoxError> {
         while pool.stats().idle < 1 + spares {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        match pool.run(Endless).timeout(Duration::from_millis(1)).await {
-            Err(RunError::Killed { by: KilledBy::Timeout }) => {}
-            result => return Err(format!("a job without end has ended: {result:?}").into()),
-        }
         let begin = Instant::now();
-        pool.run(Number(7)).await.map_err(|error| error.to_string())?;
-        times.push(begin.elapsed());
+        let (killed, next) = tokio::join!(pool.run(Endless).timeout(JOB_TIMEOUT), pool.run(Number(7)));
+        times.push(begin.elapsed().saturating_sub(JOB_TIMEOUT));
+        next.map_err(|error| error.to_string())?;
+        if !matches!(killed, Err(RunError::Killed { by: KilledBy::Timeout })) {
+            return Err(format!("a job without end has ended: {killed:?}").into());
+        }
     }
     pool.shutdown(SHUTDOWN_TIMEOUT).await;
     let elapsed = times.iter().sum();

@@ -44,8 +44,8 @@ enum Task {
     Output,
     /// From the start of a pool of one process to its first result.
     Start,
-    /// In a pool of one process, from the end of a job whose process was killed to the result of
-    /// the next job.
+    /// In a pool of one process, from the timeout of a job that is killed to the result of the next
+    /// job, which waits meanwhile.
     Replacement,
 }
 
@@ -136,7 +136,9 @@ impl fmt::Display for Scene {
             Task::Input => write!(f, "64 KiB of input, {in_flight} in flight"),
             Task::Output => write!(f, "64 KiB of output, {in_flight} in flight"),
             Task::Start => f.write_str("start of a pool of one process, to its first result"),
-            Task::Replacement => f.write_str("one process: from the end of a killed job to the result of the next job"),
+            Task::Replacement => {
+                f.write_str("one process: from the timeout of a job that is killed to the result of the next job")
+            }
         }
     }
 }

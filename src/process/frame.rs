@@ -13,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use postcard::ser_flavors::Flavor;
 use serde::{Deserialize, Serialize};
 
 use super::os;
@@ -117,7 +118,7 @@ pub(super) enum EncodeError {
 pub(super) fn encode(header: &impl Serialize) -> Vec<u8> {
     let mut frame = Bounded::new(MAX_HEADER);
     // The headers of this module can be encoded and are short: texts are cut by their senders.
-    let is_encoded = postcard::to_extend(header, &mut frame).is_ok();
+    let is_encoded = postcard::serialize_with_flavor(header, &mut frame).is_ok();
     debug_assert!(is_encoded && !frame.is_cut(), "a header is short and can be encoded");
     frame.finish()
 }
@@ -129,10 +130,10 @@ pub(super) fn encode_with(
     max: usize,
 ) -> Result<Vec<u8>, EncodeError> {
     let mut frame = Bounded::new(MAX_HEADER);
-    postcard::to_extend(header, &mut frame).map_err(EncodeError::Invalid)?;
+    postcard::serialize_with_flavor(header, &mut frame).map_err(EncodeError::Invalid)?;
     let header = frame.len;
     frame.max = frame.bytes.len().saturating_add(max);
-    postcard::to_extend(payload, &mut frame).map_err(EncodeError::Invalid)?;
+    postcard::serialize_with_flavor(payload, &mut frame).map_err(EncodeError::Invalid)?;
     if frame.is_cut() {
         return Err(EncodeError::TooLarge(frame.len - header));
     }
@@ -187,14 +188,30 @@ impl Bounded {
     }
 }
 
-impl Extend<u8> for &mut Bounded {
-    fn extend<I: IntoIterator<Item = u8>>(&mut self, bytes: I) {
-        for byte in bytes {
-            self.len += 1;
-            if self.bytes.len() < self.max {
-                self.bytes.push(byte);
-            }
+impl Flavor for &mut Bounded {
+    type Output = ();
+
+    /// Called for each byte of a `Vec<u8>`, from the code of the work's crate.
+    #[inline]
+    fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
+        self.len += 1;
+        if self.bytes.len() < self.max {
+            self.bytes.push(byte);
         }
+        Ok(())
+    }
+
+    /// Copies texts, and bytes that are serialized as such, at once.
+    #[inline]
+    fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
+        self.len += bytes.len() as u64;
+        let room = self.max.saturating_sub(self.bytes.len());
+        self.bytes.extend_from_slice(&bytes[..bytes.len().min(room)]);
+        Ok(())
+    }
+
+    fn finalize(self) -> postcard::Result<()> {
+        Ok(())
     }
 }
 
