@@ -23,8 +23,7 @@ async fn work(Path(milliseconds): Path<u64>) -> &'static str {
     "done"
 }
 
-/// Reads the header `x-timeout`, in milliseconds. Clients of gRPC send `grpc-timeout`, which the
-/// layer reads with `.grpc_timeout()`.
+/// Reads the header `x-timeout`, in milliseconds. For gRPC there is `.grpc_timeout()`.
 fn client_timeout(headers: &http::HeaderMap) -> Option<Duration> {
     Some(Duration::from_millis(headers.get("x-timeout")?.to_str().ok()?.parse().ok()?))
 }
@@ -39,7 +38,6 @@ async fn main() -> anyhow::Result<()> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
     tokio::spawn(axum::serve(listener, app).into_future());
-
     let client = Client::builder(TokioExecutor::new()).build_http::<Empty<Bytes>>();
     let send = async |milliseconds: u64, timeout: &str| {
         let request = http::Request::get(format!("http://{address}/report/{milliseconds}"));
@@ -51,10 +49,12 @@ async fn main() -> anyhow::Result<()> {
     };
     send(10, "5000").await?; // in time
     let second = async {
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        while pool.stats().started < 2 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
         send(10, "100").await // never starts, because the first one runs
     };
-    tokio::try_join!(send(600, "300"), second)?;
+    tokio::try_join!(send(2000, "900"), second)?;
     pool.shutdown(Duration::from_secs(1)).await;
     Ok(())
 }

@@ -387,9 +387,11 @@ mod while_it_lasts {
     fn poll_is_reported_before_it_ends_and_when_it_has_ended() {
         let reports = Reports::default();
         let layer = BlockingDetectorLayer::new().on_blocking(reports.callback());
+        // A busy machine may delay the call itself, too.
+        let of_the_poll = || reports.take().into_iter().filter(|it| it.step == Step::Poll(1)).collect::<Vec<_>>();
         let (stuck, seen) = stuck("lasts", layer, runtime);
         let Still { report, thread, id } = seen.recv_timeout(LIMIT).unwrap();
-        assert_eq!(reports.take(), [], "the poll has not ended");
+        assert_eq!(of_the_poll(), [], "the poll has not ended");
         assert_eq!((&*report.route, report.step, report.method), ("lasts", Step::Poll(1), None));
         assert!(report.duration >= 100 * MILLISECOND, "{:?}", report.duration);
         assert_eq!(thread.as_deref(), Some("lasts"));
@@ -398,7 +400,7 @@ mod while_it_lasts {
             assert_eq!(name.trim_end(), "lasts");
         }
         stuck.end();
-        let ended = reports.take();
+        let ended = of_the_poll();
         assert!(ended.len() == 1 && ended[0].duration >= report.duration, "{ended:?}");
     }
 

@@ -259,16 +259,23 @@ async fn graceful_shutdown_reports_a_task_that_runs_too_long() {
 
 // ---- examples that exit by themselves ----
 
+/// Two of a burst of four have capacity. A request that a busy machine delays finds that the others
+/// are done, so this may take several tries.
 #[tokio::test]
 async fn axum_answers_on_the_pool_beside_it_and_503() {
-    let lines = lines_of("axum").await;
-    let answers = |start: &str| lines.iter().filter(|line| line.starts_with(start)).count();
-    let (written, refused) = (answers("POST /report: 200 OK written on reports-0"), answers("POST /report: 503 "));
-    assert_eq!(written + refused, 5, "{lines:#?}");
-    assert!(written >= 3 && refused >= 1, "two of a burst of four have capacity: {lines:#?}");
-    assert_eq!(answers("GET /report: 200 OK read on "), 1, "{lines:#?}");
-    assert_eq!(answers("GET /report: 200 OK read on reports"), 0, "{lines:#?}");
-    assert_eq!(answers("GET /ping: 200 OK pong"), 1, "{lines:#?}");
+    for _ in 0..10 {
+        let lines = lines_of("axum").await;
+        let answers = |start: &str| lines.iter().filter(|line| line.starts_with(start)).count();
+        let (written, refused) = (answers("POST /report: 200 OK written on reports-0"), answers("POST /report: 503 "));
+        assert!(written + refused == 5 && written >= 3, "{lines:#?}");
+        assert_eq!(answers("GET /report: 200 OK read on "), 1, "{lines:#?}");
+        assert_eq!(answers("GET /report: 200 OK read on reports"), 0, "{lines:#?}");
+        assert_eq!(answers("GET /ping: 200 OK pong"), 1, "{lines:#?}");
+        if refused > 0 {
+            return;
+        }
+    }
+    panic!("no request of a burst was refused");
 }
 
 #[tokio::test]
@@ -418,15 +425,16 @@ async fn blocking_handler_answers_with_state_path_json_and_a_stream() {
 #[tokio::test]
 async fn deadline_cancels_what_runs_and_never_starts_what_waits() {
     let lines = lines_of("deadline").await;
-    let answers: Vec<_> = lines.iter().filter(|line| line.starts_with('/')).map(String::as_str).collect();
+    let mut answers: Vec<_> = lines.iter().filter(|line| line.starts_with('/')).map(String::as_str).collect();
+    answers.sort_unstable(); // a busy machine may delay one of them
     let expected = [
-        "/report/10 with 5000 ms: 200 OK done",
         "/report/10 with 100 ms: 504 Gateway Timeout ",
-        "/report/600 with 300 ms: 504 Gateway Timeout ",
+        "/report/10 with 5000 ms: 200 OK done",
+        "/report/2000 with 900 ms: 504 Gateway Timeout ",
     ];
     assert_eq!(answers, expected);
     let count = |text: &str| lines.iter().filter(|line| line.contains(text)).count();
-    assert_eq!((count("/report/10 starts"), count("/report/600 starts")), (1, 1), "{lines:?}");
+    assert_eq!((count("/report/10 starts"), count("/report/2000 starts")), (1, 1), "{lines:?}");
     assert_eq!((count("stops after"), count(": deadline_exceeded")), (1, 1), "{lines:?}");
 }
 

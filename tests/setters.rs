@@ -26,6 +26,7 @@ use tower_offload::{
     },
     process::{self, KilledBy, ProcessPool, ProcessPoolBuilder, RunError, Work},
 };
+use tower_offload_tests::PATIENCE;
 
 const DURATIONS: [Duration; 6] = [
     Duration::ZERO,
@@ -71,7 +72,7 @@ async fn deviations<T: Copy + Debug + 'static>(setters: Vec<Setter<T>>, values: 
         for value in values {
             // The work may block a thread of its own, so it gets one.
             let used = tokio::spawn(configure_and_use(*value));
-            let ended = tokio::time::timeout(Duration::from_secs(30), used).await;
+            let ended = tokio::time::timeout(PATIENCE, used).await;
             let found = match ended {
                 Ok(Ok(())) => None,
                 Ok(Err(panic)) => Some(message(panic.into_panic())),
@@ -177,7 +178,7 @@ async fn use_server(configure: impl FnOnce(App) -> App, grace: Duration) {
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let server = configure(serve(listener, app)).shutdown(async move { _ = stopped.await }, grace, None);
     let server = tokio::spawn(server.into_future());
-    tokio::time::timeout(Duration::from_secs(10), async { tokio::join!(http1(address), http2(address)) })
+    tokio::time::timeout(PATIENCE / 2, async { tokio::join!(http1(address), http2(address)) })
         .await
         .expect("each connection is answered or closed");
     drop(stop);

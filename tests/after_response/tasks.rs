@@ -136,13 +136,14 @@ async fn blocking_task_past_its_timeout_runs_beside_the_next() {
     let (proceed, proceeds) = std::sync::mpsc::channel::<()>();
     let (ran, runs) = oneshot::channel();
     let response = responded(&background, |after| {
-        let stuck = after.task("stuck").timeout(Duration::from_millis(1));
+        // Long enough for the closure to begin.
+        let stuck = after.task("stuck").timeout(Duration::from_millis(200));
         stuck.spawn_blocking(move || proceeds.recv_timeout(LONG).unwrap_or_default()).unwrap();
         after.spawn_blocking(move || ran.send(()).unwrap()).unwrap();
     });
     drop(response.await);
     runs.await.unwrap(); // while the first task still runs
-    assert_eq!(failures.entries(), ["background task 1 `stuck` still runs after its timeout of 1ms"]);
+    assert_eq!(failures.entries(), ["background task 1 `stuck` still runs after its timeout of 200ms"]);
     drop(proceed);
     let stats = after_shutdown(&background).await;
     assert_eq!((stats.completed, stats.failed), (1, 1));

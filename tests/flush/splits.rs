@@ -24,7 +24,7 @@ use tower_offload::{
     flush::Tracker,
 };
 
-use crate::support::{Chop, Choppy, Http1, within};
+use crate::support::{Chop, Choppy, Http1, PATIENCE, within};
 
 type BoxBody = UnsyncBoxBody<Bytes, Infallible>;
 
@@ -122,7 +122,7 @@ async fn on_each_split<F: Future<Output = ()>>(case: impl Fn(Served) -> F) {
         for stalls in [false, true] {
             for size in SIZES {
                 let served = Served::new(size, stalls, pipeline_flush);
-                if tokio::time::timeout(std::time::Duration::from_secs(10), case(served)).await.is_err() {
+                if tokio::time::timeout(PATIENCE / 2, case(served)).await.is_err() {
                     panic!("hangs: pipeline_flush {pipeline_flush}, stalls {stalls}, {size} bytes in a write");
                 }
             }

@@ -25,7 +25,7 @@ use hyper::body::Frame;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream},
     net::{TcpListener, TcpStream},
-    sync::mpsc,
+    sync::{Semaphore, mpsc},
     task::JoinSet,
 };
 use tokio_rustls::{
@@ -220,7 +220,12 @@ impl Server {
 
     /// Returns the path and the outcome of the next request that ends.
     pub(crate) async fn any_outcome(&mut self) -> (String, Outcome) {
-        within(self.outcomes.0.recv()).await.unwrap()
+        within(self.outcomes.ended.recv()).await.unwrap()
+    }
+
+    /// Waits until a handler of `/wait` has begun.
+    pub(crate) async fn waits(&self) {
+        within(self.outcomes.waits.acquire()).await.unwrap().forget();
     }
 
     /// Checks that the next response that ends is for `path`, and was flushed with a body of that
@@ -242,11 +247,15 @@ impl Server {
 
 // ---- the app ----
 
-pub(crate) struct Outcomes(mpsc::UnboundedReceiver<(String, Outcome)>);
+pub(crate) struct Outcomes {
+    ended: mpsc::UnboundedReceiver<(String, Outcome)>,
+    /// One permit for each handler of `/wait` that has begun.
+    waits: Arc<Semaphore>,
+}
 
 impl Outcomes {
     pub(crate) async fn next(&mut self, path: &str) -> Outcome {
-        let (of, outcome) = within(self.0.recv()).await.unwrap();
+        let (of, outcome) = within(self.ended.recv()).await.unwrap();
         assert_eq!(of, path);
         outcome
     }
@@ -254,7 +263,15 @@ impl Outcomes {
 
 /// Returns an app that responds as the path describes, and the outcomes of its responses.
 pub(crate) fn app(background: &Background) -> (Router, Outcomes) {
-    let (sender, outcomes) = mpsc::unbounded_channel();
+    let (sender, ended) = mpsc::unbounded_channel();
+    let waits = Arc::new(Semaphore::new(0));
+    let wait = {
+        let waits = waits.clone();
+        async move || {
+            waits.add_permits(1);
+            future::pending::<()>().await
+        }
+    };
     let send_outcome = move |after: AfterResponse, request: Request, next: Next| {
         let (sender, path) = (sender.clone(), request.uri().path().to_owned());
         after.hook(move |outcome| {
@@ -275,10 +292,10 @@ pub(crate) fn app(background: &Background) -> (Router, Outcomes) {
         .route("/error/{n}", get(async |Path(n): Path<usize>| failing(n)))
         .route("/panic", get(async || -> () { panic!("a handler panics") }))
         .route("/slow/{ms}", get(async |Path(ms): Path<u64>| tokio::time::sleep(Duration::from_millis(ms)).await))
-        .route("/wait", get(async || future::pending::<()>().await))
+        .route("/wait", get(wait))
         .layer(middleware::from_fn(send_outcome))
         .layer(AfterResponseLayer::new(background.clone()));
-    (app, Outcomes(outcomes))
+    (app, Outcomes { ended, waits })
 }
 
 fn chunks(n: usize, size: usize) -> Body {

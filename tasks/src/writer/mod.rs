@@ -466,7 +466,7 @@ mod tests {
         let (reply, replied) = oneshot::channel();
         writer.with_state(|state| state.lease_waiters.push(reply));
         writer.close();
-        let waiting = tokio::time::timeout(Duration::from_secs(5), writer.await_reply(replied));
+        let waiting = tokio::time::timeout(Duration::from_secs(60), writer.await_reply(replied));
         assert!(waiting.await.expect("the caller waits forever").is_ok(), "the store can be read");
     }
 

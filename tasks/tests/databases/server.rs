@@ -2,16 +2,24 @@
 
 use std::{
     fs,
-    net::TcpListener,
     path::{Path, PathBuf},
     process::Command,
 };
 
+use tower_offload_tests::ReservedPort;
+
 /// A server of its own, which is stopped and deleted with the value.
 pub(crate) struct OwnServer {
+    installation: Installation,
+    /// The server is restarted on it.
+    port: ReservedPort,
+}
+
+/// The programs and the files of a server.
+#[derive(Clone)]
+struct Installation {
     bin: PathBuf,
     folder: PathBuf,
-    port: u16,
 }
 
 impl OwnServer {
@@ -30,32 +38,29 @@ impl OwnServer {
         if is_root() {
             assert!(Command::new("chown").arg("postgres").arg(&folder).status().unwrap().success());
         }
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let server = Self { bin, folder, port };
-        let data = server.folder.join("data");
-        server.run(&format!("initdb -D {} -A trust -U postgres -E UTF8 --locale=C.UTF-8", data.display()));
-        server.pg_ctl("start");
+        let server = Self { installation: Installation { bin, folder }, port: ReservedPort::new() };
+        let (own, data) = (&server.installation, server.installation.folder.join("data"));
+        own.run(&format!("initdb -D {} --no-sync -A trust -U postgres -E UTF8 --locale=C.UTF-8", data.display()));
+        own.pg_ctl(server.port.number(), "start");
         server
     }
 
     pub(crate) fn url(&self) -> String {
-        format!("postgres://postgres@127.0.0.1:{}/postgres", self.port)
+        format!("postgres://postgres@{}/postgres", self.port.address())
     }
 
     /// Restarts the server. `mode` is `fast` or `immediate`, which is like a crash.
     pub(crate) async fn restart(&self, mode: &'static str) {
-        let (bin, folder, port) = (self.bin.clone(), self.folder.clone(), self.port);
-        let restart = move || {
-            let server = std::mem::ManuallyDrop::new(Self { bin, folder, port });
-            server.pg_ctl(&format!("-m {mode} restart"));
-        };
-        tokio::task::spawn_blocking(restart).await.unwrap();
+        let (own, port) = (self.installation.clone(), self.port.number());
+        tokio::task::spawn_blocking(move || own.pg_ctl(port, &format!("-m {mode} restart"))).await.unwrap();
     }
+}
 
-    fn pg_ctl(&self, action: &str) {
-        let (data, log, port) = (self.folder.join("data"), self.folder.join("log"), self.port);
-        let options = format!("-p {port} -k {} -c listen_addresses=127.0.0.1", self.folder.display());
-        self.run(&format!("pg_ctl -D {} -w -l {} -o '{options}' {action}", data.display(), log.display()));
+impl Installation {
+    fn pg_ctl(&self, port: u16, action: &str) {
+        let (data, log) = (self.folder.join("data"), self.folder.join("log"));
+        let options = format!("-p {port} -k {} -c listen_addresses=127.0.0.1 -c fsync=off", self.folder.display());
+        self.run(&format!("pg_ctl -D {} -w -t 120 -l {} -o '{options}' {action}", data.display(), log.display()));
     }
 
     /// Runs a program of Postgres, which refuses to run as root.
@@ -70,8 +75,8 @@ impl OwnServer {
 
 impl Drop for OwnServer {
     fn drop(&mut self) {
-        self.pg_ctl("-m immediate stop");
-        let _ = fs::remove_dir_all(&self.folder);
+        self.installation.pg_ctl(self.port.number(), "-m immediate stop");
+        let _ = fs::remove_dir_all(&self.installation.folder);
     }
 }
 

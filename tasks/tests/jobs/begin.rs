@@ -19,8 +19,8 @@ use tower_offload_tasks::{
 use super::{
     databases::OnServer,
     support::{
-        A_WHILE, Act, ActAsync, LONG, TestDatabase, TestWorkers, ended, on_each_database, record, start_when_free,
-        until,
+        A_WHILE, Act, ActAsync, GRACE, LONG, TestDatabase, TestWorkers, ended, on_each_database, record,
+        start_when_free, until,
     },
 };
 use tower_offload_tests::eventually;
@@ -87,7 +87,7 @@ async fn job_that_waits_for_a_thread_is_handed_back_at_shutdown(database: TestDa
     let jobs = busy.builder(&tasks, &workers).start().await.unwrap();
     let id = jobs.enqueue(Act::Return(json!(1))).max_attempts(1).await.unwrap().id();
     claimed(&database, 1).await;
-    let report = jobs.shutdown(Duration::from_secs(5)).await;
+    let report = jobs.shutdown(LONG).await;
     assert!(report.is_clean(), "{report}");
     assert_eq!((report.ended, report.returned), (0, 1), "{report}");
     let queued = record(&tasks, id).await;
@@ -194,7 +194,7 @@ async fn short_jobs_are_claimed_ahead_and_long_ones_are_not(database: TestDataba
         database.number("SELECT count(*) FROM river_job WHERE state = 'running'").await <= 2
     })
     .await;
-    assert!(jobs.shutdown(Duration::from_secs(5)).await.is_clean());
+    assert!(jobs.shutdown(GRACE).await.is_clean());
     let queued = "SELECT count(*) FROM tower_offload_task WHERE state = 0 AND attempt = 0 AND started_at IS NULL";
     assert_eq!(database.number(queued).await, 8);
 }

@@ -22,8 +22,8 @@ use tracing_subscriber::layer::SubscriberExt;
 use super::{
     databases::{OnFile, OnServer},
     support::{
-        A_WHILE, Act, ActAsync, LONG, TestDatabase, TestWorkers, ended, on_each_database, record, start_when_free,
-        until,
+        A_WHILE, Act, ActAsync, BEFORE_THE_NEXT_AUDIT, GRACE, LONG, TestDatabase, TestWorkers, ended, on_each_database,
+        record, start_when_free, until,
     },
 };
 
@@ -65,7 +65,7 @@ async fn job_without_a_row_is_lost(database: TestDatabase) {
 }
 
 async fn assert_lost(tasks: &Tasks, id: tower_offload_tasks::TaskId) {
-    let lost = tokio::time::timeout(Duration::from_secs(5), ended(tasks, id)).await.expect("it never ends");
+    let lost = tokio::time::timeout(BEFORE_THE_NEXT_AUDIT, ended(tasks, id)).await.expect("it never ends");
     assert_eq!((lost.state, lost.reason), (TaskState::Lost, Some(Reason::JobDeleted)));
 }
 
@@ -73,7 +73,8 @@ async fn start(tasks: &Tasks) -> Jobs {
     start_when_free(|| TestWorkers::new().builder(tasks)).await.unwrap()
 }
 
-/// Changes all jobs as if their process had crashed.
+/// Changes all jobs as if their process had crashed. No other queue may be running, since it would
+/// recover them.
 async fn crash(database: &TestDatabase) {
     let by = match database {
         TestDatabase::Sqlite(_) => "jsonb_array('to-gone')",
@@ -90,6 +91,8 @@ async fn unreadable_metadata_does_not_stop_recovery(database: TestDatabase) {
     for _ in 0..=values.len() {
         ids.push(enqueuer.enqueue(Act::Return(json!(1))).await.unwrap().id());
     }
+    assert!(enqueuer.shutdown(LONG).await.is_clean());
+    drop(enqueuer);
     crash(&database).await;
     for (index, value) in values.iter().enumerate() {
         let metadata = format!("{{\"tower_offload:lost\": {value}}}");
@@ -104,8 +107,6 @@ async fn unreadable_metadata_does_not_stop_recovery(database: TestDatabase) {
     if let TestDatabase::Sqlite(_) = database {
         database.execute("UPDATE river_job SET metadata = 'no JSON' WHERE id = 1").await;
     }
-    assert!(enqueuer.shutdown(LONG).await.is_clean());
-    drop(enqueuer);
     let jobs = start(&tasks).await;
     let running = "SELECT count(*) FROM river_job WHERE attempted_by IS NOT NULL AND state = 'running' AND attempt = 1";
     eventually("the jobs are recovered", async || database.number(running).await == 0).await;
@@ -237,7 +238,8 @@ async fn record_says_when_the_next_attempt_is_due(database: TestDatabase) {
     let within = |record: &tower_offload_tasks::Record, delay: Duration| {
         let due = record.due_at.expect("it is due").as_millis() - record.created_at.as_millis();
         let delay = delay.as_millis() as u64;
-        assert!((delay.saturating_sub(1000)..delay + 10_000).contains(&due), "{due}");
+        let late = LONG.as_millis() as u64 / 2; // on a busy machine
+        assert!((delay.saturating_sub(1000)..delay + late).contains(&due), "{due}");
     };
     let delayed = jobs.enqueue(Act::Return(json!(1))).delay(LONG).await.unwrap();
     assert!(delayed.status().due_at.is_some());
@@ -290,9 +292,9 @@ async fn many_jobs_of_a_crashed_process_are_recovered(database: TestDatabase) {
     let enqueuer = Jobs::builder(&tasks).start().await.unwrap();
     let enqueues = (0..1100).map(|number| enqueuer.enqueue(Act::Return(json!(number))).into_future());
     let ids: Vec<_> = futures_util::future::join_all(enqueues).await.into_iter().map(|one| one.unwrap().id()).collect();
-    crash(&database).await;
     assert!(enqueuer.shutdown(LONG).await.is_clean());
     drop(enqueuer);
+    crash(&database).await;
     let jobs = start(&tasks).await;
     for id in ids {
         let ended = ended(&tasks, id).await;
@@ -309,7 +311,7 @@ async fn running_job_at_shutdown_does_not_spoil_the_report(database: TestDatabas
     let stuck = jobs.enqueue(Act::Hold).await.unwrap().id();
     let other = jobs.enqueue(ActAsync(Act::Hold)).await.unwrap().id();
     workers.started(2).await;
-    let report = jobs.shutdown(Duration::from_secs(1)).await;
+    let report = jobs.shutdown(GRACE).await;
     assert_eq!(report.still_running, [stuck]);
     let returned = record(&tasks, other).await;
     assert_eq!((returned.state, returned.attempt), (TaskState::Queued, 0));
@@ -471,15 +473,13 @@ async fn end_that_the_database_rejects_stops_no_other_job() {
     let store = SqlStore::open_with_lease(&database.url(), Duration::from_secs(2)).await.unwrap();
     let tasks = Tasks::new(store);
     let jobs = TestWorkers::new().builder(&tasks).backoff(Backoff::fixed(LONG)).start().await.unwrap();
+    database.execute("CREATE TABLE first_client AS SELECT id FROM tower_offload_client").await;
     reject_one_result(&database).await;
     let rejected = jobs.enqueue(Act::Return(json!("rejected"))).max_attempts(1).await.unwrap().id();
     tokio::time::sleep(A_WHILE).await; // until River repeats the end
     let other = jobs.enqueue(Act::Return(json!("other"))).await.unwrap().id();
-    let deadline = Duration::from_secs(30);
-    let ended_other =
-        tokio::time::timeout(deadline, ended_unfollowed(&tasks, other)).await.expect("the other is stuck");
-    assert_eq!(ended_other.state, TaskState::Succeeded);
-    let failed = tokio::time::timeout(deadline, ended_unfollowed(&tasks, rejected)).await.expect("it is stuck");
+    assert_eq!(ended_unfollowed(&tasks, other).await.state, TaskState::Succeeded);
+    let failed = ended_unfollowed(&tasks, rejected).await;
     assert_eq!(failed.state, TaskState::Failed);
     let failure = failed.failure.unwrap();
     assert_eq!(failure.class, "result");
@@ -487,10 +487,13 @@ async fn end_that_the_database_rejects_stops_no_other_job() {
     assert_eq!(failure.message, "the database rejected the result");
     // Another client has replaced the first one. Its lease is renewed, and that of the first one
     // ends. Leases go by the server's clock.
-    tokio::time::sleep(Duration::from_secs(5)).await;
-    let valid = "SELECT count(*) FROM tower_offload_client WHERE expires_at > clock_timestamp()";
-    assert_eq!(database.number(valid).await, 1, "the current client has no lease");
-    assert_eq!(database.number("SELECT count(*) FROM tower_offload_client").await, 1, "an old client has a lease");
+    let others = "SELECT count(*) FROM tower_offload_client WHERE id NOT IN (SELECT id FROM first_client)";
+    eventually("another client has a lease", async || database.number(others).await == 1).await;
+    let clients = "SELECT count(*) FROM tower_offload_client";
+    eventually("no other client has a lease", async || database.number(clients).await == 1).await;
+    let expiry = "SELECT (extract(epoch FROM expires_at) * 1000)::bigint FROM tower_offload_client";
+    let before = database.number(expiry).await;
+    eventually("its lease is renewed", async || database.number(expiry).await > before).await;
     let _ = jobs.shutdown(Duration::from_secs(1)).await;
 }
 
@@ -506,8 +509,7 @@ async fn number_of_replaced_clients_is_limited() {
     reject_one_result(&database).await;
     let reject = async || {
         let id = jobs.enqueue(Act::Return(json!("rejected"))).max_attempts(1).await.unwrap().id();
-        let failed = tokio::time::timeout(LONG, ended_unfollowed(&tasks, id)).await.expect("it is stuck");
-        assert_eq!(failed.state, TaskState::Failed);
+        assert_eq!(ended_unfollowed(&tasks, id).await.state, TaskState::Failed);
     };
     let mut held = Vec::new();
     for replaced in 1..=3 {
@@ -547,19 +549,16 @@ async fn end_that_is_not_written_stops_no_other_job() {
     let held = jobs.enqueue(ActAsync(Act::Hold)).await.unwrap().id();
     workers.started(1).await;
     let rejected = jobs.enqueue(Act::Return(json!("rejected"))).max_attempts(1).await.unwrap().id();
-    let deadline = Duration::from_secs(30);
-    let failed = tokio::time::timeout(deadline, ended_unfollowed(&tasks, rejected)).await.expect("it is stuck");
-    assert_eq!(failed.state, TaskState::Failed);
+    assert_eq!(ended_unfollowed(&tasks, rejected).await.state, TaskState::Failed);
     tokio::time::sleep(Duration::from_secs(1)).await; // in which it would restart
     let starts = workers.started.lock().unwrap().iter().filter(|id| **id == held).count();
     let running = record(&tasks, held).await;
     assert_eq!((starts, running.state, running.attempt), (1, TaskState::Running, 1), "the future was dropped");
     // The process claims with a new client.
     let other = jobs.enqueue(Act::Return(json!("other"))).await.unwrap().id();
-    let ended_other = tokio::time::timeout(deadline, ended_unfollowed(&tasks, other)).await.expect("it is stuck");
-    assert_eq!(ended_other.state, TaskState::Succeeded);
+    assert_eq!(ended_unfollowed(&tasks, other).await.state, TaskState::Succeeded);
     // A shutdown waits for the jobs of all clients.
-    let report = jobs.shutdown(Duration::from_secs(5)).await;
+    let report = jobs.shutdown(GRACE).await;
     assert!(report.is_clean() && report.returned == 1, "{report}");
 }
 

@@ -7,7 +7,7 @@ use tower_offload_tasks::{SqlStore, TaskId, TaskState, Tasks, jobs::Jobs};
 
 use super::{
     databases::OnFile,
-    support::{Act, ActAsync, LONG, TestDatabase, TestWorkers, ended, on_each_database, record, until},
+    support::{Act, ActAsync, GRACE, LONG, TestDatabase, TestWorkers, ended, on_each_database, record, until},
 };
 
 on_each_database! {
@@ -124,7 +124,7 @@ async fn shutdown_that_requeues_is_no_interruption(database: TestDatabase) {
     let id = jobs.enqueue(ActAsync(Act::Hold)).await.unwrap().id();
     workers.started(1).await;
     assert_eq!(database.execute(&set_interruptions(&database, 9)).await, 1);
-    let report = jobs.shutdown(Duration::from_secs(1)).await;
+    let report = jobs.shutdown(GRACE).await;
     assert!(report.is_clean() && report.returned == 1, "{report}");
     assert_eq!(interruptions(&database).await, 9);
     assert_eq!(record(&tasks, id).await.state, TaskState::Queued);

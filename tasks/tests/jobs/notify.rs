@@ -1,7 +1,5 @@
 //! Notifications by which Postgres wakes other processes. Without them they would poll.
 
-use std::time::Duration;
-
 use serde_json::json;
 use sqlx::postgres::PgListener;
 use tower_offload_tasks::{TaskState, jobs::Jobs};
@@ -78,7 +76,7 @@ async fn cancel_request_is_forwarded_again_while_the_job_runs() {
     tasks.cancel(id).await.unwrap();
     for _ in 0..2 {
         let request = async { while !next(&mut listener).await.contains("cancel") {} };
-        tokio::time::timeout(Duration::from_secs(30), request).await.expect("it is not forwarded again");
+        tokio::time::timeout(LONG, request).await.expect("it is not forwarded again");
     }
     workers.release();
     ended(&tasks, id).await;

@@ -1,14 +1,12 @@
 //! A queue that claims no more jobs, because its process will end.
 
-use std::time::Duration;
-
 use serde_json::json;
 use tower_offload_tasks::{Reason, TaskState};
 use tower_offload_tests::eventually;
 
 use super::{
     databases::OnFile,
-    support::{Act, ActAsync, LONG, TestDatabase, TestWorkers, ended, on_each_database, record},
+    support::{Act, ActAsync, GRACE, LONG, TestDatabase, TestWorkers, ended, on_each_database, record},
 };
 
 on_each_database! {
@@ -48,14 +46,14 @@ async fn running_job_ends_and_is_reported(database: TestDatabase) {
     let future = jobs.enqueue(ActAsync(Act::Hold)).await.unwrap().id();
     workers.started(2).await;
     jobs.stop_claiming();
-    let report = jobs.shutdown(Duration::from_secs(1)).await;
+    let report = jobs.shutdown(GRACE).await;
     assert_eq!((report.ended, report.returned, report.still_running.as_slice()), (0, 1, [held].as_slice()));
     assert_eq!(record(&tasks, future).await.state, TaskState::Queued);
     workers.release();
     assert_eq!(ended(&tasks, held).await.state, TaskState::Succeeded);
 }
 
-/// River's client no longer receives notifications.
+/// River's client no longer receives notifications, and looks for requests once a minute.
 async fn running_job_is_cancelled(database: TestDatabase) {
     let tasks = database.tasks().await;
     let workers = TestWorkers::new();
@@ -66,7 +64,7 @@ async fn running_job_is_cancelled(database: TestDatabase) {
     jobs.stop_claiming();
     for id in [future, closure] {
         tasks.cancel(id).await.unwrap();
-        let ended = tokio::time::timeout(LONG / 3, ended(&tasks, id)).await.expect("cancelled");
+        let ended = tokio::time::timeout(LONG * 2 / 3, ended(&tasks, id)).await.expect("cancelled");
         assert_eq!((ended.state, ended.reason, ended.attempt), (TaskState::Cancelled, Some(Reason::Requested), 1));
     }
     let report = jobs.shutdown(LONG).await;

@@ -1,6 +1,6 @@
 //! Triggers and sessions of other programs that change what the database does.
 
-use std::{convert::Infallible, error::Error, time::Duration};
+use std::{convert::Infallible, error::Error};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{json, value::RawValue};
@@ -11,10 +11,9 @@ use tower_offload_tasks::{
 
 use tower_offload_tests::eventually_within;
 
-use super::support::{Act, LONG, TestDatabase, TestWorkers, ended, on_each_database, start_when_free};
-
-/// A queue looks for such jobs when it starts, and then once per minute.
-const BEFORE_THE_NEXT_AUDIT: Duration = Duration::from_secs(40);
+use super::support::{
+    Act, BEFORE_THE_NEXT_AUDIT, LONG, TestDatabase, TestWorkers, ended, on_each_database, start_when_free,
+};
 
 on_each_database! {
     job_whose_record_is_discarded_is_not_accepted

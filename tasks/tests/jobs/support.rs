@@ -24,6 +24,11 @@ pub(crate) const SHORT: Duration = Duration::from_millis(20);
 /// Time that a test waits before it asserts that something has not happened, for which there is no
 /// event. A slow machine can hide a fault, but cannot make a correct program fail.
 pub(crate) const A_WHILE: Duration = Duration::from_millis(300);
+/// Timeout of a shutdown that has to requeue running jobs. They are stopped a second before it has
+/// passed, or a fifth of a shorter one, and the database is written within that time.
+pub(crate) const GRACE: Duration = Duration::from_secs(5);
+/// A limit for what a queue does when it starts, because the next time is a minute later.
+pub(crate) const BEFORE_THE_NEXT_AUDIT: Duration = Duration::from_secs(40);
 
 pub(crate) enum TestDatabase {
     Sqlite(OnFile),
@@ -154,10 +159,7 @@ impl TestWorkers {
         self.on_start(progress);
         match act {
             Act::Fail => Err(Failure::new("out_of_paper", "there is no paper").detail(&7)),
-            Act::Hold => {
-                let _ = self.held.lock().unwrap().recv();
-                Ok("released".into())
-            }
+            Act::Hold => self.hold(),
             Act::Panic => panic!("as requested"),
             Act::Return(value) => Ok(value),
             Act::UntilCancelled => {
@@ -168,6 +170,12 @@ impl TestWorkers {
                 Err(Failure::new("cancelled", "as requested"))
             }
         }
+    }
+
+    /// Blocks until the attempts are released.
+    pub(crate) fn hold(&self) -> Result<serde_json::Value, Failure> {
+        let _ = self.held.lock().unwrap().recv();
+        Ok("released".into())
     }
 
     pub(crate) async fn act_async(&self, act: Act, progress: Progress) -> Result<serde_json::Value, Failure> {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use serde_json::json;
+use tokio::sync::mpsc;
 use tower_offload::ThreadPool;
 use tower_offload_tasks::{
     Progress, TaskState,
@@ -12,7 +13,7 @@ use tower_offload_tasks::{
 use tower_offload_tests::eventually;
 
 use super::support::{
-    A_WHILE, Act, ActAsync, LONG, SHORT, TestDatabase, TestWorkers, ended, on_each_database, record, until,
+    A_WHILE, Act, ActAsync, GRACE, LONG, SHORT, TestDatabase, TestWorkers, ended, on_each_database, record, until,
 };
 
 on_each_database! {
@@ -25,25 +26,31 @@ on_each_database! {
 }
 
 async fn late_closure_keeps_its_job_until_it_returns(database: TestDatabase) {
+    /// Long enough for the second attempt on a busy machine.
+    const TIMEOUT: Duration = Duration::from_millis(500);
     let tasks = database.tasks().await;
-    let (workers, on_pool) = (TestWorkers::new(), TestWorkers::new());
+    let on_pool = TestWorkers::new();
+    let (late, mut is_late) = mpsc::unbounded_channel();
     let in_worker = on_pool.clone();
     let work = move |_: Act, progress: Progress| {
-        let act = if in_worker.started.lock().unwrap().is_empty() { Act::Hold } else { Act::Return(json!("second")) };
-        in_worker.act(act, &progress)
+        if !in_worker.started.lock().unwrap().is_empty() {
+            return in_worker.act(Act::Return(json!("second")), &progress);
+        }
+        let _cancelled = in_worker.act(Act::UntilCancelled, &progress); // at its timeout
+        late.send(()).unwrap();
+        in_worker.hold()
     };
     let builder = Jobs::builder(&tasks).backoff(Backoff::fixed(Duration::ZERO));
-    let jobs = builder.blocking_worker(ThreadPool::blocking(2), SHORT, work).start().await.unwrap();
+    let jobs = builder.blocking_worker(ThreadPool::blocking(2), TIMEOUT, work).start().await.unwrap();
     let accepted = jobs.enqueue(Act::Hold).await.unwrap();
-    on_pool.started(1).await;
-    tokio::time::sleep(A_WHILE).await; // much longer than the timeout
+    is_late.recv().await.unwrap();
+    tokio::time::sleep(A_WHILE).await;
     assert_eq!(on_pool.started.lock().unwrap().len(), 1, "two attempts overlap");
     assert_eq!(record(&tasks, accepted.id()).await.state, TaskState::Running);
     on_pool.release();
     let ended = ended(&tasks, accepted.id()).await;
     assert_eq!((ended.state, ended.attempt), (TaskState::Succeeded, 2));
     assert!(jobs.shutdown(LONG).await.is_clean());
-    drop(workers);
 }
 
 async fn late_future_is_dropped_and_times_out(database: TestDatabase) {
@@ -70,7 +77,7 @@ async fn jobs_running_at_shutdown_are_requeued_without_counting(database: TestDa
     let held = jobs.enqueue(ActAsync(Act::Hold)).await.unwrap();
     let polls = jobs.enqueue(Act::UntilCancelled).await.unwrap();
     workers.started(2).await;
-    let report = jobs.shutdown(Duration::from_secs(2)).await;
+    let report = jobs.shutdown(GRACE).await;
     assert!(report.is_clean(), "{report}");
     for id in [held.id(), polls.id()] {
         let requeued = record(&tasks, id).await;

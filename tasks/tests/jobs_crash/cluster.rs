@@ -1,7 +1,7 @@
-use std::{collections::HashMap, fs, path::PathBuf, time::Duration};
+use std::{collections::HashMap, fs, path::PathBuf, sync::Mutex, time::Duration};
 
 use tokio::time::{sleep, timeout};
-use tower_offload_tests::eventually;
+use tower_offload_tests::{ReservedPort, eventually};
 
 use super::{
     database::TestDatabase,
@@ -21,6 +21,8 @@ pub(crate) struct Cluster {
     program: PathBuf,
     arguments: Vec<String>,
     folder: PathBuf,
+    /// The ports of all processes so far.
+    ports: Mutex<Vec<ReservedPort>>,
 }
 
 impl Cluster {
@@ -43,7 +45,7 @@ impl Cluster {
         let lease = LEASE.as_millis().to_string();
         let common = ["--out", &out, "--lease", &lease, "--backoff", "50"];
         let arguments = common.iter().chain(arguments).map(|&argument| argument.to_owned()).collect();
-        Self { database, http: Http::new(), program, arguments, folder }
+        Self { database, http: Http::new(), program, arguments, folder, ports: Mutex::default() }
     }
 
     fn arguments(&self, url: &str, port: u16) -> Vec<String> {
@@ -51,18 +53,33 @@ impl Cluster {
         self.arguments.iter().cloned().chain(own).collect()
     }
 
+    /// Reserves a port for the rest of the test: when its process was killed, a client that still
+    /// uses the address is refused, and does not reach a server of another test.
+    pub(crate) fn port(&self) -> u16 {
+        let port = ReservedPort::new();
+        let number = port.number();
+        self.ports.lock().unwrap().push(port);
+        number
+    }
+
     /// Starts a process without waiting until it listens.
     pub(crate) fn spawn(&self) -> Program {
-        Program::start(&self.program, &self.arguments(&self.database.url(), 0))
+        self.spawn_on(self.port(), &self.database.url())
+    }
+
+    fn spawn_on(&self, port: u16, url: &str) -> Program {
+        let program = Program::start(&self.program, &self.arguments(url, port));
+        self.http.add_server(port, program.process_id);
+        program
     }
 
     /// Starts a process, waits until it listens, and returns it with its URL.
     pub(crate) async fn start(&self) -> (Program, String) {
-        self.start_on(0, &self.database.url()).await
+        self.start_on(self.port(), &self.database.url()).await
     }
 
     pub(crate) async fn start_on(&self, port: u16, url: &str) -> (Program, String) {
-        let mut program = Program::start(&self.program, &self.arguments(url, port));
+        let mut program = self.spawn_on(port, url);
         let url = program.listening().await;
         (program, url)
     }
@@ -88,7 +105,8 @@ impl Cluster {
             }
         };
         if timeout(TIMEOUT, poll).await.is_err() {
-            panic!("{query}: {} instead of {wanted}", self.database.number(query).await);
+            let found = self.database.number(query).await;
+            panic!("{query}: {found} instead of {wanted} after {TIMEOUT:?}\n{}", self.http.servers());
         }
     }
 

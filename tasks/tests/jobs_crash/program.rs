@@ -20,6 +20,13 @@ pub(crate) struct Program {
     pub(crate) process_id: u32,
 }
 
+/// Returns the state of a process as the system reports it, or that there is none.
+pub(crate) fn state_of(process_id: u32) -> String {
+    let status = std::fs::read_to_string(format!("/proc/{process_id}/status")).unwrap_or_default();
+    let state = status.lines().find_map(|line| line.strip_prefix("State:"));
+    format!("process {process_id}: {}", state.map_or("has exited", str::trim))
+}
+
 impl Program {
     /// Returns the path of the example, relative to that of this test. Returns `None`, and prints
     /// why, if it is not built.
@@ -61,7 +68,10 @@ impl Program {
     }
 
     async fn line(&mut self) -> Option<String> {
-        timeout(TIMEOUT, self.lines.next_line()).await.expect("neither a line nor the end").unwrap()
+        match timeout(TIMEOUT, self.lines.next_line()).await {
+            Ok(line) => line.unwrap(),
+            Err(_) => panic!("neither a line nor the end after {TIMEOUT:?}; {}", state_of(self.process_id)),
+        }
     }
 
     pub(crate) async fn signal(&self, name: &str) {

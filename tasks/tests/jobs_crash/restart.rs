@@ -1,7 +1,5 @@
 //! A process that restarts at once, and a second process on the same file.
 
-use tokio::net::TcpListener;
-
 use super::cluster::{Cluster, on_each_database};
 
 on_each_database! {
@@ -9,7 +7,7 @@ on_each_database! {
 }
 
 async fn restarted_process_recovers_its_job(cluster: Cluster) {
-    let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+    let port = cluster.port();
     let (program, url) = cluster.start_on(port, &cluster.database.url()).await;
     let id = cluster.http.enqueue(&url, "interrupted", 1500).await;
     cluster.until("SELECT count(*) FROM tower_offload_task WHERE state = 1", 1).await;

@@ -176,7 +176,5 @@ impl LoadRun {
             self.interrupted,
             self.limit,
         );
-        // The printed figure is compared with the limit. A busy machine may take longer.
-        assert!(slowest < 5 * self.limit, "{slowest:?}");
     }
 }

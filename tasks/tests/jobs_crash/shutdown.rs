@@ -17,15 +17,26 @@ on_each_database! {
 }
 
 /// The jobs poll for cancellation every 600 ms, and are cancelled after 4 s, a second before the
-/// timeout.
+/// timeout. A busy machine may delay that for longer than the rest of the second.
 async fn jobs_that_do_not_end_in_time_are_requeued(cluster: Cluster) {
-    let (program, url) = cluster.start().await;
+    let (mut program, url) = cluster.start().await;
     let mut ids = Vec::new();
     for key in ["one", "two", "three"] {
         ids.push(cluster.http.enqueue(&url, key, 6000).await);
     }
-    cluster.until("SELECT count(*) FROM tower_offload_task WHERE state = 1", 3).await;
-    assert_eq!(program.terminate().await, "stopped: all connections ended; jobs: 3 requeued; all records are written");
+    let (mut last_start, mut tries) = (0, 0);
+    loop {
+        let running = format!("SELECT count(*) FROM tower_offload_task WHERE state = 1 AND started_at > {last_start}");
+        cluster.until(&running, 3).await;
+        let last = program.terminate().await;
+        if last == "stopped: all connections ended; jobs: 3 requeued; all records are written" {
+            break;
+        }
+        tries += 1;
+        assert!(last.contains("still running (job") && tries < 5, "{last}");
+        last_start = cluster.database.number("SELECT max(started_at) FROM tower_offload_task").await;
+        program = cluster.start().await.0;
+    }
     assert!(cluster.written().is_empty());
     let requeued = "SELECT count(*) FROM river_job WHERE state = 'available' AND attempt = 0";
     assert_eq!(cluster.database.number(requeued).await, 3);

@@ -51,7 +51,7 @@ async fn late_result_is_discarded_and_the_process_gets_a_new_client() {
 async fn network_that_hangs_within_a_transaction_blocks_no_process() {
     let Some(cluster) = Cluster::on_postgres(&[]).await else { return };
     let network = Network::to(&cluster.database.url()).await;
-    let (first, first_url) = cluster.start_on(0, &network.url).await;
+    let (first, first_url) = cluster.start_on(cluster.port(), &network.url).await;
     let id = cluster.http.enqueue(&first_url, "left", MILLIS).await;
     cluster.until("SELECT count(*) FROM tower_offload_task WHERE state = 1", 1).await;
     network.hang().await;

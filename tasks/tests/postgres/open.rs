@@ -4,10 +4,10 @@ use futures_util::future::join_all;
 use tokio::{net::TcpListener, time::timeout};
 use tower_offload::Background;
 use tower_offload_tasks::{SqlStore, jobs::Jobs};
+use tower_offload_tests::ReservedPort;
 
 use super::{
     databases::OnServer,
-    programs::free_port,
     support::{LONG, Note, accept, address, execute, forward, jobs, open_error, tasks, text, until_ok},
 };
 
@@ -36,7 +36,8 @@ async fn ipv6_address_in_brackets_is_connected_to() {
 #[tokio::test(flavor = "multi_thread")]
 async fn hosts_that_refuse_connections_are_skipped() {
     let Some(database) = OnServer::fresh().await else { return };
-    let (url, closed) = (database.url(), format!("127.0.0.1:{}", free_port()));
+    let (url, reserved) = (database.url(), ReservedPort::new());
+    let closed = reserved.address(); // nothing listens there
     let hosts = format!("{closed},{},{closed}", address(&url));
     let separator = if url.contains('?') { '&' } else { '?' };
     let hosts = url.replace(address(&url), &hosts);
@@ -174,7 +175,8 @@ async fn lock_of_a_process_that_stops_while_it_migrates_is_released() {
 #[tokio::test]
 async fn missing_database_and_wrong_port_are_named() {
     let Some(database) = OnServer::fresh().await else { return };
-    let (url, closed) = (database.url(), format!("127.0.0.1:{}", free_port()));
+    let (url, reserved) = (database.url(), ReservedPort::new());
+    let closed = reserved.address(); // nothing listens there
     let error = text(&open_error(&url.replace(&database.name, "no_such_database")).await);
     assert!(error.contains("no_such_database") && error.contains("create the database"), "{error}");
     let error = open_error(&url.replace(address(&url), &closed)).await;

@@ -2,10 +2,11 @@
 
 use std::{
     fs,
-    net::TcpListener,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
+
+use tower_offload_tests::ReservedPort;
 
 /// A directory of a program, owned by the user that runs it.
 pub(crate) struct Home(PathBuf);
@@ -37,10 +38,6 @@ fn is_root() -> bool {
     Command::new("id").arg("-u").output().unwrap().stdout == b"0\n"
 }
 
-pub(crate) fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
 /// Runs a program as a user that is not root, because Postgres refuses to run as root.
 pub(crate) fn run(program: &str, arguments: &[&str]) {
     let mut command = if is_root() {
@@ -70,13 +67,13 @@ fn server_folder() -> Option<PathBuf> {
 pub(crate) struct Server {
     home: Home,
     programs: PathBuf,
-    port: u16,
+    port: ReservedPort,
 }
 
 impl Server {
     /// Starts a server. Returns `None`, and prints why, if none is installed.
     pub(crate) fn start() -> Option<Self> {
-        let server = Self { home: Home::new(), programs: server_folder()?, port: free_port() };
+        let server = Self { home: Home::new(), programs: server_folder()?, port: ReservedPort::new() };
         let data = server.data();
         server.run("initdb", &["-D", &data, "-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale=C", "--no-sync"]);
         server.control("start", &[]);
@@ -85,8 +82,8 @@ impl Server {
 
     /// Starts a standby of this server.
     pub(crate) fn standby(&self) -> Self {
-        let standby = Self { home: Home::new(), programs: self.programs.clone(), port: free_port() };
-        let (data, port) = (standby.data(), self.port.to_string());
+        let standby = Self { home: Home::new(), programs: self.programs.clone(), port: ReservedPort::new() };
+        let (data, port) = (standby.data(), self.port.number().to_string());
         let source = ["-h", "127.0.0.1", "-p", &port, "-U", "postgres", "-D", &data];
         standby.run("pg_basebackup", &[&source[..], &["-R", "-X", "stream", "-c", "fast", "--no-sync"]].concat());
         standby.control("start", &[]);
@@ -94,7 +91,7 @@ impl Server {
     }
 
     pub(crate) fn address(&self) -> String {
-        format!("127.0.0.1:{}", self.port)
+        self.port.address()
     }
 
     pub(crate) fn url(&self) -> String {
@@ -124,8 +121,8 @@ impl Server {
 
     fn control(&self, action: &str, arguments: &[&str]) {
         let (data, log, home) = (self.data(), self.home.file("log"), self.home.file(""));
-        let options = format!("-p {} -k {home} -c listen_addresses=127.0.0.1 -c fsync=off", self.port);
-        let common = [action, "-D", &data, "-w"];
+        let options = format!("-p {} -k {home} -c listen_addresses=127.0.0.1 -c fsync=off", self.port.number());
+        let common = [action, "-D", &data, "-w", "-t", "120"];
         let server: &[&str] = if matches!(action, "start" | "restart") { &["-l", &log, "-o", &options] } else { &[] };
         self.run("pg_ctl", &[&common[..], server, arguments].concat());
     }
@@ -144,7 +141,7 @@ impl Drop for Server {
 /// PgBouncer between a test and the server at `address`, which is stopped with the value.
 pub(crate) struct PgBouncer {
     home: Home,
-    port: u16,
+    port: ReservedPort,
 }
 
 impl PgBouncer {
@@ -155,9 +152,9 @@ impl PgBouncer {
             println!("skipped: PgBouncer is not installed");
             return None;
         }
-        let bouncer = Self { home: Home::new(), port: free_port() };
+        let bouncer = Self { home: Home::new(), port: ReservedPort::new() };
         let (host, port) = address.rsplit_once(':').unwrap();
-        let (log, pid, own) = (bouncer.home.file("log"), bouncer.home.file("pid"), bouncer.port);
+        let (log, pid, own) = (bouncer.home.file("log"), bouncer.home.file("pid"), bouncer.port.number());
         let configuration = format!(
             "[databases]\n* = host={host} port={port} user=postgres\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {own}\n\
              unix_socket_dir =\nauth_type = any\nlogfile = {log}\npidfile = {pid}\npool_mode = {pool_mode}\n{more}\n"
@@ -169,7 +166,7 @@ impl PgBouncer {
     }
 
     pub(crate) fn address(&self) -> String {
-        format!("127.0.0.1:{}", self.port)
+        self.port.address()
     }
 }
 

@@ -22,7 +22,7 @@ use tower_offload::{AfterResponse, AfterResponseLayer, Background};
 use tower_offload_tasks::{
     AcceptError, Accepted, Progress, Retention, SqlStore, TaskId, TaskStore, TaskTarget, Tasks, service::Access,
 };
-use tower_offload_tests::{Random, eventually};
+use tower_offload_tests::{Random, ReservedPort, eventually};
 
 use super::{
     databases::OnServer,
@@ -39,13 +39,17 @@ const LEASE: Duration = Duration::from_secs(3);
 struct Child {
     process: process::Child,
     client: Client,
+    /// Clients that still use it after the kill are refused.
+    port: Arc<ReservedPort>,
 }
 
 impl Child {
     async fn start(url: &str) -> Self {
+        let port = Arc::new(ReservedPort::new());
         let mut process = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "crashes::child", "--nocapture"])
             .env("TOWER_OFFLOAD_CHILD_STORE", url)
+            .env("TOWER_OFFLOAD_CHILD_ADDRESS", port.address())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -53,7 +57,7 @@ impl Child {
         let lines = BufReader::new(process.stdout.take().unwrap()).lines();
         let find = || lines.map_while(Result::ok).find_map(|line| Some(line.split_once("listening on ")?.1.to_owned()));
         let address = tokio::task::spawn_blocking(find).await.unwrap().expect("the child does not listen");
-        Self { process, client: Client::of(address.parse().unwrap()) }
+        Self { process, client: Client::of(address.parse().unwrap()), port }
     }
 
     /// Sends SIGKILL.
@@ -164,6 +168,7 @@ async fn task_is_followed_and_cancelled_through_another_process() {
 /// Submits tasks on several connections until the process is killed after a random time. Returns
 /// the ids of the accepted tasks.
 async fn killed_under_load(child: Child, random: &mut Random) -> Vec<String> {
+    let _port = child.port.clone();
     let accepted = Arc::new(Mutex::new(Vec::new()));
     let mut clients = JoinSet::new();
     for _ in 0..8 {
@@ -340,7 +345,8 @@ async fn child() {
         .nest_service("/tasks", tasks.service().authorize(|_, _| Access::All))
         .layer(AfterResponseLayer::new(background.clone()))
         .with_state((tasks, background));
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = std::env::var("TOWER_OFFLOAD_CHILD_ADDRESS").unwrap();
+    let listener = tokio::net::TcpListener::bind(address).await.unwrap();
     println!("listening on {}", listener.local_addr().unwrap());
     axum::serve(listener, app).await.unwrap();
 }

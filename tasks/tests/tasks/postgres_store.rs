@@ -12,14 +12,14 @@ use tokio::{
         tcp::{OwnedReadHalf, OwnedWriteHalf},
     },
     sync::watch,
-    task::JoinSet,
+    task::{JoinHandle, JoinSet},
 };
 use tower_offload::{Background, ThreadPool};
 use tower_offload_tasks::{
     Record, Retention, TaskState, TaskStore, Tasks,
     store::{Epoch, Filter, Found, Op, SqlStore, Written},
 };
-use tower_offload_tests::eventually;
+use tower_offload_tests::{ReservedPort, eventually};
 
 use super::{
     databases::OnServer,
@@ -257,18 +257,18 @@ async fn store_is_unavailable_while_the_server_is_gone() {
     let options: PgConnectOptions = backend.url().parse().unwrap();
     let server = format!("{}:{}", options.get_host(), options.get_port());
     assert!(backend.url().contains(&server), "DATABASE_URL must name host and port");
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
+    let port = ReservedPort::new();
+    let listener = TcpListener::bind(port.address()).await.unwrap();
     let is_silent = watch::Sender::new(false);
     let proxy = tokio::spawn(forward(listener, server.clone(), is_silent.subscribe()));
-    let store = SqlStore::open(&backend.url().replace(&server, &address.to_string())).await.unwrap();
+    let store = SqlStore::open(&backend.url().replace(&server, &port.address())).await.unwrap();
     let epoch = begin(&store).await;
     store.write(epoch, &[accept(&queued(1))]).await.unwrap();
 
     proxy.abort();
     assert!(proxy.await.unwrap_err().is_cancelled());
     assert!(store.write(epoch, &[accept(&queued(2))]).await.unwrap_err().is_unavailable());
-    let listener = TcpListener::bind(address).await.unwrap();
+    let listener = TcpListener::bind(port.address()).await.unwrap();
     let proxy = tokio::spawn(forward(listener, server, is_silent.subscribe()));
     assert_eq!(store.write(epoch, &[accept(&queued(2))]).await.unwrap(), [Written::Done]);
     assert!(found(&store, 1).await.is_some() && found(&store, 2).await.is_some());
@@ -329,9 +329,9 @@ async fn silent_server_times_out_and_is_used_again_later() {
 async fn write_that_is_rolled_back_for_a_deadlock_is_retried() {
     let Some(backend) = OnServer::fresh().await else { return };
     let mut other = backend.connect().await;
-    // The session that checks for a deadlock first is rolled back. The store checks after two
+    // The session that checks for a deadlock first is rolled back. The store checks after five
     // seconds, within which the other session completes the cycle.
-    let timeout = sqlx::AssertSqlSafe(format!("ALTER DATABASE {} SET deadlock_timeout = '2s'", backend.name));
+    let timeout = sqlx::AssertSqlSafe(format!("ALTER DATABASE {} SET deadlock_timeout = '5s'", backend.name));
     sqlx::query(timeout).execute(&mut other).await.unwrap();
     sqlx::query("SET deadlock_timeout = '1h'").execute(&mut other).await.unwrap();
     let store = backend.open().await;
@@ -505,9 +505,9 @@ async fn accept_that_is_committed_late_ends_as_not_accepted() {
         let set = format!("ALTER SYSTEM SET synchronous_standby_names = '{name}'");
         sqlx::raw_sql(sqlx::AssertSqlSafe(set)).execute(&mut connection).await.unwrap();
         sqlx::raw_sql("SELECT pg_reload_conf()").execute(&mut connection).await.unwrap();
-        tokio::time::sleep(Duration::from_millis(200)).await; // until the sessions have read it
     };
     standby("nobody").await;
+    commits_wait(&server.url()).await;
     let error = tasks.track("x").spawn_blocking(&Background::default(), |_| done()).await.unwrap_err();
     assert!(error.is_store(), "{error}");
     let mut connection = PgConnection::connect(&server.url()).await.unwrap();
@@ -519,6 +519,25 @@ async fn accept_that_is_committed_late_ends_as_not_accepted() {
     eventually("the record is written", async || tasks.stats().open == 0).await;
     let unfinished = "SELECT count(*) FROM tower_offload_task WHERE state < 10".to_owned();
     assert_eq!(number(&mut connection, unfinished).await, 0, "a task that was rejected stays open");
+}
+
+/// Waits until commits wait for the standby that was set last. The server reads its settings some
+/// time after it was asked to.
+async fn commits_wait(url: &str) {
+    let mut connection = PgConnection::connect(url).await.unwrap();
+    let mut commit = None;
+    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+    eventually("commits wait", async || {
+        if commit.as_ref().is_none_or(JoinHandle::is_finished) {
+            let mut connection = PgConnection::connect(url).await.unwrap();
+            commit = Some(tokio::spawn(async move {
+                let write = "CREATE TABLE IF NOT EXISTS probe (); DROP TABLE probe";
+                let _ = sqlx::raw_sql(write).execute(&mut connection).await;
+            }));
+        }
+        number(&mut connection, waiting.to_owned()).await > 0
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@ use std::{convert::Infallible, future};
 
 use tokio::{runtime::Runtime, sync::oneshot, time::timeout};
 use tower_offload_tasks::{MemoryStore, Reason, SqlStore, TaskState, TaskStore, Tasks};
+use tower_offload_tests::eventually;
 
 use super::{
     sqlite_store::Folder,
@@ -82,19 +83,15 @@ fn next_loses_what_a_gone_runtime_left<S: TaskStore + Clone>(store: &S) {
         id
     };
     Runtime::new().unwrap().block_on(async {
-        let tasks = Tasks::new(store.clone());
-        tasks.start().await.unwrap();
-        let mut state = record(&tasks, id).await.state;
-        for _ in 0..100 {
-            if state.is_final() {
-                break;
-            }
-            // The callback of the task may still hold the first `Tasks`.
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        let mut state = TaskState::Running;
+        // The callback of the task may still hold the first `Tasks`.
+        eventually("the task has ended", async || {
             let next = Tasks::new(store.clone());
             next.start().await.unwrap();
             state = record(&next, id).await.state;
-        }
+            state.is_final()
+        })
+        .await;
         assert_eq!(state, TaskState::Lost);
     });
 }

@@ -130,7 +130,7 @@ fn task_is_written_after_the_runtime_of_the_writer_ended() {
     drop(first);
     drop(tasks);
     release.send(()).unwrap();
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(5);
+    let deadline = tokio::time::Instant::now() + LONG;
     while state() != TaskState::Succeeded {
         assert!(tokio::time::Instant::now() < deadline, "the final record is not written");
         std::thread::sleep(SHORT);

@@ -37,7 +37,7 @@ pub(crate) use self::{
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Timeout of a test. Longer than any passing test takes on a slow machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Runs a test with a timeout.
 pub(crate) async fn within<T>(test: impl Future<Output = T>) -> T {
