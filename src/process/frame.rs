@@ -401,6 +401,10 @@ mod tests {
         assert_eq!(fits.len() - PREFIX, usize::try_from(u32::from_le_bytes(*fits.first_chunk().unwrap())).unwrap());
         let error = encode_with(&header, &vec![7_u8; 1_000_000], 100).unwrap_err();
         assert!(matches!(error, EncodeError::TooLarge(1_000_003)), "{error:?}");
+        // A text is copied at once, not byte by byte.
+        assert_eq!(encode_with(&header, &"7".repeat(99), 100).unwrap().len(), fits.len());
+        let error = encode_with(&header, &"7".repeat(1_000_000), 100).unwrap_err();
+        assert!(matches!(error, EncodeError::TooLarge(1_000_003)), "{error:?}");
     }
 
     #[test]
