@@ -20,7 +20,7 @@ use crate::{Json, text::sanitize};
 #[non_exhaustive]
 pub struct Failure {
     /// The class of the failure: `panic`, `refused` (no thread could run the task), `result` (the
-    /// result could not be stored), `error`, a class of work [in a process](crate#processes), or a
+    /// result could not be stored), `error`, a class of work in a process (such as `timeout`), or a
     /// name that the application chose.
     pub class: String,
     /// The error message of the application.
