@@ -87,7 +87,7 @@ impl Request {
         let entry = &*self.token.0;
         start(entry);
         hold_thread(entry.plan);
-        panic_as_planned(&self.token.0);
+        panic_as_planned(&self);
         entry.ended.fetch_add(1, SeqCst);
         entry.id
     }
@@ -163,7 +163,7 @@ impl Future for Job {
             _ => {}
         }
         hold_thread(entry.plan);
-        panic_as_planned(&entry);
+        panic_as_planned(&self.request);
         entry.ended.fetch_add(1, SeqCst);
         Poll::Ready(Ok(entry.id))
     }
@@ -192,10 +192,14 @@ fn hold_thread(plan: Plan) {
     }
 }
 
-fn panic_as_planned(entry: &Arc<Entry>) {
+fn panic_as_planned(Request { token: Token(entry), alarm, .. }: &Request) {
     if let Plan::Panic | Plan::PanicTwice = entry.plan {
         entry.panicked.fetch_add(1, SeqCst);
-        if entry.plan == Plan::Panic { throw(Planned) } else { throw(Bomb(entry.clone())) }
+        if entry.plan == Plan::Panic {
+            throw(Planned);
+        } else {
+            throw(Bomb { entry: entry.clone(), _alarm: alarm.clone() });
+        }
     }
 }
 
@@ -208,11 +212,15 @@ fn throw(payload: impl Any + Send) {
 struct Planned;
 
 /// A payload that panics when it is dropped.
-struct Bomb(Arc<Entry>);
+struct Bomb {
+    entry: Arc<Entry>,
+    /// Dropped after the record is complete: a round ends when all senders are dropped.
+    _alarm: mpsc::Sender<Ring>,
+}
 
 impl Drop for Bomb {
     fn drop(&mut self) {
-        self.0.payloads.fetch_add(1, SeqCst);
+        self.entry.payloads.fetch_add(1, SeqCst);
         if !thread::panicking() {
             throw(Planned);
         }
