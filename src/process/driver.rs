@@ -25,6 +25,8 @@ const KILL_TIMEOUT: Duration = Duration::from_secs(1);
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(100);
 /// Processes that a job is given, if they end before they have started it.
 const MAX_ATTEMPTS: usize = 3;
+/// Processes that are replaced before they are given a job, because they are not fit for one.
+const MAX_REPLACED: usize = 16;
 /// Reads of what a process has written between two jobs. One that has written more is replaced.
 const MAX_LATE_READS: usize = 64;
 /// Reads of what is left in the socket of a process that has ended, far more than it holds.
@@ -47,29 +49,33 @@ pub(super) type JobResult = Result<Vec<u8>, RunError<Vec<u8>>>;
 /// Runs a job to its end. Asks `begins` whether it begins once there is a process for it, before
 /// each attempt to run it.
 pub(super) fn run(shared: &Shared, job: &Job, begins: &mut dyn FnMut() -> bool) -> JobResult {
-    let mut attempts = 0;
+    let (mut attempts, mut replaced) = (0, 0);
     loop {
-        attempts += 1;
         let is_wanted = || !job.control.is_cancelled() && !shared.is_halted() && !Deadline::current().has_passed();
         let mut process = shared.acquire(is_wanted).map_err(|error| match error {
             NoProcess::Start(error) => RunError::NoProcess(error),
             NoProcess::Unwanted => RunError::Rejected(CallError::Closed),
         })?;
+        if !is_ready(&mut process) {
+            // An earlier job is to blame, so this one is given another process, and does not fail.
+            shared.replace(process);
+            replaced += 1;
+            if replaced < MAX_REPLACED {
+                continue;
+            }
+            return Err(RunError::Protocol);
+        }
         if shared.kinds.get().is_some_and(|kinds| !kinds.iter().any(|kind| kind == job.kind)) {
             shared.release(process);
             return Err(RunError::UnknownKind(job.kind));
         }
-        let end = if !is_ready(&mut process) {
-            process.kill();
-            shared.remove(process);
-            End::NotStarted(RunError::Protocol)
-        } else if is_wanted() && begins() {
-            Exchange::begin(shared, job, &process).finish(process)
-        } else {
+        // `begins` may take long.
+        if !is_wanted() || !begins() || !is_wanted() {
             shared.release(process);
             return Err(RunError::Rejected(CallError::Closed));
-        };
-        match end {
+        }
+        attempts += 1;
+        match Exchange::begin(shared, job, &process).finish(process) {
             End::Result(result) => return result,
             // The code of the job has not run, so another process may run it.
             End::NotStarted(_) if attempts < MAX_ATTEMPTS => {}
@@ -337,10 +343,11 @@ impl<'a> Exchange<'a> {
             match frame::decode::<Reply<'_>>(reply).map_err(|_| Misbehaved)? {
                 (Reply::Started { job }, _) if job == self.job.id => self.has_started = true,
                 (Reply::Progress { job, value, message }, _) if job == self.job.id => {
-                    self.progress = Some((value, message.to_owned()));
+                    self.progress = Some((value, frame::cut(message).to_owned()));
                 }
                 (Reply::Panicking { message, location }, _) => {
-                    self.panic = Some(WorkPanic { message: message.to_owned(), location: location.to_owned() });
+                    let [message, location] = [message, location].map(|text| frame::cut(text).to_owned());
+                    self.panic = Some(WorkPanic { message, location });
                 }
                 (Reply::Done { job, outcome }, payload) if job == self.job.id => {
                     return Ok(Some(self.result(&outcome, payload)));

@@ -58,8 +58,8 @@
 //!   it has started never starts.
 //! * A job over a limit is asked to stop, and its process group is killed after the
 //!   [grace period](ProcessPoolBuilder::grace). What work returns within the grace period is its
-//!   result. The caller is answered when the process is gone, so the job no longer runs;
-//!   only a deadline answers it earlier.
+//!   result. The caller is answered when the process is gone, so the job no longer runs. A deadline
+//!   answers it earlier, and so does a process that is not gone a second after it was killed.
 //! * A spare process takes over at once, and its successor starts in the background.
 //! * A panic is an error with its message and location, and does not cost the process.
 //! * When the program ends in any way, its processes end: they see that the socket is closed, also
@@ -104,7 +104,7 @@
 //! | `offload_processes` | gauge | processes that are not reaped |
 //! | `offload_process_starts_total` | counter | processes that became ready |
 //! | `offload_process_start_failures_total` | counter | processes that could not be started |
-//! | `offload_process_recycled_total` | counter | processes that were replaced; label `reason`: `max_jobs`, `max_age`, `growth` |
+//! | `offload_process_recycled_total` | counter | processes that were replaced; label `reason`: `max_jobs`, `max_age`, `growth`, or `protocol` for what an earlier job has left behind |
 //! | `offload_process_killed_total` | counter | processes that were killed or crashed; label `by`: `timeout`, `memory`, `cancelled`, `crash` |
 //!
 //! Feature `tracing` emits these events with the field `pool`:
@@ -326,7 +326,7 @@ impl ProcessPool {
 
     /// Rejects new jobs, runs the others up to `timeout`, kills those that are left, and reports
     /// them. No process of the pool is left when it returns, except one that the system cannot kill
-    /// within 5 s.
+    /// within 5 s, or whose callback for progress blocks for that long.
     ///
     /// # Panics
     ///

@@ -128,6 +128,12 @@ impl<P> Roster<P> {
         self.last_error = Some(error);
     }
 
+    /// Delays the next start, because a process has ended before it was given a job. Otherwise one
+    /// that always does would be started again without end.
+    pub(super) fn delay_start(&mut self, now: Instant) {
+        self.retry_at = self.retry_at.max(now.checked_add(MIN_BACKOFF));
+    }
+
     /// Returns the error of the last start, if it failed after `seen` starts had failed and no
     /// process is about to be ready.
     pub(super) fn start_error(&self, seen: u64) -> Option<StartError> {
@@ -190,6 +196,17 @@ mod tests {
         assert_eq!((roster.take(), roster.start_missing(now)), (Some('a'), 0));
         roster.remove_busy(); // killed
         assert_eq!((roster.start_missing(now), roster.take()), (1, Some('b')));
+    }
+
+    #[test]
+    fn process_that_ends_before_its_first_job_delays_the_next_start() {
+        let (mut roster, now) = (Roster::new(1), Instant::now());
+        assert_eq!(roster.start_missing(now), 1);
+        assert!(roster.on_ready('a').is_none());
+        assert_eq!(roster.remove_idle(|_| true), ['a']);
+        roster.delay_start(now);
+        assert_eq!((roster.start_missing(now), roster.next_start()), (0, now.checked_add(MIN_BACKOFF)));
+        assert_eq!(roster.start_missing(now + MIN_BACKOFF), 1);
     }
 
     #[test]

@@ -57,8 +57,9 @@ impl<W: Work> Run<W> {
     /// Sets a callback for the [progress](super::Context::progress) that the work reports: how much
     /// is done, and a message. Of several callbacks the last one applies.
     ///
-    /// It runs on a thread of the pool, at most once every 20 ms, and must not block: the thread
-    /// enforces the limits of the job. If it panics, the report is lost.
+    /// It runs on a thread of the pool, at most once every 20 ms and once more before the end, and
+    /// must not block: the thread enforces the limits of the job. If it panics, the report is lost.
+    /// It may run after the future was dropped, until the process is gone.
     pub fn on_progress(self, callback: impl Fn(f64, &str) + Send + Sync + 'static) -> Self {
         self.control.set_on_progress(Arc::new(callback));
         self

@@ -167,6 +167,16 @@ impl Shared {
         self.end(process);
     }
 
+    /// Kills a process that is not fit for a job, although none runs on it.
+    pub(super) fn replace(&self, process: Process) {
+        process.kill();
+        self.recycled(&process.handle, "protocol");
+        if process.jobs == 0 {
+            lock(&self.roster).delay_start(Instant::now());
+        }
+        self.remove(process);
+    }
+
     /// Leaves a process, which must not be in the roster, to the supervisor.
     fn end(&self, process: Process) {
         process.close();

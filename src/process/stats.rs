@@ -21,7 +21,8 @@ pub struct ProcessPoolStats {
     pub started: u64,
     /// Number of processes that could not be started.
     pub start_failures: u64,
-    /// Number of processes that were replaced after `max_jobs`, `max_age`, or growth.
+    /// Number of processes that were replaced after `max_jobs`, `max_age`, or growth, or because an
+    /// earlier job has closed their socket or written to it.
     pub recycled: u64,
     /// Number of processes that were killed because of [`KilledBy::Timeout`](super::KilledBy).
     pub killed_by_timeout: u64,

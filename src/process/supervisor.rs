@@ -38,7 +38,7 @@ impl Supervisor<'_> {
     /// Performs what is due and waits for the next event. Returns `false` if there will be none.
     fn step(&mut self) -> bool {
         let now = Instant::now();
-        self.recycle_idle();
+        self.recycle_idle(now);
         self.start_missing(now);
         self.check_starting(now);
         self.take_ended(now);
@@ -59,7 +59,7 @@ impl Supervisor<'_> {
 
     /// Removes idle processes that have died, and one that is too old: the others are then left for
     /// jobs while its successor starts.
-    fn recycle_idle(&mut self) {
+    fn recycle_idle(&mut self, now: Instant) {
         let mut may_recycle = self.may_recycle();
         let removed = lock(&self.shared.roster).remove_idle(|process| {
             let is_old = may_recycle && self.shared.recycle_reason(process, None, true).is_some();
@@ -69,6 +69,8 @@ impl Supervisor<'_> {
         for process in removed {
             if !process.has_ended() {
                 ignore_panic(|| self.shared.metrics.recycled(process.handle.pid, "max_age"));
+            } else if process.jobs == 0 {
+                lock(&self.shared.roster).delay_start(now);
             }
             process.close();
             lock(&self.shared.ended).push(process);

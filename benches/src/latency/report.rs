@@ -74,7 +74,7 @@ pub fn notes(rows: &[Row]) -> Vec<String> {
                 .to_owned(),
         );
         notes.push(format!(
-            "goodput: the jobs due during the overload that succeeded within {timeout} ms, as a share of those that \
+            "goodput: the jobs due during the overload that succeeded during it and within {timeout} ms, as a share of those that \
              offload/threads, whose queue is full, ended in that time in the same round."
         ));
     }

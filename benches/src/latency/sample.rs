@@ -134,7 +134,7 @@ impl Sample {
                 last.map_or(0.0, |job| milliseconds(job.due - end))
             }),
             overload_in_time: during_overload(&|job, overload| {
-                overload.contains(&job.due) && job.latency <= JOB_TIMEOUT
+                overload.contains(&job.due) && overload.contains(&(job.due + job.latency)) && job.latency <= JOB_TIMEOUT
             }),
             overload_ended: during_overload(&|job, overload| overload.contains(&(job.due + job.latency))),
             goodput_pct: None,

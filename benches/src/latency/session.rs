@@ -72,7 +72,7 @@ fn set_goodput(rows: &mut [Row]) {
     let full: Vec<_> = full.rounds.iter().map(|round| round.sample.overload_ended).collect();
     for row in rows.iter_mut().filter(|row| row.scene.scene == Scene::Recovery) {
         for (round, full) in row.rounds.iter_mut().zip(&full) {
-            let in_time = round.sample.overload_in_time.zip(*full);
+            let in_time = round.sample.overload_in_time.zip(full.filter(|full| *full > 0));
             round.sample.goodput_pct = in_time.map(|(in_time, full)| 100.0 * in_time as f64 / full as f64);
         }
     }

@@ -68,8 +68,8 @@ const MEMORY: Duration = Duration::from_secs(10);
 pub(super) struct Arrival {
     /// Number of calls that wait in the queue.
     pub(super) waiting: usize,
-    /// Number of calls that have left the queue so far: they have started, or were shed. It wraps
-    /// around.
+    /// Number of calls that have left the queue so far: they have started, or were dropped. It
+    /// wraps around.
     pub(super) started: u32,
     pub(super) fate: Fate,
 }

@@ -4,6 +4,8 @@ mod loom;
 mod tests;
 mod waiters;
 
+use std::cell::Cell;
+
 use tokio::sync::oneshot;
 
 use self::waiters::{Left, Waiter, Waiters};
@@ -388,7 +390,15 @@ impl Semaphore {
         let mut served = Vec::new();
         let left = loop {
             let left = self.left();
-            if !waiters.serve_next(left, |kind| self.acquire_unfair(kind), &mut served) {
+            let was_taken = Cell::new(false);
+            let acquire = |kind| {
+                self.acquire_unfair(kind) || {
+                    was_taken.set(true);
+                    false
+                }
+            };
+            // If another call has taken the permit of a waiter, there are fewer left.
+            if !waiters.serve_next(left, acquire, &mut served) && !was_taken.get() {
                 break left;
             }
         };
@@ -408,16 +418,16 @@ impl Semaphore {
 
     /// Removes a waiter whose receiver was closed.
     fn on_cancel(&self) {
-        let removed = {
+        let (removed, served) = {
             let mut waiters = lock(&self.waiters);
             let removed = waiters.on_cancel();
-            if waiters.len() == 0 {
-                set_flag(&self.has_waiters, false, Relaxed);
-            }
-            removed
+            // The next waiter of a flow may have a permit that this one could not have.
+            let served = if removed.is_empty() { Vec::new() } else { self.serve(&mut waiters).0 };
+            (removed, served)
         };
         // Drops their wakers, which are user code.
         removed.into_iter().for_each(|waiter| ignore_panic(|| drop(waiter)));
+        self.send(served);
     }
 
     /// Fails current and future waits.

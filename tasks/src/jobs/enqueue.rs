@@ -8,6 +8,7 @@ use std::{
 
 use riverqueue::{InsertOpts, jiff};
 use tokio::sync::oneshot;
+use tower_offload::background::Reservation;
 
 use super::{
     Job, Jobs, Unique,
@@ -143,10 +144,18 @@ impl<'a, J: Job> Enqueue<'a, J> {
         Ok(visible_record(inserted.ok_or_else(no_result)?, owner)?.id)
     }
 
-    /// Returns the timeout of the worker in this process, if the job can run without the queue.
-    pub(super) fn local_timeout(&self) -> Option<Duration> {
+    /// Returns `true` if the job can run in this process, without the queue.
+    pub(super) fn can_run_here(&self) -> bool {
         let needs_queue = self.options.unique().is_some() || self.delay.is_some();
-        self.queue.plan.worker::<J>().filter(|_| !needs_queue).map(|worker| worker.timeout)
+        !needs_queue && self.queue.plan.worker::<J>().is_some()
+    }
+
+    /// Limits a task that runs the job here to the timeout of its worker, unless that enforces it.
+    pub(super) fn limit(&self, reservation: Reservation) -> Reservation {
+        match self.queue.plan.worker::<J>().filter(|worker| !worker.enforces_timeout) {
+            Some(worker) => reservation.default_timeout(worker.timeout),
+            None => reservation,
+        }
     }
 
     /// Validates and encodes the job. Later steps do not validate it again.

@@ -214,6 +214,7 @@ async fn maintain_until_ended(queue: &Arc<Queue>) {
     let mut write_at: Option<Instant> = None;
     loop {
         tokio::select! {
+            biased; // so that nothing starts after the end
             () = queue.maintenance_ended() => return,
             _ = recovery.tick(), if recover_interval.is_some() => {
                 let client = queue.client();

@@ -172,7 +172,8 @@
 //!   `timeout`, `memory`, `crash` or another one of [this table][classes]. What work returns within
 //!   the [grace period][grace] after its timeout is the result of the attempt, as in the pool.
 //! - **Cancellation.** The work is asked to stop, and its process is killed after the grace period.
-//!   The job is `running` until the process is gone, so that it never runs twice at once.
+//!   The job is `running` until the process is gone, so that it never runs twice at once. A job that
+//!   [runs here](OrEnqueue) is cancelled at once, while its process ends.
 //! - **Shutdown.** The work is stopped like by a cancellation, and the job is requeued. Jobs are
 //!   stopped during the last fifth of the timeout, at most the last second: with a longer grace
 //!   period they may be reported as still running.
@@ -183,7 +184,7 @@
 //! - **Two encodings.** The arguments are stored as JSON, and sent to the process by postcard, which
 //!   is not self-describing: it does not support `serde(flatten)`, `serde(untagged)` and
 //!   `serde(skip_serializing_if)`. Output and error are sent by postcard, too, so the error cannot
-//!   be a [`Failure`](crate::Failure). Its class is the name of its type.
+//!   be a [`Failure`](crate::Failure). [`IntoFailure`](crate::IntoFailure) says what its class is.
 //!
 //! [classes]: crate::Failure#trait-implementations
 //! [grace]: tower_offload::process::ProcessPoolBuilder::grace
@@ -416,7 +417,7 @@ impl Jobs {
         queue.end_maintenance();
         if running.has_ended() {
             // A recovery in progress must not change jobs after the shutdown.
-            let _ = timeout_at(end.min(Instant::now() + MAX_STOP_TIME), queue.maintenance_over()).await;
+            let _ = timeout_at(Instant::now() + MAX_STOP_TIME, queue.maintenance_over()).await;
         }
         let (ended, returned) = (running.totals().0 - ended, running.totals().1 - returned);
         let still_running: Vec<_> = running.running().into_iter().map(|(_, id)| id).collect();

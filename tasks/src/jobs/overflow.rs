@@ -54,9 +54,9 @@ pub trait OrEnqueue: sealed::Sealed + Sized {
 #[cfg(feature = "after-response")]
 impl OrEnqueue for after_response::ResponseTaskBuilder<'_> {
     fn or_enqueue<J: Job>(self, job: Enqueue<'_, J>) -> impl Future<Output = Result<Accepted, AcceptError>> + Send {
-        let reservation = match job.local_timeout().map(|timeout| (self.reserve(), timeout)) {
-            Some((Ok(reservation), timeout)) => Ok(Some(reservation.default_timeout(timeout))),
-            Some((Err(error), _)) if error.is_untracked() => Err(AcceptError::invalid(
+        let reservation = match job.can_run_here().then(|| self.reserve()) {
+            Some(Ok(reservation)) => Ok(Some(job.limit(reservation))),
+            Some(Err(error)) if error.is_untracked() => Err(AcceptError::invalid(
                 "task for flushed responses, on a connection that is not tracked",
                 error.to_string(),
             )),
@@ -68,7 +68,7 @@ impl OrEnqueue for after_response::ResponseTaskBuilder<'_> {
 
 impl OrEnqueue for background::TaskBuilder<'_> {
     fn or_enqueue<J: Job>(self, job: Enqueue<'_, J>) -> impl Future<Output = Result<Accepted, AcceptError>> + Send {
-        let reservation = job.local_timeout().and_then(|timeout| Some(self.reserve().ok()?.default_timeout(timeout)));
+        let reservation = job.can_run_here().then(|| self.reserve().ok()).flatten().map(|it| job.limit(it));
         accept(Ok(reservation), job)
     }
 }

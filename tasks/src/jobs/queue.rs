@@ -55,7 +55,7 @@ pub(super) struct Queue {
     pub(super) cancel_requested: Notify,
     /// `true` once [`end_maintenance`](Self::end_maintenance) was called.
     is_ending: watch::Sender<bool>,
-    /// `true` once the maintenance executes no more statements.
+    /// `true` once the maintenance no longer changes jobs.
     maintenance_is_over: watch::Sender<bool>,
     phase: watch::Sender<Phase>,
 }
@@ -304,7 +304,7 @@ impl Queue {
         self.maintenance_is_over.send_replace(true);
     }
 
-    /// Completes when the maintenance executes no more statements, not even a recovery that was in
+    /// Completes when the maintenance no longer changes jobs, not even by a recovery that was in
     /// progress.
     pub(super) async fn maintenance_over(&self) {
         let _ = self.maintenance_is_over.subscribe().wait_for(|is_over| *is_over).await;
