@@ -62,6 +62,34 @@ async fn process_that_was_damaged_by_an_earlier_job_fails_no_other() {
     eventually("the process is replaced", || is_reaped(before)).await;
 }
 
+/// More processes than a job is tried on.
+#[tokio::test]
+async fn processes_that_earlier_jobs_have_damaged_cost_a_job_no_attempt() {
+    const DAMAGED: usize = 4;
+    let pool = builder().processes(DAMAGED).spares(0).build().unwrap();
+    let mut jobs = Vec::new();
+    for _ in 0..DAMAGED {
+        let (meeting, hold) = (Meeting::new(), Meeting::new());
+        assert_eq!(pool.run(Do::GarbageLater(meeting.port())).await, Ok(Vec::new()));
+        let waits = meeting.entered().await;
+        // Keeps this process busy, so that the next job damages another one.
+        let job = pool.run(Do::Hold(hold.port()));
+        jobs.push((job, hold.entered().await, meeting, waits));
+    }
+    let mut damaged = Vec::new();
+    for (job, hold, meeting, waits) in jobs {
+        drop(hold);
+        assert_eq!(job.await, Ok(Vec::new()));
+        damaged.push((meeting, waits));
+    }
+    for (meeting, waits) in damaged {
+        drop(waits);
+        drop(meeting.entered().await); // the garbage is written
+    }
+    assert_eq!(pool.run(Do::Echo(vec![1])).await, Ok(vec![1]));
+    assert_eq!(pool.stats().recycled, DAMAGED as u64);
+}
+
 #[tokio::test]
 async fn frames_without_end_do_not_suspend_the_limits() {
     let pool = builder().grace(Duration::from_millis(20)).build().unwrap();

@@ -36,6 +36,7 @@ on_each_database! {
     full_pool_of_processes_does_not_count
     job_that_waits_for_a_process_has_not_started
     job_runs_in_a_process_without_the_queue
+    process_enforces_the_timeout_of_a_job_without_the_queue
     killed_program_leaves_no_process_and_its_job_is_recovered
 }
 
@@ -336,6 +337,19 @@ async fn job_runs_in_a_process_without_the_queue(database: TestDatabase) {
     tasks.cancel(held.id()).await.unwrap();
     assert_eq!(ended(&tasks, held.id()).await.state, TaskState::Cancelled);
     eventually("the process is killed", async || !is_alive(process_id)).await;
+    assert_eq!(database.number("SELECT count(*) FROM river_job").await, 0);
+    assert!(jobs.shutdown(LONG).await.is_clean());
+}
+
+/// What the work returns within the grace period is its result.
+async fn process_enforces_the_timeout_of_a_job_without_the_queue(database: TestDatabase) {
+    let (pool, meeting) = (pool().grace(LONG).build().unwrap(), Meeting::new().await);
+    let tasks = database.tasks().await;
+    let jobs = builder(&tasks, &pool, SHORT).start().await.unwrap();
+    let background = Background::default();
+    let until_asked = InProcess::UntilCancelled(meeting.port());
+    let here = background.task("here").or_enqueue(jobs.enqueue(until_asked)).await.unwrap();
+    assert_eq!(ended(&tasks, here.id()).await.state, TaskState::Succeeded);
     assert_eq!(database.number("SELECT count(*) FROM river_job").await, 0);
     assert!(jobs.shutdown(LONG).await.is_clean());
 }
