@@ -203,8 +203,8 @@ async fn start(count: usize) -> Result<Sample, BoxError> {
     Ok(Sample::new(times, elapsed))
 }
 
-/// Has the process of a job killed, and measures the time from its timeout to the result of the next
-/// job, which waits for a process.
+/// Has the process of a job killed, and measures the time from its timeout to the result of the
+/// next job, which waits for a process.
 async fn replace(spares: usize, count: usize) -> Result<Sample, BoxError> {
     let pool = ProcessPool::builder().processes(1).spares(spares).grace(Duration::ZERO).build()?;
     let mut times = Vec::new();

@@ -3,10 +3,10 @@
 
 use std::{
     io::Read,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     sync::mpsc,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde::{Serialize, de::DeserializeOwned};
@@ -27,6 +27,20 @@ pub fn command(order: &impl Serialize) -> Result<Command, BoxError> {
 /// returned.
 pub fn run<T: DeserializeOwned>(order: &impl Serialize, timeout: Duration) -> Result<T, BoxError> {
     run_with_env(order, None, timeout)
+}
+
+/// Waits until a child has ended, and kills it after `timeout`.
+pub fn end(child: &mut Child, timeout: Duration) {
+    let start = Instant::now();
+    while let Ok(None) = child.try_wait() {
+        if start.elapsed() > timeout {
+            // Fails only if the process has just ended.
+            let _ = child.kill();
+            let _ = child.wait();
+            return;
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// Like [`run`], with an environment variable for the child.

@@ -117,8 +117,8 @@ impl ProcessPoolBuilder {
     }
 
     /// Recycles a process that is older than a random 90 % to 100 % of this once it has no job.
-    /// Idle processes are recycled one at a time, and none while the successor of another one cannot
-    /// be started, so that the pool keeps its capacity. Longer than zero. Default: never.
+    /// Idle processes are recycled one at a time, and none while the successor of another one
+    /// cannot be started, so that the pool keeps its capacity. Longer than zero. Default: never.
     pub fn max_age(mut self, age: Duration) -> Self {
         self.max_age = Some(age);
         self

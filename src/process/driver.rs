@@ -69,8 +69,8 @@ pub(super) fn run(shared: &Shared, job: &Job, begins: &mut dyn FnMut() -> bool) 
             shared.release(process);
             return Err(RunError::UnknownKind(job.kind));
         }
-        // `begins` may take long.
-        if !is_wanted() || !begins() || !is_wanted() {
+        // Again, because `begins` may take long.
+        if !begins() || !is_wanted() {
             shared.release(process);
             return Err(RunError::Rejected(CallError::Closed));
         }
@@ -136,7 +136,7 @@ impl<'a> Exchange<'a> {
         let config = &shared.config;
         shared.set_output_job(&process.handle, Some((job.id, job.kind)));
         process.handle.wake.clear();
-        // A timeout counts from here, but the deadline has counted while the job waited for a process.
+        // A timeout counts from here. The deadline has counted while the job waited.
         if let Some(remaining) = Deadline::current().remaining() {
             job.control.set_timeout(remaining);
         }

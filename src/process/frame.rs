@@ -34,7 +34,7 @@ const MAX_HEADER: usize = 4 * MAX_MESSAGE;
 pub(super) enum Request<'a> {
     /// Run a job. The payload is its input.
     Run { job: u64, kind: &'a str, remaining: Option<Duration>, trace: Option<&'a str> },
-    /// The job got a timeout after its request was encoded, or a shorter one. May come before `Run`.
+    /// The job got a timeout after its request was encoded, or a shorter one. May precede `Run`.
     Timeout { job: u64, remaining: Duration },
     /// The result of the job is no longer wanted.
     Cancel { job: u64 },

@@ -50,8 +50,8 @@ impl Supervisor<'_> {
         true
     }
 
-    /// Returns `true` if every process is reaped and none will be started. The roster and `ended` do
-    /// not tell: a process that another thread moves from one to the other is in neither.
+    /// Returns `true` if every process is reaped and none will be started. The roster and `ended`
+    /// are not enough: a process that another thread moves from one to the other is in neither.
     fn is_done(&self) -> bool {
         let is_closed = lock(&self.shared.roster).is_closed();
         is_closed && lock(&self.shared.handles).is_empty()

@@ -18,8 +18,8 @@ use crate::{
 /// `postcard`, the process decodes it and calls [`run`](Self::run), and the result travels back in
 /// the same way.
 ///
-/// A `String` is copied at once, but serde encodes and decodes a `Vec<u8>` byte by byte, which takes
-/// about 200 us for 64 KiB. For more than a few KiB, use `#[serde(with = "serde_bytes")]` of the
+/// A `String` is copied at once, but serde encodes and decodes a `Vec<u8>` byte by byte, which
+/// takes about 200 us for 64 KiB. For more than a few KiB, use `#[serde(with = "serde_bytes")]` of the
 /// crate `serde_bytes`.
 ///
 /// ```

@@ -321,16 +321,7 @@ impl ServerProcess {
 impl Drop for ServerProcess {
     fn drop(&mut self) {
         drop(self.child.stdin.take());
-        let start = Instant::now();
-        while let Ok(None) = self.child.try_wait() {
-            if start.elapsed() > EXIT_TIMEOUT {
-                // Fails only if the process has just ended.
-                let _ = self.child.kill();
-                let _ = self.child.wait();
-                break;
-            }
-            thread::sleep(Duration::from_millis(5));
-        }
+        child::end(&mut self.child, EXIT_TIMEOUT);
         CpuQuota::remove(self.child.id());
     }
 }

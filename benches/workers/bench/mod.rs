@@ -42,8 +42,8 @@ const QUEUED: usize = 100;
 /// Time between two kills. A worker that was ready for a second is restarted without a delay.
 const KILL_INTERVAL: Duration = Duration::from_millis(1200);
 
-/// Requests that are due this short before the first kill count as neither, since the next worker may
-/// answer them.
+/// Requests that are due this short before the first kill count as neither, since the next worker
+/// may answer them.
 const UNCOUNTED: Duration = Duration::from_millis(200);
 
 type Row = tower_offload_benches::Row<Scene, Sample>;

@@ -8,7 +8,7 @@ use std::{
     process::{self, Child, Stdio},
     sync::mpsc,
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use axum::{Router, routing::get};
@@ -241,16 +241,7 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         drop(self.child.stdin.take());
-        let start = Instant::now();
-        while let Ok(None) = self.child.try_wait() {
-            if start.elapsed() > TIMEOUT {
-                // Fails only if the process has just ended. Its workers end with it.
-                let _ = self.child.kill();
-                let _ = self.child.wait();
-                break;
-            }
-            thread::sleep(Duration::from_millis(5));
-        }
+        child::end(&mut self.child, TIMEOUT); // its workers end with it
     }
 }
 

@@ -58,8 +58,8 @@ impl Run<'_> {
     /// `stop` completes when River stops the attempt. On a stop or a timeout, a future is dropped.
     /// A closure cannot be stopped, and a process has a grace period, so this function waits for
     /// them, and River starts no other attempt in the meantime. Work that has not begun is dropped
-    /// in both cases, also if the queue `drains`, and when shorter jobs than it had been claimed for
-    /// become long.
+    /// in both cases, also if the queue `drains`, and when shorter jobs than it had been claimed
+    /// for become long.
     pub(super) async fn run(
         &self,
         mut work: WorkFuture,

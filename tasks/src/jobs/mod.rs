@@ -172,8 +172,8 @@
 //!   `timeout`, `memory`, `crash` or another one of [this table][classes]. What work returns within
 //!   the [grace period][grace] after its timeout is the result of the attempt, as in the pool.
 //! - **Cancellation.** The work is asked to stop, and its process is killed after the grace period.
-//!   The job is `running` until the process is gone, so that it never runs twice at once. A job that
-//!   [runs here](OrEnqueue) is cancelled at once, while its process ends.
+//!   The job is `running` until the process is gone, so that it never runs twice at once. A job
+//!   that [runs here](OrEnqueue) is cancelled at once, while its process ends.
 //! - **Shutdown.** The work is stopped like by a cancellation, and the job is requeued. Jobs are
 //!   stopped during the last fifth of the timeout, at most the last second: with a longer grace
 //!   period they may be reported as still running.
@@ -181,8 +181,8 @@
 //!   started, or the job still waits for a process: it is `queued` until a process gets it.
 //! - **Crash of the program.** Its processes end with it, and the job is recovered as described
 //!   above.
-//! - **Two encodings.** The arguments are stored as JSON, and sent to the process by postcard, which
-//!   is not self-describing: it does not support `serde(flatten)`, `serde(untagged)` and
+//! - **Two encodings.** The arguments are stored as JSON, and sent to the process by postcard,
+//!   which is not self-describing: it does not support `serde(flatten)`, `serde(untagged)` and
 //!   `serde(skip_serializing_if)`. Output and error are sent by postcard, too, so the error cannot
 //!   be a [`Failure`](crate::Failure). [`IntoFailure`](crate::IntoFailure) says what its class is.
 //!

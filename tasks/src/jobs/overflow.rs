@@ -68,7 +68,8 @@ impl OrEnqueue for after_response::ResponseTaskBuilder<'_> {
 
 impl OrEnqueue for background::TaskBuilder<'_> {
     fn or_enqueue<J: Job>(self, job: Enqueue<'_, J>) -> impl Future<Output = Result<Accepted, AcceptError>> + Send {
-        let reservation = job.can_run_here().then(|| self.reserve().ok()).flatten().map(|it| job.limit(it));
+        let reservation =
+            job.can_run_here().then(|| self.reserve()).and_then(Result::ok).map(|reserved| job.limit(reserved));
         accept(Ok(reservation), job)
     }
 }
