@@ -2,7 +2,7 @@
 
 #[cfg(unix)]
 use {
-    axum::{Json, Router, extract::Query, extract::State, http::StatusCode, routing::get},
+    axum::{Json, Router, extract::Query, extract::State, response::IntoResponse, routing::get},
     std::{hint::black_box, hint::spin_loop, iter::repeat_with, mem::forget, time::Duration},
     tower_offload::axum::{serve, shutdown_signal},
     tower_offload::process::{self, Context, ProcessPool, Work},
@@ -38,15 +38,14 @@ async fn main() -> anyhow::Result<()> {
     let port = options.get_one::<String>("port").map_or("3000", String::as_str);
     let pool = ProcessPool::builder().processes(2).max_memory(256 << 20).build()?;
     let render = async |State(pool): State<ProcessPool>, Query(work): Query<Render>| {
-        let result = pool.run(work).timeout(Duration::from_secs(1)).await;
-        let killed_by = result.as_ref().err().and_then(|error| error.killed_by()).map(|by| by.as_str());
-        let status = match (&result, killed_by) {
-            (Ok(_), _) => StatusCode::OK,
-            (_, Some("timeout")) => StatusCode::GATEWAY_TIMEOUT,
-            (Err(error), _) if error.is_overload() => StatusCode::SERVICE_UNAVAILABLE,
-            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        let error = match pool.run(work).timeout(Duration::from_secs(1)).await {
+            Ok(page) => return Json(serde_json::json!({ "page": page })).into_response(),
+            Err(error) => error,
         };
-        (status, Json(serde_json::json!({ "page": result.ok(), "killed_by": killed_by })))
+        let killed_by = error.killed_by().map(|by| by.as_str());
+        let body = Json(serde_json::json!({ "killed_by": killed_by, "error": error.to_string() }));
+        let (head, _) = error.into_response().into_parts(); // 503 with `Retry-After`, 504 or 500
+        (head, body).into_response()
     };
     let app = Router::new().route("/render", get(render)).route("/ping", get(async || "pong\n"));
     let app = app.route("/stats", get(async |State(pool): State<ProcessPool>| format!("{:#?}\n", pool.stats())));

@@ -1,7 +1,11 @@
 use std::time::Duration;
 
 use ::axum::response::{IntoResponse, Response};
+#[cfg(feature = "process")]
+use http::StatusCode;
 
+#[cfg(feature = "process")]
+use crate::process::{KilledBy, RunError};
 use crate::{
     background,
     offload::{BlockingBody, HttpReject, Protocol},
@@ -30,6 +34,21 @@ impl IntoResponse for background::SubmitError {
     /// Returns a 503 with `Retry-After`.
     fn into_response(self) -> Response {
         try_later()
+    }
+}
+
+#[cfg(feature = "process")]
+impl<E> IntoResponse for RunError<E> {
+    /// Returns a 503 with `Retry-After` if the job was rejected or no process could be started, a
+    /// 504 if it exceeded its timeout or deadline, and a 500 otherwise. The body is empty, because the
+    /// messages are for the operator.
+    fn into_response(self) -> Response {
+        match self {
+            Self::Rejected(error) => error.into_response(),
+            Self::NoProcess(_) => try_later(),
+            Self::Killed { by: KilledBy::Timeout } => CallError::DeadlineExceeded.into_response(),
+            _ => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+        }
     }
 }
 

@@ -4,6 +4,7 @@ use std::{fs, os::fd::AsRawFd, time::Duration};
 
 use tower::ServiceExt;
 use tower_offload::{
+    CallError,
     pool::CallOptions,
     process::{KilledBy, RunError},
 };
@@ -159,4 +160,20 @@ async fn work_sees_the_trace_context_of_its_caller() {
         assert_eq!(trace, if seen { parent.into_bytes() } else { Vec::new() });
     }
     assert_eq!(builder().build().unwrap().run(Do::TraceContext).await, Ok(Vec::new()));
+}
+
+#[test]
+fn error_becomes_a_response_that_says_whether_to_retry() {
+    use axum::response::IntoResponse;
+
+    type Failure = RunError<String>;
+    let response = |error: Failure| {
+        let response = error.into_response();
+        (response.status().as_u16(), response.headers().contains_key("retry-after"))
+    };
+    assert_eq!(response(RunError::Rejected(CallError::Overloaded)), (503, true));
+    assert_eq!(response(RunError::Rejected(CallError::DeadlineExceeded)), (504, false));
+    assert_eq!(response(RunError::Killed { by: KilledBy::Timeout }), (504, false));
+    assert_eq!(response(RunError::Killed { by: KilledBy::Crash(11) }), (500, false));
+    assert_eq!(response(RunError::Failed("of the work".to_owned())), (500, false));
 }

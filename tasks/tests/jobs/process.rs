@@ -28,6 +28,7 @@ on_each_database! {
     process_reports_progress_and_the_result
     failure_says_how_the_work_ended
     attempt_over_its_timeout_is_killed
+    attempt_that_uses_too_much_memory_is_killed
     killed_process_fails_its_attempt_only
     cancelled_job_ends_with_its_process
     work_that_returns_after_a_cancellation_has_succeeded
@@ -60,6 +61,8 @@ enum InProcess {
     /// Return once the job is cancelled.
     UntilCancelled(u16),
     Loop,
+    /// Allocate without end.
+    Leak,
 }
 
 impl Job for InProcess {
@@ -103,6 +106,9 @@ impl Work for InProcess {
             }
             Self::Loop => loop {
                 std::hint::spin_loop();
+            },
+            Self::Leak => loop {
+                std::mem::forget(std::hint::black_box(vec![1_u8; 4 << 20]));
             },
         }
         Ok(std::process::id())
@@ -212,6 +218,19 @@ async fn attempt_over_its_timeout_is_killed(database: TestDatabase) {
     assert_eq!(failure.class, "timeout");
     assert_eq!(failure.message, "the process was killed at the timeout of the job");
     assert_eq!(pool.stats().killed_by_timeout, 2);
+    assert!(jobs.shutdown(LONG).await.is_clean());
+}
+
+async fn attempt_that_uses_too_much_memory_is_killed(database: TestDatabase) {
+    let pool = pool().max_memory(100 << 20).build().unwrap();
+    let (tasks, jobs) = start(&database, &pool).await;
+    let id = jobs.enqueue(InProcess::Leak).await.unwrap().id();
+    let ended = ended(&tasks, id).await;
+    assert_eq!((ended.state, ended.attempt), (TaskState::Failed, 2));
+    let failure = ended.failure.unwrap();
+    assert_eq!(failure.class, "memory");
+    assert_eq!(failure.message, "the process was killed because it used too much memory");
+    assert_eq!(pool.stats().killed_by_memory, 2);
     assert!(jobs.shutdown(LONG).await.is_clean());
 }
 
