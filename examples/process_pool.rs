@@ -34,8 +34,9 @@ impl Work for Render {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     process::init::<Render>(); // never returns in a worker process
-    let options = clap::Command::new("process_pool").arg(clap::arg!(--port <PORT>).default_value("3000")).get_matches();
-    let port = options.get_one::<String>("port").map_or("3000", String::as_str);
+    let port = clap::arg!(--port <PORT>).default_value("3000").value_parser(clap::value_parser!(u16));
+    let options = clap::Command::new("process_pool").arg(port).get_matches();
+    let port = options.get_one::<u16>("port").expect("it has a default");
     let pool = ProcessPool::builder().processes(2).max_memory(256 << 20).build()?;
     let render = async |State(pool): State<ProcessPool>, Query(work): Query<Render>| {
         let error = match pool.run(work).timeout(Duration::from_secs(1)).await {

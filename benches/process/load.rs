@@ -46,8 +46,8 @@ fn multiply(number: u64) -> u64 {
     std::hint::black_box(number.wrapping_mul(31))
 }
 
-/// `SIZE` bytes. `Vec<u8>` is encoded byte by byte, because serde has one rule for all vectors, and
-/// `String` is copied.
+/// `SIZE` bytes. Each byte of a `Vec<u8>` is handled alone, because serde has one rule for all
+/// vectors, and a `String` is copied.
 trait Data: AsRef<[u8]> + Serialize + DeserializeOwned + Send + 'static {
     const INPUT: &'static str;
     const OUTPUT: &'static str;

@@ -314,7 +314,8 @@ pub(crate) use self::{
 /// ```
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a pool",
-    note = "end a builder with `.build()?`, which returns a pool or an error"
+    note = "end a builder with `.build()?`, which returns a pool or an error",
+    note = "a `ProcessPool` runs `Work`, not closures or services: call `pool.run(work)` in the handler"
 )]
 pub trait Pool: fmt::Debug + Send + Sync + 'static {
     /// Returns the admission control of this pool, always the same one.

@@ -172,7 +172,7 @@ impl ProcessPoolBuilder {
     /// Adds arguments of the processes. Default: none.
     ///
     /// In a test, whose `main` belongs to the test harness, they select a test that calls
-    /// [`init`](super::init):
+    /// [`init`](super::init), by its full path, such as `tests::process_worker` in a `mod tests`:
     ///
     /// ```no_run
     /// # use tower_offload::process::ProcessPool;
@@ -230,11 +230,14 @@ impl ProcessPoolBuilder {
         }
         let spawn = |error| start_error(StartErrorKind::Spawn(error));
         os::keep_exit_statuses().map_err(spawn)?;
+        let is_own_program = self.program.is_none();
         let program = self.program.map_or_else(os::running_executable, Ok).map_err(spawn)?;
         let config = Config {
             name: self.name.as_str().into(),
-            executable: Fingerprint::of(&program).map_err(spawn)?,
+            executable: Fingerprint::of(&program)
+                .map_err(|error| start_error(StartErrorKind::Executable(program.clone(), error)))?,
             program,
+            is_own_program,
             arguments: self.arguments,
             environment: self.environment,
             max_frame_size: self.max_frame_size,
@@ -269,7 +272,7 @@ impl ProcessPoolBuilder {
             .map_err(|error| ProcessPoolBuildError(BuildErrorKind::Threads(error.into())))?;
         // Closes itself if the first process does not start.
         let pool = ProcessPool::new(threads, shared);
-        pool.wait_until_ready().map_err(|error| ProcessPoolBuildError(BuildErrorKind::Start(error)))?;
+        pool.wait_until_ready().map_err(ProcessPoolBuildError)?;
         Ok(pool)
     }
 
@@ -282,6 +285,8 @@ impl ProcessPoolBuilder {
             Err("`max_jobs` must be at least 1")
         } else if self.max_age == Some(Duration::ZERO) {
             Err("`max_age` must not be zero: give each job a process of its own with `max_jobs(1)`")
+        } else if self.start_timeout.is_zero() {
+            Err("`start_timeout` must not be zero")
         } else if self.max_memory == Some(0) {
             Err("`max_memory` must be at least 1")
         } else if self.max_memory.is_some() && !cfg!(target_os = "linux") {

@@ -4,7 +4,7 @@ use std::{
     io::{self, Read, Write},
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
-        unix::net::UnixStream,
+        unix::{net::UnixStream, process::CommandExt},
     },
     process::{Child, Command, Stdio},
     sync::Arc,
@@ -76,6 +76,10 @@ impl Process {
         let (socket, theirs) = UnixStream::pair()?;
         socket.set_nonblocking(true)?;
         let mut command = Command::new(&config.program);
+        // Not `/proc/self/exe`, so that tools for processes show the name of the program.
+        if let Some(name) = std::env::args_os().next().filter(|_| config.is_own_program) {
+            command.arg0(name);
+        }
         command
             .args(&config.arguments)
             .envs(config.environment.iter().map(|(key, value)| (key, value)))

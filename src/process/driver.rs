@@ -65,7 +65,7 @@ pub(super) fn run(shared: &Shared, job: &Job, begins: &mut dyn FnMut() -> bool) 
             }
             return Err(RunError::Protocol);
         }
-        if shared.kinds.get().is_some_and(|kinds| !kinds.iter().any(|kind| kind == job.kind)) {
+        if !shared.knows(job.kind) {
             shared.release(process);
             return Err(RunError::UnknownKind(job.kind));
         }

@@ -1,4 +1,4 @@
-use std::{borrow::Cow, error::Error, fmt, io, sync::Arc};
+use std::{borrow::Cow, error::Error, fmt, io, path::PathBuf, sync::Arc};
 
 use crate::CallError;
 
@@ -123,7 +123,7 @@ impl fmt::Display for DataError {
                 write!(f, "the {what} of the job has {len} bytes, the limit is {max}: see `max_frame_size`")
             }
             DataErrorKind::Encoding { what, reason } => {
-                write!(f, "cannot encode or decode the {what} of the job: {reason}")
+                write!(f, "the {what} of the job cannot be encoded or decoded: {reason}")
             }
         }
     }
@@ -138,22 +138,41 @@ impl<E> RunError<E> {
         matches!(self, Self::Rejected(CallError::Overloaded | CallError::KeyLimited) | Self::NoProcess(_))
     }
 
+    /// Converts the error of the work.
+    pub fn map_failed<F>(self, convert: impl FnOnce(E) -> F) -> RunError<F> {
+        match self {
+            Self::Failed(error) => RunError::Failed(convert(error)),
+            Self::Rejected(error) => RunError::Rejected(error),
+            Self::NoProcess(error) => RunError::NoProcess(error),
+            Self::UnknownKind(kind) => RunError::UnknownKind(kind),
+            Self::InvalidData(error) => RunError::InvalidData(error),
+            Self::Panicked(panic) => RunError::Panicked(panic),
+            Self::Killed { by } => RunError::Killed { by },
+            Self::Exited { code } => RunError::Exited { code },
+            Self::Protocol => RunError::Protocol,
+        }
+    }
+
     /// Returns why the process of the job was killed, if it was.
     pub fn killed_by(&self) -> Option<KilledBy> {
         if let Self::Killed { by } = self { Some(*by) } else { None }
     }
 }
 
-impl<E> fmt::Display for RunError<E> {
+/// The text includes the error of the work and all other reasons, so it is complete without
+/// [`source`](Error::source), which returns none.
+impl<E: fmt::Display> fmt::Display for RunError<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Rejected(_) => f.write_str("the job was rejected"),
-            Self::NoProcess(_) => f.write_str("no process could be started for the job"),
-            Self::UnknownKind(kind) => {
-                write!(f, "work of kind `{kind}` is not passed to `tower_offload::process::init`")
-            }
-            Self::InvalidData(_) => f.write_str("the data of the job cannot be passed between processes"),
-            Self::Failed(_) => f.write_str("the work failed"),
+            Self::Rejected(error) => write!(f, "{error}"),
+            Self::NoProcess(error) => write!(f, "no process could be started for the job: {error}"),
+            Self::UnknownKind(kind) => write!(
+                f,
+                "work of kind `{kind}` is not passed to `tower_offload::process::init`: pass the types of all work to the \
+                 first call of `init`, as a tuple"
+            ),
+            Self::InvalidData(error) => write!(f, "{error}"),
+            Self::Failed(error) => write!(f, "{error}"),
             Self::Panicked(panic) => write!(f, "{panic}"),
             Self::Killed { by: KilledBy::Timeout } => f.write_str("the process was killed at the timeout of the job"),
             Self::Killed { by: KilledBy::Memory } => {
@@ -174,29 +193,23 @@ impl<E> fmt::Display for RunError<E> {
     }
 }
 
-impl<E: Error + 'static> Error for RunError<E> {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        match self {
-            Self::Rejected(error) => Some(error),
-            Self::NoProcess(error) => Some(error),
-            Self::InvalidData(error) => Some(error),
-            Self::Failed(error) => Some(error),
-            _ => None,
-        }
-    }
-}
+impl<E: fmt::Debug + fmt::Display> Error for RunError<E> {}
 
 /// Reason why a process could not be started.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct StartError(pub(super) Arc<StartErrorKind>);
 
 #[derive(Debug)]
 pub(super) enum StartErrorKind {
     Spawn(io::Error),
+    /// The file of the program.
+    Executable(PathBuf, io::Error),
     /// The process ended before it was ready. With the end of what it wrote to stderr.
     Ended {
         status: String,
         stderr: String,
+        /// `true` if it ended in `init`.
+        is_setup: bool,
     },
     /// It was not ready in time.
     Silent,
@@ -233,17 +246,35 @@ impl Eq for StartError {}
 const REMEDY: &str = "make `tower_offload::process::init::<MyWork>();` the first line of `main`, \
                       before the program does anything else";
 
+/// Prints the message, because a `main` that returns the error prints it in this form.
+impl fmt::Debug for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "StartError({:?})", self.to_string())
+    }
+}
+
 impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &*self.0 {
-            StartErrorKind::Spawn(_) => f.write_str("the system cannot start a process"),
-            StartErrorKind::Ended { status, stderr } if stderr.is_empty() => {
+            StartErrorKind::Spawn(error) => write!(f, "the system cannot start a process: {error}"),
+            StartErrorKind::Executable(path, error) => {
+                write!(f, "the program {path:?} cannot be read: {error}")?;
+                if path.starts_with("/proc") { f.write_str("; `/proc` must be mounted") } else { Ok(()) }
+            }
+            StartErrorKind::Ended { status, stderr, is_setup: true } => write!(
+                f,
+                "the process was not ready ({status}), because `setup` of `init_with` has panicked or the process could not be set \
+                 up, with `{stderr}` on stderr"
+            ),
+            StartErrorKind::Ended { status, stderr, .. } if stderr.is_empty() => {
                 write!(f, "the process ended before it was ready ({status}): {REMEDY}")
             }
-            StartErrorKind::Ended { status, stderr } => {
+            StartErrorKind::Ended { status, stderr, .. } => {
                 write!(f, "the process ended before it was ready ({status}), with `{stderr}` on stderr: {REMEDY}")
             }
-            StartErrorKind::Silent => write!(f, "the process was not ready in time: {REMEDY}"),
+            StartErrorKind::Silent => {
+                write!(f, "the process was not ready in time: {REMEDY}, or raise `start_timeout`")
+            }
             StartErrorKind::NotInitialized => write!(f, "`init` was not called: {REMEDY}"),
             StartErrorKind::OtherExecutable => {
                 f.write_str("the file of the program was replaced since the pool was built: restart the program")
@@ -253,17 +284,11 @@ impl fmt::Display for StartError {
     }
 }
 
-impl Error for StartError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        if let StartErrorKind::Spawn(error) = &*self.0 { Some(error) } else { None }
-    }
-}
+impl Error for StartError {}
 
 /// Error of [`ProcessPoolBuilder::build`](super::ProcessPoolBuilder::build).
-#[derive(Debug)]
 pub struct ProcessPoolBuildError(pub(super) BuildErrorKind);
 
-#[derive(Debug)]
 pub(super) enum BuildErrorKind {
     Configuration(Cow<'static, str>),
     Start(StartError),
@@ -287,23 +312,21 @@ impl ProcessPoolBuildError {
     }
 }
 
+/// Prints the message, because a `main` that returns the error prints it in this form.
+impl fmt::Debug for ProcessPoolBuildError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ProcessPoolBuildError({:?})", self.to_string())
+    }
+}
+
 impl fmt::Display for ProcessPoolBuildError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
             BuildErrorKind::Configuration(message) => f.write_str(message),
             BuildErrorKind::Start(error) => write!(f, "cannot build the process pool: {error}"),
-            BuildErrorKind::Threads(_) => f.write_str("cannot start the threads of the process pool"),
+            BuildErrorKind::Threads(error) => write!(f, "cannot start the threads of the process pool: {error}"),
         }
     }
 }
 
-impl Error for ProcessPoolBuildError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        match &self.0 {
-            BuildErrorKind::Configuration(_) => None,
-            // Its message is part of the message of this error.
-            BuildErrorKind::Start(error) => error.source(),
-            BuildErrorKind::Threads(error) => Some(&**error),
-        }
-    }
-}
+impl Error for ProcessPoolBuildError {}

@@ -1,20 +1,22 @@
 //! Frames on the socket between a pool and a worker process.
 //!
 //! A frame is its length (`u32`, little-endian), a header, and for some headers a payload: the
-//! input or the result of a job. Header and payload are encoded by postcard. A process reads only
-//! frames that were written by the same executable (see [`Fingerprint`]), so the format has no
-//! versions of its own.
+//! input or the result of a job. Headers are encoded by postcard. Payloads are MessagePack, which
+//! describes itself, because values of the user may skip fields. A process reads only frames that
+//! were written by the same executable (see [`Fingerprint`]), so the format has no versions of its
+//! own.
 
 use std::{
     fs,
-    io::{self, Read},
+    io::{self, Read, Write},
     os::{fd::AsFd, unix::fs::MetadataExt},
     path::Path,
     time::Duration,
 };
 
 use postcard::ser_flavors::Flavor;
-use serde::{Deserialize, Serialize};
+use rmp_serde::{Serializer, config::BytesMode};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::os;
 
@@ -111,7 +113,7 @@ impl Fingerprint {
 pub(super) enum EncodeError {
     /// The payload has this length, which is over the limit.
     TooLarge(u64),
-    Invalid(postcard::Error),
+    Invalid(String),
 }
 
 /// Encodes a frame without payload.
@@ -130,10 +132,13 @@ pub(super) fn encode_with(
     max: usize,
 ) -> Result<Vec<u8>, EncodeError> {
     let mut frame = Bounded::new(MAX_HEADER);
-    postcard::serialize_with_flavor(header, &mut frame).map_err(EncodeError::Invalid)?;
+    postcard::serialize_with_flavor(header, &mut frame).map_err(|error| EncodeError::Invalid(error.to_string()))?;
     let header = frame.len;
     frame.max = frame.bytes.len().saturating_add(max);
-    postcard::serialize_with_flavor(payload, &mut frame).map_err(EncodeError::Invalid)?;
+    // Structs with the names of their fields, since attributes of serde may skip some. A `Vec<u8>`
+    // as bytes, without `serde_bytes`.
+    let mut serializer = Serializer::new(&mut frame).with_struct_map().with_bytes(BytesMode::ForceIterables);
+    payload.serialize(&mut serializer).map_err(|error| EncodeError::Invalid(error.to_string()))?;
     if frame.is_cut() {
         return Err(EncodeError::TooLarge(frame.len - header));
     }
@@ -143,6 +148,16 @@ pub(super) fn encode_with(
 /// Splits a frame into its header and its payload.
 pub(super) fn decode<'a, T: Deserialize<'a>>(frame: &'a [u8]) -> Result<(T, &'a [u8]), postcard::Error> {
     postcard::take_from_bytes(frame)
+}
+
+/// Decodes a payload.
+pub(super) fn decode_payload<T: DeserializeOwned>(payload: &[u8]) -> Result<T, String> {
+    rmp_serde::from_slice(payload).map_err(|error| {
+        let is_of_bytes = matches!(&error, rmp_serde::decode::Error::Syntax(message) if message.contains("byte array"));
+        // Serde has buffered the bytes, and `Vec<u8>` does not accept them then.
+        let remedy = if is_of_bytes { ": add `#[serde(with = \"serde_bytes\")]` to the `Vec<u8>`" } else { "" };
+        format!("{error}{remedy}")
+    })
 }
 
 /// Returns the longest prefix of a text that a header can contain.
@@ -176,6 +191,14 @@ impl Bounded {
         Self { bytes: vec![0; PREFIX], len: 0, max: PREFIX + max }
     }
 
+    /// Called for each byte of a `Vec<u8>`, from the code of the work's crate.
+    #[inline]
+    fn push(&mut self, bytes: &[u8]) {
+        self.len += bytes.len() as u64;
+        let room = self.max.saturating_sub(self.bytes.len());
+        self.bytes.extend_from_slice(&bytes[..bytes.len().min(room)]);
+    }
+
     fn is_cut(&self) -> bool {
         self.len != (self.bytes.len() - PREFIX) as u64
     }
@@ -188,10 +211,21 @@ impl Bounded {
     }
 }
 
+impl Write for &mut Bounded {
+    #[inline]
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.push(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 impl Flavor for &mut Bounded {
     type Output = ();
 
-    /// Called for each byte of a `Vec<u8>`, from the code of the work's crate.
     #[inline]
     fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
         self.len += 1;
@@ -201,12 +235,9 @@ impl Flavor for &mut Bounded {
         Ok(())
     }
 
-    /// Copies texts, and bytes that are serialized as such, at once.
     #[inline]
     fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
-        self.len += bytes.len() as u64;
-        let room = self.max.saturating_sub(self.bytes.len());
-        self.bytes.extend_from_slice(&bytes[..bytes.len().min(room)]);
+        self.push(bytes);
         Ok(())
     }
 
@@ -372,7 +403,7 @@ mod tests {
                     let (header, payload) = decode::<Request<'_>>(frame).unwrap();
                     let Request::Run { job, .. } = header else { panic!("{header:?}") };
                     prop_assert_eq!(job, received.len() as u64);
-                    received.push(postcard::from_bytes::<Vec<u8>>(payload).unwrap());
+                    received.push(decode_payload::<Vec<u8>>(payload).unwrap());
                 }
                 if reader.read(&mut socket) == Progress::Closed {
                     break;

@@ -2,8 +2,8 @@
 //!
 //! A thread cannot be killed: work that loops forever occupies its thread until the program ends,
 //! and work that corrupts memory or allocates without end takes the program with it. A
-//! [`ProcessPool`] runs each job in a process of its own. On timeout, on cancellation, or above a
-//! memory limit, the process is killed, and only its job fails.
+//! [`ProcessPool`] runs jobs in processes, one at a time in each. On timeout, on cancellation, or
+//! above a memory limit, the process is killed, and only its job fails.
 //!
 //! ```no_run
 //! use std::time::Duration;
@@ -24,7 +24,7 @@
 //! }
 //!
 //! fn main() {
-//!     process::init::<Render>(); // never returns in a worker process
+//!     process::init::<Render>(); // the first line; never returns in a worker process
 //!     serve();
 //! }
 //!
@@ -38,6 +38,9 @@
 //!     }
 //! }
 //! ```
+//!
+//! In a test, the pool needs [arguments](ProcessPoolBuilder::arguments) that select a test which
+//! calls `init`. On Linux `/proc` must be mounted.
 //!
 //! # When to use it
 //!
@@ -161,11 +164,16 @@ pub use self::{
     work::{Context, Registry, Work, Works},
     worker::{init, init_with},
 };
-use self::{child::JobControl, error::StartErrorKind, shared::Shared};
+use self::{
+    child::JobControl,
+    error::{BuildErrorKind, StartErrorKind},
+    shared::Shared,
+};
 use crate::{
     ThreadPool,
     panic::ignore_panic,
     pool::{self, CallOptions, PermitKind, Pool, PoolShutdownReport},
+    sync::lock,
 };
 
 /// Longest trace context that is passed to a process, in bytes. A `traceparent` has 55.
@@ -208,10 +216,24 @@ impl ProcessPool {
     }
 
     /// Waits until the first process is ready, or has failed to start.
-    fn wait_until_ready(&self) -> Result<(), StartError> {
+    fn wait_until_ready(&self) -> Result<(), BuildErrorKind> {
         let shared = &self.closer.0;
         let silent = || StartError::new(StartErrorKind::Silent);
-        shared.first_start().unwrap_or_else(|| Err(silent()))
+        shared.first_start().unwrap_or_else(|| Err(silent())).map_err(BuildErrorKind::Start)?;
+        let first = lock(&shared.handles).first().map(|handle| handle.pid);
+        let used = first.and_then(os::resident_memory);
+        match shared.config.max_memory.zip(used) {
+            Some((max, used)) if max < used => Err(BuildErrorKind::Configuration(
+                format!("`max_memory` is {max} bytes, and a process without a job has {used}").into(),
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Returns `true` if the processes can run this work: its type is one of those that the program
+    /// passes to [`init`].
+    pub fn can_run<W: Work>(&self) -> bool {
+        self.closer.0.knows(W::KIND) && !worker::has_other_type::<W>()
     }
 
     /// Runs a job in a process.
@@ -302,7 +324,7 @@ impl ProcessPool {
     /// Returns the counters and gauges of the pool.
     pub fn stats(&self) -> ProcessPoolStats {
         let shared = &self.closer.0;
-        let (idle, busy, starting) = crate::sync::lock(&shared.roster).counts();
+        let (idle, busy, starting) = lock(&shared.roster).counts();
         let metrics = &shared.metrics;
         let [killed_by_timeout, killed_by_memory, killed_by_cancel, crashed] =
             [0, 1, 2, 3].map(|by| metrics.killed[by].load(Relaxed));

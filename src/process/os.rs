@@ -30,6 +30,18 @@ pub(super) fn running_executable() -> io::Result<PathBuf> {
     if cfg!(target_os = "linux") { Ok(PathBuf::from("/proc/self/exe")) } else { std::env::current_exe() }
 }
 
+/// Names the main thread after the program, instead of after `/proc/self/exe`, for tools that list
+/// processes.
+pub(super) fn name_main_thread() {
+    #[cfg(target_os = "linux")]
+    if let Some(name) = std::env::args_os().next().as_deref().and_then(|path| std::path::Path::new(path).file_name())
+        && let Ok(name) = std::ffi::CString::new(name.as_encoded_bytes())
+    {
+        // Best effort: it has no effect on what the process does.
+        let _ = rustix::thread::set_name(&name);
+    }
+}
+
 /// Has the system kill this process when the thread that has started it ends. Returns an error if
 /// that has happened already. On systems other than Linux, only the latter.
 pub(super) fn die_with_parent(parent: i32) -> io::Result<()> {

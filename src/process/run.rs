@@ -13,6 +13,7 @@ use super::{
     error::{DataError, RunError},
     frame::{self, EncodeError, Request},
     shared::Shared,
+    worker,
 };
 use crate::{
     CallError,
@@ -46,9 +47,11 @@ impl<W: Work> Run<W> {
     /// process is killed, and the job ends with
     /// [`KilledBy::Timeout`](super::KilledBy::Timeout).
     ///
+    /// The answer comes up to the grace period after the timeout, when the process is gone. A
+    /// [deadline](crate::pool#deadlines) answers in time, and includes the time in the queue.
+    ///
     /// The work sees the rest of the time in [`remaining`](super::Context::remaining), also if it
-    /// has already begun. To limit the time in the queue too, use a
-    /// [deadline](crate::pool#deadlines).
+    /// has already begun.
     pub fn timeout(self, timeout: Duration) -> Self {
         self.control.set_timeout(timeout);
         self
@@ -115,6 +118,9 @@ pub(super) fn run<W: Work, G>(
     if let Some(remaining) = Deadline::current().remaining() {
         control.set_timeout(remaining);
     }
+    if worker::has_other_type::<W>() {
+        return Err(RunError::UnknownKind(W::KIND));
+    }
     let (id, max) = (shared.next_job(), shared.config.max_frame_size);
     let timeout = control.timeout();
     let header = Request::Run { job: id, kind: W::KIND, remaining: timeout, trace };
@@ -137,22 +143,13 @@ pub(super) fn run<W: Work, G>(
     };
     match driver::run(shared, &Job { id, kind: W::KIND, control, timeout, request }, &mut begins) {
         Ok(output) => decode(&output),
-        Err(error) => Err(match error {
-            RunError::Failed(error) => RunError::Failed(decode(&error)?),
-            RunError::Rejected(error) => RunError::Rejected(error),
-            RunError::NoProcess(error) => RunError::NoProcess(error),
-            RunError::UnknownKind(kind) => RunError::UnknownKind(kind),
-            RunError::InvalidData(error) => RunError::InvalidData(error),
-            RunError::Panicked(panic) => RunError::Panicked(panic),
-            RunError::Killed { by } => RunError::Killed { by },
-            RunError::Exited { code } => RunError::Exited { code },
-            RunError::Protocol => RunError::Protocol,
-        }),
+        Err(RunError::Failed(error)) => Err(RunError::Failed(decode(&error)?)),
+        Err(error) => Err(error.map_failed(|_| unreachable!("matched above"))),
     }
 }
 
 fn decode<T: serde::de::DeserializeOwned, E>(bytes: &[u8]) -> Result<T, RunError<E>> {
-    postcard::from_bytes(bytes).map_err(|error| RunError::InvalidData(DataError::encoding("result", error)))
+    frame::decode_payload(bytes).map_err(|error| RunError::InvalidData(DataError::encoding("result", error)))
 }
 
 /// The error of a call that its pool does not run.

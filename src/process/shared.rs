@@ -33,6 +33,8 @@ pub(super) type TraceContext = Arc<dyn Fn() -> Option<String> + Send + Sync>;
 pub(super) struct Config {
     pub(super) name: Arc<str>,
     pub(super) program: PathBuf,
+    /// `true` if it is the running program.
+    pub(super) is_own_program: bool,
     pub(super) executable: Fingerprint,
     pub(super) arguments: Vec<OsString>,
     pub(super) environment: Vec<(OsString, OsString)>,
@@ -97,6 +99,11 @@ impl Shared {
             gone: Notify::new(),
             next_job: AtomicU64::new(1),
         }
+    }
+
+    /// Returns `true` if the processes know work of this kind, or none has been ready yet.
+    pub(super) fn knows(&self, kind: &str) -> bool {
+        self.kinds.get().is_none_or(|kinds| kinds.iter().any(|known| known == kind))
     }
 
     /// Returns the number of a new job. Numbers begin with 1.

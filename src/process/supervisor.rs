@@ -14,6 +14,7 @@ use super::{
     os::{self, PollSet},
     output::OutputStream,
     shared::Shared,
+    worker,
 };
 use crate::{panic::ignore_panic, sync::lock};
 
@@ -149,7 +150,8 @@ impl Supervisor<'_> {
         if let Some(exit) = process.try_reap() {
             self.shared.read_output(&process.handle, &[OutputStream::Stderr]);
             let stderr = lock(&process.handle.output).tail();
-            return failed(StartErrorKind::Ended { status: exit.to_string(), stderr });
+            let is_setup = exit.0.is_some_and(|status| status.code() == Some(worker::EXIT_SETUP));
+            return failed(StartErrorKind::Ended { status: exit.to_string(), stderr, is_setup });
         }
         if is_closed_by_process && !process.has_ended() {
             // The program has closed stdin: it will never be ready. If it is about to end, its

@@ -1,4 +1,4 @@
-use std::{fmt, sync::Arc, time::Duration};
+use std::{any::TypeId, fmt, sync::Arc, time::Duration};
 
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -14,13 +14,15 @@ use crate::{
 
 /// Work that runs in a process: its input is the value itself.
 ///
-/// A closure cannot be sent to another process, so work is a type. The pool encodes the value with
-/// `postcard`, the process decodes it and calls [`run`](Self::run), and the result travels back in
-/// the same way.
+/// A closure cannot be sent to another process, so work is a type. The pool encodes the value as
+/// [MessagePack](https://msgpack.org), the process decodes it and calls [`run`](Self::run), and the
+/// result travels back in the same way. The attributes of serde work as they do with JSON, and as
+/// with JSON, `Some(None)` arrives as `None`.
 ///
-/// A `String` is copied at once, but serde encodes and decodes a `Vec<u8>` byte by byte, which
-/// takes about 200 us for 64 KiB. For more than a few KiB, use `#[serde(with = "serde_bytes")]` of the
-/// crate `serde_bytes`.
+/// A `String` is copied at once. A `Vec<u8>` is sent as bytes, but serde handles each byte alone:
+/// for more than a few KiB, `#[serde(with = "serde_bytes")]` of the crate `serde_bytes` is faster. A
+/// `Vec<u8>` inside of `serde(flatten)`, or of an enum with `serde(untagged)` or `serde(tag)`,
+/// requires it.
 ///
 /// ```
 /// use serde::{Deserialize, Serialize};
@@ -57,7 +59,8 @@ pub trait Work: Serialize + DeserializeOwned + Send + 'static {
     /// The error.
     type Error: Serialize + DeserializeOwned + Send + 'static;
 
-    /// Runs the work. It has the process for itself: a thread of its own, outside of any runtime.
+    /// Runs the work, on a thread of its own, outside of any runtime. The process runs no other job
+    /// meanwhile. What earlier jobs have changed in it stays: see [`init`](super::init).
     ///
     /// # Errors
     ///
@@ -72,6 +75,10 @@ pub trait Work: Serialize + DeserializeOwned + Send + 'static {
 /// The kinds of work of a program: one [`Work`], or a tuple of them. Tuples may be nested.
 ///
 /// The trait is implemented for every [`Work`] and for tuples of up to 8 elements.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a type of work, nor a tuple of up to 8 of them",
+    note = "each element must implement `tower_offload::process::Work`; nest tuples if there are more than 8"
+)]
 pub trait Works {
     /// Adds every kind to the registry of [`init`](super::init).
     #[doc(hidden)]
@@ -112,7 +119,13 @@ type Handler = fn(&[u8], &Context, usize) -> Vec<u8>;
 /// Runs work by its kind.
 #[doc(hidden)]
 #[derive(Default)]
-pub struct Registry(Vec<(&'static str, Handler)>);
+pub struct Registry(Vec<Registered>);
+
+struct Registered {
+    kind: &'static str,
+    id: TypeId,
+    handler: Handler,
+}
 
 impl Registry {
     /// # Panics
@@ -128,15 +141,20 @@ impl Registry {
     #[track_caller]
     fn add<W: Work>(&mut self) {
         assert!(self.find(W::KIND).is_none(), "two types of work have the kind `{}`: give each its own", W::KIND);
-        self.0.push((W::KIND, run::<W>));
+        self.0.push(Registered { kind: W::KIND, id: TypeId::of::<W>(), handler: run::<W> });
+    }
+
+    /// Returns the kinds and their types.
+    pub(super) fn types(&self) -> impl Iterator<Item = (&'static str, TypeId)> + '_ {
+        self.0.iter().map(|registered| (registered.kind, registered.id))
     }
 
     pub(super) fn find(&self, kind: &str) -> Option<Handler> {
-        self.0.iter().find(|(known, _)| *known == kind).map(|(_, handler)| *handler)
+        self.0.iter().find(|registered| registered.kind == kind).map(|registered| registered.handler)
     }
 
     pub(super) fn kinds(&self) -> Vec<&'static str> {
-        self.0.iter().map(|(kind, _)| *kind).collect()
+        self.0.iter().map(|registered| registered.kind).collect()
     }
 }
 
@@ -148,9 +166,9 @@ fn run<W: Work>(input: &[u8], context: &Context, max: usize) -> Vec<u8> {
         drop_payload(payload);
         frame::encode(&done(Outcome::Panicked))
     };
-    let work = match catch_unwind(|| postcard::from_bytes::<W>(input)) {
+    let work = match catch_unwind(|| frame::decode_payload::<W>(input)) {
         Ok(Ok(work)) => work,
-        Ok(Err(error)) => return frame::encode(&done(Outcome::InvalidInput { reason: cut(&error.to_string()) })),
+        Ok(Err(error)) => return frame::encode(&done(Outcome::InvalidInput { reason: cut(&error) })),
         Err(payload) => return panicked(payload),
     };
     let result = catch_unwind(|| context.deadline.sync_scope(|| work.run(context)));
@@ -164,9 +182,7 @@ fn run<W: Work>(input: &[u8], context: &Context, max: usize) -> Vec<u8> {
     match encoded {
         Ok(Ok(frame)) => frame,
         Ok(Err(EncodeError::TooLarge(len))) => frame::encode(&done(Outcome::ResultTooLarge { len })),
-        Ok(Err(EncodeError::Invalid(error))) => {
-            frame::encode(&done(Outcome::InvalidResult { reason: cut(&error.to_string()) }))
-        }
+        Ok(Err(EncodeError::Invalid(error))) => frame::encode(&done(Outcome::InvalidResult { reason: cut(&error) })),
         Err(payload) => panicked(payload),
     }
 }

@@ -11,6 +11,7 @@
 //! it works, and so that `init` may be called inside of a runtime.
 
 use std::{
+    any::TypeId,
     env,
     fs::File,
     io::{self, Write},
@@ -35,7 +36,7 @@ use super::{
     frame::{self, Fingerprint, FrameReader, Outcome, Progress, Reply, Request, cut},
     os,
     progress::ProgressSender,
-    work::{Context, Registry, Works},
+    work::{Context, Registry, Work, Works},
 };
 use crate::{
     panic::{catch_unwind, panic_message},
@@ -47,20 +48,22 @@ use crate::{
 /// `:`, and the maximum length of a payload.
 pub(super) const MARKER: &str = "TOWER_OFFLOAD_PROCESS";
 /// Exit status of a process that could not be set up: `EX_OSERR` of `sysexits.h`.
-const EXIT_SETUP: i32 = 71;
+pub(super) const EXIT_SETUP: i32 = 71;
 /// Exit status of a process whose pool breaks the protocol: `EX_PROTOCOL`.
 const EXIT_PROTOCOL: i32 = 76;
 /// Stack of the thread that runs work: as large as that of a main thread on Linux.
 const STACK_SIZE: usize = 8 * 1024 * 1024;
 
-/// `true` once `init` was called, in a worker process or in its parent.
-static IS_INITIALIZED: AtomicBool = AtomicBool::new(false);
+/// The kinds of work that this process has passed to `init`, with their types. `None` until `init`
+/// is called, in a worker process or in its parent.
+static REGISTERED: Mutex<Option<Vec<(&'static str, TypeId)>>> = Mutex::new(None);
 
 /// Serves jobs if this process was started by a [`ProcessPool`](super::ProcessPool), and never
 /// returns then. Otherwise returns at once.
 ///
-/// Make it the first line of `main`, with every kind of work that the program gives to process
-/// pools:
+/// Make it the first line of `main`, before a [`Supervisor`](super::workers::Supervisor) runs, with
+/// every kind of work that the program gives to process pools. A second call has no effect in a
+/// worker process:
 ///
 /// ```no_run
 /// # use serde::{Deserialize, Serialize};
@@ -97,6 +100,10 @@ static IS_INITIALIZED: AtomicBool = AtomicBool::new(false);
 ///   kills it if the thread of the pool that has started it is gone;
 /// * ignores `SIGINT`, `SIGTERM` and `SIGHUP`, which a terminal or a service manager sends to all
 ///   processes of a service: the pool decides when its processes end;
+/// * runs one job after the other. Global variables, the environment and the current directory stay
+///   as a job has left them, and programs that it has started and not ended run on, until the
+///   process ends. [`max_jobs(1)`](super::ProcessPoolBuilder::max_jobs) gives each job a new
+///   process, for about 3 ms;
 /// * reads nothing from stdin. What it writes to stdout and stderr becomes events of the pool.
 ///
 /// # Panics
@@ -116,7 +123,8 @@ pub fn init<W: Works>() {
 #[track_caller]
 pub fn init_with<W: Works>(setup: impl FnOnce() + Send + 'static) {
     let registry = Registry::of::<W>();
-    IS_INITIALIZED.store(true, SeqCst);
+    // Several tests of one program have an `init` each.
+    lock(&REGISTERED).get_or_insert_default().extend(registry.types());
     if let Some(pool) = PoolSocket::find() {
         let Err(error) = serve(pool, registry, setup);
         eprintln!("cannot set up a worker process of tower-offload: {error}");
@@ -126,15 +134,24 @@ pub fn init_with<W: Works>(setup: impl FnOnce() + Send + 'static) {
 
 /// Returns `true` if `init` was called.
 pub(super) fn is_initialized() -> bool {
-    IS_INITIALIZED.load(SeqCst)
+    lock(&REGISTERED).is_some()
 }
 
-/// In a worker process that has not called `init`, tells its pool.
-pub(super) fn report_not_initialized() {
-    if let Some(pool) = PoolSocket::find().filter(|_| !is_initialized()) {
+/// Returns `true` if another type of the same kind was passed to `init`, and this one was not.
+pub(super) fn has_other_type<W: Work>() -> bool {
+    let registered = lock(&REGISTERED);
+    let mut same_kind = registered.iter().flatten().filter(|(kind, _)| *kind == W::KIND).peekable();
+    same_kind.peek().is_some() && same_kind.all(|(_, id)| *id != TypeId::of::<W>())
+}
+
+/// In a worker process that has not called `init`, tells its pool and returns `true`.
+pub(super) fn report_not_initialized() -> bool {
+    let pool = PoolSocket::find().filter(|_| !is_initialized());
+    if let Some(pool) = &pool {
         // The pool may be gone.
         let _ = (&pool.socket).write_all(&frame::encode(&Reply::NotInitialized));
     }
+    pool.is_some()
 }
 
 /// The socket to the pool that has started this process, which is its stdin.
@@ -220,6 +237,7 @@ fn serve(
     os::ignore(&[Signal::INT, Signal::TERM, Signal::HUP])?;
     // Work that reads stdin must not read frames. Processes that work starts inherit this one.
     rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
+    os::name_main_thread();
     let executable = Fingerprint::of(os::running_executable()?.as_ref())?;
     let writer = Arc::new(Mutex::new(socket.try_clone()?));
     let worker = Arc::new(Worker {
@@ -279,9 +297,12 @@ impl Worker {
         reply
     }
 
-    /// Writes a frame. If the pool is gone, the thread that reads ends the process.
+    /// Writes a frame. If that fails, the pool is gone or the work has closed the socket, which the
+    /// thread that reads may not notice.
     fn write(&self, frame: &[u8]) {
-        let _ = lock(&self.socket).write_all(frame);
+        if lock(&self.socket).write_all(frame).is_err() {
+            os::kill_self();
+        }
     }
 
     /// Reads requests until the pool closes the socket, and ends the process then.

@@ -24,15 +24,14 @@ impl<E: IntoFailure> From<RunError<E>> for Failure {
             RunError::Failed(error) => return error.into_failure(),
             // The location is not for clients. It is part of what the process writes to stderr.
             RunError::Panicked(panic) => return Self::new("panic", panic.message()),
-            RunError::Rejected(reason) => return Self::new("refused", format!("{error}: {reason}")),
-            RunError::InvalidData(ref reason) => return Self::new("data", format!("{error}: {reason}")),
-            RunError::NoProcess(_) => "refused",
-            RunError::Killed { ref by } => by.as_str(),
+            RunError::Rejected(_) | RunError::NoProcess(_) => "refused",
+            RunError::InvalidData(_) => "data",
+            RunError::Killed { by } => by.as_str(),
             RunError::Exited { .. } => "exit",
             RunError::Protocol => "protocol",
             RunError::UnknownKind(_) => "unknown_kind",
             _ => "error",
         };
-        Self::new(class, error.to_string())
+        Self::new(class, error.map_failed(|_| String::new()).to_string())
     }
 }

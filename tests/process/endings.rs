@@ -10,7 +10,8 @@ use tower_offload::{
 };
 
 use crate::support::{
-    Do, Meeting, Other, PATIENCE, Undecodable, Unknown, builder, eventually, number, pid_of, pool_that_holds_starts,
+    Attributes, Do, Impostor, Meeting, Other, PATIENCE, Tagged, Undecodable, Unknown, builder, eventually, number,
+    pid_of, pool_that_holds_starts,
 };
 
 #[tokio::test]
@@ -176,4 +177,52 @@ fn error_becomes_a_response_that_says_whether_to_retry() {
     assert_eq!(response(RunError::Killed { by: KilledBy::Timeout }), (504, false));
     assert_eq!(response(RunError::Killed { by: KilledBy::Crash(11) }), (500, false));
     assert_eq!(response(RunError::Failed("of the work".to_owned())), (500, false));
+}
+
+#[tokio::test]
+async fn attributes_of_serde_have_their_meaning() {
+    let pool = builder().build().unwrap();
+    let work = Attributes {
+        skipped: None,
+        number: 0,
+        bytes: vec![2, 9, 255],
+        tagged: Some(Tagged::Text { text: "text".to_owned() }),
+        json: serde_json::json!({ "list": [1, null, "two", 2.5] }),
+        rest: [("more".to_owned(), 7)].into(),
+    };
+    for skipped in [None, Some(3)] {
+        let work = Attributes { skipped, ..work.clone() };
+        assert_eq!(pool.run(work.clone()).await, Ok(work));
+    }
+    let bytes = Attributes { tagged: Some(Tagged::Bytes { bytes: vec![1] }), ..work };
+    let Err(RunError::InvalidData(error)) = pool.run(bytes).await else { panic!("serde supports it now") };
+    assert!(error.to_string().contains("serde_bytes"), "{error}");
+}
+
+#[tokio::test]
+async fn type_with_the_kind_of_another_one_does_not_run() {
+    // Registers the types of this test program, as `main` of a program does.
+    crate::support::process_worker();
+    let pool = builder().build().unwrap();
+    assert!(pool.can_run::<Other>() && !pool.can_run::<Impostor>() && !pool.can_run::<Unknown>());
+    assert_eq!(pool.run(Impostor).await, Err(RunError::UnknownKind("other")));
+    assert_eq!(pool.run(Other).await.unwrap(), "other");
+}
+
+#[tokio::test]
+async fn work_that_closes_the_socket_of_its_process_ends() {
+    let pool = builder().build().unwrap();
+    for _ in 0..4 {
+        let error = pool.run(Do::CloseDescriptors).await.unwrap_err();
+        assert!(!matches!(error, RunError::Failed(_)), "{error}");
+    }
+    assert_eq!(pool.run(Do::Echo(vec![1])).await, Ok(vec![1]));
+}
+
+#[test]
+fn error_has_the_reason_of_the_work_in_its_message() {
+    let error = RunError::Failed("no paper".to_owned());
+    assert_eq!(error.to_string(), "no paper");
+    let boxed: Box<dyn std::error::Error> = error.into(); // `?` works, although a `String` is no error
+    assert!(boxed.source().is_none());
 }

@@ -35,6 +35,8 @@ fn forgotten_init_is_named_without_starting_a_process() {
         .unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success() && text.contains("not initialized: true"), "{text}");
+    let printed = text.lines().find(|line| line.starts_with("main would print: ")).unwrap();
+    assert!(printed.contains("the first line of `main`"), "{printed}");
 }
 
 #[test]
@@ -42,6 +44,27 @@ fn forgotten_init_is_named_without_starting_a_process() {
 fn program_without_init() {
     let error = ProcessPool::builder().build().unwrap_err();
     println!("\nnot initialized: {}", error.is_not_initialized());
+    println!("main would print: {error:?}");
+}
+
+/// Otherwise each process of a pool in a worker would start workers with pools.
+#[test]
+fn supervisor_does_not_run_in_a_process_of_a_pool() {
+    let arguments = ["start::supervisor_before_init", "--exact", "--ignored", "--nocapture"];
+    let error = ProcessPool::builder().processes(1).arguments(arguments).build().unwrap_err();
+    assert!(error.is_not_initialized(), "{error}");
+}
+
+/// The `main` of a program that runs a supervisor before it calls `init`.
+#[test]
+#[ignore = "run by the other tests"]
+fn supervisor_before_init() {
+    let work = |_: process::workers::Worker| -> Result<(), String> { unreachable!("no worker is started") };
+    let error = process::workers::Supervisor::builder()
+        .listen(|| std::net::TcpListener::bind("127.0.0.1:0"))
+        .run(work)
+        .unwrap_err();
+    assert!(error.is_configuration(), "{error}");
 }
 
 /// The `main` of worker processes that call `init` in a runtime.
@@ -96,7 +119,8 @@ fn silent_program_and_missing_program_are_errors() {
     let silent = ProcessPool::builder().program("/bin/sleep").arguments(["1000"]);
     let error = silent.start_timeout(Duration::from_millis(50)).build().unwrap_err();
     assert!(error.is_spawn() && error.to_string().contains("not ready in time"), "{error}");
-    assert!(ProcessPool::builder().program("/nowhere").build().unwrap_err().is_spawn());
+    let missing = ProcessPool::builder().program("/nowhere").build().unwrap_err();
+    assert!(missing.is_spawn() && missing.to_string().contains("/nowhere"), "{missing}");
 }
 
 #[tokio::test]
@@ -117,6 +141,8 @@ fn invalid_values_are_named() {
         (builder().max_jobs(0), "max_jobs"),
         (builder().max_age(Duration::ZERO), "max_age"),
         (builder().max_memory(0), "max_memory"),
+        (builder().max_memory(1), "max_memory"),
+        (builder().start_timeout(Duration::ZERO), "start_timeout"),
         (builder().max_frame_size(0), "max_frame_size"),
         (builder().max_frame_size(usize::MAX), "max_frame_size"),
         (builder().queue_capacity(0), "queue_capacity"),

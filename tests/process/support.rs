@@ -1,4 +1,5 @@
 use std::{
+    collections::BTreeMap,
     fs,
     io::{Read, Write},
     net::{TcpListener, TcpStream},
@@ -24,8 +25,8 @@ pub(crate) const HOLD_START: &str = "PROCESS_TEST_HOLD_START";
 
 /// The `main` of worker processes. In an ordinary test run it returns at once.
 #[test]
-fn process_worker() {
-    process::init_with::<(Do, Other, Undecodable, soak::Job, crate::progress::Report)>(|| {
+pub(crate) fn process_worker() {
+    process::init_with::<(Do, Other, Undecodable, Attributes, soak::Job, crate::progress::Report)>(|| {
         if let Ok(port) = std::env::var(HOLD_START) {
             let _ = connect(port.parse().unwrap()).read(&mut [0]);
         }
@@ -73,6 +74,8 @@ pub(crate) enum Do {
     /// Start a program, and loop.
     SpawnAndLoop(u16),
     CloseSocket,
+    /// Close every descriptor, as careless work does, and return.
+    CloseDescriptors,
     /// Write these bytes to the socket.
     Garbage(Vec<u8>),
     /// Return, and write garbage to the socket once the connection to this port is closed. Connects
@@ -163,6 +166,7 @@ impl Work for Do {
                 pool_socket().shutdown(std::net::Shutdown::Write).unwrap();
                 thread::sleep(PATIENCE);
             }
+            Self::CloseDescriptors => close_descriptors(),
             Self::Truncate(exit) => {
                 let mut socket = pool_socket();
                 socket.write_all(&[&100_u32.to_le_bytes()[..], &[7; 3]].concat()).unwrap();
@@ -237,6 +241,12 @@ pub(crate) fn block_signals() {
     }
 }
 
+#[allow(unsafe_code)]
+fn close_descriptors() {
+    // SAFETY: this is what the process must survive or end at. No memory is accessed.
+    unsafe { (0..100).for_each(|descriptor| _ = libc::close(descriptor)) };
+}
+
 /// Accesses memory that is not mapped.
 #[allow(unsafe_code)]
 pub(crate) fn segfault() -> ! {
@@ -307,6 +317,51 @@ impl Work for Other {
 
     fn run(self, _: &Context) -> Result<String, ()> {
         Ok("other".to_owned())
+    }
+}
+
+/// Work that returns itself, with attributes of serde that an encoding without names would not
+/// support.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Attributes {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) skipped: Option<u8>,
+    pub(crate) number: u8,
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) tagged: Option<Tagged>,
+    pub(crate) json: serde_json::Value,
+    #[serde(flatten)]
+    pub(crate) rest: BTreeMap<String, u64>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub(crate) enum Tagged {
+    Text { text: String },
+    Bytes { bytes: Vec<u8> },
+}
+
+impl Work for Attributes {
+    const KIND: &'static str = "attributes";
+    type Output = Self;
+    type Error = String;
+
+    fn run(self, _: &Context) -> Result<Self, String> {
+        Ok(self)
+    }
+}
+
+/// Another type with the kind of [`Other`], which is not passed to `init`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Impostor;
+
+impl Work for Impostor {
+    const KIND: &'static str = Other::KIND;
+    type Output = u64;
+    type Error = String;
+
+    fn run(self, _: &Context) -> Result<u64, String> {
+        Ok(7)
     }
 }
 

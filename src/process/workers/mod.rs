@@ -158,7 +158,7 @@ pub use self::{
     event::{KillReason, SupervisorReport, WorkerEvent},
     worker::Worker,
 };
-use crate::process::os;
+use crate::process::{os, worker as pool};
 
 /// Exit status of a worker that could not be set up: `EX_OSERR` of `sysexits.h`.
 const EXIT_SETUP: i32 = 71;
@@ -272,6 +272,9 @@ impl SupervisorBuilder {
     /// In the supervisor, starts the workers and keeps them running until SIGTERM or SIGINT. In a
     /// worker process, calls `work` and ends the process with its result.
     ///
+    /// If `work` uses a [`ProcessPool`](super::ProcessPool), [`init`](super::init) is the first line
+    /// of `main`, before this call.
+    ///
     /// The program is started again for each worker, so what comes before this call in `main` runs
     /// in every worker too. Only the code behind it is the supervisor's alone. Call it outside of a
     /// runtime: `work` starts one of its own, and the supervisor needs none.
@@ -295,6 +298,12 @@ impl SupervisorBuilder {
     ) -> Result<SupervisorReport, SupervisorError> {
         if let Some(socket) = SupervisorSocket::find() {
             run_worker(socket, work);
+        }
+        if pool::report_not_initialized() {
+            // Otherwise each process of a pool in a worker would be a supervisor with workers.
+            return Err(SupervisorError::configuration(
+                "this is a process of a `ProcessPool`: make `process::init` the first line of `main`, before the supervisor",
+            ));
         }
         let workers = self.workers.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
         self.validate(workers).map_err(SupervisorError::configuration)?;

@@ -187,6 +187,9 @@ impl Ended {
             Self::Process { pid, killed: Some(KillReason::StartTimeout), .. } => {
                 format!("worker {pid} was not ready in time: see `Worker::ready` and `start_timeout`")
             }
+            Self::Process { pid, exit, .. } if exit.0.is_some_and(|status| status.success()) => {
+                format!("worker {pid} returned before it has called `Worker::ready`")
+            }
             Self::Process { pid, exit, .. } => format!("worker {pid} ended before it was ready ({exit})"),
         }
     }

@@ -174,17 +174,16 @@
 //! - **Cancellation.** The work is asked to stop, and its process is killed after the grace period.
 //!   The job is `running` until the process is gone, so that it never runs twice at once. A job
 //!   that [runs here](OrEnqueue) is cancelled at once, while its process ends.
-//! - **Shutdown.** The work is stopped like by a cancellation, and the job is requeued. Jobs are
+//! - **Shutdown.** The work is stopped like by a cancellation, and the job is requeued, unless the
+//!   work returns `Ok`, which is its result: return `Err` if it has stopped early. Jobs are
 //!   stopped during the last fifth of the timeout, at most the last second: with a longer grace
 //!   period they may be reported as still running.
 //! - **What does not count as an attempt.** The pool is full or shut down, no process could be
 //!   started, or the job still waits for a process: it is `queued` until a process gets it.
 //! - **Crash of the program.** Its processes end with it, and the job is recovered as described
 //!   above.
-//! - **Two encodings.** The arguments are stored as JSON, and sent to the process by postcard,
-//!   which is not self-describing: it does not support `serde(flatten)`, `serde(untagged)` and
-//!   `serde(skip_serializing_if)`. Output and error are sent by postcard, too, so the error cannot
-//!   be a [`Failure`](crate::Failure). [`IntoFailure`](crate::IntoFailure) says what its class is.
+//! - **Output and error.** They are sent by the process, so the error cannot be a
+//!   [`Failure`](crate::Failure). [`IntoFailure`](crate::IntoFailure) says what its class is.
 //!
 //! [classes]: crate::Failure#trait-implementations
 //! [grace]: tower_offload::process::ProcessPoolBuilder::grace
