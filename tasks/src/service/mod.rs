@@ -276,7 +276,7 @@ impl StatusService {
             #[cfg(feature = "page")]
             Operation::List if negotiate::prefers_html(head.headers()) => {
                 authorize(Action::Page)?;
-                ResponseFuture::ready(page::respond())
+                ResponseFuture::ready(page::respond(config.is_read_only))
             }
             Operation::List => {
                 let access = authorize(Action::List)?;
