@@ -3,9 +3,9 @@
 const STATES = ["queued", "running", "succeeded", "failed", "cancelled", "timed_out", "lost"];
 const isFinal = task => task.state !== "queued" && task.state !== "running";
 
-// `from`: the states in which an action is offered. `bulk`: those that are changed together if no state
-// was chosen. Somebody wanted the tasks that were cancelled to end, so they are retried only if chosen.
-// All but `cancel` are for jobs of the queue.
+// `from`: the states in which an action is offered. `bulk`: those that are changed together if no
+// state was chosen. Cancelled tasks were meant to end, so they are retried only if chosen. All but
+// `cancel` are for jobs of the queue.
 const ACTIONS = {
   cancel: { verb: "Cancel", past: "cancelled", from: ["queued", "running"], bulk: ["queued", "running"] },
   retry: { verb: "Retry", past: "retried", from: ["failed", "timed_out", "cancelled"], bulk: ["failed", "timed_out"] },
@@ -30,7 +30,8 @@ function isOffered(action, task) {
   return !isReadOnly && ACTIONS[action].from.includes(task.state) && (action === "cancel" || isJob);
 }
 
-// Shows or hides the button of an action. If it has the focus and is hidden, `refuge` gets the focus.
+// Shows or hides the button of an action. If it has the focus and is hidden, `refuge` gets the
+// focus.
 function showAction(button, action, task, refuge) {
   const isHidden = !isOffered(action, task);
   if (isHidden && document.activeElement === button) refuge.focus();
@@ -78,8 +79,8 @@ async function askDueTime(task) {
 const BULK_TIMEOUT = 120000;
 let isBulkStopped = false, isBulkRunning = false;
 
-// Returns how many tasks match, and whether more may match. The number is exact for filters by state,
-// name and queue. Otherwise it is that of one page.
+// Returns how many tasks match, and whether that is exact. The summary has the numbers for filters
+// by state, name and queue. Otherwise the number is that of one page of the list.
 async function count(filter) {
   const states = filter.state.split(",");
   const sum = counts => states.reduce((total, state) => total + (counts[state] || 0), 0);
@@ -93,8 +94,8 @@ async function count(filter) {
   return { total: list.tasks.length, isExact: !list.next };
 }
 
-// Changes all tasks that match the filter, after a confirmation that says how many they are. It never
-// changes more than that, so a job that fails again at once is not retried forever.
+// Changes all tasks that match the filter, after a confirmation that says how many they are. It
+// stops after that number, so a job that fails again at once is not retried forever.
 async function actOnAll(action, filter, onChange) {
   const { verb, past, bulk } = ACTIONS[action];
   const chosen = filter.state ? filter.state.split(",") : bulk;

@@ -35,8 +35,8 @@ async function problemOf(response) {
 
 const REQUEST_TIMEOUT = 30000;
 
-// Sends a request and returns its JSON. Those that change something have a body even if there is nothing
-// to say: forms of other sites cannot send this content type.
+// Sends a request and returns its JSON. A request that changes something has a body even if it
+// needs none: forms of other sites cannot send this content type.
 async function send(method, path, { body = {}, signal, timeout = REQUEST_TIMEOUT } = {}) {
   const controller = new AbortController();
   const abort = () => controller.abort();
@@ -46,8 +46,12 @@ async function send(method, path, { body = {}, signal, timeout = REQUEST_TIMEOUT
     const hasBody = method === "POST" || method === "PATCH";
     const headers = hasBody ? { "content-type": "application/json" } : {};
     const response = await request(path, { method, headers, body: hasBody ? JSON.stringify(body) : undefined, signal: controller.signal });
-    if (!/json/.test(response.headers.get("content-type"))) throw new Problem(0, "the response is not JSON: the session may have ended");
-    return parseJson(await response.text());
+    const text = await response.text();
+    try {
+      return parseJson(text);
+    } catch {
+      throw new Problem(0, "the response is not JSON: the session may have ended");
+    }
   } catch (error) {
     if (error instanceof Problem || (signal && signal.aborted)) throw error;
     throw new Problem(0, controller.signal.aborted ? "the service does not respond" : "the service cannot be reached");
@@ -66,12 +70,19 @@ async function request(path, options) {
   return response;
 }
 
-// Parses JSON. Integers that a number cannot represent keep their digits, if the browser can do that.
+// Parses JSON. Integers that a number cannot represent keep their digits, if the browser can do
+// that and the nesting is not too deep for it.
 function parseJson(text) {
-  return JSON.parse(text, (key, value, context) => {
+  const keepDigits = (key, value, context) => {
     const isLarge = typeof value === "number" && Number.isInteger(value) && !Number.isSafeInteger(value);
     return isLarge && context && context.source && JSON.rawJSON ? JSON.rawJSON(context.source) : value;
-  });
+  };
+  try {
+    return JSON.parse(text, keepDigits);
+  } catch (error) {
+    if (error instanceof RangeError) return JSON.parse(text);
+    throw error;
+  }
 }
 
 const MAX_EVENT_LENGTH = 4 * 1024 * 1024;
@@ -113,8 +124,9 @@ function sleep(delay, signal) {
   });
 }
 
-// Follows the events of a task until it has finished, and resumes after the last event when the stream
-// ends early. `EventSource` cannot send an `Authorization` header, so this reads the response.
+// Follows the events of a task until it has finished, and resumes after the last event when the
+// stream ends early. `EventSource` cannot send an `Authorization` header, so this reads the
+// response.
 async function follow(id, signal, lastEventId, { onEvent, onOpen, onProblem }) {
   let retry = 1000, failures = 0;
   while (!signal.aborted) {
@@ -148,9 +160,9 @@ async function follow(id, signal, lastEventId, { onEvent, onOpen, onProblem }) {
 const polls = [];
 let isLive = true;
 
-// Returns a poll that calls `load` every `interval` milliseconds while it is active. It waits longer if
-// the service is slow or fails, so that a page never loads a service by more than a fifth of one
-// connection. `now` drops the request on its way, since its response may be older than an action.
+// Returns a poll that calls `load` every `interval` milliseconds while it is active. It waits
+// longer if the service is slow or fails, so that a poll uses at most a fifth of one connection.
+// `now` drops the request on its way, since its response may be older than an action.
 function makePoll(interval, load) {
   const poll = { isActive: false, timer: 0, controller: null, failures: 0 };
   poll.stop = () => {

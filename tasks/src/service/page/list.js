@@ -75,8 +75,8 @@ function filterOf(parameters) {
 const PAGE_SIZE = 50, MAX_REQUESTS = 5;
 let next = "";
 
-// Reads one page. The service reads a limited number of records for each request, so that a response may
-// have fewer tasks than were asked for, or none, and name the next page.
+// Reads one page. The service reads a limited number of records for each request, so that a
+// response may have fewer tasks than were asked for, or none, and name the next page.
 async function readPage(parameters, signal) {
   const found = [];
   let after = parameters.after || "";

@@ -26,6 +26,8 @@ function setService(feature, isThere) {
   if (service[feature] === isThere) return;
   service[feature] = isThere;
   for (const element of document.querySelectorAll("[data-needs]")) element.hidden = !service[element.dataset.needs];
+  tasks.refresh();
+  if (shownTask) showTask(shownTask);
   render(false);
 }
 

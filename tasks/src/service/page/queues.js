@@ -6,6 +6,7 @@ const summaryPoll = makePoll(5000, async signal => {
     setService("operations", true);
     showCounts(summary.states, summary.is_complete !== false);
     showGroups(summary.groups);
+    showNames(summary.groups);
   } catch (error) {
     if (signal.aborted) throw error;
     if ([404, 405].includes(error.status)) setService("operations", false);
@@ -15,6 +16,16 @@ const summaryPoll = makePoll(5000, async signal => {
     throw error;
   }
 });
+
+// Offers the names of the summary in the filters.
+function showNames(list) {
+  for (const [id, key] of [["names", "name"], ["queue-names", "queue"]]) {
+    const names = [...new Set(list.slice(0, MAX_ROWS).map(group => group[key]).filter(Boolean))].sort();
+    if (by(id).dataset.names === names.join("\n")) continue;
+    by(id).dataset.names = names.join("\n");
+    by(id).replaceChildren(...names.map(name => Object.assign(make("option"), { value: name })));
+  }
+}
 
 const percentiles = values => values ? duration(values.p50) + " / " + duration(values.p99) : "\u2013";
 const GROUP_COLUMNS = [
@@ -32,7 +43,7 @@ const groups = new Table(by("groups"), GROUP_COLUMNS, cells => {
     const only = state => linkTo({ ...NO_FILTER, view: "", name: group.name, queue: group.queue, state });
     kind.href = only("");
     put(kind, visible(group.name) + (group.paused ? " (paused)" : ""));
-    put(queue, visible(group.queue || "\u2013"));
+    put(queue, cut(visible(group.queue || "\u2013"), 80));
     for (const { states, link } of counts) {
       link.href = only(states.join(","));
       put(link, number.format(states.reduce((sum, state) => sum + (group.states[state] || 0), 0)));
@@ -139,7 +150,7 @@ const sequences = new Table(by("sequence-table"), SEQUENCE_COLUMNS, cells => {
   const show = newest => {
     sequence = newest;
     put(key, visible(sequence.key));
-    put(holder, visible(sequence.held_by || "\u2013"));
+    put(holder, cut(visible(sequence.held_by || "\u2013"), 80));
     if (ID.test(sequence.held_by)) holder.href = linkTo({ task: sequence.held_by }); else holder.removeAttribute("href");
     putTime(time, sequence.since, ago(sequence.since));
     put(waiting, number.format(sequence.waiting));

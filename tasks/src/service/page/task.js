@@ -128,7 +128,8 @@ function lasting(task) {
   return Object.fromEntries(Object.entries(task).filter(([key]) => !changing.includes(key)));
 }
 
-// The stream has all changes of a running task. Others may be changed by an operation, without an event.
+// The stream has all changes of a running task. An operation may change another one without an
+// event.
 const taskPoll = makePoll(5000, async signal => {
   const { task: id } = parse();
   if (stream && stream.isOpen && shownTask && shownTask.id === id && shownTask.state === "running") return;

@@ -162,8 +162,9 @@ function ask({ title, text, yes, field, value = "", type = "text", check = () =>
 
 const MAX_ROWS = 500;
 
-// A table with one row per key. Rows are kept and changed in place, so that the focus stays where it is
-// after a refresh. A row that has the focus stays until the focus leaves, even if it is no longer listed.
+// A table with one row per key. Rows are kept and changed in place, so that the focus stays where
+// it is after a refresh. A row that has the focus stays until the focus leaves, even if it is no
+// longer listed.
 class Table {
   // `makeRow` gets the cells by their column and returns a function that shows an item in them.
   constructor(element, columns, makeRow) {

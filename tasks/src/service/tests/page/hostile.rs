@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::{
     cell, check_layouts, in_browser,
-    stub::{Stub, id, task},
+    stub::{DEEP, Stub, id, task},
 };
 
 fn hostile() -> Vec<String> {
@@ -69,6 +69,12 @@ async fn hostile_text_is_shown_as_text_in_every_field() {
                 check_layouts(browser, &format!("hostile-task-{number}")).await;
             }
         }
+        let mut deep = task(100, "deep", "succeeded");
+        deep["result"] = DEEP.into();
+        stub.tasks.lock().unwrap().push(deep);
+        browser.open(&format!("{page}?task={}", id(100))).await;
+        browser.until("document.getElementById('task-result').offsetHeight").await;
+        assert!(browser.text("#task-result pre").await.len() < 300_000);
         for view in ["queues", "sequences"] {
             browser.open(&format!("{page}?view={view}")).await;
             browser.until(&format!("document.querySelectorAll('#{view} tbody tr').length >= {}", texts.len())).await;

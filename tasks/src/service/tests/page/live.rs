@@ -82,6 +82,10 @@ async fn scenario(browser: &mut Browser) {
     browser.click(".states .succeeded").await;
     browser.until("document.querySelectorAll('#tasks tbody tr:not(.gone)').length === 2").await;
     assert_eq!(browser.evaluate("location.search").await, "?state=succeeded");
+    let kept = browser.evaluate("document.activeElement.closest('tr').className").await;
+    assert_eq!(kept, "gone", "a row that has the focus stays");
+    browser.evaluate("document.activeElement.blur()").await;
+    browser.until("document.querySelectorAll('#tasks tbody tr').length === 2").await;
     browser.click(".states .succeeded").await;
     check_paging(browser, &tasks).await;
 }

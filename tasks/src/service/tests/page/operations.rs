@@ -45,6 +45,7 @@ async fn expect(browser: &mut Browser, stub: &Stub, note: &str, request: &str, b
 }
 
 async fn one_task(browser: &mut Browser, stub: &Stub) {
+    browser.until(&format!("{}.offsetHeight", cell(id(2), ".retry"))).await;
     browser.evaluate(&format!("{}.focus()", cell(id(2), ".retry"))).await;
     browser.press("Enter").await;
     expect(browser, stub, "import was retried.", &format!("POST {}/retry", id(2)), json!({})).await;
