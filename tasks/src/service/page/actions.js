@@ -109,10 +109,11 @@ async function actOnAll(action, filter, onChange) {
   try {
     const { total, isExact } = await count(changed);
     if (!total) return note("No task that is " + states.map(words).join(" or ") + " matches.");
-    const limits = Object.entries(changed).map(([key, value]) => key.replace("_", " ") + " " + cut(visible(words(value)), 80).replaceAll(",", ", "));
+    const limits = Object.entries({ ...changed, state: states.map(words).join(", ") }).map(([key, value]) => key + " " + cut(visible(value), 80));
     const isConfirmed = await ask({
       title: verb + " " + (isExact ? plural(total, "task") : "up to 1,000 tasks") + "?",
-      text: (isExact ? "" : "More than " + number.format(total) + " match, and 1,000 are changed at a time. ") + "Filter: " + limits.join("; ") + ".",
+      text: (isExact ? "" : "More than " + number.format(total) + " match, and 1,000 are changed at a time. ") + "Filter: " + limits.join("; ") + "." +
+        (action === "cancel" ? "" : " Only jobs are changed."),
       yes: verb + " " + (isExact ? number.format(total) : "up to 1,000"),
     });
     if (!isConfirmed) return;

@@ -93,7 +93,7 @@ async fn many_tasks(browser: &mut Browser, stub: &Stub, page: &str) {
     browser.press("Enter").await;
     browser.until("document.activeElement.className === 'no'").await;
     assert_eq!(browser.text("#dialog-title").await, "Retry 1,500 tasks?");
-    assert_eq!(browser.text("#dialog-text").await, "Filter: state failed.");
+    assert_eq!(browser.text("#dialog-text").await, "Filter: state failed. Only jobs are changed.");
     browser.press("Tab").await;
     browser.press("Enter").await;
     let filter = json!({"state": "failed"});
