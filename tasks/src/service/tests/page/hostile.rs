@@ -65,8 +65,8 @@ async fn hostile_text_is_shown_as_text_in_every_field() {
                 assert_eq!(browser.text("#task-title").await, texts[0]);
                 assert_eq!(browser.text("#task-error .error").await, format!("{0}: {0}", texts[0]));
             }
-            if [1, 5].contains(&number) {
-                check_layouts(browser, &format!("hostile-task-{number}")).await;
+            if number == 5 {
+                check_layouts(browser, "hostile-task").await; // the long text
             }
         }
         let mut deep = task(100, "deep", "succeeded");
