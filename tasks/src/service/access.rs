@@ -13,8 +13,9 @@ use crate::TaskId;
 pub enum Action {
     /// List tasks.
     List,
-    /// Open the page (feature `page`). The page then [lists](Self::List) tasks with the credentials
-    /// of the browser.
+    /// Open the page (feature `page`), which contains nothing about any task. It then
+    /// [lists](Self::List) tasks with the credentials of the browser, or with a token that the user
+    /// enters. In the second case this action must be permitted to every client.
     Page,
     /// Read the status of a task.
     Show(TaskId),

@@ -7,7 +7,7 @@
 //! | `GET /{id}/events` | server-sent events until the task finishes; 204 if there are none left |
 //! | `DELETE /{id}` | requests cancellation: 202, or 200 if the task has finished |
 //! | `GET /?state=&name=&limit=&after=` | a list, newest first, with `Link: <..>; rel="next"` |
-//! | `GET /` with `Accept: text/html` | a page that shows the list live (feature `page`) |
+//! | `GET /` with `Accept: text/html` | a page that shows and controls tasks (feature `page`) |
 //! | `GET /openapi.json` | the OpenAPI document (feature `openapi`) |
 //!
 //! A task that failed has a status too, and unfinished tasks have `Retry-After`. A task of another
@@ -79,9 +79,12 @@
 //! # let _ = service;
 //! ```
 //!
-//! The page has no cookie and no token. It sends requests with the credentials that the browser has
-//! for its origin. Responses do not permit other origins, so pages of other sites cannot read or
-//! cancel tasks.
+//! The page contains nothing about any task. It sends requests with the credentials that the browser
+//! has for its origin, such as a session cookie. For a bearer token it has a form: the tab keeps the
+//! token in its session storage and sends it as `Authorization`. A browser opens the page without
+//! that token, so permit [`Action::Page`] to every client then. The page hides what the service
+//! does not have, and shows the reason for what is denied. Responses do not permit other origins,
+//! so pages of other sites cannot read or cancel tasks.
 //!
 //! # Limits
 //!
@@ -276,7 +279,7 @@ impl StatusService {
             #[cfg(feature = "page")]
             Operation::List if negotiate::prefers_html(head.headers()) => {
                 authorize(Action::Page)?;
-                ResponseFuture::ready(page::respond())
+                ResponseFuture::ready(page::respond(config.is_read_only))
             }
             Operation::List => {
                 let access = authorize(Action::List)?;

@@ -125,6 +125,7 @@ impl Browser {
         let (code, text) = match key {
             "Tab" => (9, ""),
             "Enter" => (13, "\r"),
+            "Escape" => (27, ""),
             _ => unreachable!("unknown key {key}"),
         };
         let mut event = json!({"type": "keyDown", "key": key, "code": key, "windowsVirtualKeyCode": code});
@@ -136,16 +137,58 @@ impl Browser {
         self.call("Input.dispatchKeyEvent", event).await;
     }
 
-    /// Takes a screenshot of the window. Stores it in the folder `TOWER_OFFLOAD_SCREENSHOTS`, if
-    /// set.
-    pub(super) async fn screenshot(&mut self, name: &str) {
-        let mut response = self.call("Page.captureScreenshot", json!({"format": "png"})).await;
-        let image = response["data"].take();
-        let text = image.as_str().unwrap_or_default();
-        assert!(text.starts_with("iVBOR"), "not a PNG image");
-        if let Some(folder) = std::env::var_os("TOWER_OFFLOAD_SCREENSHOTS") {
-            std::fs::write(PathBuf::from(folder).join(format!("{name}.png.base64")), text).unwrap();
+    /// Presses Tab until an expression is true of the focused element, `element`.
+    pub(super) async fn tab_to(&mut self, expression: &str) {
+        let is_focused = format!("(element => {expression})(document.activeElement)");
+        for _ in 0..80 {
+            self.press("Tab").await;
+            if self.evaluate(&is_focused).await == true {
+                return;
+            }
         }
+        unreachable!("not reached by Tab: {expression}");
+    }
+
+    pub(super) async fn click(&mut self, selector: &str) {
+        self.until(&format!("document.querySelector(`{selector}`).offsetHeight")).await;
+        self.evaluate(&format!("document.querySelector(`{selector}`).click()")).await;
+    }
+
+    /// Enters a text into an input as a user does.
+    pub(super) async fn enter(&mut self, selector: &str, text: &str) {
+        let script = format!(
+            "{{ const input = document.querySelector(`{selector}`); input.value = {};              input.dispatchEvent(new Event('input', {{ bubbles: true }})); }}",
+            json!(text)
+        );
+        self.evaluate(&script).await;
+    }
+
+    pub(super) async fn text(&mut self, selector: &str) -> String {
+        let text = self.evaluate(&format!("document.querySelector(`{selector}`).textContent")).await;
+        text.as_str().unwrap_or_default().to_owned()
+    }
+
+    /// Minimizes or restores the window. A minimized window hides the page.
+    pub(super) async fn minimize(&mut self, is_hidden: bool) {
+        let window = self.call("Browser.getWindowForTarget", json!({})).await["windowId"].clone();
+        let state = if is_hidden { "minimized" } else { "normal" };
+        let bounds = json!({"windowId": window, "bounds": {"windowState": state}});
+        self.call("Browser.setWindowBounds", bounds).await;
+        self.until(&format!("document.hidden === {is_hidden}")).await;
+    }
+
+    /// Returns what was logged, apart from responses with an error status.
+    pub(super) fn errors(&self) -> Vec<&String> {
+        self.console.iter().filter(|entry| !entry.contains("\"source\":\"network\"")).collect()
+    }
+
+    /// Takes a screenshot of the window, and stores it in the folder `TOWER_OFFLOAD_SCREENSHOTS`.
+    /// Without that, it does nothing.
+    pub(super) async fn screenshot(&mut self, name: &str) {
+        let Some(folder) = std::env::var_os("TOWER_OFFLOAD_SCREENSHOTS") else { return };
+        let response = self.call("Page.captureScreenshot", json!({"format": "png"})).await;
+        let image = response["data"].as_str().unwrap();
+        std::fs::write(PathBuf::from(folder).join(format!("{name}.png.base64")), image).unwrap();
     }
 
     pub(super) async fn close(mut self) {
