@@ -239,6 +239,7 @@ mod gate;
 mod insert;
 mod job;
 mod maintenance;
+mod operations;
 mod outcome;
 mod overflow;
 #[cfg(feature = "process")]
@@ -263,6 +264,7 @@ pub use self::{
     overflow::OrEnqueue,
 };
 use self::{client::LeasedClient, events::warn, maintenance::write_late_end, queue::Queue};
+pub use crate::operation::{QueueState, Queues};
 use crate::{StoreError, TaskId, Tasks, tasks::Listed};
 
 /// A queue of durable jobs. Clones share the queue.
