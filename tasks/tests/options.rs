@@ -461,7 +461,8 @@ async fn pending() -> (Tasks, Background, Accepted) {
 async fn keep_alive(interval: Duration) -> Outcome {
     let (tasks, _background, task) = pending().await;
     let service = tasks.service().keep_alive(interval);
-    let response = service.oneshot(Request::get(format!("/{}/events", task.id())).body(()).unwrap()).await.unwrap();
+    let response =
+        service.oneshot(Request::get(format!("/{}/events", task.id())).body(String::new()).unwrap()).await.unwrap();
     let mut body = response.into_body();
     let first = body.frame().await.unwrap().unwrap().into_data().unwrap();
     assert!(first.starts_with(b"retry: "), "{first:?}");
@@ -480,7 +481,7 @@ async fn max_wait(limit: Duration) -> Outcome {
     let (tasks, _background, task) = pending().await;
     let service = tasks.service().max_wait(limit);
     let request = Request::get(format!("/{}", task.id())).header("prefer", "wait=1");
-    let response = service.oneshot(request.body(()).unwrap()).await.unwrap();
+    let response = service.oneshot(request.body(String::new()).unwrap()).await.unwrap();
     let applied = response.headers()["preference-applied"].to_str().unwrap();
     assert!(response.status() == 200 && applied == format!("wait={}", limit.as_secs().min(1)), "{applied}");
     Ok(())
@@ -489,7 +490,7 @@ async fn max_wait(limit: Duration) -> Outcome {
 async fn max_streams(limit: usize) -> Outcome {
     let (tasks, _background, task) = pending().await;
     let service = tasks.service().authorize(|_, _| Access::All).max_streams(limit);
-    let request = Request::get(format!("/{}/events", task.id())).body(()).unwrap();
+    let request = Request::get(format!("/{}/events", task.id())).body(String::new()).unwrap();
     let status = service.oneshot(request).await.unwrap().status();
     assert_eq!(status, if limit == 0 { 503 } else { 200 });
     Ok(())

@@ -172,7 +172,17 @@ impl Tasks {
         None
     }
 
-    async fn change(&self, id: TaskId, change: Change) -> Result<Record, OperationError> {
+    /// Returns the queues and kinds of the job queue.
+    pub(crate) async fn queue_states(&self) -> Result<Queues, OperationError> {
+        self.queue().ok_or_else(OperationError::no_queue)?.queues().await
+    }
+
+    /// Pauses or resumes a queue or a kind of the job queue.
+    pub(crate) async fn set_paused(&self, what: Pausable, name: &str, is_paused: bool) -> Result<(), OperationError> {
+        self.queue().ok_or_else(OperationError::no_queue)?.set_paused(what, name, is_paused).await
+    }
+
+    pub(crate) async fn change(&self, id: TaskId, change: Change) -> Result<Record, OperationError> {
         let found = match self.get(id).await? {
             Found::Record(record) => record,
             _ => return Err(OperationError::unknown()),

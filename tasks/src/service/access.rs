@@ -22,6 +22,26 @@ pub enum Action {
     Events(TaskId),
     /// Request cancellation of a task.
     Cancel(TaskId),
+    /// Retry a finished job.
+    Retry(TaskId),
+    /// Discard a queued job.
+    Discard(TaskId),
+    /// Change when a queued job is due.
+    Reschedule(TaskId),
+    /// Retry, cancel or discard many tasks. Only tasks that the [`Access`] permits are changed.
+    Bulk,
+    /// Read the numbers of all tasks. Needs [`Access::All`].
+    Summary,
+    /// List queues and kinds of jobs. Needs [`Access::All`].
+    Queues,
+    /// Pause a queue. Needs [`Access::All`].
+    PauseQueue,
+    /// Resume a queue. Needs [`Access::All`].
+    ResumeQueue,
+    /// Pause a kind of jobs. Needs [`Access::All`].
+    PauseKind,
+    /// Resume a kind of jobs. Needs [`Access::All`].
+    ResumeKind,
     /// Read the OpenAPI document (feature `openapi`), which contains nothing about any task.
     Describe,
 }
@@ -37,6 +57,16 @@ impl Action {
             Self::Show(_) => "show",
             Self::Events(_) => "events",
             Self::Cancel(_) => "cancel",
+            Self::Retry(_) => "retry",
+            Self::Discard(_) => "discard",
+            Self::Reschedule(_) => "reschedule",
+            Self::Bulk => "bulk",
+            Self::Summary => "summary",
+            Self::Queues => "queues",
+            Self::PauseQueue => "pause_queue",
+            Self::ResumeQueue => "resume_queue",
+            Self::PauseKind => "pause_kind",
+            Self::ResumeKind => "resume_kind",
             Self::Describe => "describe",
         }
     }
@@ -87,7 +117,7 @@ impl Authorize {
         match (&self.0, action) {
             (Some(callback), _) => callback(head, action),
             (None, Action::Show(_) | Action::Events(_) | Action::Describe) => Access::Public,
-            (None, Action::List | Action::Page | Action::Cancel(_)) => Access::Denied,
+            (None, _) => Access::Denied,
         }
     }
 

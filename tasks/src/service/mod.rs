@@ -110,6 +110,7 @@ mod mount;
 mod negotiate;
 #[cfg(feature = "openapi")]
 mod openapi;
+mod operations;
 #[cfg(feature = "page")]
 mod page;
 mod response;
@@ -125,6 +126,7 @@ use std::{
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, StatusCode};
+use http_body::Body;
 use tower_offload::offload::RequestHead;
 use tower_service::Service;
 
@@ -135,6 +137,7 @@ use self::{
     list::{ListQuery, list},
     mount::path_within,
     negotiate::Prefer,
+    operations::Dispatched,
     response::{Response, method_not_allowed, unknown_task},
     routes::{Operation, RouteError},
     source::Source,
@@ -203,7 +206,7 @@ impl StatusService {
         self
     }
 
-    /// Rejects cancellation with 403.
+    /// Rejects all requests except GET and HEAD with 403.
     pub fn read_only(mut self) -> Self {
         self.config.is_read_only = true;
         self
@@ -268,11 +271,11 @@ impl StatusService {
         handlers::respond(&self.config, accepted, headers).await
     }
 
-    fn dispatch(&self, head: &RequestHead<'_>, operation: Operation, id: &str) -> Result<ResponseFuture, Problem> {
+    fn dispatch(&self, head: &RequestHead<'_>, operation: Operation, segment: &str) -> Result<Dispatched, Problem> {
         let config = self.config.clone();
-        let id = || id.parse::<TaskId>().map_err(|_| unknown_task());
+        let id = || segment.parse::<TaskId>().map_err(|_| unknown_task());
         let authorize = |action| self.config.authorize(head, action);
-        Ok(match operation {
+        Ok(Dispatched::Response(match operation {
             #[cfg(feature = "page")]
             Operation::List if negotiate::prefers_html(head.headers()) => {
                 authorize(Action::Page)?;
@@ -308,11 +311,15 @@ impl StatusService {
                 let last = head.headers().get("last-event-id").and_then(|id| id.to_str().ok()?.parse().ok());
                 ResponseFuture::new(handlers::events(config, id, access, last))
             }
-        })
+            operation => return operations::dispatch(&config, head, operation, segment),
+        }))
     }
 }
 
-impl<B> Service<Request<B>> for StatusService {
+impl<B> Service<Request<B>> for StatusService
+where
+    B: Body + Send + 'static,
+{
     type Response = Response;
     type Error = Infallible;
     type Future = ResponseFuture;
@@ -321,18 +328,21 @@ impl<B> Service<Request<B>> for StatusService {
         Poll::Ready(Ok(()))
     }
 
-    /// Responds to a request. Its body is dropped unread.
+    /// Responds to a request. Its body is dropped unread, unless the operation needs it: then at
+    /// most 64 KiB are read, within 10 s, after the request was authorized.
     fn call(&mut self, request: Request<B>) -> ResponseFuture {
         let head = RequestHead::new(&request);
         let base_path = self.config.source.base_path();
         self.config.mount.check(head.extensions(), base_path);
-        let problem = |problem: Problem| ResponseFuture::ready(problem.into_response());
-        let future = match routes::find(head.method(), path_within(head.uri().path(), base_path)) {
-            Ok((operation, id)) => self.dispatch(&head, operation, id).unwrap_or_else(problem),
+        let ready = |response| Dispatched::Response(ResponseFuture::ready(response));
+        let problem = |problem: Problem| ready(problem.into_response());
+        let dispatched = match routes::find(head.method(), path_within(head.uri().path(), base_path)) {
+            Ok((operation, segment)) => self.dispatch(&head, operation, segment).unwrap_or_else(problem),
             Err(RouteError::PathNotFound) => problem(Problem::new(StatusCode::NOT_FOUND, "no such path")),
-            Err(RouteError::MethodNotAllowed(allowed)) => ResponseFuture::ready(method_not_allowed(&allowed)),
+            Err(RouteError::MethodNotAllowed(allowed)) => ready(method_not_allowed(&allowed)),
         };
-        future.for_method(head.method())
+        let (parts, body) = request.into_parts();
+        dispatched.with_body(body).for_method(&parts.method)
     }
 }
 

@@ -1,13 +1,17 @@
 //! Operations of operators: retry, discard, reschedule, many at once, lists and the summary.
 
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use serde_json::json;
+use http::Request;
+use http_body_util::BodyExt;
+use serde_json::{Value, json};
 use sqlx::Connection;
+use tower::ServiceExt;
 use tower_offload::Background;
 use tower_offload_tasks::{
-    BulkAction, MemoryStore, Record, TaskId, TaskState, Tasks, Timestamp,
+    BulkAction, MemoryStore, Record, StatusService, TaskId, TaskState, Tasks, Timestamp,
     jobs::{Jobs, Unique},
+    service::Access,
     store::{Filter, Page},
 };
 use tower_offload_tests::eventually;
@@ -30,6 +34,8 @@ on_each_database! {
     many_jobs_are_changed_at_once
     list_is_filtered_by_queue_text_and_rivers_id
     summary_counts_states_kinds_and_queues
+    list_by_text_reads_a_bounded_number_of_records_and_goes_on
+    operations_over_http_obey_authorization_and_read_only
 }
 
 fn now() -> Timestamp {
@@ -443,6 +449,163 @@ async fn summary_counts_states_kinds_and_queues(database: TestDatabase) {
     assert!(futures.wait_seconds.is_some_and(|wait| wait.p50 <= wait.p99));
     let again = tasks.summary().await.unwrap();
     assert!(std::sync::Arc::ptr_eq(&summary, &again), "it is computed once a second");
-    tokio::time::sleep(Duration::ZERO).await;
+    assert!(jobs.shutdown(LONG).await.is_clean());
+}
+
+/// Inserts finished tasks of two kinds. The oldest 3 have another name.
+async fn insert_tasks(database: &TestDatabase, count: i64) {
+    let (id, wide) = match database {
+        TestDatabase::Sqlite(_) => ("CAST(printf('%08d%014d', number, 0) AS BLOB)", "printf('%s', number)"),
+        TestDatabase::Postgres(_) => {
+            ("convert_to(lpad(number::text, 8, '0') || repeat('0', 14), 'UTF8')", "number::text")
+        }
+    };
+    let insert = format!(
+        "INSERT INTO tower_offload_task (id, epoch, name, owner, state, attempt, max_attempts, version, created_at, started_at, finished_at,
+            error_class, error_message, queue)
+        WITH RECURSIVE numbers(number) AS (SELECT 1 UNION ALL SELECT number + 1 FROM numbers WHERE number < {count})
+        SELECT {id}, 0, CASE WHEN number <= 3 THEN 'needle' WHEN number % 2 = 0 THEN 'report' ELSE 'mail' END,
+            CASE WHEN number % 10 = 0 THEN 'ann' END, CASE WHEN number % 1000 = 0 THEN 11 ELSE 10 END, 1, 1, 3, number, number + 5, number + 15,
+            CASE WHEN number % 1000 = 0 THEN 'io' END, CASE WHEN number % 1000 = 0 THEN 'failed at ' || {wide} END, 'default' FROM numbers"
+    );
+    assert_eq!(database.execute(&insert).await, u64::try_from(count).unwrap());
+}
+
+/// Returns the number of pages, and of the records in them.
+async fn pages(tasks: &Tasks, filter: &Filter) -> (usize, usize) {
+    let (mut page, mut pages, mut found) = (Page::first(100), 0, 0);
+    loop {
+        let listing = tasks.list(filter, page).await.unwrap();
+        (pages, found) = (pages + 1, found + listing.records.len());
+        let Some(next) = listing.next else { return (pages, found) };
+        assert!(page.after.is_none_or(|after| next < after), "no page is repeated");
+        page = page.after(next);
+    }
+}
+
+async fn list_by_text_reads_a_bounded_number_of_records_and_goes_on(database: TestDatabase) {
+    let tasks = database.tasks().await;
+    tasks.start().await.unwrap();
+    insert_tasks(&database, 20_010).await;
+    let first = tasks.list(&Filter::default().text("needle"), Page::default()).await.unwrap();
+    assert_eq!(first.records, []);
+    let next = first.next.unwrap();
+    assert!(tasks.get(next).await.unwrap().into_record().is_none(), "the place does not name a task");
+    for filter in [Filter::default().text("NEEDLE"), Filter::default().text("needle").unowned().queue("default")] {
+        assert_eq!(pages(&tasks, &filter).await, (2, 3));
+    }
+    assert_eq!(pages(&tasks, &Filter::default().name("needle")).await, (1, 3), "the name has an index");
+    assert_eq!(pages(&tasks, &Filter::default().state(TaskState::Failed)).await, (1, 20));
+    assert_eq!(pages(&tasks, &Filter::default().name("report").state(TaskState::Failed)).await, (1, 20));
+    assert_eq!(pages(&tasks, &Filter::default().owner("ann").text("failed at")).await, (1, 20));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement"]
+async fn lists_and_summary_of_100_000_records_on_sqlite() {
+    measure(TestDatabase::Sqlite(crate::databases::OnFile::fresh())).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement"]
+async fn lists_and_summary_of_100_000_records_on_postgres() {
+    let Some(server) = crate::databases::OnServer::fresh().await else { return };
+    measure(TestDatabase::Postgres(server)).await;
+}
+
+async fn measure(database: TestDatabase) {
+    let tasks = Tasks::builder(tower_offload_tasks::SqlStore::open(&database.url()).await.unwrap())
+        .retention(tower_offload_tasks::Retention::default().max_records(1_000_000).max_age(LONG * 1_000_000))
+        .build();
+    tasks.start().await.unwrap();
+    insert_tasks(&database, 100_000).await;
+    if let TestDatabase::Postgres(_) = &database {
+        database.execute("ANALYZE tower_offload_task").await;
+    }
+    let filter = Filter::default;
+    let filters = [
+        ("all", filter()),
+        ("state", filter().state(TaskState::Failed)),
+        ("state without tasks", filter().state(TaskState::Running)),
+        ("name", filter().name("needle")),
+        ("name and state", filter().name("mail").state(TaskState::Failed)),
+        ("queue", filter().queue("other")),
+        ("owner", filter().owner("ann")),
+        ("text that is rare", filter().text("needle")),
+        ("text that is frequent", filter().text("mail")),
+        ("unowned", filter().unowned()),
+    ];
+    for (name, filter) in &filters {
+        let mut times = Vec::new();
+        for _ in 0..9 {
+            let begun = std::time::Instant::now();
+            tasks.list(filter, Page::default()).await.unwrap();
+            times.push(begun.elapsed());
+        }
+        times.sort_unstable();
+        println!("{name}: median {:?}, maximum {:?}", times[4], times[8]);
+    }
+    let begun = std::time::Instant::now();
+    let summary = tasks.summary().await.unwrap();
+    println!("summary of {} tasks: {:?}", summary.counted, begun.elapsed());
+}
+
+async fn send(service: &StatusService, method: &str, target: &str, body: &str) -> (u16, Value) {
+    let request = Request::builder().method(method).uri(target).header("content-type", "application/json");
+    let response = service.clone().oneshot(request.body(body.to_owned()).unwrap()).await.unwrap();
+    let status = response.status().as_u16();
+    let bytes = response.into_body().collect().await.unwrap().to_bytes();
+    (status, serde_json::from_slice(&bytes).unwrap())
+}
+
+async fn operations_over_http_obey_authorization_and_read_only(database: TestDatabase) {
+    let (tasks, _workers, jobs) = start(&database).await;
+    let service = |access: Access| tasks.service().authorize(move |_, _| access.clone());
+    let (admin, bob) = (service(Access::All), service(Access::Owner("bob".to_owned())));
+    let read_only = service(Access::All).read_only();
+    let id = jobs.enqueue(act()).owner("ann").delay(LONG).await.unwrap().id();
+    let (retry, discard, job) = (format!("/{id}/retry"), format!("/{id}/discard"), format!("/{id}"));
+    let later = r#"{"due_at":"2099-01-01T00:00:00Z"}"#;
+    let bulk = |action| format!(r#"{{"action":"{action}","filter":{{"name":"act","queue":"default"}}}}"#);
+    for (method, target, body) in [
+        ("POST", &retry, ""),
+        ("POST", &discard, ""),
+        ("PATCH", &job, later),
+        ("POST", &"/kinds/act/pause".to_owned(), ""),
+    ] {
+        assert!(matches!(send(&bob, method, target, body).await.0, 403 | 404), "{target}");
+        assert_eq!(send(&read_only, method, target, body).await.0, 403, "{target}");
+        assert_eq!(send(&tasks.service(), method, target, body).await.0, 403, "{target}");
+    }
+    assert_eq!(send(&bob, "POST", "/bulk", &bulk("discard")).await.1["changed"], 0);
+    assert_eq!(record(&tasks, id).await.state, TaskState::Queued);
+
+    assert_eq!(send(&admin, "PATCH", &job, later).await.1["due_at"], "2099-01-01T00:00:00.000Z");
+    let (status, refused) = send(&admin, "POST", &retry, "").await;
+    assert_eq!((status, &refused["reason"]), (409, &json!("state")));
+    let (status, discarded) = send(&admin, "POST", &discard, "").await;
+    assert_eq!(
+        (status, &discarded["state"], &discarded["error"]["class"]),
+        (200, &json!("failed"), &json!("discarded"))
+    );
+    assert_eq!(
+        send(&admin, "POST", "/queues/default/pause", "").await,
+        (200, json!({"name": "default", "paused": true}))
+    );
+    assert_eq!(send(&admin, "POST", "/queues/none/pause", "").await.0, 404);
+    let (status, queued) = send(&admin, "POST", &retry, "").await;
+    assert_eq!((status, &queued["state"], &queued["id"]), (200, &json!("queued"), &json!(id)));
+    assert_eq!(send(&admin, "POST", "/bulk", &bulk("cancel")).await.1, json!({"changed": 1, "remaining": false}));
+    assert_eq!(send(&admin, "POST", "/bulk", &bulk("retry")).await.1, json!({"changed": 1, "remaining": false}));
+    let queues = send(&read_only, "GET", "/queues", "").await.1;
+    assert!(queues["queues"].as_array().unwrap().contains(&json!({"name": "default", "paused": true})), "{queues}");
+    assert!(queues["kinds"].as_array().unwrap().contains(&json!({"name": "act", "paused": false})), "{queues}");
+    let summary = send(&read_only, "GET", "/summary", "").await.1;
+    assert_eq!((&summary["groups"][0]["name"], &summary["groups"][0]["paused"]), (&json!("act"), &json!(true)));
+    assert_eq!(send(&admin, "POST", "/queues/default/resume", "").await.1["paused"], false);
+    assert_eq!(ended(&tasks, id).await.state, TaskState::Succeeded);
+    let river_id = database.number("SELECT river_id FROM tower_offload_task").await;
+    let found = send(&admin, "GET", &format!("/?river_id={river_id}"), "").await.1;
+    assert_eq!(found["tasks"][0]["id"], json!(id));
     assert!(jobs.shutdown(LONG).await.is_clean());
 }

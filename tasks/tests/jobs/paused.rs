@@ -142,14 +142,11 @@ async fn unknown_queues_and_invalid_kinds_are_refused(database: TestDatabase) {
     for kind in ["*", "", "a", "a\0", "a'; DROP TABLE river_job; --", "%", "../act", &"x".repeat(1 << 20)] {
         assert!(jobs.pause_kind(kind).await.unwrap_err().is_unknown(), "{kind:.20}");
     }
-    for number in 0..1000 {
-        let pause = format!("INSERT INTO tower_offload_paused_kind (kind, paused_at) VALUES ('kind-{number}', 1)");
-        if number < 3 {
-            jobs.pause_kind(&format!("kind-{number}")).await.unwrap()
-        } else {
-            drop(database.execute(&pause).await)
-        }
-    }
+    const PAUSE: &str = "
+INSERT INTO tower_offload_paused_kind (kind, paused_at)
+WITH RECURSIVE numbers(number) AS (SELECT 0 UNION ALL SELECT number + 1 FROM numbers WHERE number < 999)
+SELECT 'kind-' || CAST(number AS text), 1 FROM numbers";
+    assert_eq!(database.execute(PAUSE).await, 1000);
     assert!(jobs.pause_kind("one-more").await.unwrap_err().is_invalid());
     jobs.pause_kind("kind-0").await.unwrap();
     jobs.resume_kind("one-more").await.unwrap();
