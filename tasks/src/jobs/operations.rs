@@ -108,7 +108,9 @@ impl Jobs {
 
 /// Changes jobs, and makes the workers and the followers of this process see it.
 pub(super) async fn change(queue: &Queue, ids: &[TaskId], change: Change) -> Result<Changes, OperationError> {
+    let changing = queue.changing.acquire().await.map_err(|_| OperationError::no_queue())?; // it is never closed
     let (changes, available) = queue.environment.database.change(ids, change).await?;
+    drop(changing);
     if changes.changed.is_empty() {
         return Ok(changes);
     }

@@ -52,6 +52,9 @@ pub(super) struct Queue {
     /// Held while a client replaces another one.
     replacing: tokio::sync::Mutex<()>,
     state: Mutex<State>,
+    /// Permits of callers that change jobs for an operator. They use a connection of the
+    /// maintenance, and may wait for a job that a transaction of the application has locked.
+    pub(super) changing: Semaphore,
     /// Permits of callers that forward their cancel requests at once.
     forwarding: Semaphore,
     /// Notified when a request of this process was not forwarded at once.
@@ -127,6 +130,7 @@ impl Queue {
             store,
             replacing: tokio::sync::Mutex::default(),
             state: Mutex::default(),
+            changing: Semaphore::new(1),
             forwarding: Semaphore::new(MAX_FORWARDING),
             cancel_requested: Notify::new(),
             is_ending: watch::Sender::new(false),

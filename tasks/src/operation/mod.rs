@@ -108,7 +108,6 @@ impl QueueState {
 
 /// Operations on jobs. They need a [job queue](crate::jobs) that this process has started on the
 /// store of the tasks, also one without workers.
-#[cfg_attr(not(feature = "river"), allow(rustdoc::broken_intra_doc_links, reason = "for job queues"))]
 impl Tasks {
     /// Queues a finished job again, under the same id, and returns its record.
     ///

@@ -9,6 +9,13 @@
 //! | `GET /?state=&name=&limit=&after=` | a list, newest first, with `Link: <..>; rel="next"` |
 //! | `GET /` with `Accept: text/html` | a page that shows the list live (feature `page`) |
 //! | `GET /openapi.json` | the OpenAPI document (feature `openapi`) |
+//! | `POST /{id}/retry` | queues a finished job again, under the same id: 200 with the status |
+//! | `POST /{id}/discard` | ends a queued job, which has failed with class `discarded` |
+//! | `PATCH /{id}` with `{"due_at":"2026-03-01T12:30:00Z"}` | changes when a queued job is due |
+//! | `POST /bulk` | retries, cancels or discards up to 1000 tasks, see [below](#operations) |
+//! | `GET /summary` | the number of tasks by state, name and queue, the oldest, and percentiles |
+//! | `GET /queues` | queues and kinds of jobs, and which of them are paused |
+//! | `POST /queues/{name}/pause` and `/resume`, `/kinds/{name}/..` | pauses or resumes a queue or a kind |
 //!
 //! A task that failed has a status too, and unfinished tasks have `Retry-After`. A task of another
 //! owner is reported as unknown. Event streams resume after `Last-Event-ID`. Errors are
@@ -17,7 +24,10 @@
 //! methods are 405.
 //!
 //! A list omits results and the details of failures. A page ends early if it exceeds 1 MiB, and at
-//! most 16 lists are read at a time: a further request gets 503.
+//! most 16 lists are read at a time: a further request gets 503. A list can also be selected by
+//! `queue`, `owner`, `river_id`, the job's id in River's table, and `text`, which the name, the
+//! message or the error contains, or with which the id begins. A list by text, queue or owner reads
+//! at most 20 000 records, so its page may be short, or empty, although it has a next one.
 //!
 //! ```
 //! use axum::Router;
@@ -82,6 +92,28 @@
 //! The page has no cookie and no token. It sends requests with the credentials that the browser has
 //! for its origin. Responses do not permit other origins, so pages of other sites cannot read or
 //! cancel tasks.
+//!
+//! # Operations
+//!
+//! The operations of the last rows are those of [`Tasks`] and of [`Jobs`](crate::jobs::Jobs). They
+//! change jobs, so this process needs a job queue on the same store, also one without workers:
+//! otherwise they are 501 with `"reason":"no_queue"`, and for a task that is not a job with
+//! `"reason":"not_a_job"`. Only cancellation, also by `POST /bulk`, works for all tasks. If the
+//! state of a job does not permit an operation, it is 409 with `"reason":"state"`; `deleted` means
+//! that River has deleted the finished job, and `duplicate` that an equal unique job exists.
+//!
+//! The body of `POST /bulk` is `{"action":"retry","filter":{"state":"failed"}}`. The filter has the
+//! fields of a list, and may be `{}`. The response is `{"changed":3,"remaining":false}`. While `remaining` is true, repeat it with `"after"` of the response. One such request is
+//! answered at a time, and a further one gets 503. Jobs that succeeded are retried only if the
+//! filter names that state.
+//!
+//! **Forms of other sites.** A browser sends the cookies of this site with a form that another site
+//! posts. Therefore each POST and PATCH needs `Content-Type: application/json`, also without a
+//! body, and is 415 otherwise: a browser asks before it sends that for another site, and this
+//! service does not permit it. Keep that in mind before you add a CORS layer around it.
+//!
+//! A body has at most 64 KiB, and must arrive within 10 s. It is read after the request was
+//! authorized. The summary, the queues and their pauses need [`Access::All`].
 //!
 //! # Limits
 //!

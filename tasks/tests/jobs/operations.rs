@@ -6,6 +6,7 @@ use http::Request;
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use sqlx::Connection;
+use tokio::time::Instant;
 use tower::ServiceExt;
 use tower_offload::Background;
 use tower_offload_tasks::{
@@ -538,14 +539,14 @@ async fn measure(database: TestDatabase) {
     for (name, filter) in &filters {
         let mut times = Vec::new();
         for _ in 0..9 {
-            let begun = std::time::Instant::now();
+            let begun = Instant::now();
             tasks.list(filter, Page::default()).await.unwrap();
             times.push(begun.elapsed());
         }
         times.sort_unstable();
         println!("{name}: median {:?}, maximum {:?}", times[4], times[8]);
     }
-    let begun = std::time::Instant::now();
+    let begun = Instant::now();
     let summary = tasks.summary().await.unwrap();
     println!("summary of {} tasks: {:?}", summary.counted, begun.elapsed());
 }

@@ -187,7 +187,8 @@ async fn owner_changes_only_tasks_of_their_own() {
 async fn refusals_say_why() {
     let tasks = Controlled::new().await;
     let id = tasks.accept("report").await;
-    let refusals: [(fn() -> OperationError, u16, &str); 8] = [
+    type Refusal = fn() -> OperationError;
+    let refusals: [(Refusal, u16, &str); 8] = [
         (OperationError::unknown, 404, ""),
         (OperationError::not_a_job, 501, "not_a_job"),
         (OperationError::no_queue, 501, "no_queue"),

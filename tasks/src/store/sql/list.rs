@@ -49,7 +49,7 @@ where
     let mut branches = Vec::new();
     if !is_scanned && filter.river_id.is_none() && (filter.name.is_some() || !filter.states.is_empty()) {
         let states = if filter.states.is_empty() { &TaskState::ALL[..] } else { &filter.states };
-        branches.extend(states.iter().map(|state| std::slice::from_ref(state)));
+        branches.extend(states.iter().map(std::slice::from_ref));
         branches.sort_unstable_by_key(|states| i16::from(states[0]));
         branches.dedup();
     } else {
