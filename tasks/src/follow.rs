@@ -93,6 +93,11 @@ impl Followers {
             // The caller has just read the record. An error from before would be of no use to it.
             sender.send_if_modified(|update| {
                 (update.failing_since, update.error) = (None, None);
+                // A job that was retried is not final any longer, and is looked at again.
+                let is_newer = update.record.as_ref().is_some_and(|known| known.version < record.version);
+                if is_newer && !update.may_change() {
+                    update.record = Some(record.clone());
+                }
                 false
             });
             let mut updates = sender.subscribe();

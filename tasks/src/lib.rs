@@ -15,6 +15,7 @@ pub mod jobs;
 mod json;
 mod lease;
 mod metrics;
+mod operation;
 mod output;
 mod panic;
 mod problem;
@@ -45,6 +46,7 @@ pub use self::{
     failure::{Failure, IntoFailure},
     id::{ParseTaskIdError, TaskId},
     json::{Json, JsonError},
+    operation::{BulkAction, BulkReport, OperationError},
     output::IntoTaskResult,
     progress::Progress,
     record::Record,

@@ -2,12 +2,15 @@ use std::{error::Error, fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-/// State of a task. A final state never changes.
+/// State of a task. A final state never changes, except that of a job that is
+/// [retried](crate::Tasks::retry).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(
     feature = "openapi",
     derive(utoipa::ToSchema),
-    schema(description = "The state of a task. All except `queued` and `running` are final.")
+    schema(
+        description = "The state of a task. All except `queued` and `running` are final. Only a job that an operator retries leaves a final state."
+    )
 )]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -36,7 +39,8 @@ impl TaskState {
     pub const ALL: [Self; 7] =
         [Self::Queued, Self::Running, Self::Succeeded, Self::Failed, Self::Cancelled, Self::TimedOut, Self::Lost];
 
-    /// Returns `true` if a task in this state never changes again.
+    /// Returns `true` if a task in this state never changes again, unless it is a job that is
+    /// [retried](crate::Tasks::retry).
     pub fn is_final(self) -> bool {
         !matches!(self, Self::Queued | Self::Running)
     }

@@ -17,6 +17,9 @@ pub struct Status {
     pub id: TaskId,
     /// The name of the task.
     pub name: String,
+    /// The queue of a job. Absent for a task that is not a job.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queue: Option<String>,
     /// The state.
     pub state: TaskState,
     /// The number of attempts that were started.
@@ -85,6 +88,7 @@ impl From<&Record> for Status {
         Self {
             id: record.id,
             name: record.name.clone(),
+            queue: record.queue.clone(),
             state: record.state,
             attempt: record.attempt,
             progress: record.progress,

@@ -15,6 +15,7 @@ use crate::{
     AcceptError, Accepted, Status, StoreError, Subscription, TaskId, TaskStore,
     follow::Followers,
     metrics,
+    operation::SummaryCache,
     panic::ignore_panic,
     service::Limits,
     store::{Filter, Found, Listing, Page},
@@ -41,6 +42,7 @@ struct Shared {
     /// Number of tasks that were not accepted.
     rejected: AtomicU64,
     followers: Arc<Followers>,
+    summary: SummaryCache,
 }
 
 impl Drop for Shared {
@@ -61,6 +63,7 @@ impl Tasks {
             streams_ended: watch::Sender::new(false),
             rejected: AtomicU64::new(0),
             followers: Arc::default(),
+            summary: SummaryCache::default(),
         };
         Self { shared: Arc::new(shared) }
     }
@@ -71,6 +74,10 @@ impl Tasks {
 
     pub(crate) fn followers(&self) -> &Arc<Followers> {
         &self.shared.followers
+    }
+
+    pub(crate) fn summary_cache(&self) -> &SummaryCache {
+        &self.shared.summary
     }
 
     pub(crate) fn limits(&self) -> &Limits {
@@ -154,6 +161,9 @@ impl Tasks {
     /// omit tasks whose state has just changed. The records have neither a result nor the details
     /// of a failure, so that a page of any length fits into memory; [`get`](Self::get) returns
     /// them.
+    ///
+    /// A store has indexes for the state and the name. A list by text, queue or owner reads at most
+    /// 20 000 records, so its page may be short although [`Listing::next`] says that it goes on.
     ///
     /// # Errors
     ///

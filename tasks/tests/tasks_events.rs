@@ -49,7 +49,7 @@ async fn each_response_to_a_store_failure_logs_the_cause_once() {
 
     store.close().await.unwrap();
     for target in [format!("/{}", accepted.id()), format!("/{}/events", accepted.id())] {
-        let response = tasks.service().oneshot(Request::get(target).body(()).unwrap()).await.unwrap();
+        let response = tasks.service().oneshot(Request::get(target).body(String::new()).unwrap()).await.unwrap();
         assert_eq!(response.status(), 503);
         let (level, text) = events.try_recv().unwrap();
         assert_eq!(level, tracing::Level::ERROR);
@@ -68,7 +68,7 @@ async fn each_response_to_a_store_failure_logs_the_cause_once() {
     // A flood of requests is not a flood of events.
     let (requests, failed) = (1000, tasks.stats().failed_reads);
     for _ in 0..requests {
-        let request = Request::get(format!("/{}", accepted.id())).body(()).unwrap();
+        let request = Request::get(format!("/{}", accepted.id())).body(String::new()).unwrap();
         assert_eq!(tasks.service().oneshot(request).await.unwrap().status(), 503);
     }
     assert_eq!(tasks.stats().failed_reads - failed, requests);
@@ -87,7 +87,8 @@ async fn refused_requests_are_events_and_are_counted() {
     let accepted = tasks.track("report").spawn_blocking(&background, |_| Ok::<_, Infallible>(())).await.unwrap();
     let service = tasks.service().max_streams(0);
     let send = async |method: &str, target: &str, status: StatusCode| {
-        let request = Request::builder().method(method).uri(target).header("accept", "text/html").body(()).unwrap();
+        let request =
+            Request::builder().method(method).uri(target).header("accept", "text/html").body(String::new()).unwrap();
         assert_eq!(service.clone().oneshot(request).await.unwrap().status(), status, "{method} {target}");
         let event = events.try_recv().unwrap();
         assert_eq!(event.0, tracing::Level::DEBUG);

@@ -45,6 +45,18 @@ impl<J: Job> riverqueue::Worker<Arguments<J>> for Adapter<J> {
     async fn work(&self, context: WorkContext, job: RiverJob<Arguments<J>>) -> Result<WorkOutcome, Self::Error> {
         let (environment, row) = (&*self.environment, &job.row);
         let started_at = Instant::now();
+        if environment.paused.contains(&row.kind) {
+            let claim = Claim::of_row(row);
+            match environment.database.put_aside(&claim, &row.kind).await {
+                // River then writes nothing, because the job is not running any longer.
+                Ok(true) => return hand_back(&context, &claim, Duration::ZERO),
+                Ok(false) => {} // it was resumed
+                Err(error) => {
+                    warn("failed to put a job of a paused kind aside", &error);
+                    return hand_back(&context, &claim, RETURN_DELAY);
+                }
+            }
+        }
         let id = match record_id(environment, row).await {
             Ok(id) => id,
             Err(error) => {

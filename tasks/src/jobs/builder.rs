@@ -12,6 +12,7 @@ use super::{
     database::Database,
     events::{self, Counters},
     maintenance::{self, INSERT_CHANNEL_CAPACITY, InsertReceivers},
+    operations::PausedKinds,
     queue::{Environment, InsertSenders, Queue},
     running::RunningJobs,
     slots::AllSlots,
@@ -151,6 +152,7 @@ impl JobsBuilder {
             slots: AllSlots::new(plan.queues(), poll_interval),
             counters: Counters::default(),
             backoff: plan.backoff,
+            paused: PausedKinds::default(),
         };
         let (plain, plain_requests) = mpsc::channel(INSERT_CHANNEL_CAPACITY);
         let (unique, unique_requests) = mpsc::channel(INSERT_CHANNEL_CAPACITY);

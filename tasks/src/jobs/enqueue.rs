@@ -144,10 +144,11 @@ impl<'a, J: Job> Enqueue<'a, J> {
         Ok(visible_record(inserted.ok_or_else(no_result)?, owner)?.id)
     }
 
-    /// Returns `true` if the job can run in this process, without the queue.
+    /// Returns `true` if the job can run in this process, without the queue. A job of a paused kind
+    /// waits in the queue.
     pub(super) fn can_run_here(&self) -> bool {
         let needs_queue = self.options.unique().is_some() || self.delay.is_some();
-        !needs_queue && self.queue.plan.worker::<J>().is_some()
+        !needs_queue && self.queue.plan.worker::<J>().is_some() && !self.queue.environment.paused.contains(J::KIND)
     }
 
     /// Limits a task that runs the job here to the timeout of its worker, unless that enforces it.

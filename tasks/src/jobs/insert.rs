@@ -245,6 +245,7 @@ pub(super) fn batch(jobs: &[&Prepared], has_server_clock: bool) -> Result<Insert
 pub(super) fn record_of(result: &InsertBatchResult, job: &Prepared) -> Record {
     let mut record = job.record.clone();
     record.max_attempts = u32::try_from(result.job.max_attempts).unwrap_or_default();
+    record.queue = Some(result.job.queue.clone());
     record.due_at = (result.job.state == JobState::Scheduled).then(|| timestamp(result.job.scheduled_at));
     if result.unique_skipped_as_duplicate {
         if let Some(id) = task_id(&result.job) {
@@ -280,6 +281,7 @@ pub(super) fn required(found: Option<Result<Record, StoreError>>) -> Result<Reco
 
 /// Copies the state of River's row to a record.
 pub(super) fn copy_row(record: &mut Record, row: &JobRow) {
+    record.queue = Some(row.queue.clone());
     record.attempt = u32::try_from(row.attempt).unwrap_or_default();
     record.max_attempts = u32::try_from(row.max_attempts).unwrap_or_default();
     record.created_at = timestamp(row.created_at);

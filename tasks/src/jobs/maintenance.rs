@@ -16,6 +16,7 @@ use super::{
     error::InsertError,
     events::{self, warn},
     insert::{InsertRequest, Inserted, Prepared},
+    operations,
     outcome::End,
     queue::{Environment, Queue},
     running::MAX_LATE_CHECKS,
@@ -30,7 +31,8 @@ const MAX_INSERT_BATCH: usize = 256;
 
 const MIN_RECOVER_INTERVAL: Duration = Duration::from_millis(100);
 const MAX_RECOVER_INTERVAL: Duration = Duration::from_secs(5);
-/// Interval at which the database is polled for cancel requests of processes without a job queue.
+/// Interval at which the database is polled for cancel requests of processes without a job queue,
+/// and for kinds that other processes have paused or resumed.
 const CANCEL_POLL_INTERVAL: Duration = Duration::from_secs(2);
 /// Delay before progress is written, together with later reports.
 const PROGRESS_DELAY: Duration = Duration::from_millis(250);
@@ -228,6 +230,9 @@ async fn maintain_until_ended(queue: &Arc<Queue>) {
                 if let Err(error) = queue.forward_cancel_requests().await {
                     warn("failed to forward cancel requests", &error);
                 }
+                if let Err(error) = update_paused_kinds(queue).await {
+                    warn("failed to read which kinds of jobs are paused", &error);
+                }
             }
             _ = schedules.tick() => {
                 if let Err(error) = database.make_available().await {
@@ -258,6 +263,12 @@ async fn maintain_until_ended(queue: &Arc<Queue>) {
             }
         }
     }
+}
+
+/// Learns which kinds of jobs other processes have paused or resumed.
+async fn update_paused_kinds(queue: &Queue) -> Result<(), StoreError> {
+    operations::read_paused_kinds(queue).await?;
+    operations::move_back(queue).await
 }
 
 /// Compares the claims in the database with the attempts of this process.

@@ -188,6 +188,26 @@
 //! [classes]: crate::Failure#trait-implementations
 //! [grace]: tower_offload::process::ProcessPoolBuilder::grace
 //!
+//! # Operations
+//!
+//! Operators change jobs by [`Tasks`] or [over HTTP](crate::service#operations), also on the page:
+//!
+//! | operation | effect |
+//! |---|---|
+//! | [`Tasks::retry`] | a finished job is queued again, under the same id; it gets another attempt if it has used all |
+//! | [`Tasks::cancel`] | see [above](#guarantees) |
+//! | [`Tasks::discard`] | a queued job has failed, with class `discarded` |
+//! | [`Tasks::reschedule`] | a queued job is due at another time |
+//! | [`Tasks::bulk`] | one of the former, except the last one, on all tasks that a filter selects |
+//! | [`Jobs::pause_queue`], [`Jobs::resume_queue`] | no process claims jobs of the queue |
+//! | [`Jobs::pause_kind`], [`Jobs::resume_kind`] | no process of this crate runs jobs of the kind |
+//! | [`Tasks::summary`] | counts, the oldest job, and how long jobs wait and run |
+//!
+//! Each locks the job before it looks at its state. So of two operators, or of an operator and a
+//! worker, only one has an effect, and the other one gets an error with the present state. An
+//! attempt that was judged lost while its closure runs on may overlap with a retry, like with any
+//! other attempt.
+//!
 //! # Events and numbers
 //!
 //! [`Jobs::stats`] counts what happens to jobs. With feature `tracing` it is an event, too, and
@@ -238,6 +258,7 @@ mod gate;
 mod insert;
 mod job;
 mod maintenance;
+mod operations;
 mod outcome;
 mod overflow;
 #[cfg(feature = "process")]
@@ -262,6 +283,7 @@ pub use self::{
     overflow::OrEnqueue,
 };
 use self::{client::LeasedClient, events::warn, maintenance::write_late_end, queue::Queue};
+pub use crate::operation::{QueueState, Queues};
 use crate::{StoreError, TaskId, Tasks, tasks::Listed};
 
 /// A queue of durable jobs. Clones share the queue.

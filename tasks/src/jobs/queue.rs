@@ -17,6 +17,7 @@ use super::{
     database::Database,
     events::{self, Counters},
     insert::InsertRequest,
+    operations::{self, PausedKinds},
     outcome::End,
     progress::ProgressBuffer,
     running::{Claim, RunningJobs},
@@ -25,7 +26,8 @@ use super::{
 use crate::{
     SqlStore, StoreError, TaskId, Tasks, Timestamp,
     lease::{RENEWALS, keep_renewed},
-    store::{StoreFuture, sql::CancelHook},
+    operation::{Change, Changes, OperationFuture, Pausable, QueueHook, Queues},
+    store::StoreFuture,
     sync::{Mutex, lock},
 };
 
@@ -38,6 +40,7 @@ pub(super) struct Environment {
     pub(super) slots: AllSlots,
     pub(super) counters: Counters,
     pub(super) backoff: Backoff,
+    pub(super) paused: PausedKinds,
 }
 
 /// State of a job queue: its current client, and what maintenance has to remember.
@@ -49,6 +52,9 @@ pub(super) struct Queue {
     /// Held while a client replaces another one.
     replacing: tokio::sync::Mutex<()>,
     state: Mutex<State>,
+    /// Permits of callers that change jobs for an operator. They use a connection of the
+    /// maintenance, and may wait for a job that a transaction of the application has locked.
+    pub(super) changing: Semaphore,
     /// Permits of callers that forward their cancel requests at once.
     forwarding: Semaphore,
     /// Notified when a request of this process was not forwarded at once.
@@ -124,6 +130,7 @@ impl Queue {
             store,
             replacing: tokio::sync::Mutex::default(),
             state: Mutex::default(),
+            changing: Semaphore::new(1),
             forwarding: Semaphore::new(MAX_FORWARDING),
             cancel_requested: Notify::new(),
             is_ending: watch::Sender::new(false),
@@ -135,10 +142,10 @@ impl Queue {
     /// Registers the queue for the cancel requests of this process. Returns `false` if another
     /// queue on the same store is registered.
     pub(super) fn register(self: &Arc<Self>) -> bool {
-        let mut hook = lock(&self.store.cancel_hook);
+        let mut hook = lock(&self.store.queue_hook);
         let is_free = hook.as_ref().and_then(Weak::upgrade).is_none_or(|hook| hook.has_ended());
         if is_free {
-            *hook = Some(Arc::downgrade(self) as Weak<dyn CancelHook>);
+            *hook = Some(Arc::downgrade(self) as Weak<dyn QueueHook>);
         }
         is_free
     }
@@ -151,6 +158,7 @@ impl Queue {
 
     /// Starts a client, makes it the current one, and renews its lease.
     pub(super) async fn start_client(self: &Arc<Self>) -> Result<(), StoreError> {
+        operations::read_paused_kinds(self).await?; // before it claims jobs of these kinds
         let phase = self.phase.subscribe();
         let client = Arc::new(LeasedClient::start(&self.environment, &self.plan, &phase).await?);
         let previous = {
@@ -338,6 +346,11 @@ impl Queue {
         result
     }
 
+    /// Forgets which cancel requests were forwarded. Those that are still open are forwarded again.
+    pub(super) fn forget_forwarded(&self) {
+        lock(&self.state).forwarded.clear();
+    }
+
     async fn forward_cancel_request(&self, river_id: i64) -> Result<(), StoreError> {
         let Some(client) = self.client() else { return Ok(()) };
         client.cancel(&self.environment.database, river_id).await?;
@@ -437,7 +450,7 @@ fn watch_client(queue: Arc<Queue>, client: Arc<LeasedClient>) -> Pin<Box<dyn Fut
     })
 }
 
-impl CancelHook for Queue {
+impl QueueHook for Queue {
     fn has_ended(&self) -> bool {
         lock(&self.state).has_ended && self.environment.running.has_ended()
     }
@@ -454,5 +467,17 @@ impl CancelHook for Queue {
             let is_forwarded = lock(&self.state).forwarded.contains(&river_id);
             if is_forwarded { Ok(()) } else { self.forward_cancel_request(river_id).await }
         })
+    }
+
+    fn change<'a>(&'a self, ids: &'a [TaskId], change: Change) -> OperationFuture<'a, Changes> {
+        Box::pin(operations::change(self, ids, change))
+    }
+
+    fn queues(&self) -> OperationFuture<'_, Queues> {
+        Box::pin(operations::queues(self))
+    }
+
+    fn set_paused<'a>(&'a self, what: Pausable, name: &'a str, is_paused: bool) -> OperationFuture<'a, ()> {
+        Box::pin(operations::set_paused(self, what, name, is_paused))
     }
 }

@@ -23,6 +23,26 @@ pub enum Action {
     Events(TaskId),
     /// Request cancellation of a task.
     Cancel(TaskId),
+    /// Retry a finished job.
+    Retry(TaskId),
+    /// Discard a queued job.
+    Discard(TaskId),
+    /// Change when a queued job is due.
+    Reschedule(TaskId),
+    /// Retry, cancel or discard many tasks. Only tasks that the [`Access`] permits are changed.
+    Bulk,
+    /// Read the numbers of all tasks. Needs [`Access::All`].
+    Summary,
+    /// List queues and kinds of jobs. Needs [`Access::All`].
+    Queues,
+    /// Pause a queue. Needs [`Access::All`].
+    PauseQueue,
+    /// Resume a queue. Needs [`Access::All`].
+    ResumeQueue,
+    /// Pause a kind of jobs. Needs [`Access::All`].
+    PauseKind,
+    /// Resume a kind of jobs. Needs [`Access::All`].
+    ResumeKind,
     /// Read the OpenAPI document (feature `openapi`), which contains nothing about any task.
     Describe,
 }
@@ -38,6 +58,16 @@ impl Action {
             Self::Show(_) => "show",
             Self::Events(_) => "events",
             Self::Cancel(_) => "cancel",
+            Self::Retry(_) => "retry",
+            Self::Discard(_) => "discard",
+            Self::Reschedule(_) => "reschedule",
+            Self::Bulk => "bulk",
+            Self::Summary => "summary",
+            Self::Queues => "queues",
+            Self::PauseQueue => "pause_queue",
+            Self::ResumeQueue => "resume_queue",
+            Self::PauseKind => "pause_kind",
+            Self::ResumeKind => "resume_kind",
             Self::Describe => "describe",
         }
     }
@@ -54,7 +84,7 @@ pub enum Access {
     /// not contain them.
     Public,
     /// Permits the action on tasks of this owner and, if the request has the id, on tasks without
-    /// an owner. Other tasks are unknown (404).
+    /// an owner. Other tasks are unknown (404). Denies actions that concern the tasks of all owners.
     Owner(String),
     /// Permits the action on every task.
     All,
@@ -88,7 +118,7 @@ impl Authorize {
         match (&self.0, action) {
             (Some(callback), _) => callback(head, action),
             (None, Action::Show(_) | Action::Events(_) | Action::Describe) => Access::Public,
-            (None, Action::List | Action::Page | Action::Cancel(_)) => Access::Denied,
+            (None, _) => Access::Denied,
         }
     }
 

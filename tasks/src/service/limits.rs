@@ -17,6 +17,8 @@ pub(crate) struct Limits {
     streams: Arc<Semaphore>,
     /// One permit for each list that is being read.
     lists: Arc<Semaphore>,
+    /// One permit for the operation on many tasks.
+    bulk: Arc<Semaphore>,
     refused: Arc<Refused>,
 }
 
@@ -35,7 +37,8 @@ const MAX_LISTS: usize = 16;
 impl Limits {
     pub(crate) fn new() -> Self {
         let (streams, lists) = (Semaphore::new(DEFAULT_MAX_STREAMS), Semaphore::new(MAX_LISTS));
-        Self { streams: Arc::new(streams), lists: Arc::new(lists), refused: Arc::default() }
+        let bulk = Arc::new(Semaphore::new(1));
+        Self { streams: Arc::new(streams), lists: Arc::new(lists), bulk, refused: Arc::default() }
     }
 
     /// Replaces the limit of streams of one service and its clones.
@@ -51,6 +54,11 @@ impl Limits {
     /// Acquires a permit to read a list.
     pub(super) fn try_acquire_list(&self) -> Option<OwnedSemaphorePermit> {
         self.try_acquire(&self.lists, "lists")
+    }
+
+    /// Acquires the permit to change many tasks.
+    pub(super) fn try_acquire_bulk(&self) -> Option<OwnedSemaphorePermit> {
+        self.try_acquire(&self.bulk, "bulk")
     }
 
     /// Returns `None`, and counts the request, if no permit is free.

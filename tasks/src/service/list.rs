@@ -33,17 +33,6 @@ impl ListQuery {
         let (mut filter, mut limit, mut after) = (Filter::default(), None, None);
         for (name, value) in parse_query(query)? {
             let is_repeated = match &*name {
-                "state" => {
-                    for state in value.split(',').filter(|state| !state.is_empty()) {
-                        let state: TaskState =
-                            state.parse().map_err(|error| bad_request(format!("`state` is not valid: {error}")))?;
-                        if !filter.states.contains(&state) {
-                            filter = filter.state(state);
-                        }
-                    }
-                    false
-                }
-                "name" => !value.is_empty() && filter.name.replace(value.into_owned()).is_some(),
                 "limit" => {
                     let value = parse_limit(&value).ok_or_else(|| bad_request("`limit` must be a positive number"))?;
                     limit.replace(value).is_some()
@@ -52,10 +41,10 @@ impl ListQuery {
                     let id: TaskId = value.parse().map_err(|_| bad_request("`after` must be the id of a task"))?;
                     after.replace(id).is_some()
                 }
-                _ => false,
+                _ => set_filter(&mut filter, &name, &value)?,
             };
             if is_repeated {
-                return Err(bad_request("`name`, `limit` and `after` must not be repeated"));
+                return Err(bad_request("every parameter except `state` must not be repeated"));
             }
         }
         let page = limit.map_or_else(Page::default, Page::first);
@@ -69,11 +58,66 @@ impl ListQuery {
             let states: Vec<_> = self.filter.states.iter().map(|state| state.as_str()).collect();
             query.append_pair("state", &states.join(","));
         }
-        if let Some(name) = &self.filter.name {
-            query.append_pair("name", name);
+        let Filter { name, queue, owner, text, .. } = &self.filter;
+        for (name, value) in [("name", name), ("queue", queue), ("owner", owner), ("text", text)] {
+            if let Some(value) = value {
+                query.append_pair(name, value);
+            }
+        }
+        if let Some(river_id) = self.filter.river_id {
+            query.append_pair("river_id", &river_id.to_string());
         }
         query.append_pair("limit", &self.page.limit.to_string()).append_pair("after", &id.to_string());
         format!("<?{}>; rel=\"next\"", query.finish())
+    }
+}
+
+/// Maximum length of a text that is searched.
+const MAX_TEXT_BYTES: usize = 200;
+
+/// Sets a condition of a filter. An empty value selects all tasks, and so does an unknown name.
+/// Returns `true` if the condition was set before.
+pub(super) fn set_filter(filter: &mut Filter, name: &str, value: &str) -> Result<bool, Problem> {
+    let field = match name {
+        _ if value.is_empty() => return Ok(false),
+        "state" => {
+            for state in value.split(',').filter(|state| !state.is_empty()) {
+                let state: TaskState =
+                    state.parse().map_err(|error| bad_request(format!("`state` is not valid: {error}")))?;
+                if !filter.states.contains(&state) {
+                    filter.states.push(state);
+                }
+            }
+            return Ok(false);
+        }
+        "river_id" => {
+            let river_id = value.parse().map_err(|_| bad_request("`river_id` must be the number of a job"))?;
+            return Ok(filter.river_id.replace(river_id).is_some());
+        }
+        "text" if value.len() > MAX_TEXT_BYTES => {
+            return Err(bad_request(format!(
+                "`text` has {} bytes, at most {MAX_TEXT_BYTES} are searched",
+                value.len()
+            )));
+        }
+        "name" => &mut filter.name,
+        "queue" => &mut filter.queue,
+        "owner" => &mut filter.owner,
+        "text" => &mut filter.text,
+        _ => return Ok(false),
+    };
+    Ok(field.replace(value.to_owned()).is_some())
+}
+
+/// Restricts a filter to the tasks that `access` permits. Returns `None` if there are none.
+pub(super) fn restricted(filter: Filter, access: &Access) -> Option<Filter> {
+    match access {
+        Access::All => Some(filter),
+        Access::Owner(name) => {
+            let is_other = filter.owner.as_ref().is_some_and(|owner| owner != name);
+            (!is_other).then(|| filter.owner(name))
+        }
+        Access::Public | Access::Denied => filter.owner.is_none().then(|| filter.unowned()),
     }
 }
 
@@ -144,15 +188,13 @@ pub(super) async fn list(config: Config, access: Access, query: ListQuery) -> Re
     try_list(config, access, query).await.unwrap_or_else(Problem::into_response)
 }
 
-async fn try_list(config: Config, access: Access, mut query: ListQuery) -> Result<Response, Problem> {
-    query.filter = match &access {
-        Access::All => query.filter,
-        Access::Owner(name) => query.filter.owner(name),
-        Access::Public | Access::Denied => query.filter.unowned(),
-    };
+async fn try_list(config: Config, access: Access, query: ListQuery) -> Result<Response, Problem> {
     let too_many = || Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too many lists are being read");
     let _permit = config.limits.try_acquire_list().ok_or_else(too_many)?;
-    let listing = config.source.list(&query.filter, query.page).await.map_err(|error| store_problem(&error))?;
+    let listing = match restricted(query.filter.clone(), &access) {
+        Some(filter) => config.source.list(&filter, query.page).await.map_err(|error| store_problem(&error))?,
+        None => Listing::default(),
+    };
     let list = StatusList::new(&listing);
     let list = list.map_err(|_| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the list cannot be serialized"))?;
     let mut response = response::json(&list);

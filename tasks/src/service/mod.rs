@@ -9,6 +9,13 @@
 //! | `GET /?state=&name=&limit=&after=` | a list, newest first, with `Link: <..>; rel="next"` |
 //! | `GET /` with `Accept: text/html` | a page that shows and controls tasks (feature `page`) |
 //! | `GET /openapi.json` | the OpenAPI document (feature `openapi`) |
+//! | `POST /{id}/retry` | queues a finished job again, under the same id: 200 with the status |
+//! | `POST /{id}/discard` | ends a queued job, which has failed with class `discarded` |
+//! | `PATCH /{id}` with `{"due_at":"2026-03-01T12:30:00Z"}` | changes when a queued job is due |
+//! | `POST /bulk` | retries, cancels or discards up to 1000 tasks, see [below](#operations) |
+//! | `GET /summary` | the number of tasks by state, name and queue, the oldest, and percentiles |
+//! | `GET /queues` | queues and kinds of jobs, and which of them are paused |
+//! | `POST /queues/{name}/pause` and `/resume`, `/kinds/{name}/..` | pauses or resumes a queue or a kind |
 //!
 //! A task that failed has a status too, and unfinished tasks have `Retry-After`. A task of another
 //! owner is reported as unknown. Event streams resume after `Last-Event-ID`. Errors are
@@ -17,7 +24,10 @@
 //! methods are 405.
 //!
 //! A list omits results and the details of failures. A page ends early if it exceeds 1 MiB, and at
-//! most 16 lists are read at a time: a further request gets 503.
+//! most 16 lists are read at a time: a further request gets 503. A list can also be selected by
+//! `queue`, `owner`, `river_id`, the job's id in River's table, and `text`, which the name, the
+//! message or the error contains, or with which the id begins. A list by text, queue or owner reads
+//! at most 20 000 records, so its page may be short, or empty, although it has a next one.
 //!
 //! ```
 //! use axum::Router;
@@ -86,6 +96,28 @@
 //! does not have, and shows the reason for what is denied. Responses do not permit other origins,
 //! so pages of other sites cannot read or cancel tasks.
 //!
+//! # Operations
+//!
+//! The operations of the last rows are those of [`Tasks`] and of [`Jobs`](crate::jobs::Jobs). They
+//! change jobs, so this process needs a job queue on the same store, also one without workers:
+//! otherwise they are 501 with `"reason":"no_queue"`, and for a task that is not a job with
+//! `"reason":"not_a_job"`. Only cancellation, also by `POST /bulk`, works for all tasks. If the
+//! state of a job does not permit an operation, it is 409 with `"reason":"state"`; `deleted` means
+//! that River has deleted the finished job, and `duplicate` that an equal unique job exists.
+//!
+//! The body of `POST /bulk` is `{"action":"retry","filter":{"state":"failed"}}`. The filter has the
+//! fields of a list, and may be `{}`. The response is `{"changed":3,"remaining":false}`. While `remaining` is true, repeat it with `"after"` of the response. One such request is
+//! answered at a time, and a further one gets 503. Jobs that succeeded are retried only if the
+//! filter names that state.
+//!
+//! **Forms of other sites.** A browser sends the cookies of this site with a form that another site
+//! posts. Therefore each POST and PATCH needs `Content-Type: application/json`, also without a
+//! body, and is 415 otherwise: a browser asks before it sends that for another site, and this
+//! service does not permit it. Keep that in mind before you add a CORS layer around it.
+//!
+//! A body has at most 64 KiB, and must arrive within 10 s. It is read after the request was
+//! authorized. The summary, the queues and their pauses need [`Access::All`].
+//!
 //! # Limits
 //!
 //! Each event stream and each waiting request holds one of
@@ -113,6 +145,7 @@ mod mount;
 mod negotiate;
 #[cfg(feature = "openapi")]
 mod openapi;
+mod operations;
 #[cfg(feature = "page")]
 mod page;
 mod response;
@@ -128,6 +161,7 @@ use std::{
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, StatusCode};
+use http_body::Body;
 use tower_offload::offload::RequestHead;
 use tower_service::Service;
 
@@ -138,6 +172,7 @@ use self::{
     list::{ListQuery, list},
     mount::path_within,
     negotiate::Prefer,
+    operations::Dispatched,
     response::{Response, method_not_allowed, unknown_task},
     routes::{Operation, RouteError},
     source::Source,
@@ -206,7 +241,7 @@ impl StatusService {
         self
     }
 
-    /// Rejects cancellation with 403.
+    /// Rejects all requests except GET and HEAD with 403.
     pub fn read_only(mut self) -> Self {
         self.config.is_read_only = true;
         self
@@ -271,11 +306,11 @@ impl StatusService {
         handlers::respond(&self.config, accepted, headers).await
     }
 
-    fn dispatch(&self, head: &RequestHead<'_>, operation: Operation, id: &str) -> Result<ResponseFuture, Problem> {
+    fn dispatch(&self, head: &RequestHead<'_>, operation: Operation, segment: &str) -> Result<Dispatched, Problem> {
         let config = self.config.clone();
-        let id = || id.parse::<TaskId>().map_err(|_| unknown_task());
+        let id = || segment.parse::<TaskId>().map_err(|_| unknown_task());
         let authorize = |action| self.config.authorize(head, action);
-        Ok(match operation {
+        Ok(Dispatched::Response(match operation {
             #[cfg(feature = "page")]
             Operation::List if negotiate::prefers_html(head.headers()) => {
                 authorize(Action::Page)?;
@@ -311,11 +346,15 @@ impl StatusService {
                 let last = head.headers().get("last-event-id").and_then(|id| id.to_str().ok()?.parse().ok());
                 ResponseFuture::new(handlers::events(config, id, access, last))
             }
-        })
+            operation => return operations::dispatch(&config, head, operation, segment),
+        }))
     }
 }
 
-impl<B> Service<Request<B>> for StatusService {
+impl<B> Service<Request<B>> for StatusService
+where
+    B: Body + Send + 'static,
+{
     type Response = Response;
     type Error = Infallible;
     type Future = ResponseFuture;
@@ -324,18 +363,21 @@ impl<B> Service<Request<B>> for StatusService {
         Poll::Ready(Ok(()))
     }
 
-    /// Responds to a request. Its body is dropped unread.
+    /// Responds to a request. Its body is dropped unread, unless the operation needs it: then at
+    /// most 64 KiB are read, within 10 s, after the request was authorized.
     fn call(&mut self, request: Request<B>) -> ResponseFuture {
         let head = RequestHead::new(&request);
         let base_path = self.config.source.base_path();
         self.config.mount.check(head.extensions(), base_path);
-        let problem = |problem: Problem| ResponseFuture::ready(problem.into_response());
-        let future = match routes::find(head.method(), path_within(head.uri().path(), base_path)) {
-            Ok((operation, id)) => self.dispatch(&head, operation, id).unwrap_or_else(problem),
+        let ready = |response| Dispatched::Response(ResponseFuture::ready(response));
+        let problem = |problem: Problem| ready(problem.into_response());
+        let dispatched = match routes::find(head.method(), path_within(head.uri().path(), base_path)) {
+            Ok((operation, segment)) => self.dispatch(&head, operation, segment).unwrap_or_else(problem),
             Err(RouteError::PathNotFound) => problem(Problem::new(StatusCode::NOT_FOUND, "no such path")),
-            Err(RouteError::MethodNotAllowed(allowed)) => ResponseFuture::ready(method_not_allowed(&allowed)),
+            Err(RouteError::MethodNotAllowed(allowed)) => ready(method_not_allowed(&allowed)),
         };
-        future.for_method(head.method())
+        let (parts, body) = request.into_parts();
+        dispatched.with_body(body).for_method(&parts.method)
     }
 }
 

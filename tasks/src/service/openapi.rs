@@ -6,10 +6,11 @@ use utoipa::{PartialSchema, ToSchema};
 
 use super::{
     list::StatusList,
+    operations::{BulkRequest, Reschedule},
     response::{self, Response},
     routes::{Content, Operation, ROUTES, Route},
 };
-use crate::{Status, TaskId, TaskState, problem::Problem};
+use crate::{BulkReport, Status, TaskId, TaskState, operation::Queues, problem::Problem, store::Summary};
 
 pub(super) fn respond(base_path: &str) -> Response {
     response::json(&document(base_path))
@@ -38,12 +39,17 @@ fn operation(route: &Route) -> Value {
         (status.to_string(), response)
     });
     let parameters: Vec<_> = route.parameters.iter().map(|name| parameter(name)).collect();
-    json!({
+    let mut operation = json!({
         "operationId": format!("{:?}", route.operation).to_lowercase(),
         "summary": route.summary,
         "parameters": parameters,
         "responses": responses.collect::<Map<_, _>>(),
-    })
+    });
+    if let Some(schema) = route.body {
+        operation["requestBody"] =
+            json!({"required": true, "content": {"application/json": {"schema": reference(schema)}}});
+    }
+    operation
 }
 
 fn parameter(name: &str) -> Value {
@@ -55,6 +61,18 @@ fn parameter(name: &str) -> Value {
             ("query", "Returns only tasks in one of these states.", schema)
         }
         "name" => ("query", "Returns only tasks of this name.", text),
+        "queue" => ("query", "Returns only jobs of this queue.", text),
+        "owner" => ("query", "Returns only tasks of this owner.", text),
+        "text" => {
+            let schema = json!({"type": "string", "maxLength": 200});
+            let description = "Returns only tasks with this text in the name, the message or the error, or at the beginning of the id. \
+                 A request reads at most 20 000 tasks, so a page may be short although it has `next`.";
+            ("query", description, schema)
+        }
+        "river_id" => {
+            ("query", "Returns only the job with this id in the table of the queue.", json!({"type": "integer"}))
+        }
+        "{name}" => ("path", "The name, with escapes.", text),
         "limit" => {
             let schema = json!({"type": "integer", "minimum": 1, "default": 50});
             ("query", "Page size, 1 to 1000. A larger number is reduced to 1000.", schema)
@@ -64,7 +82,7 @@ fn parameter(name: &str) -> Value {
         _ => ("header", "The id of the last event received. The stream resumes after it.", text),
     };
     let mut parameter = json!({
-        "name": name,
+        "name": name.trim_matches(['{', '}']),
         "in": location,
         "required": location == "path",
         "description": description,
@@ -81,6 +99,7 @@ fn headers(operation: Operation, status: u16) -> &'static [&'static str] {
     match (operation, status) {
         (Operation::List, 200) => &["Link"],
         (Operation::Show, 200) => &["Preference-Applied", "Retry-After"],
+        (Operation::Retry | Operation::Discard | Operation::Reschedule, 200) => &["Retry-After"],
         (Operation::Cancel, 202) | (_, 503) => &["Retry-After"],
         _ => &[],
     }
@@ -111,6 +130,10 @@ fn media(content: Content) -> Value {
         }
         Content::Document => json_of(json!({"type": "object"})),
         Content::Status => json_of(reference("Status")),
+        Content::BulkReport => json_of(reference("BulkReport")),
+        Content::Summary => json_of(reference("Summary")),
+        Content::Queues => json_of(reference("Queues")),
+        Content::QueueState => json_of(reference("QueueState")),
         Content::Events => json!({"text/event-stream": {"schema": event()}}),
         Content::Problem => json!({"application/problem+json": {"schema": reference("Problem")}}),
         Content::Nothing => json!({}),
@@ -147,6 +170,11 @@ fn schemas() -> Map<String, Value> {
     collect::<Problem>(&mut schemas);
     collect::<Status>(&mut schemas);
     collect::<StatusList>(&mut schemas);
+    collect::<BulkRequest>(&mut schemas);
+    collect::<BulkReport>(&mut schemas);
+    collect::<Queues>(&mut schemas);
+    collect::<Reschedule>(&mut schemas);
+    collect::<Summary>(&mut schemas);
     collect::<TaskId>(&mut schemas);
     collect::<TaskState>(&mut schemas);
     let schemas = schemas.into_iter();

@@ -9,7 +9,8 @@ pub(super) const ROUTES: &[Route] = &[
         path: "/",
         operation: Operation::List,
         summary: "List tasks, newest first",
-        parameters: &["state", "name", "limit", "after"],
+        parameters: &["state", "name", "queue", "owner", "text", "river_id", "limit", "after"],
+        body: None,
         responses: &[
             (200, "A page of the list. For `Accept: text/html`, the HTML page.", Content::ListOrPage),
             (400, "A query parameter is not valid.", Content::Problem),
@@ -25,7 +26,124 @@ pub(super) const ROUTES: &[Route] = &[
         operation: Operation::Describe,
         summary: "Get this document",
         parameters: &[],
+        body: None,
         responses: &[(200, "The OpenAPI document.", Content::Document), (403, "Not allowed.", Content::Problem)],
+    },
+    Route {
+        method: Method::GET,
+        path: "/summary",
+        operation: Operation::Summary,
+        summary: "Get the numbers of tasks, at most a few seconds old",
+        parameters: &[],
+        body: None,
+        responses: &[
+            (200, "The numbers by state, name and queue.", Content::Summary),
+            FORBIDDEN_TO_SOME,
+            FAILED,
+            (503, "Too many lists are being read, or the task database is unavailable.", Content::Problem),
+        ],
+    },
+    Route {
+        method: Method::GET,
+        path: "/queues",
+        operation: Operation::Queues,
+        summary: "List queues and kinds of jobs",
+        parameters: &[],
+        body: None,
+        responses: &[
+            (200, "The queues and the kinds.", Content::Queues),
+            FORBIDDEN_TO_SOME,
+            FAILED,
+            NO_QUEUE,
+            (503, "Too many lists are being read, or the task database is unavailable.", Content::Problem),
+        ],
+    },
+    Route {
+        method: Method::POST,
+        path: "/queues/{name}/pause",
+        operation: Operation::PauseQueue,
+        summary: "Pause a queue",
+        parameters: &["{name}"],
+        body: None,
+        responses: &[
+            (200, "The queue.", Content::QueueState),
+            FORBIDDEN_TO_SOME,
+            (404, "No process has worked the queue.", Content::Problem),
+            NO_JSON,
+            FAILED,
+            NO_QUEUE,
+            UNAVAILABLE,
+        ],
+    },
+    Route {
+        method: Method::POST,
+        path: "/queues/{name}/resume",
+        operation: Operation::ResumeQueue,
+        summary: "Resume a queue",
+        parameters: &["{name}"],
+        body: None,
+        responses: &[
+            (200, "The queue.", Content::QueueState),
+            FORBIDDEN_TO_SOME,
+            (404, "No process has worked the queue.", Content::Problem),
+            NO_JSON,
+            FAILED,
+            NO_QUEUE,
+            UNAVAILABLE,
+        ],
+    },
+    Route {
+        method: Method::POST,
+        path: "/kinds/{name}/pause",
+        operation: Operation::PauseKind,
+        summary: "Pause a kind of jobs",
+        parameters: &["{name}"],
+        body: None,
+        responses: &[
+            (200, "The kind.", Content::QueueState),
+            FORBIDDEN_TO_SOME,
+            (404, "The kind is not valid.", Content::Problem),
+            (409, "1000 kinds are paused.", Content::Problem),
+            NO_JSON,
+            FAILED,
+            NO_QUEUE,
+            UNAVAILABLE,
+        ],
+    },
+    Route {
+        method: Method::POST,
+        path: "/kinds/{name}/resume",
+        operation: Operation::ResumeKind,
+        summary: "Resume a kind of jobs",
+        parameters: &["{name}"],
+        body: None,
+        responses: &[
+            (200, "The kind.", Content::QueueState),
+            FORBIDDEN_TO_SOME,
+            (404, "The kind is not valid.", Content::Problem),
+            NO_JSON,
+            FAILED,
+            NO_QUEUE,
+            UNAVAILABLE,
+        ],
+    },
+    Route {
+        method: Method::POST,
+        path: "/bulk",
+        operation: Operation::Bulk,
+        summary: "Retry, cancel or discard many tasks",
+        parameters: &[],
+        body: Some("BulkRequest"),
+        responses: &[
+            (200, "How many tasks were changed, at most 1000.", Content::BulkReport),
+            (400, "The body is not valid.", Content::Problem),
+            (403, "Not allowed, or the service is read-only.", Content::Problem),
+            (413, "The body exceeds 64 KiB.", Content::Problem),
+            NO_JSON,
+            FAILED,
+            NO_QUEUE,
+            (503, "Another such operation is in progress, or the task database is unavailable.", Content::Problem),
+        ],
     },
     Route {
         method: Method::GET,
@@ -33,6 +151,7 @@ pub(super) const ROUTES: &[Route] = &[
         operation: Operation::Show,
         summary: "Get the status of a task",
         parameters: &["id", "Prefer"],
+        body: None,
         responses: &[
             (200, "The status. A task that failed has a status too.", Content::Status),
             (403, "Not allowed.", Content::Problem),
@@ -48,6 +167,7 @@ pub(super) const ROUTES: &[Route] = &[
         operation: Operation::Cancel,
         summary: "Request cancellation of a task",
         parameters: &["id"],
+        body: None,
         responses: &[
             (200, "The task has finished. The status says how.", Content::Status),
             (202, "Cancellation was requested.", Content::Status),
@@ -64,6 +184,7 @@ pub(super) const ROUTES: &[Route] = &[
         operation: Operation::Events,
         summary: "Follow the events of a task",
         parameters: &["id", "Last-Event-ID"],
+        body: None,
         responses: &[
             (
                 200,
@@ -78,7 +199,79 @@ pub(super) const ROUTES: &[Route] = &[
             (503, "Too many streams are open, or the task database is unavailable.", Content::Problem),
         ],
     },
+    Route {
+        method: Method::PATCH,
+        path: "/{id}",
+        operation: Operation::Reschedule,
+        summary: "Change when a queued job is due",
+        parameters: &["id"],
+        body: Some("Reschedule"),
+        responses: &[
+            (200, "The job is due at that time.", Content::Status),
+            (400, "The body is not valid.", Content::Problem),
+            (403, "Not allowed, or the service is read-only.", Content::Problem),
+            (404, "The task does not exist, or has another owner.", Content::Problem),
+            (409, "The state of the job does not permit it.", Content::Problem),
+            (410, "The record of the task was evicted.", Content::Problem),
+            (413, "The body exceeds 64 KiB.", Content::Problem),
+            NO_JSON,
+            FAILED,
+            (501, "The task is not a job, or this process has no job queue.", Content::Problem),
+            (503, "The process is shutting down, or the task database is unavailable.", Content::Problem),
+        ],
+    },
+    Route {
+        method: Method::POST,
+        path: "/{id}/retry",
+        operation: Operation::Retry,
+        summary: "Queue a finished job again",
+        parameters: &["id"],
+        body: None,
+        responses: &[
+            (200, "The job is queued again, under the same id.", Content::Status),
+            (403, "Not allowed, or the service is read-only.", Content::Problem),
+            (404, "The task does not exist, or has another owner.", Content::Problem),
+            (409, "The state of the job does not permit it.", Content::Problem),
+            (410, "The record of the task was evicted.", Content::Problem),
+            NO_JSON,
+            FAILED,
+            (501, "The task is not a job, or this process has no job queue.", Content::Problem),
+            (503, "The process is shutting down, or the task database is unavailable.", Content::Problem),
+        ],
+    },
+    Route {
+        method: Method::POST,
+        path: "/{id}/discard",
+        operation: Operation::Discard,
+        summary: "End a queued job",
+        parameters: &["id"],
+        body: None,
+        responses: &[
+            (200, "The job has failed with class `discarded`.", Content::Status),
+            (403, "Not allowed, or the service is read-only.", Content::Problem),
+            (404, "The task does not exist, or has another owner.", Content::Problem),
+            (409, "The state of the job does not permit it.", Content::Problem),
+            (410, "The record of the task was evicted.", Content::Problem),
+            NO_JSON,
+            FAILED,
+            (501, "The task is not a job, or this process has no job queue.", Content::Problem),
+            (503, "The process is shutting down, or the task database is unavailable.", Content::Problem),
+        ],
+    },
 ];
+
+/// Status code, description and content of a response.
+type RouteResponse = (u16, &'static str, Content);
+
+const FORBIDDEN_TO_SOME: RouteResponse = (
+    403,
+    "Not allowed, also to those who may not see the tasks of all owners, or the service is read-only.",
+    Content::Problem,
+);
+const NO_JSON: RouteResponse = (415, "The header `content-type: application/json` is missing.", Content::Problem);
+const FAILED: RouteResponse = (500, "The task database failed.", Content::Problem);
+const NO_QUEUE: RouteResponse = (501, "This process has no job queue.", Content::Problem);
+const UNAVAILABLE: RouteResponse = (503, "The task database is unavailable.", Content::Problem);
 
 #[cfg_attr(not(feature = "openapi"), allow(dead_code, reason = "the description is for the OpenAPI document"))]
 pub(super) struct Route {
@@ -87,8 +280,10 @@ pub(super) struct Route {
     pub(super) operation: Operation,
     pub(super) summary: &'static str,
     pub(super) parameters: &'static [&'static str],
-    /// Status code, description and content of each possible response.
-    pub(super) responses: &'static [(u16, &'static str, Content)],
+    /// Name of the schema of the body.
+    pub(super) body: Option<&'static str>,
+    /// Every possible response.
+    pub(super) responses: &'static [RouteResponse],
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,6 +294,16 @@ pub(super) enum Operation {
     Show,
     Cancel,
     Events,
+    Retry,
+    Discard,
+    Reschedule,
+    Bulk,
+    Summary,
+    Queues,
+    PauseQueue,
+    ResumeQueue,
+    PauseKind,
+    ResumeKind,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,6 +313,10 @@ pub(super) enum Content {
     Document,
     Status,
     Events,
+    BulkReport,
+    Summary,
+    Queues,
+    QueueState,
     Problem,
     Nothing,
 }
@@ -120,7 +329,7 @@ pub(super) enum RouteError {
     MethodNotAllowed(String),
 }
 
-/// Returns the operation of a request, and the first segment of its path. HEAD is routed like GET.
+/// Returns the operation of a request, and the id or the name in its path. HEAD is routed like GET.
 pub(super) fn find<'a>(method: &Method, path: &'a str) -> Result<(Operation, &'a str), RouteError> {
     let method = if method == Method::HEAD { &Method::GET } else { method };
     let path = path.strip_prefix('/').unwrap_or(path);
@@ -130,7 +339,11 @@ pub(super) fn find<'a>(method: &Method, path: &'a str) -> Result<(Operation, &'a
     };
     let routes = ROUTES.iter().filter(|route| route.path == template);
     match routes.clone().find(|route| route.method == *method) {
-        Some(route) => Ok((route.operation, segments[0])),
+        Some(route) => {
+            let is_parameter = |segment: &str| segment.starts_with('{');
+            let index = template.trim_start_matches('/').split('/').position(is_parameter).unwrap_or_default();
+            Ok((route.operation, segments.get(index).copied().unwrap_or_default()))
+        }
         None => {
             let mut allowed: Vec<_> = routes.map(|route| route.method.as_str()).collect();
             if allowed.contains(&"GET") {
@@ -146,5 +359,5 @@ fn matches(template: &str, segments: &[&str]) -> bool {
     template.clone().count() == segments.len()
         && template
             .zip(segments)
-            .all(|(expected, actual)| expected == *actual || (expected == "{id}" && !actual.is_empty()))
+            .all(|(expected, actual)| expected == *actual || (expected.starts_with('{') && !actual.is_empty()))
 }

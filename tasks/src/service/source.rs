@@ -1,10 +1,11 @@
 //! The tasks that a status service reports on.
 
-use std::pin::Pin;
+use std::{pin::Pin, sync::Arc};
 
 use crate::{
-    Record, Subscription, TaskId, Tasks,
-    store::{Filter, Found, Listing, Page, StoreFuture},
+    BulkAction, BulkReport, Record, Subscription, TaskId, Tasks,
+    operation::{Change, OperationFuture, Pausable, Queues},
+    store::{Filter, Found, Listing, Page, StoreFuture, Summary},
 };
 
 /// The operations of [`Tasks`] that a status service needs. The tests implement it too, to control
@@ -18,6 +19,26 @@ pub(super) trait Source: Send + Sync + 'static {
 
     /// Like [`Tasks::cancel`].
     fn cancel(&self, id: TaskId) -> StoreFuture<'_, Found>;
+
+    /// Like [`Tasks::summary`].
+    fn summary(&self) -> StoreFuture<'_, Arc<Summary>>;
+
+    /// Like [`Tasks::retry`], [`Tasks::discard`] and [`Tasks::reschedule`].
+    fn change(&self, id: TaskId, change: Change) -> OperationFuture<'_, Record>;
+
+    /// Like [`Tasks::bulk`].
+    fn bulk<'a>(
+        &'a self,
+        action: BulkAction,
+        filter: &'a Filter,
+        after: Option<TaskId>,
+    ) -> OperationFuture<'a, BulkReport>;
+
+    /// Returns the queues and the kinds of the job queue.
+    fn queues(&self) -> OperationFuture<'_, Queues>;
+
+    /// Pauses or resumes a queue or a kind of the job queue.
+    fn set_paused<'a>(&'a self, what: Pausable, name: &'a str, is_paused: bool) -> OperationFuture<'a, ()>;
 
     /// Like [`Tasks::subscribe`].
     fn subscribe(&self, id: TaskId) -> StoreFuture<'_, Option<Box<dyn Changes>>>;
@@ -55,6 +76,31 @@ impl Source for Tasks {
 
     fn cancel(&self, id: TaskId) -> StoreFuture<'_, Found> {
         Box::pin(Tasks::cancel(self, id))
+    }
+
+    fn summary(&self) -> StoreFuture<'_, Arc<Summary>> {
+        Box::pin(Tasks::summary(self))
+    }
+
+    fn change(&self, id: TaskId, change: Change) -> OperationFuture<'_, Record> {
+        Box::pin(Tasks::change(self, id, change))
+    }
+
+    fn bulk<'a>(
+        &'a self,
+        action: BulkAction,
+        filter: &'a Filter,
+        after: Option<TaskId>,
+    ) -> OperationFuture<'a, BulkReport> {
+        Box::pin(Tasks::bulk(self, action, filter, after))
+    }
+
+    fn queues(&self) -> OperationFuture<'_, Queues> {
+        Box::pin(Tasks::queue_states(self))
+    }
+
+    fn set_paused<'a>(&'a self, what: Pausable, name: &'a str, is_paused: bool) -> OperationFuture<'a, ()> {
+        Box::pin(Tasks::set_paused(self, what, name, is_paused))
     }
 
     fn subscribe(&self, id: TaskId) -> StoreFuture<'_, Option<Box<dyn Changes>>> {

@@ -23,7 +23,8 @@ pub use self::{
     op::{Found, Op, Written},
     retention::{Retention, Swept},
 };
-use crate::{TaskId, Timestamp};
+pub use crate::operation::{Percentiles, StateCounts, Summary, SummaryGroup};
+use crate::{TaskId, Timestamp, operation::SummaryBuilder};
 
 /// Future returned by the methods of a [`TaskStore`].
 pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
@@ -51,7 +52,7 @@ pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>>
 ///
 /// # Invariants
 ///
-/// - Final records do not change.
+/// - Final records do not change, except those of jobs, which the job queue can retry.
 /// - A record that was written can be read at once. If the store is persistent, it can be read
 ///   after a crash of the process too.
 /// - Of two versions of one record, the greater is kept.
@@ -112,6 +113,28 @@ pub trait TaskStore: Send + Sync + 'static {
     /// so a store need not read them.
     fn list<'a>(&'a self, filter: &'a Filter, page: Page) -> StoreFuture<'a, Listing>;
 
+    /// Returns the numbers of tasks by state, name and queue. `now` is the time of the caller. A
+    /// store for several processes should use its own clock.
+    ///
+    /// [`Tasks::summary`](crate::Tasks::summary) calls it at most once a second, and one call at a
+    /// time. The default reads the newest 20 000 records by [`list`](Self::list).
+    fn summary(&self, now: Timestamp) -> StoreFuture<'_, Summary> {
+        Box::pin(async move {
+            let (mut builder, mut page) = (SummaryBuilder::default(), Page::first(1000));
+            let mut is_complete = false;
+            for _ in 0..MAX_SUMMARY_PAGES {
+                let listing = self.list(&Filter::default(), page).await?;
+                listing.records.iter().for_each(|record| builder.add(record, now));
+                let Some(next) = listing.next else {
+                    is_complete = true;
+                    break;
+                };
+                page = page.after(next);
+            }
+            Ok(Summary { is_complete, ..builder.build(now) })
+        })
+    }
+
     /// Returns the unfinished tasks of this epoch for which an [`Op::RequestCancel`] was written.
     /// It is called twice a second while the epoch has unfinished tasks.
     fn cancel_requests(&self, epoch: Epoch) -> StoreFuture<'_, Vec<TaskId>>;
@@ -148,6 +171,9 @@ pub trait TaskStore: Send + Sync + 'static {
     fn sweep<'a>(&'a self, now: Timestamp, retention: &'a Retention) -> StoreFuture<'a, Swept>;
 }
 
+/// Number of pages that the default of [`TaskStore::summary`] reads.
+const MAX_SUMMARY_PAGES: usize = 20;
+
 impl<S: TaskStore + ?Sized> TaskStore for Arc<S> {
     fn begin<'a>(&'a self, process: &'a Process) -> StoreFuture<'a, Lease> {
         (**self).begin(process)
@@ -175,6 +201,10 @@ impl<S: TaskStore + ?Sized> TaskStore for Arc<S> {
 
     fn list<'a>(&'a self, filter: &'a Filter, page: Page) -> StoreFuture<'a, Listing> {
         (**self).list(filter, page)
+    }
+
+    fn summary(&self, now: Timestamp) -> StoreFuture<'_, Summary> {
+        (**self).summary(now)
     }
 
     fn cancel_requests(&self, epoch: Epoch) -> StoreFuture<'_, Vec<TaskId>> {

@@ -36,7 +36,7 @@ use crate::{
     Reason, Record, Retention, StoreError, TaskId, TaskStore, Timestamp,
     panic::{catch_unwind, catch_unwind_future, drop_payload, ignore_panic},
     record::Ending,
-    store::{Epoch, Filter, Found, Lease, Listing, Op, Page, StoreFuture},
+    store::{Epoch, Filter, Found, Lease, Listing, Op, Page, StoreFuture, Summary},
     sync::{Mutex, lock},
     timestamp::Clock,
 };
@@ -147,6 +147,11 @@ impl Writer {
     /// Returns the stored records that match `filter`, newest first.
     pub(crate) async fn list(self: &Arc<Self>, filter: &Filter, page: Page) -> Result<Listing, StoreError> {
         self.read(async || self.store.list(filter, page).await).await
+    }
+
+    /// Returns the numbers of the stored records.
+    pub(crate) async fn summary(self: &Arc<Self>, now: Timestamp) -> Result<Summary, StoreError> {
+        self.read(async || self.store.summary(now).await).await
     }
 
     async fn read<T>(self: &Arc<Self>, read: impl AsyncFnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {

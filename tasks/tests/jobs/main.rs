@@ -15,9 +15,11 @@ mod interrupted;
 mod leader;
 mod lease;
 mod notify;
+mod operations;
 mod other_client;
 mod other_languages;
 mod overflow;
+mod paused;
 #[cfg(target_os = "linux")]
 mod process;
 mod restart;

@@ -33,6 +33,19 @@ macro_rules! insert_jobs {
     };
 }
 
+/// Evaluates the same expression for either database.
+macro_rules! dispatch {
+    ($database:expr, |$inner:ident| $call:expr) => {
+        match $database {
+            #[cfg(feature = "postgres")]
+            Database::Postgres($inner) => $call,
+            #[cfg(feature = "sqlite")]
+            Database::Sqlite($inner) => $call,
+        }
+    };
+}
+
+mod operations;
 #[cfg(feature = "postgres")]
 mod postgres;
 mod recovery;
@@ -41,7 +54,10 @@ mod sqlite;
 
 #[cfg(feature = "tracing")]
 pub(super) use self::recovery::LOST_CLASS;
-pub(super) use self::recovery::{MAX_IMMEDIATE_DELAY, millis};
+pub(super) use self::{
+    operations::MAX_PAUSED_KINDS,
+    recovery::{MAX_IMMEDIATE_DELAY, millis},
+};
 
 use std::{sync::Arc, time::Duration};
 
@@ -100,18 +116,6 @@ pub(super) struct Recovered {
     pub(super) is_shutdown: bool,
     /// The new state in River's table.
     pub(super) state: String,
-}
-
-/// Evaluates the same expression for either database.
-macro_rules! dispatch {
-    ($database:expr, |$inner:ident| $call:expr) => {
-        match $database {
-            #[cfg(feature = "postgres")]
-            Database::Postgres($inner) => $call,
-            #[cfg(feature = "sqlite")]
-            Database::Sqlite($inner) => $call,
-        }
-    };
 }
 
 /// Number of attempts at a transaction that the server rolls back because of a conflict.

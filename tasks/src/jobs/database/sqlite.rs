@@ -322,10 +322,10 @@ insert_jobs!(SqliteTransaction<'_>, has_server_clock: false);
 /// Inserts records of jobs. A job that has a record keeps it. Returns the number of new records.
 async fn insert_records(connection: &mut SqliteConnection, rows: &[(i64, &Record)]) -> Result<usize, sqlx::Error> {
     const INSERT: &str = concat!(
-        "INSERT INTO tower_offload_task (epoch, river_id, due_at, ",
+        "INSERT INTO tower_offload_task (epoch, river_id, due_at, queue, ",
         columns!(),
         ") VALUES (0, $1, (SELECT CAST(unixepoch(scheduled_at, 'subsec') * 1000 AS INTEGER) FROM river_job \
-         WHERE id = $1 AND state = 'scheduled'), $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19) \
+         WHERE id = $1 AND state = 'scheduled'), (SELECT queue FROM river_job WHERE id = $1), $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19) \
          ON CONFLICT (river_id) DO NOTHING"
     );
     let mut inserted = 0;
@@ -353,6 +353,8 @@ macro_rules! json_or {
     };
 }
 
+pub(super) use json_or;
+
 /// The client of the latest attempt.
 macro_rules! claimed_by {
     () => {
@@ -360,12 +362,16 @@ macro_rules! claimed_by {
     };
 }
 
+pub(super) use claimed_by;
+
 /// The time of the latest claim in microseconds.
 macro_rules! claimed_at {
     () => {
         "CAST(round(unixepoch(attempted_at, 'subsec') * 1000000) AS INTEGER)"
     };
 }
+
+pub(super) use claimed_at;
 
 macro_rules! is_cancelled {
     () => {
@@ -378,6 +384,8 @@ macro_rules! now {
         "strftime('%Y-%m-%d %H:%M:%f', 'now')"
     };
 }
+
+pub(super) use now;
 
 const CLAIMS: &str = concat!(
     "SELECT id, attempt, ",
@@ -573,7 +581,8 @@ async fn recover_batch(connection: &mut SqliteConnection, delays: &[i64]) -> Res
 const UNSERVED: &str = "
 SELECT kind, queue, count(*), CAST(unixepoch('now') - unixepoch(min(scheduled_at)) AS INTEGER) FROM (
     SELECT kind, queue, scheduled_at FROM river_job
-    WHERE state = 'available' AND scheduled_at < strftime('%Y-%m-%d %H:%M:%f', 'now', '-1 minute') LIMIT 10000
+    WHERE state = 'available' AND queue <> 'tower_offload_paused'
+        AND scheduled_at < strftime('%Y-%m-%d %H:%M:%f', 'now', '-1 minute') LIMIT 10000
 ) AS waiting
 WHERE NOT EXISTS (SELECT 1 FROM river_job AS job WHERE job.kind = waiting.kind AND job.queue = waiting.queue
         AND (job.state = 'running' OR job.attempted_at > strftime('%Y-%m-%d %H:%M:%f', 'now', '-1 minute')))

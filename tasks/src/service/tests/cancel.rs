@@ -50,7 +50,7 @@ async fn other_methods_are_405_with_allow() {
     for (method, path, allow) in [
         ("POST", "/", "GET, HEAD"),
         ("DELETE", "/", "GET, HEAD"),
-        ("PUT", "/00y8j7g1z0b3t4kf6n2vqwhx9m5c7d1e8pr0", "GET, HEAD, DELETE"),
+        ("PUT", "/00y8j7g1z0b3t4kf6n2vqwhx9m5c7d1e8pr0", "GET, HEAD, DELETE, PATCH"),
         ("OPTIONS", "/x/events", "GET, HEAD"),
         ("PATCH", "/openapi.json", "GET, HEAD"),
         ("FOO", "/", "GET, HEAD"),

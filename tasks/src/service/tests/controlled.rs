@@ -15,14 +15,15 @@ use tokio::sync::{Semaphore, watch};
 use tower::ServiceExt;
 
 use crate::{
-    Failure, Json, MemoryStore, Reason, Record, Retention, StatusService, StoreError, TaskId, TaskState, TaskStore,
-    Timestamp,
+    BulkAction, BulkReport, Failure, Json, MemoryStore, OperationError, Reason, Record, Retention, StatusService,
+    StoreError, TaskId, TaskState, TaskStore, Timestamp,
+    operation::{Change, OperationFuture, Pausable, QueueState, Queues},
     record::Ending,
     service::{
         Access, Limits, ResponseBody,
         source::{Changes, Source, StreamsEnded},
     },
-    store::{Epoch, Filter, Found, Listing, Op, Page, Process, StoreFuture},
+    store::{Epoch, Filter, Found, Listing, Op, Page, Process, StoreFuture, Summary},
 };
 
 /// A [`Source`] whose tasks change only when the test changes them.
@@ -41,6 +42,9 @@ struct Inner {
     /// Lists are read once a permit is free.
     list_permits: Semaphore,
     streams_ended: watch::Sender<bool>,
+    refusal: Mutex<Option<fn() -> OperationError>>,
+    /// The operations that the service has called, with their arguments.
+    operations: Mutex<Vec<String>>,
 }
 
 impl Controlled {
@@ -51,8 +55,20 @@ impl Controlled {
         let (accepted, streams_ended) = (AtomicU64::new(0), watch::Sender::new(false));
         let list_permits = Semaphore::new(Semaphore::MAX_PERMITS);
         let changes_fail = AtomicBool::new(false);
-        let inner =
-            Inner { store, epoch, accepted, active, is_closed, fault, changes_fail, list_permits, streams_ended };
+        let (refusal, operations) = (Mutex::default(), Mutex::default());
+        let inner = Inner {
+            store,
+            epoch,
+            accepted,
+            active,
+            is_closed,
+            fault,
+            changes_fail,
+            list_permits,
+            streams_ended,
+            refusal,
+            operations,
+        };
         Self(Arc::new(inner))
     }
 
@@ -140,6 +156,22 @@ impl Controlled {
         *self.0.fault.lock().unwrap() = Some(fault);
     }
 
+    /// Refuses all operations.
+    pub(super) fn refuse_with(&self, refusal: fn() -> OperationError) {
+        *self.0.refusal.lock().unwrap() = Some(refusal);
+    }
+
+    /// Returns the operations that were called since the last call of this method.
+    pub(super) fn take_operations(&self) -> Vec<String> {
+        std::mem::take(&mut *self.0.operations.lock().unwrap())
+    }
+
+    fn operation(&self, text: String) -> Result<(), OperationError> {
+        self.fault()?;
+        self.0.operations.lock().unwrap().push(text);
+        self.0.refusal.lock().unwrap().map_or(Ok(()), |refusal| Err(refusal()))
+    }
+
     pub(super) fn fail_changes(&self) {
         self.0.changes_fail.store(true, Relaxed);
     }
@@ -195,6 +227,44 @@ impl Source for Controlled {
             }
             self.get(id).await
         })
+    }
+
+    fn summary(&self) -> StoreFuture<'_, Arc<Summary>> {
+        Box::pin(async {
+            self.fault()?;
+            Ok(Arc::new(self.0.store.summary(now()).await?))
+        })
+    }
+
+    fn change(&self, id: TaskId, change: Change) -> OperationFuture<'_, Record> {
+        Box::pin(async move {
+            self.operation(format!("{change:?}"))?;
+            Ok(self.get(id).await?.into_record().unwrap())
+        })
+    }
+
+    fn bulk<'a>(
+        &'a self,
+        action: BulkAction,
+        filter: &'a Filter,
+        _: Option<TaskId>,
+    ) -> OperationFuture<'a, BulkReport> {
+        Box::pin(async move {
+            self.operation(format!("{action:?} {filter:?}"))?;
+            Ok(BulkReport { changed: 3, ..BulkReport::default() })
+        })
+    }
+
+    fn queues(&self) -> OperationFuture<'_, Queues> {
+        Box::pin(async {
+            self.operation("Queues".to_owned())?;
+            let state = |name| vec![QueueState::new(name, false)];
+            Ok(Queues { queues: state("default"), kinds: state("report") })
+        })
+    }
+
+    fn set_paused<'a>(&'a self, what: Pausable, name: &'a str, is_paused: bool) -> OperationFuture<'a, ()> {
+        Box::pin(async move { self.operation(format!("{what:?} {name} {is_paused}")) })
     }
 
     fn subscribe(&self, id: TaskId) -> StoreFuture<'_, Option<Box<dyn Changes>>> {
@@ -299,6 +369,23 @@ where
     S::Error: std::fmt::Debug,
 {
     let (head, body) = open(service, method, target, headers).await.into_parts();
+    let bytes = body.collect().await.unwrap().to_bytes();
+    Reply { status: head.status, headers: head.headers, text: String::from_utf8(bytes.to_vec()).unwrap() }
+}
+
+/// Sends a request with a body.
+pub(super) async fn send_body<B>(
+    service: &StatusService,
+    method: &str,
+    target: &str,
+    headers: &[(&str, &str)],
+    body: B,
+) -> Reply
+where
+    B: http_body::Body + Send + 'static,
+{
+    let request = request(method, target, headers).map(|_| body);
+    let (head, body) = service.clone().oneshot(request).await.unwrap().into_parts();
     let bytes = body.collect().await.unwrap().to_bytes();
     Reply { status: head.status, headers: head.headers, text: String::from_utf8(bytes.to_vec()).unwrap() }
 }

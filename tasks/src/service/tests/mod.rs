@@ -13,6 +13,7 @@ mod list;
 mod negotiate;
 #[cfg(feature = "openapi")]
 mod openapi;
+mod operations;
 #[cfg(feature = "page")]
 mod page;
 mod show;

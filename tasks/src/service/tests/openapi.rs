@@ -1,8 +1,10 @@
 use std::collections::BTreeSet;
 
-use super::controlled::{Controlled, get, open};
+use tower::ServiceExt;
+
+use super::controlled::{Controlled, get, request};
 use crate::{
-    StoreError, TaskId,
+    OperationError, StoreError, TaskId,
     service::{Access, openapi::document, routes::ROUTES},
 };
 
@@ -34,11 +36,15 @@ fn collect(value: &serde_json::Value, references: &mut Vec<String>) {
     }
 }
 
+const RESCHEDULE: &str = r#"{"due_at":"2026-03-01T12:30:00Z"}"#;
+const BULK: &str = r#"{"action":"retry","filter":{}}"#;
+
 /// Provokes every documented response, and no other.
 #[tokio::test]
 async fn documented_responses_are_exactly_the_actual_ones() {
     let (mut seen, mut seen_headers) = (BTreeSet::new(), BTreeSet::new());
-    for setting in ["open", "denied", "closed", "no streams", "unavailable", "broken"] {
+    let settings = ["open", "denied", "closed", "no streams", "unavailable", "broken"];
+    for setting in settings.into_iter().chain(["no queue", "wrong state", "unknown name", "busy"]) {
         let tasks = Controlled::new().await;
         let (queued, running) = (tasks.accept("a").await, tasks.accept("a").await);
         let (done, evicted) = (tasks.accept("a").await, tasks.accept("a").await);
@@ -58,16 +64,35 @@ async fn documented_responses_are_exactly_the_actual_ones() {
             "closed" => tasks.close(),
             "unavailable" => tasks.fail_with(|| StoreError::unavailable("")),
             "broken" => tasks.fail_with(|| StoreError::other("")),
+            "no queue" => tasks.refuse_with(OperationError::no_queue),
+            "wrong state" => tasks.refuse_with(OperationError::duplicate),
+            "unknown name" => tasks.refuse_with(|| OperationError::unknown_name("")),
             _ => {}
         }
+        let permit = (setting == "busy").then(|| service.config.limits.try_acquire_bulk().unwrap());
         for route in ROUTES {
+            // Refusals of other operations, which these do not have.
+            let is_job = route.path.contains("{id}");
+            let is_refused = match setting {
+                "wrong state" => is_job || route.path == "/kinds/{name}/pause",
+                "unknown name" => is_job || route.path.contains("{name}"),
+                _ => true,
+            };
+            if !is_refused {
+                continue;
+            }
             let ids = [queued.to_string(), running.to_string(), done.to_string(), evicted.to_string(), "x".to_owned()];
-            let ids = if route.path.contains("{id}") { &ids[..] } else { &ids[..1] };
+            let ids = if is_job { &ids[..] } else { &ids[..1] };
             for (id, query) in ids.iter().flat_map(|id| [(id, ""), (id, "?limit=x"), (id, "?limit=1")]) {
-                let target = route.path.replace("{id}", id) + query;
-                for last in ["", "1.4.0"] {
-                    let headers = [("last-event-id", last), ("prefer", "wait=0")];
-                    let response = open(&service, route.method.as_str(), &target, &headers).await;
+                let target = route.path.replace("{id}", id).replace("{name}", "a") + query;
+                let last = [("", ""), ("1.4.0", "")];
+                let bodies = [("1.4.0", "{}"), ("", RESCHEDULE), ("", BULK), ("", &*"x".repeat(70_000))];
+                let bodies = if route.body.is_some() { &bodies[..] } else { &bodies[..1] };
+                for (last, body) in last.iter().chain(bodies) {
+                    let mut headers = vec![("last-event-id", *last), ("prefer", "wait=0")];
+                    headers.extend((!body.is_empty()).then_some(("content-type", "application/json")));
+                    let request = request(route.method.as_str(), &target, &headers).map(|_| (*body).to_owned());
+                    let response = service.clone().oneshot(request).await.unwrap();
                     let status = response.status().as_u16();
                     let media = response.headers().get("content-type").map_or("", |media| media.to_str().unwrap());
                     let documented = &document("/tasks")["paths"][route.path][route.method.as_str().to_lowercase()]["responses"]
@@ -87,6 +112,7 @@ async fn documented_responses_are_exactly_the_actual_ones() {
                 }
             }
         }
+        drop(permit);
     }
     let documented = ROUTES
         .iter()

@@ -6,7 +6,9 @@ use std::{
 
 use crate::store::{
     Epoch, Filter, Found, Lease, Listing, Op, Page, Process, Retention, StoreError, StoreFuture, Swept, TaskStore,
-    Written, retention::MAX_CLOCK_DIFFERENCE,
+    Written,
+    list::{MAX_SCANNED, scan_end},
+    retention::MAX_CLOCK_DIFFERENCE,
 };
 use crate::{
     Reason, Record, TaskId, Timestamp,
@@ -244,8 +246,19 @@ impl MemoryState {
             Some(id) => self.records.range(..id),
             None => self.records.range(..),
         };
-        let matching = records.rev().map(|(_, (_, record))| record).filter(|record| filter.matches(record));
-        Listing::new(matching.take(page.clamped().limit + 1).map(Record::summary).collect(), page)
+        if filter.river_id.is_some() {
+            return Listing::default(); // no job is in memory
+        }
+        let (mut last, mut scanned) = (None, 0);
+        let matching = records.rev().map(|(_, (_, record))| record).take(MAX_SCANNED).filter(|record| {
+            (last, scanned) = (Some(record.id), scanned + 1);
+            filter.matches(record)
+        });
+        let mut listing = Listing::new(matching.take(page.clamped().limit + 1).map(Record::summary).collect(), page);
+        if listing.next.is_none() && scanned == MAX_SCANNED {
+            listing.next = last.map(scan_end);
+        }
+        listing
     }
 
     fn cancel_requests(&mut self, epoch: Epoch) -> Vec<TaskId> {

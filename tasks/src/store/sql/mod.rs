@@ -8,6 +8,7 @@ pub(crate) mod postgres;
 pub(crate) mod row;
 #[cfg(feature = "sqlite")]
 pub(crate) mod sqlite;
+mod summary;
 
 use std::{
     collections::HashMap,
@@ -19,11 +20,16 @@ use std::{
 pub(crate) use self::error::store_error;
 #[cfg(feature = "postgres")]
 use self::postgres::Postgres;
+use self::row::task_id;
 #[cfg(feature = "sqlite")]
 use self::sqlite::Sqlite;
 use crate::{
     Record, StoreError, TaskId, TaskStore, Timestamp,
-    store::{Epoch, Filter, Found, Lease, Listing, Op, Page, Process, Retention, StoreFuture, Swept, Written},
+    operation::QueueHook,
+    store::{
+        Epoch, Filter, Found, Lease, Listing, Op, Page, Process, Retention, StoreFuture, Summary, Swept, Written,
+        list::scan_end,
+    },
     sync::{Mutex, lock},
     text::sanitize,
 };
@@ -72,16 +78,7 @@ use crate::{
 pub struct SqlStore {
     pub(crate) engine: Engine,
     /// Set by the job queue that uses the same database. There is at most one.
-    pub(crate) cancel_hook: Arc<Mutex<Option<Weak<dyn CancelHook>>>>,
-}
-
-/// Receives the cancel requests that this process has written.
-pub(crate) trait CancelHook: Send + Sync {
-    /// Returns `true` if another hook may take its place.
-    #[cfg_attr(not(feature = "river"), allow(dead_code, reason = "for job queues"))]
-    fn has_ended(&self) -> bool;
-
-    fn cancel_requested(&self, id: TaskId) -> StoreFuture<'_, ()>;
+    pub(crate) queue_hook: Arc<Mutex<Option<Weak<dyn QueueHook>>>>,
 }
 
 /// The database of a [`SqlStore`]. Job queues use it directly.
@@ -138,7 +135,12 @@ impl SqlStore {
         if lease.is_zero() {
             return Err(StoreError::other("the lease is zero: every process would be judged at once, use seconds"));
         }
-        Ok(Self { engine: Engine::open(url, lease).await?, cancel_hook: Arc::default() })
+        Ok(Self { engine: Engine::open(url, lease).await?, queue_hook: Arc::default() })
+    }
+
+    /// Returns the job queue of this process that uses the database.
+    pub(crate) fn queue(&self) -> Option<Arc<dyn QueueHook>> {
+        lock(&self.queue_hook).as_ref().and_then(Weak::upgrade)
     }
 
     /// Closes all connections and unlocks the file. Clones of this store become
@@ -243,15 +245,18 @@ impl TaskStore for SqlStore {
         self.engine.store().list(filter, page)
     }
 
+    fn summary(&self, now: Timestamp) -> StoreFuture<'_, Summary> {
+        self.engine.store().summary(now)
+    }
+
     fn cancel_requests(&self, epoch: Epoch) -> StoreFuture<'_, Vec<TaskId>> {
         self.engine.store().cancel_requests(epoch)
     }
 
     fn cancel_requested(&self, id: TaskId) -> StoreFuture<'_, ()> {
         Box::pin(async move {
-            let hook = lock(&self.cancel_hook).as_ref().and_then(Weak::upgrade);
-            match hook {
-                Some(hook) => hook.cancel_requested(id).await,
+            match self.queue() {
+                Some(queue) => queue.cancel_requested(id).await,
                 None => Ok(()),
             }
         })
@@ -278,10 +283,12 @@ fn readable(record: Result<Record, StoreError>) -> Option<Record> {
     record.inspect_err(StoreError::report_response).ok()
 }
 
-/// Returns a page of rows, each of which has been converted to its id and its record.
+/// Returns a page of rows, each of which has been converted to its id and its record. `end` is the
+/// id of the last record that was read, if the page is not full and not the last one.
 fn listing(
     rows: impl ExactSizeIterator<Item = (Result<TaskId, StoreError>, Result<Record, StoreError>)>,
     page: Page,
+    end: Option<Vec<u8>>,
 ) -> Result<Listing, StoreError> {
     let (page, mut listing, mut last) = (page.clamped(), Listing::default(), None);
     let is_last = rows.len() <= page.limit;
@@ -289,7 +296,10 @@ fn listing(
         last = Some(id?);
         listing.records.extend(readable(record));
     }
-    listing.next = last.filter(|_| !is_last);
+    listing.next = match end {
+        Some(end) => Some(scan_end(task_id(end)?)),
+        None => last.filter(|_| !is_last),
+    };
     Ok(listing)
 }
 

@@ -15,10 +15,10 @@ macro_rules! columns {
 }
 pub(crate) use columns;
 
-/// The columns that [`record`] reads. Only triggers of the job queue write `due_at`.
+/// The columns that [`record`] reads. Only the job queue writes `due_at` and `queue`.
 macro_rules! read_columns {
     () => {
-        concat!($crate::store::sql::row::columns!(), ", due_at")
+        concat!($crate::store::sql::row::columns!(), ", due_at, queue")
     };
 }
 pub(crate) use read_columns;
@@ -28,7 +28,7 @@ pub(crate) use read_columns;
 macro_rules! list_columns {
     () => {
         "id, name, owner, state, attempt, max_attempts, progress, message, version, created_at, started_at, finished_at, \
-         cancel_requested_at, reason, NULL AS result, error_class, error_message, NULL AS error_detail, due_at"
+         cancel_requested_at, reason, NULL AS result, error_class, error_message, NULL AS error_detail, due_at, queue"
     };
 }
 pub(super) use list_columns;
@@ -116,9 +116,7 @@ where
     let id = id_of(row)?;
     let mut record = Record::new(id, text(1)?.unwrap_or_default(), timestamp(number(9)?));
     record.owner = text(2)?;
-    let state = number(3)?;
-    let known = i16::try_from(state).ok().and_then(|state| TaskState::try_from(state).ok());
-    record.state = known.ok_or_else(|| StoreError::other(format!("unknown task state {state}")))?;
+    record.state = state(number(3)?)?;
     (record.attempt, record.max_attempts) = (small(4)?, small(5)?);
     record.progress = row.try_get(6).map_err(StoreError::other)?;
     record.message = text(7)?;
@@ -133,7 +131,14 @@ where
         record.failure = Some(Failure { class, message, detail: json(17)? });
     }
     record.due_at = time(18)?.map(timestamp);
+    record.queue = text(19)?;
     Ok(record)
+}
+
+/// Converts the number of a state.
+pub(crate) fn state(number: i64) -> Result<TaskState, StoreError> {
+    let known = i16::try_from(number).ok().and_then(|number| TaskState::try_from(number).ok());
+    known.ok_or_else(|| StoreError::other(format!("unknown task state {number}")))
 }
 
 /// Reads the id of a row of [`read_columns!`].

@@ -416,10 +416,11 @@ RETURNING job.id";
 /// Inserts records of jobs. A job that has a record keeps it. Returns the number of new records.
 async fn insert_records(connection: &mut PgConnection, rows: &[(i64, &Record)]) -> Result<usize, sqlx::Error> {
     const INSERT: &str = concat!(
-        "INSERT INTO tower_offload_task (epoch, river_id, due_at, ",
+        "INSERT INTO tower_offload_task (epoch, river_id, due_at, queue, ",
         columns!(),
         ") SELECT 0, job.river_id, (SELECT (extract(epoch FROM scheduled_at) * 1000)::bigint FROM river_job \
-         WHERE river_job.id = job.river_id AND river_job.state = 'scheduled'), ",
+         WHERE river_job.id = job.river_id AND river_job.state = 'scheduled'), \
+         (SELECT river_job.queue FROM river_job WHERE river_job.id = job.river_id), ",
         columns!(),
         " FROM ",
         input!(),
@@ -445,7 +446,8 @@ async fn find_record(
 const UNSERVED: &str = "
 SELECT waiting.kind, waiting.queue, waiting.jobs, waiting.oldest FROM (
     SELECT kind, queue, count(*) AS jobs, (extract(epoch FROM now() - min(scheduled_at)))::bigint AS oldest FROM (
-        SELECT kind, queue, scheduled_at FROM river_job WHERE state = 'available' AND scheduled_at < now() - interval '1 minute'
+        SELECT kind, queue, scheduled_at FROM river_job
+        WHERE state = 'available' AND queue <> 'tower_offload_paused' AND scheduled_at < now() - interval '1 minute'
         LIMIT 10000
     ) AS available GROUP BY kind, queue
 ) AS waiting

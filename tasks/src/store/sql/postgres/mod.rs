@@ -26,10 +26,13 @@ use crate::{
     StoreError, TaskId, TaskStore, Timestamp,
     lease::RENEWALS,
     store::{
-        Epoch, Filter, Found, Lease, Listing, Op, Page, Process, Retention, StoreFuture, Swept, Written,
+        Epoch, Filter, Found, Lease, Listing, Op, Page, Process, Retention, StoreFuture, Summary, Swept, Written,
         sql::{
-            found_many, list, listing,
+            found_many,
+            list::{Dialect, ListQuery, queries},
+            listing,
             row::{id_of, integer, millis, read_columns, record, task_id},
+            summary::{COUNTED, SAMPLED, SAMPLES, counts, summary},
         },
     },
 };
@@ -41,6 +44,7 @@ pub(crate) struct Postgres {
     pub(crate) lease: Duration,
 }
 
+const DIALECT: Dialect = Dialect { position: "strpos", collation: " COLLATE \"C\"" };
 /// Maximum duration of a lease: a year, which Postgres can add to the current time.
 const MAX_LEASE: Duration = Duration::from_secs(365 * 24 * 3600);
 
@@ -161,9 +165,37 @@ impl TaskStore for Postgres {
 
     fn list<'a>(&'a self, filter: &'a Filter, page: Page) -> StoreFuture<'a, Listing> {
         Box::pin(async move {
-            let Some(mut query) = list::query(filter, page) else { return Ok(Listing::default()) };
-            let read = self.connections.read(Role::Read, async |connection| query.build().fetch_all(connection).await);
-            listing(read.await?.iter().map(|row| (id_of(row), record(row))), page)
+            let Some(ListQuery { mut records, end }) = queries(filter, page, &DIALECT) else {
+                return Ok(Listing::default());
+            };
+            let read = self.connections.read(Role::Read, async |connection| {
+                let rows = records.build().fetch_all(&mut *connection).await?;
+                let end = match end {
+                    Some(mut end) if rows.len() <= page.clamped().limit => {
+                        end.build_query_scalar().fetch_optional(connection).await?
+                    }
+                    _ => None,
+                };
+                Ok((rows, end))
+            });
+            let (rows, end) = read.await?;
+            listing(rows.iter().map(|row| (id_of(row), record(row))), page, end)
+        })
+    }
+
+    fn summary(&self, _: Timestamp) -> StoreFuture<'_, Summary> {
+        const NOW: &str = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint";
+        const COUNTS: &str = counts!("greatest");
+        Box::pin(async move {
+            // Not of the role of reads, whose connections answer clients within milliseconds.
+            let read = self.connections.read(Role::Maintenance, async |connection| {
+                let now: i64 = sqlx::query_scalar(NOW).fetch_one(&mut *connection).await?;
+                let counts = sqlx::query(COUNTS).bind(now).bind(COUNTED).fetch_all(&mut *connection).await?;
+                let samples = sqlx::query(SAMPLES).bind(COUNTED).bind(SAMPLED).fetch_all(connection).await?;
+                Ok((now, counts, samples))
+            });
+            let (now, counts, samples) = read.await?;
+            summary(&counts, &samples, Timestamp::from_millis(u64::try_from(now).unwrap_or_default()))
         })
     }
 

@@ -72,6 +72,15 @@ CREATE TRIGGER tower_offload_retained BEFORE INSERT OR UPDATE ON tower_offload_t
     "
 ALTER TABLE tower_offload_task ADD COLUMN due_at bigint;
 ",
+    "
+ALTER TABLE tower_offload_task ADD COLUMN queue text;
+CREATE INDEX tower_offload_task_state ON tower_offload_task (state, id);
+CREATE INDEX tower_offload_task_name ON tower_offload_task (name, state, id);
+CREATE TABLE tower_offload_paused_kind (
+    kind text NOT NULL PRIMARY KEY,
+    paused_at bigint NOT NULL
+);
+",
 ];
 
 pub(super) const CREATE_MIGRATION: &str = "

@@ -26,11 +26,14 @@ use self::{
 use crate::{
     StoreError, TaskId, TaskStore, Timestamp,
     store::{
-        Epoch, Filter, Found, Lease, Listing, Op, Page, Process, Retention, StoreFuture, Swept, Written,
+        Epoch, Filter, Found, Lease, Listing, Op, Page, Process, Retention, StoreFuture, Summary, Swept, Written,
         sql::{
-            found_many, list, listing,
+            found_many,
+            list::{Dialect, ListQuery, queries},
+            listing,
             row::{id_of, millis, read_columns, record, task_id},
             store_error,
+            summary::{COUNTED, SAMPLED, SAMPLES, counts, summary},
         },
     },
     sync,
@@ -78,6 +81,8 @@ impl Sqlite {
         Ok(writer)
     }
 }
+
+const DIALECT: Dialect = Dialect { position: "instr", collation: "" };
 
 /// Reads the parameters of a URL. Returns `true` if the file is created if it does not exist.
 pub(super) fn creates_file(parameters: &str) -> Result<bool, StoreError> {
@@ -226,9 +231,27 @@ impl TaskStore for Sqlite {
 
     fn list<'a>(&'a self, filter: &'a Filter, page: Page) -> StoreFuture<'a, Listing> {
         Box::pin(async move {
-            let Some(mut query) = list::query(filter, page) else { return Ok(Listing::default()) };
-            let rows = query.build().fetch_all(&self.readers).await.map_err(store_error)?;
-            listing(rows.iter().map(|row| (id_of(row), record(row))), page)
+            let Some(ListQuery { mut records, end }) = queries(filter, page, &DIALECT) else {
+                return Ok(Listing::default());
+            };
+            let rows = records.build().fetch_all(&self.readers).await.map_err(store_error)?;
+            let end = match end {
+                Some(mut end) if rows.len() <= page.clamped().limit => {
+                    end.build_query_scalar().fetch_optional(&self.readers).await.map_err(store_error)?
+                }
+                _ => None,
+            };
+            listing(rows.iter().map(|row| (id_of(row), record(row))), page, end)
+        })
+    }
+
+    fn summary(&self, now: Timestamp) -> StoreFuture<'_, Summary> {
+        const COUNTS: &str = counts!("max");
+        Box::pin(async move {
+            let counts = sqlx::query(COUNTS).bind(millis(now)).bind(COUNTED).fetch_all(&self.readers);
+            let counts = counts.await.map_err(store_error)?;
+            let samples = sqlx::query(SAMPLES).bind(COUNTED).bind(SAMPLED).fetch_all(&self.readers);
+            summary(&counts, &samples.await.map_err(store_error)?, now)
         })
     }
 

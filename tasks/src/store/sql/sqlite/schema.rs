@@ -48,6 +48,15 @@ CREATE INDEX tower_offload_task_cancel ON tower_offload_task (river_id)
     "
 ALTER TABLE tower_offload_task ADD COLUMN due_at INTEGER;
 ",
+    "
+ALTER TABLE tower_offload_task ADD COLUMN queue TEXT;
+CREATE INDEX tower_offload_task_state ON tower_offload_task (state, id);
+CREATE INDEX tower_offload_task_name ON tower_offload_task (name, state, id);
+CREATE TABLE tower_offload_paused_kind (
+    kind TEXT NOT NULL PRIMARY KEY,
+    paused_at INTEGER NOT NULL
+) STRICT;
+",
 ];
 
 pub(super) const CREATE_MIGRATION: &str = "

@@ -1,0 +1,148 @@
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+use super::{Change, OperationError};
+use crate::{
+    Record, TaskId, TaskState, Tasks,
+    store::{Filter, Page},
+};
+
+/// An operation on all tasks that a filter selects. See [`Tasks::bulk`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(
+    feature = "openapi",
+    derive(utoipa::ToSchema),
+    schema(description = "An operation on all tasks that a filter selects.")
+)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum BulkAction {
+    /// Retries jobs that failed, timed out or were cancelled, and those that succeeded only if the
+    /// filter names that state.
+    Retry,
+    /// Cancels queued and running tasks whose cancellation was not requested yet.
+    Cancel,
+    /// Discards queued jobs.
+    Discard,
+}
+
+impl BulkAction {
+    /// Returns the states of the tasks that it changes, if the filter names these.
+    fn states(self, wanted: &[TaskState]) -> Vec<TaskState> {
+        use TaskState::{Cancelled, Failed, Queued, Running, Succeeded, TimedOut};
+        let (default, possible): (&[_], &[_]) = match self {
+            Self::Retry => (&[Failed, TimedOut, Cancelled], &[Failed, TimedOut, Cancelled, Succeeded]),
+            Self::Cancel => (&[Queued, Running], &[Queued, Running]),
+            Self::Discard => (&[Queued], &[Queued]),
+        };
+        let named = possible.iter().filter(|state| wanted.contains(state));
+        if wanted.is_empty() { default.to_vec() } else { named.copied().collect() }
+    }
+
+    fn change(self) -> Change {
+        match self {
+            Self::Retry => Change::Retry,
+            Self::Cancel => Change::Cancel,
+            Self::Discard => Change::Discard,
+        }
+    }
+}
+
+/// Result of [`Tasks::bulk`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(
+    feature = "openapi",
+    derive(utoipa::ToSchema),
+    schema(description = "How many tasks an operation has changed, and whether there may be more.")
+)]
+#[non_exhaustive]
+pub struct BulkReport {
+    /// The number of tasks that were changed, at most 1000.
+    pub changed: u64,
+    /// True if there may be more tasks to change. Repeat the operation with `after`.
+    pub remaining: bool,
+    /// The task after which to continue. Absent if there are no more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub after: Option<TaskId>,
+}
+
+/// Maximum number of tasks that one operation changes.
+const MAX_CHANGED: usize = 1000;
+/// Number of jobs in one transaction. It locks them for some milliseconds.
+const BATCH: usize = 100;
+/// Time after which no other batch is begun.
+const MAX_TIME: Duration = Duration::from_secs(5);
+
+impl Tasks {
+    /// Applies an operation to the tasks that `filter` selects, newest first, and returns how many
+    /// were changed.
+    ///
+    /// It changes at most 1000 tasks, in transactions of 100 jobs, and begins no transaction after
+    /// 5 s. If there may be more, [`BulkReport::remaining`] is `true`: call it again with
+    /// [`BulkReport::after`]. Tasks whose state has changed meanwhile are omitted, and so are
+    /// tasks that are not jobs, unless they are cancelled.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the database failed, or if the operation needs a job queue and none
+    /// [has started](OperationError::is_no_queue). Tasks may have been changed.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped before it completes, some of the tasks may have been changed.
+    pub async fn bulk(
+        &self,
+        action: BulkAction,
+        filter: &Filter,
+        after: Option<TaskId>,
+    ) -> Result<BulkReport, OperationError> {
+        let queue = self.queue();
+        if queue.is_none() && action != BulkAction::Cancel {
+            return Err(OperationError::no_queue());
+        }
+        let until = Instant::now() + MAX_TIME;
+        let filter = Filter { states: action.states(&filter.states), ..filter.clone() };
+        let mut report = BulkReport { after, ..BulkReport::default() };
+        if filter.states.is_empty() {
+            return Ok(BulkReport::default()); // the action changes no task in the states of the filter
+        }
+        loop {
+            let left = MAX_CHANGED.saturating_sub(usize::try_from(report.changed).unwrap_or(MAX_CHANGED));
+            if left == 0 || Instant::now() >= until {
+                report.remaining = true;
+                return Ok(report);
+            }
+            let page = Page { after: report.after, limit: left.min(BATCH) };
+            let listing = self.list(&filter, page).await?;
+            let is_requested = |record: &&Record| record.cancel_requested_at.is_some();
+            let wanted = listing.records.iter().filter(|record| action != BulkAction::Cancel || !is_requested(record));
+            let (jobs, others): (Vec<_>, Vec<_>) = wanted.partition(|record| record.queue.is_some());
+            let jobs: Vec<_> = jobs.iter().map(|record| record.id).collect();
+            match &queue {
+                Some(queue) if !jobs.is_empty() => {
+                    report.changed += queue.change(&jobs, action.change()).await?.changed.len() as u64;
+                }
+                // The process that has the queue sees the requests.
+                None => report.changed += self.cancel_each(&jobs).await?,
+                Some(_) => {}
+            }
+            if action == BulkAction::Cancel {
+                let others: Vec<_> = others.iter().map(|record| record.id).collect();
+                report.changed += self.cancel_each(&others).await?;
+            }
+            report.after = listing.next;
+            if listing.next.is_none() {
+                return Ok(report);
+            }
+        }
+    }
+
+    async fn cancel_each(&self, ids: &[TaskId]) -> Result<u64, OperationError> {
+        for id in ids {
+            self.cancel(*id).await?;
+        }
+        Ok(ids.len() as u64)
+    }
+}
