@@ -112,7 +112,7 @@ const OPTIONS: &[(&str, Try)] = options! {
 };
 
 /// Functions that take a value but are no options: they convert or compare it.
-const NO_OPTIONS: &[&str] = &["Status::result", "TaskId::from_bytes", "Json::new", "Json::parse"];
+const NO_OPTIONS: &[&str] = &["Status::result", "TaskId::from_bytes", "Json::new", "Json::parse", "TraceContext::new"];
 
 /// Time that no passing case needs.
 const LONG: Duration = Duration::from_secs(60);
