@@ -183,6 +183,7 @@ impl<'a> Exchange<'a> {
             Ended::Misbehaved => {
                 process.kill();
                 process.reap(KILL_TIMEOUT);
+                self.shared.misbehaved(&process.handle, self.job.id, self.job.kind);
                 self.shared.remove(process);
                 End::Result(Err(RunError::Protocol))
             }
@@ -216,8 +217,10 @@ impl<'a> Exchange<'a> {
         if !self.has_started {
             return End::NotStarted(error);
         }
-        if let RunError::Killed { by } = error {
-            self.shared.killed(&process.handle, self.job.id, self.job.kind, by);
+        match error {
+            RunError::Killed { by } => self.shared.killed(&process.handle, self.job.id, self.job.kind, by),
+            RunError::Exited { code } => self.shared.exited(&process.handle, self.job.id, self.job.kind, code),
+            _ => {}
         }
         End::Result(Err(error))
     }

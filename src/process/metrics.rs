@@ -25,6 +25,8 @@ pub(super) struct Metrics {
     pub(super) recycled: AtomicU64,
     /// By reason, in the order of [`KilledBy::index`].
     pub(super) killed: [AtomicU64; 4],
+    pub(super) exited: AtomicU64,
+    pub(super) protocol_errors: AtomicU64,
     pub(super) output_discarded: AtomicU64,
 }
 
@@ -42,6 +44,8 @@ impl Metrics {
             start_failures: AtomicU64::new(0),
             recycled: AtomicU64::new(0),
             killed: Default::default(),
+            exited: AtomicU64::new(0),
+            protocol_errors: AtomicU64::new(0),
             output_discarded: AtomicU64::new(0),
         };
         metrics.register();
@@ -63,8 +67,20 @@ impl Metrics {
                 Count,
                 "Processes that were killed or crashed, by reason."
             );
-            self.counter("offload_process_starts_total").increment(0);
-            self.counter("offload_process_start_failures_total").increment(0);
+            describe_counter!("offload_process_exits_total", Count, "Processes that exited while they ran a job.");
+            describe_counter!(
+                "offload_process_protocol_errors_total",
+                Count,
+                "Processes that broke the protocol while they ran a job, and were killed."
+            );
+            for name in [
+                "offload_process_starts_total",
+                "offload_process_start_failures_total",
+                "offload_process_exits_total",
+                "offload_process_protocol_errors_total",
+            ] {
+                self.counter(name).increment(0);
+            }
             for by in REASONS {
                 self.killed_counter(by).increment(0);
             }
@@ -148,6 +164,27 @@ impl Metrics {
             let by = by.as_str();
             tracing::event!(tracing::Level::WARN, pool = &*self.pool, pid, job, kind, by, signal, "process killed");
         }
+        let _ = (pid, job, kind);
+    }
+
+    /// Records that the process of a job has exited. The status is not known if something else has
+    /// reaped it.
+    pub(super) fn exited(&self, pid: u32, job: u64, kind: &str, code: Option<i32>) {
+        self.exited.fetch_add(1, Relaxed);
+        #[cfg(feature = "metrics")]
+        self.counter("offload_process_exits_total").increment(1);
+        #[cfg(feature = "tracing")]
+        tracing::event!(tracing::Level::WARN, pool = &*self.pool, pid, job, kind, code, "process exited");
+        let _ = (pid, job, kind, code);
+    }
+
+    /// Records that the process of a job has broken the protocol.
+    pub(super) fn misbehaved(&self, pid: u32, job: u64, kind: &str) {
+        self.protocol_errors.fetch_add(1, Relaxed);
+        #[cfg(feature = "metrics")]
+        self.counter("offload_process_protocol_errors_total").increment(1);
+        #[cfg(feature = "tracing")]
+        tracing::event!(tracing::Level::WARN, pool = &*self.pool, pid, job, kind, "process broke the protocol");
         let _ = (pid, job, kind);
     }
 

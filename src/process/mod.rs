@@ -109,6 +109,8 @@
 //! | `offload_process_start_failures_total` | counter | processes that could not be started |
 //! | `offload_process_recycled_total` | counter | processes that were replaced; label `reason`: `max_jobs`, `max_age`, `growth`, or `protocol` for what an earlier job has left behind |
 //! | `offload_process_killed_total` | counter | processes that were killed or crashed; label `by`: `timeout`, `memory`, `cancelled`, `crash` |
+//! | `offload_process_exits_total` | counter | processes that exited while they ran a job |
+//! | `offload_process_protocol_errors_total` | counter | processes that broke the protocol while they ran a job, and were killed |
 //!
 //! Feature `tracing` emits these events with the field `pool`:
 //!
@@ -118,6 +120,8 @@
 //! | `process could not be started` | error | `error` |
 //! | `process recycled` | debug | `pid`, `reason` |
 //! | `process killed` | warn | `pid`, `job`, `kind`, `by`, `signal` |
+//! | `process exited` | warn | `pid`, `job`, `kind`, `code` |
+//! | `process broke the protocol` | warn | `pid`, `job`, `kind` |
 //! | `process output` | info | `pid`, `job`, `kind`, `stream`, `line` |
 //!
 //! `process output` is a line that a process wrote to stdout or stderr. At most 1 MiB is reported
@@ -342,6 +346,8 @@ impl ProcessPool {
             killed_by_memory,
             killed_by_cancel,
             crashed,
+            exited: metrics.exited.load(Relaxed),
+            protocol_errors: metrics.protocol_errors.load(Relaxed),
             output_discarded: metrics.output_discarded.load(Relaxed),
         }
     }

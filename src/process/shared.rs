@@ -276,6 +276,14 @@ impl Shared {
         ignore_panic(|| self.metrics.killed(handle.pid, job, kind, by));
     }
 
+    pub(super) fn exited(&self, handle: &ProcessHandle, job: u64, kind: &str, code: Option<i32>) {
+        ignore_panic(|| self.metrics.exited(handle.pid, job, kind, code));
+    }
+
+    pub(super) fn misbehaved(&self, handle: &ProcessHandle, job: u64, kind: &str) {
+        ignore_panic(|| self.metrics.misbehaved(handle.pid, job, kind));
+    }
+
     pub(super) fn recycled(&self, handle: &ProcessHandle, reason: &'static str) {
         ignore_panic(|| self.metrics.recycled(handle.pid, reason));
     }

@@ -32,6 +32,12 @@ pub struct ProcessPoolStats {
     pub killed_by_cancel: u64,
     /// Number of processes that crashed while they ran a job.
     pub crashed: u64,
+    /// Number of processes that exited while they ran a job: see
+    /// [`RunError::Exited`](super::RunError::Exited).
+    pub exited: u64,
+    /// Number of processes that were killed because they broke the protocol while they ran a job:
+    /// see [`RunError::Protocol`](super::RunError::Protocol).
+    pub protocol_errors: u64,
     /// Bytes that processes have written to stdout and stderr beyond the 1 MiB that is reported for
     /// each job.
     pub output_discarded: u64,

@@ -6,9 +6,13 @@
 
 #[cfg(feature = "metrics")]
 use std::sync::Once;
+#[cfg(feature = "river")]
+use std::{sync::Arc, time::Duration};
 
+#[cfg(all(feature = "metrics", feature = "river"))]
+use metrics::{Label, histogram};
 #[cfg(feature = "metrics")]
-use metrics::{Unit, counter, describe_counter, describe_gauge, gauge};
+use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge};
 
 use crate::writer::WriterStats;
 
@@ -20,6 +24,26 @@ fn record(call: impl FnOnce()) {
         DESCRIBED.call_once(describe);
         call();
     });
+}
+
+/// Label of a kind or queue that the program does not know. No kind and no queue has such a name.
+#[cfg(feature = "river")]
+pub(crate) const OTHER: &str = "(other)";
+
+/// The labels `kind` and `queue` of the numbers of jobs. Both are names that the program has in its
+/// code, or [`OTHER`], so their number is bounded.
+#[cfg(feature = "river")]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct JobLabels {
+    pub(crate) kind: &'static str,
+    pub(crate) queue: Arc<str>,
+}
+
+#[cfg(all(feature = "metrics", feature = "river"))]
+impl JobLabels {
+    fn get(&self) -> Vec<Label> {
+        vec![Label::from_static_parts("kind", self.kind), Label::new("queue", self.queue.clone())]
+    }
 }
 
 /// The counters of tasks that a recorder gets when a store is first used: a rate needs the zero
@@ -45,9 +69,11 @@ const JOB_COUNTERS: &[&str] = &[
     "offload_jobs_given_back_total",
     "offload_jobs_written_late_total",
     "offload_jobs_replaced_clients_total",
+    "offload_jobs_lost_leases_total",
+    "offload_sequences_healed_total",
 ];
 
-/// The counters of jobs that a recorder gets when a queue starts, for each kind.
+/// The counters of jobs that a recorder gets when a queue starts, for each kind and its queue.
 #[cfg(all(feature = "metrics", feature = "river"))]
 const KIND_COUNTERS: &[&str] = &[
     "offload_jobs_enqueued_total",
@@ -71,20 +97,23 @@ pub(crate) fn register_tasks() {
 
 /// Registers the numbers of a job queue that works these kinds, with zero.
 #[cfg(feature = "river")]
-pub(crate) fn register_jobs<'a>(kinds: impl Iterator<Item = &'a str>) {
+pub(crate) fn register_jobs(labels: impl Iterator<Item = JobLabels>) {
     #[cfg(feature = "metrics")]
     record(|| {
-        gauge!("offload_jobs_unserved").increment(0.0);
+        for name in ["offload_jobs_unserved", "offload_jobs_waiting", "offload_jobs_unwritten"] {
+            gauge!(name).increment(0.0);
+        }
         JOB_COUNTERS.iter().for_each(|name| counter!(*name).increment(0));
-        for kind in kinds {
-            KIND_COUNTERS.iter().for_each(|name| counter!(*name, "kind" => kind.to_owned()).increment(0));
-            ENDS.iter().for_each(|end| {
-                counter!("offload_jobs_ended_total", "kind" => kind.to_owned(), "end" => *end).increment(0);
-            });
+        for labels in labels {
+            KIND_COUNTERS.iter().for_each(|name| counter!(*name, labels.get()).increment(0));
+            ENDS.iter().for_each(|end| ended(&labels, end).increment(0));
+            for name in ["offload_jobs_running", "offload_jobs_queued", "offload_jobs_oldest_queued_seconds"] {
+                gauge!(name, labels.get()).increment(0.0);
+            }
         }
     });
     #[cfg(not(feature = "metrics"))]
-    drop(kinds);
+    drop(labels);
 }
 
 /// Increments a counter by its name.
@@ -97,22 +126,70 @@ pub(crate) fn count(name: &'static str, by: u64) {
     let _ = (name, by);
 }
 
-/// Increments a counter of the jobs of a kind.
+/// Increments a counter of jobs.
 #[cfg(feature = "river")]
-pub(crate) fn count_job(name: &'static str, kind: &str) {
+pub(crate) fn count_job(name: &'static str, labels: &JobLabels) {
     #[cfg(feature = "metrics")]
-    record(|| counter!(name, "kind" => kind.to_owned()).increment(1));
+    record(|| counter!(name, labels.get()).increment(1));
     #[cfg(not(feature = "metrics"))]
-    let _ = (name, kind);
+    let _ = (name, labels);
 }
 
 /// Counts the end of an attempt.
 #[cfg(feature = "river")]
-pub(crate) fn job_ended(kind: &str, end: &'static str) {
+pub(crate) fn job_ended(labels: &JobLabels, end: &'static str) {
     #[cfg(feature = "metrics")]
-    record(|| counter!("offload_jobs_ended_total", "kind" => kind.to_owned(), "end" => end).increment(1));
+    record(|| ended(labels, end).increment(1));
     #[cfg(not(feature = "metrics"))]
-    let _ = (kind, end);
+    let _ = (labels, end);
+}
+
+#[cfg(all(feature = "metrics", feature = "river"))]
+fn ended(labels: &JobLabels, end: &'static str) -> metrics::Counter {
+    let mut labels = labels.get();
+    labels.push(Label::from_static_parts("end", end));
+    counter!("offload_jobs_ended_total", labels)
+}
+
+/// Counts an attempt whose work begins `waited` after its job was due.
+#[cfg(feature = "river")]
+pub(crate) fn job_begun(labels: &JobLabels, waited: Duration) {
+    #[cfg(feature = "metrics")]
+    record(|| {
+        counter!("offload_jobs_begun_total", labels.get()).increment(1);
+        gauge!("offload_jobs_running", labels.get()).increment(1.0);
+        histogram!("offload_jobs_wait_seconds", labels.get()).record(waited);
+    });
+    #[cfg(not(feature = "metrics"))]
+    let _ = (labels, waited);
+}
+
+/// Records the run time of an attempt.
+#[cfg(feature = "river")]
+pub(crate) fn job_ran(labels: &JobLabels, run_time: Duration) {
+    #[cfg(feature = "metrics")]
+    record(|| histogram!("offload_jobs_run_seconds", labels.get()).record(run_time));
+    #[cfg(not(feature = "metrics"))]
+    let _ = (labels, run_time);
+}
+
+/// Counts an attempt that [has begun](job_begun) as not running.
+#[cfg(feature = "river")]
+pub(crate) fn job_left(labels: &JobLabels) {
+    #[cfg(feature = "metrics")]
+    record(|| gauge!("offload_jobs_running", labels.get()).decrement(1.0));
+    #[cfg(not(feature = "metrics"))]
+    let _ = labels;
+}
+
+/// Sets the jobs that wait: by how many the number differs from the last one, and the age of the
+/// oldest one in seconds.
+#[cfg(all(feature = "metrics", feature = "river"))]
+pub(crate) fn jobs_waiting(labels: &JobLabels, difference: f64, oldest: f64) {
+    record(|| {
+        gauge!("offload_jobs_queued", labels.get()).increment(difference);
+        gauge!("offload_jobs_oldest_queued_seconds", labels.get()).set(oldest);
+    });
 }
 
 /// Changes a gauge.
@@ -156,10 +233,28 @@ fn describe() {
     let gauges = [
         ("offload_tasks_open", "Tasks whose final record is not written: the queue of the writer."),
         ("offload_jobs_unserved", "Jobs that have waited for a minute and that no process works on."),
+        (
+            "offload_jobs_queued",
+            "Jobs that are due and wait, in the whole database, by kind and queue. At most 10 000 for each priority.",
+        ),
+        ("offload_jobs_waiting", "Jobs that this process has claimed and that wait for a thread of their pool."),
+        ("offload_jobs_running", "Jobs whose work is running in this process, by kind and queue."),
+        ("offload_jobs_unwritten", "Jobs whose work has ended, and whose end the database has not confirmed."),
     ];
     for (name, help) in gauges {
         describe_gauge!(name, Unit::Count, help);
     }
+    describe_gauge!(
+        "offload_jobs_oldest_queued_seconds",
+        Unit::Seconds,
+        "Time that the oldest job that waits has been due, in the whole database, by kind and queue."
+    );
+    describe_histogram!(
+        "offload_jobs_wait_seconds",
+        Unit::Seconds,
+        "Time from when a job was due until the work of an attempt has begun, by kind and queue."
+    );
+    describe_histogram!("offload_jobs_run_seconds", Unit::Seconds, "Run time of attempts, by kind and queue.");
     let counters = [
         ("offload_tasks_rejected_total", "Tasks that were not accepted."),
         ("offload_tasks_failed_writes_total", "Batches that the store failed to write. They are retried."),
@@ -174,12 +269,15 @@ fn describe() {
         ("offload_tasks_lost_leases_total", "Leases that were lost, with the unfinished tasks of the process."),
         ("offload_tasks_denied_total", "Requests to the status service that were denied."),
         ("offload_tasks_shed_total", "Requests that exceeded the limit of streams or of lists."),
-        ("offload_jobs_enqueued_total", "Jobs that were enqueued outside of transactions of the application, by kind."),
-        ("offload_jobs_begun_total", "Attempts whose work has begun, by kind."),
-        ("offload_jobs_ended_total", "Attempts that have ended, by kind and end."),
-        ("offload_jobs_timed_out_total", "Attempts that exceeded their timeout, by kind."),
-        ("offload_jobs_unparsable_total", "Attempts whose arguments could not be read, by kind."),
-        ("offload_jobs_recovered_total", "Jobs of crashed processes that were recovered, by kind."),
+        (
+            "offload_jobs_enqueued_total",
+            "Jobs that were enqueued outside of transactions of the application, by kind and queue.",
+        ),
+        ("offload_jobs_begun_total", "Attempts whose work has begun, by kind and queue."),
+        ("offload_jobs_ended_total", "Attempts that have ended, by kind, queue and end."),
+        ("offload_jobs_timed_out_total", "Attempts that exceeded their timeout, by kind and queue."),
+        ("offload_jobs_unparsable_total", "Attempts whose arguments could not be read, by kind and queue."),
+        ("offload_jobs_recovered_total", "Jobs of crashed processes that were recovered, by kind and queue."),
         ("offload_jobs_lost_total", "Jobs that are lost, because they were deleted from River's table."),
         ("offload_jobs_copied_total", "Jobs that ended without the triggers, and whose records were made final."),
         ("offload_jobs_given_back_total", "Claims that were handed back, because their reply was lost."),
@@ -188,6 +286,14 @@ fn describe() {
         (
             "offload_jobs_unreplaced_clients_total",
             "Times that a River client wrote no ends and too many were replaced.",
+        ),
+        (
+            "offload_jobs_lost_leases_total",
+            "River clients whose lease was lost, so that others have recovered their jobs.",
+        ),
+        (
+            "offload_sequences_healed_total",
+            "Sequences that had members and no head, and were continued. It must stay 0.",
         ),
         ("offload_jobs_interrupted_total", "Attempts that were still running when a shutdown timed out."),
     ];

@@ -2,7 +2,10 @@
 #![cfg(unix)]
 #![allow(clippy::unwrap_used)]
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use hyper::StatusCode;
 use tower_offload_tests::Server;
@@ -35,6 +38,84 @@ async fn tasks_are_accepted_followed_and_found_after_a_restart() {
     }
     server.signal("INT").await;
     assert_eq!(server.end().await.0, Some(0));
+    fs::remove_dir_all(folder).unwrap();
+}
+
+/// Returns a database in a folder that is not deleted if the test fails.
+fn sqlite(name: &str) -> (PathBuf, String) {
+    let folder = std::env::temp_dir().join(format!("tower-offload-{name}-{}", std::process::id()));
+    fs::create_dir_all(&folder).unwrap();
+    let url = format!("sqlite:{}", folder.join("tasks.db").display());
+    (folder, url)
+}
+
+#[tokio::test]
+async fn prometheus_scrapes_the_numbers_of_jobs() {
+    let (folder, database) = sqlite("prometheus");
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
+    let program = tower_offload_tests::example(&examples, "prometheus");
+    let server = Server::start(&program, &["--database", &database]).await;
+    let before = server.get("/metrics").await.text().to_owned();
+    let succeeded = r#"offload_jobs_ended_total{kind="report",queue="default",end="succeeded"}"#;
+    assert!(before.contains(&format!("{succeeded} 0\n")), "{before}");
+    assert_eq!(server.post("/reports/7", "").await.status, StatusCode::ACCEPTED);
+    let is_counted = async || server.get("/metrics").await.text().contains(&format!("{succeeded} 1\n"));
+    tower_offload_tests::eventually("the job is counted", is_counted).await;
+    let after = server.get("/metrics").await.text().to_owned();
+    for line in [
+        "# TYPE offload_jobs_wait_seconds histogram",
+        r#"offload_jobs_run_seconds_bucket{kind="report",queue="default",le="3600"} 1"#,
+        r#"offload_jobs_running{kind="report",queue="default"} 0"#,
+    ] {
+        assert!(after.lines().any(|other| other == line), "{line} in {after}");
+    }
+    fs::remove_dir_all(folder).unwrap();
+}
+
+/// A span as the exporter prints it.
+#[derive(Debug, Default)]
+struct Printed {
+    name: String,
+    trace: String,
+    span: String,
+    parent: String,
+    linked: String,
+    attempt: String,
+}
+
+#[tokio::test]
+async fn opentelemetry_prints_the_trace_of_a_job() {
+    let (folder, database) = sqlite("opentelemetry");
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
+    let program = tower_offload_tests::example(&examples, "opentelemetry");
+    let mut server = Server::start(&program, &["--database", &database]).await;
+    assert_eq!(server.post("/reports", "").await.status, StatusCode::ACCEPTED);
+    let mut spans: Vec<Printed> = Vec::new();
+    while !spans.last().is_some_and(|span| span.attempt == "I64(2)" && !span.linked.is_empty()) {
+        let line = server.line().await.expect("a span of the second attempt");
+        if line.starts_with("Span #") {
+            spans.push(Printed::default());
+        }
+        let (Some(span), Some((key, value))) = (spans.last_mut(), line.split_once(':')) else { continue };
+        let value = value.trim().to_owned();
+        match key {
+            "\tName         " => span.name = value,
+            "\tTraceId      " => span.trace = value,
+            "\tSpanId       " => span.span = value,
+            "\tParentSpanId " => span.parent = value,
+            "\t\t ->  attempt" => span.attempt = value,
+            "\tSpanId " => span.linked = value,
+            _ => {}
+        }
+    }
+    let find = |name: &str, attempt: &str| {
+        spans.iter().find(|span| span.name == name && span.attempt == attempt).unwrap_or_else(|| panic!("{spans:#?}"))
+    };
+    let request = find("POST /reports", "");
+    let (first, second) = (find("job report", "I64(1)"), find("job report", "I64(2)"));
+    assert_eq!((&first.trace, &first.parent, &first.linked), (&request.trace, &request.span, &String::new()));
+    assert_eq!((&*second.parent, &second.linked), ("None (root span)", &request.span));
+    assert_ne!(second.trace, request.trace);
     fs::remove_dir_all(folder).unwrap();
 }
 

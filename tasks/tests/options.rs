@@ -119,6 +119,7 @@ const NO_OPTIONS: &[&str] = &[
     "TaskId::from_bytes",
     "Json::new",
     "Json::parse",
+    "TraceContext::new",
     // `tests/jobs/paused.rs` tries names of queues and kinds that do not exist.
     "Jobs::pause_kind",
     "Jobs::pause_queue",

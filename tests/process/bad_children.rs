@@ -27,6 +27,8 @@ async fn garbage_and_oversized_frames_end_only_their_job() {
         assert_eq!(pool.run(Do::Garbage(bytes)).await, Err(RunError::Protocol));
         assert_eq!(pool.run(Do::Echo(vec![1])).await, Ok(vec![1]));
     }
+    let stats = pool.stats();
+    assert_eq!((stats.protocol_errors, stats.exited, stats.crashed), (2, 0, 0));
 }
 
 #[tokio::test]

@@ -51,6 +51,8 @@ async fn crash_and_exit_fail_only_their_job() {
     let crash = KilledBy::Crash(6);
     assert_eq!(pool.run(Do::Abort).await, Err(RunError::Killed { by: crash }));
     assert_eq!(pool.run(Do::Exit(3)).await, Err(RunError::Exited { code: Some(3) }));
+    let stats = pool.stats();
+    assert_eq!((stats.crashed, stats.exited, stats.protocol_errors), (1, 1, 0));
     assert_eq!(pool.run(Do::Echo(vec![1])).await, Ok(vec![1]));
     assert_eq!(pool.stats().crashed, 1);
 }

@@ -21,6 +21,7 @@ use super::{
     outcome::{End, Next, Outcome},
     queue::{Environment, Phase},
     running::{Claim, Entered},
+    trace::AttemptTrace,
     worker::{Ticket, Worker},
 };
 use crate::{Progress, StoreError, TaskId};
@@ -77,7 +78,8 @@ impl<J: Job> riverqueue::Worker<Arguments<J>> for Adapter<J> {
             gate.guard();
         }
         let progress = Progress::new(attempt.clone());
-        let ticket = Ticket { entry, gate: gate.clone(), stopped: stopped.clone() };
+        let trace = AttemptTrace::new(environment, row, id, started_at);
+        let ticket = Ticket { entry, gate: gate.clone(), stopped: stopped.clone(), trace: trace.clone() };
         let outcome = match self.worker.start(job.args.text(), progress, ticket) {
             Ok(work) => {
                 let Some(slots) = environment.slots.get(&row.queue) else {
@@ -103,16 +105,18 @@ impl<J: Job> riverqueue::Worker<Arguments<J>> for Adapter<J> {
                         () = cancel_request.made() => {}
                     }
                 };
-                run.run(work, &gate, stop, drains).await
+                run.run(trace.instrument(work), &gate, stop, drains).await
             }
             Err(failure) => Outcome::Failed(failure),
         };
+        let outcome = storable(outcome);
+        trace.end(&outcome);
         let end = End {
             claim,
             id,
             max_attempts: i16::try_from(row.max_attempts).unwrap_or(i16::MAX),
             failures: u32::try_from(row.errors.len()).unwrap_or(u32::MAX),
-            outcome: storable(outcome),
+            outcome,
             progress: environment.progress.remove(attempt.progress_key),
         };
         environment.running.set_end(end.clone());

@@ -6,6 +6,8 @@ use tower_offload::Pool;
 #[cfg(feature = "process")]
 use tower_offload::process::{ProcessPool, Work};
 
+#[cfg(feature = "tracing")]
+use super::Propagator;
 use super::{
     Backoff, Job, Jobs, StartError,
     client::Plan,
@@ -16,6 +18,7 @@ use super::{
     queue::{Environment, InsertSenders, Queue},
     running::RunningJobs,
     slots::AllSlots,
+    trace::Tracing,
     worker::Worker,
 };
 use crate::{IntoFailure, Progress, SqlStore, Tasks};
@@ -24,7 +27,12 @@ impl Jobs {
     /// Returns a builder for a job queue in the database of `tasks`. The records of its jobs are
     /// records of these tasks.
     pub fn builder(tasks: &Tasks) -> JobsBuilder {
-        JobsBuilder { tasks: tasks.clone(), plan: Plan::default(), concurrency: DEFAULT_CONCURRENCY }
+        JobsBuilder {
+            tasks: tasks.clone(),
+            plan: Plan::default(),
+            concurrency: DEFAULT_CONCURRENCY,
+            tracing: Tracing::default(),
+        }
     }
 }
 
@@ -34,6 +42,7 @@ pub struct JobsBuilder {
     tasks: Tasks,
     plan: Plan,
     concurrency: usize,
+    tracing: Tracing,
 }
 
 const DEFAULT_CONCURRENCY: usize = 32;
@@ -115,6 +124,17 @@ impl JobsBuilder {
         self
     }
 
+    /// Sets the propagator of trace contexts. Default: none, so each attempt begins a trace.
+    ///
+    /// With one, a job is stored with the trace context of the span in which it is enqueued. The
+    /// span of its first attempt is a child of that span, and those of later attempts are linked to
+    /// it. See [traces](crate::jobs#traces).
+    #[cfg(feature = "tracing")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "tracing")))]
+    pub fn propagator(self, propagator: impl Propagator) -> Self {
+        Self { tracing: Tracing::new(propagator), ..self }
+    }
+
     /// Creates or migrates River's tables, recovers jobs of crashed processes, and starts the
     /// workers.
     ///
@@ -134,10 +154,9 @@ impl JobsBuilder {
     ///
     /// If the future is dropped before it completes, jobs may have started. They are requeued.
     pub async fn start(self) -> Result<Jobs, StartError> {
-        let Self { tasks, mut plan, concurrency } = self;
+        let Self { tasks, mut plan, concurrency, tracing } = self;
         let store = tasks.store::<SqlStore>().cloned().ok_or(StartError::NO_DATABASE)?;
         plan.validate(concurrency).map_err(StartError::invalid)?;
-        crate::metrics::register_jobs(plan.kinds().iter().copied());
         if plan.kinds().is_empty() {
             events::no_workers();
         }
@@ -150,9 +169,10 @@ impl JobsBuilder {
             running: RunningJobs::default(),
             progress: Arc::default(),
             slots: AllSlots::new(plan.queues(), poll_interval),
-            counters: Counters::default(),
+            counters: Counters::new(&plan),
             backoff: plan.backoff,
             paused: PausedKinds::default(),
+            tracing,
         };
         let (plain, plain_requests) = mpsc::channel(INSERT_CHANNEL_CAPACITY);
         let (unique, unique_requests) = mpsc::channel(INSERT_CHANNEL_CAPACITY);

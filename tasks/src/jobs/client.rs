@@ -32,6 +32,8 @@ use crate::{StoreError, TaskId, lease::RENEWALS};
 #[derive(Default)]
 pub(super) struct Plan {
     kinds: Vec<&'static str>,
+    /// The default queue of each kind.
+    default_queues: BTreeMap<&'static str, &'static str>,
     /// Maximum number of concurrent jobs of each queue.
     queues: BTreeMap<String, Concurrency>,
     workers: Vec<AddWorker>,
@@ -59,6 +61,7 @@ pub(super) const MAX_CONCURRENCY: usize = 10_000;
 impl Plan {
     pub(super) fn add_worker<J: Job>(&mut self, worker: Worker<J>) {
         self.kinds.push(J::KIND);
+        self.default_queues.insert(J::KIND, J::QUEUE);
         let threads = worker.max_threads;
         match self.queues.entry(J::QUEUE.to_owned()).or_insert(Concurrency::UpTo(Some(0))) {
             Concurrency::Fixed(_) => {}
@@ -119,6 +122,11 @@ impl Plan {
 
     pub(super) fn kinds(&self) -> &[&'static str] {
         &self.kinds
+    }
+
+    /// Returns the kinds with their default queues.
+    pub(super) fn kinds_with_queues(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
+        self.default_queues.iter().map(|(kind, queue)| (*kind, *queue))
     }
 
     /// Returns the queues with their concurrency.

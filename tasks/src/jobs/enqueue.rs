@@ -11,11 +11,11 @@ use tokio::sync::oneshot;
 use tower_offload::background::Reservation;
 
 use super::{
-    Job, Jobs, Unique,
+    Job, Jobs, TraceContext, Unique,
     client::{validate_kind, validate_max_attempts, validate_queue},
     insert::{Arguments, InsertRequest, Inserted, Prepared, Transaction, WRAPPER, canonical, parse_storable},
     maintenance::no_result,
-    queue::Queue,
+    queue::{self, Queue},
 };
 use crate::{
     AcceptError, Accepted, Json, Record, Status, StoreError, TaskId, Timestamp,
@@ -47,6 +47,7 @@ impl Jobs {
             queue_name: J::QUEUE,
             max_attempts: J::MAX_ATTEMPTS,
             delay: None,
+            trace: None,
             is_by_content: false,
             options: InsertOpts::default(),
         }
@@ -64,6 +65,7 @@ pub struct Enqueue<'a, J> {
     queue_name: &'a str,
     max_attempts: u16,
     delay: Option<Duration>,
+    trace: Option<TraceContext>,
     /// `true` if the arguments decide whether jobs are equal.
     is_by_content: bool,
     options: InsertOpts,
@@ -107,6 +109,14 @@ impl<'a, J: Job> Enqueue<'a, J> {
     /// Delays the job, like [`at`](Self::at).
     pub fn delay(self, delay: Duration) -> Self {
         Self { delay: Some(delay).filter(|delay| !delay.is_zero()), ..self }
+    }
+
+    /// Sets the trace context of the job. Default: that of the current span, if the queue has a
+    /// [`Propagator`](super::JobsBuilder::propagator).
+    ///
+    /// A job that [runs here](super::OrEnqueue) belongs to the current span in any case.
+    pub fn trace_context(self, context: TraceContext) -> Self {
+        Self { trace: Some(context), ..self }
     }
 
     /// Skips the insertion if an equal job exists, and returns the status of that job.
@@ -202,8 +212,11 @@ impl<'a, J: Job> Enqueue<'a, J> {
         if let Some(delay) = self.delay {
             options = options.with_scheduled_at(after(now, delay));
         }
+        let queue::Environment { counters, tracing, .. } = &*self.queue.environment;
+        counters.names().add(J::KIND, J::QUEUE);
+        let trace = self.trace.or_else(|| tracing.current());
         let (queue, delay) = (self.queue_name.to_owned(), self.delay);
-        Ok(Prepared { push: Arguments::<J>::push, arguments, options, queue, delay, record })
+        Ok(Prepared { push: Arguments::<J>::push, arguments, options, queue, delay, trace, record })
     }
 
     async fn insert(self) -> Result<Accepted, AcceptError> {

@@ -8,7 +8,9 @@ use std::{
 
 use riverqueue::{JobEventKind, JobRow, JobState};
 
-use super::{attempt::TIMEOUT_CLASS, database::Recovered, outcome::End, worker::ARGUMENTS_CLASS};
+use super::{
+    attempt::TIMEOUT_CLASS, client::Plan, database::Recovered, numbers::Names, outcome::End, worker::ARGUMENTS_CLASS,
+};
 use crate::{StoreError, TaskId, metrics};
 
 /// Counters and gauges of [`Jobs`](super::Jobs), for this process since its start.
@@ -54,11 +56,15 @@ pub struct JobsStats {
     /// Number of jobs that have waited for longer than a minute and that no process works on, at
     /// the last check.
     pub unserved: u64,
+    /// Number of River clients of this process that have lost their lease, because they could not
+    /// renew it in time. Other processes have recovered their jobs.
+    pub lost_leases: u64,
 }
 
 /// Counters of a queue.
 #[derive(Default)]
 pub(super) struct Counters {
+    names: Names,
     succeeded: AtomicU64,
     retried: AtomicU64,
     discarded: AtomicU64,
@@ -71,9 +77,28 @@ pub(super) struct Counters {
     lost: AtomicU64,
     copied: AtomicU64,
     unserved: AtomicU64,
+    lost_leases: AtomicU64,
 }
 
 impl Counters {
+    /// Creates the counters of a queue with these workers and queues, and registers their numbers.
+    pub(super) fn new(plan: &Plan) -> Self {
+        let names = Names::default();
+        plan.queues().for_each(|(queue, _)| names.add_queue(queue));
+        plan.kinds_with_queues().for_each(|(kind, queue)| names.add(kind, queue));
+        metrics::register_jobs(plan.kinds_with_queues().map(|(kind, queue)| names.labels(kind, queue)));
+        Self { names, ..Self::default() }
+    }
+
+    pub(super) fn names(&self) -> &Names {
+        &self.names
+    }
+
+    /// Counts a job that was inserted.
+    pub(super) fn enqueued(&self, kind: &str, queue: &str) {
+        metrics::count_job("offload_jobs_enqueued_total", &self.names.labels(kind, queue));
+    }
+
     /// Counts an end that River has written.
     pub(super) fn count(&self, kind: JobEventKind, job: &JobRow, end: Option<&End>) {
         let (counter, name) = match kind {
@@ -84,15 +109,16 @@ impl Counters {
             _ => (&self.returned, "returned"),
         };
         increment(counter, 1);
-        metrics::job_ended(&job.kind, name);
+        let labels = self.names.labels(&job.kind, &job.queue);
+        metrics::job_ended(&labels, name);
         match end.and_then(End::failure) {
             Some(failure) if failure.class == TIMEOUT_CLASS => {
                 increment(&self.timed_out, 1);
-                metrics::count_job("offload_jobs_timed_out_total", &job.kind);
+                metrics::count_job("offload_jobs_timed_out_total", &labels);
             }
             Some(failure) if failure.class == ARGUMENTS_CLASS => {
                 increment(&self.unparsable, 1);
-                metrics::count_job("offload_jobs_unparsable_total", &job.kind);
+                metrics::count_job("offload_jobs_unparsable_total", &labels);
             }
             _ => {}
         }
@@ -128,6 +154,7 @@ impl Counters {
             lost: get(&self.lost),
             copied: get(&self.copied),
             unserved: get(&self.unserved),
+            lost_leases: get(&self.lost_leases),
             ..JobsStats::default()
         }
     }
@@ -178,10 +205,9 @@ pub(super) fn recovered(counters: &Counters, jobs: &[Recovered]) {
     increment(&counters.recovered, jobs.len() as u64);
     let discarded = jobs.iter().filter(|job| job.state == "discarded");
     increment(&counters.discarded, discarded.clone().count() as u64);
-    for job in jobs {
-        metrics::count_job("offload_jobs_recovered_total", &job.kind);
-    }
-    discarded.clone().for_each(|job| metrics::job_ended(&job.kind, "discarded"));
+    let labels = |job: &Recovered| counters.names.labels(&job.kind, &job.queue);
+    jobs.iter().for_each(|job| metrics::count_job("offload_jobs_recovered_total", &labels(job)));
+    discarded.clone().for_each(|job| metrics::job_ended(&labels(job), "discarded"));
     #[cfg(feature = "tracing")]
     if !jobs.is_empty() {
         for Recovered { id, river_id, kind, queue, attempt, is_shutdown, .. } in discarded {
@@ -235,6 +261,14 @@ pub(super) fn not_replaced(clients: usize) {
     );
     #[cfg(not(feature = "tracing"))]
     let _ = clients;
+}
+
+/// Counts and reports a client whose lease has ended before it did.
+pub(super) fn lost_lease(counters: &Counters) {
+    increment(&counters.lost_leases, 1);
+    metrics::count("offload_jobs_lost_leases_total", 1);
+    #[cfg(feature = "tracing")]
+    tracing::warn!("lost the lease of the job queue: other processes recover its jobs, and a new client starts");
 }
 
 /// Counts and reports the closures that are still running when a shutdown has timed out.

@@ -15,6 +15,7 @@ use super::{
     database::{Database, millis},
     error::InsertError,
     running::Claim,
+    trace::TraceContext,
 };
 use crate::{Failure, Reason, Record, StoreError, TaskId, TaskState, Timestamp};
 
@@ -180,6 +181,7 @@ pub(super) struct Prepared {
     pub(super) queue: String,
     /// Delay before the job may start.
     pub(super) delay: Option<Duration>,
+    pub(super) trace: Option<TraceContext>,
     pub(super) record: Record,
 }
 
@@ -213,6 +215,7 @@ impl Prepared {
         if let Some(delay) = self.delay.filter(|_| has_server_clock) {
             metadata[DELAY_KEY] = millis(delay.min(MAX_SCHEDULE)).into();
         }
+        self.trace.iter().flat_map(TraceContext::fields).for_each(|(key, value)| metadata[key] = value.into());
         let metadata: JobMetadata = metadata.to_string().parse().map_err(Error::Json)?;
         Ok(self.options.clone().with_metadata(metadata))
     }

@@ -21,7 +21,7 @@ use super::{
     queue::{Environment, Queue},
     running::MAX_LATE_CHECKS,
 };
-use crate::{StoreError, lease::RENEWALS, metrics};
+use crate::{StoreError, lease::RENEWALS};
 
 /// Number of insertions that may wait for a transaction. Further callers wait for space.
 pub(super) const INSERT_CHANNEL_CAPACITY: usize = 1024;
@@ -63,6 +63,8 @@ pub(super) fn spawn(queue: &Arc<Queue>, inserts: InsertReceivers) {
     tokio::spawn(insert_locked(locked_requests, Arc::downgrade(queue)));
     tokio::spawn(maintain(queue.clone()));
     tokio::spawn(listen(queue.clone()));
+    #[cfg(feature = "metrics")]
+    tokio::spawn(super::backlog::count_waiting(queue.clone()));
 }
 
 /// The other ends of the channels of [`InsertSenders`](super::queue::InsertSenders).
@@ -163,7 +165,7 @@ async fn insert(
     let inserted = queue.environment.database.insert(&client.river, jobs, lock_timeout).await?;
     for (job, inserted) in jobs.iter().zip(&inserted) {
         if !inserted.is_duplicate {
-            metrics::count_job("offload_jobs_enqueued_total", &job.record.name);
+            queue.environment.counters.enqueued(&job.record.name, &job.queue);
         }
         if job.delay.is_none() {
             queue.wake(&job.queue);

@@ -211,8 +211,33 @@
 //! # Events and numbers
 //!
 //! [`Jobs::stats`] counts what happens to jobs. With feature `tracing` it is an event, too, and
-//! with feature `metrics` a number for a recorder. The [table](crate#events-and-numbers) of the
+//! with feature `metrics` a number for a recorder, by kind and queue. The [table](crate#events-and-numbers) of the
 //! crate lists them.
+//!
+//! # Traces
+//!
+//! With feature `tracing`, an attempt runs in a span `job`. It has the fields `id`, `river_id`,
+//! `kind`, `queue`, `attempt`, `max_attempts`, and once it has ended `end` (`succeeded`, `failed`,
+//! `stopped` or `returned`) and the `class` of a failure. It begins when the pool gets the work, so
+//! the time that a job waits in the queue is no part of it. A closure and a future run in the span,
+//! and so does the function of
+//! [`ProcessPoolBuilder::trace_context`](tower_offload::process::ProcessPoolBuilder::trace_context).
+//!
+//! With a [`Propagator`], which is a few lines for OpenTelemetry, the trace of a request leads to
+//! its jobs. The [`TraceContext`] of the span in which a job is enqueued is stored with the job, as
+//! `traceparent` and `tracestate` in River's metadata, where River's OpenTelemetry middleware for Go
+//! reads and writes it.
+//!
+//! - The span of the first attempt is a child of that span. An attempt that does not count is
+//!   followed by another first one.
+//! - The span of a later attempt begins a trace of its own, with a link to that span. A retry hours
+//!   later does not stretch the trace of the request, and is sampled by itself.
+//! - A trace context of another client that is not valid is ignored. A valid one decides, like the
+//!   header of a request, whether the first attempt is sampled.
+//!
+//! A [task](crate::Tasks::track) of this process has a span `background_task`, which is a child of
+//! the current one. River has a span `river_job` of its own around each attempt, which is no parent
+//! of these; a filter for the target `riverqueue` removes it.
 //!
 //! # Limits
 //!
@@ -248,6 +273,8 @@
 
 mod adapter;
 mod attempt;
+#[cfg(feature = "metrics")]
+mod backlog;
 mod builder;
 mod client;
 mod database;
@@ -259,6 +286,7 @@ mod insert;
 mod job;
 mod maintenance;
 mod operations;
+mod numbers;
 mod outcome;
 mod overflow;
 #[cfg(feature = "process")]
@@ -267,12 +295,16 @@ mod progress;
 mod queue;
 mod running;
 mod slots;
+mod trace;
 mod worker;
 
 use std::{collections::HashSet, fmt, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, timeout_at};
 
+#[cfg(feature = "tracing")]
+#[cfg_attr(docsrs, doc(cfg(feature = "tracing")))]
+pub use self::trace::Propagator;
 pub use self::{
     builder::JobsBuilder,
     enqueue::Enqueue,
@@ -281,6 +313,7 @@ pub use self::{
     insert::Transaction,
     job::{Backoff, Job, Unique},
     overflow::OrEnqueue,
+    trace::TraceContext,
 };
 use self::{client::LeasedClient, events::warn, maintenance::write_late_end, queue::Queue};
 pub use crate::operation::{QueueState, Queues};

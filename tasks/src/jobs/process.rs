@@ -59,8 +59,7 @@ where
     let begin = {
         let (progress, is_refused) = (progress.clone(), is_refused.clone());
         move || {
-            let begin = |ticket: &Ticket| ticket.begin(<W as Job>::KIND);
-            let may_begin = ticket.as_ref().map_or_else(|| !progress.is_cancelled(), begin);
+            let may_begin = ticket.as_ref().map_or_else(|| !progress.is_cancelled(), Ticket::begin);
             is_refused.store(!may_begin, Relaxed);
             may_begin.then_some(ticket)
         }

@@ -22,6 +22,7 @@ use super::{
     progress::ProgressBuffer,
     running::{Claim, RunningJobs},
     slots::AllSlots,
+    trace::Tracing,
 };
 use crate::{
     SqlStore, StoreError, TaskId, Tasks, Timestamp,
@@ -41,6 +42,7 @@ pub(super) struct Environment {
     pub(super) counters: Counters,
     pub(super) backoff: Backoff,
     pub(super) paused: PausedKinds,
+    pub(super) tracing: Tracing,
 }
 
 /// State of a job queue: its current client, and what maintenance has to remember.
@@ -392,6 +394,7 @@ fn renew_lease(queue: Arc<Queue>, client: Arc<LeasedClient>) -> Pin<Box<dyn Futu
             // The shutdown waits for the end of the client.
             () = queue.maintenance_ended() => return,
             () = renewed => {
+                events::lost_lease(&queue.environment.counters);
                 client.stop_and_cancel();
                 queue.replace_client(&client).await;
                 let _ = client.ended().await; // the other task reports the error

@@ -6,9 +6,9 @@ use serde::Serialize;
 use tokio::sync::Notify;
 use tower_offload::{CallError, Pool};
 
-use super::{Job, gate::Gate, running::RunningJob};
+use super::{Job, gate::Gate, running::RunningJob, trace::AttemptTrace};
 use crate::{
-    Failure, IntoFailure, Progress, metrics,
+    Failure, IntoFailure, Progress,
     panic::{Payload, catch_unwind, catch_unwind_future, drop_payload, panic_message},
     record::Ending,
     work::ending,
@@ -48,14 +48,15 @@ pub(super) struct Ticket {
     /// Notified when the attempt is stopped. At most one task waits: that of a process.
     #[cfg_attr(not(feature = "process"), expect(dead_code))]
     pub(super) stopped: Arc<Notify>,
+    pub(super) trace: Arc<AttemptTrace>,
 }
 
 impl Ticket {
-    pub(super) fn begin(&self, kind: &str) -> bool {
+    pub(super) fn begin(&self) -> bool {
         let may_begin = self.gate.pass();
         if may_begin {
             self.entry.begin();
-            metrics::count_job("offload_jobs_begun_total", kind);
+            self.trace.begin();
         }
         may_begin
     }
@@ -95,8 +96,7 @@ impl<J: Job> Worker<J> {
             let (pool, work) = (pool.clone(), work.clone());
             let closure = move || {
                 // Held until the closure returns, even if its caller was dropped.
-                let may_begin =
-                    ticket.as_ref().map_or_else(|| !progress.is_cancelled(), |ticket| ticket.begin(J::KIND));
+                let may_begin = ticket.as_ref().map_or_else(|| !progress.is_cancelled(), Ticket::begin);
                 may_begin.then(|| panic_to_failure(catch_unwind(|| ending(work(job, progress)))))
             };
             Box::pin(async move { pool.run(closure).await })
@@ -115,7 +115,7 @@ impl<J: Job> Worker<J> {
         let start = move |job, progress, ticket: Option<Ticket>| -> WorkFuture {
             let work = work.clone();
             Box::pin(async move {
-                if !ticket.as_ref().is_none_or(|ticket| ticket.begin(J::KIND)) {
+                if !ticket.as_ref().is_none_or(Ticket::begin) {
                     return Ok(None);
                 }
                 Ok(Some(panic_to_failure(match catch_unwind(|| Box::pin(work(job, progress))) {

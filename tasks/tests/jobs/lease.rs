@@ -117,6 +117,7 @@ async fn process_that_lost_its_lease_continues_with_a_new_client() {
     let ended = until(&tasks, held.id(), |record| record.state.is_final()).await;
     assert_eq!(ended.state, TaskState::Succeeded);
     assert_eq!(attempts_of_held(&workers), 2, "the result of the first attempt is discarded");
+    assert_eq!(jobs.stats().lost_leases, 1);
     tasks.cancel(dropped.id()).await.unwrap();
     super::support::ended(&tasks, dropped.id()).await;
     assert!(jobs.shutdown(LONG).await.is_clean());
