@@ -15,6 +15,7 @@ use super::{
     database::{Database, millis},
     error::InsertError,
     running::Claim,
+    sequence::Keys,
 };
 use crate::{Failure, Reason, Record, StoreError, TaskId, TaskState, Timestamp};
 
@@ -180,6 +181,7 @@ pub(super) struct Prepared {
     pub(super) queue: String,
     /// Delay before the job may start.
     pub(super) delay: Option<Duration>,
+    pub(super) keys: Keys,
     pub(super) record: Record,
 }
 
@@ -213,6 +215,7 @@ impl Prepared {
         if let Some(delay) = self.delay.filter(|_| has_server_clock) {
             metadata[DELAY_KEY] = millis(delay.min(MAX_SCHEDULE)).into();
         }
+        self.keys.write_to(&mut metadata);
         let metadata: JobMetadata = metadata.to_string().parse().map_err(Error::Json)?;
         Ok(self.options.clone().with_metadata(metadata))
     }
@@ -245,7 +248,12 @@ pub(super) fn batch(jobs: &[&Prepared], has_server_clock: bool) -> Result<Insert
 pub(super) fn record_of(result: &InsertBatchResult, job: &Prepared) -> Record {
     let mut record = job.record.clone();
     record.max_attempts = u32::try_from(result.job.max_attempts).unwrap_or_default();
-    record.due_at = (result.job.state == JobState::Scheduled).then(|| timestamp(result.job.scheduled_at));
+    let is_delayed = match result.job.state {
+        JobState::Scheduled => true,
+        JobState::Pending => job.delay.is_some() && !result.unique_skipped_as_duplicate,
+        _ => false,
+    };
+    record.due_at = is_delayed.then(|| timestamp(result.job.scheduled_at));
     if result.unique_skipped_as_duplicate {
         if let Some(id) = task_id(&result.job) {
             (record.id, record.owner) = (id, result.job.metadata.get(OWNER_KEY).ok().flatten());

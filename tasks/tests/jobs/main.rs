@@ -22,6 +22,8 @@ mod overflow;
 mod process;
 mod restart;
 mod results;
+mod sequence;
+mod sequence_postgres;
 mod start;
 mod stop_claiming;
 mod strangers;

@@ -33,9 +33,22 @@ macro_rules! insert_jobs {
     };
 }
 
+/// Evaluates the same expression for either database.
+macro_rules! dispatch {
+    ($database:expr, |$inner:ident| $call:expr) => {
+        match $database {
+            #[cfg(feature = "postgres")]
+            Database::Postgres($inner) => $call,
+            #[cfg(feature = "sqlite")]
+            Database::Sqlite($inner) => $call,
+        }
+    };
+}
+
 #[cfg(feature = "postgres")]
 mod postgres;
 mod recovery;
+mod sequences;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 
@@ -100,18 +113,6 @@ pub(super) struct Recovered {
     pub(super) is_shutdown: bool,
     /// The new state in River's table.
     pub(super) state: String,
-}
-
-/// Evaluates the same expression for either database.
-macro_rules! dispatch {
-    ($database:expr, |$inner:ident| $call:expr) => {
-        match $database {
-            #[cfg(feature = "postgres")]
-            Database::Postgres($inner) => $call,
-            #[cfg(feature = "sqlite")]
-            Database::Sqlite($inner) => $call,
-        }
-    };
 }
 
 /// Number of attempts at a transaction that the server rolls back because of a conflict.
