@@ -1,6 +1,6 @@
 //! Sequences and limits. The triggers decide which job may run; here are the lists and the checks.
 
-use riverqueue::sqlx::{self, Row};
+use riverqueue::sqlx;
 
 use super::Database;
 use crate::{
@@ -42,9 +42,9 @@ impl Database {
         match self {
             #[cfg(feature = "postgres")]
             Self::Postgres(postgres) => {
-                let release = sqlx::query(postgres::RELEASE).bind(key);
-                let released = postgres.read(async |connection| release.fetch_one(connection).await?.try_get(0)).await;
-                released.map(|released: i64| released > 0)
+                let release = sqlx::query_scalar::<_, i64>(postgres::RELEASE).bind(key);
+                let released = postgres.read(async |connection| release.fetch_one(connection).await);
+                released.await.map(|released| released > 0)
             }
             #[cfg(feature = "sqlite")]
             Self::Sqlite(sqlite) => {
@@ -62,9 +62,9 @@ impl Database {
         match self {
             #[cfg(feature = "postgres")]
             Self::Postgres(postgres) => {
-                let heal = sqlx::query(postgres::HEAL).bind(MAX_HEALED);
-                let healed = postgres.read(async |connection| heal.fetch_one(connection).await?.try_get(0)).await;
-                healed.map(|healed: i64| u64::try_from(healed).unwrap_or_default())
+                let heal = sqlx::query_scalar::<_, i64>(postgres::HEAL).bind(MAX_HEALED);
+                let healed = postgres.read(async |connection| heal.fetch_one(connection).await);
+                healed.await.map(|healed| u64::try_from(healed).unwrap_or_default())
             }
             #[cfg(feature = "sqlite")]
             Self::Sqlite(sqlite) => {
