@@ -64,11 +64,13 @@ struct Options {
     grace: u64,
 }
 
-/// Appends its key to the file after `ms` milliseconds.
+/// Appends a line to the file after `ms` milliseconds: its sequence, if it has one, and its key.
 #[derive(Serialize, Deserialize)]
 struct Append {
     key: String,
     ms: u64,
+    #[serde(default)]
+    sequence: Option<String>,
 }
 
 impl Job for Append {
@@ -89,6 +91,7 @@ struct Query {
     #[serde(default)]
     ms: u64,
     key: String,
+    sequence: Option<String>,
 }
 
 #[derive(Clone)]
@@ -101,10 +104,14 @@ struct App {
 /// key is the same job.
 async fn append(
     extract::State(app): extract::State<App>,
-    extract::Query(Query { ms, key }): extract::Query<Query>,
+    extract::Query(Query { ms, key, sequence }): extract::Query<Query>,
     headers: HeaderMap,
 ) -> Result<Response, AcceptError> {
-    let enqueue = app.jobs.enqueue(Append { key, ms }).max_attempts(app.attempts);
+    let job = Append { key, ms, sequence: sequence.clone() };
+    let mut enqueue = app.jobs.enqueue(job).max_attempts(app.attempts);
+    if let Some(sequence) = sequence {
+        enqueue = enqueue.sequence(sequence);
+    }
     let accepted = enqueue.unique(Unique::by_content()).await?;
     Ok(app.jobs.tasks().respond(accepted, &headers).await)
 }
@@ -124,7 +131,8 @@ fn work(out: &Path, job: &Append, progress: &Progress) -> Result<(), io::Error> 
         progress.set(f64::from(step + 1) / 10.0, job.key.as_str());
     }
     let mut file = OpenOptions::new().create(true).append(true).open(out)?;
-    file.write_all(format!("{}\n", job.key).as_bytes())?;
+    let sequence = job.sequence.iter().map(|sequence| format!("{sequence} "));
+    file.write_all(format!("{}{}\n", sequence.collect::<String>(), job.key).as_bytes())?;
     file.sync_data()
 }
 

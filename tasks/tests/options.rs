@@ -111,6 +111,11 @@ const OPTIONS: &[(&str, Try)] = options! {
     "Enqueue::priority" => Number(async |priority| job(echo, |job| job.priority(priority as u8)).await),
     "Enqueue::at" => Time(at),
     "Enqueue::delay" => Duration(delay),
+    "Enqueue::sequence" => Text(async |key| job(echo, |job| job.sequence(key)).await),
+    "Enqueue::at_most" => Number(async |max| {
+        job(echo, |job| job.at_most(u32::try_from(max).unwrap_or(u32::MAX), "a")).await
+    }),
+    "Jobs::release_sequence" => Text(release_sequence),
 };
 
 /// Functions that take a value but are no options: they convert or compare it.
@@ -599,6 +604,15 @@ async fn shutdown_jobs(timeout: Duration) -> Outcome {
     let jobs = echo(Jobs::builder(&tasks)).start().await.unwrap();
     let report = jobs.shutdown(timeout).await;
     assert!(report.is_clean() || timeout < LONG, "{report}");
+    Ok(())
+}
+
+async fn release_sequence(key: String) -> Outcome {
+    let file = OnFile::fresh();
+    let tasks = Tasks::new(SqlStore::open(&file.url()).await.unwrap());
+    let jobs = echo(Jobs::builder(&tasks)).start().await.unwrap();
+    assert!(!jobs.release_sequence(&key).await.unwrap());
+    assert!(jobs.shutdown(LONG).await.is_clean());
     Ok(())
 }
 

@@ -16,6 +16,7 @@ use super::{
     insert::{Arguments, InsertRequest, Inserted, Prepared, Transaction, WRAPPER, canonical, parse_storable},
     maintenance::no_result,
     queue::{self, Queue},
+    sequence::Keys,
 };
 use crate::{
     AcceptError, Accepted, Json, Record, Status, StoreError, TaskId, Timestamp,
@@ -49,6 +50,7 @@ impl Jobs {
             delay: None,
             trace: None,
             is_by_content: false,
+            keys: Keys::default(),
             options: InsertOpts::default(),
         }
     }
@@ -68,6 +70,7 @@ pub struct Enqueue<'a, J> {
     trace: Option<TraceContext>,
     /// `true` if the arguments decide whether jobs are equal.
     is_by_content: bool,
+    keys: Keys,
     options: InsertOpts,
 }
 
@@ -128,6 +131,48 @@ impl<'a, J: Job> Enqueue<'a, J> {
         Self { options: self.options.with_unique(unique.into_options()), is_by_content, ..self }
     }
 
+    /// Adds the job to a sequence. The jobs of one key run one at a time, in the order of their
+    /// commits, and those of other keys in parallel. Default: no sequence.
+    ///
+    /// The order holds for all processes, kinds and queues, and for workers in
+    /// [other languages](crate::jobs#workers-in-other-languages). A job that is retried or
+    /// [delayed](Self::delay) holds its sequence until it has ended. The next one then runs whether
+    /// it succeeded or not, unless it was enqueued with
+    /// [`hold_on_failure`](Self::hold_on_failure). A job that has ended and is retried rejoins at
+    /// the end. Within a sequence, [priorities](Self::priority) have no effect. A job that waits is
+    /// `queued`.
+    ///
+    /// As for every job, two attempts can overlap if a process [stalls](crate::jobs#guarantees) for
+    /// longer than its lease.
+    ///
+    /// The key has 1 to 255 bytes and no NUL. On Postgres, a [transaction](Self::tx) must be `READ
+    /// COMMITTED`, which is the default. It waits for others only when it commits.
+    pub fn sequence(self, key: impl Into<String>) -> Self {
+        Self { keys: Keys { sequence: Some(key.into()), ..self.keys }, ..self }
+    }
+
+    /// Holds the [sequence](Self::sequence) if this job fails for good, or is cancelled or deleted
+    /// while it is its turn: the next job does not run until the failed one is retried or
+    /// [`Jobs::release_sequence`] is called. [`Jobs::blocked_sequences`] lists those that hold.
+    /// Default: the sequence continues.
+    pub fn hold_on_failure(self) -> Self {
+        Self { keys: Keys { is_hold: true, ..self.keys }, ..self }
+    }
+
+    /// Runs the job only while fewer than `max` others with the same key are running, in all
+    /// processes together. Default: no limit.
+    ///
+    /// Jobs are admitted in the order in which they were committed or became due. A job that waits
+    /// for its next attempt for longer than 5 seconds does not count, and is admitted again when it
+    /// is due, so jobs that fail do not block the others. If jobs of one key have different limits,
+    /// that of the job that has waited for longest applies. A job of a
+    /// [sequence](Self::sequence) waits for its turn first, and then for the limit.
+    ///
+    /// The limit is between 1 and 1000, and the key like that of a sequence.
+    pub fn at_most(self, max: u32, key: impl Into<String>) -> Self {
+        Self { keys: Keys { at_most: Some((max, key.into())), ..self.keys }, ..self }
+    }
+
     /// Enqueues the job in a transaction of the application. The job exists if the transaction
     /// commits.
     ///
@@ -157,7 +202,7 @@ impl<'a, J: Job> Enqueue<'a, J> {
     /// Returns `true` if the job can run in this process, without the queue. A job of a paused kind
     /// waits in the queue.
     pub(super) fn can_run_here(&self) -> bool {
-        let needs_queue = self.options.unique().is_some() || self.delay.is_some();
+        let needs_queue = self.options.unique().is_some() || self.delay.is_some() || !self.keys.is_empty();
         !needs_queue && self.queue.plan.worker::<J>().is_some() && !self.queue.environment.paused.contains(J::KIND)
     }
 
@@ -177,6 +222,7 @@ impl<'a, J: Job> Enqueue<'a, J> {
         if let Some(owner) = &self.owner {
             validate_owner(owner)?;
         }
+        self.keys.validate()?;
         let invalid = |option| move |message: String| AcceptError::invalid(option, message);
         validate_kind(J::KIND).map_err(invalid("job kind"))?;
         validate_queue(self.queue_name).map_err(invalid("queue"))?;
@@ -216,7 +262,8 @@ impl<'a, J: Job> Enqueue<'a, J> {
         counters.names().add(J::KIND, J::QUEUE);
         let trace = self.trace.or_else(|| tracing.current());
         let (queue, delay) = (self.queue_name.to_owned(), self.delay);
-        Ok(Prepared { push: Arguments::<J>::push, arguments, options, queue, delay, trace, record })
+        let keys = self.keys;
+        Ok(Prepared { push: Arguments::<J>::push, arguments, options, queue, delay, trace, keys, record })
     }
 
     async fn insert(self) -> Result<Accepted, AcceptError> {

@@ -53,6 +53,10 @@ pub struct JobsStats {
     /// Number of jobs that have ended without the triggers on River's table, and whose records this
     /// process has made final.
     pub copied: u64,
+    /// Number of jobs whose [sequence](super::Enqueue::sequence) or
+    /// [limit](super::Enqueue::at_most) was stuck, and that this process has healed. It stays zero,
+    /// unless another program disables the triggers or changes their tables.
+    pub healed: u64,
     /// Number of jobs that have waited for longer than a minute and that no process works on, at
     /// the last check.
     pub unserved: u64,
@@ -76,6 +80,7 @@ pub(super) struct Counters {
     recovered: AtomicU64,
     lost: AtomicU64,
     copied: AtomicU64,
+    healed: AtomicU64,
     unserved: AtomicU64,
     lost_leases: AtomicU64,
 }
@@ -134,6 +139,11 @@ impl Counters {
         metrics::count("offload_jobs_copied_total", jobs);
     }
 
+    pub(super) fn healed(&self, jobs: u64) {
+        increment(&self.healed, jobs);
+        metrics::count("offload_sequences_healed_total", jobs);
+    }
+
     pub(super) fn set_unserved(&self, jobs: u64) {
         let before = self.unserved.swap(jobs, Ordering::Relaxed);
         metrics::change("offload_jobs_unserved", before as f64, jobs as f64);
@@ -153,6 +163,7 @@ impl Counters {
             recovered: get(&self.recovered),
             lost: get(&self.lost),
             copied: get(&self.copied),
+            healed: get(&self.healed),
             unserved: get(&self.unserved),
             lost_leases: get(&self.lost_leases),
             ..JobsStats::default()
@@ -328,6 +339,18 @@ pub(super) fn copied(jobs: u64) {
         jobs,
         "jobs have ended while the triggers on `river_job` were disabled: their records are final now, unless the \
          triggers still are"
+    );
+    #[cfg(not(feature = "tracing"))]
+    let _ = jobs;
+}
+
+/// Reports jobs whose sequence or limit was stuck.
+pub(super) fn healed(jobs: u64) {
+    #[cfg(feature = "tracing")]
+    tracing::error!(
+        jobs,
+        "sequences or limits were stuck and are healed: a program has disabled the triggers on `river_job`, or has \
+         changed `tower_offload_sequence`"
     );
     #[cfg(not(feature = "tracing"))]
     let _ = jobs;

@@ -15,6 +15,7 @@ use super::{
     database::{Database, millis},
     error::InsertError,
     running::Claim,
+    sequence::Keys,
     trace::TraceContext,
 };
 use crate::{Failure, Reason, Record, StoreError, TaskId, TaskState, Timestamp};
@@ -182,6 +183,7 @@ pub(super) struct Prepared {
     /// Delay before the job may start.
     pub(super) delay: Option<Duration>,
     pub(super) trace: Option<TraceContext>,
+    pub(super) keys: Keys,
     pub(super) record: Record,
 }
 
@@ -216,6 +218,7 @@ impl Prepared {
             metadata[DELAY_KEY] = millis(delay.min(MAX_SCHEDULE)).into();
         }
         self.trace.iter().flat_map(TraceContext::fields).for_each(|(key, value)| metadata[key] = value.into());
+        self.keys.write_to(&mut metadata);
         let metadata: JobMetadata = metadata.to_string().parse().map_err(Error::Json)?;
         Ok(self.options.clone().with_metadata(metadata))
     }
@@ -249,7 +252,12 @@ pub(super) fn record_of(result: &InsertBatchResult, job: &Prepared) -> Record {
     let mut record = job.record.clone();
     record.max_attempts = u32::try_from(result.job.max_attempts).unwrap_or_default();
     record.queue = Some(result.job.queue.clone());
-    record.due_at = (result.job.state == JobState::Scheduled).then(|| timestamp(result.job.scheduled_at));
+    let is_delayed = match result.job.state {
+        JobState::Scheduled => true,
+        JobState::Pending => job.delay.is_some() && !result.unique_skipped_as_duplicate,
+        _ => false,
+    };
+    record.due_at = is_delayed.then(|| timestamp(result.job.scheduled_at));
     if result.unique_skipped_as_duplicate {
         if let Some(id) = task_id(&result.job) {
             (record.id, record.owner) = (id, result.job.metadata.get(OWNER_KEY).ok().flatten());

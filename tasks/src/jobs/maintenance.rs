@@ -332,6 +332,11 @@ async fn audit(queue: &Queue) -> Result<(), StoreError> {
         counters.copied(copied);
         events::copied(copied);
     }
+    let healed = database.heal_sequences().await?;
+    if healed > 0 {
+        counters.healed(healed);
+        events::healed(healed);
+    }
     let unserved = database.unserved().await?;
     counters.set_unserved(unserved.iter().map(|jobs| u64::try_from(jobs.jobs).unwrap_or_default()).sum());
     for jobs in unserved {

@@ -116,6 +116,30 @@
 //!
 //! A closure that was cancelled and returns `Ok` has succeeded.
 //!
+//! # Sequences and limits
+//!
+//! ```no_run
+//! # use serde::{Deserialize, Serialize};
+//! # use tower_offload_tasks::jobs::{Job, Jobs};
+//! # #[derive(Serialize, Deserialize)] struct Sync { customer: u64 }
+//! # impl Job for Sync { const KIND: &'static str = "sync"; }
+//! # async fn sync(jobs: &Jobs) -> Result<(), Box<dyn std::error::Error>> {
+//! // One at a time for each customer, in this order, and at most 3 calls of the API at once.
+//! let job = jobs.enqueue(Sync { customer: 7 }).sequence("customer:7").at_most(3, "api");
+//! let accepted = job.await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Jobs of one [`sequence`](Enqueue::sequence) run one at a time in the order of their commits.
+//! [`at_most`](Enqueue::at_most) limits the jobs of a key that run at once, in all processes
+//! together. Triggers in the database enforce both, for workers of every language, and without
+//! timers or leases: a job waits until the transaction that ends another one promotes it. After a
+//! crash the next job waits until the interrupted one is recovered and has ended.
+//!
+//! Each key costs a few more statements per job, when a transaction commits. The commits of
+//! transactions that have jobs of the same key follow one another.
+//!
 //! # Processes
 //!
 //! A thread cannot be killed, so a closure that loops forever keeps its job and its thread, and one
@@ -285,8 +309,8 @@ mod gate;
 mod insert;
 mod job;
 mod maintenance;
-mod operations;
 mod numbers;
+mod operations;
 mod outcome;
 mod overflow;
 #[cfg(feature = "process")]
@@ -294,6 +318,7 @@ mod process;
 mod progress;
 mod queue;
 mod running;
+mod sequence;
 mod slots;
 mod trace;
 mod worker;
@@ -313,6 +338,7 @@ pub use self::{
     insert::Transaction,
     job::{Backoff, Job, Unique},
     overflow::OrEnqueue,
+    sequence::BlockedSequence,
     trace::TraceContext,
 };
 use self::{client::LeasedClient, events::warn, maintenance::write_late_end, queue::Queue};

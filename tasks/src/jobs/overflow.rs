@@ -30,8 +30,9 @@ use crate::{AcceptError, Accepted, Failure, Json, record::Ending};
 /// it runs even if the handler fails**, because the queue does not wait for responses. In both
 /// cases there is one id and one status. Enqueue a job directly if it must not be lost.
 ///
-/// The job is always enqueued if this process has no worker for it, if it is
-/// [unique](Enqueue::unique), or if it is [delayed](Enqueue::at).
+/// The job is always enqueued if this process has no worker for it, or if it is
+/// [unique](Enqueue::unique), [delayed](Enqueue::at), in a [sequence](Enqueue::sequence) or
+/// [limited](Enqueue::at_most).
 pub trait OrEnqueue: sealed::Sealed + Sized {
     /// Accepts the job, as a task of this process or in the queue.
     ///

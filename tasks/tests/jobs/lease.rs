@@ -199,9 +199,9 @@ async fn trigger_functions_are_restricted() {
     let Some(server) = OnServer::fresh().await else { return };
     let database = TestDatabase::Postgres(server);
     let jobs = TestWorkers::new().start(&database.tasks().await).await;
-    let restricted = "SELECT count(*) FROM pg_proc WHERE proname LIKE 'tower_offload_%' AND array_to_string(proconfig, ',') LIKE '%, pg_temp' \
+    let restricted = "SELECT count(*) FROM pg_proc WHERE proname LIKE 'tower_offload_%' AND array_to_string(proconfig, ',') LIKE '%, pg_temp%' \
                 AND NOT has_function_privilege('public', oid, 'execute')";
-    assert_eq!(database.number(restricted).await, 4);
+    assert_eq!(database.number(restricted).await, 8);
     assert!(jobs.shutdown(LONG).await.is_clean());
 }
 
@@ -222,7 +222,7 @@ async fn newer_triggers_refuse_a_start_and_damaged_ones_are_restored() {
     ] {
         database.execute(damage).await;
         let jobs = start_when_free(|| TestWorkers::new().builder(&tasks)).await.unwrap();
-        assert_eq!(database.number(enabled).await, 5, "{damage}");
+        assert_eq!(database.number(enabled).await, 10, "{damage}");
         assert!(jobs.shutdown(LONG).await.is_clean());
     }
     database.execute("COMMENT ON FUNCTION tower_offload_fence() IS '1000'").await;

@@ -24,6 +24,8 @@ mod paused;
 mod process;
 mod restart;
 mod results;
+mod sequence;
+mod sequence_postgres;
 mod start;
 mod stop_claiming;
 mod strangers;

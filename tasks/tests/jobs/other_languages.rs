@@ -26,7 +26,7 @@ on_each_database! {
     snooze_of_another_client_does_not_count_as_an_attempt
     cancellation_works_in_both_directions
     deleted_job_is_lost
-    final_status_does_not_change_if_the_job_runs_again
+    job_that_another_client_retries_reopens_its_record
     unknown_kind_costs_an_attempt_unless_it_is_not_fetched
     job_of_another_client_gets_a_record_when_worked_here
     duplicate_of_another_clients_job_returns_its_record
@@ -135,16 +135,20 @@ async fn deleted_job_is_lost(database: TestDatabase) {
     assert_eq!((deleted.state, deleted.reason), (TaskState::Lost, Some(Reason::JobDeleted)));
 }
 
-async fn final_status_does_not_change_if_the_job_runs_again(database: TestDatabase) {
+async fn job_that_another_client_retries_reopens_its_record(database: TestDatabase) {
     let (tasks, jobs) = without_workers(&database).await;
     let id = jobs.enqueue(Report { customer: 7 }).max_attempts(1).await.unwrap().id();
     let other = OtherClient::start(&database).await;
     other.finish(Outcome::Fail("there is no paper"));
     let failed = ended(&tasks, id).await;
+    assert_eq!((failed.state, failed.attempt, failed.max_attempts), (TaskState::Failed, 1, 1));
     other.client.jobs().retry(river_id(&database).await).await.unwrap();
+    let running = running(&tasks, id, 2).await;
+    assert_eq!((running.max_attempts, running.failure, running.finished_at), (2, None, None));
+    assert!(running.version > failed.version);
     other.finish(Outcome::Complete(json!(1)));
-    wait_for_count(&database, "SELECT count(*) FROM river_job WHERE state = 'completed'").await;
-    assert_eq!(record(&tasks, id).await, failed);
+    let succeeded = ended(&tasks, id).await;
+    assert_eq!((succeeded.state, succeeded.result.unwrap().as_str()), (TaskState::Succeeded, "1"));
     other.stop().await;
 }
 

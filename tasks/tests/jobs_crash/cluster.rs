@@ -91,10 +91,15 @@ impl Cluster {
     /// Returns how many times each key is in the output file.
     pub(crate) fn written(&self) -> HashMap<String, usize> {
         let mut written = HashMap::new();
-        for key in fs::read_to_string(self.folder.join("out")).unwrap_or_default().lines() {
-            *written.entry(key.to_owned()).or_default() += 1;
+        for key in self.lines() {
+            *written.entry(key).or_default() += 1;
         }
         written
+    }
+
+    /// Returns the lines of the output file.
+    pub(crate) fn lines(&self) -> Vec<String> {
+        fs::read_to_string(self.folder.join("out")).unwrap_or_default().lines().map(str::to_owned).collect()
     }
 
     /// Waits until a query returns this number.

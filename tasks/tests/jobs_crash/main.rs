@@ -26,5 +26,6 @@ mod poison;
 mod program;
 mod restart;
 mod rounds;
+mod sequence;
 mod shutdown;
 mod stall;

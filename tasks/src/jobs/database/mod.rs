@@ -49,6 +49,7 @@ mod operations;
 #[cfg(feature = "postgres")]
 mod postgres;
 mod recovery;
+mod sequences;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 

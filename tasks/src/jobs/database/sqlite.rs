@@ -86,7 +86,7 @@ impl SqliteJobs {
     }
 
     /// Executes `change` in a transaction.
-    async fn change<T>(
+    pub(super) async fn change<T>(
         &self,
         change: impl AsyncFnOnce(&mut SqliteConnection) -> Result<T, sqlx::Error>,
     ) -> Result<T, StoreError> {
@@ -130,7 +130,7 @@ impl SqliteJobs {
     async fn install(&self) -> Result<(), StoreError> {
         const VERSION: &str = "SELECT coalesce(max(version), 0) FROM river_migration WHERE line = 'main'";
         const INSTALLED: &str = "
-SELECT sql FROM sqlite_master WHERE type = 'trigger' AND tbl_name = 'river_job' AND name LIKE 'tower\\_offload\\_%' ESCAPE '\\'";
+SELECT sql FROM sqlite_master WHERE type = 'trigger' AND tbl_name IN ('river_job', 'tower_offload_sequence') AND name LIKE 'tower\\_offload\\_%' ESCAPE '\\'";
         let installed = self.transaction(async |transaction| {
             let version: i64 = sqlx::query_scalar(VERSION).fetch_one(&mut **transaction).await?;
             let supported = check_river_version(version);
@@ -277,7 +277,7 @@ SELECT sql FROM sqlite_master WHERE type = 'trigger' AND tbl_name = 'river_job' 
     }
 }
 
-const TRIGGERS: &str = include_str!("sqlite.sql");
+const TRIGGERS: &str = concat!(include_str!("sqlite.sql"), include_str!("sqlite_sequences.sql"));
 
 /// Returns `true` if these are the triggers of this version. The schema table has the text with
 /// which they were created.
@@ -325,7 +325,8 @@ async fn insert_records(connection: &mut SqliteConnection, rows: &[(i64, &Record
         "INSERT INTO tower_offload_task (epoch, river_id, due_at, queue, ",
         columns!(),
         ") VALUES (0, $1, (SELECT CAST(unixepoch(scheduled_at, 'subsec') * 1000 AS INTEGER) FROM river_job \
-         WHERE id = $1 AND state = 'scheduled'), (SELECT queue FROM river_job WHERE id = $1), $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19) \
+         WHERE id = $1 AND (state = 'scheduled' OR state = 'pending' AND scheduled_at > strftime('%Y-%m-%d %H:%M:%f', 'now'))), \
+         (SELECT queue FROM river_job WHERE id = $1), $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19) \
          ON CONFLICT (river_id) DO NOTHING"
     );
     let mut inserted = 0;

@@ -37,10 +37,15 @@ BEGIN
 END;
 
 -- Copies each change of a job's state to its record. Each update of a job that has ended does so
--- again, for ends that were written without this trigger.
+-- again, for ends that were written without this trigger. A job that has ended and is retried
+-- reopens its record. The record does not show that a job is promoted in its sequence.
 CREATE TRIGGER tower_offload_changed AFTER UPDATE ON river_job
-    WHEN OLD.state IS NOT NEW.state OR OLD.attempt IS NOT NEW.attempt OR NEW.finalized_at IS NOT NULL
+    WHEN OLD.state IS NOT NEW.state AND NOT (OLD.state = 'pending' AND NEW.state IN ('available', 'scheduled'))
+        OR OLD.attempt IS NOT NEW.attempt OR NEW.finalized_at IS NOT NULL
 BEGIN
+    UPDATE tower_offload_task SET state = 0, progress = NULL, message = NULL, finished_at = NULL, cancel_requested_at = NULL, reason = NULL,
+        result = NULL, error_class = NULL, error_message = NULL, error_detail = NULL
+    WHERE river_id = NEW.id AND state >= 10 AND OLD.finalized_at IS NOT NULL AND NEW.finalized_at IS NULL;
     UPDATE tower_offload_task SET
         state = CASE
             WHEN NEW.state = 'running' THEN 1
@@ -51,7 +56,7 @@ BEGIN
             ELSE 0 END,
         attempt = NEW.attempt,
         max_attempts = NEW.max_attempts,
-        due_at = CASE WHEN NEW.state IN ('available', 'scheduled', 'retryable') AND NEW.scheduled_at > strftime('%Y-%m-%d %H:%M:%f', 'now')
+        due_at = CASE WHEN NEW.state IN ('available', 'pending', 'scheduled', 'retryable') AND NEW.scheduled_at > strftime('%Y-%m-%d %H:%M:%f', 'now')
             THEN CAST(unixepoch(NEW.scheduled_at, 'subsec') * 1000 AS INTEGER) END,
         version = version + 1,
         progress = CASE WHEN NEW.state <> 'running' THEN progress END,

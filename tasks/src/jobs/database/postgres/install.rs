@@ -8,11 +8,11 @@ use riverqueue::{
 use super::{super::recovery::check_river_version, PostgresJobs};
 use crate::StoreError;
 
-/// Version of the triggers. Each change of `triggers.sql` increments it, in both constants.
-const TRIGGER_VERSION: i64 = 3;
-const SET_VERSION: &str = "COMMENT ON FUNCTION tower_offload_fence() IS '3'";
-/// Number of triggers on `river_job`.
-const TRIGGERS: i64 = 5;
+/// Version of the triggers. Each change of the `.sql` files increments it, in both constants.
+const TRIGGER_VERSION: i64 = 4;
+const SET_VERSION: &str = "COMMENT ON FUNCTION tower_offload_fence() IS '4'";
+/// Number of triggers on `river_job` and `tower_offload_touched`.
+const TRIGGERS: i64 = 11;
 
 /// Returns an error if a newer version of this crate has installed its triggers.
 fn check_trigger_version(installed: Option<i64>) -> Result<(), StoreError> {
@@ -43,8 +43,8 @@ impl PostgresJobs {
         // again.
         const INSTALLED: &str = "
 SELECT CASE WHEN comment ~ '^[0-9]{1,9}$' THEN comment::bigint END,
-    (SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'tower\\_offload\\_%' AND tgrelid = to_regclass('river_job')
-        AND tgenabled <> 'D')
+    (SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'tower\\_offload\\_%' AND tgenabled <> 'D'
+        AND tgrelid IN (to_regclass('river_job'), to_regclass('tower_offload_touched')))
 FROM obj_description(to_regprocedure('tower_offload_fence()'), 'pg_proc') AS comment";
         let installed = self.postgres.connections.migration(async |connection| {
             let version: i64 = sqlx::query_scalar(VERSION).fetch_one(&mut *connection).await?;
@@ -53,6 +53,7 @@ FROM obj_description(to_regprocedure('tower_offload_fence()'), 'pg_proc') AS com
             let supported = check_river_version(version).and_then(|()| check_trigger_version(installed));
             if supported.is_ok() && (installed, triggers) != (Some(TRIGGER_VERSION), TRIGGERS) {
                 sqlx::raw_sql(include_str!("triggers.sql")).execute(&mut *connection).await?;
+                sqlx::raw_sql(include_str!("sequences.sql")).execute(&mut *connection).await?;
                 sqlx::raw_sql(SET_VERSION).execute(&mut *connection).await?;
             }
             Ok(supported)

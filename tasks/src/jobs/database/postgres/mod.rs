@@ -16,6 +16,7 @@ use tokio::time::timeout;
 use super::{
     Database, Unserved,
     recovery::{MAX_IMMEDIATE_DELAY, RowEnd, WRITE_PROGRESS, millis},
+    sequences::postgres::RETRY_SKIPPED,
 };
 use crate::{
     Json, Record, StoreError,
@@ -277,10 +278,13 @@ WHERE state = 'running' AND attempted_by[array_upper(attempted_by, 1)] = ANY($1)
         read.await
     }
 
-    /// River's leader does the same, but by the clock of its host, and there may be no leader.
+    /// River's leader does the same, but by the clock of its host, and there may be no leader. Also
+    /// promotes jobs that were skipped because other transactions had locked them.
     pub(super) async fn make_available(&self) -> Result<(), StoreError> {
         let make = sqlx::query(MAKE_AVAILABLE).bind(millis(MAX_IMMEDIATE_DELAY)).bind(MAX_AVAILABLE_BATCH);
-        self.read(async |connection| make.execute(connection).await.map(drop)).await
+        self.read(async |connection| make.execute(connection).await.map(drop)).await?;
+        let retry = sqlx::query(RETRY_SKIPPED).bind(MAX_AVAILABLE_BATCH);
+        self.read(async |connection| retry.execute(connection).await.map(drop)).await
     }
 
     pub(super) async fn unserved(&self) -> Result<Vec<Unserved>, StoreError> {
@@ -339,9 +343,27 @@ impl sealed::Sealed for PgTransaction<'_> {
             if let Database::Postgres(jobs) = database {
                 jobs.check_tables(self).await?;
             }
+            if jobs.iter().any(|job| !job.keys.is_empty()) {
+                check_isolation(self).await?;
+            }
             Ok(insert(self, client, jobs).await?)
         })
     }
+}
+
+/// Returns an error if the transaction of an application would fail to commit a job with a sequence
+/// or a limit.
+async fn check_isolation(transaction: &mut PgTransaction<'_>) -> Result<(), InsertError> {
+    const ISOLATION: &str = "SELECT current_setting('transaction_isolation')";
+    let level: String = sqlx::query_scalar(ISOLATION).fetch_one(&mut **transaction).await.map_err(Error::Database)?;
+    if matches!(&*level, "read committed" | "read uncommitted") {
+        return Ok(());
+    }
+    Err(InsertError::Invalid(format!(
+        "a job with a sequence or a limit needs a transaction that is READ COMMITTED, and this one is {}: begin it with \
+         `BEGIN ISOLATION LEVEL READ COMMITTED`",
+        level.to_uppercase()
+    )))
 }
 
 insert_jobs!(PgTransaction<'_>, has_server_clock: true);
@@ -419,7 +441,7 @@ async fn insert_records(connection: &mut PgConnection, rows: &[(i64, &Record)]) 
         "INSERT INTO tower_offload_task (epoch, river_id, due_at, queue, ",
         columns!(),
         ") SELECT 0, job.river_id, (SELECT (extract(epoch FROM scheduled_at) * 1000)::bigint FROM river_job \
-         WHERE river_job.id = job.river_id AND river_job.state = 'scheduled'), \
+         WHERE river_job.id = job.river_id AND (river_job.state = 'scheduled' OR river_job.state = 'pending' AND scheduled_at > now())), \
          (SELECT river_job.queue FROM river_job WHERE river_job.id = job.river_id), ",
         columns!(),
         " FROM ",

@@ -73,7 +73,8 @@ BEGIN
 END $$;
 
 -- Copies each change of a job's state to its record. Each update of a job that has ended does so
--- again, for ends that were written while the triggers were disabled.
+-- again, for ends that were written while the triggers were disabled. A job that has ended and is
+-- retried reopens its record.
 CREATE OR REPLACE FUNCTION tower_offload_changed() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 DECLARE
     now_millis bigint := (extract(epoch FROM clock_timestamp()) * 1000)::bigint;
@@ -87,6 +88,11 @@ BEGIN
     IF failure IS NOT NULL AND (NEW.state = 'completed' OR failure ->> 'attempt' IS DISTINCT FROM NEW.attempt::text) THEN
         failure := NULL;
     END IF;
+    IF OLD.finalized_at IS NOT NULL AND NOT is_final THEN
+        UPDATE tower_offload_task AS task SET state = 0, progress = NULL, message = NULL, finished_at = NULL, cancel_requested_at = NULL,
+            reason = NULL, result = NULL, error_class = NULL, error_message = NULL, error_detail = NULL, retained_since = NULL
+        WHERE task.river_id = NEW.id AND task.state >= 10;
+    END IF;
     UPDATE tower_offload_task AS task SET
         state = CASE
             WHEN NEW.state = 'running' THEN 1
@@ -97,7 +103,7 @@ BEGIN
             ELSE 0 END,
         attempt = NEW.attempt,
         max_attempts = NEW.max_attempts,
-        due_at = CASE WHEN NEW.state IN ('available', 'scheduled', 'retryable') AND NEW.scheduled_at > clock_timestamp()
+        due_at = CASE WHEN NEW.state IN ('available', 'pending', 'scheduled', 'retryable') AND NEW.scheduled_at > clock_timestamp()
             THEN (extract(epoch FROM NEW.scheduled_at) * 1000)::bigint END,
         version = task.version + 1,
         progress = CASE WHEN NEW.state <> 'running' THEN task.progress END,
@@ -123,6 +129,10 @@ END $$;
 -- then.
 CREATE OR REPLACE FUNCTION tower_offload_deleted() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
+    -- The TRUNCATE has excluded all other transactions that have changed jobs.
+    IF TG_OP = 'TRUNCATE' AND to_regclass('tower_offload_sequence') IS NOT NULL THEN
+        DELETE FROM tower_offload_sequence;
+    END IF;
     IF to_regclass('tower_offload_task') IS NULL THEN
         RETURN NULL;
     END IF;
@@ -148,7 +158,9 @@ CREATE TRIGGER tower_offload_fence BEFORE UPDATE ON river_job FOR EACH ROW EXECU
 CREATE TRIGGER tower_offload_inserted BEFORE INSERT ON river_job FOR EACH ROW
     WHEN (NEW.metadata ?| ARRAY['tower_offload:delay', 'tower_offload:end']) EXECUTE FUNCTION tower_offload_inserted();
 CREATE TRIGGER tower_offload_changed AFTER UPDATE ON river_job FOR EACH ROW
-    WHEN (OLD.state IS DISTINCT FROM NEW.state OR OLD.attempt IS DISTINCT FROM NEW.attempt OR NEW.finalized_at IS NOT NULL)
+    -- The record does not show that a job is promoted in its sequence.
+    WHEN ((OLD.state IS DISTINCT FROM NEW.state AND NOT (OLD.state = 'pending' AND NEW.state IN ('available', 'scheduled')))
+        OR OLD.attempt IS DISTINCT FROM NEW.attempt OR NEW.finalized_at IS NOT NULL)
     EXECUTE FUNCTION tower_offload_changed();
 CREATE TRIGGER tower_offload_deleted AFTER DELETE ON river_job FOR EACH ROW EXECUTE FUNCTION tower_offload_deleted();
 CREATE TRIGGER tower_offload_truncated AFTER TRUNCATE ON river_job EXECUTE FUNCTION tower_offload_deleted();

@@ -4,6 +4,10 @@
 ///
 /// `retained_since` is the time at which a record became final, for retention. A trigger sets it,
 /// because records are written by several statements and by the triggers of jobs.
+///
+/// `tower_offload_sequence` has the members of sequences and limits, and `tower_offload_touched` the
+/// jobs that transactions have changed and not settled yet. No transaction commits rows of the
+/// latter, so it needs no log.
 pub(super) const STEPS: &[&str] = &[
     "
 CREATE TABLE tower_offload_process (
@@ -79,6 +83,33 @@ CREATE INDEX tower_offload_task_name ON tower_offload_task (name, state, id);
 CREATE TABLE tower_offload_paused_kind (
     kind text NOT NULL PRIMARY KEY,
     paused_at bigint NOT NULL
+);
+",
+    "
+CREATE TABLE tower_offload_sequence (
+    river_id bigint NOT NULL,
+    is_limit boolean NOT NULL,
+    key text NOT NULL,
+    position bigint GENERATED ALWAYS AS IDENTITY,
+    is_admitted boolean NOT NULL DEFAULT false,
+    max_admitted integer NOT NULL,
+    is_hold boolean NOT NULL DEFAULT false,
+    is_skipped boolean NOT NULL DEFAULT false,
+    blocked_since timestamptz,
+    PRIMARY KEY (river_id, is_limit)
+);
+CREATE INDEX tower_offload_sequence_waiting ON tower_offload_sequence (key, is_limit, position) WHERE NOT is_admitted;
+CREATE UNIQUE INDEX tower_offload_sequence_head ON tower_offload_sequence (key) WHERE is_admitted AND NOT is_limit;
+CREATE INDEX tower_offload_sequence_permit ON tower_offload_sequence (key) WHERE is_admitted AND is_limit;
+CREATE INDEX tower_offload_sequence_blocked ON tower_offload_sequence (key) WHERE blocked_since IS NOT NULL;
+CREATE INDEX tower_offload_sequence_skipped ON tower_offload_sequence (river_id) WHERE is_skipped;
+CREATE UNLOGGED TABLE tower_offload_touched (
+    xact bigint NOT NULL,
+    river_id bigint NOT NULL,
+    sequence text,
+    at_most text,
+    is_released boolean NOT NULL DEFAULT false,
+    PRIMARY KEY (xact, river_id)
 );
 ",
 ];

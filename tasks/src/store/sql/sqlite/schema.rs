@@ -57,6 +57,23 @@ CREATE TABLE tower_offload_paused_kind (
     paused_at INTEGER NOT NULL
 ) STRICT;
 ",
+    "
+CREATE TABLE tower_offload_sequence (
+    position INTEGER PRIMARY KEY AUTOINCREMENT,
+    river_id INTEGER NOT NULL,
+    is_limit INTEGER NOT NULL,
+    key TEXT NOT NULL,
+    is_admitted INTEGER NOT NULL DEFAULT 0,
+    max_admitted INTEGER NOT NULL,
+    is_hold INTEGER NOT NULL DEFAULT 0,
+    blocked_since INTEGER,
+    UNIQUE (river_id, is_limit)
+) STRICT;
+CREATE INDEX tower_offload_sequence_waiting ON tower_offload_sequence (key, is_limit, position) WHERE is_admitted = 0;
+CREATE UNIQUE INDEX tower_offload_sequence_head ON tower_offload_sequence (key) WHERE is_admitted = 1 AND is_limit = 0;
+CREATE INDEX tower_offload_sequence_permit ON tower_offload_sequence (key) WHERE is_admitted = 1 AND is_limit = 1;
+CREATE INDEX tower_offload_sequence_blocked ON tower_offload_sequence (key) WHERE blocked_since IS NOT NULL;
+",
 ];
 
 pub(super) const CREATE_MIGRATION: &str = "
