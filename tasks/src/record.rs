@@ -10,6 +10,8 @@ pub struct Record {
     pub name: String,
     /// The owner, who may see the task. `None` if everyone who knows the id may see it.
     pub owner: Option<String>,
+    /// The job that has enqueued this one. Only the job queue sets it.
+    pub parent: Option<TaskId>,
     /// The state.
     pub state: TaskState,
     /// The number of attempts that were started.
@@ -47,6 +49,7 @@ impl Record {
             id,
             name: name.into(),
             owner: None,
+            parent: None,
             state: TaskState::Queued,
             attempt: 0,
             max_attempts: 1,
@@ -75,6 +78,7 @@ impl Record {
             id: self.id,
             name: self.name.clone(),
             owner: self.owner.clone(),
+            parent: self.parent,
             state: self.state,
             attempt: self.attempt,
             max_attempts: self.max_attempts,

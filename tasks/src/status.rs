@@ -17,6 +17,9 @@ pub struct Status {
     pub id: TaskId,
     /// The name of the task.
     pub name: String,
+    /// The id of the job that has enqueued this one, if any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<TaskId>,
     /// The state.
     pub state: TaskState,
     /// The number of attempts that were started.
@@ -85,6 +88,7 @@ impl From<&Record> for Status {
         Self {
             id: record.id,
             name: record.name.clone(),
+            parent: record.parent,
             state: record.state,
             attempt: record.attempt,
             progress: record.progress,

@@ -1,4 +1,9 @@
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    any::type_name,
+    fmt,
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use serde::Serialize;
 use tokio::sync::mpsc;
@@ -7,8 +12,9 @@ use tower_offload::Pool;
 use tower_offload::process::{ProcessPool, Work};
 
 use super::{
-    Backoff, Job, Jobs, StartError,
+    Backoff, Context, Job, Jobs, StartError,
     client::Plan,
+    context::State,
     database::Database,
     events::{self, Counters},
     maintenance::{self, INSERT_CHANNEL_CAPACITY, InsertReceivers},
@@ -17,13 +23,19 @@ use super::{
     slots::AllSlots,
     worker::Worker,
 };
-use crate::{IntoFailure, Progress, SqlStore, Tasks};
+use crate::{IntoFailure, SqlStore, Tasks};
 
 impl Jobs {
     /// Returns a builder for a job queue in the database of `tasks`. The records of its jobs are
     /// records of these tasks.
     pub fn builder(tasks: &Tasks) -> JobsBuilder {
-        JobsBuilder { tasks: tasks.clone(), plan: Plan::default(), concurrency: DEFAULT_CONCURRENCY }
+        JobsBuilder {
+            tasks: tasks.clone(),
+            plan: Plan::default(),
+            concurrency: DEFAULT_CONCURRENCY,
+            state: State::default(),
+            error: None,
+        }
     }
 }
 
@@ -33,6 +45,9 @@ pub struct JobsBuilder {
     tasks: Tasks,
     plan: Plan,
     concurrency: usize,
+    state: State,
+    /// The first option that is not valid.
+    error: Option<String>,
 }
 
 const DEFAULT_CONCURRENCY: usize = 32;
@@ -41,14 +56,14 @@ impl JobsBuilder {
     /// Adds a worker for the jobs of type `J`, which runs a closure on a pool.
     ///
     /// An attempt that exceeds `timeout`, measured from the start of the closure, has failed. A
-    /// closure cannot be stopped, so [`Progress::is_cancelled`] becomes `true`, and no other
+    /// closure cannot be stopped, so [`Progress::is_cancelled`](crate::Progress::is_cancelled) becomes `true`, and no other
     /// attempt of the job starts in this process until the closure returns. Poll it between the
     /// steps of the work.
     pub fn blocking_worker<J, P, F, T, E>(mut self, pool: P, timeout: Duration, work: F) -> Self
     where
         J: Job,
         P: Pool,
-        F: Fn(J, Progress) -> Result<T, E> + Send + Sync + 'static,
+        F: Fn(J, Context) -> Result<T, E> + Send + Sync + 'static,
         T: Serialize,
         E: IntoFailure,
     {
@@ -62,7 +77,7 @@ impl JobsBuilder {
     pub fn worker<J, F, A, T, E>(mut self, timeout: Duration, work: F) -> Self
     where
         J: Job,
-        F: Fn(J, Progress) -> A + Send + Sync + 'static,
+        F: Fn(J, Context) -> A + Send + Sync + 'static,
         A: Future<Output = Result<T, E>> + Send + 'static,
         T: Serialize,
         E: IntoFailure,
@@ -108,6 +123,18 @@ impl JobsBuilder {
         Self { concurrency, ..self }
     }
 
+    /// Adds a value for the workers, such as a client of another service. [`Context::state`] returns
+    /// it. There is at most one value of each type.
+    pub fn state<S: Send + Sync + 'static>(mut self, value: S) -> Self {
+        if !self.state.add(value) {
+            let name = type_name::<S>();
+            self.error.get_or_insert_with(|| {
+                format!("the job queue has two states of type `{name}`: remove one, or wrap it in a type of its own")
+            });
+        }
+        self
+    }
+
     /// Sets the delay before the next attempt of a job that failed. Default: [`Backoff::default`].
     pub fn backoff(mut self, backoff: Backoff) -> Self {
         self.plan.backoff = backoff;
@@ -133,7 +160,10 @@ impl JobsBuilder {
     ///
     /// If the future is dropped before it completes, jobs may have started. They are requeued.
     pub async fn start(self) -> Result<Jobs, StartError> {
-        let Self { tasks, mut plan, concurrency } = self;
+        let Self { tasks, mut plan, concurrency, state, error } = self;
+        if let Some(error) = error {
+            return Err(StartError::invalid(error));
+        }
         let store = tasks.store::<SqlStore>().cloned().ok_or(StartError::NO_DATABASE)?;
         plan.validate(concurrency).map_err(StartError::invalid)?;
         crate::metrics::register_jobs(plan.kinds().iter().copied());
@@ -144,6 +174,8 @@ impl JobsBuilder {
         let database = Database::new(store.engine.clone());
         let poll_interval = database.poll_interval();
         let environment = Environment {
+            queue: Weak::new(),
+            state,
             tasks,
             database,
             running: RunningJobs::default(),
@@ -154,7 +186,7 @@ impl JobsBuilder {
         };
         let (plain, plain_requests) = mpsc::channel(INSERT_CHANNEL_CAPACITY);
         let (unique, unique_requests) = mpsc::channel(INSERT_CHANNEL_CAPACITY);
-        let queue = Arc::new(Queue::new(environment, plan, InsertSenders { plain, unique }, store));
+        let queue = Queue::new(environment, plan, InsertSenders { plain, unique }, store);
         if !queue.register() {
             return Err(StartError::ALREADY_STARTED);
         }

@@ -40,16 +40,7 @@ impl Jobs {
     ///
     /// If the future is dropped before it completes, the job may be enqueued or not.
     pub fn enqueue<J: Job>(&self, job: J) -> Enqueue<'_, J> {
-        Enqueue {
-            queue: self.queue(),
-            job,
-            owner: None,
-            queue_name: J::QUEUE,
-            max_attempts: J::MAX_ATTEMPTS,
-            delay: None,
-            is_by_content: false,
-            options: InsertOpts::default(),
-        }
+        Enqueue::new(self.queue(), job)
     }
 }
 
@@ -61,6 +52,7 @@ pub struct Enqueue<'a, J> {
     pub(super) queue: &'a Arc<Queue>,
     pub(super) job: J,
     pub(super) owner: Option<String>,
+    pub(super) parent: Option<TaskId>,
     queue_name: &'a str,
     max_attempts: u16,
     delay: Option<Duration>,
@@ -73,9 +65,30 @@ pub struct Enqueue<'a, J> {
 const PRIORITIES: RangeInclusive<i16> = 1..=4;
 
 impl<'a, J: Job> Enqueue<'a, J> {
+    pub(super) fn new(queue: &'a Arc<Queue>, job: J) -> Self {
+        Self {
+            queue,
+            job,
+            owner: None,
+            parent: None,
+            queue_name: J::QUEUE,
+            max_attempts: J::MAX_ATTEMPTS,
+            delay: None,
+            is_by_content: false,
+            options: InsertOpts::default(),
+        }
+    }
+
     /// Sets the owner, who may see the task. Default: everyone who knows the id may see it.
     pub fn owner(self, owner: impl Into<String>) -> Self {
         Self { owner: Some(owner.into()), ..self }
+    }
+
+    /// Sets the job that enqueues this one, which the status shows. Whoever may see the status of
+    /// this job learns the id of that one. Default: none, or the job that
+    /// [enqueues it at its end](super::Context::then).
+    pub fn parent(self, id: TaskId) -> Self {
+        Self { parent: Some(id), ..self }
     }
 
     /// Sets the queue. Default: [`Job::QUEUE`].
@@ -158,11 +171,25 @@ impl<'a, J: Job> Enqueue<'a, J> {
         }
     }
 
-    /// Validates and encodes the job. Later steps do not validate it again.
+    /// Validates and encodes the job, unless the queue is shut down.
     fn prepare(self) -> Result<Prepared, AcceptError> {
-        if self.queue.is_closed() {
-            return Err(AcceptError::closed());
+        if self.queue.is_closed() { Err(AcceptError::closed()) } else { self.encode() }
+    }
+
+    /// Validates and encodes the successor of another job, which is inserted also during a
+    /// shutdown.
+    pub(super) fn prepare_successor(self, owner: Option<&str>, parent: TaskId) -> Result<Prepared, AcceptError> {
+        if self.options.unique().is_some() {
+            let message =
+                "a job that another one enqueues at its end cannot be unique: its end would wait for equal jobs";
+            return Err(AcceptError::invalid("unique successor", message));
         }
+        let owner = self.owner.or_else(|| owner.map(str::to_owned));
+        Self { owner, parent: Some(parent), ..self }.encode()
+    }
+
+    /// Validates and encodes the job. Later steps do not validate it again.
+    fn encode(self) -> Result<Prepared, AcceptError> {
         if let Some(owner) = &self.owner {
             validate_owner(owner)?;
         }
@@ -196,7 +223,7 @@ impl<'a, J: Job> Enqueue<'a, J> {
         };
         let now = self.queue.now();
         let mut record = Record::new(TaskId::generate(now).map_err(AcceptError::random)?, J::KIND, now);
-        record.owner = self.owner;
+        (record.owner, record.parent) = (self.owner, self.parent);
         let mut options = self.options.with_queue(self.queue_name).with_max_attempts(self.max_attempts.into());
         if let Some(delay) = self.delay {
             options = options.with_scheduled_at(after(now, delay));

@@ -16,7 +16,7 @@ use super::{
     error::InsertError,
     running::Claim,
 };
-use crate::{Failure, Reason, Record, StoreError, TaskId, TaskState, Timestamp};
+use crate::{Failure, Reason, Record, StoreError, TaskId, TaskState, Timestamp, track::validate_owner};
 
 /// Arguments of a job in River's representation. They are deserialized by the worker adapter, which
 /// handles errors and panics.
@@ -206,12 +206,17 @@ const END_KEY: &str = "tower_offload:end";
 pub(super) const TASK_KEY: &str = "tower_offload:task";
 /// Key of the owner in River's metadata. The owner is needed when the record was evicted.
 const OWNER_KEY: &str = "tower_offload:owner";
+/// Key of the id of the job that has enqueued this one.
+const PARENT_KEY: &str = "tower_offload:parent";
 
 impl Prepared {
     fn options(&self, has_server_clock: bool) -> Result<InsertOpts, Error> {
         let mut metadata = serde_json::json!({ TASK_KEY: self.record.id, OWNER_KEY: self.record.owner });
         if let Some(delay) = self.delay.filter(|_| has_server_clock) {
             metadata[DELAY_KEY] = millis(delay.min(MAX_SCHEDULE)).into();
+        }
+        if let Some(parent) = self.record.parent {
+            metadata[PARENT_KEY] = parent.to_string().into();
         }
         let metadata: JobMetadata = metadata.to_string().parse().map_err(Error::Json)?;
         Ok(self.options.clone().with_metadata(metadata))
@@ -221,6 +226,17 @@ impl Prepared {
 /// Returns the id of the record, or `None` if another client inserted the job.
 pub(super) fn task_id(row: &JobRow) -> Option<TaskId> {
     row.metadata.get::<String>(TASK_KEY).ok().flatten()?.parse().ok()
+}
+
+/// Returns the owner of the job, which clients in other languages can set.
+pub(super) fn owner(row: &JobRow) -> Option<String> {
+    let owner: String = row.metadata.get(OWNER_KEY).ok().flatten()?;
+    validate_owner(&owner).is_ok().then_some(owner)
+}
+
+/// Returns the job that has enqueued this one, which clients in other languages can set.
+pub(super) fn parent(row: &JobRow) -> Option<TaskId> {
+    row.metadata.get::<String>(PARENT_KEY).ok().flatten()?.parse().ok()
 }
 
 /// Sets the claim to which the end of an attempt belongs, and the delay before the next one. See
@@ -248,7 +264,7 @@ pub(super) fn record_of(result: &InsertBatchResult, job: &Prepared) -> Record {
     record.due_at = (result.job.state == JobState::Scheduled).then(|| timestamp(result.job.scheduled_at));
     if result.unique_skipped_as_duplicate {
         if let Some(id) = task_id(&result.job) {
-            (record.id, record.owner) = (id, result.job.metadata.get(OWNER_KEY).ok().flatten());
+            (record.id, record.owner, record.parent) = (id, owner(&result.job), parent(&result.job));
         }
         copy_row(&mut record, &result.job);
     }

@@ -231,6 +231,7 @@ mod adapter;
 mod attempt;
 mod builder;
 mod client;
+mod context;
 mod database;
 mod enqueue;
 mod error;
@@ -247,6 +248,7 @@ mod progress;
 mod queue;
 mod running;
 mod slots;
+mod steps;
 mod worker;
 
 use std::{collections::HashSet, fmt, sync::Arc, time::Duration};
@@ -255,12 +257,14 @@ use tokio::time::{Instant, timeout_at};
 
 pub use self::{
     builder::JobsBuilder,
+    context::Context,
     enqueue::Enqueue,
     error::StartError,
     events::JobsStats,
     insert::Transaction,
     job::{Backoff, Job, Unique},
     overflow::OrEnqueue,
+    steps::StepError,
 };
 use self::{client::LeasedClient, events::warn, maintenance::write_late_end, queue::Queue};
 use crate::{StoreError, TaskId, Tasks, tasks::Listed};
@@ -272,7 +276,9 @@ use crate::{StoreError, TaskId, Tasks, tasks::Listed};
 #[derive(Clone)]
 #[must_use = "dropping the last handle stops the queue"]
 pub struct Jobs {
-    owner: Arc<Owner>,
+    queue: Arc<Queue>,
+    /// `None` in the handles of a [`Context`], which do not keep the queue alive.
+    _owner: Option<Arc<Owner>>,
 }
 
 /// Stops the queue when the last handle is dropped. The background tasks hold the queue itself,
@@ -294,11 +300,16 @@ const MAX_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
 
 impl Jobs {
     fn new(queue: Arc<Queue>) -> Self {
-        Self { owner: Arc::new(Owner(queue)) }
+        Self { _owner: Some(Arc::new(Owner(queue.clone()))), queue }
+    }
+
+    /// Creates a handle that does not keep the queue alive.
+    fn without_owner(queue: Arc<Queue>) -> Self {
+        Self { queue, _owner: None }
     }
 
     fn queue(&self) -> &Arc<Queue> {
-        &self.owner.0
+        &self.queue
     }
 
     /// Returns the tasks that hold the records of the jobs.

@@ -25,12 +25,17 @@ use super::{
 use crate::{
     SqlStore, StoreError, TaskId, Tasks, Timestamp,
     lease::{RENEWALS, keep_renewed},
+    metrics,
     store::{StoreFuture, sql::CancelHook},
     sync::{Mutex, lock},
 };
 
 /// State shared by the attempts of a process. It outlives each River client.
 pub(super) struct Environment {
+    /// The queue itself.
+    pub(super) queue: Weak<Queue>,
+    /// Values of the application for its workers.
+    pub(super) state: super::context::State,
     pub(super) tasks: Tasks,
     pub(super) database: Database,
     pub(super) running: RunningJobs,
@@ -116,9 +121,9 @@ const RESTART_DELAY: Duration = Duration::from_secs(1);
 const CLAIMS_POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 impl Queue {
-    pub(super) fn new(environment: Environment, plan: Plan, inserts: InsertSenders, store: SqlStore) -> Self {
-        Self {
-            environment: Arc::new(environment),
+    pub(super) fn new(environment: Environment, plan: Plan, inserts: InsertSenders, store: SqlStore) -> Arc<Self> {
+        Arc::new_cyclic(|queue| Self {
+            environment: Arc::new(Environment { queue: queue.clone(), ..environment }),
             plan,
             inserts,
             store,
@@ -129,7 +134,7 @@ impl Queue {
             is_ending: watch::Sender::new(false),
             maintenance_is_over: watch::Sender::new(false),
             phase: watch::Sender::new(Phase::Open),
-        }
+        })
     }
 
     /// Registers the queue for the cancel requests of this process. Returns `false` if another
@@ -240,6 +245,16 @@ impl Queue {
     pub(super) fn wake(&self, queue: &str) {
         if let (Some(slots), Some(client)) = (self.environment.slots.get(queue), self.client()) {
             slots.wake(&client.river);
+        }
+    }
+
+    /// Reports the successors of an end that was written, and wakes their workers.
+    pub(super) fn on_successors(&self, end: &End) {
+        for job in end.successors().into_iter().flat_map(|successors| &successors.jobs) {
+            metrics::count_job("offload_jobs_enqueued_total", &job.record.name);
+            if job.delay.is_none() {
+                self.wake(&job.queue);
+            }
         }
     }
 

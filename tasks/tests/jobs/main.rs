@@ -3,7 +3,9 @@
 
 mod begin;
 mod cancel;
+mod chains;
 mod clock;
+mod context;
 #[path = "../databases/mod.rs"]
 mod databases;
 mod enqueue;
@@ -23,6 +25,7 @@ mod process;
 mod restart;
 mod results;
 mod start;
+mod steps;
 mod stop_claiming;
 mod strangers;
 mod support;

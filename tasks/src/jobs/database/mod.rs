@@ -55,8 +55,8 @@ use self::sqlite::SqliteJobs;
 use super::{
     Backoff,
     error::{InsertError, river_error},
-    insert::{Inserted, Prepared, copy_row, required},
-    outcome::End,
+    insert::{Inserted, Prepared, copy_row, owner, parent, required},
+    outcome::{End, Successors},
     progress::ProgressUpdate,
     queue::Environment,
     running::Claim,
@@ -185,6 +185,7 @@ impl Database {
     pub(super) async fn adopt(&self, row: &JobRow, id: TaskId) -> Result<TaskId, StoreError> {
         let mut record = Record::new(id, row.kind.clone(), Timestamp::default());
         copy_row(&mut record, row);
+        (record.owner, record.parent) = (owner(row), parent(row));
         let rows = [(row.id, &record)];
         let adopted = dispatch!(self, |database| {
             let adopt = database.transaction(async |transaction| {
@@ -205,6 +206,12 @@ impl Database {
     /// Shows a claimed job as running. Returns `false` if the claim is no longer valid.
     pub(super) async fn show_as_running(&self, claim: &Claim) -> Result<bool, StoreError> {
         dispatch!(self, |database| database.show_as_running(claim).await)
+    }
+
+    /// Stores the output of a step in River's row. Returns `false`, and stores nothing, if the claim
+    /// is no longer valid. Storing the same output again has no effect.
+    pub(super) async fn write_step(&self, claim: &Claim, name: &str, output: &str) -> Result<bool, StoreError> {
+        dispatch!(self, |database| database.write_step(claim, name, output).await)
     }
 
     /// Writes the parts of an end that River's row cannot hold, before River writes the rest: the
@@ -230,9 +237,24 @@ WHERE id = $1 AND state = 1 AND attempt = $2";
         written?.map_err(store_error)
     }
 
-    /// Writes an end in place of River. Returns `false` if the attempt no longer has the job.
+    /// Writes an end in place of River, and inserts its successors in the same transaction. Returns
+    /// `false`, and writes nothing, if the attempt no longer has the job.
     pub(super) async fn write_end(&self, end: &End, backoff: Backoff) -> Result<bool, StoreError> {
-        dispatch!(self, |database| database.write_end(end, backoff).await)
+        let Some(Successors { jobs, client }) = end.successors() else {
+            return dispatch!(self, |database| database.write_end(end, backoff).await);
+        };
+        let jobs: Vec<_> = jobs.iter().collect();
+        dispatch!(self, |database| {
+            let mut attempts = 1;
+            loop {
+                match database.write_end_and_insert(end, backoff, client, &jobs).await? {
+                    Err(Error::Database(error)) if database.is_conflict(&error) && attempts < MAX_ATTEMPTS => {
+                        attempts += 1;
+                    }
+                    written => return written.map_err(river_error),
+                }
+            }
+        })
     }
 
     /// Notes that attempts are running during or after a shutdown. Such an attempt does not count

@@ -15,10 +15,10 @@ macro_rules! columns {
 }
 pub(crate) use columns;
 
-/// The columns that [`record`] reads. Only triggers of the job queue write `due_at`.
+/// The columns that [`record`] reads. Only the job queue writes `due_at`, by triggers, and `parent`.
 macro_rules! read_columns {
     () => {
-        concat!($crate::store::sql::row::columns!(), ", due_at")
+        concat!($crate::store::sql::row::columns!(), ", due_at, parent")
     };
 }
 pub(crate) use read_columns;
@@ -28,7 +28,7 @@ pub(crate) use read_columns;
 macro_rules! list_columns {
     () => {
         "id, name, owner, state, attempt, max_attempts, progress, message, version, created_at, started_at, finished_at, \
-         cancel_requested_at, reason, NULL AS result, error_class, error_message, NULL AS error_detail, due_at"
+         cancel_requested_at, reason, NULL AS result, error_class, error_message, NULL AS error_detail, due_at, parent"
     };
 }
 pub(super) use list_columns;
@@ -133,6 +133,7 @@ where
         record.failure = Some(Failure { class, message, detail: json(17)? });
     }
     record.due_at = time(18)?.map(timestamp);
+    record.parent = row.try_get::<Option<Vec<u8>>, _>(19).map_err(StoreError::other)?.map(task_id).transpose()?;
     Ok(record)
 }
 

@@ -72,6 +72,9 @@ CREATE TRIGGER tower_offload_retained BEFORE INSERT OR UPDATE ON tower_offload_t
     "
 ALTER TABLE tower_offload_task ADD COLUMN due_at bigint;
 ",
+    "
+ALTER TABLE tower_offload_task ADD COLUMN parent bytea;
+",
 ];
 
 pub(super) const CREATE_MIGRATION: &str = "

@@ -48,6 +48,9 @@ CREATE INDEX tower_offload_task_cancel ON tower_offload_task (river_id)
     "
 ALTER TABLE tower_offload_task ADD COLUMN due_at INTEGER;
 ",
+    "
+ALTER TABLE tower_offload_task ADD COLUMN parent BLOB;
+",
 ];
 
 pub(super) const CREATE_MIGRATION: &str = "
