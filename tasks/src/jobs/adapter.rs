@@ -18,7 +18,7 @@ use super::{
     events::warn,
     gate::Gate,
     insert::{Arguments, set_end, task_id},
-    outcome::{End, Next, Outcome},
+    outcome::{End, Next, Outcome, Successors},
     queue::{Environment, Phase},
     running::{Claim, Entered},
     worker::{Ticket, Worker},
@@ -64,8 +64,9 @@ impl<J: Job> riverqueue::Worker<Arguments<J>> for Adapter<J> {
         if started_at.elapsed() > MAX_UNASKED || is_old(row) {
             gate.guard();
         }
-        let Some(queue) = environment.queue.upgrade() else {
-            return hand_back(&context, &claim, RETURN_DELAY); // the queue ends after its attempts
+        // Both exist while an attempt runs. The queue may not know the client yet.
+        let (Some(queue), Some(client)) = (environment.queue.upgrade(), context.client()) else {
+            return hand_back(&context, &claim, RETURN_DELAY);
         };
         let work_context = Context::claimed(Progress::new(attempt.clone()), queue, row, &claim, self.worker.timeout);
         let ticket = Ticket { entry, gate: gate.clone(), stopped: stopped.clone() };
@@ -77,7 +78,7 @@ impl<J: Job> riverqueue::Worker<Arguments<J>> for Adapter<J> {
                 let run = Run {
                     environment,
                     slots,
-                    client: context.client(),
+                    client: Some(client),
                     claim: &claim,
                     attempt: &attempt,
                     stopped: &stopped,
@@ -103,7 +104,7 @@ impl<J: Job> riverqueue::Worker<Arguments<J>> for Adapter<J> {
             id,
             max_attempts: i16::try_from(row.max_attempts).unwrap_or(i16::MAX),
             failures: u32::try_from(row.errors.len()).unwrap_or(u32::MAX),
-            successors: work_context.take_successors().map(Arc::new),
+            successors: Successors::new(work_context.take_successors(), client),
             outcome: storable(outcome),
             progress: environment.progress.remove(attempt.progress_key),
         };

@@ -12,7 +12,7 @@ use tower_offload::Pool;
 use tower_offload::process::{ProcessPool, Work};
 
 use super::{
-    Backoff, Context, Job, Jobs, StartError,
+    Backoff, Context, Job, Jobs, Schedule, StartError,
     client::Plan,
     context::State,
     database::Database,
@@ -20,10 +20,11 @@ use super::{
     maintenance::{self, INSERT_CHANNEL_CAPACITY, InsertReceivers},
     queue::{Environment, InsertSenders, Queue},
     running::RunningJobs,
+    schedule::{self, run::ScheduledJob},
     slots::AllSlots,
     worker::Worker,
 };
-use crate::{IntoFailure, SqlStore, Tasks};
+use crate::{IntoFailure, SqlStore, Tasks, Timestamp};
 
 impl Jobs {
     /// Returns a builder for a job queue in the database of `tasks`. The records of its jobs are
@@ -34,6 +35,7 @@ impl Jobs {
             plan: Plan::default(),
             concurrency: DEFAULT_CONCURRENCY,
             state: State::default(),
+            schedules: Vec::new(),
             error: None,
         }
     }
@@ -46,6 +48,7 @@ pub struct JobsBuilder {
     plan: Plan,
     concurrency: usize,
     state: State,
+    schedules: Vec<ScheduledJob>,
     /// The first option that is not valid.
     error: Option<String>,
 }
@@ -56,9 +59,9 @@ impl JobsBuilder {
     /// Adds a worker for the jobs of type `J`, which runs a closure on a pool.
     ///
     /// An attempt that exceeds `timeout`, measured from the start of the closure, has failed. A
-    /// closure cannot be stopped, so [`Progress::is_cancelled`](crate::Progress::is_cancelled) becomes `true`, and no other
-    /// attempt of the job starts in this process until the closure returns. Poll it between the
-    /// steps of the work.
+    /// closure cannot be stopped, so [`is_cancelled`](crate::Progress::is_cancelled) becomes
+    /// `true`, and no other attempt of the job starts in this process until the closure returns.
+    /// Poll it between the parts of the work, or divide the work into [steps](Context::step).
     pub fn blocking_worker<J, P, F, T, E>(mut self, pool: P, timeout: Duration, work: F) -> Self
     where
         J: Job,
@@ -123,8 +126,61 @@ impl JobsBuilder {
         Self { concurrency, ..self }
     }
 
-    /// Adds a value for the workers, such as a client of another service. [`Context::state`] returns
-    /// it. There is at most one value of each type.
+    /// Enqueues a job at each tick of a schedule, once across all processes with this schedule.
+    ///
+    /// `job` gets the tick, which is earlier than the current time if the tick was
+    /// [made up](super::CatchUp). `name` identifies the schedule in the database, so every program
+    /// that shares it must have another name for another schedule. It has 1 to 100 bytes without
+    /// control characters, and is part of River's metadata of each job (`river:periodic_job_id`).
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use serde::{Deserialize, Serialize};
+    /// # use tower_offload_tasks::{Tasks, jobs::{Job, Jobs, JobsBuilder, Schedule}};
+    /// #[derive(Serialize, Deserialize)]
+    /// struct Report { day: String }
+    ///
+    /// # impl Job for Report { const KIND: &'static str = "report"; }
+    /// # #[derive(Serialize, Deserialize)]
+    /// # struct Poll;
+    /// # impl Job for Poll { const KIND: &'static str = "poll"; }
+    /// fn with_schedules(builder: JobsBuilder) -> JobsBuilder {
+    ///     let nightly = Schedule::cron("0 3 * * *").time_zone("Europe/Berlin");
+    ///     builder
+    ///         .every("nightly report", nightly, |tick| Report { day: tick.to_string() })
+    ///         .every("poll", Duration::from_secs(300), |_| Poll)
+    /// }
+    /// ```
+    ///
+    /// The clock of the database decides when it ticks. The first start of a schedule only records
+    /// the time, so its first tick is later. A tick and its job are committed together: a crash
+    /// neither loses a tick nor repeats one. If the clock is set back, no tick is repeated, so
+    /// there is none until it shows the time of the latest tick again, and a warning is logged.
+    ///
+    /// If `job` panics, or its arguments cannot be stored, the tick is skipped and a warning
+    /// logged. Another expression or interval under the same name continues after the latest tick.
+    /// A schedule that no program has any longer does not tick.
+    /// [`stop_claiming`](Jobs::stop_claiming) does not stop it, but [`shutdown`](Jobs::shutdown)
+    /// does.
+    pub fn every<J, F>(mut self, name: impl Into<String>, schedule: impl Into<Schedule>, job: F) -> Self
+    where
+        J: Job,
+        F: Fn(Timestamp) -> J + Send + Sync + 'static,
+    {
+        let scheduled = ScheduledJob::new(name.into(), schedule.into(), job);
+        let is_new = self.schedules.iter().all(|other| other.name != scheduled.name);
+        let name = &scheduled.name;
+        let twice = || format!("schedule {name:?} is added twice: give each a name of its own");
+        let is_valid = scheduled.validate::<J>().and_then(|()| is_new.then_some(()).ok_or_else(twice));
+        if let Err(error) = is_valid {
+            self.error.get_or_insert(error);
+        }
+        self.schedules.push(scheduled);
+        self
+    }
+
+    /// Adds a value for the workers, such as a client of another service. [`Context::state`]
+    /// returns it. There is at most one value of each type.
     pub fn state<S: Send + Sync + 'static>(mut self, value: S) -> Self {
         if !self.state.add(value) {
             let name = type_name::<S>();
@@ -160,7 +216,7 @@ impl JobsBuilder {
     ///
     /// If the future is dropped before it completes, jobs may have started. They are requeued.
     pub async fn start(self) -> Result<Jobs, StartError> {
-        let Self { tasks, mut plan, concurrency, state, error } = self;
+        let Self { tasks, mut plan, concurrency, state, schedules, error } = self;
         if let Some(error) = error {
             return Err(StartError::invalid(error));
         }
@@ -193,6 +249,9 @@ impl JobsBuilder {
         let jobs = Jobs::new(queue.clone()); // stops everything if this future is dropped
         queue.start_client().await?;
         maintenance::spawn(&queue, InsertReceivers { plain: plain_requests, unique: unique_requests });
+        if !schedules.is_empty() {
+            tokio::spawn(schedule::run::run(queue, schedules));
+        }
         Ok(jobs)
     }
 }

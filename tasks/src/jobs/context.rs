@@ -6,21 +6,21 @@ use std::{
     fmt,
     ops::Deref,
     sync::{Arc, OnceLock},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use riverqueue::JobRow;
+use tower_offload::pool::Deadline;
 
 use super::{
     Enqueue, Job, Jobs,
     insert::{Prepared, owner, parent},
-    outcome::Successors,
     queue::Queue,
     running::Claim,
     steps::Steps,
 };
 use crate::{
-    AcceptError, Progress, TaskId,
+    AcceptError, Failure, Progress, TaskId,
     sync::{Mutex, lock},
 };
 
@@ -62,7 +62,7 @@ struct Inner {
     parent: Option<TaskId>,
     timeout: Duration,
     /// Set when the work begins.
-    begun_at: OnceLock<Instant>,
+    deadline: OnceLock<Deadline>,
     steps: Steps,
     /// Jobs that are enqueued when this one succeeds. `None` once the attempt has ended.
     successors: Mutex<Option<Vec<Prepared>>>,
@@ -87,7 +87,7 @@ impl Context {
             owner: owner(row),
             parent: parent(row),
             timeout,
-            begun_at: OnceLock::new(),
+            deadline: OnceLock::new(),
             steps: Steps::stored(row, claim),
             successors: Mutex::new(Some(Vec::new())),
         };
@@ -109,7 +109,7 @@ impl Context {
             owner,
             parent,
             timeout,
-            begun_at: OnceLock::new(),
+            deadline: OnceLock::new(),
             steps: Steps::default(),
             successors: Mutex::new(Some(Vec::new())),
         };
@@ -118,7 +118,7 @@ impl Context {
 
     /// Records that the work begins.
     pub(super) fn begin(&self) {
-        let _ = self.inner.begun_at.set(Instant::now());
+        let _ = self.inner.deadline.set(Deadline::after(self.inner.timeout));
     }
 
     pub(super) fn queue(&self) -> &Arc<Queue> {
@@ -129,8 +129,7 @@ impl Context {
         &self.inner.steps
     }
 
-    /// Returns the part that reports progress, for functions that own a [`Progress`].
-    pub fn progress(&self) -> &Progress {
+    pub(super) fn progress(&self) -> &Progress {
         &self.progress
     }
 
@@ -157,22 +156,24 @@ impl Context {
     ///
     /// ```
     /// # use serde::{Deserialize, Serialize};
-    /// # use tower_offload_tasks::{AcceptError, TaskId, jobs::{Context, Job}};
+    /// # use tower_offload_tasks::{Failure, jobs::{Context, Job}};
     /// # #[derive(Serialize, Deserialize)]
     /// # struct Invoice { order: u64 }
     /// # impl Job for Invoice { const KIND: &'static str = "invoice"; }
-    /// fn ship(order: u64, context: &Context) -> Result<TaskId, AcceptError> {
-    ///     context.then(context.jobs().enqueue(Invoice { order }))
+    /// fn ship(order: u64, context: &Context) -> Result<(), Failure> {
+    ///     context.then(context.jobs().enqueue(Invoice { order }))?;
+    ///     Ok(()) // the end of this job and the other job are committed together
     /// }
     /// ```
     ///
     /// A job that [runs here](super::OrEnqueue) enqueues the other one when its work has succeeded,
-    /// and then ends. If the process crashes in between, this job is lost, and the other one exists.
+    /// and then ends. If the process crashes in between, this job is lost, and the other one
+    /// exists.
     ///
     /// # Errors
     ///
-    /// Like [`Jobs::enqueue`], and if the job is [unique](Enqueue::unique), is one of more than 100,
-    /// or belongs to another queue, or if this attempt has ended. A shutdown is no error.
+    /// Like [`Jobs::enqueue`], and if the job is [unique](Enqueue::unique), is one of more than
+    /// 100, or belongs to another queue, or if this attempt has ended. A shutdown is no error.
     pub fn then<J: Job>(&self, job: Enqueue<'_, J>) -> Result<TaskId, AcceptError> {
         let own = &*self.inner;
         if !Arc::ptr_eq(job.queue, &own.queue) {
@@ -197,10 +198,8 @@ impl Context {
     }
 
     /// Returns the jobs that are enqueued if the attempt has succeeded. It accepts no more.
-    pub(super) fn take_successors(&self) -> Option<Successors> {
-        let jobs = lock(&self.inner.successors).take().filter(|jobs| !jobs.is_empty())?;
-        let client = self.inner.queue.client()?.river.clone();
-        Some(Successors { jobs, client })
+    pub(super) fn take_successors(&self) -> Vec<Prepared> {
+        lock(&self.inner.successors).take().unwrap_or_default()
     }
 
     /// Returns the number of this attempt, beginning with 1.
@@ -225,11 +224,11 @@ impl Context {
     }
 
     /// Returns when this attempt exceeds the timeout of its worker. From then on
-    /// [`is_cancelled`](Progress::is_cancelled) is `true`.
+    /// [`is_cancelled`](Progress::is_cancelled) is `true`. Before the work begins there is none.
     ///
-    /// Returns `None` before the work begins, and if the time cannot be represented.
-    pub fn deadline(&self) -> Option<Instant> {
-        self.inner.begun_at.get()?.checked_add(self.inner.timeout)
+    /// Calls of a pool within its [`scope`](Deadline::scope) end by then.
+    pub fn deadline(&self) -> Deadline {
+        self.inner.deadline.get().copied().unwrap_or(Deadline::NONE)
     }
 
     /// Returns the value that [`JobsBuilder::state`](super::JobsBuilder::state) was called with.
@@ -257,6 +256,16 @@ impl Deref for Context {
 impl From<Context> for Progress {
     fn from(context: Context) -> Self {
         context.progress
+    }
+}
+
+/// The failure of work that could not enqueue a job, so that a worker can use `?` on it. Its class
+/// is `not_accepted`.
+impl From<AcceptError> for Failure {
+    fn from(error: AcceptError) -> Self {
+        // The error of the store is not for clients.
+        let stored = error.store_error().map(|error| format!("job not accepted: {}", error.public_text()));
+        Self::new("not_accepted", stored.unwrap_or_else(|| error.to_string()))
     }
 }
 

@@ -152,7 +152,7 @@ impl<'a, J: Job> Enqueue<'a, J> {
     pub async fn tx<T: Transaction>(self, transaction: &mut T) -> Result<TaskId, AcceptError> {
         let (queue, owner) = (self.queue, self.owner.clone());
         let job = self.prepare()?;
-        let client = queue.client().ok_or_else(AcceptError::closed)?;
+        let client = queue.first_client().await;
         let inserted = transaction.insert(&queue.environment.database, &client.river, &[&job]).await?.pop();
         Ok(visible_record(inserted.ok_or_else(no_result)?, owner)?.id)
     }
@@ -186,6 +186,11 @@ impl<'a, J: Job> Enqueue<'a, J> {
         }
         let owner = self.owner.or_else(|| owner.map(str::to_owned));
         Self { owner, parent: Some(parent), ..self }.encode()
+    }
+
+    /// Validates and encodes the job of a schedule.
+    pub(super) fn prepare_tick(self, schedule: Arc<str>) -> Result<Prepared, AcceptError> {
+        Ok(Prepared { schedule: Some(schedule), ..self.encode()? })
     }
 
     /// Validates and encodes the job. Later steps do not validate it again.
@@ -229,7 +234,7 @@ impl<'a, J: Job> Enqueue<'a, J> {
             options = options.with_scheduled_at(after(now, delay));
         }
         let (queue, delay) = (self.queue_name.to_owned(), self.delay);
-        Ok(Prepared { push: Arguments::<J>::push, arguments, options, queue, delay, record })
+        Ok(Prepared { push: Arguments::<J>::push, arguments, options, queue, delay, schedule: None, record })
     }
 
     async fn insert(self) -> Result<Accepted, AcceptError> {

@@ -1,10 +1,10 @@
 //! Jobs to be inserted, each together with its record.
 
-use std::{collections::BTreeMap, marker::PhantomData, pin::Pin, time::Duration};
+use std::{collections::BTreeMap, marker::PhantomData, pin::Pin, sync::Arc, time::Duration};
 
 use riverqueue::{
     Client, Error, InsertBatch, InsertBatchResult, InsertContext, InsertMiddleware, InsertNext, InsertOpts,
-    InsertedJob, JobArgs, JobMetadata, JobRow, JobState, WorkContext, jiff, sqlx,
+    InsertedJob, JobArgs, JobMetadata, JobRow, JobState, METADATA_KEY_PERIODIC_JOB_ID, WorkContext, jiff, sqlx,
 };
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Value, value::RawValue};
@@ -180,6 +180,8 @@ pub(super) struct Prepared {
     pub(super) queue: String,
     /// Delay before the job may start.
     pub(super) delay: Option<Duration>,
+    /// The schedule that enqueues the job.
+    pub(super) schedule: Option<Arc<str>>,
     pub(super) record: Record,
 }
 
@@ -206,6 +208,8 @@ const END_KEY: &str = "tower_offload:end";
 pub(super) const TASK_KEY: &str = "tower_offload:task";
 /// Key of the owner in River's metadata. The owner is needed when the record was evicted.
 const OWNER_KEY: &str = "tower_offload:owner";
+/// Key that marks the jobs of schedules, as in River's clients.
+const PERIODIC_KEY: &str = "periodic";
 /// Key of the id of the job that has enqueued this one.
 const PARENT_KEY: &str = "tower_offload:parent";
 
@@ -217,6 +221,10 @@ impl Prepared {
         }
         if let Some(parent) = self.record.parent {
             metadata[PARENT_KEY] = parent.to_string().into();
+        }
+        if let Some(schedule) = &self.schedule {
+            metadata[PERIODIC_KEY] = true.into();
+            metadata[METADATA_KEY_PERIODIC_JOB_ID] = (&**schedule).into();
         }
         let metadata: JobMetadata = metadata.to_string().parse().map_err(Error::Json)?;
         Ok(self.options.clone().with_metadata(metadata))

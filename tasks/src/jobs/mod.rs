@@ -116,6 +116,46 @@
 //!
 //! A closure that was cancelled and returns `Ok` has succeeded.
 //!
+//! # Steps, successors and schedules
+//!
+//! The [`Context`] of a worker divides a job into [steps](Context::step), which run once although
+//! the job has several attempts, and enqueues the job that [follows](Context::then) in the
+//! transaction that ends this one. [`JobsBuilder::every`] enqueues a job at each tick of a
+//! [`Schedule`], once across all processes.
+//!
+//! ```no_run
+//! use std::time::Duration;
+//! use serde::{Deserialize, Serialize};
+//! use tower_offload::ThreadPool;
+//! use tower_offload_tasks::{Failure, Tasks, jobs::{Context, Job, Jobs, Schedule}};
+//!
+//! #[derive(Serialize, Deserialize)]
+//! struct Bill { month: String }
+//!
+//! #[derive(Serialize, Deserialize)]
+//! struct Send { invoice: u64 }
+//!
+//! impl Job for Bill { const KIND: &'static str = "bill"; }
+//! impl Job for Send { const KIND: &'static str = "send"; }
+//!
+//! fn bill(bill: Bill, context: Context) -> Result<(), Failure> {
+//!     let sum = context.step("sum", || sum(&bill.month))?;
+//!     let invoice = context.step("charge", || charge(sum))?; // a later failure does not charge again
+//!     context.then(context.jobs().enqueue(Send { invoice }))?;
+//!     Ok(())
+//! }
+//!
+//! # fn sum(_: &str) -> Result<u64, String> { Ok(1) }
+//! # fn charge(sum: u64) -> Result<u64, String> { Ok(sum) }
+//! # async fn start(tasks: &Tasks) -> Result<Jobs, tower_offload_tasks::jobs::StartError> {
+//! Jobs::builder(tasks)
+//!     .blocking_worker(ThreadPool::blocking(4), Duration::from_secs(60), bill)
+//!     .every("bills", Schedule::cron("0 6 1 * *").time_zone("Europe/Berlin"), |tick| Bill { month: tick.to_string() })
+//!     .start()
+//!     .await
+//! # }
+//! ```
+//!
 //! # Processes
 //!
 //! A thread cannot be killed, so a closure that loops forever keeps its job and its thread, and one
@@ -247,6 +287,7 @@ mod process;
 mod progress;
 mod queue;
 mod running;
+mod schedule;
 mod slots;
 mod steps;
 mod worker;
@@ -264,6 +305,7 @@ pub use self::{
     insert::Transaction,
     job::{Backoff, Job, Unique},
     overflow::OrEnqueue,
+    schedule::{CatchUp, Schedule},
     steps::StepError,
 };
 use self::{client::LeasedClient, events::warn, maintenance::write_late_end, queue::Queue};

@@ -29,6 +29,13 @@ pub(super) struct Successors {
     pub(super) client: Client,
 }
 
+impl Successors {
+    /// Returns `None` if there is no job.
+    pub(super) fn new(jobs: Vec<Prepared>, client: &Client) -> Option<Arc<Self>> {
+        (!jobs.is_empty()).then(|| Arc::new(Self { jobs, client: client.clone() }))
+    }
+}
+
 impl fmt::Debug for Successors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries(self.jobs.iter().map(|job| job.record.id)).finish()

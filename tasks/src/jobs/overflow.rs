@@ -2,7 +2,7 @@
 use tower_offload::after_response;
 use tower_offload::background::{self, Reservation};
 
-use super::{Context, Enqueue, Job, error::InsertError, events::warn, maintenance, outcome::Successors};
+use super::{Context, Enqueue, Job, error::InsertError, events::warn, maintenance};
 use crate::{AcceptError, Accepted, Failure, Json, StoreError, record::Ending};
 
 /// Runs a job in this process, or enqueues it if the background is full.
@@ -117,7 +117,10 @@ async fn run_here<J: Job>(reservation: Reservation, enqueue: Enqueue<'_, J>) -> 
 
 /// Enqueues the successors of a job that has run here.
 async fn insert_successors(context: &Context) -> Result<(), Failure> {
-    let Some(Successors { jobs, .. }) = context.take_successors() else { return Ok(()) };
+    let jobs = context.take_successors();
+    if jobs.is_empty() {
+        return Ok(());
+    }
     let jobs: Vec<_> = jobs.iter().collect();
     match maintenance::insert(context.queue(), &jobs, None).await {
         Ok(_) => Ok(()),

@@ -56,6 +56,8 @@ pub(super) struct Queue {
     state: Mutex<State>,
     /// Permits of callers that forward their cancel requests at once.
     forwarding: Semaphore,
+    /// Notified when a client has started.
+    client_started: Notify,
     /// Notified when a request of this process was not forwarded at once.
     pub(super) cancel_requested: Notify,
     /// `true` once [`end_maintenance`](Self::end_maintenance) was called.
@@ -130,6 +132,7 @@ impl Queue {
             replacing: tokio::sync::Mutex::default(),
             state: Mutex::default(),
             forwarding: Semaphore::new(MAX_FORWARDING),
+            client_started: Notify::new(),
             cancel_requested: Notify::new(),
             is_ending: watch::Sender::new(false),
             maintenance_is_over: watch::Sender::new(false),
@@ -164,6 +167,7 @@ impl Queue {
             state.client.replace(client.clone())
         };
         drop(previous);
+        self.client_started.notify_waiters();
         tokio::spawn(renew_lease(self.clone(), client.clone()));
         tokio::spawn(watch_client(self.clone(), client.clone()));
         match self.phase() {
@@ -261,6 +265,18 @@ impl Queue {
     /// Returns the current client. `None` before the first one has started.
     pub(super) fn client(&self) -> Option<Arc<LeasedClient>> {
         lock(&self.state).client.clone()
+    }
+
+    /// Returns the current client. The first jobs run before the first client has started, and wait
+    /// for it here.
+    pub(super) async fn first_client(&self) -> Arc<LeasedClient> {
+        loop {
+            let started = self.client_started.notified();
+            match self.client() {
+                Some(client) => return client,
+                None => started.await,
+            }
+        }
     }
 
     /// Returns the time of the tasks' clock.

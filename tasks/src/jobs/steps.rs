@@ -48,7 +48,8 @@ impl Context {
     ///
     /// A job has at most 100 steps. A name has 1 to 100 bytes without control characters, an output
     /// at most [64 KiB](Json::MAX_BYTES) of JSON, and all names and outputs of a job together have
-    /// at most 256 KiB. They are stored in the metadata of River's row, with which they are deleted.
+    /// at most 256 KiB. They are stored in the metadata of River's row, with which they are
+    /// deleted.
     ///
     /// # Errors
     ///

@@ -34,8 +34,7 @@ fn builder(tasks: &Tasks) -> JobsBuilder {
 }
 
 fn then(context: &Context) -> Result<TaskId, Failure> {
-    let next = context.then(context.jobs().enqueue(Act::Return(json!(1))));
-    next.map_err(|error| Failure::new("next", error.to_string()))
+    Ok(context.then(context.jobs().enqueue(Act::Return(json!(1))))?)
 }
 
 async fn successor_exists_only_if_its_parent_succeeds(database: TestDatabase) {

@@ -24,6 +24,7 @@ mod overflow;
 mod process;
 mod restart;
 mod results;
+mod schedules;
 mod start;
 mod steps;
 mod stop_claiming;

@@ -44,6 +44,11 @@ impl Ran {
         self.0.lock().unwrap().push(name.to_owned());
     }
 
+    fn run(&self, name: &str) -> Result<(), Failure> {
+        self.add(name);
+        Ok(())
+    }
+
     fn take(&self) -> Vec<String> {
         std::mem::take(&mut self.0.lock().unwrap())
     }
@@ -110,7 +115,7 @@ async fn step_of_a_lost_claim_is_not_stored(database: TestDatabase) {
                 }
                 Ok::<_, Failure>(context.attempt())
             });
-            let next = context.step("b", || Ok::<_, Failure>(in_worker.add("b")));
+            let next = context.step("b", || in_worker.run("b"));
             if is_first {
                 let lost = |error| matches!(error, StepError::Lost);
                 let _ = errors
@@ -220,7 +225,7 @@ async fn blocking_step_in_a_future_fails_before_its_work(database: TestDatabase)
     let jobs = builder(&tasks)
         .worker(LONG, move |_: Work, context| {
             let ran = in_worker.clone();
-            async move { context.step("a", || Ok::<_, Failure>(ran.add("a"))).map_err(Failure::from) }
+            async move { context.step("a", || ran.run("a")).map_err(Failure::from) }
         })
         .start()
         .await
@@ -248,7 +253,7 @@ async fn process_that_lost_its_lease_stores_no_step() {
     let one = builder(&first)
         .blocking_worker(ThreadPool::blocking(1), LONG, move |_: Work, context| {
             attempts.fetch_add(1, Ordering::SeqCst);
-            context.step("a", || Ok::<_, Failure>(in_first.add("a of one")))?;
+            context.step("a", || in_first.run("a of one"))?;
             let b = context.step("b", || {
                 in_first.add("b of one");
                 let _ = begun.send(());
@@ -267,8 +272,8 @@ async fn process_that_lost_its_lease_stores_no_step() {
     let in_second = ran.clone();
     let two = builder(&second)
         .blocking_worker(ThreadPool::blocking(1), LONG, move |_: Work, context| {
-            context.step("a", || Ok::<_, Failure>(in_second.add("a of two")))?;
-            context.step("b", || Ok::<_, Failure>(in_second.add("b of two")))?;
+            context.step("a", || in_second.run("a of two"))?;
+            context.step("b", || in_second.run("b of two"))?;
             Ok::<_, Failure>("two")
         })
         .start()

@@ -23,6 +23,7 @@ use crate::{
         progress::ProgressUpdate,
         queue::Environment,
         running::Claim,
+        schedule::run::{Advance, ScheduleState},
     },
     store::sql::{
         row::{Values, columns, read_columns, record},
@@ -152,6 +153,8 @@ SELECT sql FROM sqlite_master WHERE type = 'trigger' AND tbl_name = 'river_job' 
         self.transaction(async |transaction| insert(transaction, client, jobs).await).await
     }
 
+    schedules!("CAST(unixepoch('subsec') * 1000 AS INTEGER)");
+
     pub(super) async fn begin_lease(&self, _: &str, _: &str) -> Result<(), StoreError> {
         Ok(())
     }
@@ -226,7 +229,7 @@ SELECT sql FROM sqlite_master WHERE type = 'trigger' AND tbl_name = 'river_job' 
         jobs: &[&Prepared],
     ) -> Result<Result<bool, Error>, StoreError> {
         self.transaction(async |transaction| {
-            let is_written = write_end(&mut **transaction, end, &RowEnd::new(end, backoff)).await?;
+            let is_written = write_end(transaction, end, &RowEnd::new(end, backoff)).await?;
             if is_written {
                 insert(transaction, client, jobs).await?;
             }

@@ -27,6 +27,7 @@ use crate::{
         progress::ProgressUpdate,
         queue::Environment,
         running::Claim,
+        schedule::run::{Advance, ScheduleState},
     },
     store::sql::{
         postgres::{
@@ -164,6 +165,8 @@ impl PostgresJobs {
         .await
     }
 
+    schedules!("(extract(epoch FROM clock_timestamp()) * 1000)::bigint");
+
     pub(super) async fn begin_lease(&self, client: &str, process: &str) -> Result<(), StoreError> {
         const BEGIN: &str = "
 INSERT INTO tower_offload_client (id, name, expires_at) VALUES ($1, $2, clock_timestamp() + $3 * interval '1 millisecond')";
@@ -258,7 +261,7 @@ INSERT INTO tower_offload_client (id, name, expires_at) VALUES ($1, $2, clock_ti
         jobs: &[&Prepared],
     ) -> Result<Result<bool, Error>, StoreError> {
         self.transaction(async |transaction| {
-            let is_written = write_end(&mut **transaction, end, backoff).await?;
+            let is_written = write_end(transaction, end, backoff).await?;
             if is_written {
                 insert(transaction, client, jobs).await?;
             }

@@ -74,6 +74,10 @@ ALTER TABLE tower_offload_task ADD COLUMN due_at bigint;
 ",
     "
 ALTER TABLE tower_offload_task ADD COLUMN parent bytea;
+CREATE TABLE tower_offload_schedule (
+    name text NOT NULL PRIMARY KEY,
+    last_tick bigint NOT NULL
+);
 ",
 ];
 

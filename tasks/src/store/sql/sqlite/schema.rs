@@ -50,6 +50,10 @@ ALTER TABLE tower_offload_task ADD COLUMN due_at INTEGER;
 ",
     "
 ALTER TABLE tower_offload_task ADD COLUMN parent BLOB;
+CREATE TABLE tower_offload_schedule (
+    name TEXT NOT NULL PRIMARY KEY,
+    last_tick INTEGER NOT NULL
+) STRICT;
 ",
 ];
 

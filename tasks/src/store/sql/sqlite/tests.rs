@@ -138,7 +138,7 @@ async fn database_of_an_older_version_keeps_its_records() {
     const REVERT: &str = "
 DROP INDEX tower_offload_task_river; DROP INDEX tower_offload_task_cancel;
 ALTER TABLE tower_offload_task DROP COLUMN river_id; ALTER TABLE tower_offload_task DROP COLUMN due_at;
-ALTER TABLE tower_offload_task DROP COLUMN parent;
+ALTER TABLE tower_offload_task DROP COLUMN parent; DROP TABLE tower_offload_schedule;
 DELETE FROM tower_offload_migration WHERE version > 1";
     let fixture = Fixture::new().await;
     let id = large(1).id;
